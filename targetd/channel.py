@@ -1,0 +1,213 @@
+"""Frames and descriptors between the master and a worker, over a Unix stream socket pair.
+
+A frame is a 4-byte big-endian length and a JSON object; descriptors travel with SCM_RIGHTS beside the frame's first byte. JSON,
+because the master does not trust a worker; bytes travel as hex digits. The master's end is non-blocking (`queue`, `flush`,
+`receive`); a worker's end blocks (`send` from any of its threads, `read` from its control thread only).
+
+The catalogue. `do`: order from the master; `ask`: a worker's question, answered by {'do': 'answer', 'id': …};
+`tell`: one-way news from a worker. `unit` is the unit's id (a string that lasts as long as the export).
+
+master -> worker
+  serve      connection, + [socket]                       a fresh connection for a spare
+  join       connection, + [socket]                       a further connection for the session this worker owns (TSIH matched)
+             connection: {peer: [address, port], local: [address, port], group: portal group tag}
+  answer     id, status_class, status_detail, why         to ask claim, refused (class != 0)
+             id, status_class 0, tsih, units + [descriptors]
+  answer     id, status, sense, data                      to the other asks; sense, data: hex or null
+  change     id, unit, and any of: reservations, modes, medium (see units), attentions [[asc, ascq], …],
+             abort {initiator_port: null|name, own_too: bool, tas: bool}; acknowledged when in force and the aborted are quiet
+  units      id, add [unit…], remove [lun…], replace [unit…] + [descriptors]   reload; acknowledged when in force
+  logout     seconds                                      send an asynchronous message asking for logout (RFC 7143 11.9.1 event 1)
+  end        why, reason                                  end the session now: 'reinstated', 'stopped', 'administrator', …
+  statistics id                                           wants tell statistics
+  retire                                                  a spare: exit; a busy worker: exit when its session is over
+
+worker -> master
+  tell ready                                              a new spare can serve
+  tell idle                                               a discovery session is over, the worker is a spare again
+  tell peer      initiator_name, target_name, stage       who it is, for the session list, as soon as known
+  tell acknowledge  id                                    of change and units
+  tell failed    unit, text                               a flush or write failed in a way that lost data: the unit is to be fenced
+  tell refused   peer, initiator_name, target_name, why   a login was refused before it came to a claim
+  tell ended     why                                      the session is over, cleanly; the worker exits next
+  tell statistics   id, …                                 plain numbers
+  ask claim      session {initiator_name, initiator_alias, isid, target_name, group, tsih, cid, account, keys}, peer
+  ask persistent-reserve-out  unit, service_action, scope, type, key, service_action_key, flags, transport_ids, …
+  ask reserve | release       unit, third_party …
+  ask mode-select             unit, pages, save
+  ask start-stop | prevent    unit, …
+  ask reset                   function: 'clear-task-set' | 'logical-unit-reset' | 'target-warm-reset' | 'target-cold-reset', unit
+
+A unit, as sent in answer (claim) and in units:
+  {lun, unit, descriptor: index into the descriptors or null,
+   store: {kind: 'file'|'block'|'ram'|'null', path, size, read_only, direct, filters: [[name, {…}], …], capabilities…},
+   facts: {block_size, physical_block_size, lowest_aligned_block, vendor, product, revision, serial, naa, eui, scsi_name,
+           rotation_rate, thin, removable, read_only, …},
+   reservations: see scsi.reservations, modes: see scsi.modes, medium: 'ready'|'stopped'|'ejected'|'failed'}
+"""
+
+import array
+import json
+import os
+import socket
+import struct
+import threading
+from collections import deque
+
+LENGTH = struct.Struct('>I')
+MAXIMUM_FRAME = 8 << 20          # far above a reload of every unit; a longer one is a broken or hostile peer
+MAXIMUM_DESCRIPTORS = 250        # the kernel's SCM_MAX_FD is 253; more travel in further frames' company
+
+
+class ChannelClosed(Exception):
+    """The other end is gone, or sent what is no frame."""
+
+
+def pair():
+    """Two connected Channels: (master's, worker's)."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    ours.setblocking(False)
+    return Channel(ours), Channel(theirs)
+
+
+def _pack(message):
+    body = json.dumps(message, separators=(',', ':')).encode('utf-8')
+    if len(body) > MAXIMUM_FRAME:
+        raise ValueError('a message of %d bytes is too long for the channel' % len(body))
+    return LENGTH.pack(len(body)) + body
+
+
+class Channel(object):
+    """One end. Closing it closes the descriptors that arrived and were not taken."""
+
+    def __init__(self, sock):
+        self.socket = sock
+        self._received = bytearray()
+        self._descriptors = deque()
+        self._frames = deque()           # whole messages that read() has not yet given out
+        self._outgoing = deque()         # [bytes still to send, descriptors or ()]
+        self._lock = threading.Lock()    # a worker's threads send one at a time
+
+    def fileno(self):
+        return self.socket.fileno()
+
+    # -- either end --------------------------------------------------------------------------------------------------
+
+    def _take_frames(self):
+        frames = []
+        while len(self._received) >= LENGTH.size:
+            (length,) = LENGTH.unpack_from(self._received)
+            if length > MAXIMUM_FRAME:
+                raise ChannelClosed('a frame of %d bytes' % length)
+            if len(self._received) < LENGTH.size + length:
+                break
+            body = bytes(self._received[LENGTH.size:LENGTH.size + length])
+            del self._received[:LENGTH.size + length]
+            frames.append(self._with_descriptors(body))
+        return frames
+
+    def _with_descriptors(self, body):
+        try:
+            message = json.loads(body.decode('utf-8'))
+            count = message.pop('_descriptors', 0)
+            return message, [self._descriptors.popleft() for _ in range(count)]
+        except (ValueError, AttributeError, IndexError, TypeError) as e:
+            raise ChannelClosed('not a message: %s' % e)
+
+    def _recvmsg(self):
+        room = socket.CMSG_LEN(MAXIMUM_DESCRIPTORS * 4)
+        data, ancillary, flags, _ = self.socket.recvmsg(1 << 16, room, getattr(socket, 'MSG_CMSG_CLOEXEC', 0))
+        for level, kind, content in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                arrived = array.array('i')
+                arrived.frombytes(content[:len(content) - len(content) % arrived.itemsize])
+                self._descriptors.extend(arrived)
+        if not data:
+            raise ChannelClosed('the other end is gone')
+        self._received += data
+
+    @staticmethod
+    def _framed(message, descriptors):
+        if descriptors:
+            if len(descriptors) > MAXIMUM_DESCRIPTORS:
+                raise ValueError('%d descriptors in one message' % len(descriptors))
+            message = dict(message, _descriptors=len(descriptors))
+        return _pack(message)
+
+    def _sendmsg(self, data, descriptors):
+        ancillary = ()
+        if descriptors:
+            ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array('i', descriptors))]
+        try:
+            return self.socket.sendmsg([data], ancillary, getattr(socket, 'MSG_NOSIGNAL', 0))
+        except (BrokenPipeError, ConnectionResetError) as e:
+            raise ChannelClosed(str(e))
+
+    def close(self):
+        """Close the socket and every descriptor that nobody took. Any thread."""
+        while self._descriptors:
+            os.close(self._descriptors.popleft())
+        for _, owned in self._outgoing:
+            for descriptor in owned:
+                os.close(descriptor)
+        self._outgoing.clear()
+        self.socket.close()
+
+    # -- the worker's end, blocking ----------------------------------------------------------------------------------
+
+    def send(self, message, descriptors=()):
+        """Send all of it. Any thread of a worker. Raises ChannelClosed."""
+        data = memoryview(self._framed(message, descriptors))
+        with self._lock:
+            while data:
+                data = data[self._sendmsg(data, descriptors):]
+                descriptors = ()
+
+    def read(self):
+        """The next (message, descriptors); waits. A worker's control thread only. Raises ChannelClosed."""
+        while not self._frames:
+            self._frames.extend(self._take_frames())
+            if not self._frames:
+                self._recvmsg()
+        return self._frames.popleft()
+
+    # -- the master's end, non-blocking ------------------------------------------------------------------------------
+
+    def queue(self, message, descriptors=()):
+        """Queue a message and try to send. Descriptors are duplicated: the caller keeps its own. Raises ChannelClosed."""
+        owned = tuple(os.dup(d) for d in descriptors)
+        self._outgoing.append([memoryview(self._framed(message, descriptors)), owned])
+        self.flush()
+
+    @property
+    def wants_write(self):
+        """True while queued bytes wait for room."""
+        return bool(self._outgoing)
+
+    def flush(self):
+        """Send what fits now. Raises ChannelClosed."""
+        while self._outgoing:
+            entry = self._outgoing[0]
+            try:
+                sent = self._sendmsg(entry[0], entry[1])
+            except BlockingIOError:
+                return
+            for descriptor in entry[1]:
+                os.close(descriptor)
+            entry[0], entry[1] = entry[0][sent:], ()
+            if not entry[0]:
+                self._outgoing.popleft()
+
+    def receive(self):
+        """Every whole (message, descriptors) that is there; [] if none. Raises ChannelClosed once all before it was given out."""
+        frames = []
+        while True:
+            try:
+                self._recvmsg()
+            except BlockingIOError:
+                return frames
+            except (ChannelClosed, ConnectionResetError) as e:
+                if frames:
+                    return frames        # the next call meets the end again
+                raise ChannelClosed(str(e))
+            frames.extend(self._take_frames())
