@@ -35,6 +35,12 @@ class Nexus(namedtuple('Nexus', 'initiator_name isid target_name target_port_gro
         return '%s,t,0x%04x' % (self.target_name, self.target_port_group_tag)
 
 
+class Port(namedtuple('Port', 'relative_identifier target_port_group_tag name')):
+    """A SCSI target port of the device. `relative_identifier`: 1..65535 (SPC-4 7.8.6.2.5); `name`: 'iqn.…,t,0x0001'."""
+
+    __slots__ = ()
+
+
 class Task(object):
     """One SCSI command in flight (SAM-5 4.6). Filled in by two hands:
 

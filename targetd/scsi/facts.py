@@ -1,0 +1,88 @@
+"""The facts of a logical unit: what it is, as opposed to what happens to it (reservations, modes, medium). Pure.
+
+One row per fact. The master makes the dict (`facts` of a unit in channel.py's catalogue) from configuration and store, the
+worker makes UnitFacts of it, and vpd, modes and lu read attributes. Facts do not change during the life of a unit, its
+size included: size belongs to the store and is `lu.blocks`.
+"""
+
+from collections import namedtuple
+
+#: (key, default, meaning). Lengths, sizes, granularities and alignments are bytes unless the meaning says otherwise; for
+#: every maximum 0 says 'no limit reported', for unmap and compare-and-write and atomic 0 says 'not offered'.
+FACTS = (
+    ('block_size', 512, 'logical block length; a power of two, 512 or more'),
+    ('physical_block_size', 0, 'physical block length, a power-of-two multiple of block_size; 0: the same'),
+    ('lowest_aligned_block', 0, 'LBA of the first logical block that starts a physical block'),
+    ('vendor', 'TARGETD', 'T10 VENDOR IDENTIFICATION, at most 8 ASCII characters'),
+    ('product', 'VIRTUAL-DISK', 'PRODUCT IDENTIFICATION, at most 16 ASCII characters'),
+    ('revision', '0001', 'PRODUCT REVISION LEVEL, at most 4 ASCII characters'),
+    ('serial', '', 'unit serial number, ASCII'),
+    ('naa', '', 'NAA 6 identifier, 32 hex digits, or empty'),
+    ('eui', '', 'EUI-64 identifier, 16 hex digits (24 or 32 are served too), or empty'),
+    ('scsi_name', '', 'SCSI name string of the unit (designator type 8), or empty'),
+    ('rotation_rate', 0, '0: not reported, 1: does not rotate, 1025..65534: revolutions per minute'),
+    ('thin', False, 'thin provisioned: LBPME 1, provisioning type 2'),
+    ('unmap', False, 'UNMAP and WRITE SAME with UNMAP are accepted (LBPU, LBPWS, LBPWS10)'),
+    ('zeroes_after_unmap', False, 'LBPRZ: an unmapped block certainly reads as zeroes'),
+    ('unmap_granularity', 0, 'OPTIMAL UNMAP GRANULARITY; 0: not reported'),
+    ('unmap_alignment', 0, 'UNMAP GRANULARITY ALIGNMENT, offset of the first slab; counts while unmap_granularity is set'),
+    ('maximum_unmap_length', 1 << 30, 'MAXIMUM UNMAP LBA COUNT, all descriptors of one UNMAP together'),
+    ('maximum_unmap_descriptors', 256, 'MAXIMUM UNMAP BLOCK DESCRIPTOR COUNT (a count)'),
+    ('maximum_write_same_length', 1 << 30, 'MAXIMUM WRITE SAME LENGTH; 0: no limit'),
+    ('write_same_zero_refused', False, 'WSNZ: a WRITE SAME of 0 blocks is refused instead of running to the end of the medium'),
+    ('maximum_transfer_length', 16 << 20, 'MAXIMUM TRANSFER LENGTH of READ, WRITE, VERIFY and their like; 0: no limit'),
+    ('optimal_transfer_length', 1 << 20, 'OPTIMAL TRANSFER LENGTH'),
+    ('optimal_transfer_granularity', 0, 'OPTIMAL TRANSFER LENGTH GRANULARITY; 0: the physical block size'),
+    ('maximum_compare_and_write_length', 0, 'MAXIMUM COMPARE AND WRITE LENGTH (at most 255 blocks are reported); 0: not offered'),
+    ('maximum_atomic_length', 0, 'MAXIMUM ATOMIC TRANSFER LENGTH; 0: WRITE ATOMIC is not offered'),
+    ('removable', False, 'RMB: START STOP UNIT can eject, PREVENT ALLOW counts'),
+    ('read_only', False, 'the store cannot be written: WP 1, writes end with 07/27/00'),
+    ('write_cache', False, 'what WCE is before anybody changes it'),
+    ('descriptor_sense', False, 'what D_SENSE is before anybody changes it'),
+)
+
+NAMES = tuple(key for key, _, _ in FACTS)
+DEFAULTS = dict((key, default) for key, default, _ in FACTS)
+
+
+class UnitFacts(namedtuple('UnitFacts', NAMES)):
+    """The facts of one unit, as attributes named like the keys of FACTS. Immutable."""
+
+    __slots__ = ()
+
+    @classmethod
+    def from_message(cls, message):
+        """UnitFacts of the dict in a `units` or `claim` message. Keys that are missing take their default; unknown keys
+        are ignored (a newer master). physical_block_size and optimal_transfer_granularity of 0 are filled in.
+        Raises ValueError if a value has the wrong type or the block sizes cannot be."""
+        values = dict(DEFAULTS)
+        for key in NAMES:
+            if key in message:
+                values[key] = _typed(key, message[key])
+        block_size = values['block_size']
+        values['physical_block_size'] = values['physical_block_size'] or block_size
+        values['optimal_transfer_granularity'] = values['optimal_transfer_granularity'] or values['physical_block_size']
+        for key in ('block_size', 'physical_block_size'):
+            if values[key] < 512 or values[key] & (values[key] - 1):
+                raise ValueError('%s %d is no power of two from 512 up' % (key, values[key]))
+        if values['physical_block_size'] < block_size:
+            raise ValueError('physical_block_size %(physical_block_size)d is less than block_size %(block_size)d' % values)
+        return cls(**values)
+
+    def message(self):
+        """The dict that from_message() takes."""
+        return dict(zip(NAMES, self))
+
+    @property
+    def physical_exponent(self):
+        """LOGICAL BLOCKS PER PHYSICAL BLOCK EXPONENT, SBC-3 5.16.2."""
+        return (self.physical_block_size // self.block_size).bit_length() - 1
+
+
+def _typed(key, value):
+    wanted = type(DEFAULTS[key])
+    if wanted is bool and isinstance(value, int):
+        return bool(value)
+    if not isinstance(value, wanted) or (wanted is int and (isinstance(value, bool) or value < 0)):
+        raise ValueError('fact %s cannot be %r' % (key, value))
+    return value
