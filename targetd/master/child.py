@@ -1,0 +1,106 @@
+"""What a freshly forked child does before it is a worker: it lets go of everything that is the master's.
+
+The order matters. Descriptors first (the master holds open disks, listeners and other workers' channels: D4), then signals,
+then privileges, then the death signal (changing credentials clears it), then the check that the master still lives.
+The Python objects of the closed descriptors stay referenced from the frames below, so no finalizer closes a reused number.
+"""
+
+import ctypes
+import grp
+import os
+import pwd
+import signal
+import sys
+
+from targetd import log
+
+PR_SET_PDEATHSIG = 1
+PR_SET_NAME = 15
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def name_process(name):
+    """What ps and top show for this process (15 bytes at most)."""
+    _libc.prctl(PR_SET_NAME, ctypes.c_char_p(name.encode('ascii')), 0, 0, 0)
+
+
+def close_descriptors(kept):
+    """Close every descriptor of this process that is not in `kept`."""
+    for name in os.listdir('/proc/self/fd'):
+        if int(name) not in kept:
+            try:
+                os.close(int(name))
+            except OSError:      # the listing's own
+                pass
+
+
+def reset_signals():
+    """Ctrl-C and hang-ups of the terminal are the master's to act on; a SIGTERM ends this worker."""
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGPIPE):
+        signal.signal(number, signal.SIG_IGN)
+    for number in (signal.SIGTERM, signal.SIGCHLD, signal.SIGUSR2, signal.SIGALRM):
+        signal.signal(number, signal.SIG_DFL)
+
+
+def identity_of(user):
+    """(uid, gid, name) of a user name or number. Raises KeyError if there is no such user."""
+    entry = pwd.getpwuid(int(user)) if user.isdigit() else pwd.getpwnam(user)
+    return entry.pw_uid, entry.pw_gid, entry.pw_name
+
+
+def drop_privileges(user):
+    """Become this user for good, with its groups; nothing unless we are root. Raises KeyError, OSError."""
+    if os.geteuid() != 0 or not user:
+        return
+    uid, gid, name = identity_of(user)
+    if uid == 0:
+        return
+    os.setgroups(sorted({gid} | {g.gr_gid for g in grp.getgrall() if name in g.gr_mem}))
+    os.setgid(gid)
+    os.setuid(uid)
+
+
+def die_with(master):
+    """Be killed when the master dies, whatever kills it; at once if it is dead already."""
+    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != master:
+        os._exit(0)
+
+
+def _be_expendable():
+    try:
+        with open('/proc/self/oom_score_adj', 'w') as f:
+            f.write('0')
+    except OSError:
+        pass
+
+
+def become_worker(channel, user, master):
+    """All of the above. After it the process holds its channel, standard input, output and error, and the log."""
+    close_descriptors({0, 1, 2, channel.fileno(), log.descriptor()})
+    reset_signals()
+    name_process('targetd-worker')
+    _be_expendable()
+    drop_privileges(user)
+    die_with(master)
+
+
+def run(channel, user, master, serve):
+    """Become a worker, call serve(channel), exit. Never returns, whatever happens."""
+    code = 1
+    try:
+        become_worker(channel, user, master)
+        serve(channel)
+        code = 0
+    except SystemExit as e:
+        code = e.code if isinstance(e.code, int) else 0 if e.code is None else 1
+    except BaseException:        # the process ends here; the master sees the exit code, the log the reason
+        log.exception('a worker met an unexpected failure')
+    finally:
+        try:
+            sys.stdout.flush()
+        except (OSError, ValueError, AttributeError):
+            pass
+        os._exit(code)

@@ -1,0 +1,119 @@
+"""Portals: the listening sockets, and what their addresses mean to an initiator.
+
+May import base and psutil. A portal is (address, port) with a numeric address; '0.0.0.0' and '::' stand for every address.
+"""
+
+import errno
+import ipaddress
+import socket
+
+import psutil
+
+from targetd.errors import PortalError
+
+BACKLOG = 1024
+SCOPE_SEPARATOR = '%'            # fe80::1%eth0
+
+
+def family_of(address):
+    """socket.AF_INET or AF_INET6 for a numeric address."""
+    return socket.AF_INET6 if ':' in address else socket.AF_INET
+
+
+def shown(address, port):
+    """'10.0.0.1:3260' or '[fe80::1]:3260'."""
+    return ('[%s]:%d' if ':' in address else '%s:%d') % (address, port)
+
+
+def plain(address):
+    """A peer's or local address as the kernel gives it, without scope and without the IPv4-mapped prefix."""
+    address = address.split(SCOPE_SEPARATOR)[0]
+    return address[7:] if address.startswith('::ffff:') and '.' in address else address
+
+
+def is_wildcard(address):
+    """True for '0.0.0.0' and '::' in any spelling."""
+    try:
+        return ipaddress.ip_address(address.split(SCOPE_SEPARATOR)[0]).is_unspecified
+    except ValueError:
+        return False
+
+
+def open_portal(address, port):
+    """A listening, non-blocking socket. Raises PortalError that says who holds the port or which addresses there are."""
+    sock = socket.socket(family_of(address), socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if sock.family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind(_bindable(address, port, sock.family))
+        sock.listen(BACKLOG)
+        sock.setblocking(False)
+    except (OSError, OverflowError) as e:
+        sock.close()
+        raise _portal_error(address, port, e)
+    return sock
+
+
+def _bindable(address, port, family):
+    return socket.getaddrinfo(address, port, family, socket.SOCK_STREAM, 0, socket.AI_NUMERICHOST)[0][4]
+
+
+def _portal_error(address, port, error):
+    portal = 'portal %s cannot be opened: ' % shown(address, port)
+    number = getattr(error, 'errno', None)
+    if number == errno.EADDRINUSE:
+        holder = holder_of(address, port)
+        return PortalError(portal + 'the port is taken%s; stop that program or write another port in the portal group'
+                           % (' by %s' % holder if holder else ''))
+    if number == errno.EADDRNOTAVAIL:
+        return PortalError(portal + 'this host has no such address (it has %s); write one of these, or %s for all of them'
+                           % (', '.join(own_addresses(family_of(address))) or 'none of this family',
+                              '[::]' if ':' in address else '0.0.0.0'))
+    if number == errno.EACCES:
+        return PortalError(portal + 'a port below 1024 needs root; start targetd as root or write a port above 1023')
+    return PortalError(portal + (error.strerror if isinstance(error, OSError) and error.strerror else str(error)))
+
+
+def holder_of(address, port):
+    """'tgtd (process 4711)' for whoever listens there, as far as we may see; else ''."""
+    try:
+        for connection in psutil.net_connections('tcp'):
+            if connection.status != psutil.CONN_LISTEN or connection.laddr[1] != port or not connection.pid:
+                continue
+            if is_wildcard(address) or is_wildcard(connection.laddr[0]) or connection.laddr[0] == address:
+                return '%s (process %d)' % (psutil.Process(connection.pid).name(), connection.pid)
+    except (psutil.Error, OSError, RuntimeError):
+        pass
+    return ''
+
+
+def own_addresses(family):
+    """The numeric addresses of this host's interfaces, IPv6 with its scope where it has one."""
+    found = []
+    for addresses in psutil.net_if_addrs().values():
+        found.extend(a.address for a in addresses if a.family == family)
+    return sorted(set(found))
+
+
+def expand(portal, local_address):
+    """The (address, port) that SendTargets names for a configured portal to an initiator that arrived at `local_address`.
+
+    A wildcard stands for the address of the arrival interface, when that is of its family; else for nothing: None.
+    """
+    address, port = portal
+    if not is_wildcard(address):
+        return plain(address), port
+    local = plain(local_address)
+    return (local, port) if family_of(local) == family_of(address) else None
+
+
+def free_port(address, preferred):
+    """`preferred` if it can be opened on this address, else a port that the kernel finds free. Raises PortalError."""
+    try:
+        sock = open_portal(address, preferred)
+    except PortalError:
+        sock = open_portal(address, 0)
+    port = sock.getsockname()[1]
+    sock.close()
+    return port

@@ -1,0 +1,157 @@
+"""The master's one loop: descriptors that are ready, timers that are due, signals that arrived. Single-threaded.
+
+Knows nothing of iSCSI. Invariants: a callback never blocks; an exception that leaves a callback is logged and ends nothing
+else; what is forgotten or cancelled during a pass is not called any more in that pass.
+"""
+
+import heapq
+import os
+import selectors
+import signal
+import time
+
+from targetd import log
+
+READ = selectors.EVENT_READ
+WRITE = selectors.EVENT_WRITE
+
+
+class Timer(object):
+    """A callback that is due at `when` (the loop's clock, seconds)."""
+
+    __slots__ = ('when', 'number', 'callback')
+
+    def __init__(self, when, number, callback):
+        self.when = when
+        self.number = number
+        self.callback = callback
+
+    def __lt__(self, other):
+        return (self.when, self.number) < (other.when, other.number)
+
+    def cancel(self):
+        """Never call it. Harmless afterwards."""
+        self.callback = None
+
+
+class Loop(object):
+    """`clock`: a monotonic clock in seconds, for tests to inject."""
+
+    def __init__(self, clock=time.monotonic):
+        self.clock = clock
+        self._selector = selectors.DefaultSelector()
+        self._timers = []
+        self._number = 0
+        self._running = False
+        self._signals = {}
+        self._previous = {}
+        self._wakeup = None
+
+    # -- descriptors -------------------------------------------------------------------------------------------------
+
+    def watch(self, fileobj, events, callback):
+        """Call callback(events) whenever the object is READ or WRITE ready; replaces an earlier watch of it."""
+        try:
+            self._selector.modify(fileobj, events, callback)
+        except KeyError:
+            self._selector.register(fileobj, events, callback)
+
+    def forget(self, fileobj):
+        """Watch it no more; before it is closed. Harmless if it was not watched."""
+        try:
+            self._selector.unregister(fileobj)
+        except (KeyError, ValueError):
+            pass
+
+    # -- timers ------------------------------------------------------------------------------------------------------
+
+    def call_later(self, seconds, callback):
+        """Call callback() once, when so many seconds are over. Returns a Timer."""
+        self._number += 1
+        timer = Timer(self.clock() + seconds, self._number, callback)
+        heapq.heappush(self._timers, timer)
+        return timer
+
+    def _wait(self):
+        while self._timers and self._timers[0].callback is None:
+            heapq.heappop(self._timers)
+        if not self._timers:
+            return None
+        return max(0.0, self._timers[0].when - self.clock())
+
+    def _run_timers(self):
+        now = self.clock()
+        while self._timers and self._timers[0].when <= now:
+            callback = heapq.heappop(self._timers).callback
+            if callback is not None:
+                self._call(callback)
+
+    # -- signals -----------------------------------------------------------------------------------------------------
+
+    def on_signal(self, number, callback):
+        """Call callback() from the loop after this signal arrived."""
+        if self._wakeup is None:
+            self._wakeup = os.pipe()
+            for end in self._wakeup:
+                os.set_blocking(end, False)
+            signal.set_wakeup_fd(self._wakeup[1])
+            self.watch(self._wakeup[0], READ, self._signalled)
+        self._signals[number] = callback
+        self._previous.setdefault(number, signal.signal(number, _noted))
+        signal.siginterrupt(number, False)
+
+    def _signalled(self, _events):
+        try:
+            arrived = os.read(self._wakeup[0], 4096)
+        except BlockingIOError:
+            return
+        for number in sorted(set(arrived)):
+            callback = self._signals.get(number)
+            if callback is not None:
+                self._call(callback)
+
+    # -- running -----------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _call(callback, *values):
+        try:
+            callback(*values)
+        except Exception:        # the boundary: one broken step must not end everybody's sessions
+            log.exception('an unexpected failure in the master; it goes on')
+
+    def run_once(self, timeout=None):
+        """One pass: wait (no longer than `timeout` seconds) and call what is ready or due."""
+        wait = self._wait()
+        if timeout is not None:
+            wait = timeout if wait is None else min(wait, timeout)
+        for key, events in self._selector.select(wait):
+            if self._selector.get_map().get(key.fd) is key:
+                self._call(key.data, events)
+        self._run_timers()
+
+    def run(self):
+        """Until stop()."""
+        self._running = True
+        while self._running:
+            self.run_once()
+
+    def stop(self):
+        """run() returns after this pass."""
+        self._running = False
+
+    def close(self):
+        """Give back signals and descriptors."""
+        for number, previous in self._previous.items():
+            signal.signal(number, previous)
+        self._previous.clear()
+        if self._wakeup is not None:
+            signal.set_wakeup_fd(-1)
+            self.forget(self._wakeup[0])
+            os.close(self._wakeup[0])
+            os.close(self._wakeup[1])
+            self._wakeup = None
+        self._selector.close()
+
+
+def _noted(_number, _frame):
+    """The signal's number is in the pipe already (signal.set_wakeup_fd); all else happens in the loop."""
