@@ -1,0 +1,71 @@
+"""Fixtures that start the real targetd, and what every test directory may use."""
+
+import os
+import shutil
+import sys
+
+import pytest
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))      # daemon, initiator, pdus: plain modules of this folder
+
+import initiator as initiators                                       # noqa: E402
+from daemon import Daemon, TARGET                                    # noqa: E402
+
+
+def _run(directory):
+    """A Daemon for a fixture; whatever the test did, nothing of it is left afterwards."""
+    daemon = Daemon(directory)
+    try:
+        yield daemon
+        daemon.finish()
+    finally:
+        if daemon.process is not None:
+            daemon.kill()
+        shutil.rmtree(str(directory), ignore_errors=True)
+
+
+@pytest.fixture
+def daemon(tmp_path):
+    """A Daemon, not started: the test adds targets and calls start(). Stopped and judged afterwards."""
+    for each in _run(tmp_path):
+        yield each
+
+
+@pytest.fixture
+def served(daemon):
+    """A Daemon that serves one sparse 64 MiB file as LUN 0 of TARGET to everyone."""
+    daemon.target()
+    return daemon.start()
+
+
+@pytest.fixture(scope='module')
+def shared(tmp_path_factory):
+    """The same, one for a module whose tests leave no state behind."""
+    for each in _run(tmp_path_factory.mktemp('shared')):
+        each.target()
+        yield each.start()
+
+
+@pytest.fixture
+def sessions():
+    """connect(daemon, target=TARGET, name=…, isid=…, keys=…) -> Session, closed at the end of the test."""
+    opened = []
+
+    def connect(daemon, target=TARGET, address=None, **more):
+        session = initiators.connect(address or daemon.address, target, **more)
+        opened.append(session)
+        return session
+    yield connect
+    for session in opened:
+        session.close()
+
+
+@pytest.fixture
+def ready(sessions):
+    """Like sessions, with the unit attentions of LUN 0 (or lun=…) taken away."""
+    def connect(daemon, *arguments, **more):
+        lun = more.pop('lun', 0)
+        session = sessions(daemon, *arguments, **more)
+        session.clear_attentions(lun)
+        return session
+    return connect

@@ -1,0 +1,266 @@
+"""Start, watch and stop the real targetd in a folder of its own, on loopback ports that nobody uses.
+
+Also `Text`, which writes configuration files. For tests; every wait is bounded.
+"""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import psutil
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+STOP_SECONDS = 15                        # generous: an ordered stop asks initiators for logout first
+START_SECONDS = 20
+TARGET = 'iqn.2026-11.test.targetd:disk'
+
+
+def eventually(question, seconds=10.0, what=None):
+    """Ask until the answer is true, and give it back; AssertionError after `seconds`. `what`: text, or a callable giving it."""
+    end = time.monotonic() + seconds
+    while True:
+        answer = question()
+        if answer:
+            return answer
+        assert time.monotonic() < end, 'not within %g s: %s' % (seconds, what() if callable(what) else what or question)
+        time.sleep(0.02)                 # the pause of a poll, not a wait for luck
+
+
+def free_port(address='127.0.0.1'):
+    """A TCP port that nothing listens on, on that address and on the wildcard."""
+    family = socket.AF_INET6 if ':' in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.bind((address, 0))
+        return probe.getsockname()[1]
+
+
+def has_ipv6():
+    """True if this machine can listen on ::1."""
+    try:
+        free_port('::1')
+    except OSError:
+        return False
+    return True
+
+
+def is_listening(address):
+    """True if somebody accepts on (host, port)."""
+    try:
+        socket.create_connection(address, 1).close()
+    except OSError:
+        return False
+    return True
+
+
+class Text(object):
+    """A configuration file in the making. Sections keep their order; `write` gives the text."""
+
+    def __init__(self, directory):
+        self.directory = directory
+        self.server = {}
+        self.groups = {}                 # tag -> [portal, …]
+        self.targets = {}                # name -> ([line, …], {lun: [line, …]})
+        self.extra = ''
+
+    def portal(self, text, group=1):
+        self.groups.setdefault(group, []).append(text)
+
+    def target(self, name, lines=('initiator-address = ALL',), luns=None, group=1):
+        """`luns`: {number: [line, …]}."""
+        self.targets[name] = (['portal-group = %s' % group] + list(lines), dict(luns or {}))
+
+    def render(self):
+        lines = ['[server]']
+        defaults = {'pid-file': 'targetd.pid', 'control-socket': 'targetd.sock', 'state-dir': 'state', 'log': 'targetd.log'}
+        server = {key: os.path.join(self.directory, name) for key, name in defaults.items()}
+        server.update(self.server)
+        lines += ['%s = %s' % item for item in sorted(server.items())]
+        for tag, portals in sorted(self.groups.items()):
+            lines += ['', '[portal-group %s]' % tag, 'portal = %s' % ', '.join(portals)]
+        for name, (settings, luns) in self.targets.items():
+            lines += ['', '[target %s]' % name] + settings
+            for number, rows in sorted(luns.items()):
+                lines += ['  [[lun %s]]' % number] + ['  ' + row for row in rows]
+        return '\n'.join(lines) + '\n' + self.extra
+
+
+class Daemon(object):
+    """One targetd. `text`: its configuration, changed by the test before start() or reload()."""
+
+    def __init__(self, directory, python=None):
+        self.directory = str(directory)
+        self.text = Text(self.directory)
+        self.port = free_port()
+        self.text.portal('127.0.0.1:%d' % self.port)
+        self.config = os.path.join(self.directory, 'targetd.conf')
+        self.log_file = os.path.join(self.directory, 'targetd.log')
+        self.output_file = os.path.join(self.directory, 'output')
+        self.python = python or sys.executable
+        self.process = None
+        self.seen_workers = {}           # pid -> psutil.Process, every worker this test has met
+        self.expected_trouble = []       # regular expressions of log lines that look like trouble and are wanted
+
+    # -- files ---------------------------------------------------------------------------------------------------------------
+
+    @property
+    def address(self):
+        return ('127.0.0.1', self.port)
+
+    def image(self, name='disk.img', size=64 << 20):
+        """The path of a sparse file of that size."""
+        path = os.path.join(self.directory, name)
+        with open(path, 'ab') as file:
+            file.truncate(size)
+        return path
+
+    def target(self, name=TARGET, lines=('initiator-address = ALL',), luns=None, group=1, size=64 << 20):
+        """Add a target; without `luns` it has a sparse file of `size` bytes as LUN 0."""
+        if luns is None:
+            luns = {0: ['backing-store = %s' % self.image(name.rsplit(':', 1)[-1] + '.img', size)]}
+        self.text.target(name, lines, luns, group)
+        return name
+
+    def write_config(self):
+        with open(self.config, 'w') as file:
+            file.write(self.text.render())
+        os.chmod(self.config, 0o600)
+
+    @property
+    def log(self):
+        """Everything it logged or printed so far."""
+        parts = []
+        for path in (self.log_file, self.output_file):
+            if os.path.exists(path):
+                with open(path, errors='replace') as file:
+                    parts.append(file.read())
+        return '\n'.join(parts)
+
+    def logged(self, expression, seconds=5):
+        """Wait until a line of the log matches."""
+        return eventually(lambda: re.search(expression, self.log), seconds,
+                          lambda: 'a log line like %r in:\n%s' % (expression, self.log))
+
+    # -- life ----------------------------------------------------------------------------------------------------------------
+
+    def command(self, *arguments):
+        return [self.python, '-m', 'targetd'] + list(arguments)
+
+    def environment(self):
+        return dict(os.environ, PYTHONPATH=ROOT, PYTHONUNBUFFERED='1')
+
+    def launch(self, *arguments):
+        """Start without waiting."""
+        self.write_config()
+        os.makedirs(os.path.join(self.directory, 'state'), exist_ok=True)
+        with open(self.output_file, 'ab') as output:
+            self.process = subprocess.Popen(self.command('-c', self.config, '-f', *arguments), cwd=self.directory,
+                                            env=self.environment(), stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+        return self
+
+    def start(self, *arguments):
+        """Start and wait until the first portal listens."""
+        self.launch(*arguments)
+        self.wait_listening(self.address)
+        return self
+
+    def wait_listening(self, address, seconds=START_SECONDS):
+        def question():
+            assert self.process.poll() is None, 'targetd ended with %s:\n%s' % (self.process.returncode, self.log)
+            return is_listening(address)
+        eventually(question, seconds, lambda: 'targetd listening on %s:\n%s' % (address, self.log))
+
+    def run_once(self, *arguments):
+        """A run that is expected to end by itself: (exit code, what it printed and logged)."""
+        self.launch(*arguments)
+        code = self.process.wait(START_SECONDS)
+        self.process = None
+        return code, self.log
+
+    def check(self, *arguments):
+        """`targetd -t`: (exit code, output)."""
+        self.write_config()
+        done = subprocess.run(self.command('-t', '-c', self.config, *arguments), cwd=self.directory, env=self.environment(),
+                              stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=START_SECONDS)
+        return done.returncode, done.stdout.decode('utf-8', 'replace')
+
+    def workers(self):
+        """The processes below the master, spares included."""
+        try:
+            children = psutil.Process(self.process.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            children = []
+        for child in children:
+            self.seen_workers[child.pid] = child
+        return children
+
+    def worker_of(self, session):
+        """The worker that holds this initiator's TCP connection, found by the port that the initiator has."""
+        port = session.wire.socket.getsockname()[1]
+
+        def question():
+            return [child for child in self.workers() if _has_peer_port(child, port)]
+        return eventually(question, 5, 'a worker with a connection from port %d' % port)[0]
+
+    def signal(self, number):
+        os.kill(self.process.pid, number)
+
+    def reload(self, text='reload', seconds=10):
+        """Write the configuration, SIGHUP, and wait until the log says how it went."""
+        before = len(re.findall(text, self.log, re.I))
+        self.write_config()
+        self.signal(signal.SIGHUP)
+        eventually(lambda: len(re.findall(text, self.log, re.I)) > before, seconds,
+                   lambda: 'a log line about the reload:\n' + self.log)
+
+    def stop(self, seconds=STOP_SECONDS):
+        """SIGTERM; the exit code."""
+        self.workers()
+        if self.process.poll() is None:
+            self.signal(signal.SIGTERM)
+        try:
+            code = self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise AssertionError('targetd did not stop within %d s of SIGTERM:\n%s' % (seconds, self.log))
+        self.process = None
+        return code
+
+    def kill(self):
+        """SIGKILL to the master and whoever is left of its workers; for the end of a test that failed."""
+        for process in [self.process] + list(self.seen_workers.values()) + self.workers():
+            try:
+                process.kill()
+            except (psutil.NoSuchProcess, ProcessLookupError):
+                pass
+        self.process.wait(5)
+        self.process = None
+
+    def survivors(self):
+        """Workers met earlier that are still alive."""
+        return [worker for worker in self.seen_workers.values() if worker.is_running()
+                and worker.status() != psutil.STATUS_ZOMBIE]
+
+    def trouble(self):
+        """Lines of the log that no test wants: tracebacks, and what Python says of forgotten things."""
+        found = re.findall(r'^.*(?:Traceback|Exception ignored|Fatal Python error|Segmentation).*$', self.log, re.M)
+        return [line for line in found if not any(re.search(wanted, line) for wanted in self.expected_trouble)]
+
+    def finish(self):
+        """The end of each test: an ordered stop, exit code 0, nobody left, no traceback."""
+        if self.process is not None:
+            code = self.stop()
+            assert code == 0, 'exit code %s after SIGTERM:\n%s' % (code, self.log)
+        eventually(lambda: not self.survivors(), 5, 'workers that outlive their master: %s' % self.survivors())
+        assert not self.trouble(), self.log
+
+
+def _has_peer_port(process, port):
+    try:
+        ask = getattr(process, 'net_connections', None) or process.connections       # psutil 6 renamed it
+        return any(c.raddr and c.raddr[1] == port for c in ask(kind='tcp'))
+    except psutil.Error:
+        return False
