@@ -17,6 +17,7 @@ from targetd.host.roots import ROOTS, kernel_name, listing, partitions, read_tex
 
 SEARCH_SECONDS = 2.0             # the longest that the search through open files may take
 MAXIMUM_NAMESPACES = 256         # mount namespaces that are read; a host of containers has fewer
+MAXIMUM_MOUNTS = 4               # mounts of one device that are named; the rest are counted
 MAXIMUM_DEPTH = 16               # devices on devices; the kernel itself stops sooner
 
 #: A mount, as any namespace shows it. number: 'major:minor'; source: what was mounted; pid: a process that sees it.
@@ -71,11 +72,11 @@ def _swaps(roots):
 
 
 def _btrfs_members(roots):
-    """{kernel name: label or UUID of the mounted btrfs that it is a member of}; mountinfo shows one member only."""
+    """{kernel name: the names of all members of the mounted btrfs that it belongs to}; mountinfo shows one member only."""
     members = {}
     for fsid in listing(roots.sys, 'fs', 'btrfs'):
-        for name in listing(roots.sys, 'fs', 'btrfs', fsid, 'devices'):
-            members[name] = read_text(roots.sys, 'fs', 'btrfs', fsid, 'label') or fsid
+        names = listing(roots.sys, 'fs', 'btrfs', fsid, 'devices')
+        members.update((name, names) for name in names)
     return members
 
 
@@ -173,20 +174,23 @@ def _device_mounts(name, view):
 
 
 def _direct_uses(name, chain, view):
-    """Say how the device itself is used; True if it is. chain: 'sda1' or 'sda1 in the raid1 array /dev/md0', for the message."""
-    node, before = view.roots.node(name), len(view.sentences)
-    for mount in _device_mounts(name, view):
+    """Say how the device itself is used. chain: as in _climb."""
+    node, mounted = view.roots.node(name), _device_mounts(name, view)
+    for mount in mounted[:MAXIMUM_MOUNTS]:
         where = '' if mount.pid == 'self' else ' for process %s and its container' % mount.pid
         view.say('%s is mounted on %s (%s)%s; free it with: umount %s' % (chain, mount.point, mount.kind, where, mount.point))
     for swap in view.swaps:
         if view.same(swap, node):
             view.say('%s is swap space; free it with: swapoff %s' % (chain, node))
-    if name in view.btrfs and len(view.sentences) == before:
-        view.say('%s is a member of the mounted btrfs %s; free it with: umount' % (chain, view.btrfs[name]))
+    if len(mounted) > MAXIMUM_MOUNTS:
+        view.say('%s is mounted in %d more places' % (chain, len(mounted) - MAXIMUM_MOUNTS))
+    if name in view.btrfs and not mounted:
+        points = [m.point for member in view.btrfs[name] for m in _device_mounts(member, view)]
+        view.say('%s is a member of the btrfs mounted on %s; free it with: umount %s'
+                 % (chain, ', '.join(points) or 'a place that cannot be seen', ' '.join(points)))
     for program, remedy, path in view.targets:
         if view.same(path, node):
             view.say('%s is exported by %s; free it with: %s' % (chain, program, remedy))
-    return len(view.sentences) > before
 
 
 def _above(name, view):
@@ -197,16 +201,21 @@ def _above(name, view):
 
 
 def _climb(name, chain, view, depth=0):
-    """Say every use of a device and of all that sits on it."""
+    """Say every use of a device and of all that sits on it. chain: the sentence so far, '/dev/sda1' or '/dev/sda1 is in X, which'."""
     _direct_uses(name, chain, view)
     for holder in _above(name, view)[:64] if depth < MAXIMUM_DEPTH else ():
         what, remedy = _holder(holder, view.roots)
-        longer = '%s is in %s' % (chain, what) if depth == 0 else '%s, which is in %s' % (chain, what)
-        before = len(view.sentences)
-        for name_above in [holder] + partitions(holder, view.roots):
-            _climb(name_above, longer + (', which' if name_above == holder else ', whose partition %s' % name_above), view, depth + 1)
-        if len(view.sentences) == before:
-            view.say('%s; free it with: %s' % (longer, remedy))
+        _climb_holder(holder, '%s is in %s' % (chain, what), remedy, view, depth + 1)
+
+
+def _climb_holder(holder, chain, remedy, view, depth):
+    """Say every use of a holder and its partitions; if there is none, that it holds the device is the use."""
+    before = len(view.sentences)
+    _climb(holder, chain + ', which', view, depth)
+    for part in partitions(holder, view.roots):
+        _climb(part, '%s, whose partition %s' % (chain, view.roots.node(part)), view, depth)
+    if len(view.sentences) == before:
+        view.say('%s; free it with: %s' % (chain, remedy))
 
 
 def _device_uses(name, view):
@@ -223,11 +232,7 @@ def _file_uses(path, view):
     for loop, behind in view.loops:
         if view.same(behind, path):
             what, remedy = _holder(loop, view.roots)
-            before = len(view.sentences)
-            for name in [loop] + partitions(loop, view.roots):
-                _climb(name, '%s is in %s, which' % (path, what), view, 1)
-            if len(view.sentences) == before:
-                view.say('%s is in %s; free it with: %s' % (path, what, remedy))
+            _climb_holder(loop, '%s is in %s' % (path, what), remedy, view, 1)
     for swap in view.swaps:
         if view.same(swap, path):
             view.say('%s is swap space; free it with: swapoff %s' % (path, path))
