@@ -1,0 +1,233 @@
+"""TABLE: every setting, one row. What the loader accepts, the sample file, the manual page and --help-settings come from here.
+
+May import config.kinds and the pure table iscsi.keys. A setting exists here only if something in targetd obeys it.
+
+A row's `section` says where it is written: 'server' ([server]), 'portal-group' ([portal-group TAG]), 'target' ([target NAME]) or
+'lun' ([[lun N]] inside a target, and, where `shared` is true, also in the target as the default of its LUNs). `field` is
+the attribute of the model's class; for a text key it is the key itself, found in Target.keys.
+"""
+
+from collections import namedtuple
+
+from targetd.config import kinds
+
+LIVE = 'live'                    # in force at once, for sessions that exist too
+NEXT_LOGIN = 'next-login'        # sessions that exist go on as they are
+NEEDS_LOGOUT = 'needs-logout'    # the sessions concerned are asked to log out and find the change when they log in again
+NEEDS_RESTART = 'needs-restart'  # a reload says so and leaves the old value in force
+
+WHEN = {LIVE: 'at once', NEXT_LOGIN: 'from the next login on', NEEDS_LOGOUT: 'after the sessions concerned logged out',
+        NEEDS_RESTART: 'after a restart'}
+
+
+class Setting(namedtuple('Setting', 'section name kind default live help more example shared')):
+    """One row. kind: an object of config.kinds; default: a value of that kind, or None for 'nothing written'."""
+
+    __slots__ = ()
+
+    @property
+    def field(self):
+        """The attribute of the model ('login_timeout'); a text key's own spelling ('MaxBurstLength')."""
+        return self.name if self.is_text_key else self.name.replace('-', '_')
+
+    @property
+    def is_text_key(self):
+        """True for the keys of RFC 7143 13, which keep their spelling."""
+        return self.name[0].isupper()
+
+
+def _row(section, name, kind, default, live, help, more='', example='', shared=False):
+    return Setting(section, name, kind, default, live, help, more, example, shared)
+
+
+def _server(name, kind, default, live, help, more='', example=''):
+    return _row('server', name, kind, default, live, help, more, example)
+
+
+def _target(name, kind, default, live, help, more='', example=''):
+    return _row('target', name, kind, default, live, help, more, example)
+
+
+def _lun(name, kind, default, live, help, more='', example='', shared=True):
+    return _row('lun', name, kind, default, live, help, more, example, shared)
+
+
+_FACILITIES = ('daemon', 'user', 'auth', 'local0', 'local1', 'local2', 'local3', 'local4', 'local5', 'local6', 'local7')
+
+SERVER = (
+    _server('pid-file', kinds.Path(), '/var/run/targetd.pid', NEEDS_RESTART,
+            'File that holds the process id and is locked while targetd runs.'),
+    _server('control-socket', kinds.Path(), '/var/run/targetd.sock', NEEDS_RESTART,
+            'Socket on which targetctl reaches targetd; only root and the owner may use it.'),
+    _server('state-dir', kinds.Path(), '/var/lib/targetd', NEEDS_RESTART,
+            'Directory for what must outlast a restart: persistent reservations and saved mode pages.'),
+    _server('log', kinds.LogPlace(), 'syslog', LIVE,
+            'Where messages go: syslog, stderr or an absolute path.',
+            'With -f and nothing written here, messages go to stderr. SIGUSR1 opens a log file anew after it was rotated.',
+            '/var/log/targetd.log'),
+    _server('log-level', kinds.Choice('error', 'warning', 'info', 'debug', also={'warn': 'warning'}), 'info', LIVE,
+            'The least important messages that are still written.',
+            'info tells of every login, logout, refusal and reload.'),
+    _server('log-facility', kinds.Choice(*_FACILITIES), 'daemon', LIVE, 'The syslog facility.'),
+    _server('user', kinds.Text(64), 'nobody', NEEDS_RESTART,
+            'The user that workers run as when targetd was started by root.',
+            'Workers get their disks as open descriptors from the master and need no rights of their own.'),
+    _server('server-id', kinds.Text(64, ascii_only=True), '', NEEDS_RESTART,
+            'Word that the identities of LUNs (serial number, NAA) are derived from, in place of this machine\'s id.',
+            'Two servers that serve the same disk in turn write the same word here, so that initiators see one and the same disk. '
+            'Empty: the machine\'s own id.', 'storage-pair-1'),
+    _server('max-sessions', kinds.Number(1, 10000), 64, LIVE,
+            'Sessions at once, over all targets; one more is refused with "out of resources".'),
+    _server('max-connections-per-address', kinds.Number(1, 10000), 32, LIVE,
+            'Connections at once from one address; one more is refused with "out of resources".'),
+    _server('login-timeout', kinds.Duration(1, 600), 15, NEXT_LOGIN,
+            'A connection that has not finished its login in this time is closed.'),
+    _server('spare-workers', kinds.Number(0, 64), 2, LIVE,
+            'Worker processes kept ready for the next logins.'),
+    _server('executor-threads', kinds.Number(1, 64), 8, NEXT_LOGIN,
+            'Threads of each session for disk accesses that have to wait.'),
+    _server('nop-interval', kinds.Duration(1, 3600, off=True), 15, NEXT_LOGIN,
+            'An initiator silent for this long is asked whether it is still there; 0 never asks.'),
+    _server('nop-count', kinds.Number(1, 100), 3, NEXT_LOGIN,
+            'So many unanswered questions in a row end the connection.'),
+    _server('stop-timeout', kinds.Duration(0, 600), 10, LIVE,
+            'Time that initiators are given to log out when targetd stops or a target is removed.'),
+    _server('chap-algorithms', kinds.KeyWords('MD5', 'SHA1', 'SHA-256', 'SHA3-256'), ('SHA3-256', 'SHA-256', 'SHA1', 'MD5'),
+            NEXT_LOGIN, 'CHAP algorithms that are accepted, the preferred first.',
+            'Windows and the Linux kernel before 5.4 know MD5 only.', 'SHA3-256, SHA-256'),
+    _server('incomingdiscoveryuser', kinds.Accounts(), (), NEXT_LOGIN,
+            'Accounts of which an initiator must know one to ask for the list of targets. None written: no CHAP for discovery.',
+            example='finder secret-of-12-to-16'),
+    _server('outgoingdiscoveryuser', kinds.Account(), None, NEXT_LOGIN,
+            'Account with which targetd proves itself to a discovering initiator (mutual CHAP).',
+            example='storage another-secret'),
+    _server('discovery-address', kinds.Several(kinds.Network()), ('ALL',), NEXT_LOGIN,
+            'Addresses and nets that may ask for the list of targets.',
+            'Whoever may ask is told of those targets only that it may log in to.', '10.0.0.0/8, 2001:db8::/32'),
+)
+
+PORTAL_GROUP = (
+    _row('portal-group', 'portal', kinds.Several(kinds.Portal()), (), LIVE,
+         'Addresses and ports at which this group listens; without a port, 3260.',
+         'Numeric addresses; 0.0.0.0 and [::] stand for every address of the host. Initiators are then told the address at '
+         'which they arrived. Without any [portal-group] section there is group 1 with 0.0.0.0:3260 and [::]:3260.',
+         '0.0.0.0:3260, [::]:3260'),
+)
+
+TARGET = (
+    _target('alias', kinds.Text(255), '', NEXT_LOGIN, 'A name for people, shown by initiators (TargetAlias).',
+            example='ERP data'),
+    _target('portal-group', kinds.Several(kinds.Number(1, 65535)), (1,), NEXT_LOGIN,
+            'The portal groups through which this target is reached.', example='1, 2'),
+    _target('initiator-address', kinds.Several(kinds.Network()), (), NEXT_LOGIN,
+            'Addresses and nets that may log in; ALL admits every address.',
+            'Where initiator-name is written too, both must match. Where neither is written, nobody is admitted.',
+            '10.0.5.0/24, 2001:db8:5::/64'),
+    _target('initiator-name', kinds.Several(kinds.NamePattern()), (), NEXT_LOGIN,
+            'iSCSI names that may log in; * and ? stand for any characters and any one; ALL admits every name.',
+            'Where initiator-address is written too, both must match. A name is only a claim of the initiator: use CHAP where '
+            'that is not enough.', 'iqn.1991-05.com.microsoft:*'),
+    _target('incominguser', kinds.Accounts(), (), NEXT_LOGIN,
+            'Accounts (name and secret) of which an initiator must know one: CHAP. None written: no CHAP.',
+            'Windows wants secrets of 12 to 16 characters. A secret that holds a blank or a comma, or begins with # or a quote, '
+            'stands in quotes.', 'erp secret-of-12-to-16'),
+    _target('incominguser-file', kinds.Listed(kinds.Path()), (), NEXT_LOGIN,
+            'Files with further accounts, one on each line (name and secret, as in incominguser).',
+            'Keep such a file readable by root only.', '/etc/targetd.d/erp.secrets'),
+    _target('outgoinguser', kinds.Account(), None, NEXT_LOGIN,
+            'Account with which the target proves itself to the initiator (mutual CHAP).',
+            'Its secret must differ from the incoming ones.', 'erp-back another-secret'),
+    _target('state', kinds.Choice('ready', 'offline'), 'ready', NEXT_LOGIN,
+            'offline: new logins are refused with "service unavailable"; sessions go on.'),
+    _target('max-sessions', kinds.Number(0, 10000), 0, NEXT_LOGIN,
+            'Sessions of this target at once; 0 is no limit but the server\'s.'),
+)
+
+_SIZE_OF_BLOCK = kinds.Auto(kinds.PowerOfTwo(512, 4096))
+
+LUN = (
+    _lun('backing-store', kinds.Path(), '', NEEDS_LOGOUT,
+         'What is served: the path of a file or a disk, or serial:NUMBER or wwn:0xNUMBER to find a disk by.',
+         'In a target, backing-store = A, B is short for lun 0 and lun 1. Paths like /dev/sdb can mean another disk after a '
+         'boot; /dev/disk/by-id, serial: and wwn: do not.', '/dev/disk/by-id/ata-WDC_1', shared=False),
+    _lun('direct-store', kinds.Path(), '', NEEDS_LOGOUT,
+         'Like backing-store, but vendor, product, revision and serial number are the disk\'s own.',
+         example='serial:WD-WCC4E1', shared=False),
+    _lun('type', kinds.Choice('auto', 'file', 'block', 'ram', 'null', also={'rdwr': 'auto', 'aio': 'auto'}), 'auto', NEEDS_LOGOUT,
+         'What the store is; auto looks. ram (lost at the end) and null (reads zeroes, drops writes) are for tests.'),
+    _lun('size', kinds.Size(1 << 20, 1 << 60, multiple=512), None, LIVE,
+         'Size of a file (created sparse if missing, grown if shorter) or of a ram or null store.',
+         'Nothing written: the file\'s or disk\'s own size. A file is never made shorter.', '200G'),
+    _lun('thin', kinds.Flag(), False, NEEDS_LOGOUT,
+         'Tell initiators that blocks they no longer need can be given back (UNMAP, TRIM).'),
+    _lun('write-cache', kinds.Flag(), True, LIVE,
+         'on: a write is done when the operating system has it, and lasts when the initiator flushes. off: every write lasts.'),
+    _lun('readonly', kinds.Flag(), False, NEEDS_LOGOUT, 'Refuse every write.'),
+    _lun('removable', kinds.Flag(), False, NEEDS_LOGOUT, 'Tell initiators that the medium can be ejected.'),
+    _lun('block-size', _SIZE_OF_BLOCK, None, NEEDS_LOGOUT,
+         'Bytes of a logical block; auto: the disk\'s own, 512 for anything else.',
+         'Changing it on a disk with data makes the data unreadable.', '4096'),
+    _lun('physical-block-size', kinds.Auto(kinds.PowerOfTwo(512, 1 << 20)), None, NEEDS_LOGOUT,
+         'Bytes of a physical block, which initiators align to; auto: the disk\'s own, 4096 for a file.', example='4096'),
+    _lun('lowest-aligned-block', kinds.Number(0, 16383), 0, NEEDS_LOGOUT,
+         'The first logical block that begins a physical one.'),
+    _lun('vendor-id', kinds.Text(8, ascii_only=True), '', NEEDS_LOGOUT,
+         'Vendor that INQUIRY shows. Empty: with direct-store the disk\'s own, else TARGETD.', example='ACME'),
+    _lun('product-id', kinds.Text(16, ascii_only=True), '', NEEDS_LOGOUT,
+         'Product that INQUIRY shows. Empty: with direct-store the disk\'s own, else VIRTUAL-DISK.', example='ERP-DISK'),
+    _lun('product-rev', kinds.Text(4, ascii_only=True), '', NEEDS_LOGOUT,
+         'Revision that INQUIRY shows. Empty: with direct-store the disk\'s own, else targetd\'s.', example='1.0'),
+    _lun('scsi-sn', kinds.Text(36, ascii_only=True), '', NEEDS_LOGOUT,
+         'Serial number. Empty: with direct-store the disk\'s own, else made from server-id, target and LUN.',
+         example='ERP0001', shared=False),
+    _lun('naa', kinds.Naa(), '', NEEDS_LOGOUT,
+         'NAA identifier, by which multipath software knows the disk. Empty: made like the serial number.',
+         example='60014051234567890abcdef012345678', shared=False),
+    _lun('eui', kinds.Hex(16, 24, 32), '', NEEDS_LOGOUT, 'EUI-64 identifier. Empty: none is shown.',
+         example='0014051234567890', shared=False),
+    _lun('rotation-rate', kinds.Auto(kinds.Number(0, 65534)), None, NEEDS_LOGOUT,
+         'Revolutions per minute; 1: does not rotate (SSD), 0: not said, auto: the disk\'s own, for a file 0.', example='1'),
+    _lun('direct-io', kinds.Flag(), False, NEEDS_LOGOUT, 'Read and write past the operating system\'s cache (O_DIRECT).'),
+    _lun('sense-format', kinds.Choice('fixed', 'descriptor', also={'0': 'fixed', '1': 'descriptor'}), 'fixed', LIVE,
+         'Format of sense data before an initiator chooses (D_SENSE). Windows is known to work with fixed.'),
+    _lun('optimal-transfer-length', kinds.Auto(kinds.Size(512, 1 << 30)), None, NEEDS_LOGOUT,
+         'Transfer length that initiators are told is best.', example='1M'),
+    _lun('optimal-transfer-granularity', kinds.Auto(kinds.Size(512, 1 << 30)), None, NEEDS_LOGOUT,
+         'Lengths that are multiples of this are told to be best, like a RAID\'s stripe.', example='64K'),
+    _lun('allow-in-use', kinds.Flag(), False, NEEDS_LOGOUT,
+         'Serve a disk although this host seems to use it (mounted, part of a RAID or volume group).',
+         'Two users of one disk that do not know of each other destroy its data.'),
+    _lun('filter', kinds.Filters(), (), NEEDS_LOGOUT,
+         'Tests only: delay or fail accesses, or write them to the log.',
+         'Each item is a filter\'s name and its words: delay read=10ms write=10ms; error read=0.01; trace.',
+         'delay read=10ms, trace'),
+)
+
+
+def _text_keys():
+    both = ('None', 'CRC32C')
+    rows = (
+        ('HeaderDigest', kinds.KeyWords(*both), both, 'Checksum of headers: what is accepted, the preferred first.'),
+        ('DataDigest', kinds.KeyWords(*both), both, 'Checksum of data: what is accepted, the preferred first.'),
+        ('MaxRecvDataSegmentLength', kinds.Size(512, (1 << 24) - 1), 262144, 'The longest data segment that targetd takes.'),
+        ('MaxBurstLength', kinds.Size(512, (1 << 24) - 1), 1048576, 'The most data of one sequence (one R2T).'),
+        ('FirstBurstLength', kinds.Size(512, (1 << 24) - 1), 262144, 'The most data that comes without an R2T.'),
+        ('InitialR2T', kinds.Flag(), True, 'Initiators must wait for an R2T before they send data beyond the immediate.'),
+        ('ImmediateData', kinds.Flag(), True, 'Data may come with the command.'),
+        ('MaxOutstandingR2T', kinds.Number(1, 65535), 1, 'R2Ts of one command at once.'),
+        ('DefaultTime2Wait', kinds.Number(0, 3600), 2, 'Seconds an initiator waits before it comes back after a loss.'),
+        ('DefaultTime2Retain', kinds.Number(0, 3600), 20, 'Seconds that tasks are kept after that for an initiator to reclaim.'),
+        ('MaxConnections', kinds.Number(1, 8), 1, 'Connections of one session.'),
+        ('ErrorRecoveryLevel', kinds.Number(0, 2), 0, 'How losses are repaired; 0: by a new session.'),
+    )
+    return tuple(_target(key, kind, default, NEXT_LOGIN, help) for key, kind, default, help in rows)
+
+
+TEXT_KEYS = _text_keys()
+
+TABLE = SERVER + PORTAL_GROUP + TARGET + TEXT_KEYS + LUN
+
+
+def of(section):
+    """The rows that may be written in this kind of section, in table order; for 'target' without the shared ones of LUNs."""
+    return tuple(row for row in TABLE if row.section == section)
