@@ -1,0 +1,315 @@
+"""TABLE: every text key, one row (RFC 7143 13, 12; RFC 7144 for what the levels mean), and the negotiation that follows from it.
+
+Pure; imports text. Public: KEYS, one TextKey for each; SETTABLE, those that the configuration may set; `negotiate`, the target's
+answers to an initiator's offers; `whole`, all values that are in force after a login. A key that is not in the table is
+answered NotUnderstood (RFC 7143 6.2), a value out of range Reject. Nothing is sent here that was not offered.
+
+Typed values: NUMBER int, BOOLEAN bool, LIST the chosen word as str (own values and offers: tuple of words), TEXT str.
+"""
+
+import re
+from collections import OrderedDict, namedtuple
+
+from targetd.iscsi.text import IRRELEVANT, NOT_UNDERSTOOD, REJECT, RESERVED_VALUES, TextError
+
+# Kinds
+NUMBER = 'number'
+BOOLEAN = 'boolean'
+LIST = 'list'
+TEXT = 'text'
+
+# Result functions, RFC 7143 6.2
+MINIMUM = 'minimum'
+MAXIMUM = 'maximum'
+AND = 'and'
+OR = 'or'
+FIRST_MATCH = 'first match'      # the first word of the offer that the other side knows
+DECLARED = 'declared'            # no answer
+AUTHENTICATION = 'authentication'    # in the hands of login and chap
+OBSOLETE_NO = 'No'               # RFC 7143 13.25: always answered No
+OBSOLETE_REJECT = 'Reject'       # RFC 7143 13.25: always answered Reject
+
+# Stages, as letters of TextKey.stages
+SECURITY = 'S'
+OPERATIONAL = 'O'
+FULL_FEATURE = 'F'
+
+# Session types, the values of SessionType
+NORMAL = 'Normal'
+DISCOVERY = 'Discovery'
+
+SESSION = 'session'
+CONNECTION = 'connection'
+
+MEGABYTES_16 = (1 << 24) - 1
+
+_NUMBER = re.compile(r'0[xX][0-9a-fA-F]{1,16}\Z|[0-9]{1,20}\Z')
+
+
+class TextKey(namedtuple('TextKey', 'name clause kind senders stages scope result default minimum maximum values '
+                                    'leading_only irrelevant_in_discovery ours settable help')):
+    """One row. clause: of RFC 7143; senders: 'I', 'T' or 'IT'; stages: letters of where it may be sent; scope: SESSION or CONNECTION;
+    default: typed, what holds when nobody sends it, or None; minimum, maximum: of a NUMBER (bytes, seconds or a count) or None;
+    values: words of a LIST or None; leading_only: may only be negotiated on the first connection of a session;
+    ours: what targetd offers or answers with unless configured, typed; settable: (minimum, maximum) or True when the configuration
+    may set it, None when not; help: for the manual page.
+    """
+
+    __slots__ = ()
+
+    def parse(self, value):
+        """The typed value. Raises ValueError with a plain reason when it cannot be one of this key."""
+        return _PARSERS[self.kind](self, value)
+
+    def render(self, value):
+        """The text of a typed value."""
+        if self.kind == BOOLEAN:
+            return 'Yes' if value else 'No'
+        if self.kind == LIST and not isinstance(value, str):
+            return ','.join(value)
+        return str(value)
+
+
+def _parse_number(key, value):
+    if not _NUMBER.match(value):
+        raise ValueError('"%s" is no number' % value)
+    number = int(value, 16 if value[:2] in ('0x', '0X') else 10)
+    if not key.minimum <= number <= key.maximum:
+        raise ValueError('%d is not within %d..%d' % (number, key.minimum, key.maximum))
+    return number
+
+
+def _parse_boolean(key, value):
+    if value not in ('Yes', 'No'):
+        raise ValueError('"%s" is neither Yes nor No' % value)
+    return value == 'Yes'
+
+
+def _parse_list(key, value):
+    words = tuple(value.split(','))
+    if '' in words:
+        raise ValueError('"%s" is no list of words' % value)
+    return words
+
+
+def _parse_text(key, value):
+    if key.values is not None and value not in key.values:
+        raise ValueError('"%s" is none of %s' % (value, ', '.join(key.values)))
+    return value
+
+
+_PARSERS = {NUMBER: _parse_number, BOOLEAN: _parse_boolean, LIST: _parse_list, TEXT: _parse_text}
+
+
+# -- the table ---------------------------------------------------------------------------------------------------------
+
+
+def _number(name, clause, result, minimum, maximum, default, ours, settable, help, senders='IT', stages='O', scope=SESSION,
+            leading_only=True, irrelevant_in_discovery=False):
+    return TextKey(name, clause, NUMBER, senders, stages, scope, result, default, minimum, maximum, None, leading_only,
+                   irrelevant_in_discovery, ours, settable, help)
+
+
+def _boolean(name, clause, result, default, ours, settable, help, irrelevant_in_discovery=True):
+    return TextKey(name, clause, BOOLEAN, 'IT', 'O', SESSION, result, default, None, None, None, True,
+                   irrelevant_in_discovery, ours, settable, help)
+
+
+def _list(name, clause, values, default, ours, settable, help, stages='O', scope=CONNECTION, result=FIRST_MATCH,
+          leading_only=False, irrelevant_in_discovery=False):
+    return TextKey(name, clause, LIST, 'IT', stages, scope, result, default, None, None, values, leading_only,
+                   irrelevant_in_discovery, ours, settable, help)
+
+
+def _declared(name, clause, senders, stages, help, values=None, default=None, leading_only=False):
+    return TextKey(name, clause, TEXT, senders, stages, SESSION, DECLARED, default, None, None, values, leading_only,
+                   False, None, None, help)
+
+
+def _authentication(name, clause, help):
+    return TextKey(name, clause, TEXT, 'IT', 'S', CONNECTION, AUTHENTICATION, None, None, None, None, False,
+                   False, None, None, help)
+
+
+def _obsolete(name, result):
+    return TextKey(name, '13.25', TEXT, 'IT', 'O', CONNECTION, result, None, None, None, None, False,
+                   False, None, None, 'Obsolete.')
+
+
+_ROWS = (
+    # Authentication, RFC 7143 12
+    _list('AuthMethod', '12.1', ('CHAP', 'SRP', 'KRB5', 'SPKM1', 'SPKM2', 'None'), 'None', ('None',), None,
+          'How the initiator proves who it is.', stages='S', result=AUTHENTICATION),
+    _authentication('CHAP_A', '12.1.3', 'CHAP algorithms, by number.'),
+    _authentication('CHAP_I', '12.1.3', 'CHAP identifier.'),
+    _authentication('CHAP_C', '12.1.3', 'CHAP challenge.'),
+    _authentication('CHAP_N', '12.1.3', 'CHAP name.'),
+    _authentication('CHAP_R', '12.1.3', 'CHAP response.'),
+    # Who
+    _declared('InitiatorName', '13.5', 'I', 'SO', 'The initiator\'s iSCSI name.'),
+    _declared('InitiatorAlias', '13.7', 'I', 'SOF', 'The initiator\'s name for people.'),
+    _declared('TargetName', '13.4', 'IT', 'SOF', 'The target\'s iSCSI name.'),
+    _declared('TargetAlias', '13.6', 'T', 'SOF', 'The target\'s name for people.'),
+    _declared('TargetAddress', '13.8', 'T', 'SOF', 'Address, port and portal group tag of a portal.'),
+    _declared('TargetPortalGroupTag', '13.9', 'T', 'SO', 'The portal group that the session is in.'),
+    _declared('SessionType', '13.21', 'I', 'SO', 'What the session is for.', (DISCOVERY, NORMAL), NORMAL, True),
+    _declared('SendTargets', '13.3', 'I', 'F', 'Asks for the list of targets.'),
+    _declared('NodeArchitecture', 'RFC 4850 2', 'IT', 'SOF', 'What the node is made of.'),
+    # Digests
+    _list('HeaderDigest', '13.1', ('None', 'CRC32C'), 'None', ('CRC32C', 'None'), True,
+          'Checksums of headers that are accepted; the initiator chooses. CRC32C alone demands one.'),
+    _list('DataDigest', '13.1', ('None', 'CRC32C'), 'None', ('CRC32C', 'None'), True,
+          'Checksums of data that are accepted; the initiator chooses. CRC32C alone demands one.'),
+    # Sessions
+    _number('MaxConnections', '13.2', MINIMUM, 1, 65535, 1, 1, (1, 8),
+            'Connections that one session may have.', irrelevant_in_discovery=True),
+    _number('ErrorRecoveryLevel', '13.20', MINIMUM, 0, 2, 0, 0, (0, 2),
+            'What is recovered: 0 the session, 1 also lost PDUs, 2 also lost connections.'),
+    _number('DefaultTime2Wait', '13.15', MAXIMUM, 0, 3600, 2, 2, (0, 3600),
+            'Seconds that an initiator waits before it connects again.'),
+    _number('DefaultTime2Retain', '13.16', MINIMUM, 0, 3600, 20, 20, (0, 3600),
+            'Seconds after that for which the tasks of a lost connection are kept.'),
+    # Data
+    _boolean('InitialR2T', '13.10', OR, True, True, True,
+             'Yes: written data beyond the immediate one waits until the target asks for it.'),
+    _boolean('ImmediateData', '13.11', AND, True, True, True, 'Yes: written data may come with the command.'),
+    _number('MaxRecvDataSegmentLength', '13.12', DECLARED, 512, MEGABYTES_16, 8192, 262144, (512, MEGABYTES_16),
+            'Bytes of data that targetd takes in one PDU.', stages='SOF', scope=CONNECTION, leading_only=False),
+    _number('MaxBurstLength', '13.13', MINIMUM, 512, MEGABYTES_16, 262144, 1048576, (512, MEGABYTES_16),
+            'Bytes of data in one sequence, read or asked for.', irrelevant_in_discovery=True),
+    # RFC 7143 13.14 also calls it irrelevant with InitialR2T=Yes and ImmediateData=No; a number harms nobody there, while
+    # initiators that read 'Irrelevant' as a number get 0.
+    _number('FirstBurstLength', '13.14', MINIMUM, 512, MEGABYTES_16, 65536, 262144, (512, MEGABYTES_16),
+            'Bytes of written data that may come unasked; at most MaxBurstLength.', irrelevant_in_discovery=True),
+    _number('MaxOutstandingR2T', '13.17', MINIMUM, 1, 65535, 1, 1, (1, 16),
+            'Requests for data that a command may have open at once.', irrelevant_in_discovery=True),
+    _boolean('DataPDUInOrder', '13.18', OR, True, True, None, 'Data PDUs of a sequence come in order.'),
+    _boolean('DataSequenceInOrder', '13.19', OR, True, True, None, 'Sequences of a command come in order.'),
+    # Task management and levels
+    _list('TaskReporting', '13.23', ('RFC3720', 'ResponseFence', 'FastAbort'), 'RFC3720', ('RFC3720',), None,
+          'What task management responses promise.', scope=SESSION, leading_only=True, irrelevant_in_discovery=True),
+    _number('iSCSIProtocolLevel', '13.24', MINIMUM, 0, 31, 1, 1, None,
+            '1: RFC 7143; 2: RFC 7144 too.', irrelevant_in_discovery=True),
+    # Obsolete, RFC 7143 13.25
+    _obsolete('IFMarker', OBSOLETE_NO),
+    _obsolete('OFMarker', OBSOLETE_NO),
+    _obsolete('IFMarkInt', OBSOLETE_REJECT),
+    _obsolete('OFMarkInt', OBSOLETE_REJECT),
+)
+
+KEYS = OrderedDict((row.name, row) for row in _ROWS)
+
+#: Names of the keys that the configuration may set; KEYS[name].settable has the range of a NUMBER.
+SETTABLE = tuple(row.name for row in _ROWS if row.settable)
+
+#: What targetd answers with unless configured: {name: typed value}.
+OURS = {row.name: row.ours for row in _ROWS if row.ours is not None and row.result != AUTHENTICATION}
+
+#: What holds when nobody sent a key: {name: typed value}, operational keys only.
+DEFAULTS = {row.name: row.default for row in _ROWS if row.name in OURS}
+
+
+# -- negotiation -------------------------------------------------------------------------------------------------------
+
+
+class KeyMisused(TextError):
+    """A key that may not be sent now, here, by an initiator, or not again (RFC 7143 6.2, 6.3)."""
+
+
+class Negotiated(namedtuple('Negotiated', 'answers values')):
+    """answers: [(key, text)] in the order of the offers; values: {key: typed value} that these offers settled."""
+
+    __slots__ = ()
+
+
+_STAGE_NAMES = {SECURITY: 'security negotiation', OPERATIONAL: 'operational negotiation', FULL_FEATURE: 'the full feature phase'}
+
+
+def check_use(name, value, stage):
+    """The TextKey of an initiator's offer, or None when there is nothing to do with it but NotUnderstood. Raises KeyMisused."""
+    key = KEYS.get(name)
+    if key is None:
+        return None
+    if value in RESERVED_VALUES:
+        if key.result == DECLARED and 'T' in key.senders:
+            return key                   # what the initiator thinks of our own declaration
+        raise KeyMisused('%s=%s answers nothing that was asked' % (name, value))
+    if 'I' not in key.senders:
+        raise KeyMisused('%s is not for initiators to send' % name)
+    if stage not in key.stages:
+        raise KeyMisused('%s may not be sent in %s' % (name, _STAGE_NAMES[stage]))
+    return key
+
+
+def negotiate(offers, ours=None, stage=OPERATIONAL, session_type=NORMAL, leading=True, settled=()):
+    """Negotiated, from an initiator's offers [(key, value), …]. Raises KeyMisused.
+
+    ours: {key: typed own value}, OURS where missing; leading: False on a further connection of a session, where keys of the whole
+    session are irrelevant; settled: {key: typed value} of this login so far. Keys of AUTHENTICATION are not for this function.
+    """
+    known = dict(settled)
+    answered = {}
+    names = [name for name, _ in offers]
+    for name in names:
+        if name in known or names.count(name) > 1:
+            raise KeyMisused('%s was sent twice' % name)
+    # FirstBurstLength depends on MaxBurstLength, wherever that stands
+    for name, value in sorted(offers, key=lambda offer: offer[0] == 'FirstBurstLength'):
+        key = check_use(name, value, stage)
+        if key is None:
+            answered[name] = None if value in RESERVED_VALUES else NOT_UNDERSTOOD
+        elif value in RESERVED_VALUES:
+            answered[name] = None
+        elif key.irrelevant_in_discovery and session_type == DISCOVERY or key.leading_only and not leading:
+            answered[name] = IRRELEVANT if key.result != DECLARED else None
+        else:
+            answered[name] = _answer(key, value, ours or {}, known)
+    values = {name: known[name] for name in names if name in known}
+    return Negotiated([(name, answered[name]) for name in names if answered[name] is not None], values)
+
+
+def _answer(key, value, ours, known):
+    """The answer's text or None; what was settled goes into `known`."""
+    if key.result in (OBSOLETE_NO, OBSOLETE_REJECT):
+        return key.result
+    try:
+        offered = key.parse(value)
+    except ValueError as e:
+        if key.result == DECLARED and key.kind == TEXT:
+            raise KeyMisused('%s: %s' % (key.name, e))
+        return REJECT
+    if key.result == DECLARED:
+        known[key.name] = offered
+        return None
+    result = _RESULTS[key.result](offered, ours.get(key.name, key.ours))
+    if result is None:
+        return REJECT
+    if key.name == 'FirstBurstLength':
+        result = min(result, known.get('MaxBurstLength', DEFAULTS['MaxBurstLength']))
+    known[key.name] = result
+    return key.render(result)
+
+
+def _first_match(offered, ours):
+    for word in offered:
+        if word in ours:
+            return word
+    return None
+
+
+_RESULTS = {
+    MINIMUM: min,
+    MAXIMUM: max,
+    AND: lambda offered, ours: offered and ours,
+    OR: lambda offered, ours: offered or ours,
+    FIRST_MATCH: _first_match,
+}
+
+
+def whole(settled):
+    """Every operational value in force after a login that settled these: {key: typed value}. MaxRecvDataSegmentLength is the
+    initiator's. FirstBurstLength is never above MaxBurstLength (RFC 7143 13.14), even if that was settled later."""
+    values = dict(DEFAULTS)
+    values.update((name, value) for name, value in settled.items() if name in DEFAULTS)
+    values['FirstBurstLength'] = min(values['FirstBurstLength'], values['MaxBurstLength'])
+    return values
