@@ -1,42 +1,616 @@
-"""Persistent reservations (SPC-4 5.12) and SPC-2 reservations as values. Pure.
+"""Persistent reservations (SPC-4 5.12) and the older RESERVE/RELEASE (SPC-2 5.5) as values. Pure.
 
-One logical unit's reservations are one JSON-able dict, never changed in place; the master applies changes, every worker reads a
-replica.
+One logical unit's reservations are one JSON-able dict, never changed in place. The master applies changes (`apply`, `session_lost`,
+`logical_unit_reset`), every worker reads a replica (`refused_classes`, and the PERSISTENT RESERVE IN data).
 
-The reservation class of a command says when another's reservation refuses it; opcodes.py names one in each row. A row without
-a class conflicts whenever anything is reserved against the nexus (fail closed).
+The state:
+  generation      PRGENERATION, 32 bits
+  registrations   [{initiator_port, target_port, key: 16 hex digits, all_tg_pt: bool}, …] in the order of registration; initiator_port
+                  and target_port are SCSI port names ('iqn.…,i,0x00023d000001', 'iqn.…,t,0x0001')
+  holder          [initiator_port, target_port] of the reservation holder; None if nothing is reserved and for the All
+                  Registrants types, where every registered nexus holds it
+  type            the persistent reservation type, 0 if nothing is reserved
+  aptpl           what the last REGISTER said: does it outlive a loss of power
+  reserved_by     [initiator_port, target_port] that holds an SPC-2 reservation, or None
+
+Invariants: holder is registered; type 7 or 8 implies at least one registration; reserved_by excludes registrations.
+
+The reservation class of a command says which reservations refuse it; opcodes.py names one in each row. A row without a class
+conflicts whenever anything is reserved against the nexus (fail closed).
 """
 
-from collections import namedtuple
+import re
+import struct
+from collections import OrderedDict, namedtuple
 
-# Reservation classes, from SPC-4 tables 70 and 71, SBC-3 table 13, and SPC-2 5.5.1 for RESERVE and RELEASE.
-ALWAYS = 'always'                # never refused: INQUIRY, REPORT LUNS, REQUEST SENSE, READ CAPACITY, LOG SENSE, RELEASE, RTPG …
-STATUS = 'status'                # refused by an SPC-2 reservation only: TEST UNIT READY, REPORT REFERRALS …
-READ = 'read'                    # refused where the medium may not be read: READ, VERIFY, PRE-FETCH, MODE SENSE, RSOC …
-WRITE = 'write'                  # refused where it may not be written: WRITE, UNMAP, SYNCHRONIZE CACHE, MODE SELECT …
+from targetd.scsi import attention, sam, transport_id
+from targetd.scsi.sense import ILLEGAL_REQUEST, CheckCondition
+
+# Reservation classes: the columns of SPC-4 tables 70 and 71 and SBC-3 table 13 that differ, and SPC-2 5.5.1 for RESERVE and RELEASE.
+ALWAYS = 'always'                # never refused: INQUIRY, REPORT LUNS, REQUEST SENSE, READ CAPACITY, LOG SENSE, RTPG, RELEASE …
+STATUS = 'status'                # refused by an SPC-2 reservation only: TEST UNIT READY, REPORT REFERRALS, REPORT TIMESTAMP …
+READ = 'read'                    # where the medium may not be read: READ, VERIFY, PRE-FETCH, GET LBA STATUS, MODE SENSE, RSOC …
+WRITE = 'write'                  # where it may not be written: WRITE, UNMAP, SYNCHRONIZE CACHE, MODE SELECT, LOG SELECT …
 RESERVE = 'reserve'              # RESERVE(6/10)
 PR_IN = 'pr-in'                  # PERSISTENT RESERVE IN
 PR_REGISTER = 'pr-register'      # PERSISTENT RESERVE OUT: REGISTER, REGISTER AND IGNORE EXISTING KEY
-PR_REGISTERED = 'pr-registered'  # PERSISTENT RESERVE OUT: RELEASE, CLEAR, PREEMPT, PREEMPT AND ABORT
-PR_HOLDER = 'pr-holder'          # PERSISTENT RESERVE OUT: RESERVE, REGISTER AND MOVE
+PR_REGISTERED = 'pr-registered'  # PERSISTENT RESERVE OUT: every other service action
 # Classes that depend on the CDB; `conflicts` turns them into one of the above.
 PR_OUT = 'pr-out'                # by the SERVICE ACTION field
 START_STOP = 'start-stop'        # START STOP UNIT: START=1 without power condition is ALWAYS, the rest WRITE
 PREVENT = 'prevent'              # PREVENT ALLOW MEDIUM REMOVAL: allowing is ALWAYS, preventing WRITE
 
+# PERSISTENT RESERVE OUT service actions, SPC-4 table 206
+(REGISTER, PR_RESERVE, PR_RELEASE, CLEAR, PREEMPT, PREEMPT_AND_ABORT, REGISTER_AND_IGNORE_EXISTING_KEY,
+ REGISTER_AND_MOVE) = range(8)
 
-class Outcome(namedtuple('Outcome', 'state status error attentions aborts persist')):
-    """What `apply` decided.
+# Types, SPC-4 table 202
+WRITE_EXCLUSIVE = 1
+EXCLUSIVE_ACCESS = 3
+WRITE_EXCLUSIVE_REGISTRANTS_ONLY = 5
+EXCLUSIVE_ACCESS_REGISTRANTS_ONLY = 6
+WRITE_EXCLUSIVE_ALL_REGISTRANTS = 7
+EXCLUSIVE_ACCESS_ALL_REGISTRANTS = 8
+TYPES = frozenset([1, 3, 5, 6, 7, 8])
+WRITE_EXCLUSIVE_TYPES = frozenset([1, 5, 7])
+ALL_REGISTRANTS = frozenset([7, 8])
+REGISTRANTS = frozenset([5, 6, 7, 8])          # Registrants Only and All Registrants: every registered nexus has access
+
+ZERO = '0' * 16                                # the reservation key that stands for none
+MAXIMUM_REGISTRATIONS = 1024                   # beyond it 05/55/04: a state must stay small enough to send to every worker
+
+NOTHING = frozenset()
+SPC2_HOLDER = frozenset([PR_IN, PR_REGISTER, PR_REGISTERED])
+SPC2_OTHERS = SPC2_HOLDER | frozenset([STATUS, READ, WRITE, RESERVE])
+
+Outcome = namedtuple('Outcome', 'state status error attentions aborts persist')
+Outcome.__doc__ = """What `apply` decided.
 
     state: the new state (the old object itself if nothing changed); status: GOOD, RESERVATION_CONFLICT or CHECK_CONDITION;
     error: CheckCondition or None; attentions: [((initiator_port, target_port), asc, ascq) …] owed to those nexuses;
-    aborts: [(initiator_port, target_port) …] whose tasks PREEMPT AND ABORT ends; persist: the new state must be on stable
-    storage before the command completes (APTPL).
+    aborts: [(initiator_port, target_port) …] whose tasks PREEMPT AND ABORT ends (may hold the nexus that asks: its other
+    tasks); persist: what persists has changed and must be on stable storage before the command completes.
     """
 
-    __slots__ = ()
+
+def initial():
+    """The state of a unit that nobody has reserved."""
+    return {'generation': 0, 'registrations': [], 'holder': None, 'type': 0, 'aptpl': False, 'reserved_by': None}
+
+
+# -- what is refused, worker side --------------------------------------------------------------------------------------
+
+def refused_classes(state, nexus):
+    """The reservation classes that `state` refuses to this nexus: a frozenset, empty where nothing needs to be checked.
+
+    PERSISTENT RESERVE OUT from a registered nexus is never in it: the master refuses what it must, so a registrant of a
+    Registrants Only reservation (a node of a Windows cluster) pays nothing for commands that it may send.
+    """
+    who = _who(nexus)
+    if state['reserved_by'] is not None:
+        return SPC2_HOLDER if tuple(state['reserved_by']) == who else SPC2_OTHERS
+    kind = state['type']
+    if not kind:
+        return NOTHING
+    registered = any((r['initiator_port'], r['target_port']) == who for r in state['registrations'])
+    if registered and (kind in REGISTRANTS or tuple(state['holder']) == who):
+        return NOTHING
+    refused = [WRITE, RESERVE]
+    if kind not in WRITE_EXCLUSIVE_TYPES:
+        refused.append(READ)
+    if not registered:
+        refused.append(PR_REGISTERED)
+    return frozenset(refused)
 
 
 def conflicts(refused, reservation_class, cdb):
-    """Does the set `refused` (see refused_classes) refuse this command? A class of None is refused by any non-empty set."""
-    raise NotImplementedError
+    """Does the set `refused` (from refused_classes) refuse this command? A class of None is refused by any but the empty set."""
+    if not refused:
+        return False
+    if reservation_class == PR_OUT:
+        reservation_class = PR_REGISTER if cdb[1] & 0x1F in (REGISTER, REGISTER_AND_IGNORE_EXISTING_KEY) else PR_REGISTERED
+    elif reservation_class == START_STOP:
+        reservation_class = ALWAYS if cdb[4] & 0xF1 == 0x01 else WRITE
+    elif reservation_class == PREVENT:
+        reservation_class = WRITE if cdb[4] & 0x03 else ALWAYS
+    return reservation_class is None or reservation_class in refused
+
+
+# -- CDB and parameter list to arguments, worker side ------------------------------------------------------------------
+
+OUT_LIST = struct.Struct('>8s8s4xBxH')         # RESERVATION KEY, SERVICE ACTION RESERVATION KEY, flags
+MOVE_LIST = struct.Struct('>8s8sxBHI')         # …, flags, RELATIVE TARGET PORT IDENTIFIER, TRANSPORTID LENGTH
+LENGTH = struct.Struct('>I')
+OUT_LENGTH = 24
+
+
+def parse_out(cdb, data, ports=()):
+    """The arguments (JSON-able) of a PERSISTENT RESERVE OUT for `apply`. data: its parameter list; ports: the target's
+    sam.Port rows (for ALL_TG_PT and REGISTER AND MOVE).
+
+    Raises CheckCondition: 05/24/00 unknown service action, 05/1A/00 list of the wrong length, 05/26/00 with field pointer.
+    """
+    action = cdb[1] & 0x1F
+    if action > REGISTER_AND_MOVE:
+        raise CheckCondition(ILLEGAL_REQUEST, 0x24, 0x00, field=(1, 4, True))
+    length = LENGTH.unpack_from(cdb, 5)[0]
+    if length < OUT_LENGTH or len(data) < length:
+        raise CheckCondition(ILLEGAL_REQUEST, 0x1A, 0x00)
+    data = bytes(data[:length])
+    arguments = {'service_action': action, 'scope': cdb[2] >> 4, 'type': cdb[2] & 0x0F,
+                 'all_tg_pt': False, 'unregister': False, 'transport_ids': None, 'target_ports': []}
+    (_parse_move if action == REGISTER_AND_MOVE else _parse_basic)(arguments, data, ports)
+    return arguments
+
+
+def _parse_basic(arguments, data, ports):
+    key, service_action_key, flags, _ = OUT_LIST.unpack_from(data)
+    action = arguments['service_action']
+    registers = action in (REGISTER, REGISTER_AND_IGNORE_EXISTING_KEY)
+    arguments.update(key=key.hex(), service_action_key=service_action_key.hex(), aptpl=bool(registers and flags & 0x01))
+    if registers and flags & 0x04:
+        arguments.update(all_tg_pt=True, target_ports=[port.name for port in ports])
+    if flags & 0x08:                            # SPEC_I_PT
+        if action != REGISTER:
+            raise _list_error(20, 3)
+        arguments['transport_ids'] = _parse_transport_ids(data)
+    elif len(data) != OUT_LENGTH:
+        raise CheckCondition(ILLEGAL_REQUEST, 0x1A, 0x00)
+
+
+def _parse_transport_ids(data):
+    if len(data) < OUT_LENGTH + LENGTH.size:
+        raise CheckCondition(ILLEGAL_REQUEST, 0x1A, 0x00)
+    length = LENGTH.unpack_from(data, OUT_LENGTH)[0]
+    if length % 4:
+        raise _list_error(OUT_LENGTH)
+    offset = OUT_LENGTH + LENGTH.size
+    end = offset + length
+    if len(data) < end:
+        raise CheckCondition(ILLEGAL_REQUEST, 0x1A, 0x00)
+    names = []
+    while offset < end:
+        name, offset = transport_id.decode(data[:end], offset)
+        names.append(name)
+    return names
+
+
+def _parse_move(arguments, data, ports):
+    key, service_action_key, flags, relative, length = MOVE_LIST.unpack_from(data)
+    if len(data) != OUT_LENGTH + length:
+        raise CheckCondition(ILLEGAL_REQUEST, 0x1A, 0x00)
+    name, end = transport_id.decode(data, OUT_LENGTH)
+    if end != len(data) or not transport_id.is_port(name):       # a device name says not which port to move to
+        raise _list_error(20 if end != len(data) else OUT_LENGTH)
+    target_ports = [port.name for port in ports if port.relative_identifier == relative]
+    if not target_ports:
+        raise _list_error(18)
+    arguments.update(key=key.hex(), service_action_key=service_action_key.hex(), aptpl=bool(flags & 0x01),
+                     unregister=bool(flags & 0x02), transport_ids=[name], target_ports=target_ports)
+
+
+def parse_reserve(cdb):
+    """The arguments of RESERVE or RELEASE(6/10): none. Raises CheckCondition 05/24/00 for third parties and extents, which
+    SPC-2 5.5.1 leaves to the target and which name nothing in iSCSI."""
+    if cdb[1] & 0x10:
+        raise CheckCondition(ILLEGAL_REQUEST, 0x24, 0x00, field=(1, 4, True))
+    if cdb[1] & 0x01:
+        raise CheckCondition(ILLEGAL_REQUEST, 0x24, 0x00, field=(1, 0, True))
+    return {}
+
+
+def _list_error(offset, bit=None):
+    return CheckCondition(ILLEGAL_REQUEST, 0x26, 0x00, field=(offset, bit, False))
+
+
+# -- changes, master side ----------------------------------------------------------------------------------------------
+
+class _Conflict(Exception):
+    """The command ends with RESERVATION CONFLICT."""
+
+
+class _Draft(object):
+    """A state being changed on behalf of the nexus `who`."""
+
+    def __init__(self, state, who):
+        self.who = who
+        self.generation = state['generation']
+        self.registrations = OrderedDict(
+            ((r['initiator_port'], r['target_port']), (r['key'], r['all_tg_pt'])) for r in state['registrations'])
+        self.holder = tuple(state['holder']) if state['holder'] else None
+        self.type = state['type']
+        self.aptpl = state['aptpl']
+        self.reserved_by = tuple(state['reserved_by']) if state['reserved_by'] else None
+        self.attentions = []
+        self.aborts = []
+
+    def state(self):
+        return {'generation': self.generation & 0xFFFFFFFF,
+                'registrations': [{'initiator_port': i, 'target_port': t, 'key': key, 'all_tg_pt': all_tg_pt}
+                                  for (i, t), (key, all_tg_pt) in self.registrations.items()],
+                'holder': list(self.holder) if self.holder else None, 'type': self.type, 'aptpl': self.aptpl,
+                'reserved_by': list(self.reserved_by) if self.reserved_by else None}
+
+    def key(self, who):
+        return self.registrations[who][0] if who in self.registrations else None
+
+    def holds(self, who):
+        """Is this nexus the persistent reservation holder, or one of them?"""
+        return bool(self.type) and who in self.registrations and (self.type in ALL_REGISTRANTS or self.holder == who)
+
+    def register(self, who, key, all_tg_pt=False):
+        if who not in self.registrations and len(self.registrations) >= MAXIMUM_REGISTRATIONS:
+            raise CheckCondition(ILLEGAL_REQUEST, 0x55, 0x04)
+        self.registrations[who] = (key, all_tg_pt)
+
+    def hold(self, kind):
+        self.type = kind
+        self.holder = None if kind in ALL_REGISTRANTS else self.who
+
+    def free(self):
+        self.type, self.holder = 0, None
+
+    def remove(self, who):
+        """Remove a registration; what it alone held is reserved no more. Returns the type of a reservation that went so."""
+        kind = self.type
+        last_of_all = kind in ALL_REGISTRANTS and len(self.registrations) == 1
+        held = kind and (last_of_all or self.holder == who)
+        del self.registrations[who]
+        if not held:
+            return 0
+        self.free()
+        return kind
+
+    def tell(self, nexuses, code):
+        """Owe a unit attention to these nexuses, all but the one that asks."""
+        self.attentions.extend((other, code[0], code[1]) for other in nexuses if other != self.who)
+
+
+def apply(state, nexus, kind, arguments, known_ports=()):
+    """The Outcome of a command that changes reservations. kind: 'persistent-reserve-out', 'reserve' or 'release'; arguments:
+    of parse_out or parse_reserve; known_ports: names of the initiator ports that are logged in, which a TransportID
+    without ISID stands for (SPC-4 7.6.4.6).
+
+    Raises ValueError if the arguments are not what parse_out makes: they come from a worker.
+    """
+    draft = _Draft(state, _who(nexus))
+    try:
+        if kind == 'persistent-reserve-out':
+            _persistent_reserve_out(draft, _checked(arguments), known_ports)
+        else:
+            _spc2(draft, kind)
+    except _Conflict:
+        return Outcome(state, sam.RESERVATION_CONFLICT, None, [], [], False)
+    except CheckCondition as error:
+        return Outcome(state, sam.CHECK_CONDITION, error, [], [], False)
+    new = draft.state()
+    if new == state:
+        new = state
+    persist = any(new[part] != state[part] for part in ('registrations', 'holder', 'type', 'aptpl'))
+    return Outcome(new, sam.GOOD, None, draft.attentions, draft.aborts, persist)
+
+
+KEY = re.compile('[0-9a-f]{16}$')
+SHAPES = (('service_action', int), ('scope', int), ('type', int), ('key', str), ('service_action_key', str), ('aptpl', bool),
+          ('all_tg_pt', bool), ('unregister', bool), ('target_ports', list))
+
+
+def _checked(arguments):
+    for name, shape in SHAPES:
+        if type(arguments.get(name)) is not shape:
+            raise ValueError('%s of a PERSISTENT RESERVE OUT cannot be %r' % (name, arguments.get(name)))
+    if not (KEY.match(arguments['key']) and KEY.match(arguments['service_action_key'])):
+        raise ValueError('reservation keys are 16 hex digits')
+    names = arguments['transport_ids'] if arguments.get('transport_ids') is not None else []
+    if type(names) is not list or any(type(name) is not str for name in names + arguments['target_ports']):
+        raise ValueError('ports of a PERSISTENT RESERVE OUT are lists of names')
+    move = arguments['service_action'] == REGISTER_AND_MOVE
+    if arguments['service_action'] not in ACTIONS or (move and not (len(names) == 1 and arguments['target_ports'])):
+        raise ValueError('not a PERSISTENT RESERVE OUT: %r' % (arguments['service_action'],))
+    return arguments
+
+
+def _who(nexus):
+    return (nexus.initiator_port, nexus.target_port)
+
+
+def _spc2(draft, kind):
+    """RESERVE and RELEASE: SPC-2 5.5.1, with the exceptions of SPC-4 5.12.3 (CRH)."""
+    who = draft.who
+    if draft.registrations:
+        if draft.holds(who) or (draft.type in REGISTRANTS and who in draft.registrations):
+            return                                             # GOOD, and nothing changes
+        raise _Conflict()
+    if kind == 'reserve':
+        if draft.reserved_by not in (None, who):
+            raise _Conflict()
+        draft.reserved_by = who
+    elif kind == 'release':
+        if draft.reserved_by == who:                           # from others: GOOD, and nothing changes
+            draft.reserved_by = None
+    else:
+        raise ValueError('%r changes no reservation' % (kind,))
+
+
+def _persistent_reserve_out(draft, arguments, known_ports):
+    if draft.reserved_by is not None:                          # whoever holds it, SPC-2 5.5.1
+        raise _Conflict()
+    action = arguments['service_action']
+    if action == REGISTER:
+        if (draft.key(draft.who) or ZERO) != arguments['key']:
+            raise _Conflict()
+        _register(draft, arguments, known_ports)
+    elif action == REGISTER_AND_IGNORE_EXISTING_KEY:
+        _register(draft, arguments, known_ports)
+    else:
+        if draft.key(draft.who) != arguments['key']:
+            raise _Conflict()
+        ACTIONS[action](draft, arguments)
+
+
+def _register(draft, arguments, known_ports):
+    """REGISTER and REGISTER AND IGNORE EXISTING KEY, SPC-4 5.12.7: the key has been checked for the nexus that asks."""
+    who, new = draft.who, arguments['service_action_key']
+    names = arguments['transport_ids']
+    if names is not None and who in draft.registrations:
+        raise _list_error(20, 3)                               # SPEC_I_PT is for a nexus that registers anew
+    target_ports = [who[1]]
+    if arguments['all_tg_pt']:
+        target_ports += [name for name in arguments['target_ports'] if name != who[1]]
+    for target_port in target_ports:
+        _register_one(draft, (who[0], target_port), arguments)
+    if new != ZERO:
+        for initiator_port in _expanded(names or (), known_ports):
+            for target_port in target_ports:
+                if (initiator_port, target_port) not in draft.registrations:
+                    draft.register((initiator_port, target_port), new, arguments['all_tg_pt'])
+    draft.aptpl = arguments['aptpl']
+    draft.generation += 1
+
+
+def _register_one(draft, nexus, arguments):
+    """As if the request had come through this target port too (ALL_TG_PT); a key that is wrong there changes nothing there."""
+    ignore = arguments['service_action'] == REGISTER_AND_IGNORE_EXISTING_KEY
+    if not ignore and (draft.key(nexus) or ZERO) != arguments['key']:
+        return
+    if arguments['service_action_key'] != ZERO:
+        draft.register(nexus, arguments['service_action_key'], arguments['all_tg_pt'])
+    elif nexus in draft.registrations:
+        _unregister(draft, nexus)
+
+
+def _unregister(draft, nexus):
+    """SPC-4 5.12.11.3: if the holder of a Registrants Only reservation goes, the others are told that it is released."""
+    if draft.remove(nexus) in REGISTRANTS:
+        draft.tell(draft.registrations, attention.RESERVATIONS_RELEASED)
+
+
+def _expanded(names, known_ports):
+    """The initiator ports that TransportIDs name; one without ISID names the known ports of that initiator."""
+    for name in names:
+        if transport_id.is_port(name):
+            yield name
+        else:
+            for port in sorted(known_ports):
+                if port.startswith(name + transport_id.SEPARATOR):
+                    yield port
+
+
+def _scope_and_type(arguments):
+    """The type asked for. Raises CheckCondition 05/24/00: LU_SCOPE is the only scope left (SPC-4 6.15.3.2)."""
+    if arguments['scope']:
+        raise CheckCondition(ILLEGAL_REQUEST, 0x24, 0x00, field=(2, 7, True))
+    if arguments['type'] not in TYPES:
+        raise CheckCondition(ILLEGAL_REQUEST, 0x24, 0x00, field=(2, 3, True))
+    return arguments['type']
+
+
+def _reserve(draft, arguments):
+    """SPC-4 5.12.9. The holder may ask again for what it has; whoever asks for anything else conflicts."""
+    kind = _scope_and_type(arguments)
+    if not draft.type:
+        draft.hold(kind)
+    elif not (draft.holds(draft.who) and draft.type == kind):
+        raise _Conflict()
+
+
+def _release(draft, arguments):
+    """SPC-4 5.12.11.2: GOOD for a registrant that holds nothing; scope and type must be those of the reservation."""
+    if not draft.holds(draft.who):
+        return
+    if arguments['scope'] or arguments['type'] != draft.type:
+        raise CheckCondition(ILLEGAL_REQUEST, 0x26, 0x04)      # INVALID RELEASE OF PERSISTENT RESERVATION
+    if draft.type in REGISTRANTS:
+        draft.tell(draft.registrations, attention.RESERVATIONS_RELEASED)
+    draft.free()
+
+
+def _clear(draft, arguments):
+    """SPC-4 5.12.11.6."""
+    draft.tell(draft.registrations, attention.RESERVATIONS_PREEMPTED)
+    draft.registrations.clear()
+    draft.free()
+    draft.generation += 1
+
+
+def _preempt(draft, arguments):
+    """PREEMPT and PREEMPT AND ABORT, SPC-4 5.12.11.4 and 5.12.11.5.
+
+    Takes the reservation over if SERVICE ACTION RESERVATION KEY is the holder's (or 0 where all registrants hold it), else
+    it only removes registrations, scope and type being ignored. A key of 0 names nothing elsewhere.
+    """
+    victim_key = arguments['service_action_key']
+    shared = draft.type in ALL_REGISTRANTS
+    if victim_key == ZERO and not shared:
+        raise _list_error(8)
+    if victim_key == ZERO:
+        takes_over, victims = True, [who for who in draft.registrations if who != draft.who]
+    else:
+        victims = [who for who in draft.registrations if draft.key(who) == victim_key]
+        takes_over = bool(draft.type) and not shared and draft.key(draft.holder) == victim_key
+    if takes_over:
+        victims = _take_over(draft, _scope_and_type(arguments), victims)
+    elif not victims:
+        raise _Conflict()
+    else:
+        for who in victims:
+            draft.remove(who)
+    draft.tell(victims, attention.REGISTRATIONS_PREEMPTED)
+    if arguments['service_action'] == PREEMPT_AND_ABORT:
+        draft.aborts.extend(victims)
+    draft.generation += 1
+
+
+def _take_over(draft, kind, victims):
+    """The reservation changes hands; who keeps a registration learns if it is another type now. Returns who was removed."""
+    victims = [who for who in victims if who != draft.who]
+    old = draft.type
+    draft.free()
+    for who in victims:
+        draft.remove(who)
+    draft.hold(kind)
+    if kind != old:
+        draft.tell(draft.registrations, attention.RESERVATIONS_RELEASED)
+    return victims
+
+
+def _move(draft, arguments):
+    """REGISTER AND MOVE, SPC-4 5.12.8."""
+    if draft.holder != draft.who:                              # nothing reserved, another holds it, or all registrants do
+        raise _Conflict()
+    new = arguments['service_action_key']
+    if new == ZERO:
+        raise _list_error(8)
+    heir = (arguments['transport_ids'][0], arguments['target_ports'][0])
+    if heir == draft.who:
+        raise _list_error(OUT_LENGTH)
+    draft.register(heir, new)
+    draft.holder = heir
+    if arguments['unregister']:
+        draft.remove(draft.who)
+    draft.aptpl = arguments['aptpl']
+    draft.generation += 1
+
+
+ACTIONS = {REGISTER: _register, PR_RESERVE: _reserve, PR_RELEASE: _release, CLEAR: _clear, PREEMPT: _preempt,
+           PREEMPT_AND_ABORT: _preempt, REGISTER_AND_IGNORE_EXISTING_KEY: _register, REGISTER_AND_MOVE: _move}
+
+
+# -- what happens to a unit --------------------------------------------------------------------------------------------
+
+def session_lost(state, initiator_port, target_port=None):
+    """The state after an I_T nexus is lost: its SPC-2 reservation goes, persistent ones and registrations stay
+    (SPC-4 5.12.1). Without target_port: the initiator port's nexuses with any target port."""
+    held = state['reserved_by']
+    if held is None or held[0] != initiator_port or target_port not in (None, held[1]):
+        return state
+    return dict(state, reserved_by=None)
+
+
+def logical_unit_reset(state):
+    """The state after LOGICAL UNIT RESET or a target reset: an SPC-2 reservation goes, persistent ones stay."""
+    return state if state['reserved_by'] is None else dict(state, reserved_by=None)
+
+
+def aptpl_dump(state):
+    """What goes to stable storage, JSON-able: enough for aptpl_load."""
+    return {'version': 1, 'aptpl': state['aptpl'], 'type': state['type'], 'holder': state['holder'],
+            'registrations': state['registrations']}
+
+
+def aptpl_load(saved, power_lost=True):
+    """The state after a start from what aptpl_dump gave (None: nothing was saved).
+
+    power_lost: the machine has lost its memory, so only what was registered with APTPL=1 survives; False for a restart of
+    targetd alone, which clients need not notice more than a lost session. PRGENERATION begins at 0 again (SPC-4 6.15.2).
+    Raises ValueError if `saved` is not what aptpl_dump gives.
+    """
+    if saved is None:
+        return initial()
+    try:
+        state = initial()
+        state['registrations'] = [{'initiator_port': _text(r['initiator_port']), 'target_port': _text(r['target_port']),
+                                   'key': _text(r['key'], KEY), 'all_tg_pt': bool(r['all_tg_pt'])} for r in saved['registrations']]
+        state['aptpl'] = bool(saved['aptpl'])
+        state['type'] = saved['type']
+        state['holder'] = [_text(name) for name in saved['holder']] if saved['holder'] else None
+        version = saved['version']
+    except (KeyError, TypeError) as e:
+        raise ValueError('not saved reservations: %r' % e)
+    _check_saved(state, version)
+    return initial() if power_lost and not state['aptpl'] else state
+
+
+def _text(value, pattern=None):
+    if type(value) is not str or (pattern and not pattern.match(value)):
+        raise ValueError('not saved reservations: %r' % (value,))
+    return value
+
+
+def _check_saved(state, version):
+    nexuses = [[r['initiator_port'], r['target_port']] for r in state['registrations']]
+    kind = state['type']
+    single = kind in TYPES and kind not in ALL_REGISTRANTS
+    if (version != 1 or kind not in TYPES | {0} or (kind and not nexuses) or single != (state['holder'] is not None)
+            or (single and state['holder'] not in nexuses)):
+        raise ValueError('saved reservations contradict themselves')
+
+
+# -- PERSISTENT RESERVE IN ---------------------------------------------------------------------------------------------
+# All of the data, ADDITIONAL LENGTH as if it were all sent; the caller clips to the allocation length.
+
+IN_HEADER = struct.Struct('>II')
+RESERVATION = struct.Struct('>8s4xxBxx')
+FULL_STATUS = struct.Struct('>8s4xBB4xHI')
+CAPABILITIES = struct.Struct('>HBBBBxx')
+# CRH, SIP_C, ATP_C, PTPL_C
+CAPABLE = 0x10 | 0x08 | 0x04 | 0x01
+# TMV; ALLOW COMMANDS 011b: TEST UNIT READY passes every type, MODE SENSE, READ BUFFER, RSOC and their like pass Write Exclusive
+TYPE_MASK_VALID = 0x80 | 0x30
+# WR_EX_AR, EX_AC_RO, WR_EX_RO, EX_AC, WR_EX; EX_AC_AR
+TYPE_MASK = (0x80 | 0x40 | 0x20 | 0x08 | 0x02, 0x01)
+
+
+def read_keys(state):
+    """READ KEYS, SPC-4 6.15.2."""
+    keys = b''.join(bytes.fromhex(r['key']) for r in state['registrations'])
+    return IN_HEADER.pack(state['generation'], len(keys)) + keys
+
+
+def read_reservation(state):
+    """READ RESERVATION, SPC-4 6.15.3; the key is 0 where all registrants hold it. Told to every nexus, registered or not:
+    Windows cluster validation asks from the nodes that hold nothing."""
+    if not state['type']:
+        return IN_HEADER.pack(state['generation'], 0)
+    key = ZERO
+    for r in state['registrations']:
+        if [r['initiator_port'], r['target_port']] == state['holder']:
+            key = r['key']
+    return IN_HEADER.pack(state['generation'], RESERVATION.size) + RESERVATION.pack(bytes.fromhex(key), state['type'])
+
+
+def report_capabilities(state):
+    """REPORT CAPABILITIES, SPC-4 6.15.4."""
+    return CAPABILITIES.pack(CAPABILITIES.size, CAPABLE, TYPE_MASK_VALID | (0x01 if state['aptpl'] else 0), *TYPE_MASK)
+
+
+def read_full_status(state, ports=()):
+    """READ FULL STATUS, SPC-4 6.15.5. ports: the target's sam.Port rows, for the relative identifiers (0 for a target port that
+    is no more). A nexus that registered for all target ports and still is at each is one descriptor with ALL_TG_PT."""
+    relative = dict((port.name, port.relative_identifier) for port in ports)
+    draft = _Draft(state, None)
+    descriptors, told = [], set()
+    for who, (key, all_tg_pt) in draft.registrations.items():
+        if who in told:
+            continue
+        holder = draft.holds(who)
+        group = [other for other in draft.registrations if other[0] == who[0]]
+        whole = all_tg_pt and set(target for _, target in group) >= set(relative) and all(
+            draft.registrations[other] == (key, True) and draft.holds(other) == holder for other in group)
+        told.update(group if whole else [who])
+        identifier = transport_id.encode(who[0])
+        descriptors.append(FULL_STATUS.pack(
+            bytes.fromhex(key), (0x02 if whole else 0) | (0x01 if holder else 0), state['type'] if holder else 0,
+            0 if whole else relative.get(who[1], 0), len(identifier)) + identifier)
+    data = b''.join(descriptors)
+    return IN_HEADER.pack(state['generation'], len(data)) + data
