@@ -25,16 +25,16 @@ Column = namedtuple('Column', 'key heading form')
 
 #: A command. words: as typed, blank between; arguments: Arguments; help: one line; text: a paragraph for the manual page;
 #: columns: () if the answer is a message; empty: what is said when there are no rows; seconds: how long an answer may take;
-#: local: True if it is answered without a server.
-Command = namedtuple('Command', 'words arguments help text columns empty seconds local')
+#: local: True if it is answered without a server; records: True if rows are long and print as paragraphs.
+Command = namedtuple('Command', 'words arguments help text columns empty seconds local records')
 
 
 def _columns(*triples):
     return tuple(Column(*(triple if len(triple) == 3 else triple + ('text',))) for triple in triples)
 
 
-def _command(words, help, text, arguments=(), columns=(), empty='', seconds=30, local=False):
-    return Command(words, tuple(arguments), help, text, columns, empty, seconds, local)
+def _command(words, help, text, arguments=(), columns=(), empty='', seconds=30, local=False, records=False):
+    return Command(words, tuple(arguments), help, text, columns, empty, seconds, local, records)
 
 
 _SESSION = Argument('session', 'number', True, 'the number in the first column of show sessions')
@@ -69,8 +69,8 @@ TABLE = (
              'With an address only those that came from it.',
              arguments=[Argument('address', 'text', False, 'only logins from this address')],
              columns=_columns(('time', 'TIME'), ('address', 'ADDRESS'), ('initiator_name', 'INITIATOR'), ('target_name', 'TARGET'),
-                              ('status', 'STATUS'), ('why', 'WHY'), ('windows', 'WINDOWS-SAYS')),
-             empty='no login was refused'),
+                              ('status', 'STATUS'), ('why', 'WHY'), ('windows', 'WINDOWS-SAYS'), ('look_at', 'LOOK-AT')),
+             empty='no login was refused', records=True),
     _command('reload', 'read the configuration again and apply what changed',
              'The whole configuration is checked first; if anything in it cannot be used, all complaints are shown and nothing '
              'changes. Sessions that a change does not concern do not notice.',
@@ -96,8 +96,8 @@ TABLE = (
     _command('disks', 'list the disks of this host and who uses them',
              'What may stand in a backing-store: the disks, how they name themselves, and who uses them on this host. Needs no '
              'running server.',
-             columns=_columns(('path', 'PATH'), ('size', 'SIZE', 'bytes'), ('model', 'MODEL'), ('serial', 'SERIAL'),
-                              ('transport', 'ON'), ('used_by', 'USED-BY')),
+             columns=_columns(('path', 'PATH'), ('size', 'SIZE', 'bytes'), ('model', 'MODEL'), ('transport', 'ON'),
+                              ('backing_store', 'BACKING-STORE'), ('used_by', 'USED-BY')),
              empty='this host has no disk', local=True),
 )
 

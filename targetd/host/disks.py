@@ -168,6 +168,13 @@ def list_disks(roots=ROOTS):
     return found
 
 
+def lasting_name(disk):
+    """What to write as backing-store so that the disk is found wherever it is plugged in: 'serial:…', 'wwn:…' or its path."""
+    if disk.serial:
+        return 'serial:' + disk.serial
+    return 'wwn:' + disk.wwn if disk.wwn else disk.path
+
+
 # -- the names that survive cabling ------------------------------------------------------------------------------------------
 
 def _folded(text):
