@@ -1,14 +1,16 @@
 """The kinds of value that a setting can have: how each is read, written back, and described in one phrase.
 
-May import config.words and the pure iscsi.names. A kind has `read(items)` (items: what words.split gave; raises Unusable),
+May import config.words, the pure iscsi.names, and host.disks for the ways to name a disk. A kind has `read(items)` (items: what words.split gave; raises Unusable),
 `show(value)` (text that read() turns into the same value) and `says` (a phrase for 'must be …').
 """
 
 import difflib
 import ipaddress
+import os
 import re
 
 from targetd.config.words import Unusable, join
+from targetd.host import disks
 
 ALL = 'ALL'                      # the word that admits every address or name
 ISCSI_PORT = 3260
@@ -39,6 +41,10 @@ class Kind(object):
     def parse(self, text):
         return text
 
+    def resolve(self, value, directory):
+        """The value as it is meant in a file of this directory; differs from the value for paths only."""
+        return value
+
     def show(self, value):
         return join([[self.write(value)]])
 
@@ -61,8 +67,11 @@ class Flag(Kind):
         except KeyError:
             raise Unusable('%r is neither yes nor no' % text, 'write yes or no (on, off, true, false, 1, 0 are the same)')
 
+    def __init__(self, yes='yes', no='no'):
+        self.yes, self.no = yes, no
+
     def write(self, value):
-        return 'yes' if value else 'no'
+        return self.yes if value else self.no
 
 
 class Number(Kind):
@@ -131,6 +140,13 @@ class Size(Kind):
         while value and value % 1024 == 0 and unit < len(self.UNITS) - 1:
             value, unit = value // 1024, unit + 1
         return '%d%s' % (value, self.UNITS[unit])
+
+
+class ByteCount(Size):
+    """A size that is written back as a plain number, as the RFC spells it -> int."""
+
+    def write(self, value):
+        return '%d' % value
 
 
 class PowerOfTwo(Size):
@@ -209,6 +225,32 @@ class Path(Kind):
             raise Unusable('the path is empty', 'write a path')
         return text
 
+    def resolve(self, value, directory):
+        """The absolute path of a value that stands in a file of this directory."""
+        return os.path.normpath(os.path.join(directory, value))
+
+
+class StorePath(Path):
+    """What a store is: a path, or serial:…, wwn:… and the other names that host.disks finds a disk by -> str."""
+
+    SELECTOR = re.compile('([a-z][a-z-]*):(?!//)(.*)$', re.DOTALL)
+    says = 'a path, or serial:NUMBER, wwn:0xNUMBER, by-id:NAME, model:NAME to find a disk by'
+
+    def parse(self, text):
+        match = self.SELECTOR.match(super(StorePath, self).parse(text))
+        if match and match.group(1) not in disks.KEYS:
+            near = nearest(match.group(1), disks.KEYS)
+            raise Unusable('%s: is no way to find a disk' % match.group(1),
+                           'did you mean %s:?' % near if near else 'known are %s' % ', '.join(key + ':' for key in disks.KEYS))
+        if match and not match.group(2).strip():
+            raise Unusable('nothing stands after %s:' % match.group(1), 'write ' + self.says)
+        return text
+
+    def resolve(self, value, directory):
+        if self.SELECTOR.match(value):
+            return value
+        return super(StorePath, self).resolve(value, directory)
+
 
 class Choice(Kind):
     """One of a few words -> the word as spelled in the table."""
@@ -286,6 +328,9 @@ class Listed(object):
 
     def item(self, words):
         return self.kind.parse(' '.join(words))
+
+    def resolve(self, value, directory):
+        return tuple(self.kind.resolve(item, directory) for item in value)
 
     def show(self, value):
         return join([self.written(item) for item in value])

@@ -10,11 +10,14 @@ the attribute of the model's class; for a text key it is the key itself, found i
 from collections import namedtuple
 
 from targetd.config import kinds
+from targetd.iscsi import keys
 
 LIVE = 'live'                    # in force at once, for sessions that exist too
 NEXT_LOGIN = 'next-login'        # sessions that exist go on as they are
 NEEDS_LOGOUT = 'needs-logout'    # the sessions concerned are asked to log out and find the change when they log in again
 NEEDS_RESTART = 'needs-restart'  # a reload says so and leaves the old value in force
+
+HEADINGS = {'server': '[server]', 'portal-group': '[portal-group TAG]', 'target': '[target NAME]', 'lun': '[[lun N]]'}
 
 WHEN = {LIVE: 'at once', NEXT_LOGIN: 'from the next login on', NEEDS_LOGOUT: 'after the sessions concerned logged out',
         NEEDS_RESTART: 'after a restart'}
@@ -73,9 +76,9 @@ SERVER = (
             'The user that workers run as when targetd was started by root.',
             'Workers get their disks as open descriptors from the master and need no rights of their own.'),
     _server('server-id', kinds.Text(64, ascii_only=True), '', NEEDS_RESTART,
-            'Word that the identities of LUNs (serial number, NAA) are derived from, in place of this machine\'s id.',
+            'Word that the identities of LUNs (serial number, NAA) are made from.',
             'Two servers that serve the same disk in turn write the same word here, so that initiators see one and the same disk. '
-            'Empty: the machine\'s own id.', 'storage-pair-1'),
+            'Empty: a UUID that is made once and kept in state-dir.', 'storage-pair-1'),
     _server('max-sessions', kinds.Number(1, 10000), 64, LIVE,
             'Sessions at once, over all targets; one more is refused with "out of resources".'),
     _server('max-connections-per-address', kinds.Number(1, 10000), 32, LIVE,
@@ -146,11 +149,13 @@ TARGET = (
 _SIZE_OF_BLOCK = kinds.Auto(kinds.PowerOfTwo(512, 4096))
 
 LUN = (
-    _lun('backing-store', kinds.Path(), '', NEEDS_LOGOUT,
-         'What is served: the path of a file or a disk, or serial:NUMBER or wwn:0xNUMBER to find a disk by.',
-         'In a target, backing-store = A, B is short for lun 0 and lun 1. Paths like /dev/sdb can mean another disk after a '
+    _lun('backing-store', kinds.StorePath(), '', NEEDS_LOGOUT,
+         'What is served: the path of a file or a disk, or serial:NUMBER, wwn:0xNUMBER and the like to find a disk by.',
+         'Also by-id:NAME (by-path:, by-uuid:, by-label:, by-partuuid:, by-partlabel:), model:NAME and size:SIZE, joined by + where '
+         'one alone does not tell; part:2 added to them is a partition. In a target, backing-store = A, B is short for lun 0 and '
+         'lun 1. Paths like /dev/sdb can mean another disk after a '
          'boot; /dev/disk/by-id, serial: and wwn: do not.', '/dev/disk/by-id/ata-WDC_1', shared=False),
-    _lun('direct-store', kinds.Path(), '', NEEDS_LOGOUT,
+    _lun('direct-store', kinds.StorePath(), '', NEEDS_LOGOUT,
          'Like backing-store, but vendor, product, revision and serial number are the disk\'s own.',
          example='serial:WD-WCC4E1', shared=False),
     _lun('type', kinds.Choice('auto', 'file', 'block', 'ram', 'null', also={'rdwr': 'auto', 'aio': 'auto'}), 'auto', NEEDS_LOGOUT,
@@ -177,8 +182,8 @@ LUN = (
          'Product that INQUIRY shows. Empty: with direct-store the disk\'s own, else VIRTUAL-DISK.', example='ERP-DISK'),
     _lun('product-rev', kinds.Text(4, ascii_only=True), '', NEEDS_LOGOUT,
          'Revision that INQUIRY shows. Empty: with direct-store the disk\'s own, else targetd\'s.', example='1.0'),
-    _lun('scsi-sn', kinds.Text(36, ascii_only=True), '', NEEDS_LOGOUT,
-         'Serial number. Empty: with direct-store the disk\'s own, else made from server-id, target and LUN.',
+    _lun('scsi-sn', kinds.Text(64, ascii_only=True), '', NEEDS_LOGOUT,
+         'Serial number. Empty: with direct-store the disk\'s own, else made from server-id and the path or disk.',
          example='ERP0001', shared=False),
     _lun('naa', kinds.Naa(), '', NEEDS_LOGOUT,
          'NAA identifier, by which multipath software knows the disk. Empty: made like the serial number.',
@@ -204,23 +209,21 @@ LUN = (
 )
 
 
+_BYTES = ('MaxRecvDataSegmentLength', 'MaxBurstLength', 'FirstBurstLength')
+
+
+def _kind_of(key):
+    if key.kind == keys.LIST:
+        return kinds.KeyWords(*key.values)
+    if key.kind == keys.BOOLEAN:
+        return kinds.Flag('Yes', 'No')
+    kind = kinds.ByteCount if key.name in _BYTES else kinds.Number
+    return kind(*key.settable)
+
+
 def _text_keys():
-    both = ('None', 'CRC32C')
-    rows = (
-        ('HeaderDigest', kinds.KeyWords(*both), both, 'Checksum of headers: what is accepted, the preferred first.'),
-        ('DataDigest', kinds.KeyWords(*both), both, 'Checksum of data: what is accepted, the preferred first.'),
-        ('MaxRecvDataSegmentLength', kinds.Size(512, (1 << 24) - 1), 262144, 'The longest data segment that targetd takes.'),
-        ('MaxBurstLength', kinds.Size(512, (1 << 24) - 1), 1048576, 'The most data of one sequence (one R2T).'),
-        ('FirstBurstLength', kinds.Size(512, (1 << 24) - 1), 262144, 'The most data that comes without an R2T.'),
-        ('InitialR2T', kinds.Flag(), True, 'Initiators must wait for an R2T before they send data beyond the immediate.'),
-        ('ImmediateData', kinds.Flag(), True, 'Data may come with the command.'),
-        ('MaxOutstandingR2T', kinds.Number(1, 65535), 1, 'R2Ts of one command at once.'),
-        ('DefaultTime2Wait', kinds.Number(0, 3600), 2, 'Seconds an initiator waits before it comes back after a loss.'),
-        ('DefaultTime2Retain', kinds.Number(0, 3600), 20, 'Seconds that tasks are kept after that for an initiator to reclaim.'),
-        ('MaxConnections', kinds.Number(1, 8), 1, 'Connections of one session.'),
-        ('ErrorRecoveryLevel', kinds.Number(0, 2), 0, 'How losses are repaired; 0: by a new session.'),
-    )
-    return tuple(_target(key, kind, default, NEXT_LOGIN, help) for key, kind, default, help in rows)
+    rows = [keys.KEYS[name] for name in keys.SETTABLE]
+    return tuple(_target(row.name, _kind_of(row), row.ours, NEXT_LOGIN, row.help, 'RFC 7143 %s.' % row.clause) for row in rows)
 
 
 TEXT_KEYS = _text_keys()

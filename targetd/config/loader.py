@@ -1,0 +1,219 @@
+"""From files to a Configuration: reading, includes, sections. The only importer of configobj.
+
+May import base and config. configobj gives sections, nesting and `name = value` lines; what stands behind the equals sign is
+ours (config.words), because secrets may hold any character. configobj neither tells the line of a setting nor lets a setting
+or heading be repeated, so each is handed to it with its line number in front (`[target x]` on line 7 as `[7 target x]`): the
+number comes back with the name, nothing is ever a duplicate, and repetition is judged by config.check, which knows both places.
+"""
+
+import glob
+import os
+import re
+from collections import namedtuple
+
+import configobj
+
+from targetd.config import check, settings
+from targetd.config.kinds import nearest
+from targetd.config.words import Unusable, split
+from targetd.errors import Complaint, ConfigError
+
+#: One `name = text`. name: as written.
+Entry = namedtuple('Entry', 'name text file line')
+#: One section. kind, argument: of '[kind argument]'; entries: [Entry]; sections: [Section] nested in it.
+Section = namedtuple('Section', 'kind argument file line entries sections')
+
+TRIPLE = re.compile(r'''[^=]*=\s*("{3}|'{3})''')
+HEADING = re.compile(r'(\s*\[[\[\s]*)(.*)$', re.DOTALL)
+NUMBERED = re.compile(r'([0-9]+)(?:\s+(.*))?$', re.DOTALL)
+
+
+def load(path):
+    """The Configuration of this file and all it includes. Raises ConfigError with every complaint."""
+    reading = Reading()
+    reading.include(os.path.abspath(path), None)
+    configuration, complaints = check.build(reading.sections, reading.files)
+    if reading.complaints or complaints:
+        raise ConfigError(_in_file_order(reading.complaints + complaints, reading.files))
+    return configuration
+
+
+def _in_file_order(complaints, files):
+    order = dict((name, number) for number, name in enumerate(files))
+    unique = []
+    for complaint in complaints:
+        if complaint not in unique:
+            unique.append(complaint)
+    return sorted(unique, key=lambda c: (order.get(c.file, len(order)), c.line or 0))
+
+
+class Reading(object):
+    """Files read so far: `sections` ([Section]), `files` (paths in the order of reading), `complaints`."""
+
+    def __init__(self):
+        self.sections = []
+        self.files = []
+        self.complaints = []
+        self._open = []          # real paths of the files that are being read, outermost first
+        self._seen = {}          # real path: Entry that included it, or None
+
+    def include(self, path, entry):
+        """Read one file. entry: the include that names it, None for the main file."""
+        real = os.path.realpath(path)
+        if real in self._open:
+            return self._complain(entry, 'includes %s, which includes this file in turn' % path, 'remove one of the includes')
+        if real in self._seen:
+            first = self._seen[real]
+            where = ' at %s:%d' % (first.file, first.line) if first else ' from the start'
+            return self._complain(entry, '%s is included already%s' % (path, where), 'remove one of the two')
+        try:
+            with open(path, 'rb') as f:
+                content = f.read()
+        except OSError as e:
+            return self._unreadable(path, entry, e)
+        self._seen[real] = entry
+        self._open.append(real)
+        self.files.append(path)
+        self._parse(path, self._lines(path, content))
+        self._open.pop()
+
+    def _complain(self, entry, text, remedy=''):
+        self.complaints.append(Complaint(entry.file, entry.line, text, remedy))
+
+    def _unreadable(self, path, entry, error):
+        text = '%s cannot be read: %s' % (path, error.strerror)
+        if entry:
+            self._complain(entry, text, 'correct the path; wildcards (*.conf) may match nothing')
+        else:
+            self.complaints.append(Complaint(path, None, 'cannot be read: %s' % error.strerror,
+                                             'name the configuration with -c, or try targetd --demo'))
+
+    def _lines(self, path, content):
+        try:
+            text = content.decode('utf-8')
+        except UnicodeDecodeError as e:
+            line = content.count(b'\n', 0, e.start) + 1
+            self.complaints.append(Complaint(path, line, 'this line is not UTF-8', 'save the file as UTF-8'))
+            text = content.decode('utf-8', 'replace')
+        if '\0' in text:
+            self.complaints.append(Complaint(path, text.count('\n', 0, text.index('\0')) + 1, 'a NUL stands in this line',
+                                             'the configuration is a text file'))
+        lines = text[text.startswith('\ufeff'):].split('\n')
+        return [line[:-1] if line.endswith('\r') else line for line in lines]
+
+    # -- configobj -----------------------------------------------------------------------------------------------------
+
+    def _parse(self, path, lines):
+        numbered = [self._numbered(path, number, line) for number, line in enumerate(lines, 1)]
+        try:
+            root = configobj.ConfigObj(numbered, interpolation=False, list_values=False, _inspec=True)
+        except (configobj.ConfigObjError, SyntaxError) as e:
+            root = e.config
+            for error in e.errors:
+                self.complaints.append(_structural(path, error, lines))
+        for entry in self._entries(path, root):
+            if entry.name.lower() == 'include':
+                self._include_all(entry)
+            else:
+                self._complain(entry, '%s stands before the first section' % entry.name, _home_of(entry.name))
+        for section in self._sections(path, root):
+            for entry in [e for e in section.entries if e.name.lower() == 'include']:
+                self._complain(entry, 'include stands in a section', 'move it before the first section of the file')
+                section.entries.remove(entry)
+            self.sections.append(section)
+
+    def _numbered(self, path, number, line):
+        """The line as configobj gets it: with its number before the name; '' for what only disturbs configobj."""
+        stripped = line.strip()
+        if not stripped or stripped.startswith('#'):
+            return ''
+        if stripped.startswith('['):
+            opening, rest = HEADING.match(line).groups()
+            return '%s%d %s' % (opening, number, rest)
+        if TRIPLE.match(line):
+            self.complaints.append(Complaint(path, number, 'a value begins with three quotes', 'a value is one line, in quotes '
+                                             'of one kind; a word that begins with one kind stands in the other'))
+            return ''
+        return '%d %s' % (number, line.lstrip())
+
+    def _entries(self, path, section):
+        entries = []
+        for key in section.scalars:
+            number, name = _take_number(key)
+            if not name or name.startswith('['):
+                self.complaints.append(Complaint(path, number, 'no setting stands before the equals sign', ''))
+            else:
+                entries.append(Entry(name, section[key], path, number))
+        return entries
+
+    def _sections(self, path, parent):
+        sections = []
+        for key in parent.sections:
+            number, heading = _take_number(key)
+            try:
+                words = [word for item in split(heading) for word in item] or ['']
+            except Unusable as e:
+                self.complaints.append(Complaint(path, number, e.text, e.remedy))
+                continue
+            sections.append(Section(words[0].lower().replace('_', '-'), ' '.join(words[1:]), path, number,
+                                    self._entries(path, parent[key]), self._sections(path, parent[key])))
+        return sections
+
+    # -- include -------------------------------------------------------------------------------------------------------
+
+    def _include_all(self, entry):
+        try:
+            patterns = [word for item in split(entry.text) for word in item]
+        except Unusable as e:
+            return self._complain(entry, e.text, e.remedy)
+        if not patterns:
+            self._complain(entry, 'include names no file', 'write a path; wildcards are allowed')
+        for pattern in patterns:
+            absolute = os.path.join(os.path.dirname(entry.file), pattern)
+            found = sorted(glob.glob(absolute)) if glob.has_magic(absolute) else [absolute]
+            for path in found:
+                self.include(path, entry)
+
+
+def _take_number(key):
+    match = NUMBERED.match(key)
+    if match:
+        return int(match.group(1)), (match.group(2) or '').strip()
+    digits = re.search('[0-9]+', key)        # '[7 target=x': a heading that was never closed
+    return int(digits.group()) if digits else None, ''
+
+
+def _home_of(name):
+    """The remedy for a setting in no section: where it belongs."""
+    homes = []
+    for row in settings.TABLE:
+        if row.name.lower() == name.lower().replace('_', '-'):
+            homes.append(settings.HEADINGS[row.section])
+    if homes:
+        return 'write it into a section %s' % ' or '.join(homes)
+    near = nearest(name, ['include'])
+    return 'did you mean %s?' % near if near else 'only include may stand there'
+
+
+def _structural(path, error, lines):
+    """The complaint of an error that configobj found."""
+    line = lines[error.line_number - 1].strip()
+    text, remedy = '%r is neither a [section] nor a setting with an equals sign' % line, ''
+    if isinstance(error, configobj.NestingError):
+        text = '%r is a heading that fits nowhere here' % line
+        remedy = 'write [target NAME], and below it [[lun N]]; as many ] as ['
+    elif line.startswith('['):
+        text, remedy = '%r is a heading that is not closed' % line, 'write as many ] as ['
+    elif line.startswith('<'):
+        match = re.match('<target +([^ >]+)', line)
+        remedy = 'write [target %s]' % match.group(1) if match else 'sections have no end mark here: leave it out'
+    elif line.startswith(';'):
+        remedy = 'comments begin with #'
+    else:
+        word, _, rest = line.partition(' ')
+        near = nearest(word, [row.name for row in settings.TABLE] + ['include'])
+        if near:
+            remedy = 'write %s = %s' % (near, '...' if 'user' in near else rest.strip() or '...')
+            if 'user' in near:
+                text = '%s without an equals sign' % word
+    return Complaint(path, error.line_number, text, remedy)
