@@ -20,11 +20,23 @@ conflicts whenever anything is reserved against the nexus (fail closed).
 """
 
 import re
-import struct
 from collections import OrderedDict, namedtuple
 
 from targetd.scsi import attention, sam, transport_id
+from targetd.scsi.persistent_reserve import (
+    ALL_REGISTRANTS, CLEAR, EXCLUSIVE_ACCESS, EXCLUSIVE_ACCESS_ALL_REGISTRANTS, EXCLUSIVE_ACCESS_REGISTRANTS_ONLY, OUT_LENGTH,
+    PR_RELEASE, PR_RESERVE, PREEMPT, PREEMPT_AND_ABORT, REGISTER, REGISTER_AND_IGNORE_EXISTING_KEY, REGISTER_AND_MOVE,
+    REGISTRANTS, TYPES, WRITE_EXCLUSIVE, WRITE_EXCLUSIVE_ALL_REGISTRANTS, WRITE_EXCLUSIVE_REGISTRANTS_ONLY,
+    WRITE_EXCLUSIVE_TYPES, ZERO, holds, list_error, parse_out, parse_reserve, read_full_status, read_keys, read_reservation,
+    report_capabilities)
 from targetd.scsi.sense import ILLEGAL_REQUEST, CheckCondition
+
+__all__ = (                                  # what others use; the types and the wire forms stand in persistent_reserve.py
+    'ALWAYS', 'STATUS', 'READ', 'WRITE', 'RESERVE', 'PR_IN', 'PR_REGISTER', 'PR_REGISTERED', 'PR_OUT', 'START_STOP', 'PREVENT',
+    'WRITE_EXCLUSIVE', 'EXCLUSIVE_ACCESS', 'WRITE_EXCLUSIVE_REGISTRANTS_ONLY', 'EXCLUSIVE_ACCESS_REGISTRANTS_ONLY',
+    'WRITE_EXCLUSIVE_ALL_REGISTRANTS', 'EXCLUSIVE_ACCESS_ALL_REGISTRANTS', 'Outcome', 'initial', 'apply', 'conflicts',
+    'refused_classes', 'session_lost', 'logical_unit_reset', 'aptpl_dump', 'aptpl_load', 'holds', 'parse_out', 'parse_reserve',
+    'read_keys', 'read_reservation', 'report_capabilities', 'read_full_status')
 
 # Reservation classes: the columns of SPC-4 tables 70 and 71 and SBC-3 table 13 that differ, and SPC-2 5.5.1 for RESERVE and RELEASE.
 ALWAYS = 'always'                # never refused: INQUIRY, REPORT LUNS, REQUEST SENSE, READ CAPACITY, LOG SENSE, RTPG, RELEASE …
@@ -40,23 +52,6 @@ PR_OUT = 'pr-out'                # by the SERVICE ACTION field
 START_STOP = 'start-stop'        # START STOP UNIT: START=1 without power condition is ALWAYS, the rest WRITE
 PREVENT = 'prevent'              # PREVENT ALLOW MEDIUM REMOVAL: allowing is ALWAYS, preventing WRITE
 
-# PERSISTENT RESERVE OUT service actions, SPC-4 table 206
-(REGISTER, PR_RESERVE, PR_RELEASE, CLEAR, PREEMPT, PREEMPT_AND_ABORT, REGISTER_AND_IGNORE_EXISTING_KEY,
- REGISTER_AND_MOVE) = range(8)
-
-# Types, SPC-4 table 202
-WRITE_EXCLUSIVE = 1
-EXCLUSIVE_ACCESS = 3
-WRITE_EXCLUSIVE_REGISTRANTS_ONLY = 5
-EXCLUSIVE_ACCESS_REGISTRANTS_ONLY = 6
-WRITE_EXCLUSIVE_ALL_REGISTRANTS = 7
-EXCLUSIVE_ACCESS_ALL_REGISTRANTS = 8
-TYPES = frozenset([1, 3, 5, 6, 7, 8])
-WRITE_EXCLUSIVE_TYPES = frozenset([1, 5, 7])
-ALL_REGISTRANTS = frozenset([7, 8])
-REGISTRANTS = frozenset([5, 6, 7, 8])          # Registrants Only and All Registrants: every registered nexus has access
-
-ZERO = '0' * 16                                # the reservation key that stands for none
 MAXIMUM_REGISTRATIONS = 1024                   # beyond it 05/55/04: a state must stay small enough to send to every worker
 
 NOTHING = frozenset()
@@ -114,93 +109,6 @@ def conflicts(refused, reservation_class, cdb):
     elif reservation_class == PREVENT:
         reservation_class = WRITE if cdb[4] & 0x03 else ALWAYS
     return reservation_class is None or reservation_class in refused
-
-
-# -- CDB and parameter list to arguments, worker side ------------------------------------------------------------------
-
-OUT_LIST = struct.Struct('>8s8s4xBxH')         # RESERVATION KEY, SERVICE ACTION RESERVATION KEY, flags
-MOVE_LIST = struct.Struct('>8s8sxBHI')         # …, flags, RELATIVE TARGET PORT IDENTIFIER, TRANSPORTID LENGTH
-LENGTH = struct.Struct('>I')
-OUT_LENGTH = 24
-
-
-def parse_out(cdb, data, ports=()):
-    """The arguments (JSON-able) of a PERSISTENT RESERVE OUT for `apply`. data: its parameter list; ports: the target's
-    sam.Port rows (for ALL_TG_PT and REGISTER AND MOVE).
-
-    Raises CheckCondition: 05/24/00 unknown service action, 05/1A/00 list of the wrong length, 05/26/00 with field pointer.
-    """
-    action = cdb[1] & 0x1F
-    if action > REGISTER_AND_MOVE:
-        raise CheckCondition(ILLEGAL_REQUEST, 0x24, 0x00, field=(1, 4, True))
-    length = LENGTH.unpack_from(cdb, 5)[0]
-    if length < OUT_LENGTH or len(data) < length:
-        raise CheckCondition(ILLEGAL_REQUEST, 0x1A, 0x00)
-    data = bytes(data[:length])
-    arguments = {'service_action': action, 'scope': cdb[2] >> 4, 'type': cdb[2] & 0x0F,
-                 'all_tg_pt': False, 'unregister': False, 'transport_ids': None, 'target_ports': []}
-    (_parse_move if action == REGISTER_AND_MOVE else _parse_basic)(arguments, data, ports)
-    return arguments
-
-
-def _parse_basic(arguments, data, ports):
-    key, service_action_key, flags, _ = OUT_LIST.unpack_from(data)
-    action = arguments['service_action']
-    registers = action in (REGISTER, REGISTER_AND_IGNORE_EXISTING_KEY)
-    arguments.update(key=key.hex(), service_action_key=service_action_key.hex(), aptpl=bool(registers and flags & 0x01))
-    if registers and flags & 0x04:
-        arguments.update(all_tg_pt=True, target_ports=[port.name for port in ports])
-    if flags & 0x08:                            # SPEC_I_PT
-        if action != REGISTER:
-            raise _list_error(20, 3)
-        arguments['transport_ids'] = _parse_transport_ids(data)
-    elif len(data) != OUT_LENGTH:
-        raise CheckCondition(ILLEGAL_REQUEST, 0x1A, 0x00)
-
-
-def _parse_transport_ids(data):
-    if len(data) < OUT_LENGTH + LENGTH.size:
-        raise CheckCondition(ILLEGAL_REQUEST, 0x1A, 0x00)
-    length = LENGTH.unpack_from(data, OUT_LENGTH)[0]
-    if length % 4:
-        raise _list_error(OUT_LENGTH)
-    offset = OUT_LENGTH + LENGTH.size
-    end = offset + length
-    if len(data) < end:
-        raise CheckCondition(ILLEGAL_REQUEST, 0x1A, 0x00)
-    names = []
-    while offset < end:
-        name, offset = transport_id.decode(data[:end], offset)
-        names.append(name)
-    return names
-
-
-def _parse_move(arguments, data, ports):
-    key, service_action_key, flags, relative, length = MOVE_LIST.unpack_from(data)
-    if len(data) != OUT_LENGTH + length:
-        raise CheckCondition(ILLEGAL_REQUEST, 0x1A, 0x00)
-    name, end = transport_id.decode(data, OUT_LENGTH)
-    if end != len(data) or not transport_id.is_port(name):       # a device name says not which port to move to
-        raise _list_error(20 if end != len(data) else OUT_LENGTH)
-    target_ports = [port.name for port in ports if port.relative_identifier == relative]
-    if not target_ports:
-        raise _list_error(18)
-    arguments.update(key=key.hex(), service_action_key=service_action_key.hex(), aptpl=bool(flags & 0x01),
-                     unregister=bool(flags & 0x02), transport_ids=[name], target_ports=target_ports)
-
-
-def parse_reserve(cdb):
-    """The arguments of RESERVE or RELEASE(6/10): none. Raises CheckCondition 05/24/00 for third parties and extents, which
-    SPC-2 5.5.1 leaves to the target and which name nothing in iSCSI."""
-    if cdb[1] & 0x10:
-        raise CheckCondition(ILLEGAL_REQUEST, 0x24, 0x00, field=(1, 4, True))
-    if cdb[1] & 0x01:
-        raise CheckCondition(ILLEGAL_REQUEST, 0x24, 0x00, field=(1, 0, True))
-    return {}
-
-
-def _list_error(offset, bit=None):
-    return CheckCondition(ILLEGAL_REQUEST, 0x26, 0x00, field=(offset, bit, False))
 
 
 # -- changes, master side ----------------------------------------------------------------------------------------------
@@ -353,10 +261,12 @@ def _register(draft, arguments, known_ports):
     who, new = draft.who, arguments['service_action_key']
     names = arguments['transport_ids']
     if names is not None and who in draft.registrations:
-        raise _list_error(20, 3)                               # SPEC_I_PT is for a nexus that registers anew
+        raise list_error(20, 3)                               # SPEC_I_PT is for a nexus that registers anew
     target_ports = [who[1]]
     if arguments['all_tg_pt']:
         target_ports += [name for name in arguments['target_ports'] if name != who[1]]
+    if new == ZERO and not any((who[0], target_port) in draft.registrations for target_port in target_ports):
+        return                                                 # GOOD, and nothing changes
     for target_port in target_ports:
         _register_one(draft, (who[0], target_port), arguments)
     if new != ZERO:
@@ -442,7 +352,7 @@ def _preempt(draft, arguments):
     victim_key = arguments['service_action_key']
     shared = draft.type in ALL_REGISTRANTS
     if victim_key == ZERO and not shared:
-        raise _list_error(8)
+        raise list_error(8)
     if victim_key == ZERO:
         takes_over, victims = True, [who for who in draft.registrations if who != draft.who]
     else:
@@ -480,10 +390,10 @@ def _move(draft, arguments):
         raise _Conflict()
     new = arguments['service_action_key']
     if new == ZERO:
-        raise _list_error(8)
+        raise list_error(8)
     heir = (arguments['transport_ids'][0], arguments['target_ports'][0])
     if heir == draft.who:
-        raise _list_error(OUT_LENGTH)
+        raise list_error(OUT_LENGTH)
     draft.register(heir, new)
     draft.holder = heir
     if arguments['unregister']:
@@ -554,63 +464,3 @@ def _check_saved(state, version):
     if (version != 1 or kind not in TYPES | {0} or (kind and not nexuses) or single != (state['holder'] is not None)
             or (single and state['holder'] not in nexuses)):
         raise ValueError('saved reservations contradict themselves')
-
-
-# -- PERSISTENT RESERVE IN ---------------------------------------------------------------------------------------------
-# All of the data, ADDITIONAL LENGTH as if it were all sent; the caller clips to the allocation length.
-
-IN_HEADER = struct.Struct('>II')
-RESERVATION = struct.Struct('>8s4xxBxx')
-FULL_STATUS = struct.Struct('>8s4xBB4xHI')
-CAPABILITIES = struct.Struct('>HBBBBxx')
-# CRH, SIP_C, ATP_C, PTPL_C
-CAPABLE = 0x10 | 0x08 | 0x04 | 0x01
-# TMV; ALLOW COMMANDS 011b: TEST UNIT READY passes every type, MODE SENSE, READ BUFFER, RSOC and their like pass Write Exclusive
-TYPE_MASK_VALID = 0x80 | 0x30
-# WR_EX_AR, EX_AC_RO, WR_EX_RO, EX_AC, WR_EX; EX_AC_AR
-TYPE_MASK = (0x80 | 0x40 | 0x20 | 0x08 | 0x02, 0x01)
-
-
-def read_keys(state):
-    """READ KEYS, SPC-4 6.15.2."""
-    keys = b''.join(bytes.fromhex(r['key']) for r in state['registrations'])
-    return IN_HEADER.pack(state['generation'], len(keys)) + keys
-
-
-def read_reservation(state):
-    """READ RESERVATION, SPC-4 6.15.3; the key is 0 where all registrants hold it. Told to every nexus, registered or not:
-    Windows cluster validation asks from the nodes that hold nothing."""
-    if not state['type']:
-        return IN_HEADER.pack(state['generation'], 0)
-    key = ZERO
-    for r in state['registrations']:
-        if [r['initiator_port'], r['target_port']] == state['holder']:
-            key = r['key']
-    return IN_HEADER.pack(state['generation'], RESERVATION.size) + RESERVATION.pack(bytes.fromhex(key), state['type'])
-
-
-def report_capabilities(state):
-    """REPORT CAPABILITIES, SPC-4 6.15.4."""
-    return CAPABILITIES.pack(CAPABILITIES.size, CAPABLE, TYPE_MASK_VALID | (0x01 if state['aptpl'] else 0), *TYPE_MASK)
-
-
-def read_full_status(state, ports=()):
-    """READ FULL STATUS, SPC-4 6.15.5. ports: the target's sam.Port rows, for the relative identifiers (0 for a target port that
-    is no more). A nexus that registered for all target ports and still is at each is one descriptor with ALL_TG_PT."""
-    relative = dict((port.name, port.relative_identifier) for port in ports)
-    draft = _Draft(state, None)
-    descriptors, told = [], set()
-    for who, (key, all_tg_pt) in draft.registrations.items():
-        if who in told:
-            continue
-        holder = draft.holds(who)
-        group = [other for other in draft.registrations if other[0] == who[0]]
-        whole = all_tg_pt and set(target for _, target in group) >= set(relative) and all(
-            draft.registrations[other] == (key, True) and draft.holds(other) == holder for other in group)
-        told.update(group if whole else [who])
-        identifier = transport_id.encode(who[0])
-        descriptors.append(FULL_STATUS.pack(
-            bytes.fromhex(key), (0x02 if whole else 0) | (0x01 if holder else 0), state['type'] if holder else 0,
-            0 if whole else relative.get(who[1], 0), len(identifier)) + identifier)
-    data = b''.join(descriptors)
-    return IN_HEADER.pack(state['generation'], len(data)) + data
