@@ -1,33 +1,20 @@
 """Fixtures that start the real targetd, and what every test directory may use."""
 
 import os
-import shutil
 import sys
 
 import pytest
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))      # daemon, initiator, pdus: plain modules of this folder
 
-import initiator as initiators                                       # noqa: E402
-from daemon import Daemon, TARGET                                    # noqa: E402
-
-
-def _run(directory):
-    """A Daemon for a fixture; whatever the test did, nothing of it is left afterwards."""
-    daemon = Daemon(directory)
-    try:
-        yield daemon
-        daemon.finish()
-    finally:
-        if daemon.process is not None:
-            daemon.kill()
-        shutil.rmtree(str(directory), ignore_errors=True)
+import initiator as initiators               # noqa: E402
+from daemon import TARGET, watched             # noqa: E402
 
 
 @pytest.fixture
 def daemon(tmp_path):
     """A Daemon, not started: the test adds targets and calls start(). Stopped and judged afterwards."""
-    for each in _run(tmp_path):
+    with watched(tmp_path) as each:
         yield each
 
 
@@ -41,7 +28,7 @@ def served(daemon):
 @pytest.fixture(scope='module')
 def shared(tmp_path_factory):
     """The same, one for a module whose tests leave no state behind."""
-    for each in _run(tmp_path_factory.mktemp('shared')):
+    with watched(tmp_path_factory.mktemp('shared')) as each:
         each.target()
         yield each.start()
 

@@ -3,8 +3,10 @@
 Also `Text`, which writes configuration files. For tests; every wait is bounded.
 """
 
+import contextlib
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -256,6 +258,19 @@ class Daemon(object):
             assert code == 0, 'exit code %s after SIGTERM:\n%s' % (code, self.log)
         eventually(lambda: not self.survivors(), 5, 'workers that outlive their master: %s' % self.survivors())
         assert not self.trouble(), self.log
+
+
+@contextlib.contextmanager
+def watched(directory):
+    """A Daemon, not started, that is stopped and judged at the end; whatever the test did, nothing of it is left afterwards."""
+    daemon = Daemon(directory)
+    try:
+        yield daemon
+        daemon.finish()
+    finally:
+        if daemon.process is not None:
+            daemon.kill()
+        shutil.rmtree(str(directory), ignore_errors=True)
 
 
 def _has_peer_port(process, port):
