@@ -1,0 +1,69 @@
+"""What the house-rule tests share: every Python file of the package and of the tests, parsed once, and the import table."""
+
+import ast
+import os
+import re
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+PACKAGE = os.path.join(ROOT, 'targetd')
+ROOMS = ('iscsi', 'scsi', 'store', 'host', 'config', 'master', 'worker', 'admin')
+FRONT_DOOR = ('cli', 'demo', '__main__')
+
+
+def read(path):
+    with open(path, encoding='utf-8') as f:
+        return f.read()
+
+
+def python_files(*tops):
+    """Paths of the Python files beneath the given directories of the tree, sorted; what others made (builds) left out."""
+    found = []
+    for top in tops:
+        for directory, names, files in os.walk(os.path.join(ROOT, top)):
+            names[:] = sorted(n for n in names if n not in ('__pycache__', 'build') and not n.startswith('.'))
+            found += [os.path.join(directory, name) for name in sorted(files) if name.endswith('.py')]
+    return found
+
+
+def relative(path):
+    return os.path.relpath(path, ROOT)
+
+
+def module_name(path):
+    """'/…/targetd/scsi/sam.py' -> 'targetd.scsi.sam'; a package's __init__ is the package."""
+    name = relative(path)[:-3].replace(os.sep, '.')
+    return name[:-len('.__init__')] if name.endswith('.__init__') else name
+
+
+def imports(tree, module, is_package):
+    """(line, imported dotted name) of every import anywhere in a module, relative ones resolved.
+
+    `from a import b` gives 'a.b', since b may be a module; whoever asks knows which of them exist.
+    """
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ''
+            if node.level:
+                anchor = module.split('.')
+                anchor = anchor[:len(anchor) - node.level + (1 if is_package else 0)]
+                base = '.'.join(anchor + ([node.module] if node.module else []))
+            for alias in node.names:
+                yield node.lineno, base + '.' + alias.name
+
+
+def import_table():
+    """The matrix of ARCHITECTURE.md: {room: {column: True or the set of modules that may be imported}}."""
+    rows = [line for line in read(os.path.join(ROOT, 'ARCHITECTURE.md')).splitlines() if line.startswith('|')]
+    start = next(i for i, line in enumerate(rows) if line.startswith('| from \\ to'))
+    columns = [cell.strip() for cell in rows[start].strip('|').split('|')][1:]
+    table = {}
+    for line in rows[start + 2:]:
+        cells = [cell.strip() for cell in re.sub(r'^\||\|$', '', line).split('|')]
+        if len(cells) != len(columns) + 1:
+            break
+        table[cells[0]] = {column: True if cell == 'y' else set(re.split(r',\s*', cell)) if cell else set()
+                           for column, cell in zip(columns, cells[1:])}
+    return table

@@ -1,0 +1,249 @@
+"""Who may import whom: the table in ARCHITECTURE.md and the rules beneath it, held against the source."""
+
+import ast
+import os
+
+import pytest
+from source_tree import FRONT_DOOR, PACKAGE, ROOMS, ROOT, import_table, imports, module_name, python_files, read, relative
+
+FILES = python_files('targetd')
+
+#: standard and foreign modules that only some may import: module -> the rooms, base files and single modules that may
+ONLY_IN = {
+    'socket': {'master', 'worker', 'channel', 'admin'},
+    'threading': {'worker', 'channel'},
+    '_thread': set(),
+    'concurrent': set(),
+    'multiprocessing': set(),
+    'asyncio': set(),
+    'configobj': {'config.loader'},
+    'validate': {'config.loader'},
+    'psutil': {'host', 'master.daemon', 'master'},
+}
+
+#: functions that only some may call
+CALLED_ONLY_IN = {
+    'os.fork': {'master'},
+    'os.forkpty': set(),
+    'pty.fork': set(),
+    'sys.version_info': {'compat'},
+    'sys.hexversion': {'compat'},
+    'platform.python_version': {'compat', 'cli'},
+}
+
+#: what a pure room may import from outside targetd: values in, values out, no clock, file, socket, thread, randomness, log
+PURE = ('iscsi', 'scsi')
+PURE_MAY_IMPORT = {
+    'abc', 'array', 'base64', 'binascii', 'bisect', 'collections', 'copy', 'enum', 'errno', 'functools', 'hashlib', 'hmac',
+    'ipaddress', 'itertools', 'json', 'math', 'operator', 're', 'string', 'stringprep', 'struct', 'types', 'unicodedata', 'zlib',
+}
+PURE_MAY_NOT_CALL = {'open', 'input', 'print', 'exec', 'eval', '__import__'}
+
+
+def room_of(module):
+    """'targetd.scsi.sam' -> 'scsi'; a file at the top of the package is 'base', 'channel' or 'front door'."""
+    parts = module.split('.')
+    if len(parts) > 1 and parts[1] in ROOMS:
+        return parts[1]
+    if len(parts) > 1 and parts[1] in FRONT_DOOR:
+        return 'front door'
+    return 'channel' if module == 'targetd.channel' else 'base'
+
+
+def may_import(table, source, target):
+    """True if the table lets module `source` import module `target` (dotted names within targetd)."""
+    here, there = room_of(source), room_of(target)
+    if here == there:
+        return True
+    if here == 'front door':
+        return there in ('base', 'config', 'master', 'admin')
+    if here == 'base' or there == 'front door':
+        return False
+    row = table[here]
+    if target == 'targetd.scsi.sam' and row['scsi.sam'] is True:
+        return True
+    allowed = row[there]
+    return allowed is True or '.'.join(target.split('.')[2:]) in allowed
+
+
+def resolved(name, modules):
+    """The module of targetd that an imported dotted name means: 'targetd.scsi.sam.Task' is 'targetd.scsi.sam'."""
+    while name not in modules and '.' in name:
+        name = name.rsplit('.', 1)[0]
+    return name
+
+
+def wrong_arrows(table, source, text, modules, is_package=False):
+    """['line 3: targetd.scsi.cdb', …]: the imports of targetd in `text` that the table does not have."""
+    wrong = []
+    for line, name in imports(ast.parse(text), source, is_package):
+        if name.split('.')[0] == 'targetd':
+            target = resolved(name, modules)
+            if target not in ('targetd', source) and target in modules and not may_import(table, source, target):
+                if not any(target == 'targetd.' + room for room in ROOMS):      # `from targetd import scsi` imports no content
+                    wrong.append('line %d: %s' % (line, target))
+                elif room_of(source) != room_of(target) and import_is_whole_room(table, source, target):
+                    wrong.append('line %d: all of %s' % (line, target))
+    return wrong
+
+
+def import_is_whole_room(table, source, target):
+    """True if importing a room's package as such goes beyond the table (its modules would be reached as attributes)."""
+    row = table.get(room_of(source))
+    return row is None or row[room_of(target)] is not True
+
+
+def owners(module):
+    """Every name by which a rule may allow a module: its room, its path within targetd, its base file."""
+    inner = module.split('.')[1:]
+    return {room_of(module), '.'.join(inner), inner[0] if inner else ''}
+
+
+def dotted(node):
+    """'os.fork' for the expression os.fork; '' for anything else."""
+    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+        return node.value.id + '.' + node.attr
+    return node.id if isinstance(node, ast.Name) else ''
+
+
+def wrong_modules(source, text):
+    """The imports of foreign modules in `text` that ONLY_IN or the purity of the room forbids."""
+    wrong = []
+    for line, name in imports(ast.parse(text), source, False):
+        top = name.split('.')[0]
+        if top == 'targetd':
+            continue
+        if top in ONLY_IN and not owners(source) & ONLY_IN[top]:
+            wrong.append('line %d: %s' % (line, top))
+        if room_of(source) in PURE and top not in PURE_MAY_IMPORT:
+            wrong.append('line %d: %s in a pure room' % (line, top))
+    return wrong
+
+
+def wrong_calls(source, text):
+    """The names used in `text` that CALLED_ONLY_IN or the purity of the room forbids."""
+    wrong = []
+    tree = ast.parse(text)
+    froms = {name for _, name in imports(tree, source, False)}
+    for node in ast.walk(tree):
+        name = dotted(node)
+        if name in CALLED_ONLY_IN and not owners(source) & CALLED_ONLY_IN[name]:
+            wrong.append('line %d: %s' % (node.lineno, name))
+        if isinstance(node, ast.Call) and room_of(source) in PURE and dotted(node.func) in PURE_MAY_NOT_CALL:
+            wrong.append('line %d: %s() in a pure room' % (node.lineno, dotted(node.func)))
+    for name in froms & set(CALLED_ONLY_IN):
+        if not owners(source) & CALLED_ONLY_IN[name]:
+            wrong.append('import of %s' % name)
+    return wrong
+
+
+@pytest.fixture(scope='module')
+def table():
+    return import_table()
+
+
+@pytest.fixture(scope='module')
+def modules():
+    return {module_name(path) for path in FILES}
+
+
+def test_the_table_has_a_row_for_every_room(table):
+    assert set(table) == set(ROOMS) | {'channel'}
+    there = {'base', 'scsi.sam', 'channel'} | set(ROOMS)
+    assert all(set(row) == there for row in table.values())
+
+
+def test_every_directory_of_the_package_is_a_room():
+    directories = {name for name in os.listdir(PACKAGE) if os.path.isdir(os.path.join(PACKAGE, name)) and name != '__pycache__'}
+    assert directories == set(ROOMS)
+
+
+@pytest.mark.parametrize('path', FILES, ids=relative)
+def test_imports_follow_the_table(path, table, modules):
+    source = module_name(path)
+    assert wrong_arrows(table, source, read(path), modules, path.endswith('__init__.py')) == []
+
+
+@pytest.mark.parametrize('path', FILES, ids=relative)
+def test_foreign_modules_stay_in_their_rooms(path):
+    assert wrong_modules(module_name(path), read(path)) == []
+
+
+@pytest.mark.parametrize('path', FILES, ids=relative)
+def test_forks_and_version_checks_stay_in_their_rooms(path):
+    assert wrong_calls(module_name(path), read(path)) == []
+
+
+@pytest.mark.parametrize('path', [p for p in FILES if room_of(module_name(p)) == 'base'], ids=relative)
+def test_base_imports_only_base(path, table, modules):
+    assert wrong_arrows(table, module_name(path), read(path), modules) == []
+
+
+def test_the_rules_beneath_the_table_are_the_rules_held_here():
+    text = read(os.path.join(ROOT, 'ARCHITECTURE.md'))
+    for rule in ('`socket` only in master, worker, channel, admin', '`threading` only in worker (and one lock in channel)',
+                 '`os.fork` only in master', 'no `logging` in iscsi, scsi', '`configobj` only in config.loader',
+                 'version checks only in compat'):
+        assert rule in text
+
+
+def test_nobody_starts_a_thread_in_the_channel():
+    tree = ast.parse(read(os.path.join(PACKAGE, 'channel.py')))
+    used = {dotted(node) for node in ast.walk(tree) if dotted(node).startswith('threading.')}
+    assert used <= {'threading.Lock'}
+
+
+KNOWN = {'targetd.scsi.sam', 'targetd.scsi.cdb', 'targetd.iscsi.keys', 'targetd.iscsi.login', 'targetd.errors', 'targetd.scsi',
+         'targetd.master.master', 'targetd.cli', 'targetd.iscsi.const', 'targetd.worker.main', 'targetd.worker.replica', 'targetd'}
+
+
+@pytest.mark.parametrize('source, text, count', [
+    ('targetd.iscsi.session', 'from targetd.scsi.sam import Task', 0),
+    ('targetd.iscsi.session', 'from targetd.scsi import sam', 0),
+    ('targetd.iscsi.session', 'from targetd.scsi import cdb', 1),
+    ('targetd.iscsi.session', 'import targetd.scsi.cdb', 1),
+    ('targetd.iscsi.session', 'from ..scsi import cdb', 1),
+    ('targetd.iscsi.session', 'def f():\n    from targetd.scsi.cdb import READ_10', 1),
+    ('targetd.iscsi.session', 'from targetd import scsi', 1),
+    ('targetd.iscsi.session', 'from targetd.errors import TargetdError', 1),
+    ('targetd.config.loader', 'from targetd.iscsi.keys import KEYS', 0),
+    ('targetd.config.loader', 'from targetd.iscsi.login import LoginNegotiation', 1),
+    ('targetd.master.workers', 'from targetd.worker.main import run', 0),
+    ('targetd.master.workers', 'from targetd.worker.replica import Replica', 1),
+    ('targetd.errors', 'from targetd.scsi.sam import Task', 1),
+    ('targetd.admin.cli', 'from targetd.master.master import Master', 1),
+    ('targetd.master.master', 'from targetd.cli import main', 1),
+    ('targetd.cli', 'from targetd.master.master import Master', 0),
+    ('targetd.cli', 'from targetd.worker.main import run', 1),
+])
+def test_a_wrong_arrow_is_found(table, source, text, count):
+    assert len(wrong_arrows(table, source, text, KNOWN)) == count
+
+
+@pytest.mark.parametrize('source, text, count', [
+    ('targetd.store.file', 'import socket', 1),
+    ('targetd.store.file', 'from socket import socketpair', 1),
+    ('targetd.master.listen', 'import socket', 0),
+    ('targetd.channel', 'import threading', 0),
+    ('targetd.master.master', 'import threading', 1),
+    ('targetd.config.model', 'import configobj', 1),
+    ('targetd.config.loader', 'from configobj import ConfigObj', 0),
+    ('targetd.scsi.sbc', 'import logging', 1),
+    ('targetd.iscsi.chap', 'import random', 1),
+    ('targetd.iscsi.chap', 'import hashlib', 0),
+    ('targetd.iscsi.session', 'import time', 1),
+])
+def test_a_wrong_module_is_found(source, text, count):
+    assert len(wrong_modules(source, text)) == count
+
+
+@pytest.mark.parametrize('source, text, count', [
+    ('targetd.worker.main', 'import os\nos.fork()', 1),
+    ('targetd.worker.main', 'from os import fork', 1),
+    ('targetd.master.workers', 'import os\nos.fork()', 0),
+    ('targetd.store.posix', 'import sys\nold = sys.version_info < (3, 7)', 1),
+    ('targetd.compat', 'import sys\nold = sys.version_info < (3, 7)', 0),
+    ('targetd.scsi.sbc', 'open("/etc/passwd")', 1),
+])
+def test_a_wrong_call_is_found(source, text, count):
+    assert len(wrong_calls(source, text)) == count

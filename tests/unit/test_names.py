@@ -1,0 +1,95 @@
+"""The words of section 6 of the house plan that are not used, and the notes that say that something is not done."""
+
+import ast
+import io
+import os
+import re
+import tokenize
+
+import pytest
+from source_tree import ROOT, python_files, read, relative
+
+FILES = python_files('targetd', 'tests')
+THIS = os.path.abspath(__file__)
+
+#: as a whole word of a name, whatever its case: `buffer_util`, `SessionManager`
+FORBIDDEN = {'util', 'utils', 'utility', 'helper', 'helpers', 'manager', 'misc', 'backend', 'backends'}
+UNDONE = re.compile(r'\b(TODO|FIXME|XXX|HACK)\b')
+
+
+def words(name):
+    """'SessionManager' -> ['session', 'manager']; 'cmd_sn' -> ['cmd', 'sn']."""
+    parted = re.sub(r'(?<=[a-z0-9])(?=[A-Z])', '_', name)
+    return [word for word in parted.lower().split('_') if word]
+
+
+def defined_names(tree):
+    """(line, name) of everything that a module names itself: classes, functions, arguments, variables, attributes, imports' aliases."""
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            yield node.lineno, node.name
+        elif isinstance(node, ast.arg):
+            yield node.lineno, node.arg
+        elif isinstance(node, (ast.Name, ast.Attribute)) and isinstance(node.ctx, ast.Store):
+            yield node.lineno, node.id if isinstance(node, ast.Name) else node.attr
+        elif isinstance(node, ast.alias) and node.asname:
+            yield getattr(node, 'lineno', 0), node.asname
+
+
+def forbidden_names(text):
+    return ['line %d: %s' % (line, name) for line, name in defined_names(ast.parse(text)) if FORBIDDEN & set(words(name))]
+
+
+def handler_classes(text):
+    return [node.name for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ClassDef) and node.name.endswith('Handler')]
+
+
+def notes(text):
+    """Comments and strings that say that something is not done."""
+    found = []
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type in (tokenize.COMMENT, tokenize.STRING) and UNDONE.search(token.string):
+            found.append('line %d: %s' % (token.start[0], UNDONE.search(token.string).group()))
+    return found
+
+
+@pytest.mark.parametrize('path', FILES, ids=relative)
+def test_no_forbidden_word_in_a_name(path):
+    assert forbidden_names(read(path)) == []
+    assert not FORBIDDEN & set(words(os.path.basename(path)[:-3]))
+
+
+@pytest.mark.parametrize('path', FILES, ids=relative)
+def test_no_class_is_called_handler(path):
+    assert handler_classes(read(path)) == []
+
+
+@pytest.mark.parametrize('path', [path for path in FILES if os.path.abspath(path) != THIS], ids=relative)
+def test_nothing_is_marked_as_not_done(path):
+    assert notes(read(path)) == []
+
+
+def test_test_modules_have_names_of_their_own():
+    """Without __init__.py two test modules of one name would hide each other."""
+    names = [os.path.basename(path) for path in python_files('tests')
+             if not os.path.exists(os.path.join(os.path.dirname(path), '__init__.py'))]
+    assert sorted(names) == sorted(set(names))
+
+
+def test_no_shared_names_file_hides_in_the_tree():
+    assert not [path for path in python_files('targetd') if os.path.basename(path) in ('common.py', 'utils.py', 'tools.py')]
+    assert os.path.exists(os.path.join(ROOT, 'ARCHITECTURE.md'))
+
+
+@pytest.mark.parametrize('text, count', [
+    ('class SessionManager: pass', 1), ('def misc(): pass', 1), ('buffer_util = 1', 1), ('def f(helper): pass', 1),
+    ('self.backend = 1', 1), ('import os as utils', 1), ('managed = utilise = 1', 0), ('import distutils', 0),
+])
+def test_a_forbidden_word_is_found(text, count):
+    assert len(forbidden_names(text)) == count
+
+
+def test_a_note_is_found():
+    assert notes('x = 1  # TO' + 'DO later\n') == ['line 1: TO' + 'DO']
+    assert notes('todo = 1\n') == []
+    assert handler_classes('class ReadHandler: pass') == ['ReadHandler']
