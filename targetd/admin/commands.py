@@ -1,11 +1,11 @@
-"""The administrator's commands: one row each, from which `targetctl`, its man page, its completion and the master's answers come.
+"""The administrator's commands: one row each, from which `targetctl`, its manual page and the master's answers come.
 
 Pure; imports nothing of targetd, so that the master may import it. The conversation on the control socket is one line each
 way, JSON in UTF-8 ended by a newline:
 
   request   {"command": "end", "session": 3}                 the command's name and its arguments by name
   reply     {"ok": true, "message": "…"}                     what was done, one sentence; and for a command with columns
-            {"ok": true, "rows": [{"tsih": 1, …}, …]}        one object a row, keys as in `columns`; further keys only show in --json
+            {"ok": true, "rows": [{"tsih": 1, …}, …]}        one object a row, keys as in `columns`; others show in --json
             {"ok": false, "error": "…", "exit_code": 1}      one plain sentence; exit_code as in targetd.errors
 
 The server may keep the connection of `stop` open until it is gone: its end is what the command waits for.
@@ -45,8 +45,9 @@ TABLE = (
              columns=_columns(('name', 'WHAT'), ('value', 'VALUE'))),
     _command('show sessions', 'list who is logged in',
              'One line for each session. The number in the first column is what end and logout want.',
-             columns=_columns(('tsih', 'SESSION'), ('initiator_name', 'INITIATOR'), ('address', 'ADDRESS'), ('target_name', 'TARGET'),
-                              ('account', 'ACCOUNT'), ('connections', 'CONNECTIONS'), ('since', 'SINCE'), ('pid', 'PROCESS')),
+             columns=_columns(('tsih', 'SESSION'), ('initiator_name', 'INITIATOR'), ('address', 'ADDRESS'),
+                              ('target_name', 'TARGET'), ('account', 'ACCOUNT'), ('connections', 'CONNECTIONS'),
+                              ('since', 'SINCE'), ('pid', 'PROCESS')),
              empty='nobody is logged in'),
     _command('show targets', 'list the targets',
              'One line for each target: how many logical units it has and how many sessions use it.',
@@ -65,11 +66,12 @@ TABLE = (
                               ('state', 'STATE')),
              empty='no portal is open'),
     _command('why', 'say why logins were refused, and what the initiator\'s user sees',
-             'The last refused logins, newest first, with the rule that refused them and the message that Windows shows for it. '
-             'With an address only those that came from it.',
+             'The last refused logins, newest first, with the rule that refused them and the message that Windows shows for '
+             'it. With an address only those that came from it.',
              arguments=[Argument('address', 'text', False, 'only logins from this address')],
-             columns=_columns(('time', 'TIME'), ('address', 'ADDRESS'), ('initiator_name', 'INITIATOR'), ('target_name', 'TARGET'),
-                              ('status', 'STATUS'), ('why', 'WHY'), ('windows', 'WINDOWS-SAYS'), ('look_at', 'LOOK-AT')),
+             columns=_columns(('time', 'TIME'), ('address', 'ADDRESS'), ('initiator_name', 'INITIATOR'),
+                              ('target_name', 'TARGET'), ('status', 'STATUS'), ('why', 'WHY'), ('windows', 'WINDOWS-SAYS'),
+                              ('look_at', 'LOOK-AT')),
              empty='no login was refused', records=True),
     _command('reload', 'read the configuration again and apply what changed',
              'The whole configuration is checked first; if anything in it cannot be used, all complaints are shown and nothing '
@@ -78,14 +80,14 @@ TABLE = (
              columns=_columns(('step', 'STEP'), ('effect', 'EFFECT')),
              empty='nothing changed', seconds=120),
     _command('stop', 'stop the server in order and wait until it is gone',
-             'No new login is admitted, initiators are asked to log out, every logical unit is flushed; what is still logged in '
-             'after the configured time is ended.',
+             'No new login is admitted, initiators are asked to log out, every logical unit is flushed; what is still logged '
+             'in after the configured time is ended.',
              seconds=120),
     _command('reopen-logs', 'open the log file anew', 'For log rotation: the file is closed and opened again by its name.'),
     _command('logout', 'ask an initiator to log out',
              'Sends the initiator an asynchronous message that asks for a logout. Windows logs out and in again by itself; a '
              'multipath initiator moves to its other path first.',
-             arguments=[_SESSION, Argument('seconds', 'number', False, 'the time that the initiator is given; 10 if not said')]),
+             arguments=[_SESSION, Argument('seconds', 'number', False, 'how long the initiator is given; 10 if not said')]),
     _command('end', 'end a session at once',
              'The session\'s worker process ends after what it has begun to write. The initiator usually logs in again.',
              arguments=[_SESSION]),

@@ -128,7 +128,8 @@ def _wait_until_gone(connection, path, deadline, seconds):
         pass
     while _answers(path):
         if time.monotonic() > deadline:
-            raise TargetdError('targetd on %s has not ended within %d seconds; its log says what it waits for' % (path, seconds))
+            raise TargetdError('targetd on %s has not ended within %d seconds; its log says what it waits for'
+                               % (path, seconds))
         time.sleep(0.1)
 
 

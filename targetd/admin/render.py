@@ -50,11 +50,15 @@ def _usage(row):
     return ' '.join(parts)
 
 
+def _is_option(argument):
+    """True for what is written with '--'; required arguments and words stand alone."""
+    return argument.kind == 'flag' or (argument.kind == 'number' and not argument.required)
+
+
 def _command_lines(row):
     lines = ['.TP', _usage(row), _roff(row.text)]
     for argument in row.arguments:
-        name = '\\-\\-' + _roff(argument.name) if argument.kind == 'flag' or not (argument.required or argument.kind == 'text') \
-            else argument.name.upper()
+        name = '\\-\\-' + _roff(argument.name) if _is_option(argument) else argument.name.upper()
         lines += ['.IP', '%s: %s.' % (name, _roff(argument.help))]
     if row.columns:
         lines += ['.IP', 'Columns: %s.' % _roff(', '.join(column.heading for column in row.columns))]
@@ -67,17 +71,18 @@ def man_page():
         '.\\" Made by "python3 -m targetd.admin.render man"; change targetd/admin/commands.py and make it again.',
         '.TH TARGETCTL 8 "" "targetd" "System Administration"',
         '.SH NAME', 'targetctl \\- ask and command a running targetd',
-        '.SH SYNOPSIS', '.B targetctl', '[\\fB\\-s\\fR \\fISOCKET\\fR] [\\fB\\-\\-json\\fR] \\fICOMMAND\\fR [\\fIARGUMENT\\fR ...]',
+        '.SH SYNOPSIS', '.B targetctl',
+        '[\\fB\\-s\\fR \\fISOCKET\\fR] [\\fB\\-\\-json\\fR] \\fICOMMAND\\fR [\\fIARGUMENT\\fR ...]',
         '.SH DESCRIPTION',
-        _roff('targetctl speaks with targetd(8) on its control socket: it shows who is logged in and what is served, says why a login '
-              'was refused, and makes the server reload its configuration, end a session or stop.'),
+        _roff('targetctl speaks with targetd(8) on its control socket: it shows who is logged in and what is served, says why '
+              'a login was refused, and makes the server reload its configuration, end a session or stop.'),
         '.SH OPTIONS',
         '.TP', '\\fB\\-s\\fR, \\fB\\-\\-socket\\fR \\fISOCKET\\fR',
-        _roff('The control socket, as control-socket in targetd.conf(5) has it. Without it the environment variable TARGETD_SOCKET is '
-              'used, or /var/run/targetd.sock.'),
+        _roff('The control socket, as control-socket in targetd.conf(5) has it. Without it the environment variable '
+              'TARGETD_SOCKET is used, or /var/run/targetd.sock.'),
         '.TP', '\\fB\\-\\-json\\fR',
-        _roff('Print the answer as JSON: a list of objects for a command with columns, with more keys than the columns have. Sizes are in '
-              'bytes.'),
+        _roff('Print the answer as JSON: a list of objects for a command with columns, with more keys than the columns have. '
+              'Sizes are in bytes.'),
         '.TP', '\\fB\\-\\-version\\fR', 'Print the version.',
         '.TP', '\\fB\\-h\\fR, \\fB\\-\\-help\\fR', 'Print help; after a command, for that command.',
         '.SH COMMANDS',
@@ -104,7 +109,7 @@ def _words_after():
             following = after.setdefault(' '.join(words[:i]), [])
             if words[i] not in following:
                 following.append(words[i])
-        options = ['--' + a.name for a in row.arguments if a.kind == 'flag' or (a.kind == 'number' and not a.required)]
+        options = ['--' + a.name for a in row.arguments if _is_option(a)]
         after[row.words] = options + ['--json', '--socket', '--help']
     after[''] += ['--socket', '--json', '--version', '--help']
     return after
@@ -120,14 +125,17 @@ def bash_completion():
         '    local current="${COMP_WORDS[COMP_CWORD]}" typed="" socket="" skip="" word i',
         '    for ((i = 1; i < COMP_CWORD; i++)); do',
         '        word="${COMP_WORDS[i]}"',
-        '        if [ -n "$skip" ]; then socket="$word"; skip=""; continue; fi',
+        '        if [ "$skip" = socket ]; then socket="$word"; fi',
+        '        if [ -n "$skip" ]; then skip=""; continue; fi',
         '        case "$word" in',
-        '            -s|--socket) skip=yes ;;',
+        '            -s|--socket) skip=socket ;;',
+        '            --seconds) skip=value ;;',
         '            -*) ;;',
         '            *) typed="${typed:+$typed }$word" ;;',
         '        esac',
         '    done',
-        '    if [ -n "$skip" ]; then COMPREPLY=($(compgen -f -- "$current")); return; fi',
+        '    if [ "$skip" = socket ]; then COMPREPLY=($(compgen -f -- "$current")); fi',
+        '    if [ -n "$skip" ]; then return; fi',
         '    local choices=""',
         '    case "$typed" in',
     ]

@@ -1,14 +1,13 @@
 """What a Windows user sees when a login is refused: the words of the iSCSI Initiator for each login status.
 
-Pure; imports nothing. The initiator's result codes run in the order of RFC 7143 11.13.5; its event log has iScsiPrt event 10 with
-the login response in the dump data, and 43 when no answer came at all.
+Pure; imports nothing. The initiator's result codes run in the order of RFC 7143 11.13.5; its event log has iScsiPrt event 10
+with the login response in the dump data, and 43 when no answer came at all.
 """
 
 # (status class, status detail) -> (result code, message text, where to look)
 STATUSES = {
-    (1, 1): (0xEFFF0006, 'The target moved temporarily', 'Windows goes to the other address by itself; if it says this, the other '
-                                                         'address does not answer'),
-    (1, 2): (0xEFFF0007, 'The target moved permanently', 'as above'),
+    (1, 1): (0xEFFF0006, 'The target moved temporarily', 'whether the address that Windows was sent to answers'),
+    (1, 2): (0xEFFF0007, 'The target moved permanently', 'whether the address that Windows was sent to answers'),
     (2, 0): (0xEFFF0008, 'Initiator error', 'the login itself is malformed or asks for something impossible'),
     (2, 1): (0xEFFF0009, 'Authentication failure', 'CHAP: user name, secret, or CHAP not ticked on one side'),
     (2, 2): (0xEFFF000A, 'Authorization failure', 'initiator-name and initiator-address of the target'),

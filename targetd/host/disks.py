@@ -32,7 +32,8 @@ TRANSPORTS = (
     (re.compile(r'/rport-'), 'fc'), (re.compile(r'/end_device-'), 'sas'), (re.compile(r'/nvme'), 'nvme'),
     (re.compile(r'/virtio\d+/'), 'virtio'), (re.compile(r'/vbd-'), 'xen'), (re.compile(r'/mmc_host/'), 'mmc'),
     (re.compile(r'/virtual/block/loop'), 'loop'), (re.compile(r'/virtual/block/dm-'), 'dm'),
-    (re.compile(r'/virtual/block/md'), 'md'), (re.compile(r'/virtual/block/(zram|ram)'), 'ram'), (re.compile(r'/host\d+/'), 'scsi'),
+    (re.compile(r'/virtual/block/md'), 'md'), (re.compile(r'/virtual/block/(zram|ram)'), 'ram'),
+    (re.compile(r'/host\d+/'), 'scsi'),
 )
 
 _SELECTOR = re.compile(r'^([a-z][a-z-]*):(?!//)(.*)$', re.S)
@@ -88,8 +89,9 @@ def _usb_serial(directory):
 
 
 def _serial(directory, udev):
-    return (_page_80(directory) or _printable(read_text(directory, 'serial')) or _printable(read_text(directory, 'device', 'serial'))
-            or udev.get('ID_SERIAL_SHORT', '') or udev.get('ID_SCSI_SERIAL', '') or _usb_serial(directory))
+    return (_page_80(directory) or _printable(read_text(directory, 'serial'))
+            or _printable(read_text(directory, 'device', 'serial')) or udev.get('ID_SERIAL_SHORT', '')
+            or udev.get('ID_SCSI_SERIAL', '') or _usb_serial(directory))
 
 
 def _wwn(directory, udev):
@@ -233,8 +235,9 @@ def _parse(text):
         key, value = _SELECTOR.match(piece).groups()
         if key not in KEYS:
             near = difflib.get_close_matches(key, KEYS, 1)
-            raise StoreError('%s: %s: is not a way to name a disk; %s' % (
-                text, key, 'did you mean %s:?' % near[0] if near else 'known are a path, %s' % ', '.join(k + ':' for k in KEYS)))
+            known = 'known are a path, %s' % ', '.join(k + ':' for k in KEYS)
+            raise StoreError('%s: %s: is not a way to name a disk; %s'
+                             % (text, key, 'did you mean %s:?' % near[0] if near else known))
         if not value.strip():
             raise StoreError('%s: nothing stands after %s:' % (text, key))
         pieces.append((key, value.strip()))

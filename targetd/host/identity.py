@@ -93,8 +93,8 @@ def _read_server_id(path):
     try:
         return str(uuid.UUID(text))
     except ValueError:
-        raise TargetdError('%s holds no UUID but %r; put the old file back from a backup, or remove it to give every disk a new '
-                           'identity' % (path, text[:40]))
+        raise TargetdError('%s holds no UUID but %r; put the old file back from a backup, or remove it to give every disk a '
+                           'new identity' % (path, text[:40]))
 
 
 def _write_durably(path, text):

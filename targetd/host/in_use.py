@@ -201,7 +201,10 @@ def _above(name, view):
 
 
 def _climb(name, chain, view, depth=0):
-    """Say every use of a device and of all that sits on it. chain: the sentence so far, '/dev/sda1' or '/dev/sda1 is in X, which'."""
+    """Say every use of a device and of all that sits on it.
+
+    chain: the sentence so far, '/dev/sda1' or '/dev/sda1 is in the logical volume vg/data, which'.
+    """
     _direct_uses(name, chain, view)
     for holder in _above(name, view)[:64] if depth < MAXIMUM_DEPTH else ():
         what, remedy = _holder(holder, view.roots)

@@ -35,7 +35,8 @@ CALLED_ONLY_IN = {
 PURE = ('iscsi', 'scsi')
 PURE_MAY_IMPORT = {
     'abc', 'array', 'base64', 'binascii', 'bisect', 'collections', 'copy', 'enum', 'errno', 'functools', 'hashlib', 'hmac',
-    'ipaddress', 'itertools', 'json', 'math', 'operator', 're', 'string', 'stringprep', 'struct', 'types', 'unicodedata', 'zlib',
+    'ipaddress', 'itertools', 'json', 'math', 'operator', 're', 'string', 'stringprep', 'struct', 'types', 'unicodedata',
+    'zlib',
 }
 PURE_MAY_NOT_CALL = {'open', 'input', 'print', 'exec', 'eval', '__import__'}
 
@@ -194,7 +195,8 @@ def test_nobody_starts_a_thread_in_the_channel():
 
 
 KNOWN = {'targetd.scsi.sam', 'targetd.scsi.cdb', 'targetd.iscsi.keys', 'targetd.iscsi.login', 'targetd.errors', 'targetd.scsi',
-         'targetd.master.master', 'targetd.cli', 'targetd.iscsi.const', 'targetd.worker.main', 'targetd.worker.replica', 'targetd'}
+         'targetd.master.master', 'targetd.cli', 'targetd.iscsi.const', 'targetd.worker.main',
+         'targetd.worker.replica', 'targetd'}
 
 
 @pytest.mark.parametrize('source, text, count', [

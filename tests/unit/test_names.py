@@ -1,4 +1,4 @@
-"""The words of section 6 of the house plan that are not used, and the notes that say that something is not done."""
+"""The words that the house does not use, and the notes that say that something is not done."""
 
 import ast
 import io
@@ -24,7 +24,7 @@ def words(name):
 
 
 def defined_names(tree):
-    """(line, name) of everything that a module names itself: classes, functions, arguments, variables, attributes, imports' aliases."""
+    """(line, name) of what a module names itself: classes, functions, arguments, variables, attributes, aliases."""
     for node in ast.walk(tree):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
             yield node.lineno, node.name

@@ -1,4 +1,4 @@
-"""The sizes of section 7 of the house plan: short functions, files that fit in a head, lines that fit on a screen, Python 3.6."""
+"""The sizes of the house plan: short functions, files that fit in a head, lines that fit on a screen, Python 3.6."""
 
 import ast
 import os
@@ -61,7 +61,7 @@ def test_no_blanks_at_line_ends_and_no_tabs(path):
 
 
 @pytest.mark.parametrize('path', FILES, ids=relative)
-@pytest.mark.skipif(sys.version_info < (3, 8), reason='ast knows older syntaxes from Python 3.8 on; on 3.6 the import is the test')
+@pytest.mark.skipif(sys.version_info < (3, 8), reason='ast knows older syntaxes from 3.8 on; on 3.6 importing is the test')
 def test_it_is_python_3_6(path):
     ast.parse(read(path), feature_version=(3, 6))
 
