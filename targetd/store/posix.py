@@ -1,0 +1,211 @@
+"""Reading and writing a descriptor at offsets: what files, memory and block devices share.
+
+Imports base, compat, linux. The hot path is try_read: for 4 KiB that is one system call into a fresh bytearray, and the
+budget is two Python calls beside it. Measured on Python 3.11 for 4 KiB in the page cache: os.preadv(RWF_NOWAIT) into a
+fresh bytearray 0.8 us, into a reused buffer 0.7, os.pread without the promise not to wait 0.5, a probe of one byte before
+os.pread 1.1.
+"""
+
+import errno
+import os
+
+from .. import compat
+from . import linux
+from .base import CHUNK, INLINE_WRITE_LIMIT, Store, beyond, failure
+from .direct import DirectAccess
+
+_pwrite = os.pwrite
+
+# fdatasync failing with these says nothing about the data
+_HARMLESS = frozenset([errno.EBADF, errno.EINVAL, errno.EROFS])
+
+
+def never(offset, length):
+    """try_read of a store that cannot promise not to wait."""
+    return None
+
+
+def waits_never(descriptor):
+    """True if preadv(RWF_NOWAIT) works on this descriptor: Linux 4.14 or later, and a file system that supports it."""
+    if compat.preadv is None:
+        return False
+    try:
+        compat.preadv(descriptor, [bytearray(1)], 0, compat.RWF_NOWAIT)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+class PosixStore(Store):
+    """A store on a descriptor, which it owns. Through the page cache, or past it (`direct`)."""
+
+    inline_write_limit = INLINE_WRITE_LIMIT
+
+    def __init__(self, description, descriptor):
+        super(PosixStore, self).__init__(description, descriptor)
+        self._durable_flag_works = compat.pwritev is not None
+        if self.direct:
+            access = DirectAccess(descriptor, description.get('direct_alignment') or 4096)
+            self.read, self._put = access.read, access.write
+            self.try_read, self._forget = never, access.close
+            self._durable_flag_works = False
+            self.inline_write_limit = 0
+        else:
+            self.try_read, self._forget = self._make_try_read()
+
+    # -- reading -----------------------------------------------------------------------------------------------------
+
+    def _make_try_read(self):
+        """(try_read, forget): the function, bound to nothing but the descriptor, and what makes it forget that one."""
+        descriptor = self.descriptor
+        if not waits_never(descriptor):
+            return never, None
+        preadv, flag, buffer = compat.preadv, compat.RWF_NOWAIT, bytearray
+
+        def try_read(offset, length):
+            data = buffer(length)
+            try:
+                if preadv(descriptor, (data,), offset, flag) == length:
+                    return data
+            except OSError:              # EAGAIN; any other will be met again, and raised, by read()
+                pass
+            return None
+
+        def forget():
+            nonlocal descriptor
+            descriptor = -1
+
+        return try_read, forget
+
+    def read(self, offset, length):
+        data = os.pread(self.descriptor, length, offset)
+        if len(data) == length:
+            return data
+        return self._read_rest(offset, length, data)
+
+    def _read_rest(self, offset, length, data):
+        parts = [data]
+        done = len(data)
+        while done < length:
+            data = os.pread(self.descriptor, length - done, offset + done)
+            if not data:
+                raise OSError(errno.EIO, 'the medium ends at %d' % (offset + done), self.path)
+            parts.append(data)
+            done += len(data)
+        return b''.join(parts)
+
+    # -- writing -----------------------------------------------------------------------------------------------------
+
+    def write(self, offset, data, durable):
+        if offset + len(data) > self.size:
+            raise beyond(self, offset, len(data))
+        if durable:
+            self._write_durably(offset, data)
+        else:
+            self._put(offset, data)
+
+    def _put(self, offset, data):
+        """All of `data`, into the page cache."""
+        done = _pwrite(self.descriptor, data, offset)
+        if done != len(data):
+            view = memoryview(data)
+            while done < len(view):
+                done += self._some(_pwrite(self.descriptor, view[done:], offset + done))
+
+    @staticmethod
+    def _some(count):
+        if not count:
+            raise failure(errno.ENOSPC)      # POSIX lets a write of nothing at all stand for a full medium
+        return count
+
+    def _write_durably(self, offset, data):
+        """One call that writes and syncs this range only (RWF_DSYNC), where that works; else two."""
+        if self.lost:
+            raise failure(self.lost, self.path)
+        if self._durable_flag_works:
+            try:
+                if compat.pwritev(self.descriptor, [data], offset, compat.RWF_DSYNC) == len(data):
+                    return
+            except OSError as e:
+                self._durable_write_failed(e, offset, data)
+        self._put(offset, data)
+        self.flush(offset, len(data))
+
+    def _durable_write_failed(self, error, offset, data):
+        """Returns if two calls are to do what one could not; else raises.
+
+        EIO may come from this write, or be what became of earlier ones when they were written back (invariant 4): if the
+        write alone succeeds, it was the writing back.
+        """
+        if error.errno in linux.UNSUPPORTED:
+            self._durable_flag_works = False
+            return
+        if error.errno == errno.EIO:
+            self._put(offset, data)
+            self.lost = errno.EIO
+        raise error
+
+    def flush(self, offset, length):
+        if self.lost:
+            raise failure(self.lost, self.path)
+        try:
+            os.fdatasync(self.descriptor)
+        except OSError as e:
+            if e.errno not in _HARMLESS:
+                self.lost = e.errno
+            raise
+
+    def _put_zeroes(self, offset, length):
+        zeroes = memoryview(bytes(min(length, CHUNK)))
+        while length > 0:
+            count = min(length, CHUNK)
+            self._put(offset, zeroes[:count])
+            offset += count
+            length -= count
+
+    def _check_range(self, offset, length):
+        if offset < 0 or length < 0 or offset + length > self.size:
+            raise beyond(self, offset, length)
+
+    # -- copying -----------------------------------------------------------------------------------------------------
+
+    def copy(self, source, source_offset, offset, length):
+        self._check_range(offset, length)
+        done = 0
+        source = source.reading()
+        if isinstance(source, PosixStore) and source.kind == self.kind == 'file' and not (self.direct or source.direct):
+            done = self._copy_in_kernel(source, source_offset, offset, length)
+        if done < length:
+            super(PosixStore, self).copy(source, source_offset + done, offset + done, length - done)
+
+    def _copy_in_kernel(self, source, source_offset, offset, length):
+        """Bytes copied by the kernel (by reference, where the file system can) before it said that it cannot."""
+        if source is self and abs(source_offset - offset) < length:
+            return 0
+        done = 0
+        try:
+            while done < length:
+                count = linux.copy_file_range(source.descriptor, self.descriptor, min(length - done, 1 << 30),
+                                              source_offset + done, offset + done)
+                if not count:
+                    break
+                done += count
+        except OSError as e:
+            if e.errno not in linux.UNSUPPORTED and e.errno not in (errno.EXDEV, errno.EPERM, errno.EBADF):
+                raise
+        return done
+
+    # -- the rest ----------------------------------------------------------------------------------------------------
+
+    def resize_check(self):
+        return os.fstat(self.descriptor).st_size
+
+    def allocated(self):
+        return os.fstat(self.descriptor).st_blocks * 512
+
+    def close(self):
+        if self._forget:
+            self._forget()
+        super(PosixStore, self).close()
