@@ -15,10 +15,12 @@ class LoginFailure(Exception):
 
 
 class PduRejected(Exception):
-    """The PDU is answered with Reject. reason: RFC 7143 11.17.1; why: for the log; fatal: the connection ends as well."""
+    """The PDU is answered with Reject. reason: RFC 7143 11.17.1; why: for the log; fatal: the connection ends as well;
+    numbered: the PDU took a CmdSN that the Reject answers."""
 
-    def __init__(self, reason, why, fatal=False):
+    def __init__(self, reason, why, fatal=False, numbered=False):
         super(PduRejected, self).__init__(why)
         self.reason = reason
         self.why = why
         self.fatal = fatal
+        self.numbered = numbered

@@ -35,14 +35,14 @@ class Framer(object):
     """See the module. maximum_data: the MaxRecvDataSegmentLength that we declared, bytes; crc32c: a function of (bytes, value)
     for the digests that were negotiated, or None."""
 
-    __slots__ = ('partial', 'landing', '_buffer', '_view', '_start', '_end', '_maximum_data', '_crc32c',
+    __slots__ = ('partial', 'landing', 'buffer', '_view', '_start', '_end', '_maximum_data', '_crc32c',
                  '_header_digest', '_data_digest', '_landing_fields', '_landing_ahs', '_landing_data')
 
     def __init__(self, maximum_data, crc32c=None, header_digest=False, data_digest=False, batch_bytes=BATCH_BYTES):
         self.partial = None
         self.landing = None              # the rest of the landing buffer, while data is on its way into it
-        self._buffer = bytearray(batch_bytes)
-        self._view = memoryview(self._buffer)
+        self.buffer = bytearray(batch_bytes)
+        self._view = memoryview(self.buffer)
         self._start = self._end = 0
         self.renegotiated(maximum_data, crc32c, header_digest, data_digest)
 
@@ -59,7 +59,7 @@ class Framer(object):
         """A writable view for the next bytes; never empty. Hot."""
         if self._start == self._end:
             self._start = self._end = 0
-        elif self._end > len(self._buffer) >> 1:
+        elif self._end > len(self.buffer) >> 1:
             self._move_to_front()
         return self._view[self._end:]
 
@@ -82,7 +82,7 @@ class Framer(object):
         out = []
         if self.landing is not None:
             count = self._received_landing(count, out)
-        buffer = self._buffer
+        buffer = self.buffer
         position = self._start
         end = self._end = self._end + count
         careful = self._header_digest
@@ -119,7 +119,7 @@ class Framer(object):
         padded = length + 3 & ~3
         after = body + padded + (self._data_digest if length else 0)
         if end < after:
-            if length >= LANDING_BYTES or after - position > len(self._buffer) >> 1:
+            if length >= LANDING_BYTES or after - position > len(self.buffer) >> 1:
                 self.partial = fields
                 self._start = position
                 self._landing_ahs = bytes(self._view[position + 48:position + header]) if header > 48 else None
@@ -128,14 +128,14 @@ class Framer(object):
         data = self._view[body:body + length] if length else None
         if length and self._data_digest:
             crc = self._crc32c(self._view[body:body + padded], 0)
-            if crc != _DIGEST.unpack_from(self._buffer, body + padded)[0]:
+            if crc != _DIGEST.unpack_from(self.buffer, body + padded)[0]:
                 data = DIGEST_ERROR
         out.append((fields, ahs, data))
         return after
 
     def _check_header_digest(self, position, header):
         crc = self._crc32c(self._view[position:position + header], 0)
-        if crc != _DIGEST.unpack_from(self._buffer, position + header)[0]:
+        if crc != _DIGEST.unpack_from(self.buffer, position + header)[0]:
             raise PduRejected(const.REJECT_PROTOCOL_ERROR, 'a header digest is wrong', fatal=True)
 
     # -- landing -----------------------------------------------------------------------------------------------------
@@ -177,4 +177,4 @@ class Framer(object):
             return True
         digest = self._start + trailer - 4
         crc = self._crc32c(self._view[self._start:digest], self._crc32c(self._landing_data, 0))
-        return crc == _DIGEST.unpack_from(self._buffer, digest)[0]
+        return crc == _DIGEST.unpack_from(self.buffer, digest)[0]

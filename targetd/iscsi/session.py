@@ -56,11 +56,8 @@ class Session(object):
         return False
 
     def next_held(self):
-        """The held PDU whose turn it is now, or None; ExpCmdSN moves on."""
-        pdu = self.held.pop(self.exp_cmd_sn, None)
-        if pdu is not None:
-            self.exp_cmd_sn = self.exp_cmd_sn + 1 & MASK
-        return pdu
+        """The held PDU whose turn it is now, or None; it still has to be taken."""
+        return self.held.pop(self.exp_cmd_sn, None)
 
     def discard(self, itt):
         """Data-Out that still comes for this ITT is dropped in silence. Bounded: the oldest are forgotten."""

@@ -23,6 +23,11 @@ class Limits(namedtuple('Limits', 'initial_r2t immediate_data first_burst max_bu
 
     __slots__ = ()
 
+    @property
+    def max_immediate(self):
+        """Bytes of immediate data that a command may bring."""
+        return self.first_burst if self.immediate_data else 0
+
     @classmethod
     def of(cls, values):
         """From the negotiated text keys."""
@@ -69,8 +74,8 @@ class Transfer(object):
         """The command's own data (None or bytes-like) and its F bit. Raises PduRejected for more than FirstBurstLength."""
         sequence = self._unsolicited
         if data is not None:
-            if len(data) > sequence.end:
-                raise PduRejected(const.REJECT_PROTOCOL_ERROR, '%d bytes of immediate data, more than FirstBurstLength' % len(data))
+            if len(data) > min(sequence.end, self._limits.max_immediate):
+                raise PduRejected(const.REJECT_PROTOCOL_ERROR, '%d bytes of immediate data, more than was agreed' % len(data))
             self._keep(0, data)
             sequence.next_offset = len(data)
         if not final and self._limits.initial_r2t:

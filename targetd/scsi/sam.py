@@ -54,13 +54,15 @@ class Task(object):
 
     __slots__ = ('itt', 'lun', 'cdb', 'attribute', 'edtl', 'expects_read', 'expects_write', 'cmd_sn',
                  'run', 'run_blocking', 'data_out_length', 'offset', 'length', 'durable', 'private',
-                 'data_out', 'aborted', 'unit', 'transfer', 'connection')
+                 'data_out', 'aborted', 'unit', 'transfer', 'connection', 'asked', 'abort_status')
 
     def __init__(self):
         self.data_out_length = 0
         self.data_out = None
         self.aborted = False
         self.transfer = None
+        self.asked = False
+        self.abort_status = None
 
 
 class _WouldBlock(object):

@@ -1,0 +1,270 @@
+"""A worker process: its control thread, which obeys the master, and the state that its connections share.
+
+The control thread is the process's main thread: it reads the channel and nothing else makes it wait, but for `working` of a
+connection (bounded by one batch) when an abort must find no command half done. A connection has a thread of its own, which
+asks the master and waits for the answer only during login. When the channel ends, the process ends.
+
+     spare --serve--> login --claim granted--> full feature phase --over--> tell ended, exit
+       ^                |                            | (discovery)
+       +--- tell idle --+--- refused, failed --------+
+"""
+
+import itertools
+import os
+import socket
+import threading
+
+from targetd import log
+from targetd.channel import ChannelClosed
+from targetd.scsi import sam
+from targetd.worker import greeting
+from targetd.worker.executor import Executor
+from targetd.worker.policy import Policies
+from targetd.worker.replica import Replica
+from targetd.worker.replies import MasterAnswer
+from targetd.worker.tasks import Tasks
+from targetd.worker.texts import TextExchange
+
+#: How long the master may take to answer a claim: it may first have to end the session that is reinstated.
+CLAIM_SECONDS = 30.0
+
+#: How long the end of a session waits for commands that are in executor threads.
+QUIET_SECONDS = 30.0
+
+
+class Worker(object):
+    """One process. `configuration`: the config.model.Configuration that was in force when it was forked (D11)."""
+
+    def __init__(self, channel, configuration):
+        self.channel = channel
+        self.configuration = configuration
+        self.policies = Policies(configuration)
+        self.executor = Executor(configuration.server.executor_threads)
+        self.keepalive = (configuration.server.nop_interval, configuration.server.nop_count)
+        self.device = None               # scsi.lu.Device of the session, once there is one
+        self.replica = None
+        self.tasks = None
+        self.connections = []
+        self._numbers = itertools.count(1)
+        self._answers = {}               # ask id -> function of the answer message
+        self._retiring = False
+        self._orders = {'serve': self._serve, 'answer': self._answer, 'change': self._change, 'units': self._units,
+                        'logout': self._logout, 'end': self._end, 'retire': self._retire, 'reopen-logs': self._reopen_logs,
+                        'statistics': self._statistics, 'join': self._join}
+
+    # -- the control thread ------------------------------------------------------------------------------------------
+
+    def run(self):
+        """Obey until the channel ends. [control]"""
+        self.channel.send({'tell': 'ready'})
+        try:
+            while True:
+                message, descriptors = self.channel.read()
+                self._orders[message['do']](message, descriptors)
+        except ChannelClosed:
+            pass
+        self._stop_connections('the worker ends')
+
+    def _serve(self, message, descriptors):
+        sock = socket.socket(fileno=descriptors[0])
+        thread = threading.Thread(target=self._greet, args=(sock, message['connection']), name='connection')
+        thread.daemon = True
+        thread.start()
+
+    def _join(self, message, descriptors):
+        """A further connection for our session: the login machine decides whether it may be one."""
+        self._serve(message, descriptors)
+
+    def _answer(self, message, descriptors):
+        answered = self._answers.pop(message['id'], None)
+        if answered is None:
+            for descriptor in descriptors:
+                os.close(descriptor)
+        else:
+            message['descriptors'] = descriptors
+            answered(message)
+
+    def _change(self, message, descriptors):
+        """State that sessions share has changed: put it in force, end what must end, then say so."""
+        def acknowledge():
+            self.tell('acknowledge', id=message['id'])
+        if self.replica is None:
+            acknowledge()
+            return
+        self.replica.change(message)
+        abort = message.get('abort')
+        if not abort:
+            acknowledge()
+            return
+        unit = self.replica.unit(message['unit'])
+        status = sam.TASK_ABORTED if abort.get('tas') else None
+        self._abort(lambda task: task.unit is unit and not task.asked, acknowledge, status)
+
+    def _abort(self, wanted, on_quiet, status):
+        """Abort tasks of every connection; on_quiet() when none can touch the medium. [control]"""
+        connections = list(self.connections)
+        for connection in connections:
+            connection.working.acquire()
+        try:
+            self.tasks.abort(wanted, on_quiet, status)
+        finally:
+            for connection in connections:
+                connection.working.release()
+        for connection in connections:
+            connection.drain_from_elsewhere()
+
+    def _units(self, message, descriptors):
+        def acknowledge():
+            self.tell('acknowledge', id=message['id'])
+        if self.replica is None:
+            for descriptor in descriptors:
+                os.close(descriptor)
+            acknowledge()
+            return
+        gone = self.replica.units(message, descriptors)
+        if not gone:
+            acknowledge()
+            return
+
+        def close_and_acknowledge():
+            for unit in gone:
+                unit.store.close()
+            acknowledge()
+        self._abort(lambda task: task.unit in gone and not task.asked, close_and_acknowledge, None)
+
+    def _logout(self, message, descriptors):
+        for connection in list(self.connections):
+            connection.requests.ask_for_logout(int(message['seconds']))
+
+    def _end(self, message, descriptors):
+        if self._stop_connections(message['why']) == 0:
+            self._retire(message, descriptors)
+
+    def _retire(self, message, descriptors):
+        self._retiring = True
+        if not self.connections and self.replica is None and not greeting.is_going_on(self):
+            self.finish()
+
+    def _reopen_logs(self, message, descriptors):
+        if descriptors:
+            log.adopt(descriptors[0])
+
+    def _statistics(self, message, descriptors):
+        self.tell('statistics', id=message['id'], tasks=len(self.connections) and len(self.connections[0].session.tasks))
+
+    def _stop_connections(self, why):
+        """End every connection; gives how many there were. Their threads do the rest. [control]"""
+        connections = list(self.connections)
+        for connection in connections:
+            connection.stop(why)
+        return len(connections)
+
+    def finish(self):
+        """Let the control thread, and with it the process, come to its end. Any thread."""
+        try:
+            self.channel.socket.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
+
+    # -- asking and telling ------------------------------------------------------------------------------------------
+
+    def tell(self, what, **words):
+        """Tell the master; nothing if it is gone (the control thread meets that and ends us). Any thread."""
+        words['tell'] = what
+        try:
+            self.channel.send(words)
+        except (ChannelClosed, OSError):
+            pass
+
+    def ask(self, what, answered, **words):
+        """Ask the master; answered(message) is called in the control thread. Any thread."""
+        number = next(self._numbers)
+        self._answers[number] = answered
+        words['ask'], words['id'] = what, number
+        try:
+            self.channel.send(words)
+        except (ChannelClosed, OSError):
+            self._answers.pop(number, None)
+
+    def ask_and_wait(self, what, seconds, **words):
+        """Ask the master and wait; gives the answer, or None if none came in time. Not the control thread."""
+        answers = []
+        arrived = threading.Event()
+
+        def answered(message):
+            answers.append(message)
+            arrived.set()
+        self.ask(what, answered, **words)
+        arrived.wait(seconds)
+        return answers[0] if answers else None
+
+    def ask_change(self, task, change, complete):
+        """A command's Change goes to the master; complete(task, MasterAnswer) when it is in force everywhere. Any thread."""
+        task.asked = True
+        words = dict(change.arguments, unit=self.replica.unit_id(task.unit))
+        self.ask(change.kind, lambda answer: complete(task, _master_answer(answer)), **words)
+
+    def ask_reset(self, function, lun_field, done):
+        """A task management function that concerns other nexuses too; done(MasterAnswer) in the control thread."""
+        unit_id = self.replica.unit_id(self.device.unit(lun_field)) or self.replica.any_unit_id()
+        if unit_id is None:
+            done(MasterAnswer(sam.GOOD, b'', None))
+            return
+        self.ask('reset', lambda answer: done(_master_answer(answer)), function=function, unit=unit_id)
+
+    def unit_failed(self, unit_id, text):
+        """A unit lost data that it may have acknowledged: the master fences it off. Any thread."""
+        log.error('unit %s: %s', unit_id, text)
+        self.tell('failed', unit=unit_id, text=text)
+
+    # -- a connection's life -----------------------------------------------------------------------------------------
+
+    def _greet(self, sock, where):
+        """Login, full feature phase, end. [connection]"""
+        try:
+            why = greeting.greet(self, sock, where)
+        except Exception:                # a defect of ours: the session ends, the log has the place
+            log.exception('a connection met an unexpected failure')
+            why = 'internal failure'
+            sock.close()
+        self._connection_over(why)
+
+    def begin_session(self, session, answer, nexus):
+        """The claim was granted: build what the session's connections share. [connection, during login]"""
+        self.tasks = Tasks(session)
+        if nexus is not None:
+            self.replica = Replica(self, nexus, self.configuration)
+            self.device = self.replica.begin(answer['units'], answer['descriptors'])
+
+    def _connection_over(self, why):
+        if self.connections:
+            return
+        was_session = self.replica is not None
+        if not was_session and not self._retiring:
+            self.tasks = None
+            self.tell('idle')
+            return
+        if was_session:
+            quiet = threading.Event()
+            self.tasks.abort(lambda task: not task.asked, quiet.set)
+            if not quiet.wait(QUIET_SECONDS):
+                log.warning('a command was still at its disk %d seconds after its session ended', QUIET_SECONDS)
+        self.tell('ended', why=why or '')
+        self.finish()
+
+    def text_exchange(self, connection):
+        """Who answers this connection's Text Requests."""
+        return TextExchange(self.policies, connection)
+
+
+def _master_answer(message):
+    sense, data = message.get('sense'), message.get('data')
+    return MasterAnswer(message.get('status', sam.BUSY), bytes.fromhex(sense) if sense else b'',
+                        bytes.fromhex(data) if data else None)
+
+
+def run(channel, configuration):
+    """The whole life of a worker process, from its fork to its end."""
+    Worker(channel, configuration).run()
+
+

@@ -1,0 +1,225 @@
+"""What a connection still has to send: replies wait here, whoever gets the transmit lock without waiting sends them all.
+
+StatSN, ExpCmdSN and MaxCmdSN are stamped under the lock, so StatSN order is wire order (RFC 7143 4.2.2.2).
+
+Entries of the queue
+  (itt, data)             the usual case: GOOD, `data` (bytes-like, exactly EDTL bytes) or None (a GOOD SCSI Response)
+  (None, pdus, numbered)  PDU objects in order; numbered: they answer a command that took a CmdSN, so the window moves on
+Any thread may put and drain. At most one thread is ever inside the socket; the others go on.
+"""
+
+import struct
+import threading
+from collections import deque
+
+from targetd.iscsi import const
+
+_PAD = (b'', b'\0\0\0', b'\0\0', b'\0')
+_DIGEST = struct.Struct('<I').pack
+
+#: A SCSI Data-In with F and S, status GOOD; Data-In without status; a SCSI Response with GOOD. The rest of the BHS is zero.
+_DATA_IN_GOOD = struct.Struct('>II8xIIIII12x').pack
+_DATA_IN = struct.Struct('>II8xII4xIIII4x').pack
+_RESPONSE_GOOD = struct.Struct('>I12xI4xIII12x').pack
+_DATA_IN_GOOD_WORD = 0x25810000
+_DATA_IN_LAST_WORD = struct.Struct('>II8xIIIIIII4x').pack
+_NO_TAG = 0xFFFFFFFF
+_MASK = 0xFFFFFFFF
+
+#: A batch is sent when it has this many buffers (the kernel takes 1024) or bytes.
+_BATCH_BUFFERS = 900
+_BATCH_BYTES = 4 << 20
+
+#: PDUs that carry the next StatSN without using it up (RFC 7143 11.8.5, 11.19.2); NOP-In only when it asks for an answer.
+_UNNUMBERED = frozenset((const.READY_TO_TRANSFER, const.DATA_IN))
+
+
+class Outbox(object):
+    """One connection's. `session`: the numbering that is shared by its connections; limits in bytes."""
+
+    __slots__ = ('queue', 'stat_sn', 'pending_bytes', '_socket', '_session', '_lock', '_segment', '_burst', '_crc32c', '_header_digest',
+                 '_data_digest')
+
+    def __init__(self, sock, session, stat_sn, crc32c, values):
+        self.queue = deque()
+        self.stat_sn = stat_sn
+        self._socket = sock
+        self._session = session
+        self._lock = threading.Lock()
+        self._segment = values['MaxRecvDataSegmentLength']
+        self._burst = values.get('MaxBurstLength', 1 << 24)
+        self._crc32c = crc32c
+        self._header_digest = values.get('HeaderDigest') == 'CRC32C'
+        self._data_digest = values.get('DataDigest') == 'CRC32C'
+
+    def put_pdu(self, pdu, numbered=False):
+        """Queue one PDU."""
+        self.queue.append((None, (pdu,), numbered))
+
+    def put_pdus(self, pdus, numbered=False):
+        """Queue PDUs that must follow each other."""
+        self.queue.append((None, pdus, numbered))
+
+    def drain(self):
+        """Send what is queued, unless another thread is at it (it will send ours as well). Any thread. Hot, once a batch.
+
+        Raises OSError when the connection is gone."""
+        queue, lock = self.queue, self._lock
+        while queue:
+            if not lock.acquire(False):
+                return
+            try:
+                self._send(self._stamp())
+            finally:
+                lock.release()
+
+    def drain_and_wait(self):
+        """Send what is queued; if another thread is sending, wait for it first. For a connection's last words."""
+        with self._lock:
+            while self.queue:
+                self._send(self._stamp())
+
+    def _stamp(self):
+        """Take entries off the queue and make buffers of them. Under the lock. Hot."""
+        queue = self.queue
+        if self._header_digest or self._data_digest:
+            return self._stamp_with_digests()
+        session = self._session
+        stat_sn, exp_cmd_sn, max_cmd_sn = self.stat_sn, session.exp_cmd_sn, session.max_cmd_sn
+        segment = self._segment
+        buffers = []
+        append = buffers.append
+        total = 0
+        while queue:
+            entry = queue.popleft()
+            itt, data = entry[0], entry[1]
+            if itt is None:
+                self.stat_sn, session.max_cmd_sn = stat_sn, max_cmd_sn
+                for header, data in self._stamp_slow(entry):
+                    append(header)
+                    if data:
+                        append(data)
+                        if len(data) & 3:
+                            append(_PAD[len(data) & 3])
+                        total += len(data)
+                stat_sn, max_cmd_sn = self.stat_sn, session.max_cmd_sn
+            else:
+                max_cmd_sn = max_cmd_sn + 1 & _MASK
+                if data is None:
+                    append(_RESPONSE_GOOD(0x21800000, itt, stat_sn, exp_cmd_sn, max_cmd_sn))
+                else:
+                    length = len(data)
+                    if length <= segment:
+                        append(_DATA_IN_GOOD(_DATA_IN_GOOD_WORD, length, itt, _NO_TAG, stat_sn, exp_cmd_sn, max_cmd_sn))
+                        append(data)
+                        if length & 3:
+                            append(_PAD[length & 3])
+                    else:
+                        for header, piece in self._segments(itt, data, stat_sn, exp_cmd_sn, max_cmd_sn):
+                            append(header)
+                            append(piece)
+                        if length & 3:
+                            append(_PAD[length & 3])
+                    total += length
+                stat_sn = stat_sn + 1 & _MASK
+            if total > _BATCH_BYTES or len(buffers) > _BATCH_BUFFERS:
+                break
+        self.stat_sn, session.max_cmd_sn = stat_sn, max_cmd_sn
+        return buffers
+
+    def _segments(self, itt, data, stat_sn, exp_cmd_sn, max_cmd_sn):
+        """(header, piece) of a Data-In sequence that ends with GOOD: pieces of MaxRecvDataSegmentLength, F at each burst's end."""
+        view = memoryview(data)
+        length, segment, burst = len(view), self._segment, self._burst
+        offset = data_sn = 0
+        left_in_burst = burst
+        while True:
+            size = min(segment, left_in_burst, length - offset)
+            left_in_burst -= size
+            piece = view[offset:offset + size]
+            if offset + size == length:
+                yield _DATA_IN_LAST_WORD(_DATA_IN_GOOD_WORD, size, itt, _NO_TAG, stat_sn, exp_cmd_sn, max_cmd_sn,
+                                         data_sn, offset), piece
+                return
+            word = 0x25000000
+            if not left_in_burst:
+                word, left_in_burst = 0x25800000, burst
+            yield _DATA_IN(word, size, itt, _NO_TAG, exp_cmd_sn, max_cmd_sn, data_sn, offset), piece
+            offset += size
+            data_sn += 1
+
+    def _stamp_slow(self, entry):
+        """(header, data) of each PDU object of an entry."""
+        session = self._session
+        if entry[2]:
+            session.max_cmd_sn = session.max_cmd_sn + 1 & _MASK
+        for pdu in entry[1]:
+            pdu.exp_cmd_sn, pdu.max_cmd_sn = session.exp_cmd_sn, session.max_cmd_sn
+            opcode = pdu.opcode
+            if opcode == const.DATA_IN and not pdu.has_status:
+                pdu.stat_sn = 0
+            else:
+                pdu.stat_sn = self.stat_sn
+                if opcode not in _UNNUMBERED and not (opcode == const.NOP_IN and pdu.ttt != _NO_TAG) or (
+                        opcode == const.DATA_IN):
+                    self.stat_sn = self.stat_sn + 1 & _MASK
+            yield pdu.encode(), pdu.data
+
+    def _stamp_with_digests(self):
+        """As _stamp, with CRC32C behind each header and each data segment (RFC 7143 11.2.3, 11.2.4; pad bytes count)."""
+        buffers = []
+        total = 0
+        while self.queue and total <= _BATCH_BYTES and len(buffers) <= _BATCH_BUFFERS:
+            for header, data in self._headers(self.queue.popleft()):
+                buffers.append(header)
+                if self._header_digest:
+                    buffers.append(_DIGEST(self._crc32c(header, 0)))
+                if data:
+                    pad = _PAD[len(data) & 3]
+                    buffers.append(data)
+                    if pad:
+                        buffers.append(pad)
+                    if self._data_digest:
+                        crc = self._crc32c(data, 0)
+                        buffers.append(_DIGEST(self._crc32c(pad, crc) if pad else crc))
+                    total += len(data)
+        return buffers
+
+    def _headers(self, entry):
+        itt, data = entry[0], entry[1]
+        if itt is None:
+            for pair in self._stamp_slow(entry):
+                yield pair
+            return
+        session = self._session
+        max_cmd_sn = session.max_cmd_sn = session.max_cmd_sn + 1 & _MASK
+        stat_sn = self.stat_sn
+        self.stat_sn = stat_sn + 1 & _MASK
+        if data is None:
+            yield _RESPONSE_GOOD(0x21800000, itt, stat_sn, session.exp_cmd_sn, max_cmd_sn), None
+        else:
+            for pair in self._segments(itt, data, stat_sn, session.exp_cmd_sn, max_cmd_sn):
+                yield pair
+
+    def _send(self, buffers):
+        """All of it, in one call where the kernel takes it in one."""
+        if not buffers:
+            return
+        if len(buffers) == 1:
+            self._socket.sendall(buffers[0])
+            return
+        sent = self._socket.sendmsg(buffers)
+        total = sum(map(len, buffers))
+        while sent < total:
+            total -= sent
+            buffers = _without(buffers, sent)
+            sent = self._socket.sendmsg(buffers)
+
+
+def _without(buffers, sent):
+    """What is left of `buffers` when their first `sent` bytes are gone."""
+    for index, buffer in enumerate(buffers):
+        if sent < len(buffer):
+            return [memoryview(buffer)[sent:]] + list(buffers[index + 1:])
+        sent -= len(buffer)
+    return []

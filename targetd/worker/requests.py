@@ -1,0 +1,163 @@
+"""The PDUs that are neither commands nor data: NOP-Out, Text, Task Management, Logout, and our own NOP-In pings.
+
+Everything here runs in the connection's thread unless marked [any]. May import what Connection may.
+"""
+
+from targetd import log
+from targetd.iscsi import const, pdu
+from targetd.iscsi.errors import PduRejected
+from targetd.iscsi.framing import BHS
+
+#: Task management functions that concern other nexuses too, so that the master carries them out (plan D3).
+_SHARED_FUNCTIONS = {
+    const.CLEAR_TASK_SET: 'clear-task-set',
+    const.LOGICAL_UNIT_RESET: 'logical-unit-reset',
+    const.TARGET_WARM_RESET: 'target-warm-reset',
+    const.TARGET_COLD_RESET: 'target-cold-reset',
+}
+_OF_A_UNIT = (const.ABORT_TASK_SET, const.CLEAR_TASK_SET, const.LOGICAL_UNIT_RESET, const.CLEAR_ACA)
+
+
+class Requests(object):
+    """Of one connection. keepalive: (seconds of silence before a ping, unanswered pings that end the connection)."""
+
+    def __init__(self, connection, keepalive):
+        self._connection = connection
+        self._session = connection.session
+        self._ping_limit = keepalive[1]
+        self._text = None                # the Text exchange that is going on
+        self.unanswered_pings = 0
+        self.by_opcode = {
+            const.NOP_OUT: self._nop_out,
+            const.TEXT_REQUEST: self._text_request,
+            const.TASK_MANAGEMENT_REQUEST: self._task_management,
+            const.LOGOUT_REQUEST: self._logout,
+        }
+
+    # -- pings -------------------------------------------------------------------------------------------------------
+
+    def silence(self):
+        """Nothing came for the keepalive interval: ask for a sign of life, or give up."""
+        if self.unanswered_pings >= self._ping_limit > 0:
+            self._connection.end('the initiator did not answer %d pings' % self.unanswered_pings)
+            return
+        if self._ping_limit > 0:
+            self.unanswered_pings += 1
+            self._connection.outbox.put_pdu(pdu.NopIn(ttt=self._session.allot_ttt()))
+
+    def _nop_out(self, fields, ahs, data):
+        request = pdu.NopOut.decode(BHS.pack(*fields))
+        if not request.immediate:
+            if not self._connection.takes(fields, ahs, data):
+                return
+            self._refuse_reserved_tag(request)
+        if request.itt == const.RESERVED_TAG:
+            return                       # the answer to a ping of ours
+        echo = b'' if data is None else bytes(data[:self._session.values['MaxRecvDataSegmentLength']])
+        self._connection.outbox.put_pdu(pdu.NopIn(itt=request.itt, lun=request.lun, data=echo), not request.immediate)
+
+    @staticmethod
+    def _refuse_reserved_tag(request):
+        if request.itt == const.RESERVED_TAG:
+            raise PduRejected(const.REJECT_PROTOCOL_ERROR, 'a numbered NOP-Out without an initiator task tag', numbered=True)
+
+    # -- text --------------------------------------------------------------------------------------------------------
+
+    def _text_request(self, fields, ahs, data):
+        if not self._connection.takes(fields, ahs, data):
+            return
+        request = pdu.TextRequest.decode(BHS.pack(*fields), b'', b'' if data is None else bytes(data))
+        numbered = not request.immediate
+        if self._text is None or request.ttt == const.RESERVED_TAG:
+            self._text = self._connection.worker.text_exchange(self._connection)
+        response = self._text.receive(request)
+        if response.final:
+            self._text = None
+        self._connection.outbox.put_pdu(response, numbered)
+
+    # -- task management ---------------------------------------------------------------------------------------------
+
+    def _task_management(self, fields, ahs, data):
+        if not self._connection.takes(fields, ahs, data):
+            return
+        request = pdu.TaskManagementRequest.decode(BHS.pack(*fields))
+        log.info('%s: %s%s', self._session.initiator_name, const.TASK_MANAGEMENT_NAMES.get(request.function, 'an unknown function'),
+                 ' for LUN %d' % _lun_number(request.lun) if request.function in _OF_A_UNIT else '')
+        if request.function in _OF_A_UNIT and not self._connection.device.has_unit(request.lun):
+            self._respond(request, const.LUN_DOES_NOT_EXIST)
+        elif request.function == const.ABORT_TASK:
+            self._abort_task(request)
+        elif request.function == const.ABORT_TASK_SET:
+            self._abort(request, lambda task: task.lun == request.lun)
+        elif request.function in _SHARED_FUNCTIONS:
+            self._connection.worker.ask_reset(self._connection, _SHARED_FUNCTIONS[request.function], request.lun,
+                                              lambda answer: self._reset_done(request, answer))
+        elif request.function == const.TASK_REASSIGN:
+            self._respond(request, const.REASSIGNMENT_NOT_SUPPORTED)
+        else:
+            self._respond(request, const.FUNCTION_NOT_SUPPORTED)
+
+    def _abort_task(self, request):
+        tag = request.referenced_task_tag
+        task = self._session.tasks.get(tag)
+        if task is not None and task.lun == request.lun:
+            self._abort(request, lambda task: task.itt == tag)
+        elif self._was_received(request):
+            self._respond(request, const.FUNCTION_COMPLETE)
+        else:
+            self._respond(request, const.TASK_DOES_NOT_EXIST)
+
+    def _was_received(self, request):
+        """RFC 7143 11.5.1: a task that is gone counts as aborted if its RefCmdSN lies in the window below the request's."""
+        distance = request.cmd_sn - request.ref_cmd_sn & 0xFFFFFFFF
+        if distance == 0 or distance >= 0x80000000:
+            return False
+        held = self._session.held.pop(request.ref_cmd_sn, None)
+        return held is not None and held[0][5] == request.referenced_task_tag
+
+    def _abort(self, request, wanted):
+        self._connection.worker.tasks.abort(wanted, lambda: self._respond(request, const.FUNCTION_COMPLETE))
+
+    def _reset_done(self, request, answer):
+        """[any]"""
+        self._respond(request, const.FUNCTION_COMPLETE if answer.status == 0 else const.FUNCTION_REJECTED)
+        self._connection.drain_from_elsewhere()
+
+    def _respond(self, request, response):
+        """[any]"""
+        self._connection.outbox.put_pdu(pdu.TaskManagementResponse(itt=request.itt, response=response), not request.immediate)
+        self._connection.drain_from_elsewhere()
+
+    # -- logout ------------------------------------------------------------------------------------------------------
+
+    def _logout(self, fields, ahs, data):
+        if not self._connection.takes(fields, ahs, data):
+            return
+        request = pdu.LogoutRequest.decode(BHS.pack(*fields))
+        response = self._logout_response(request)
+        values = self._session.values
+        self._connection.outbox.put_pdu(pdu.LogoutResponse(
+            itt=request.itt, response=response, time2wait=values.get('DefaultTime2Wait', 2),
+            time2retain=values.get('DefaultTime2Retain', 0)), not request.immediate)
+        if response == const.LOGOUT_SUCCESS:
+            self._connection.end('the initiator logged out', quietly=True)
+
+    def _logout_response(self, request):
+        """RFC 7143 11.14.1, 11.15.1."""
+        if request.reason == const.CLOSE_SESSION:
+            return const.LOGOUT_SUCCESS
+        if request.reason == const.CLOSE_CONNECTION:
+            return const.LOGOUT_SUCCESS if request.cid == self._connection.cid else const.LOGOUT_CID_NOT_FOUND
+        if request.reason == const.REMOVE_CONNECTION_FOR_RECOVERY:
+            return const.LOGOUT_RECOVERY_NOT_SUPPORTED
+        raise PduRejected(const.REJECT_INVALID_PDU_FIELD, 'logout reason %d is not known' % request.reason,
+                          numbered=not request.immediate)
+
+    def ask_for_logout(self, seconds):
+        """An asynchronous message asks the initiator to log out within `seconds` (RFC 7143 11.9.1, event 1). [any]"""
+        self._connection.outbox.put_pdu(pdu.AsyncMessage(event=const.ASYNC_LOGOUT_REQUESTED, parameter3=seconds))
+        self._connection.drain_from_elsewhere()
+
+
+def _lun_number(lun_field):
+    return lun_field >> 48 & 0x3FFF

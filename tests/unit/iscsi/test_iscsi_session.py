@@ -1,0 +1,52 @@
+"""Session: command numbering (RFC 7143 4.2.2.1)."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from targetd.iscsi.session import Session
+
+
+def session(cmd_sn=10, window=8):
+    values = {'InitialR2T': True, 'ImmediateData': True, 'FirstBurstLength': 1, 'MaxBurstLength': 1, 'MaxOutstandingR2T': 1}
+    return Session(SimpleNamespace(
+        initiator_name='iqn.i', initiator_alias='', isid='0' * 12, tsih=1, target_name='iqn.t', portal_group_tag=1,
+        account=None, session_type='Normal', values=values, cmd_sn=cmd_sn), window)
+
+
+@pytest.mark.parametrize('start', [10, 0xFFFFFFFE])
+def test_in_order_commands_are_taken_and_numbers_wrap(start):
+    one = session(start)
+    for number in range(4):
+        assert one.takes(start + number & 0xFFFFFFFF, None)
+    assert one.exp_cmd_sn == start + 4 & 0xFFFFFFFF
+
+
+def test_early_commands_wait_for_their_turn():
+    one = session()
+    assert not one.takes(12, 'third') and not one.takes(11, 'second')
+    assert one.next_held() is None
+    assert one.takes(10, 'first')
+    assert one.next_held() == 'second' and one.takes(11, 'second')
+    assert one.next_held() == 'third' and one.takes(12, 'third')
+    assert one.next_held() is None and one.exp_cmd_sn == 13
+
+
+@pytest.mark.parametrize('number', [9, 18, 0x80000010])
+def test_repetitions_and_commands_outside_the_window_are_dropped(number):
+    one = session()
+    assert not one.takes(number, 'x')
+    assert not one.held and one.exp_cmd_sn == 10
+
+
+def test_what_is_to_be_discarded_is_remembered_within_bounds():
+    one = session()
+    for itt in range(5000):
+        one.discard(itt)
+    assert 4999 in one.discarding and len(one.discarding) <= 1024
+
+
+def test_transfer_tags_differ_and_are_never_the_reserved_one():
+    one = session()
+    one._ttt = 0x7FFFFFFE
+    assert len({one.allot_ttt() for _ in range(5)}) == 5

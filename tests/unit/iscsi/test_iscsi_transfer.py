@@ -1,0 +1,113 @@
+"""Transfer: which data of a write arrives how, what is asked for, what is refused (RFC 7143 4.2.5.2, 11.7, 11.8)."""
+
+import itertools
+
+import pytest
+
+from targetd.iscsi.errors import PduRejected
+from targetd.iscsi.transfer import NO_TAG, Limits, Transfer
+
+PATTERN = bytes(range(251)) * 100
+
+
+def limits(initial_r2t=True, immediate_data=True, first_burst=4096, max_burst=8192, max_outstanding_r2t=1):
+    return Limits(initial_r2t, immediate_data, first_burst, max_burst, max_outstanding_r2t)
+
+
+def answer(transfer, r2t, segment=3000):
+    """Send what an R2T asks for, in Data-Outs of `segment` bytes."""
+    ttt, _, offset, length = r2t
+    for data_sn, start in enumerate(range(offset, offset + length, segment)):
+        end = min(start + segment, offset + length)
+        transfer.receive(ttt, start, data_sn, PATTERN[start:end], end == offset + length)
+
+
+def finish(transfer):
+    """Answer every R2T; gives them."""
+    asked = []
+    ttts = itertools.count(1)
+    while not transfer.is_complete:
+        r2ts = transfer.solicit(lambda: next(ttts))
+        assert r2ts
+        asked += r2ts
+        for r2t in r2ts:
+            answer(transfer, r2t)
+    return asked
+
+
+@pytest.mark.parametrize('initial_r2t', [True, False])
+@pytest.mark.parametrize('immediate', [0, 1000, 4096])
+@pytest.mark.parametrize('max_outstanding', [1, 3])
+def test_every_way_gives_the_same_buffer(initial_r2t, immediate, max_outstanding):
+    transfer = Transfer(1, 20000, 20000, limits(initial_r2t, max_outstanding_r2t=max_outstanding))
+    unsolicited = not initial_r2t and immediate < 4096
+    transfer.immediate(PATTERN[:immediate] or None, not unsolicited)
+    if unsolicited:
+        assert transfer.solicit(lambda: 1) == []
+        transfer.receive(NO_TAG, immediate, 0, PATTERN[immediate:4096], True)
+    asked = finish(transfer)
+    assert bytes(transfer.buffer) == PATTERN[:20000]
+    assert all(length <= 8192 for _, _, _, length in asked)
+    assert [r2t_sn for _, r2t_sn, _, _ in asked] == list(range(len(asked)))
+
+
+def test_no_more_r2ts_than_agreed_are_unanswered():
+    transfer = Transfer(1, 65536, 65536, limits(max_outstanding_r2t=2))
+    transfer.immediate(None, True)
+    ttts = itertools.count(1)
+    first = transfer.solicit(lambda: next(ttts))
+    assert len(first) == 2 and transfer.solicit(lambda: next(ttts)) == []
+
+
+def test_data_beyond_what_the_command_takes_is_not_kept():
+    transfer = Transfer(1, 512, 4096, limits())
+    transfer.immediate(PATTERN[:1024], True)
+    assert transfer.is_complete and bytes(transfer.buffer) == PATTERN[:512]
+
+
+def test_landed_data_is_not_copied_again():
+    transfer = Transfer(1, 8192, 8192, limits())
+    transfer.immediate(None, True)
+    (ttt, _, offset, length), = transfer.solicit(lambda: 5)
+    view = transfer.place(ttt, offset, 0, length)
+    view[:] = PATTERN[:8192]
+    transfer.receive(ttt, offset, 0, view, True)
+    assert transfer.is_complete and bytes(transfer.buffer) == PATTERN[:8192]
+
+
+@pytest.mark.parametrize('ttt, offset, data_sn, length', [
+    (6, 0, 0, 100),         # a tag that is not outstanding
+    (NO_TAG, 0, 0, 100),    # unsolicited after its end
+    (5, 0, 1, 100),         # DataSN out of order
+    (5, 100, 0, 100),       # offset out of order
+    (5, 0, 0, 8193),        # more than was asked for
+])
+def test_data_that_is_not_due_is_refused(ttt, offset, data_sn, length):
+    transfer = Transfer(1, 20000, 20000, limits())
+    transfer.immediate(None, True)
+    transfer.solicit(lambda: 5)
+    with pytest.raises(PduRejected):
+        transfer.receive(ttt, offset, data_sn, PATTERN[:length], False)
+
+
+def test_immediate_data_beyond_first_burst_is_refused():
+    with pytest.raises(PduRejected):
+        Transfer(1, 20000, 20000, limits()).immediate(PATTERN[:4097], True)
+    with pytest.raises(PduRejected):
+        Transfer(1, 20000, 20000, limits(immediate_data=False)).immediate(PATTERN[:4], True)
+
+
+def test_unsolicited_data_although_initial_r2t_is_refused():
+    with pytest.raises(PduRejected):
+        Transfer(1, 20000, 20000, limits(initial_r2t=True)).immediate(None, False)
+
+
+def test_an_r2t_that_is_answered_short_is_asked_again_but_not_for_ever():
+    transfer = Transfer(1, 8192, 8192, limits())
+    transfer.immediate(None, True)
+    transfer.solicit(lambda: 5)
+    transfer.receive(5, 0, 0, PATTERN[:100], True)
+    (_, r2t_sn, offset, length), = transfer.solicit(lambda: 6)
+    assert (r2t_sn, offset, length) == (1, 100, 8092)
+    with pytest.raises(PduRejected):
+        transfer.receive(6, 100, 0, None, True)
