@@ -36,7 +36,7 @@ def address_matches(rules, address):
 
 def name_matches(rules, initiator_name):
     """True if one of the patterns (or ALL) in `rules` matches this initiator name, case folded."""
-    return any(rule == ALL or names.matches(rule, initiator_name) for rule in rules)
+    return names.admits(rules, initiator_name)
 
 
 def refusal(target, initiator_name, address):

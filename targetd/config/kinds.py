@@ -11,6 +11,7 @@ import re
 
 from targetd.config.words import Unusable, join
 from targetd.host import disks
+from targetd.iscsi import names
 
 ALL = 'ALL'                      # the word that admits every address or name
 ISCSI_PORT = 3260
@@ -360,7 +361,7 @@ class Account(Kind):
     def item(self, words):
         # The complaint never shows what may be the secret: complaints end in logs.
         if len(words) == 1:
-            raise Unusable('account %r has no secret' % words[0], 'write a name and a secret with a blank between them; '
+            raise Unusable('an account of one word', 'write a name and a secret with a blank between them; '
                            'a secret that begins with # or holds a comma or a blank must stand in quotes')
         if len(words) != 2:
             raise Unusable('account %r has %d words after its name' % (words[0], len(words) - 1),
@@ -457,14 +458,18 @@ class NamePattern(Kind):
     says = 'an iSCSI name, in which * stands for any characters and ? for one, or ALL'
 
     def parse(self, text):
-        if text == ALL:
+        if text.upper() == ALL:
             return ALL
-        folded = text.lower()
-        if not re.match(r'[-.:a-z0-9*?\u0080-\U0010ffff]+$', folded):
-            raise Unusable('%r holds a character that iSCSI names do not have' % text,
-                           'names consist of letters, digits, and the characters - . :')
-        if folded[:4] not in ('iqn.', 'eui.', 'naa.') and not ({'*', '?'} & set(folded[:4])):
-            raise Unusable('%r begins like no iSCSI name' % text, 'names begin with iqn., eui. or naa.')
+        folded = names.fold(text)
+        literal = re.split('[*?]', folded)[0]
+        if literal == folded:
+            flaw = names.flaw(folded, lenient=True)
+        elif not any(kind.startswith(literal[:4]) for kind in ('iqn.', 'eui.', 'naa.')):
+            flaw = 'it begins with none of iqn., eui. and naa.'
+        else:
+            flaw = None if folded.isprintable() and ' ' not in folded else 'it holds a blank or an unprintable character'
+        if flaw:
+            raise Unusable('%r is no iSCSI name: %s' % (text, flaw), 'write ' + self.says)
         return folded
 
 

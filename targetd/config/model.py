@@ -8,7 +8,8 @@ Text keys are in `target.keys`. Every attribute has its default, so `Server()` i
                     portal_groups: {tag (int): PortalGroup}; never empty
                     targets: {folded name: Target}, in the order of the files
                     files: (path, ...) read, includes and account files too, the main file first
-                    places: {('target', name) | ('lun', name, number) | ('portal-group', tag) | ('server',): (file, line)}
+                    places: {('target', name) | ('lun', name, number) | ('portal-group', tag) | ('server',)
+                              | ('account', target name or None, user, or None for the outgoing one): (file, line)}
     Server          see settings.SERVER; times in seconds, accounts as ((user, secret), ...) and (user, secret) or None
     PortalGroup     tag, portals: ((address, port), ...), numeric addresses, '0.0.0.0' and '::' for all
     Target          name (folded), see settings.TARGET; and

@@ -17,7 +17,10 @@ FORBIDDEN = '\n\r\0'
 
 
 class Unusable(ValueError):
-    """A value that cannot be used. text: what is wrong with it, as a clause; remedy: what to write instead, or ''."""
+    """A value that cannot be used. text: what is wrong with it, as a clause; remedy: what to write instead, or ''.
+
+    The value may hold a secret and the text ends in logs: this module counts characters and quotes none.
+    """
 
     def __init__(self, text, remedy=''):
         super(Unusable, self).__init__(text + ('; ' + remedy if remedy else ''))
@@ -31,7 +34,7 @@ def _quoted(text, start):
     while True:
         end = text.find(quote, at)
         if end < 0:
-            raise Unusable('the quote before %r is never closed' % text[start + 1:],
+            raise Unusable('the quote that begins at character %d of the value is never closed' % (start + 1),
                            'close it with %s; inside the quotes write it twice where it stands for itself' % quote)
         word.append(text[at:end])
         if text[end + 1:end + 2] != quote:
@@ -40,7 +43,7 @@ def _quoted(text, start):
         at = end + 2
     behind = text[end + 1:end + 2]
     if behind and behind not in BLANKS + ',':
-        raise Unusable('%r follows a closing quote directly' % text[end + 1:],
+        raise Unusable('something follows the closing quote at character %d of the value directly' % (end + 1),
                        'put a blank or a comma between them, or write the quote twice where it stands for itself')
     return ''.join(word), end + 1
 

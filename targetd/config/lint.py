@@ -1,0 +1,109 @@
+"""What is allowed and probably not meant: warnings, which stop nothing.
+
+May import base, config and host. `warnings(configuration)` looks at the configuration and at the rights of its files,
+`missing_stores(configuration)` at the disks of this host too (for `targetd -t`).
+"""
+
+import os
+import re
+import stat
+
+from targetd.config import access
+from targetd.errors import Complaint, StoreError
+from targetd.host import disks
+
+SHORTEST_SECRET, LONGEST_SECRET = 12, 16     # what the Windows initiator takes without IPsec, in bytes
+UNSTABLE = re.compile('/dev/(sd[a-z]+|hd[a-z]|vd[a-z]+|xvd[a-z]+|nvme[0-9]+n[0-9]+|mmcblk[0-9]+)p?[0-9]*$')
+
+
+def warnings(configuration):
+    """[Complaint] in file order."""
+    found = _open_secrets(configuration) + _discovery(configuration)
+    for target in configuration.targets.values():
+        found += _accounts(configuration, target.name, target.accounts, target.outgoing)
+        found += _admission(configuration, target) + _luns(configuration, target)
+    order = dict((name, number) for number, name in enumerate(configuration.files))
+    return sorted(found, key=lambda c: (order.get(c.file, len(order)), c.line or 0))
+
+
+def _warning(configuration, key, text, remedy):
+    file, line = configuration.places.get(key, (None, None))
+    return Complaint(file, line, text, remedy)
+
+
+def _open_secrets(configuration):
+    found = []
+    for path in sorted(set(place[0] for key, place in configuration.places.items() if key[0] == 'account')):
+        try:
+            mode = os.stat(path).st_mode
+        except OSError:
+            continue
+        if mode & stat.S_IROTH:
+            found.append(Complaint(path, None, 'holds secrets and every user of this host can read it', 'chmod 600 %s' % path))
+    return found
+
+
+def _discovery(configuration):
+    server = configuration.server
+    return _accounts(configuration, None, server.incomingdiscoveryuser, server.outgoingdiscoveryuser)
+
+
+def _accounts(configuration, target, accounts, outgoing):
+    found = []
+    for key, (user, secret) in [(user, (user, secret)) for user, secret in accounts] + ([(None, outgoing)] if outgoing else []):
+        length = len(secret.encode('utf-8', 'replace'))
+        if not SHORTEST_SECRET <= length <= LONGEST_SECRET:
+            found.append(_warning(configuration, ('account', target, key), 'the secret of %r is %d bytes long' % (user, length),
+                                  'Windows takes %d to %d; other initiators take it' % (SHORTEST_SECRET, LONGEST_SECRET)))
+    return found
+
+
+def _admission(configuration, target):
+    place = ('target', target.name)
+    if not target.initiator_addresses and not target.initiator_names:
+        return [_warning(configuration, place, access.refusal(target, '', '').split('; ')[0],
+                         'write initiator-address = ALL to admit everyone%s, or the addresses or names that may log in'
+                         % (' who knows an account' if target.accounts else ''))]
+    if admits_everyone(target) and not target.accounts:
+        return [_warning(configuration, place, 'target %s admits everyone, without CHAP' % target.name,
+                         'write initiator-address, initiator-name or incominguser where the network is not only yours')]
+    return []
+
+
+def admits_everyone(target):
+    """True if no address and no name is refused (CHAP apart)."""
+    rules = [rules for rules in (target.initiator_addresses, target.initiator_names) if rules]
+    return bool(rules) and all({'ALL', '*', '0.0.0.0/0'} & set(r) for r in rules)
+
+
+def _luns(configuration, target):
+    found = []
+    if not target.luns:
+        found.append(_warning(configuration, ('target', target.name), 'target %s has no LUN' % target.name,
+                              'write backing-store = PATH or a section [[lun 0]]'))
+    elif 0 not in target.luns:
+        found.append(_warning(configuration, ('target', target.name), 'target %s has no LUN 0' % target.name,
+                              'initiators ask LUN 0 for the list of LUNs; targetd answers, but give the first disk number 0'))
+    for number, lun in target.luns.items():
+        if UNSTABLE.match(lun.backing_store):
+            found.append(_warning(configuration, ('lun', target.name, number), '%s may be another disk after a boot'
+                                  % lun.backing_store, 'name it by /dev/disk/by-id/..., serial: or wwn:'))
+    return found
+
+
+def missing_stores(configuration):
+    """[Complaint] of LUNs whose store is not there now, with what is there instead."""
+    found = []
+    for target in configuration.targets.values():
+        for number, lun in target.luns.items():
+            if not lun.backing_store:
+                continue
+            try:
+                path = disks.resolve(lun.backing_store)
+            except StoreError as e:
+                found.append(_warning(configuration, ('lun', target.name, number), str(e), ''))
+                continue
+            if not os.path.exists(path) and lun.size is None:
+                found.append(_warning(configuration, ('lun', target.name, number), '%s does not exist' % path,
+                                      'write size = 10G or like it to have a sparse file created'))
+    return found
