@@ -1,0 +1,363 @@
+"""Mode parameters (SPC-4 7.5, SBC-3 6.5): pages, what may be changed in them, MODE SENSE and MODE SELECT data. Pure.
+
+One logical unit's mode parameters are one JSON-able dict, never changed in place: {'current': pages, 'saved': pages,
+'default': pages}, pages being {'08-00': the whole page as hex digits, PS 0, …}. They are shared by all nexuses (MODE PAGE POLICY
+VPD page): the master applies changes (`apply`, `reset`), every worker reads a replica (`sense`, `parameters`).
+
+Invariant: the three sets differ in changeable bits only.
+"""
+
+import re
+import struct
+from collections import namedtuple
+
+from targetd.scsi.facts import UnitFacts
+from targetd.scsi.sense import ILLEGAL_REQUEST, CheckCondition
+
+CURRENT, CHANGEABLE, DEFAULT, SAVED = range(4)          # PAGE CONTROL, SPC-4 table 178
+ALL_PAGES, ALL_SUBPAGES = 0x3F, 0xFF
+VENDOR_PAGE = 0x00
+
+
+class Page(namedtuple('Page', 'code subpage length mask name')):
+    """One mode page. length: all of its bytes; mask: {offset: bits that MODE SELECT may change}; a page with any is savable."""
+
+    __slots__ = ()
+
+    @property
+    def key(self):
+        return '%02x-%02x' % (self.code, self.subpage)
+
+    @property
+    def header(self):
+        if self.subpage:
+            return struct.pack('>BBH', 0x40 | self.code, self.subpage, self.length - 4)
+        return struct.pack('>BB', self.code, self.length - 2)
+
+    def changeable(self):
+        """The page as PAGE CONTROL 01b shows it: a mask."""
+        data = bytearray(self.header + bytes(self.length - len(self.header)))
+        for offset, bits in self.mask.items():
+            data[offset] = bits
+        return bytes(data)
+
+
+READ_WRITE_ERROR_RECOVERY, DISCONNECT_RECONNECT, FORMAT_DEVICE, RIGID_DISK = 0x01, 0x02, 0x03, 0x04
+VERIFY_ERROR_RECOVERY, CACHING, CONTROL, POWER_CONDITION, INFORMATIONAL_EXCEPTIONS = 0x07, 0x08, 0x0A, 0x1A, 0x1C
+
+WCE = 0x04                       # CACHING byte 2
+D_SENSE = 0x04                   # CONTROL byte 2
+SWP = 0x08                       # CONTROL byte 4
+TAS = 0x40                       # CONTROL byte 5
+
+TABLE = (
+    Page(READ_WRITE_ERROR_RECOVERY, 0x00, 12, {}, 'Read-Write Error Recovery'),                     # SBC-3 6.5.8
+    Page(DISCONNECT_RECONNECT, 0x00, 16, {}, 'Disconnect-Reconnect'),                               # SPC-4 7.5.10
+    Page(FORMAT_DEVICE, 0x00, 24, {}, 'Format Device'),                                             # SCSI-2 9.3.3.3
+    Page(RIGID_DISK, 0x00, 24, {}, 'Rigid Disk Device Geometry'),                                   # SCSI-2 9.3.3.7
+    Page(VERIFY_ERROR_RECOVERY, 0x00, 12, {}, 'Verify Error Recovery'),                             # SBC-3 6.5.10
+    Page(CACHING, 0x00, 20, {2: WCE}, 'Caching'),                                                   # SBC-3 6.5.6
+    Page(CONTROL, 0x00, 12, {2: D_SENSE, 4: SWP, 5: TAS}, 'Control'),                               # SPC-4 7.5.8
+    Page(CONTROL, 0x01, 32, {}, 'Control Extension'),                                               # SPC-4 7.5.9
+    Page(POWER_CONDITION, 0x00, 40, {}, 'Power Condition'),                                         # SPC-4 7.5.13
+    Page(INFORMATIONAL_EXCEPTIONS, 0x00, 12, {}, 'Informational Exceptions Control'),               # SPC-4 7.5.11
+    Page(INFORMATIONAL_EXCEPTIONS, 0x02, 16, {}, 'Logical Block Provisioning'),                     # SBC-3 6.5.9
+)
+BY_KEY = dict((page.key, page) for page in TABLE)
+
+
+def _defaults(facts, write_cache):
+    """{key: {offset: value}} of the bytes that are not 0."""
+    return {
+        '01-00': {2: 0xC0},                                         # AWRE, ARRE: who keeps the medium moves bad blocks
+        '08-00': {2: WCE if write_cache else 0, 4: 0xFF, 5: 0xFF, 8: 0xFF, 9: 0xFF, 10: 0xFF, 11: 0xFF},
+        # GLTSD; QUEUE ALGORITHM MODIFIER 1: commands run side by side; BUSY TIMEOUT PERIOD 5 s
+        '0a-00': {2: 0x02 | (D_SENSE if facts.descriptor_sense else 0), 3: 0x10, 9: 50},
+        '1c-00': {2: 0x08},                                         # DEXCPT: no exceptions are reported
+    }
+
+
+def offered(facts):
+    """The Page rows that a unit with these facts has."""
+    return tuple(page for page in TABLE if page.key != '1c-02' or facts.thin)
+
+
+# -- the state -----------------------------------------------------------------------------------------------------------
+
+def initial(facts, write_cache=None):
+    """The state of a unit that nobody has changed. facts: UnitFacts, or its dict; write_cache: WCE, by default the fact."""
+    facts = _facts(facts)
+    values = _defaults(facts, facts.write_cache if write_cache is None else write_cache)
+    pages = {}
+    for page in offered(facts):
+        data = bytearray(page.header + bytes(page.length - len(page.header)))
+        for offset, value in values.get(page.key, {}).items():
+            data[offset] = value
+        pages[page.key] = data.hex()
+    return {'current': pages, 'saved': pages, 'default': pages}
+
+
+def _facts(facts):
+    return UnitFacts.from_message(facts) if isinstance(facts, dict) else facts
+
+
+def saved(state):
+    """What goes to stable storage, JSON-able: the saved pages that are not as the defaults. Empty if there are none."""
+    return dict((key, data) for key, data in state['saved'].items() if data != state['default'][key])
+
+
+def restore(facts, kept, write_cache=None):
+    """The state after a start, from what `saved` gave (None or {}: nothing was). Bits that may not be changed, and pages
+    that the unit has no more, are as they are by default. Raises ValueError if `kept` is not what `saved` gives."""
+    state = initial(facts, write_cache)
+    if kept is None:
+        return state
+    if not isinstance(kept, dict):
+        raise ValueError('not saved mode pages: %r' % (kept,))
+    pages = dict(state['default'])
+    for key, data in kept.items():
+        if key in pages:
+            pages[key] = _merged(bytes.fromhex(pages[key]), _page_bytes(key, data), BY_KEY[key].mask).hex()
+    return {'current': pages, 'saved': pages, 'default': state['default']}
+
+
+def _merged(old, new, mask):
+    data = bytearray(old)
+    for offset, bits in mask.items():
+        data[offset] = old[offset] & ~bits | new[offset] & bits
+    return data
+
+
+HEX = re.compile('(?:[0-9a-f]{2})*$')
+
+
+def _page_bytes(key, data):
+    if not isinstance(data, str) or not HEX.match(data) or len(data) != 2 * BY_KEY[key].length:
+        raise ValueError('mode page %s cannot be %r' % (key, data))
+    return bytes.fromhex(data)
+
+
+def apply(state, arguments):
+    """The state after a MODE SELECT; the old object itself if nothing changes. arguments: of parse_select (other keys are
+    ignored). Raises ValueError if they are not what parse_select makes: they come from a worker."""
+    pages = arguments.get('pages')
+    if not isinstance(pages, dict) or not all(key in state['current'] for key in pages):
+        raise ValueError('not mode pages: %r' % (pages,))
+    base = state['default'] if arguments.get('revert') else state['current']
+    for key, data in pages.items():
+        if _first_difference(_page_bytes(key, data), bytes.fromhex(base[key]), BY_KEY[key].mask):
+            raise ValueError('mode page %s: bits that may not be changed' % key)
+    current = dict(base, **pages)
+    new = {'current': current, 'saved': state['saved'], 'default': state['default']}
+    if arguments.get('save'):                   # the pages that were sent; all of them if they revert
+        new['saved'] = current if arguments.get('revert') else dict(state['saved'], **pages)
+    return state if new == state else new
+
+
+def reset(state):
+    """The state after a reset: current values are the saved ones (SPC-4 5.10)."""
+    return state if state['current'] == state['saved'] else dict(state, current=state['saved'])
+
+
+Parameters = namedtuple('Parameters', 'wce d_sense swp tas')
+Parameters.__doc__ = """The current parameters that change what the unit does, as bools. Made once per change, kept by who needs them."""
+
+
+def parameters(state):
+    """The Parameters of this state."""
+    caching, control = bytes.fromhex(state['current']['08-00']), bytes.fromhex(state['current']['0a-00'])
+    return Parameters(bool(caching[2] & WCE), bool(control[2] & D_SENSE), bool(control[4] & SWP), bool(control[5] & TAS))
+
+
+def write_cache(state):
+    """WCE: may GOOD come before data are on the medium?"""
+    return parameters(state).wce
+
+
+def descriptor_sense(state):
+    """D_SENSE: is sense data in descriptor format?"""
+    return parameters(state).d_sense
+
+
+def software_write_protect(state):
+    """SWP: is writing refused (07/27/02)?"""
+    return parameters(state).swp
+
+
+def task_aborted_status(state):
+    """TAS: do tasks that another nexus aborts end with TASK ABORTED status?"""
+    return parameters(state).tas
+
+
+# -- MODE SENSE ----------------------------------------------------------------------------------------------------------
+
+HEADER_6 = struct.Struct('>BBBB')               # MODE DATA LENGTH, MEDIUM TYPE, DEVICE-SPECIFIC PARAMETER, BLOCK DESCRIPTOR LENGTH
+HEADER_10 = struct.Struct('>HBBBxH')            # …, LONGLBA, …
+SHORT_DESCRIPTOR = struct.Struct('>II')         # NUMBER OF LOGICAL BLOCKS, LOGICAL BLOCK LENGTH (24 bits)
+LONG_DESCRIPTOR = struct.Struct('>Q4xI')
+WP, DPOFUA = 0x80, 0x10
+HEADS, SECTORS = 255, 63                        # what a geometry is made of for systems that ask for one
+
+
+def sense(state, facts, page, subpage, control, dbd, long_header, llbaa, blocks):
+    """The MODE SENSE(6/10) data, all of it; the caller clips to the allocation length. page, subpage, control (PAGE CONTROL),
+    dbd, llbaa: of the CDB; long_header: MODE SENSE(10); blocks: the capacity in logical blocks.
+
+    Page 00h is answered without pages: Windows 2000 asks for it and gives up on an error.
+    Raises CheckCondition 05/24/00 for a page or subpage that is not there.
+    """
+    data = b''.join(_shown(state, facts, row, control, blocks) for row in _wanted(facts, page, subpage))
+    descriptor = b'' if dbd else _block_descriptor(facts, blocks, long_header and llbaa)
+    specific = DPOFUA | (WP if facts.read_only or software_write_protect(state) else 0)
+    if long_header:
+        length = HEADER_10.size + len(descriptor) + len(data)
+        header = HEADER_10.pack(length - 2, 0, specific, len(descriptor) == LONG_DESCRIPTOR.size, len(descriptor))
+    else:
+        header = HEADER_6.pack(HEADER_6.size + len(descriptor) + len(data) - 1, 0, specific, len(descriptor))
+    return header + descriptor + data
+
+
+def _wanted(facts, code, subpage):
+    rows = offered(facts)
+    if code == ALL_PAGES and subpage in (0x00, ALL_SUBPAGES):
+        return [row for row in rows if subpage == ALL_SUBPAGES or not row.subpage]
+    if code == VENDOR_PAGE and not subpage:
+        return []
+    wanted = [row for row in rows if row.code == code and subpage in (row.subpage, ALL_SUBPAGES)]
+    if not wanted:
+        known = any(row.code == code for row in rows) or code == ALL_PAGES
+        raise CheckCondition(ILLEGAL_REQUEST, 0x24, 0x00, field=(3, 7, True) if known else (2, 5, True))
+    return wanted
+
+
+def _shown(state, facts, row, control, blocks):
+    if control == CHANGEABLE:
+        data = row.changeable()
+    else:
+        pages = state[{CURRENT: 'current', DEFAULT: 'default', SAVED: 'saved'}[control]]
+        data = _value(pages, facts, row, blocks)
+    return bytes([data[0] | (0x80 if row.mask else 0)]) + data[1:]
+
+
+def _value(pages, facts, row, blocks):
+    """All bytes of a page with its size-dependent fields filled in; the state knows no size."""
+    data = bytes.fromhex(pages[row.key])
+    if row.key == '03-00':
+        return _format_device(data, facts)
+    if row.key == '04-00':
+        return _rigid_disk(data, facts, blocks)
+    return data
+
+
+def _format_device(data, facts):
+    """SECTORS PER TRACK, DATA BYTES PER PHYSICAL SECTOR, INTERLEAVE 1; HSEC."""
+    return data[:10] + struct.pack('>HHH', SECTORS, min(facts.block_size, 0xFFFF), 1) + data[16:20] + b'\x40' + data[21:]
+
+
+def _rigid_disk(data, facts, blocks):
+    """NUMBER OF CYLINDERS, NUMBER OF HEADS; MEDIUM ROTATION RATE."""
+    cylinders = min(max(blocks // (HEADS * SECTORS), 1), 0xFFFFFF)
+    rate = facts.rotation_rate if facts.rotation_rate > 1 else 0
+    return data[:2] + cylinders.to_bytes(3, 'big') + bytes([HEADS]) + data[6:20] + struct.pack('>H', rate) + data[22:]
+
+
+def _block_descriptor(facts, blocks, long_lba):
+    if long_lba:
+        return LONG_DESCRIPTOR.pack(blocks, facts.block_size)
+    return SHORT_DESCRIPTOR.pack(min(blocks, 0xFFFFFFFF), facts.block_size)
+
+
+# -- MODE SELECT ---------------------------------------------------------------------------------------------------------
+
+def parse_select(state, facts, data, long_header, pf, sp, blocks, rtd=False):
+    """The arguments (JSON-able) of a MODE SELECT(6/10) for `apply`. data: the parameter list; long_header: MODE SELECT(10);
+    pf, sp, rtd: of the CDB; blocks: the capacity in logical blocks.
+
+    Raises CheckCondition: 05/1A/00 where the list ends too early, 05/26/00 with field pointer for what cannot be set,
+    05/24/00 for pages without PF and a list with RTD.
+    """
+    data = bytes(data)
+    if rtd and data:
+        raise CheckCondition(ILLEGAL_REQUEST, 0x24, 0x00, field=(1, 1, True))
+    pages = {}
+    if data:
+        offset = _after_block_descriptors(facts, data, long_header, blocks)
+        if offset < len(data) and not pf:
+            raise CheckCondition(ILLEGAL_REQUEST, 0x24, 0x00, field=(1, 4, True))
+        rows = dict((row.key, row) for row in offered(facts))
+        while offset < len(data):
+            row, page = _page_at(rows, data, offset)
+            _check_page(state, facts, row, page, offset, blocks)
+            if row.mask:
+                pages[row.key] = page.hex()
+            offset += row.length
+    return {'pages': pages, 'save': bool(sp), 'revert': bool(rtd)}
+
+
+def _after_block_descriptors(facts, data, long_header, blocks):
+    """The offset of the first page, header and block descriptor being acceptable."""
+    header = HEADER_10 if long_header else HEADER_6
+    if len(data) < header.size:
+        raise CheckCondition(ILLEGAL_REQUEST, 0x1A, 0x00)
+    if long_header:
+        _, medium_type, _, long_lba, length = header.unpack_from(data)
+    else:
+        (_, medium_type, _, length), long_lba = header.unpack_from(data), 0
+    if medium_type:
+        raise _refused(2 if long_header else 1)
+    descriptor = LONG_DESCRIPTOR if long_lba & 0x01 else SHORT_DESCRIPTOR
+    if length not in (0, descriptor.size):
+        raise _refused(6 if long_header else 3)
+    if len(data) < header.size + length:
+        raise CheckCondition(ILLEGAL_REQUEST, 0x1A, 0x00)
+    if length:
+        _check_block_descriptor(facts, data, header.size, descriptor, blocks)
+    return header.size + length
+
+
+def _check_block_descriptor(facts, data, offset, descriptor, blocks):
+    """Neither length nor number of blocks can be changed; 0 and all ones say 'as it is' (SBC-3 6.5.2)."""
+    number, block_length = descriptor.unpack_from(data, offset)
+    long_lba = descriptor is LONG_DESCRIPTOR
+    if not long_lba:
+        block_length &= 0xFFFFFF
+    ones = (1 << (64 if long_lba else 32)) - 1
+    if number not in (0, ones, blocks):
+        raise _refused(offset)
+    if block_length not in (0, facts.block_size):
+        raise _refused(offset + (12 if long_lba else 5))
+
+
+def _page_at(rows, data, offset):
+    """(Page row, its bytes with PS 0) of the page at `offset`."""
+    header_length = 4 if data[offset] & 0x40 else 2
+    if len(data) < offset + header_length:
+        raise CheckCondition(ILLEGAL_REQUEST, 0x1A, 0x00)
+    code, subpage = data[offset] & 0x3F, data[offset + 1] if header_length == 4 else 0
+    row = rows.get('%02x-%02x' % (code, subpage))
+    if row is None or (row.subpage == 0) != (header_length == 2):
+        raise _refused(offset, 5)
+    if data[offset + header_length // 2:offset + header_length] != row.header[header_length // 2:]:
+        raise _refused(offset + header_length // 2)
+    if len(data) < offset + row.length:
+        raise CheckCondition(ILLEGAL_REQUEST, 0x1A, 0x00)
+    return row, bytes([data[offset] & 0x7F]) + data[offset + 1:offset + row.length]
+
+
+def _check_page(state, facts, row, page, offset, blocks):
+    difference = _first_difference(page, _value(state['current'], facts, row, blocks), row.mask)
+    if difference:
+        raise _refused(offset + difference[0], difference[1])
+
+
+def _first_difference(new, old, mask):
+    """(offset, bit) of the first bit that differs though `mask` does not allow it, or None."""
+    for offset, (a, b) in enumerate(zip(new, old)):
+        bits = (a ^ b) & ~mask.get(offset, 0)
+        if bits:
+            return offset, bits.bit_length() - 1
+    return None
+
+
+def _refused(offset, bit=None):
+    return CheckCondition(ILLEGAL_REQUEST, 0x26, 0x00, field=(offset, bit, False))
