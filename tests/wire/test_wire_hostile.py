@@ -1,0 +1,369 @@
+"""What no decent initiator sends. Whoever sends it may lose its own connection; a bystander notices nothing, every time.
+
+After each test the bystander writes and reads, a new initiator can log in, and the master is the same process as before.
+"""
+
+import socket
+import struct
+
+import pytest
+
+from daemon import TARGET, eventually
+from initiator import CHECK_CONDITION, LoginFailed, Session, connect, pattern
+from pdus import (Closed, DATA_OUT, FINAL, IMMEDIATE, LOGIN, LOGOUT, NO_TAG, R2T, REJECT, SCSI_COMMAND, SCSI_RESPONSE, SNACK,
+                  TASK_MANAGEMENT, TEXT, pack_bhs, pack_text)
+
+pytestmark = pytest.mark.wire
+
+BYSTANDER = 'iqn.2026-11.test:bystander'
+PLACE = 4000                                              # the bystander's blocks
+READ_1 = struct.pack('>BBIBHB', 0x28, 0, 0, 0, 1, 0)
+WRITE_16 = struct.pack('>BBIBHB', 0x2A, 0, 0, 0, 16, 0)
+OLD = pattern(100, 8192)
+
+
+@pytest.fixture(scope='module')
+def bystander(shared):
+    session = connect(shared.address, TARGET, name=BYSTANDER)
+    session.clear_attentions()
+    yield session
+    session.close()
+
+
+@pytest.fixture(autouse=True)
+def nobody_else_is_disturbed(shared, bystander):
+    master = shared.process.pid
+    bystander.write(0, OLD)
+    bystander.write(PLACE, pattern(1, 65536))
+    yield
+    assert bystander.read(PLACE, 128) == pattern(1, 65536)
+    bystander.write(PLACE, pattern(2, 65536))
+    assert bystander.read(PLACE, 128) == pattern(2, 65536)
+    assert shared.process.poll() is None and shared.process.pid == master
+    with connect(shared.address, TARGET, name='iqn.2026-11.test:afterwards') as fresh:
+        fresh.clear_attentions()
+        assert fresh.read(PLACE, 128) == pattern(2, 65536)
+    assert not shared.trouble(), shared.log
+
+
+def ends(session):
+    """The PDUs until the target closes the connection, [] if it closes at once."""
+    got = []
+    try:
+        while True:
+            got.append(session.wire.receive())
+    except Closed:
+        return got
+
+
+def goes_on(session):
+    """The session still works: True, or False if the target closed it."""
+    try:
+        return session.ping(b'alive', immediate=True) == b'alive'
+    except Closed:
+        return False
+
+
+# -- before any login ----------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('data', [
+    b'GET / HTTP/1.1\r\nHost: example\r\nUser-Agent: curious\r\n\r\n',
+    b'\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03' + bytes(200),
+    b'\xff' * 48, b'\0' * 48, b'\x43' + b'\xff' * 47, bytes(range(256)) * 40,
+    b'\x43\x87\0\0\xff\xff\xff\xff' + bytes(40),                      # a login with every length at its largest
+    b'\x03\x87\0\0\0\0\0\0' + bytes(40),
+], ids=['http', 'tls', 'ones', 'zeroes', 'login-ones', 'bytes', 'login-lengths', 'login-empty'])
+def test_garbage(shared, data):
+    with Session(shared.address) as session:
+        session.wire.raw(data)
+        session.wire.socket.shutdown(socket.SHUT_WR)
+        try:
+            ends(session)
+        except AssertionError:                                        # half a PDU is as good an end as any for a garbage peer
+            pass
+
+
+def test_half_open_and_silent_connections_cost_no_worker(shared, bystander):
+    before = len(shared.workers())
+    silent = [Session(shared.address) for _ in range(10)]
+    for number, session in enumerate(silent):
+        session.wire.raw(b'\x43' * number)                            # less than a header
+    assert len(shared.workers()) <= before + 1
+    assert bystander.read(PLACE, 128) == pattern(1, 65536)
+    for session in silent:
+        session.wire.reset()
+
+
+def test_connections_that_come_and_go(shared):
+    for _ in range(50):
+        socket.create_connection(shared.address, 5).close()
+
+
+def test_login_in_single_bytes(shared):
+    with Session(shared.address) as session:
+        sent, session.wire.raw = session.wire.raw, lambda data: [sent(bytes([byte])) for byte in data]
+        session.login(TARGET)
+        session.clear_attentions()
+        session.write(50, pattern(3, 512))
+        assert session.read(50, 1) == pattern(3, 512)
+
+
+def test_login_pdu_longer_than_allowed(shared):
+    """8192 bytes is what may come before MaxRecvDataSegmentLength was declared (RFC 7143 13.12)."""
+    with Session(shared.address) as session:
+        session.login_pdu(b'X-a=' + b'y' * 100000 + b'\0', 0, 1)
+        with pytest.raises((LoginFailed, Closed)):
+            session.login_response()
+
+
+def test_login_cut_off_in_the_text(shared):
+    with Session(shared.address) as session:
+        session.wire.raw(pack_bhs(LOGIN | IMMEDIATE, 0x81)[:4] + struct.pack('>I', 500) + bytes(40) + b'InitiatorName=')
+        session.wire.socket.shutdown(socket.SHUT_WR)
+        try:
+            ends(session)
+        except AssertionError:
+            pass
+
+
+# -- framing, in full feature phase --------------------------------------------------------------------------------------
+
+def test_pdu_cut_off_in_the_header(shared, ready):
+    session = ready(shared)
+    worker = shared.worker_of(session)
+    session.wire.raw(pack_bhs(SCSI_COMMAND)[:20])
+    session.wire.socket.shutdown(socket.SHUT_WR)
+    ends(session)
+    worker.wait(10)
+
+
+def test_pdu_cut_off_in_the_data(shared, ready, bystander):
+    session = ready(shared)
+    head = pack_bhs(SCSI_COMMAND, FINAL | 0x21, 0, 0x50, 8192, session.next_cmd_sn(), session.exp_stat_sn)[:32] + WRITE_16
+    session.wire.raw(head[:4] + struct.pack('>I', 8192) + head[8:] + bytes(48 - len(head)) + b'z' * 5000)
+    session.wire.reset()
+    assert bystander.read(0, 16) == OLD
+
+
+@pytest.mark.parametrize('length', [262145, 0xFFFFFF])
+def test_data_longer_than_negotiated(shared, ready, length):
+    session = ready(shared)
+    assert length > session.send_limit
+    session.wire.raw(pack_bhs(SCSI_COMMAND, FINAL | 0x21, 0, 0x51, length, session.next_cmd_sn())[:4] +
+                     struct.pack('>I', length) + bytes(40))
+    pdus = ends(session)
+    assert all(pdu.opcode == REJECT for pdu in pdus)
+
+
+@pytest.mark.parametrize('ahs', [
+    struct.pack('>HBB', 0xFFFF, 1, 0) + bytes(252),                  # a length that runs over the end
+    struct.pack('>HBB', 1, 0x3F, 0),                                 # a type nobody knows
+    bytes(1020),                                                     # the longest there can be, and meaningless
+], ids=['overlong', 'unknown', 'zeroes'])
+def test_strange_additional_headers(shared, ready, ahs):
+    session = ready(shared)
+    session.wire.send(pack_bhs(SCSI_COMMAND, FINAL | 0x41, 0, 0x52, 512, session.next_cmd_sn(), session.exp_stat_sn)[:32] +
+                      READ_1 + bytes(6), b'', ahs)
+    try:
+        pdu = session.wire.receive()
+        assert pdu.opcode in (REJECT, SCSI_RESPONSE, 0x25)
+    except Closed:
+        pass
+
+
+@pytest.mark.parametrize('opcode', [0x1E, 0x07, 0x1C, 0x3E, 0x0F, 0x21, 0x25, 0x31])
+def test_unknown_or_target_opcode_is_rejected(shared, ready, opcode):
+    """Reject carries the offending header back (RFC 7143 11.17); the session goes on."""
+    session = ready(shared)
+    bhs = pack_bhs(opcode | IMMEDIATE, FINAL, 0, 0x1234, NO_TAG, session.cmd_sn, session.exp_stat_sn)
+    session.wire.send(bhs)
+    pdu = session.receive()
+    assert pdu.opcode == REJECT and pdu.bhs[2] in (0x04, 0x05)
+    assert pdu.data[:48] == bhs and pdu.itt == NO_TAG
+    assert goes_on(session)
+    session.run(bytes(6)).good()
+
+
+def test_snack_at_level_zero_is_rejected(shared, ready):
+    session = ready(shared)
+    session.wire.send(pack_bhs(SNACK | 0x0, FINAL, 0, 0x1, NO_TAG, 0, session.exp_stat_sn))
+    pdu = session.receive()
+    assert pdu.opcode == REJECT and pdu.bhs[2] in (0x03, 0x04, 0x05)
+    assert goes_on(session)
+
+
+# -- digests -------------------------------------------------------------------------------------------------------------
+
+def test_bad_header_digest_ends_the_connection(shared, ready):
+    session = ready(shared, keys={'HeaderDigest': 'CRC32C'})
+    bhs = pack_bhs(SCSI_COMMAND, FINAL | 1, 0, 0x60, 0, session.next_cmd_sn(), session.exp_stat_sn)
+    session.wire.send(bhs, spoil_header=True)
+    assert all(pdu.opcode == REJECT for pdu in ends(session))
+
+
+@pytest.mark.parametrize('how', ['immediate', 'solicited'])
+def test_bad_data_digest_writes_nothing(shared, ready, bystander, how):
+    keys = {'DataDigest': 'CRC32C', 'ImmediateData': 'Yes' if how == 'immediate' else 'No'}
+    session = ready(shared, keys=keys)
+    sn = session.next_cmd_sn()
+    flags = FINAL | 0x21
+    head = pack_bhs(SCSI_COMMAND, flags, 0, 0x61, 8192, sn, session.exp_stat_sn)[:32] + WRITE_16 + bytes(6)
+    if how == 'immediate':
+        session.wire.send(head, b'z' * 8192, spoil_data=True)
+    else:
+        session.wire.send(head)
+        r2t = session.wire.receive()
+        assert r2t.opcode == R2T
+        session.wire.send(pack_bhs(DATA_OUT, FINAL, 0, 0x61, r2t.ttt, 0, session.exp_stat_sn), b'z' * 8192, spoil_data=True)
+    opcodes = set()
+    try:
+        while SCSI_RESPONSE not in opcodes:
+            pdu = session.wire.receive()
+            opcodes.add(pdu.opcode)
+            if pdu.opcode == REJECT:
+                assert pdu.bhs[2] == 0x02                             # data digest error
+            if pdu.opcode == SCSI_RESPONSE:
+                assert pdu.bhs[3] == CHECK_CONDITION
+    except Closed:
+        pass
+    assert opcodes <= {REJECT, SCSI_RESPONSE} and opcodes
+    assert bystander.read(0, 16) == OLD
+
+
+# -- data that does not fit ----------------------------------------------------------------------------------------------
+
+def solicited(session):
+    """A WRITE(10) of 16 blocks at 0 whose R2T has come: (command, the R2T)."""
+    session.hold_r2t = True
+    command = session.submit(WRITE_16, out=b'z' * 8192)
+    return command, session.until(R2T)
+
+
+@pytest.mark.parametrize('itt, ttt, data_sn, offset, data', [
+    ('own', 'own', 5, 0, b'z' * 8192),                  # DataSN
+    ('own', 'own', 0, 512, b'z' * 7680),                # a hole at the beginning
+    ('own', 'own', 0, 1 << 30, b'z' * 512),             # far outside
+    ('own', 'own', 0, 0, b'z' * 12288),                 # more than was asked for
+    ('own', 'own', 0, 0, b'z' * 512),                   # F, and less than was asked for
+    ('own', 0x7777, 0, 0, b'z' * 8192),                 # a transfer tag that was never given
+    (0x6666, 'own', 0, 0, b'z' * 8192),                 # a task that is not there
+    (0x6666, NO_TAG, 0, 0, b'z' * 8192),                # unsolicited, for no task
+    ('own', NO_TAG, 0, 0, b'z' * 8192),                 # unsolicited, where an R2T was sent
+], ids=['data-sn', 'hole', 'outside', 'too-much', 'too-little', 'ttt', 'itt', 'no-task', 'unasked'])
+def test_data_out_that_does_not_fit(shared, ready, bystander, itt, ttt, data_sn, offset, data):
+    session = ready(shared, keys={'ImmediateData': 'No'})
+    command, r2t = solicited(session)
+    session.wire.send(pack_bhs(DATA_OUT, FINAL, 0, command.itt if itt == 'own' else itt, r2t.ttt if ttt == 'own' else ttt, 0,
+                               session.exp_stat_sn, 0, data_sn, offset), data)
+    if goes_on(session) and command.result is None:
+        assert session.rejects or itt != 'own' or ttt != 'own'       # said so, or quietly dropped what belongs to no task
+        session.hold_r2t = False
+    if command.result is not None:
+        assert command.result.status == CHECK_CONDITION, command.result
+    session.wire.reset()
+    eventually(lambda: not shared.trouble(), 1)
+    assert bystander.read(0, 16) == OLD
+
+
+def test_immediate_data_though_none_was_agreed(shared, ready, bystander):
+    session = ready(shared, keys={'ImmediateData': 'No'})
+    head = pack_bhs(SCSI_COMMAND, FINAL | 0x21, 0, 0x70, 8192, session.next_cmd_sn(), session.exp_stat_sn)[:32]
+    session.wire.send(head + WRITE_16 + bytes(6), b'z' * 8192)
+    try:
+        pdu = session.wire.receive()
+        assert pdu.opcode == REJECT or (pdu.opcode == SCSI_RESPONSE and pdu.bhs[3] == CHECK_CONDITION)
+    except Closed:
+        pass
+    session.wire.reset()
+    assert bystander.read(0, 16) == OLD
+
+
+def test_more_immediate_data_than_the_first_burst(shared, ready, bystander):
+    session = ready(shared, keys={'FirstBurstLength': '4096'})
+    head = pack_bhs(SCSI_COMMAND, FINAL | 0x21, 0, 0x71, 8192, session.next_cmd_sn(), session.exp_stat_sn)[:32]
+    session.wire.send(head + WRITE_16 + bytes(6), b'z' * 8192)
+    try:
+        pdu = session.wire.receive()
+        assert pdu.opcode == REJECT or (pdu.opcode == SCSI_RESPONSE and pdu.bhs[3] == CHECK_CONDITION)
+    except Closed:
+        pass
+    session.wire.reset()
+    assert bystander.read(0, 16) == OLD
+
+
+def test_data_with_a_command_that_takes_none(shared, ready):
+    session = ready(shared)
+    result = session.run(bytes(6), out=b'z' * 4096)                   # TEST UNIT READY with W and data
+    assert result.status == CHECK_CONDITION or result.underflow == 4096
+    assert goes_on(session)
+
+
+def test_read_and_write_bits_that_contradict_the_command(shared, ready, bystander):
+    session = ready(shared)
+    wrong = session.run(WRITE_16, read=8192)                          # WRITE with R instead of W
+    assert wrong.status == CHECK_CONDITION or wrong.overflow
+    session.run(READ_1, out=b'z' * 512)                               # READ with W instead of R
+    assert goes_on(session)
+    assert bystander.read(0, 16) == OLD
+
+
+def test_a_tag_in_use_is_rejected(shared, ready):
+    session = ready(shared, keys={'ImmediateData': 'No'})
+    command, _ = solicited(session)
+    session.wire.send(pack_bhs(SCSI_COMMAND, FINAL | 1, 0, command.itt, 0, session.next_cmd_sn(), session.exp_stat_sn))
+    try:
+        pdu = session.wire.receive()
+        assert pdu.opcode == REJECT and pdu.bhs[2] in (0x04, 0x07)    # protocol error, task in progress
+    except Closed:
+        pass
+
+
+# -- requests out of place -----------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('bhs, data', [
+    (pack_bhs(LOGIN | IMMEDIATE, 0x87, 0, 1, 0x10000, 1, 1), pack_text([('InitiatorName', 'iqn.x:y')])),
+    (pack_bhs(TEXT | IMMEDIATE, FINAL, 0, 2, 0x4242, 1, 1), b'SendTargets=All\0'),
+    (pack_bhs(TEXT | IMMEDIATE, FINAL | 0x40, 0, 2, NO_TAG, 1, 1), b'SendTargets=All\0'),
+    (pack_bhs(TEXT | IMMEDIATE, FINAL, 0, 2, NO_TAG, 1, 1), b'\xff\xfe no key here'),
+    (pack_bhs(TEXT | IMMEDIATE, FINAL, 0, NO_TAG, NO_TAG, 1, 1), b''),
+    (pack_bhs(LOGOUT | IMMEDIATE, FINAL | 2, 0, 3, 0x630000, 1, 1), b''),
+    (pack_bhs(LOGOUT | IMMEDIATE, FINAL | 0x55, 0, 3, 0, 1, 1), b''),
+    (pack_bhs(TASK_MANAGEMENT | IMMEDIATE, FINAL | 8, 0, 4, 1, 1, 1), b''),
+], ids=['login', 'text-ttt', 'text-f-and-c', 'text-noise', 'text-no-tag', 'logout-recovery', 'logout-reason', 'reassign'])
+def test_requests_out_of_place_are_answered_or_end_the_connection(shared, ready, bhs, data):
+    session = ready(shared)
+    bhs = bhs[:24] + struct.pack('>II', session.cmd_sn, session.exp_stat_sn) + bhs[32:]
+    session.wire.send(bhs, data)
+    try:
+        pdu = session.wire.receive()
+        assert pdu.opcode in (REJECT, 0x22, 0x23, 0x24, 0x26)
+    except Closed:
+        pass
+
+
+def test_an_initiator_that_never_reads(shared, bystander):
+    """Its answers pile up in its own worker, up to a bound; when it goes, the worker goes."""
+    session = Session(shared.address, 'iqn.2026-11.test:deaf', receive_buffer=4096)
+    session.login(TARGET)
+    session.clear_attentions()
+    worker = shared.worker_of(session)
+    read = struct.pack('>BBQIBB', 0x88, 0, 0, 2048, 0, 0)
+    session.wire.socket.settimeout(2)
+    try:
+        for _ in range(30):
+            session.submit(read, read=1 << 20)
+    except (socket.timeout, Closed):
+        pass
+    for _ in range(5):
+        assert bystander.read(PLACE, 128) == pattern(1, 65536)
+    assert worker.memory_info().rss < 200 << 20
+    session.wire.reset()
+    worker.wait(20)
+
+
+def test_a_flood_of_logins_that_go_nowhere(shared):
+    for _ in range(20):
+        session = Session(shared.address)
+        session.login_pdu([('InitiatorName', 'iqn.2026-11.test:flood'), ('SessionType', 'Normal'), ('TargetName', TARGET),
+                           ('AuthMethod', 'None')], 0, 1)
+        session.wire.reset()
