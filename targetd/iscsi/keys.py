@@ -1,8 +1,8 @@
-"""TABLE: every text key, one row (RFC 7143 13, 12; RFC 7144 for what the levels mean), and the negotiation that follows from it.
+"""TABLE: every text key, one row (RFC 7143 12, 13; RFC 7144 for the levels), and the negotiation that follows from it.
 
-Pure; imports text. Public: KEYS, one TextKey for each; SETTABLE, those that the configuration may set; `negotiate`, the target's
-answers to an initiator's offers; `whole`, all values that are in force after a login. A key that is not in the table is
-answered NotUnderstood (RFC 7143 6.2), a value out of range Reject. Nothing is sent here that was not offered.
+Pure; imports text. Public: KEYS, one TextKey for each; SETTABLE, those that the configuration may set; `negotiate`, the
+target's answers to an initiator's offers; `whole`, all values that are in force after a login. A key that is not in the table
+is answered NotUnderstood (RFC 7143 6.2), a value out of range Reject. Nothing is sent here that was not offered.
 
 Typed values: NUMBER int, BOOLEAN bool, LIST the chosen word as str (own values and offers: tuple of words), TEXT str.
 """
@@ -10,7 +10,7 @@ Typed values: NUMBER int, BOOLEAN bool, LIST the chosen word as str (own values 
 import re
 from collections import OrderedDict, namedtuple
 
-from targetd.iscsi.text import IRRELEVANT, NOT_UNDERSTOOD, REJECT, RESERVED_VALUES, TextError
+from targetd.iscsi.text import IRRELEVANT, MAXIMUM_VALUE, NONE, NOT_UNDERSTOOD, REJECT, RESERVED_VALUES, TextError
 
 # Kinds
 NUMBER = 'number'
@@ -48,11 +48,11 @@ _NUMBER = re.compile(r'0[xX][0-9a-fA-F]{1,16}\Z|[0-9]{1,20}\Z')
 
 class TextKey(namedtuple('TextKey', 'name clause kind senders stages scope result default minimum maximum values '
                                     'leading_only irrelevant_in_discovery ours settable help')):
-    """One row. clause: of RFC 7143; senders: 'I', 'T' or 'IT'; stages: letters of where it may be sent; scope: SESSION or CONNECTION;
-    default: typed, what holds when nobody sends it, or None; minimum, maximum: of a NUMBER (bytes, seconds or a count) or None;
-    values: words of a LIST or None; leading_only: may only be negotiated on the first connection of a session;
-    ours: what targetd offers or answers with unless configured, typed; settable: (minimum, maximum) or True when the configuration
-    may set it, None when not; help: for the manual page.
+    """One row. clause: of RFC 7143; senders: 'I', 'T' or 'IT'; stages: letters of where it may be sent; scope: SESSION or
+    CONNECTION; default: typed, what holds when nobody sends it, or None; minimum, maximum: of a NUMBER (bytes, seconds or a
+    count) or None; values: words of a LIST or None; leading_only: may only be negotiated on the first connection of a
+    session; ours: what targetd offers or answers with unless configured, typed; settable: (minimum, maximum) or True when the
+    configuration may set it, None when not; help: for the manual page.
     """
 
     __slots__ = ()
@@ -95,6 +95,8 @@ def _parse_list(key, value):
 def _parse_text(key, value):
     if key.values is not None and value not in key.values:
         raise ValueError('"%s" is none of %s' % (value, ', '.join(key.values)))
+    if len(value.encode('utf-8')) > MAXIMUM_VALUE:
+        raise ValueError('it is longer than %d bytes' % MAXIMUM_VALUE)
     return value
 
 
@@ -222,7 +224,8 @@ class Negotiated(namedtuple('Negotiated', 'answers values')):
     __slots__ = ()
 
 
-_STAGE_NAMES = {SECURITY: 'security negotiation', OPERATIONAL: 'operational negotiation', FULL_FEATURE: 'the full feature phase'}
+_STAGE_NAMES = {SECURITY: 'security negotiation', OPERATIONAL: 'operational negotiation',
+                FULL_FEATURE: 'the full feature phase'}
 
 
 def check_use(name, value, stage):
@@ -244,14 +247,17 @@ def check_use(name, value, stage):
 def negotiate(offers, ours=None, stage=OPERATIONAL, session_type=NORMAL, leading=True, settled=()):
     """Negotiated, from an initiator's offers [(key, value), …]. Raises KeyMisused.
 
-    ours: {key: typed own value}, OURS where missing; leading: False on a further connection of a session, where keys of the whole
-    session are irrelevant; settled: {key: typed value} of this login so far. Keys of AUTHENTICATION are not for this function.
+    ours: {key: typed own value}, OURS where missing; leading: False on a further connection of a session, where keys of the
+    whole session are irrelevant; settled: {key: typed value} of this login so far. Keys of AUTHENTICATION are not for this
+    function.
     """
     known = dict(settled)
     answered = {}
     names = [name for name, _ in offers]
-    for name in names:
-        if name in known or names.count(name) > 1:
+    if len(set(names)) < len(names):
+        raise KeyMisused('%s was sent twice' % next(name for name in names if names.count(name) > 1))
+    for name, value in offers:
+        if name in known and not _may_be_repeated(KEYS[name], value, known[name]):
             raise KeyMisused('%s was sent twice' % name)
     # FirstBurstLength depends on MaxBurstLength, wherever that stands
     for name, value in sorted(offers, key=lambda offer: offer[0] == 'FirstBurstLength'):
@@ -288,6 +294,11 @@ def _answer(key, value, ours, known):
         result = min(result, known.get('MaxBurstLength', DEFAULTS['MaxBurstLength']))
     known[key.name] = result
     return key.render(result)
+
+
+def _may_be_repeated(key, value, before):
+    """Some initiators say who they are in every stage; a data segment length may be declared anew."""
+    return key.result == DECLARED and (key.kind == NUMBER or value == before)
 
 
 def _first_match(offered, ours):

@@ -26,7 +26,7 @@ LOGOUT_REQUEST = struct.Struct('>BBxxI8xIHxxII16x')         # itt cid cmd_sn exp
 SNACK_REQUEST = struct.Struct('>BBxxIQII4xI8xII')           # lun itt ttt exp_stat_sn beg_run run_length
 
 NOP_IN = struct.Struct('>BBxxIQIIIII12x')                   # lun itt ttt stat_sn exp_cmd_sn max_cmd_sn
-SCSI_RESPONSE = struct.Struct('>BBBBIH6xIIIIIIII')          # response status; status_qualifier itt snack_tag, SNs, exp_data_sn …
+SCSI_RESPONSE = struct.Struct('>BBBBIH6xIIIIIIII')          # response status; status_qualifier itt snack_tag, SNs …
 TASK_MANAGEMENT_RESPONSE = struct.Struct('>BBBxI3s5xI4xIII12x')  # response; additional_information itt, SNs
 LOGIN_RESPONSE = struct.Struct('>BBBBI6sHI4xIIIBB10x')      # version_max version_active; isid tsih itt, SNs, status
 TEXT_RESPONSE = struct.Struct('>BBxxIQIIIII12x')            # lun itt ttt, SNs

@@ -1,7 +1,7 @@
 """The text format of Login and Text PDUs (RFC 7143 6.1): key=value pairs, each ended by a NUL byte. Pure.
 
-A text may be longer than a data segment and then goes over several PDUs, the C bit set in all but the last; a pair may be cut at
-any byte. Invariant: nothing is collected beyond the limit that the caller set, whatever the peer sends.
+A text may be longer than a data segment and then goes over several PDUs, the C bit set in all but the last; a pair may be
+cut at any byte. Invariant: nothing is collected beyond the limit that the caller set, whatever the peer sends.
 """
 
 import re
@@ -19,7 +19,7 @@ REJECT = 'Reject'
 NONE = 'None'
 RESERVED_VALUES = frozenset((NOT_UNDERSTOOD, IRRELEVANT, REJECT))
 
-_KEY = re.compile(r'[A-Z][A-Za-z0-9.+@_#-]*\Z|i[A-Z][A-Za-z0-9.+@_-]*\Z')    # iSCSIProtocolLevel begins small; X#: RFC 7143 13.22
+_KEY = re.compile(r'[A-Za-z][A-Za-z0-9.+@_#-]*\Z')       # RFC 7143 13.22 has X#…, and iSCSIProtocolLevel begins small
 
 
 class TextError(Exception):
