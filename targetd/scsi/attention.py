@@ -6,7 +6,7 @@ covers; at most CAPACITY conditions wait.
 """
 
 # (ASC, ASCQ), SPC-4 annex D
-POWER_ON_OR_RESET = (0x29, 0x00)                        # POWER ON, RESET, OR BUS DEVICE RESET OCCURRED: says all of the next three
+POWER_ON_OR_RESET = (0x29, 0x00)                        # POWER ON, RESET, OR BUS DEVICE RESET OCCURRED
 POWER_ON = (0x29, 0x01)
 BUS_RESET = (0x29, 0x02)                                # target reset
 DEVICE_RESET = (0x29, 0x03)                             # BUS DEVICE RESET FUNCTION OCCURRED: logical unit reset

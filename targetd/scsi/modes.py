@@ -1,8 +1,8 @@
 """Mode parameters (SPC-4 7.5, SBC-3 6.5): pages, what may be changed in them, MODE SENSE and MODE SELECT data. Pure.
 
 One logical unit's mode parameters are one JSON-able dict, never changed in place: {'current': pages, 'saved': pages,
-'default': pages}, pages being {'08-00': the whole page as hex digits, PS 0, …}. They are shared by all nexuses (MODE PAGE POLICY
-VPD page): the master applies changes (`apply`, `reset`), every worker reads a replica (`sense`, `parameters`).
+'default': pages}, pages being {'08-00': the whole page as hex digits, PS 0, …}. They are shared by all nexuses (VPD page 87h):
+the master applies changes (`apply`, `reset`), every worker reads a replica (`sense`, `parameters`).
 
 Invariant: the three sets differ in changeable bits only.
 """
@@ -149,8 +149,8 @@ def apply(state, arguments):
             raise ValueError('mode page %s: bits that may not be changed' % key)
     current = dict(base, **pages)
     new = {'current': current, 'saved': state['saved'], 'default': state['default']}
-    if arguments.get('save'):                   # the pages that were sent; all of them if they revert
-        new['saved'] = current if arguments.get('revert') else dict(state['saved'], **pages)
+    if arguments.get('save'):                   # all savable pages, not just those that were sent (SPC-4 6.10)
+        new['saved'] = current
     return state if new == state else new
 
 
@@ -160,7 +160,7 @@ def reset(state):
 
 
 Parameters = namedtuple('Parameters', 'wce d_sense swp tas')
-Parameters.__doc__ = """The current parameters that change what the unit does, as bools. Made once per change, kept by who needs them."""
+Parameters.__doc__ = """The current parameters that change what the unit does, as bools: make them once per change and keep them."""
 
 
 def parameters(state):
@@ -191,7 +191,7 @@ def task_aborted_status(state):
 
 # -- MODE SENSE ----------------------------------------------------------------------------------------------------------
 
-HEADER_6 = struct.Struct('>BBBB')               # MODE DATA LENGTH, MEDIUM TYPE, DEVICE-SPECIFIC PARAMETER, BLOCK DESCRIPTOR LENGTH
+HEADER_6 = struct.Struct('>BBBB')               # MODE DATA LENGTH, MEDIUM TYPE, DEVICE-SPECIFIC PARAMETER, descriptor length
 HEADER_10 = struct.Struct('>HBBBxH')            # …, LONGLBA, …
 SHORT_DESCRIPTOR = struct.Struct('>II')         # NUMBER OF LOGICAL BLOCKS, LOGICAL BLOCK LENGTH (24 bits)
 LONG_DESCRIPTOR = struct.Struct('>Q4xI')

@@ -1,12 +1,12 @@
 """Persistent reservations (SPC-4 5.12) and the older RESERVE/RELEASE (SPC-2 5.5) as values. Pure.
 
-One logical unit's reservations are one JSON-able dict, never changed in place. The master applies changes (`apply`, `session_lost`,
-`logical_unit_reset`), every worker reads a replica (`refused_classes`, and the PERSISTENT RESERVE IN data).
+One logical unit's reservations are one JSON-able dict, never changed in place. The master applies changes (`apply`,
+`session_lost`, `logical_unit_reset`), every worker reads a replica (`refused_classes`, and the PERSISTENT RESERVE IN data).
 
 The state:
   generation      PRGENERATION, 32 bits
-  registrations   [{initiator_port, target_port, key: 16 hex digits, all_tg_pt: bool}, …] in the order of registration; initiator_port
-                  and target_port are SCSI port names ('iqn.…,i,0x00023d000001', 'iqn.…,t,0x0001')
+  registrations   [{initiator_port, target_port, key: 16 hex digits, all_tg_pt: bool}, …] in the order of registration;
+                  the ports are SCSI port names ('iqn.…,i,0x00023d000001', 'iqn.…,t,0x0001')
   holder          [initiator_port, target_port] of the reservation holder; None if nothing is reserved and for the All
                   Registrants types, where every registered nexus holds it
   type            the persistent reservation type, 0 if nothing is reserved
@@ -38,7 +38,7 @@ __all__ = (                                  # what others use; the types and th
     'refused_classes', 'session_lost', 'logical_unit_reset', 'aptpl_dump', 'aptpl_load', 'holds', 'parse_out', 'parse_reserve',
     'read_keys', 'read_reservation', 'report_capabilities', 'read_full_status')
 
-# Reservation classes: the columns of SPC-4 tables 70 and 71 and SBC-3 table 13 that differ, and SPC-2 5.5.1 for RESERVE and RELEASE.
+# Reservation classes: the rows of SPC-4 tables 70 and 71 and SBC-3 table 13 that differ, and SPC-2 5.5.1 for RESERVE(6/10).
 ALWAYS = 'always'                # never refused: INQUIRY, REPORT LUNS, REQUEST SENSE, READ CAPACITY, LOG SENSE, RTPG, RELEASE …
 STATUS = 'status'                # refused by an SPC-2 reservation only: TEST UNIT READY, REPORT REFERRALS, REPORT TIMESTAMP …
 READ = 'read'                    # where the medium may not be read: READ, VERIFY, PRE-FETCH, GET LBA STATUS, MODE SENSE, RSOC …
@@ -99,7 +99,7 @@ def refused_classes(state, nexus):
 
 
 def conflicts(refused, reservation_class, cdb):
-    """Does the set `refused` (from refused_classes) refuse this command? A class of None is refused by any but the empty set."""
+    """Does the set `refused` (from refused_classes) refuse this command? A class of None is refused by all but the empty set."""
     if not refused:
         return False
     if reservation_class == PR_OUT:
@@ -439,8 +439,9 @@ def aptpl_load(saved, power_lost=True):
         return initial()
     try:
         state = initial()
-        state['registrations'] = [{'initiator_port': _text(r['initiator_port']), 'target_port': _text(r['target_port']),
-                                   'key': _text(r['key'], KEY), 'all_tg_pt': bool(r['all_tg_pt'])} for r in saved['registrations']]
+        state['registrations'] = [
+            {'initiator_port': _text(r['initiator_port']), 'target_port': _text(r['target_port']),
+             'key': _text(r['key'], KEY), 'all_tg_pt': bool(r['all_tg_pt'])} for r in saved['registrations']]
         state['aptpl'] = bool(saved['aptpl'])
         state['type'] = saved['type']
         state['holder'] = [_text(name) for name in saved['holder']] if saved['holder'] else None

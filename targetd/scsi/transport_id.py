@@ -1,7 +1,7 @@
 """iSCSI TransportIDs (SPC-4 7.6.4.6): initiator ports as PERSISTENT RESERVE IN and OUT write them. Pure.
 
-In here an initiator port is its SCSI port name 'iqn.…,i,0x00023d000001' in lower case (TPID FORMAT 01b); an initiator device is the
-bare iSCSI name (TPID FORMAT 00b).
+In here an initiator port is its SCSI port name 'iqn.…,i,0x00023d000001' in lower case (TPID FORMAT 01b); an initiator device
+is the bare iSCSI name (TPID FORMAT 00b).
 """
 
 import struct

@@ -1,0 +1,147 @@
+"""Vital product data pages (SPC-4 7.8, SBC-3 6.6) of a disk, from its facts, the nexus and the target's ports. Pure.
+
+Windows: page 00 must list, ascending, exactly what can be read; B1 must be 64 bytes long, B2 8; 83 needs a binary identifier.
+"""
+
+import struct
+
+from targetd.scsi import modes
+from targetd.scsi.sense import ILLEGAL_REQUEST, CheckCondition
+
+HEADER = struct.Struct('>BBH')
+DESIGNATOR = struct.Struct('>BBxB')                     # PROTOCOL IDENTIFIER and CODE SET, PIV, ASSOCIATION and TYPE, length
+BINARY, ASCII, UTF8 = 1, 2, 3                           # CODE SET
+LOGICAL_UNIT, TARGET_PORT, TARGET_DEVICE = 0, 1, 2      # ASSOCIATION
+T10_VENDOR, EUI_64, NAA, RELATIVE_PORT, PORT_GROUP, SCSI_NAME = 1, 2, 3, 4, 5, 8      # DESIGNATOR TYPE
+ISCSI = 5                                               # PROTOCOL IDENTIFIER
+
+# Blocks. More than any initiator asks for at once; libiscsi's test takes more than 2^20 for a mistake.
+MAXIMUM_UNMAP_BLOCKS = 1 << 20
+
+
+def pages(facts):
+    """The codes of the pages that a unit with these facts has, ascending."""
+    return tuple(sorted(TABLE))
+
+
+def page(code, facts, nexus, ports, blocks):
+    """The whole page as bytes; the caller clips to the allocation length. nexus: the sam.Nexus that asks; ports: the target's
+    sam.Port rows; blocks: the capacity. Raises CheckCondition 05/24/00 for a page that is not there."""
+    if code not in TABLE:
+        raise CheckCondition(ILLEGAL_REQUEST, 0x24, 0x00, field=(2, 7, True))
+    body = TABLE[code](facts, nexus, ports)
+    return HEADER.pack(0x00, code, len(body)) + body
+
+
+def text(value, length):
+    """Left-aligned ASCII of exactly `length` bytes, SPC-4 4.3.1."""
+    return bytes(c if 0x20 <= c < 0x7F else 0x3F for c in value.encode('latin-1', 'replace'))[:length].ljust(length)
+
+
+def _supported_pages(facts, nexus, ports):
+    """00h, SPC-4 7.8.15."""
+    return bytes(pages(facts))
+
+
+def _unit_serial_number(facts, nexus, ports):
+    """80h, SPC-4 7.8.17. A unit without a number answers with blanks."""
+    return text(facts.serial, max(len(facts.serial), 4))
+
+
+def _device_identification(facts, nexus, ports):
+    """83h, SPC-4 7.8.6: what names the unit first, so that the 255 bytes that Windows asks for have all of that."""
+    designators = []
+    if facts.naa:
+        designators.append(_designator(LOGICAL_UNIT, NAA, BINARY, bytes.fromhex(facts.naa)))
+    if facts.eui:
+        designators.append(_designator(LOGICAL_UNIT, EUI_64, BINARY, bytes.fromhex(facts.eui)))
+    vendor_specific = text(facts.product, 16) + text(facts.serial, len(facts.serial))
+    designators.append(_designator(LOGICAL_UNIT, T10_VENDOR, ASCII, text(facts.vendor, 8) + vendor_specific))
+    if facts.scsi_name:
+        designators.append(_designator(LOGICAL_UNIT, SCSI_NAME, UTF8, _name_string(facts.scsi_name)))
+    for port in ports:
+        if port.name == nexus.target_port:
+            designators.append(_designator(TARGET_PORT, RELATIVE_PORT, BINARY, struct.pack('>2xH', port.relative_identifier)))
+            designators.append(_designator(TARGET_PORT, PORT_GROUP, BINARY, struct.pack('>2xH', port.target_port_group_tag)))
+    designators.append(_designator(TARGET_PORT, SCSI_NAME, UTF8, _name_string(nexus.target_port)))
+    designators.append(_designator(TARGET_DEVICE, SCSI_NAME, UTF8, _name_string(nexus.target_name)))
+    return b''.join(designators)
+
+
+def _designator(association, kind, code_set, content):
+    """SPC-4 7.8.6.1. Designators of ports and devices say which protocol they are of."""
+    protocol, identifies = (ISCSI << 4, 0x80) if association else (0, 0)
+    return DESIGNATOR.pack(protocol | code_set, identifies | association << 4 | kind, len(content)) + content
+
+
+def _name_string(name):
+    """UTF-8, ended by a null and padded with nulls to a multiple of 4, at most 256 bytes (SPC-4 7.8.6.2.9)."""
+    content = name.encode('utf-8')[:255] + b'\0'
+    return content + bytes(-len(content) % 4)
+
+
+def _extended_inquiry(facts, nexus, ports):
+    """86h, SPC-4 7.8.7: SIMPSUP, ORDSUP, HEADSUP; V_SUP, for what the write cache holds is lost with the power."""
+    return bytes([0, 0x07, 0x01]).ljust(0x3C, b'\0')
+
+
+def _mode_page_policy(facts, nexus, ports):
+    """87h, SPC-4 7.8.9: every page and subpage is shared by all nexuses, and no page by several units."""
+    return bytes([modes.ALL_PAGES, modes.ALL_SUBPAGES, 0x00, 0x00])
+
+
+def _scsi_ports(facts, nexus, ports):
+    """88h, SPC-4 7.8.14."""
+    return b''.join(_port_descriptor(port) for port in ports)
+
+
+def _port_descriptor(port):
+    designator = _designator(TARGET_PORT, SCSI_NAME, UTF8, _name_string(port.name))
+    return struct.pack('>2xH2xH2xH', port.relative_identifier, 0, len(designator)) + designator
+
+
+def _block_limits(facts, nexus, ports):
+    """B0h, SBC-3 6.6.4."""
+    def in_blocks(length, most=0xFFFFFFFF):
+        return min(length // facts.block_size, most)
+
+    unmap_blocks, unmap_descriptors, granularity, alignment = 0, 0, 0, 0
+    if facts.unmap:
+        unmap_blocks = max(in_blocks(facts.maximum_unmap_length, MAXIMUM_UNMAP_BLOCKS), 1)
+        unmap_descriptors = max(facts.maximum_unmap_descriptors, 1)
+        granularity = in_blocks(facts.unmap_granularity)
+        alignment = in_blocks(facts.unmap_alignment, 0x7FFFFFFF) | 0x80000000 if granularity else 0
+    maximum, optimal = in_blocks(facts.maximum_transfer_length), in_blocks(facts.optimal_transfer_length)
+    if maximum:
+        optimal = min(optimal, maximum)
+    atomic = in_blocks(facts.maximum_atomic_length)
+    return struct.pack('>BBHIIIIIIIQIIIII', 0x01 if facts.write_same_zero_refused else 0x00,
+                       in_blocks(facts.maximum_compare_and_write_length, 0xFF),
+                       in_blocks(facts.optimal_transfer_granularity, 0xFFFF), maximum, optimal, 0,
+                       unmap_blocks, unmap_descriptors, granularity, alignment,
+                       facts.maximum_write_same_length // facts.block_size, atomic, 0, 0, 0, 0)
+
+
+def _block_device_characteristics(facts, nexus, ports):
+    """B1h, SBC-3 6.6.2. VBULS: VERIFY compares unmapped blocks like any other."""
+    return struct.pack('>HBBB', facts.rotation_rate, 0, 0, 0x01 if facts.unmap else 0x00).ljust(0x3C, b'\0')
+
+
+def _logical_block_provisioning(facts, nexus, ports):
+    """B2h, SBC-3 6.6.6: LBPU, LBPWS, LBPWS10, LBPRZ; PROVISIONING TYPE 2 thin, 1 resource, 0 fully provisioned."""
+    flags = 0xE0 | (0x04 if facts.zeroes_after_unmap else 0) if facts.unmap else 0
+    return bytes([0, flags, 2 if facts.thin else 1 if facts.unmap else 0, 0])
+
+
+#: {page code: function of (facts, nexus, ports) giving what follows the 4-byte header}
+TABLE = {
+    0x00: _supported_pages,
+    0x80: _unit_serial_number,
+    0x83: _device_identification,
+    0x86: _extended_inquiry,
+    0x87: _mode_page_policy,
+    0x88: _scsi_ports,
+    0xB0: _block_limits,
+    0xB1: _block_device_characteristics,
+    0xB2: _logical_block_provisioning,
+}
