@@ -474,7 +474,7 @@ class NamePattern(Kind):
 
 
 class Filters(Listed):
-    """Filters of a store, each a name and words NAME=VALUE -> tuple of (name, ((parameter, value text), ...))."""
+    """Filters of a store, each a name and its words, which the store itself understands -> tuple of 'name word word'."""
 
     NAMES = ('delay', 'error', 'readonly', 'trace')
 
@@ -482,13 +482,7 @@ class Filters(Listed):
         super(Filters, self).__init__(Choice(*self.NAMES))
 
     def item(self, words):
-        name, parameters = self.kind.parse(words[0]), []
-        for word in words[1:]:
-            parameter, equals, value = word.partition('=')
-            if not parameter or not equals or not value:
-                raise Unusable('%r is no parameter of a filter' % word, 'write NAME=VALUE, like read=10ms')
-            parameters.append((parameter, value))
-        return name, tuple(parameters)
+        return ' '.join([self.kind.parse(words[0])] + words[1:])
 
     def written(self, item):
-        return [item[0]] + ['%s=%s' % parameter for parameter in item[1]]
+        return item.split(' ')

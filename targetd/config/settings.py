@@ -55,8 +55,6 @@ def _lun(name, kind, default, live, help, more='', example='', shared=True):
     return _row('lun', name, kind, default, live, help, more, example, shared)
 
 
-_FACILITIES = ('daemon', 'user', 'auth', 'local0', 'local1', 'local2', 'local3', 'local4', 'local5', 'local6', 'local7')
-
 SERVER = (
     _server('pid-file', kinds.Path(), '/var/run/targetd.pid', NEEDS_RESTART,
             'File that holds the process id and is locked while targetd runs.'),
@@ -66,12 +64,11 @@ SERVER = (
             'Directory for what must outlast a restart: persistent reservations and saved mode pages.'),
     _server('log', kinds.LogPlace(), 'syslog', LIVE,
             'Where messages go: syslog, stderr or an absolute path.',
-            'With -f and nothing written here, messages go to stderr. SIGUSR1 opens a log file anew after it was rotated.',
+            'SIGUSR1 opens a log file anew after it was rotated.',
             '/var/log/targetd.log'),
     _server('log-level', kinds.Choice('error', 'warning', 'info', 'debug', also={'warn': 'warning'}), 'info', LIVE,
             'The least important messages that are still written.',
             'info tells of every login, logout, refusal and reload.'),
-    _server('log-facility', kinds.Choice(*_FACILITIES), 'daemon', LIVE, 'The syslog facility.'),
     _server('user', kinds.Text(64), 'nobody', NEEDS_RESTART,
             'The user that workers run as when targetd was started by root.',
             'Workers get their disks as open descriptors from the master and need no rights of their own.'),
@@ -100,10 +97,10 @@ SERVER = (
             'Windows and the Linux kernel before 5.4 know MD5 only.', 'SHA3-256, SHA-256'),
     _server('incomingdiscoveryuser', kinds.Accounts(), (), NEXT_LOGIN,
             'Accounts of which an initiator must know one to ask for the list of targets. None written: no CHAP for discovery.',
-            example='finder secret-of-12-to-16'),
+            example='finder 12-to-16-chars'),
     _server('outgoingdiscoveryuser', kinds.Account(), None, NEXT_LOGIN,
             'Account with which targetd proves itself to a discovering initiator (mutual CHAP).',
-            example='storage another-secret'),
+            example='storage other-12-to-16'),
     _server('discovery-address', kinds.Several(kinds.Network()), ('ALL',), NEXT_LOGIN,
             'Addresses and nets that may ask for the list of targets.',
             'Whoever may ask is told of those targets only that it may log in to.', '10.0.0.0/8, 2001:db8::/32'),
@@ -133,13 +130,13 @@ TARGET = (
     _target('incominguser', kinds.Accounts(), (), NEXT_LOGIN,
             'Accounts (name and secret) of which an initiator must know one: CHAP. None written: no CHAP.',
             'Windows wants secrets of 12 to 16 characters. A secret that holds a blank or a comma, or begins with # or a quote, '
-            'stands in quotes.', 'erp secret-of-12-to-16'),
+            'stands in quotes.', 'erp 12-to-16-chars'),
     _target('incominguser-file', kinds.Listed(kinds.Path()), (), NEXT_LOGIN,
             'Files with further accounts, one on each line (name and secret, as in incominguser).',
             'Keep such a file readable by root only.', '/etc/targetd.d/erp.secrets'),
     _target('outgoinguser', kinds.Account(), None, NEXT_LOGIN,
             'Account with which the target proves itself to the initiator (mutual CHAP).',
-            'Its secret must differ from the incoming ones.', 'erp-back another-secret'),
+            'Its secret must differ from the incoming ones.', 'erp-back other-12-to-16'),
     _target('state', kinds.Choice('ready', 'offline'), 'ready', NEXT_LOGIN,
             'offline: new logins are refused with "service unavailable"; sessions go on.'),
     _target('max-sessions', kinds.Number(0, 10000), 0, NEXT_LOGIN,
@@ -161,8 +158,9 @@ LUN = (
     _lun('type', kinds.Choice('auto', 'file', 'block', 'ram', 'null', also={'rdwr': 'auto', 'aio': 'auto'}), 'auto', NEEDS_LOGOUT,
          'What the store is; auto looks. ram (lost at the end) and null (reads zeroes, drops writes) are for tests.'),
     _lun('size', kinds.Size(1 << 20, 1 << 60, multiple=512), None, LIVE,
-         'Size of a file (created sparse if missing, grown if shorter) or of a ram or null store.',
-         'Nothing written: the file\'s or disk\'s own size. A file is never made shorter.', '200G'),
+         'Size of a file that is created (sparse) if it is missing, or of a ram or null store.',
+         'Nothing written: the file\'s or disk\'s own size. A file that is there must have this size: it is neither cut nor grown.',
+         '200G'),
     _lun('thin', kinds.Flag(), False, NEEDS_LOGOUT,
          'Tell initiators that blocks they no longer need can be given back (UNMAP, TRIM).'),
     _lun('write-cache', kinds.Flag(), True, LIVE,
@@ -203,9 +201,9 @@ LUN = (
          'Serve a disk although this host seems to use it (mounted, part of a RAID or volume group).',
          'Two users of one disk that do not know of each other destroy its data.'),
     _lun('filter', kinds.Filters(), (), NEEDS_LOGOUT,
-         'Tests only: delay or fail accesses, or write them to the log.',
-         'Each item is a filter\'s name and its words: delay read=10ms write=10ms; error read=0.01; trace.',
-         'delay read=10ms, trace'),
+         'Tests only: delay or fail accesses, refuse writes, or write accesses to the log.',
+         'Applied from the left. delay 10ms; delay read=10ms write=5ms; error write offset=1M..2M errno=EIO; error flush count=1; '
+         'error read every=100; readonly; trace; trace to=PATH.', 'delay read=10ms, trace'),
 )
 
 
