@@ -9,6 +9,7 @@ import os
 import re
 import time
 from collections import namedtuple
+from shlex import quote
 
 import psutil
 
@@ -178,7 +179,7 @@ def _direct_uses(name, chain, view):
     node, mounted = view.roots.node(name), _device_mounts(name, view)
     for mount in mounted[:MAXIMUM_MOUNTS]:
         where = '' if mount.pid == 'self' else ' for process %s and its container' % mount.pid
-        view.say('%s is mounted on %s (%s)%s; free it with: umount %s' % (chain, mount.point, mount.kind, where, mount.point))
+        view.say('%s is mounted on %s (%s)%s; free it with: umount %s' % (chain, mount.point, mount.kind, where, quote(mount.point)))
     for swap in view.swaps:
         if view.same(swap, node):
             view.say('%s is swap space; free it with: swapoff %s' % (chain, node))
@@ -187,7 +188,7 @@ def _direct_uses(name, chain, view):
     if name in view.btrfs and not mounted:
         points = [m.point for member in view.btrfs[name] for m in _device_mounts(member, view)]
         view.say('%s is a member of the btrfs mounted on %s; free it with: umount %s'
-                 % (chain, ', '.join(points) or 'a place that cannot be seen', ' '.join(points)))
+                 % (chain, ', '.join(points) or 'a place that cannot be seen', ' '.join(quote(point) for point in points)))
     for program, remedy, path in view.targets:
         if view.same(path, node):
             view.say('%s is exported by %s; free it with: %s' % (chain, program, remedy))
@@ -238,7 +239,7 @@ def _file_uses(path, view):
             _climb_holder(loop, '%s is in %s' % (path, what), remedy, view, 1)
     for swap in view.swaps:
         if view.same(swap, path):
-            view.say('%s is swap space; free it with: swapoff %s' % (path, path))
+            view.say('%s is swap space; free it with: swapoff %s' % (path, quote(path)))
     for program, remedy, exported in view.targets:
         if view.same(exported, path):
             view.say('%s is exported by %s; free it with: %s' % (path, program, remedy))
