@@ -179,7 +179,8 @@ def _direct_uses(name, chain, view):
     node, mounted = view.roots.node(name), _device_mounts(name, view)
     for mount in mounted[:MAXIMUM_MOUNTS]:
         where = '' if mount.pid == 'self' else ' for process %s and its container' % mount.pid
-        view.say('%s is mounted on %s (%s)%s; free it with: umount %s' % (chain, mount.point, mount.kind, where, quote(mount.point)))
+        view.say('%s is mounted on %s (%s)%s; free it with: umount %s'
+                 % (chain, mount.point, mount.kind, where, quote(mount.point)))
     for swap in view.swaps:
         if view.same(swap, node):
             view.say('%s is swap space; free it with: swapoff %s' % (chain, node))

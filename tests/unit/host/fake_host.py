@@ -45,7 +45,7 @@ class FakeHost(Roots):
         return path
 
     def disk(self, name, place='devices/pci0000:00/ata1/host0/target0:0:0/0:0:0:0/block', size=1000 ** 4, **files):
-        """A block device. place: its directory beneath /sys; files: path with '__' for '/' -> content. Returns its node's path."""
+        """A block device. place: its directory beneath /sys; files: path with '__' for '/' -> content. Returns its node."""
         directory = os.path.join(self.sys, place, name)
         self._device(name, directory, size)
         files.setdefault('queue__rotational', '1\n')

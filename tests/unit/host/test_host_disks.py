@@ -127,7 +127,8 @@ def two(host):
     ('serial:WD-WCC4E0999999', 'sdb'), ('serial:wd-wcc4e0123456', 'sda'),
     ('wwn:0x50014ee2b7654321', 'sdb'), ('wwn:50014EE2B1234567', 'sda'), ('wwn:naa.50014ee2b1234567', 'sda'),
     ('wwn:50:01:4e:e2:b1:23:45:67', 'sda'),
-    ('model:ST500DM002', 'sdc'), ('model:st500', 'sdc'), ('size:500107862016', 'sdc'), ('size:500G', 'sdc'), ('size:0.5T', 'sdc'),
+    ('model:ST500DM002', 'sdc'), ('model:st500', 'sdc'), ('size:500107862016', 'sdc'), ('size:500G', 'sdc'),
+    ('size:0.5T', 'sdc'),
     ('model:WDC_WD40EFRX+serial:WD-WCC4E0123456', 'sda'), ('model:ATA WDC WD40EFRX+size:4T+serial:WD-WCC4E0999999', 'sdb'),
 ])
 def test_a_disk_is_found_by_its_name(two, text, name):
@@ -215,6 +216,7 @@ def test_the_lasting_name_leads_back_to_the_disk(two):
         assert disks.resolve(disks.lasting_name(disk), two) == disk.path
 
 
-@pytest.mark.parametrize('size, text', [(999, '999 bytes'), (4000787030016, '4.0 TB'), (64 << 20, '67.1 MB'), (10 ** 18, '1000.0 PB')])
+@pytest.mark.parametrize('size, text', [(999, '999 bytes'), (4000787030016, '4.0 TB'), (64 << 20, '67.1 MB'),
+                                        (10 ** 18, '1000.0 PB')])
 def test_sizes_are_written_as_makers_do(size, text):
     assert disks.human_size(size) == text

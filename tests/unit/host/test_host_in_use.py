@@ -104,7 +104,8 @@ def test_an_idle_mapping_is_a_use_and_says_how_to_end_it(host, name, uuid, words
     assert users(host, 'sdb') == ['/dev/sdb is in %s; free it with: %s' % (words, remedy)]
 
 
-@pytest.mark.parametrize('holder, words', [('bcache0', 'the cache device'), ('drbd1', 'the replicated device'), ('odd0', 'the device')])
+@pytest.mark.parametrize('holder, words', [('bcache0', 'the cache device'), ('drbd1', 'the replicated device'),
+                                           ('odd0', 'the device')])
 def test_other_holders(host, holder, words):
     host.disk(holder, 'devices/virtual/block')
     host.holds(holder, 'sdb')

@@ -115,8 +115,10 @@ def mbr(*rows):
 
 
 def test_what_lies_in_a_partition_is_found_with_its_number(image):
-    found = image(0, mbr((0x83, 2048, 4096), (0x07, 8192, 4096)), 2048 * 512 + 1024, ext(label=b'root'), 8192 * 512 + 3, b'NTFS    ')
-    assert [signatures.one_line(s) for s in found] == ['MBR partition table', 'ext2 "root" in partition 1', 'NTFS in partition 2']
+    found = image(0, mbr((0x83, 2048, 4096), (0x07, 8192, 4096)),
+                  2048 * 512 + 1024, ext(label=b'root'), 8192 * 512 + 3, b'NTFS    ')
+    lines = [signatures.one_line(s) for s in found]
+    assert lines == ['MBR partition table', 'ext2 "root" in partition 1', 'NTFS in partition 2']
     assert found[1].offset == 2048 * 512 + 1024 + 56
 
 
@@ -139,7 +141,8 @@ def gpt(sector, *partitions):
 
 @pytest.mark.parametrize('sector', [512, 4096])
 def test_gpt_with_either_sector_size(image, sector):
-    found = image(0, mbr((0xEE, 1, 0xFFFFFFFF)), sector, gpt(sector, (64, 127), (256, 511)), 256 * sector, b'XFSB', sector=sector)
+    table = gpt(sector, (64, 127), (256, 511))
+    found = image(0, mbr((0xEE, 1, 0xFFFFFFFF)), sector, table, 256 * sector, b'XFSB', sector=sector)
     assert [(s.what, s.partition) for s in found] == [('GPT partition table', 0), ('XFS', 2)]
     assert found[0].details == '03020100-0504-0706-0809-0a0b0c0d0e0f'
 
