@@ -8,7 +8,7 @@ size included: size belongs to the store and is `lu.blocks`.
 from collections import namedtuple
 
 #: (key, default, meaning). Lengths, sizes, granularities and alignments are bytes unless the meaning says otherwise; for
-#: every maximum 0 says 'no limit reported', for unmap and compare-and-write and atomic 0 says 'not offered'.
+#: every maximum 0 says 'no limit reported', for compare-and-write and atomic 'not offered'.
 FACTS = (
     ('block_size', 512, 'logical block length; a power of two, 512 or more'),
     ('physical_block_size', 0, 'physical block length, a power-of-two multiple of block_size; 0: the same'),
@@ -33,7 +33,7 @@ FACTS = (
     ('maximum_transfer_length', 16 << 20, 'MAXIMUM TRANSFER LENGTH of READ, WRITE, VERIFY and their like; 0: no limit'),
     ('optimal_transfer_length', 1 << 20, 'OPTIMAL TRANSFER LENGTH'),
     ('optimal_transfer_granularity', 0, 'OPTIMAL TRANSFER LENGTH GRANULARITY; 0: the physical block size'),
-    ('maximum_compare_and_write_length', 0, 'MAXIMUM COMPARE AND WRITE LENGTH (at most 255 blocks are reported); 0: not offered'),
+    ('maximum_compare_and_write_length', 65536, 'MAXIMUM COMPARE AND WRITE LENGTH (at most 255 blocks are reported); 0: not offered'),
     ('maximum_atomic_length', 0, 'MAXIMUM ATOMIC TRANSFER LENGTH; 0: WRITE ATOMIC is not offered'),
     ('removable', False, 'RMB: START STOP UNIT can eject, PREVENT ALLOW counts'),
     ('read_only', False, 'the store cannot be written: WP 1, writes end with 07/27/00'),

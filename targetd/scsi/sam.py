@@ -45,7 +45,7 @@ class Task(object):
     """One SCSI command in flight (SAM-5 4.6). Filled in by two hands:
 
     the session, from the PDU: itt, lun (8-byte field as int), cdb (bytes, 16 or more), attribute, edtl (expected data
-    transfer length, bytes), expects_read, expects_write, cmd_sn;
+    transfer length, bytes), expects_read, expects_write, cmd_sn, unit (what device.unit(lun) gave);
     the logical unit, in admit(): run, run_blocking (callables taking the task), data_out_length (bytes of Data-Out this CDB
     consumes, 0 if none), and for the command's own use offset, length (bytes), durable (bool), private (anything).
     The connection sets data_out (memoryview or bytes of data_out_length bytes, or shorter if the initiator's EDTL is

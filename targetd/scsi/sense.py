@@ -18,6 +18,73 @@ VOLUME_OVERFLOW = 0xD
 MISCOMPARE = 0xE
 COMPLETED = 0xF
 
+KEYS = ('NO SENSE', 'RECOVERED ERROR', 'NOT READY', 'MEDIUM ERROR', 'HARDWARE ERROR', 'ILLEGAL REQUEST', 'UNIT ATTENTION',
+        'DATA PROTECT', 'BLANK CHECK', 'VENDOR SPECIFIC', 'COPY ABORTED', 'ABORTED COMMAND', 'RESERVED', 'VOLUME OVERFLOW',
+        'MISCOMPARE', 'COMPLETED')
+
+# The additional sense codes that targetd gives, SPC-4 annex E: (ASC, ASCQ) -> the standard's words, for logs and traces.
+CODES = {
+    (0x00, 0x00): 'no additional sense information',
+    (0x00, 0x06): 'I/O process terminated',
+    (0x04, 0x00): 'logical unit not ready, cause not reportable',
+    (0x04, 0x01): 'logical unit is in process of becoming ready',
+    (0x04, 0x02): 'logical unit not ready, initializing command required',
+    (0x04, 0x03): 'logical unit not ready, manual intervention required',
+    (0x04, 0x04): 'logical unit not ready, format in progress',
+    (0x04, 0x0A): 'logical unit not accessible, asymmetric access state transition',
+    (0x04, 0x0B): 'logical unit not accessible, target port in standby state',
+    (0x04, 0x0C): 'logical unit not accessible, target port in unavailable state',
+    (0x04, 0x14): 'logical unit not ready, space allocation in progress',
+    (0x04, 0x1B): 'logical unit not ready, sanitize in progress',
+    (0x08, 0x00): 'logical unit communication failure',
+    (0x0C, 0x00): 'write error',
+    (0x0E, 0x03): 'invalid field in command information unit',
+    (0x10, 0x00): 'ID CRC or ECC error',
+    (0x11, 0x00): 'unrecovered read error',
+    (0x1A, 0x00): 'parameter list length error',
+    (0x1D, 0x00): 'miscompare during verify operation',
+    (0x20, 0x00): 'invalid command operation code',
+    (0x21, 0x00): 'logical block address out of range',
+    (0x24, 0x00): 'invalid field in CDB',
+    (0x25, 0x00): 'logical unit not supported',
+    (0x26, 0x00): 'invalid field in parameter list',
+    (0x26, 0x04): 'invalid release of persistent reservation',
+    (0x27, 0x00): 'write protected',
+    (0x27, 0x02): 'logical unit software write protected',
+    (0x27, 0x07): 'space allocation failed write protect',
+    (0x28, 0x00): 'not ready to ready change, medium may have changed',
+    (0x29, 0x00): 'power on, reset, or bus device reset occurred',
+    (0x29, 0x01): 'power on occurred',
+    (0x29, 0x02): 'SCSI bus reset occurred',
+    (0x29, 0x03): 'bus device reset function occurred',
+    (0x29, 0x07): 'I_T nexus loss occurred',
+    (0x2A, 0x01): 'mode parameters changed',
+    (0x2A, 0x03): 'reservations preempted',
+    (0x2A, 0x04): 'reservations released',
+    (0x2A, 0x05): 'registrations preempted',
+    (0x2A, 0x06): 'asymmetric access state changed',
+    (0x2A, 0x09): 'capacity data has changed',
+    (0x2F, 0x00): 'commands cleared by another initiator',
+    (0x31, 0x00): 'medium format corrupted',
+    (0x38, 0x07): 'thin provisioning soft threshold reached',
+    (0x39, 0x00): 'saving parameters not supported',
+    (0x3A, 0x00): 'medium not present',
+    (0x3A, 0x02): 'medium not present, tray open',
+    (0x3E, 0x01): 'logical unit failure',
+    (0x3E, 0x02): 'timeout on logical unit',
+    (0x3F, 0x03): 'inquiry data has changed',
+    (0x3F, 0x0E): 'reported LUNs data has changed',
+    (0x44, 0x00): 'internal target failure',
+    (0x53, 0x02): 'medium removal prevented',
+    (0x55, 0x03): 'insufficient resources',
+    (0x55, 0x04): 'insufficient registration resources',
+}
+
+
+def describe(key, asc, ascq):
+    """One line for people: 'ILLEGAL REQUEST: invalid field in CDB (5/24/00)'."""
+    return '%s: %s (%X/%02X/%02X)' % (KEYS[key & 0xF], CODES.get((asc, ascq), 'additional sense'), key, asc, ascq)
+
 
 class StatusReturned(Exception):
     """A command ends with a status that carries no sense data (RESERVATION CONFLICT, BUSY, CONDITION MET, …)."""
@@ -78,3 +145,45 @@ def descriptor_format(error, response_code=0x72):
     if specific:
         descriptors += struct.pack('>BBxx3sx', 0x02, 0x06, specific)
     return struct.pack('>BBBB3xB', response_code, error.key, error.asc, error.ascq, len(descriptors)) + descriptors
+
+
+# What commands most often end with. `offset`: byte, `bit`: most significant bit of the field in error, or None for all of it.
+
+def invalid_opcode():
+    """05/20/00, SPC-4 annex E."""
+    return CheckCondition(ILLEGAL_REQUEST, 0x20, 0x00, field=(0, None, True))
+
+
+def invalid_field_in_cdb(offset, bit=None):
+    """05/24/00 with its field pointer, SPC-4 4.5.2.4.2."""
+    return CheckCondition(ILLEGAL_REQUEST, 0x24, 0x00, field=(offset, bit, True))
+
+
+def invalid_field_in_parameter_list(offset, bit=None):
+    """05/26/00 with its field pointer, counted from the first byte of the parameter list."""
+    return CheckCondition(ILLEGAL_REQUEST, 0x26, 0x00, field=(offset, bit, False))
+
+
+def parameter_list_length_error():
+    """05/1A/00: the parameter list is cut where it must not be."""
+    return CheckCondition(ILLEGAL_REQUEST, 0x1A, 0x00)
+
+
+def invalid_field_in_information_unit():
+    """05/0E/03: EDTL and CDB do not agree and the command cannot be done in part."""
+    return CheckCondition(ILLEGAL_REQUEST, 0x0E, 0x03)
+
+
+def lba_out_of_range(offset=2):
+    """05/21/00. `offset`: the byte of the CDB where the LBA stands."""
+    return CheckCondition(ILLEGAL_REQUEST, 0x21, 0x00, field=(offset, None, True))
+
+
+def unit_not_supported():
+    """05/25/00: there is no such logical unit."""
+    return CheckCondition(ILLEGAL_REQUEST, 0x25, 0x00)
+
+
+def miscompare(information=None):
+    """0E/1D/00. `information`: byte offset of the first difference in the Data-Out (SBC-3 5.2), or None."""
+    return CheckCondition(MISCOMPARE, 0x1D, 0x00, information=information)

@@ -1,0 +1,160 @@
+"""The SCSI commands: one row each. Pure; the reservation classes are those of reservations.py.
+
+Admission, REPORT SUPPORTED OPERATION CODES, the reservation checks and the tests are all produced from TABLE. A bit of a CDB
+that is not in the row's mask is refused; a row without a reservation class (None) conflicts with every reservation.
+"""
+
+from collections import namedtuple
+
+from targetd.scsi.reservations import ALWAYS, PR_IN, PR_OUT, PREVENT, READ, RESERVE, START_STOP, STATUS, WRITE
+TEST_UNIT_READY = 0x00
+MODE_SELECT_10 = 0x55
+MODE_SENSE_10 = 0x5A
+
+
+class Row(namedtuple('Row', 'opcode service_action name mask reservation function medium writes exempt needs')):
+    """One command.
+
+    opcode; service_action: int, or None for an opcode without; name: the standard's; mask: bytes as long as the CDB, the
+    bits that may be set (the service action's own field is all ones); reservation: a class of reservations.py, or None; function: 'module.name' of
+    the admission function; medium: needs a ready medium; writes: changes the medium; exempt: runs although a unit attention
+    is pending (SAM-5 5.14.1); needs: name of the fact without which the unit does not offer the command, or ''.
+    """
+
+    __slots__ = ()
+
+    @property
+    def usage(self):
+        """CDB USAGE DATA, SPC-4 6.35.3: the mask, but operation code and service action by value."""
+        data = bytearray(self.mask)
+        data[0] = self.opcode
+        if self.service_action is not None:
+            data[1] = (self.mask[1] & 0xE0) | self.service_action
+        return bytes(data)
+
+    def first_refused_bit(self, cdb):
+        """(byte, bit) of the first field of `cdb` outside the mask, or None. The bit is the field's most significant one."""
+        for offset, allowed in enumerate(self.mask):
+            if offset and cdb[offset] & ~allowed & 0xFF:
+                bit = (cdb[offset] & ~allowed & 0xFF).bit_length() - 1
+                while bit < 7 and not allowed >> (bit + 1) & 1:
+                    bit += 1
+                return offset, bit
+        return None
+
+
+def _row(opcode, service_action, name, mask, reservation=None, function=None, medium=False, writes=False, exempt=False,
+         needs=''):
+    used = bytearray(bytes((0xFF,)) + bytes.fromhex(mask))
+    if service_action is not None:
+        used[1] |= 0x1F
+    return Row(opcode, service_action, name, bytes(used), reservation, function, medium, writes, exempt, needs)
+
+
+def _medium(opcode, name, mask, reservation, function, needs=''):
+    return _row(opcode, None, name, mask, reservation, function, medium=True, writes=reservation == WRITE, needs=needs)
+
+
+# The masks, from byte 1 on. Tolerated though obsolete, because initiators set them: FUA_NV (bit 1 of READ and WRITE), SYNC_NV.
+# GROUP NUMBER (1f) is accepted and ignored: no grouping function is offered, and it asks for nothing but statistics.
+# RARC (bit 2 of READ) is accepted: without rebuild assist mode it changes nothing (SBC-3 5.8).
+TABLE = (
+    _row(0x00, None, 'TEST UNIT READY', '00 0000 00 00', STATUS, 'spc.test_unit_ready', medium=True),
+    _row(0x03, None, 'REQUEST SENSE', '01 0000 ff 00', ALWAYS, 'spc.request_sense', exempt=True),
+    _medium(0x08, 'READ(6)', '1fffff ff 00', READ, 'sbc.read'),
+    _medium(0x0A, 'WRITE(6)', '1fffff ff 00', WRITE, 'sbc.write'),
+    _row(0x12, None, 'INQUIRY', '01 ff ffff 00', ALWAYS, 'spc.inquiry', exempt=True),
+    _row(0x15, None, 'MODE SELECT(6)', '13 0000 ff 00', WRITE, 'spc.mode_select'),
+    _row(0x16, None, 'RESERVE(6)', '00 00 0000 00', RESERVE, 'spc.reserve'),
+    _row(0x17, None, 'RELEASE(6)', '00 00 0000 00', ALWAYS, 'spc.release'),
+    _row(0x1A, None, 'MODE SENSE(6)', '08 ff ff ff 00', READ, 'spc.mode_sense'),
+    _row(0x1B, None, 'START STOP UNIT', '01 00 0f f7 00', START_STOP, 'sbc.start_stop_unit'),
+    _row(0x1C, None, 'RECEIVE DIAGNOSTIC RESULTS', '01 ff ffff 00', READ, 'spc.receive_diagnostic_results'),
+    _row(0x1D, None, 'SEND DIAGNOSTIC', 'f7 00 ffff 00', WRITE, 'spc.send_diagnostic'),
+    _row(0x1E, None, 'PREVENT ALLOW MEDIUM REMOVAL', '00 0000 03 00', PREVENT, 'sbc.prevent_allow'),
+    _row(0x25, None, 'READ CAPACITY(10)', '00 ffffffff 0000 01 00', ALWAYS, 'sbc.read_capacity_10', medium=True),
+    _medium(0x28, 'READ(10)', '1e ffffffff 1f ffff 00', READ, 'sbc.read'),
+    _medium(0x2A, 'WRITE(10)', '1a ffffffff 1f ffff 00', WRITE, 'sbc.write'),
+    _medium(0x2E, 'WRITE AND VERIFY(10)', '16 ffffffff 1f ffff 00', WRITE, 'sbc.write_and_verify'),
+    _medium(0x2F, 'VERIFY(10)', '16 ffffffff 1f ffff 00', READ, 'sbc.verify'),
+    _medium(0x34, 'PRE-FETCH(10)', '02 ffffffff 1f ffff 00', READ, 'sbc.pre_fetch'),
+    _row(0x35, None, 'SYNCHRONIZE CACHE(10)', '06 ffffffff 1f ffff 00', WRITE, 'sbc.synchronize_cache', medium=True),
+    _medium(0x37, 'READ DEFECT DATA(10)', '00 1f 00000000 ffff 00', READ, 'sbc.read_defect_data_10'),
+    _medium(0x41, 'WRITE SAME(10)', '08 ffffffff 1f ffff 00', WRITE, 'provisioning.write_same'),
+    _medium(0x42, 'UNMAP', '00 00000000 1f ffff 00', WRITE, 'provisioning.unmap', needs='unmap'),
+    _row(0x55, None, 'MODE SELECT(10)', '13 0000000000 ffff 00', WRITE, 'spc.mode_select'),
+    _row(0x56, None, 'RESERVE(10)', '00 00 00 000000 0000 00', RESERVE, 'spc.reserve'),
+    _row(0x57, None, 'RELEASE(10)', '00 00 00 000000 0000 00', ALWAYS, 'spc.release'),
+    _row(0x5A, None, 'MODE SENSE(10)', '18 ff ff 000000 ffff 00', READ, 'spc.mode_sense'),
+    _row(0x5E, 0x00, 'PERSISTENT RESERVE IN, READ KEYS', '00 0000000000 ffff 00', PR_IN, 'spc.persistent_reserve_in'),
+    _row(0x5E, 0x01, 'PERSISTENT RESERVE IN, READ RESERVATION', '00 0000000000 ffff 00', PR_IN, 'spc.persistent_reserve_in'),
+    _row(0x5E, 0x02, 'PERSISTENT RESERVE IN, REPORT CAPABILITIES', '00 0000000000 ffff 00', PR_IN,
+         'spc.persistent_reserve_in'),
+    _row(0x5E, 0x03, 'PERSISTENT RESERVE IN, READ FULL STATUS', '00 0000000000 ffff 00', PR_IN, 'spc.persistent_reserve_in'),
+    _row(0x5F, 0x00, 'PERSISTENT RESERVE OUT, REGISTER', '00 ff 0000 ffffffff 00', PR_OUT,
+         'spc.persistent_reserve_out'),
+    _row(0x5F, 0x01, 'PERSISTENT RESERVE OUT, RESERVE', '00 ff 0000 ffffffff 00', PR_OUT,
+         'spc.persistent_reserve_out'),
+    _row(0x5F, 0x02, 'PERSISTENT RESERVE OUT, RELEASE', '00 ff 0000 ffffffff 00', PR_OUT,
+         'spc.persistent_reserve_out'),
+    _row(0x5F, 0x03, 'PERSISTENT RESERVE OUT, CLEAR', '00 ff 0000 ffffffff 00', PR_OUT,
+         'spc.persistent_reserve_out'),
+    _row(0x5F, 0x04, 'PERSISTENT RESERVE OUT, PREEMPT', '00 ff 0000 ffffffff 00', PR_OUT,
+         'spc.persistent_reserve_out'),
+    _row(0x5F, 0x05, 'PERSISTENT RESERVE OUT, PREEMPT AND ABORT', '00 ff 0000 ffffffff 00', PR_OUT,
+         'spc.persistent_reserve_out'),
+    _row(0x5F, 0x06, 'PERSISTENT RESERVE OUT, REGISTER AND IGNORE EXISTING KEY', '00 ff 0000 ffffffff 00', PR_OUT,
+         'spc.persistent_reserve_out'),
+    _row(0x5F, 0x07, 'PERSISTENT RESERVE OUT, REGISTER AND MOVE', '00 ff 0000 ffffffff 00', PR_OUT,
+         'spc.persistent_reserve_out'),
+    _medium(0x88, 'READ(16)', '1e ffffffffffffffff ffffffff 1f 00', READ, 'sbc.read'),
+    _medium(0x89, 'COMPARE AND WRITE', '1a ffffffffffffffff 000000 ff 1f 00', WRITE, 'atomic.compare_and_write',
+            needs='maximum_compare_and_write_length'),
+    _medium(0x8A, 'WRITE(16)', '1a ffffffffffffffff ffffffff 1f 00', WRITE, 'sbc.write'),
+    _medium(0x8B, 'ORWRITE(16)', '1a ffffffffffffffff ffffffff 1f 00', WRITE, 'atomic.orwrite'),
+    _medium(0x8E, 'WRITE AND VERIFY(16)', '16 ffffffffffffffff ffffffff 1f 00', WRITE, 'sbc.write_and_verify'),
+    _medium(0x8F, 'VERIFY(16)', '16 ffffffffffffffff ffffffff 1f 00', READ, 'sbc.verify'),
+    _medium(0x90, 'PRE-FETCH(16)', '02 ffffffffffffffff ffffffff 1f 00', READ, 'sbc.pre_fetch'),
+    _row(0x91, None, 'SYNCHRONIZE CACHE(16)', '06 ffffffffffffffff ffffffff 1f 00', WRITE, 'sbc.synchronize_cache',
+         medium=True),
+    _medium(0x93, 'WRITE SAME(16)', '09 ffffffffffffffff ffffffff 1f 00', WRITE, 'provisioning.write_same'),
+    _medium(0x9C, 'WRITE ATOMIC(16)', '18 ffffffffffffffff 0000 ffff 1f 00', WRITE, 'atomic.write_atomic',
+            needs='maximum_atomic_length'),
+    _row(0x9E, 0x10, 'READ CAPACITY(16)', '00 ffffffffffffffff ffffffff 01 00', ALWAYS, 'sbc.read_capacity_16', medium=True),
+    _row(0x9E, 0x12, 'GET LBA STATUS', '00 ffffffffffffffff ffffffff 00 00', READ, 'provisioning.get_lba_status',
+         medium=True),
+    _row(0xA0, None, 'REPORT LUNS', '00 ff 000000 ffffffff 00 00', ALWAYS, 'spc.report_luns', exempt=True),
+    _row(0xA3, 0x0C, 'REPORT SUPPORTED OPERATION CODES', '00 87 ff ffff ffffffff 00 00', READ,
+         'spc.report_supported_operation_codes'),
+    _row(0xA3, 0x0D, 'REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS', '00 80 000000 ffffffff 00 00', READ,
+         'spc.report_supported_task_management_functions'),
+    _medium(0xA8, 'READ(12)', '1e ffffffff ffffffff 1f 00', READ, 'sbc.read'),
+    _medium(0xAA, 'WRITE(12)', '1a ffffffff ffffffff 1f 00', WRITE, 'sbc.write'),
+    _medium(0xAE, 'WRITE AND VERIFY(12)', '16 ffffffff ffffffff 1f 00', WRITE, 'sbc.write_and_verify'),
+    _medium(0xAF, 'VERIFY(12)', '16 ffffffff ffffffff 1f 00', READ, 'sbc.verify'),
+    _medium(0xB7, 'READ DEFECT DATA(12)', '1f ffffffff ffffffff 00 00', READ, 'sbc.read_defect_data_12'),
+)
+
+
+def by_opcode(facts):
+    """{opcode: {service action or None: Row}} of the commands that a unit with these facts offers."""
+    offered = {}
+    for row in TABLE:
+        if not row.needs or getattr(facts, row.needs):
+            offered.setdefault(row.opcode, {})[row.service_action] = row
+    return offered
+
+
+# Task management functions by their bit in the two bytes of SPC-4 6.36, and whether this target performs them.
+TASK_MANAGEMENT = (
+    ('ABORT TASK', 0, 0x80, True),
+    ('ABORT TASK SET', 0, 0x40, True),
+    ('CLEAR ACA', 0, 0x20, False),              # NACA is refused, so no ACA condition can exist
+    ('CLEAR TASK SET', 0, 0x10, True),
+    ('LOGICAL UNIT RESET', 0, 0x08, True),
+    ('QUERY TASK', 0, 0x04, False),
+    ('TARGET RESET', 0, 0x02, True),
+    ('QUERY ASYNCHRONOUS EVENT', 1, 0x04, False),
+    ('QUERY TASK SET', 1, 0x02, False),
+    ('I_T NEXUS RESET', 1, 0x01, False),
+)

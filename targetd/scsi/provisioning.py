@@ -1,0 +1,152 @@
+"""Logical block provisioning (SBC-3 4.7): UNMAP, WRITE SAME, GET LBA STATUS. Pure."""
+
+import errno
+import struct
+
+from targetd.scsi import sense, vpd
+from targetd.scsi.cdb import BLOCKS_AT, doubleword, extent, length, word
+from targetd.scsi.sbc import CHUNK, expect_exactly, place, reading, would_block, writing
+from targetd.scsi.spc import answer
+
+DESCRIPTOR = struct.Struct('>QI4x')
+MAXIMUM_STATUS_DESCRIPTORS = 4096
+MAPPED, DEALLOCATED = 0, 1                       # PROVISIONING STATUS, SBC-3 table 47
+
+
+# -- UNMAP -----------------------------------------------------------------------------------------------------------------
+
+def unmap(unit, task):
+    """UNMAP, SBC-3 5.28."""
+    task.length = task.data_out_length = word(task.cdb, 7)
+    task.offset = 0
+    task.run, task.run_blocking = (would_block, run_unmap) if task.length else (lambda task: None, None)
+
+
+@writing
+def run_unmap(task):
+    """Executor thread. Everything is checked before anything is unmapped."""
+    unit = task.unit
+    for lba, blocks in unmap_ranges(unit, bytes(task.data_out or b''), task.length):
+        if task.aborted:
+            return None
+        try:
+            unit.store.unmap(lba * unit.block_size, blocks * unit.block_size)
+        except OSError as e:
+            if e.errno != errno.EOPNOTSUPP:      # a hint that the medium does not take; the data stays, which is allowed
+                raise
+    if unit.write_through:
+        unit.flush(0, unit.blocks * unit.block_size)
+    return None
+
+
+def unmap_ranges(unit, data, announced):
+    """[(lba, blocks)] of an UNMAP parameter list, without the empty ones; LBAs of empty ones are not looked at.
+
+    Raises CheckCondition 05/1A/00, 05/26/00 (more than block limits allow), 05/21/00.
+    """
+    if len(data) < announced or announced < 8:
+        raise sense.parameter_list_length_error()
+    count = min(word(data, 2), announced - 8) // DESCRIPTOR.size
+    facts = unit.facts
+    if count > max(facts.maximum_unmap_descriptors, 1):
+        raise sense.invalid_field_in_parameter_list(2)
+    ranges, total = [], 0
+    for n in range(count):
+        lba, blocks = DESCRIPTOR.unpack_from(data, 8 + n * DESCRIPTOR.size)
+        if blocks:
+            if lba + blocks > unit.blocks:
+                raise sense.lba_out_of_range(8)
+            total += blocks
+            ranges.append((lba, blocks))
+    if total > max(min(facts.maximum_unmap_length // unit.block_size, vpd.MAXIMUM_UNMAP_BLOCKS), 1):
+        raise sense.invalid_field_in_parameter_list(8)
+    return ranges
+
+
+# -- WRITE SAME ------------------------------------------------------------------------------------------------------------
+
+def write_same(unit, task):
+    """WRITE SAME(10), (16), SBC-3 5.42, 5.43. A length of 0 runs to the end of the medium unless WSNZ forbids it."""
+    flags, lba, blocks = extent(task.cdb)
+    facts, size = unit.facts, length(task.cdb[0])
+    no_data, unmaps = size == 16 and bool(flags & 0x01), bool(flags & 0x08)
+    if unmaps and not facts.unmap:
+        raise sense.invalid_field_in_cdb(1, 3)
+    if not blocks and facts.write_same_zero_refused:
+        raise sense.invalid_field_in_cdb(BLOCKS_AT[size])
+    maximum = facts.maximum_write_same_length // unit.block_size or None
+    place(unit, task, lba, blocks or max(0, unit.blocks - lba), maximum)
+    task.durable = unit.write_through
+    task.private = unmaps
+    if not no_data:
+        expect_exactly(task, unit.block_size)
+    task.run, task.run_blocking = would_block, run_write_same
+
+
+@writing
+def run_write_same(task):
+    """Executor thread. Blocks are unmapped only if they read as zeroes afterwards and zeroes is what was sent."""
+    unit, store = task.unit, task.unit.store
+    block = bytes(task.data_out or b'') if task.data_out_length else b'\0'
+    if task.data_out_length and len(block) < unit.block_size:
+        raise sense.invalid_field_in_information_unit()
+    if not block.strip(b'\0'):
+        for start in range(0, task.length, 64 * CHUNK):
+            if task.aborted:
+                return None
+            store.write_zeroes(task.offset + start, min(64 * CHUNK, task.length - start), task.private)
+    else:
+        pattern = memoryview(block[:unit.block_size] * (min(CHUNK, task.length) // unit.block_size or 1))
+        for start in range(0, task.length, len(pattern)):
+            if task.aborted:
+                return None
+            store.write(task.offset + start, pattern[:task.length - start], False)
+    if task.durable and task.length:
+        unit.flush(task.offset, task.length)
+    return None
+
+
+# -- GET LBA STATUS --------------------------------------------------------------------------------------------------------
+
+def get_lba_status(unit, task):
+    """GET LBA STATUS, SBC-3 5.4, from the store's extents."""
+    _, lba, allocation_length = extent(task.cdb)
+    if lba >= unit.blocks:
+        raise sense.lba_out_of_range()
+    task.private = allocation_length
+    place(unit, task, lba, unit.blocks - lba)
+    task.run, task.run_blocking = would_block, run_get_lba_status
+
+
+@reading
+def run_get_lba_status(task):
+    """Executor thread: data for what fits into the allocation length; the first descriptor begins at the LBA asked for."""
+    unit, allocation_length = task.unit, task.private
+    count = min(max(1, (allocation_length - 8) // 16), MAXIMUM_STATUS_DESCRIPTORS)
+    extents = unit.store.extents(task.offset, task.length, 2 * count + 1)
+    descriptors = b''.join(struct.pack('>QIB3x', lba, blocks, MAPPED if mapped else DEALLOCATED)
+                           for lba, blocks, mapped in block_extents(extents, unit.block_size)[:count])
+    answer(task, struct.pack('>I4x', 4 + len(descriptors)) + descriptors, allocation_length)
+    return task.private
+
+
+def block_extents(extents, block_size):
+    """[(lba, blocks, mapped)] of adjoining byte extents: a block of which any byte is mapped is mapped."""
+    found = []
+    for offset, count, mapped in extents:
+        if not count:
+            continue
+        if mapped:
+            first, end = offset // block_size, -(-(offset + count) // block_size)
+        else:
+            first, end = -(-offset // block_size), (offset + count) // block_size
+        if found:
+            first = max(first, found[-1][0] + found[-1][1])
+        while end > first:
+            blocks = min(end - first, 0xFFFFFFFF)
+            if found and found[-1][2] == mapped and found[-1][1] + blocks <= 0xFFFFFFFF:
+                found[-1] = (found[-1][0], found[-1][1] + blocks, mapped)
+            else:
+                found.append((first, blocks, mapped))
+            first += blocks
+    return found

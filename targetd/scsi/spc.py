@@ -1,0 +1,274 @@
+"""The primary commands (SPC-4, SPC-2 for RESERVE and RELEASE). Pure.
+
+An admission function takes (unit, task), has seen the CDB checked against its row, sets task.run (and what data it wants) and
+returns; run functions take the task and find the unit at task.unit.
+"""
+
+import struct
+
+from targetd.scsi import modes, opcodes, persistent_reserve, sense
+from targetd.scsi.cdb import doubleword, word
+from targetd.scsi.sam import Change, WOULD_BLOCK
+from targetd.scsi.sense import CheckCondition, NO_SENSE
+
+# INQUIRY version descriptors, SPC-4 table 135: SAM-5, iSCSI, SPC-4, SBC-3, none with a revision claimed.
+VERSION_DESCRIPTORS = (0x00A0, 0x0960, 0x0460, 0x04C0)
+STANDARD_INQUIRY = struct.Struct('>BBBBBBBB8s16s4s22x8H22x')
+
+# Peripheral qualifier and device type, INQUIRY byte 0 (SPC-4 6.6.2).
+DISK = 0x00
+WELL_KNOWN = 0x1E
+ABSENT_LUN_0 = 0x3F           # 001b: the target can have a unit here, and has none; 011b would stop SCSIport from looking on
+ABSENT = 0x7F
+
+RECOMMENDED_TIMEOUT_SECONDS = 60
+
+
+def inquiry_data(facts, qualifier=DISK, ports=1, tpgs=0):
+    """Standard INQUIRY data, 96 bytes (SPC-4 6.6.2). HISUP stands for old Windows, which finds no LUN above 7 without it."""
+    descriptors = VERSION_DESCRIPTORS + (0,) * (8 - len(VERSION_DESCRIPTORS))
+    return STANDARD_INQUIRY.pack(
+        qualifier, 0x80 if facts.removable else 0, 0x06, 0x12, STANDARD_INQUIRY.size - 5, tpgs << 4,
+        0x10 if ports > 1 else 0, 0x02,
+        _text(facts.vendor, 8), _text(facts.product, 16), _text(facts.revision, 4), *descriptors)
+
+
+def _text(text, width):
+    """Left-aligned ASCII, padded with spaces; what is not printable becomes '?'."""
+    data = ''.join(c if ' ' <= c <= '~' else '?' for c in text).encode('ascii')[:width]
+    return data.ljust(width)
+
+
+def answer(task, data, allocation_length):
+    """Let run() give `data`, cut at the allocation length (SPC-4 4.2.5.6)."""
+    task.private = data[:allocation_length]
+    task.run = _give_private
+
+
+def _give_private(task):
+    return task.private
+
+
+def _good(task):
+    return None
+
+
+def _parameter_list(task, length):
+    """The parameter list of a task whose CDB announced `length` bytes. Raises CheckCondition if the initiator sent less."""
+    data = bytes(task.data_out or b'')[:length]
+    if len(data) < length:
+        raise sense.parameter_list_length_error()
+    return data
+
+
+# -- commands that any unit answers, absent ones too ------------------------------------------------------------------------
+
+def inquiry(unit, task):
+    """INQUIRY, SPC-4 6.6."""
+    cdb = task.cdb
+    if not cdb[1] & 1:
+        if cdb[2]:
+            raise sense.invalid_field_in_cdb(2)
+        data = inquiry_data(unit.facts, unit.qualifier, len(unit.device.ports))
+    else:
+        data = unit.vpd_page(cdb[2])
+    answer(task, data, word(cdb, 3))
+
+
+def request_sense(unit, task):
+    """REQUEST SENSE, SPC-4 6.39: a pending unit attention, which it clears; else why the unit is not ready; else nothing."""
+    found = unit.take_sense() or CheckCondition(NO_SENSE, 0, 0)
+    answer(task, found.sense(bool(task.cdb[1] & 1)), task.cdb[4])
+
+
+def report_luns(unit, task):
+    """REPORT LUNS, SPC-4 6.33."""
+    cdb = task.cdb
+    if doubleword(cdb, 6) < 16:
+        raise sense.invalid_field_in_cdb(6)
+    fields = unit.device.lun_fields(cdb[2])
+    if fields is None:
+        raise sense.invalid_field_in_cdb(2)
+    unit.luns_reported()
+    answer(task, struct.pack('>I4x%dQ' % len(fields), 8 * len(fields), *fields), doubleword(cdb, 6))
+
+
+# -- a unit's own ----------------------------------------------------------------------------------------------------------
+
+def test_unit_ready(unit, task):
+    """TEST UNIT READY, SPC-4 6.47: whatever it has to say was said in admission."""
+    task.run = _good
+
+
+def mode_sense(unit, task):
+    """MODE SENSE(6) and (10), SPC-4 6.14, 6.15."""
+    cdb = task.cdb
+    long_header = cdb[0] == opcodes.MODE_SENSE_10
+    data = modes.sense(unit.modes, unit.facts, cdb[2] & 0x3F, cdb[3], cdb[2] >> 6, bool(cdb[1] & 0x08), long_header,
+                       bool(cdb[1] & 0x10), unit.blocks)
+    answer(task, data, word(cdb, 7) if long_header else cdb[4])
+
+
+def mode_select(unit, task):
+    """MODE SELECT(6) and (10), SPC-4 6.12, 6.13: checked here, changed by the master."""
+    cdb = task.cdb
+    task.length = task.data_out_length = word(cdb, 7) if cdb[0] == opcodes.MODE_SELECT_10 else cdb[4]
+    revert = task.cdb[1] & 0x02                   # RTD asks for the defaults, without a list
+    task.run = _run_mode_select if task.length or revert else _good
+
+
+def _run_mode_select(task):
+    cdb, unit = task.cdb, task.unit
+    arguments = modes.parse_select(
+        unit.modes, unit.facts, _parameter_list(task, task.length), cdb[0] == opcodes.MODE_SELECT_10, bool(cdb[1] & 0x10),
+        bool(cdb[1] & 0x01), unit.blocks, bool(cdb[1] & 0x02))
+    return Change('mode-select', arguments)
+
+
+def reserve(unit, task):
+    """RESERVE(6) and (10), SPC-2 7.21: the whole unit, for this nexus; nothing else is offered (the mask refuses it)."""
+    task.run = _run_reserve
+
+
+def _run_reserve(task):
+    return Change('reserve', persistent_reserve.parse_reserve(task.cdb))
+
+
+def release(unit, task):
+    """RELEASE(6) and (10), SPC-2 7.18."""
+    task.run = _run_release
+
+
+def _run_release(task):
+    return Change('release', persistent_reserve.parse_reserve(task.cdb))
+
+
+def persistent_reserve_in(unit, task):
+    """PERSISTENT RESERVE IN, SPC-4 6.15, from the replica."""
+    action, state = task.cdb[1] & 0x1F, unit.reservations
+    if action == 0x00:
+        data = persistent_reserve.read_keys(state)
+    elif action == 0x01:
+        data = persistent_reserve.read_reservation(state)
+    elif action == 0x02:
+        data = persistent_reserve.report_capabilities(state)
+    else:
+        data = persistent_reserve.read_full_status(state, unit.device.ports)
+    answer(task, data, word(task.cdb, 7))
+
+
+def persistent_reserve_out(unit, task):
+    """PERSISTENT RESERVE OUT, SPC-4 6.16: the list is read here, the reservation changed by the master."""
+    task.length = task.data_out_length = doubleword(task.cdb, 5)
+    if task.length > 1 << 16:                    # thousands of TransportIDs; a buffer is sized by it
+        raise sense.parameter_list_length_error()
+    task.run = _run_persistent_reserve_out
+
+
+def _run_persistent_reserve_out(task):
+    data = _parameter_list(task, task.length)
+    return Change('persistent-reserve-out', persistent_reserve.parse_out(task.cdb, data, task.unit.device.ports))
+
+
+# -- what the unit can do, from the table ----------------------------------------------------------------------------------
+
+def report_supported_operation_codes(unit, task):
+    """REPORT SUPPORTED OPERATION CODES, SPC-4 6.35."""
+    cdb = task.cdb
+    timeouts, options, opcode, service_action = bool(cdb[2] & 0x80), cdb[2] & 7, cdb[3], word(cdb, 4)
+    if options == 0:
+        data = b''.join(_command_descriptor(row, timeouts) for rows in unit.commands.values() for row in rows.values())
+        data = struct.pack('>I', len(data)) + data
+    else:
+        data = _one_command(_asked_row(unit.commands.get(opcode), options, service_action), timeouts)
+    answer(task, data, doubleword(cdb, 6))
+
+
+def _asked_row(rows, options, service_action):
+    """The Row asked for, or None if the unit does not have it. Raises CheckCondition where option and opcode do not go."""
+    has_service_actions = rows is not None and None not in rows
+    if options == 1 and has_service_actions or options == 2 and rows is not None and not has_service_actions or options > 3:
+        raise sense.invalid_field_in_cdb(2, 2)
+    if rows is None:
+        return None
+    if has_service_actions:
+        return rows.get(service_action)
+    return rows[None] if options != 3 or service_action == 0 else None
+
+
+def _timeouts():
+    return struct.pack('>HxBII', 10, 0, 0, RECOMMENDED_TIMEOUT_SECONDS)
+
+
+def _command_descriptor(row, timeouts):
+    flags = (0x02 if timeouts else 0) | (0x01 if row.service_action is not None else 0)
+    return struct.pack('>BxHxBH', row.opcode, row.service_action or 0, flags, len(row.mask)) + (_timeouts() if timeouts else b'')
+
+
+def _one_command(row, timeouts):
+    if row is None:
+        return struct.pack('>xBH', 0x01, 0)
+    head = struct.pack('>xBH', (0x80 if timeouts else 0) | 0x03, len(row.mask))
+    return head + row.usage + (_timeouts() if timeouts else b'')
+
+
+def report_supported_task_management_functions(unit, task):
+    """REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS, SPC-4 6.36."""
+    data = bytearray(4)
+    for _, offset, bit, supported in opcodes.TASK_MANAGEMENT:
+        data[offset] |= bit if supported else 0
+    if task.cdb[2] & 0x80:                       # REPD: extended, with timeouts; none of them is claimed (TMFTMOV 0)
+        data[3] = 12
+        data += bytes(12)
+    answer(task, bytes(data), doubleword(task.cdb, 6))
+
+
+# -- diagnostics -----------------------------------------------------------------------------------------------------------
+
+def send_diagnostic(unit, task):
+    """SEND DIAGNOSTIC, SPC-4 6.42: the default self-test and the foreground ones read the ends of the medium."""
+    cdb = task.cdb
+    code, self_test = cdb[1] >> 5, bool(cdb[1] & 0x04)
+    task.length = task.data_out_length = word(cdb, 3)
+    if code and (self_test or task.length or code in (3, 4, 7)):     # 4: nothing runs in the background to be aborted
+        raise sense.invalid_field_in_cdb(1, 7)
+    if self_test and task.length:
+        raise sense.invalid_field_in_cdb(3)
+    if self_test or code:
+        task.run, task.run_blocking = _would_block, _run_self_test
+    else:
+        task.run = _run_diagnostic_page if task.length else _good
+
+
+def _would_block(task):
+    return WOULD_BLOCK
+
+
+def _run_self_test(task):
+    unit = task.unit
+    try:
+        if unit.medium != 'ejected':
+            for lba in (0, max(0, unit.blocks - 1)):
+                unit.store.read(lba * unit.block_size, unit.block_size if unit.blocks else 0)
+    except OSError:
+        raise CheckCondition(sense.HARDWARE_ERROR, 0x3E, 0x03)       # LOGICAL UNIT FAILED SELF-TEST
+    return None
+
+
+def _run_diagnostic_page(task):
+    """Only page 00h, supported diagnostic pages (SPC-4 7.2.2), is known, and it has no content."""
+    data = _parameter_list(task, task.length)
+    if len(data) < 4:
+        raise sense.parameter_list_length_error()
+    if data[0]:
+        raise sense.invalid_field_in_parameter_list(0)
+    if word(data, 2):
+        raise sense.invalid_field_in_parameter_list(2)
+    return None
+
+
+def receive_diagnostic_results(unit, task):
+    """RECEIVE DIAGNOSTIC RESULTS, SPC-4 6.30: the list of the one page there is."""
+    if task.cdb[2]:
+        raise sense.invalid_field_in_cdb(2)
+    answer(task, b'\0\0\0\1\0', word(task.cdb, 3))
