@@ -138,6 +138,10 @@ class Framer(object):
         if crc != _DIGEST.unpack_from(self.buffer, position + header)[0]:
             raise PduRejected(const.REJECT_PROTOCOL_ERROR, 'a header digest is wrong', fatal=True)
 
+    def rest(self):
+        """What arrived behind the last whole PDU, as bytes: for the framer that takes over when the login is done."""
+        return bytes(self._view[self._start:self._end])
+
     # -- landing -----------------------------------------------------------------------------------------------------
 
     def land(self, buffer):

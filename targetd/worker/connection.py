@@ -9,6 +9,7 @@ The hot path is one pass in one thread: batch → _command → unit.admit → ta
 Budget there: no allocation but the reply's data, no lock, no clock, no log.
 """
 
+import socket
 import threading
 
 from targetd import log
@@ -38,11 +39,7 @@ _UNEXPECTED_DATA = (ABORTED_COMMAND, 0x0C, 0x0C)
 
 
 class ConnectionEnded(Exception):
-    """The connection is over; the message says why, for the log. `quietly`: it was agreed upon."""
-
-    def __init__(self, why, quietly=False):
-        super(ConnectionEnded, self).__init__(why)
-        self.quietly = quietly
+    """The connection is over; the message says why, for the log."""
 
 
 class Connection(object):
@@ -61,12 +58,16 @@ class Connection(object):
         self.requests = Requests(self, keepalive)
         self.device = worker.device
         self.ended = None                # why, once somebody decided that it is over
+        self.ended_quietly = False       # as agreed: a logout
         self._leftover = leftover
         self._queue = self.outbox.queue
         self._task = sam.Task()
         self._max_immediate = session.limits.max_immediate if session.limits else 0
         self._others = {const.SCSI_COMMAND: self._command, const.DATA_OUT: self._data_out}
         self._others.update(self.requests.by_opcode)
+        if session.is_discovery:
+            self._command = self._others[const.SCSI_COMMAND] = self._refuse_command
+            self._others.pop(const.TASK_MANAGEMENT_REQUEST)
 
     # -- the loop ----------------------------------------------------------------------------------------------------
 
@@ -146,8 +147,28 @@ class Connection(object):
         if pdu_and_data is not None:
             self._dispatch([pdu_and_data])
 
+    def end(self, why, quietly=False):
+        """The connection is over once its replies are sent. [connection]"""
+        self.ended = why
+        self.ended_quietly = quietly
+
+    def stop(self, why):
+        """End the connection from elsewhere: its thread wakes up, and run() gives `why`. [control]"""
+        self.ended = self.ended or why
+        try:
+            self.socket.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass                         # it is closed already
+
+    def drain_from_elsewhere(self):
+        """Send what another thread queued; a broken connection is met by its own thread. Any thread."""
+        try:
+            self.outbox.drain()
+        except OSError:
+            pass
+
     def close(self):
-        """Close the socket; another thread that is sending gets an error. Any thread."""
+        """Close the socket. [connection]"""
         try:
             self.socket.close()
         except OSError:
@@ -285,14 +306,15 @@ class Connection(object):
             self._queue.append((task.itt, outcome))
         else:
             self.reply(task, outcome)
-        try:
-            self.outbox.drain()
-        except OSError:
-            pass                         # the connection's own thread meets the same error and ends it
+        self.drain_from_elsewhere()
 
     def reply(self, task, outcome):
         """Queue the reply to a task that is not the usual case. Any thread."""
         self.outbox.put_pdus(replies(task, outcome, self.session.values), task.cmd_sn is not None)
+
+    @staticmethod
+    def _refuse_command(fields, ahs, data):
+        raise PduRejected(const.REJECT_PROTOCOL_ERROR, 'a SCSI command in a discovery session')
 
     # -- data --------------------------------------------------------------------------------------------------------
 

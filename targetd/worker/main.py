@@ -25,9 +25,6 @@ from targetd.worker.replies import MasterAnswer
 from targetd.worker.tasks import Tasks
 from targetd.worker.texts import TextExchange
 
-#: How long the master may take to answer a claim: it may first have to end the session that is reinstated.
-CLAIM_SECONDS = 30.0
-
 #: How long the end of a session waits for commands that are in executor threads.
 QUIET_SECONDS = 30.0
 
@@ -48,6 +45,7 @@ class Worker(object):
         self._numbers = itertools.count(1)
         self._answers = {}               # ask id -> function of the answer message
         self._retiring = False
+        self._is_serving = False         # from the serve order until idle or ended is told
         self._orders = {'serve': self._serve, 'answer': self._answer, 'change': self._change, 'units': self._units,
                         'logout': self._logout, 'end': self._end, 'retire': self._retire, 'reopen-logs': self._reopen_logs,
                         'statistics': self._statistics, 'join': self._join}
@@ -66,6 +64,7 @@ class Worker(object):
         self._stop_connections('the worker ends')
 
     def _serve(self, message, descriptors):
+        self._is_serving = True
         sock = socket.socket(fileno=descriptors[0])
         thread = threading.Thread(target=self._greet, args=(sock, message['connection']), name='connection')
         thread.daemon = True
@@ -137,12 +136,13 @@ class Worker(object):
             connection.requests.ask_for_logout(int(message['seconds']))
 
     def _end(self, message, descriptors):
-        if self._stop_connections(message['why']) == 0:
-            self._retire(message, descriptors)
+        self._retiring = True
+        if not self._stop_connections(message['why']):
+            self.finish()                # nothing to wait for but a login, which may be cut off
 
     def _retire(self, message, descriptors):
         self._retiring = True
-        if not self.connections and self.replica is None and not greeting.is_going_on(self):
+        if not self._is_serving:
             self.finish()
 
     def _reopen_logs(self, message, descriptors):
@@ -242,6 +242,7 @@ class Worker(object):
         was_session = self.replica is not None
         if not was_session and not self._retiring:
             self.tasks = None
+            self._is_serving = False
             self.tell('idle')
             return
         if was_session:

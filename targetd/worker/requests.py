@@ -7,6 +7,7 @@ from targetd import log
 from targetd.iscsi import const, pdu
 from targetd.iscsi.errors import PduRejected
 from targetd.iscsi.framing import BHS
+from targetd.scsi.lu import lun_of
 
 #: Task management functions that concern other nexuses too, so that the master carries them out (plan D3).
 _SHARED_FUNCTIONS = {
@@ -83,7 +84,7 @@ class Requests(object):
         request = pdu.TaskManagementRequest.decode(BHS.pack(*fields))
         log.info('%s: %s%s', self._session.initiator_name, const.TASK_MANAGEMENT_NAMES.get(request.function, 'an unknown function'),
                  ' for LUN %d' % _lun_number(request.lun) if request.function in _OF_A_UNIT else '')
-        if request.function in _OF_A_UNIT and not self._connection.device.has_unit(request.lun):
+        if request.function in _OF_A_UNIT and lun_of(request.lun) not in self._connection.device.luns:
             self._respond(request, const.LUN_DOES_NOT_EXIST)
         elif request.function == const.ABORT_TASK:
             self._abort_task(request)

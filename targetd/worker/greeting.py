@@ -1,0 +1,176 @@
+"""A connection from its first byte to full feature phase and on to its end: the login, the claim, then Connection.
+
+Runs in the connection's thread. May import iscsi, scsi.sam, config through policy. Blocking socket with a deadline.
+"""
+
+import os
+import socket
+import struct
+import time
+
+from targetd import log
+from targetd.iscsi import const, pdu
+from targetd.iscsi.errors import LoginFailure, PduRejected
+from targetd.iscsi.framing import BHS, Framer
+from targetd.iscsi.login import LOGIN_DATA_SEGMENT, Claim, LoginNegotiation
+from targetd.iscsi.session import Session
+from targetd.scsi.sam import Nexus
+from targetd.worker.connection import Connection
+
+_TIMEVAL = struct.Struct('@ll')
+SEND_SECONDS = 60                # a peer that takes nothing for so long is gone
+CLAIM_SECONDS = 30.0             # the master may first have to end the session that is reinstated
+
+
+class Gone(Exception):
+    """The login is over without a session; the message says why."""
+
+
+def set_timeouts(sock, receive_seconds, send_seconds=SEND_SECONDS):
+    """Let blocking receives and sends end with BlockingIOError; 0 waits for ever."""
+    for option, seconds in ((socket.SO_RCVTIMEO, receive_seconds), (socket.SO_SNDTIMEO, send_seconds)):
+        whole = int(seconds)
+        sock.setsockopt(socket.SOL_SOCKET, option, _TIMEVAL.pack(whole, int((seconds - whole) * 1000000)))
+
+
+def greet(worker, sock, where):
+    """Serve one connection from login to end; gives why it ended. where: the `connection` of the serve order."""
+    sock.setblocking(True)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    try:
+        connection = _Greeting(worker, sock, where).login()
+    except (Gone, OSError) as e:
+        log.debug('%s: no session: %s', _shown(where), e)
+        sock.close()
+        return str(e)
+    worker.connections.append(connection)
+    try:
+        why = connection.run()
+    finally:
+        worker.connections.remove(connection)
+    log.info('%s from %s: connection %d is over: %s', connection.session.initiator_name, _shown(where), connection.cid, why)
+    return why
+
+
+def _shown(where):
+    address, port = where['peer'][:2]
+    return ('[%s]:%d' if ':' in address else '%s:%d') % (address, port)
+
+
+class _Greeting(object):
+    """One login. where: {peer: [address, port], local: [address, port], group}."""
+
+    def __init__(self, worker, sock, where):
+        self._worker = worker
+        self._socket = sock
+        self._where = where
+        self._framer = Framer(LOGIN_DATA_SEGMENT)
+        self._pending = []
+        self._deadline = time.monotonic() + worker.configuration.server.login_timeout
+        policy = worker.policies.login(where['peer'][0], where['group'])
+        self._negotiation = LoginNegotiation(policy, where, os.urandom, self._numbering)
+
+    def _numbering(self):
+        session = self._worker.connections[0].session if self._worker.connections else None
+        return (session.exp_cmd_sn, session.max_cmd_sn) if session else (0, 0)
+
+    def login(self):
+        """The Connection, once the master agreed. Raises Gone, OSError."""
+        negotiation = self._negotiation
+        while True:
+            request = self._next_request()
+            try:
+                step = negotiation.receive(request)
+            except LoginFailure as e:
+                self._refuse(e, negotiation.failure_response(e))
+            if isinstance(step, Claim):
+                return self._claim(step.claim)
+            self._send(step.pdus)
+
+    def _refuse(self, failure, response):
+        """Say no, tell the master for the log and `targetctl why`, and give up. Raises Gone."""
+        negotiation = self._negotiation
+        self._worker.tell('refused', peer=self._where['peer'], initiator_name=negotiation.initiator_name or '',
+                          target_name=negotiation.target_name or '', why=failure.why,
+                          status_class=failure.status_class, status_detail=failure.status_detail)
+        self._send([response])
+        raise Gone(failure.why)
+
+    def _claim(self, claim):
+        answer = self._worker.ask_and_wait('claim', CLAIM_SECONDS, peer=self._where['peer'], session={
+            'initiator_name': claim.initiator_name, 'initiator_alias': claim.initiator_alias, 'isid': claim.isid,
+            'target_name': claim.target_name, 'group': self._where['group'], 'tsih': claim.tsih, 'cid': claim.cid,
+            'account': claim.account, 'keys': {key: list(value) if isinstance(value, tuple) else value
+                                               for key, value in claim.values.items()}})
+        if answer is None:
+            self._fail(LoginFailure(const.TARGET_ERROR[0], const.TARGET_ERROR[1], 'the master did not answer in time'))
+        if answer['status_class']:
+            refusal = LoginFailure(answer['status_class'], answer['status_detail'], answer['why'])
+            self._fail(refusal)
+        return self._granted(answer)
+
+    def _fail(self, refusal):
+        self._send(self._negotiation.refused(refusal).pdus)
+        raise Gone(refusal.why)
+
+    def _granted(self, answer):
+        """The last login response goes out; everything that the session needs is there before it does."""
+        if self._pending:
+            self._fail(LoginFailure(const.INITIATOR_ERROR[0], const.INITIATOR_ERROR[1], 'a PDU came before the login was over'))
+        reply = self._negotiation.claimed(answer['tsih'])
+        result = self._negotiation.result
+        session = Session(result)
+        nexus = None
+        if not session.is_discovery:
+            nexus = Nexus(session.initiator_name, session.isid, session.target_name, session.portal_group_tag)
+        self._worker.begin_session(session, answer, nexus)
+        self._send(reply.pdus)
+        interval, count = self._worker.keepalive
+        set_timeouts(self._socket, interval)
+        connection = Connection(self._worker, self._socket, session, result.cid, result.stat_sn, result.declared_data_segment,
+                                (interval, count if interval else 0), self._framer.rest())
+        connection.peer_address = self._where['peer'][0]
+        connection.local_address = self._where['local'][0]
+        return connection
+
+    # -- the socket --------------------------------------------------------------------------------------------------
+
+    def _next_request(self):
+        while not self._pending:
+            left = self._deadline - time.monotonic()
+            if left <= 0:
+                raise Gone('the login took longer than login-timeout')
+            set_timeouts(self._socket, max(left, 0.01))
+            try:
+                if self._framer.landing is None:
+                    count = self._socket.recv_into(self._framer.wanted())
+                else:
+                    count = self._socket.recvmsg_into(self._framer.wanted_parts())[0]
+            except BlockingIOError:
+                continue
+            if not count:
+                raise Gone('the initiator closed the connection during login')
+            self._received(count)
+        fields, ahs, data = self._pending.pop(0)
+        return self._decoded(fields, ahs, data)
+
+    def _received(self, count):
+        try:
+            self._pending.extend(self._framer.received(count))
+            if self._framer.partial is not None:
+                self._framer.land(None)
+        except PduRejected as e:
+            raise Gone('what came is no login: %s' % e.why)
+
+    def _decoded(self, fields, ahs, data):
+        bhs = BHS.pack(*fields)
+        try:
+            request = pdu.decode(bhs, ahs or b'', b'' if data is None else bytes(data))
+        except PduRejected as e:
+            raise Gone(e.why)
+        return request
+
+    def _send(self, pdus):
+        for one in pdus:
+            data = bytes(one.data)
+            self._socket.sendall(one.encode() + data + bytes(-len(data) % 4))

@@ -1,0 +1,75 @@
+"""What the configuration says to a login, in the login machine's words; and what discovery may show.
+
+May import iscsi, config. Plain values, made once in the worker and used by its connections' threads.
+"""
+
+from targetd.config import access
+from targetd.iscsi import chap, discovery
+from targetd.iscsi.login import LoginPolicy, TargetPolicy
+from targetd.iscsi.session import WINDOW
+
+WILDCARDS = {'0.0.0.0': 4, '::': 6}
+
+
+def secret_bytes(account):
+    """(user, secret as it travels) of an account of the model."""
+    return account[0], account[1].encode('utf-8')
+
+
+def reachable(portal, local_address):
+    """The address at which an initiator that arrived at `local_address` reaches this portal, or None: a wildcard stands for the
+    address of arrival, in its own family only."""
+    address, _ = portal
+    if address not in WILDCARDS:
+        return address
+    mapped = local_address[7:] if local_address.startswith('::ffff:') and '.' in local_address else local_address
+    family = 6 if ':' in mapped else 4
+    return mapped.partition('%')[0] if WILDCARDS[address] == family else None
+
+
+class Policies(object):
+    """Of one configuration."""
+
+    def __init__(self, configuration):
+        self._configuration = configuration
+        server = configuration.server
+        self._algorithms = tuple(chap.NUMBERS[word] for word in server.chap_algorithms)
+
+    def login(self, peer_address, tag):
+        """The LoginPolicy of a connection from this address that arrived at a portal of this group."""
+        server = self._configuration.server
+        discovery_policy = TargetPolicy(
+            refuse=lambda name: access.discovery_refusal(server, peer_address),
+            accounts=[secret_bytes(account) for account in server.incomingdiscoveryuser],
+            outgoing=secret_bytes(server.outgoingdiscoveryuser) if server.outgoingdiscoveryuser else None,
+            algorithms=self._algorithms)
+        return LoginPolicy(lambda name: self._target(name, peer_address, tag), discovery_policy, WINDOW)
+
+    def _target(self, name, peer_address, tag):
+        target = self._configuration.targets.get(name)
+        if target is None:
+            return None
+        return TargetPolicy(
+            name=target.name, alias=target.alias or '', portal_group_tag=tag if tag in target.portal_groups else None,
+            refuse=lambda initiator: access.refusal(target, initiator, peer_address),
+            accounts=[secret_bytes(account) for account in target.accounts],
+            outgoing=secret_bytes(target.outgoing) if target.outgoing else None,
+            algorithms=self._algorithms, keys=target.keys,
+            not_ready='target %s has state = offline' % target.name if target.state == 'offline' else None)
+
+    def visible(self, initiator_name, peer_address, local_address):
+        """[(target name, [discovery.Portal, …])]: every target that this initiator may log in to, and where."""
+        found = []
+        for target in self._configuration.targets.values():
+            if access.refusal(target, initiator_name, peer_address) is None:
+                found.append((target.name, self._portals(target, local_address)))
+        return found
+
+    def _portals(self, target, local_address):
+        portals = []
+        for tag in target.portal_groups:
+            for portal in self._configuration.portal_groups[tag].portals:
+                address = reachable(portal, local_address)
+                if address is not None:
+                    portals.append(discovery.Portal(address, portal[1], tag))
+        return portals

@@ -1,0 +1,101 @@
+"""The worker's side of what sessions share (plan D3): the units of its nexus, and the master's changes to them.
+
+May import scsi, store, channel's words. begin() in the connection's thread before the login is answered; everything else in
+the control thread. Units read their replicas as plain attributes, so a command pays nothing for them.
+"""
+
+import os
+
+from targetd import log, store
+from targetd.scsi.lu import Device, LogicalUnit, UnitFacts
+from targetd.scsi.sam import Port
+
+
+class Replica(object):
+    """Of one session. worker: is told when a unit lost data; nexus: sam.Nexus; ports: of the target, see ports_of()."""
+
+    def __init__(self, worker, nexus, configuration):
+        self._worker = worker
+        self._nexus = nexus
+        self._by_id = {}                 # unit id -> LogicalUnit
+        self._ids = {}                   # LogicalUnit -> unit id
+        self.device = Device(nexus, ports_of(configuration, nexus))
+
+    def begin(self, units, descriptors):
+        """The Device with these units of the answer to the claim."""
+        for message in units:
+            self._add(message, descriptors)
+        self._close_untaken(units, descriptors)
+        return self.device
+
+    def unit(self, unit_id):
+        """The LogicalUnit with this id, or None."""
+        return self._by_id.get(unit_id)
+
+    def unit_id(self, unit):
+        """The id of a LogicalUnit, or None for an absent one."""
+        return self._ids.get(unit)
+
+    def any_unit_id(self):
+        """The id of some unit of the target, or None if it has none: target resets are asked through it."""
+        return next(iter(self._by_id), None)
+
+    def change(self, message):
+        """A `change`: new replicas and unit attentions of one unit."""
+        unit = self._by_id.get(message['unit'])
+        if unit is None:
+            return
+        replicas = {name: message[name] for name in ('reservations', 'modes', 'medium') if name in message}
+        if replicas:
+            unit.update(**replicas)
+        if 'size' in message:
+            unit.store.size = message['size']
+            unit.resized(message['size'])
+        for asc, ascq in message.get('attentions', ()):
+            unit.raise_attention(asc, ascq)
+
+    def units(self, message, descriptors):
+        """A `units` order. Gives the LogicalUnits that are gone; their stores are still open."""
+        gone = [self._remove(lun) for lun in message.get('remove', ())]
+        for replacement in message.get('replace', ()):
+            gone.append(self._remove(replacement['lun']))
+            self._add(replacement, descriptors)
+        for addition in message.get('add', ()):
+            self._add(addition, descriptors)
+        self._close_untaken(list(message.get('add', ())) + list(message.get('replace', ())), descriptors)
+        for asc, ascq in message.get('attentions', ()):
+            self.device.raise_attention(asc, ascq)
+        return [unit for unit in gone if unit is not None]
+
+    def _add(self, message, descriptors):
+        index = message['descriptor']
+        medium = store.from_descriptor(message['store'], None if index is None else descriptors[index])
+        unit = LogicalUnit(UnitFacts.from_message(message['facts']), medium, self._nexus, self.device, modes=message['modes'],
+                           reservations=message['reservations'], medium=message['medium'], lun=message['lun'])
+        unit_id = message['unit']
+        unit.on_failure = lambda text: self._worker.unit_failed(unit_id, text)
+        self._by_id[unit_id] = unit
+        self._ids[unit] = unit_id
+        self.device.add(message['lun'], unit)
+
+    def _remove(self, lun):
+        unit = self.device.remove(lun)
+        if unit is None:
+            log.debug('the master takes away LUN %d, which was not there', lun)
+            return None
+        self._by_id.pop(self._ids.pop(unit), None)
+        return unit
+
+    @staticmethod
+    def _close_untaken(units, descriptors):
+        taken = {message['descriptor'] for message in units}
+        for index, descriptor in enumerate(descriptors):
+            if index not in taken:
+                os.close(descriptor)
+
+
+def ports_of(configuration, nexus):
+    """The target's ports: one for each portal group, relative identifiers in the order of the groups' tags."""
+    target = configuration.targets.get(nexus.target_name)
+    tags = sorted(target.portal_groups) if target else [nexus.target_port_group_tag]
+    return [Port(number, tag, '%s,t,0x%04x' % (nexus.target_name, tag)) for number, tag in enumerate(tags, 1)]

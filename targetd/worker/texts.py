@@ -1,0 +1,49 @@
+"""Text Requests in full feature phase (RFC 7143 11.10): SendTargets, and the few keys that may be negotiated there.
+
+May import iscsi. One TextExchange from a first Text Request to the last response; the connection's thread.
+"""
+
+from targetd.iscsi import const, discovery, keys, text
+from targetd.iscsi.errors import PduRejected
+from targetd.iscsi.pdu import TextResponse
+
+
+class TextExchange(object):
+    """policies: worker.policy.Policies; connection: whose session asks, with peer_address and local_address."""
+
+    def __init__(self, policies, connection):
+        self._policies = policies
+        self._connection = connection
+        self._collector = text.Collector()
+        self._answer = None
+        self._ttt = connection.session.allot_ttt()
+
+    def receive(self, request):
+        """The TextResponse to a TextRequest. Raises PduRejected."""
+        if self._answer is not None:
+            return self._answer.go_on(request)
+        try:
+            whole = self._collector.add(request.data, request.continues)
+            if whole is None:
+                return TextResponse(itt=request.itt, lun=request.lun, final=False, ttt=self._ttt)
+            pairs = self._answers(text.parse(whole))
+        except text.TextError as e:
+            raise PduRejected(const.REJECT_PROTOCOL_ERROR, str(e), numbered=not request.immediate)
+        session = self._connection.session
+        self._answer = discovery.TextAnswer(text.render(pairs), session.values['MaxRecvDataSegmentLength'], self._ttt)
+        return self._answer.respond(request)
+
+    def _answers(self, pairs):
+        session, connection = self._connection.session, self._connection
+        answers = []
+        for key, value in pairs:
+            if key == 'SendTargets':
+                visible = self._policies.visible(session.initiator_name, connection.peer_address, connection.local_address)
+                answers.extend(discovery.send_targets(value, visible, session.target_name))
+            elif key == 'MaxRecvDataSegmentLength':
+                continue                 # declared anew by the initiator; taken when the response is out
+            elif key in keys.KEYS:
+                answers.append((key, text.REJECT))
+            else:
+                answers.append((key, text.NOT_UNDERSTOOD))
+        return answers
