@@ -12,13 +12,17 @@ master -> worker
   join       connection, + [socket]                       a further connection for the session this worker owns (TSIH matched)
              connection: {peer: [address, port], local: [address, port], group: portal group tag}
   answer     id, status_class, status_detail, why         to ask claim, refused (class != 0)
-             id, status_class 0, tsih, units + [descriptors]
+             id, status_class 0, tsih, units + [descriptors]      units is [] for a further connection, and for discovery
   answer     id, status, sense, data                      to the other asks; sense, data: hex or null
   change     id, unit, and any of: reservations, modes, medium (see units), attentions [[asc, ascq], …],
-             abort {initiator_port: null|name, own_too: bool, tas: bool}; acknowledged when in force and the aborted are quiet
-  units      id, add [unit…], remove [lun…], replace [unit…] + [descriptors]   reload; acknowledged when in force
+             abort {initiator_port: null, own_too: true, tas: bool}: end every task of this nexus at the unit but the one that
+             asked (tas: with TASK ABORTED status); acknowledged when in force and the aborted are quiet
+  units      id, add [unit…], remove [lun…], replace [unit…], attentions [[asc, ascq], …] + [descriptors]   the nexus's units
+             come, go, or have another store (same `unit`, maybe another size, a fresh descriptor); the attentions are owed by
+             every unit that the nexus had before and keeps; acknowledged when in force
   logout     seconds                                      send an asynchronous message asking for logout (RFC 7143 11.9.1 event 1)
   end        why, reason                                  end the session now: 'reinstated', 'stopped', 'administrator', …
+  reopen-logs  + [descriptor]                             the log file was rotated: log.adopt(descriptor); none if it is no file
   statistics id                                           wants tell statistics
   retire                                                  a spare: exit; a busy worker: exit when its session is over
 
@@ -28,14 +32,16 @@ worker -> master
   tell peer      initiator_name, target_name, stage       who it is, for the session list, as soon as known
   tell acknowledge  id                                    of change and units
   tell failed    unit, text                               a flush or write failed in a way that lost data: the unit is to be fenced
-  tell refused   peer, initiator_name, target_name, why   a login was refused before it came to a claim
+  tell refused   peer, initiator_name, target_name, why, status_class, status_detail   a login was refused before its claim
+  tell closed    peer, cid                                a connection of a session that goes on is over
   tell ended     why                                      the session is over, cleanly; the worker exits next
   tell statistics   id, …                                 plain numbers
   ask claim      session {initiator_name, initiator_alias, isid, target_name, group, tsih, cid, account, keys}, peer
   ask persistent-reserve-out  unit, service_action, scope, type, key, service_action_key, flags, transport_ids, …
   ask reserve | release       unit, third_party …
-  ask mode-select             unit, pages, save
-  ask start-stop | prevent    unit, …
+  ask mode-select             unit, pages, save, revert
+  ask start-stop              unit, action: 'start' | 'stop' | 'load' | 'eject'
+  ask prevent                 unit, prevent: bool
   ask reset                   function: 'clear-task-set' | 'logical-unit-reset' | 'target-warm-reset' | 'target-cold-reset', unit
 
 A unit, as sent in answer (claim) and in units:

@@ -27,23 +27,27 @@ class _Log(object):
         self.descriptor = None
         self.level = INFO
         self.name = 'targetd'
+        self.facility = syslog.LOG_DAEMON
 
 
 _log = _Log()
+'\0'.encode('unicode_escape')     # loads the codec now: a worker may be a user that can read no library
 
 
-def start(where='stderr', level='info', name='targetd'):
-    """Log to 'syslog', 'stderr' or the file with this path from now on. Raises OSError if the file cannot be opened."""
+def start(where='stderr', level='info', name='targetd', facility='daemon'):
+    """Log to 'syslog', 'stderr' or the file with this path from now on. level: of LEVELS; facility: of syslog, in lower case.
+    Raises OSError if the file cannot be opened; then nothing has changed."""
     descriptor = None
     if where not in ('syslog', 'stderr'):
         descriptor = _open(where)
     stop()
     _log.level = LEVELS[level]
     _log.name = name
+    _log.facility = getattr(syslog, 'LOG_' + facility.upper(), syslog.LOG_DAEMON)
     if descriptor is not None:
         _log.kind, _log.path, _log.descriptor = 'file', where, descriptor
     elif where == 'syslog':
-        syslog.openlog(name, syslog.LOG_PID, syslog.LOG_DAEMON)
+        syslog.openlog(name, syslog.LOG_PID, _log.facility)
         _log.kind = 'syslog'
     else:
         _log.kind = 'stderr'
@@ -69,7 +73,7 @@ def reopen():
         adopt(_open(_log.path))
     elif _log.kind == 'syslog':
         syslog.closelog()
-        syslog.openlog(_log.name, syslog.LOG_PID, syslog.LOG_DAEMON)
+        syslog.openlog(_log.name, syslog.LOG_PID, _log.facility)
 
 
 def adopt(new):

@@ -17,6 +17,9 @@ from targetd import log
 PR_SET_PDEATHSIG = 1
 PR_SET_NAME = 15
 
+#: What the master acts on; held back around a fork, because its handlers write to the master's pipe.
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGPIPE, signal.SIGCHLD)
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -36,12 +39,12 @@ def close_descriptors(kept):
 
 
 def reset_signals():
-    """Ctrl-C and hang-ups of the terminal are the master's to act on; a SIGTERM ends this worker."""
+    """What stops, reloads or hangs up the server is the master's to act on, and often comes to the whole process group
+    (Ctrl-C, init systems): a worker obeys its channel, and SIGKILL."""
     signal.set_wakeup_fd(-1)
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGPIPE):
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    for number in (signal.SIGTERM, signal.SIGCHLD, signal.SIGUSR2, signal.SIGALRM):
-        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 def identity_of(user):

@@ -41,7 +41,10 @@ def is_wildcard(address):
 
 def open_portal(address, port):
     """A listening, non-blocking socket. Raises PortalError that says who holds the port or which addresses there are."""
-    sock = socket.socket(family_of(address), socket.SOCK_STREAM)
+    try:
+        sock = socket.socket(family_of(address), socket.SOCK_STREAM)
+    except OSError as e:                 # a kernel without IPv6
+        raise _portal_error(address, port, e)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if sock.family == socket.AF_INET6:
@@ -60,6 +63,12 @@ def _bindable(address, port, family):
 
 
 def _portal_error(address, port, error):
+    problem = _described(address, port, error)
+    problem.is_family_absent = is_wildcard(address) and getattr(error, 'errno', None) in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
+    return problem
+
+
+def _described(address, port, error):
     portal = 'portal %s cannot be opened: ' % shown(address, port)
     number = getattr(error, 'errno', None)
     if number == errno.EADDRINUSE:

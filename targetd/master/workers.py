@@ -111,7 +111,7 @@ class Workers(object):
             self._frozen = True
         ours, theirs = channels.pair()
         master = os.getpid()
-        held = signal.pthread_sigmask(signal.SIG_BLOCK, range(1, signal.NSIG))
+        held = signal.pthread_sigmask(signal.SIG_BLOCK, child.SIGNALS)
         try:
             pid = self.fork()
             if pid == 0:
@@ -157,12 +157,15 @@ class Workers(object):
     def _take(self, worker, message, descriptors):
         for descriptor in descriptors:   # a worker has none to give
             os.close(descriptor)
-        told = message.get('tell') if isinstance(message, dict) else None
-        if told in ('ready', 'idle'):
-            self._became_spare(worker)
-        elif told == 'ended':
+        if not isinstance(message, dict):
+            self.kill(worker, 'it sent what is no message')
+            return
+        told = message.get('tell')
+        if told == 'ended':
             worker.ended_cleanly = str(message.get('why', ''))
         self.on_message(worker, message)
+        if told in ('ready', 'idle'):
+            self._became_spare(worker)
 
     def _became_spare(self, worker):
         if worker.session is not None or worker.state == SPARE:
@@ -173,6 +176,7 @@ class Workers(object):
         worker.state, worker.peers, worker.names, worker.busy_since = SPARE, [], {}, None
         if worker.generation != self.generation:
             self.retire(worker)
+        self.keep_spares()
         self.on_spare()
 
     def _grew_up(self):

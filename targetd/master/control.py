@@ -1,0 +1,286 @@
+"""The control socket: where `targetctl` asks. One line of JSON each way; the table of commands is admin.commands.
+
+A client that is slow or silent holds a descriptor, nothing else. The socket is for its owner only (mode 0600).
+"""
+
+import errno
+import os
+import socket
+import stat
+import time
+
+from targetd import __version__, log
+from targetd.admin import commands
+from targetd.errors import TargetdError
+from targetd.master.listen import plain
+from targetd.master.loop import READ, WRITE
+
+CONVERSATION_SECONDS = 300.0     # longer than the longest answer takes
+MAXIMUM_CLIENTS = 32
+
+
+class Client(object):
+    """One conversation."""
+
+    def __init__(self, sock):
+        self.socket = sock
+        self.received = bytearray()
+        self.outgoing = b''
+        self.keep_open = False           # until we are gone: how `stop` tells that it is done
+        self.timer = None
+
+
+class Control(object):
+    """`open`, `close`, and one method for each row of commands.TABLE: it is given the arguments and returns the reply (bytes)."""
+
+    def __init__(self, master):
+        self.master = master
+        self.path = None
+        self._listener = None
+        self._clients = set()
+
+    # -- the socket --------------------------------------------------------------------------------------------------
+
+    def open(self, path):
+        """Listen there. A socket that nobody serves is replaced. Raises TargetdError."""
+        try:
+            self._remove_stale(path)
+            os.makedirs(os.path.dirname(path) or '.', 0o755, exist_ok=True)
+            listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            held = os.umask(0o177)
+            try:
+                listener.bind(path)
+            finally:
+                os.umask(held)
+            listener.listen(8)
+        except OSError as e:
+            raise TargetdError('the control socket %s cannot be opened: %s; write another control-socket' % (path, e.strerror or e))
+        listener.setblocking(False)
+        self._listener, self.path = listener, path
+        self.master.loop.watch(listener, READ, self._accept)
+
+    @staticmethod
+    def _remove_stale(path):
+        try:
+            if not stat.S_ISSOCK(os.lstat(path).st_mode):
+                raise TargetdError('the control socket %s cannot be opened: there is a file of that name' % path)
+        except OSError as e:
+            if e.errno == errno.ENOENT:
+                return
+            raise
+        probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            probe.settimeout(1.0)
+            probe.connect(path)
+        except OSError:
+            os.unlink(path)
+            return
+        finally:
+            probe.close()
+        raise TargetdError('the control socket %s cannot be opened: another program serves it' % path)
+
+    def close(self):
+        """Listen no more, remove the socket, end every conversation."""
+        for client in list(self._clients):
+            self._drop(client)
+        if self._listener is not None:
+            self.master.loop.forget(self._listener)
+            self._listener.close()
+            self._listener = None
+            try:
+                os.unlink(self.path)
+            except OSError:
+                pass
+
+    def _accept(self, _events):
+        try:
+            sock, _ = self._listener.accept()
+        except OSError:
+            return
+        if len(self._clients) >= MAXIMUM_CLIENTS:
+            sock.close()
+            return
+        sock.setblocking(False)
+        client = Client(sock)
+        self._clients.add(client)
+        client.timer = self.master.loop.call_later(CONVERSATION_SECONDS, lambda: self._drop(client))
+        self.master.loop.watch(sock, READ, lambda events: self._ready(client, events))
+
+    def _drop(self, client):
+        self._clients.discard(client)
+        client.timer.cancel()
+        self.master.loop.forget(client.socket)
+        client.socket.close()
+
+    def _ready(self, client, events):
+        try:
+            if events & WRITE:
+                self._send(client)
+            elif events & READ:
+                self._receive(client)
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._drop(client)
+
+    def _receive(self, client):
+        data = client.socket.recv(1 << 16)
+        if not data:
+            self._drop(client)
+            return
+        client.received += data
+        if b'\n' in client.received or len(client.received) > commands.MAXIMUM_REQUEST:
+            line, client.received = bytes(client.received.partition(b'\n')[0]), bytearray()
+            client.outgoing = self._answered(client, line)
+            self._send(client)
+
+    def _send(self, client):
+        while client.outgoing:
+            try:
+                sent = client.socket.send(client.outgoing, socket.MSG_NOSIGNAL)
+            except BlockingIOError:
+                self.master.loop.watch(client.socket, WRITE, lambda events: self._ready(client, events))
+                return
+            client.outgoing = client.outgoing[sent:]
+        if not client.keep_open:
+            self._drop(client)
+        else:
+            self.master.loop.watch(client.socket, READ, lambda events: self._ready(client, events))
+
+    # -- answers -----------------------------------------------------------------------------------------------------
+
+    def _answered(self, client, line):
+        try:
+            row, arguments = commands.parse_request(line)
+            client.keep_open = row.words == 'stop'
+            return self.answer(commands.name_of(row), arguments)
+        except commands.BadRequest as e:
+            return commands.reply_error(str(e))
+        except TargetdError as e:
+            return commands.reply_error(str(e), e.exit_code)
+        except Exception as e:           # the boundary: an administrator's command must not end the server
+            log.exception('a command on the control socket failed')
+            return commands.reply_error('an unexpected failure: %s; the log has the details' % e)
+
+    def answer(self, name, arguments):
+        """The reply (bytes) to a command of the table. Raises TargetdError."""
+        return getattr(self, '_' + name.replace('-', '_'))(**arguments)
+
+    def _status(self):
+        master = self.master
+        spares = [w for w in master.workers.all() if w.state == 'spare']
+        failing = [u for u in master.units.by_id.values() if u.shared.medium == 'failed']
+        facts = [('version', __version__), ('process', os.getpid()), ('since', when(master.started)),
+                 ('configuration', master.path or '(none)'), ('sessions', len(self._normal())),
+                 ('targets', len(master.configuration.targets)), ('units', len(master.units.by_id)),
+                 ('failed units', len(failing)), ('missing stores', len(master.exports.late)),
+                 ('spare workers', len(spares)), ('state', 'stopping' if master.stop.is_stopping else 'running')]
+        return commands.reply_rows([{'name': name, 'value': str(value)} for name, value in facts])
+
+    def _normal(self):
+        return [s for s in self.master.sessions.all() if s.nexus is not None]
+
+    def _show_sessions(self):
+        rows = []
+        for session in self.master.sessions.all():
+            row = session.described()
+            row.update(since=when(session.since))
+            rows.append(row)
+        return commands.reply_rows(rows)
+
+    def _show_targets(self):
+        master = self.master
+        rows = []
+        for target in master.configuration.targets.values():
+            missing = master.exports.missing(target.name)
+            rows.append({'target_name': target.name, 'alias': target.alias,
+                         'groups': ', '.join(str(tag) for tag in target.portal_groups), 'units': len(target.luns),
+                         'sessions': len(master.sessions.of_target(target.name)),
+                         'state': 'not ready: %s' % missing if missing else target.state})
+        return commands.reply_rows(rows)
+
+    def _show_units(self):
+        rows = [self._unit_row(unit) for unit in self.master.units.by_id.values()]
+        rows += [{'unit': '', 'target_name': late.target_name, 'lun': late.lun.number, 'path': late.lun.backing_store,
+                  'size': None, 'state': 'missing: %s' % late.why, 'read_only': None, 'reserved_by': '', 'sessions': 0}
+                 for late in self.master.exports.late.values()]
+        return commands.reply_rows(sorted(rows, key=lambda row: (row['target_name'], row['lun'])))
+
+    @staticmethod
+    def _unit_row(unit):
+        state = unit.shared.medium + (': %s' % unit.failure if unit.failure else '')
+        return {'unit': unit.id, 'target_name': unit.target_name, 'lun': unit.lun.number,
+                'path': unit.store.path or unit.store.kind, 'size': unit.store.size, 'state': state,
+                'read_only': bool(unit.facts.get('read_only')), 'reserved_by': reserved_by(unit.shared.reservations),
+                'sessions': len(unit.workers), 'serial': unit.facts.get('serial'), 'naa': unit.facts.get('naa')}
+
+    def _show_portals(self):
+        master = self.master
+        rows = []
+        for tag, group in master.configuration.portal_groups.items():
+            for address, port in group.portals:
+                is_open = (tag, address, port) in master.portals
+                rows.append({'group': tag, 'address': address, 'port': port, 'state': 'open' if is_open else 'closed',
+                             'connections': sum(len(s.peers) for s in master.sessions.all() if s.group == tag)})
+        return commands.reply_rows(rows)
+
+    def _why(self, address=None):
+        rows = [dict(entry, time=when(entry['when'])) for entry in reversed(self.master.sessions.refusals)
+                if address is None or plain(address) == entry['address']]
+        return commands.reply_rows(rows)
+
+    def _reload(self, plan=False):
+        return commands.reply_rows(self.master.reload.run(plan_only=plan))
+
+    def _stop(self):
+        self.master.loop.call_later(0, lambda: self.master.stop.begin('targetctl stop'))
+        return commands.reply_message('targetd stops')
+
+    def _reopen_logs(self):
+        complaint = self.master.reopen_logs()
+        if complaint:
+            raise TargetdError(complaint)
+        return commands.reply_message('the log was opened again')
+
+    def _session(self, number):
+        session = self.master.sessions.by_tsih.get(number)
+        if session is None:
+            raise TargetdError('there is no session %d; targetctl show sessions lists them' % number)
+        return session
+
+    def _logout(self, session, seconds=None):
+        session, seconds = self._session(session), 10 if seconds is None else seconds
+        self.master.logout_session(session, seconds, 'the administrator asked it to log out and it did not')
+        return commands.reply_message('%s is asked to log out of session %d within %d seconds'
+                                      % (session.initiator_name, session.tsih, seconds))
+
+    def _end(self, session):
+        session = self._session(session)
+        log.info('session %d of %s is ended by the administrator', session.tsih, session.initiator_name)
+        self.master.end_session(session, 'the administrator ended it', 'administrator')
+        return commands.reply_message('session %d of %s is ended' % (session.tsih, session.initiator_name))
+
+    def _acknowledge(self, unit):
+        found = self.master.units.find(unit)
+        if found is None:
+            raise TargetdError('there is no unit %s; targetctl show units lists them' % unit)
+        if not self.master.exports.recover(found):
+            raise TargetdError('unit %s has not failed' % found.id)
+        return commands.reply_message('unit %s is used again' % found.id)
+
+
+def when(seconds):
+    """A wall clock time for people."""
+    return time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(seconds))
+
+
+def reserved_by(state):
+    """Who has reserved a unit, for people: an initiator port, or 'all registrants'; '' if nobody."""
+    if state.get('reserved_by'):
+        return '%s (RESERVE)' % state['reserved_by'][0]
+    if state.get('holder'):
+        return '%s (persistent, type %d)' % (state['holder'][0], state['type'])
+    return 'all registrants (persistent, type %d)' % state['type'] if state.get('type') else ''
+
+
+__all__ = ('Control', 'when', 'reserved_by')

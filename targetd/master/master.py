@@ -1,0 +1,324 @@
+"""The master: one poll loop that wires the parts together. Single-threaded; never parses a login, never touches a medium's data.
+
+     arrivals --route--> workers --on_message--> sessions (claims), units (changes), control
+        ^                   |                        |
+     portals             reaped --on_death--> units.leave, sessions.leave, waiting claims go on, a new spare
+
+Invariants: every descriptor that listens is in arrivals; every session is in sessions until its worker is reaped; shared state
+changes in units only; the configuration in force is `configuration`, replaced whole by reload.
+"""
+
+import os
+import signal
+import time
+from collections import deque
+
+from targetd import log
+from targetd.config import access
+from targetd.errors import PortalError
+from targetd.master import sessions as registry
+from targetd.master.arrivals import OUT_OF_RESOURCES, Arrivals, Limits
+from targetd.master.control import Control
+from targetd.master.exports import Exports
+from targetd.master.listen import open_portal, shown
+from targetd.master.loop import Loop
+from targetd.master.persistent import StateDirectory
+from targetd.master.reload import Reload
+from targetd.master.sessions import Refused, Sessions
+from targetd.master.stop import Stop
+from targetd.master.units import Units
+from targetd.master.workers import Workers
+from targetd.worker import main as worker_main
+
+MAXIMUM_PENDING = 1024           # connections that have not sent their login yet
+LOGINS_IN_PROGRESS = 16          # workers beyond max-sessions: for logins that are under way, and discovery
+
+
+def serve(channel, configuration):
+    """What a forked child does: be a worker. (Loaded before the fork: its memory is shared, and its user may read no file.)"""
+    worker_main.run(channel, configuration)
+
+
+class Master(object):
+    """`path`: the configuration file; `serve_worker(channel, configuration)` runs in each worker; `clock`: for tests."""
+
+    def __init__(self, path, configuration, serve_worker=serve, clock=time.monotonic, fork=os.fork, foreground=True):
+        self.path = path
+        self.foreground = foreground
+        self.configuration = configuration
+        self.started = time.time()
+        self.loop = Loop(clock)
+        self.workers = Workers(self.loop, lambda channel: serve_worker(channel, self.configuration), self._on_message,
+                               self._on_death, self._on_spare, fork)
+        self.units = Units(self.loop, self.workers.send, self.workers.kill, StateDirectory(configuration.server.state_dir))
+        self.exports = Exports(self.loop, self.units)
+        self.sessions = Sessions(self.loop, self._admit, self._units_for, self.workers.send, self._end, self.workers.kill)
+        self.arrivals = Arrivals(self.loop, self._route, self._held, self._limits())
+        self.portals = {}                # (tag, address, port) as configured -> listening socket
+        self.control = Control(self)
+        self.reload = Reload(self)
+        self.stop = Stop(self)
+        self._waiting = deque()          # Pending that wait for a spare
+        self.apply_server()
+
+    def _limits(self):
+        server = self.configuration.server
+        return Limits(server.login_timeout, MAXIMUM_PENDING, server.max_connections_per_address)
+
+    def apply_server(self):
+        """Obey the [server] section of the configuration in force."""
+        server = self.configuration.server
+        self.arrivals.limits = self._limits()
+        self.sessions.limit = server.max_sessions
+        self.workers.user = server.user
+        self.workers.wanted_spares = server.spare_workers
+        self.workers.limit = server.max_sessions + server.spare_workers + LOGINS_IN_PROGRESS
+
+    # -- start -------------------------------------------------------------------------------------------------------
+
+    def start(self):
+        """Open stores, control socket and, last, portals, so that nobody who comes back is told 'not found'. Raises PortalError,
+        TargetdError; then nothing is open."""
+        try:
+            self.exports.start(self.configuration)
+            self.control.open(self.configuration.server.control_socket)
+            self.open_portals()
+        except BaseException:
+            self.close()
+            raise
+        self.loop.on_signal(signal.SIGCHLD, self.workers.reap)
+        self.loop.on_signal(signal.SIGTERM, lambda: self.stop.begin('SIGTERM'))
+        self.loop.on_signal(signal.SIGINT, lambda: self.stop.begin('SIGINT'))
+        self.loop.on_signal(signal.SIGHUP, self.reload.on_signal)
+        self.loop.on_signal(signal.SIGUSR1, self.reopen_logs)
+        self.workers.keep_spares()
+
+    def open_portals(self):
+        """Open every configured portal. Raises PortalError; but '[::]' on a host without IPv6 is only warned about, if another
+        portal serves."""
+        errors = []
+        for tag, group in self.configuration.portal_groups.items():
+            for address, port in group.portals:
+                try:
+                    self.open_portal(tag, address, port)
+                except PortalError as e:
+                    errors.append(e)
+        for error in errors:
+            if not (self.portals and error.is_family_absent):
+                raise error
+            log.warning('%s', error)
+
+    def open_portal(self, tag, address, port):
+        """Listen there, for this portal group. Raises PortalError."""
+        if (tag, address, port) not in self.portals:
+            sock = open_portal(address, port)
+            self.portals[tag, address, port] = sock
+            self.arrivals.listen(sock, tag)
+
+    def close_portal(self, tag, address, port):
+        """Listen there no more; sessions that came through it go on."""
+        sock = self.portals.pop((tag, address, port), None)
+        if sock is not None:
+            self.arrivals.unlisten(sock)
+
+    def run(self):
+        """Until stopped."""
+        self.loop.run()
+
+    def close(self):
+        """Let go of everything, in whatever state; the end."""
+        self.portals.clear()
+        self.arrivals.close_all()
+        self.workers.close()
+        self.control.close()
+        self.exports.close()
+        self.units.close_all()
+        self.loop.close()
+
+    # -- arriving connections ----------------------------------------------------------------------------------------
+
+    def _held(self, address):
+        return sum(w.peers.count(address) for w in self.workers.all())
+
+    def _route(self, pending):
+        if pending.header.tsih:
+            owner = self.sessions.owner(pending.header.tsih)
+            if owner is not None and owner.session.ended_why is None and owner.session.nexus is not None:
+                self._give(pending, owner, 'join')
+                return
+        if len(self.workers.busy()) + len(self._waiting) >= self.workers.limit - self.configuration.server.spare_workers:
+            self.arrivals.refuse(pending, OUT_OF_RESOURCES, 'max-sessions (%d) and the logins in progress fill the server'
+                                 % self.configuration.server.max_sessions)
+            return
+        self._waiting.append(pending)
+        self._on_spare()
+
+    def _on_spare(self):
+        self._waiting = deque(p for p in self._waiting if p.socket is not None)
+        while self._waiting:
+            worker = self.workers.take()
+            if worker is None:
+                break
+            self._give(self._waiting.popleft(), worker, 'serve')
+        self.workers.waiting = len(self._waiting)
+        self.workers.keep_spares()
+
+    def _give(self, pending, worker, order):
+        sock = self.arrivals.hand_over(pending)
+        worker.peers.append(pending.peer[0])
+        log.debug('%s: connection given to worker %d (%s)', shown(*pending.peer), worker.pid, order)
+        self.workers.send(worker, {'do': order, 'connection': pending.connection()}, [sock.fileno()])
+        sock.close()
+
+    # -- what workers say --------------------------------------------------------------------------------------------
+
+    def _on_message(self, worker, message):
+        if message.get('ask') == 'claim':
+            self.sessions.claim(worker, message)
+        elif 'ask' in message:
+            self.units.ask(worker, message)
+            if message.get('function') == 'target-cold-reset':
+                self._cold_reset(worker)
+        else:
+            told = TOLD.get(message.get('tell'))
+            if told is not None:
+                told(self, worker, message)
+
+    def _told_idle(self, worker, message):
+        if worker.session is not None and worker.session.nexus is None:
+            self.sessions.leave(worker)
+
+    def _told_peer(self, worker, message):
+        worker.names = {key: str(message.get(key) or '')[:300] for key in ('initiator_name', 'target_name', 'stage')}
+
+    def _told_refused(self, worker, message):
+        peer = message.get('peer')
+        peer = peer if isinstance(peer, list) and len(peer) == 2 and isinstance(peer[1], int) else ['?', 0]
+        status = None
+        if isinstance(message.get('status_class'), int) and isinstance(message.get('status_detail'), int):
+            status = (message['status_class'] & 0xFF, message['status_detail'] & 0xFF)
+        self.sessions.note_refusal(str(message.get('initiator_name') or ''), str(message.get('target_name') or ''),
+                                   [str(peer[0]), peer[1]], str(message.get('why') or 'no reason given'), status)
+
+    def _told_closed(self, worker, message):
+        """A connection of a session that goes on is over."""
+        peer, session = message.get('peer'), worker.session
+        if isinstance(peer, list) and peer and peer[0] in worker.peers:
+            worker.peers.remove(peer[0])
+        if session is not None:
+            session.peers.pop(message.get('cid'), None)
+
+    def _told_acknowledge(self, worker, message):
+        self.units.acknowledge(worker, message)
+
+    def _told_failed(self, worker, message):
+        self.units.failed(worker, message)
+
+    # -- sessions ----------------------------------------------------------------------------------------------------
+
+    def _admit(self, claim, target_name):
+        """Raise Refused unless the configuration in force wants this session."""
+        configuration, session = self.configuration, claim['session']
+        if self.stop.is_stopping:
+            raise Refused(registry.SERVICE_UNAVAILABLE, 'targetd is being stopped')
+        address = claim['peer'][0]
+        if not target_name:
+            refusal = access.discovery_refusal(configuration.server, address)
+            if refusal:
+                raise Refused(registry.AUTHORIZATION_FAILURE, refusal)
+            return
+        target = configuration.targets.get(target_name)
+        if target is None:
+            raise Refused(registry.NOT_FOUND, 'there is no target %s' % target_name)
+        if session['group'] not in target.portal_groups:
+            raise Refused(registry.NOT_FOUND, 'target %s is not reached through portal group %d' % (target.name, session['group']))
+        refusal = access.refusal(target, session['initiator_name'], address)
+        if refusal:
+            raise Refused(registry.AUTHORIZATION_FAILURE, refusal)
+        self._admit_to(target, session)
+
+    def _admit_to(self, target, session):
+        if target.state == 'offline':
+            raise Refused(registry.SERVICE_UNAVAILABLE, 'target %s has state = offline' % target.name)
+        missing = self.exports.missing(target.name)
+        if missing:
+            raise Refused(registry.SERVICE_UNAVAILABLE, 'target %s is not ready: %s' % (target.name, missing))
+        others = [s for s in self.sessions.of_target(target.name)
+                  if (s.initiator_name, s.nexus.isid, s.group) != (session['initiator_name'], session['isid'], session['group'])]
+        if target.max_sessions and len(others) >= target.max_sessions:
+            raise Refused(registry.OUT_OF_RESOURCES, 'max-sessions (%d) of target %s is reached'
+                          % (target.max_sessions, target.name))
+
+    def _units_for(self, session):
+        return self.units.serve(session.worker, session.nexus)
+
+    def _end(self, worker, why, reason):
+        if worker.session is not None and worker.session.ended_why is None:
+            worker.session.ended_why = reason
+        self.workers.send(worker, {'do': 'end', 'why': why, 'reason': reason})
+
+    def end_session(self, session, why, reason):
+        """End it now; its worker exits, and is killed if it does not."""
+        worker = session.worker
+        self._end(worker, why, reason)
+        self.loop.call_later(registry.REINSTATEMENT_SECONDS,
+                             lambda: worker.session is session and self.workers.kill(worker, 'it was told to end: ' + why))
+
+    def logout_session(self, session, seconds, why, reason='administrator'):
+        """Ask the initiator to log out; end the session if it has not done so when the seconds are over."""
+        worker = session.worker
+        self.workers.send(worker, {'do': 'logout', 'seconds': seconds})
+        self.loop.call_later(seconds, lambda: worker.session is session and session.ended_why is None
+                             and self.end_session(session, why, reason))
+
+    def _cold_reset(self, worker):
+        """TARGET COLD RESET ends every session of the target (RFC 7143 11.5.1), the asking one last."""
+        session = worker.session
+        if session is None or session.nexus is None:
+            return
+        log.warning('%s resets target %s; its sessions end', session.initiator_name, session.nexus.target_name)
+        for other in self.sessions.of_target(session.nexus.target_name):
+            if other is not session:
+                self.end_session(other, 'the target was reset by %s' % session.initiator_name, 'target-cold-reset')
+
+    def _on_death(self, worker, status):
+        session = worker.session
+        self.units.leave(worker)
+        self.sessions.leave(worker)
+        if session is not None and session.nexus is not None:
+            log.info('session %d of %s with %s is over: %s', session.tsih, session.initiator_name, session.nexus.target_name,
+                     worker.ended_cleanly or worker.ending or session.ended_why or 'its worker died')
+        self.sessions.retry_waiting()
+        self.stop.check()
+
+    # -- logs --------------------------------------------------------------------------------------------------------
+
+    def start_log(self):
+        """Log where the configuration in force says; in the foreground syslog is left for stderr. Complains if it cannot."""
+        try:
+            begin_log(self.configuration.server, self.foreground)
+        except OSError as e:
+            log.error('the log cannot be written to %s: %s', self.configuration.server.log, e.strerror)
+
+    def reopen_logs(self):
+        """After the log file was rotated: the master opens the new one, the workers get its descriptor. Returns a complaint or ''."""
+        try:
+            log.reopen()
+        except OSError as e:
+            log.error('the log file cannot be opened again: %s', e.strerror)
+            return 'the log file cannot be opened again: %s' % e.strerror
+        log.info('the log was opened again')
+        descriptor = log.descriptor()
+        for worker in self.workers.all():
+            self.workers.send(worker, {'do': 'reopen-logs'}, () if descriptor is None else (descriptor,))
+        return ''
+
+
+def begin_log(server, foreground):
+    """Log as [server] wants it. Raises OSError."""
+    where = 'stderr' if foreground and server.log == 'syslog' else server.log
+    log.start(where, server.log_level)
+
+
+TOLD = {'idle': Master._told_idle, 'peer': Master._told_peer, 'refused': Master._told_refused,
+        'closed': Master._told_closed, 'acknowledge': Master._told_acknowledge, 'failed': Master._told_failed}

@@ -1,0 +1,258 @@
+"""Reload: read the configuration again, check all of it, and apply what is different. A broken file changes nothing.
+
+     load --> diff --> open new stores --> open new portals --> apply the steps (cannot fail) --> new spares
+       |                    |                   |
+       +------ any failure: what was opened is closed, everything stays as it was
+
+A LUN that becomes another (another store, another block size) cannot change under a session's feet: the target's sessions are
+asked to log out, ended after stop-timeout, and the target refuses logins ('service unavailable', which initiators retry)
+until the last old session is gone and the new units are in their place.
+"""
+
+from targetd import log
+from targetd.config import access, loader, model, settings
+from targetd.errors import ConfigError, StoreError, TargetdError
+from targetd.master import decisions
+from targetd.scsi import attention
+
+MODE_FIELDS = ('write_cache', 'sense_format')
+
+
+class Prepared(object):
+    """What was opened before anything changed. units: {(target name, number): Unit}."""
+
+    def __init__(self):
+        self.units = {}
+
+    def close(self):
+        """Nothing of it is wanted."""
+        for unit in self.units.values():
+            unit.store.close()
+
+
+class Reload(object):
+    """The reloads of one Master."""
+
+    def __init__(self, master):
+        self.master = master
+        self.changing = {}               # target name -> [(old Unit, new Unit or None)] that wait for its sessions' end
+
+    # -- doors -------------------------------------------------------------------------------------------------------
+
+    def on_signal(self):
+        """SIGHUP: as run(), but every complaint goes to the log."""
+        try:
+            rows = self.run()
+        except TargetdError as e:
+            log.error('the configuration is not reloaded, nothing was changed:')
+            for line in str(e).split('\n'):
+                log.error('  %s', line)
+            return
+        if not rows:
+            log.info('reloaded: nothing changed')
+
+    def run(self, plan_only=False):
+        """Load, and unless `plan_only` apply. Returns [{'step', 'effect'} …]. Raises TargetdError, and then nothing has changed."""
+        master = self.master
+        if master.stop.is_stopping:
+            raise TargetdError('targetd is being stopped')
+        if self.changing:
+            raise TargetdError('the last reload still waits for sessions of %s to log out; try again in %d seconds'
+                               % (', '.join(sorted(self.changing)), master.configuration.server.stop_timeout + 5))
+        if not master.path:
+            raise TargetdError('targetd runs without a configuration file; there is nothing to reload')
+        new = loader.load(master.path)
+        steps = model.diff(master.configuration, new)
+        rows = [{'step': step.text, 'effect': settings.WHEN[step.when]} for step in steps]
+        if not plan_only:
+            self._apply(new, steps)
+        return rows
+
+    # -- apply -------------------------------------------------------------------------------------------------------
+
+    def _apply(self, new, steps):
+        master = self.master
+        prepared = self._open_stores(steps)
+        try:
+            self._change_portals(steps)
+        except BaseException:
+            prepared.close()
+            raise
+        for step in steps:
+            log.info('reload: %s', model.described(step))
+        master.configuration = self._with_server(new, steps)
+        master.apply_server()
+        for step in steps:
+            STEPS.get(type(step), Reload._nothing)(self, step, prepared)
+        self._follow_media()
+        self._end_unwelcome()
+        self.check()
+        if steps:
+            master.workers.new_generation()
+
+    def _nothing(self, step, prepared):
+        """A step that was made already, or that is in force by being in the configuration."""
+
+    def _open_stores(self, steps):
+        """Open every store that the steps want. Raises TargetdError with all that cannot be, and nothing stays open."""
+        prepared, failures = Prepared(), []
+        for target_name, lun in wanted_luns(steps):
+            try:
+                prepared.units[target_name, lun.number] = self.master.exports.open(Named(target_name), lun)
+            except StoreError as e:
+                failures.append('lun %d of %s: %s' % (lun.number, target_name, e))
+        if failures:
+            prepared.close()
+            raise StoreError('\n'.join(failures))
+        return prepared
+
+    def _change_portals(self, steps):
+        """Close the removed, then open the added, because one may need the other's port; all or nothing."""
+        master = self.master
+        removed = [s for s in steps if isinstance(s, model.RemovePortal)]
+        added = [s for s in steps if isinstance(s, model.AddPortal)]
+        opened = []
+        for step in removed:
+            master.close_portal(step.tag, *step.portal)
+        try:
+            for step in added:
+                master.open_portal(step.tag, *step.portal)
+                opened.append(step)
+        except TargetdError:
+            for step in opened:
+                master.close_portal(step.tag, *step.portal)
+            for step in removed:
+                self._reopen(step)
+            raise
+
+    def _reopen(self, step):
+        try:
+            self.master.open_portal(step.tag, *step.portal)
+        except TargetdError as e:
+            log.error('%s', e)
+
+    def _with_server(self, new, steps):
+        """The new configuration, with the old value of what only a restart can change."""
+        kept = {s.field: s.old for s in steps if isinstance(s, model.ChangeServer) and s.when == settings.NEEDS_RESTART}
+        return new._replace(server=new.server._replace(**kept))
+
+    # -- steps -------------------------------------------------------------------------------------------------------
+
+    def _change_server(self, step, prepared):
+        if step.field in ('log', 'log_level'):
+            self.master.start_log()
+
+    def _add_target(self, step, prepared):
+        for number in step.target.luns:
+            self.master.units.add(prepared.units[step.target.name, number])
+
+    def _remove_target(self, step, prepared):
+        name = step.target.name
+        for number in step.target.luns:
+            self.master.exports.forget_late(name, number)
+        swaps = [(unit, None) for unit in self.master.units.of_target(name).values()]
+        self._swap_after_logout(name, swaps, 'target %s is removed' % name)
+
+    def _add_lun(self, step, prepared):
+        unit = prepared.units[step.target_name, step.lun.number]
+        self.master.units.add(unit)
+        workers = [s.worker for s in self.master.sessions.of_target(step.target_name)]
+        self.master.units.order_units(workers, add=[unit], attentions=[attention.LUNS_CHANGED])
+
+    def _remove_lun(self, step, prepared):
+        self.master.exports.forget_late(step.target_name, step.lun.number)
+        unit = self.master.units.of_target(step.target_name).get(step.lun.number)
+        if unit is None:
+            return
+        self.master.units.remove(unit)
+        workers = list(unit.workers)
+        unit.workers = {}
+        self.master.units.order_units(workers, remove=[step.lun.number], attentions=[attention.LUNS_CHANGED],
+                                      done=unit.store.close)
+
+    def _change_lun(self, step, prepared):
+        self.master.exports.forget_late(step.target_name, step.new.number)
+        unit = self.master.units.of_target(step.target_name).get(step.new.number)
+        fresh = prepared.units.get((step.target_name, step.new.number))
+        if fresh is not None:
+            self._swap_after_logout(step.target_name, [(unit, fresh)], 'lun %d of %s becomes another'
+                                    % (step.new.number, step.target_name))
+        elif unit is not None:
+            unit.lun = step.new
+            if set(MODE_FIELDS) & set(step.fields):
+                unit.facts.update(write_cache=step.new.write_cache, descriptor_sense=step.new.sense_format == 'descriptor')
+                self.master.units.change(unit, decisions.facts_changed(unit.shared, unit.facts))
+
+    # -- what has to wait for sessions -------------------------------------------------------------------------------
+
+    def _swap_after_logout(self, target_name, swaps, why):
+        master = self.master
+        self.changing.setdefault(target_name, []).extend(swaps)
+        seconds = master.configuration.server.stop_timeout
+        for session in master.sessions.of_target(target_name):
+            log.info('session %d of %s is asked to log out: %s', session.tsih, session.initiator_name, why)
+            master.logout_session(session, seconds, why)
+
+    def check(self):
+        """After a death: put new units in place where the last old session is gone."""
+        for target_name in [name for name in self.changing if not self.master.sessions.of_target(name)]:
+            for old, new in self.changing.pop(target_name):
+                if old is not None:
+                    self.master.units.remove(old)
+                    old.store.close()
+                if new is not None:
+                    if old is not None and old.key == new.key:
+                        new.shared = new.shared._replace(reservations=old.shared.reservations)
+                    self.master.units.add(new)
+
+    # -- what a reload looks at besides ------------------------------------------------------------------------------
+
+    def _follow_media(self):
+        for unit in list(self.master.units.by_id.values()):
+            if unit.target_name in self.changing:
+                continue
+            self.master.exports.recover(unit)
+            try:
+                self.master.exports.resize(unit, unit.lun.size)
+            except StoreError as e:
+                log.error('%s', e)
+
+    def _end_unwelcome(self):
+        """End the sessions that the rules no longer admit."""
+        master = self.master
+        for session in master.sessions.all():
+            target = master.configuration.targets.get(session.nexus.target_name) if session.nexus else None
+            if target is None or session.ended_why is not None:
+                continue
+            refusals = [access.refusal(target, session.initiator_name, peer[0]) for peer in session.peers.values()]
+            if any(refusals):
+                why = next(r for r in refusals if r)
+                log.warning('session %d of %s is ended: %s', session.tsih, session.initiator_name, why)
+                master.end_session(session, why, 'administrator')
+
+
+class Named(object):
+    """A target's name where exports.open wants a target."""
+
+    def __init__(self, name):
+        self.name = name
+
+
+def wanted_luns(steps):
+    """[(target name, Lun)] of the stores that have to be opened for these steps."""
+    found = []
+    for step in steps:
+        if isinstance(step, model.AddTarget):
+            found += [(step.target.name, lun) for lun in step.target.luns.values()]
+        elif isinstance(step, model.AddLun):
+            found.append((step.target_name, step.lun))
+        elif isinstance(step, model.ChangeLun) and step.when != settings.LIVE:
+            found.append((step.target_name, step.new))
+    return found
+
+
+STEPS = {model.ChangeServer: Reload._change_server, model.AddTarget: Reload._add_target,
+         model.RemoveTarget: Reload._remove_target, model.AddLun: Reload._add_lun, model.RemoveLun: Reload._remove_lun,
+         model.ChangeLun: Reload._change_lun}
+
+__all__ = ('Reload', 'ConfigError', 'wanted_luns')

@@ -1,0 +1,347 @@
+"""The logical units' shared state, owned by the master alone (D3): reservations, mode parameters, medium.
+
+A change runs in these steps, and one change of a unit is finished before the next one of it begins:
+
+     ask --> queued --> decided (pure, decisions.py) --> persisted, if it must --> sent to every worker that serves the unit,
+                            |                                |                      the asking one included
+                            v refused                        v failed                  |
+                          answer                           answer            every acknowledgement, or the worker's death
+                                                                                       |
+                                                                                     answer
+
+Invariants: nothing is sent before it is on stable storage, and nothing is answered before everybody has it in force; a worker
+that does not acknowledge within ACKNOWLEDGE_SECONDS is killed, and its death counts as its acknowledgement (the fence: a dead
+process writes nothing). What the master changes by itself (a nexus is lost, a medium failed, a reload) is applied at once,
+in between: a worker's replica is right because messages arrive in order and carry whole states.
+"""
+
+import os
+from collections import deque
+
+from targetd import log
+from targetd.master import decisions
+from targetd.master.decisions import Decision, Refusal
+
+ACKNOWLEDGE_SECONDS = 10.0
+UNITS_PER_MESSAGE = 200          # descriptors that travel with one message, below channel.MAXIMUM_DESCRIPTORS
+READY, STOPPED, EJECTED, FAILED = 'ready', 'stopped', 'ejected', 'failed'
+
+
+class Unit(object):
+    """One export. id: lasts as long as the export; key: belongs to the data, names the saved state; lun: config.model.Lun;
+    store: the master's; facts: dict; shared: decisions.Shared; workers: {worker: Nexus} that hold a replica."""
+
+    def __init__(self, unit_id, key, target_name, lun, store, facts, shared):
+        self.id = unit_id
+        self.key = key
+        self.target_name = target_name
+        self.lun = lun
+        self.store = store
+        self.facts = facts
+        self.shared = shared
+        self.workers = {}
+        self.queue = deque()             # (asker or None, message, done)
+        self.is_busy = False
+        self.failure = None              # what the worker told that failed it
+        self.told_size = store.size      # the size that replicas know
+
+    def message(self, descriptor):
+        """The unit as the catalogue of channel.py has it. `descriptor`: index or None."""
+        shared = self.shared
+        return {'lun': self.lun.number, 'unit': self.id, 'descriptor': descriptor, 'store': self.store.description(),
+                'facts': self.facts, 'reservations': shared.reservations, 'modes': shared.modes, 'medium': shared.medium}
+
+    def __repr__(self):
+        return '<unit %s>' % self.id
+
+
+class Acknowledgements(object):
+    """Who still has to acknowledge one message, and what is done when all have."""
+
+    def __init__(self, workers, done):
+        self.awaited = set(workers)
+        self.done = done
+        self.timer = None
+
+
+class Units(object):
+    """`send(worker, message, descriptors)`, `kill(worker, why)`; `state`: persistent.StateDirectory."""
+
+    def __init__(self, loop, send, kill, state):
+        self.loop = loop
+        self.send = send
+        self.kill = kill
+        self.state = state
+        self.by_id = {}
+        self._awaiting = {}              # message id -> Acknowledgements
+        self._next_id = 0
+
+    # -- what there is -----------------------------------------------------------------------------------------------
+
+    def add(self, unit):
+        """Export it."""
+        self.by_id[unit.id] = unit
+
+    def remove(self, unit):
+        """Export it no more. Its asks are answered as for a unit that is gone."""
+        self.by_id.pop(unit.id, None)
+        while unit.queue:
+            asker, message, done = unit.queue.popleft()
+            done(Refusal(*decisions.UNIT_IS_GONE))
+
+    def of_target(self, target_name):
+        """{lun number: Unit} of a target."""
+        return {u.lun.number: u for u in self.by_id.values() if u.target_name == target_name}
+
+    def find(self, text):
+        """The unit with this id, or named TARGET/LUN; None if there is none."""
+        if text in self.by_id:
+            return self.by_id[text]
+        target_name, _, number = text.rpartition('/')
+        return self.of_target(target_name).get(int(number)) if number.isdigit() else None
+
+    # -- sessions ----------------------------------------------------------------------------------------------------
+
+    def serve(self, worker, nexus):
+        """(unit dicts, descriptors) for the answer to a claim; the worker gets every change from now on. What does not fit
+        one message follows by itself (`units` orders)."""
+        mine = [unit for _, unit in sorted(self.of_target(nexus.target_name).items())]
+        for unit in mine:
+            unit.workers[worker] = nexus
+        for start in range(UNITS_PER_MESSAGE, len(mine), UNITS_PER_MESSAGE):
+            rest = mine[start:start + UNITS_PER_MESSAGE]
+            self.loop.call_later(0, lambda more=rest: self.order_units([worker], add=more))
+        return with_descriptors(mine[:UNITS_PER_MESSAGE])
+
+    def leave(self, worker):
+        """The worker is gone: its nexus is lost, its acknowledgements are given, nobody answers it."""
+        for unit in list(self.by_id.values()):
+            nexus = unit.workers.pop(worker, None)
+            unit.queue = deque(entry for entry in unit.queue if entry[0] is not worker)
+            if nexus is not None:
+                self._apply_now(unit, decisions.session_lost(unit.shared, nexus))
+        for number in [n for n, a in self._awaiting.items() if worker in a.awaited]:
+            self._acknowledged(number, worker)
+
+    # -- asks --------------------------------------------------------------------------------------------------------
+
+    def ask(self, worker, message):
+        """A worker asks for a change. The answer comes when it is in force everywhere."""
+        def answer(decision):
+            self.send(worker, {'do': 'answer', 'id': message.get('id'), 'status': decision.status,
+                               'sense': decision.sense.hex() if decision.sense else None,
+                               'data': decision.data.hex() if decision.data else None}, ())
+        unit = self.by_id.get(message.get('unit'))
+        nexus = unit.workers.get(worker) if unit is not None else None
+        if nexus is None:
+            answer(Refusal(*decisions.UNIT_IS_GONE))
+        elif message.get('ask') == 'reset' and message.get('function') in decisions.TARGET_RESETS:
+            self._reset_target(worker, unit.target_name, message, answer)
+        else:
+            self.enqueue(unit, worker, message, answer)
+
+    def _reset_target(self, worker, target_name, message, answer):
+        units = list(self.of_target(target_name).values())
+        left = [len(units)]
+
+        def one_done(decision):
+            left[0] -= 1
+            if not left[0]:
+                answer(decision)
+        for unit in units:
+            self.enqueue(unit, worker, message, one_done)
+
+    def enqueue(self, unit, asker, message, done):
+        """Decide on this message of the asker after those that are before it; done(decision) when it is in force."""
+        unit.queue.append((asker, message, done))
+        self._next(unit)
+
+    def _next(self, unit):
+        while unit.queue and not unit.is_busy:
+            asker, message, done = unit.queue.popleft()
+            nexus = unit.workers.get(asker)
+            if nexus is not None:
+                self._begin(unit, asker, nexus, message, done)
+
+    def _begin(self, unit, asker, nexus, message, done):
+        try:
+            decision = decisions.decide(unit.shared, nexus, message, known_ports(unit))
+        except decisions.Malformed as e:
+            log.error('worker %d asked for what cannot be: %s', asker.pid, e)
+            self.kill(asker, 'it asked for what cannot be')
+            return
+        if isinstance(decision, Decision) and decision.persist:
+            decision = self._persisted(unit, decision)
+        if isinstance(decision, Refusal) or not decision.concerns_others:
+            done(decision)
+            return
+        unit.is_busy = True
+
+        def in_force():
+            unit.is_busy = False
+            done(decision)
+            self._next(unit)
+        self._distribute(unit, decision, asker, in_force)
+
+    def _persisted(self, unit, decision):
+        try:
+            self.save(unit, decision.shared)
+        except OSError as e:
+            log.error('unit %s: its reservations or saved mode pages cannot be kept in %s: %s; the command is refused',
+                      unit.id, self.state.path, e.strerror)
+            return Refusal(*decisions.CANNOT_PERSIST)
+        return decision
+
+    def save(self, unit, shared):
+        """Put what must outlast us on stable storage. Raises OSError."""
+        self.state.save(unit.key, decisions.saved_state(shared, self.state.boot_id))
+
+    # -- distribution ------------------------------------------------------------------------------------------------
+
+    def _apply_now(self, unit, decision):
+        """A change of the master's own: in force in the master at once, and sent; nobody waits for it but the fence."""
+        if decision is None:
+            return
+        if decision.persist:
+            try:
+                self.save(unit, decision.shared)
+            except OSError as e:
+                log.error('unit %s: its state cannot be kept in %s: %s', unit.id, self.state.path, e.strerror)
+        self._distribute(unit, decision, None, lambda: None)
+
+    def _distribute(self, unit, decision, asker, done):
+        changed = decision.changed(unit.shared)
+        unit.shared = decision.shared
+        told = []
+        number = self._number()
+        acknowledgements = Acknowledgements((), done)
+        self._awaiting[number] = acknowledgements
+        for worker, nexus in list(unit.workers.items()):
+            message = dict(changed)
+            attentions = decision.attentions_of(nexus)
+            if attentions:
+                message['attentions'] = attentions
+            abort = decision.abort_of(nexus, worker is asker)
+            if abort:
+                message['abort'] = abort
+            if message:
+                message.update(do='change', id=number, unit=unit.id)
+                told.append((worker, message))
+        acknowledgements.awaited.update(worker for worker, _ in told)
+        for worker, message in told:
+            self.send(worker, message, ())
+        self._watch(number)
+
+    def order_units(self, workers, add=(), remove=(), replace=(), attentions=(), done=None):
+        """Tell these workers of units that came, went (numbers) or are others now; attentions: [(asc, ascq) …] owed by every
+        unit that the nexus had before and keeps; done() when it is in force."""
+        number = self._number()
+        self._awaiting[number] = Acknowledgements(workers, done or (lambda: None))
+        for worker in list(workers):
+            for unit in add:
+                nexus = worker.session.nexus if worker.session else None
+                if nexus is not None:
+                    unit.workers[worker] = nexus
+            dicts, descriptors = with_descriptors(list(add) + list(replace))
+            self.send(worker, {'do': 'units', 'id': number, 'add': dicts[:len(add)], 'remove': list(remove),
+                               'replace': dicts[len(add):], 'attentions': [list(a) for a in attentions]}, descriptors)
+        self._watch(number)
+
+    def _number(self):
+        self._next_id += 1
+        return self._next_id
+
+    def _watch(self, number):
+        acknowledgements = self._awaiting.get(number)
+        if acknowledgements is None:
+            return
+        if acknowledgements.awaited:
+            acknowledgements.timer = self.loop.call_later(ACKNOWLEDGE_SECONDS, lambda: self._too_late(number))
+        else:
+            del self._awaiting[number]
+            acknowledgements.done()
+
+    def acknowledge(self, worker, message):
+        """A worker has a change or an order in force."""
+        self._acknowledged(message.get('id'), worker)
+
+    def _acknowledged(self, number, worker):
+        acknowledgements = self._awaiting.get(number)
+        if acknowledgements is None or worker not in acknowledgements.awaited:
+            return
+        acknowledgements.awaited.discard(worker)
+        if not acknowledgements.awaited:
+            del self._awaiting[number]
+            if acknowledgements.timer is not None:
+                acknowledgements.timer.cancel()
+            acknowledgements.done()
+
+    def _too_late(self, number):
+        for worker in list(self._awaiting[number].awaited):
+            self.kill(worker, 'it did not acknowledge a change within %d seconds' % ACKNOWLEDGE_SECONDS)
+
+    # -- the master's own changes ------------------------------------------------------------------------------------
+
+    def failed(self, worker, message):
+        """A worker tells that acknowledged data may be lost: nobody is to take the unit for whole any more."""
+        unit = self.by_id.get(message.get('unit'))
+        if unit is None or worker not in unit.workers or unit.shared.medium == FAILED:
+            return
+        unit.failure = str(message.get('text', ''))
+        log.error('unit %s (%s) FAILED: %s. Data that was acknowledged may be lost. Every command is refused until the disk was '
+                  'checked and "targetctl acknowledge %s" is given', unit.id, unit.lun.backing_store, unit.failure, unit.id)
+        self._apply_now(unit, decisions.medium_changed(unit.shared, FAILED))
+
+    def attention(self, unit, asc, ascq):
+        """Owe every nexus of the unit this unit attention."""
+        self._apply_now(unit, decisions.attention_to_all(unit.shared, (asc, ascq)))
+
+    def change(self, unit, decision):
+        """Put a Decision of the master's own in force."""
+        self._apply_now(unit, decision)
+
+    def medium(self, unit, medium):
+        """Say of the medium what it is now."""
+        self._apply_now(unit, decisions.medium_changed(unit.shared, medium))
+
+    def flush_all(self):
+        """At the end: make everything durable. Returns [(unit, None or the OSError)]."""
+        results = []
+        for unit in self.by_id.values():
+            error = None
+            if not unit.store.read_only and unit.store.kind in ('file', 'block'):
+                try:
+                    os.fdatasync(unit.store.descriptor)
+                except OSError as e:
+                    error = e
+            results.append((unit, error))
+        return results
+
+    def close_all(self):
+        """Let go of every store."""
+        for unit in self.by_id.values():
+            try:
+                unit.store.close()
+            except OSError as e:
+                log.error('unit %s: %s', unit.id, e.strerror)
+        self.by_id.clear()
+
+
+def known_ports(unit):
+    """The initiator ports that are logged in to the unit's target."""
+    return sorted({nexus.initiator_port for nexus in unit.workers.values()})
+
+
+def with_descriptors(units):
+    """(dicts, descriptors) of units for a message; each dict has the index of its descriptor."""
+    dicts, descriptors = [], []
+    for unit in units:
+        index = None
+        if unit.store.descriptor is not None:
+            index = len(descriptors)
+            descriptors.append(unit.store.descriptor)
+        dicts.append(unit.message(index))
+    return dicts, descriptors
+
+
+__all__ = ('Unit', 'Units', 'with_descriptors', 'READY', 'STOPPED', 'EJECTED', 'FAILED')
