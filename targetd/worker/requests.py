@@ -91,7 +91,7 @@ class Requests(object):
         elif request.function == const.ABORT_TASK_SET:
             self._abort(request, lambda task: task.lun == request.lun)
         elif request.function in _SHARED_FUNCTIONS:
-            self._connection.worker.ask_reset(self._connection, _SHARED_FUNCTIONS[request.function], request.lun,
+            self._connection.worker.ask_reset(_SHARED_FUNCTIONS[request.function], request.lun,
                                               lambda answer: self._reset_done(request, answer))
         elif request.function == const.TASK_REASSIGN:
             self._respond(request, const.REASSIGNMENT_NOT_SUPPORTED)
