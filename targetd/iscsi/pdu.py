@@ -99,13 +99,13 @@ class Pdu(object):
 
     @classmethod
     def decode(cls, bhs, ahs=b'', data=b''):
-        """The PDU of a 48-byte header of this class's opcode."""
+        """The PDU of a 48-byte header of this class's opcode. ahs, data: bytes-like, or None as a Framer gives them."""
         pdu = cls.__new__(cls)
         values = cls.layout.unpack(bhs)
         pdu.immediate = bool(values[0] & const.IMMEDIATE)
         pdu.flags = values[1]
-        pdu.ahs = ahs
-        pdu.data = data
+        pdu.ahs = b'' if ahs is None else ahs
+        pdu.data = b'' if data is None else data
         for name, value in zip(cls.fields, values[2:]):
             if name is not None:
                 setattr(pdu, name, value)

@@ -1,0 +1,162 @@
+"""CHAP: known responses, both encodings, and everybody who must not get in."""
+
+import base64
+import hashlib
+
+import pytest
+
+from targetd.iscsi import chap, const
+
+SECRET = b'secret-of-12-to-16'
+ALL = chap.DEFAULT_ALGORITHMS
+
+
+class Dice(object):
+    """random_bytes with known results: 0x07, then 0x41 over and over."""
+
+    def __call__(self, count):
+        return b'\x07' if count == 1 else b'\x41' * count
+
+
+def begun(offered='5', accounts=(('erp', SECRET),), outgoing=None, algorithms=ALL):
+    machine = chap.Chap(accounts, outgoing, algorithms, Dice())
+    return machine, dict(machine.choose(offered))
+
+
+def response(sent, secret=SECRET):
+    """What an honest initiator answers, written out here anew."""
+    name = {'5': 'md5', '6': 'sha1', '7': 'sha256', '8': 'sha3_256'}[sent['CHAP_A']]
+    return hashlib.new(name, bytes([int(sent['CHAP_I'])]) + secret + bytes.fromhex(sent['CHAP_C'][2:])).digest()
+
+
+def test_digest_is_that_of_rfc_1994():
+    assert chap.digest(const.CHAP_MD5, 1, b'abc', b'xyz') == hashlib.md5(b'\x01abcxyz').digest()
+
+
+@pytest.mark.parametrize('number', ['5', '6', '7', '8'])
+@pytest.mark.parametrize('as_base64', [False, True])
+def test_right_answers_get_in(number, as_base64):
+    machine, sent = begun(number)
+    assert sent['CHAP_A'] == number and sent['CHAP_I'] == '7' and len(sent['CHAP_C']) == 2 + 64
+    answer = response(sent)
+    value = '0b' + base64.b64encode(answer).decode() if as_base64 else '0X' + answer.hex().upper()
+    assert machine.verify({'CHAP_N': 'erp', 'CHAP_R': value}) == []
+    assert machine.account == 'erp'
+
+
+@pytest.mark.parametrize('name, secret', [('erp', b'wrong'), ('nobody', SECRET), ('ERP', SECRET), ('erp', b''), ('second', SECRET)])
+def test_wrong_answers_do_not(name, secret):
+    machine, sent = begun(accounts=[('erp', SECRET), ('second', b'another-secret')])
+    with pytest.raises(chap.ProofFailed) as refusal:
+        machine.verify({'CHAP_N': name, 'CHAP_R': chap.encode(response(sent, secret))})
+    assert machine.account is None
+    assert 'secret-of' not in str(refusal.value)
+
+
+def test_the_answer_to_another_algorithm_is_wrong():
+    machine, sent = begun('7')
+    with pytest.raises(chap.ProofFailed):
+        machine.verify({'CHAP_N': 'erp', 'CHAP_R': chap.encode(response(dict(sent, CHAP_A='5')))})
+
+
+def test_any_account_of_several_will_do():
+    machine, sent = begun(accounts=[('erp', SECRET), ('second', b'another-secret')])
+    machine.verify({'CHAP_N': 'second', 'CHAP_R': chap.encode(response(sent, b'another-secret'))})
+    assert machine.account == 'second'
+
+
+def test_our_preference_decides_among_what_is_offered():
+    assert begun('5,6,7')[1]['CHAP_A'] == '7'
+    assert begun('5,6,7', algorithms=(const.CHAP_MD5, const.CHAP_SHA256))[1]['CHAP_A'] == '5'
+    for offered in ('42', '7', '', '05', 'MD5'):
+        with pytest.raises(chap.ProofFailed):
+            begun(offered, algorithms=(const.CHAP_MD5,))
+
+
+# -- mutual --------------------------------------------------------------------------------------------------------------
+
+def mutual(challenge, identifier='0x11', outgoing=('back', b'another-secret')):
+    machine, sent = begun(outgoing=outgoing)
+    return sent, machine.verify({'CHAP_N': 'erp', 'CHAP_R': chap.encode(response(sent)), 'CHAP_I': identifier, 'CHAP_C': challenge})
+
+
+@pytest.mark.parametrize('size', [1, 16, 1024])
+@pytest.mark.parametrize('as_base64', [False, True])
+def test_the_target_proves_itself(size, as_base64):
+    challenge = b'\xA5' * size
+    _, proof = mutual(chap.encode(challenge, as_base64))
+    assert proof == [('CHAP_N', 'back'), ('CHAP_R', '0x' + hashlib.md5(b'\x11another-secret' + challenge).hexdigest())]
+
+
+def test_a_challenge_of_odd_hex_digits_and_a_decimal_identifier():
+    _, proof = mutual('0xabc', '17')
+    assert dict(proof)['CHAP_R'] == '0x' + hashlib.md5(b'\x11another-secret\x0a\xbc').hexdigest()
+
+
+def test_reflection_is_refused():
+    with pytest.raises(chap.ProofFailed):
+        mutual(chap.encode(b'\x41' * chap.CHALLENGE_BYTES))
+
+
+def test_no_account_for_a_proof():
+    with pytest.raises(chap.ProofFailed):
+        mutual('0x01', outgoing=None)
+
+
+def test_one_secret_for_both_directions_is_refused():
+    with pytest.raises(chap.ProofFailed):
+        mutual('0x01', outgoing=('back', SECRET))
+
+
+@pytest.mark.parametrize('identifier, challenge', [('256', '0x01'), ('0x0100', '0x01'), ('1', '0x' + '01' * 1025), ('1', '0x'), ('', '0x01')])
+def test_values_that_are_too_long_or_empty(identifier, challenge):
+    with pytest.raises(chap.ChapError):
+        mutual(challenge, identifier)
+
+
+# -- encodings -----------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('value', ['', '0x', '0b', '0xzz', '0b!!!!', '0bAAA', '0bA===', '-1', 'abc', '0x12 ', '0bQQ==\n'])
+def test_what_is_no_binary_value(value):
+    with pytest.raises(chap.ChapError):
+        chap.decode(value, 1024)
+
+
+@pytest.mark.parametrize('value, data', [('0x00', b'\0'), ('0XfF', b'\xff'), ('0bQQ==', b'A'), ('0BQUI=', b'AB'), ('0bQUJD', b'ABC'),
+                                         ('0', b'\0'), ('255', b'\xff'), ('256', b'\1\0')])
+def test_binary_values(value, data):
+    assert chap.decode(value, 1024) == data
+
+
+# -- hosts without an algorithm --------------------------------------------------------------------------------------------
+
+def test_a_fips_host_computes_md5_where_python_can_ask_for_it(monkeypatch):
+    real = hashlib.new
+
+    def new(name, data=b'', **more):
+        if name == 'md5' and more != {'usedforsecurity': False}:
+            raise ValueError('disabled for FIPS')
+        return real(name, data)
+    monkeypatch.setattr(chap.hashlib, 'new', new)
+    assert chap.available((5, 7)) == (5, 7)
+    assert chap.digest(5, 1, b'abc', b'xyz') == real('md5', b'\x01abcxyz').digest()
+
+
+def test_an_algorithm_that_the_host_does_not_have_is_never_chosen(monkeypatch):
+    real = hashlib.new
+
+    def new(name, data=b'', **more):
+        if more:
+            raise TypeError('no such argument')          # Python before 3.9
+        if name == 'md5':
+            raise ValueError('disabled for FIPS')
+        return real(name, data)
+    monkeypatch.setattr(chap.hashlib, 'new', new)
+    assert chap.available((5, 7)) == (7,)
+    with pytest.raises(chap.ProofFailed):
+        begun('5')
+
+
+def test_people_s_words_for_the_algorithms():
+    assert [chap.NUMBERS[word] for word in ('MD5', 'SHA1', 'SHA-256', 'SHA3-256')] == [5, 6, 7, 8]
+    assert set(chap.NUMBERS.values()) == set(chap.HASHES) == set(const.CHAP_NAMES)

@@ -1,0 +1,64 @@
+"""Text: what initiators send, and what they must not get away with."""
+
+import pytest
+
+from targetd.iscsi import text
+
+
+def test_pairs_keep_their_order_and_their_equals_signs():
+    assert text.parse(b'B=2\0A=1\0CHAP_N=a=b\0X-com.example=\0') == [('B', '2'), ('A', '1'), ('CHAP_N', 'a=b'), ('X-com.example', '')]
+
+
+def test_render_is_parse_backwards():
+    pairs = [('TargetAlias', u'Büro'), ('TargetPortalGroupTag', '1')]
+    assert text.render(pairs) == u'TargetAlias=Büro\0TargetPortalGroupTag=1\0'.encode('utf-8')
+    assert text.parse(text.render(pairs)) == pairs
+    assert text.render([]) == b''
+
+
+def test_a_missing_or_further_nul_is_forgiven():
+    assert text.parse(b'A=1\0B=2') == [('A', '1'), ('B', '2')]
+    assert text.parse(memoryview(b'A=1\0\0\0')) == [('A', '1')]
+    assert text.parse(b'') == []
+
+
+@pytest.mark.parametrize('data', [
+    b'InitiatorName\0', b'=value\0', b'1A=b\0', b'A B=c\0', b'A=\xff\xfe\0', b'K\xc3\xa4se=1\0',
+    b'A' * 64 + b'=1\0', b'A=' + b'v' * 256 + b'\0', b'A=x,' + b'v' * 256 + b'\0', b'CHAP_C=0x' + b'0' * 8191 + b'\0',
+    b'A=' + b'v,' * 5000 + b'\0',
+], ids=['no-equals', 'no-key', 'digit', 'blank', 'not-utf8', 'not-ascii', 'long-key', 'long-value', 'long-item', 'long-long',
+        'long-list'])
+def test_what_is_no_text(data):
+    with pytest.raises(text.TextError) as error:
+        text.parse(data)
+    assert len(str(error.value)) < 120
+
+
+def test_limits_are_inclusive():
+    assert text.parse(b'A' * 63 + b'=' + b'v' * 255)
+    assert text.parse(b'CHAP_C=0x' + b'0' * 2048)                 # Windows' challenge of 1024 bytes
+    assert text.parse(b'HeaderDigest=' + b','.join([b'v' * 255] * 32))
+
+
+def test_split_gives_one_piece_at_least():
+    assert text.split(b'', 512) == [b'']
+    assert text.split(b'x' * 512, 512) == [b'x' * 512]
+    assert text.split(b'x' * 513, 512) == [b'x' * 512, b'x']
+
+
+def test_collector_puts_pieces_together_and_begins_anew():
+    collector = text.Collector(10)
+    assert collector.is_empty
+    assert collector.add(memoryview(b'A='), True) is None
+    assert not collector.is_empty
+    assert collector.add(b'1\0', False) == b'A=1\0'
+    assert collector.is_empty
+    assert collector.add(b'0123456789', False) == b'0123456789'
+
+
+def test_collector_keeps_no_more_than_its_limit():
+    collector = text.Collector(10)
+    collector.add(b'x' * 10, True)
+    with pytest.raises(text.TextError):
+        collector.add(b'x', True)
+    assert collector.is_empty
