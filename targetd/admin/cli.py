@@ -7,6 +7,7 @@ May import base, config.model and admin. Exit codes as in targetd.errors: 0 done
 import argparse
 import json
 import os
+import re
 import sys
 
 from targetd import __version__
@@ -124,11 +125,11 @@ def _explained(rows):
     explained = []
     for row in rows:
         row = dict(row)
-        status = (row.get('status_class'), row.get('status_detail'))
-        if all(isinstance(each, int) and not isinstance(each, bool) for each in status):
-            row.setdefault('status', '%02X%02X' % status)
-            row.setdefault('windows', windows.says(*status))
-            row.setdefault('look_at', windows.advice(*status))
+        status = re.match(r'^([0-9A-Fa-f]{2})([0-9A-Fa-f]{2})$', str(row.get('status')))
+        if status:
+            numbers = int(status.group(1), 16), int(status.group(2), 16)
+            row.setdefault('windows', windows.says(*numbers))
+            row.setdefault('look_at', windows.advice(*numbers))
         explained.append(row)
     return explained
 

@@ -8,6 +8,7 @@ way, JSON in UTF-8 ended by a newline:
             {"ok": true, "rows": [{"tsih": 1, …}, …]}        one object a row, keys as in `columns`; others show in --json
             {"ok": false, "error": "…", "exit_code": 1}      one plain sentence; exit_code as in targetd.errors
 
+The rows of `why` have the login status as four hex digits ('0202', RFC 7143 11.13.5); the client adds what Windows says for it.
 The server may keep the connection of `stop` open until it is gone: its end is what the command waits for.
 """
 
