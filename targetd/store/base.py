@@ -12,7 +12,7 @@ Imports base only. Invariants:
 import errno
 import fcntl
 import os
-import threading
+import queue
 from collections import namedtuple
 
 #: Bytes that copy() and the writing of zeroes move at a time.
@@ -40,9 +40,10 @@ class Capabilities(namedtuple('Capabilities', (
 
 NO_CAPABILITIES = Capabilities(False, False, 0, 0, 0, 512, 0, 0, 0, None, False)
 
-# Held by the one section of this process that is inside exclusive(). One for all stores: the kernel counts POSIX locks per
-# process, and would see a deadlock between two processes whose *threads* wait for each other's different files.
-_exclusive = threading.Lock()
+# Whoever of this process's threads is inside exclusive() has taken the baton. One for all stores: the kernel counts POSIX locks
+# per process, and would see a deadlock between two processes whose *threads* wait for each other's different files.
+_baton = queue.Queue()
+_baton.put(None)
 
 
 class Exclusive(object):
@@ -57,12 +58,12 @@ class Exclusive(object):
         self._local = local
 
     def __enter__(self):
-        _exclusive.acquire()
+        _baton.get()
         if not self._local:
             try:
                 fcntl.lockf(self._descriptor, fcntl.LOCK_EX, self._length, self._offset, os.SEEK_SET)
             except BaseException:
-                _exclusive.release()
+                _baton.put(None)
                 raise
         return self
 
@@ -71,7 +72,7 @@ class Exclusive(object):
             if not self._local:
                 fcntl.lockf(self._descriptor, fcntl.LOCK_UN, self._length, self._offset, os.SEEK_SET)
         finally:
-            _exclusive.release()
+            _baton.put(None)
 
 
 class Store(object):

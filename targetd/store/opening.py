@@ -63,6 +63,11 @@ class OpenedStore(object):
             return linux.device_size(self.descriptor)
         return self.size if self.descriptor is None else os.fstat(self.descriptor).st_size
 
+    def flush(self, offset, length):
+        """Make durable what any process wrote through this descriptor or another. Raises OSError."""
+        if self.kind in ('file', 'block') and not self.read_only:
+            os.fdatasync(self.descriptor)
+
     def resized(self, size):
         """Take note of a new size: later descriptions have it."""
         self._facts['size'] = size
