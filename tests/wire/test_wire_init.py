@@ -1,0 +1,182 @@
+"""init/targetd, the SysV script, in a folder of its own: every action, LSB exit codes, several shells, with and without LSB."""
+
+import os
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+
+import psutil
+import pytest
+
+from daemon import ROOT, eventually, is_listening
+
+pytestmark = pytest.mark.wire
+
+SCRIPT = os.path.join(ROOT, 'init', 'targetd')
+SHELLS = [['dash'], ['bash', '--posix'], ['bash'], ['busybox', 'sh']]
+LSB = '''
+log_success_msg() { echo "LSB ok: $@"; }
+log_failure_msg() { echo "LSB failure: $@"; }
+log_warning_msg() { echo "LSB warning: $@"; }
+'''
+
+
+class Init(object):
+    """The script with everything it touches in `directory`."""
+
+    def __init__(self, daemon, shell, with_lsb):
+        self.daemon = daemon
+        self.shell = shell
+        directory = daemon.directory
+        self.program = os.path.join(directory, 'targetd')
+        with open(self.program, 'w') as file:
+            file.write('#!/bin/sh\nPYTHONPATH=%s exec %s -m targetd "$@"\n' % (ROOT, daemon.python))
+        os.chmod(self.program, 0o755)
+        self.defaults = os.path.join(directory, 'defaults')
+        with open(self.defaults, 'w') as file:
+            file.write('DAEMON=%s\nCONFIG=%s\nSTOP_SECONDS=20\n' % (self.program, daemon.config))
+        functions = os.path.join(directory, 'init-functions')
+        if with_lsb:
+            with open(functions, 'w') as file:
+                file.write(LSB)
+        self.environment = dict(os.environ, DEFAULTS=self.defaults, SYSCONFIG='/nonexistent', LSB_FUNCTIONS=functions,
+                                ALLOW_USER='1')
+        daemon.write_config()
+
+    def __call__(self, action, **more):
+        """Run an action: (exit code, output)."""
+        done = subprocess.run(self.shell + [SCRIPT] + ([action] if action else []), env=dict(self.environment, **more),
+                              stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60)
+        return done.returncode, done.stdout.decode()
+
+    @property
+    def pid(self):
+        with open(os.path.join(self.daemon.directory, 'targetd.pid')) as file:
+            return int(file.read())
+
+
+@pytest.fixture(params=[(shell, lsb) for shell in SHELLS for lsb in (False, True)],
+                ids=lambda value: '%s-%s' % ('_'.join(value[0]), 'lsb' if value[1] else 'plain'))
+def init(daemon, request):
+    shell, with_lsb = request.param
+    if shutil.which(shell[0]) is None:
+        pytest.skip('%s is not installed' % shell[0])
+    daemon.target()
+    daemon.text.server['stop-timeout'] = '2'
+    script = Init(daemon, shell, with_lsb)
+    yield script
+    try:
+        psutil.Process(script.pid).kill()            # only where the test failed: an ordered stop removes the file
+    except (OSError, ValueError, psutil.NoSuchProcess):
+        pass
+
+
+def test_life(init):
+    daemon = init.daemon
+    assert init('status')[0] == 3
+    code, output = init('start')
+    assert code == 0, output + daemon.log
+    assert is_listening(daemon.address)              # start returns only when it serves
+    pid = init.pid
+    assert init('status')[0] == 0 and str(pid) in init('status')[1]
+    assert init('start')[0] == 0 and init.pid == pid
+    for action in ('reload', 'force-reload'):
+        before = daemon.log.count('reload')
+        assert init(action)[0] == 0
+        eventually(lambda: daemon.log.count('reload') > before, 5)
+        assert init.pid == pid
+    assert init('restart')[0] == 0
+    assert init.pid != pid
+    pid = init.pid
+    assert init('try-restart')[0] == 0 and init.pid != pid
+    code, output = init('stop')
+    assert code == 0 and 'stopped' in output
+    assert not is_listening(daemon.address)
+    assert init('stop')[0] == 0
+    assert init('reload')[0] == 7 and init('force-reload')[0] == 7
+    assert init('condrestart')[0] == 0 and init('status')[0] == 3
+    assert init('restart')[0] == 0 and init('status')[0] == 0
+    assert init('stop')[0] == 0
+
+
+@pytest.fixture
+def plain(daemon):
+    daemon.target()
+    daemon.text.server['stop-timeout'] = '2'
+    return Init(daemon, ['sh'], False)
+
+
+def test_usage(plain):
+    for action in ('', 'nonsense'):
+        code, output = plain(action)
+        assert code == 2 and 'Usage' in output
+
+
+def test_a_broken_configuration_stops_nothing(plain):
+    assert plain('start')[0] == 0
+    pid = plain.pid
+    with open(plain.daemon.config, 'a') as file:
+        file.write('\nnonsense\n')
+    for action in ('restart', 'try-restart', 'reload', 'force-reload'):
+        code, output = plain(action)
+        assert code == 6 and 'nonsense' in output
+        assert plain.pid == pid and is_listening(plain.daemon.address)
+    assert plain('stop')[0] == 0
+    code, output = plain('start')
+    assert code == 6 and plain.daemon.config in output
+
+
+def test_what_is_missing(plain):
+    with open(plain.defaults, 'a') as file:
+        file.write('DAEMON=/nonexistent/targetd\n')
+    assert plain('start')[0] == 5
+    with open(plain.defaults, 'a') as file:
+        file.write('DAEMON=%s\nCONFIG=/nonexistent.conf\n' % plain.program)
+    assert plain('start')[0] == 6
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason='run as root, who may')
+def test_only_root_starts(plain):
+    assert plain('start', ALLOW_USER='')[0] == 4
+
+
+def test_a_dead_pid_file(plain):
+    assert plain('start')[0] == 0
+    master = psutil.Process(plain.pid)
+    workers = master.children()
+    master.send_signal(signal.SIGKILL)
+    psutil.wait_procs([master] + workers, 10)
+    assert plain('status')[0] == 1
+    assert plain('start')[0] == 0
+    assert plain('stop')[0] == 0
+
+
+def test_another_program_under_the_number_of_the_pid_file(plain):
+    with subprocess.Popen(['sleep', '60']) as other:
+        with open(os.path.join(plain.daemon.directory, 'targetd.pid'), 'w') as file:
+            file.write('%d\n' % other.pid)
+        assert plain('status')[0] == 1
+        assert plain('stop')[0] == 0
+        assert other.poll() is None
+        other.kill()
+
+
+def test_port_busy_is_said(plain):
+    with socket.socket() as taken:
+        taken.bind(plain.daemon.address)
+        taken.listen(1)
+        code, output = plain('start')
+        assert code == 1 and str(plain.daemon.port) in output
+        assert plain('status')[0] in (1, 3)
+
+
+@pytest.mark.skipif(shutil.which('shellcheck') is None, reason='shellcheck is not installed')
+def test_shellcheck():
+    done = subprocess.run(['shellcheck', SCRIPT], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert done.returncode == 0, done.stdout.decode()
+
+
+def test_script_may_be_executed():
+    assert os.stat(SCRIPT).st_mode & stat.S_IXUSR
