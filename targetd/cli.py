@@ -75,9 +75,9 @@ def serve(path, foreground, only_test):
     if only_test:
         sys.stdout.write(explain.explained(configuration))
         for warning in lint.warnings(configuration) + lint.missing_stores(configuration):
-            sys.stderr.write('targetd: warning: %s\n' % warning)
+            sys.stderr.write('targetd: warning: %s\n' % str(warning))
         return EXIT_OK
     for warning in lint.warnings(configuration):
-        sys.stderr.write('targetd: warning: %s\n' % warning)
+        sys.stderr.write('targetd: warning: %s\n' % str(warning))
     from targetd.master import daemon       # not before it is needed: -t works where no socket is allowed
     return daemon.run(path, configuration, foreground)

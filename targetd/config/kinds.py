@@ -208,7 +208,7 @@ class Text(Kind):
     def parse(self, text):
         if self.ascii_only and not all(' ' <= character <= '~' for character in text):
             raise Unusable('%r holds a character that is not printable ASCII' % text, 'write ' + self.says)
-        if any(ord(character) < 32 for character in text):
+        if any(0 < ord(character) < 32 for character in text):
             raise Unusable('%r holds a control character' % text, 'leave it out')
         if len(text.encode('utf-8', 'replace')) > self.longest:
             raise Unusable('%r is %d bytes long' % (text, len(text.encode('utf-8', 'replace'))), 'write ' + self.says)
@@ -394,6 +394,8 @@ class Portal(Kind):
 
     def parse(self, text):
         match = re.match(r'\[([^\]]*)\](?::([0-9]+))?$', text) or re.match(r'([^:\[\]]+)(?::([0-9]+))?$', text)
+        if not match and text.count(':') > 1 and '[' not in text:
+            raise Unusable('%r does not tell address and port apart' % text, 'write an IPv6 address in brackets, like [::1]:3260')
         address, port = match.groups() if match else (text, None)
         plain, _, scope = address.partition(SCOPE)
         try:

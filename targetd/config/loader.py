@@ -24,7 +24,7 @@ Entry = namedtuple('Entry', 'name text file line')
 Section = namedtuple('Section', 'kind argument file line entries sections')
 
 TRIPLE = re.compile(r'''[^=]*=\s*("{3}|'{3})''')
-HEADING = re.compile(r'(\s*\[[\[\s]*)(.*)$', re.DOTALL)
+HEADING = re.compile(r'\s*((?:\[\s*)+)(.*?)((?:\s*\])+)\s*(?:#.*)?$', re.DOTALL)
 NUMBERED = re.compile(r'([0-9]+)(?:\s+(.*))?$', re.DOTALL)
 
 
@@ -104,9 +104,8 @@ class Reading(object):
     # -- configobj -----------------------------------------------------------------------------------------------------
 
     def _parse(self, path, lines):
-        numbered = [self._numbered(path, number, line) for number, line in enumerate(lines, 1)]
         try:
-            root = configobj.ConfigObj(numbered, interpolation=False, list_values=False, _inspec=True)
+            root = configobj.ConfigObj(self._numbered(path, lines), interpolation=False, list_values=False, _inspec=True)
         except (configobj.ConfigObjError, SyntaxError) as e:
             root = e.config
             for error in e.errors:
@@ -122,25 +121,34 @@ class Reading(object):
                 section.entries.remove(entry)
             self.sections.append(section)
 
-    def _numbered(self, path, number, line):
-        """The line as configobj gets it: with its number before the name; '' for what only disturbs configobj."""
-        stripped = line.strip()
-        if not stripped or stripped.startswith('#'):
-            return ''
-        if stripped.startswith('['):
-            opening, rest = HEADING.match(line).groups()
-            return '%s%d %s' % (opening, number, rest)
-        if TRIPLE.match(line):
-            self.complaints.append(Complaint(path, number, 'a value begins with three quotes', 'a value is one line, in quotes '
-                                             'of one kind; a word that begins with one kind stands in the other'))
-            return ''
-        return '%d %s' % (number, line.lstrip())
+    def _numbered(self, path, lines):
+        """The lines as configobj gets them: with their number before the name; empty where they only disturb it: comments, and
+        what stands under a heading that cannot be used and so belongs nowhere."""
+        numbered, depth, skipped = [], 0, None     # skipped: depth of the unusable heading that we are under
+        for number, line in enumerate(lines, 1):
+            stripped, result = line.strip(), ''
+            if stripped.startswith('['):
+                opened, name, flaw = _heading(line, depth)
+                if skipped is not None and opened > skipped:
+                    pass
+                elif flaw:
+                    self.complaints.append(Complaint(path, number, '%r %s' % (stripped, flaw[0]), flaw[1]))
+                    skipped = opened
+                else:
+                    skipped, depth, result = None, opened, '[' * opened + '%d %s' % (number, name) + ']' * opened
+            elif TRIPLE.match(line) and skipped is None:
+                self.complaints.append(Complaint(path, number, 'a value begins with three quotes', 'a value is one line, in quotes '
+                                                 'of one kind; a word that begins with one kind stands in the other'))
+            elif stripped and not stripped.startswith('#') and skipped is None:
+                result = '%d %s' % (number, line.lstrip())
+            numbered.append(result)
+        return numbered
 
     def _entries(self, path, section):
         entries = []
         for key in section.scalars:
             number, name = _take_number(key)
-            if not name or name.startswith('['):
+            if not name:
                 self.complaints.append(Complaint(path, number, 'no setting stands before the equals sign', ''))
             else:
                 entries.append(Entry(name, section[key], path, number))
@@ -175,12 +183,22 @@ class Reading(object):
                 self.include(path, entry)
 
 
+def _heading(line, depth):
+    """(opening brackets, name, None or (what is wrong, remedy)) of a heading that stands under one of this depth."""
+    match = HEADING.match(line)
+    if not match:
+        return line[:len(line) - len(line.lstrip(' \t['))].count('['), '', ('is a heading that is not closed', 'write as many ] as [')
+    opened, closed = match.group(1).count('['), match.group(3).count(']')
+    if opened != closed:
+        return opened, '', ('is a heading with %d [ and %d ]' % (opened, closed), 'write as many ] as [')
+    if opened > depth + 1:
+        return opened, '', ('is a heading that fits nowhere here', 'write [target NAME], and below it [[lun N]]')
+    return opened, match.group(2), None
+
+
 def _take_number(key):
-    match = NUMBERED.match(key)
-    if match:
-        return int(match.group(1)), (match.group(2) or '').strip()
-    digits = re.search('[0-9]+', key)        # '[7 target=x': a heading that was never closed
-    return int(digits.group()) if digits else None, ''
+    number, name = NUMBERED.match(key).groups()
+    return int(number), (name or '').strip()
 
 
 def _home_of(name):
@@ -199,12 +217,7 @@ def _structural(path, error, lines):
     """The complaint of an error that configobj found."""
     line = lines[error.line_number - 1].strip()
     text, remedy = '%r is neither a [section] nor a setting with an equals sign' % line, ''
-    if isinstance(error, configobj.NestingError):
-        text = '%r is a heading that fits nowhere here' % line
-        remedy = 'write [target NAME], and below it [[lun N]]; as many ] as ['
-    elif line.startswith('['):
-        text, remedy = '%r is a heading that is not closed' % line, 'write as many ] as ['
-    elif line.startswith('<'):
+    if line.startswith('<'):
         match = re.match('<target +([^ >]+)', line)
         remedy = 'write [target %s]' % match.group(1) if match else 'sections have no end mark here: leave it out'
     elif line.startswith(';'):

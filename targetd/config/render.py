@@ -20,7 +20,8 @@ SECTIONS = ('server', 'portal-group', 'target', 'lun')
 
 def default_text(row):
     """The default as it would be written, or None where nothing written is the default."""
-    return None if row.default in (None, '', ()) else row.kind.show(row.default)
+    nothing = row.default in ('', ()) or row.default is None and not isinstance(row.kind, kinds.Auto)
+    return None if nothing else row.kind.show(row.default)
 
 
 def meant(name):
