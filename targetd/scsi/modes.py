@@ -160,7 +160,7 @@ def reset(state):
 
 
 Parameters = namedtuple('Parameters', 'wce d_sense swp tas')
-Parameters.__doc__ = """The current parameters that change what the unit does, as bools: make them once per change and keep them."""
+Parameters.__doc__ = """The current parameters that change what the unit does, as bools. Make them once per change."""
 
 
 def parameters(state):

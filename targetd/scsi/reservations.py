@@ -99,7 +99,7 @@ def refused_classes(state, nexus):
 
 
 def conflicts(refused, reservation_class, cdb):
-    """Does the set `refused` (from refused_classes) refuse this command? A class of None is refused by all but the empty set."""
+    """Does the set `refused` (from refused_classes) refuse this command? A class of None: yes, unless the set is empty."""
     if not refused:
         return False
     if reservation_class == PR_OUT:
@@ -445,10 +445,9 @@ def aptpl_load(saved, power_lost=True):
         state['aptpl'] = bool(saved['aptpl'])
         state['type'] = saved['type']
         state['holder'] = [_text(name) for name in saved['holder']] if saved['holder'] else None
-        version = saved['version']
+        _check_saved(state, saved['version'])
     except (KeyError, TypeError) as e:
         raise ValueError('not saved reservations: %r' % e)
-    _check_saved(state, version)
     return initial() if power_lost and not state['aptpl'] else state
 
 
