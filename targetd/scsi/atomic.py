@@ -1,7 +1,7 @@
 """Commands that read, decide and write as one: COMPARE AND WRITE, ORWRITE, WRITE ATOMIC. Pure.
 
 Atomic against each other in every session: they do their work inside store.exclusive(), a lock that threads and processes
-share. Plain writes do not ask for it, as in every disk: whoever mixes them with these on the same blocks synchronizes otherwise.
+share. Plain writes do not ask for it: whoever mixes them with these on the same blocks must synchronize otherwise.
 """
 
 from targetd.scsi import sense

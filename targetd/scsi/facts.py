@@ -33,7 +33,7 @@ FACTS = (
     ('maximum_transfer_length', 16 << 20, 'MAXIMUM TRANSFER LENGTH of READ, WRITE, VERIFY and their like; 0: no limit'),
     ('optimal_transfer_length', 1 << 20, 'OPTIMAL TRANSFER LENGTH'),
     ('optimal_transfer_granularity', 0, 'OPTIMAL TRANSFER LENGTH GRANULARITY; 0: the physical block size'),
-    ('maximum_compare_and_write_length', 65536, 'MAXIMUM COMPARE AND WRITE LENGTH (at most 255 blocks are reported); 0: not offered'),
+    ('maximum_compare_and_write_length', 65536, 'MAXIMUM COMPARE AND WRITE LENGTH (255 blocks at most); 0: not offered'),
     ('maximum_atomic_length', 0, 'MAXIMUM ATOMIC TRANSFER LENGTH; 0: WRITE ATOMIC is not offered'),
     ('removable', False, 'RMB: START STOP UNIT can eject, PREVENT ALLOW counts'),
     ('read_only', False, 'the store cannot be written: WP 1, writes end with 07/27/00'),

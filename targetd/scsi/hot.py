@@ -37,7 +37,8 @@ def _run_read(unit):
 
 
 def _read_10(unit, general):
-    unpack, block_size, size, limit, run = BLOCKS_10.unpack_from, unit.block_size, unit.blocks, unit.maximum_blocks, _run_read(unit)
+    unpack, block_size, size, limit = BLOCKS_10.unpack_from, unit.block_size, unit.blocks, unit.maximum_blocks
+    run = _run_read(unit)
 
     def admit(task):
         flags, lba, group, blocks, control = unpack(task.cdb, 1)
@@ -65,7 +66,8 @@ def _read_long(unit, general, unpack):
 
 
 def _read_6(unit, general):
-    unpack, block_size, size, limit, run = BLOCKS_6.unpack_from, unit.block_size, unit.blocks, unit.maximum_blocks, _run_read(unit)
+    unpack, block_size, size, limit = BLOCKS_6.unpack_from, unit.block_size, unit.blocks, unit.maximum_blocks
+    run = _run_read(unit)
 
     def admit(task):
         high, low, blocks, control = unpack(task.cdb, 1)
@@ -80,8 +82,8 @@ def _read_6(unit, general):
     return admit
 
 
-def _run_write(unit):
-    """(run for a write that must wait, run for one that need not, up to how many bytes each kind need not: plain, durable)."""
+def _write_limits(unit):
+    """(bytes up to which a plain write need not wait, the same of a durable one, are all writes durable?)"""
     store = unit.store
     plain = store.inline_write_limit
     return plain, plain if store.durable_is_free else 0, unit.write_through
@@ -89,7 +91,7 @@ def _run_write(unit):
 
 def _write_10(unit, general):
     unpack, block_size, size, limit = BLOCKS_10.unpack_from, unit.block_size, unit.blocks, unit.maximum_blocks
-    plain, durable, write_through = _run_write(unit)
+    plain, durable, write_through = _write_limits(unit)
 
     def admit(task):
         flags, lba, group, blocks, control = unpack(task.cdb, 1)
@@ -112,7 +114,7 @@ def _write_10(unit, general):
 
 def _write_long(unit, general, unpack):
     block_size, size, limit = unit.block_size, unit.blocks, unit.maximum_blocks
-    plain, durable, write_through = _run_write(unit)
+    plain, durable, write_through = _write_limits(unit)
 
     def admit(task):
         flags, lba, blocks, group, control = unpack(task.cdb, 1)
@@ -135,7 +137,7 @@ def _write_long(unit, general, unpack):
 
 def _write_6(unit, general):
     unpack, block_size, size, limit = BLOCKS_6.unpack_from, unit.block_size, unit.blocks, unit.maximum_blocks
-    plain, durable, write_through = _run_write(unit)
+    plain, durable, write_through = _write_limits(unit)
     inline = durable if write_through else plain
 
     def admit(task):

@@ -187,7 +187,8 @@ class LogicalUnit(object):
 
     facts: UnitFacts; store: its verbs; device: the Device it belongs to; modes, reservations: the replicas (None: as if nobody
     had changed anything); medium: 'ready', 'stopped', 'ejected' or 'failed'. A new unit owes 29/00.
-    The connection sets task.unit before it calls admit. on_failure(text) is called, by any thread, once when the store has lost data it had taken; update(medium='ready') rearms it.
+    The connection sets task.unit before it calls admit. on_failure(text) is called, by any thread, once when the store has lost
+    data it had taken; update(medium='ready') rearms it.
     Readable by anyone: lun, blocks, block_size, medium, read_only, write_through, descriptor_sense, task_aborted_status.
     """
 

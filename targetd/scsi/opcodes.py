@@ -16,9 +16,10 @@ class Row(namedtuple('Row', 'opcode service_action name mask reservation functio
     """One command.
 
     opcode; service_action: int, or None for an opcode without; name: the standard's; mask: bytes as long as the CDB, the
-    bits that may be set (the service action's own field is all ones); reservation: a class of reservations.py, or None; function: 'module.name' of
-    the admission function; medium: needs a ready medium; writes: changes the medium; exempt: runs although a unit attention
-    is pending (SAM-5 5.14.1); needs: name of the fact without which the unit does not offer the command, or ''.
+    bits that may be set (the service action's own field is all ones); reservation: a class of reservations.py, or None;
+    function: 'module.name' of the admission function; medium: needs a ready medium; writes: changes the medium; exempt: runs
+    although a unit attention is pending (SAM-5 5.14.1); needs: name of the fact without which the unit does not offer the
+    command, or ''.
     """
 
     __slots__ = ()
@@ -33,11 +34,12 @@ class Row(namedtuple('Row', 'opcode service_action name mask reservation functio
         return bytes(data)
 
     def first_refused_bit(self, cdb):
-        """(byte, bit) of the first field of `cdb` outside the mask, or None. The bit is the field's most significant one."""
+        """(byte, bit) of the first field of `cdb` outside the mask, or None. The bit is the field's most significant one, as
+        far as the mask tells fields apart; the bits of CONTROL, the last byte, are single ones."""
         for offset, allowed in enumerate(self.mask):
             if offset and cdb[offset] & ~allowed & 0xFF:
                 bit = (cdb[offset] & ~allowed & 0xFF).bit_length() - 1
-                while bit < 7 and not allowed >> (bit + 1) & 1:
+                while bit < 7 and offset < len(self.mask) - 1 and not allowed >> (bit + 1) & 1:
                     bit += 1
                 return offset, bit
         return None

@@ -54,7 +54,7 @@ def writing(function):
 # -- ranges and Data-Out ---------------------------------------------------------------------------------------------------
 
 def place(unit, task, lba, blocks, maximum=None):
-    """Set task.offset and task.length (bytes). Raises CheckCondition if the blocks are not all there, or more than `maximum`."""
+    """Set task.offset and task.length (bytes). Raises CheckCondition if blocks are not there, or more than `maximum`."""
     size = length(task.cdb[0])
     if lba + blocks > unit.blocks:
         raise sense.lba_out_of_range(LBA_AT[size])

@@ -202,7 +202,8 @@ def _timeouts():
 
 def _command_descriptor(row, timeouts):
     flags = (0x02 if timeouts else 0) | (0x01 if row.service_action is not None else 0)
-    return struct.pack('>BxHxBH', row.opcode, row.service_action or 0, flags, len(row.mask)) + (_timeouts() if timeouts else b'')
+    descriptor = struct.pack('>BxHxBH', row.opcode, row.service_action or 0, flags, len(row.mask))
+    return descriptor + _timeouts() if timeouts else descriptor
 
 
 def _one_command(row, timeouts):

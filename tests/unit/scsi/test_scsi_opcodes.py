@@ -1,0 +1,87 @@
+import pytest
+
+from targetd.scsi import opcodes, reservations
+from targetd.scsi.cdb import length
+from targetd.scsi.facts import UnitFacts
+from targetd.scsi.lu import FUNCTIONS
+
+from fake_store import OTHER, make_unit, status_of
+
+CLASSES = {reservations.ALWAYS, reservations.STATUS, reservations.READ, reservations.WRITE, reservations.RESERVE,
+           reservations.PR_IN, reservations.PR_OUT, reservations.START_STOP, reservations.PREVENT}
+IDS = ['%02X-%s' % (row.opcode, row.service_action) for row in opcodes.TABLE]
+
+
+@pytest.mark.parametrize('row', opcodes.TABLE, ids=IDS)
+def test_a_row_is_complete(row):
+    assert len(row.mask) == length(row.opcode)
+    assert row.reservation in CLASSES
+    assert callable(FUNCTIONS[row.function])
+    assert not row.needs or row.needs in UnitFacts._fields
+    assert not row.mask[-1], 'NACA and the vendor bits of CONTROL are refused by every command'
+
+
+@pytest.mark.parametrize('row', opcodes.TABLE, ids=IDS)
+def test_usage_data_give_opcode_and_service_action_by_value(row):
+    assert row.usage[0] == row.opcode
+    assert len(row.usage) == len(row.mask)
+    if row.service_action is not None:
+        assert row.usage[1] & 0x1F == row.service_action
+
+
+def test_no_command_stands_twice():
+    seen = [(row.opcode, row.service_action) for row in opcodes.TABLE]
+    assert len(set(seen)) == len(seen)
+    with_actions = {opcode for opcode, action in seen if action is not None}
+    assert not with_actions & {opcode for opcode, action in seen if action is None}
+
+
+def test_exactly_the_commands_of_sam_are_exempt_from_unit_attention():
+    assert {row.name for row in opcodes.TABLE if row.exempt} == {'INQUIRY', 'REPORT LUNS', 'REQUEST SENSE'}
+
+
+def other_reserves_write_exclusive():
+    key = '00000000000000aa'
+    return dict(reservations.initial(), type=1, holder=[OTHER.initiator_port, OTHER.target_port], registrations=[
+        {'initiator_port': OTHER.initiator_port, 'target_port': OTHER.target_port, 'key': key, 'all_tg_pt': False}])
+
+
+@pytest.mark.parametrize('row', [row for row in opcodes.TABLE if row.writes], ids=lambda row: row.name)
+def test_every_command_that_writes_conflicts_with_a_foreign_write_exclusive_reservation(row):
+    unit = make_unit(unmap=True, maximum_atomic_length=65536)
+    unit.update(reservations=other_reserves_write_exclusive())
+    cdb = bytearray(len(row.mask))
+    cdb[0] = row.opcode
+    assert status_of(unit, bytes(cdb)) == 0x18
+
+
+def test_reads_do_not_conflict_with_it():
+    unit = make_unit()
+    unit.update(reservations=other_reserves_write_exclusive())
+    assert status_of(unit, bytes.fromhex('28 00 00000000 00 0001 00')) == 0
+    assert status_of(unit, bytes.fromhex('00 00 0000 00 00')) == 0
+
+
+@pytest.mark.parametrize('cdb, where', [
+    ('28 00 00000000 20 0001 00', (6, 7)),        # the two reserved bits above GROUP NUMBER are one field's worth
+    ('28 20 00000000 00 0001 00', (1, 7)),        # RDPROTECT 1 is an error of the three-bit field
+    ('28 01 00000000 00 0001 00', (1, 0)),
+    ('28 00 00000000 00 0001 04', (9, 2)),
+    ('12 02 00 0024 00', (1, 7)),
+])
+def test_the_pointer_names_the_most_significant_bit_of_the_field(cdb, where):
+    data = bytes.fromhex(cdb)
+    row = next(row for row in opcodes.TABLE if row.opcode == data[0])
+    assert row.first_refused_bit(data) == where
+
+
+def test_a_clean_cdb_points_nowhere():
+    for row in opcodes.TABLE:
+        assert row.first_refused_bit(row.mask) is None
+
+
+def test_commands_that_a_unit_cannot_do_are_not_offered():
+    plain = opcodes.by_opcode(UnitFacts.from_message({}))
+    assert 0x42 not in plain and 0x9C not in plain and 0x89 in plain
+    thin = opcodes.by_opcode(UnitFacts.from_message({'unmap': True, 'maximum_atomic_length': 4096}))
+    assert 0x42 in thin and 0x9C in thin
