@@ -44,7 +44,8 @@ def test_right_answers_get_in(number, as_base64):
     assert machine.account == 'erp'
 
 
-@pytest.mark.parametrize('name, secret', [('erp', b'wrong'), ('nobody', SECRET), ('ERP', SECRET), ('erp', b''), ('second', SECRET)])
+@pytest.mark.parametrize('name, secret',
+                         [('erp', b'wrong'), ('nobody', SECRET), ('ERP', SECRET), ('erp', b''), ('second', SECRET)])
 def test_wrong_answers_do_not(name, secret):
     machine, sent = begun(accounts=[('erp', SECRET), ('second', b'another-secret')])
     with pytest.raises(chap.ProofFailed) as refusal:
@@ -73,11 +74,12 @@ def test_our_preference_decides_among_what_is_offered():
             begun(offered, algorithms=(const.CHAP_MD5,))
 
 
-# -- mutual --------------------------------------------------------------------------------------------------------------
+# -- mutual ------------------------------------------------------------------------------------------------------------
 
 def mutual(challenge, identifier='0x11', outgoing=('back', b'another-secret')):
     machine, sent = begun(outgoing=outgoing)
-    return sent, machine.verify({'CHAP_N': 'erp', 'CHAP_R': chap.encode(response(sent)), 'CHAP_I': identifier, 'CHAP_C': challenge})
+    return sent, machine.verify({'CHAP_N': 'erp', 'CHAP_R': chap.encode(response(sent)), 'CHAP_I': identifier,
+                                 'CHAP_C': challenge})
 
 
 @pytest.mark.parametrize('size', [1, 16, 1024])
@@ -108,13 +110,14 @@ def test_one_secret_for_both_directions_is_refused():
         mutual('0x01', outgoing=('back', SECRET))
 
 
-@pytest.mark.parametrize('identifier, challenge', [('256', '0x01'), ('0x0100', '0x01'), ('1', '0x' + '01' * 1025), ('1', '0x'), ('', '0x01')])
+@pytest.mark.parametrize('identifier, challenge',
+                         [('256', '0x01'), ('0x0100', '0x01'), ('1', '0x' + '01' * 1025), ('1', '0x'), ('', '0x01')])
 def test_values_that_are_too_long_or_empty(identifier, challenge):
     with pytest.raises(chap.ChapError):
         mutual(challenge, identifier)
 
 
-# -- encodings -----------------------------------------------------------------------------------------------------------
+# -- encodings ---------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('value', ['', '0x', '0b', '0xzz', '0b!!!!', '0bAAA', '0bA===', '-1', 'abc', '0x12 ', '0bQQ==\n'])
 def test_what_is_no_binary_value(value):
@@ -122,13 +125,14 @@ def test_what_is_no_binary_value(value):
         chap.decode(value, 1024)
 
 
-@pytest.mark.parametrize('value, data', [('0x00', b'\0'), ('0XfF', b'\xff'), ('0bQQ==', b'A'), ('0BQUI=', b'AB'), ('0bQUJD', b'ABC'),
+@pytest.mark.parametrize('value, data',
+                         [('0x00', b'\0'), ('0XfF', b'\xff'), ('0bQQ==', b'A'), ('0BQUI=', b'AB'), ('0bQUJD', b'ABC'),
                                          ('0', b'\0'), ('255', b'\xff'), ('256', b'\1\0')])
 def test_binary_values(value, data):
     assert chap.decode(value, 1024) == data
 
 
-# -- hosts without an algorithm --------------------------------------------------------------------------------------------
+# -- hosts without an algorithm ----------------------------------------------------------------------------------------
 
 def test_a_fips_host_computes_md5_where_python_can_ask_for_it(monkeypatch):
     real = hashlib.new

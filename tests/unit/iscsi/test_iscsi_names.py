@@ -6,7 +6,8 @@ from targetd.iscsi import names
 
 
 @pytest.mark.parametrize('name', [
-    'iqn.2026-11.com.example:erp', 'iqn.1991-05.com.microsoft:server.corp.example.com', 'iqn.1993-08.org.debian:01:abcdef012345',
+    'iqn.2026-11.com.example:erp', 'iqn.1991-05.com.microsoft:server.corp.example.com',
+    'iqn.1993-08.org.debian:01:abcdef012345',
     'iqn.2026-11.example', 'iqn.2001-04.com.example:storage:tape1.sys1.xyz', 'eui.02004567A425678D', 'naa.52004567BA64678D',
     'naa.62004567BA64678D0123456789ABCDEF', u'iqn.2026-11.com.example:büro', 'IQN.2026-11.COM.EXAMPLE:X',
     'iqn.2026-11.com.example:' + 'x' * 199,
@@ -17,10 +18,12 @@ def test_good_names(name):
 
 
 @pytest.mark.parametrize('name, word', [
-    ('', 'begins'), ('disk1', 'begins'), ('iqn.', 'year-month'), ('iqn.2026.com.example', 'year-month'), ('iqn.2026-11.', 'year-month'),
+    ('', 'begins'), ('disk1', 'begins'), ('iqn.', 'year-month'), ('iqn.2026.com.example', 'year-month'),
+    ('iqn.2026-11.', 'year-month'),
     ('iqn.2026-13.com.example', 'month 13'), ('iqn.2026-00.com.example', 'month 00'), ('iqn.2026-11.com..example', 'domain'),
     ('iqn.2026-11.-com.example', 'domain'), ('iqn.2026-11.com.example:a_b', '"_"'), ('iqn.2026-11.com.example:a b', 'a blank'),
-    ('iqn.2026-11.com.example:a/b', '"/"'), ('iqn.2026-11.com.example:\x07', 'U+0007'), (u'iqn.2026-11.com.example:\u200b', 'U+200B'),
+    ('iqn.2026-11.com.example:a/b', '"/"'), ('iqn.2026-11.com.example:\x07', 'U+0007'),
+    (u'iqn.2026-11.com.example:\u200b', 'U+200B'),
     ('eui.0200', '16 hexadecimal'), ('eui.02004567A425678G', '16 hexadecimal'), ('naa.123', '16 or 32'),
     ('iqn.2026-11.com.example:' + 'x' * 200, '223 bytes'), (u'iqn.2026-11.com.example:' + u'ü' * 100, '223 bytes'),
 ])

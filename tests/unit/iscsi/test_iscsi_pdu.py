@@ -73,7 +73,8 @@ def test_none_from_a_framer_is_no_data():
     (pdu.ScsiCommand(final=True, read=True, attribute=1, lun=0x0001000000000000, itt=0x10, edtl=0x200, cmd_sn=7, exp_stat_sn=8,
                      cdb=bytes.fromhex('28000000000000000100') + bytes(6)),
      '01c10000 00000000 0001000000000000 00000010 00000200 00000007 00000008 28000000 00000000 01000000 00000000'),
-    (pdu.ScsiResponse(status=2, underflow=True, itt=0x10, stat_sn=1, exp_cmd_sn=2, max_cmd_sn=3, exp_data_sn=4, residual_count=5),
+    (pdu.ScsiResponse(status=2, underflow=True, itt=0x10, stat_sn=1, exp_cmd_sn=2, max_cmd_sn=3, exp_data_sn=4,
+                      residual_count=5),
      '21820002 00000000 0000000000000000 00000010 00000000 00000001 00000002 00000003 00000004 00000000 00000005'),
     (pdu.TaskManagementRequest(immediate=True, function=const.ABORT_TASK, lun=1, itt=2, referenced_task_tag=3, cmd_sn=4,
                                exp_stat_sn=5, ref_cmd_sn=6, exp_data_sn=7),
@@ -85,7 +86,8 @@ def test_none_from_a_framer_is_no_data():
     (pdu.DataIn(final=True, has_status=True, underflow=True, itt=2, stat_sn=3, exp_cmd_sn=4, max_cmd_sn=5, data_sn=6,
                 buffer_offset=7, residual_count=8),
      '25830000 00000000 0000000000000000 00000002 ffffffff 00000003 00000004 00000005 00000006 00000007 00000008'),
-    (pdu.ReadyToTransfer(lun=1, itt=2, ttt=3, stat_sn=4, exp_cmd_sn=5, max_cmd_sn=6, r2t_sn=7, buffer_offset=8, desired_length=9),
+    (pdu.ReadyToTransfer(lun=1, itt=2, ttt=3, stat_sn=4, exp_cmd_sn=5, max_cmd_sn=6, r2t_sn=7, buffer_offset=8,
+                         desired_length=9),
      '31800000 00000000 0000000000000001 00000002 00000003 00000004 00000005 00000006 00000007 00000008 00000009'),
     (pdu.AsyncMessage(event=const.ASYNC_LOGOUT_REQUESTED, stat_sn=1, exp_cmd_sn=2, max_cmd_sn=3, parameter3=10),
      '32800000 00000000 0000000000000000 ffffffff 00000000 00000001 00000002 00000003 01000000 0000000a 00000000'),
@@ -174,7 +176,7 @@ def test_unknown_opcodes_are_rejected(opcode):
     assert refusal.value.reason == const.REJECT_COMMAND_NOT_SUPPORTED
 
 
-# -- additional header segments ------------------------------------------------------------------------------------------
+# -- additional header segments ----------------------------------------------------------------------------------------
 
 def test_extended_cdb_and_read_length():
     ahs = pdu.encode_ahs(b'\x01\x02\x03', 0x1000)

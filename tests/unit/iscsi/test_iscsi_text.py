@@ -6,7 +6,8 @@ from targetd.iscsi import text
 
 
 def test_pairs_keep_their_order_and_their_equals_signs():
-    assert text.parse(b'B=2\0A=1\0CHAP_N=a=b\0X-com.example=\0') == [('B', '2'), ('A', '1'), ('CHAP_N', 'a=b'), ('X-com.example', '')]
+    assert text.parse(b'B=2\0A=1\0CHAP_N=a=b\0X-com.example=\0') == [('B', '2'), ('A', '1'), ('CHAP_N', 'a=b'),
+                                                                     ('X-com.example', '')]
 
 
 def test_render_is_parse_backwards():
