@@ -1,0 +1,50 @@
+"""Policies: what the configuration says to a login, and where SendTargets sends an initiator."""
+
+import pytest
+
+from targetd.config import model
+from targetd.worker.policy import Policies, reachable
+
+
+@pytest.mark.parametrize('portal, local, expected', [
+    (('10.0.0.1', 3260), '10.0.0.1', '10.0.0.1'),
+    (('10.0.0.1', 3260), 'fd00::1', '10.0.0.1'),
+    (('0.0.0.0', 3260), '10.0.0.7', '10.0.0.7'),
+    (('0.0.0.0', 3260), '::ffff:10.0.0.7', '10.0.0.7'),
+    (('::', 3260), 'fd00::1', 'fd00::1'),
+    (('::', 3260), 'fe80::1%eth0', 'fe80::1'),
+    (('::', 3260), '10.0.0.7', None),
+    (('0.0.0.0', 3260), 'fd00::1', None),
+])
+def test_a_wildcard_stands_for_the_address_of_arrival(portal, local, expected):
+    assert reachable(portal, local) == expected
+
+
+def policies():
+    targets = [model.Target('iqn.2026-11.t:open', initiator_addresses=('ALL',), portal_groups=(1, 2), alias='Open'),
+               model.Target('iqn.2026-11.t:net', initiator_addresses=('10.0.0.0/24',), portal_groups=(2,)),
+               model.Target('iqn.2026-11.t:chap', initiator_addresses=('ALL',), accounts=(('u', 'sécret'),), outgoing=('o', 's'))]
+    groups = [model.PortalGroup(1, (('0.0.0.0', 3260),)), model.PortalGroup(2, (('::', 3261), ('10.0.0.1', 3262)))]
+    return Policies(model.configuration(model.Server(), groups, targets))
+
+
+def test_discovery_shows_only_what_may_be_logged_in_to():
+    seen = dict(policies().visible('iqn.i', '192.168.1.1', '10.0.0.9'))
+    assert sorted(seen) == ['iqn.2026-11.t:chap', 'iqn.2026-11.t:open']
+    assert [str(portal) for portal in seen['iqn.2026-11.t:open']] == ['10.0.0.9:3260,1', '10.0.0.1:3262,2']
+    assert 'iqn.2026-11.t:net' in dict(policies().visible('iqn.i', '10.0.0.5', '10.0.0.9'))
+
+
+def test_a_target_is_only_reached_through_its_own_groups():
+    policy = policies().login('10.0.0.5', 1)
+    assert policy.target('iqn.2026-11.t:open').portal_group_tag == 1
+    assert policy.target('iqn.2026-11.t:net').portal_group_tag is None
+    assert policy.target('iqn.2026-11.t:none') is None
+
+
+def test_the_access_rule_knows_the_address_and_secrets_travel_as_utf_8():
+    policy = policies().login('192.168.1.1', 2)
+    assert 'initiator-address' in policy.target('iqn.2026-11.t:net').refuse('iqn.i')
+    assert policy.target('iqn.2026-11.t:open').refuse('iqn.i') is None
+    chap = policy.target('iqn.2026-11.t:chap')
+    assert chap.accounts == [('u', 'sécret'.encode('utf-8'))] and chap.outgoing == ('o', b's')
