@@ -36,7 +36,7 @@ _PASSED = VERBS + ('try_read', 'copy', 'exclusive', 'resize_check', 'allocated',
 _FACTS = ('kind', 'path', 'size', 'block_size', 'read_only', 'direct', 'thin', 'capabilities', 'inline_write_limit',
           'durable_is_free', 'lost', 'descriptor')
 _SIZES = {'': 1, 'k': 1 << 10, 'm': 1 << 20, 'g': 1 << 30, 't': 1 << 40}
-_TIMES = {'ns': 1e-9, 'us': 1e-6, 'ms': 1e-3, 's': 1.0}
+_PER_SECOND = {'ns': 1e9, 'us': 1e6, 'ms': 1e3, 's': 1.0}
 
 _log = logging.getLogger('targetd.store')
 
@@ -395,7 +395,7 @@ def parse_seconds(text):
     match = re.match(r'^([0-9]*\.?[0-9]+)(ns|us|ms|s|)$', text.lower())
     if not match:
         raise ValueError('"%s" is no time' % text)
-    return float(match.group(1)) * _TIMES[match.group(2) or 's']
+    return float(match.group(1)) / _PER_SECOND[match.group(2) or 's']
 
 
 def _bytes(text):

@@ -14,7 +14,7 @@ SIZE = 8 << 20
 
 
 def pattern(length, seed=1):
-    return bytes(random.Random(seed).getrandbits(8) for _ in range(min(length, 8191))) * (length // 8191 + 1)
+    return random.Random(seed).getrandbits(8 * 8191).to_bytes(8191, 'big') * (length // 8191 + 1)
 
 
 def block(seed, length=BLOCK):
