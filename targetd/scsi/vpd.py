@@ -75,8 +75,8 @@ def _designator(association, kind, code_set, content):
 
 
 def _name_string(name):
-    """UTF-8, ended by a null and padded with nulls to a multiple of 4, at most 256 bytes (SPC-4 7.8.6.2.9)."""
-    content = name.encode('utf-8')[:255] + b'\0'
+    """UTF-8, ended by a null and padded with nulls to a multiple of 4, at most 252 bytes (SPC-4 7.8.6.2.9)."""
+    content = name.encode('utf-8')[:251] + b'\0'
     return content + bytes(-len(content) % 4)
 
 
