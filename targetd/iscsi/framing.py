@@ -1,4 +1,4 @@
-"""Bytes to PDUs (RFC 7143 11.1, 11.2): finds PDUs in what a connection received, checks their digests, lands large data in place.
+"""Bytes to PDUs (RFC 7143 11.1, 11.2): finds PDUs in what a connection received, checks digests, lands large data in place.
 
 Pure; imports iscsi only. One Framer is one direction of one connection, used by one thread.
 
@@ -18,7 +18,7 @@ import struct
 from targetd.iscsi.errors import PduRejected
 from targetd.iscsi import const
 
-#: opcode (with I bit), flags, bytes 2-3, TotalAHSLength and DataSegmentLength, LUN, ITT, bytes 20-23, CmdSN, ExpStatSN, bytes 32-47.
+#: opcode (with I bit), flags, bytes 2-3, TotalAHSLength and DataSegmentLength, LUN, ITT, bytes 20-23, CmdSN, ExpStatSN, the rest.
 #: Every byte of a BHS is in it, so BHS.pack(*fields) gives the header back.
 BHS = struct.Struct('>BBHIQIIII16s')
 _BHS_UNPACK = BHS.unpack_from

@@ -6,8 +6,8 @@
 
 Invariants
  1. The buffer is as long as the CDB and EDTL both allow, never longer; what an initiator sends beyond it is not kept.
- 2. Data is taken in order (DataPDUInOrder and DataSequenceInOrder are Yes): a DataSN or offset that is not the next one is refused.
- 3. At most MaxOutstandingR2T R2Ts are unanswered, each for at most MaxBurstLength bytes, none before the unsolicited data ended.
+ 2. Data is taken in order (DataPDUInOrder and DataSequenceInOrder are Yes): a DataSN or offset that is not due is refused.
+ 3. At most MaxOutstandingR2T R2Ts are unanswered, each of at most MaxBurstLength, none before the unsolicited data ended.
 """
 
 from collections import namedtuple

@@ -37,7 +37,7 @@ _UNNUMBERED = frozenset((const.READY_TO_TRANSFER, const.DATA_IN))
 class Outbox(object):
     """One connection's. `session`: the numbering that is shared by its connections; limits in bytes."""
 
-    __slots__ = ('queue', 'stat_sn', 'pending_bytes', '_socket', '_session', '_lock', '_segment', '_burst', '_crc32c', '_header_digest',
+    __slots__ = ('queue', 'stat_sn', '_socket', '_session', '_lock', '_segment', '_burst', '_crc32c', '_header_digest',
                  '_data_digest')
 
     def __init__(self, sock, session, stat_sn, crc32c, values):
@@ -128,7 +128,7 @@ class Outbox(object):
         return buffers
 
     def _segments(self, itt, data, stat_sn, exp_cmd_sn, max_cmd_sn):
-        """(header, piece) of a Data-In sequence that ends with GOOD: pieces of MaxRecvDataSegmentLength, F at each burst's end."""
+        """(header, piece) of a Data-In sequence that ends with GOOD: at most MaxRecvDataSegmentLength each, F at a burst's end."""
         view = memoryview(data)
         length, segment, burst = len(view), self._segment, self._burst
         offset = data_sn = 0

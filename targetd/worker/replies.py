@@ -1,4 +1,4 @@
-"""The PDUs that end a SCSI command when the usual case does not apply: residuals, sense, unusual statuses (RFC 7143 11.4, 11.7).
+"""The PDUs that end a SCSI command when the usual case does not apply: residuals, sense, other statuses (RFC 7143 11.4, 11.7).
 
 May import iscsi, scsi. Pure: any thread.
 """

@@ -82,8 +82,9 @@ class Requests(object):
         if not self._connection.takes(fields, ahs, data):
             return
         request = pdu.TaskManagementRequest.decode(BHS.pack(*fields))
-        log.info('%s: %s%s', self._session.initiator_name, const.TASK_MANAGEMENT_NAMES.get(request.function, 'an unknown function'),
-                 ' for LUN %d' % _lun_number(request.lun) if request.function in _OF_A_UNIT else '')
+        log.info('%s: %s%s', self._session.initiator_name,
+                 const.TASK_MANAGEMENT_NAMES.get(request.function, 'an unknown function'),
+                 ' for LUN %s' % lun_of(request.lun) if request.function in _OF_A_UNIT else '')
         if request.function in _OF_A_UNIT and lun_of(request.lun) not in self._connection.device.luns:
             self._respond(request, const.LUN_DOES_NOT_EXIST)
         elif request.function == const.ABORT_TASK:
@@ -158,7 +159,3 @@ class Requests(object):
         """An asynchronous message asks the initiator to log out within `seconds` (RFC 7143 11.9.1, event 1). [any]"""
         self._connection.outbox.put_pdu(pdu.AsyncMessage(event=const.ASYNC_LOGOUT_REQUESTED, parameter3=seconds))
         self._connection.drain_from_elsewhere()
-
-
-def _lun_number(lun_field):
-    return lun_field >> 48 & 0x3FFF
