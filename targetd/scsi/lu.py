@@ -361,7 +361,7 @@ class LogicalUnit(object):
 
     def write_failure(self, error, task):
         """The CheckCondition for an OSError of a write, whose owner is told if data may be lost."""
-        if task.durable and getattr(self.store, 'lost', None) is not None:
+        if getattr(self.store, 'lost', None) is not None:
             self._tell_failure('write', error)
         lba = task.offset // self.block_size if task.length == self.block_size else None
         return errno_map.write_failure(error, lba)

@@ -1,0 +1,406 @@
+import errno
+import struct
+
+import pytest
+
+from targetd.scsi import modes, reservations
+from targetd.scsi.lu import Device, LogicalUnit, UnitFacts, lun_of
+from targetd.scsi.opcodes import TABLE
+from targetd.scsi.sense import CheckCondition
+
+from fake_store import (BLOCKS, NEXUS, OTHER, PORTS, MemoryStore, block_cdb, cdb_10, cdb_16, do, error_of, make_task, make_unit,
+                        pattern, sense_of, status_of)
+
+TEST_UNIT_READY = bytes(6)
+INQUIRY = bytes.fromhex('12 00 00 0060 00')
+
+
+# -- UnitFacts -------------------------------------------------------------------------------------------------------------
+
+def test_facts_have_defaults_and_go_through_a_message():
+    facts = UnitFacts.from_message({'block_size': 512, 'physical_block_size': 4096, 'serial': 'x'})
+    assert facts.physical_exponent == 3
+    assert facts.optimal_transfer_granularity == 4096
+    assert not facts.write_cache and not facts.unmap
+    assert UnitFacts.from_message(facts.message()) == facts
+
+
+def test_unknown_facts_are_left_alone():
+    assert UnitFacts.from_message({'from_a_newer_master': 1}) == UnitFacts.from_message({})
+
+
+@pytest.mark.parametrize('facts', [
+    {'block_size': 520}, {'block_size': 256}, {'block_size': 4096, 'physical_block_size': 512}, {'serial': 5},
+    {'maximum_unmap_length': -1}, {'block_size': True}, {'thin': 'yes'}])
+def test_facts_that_cannot_be_are_refused(facts):
+    with pytest.raises(ValueError):
+        UnitFacts.from_message(facts)
+
+
+# -- addressing ------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('field, lun', [
+    (0x0000 << 48, 0), (0x0005 << 48, 5), (0x4005 << 48, 5), (0x4000 << 48, 0), (0x4100 << 48, 256), (0x7FFF << 48, 0x3FFF),
+    (0x0105 << 48, None), (0x8005 << 48, None), (0xC101 << 48, None), ((0x0005 << 48) | 1, None), ((0x0005 << 48) | (1 << 32), None)])
+def test_single_level_addresses(field, lun):
+    assert lun_of(field) == lun
+
+
+def test_a_unit_is_found_by_both_addressing_methods():
+    device = Device(NEXUS, PORTS)
+    small, large = make_unit(), make_unit()
+    device.add(5, small)
+    device.add(300, large)
+    assert device.unit(5 << 48) is small and device.unit(0x4005 << 48) is small
+    assert device.unit(0x412C << 48) is large
+    assert small.lun == 5 and device.has_unit(5 << 48)
+    assert device.unit(300 << 48) is not large and not device.has_unit(300 << 48)
+
+
+def test_units_come_and_go_while_the_session_lasts():
+    device = Device(NEXUS, PORTS)
+    first, second = make_unit(), make_unit()
+    device.add(1, first)
+    device.replace(1, second)
+    assert device.unit(1 << 48) is second
+    assert device.remove(1) is second and device.remove(1) is None
+    assert sense_of(device.unit(1 << 48), TEST_UNIT_READY) == (5, 0x25, 0)
+
+
+def test_a_new_unit_owes_power_on():
+    unit = make_unit(attention=True)
+    assert sense_of(unit, TEST_UNIT_READY) == (6, 0x29, 0)
+    assert status_of(unit, TEST_UNIT_READY) == 0
+
+
+# -- where no unit is --------------------------------------------------------------------------------------------------------
+
+def absent(lun, *present):
+    device = Device(NEXUS, PORTS)
+    for each in present:
+        device.add(each, make_unit())
+    return device.unit(lun << 48)
+
+
+def test_absent_lun_0_says_that_a_unit_could_be_there():
+    """Peripheral qualifier 011b at LUN 0 makes old Windows skip the whole target."""
+    data = do(absent(0, 3), INQUIRY)
+    assert data[0] == 0x3F and len(data) == 96
+
+
+def test_other_absent_luns_say_that_none_can():
+    assert do(absent(7), INQUIRY)[0] == 0x7F
+    assert do(Device(NEXUS, PORTS).unit((5 << 48) | 99), INQUIRY)[0] == 0x7F
+
+
+def test_absent_luns_list_no_pages_but_the_list():
+    assert do(absent(0), bytes.fromhex('12 01 00 00ff 00')) == b'\x3f\0\0\1\0'
+    assert sense_of(absent(0), bytes.fromhex('12 01 83 00ff 00')) == (5, 0x24, 0)
+
+
+def test_request_sense_at_an_absent_lun_is_good_and_says_so():
+    data = do(absent(4), bytes.fromhex('03 00 0000 12 00'))
+    assert data[2] == 5 and data[12:14] == b'\x25\0'
+
+
+def test_report_luns_is_answered_everywhere():
+    data = do(absent(0, 3), bytes.fromhex('a0 00 00 000000 00000100 00 00'))
+    assert data == struct.pack('>I4xQ', 8, 3 << 48)
+
+
+@pytest.mark.parametrize('cdb', ['00 00000000 00', '28 00 00000000 00 0001 00', 'ff 0000000000', '25 00 00000000 000000 00'])
+def test_everything_else_is_not_supported(cdb):
+    assert sense_of(absent(4), bytes.fromhex(cdb)) == (5, 0x25, 0)
+
+
+def test_bits_are_refused_there_too():
+    assert sense_of(absent(0), bytes.fromhex('12 80 00 0024 00')) == (5, 0x24, 0)
+    unit = absent(0)
+    assert unit.sense(error_of(unit, TEST_UNIT_READY))[:1] == b'\x70'
+
+
+def test_the_report_luns_well_known_unit():
+    device = Device(NEXUS, PORTS)
+    device.add(2, make_unit())
+    unit = device.unit(0xC101 << 48)
+    assert do(unit, INQUIRY)[0] == 0x1E
+    assert status_of(unit, TEST_UNIT_READY) == 0
+    assert do(unit, bytes.fromhex('a0 00 00 000000 00000100 00 00'))[8:] == struct.pack('>Q', 2 << 48)
+    assert do(unit, bytes.fromhex('03 00 0000 12 00'))[2] == 0
+    assert sense_of(unit, cdb_10(0x28, 0, 1)) == (5, 0x25, 0)
+    assert device.has_unit(0xC101 << 48)
+
+
+# -- order of checks -------------------------------------------------------------------------------------------------------
+
+def reserved_by_other(kind):
+    return dict(reservations.initial(), type=kind, holder=[OTHER.initiator_port, OTHER.target_port], registrations=[
+        {'initiator_port': OTHER.initiator_port, 'target_port': OTHER.target_port, 'key': '00000000000000aa',
+         'all_tg_pt': False}])
+
+
+SPC_2 = dict(reservations.initial(), reserved_by=[OTHER.initiator_port, OTHER.target_port])
+
+
+def test_checks_come_in_the_order_of_the_standard():
+    unit = make_unit(read_only=True)
+    unit.update(reservations=reserved_by_other(3), medium='ejected')
+    bad = bytes.fromhex('2a 20 ffffffff 00 0001 00')         # protection bits, beyond the end, write
+    unit.raise_attention(0x2A, 0x09)
+    assert sense_of(unit, bad, bytes(512)) == (6, 0x2A, 0x09)
+    assert sense_of(unit, bytes.fromhex('ff')) == (5, 0x20, 0)
+    assert sense_of(unit, bad, bytes(512)) == (5, 0x24, 0)
+    good_bits = cdb_10(0x2A, 0xFFFFFFFF, 1)
+    assert status_of(unit, good_bits, bytes(512)) == 0x18
+    unit.update(reservations=reservations.initial())
+    assert sense_of(unit, good_bits, bytes(512)) == (2, 0x3A, 0)
+    unit.update(medium='ready')
+    assert sense_of(unit, good_bits, bytes(512)) == (7, 0x27, 0)
+    assert sense_of(unit, cdb_10(0x28, 0xFFFFFFFF, 1)) == (5, 0x21, 0)
+
+
+def test_an_unknown_opcode_waits_for_the_attention_too():
+    unit = make_unit(attention=True)
+    assert sense_of(unit, bytes.fromhex('ff')) == (6, 0x29, 0)
+    assert sense_of(unit, bytes.fromhex('ff')) == (5, 0x20, 0)
+    assert error_of(unit, bytes.fromhex('7f')).field == (0, None, True)
+
+
+def test_exempt_commands_leave_the_attention_for_others():
+    unit = make_unit(attention=True)
+    assert do(unit, INQUIRY)[0] == 0
+    assert do(unit, bytes.fromhex('a0 00 00 000000 00000100 00 00'))
+    assert sense_of(unit, TEST_UNIT_READY) == (6, 0x29, 0)
+
+
+def test_attentions_are_reported_one_by_one_on_the_hot_path_too():
+    unit = make_unit()
+    unit.raise_attention(0x2A, 0x01)
+    unit.raise_attention(0x2A, 0x09)
+    assert sense_of(unit, cdb_10(0x28, 0, 1)) == (6, 0x2A, 0x01)
+    assert sense_of(unit, cdb_10(0x2A, 0, 1), bytes(512)) == (6, 0x2A, 0x09)
+    assert unit.store.calls == []
+    assert status_of(unit, cdb_10(0x28, 0, 1)) == 0
+
+
+def test_a_device_wide_attention_reaches_every_unit():
+    device = Device(NEXUS, PORTS)
+    units = [make_unit(), make_unit()]
+    for lun, unit in enumerate(units):
+        device.add(lun, unit)
+    device.raise_attention(0x3F, 0x0E)
+    assert [sense_of(unit, TEST_UNIT_READY) for unit in units] == [(6, 0x3F, 0x0E)] * 2
+
+
+# -- reservations ------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('state, inquiry, ready, read, write', [
+    (reserved_by_other(1), 0, 0, 0, 0x18),
+    (reserved_by_other(3), 0, 0, 0x18, 0x18),
+    (reserved_by_other(5), 0, 0, 0, 0x18),
+    (reserved_by_other(6), 0, 0, 0x18, 0x18),
+    (SPC_2, 0, 0x18, 0x18, 0x18)])
+@pytest.mark.parametrize('opcodes', [(0x08, 0x0A), (0x28, 0x2A), (0x88, 0x8A), (0xA8, 0xAA)])
+def test_what_a_foreign_reservation_refuses(state, inquiry, ready, read, write, opcodes):
+    unit = make_unit()
+    unit.update(reservations=state)
+    assert status_of(unit, INQUIRY) == inquiry
+    assert status_of(unit, TEST_UNIT_READY) == ready
+    assert status_of(unit, block_cdb(opcodes[0], 0, 1)) == read
+    assert status_of(unit, block_cdb(opcodes[1], 0, 1), bytes(512)) == write
+    unit.update(reservations=reservations.initial())
+    assert status_of(unit, block_cdb(opcodes[1], 0, 1), bytes(512)) == 0
+
+
+def test_the_holder_is_not_refused():
+    unit = make_unit(nexus=OTHER)
+    unit.update(reservations=reserved_by_other(3))
+    assert status_of(unit, cdb_10(0x2A, 0, 1), bytes(512)) == 0
+
+
+# -- medium ------------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('medium, sense', [('ejected', (2, 0x3A, 0)), ('stopped', (2, 0x04, 0x02)), ('odd', (2, 0x04, 0x03))])
+@pytest.mark.parametrize('row', [row for row in TABLE if row.medium], ids=lambda row: row.name)
+def test_commands_that_need_the_medium_say_why_they_cannot(medium, sense, row):
+    unit = make_unit(unmap=True, maximum_atomic_length=4096, medium=medium)
+    cdb = bytearray(len(row.mask))
+    cdb[0], cdb[1] = row.opcode, row.service_action or 0
+    assert sense_of(unit, bytes(cdb)) == sense
+
+
+@pytest.mark.parametrize('cdb', ['12 00 00 0024 00', '1a 00 3f 00 ff 00', '5e 00 0000000000 0010 00'])
+def test_the_rest_works_without_a_medium(cdb):
+    assert status_of(make_unit(medium='ejected'), bytes.fromhex(cdb)) == 0
+
+
+@pytest.mark.parametrize('row', [row for row in TABLE if row.writes], ids=lambda row: row.name)
+def test_a_read_only_unit_refuses_every_write_before_it_looks_at_lengths(row):
+    unit = make_unit(unmap=True, maximum_atomic_length=4096, read_only=True)
+    cdb = bytearray(len(row.mask))
+    cdb[0] = row.opcode
+    assert sense_of(unit, bytes(cdb)) == (7, 0x27, 0)
+    assert unit.store.calls == []
+
+
+def test_software_write_protect_follows_the_mode_page():
+    unit = make_unit()
+    state = modes.initial(unit.facts)
+    page = bytearray.fromhex(state['current']['0a-00'])
+    page[4] |= 0x08
+    unit.update(modes=modes.apply(state, {'pages': {'0a-00': page.hex()}}))
+    assert sense_of(unit, cdb_10(0x2A, 0, 1), bytes(512)) == (7, 0x27, 0x02)
+    assert status_of(unit, cdb_10(0x28, 0, 1)) == 0
+    unit.update(modes=state)
+    assert status_of(unit, cdb_10(0x2A, 0, 1), bytes(512)) == 0
+
+
+def test_the_size_follows_the_store():
+    unit = make_unit()
+    unit.store.data += bytes(512 * 10)
+    unit.store.size += 512 * 10
+    assert sense_of(unit, cdb_10(0x28, BLOCKS, 1)) == (5, 0x21, 0)
+    unit.resized(unit.store.size)
+    assert unit.blocks == BLOCKS + 10
+    assert status_of(unit, cdb_10(0x28, BLOCKS + 9, 1)) == 0
+    assert do(unit, cdb_10(0x25))[:4] == struct.pack('>I', BLOCKS + 9)
+
+
+def test_only_known_replicas_are_taken():
+    with pytest.raises(TypeError):
+        make_unit().update(nonsense=1)
+
+
+# -- failures of the store -----------------------------------------------------------------------------------------------------
+
+def watched(**facts):
+    unit = make_unit(**facts)
+    told = []
+    unit.on_failure = told.append
+    return unit, told
+
+
+def test_a_failed_flush_is_told_once_until_it_is_acknowledged():
+    unit, told = watched(write_cache=True)
+    unit.store.fail = {'flush': errno.EIO}
+    assert sense_of(unit, cdb_10(0x35)) == (3, 0x0C, 0)
+    assert sense_of(unit, cdb_10(0x35)) == (3, 0x0C, 0)
+    assert len(told) == 1 and 'flush' in told[0]
+    unit.update(medium='failed')
+    unit.update(medium='ready')
+    assert sense_of(unit, cdb_10(0x35)) == (3, 0x0C, 0)
+    assert len(told) == 2
+
+
+def test_a_durable_write_whose_flush_failed_is_told():
+    unit, told = watched()
+    unit.store.fail = {'write': errno.EIO}
+    unit.store.lost = errno.EIO
+    assert sense_of(unit, cdb_10(0x2A, 7, 1), bytes(512)) == (3, 0x0C, 0)
+    assert len(told) == 1
+
+
+def test_a_write_that_failed_without_losing_anything_concerns_only_its_initiator():
+    unit, told = watched()
+    unit.store.fail = {'write': errno.EIO}
+    assert error_of(unit, cdb_10(0x2A, 7, 1), bytes(512)).information == 7
+    assert told == []
+
+
+def test_a_failed_unit_serves_reads_and_refuses_writes_and_flushes():
+    unit = make_unit(medium='failed', removable=True)
+    assert status_of(unit, TEST_UNIT_READY) == 0
+    assert status_of(unit, cdb_10(0x28, 0, 1)) == 0
+    for opcode in (0x0A, 0x2A, 0x8A, 0xAA):
+        assert sense_of(unit, block_cdb(opcode, 0, 1), bytes(512)) == (4, 0x44, 0)
+    assert sense_of(unit, cdb_10(0x35)) == (4, 0x44, 0)
+    assert sense_of(unit, cdb_16(0x93, 0, 1), bytes(512)) == (4, 0x44, 0)
+    unit.update(medium='ready')
+    assert status_of(unit, cdb_10(0x2A, 0, 1), bytes(512)) == 0
+
+
+def test_a_unit_without_an_owner_fails_quietly():
+    unit = make_unit()
+    unit.store.fail = {'flush': errno.EIO}
+    assert sense_of(unit, cdb_10(0x35)) == (3, 0x0C, 0)
+
+
+# -- the hot path and the general one say the same -----------------------------------------------------------------------------
+
+def outcome(admit, unit, cdb, data):
+    task = make_task(unit, cdb, data)
+    try:
+        admit(task)
+    except CheckCondition as e:
+        return e.sense()
+    fast = task.run
+    task.data_out = data
+    result = task.run(task)
+    inline = result is None or isinstance(result, bytes)
+    if not inline:
+        result = task.run_blocking(task)
+    assert fast is not None
+    return (result, inline, task.offset, task.length, task.data_out_length, bytes(unit.store.data))
+
+
+@pytest.mark.parametrize('write_cache', [False, True])
+@pytest.mark.parametrize('opcode', [0x08, 0x28, 0x88, 0xA8, 0x0A, 0x2A, 0x8A, 0xAA])
+@pytest.mark.parametrize('lba', [0, 5, BLOCKS - 8, BLOCKS - 7, BLOCKS])
+@pytest.mark.parametrize('flags', [0x00, 0x08, 0x10, 0x01, 0x04, 0x20])
+def test_hot_and_general_admission_agree(write_cache, opcode, lba, flags):
+    cdb = block_cdb(opcode, lba, 8, flags)
+    data = pattern(8, seed=3) if opcode & 0x0F == 0x0A else None
+    hot, general = (make_unit(write_cache=write_cache) for _ in range(2))
+    for unit in (hot, general):
+        unit.store.data[:] = pattern(BLOCKS)
+    assert outcome(hot.admit, hot, cdb, data) == outcome(general._admit, general, cdb, data)
+
+
+def test_the_table_in_force_is_the_clean_one_after_the_last_attention():
+    unit = make_unit()
+    clean = unit.dispatch[0x28]
+    unit.raise_attention(0x2A, 0x09)
+    assert unit.dispatch[0x28] is not clean
+    sense_of(unit, TEST_UNIT_READY)
+    assert unit.dispatch[0x28] is clean
+
+
+def test_an_attention_that_another_connection_took_lets_the_command_through():
+    unit = make_unit()
+    unit.raise_attention(0x2A, 0x09)
+    task = make_task(unit, cdb_10(0x28, 0, 1))
+    unit.attention.clear()
+    unit.admit(task)
+    assert task.run(task) == bytes(512)
+
+
+def test_an_attention_that_comes_while_the_last_one_is_taken_is_not_lost():
+    """The control thread may queue between the connection thread's look at the queue and its change of tables."""
+    unit = make_unit()
+    unit.raise_attention(0x2A, 0x09)
+    queue = unit.attention
+
+    class Interleaved(object):
+        def __init__(self):
+            self.raced = False
+
+        def __len__(self):
+            count = len(queue)
+            if not count and not self.raced:
+                self.raced = True
+                queue.add(0x2A, 0x01)            # after the look, before the change
+            return count
+
+        def __getattr__(self, name):
+            return getattr(queue, name)
+    unit.attention = Interleaved()
+    assert sense_of(unit, TEST_UNIT_READY) == (6, 0x2A, 0x09)
+    assert sense_of(unit, TEST_UNIT_READY) == (6, 0x2A, 0x01)
+
+
+def test_units_of_two_nexuses_do_not_share_what_they_owe():
+    store = MemoryStore(4096)
+    facts = UnitFacts.from_message({})
+    one, two = (LogicalUnit(facts, store, nexus, Device(nexus, PORTS)) for nexus in (NEXUS, OTHER))
+    assert sense_of(one, TEST_UNIT_READY) == (6, 0x29, 0)
+    assert sense_of(two, TEST_UNIT_READY) == (6, 0x29, 0)
