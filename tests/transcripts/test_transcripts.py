@@ -1,0 +1,174 @@
+"""Replays the logins in this folder against the pure login machine, through the Framer, in pieces of three kinds.
+
+A transcript is lines of text:
+
+  # comment
+  policy alias=ERP tag=1 window=32 account=user#secret outgoing=user#secret    what the target is like; all of it optional
+  own MaxBurstLength=262144                                                    an own value of a text key
+  > 43 87 isid=400001370001 itt=1 cid=1 cmdsn=1 expstatsn=2                    the initiator sends: byte 0, byte 1, fields
+    HeaderDigest=None,CRC32C                                                   ... and its text, a pair to a line (a pair
+                                                                               that is cut there ends with a backslash)
+  < 87 status=0000 tsih=0007 statsn=2 expcmdsn=1 maxcmdsn=32                   the target answers: byte 1, fields that count
+    HeaderDigest=None                                                          ... with this text and no other
+  = claim initiator_name=... tsih=0                                            the machine asks the master, who gives TSIH 7
+  = result account=erp MaxBurstLength=262144                                   what the session begins with
+
+Random numbers are bytes of 07 here, so that CHAP has one outcome.
+"""
+
+import glob
+import os
+import random
+import struct
+
+import pytest
+
+from targetd.iscsi import keys
+from targetd.iscsi.errors import LoginFailure
+from targetd.iscsi.framing import BHS, Framer
+from targetd.iscsi.login import (LOGIN_DATA_SEGMENT, Claim, LoginNegotiation, LoginPolicy, TargetPolicy, admit_everyone)
+from targetd.iscsi.pdu import LoginRequest
+
+FOLDER = os.path.dirname(os.path.abspath(__file__))
+NAMES = sorted(os.path.basename(path)[:-4] for path in glob.glob(os.path.join(FOLDER, '*.txt')))
+TARGET = 'iqn.2026-11.com.example:erp'
+TSIH = 7
+
+
+def blocks(name):
+    """[(mark, words, pairs)] of a transcript."""
+    found = []
+    with open(os.path.join(FOLDER, name + '.txt'), encoding='utf-8') as lines:
+        for line in lines:
+            line = line.rstrip('\n')
+            if line.startswith('  '):
+                found[-1][2].append(line.strip())
+            elif line and not line.startswith('#'):
+                words = line.split()
+                found.append((words[0], words[1:], []))
+    return found
+
+
+def fields(words):
+    return dict(word.split('=', 1) for word in words if '=' in word)
+
+
+def account(value):
+    user, _, secret = value.partition('#')
+    return user, secret.encode()
+
+
+def policy_of(transcript):
+    said, own = {}, {}
+    for mark, words, _ in transcript:
+        if mark == 'policy':
+            said.update(fields(words))
+        if mark == 'own':
+            own.update((key, keys.KEYS[key].parse(value)) for key, value in fields(words).items())
+    accounts = [account(said['account'])] if 'account' in said else []
+    outgoing = account(said['outgoing']) if 'outgoing' in said else None
+    common = dict(refuse=admit_everyone, accounts=accounts, outgoing=outgoing, keys=own)
+    target = TargetPolicy(TARGET, said.get('alias', ''), int(said.get('tag', 1)), **common)
+    return LoginPolicy({TARGET: target}, TargetPolicy(**common), int(said.get('window', 32)))
+
+
+def text_of(pairs):
+    return b''.join(pair[:-1].encode('utf-8') if pair.endswith('\\') else pair.encode('utf-8') + b'\0' for pair in pairs)
+
+
+def request_bytes(words, pairs):
+    """A login request as it came over the wire, padding included."""
+    said = fields(words)
+    data = text_of(pairs)
+    bhs = struct.pack('>BBBBI6sHIHHII16x', int(words[0], 16), int(words[1], 16), 0, 0, len(data), bytes.fromhex(said['isid']),
+                      int(said.get('tsih', '0'), 16), int(said['itt']), int(said['cid']), 0, int(said['cmdsn']),
+                      int(said['expstatsn']))
+    return bhs + data + bytes(-len(data) % 4)
+
+
+def whole(data):
+    yield data
+
+
+def byte_by_byte(data):
+    for position in range(len(data)):
+        yield data[position:position + 1]
+
+
+def at_random(data):
+    dice = random.Random(len(data))
+    while data:
+        size = dice.randint(1, 70)
+        yield data[:size]
+        data = data[size:]
+
+
+class Replay(object):
+    """One transcript on its way."""
+
+    def __init__(self, transcript, chunks):
+        self.transcript = transcript
+        self.chunks = chunks
+        self.framer = Framer(LOGIN_DATA_SEGMENT)
+        self.negotiation = LoginNegotiation(policy_of(transcript), None, lambda count: b'\x07' * count)
+        self.replies = []
+        self.claim = None
+
+    def run(self):
+        for mark, words, pairs in self.transcript:
+            if mark == '>':
+                assert not self.replies, 'an answer that the transcript does not have'
+                self.request(request_bytes(words, pairs))
+            elif mark == '<':
+                self.check(self.replies.pop(0), words, pairs)
+            elif mark == '=':
+                self.compare(words)
+        assert not self.replies
+
+    def request(self, data):
+        arrived = []
+        for chunk in self.chunks(data):
+            self.framer.wanted()[:len(chunk)] = chunk
+            for bhs, ahs, segment in self.framer.received(len(chunk)):
+                arrived.append(LoginRequest.decode(BHS.pack(*bhs), ahs, segment))
+                self.answer(arrived[-1])
+        assert len(arrived) == 1
+
+    def answer(self, request):
+        try:
+            step = self.negotiation.receive(request)
+        except LoginFailure as refusal:
+            self.replies.append(self.negotiation.failure_response(refusal))
+            return
+        if isinstance(step, Claim):
+            self.claim = step.claim
+            step = self.negotiation.claimed(TSIH)
+        self.replies.extend(step.pdus)
+
+    @staticmethod
+    def check(response, words, pairs):
+        bhs = response.encode()
+        said = fields(words)
+        names = ('statsn', 'expcmdsn', 'maxcmdsn')
+        got = dict(zip(names, map(str, struct.unpack_from('>III', bhs, 24))), tsih=bhs[14:16].hex(), status=bhs[36:38].hex())
+        assert bhs[:2].hex() == '23' + words[0]
+        assert {name: got[name] for name in said} == said
+        assert bhs[40:] == bytes(8) and int.from_bytes(bhs[4:8], 'big') == len(response.data)
+        assert response.data == text_of(pairs)
+
+    def compare(self, words):
+        """words: claim or result, then fields of it or text keys."""
+        outcome = {'claim': self.claim, 'result': self.negotiation.result}[words[0]]
+        for name, value in fields(words).items():
+            got = outcome.values[name] if name in outcome.values else getattr(outcome, name)
+            assert str(got) == value, name
+
+
+@pytest.mark.parametrize('chunks', [whole, byte_by_byte, at_random])
+@pytest.mark.parametrize('name', NAMES)
+def test_transcript(name, chunks):
+    Replay(blocks(name), chunks).run()
+
+
+def test_there_are_transcripts():
+    assert len(NAMES) >= 8
