@@ -16,6 +16,9 @@ from .direct import DirectAccess
 
 _pwrite = os.pwrite
 
+#: Bytes from which zeroing a fresh buffer costs more than asking for one as it comes.
+LARGE = 48 << 10
+
 # fdatasync failing with these says nothing about the data
 _HARMLESS = frozenset([errno.EBADF, errno.EINVAL, errno.EROFS])
 
@@ -62,10 +65,10 @@ class PosixStore(Store):
         descriptor = self.descriptor
         if not waits_never(descriptor):
             return never, None
-        preadv, flag, buffer = compat.preadv, compat.RWF_NOWAIT, bytearray
+        preadv, flag, zeroed, raw, large = compat.preadv, compat.RWF_NOWAIT, bytearray, compat.raw_buffer, LARGE
 
         def try_read(offset, length):
-            data = buffer(length)
+            data = zeroed(length) if length < large else raw(length)
             try:
                 if preadv(descriptor, (data,), offset, flag) == length:
                     return data

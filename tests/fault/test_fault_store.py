@@ -116,7 +116,8 @@ def test_lost_data_is_told_at_every_flush_until_the_store_is_opened_anew(losing_
 
 def test_a_durable_write_that_is_lost_is_an_error(losing_device, medium_of):
     medium = medium_of({'path': losing_device})
-    assert failure(lambda: [medium.write(at, b'x' * 65536, True) for at in range(0, 4 * MIB, 65536)]) in (errno.EIO, errno.ENOSPC)
+    number = failure(lambda: [medium.write(at, b'x' * 65536, True) for at in range(0, 4 * MIB, 65536)])
+    assert number in (errno.EIO, errno.ENOSPC)
 
 
 @pytest.mark.parametrize('number, sticks', [(errno.EIO, True), (errno.ENOSPC, True), (errno.EINVAL, False)])
@@ -162,7 +163,8 @@ def test_eio_of_the_write_itself_leaves_the_rest_trustworthy(tmp_path, medium_of
 
 
 def test_stacked_filters_fail_each_their_own_range(medium_of):
-    medium = medium_of({'kind': 'ram', 'size': MIB, 'filters': 'error read offset=0..4k, error write offset=4k..8k errno=ENOSPC'})
+    medium = medium_of({'kind': 'ram', 'size': MIB,
+                        'filters': 'error read offset=0..4k, error write offset=4k..8k errno=ENOSPC'})
     assert failure(medium.read, 0, 512) == errno.EIO
     assert failure(medium.write, 4096, bytes(512), False) == errno.ENOSPC
     medium.write(0, bytes(512), True)

@@ -37,7 +37,8 @@ def test_examples_of_the_standard(function, data, expected):
     assert function(data) == expected
 
 
-@pytest.mark.parametrize('length', [1, 47, 48, 383, 384, 385, 386, 387, 511, 512, 513, 515, 516, 520, 1023, 1025, 4096, 4100, 8191])
+@pytest.mark.parametrize('length', [1, 47, 48, 383, 384, 385, 386, 387, 511, 512, 513, 515, 516, 520, 1023, 1025, 4096, 4100,
+                                    8191])
 def test_long_messages_agree_with_the_definition(length):
     data = bytes((i * 7 + i // 256 * 13) & 0xFF for i in range(length))
     assert crc32c._python_crc32c(data) == bit_by_bit(data)

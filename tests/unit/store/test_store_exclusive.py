@@ -39,8 +39,8 @@ with medium.exclusive(4096, 4096):
 
 
 def worker(script, made, *arguments):
-    return subprocess.Popen([sys.executable, '-c', script, json.dumps(made.description()), str(made.descriptor)] + list(arguments),
-                            pass_fds=[made.descriptor], stdout=subprocess.PIPE, cwd=ROOT)
+    words = [sys.executable, '-c', script, json.dumps(made.description()), str(made.descriptor)] + list(arguments)
+    return subprocess.Popen(words, pass_fds=[made.descriptor], stdout=subprocess.PIPE, cwd=ROOT)
 
 
 @pytest.mark.parametrize('kind', ['file', 'ram', 'block'])

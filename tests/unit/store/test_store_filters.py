@@ -47,13 +47,14 @@ ALL = ['read', 'write', 'flush', 'unmap', 'write_zeroes', 'extents']
     ('delay all=1s flush=2', [['delay', {'verbs': dict(dict.fromkeys(ALL, 1.0), flush=2.0)}]]),
     ('delay write-zeroes=1.5s offset=1M..', [['delay', {'verbs': {'write_zeroes': 1.5}, 'offset': [MIB, None]}]]),
     ('error', [['error', {'verbs': ALL}]]),
-    ('error write offset=1M..2M errno=enospc', [['error', {'verbs': ['write'], 'offset': [MIB, 2 * MIB], 'errno': 'ENOSPC'}]]),
+    ('error write offset=1M..2M errno=enospc',
+     [['error', {'verbs': ['write'], 'offset': [MIB, 2 * MIB], 'errno': 'ENOSPC'}]]),
     ('error read+write every=100 after=7 count=2 probability=0.5 seed=3',
      [['error', {'verbs': ['read', 'write'], 'every': 100, 'after': 7, 'count': 2, 'probability': 0.5, 'seed': 3}]]),
     ('error unmap offset=4096 errno=5', [['error', {'verbs': ['unmap'], 'offset': [4096, 4097], 'errno': 'EIO'}]]),
     ('Error ALL offset=..64k', [['error', {'verbs': ALL, 'offset': [0, 65536]}]]),
-    ('error write, delay 2ms , trace to=/x/y', [['error', {'verbs': ['write']}], ['delay', {'verbs': dict.fromkeys(ALL, 0.002)}],
-                                                ['trace', {'to': '/x/y'}]]),
+    ('error write, delay 2ms , trace to=/x/y',
+     [['error', {'verbs': ['write']}], ['delay', {'verbs': dict.fromkeys(ALL, 0.002)}], ['trace', {'to': '/x/y'}]]),
     (['error write', 'readonly'], [['error', {'verbs': ['write']}], ['readonly', {}]]),
 ])
 def test_the_setting(text, parsed):
@@ -130,8 +131,9 @@ def test_error_strikes_where_the_range_touches(medium):
     assert bytes(top.read(65536, BLOCK)) == data
 
 
-@pytest.mark.parametrize('verb, arguments', [('read', (0, BLOCK)), ('write', (0, bytes(BLOCK), False)), ('flush', (0, MIB)),
-                                             ('unmap', (0, BLOCK)), ('write_zeroes', (0, BLOCK, True)), ('extents', (0, BLOCK))])
+@pytest.mark.parametrize('verb, arguments', [
+    ('read', (0, BLOCK)), ('write', (0, bytes(BLOCK), False)), ('flush', (0, MIB)), ('unmap', (0, BLOCK)),
+    ('write_zeroes', (0, BLOCK, True)), ('extents', (0, BLOCK))])
 def test_error_strikes_the_verbs_it_names(medium, verb, arguments):
     top = on(medium, 'error %s' % verb)
     assert outcome(getattr(top, verb), *arguments) == 'EIO'

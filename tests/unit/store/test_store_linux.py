@@ -46,8 +46,8 @@ def test_rotational(sysfs, text, rotational):
 
 
 def test_a_partition_has_its_disks_queue_and_its_own_alignment(sysfs):
-    queue = sysfs(dict(DISCARDS, **{'sda1/discard_alignment': '3584', 'sda1/partition': '1', 'queue/discard_granularity': '4096'}),
-                  partition=True)
+    queue = sysfs(dict(DISCARDS, **{'sda1/discard_alignment': '3584', 'sda1/partition': '1',
+                                    'queue/discard_granularity': '4096'}), partition=True)
     assert (queue.number('discard_granularity'), queue.discard_alignment(), queue.rotational()) == (4096, 3584, False)
 
 

@@ -279,7 +279,8 @@ def test_an_unprivileged_worker_needs_nothing_but_the_descriptor(kind, tmp_path,
     ran = subprocess.run([sys.executable, '-c', WORKER, json.dumps(made.description()), str(made.descriptor)],
                          pass_fds=[made.descriptor], stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60,
                          cwd=os.path.dirname(os.path.dirname(os.path.dirname(opening.__file__))))
-    assert (ran.stdout.decode(), ran.stderr.decode()) == ('written by nobody %d 512 %s\n' % (8 * MIB, made.capabilities.unmap), '')
+    said = 'written by nobody %d 512 %s\n' % (8 * MIB, made.capabilities.unmap)
+    assert (ran.stdout.decode(), ran.stderr.decode()) == (said, '')
     assert bytes(made.store().read(4096, 17)) == b'written by nobody'
 
 
