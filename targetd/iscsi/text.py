@@ -21,6 +21,8 @@ RESERVED_VALUES = frozenset((NOT_UNDERSTOOD, IRRELEVANT, REJECT))
 
 _KEY = re.compile(r'[A-Za-z][A-Za-z0-9.+@_#-]*\Z')       # RFC 7143 13.22 has X#…, and iSCSIProtocolLevel begins small
 
+_CONTROL = re.compile('[\x00-\x1f\x7f-\x9f\u2028\u2029]')      # would begin a line of its own in a log
+
 
 class TextError(Exception):
     """What arrived is no text of RFC 7143 6.1, or breaks a rule about keys. The message is one plain sentence."""
@@ -51,6 +53,8 @@ def _pair(part):
         raise TextError('"%s" is not UTF-8' % _shown(part))
     if not _KEY.match(key):
         raise TextError('"%s" is no name for a key' % _shown(part))
+    if _CONTROL.search(value):
+        raise TextError('the value of %s holds a control character' % key)
     _check_length(key, value)
     return key, value
 
@@ -62,7 +66,7 @@ def _check_length(key, value):
 
 
 def _shown(part):
-    return part[:40].decode('ascii', 'replace')
+    return _CONTROL.sub('?', part[:40].decode('ascii', 'replace'))
 
 
 def render(pairs):
