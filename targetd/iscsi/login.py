@@ -170,7 +170,7 @@ def join(claim, leading, connections):
 class LoginNegotiation(object):
     """One login. policy: LoginPolicy; portal: what the caller calls the portal of arrival, for its own use; random_bytes:
     callable (count) → bytes; numbering: callable () → (exp_cmd_sn, max_cmd_sn) of the session that a connection with
-    TSIH ≠ 0 joins.
+    TSIH ≠ 0 joins, or None when there is no such session; no callable: there is never one.
 
     Public to read: state; initiator_name, target_name: None until they are known; result: LoginResult once the last Reply is
     out.
@@ -329,9 +329,12 @@ class LoginNegotiation(object):
     def _window(self):
         if self._first is None:
             return 0, 0
-        if self._first.tsih and self._numbering is not None:
-            return self._numbering()
-        return self._first.cmd_sn, serial.add(self._first.cmd_sn, self._policy.window - 1)
+        own = self._first.cmd_sn, serial.add(self._first.cmd_sn, self._policy.window - 1)
+        return self._joined() or own
+
+    def _joined(self):
+        """(ExpCmdSN, MaxCmdSN) of the session that this connection joins, or None."""
+        return self._numbering() if self._first.tsih and self._numbering is not None else None
 
     def _outcome(self, tsih, stat_sn):
         target = self._target
@@ -364,6 +367,8 @@ class LoginNegotiation(object):
         else:
             raise failure(const.SESSION_TYPE_NOT_SUPPORTED, 'there is no session type "%s"' % self._session_type)
         self._admit()
+        if self._first.tsih and self._joined() is None:
+            raise failure(const.SESSION_DOES_NOT_EXIST, 'there is no session %d to join' % self._first.tsih)
         if self._request.csg == const.OPERATIONAL_NEGOTIATION and self._target.accounts:
             raise failure(const.AUTHENTICATION_FAILURE, 'the initiator skipped authentication, which is asked for')
         if self._session_type == keys.NORMAL and not self._first.tsih:

@@ -510,13 +510,16 @@ def test_discovery_has_one_connection():
     assert Initiator(tsih=1).fails(pairs, 0, 1) == const.CANNOT_INCLUDE_IN_SESSION
 
 
-def test_a_connection_without_numbering_counts_for_itself():
-    assert Initiator(tsih=1).ask(NONE, 0, 1)[1].exp_cmd_sn == 5
+@pytest.mark.parametrize('numbering', [None, lambda: None])
+def test_no_session_to_join(numbering):
+    assert Initiator(tsih=0x7777, numbering=numbering).fails(NONE, 0, 1) == const.SESSION_DOES_NOT_EXIST
+    assert Initiator(tsih=0x7777, numbering=numbering).fails(FIRST, 1, 3) == const.SESSION_DOES_NOT_EXIST
 
 
 def test_joining_keeps_the_session_s_values():
     leading = logged_in(Initiator(policy(keys={'MaxConnections': 4})), [('MaxConnections', '2'), ('MaxBurstLength', '4096')])
-    claim = logged_in(Initiator(tsih=0x99, cid=2), [('MaxRecvDataSegmentLength', '4096'), ('DataDigest', 'CRC32C')])
+    claim = logged_in(Initiator(tsih=0x99, cid=2, numbering=lambda: (9, 9)),
+                      [('MaxRecvDataSegmentLength', '4096'), ('DataDigest', 'CRC32C')])
     values = join(claim, leading, 1)
     assert (values['MaxBurstLength'], values['MaxRecvDataSegmentLength'], values['DataDigest']) == (4096, 4096, 'CRC32C')
     assert leading.values['DataDigest'] == 'None'

@@ -35,7 +35,8 @@ def test_what_is_no_text(data):
     assert len(str(error.value)) < 120
 
 
-@pytest.mark.parametrize('data', [b'TargetName=a\nNov 23 root logged in\0', b'no\npair\0', u'A=\u2028x'.encode('utf-8'), b'A=\x7f\0',
+@pytest.mark.parametrize('data',
+                         [b'TargetName=a\nNov 23 root logged in\0', b'no\npair\0', u'A=\u2028x'.encode('utf-8'), b'A=\x7f\0',
                                   b'a\nb=1\0'])
 def test_nothing_gets_into_a_log_as_a_line_of_its_own(data):
     with pytest.raises(text.TextError) as error:
