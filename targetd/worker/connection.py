@@ -392,6 +392,11 @@ class Connection(object):
         if opcode == const.DATA_OUT and task is not None and task.transfer is not None:
             self._fail_transfer(task)
 
+    def take_segment_length(self, length):
+        """The initiator declares a new MaxRecvDataSegmentLength (RFC 7143 13.12). [connection]"""
+        self.session.values['MaxRecvDataSegmentLength'] = length
+        self.outbox.take_segment_length(length)
+
     # -- refusing ----------------------------------------------------------------------------------------------------
 
     def _reject(self, fields, refusal):

@@ -71,8 +71,10 @@ class _Greeting(object):
         self._negotiation = LoginNegotiation(policy, where, os.urandom, self._numbering)
 
     def _numbering(self):
-        session = self._worker.connections[0].session if self._worker.connections else None
-        return (session.exp_cmd_sn, session.max_cmd_sn) if session else (0, 0)
+        if not self._worker.connections:
+            return None
+        session = self._worker.connections[0].session
+        return session.exp_cmd_sn, session.max_cmd_sn
 
     def login(self):
         """The Connection, once the master agreed. Raises Gone, OSError."""

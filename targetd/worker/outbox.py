@@ -46,11 +46,15 @@ class Outbox(object):
         self._socket = sock
         self._session = session
         self._lock = threading.Lock()
-        self._segment = values['MaxRecvDataSegmentLength']
-        self._burst = values.get('MaxBurstLength', 1 << 24)
+        self._burst = values['MaxBurstLength']
+        self.take_segment_length(values['MaxRecvDataSegmentLength'])
         self._crc32c = crc32c
         self._header_digest = values.get('HeaderDigest') == 'CRC32C'
         self._data_digest = values.get('DataDigest') == 'CRC32C'
+
+    def take_segment_length(self, length):
+        """What the initiator declares as its MaxRecvDataSegmentLength from now on. The connection's thread."""
+        self._segment = min(length, self._burst)
 
     def put_pdu(self, pdu, numbered=False):
         """Queue one PDU."""

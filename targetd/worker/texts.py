@@ -33,17 +33,14 @@ class TextExchange(object):
         self._answer = discovery.TextAnswer(text.render(pairs), session.values['MaxRecvDataSegmentLength'], self._ttt)
         return self._answer.respond(request)
 
-    def _answers(self, pairs):
+    def _answers(self, offers):
         session, connection = self._connection.session, self._connection
-        answers = []
-        for key, value in pairs:
-            if key == 'SendTargets':
-                visible = self._policies.visible(session.initiator_name, connection.peer_address, connection.local_address)
-                answers.extend(discovery.send_targets(value, visible, session.target_name))
-            elif key == 'MaxRecvDataSegmentLength':
-                continue                 # declared anew by the initiator; taken when the response is out
-            elif key in keys.KEYS:
-                answers.append((key, text.REJECT))
-            else:
-                answers.append((key, text.NOT_UNDERSTOOD))
+        negotiated = keys.negotiate(offers, stage=keys.FULL_FEATURE,
+                                    session_type=keys.DISCOVERY if session.is_discovery else keys.NORMAL)
+        if 'MaxRecvDataSegmentLength' in negotiated.values:
+            connection.take_segment_length(negotiated.values['MaxRecvDataSegmentLength'])
+        answers = list(negotiated.answers)
+        if 'SendTargets' in negotiated.values:
+            visible = self._policies.visible(session.initiator_name, connection.peer_address, connection.local_address)
+            answers.extend(discovery.send_targets(negotiated.values['SendTargets'], visible, session.target_name))
         return answers
