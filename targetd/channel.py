@@ -20,7 +20,7 @@ master -> worker
   units      id, add [unit…], remove [lun…], replace [unit…], attentions [[asc, ascq], …] + [descriptors]   the nexus's units
              come, go, or have another store (same `unit`, maybe another size, a fresh descriptor); the attentions are owed by
              every unit that the nexus had before and keeps; acknowledged when in force
-  logout     seconds                                      send an asynchronous message asking for logout (RFC 7143 11.9.1 event 1)
+  logout     seconds                                      send an asynchronous message asking for logout (RFC 7143 11.9.1)
   end        why, reason                                  end the session now: 'reinstated', 'stopped', 'administrator', …
   reopen-logs  + [descriptor]                             the log file was rotated: log.adopt(descriptor); none if it is no file
   statistics id                                           wants tell statistics
@@ -31,7 +31,7 @@ worker -> master
   tell idle                                               a discovery session is over, the worker is a spare again
   tell peer      initiator_name, target_name, stage       who it is, for the session list, as soon as known
   tell acknowledge  id                                    of change and units
-  tell failed    unit, text                               a flush or write failed in a way that lost data: the unit is to be fenced
+  tell failed    unit, text                               a flush or write failed and data is lost: the unit is to be fenced
   tell refused   peer, initiator_name, target_name, why, status_class, status_detail   a login was refused before its claim
   tell closed    peer, cid                                a connection of a session that goes on is over
   tell ended     why                                      the session is over, cleanly; the worker exits next
@@ -42,7 +42,8 @@ worker -> master
   ask mode-select             unit, pages, save, revert
   ask start-stop              unit, action: 'start' | 'stop' | 'load' | 'eject'
   ask prevent                 unit, prevent: bool
-  ask reset                   function: 'clear-task-set' | 'logical-unit-reset' | 'target-warm-reset' | 'target-cold-reset', unit
+  ask reset                   function: 'clear-task-set' | 'logical-unit-reset' | 'target-warm-reset' | 'target-cold-reset',
+                              unit
 
 A unit, as sent in answer (claim) and in units:
   {lun, unit, descriptor: index into the descriptors or null,
@@ -62,6 +63,7 @@ from collections import deque
 
 LENGTH = struct.Struct('>I')
 MAXIMUM_FRAME = 8 << 20          # far above a reload of every unit; a longer one is a broken or hostile peer
+RECEIVES_PER_CALL = MAXIMUM_FRAME >> 16
 MAXIMUM_DESCRIPTORS = 250        # the kernel's SCM_MAX_FD is 253; more travel in further frames' company
 
 
@@ -91,7 +93,7 @@ class Channel(object):
         self._received = bytearray()
         self._descriptors = deque()
         self._frames = deque()           # whole messages that read() has not yet given out
-        self._outgoing = deque()         # [bytes still to send, descriptors or ()]
+        self._outgoing = deque()         # [bytes still to send, descriptors that travel with them]
         self._lock = threading.Lock()    # a worker's threads send one at a time
 
     def fileno(self):
@@ -100,7 +102,7 @@ class Channel(object):
     # -- either end --------------------------------------------------------------------------------------------------
 
     def _take_frames(self):
-        frames = []
+        """Move every whole message from the received bytes to the frames. Raises ChannelClosed at the first that is none."""
         while len(self._received) >= LENGTH.size:
             (length,) = LENGTH.unpack_from(self._received)
             if length > MAXIMUM_FRAME:
@@ -109,15 +111,16 @@ class Channel(object):
                 break
             body = bytes(self._received[LENGTH.size:LENGTH.size + length])
             del self._received[:LENGTH.size + length]
-            frames.append(self._with_descriptors(body))
-        return frames
+            self._frames.append(self._with_descriptors(body))
 
     def _with_descriptors(self, body):
         try:
             message = json.loads(body.decode('utf-8'))
             count = message.pop('_descriptors', 0)
+            if not 0 <= count <= len(self._descriptors):
+                raise ValueError('it claims %r descriptors where %d arrived' % (count, len(self._descriptors)))
             return message, [self._descriptors.popleft() for _ in range(count)]
-        except (ValueError, AttributeError, IndexError, TypeError) as e:
+        except (ValueError, AttributeError, TypeError, RecursionError) as e:
             raise ChannelClosed('not a message: %s' % e)
 
     def _recvmsg(self):
@@ -130,6 +133,8 @@ class Channel(object):
                 self._descriptors.extend(arrived)
         if not data:
             raise ChannelClosed('the other end is gone')
+        if len(self._descriptors) > 2 * MAXIMUM_DESCRIPTORS:       # those of the frame under way and of the one after it
+            raise ChannelClosed('%d descriptors that no message owns up to' % len(self._descriptors))
         self._received += data
 
     @staticmethod
@@ -151,12 +156,11 @@ class Channel(object):
 
     def close(self):
         """Close the socket and every descriptor that nobody took. Any thread."""
-        while self._descriptors:
-            os.close(self._descriptors.popleft())
-        for _, owned in self._outgoing:
-            for descriptor in owned:
+        for descriptors in [self._descriptors] + [waiting[1] for waiting in list(self._frames) + list(self._outgoing)]:
+            for descriptor in descriptors:
                 os.close(descriptor)
-        self._outgoing.clear()
+        for waiting in (self._descriptors, self._frames, self._outgoing):
+            waiting.clear()
         self.socket.close()
 
     # -- the worker's end, blocking ----------------------------------------------------------------------------------
@@ -172,7 +176,7 @@ class Channel(object):
     def read(self):
         """The next (message, descriptors); waits. A worker's control thread only. Raises ChannelClosed."""
         while not self._frames:
-            self._frames.extend(self._take_frames())
+            self._take_frames()
             if not self._frames:
                 self._recvmsg()
         return self._frames.popleft()
@@ -181,8 +185,15 @@ class Channel(object):
 
     def queue(self, message, descriptors=()):
         """Queue a message and try to send. Descriptors are duplicated: the caller keeps its own. Raises ChannelClosed."""
-        owned = tuple(os.dup(d) for d in descriptors)
-        self._outgoing.append([memoryview(self._framed(message, descriptors)), owned])
+        entry = [memoryview(self._framed(message, descriptors)), []]
+        self._outgoing.append(entry)
+        try:
+            entry[1].extend(os.dup(descriptor) for descriptor in descriptors)
+        except OSError:
+            self._outgoing.pop()
+            for descriptor in entry[1]:
+                os.close(descriptor)
+            raise
         self.flush()
 
     @property
@@ -205,15 +216,21 @@ class Channel(object):
                 self._outgoing.popleft()
 
     def receive(self):
-        """Every whole (message, descriptors) that is there; [] if none. Raises ChannelClosed once all before it was given out."""
-        frames = []
-        while True:
+        """The whole (message, descriptors) that are there; [] if none. Raises ChannelClosed once all before it was given out.
+
+        One call takes no more than a frame of the greatest length: a worker that never stops sending must not keep the master
+        from its other work. What is left makes the socket readable again.
+        """
+        for _ in range(RECEIVES_PER_CALL):
             try:
                 self._recvmsg()
             except BlockingIOError:
-                return frames
+                break
             except (ChannelClosed, ConnectionResetError) as e:
-                if frames:
-                    return frames        # the next call meets the end again
+                if self._frames:
+                    break                # the next call meets the end again
                 raise ChannelClosed(str(e))
-            frames.extend(self._take_frames())
+            self._take_frames()
+        frames = list(self._frames)
+        self._frames.clear()
+        return frames
