@@ -270,18 +270,31 @@ def _holds(pid, wanted, roots):
     return False
 
 
-def openers(path, roots=ROOTS, seconds=SEARCH_SECONDS):
-    """[(process id, program)] of the processes, ourselves excepted, that have a device, one of its partitions or a file open.
-
-    Stops after `seconds` with what was found. Another user's processes are only seen by root.
-    """
+def _wanted(path, roots):
+    """What an open descriptor of a device, one of its partitions or a file looks like: real path and device numbers."""
     wanted = {os.path.realpath(path)}
     name = kernel_name(path, roots)
     if name is not None:
         wanted.update(read_text(roots.block(each, 'dev')) for each in [name] + partitions(name, roots))
-    found, deadline, own = [], time.monotonic() + seconds, str(os.getpid())
+    return wanted
+
+
+def _is_ours(pid, roots):
+    """True for this process and its children: the master and its workers."""
+    own = str(os.getpid())
+    status = (read_text(roots.proc, pid, 'stat') or '').rpartition(')')[2].split()
+    return pid == own or status[1:2] == [own]
+
+
+def openers(path, roots=ROOTS, seconds=SEARCH_SECONDS):
+    """[(process id, program)] of the processes, ourselves and our children excepted, that have a device, one of its partitions or a file open.
+
+    Stops after `seconds` with what was found. Another user's processes are only seen by root.
+    """
+    wanted = _wanted(path, roots)
+    found, deadline = [], time.monotonic() + seconds
     for pid in sorted((entry for entry in listing(roots.proc) if entry.isdigit()), key=int):
-        if pid != own and _holds(pid, wanted, roots):
+        if _holds(pid, wanted, roots) and not _is_ours(pid, roots):
             found.append((int(pid), _program(pid, roots)))
         if time.monotonic() > deadline:
             break
@@ -313,6 +326,8 @@ def users(path, roots=ROOTS, search=False):
     busy = name is not None and not view.sentences and roots.is_busy(path)
     if busy or search:
         _say_openers(path, view)
+    if busy and not view.sentences and _holds(str(os.getpid()), _wanted(path, roots), roots):
+        view.say('%s is exported by this targetd already; free it with: take it out of the other target' % path)
     if busy and not view.sentences:
         view.say('%s is held by the kernel or a process that cannot be seen (ZFS pool? another container?); look with: '
                  'lsblk %s, zpool status, fuser -v %s' % (path, path, path))

@@ -72,7 +72,8 @@ def test_nothing_is_marked_as_not_done(path):
 def test_test_modules_have_names_of_their_own():
     """Without __init__.py two test modules of one name would hide each other."""
     names = [os.path.basename(path) for path in python_files('tests')
-             if not os.path.exists(os.path.join(os.path.dirname(path), '__init__.py'))]
+             if os.path.basename(path) != 'conftest.py'
+             and not os.path.exists(os.path.join(os.path.dirname(path), '__init__.py'))]
     assert sorted(names) == sorted(set(names))
 
 

@@ -195,7 +195,11 @@ def test_searching_is_done_when_asked_for(host):
 
 def test_our_own_descriptor_is_no_foreign_use(host):
     host.process(os.getpid(), 'targetd', host.node('sdb'))
+    host.process(4712, 'targetd', host.node('sdb'))
+    host.write('proc/4712/stat', '4712 (target) d) S %d 1 1' % os.getpid())
     assert users(host, 'sdb', search=True) == []
+    host.busy.add(host.node('sdb'))
+    assert users(host, 'sdb') == ['/dev/sdb is exported by this targetd already; free it with: take it out of the other target']
 
 
 def test_busy_and_nobody_to_be_seen(host):
