@@ -289,7 +289,7 @@ def _is_ours(pid, roots):
 def openers(path, roots=ROOTS, seconds=SEARCH_SECONDS):
     """[(process id, program)] of the processes that have a device, one of its partitions or a file open.
 
-    This process and its children are left out. Stops after `seconds` with what was found. Another user's processes are only seen by root.
+    This process and its children are left out. Stops after `seconds` with what was found. Only root sees other users' files.
     """
     wanted = _wanted(path, roots)
     found, deadline = [], time.monotonic() + seconds
