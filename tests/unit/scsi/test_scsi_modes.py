@@ -15,7 +15,8 @@ BLOCKS = 1 << 21
 PLAIN = UnitFacts.from_message({})
 THIN = UnitFacts.from_message({'thin': True, 'unmap': True})
 CURRENT, CHANGEABLE, DEFAULT, SAVED = range(4)
-CODES = [(0x01, 0), (0x02, 0), (0x03, 0), (0x04, 0), (0x07, 0), (0x08, 0), (0x0A, 0), (0x0A, 1), (0x1A, 0), (0x1C, 0), (0x1C, 2)]
+CODES = [(0x01, 0), (0x02, 0), (0x03, 0), (0x04, 0), (0x07, 0), (0x08, 0), (0x0A, 0), (0x0A, 1), (0x1A, 0), (0x1C, 0),
+         (0x1C, 2)]
 
 
 def sense(state, page, subpage=0, control=CURRENT, facts=PLAIN, dbd=True, long_header=False, llbaa=False, blocks=BLOCKS):

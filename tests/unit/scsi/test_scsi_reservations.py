@@ -201,6 +201,12 @@ def test_all_target_ports_registers_and_unregisters_at_each():
     assert disk.out(A2, REGISTER, 1, 0, flags=0x04) == GOOD and disk.keys == [] and disk.held is None
 
 
+def test_all_target_ports_unregisters_where_there_is_a_registration():
+    disk = registered((A2, 8), (B, 2))
+    assert disk.out(A, IGNORE, 0, 0, flags=0x04) == GOOD
+    assert disk.keys == [2]
+
+
 def test_all_target_ports_leaves_another_key_there_alone():
     disk = registered((A2, 8))
     assert disk.out(A, REGISTER, 0, 1, flags=0x04) == GOOD
