@@ -18,8 +18,8 @@ CONFIGURATION = '/etc/targetd.conf'
 def parser():
     """The command line; also what targetd(8) describes."""
     command = argparse.ArgumentParser(prog='targetd', add_help=False, description='An iSCSI target (storage server).',
-                                      epilog='Exit codes: 0 all right, 1 failure, 2 wrong command line, 3 configuration, 4 portal, '
-                                             '5 backing store, 6 already running.')
+                                      epilog='Exit codes: 0 all right, 1 failure, 2 wrong command line, 3 configuration, '
+                                             '4 portal, 5 backing store, 6 already running.')
     add = command.add_argument
     add('-c', '--config', metavar='FILE', help='the configuration; %s if not given' % CONFIGURATION)
     add('-f', '--foreground', action='store_true', help='stay in the foreground, for service managers and for trying out')

@@ -1,4 +1,4 @@
-"""`targetd --demo`: a disk to play with, from nothing, without root: one sparse file, one target, one portal, in the foreground.
+"""`targetd --demo`: a disk to play with, from nothing, without root: one sparse file, one target, one portal.
 
 The front door: may import config, host and master.
 """
@@ -58,14 +58,16 @@ Use it on Windows, in a PowerShell of an administrator{elsewhere}:
     Get-Disk | Where-Object BusType -eq iSCSI
 '''
 
-ELSEWHERE = ' (127.0.0.1 is this machine only:\nfor others, start targetd --demo with an address of this machine that they reach)'
+ELSEWHERE = ''' (127.0.0.1 is this machine only:
+for others, start targetd --demo ADDRESS with an address of this machine that they reach)'''
 
 
 def write_configuration(directory, address, port):
     """Write DIRECTORY/targetd.conf for this portal; returns its path."""
     path = os.path.join(directory, 'targetd.conf')
     with open(path, 'w', encoding='utf-8') as f:
-        f.write(CONFIGURATION.format(portal=words.join_word(kinds.Portal().write((address, port))), name=TARGET_NAME, size=SIZE))
+        portal = words.join_word(kinds.Portal().write((address, port)))
+        f.write(CONFIGURATION.format(portal=portal, name=TARGET_NAME, size=SIZE))
     os.mkdir(os.path.join(directory, 'state'))
     return path
 

@@ -84,8 +84,9 @@ class Checker(object):
         configuration = model.configuration(server, self._groups.values(), self._targets.values(), self.files, self.places)
         for tag, entry in self._tags_wanted:
             if tag not in configuration.portal_groups:
-                self.complain(entry, 'there is no portal group %d' % tag, 'write a section [portal-group %d] with its portal, or '
-                              'one of %s' % (tag, ', '.join(str(t) for t in configuration.portal_groups)))
+                self.complain(entry, 'there is no portal group %d' % tag,
+                              'write a section [portal-group %d] with its portal, or one of %s' % (
+                                  tag, ', '.join(str(t) for t in configuration.portal_groups)))
         self._check_portals(configuration)
         self._check_stores(configuration)
         return configuration
@@ -155,7 +156,8 @@ class Checker(object):
         return True
 
     def _clash(self, entry, name, other):
-        self.complain(entry, '%s is set twice; the other place is %s:%d' % (name, other.file, other.line), 'remove one of the two')
+        self.complain(entry, '%s is set twice; the other place is %s:%d' % (name, other.file, other.line),
+                      'remove one of the two')
 
     # -- settings ------------------------------------------------------------------------------------------------------
 
@@ -226,7 +228,8 @@ class Checker(object):
         first, burst = values['FirstBurstLength'], values['MaxBurstLength']
         if first > burst:
             if 'FirstBurstLength' in found:
-                self.complain(found['FirstBurstLength'][1], 'FirstBurstLength %d is more than MaxBurstLength %d' % (first, burst),
+                self.complain(found['FirstBurstLength'][1],
+                              'FirstBurstLength %d is more than MaxBurstLength %d' % (first, burst),
                               'write at most %d (RFC 7143 13.14)' % burst)
             else:
                 values['FirstBurstLength'] = burst
@@ -258,8 +261,8 @@ class Checker(object):
             with open(path, encoding='utf-8') as f:
                 lines = f.read().split('\n')
         except (OSError, UnicodeDecodeError) as e:
-            self.complain(entry, 'incominguser-file: %s cannot be read: %s' % (path, getattr(e, 'strerror', None) or 'not UTF-8'),
-                          'correct the path or the file')
+            self.complain(entry, 'incominguser-file: %s cannot be read: %s'
+                          % (path, getattr(e, 'strerror', None) or 'not UTF-8'), 'correct the path or the file')
             return []
         if path not in self.files:
             self.files.append(path)
@@ -370,8 +373,9 @@ class Checker(object):
                 here = configuration.places['lun', target.name, lun.number]
                 if real in seen and not (lun.readonly and seen[real][1].readonly):
                     other, other_lun, there = seen[real]
-                    self.complain(Complaint(here[0], here[1], '', ''), 'lun %d of %s serves %s, which lun %d of %s serves already, '
-                                  'at %s:%d' % ((lun.number, target.name, path, other_lun.number, other.name) + there),
+                    self.complain(Complaint(here[0], here[1], '', ''),
+                                  'lun %d of %s serves %s, which lun %d of %s serves already, at %s:%d' % (
+                                      (lun.number, target.name, path, other_lun.number, other.name) + there),
                                   'serve it once, and let several initiators into that target; or make both readonly')
                 seen.setdefault(real, (target, lun, here))
 
@@ -402,7 +406,8 @@ def _contradicting_numbers(lun):
     found = []
     block, physical = lun.block_size or 512, lun.physical_block_size
     if lun.size is not None and lun.size % block:
-        found.append(('size', 'size %d is no multiple of the block size %d' % (lun.size, block), 'write a whole number of blocks'))
+        found.append(('size', 'size %d is no multiple of the block size %d' % (lun.size, block),
+                      'write a whole number of blocks'))
     if physical is not None and physical < block:
         found.append(('physical-block-size', 'physical-block-size %d is less than block-size %d' % (physical, block),
                       'write %d or more' % block))

@@ -10,7 +10,8 @@ def explained(configuration):
     """Lines of text, with a line end after each."""
     lines = ['The configuration can be used (%s).' % _files(configuration.files)]
     for tag, group in configuration.portal_groups.items():
-        lines.append('Portal group %d listens at %s.' % (tag, ', '.join(kinds.Portal().write(portal) for portal in group.portals)))
+        portals = ', '.join(kinds.Portal().write(portal) for portal in group.portals)
+        lines.append('Portal group %d listens at %s.' % (tag, portals))
     if not configuration.targets:
         lines.append('There is no target: nothing would be served.')
     for target in configuration.targets.values():

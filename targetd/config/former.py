@@ -1,4 +1,7 @@
-"""FORMER: words of tgt's targets.conf that targetd does not have, and what takes their place. For complaints, so imports nothing."""
+"""FORMER: words of tgt's targets.conf that targetd does not have, and what takes their place.
+
+For the complaint that meets them. Imports nothing.
+"""
 
 _ISNS = 'there is no iSNS; initiators are given the portal\'s address'
 _OBSOLETE = 'leave it out: markers are obsolete (RFC 7143 13.25)'

@@ -1,7 +1,8 @@
 """The kinds of value that a setting can have: how each is read, written back, and described in one phrase.
 
-May import config.words, the pure iscsi.names, and host.disks for the ways to name a disk. A kind has `read(items)` (items: what words.split gave; raises Unusable),
-`show(value)` (text that read() turns into the same value) and `says` (a phrase for 'must be …').
+May import config.words, the pure iscsi.names, and host.disks for the ways to name a disk. A kind has `read(items)` (items: what
+words.split gave; raises Unusable), `show(value)` (text that read() turns into the same value), `resolve(value, directory)` for
+paths, and `says` (a phrase for 'write …').
 """
 
 import difflib
@@ -395,7 +396,8 @@ class Portal(Kind):
     def parse(self, text):
         match = re.match(r'\[([^\]]*)\](?::([0-9]+))?$', text) or re.match(r'([^:\[\]]+)(?::([0-9]+))?$', text)
         if not match and text.count(':') > 1 and '[' not in text:
-            raise Unusable('%r does not tell address and port apart' % text, 'write an IPv6 address in brackets, like [::1]:3260')
+            raise Unusable('%r does not tell address and port apart' % text,
+                           'write an IPv6 address in brackets, like [::1]:3260')
         address, port = match.groups() if match else (text, None)
         plain, _, scope = address.partition(SCOPE)
         try:

@@ -137,8 +137,9 @@ class Reading(object):
                 else:
                     skipped, depth, result = None, opened, '[' * opened + '%d %s' % (number, name) + ']' * opened
             elif TRIPLE.match(line) and skipped is None:
-                self.complaints.append(Complaint(path, number, 'a value begins with three quotes', 'a value is one line, in quotes '
-                                                 'of one kind; a word that begins with one kind stands in the other'))
+                self.complaints.append(Complaint(
+                    path, number, 'a value begins with three quotes',
+                    'a value is one line, in quotes of one kind; a word that begins with one kind stands in the other'))
             elif stripped and not stripped.startswith('#') and skipped is None:
                 result = '%d %s' % (number, line.lstrip())
             numbered.append(result)
@@ -187,7 +188,8 @@ def _heading(line, depth):
     """(opening brackets, name, None or (what is wrong, remedy)) of a heading that stands under one of this depth."""
     match = HEADING.match(line)
     if not match:
-        return line[:len(line) - len(line.lstrip(' \t['))].count('['), '', ('is a heading that is not closed', 'write as many ] as [')
+        opened = len(line) - len(line.lstrip(' \t['))
+        return line[:opened].count('['), '', ('is a heading that is not closed', 'write as many ] as [')
     opened, closed = match.group(1).count('['), match.group(3).count(']')
     if opened != closed:
         return opened, '', ('is a heading with %d [ and %d ]' % (opened, closed), 'write as many ] as [')

@@ -31,7 +31,7 @@ from targetd.config import kinds, settings
 
 
 def _class(name, rows, first=(), without=(), more=()):
-    """A namedtuple class of `first` (required), the rows' fields and `more` ((field, default, help), ...), all with defaults."""
+    """A namedtuple class of `first` (required), the rows' fields and `more` ((field, default, help), ...), with defaults."""
     fields = [(row.field, row.default, row.help) for row in rows if row.name not in without] + list(more)
     base = namedtuple(name, list(first) + [field for field, _, _ in fields])
     base.__module__ = __name__

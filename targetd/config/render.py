@@ -72,7 +72,8 @@ def _sample_row(row, hide, indent=''):
     text += _commented('(%s; a change is in force %s)' % (row.kind.says, settings.WHEN[row.live]), indent)
     default = default_text(row)
     value = '%s = %s' % (row.name, row.example if default is None else default)
-    return '%s%s%s%s%s\n' % (text, indent, '#' if hide else '', value, '        # an example' if default is None and hide else '')
+    mark = '        # an example' if default is None and hide else ''
+    return '%s%s%s%s%s\n' % (text, indent, '#' if hide else '', value, mark)
 
 
 def sample():

@@ -2,8 +2,8 @@
 
 May import config.kinds and the pure table iscsi.keys. A setting exists here only if something in targetd obeys it.
 
-A row's `section` says where it is written: 'server' ([server]), 'portal-group' ([portal-group TAG]), 'target' ([target NAME]) or
-'lun' ([[lun N]] inside a target, and, where `shared` is true, also in the target as the default of its LUNs). `field` is
+A row's `section` says where it is written: 'server' ([server]), 'portal-group' ([portal-group TAG]), 'target' ([target NAME])
+or 'lun' ([[lun N]] inside a target, and, where `shared` is true, also in the target as the default of its LUNs). `field` is
 the attribute of the model's class; for a text key it is the key itself, found in Target.keys.
 """
 
@@ -64,7 +64,7 @@ SERVER = (
             'Directory for what must outlast a restart: persistent reservations and saved mode pages.'),
     _server('log', kinds.LogPlace(), 'syslog', LIVE,
             'Where messages go: syslog, stderr or an absolute path.',
-            'SIGUSR1 opens a log file anew after it was rotated.',
+            'In the foreground (-f) syslog means stderr. SIGUSR1 opens a log file anew after it was rotated.',
             '/var/log/targetd.log'),
     _server('log-level', kinds.Choice('error', 'warning', 'info', 'debug', also={'warn': 'warning'}), 'info', LIVE,
             'The least important messages that are still written.',
@@ -74,8 +74,8 @@ SERVER = (
             'Workers get their disks as open descriptors from the master and need no rights of their own.'),
     _server('server-id', kinds.Text(64, ascii_only=True), '', NEEDS_RESTART,
             'Word that the identities of LUNs (serial number, NAA) are made from.',
-            'Two servers that serve the same disk in turn write the same word here, so that initiators see one and the same disk. '
-            'Empty: a UUID that is made once and kept in state-dir.', 'storage-pair-1'),
+            'Two servers that serve the same disk in turn write the same word here, so that initiators see one and the same '
+            'disk. Empty: a UUID that is made once and kept in state-dir.', 'storage-pair-1'),
     _server('max-sessions', kinds.Number(1, 10000), 64, LIVE,
             'Sessions at once, over all targets; one more is refused with "out of resources".'),
     _server('max-connections-per-address', kinds.Number(1, 10000), 32, LIVE,
@@ -119,18 +119,19 @@ TARGET = (
             example='ERP data'),
     _target('portal-group', kinds.Several(kinds.Number(1, 65535)), (1,), NEXT_LOGIN,
             'The portal groups through which this target is reached.', example='1, 2'),
-    _target('initiator-address', kinds.Several(kinds.Network()), (), NEXT_LOGIN,
+    _target('initiator-address', kinds.Several(kinds.Network()), (), LIVE,
             'Addresses and nets that may log in; ALL admits every address.',
-            'Where initiator-name is written too, both must match. Where neither is written, nobody is admitted.',
+            'Where initiator-name is written too, both must match. Where neither is written, nobody is admitted. Sessions that '
+            'a change no longer admits are ended.',
             '10.0.5.0/24, 2001:db8:5::/64'),
-    _target('initiator-name', kinds.Several(kinds.NamePattern()), (), NEXT_LOGIN,
+    _target('initiator-name', kinds.Several(kinds.NamePattern()), (), LIVE,
             'iSCSI names that may log in; * and ? stand for any characters and any one; ALL admits every name.',
             'Where initiator-address is written too, both must match. A name is only a claim of the initiator: use CHAP where '
             'that is not enough.', 'iqn.1991-05.com.microsoft:*'),
     _target('incominguser', kinds.Accounts(), (), NEXT_LOGIN,
             'Accounts (name and secret) of which an initiator must know one: CHAP. None written: no CHAP.',
-            'Windows wants secrets of 12 to 16 characters. A secret that holds a blank or a comma, or begins with # or a quote, '
-            'stands in quotes.', 'erp 12-to-16-chars'),
+            'Windows wants secrets of 12 to 16 characters. A secret that holds a blank or a comma, or begins with # or a '
+            'quote, stands in quotes.', 'erp 12-to-16-chars'),
     _target('incominguser-file', kinds.Listed(kinds.Path()), (), NEXT_LOGIN,
             'Files with further accounts, one on each line (name and secret, as in incominguser).',
             'Keep such a file readable by root only.', '/etc/targetd.d/erp.secrets'),
@@ -148,19 +149,18 @@ _SIZE_OF_BLOCK = kinds.Auto(kinds.PowerOfTwo(512, 4096))
 LUN = (
     _lun('backing-store', kinds.StorePath(), '', NEEDS_LOGOUT,
          'What is served: the path of a file or a disk, or serial:NUMBER, wwn:0xNUMBER and the like to find a disk by.',
-         'Also by-id:NAME (by-path:, by-uuid:, by-label:, by-partuuid:, by-partlabel:), model:NAME and size:SIZE, joined by + where '
-         'one alone does not tell; part:2 added to them is a partition. In a target, backing-store = A, B is short for lun 0 and '
-         'lun 1. Paths like /dev/sdb can mean another disk after a '
+         'Also by-id:NAME (by-path:, by-uuid:, by-label:, by-partuuid:, by-partlabel:), model:NAME and size:SIZE, joined by + '
+         'where one alone does not tell; part:2 added to them is a partition. In a target, backing-store = A, B is short for '
+         'lun 0 and lun 1. Paths like /dev/sdb can mean another disk after a '
          'boot; /dev/disk/by-id, serial: and wwn: do not.', '/dev/disk/by-id/ata-WDC_1', shared=False),
     _lun('direct-store', kinds.StorePath(), '', NEEDS_LOGOUT,
          'Like backing-store, but vendor, product, revision and serial number are the disk\'s own.',
          example='serial:WD-WCC4E1', shared=False),
-    _lun('type', kinds.Choice('auto', 'file', 'block', 'ram', 'null', also={'rdwr': 'auto', 'aio': 'auto'}), 'auto', NEEDS_LOGOUT,
+    _lun('type', kinds.Choice('auto', 'file', 'block', 'ram', 'null'), 'auto', NEEDS_LOGOUT,
          'What the store is; auto looks. ram (lost at the end) and null (reads zeroes, drops writes) are for tests.'),
     _lun('size', kinds.Size(1 << 20, 1 << 60, multiple=512), None, LIVE,
-         'Size of a file that is created (sparse) if it is missing, or of a ram or null store.',
-         'Nothing written: the file\'s or disk\'s own size. A file that is there must have this size: it is neither cut nor grown.',
-         '200G'),
+         'Size of a file (created sparse if missing, grown if shorter) or of a ram or null store.',
+         'Nothing written: the file\'s or disk\'s own size. A file is never made shorter.', '200G'),
     _lun('thin', kinds.Flag(), False, NEEDS_LOGOUT,
          'Tell initiators that blocks they no longer need can be given back (UNMAP, TRIM).'),
     _lun('write-cache', kinds.Flag(), True, LIVE,
@@ -202,8 +202,8 @@ LUN = (
          'Two users of one disk that do not know of each other destroy its data.'),
     _lun('filter', kinds.Filters(), (), NEEDS_LOGOUT,
          'Tests only: delay or fail accesses, refuse writes, or write accesses to the log.',
-         'Applied from the left. delay 10ms; delay read=10ms write=5ms; error write offset=1M..2M errno=EIO; error flush count=1; '
-         'error read every=100; readonly; trace; trace to=PATH.', 'delay read=10ms, trace'),
+         'Applied from the left. delay 10ms; delay read=10ms write=5ms; error write offset=1M..2M errno=EIO; '
+         'error flush count=1; error read every=100; readonly; trace; trace to=PATH.', 'delay read=10ms, trace'),
 )
 
 

@@ -88,7 +88,8 @@ def test_an_empty_file_has_every_default(load):
 
 
 def test_several_stores_in_a_target_are_lun_0_and_1(load):
-    text = target('backing-store = /dev/sdb, "/srv/a, b"\nbacking-store = img/c\nwrite-cache = off\n[[lun 9]]\ntype = ram\nsize = 1M')
+    text = target('backing-store = /dev/sdb, "/srv/a, b"\nbacking-store = img/c\nwrite-cache = off\n'
+                  '[[lun 9]]\ntype = ram\nsize = 1M')
     luns = load(text).targets[NAME].luns
     assert [(n, lun.backing_store, lun.write_cache) for n, lun in luns.items()] == [
         (0, '/dev/sdb', False), (1, '/srv/a, b', False), (2, luns[2].backing_store, False), (9, '', False)]
@@ -96,8 +97,9 @@ def test_several_stores_in_a_target_are_lun_0_and_1(load):
 
 
 def test_a_lun_s_own_setting_wins_over_its_target_s(load):
-    luns = load(target('thin = yes\n[[lun 0]]\nbacking-store = /a\nthin = no\n[[lun 1]]\ndirect-store = serial:X\n')).targets[NAME].luns
-    assert [(lun.thin, lun.direct, lun.backing_store) for lun in luns.values()] == [(False, False, '/a'), (True, True, 'serial:X')]
+    text = target('thin = yes\n[[lun 0]]\nbacking-store = /a\nthin = no\n[[lun 1]]\ndirect-store = serial:X\n')
+    luns = load(text).targets[NAME].luns.values()
+    assert [(lun.thin, lun.direct, lun.backing_store) for lun in luns] == [(False, False, '/a'), (True, True, 'serial:X')]
 
 
 def test_lists_may_stand_on_several_lines(load):
@@ -112,8 +114,9 @@ def test_accounts_come_from_files_too(load):
     assert [os.path.basename(path) for path in configuration.files] == ['main.conf', 'erp.secrets']
 
 
-@pytest.mark.parametrize('secret', ['a#b', '#ab', 'a,b', 'a b', '"', "'", '\'"', '"\'', "'''", '"""', 'a;b=c$d', '$(x)s', '%(x)s', '\\n\\',
-                                    'pässwört', '\u5bc6\u7801', '[x]', ' a ', 'a\tb', '<', '\u2028x', '\x1c', '=', '\ufeff'])
+@pytest.mark.parametrize('secret', ['a#b', '#ab', 'a,b', 'a b', '"', "'", '\'"', '"\'', "'''", '"""', 'a;b=c$d', '$(x)s',
+                                    '%(x)s', '\\n\\', 'pässwört', '\u5bc6\u7801', '[x]',
+                                    ' a ', 'a\tb', '<', '\u2028x', '\x1c', '=', '\ufeff'])
 def test_a_secret_may_hold_any_character(load, secret):
     for user in ('erp', secret):
         text = target('incominguser = %s %s # x' % (join_word(user), join_word(secret)))
@@ -121,7 +124,8 @@ def test_a_secret_may_hold_any_character(load, secret):
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(st.text(st.characters(blacklist_characters=FORBIDDEN, blacklist_categories=('Cs',)), min_size=1, max_size=16),
+@given(st.lists(st.tuples(st.text(st.characters(blacklist_characters=FORBIDDEN, blacklist_categories=('Cs',)),
+                                  min_size=1, max_size=16),
                           st.text(st.sampled_from('ab"\',#; =$\\[]\t%\u00e4\u2028\x85\xa0\x1c'), min_size=1, max_size=9)),
                 min_size=1, max_size=4, unique_by=lambda account: account[0]))
 def test_accounts_survive_being_written_and_loaded(tmp_path_factory, accounts):

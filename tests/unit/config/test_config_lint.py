@@ -1,0 +1,71 @@
+"""Warnings: what is allowed and probably not meant."""
+
+import os
+
+import pytest
+
+from targetd.config import lint, loader
+
+HEAD = '[target iqn.2026-11.com.example:t]\n'
+GOOD = HEAD + 'initiator-address = 10.0.0.0/8\nincominguser = erp exactly-14-chr\n[[lun 0]]\nbacking-store = /srv/x.img\nsize = 1M\n'
+
+
+@pytest.fixture
+def warnings(tmp_path):
+    def warnings(text, mode=0o600, look=False):
+        path = tmp_path / 'main.conf'
+        path.write_bytes(text.encode('utf-8'))
+        os.chmod(str(path), mode)
+        configuration = loader.load(str(path))
+        return [str(w) for w in (lint.missing_stores if look else lint.warnings)(configuration)]
+    return warnings
+
+
+def test_a_good_file_has_no_warning(warnings):
+    assert warnings(GOOD) == []
+    assert warnings('', 0o644) == []
+
+
+@pytest.mark.parametrize('text, line, words', [
+    (GOOD.replace('exactly-14-chr', 'short'), 3, ["'erp'", '5 bytes', '12 to 16']),
+    (GOOD.replace('exactly-14-chr', 'p\u00e4ssw\u00f6rt-lang-x'), 3, ['17 bytes']),
+    (GOOD.replace('[[', 'outgoinguser = back much-longer-than-16-chr\n[['), 4, ["'back'", '23 bytes']),
+    ('[server]\nincomingdiscoveryuser = d short\n', 2, ["'d'"]),
+    (GOOD.replace('initiator-address = 10.0.0.0/8', '#'), 1, ['admits nobody', 'initiator-address = ALL', 'who knows an account']),
+    (HEAD + 'initiator-address = ALL\nbacking-store = /x\n', 1, ['admits everyone', 'incominguser']),
+    (HEAD + 'initiator-name = *\nbacking-store = /x\n', 1, ['admits everyone']),
+    (HEAD + 'initiator-address = 10.0.0.1\n', 1, ['has no LUN', '[[lun 0]]']),
+    (GOOD.replace('lun 0', 'lun 1'), 1, ['no LUN 0']),
+    (GOOD.replace('/srv/x.img\nsize = 1M', '/dev/sdb'), 4, ['/dev/sdb', 'another disk', 'by-id']),
+    (GOOD.replace('/srv/x.img\nsize = 1M', '/dev/nvme0n1p2'), 4, ['another disk']),
+])
+def test_a_warning_names_the_place_and_what_to_write(warnings, text, line, words):
+    found = warnings(text)
+    assert len(found) == 1, found
+    assert 'main.conf:%d: ' % line in found[0]
+    for word in words:
+        assert word in found[0]
+
+
+def test_secrets_that_all_may_read(warnings):
+    assert 'chmod 600' in warnings(GOOD, 0o644)[0] and len(warnings(GOOD, 0o644)) == 1
+    assert warnings(GOOD, 0o640) == []
+
+
+def test_secrets_in_a_file_of_their_own(warnings, tmp_path):
+    (tmp_path / 's').write_text('erp exactly-14-chr\nback short\n')
+    os.chmod(str(tmp_path / 's'), 0o644)
+    found = warnings(GOOD.replace('incominguser = erp exactly-14-chr', 'incominguser-file = s'), 0o644)
+    assert len(found) == 2 and str(tmp_path / 's') + ': holds secrets' in found[0] and '/s:2: ' in found[1]
+
+
+def test_a_network_for_everyone_with_chap_is_no_open_door(warnings):
+    assert warnings(GOOD.replace('10.0.0.0/8', 'ALL')) == []
+
+
+def test_a_store_that_is_not_there(warnings):
+    assert warnings(GOOD, look=True) == []
+    found = warnings(GOOD.replace('/srv/x.img\nsize = 1M', '/srv/no-such.img'), look=True)
+    assert len(found) == 1 and 'main.conf:4: /srv/no-such.img' in found[0] and 'size = ' in found[0]
+    found = warnings(GOOD.replace('/srv/x.img\nsize = 1M', 'serial:NO-SUCH'), look=True)
+    assert len(found) == 1 and 'serial:NO-SUCH fits no disk' in found[0]
