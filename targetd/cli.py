@@ -55,12 +55,18 @@ def complain(text, exit_code):
     return exit_code
 
 
+def say(text):
+    """To stdout, in a locale without the characters too (LANG=C)."""
+    encoding = sys.stdout.encoding or 'ascii'
+    sys.stdout.write(text.encode(encoding, 'backslashreplace').decode(encoding))
+
+
 def help_settings(name):
     """Print what the manual page says of all settings, or of one."""
     text = render.plain_help(name)
     if not text:
         return complain('there is no setting %s%s' % (name, render.meant(name)), EXIT_USAGE)
-    sys.stdout.write(text)
+    say(text)
     return EXIT_OK
 
 
@@ -73,7 +79,7 @@ def serve(path, foreground, only_test):
         complain(str(e), e.exit_code)
         return complain('%d complaint%s; nothing was started' % (count, '' if count == 1 else 's'), EXIT_CONFIG)
     if only_test:
-        sys.stdout.write(explain.explained(configuration))
+        say(explain.explained(configuration))
         for warning in lint.warnings(configuration) + lint.missing_stores(configuration):
             sys.stderr.write('targetd: warning: %s\n' % str(warning))
         return EXIT_OK

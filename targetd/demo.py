@@ -92,7 +92,7 @@ def run(address):
     directory = tempfile.mkdtemp(prefix='targetd-demo-')
     path = write_configuration(directory, address, port)
     configuration = loader.load(path)
-    sys.stdout.write(speech(directory, address, port) + '\n')
+    sys.stdout.write(speech(directory, _reached(listen, address), port) + '\n')
     sys.stdout.flush()
     try:
         result = daemon.run(path, configuration, True)
@@ -103,6 +103,14 @@ def run(address):
         raise
     _say_where(directory)
     return result
+
+
+def _reached(listen, address):
+    """An address that others can use: the wildcards stand for this host's own."""
+    if not listen.is_wildcard(address):
+        return address
+    own = [a for a in listen.own_addresses(listen.family_of(address)) if not a.startswith(('127.', 'fe80:')) and a != '::1']
+    return own[0] if own else '::1' if ':' in address else ADDRESS
 
 
 def _say_where(directory):

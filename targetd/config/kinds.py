@@ -228,8 +228,11 @@ class Path(Kind):
         return text
 
     def resolve(self, value, directory):
-        """The absolute path of a value that stands in a file of this directory."""
-        return os.path.normpath(os.path.join(directory, value))
+        """The absolute path of a value that stands in a file of this directory.
+
+        The file's UTF-8 bytes name it, whatever the locale: under LANG=C Python 3.6 could not open it as plain text.
+        """
+        return os.path.normpath(os.path.join(directory, os.fsdecode(value.encode('utf-8', 'surrogateescape'))))
 
 
 class StorePath(Path):

@@ -26,7 +26,8 @@ def test_who_matches_every_written_rule_is_admitted(addresses, names, address):
 @pytest.mark.parametrize('addresses, names, address, rule', [
     ([], [], '10.0.0.1', 'neither initiator-address nor initiator-name'),
     (['10.0.5.0/24'], [], '10.0.6.1', 'initiator-address = 10.0.5.0/24'),
-    (['10.0.5.0/24'], ['ALL'], '10.0.6.1', 'initiator-address'), (['ALL'], ['iqn.other'], '10.0.6.1', 'initiator-name = iqn.other'),
+    (['10.0.5.0/24'], ['ALL'], '10.0.6.1', 'initiator-address'),
+    (['ALL'], ['iqn.other'], '10.0.6.1', 'initiator-name = iqn.other'),
     (['2001:db8::/64'], [], '10.0.6.1', 'initiator-address'), (['0.0.0.0/0'], [], '2001:db8::1', 'initiator-address'),
     (['10.0.0.0/8'], [], 'no address', 'initiator-address'), ([], ['iqn.1991-05.com.microsoft'], '1.2.3.4', 'initiator-name'),
 ])

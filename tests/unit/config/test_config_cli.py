@@ -1,13 +1,14 @@
 """The command `targetd`, up to where the server starts, and what the demo prepares and says."""
 
 import os
+import subprocess
 import sys
 import types
 
 import pytest
 
 from targetd import cli, demo
-from targetd.config import loader
+from targetd.config import loader, render
 from targetd.errors import EXIT_CONFIG, EXIT_OK, EXIT_PORTAL, EXIT_USAGE, PortalError
 
 GOOD = '''[target iqn.2026-11.com.example:erp]
@@ -60,7 +61,8 @@ def test_t_explains_what_would_be_served_to_whom(conf, capsys, server):
     assert err == '' and not server.runs
     for words in ('listens at 0.0.0.0:3260, [::]:3260', 'iqn.2026-11.com.example:erp ("ERP data")', 'portal group 1',
                   'named iqn.1991-05.com.microsoft:*, at 10.0.5.0/24', 'demands CHAP of erp, and proves itself as back',
-                  'MaxBurstLength = 262144', 'lun 0: /srv/erp.img, 200G (created sparse if missing), thin, every write durable'):
+                  'MaxBurstLength = 262144',
+                  'lun 0: /srv/erp.img, 200G (created sparse if missing), thin, every write durable'):
         assert words in out
     assert 'hidden' not in out
 
@@ -162,6 +164,27 @@ def test_the_demo_runs_in_the_foreground_and_says_at_the_end_where_the_file_is(s
 def test_the_demo_at_no_address(server, capsys):
     assert cli.main(['--demo', 'localhost']) == EXIT_USAGE
     assert 'localhost' in capsys.readouterr().err and not server.runs
+
+
+def test_the_demo_at_a_wildcard_names_an_address_of_this_host(server, capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(demo.tempfile, 'tempdir', str(tmp_path))
+    assert cli.main(['--demo', '0.0.0.0']) == EXIT_OK
+    assert 'iscsi://0.0.0.0' not in capsys.readouterr().out
+    assert server.runs[0][1].portal_groups[1].portals[0][0] == '0.0.0.0'
+
+
+def test_the_locale_of_init_scripts_is_no_obstacle(tmp_path):
+    """LANG=C: an alias is shown and a file is found whose names are not ASCII."""
+    (tmp_path / 'gr\u00f6\u00dfe.img').write_bytes(b'x')
+    path = tmp_path / 'targetd.conf'
+    text = GOOD.replace('ERP data', 'Gr\u00f6\u00dfe').replace('/srv/erp.img\nsize = 200G', 'gr\u00f6\u00dfe.img')
+    path.write_bytes(text.encode('utf-8'))
+    path.chmod(0o600)
+    environment = dict(os.environ, LC_ALL='C', PYTHONCOERCECLOCALE='0', PYTHONUTF8='0', PYTHONIOENCODING='')
+    run = subprocess.run([sys.executable, '-m', 'targetd', '-t', '-c', str(path)], env=environment, cwd=render.TREE,
+                         stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert (run.returncode, run.stderr) == (EXIT_OK, b'')
+    assert b'("Gr' in run.stdout
 
 
 def test_python_m_targetd_is_the_command(capsys):

@@ -7,7 +7,8 @@ import pytest
 from targetd.config import lint, loader
 
 HEAD = '[target iqn.2026-11.com.example:t]\n'
-GOOD = HEAD + 'initiator-address = 10.0.0.0/8\nincominguser = erp exactly-14-chr\n[[lun 0]]\nbacking-store = /srv/x.img\nsize = 1M\n'
+GOOD = HEAD + ('initiator-address = 10.0.0.0/8\nincominguser = erp exactly-14-chr\n'
+               '[[lun 0]]\nbacking-store = /srv/x.img\nsize = 1M\n')
 
 
 @pytest.fixture
@@ -31,7 +32,8 @@ def test_a_good_file_has_no_warning(warnings):
     (GOOD.replace('exactly-14-chr', 'p\u00e4ssw\u00f6rt-lang-x'), 3, ['17 bytes']),
     (GOOD.replace('[[', 'outgoinguser = back much-longer-than-16-chr\n[['), 4, ["'back'", '23 bytes']),
     ('[server]\nincomingdiscoveryuser = d short\n', 2, ["'d'"]),
-    (GOOD.replace('initiator-address = 10.0.0.0/8', '#'), 1, ['admits nobody', 'initiator-address = ALL', 'who knows an account']),
+    (GOOD.replace('initiator-address = 10.0.0.0/8', '#'), 1,
+     ['admits nobody', 'initiator-address = ALL', 'who knows an account']),
     (HEAD + 'initiator-address = ALL\nbacking-store = /x\n', 1, ['admits everyone', 'incominguser']),
     (HEAD + 'initiator-name = *\nbacking-store = /x\n', 1, ['admits everyone']),
     (HEAD + 'initiator-address = 10.0.0.1\n', 1, ['has no LUN', '[[lun 0]]']),

@@ -83,7 +83,8 @@ def test_a_step_never_shows_a_secret():
 
 def test_luns_come_go_and_change():
     old = configuration(model.Target(A, luns={0: model.Lun(0, '/a'), 1: model.Lun(1, '/b'), 2: model.Lun(2, '/c')}))
-    new = configuration(model.Target(A, luns={0: model.Lun(0, '/a', write_cache=False), 1: model.Lun(1, '/c'), 3: model.Lun(3, '/b')}))
+    new = configuration(model.Target(A, luns={0: model.Lun(0, '/a', write_cache=False), 1: model.Lun(1, '/c'),
+                                              3: model.Lun(3, '/b')}))
     steps = model.diff(old, new)
     assert [type(step).__name__ for step in steps] == ['RemoveLun', 'ChangeLun', 'ChangeLun', 'AddLun']
     assert [step.when for step in steps] == [settings.LIVE, settings.LIVE, settings.NEEDS_LOGOUT, settings.LIVE]
