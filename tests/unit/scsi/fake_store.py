@@ -16,7 +16,8 @@ BLOCKS = 4096
 
 
 class MemoryStore(object):
-    """The verbs. `cached`: try_read answers; `calls`: what was asked, in order; `fail`: {verb: errno}; bad: unreadable offsets."""
+    """The verbs. `cached`: try_read answers; `calls`: what was asked, in order; `fail`: {verb: errno}; `bad`: offsets that
+    cannot be read."""
 
     durable_is_free = False
     inline_write_limit = 65536

@@ -41,7 +41,8 @@ def test_facts_that_cannot_be_are_refused(facts):
 
 @pytest.mark.parametrize('field, lun', [
     (0x0000 << 48, 0), (0x0005 << 48, 5), (0x4005 << 48, 5), (0x4000 << 48, 0), (0x4100 << 48, 256), (0x7FFF << 48, 0x3FFF),
-    (0x0105 << 48, None), (0x8005 << 48, None), (0xC101 << 48, None), ((0x0005 << 48) | 1, None), ((0x0005 << 48) | (1 << 32), None)])
+    (0x0105 << 48, None), (0x8005 << 48, None), (0xC101 << 48, None), ((0x0005 << 48) | 1, None),
+    ((0x0005 << 48) | (1 << 32), None)])
 def test_single_level_addresses(field, lun):
     assert lun_of(field) == lun
 
