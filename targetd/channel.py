@@ -14,7 +14,7 @@ master -> worker
   answer     id, status_class, status_detail, why         to ask claim, refused (class != 0)
              id, status_class 0, tsih, units + [descriptors]      units is [] for a further connection, and for discovery
   answer     id, status, sense, data                      to the other asks; sense, data: hex or null
-  change     id, unit, and any of: reservations, modes, medium (see units), attentions [[asc, ascq], …],
+  change     id, unit, and any of: reservations, modes, medium (see units), size (bytes), attentions [[asc, ascq], …],
              abort {initiator_port: null, own_too: true, tas: bool}: end every task of this nexus at the unit but the one that
              asked (tas: with TASK ABORTED status); acknowledged when in force and the aborted are quiet
   units      id, add [unit…], remove [lun…], replace [unit…], attentions [[asc, ascq], …] + [descriptors]   the nexus's units

@@ -1,4 +1,4 @@
-"""The log: plain words to syslog, to stderr or to a file. Base: may be imported by anyone but iscsi/ and scsi/ (which are pure).
+"""The log: plain words to syslog, to stderr or to a file. Base: may be imported by anyone but the pure iscsi/ and scsi/.
 
 One line is one write, so lines of the master and of all workers, who share the open file, never mix. A file that is rotated
 away is opened again by `reopen()` in the master; a worker, who may not open it any more, is handed the new descriptor and

@@ -31,7 +31,7 @@ class Client(object):
 
 
 class Control(object):
-    """`open`, `close`, and one method for each row of commands.TABLE: it is given the arguments and returns the reply (bytes)."""
+    """`open`, `close`, and a method for each row of commands.TABLE: from its arguments to the reply (bytes)."""
 
     def __init__(self, master):
         self.master = master
@@ -54,7 +54,8 @@ class Control(object):
                 os.umask(held)
             listener.listen(8)
         except OSError as e:
-            raise TargetdError('the control socket %s cannot be opened: %s; write another control-socket' % (path, e.strerror or e))
+            raise TargetdError('the control socket %s cannot be opened: %s; write another control-socket'
+                               % (path, e.strerror or e))
         listener.setblocking(False)
         self._listener, self.path = listener, path
         self.master.loop.watch(listener, READ, self._accept)

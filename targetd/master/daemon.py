@@ -95,7 +95,8 @@ def is_targetd(pid):
     """True if this process lives and is a targetd."""
     try:
         process = psutil.Process(pid)
-        return process.status() != psutil.STATUS_ZOMBIE and any('targetd' in word for word in [process.name()] + process.cmdline())
+        words = [process.name()] + process.cmdline()
+        return process.status() != psutil.STATUS_ZOMBIE and any('targetd' in word for word in words)
     except psutil.Error:
         return False
 

@@ -32,14 +32,14 @@ class Refusal(namedtuple('Refusal', 'status sense data')):
     concerns_others = False
 
 
-class Decision(namedtuple('Decision', 'shared attentions aborts persist')):
-    """shared: the new state; attentions: [((initiator_port, target_port) or None for all but `by`, asc, ascq) …];
-    aborts: nexuses whose tasks end, as (initiator_port, target_port), or None for everybody's; persist: bool."""
+class Decision(namedtuple('Decision', 'shared attentions aborts persist size')):
+    """shared: the new state; attentions: [((initiator_port, target_port) or Others, asc, ascq) …]; aborts: nexuses whose
+    tasks end, as (initiator_port, target_port), or None for everybody's; persist: bool; size: the new one in bytes, or None."""
 
     __slots__ = ()
 
-    def __new__(cls, shared, attentions=(), aborts=(), persist=False):
-        return super(Decision, cls).__new__(cls, shared, tuple(attentions), aborts, persist)
+    def __new__(cls, shared, attentions=(), aborts=(), persist=False, size=None):
+        return super(Decision, cls).__new__(cls, shared, tuple(attentions), aborts, persist, size)
 
     status, sense, data = sam.GOOD, None, None
     concerns_others = True
@@ -69,8 +69,8 @@ class Others(namedtuple('Others', 'by')):
 
 
 def initial(facts, saved, boot_id):
-    """The Shared state of a unit at its export. saved: what saved_state gave, or {}; boot_id: of this boot of the machine, which
-    tells a restart of targetd, that reservations outlast, from a loss of power, that only those with APTPL do.
+    """The Shared state of a unit at its export. saved: what saved_state gave, or {}; boot_id: of this boot of the machine,
+    which tells a restart of targetd, that reservations outlast, from a loss of power, that only those with APTPL do.
     Raises ValueError if `saved` is damaged."""
     same_boot = bool(boot_id) and saved.get('boot_id') == boot_id
     return Shared(reservations.aptpl_load(saved.get('reservations'), power_lost=not same_boot),
@@ -191,9 +191,9 @@ def medium_changed(shared, medium):
     return Decision(shared._replace(medium=medium), attentions)
 
 
-def attention_to_all(shared, code):
-    """Owe every nexus this (asc, ascq)."""
-    return Decision(shared, [(Others(None),) + tuple(code)])
+def resized(shared, size):
+    """The medium has this many bytes now: every nexus is told."""
+    return Decision(shared, [(Others(None),) + attention.CAPACITY_CHANGED], size=size)
 
 
 # -- task management -------------------------------------------------------------------------------------------------

@@ -59,8 +59,8 @@ class Exports(object):
             unit = self.open(target, lun)
         except StoreError as e:
             self.late[target.name, lun.number] = Late(target.name, lun, str(e))
-            log.error('lun %d of %s is not served, and the target refuses logins until it is: %s; looking again every %d seconds',
-                      lun.number, target.name, e, RETRY_SECONDS)
+            log.error('lun %d of %s is not served, and the target refuses logins until it is: %s; looking again every %d '
+                      'seconds', lun.number, target.name, e, RETRY_SECONDS)
             self._retry_later()
             return None
         self.units.add(unit)
@@ -180,8 +180,7 @@ class Exports(object):
             log.info('unit %s: %d bytes now, %d before', unit.id, size, unit.told_size)
             store.resized(size)
             unit.told_size = size
-            self.units.order_units(unit.workers, replace=[unit])
-            self.units.attention(unit, *attention.CAPACITY_CHANGED)
+            self.units.change(unit, decisions.resized(unit.shared, size))
 
     def recover(self, unit):
         """The administrator has seen that the unit failed, and wants it used again. False if it had not failed."""
@@ -189,7 +188,7 @@ class Exports(object):
             return False
         log.warning('unit %s is used again although it failed (%s)', unit.id, unit.failure)
         unit.failure = None
-        self.units.order_units(unit.workers, replace=[unit])      # a new Store in each worker: the old ones remember the failure
+        self.units.order_units(unit.workers, replace=[unit])      # new Stores in the workers: the old remember the failure
         self.units.medium(unit, READY)
         return True
 

@@ -64,7 +64,8 @@ def _bindable(address, port, family):
 
 def _portal_error(address, port, error):
     problem = _described(address, port, error)
-    problem.is_family_absent = is_wildcard(address) and getattr(error, 'errno', None) in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
+    absent = getattr(error, 'errno', None) in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
+    problem.is_family_absent = absent and is_wildcard(address)
     return problem
 
 

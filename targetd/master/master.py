@@ -1,4 +1,4 @@
-"""The master: one poll loop that wires the parts together. Single-threaded; never parses a login, never touches a medium's data.
+"""The master: one poll loop that wires the parts together. Single-threaded; never parses a login, never touches a medium.
 
      arrivals --route--> workers --on_message--> sessions (claims), units (changes), control
         ^                   |                        |
@@ -77,8 +77,9 @@ class Master(object):
     # -- start -------------------------------------------------------------------------------------------------------
 
     def start(self):
-        """Open stores, control socket and, last, portals, so that nobody who comes back is told 'not found'. Raises PortalError,
-        TargetdError; then nothing is open."""
+        """Open stores, control socket and, last, portals, so that nobody who comes back is told 'not found'.
+
+        Raises PortalError, TargetdError; then nothing is open."""
         try:
             self.exports.start(self.configuration)
             self.control.open(self.configuration.server.control_socket)
@@ -231,7 +232,8 @@ class Master(object):
         if target is None:
             raise Refused(registry.NOT_FOUND, 'there is no target %s' % target_name)
         if session['group'] not in target.portal_groups:
-            raise Refused(registry.NOT_FOUND, 'target %s is not reached through portal group %d' % (target.name, session['group']))
+            raise Refused(registry.NOT_FOUND, 'target %s is not reached through portal group %d'
+                          % (target.name, session['group']))
         refusal = access.refusal(target, session['initiator_name'], address)
         if refusal:
             raise Refused(registry.AUTHORIZATION_FAILURE, refusal)
@@ -240,11 +242,14 @@ class Master(object):
     def _admit_to(self, target, session):
         if target.state == 'offline':
             raise Refused(registry.SERVICE_UNAVAILABLE, 'target %s has state = offline' % target.name)
+        if target.name in self.reload.changing:
+            raise Refused(registry.SERVICE_UNAVAILABLE, 'target %s is being changed; its old sessions log out first'
+                          % target.name)
         missing = self.exports.missing(target.name)
         if missing:
             raise Refused(registry.SERVICE_UNAVAILABLE, 'target %s is not ready: %s' % (target.name, missing))
-        others = [s for s in self.sessions.of_target(target.name)
-                  if (s.initiator_name, s.nexus.isid, s.group) != (session['initiator_name'], session['isid'], session['group'])]
+        mine = (session['initiator_name'], session['isid'], session['group'])
+        others = [s for s in self.sessions.of_target(target.name) if (s.initiator_name, s.nexus.isid, s.group) != mine]
         if target.max_sessions and len(others) >= target.max_sessions:
             raise Refused(registry.OUT_OF_RESOURCES, 'max-sessions (%d) of target %s is reached'
                           % (target.max_sessions, target.name))
@@ -288,6 +293,7 @@ class Master(object):
         if session is not None and session.nexus is not None:
             log.info('session %d of %s with %s is over: %s', session.tsih, session.initiator_name, session.nexus.target_name,
                      worker.ended_cleanly or worker.ending or session.ended_why or 'its worker died')
+        self.reload.check()
         self.sessions.retry_waiting()
         self.stop.check()
 
@@ -301,7 +307,8 @@ class Master(object):
             log.error('the log cannot be written to %s: %s', self.configuration.server.log, e.strerror)
 
     def reopen_logs(self):
-        """After the log file was rotated: the master opens the new one, the workers get its descriptor. Returns a complaint or ''."""
+        """After the log file was rotated: the master opens the new one, the workers get its descriptor. Returns a complaint,
+        or ''."""
         try:
             log.reopen()
         except OSError as e:

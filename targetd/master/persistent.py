@@ -25,7 +25,8 @@ class StateDirectory(object):
 
     def file_of(self, key):
         """The file of the unit with this key (text that belongs to its data, not to its place)."""
-        return os.path.join(self.path, 'units', hashlib.sha256(key.encode('utf-8', 'surrogateescape')).hexdigest()[:32] + '.json')
+        digest = hashlib.sha256(key.encode('utf-8', 'surrogateescape')).hexdigest()
+        return os.path.join(self.path, 'units', digest[:32] + '.json')
 
     def load(self, key):
         """The dict that was saved for this key; {} if there is none. Raises StoreError if it is there and cannot be read."""
@@ -41,8 +42,8 @@ class StateDirectory(object):
                 return {}
             raise StoreError('the saved state %s cannot be read (%s); the unit is not served without it' % (path, e.strerror))
         except (ValueError, KeyError, TypeError) as e:
-            raise StoreError('the saved state %s is damaged (%s); the unit is not served, because its reservations are unknown; '
-                             'remove the file to start without reservations and saved mode pages' % (path, e))
+            raise StoreError('the saved state %s is damaged (%s); the unit is not served, because its reservations are '
+                             'unknown; remove the file to start without reservations and saved mode pages' % (path, e))
 
     def save(self, key, state):
         """Put this dict on stable storage; an empty one removes the file. Raises OSError, and then the old state stands."""

@@ -36,11 +36,16 @@ class Reload(object):
     def __init__(self, master):
         self.master = master
         self.changing = {}               # target name -> [(old Unit, new Unit or None)] that wait for its sessions' end
+        self._again = False              # a SIGHUP came meanwhile
 
     # -- doors -------------------------------------------------------------------------------------------------------
 
     def on_signal(self):
         """SIGHUP: as run(), but every complaint goes to the log."""
+        if self.changing:
+            log.info('the reload waits until the sessions of %s have logged out', ', '.join(sorted(self.changing)))
+            self._again = True
+            return
         try:
             rows = self.run()
         except TargetdError as e:
@@ -52,7 +57,9 @@ class Reload(object):
             log.info('reloaded: nothing changed')
 
     def run(self, plan_only=False):
-        """Load, and unless `plan_only` apply. Returns [{'step', 'effect'} …]. Raises TargetdError, and then nothing has changed."""
+        """Load, and unless `plan_only` apply. Returns [{'step', 'effect'} …].
+
+        Raises TargetdError, and then nothing has changed."""
         master = self.master
         if master.stop.is_stopping:
             raise TargetdError('targetd is being stopped')
@@ -171,10 +178,13 @@ class Reload(object):
                                       done=unit.store.close)
 
     def _change_lun(self, step, prepared):
-        self.master.exports.forget_late(step.target_name, step.new.number)
         unit = self.master.units.of_target(step.target_name).get(step.new.number)
         fresh = prepared.units.get((step.target_name, step.new.number))
+        late = self.master.exports.late.get((step.target_name, step.new.number))
+        if late is not None:
+            late.lun = step.new
         if fresh is not None:
+            self.master.exports.forget_late(step.target_name, step.new.number)
             self._swap_after_logout(step.target_name, [(unit, fresh)], 'lun %d of %s becomes another'
                                     % (step.new.number, step.target_name))
         elif unit is not None:
@@ -204,6 +214,9 @@ class Reload(object):
                     if old is not None and old.key == new.key:
                         new.shared = new.shared._replace(reservations=old.shared.reservations)
                     self.master.units.add(new)
+        if self._again and not self.changing:
+            self._again = False
+            self.master.loop.call_later(0, self.on_signal)
 
     # -- what a reload looks at besides ------------------------------------------------------------------------------
 

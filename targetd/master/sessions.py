@@ -208,7 +208,8 @@ class Sessions(object):
         log.warning('login of %s from %s to %s refused%s: %s', initiator_name or 'a nameless initiator', shown(*peer),
                     target_name or 'discovery', ' with status %02X%02X' % status if status else '', why)
         self.refusals.append({'when': self.clock(), 'initiator_name': initiator_name, 'target_name': target_name or 'discovery',
-                              'address': peer[0], 'why': why, 'status': '%02X%02X' % status if status else ''})
+                              'address': peer[0], 'why': why, 'status_class': status[0] if status else None,
+                              'status_detail': status[1] if status else None})
         del self.refusals[:-100]
 
     # -- ends --------------------------------------------------------------------------------------------------------

@@ -211,6 +211,8 @@ class Units(object):
 
     def _distribute(self, unit, decision, asker, done):
         changed = decision.changed(unit.shared)
+        if decision.size is not None:
+            changed['size'] = decision.size
         unit.shared = decision.shared
         told = []
         number = self._number()
@@ -288,13 +290,9 @@ class Units(object):
         if unit is None or worker not in unit.workers or unit.shared.medium == FAILED:
             return
         unit.failure = str(message.get('text', ''))
-        log.error('unit %s (%s) FAILED: %s. Data that was acknowledged may be lost. Every command is refused until the disk was '
-                  'checked and "targetctl acknowledge %s" is given', unit.id, unit.lun.backing_store, unit.failure, unit.id)
+        log.error('unit %s (%s) FAILED: %s. Data that was acknowledged may be lost. Every command is refused until the disk '
+                  'was checked and "targetctl acknowledge %s" is given', unit.id, unit.lun.backing_store, unit.failure, unit.id)
         self._apply_now(unit, decisions.medium_changed(unit.shared, FAILED))
-
-    def attention(self, unit, asc, ascq):
-        """Owe every nexus of the unit this unit attention."""
-        self._apply_now(unit, decisions.attention_to_all(unit.shared, (asc, ascq)))
 
     def change(self, unit, decision):
         """Put a Decision of the master's own in force."""
