@@ -8,7 +8,17 @@ import pytest
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))      # daemon, initiator, pdus: plain modules of this folder
 
 import initiator as initiators               # noqa: E402
-from daemon import TARGET, watched             # noqa: E402
+from daemon import LIVING, TARGET, watched             # noqa: E402
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Beside a failure stands what the daemon said."""
+    outcome = yield
+    report = outcome.get_result()
+    if report.failed:
+        for each in LIVING:
+            report.sections.append(('log of targetd', each.log[-6000:]))
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ import psutil
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 STOP_SECONDS = 15                        # generous: an ordered stop asks initiators for logout first
 START_SECONDS = 20
+LIVING = []                              # the Daemons of fixtures that are in use now, for the report of a failure
 TARGET = 'iqn.2026-11.test.targetd:disk'
 
 
@@ -264,10 +265,12 @@ class Daemon(object):
 def watched(directory):
     """A Daemon, not started, that is stopped and judged at the end; whatever the test did, nothing of it is left afterwards."""
     daemon = Daemon(directory)
+    LIVING.append(daemon)
     try:
         yield daemon
         daemon.finish()
     finally:
+        LIVING.remove(daemon)
         if daemon.process is not None:
             daemon.kill()
         shutil.rmtree(str(directory), ignore_errors=True)

@@ -8,6 +8,7 @@ the test is about. Every wait ends after `timeout` seconds.
 import collections
 import hashlib
 import struct
+import time
 
 from pdus import (ASYNC, Chap, Closed, DATA_IN, DATA_OUT, FINAL, IMMEDIATE, LOGIN, LOGIN_RESPONSE, LOGOUT, LOGOUT_RESPONSE,
                   NO_TAG, NOP_IN, NOP_OUT, R2T, REJECT, SCSI_COMMAND, SCSI_RESPONSE, TASK_MANAGEMENT,
@@ -103,6 +104,7 @@ class Session(object):
 
     def __init__(self, address, name=INITIATOR, isid=ISID, timeout=20.0, cid=1, receive_buffer=None):
         self.address, self.name, self.isid, self.cid = address, name, isid, cid
+        self.timeout = timeout
         self.wire = Wire(address, timeout, receive_buffer)
         self.cmd_sn, self.exp_stat_sn, self.itt = 1, None, 0
         self.exp_cmd_sn = self.max_cmd_sn = None
@@ -265,10 +267,16 @@ class Session(object):
             self.rejects.append(pdu)
         return pdu
 
+    def _steps(self):
+        """Step after step, but for no longer than the timeout in all: keep-alive pings must not keep a test alive."""
+        end = time.monotonic() + self.timeout
+        while True:
+            yield self.step()
+            require(time.monotonic() < end, 'what the test waits for did not come within %g s', self.timeout)
+
     def until(self, opcode, itt=None):
         """Steps until a PDU of that opcode (and ITT) came: the Pdu. A Reject that was not awaited raises Rejected."""
-        while True:
-            pdu = self.step()
+        for pdu in self._steps():
             if pdu.opcode == opcode and (itt is None or pdu.itt == itt):
                 return pdu
             if pdu.opcode == REJECT:
@@ -390,8 +398,9 @@ class Session(object):
 
     def wait(self, command):
         """The Result of a submitted command."""
+        steps = self._steps()
         while command.result is None:
-            pdu = self.step()
+            pdu = next(steps)
             if pdu.opcode == REJECT:
                 raise Rejected(pdu)
         return command.result
@@ -484,8 +493,8 @@ class Session(object):
     def wait_closed(self):
         """Steps until the target closes the connection."""
         try:
-            while True:
-                self.step()
+            for _ in self._steps():
+                pass
         except Closed:
             self.wire.close()
 
