@@ -45,7 +45,7 @@ class MasterAnswer(object):
 def _what_happened(task, outcome):
     """(status, sense bytes, data or None)"""
     if isinstance(outcome, CheckCondition):
-        return sam.CHECK_CONDITION, outcome.sense(task.unit.descriptor_sense), outcome.data
+        return sam.CHECK_CONDITION, task.unit.sense(outcome), outcome.data
     if isinstance(outcome, StatusReturned):
         return outcome.status, b'', None
     if isinstance(outcome, MasterAnswer):

@@ -124,6 +124,8 @@ class Requests(object):
         """[any]"""
         self._respond(request, const.FUNCTION_COMPLETE if answer.status == 0 else const.FUNCTION_REJECTED)
         self._connection.drain_from_elsewhere()
+        if request.function == const.TARGET_COLD_RESET:
+            self._connection.stop('the initiator reset the target')
 
     def _respond(self, request, response):
         """[any]"""

@@ -1,5 +1,7 @@
 """Replies: residuals and sense as the initiator computes with them (RFC 7143 11.4.5, 11.7)."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from targetd.scsi import sam
@@ -12,7 +14,7 @@ VALUES = {'MaxRecvDataSegmentLength': 1024, 'MaxBurstLength': 2048}
 def task(edtl=0, read=False, write=False, takes=0, descriptor=False):
     one = sam.Task()
     one.itt, one.edtl, one.expects_read, one.expects_write, one.data_out_length = 1, edtl, read, write, takes
-    one.unit = type('Unit', (), {'descriptor_sense': descriptor})
+    one.unit = SimpleNamespace(sense=lambda error: error.sense(descriptor))
     return one
 
 
