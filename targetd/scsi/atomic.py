@@ -18,7 +18,9 @@ def compare_and_write(unit, task):
     if blocks > unit.facts.maximum_compare_and_write_length // unit.block_size:
         raise sense.invalid_field_in_cdb(13)
     task.offset, task.length = lba * unit.block_size, 2 * blocks * unit.block_size
-    expect_exactly(task, task.length)
+    task.data_out_length = task.length
+    if (task.edtl if task.expects_write else 0) != task.length:      # 256 blocks and more come as 0 with a long EDTL
+        raise sense.invalid_field_in_cdb(13)
     task.durable = unit.write_through or bool(cdb[1] & FUA)
     task.run, task.run_blocking = (would_block, run_compare_and_write) if blocks else (good, None)
 

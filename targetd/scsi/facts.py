@@ -28,7 +28,7 @@ FACTS = (
     ('unmap_alignment', 0, 'UNMAP GRANULARITY ALIGNMENT, offset of the first slab; counts while unmap_granularity is set'),
     ('maximum_unmap_length', 1 << 30, 'MAXIMUM UNMAP LBA COUNT, all descriptors of one UNMAP together'),
     ('maximum_unmap_descriptors', 256, 'MAXIMUM UNMAP BLOCK DESCRIPTOR COUNT (a count)'),
-    ('maximum_write_same_length', 1 << 30, 'MAXIMUM WRITE SAME LENGTH; 0: no limit'),
+    ('maximum_write_same_length', 16 << 20, 'MAXIMUM WRITE SAME LENGTH; 0: no limit'),
     ('write_same_zero_refused', False, 'WSNZ: a WRITE SAME of 0 blocks is refused instead of running to the end of the medium'),
     ('maximum_transfer_length', 16 << 20, 'MAXIMUM TRANSFER LENGTH of READ, WRITE, VERIFY and their like; 0: no limit'),
     ('optimal_transfer_length', 1 << 20, 'OPTIMAL TRANSFER LENGTH'),

@@ -85,12 +85,13 @@ def write_same(unit, task):
 
 @writing
 def run_write_same(task):
-    """Executor thread. Blocks are unmapped only if they read as zeroes afterwards and zeroes is what was sent."""
+    """Executor thread. UNMAP is obeyed whatever the data where unmapped blocks certainly read as zeroes: every other target
+    does, and libiscsi's tests ask for it. Where they may read as anything, data other than zeroes are written."""
     unit, store = task.unit, task.unit.store
     block = bytes(task.data_out or b'') if task.data_out_length else b'\0'
     if task.data_out_length and len(block) < unit.block_size:
         raise sense.invalid_field_in_information_unit()
-    if not block.strip(b'\0'):
+    if (task.private and unit.facts.zeroes_after_unmap) or not block.strip(b'\0'):
         for start in range(0, task.length, 64 * CHUNK):
             if task.aborted:
                 return None

@@ -42,15 +42,20 @@ def test_compare_and_write_keeps_its_maximum():
     assert status_of(unit, caw(0, 4), bytes(8 * 512)) == 0
     assert error_of(unit, caw(0, 5), bytes(10 * 512)).field == (13, None, True)
     assert sense_of(unit, caw(BLOCKS - 1, 2), bytes(2048)) == (5, 0x21, 0)
-    assert do(unit, caw(0, 0)) is None
+    assert do(unit, caw(0, 0), b'') is None
     assert sense_of(make_unit(maximum_compare_and_write_length=0), caw(0, 1), bytes(1024)) == (5, 0x20, 0)
 
 
 @pytest.mark.parametrize('size', [0, 512, 1023, 2048])
 def test_compare_and_write_needs_exactly_twice_its_blocks(size):
     unit = make_unit()
-    assert sense_of(unit, caw(0, 1), bytes(size)) == (5, 0x0E, 0x03)
+    error = error_of(unit, caw(0, 1), bytes(size))
+    assert (error.key, error.asc, error.field) == (5, 0x24, (13, None, True))
     assert unit.store.calls == []
+
+
+def test_compare_and_write_of_256_blocks_does_not_pass_as_one_of_none():
+    assert sense_of(make_unit(), caw(0, 256), bytes(512 * 512)) == (5, 0x24, 0)
 
 
 def test_a_failed_read_is_a_read_error_and_a_failed_write_a_write_error():

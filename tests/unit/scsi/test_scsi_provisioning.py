@@ -117,7 +117,7 @@ def test_an_aborted_unmap_stops():
 
 @pytest.mark.parametrize('opcode', (0x41, 0x93))
 def test_write_same_repeats_the_block(opcode):
-    unit = thin()
+    unit = thin(maximum_write_same_length=1 << 30)
     block = pattern(2)[256:768]
     do(unit, block_cdb(opcode, 10, 3000), block)
     assert bytes(unit.store.data) == b'\xff' * 5120 + block * 3000 + b'\xff' * ((BLOCKS - 3010) * 512)
@@ -132,11 +132,13 @@ def test_zeroes_are_left_to_the_store(opcode, flags, may_unmap):
 
 
 @pytest.mark.parametrize('opcode', (0x41, 0x93))
-def test_unmap_with_data_that_an_unmapped_block_would_not_show_writes(opcode):
+def test_unmap_with_data_writes_them_only_where_an_unmapped_block_may_read_as_anything(opcode):
     unit = thin()
     do(unit, block_cdb(opcode, 0, 4, 0x08), b'\xa6' * 512)
-    assert unit.store.data[:2049] == b'\xa6' * 2048 + b'\xff'
-    assert 'unmap' not in unit.store.verbs()
+    assert unit.store.calls == [('write_zeroes', 0, 2048, True)]
+    unsure = make_unit(unmap=True, thin=True)
+    do(unsure, block_cdb(opcode, 0, 4, 0x08), b'\xa6' * 512)
+    assert unsure.store.data[:2049] == b'\xa6' * 2048 + b'\0'
 
 
 def test_write_same_16_without_data_writes_zeroes():
@@ -198,7 +200,7 @@ def test_write_same_is_durable_without_a_write_cache(data):
 
 @pytest.mark.parametrize('data', [bytes(512), b'\1' * 512])
 def test_an_aborted_write_same_stops(data):
-    unit = make_unit(blocks=300000)
+    unit = make_unit(blocks=300000, maximum_write_same_length=1 << 30)
     task = make_task(unit, cdb_16(0x93, 0, 300000), data)
     unit.admit(task)
     task.data_out = data
