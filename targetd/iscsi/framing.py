@@ -18,7 +18,7 @@ import struct
 from targetd.iscsi.errors import PduRejected
 from targetd.iscsi import const
 
-#: opcode (with I bit), flags, bytes 2-3, TotalAHSLength and DataSegmentLength, LUN, ITT, bytes 20-23, CmdSN, ExpStatSN, the rest.
+#: opcode (with I bit), flags, bytes 2-3, TotalAHSLength and DataSegmentLength, LUN, ITT, bytes 20-23, CmdSN, ExpStatSN, rest.
 #: Every byte of a BHS is in it, so BHS.pack(*fields) gives the header back.
 BHS = struct.Struct('>BBHIQIIII16s')
 _BHS_UNPACK = BHS.unpack_from

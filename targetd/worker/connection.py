@@ -5,7 +5,7 @@ batch, and not while it waits in the socket. Executor threads call complete() [a
 be sure that no command is half done, then may call what is marked [control]. Nobody waits for `working` while holding
 the outbox's lock.
 
-The hot path is one pass in one thread: batch → _command → unit.admit → task.run → outbox.queue → one send for the batch.
+The hot path is one pass in one thread: batch → _command → unit.admit → task.run → outbox.queue → one send a batch.
 Budget there: no allocation but the reply's data, no lock, no clock, no log.
 """
 

@@ -132,7 +132,7 @@ class Outbox(object):
         return buffers
 
     def _segments(self, itt, data, stat_sn, exp_cmd_sn, max_cmd_sn):
-        """(header, piece) of a Data-In sequence that ends with GOOD: at most MaxRecvDataSegmentLength each, F at a burst's end."""
+        """(header, piece) of a Data-In sequence that ends with GOOD; F where a burst ends."""
         view = memoryview(data)
         length, segment, burst = len(view), self._segment, self._burst
         offset = data_sn = 0

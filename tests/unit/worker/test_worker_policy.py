@@ -23,7 +23,8 @@ def test_a_wildcard_stands_for_the_address_of_arrival(portal, local, expected):
 def policies():
     targets = [model.Target('iqn.2026-11.t:open', initiator_addresses=('ALL',), portal_groups=(1, 2), alias='Open'),
                model.Target('iqn.2026-11.t:net', initiator_addresses=('10.0.0.0/24',), portal_groups=(2,)),
-               model.Target('iqn.2026-11.t:chap', initiator_addresses=('ALL',), accounts=(('u', 'sécret'),), outgoing=('o', 's'))]
+               model.Target('iqn.2026-11.t:chap', initiator_addresses=('ALL',), accounts=(('u', 'sécret'),),
+                            outgoing=('o', 's'))]
     groups = [model.PortalGroup(1, (('0.0.0.0', 3260),)), model.PortalGroup(2, (('::', 3261), ('10.0.0.1', 3262)))]
     return Policies(model.configuration(model.Server(), groups, targets))
 
