@@ -258,7 +258,7 @@ class Daemon(object):
             code = self.stop()
             assert code == 0, 'exit code %s after SIGTERM:\n%s' % (code, self.log)
         eventually(lambda: not self.survivors(), 5, 'workers that outlive their master: %s' % self.survivors())
-        assert not self.trouble(), self.log
+        assert not self.trouble(), '\n'.join(self.trouble() + [self.log[-6000:]])
 
 
 @contextlib.contextmanager

@@ -74,6 +74,16 @@ def test_every_combination_writes_and_reads_back(two_targets, sessions, target, 
         assert session.logout() == 0
 
 
+@pytest.mark.parametrize('header, data', [('None', 'None'), ('CRC32C', 'CRC32C')])
+def test_odd_lengths_are_padded(two_targets, ready, header, data):
+    """Any segment length may be declared; each segment is padded to four bytes (RFC 7143 11.2.1.6)."""
+    session = ready(two_targets, WIDE, keys={'MaxRecvDataSegmentLength': '1001', 'MaxBurstLength': '4099',
+                                             'FirstBurstLength': '1003', 'InitialR2T': 'No', 'HeaderDigest': header,
+                                             'DataDigest': data})
+    session.send_limit = 997
+    round_trip(session, 5, [512, 1024, 8192, 65536])
+
+
 def test_r2ts_outstanding_reach_what_was_negotiated_and_no_more(two_targets, ready):
     session = ready(two_targets, WIDE, keys={'MaxOutstandingR2T': '4', 'MaxBurstLength': '4096', 'ImmediateData': 'No',
                                              'FirstBurstLength': '4096'})
