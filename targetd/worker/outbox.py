@@ -26,8 +26,9 @@ _DATA_IN_LAST_WORD = struct.Struct('>II8xIIIIIII4x').pack
 _NO_TAG = 0xFFFFFFFF
 _MASK = 0xFFFFFFFF
 
-#: A batch is sent when it has this many buffers (the kernel takes 1024) or bytes.
+#: A batch is sent when it has this many buffers or bytes; one entry more may make it longer than the kernel takes in a call.
 _BATCH_BUFFERS = 900
+_KERNEL_BUFFERS = 1024           # IOV_MAX
 _BATCH_BYTES = 4 << 20
 
 #: PDUs that carry the next StatSN without using it up (RFC 7143 11.8.5, 11.19.2); NOP-In only when it asks for an answer.
@@ -122,8 +123,8 @@ class Outbox(object):
                         for header, piece in self._segments(itt, data, stat_sn, exp_cmd_sn, max_cmd_sn):
                             append(header)
                             append(piece)
-                        if length & 3:
-                            append(_PAD[length & 3])
+                            if len(piece) & 3:           # not only the last: any segment length may have been declared
+                                append(_PAD[len(piece) & 3])
                     total += length
                 stat_sn = stat_sn + 1 & _MASK
             if total > _BATCH_BYTES or len(buffers) > _BATCH_BUFFERS:
@@ -209,6 +210,9 @@ class Outbox(object):
         """All of it, in one call where the kernel takes it in one."""
         if not buffers:
             return
+        while len(buffers) > _KERNEL_BUFFERS:
+            self._send(buffers[:_KERNEL_BUFFERS])
+            buffers = buffers[_KERNEL_BUFFERS:]
         if len(buffers) == 1:
             self._socket.sendall(buffers[0])
             return
