@@ -1,0 +1,234 @@
+"""A real Master with puppet workers: forked processes that do over their connection what the test says, and tell it what they hear.
+
+The test's client sends a Login Request header and then lines of JSON: the first is the session to claim, each further one is a
+message for the master, or {"puppet": word}: 'deaf' (acknowledge nothing from now on), 'die', 'leave' (tell ended, exit).
+Whatever the master sends comes back as a line; changes are acknowledged by themselves.
+"""
+
+import json
+import os
+import select
+import signal
+import socket
+import struct
+import time
+
+from targetd.channel import ChannelClosed
+from targetd.config import loader
+from targetd.master.master import Master
+
+ISID = '00023d000001'
+
+
+def header(tsih=0, isid=ISID, itt=1):
+    return struct.pack('>BBBBI6sHIH2xII16x', 0x43, 0x87, 0, 0, 0, bytes.fromhex(isid), tsih, itt, 0, 1, 0)
+
+
+class Puppet(object):
+    """In the worker process."""
+
+    def __init__(self, channel):
+        self.channel = channel
+        self.sockets = {}                # socket -> unparsed bytes
+        self.deaf = False
+
+    def run(self):
+        self.channel.send({'tell': 'ready'})
+        try:
+            while True:
+                readable, _, _ = select.select([self.channel.socket] + list(self.sockets), [], [])
+                for one in readable:
+                    if one is self.channel.socket:
+                        self.obey(*self.channel.read())
+                    else:
+                        self.hear(one)
+        except ChannelClosed:
+            pass
+
+    def obey(self, message, descriptors):
+        if message['do'] in ('serve', 'join'):
+            sock = socket.socket(fileno=descriptors[0])
+            sock.setblocking(True)
+            self.where = message['connection']
+            while len(sock.recv(48, socket.MSG_PEEK)) < 48:
+                pass
+            sock.recv(48)
+            self.sockets[sock] = b''
+            return
+        if message['do'] == 'retire' and not self.sockets:
+            os._exit(0)
+        if message['do'] in ('change', 'units') and not self.deaf:
+            self.channel.send({'tell': 'acknowledge', 'id': message['id']})
+        if message['do'] == 'reopen-logs':
+            from targetd import log
+            log.adopt(descriptors.pop())
+            log.info('the puppet found its log again')
+        for descriptor in descriptors:
+            os.close(descriptor)
+        line = json.dumps(dict(message, _descriptors=len(descriptors))).encode() + b'\n'
+        for sock in self.sockets:
+            sock.sendall(line)
+        if message['do'] == 'end' and not self.deaf:
+            self.channel.send({'tell': 'ended', 'why': message['why']})
+            os._exit(0)
+
+    def hear(self, sock):
+        data = sock.recv(65536)
+        if not data:
+            self.channel.send({'tell': 'ended', 'why': 'the initiator closed the connection'})
+            os._exit(0)
+        *lines, self.sockets[sock] = (self.sockets[sock] + data).split(b'\n')
+        for line in lines:
+            self.act(json.loads(line.decode()))
+
+    def act(self, message):
+        word = message.get('puppet')
+        if word == 'deaf':
+            self.deaf = True
+        elif word == 'die':
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif word == 'idle':
+            for sock in self.sockets:
+                sock.close()
+            self.sockets = {}
+            self.channel.send({'tell': 'idle'})
+        else:
+            if message.get('ask') == 'claim':
+                message.update(peer=self.where['peer'])
+                message['session'].setdefault('group', self.where['group'])
+            self.channel.send(message)
+
+
+def serve(channel, configuration):
+    Puppet(channel).run()
+
+
+class Client(object):
+    """An initiator that speaks JSON to its puppet. `stage.until` must run the loop for it to hear anything."""
+
+    def __init__(self, stage, port, tsih=0, isid=ISID):
+        self.stage = stage
+        self.isid = isid
+        self.socket = socket.create_connection(('127.0.0.1', port), 5)
+        self.socket.setblocking(False)
+        self.received = b''
+        self.heard = []
+        self.is_closed = False
+        self.socket.setblocking(True)
+        self.socket.sendall(header(tsih, isid))
+        self.socket.setblocking(False)
+
+    def say(self, **message):
+        self.socket.setblocking(True)
+        self.socket.sendall(json.dumps(message).encode() + b'\n')
+        self.socket.setblocking(False)
+
+    def listen(self):
+        try:
+            while not self.is_closed:
+                data = self.socket.recv(65536)
+                self.is_closed = not data
+                self.received += data
+        except BlockingIOError:
+            pass
+        except ConnectionResetError:
+            self.is_closed = True
+        if self.received.startswith(b'\x23'):
+            return
+        *lines, self.received = self.received.split(b'\n')
+        self.heard.extend(json.loads(line.decode()) for line in lines)
+
+    def wait(self, word, count=1):
+        """The count-th message with this `do`."""
+        self.stage.until(lambda: (self.listen(), len(self.of(word)) >= count)[1])
+        return self.of(word)[count - 1]
+
+    def of(self, word):
+        return [m for m in self.heard if m['do'] == word]
+
+    def wait_closed(self):
+        self.stage.until(lambda: (self.listen(), self.is_closed)[1])
+
+    def claim(self, target, name='iqn.2026-11.test:one', tsih=0, cid=0):
+        """Ask for a session; does not wait."""
+        self.say(ask='claim', id=1, session={'initiator_name': name, 'initiator_alias': '', 'isid': self.isid,
+                                             'target_name': target, 'tsih': tsih, 'cid': cid, 'account': '', 'keys': {}})
+
+    def login(self, target, **more):
+        """Ask for a session and wait; (status class, detail) and the answer."""
+        self.claim(target, **more)
+        answer = self.wait('answer')
+        return (answer['status_class'], answer['status_detail']), answer
+
+    def close(self):
+        self.socket.close()
+
+
+class Clock(object):
+    """The real clock and a leap."""
+
+    def __init__(self):
+        self.leap = 0.0
+
+    def __call__(self):
+        return time.monotonic() + self.leap
+
+
+class Stage(object):
+    """A Master in this process on a configuration in `directory`; lines of [server] and the rest are the test's."""
+
+    def __init__(self, directory):
+        self.directory = str(directory)
+        self.path = os.path.join(self.directory, 'targetd.conf')
+        self.clock = Clock()
+        self.clients = []
+        self.master = None
+
+    def write(self, body, server=''):
+        places = ''.join('%s = %s/%s\n' % (name, self.directory, name) for name in ('pid-file', 'control-socket', 'state-dir'))
+        with open(self.path, 'w') as f:
+            f.write('[server]\n%sspare-workers = 1\nlog = stderr\n%s\n%s' % (places, server, body))
+        os.chmod(self.path, 0o600)
+
+    def start(self, body, server=''):
+        self.write(body, server)
+        self.master = Master(self.path, loader.load(self.path), serve, self.clock)
+        self.master.start()
+        return self.master
+
+    def until(self, question, seconds=10):
+        end = time.monotonic() + seconds
+        while True:
+            answer = question()
+            if answer:
+                return answer
+            assert time.monotonic() < end, 'waited in vain'
+            self.master.loop.run_once(0.02)
+
+    def settle(self, passes=5):
+        for _ in range(passes):
+            self.master.loop.run_once(0)
+
+    def leap(self, seconds):
+        self.clock.leap += seconds
+        self.settle()
+
+    @property
+    def port(self):
+        return next(iter(self.master.portals.values())).getsockname()[1]
+
+    def connect(self, **more):
+        self.clients.append(Client(self, more.pop('port', None) or self.port, **more))
+        return self.clients[-1]
+
+    def login(self, target, isid=ISID, **more):
+        client = self.connect(isid=isid)
+        status, client.answer = client.login(target, **more)
+        assert status == (0, 0), client.answer
+        return client
+
+    def close(self):
+        for client in self.clients:
+            client.close()
+        if self.master is not None:
+            self.master.close()

@@ -1,0 +1,264 @@
+"""The master and real processes: who is routed where, who is let in, what becomes of a session when somebody dies."""
+
+import os
+import signal
+
+import pytest
+from puppets import Stage
+
+DISK = 'iqn.2026-11.test:disk'
+OTHER = 'iqn.2026-11.test:other'
+
+
+def body(stage, *targets):
+    """A portal on a free port and targets: (name, lines, luns)."""
+    text = '[portal-group 1]\nportal = 127.0.0.1:%d\n' % stage.port_number
+    for name, lines, luns in targets:
+        text += '[target %s]\n%s\n' % (name, '\n'.join(lines))
+        for number, rows in luns.items():
+            text += '[[lun %d]]\n%s\n' % (number, '\n'.join(rows))
+    return text
+
+
+OPEN = ['initiator-address = ALL']
+RAM = {0: ['type = ram', 'size = 1M']}
+
+
+@pytest.fixture
+def stage(tmp_path):
+    from targetd.master.listen import free_port
+    stage = Stage(tmp_path)
+    stage.port_number = free_port('127.0.0.1', 0)
+    yield stage
+    stage.close()
+
+
+@pytest.fixture
+def served(stage):
+    stage.start(body(stage, (DISK, OPEN, RAM)))
+    return stage
+
+
+def test_a_login_is_claimed_and_gets_its_units_with_descriptors(served):
+    client = served.login(DISK)
+    (unit,) = client.answer['units']
+    assert unit['lun'] == 0 and unit['store']['size'] == 1 << 20 and unit['medium'] == 'ready'
+    assert client.answer['_descriptors'] == 1 and client.answer['tsih'] > 0
+    assert len(unit['facts']['naa']) == 32 and unit['facts']['serial']
+
+
+def test_an_identity_outlasts_the_server_and_the_lun_number(served, tmp_path):
+    path = served.directory + '/disk.img'
+    before = (DISK, OPEN, {0: ['backing-store = %s' % path, 'size = 1M']})
+    served.close()
+    served.start(body(served, before))
+    first = served.login(DISK).answer['units'][0]['facts']
+    served.close()
+    served.start(body(served, (DISK, OPEN, {5: ['backing-store = %s' % path]}), (OTHER, OPEN, RAM)))
+    second = served.login(DISK).answer['units'][0]['facts']
+    other = served.login(OTHER).answer['units'][0]['facts']
+    assert (first['naa'], first['serial']) == (second['naa'], second['serial'])
+    assert other['naa'] != first['naa']
+
+
+@pytest.mark.parametrize('lines, status', [
+    (['initiator-address = 10.0.0.0/8'], (2, 2)),
+    (['initiator-address = ALL', 'initiator-name = iqn.2026-11.test:two'], (2, 2)),
+    ([], (2, 2)),
+    (['initiator-address = ALL', 'state = offline'], (3, 1)),
+    (['initiator-name = iqn.2026-11.test:*'], (0, 0)),
+])
+def test_who_is_let_in(stage, lines, status, capfd):
+    stage.start(body(stage, (DISK, lines, RAM)))
+    got, answer = stage.connect().login(DISK)
+    assert got == status
+    if status != (0, 0):
+        assert answer['why'] and answer['why'] in capfd.readouterr().err
+
+
+def test_a_target_that_is_not_there(served):
+    assert served.connect().login('iqn.2026-11.test:nothing')[0] == (2, 3)
+
+
+def test_a_target_in_another_portal_group(stage):
+    stage.start(body(stage, (DISK, OPEN + ['portal-group = 2'], RAM)) + '[portal-group 2]\nportal = 127.0.0.1:0\n'.replace(
+        ':0', ':%d' % (stage.port_number + 1 if stage.port_number < 65535 else 1024)))
+    assert stage.connect(port=stage.port_number).login(DISK)[0] == (2, 3)
+
+
+def test_max_sessions_of_a_target(stage):
+    stage.start(body(stage, (DISK, OPEN + ['max-sessions = 1'], RAM)))
+    stage.login(DISK)
+    assert stage.connect(isid='00023d000002').login(DISK)[0] == (3, 2)
+
+
+def test_the_worker_that_owns_a_tsih_gets_its_connections(served):
+    client = served.login(DISK)
+    tsih = client.answer['tsih']
+    further = served.connect(tsih=tsih)
+    served.until(lambda: len(served.master.sessions.by_tsih[tsih].worker.peers) == 2)
+    further.claim(DISK, tsih=tsih, cid=1)
+    served.until(lambda: len(served.master.sessions.by_tsih[tsih].peers) == 2)
+
+
+def test_an_unknown_tsih_is_a_login_that_a_spare_refuses(served):
+    assert served.connect(tsih=4711).login(DISK, tsih=4711)[0] == (2, 10)
+
+
+def test_kill_9_of_a_worker_loses_its_session_only(served, capfd):
+    one, two = served.login(DISK), served.login(DISK, isid='00023d000002')
+    victim = served.master.sessions.by_tsih[one.answer['tsih']].worker
+    os.kill(victim.pid, signal.SIGKILL)
+    one.wait_closed()
+    served.until(lambda: len(served.master.sessions.all()) == 1)
+    assert not two.is_closed
+    served.login(DISK)
+    assert 'worker %d was killed by signal 9' % victim.pid in capfd.readouterr().err
+
+
+def test_reinstatement_by_isid(served):
+    one = served.login(DISK)
+    again = served.login(DISK)
+    assert one.of('end') or one.wait('end')
+    assert one.of('end')[0]['reason'] == 'reinstated' and one.is_closed or one.wait_closed() is None
+    assert again.answer['tsih'] != one.answer['tsih'] and len(served.master.sessions.all()) == 1
+
+
+def test_reinstatement_of_a_worker_that_does_not_end(served):
+    one = served.login(DISK)
+    one.say(puppet='deaf')
+    again = served.connect()
+    again.claim(DISK)
+    one.wait('end')
+    assert not again.of('answer')
+    served.leap(5)
+    assert again.wait('answer')['status_class'] == 0
+    one.wait_closed()
+
+
+def test_a_change_reaches_everybody_before_its_answer(served):
+    one, two = served.login(DISK), served.login(DISK, isid='00023d000002')
+    unit = one.answer['units'][0]['unit']
+    one.say(ask='reserve', id=2, unit=unit)
+    assert one.wait('answer', 2)['status'] == 0
+    assert one.of('change')[0]['reservations']['reserved_by'] == two.wait('change')['reservations']['reserved_by']
+    one.close()
+    assert two.wait('change', 2)['reservations']['reserved_by'] is None
+
+
+def test_a_worker_that_does_not_acknowledge_is_fenced(served):
+    one, two = served.login(DISK), served.login(DISK, isid='00023d000002')
+    two.say(puppet='deaf')
+    two.say(tell='peer', initiator_name='x', target_name='', stage='deaf')
+    served.until(lambda: any(w.names.get('stage') == 'deaf' for w in served.master.workers.all()))
+    one.say(ask='reset', id=2, unit=one.answer['units'][0]['unit'], function='logical-unit-reset')
+    assert two.wait('change')['abort'] and two.of('change')[0]['attentions'] == [[0x29, 3]]
+    served.settle()
+    assert len(one.of('answer')) == 1
+    served.leap(10)
+    two.wait_closed()
+    assert one.wait('answer', 2)['status'] == 0
+
+
+def test_kill_9_of_the_asker_in_the_middle_of_its_change(served):
+    one, two = served.login(DISK), served.login(DISK, isid='00023d000002')
+    unit = one.answer['units'][0]['unit']
+    one.say(ask='reserve', id=2, unit=unit)
+    one.say(puppet='die')
+    served.until(lambda: len(served.master.sessions.all()) == 1)
+    two.say(ask='reserve', id=2, unit=unit)
+    assert two.wait('answer', 2)['status'] == 0
+
+
+def test_cold_reset_ends_the_other_sessions(served):
+    one, two = served.login(DISK), served.login(DISK, isid='00023d000002')
+    one.say(ask='reset', id=2, unit=one.answer['units'][0]['unit'], function='target-cold-reset')
+    assert two.wait('end')['reason'] == 'target-cold-reset'
+    two.wait_closed()
+    assert not one.of('end')
+
+
+def test_a_burst_of_logins_waits_for_workers_and_is_served(stage):
+    stage.start(body(stage, (DISK, OPEN, RAM)))
+    clients = [stage.connect(isid='00023d0001%02d' % n) for n in range(10)]
+    for client in clients:
+        client.claim(DISK)
+    assert [c.wait('answer')['status_class'] for c in clients] == [0] * 10
+
+
+def test_more_connections_than_the_server_holds_are_told_so(stage):
+    stage.start(body(stage, (DISK, OPEN, RAM)), 'max-sessions = 1')
+    clients = [stage.connect(isid='00023d0001%02d' % n) for n in range(20)]
+    stage.until(lambda: ([c.listen() for c in clients], any(c.received[:1] == b'\x23' for c in clients))[1])
+    refused = [c for c in clients if c.received]
+    assert all(c.received[36:38] == b'\x03\x02' for c in refused) and len(refused) < 20
+
+
+def test_discovery_gives_its_worker_back(served):
+    client = served.connect()
+    assert client.login(None)[0] == (0, 0)
+    (session,) = served.master.sessions.all()
+    worker = session.worker
+    client.say(puppet='idle')
+    served.until(lambda: worker.state == 'spare')
+    assert served.master.sessions.all() == []
+
+
+def test_a_missing_file_makes_its_target_wait_and_no_other(stage, capfd):
+    path = stage.directory + '/late.img'
+    stage.start(body(stage, (DISK, OPEN, {0: ['backing-store = %s' % path]}), (OTHER, OPEN, RAM)))
+    status, answer = stage.connect().login(DISK)
+    assert status == (3, 1) and path in answer['why']
+    stage.login(OTHER)
+    with open(path, 'wb') as f:
+        f.truncate(1 << 20)
+    stage.leap(10)
+    assert stage.login(DISK).answer['units'][0]['store']['size'] == 1 << 20
+    assert 'is there now' in capfd.readouterr().err
+
+
+def test_a_server_without_any_usable_store_still_runs(stage):
+    stage.start(body(stage, (DISK, OPEN, {0: ['backing-store = %s/none' % stage.directory]})))
+    assert stage.connect().login(DISK)[0] == (3, 1)
+
+
+def test_a_failed_unit_is_failed_for_everybody(served):
+    one, two = served.login(DISK), served.login(DISK, isid='00023d000002')
+    one.say(tell='failed', unit=one.answer['units'][0]['unit'], text='Input/output error')
+    assert two.wait('change')['medium'] == 'failed'
+    assert served.login(DISK, isid='00023d000003').answer['units'][0]['medium'] == 'failed'
+
+
+def test_an_aptpl_registration_is_on_disk_before_its_answer(stage):
+    path = stage.directory + '/disk.img'
+    stage.start(body(stage, (DISK, OPEN, {0: ['backing-store = %s' % path, 'size = 1M']})))
+    one = stage.login(DISK)
+    one.say(ask='persistent-reserve-out', id=2, unit=one.answer['units'][0]['unit'], service_action=6, scope=0, type=0,
+            key='0' * 16, service_action_key='00000000000000aa', aptpl=True, all_tg_pt=False, unregister=False,
+            transport_ids=None, target_ports=[])
+    assert one.wait('answer', 2)['status'] == 0
+    for worker in stage.master.workers.all():          # as kill -9 of everything leaves it
+        os.kill(worker.pid, signal.SIGKILL)
+    stage.close()
+    stage.start(body(stage, (DISK, OPEN, {0: ['backing-store = %s' % path]})))
+    (registration,) = stage.login(DISK).answer['units'][0]['reservations']['registrations']
+    assert registration['key'] == '00000000000000aa'
+
+
+def test_logs_are_opened_again_by_everybody(stage, tmp_path):
+    from targetd import log
+    log_file, rotated = str(tmp_path / 'log'), str(tmp_path / 'log.1')
+    log.start(log_file)
+    try:
+        stage.start(body(stage, (DISK, OPEN, RAM)))
+        client = stage.login(DISK)
+        os.rename(log_file, rotated)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        client.wait('reopen-logs')
+        with open(log_file) as f:
+            text = f.read()
+        assert 'the puppet found its log again' in text
+        with open(rotated) as f:
+            assert 'logged in' in f.read()
+    finally:
+        log.stop()
