@@ -40,6 +40,8 @@ class Puppet(object):
                 for one in readable:
                     if one is self.channel.socket:
                         self.obey(*self.channel.read())
+                        while self.channel._frames:          # several may have come at once
+                            self.obey(*self.channel.read())
                     else:
                         self.hear(one)
         except ChannelClosed:
