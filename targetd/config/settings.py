@@ -84,7 +84,7 @@ SERVER = (
             'A connection that has not finished its login in this time is closed.'),
     _server('spare-workers', kinds.Number(0, 64), 2, LIVE,
             'Worker processes kept ready for the next logins.'),
-    _server('executor-threads', kinds.Number(1, 64), 8, NEXT_LOGIN,
+    _server('executor-threads', kinds.Number(1, 128), 32, NEXT_LOGIN,
             'Threads of each session for disk accesses that have to wait.'),
     _server('nop-interval', kinds.Duration(1, 3600, off=True), 15, NEXT_LOGIN,
             'An initiator silent for this long is asked whether it is still there; 0 never asks.'),
