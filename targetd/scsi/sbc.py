@@ -121,16 +121,14 @@ def write(unit, task):
     """WRITE(6), (10), (12), (16), SBC-3 5.32 to 5.36, every case."""
     flags, lba, blocks = extent(task.cdb)
     place(unit, task, lba, blocks, unit.maximum_blocks)
-    expect_blocks(unit, task)
-    set_write(unit, task, bool(flags & FUA))
-
-
-def set_write(unit, task, fua):
-    """Let the task write task.length bytes at task.offset: inline if that cannot wait for a disk."""
+    task.data_out_length = task.length
+    task.length = min(task.length, task.edtl if task.expects_write else 0)
     store = unit.store
-    task.durable = fua or unit.write_through
+    task.durable = bool(flags & FUA) or unit.write_through
     if not task.length:
         task.run = good
+    elif task.length % unit.block_size:
+        task.run, task.run_blocking = would_block, run_write_in_part
     elif (task.durable and not store.durable_is_free) or task.length > store.inline_write_limit:
         task.run, task.run_blocking = would_block, run_write
     else:
@@ -144,6 +142,17 @@ def run_write(task):
     if data is None or len(data) != task.length:
         data = data_out(task)
     task.unit.store.write(task.offset, data, task.durable)
+    return None
+
+
+@writing
+def run_write_in_part(task):
+    """Executor thread: the EDTL ends within a block, of which the rest stays as it is. Data beyond the EDTL is not transferred,
+    everything else is as in any write (SAM-5 5.4.2); libiscsi's reservation tests write 512 bytes to 4096-byte blocks so."""
+    unit, data = task.unit, bytes(data_out(task))
+    kept = len(data) % unit.block_size
+    block = unit.store.read(task.offset + len(data) - kept, unit.block_size)
+    unit.store.write(task.offset, data + bytes(block[kept:]), task.durable)
     return None
 
 

@@ -179,9 +179,10 @@ def test_durable_writes_are_inline_where_durability_is_free(opcode):
 
 
 @pytest.mark.parametrize('opcode', WRITES)
-@pytest.mark.parametrize('blocks, edtl, written', [(1, 0, 0), (2, 512, 512), (1, 1024, 512), (1, 10000, 512)])
-def test_a_write_with_another_edtl_writes_the_whole_blocks_that_both_agree_on(opcode, blocks, edtl, written):
-    """libiscsi's residual tests: the connection reports what is left over."""
+@pytest.mark.parametrize('blocks, edtl, written', [
+    (1, 0, 0), (2, 512, 512), (1, 1024, 512), (1, 10000, 512), (1, 200, 200), (3, 1100, 1100)])
+def test_a_write_with_another_edtl_writes_what_both_agree_on(opcode, blocks, edtl, written):
+    """libiscsi's residual tests: the connection reports what is left over, the rest of a block stays as it was."""
     unit = filled(write_cache=True)
     task = make_task(unit, block_cdb(opcode, 0, blocks), b'b' * edtl)
     unit.admit(task)
@@ -190,15 +191,22 @@ def test_a_write_with_another_edtl_writes_the_whole_blocks_that_both_agree_on(op
     assert bytes(unit.store.data) == b'b' * written + pattern(BLOCKS)[written:]
 
 
-@pytest.mark.parametrize('opcode', WRITES)
-def test_part_of_a_block_is_refused_before_any_data_moves(opcode):
+@pytest.mark.parametrize('cdb', [cdb_10(0x2F, 0, 1, 0x02), cdb_10(0x2E, 0, 1), cdb_16(0x8B, 0, 1)])
+def test_part_of_a_block_to_compare_with_is_refused_before_any_data_moves(cdb):
     unit = filled()
-    task = make_task(unit, block_cdb(opcode, 0, 1), b'b' * 200)
+    task = make_task(unit, cdb, b'b' * 200)
     with pytest.raises(sbc.sense.CheckCondition) as caught:
         unit.admit(task)
     assert (caught.value.key, caught.value.asc, caught.value.ascq) == (5, 0x0E, 0x03)
     assert task.data_out_length == 512           # so that the residual count can be told
     assert unit.store.calls == []
+
+
+def test_a_write_in_part_that_cannot_read_the_rest_of_its_block_writes_nothing():
+    unit = filled()
+    unit.store.bad = (300,)
+    assert sense_of(unit, cdb_10(0x2A, 0, 1), b'b' * 200) == (3, 0x0C, 0)
+    assert 'write' not in unit.store.verbs()
 
 
 @pytest.mark.parametrize('opcode', WRITES)
