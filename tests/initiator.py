@@ -319,7 +319,7 @@ class Session(object):
         overflow = pdu.word44 if pdu.flags & 0x04 else 0
         underflow = pdu.word44 if pdu.flags & 0x02 else 0
         require(not (pdu.flags & 0x04 and pdu.flags & 0x02), 'both residual overflow and underflow')
-        if status == GOOD and command.out is None and not response:
+        if status == GOOD and command.out is None and not response and not overflow:
             require(len(command.received) + underflow == command.edtl, '%d bytes, residual %d, %d expected',
                     len(command.received), underflow, command.edtl)
         command.result = Result(status, sense, bytes(command.received), overflow, underflow, response)

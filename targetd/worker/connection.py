@@ -212,7 +212,7 @@ class Connection(object):
             self._refused(task, flags, data, refusal)
             return
         if result is None or result is _WOULD_BLOCK or result.__class__ is sam.Change:
-            if result is None and numbered and edtl == task.data_out_length:
+            if result is None and numbered and edtl == task.data_out_length and (flags & _WRITE or not edtl):
                 self._queue.append((itt, None))
             else:
                 self._later(task, result)
@@ -300,7 +300,8 @@ class Connection(object):
         task.data_out = None
         if not self.worker.tasks.finished(task):
             return                       # aborted: nobody is to be answered
-        if task.cmd_sn is not None and outcome is None and task.edtl == task.data_out_length:
+        if task.cmd_sn is not None and outcome is None and task.edtl == task.data_out_length and (
+                task.expects_write or not task.edtl):
             self._queue.append((task.itt, None))
         elif task.cmd_sn is not None and task.expects_read and outcome.__class__ in _BYTES and len(outcome) == task.edtl:
             self._queue.append((task.itt, outcome))

@@ -1,5 +1,8 @@
 """Reservations and what else sessions share, between two initiators that two worker processes serve."""
 
+import glob
+import json
+import os
 import struct
 
 import pytest
@@ -169,25 +172,46 @@ def test_registrations_outlive_the_session(two, ready):
     assert holder(again) == (KEY_ONE, WRITE_EXCLUSIVE)
 
 
-@pytest.mark.parametrize('aptpl', [0, 1])
-def test_power_loss(two, ready, aptpl):
-    """APTPL: kept in state-dir before GOOD, so that even kill -9 of the master does not lose it."""
-    served, one, _ = two
-    assert reserve_out(one, REGISTER_AND_IGNORE, action_key=KEY_ONE, flags=aptpl).status == GOOD
-    assert reserve_out(one, RESERVE, WRITE_EXCLUSIVE, KEY_ONE).status == GOOD
+def kill_and_start(served):
     served.workers()
     served.process.kill()
     served.process.wait(5)
     eventually(lambda: not served.survivors(), 5)
     served.start()
+
+
+@pytest.mark.parametrize('aptpl', [0, 1])
+def test_registrations_outlive_a_crash_of_the_server(two, ready, aptpl):
+    """kill -9 of the master is no loss of power for a cluster: its fences stand when targetd is there again."""
+    served, one, _ = two
+    assert reserve_out(one, REGISTER_AND_IGNORE, action_key=KEY_ONE, flags=aptpl).status == GOOD
+    assert reserve_out(one, RESERVE, WRITE_EXCLUSIVE, KEY_ONE).status == GOOD
+    kill_and_start(served)
     other = ready(served, name=TWO)
-    if aptpl:
-        assert keys_of(other) == [KEY_ONE] and holder(other) == (KEY_ONE, WRITE_EXCLUSIVE)
-        assert write(other) == RESERVATION_CONFLICT
-        assert write(ready(served, name=ONE)) == GOOD
-    else:
-        assert keys_of(other) == [] and holder(other) is None
-        assert write(other) == GOOD
+    assert keys_of(other) == [KEY_ONE] and holder(other) == (KEY_ONE, WRITE_EXCLUSIVE)
+    assert write(other) == RESERVATION_CONFLICT
+    assert write(ready(served, name=ONE)) == GOOD
+
+
+@pytest.mark.parametrize('aptpl', [0, 1])
+def test_registrations_after_a_loss_of_power(two, ready, aptpl):
+    """What the state says of this machine's boot is changed while targetd is down; only APTPL keeps the registrations."""
+    served, one, other = two
+    other.logout()
+    assert reserve_out(one, REGISTER_AND_IGNORE, action_key=KEY_ONE, flags=aptpl).status == GOOD
+    assert reserve_out(one, RESERVE, WRITE_EXCLUSIVE, KEY_ONE).status == GOOD
+    one.logout()
+    assert served.stop(20) == 0
+    [path] = glob.glob(os.path.join(served.directory, 'state', 'units', '*.json'))
+    with open(path) as file:
+        document = json.load(file)
+    document['state']['boot_id'] = 'another'
+    with open(path, 'w') as file:
+        json.dump(document, file)
+    served.start()
+    other = ready(served, name=TWO)
+    assert keys_of(other) == ([KEY_ONE] if aptpl else [])
+    assert write(other) == (RESERVATION_CONFLICT if aptpl else GOOD)
 
 
 def test_windows_cluster_validation(two):
@@ -297,14 +321,29 @@ def test_sessions_in_parallel_of_one_initiator(served, ready):
         assert [session.read(number * 10, 1) for number in range(4)] == [pattern(number, 512) for number in range(4)]
 
 
-def test_stop_and_start_are_for_all(two):
-    """START STOP UNIT: 'not ready' for everybody, until somebody starts it."""
+def test_a_stop_does_not_take_the_disk_from_the_others(two):
+    """Windows stops its disks when it shuts down."""
     _, one, other = two
-    result = one.run(bytes([0x1B, 0, 0, 0, 0, 0]))
-    assert result.status == GOOD
-    result = other.run(bytes(6))
-    assert result.status == CHECK_CONDITION and result.key == (2, 4, 2)
-    assert one.run(bytes([0x1B, 0, 0, 0, 1, 0])).status == GOOD
+    assert one.run(bytes([0x1B, 0, 0, 0, 0, 0])).status == GOOD
+    assert (write(other), write(one)) == (GOOD, GOOD)
+
+
+def test_eject_and_load_are_for_all(daemon, ready):
+    daemon.target(luns={0: ['backing-store = %s' % daemon.image(), 'removable = yes']})
+    daemon.start()
+    one, other = ready(daemon, name=ONE), ready(daemon, name=TWO)
+    one.write(0, pattern(6, 512))
+    prevent, allow, eject, load = (bytes([0x1E, 0, 0, 0, 1, 0]), bytes([0x1E, 0, 0, 0, 0, 0]), bytes([0x1B, 0, 0, 0, 2, 0]),
+                                   bytes([0x1B, 0, 0, 0, 3, 0]))
+    assert other.run(prevent).status == GOOD
+    result = one.run(eject)
+    assert result.status == CHECK_CONDITION and result.key == (5, 0x53, 2)        # medium removal prevented
+    assert other.run(allow).status == GOOD
+    assert one.run(eject).status == GOOD
+    other.run(bytes(6))                                                           # whatever attention there is
+    assert other.run(bytes(6)).key == (2, 0x3A, 0)                                # medium not present
+    assert one.run(load).status == GOOD
     one.clear_attentions()
-    other.clear_attentions()
-    assert write(other) == GOOD
+    met = other.clear_attentions()
+    assert (6, 0x28, 0) in met                                                    # the medium may have changed
+    assert other.read(0, 1) == pattern(6, 512)
