@@ -86,10 +86,15 @@ class Arrivals(object):
         self.loop.watch(sock, READ, lambda _events: self._accept(sock, group))
 
     def unlisten(self, sock):
-        """Accept there no more, and close it."""
+        """Accept there no more, and close it. Shut down first: a child that was just forked may hold a copy for a moment, and
+        the port is to be free, and deaf, now."""
         if sock in self._listeners:
             self._listeners.remove(sock)
         self.loop.forget(sock)
+        try:
+            sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
         sock.close()
 
     def _accept(self, listener, group):
