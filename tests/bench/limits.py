@@ -1,0 +1,205 @@
+"""TABLE: what a session may cost, and what load must not do to others; one row each, beside the ratios of workloads.py.
+
+A row's `run(bench)` gives the figure, `is_reached(figure, limit)` judges it. `bench`: directory, python, seconds, rounds, image,
+servers (the running targetd and tgtd). Most rows start a targetd of their own. Clients are the tests' small initiator and
+load.py, but for the processor time of a read, which iscsi-perf drives.
+"""
+
+import operator
+import os
+import statistics
+import subprocess
+import threading
+import time
+from collections import namedtuple
+
+import initiator
+from servers import MIB, Targetd, cpu_seconds, pss, session_workers
+from workloads import Failed, NAME, flat, program, reads, url
+
+#: name; title and unit, for the report; limit; is_reached: operator.le or operator.ge; run.
+Limit = namedtuple('Limit', 'name title unit limit is_reached run')
+
+IDLE_SESSIONS = 20
+MANY_SESSIONS = 200
+SLOW_MS = 10
+SLOW_DEPTH = 32
+WRITES = 64
+
+
+def _connect(server, number=0):
+    session = initiator.connect(('127.0.0.1', server.port), server.iqn, name=NAME % number,
+                                isid=b'\x80\xab\xcd' + number.to_bytes(3, 'big'))
+    session.clear_attentions(1)
+    return session
+
+
+def idle_session(bench):
+    """MiB of PSS that each further session adds to the whole of targetd."""
+    with Targetd(bench.directory, bench.python, 64 * MIB) as server:
+        sessions = [_connect(server, 0)]
+        one = pss(session_workers(server.daemon, 1))
+        sessions += [_connect(server, number) for number in range(1, 1 + IDLE_SESSIONS)]
+        many = pss(session_workers(server.daemon, 1 + IDLE_SESSIONS))
+        for session in sessions:
+            session.close()
+    return (many - one) / float(IDLE_SESSIONS) / MIB
+
+
+class _Peak(object):
+    """The highest PSS of a process while a `with` block runs; `.bytes` afterwards."""
+
+    def __init__(self, pid):
+        self._pid = pid
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self.bytes = 0
+
+    def _watch(self):
+        while not self._over.wait(0.01):
+            self.bytes = max(self.bytes, pss([self._pid]))
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *failure):
+        self.bytes = max(self.bytes, pss([self._pid]))
+        self._over.set()
+        self._thread.join()
+
+
+def writing_session(bench):
+    """MiB of PSS, at most, of the worker of a session with 64 writes of 1 MiB on their way: all but the last burst of each has
+    come before any is finished, and then once more at full speed."""
+    with Targetd(bench.directory, bench.python, 256 * MIB) as server:
+        session = _connect(server)
+        worker = server.daemon.worker_of(session).pid
+        with _Peak(worker) as peak:
+            _write_slowly(session)
+        session.close()
+        held = peak.bytes
+        hurried = threading.Thread(target=flat, args=(server, bench.python, bench.seconds, MIB, WRITES, (0, 256 * MIB), '--write'))
+        hurried.start()
+        peak = 0
+        while hurried.is_alive():
+            peak = max([peak] + [pss([child.pid]) for child in server.daemon.workers()])
+            hurried.join(0.02)
+    return max(held, peak) / float(MIB)
+
+
+def _write_slowly(session):
+    session.hold_r2t = True
+    data = initiator.pattern(7, MIB)
+    commands = [session.submit(bytes((0x2A, 0)) + (2048 * number).to_bytes(4, 'big') + b'\0\x08\0\0', 1, out=data)
+                for number in range(WRITES)]
+    while any(command.solicited < command.edtl or not command.r2ts for command in commands):
+        for command in commands:
+            if command.r2ts and command.solicited < command.edtl:
+                session.answer_r2t(command)
+        session.step()
+    for command in commands:
+        session.answer_r2t(command)
+    for command in commands:
+        session.wait(command).good()
+
+
+def many_sessions(bench):
+    """How many sessions are logged in at once and answer a read."""
+    with Targetd(bench.directory, bench.python, 64 * MIB) as server:
+        sessions = []
+        try:
+            for number in range(MANY_SESSIONS):
+                sessions.append(_connect(server, number))
+            answered = sum(len(session.read(8, 1, 1)) == 512 for session in sessions)
+        finally:
+            for session in sessions:
+                session.close()
+    return answered
+
+
+def processor_time(bench):
+    """targetd's processor seconds for each 4 KiB random read at depth 32, as a ratio to tgtd's."""
+    ratios = []
+    for _ in range(bench.rounds):
+        each = []
+        for server in bench.servers:
+            before = cpu_seconds(server.pid)
+            operations, _ = reads(4096, 32)(server, bench.seconds, bench.python)
+            each.append((cpu_seconds(server.pid) - before) / operations)
+        ratios.append(each[0] / each[1])
+    return statistics.median(ratios)
+
+
+def _on_a_slow_disk(bench):
+    """load.py against a disk of which all but the first MiB takes 10 ms for each read; probes are reads of block 0."""
+    with Targetd(bench.directory, bench.python, 1024 * MIB,
+                 lun=['filter = delay read=%dms offset=%d..%d' % (SLOW_MS, MIB, 1024 * MIB)]) as server:
+        return flat(server, bench.python, bench.seconds, 4096, SLOW_DEPTH, (MIB, 1024 * MIB), '--probe', 'read')
+
+
+def slow_disk(bench):
+    """Reads per second of a slow disk at depth 32, in percent of what 32 requests at once can do."""
+    found = _on_a_slow_disk(bench)
+    return 100.0 * found['operations'] / found['seconds'] / (SLOW_DEPTH * 1000.0 / SLOW_MS)
+
+
+def read_beside_slow(bench):
+    """Milliseconds in which 99 of 100 cached reads are answered on a session that has 32 slow ones on their way."""
+    return 1000 * _high(_on_a_slow_disk(bench)['probes'])
+
+
+def _high(seconds):
+    """The 99th percentile. Raises Failed when there is nothing to judge by."""
+    if len(seconds) < 20:
+        raise Failed('only %d probes were answered' % len(seconds))
+    return sorted(seconds)[len(seconds) * 99 // 100]
+
+
+def ping_same_session(write, size, depth):
+    def run(bench):
+        server = bench.servers[0]
+        more = ['--probe', 'nop'] + (['--write'] if write else [])
+        return 1000 * max(flat(server, bench.python, bench.seconds, size, depth, (0, 64 * MIB), *more)['probes'])
+    return run
+
+
+def ping_other_session(bench):
+    """Milliseconds, at worst, for a NOP-Out of a second session while iscsi-perf reads 4 KiB at depth 128."""
+    server = bench.servers[0]
+    seconds = []
+    with _connect(server) as session:
+        command = [program('iscsi-perf'), '-b', '8', '-m', '128', '-t', str(bench.seconds), '-r', '-i', NAME % 1, url(server)]
+        with open(os.devnull, 'w') as nowhere:
+            client = subprocess.Popen(command, stdout=nowhere, stderr=nowhere)
+            while client.poll() is None:
+                began = time.perf_counter()
+                session.ping(b'are you there?', immediate=True)
+                seconds.append(time.perf_counter() - began)
+                time.sleep(0.005)                        # the pace of the probes
+    if client.returncode:
+        raise Failed('iscsi-perf ended with %s' % client.returncode)
+    _high(seconds)
+    return 1000 * max(seconds)
+
+
+TABLE = (
+    Limit('idle-session', 'memory of each idle session beyond the first (PSS)', 'MiB', 4.0, operator.le, idle_session),
+    Limit('writing-session', 'memory of a session doing 64 writes of 1 MiB (PSS)', 'MiB', 100.0, operator.le, writing_session),
+    Limit('many-sessions', 'sessions logged in at once', '', MANY_SESSIONS, operator.ge, many_sessions),
+    Limit('processor-time', 'processor time of a 4 KiB read at depth 32, ratio to tgtd', '', 1.0, operator.le, processor_time),
+    Limit('slow-disk', 'slow disk (10 ms), depth 32: part of 3,200 reads/s', '%', 90.0, operator.ge, slow_disk),
+    Limit('read-beside-slow', 'cached read beside 32 slow ones, 99th percentile', 'ms', 9.9, operator.le, read_beside_slow),
+    Limit('ping-reads', 'NOP-Out among 128 reads of 4 KiB, at worst', 'ms', 100.0, operator.le,
+          ping_same_session(False, 4096, 128)),
+    Limit('ping-writes', 'NOP-Out among 16 writes of 64 KiB, at worst', 'ms', 100.0, operator.le,
+          ping_same_session(True, 65536, 16)),
+    Limit('ping-other', 'NOP-Out of a second session meanwhile, at worst', 'ms', 100.0, operator.le, ping_other_session),
+)
+
+
+def measure(row, bench):
+    """The row as a dict for JSON. Raises Failed."""
+    figure = row.run(bench)
+    return {'name': row.name, 'title': row.title, 'unit': row.unit, 'limit': row.limit, 'figure': figure,
+            'at_most': row.is_reached is operator.le, 'reached': bool(row.is_reached(figure, row.limit))}
