@@ -84,6 +84,12 @@ class Exports(object):
         if self._timer is None:
             self._timer = self.loop.call_later(RETRY_SECONDS, self._retry)
 
+    def look_again(self):
+        """Look for late media now: the administrator reloaded, perhaps because one is there."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._retry()
+
     def _retry(self):
         self._timer = None
         for key, late in list(self.late.items()):

@@ -92,7 +92,6 @@ class Master(object):
         self.loop.on_signal(signal.SIGINT, lambda: self.stop.begin('SIGINT'))
         self.loop.on_signal(signal.SIGHUP, self.reload.on_signal)
         self.loop.on_signal(signal.SIGUSR1, self.reopen_logs)
-        self.workers.keep_spares()
 
     def open_portals(self):
         """Open every configured portal. Raises PortalError; but '[::]' on a host without IPv6 is only warned about, if another
@@ -123,7 +122,8 @@ class Master(object):
             self.arrivals.unlisten(sock)
 
     def run(self):
-        """Until stopped."""
+        """Until stopped. Workers are forked only now: they inherit standard input and output as they are to stay."""
+        self.workers.keep_spares()
         self.loop.run()
 
     def close(self):
@@ -242,6 +242,8 @@ class Master(object):
     def _admit_to(self, target, session):
         if target.state == 'offline':
             raise Refused(registry.SERVICE_UNAVAILABLE, 'target %s has state = offline' % target.name)
+        if target.redirect is not None:          # the worker was forked before the reload that says so
+            raise Refused(registry.SERVICE_UNAVAILABLE, 'target %s is served elsewhere now' % target.name)
         if target.name in self.reload.changing:
             raise Refused(registry.SERVICE_UNAVAILABLE, 'target %s is being changed; its old sessions log out first'
                           % target.name)

@@ -91,6 +91,7 @@ class Reload(object):
         master.apply_server()
         for step in steps:
             STEPS.get(type(step), Reload._nothing)(self, step, prepared)
+        master.exports.look_again()
         self._follow_media()
         self._end_unwelcome()
         self.check()

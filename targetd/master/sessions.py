@@ -29,6 +29,7 @@ AUTHORIZATION_FAILURE = (2, 2)
 NOT_FOUND = (2, 3)
 TARGET_REMOVED = (2, 4)
 TOO_MANY_CONNECTIONS = (2, 6)
+CANNOT_INCLUDE_IN_SESSION = (2, 8)
 SESSION_DOES_NOT_EXIST = (2, 10)
 SERVICE_UNAVAILABLE = (3, 1)
 OUT_OF_RESOURCES = (3, 2)
@@ -154,8 +155,13 @@ class Sessions(object):
         if not same or asked.get('tsih') not in (0, None, session.tsih):
             raise Refused(SESSION_DOES_NOT_EXIST, 'this connection is not of session %d' % session.tsih)
         if asked['group'] != session.nexus.target_port_group_tag:
-            raise Refused(SESSION_DOES_NOT_EXIST, 'session %d is in portal group %d, the connection in %d'
+            raise Refused(CANNOT_INCLUDE_IN_SESSION, 'session %d is in portal group %d, the connection in %d'
                           % (session.tsih, session.nexus.target_port_group_tag, asked['group']))
+        others = sum(1 for cid in session.peers if cid != asked['cid'])
+        agreed = session.keys.get('MaxConnections', 1)
+        if isinstance(agreed, int) and others >= agreed:
+            raise Refused(TOO_MANY_CONNECTIONS, 'session %d has %d connections, and so many were agreed on (MaxConnections)'
+                          % (session.tsih, others))
         session.peers[asked['cid']] = claim['peer']
         log.info('%s from %s: a further connection (CID %d) of session %d', session.initiator_name, shown(*claim['peer']),
                  asked['cid'], session.tsih)

@@ -196,6 +196,7 @@ class Stage(object):
         self.write(body, server)
         self.master = Master(self.path, loader.load(self.path), serve, self.clock)
         self.master.start()
+        self.master.workers.keep_spares()
         return self.master
 
     def until(self, question, seconds=10):

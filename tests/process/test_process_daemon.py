@@ -1,0 +1,199 @@
+"""`targetd` as a command: the background, the pid file, and exit codes that init scripts rely on."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from targetd.errors import EXIT_OK, EXIT_PORTAL, EXIT_RUNNING, AlreadyRunning, TargetdError
+from targetd.master.daemon import PidFile, is_targetd
+from targetd.master.listen import free_port
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+
+class Home(object):
+    """A folder with a configuration."""
+
+    def __init__(self, directory):
+        self.directory = str(directory)
+        self.port = free_port('127.0.0.1', 0)
+        self.config = os.path.join(self.directory, 'targetd.conf')
+        self.pid_file = os.path.join(self.directory, 'run', 'pid')
+        self.write()
+
+    def write(self, server='', portal=None):
+        with open(self.config, 'w') as f:
+            f.write('[server]\npid-file = {0}/run/pid\ncontrol-socket = {0}/run/sock\nstate-dir = {0}/state\nlog = {0}/log\n{1}\n'
+                    '[portal-group 1]\nportal = {2}\n[target iqn.2026-11.test:disk]\ninitiator-address = ALL\n'
+                    '[[lun 0]]\ntype = ram\nsize = 1M\n'.format(self.directory, server, portal or '127.0.0.1:%d' % self.port))
+        os.chmod(self.config, 0o600)
+
+    def run(self, *arguments):
+        return subprocess.run([sys.executable, '-m', 'targetd', '-c', self.config] + list(arguments), cwd=ROOT, timeout=60,
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL)
+
+    @property
+    def pid(self):
+        with open(self.pid_file) as f:
+            return int(f.read())
+
+    @property
+    def log(self):
+        with open(os.path.join(self.directory, 'log')) as f:
+            return f.read()
+
+    def stop(self, number=signal.SIGTERM):
+        process = psutil.Process(self.pid)
+        workers = process.children()
+        process.send_signal(number)
+        gone, alive = psutil.wait_procs([process] + workers, 20)
+        assert not alive
+
+
+@pytest.fixture
+def home(tmp_path):
+    home = Home(tmp_path)
+    yield home
+    if os.path.exists(home.pid_file):
+        try:
+            os.kill(home.pid, signal.SIGKILL)
+        except (OSError, ValueError):
+            pass
+
+
+def accepts(port):
+    try:
+        socket.create_connection(('127.0.0.1', port), 2).close()
+    except OSError:
+        return False
+    return True
+
+
+def test_the_command_returns_when_the_server_serves(home):
+    result = home.run()
+    assert result.returncode == EXIT_OK, result.stderr
+    assert accepts(home.port) and is_targetd(home.pid)
+    process = psutil.Process(home.pid)
+    assert process.terminal() is None and process.cwd() == '/' and os.getsid(home.pid) not in (home.pid, os.getsid(0))
+    assert all(os.readlink('/proc/%d/fd/%d' % (home.pid, n)) == os.devnull for n in (0, 1, 2))
+    home.stop()
+    assert not os.path.exists(home.pid_file) and not os.path.exists(os.path.join(home.directory, 'run', 'sock'))
+    assert 'stopped' in home.log and not accepts(home.port)
+
+
+def test_a_second_one_is_refused_with_the_first_ones_process_id(home):
+    assert home.run().returncode == EXIT_OK
+    result = home.run()
+    assert result.returncode == EXIT_RUNNING and str(home.pid).encode() in result.stderr
+    assert accepts(home.port)
+    home.stop()
+
+
+def test_a_busy_port_is_an_exit_code_and_a_sentence_and_leaves_nothing(home):
+    with socket.socket() as busy:
+        busy.bind(('127.0.0.1', home.port))
+        busy.listen(1)
+        for arguments in ((), ('-f',)):
+            result = home.run(*arguments)
+            assert result.returncode == EXIT_PORTAL and b'127.0.0.1:%d' % home.port in result.stderr
+            assert b'process %d' % os.getpid() in result.stderr
+    assert not os.path.exists(home.pid_file) and not os.path.exists(os.path.join(home.directory, 'run', 'sock'))
+
+
+def test_a_user_that_is_not_there(home):
+    home.write('user = nobody-of-that-name')
+    result = home.run()
+    if os.geteuid() == 0:
+        assert result.returncode == 1 and b'nobody-of-that-name' in result.stderr
+    else:
+        home.stop()
+
+
+def test_a_log_that_cannot_be_written(home):
+    home.write('log-level = info')
+    os.mkdir(os.path.join(home.directory, 'log'))
+    result = home.run()
+    assert result.returncode == 1 and b'the log cannot be written' in result.stderr
+
+
+def test_kill_9_leaves_nobody_and_the_next_start_works(home):
+    assert home.run().returncode == EXIT_OK
+    first = home.pid
+    home.stop(signal.SIGKILL)
+    assert os.path.exists(home.pid_file)
+    assert home.run().returncode == EXIT_OK
+    assert home.pid != first
+    home.stop()
+
+
+def test_in_the_foreground_ctrl_c_is_an_ordered_stop(home):
+    process = subprocess.Popen([sys.executable, '-m', 'targetd', '-f', '-c', home.config], cwd=ROOT, stderr=subprocess.PIPE,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
+    end = time.monotonic() + 20
+    while not accepts(home.port):
+        assert time.monotonic() < end and process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == EXIT_OK
+    process.stderr.close()
+    assert 'is flushed' in home.log
+
+
+# -- the pid file ------------------------------------------------------------------------------------------------------------
+
+def test_a_pid_file_is_locked_written_and_removed(tmp_path):
+    path = str(tmp_path / 'deep' / 'pid')
+    one = PidFile(path)
+    one.take()
+    one.write()
+    with open(path) as f:
+        assert int(f.read()) == os.getpid()
+    one.remove()
+    one.remove()
+    assert not os.path.exists(path)
+
+
+def test_a_pid_file_of_a_process_that_is_gone_is_taken(tmp_path):
+    path = str(tmp_path / 'pid')
+    child = subprocess.Popen(['true'])
+    child.wait()
+    with open(path, 'w') as f:
+        f.write('%d\n' % child.pid)
+    one = PidFile(path)
+    one.take()
+    one.remove()
+
+
+def test_a_pid_file_that_names_another_program_is_taken(tmp_path):
+    path = str(tmp_path / 'pid')
+    with open(path, 'w') as f:
+        f.write('1\n')
+    assert not is_targetd(1)
+    one = PidFile(path)
+    one.take()
+    one.remove()
+
+
+def test_a_pid_file_that_names_a_living_targetd_is_not_taken(tmp_path, monkeypatch):
+    """Where file locks do not work, the process decides."""
+    path = str(tmp_path / 'pid')
+    with open(path, 'w') as f:
+        f.write('1\n')
+    monkeypatch.setattr('targetd.master.daemon.is_targetd', lambda pid: pid == 1)
+    with pytest.raises(AlreadyRunning) as caught:
+        PidFile(path).take()
+    assert 'process 1' in str(caught.value)
+
+
+def test_a_pid_file_where_none_can_be(tmp_path):
+    with open(str(tmp_path / 'file'), 'w'):
+        pass
+    with pytest.raises(TargetdError) as caught:
+        PidFile(str(tmp_path / 'file' / 'pid')).take()
+    assert 'pid file' in str(caught.value)
