@@ -174,6 +174,7 @@ def test_second_signal_hurries_the_stop(daemon, ready):
 def test_data_is_there_after_a_stop(served, ready):
     session = ready(served)
     session.write(500, pattern(5, 1 << 20))
+    session.logout()
     assert served.stop() == 0
     with open(served.image('disk.img'), 'rb') as file:
         file.seek(500 * 512)
@@ -422,15 +423,45 @@ def test_a_disk_that_is_missing_harms_its_own_target_only(daemon, ready):
     eventually(lambda: status(daemon, OTHER) == 0, 25)
 
 
+def read_10(lba):
+    return struct.pack('>BBIBHB', 0x28, 0, lba, 0, 1, 0)
+
+
+def write_10(lba):
+    return struct.pack('>BBIBHB', 0x2A, 0, lba, 0, 1, 0)
+
+
 def test_errors_of_the_medium_are_told_as_such(daemon, ready):
-    daemon.target(TARGET, luns={0: ['backing-store = %s' % daemon.image(), 'filter = error read=1 write=1']})
+    """Only where the medium is bad; what is good is read and written as before."""
+    daemon.target(TARGET, luns={0: ['backing-store = %s' % daemon.image(),
+                                    'filter = error read+write offset=1M..2M errno=EIO']})
     daemon.start()
     session = ready(daemon)
-    result = session.run(struct.pack('>BBIBHB', 0x28, 0, 0, 0, 1, 0), read=512)
-    assert result.key[0] in (3, 4)
-    result = session.run(struct.pack('>BBIBHB', 0x2A, 0, 0, 0, 1, 0), out=bytes(512))
-    assert result.key[0] in (3, 4)
+    assert session.run(read_10(2048), read=512).key[:2] == (3, 0x11)               # unrecovered read error
+    assert session.run(write_10(2048), out=bytes(512)).key[:2] == (3, 0x0C)        # write error
+    session.write(0, pattern(1, 4096))
+    assert session.read(0, 8) == pattern(1, 4096)
     assert session.ping(b'x') == b'x'
+
+
+def test_a_full_store_is_told_as_such(daemon, ready):
+    daemon.target(TARGET, luns={0: ['backing-store = %s' % daemon.image(), 'filter = error write errno=ENOSPC']})
+    daemon.start()
+    session = ready(daemon)
+    assert session.run(write_10(0), out=bytes(512)).key == (7, 0x27, 7)            # space allocation failed write protect
+
+
+def test_a_flush_that_failed_is_never_forgotten(daemon, ready):
+    """What was acknowledged may be lost: from then on every command of every session is refused, and the log says so."""
+    daemon.target(TARGET, luns={0: ['backing-store = %s' % daemon.image(), 'filter = error flush count=1']})
+    daemon.start()
+    session, other = ready(daemon), ready(daemon, name=TWO)
+    session.write(0, pattern(1, 4096))
+    flush = struct.pack('>BBIBHB', 0x35, 0, 0, 0, 0, 0)
+    assert session.run(flush).key[0] in (3, 4)
+    assert session.run(flush).status == 2                                          # not GOOD the second time
+    eventually(lambda: other.run(write_10(0), out=bytes(512)).status == 2, 5)
+    daemon.logged('FAILED')
 
 
 def test_a_slow_disk_does_not_hold_up_pings_and_other_sessions(daemon, ready):
