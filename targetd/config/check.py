@@ -215,7 +215,7 @@ class Checker(object):
         def value(setting, default):
             return found[setting][0] if setting in found else default
         plain = dict((field, value(field.replace('_', '-'), default)) for field, default in
-                     (('alias', ''), ('state', 'ready'), ('max_sessions', 0)))
+                     (('alias', ''), ('state', 'ready'), ('redirect', None), ('max_sessions', 0)))
         return model.Target(
             name=name, portal_groups=tuple(OrderedDict.fromkeys(value('portal-group', (1,)))),
             initiator_addresses=value('initiator-address', ()), initiator_names=value('initiator-name', ()),

@@ -28,12 +28,15 @@ def _target(target):
     lines = ['is reached through portal group%s %s%s' % (
         's' if len(target.portal_groups) > 1 else '', ', '.join(str(tag) for tag in target.portal_groups),
         '' if target.state == 'ready' else ', but offline: logins are refused')]
+    if target.redirect is not None:
+        permanent, host, port = target.redirect
+        lines.append('sends every login to %s, %s' % (kinds.Portal().write((host, port)), 'for good' if permanent else 'for now'))
     lines.append(admission(target))
     lines.append(_accounts(target))
     changed = [row for row in settings.TEXT_KEYS if target.keys[row.name] != model.DEFAULT_KEYS[row.name]]
     if changed:
         lines.append('negotiates ' + ', '.join('%s = %s' % (row.name, row.kind.show(target.keys[row.name])) for row in changed))
-    return lines + [_lun(lun) for lun in target.luns.values()] if target.luns else lines + ['has no LUN']
+    return lines + ([_lun(lun) for lun in target.luns.values()] or ['has no LUN'])
 
 
 def admission(target):

@@ -392,28 +392,65 @@ class Accounts(Listed):
 
 
 class Portal(Kind):
-    """A numeric address and a port, 3260 if none is written -> (address, port)."""
+    """A numeric address and a port -> (address, port). port: where none is written; of_others: not an address of this host, so
+    that a wildcard has no meaning."""
 
-    says = 'an address and a port, like 10.0.0.1:3260, [2001:db8::1]:3260, 0.0.0.0 or [::] for every address of this host'
+    def __init__(self, port=ISCSI_PORT, of_others=False):
+        self.port, self.of_others = port, of_others
+        self.says = 'an address and a port, like 10.0.0.1:%d, [2001:db8::1]:%d' % (port, port)
+        if not of_others:
+            self.says += ', 0.0.0.0 or [::] for every address of this host'
 
     def parse(self, text):
-        match = re.match(r'\[([^\]]*)\](?::([0-9]+))?$', text) or re.match(r'([^:\[\]]+)(?::([0-9]+))?$', text)
-        if not match and text.count(':') > 1 and '[' not in text:
-            raise Unusable('%r does not tell address and port apart' % text,
-                           'write an IPv6 address in brackets, like [::1]:3260')
-        address, port = match.groups() if match else (text, None)
+        address, number = self.taken_apart(text)
         plain, _, scope = address.partition(SCOPE)
         try:
             parsed = ipaddress.ip_address(plain)
         except ValueError:
             raise Unusable('%r is no address' % text, 'write %s (numbers, not a host name)' % self.says)
-        number = int(port) if port else ISCSI_PORT
+        if self.of_others and parsed.is_unspecified:
+            raise Unusable('%s is no address of another host' % parsed, 'write ' + self.says)
+        return str(parsed) + (SCOPE + scope if scope else ''), number
+
+    def taken_apart(self, text):
+        """(what stands before the port, the port)."""
+        match = re.match(r'\[([^\]]*)\](?::([0-9]+))?$', text) or re.match(r'([^:\[\]]+)(?::([0-9]+))?$', text)
+        if not match and text.count(':') > 1 and '[' not in text:
+            raise Unusable('%r does not tell address and port apart' % text,
+                           'write an IPv6 address in brackets, like [::1]:%d' % self.port)
+        address, port = match.groups() if match else (text, None)
+        number = int(port) if port else self.port
         if not 1 <= number <= 65535:
             raise Unusable('port %s is out of range' % port, 'write a port from 1 to 65535')
-        return str(parsed) + (SCOPE + scope if scope else ''), number
+        return address, number
 
     def write(self, value):
         return ('[%s]:%d' if ':' in value[0] else '%s:%d') % tuple(value)
+
+
+class Redirection(Kind):
+    """Where a target is to be found instead: a word and an address or host name -> (permanent, address, port)."""
+
+    says = 'temporary or permanent, and an address and port like 10.0.0.2:3260 or storage2.example.com'
+    HOST = re.compile(r'(?=.{1,253}$)(?!-)[A-Za-z0-9-]{1,63}(?:\.(?!-)[A-Za-z0-9-]{1,63})*$')
+    WORDS = Choice('temporary', 'permanent')
+    PORTAL = Portal(of_others=True)
+
+    def read(self, items):
+        if len(items) > 1:
+            raise Unusable('a portal group tag or another address stands after the comma',
+                           'write one address without a tag: a redirect has none (RFC 7143 13.8)')
+        if len(items[0]) != 2:
+            raise Unusable('two words are wanted and %d stand there' % len(items[0]), 'write ' + self.says)
+        word = self.WORDS.parse(items[0][0])
+        host, port = self.PORTAL.taken_apart(items[0][1])
+        if not self.HOST.match(host) or re.match(r'[0-9.]+$', host) or items[0][1].startswith('['):
+            host, port = self.PORTAL.parse(items[0][1])
+        return word == 'permanent', host.lower(), port
+
+    def show(self, value):
+        permanent, host, port = value
+        return '%s %s' % ('permanent' if permanent else 'temporary', self.PORTAL.write((host, port)))
 
 
 class Network(Kind):

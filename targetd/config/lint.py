@@ -8,7 +8,7 @@ import os
 import re
 import stat
 
-from targetd.config import access
+from targetd.config import access, kinds
 from targetd.errors import Complaint, StoreError
 from targetd.host import disks
 
@@ -21,7 +21,7 @@ def warnings(configuration):
     found = _open_secrets(configuration) + _discovery(configuration)
     for target in configuration.targets.values():
         found += _accounts(configuration, target.name, target.accounts, target.outgoing)
-        found += _admission(configuration, target) + _luns(configuration, target)
+        found += _admission(configuration, target) + _luns(configuration, target) + _redirect(configuration, target)
     order = dict((name, number) for number, name in enumerate(configuration.files))
     return sorted(found, key=lambda c: (order.get(c.file, len(order)), c.line or 0))
 
@@ -78,10 +78,10 @@ def admits_everyone(target):
 
 def _luns(configuration, target):
     found = []
-    if not target.luns:
+    if not target.luns and target.redirect is None:
         found.append(_warning(configuration, ('target', target.name), 'target %s has no LUN' % target.name,
                               'write backing-store = PATH or a section [[lun 0]]'))
-    elif 0 not in target.luns:
+    elif target.luns and 0 not in target.luns:
         found.append(_warning(configuration, ('target', target.name), 'target %s has no LUN 0' % target.name,
                               'initiators ask LUN 0 for the list of LUNs; targetd answers, but give the first disk number 0'))
     for number, lun in target.luns.items():
@@ -89,6 +89,14 @@ def _luns(configuration, target):
             found.append(_warning(configuration, ('lun', target.name, number), '%s may be another disk after a boot'
                                   % lun.backing_store, 'name it by /dev/disk/by-id/..., serial: or wwn:'))
     return found
+
+
+def _redirect(configuration, target):
+    portals = [portal for tag in target.portal_groups for portal in configuration.portal_groups[tag].portals]
+    if target.redirect is None or target.redirect[1:] not in portals:
+        return []
+    return [_warning(configuration, ('target', target.name), 'target %s is redirected to its own portal %s' % (
+        target.name, kinds.Portal().write(target.redirect[1:])), 'initiators would go round in circles; write the other address')]
 
 
 def missing_stores(configuration):

@@ -140,6 +140,10 @@ TARGET = (
             'Its secret must differ from the incoming ones.', 'erp-back other-12-to-16'),
     _target('state', kinds.Choice('ready', 'offline'), 'ready', NEXT_LOGIN,
             'offline: new logins are refused with "service unavailable"; sessions go on.'),
+    _target('redirect', kinds.Redirection(), None, NEXT_LOGIN,
+            'Send every login elsewhere: temporary or permanent, and the address where the target is served now.',
+            'Discovery shows the target here as before, sessions go on; "targetctl logout" makes an initiator move. Such a target '
+            'needs no LUN. Initiators forget a temporary redirect and remember a permanent one.', 'temporary 10.0.5.2:3260'),
     _target('max-sessions', kinds.Number(0, 10000), 0, NEXT_LOGIN,
             'Sessions of this target at once; 0 is no limit but the server\'s.'),
 )

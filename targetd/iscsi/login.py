@@ -70,8 +70,8 @@ class TargetPolicy(object):
     arrived, None when the target is not reachable there; refuse: callable(folded initiator name) → None, or a sentence that
     names the rule (the address is already bound in it); accounts: [(user, secret bytes)], any of which admits, none set: no
     authentication; outgoing: (user, secret bytes) or None; algorithms: CHAP numbers, the preferred first; keys: {text key:
-    typed own value}, keys.OURS where missing; redirect: None or (permanent bool, 'address:port' or 'address:port,tag');
-    not_ready: None or a sentence.
+    typed own value}, keys.OURS where missing; redirect: None or (permanent bool, 'address:port'); not_ready: None or a
+    sentence.
     """
 
     __slots__ = ('name', 'alias', 'portal_group_tag', 'refuse', 'accounts', 'outgoing', 'algorithms', 'keys', 'redirect',
@@ -137,7 +137,7 @@ class LoginResult(namedtuple('LoginResult', 'session_type initiator_name initiat
 
 
 class Redirected(LoginFailure):
-    """The login is to be tried elsewhere. target_address: 'address:port' or 'address:port,tag' (RFC 7143 13.8)."""
+    """The login is to be tried elsewhere. target_address: 'address:port', without a tag (RFC 7143 13.8)."""
 
     def __init__(self, permanent, target_address):
         status = const.MOVED_PERMANENTLY if permanent else const.MOVED_TEMPORARILY

@@ -27,6 +27,14 @@ def reachable(portal, local_address):
     return mapped.partition('%')[0] if WILDCARDS[address] == family else None
 
 
+def redirection(target):
+    """(permanent, 'address:port') of a target that is served elsewhere, or None. Without a tag: RFC 7143 13.8."""
+    if target.redirect is None:
+        return None
+    permanent, host, port = target.redirect
+    return permanent, ('[%s]:%d' if ':' in host else '%s:%d') % (host, port)
+
+
 class Policies(object):
     """Of one configuration."""
 
@@ -54,7 +62,7 @@ class Policies(object):
             refuse=lambda initiator: access.refusal(target, initiator, peer_address),
             accounts=[secret_bytes(account) for account in target.accounts],
             outgoing=secret_bytes(target.outgoing) if target.outgoing else None,
-            algorithms=self._algorithms, keys=target.keys,
+            algorithms=self._algorithms, keys=target.keys, redirect=redirection(target),
             not_ready='target %s has state = offline' % target.name if target.state == 'offline' else None)
 
     def visible(self, initiator_name, peer_address, local_address):

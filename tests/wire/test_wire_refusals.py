@@ -142,7 +142,8 @@ def test_nobody_joins_the_session_of_another(many, ready, what):
 def late(daemon):
     """A target whose second disk is missing, beside a whole one; the path where the disk will be."""
     path = os.path.join(daemon.directory, 'late.img')
-    daemon.target(TARGET, luns={0: ['backing-store = %s' % daemon.image('here.img', 1 << 20)], 1: ['backing-store = %s' % path]})
+    here = daemon.image('here.img', 1 << 20)
+    daemon.target(TARGET, luns={0: ['backing-store = %s' % here], 1: ['backing-store = %s' % path]})
     daemon.target(OTHER)
     daemon.start()
     return path

@@ -38,6 +38,8 @@ def test_a_good_file_has_no_warning(warnings):
     (HEAD + 'initiator-name = *\nbacking-store = /x\n', 1, ['admits everyone']),
     (HEAD + 'initiator-address = 10.0.0.1\n', 1, ['has no LUN', '[[lun 0]]']),
     (GOOD.replace('lun 0', 'lun 1'), 1, ['no LUN 0']),
+    ('[portal-group 1]\nportal = 10.0.0.1\n' + GOOD.replace('incoming', 'redirect = temporary 10.0.0.1\nincoming'), 3,
+     ['its own portal 10.0.0.1:3260', 'the other address']),
     (GOOD.replace('/srv/x.img\nsize = 1M', '/dev/sdb'), 4, ['/dev/sdb', 'another disk', 'by-id']),
     (GOOD.replace('/srv/x.img\nsize = 1M', '/dev/nvme0n1p2'), 4, ['another disk']),
 ])
@@ -47,6 +49,10 @@ def test_a_warning_names_the_place_and_what_to_write(warnings, text, line, words
     assert 'main.conf:%d: ' % line in found[0]
     for word in words:
         assert word in found[0]
+
+
+def test_a_target_that_is_elsewhere_needs_no_lun(warnings):
+    assert warnings(HEAD + 'initiator-address = 10.0.0.1\nredirect = permanent 10.0.0.2\n') == []
 
 
 def test_secrets_that_all_may_read(warnings):

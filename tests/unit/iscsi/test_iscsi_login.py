@@ -300,7 +300,7 @@ def test_first_texts_that_fail(pairs, status, csg):
     (dict(portal_group_tag=None), const.NOT_FOUND),
     (dict(refuse=lambda name: 'no rule admits ' + name), const.AUTHORIZATION_FAILURE),
     (dict(not_ready='its disk is missing'), const.SERVICE_UNAVAILABLE),
-    (dict(redirect=(False, '10.0.0.2:3260,1')), const.MOVED_TEMPORARILY),
+    (dict(redirect=(False, '10.0.0.2:3260')), const.MOVED_TEMPORARILY),
     (dict(redirect=(True, '[2001:db8::2]:3260')), const.MOVED_PERMANENTLY),
     (dict(refuse=lambda name: 'no', redirect=(True, '10.0.0.2:3260')), const.AUTHORIZATION_FAILURE),
 ])
@@ -322,10 +322,10 @@ def test_a_policy_without_a_rule_admits_nobody():
 
 
 def test_a_redirect_says_where_to():
-    initiator = Initiator(policy(redirect=(False, '10.0.0.2:3260,1')))
+    initiator = Initiator(policy(redirect=(False, '10.0.0.2:3260')))
     initiator.fails(NONE, 0, 1)
     response = initiator.negotiation.failure_response(initiator.failure)
-    assert text.parse(response.data) == [('TargetAddress', '10.0.0.2:3260,1')]
+    assert text.parse(response.data) == [('TargetAddress', '10.0.0.2:3260')]
 
 
 def test_discovery_that_is_not_served():

@@ -30,7 +30,7 @@ class Desk(object):
     def claim(self, worker, name='iqn.2026-11.test:one', target=TARGET, isid=ISID, group=1, tsih=0, cid=0, peer=PEER):
         message = {'ask': 'claim', 'id': 7, 'peer': peer, 'session': {
             'initiator_name': name, 'initiator_alias': 'host', 'isid': isid, 'target_name': target, 'group': group,
-            'tsih': tsih, 'cid': cid, 'account': 'erp', 'keys': {'MaxBurstLength': 262144}}}
+            'tsih': tsih, 'cid': cid, 'account': 'erp', 'keys': {'MaxBurstLength': 262144, 'MaxConnections': 2}}}
         self.sessions.claim(worker, message)
         return worker.of('answer')[-1] if worker.of('answer') else None
 
@@ -164,9 +164,11 @@ def test_a_further_connection_of_the_session(desk):
     answer = desk.claim(worker, tsih=tsih, cid=1, peer=['10.0.1.9', 5])
     assert status(answer) == (0, 0) and answer['tsih'] == tsih and answer['units'] == []
     assert desk.sessions.all()[0].described()['connections'] == 2
+    assert status(desk.claim(worker, tsih=tsih, cid=2)) == (2, 6)            # MaxConnections=2 was agreed on
+    assert status(desk.claim(worker, tsih=tsih, cid=1)) == (0, 0)            # the connection is reinstated
 
 
-@pytest.mark.parametrize('wrong', [dict(name='iqn.2026-11.test:two'), dict(isid='00023d000002'), dict(group=2), dict(tsih=999),
+@pytest.mark.parametrize('wrong', [dict(name='iqn.2026-11.test:two'), dict(isid='00023d000002'), dict(tsih=999),
                                    dict(target='iqn.2026-11.test:other')])
 def test_a_connection_that_is_not_of_the_session(desk, wrong):
     worker = FakeWorker()
@@ -174,6 +176,12 @@ def test_a_connection_that_is_not_of_the_session(desk, wrong):
     values = dict(tsih=tsih, cid=1)
     values.update(wrong)
     assert status(desk.claim(worker, **values)) == (2, 10)
+
+
+def test_a_connection_through_another_portal_group(desk):
+    worker = FakeWorker()
+    tsih = desk.claim(worker)['tsih']
+    assert status(desk.claim(worker, tsih=tsih, cid=1, group=2)) == (2, 8)
 
 
 def test_a_tsih_that_nobody_has(desk):

@@ -49,3 +49,13 @@ def test_the_access_rule_knows_the_address_and_secrets_travel_as_utf_8():
     assert policy.target('iqn.2026-11.t:open').refuse('iqn.i') is None
     chap = policy.target('iqn.2026-11.t:chap')
     assert chap.accounts == [('u', 'sécret'.encode('utf-8'))] and chap.outgoing == ('o', b's')
+
+
+def test_a_redirect_has_no_tag():
+    """RFC 7143 13.8: a TargetAddress in a redirecting login response names no portal group."""
+    targets = [model.Target('iqn.2026-11.t:%s' % host, initiator_addresses=('ALL',), redirect=(True, host, 3261))
+               for host in ('10.0.0.2', '2001:db8::1', 'storage2.example.com')]
+    policy = Policies(model.configuration(model.Server(), (), targets)).login('10.0.0.5', 1)
+    assert [policy.target(target.name).redirect for target in targets] == [
+        (True, '10.0.0.2:3261'), (True, '[2001:db8::1]:3261'), (True, 'storage2.example.com:3261')]
+    assert policies().login('10.0.0.5', 1).target('iqn.2026-11.t:open').redirect is None
