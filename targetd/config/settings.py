@@ -175,7 +175,7 @@ LUN = (
          'Bytes of a logical block; auto: the disk\'s own, 512 for anything else.',
          'Changing it on a disk with data makes the data unreadable.', '4096'),
     _lun('physical-block-size', kinds.Auto(kinds.PowerOfTwo(512, 1 << 20)), None, NEEDS_LOGOUT,
-         'Bytes of a physical block, which initiators align to; auto: the disk\'s own, 4096 for a file.', example='4096'),
+         'Bytes of a physical block, which initiators align to; auto: the disk\'s own, block-size for a file.', example='4096'),
     _lun('lowest-aligned-block', kinds.Number(0, 16383), 0, NEEDS_LOGOUT,
          'The first logical block that begins a physical one.'),
     _lun('vendor-id', kinds.Text(8, ascii_only=True), '', NEEDS_LOGOUT,

@@ -226,7 +226,7 @@ def facts_of(lun, store, names):
     can = store.capabilities
     block_size = store.block_size
     facts = dict(names, block_size=block_size, scsi_name='',
-                 physical_block_size=max(lun.physical_block_size or can.physical_block_size or block_size, block_size),
+                 physical_block_size=physical_block_size(lun, store),
                  lowest_aligned_block=lun.lowest_aligned_block or can.alignment_offset // block_size,
                  rotation_rate=rotation_rate(lun, can), thin=lun.thin, unmap=bool(lun.thin and can.unmap),
                  zeroes_after_unmap=bool(lun.thin and can.unmap and can.zeroes_after_unmap),
@@ -243,6 +243,13 @@ def facts_of(lun, store, names):
     if granularity:
         facts['optimal_transfer_granularity'] = granularity
     return facts
+
+
+def physical_block_size(lun, store):
+    """What is configured, else a disk's own. A file has none: its file system maps any block, and initiators that align to
+    more than they must would leave blocks mapped that could be given back."""
+    own = store.capabilities.physical_block_size if store.kind == 'block' else 0
+    return max(lun.physical_block_size or own, store.block_size)
 
 
 def rotation_rate(lun, capabilities):
