@@ -90,9 +90,18 @@ def saved_state(shared, boot_id):
     return state
 
 
+#: Of a unit that is no more, nobody knows what D_SENSE was.
 UNIT_IS_GONE = (sam.CHECK_CONDITION, CheckCondition(ILLEGAL_REQUEST, 0x25, 0x00).sense())
-CANNOT_PERSIST = (sam.CHECK_CONDITION, CheckCondition(HARDWARE_ERROR, 0x44, 0x00).sense())
-REMOVAL_PREVENTED = (sam.CHECK_CONDITION, CheckCondition(ILLEGAL_REQUEST, 0x53, 0x02).sense())
+
+
+def refusal(shared, error):
+    """The Refusal that ends a command with this CheckCondition, in the sense format that the unit's D_SENSE asks for."""
+    return Refusal(sam.CHECK_CONDITION, error.sense(modes.descriptor_sense(shared.modes)))
+
+
+def cannot_persist(shared):
+    """What the command asked for cannot be kept on stable storage, and so it is not done."""
+    return refusal(shared, CheckCondition(HARDWARE_ERROR, 0x44, 0x00))
 
 
 def who(nexus):
@@ -117,8 +126,10 @@ def decide(shared, nexus, message, known_ports):
 
 def _reservations(shared, nexus, message, known_ports):
     outcome = reservations.apply(shared.reservations, nexus, message['ask'], message, known_ports)
+    if outcome.error:
+        return refusal(shared, outcome.error)
     if outcome.status != sam.GOOD:
-        return Refusal(outcome.status, outcome.error.sense() if outcome.error else None)
+        return Refusal(outcome.status)
     return Decision(shared._replace(reservations=outcome.state),
                     [(tuple(owed), asc, ascq) for owed, asc, ascq in outcome.attentions],
                     frozenset(tuple(victim) for victim in outcome.aborts), outcome.persist)
@@ -145,9 +156,13 @@ def _mode_select(shared, nexus, message, _known_ports):
 
 
 def facts_changed(shared, facts):
-    """The administrator changed what mode parameters are by default; saved ones stand. A Decision: every nexus is told."""
+    """The administrator changed what mode parameters are by default; saved ones stand. A Decision: every nexus is told, if a
+    current value is another one now."""
     new = modes.restore(facts, modes.saved(shared.modes))
-    return Decision(shared._replace(modes=new), [(Others(None),) + attention.MODE_PARAMETERS_CHANGED])
+    attentions = []
+    if new['current'] != shared.modes['current']:
+        attentions = [(Others(None),) + attention.MODE_PARAMETERS_CHANGED]
+    return Decision(shared._replace(modes=new), attentions)
 
 
 # -- medium ----------------------------------------------------------------------------------------------------------
@@ -166,7 +181,7 @@ def _start_stop(shared, nexus, message, _known_ports):
     if action not in ACTIONS:
         raise ValueError('action %r' % (action,))
     if action == 'eject' and shared.prevented_by:
-        return Refusal(*REMOVAL_PREVENTED)
+        return refusal(shared, CheckCondition(ILLEGAL_REQUEST, 0x53, 0x02))
     medium = START_STOP.get((shared.medium, action), shared.medium)
     if medium == shared.medium:
         return Refusal(sam.GOOD)

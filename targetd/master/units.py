@@ -189,7 +189,7 @@ class Units(object):
         except OSError as e:
             log.error('unit %s: its reservations or saved mode pages cannot be kept in %s: %s; the command is refused',
                       unit.id, self.state.path, e.strerror)
-            return Refusal(*decisions.CANNOT_PERSIST)
+            return decisions.cannot_persist(unit.shared)
         return decision
 
     def save(self, unit, shared):

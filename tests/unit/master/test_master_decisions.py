@@ -85,6 +85,26 @@ def test_a_saved_page_comes_back_and_a_changed_default_does_not_undo_it(shared):
     assert decisions.saved_state(shared, 'boot') == {}
     changed = decisions.facts_changed(shared, dict(FACTS, write_cache=False))
     assert not modes.write_cache(changed.shared.modes) and changed.attentions_of(ONE) == [[0x2A, 0x01]]
+    again = decisions.facts_changed(saved, dict(FACTS, write_cache=False))
+    assert again.attentions_of(ONE) == []                          # the saved page said so already
+
+
+def with_descriptor_sense(shared):
+    pages = dict(shared.modes['current'])
+    data = bytearray(bytes.fromhex(pages['0a-00']))
+    data[2] |= 0x04
+    return shared._replace(modes=dict(shared.modes, current=dict(pages, **{'0a-00': data.hex()})))
+
+
+def test_a_refusal_has_the_sense_format_that_d_sense_asks_for(shared):
+    descriptor = with_descriptor_sense(decide(shared, ONE, register(), []).shared)
+    refused = decide(descriptor, ONE, register(action=1, old=KEY, type=2), [])
+    assert refused.sense[:4] == bytes([0x72, 5, 0x24, 0x00])
+    assert refused.sense[8:12] == bytes([0x02, 0x06, 0, 0])         # with the field pointer's descriptor
+    prevented = descriptor._replace(prevented_by=(who(TWO),))
+    assert decide(prevented, ONE, {'ask': 'start-stop', 'action': 'eject'}, []).sense[:4] == bytes([0x72, 5, 0x53, 0x02])
+    assert decisions.cannot_persist(descriptor).sense[:4] == bytes([0x72, 4, 0x44, 0x00])
+    assert decisions.cannot_persist(shared).sense[0] == 0x70
 
 
 @pytest.mark.parametrize('aptpl, boot_id, survives', [(False, 'boot', True), (False, 'next', False), (True, 'next', True),
