@@ -47,20 +47,22 @@ def reset_signals():
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
-def identity_of(user):
-    """(uid, gid, name) of a user name or number. Raises KeyError if there is no such user."""
+def credentials_of(user):
+    """(uid, gid, groups) of a user name or number, for drop_privileges. Raises KeyError if there is no such user.
+
+    Looked up in the master, once: the libraries that this loads would cost each worker half a megabyte of its own.
+    """
     entry = pwd.getpwuid(int(user)) if user.isdigit() else pwd.getpwnam(user)
-    return entry.pw_uid, entry.pw_gid, entry.pw_name
+    groups = sorted({entry.pw_gid} | {g.gr_gid for g in grp.getgrall() if entry.pw_name in g.gr_mem})
+    return entry.pw_uid, entry.pw_gid, groups
 
 
-def drop_privileges(user):
-    """Become this user for good, with its groups; nothing unless we are root. Raises KeyError, OSError."""
-    if os.geteuid() != 0 or not user:
+def drop_privileges(credentials):
+    """Become this user for good; nothing unless we are root. credentials: of credentials_of, or None. Raises OSError."""
+    if os.geteuid() != 0 or credentials is None:
         return
-    uid, gid, name = identity_of(user)
-    if uid == 0:
-        return
-    os.setgroups(sorted({gid} | {g.gr_gid for g in grp.getgrall() if name in g.gr_mem}))
+    uid, gid, groups = credentials
+    os.setgroups(groups)
     os.setgid(gid)
     os.setuid(uid)
 
@@ -80,21 +82,21 @@ def _be_expendable():
         pass
 
 
-def become_worker(channel, user, master):
+def become_worker(channel, credentials, master):
     """All of the above. After it the process holds its channel, standard input, output and error, and the log."""
     close_descriptors({0, 1, 2, channel.fileno(), log.descriptor()})
     reset_signals()
     name_process('targetd-worker')
     _be_expendable()
-    drop_privileges(user)
+    drop_privileges(credentials)
     die_with(master)
 
 
-def run(channel, user, master, serve):
+def run(channel, credentials, master, serve):
     """Become a worker, call serve(channel), exit. Never returns, whatever happens."""
     code = 1
     try:
-        become_worker(channel, user, master)
+        become_worker(channel, credentials, master)
         serve(channel)
         code = 0
     except SystemExit as e:

@@ -173,7 +173,6 @@ def _serve(path, configuration, report, foreground):
     pid_file.take()
     try:
         _start_log(server, foreground)
-        _check_user(server.user)
         master = Master(os.path.abspath(path) if path else path, configuration, foreground=foreground)
         master.start()
         try:
@@ -196,15 +195,6 @@ def _start_log(server, foreground):
         begin_log(server, foreground)
     except OSError as e:
         raise TargetdError('the log cannot be written to %s: %s; write another log' % (server.log, e.strerror))
-
-
-def _check_user(user):
-    """Workers of a root master run as this user: it has to be there. Raises TargetdError."""
-    if os.geteuid() == 0 and user:
-        try:
-            child.identity_of(user)
-        except KeyError:
-            raise TargetdError('there is no user %s for the workers; write another user, or create it' % user)
 
 
 def _be_important():

@@ -15,7 +15,8 @@ from collections import deque
 
 from targetd import log
 from targetd.config import access
-from targetd.errors import PortalError
+from targetd.errors import PortalError, TargetdError
+from targetd.master import child
 from targetd.master import sessions as registry
 from targetd.master.arrivals import OUT_OF_RESOURCES, Arrivals, Limits
 from targetd.master.control import Control
@@ -70,7 +71,6 @@ class Master(object):
         server = self.configuration.server
         self.arrivals.limits = self._limits()
         self.sessions.limit = server.max_sessions
-        self.workers.user = server.user
         self.workers.wanted_spares = server.spare_workers
         self.workers.limit = server.max_sessions + server.spare_workers + LOGINS_IN_PROGRESS
 
@@ -81,6 +81,7 @@ class Master(object):
 
         Raises PortalError, TargetdError; then nothing is open."""
         try:
+            self.workers.credentials = credentials(self.configuration.server.user)
             self.exports.start(self.configuration)
             self.control.open(self.configuration.server.control_socket)
             self.open_portals()
@@ -321,6 +322,16 @@ class Master(object):
         for worker in self.workers.all():
             self.workers.send(worker, {'do': 'reopen-logs'}, () if descriptor is None else (descriptor,))
         return ''
+
+
+def credentials(user):
+    """What a root master's workers become (child.credentials_of); None for others. Raises TargetdError if nobody is called so."""
+    if os.geteuid() != 0 or not user:
+        return None
+    try:
+        return child.credentials_of(user)
+    except KeyError:
+        raise TargetdError('there is no user %s for the workers; write another user, or create it' % user)
 
 
 def begin_log(server, foreground):

@@ -65,7 +65,7 @@ class Workers(object):
         self.wanted_spares = 0
         self.waiting = 0                 # connections that wait for a spare
         self.limit = 1 << 30             # workers there may be at once
-        self.user = None
+        self.credentials = None          # child.credentials_of the user that workers run as
         self.generation = 0
         self.stopping = False
         self._young_deaths = 0
@@ -133,7 +133,7 @@ class Workers(object):
         try:
             child.reset_signals()        # before they are let in again: the pipe of set_wakeup_fd is the master's
             signal.pthread_sigmask(signal.SIG_SETMASK, held)
-            child.run(channel, self.user, master, self.serve)
+            child.run(channel, self.credentials, master, self.serve)
         finally:
             os._exit(1)
 

@@ -154,7 +154,8 @@ class Client(object):
     def claim(self, target, name='iqn.2026-11.test:one', tsih=0, cid=0):
         """Ask for a session; does not wait."""
         self.say(ask='claim', id=1, session={'initiator_name': name, 'initiator_alias': '', 'isid': self.isid,
-                                             'target_name': target, 'tsih': tsih, 'cid': cid, 'account': '', 'keys': {}})
+                                             'target_name': target, 'tsih': tsih, 'cid': cid, 'account': '',
+                                             'keys': {'MaxConnections': 2}})
 
     def login(self, target, **more):
         """Ask for a session and wait; (status class, detail) and the answer."""

@@ -9,6 +9,7 @@ import time
 import pytest
 
 from targetd.channel import ChannelClosed
+from targetd.master import child
 from targetd.master import workers as module
 from targetd.master.loop import Loop
 from targetd.master.workers import Workers, death
@@ -123,7 +124,7 @@ def test_a_worker_holds_its_channel_and_nothing_of_the_masters(stable, tmp_path)
 def test_a_worker_of_root_is_nobody(stable):
     import pwd
     here = stable()
-    here.workers.user, here.workers.wanted_spares = 'nobody', 1
+    here.workers.credentials, here.workers.wanted_spares = child.credentials_of('nobody'), 1
     here.workers.keep_spares()
     here.ready(1)
     seen = here.look(here.workers.take())
