@@ -1,0 +1,228 @@
+"""What a READ and a WRITE cost, counted and not timed, so that it cannot creep up unnoticed.
+
+The whole path of a command: a batch of bytes from a socket → Framer → Connection → the unit's admission → its store (memory) →
+Outbox → one sendmsg. Counted are, inside the package, the calls of Python functions, the calls of C functions, and the lines
+that run; everything outside counts for nothing. A count is the same on every run and every machine. Whoever makes the path
+dearer on purpose raises a figure here and says in the commit what it buys; whoever makes it cheaper lowers it.
+"""
+
+import itertools
+import os
+import struct
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from targetd import compat
+from targetd.iscsi.session import Session
+from targetd.scsi import attention, reservations
+from targetd.scsi.lu import Device, LogicalUnit, UnitFacts
+from targetd.scsi.sam import Nexus, Port
+from targetd.store.ram import RamStore
+from targetd.worker.connection import Connection
+
+#: The folder of the package as the code objects name it.
+PACKAGE = os.path.dirname(os.path.dirname(Connection.run.__code__.co_filename)) + os.sep
+
+NEXUS = Nexus('iqn.2026-11.test:initiator', '00023d000001', 'iqn.2026-11.test:target', 1)
+PORTS = (Port(1, 1, NEXUS.target_port),)
+OTHER = ('iqn.2026-11.test:other,i,0x00023d000002', NEXUS.target_port)
+SIZE = 1 << 20
+BLOCK = 512
+FEW, MANY = 8, 40
+
+#: command -> (calls of Python functions, calls of C functions, lines) that one of a batch may cost. When the rows were written it
+#: was (6, 14, 66) for a READ and (11, 17, 97) for a WRITE, on every Python from 3.6 to 3.13; a call more is never an accident,
+#: a few lines may be.
+PER_COMMAND = {
+    'READ(10)': (6, 15, 70),
+    'READ(16)': (6, 15, 70),
+    'WRITE(10)': (11, 18, 101),
+}
+#: The same for a batch beside its commands, receiving, locking, sending: (8, 6, 53).
+PER_BATCH = (8, 8, 58)
+
+
+class Socket(object):
+    """Gives out one batch at each receive, takes everything that is sent."""
+
+    def __init__(self):
+        self.batch = b''
+        self.sent = []
+
+    def recv_into(self, view):
+        view[:len(self.batch)] = self.batch
+        return len(self.batch)
+
+    def sendmsg(self, buffers):
+        self.sent += [bytes(each) for each in buffers]
+        return sum(map(len, buffers))
+
+    def sendall(self, data):
+        self.sent.append(bytes(data))
+
+
+class Counts(object):
+    """calls, c_calls, lines of the code in targetd/ while a `with` block runs."""
+
+    def __init__(self):
+        self.calls = self.c_calls = self.lines = 0
+
+    def _profile(self, frame, event, argument):
+        if frame.f_code.co_filename.startswith(PACKAGE):
+            if event == 'call':
+                self.calls += 1
+            elif event == 'c_call':
+                self.c_calls += 1
+
+    def _trace(self, frame, event, argument):
+        if not frame.f_code.co_filename.startswith(PACKAGE):
+            return None
+        if event == 'line':
+            self.lines += 1
+        return self._trace
+
+    def of(self, function):
+        """Run it twice, as counting calls and counting lines exclude each other; (calls, c_calls, lines)."""
+        outside = sys.gettrace(), sys.getprofile()       # a coverage run has its own
+        try:
+            sys.settrace(None)
+            sys.setprofile(self._profile)
+            function()
+            sys.setprofile(None)
+            sys.settrace(self._trace)
+            function()
+        finally:
+            sys.setprofile(outside[1])
+            sys.settrace(outside[0])
+        return self.calls, self.c_calls, self.lines
+
+
+class Bench(object):
+    """One connection in full feature phase with one unit of 1 MiB."""
+
+    def __init__(self):
+        store = RamStore({'kind': 'ram', 'size': SIZE}, compat.memory_file('budget', SIZE))
+        self.store = store
+        self.device = Device(NEXUS, PORTS)
+        self.unit = LogicalUnit(UnitFacts.from_message({'write_cache': True}), store, NEXUS, self.device)
+        self.device.add(0, self.unit)
+        self.unit.take_sense()
+        worker = SimpleNamespace(device=self.device, executor=None)
+        values = {'HeaderDigest': 'None', 'DataDigest': 'None', 'MaxRecvDataSegmentLength': 65536, 'MaxBurstLength': 262144,
+                  'FirstBurstLength': 65536, 'InitialR2T': False, 'ImmediateData': True, 'MaxOutstandingR2T': 1}
+        login = SimpleNamespace(initiator_name=NEXUS.initiator_name, initiator_alias='', isid=NEXUS.isid, tsih=1,
+                                target_name=NEXUS.target_name, portal_group_tag=1, account=None, session_type='Normal',
+                                values=values, cmd_sn=1)
+        self.socket = Socket()
+        self.connection = Connection(worker, self.socket, Session(login), 1, 1, 262144, (15, 3))
+        self._cmd_sn = itertools.count(1)
+
+    def batch(self, kind, count):
+        """The PDUs of so many commands of 4 KiB, as bytes."""
+        return b''.join(self._pdu(kind, next(self._cmd_sn), number * 8 % 2048) for number in range(count))
+
+    @staticmethod
+    def _pdu(kind, cmd_sn, lba):
+        cdb = {'READ(10)': struct.pack('>BBIBHB6x', 0x28, 0, lba, 0, 8, 0),
+               'READ(16)': struct.pack('>BBQIBB', 0x88, 0, lba, 8, 0, 0),
+               'WRITE(10)': struct.pack('>BBIBHB6x', 0x2A, 0, lba, 0, 8, 0)}[kind]
+        writes = kind.startswith('WRITE')
+        data = bytes(4096) if writes else b''
+        return struct.pack('>BBHIQIIII', 0x01, 0xA1 if writes else 0xC1, 0, len(data), 0, cmd_sn & 0xFFFF, 4096, cmd_sn,
+                           1) + cdb + data
+
+    def run(self, kind, count):
+        """One receive with so many commands, one send. Fails if any of them was not answered with GOOD."""
+        self.socket.batch = self.batch(kind, count)
+        del self.socket.sent[:]
+        self.connection._receive_and_act()
+        headers = [each for each in self.socket.sent if len(each) == 48]
+        assert len(headers) == count and all(each[0] in (0x21, 0x25) and each[3] == 0 for each in headers)
+
+    def count(self, kind, count):
+        """(calls, c_calls, lines) of a batch."""
+        return Counts().of(lambda: self.run(kind, count))
+
+    def per_command(self, kind):
+        """What each further command of a batch costs. It must be a whole number, or the counting is wrong."""
+        few, many = self.count(kind, FEW), self.count(kind, MANY)
+        costs = [(b - a) / float(MANY - FEW) for a, b in zip(few, many)]
+        assert costs == [int(cost) for cost in costs]
+        return tuple(int(cost) for cost in costs)
+
+
+@pytest.fixture
+def bench():
+    made = Bench()
+    made.run('READ(10)', 1)              # whatever is made at first use
+    made.run('WRITE(10)', 1)
+    yield made
+    made.store.close()
+
+
+def within(cost, budget):
+    return all(part <= limit for part, limit in zip(cost, budget))
+
+
+@pytest.mark.parametrize('kind', sorted(PER_COMMAND))
+def test_a_command_costs_no_more_than_its_budget(bench, kind):
+    cost = bench.per_command(kind)
+    assert within(cost, PER_COMMAND[kind]), '%s: %s calls, C calls, lines; the budget is %s' % (kind, cost, PER_COMMAND[kind])
+
+
+@pytest.mark.parametrize('kind', sorted(PER_COMMAND))
+def test_a_batch_costs_no_more_than_its_budget(bench, kind):
+    each = bench.per_command(kind)
+    rest = tuple(total - FEW * cost for total, cost in zip(bench.count(kind, FEW), each))
+    assert within(rest, PER_BATCH), 'a batch of %s: %s beside its commands; the budget is %s' % (kind, rest, PER_BATCH)
+
+
+def reserved(holder):
+    """A persistent reservation, Write Exclusive - Registrants Only, held by (initiator_port, target_port)."""
+    ours = (NEXUS.initiator_port, NEXUS.target_port)
+    rows = [{'initiator_port': a, 'target_port': b, 'key': '%016x' % number, 'all_tg_pt': False}
+            for number, (a, b) in enumerate((ours, OTHER), 1)]
+    return dict(reservations.initial(), generation=2, registrations=rows, holder=list(holder),
+                type=reservations.WRITE_EXCLUSIVE_REGISTRANTS_ONLY)
+
+
+def reserve_for_a_cluster(bench):
+    """As a node of a cluster finds it: another node holds the reservation, we are registered."""
+    bench.unit.update(reservations=reserved(OTHER))
+
+
+def take_an_attention(bench):
+    bench.unit.raise_attention(*attention.POWER_ON_OR_RESET)
+    bench.unit.take_sense()
+
+
+def owe_an_attention_elsewhere(bench):
+    """Another unit of the same session owes one, and is stopped."""
+    other = LogicalUnit(UnitFacts.from_message({}), bench.store, NEXUS, bench.device, medium='stopped')
+    bench.device.add(1, other)
+
+
+@pytest.mark.parametrize('kind', sorted(PER_COMMAND))
+@pytest.mark.parametrize('feature', (reserve_for_a_cluster, take_an_attention, owe_an_attention_elsewhere))
+def test_what_does_not_concern_a_command_costs_it_nothing(bench, kind, feature):
+    plain = bench.per_command(kind)
+    feature(bench)
+    assert bench.per_command(kind) == plain
+
+
+def test_many_sessions_worth_of_units_cost_a_command_nothing(bench):
+    plain = bench.per_command('READ(10)')
+    for lun in range(1, 300):
+        bench.device.add(lun, LogicalUnit(UnitFacts.from_message({}), bench.store, NEXUS, bench.device))
+    assert bench.per_command('READ(10)') == plain
+
+
+def test_the_counting_counts(bench):
+    """A path that is dearer by one call of one line shows as exactly that."""
+    plain = bench.per_command('READ(10)')
+    names = {'admit': bench.unit.dispatch[0x28]}
+    exec(compile('def dearer(task):\n    return admit(task)\n', PACKAGE + 'dearer.py', 'exec'), names)
+    bench.unit.dispatch[0x28] = names['dearer']
+    assert bench.per_command('READ(10)') == (plain[0] + 1, plain[1], plain[2] + 1)
