@@ -325,7 +325,7 @@ class Master(object):
 
 
 def credentials(user):
-    """What a root master's workers become (child.credentials_of); None for others. Raises TargetdError if nobody is called so."""
+    """What a root master's workers become (child.credentials_of), else None. Raises TargetdError if nobody is called so."""
     if os.geteuid() != 0 or not user:
         return None
     try:

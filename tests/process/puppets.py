@@ -1,4 +1,4 @@
-"""A real Master with puppet workers: forked processes that do over their connection what the test says, and tell it what they hear.
+"""A real Master with puppet workers: forked processes that do what the test says and tell it what they hear.
 
 The test's client sends a Login Request header and then lines of JSON: the first is the session to claim, each further one is a
 message for the master, or {"puppet": word}: 'deaf' (acknowledge nothing from now on), 'die', 'leave' (tell ended, exit).

@@ -29,7 +29,8 @@ class Home(object):
 
     def write(self, server='', portal=None):
         with open(self.config, 'w') as f:
-            f.write('[server]\npid-file = {0}/run/pid\ncontrol-socket = {0}/run/sock\nstate-dir = {0}/state\nlog = {0}/log\n{1}\n'
+            f.write('[server]\npid-file = {0}/run/pid\ncontrol-socket = {0}/run/sock\nstate-dir = {0}/state\n'
+                    'log = {0}/log\n{1}\n'
                     '[portal-group 1]\nportal = {2}\n[target iqn.2026-11.test:disk]\ninitiator-address = ALL\n'
                     '[[lun 0]]\ntype = ram\nsize = 1M\n'.format(self.directory, server, portal or '127.0.0.1:%d' % self.port))
         os.chmod(self.config, 0o600)

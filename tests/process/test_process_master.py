@@ -6,6 +6,8 @@ import signal
 import pytest
 from puppets import Stage
 
+from targetd.master.listen import free_port
+
 DISK = 'iqn.2026-11.test:disk'
 OTHER = 'iqn.2026-11.test:other'
 
@@ -26,7 +28,6 @@ RAM = {0: ['type = ram', 'size = 1M']}
 
 @pytest.fixture
 def stage(tmp_path):
-    from targetd.master.listen import free_port
     stage = Stage(tmp_path)
     stage.port_number = free_port('127.0.0.1', 0)
     yield stage
@@ -81,8 +82,8 @@ def test_a_target_that_is_not_there(served):
 
 
 def test_a_target_in_another_portal_group(stage):
-    stage.start(body(stage, (DISK, OPEN + ['portal-group = 2'], RAM)) + '[portal-group 2]\nportal = 127.0.0.1:0\n'.replace(
-        ':0', ':%d' % (stage.port_number + 1 if stage.port_number < 65535 else 1024)))
+    second = '[portal-group 2]\nportal = 127.0.0.1:%d\n' % free_port('127.0.0.1', 0)
+    stage.start(body(stage, (DISK, OPEN + ['portal-group = 2'], RAM)) + second)
     assert stage.connect(port=stage.port_number).login(DISK)[0] == (2, 3)
 
 

@@ -356,7 +356,8 @@ def test_a_state_is_synced_before_and_its_directory_after_the_rename(tmp_path, m
     assert happened == ['fsync', 'rename', 'fsync']
 
 
-@pytest.mark.parametrize('content', ['', '{', '[]', '{"version": 1}', '{"version": 2, "state": {}}', '{"version": 1, "state": 3}'])
+@pytest.mark.parametrize('content', ['', '{', '[]', '{"version": 1}', '{"version": 2, "state": {}}',
+                                     '{"version": 1, "state": 3}'])
 def test_a_damaged_state_is_never_taken_for_an_empty_one(tmp_path, content):
     state = StateDirectory(str(tmp_path))
     state.save('a', {'x': 1})
