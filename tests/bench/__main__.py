@@ -2,8 +2,8 @@
 
 Each workload runs in rounds, the two targets taking turns on files of the same length in the page cache, driven by Debian's own
 clients over loopback; what counts is the median of the round-by-round ratios. The second table has what a session may cost.
-Needs the packages tgt, libiscsi-bin, qemu-utils and qemu-block-extra; for the digest rows also the Python package crc32c. Run it on
-a machine that does nothing else; more rounds narrow the min-max.
+Needs the packages tgt, libiscsi-bin, qemu-utils and qemu-block-extra; for the digest rows also the Python package crc32c, and
+for tgtd root. Run it on a machine that does nothing else; more rounds give a steadier median.
 """
 
 import argparse
@@ -29,7 +29,7 @@ def parse(arguments=None):
     parser = argparse.ArgumentParser(prog='python -m tests.bench', description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--list', action='store_true', help='name the workloads and limits, and end')
-    parser.add_argument('--only', default='', metavar='NAMES', help='these workloads and limits, with commas; write-* for several')
+    parser.add_argument('--only', default='', metavar='NAMES', help='these workloads and limits; write-* for several')
     parser.add_argument('--rounds', type=int, default=5)
     parser.add_argument('--seconds', type=int, default=3, help='length of each measurement')
     parser.add_argument('--size', type=int, default=1024, metavar='MIB', help='size of each image')

@@ -1,6 +1,6 @@
 """TABLE: what a session may cost, and what load must not do to others; one row each, beside the ratios of workloads.py.
 
-A row's `run(bench)` gives the figure, `is_reached(figure, limit)` judges it. `bench`: directory, python, seconds, rounds, image,
+A row's `run(bench)` gives the figure, `is_reached(figure, limit)` judges it. `bench`: directory, python, seconds, rounds,
 servers (the running targetd and tgtd). Most rows start a targetd of their own. Clients are the tests' small initiator and
 load.py, but for the processor time of a read, which iscsi-perf drives.
 """
@@ -14,7 +14,7 @@ import time
 from collections import namedtuple
 
 import initiator
-from servers import MIB, Targetd, cpu_seconds, pss, session_workers
+from servers import MIB, Targetd, cpu_seconds, pss, session_workers, tree
 from workloads import Failed, NAME, flat, program, reads, url
 
 #: name; title and unit, for the report; limit; is_reached: operator.le or operator.ge; run.
@@ -47,24 +47,24 @@ def idle_session(bench):
 
 
 class _Peak(object):
-    """The highest PSS of a process while a `with` block runs; `.bytes` afterwards."""
+    """The highest PSS of a process, or of the biggest below it, while a `with` block runs; `.bytes` afterwards."""
 
-    def __init__(self, pid):
-        self._pid = pid
+    def __init__(self, pid, children=False):
+        self._pid, self._children = pid, children
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch)
         self.bytes = 0
 
     def _watch(self):
         while not self._over.wait(0.01):
-            self.bytes = max(self.bytes, pss([self._pid]))
+            for pid in tree(self._pid)[1:] if self._children else [self._pid]:
+                self.bytes = max(self.bytes, pss([pid]))
 
     def __enter__(self):
         self._thread.start()
         return self
 
     def __exit__(self, *failure):
-        self.bytes = max(self.bytes, pss([self._pid]))
         self._over.set()
         self._thread.join()
 
@@ -79,13 +79,9 @@ def writing_session(bench):
             _write_slowly(session)
         session.close()
         held = peak.bytes
-        hurried = threading.Thread(target=flat, args=(server, bench.python, bench.seconds, MIB, WRITES, (0, 256 * MIB), '--write'))
-        hurried.start()
-        peak = 0
-        while hurried.is_alive():
-            peak = max([peak] + [pss([child.pid]) for child in server.daemon.workers()])
-            hurried.join(0.02)
-    return max(held, peak) / float(MIB)
+        with _Peak(server.pid, children=True) as peak:
+            flat(server, bench.python, bench.seconds, MIB, WRITES, (0, 256 * MIB), '--write')
+    return max(held, peak.bytes) / float(MIB)
 
 
 def _write_slowly(session):
@@ -146,21 +142,21 @@ def slow_disk(bench):
 
 def read_beside_slow(bench):
     """Milliseconds in which 99 of 100 cached reads are answered on a session that has 32 slow ones on their way."""
-    return 1000 * _high(_on_a_slow_disk(bench)['probes'])
+    return _worst(_on_a_slow_disk(bench)['probes'], 0.99)
 
 
-def _high(seconds):
-    """The 99th percentile. Raises Failed when there is nothing to judge by."""
+def _worst(seconds, share=1.0):
+    """Milliseconds within which this share of the probes was answered. Raises Failed when there are too few to tell."""
     if len(seconds) < 20:
         raise Failed('only %d probes were answered' % len(seconds))
-    return sorted(seconds)[len(seconds) * 99 // 100]
+    return 1000 * sorted(seconds)[min(len(seconds) - 1, int(len(seconds) * share))]
 
 
 def ping_same_session(write, size, depth):
     def run(bench):
         server = bench.servers[0]
         more = ['--probe', 'nop'] + (['--write'] if write else [])
-        return 1000 * max(flat(server, bench.python, bench.seconds, size, depth, (0, 64 * MIB), *more)['probes'])
+        return _worst(flat(server, bench.python, bench.seconds, size, depth, (0, 64 * MIB), *more)['probes'])
     return run
 
 
@@ -179,8 +175,7 @@ def ping_other_session(bench):
                 time.sleep(0.005)                        # the pace of the probes
     if client.returncode:
         raise Failed('iscsi-perf ended with %s' % client.returncode)
-    _high(seconds)
-    return 1000 * max(seconds)
+    return _worst(seconds)
 
 
 TABLE = (

@@ -1,8 +1,8 @@
 """What a READ and a WRITE cost, counted and not timed, so that it cannot creep up unnoticed.
 
-The whole path of a command: a batch of bytes from a socket → Framer → Connection → the unit's admission → its store (memory) →
-Outbox → one sendmsg. Counted are, inside the package, the calls of Python functions, the calls of C functions, and the lines
-that run; everything outside counts for nothing. A count is the same on every run and every machine. Whoever makes the path
+The whole path of a command: a batch of bytes from a socket → Framer → Connection → the unit's admission → its store (memory)
+→ Outbox → one sendmsg. Counted are, inside the package, the calls of Python functions, the calls of C functions, and the
+lines that run; everything outside counts for nothing. A count is the same on every run and every machine. Whoever makes the path
 dearer on purpose raises a figure here and says in the commit what it buys; whoever makes it cheaper lowers it.
 """
 
@@ -32,9 +32,9 @@ SIZE = 1 << 20
 BLOCK = 512
 FEW, MANY = 8, 40
 
-#: command -> (calls of Python functions, calls of C functions, lines) that one of a batch may cost. When the rows were written it
-#: was (6, 14, 66) for a READ and (11, 17, 97) for a WRITE, on every Python from 3.6 to 3.13; a call more is never an accident,
-#: a few lines may be.
+#: command -> (calls of Python functions, calls of C functions, lines) that one of a batch may cost. When the rows were
+#: written it was (6, 14, 66) for a READ and (11, 17, 97) for a WRITE, on every Python from 3.6 to 3.13; a call more is never an
+#: accident, a few lines may be.
 PER_COMMAND = {
     'READ(10)': (6, 15, 70),
     'READ(16)': (6, 15, 70),
