@@ -1,0 +1,25 @@
+# For jobs in the guest: targetd from /src, and the initiator's daily commands.
+export PYTHONPATH=/src PYTHONDONTWRITEBYTECODE=1
+TARGETD_CONF=
+
+start_targetd() { # configuration
+    TARGETD_CONF=$1
+    mkdir -p /tmp/state
+    cp "$1" /tmp/targetd.conf; chmod 600 /tmp/targetd.conf
+    (cd / && python3 -m targetd -t -c /tmp/targetd.conf)
+    (cd / && python3 -m targetd -c /tmp/targetd.conf)
+    trap 'status=$?; [ $status = 0 ] || { say "log of targetd"; tail -n 60 /tmp/targetd.log; }; exit $status' EXIT
+    wait_tcp 127.0.0.1 3260 30
+}
+
+stop_targetd() {
+    pid=$(cat /run/targetd.pid)
+    kill -TERM "$pid"
+    for _ in $(seq 300); do kill -0 "$pid" 2>/dev/null || break; sleep 0.1; done
+    if kill -0 "$pid" 2>/dev/null; then echo "targetd did not stop within 30 s"; exit 1; fi
+    if grep -q Traceback /tmp/targetd.log; then tail -n 60 /tmp/targetd.log; exit 1; fi
+}
+
+login() { iscsiadm -m node -T "$1" -p 127.0.0.1:3260 --login; }
+logout() { iscsiadm -m node -T "$1" -p 127.0.0.1:3260 --logout; }
+setting() { iscsiadm -m node -T "$1" -p 127.0.0.1:3260 --op update -n "$2" -v "$3"; }
