@@ -39,6 +39,9 @@ FACTS = (
     ('read_only', False, 'the store cannot be written: WP 1, writes end with 07/27/00'),
     ('write_cache', False, 'what WCE is before anybody changes it'),
     ('descriptor_sense', False, 'what D_SENSE is before anybody changes it'),
+    ('implicit_alua', False, 'TPGS bit 0: the states of target port groups are reported, and change by themselves'),
+    ('explicit_alua', False, 'TPGS bit 1: they are reported, and SET TARGET PORT GROUPS changes them'),
+    ('logical_unit_group', 0, 'designator type 6: units with one number share the states of their groups; 0: not said'),
 )
 
 NAMES = tuple(key for key, _, _ in FACTS)
@@ -72,6 +75,11 @@ class UnitFacts(namedtuple('UnitFacts', NAMES)):
     def message(self):
         """The dict that from_message() takes."""
         return dict(zip(NAMES, self))
+
+    @property
+    def target_port_group_support(self):
+        """TPGS of standard INQUIRY data, SPC-4 table 174; not 0: REPORT TARGET PORT GROUPS is answered."""
+        return (1 if self.implicit_alua else 0) | (2 if self.explicit_alua else 0)
 
     @property
     def physical_exponent(self):

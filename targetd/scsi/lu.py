@@ -13,6 +13,7 @@ looks again after its own.
 from targetd.scsi import (atomic, attention, errno_map, hot, modes as mode_pages, opcodes, provisioning,
                           reservations as reservation_rules, sbc, sense, spc, vpd)
 from targetd.scsi.facts import UnitFacts
+from targetd.scsi import access as access_rules
 from targetd.scsi.sam import RESERVATION_CONFLICT
 from targetd.scsi.sense import CheckCondition, DATA_PROTECT, HARDWARE_ERROR, NOT_READY, StatusReturned, UNIT_ATTENTION
 
@@ -185,8 +186,9 @@ def ignore_failure(text):
 class LogicalUnit(object):
     """One logical unit, for one nexus.
 
-    facts: UnitFacts; store: its verbs; device: the Device it belongs to; modes, reservations: the replicas (None: as if nobody
-    had changed anything); medium: 'ready', 'stopped', 'ejected' or 'failed'. A new unit owes 29/00.
+    facts: UnitFacts; store: its verbs; device: the Device it belongs to; modes, reservations, access: the replicas (None: as if
+    nobody had changed anything); medium: a key of NOT_READY_SENSE; progress: of an operation (scsi.operations), 0..65535, set by
+    the control thread. A new unit owes 29/00.
     The connection sets task.unit before it calls admit. on_failure(text) is called, by any thread, once when the store has lost
     data it had taken; update(medium='ready') rearms it.
     Readable by anyone: lun, blocks, block_size, medium, read_only, write_through, descriptor_sense, task_aborted_status.
@@ -194,7 +196,8 @@ class LogicalUnit(object):
 
     qualifier = spc.DISK
 
-    def __init__(self, facts, store, nexus, device, modes=None, reservations=None, medium='ready', lun=None):
+    def __init__(self, facts, store, nexus, device, modes=None, reservations=None, medium='ready', lun=None,
+                 access=None):
         self.facts = facts
         self.store = store
         self.nexus = nexus
@@ -209,6 +212,7 @@ class LogicalUnit(object):
         self.blocks = store.size // facts.block_size
         self.modes = modes or mode_pages.initial(facts)
         self.reservations = reservations or reservation_rules.initial()
+        self.access = access or access_rules.initial([port.target_port_group_tag for port in device.ports])
         self.medium = medium
         self.dispatch = ()
         self._rebuild()
@@ -230,6 +234,10 @@ class LogicalUnit(object):
         owed = self._take_attention()
         if owed:
             return CheckCondition(UNIT_ATTENTION, *owed)
+        return access_rules.refusal(self._access_state()) or self._not_ready()
+
+    def _not_ready(self):
+        """Why the medium is not ready, as a CheckCondition, or None."""
         not_ready = NOT_READY_SENSE.get(self.medium, UNKNOWN_MEDIUM)
         return CheckCondition(*not_ready) if not_ready else None
 
@@ -254,9 +262,9 @@ class LogicalUnit(object):
         self._select()
 
     def update(self, **replicas):
-        """Put new replicas in force: any of reservations=, modes=, medium=. Commands admitted from now on see them."""
+        """Put new replicas in force: any of reservations=, modes=, medium=, access=. Commands admitted from now on see them."""
         for name in replicas:
-            if name not in ('reservations', 'modes', 'medium'):
+            if name not in ('reservations', 'modes', 'medium', 'access'):
                 raise TypeError('a LogicalUnit has no replica %s' % name)
         for name, value in replicas.items():
             setattr(self, name, value)
@@ -284,12 +292,27 @@ class LogicalUnit(object):
         for opcode, admit in hot.bind(self, self._admit).items():
             if self._is_plain(self.commands[opcode][None]):
                 opened[opcode] = admit
+        if self._access_state() in access_rules.ALLOWED:
+            for opcode in self.commands:
+                opened[opcode] = self._admit_if_accessible
         owed = [self._report_attention] * 256
         for row in opcodes.TABLE:
             if row.exempt:
                 owed[row.opcode] = opened[row.opcode]
         self._tables = opened, owed
         self._select()
+
+    def _access_state(self):
+        """The asymmetric access state of the target port group that the nexus comes through."""
+        return access_rules.state_of(self.access, self.nexus.target_port_group_tag)
+
+    def _admit_if_accessible(self, task):
+        """The admission while the path is in standby or the like: what the state does not let pass ends here."""
+        opcode, state = task.cdb[0], self._access_state()
+        service_action = None if None in self.commands[opcode] else task.cdb[1] & 0x1F
+        if not access_rules.passes(state, opcode, service_action):
+            raise access_rules.refusal(state)
+        self._admit(task)
 
     def _is_plain(self, row):
         """May this command skip the general admission?"""

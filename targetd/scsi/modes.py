@@ -49,6 +49,7 @@ WCE = 0x04                       # CACHING byte 2
 D_SENSE = 0x04                   # CONTROL byte 2
 SWP = 0x08                       # CONTROL byte 4
 TAS = 0x40                       # CONTROL byte 5
+IALUAE = 0x01                    # CONTROL EXTENSION byte 4
 
 TABLE = (
     Page(READ_WRITE_ERROR_RECOVERY, 0x00, 12, {}, 'Read-Write Error Recovery'),                     # SBC-3 6.5.8
@@ -73,6 +74,7 @@ def _defaults(facts, write_cache):
         '08-00': {2: WCE if write_cache else 0, 4: 0xFF, 5: 0xFF, 8: 0xFF, 9: 0xFF, 10: 0xFF, 11: 0xFF},
         # GLTSD; QUEUE ALGORITHM MODIFIER 1: commands run side by side; BUSY TIMEOUT PERIOD 5 s
         '0a-00': {2: 0x02 | (D_SENSE if facts.descriptor_sense else 0), 3: 0x10, 9: 50},
+        '0a-01': {4: IALUAE if facts.implicit_alua else 0},
         '1c-00': {2: 0x08},                                         # DEXCPT: no exceptions are reported
     }
 

@@ -34,6 +34,7 @@ CODES = {
     (0x04, 0x0A): 'logical unit not accessible, asymmetric access state transition',
     (0x04, 0x0B): 'logical unit not accessible, target port in standby state',
     (0x04, 0x0C): 'logical unit not accessible, target port in unavailable state',
+    (0x04, 0x12): 'logical unit not ready, offline',
     (0x04, 0x14): 'logical unit not ready, space allocation in progress',
     (0x04, 0x1B): 'logical unit not ready, sanitize in progress',
     (0x08, 0x00): 'logical unit communication failure',

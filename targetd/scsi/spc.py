@@ -6,7 +6,7 @@ returns; run functions take the task and find the unit at task.unit.
 
 import struct
 
-from targetd.scsi import modes, opcodes, persistent_reserve, sense
+from targetd.scsi import access, modes, opcodes, persistent_reserve, sense
 from targetd.scsi.cdb import doubleword, word
 from targetd.scsi.sam import Change, WOULD_BLOCK
 from targetd.scsi.sense import CheckCondition, NO_SENSE
@@ -28,7 +28,7 @@ def inquiry_data(facts, qualifier=DISK, ports=1, tpgs=0):
     """Standard INQUIRY data, 96 bytes (SPC-4 6.6.2). HISUP stands for old Windows, which finds no LUN above 7 without it."""
     descriptors = VERSION_DESCRIPTORS + (0,) * (8 - len(VERSION_DESCRIPTORS))
     return STANDARD_INQUIRY.pack(
-        qualifier, 0x80 if facts.removable else 0, 0x06, 0x12, STANDARD_INQUIRY.size - 5, tpgs << 4,
+        qualifier, 0x80 if facts.removable else 0, 0x06, 0x12, STANDARD_INQUIRY.size - 5, facts.target_port_group_support << 4,
         0x10 if ports > 1 else 0, 0x02,
         _text(facts.vendor, 8), _text(facts.product, 16), _text(facts.revision, 4), *descriptors)
 
@@ -53,7 +53,7 @@ def _good(task):
     return None
 
 
-def _parameter_list(task, length):
+def parameter_list(task, length):
     """The parameter list of a task whose CDB announced `length` bytes. Raises CheckCondition if the initiator sent less."""
     data = bytes(task.data_out or b'')[:length]
     if len(data) < length:
@@ -120,7 +120,7 @@ def mode_select(unit, task):
 def _run_mode_select(task):
     cdb, unit = task.cdb, task.unit
     arguments = modes.parse_select(
-        unit.modes, unit.facts, _parameter_list(task, task.length), cdb[0] == opcodes.MODE_SELECT_10, bool(cdb[1] & 0x10),
+        unit.modes, unit.facts, parameter_list(task, task.length), cdb[0] == opcodes.MODE_SELECT_10, bool(cdb[1] & 0x10),
         bool(cdb[1] & 0x01), unit.blocks, bool(cdb[1] & 0x02))
     return Change('mode-select', arguments)
 
@@ -166,8 +166,30 @@ def persistent_reserve_out(unit, task):
 
 
 def _run_persistent_reserve_out(task):
-    data = _parameter_list(task, task.length)
+    data = parameter_list(task, task.length)
     return Change('persistent-reserve-out', persistent_reserve.parse_out(task.cdb, data, task.unit.device.ports))
+
+
+# -- target port groups ----------------------------------------------------------------------------------------------------
+
+def report_target_port_groups(unit, task):
+    """REPORT TARGET PORT GROUPS, SPC-4 6.37, from the replica."""
+    parameter_format = task.cdb[1] >> 5
+    if parameter_format > 1:
+        raise sense.invalid_field_in_cdb(1, 7)
+    answer(task, access.report(unit.access, unit.device.ports, parameter_format == 1), doubleword(task.cdb, 6))
+
+
+def set_target_port_groups(unit, task):
+    """SET TARGET PORT GROUPS, SPC-4 6.45: the list is read here, the states changed by the master."""
+    task.length = task.data_out_length = doubleword(task.cdb, 6)
+    if task.length > 1 << 16:
+        raise sense.parameter_list_length_error()
+    task.run = _run_set_target_port_groups if task.length else _good
+
+
+def _run_set_target_port_groups(task):
+    return Change('set-target-port-groups', access.parse_set(task.unit.access, parameter_list(task, task.length)))
 
 
 # -- what the unit can do, from the table ----------------------------------------------------------------------------------
@@ -258,7 +280,7 @@ def _run_self_test(task):
 
 def _run_diagnostic_page(task):
     """Only page 00h, supported diagnostic pages (SPC-4 7.2.2), is known, and it has no content."""
-    data = _parameter_list(task, task.length)
+    data = parameter_list(task, task.length)
     if len(data) < 4:
         raise sense.parameter_list_length_error()
     if data[0]:

@@ -12,7 +12,7 @@ HEADER = struct.Struct('>BBH')
 DESIGNATOR = struct.Struct('>BBxB')                     # PROTOCOL IDENTIFIER and CODE SET, PIV, ASSOCIATION and TYPE, length
 BINARY, ASCII, UTF8 = 1, 2, 3                           # CODE SET
 LOGICAL_UNIT, TARGET_PORT, TARGET_DEVICE = 0, 1, 2      # ASSOCIATION
-T10_VENDOR, EUI_64, NAA, RELATIVE_PORT, PORT_GROUP, SCSI_NAME = 1, 2, 3, 4, 5, 8      # DESIGNATOR TYPE
+T10_VENDOR, EUI_64, NAA, RELATIVE_PORT, PORT_GROUP, UNIT_GROUP, SCSI_NAME = 1, 2, 3, 4, 5, 6, 8      # DESIGNATOR TYPE
 ISCSI = 5                                               # PROTOCOL IDENTIFIER
 
 # Blocks. More than any initiator asks for at once; libiscsi's test takes more than 2^20 for a mistake.
@@ -63,6 +63,8 @@ def _device_identification(facts, nexus, ports):
         if port.name == nexus.target_port:
             designators.append(_designator(TARGET_PORT, RELATIVE_PORT, BINARY, struct.pack('>2xH', port.relative_identifier)))
             designators.append(_designator(TARGET_PORT, PORT_GROUP, BINARY, struct.pack('>2xH', port.target_port_group_tag)))
+    if facts.logical_unit_group:
+        designators.append(_designator(LOGICAL_UNIT, UNIT_GROUP, BINARY, struct.pack('>2xH', facts.logical_unit_group)))
     designators.append(_designator(TARGET_PORT, SCSI_NAME, UTF8, _name_string(nexus.target_port)))
     designators.append(_designator(TARGET_DEVICE, SCSI_NAME, UTF8, _name_string(nexus.target_name)))
     return b''.join(designators)

@@ -14,6 +14,9 @@ OTHER = Nexus('iqn.2026-11.com.example:other', '00023d000002', 'iqn.2026-11.com.
 PORTS = (Port(1, 1, 'iqn.2026-11.com.example:disk,t,0x0001'),)
 BLOCKS = 4096
 
+#: Facts of a unit that offers every command of the table.
+EVERY_COMMAND = {'unmap': True, 'zeroes_after_unmap': True, 'maximum_atomic_length': 65536, 'implicit_alua': True, 'explicit_alua': True}
+
 
 class MemoryStore(object):
     """The verbs. `cached`: try_read answers; `calls`: what was asked, in order; `fail`: {verb: errno}; `bad`: offsets that

@@ -5,7 +5,7 @@ from targetd.scsi.cdb import length
 from targetd.scsi.facts import UnitFacts
 from targetd.scsi.lu import FUNCTIONS
 
-from fake_store import OTHER, make_unit, status_of
+from fake_store import EVERY_COMMAND, OTHER, make_unit, status_of
 
 CLASSES = {reservations.ALWAYS, reservations.STATUS, reservations.READ, reservations.WRITE, reservations.RESERVE,
            reservations.PR_IN, reservations.PR_OUT, reservations.START_STOP, reservations.PREVENT}
@@ -17,7 +17,7 @@ def test_a_row_is_complete(row):
     assert len(row.mask) == length(row.opcode)
     assert row.reservation in CLASSES
     assert callable(FUNCTIONS[row.function])
-    assert not row.needs or row.needs in UnitFacts._fields
+    assert not row.needs or hasattr(UnitFacts, row.needs)
     assert not row.mask[-1], 'NACA and the vendor bits of CONTROL are refused by every command'
 
 
@@ -48,7 +48,7 @@ def other_reserves_write_exclusive():
 
 @pytest.mark.parametrize('row', [row for row in opcodes.TABLE if row.writes], ids=lambda row: row.name)
 def test_every_command_that_writes_conflicts_with_a_foreign_write_exclusive_reservation(row):
-    unit = make_unit(unmap=True, maximum_atomic_length=65536)
+    unit = make_unit(**EVERY_COMMAND)
     unit.update(reservations=other_reserves_write_exclusive())
     cdb = bytearray(len(row.mask))
     cdb[0] = row.opcode

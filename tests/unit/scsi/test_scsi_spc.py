@@ -6,7 +6,7 @@ from targetd.scsi import modes, opcodes, persistent_reserve
 from targetd.scsi.lu import Device, LogicalUnit
 from targetd.scsi.sam import Change, Port
 
-from fake_store import NEXUS, OTHER, PORTS, MemoryStore, do, error_of, make_unit, sense_of, status_of
+from fake_store import EVERY_COMMAND, MemoryStore, NEXUS, OTHER, PORTS, do, error_of, make_unit, sense_of, status_of
 
 
 def inquiry(unit, page=None, allocation=255):
@@ -262,7 +262,7 @@ def rsoc(unit, options, opcode=0, service_action=0, timeouts=False, allocation=6
 
 @pytest.mark.parametrize('timeouts, size', [(False, 8), (True, 20)])
 def test_all_commands_are_listed_and_each_is_answered(timeouts, size):
-    unit = make_unit(unmap=True, maximum_atomic_length=65536)
+    unit = make_unit(**EVERY_COMMAND)
     data = rsoc(unit, 0, timeouts=timeouts)
     assert struct.unpack('>I', data[:4])[0] == len(data) - 4 == size * len(opcodes.TABLE)
     for n in range(4, len(data), size):
