@@ -55,6 +55,10 @@ class Session(object):
             self.held.setdefault(cmd_sn, pdu)
         return False
 
+    def held_bytes(self):
+        """Data segments of the PDUs that wait for their turn, bytes."""
+        return sum(len(pdu[2]) for pdu in self.held.values() if pdu[2] is not None) if self.held else 0
+
     def next_held(self):
         """The held PDU whose turn it is now, or None; it still has to be taken."""
         return self.held.pop(self.exp_cmd_sn, None)

@@ -10,16 +10,17 @@ Budget there: no allocation but the reply's data, no lock, no clock, no log.
 """
 
 import socket
-import threading
 
 from targetd import log
 from targetd.crc32c import crc32c
 from targetd.iscsi import const, pdu
 from targetd.iscsi.errors import PduRejected
 from targetd.iscsi.framing import BHS, DIGEST_ERROR, Framer
+from targetd.iscsi.session import WINDOW
 from targetd.iscsi.transfer import Transfer
 from targetd.scsi import sam
-from targetd.scsi.sense import ABORTED_COMMAND, CheckCondition, StatusReturned
+from targetd.scsi.sense import ABORTED_COMMAND, ILLEGAL_REQUEST, CheckCondition, StatusReturned
+from targetd.worker.ordering import Parked, Waits
 from targetd.worker.outbox import Outbox
 from targetd.worker.replies import replies
 from targetd.worker.requests import Requests
@@ -33,9 +34,22 @@ _BYTES = (bytes, bytearray, memoryview)
 #: Replies with more data than this are sent before the next command of the batch is looked at: bounds memory.
 _SEND_NOW_BYTES = 64 << 10
 
+#: Unusual replies beyond so many are sent before the next command of the batch is looked at.
+_QUEUE_LENGTH = 256
+
 #: RFC 7143 11.4.7.2: what the initiator is told of Data-Out that did not come as agreed.
 _BAD_DATA_OUT = (ABORTED_COMMAND, 0x47, 0x05)
 _UNEXPECTED_DATA = (ABORTED_COMMAND, 0x0C, 0x0C)
+_INVALID_MESSAGE = (ILLEGAL_REQUEST, 0x49, 0x00)
+
+#: Data-Out that a session's unfinished commands may hold. A command that goes beyond it ends with TASK SET FULL.
+DATA_OUT_BYTES = 256 << 20
+#: Only writes from here on are counted: 256 of those below it are less than DATA_OUT_BYTES.
+_COUNTED_BYTES = 512 << 10
+#: Data of commands that came before their turn; an initiator that sends more ends its connection.
+HELD_BYTES = 64 << 20
+#: Immediate commands beside the window; one more is rejected.
+IMMEDIATE_COMMANDS = 64
 
 
 class ConnectionEnded(Exception):
@@ -52,11 +66,11 @@ class Connection(object):
         self.session = session
         self.cid = cid
         self.socket = sock
-        self.working = threading.Lock()
+        self.working = worker.working
         self.framer = Framer(declared, crc32c, values.get('HeaderDigest') == 'CRC32C', values.get('DataDigest') == 'CRC32C')
         self.outbox = Outbox(sock, session, stat_sn, crc32c, values)
         self.requests = Requests(self, keepalive)
-        self.device = worker.device
+        self.device = worker.ordering.device if worker.ordering else None
         self.ended = None                # why, once somebody decided that it is over
         self.ended_quietly = False       # as agreed: a logout
         self._leftover = leftover
@@ -161,11 +175,15 @@ class Connection(object):
             pass                         # it is closed already
 
     def drain_from_elsewhere(self):
-        """Send what another thread queued; a broken connection is met by its own thread. Any thread."""
+        """Send what another thread queued. Any thread. When it cannot be sent, maybe half of a PDU was: the connection ends."""
         try:
             self.outbox.drain()
-        except OSError:
-            pass
+        except OSError as e:
+            self.stop('nothing can be sent: %s' % (e.strerror or e))
+
+    def drain_soon(self):
+        """The same in an executor thread: for those who must not wait for a slow initiator. [any]"""
+        self.worker.executor.submit(Connection.drain_from_elsewhere, self)
 
     def close(self):
         """Close the socket. [connection]"""
@@ -186,6 +204,9 @@ class Connection(object):
                 session.exp_cmd_sn = cmd_sn + 1 & _MASK
             elif not self.takes(fields, ahs, data):
                 return
+        if flags & 6:
+            self._with_attribute(fields, ahs, data)
+            return
         task = self._task
         task.itt = itt
         task.lun = lun
@@ -193,7 +214,6 @@ class Connection(object):
         task.edtl = edtl
         task.expects_read = flags & _READ
         task.expects_write = flags & _WRITE
-        task.attribute = flags & 7
         task.data_out_length = 0
         task.connection = self
         task.cmd_sn = cmd_sn if numbered else None
@@ -211,6 +231,9 @@ class Connection(object):
         except (CheckCondition, StatusReturned) as refusal:
             self._refused(task, flags, data, refusal)
             return
+        except Waits:
+            self._with_attribute(fields, ahs, data)
+            return
         if result is None or result is _WOULD_BLOCK or result.__class__ is sam.Change:
             if result is None and numbered and edtl == task.data_out_length and (flags & _WRITE or not edtl):
                 self._queue.append((itt, None))
@@ -227,7 +250,68 @@ class Connection(object):
         """True if the PDU may be acted upon now: it is immediate, or its CmdSN's turn has come. [connection]"""
         if fields[0] & const.IMMEDIATE:
             return True
+        if data is not None and self.session.held_bytes() + len(data) > HELD_BYTES:
+            raise PduRejected(const.REJECT_PROTOCOL_ERROR, 'too much data with commands whose turn has not come', fatal=True)
         return self.session.takes(fields[7], (fields, ahs, None if data is None else bytes(data)))
+
+    def _with_attribute(self, fields, ahs, data):
+        """A command that is not SIMPLE, or that has to wait for one; its CmdSN is taken. [connection]"""
+        task = self._new_task(fields)
+        ordering = self.worker.ordering
+        if task.attribute > sam.HEAD_OF_QUEUE:
+            task.unit = self.worker.device.unit(task.lun)
+            self._refused(task, fields[1], data, CheckCondition(*_INVALID_MESSAGE))      # ACA is never active: SAM-5 8.7
+            return
+        ordering.close_gate(task.lun)    # first: a task that ends while we look at it sees the gate and lets ours in
+        if ordering.has_to_wait(task.lun, task.attribute):
+            first_burst = self.session.limits.first_burst if task.expects_write else 0
+            self._retain(task)
+            task.transfer = Parked(fields, ahs, data, first_burst)
+            task.unit = self.worker.device.unit(task.lun)
+        else:
+            self._start(task, fields, ahs, data)
+            ordering.open_gates()
+
+    def _new_task(self, fields):
+        opcode, flags, _, _, lun, itt, edtl, cmd_sn, _, cdb = fields
+        task = sam.Task()
+        task.itt, task.lun, task.cdb, task.edtl, task.attribute = itt, lun, cdb, edtl, flags & 7
+        task.expects_read, task.expects_write = flags & _READ, flags & _WRITE
+        task.cmd_sn = None if opcode & 0x40 else cmd_sn
+        task.connection = self
+        return task
+
+    def _start(self, task, fields, ahs, data):
+        """What _command does, for a task that is not the usual case. [connection or any, with `working`]"""
+        flags = fields[1]
+        task.unit = self.worker.device.unit(task.lun)
+        try:
+            if ahs:
+                task.cdb = task.cdb[:16] + pdu.decode_ahs(ahs).extended_cdb
+            task.unit.admit(task)
+            if flags & _WRITE or task.data_out_length:
+                if not self._has_all_data(task, flags, data):
+                    return
+            elif data is not None:
+                raise CheckCondition(*_UNEXPECTED_DATA)
+            result = task.run(task)
+        except (CheckCondition, StatusReturned) as refusal:
+            self._refused(task, flags, data, refusal)
+            return
+        self._later(task, result)
+
+    def start_parked(self, task):
+        """The wait of a parked task is over. [any, with `working`]"""
+        parked = task.transfer
+        del self.session.tasks[task.itt]
+        task.transfer = None
+        try:
+            self._start(task, parked.fields, parked.ahs, parked.data)
+        except PduRejected as e:
+            self._reject(parked.fields, e)
+        for arguments in parked.arrived:
+            if self.session.tasks.get(task.itt) is task and task.transfer is not None:
+                self._take_data(task, arguments)
 
     def _has_all_data(self, task, flags, data):
         """True if the command's Data-Out is all there (task.data_out is set); else its Transfer goes on. [connection]"""
@@ -239,6 +323,8 @@ class Connection(object):
             if data is not None and flags & 0x80 and wanted <= len(data) <= task.edtl:
                 task.data_out = data if len(data) == wanted else data[:wanted]
                 return True
+        if wanted >= _COUNTED_BYTES:
+            self._check_room(wanted)
         transfer = task.transfer = Transfer(task.itt, wanted, task.edtl, self.session.limits)
         try:
             transfer.immediate(data, flags & 0x80)
@@ -253,6 +339,13 @@ class Connection(object):
         self._solicit(transfer, task)
         return False
 
+    def _check_room(self, wanted):
+        """Raise TASK SET FULL if unfinished commands hold so much that this one's data is too much. [connection]"""
+        for task in list(self.session.tasks.values()):
+            wanted += task.transfer.wanted if task.transfer is not None else len(task.data_out or ())
+        if wanted > DATA_OUT_BYTES:
+            raise StatusReturned(sam.TASK_SET_FULL)
+
     def _refused(self, task, flags, data, refusal):
         """The command ends before its data was taken; what still comes of it is dropped. [connection]"""
         if flags & _WRITE and not flags & 0x80:
@@ -265,7 +358,11 @@ class Connection(object):
         if task.itt in self.session.tasks:
             task.transfer = None
             raise PduRejected(const.REJECT_TASK_IN_PROGRESS, 'initiator task tag %08Xh is in use' % task.itt, numbered=True)
-        self._task = sam.Task()
+        if task.cmd_sn is None and len(self.session.tasks) >= WINDOW + IMMEDIATE_COMMANDS:
+            task.transfer = None
+            raise PduRejected(const.REJECT_TOO_MANY_IMMEDIATE, 'more than %d immediate commands' % IMMEDIATE_COMMANDS)
+        if task is self._task:
+            self._task = sam.Task()
         self.session.tasks[task.itt] = task
 
     def _later(self, task, result):
@@ -282,6 +379,18 @@ class Connection(object):
             self.reply(task, result)
 
     def _run_blocking(self, task):
+        """In an executor thread. [any]"""
+        if task.edtl <= _SEND_NOW_BYTES or not task.expects_read:
+            self._run_to_its_end(task)
+            return
+        room = self.outbox.room
+        room.take(task.edtl)             # waits while an initiator does not read what it asked for before
+        try:
+            self._run_to_its_end(task)
+        finally:
+            room.give_back(task.edtl)
+
+    def _run_to_its_end(self, task):
         """In an executor thread. [any]"""
         try:
             outcome = None if task.aborted else task.run_blocking(task)
@@ -312,6 +421,8 @@ class Connection(object):
     def reply(self, task, outcome):
         """Queue the reply to a task that is not the usual case. Any thread."""
         self.outbox.put_pdus(replies(task, outcome, self.session.values), task.cmd_sn is not None)
+        if len(self._queue) > _QUEUE_LENGTH:
+            self.drain_from_elsewhere()
 
     @staticmethod
     def _refuse_command(fields, ahs, data):
@@ -344,17 +455,21 @@ class Connection(object):
                     self.session.discarding.pop(itt, None)
                 return
             raise PduRejected(const.REJECT_PROTOCOL_ERROR, 'Data-Out for a task that expects none')
-        transfer = task.transfer
         data_sn, offset = _DATA_OUT_TAIL(fields[9])
+        self._take_data(task, (fields[6], offset, data_sn, data, final))
+
+    def _take_data(self, task, arguments):
+        """Data-Out for a task that waits for it. arguments: of Transfer.receive. [connection]"""
+        transfer = task.transfer
         try:
-            transfer.receive(fields[6], offset, data_sn, data, final)
+            transfer.receive(*arguments)
         except PduRejected as e:
             log.info('%s: a write is aborted: %s', self.session.initiator_name, e.why)
             self._fail_transfer(task)
             return
         if transfer.is_complete:
             self._all_data_here(task)
-        elif final:
+        elif arguments[4]:
             self._solicit(transfer, task)
 
     def _all_data_here(self, task):

@@ -5,7 +5,7 @@ connection (bounded by one batch) when an abort must find no command half done. 
 asks the master and waits for the answer only during login. When the channel ends, the process ends.
 
      spare --serve--> login --claim granted--> full feature phase --over--> tell ended, exit
-       ^                |                            | (discovery)
+       ^                |                            | (discovery, or a session that ended by a logout)
        +--- tell idle --+--- refused, failed --------+
 """
 
@@ -14,16 +14,20 @@ import os
 import socket
 import threading
 
-from targetd import log
+from targetd import log, store
 from targetd.channel import ChannelClosed
 from targetd.scsi import sam
-from targetd.worker import greeting
+from targetd.worker import erasing, greeting
 from targetd.worker.executor import Executor
+from targetd.worker.ordering import Ordering
 from targetd.worker.policy import Policies
 from targetd.worker.replica import Replica
 from targetd.worker.replies import MasterAnswer
 from targetd.worker.tasks import Tasks
 from targetd.worker.texts import TextExchange
+
+#: A worker exits after so many sessions, so that whatever a long life leaks is bounded.
+SESSIONS_OF_ONE_WORKER = 256
 
 #: How long the end of a session waits for commands that are in executor threads.
 QUIET_SECONDS = 30.0
@@ -41,14 +45,17 @@ class Worker(object):
         self.device = None               # scsi.lu.Device of the session, once there is one
         self.replica = None
         self.tasks = None
+        self.ordering = None             # of the session's task sets
+        self.working = threading.Lock()  # of the session: held by the connection that acts on what it received
         self.connections = []
         self._numbers = itertools.count(1)
         self._answers = {}               # ask id -> function of the answer message
         self._retiring = False
         self._is_serving = False         # from the serve order until idle or ended is told
+        self._sessions_left = SESSIONS_OF_ONE_WORKER
         self._orders = {'serve': self._serve, 'answer': self._answer, 'change': self._change, 'units': self._units,
                         'logout': self._logout, 'end': self._end, 'retire': self._retire, 'reopen-logs': self._reopen_logs,
-                        'statistics': self._statistics, 'join': self._join}
+                        'statistics': self._statistics, 'join': self._join, 'operate': self._operate}
 
     # -- the control thread ------------------------------------------------------------------------------------------
 
@@ -67,6 +74,13 @@ class Worker(object):
         self._is_serving = True
         sock = socket.socket(fileno=descriptors[0])
         thread = threading.Thread(target=self._greet, args=(sock, message['connection']), name='connection')
+        thread.daemon = True
+        thread.start()
+
+    def _operate(self, message, descriptors):
+        """No session: a medium to format or sanitize."""
+        self._is_serving = True
+        thread = threading.Thread(target=self._erase, args=(message, descriptors[0] if descriptors else None), name='erasing')
         thread.daemon = True
         thread.start()
 
@@ -101,16 +115,13 @@ class Worker(object):
 
     def _abort(self, wanted, on_quiet, status):
         """Abort tasks of every connection; on_quiet() when none can touch the medium. [control]"""
-        connections = list(self.connections)
-        for connection in connections:
-            connection.working.acquire()
-        try:
+        if self.tasks is None:
+            on_quiet()
+            return
+        with self.working:
             self.tasks.abort(wanted, on_quiet, status)
-        finally:
-            for connection in connections:
-                connection.working.release()
-        for connection in connections:
-            connection.drain_from_elsewhere()
+        for connection in list(self.connections):
+            connection.drain_soon()
 
     def _units(self, message, descriptors):
         def acknowledge():
@@ -186,15 +197,22 @@ class Worker(object):
         except (ChannelClosed, OSError):
             self._answers.pop(number, None)
 
-    def ask_and_wait(self, what, seconds, **words):
-        """Ask the master and wait; gives the answer, or None if none came in time. Not the control thread."""
+    def claim(self, nexus, seconds, **words):
+        """Ask the master for a session and wait; gives the answer, or None if none came in time. [connection, during login]
+
+        The units are put up in the control thread as soon as they arrive, so that a change which the master sends right behind
+        them finds them."""
         answers = []
         arrived = threading.Event()
 
         def answered(message):
+            if nexus is not None and not message['status_class'] and self.replica is None:
+                replica = Replica(self, nexus, self.configuration)
+                self.device = replica.begin(message['units'], message['descriptors'])
+                self.replica = replica
             answers.append(message)
             arrived.set()
-        self.ask(what, answered, **words)
+        self.ask('claim', answered, **words)
         arrived.wait(seconds)
         return answers[0] if answers else None
 
@@ -222,36 +240,84 @@ class Worker(object):
     def _greet(self, sock, where):
         """Login, full feature phase, end. [connection]"""
         try:
-            why = greeting.greet(self, sock, where)
+            why, in_order = greeting.greet(self, sock, where)
         except Exception:                # a defect of ours: the session ends, the log has the place
             log.exception('a connection met an unexpected failure')
-            why = 'internal failure'
+            why, in_order = 'internal failure', False
             sock.close()
-        self._connection_over(why)
+        self._connection_over(why, in_order)
 
-    def begin_session(self, session, answer, nexus):
-        """The claim was granted: build what the session's connections share. [connection, during login]"""
-        self.tasks = Tasks(session)
-        if nexus is not None:
-            self.replica = Replica(self, nexus, self.configuration)
-            self.device = self.replica.begin(answer['units'], answer['descriptors'])
+    def _erase(self, message, descriptor):
+        """[erasing]"""
+        failed = ''
+        try:
+            with store.from_descriptor(message['store'], descriptor) as medium:
+                erasing.operate(medium, message['operation'],
+                                lambda position, lasting: self.tell('progress', position=position, lasting=lasting))
+        except OSError as e:
+            failed = e.strerror or str(e)
+        except Exception as e:           # a defect of ours: the operation failed, the log has the place
+            log.exception('an operation met an unexpected failure')
+            failed = 'internal failure: %s' % e
+        self.tell('operated', failed=failed)
+        self._is_serving = False
+        if self._retiring:
+            self.finish()
+        else:
+            self.tell('idle')
 
-    def _connection_over(self, why):
+    def begin_session(self, session):
+        """The claim was granted. [connection, during login]"""
+        if self.device is None:
+            self.tasks = Tasks(session)
+            return
+        self.ordering = Ordering(self.device, session.tasks, self.connections)
+        self.tasks = Tasks(session, self.ordering.gates, self._resume_soon)
+
+    def _resume_soon(self):
+        """A task that others waited for is over: let those start whose turn it is. Any thread."""
+        self.executor.submit(Worker._resume, self)
+
+    def _resume(self):
+        """[executor]"""
+        with self.working:
+            ordering = self.ordering
+            for task in ordering.startable() if ordering else ():
+                task.connection.start_parked(task)
+        for connection in list(self.connections):
+            connection.drain_from_elsewhere()
+
+    def _connection_over(self, why, in_order):
+        """A connection's thread is about to end. in_order: by a logout, or before there was a session. [connection]"""
         if self.connections:
             return
-        was_session = self.replica is not None
-        if not was_session and not self._retiring:
-            self.tasks = None
-            self._is_serving = False
-            self.tell('idle')
-            return
-        if was_session:
-            quiet = threading.Event()
-            self.tasks.abort(lambda task: not task.asked, quiet.set)
-            if not quiet.wait(QUIET_SECONDS):
-                log.warning('a command was still at its disk %d seconds after its session ended', QUIET_SECONDS)
-        self.tell('ended', why=why or '')
-        self.finish()
+        if self.tasks is not None and not self._wait_until_quiet():
+            in_order = False
+        if in_order and not self._retiring and self._sessions_left > 0:
+            self._sessions_left -= 1
+            self._become_spare()
+            self.tell('idle', why=why)
+        else:
+            self.tell('ended', why=why)
+            self.finish()
+
+    def _wait_until_quiet(self):
+        """True when no command of the session that ended can touch a medium any more."""
+        quiet = threading.Event()
+        self.tasks.abort(lambda task: True, quiet.set)
+        if quiet.wait(QUIET_SECONDS):
+            return True
+        log.warning('a command was still at its disk %d seconds after its session ended', QUIET_SECONDS)
+        return False
+
+    def _become_spare(self):
+        """Keep nothing of the session: a worker that ended one in order serves the next, which saves a fork per login."""
+        replica, self.replica = self.replica, None
+        self.tasks = self.device = self.ordering = None
+        self._is_serving = False
+        self._answers.clear()
+        if replica is not None:
+            replica.close()
 
     def text_exchange(self, connection):
         """Who answers this connection's Text Requests."""

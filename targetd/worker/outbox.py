@@ -31,19 +31,49 @@ _BATCH_BUFFERS = 900
 _KERNEL_BUFFERS = 1024           # IOV_MAX
 _BATCH_BYTES = 4 << 20
 
+#: Who finds more than this waiting behind another thread's send waits as well, and so takes no more from the initiator.
+_WAITING_ENTRIES = 512
+_WAITING_BYTES = 8 << 20
+
+#: Data of commands in executor threads that is read but not yet sent; those that would make it more wait.
+ROOM_BYTES = 64 << 20
+
 #: PDUs that carry the next StatSN without using it up (RFC 7143 11.8.5, 11.19.2); NOP-In only when it asks for an answer.
 _UNNUMBERED = frozenset((const.READY_TO_TRANSFER, const.DATA_IN))
+
+
+class Room(object):
+    """A count of bytes that waits for no less than it has. Any thread."""
+
+    def __init__(self, limit):
+        self._limit = self._left = limit
+        self._condition = threading.Condition()
+
+    def take(self, count):
+        """Wait until `count` bytes are left (all of them, for one that asks for more) and take them."""
+        count = min(count, self._limit)
+        with self._condition:
+            while self._left < count:
+                self._condition.wait()
+            self._left -= count
+
+    def give_back(self, count):
+        """What take(count) took."""
+        with self._condition:
+            self._left += min(count, self._limit)
+            self._condition.notify_all()
 
 
 class Outbox(object):
     """One connection's. `session`: the numbering that is shared by its connections; limits in bytes."""
 
-    __slots__ = ('queue', 'stat_sn', '_socket', '_session', '_lock', '_segment', '_burst', '_crc32c', '_header_digest',
+    __slots__ = ('queue', 'stat_sn', 'room', '_socket', '_session', '_lock', '_segment', '_burst', '_crc32c', '_header_digest',
                  '_data_digest')
 
     def __init__(self, sock, session, stat_sn, crc32c, values):
         self.queue = deque()
         self.stat_sn = stat_sn
+        self.room = Room(ROOM_BYTES)
         self._socket = sock
         self._session = session
         self._lock = threading.Lock()
@@ -68,15 +98,31 @@ class Outbox(object):
     def drain(self):
         """Send what is queued, unless another thread is at it (it will send ours as well). Any thread. Hot, once a batch.
 
-        Raises OSError when the connection is gone."""
+        Who finds that too much waits already waits for the other thread: that bounds what an initiator that does not read
+        can make us keep. Raises OSError when the connection is gone."""
         queue, lock = self.queue, self._lock
         while queue:
             if not lock.acquire(False):
-                return
+                if self._is_little():
+                    return
+                lock.acquire()
             try:
                 self._send(self._stamp())
             finally:
                 lock.release()
+
+    def _is_little(self):
+        """May what is queued wait for the thread that is sending?"""
+        entries = list(self.queue)
+        if len(entries) > _WAITING_ENTRIES:
+            return False
+        total = 0
+        for entry in entries:
+            if entry[0] is None:
+                total += sum(len(pdu.data) for pdu in entry[1])
+            elif entry[1] is not None:
+                total += len(entry[1])
+        return total <= _WAITING_BYTES
 
     def drain_and_wait(self):
         """Send what is queued; if another thread is sending, wait for it first. For a connection's last words."""

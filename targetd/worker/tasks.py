@@ -19,10 +19,12 @@ class _Abort(object):
 
 
 class Tasks(object):
-    """Of one session."""
+    """Of one session. on_end: called, by any thread, when a task that others may wait for is gone."""
 
-    def __init__(self, session):
+    def __init__(self, session, gates=(), on_end=None):
         self._session = session
+        self._gates = gates
+        self._on_end = on_end
         self._lock = threading.Lock()
         self._aborts = []
 
@@ -61,6 +63,8 @@ class Tasks(object):
             known = self._session.tasks.get(task.itt) is task
             if known:
                 del self._session.tasks[task.itt]
+            if self._gates:
+                self._on_end()
             if not task.aborted or not known:
                 return known
             quiet = []
@@ -78,6 +82,8 @@ class Tasks(object):
         with self._lock:
             self._session.tasks.pop(task.itt, None)
         self._answer_aborted(task)
+        if self._gates:
+            self._on_end()
 
     @staticmethod
     def _answer_aborted(task):
