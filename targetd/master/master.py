@@ -187,8 +187,8 @@ class Master(object):
                 told(self, worker, message)
 
     def _told_idle(self, worker, message):
-        if worker.session is not None and worker.session.nexus is None:
-            self.sessions.leave(worker)
+        if worker.session is not None:
+            self._session_over(worker, str(message.get('why') or ''))
 
     def _told_peer(self, worker, message):
         worker.names = {key: str(message.get(key) or '')[:300] for key in ('initiator_name', 'target_name', 'stage')}
@@ -290,12 +290,16 @@ class Master(object):
                 self.end_session(other, 'the target was reset by %s' % session.initiator_name, 'target-cold-reset')
 
     def _on_death(self, worker, status):
+        self._session_over(worker, worker.ended_cleanly or worker.ending or '')
+
+    def _session_over(self, worker, why):
+        """The worker serves its session no more: it is dead, or, after a logout, a spare again."""
         session = worker.session
         self.units.leave(worker)
         self.sessions.leave(worker)
         if session is not None and session.nexus is not None:
             log.info('session %d of %s with %s is over: %s', session.tsih, session.initiator_name, session.nexus.target_name,
-                     worker.ended_cleanly or worker.ending or session.ended_why or 'its worker died')
+                     why or session.ended_why or 'its worker died')
         self.reload.check()
         self.sessions.retry_waiting()
         self.stop.check()

@@ -1,7 +1,7 @@
 """Worker processes: forked ahead, handed out, reaped, replaced.
 
-             fork          tell ready        take()            tell idle (discovery only)
-     (none) ------> starting ------> spare ------> busy ----------------------------------> spare
+             fork          tell ready        take()            tell idle (after a logout)
+     (none) ------> starting ------> spare ------> busy -----------------------------> spare
                         |              |             |
                         +--- death ----+-- death ----+--> reaped: descriptors closed, everyone told, spares topped up
 
@@ -21,6 +21,8 @@ from targetd.master.loop import READ, WRITE
 YOUNG_SECONDS = 5.0              # a spare that dies younger than this makes the next fork wait
 LONGEST_BACK_OFF_SECONDS = 30.0
 START_SECONDS = 30.0             # a fork that is not ready by then is killed
+SURPLUS = 4                      # spares beyond those wanted that are kept for a while after their sessions ended
+SURPLUS_SECONDS = 30.0
 STARTING, SPARE, BUSY = 'starting', 'spare', 'busy'
 
 
@@ -71,6 +73,7 @@ class Workers(object):
         self._young_deaths = 0
         self._back_off = None
         self._frozen = False
+        self._trimming = None
 
     # -- what there is -----------------------------------------------------------------------------------------------
 
@@ -93,8 +96,7 @@ class Workers(object):
         wanted = min(self.wanted_spares + self.waiting, self.limit - len(self.by_pid) + len(ahead))
         if self.stopping or self._back_off is not None:
             return
-        for worker in [w for w in ahead if w.state == SPARE][:max(0, len(ahead) - self.wanted_spares - self.waiting)]:
-            self.retire(worker)
+        self._trim(ahead, SURPLUS)
         for _ in range(wanted - len(ahead)):
             try:
                 self.spawn()
@@ -103,6 +105,20 @@ class Workers(object):
                 self._young_deaths += 1
                 self._start_back_off()
                 return
+
+    def _trim(self, ahead, surplus):
+        """Retire the spares beyond those wanted and `surplus` more; the rest of these later, unless logins want them."""
+        spares = [w for w in ahead if w.state == SPARE]
+        too_many = len(ahead) - self.wanted_spares - self.waiting
+        for worker in spares[:max(0, too_many - surplus)]:
+            self.retire(worker)
+        if surplus and too_many > 0 and self._trimming is None:
+            self._trimming = self.loop.call_later(SURPLUS_SECONDS, self._trim_all)
+
+    def _trim_all(self):
+        self._trimming = None
+        if not self.stopping:
+            self._trim(self._ahead(), 0)
 
     def spawn(self):
         """Fork one. Raises OSError."""

@@ -34,7 +34,8 @@ def set_timeouts(sock, receive_seconds, send_seconds=SEND_SECONDS):
 
 
 def greet(worker, sock, where):
-    """Serve one connection from login to end; gives why it ended. where: the `connection` of the serve order."""
+    """Serve one connection from login to end; gives (why it ended, True if that was in order). where: the `connection` of the
+    serve order."""
     sock.setblocking(True)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     try:
@@ -42,14 +43,14 @@ def greet(worker, sock, where):
     except (Gone, OSError) as e:
         log.debug('%s: no session: %s', _shown(where), e)
         sock.close()
-        return str(e)
+        return str(e), worker.replica is None
     worker.connections.append(connection)
     try:
         why = connection.run()
     finally:
         worker.connections.remove(connection)
     log.info('%s from %s: connection %d is over: %s', connection.session.initiator_name, _shown(where), connection.cid, why)
-    return why
+    return why, connection.ended_quietly
 
 
 def _shown(where):
@@ -99,7 +100,10 @@ class _Greeting(object):
         raise Gone(failure.why)
 
     def _claim(self, claim):
-        answer = self._worker.ask_and_wait('claim', CLAIM_SECONDS, peer=self._where['peer'], session={
+        nexus = None
+        if claim.target_name is not None:
+            nexus = Nexus(claim.initiator_name, claim.isid, claim.target_name, self._where['group'])
+        answer = self._worker.claim(nexus, CLAIM_SECONDS, peer=self._where['peer'], session={
             'initiator_name': claim.initiator_name, 'initiator_alias': claim.initiator_alias, 'isid': claim.isid,
             'target_name': claim.target_name, 'group': self._where['group'], 'tsih': claim.tsih, 'cid': claim.cid,
             'account': claim.account, 'keys': {key: list(value) if isinstance(value, tuple) else value
@@ -122,10 +126,7 @@ class _Greeting(object):
         reply = self._negotiation.claimed(answer['tsih'])
         result = self._negotiation.result
         session = Session(result)
-        nexus = None
-        if not session.is_discovery:
-            nexus = Nexus(session.initiator_name, session.isid, session.target_name, session.portal_group_tag)
-        self._worker.begin_session(session, answer, nexus)
+        self._worker.begin_session(session)
         self._send(reply.pdus)
         interval, count = self._worker.keepalive
         set_timeouts(self._socket, interval)

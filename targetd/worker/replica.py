@@ -28,6 +28,11 @@ class Replica(object):
         self._close_untaken(units, descriptors)
         return self.device
 
+    def close(self):
+        """The session is over: let go of every medium."""
+        for unit in self._ids:
+            unit.store.close()
+
     def unit(self, unit_id):
         """The LogicalUnit with this id, or None."""
         return self._by_id.get(unit_id)
@@ -48,6 +53,8 @@ class Replica(object):
         replicas = {name: message[name] for name in ('reservations', 'modes', 'medium') if name in message}
         if replicas:
             unit.update(**replicas)
+        if 'progress' in message:
+            unit.progress = message['progress']
         if 'size' in message:
             unit.store.size = message['size']
             unit.resized(message['size'])
@@ -72,6 +79,7 @@ class Replica(object):
         medium = store.from_descriptor(message['store'], None if index is None else descriptors[index])
         unit = LogicalUnit(UnitFacts.from_message(message['facts']), medium, self._nexus, self.device, modes=message['modes'],
                            reservations=message['reservations'], medium=message['medium'], lun=message['lun'])
+        unit.progress = message.get('progress', 0)
         unit_id = message['unit']
         unit.on_failure = lambda text: self._worker.unit_failed(unit_id, text)
         self._by_id[unit_id] = unit
