@@ -3,7 +3,7 @@
 For the complaint that meets them. Imports nothing.
 """
 
-_ISNS = 'there is no iSNS; initiators are given the portal\'s address'
+_ISNS = 'write isns-server = ADDRESS or ADDRESS:PORT in [server], or nothing where there is none'
 _OBSOLETE = 'leave it out: markers are obsolete (RFC 7143 13.25)'
 
 FORMER = {
@@ -14,7 +14,7 @@ FORMER = {
     'isns': _ISNS,
     'isnsserverip': _ISNS,
     'isnsserverport': _ISNS,
-    'isnsaccesscontrol': _ISNS,
+    'isnsaccesscontrol': 'leave it out: initiator-address, initiator-name and incominguser say who may log in',
     'controller-tid': 'leave it out: identities do not depend on numbers here',
     'lun': 'write a section [[lun N]]',
     'online': 'write state = offline in the target',

@@ -104,6 +104,20 @@ SERVER = (
     _server('discovery-address', kinds.Several(kinds.Network()), ('ALL',), NEXT_LOGIN,
             'Addresses and nets that may ask for the list of targets.',
             'Whoever may ask is told of those targets only that it may log in to.', '10.0.0.0/8, 2001:db8::/32'),
+    _server('isns-server', kinds.Several(kinds.Portal(3205, of_others=True)), (), LIVE,
+            'iSNS servers that are told of the targets and portals; without a port, 3205. None written: no iSNS.',
+            'Targets that are offline or admit nobody are left out. Who sees which target is then decided by the discovery '
+            'domains of that server; who may log in is still decided here.', '10.0.0.9, [2001:db8::9]:3205'),
+    _server('isns-entity', kinds.Text(200, ascii_only=True), '', LIVE,
+            'Name of this server at the iSNS servers (entity identifier). Empty: the name of this host.', example='storage1'),
+    _server('isns-period', kinds.Duration(10, 86400), 300, LIVE,
+            'Time after which an iSNS server that no longer hears of this host forgets it; it hears three times as often.',
+            'An iSNS server may choose another time, and is obeyed.'),
+    _server('isns-esi-interval', kinds.Duration(1, 3600, off=True), 0, LIVE,
+            'An iSNS server asks this often whether this host is still there (ESI), and forgets a portal that does not answer; 0: '
+            'it does not ask.', 'It must be able to connect to isns-port then.', '1min'),
+    _server('isns-port', kinds.Number(0, 65535), 0, LIVE,
+            'TCP port at which the iSNS servers, and nobody else, are heard (ESI and SCN); 0: any that is free.', example='3206'),
 )
 
 PORTAL_GROUP = (

@@ -176,6 +176,7 @@ class Control(object):
                  ('targets', len(master.configuration.targets)), ('units', len(master.units.by_id)),
                  ('failed units', len(failing)), ('missing stores', len(master.exports.late)),
                  ('spare workers', len(spares)), ('state', 'stopping' if master.stop.is_stopping else 'running')]
+        facts += master.isns.facts()
         return commands.reply_rows([{'name': name, 'value': str(value)} for name, value in facts])
 
     def _normal(self):

@@ -21,8 +21,10 @@ from targetd.master import sessions as registry
 from targetd.master.arrivals import OUT_OF_RESOURCES, Arrivals, Limits
 from targetd.master.control import Control
 from targetd.master.exports import Exports
+from targetd.master.isns import Isns
 from targetd.master.listen import open_portal, shown
 from targetd.master.loop import Loop
+from targetd.master.operating import Operations
 from targetd.master.persistent import StateDirectory
 from targetd.master.reload import Reload
 from targetd.master.sessions import Refused, Sessions
@@ -52,10 +54,12 @@ class Master(object):
         self.workers = Workers(self.loop, lambda channel: serve_worker(channel, self.configuration), self._on_message,
                                self._on_death, self._on_spare, fork)
         self.units = Units(self.loop, self.workers.send, self.workers.kill, StateDirectory(configuration.server.state_dir))
+        self.operating = self.units.operating = Operations(self.units, self.workers)
         self.exports = Exports(self.loop, self.units)
         self.sessions = Sessions(self.loop, self._admit, self._units_for, self.workers.send, self._end, self.workers.kill)
         self.arrivals = Arrivals(self.loop, self._route, self._held, self._limits())
         self.portals = {}                # (tag, address, port) as configured -> listening socket
+        self.isns = Isns(self.loop, self.portals)
         self.control = Control(self)
         self.reload = Reload(self)
         self.stop = Stop(self)
@@ -85,6 +89,7 @@ class Master(object):
             self.exports.start(self.configuration)
             self.control.open(self.configuration.server.control_socket)
             self.open_portals()
+            self.isns.follow(self.configuration)
         except BaseException:
             self.close()
             raise
@@ -129,6 +134,7 @@ class Master(object):
 
     def close(self):
         """Let go of everything, in whatever state; the end."""
+        self.isns.close()
         self.portals.clear()
         self.arrivals.close_all()
         self.workers.close()
@@ -162,7 +168,8 @@ class Master(object):
             if worker is None:
                 break
             self._give(self._waiting.popleft(), worker, 'serve')
-        self.workers.waiting = len(self._waiting)
+        self.operating.hand_out()
+        self.workers.waiting = len(self._waiting) + self.operating.waiting
         self.workers.keep_spares()
 
     def _give(self, pending, worker, order):
@@ -212,6 +219,12 @@ class Master(object):
 
     def _told_acknowledge(self, worker, message):
         self.units.acknowledge(worker, message)
+
+    def _told_progress(self, worker, message):
+        self.operating.told_progress(worker, message)
+
+    def _told_operated(self, worker, message):
+        self.operating.told_operated(worker, message)
 
     def _told_failed(self, worker, message):
         self.units.failed(worker, message)
@@ -290,6 +303,7 @@ class Master(object):
                 self.end_session(other, 'the target was reset by %s' % session.initiator_name, 'target-cold-reset')
 
     def _on_death(self, worker, status):
+        self.operating.on_death(worker)
         self._session_over(worker, worker.ended_cleanly or worker.ending or '')
 
     def _session_over(self, worker, why):
@@ -345,4 +359,5 @@ def begin_log(server, foreground):
 
 
 TOLD = {'idle': Master._told_idle, 'peer': Master._told_peer, 'refused': Master._told_refused,
-        'closed': Master._told_closed, 'acknowledge': Master._told_acknowledge, 'failed': Master._told_failed}
+        'closed': Master._told_closed, 'acknowledge': Master._told_acknowledge, 'failed': Master._told_failed,
+        'progress': Master._told_progress, 'operated': Master._told_operated}

@@ -95,6 +95,7 @@ class Reload(object):
         self._follow_media()
         self._end_unwelcome()
         self.check()
+        master.isns.follow(master.configuration)
         if steps:
             master.workers.new_generation()
 

@@ -39,6 +39,7 @@ class Stop(object):
         seconds = master.configuration.server.stop_timeout
         sessions = [s for s in master.sessions.all() if s.nexus is not None]
         log.info('stopping (%s): %d sessions are asked to log out within %d seconds', why, len(sessions), seconds)
+        master.isns.leave()
         master.portals.clear()
         master.arrivals.close_all()
         master.workers.stopping = True
@@ -78,7 +79,7 @@ class Stop(object):
             self._finish()
 
     def _finish(self):
-        if self.stage == 'done':
+        if self.stage == 'done' or self.master.isns.is_leaving(self._finish):
             return
         self.stage = 'done'
         self._timer.cancel()

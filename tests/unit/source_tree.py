@@ -6,7 +6,7 @@ import re
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 PACKAGE = os.path.join(ROOT, 'targetd')
-ROOMS = ('iscsi', 'scsi', 'store', 'host', 'config', 'master', 'worker', 'admin')
+ROOMS = ('iscsi', 'isns', 'scsi', 'store', 'host', 'config', 'master', 'worker', 'admin')
 FRONT_DOOR = ('cli', 'demo', '__main__')
 
 

@@ -32,7 +32,7 @@ CALLED_ONLY_IN = {
 }
 
 #: what a pure room may import from outside targetd: values in, values out, no clock, file, socket, thread, randomness, log
-PURE = ('iscsi', 'scsi')
+PURE = ('iscsi', 'isns', 'scsi')
 PURE_MAY_IMPORT = {
     'abc', 'array', 'base64', 'binascii', 'bisect', 'collections', 'copy', 'enum', 'errno', 'functools', 'hashlib', 'hmac',
     'ipaddress', 'itertools', 'json', 'math', 'operator', 're', 'string', 'stringprep', 'struct', 'types', 'unicodedata',
