@@ -14,12 +14,13 @@ master -> worker
   answer     id, status_class, status_detail, why         to ask claim, refused (class != 0)
              id, status_class 0, tsih, units + [descriptors]      units is [] for a further connection, and for discovery
   answer     id, status, sense, data                      to the other asks; sense, data: hex or null
-  change     id, unit, and any of: reservations, modes, medium (see units), size (bytes), attentions [[asc, ascq], …],
+  change     id, unit, and any of: reservations, modes, medium, progress (see units), size (bytes), attentions [[asc, ascq], …],
              abort {initiator_port: null, own_too: true, tas: bool}: end every task of this nexus at the unit but the one that
              asked (tas: with TASK ABORTED status); acknowledged when in force and the aborted are quiet
   units      id, add [unit…], remove [lun…], replace [unit…], attentions [[asc, ascq], …] + [descriptors]   the nexus's units
              come, go, or have another store (same `unit`, maybe another size, a fresh descriptor); the attentions are owed by
              every unit that the nexus had before and keeps; acknowledged when in force
+  operate    operation, store, + [descriptor]             a spare formats or sanitizes this medium (scsi.operations)
   logout     seconds                                      send an asynchronous message asking for logout (RFC 7143 11.9.1)
   end        why, reason                                  end the session now: 'reinstated', 'stopped', 'administrator', …
   reopen-logs  + [descriptor]                             the log file was rotated: log.adopt(descriptor); none if it is no file
@@ -36,10 +37,14 @@ worker -> master
   tell closed    peer, cid                                a connection of a session that goes on is over
   tell ended     why                                      the session is over, cleanly; the worker exits next
   tell statistics   id, …                                 plain numbers
+  tell progress  position, lasting                        bytes of the operation that are done; lasting: on the medium
+  tell operated  failed                                   the operation is over; why it failed, or ''; then tell idle
   ask claim      session {initiator_name, initiator_alias, isid, target_name, group, tsih, cid, account, keys}, peer
   ask persistent-reserve-out  unit, service_action, scope, type, key, service_action_key, flags, transport_ids, …
   ask reserve | release       unit, third_party …
   ask mode-select             unit, pages, save, revert
+  ask operate                 unit, kind: 'format' | 'sanitize', method, pattern, passes, invert, ause, immediate (scsi.operations)
+  ask exit-failure-mode       unit
   ask start-stop              unit, action: 'start' | 'stop' | 'load' | 'eject'
   ask prevent                 unit, prevent: bool
   ask reset                   function: 'clear-task-set' | 'logical-unit-reset' | 'target-warm-reset' | 'target-cold-reset',
@@ -50,7 +55,8 @@ A unit, as sent in answer (claim) and in units:
    store: {kind: 'file'|'block'|'ram'|'null', path, size, read_only, direct, filters: [[name, {…}], …], capabilities…},
    facts: {block_size, physical_block_size, lowest_aligned_block, vendor, product, revision, serial, naa, eui, scsi_name,
            rotation_rate, thin, removable, read_only, …},
-   reservations: see scsi.reservations, modes: see scsi.modes, medium: 'ready'|'stopped'|'ejected'|'failed'}
+   reservations: see scsi.reservations, modes: see scsi.modes,
+   medium: 'ready'|'stopped'|'ejected'|'failed', or a word of scsi.operations, progress: 0..65535}
 """
 
 import array

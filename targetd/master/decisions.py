@@ -1,20 +1,22 @@
 """What becomes of a unit's shared state when a nexus asks for a change, or when something happens to it. Pure.
 
-May import scsi.sam, scsi.sense, scsi.reservations, scsi.modes, scsi.attention. A function takes the Shared state and gives
-a Decision (a new Shared state and what follows from it) or a Refusal (the status and sense that end the command); it never
+May import scsi.sam, scsi.sense, scsi.reservations, scsi.modes, scsi.attention, scsi.operations. A function takes the Shared
+state and gives a Decision (a new Shared state and what follows from it) or a Refusal (the status and sense that end the command); it never
 changes what it was given. units.py persists, distributes and answers.
 """
 
 from collections import namedtuple
 
-from targetd.scsi import attention, modes, reservations, sam
-from targetd.scsi.sense import HARDWARE_ERROR, ILLEGAL_REQUEST, CheckCondition
+from targetd.scsi import attention, modes, operations, reservations, sam
+from targetd.scsi.sense import HARDWARE_ERROR, ILLEGAL_REQUEST, NOT_READY, CheckCondition
 
 READY, STOPPED, EJECTED, FAILED = 'ready', 'stopped', 'ejected', 'failed'
 TARGET_RESETS = ('target-warm-reset', 'target-cold-reset')
 
-#: reservations, modes: see scsi; medium: READY …; prevented_by: ((initiator_port, target_port), …) that prevent removal.
-Shared = namedtuple('Shared', 'reservations modes medium prevented_by')
+#: reservations, modes: see scsi; medium: READY …, or a word of scsi.operations; prevented_by: ((initiator_port, target_port) …)
+#: that prevent removal; operation: see scsi.operations, or None.
+Shared = namedtuple('Shared', 'reservations modes medium prevented_by operation')
+Shared.__new__.__defaults__ = (READY, (), None)
 
 
 class Malformed(ValueError):
@@ -32,17 +34,23 @@ class Refusal(namedtuple('Refusal', 'status sense data')):
     concerns_others = False
 
 
-class Decision(namedtuple('Decision', 'shared attentions aborts persist size')):
+class Decision(namedtuple('Decision', 'shared attentions aborts persist size begins')):
     """shared: the new state; attentions: [((initiator_port, target_port) or Others, asc, ascq) …]; aborts: nexuses whose
-    tasks end, as (initiator_port, target_port), or None for everybody's; persist: bool; size: the new one in bytes, or None."""
+    tasks end, as (initiator_port, target_port), or None for everybody's; persist: bool; size: the new one in bytes, or None;
+    begins: '' or how shared.operation begins: 'immediate' (the asker is answered), 'awaited' (at the end)."""
 
     __slots__ = ()
 
-    def __new__(cls, shared, attentions=(), aborts=(), persist=False, size=None):
-        return super(Decision, cls).__new__(cls, shared, tuple(attentions), aborts, persist, size)
+    def __new__(cls, shared, attentions=(), aborts=(), persist=False, size=None, begins=''):
+        return super(Decision, cls).__new__(cls, shared, tuple(attentions), aborts, persist, size, begins)
 
     status, sense, data = sam.GOOD, None, None
     concerns_others = True
+
+    @property
+    def is_immediate(self):
+        """Is the asker answered before the operation is over?"""
+        return self.begins == 'immediate'
 
     def changed(self, old):
         """The parts of the state that a replica must be told of."""
@@ -59,7 +67,8 @@ class Decision(namedtuple('Decision', 'shared attentions aborts persist size')):
         """The `abort` for this nexus's worker, or None. TASK ABORTED status is for those that did not ask (SPC-4 7.5.8)."""
         if self.aborts is not None and who(nexus) not in self.aborts:
             return None
-        return {'initiator_port': None, 'own_too': True, 'tas': not is_asker and is_task_aborted_status(self.shared.modes)}
+        tas = bool(self.begins) or not is_asker and is_task_aborted_status(self.shared.modes)
+        return {'initiator_port': None, 'own_too': True, 'tas': tas}
 
 
 class Others(namedtuple('Others', 'by')):
@@ -73,8 +82,9 @@ def initial(facts, saved, boot_id):
     which tells a restart of targetd, that reservations outlast, from a loss of power, that only those with APTPL do.
     Raises ValueError if `saved` is damaged."""
     same_boot = bool(boot_id) and saved.get('boot_id') == boot_id
+    operation = operations.restored(saved.get('operation'))
     return Shared(reservations.aptpl_load(saved.get('reservations'), power_lost=not same_boot),
-                  modes.restore(facts, saved.get('modes')), READY, ())
+                  modes.restore(facts, saved.get('modes')), operations.medium(operation) or READY, (), operation)
 
 
 def saved_state(shared, boot_id):
@@ -85,6 +95,8 @@ def saved_state(shared, boot_id):
     kept = modes.saved(shared.modes)
     if kept:
         state['modes'] = kept
+    if shared.operation is not None:
+        state['operation'] = shared.operation
     if state:
         state['boot_id'] = boot_id
     return state
@@ -176,7 +188,7 @@ ACTIONS = frozenset(action for _, action in START_STOP)
 
 
 def _start_stop(shared, nexus, message, _known_ports):
-    """START STOP UNIT, SBC-3 5.25. While anybody prevents removal, nobody ejects."""
+    """START STOP UNIT, SBC-3 5.25. While anybody prevents removal, nobody ejects or loads."""
     action = message['action']
     if action not in ACTIONS:
         raise ValueError('action %r' % (action,))
@@ -211,6 +223,54 @@ def resized(shared, size):
     return Decision(shared, [(Others(None),) + attention.CAPACITY_CHANGED], size=size)
 
 
+# -- formatting and sanitizing ---------------------------------------------------------------------------------------
+
+def _operate(shared, nexus, message, _known_ports):
+    """FORMAT UNIT, SANITIZE (SBC-3 5.3, 5.24): everybody's tasks end, and the medium is nobody's until it is over."""
+    operation = operations.begun(message, who(nexus))
+    if shared.medium not in (READY, FAILED) and not operations.is_failed(shared.medium):
+        return _check(*operations.SENSE.get(shared.medium, (NOT_READY, 0x3A, 0x00)))
+    if shared.medium == FAILED:
+        return _check(HARDWARE_ERROR, 0x44, 0x00)
+    if is_restricted(shared.operation) and (operation['kind'] == 'format' or operation['ause']):
+        return _check(ILLEGAL_REQUEST, 0x24, 0x00)               # SBC-3 4.11.4: only a sanitize as strict as the failed one
+    return Decision(shared._replace(medium=operations.medium(operation), operation=operation), aborts=None, persist=True,
+                    begins='immediate' if message.get('immediate') else 'awaited')
+
+
+def _check(key, asc, ascq):
+    return Refusal(sam.CHECK_CONDITION, CheckCondition(key, asc, ascq).sense())
+
+
+def is_restricted(operation):
+    """Did a SANITIZE without AUSE fail? Then nothing but another such SANITIZE ends it."""
+    return operation is not None and operation['kind'] == 'sanitize' and bool(operation['failed']) and not operation['ause']
+
+
+def _exit_failure_mode(shared, nexus, message, _known_ports):
+    """SANITIZE, EXIT FAILURE MODE (SBC-3 5.24.2.5): GOOD where nothing has failed."""
+    if shared.medium != operations.FAILED['sanitize']:
+        return Refusal(sam.GOOD)
+    if is_restricted(shared.operation):
+        return _check(ILLEGAL_REQUEST, 0x24, 0x00)
+    return Decision(shared._replace(medium=READY, operation=None), persist=True)
+
+
+def operation_over(shared, failed):
+    """A Decision: the operation has ended; failed: why, or ''. Whoever did not ask is told that the data are others now."""
+    operation = dict(shared.operation, failed=failed) if failed else None
+    by = tuple(shared.operation['by'])
+    is_its = operations.is_running(shared.medium)                # not, say, a medium that failed for good meanwhile
+    attentions = [] if failed else [(Others(by),) + attention.MEDIUM_MAY_HAVE_CHANGED]
+    return Decision(shared._replace(medium=(operations.medium(operation) or READY) if is_its else shared.medium,
+                                    operation=operation), attentions, persist=True)
+
+
+def operation_result(operation, failed):
+    """How the command ends that asked for it, as a Refusal."""
+    return _check(*operations.COMMAND_FAILED[operation['kind']]) if failed else Refusal(sam.GOOD)
+
+
 # -- task management -------------------------------------------------------------------------------------------------
 
 def _reset(shared, nexus, message, _known_ports):
@@ -240,4 +300,5 @@ RESETS = {'clear-task-set': _clear_task_set, 'logical-unit-reset': _logical_unit
           'target-warm-reset': _target_reset, 'target-cold-reset': _target_reset}
 
 KINDS = {'persistent-reserve-out': _reservations, 'reserve': _reservations, 'release': _reservations,
-         'mode-select': _mode_select, 'start-stop': _start_stop, 'prevent': _prevent, 'reset': _reset}
+         'mode-select': _mode_select, 'operate': _operate, 'exit-failure-mode': _exit_failure_mode,
+         'start-stop': _start_stop, 'prevent': _prevent, 'reset': _reset}

@@ -21,6 +21,7 @@ from collections import deque
 from targetd import log
 from targetd.master import decisions
 from targetd.master.decisions import Decision, Refusal
+from targetd.scsi import operations
 
 ACKNOWLEDGE_SECONDS = 10.0
 UNITS_PER_MESSAGE = 200          # descriptors that travel with one message, below channel.MAXIMUM_DESCRIPTORS
@@ -45,11 +46,17 @@ class Unit(object):
         self.failure = None              # what the worker told that failed it
         self.told_size = store.size      # the size that replicas know
 
+    @property
+    def progress(self):
+        """Of its operation, 0..65535."""
+        return operations.progress(self.shared.operation, self.store.size)
+
     def message(self, descriptor):
         """The unit as the catalogue of channel.py has it. `descriptor`: index or None."""
         shared = self.shared
         return {'lun': self.lun.number, 'unit': self.id, 'descriptor': descriptor, 'store': self.store.description(),
-                'facts': self.facts, 'reservations': shared.reservations, 'modes': shared.modes, 'medium': shared.medium}
+                'facts': self.facts, 'reservations': shared.reservations, 'modes': shared.modes, 'medium': shared.medium,
+                'progress': self.progress}
 
     def __repr__(self):
         return '<unit %s>' % self.id
@@ -72,6 +79,7 @@ class Units(object):
         self.send = send
         self.kill = kill
         self.state = state
+        self.operating = None            # operating.Operations, once there are any
         self.by_id = {}
         self._awaiting = {}              # message id -> Acknowledgements
         self._next_id = 0
@@ -81,10 +89,14 @@ class Units(object):
     def add(self, unit):
         """Export it."""
         self.by_id[unit.id] = unit
+        if self.operating is not None:
+            self.operating.resume(unit)
 
     def remove(self, unit):
         """Export it no more. Its asks are answered as for a unit that is gone."""
         self.by_id.pop(unit.id, None)
+        if self.operating is not None:
+            self.operating.drop(unit)
         while unit.queue:
             asker, message, done = unit.queue.popleft()
             done(Refusal(*decisions.UNIT_IS_GONE))
@@ -179,7 +191,10 @@ class Units(object):
 
         def in_force():
             unit.is_busy = False
-            done(decision)
+            if decision.begins:
+                self.operating.begin(unit, decision, done)
+            else:
+                done(decision)
             self._next(unit)
         self._distribute(unit, decision, asker, in_force)
 
@@ -297,6 +312,11 @@ class Units(object):
     def change(self, unit, decision):
         """Put a Decision of the master's own in force."""
         self._apply_now(unit, decision)
+
+    def tell_progress(self, unit):
+        """Tell every nexus how far the operation is; nobody waits for that (0 is no message's number)."""
+        for worker in list(unit.workers):
+            self.send(worker, {'do': 'change', 'id': 0, 'unit': unit.id, 'progress': unit.progress}, ())
 
     def medium(self, unit, medium):
         """Say of the medium what it is now."""

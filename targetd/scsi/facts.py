@@ -41,6 +41,10 @@ FACTS = (
     ('descriptor_sense', False, 'what D_SENSE is before anybody changes it'),
     ('implicit_alua', False, 'TPGS bit 0: the states of target port groups are reported, and change by themselves'),
     ('explicit_alua', False, 'TPGS bit 1: they are reported, and SET TARGET PORT GROUPS changes them'),
+    ('threshold_exponent', 0, 'a threshold set is 2^this blocks (VPD page B2h); 0: no thresholds'),
+    ('threshold_count', 0, 'threshold sets of available space at which initiators are told, before anybody changes it; 0: never'),
+    ('mode_pages', '', "mode pages that the configuration writes: 'PP-SS:' and the hex digits of the whole page, by commas"),
+    ('management_url', '', 'a network address for VPD page 85h, or empty'),
     ('logical_unit_group', 0, 'designator type 6: units with one number share the states of their groups; 0: not said'),
 )
 
@@ -71,6 +75,11 @@ class UnitFacts(namedtuple('UnitFacts', NAMES)):
         if values['physical_block_size'] < block_size:
             raise ValueError('physical_block_size %(physical_block_size)d is less than block_size %(block_size)d' % values)
         return cls(**values)
+
+    @property
+    def block_erase(self):
+        """Can SANITIZE erase by unmapping? Only where unmapped blocks certainly read as zeroes."""
+        return self.unmap and self.zeroes_after_unmap
 
     def message(self):
         """The dict that from_message() takes."""

@@ -10,8 +10,8 @@ resized(). Neither waits for the other: every change makes a new object and puts
 looks again after its own.
 """
 
-from targetd.scsi import (atomic, attention, errno_map, hot, modes as mode_pages, opcodes, provisioning,
-                          reservations as reservation_rules, sbc, sense, spc, vpd)
+from targetd.scsi import (atomic, attention, errno_map, hot, modes as mode_pages, opcodes, operations,
+                          provisioning, reservations as reservation_rules, sanitize, sbc, sense, spc, vpd)
 from targetd.scsi.facts import UnitFacts
 from targetd.scsi import access as access_rules
 from targetd.scsi.sam import RESERVATION_CONFLICT
@@ -19,7 +19,7 @@ from targetd.scsi.sense import CheckCondition, DATA_PROTECT, HARDWARE_ERROR, NOT
 
 __all__ = ('AbsentUnit', 'Device', 'LogicalUnit', 'ReportLunsUnit', 'UnitFacts')
 
-MODULES = {'spc': spc, 'sbc': sbc, 'provisioning': provisioning, 'atomic': atomic}
+MODULES = {'spc': spc, 'sbc': sbc, 'provisioning': provisioning, 'atomic': atomic, 'sanitize': sanitize}
 FUNCTIONS = dict((row.function, getattr(MODULES[row.function.split('.')[0]], row.function.split('.')[1]))
                  for row in opcodes.TABLE)
 
@@ -27,12 +27,12 @@ NO_LIMIT = 1 << 64
 LOCALIZE_STEP = 1 << 16             # bytes; how finely a failed read is first taken apart
 
 #: medium -> sense of every command that needs it. 'ready' and 'failed' serve reads.
-NOT_READY_SENSE = {
+NOT_READY_SENSE = dict(operations.SENSE, **{
     'stopped': (NOT_READY, 0x04, 0x02),         # INITIALIZING COMMAND REQUIRED: START STOP UNIT with START
     'ejected': (NOT_READY, 0x3A, 0x00),
     'ready': None,
     'failed': None,
-}
+})
 UNKNOWN_MEDIUM = (NOT_READY, 0x04, 0x03)        # MANUAL INTERVENTION REQUIRED
 
 
@@ -214,6 +214,7 @@ class LogicalUnit(object):
         self.reservations = reservations or reservation_rules.initial()
         self.access = access or access_rules.initial([port.target_port_group_tag for port in device.ports])
         self.medium = medium
+        self.progress = 0
         self.dispatch = ()
         self._rebuild()
 
@@ -239,7 +240,9 @@ class LogicalUnit(object):
     def _not_ready(self):
         """Why the medium is not ready, as a CheckCondition, or None."""
         not_ready = NOT_READY_SENSE.get(self.medium, UNKNOWN_MEDIUM)
-        return CheckCondition(*not_ready) if not_ready else None
+        if not_ready is None:
+            return None
+        return CheckCondition(*not_ready, progress=self.progress if operations.is_running(self.medium) else None)
 
     def vpd_page(self, code):
         """The vital product data page. Raises CheckCondition if the unit does not have it."""
@@ -353,19 +356,28 @@ class LogicalUnit(object):
         refuse_unused_bits(row, cdb)
         if self.refused and reservation_rules.conflicts(self.refused, row.reservation, cdb):
             raise StatusReturned(RESERVATION_CONFLICT)
-        if row.medium:
+        if row.medium or self.medium in operations.SENSE:
             self._refuse_medium(row)
         task.run_blocking = None
         FUNCTIONS[row.function](self, task)
 
     def _refuse_medium(self, row):
-        not_ready = NOT_READY_SENSE.get(self.medium, UNKNOWN_MEDIUM)
-        if not_ready:
-            raise CheckCondition(*not_ready)
+        not_ready = self._not_ready()
+        if not_ready and not self._works_anyway(row):
+            raise not_ready
         if row.writes:
             if self.read_only:
                 raise CheckCondition(DATA_PROTECT, 0x27, 0x00 if self.facts.read_only else 0x02)
             self.refuse_if_failed()
+
+    def _works_anyway(self, row):
+        """May this command go on although an operation runs, or has failed?"""
+        medium = self.medium
+        if operations.is_running(medium):
+            return (row.opcode, row.service_action) in opcodes.WHILE_OPERATING
+        if operations.is_failed(medium):
+            return not row.medium or row.opcode in opcodes.AFTER_FAILURE[medium]
+        return False
 
     # -- failures of the store ---------------------------------------------------------------------------------------
 

@@ -8,6 +8,8 @@ from collections import namedtuple
 
 from targetd.scsi.reservations import ALWAYS, PR_IN, PR_OUT, PREVENT, READ, RESERVE, START_STOP, STATUS, WRITE
 TEST_UNIT_READY = 0x00
+FORMAT_UNIT = 0x04
+SANITIZE = 0x48
 MODE_SELECT_10 = 0x55
 MODE_SENSE_10 = 0x5A
 
@@ -63,6 +65,7 @@ def _medium(opcode, name, mask, reservation, function, needs=''):
 TABLE = (
     _row(0x00, None, 'TEST UNIT READY', '00 0000 00 00', STATUS, 'spc.test_unit_ready', medium=True),
     _row(0x03, None, 'REQUEST SENSE', '01 0000 ff 00', ALWAYS, 'spc.request_sense', exempt=True),
+    _medium(0x04, 'FORMAT UNIT', '3f 00 0001 00', WRITE, 'sanitize.format_unit'),
     _medium(0x08, 'READ(6)', '1fffff ff 00', READ, 'sbc.read'),
     _medium(0x0A, 'WRITE(6)', '1fffff ff 00', WRITE, 'sbc.write'),
     _row(0x12, None, 'INQUIRY', '01 ff ffff 00', ALWAYS, 'spc.inquiry', exempt=True),
@@ -84,6 +87,11 @@ TABLE = (
     _medium(0x37, 'READ DEFECT DATA(10)', '00 1f 00000000 ffff 00', READ, 'sbc.read_defect_data_10'),
     _medium(0x41, 'WRITE SAME(10)', '08 ffffffff 1f ffff 00', WRITE, 'provisioning.write_same'),
     _medium(0x42, 'UNMAP', '00 00000000 1f ffff 00', WRITE, 'provisioning.unmap', needs='unmap'),
+    _row(0x48, 0x01, 'SANITIZE, OVERWRITE', 'a0 0000000000 ffff 00', WRITE, 'sanitize.overwrite', medium=True, writes=True),
+    _row(0x48, 0x02, 'SANITIZE, BLOCK ERASE', 'a0 0000000000 0000 00', WRITE, 'sanitize.block_erase', medium=True, writes=True,
+         needs='block_erase'),
+    _row(0x48, 0x1F, 'SANITIZE, EXIT FAILURE MODE', '80 0000000000 0000 00', WRITE, 'sanitize.exit_failure_mode',
+         medium=True, writes=True),
     _row(0x55, None, 'MODE SELECT(10)', '13 0000000000 ffff 00', WRITE, 'spc.mode_select'),
     _row(0x56, None, 'RESERVE(10)', '00 00 00 000000 0000 00', RESERVE, 'spc.reserve'),
     _row(0x57, None, 'RELEASE(10)', '00 00 00 000000 0000 00', ALWAYS, 'spc.release'),
@@ -125,6 +133,8 @@ TABLE = (
     _row(0x9E, 0x10, 'READ CAPACITY(16)', '00 ffffffffffffffff ffffffff 01 00', ALWAYS, 'sbc.read_capacity_16', medium=True),
     _row(0x9E, 0x12, 'GET LBA STATUS', '00 ffffffffffffffff ffffffff 00 00', READ, 'provisioning.get_lba_status',
          medium=True),
+    _row(0x9E, 0x13, 'REPORT REFERRALS', '00 ffffffffffffffff ffffffff 01 00', ALWAYS, 'sbc.report_referrals',
+         needs='target_port_group_support'),
     _row(0xA0, None, 'REPORT LUNS', '00 ff 000000 ffffffff 00 00', ALWAYS, 'spc.report_luns', exempt=True),
     _row(0xA3, 0x0A, 'REPORT TARGET PORT GROUPS', 'e0 00000000 ffffffff 00 00', ALWAYS, 'spc.report_target_port_groups',
          needs='target_port_group_support'),
@@ -149,6 +159,16 @@ def by_opcode(facts):
         if not row.needs or getattr(facts, row.needs):
             offered.setdefault(row.opcode, {})[row.service_action] = row
     return offered
+
+
+#: (opcode, service action) of what is answered as ever while the medium is formatted or sanitized, or after that failed: it
+#: tells of the unit and not of its data (SBC-3 4.11.2). Everything else is refused with how far the operation is.
+WHILE_OPERATING = frozenset((
+    (0x03, None), (0x12, None), (0x1A, None), (0x1C, None), (0x4D, None), (0x5A, None), (0xA0, None),
+    (0x5E, 0x00), (0x5E, 0x01), (0x5E, 0x02), (0x5E, 0x03), (0xA3, 0x0A), (0xA3, 0x0C), (0xA3, 0x0D)))
+
+#: opcodes that end a failure of FORMAT UNIT, of SANITIZE (SBC-3 4.11.4)
+AFTER_FAILURE = {'format-failed': frozenset((FORMAT_UNIT, SANITIZE)), 'sanitize-failed': frozenset((SANITIZE,))}
 
 
 # Task management functions by their bit in the two bytes of SPC-4 6.36, and whether this target performs them.

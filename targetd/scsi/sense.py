@@ -67,6 +67,8 @@ CODES = {
     (0x2A, 0x09): 'capacity data has changed',
     (0x2F, 0x00): 'commands cleared by another initiator',
     (0x31, 0x00): 'medium format corrupted',
+    (0x31, 0x01): 'format command failed',
+    (0x31, 0x03): 'sanitize command failed',
     (0x38, 0x07): 'thin provisioning soft threshold reached',
     (0x39, 0x00): 'saving parameters not supported',
     (0x3A, 0x00): 'medium not present',

@@ -24,7 +24,7 @@ ABSENT = 0x7F
 RECOMMENDED_TIMEOUT_SECONDS = 60
 
 
-def inquiry_data(facts, qualifier=DISK, ports=1, tpgs=0):
+def inquiry_data(facts, qualifier=DISK, ports=1):
     """Standard INQUIRY data, 96 bytes (SPC-4 6.6.2). HISUP stands for old Windows, which finds no LUN above 7 without it."""
     descriptors = VERSION_DESCRIPTORS + (0,) * (8 - len(VERSION_DESCRIPTORS))
     return STANDARD_INQUIRY.pack(

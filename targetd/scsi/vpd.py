@@ -14,6 +14,8 @@ BINARY, ASCII, UTF8 = 1, 2, 3                           # CODE SET
 LOGICAL_UNIT, TARGET_PORT, TARGET_DEVICE = 0, 1, 2      # ASSOCIATION
 T10_VENDOR, EUI_64, NAA, RELATIVE_PORT, PORT_GROUP, UNIT_GROUP, SCSI_NAME = 1, 2, 3, 4, 5, 6, 8      # DESIGNATOR TYPE
 ISCSI = 5                                               # PROTOCOL IDENTIFIER
+STORAGE_CONFIGURATION_SERVICE = 1                       # SERVICE TYPE of page 85h
+DISCOVERY_2016 = 0x0001                                 # SCSI FEATURE SET CODE of page 92h
 
 # Blocks. More than any initiator asks for at once; libiscsi's test takes more than 2^20 for a mistake.
 MAXIMUM_UNMAP_BLOCKS = 1 << 20
@@ -21,13 +23,13 @@ MAXIMUM_UNMAP_BLOCKS = 1 << 20
 
 def pages(facts):
     """The codes of the pages that a unit with these facts has, ascending."""
-    return tuple(sorted(TABLE))
+    return tuple(sorted(code for code in TABLE if code not in NEEDS or getattr(facts, NEEDS[code])))
 
 
 def page(code, facts, nexus, ports, blocks):
     """The whole page as bytes; the caller clips to the allocation length. nexus: the sam.Nexus that asks; ports: the target's
     sam.Port rows; blocks: the capacity. Raises CheckCondition 05/24/00 for a page that is not there."""
-    if code not in TABLE:
+    if code not in pages(facts):
         raise CheckCondition(ILLEGAL_REQUEST, 0x24, 0x00, field=(2, 7, True))
     body = TABLE[code](facts, nexus, ports)
     return HEADER.pack(0x00, code, len(body)) + body
@@ -82,9 +84,15 @@ def _name_string(name):
     return content + bytes(-len(content) % 4)
 
 
+def _management_network_addresses(facts, nexus, ports):
+    """85h, SPC-4 7.8.8: one URL, of the storage configuration service of the logical unit."""
+    content = _name_string(facts.management_url)
+    return struct.pack('>BxH', LOGICAL_UNIT << 5 | STORAGE_CONFIGURATION_SERVICE, len(content)) + content
+
+
 def _extended_inquiry(facts, nexus, ports):
-    """86h, SPC-4 7.8.7: SIMPSUP, ORDSUP, HEADSUP; V_SUP, for what the write cache holds is lost with the power."""
-    return bytes([0, 0x07, 0x01]).ljust(0x3C, b'\0')
+    """86h, SPC-4 7.8.7: SIMPSUP, ORDSUP, HEADSUP; V_SUP, for what the write cache holds is lost with the power; R_SUP."""
+    return bytes([0, 0x07, 0x01, 0, 0x10 if facts.target_port_group_support else 0]).ljust(0x3C, b'\0')
 
 
 def _mode_page_policy(facts, nexus, ports):
@@ -100,6 +108,11 @@ def _scsi_ports(facts, nexus, ports):
 def _port_descriptor(port):
     designator = _designator(TARGET_PORT, SCSI_NAME, UTF8, _name_string(port.name))
     return struct.pack('>2xH2xH2xH', port.relative_identifier, 0, len(designator)) + designator
+
+
+def _scsi_feature_sets(facts, nexus, ports):
+    """92h, SPC-5 7.7.14: Discovery 2016."""
+    return bytes(4) + struct.pack('>H', DISCOVERY_2016)
 
 
 def _block_limits(facts, nexus, ports):
@@ -125,14 +138,20 @@ def _block_limits(facts, nexus, ports):
 
 
 def _block_device_characteristics(facts, nexus, ports):
-    """B1h, SBC-3 6.6.2. VBULS: VERIFY compares unmapped blocks like any other."""
-    return struct.pack('>HBBB', facts.rotation_rate, 0, 0, 0x01 if facts.unmap else 0x00).ljust(0x3C, b'\0')
+    """B1h, SBC-3 6.6.2. WABEREQ 01b: reading goes on after a block erase; VBULS: VERIFY compares unmapped blocks like any."""
+    return struct.pack('>HBBB', facts.rotation_rate, 0, 0x40 if facts.block_erase else 0x00,
+                       0x01 if facts.unmap else 0x00).ljust(0x3C, b'\0')
+
+
+def _referrals(facts, nexus, ports):
+    """B3h, SBC-3 6.6.7: USER DATA SEGMENT SIZE and MULTIPLIER 0, there is one segment (REPORT REFERRALS)."""
+    return bytes(12)
 
 
 def _logical_block_provisioning(facts, nexus, ports):
     """B2h, SBC-3 6.6.6: LBPU, LBPWS, LBPWS10, LBPRZ; PROVISIONING TYPE 2 thin, 1 resource, 0 fully provisioned."""
     flags = 0xE0 | (0x04 if facts.zeroes_after_unmap else 0) if facts.unmap else 0
-    return bytes([0, flags, 2 if facts.thin else 1 if facts.unmap else 0, 0])
+    return bytes([facts.threshold_exponent, flags, 2 if facts.thin else 1 if facts.unmap else 0, 0])
 
 
 #: {page code: function of (facts, nexus, ports) giving what follows the 4-byte header}
@@ -140,10 +159,16 @@ TABLE = {
     0x00: _supported_pages,
     0x80: _unit_serial_number,
     0x83: _device_identification,
+    0x85: _management_network_addresses,
     0x86: _extended_inquiry,
     0x87: _mode_page_policy,
     0x88: _scsi_ports,
+    0x92: _scsi_feature_sets,
     0xB0: _block_limits,
     0xB1: _block_device_characteristics,
     0xB2: _logical_block_provisioning,
+    0xB3: _referrals,
 }
+
+#: {page code: the fact without which a unit does not have the page}
+NEEDS = {0x85: 'management_url', 0xB3: 'target_port_group_support'}

@@ -224,7 +224,7 @@ def test_the_holder_is_not_refused():
 @pytest.mark.parametrize('medium, sense', [('ejected', (2, 0x3A, 0)), ('stopped', (2, 0x04, 0x02)), ('odd', (2, 0x04, 0x03))])
 @pytest.mark.parametrize('row', [row for row in TABLE if row.medium], ids=lambda row: row.name)
 def test_commands_that_need_the_medium_say_why_they_cannot(medium, sense, row):
-    unit = make_unit(unmap=True, maximum_atomic_length=4096, medium=medium)
+    unit = make_unit(unmap=True, zeroes_after_unmap=True, maximum_atomic_length=4096, medium=medium)
     cdb = bytearray(len(row.mask))
     cdb[0], cdb[1] = row.opcode, row.service_action or 0
     assert sense_of(unit, bytes(cdb)) == sense
@@ -237,9 +237,9 @@ def test_the_rest_works_without_a_medium(cdb):
 
 @pytest.mark.parametrize('row', [row for row in TABLE if row.writes], ids=lambda row: row.name)
 def test_a_read_only_unit_refuses_every_write_before_it_looks_at_lengths(row):
-    unit = make_unit(unmap=True, maximum_atomic_length=4096, read_only=True)
+    unit = make_unit(unmap=True, zeroes_after_unmap=True, maximum_atomic_length=4096, read_only=True)
     cdb = bytearray(len(row.mask))
-    cdb[0] = row.opcode
+    cdb[0], cdb[1] = row.opcode, row.service_action or 0
     assert sense_of(unit, bytes(cdb)) == (7, 0x27, 0)
     assert unit.store.calls == []
 

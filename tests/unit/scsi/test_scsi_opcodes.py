@@ -51,7 +51,7 @@ def test_every_command_that_writes_conflicts_with_a_foreign_write_exclusive_rese
     unit = make_unit(**EVERY_COMMAND)
     unit.update(reservations=other_reserves_write_exclusive())
     cdb = bytearray(len(row.mask))
-    cdb[0] = row.opcode
+    cdb[0], cdb[1] = row.opcode, row.service_action or 0
     assert status_of(unit, bytes(cdb)) == 0x18
 
 

@@ -1,0 +1,118 @@
+"""FORMAT UNIT and SANITIZE under way: each is done by a worker process that serves no session, so that it outlives whoever asked.
+
+     decided --begin--> waiting for a spare --operate--> running --tell operated--> over: medium ready, askers answered
+        ^                                                   |
+     resume (state-dir had one)                             +--- OSError, or the process died ---> failed
+
+Invariants: a unit has one operation at most, and it is in shared.operation from before the first byte until after the last; a
+targetd that ends, however, leaves it there unfailed, and resume() takes it up again.
+"""
+
+from collections import deque
+
+from targetd import log
+from targetd.master import decisions
+
+
+class Operations(object):
+    """`units`: units.Units; `workers`: workers.Workers, which give and take the processes."""
+
+    def __init__(self, units, workers):
+        self.units = units
+        self.workers = workers
+        self._waiting = deque()          # units whose operation has no process yet
+        self._running = {}               # worker -> unit
+        self._askers = {}                # unit -> [done, …] of those that wait for the end
+
+    @property
+    def waiting(self):
+        """How many spares are wanted."""
+        return len(self._waiting)
+
+    def begin(self, unit, decision, done):
+        """The decision is in force: do it. `done` is answered at once if the asker said IMMED, else at the end."""
+        operation = unit.shared.operation
+        log.warning('unit %s: %s begins, asked for by %s', unit.id, _named(operation), operation['by'][0])
+        if decision.is_immediate:
+            done(decision)
+        else:
+            self._askers.setdefault(unit, []).append(done)
+        self._enqueue(unit)
+
+    def resume(self, unit):
+        """A unit was exported: its operation, if it has one, goes on."""
+        operation = unit.shared.operation
+        if operation is not None and not operation['failed']:
+            log.warning('unit %s: %s goes on', unit.id, _named(operation))
+            self._enqueue(unit)
+
+    def _enqueue(self, unit):
+        self._waiting.append(unit)
+        self.hand_out()
+
+    def hand_out(self):
+        """Give work to spares. Call when there may be one."""
+        while self._waiting:
+            worker = self.workers.take()
+            if worker is None:
+                break
+            unit = self._waiting.popleft()
+            self._running[worker] = unit
+            descriptor = unit.store.descriptor
+            self.workers.send(worker, {'do': 'operate', 'operation': unit.shared.operation, 'store': unit.store.description()},
+                              () if descriptor is None else (descriptor,))
+
+    def drop(self, unit):
+        """The unit is exported no more. What was begun goes on when it is exported again."""
+        if unit in self._waiting:
+            self._waiting.remove(unit)
+        self._askers.pop(unit, None)
+        for worker in [w for w, u in self._running.items() if u is unit]:
+            del self._running[worker]
+            self.workers.kill(worker, 'its unit %s is exported no more' % unit.id)
+
+    # -- what the process tells --------------------------------------------------------------------------------------
+
+    def told_progress(self, worker, message):
+        """So many bytes are done."""
+        unit, position = self._running.get(worker), message.get('position')
+        if unit is None or not isinstance(position, int):
+            return
+        shared = unit.shared._replace(operation=dict(unit.shared.operation, position=position))
+        if message.get('lasting'):
+            try:
+                self.units.save(unit, shared)
+            except OSError as e:         # it would begin further back: no more
+                log.error('unit %s: how far it is cannot be kept: %s', unit.id, e.strerror)
+        unit.shared = shared
+        self.units.tell_progress(unit)
+
+    def told_operated(self, worker, message):
+        """It is over; `failed`: why, or ''."""
+        unit = self._running.pop(worker, None)
+        if unit is not None:
+            self._over(unit, str(message.get('failed') or ''))
+
+    def on_death(self, worker):
+        """A worker is gone. At the end of targetd that is no failure."""
+        unit = self._running.pop(worker, None)
+        if unit is not None and not self.workers.stopping:
+            self._over(unit, 'the process that did it died')
+
+    def _over(self, unit, failed):
+        operation = unit.shared.operation
+        if failed:
+            log.error('unit %s: %s FAILED: %s. Its data can be anything', unit.id, _named(operation), failed)
+        else:
+            log.warning('unit %s: %s is done', unit.id, _named(operation))
+        self.units.change(unit, decisions.operation_over(unit.shared, failed))
+        result = decisions.operation_result(operation, failed)
+        for done in self._askers.pop(unit, ()):
+            done(result)
+
+
+def _named(operation):
+    kind = {'format': 'formatting', 'sanitize': 'sanitizing'}[operation['kind']]
+    return '%s (%s, %d passes)' % (kind, operation['method'], operation['passes'])
+
+
