@@ -15,12 +15,14 @@ from types import SimpleNamespace
 import pytest
 
 from targetd import compat
+from targetd.config import model
 from targetd.iscsi.session import Session
 from targetd.scsi import attention, reservations
 from targetd.scsi.lu import Device, LogicalUnit, UnitFacts
 from targetd.scsi.sam import Nexus, Port
 from targetd.store.ram import RamStore
 from targetd.worker.connection import Connection
+from targetd.worker.main import Worker
 
 #: The folder of the package as the code objects name it.
 PACKAGE = os.path.dirname(os.path.dirname(Connection.run.__code__.co_filename)) + os.sep
@@ -109,14 +111,18 @@ class Bench(object):
         self.unit = LogicalUnit(UnitFacts.from_message({'write_cache': True}), store, NEXUS, self.device)
         self.device.add(0, self.unit)
         self.unit.take_sense()
-        worker = SimpleNamespace(device=self.device, executor=None)
+        worker = Worker(None, model.configuration())
+        worker.device = self.device
         values = {'HeaderDigest': 'None', 'DataDigest': 'None', 'MaxRecvDataSegmentLength': 65536, 'MaxBurstLength': 262144,
                   'FirstBurstLength': 65536, 'InitialR2T': False, 'ImmediateData': True, 'MaxOutstandingR2T': 1}
         login = SimpleNamespace(initiator_name=NEXUS.initiator_name, initiator_alias='', isid=NEXUS.isid, tsih=1,
                                 target_name=NEXUS.target_name, portal_group_tag=1, account=None, session_type='Normal',
                                 values=values, cmd_sn=1)
         self.socket = Socket()
-        self.connection = Connection(worker, self.socket, Session(login), 1, 1, 262144, (15, 3))
+        session = Session(login)
+        worker.begin_session(session)
+        self.connection = Connection(worker, self.socket, session, 1, 1, 262144, worker.keepalive)
+        worker.connections.append(self.connection)
         self._cmd_sn = itertools.count(1)
 
     def batch(self, kind, count):
