@@ -122,6 +122,7 @@ def passes(state, opcode, service_action):
 GROUP = struct.Struct('>BBHxBxB')                # state, what is supported, tag, STATUS CODE, number of ports
 PORT = struct.Struct('>2xH')
 SET = struct.Struct('>BxH')
+SEGMENT = struct.Struct('>3xBQQ')                # number of groups, first and last LBA of the user data segment
 
 
 def report(access, ports, extended):
@@ -133,6 +134,13 @@ def report(access, ports, extended):
         data += GROUP.pack(state, SUPPORTED, int(tag), status, len(members))
         data += b''.join(PORT.pack(port.relative_identifier) for port in members)
     return struct.pack('>I', len(data)) + data
+
+
+def referrals(access, last_lba):
+    """REPORT REFERRALS data, SBC-3 5.15: one user data segment, all of the unit, with the state of each group."""
+    groups = b''.join(SET.pack(state, int(tag)) for tag, (state, _) in sorted(access['states'].items(), key=lambda i: int(i[0])))
+    descriptor = SEGMENT.pack(len(access['states']), 0, last_lba) + groups
+    return struct.pack('>2xH', len(descriptor)) + descriptor
 
 
 def parse_set(access, data):

@@ -10,10 +10,9 @@ resized(). Neither waits for the other: every change makes a new object and puts
 looks again after its own.
 """
 
-from targetd.scsi import (atomic, attention, errno_map, hot, modes as mode_pages, opcodes, operations,
+from targetd.scsi import (access as access_rules, atomic, attention, errno_map, hot, modes as mode_pages, opcodes, operations,
                           provisioning, reservations as reservation_rules, sanitize, sbc, sense, spc, vpd)
 from targetd.scsi.facts import UnitFacts
-from targetd.scsi import access as access_rules
 from targetd.scsi.sam import RESERVATION_CONFLICT
 from targetd.scsi.sense import CheckCondition, DATA_PROTECT, HARDWARE_ERROR, NOT_READY, StatusReturned, UNIT_ATTENTION
 

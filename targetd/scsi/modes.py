@@ -51,6 +51,12 @@ SWP = 0x08                       # CONTROL byte 4
 TAS = 0x40                       # CONTROL byte 5
 IALUAE = 0x01                    # CONTROL EXTENSION byte 4
 
+# Threshold descriptors of LOGICAL BLOCK PROVISIONING, SBC-3 6.5.9.2
+THRESHOLD = struct.Struct('>BBxxI')               # ENABLED, THRESHOLD TYPE (soft), ARMING; THRESHOLD RESOURCE; THRESHOLD COUNT
+THRESHOLDS_AT = (16, 24)
+ENABLED, ARM_DECREASING, ARM_INCREASING = 0x80, 0, 1
+AVAILABLE, USED = 0x01, 0x02                      # THRESHOLD RESOURCE: the log parameters of page 0Ch, in threshold sets
+
 TABLE = (
     Page(READ_WRITE_ERROR_RECOVERY, 0x00, 12, {}, 'Read-Write Error Recovery'),                     # SBC-3 6.5.8
     Page(DISCONNECT_RECONNECT, 0x00, 16, {}, 'Disconnect-Reconnect'),                               # SPC-4 7.5.10
@@ -62,7 +68,8 @@ TABLE = (
     Page(CONTROL, 0x01, 32, {}, 'Control Extension'),                                               # SPC-4 7.5.9
     Page(POWER_CONDITION, 0x00, 40, {}, 'Power Condition'),                                         # SPC-4 7.5.13
     Page(INFORMATIONAL_EXCEPTIONS, 0x00, 12, {}, 'Informational Exceptions Control'),               # SPC-4 7.5.11
-    Page(INFORMATIONAL_EXCEPTIONS, 0x02, 16, {}, 'Logical Block Provisioning'),                     # SBC-3 6.5.9
+    Page(INFORMATIONAL_EXCEPTIONS, 0x02, 32, {16: ENABLED, 20: 0xFF, 21: 0xFF, 22: 0xFF, 23: 0xFF, 24: ENABLED, 28: 0xFF,
+                                              29: 0xFF, 30: 0xFF, 31: 0xFF}, 'Logical Block Provisioning'),   # SBC-3 6.5.9
 )
 BY_KEY = dict((page.key, page) for page in TABLE)
 
@@ -76,12 +83,34 @@ def _defaults(facts, write_cache):
         '0a-00': {2: 0x02 | (D_SENSE if facts.descriptor_sense else 0), 3: 0x10, 9: 50},
         '0a-01': {4: IALUAE if facts.implicit_alua else 0},
         '1c-00': {2: 0x08},                                         # DEXCPT: no exceptions are reported
+        '1c-02': dict(enumerate(THRESHOLD.pack(ARM_DECREASING | (ENABLED if facts.threshold_count else 0), AVAILABLE,
+                                               min(facts.threshold_count, 0xFFFFFFFF))
+                                + THRESHOLD.pack(ARM_INCREASING, USED, 0), THRESHOLDS_AT[0])),
     }
 
 
+def configured(facts):
+    """{key: whole page} of the pages that the configuration writes. Raises ValueError."""
+    pages = {}
+    for written in facts.mode_pages.split(',') if facts.mode_pages else ():
+        key, _, digits = written.partition(':')
+        pages[key] = bytes.fromhex(digits)
+        if key in BY_KEY and len(pages[key]) != BY_KEY[key].length:
+            raise ValueError('mode page %s has %d bytes and not %d' % (key, BY_KEY[key].length, len(pages[key])))
+    return pages
+
+
+def _page_of(key, data):
+    return Page(int(key[:2], 16), int(key[3:], 16), len(data), {}, 'as configured')
+
+
 def offered(facts):
-    """The Page rows that a unit with these facts has."""
-    return tuple(page for page in TABLE if page.key != '1c-02' or facts.thin)
+    """The Page rows that a unit with these facts has, by page and subpage code."""
+    written = configured(facts)
+    rows = [page for page in TABLE if page.key != '1c-02' or facts.threshold_exponent or page.key in written]
+    if not written:
+        return tuple(rows)
+    return tuple(sorted(rows + [_page_of(key, data) for key, data in written.items() if key not in BY_KEY]))
 
 
 # -- the state -----------------------------------------------------------------------------------------------------------
@@ -90,12 +119,13 @@ def initial(facts, write_cache=None):
     """The state of a unit that nobody has changed. facts: UnitFacts, or its dict; write_cache: WCE, by default the fact."""
     facts = _facts(facts)
     values = _defaults(facts, facts.write_cache if write_cache is None else write_cache)
+    written = configured(facts)
     pages = {}
     for page in offered(facts):
         data = bytearray(page.header + bytes(page.length - len(page.header)))
         for offset, value in values.get(page.key, {}).items():
             data[offset] = value
-        pages[page.key] = data.hex()
+        pages[page.key] = written.get(page.key, data).hex()
     return {'current': pages, 'saved': pages, 'default': pages}
 
 
@@ -118,7 +148,7 @@ def restore(facts, kept, write_cache=None):
         raise ValueError('not saved mode pages: %r' % (kept,))
     pages = dict(state['default'])
     for key, data in kept.items():
-        if key in pages:
+        if key in pages and key in BY_KEY:
             pages[key] = _merged(bytes.fromhex(pages[key]), _page_bytes(key, data), BY_KEY[key].mask).hex()
     return {'current': pages, 'saved': pages, 'default': state['default']}
 
@@ -134,7 +164,7 @@ HEX = re.compile('(?:[0-9a-f]{2})*$')
 
 
 def _page_bytes(key, data):
-    if not isinstance(data, str) or not HEX.match(data) or len(data) != 2 * BY_KEY[key].length:
+    if key not in BY_KEY or not isinstance(data, str) or not HEX.match(data) or len(data) != 2 * BY_KEY[key].length:
         raise ValueError('mode page %s cannot be %r' % (key, data))
     return bytes.fromhex(data)
 
@@ -169,6 +199,21 @@ def parameters(state):
     """The Parameters of this state."""
     caching, control = bytes.fromhex(state['current']['08-00']), bytes.fromhex(state['current']['0a-00'])
     return Parameters(bool(caching[2] & WCE), bool(control[2] & D_SENSE), bool(control[4] & SWP), bool(control[5] & TAS))
+
+
+Threshold = namedtuple('Threshold', 'index resource increasing count')
+Threshold.__doc__ = """An enabled threshold. index: which descriptor; resource: AVAILABLE or USED; increasing: reached by growing;
+count: in threshold sets."""
+
+
+def thresholds(state):
+    """The Thresholds that are enabled now; [] for a unit without the page."""
+    page, found = state['current'].get('1c-02'), []
+    for index, offset in enumerate(THRESHOLDS_AT if page else ()):
+        flags, resource, count = THRESHOLD.unpack_from(bytes.fromhex(page), offset)
+        if flags & ENABLED:
+            found.append(Threshold(index, resource, flags & 0x07 == ARM_INCREASING, count))
+    return found
 
 
 def write_cache(state):
@@ -244,6 +289,8 @@ def _shown(state, facts, row, control, blocks):
 def _value(pages, facts, row, blocks):
     """All bytes of a page with its size-dependent fields filled in; the state knows no size."""
     data = bytes.fromhex(pages[row.key])
+    if row.key in configured(facts):
+        return data
     if row.key == '03-00':
         return _format_device(data, facts)
     if row.key == '04-00':

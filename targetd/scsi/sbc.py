@@ -8,7 +8,7 @@ FUA on a READ changes nothing: there is one cache, and what it holds is what the
 import functools
 import struct
 
-from targetd.scsi import sense
+from targetd.scsi import access, sense
 from targetd.scsi.cdb import BLOCKS_AT, FUA, LBA_AT, doubleword, extent, length, word
 from targetd.scsi.sam import Change, WOULD_BLOCK
 from targetd.scsi.spc import answer
@@ -296,6 +296,14 @@ def read_capacity_16(unit, task):
     data = struct.pack('>QIBBH16x', max(0, unit.blocks - 1), unit.block_size, 0, facts.physical_exponent & 0x0F,
                        provisioning | facts.lowest_aligned_block & 0x3FFF)
     answer(task, data, doubleword(cdb, 10))
+
+
+def report_referrals(unit, task):
+    """REPORT REFERRALS, SBC-3 5.15. There is one user data segment, so ONE_SEG changes nothing."""
+    lba = int.from_bytes(task.cdb[2:10], 'big')
+    if lba >= unit.blocks:
+        raise sense.lba_out_of_range()
+    answer(task, access.referrals(unit.access, unit.blocks - 1), doubleword(task.cdb, 10))
 
 
 def read_defect_data_10(unit, task):

@@ -15,7 +15,8 @@ PORTS = (Port(1, 1, 'iqn.2026-11.com.example:disk,t,0x0001'),)
 BLOCKS = 4096
 
 #: Facts of a unit that offers every command of the table.
-EVERY_COMMAND = {'unmap': True, 'zeroes_after_unmap': True, 'maximum_atomic_length': 65536, 'implicit_alua': True, 'explicit_alua': True}
+EVERY_COMMAND = {'unmap': True, 'zeroes_after_unmap': True, 'maximum_atomic_length': 65536, 'implicit_alua': True,
+                 'explicit_alua': True}
 
 
 class MemoryStore(object):

@@ -13,7 +13,7 @@ from targetd.scsi.sense import CheckCondition
 
 BLOCKS = 1 << 21
 PLAIN = UnitFacts.from_message({})
-THIN = UnitFacts.from_message({'thin': True, 'unmap': True})
+THIN = UnitFacts.from_message({'thin': True, 'unmap': True, 'threshold_exponent': 11, 'threshold_count': 0x1234})
 CURRENT, CHANGEABLE, DEFAULT, SAVED = range(4)
 CODES = [(0x01, 0), (0x02, 0), (0x03, 0), (0x04, 0), (0x07, 0), (0x08, 0), (0x0A, 0), (0x0A, 1), (0x1A, 0), (0x1C, 0),
          (0x1C, 2)]
@@ -92,7 +92,7 @@ def with_cache(state, on, save=False):
 def test_each_page_alone(code, subpage, control):
     page = only_page(modes.initial(THIN), code, subpage, control, THIN)
     lengths = {0x01: 12, 0x02: 16, 0x03: 24, 0x04: 24, 0x07: 12, 0x08: 20, 0x0A: 12, 0x1A: 40, 0x1C: 12}
-    assert len(page) == ({0x0A: 32, 0x1C: 16}[code] if subpage else lengths[code])
+    assert len(page) == ({0x0A: 32, 0x1C: 32}[code] if subpage else lengths[code])
 
 
 def test_all_pages():
@@ -439,3 +439,55 @@ def test_any_list_is_answered(data, long_header, pf):
         assert e.asc != 0x26 or e.field[0] < len(data)
     else:
         modes.apply(state, arguments)
+
+
+# -- thresholds ----------------------------------------------------------------------------------------------------------
+
+def test_the_threshold_of_available_space_is_as_configured_and_the_other_is_off():
+    page = only_page(modes.initial(THIN), 0x1C, 2, facts=THIN)
+    assert page[16:] == bytes.fromhex('8001 0000 00001234 0102 0000 00000000')
+    assert modes.thresholds(modes.initial(THIN)) == [modes.Threshold(0, modes.AVAILABLE, False, 0x1234)]
+    assert modes.thresholds(modes.initial(PLAIN)) == []
+
+
+def test_an_initiator_sets_thresholds_of_its_own():
+    page = bytearray(only_page(modes.initial(THIN), 0x1C, 2, facts=THIN))
+    page[0] &= 0x7F
+    page[16] = 0
+    page[24:32] = bytes.fromhex('8102 0000 00000777')
+    state = select(modes.initial(THIN), bytes(page), facts=THIN)
+    assert modes.thresholds(state) == [modes.Threshold(1, modes.USED, True, 0x777)]
+
+
+# -- pages that the configuration writes ---------------------------------------------------------------------------------
+
+WRITTEN = UnitFacts.from_message({'mode_pages': '08-00:08120400ffff0000ffffffff8014000000000000,02-00:020e8080000a%s,'
+                                                '20-00:2003010203,0a-05:4a050001aa,03-00:0316%s' % ('00' * 10, '11' * 22)})
+
+
+def test_written_pages_are_shown_as_they_were_written():
+    state = modes.initial(WRITTEN)
+    pages = split(sense(state, 0x3F, 0xFF, facts=WRITTEN))[4]
+    assert list(pages) == sorted(pages)
+    assert pages[0x02, 0] == bytes.fromhex('020e8080000a') + bytes(10)
+    assert pages[0x20, 0] == bytes.fromhex('2003010203') and pages[0x0A, 5] == bytes.fromhex('4a050001aa')
+    assert pages[0x03, 0] == bytes([0x03, 22]) + b'\x11' * 22
+    assert pages[0x08, 0][12:14] == b'\x80\x14' and modes.write_cache(state)
+    assert only_page(state, 0x20, control=CHANGEABLE, facts=WRITTEN) == b'\x20\x03\0\0\0'
+
+
+def test_what_may_be_changed_in_them_is_what_may_be_changed_anyway():
+    state = modes.initial(WRITTEN)
+    page = changed(only_page(state, 8, facts=WRITTEN), 2, 4, on=False)
+    new = select(state, page, facts=WRITTEN)
+    assert not modes.write_cache(new)
+    unknown = only_page(state, 0x20, facts=WRITTEN)
+    assert modes.parse_select(state, WRITTEN, bytes(4) + unknown, False, True, True, BLOCKS)['pages'] == {}
+    assert refusal(bytes(4) + changed(unknown, 2, 0x80), state, facts=WRITTEN) == bad_list(4 + 2, 7)
+    with pytest.raises(ValueError):
+        modes.apply(state, {'pages': {'20-00': '2003010203'}, 'save': False})
+
+
+def test_a_written_page_of_another_length_cannot_be():
+    with pytest.raises(ValueError):
+        modes.initial(UnitFacts.from_message({'mode_pages': '08-00:080a' + '00' * 10}))

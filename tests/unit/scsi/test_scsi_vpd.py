@@ -201,3 +201,32 @@ def test_block_device_characteristics_are_64_bytes():
 ])
 def test_logical_block_provisioning(facts, expected):
     assert page(0xB2, **facts)[4:].hex() == expected
+
+
+# -- pages that not every unit has -----------------------------------------------------------------------------------------
+
+def test_management_addresses():
+    assert 0x85 not in page(0x00)[4:]
+    data = page(0x85, management_url='https://storage/lun?0')
+    assert data[4:8] == struct.pack('>BxH', 0x01, 24)
+    assert data[8:] == b'https://storage/lun?0\0\0\0'
+    assert 0x85 in page(0x00, management_url='https://x')[4:]
+
+
+def test_feature_sets():
+    assert page(0x92)[4:] == bytes(4) + b'\0\1'
+
+
+def test_referrals_stand_and_fall_with_target_port_groups():
+    assert {0xB3} & set(page(0x00)[4:]) == set() and page(0x86)[8] == 0
+    assert page(0xB3, implicit_alua=True)[4:] == bytes(12) and page(0x86, explicit_alua=True)[8] == 0x10
+
+
+def test_the_threshold_exponent():
+    assert page(0xB2, thin=True, unmap=True, threshold_exponent=11)[4] == 11
+    assert page(0xB2, thin=True, unmap=True)[4] == 0
+
+
+def test_a_logical_unit_group_is_told_when_there_is_one():
+    assert of(0, 6, page(0x83, **IDENTITY)) == []
+    assert of(0, 6, page(0x83, logical_unit_group=5, **IDENTITY)) == [struct.pack('>HH', 0, 5)]
