@@ -94,6 +94,7 @@ class Connection(object):
                 self.outbox.drain()
             while self.ended is None:
                 self._receive_and_act()
+            self.outbox.drain_and_wait()     # another thread may be at it: the socket stays open until the last reply is sent
         except ConnectionEnded as e:
             self.ended = self.ended or str(e)
         except PduRejected as e:

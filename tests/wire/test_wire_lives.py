@@ -481,6 +481,17 @@ def test_a_slow_disk_does_not_hold_up_pings_and_other_sessions(daemon, ready):
     assert time.monotonic() - began < 4                                           # they waited side by side
 
 
+def test_a_logout_right_behind_an_abort_is_answered(daemon, ready):
+    """The abort's answer comes from another thread than the logout's; the connection must not close before both are sent."""
+    daemon.target(TARGET, luns={0: ['backing-store = %s' % daemon.image(), 'filter = delay write=5ms']})
+    daemon.start()
+    for _ in range(40):
+        session = ready(daemon)
+        command = session.submit(write_10(0), out=bytes(512))
+        session.manage(ABORT_TASK, task=command)
+        assert session.logout() == 0
+
+
 def test_logout_waits_for_what_is_running(daemon, ready):
     daemon.target(TARGET, luns={0: ['backing-store = %s' % daemon.image(), 'filter = delay write=300ms']})
     daemon.start()
