@@ -49,7 +49,8 @@ def test_the_first_message_replaces_and_says_everything():
     name = m.text(m.ENTITY_IDENTIFIER, 'storage1')
     portals = []
     for portal in (P1, P2, P3):
-        portals += [m.address(m.PORTAL_ADDRESS, portal.address), m.number(m.PORTAL_PORT, portal.port), m.number(m.SCN_PORT, 4000)]
+        portals += [m.address(m.PORTAL_ADDRESS, portal.address), m.number(m.PORTAL_PORT, portal.port),
+                    m.number(m.SCN_PORT, 4000)]
     assert list(message.attributes) == [
         m.text(m.ISCSI_NAME, ONE.name), name, m.nothing(m.DELIMITER), name, m.number(m.ENTITY_PROTOCOL, 2),
         m.number(m.REGISTRATION_PERIOD, 300)] + portals + [
