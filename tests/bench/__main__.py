@@ -157,7 +157,7 @@ def main(arguments=None):
         names = workloads.chosen([name for name in options.only.split(',') if name], both)
         try:
             found = measure(options, set(row.name for row in names))
-        except Missing as e:
+        except (Missing, AssertionError) as e:           # the latter: a server that did not start
             sys.exit(str(e))
     write(options.json, json.dumps(found, indent=1, sort_keys=True) + '\n')
     write(options.markdown, report.markdown(found))

@@ -3,7 +3,7 @@ written as JSON."""
 
 from xml.sax.saxutils import escape
 
-BAR, GAP, LEFT, WIDTH, RIGHT, TOP = 14, 8, 230, 420, 120, 46
+BAR, GAP, LEFT, WIDTH, RIGHT, TOP = 14, 8, 230, 460, 70, 46
 INK, PALE, GOOD, SHORT, LINE = '#444c56', '#8b949e', '#2f81a7', '#c0703a', '#8b949e'
 
 
@@ -93,7 +93,7 @@ def _bar(row, y, scale):
             LEFT, y, row['median'] * scale, BAR, GOOD if row['reached'] else SHORT),
         _line(LEFT + row['lowest'] * scale, middle, LEFT + row['highest'] * scale, middle, INK, 1.5),
         _line(LEFT + row['goal'] * scale, y - 2, LEFT + row['goal'] * scale, y + BAR + 2, INK, 2),
-        _text(LEFT + max(row['median'], row['highest'], row['goal']) * scale + 8, middle + 4, '%.2f' % row['median']),
+        _text(LEFT + WIDTH + 50, middle + 4, '%.2f' % row['median'], anchor='end'),
     ]
 
 
