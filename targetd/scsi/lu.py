@@ -10,15 +10,17 @@ resized(). Neither waits for the other: every change makes a new object and puts
 looks again after its own.
 """
 
-from targetd.scsi import (access as access_rules, atomic, attention, errno_map, hot, modes as mode_pages, opcodes, operations,
-                          provisioning, reservations as reservation_rules, sanitize, sbc, sense, spc, vpd)
+from targetd.scsi import (access as access_rules, atomic, attention, copies, errno_map, hot, modes as mode_pages, opcodes,
+                          operations, provisioning, reservations as reservation_rules, sanitize, sbc, sense, spc,
+                          third_party, vpd)
 from targetd.scsi.facts import UnitFacts
 from targetd.scsi.sam import RESERVATION_CONFLICT
 from targetd.scsi.sense import CheckCondition, DATA_PROTECT, HARDWARE_ERROR, NOT_READY, StatusReturned, UNIT_ATTENTION
 
 __all__ = ('AbsentUnit', 'Device', 'LogicalUnit', 'ReportLunsUnit', 'UnitFacts')
 
-MODULES = {'spc': spc, 'sbc': sbc, 'provisioning': provisioning, 'atomic': atomic, 'sanitize': sanitize}
+MODULES = {'spc': spc, 'sbc': sbc, 'provisioning': provisioning, 'atomic': atomic, 'sanitize': sanitize,
+           'copies': copies, 'third_party': third_party}
 FUNCTIONS = dict((row.function, getattr(MODULES[row.function.split('.')[0]], row.function.split('.')[1]))
                  for row in opcodes.TABLE)
 
@@ -205,6 +207,7 @@ class LogicalUnit(object):
         self.on_failure = ignore_failure
         self._failure_told = False
         self.attention = attention.Queue([attention.POWER_ON_OR_RESET])
+        self.copies = copies.Copies()
         self.block_size = facts.block_size
         self.maximum_blocks = facts.maximum_transfer_length // facts.block_size or NO_LIMIT
         self.commands = opcodes.by_opcode(facts)
@@ -234,14 +237,124 @@ class LogicalUnit(object):
         owed = self._take_attention()
         if owed:
             return CheckCondition(UNIT_ATTENTION, *owed)
-        return access_rules.refusal(self._access_state()) or self._not_ready()
+        return access_rules.refusal(self._access_state()) or self.not_ready()
 
-    def _not_ready(self):
+    def not_ready(self):
         """Why the medium is not ready, as a CheckCondition, or None."""
         not_ready = NOT_READY_SENSE.get(self.medium, UNKNOWN_MEDIUM)
         if not_ready is None:
             return None
         return CheckCondition(*not_ready, progress=self.progress if operations.is_running(self.medium) else None)
+
+    def vpd_page(self, code):
+        """Only page 00h, which lists itself: Windows asks for it at LUN 0 though there is no disk."""
+        if code:
+            raise sense.invalid_field_in_cdb(2)
+        return bytes((self.qualifier, 0, 0, 1, 0))
+
+    def sense(self, error):
+        """The sense data of this CheckCondition, as bytes."""
+        return error.sense(False)
+
+    def take_sense(self):
+        """REQUEST SENSE is GOOD, and its data say that there is no unit."""
+        return sense.unit_not_supported()
+
+    def luns_reported(self):
+        """The inventory has been told to this nexus."""
+        self.device.luns_reported()
+
+
+class ReportLunsUnit(AbsentUnit):
+    """The REPORT LUNS well-known logical unit (SPC-4 9.2): there whatever else is."""
+
+    LUN_FIELD = 0xC101 << 48
+    ROWS = dict((row.opcode, row) for row in opcodes.TABLE if row.exempt or row.opcode == opcodes.TEST_UNIT_READY)
+
+    def __init__(self, device):
+        super(ReportLunsUnit, self).__init__(device, spc.WELL_KNOWN)
+
+    def take_sense(self):
+        return None
+
+
+def refuse_unused_bits(row, cdb):
+    """Raise 05/24/00 with its field pointer if a bit is set that the row does not use."""
+    refused = row.first_refused_bit(cdb)
+    if refused:
+        raise sense.invalid_field_in_cdb(*refused)
+
+
+def ignore_failure(text):
+    """The on_failure of a unit whose owner does not want to know."""
+
+
+class LogicalUnit(object):
+    """One logical unit, for one nexus.
+
+    facts: UnitFacts; store: its verbs; device: the Device it belongs to; modes, reservations, access: the replicas (None: as if
+    nobody had changed anything); medium: a key of NOT_READY_SENSE; progress: of an operation (scsi.operations), 0..65535, set by
+    the control thread. A new unit owes 29/00.
+    The connection sets task.unit before it calls admit. on_failure(text) is called, by any thread, once when the store has lost
+    data it had taken; update(medium='ready') rearms it.
+    Readable by anyone: lun, blocks, block_size, medium, read_only, write_through, descriptor_sense, task_aborted_status.
+    """
+
+    qualifier = spc.DISK
+
+    def __init__(self, facts, store, nexus, device, modes=None, reservations=None, medium='ready', lun=None,
+                 access=None):
+        self.facts = facts
+        self.store = store
+        self.nexus = nexus
+        self.device = device
+        self.lun = lun
+        self.on_failure = ignore_failure
+        self._failure_told = False
+        self.attention = attention.Queue([attention.POWER_ON_OR_RESET])
+        self.copies = copies.Copies()
+        self.block_size = facts.block_size
+        self.maximum_blocks = facts.maximum_transfer_length // facts.block_size or NO_LIMIT
+        self.commands = opcodes.by_opcode(facts)
+        self.blocks = store.size // facts.block_size
+        self.modes = modes or mode_pages.initial(facts)
+        self.reservations = reservations or reservation_rules.initial()
+        self.access = access or access_rules.initial([port.target_port_group_tag for port in device.ports])
+        self.medium = medium
+        self.progress = 0
+        self.dispatch = ()
+        self._rebuild()
+
+    # -- connection threads ------------------------------------------------------------------------------------------
+
+    def admit(self, task):
+        """Check everything that needs no data; set task.run, run_blocking, data_out_length. Raises CheckCondition or
+        StatusReturned. Hot."""
+        self.dispatch[task.cdb[0]](task)
+
+    def sense(self, error):
+        """The sense data of this CheckCondition in the format that D_SENSE asks for, as bytes."""
+        return error.sense(self.descriptor_sense)
+
+    def take_sense(self):
+        """What REQUEST SENSE reports, as a CheckCondition, or None: a unit attention, which is owed no more, or why the unit
+        is not ready."""
+        owed = self._take_attention()
+        if owed:
+            return CheckCondition(UNIT_ATTENTION, *owed)
+        return access_rules.refusal(self._access_state()) or self.not_ready()
+
+    def not_ready(self):
+        """Why the medium is not ready, as a CheckCondition, or None."""
+        not_ready = NOT_READY_SENSE.get(self.medium, UNKNOWN_MEDIUM)
+        if not_ready is None:
+            return None
+        return CheckCondition(*not_ready, progress=self.progress if operations.is_running(self.medium) else None)
+
+    def medium_refusal(self):
+        """What a command that needs the medium ends with now, or None."""
+        not_ready = NOT_READY_SENSE.get(self.medium, UNKNOWN_MEDIUM)
+        return CheckCondition(*not_ready) if not_ready else None
 
     def vpd_page(self, code):
         """The vital product data page. Raises CheckCondition if the unit does not have it."""
@@ -361,7 +474,7 @@ class LogicalUnit(object):
         FUNCTIONS[row.function](self, task)
 
     def _refuse_medium(self, row):
-        not_ready = self._not_ready()
+        not_ready = self.not_ready()
         if not_ready and not self._works_anyway(row):
             raise not_ready
         if row.writes:

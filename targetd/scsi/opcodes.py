@@ -59,6 +59,10 @@ def _medium(opcode, name, mask, reservation, function, needs=''):
     return _row(opcode, None, name, mask, reservation, function, medium=True, writes=reservation == WRITE, needs=needs)
 
 
+def _copy(opcode, service_action, name, mask, reservation, function, **more):
+    return _row(opcode, service_action, name, mask, reservation, function, needs='third_party_copy', **more)
+
+
 # The masks, from byte 1 on. Tolerated though obsolete, because initiators set them: FUA_NV (bit 1 of READ and WRITE), SYNC_NV.
 # GROUP NUMBER (1f) is accepted and ignored: no grouping function is offered, and it asks for nothing but statistics.
 # RARC (bit 2 of READ) is accepted: without rebuild assist mode it changes nothing (SBC-3 5.8).
@@ -117,6 +121,17 @@ TABLE = (
          'spc.persistent_reserve_out'),
     _row(0x5F, 0x07, 'PERSISTENT RESERVE OUT, REGISTER AND MOVE', '00 ff 0000 ffffffff 00', PR_OUT,
          'spc.persistent_reserve_out'),
+    _copy(0x83, 0x00, 'EXTENDED COPY(LID1)', '00 0000000000000000 ffffffff 00 00', WRITE, 'third_party.extended_copy'),
+    _copy(0x83, 0x01, 'EXTENDED COPY(LID4)', '00 0000000000000000 ffffffff 00 00', WRITE, 'third_party.extended_copy'),
+    _copy(0x83, 0x1C, 'COPY OPERATION ABORT', '00 ffffffff 000000000000000000 00', WRITE, 'copies.abort'),
+    _copy(0x84, 0x00, 'RECEIVE COPY STATUS(LID1)', '00 ff 00000000000000 ffffffff 00 00', READ, 'copies.receive_status_lid1'),
+    _copy(0x84, 0x01, 'RECEIVE COPY DATA(LID1)', '00 ff 00000000000000 ffffffff 00 00', READ, 'copies.receive_data_lid1'),
+    _copy(0x84, 0x03, 'RECEIVE COPY OPERATING PARAMETERS', '00 00 00000000000000 ffffffff 00 00', READ,
+          'copies.receive_operating_parameters'),
+    _copy(0x84, 0x04, 'RECEIVE COPY FAILURE DETAILS(LID1)', '00 ff 00000000000000 ffffffff 00 00', READ,
+          'copies.receive_failure_details'),
+    _copy(0x84, 0x05, 'RECEIVE COPY STATUS(LID4)', '00 ffffffff 00000000 ffffffff 00 00', READ, 'copies.receive_status_lid4'),
+    _copy(0x84, 0x06, 'RECEIVE COPY DATA(LID4)', '00 ffffffff 00000000 ffffffff 00 00', READ, 'copies.receive_data_lid4'),
     _medium(0x88, 'READ(16)', '1e ffffffffffffffff ffffffff 1f 00', READ, 'sbc.read'),
     _medium(0x89, 'COMPARE AND WRITE', '1a ffffffffffffffff 000000 ff 1f 00', WRITE, 'atomic.compare_and_write',
             needs='maximum_compare_and_write_length'),

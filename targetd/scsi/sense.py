@@ -1,6 +1,7 @@
 """Sense data (SPC-4 4.5): the sense keys, the codes targetd uses, and both formats. Pure."""
 
 import struct
+from collections import namedtuple
 
 # Sense keys, SPC-4 table 48
 NO_SENSE = 0x0
@@ -26,6 +27,7 @@ KEYS = ('NO SENSE', 'RECOVERED ERROR', 'NOT READY', 'MEDIUM ERROR', 'HARDWARE ER
 CODES = {
     (0x00, 0x00): 'no additional sense information',
     (0x00, 0x06): 'I/O process terminated',
+    (0x00, 0x16): 'operation in progress',
     (0x04, 0x00): 'logical unit not ready, cause not reportable',
     (0x04, 0x01): 'logical unit is in process of becoming ready',
     (0x04, 0x02): 'logical unit not ready, initializing command required',
@@ -38,7 +40,11 @@ CODES = {
     (0x04, 0x14): 'logical unit not ready, space allocation in progress',
     (0x04, 0x1B): 'logical unit not ready, sanitize in progress',
     (0x08, 0x00): 'logical unit communication failure',
+    (0x08, 0x04): 'unreachable copy target',
     (0x0C, 0x00): 'write error',
+    (0x0D, 0x01): 'third party device failure',
+    (0x0D, 0x02): 'copy target device not reachable',
+    (0x0D, 0x03): 'incorrect copy target device type',
     (0x0E, 0x03): 'invalid field in command information unit',
     (0x10, 0x00): 'ID CRC or ECC error',
     (0x11, 0x00): 'unrecovered read error',
@@ -46,10 +52,22 @@ CODES = {
     (0x1D, 0x00): 'miscompare during verify operation',
     (0x20, 0x00): 'invalid command operation code',
     (0x21, 0x00): 'logical block address out of range',
+    (0x23, 0x00): 'invalid token operation, cause not reportable',
+    (0x23, 0x01): 'invalid token operation, unsupported token type',
+    (0x23, 0x04): 'invalid token operation, token unknown',
+    (0x23, 0x06): 'invalid token operation, token revoked',
+    (0x23, 0x07): 'invalid token operation, token expired',
+    (0x23, 0x0A): 'invalid token operation, invalid token length',
     (0x24, 0x00): 'invalid field in CDB',
     (0x25, 0x00): 'logical unit not supported',
     (0x26, 0x00): 'invalid field in parameter list',
     (0x26, 0x04): 'invalid release of persistent reservation',
+    (0x26, 0x06): 'too many target descriptors',
+    (0x26, 0x07): 'unsupported target descriptor type code',
+    (0x26, 0x08): 'too many segment descriptors',
+    (0x26, 0x09): 'unsupported segment descriptor type code',
+    (0x26, 0x0A): 'unexpected inexact segment',
+    (0x26, 0x0B): 'inline data length exceeded',
     (0x27, 0x00): 'write protected',
     (0x27, 0x02): 'logical unit software write protected',
     (0x27, 0x07): 'space allocation failed write protect',
@@ -81,6 +99,7 @@ CODES = {
     (0x53, 0x02): 'medium removal prevented',
     (0x55, 0x03): 'insufficient resources',
     (0x55, 0x04): 'insufficient registration resources',
+    (0x55, 0x0D): 'insufficient resources to create ROD token',
 }
 
 
@@ -102,10 +121,12 @@ class CheckCondition(Exception):
 
     key: sense key; asc, ascq: additional sense code and qualifier; information: 64-bit int or None (INFORMATION field,
     SPC-4 4.5.2.2); field: (byte offset, bit or None, in_cdb bool) or None, the field pointer of SPC-4 4.5.2.4.2;
-    progress: 0..65535 or None, the progress indication of SPC-4 4.5.2.4.4; data: Data-In that goes before the status, or None.
+    progress: 0..65535 or None, the progress indication of SPC-4 4.5.2.4.4; data: Data-In that goes before the status, or None;
+    copy: CopyFailure or None. With COPY ABORTED `field` is a segment pointer (SPC-4 4.5.2.4.5), its bool says that the offset
+    counts from the segment descriptor, not from the parameter list.
     """
 
-    def __init__(self, key, asc, ascq, information=None, field=None, progress=None, data=None):
+    def __init__(self, key, asc, ascq, information=None, field=None, progress=None, data=None, copy=None):
         super(CheckCondition, self).__init__('%02X/%02X/%02X' % (key, asc, ascq))
         self.key = key
         self.asc = asc
@@ -114,17 +135,29 @@ class CheckCondition(Exception):
         self.field = field
         self.progress = progress
         self.data = data
+        self.copy = copy
 
     def sense(self, descriptor=False):
         """The sense data as bytes, in fixed (SPC-4 4.5.3) or descriptor format (SPC-4 4.5.2)."""
         return (descriptor_format if descriptor else fixed_format)(self)
 
 
+class CopyFailure(namedtuple('CopyFailure', 'segment is_source status sense')):
+    """What stopped a third-party copy (SPC-4 5.17.7.4): the number of the segment; and of the command that failed at one end of
+    it: at the source?, its status, its sense data in fixed format (b'' if none). status None: no command failed."""
+
+    __slots__ = ()
+
+    def __new__(cls, segment, is_source=False, status=None, sense=b''):
+        return super(CopyFailure, cls).__new__(cls, segment, is_source, status, sense)
+
+
 def sense_key_specific(error):
     """The three bytes of SPC-4 4.5.2.4, or None."""
     if error.field is not None:
         offset, bit, in_cdb = error.field
-        first = 0x80 | (0x40 if in_cdb else 0) | (0x08 | bit if bit is not None else 0)
+        flag = 0x20 if error.key == COPY_ABORTED else 0x40
+        first = 0x80 | (flag if in_cdb else 0) | (0x08 | bit if bit is not None else 0)
         return struct.pack('>BH', first, offset)
     if error.progress is not None:
         return struct.pack('>BH', 0x80, error.progress)
@@ -135,8 +168,17 @@ def fixed_format(error, response_code=0x70):
     """18 bytes, SPC-4 4.5.3. An INFORMATION that does not fit 32 bits leaves VALID at 0."""
     fits = error.information is not None and error.information <= 0xFFFFFFFF
     specific = sense_key_specific(error) or b'\0\0\0'
-    return struct.pack('>BBBIB4xBBB3s', response_code | (0x80 if fits else 0), 0, error.key,
-                       error.information if fits else 0, 10, error.asc, error.ascq, 0, specific)
+    about_command, forwarded = _fixed_copy_failure(error.copy) if error.copy else (0, b'')
+    return struct.pack('>BBBIBIBBB3s', response_code | (0x80 if fits else 0), 0, error.key, error.information if fits else 0,
+                       10 + len(forwarded), about_command, error.asc, error.ascq, 0, specific) + forwarded
+
+
+def _fixed_copy_failure(copy):
+    """(COMMAND-SPECIFIC INFORMATION, what follows the 18 bytes): where the status and sense data of the source and of the
+    destination start, 0: not there; and the segment number (SPC-3 6.3.3)."""
+    if copy.status is None:
+        return copy.segment, b''
+    return 18 << (24 if copy.is_source else 16) | copy.segment, bytes([copy.status]) + copy.sense
 
 
 def descriptor_format(error, response_code=0x72):
@@ -147,6 +189,11 @@ def descriptor_format(error, response_code=0x72):
     specific = sense_key_specific(error)
     if specific:
         descriptors += struct.pack('>BBxx3sx', 0x02, 0x06, specific)
+    if error.copy:
+        descriptors += struct.pack('>BBxxQ', 0x01, 0x0A, error.copy.segment)
+        if error.copy.status is not None:            # forwarded sense data, SPC-4 4.5.2.7
+            descriptors += struct.pack('>BBBB', 0x0C, 2 + len(error.copy.sense), 1 if error.copy.is_source else 2,
+                                       error.copy.status) + error.copy.sense
     return struct.pack('>BBBB3xB', response_code, error.key, error.asc, error.ascq, len(descriptors)) + descriptors
 
 

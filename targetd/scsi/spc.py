@@ -28,7 +28,8 @@ def inquiry_data(facts, qualifier=DISK, ports=1):
     """Standard INQUIRY data, 96 bytes (SPC-4 6.6.2). HISUP stands for old Windows, which finds no LUN above 7 without it."""
     descriptors = VERSION_DESCRIPTORS + (0,) * (8 - len(VERSION_DESCRIPTORS))
     return STANDARD_INQUIRY.pack(
-        qualifier, 0x80 if facts.removable else 0, 0x06, 0x12, STANDARD_INQUIRY.size - 5, facts.target_port_group_support << 4,
+        qualifier, 0x80 if facts.removable else 0, 0x06, 0x12, STANDARD_INQUIRY.size - 5,
+        facts.target_port_group_support << 4 | (0x08 if facts.third_party_copy and qualifier == DISK else 0),
         0x10 if ports > 1 else 0, 0x02,
         _text(facts.vendor, 8), _text(facts.product, 16), _text(facts.revision, 4), *descriptors)
 

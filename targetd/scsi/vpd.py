@@ -5,7 +5,7 @@ Windows: page 00 must list, ascending, exactly what can be read; B1 must be 64 b
 
 import struct
 
-from targetd.scsi import modes
+from targetd.scsi import copies, modes, opcodes
 from targetd.scsi.sense import ILLEGAL_REQUEST, CheckCondition
 
 HEADER = struct.Struct('>BBH')
@@ -50,17 +50,22 @@ def _unit_serial_number(facts, nexus, ports):
     return text(facts.serial, max(len(facts.serial), 4))
 
 
+def unit_designators(facts):
+    """[(CODE SET, DESIGNATOR TYPE, content)] of what names the unit, the most telling one first."""
+    found = []
+    if facts.naa:
+        found.append((BINARY, NAA, bytes.fromhex(facts.naa)))
+    if facts.eui:
+        found.append((BINARY, EUI_64, bytes.fromhex(facts.eui)))
+    found.append((ASCII, T10_VENDOR, text(facts.vendor, 8) + text(facts.product, 16) + text(facts.serial, len(facts.serial))))
+    if facts.scsi_name:
+        found.append((UTF8, SCSI_NAME, _name_string(facts.scsi_name)))
+    return found
+
+
 def _device_identification(facts, nexus, ports):
     """83h, SPC-4 7.8.6: what names the unit first, so that the 255 bytes that Windows asks for have all of that."""
-    designators = []
-    if facts.naa:
-        designators.append(_designator(LOGICAL_UNIT, NAA, BINARY, bytes.fromhex(facts.naa)))
-    if facts.eui:
-        designators.append(_designator(LOGICAL_UNIT, EUI_64, BINARY, bytes.fromhex(facts.eui)))
-    vendor_specific = text(facts.product, 16) + text(facts.serial, len(facts.serial))
-    designators.append(_designator(LOGICAL_UNIT, T10_VENDOR, ASCII, text(facts.vendor, 8) + vendor_specific))
-    if facts.scsi_name:
-        designators.append(_designator(LOGICAL_UNIT, SCSI_NAME, UTF8, _name_string(facts.scsi_name)))
+    designators = [_designator(LOGICAL_UNIT, kind, code_set, content) for code_set, kind, content in unit_designators(facts)]
     for port in ports:
         if port.name == nexus.target_port:
             designators.append(_designator(TARGET_PORT, RELATIVE_PORT, BINARY, struct.pack('>2xH', port.relative_identifier)))
@@ -115,6 +120,27 @@ def _scsi_feature_sets(facts, nexus, ports):
     return bytes(4) + struct.pack('>H', DISCOVERY_2016)
 
 
+def _third_party_copy(facts, nexus, ports):
+    """8Fh, SPC-4 7.8.17: descriptors in ascending order of their types."""
+    commands = b''
+    for opcode in (0x83, 0x84):
+        actions = bytes(sorted(row.service_action for row in opcodes.TABLE if row.opcode == opcode))
+        commands += bytes([opcode, len(actions)]) + actions
+    return b''.join([
+        _copy_descriptor(0x0001, bytes([len(commands)]) + commands),
+        _copy_descriptor(0x0004, struct.pack('>4xHHII12x', copies.MAXIMUM_CSCDS, copies.MAXIMUM_SEGMENTS,
+                                             copies.MAXIMUM_DESCRIPTOR_LIST, 0)),
+        _copy_descriptor(0x0008, bytes([len(copies.DESCRIPTOR_TYPES)]) + bytes(copies.DESCRIPTOR_TYPES)),
+        _copy_descriptor(0x000C, struct.pack('>HH', 2, 0xFFFF)),
+        _copy_descriptor(0x8001, struct.pack('>IIIBB18x', copies.MAXIMUM_COPIES, copies.MAXIMUM_COPIES, copies.MAXIMUM_SEGMENT,
+                                             9, 0))])
+
+
+def _copy_descriptor(kind, content):
+    content += bytes(-len(content) % 4)
+    return struct.pack('>HH', kind, len(content)) + content
+
+
 def _block_limits(facts, nexus, ports):
     """B0h, SBC-3 6.6.4."""
     def in_blocks(length, most=0xFFFFFFFF):
@@ -163,6 +189,7 @@ TABLE = {
     0x86: _extended_inquiry,
     0x87: _mode_page_policy,
     0x88: _scsi_ports,
+    0x8F: _third_party_copy,
     0x92: _scsi_feature_sets,
     0xB0: _block_limits,
     0xB1: _block_device_characteristics,
@@ -171,4 +198,4 @@ TABLE = {
 }
 
 #: {page code: the fact without which a unit does not have the page}
-NEEDS = {0x85: 'management_url', 0xB3: 'target_port_group_support'}
+NEEDS = {0x85: 'management_url', 0x8F: 'third_party_copy', 0xB3: 'target_port_group_support'}

@@ -76,6 +76,10 @@ class MemoryStore(object):
                 found.append((first, end - first, mapped))
         return found[:maximum]
 
+    def copy(self, source, source_offset, offset, length):
+        self._called('copy', source_offset, offset, length)
+        self.write(offset, source.read(source_offset, length), False)
+
     @contextlib.contextmanager
     def exclusive(self, offset, length):
         self.calls.append(('exclusive', offset, length))

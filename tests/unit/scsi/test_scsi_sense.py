@@ -1,7 +1,7 @@
 import pytest
 
 from targetd.scsi import sense
-from targetd.scsi.sense import CheckCondition
+from targetd.scsi.sense import CheckCondition, COPY_ABORTED, CopyFailure, MEDIUM_ERROR
 
 
 def test_fixed_format_of_a_medium_error_names_the_block():
@@ -66,3 +66,21 @@ def test_people_can_read_it(error, words):
 
 def test_an_unknown_code_still_gives_its_numbers():
     assert sense.describe(4, 0x80, 0x01).endswith('(4/80/01)')
+
+
+def test_a_copy_that_failed_points_into_its_segment_and_forwards_what_the_source_said():
+    said = CheckCondition(MEDIUM_ERROR, 0x11, 0x00).sense()
+    error = CheckCondition(COPY_ABORTED, 0x0D, 0x01, field=(12, None, True), copy=CopyFailure(3, True, 0x02, said))
+    fixed = error.sense()
+    assert fixed[2] == COPY_ABORTED and fixed[8:12] == bytes([18, 0, 0, 3])
+    assert fixed[15:18] == b'\xA0\x00\x0C'                       # SKSV and SD, not C/D
+    assert fixed[18] == 0x02 and fixed[19:] == said and fixed[7] == len(fixed) - 8
+    descriptors = error.sense(True)
+    assert descriptors[7] == len(descriptors) - 8
+    assert b'\x01\x0A\x00\x00' + (3).to_bytes(8, 'big') in descriptors
+    assert bytes([0x0C, 2 + len(said), 1, 0x02]) + said in descriptors
+
+
+def test_a_copy_that_failed_by_itself_has_only_its_segment():
+    fixed = CheckCondition(COPY_ABORTED, 0x08, 0x04, copy=CopyFailure(7)).sense()
+    assert len(fixed) == 18 and fixed[8:12] == bytes([0, 0, 0, 7])
