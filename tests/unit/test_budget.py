@@ -2,8 +2,8 @@
 
 The whole path of a command: a batch of bytes from a socket → Framer → Connection → the unit's admission → its store (memory)
 → Outbox → one sendmsg. Counted are, inside the package, the calls of Python functions, the calls of C functions, and the
-lines that run; everything outside counts for nothing. A count is the same on every run and every machine. Whoever makes the path
-dearer on purpose raises a figure here and says in the commit what it buys; whoever makes it cheaper lowers it.
+lines that run; everything outside counts for nothing. A count is the same on every run and every machine. Whoever makes the
+path dearer on purpose raises a figure here and says in the commit what it buys; whoever makes it cheaper lowers it.
 """
 
 import itertools
