@@ -1,0 +1,100 @@
+"""Running the real clients: libiscsi's tools, qemu's, tshark; and loop devices for the server to use."""
+
+import collections
+import os
+import re
+import shutil
+import subprocess
+
+import pytest
+
+SECONDS = 120
+SUMMARY = []                             # lines that conftest prints at the end of the run
+
+#: Program -> the Debian 12 package that has it.
+PACKAGES = {
+    'iscsi-ls': 'libiscsi-bin', 'iscsi-inq': 'libiscsi-bin', 'iscsi-readcapacity16': 'libiscsi-bin',
+    'iscsi-test-cu': 'libiscsi-bin',
+    'qemu-img': 'qemu-utils qemu-block-extra', 'qemu-io': 'qemu-utils qemu-block-extra',
+    'qemu-storage-daemon': 'qemu-system-common', 'tshark': 'tshark', 'sfdisk': 'fdisk', 'sgdisk': 'gdisk',
+    'mkfs.ext4': 'e2fsprogs', 'e2fsck': 'e2fsprogs', 'debugfs': 'e2fsprogs', 'losetup': 'mount',
+}
+
+ENVIRONMENT = dict(os.environ, LC_ALL='C', PATH=os.environ.get('PATH', '') + ':/usr/sbin:/sbin')
+
+
+def need(*programs):
+    """Skip, naming the packages, unless these programs are there; in CI (the variable CI) a missing one is a failure."""
+    missing = [program for program in programs if not shutil.which(program, path=ENVIRONMENT['PATH'])]
+    if missing:
+        text = 'not on this machine: %s (Debian: %s)' % (', '.join(missing), ' '.join(sorted({PACKAGES[p] for p in missing})))
+        if os.environ.get('CI'):
+            pytest.fail(text)
+        pytest.skip(text)
+
+
+def start(*command, **options):
+    """Popen of a client that reads nothing."""
+    return subprocess.Popen([str(word) for word in command], stdin=subprocess.DEVNULL, env=ENVIRONMENT, **options)
+
+
+def run(*command, **options):
+    """Run a client: (exit code, its output, stderr included). seconds: the most it may take."""
+    process = start(*command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    try:
+        text, _ = process.communicate(timeout=options.get('seconds', SECONDS))
+    except subprocess.TimeoutExpired:
+        process.kill()
+        text, _ = process.communicate()
+        pytest.fail('%s did not end:\n%s' % (' '.join(map(str, command)), text.decode('utf-8', 'replace')[-3000:]))
+    return process.returncode, text.decode('utf-8', 'replace')
+
+
+def output(*command, **options):
+    """The output of a client that must succeed."""
+    code, text = run(*command, **options)
+    assert code == 0, '%s: exit code %d:\n%s' % (' '.join(map(str, command)), code, text[-3000:])
+    return text
+
+
+class Loop(object):
+    """A loop device on a file. sector: 512 or 4096. `path` is None where none can be made, `why_not` says why."""
+
+    def __init__(self, file, sector):
+        self.path, self.why_not = None, ''
+        if os.geteuid() != 0:
+            self.why_not = 'a loop device needs root'
+            return
+        code, text = run('losetup', '--sector-size', sector, '--find', '--show', file)
+        if code == 0:
+            self.path = text.strip()
+        else:
+            self.why_not = 'no loop device can be made here: %s' % text.strip()
+
+    def close(self):
+        """Give the device back; AssertionError if somebody still has it."""
+        if self.path:
+            output('losetup', '--detach', self.path)
+
+
+Outcome = collections.namedtuple('Outcome', 'name verdict said')     # verdict: 'passed', 'failed' or 'skipped'
+
+
+def outcomes(text):
+    """[Outcome] of what iscsi-test-cu printed. CUnit counts a test that skipped itself as passed; here it is told apart."""
+    found, suite = [], ''
+    for part in re.split(r'^(?=Suite: |  Test: )', text, flags=re.M):
+        if part.startswith('Suite: '):
+            suite = part.split()[1]
+        elif part.startswith('  Test: '):
+            verdict = re.search(r'(?:^|\.\.\.) *(passed|FAILED)(?!\w)', part, re.M)
+            said = re.findall(r'\[(SKIPPED|FAILED)\] *(.*)', part)
+            if verdict is None:
+                word = 'failed'                      # it died in the middle
+            elif verdict.group(1) == 'FAILED':
+                word = 'failed'
+            else:
+                word = 'skipped' if any(kind == 'SKIPPED' for kind, _ in said) else 'passed'
+            reasons = '; '.join(sorted({text.strip() for _, text in said}))
+            found.append(Outcome('%s.%s' % (suite, part.split()[1]), word, reasons))
+    return found
