@@ -14,7 +14,7 @@ master -> worker
   answer     id, status_class, status_detail, why         to ask claim, refused (class != 0)
              id, status_class 0, tsih, units + [descriptors]      units is [] for a further connection, and for discovery
   answer     id, status, sense, data                      to the other asks; sense, data: hex or null
-  change     id, unit, and any of: reservations, modes, medium, progress (see units), size (bytes), attentions [[asc, ascq], …],
+  change     id, unit, and any of: reservations, modes, medium, access, progress (see units), size (bytes), attentions [[asc, ascq], …],
              abort {initiator_port: null, own_too: true, tas: bool}: end every task of this nexus at the unit but the one that
              asked (tas: with TASK ABORTED status); acknowledged when in force and the aborted are quiet
   units      id, add [unit…], remove [lun…], replace [unit…], attentions [[asc, ascq], …] + [descriptors]   the nexus's units
@@ -43,8 +43,10 @@ worker -> master
   ask persistent-reserve-out  unit, service_action, scope, type, key, service_action_key, flags, transport_ids, …
   ask reserve | release       unit, third_party …
   ask mode-select             unit, pages, save, revert
-  ask operate                 unit, kind: 'format' | 'sanitize', method, pattern, passes, invert, ause, immediate (scsi.operations)
+  ask operate                 unit, kind: 'format' | 'sanitize', method, pattern, passes, invert, ause, immediate; see
+                              scsi.operations
   ask exit-failure-mode       unit
+  ask set-target-port-groups  unit, states {tag: state}, see scsi.access
   ask start-stop              unit, action: 'start' | 'stop' | 'load' | 'eject'
   ask prevent                 unit, prevent: bool
   ask reset                   function: 'clear-task-set' | 'logical-unit-reset' | 'target-warm-reset' | 'target-cold-reset',
@@ -55,7 +57,7 @@ A unit, as sent in answer (claim) and in units:
    store: {kind: 'file'|'block'|'ram'|'null', path, size, read_only, direct, filters: [[name, {…}], …], capabilities…},
    facts: {block_size, physical_block_size, lowest_aligned_block, vendor, product, revision, serial, naa, eui, scsi_name,
            rotation_rate, thin, removable, read_only, …},
-   reservations: see scsi.reservations, modes: see scsi.modes,
+   reservations: see scsi.reservations, modes: see scsi.modes, access: see scsi.access,
    medium: 'ready'|'stopped'|'ejected'|'failed', or a word of scsi.operations, progress: 0..65535}
 """
 

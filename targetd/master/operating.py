@@ -1,4 +1,4 @@
-"""FORMAT UNIT and SANITIZE under way: each is done by a worker process that serves no session, so that it outlives whoever asked.
+"""FORMAT UNIT and SANITIZE under way, each done by a worker process that serves no session: it outlives whoever asked.
 
      decided --begin--> waiting for a spare --operate--> running --tell operated--> over: medium ready, askers answered
         ^                                                   |
@@ -106,7 +106,7 @@ class Operations(object):
         else:
             log.warning('unit %s: %s is done', unit.id, _named(operation))
         self.units.change(unit, decisions.operation_over(unit.shared, failed))
-        result = decisions.operation_result(operation, failed)
+        result = decisions.operation_result(unit.shared, operation, failed)
         for done in self._askers.pop(unit, ()):
             done(result)
 

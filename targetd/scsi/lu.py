@@ -10,17 +10,19 @@ resized(). Neither waits for the other: every change makes a new object and puts
 looks again after its own.
 """
 
-from targetd.scsi import (access as access_rules, atomic, attention, copies, errno_map, hot, modes as mode_pages, opcodes,
-                          operations, provisioning, reservations as reservation_rules, sanitize, sbc, sense, spc,
-                          third_party, vpd)
+from targetd.scsi import (access as access_rules, atomic, attention, buffers, copies, diagnostics, errno_map, hot, identifying,
+                          logs, modes as mode_pages, opcodes, operations, provisioning, records as record_rules,
+                          reservations as reservation_rules, sanitize, sbc, sense, spc, third_party, vpd)
 from targetd.scsi.facts import UnitFacts
 from targetd.scsi.sam import RESERVATION_CONFLICT
-from targetd.scsi.sense import CheckCondition, DATA_PROTECT, HARDWARE_ERROR, NOT_READY, StatusReturned, UNIT_ATTENTION
+from targetd.scsi.sense import (CheckCondition, DATA_PROTECT, HARDWARE_ERROR, NO_SENSE, NOT_READY, StatusReturned,
+                                UNIT_ATTENTION)
 
 __all__ = ('AbsentUnit', 'Device', 'LogicalUnit', 'ReportLunsUnit', 'UnitFacts')
 
 MODULES = {'spc': spc, 'sbc': sbc, 'provisioning': provisioning, 'atomic': atomic, 'sanitize': sanitize,
-           'copies': copies, 'third_party': third_party}
+           'copies': copies, 'third_party': third_party, 'logs': logs, 'buffers': buffers, 'diagnostics': diagnostics,
+           'identifying': identifying}
 FUNCTIONS = dict((row.function, getattr(MODULES[row.function.split('.')[0]], row.function.split('.')[1]))
                  for row in opcodes.TABLE)
 
@@ -184,12 +186,28 @@ def ignore_failure(text):
     """The on_failure of a unit whose owner does not want to know."""
 
 
+def ignore_note(kind, message):
+    """The on_note of such a unit."""
+
+
+def no_clock():
+    """The clock of a unit that was not given one."""
+    return 0
+
+
+def start_now(work, argument):
+    """The start of a unit that has no threads."""
+    work(argument)
+
+
 class LogicalUnit(object):
     """One logical unit, for one nexus.
 
-    facts: UnitFacts; store: its verbs; device: the Device it belongs to; modes, reservations, access: the replicas (None: as if
-    nobody had changed anything); medium: a key of NOT_READY_SENSE; progress: of an operation (scsi.operations), 0..65535, set by
-    the control thread. A new unit owes 29/00.
+    facts: UnitFacts; store: its verbs; device: the Device it belongs to; modes, reservations, access, records: the replicas
+    (None: as if nobody had changed anything); medium: a key of NOT_READY_SENSE; progress: of an operation (scsi.operations),
+    0..65535, set by the control thread. A new unit owes 29/00.
+    Its owner may set: clock() -> milliseconds since 1970, since: when the unit began, in that clock; start(work, argument): run
+    it in another thread; on_note(kind, message): what all nexuses should know of (scsi.records.TOLD).
     The connection sets task.unit before it calls admit. on_failure(text) is called, by any thread, once when the store has lost
     data it had taken; update(medium='ready') rearms it.
     Readable by anyone: lun, blocks, block_size, medium, read_only, write_through, descriptor_sense, task_aborted_status.
@@ -198,7 +216,7 @@ class LogicalUnit(object):
     qualifier = spc.DISK
 
     def __init__(self, facts, store, nexus, device, modes=None, reservations=None, medium='ready', lun=None,
-                 access=None):
+                 access=None, records=None):
         self.facts = facts
         self.store = store
         self.nexus = nexus
@@ -215,6 +233,14 @@ class LogicalUnit(object):
         self.modes = modes or mode_pages.initial(facts)
         self.reservations = reservations or reservation_rules.initial()
         self.access = access or access_rules.initial([port.target_port_group_tag for port in device.ports])
+        self.records = records or record_rules.initial()
+        self.buffers = buffers.Buffers()
+        self.clock = no_clock
+        self.since = 0
+        self.start = start_now
+        self.on_note = ignore_note
+        self.self_test = None            # diagnostics.SelfTest that runs in the background
+        self.power = None                # (ASC, ASCQ) of a low power condition that this nexus asked for
         self.medium = medium
         self.progress = 0
         self.dispatch = ()
@@ -237,7 +263,10 @@ class LogicalUnit(object):
         owed = self._take_attention()
         if owed:
             return CheckCondition(UNIT_ATTENTION, *owed)
-        return access_rules.refusal(self._access_state()) or self.not_ready()
+        found = access_rules.refusal(self._access_state()) or self.not_ready()
+        if found is None and self.power:
+            found = CheckCondition(NO_SENSE, *self.power)
+        return found
 
     def not_ready(self):
         """Why the medium is not ready, as a CheckCondition, or None."""
@@ -245,116 +274,6 @@ class LogicalUnit(object):
         if not_ready is None:
             return None
         return CheckCondition(*not_ready, progress=self.progress if operations.is_running(self.medium) else None)
-
-    def vpd_page(self, code):
-        """Only page 00h, which lists itself: Windows asks for it at LUN 0 though there is no disk."""
-        if code:
-            raise sense.invalid_field_in_cdb(2)
-        return bytes((self.qualifier, 0, 0, 1, 0))
-
-    def sense(self, error):
-        """The sense data of this CheckCondition, as bytes."""
-        return error.sense(False)
-
-    def take_sense(self):
-        """REQUEST SENSE is GOOD, and its data say that there is no unit."""
-        return sense.unit_not_supported()
-
-    def luns_reported(self):
-        """The inventory has been told to this nexus."""
-        self.device.luns_reported()
-
-
-class ReportLunsUnit(AbsentUnit):
-    """The REPORT LUNS well-known logical unit (SPC-4 9.2): there whatever else is."""
-
-    LUN_FIELD = 0xC101 << 48
-    ROWS = dict((row.opcode, row) for row in opcodes.TABLE if row.exempt or row.opcode == opcodes.TEST_UNIT_READY)
-
-    def __init__(self, device):
-        super(ReportLunsUnit, self).__init__(device, spc.WELL_KNOWN)
-
-    def take_sense(self):
-        return None
-
-
-def refuse_unused_bits(row, cdb):
-    """Raise 05/24/00 with its field pointer if a bit is set that the row does not use."""
-    refused = row.first_refused_bit(cdb)
-    if refused:
-        raise sense.invalid_field_in_cdb(*refused)
-
-
-def ignore_failure(text):
-    """The on_failure of a unit whose owner does not want to know."""
-
-
-class LogicalUnit(object):
-    """One logical unit, for one nexus.
-
-    facts: UnitFacts; store: its verbs; device: the Device it belongs to; modes, reservations, access: the replicas (None: as if
-    nobody had changed anything); medium: a key of NOT_READY_SENSE; progress: of an operation (scsi.operations), 0..65535, set by
-    the control thread. A new unit owes 29/00.
-    The connection sets task.unit before it calls admit. on_failure(text) is called, by any thread, once when the store has lost
-    data it had taken; update(medium='ready') rearms it.
-    Readable by anyone: lun, blocks, block_size, medium, read_only, write_through, descriptor_sense, task_aborted_status.
-    """
-
-    qualifier = spc.DISK
-
-    def __init__(self, facts, store, nexus, device, modes=None, reservations=None, medium='ready', lun=None,
-                 access=None):
-        self.facts = facts
-        self.store = store
-        self.nexus = nexus
-        self.device = device
-        self.lun = lun
-        self.on_failure = ignore_failure
-        self._failure_told = False
-        self.attention = attention.Queue([attention.POWER_ON_OR_RESET])
-        self.copies = copies.Copies()
-        self.block_size = facts.block_size
-        self.maximum_blocks = facts.maximum_transfer_length // facts.block_size or NO_LIMIT
-        self.commands = opcodes.by_opcode(facts)
-        self.blocks = store.size // facts.block_size
-        self.modes = modes or mode_pages.initial(facts)
-        self.reservations = reservations or reservation_rules.initial()
-        self.access = access or access_rules.initial([port.target_port_group_tag for port in device.ports])
-        self.medium = medium
-        self.progress = 0
-        self.dispatch = ()
-        self._rebuild()
-
-    # -- connection threads ------------------------------------------------------------------------------------------
-
-    def admit(self, task):
-        """Check everything that needs no data; set task.run, run_blocking, data_out_length. Raises CheckCondition or
-        StatusReturned. Hot."""
-        self.dispatch[task.cdb[0]](task)
-
-    def sense(self, error):
-        """The sense data of this CheckCondition in the format that D_SENSE asks for, as bytes."""
-        return error.sense(self.descriptor_sense)
-
-    def take_sense(self):
-        """What REQUEST SENSE reports, as a CheckCondition, or None: a unit attention, which is owed no more, or why the unit
-        is not ready."""
-        owed = self._take_attention()
-        if owed:
-            return CheckCondition(UNIT_ATTENTION, *owed)
-        return access_rules.refusal(self._access_state()) or self.not_ready()
-
-    def not_ready(self):
-        """Why the medium is not ready, as a CheckCondition, or None."""
-        not_ready = NOT_READY_SENSE.get(self.medium, UNKNOWN_MEDIUM)
-        if not_ready is None:
-            return None
-        return CheckCondition(*not_ready, progress=self.progress if operations.is_running(self.medium) else None)
-
-    def medium_refusal(self):
-        """What a command that needs the medium ends with now, or None."""
-        not_ready = NOT_READY_SENSE.get(self.medium, UNKNOWN_MEDIUM)
-        return CheckCondition(*not_ready) if not_ready else None
 
     def vpd_page(self, code):
         """The vital product data page. Raises CheckCondition if the unit does not have it."""
@@ -377,9 +296,9 @@ class LogicalUnit(object):
         self._select()
 
     def update(self, **replicas):
-        """Put new replicas in force: any of reservations=, modes=, medium=, access=. Commands admitted from now on see them."""
+        """Put new replicas in force: any of reservations=, modes=, medium=, access=, records=. Commands admitted from now on see them."""
         for name in replicas:
-            if name not in ('reservations', 'modes', 'medium', 'access'):
+            if name not in ('reservations', 'modes', 'medium', 'access', 'records'):
                 raise TypeError('a LogicalUnit has no replica %s' % name)
         for name, value in replicas.items():
             setattr(self, name, value)
@@ -431,7 +350,7 @@ class LogicalUnit(object):
 
     def _is_plain(self, row):
         """May this command skip the general admission?"""
-        return not (reservation_rules.conflicts(self.refused, row.reservation, b'\0' * 16)
+        return not (self.power or reservation_rules.conflicts(self.refused, row.reservation, b'\0' * 16)
                     or NOT_READY_SENSE.get(self.medium, UNKNOWN_MEDIUM)
                     or row.writes and (self.read_only or self.medium == 'failed'))
 
@@ -470,6 +389,8 @@ class LogicalUnit(object):
             raise StatusReturned(RESERVATION_CONFLICT)
         if row.medium or self.medium in operations.SENSE:
             self._refuse_medium(row)
+            if self.power and row.opcode != opcodes.TEST_UNIT_READY:
+                self.set_power(None)
         task.run_blocking = None
         FUNCTIONS[row.function](self, task)
 
@@ -491,6 +412,24 @@ class LogicalUnit(object):
             return not row.medium or row.opcode in opcodes.AFTER_FAILURE[medium]
         return False
 
+    def set_power(self, code):
+        """This nexus asked for a low power condition, REQUEST SENSE says so with this (ASC, ASCQ); None: for the active one, or
+        it used the medium (SPC-4 5.11.8). Connection threads."""
+        if self.power != code:
+            self.power = code
+            self._rebuild()
+
+    # -- what all nexuses should know --------------------------------------------------------------------------------
+
+    def note(self, kind, message):
+        """Write it into the records here at once, and tell the owner. Any thread."""
+        self.records = record_rules.apply(self.records, kind, message)[0]
+        self.on_note(kind, message)
+
+    def _note_error(self, error, kind):
+        if error.errno in errno_map.LOCALIZED:
+            self.note('error', {'kind': kind})
+
     # -- failures of the store ---------------------------------------------------------------------------------------
 
     def refuse_if_failed(self):
@@ -510,6 +449,7 @@ class LogicalUnit(object):
         """The CheckCondition for an OSError of a write, whose owner is told if data may be lost."""
         if getattr(self.store, 'lost', None) is not None:
             self._tell_failure('write', error)
+        self._note_error(error, 'write')
         lba = task.offset // self.block_size if task.length == self.block_size else None
         return errno_map.write_failure(error, lba)
 
@@ -522,6 +462,7 @@ class LogicalUnit(object):
         """The CheckCondition for an OSError of a read, with the first block that cannot be read if that can be found.
         Executor threads."""
         lba = None
+        self._note_error(error, 'verify' if task.cdb[0] in opcodes.VERIFIES else 'read')
         if error.errno in errno_map.LOCALIZED and not task.aborted:
             lba = self._first_unreadable(task.offset, task.length)
         return errno_map.read_failure(error, lba)

@@ -10,6 +10,7 @@ from targetd.scsi.reservations import ALWAYS, PR_IN, PR_OUT, PREVENT, READ, RESE
 TEST_UNIT_READY = 0x00
 FORMAT_UNIT = 0x04
 SANITIZE = 0x48
+VERIFIES = frozenset((0x2E, 0x2F, 0x8E, 0x8F, 0xAE, 0xAF))       # whose read errors are errors of verifying
 MODE_SELECT_10 = 0x55
 MODE_SENSE_10 = 0x5A
 
@@ -78,8 +79,8 @@ TABLE = (
     _row(0x17, None, 'RELEASE(6)', '00 00 0000 00', ALWAYS, 'spc.release'),
     _row(0x1A, None, 'MODE SENSE(6)', '08 ff ff ff 00', READ, 'spc.mode_sense'),
     _row(0x1B, None, 'START STOP UNIT', '01 00 0f f7 00', START_STOP, 'sbc.start_stop_unit'),
-    _row(0x1C, None, 'RECEIVE DIAGNOSTIC RESULTS', '01 ff ffff 00', READ, 'spc.receive_diagnostic_results'),
-    _row(0x1D, None, 'SEND DIAGNOSTIC', 'f7 00 ffff 00', WRITE, 'spc.send_diagnostic'),
+    _row(0x1C, None, 'RECEIVE DIAGNOSTIC RESULTS', '01 ff ffff 00', READ, 'diagnostics.receive_diagnostic_results'),
+    _row(0x1D, None, 'SEND DIAGNOSTIC', 'f7 00 ffff 00', WRITE, 'diagnostics.send_diagnostic'),
     _row(0x1E, None, 'PREVENT ALLOW MEDIUM REMOVAL', '00 0000 03 00', PREVENT, 'sbc.prevent_allow'),
     _row(0x25, None, 'READ CAPACITY(10)', '00 ffffffff 0000 01 00', ALWAYS, 'sbc.read_capacity_10', medium=True),
     _medium(0x28, 'READ(10)', '1e ffffffff 1f ffff 00', READ, 'sbc.read'),
@@ -89,6 +90,8 @@ TABLE = (
     _medium(0x34, 'PRE-FETCH(10)', '02 ffffffff 1f ffff 00', READ, 'sbc.pre_fetch'),
     _row(0x35, None, 'SYNCHRONIZE CACHE(10)', '06 ffffffff 1f ffff 00', WRITE, 'sbc.synchronize_cache', medium=True),
     _medium(0x37, 'READ DEFECT DATA(10)', '00 1f 00000000 ffff 00', READ, 'sbc.read_defect_data_10'),
+    _row(0x3B, None, 'WRITE BUFFER', '1f ff ffffff ffffff 00', WRITE, 'buffers.write_buffer'),
+    _row(0x3C, None, 'READ BUFFER', '1f ff ffffff ffffff 00', READ, 'buffers.read_buffer'),
     _medium(0x41, 'WRITE SAME(10)', '08 ffffffff 1f ffff 00', WRITE, 'provisioning.write_same'),
     _medium(0x42, 'UNMAP', '00 00000000 1f ffff 00', WRITE, 'provisioning.unmap', needs='unmap'),
     _row(0x48, 0x01, 'SANITIZE, OVERWRITE', 'a0 0000000000 ffff 00', WRITE, 'sanitize.overwrite', medium=True, writes=True),
@@ -96,6 +99,8 @@ TABLE = (
          needs='block_erase'),
     _row(0x48, 0x1F, 'SANITIZE, EXIT FAILURE MODE', '80 0000000000 0000 00', WRITE, 'sanitize.exit_failure_mode',
          medium=True, writes=True),
+    _row(0x4C, None, 'LOG SELECT', '02 ff ff 000000 ffff 00', WRITE, 'logs.log_select'),
+    _row(0x4D, None, 'LOG SENSE', '00 ff ff 00 ffff ffff 00', ALWAYS, 'logs.log_sense'),
     _row(0x55, None, 'MODE SELECT(10)', '13 0000000000 ffff 00', WRITE, 'spc.mode_select'),
     _row(0x56, None, 'RESERVE(10)', '00 00 00 000000 0000 00', RESERVE, 'spc.reserve'),
     _row(0x57, None, 'RELEASE(10)', '00 00 00 000000 0000 00', ALWAYS, 'spc.release'),
@@ -151,14 +156,20 @@ TABLE = (
     _row(0x9E, 0x13, 'REPORT REFERRALS', '00 ffffffffffffffff ffffffff 01 00', ALWAYS, 'sbc.report_referrals',
          needs='target_port_group_support'),
     _row(0xA0, None, 'REPORT LUNS', '00 ff 000000 ffffffff 00 00', ALWAYS, 'spc.report_luns', exempt=True),
+    _row(0xA3, 0x05, 'REPORT IDENTIFYING INFORMATION', '00 0000 0000 ffffffff fe 00', READ,
+         'identifying.report_identifying_information'),
     _row(0xA3, 0x0A, 'REPORT TARGET PORT GROUPS', 'e0 00000000 ffffffff 00 00', ALWAYS, 'spc.report_target_port_groups',
          needs='target_port_group_support'),
     _row(0xA3, 0x0C, 'REPORT SUPPORTED OPERATION CODES', '00 87 ff ffff ffffffff 00 00', READ,
          'spc.report_supported_operation_codes'),
     _row(0xA3, 0x0D, 'REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS', '00 80 000000 ffffffff 00 00', READ,
          'spc.report_supported_task_management_functions'),
+    _row(0xA3, 0x0F, 'REPORT TIMESTAMP', '00 00000000 ffffffff 00 00', STATUS, 'identifying.report_timestamp'),
+    _row(0xA4, 0x06, 'SET IDENTIFYING INFORMATION', '00 0000 0000 ffffffff fe 00', WRITE,
+         'identifying.set_identifying_information'),
     _row(0xA4, 0x0A, 'SET TARGET PORT GROUPS', '00 00000000 ffffffff 00 00', WRITE, 'spc.set_target_port_groups',
          needs='explicit_alua'),
+    _row(0xA4, 0x0F, 'SET TIMESTAMP', '00 00000000 ffffffff 00 00', WRITE, 'identifying.set_timestamp'),
     _medium(0xA8, 'READ(12)', '1e ffffffff ffffffff 1f 00', READ, 'sbc.read'),
     _medium(0xAA, 'WRITE(12)', '1a ffffffff ffffffff 1f 00', WRITE, 'sbc.write'),
     _medium(0xAE, 'WRITE AND VERIFY(12)', '16 ffffffff ffffffff 1f 00', WRITE, 'sbc.write_and_verify'),
@@ -180,7 +191,8 @@ def by_opcode(facts):
 #: tells of the unit and not of its data (SBC-3 4.11.2). Everything else is refused with how far the operation is.
 WHILE_OPERATING = frozenset((
     (0x03, None), (0x12, None), (0x1A, None), (0x1C, None), (0x4D, None), (0x5A, None), (0xA0, None),
-    (0x5E, 0x00), (0x5E, 0x01), (0x5E, 0x02), (0x5E, 0x03), (0xA3, 0x0A), (0xA3, 0x0C), (0xA3, 0x0D)))
+    (0x5E, 0x00), (0x5E, 0x01), (0x5E, 0x02), (0x5E, 0x03), (0xA3, 0x05), (0xA3, 0x0A), (0xA3, 0x0C),
+    (0xA3, 0x0D), (0xA3, 0x0F)))
 
 #: opcodes that end a failure of FORMAT UNIT, of SANITIZE (SBC-3 4.11.4)
 AFTER_FAILURE = {'format-failed': frozenset((FORMAT_UNIT, SANITIZE)), 'sanitize-failed': frozenset((SANITIZE,))}

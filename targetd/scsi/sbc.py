@@ -320,13 +320,21 @@ def read_defect_data_12(unit, task):
 
 # -- start, stop, eject ------------------------------------------------------------------------------------------------------
 
+#: POWER CONDITION -> (ASC, ASCQ) that REQUEST SENSE then has: START_VALID, ACTIVE and LU_CONTROL none; IDLE, STANDBY and their
+#: FORCE_ variants 'activated by command'. The other values change nothing, and are no error: libiscsi's tests send them.
+POWER_CONDITIONS = {0x0: None, 0x1: None, 0x7: None, 0x2: (0x5E, 0x03), 0xA: (0x5E, 0x03), 0x3: (0x5E, 0x04), 0xB: (0x5E, 0x04)}
+
+
 def start_stop_unit(unit, task):
     """START STOP UNIT, SBC-3 5.20.
 
     Without LOEJ a stop only flushes: Windows stops its disks at shutdown, and a stopped unit would stop for the other
-    initiators as well. Power conditions change nothing a virtual disk has. START ends a stop that the administrator ordered.
+    initiators as well. Power conditions change nothing a virtual disk has, but REQUEST SENSE says what this nexus asked
+    for until it asks for another or uses the medium. START ends a stop that the administrator ordered.
     """
     flags = task.cdb[4]
+    if flags >> 4 in POWER_CONDITIONS:
+        unit.set_power(POWER_CONDITIONS[flags >> 4])
     load_eject, start = bool(flags & 0x02), bool(flags & 0x01)
     task.private = None
     if flags >> 4 == 0:                                          # else POWER CONDITION rules, and LOEJ and START are ignored

@@ -8,7 +8,7 @@ import struct
 
 from targetd.scsi import access, modes, opcodes, persistent_reserve, sense
 from targetd.scsi.cdb import doubleword, word
-from targetd.scsi.sam import Change, WOULD_BLOCK
+from targetd.scsi.sam import Change
 from targetd.scsi.sense import CheckCondition, NO_SENSE
 
 # INQUIRY version descriptors, SPC-4 table 135: SAM-5, iSCSI, SPC-4, SBC-3, none with a revision claimed.
@@ -245,54 +245,3 @@ def report_supported_task_management_functions(unit, task):
         data[3] = 12
         data += bytes(12)
     answer(task, bytes(data), doubleword(task.cdb, 6))
-
-
-# -- diagnostics -----------------------------------------------------------------------------------------------------------
-
-def send_diagnostic(unit, task):
-    """SEND DIAGNOSTIC, SPC-4 6.42: the default self-test and the foreground ones read the ends of the medium."""
-    cdb = task.cdb
-    code, self_test = cdb[1] >> 5, bool(cdb[1] & 0x04)
-    task.length = task.data_out_length = word(cdb, 3)
-    if code and (self_test or task.length or code in (3, 4, 7)):     # 4: nothing runs in the background to be aborted
-        raise sense.invalid_field_in_cdb(1, 7)
-    if self_test and task.length:
-        raise sense.invalid_field_in_cdb(3)
-    if self_test or code:
-        task.run, task.run_blocking = _would_block, _run_self_test
-    else:
-        task.run = _run_diagnostic_page if task.length else _good
-
-
-def _would_block(task):
-    return WOULD_BLOCK
-
-
-def _run_self_test(task):
-    unit = task.unit
-    try:
-        if unit.medium != 'ejected':
-            for lba in (0, max(0, unit.blocks - 1)):
-                unit.store.read(lba * unit.block_size, unit.block_size if unit.blocks else 0)
-    except OSError:
-        raise CheckCondition(sense.HARDWARE_ERROR, 0x3E, 0x03)       # LOGICAL UNIT FAILED SELF-TEST
-    return None
-
-
-def _run_diagnostic_page(task):
-    """Only page 00h, supported diagnostic pages (SPC-4 7.2.2), is known, and it has no content."""
-    data = parameter_list(task, task.length)
-    if len(data) < 4:
-        raise sense.parameter_list_length_error()
-    if data[0]:
-        raise sense.invalid_field_in_parameter_list(0)
-    if word(data, 2):
-        raise sense.invalid_field_in_parameter_list(2)
-    return None
-
-
-def receive_diagnostic_results(unit, task):
-    """RECEIVE DIAGNOSTIC RESULTS, SPC-4 6.30: the list of the one page there is."""
-    if task.cdb[2]:
-        raise sense.invalid_field_in_cdb(2)
-    answer(task, b'\0\0\0\1\0', word(task.cdb, 3))

@@ -165,6 +165,10 @@ class Store(object):
         """Bytes of space that the medium takes now."""
         return self.size
 
+    def available(self):
+        """Bytes of space that the medium could still take, as far as its surroundings have them."""
+        return max(0, self.size - self.allocated())
+
     def close(self):
         """Close the descriptor. Verbs raise OSError(EBADF) afterwards; closing twice is harmless."""
         descriptor, self.descriptor = self.descriptor, -1

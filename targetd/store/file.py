@@ -35,6 +35,10 @@ class FileStore(PosixStore):
             return False
         return True
 
+    def available(self):
+        room = os.fstatvfs(self.descriptor)
+        return min(super(FileStore, self).available(), room.f_bavail * room.f_frsize)
+
     def extents(self, offset, length, maximum=None):
         self._check_range(offset, length)
         if not self.capabilities.extents:

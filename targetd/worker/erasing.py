@@ -16,8 +16,8 @@ KEEP_SECONDS = 10.0              # how often it is made lasting at most
 
 
 def operate(store, operation, tell, clock=time.monotonic):
-    """Do what is left of the operation. tell(position, lasting): bytes done so far; lasting: they would survive a power failure.
-    Raises OSError."""
+    """Do what is left of the operation. tell(position, lasting): bytes done so far; lasting: they would survive a loss of
+    power. Raises OSError."""
     if store.read_only:
         raise OSError(errno.EROFS, 'the medium cannot be written')
     size, position = store.size, operation['position']

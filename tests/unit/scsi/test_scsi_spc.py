@@ -307,10 +307,10 @@ def test_an_unknown_service_action_points_at_its_field():
 
 # -- diagnostics -----------------------------------------------------------------------------------------------------------
 
-def test_the_self_test_reads_both_ends_of_the_medium():
+def test_the_self_test_reads_both_ends_of_the_medium_and_its_middle():
     unit = make_unit()
     assert do(unit, bytes.fromhex('1d 04 00 0000 00')) is None
-    assert [call[1] for call in unit.store.calls] == [0, (unit.blocks - 1) * 512]
+    assert [call[1] for call in unit.store.calls] == [0, unit.blocks // 2 * 512, (unit.blocks - 1) * 512]
     unit.store.bad = (unit.store.size - 1,)
     assert sense_of(unit, bytes.fromhex('1d 04 00 0000 00')) == (4, 0x3E, 0x03)
 

@@ -1,0 +1,76 @@
+"""Names that initiators give a unit, and its clock: IDENTIFYING INFORMATION (SPC-4 6.32, 6.43), TIMESTAMP (6.38, 6.46). Pure.
+
+The clock is the host's, shifted by what SET TIMESTAMP said: unit.clock() gives milliseconds since 1970.
+"""
+
+import struct
+
+from targetd.scsi import records as rules, sense
+from targetd.scsi.cdb import doubleword
+from targetd.scsi.sam import Change
+from targetd.scsi.spc import answer, parameter_list
+
+SUPPORTED = 0x7F                       # INFORMATION TYPE: tell which types there are
+TEXT = '2'                             # UTF-8, ended by a null
+BY_SET_TIMESTAMP, BY_OTHER_MEANS = 0b010, 0b011        # TIMESTAMP ORIGIN, SPC-4 table 55
+
+
+def report_identifying_information(unit, task):
+    """REPORT IDENTIFYING INFORMATION, SPC-4 6.32."""
+    kind = task.cdb[10] >> 1
+    if kind == SUPPORTED:
+        data = b''.join(struct.pack('>BxH', int(k) << 1, most) for k, most in sorted(rules.MAXIMUM_LENGTH.items()))
+    elif str(kind) in rules.MAXIMUM_LENGTH:
+        data = bytes.fromhex(unit.records['identifying'].get(str(kind), ''))
+    else:
+        raise sense.invalid_field_in_cdb(10, 7)
+    answer(task, struct.pack('>xxH', len(data)) + data, doubleword(task.cdb, 6))
+
+
+def set_identifying_information(unit, task):
+    """SET IDENTIFYING INFORMATION, SPC-4 6.43. An empty list takes the information away."""
+    kind = str(task.cdb[10] >> 1)
+    if kind not in rules.MAXIMUM_LENGTH:
+        raise sense.invalid_field_in_cdb(10, 7)
+    if doubleword(task.cdb, 6) > rules.MAXIMUM_LENGTH[kind]:
+        raise sense.invalid_field_in_cdb(6)
+    task.length = task.data_out_length = doubleword(task.cdb, 6)
+    task.private = kind
+    task.run = _set_identifying
+
+
+def _set_identifying(task):
+    data = parameter_list(task, task.length)
+    if task.private == TEXT and data:
+        if data[-1]:
+            raise sense.invalid_field_in_parameter_list(len(data) - 1)
+        data = data[:data.index(b'\0') + 1]
+        try:
+            data.decode('utf-8')
+        except UnicodeDecodeError as e:
+            raise sense.invalid_field_in_parameter_list(e.start)
+    return Change('set-identifying-information', {'type': task.private, 'data': data.hex()})
+
+
+def report_timestamp(unit, task):
+    """REPORT TIMESTAMP, SPC-4 6.38."""
+    offset = unit.records['timestamp_offset']
+    origin = BY_OTHER_MEANS if offset is None else BY_SET_TIMESTAMP
+    now = min(max(0, unit.clock() + (offset or 0)), rules.MAXIMUM_TIMESTAMP)
+    answer(task, struct.pack('>HBx6s2x', 10, origin, now.to_bytes(6, 'big')), doubleword(task.cdb, 6))
+
+
+def set_timestamp(unit, task):
+    """SET TIMESTAMP, SPC-4 6.46."""
+    task.length = task.data_out_length = doubleword(task.cdb, 6)
+    if task.length not in (0, 12):
+        task.data_out_length = 0
+        raise sense.parameter_list_length_error()
+    task.run = _set_timestamp
+
+
+def _set_timestamp(task):
+    if not task.length:
+        return None
+    data = parameter_list(task, task.length)
+    return Change('set-timestamp', {'offset': int.from_bytes(data[4:10], 'big') - task.unit.clock()})

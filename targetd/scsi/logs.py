@@ -1,0 +1,249 @@
+"""LOG SENSE and LOG SELECT (SPC-4 6.6, 6.5, 7.3; SBC-3 6.4): what the unit counted and noticed. Pure.
+
+One row per page. Nothing is counted per command: READ and WRITE pay nothing for their statistics, so page 19h tells no numbers
+of commands, and the error counter pages have what was met in the slow path only. Nothing is saved by SP (DS is 1): what lasts
+is kept without being asked, see records.py.
+Windows asks for page 0Ch with PC 0 and does not want to be refused; list parameters have no thresholds, so PC is ignored there.
+"""
+
+import struct
+from collections import namedtuple
+
+from targetd.scsi import sense
+from targetd.scsi.cdb import word
+from targetd.scsi.sam import Change, WOULD_BLOCK
+from targetd.scsi.sbc import reading
+from targetd.scsi.spc import answer, parameter_list
+
+THRESHOLD, CUMULATIVE, DEFAULT_THRESHOLD, DEFAULT_CUMULATIVE = range(4)          # PAGE CONTROL
+ALL_SUBPAGES = 0xFF
+PARAMETER = struct.Struct('>HBB')
+COUNTER, ASCII_LIST, BINARY_LIST = 0x02, 0x01, 0x03           # FORMAT AND LINKING
+UNKNOWN_TEMPERATURE = 0xFF
+UNCORRECTED = 0x0006                                          # parameter of the error counter pages
+ACCOUNTING_DATE = 0x0002
+COUNTED = {0x02: 'write', 0x03: 'read', 0x05: 'verify'}       # page -> key of records['errors']
+START_STOP_CYCLES = 0x0E
+
+
+class Page(namedtuple('Page', 'code subpage name parameters blocks needs')):
+    """parameters(unit, page_control) -> [(code, control byte, value bytes)]; blocks: it may wait for the store; needs: name of
+    the fact without which the unit does not have the page, or ''."""
+
+    __slots__ = ()
+
+
+def _parameter(code, control, value):
+    return PARAMETER.pack(code, control, len(value)) + value
+
+
+# -- pages -----------------------------------------------------------------------------------------------------------------
+
+def _error_counter(page):
+    def parameters(unit, control):
+        """SPC-4 7.3.5: errors that the medium corrected by itself are not seen from here."""
+        count = unit.records['errors'][COUNTED[page]] if control == CUMULATIVE else 0
+        if control in (THRESHOLD, DEFAULT_THRESHOLD):
+            count = (1 << 64) - 1                             # no threshold: never reached
+        return [(UNCORRECTED, COUNTER, struct.pack('>Q', count))]
+    return parameters
+
+
+def _provisioning(unit, control):
+    """SBC-3 6.4.5, in threshold sets: what the store could still take, and what it takes now."""
+    one = unit.block_size << unit.facts.threshold_exponent
+    counts = [(0x0001, unit.store.available() // one), (0x0002, -(-unit.store.allocated() // one))]
+    return [(code, BINARY_LIST, struct.pack('>I4x', min(count, 0xFFFFFFFF))) for code, count in counts]
+
+
+def _temperature(unit, control):
+    """SPC-4 7.3.21: nobody knows it, and there is no maximum."""
+    return [(code, BINARY_LIST, bytes((0, UNKNOWN_TEMPERATURE))) for code in (0x0000, 0x0001)]
+
+
+def _start_stop(unit, control):
+    """SPC-4 7.3.22. Dates are four digits of the year and two of the week."""
+    records = unit.records
+    date = records['accounting_date'] or ' ' * 6
+    return [(0x0001, ASCII_LIST, b' ' * 6), (ACCOUNTING_DATE, ASCII_LIST, date.encode('ascii')),
+            (0x0004, BINARY_LIST, struct.pack('>I', records['cycles'] & 0xFFFFFFFF)),
+            (0x0006, BINARY_LIST, struct.pack('>I', records['loads'] & 0xFFFFFFFF))]
+
+
+def _self_tests(unit, control):
+    """SPC-4 7.3.20: twenty parameters, the newest first, zeroes where there was no test."""
+    tests = unit.records['self_tests']
+    parameters = []
+    for n in range(20):
+        value = bytes(16)
+        if n < len(tests):
+            test = tests[n]
+            address = 0xFFFFFFFFFFFFFFFF if test['address'] is None else test['address']
+            value = struct.pack('>BBHQBBBx', test['code'] << 5 | test['result'], test['number'], test['hours'], address,
+                                test['key'], test['asc'], test['ascq'])
+        parameters.append((n + 1, BINARY_LIST, value))
+    return parameters
+
+
+def _statistics(unit, control):
+    """SPC-4 7.3.9: only the time interval, a millisecond, in which any would be told."""
+    return [(0x0003, BINARY_LIST, struct.pack('>II', 3, 1))]
+
+
+def _exceptions(unit, control):
+    """SPC-4 7.3.10: FAILURE PREDICTION THRESHOLD EXCEEDED once acknowledged data was lost."""
+    code = (0x5D, 0x00) if unit.medium == 'failed' else (0, 0)
+    return [(0x0000, BINARY_LIST, bytes(code + (UNKNOWN_TEMPERATURE, 0)))]
+
+
+def _page(code, name, parameters, blocks=False, needs='', subpage=0x00):
+    return Page(code, subpage, name, parameters, blocks, needs)
+
+
+TABLE = (
+    _page(0x02, 'Write Error Counter', _error_counter(0x02)),
+    _page(0x03, 'Read Error Counter', _error_counter(0x03)),
+    _page(0x05, 'Verify Error Counter', _error_counter(0x05)),
+    _page(0x0C, 'Logical Block Provisioning', _provisioning, blocks=True, needs='thin'),
+    _page(0x0D, 'Temperature', _temperature),
+    _page(0x0E, 'Start-Stop Cycle Counter', _start_stop),
+    _page(0x10, 'Self-Test Results', _self_tests),
+    _page(0x19, 'General Statistics and Performance', _statistics),
+    _page(0x2F, 'Informational Exceptions', _exceptions),
+)
+
+
+def offered(facts):
+    """The Page rows that a unit with these facts has."""
+    return tuple(page for page in TABLE if not page.needs or getattr(facts, page.needs))
+
+
+# -- LOG SENSE -------------------------------------------------------------------------------------------------------------
+
+def log_sense(unit, task):
+    """LOG SENSE, SPC-4 6.6."""
+    cdb = task.cdb
+    code, subpage, pointer = cdb[2] & 0x3F, cdb[3], word(cdb, 5)
+    rows = offered(unit.facts)
+    if code == 0x00 or subpage == ALL_SUBPAGES:
+        data = _list(rows, code, subpage)
+        if pointer:
+            raise sense.invalid_field_in_cdb(5)
+        answer(task, data, word(cdb, 7))
+        return
+    found = [row for row in rows if row.code == code]
+    if not found:
+        raise sense.invalid_field_in_cdb(2, 5)
+    row = next((row for row in found if row.subpage == subpage), None)
+    if row is None:
+        raise sense.invalid_field_in_cdb(3)
+    task.offset = task.length = 0
+    task.private = row
+    task.run, task.run_blocking = (_would_block, _run_page) if row.blocks else (_run_page, None)
+
+
+def _would_block(task):
+    return WOULD_BLOCK
+
+
+@reading
+def _run_page(task):
+    row, cdb = task.private, task.cdb
+    pointer = word(cdb, 5)
+    parameters = row.parameters(task.unit, cdb[2] >> 6)
+    wanted = [parameter for parameter in parameters if parameter[0] >= pointer]
+    if not wanted:
+        raise sense.invalid_field_in_cdb(5)
+    return page_bytes(row.code, row.subpage, b''.join(_parameter(*p) for p in wanted))[:word(cdb, 7)]
+
+
+def page_bytes(code, subpage, body):
+    """The page with its header: DS 1, SPF where it is a subpage."""
+    return struct.pack('>BBH', 0x80 | (0x40 if subpage else 0) | code, subpage, len(body)) + body
+
+
+def _list(rows, code, subpage):
+    """The pages of lists, SPC-4 7.3.15 to 7.3.17: 00/00 page codes, 00/FF all pages and subpages, xx/FF those of one page."""
+    if code == 0x00 and subpage == 0x00:
+        body = bytes([0x00] + sorted({row.code for row in rows if not row.subpage}))
+        return struct.pack('>BBH', 0x00, 0x00, len(body)) + body
+    if subpage != ALL_SUBPAGES:
+        raise sense.invalid_field_in_cdb(3)
+    pairs = sorted({(row.code, row.subpage) for row in rows} | {(row.code, ALL_SUBPAGES) for row in rows}
+                   | {(0x00, 0x00), (0x00, ALL_SUBPAGES)})
+    if code:
+        pairs = [pair for pair in pairs if pair[0] == code]
+        if not pairs:
+            raise sense.invalid_field_in_cdb(2, 5)
+    body = b''.join(bytes(pair) for pair in pairs)
+    return struct.pack('>BBH', 0x40 | code, ALL_SUBPAGES, len(body)) + body
+
+
+# -- LOG SELECT ------------------------------------------------------------------------------------------------------------
+
+def log_select(unit, task):
+    """LOG SELECT, SPC-4 6.5: checked here, changed by the master."""
+    cdb = task.cdb
+    reset, code, subpage = bool(cdb[1] & 0x02), cdb[2] & 0x3F, cdb[3]
+    task.length = word(cdb, 7)
+    if task.length and (reset or code or subpage):
+        raise sense.invalid_field_in_cdb(1, 1) if reset else sense.invalid_field_in_cdb(2, 5)
+    if code or subpage:
+        if subpage not in (0x00, ALL_SUBPAGES) or not any(row.code == code for row in offered(unit.facts)):
+            raise sense.invalid_field_in_cdb(2, 5)
+    task.data_out_length = task.length
+    defaults = not task.length and cdb[2] >> 6 == DEFAULT_CUMULATIVE
+    task.private = None
+    if reset or defaults:
+        task.private = {'reset': True} if not code else {'errors': {COUNTED[code]: 0}} if code in COUNTED else None
+    task.run = _run_select
+
+
+def _run_select(task):
+    if not task.length:
+        return Change('log-select', task.private) if task.private else None
+    changes = _parse_select(task.unit, parameter_list(task, task.length), task.cdb[2] >> 6)
+    return Change('log-select', changes) if changes else None
+
+
+def _parse_select(unit, data, control):
+    """{'accounting_date': …, 'errors': …} of the pages in a parameter list."""
+    changes, offset = {}, 0
+    codes = {row.code for row in offered(unit.facts)}
+    while offset < len(data):
+        if len(data) < offset + 4:
+            raise sense.parameter_list_length_error()
+        code, subpage, length = data[offset] & 0x3F, data[offset + 1], word(data, offset + 2)
+        if code not in codes:
+            raise sense.invalid_field_in_parameter_list(offset, 5)
+        if subpage or data[offset] & 0x40:
+            raise sense.invalid_field_in_parameter_list(offset + 1)
+        end = offset + 4 + length
+        if end > len(data):
+            raise sense.parameter_list_length_error()
+        offset += 4
+        while offset < end:
+            offset = _parse_parameter(data, offset, end, code, control, changes)
+    return changes
+
+
+def _parse_parameter(data, offset, end, page, control, changes):
+    """Take one parameter over; gives the offset of the next."""
+    if end < offset + PARAMETER.size:
+        raise sense.parameter_list_length_error()
+    code, _, length = PARAMETER.unpack_from(data, offset)
+    value = data[offset + PARAMETER.size:offset + PARAMETER.size + length]
+    if offset + PARAMETER.size + length > end:
+        raise sense.parameter_list_length_error()
+    if page == START_STOP_CYCLES and code == ACCOUNTING_DATE:
+        if length != 6 or not all(c in b' 0123456789' for c in value):
+            raise sense.invalid_field_in_parameter_list(offset + (4 if length == 6 else 3))
+        changes['accounting_date'] = value.decode('ascii')
+    elif page in COUNTED and code == UNCORRECTED:
+        if length != 8:
+            raise sense.invalid_field_in_parameter_list(offset + 3)
+        if control == CUMULATIVE:                             # there is no threshold to be changed
+            changes.setdefault('errors', {})[COUNTED[page]] = int.from_bytes(value, 'big')
+    else:
+        raise sense.invalid_field_in_parameter_list(offset)
+    return offset + PARAMETER.size + length

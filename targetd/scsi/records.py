@@ -1,0 +1,174 @@
+"""What a logical unit remembers about itself: names that initiators gave it, its clock, its logs. Pure.
+
+One logical unit's records are one JSON-able dict, never changed in place, shared by all nexuses: the master applies changes
+(`apply`) and keeps them in stable storage, every worker reads a replica.
+
+  identifying       {'0' | '2': hex digits}: IDENTIFYING INFORMATION by type, SPC-4 6.32
+  timestamp_offset  milliseconds that SET TIMESTAMP put between the host's clock and the unit's, SPC-4 5.2; None: never set
+  self_tests        the last 20, newest first: {code, result, number, hours, address (int or None), key, asc, ascq,
+                    by: [initiator_port, target_port]}, SPC-4 7.3.20
+  accounting_date   'YYYYWW', or '', SPC-4 7.3.22
+  cycles            starts of the unit after a stop; loads: media loaded after an eject
+  errors            {'read' | 'write' | 'verify': commands that met an error of the medium}
+"""
+
+import re
+
+from targetd.scsi import attention
+
+KEPT_SELF_TESTS = 20
+IN_PROGRESS, ABORTED_BY_RESET = 0xF, 0x2         # SELF-TEST RESULTS, SPC-4 table 343
+ERRORS = ('read', 'write', 'verify')
+MAXIMUM_LENGTH = {'0': 64, '2': 256}             # bytes of identifying information
+MAXIMUM_TIMESTAMP = (1 << 48) - 1
+
+_HEX = re.compile('(?:[0-9a-f]{2})*$')
+_DATE = re.compile('[0-9 ]{6}$')
+
+
+def initial():
+    """The records of a unit that nobody has told anything."""
+    return {'identifying': {}, 'timestamp_offset': None, 'self_tests': [], 'accounting_date': '', 'cycles': 0, 'loads': 0,
+            'errors': dict.fromkeys(ERRORS, 0)}
+
+
+def saved(records):
+    """What goes to stable storage: the parts that are not as at first; {} if there is nothing to remember."""
+    first = initial()
+    return {key: value for key, value in records.items() if value != first[key]}
+
+
+def restored(kept):
+    """The records after a start. A self-test that was under way was ended by that. Raises ValueError if `kept` is damaged."""
+    records = initial()
+    if kept is None:
+        return records
+    if not isinstance(kept, dict):
+        raise ValueError('not records: %r' % (kept,))
+    try:
+        for key, value in kept.items():
+            if key in CHECKS:
+                CHECKS[key](value)
+                records[key] = value
+    except (KeyError, TypeError, AttributeError) as e:
+        raise ValueError('not records: %s' % e)
+    return nexus_lost(records, None)
+
+
+def apply(records, kind, message):
+    """(new records, the unit attention that the others are owed, or None) of a change that a worker asks for or tells of.
+    Raises KeyError, ValueError, TypeError if it is none."""
+    return KINDS[kind](records, message)
+
+
+def nexus_lost(records, by):
+    """Background self-tests of this nexus (None: of any) have ended with it."""
+    tests = [dict(test, result=ABORTED_BY_RESET)
+             if test['result'] == IN_PROGRESS and (by is None or tuple(test['by']) == tuple(by)) else test
+             for test in records['self_tests']]
+    return records if tests == records['self_tests'] else dict(records, self_tests=tests)
+
+
+# -- checks: everything comes from a worker or from a file --------------------------------------------------------------------
+
+def _number(value, most=(1 << 64) - 1):
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
+        raise ValueError('not a number up to %d: %r' % (most, value))
+    return value
+
+
+def _check_identifying(value):
+    for kind, data in value.items():
+        if kind not in MAXIMUM_LENGTH or not _HEX.match(data) or len(data) > 2 * MAXIMUM_LENGTH[kind]:
+            raise ValueError('identifying information %r' % (kind,))
+
+
+def _check_offset(value):
+    if value is not None:
+        _number(abs(value), MAXIMUM_TIMESTAMP)
+
+
+def _check_date(value):
+    if value and not _DATE.match(value):
+        raise ValueError('accounting date %r' % (value,))
+
+
+def _check_errors(value):
+    if sorted(value) != sorted(ERRORS):
+        raise ValueError('errors %r' % (value,))
+    for count in value.values():
+        _number(count)
+
+
+def _checked_test(value):
+    address = value.get('address')
+    if not all(isinstance(name, str) for name in value['by']) or len(value['by']) != 2:
+        raise ValueError('a self-test of nobody')
+    test = {key: _number(value[key], most) for key, most in
+            (('code', 7), ('result', 15), ('number', 255), ('hours', 0xFFFF), ('key', 15), ('asc', 255), ('ascq', 255))}
+    return dict(test, address=None if address is None else _number(address), by=list(value['by']))
+
+
+def _check_tests(value):
+    if len(value) > KEPT_SELF_TESTS:
+        raise ValueError('%d self-tests' % len(value))
+    for test in value:
+        _checked_test(test)
+
+
+CHECKS = {'identifying': _check_identifying, 'timestamp_offset': _check_offset, 'self_tests': _check_tests,
+          'accounting_date': _check_date, 'cycles': _number, 'loads': _number, 'errors': _check_errors}
+
+
+# -- changes -----------------------------------------------------------------------------------------------------------------
+
+def _set_identifying(records, message):
+    kind, data = message['type'], message['data']
+    _check_identifying({kind: data})
+    identifying = {k: v for k, v in records['identifying'].items() if k != kind}
+    if data:
+        identifying[kind] = data
+    return dict(records, identifying=identifying), attention.DEVICE_IDENTIFIER_CHANGED
+
+
+def _set_timestamp(records, message):
+    _check_offset(message['offset'])
+    return dict(records, timestamp_offset=message['offset']), attention.TIMESTAMP_CHANGED
+
+
+def _self_test(records, message):
+    """The end of one that is under way takes its place."""
+    test = _checked_test(message)
+    earlier = list(records['self_tests'])
+    if earlier and earlier[0]['result'] == IN_PROGRESS and earlier[0]['by'] == test['by']:
+        del earlier[0]
+    return dict(records, self_tests=([test] + earlier)[:KEPT_SELF_TESTS]), None
+
+
+def _error(records, message):
+    kind = message['kind']
+    if kind not in ERRORS:
+        raise ValueError('error %r' % (kind,))
+    return dict(records, errors=dict(records['errors'], **{kind: records['errors'][kind] + 1})), None
+
+
+def _log_select(records, message):
+    """What LOG SELECT sets; reset: every counter that can be is 0 again."""
+    new = dict(records)
+    if message.get('reset'):
+        new['errors'] = dict.fromkeys(ERRORS, 0)
+    if 'accounting_date' in message:
+        _check_date(message['accounting_date'])
+        new['accounting_date'] = message['accounting_date']
+    if 'errors' in message:
+        new['errors'] = dict(new['errors'], **message['errors'])
+        _check_errors(new['errors'])
+    return new, attention.LOG_PARAMETERS_CHANGED if new != records else None
+
+
+KINDS = {'set-identifying-information': _set_identifying, 'set-timestamp': _set_timestamp, 'self-test': _self_test,
+         'error': _error, 'log-select': _log_select}
+
+#: what a worker asks for, and what it tells of
+ASKED = frozenset(('set-identifying-information', 'set-timestamp', 'log-select'))
+TOLD = frozenset(('self-test', 'error'))
