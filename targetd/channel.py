@@ -14,9 +14,9 @@ master -> worker
   answer     id, status_class, status_detail, why         to ask claim, refused (class != 0)
              id, status_class 0, tsih, units + [descriptors]      units is [] for a further connection, and for discovery
   answer     id, status, sense, data                      to the other asks; sense, data: hex or null
-  change     id, unit, and any of: reservations, modes, medium, access, progress (see units), size (bytes), attentions [[asc, ascq], …],
-             abort {initiator_port: null, own_too: true, tas: bool}: end every task of this nexus at the unit but the one that
-             asked (tas: with TASK ABORTED status); acknowledged when in force and the aborted are quiet
+  change     id, unit, and any of: reservations, modes, medium, access, progress (see units), size (bytes),
+             records, attentions [[asc, ascq], …], abort {initiator_port: null, own_too: true, tas: bool}: end every task of this
+             nexus at the unit but the one that asked (tas: with TASK ABORTED status); acknowledged when in force and the aborted are quiet
   units      id, add [unit…], remove [lun…], replace [unit…], attentions [[asc, ascq], …] + [descriptors]   the nexus's units
              come, go, or have another store (same `unit`, maybe another size, a fresh descriptor); the attentions are owed by
              every unit that the nexus had before and keeps; acknowledged when in force
@@ -37,6 +37,7 @@ worker -> master
   tell closed    peer, cid                                a connection of a session that goes on is over
   tell ended     why                                      the session is over, cleanly; the worker exits next
   tell statistics   id, …                                 plain numbers
+  tell note      unit, kind, note                         what all nexuses should know of: scsi.records.TOLD
   tell progress  position, lasting                        bytes of the operation that are done; lasting: on the medium
   tell operated  failed                                   the operation is over; why it failed, or ''; then tell idle
   ask claim      session {initiator_name, initiator_alias, isid, target_name, group, tsih, cid, account, keys}, peer
@@ -46,6 +47,7 @@ worker -> master
   ask operate                 unit, kind: 'format' | 'sanitize', method, pattern, passes, invert, ause, immediate; see
                               scsi.operations
   ask exit-failure-mode       unit
+  ask set-identifying-information | set-timestamp | log-select    unit, …: see scsi.records
   ask set-target-port-groups  unit, states {tag: state}, see scsi.access
   ask start-stop              unit, action: 'start' | 'stop' | 'load' | 'eject'
   ask prevent                 unit, prevent: bool
@@ -58,7 +60,8 @@ A unit, as sent in answer (claim) and in units:
    facts: {block_size, physical_block_size, lowest_aligned_block, vendor, product, revision, serial, naa, eui, scsi_name,
            rotation_rate, thin, removable, read_only, …},
    reservations: see scsi.reservations, modes: see scsi.modes, access: see scsi.access,
-   medium: 'ready'|'stopped'|'ejected'|'failed', or a word of scsi.operations, progress: 0..65535}
+   medium: 'ready'|'stopped'|'ejected'|'failed', or a word of scsi.operations, progress: 0..65535,
+   records: see scsi.records, since: milliseconds since 1970 when it was exported}
 """
 
 import array

@@ -1,22 +1,23 @@
 """What becomes of a unit's shared state when a nexus asks for a change, or when something happens to it. Pure.
 
-May import scsi.sam, scsi.sense, scsi.reservations, scsi.modes, scsi.attention, scsi.operations. A function takes the Shared
-state and gives a Decision (a new Shared state and what follows from it) or a Refusal (the status and sense that end the command); it never
-changes what it was given. units.py persists, distributes and answers.
+May import scsi.sam, scsi.sense, scsi.reservations, scsi.modes, scsi.access, scsi.attention, scsi.operations,
+scsi.records. A function takes the Shared state and gives a Decision (a new Shared state and what follows from it) or a Refusal
+(the status and sense that end the command); it never changes what it was given. units.py persists, distributes and answers.
 """
 
 from collections import namedtuple
 
-from targetd.scsi import attention, modes, operations, reservations, sam
-from targetd.scsi.sense import HARDWARE_ERROR, ILLEGAL_REQUEST, NOT_READY, CheckCondition
+from targetd.scsi import access, attention, modes, operations, records, reservations, sam
+from targetd.scsi.sense import HARDWARE_ERROR, ILLEGAL_REQUEST, NOT_READY, CheckCondition, invalid_field_in_cdb
 
 READY, STOPPED, EJECTED, FAILED = 'ready', 'stopped', 'ejected', 'failed'
 TARGET_RESETS = ('target-warm-reset', 'target-cold-reset')
 
 #: reservations, modes: see scsi; medium: READY …, or a word of scsi.operations; prevented_by: ((initiator_port, target_port) …)
-#: that prevent removal; operation: see scsi.operations, or None.
-Shared = namedtuple('Shared', 'reservations modes medium prevented_by operation')
-Shared.__new__.__defaults__ = (READY, (), None)
+#: that prevent removal; operation: see scsi.operations, or None; access: see scsi.access; crossed: indices of the thresholds
+#: (scsi.modes) that are reached, None before they were looked at; records: see scsi.records.
+Shared = namedtuple('Shared', 'reservations modes medium prevented_by operation access crossed records')
+Shared.__new__.__defaults__ = (READY, (), None, access.initial(), None, records.initial())
 
 
 class Malformed(ValueError):
@@ -54,7 +55,7 @@ class Decision(namedtuple('Decision', 'shared attentions aborts persist size beg
 
     def changed(self, old):
         """The parts of the state that a replica must be told of."""
-        parts = ('reservations', 'modes', 'medium')
+        parts = ('reservations', 'modes', 'medium', 'access', 'records')
         return {part: getattr(self.shared, part) for part in parts if getattr(self.shared, part) != getattr(old, part)}
 
     def attentions_of(self, nexus):
@@ -77,14 +78,16 @@ class Others(namedtuple('Others', 'by')):
     __slots__ = ()
 
 
-def initial(facts, saved, boot_id):
+def initial(facts, saved, boot_id, configured=None):
     """The Shared state of a unit at its export. saved: what saved_state gave, or {}; boot_id: of this boot of the machine,
     which tells a restart of targetd, that reservations outlast, from a loss of power, that only those with APTPL do.
     Raises ValueError if `saved` is damaged."""
     same_boot = bool(boot_id) and saved.get('boot_id') == boot_id
     operation = operations.restored(saved.get('operation'))
     return Shared(reservations.aptpl_load(saved.get('reservations'), power_lost=not same_boot),
-                  modes.restore(facts, saved.get('modes')), operations.medium(operation) or READY, (), operation)
+                  modes.restore(facts, saved.get('modes')), operations.medium(operation) or READY, (), operation,
+                  access.restore(configured or access.initial(), saved.get('access')),
+                  records=records.restored(saved.get('records')))
 
 
 def saved_state(shared, boot_id):
@@ -97,6 +100,12 @@ def saved_state(shared, boot_id):
         state['modes'] = kept
     if shared.operation is not None:
         state['operation'] = shared.operation
+    remembered = records.saved(shared.records)
+    if remembered:
+        state['records'] = remembered
+    paths = access.saved(shared.access)
+    if paths:
+        state['access'] = paths
     if state:
         state['boot_id'] = boot_id
     return state
@@ -150,7 +159,8 @@ def _reservations(shared, nexus, message, known_ports):
 def session_lost(shared, nexus):
     """What goes with a nexus: its SPC-2 reservation, what it prevented. A Decision, or None if nothing changes."""
     new = shared._replace(reservations=reservations.session_lost(shared.reservations, *who(nexus)),
-                          prevented_by=tuple(p for p in shared.prevented_by if p != who(nexus)))
+                          prevented_by=tuple(p for p in shared.prevented_by if p != who(nexus)),
+                          records=records.nexus_lost(shared.records, who(nexus)))
     return Decision(new) if new != shared else None
 
 
@@ -177,6 +187,76 @@ def facts_changed(shared, facts):
     return Decision(shared._replace(modes=new), attentions)
 
 
+# -- target port groups ----------------------------------------------------------------------------------------------
+
+def _set_target_port_groups(shared, nexus, message, _known_ports):
+    """SET TARGET PORT GROUPS (SPC-4 6.45): the others are told."""
+    new = access.changed(shared.access, access.checked_set(shared.access, message), access.SET_BY_COMMAND)
+    if new is shared.access:
+        return Refusal(sam.GOOD)
+    return Decision(shared._replace(access=new), [(Others(who(nexus)),) + attention.ASYMMETRIC_ACCESS_STATE_CHANGED],
+                    persist=True)
+
+
+def access_set(shared, states):
+    """The administrator gives groups other states, {tag as text: state}. A Decision: every nexus is told; None if nothing
+    changes. Raises KeyError."""
+    new = access.changed(shared.access, states, access.SET_IMPLICITLY)
+    if new is shared.access:
+        return None
+    return Decision(shared._replace(access=new), [(Others(None),) + attention.ASYMMETRIC_ACCESS_STATE_CHANGED], persist=True)
+
+
+def access_configured(shared, configured):
+    """The configuration says something else of the groups now. A Decision, or None if nothing changes."""
+    new = access.reconfigured(shared.access, configured)
+    if new == shared.access:
+        return None
+    attentions = []
+    if not access.is_same(new, shared.access):
+        attentions = [(Others(None),) + attention.ASYMMETRIC_ACCESS_STATE_CHANGED]
+    return Decision(shared._replace(access=new), attentions, persist=True)
+
+
+# -- space -----------------------------------------------------------------------------------------------------------
+
+def space_counted(shared, available, used):
+    """So many threshold sets are available to the medium, and so many it uses. A Decision, None if no threshold was crossed:
+    every nexus is told once when one is reached (SBC-3 4.7.3.8.3), and again after it was left."""
+    counts = {modes.AVAILABLE: available, modes.USED: used}
+    crossed = tuple(t.index for t in modes.thresholds(shared.modes) if t.resource in counts
+                    and (counts[t.resource] >= t.count if t.increasing else counts[t.resource] <= t.count))
+    if crossed == shared.crossed:
+        return None
+    attentions = []
+    if shared.crossed is not None and set(crossed) - set(shared.crossed):
+        attentions = [(Others(None),) + attention.THRESHOLD]
+    return Decision(shared._replace(crossed=crossed), attentions)
+
+
+# -- records ---------------------------------------------------------------------------------------------------------
+
+def _records(shared, nexus, message, _known_ports):
+    """SET IDENTIFYING INFORMATION, SET TIMESTAMP, LOG SELECT (SPC-4 6.43, 6.46, 6.5): the others are told."""
+    new, owed = records.apply(shared.records, message['ask'], message)
+    if new == shared.records:
+        return Refusal(sam.GOOD)
+    return Decision(shared._replace(records=new), [(Others(who(nexus)),) + owed] if owed else (), persist=True)
+
+
+def noted(shared, nexus, message):
+    """A worker tells what happened to its nexus. A Decision; errors of the medium are kept only when something else is. Raises
+    Malformed."""
+    try:
+        kind, note = message['kind'], message['note']
+        if kind not in records.TOLD or kind == 'self-test' and tuple(note['by']) != who(nexus):
+            raise ValueError('not its own to tell')
+        new, _ = records.apply(shared.records, kind, note)
+    except (KeyError, ValueError, TypeError, AttributeError) as e:
+        raise Malformed('note: %s' % e)
+    return Decision(shared._replace(records=new), persist=kind == 'self-test')
+
+
 # -- medium ----------------------------------------------------------------------------------------------------------
 
 #: START STOP UNIT: (medium now, action) -> medium then; what is not here changes nothing. A failed medium stays failed.
@@ -200,7 +280,11 @@ def _start_stop(shared, nexus, message, _known_ports):
     attentions = []
     if shared.medium == EJECTED:
         attentions = [(Others(who(nexus)),) + attention.MEDIUM_MAY_HAVE_CHANGED]
-    return Decision(shared._replace(medium=medium), attentions)
+    new = shared._replace(medium=medium)
+    if medium == READY:
+        counted = 'loads' if shared.medium == EJECTED else 'cycles'
+        new = new._replace(records=dict(shared.records, **{counted: shared.records[counted] + 1}))
+    return Decision(new, attentions, persist=medium == READY)
 
 
 def _prevent(shared, nexus, message, _known_ports):
@@ -229,17 +313,13 @@ def _operate(shared, nexus, message, _known_ports):
     """FORMAT UNIT, SANITIZE (SBC-3 5.3, 5.24): everybody's tasks end, and the medium is nobody's until it is over."""
     operation = operations.begun(message, who(nexus))
     if shared.medium not in (READY, FAILED) and not operations.is_failed(shared.medium):
-        return _check(*operations.SENSE.get(shared.medium, (NOT_READY, 0x3A, 0x00)))
+        return refusal(shared, CheckCondition(*operations.SENSE.get(shared.medium, (NOT_READY, 0x3A, 0x00))))
     if shared.medium == FAILED:
-        return _check(HARDWARE_ERROR, 0x44, 0x00)
+        return refusal(shared, CheckCondition(HARDWARE_ERROR, 0x44, 0x00))
     if is_restricted(shared.operation) and (operation['kind'] == 'format' or operation['ause']):
-        return _check(ILLEGAL_REQUEST, 0x24, 0x00)               # SBC-3 4.11.4: only a sanitize as strict as the failed one
+        return refusal(shared, invalid_field_in_cdb(1))          # SBC-3 4.11.4: only a sanitize as strict as the failed one
     return Decision(shared._replace(medium=operations.medium(operation), operation=operation), aborts=None, persist=True,
                     begins='immediate' if message.get('immediate') else 'awaited')
-
-
-def _check(key, asc, ascq):
-    return Refusal(sam.CHECK_CONDITION, CheckCondition(key, asc, ascq).sense())
 
 
 def is_restricted(operation):
@@ -252,7 +332,7 @@ def _exit_failure_mode(shared, nexus, message, _known_ports):
     if shared.medium != operations.FAILED['sanitize']:
         return Refusal(sam.GOOD)
     if is_restricted(shared.operation):
-        return _check(ILLEGAL_REQUEST, 0x24, 0x00)
+        return refusal(shared, invalid_field_in_cdb(1))
     return Decision(shared._replace(medium=READY, operation=None), persist=True)
 
 
@@ -266,9 +346,9 @@ def operation_over(shared, failed):
                                     operation=operation), attentions, persist=True)
 
 
-def operation_result(operation, failed):
+def operation_result(shared, operation, failed):
     """How the command ends that asked for it, as a Refusal."""
-    return _check(*operations.COMMAND_FAILED[operation['kind']]) if failed else Refusal(sam.GOOD)
+    return refusal(shared, CheckCondition(*operations.COMMAND_FAILED[operation['kind']])) if failed else Refusal(sam.GOOD)
 
 
 # -- task management -------------------------------------------------------------------------------------------------
@@ -299,6 +379,7 @@ def _target_reset(shared, nexus):
 RESETS = {'clear-task-set': _clear_task_set, 'logical-unit-reset': _logical_unit_reset,
           'target-warm-reset': _target_reset, 'target-cold-reset': _target_reset}
 
-KINDS = {'persistent-reserve-out': _reservations, 'reserve': _reservations, 'release': _reservations,
-         'mode-select': _mode_select, 'operate': _operate, 'exit-failure-mode': _exit_failure_mode,
-         'start-stop': _start_stop, 'prevent': _prevent, 'reset': _reset}
+KINDS = {'set-identifying-information': _records, 'set-timestamp': _records, 'log-select': _records,
+         'persistent-reserve-out': _reservations, 'reserve': _reservations, 'release': _reservations,
+         'mode-select': _mode_select, 'set-target-port-groups': _set_target_port_groups, 'operate': _operate,
+         'exit-failure-mode': _exit_failure_mode, 'start-stop': _start_stop, 'prevent': _prevent, 'reset': _reset}

@@ -226,6 +226,9 @@ class Master(object):
     def _told_operated(self, worker, message):
         self.operating.told_operated(worker, message)
 
+    def _told_note(self, worker, message):
+        self.units.noted(worker, message)
+
     def _told_failed(self, worker, message):
         self.units.failed(worker, message)
 
@@ -360,4 +363,5 @@ def begin_log(server, foreground):
 
 TOLD = {'idle': Master._told_idle, 'peer': Master._told_peer, 'refused': Master._told_refused,
         'closed': Master._told_closed, 'acknowledge': Master._told_acknowledge, 'failed': Master._told_failed,
-        'progress': Master._told_progress, 'operated': Master._told_operated}
+        'progress': Master._told_progress, 'operated': Master._told_operated,
+        'note': Master._told_note}

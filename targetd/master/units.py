@@ -16,6 +16,7 @@ in between: a worker's replica is right because messages arrive in order and car
 """
 
 import os
+import time
 from collections import deque
 
 from targetd import log
@@ -24,6 +25,7 @@ from targetd.master.decisions import Decision, Refusal
 from targetd.scsi import operations
 
 ACKNOWLEDGE_SECONDS = 10.0
+TELL_SECONDS = 1.0               # how long errors are collected before every nexus is told their number
 UNITS_PER_MESSAGE = 200          # descriptors that travel with one message, below channel.MAXIMUM_DESCRIPTORS
 READY, STOPPED, EJECTED, FAILED = 'ready', 'stopped', 'ejected', 'failed'
 
@@ -45,6 +47,8 @@ class Unit(object):
         self.is_busy = False
         self.failure = None              # what the worker told that failed it
         self.told_size = store.size      # the size that replicas know
+        self.since = int(time.time() * 1000)
+        self.is_telling = False          # the records are about to be told
 
     @property
     def progress(self):
@@ -56,7 +60,8 @@ class Unit(object):
         shared = self.shared
         return {'lun': self.lun.number, 'unit': self.id, 'descriptor': descriptor, 'store': self.store.description(),
                 'facts': self.facts, 'reservations': shared.reservations, 'modes': shared.modes, 'medium': shared.medium,
-                'progress': self.progress}
+                'access': shared.access, 'progress': self.progress,
+                'records': shared.records, 'since': self.since}
 
     def __repr__(self):
         return '<unit %s>' % self.id
@@ -315,8 +320,35 @@ class Units(object):
 
     def tell_progress(self, unit):
         """Tell every nexus how far the operation is; nobody waits for that (0 is no message's number)."""
+        self._tell_all(unit, {'progress': unit.progress})
+
+    def _tell_all(self, unit, words):
         for worker in list(unit.workers):
-            self.send(worker, {'do': 'change', 'id': 0, 'unit': unit.id, 'progress': unit.progress}, ())
+            self.send(worker, dict(words, do='change', id=0, unit=unit.id), ())
+
+    def noted(self, worker, message):
+        """A worker tells of an error of the medium, or of a self-test. Errors come in floods: they are passed on later."""
+        unit = self.by_id.get(message.get('unit'))
+        nexus = unit.workers.get(worker) if unit is not None else None
+        if nexus is None:
+            return
+        try:
+            decision = decisions.noted(unit.shared, nexus, message)
+        except decisions.Malformed as e:
+            log.error('worker %d told what cannot be: %s', worker.pid, e)
+            self.kill(worker, 'it told what cannot be')
+            return
+        if decision.persist:
+            self._apply_now(unit, decision)
+            return
+        unit.shared = decision.shared
+        if not unit.is_telling:
+            unit.is_telling = True
+            self.loop.call_later(TELL_SECONDS, lambda: self._tell_records(unit))
+
+    def _tell_records(self, unit):
+        unit.is_telling = False
+        self._tell_all(unit, {'records': unit.shared.records})
 
     def medium(self, unit, medium):
         """Say of the medium what it is now."""

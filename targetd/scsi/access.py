@@ -138,7 +138,8 @@ def report(access, ports, extended):
 
 def referrals(access, last_lba):
     """REPORT REFERRALS data, SBC-3 5.15: one user data segment, all of the unit, with the state of each group."""
-    groups = b''.join(SET.pack(state, int(tag)) for tag, (state, _) in sorted(access['states'].items(), key=lambda i: int(i[0])))
+    states = sorted((int(tag), state) for tag, (state, _) in access['states'].items())
+    groups = b''.join(SET.pack(state, tag) for tag, state in states)
     descriptor = SEGMENT.pack(len(access['states']), 0, last_lba) + groups
     return struct.pack('>2xH', len(descriptor)) + descriptor
 

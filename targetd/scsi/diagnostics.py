@@ -1,7 +1,7 @@
 """SEND DIAGNOSTIC and RECEIVE DIAGNOSTIC RESULTS (SPC-4 6.42, 6.30): self-tests, and the one diagnostic page. Pure.
 
-A short self-test reads the ends of the medium and its middle, an extended one reads all of it. The results stand in log page 10h
-for every nexus; a background test goes on in one of the unit's own threads (unit.start) after the command has ended.
+A short self-test reads the ends of the medium and its middle, an extended one all of it. The results stand in log page 10h for
+every nexus; a background test goes on in one of the unit's own threads (unit.start) after the command has ended.
 """
 
 from targetd.scsi import records, sense

@@ -42,7 +42,7 @@ FACTS = (
     ('implicit_alua', False, 'TPGS bit 0: the states of target port groups are reported, and change by themselves'),
     ('explicit_alua', False, 'TPGS bit 1: they are reported, and SET TARGET PORT GROUPS changes them'),
     ('threshold_exponent', 0, 'a threshold set is 2^this blocks (VPD page B2h); 0: no thresholds'),
-    ('threshold_count', 0, 'threshold sets of available space at which initiators are told, before anybody changes it; 0: never'),
+    ('threshold_count', 0, 'threshold sets of available space at which initiators are told, by default; 0: never'),
     ('mode_pages', '', "mode pages that the configuration writes: 'PP-SS:' and the hex digits of the whole page, by commas"),
     ('management_url', '', 'a network address for VPD page 85h, or empty'),
     ('logical_unit_group', 0, 'designator type 6: units with one number share the states of their groups; 0: not said'),

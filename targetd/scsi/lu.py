@@ -296,7 +296,8 @@ class LogicalUnit(object):
         self._select()
 
     def update(self, **replicas):
-        """Put new replicas in force: any of reservations=, modes=, medium=, access=, records=. Commands admitted from now on see them."""
+        """Put new replicas in force: any of reservations=, modes=, medium=, access=, records=. Commands admitted from now on see
+        them."""
         for name in replicas:
             if name not in ('reservations', 'modes', 'medium', 'access', 'records'):
                 raise TypeError('a LogicalUnit has no replica %s' % name)

@@ -202,8 +202,8 @@ def parameters(state):
 
 
 Threshold = namedtuple('Threshold', 'index resource increasing count')
-Threshold.__doc__ = """An enabled threshold. index: which descriptor; resource: AVAILABLE or USED; increasing: reached by growing;
-count: in threshold sets."""
+Threshold.__doc__ = """An enabled threshold. index: which descriptor; resource: AVAILABLE or USED; increasing: reached by
+growing; count: in threshold sets."""
 
 
 def thresholds(state):

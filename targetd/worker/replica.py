@@ -5,6 +5,7 @@ the control thread. Units read their replicas as plain attributes, so a command 
 """
 
 import os
+import time
 
 from targetd import log, store
 from targetd.scsi.lu import Device, LogicalUnit, UnitFacts
@@ -50,7 +51,7 @@ class Replica(object):
         unit = self._by_id.get(message['unit'])
         if unit is None:
             return
-        replicas = {name: message[name] for name in ('reservations', 'modes', 'medium') if name in message}
+        replicas = {name: message[name] for name in ('reservations', 'modes', 'medium', 'access', 'records') if name in message}
         if replicas:
             unit.update(**replicas)
         if 'progress' in message:
@@ -78,13 +79,27 @@ class Replica(object):
         index = message['descriptor']
         medium = store.from_descriptor(message['store'], None if index is None else descriptors[index])
         unit = LogicalUnit(UnitFacts.from_message(message['facts']), medium, self._nexus, self.device, modes=message['modes'],
-                           reservations=message['reservations'], medium=message['medium'], lun=message['lun'])
+                           reservations=message['reservations'], medium=message['medium'], lun=message['lun'],
+                           access=message.get('access'), records=message.get('records'))
         unit.progress = message.get('progress', 0)
         unit_id = message['unit']
+        unit.since = message.get('since', 0)
+        unit.clock = milliseconds
+        unit.start = self._start
+        unit.on_note = lambda kind, note: self._worker.tell('note', unit=unit_id, kind=kind, note=note)
         unit.on_failure = lambda text: self._worker.unit_failed(unit_id, text)
         self._by_id[unit_id] = unit
         self._ids[unit] = unit_id
         self.device.add(message['lun'], unit)
+
+    def _start(self, work, argument):
+        """Run it in an executor thread. Any thread."""
+        def guarded(_):
+            try:
+                work(argument)
+            except Exception:            # a defect of ours must not take the thread along
+                log.exception('a background self-test failed unexpectedly')
+        self._worker.executor.submit(guarded, None)
 
     def _remove(self, lun):
         unit = self.device.remove(lun)
@@ -100,6 +115,11 @@ class Replica(object):
         for index, descriptor in enumerate(descriptors):
             if index not in taken:
                 os.close(descriptor)
+
+
+def milliseconds():
+    """Since 1970."""
+    return int(time.time() * 1000)
 
 
 def ports_of(configuration, nexus):
