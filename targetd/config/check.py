@@ -201,6 +201,7 @@ class Checker(object):
             name = None
         for tag in found.get('portal-group', ((), None))[0]:
             self._tags_wanted.append((tag, found['portal-group'][1]))
+        self._check_alua(found)
         accounts = self._accounts(found)
         self._check_accounts(found, 'incominguser', 'outgoinguser', accounts)
         luns = self._luns(section, name or '%s:%d' % (section.file, section.line), found)
@@ -210,12 +211,27 @@ class Checker(object):
         self._note_accounts(name, found, accounts, 'outgoinguser')
         self._targets[name] = self._made_target(name, found, accounts, luns, text_keys)
 
+    def _check_alua(self, found):
+        if 'alua-state' not in found:
+            return
+        states, entry = found['alua-state']
+        groups = found['portal-group'][0] if 'portal-group' in found else (1,)
+        for tag, _ in states:
+            if tag not in groups:
+                self.complain(entry, 'the target is not reached through portal group %d' % tag,
+                              'write one of %s' % ', '.join(str(each) for each in groups))
+        if len(set(tag for tag, _ in states)) < len(states):
+            self.complain(entry, 'a portal group has two states', 'write each group once')
+        if found.get('alua', ('auto', None))[0] == 'off':
+            self.complain(entry, 'alua-state with alua = off', 'write alua = implicit, or leave alua-state out')
+
     @staticmethod
     def _made_target(name, found, accounts, luns, text_keys):
         def value(setting, default):
             return found[setting][0] if setting in found else default
         plain = dict((field, value(field.replace('_', '-'), default)) for field, default in
-                     (('alias', ''), ('state', 'ready'), ('redirect', None), ('max_sessions', 0)))
+                     (('alias', ''), ('state', 'ready'), ('redirect', None), ('max_sessions', 0), ('alua', 'auto'),
+                      ('alua_state', ())))
         return model.Target(
             name=name, portal_groups=tuple(OrderedDict.fromkeys(value('portal-group', (1,)))),
             initiator_addresses=value('initiator-address', ()), initiator_names=value('initiator-name', ()),

@@ -30,7 +30,6 @@ FORMER = {
     'params': 'write each parameter as a setting of its own',
     'thin-provisioning': 'write thin = yes',
     'scsi-id': 'write naa = DIGITS or eui = DIGITS for an identifier, scsi-sn for the serial number',
-    'mode-page': 'leave it out: the mode pages follow from the other settings',
     'maxxmitdatasegmentlength': 'leave it out: the initiator declares what it takes',
     'datapduinorder': 'leave it out: data always comes in order',
     'datasequenceinorder': 'leave it out: data always comes in order',

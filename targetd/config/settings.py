@@ -1,6 +1,7 @@
 """TABLE: every setting, one row. What the loader accepts, the sample file, the manual page and --help-settings come from here.
 
-May import config.kinds and the pure table iscsi.keys. A setting exists here only if something in targetd obeys it.
+May import config.kinds, config.scsi_kinds and the pure table iscsi.keys. A setting exists here only if something in targetd
+obeys it.
 
 A row's `section` says where it is written: 'server' ([server]), 'portal-group' ([portal-group TAG]), 'target' ([target NAME])
 or 'lun' ([[lun N]] inside a target, and, where `shared` is true, also in the target as the default of its LUNs). `field` is
@@ -9,7 +10,7 @@ the attribute of the model's class; for a text key it is the key itself, found i
 
 from collections import namedtuple
 
-from targetd.config import kinds
+from targetd.config import kinds, scsi_kinds
 from targetd.iscsi import keys
 
 LIVE = 'live'                    # in force at once, for sessions that exist too
@@ -80,6 +81,11 @@ SERVER = (
             'Sessions at once, over all targets; one more is refused with "out of resources".'),
     _server('max-connections-per-address', kinds.Number(1, 10000), 32, LIVE,
             'Connections at once from one address; one more is refused with "out of resources".'),
+    _server('failures-before-delay', kinds.Number(0, 1000), 5, LIVE,
+            'After so many failed authentications in a row from one address its logins come one at a time, and further failures '
+            'make them wait 1, 2, 4 up to 30 seconds; 0: never.',
+            'An IPv6 address stands for its /64 net. A success, or ten quiet minutes, ends it. Others do not notice. Every failure '
+            'is a line in the log that fail2ban can act on: see etc/fail2ban.'),
     _server('login-timeout', kinds.Duration(1, 600), 15, NEXT_LOGIN,
             'A connection that has not finished its login in this time is closed.'),
     _server('spare-workers', kinds.Number(0, 64), 2, LIVE,
@@ -158,6 +164,16 @@ TARGET = (
             'Send every login elsewhere: temporary or permanent, and the address where the target is served now.',
             'Discovery shows the target here as before, sessions go on; "targetctl logout" makes an initiator move. Such a target '
             'needs no LUN. Initiators forget a temporary redirect and remember a permanent one.', 'temporary 10.0.5.2:3260'),
+    _target('alua', kinds.Choice('auto', 'off', 'implicit', 'explicit', 'both'), 'auto', NEXT_LOGIN,
+            'Asymmetric access: whether initiators with several paths are told which portal groups to prefer.',
+            'With implicit (and with auto, where several portal groups are written or alua-state is) the states are those of '
+            'alua-state and of "targetctl alua"; with explicit or both initiators set them too. Windows and Linux are known to '
+            'work with off and implicit.'),
+    _target('alua-state', scsi_kinds.GroupStates(), (), LIVE,
+            'States of portal groups that are not optimized: nonoptimized (slower), standby, unavailable, offline, '
+            'transitioning.',
+            'A state that "targetctl alua" or an initiator has set holds, over restarts too, until this setting changes.',
+            '1 nonoptimized'),
     _target('max-sessions', kinds.Number(0, 10000), 0, NEXT_LOGIN,
             'Sessions of this target at once; 0 is no limit but the server\'s.'),
 )
@@ -181,6 +197,9 @@ LUN = (
          'Nothing written: the file\'s or disk\'s own size. A file is never made shorter.', '200G'),
     _lun('thin', kinds.Flag(), False, NEEDS_LOGOUT,
          'Tell initiators that blocks they no longer need can be given back (UNMAP, TRIM).'),
+    _lun('thin-threshold', kinds.Number(0, 99), 10, LIVE,
+         'Of a thin file: when less than so many percent of its file system are available, initiators are warned; 0: never.',
+         'Initiators may choose another threshold (mode page 1Ch, subpage 02h).'),
     _lun('write-cache', kinds.Flag(), True, LIVE,
          'on: a write is done when the operating system has it, and lasts when the initiator flushes. off: every write lasts.'),
     _lun('readonly', kinds.Flag(), False, NEEDS_LOGOUT, 'Refuse every write.'),
@@ -215,6 +234,14 @@ LUN = (
          'Transfer length that initiators are told is best.', example='1M'),
     _lun('optimal-transfer-granularity', kinds.Auto(kinds.Size(512, 1 << 30)), None, NEEDS_LOGOUT,
          'Lengths that are multiples of this are told to be best, like a RAID\'s stripe.', example='64K'),
+    _lun('management-url', kinds.Text(240, ascii_only=True), '', NEEDS_LOGOUT,
+         'Address at which this storage is administered, shown to initiators (VPD page 85h). Empty: none.',
+         example='https://storage1.example.com/'),
+    _lun('mode-page', scsi_kinds.ModePages(), (), NEEDS_LOGOUT,
+         'Mode pages as they are to be by default, each as page:subpage:length:byte:byte:...; for initiators that want to see '
+         'certain values.',
+         'The bytes are those behind the page\'s length, as in tgt. What initiators may change is what they may change anyway.',
+         '2:0:14:0x80:0x80:0:0xa:0:0:0:0:0:0:0:0:0:0'),
     _lun('allow-in-use', kinds.Flag(), False, NEEDS_LOGOUT,
          'Serve a disk although this host seems to use it (mounted, part of a RAID or volume group).',
          'Two users of one disk that do not know of each other destroy its data.'),

@@ -15,19 +15,22 @@ from targetd.errors import StoreError, TargetdError
 from targetd.host import disks, identity, in_use
 from targetd.master import decisions
 from targetd.master.units import FAILED, READY, Unit
-from targetd.scsi import attention
+from targetd.scsi import access, attention, modes
 from targetd.scsi.facts import DEFAULTS
 from targetd.store import open_store
 
 RETRY_SECONDS = 10.0
+SPACE_SECONDS = 5.0              # how often the space that thin media can still get is looked at
+THRESHOLD_SET = 1 << 20          # bytes
 PRODUCT_REVISION = '0001'
 
 
 class Late(object):
     """A LUN whose medium could not be opened yet. why: the sentence of the last attempt."""
 
-    def __init__(self, target_name, lun, why):
-        self.target_name = target_name
+    def __init__(self, target, lun, why):
+        self.target = target
+        self.target_name = target.name
         self.lun = lun
         self.why = why
 
@@ -42,6 +45,7 @@ class Exports(object):
         self.server = None
         self._generations = {}
         self._timer = None
+        self._space_timer = None
 
     # -- start and end -----------------------------------------------------------------------------------------------
 
@@ -52,13 +56,14 @@ class Exports(object):
         for target in configuration.targets.values():
             for lun in target.luns.values():
                 self.open_or_wait(target, lun)
+        self._look_at_space()
 
     def open_or_wait(self, target, lun):
         """Export this LUN now, or as soon as its medium is there. Returns the Unit or None."""
         try:
             unit = self.open(target, lun)
         except StoreError as e:
-            self.late[target.name, lun.number] = Late(target.name, lun, str(e))
+            self.late[target.name, lun.number] = Late(target, lun, str(e))
             log.error('lun %d of %s is not served, and the target refuses logins until it is: %s; looking again every %d '
                       'seconds', lun.number, target.name, e, RETRY_SECONDS)
             self._retry_later()
@@ -68,8 +73,9 @@ class Exports(object):
 
     def close(self):
         """Look for late media no more."""
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._space_timer):
+            if timer is not None:
+                timer.cancel()
 
     def missing(self, target_name):
         """A sentence on what this target still waits for, or ''."""
@@ -94,7 +100,7 @@ class Exports(object):
         self._timer = None
         for key, late in list(self.late.items()):
             try:
-                unit = self.open(late, late.lun)
+                unit = self.open(late.target, late.lun)
             except StoreError as e:
                 if str(e) != late.why:
                     log.error('lun %d of %s is still not served: %s', late.lun.number, late.target_name, e)
@@ -116,14 +122,15 @@ class Exports(object):
     # -- one LUN -----------------------------------------------------------------------------------------------------
 
     def open(self, target, lun):
-        """A Unit that is not added yet. target: anything with name or target_name. Raises StoreError."""
-        target_name = getattr(target, 'target_name', None) or target.name
+        """A Unit that is not added yet. Raises StoreError."""
+        target_name = target.name
         path = disks.resolve(lun.backing_store) if lun.backing_store else None
         store = self._open_store(lun, path)
         try:
             key = '%s\0%s' % (target_name, identity.stable_key(path) if path else '%s:%d' % (lun.type, lun.number))
             facts = facts_of(lun, store, self._identity(lun, path, key))
-            shared = decisions.initial(facts, self.units.state.load(key), self.units.state.boot_id)
+            facts.update(alua_facts(target, lun))
+            shared = decisions.initial(facts, self.units.state.load(key), self.units.state.boot_id, configured_access(target))
         except (ValueError, OSError, TargetdError) as e:
             store.close()
             raise e if isinstance(e, StoreError) else StoreError('%s: %s' % (lun.backing_store or lun.type, e))
@@ -170,6 +177,28 @@ class Exports(object):
             'eui': lun.eui.lower(),
         }
 
+    # -- space -------------------------------------------------------------------------------------------------------
+
+    def _look_at_space(self):
+        """Tell initiators whose thresholds are crossed: by the clock, so that no command pays for it."""
+        for unit in list(self.units.by_id.values()):
+            if unit.facts.get('threshold_exponent') and modes.thresholds(unit.shared.modes):
+                self._count_space(unit)
+        self._space_timer = self.loop.call_later(SPACE_SECONDS, self._look_at_space)
+
+    def _count_space(self, unit):
+        try:
+            available, used = space_of(unit.store)
+        except OSError as e:
+            log.debug('unit %s: its space cannot be looked at: %s', unit.id, e.strerror)
+            return
+        size = unit.store.block_size << unit.facts['threshold_exponent']
+        was = unit.shared.crossed or ()
+        self.units.change(unit, decisions.space_counted(unit.shared, available // size, used // size))
+        if set(unit.shared.crossed or ()) - set(was):
+            log.warning('unit %s: a threshold of its space is reached: %d bytes are available to %s, which uses %d', unit.id,
+                        available, unit.store.path, used)
+
     # -- what changes while it is served -----------------------------------------------------------------------------
 
     def resize(self, unit, wanted=None):
@@ -213,6 +242,12 @@ def grow(store, size):
         store.resized(size)
 
 
+def space_of(store):
+    """(bytes that a file can still get from its file system, bytes that it takes). Raises OSError."""
+    space, status = os.fstatvfs(store.descriptor), os.fstat(store.descriptor)
+    return space.f_bavail * space.f_frsize, status.st_blocks * 512
+
+
 def same_medium(path, other):
     """True if both paths lead to the same file or device."""
     try:
@@ -236,6 +271,7 @@ def facts_of(lun, store, names):
         facts.update(unmap_granularity=can.unmap_granularity, unmap_alignment=can.unmap_alignment)
         if can.maximum_unmap_length:
             facts['maximum_unmap_length'] = min(can.maximum_unmap_length, DEFAULTS['maximum_unmap_length'])
+    facts.update(threshold_facts(lun, store), mode_pages=','.join(lun.mode_page), management_url=lun.management_url)
     optimal = lun.optimal_transfer_length or can.optimal_io_size
     if optimal:
         facts['optimal_transfer_length'] = optimal
@@ -243,6 +279,35 @@ def facts_of(lun, store, names):
     if granularity:
         facts['optimal_transfer_granularity'] = granularity
     return facts
+
+
+def alua_facts(target, lun):
+    """The facts that say how target port groups are served. With auto there is something to say when the target is reached by
+    several groups, or one is configured; Windows and Linux are known to work with implicit."""
+    mode = target.alua
+    if mode == 'auto':
+        mode = 'implicit' if len(target.portal_groups) > 1 or target.alua_state else 'off'
+    return {'implicit_alua': mode in ('implicit', 'both'), 'explicit_alua': mode in ('explicit', 'both'),
+            'logical_unit_group': lun.number + 1 if mode != 'off' else 0}
+
+
+def configured_access(target):
+    """The scsi.access state that the configuration gives every LUN of the target."""
+    return access.initial(target.portal_groups, dict((tag, access.STATE_OF_WORD[word]) for tag, word in target.alua_state),
+                          target.alua in ('explicit', 'both'))
+
+
+def threshold_facts(lun, store):
+    """{threshold_exponent, threshold_count} of a thin file: threshold sets of THRESHOLD_SET bytes, more if their number would not
+    fit 31 bits, and thin-threshold percent of the file system in these."""
+    if not (lun.thin and store.kind == 'file'):
+        return {}
+    exponent = 0
+    while store.block_size << exponent < max(THRESHOLD_SET, store.size >> 31):
+        exponent += 1
+    space = os.fstatvfs(store.descriptor)
+    least = space.f_blocks * space.f_frsize * lun.thin_threshold // 100
+    return {'threshold_exponent': exponent, 'threshold_count': min(least // (store.block_size << exponent), 0x7FFFFFFF)}
 
 
 def physical_block_size(lun, store):

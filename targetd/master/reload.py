@@ -12,10 +12,11 @@ until the last old session is gone and the new units are in their place.
 from targetd import log
 from targetd.config import access, loader, model, settings
 from targetd.errors import ConfigError, StoreError, TargetdError
-from targetd.master import decisions
+from targetd.master import decisions, exports
 from targetd.scsi import attention
 
-MODE_FIELDS = ('write_cache', 'sense_format')
+MODE_FIELDS = ('write_cache', 'sense_format', 'thin_threshold')
+ACCESS_FIELDS = ('alua', 'alua_state', 'portal_groups')
 
 
 class Prepared(object):
@@ -79,7 +80,7 @@ class Reload(object):
 
     def _apply(self, new, steps):
         master = self.master
-        prepared = self._open_stores(steps)
+        prepared = self._open_stores(new, steps)
         try:
             self._change_portals(steps)
         except BaseException:
@@ -102,12 +103,12 @@ class Reload(object):
     def _nothing(self, step, prepared):
         """A step that was made already, or that is in force by being in the configuration."""
 
-    def _open_stores(self, steps):
+    def _open_stores(self, new, steps):
         """Open every store that the steps want. Raises TargetdError with all that cannot be, and nothing stays open."""
         prepared, failures = Prepared(), []
         for target_name, lun in wanted_luns(steps):
             try:
-                prepared.units[target_name, lun.number] = self.master.exports.open(Named(target_name), lun)
+                prepared.units[target_name, lun.number] = self.master.exports.open(new.targets[target_name], lun)
             except StoreError as e:
                 failures.append('lun %d of %s: %s' % (lun.number, target_name, e))
         if failures:
@@ -162,6 +163,17 @@ class Reload(object):
         swaps = [(unit, None) for unit in self.master.units.of_target(name).values()]
         self._swap_after_logout(name, swaps, 'target %s is removed' % name)
 
+    def _change_target(self, step, prepared):
+        """States of target port groups are in force at once; TPGS is what a session found when it logged in."""
+        for late in self.master.exports.late.values():
+            if late.target_name == step.new.name:
+                late.target = step.new
+        if set(ACCESS_FIELDS) & set(step.fields):
+            for unit in self.master.units.of_target(step.new.name).values():
+                unit.facts.update(exports.alua_facts(step.new, unit.lun))
+                configured = exports.configured_access(step.new)
+                self.master.units.change(unit, decisions.access_configured(unit.shared, configured))
+
     def _add_lun(self, step, prepared):
         unit = prepared.units[step.target_name, step.lun.number]
         self.master.units.add(unit)
@@ -193,6 +205,7 @@ class Reload(object):
             unit.lun = step.new
             if set(MODE_FIELDS) & set(step.fields):
                 unit.facts.update(write_cache=step.new.write_cache, descriptor_sense=step.new.sense_format == 'descriptor')
+                unit.facts.update(exports.threshold_facts(step.new, unit.store))
                 self.master.units.change(unit, decisions.facts_changed(unit.shared, unit.facts))
 
     # -- what has to wait for sessions -------------------------------------------------------------------------------
@@ -246,13 +259,6 @@ class Reload(object):
                 master.end_session(session, why, 'administrator')
 
 
-class Named(object):
-    """A target's name where exports.open wants a target."""
-
-    def __init__(self, name):
-        self.name = name
-
-
 def wanted_luns(steps):
     """[(target name, Lun)] of the stores that have to be opened for these steps."""
     found = []
@@ -267,7 +273,7 @@ def wanted_luns(steps):
 
 
 STEPS = {model.ChangeServer: Reload._change_server, model.AddTarget: Reload._add_target,
-         model.RemoveTarget: Reload._remove_target, model.AddLun: Reload._add_lun, model.RemoveLun: Reload._remove_lun,
+         model.ChangeTarget: Reload._change_target, model.RemoveTarget: Reload._remove_target, model.AddLun: Reload._add_lun, model.RemoveLun: Reload._remove_lun,
          model.ChangeLun: Reload._change_lun}
 
 __all__ = ('Reload', 'ConfigError', 'wanted_luns')

@@ -50,6 +50,8 @@ D_SENSE = 0x04                   # CONTROL byte 2
 SWP = 0x08                       # CONTROL byte 4
 TAS = 0x40                       # CONTROL byte 5
 IALUAE = 0x01                    # CONTROL EXTENSION byte 4
+SCSIP = 0x02                     # SET TIMESTAMP goes before the host's clock
+TCMOS = 0x04
 
 # Threshold descriptors of LOGICAL BLOCK PROVISIONING, SBC-3 6.5.9.2
 THRESHOLD = struct.Struct('>BBxxI')               # ENABLED, THRESHOLD TYPE (soft), ARMING; THRESHOLD RESOURCE; THRESHOLD COUNT
@@ -81,7 +83,7 @@ def _defaults(facts, write_cache):
         '08-00': {2: WCE if write_cache else 0, 4: 0xFF, 5: 0xFF, 8: 0xFF, 9: 0xFF, 10: 0xFF, 11: 0xFF},
         # GLTSD; QUEUE ALGORITHM MODIFIER 1: commands run side by side; BUSY TIMEOUT PERIOD 5 s
         '0a-00': {2: 0x02 | (D_SENSE if facts.descriptor_sense else 0), 3: 0x10, 9: 50},
-        '0a-01': {4: IALUAE if facts.implicit_alua else 0},
+        '0a-01': {4: TCMOS | SCSIP | (IALUAE if facts.implicit_alua else 0)},
         '1c-00': {2: 0x08},                                         # DEXCPT: no exceptions are reported
         '1c-02': dict(enumerate(THRESHOLD.pack(ARM_DECREASING | (ENABLED if facts.threshold_count else 0), AVAILABLE,
                                                min(facts.threshold_count, 0xFFFFFFFF))
