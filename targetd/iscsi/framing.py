@@ -33,15 +33,17 @@ LANDING_BYTES = 32 << 10         # data segments from here on land in their own 
 
 class Framer(object):
     """See the module. maximum_data: the MaxRecvDataSegmentLength that we declared, bytes; crc32c: a function of (bytes, value)
-    for the digests that were negotiated, or None."""
+    for the digests that were negotiated, or None;
+    buffer: a bytearray to receive into, whatever is in it, in place of one of batch_bytes."""
 
     __slots__ = ('partial', 'landing', 'buffer', '_view', '_start', '_end', '_maximum_data', '_crc32c',
                  '_header_digest', '_data_digest', '_landing_fields', '_landing_ahs', '_landing_data')
 
-    def __init__(self, maximum_data, crc32c=None, header_digest=False, data_digest=False, batch_bytes=BATCH_BYTES):
+    def __init__(self, maximum_data, crc32c=None, header_digest=False, data_digest=False, batch_bytes=BATCH_BYTES,
+                 buffer=None):
         self.partial = None
         self.landing = None              # the rest of the landing buffer, while data is on its way into it
-        self.buffer = bytearray(batch_bytes)
+        self.buffer = bytearray(batch_bytes) if buffer is None else buffer
         self._view = memoryview(self.buffer)
         self._start = self._end = 0
         self.renegotiated(maximum_data, crc32c, header_digest, data_digest)

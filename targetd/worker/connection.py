@@ -12,10 +12,11 @@ Budget there: no allocation but the reply's data, no lock, no clock, no log.
 import socket
 
 from targetd import log
+from targetd.compat import raw_buffer
 from targetd.crc32c import crc32c
 from targetd.iscsi import const, pdu
 from targetd.iscsi.errors import PduRejected
-from targetd.iscsi.framing import BHS, DIGEST_ERROR, Framer
+from targetd.iscsi.framing import BATCH_BYTES, BHS, DIGEST_ERROR, Framer
 from targetd.iscsi.session import WINDOW
 from targetd.iscsi.transfer import Transfer
 from targetd.scsi import sam
@@ -67,7 +68,8 @@ class Connection(object):
         self.cid = cid
         self.socket = sock
         self.working = worker.working
-        self.framer = Framer(declared, crc32c, values.get('HeaderDigest') == 'CRC32C', values.get('DataDigest') == 'CRC32C')
+        self.framer = Framer(declared, crc32c, values.get('HeaderDigest') == 'CRC32C', values.get('DataDigest') == 'CRC32C',
+                             buffer=raw_buffer(BATCH_BYTES))
         self.outbox = Outbox(sock, session, stat_sn, crc32c, values)
         self.requests = Requests(self, keepalive)
         self.device = worker.ordering.device if worker.ordering else None

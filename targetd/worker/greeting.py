@@ -65,7 +65,7 @@ class _Greeting(object):
         self._worker = worker
         self._socket = sock
         self._where = where
-        self._framer = Framer(LOGIN_DATA_SEGMENT)
+        self._framer = Framer(LOGIN_DATA_SEGMENT, batch_bytes=2 * (LOGIN_DATA_SEGMENT + 1068))
         self._pending = []
         self._deadline = time.monotonic() + worker.configuration.server.login_timeout
         policy = worker.policies.login(where['peer'][0], where['group'])
