@@ -272,7 +272,7 @@ def _start_stop(shared, nexus, message, _known_ports):
     action = message['action']
     if action not in ACTIONS:
         raise ValueError('action %r' % (action,))
-    if action == 'eject' and shared.prevented_by:
+    if action in ('eject', 'load') and shared.prevented_by:
         return refusal(shared, CheckCondition(ILLEGAL_REQUEST, 0x53, 0x02))
     medium = START_STOP.get((shared.medium, action), shared.medium)
     if medium == shared.medium:
