@@ -1,0 +1,58 @@
+"""Long operations as values: what a worker may ask for, what comes back from stable storage, progress, patterns."""
+
+import pytest
+
+from targetd.scsi import operations
+
+BY = ('iqn.x:h,i,0x1', 'iqn.x:d,t,0x0001')
+OVERWRITE = {'kind': 'sanitize', 'method': 'pattern', 'pattern': 'aa55', 'passes': 2, 'invert': True, 'ause': False}
+
+
+def test_it_begins_at_the_beginning():
+    operation = operations.begun(OVERWRITE, BY)
+    assert operation['position'] == 0 and operation['failed'] == '' and operation['by'] == list(BY)
+    assert operations.medium(operation) == 'sanitizing'
+    assert operations.medium(None) is None
+
+
+@pytest.mark.parametrize('change', [{'kind': 'melt'}, {'method': 'zeroes'}, {'pattern': ''}, {'pattern': 'xx'}, {'pattern': 7},
+                                    {'pattern': 'aa' * 70000}, {'passes': 0}, {'passes': 32}, {'passes': '1'},
+                                    {'method': 'erase'}])
+def test_what_no_command_can_ask_is_refused(change):
+    with pytest.raises(ValueError):
+        operations.begun(dict(OVERWRITE, **change), BY)
+
+
+def test_it_comes_back_as_it_was_kept():
+    operation = dict(operations.begun(OVERWRITE, BY), position=4096)
+    assert operations.restored(operation) == operation
+    failed = dict(operation, failed='the disk said no')
+    assert operations.medium(operations.restored(failed)) == 'sanitize-failed'
+    assert operations.restored(None) is None
+
+
+@pytest.mark.parametrize('kept', [{}, [], 'x', dict(OVERWRITE, by=list(BY)), dict(OVERWRITE, by=list(BY), position=-1, failed=''),
+                                  dict(OVERWRITE, by=list(BY), position=0, failed=None)])
+def test_damaged_state_is_said_to_be(kept):
+    with pytest.raises(ValueError):
+        operations.restored(kept)
+
+
+@pytest.mark.parametrize('position, progress', [(0, 0), (512, 0x2000), (2048, 0x8000), (4095, 0xFFF0), (4096, 0xFFFF),
+                                                (9999, 0xFFFF)])
+def test_progress_counts_all_passes(position, progress):
+    assert operations.progress(dict(operations.begun(OVERWRITE, BY), position=position), 2048) == progress
+
+
+def test_there_is_no_progress_of_nothing():
+    assert operations.progress(None, 2048) == 0
+    assert operations.progress(operations.begun(OVERWRITE, BY), 0) == 0
+
+
+def test_the_pattern_begins_anew_in_each_block_and_every_other_pass_is_its_complement():
+    operation = operations.begun(dict(OVERWRITE, pattern='010203'), BY)
+    block = (b'\x01\x02\x03' * 171)[:512]
+    assert operations.block_content(operation, 512, 0) == block
+    assert operations.block_content(operation, 512, 1) == bytes(255 - b for b in block)
+    assert operations.block_content(operation, 512, 2) == block
+    assert operations.block_content(dict(operation, invert=False), 512, 1) == block
