@@ -9,6 +9,7 @@ asks the master and waits for the answer only during login. When the channel end
        +--- tell idle --+--- refused, failed --------+
 """
 
+import gc
 import itertools
 import os
 import socket
@@ -331,7 +332,10 @@ def _master_answer(message):
 
 
 def run(channel, configuration):
-    """The whole life of a worker process, from its fork to its end."""
+    """The whole life of a worker process, from its fork to its end.
+
+    A command leaves nothing for the collector; each collection would make pages our own that we share with the master."""
+    gc.set_threshold(100000, 20, 20)
     Worker(channel, configuration).run()
 
 
