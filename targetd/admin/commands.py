@@ -66,6 +66,12 @@ TABLE = (
              columns=_columns(('group', 'GROUP'), ('address', 'ADDRESS'), ('port', 'PORT'), ('connections', 'CONNECTIONS'),
                               ('state', 'STATE')),
              empty='no portal is open'),
+    _command('show alua', 'list the states of portal groups that initiators are told',
+             'One line for each portal group of each logical unit: its asymmetric access state and who gave it. Targets whose '
+             'alua setting is off are left out.',
+             columns=_columns(('target_name', 'TARGET'), ('lun', 'LUN'), ('group', 'GROUP'), ('access', 'STATE'),
+                              ('given_by', 'GIVEN-BY'), ('sessions', 'SESSIONS')),
+             empty='no target tells initiators of portal groups'),
     _command('why', 'say why logins were refused, and what the initiator\'s user sees',
              'The last refused logins, newest first, with the rule that refused them and the message that Windows shows for '
              'it. With an address only those that came from it.',
@@ -96,6 +102,14 @@ TABLE = (
              'After a write or a flush failed in a way that may have lost data, a logical unit answers every command with an '
              'error until this is said, so that nobody takes it for whole. Check its content first.',
              arguments=[Argument('unit', 'text', True, 'the first column of show units, or TARGET/LUN')]),
+    _command('alua', 'give a portal group of a target another state',
+             'The state is optimized, nonoptimized, standby, unavailable, offline or transitioning. Initiators are told at once, '
+             'and multipath software moves to the best paths that are left. The state holds, over restarts too, until it is '
+             'given another one or alua-state changes in the configuration.',
+             arguments=[Argument('target', 'text', True, 'the name of the target'),
+                        Argument('group', 'number', True, 'the portal group'),
+                        Argument('state', 'text', True, 'the state'),
+                        Argument('lun', 'number', False, 'only for this logical unit')]),
     _command('disks', 'list the disks of this host and who uses them',
              'What may stand in a backing-store: the disks, how they name themselves, and who uses them on this host. Needs no '
              'running server.',

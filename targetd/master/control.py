@@ -12,8 +12,10 @@ import time
 from targetd import __version__, log
 from targetd.admin import commands
 from targetd.errors import TargetdError
+from targetd.master import decisions
 from targetd.master.listen import plain
 from targetd.master.loop import READ, WRITE
+from targetd.scsi import access
 
 CONVERSATION_SECONDS = 300.0     # longer than the longest answer takes
 MAXIMUM_CLIENTS = 32
@@ -226,6 +228,33 @@ class Control(object):
                              'connections': sum(len(s.peers) for s in master.sessions.all() if s.group == tag)})
         return commands.reply_rows(rows)
 
+    def _show_alua(self):
+        rows = []
+        for unit in self.master.units.by_id.values():
+            if unit.facts.get('implicit_alua') or unit.facts.get('explicit_alua'):
+                rows += alua_rows(unit)
+        return commands.reply_rows(sorted(rows, key=lambda row: (row['target_name'], row['lun'], row['group'])))
+
+    def _alua(self, target, group, state, lun=None):
+        units, word = self.master.units.of_target(target.lower()), state.lower().replace('-', '')
+        if not units:
+            raise TargetdError('there is no target %s with units; targetctl show targets lists them' % target)
+        if word not in access.STATE_OF_WORD:
+            raise TargetdError('there is no state %s; write one of %s' % (state, ', '.join(each for each, _ in access.WORDS)))
+        if lun is not None and lun not in units:
+            raise TargetdError('target %s has no lun %d' % (target, lun))
+        chosen = [unit for number, unit in units.items() if lun in (None, number)]
+        for unit in chosen:
+            if not (unit.facts.get('implicit_alua') or unit.facts.get('explicit_alua')):
+                raise TargetdError('initiators of target %s are not told of portal groups; write alua = implicit in the target and '
+                                   'reload' % target)
+            if str(group) not in unit.shared.access['states']:
+                raise TargetdError('target %s is not reached through portal group %d' % (target, group))
+        for unit in chosen:
+            self.master.units.change(unit, decisions.access_set(unit.shared, {str(group): access.STATE_OF_WORD[word]}))
+        log.info('portal group %d of %s is %s, said the administrator', group, target, word)
+        return commands.reply_message('portal group %d of %s is %s' % (group, target, word))
+
     def _why(self, address=None):
         rows = [dict(entry, time=when(entry['when'])) for entry in reversed(self.master.sessions.refusals)
                 if address is None or plain(address) == entry['address']]
@@ -269,6 +298,17 @@ class Control(object):
         if not self.master.exports.recover(found):
             raise TargetdError('unit %s has not failed' % found.id)
         return commands.reply_message('unit %s is used again' % found.id)
+
+
+def alua_rows(unit):
+    """The rows of `show alua` for one unit."""
+    state, rows = unit.shared.access, []
+    for tag, (now, status) in state['states'].items():
+        given_by = {access.SET_BY_COMMAND: 'initiator', access.SET_IMPLICITLY: 'administrator'}.get(status, 'configuration')
+        rows.append({'target_name': unit.target_name, 'lun': unit.lun.number, 'group': int(tag),
+                     'access': access.WORD_OF_STATE[now], 'given_by': given_by,
+                     'sessions': sum(nexus.target_port_group_tag == int(tag) for nexus in unit.workers.values())})
+    return rows
 
 
 def when(seconds):

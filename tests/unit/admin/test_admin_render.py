@@ -52,7 +52,7 @@ def complete(tmp_path, *words):
 @pytest.mark.skipif(which('bash') is None, reason='bash is not installed')
 @pytest.mark.parametrize('words, offered', [
     (['targetctl', 'sho'], ['show']),
-    (['targetctl', 'show', ''], ['sessions', 'targets', 'units', 'portals']),
+    (['targetctl', 'show', ''], ['sessions', 'targets', 'units', 'portals', 'alua']),
     (['targetctl', '-s', '/tmp/x', 're'], ['reload', 'reopen-logs']),
     (['targetctl', 'reload', '--p'], ['--plan']),
     (['targetctl', 'end', '1'], ['1', '12']),
