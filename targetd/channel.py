@@ -51,6 +51,7 @@ worker -> master
   ask set-target-port-groups  unit, states {tag: state}, see scsi.access
   ask start-stop              unit, action: 'start' | 'stop' | 'load' | 'eject'
   ask prevent                 unit, prevent: bool
+  ask leave                                               the session logs out: answered when what its nexus held is free
   ask reset                   function: 'clear-task-set' | 'logical-unit-reset' | 'target-warm-reset' | 'target-cold-reset',
                               unit
 

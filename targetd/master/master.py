@@ -184,6 +184,8 @@ class Master(object):
     def _on_message(self, worker, message):
         if message.get('ask') == 'claim':
             self.sessions.claim(worker, message)
+        elif message.get('ask') == 'leave':
+            self.units.depart(worker, message)
         elif 'ask' in message:
             self.units.ask(worker, message)
             if message.get('function') == 'target-cold-reset':

@@ -140,6 +140,22 @@ class Units(object):
         for number in [n for n, a in self._awaiting.items() if worker in a.awaited]:
             self._acknowledged(number, worker)
 
+    def depart(self, worker, message):
+        """A session logs out: its nexus is lost now, and its worker hears so when that is in force everywhere."""
+        left = [1]
+
+        def one_done():
+            left[0] -= 1
+            if not left[0]:
+                self.send(worker, {'do': 'answer', 'id': message.get('id'), 'status': 0, 'sense': None, 'data': None}, ())
+        for unit in list(self.by_id.values()):
+            nexus = unit.workers.get(worker)
+            decision = decisions.session_lost(unit.shared, nexus) if nexus is not None else None
+            if decision is not None:
+                left[0] += 1
+                self._apply_now(unit, decision, one_done)
+        one_done()
+
     # -- asks --------------------------------------------------------------------------------------------------------
 
     def ask(self, worker, message):
@@ -218,8 +234,8 @@ class Units(object):
 
     # -- distribution ------------------------------------------------------------------------------------------------
 
-    def _apply_now(self, unit, decision):
-        """A change of the master's own: in force in the master at once, and sent; nobody waits for it but the fence."""
+    def _apply_now(self, unit, decision, done=lambda: None):
+        """A change of the master's own: in force in the master at once, and sent; done() when everybody has it in force."""
         if decision is None:
             return
         if decision.persist:
@@ -227,7 +243,7 @@ class Units(object):
                 self.save(unit, decision.shared)
             except OSError as e:
                 log.error('unit %s: its state cannot be kept in %s: %s', unit.id, self.state.path, e.strerror)
-        self._distribute(unit, decision, None, lambda: None)
+        self._distribute(unit, decision, None, done)
 
     def _distribute(self, unit, decision, asker, done):
         changed = decision.changed(unit.shared)
