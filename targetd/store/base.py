@@ -19,7 +19,7 @@ from collections import namedtuple
 CHUNK = 1 << 20
 
 #: Bytes up to which a write that only fills the page cache is done by the connection's own thread (plan D5).
-INLINE_WRITE_LIMIT = 256 << 10
+INLINE_WRITE_LIMIT = 1 << 20
 
 
 class Capabilities(namedtuple('Capabilities', (
