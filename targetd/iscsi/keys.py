@@ -163,7 +163,7 @@ _ROWS = (
     _list('DataDigest', '13.1', ('None', 'CRC32C'), 'None', ('CRC32C', 'None'), True,
           'Checksums of data that are accepted; the initiator chooses. CRC32C alone demands one.'),
     # Sessions
-    _number('MaxConnections', '13.2', MINIMUM, 1, 65535, 1, 1, (1, 1),
+    _number('MaxConnections', '13.2', MINIMUM, 1, 65535, 1, 1, (1, 8),
             'Connections that one session may have.', irrelevant_in_discovery=True),
     _number('ErrorRecoveryLevel', '13.20', MINIMUM, 0, 2, 0, 0, (0, 0),
             'What is recovered: 0 the session, 1 also lost PDUs, 2 also lost connections.'),

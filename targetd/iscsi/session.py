@@ -18,10 +18,11 @@ WINDOW = 256
 class Session(object):
     """`login`: the LoginNegotiation's result. Read by every thread of the worker; numbering is the connection thread's."""
 
-    __slots__ = ('initiator_name', 'initiator_alias', 'isid', 'tsih', 'target_name', 'portal_group_tag', 'account',
+    __slots__ = ('login', 'initiator_name', 'initiator_alias', 'isid', 'tsih', 'target_name', 'portal_group_tag', 'account',
                  'is_discovery', 'values', 'limits', 'exp_cmd_sn', 'max_cmd_sn', 'held', 'tasks', 'discarding', '_ttt')
 
     def __init__(self, login, window=WINDOW):
+        self.login = login
         self.initiator_name = login.initiator_name
         self.initiator_alias = login.initiator_alias
         self.isid = login.isid
@@ -34,7 +35,7 @@ class Session(object):
         self.limits = None if self.is_discovery else Limits.of(login.values)
         self.exp_cmd_sn = login.cmd_sn
         self.max_cmd_sn = (login.cmd_sn + window - 1) & MASK
-        self.held = {}                   # CmdSN -> PDU that came before its turn
+        self.held = {}                   # CmdSN -> PDU that came before its turn: (fields, ahs, data, connection)
         self.tasks = {}                  # ITT -> Task
         self.discarding = {}             # ITT of answered commands whose Data-Out may still come -> True
         self._ttt = 0
@@ -58,6 +59,11 @@ class Session(object):
     def held_bytes(self):
         """Data segments of the PDUs that wait for their turn, bytes."""
         return sum(len(pdu[2]) for pdu in self.held.values() if pdu[2] is not None) if self.held else 0
+
+    def forget_held(self, connection):
+        """PDUs that came on a connection which is over count as never received: they may be sent again on another one."""
+        for cmd_sn in [cmd_sn for cmd_sn, pdu in self.held.items() if pdu[3] is connection]:
+            del self.held[cmd_sn]
 
     def next_held(self):
         """The held PDU whose turn it is now, or None; it still has to be taken."""

@@ -10,6 +10,7 @@ Budget there: no allocation but the reply's data, no lock, no clock, no log.
 """
 
 import socket
+import threading
 
 from targetd import log
 from targetd.compat import raw_buffer
@@ -22,7 +23,7 @@ from targetd.iscsi.transfer import Transfer
 from targetd.scsi import sam
 from targetd.scsi.sense import ABORTED_COMMAND, ILLEGAL_REQUEST, CheckCondition, StatusReturned
 from targetd.worker.ordering import Parked, Waits
-from targetd.worker.outbox import Outbox
+from targetd.worker.outbox import Outbox, SharedOutbox
 from targetd.worker.replies import replies
 from targetd.worker.requests import Requests
 
@@ -59,10 +60,13 @@ class ConnectionEnded(Exception):
 
 class Connection(object):
     """See the module. worker: gives device, executor, ask(), tasks; session: iscsi.session.Session; declared: our own
-    MaxRecvDataSegmentLength; leftover: bytes that arrived behind the login."""
+    MaxRecvDataSegmentLength; leftover: bytes that arrived behind the login; values: what this connection agreed upon;
+    peer: [address, port]."""
 
-    def __init__(self, worker, sock, session, cid, stat_sn, declared, keepalive, leftover=b''):
-        values = session.values
+    keeps_tasks = False                  # its tasks may be reassigned when it is over (ErrorRecoveryLevel 2)
+
+    def __init__(self, worker, sock, session, cid, stat_sn, declared, keepalive, leftover=b'', values=None, peer=None):
+        values = self.values = dict(values or session.values)
         self.worker = worker
         self.session = session
         self.cid = cid
@@ -70,7 +74,9 @@ class Connection(object):
         self.working = worker.working
         self.framer = Framer(declared, crc32c, values.get('HeaderDigest') == 'CRC32C', values.get('DataDigest') == 'CRC32C',
                              buffer=raw_buffer(BATCH_BYTES))
-        self.outbox = Outbox(sock, session, stat_sn, crc32c, values)
+        self.outbox = self.make_outbox(stat_sn)
+        self.peer = peer
+        self.has_left = threading.Event()    # nothing of it is going on any more
         self.requests = Requests(self, keepalive)
         self.device = worker.ordering.device if worker.ordering else None
         self.ended = None                # why, once somebody decided that it is over
@@ -85,11 +91,16 @@ class Connection(object):
             self._command = self._others[const.SCSI_COMMAND] = self._refuse_command
             self._others.pop(const.TASK_MANAGEMENT_REQUEST)
 
+    def make_outbox(self, stat_sn):
+        """For the constructor."""
+        return Outbox(self.socket, self.session, stat_sn, crc32c, self.values)
+
     # -- the loop ----------------------------------------------------------------------------------------------------
 
     def run(self):
         """Serve until the connection ends; gives why. [connection]"""
         try:
+            self.outbox.drain()          # what others have put there since the session knows this connection
             if self._leftover:
                 self.framer.wanted()[:len(self._leftover)] = self._leftover
                 self._act(len(self._leftover))
@@ -139,9 +150,9 @@ class Connection(object):
             if framer.partial is not None:
                 framer.land(self._place(framer.partial))
 
-    def _dispatch(self, pdus):
+    def _dispatch(self, pdus, then_held=True):
         """Act on PDUs in order. [connection] Hot."""
-        command, others, held = self._command, self._others, self.session.held
+        command, others, held = self._command, self._others, then_held and self.session.held
         for fields, ahs, data in pdus:
             opcode = fields[0] & 0x3F
             try:
@@ -159,10 +170,15 @@ class Connection(object):
                 self._dispatch_held()
 
     def _dispatch_held(self):
-        """Commands that came before their turn and whose turn it is now. [connection]"""
-        pdu_and_data = self.session.next_held()
-        if pdu_and_data is not None:
-            self._dispatch([pdu_and_data])
+        """PDUs that came before their turn and whose turn it is now. [connection]"""
+        held = self.session.next_held()
+        while held is not None:
+            held[3].act_on_held(held[:3], self)
+            held = self.session.next_held()
+
+    def act_on_held(self, whole, by):
+        """Its turn has come. by: the connection that runs. [by's thread]"""
+        self._dispatch((whole,), False)
 
     def end(self, why, quietly=False):
         """The connection is over once its replies are sent. [connection]"""
@@ -255,7 +271,7 @@ class Connection(object):
             return True
         if data is not None and self.session.held_bytes() + len(data) > HELD_BYTES:
             raise PduRejected(const.REJECT_PROTOCOL_ERROR, 'too much data with commands whose turn has not come', fatal=True)
-        return self.session.takes(fields[7], (fields, ahs, None if data is None else bytes(data)))
+        return self.session.takes(fields[7], (fields, ahs, None if data is None else bytes(data), self))
 
     def _with_attribute(self, fields, ahs, data):
         """A command that is not SIMPLE, or that has to wait for one; its CmdSN is taken. [connection]"""
@@ -423,7 +439,7 @@ class Connection(object):
 
     def reply(self, task, outcome):
         """Queue the reply to a task that is not the usual case. Any thread."""
-        self.outbox.put_pdus(replies(task, outcome, self.session.values), task.cmd_sn is not None)
+        self.outbox.put_pdus(replies(task, outcome, self.values), task.cmd_sn is not None)
         if len(self._queue) > _QUEUE_LENGTH:
             self.drain_from_elsewhere()
 
@@ -439,7 +455,7 @@ class Connection(object):
         length = fields[3] & 0xFFFFFF
         if opcode == const.DATA_OUT:
             task = self.session.tasks.get(fields[5])
-            if task is not None and task.transfer is not None and not task.transfer.failed:
+            if task is not None and task.transfer is not None and task.connection is self and not task.transfer.failed:
                 data_sn, offset = _DATA_OUT_TAIL(fields[9])
                 try:
                     return task.transfer.place(fields[6], offset, data_sn, length)
@@ -452,7 +468,7 @@ class Connection(object):
         itt = fields[5]
         final = fields[1] & 0x80
         task = self.session.tasks.get(itt)
-        if task is None or task.transfer is None:
+        if task is None or task.transfer is None or task.connection is not self:
             if self.session.discarding.get(itt):
                 if final and fields[6] == _MASK:
                     self.session.discarding.pop(itt, None)
@@ -513,7 +529,7 @@ class Connection(object):
 
     def take_segment_length(self, length):
         """The initiator declares a new MaxRecvDataSegmentLength (RFC 7143 13.12). [connection]"""
-        self.session.values['MaxRecvDataSegmentLength'] = length
+        self.values['MaxRecvDataSegmentLength'] = length
         self.outbox.take_segment_length(length)
 
     # -- refusing ----------------------------------------------------------------------------------------------------
@@ -531,6 +547,43 @@ class Connection(object):
             self.outbox.drain_and_wait()
         except OSError:
             pass
+
+
+class SharedConnection(Connection):
+    """One of several that a session may have. `working` is the session's, so only one of them acts at a time."""
+
+    def __init__(self, *arguments, **more):
+        self._acted_for = []             # connections whose held PDUs were acted upon here: what they have to send goes out too
+        super(SharedConnection, self).__init__(*arguments, **more)
+
+    def make_outbox(self, stat_sn):
+        return SharedOutbox(self.socket, self.session, stat_sn, crc32c, self.values, self.worker.numbering)
+
+    def _receive_and_act(self):
+        super(SharedConnection, self)._receive_and_act()
+        while self._acted_for:
+            self._acted_for.pop().send_and_see()
+
+    def act_on_held(self, whole, by):
+        try:
+            self._dispatch((whole,), False)
+        except ConnectionEnded as e:
+            if by is self:
+                raise
+            self.ended = self.ended or str(e)
+        if by is not self:
+            by.acts_for(self)
+
+    def acts_for(self, other):
+        """[connection]"""
+        if other not in self._acted_for:
+            self._acted_for.append(other)
+
+    def send_and_see(self):
+        """Send what is queued, and wake our thread if it is to end. [another connection's thread]"""
+        self.drain_from_elsewhere()
+        if self.ended is not None:
+            self.stop(self.ended)
 
 
 def internal_failure(error):

@@ -12,10 +12,10 @@ from targetd import log
 from targetd.iscsi import const, pdu
 from targetd.iscsi.errors import LoginFailure, PduRejected
 from targetd.iscsi.framing import BHS, Framer
-from targetd.iscsi.login import LOGIN_DATA_SEGMENT, Claim, LoginNegotiation
+from targetd.iscsi.login import LOGIN_DATA_SEGMENT, Claim, LoginNegotiation, join
 from targetd.iscsi.session import Session
 from targetd.scsi.sam import Nexus
-from targetd.worker.connection import Connection
+from targetd.worker.connection import Connection, SharedConnection
 
 _TIMEVAL = struct.Struct('@ll')
 SEND_SECONDS = 60                # a peer that takes nothing for so long is gone
@@ -38,17 +38,19 @@ def greet(worker, sock, where):
     serve order."""
     sock.setblocking(True)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    greeting = _Greeting(worker, sock, where)
     try:
-        connection = _Greeting(worker, sock, where).login()
+        connection = greeting.login()
     except (Gone, OSError) as e:
         log.debug('%s: no session: %s', _shown(where), e)
         sock.close()
-        return str(e), worker.replica is None
-    worker.connections.append(connection)
+        return str(e), worker.session is None
+    finally:
+        greeting.settle()
     try:
         why = connection.run()
     finally:
-        worker.connections.remove(connection)
+        worker.members.leave(connection)
     log.info('%s from %s: connection %d is over: %s', connection.session.initiator_name, _shown(where), connection.cid, why)
     return why, connection.ended_quietly
 
@@ -68,14 +70,19 @@ class _Greeting(object):
         self._framer = Framer(LOGIN_DATA_SEGMENT, batch_bytes=2 * (LOGIN_DATA_SEGMENT + 1068))
         self._pending = []
         self._deadline = time.monotonic() + worker.configuration.server.login_timeout
+        self._joined = None              # values of a further connection of the worker's session
+        self._expected = None            # the CID that the session's members know of already
         policy = worker.policies.login(where['peer'][0], where['group'])
         self._negotiation = LoginNegotiation(policy, where, os.urandom, self._numbering)
 
     def _numbering(self):
-        if not self._worker.connections:
-            return None
-        session = self._worker.connections[0].session
-        return session.exp_cmd_sn, session.max_cmd_sn
+        session = self._worker.session
+        return (session.exp_cmd_sn, session.max_cmd_sn) if session is not None and not session.is_discovery else None
+
+    def settle(self):
+        """The login is over, one way or the other."""
+        if self._expected is not None:
+            self._worker.members.settle(self._expected)
 
     def login(self):
         """The Connection, once the master agreed. Raises Gone, OSError."""
@@ -99,7 +106,22 @@ class _Greeting(object):
         self._send([response])
         raise Gone(failure.why)
 
+    def _join(self, claim):
+        """The claim is for a further connection of the worker's session, or for one in place of another."""
+        worker = self._worker
+        try:
+            values = join(claim, worker.session.login, worker.members.besides(claim.cid))
+        except LoginFailure as e:
+            self._fail(e)
+        self._joined = values
+        self._expected = claim.cid
+        if not worker.members.expect(claim.cid):
+            status = const.SESSION_DOES_NOT_EXIST
+            self._fail(LoginFailure(status[0], status[1], 'the session %d is about to end' % claim.tsih))
+
     def _claim(self, claim):
+        if claim.tsih:
+            self._join(claim)
         nexus = None
         if claim.target_name is not None:
             nexus = Nexus(claim.initiator_name, claim.isid, claim.target_name, self._where['group'])
@@ -125,15 +147,28 @@ class _Greeting(object):
             self._fail(LoginFailure(const.INITIATOR_ERROR[0], const.INITIATOR_ERROR[1], 'a PDU came before the login was over'))
         reply = self._negotiation.claimed(answer['tsih'])
         result = self._negotiation.result
-        session = Session(result)
-        self._worker.begin_session(session)
-        self._send(reply.pdus)
-        interval, count = self._worker.keepalive
+        worker = self._worker
+        if self._joined is None:
+            worker.begin_session(Session(result))
+            self._expected = result.cid
+            worker.members.expect(result.cid)
+        session = worker.session
+        interval, count = worker.keepalive
         set_timeouts(self._socket, interval)
-        connection = Connection(self._worker, self._socket, session, result.cid, result.stat_sn, result.declared_data_segment,
-                                (interval, count if interval else 0), self._framer.rest())
+        if hasattr(socket, 'TCP_USER_TIMEOUT'):
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SEND_SECONDS * 1000)
+        make = Connection if session.values['MaxConnections'] == 1 else SharedConnection
+        connection = make(worker, self._socket, session, result.cid, result.stat_sn, result.declared_data_segment,
+                          (interval, count if interval else 0), self._framer.rest(), self._joined, self._where['peer'])
         connection.peer_address = self._where['peer'][0]
         connection.local_address = self._where['local'][0]
+        with connection.outbox.held():   # it belongs to the session before the initiator can know, but sends nothing earlier
+            worker.members.add(connection)
+            try:
+                self._send(reply.pdus)
+            except OSError:
+                worker.members.remove(connection)
+                raise
         return connection
 
     # -- the socket --------------------------------------------------------------------------------------------------

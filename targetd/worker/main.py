@@ -20,6 +20,7 @@ from targetd.channel import ChannelClosed
 from targetd.scsi import sam
 from targetd.worker import erasing, greeting
 from targetd.worker.executor import Executor
+from targetd.worker.members import Members
 from targetd.worker.ordering import Ordering
 from targetd.worker.policy import Policies
 from targetd.worker.replica import Replica
@@ -48,7 +49,10 @@ class Worker(object):
         self.tasks = None
         self.ordering = None             # of the session's task sets
         self.working = threading.Lock()  # of the session: held by the connection that acts on what it received
+        self.numbering = threading.Lock()    # the command window of a session with several connections
         self.connections = []
+        self.members = Members(self)
+        self.session = None
         self._numbers = itertools.count(1)
         self._answers = {}               # ask id -> function of the answer message
         self._retiring = False
@@ -149,6 +153,7 @@ class Worker(object):
 
     def _end(self, message, descriptors):
         self._retiring = True
+        self.members.give_up()
         if not self._stop_connections(message['why']):
             self.finish()                # nothing to wait for but a login, which may be cut off
 
@@ -269,6 +274,7 @@ class Worker(object):
 
     def begin_session(self, session):
         """The claim was granted. [connection, during login]"""
+        self.session = session
         if self.device is None:
             self.tasks = Tasks(session)
             return
@@ -290,7 +296,7 @@ class Worker(object):
 
     def _connection_over(self, why, in_order):
         """A connection's thread is about to end. in_order: by a logout, or before there was a session. [connection]"""
-        if self.connections:
+        if not self.members.is_over():
             return
         if self.tasks is not None and not self._wait_until_quiet():
             in_order = False
@@ -314,7 +320,8 @@ class Worker(object):
     def _become_spare(self):
         """Keep nothing of the session: a worker that ended one in order serves the next, which saves a fork per login."""
         replica, self.replica = self.replica, None
-        self.tasks = self.device = self.ordering = None
+        self.tasks = self.device = self.ordering = self.session = None
+        self.members = Members(self)
         self._is_serving = False
         self._answers.clear()
         if replica is not None:

@@ -64,6 +64,18 @@ class Room(object):
             self._condition.notify_all()
 
 
+class _Nowhere(object):
+    """In place of the socket of a connection that is over."""
+
+    @staticmethod
+    def sendmsg(buffers):
+        return sum(map(len, buffers))
+
+    @staticmethod
+    def sendall(buffer):
+        return None
+
+
 class Outbox(object):
     """One connection's. `session`: the numbering that is shared by its connections; limits in bytes."""
 
@@ -110,6 +122,16 @@ class Outbox(object):
                 self._send(self._stamp())
             finally:
                 lock.release()
+
+    def held(self):
+        """A context in which nothing is sent."""
+        return self._lock
+
+    def bury(self):
+        """The connection is over and its socket shut down: what is queued, now or later, only moves the command window."""
+        with self._lock:
+            self._socket = _Nowhere
+        self.drain_and_wait()
 
     def _is_little(self):
         """May what is queued wait for the thread that is sending?"""
@@ -268,6 +290,20 @@ class Outbox(object):
             total -= sent
             buffers = _without(buffers, sent)
             sent = self._socket.sendmsg(buffers)
+
+
+class SharedOutbox(Outbox):
+    """Of a connection beside which the session may have others. numbering: the lock that their command window is under."""
+
+    __slots__ = ('_numbering',)
+
+    def __init__(self, sock, session, stat_sn, crc32c, values, numbering):
+        super(SharedOutbox, self).__init__(sock, session, stat_sn, crc32c, values)
+        self._numbering = numbering
+
+    def _stamp(self):
+        with self._numbering:
+            return Outbox._stamp(self)
 
 
 def _without(buffers, sent):

@@ -54,7 +54,7 @@ class Requests(object):
             self._refuse_reserved_tag(request)
         if request.itt == const.RESERVED_TAG:
             return                       # the answer to a ping of ours
-        echo = b'' if data is None else bytes(data[:self._session.values['MaxRecvDataSegmentLength']])
+        echo = b'' if data is None else bytes(data[:self._connection.values['MaxRecvDataSegmentLength']])
         self._connection.outbox.put_pdu(pdu.NopIn(itt=request.itt, lun=request.lun, data=echo), not request.immediate)
 
     @staticmethod
@@ -138,24 +138,62 @@ class Requests(object):
         if not self._connection.takes(fields, ahs, data):
             return
         request = pdu.LogoutRequest.decode(BHS.pack(*fields))
-        response = self._logout_response(request)
+        if request.reason not in (const.CLOSE_SESSION, const.CLOSE_CONNECTION, const.REMOVE_CONNECTION_FOR_RECOVERY):
+            raise PduRejected(const.REJECT_INVALID_PDU_FIELD, 'logout reason %d is not known' % request.reason,
+                              numbered=not request.immediate)
+        worker = self._connection.worker
+        leaving = self._leaving(request)
+        if request.reason == const.REMOVE_CONNECTION_FOR_RECOVERY and not self._session.values['ErrorRecoveryLevel'] == 2:
+            self._answer_logout(request, const.LOGOUT_RECOVERY_NOT_SUPPORTED)
+        elif not leaving:
+            self._answer_logout(request, const.LOGOUT_CID_NOT_FOUND)
+        elif request.reason == const.REMOVE_CONNECTION_FOR_RECOVERY:
+            self._logged_out(request, leaving)
+        else:
+            for connection in leaving:
+                connection.keeps_tasks = False
+            worker.tasks.abort(lambda task: task.connection in leaving, lambda: self._quiet(request, leaving))
+
+    def _leaving(self, request):
+        """The connections that a Logout Request is about, living or lost (RFC 7143 11.14.1)."""
+        worker = self._connection.worker
+        if request.reason == const.CLOSE_SESSION:
+            worker.members.close()
+            return list(worker.connections) + list(worker.members.lost.values())
+        connections = (worker.members.with_cid(request.cid), worker.members.lost.get(request.cid))
+        return [connection for connection in connections if connection is not None and not connection.ended_quietly]
+
+    def _answer_logout(self, request, response):
         values = self._session.values
         self._connection.outbox.put_pdu(pdu.LogoutResponse(
-            itt=request.itt, response=response, time2wait=values.get('DefaultTime2Wait', 2),
-            time2retain=values.get('DefaultTime2Retain', 0)), not request.immediate)
-        if response == const.LOGOUT_SUCCESS:
-            self._connection.end('the initiator logged out', quietly=True)
+            itt=request.itt, response=response, time2wait=values['DefaultTime2Wait'],
+            time2retain=values['DefaultTime2Retain']), not request.immediate)
 
-    def _logout_response(self, request):
-        """RFC 7143 11.14.1, 11.15.1."""
-        if request.reason == const.CLOSE_SESSION:
-            return const.LOGOUT_SUCCESS
-        if request.reason == const.CLOSE_CONNECTION:
-            return const.LOGOUT_SUCCESS if request.cid == self._connection.cid else const.LOGOUT_CID_NOT_FOUND
-        if request.reason == const.REMOVE_CONNECTION_FOR_RECOVERY:
-            return const.LOGOUT_RECOVERY_NOT_SUPPORTED
-        raise PduRejected(const.REJECT_INVALID_PDU_FIELD, 'logout reason %d is not known' % request.reason,
-                          numbered=not request.immediate)
+    def _quiet(self, request, leaving):
+        """Nothing of those connections is going on any more. If the session ends with them, what its nexus held is free for
+        everybody before the initiator hears of it: libiscsi's tests log out and use the other session at once. [any]"""
+        worker = self._connection.worker
+
+        def answered(_message):
+            worker.executor.submit(lambda _: self._logged_out(request, leaving), None)
+        if worker.replica is not None and set(worker.connections) <= set(leaving):
+            worker.ask('leave', answered)
+        else:
+            self._logged_out(request, leaving)
+
+    def _logged_out(self, request, leaving):
+        """Nothing of those connections is going on any more, or all of it may be reassigned. [any]"""
+        self._answer_logout(request, const.LOGOUT_SUCCESS)
+        try:
+            self._connection.outbox.drain_and_wait()
+        except OSError:
+            pass                         # its own thread meets that
+        worker = self._connection.worker
+        for connection in leaving:
+            connection.end('the initiator logged out', quietly=True)
+            connection.stop('the initiator logged out')
+            if not connection.keeps_tasks:
+                worker.members.drop_lost(connection)
 
     def ask_for_logout(self, seconds):
         """An asynchronous message asks the initiator to log out within `seconds` (RFC 7143 11.9.1, event 1). [any]"""

@@ -30,7 +30,7 @@ class TextExchange(object):
         except text.TextError as e:
             raise PduRejected(const.REJECT_PROTOCOL_ERROR, str(e), numbered=not request.immediate)
         session = self._connection.session
-        self._answer = discovery.TextAnswer(text.render(pairs), session.values['MaxRecvDataSegmentLength'], self._ttt)
+        self._answer = discovery.TextAnswer(text.render(pairs), self._connection.values['MaxRecvDataSegmentLength'], self._ttt)
         return self._answer.respond(request)
 
     def _answers(self, offers):

@@ -1,0 +1,296 @@
+"""Several connections in one session (RFC 7143 4.2.2, 6.3.4, 11.14): joining, ordering, allegiance, leaving, being lost."""
+
+import struct
+
+import pytest
+
+from daemon import TARGET, watched
+from initiator import ABORT_TASK, OPERATIONAL, LoginFailed, Rejected, Session, pattern
+from pdus import ASYNC, Closed, DATA_IN, DATA_OUT, FINAL, IMMEDIATE, LOGOUT, LOGOUT_RESPONSE, pack_bhs
+
+pytestmark = pytest.mark.wire
+
+SLOW = 'iqn.2026-11.test.targetd:slow'
+ISID = bytes.fromhex('80abcdef0077')
+
+
+SESSION_KEYS = [key for key in OPERATIONAL if key not in ('HeaderDigest', 'DataDigest', 'MaxRecvDataSegmentLength')]
+
+
+class Numbering(object):
+    cmd_sn = 1
+    max_cmd_sn = None
+
+
+class Member(Session):
+    """A connection of a session: CmdSN and MaxCmdSN are the session's."""
+
+    def __init__(self, address, cid, numbering, **more):
+        self.numbering = numbering
+        super(Member, self).__init__(address, isid=ISID, cid=cid, **more)
+
+    @property
+    def cmd_sn(self):
+        return self.numbering.cmd_sn
+
+    @cmd_sn.setter
+    def cmd_sn(self, value):
+        self.numbering.cmd_sn = max(value, self.numbering.cmd_sn)
+
+    @property
+    def max_cmd_sn(self):
+        return self.numbering.max_cmd_sn
+
+    @max_cmd_sn.setter
+    def max_cmd_sn(self, value):
+        self.numbering.max_cmd_sn = value
+
+    def next_tag(self):
+        self.itt += 1
+        return self.cid << 16 | self.itt
+
+
+@pytest.fixture(scope='module')
+def several(tmp_path_factory):
+    with watched(tmp_path_factory.mktemp('mcs')) as daemon:
+        lines = ['initiator-address = ALL', 'MaxConnections = 4', 'InitialR2T = Yes']
+        daemon.target(lines=lines)
+        path = daemon.image('slow.img')
+        daemon.target(SLOW, lines, {0: ['backing-store = %s' % path, 'filter = delay read=700ms']})
+        yield daemon.start()
+
+
+@pytest.fixture
+def members(several):
+    """open(count, target=TARGET) -> connections of one new session; open.more(first, cid) -> a further one."""
+    opened = []
+
+    def more(first, cid, target=TARGET, **keys):
+        connection = Member(several.address, cid, first.numbering)
+        opened.append(connection)
+        connection.keys.update((key, first.keys[key]) for key in SESSION_KEYS if key in first.keys)
+        return connection.login(target, tsih=first.tsih, security=False, keys=dict(dict.fromkeys(SESSION_KEYS), **keys))
+
+    def open_them(count, target=TARGET):
+        first = Member(several.address, 1, Numbering())
+        opened.append(first)
+        first.login(target, keys={'MaxConnections': '4', 'InitialR2T': 'Yes'})
+        first.clear_attentions()
+        return [first] + [more(first, cid, target) for cid in range(2, count + 1)]
+    open_them.more = more
+    yield open_them
+    for connection in opened:
+        connection.close()
+
+
+def read_10(lba, blocks):
+    return struct.pack('>BBIBHB', 0x28, 0, lba, 0, blocks, 0)
+
+
+def write_10(lba, blocks):
+    return struct.pack('>BBIBHB', 0x2A, 0, lba, 0, blocks, 0)
+
+
+def logout(connection, reason, cid):
+    itt = connection.next_tag()
+    connection.wire.send(pack_bhs(LOGOUT | IMMEDIATE, FINAL | reason, 0, itt, cid << 16, connection.cmd_sn,
+                                  connection.exp_stat_sn))
+    return connection.until(LOGOUT_RESPONSE, itt).bhs[2]
+
+
+def test_what_one_connection_writes_the_others_read(members):
+    connections = members(4)
+    for number, connection in enumerate(connections):
+        connection.write(number * 8, pattern(number, 4096))
+    for number in range(4):
+        for connection in connections:
+            assert connection.read(number * 8, 8) == pattern(number, 4096)
+    assert len({connection.tsih for connection in connections}) == 1
+
+
+def test_no_more_connections_than_agreed(members):
+    connections = members(4)
+    with pytest.raises(LoginFailed) as refused:
+        members.more(connections[0], 9)
+    assert refused.value.status == 0x206
+    connections[3].ping()                             # and nobody suffered
+
+
+def test_commands_are_carried_out_in_the_order_of_their_numbers(members):
+    """RFC 7143 4.2.2.1: the second write is sent first, on the other connection; the first one's data must not win."""
+    one, two = members(2)
+    early, late = pattern(1, 4096), pattern(2, 4096)
+    sn = one.cmd_sn
+    two.cmd_sn = sn + 1
+    second = two.submit(write_10(0, 8), out=late)     # takes CmdSN sn + 1 and waits for its turn
+    two.ping(immediate=True)                          # it is there
+    assert second.result is None
+    one.numbering.cmd_sn = sn
+    first = one.submit(write_10(0, 8), out=early)
+    one.numbering.cmd_sn = sn + 2
+    one.wait(first).good()
+    two.wait(second).good()
+    assert one.read(0, 8) == late
+
+
+def test_data_for_a_command_of_another_connection_is_refused(members):
+    """RFC 7143 4.2.5.1: connection allegiance."""
+    one, two = members(2)
+    one.hold_r2t = True
+    command = one.submit(write_10(0, 256), out=pattern(3, 131072), immediate_limit=0)
+    while not command.r2ts:
+        one.step()
+    r2t = command.r2ts[0]
+    two.wire.send(pack_bhs(DATA_OUT, FINAL, 0, command.itt, r2t.ttt, 0, two.exp_stat_sn, 0, 0, 0), bytes(4096))
+    with pytest.raises(Rejected):
+        two.ping(immediate=True)
+    one.hold_r2t = False
+    one.answer_r2t(command)
+    one.wait(command).good()
+
+
+def test_a_task_may_be_aborted_through_another_connection(members):
+    one, two = members(2, SLOW)
+    command = one.submit(read_10(0, 8), read=4096)
+    one.ping(immediate=True)
+    assert two.manage(ABORT_TASK, task=command) == 0
+    one.ping(immediate=True)
+    assert command.result is None
+
+
+def test_logout_of_another_connection_closes_that_one_only(members):
+    one, two = members(2)
+    assert logout(one, 1, 2) == 0
+    two.wait_closed()
+    one.write(0, pattern(4, 512))
+    assert one.read(0, 1) == pattern(4, 512)
+    assert logout(one, 1, 2) == 1                     # there is no CID 2 any more
+
+
+def test_logout_of_its_own_connection_leaves_the_others(members):
+    one, two = members(2)
+    assert logout(one, 1, 1) == 0
+    one.wait_closed()
+    two.write(0, pattern(5, 512))
+    assert two.read(0, 1) == pattern(5, 512)
+    third = members.more(two, 3)
+    assert third.read(0, 1) == pattern(5, 512)
+
+
+def test_logout_of_a_connection_waits_for_its_tasks(members):
+    """RFC 7143 11.15.1: the response says that nothing of it is going on."""
+    one, two = members(2, SLOW)
+    two.submit(read_10(0, 8), read=4096)
+    two.ping(immediate=True)
+    assert logout(one, 1, 2) == 0
+    with pytest.raises(Closed):
+        while True:
+            assert two.step().opcode != DATA_IN
+
+
+def test_removal_for_recovery_is_not_offered_at_level_0(members):
+    one, two = members(2)
+    assert logout(one, 2, 2) == 2
+    two.ping()
+
+
+def test_logout_of_the_session_closes_every_connection(several, members):
+    connections = members(3)
+    assert connections[1].logout(0) == 0
+    for connection in (connections[0], connections[2]):
+        connection.wait_closed()
+    several.logged('session %d .* is over' % connections[0].tsih)
+
+
+def test_the_loss_of_a_connection_is_announced_and_the_session_goes_on(members):
+    """RFC 7143 11.9.1, event 2: parameter 1 is the CID."""
+    one, two = members(2)
+    two.close()
+    event = one.until(ASYNC)
+    assert (event.bhs[36], struct.unpack_from('>H', event.bhs, 38)[0]) == (2, 2)
+    one.write(0, pattern(6, 512))
+    assert one.read(0, 1) == pattern(6, 512)
+
+
+def test_the_first_connection_may_be_lost_too(members):
+    one, two = members(2)
+    one.close()
+    two.until(ASYNC)
+    assert len(two.read(0, 1)) == 512
+
+
+def test_the_window_is_not_narrower_after_tasks_were_lost(members):
+    one, two = members(2, SLOW)
+    one.ping()
+    before = one.max_cmd_sn - one.cmd_sn
+    for _ in range(5):
+        two.submit(read_10(0, 8), read=4096)
+    two.ping(immediate=True)
+    two.close()
+    one.until(ASYNC)
+    one.ping()
+    assert one.max_cmd_sn - one.cmd_sn == before
+
+
+def test_a_command_that_was_held_on_a_lost_connection_may_be_sent_again(members):
+    one, two = members(2)
+    sn = one.cmd_sn
+    two.cmd_sn = sn + 1
+    two.submit(write_10(0, 8), out=pattern(7, 4096))
+    two.ping(immediate=True)
+    two.close()
+    one.until(ASYNC)
+    one.numbering.cmd_sn = sn
+    first = one.submit(write_10(0, 8), out=pattern(8, 4096))
+    second = one.submit(write_10(8, 8), out=pattern(9, 4096))
+    one.wait(first).good()
+    one.wait(second).good()
+    assert one.read(0, 8) == pattern(8, 4096)
+
+
+def test_a_connection_is_replaced_by_one_with_its_cid(members):
+    """RFC 7143 6.3.4: connection reinstatement."""
+    one, two = members(2)
+    again = members.more(one, 2)
+    two.wait_closed()
+    again.write(0, pattern(10, 512))
+    assert one.read(0, 1) == pattern(10, 512)
+
+
+def test_the_only_connection_is_replaced_and_the_session_goes_on(members):
+    (one,) = members(1)
+    tsih = one.tsih
+    again = members.more(one, 1)
+    one.wait_closed()
+    assert again.tsih == tsih
+    assert len(again.read(0, 1)) == 512               # no unit attention: the nexus was never lost
+
+
+def test_tasks_of_a_replaced_connection_end_without_a_word(members):
+    (one,) = members(1, SLOW)
+    one.submit(read_10(0, 8), read=4096)
+    one.ping(immediate=True)
+    again = members.more(one, 1, SLOW)
+    again.ping()
+    assert not again.commands
+
+
+def test_another_initiator_cannot_join(several, members):
+    one, _ = members(2)
+    stranger = Member(several.address, 3, one.numbering, name='iqn.2026-11.test.targetd:stranger')
+    with pytest.raises(LoginFailed) as refused:
+        stranger.login(TARGET, tsih=one.tsih, security=False, keys=dict.fromkeys(SESSION_KEYS))
+    assert refused.value.status in (0x208, 0x20A)
+    one.ping()
+    stranger.close()
+
+
+def test_load_on_all_connections_at_once(members):
+    connections = members(4)
+    for turn in range(50):
+        commands = [(c, c.submit(write_10((turn * 4 + n) * 8, 8), out=pattern(turn * 4 + n, 4096)))
+                    for n, c in enumerate(connections)]
+        for connection, command in commands:
+            connection.wait(command).good()
+    for number in range(200):
+        assert connections[number % 3].read(number * 8, 8) == pattern(number, 4096)
