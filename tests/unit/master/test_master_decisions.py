@@ -5,7 +5,7 @@ from master_fakes import nexus
 
 from targetd.master import decisions
 from targetd.master.decisions import EJECTED, FAILED, READY, STOPPED, Decision, Malformed, Refusal, decide, initial, who
-from targetd.scsi import modes, reservations, sam
+from targetd.scsi import access, modes, reservations, sam
 
 FACTS = {'block_size': 512, 'write_cache': True}
 ONE, TWO = nexus('one'), nexus('two')
@@ -194,3 +194,78 @@ def test_damaged_saved_state_is_not_taken_for_an_empty_one():
     with pytest.raises(ValueError):
         initial(FACTS, {'reservations': {'version': 1}}, 'boot')
     assert reservations.initial() == initial(FACTS, {}, 'boot').reservations
+
+
+# -- target port groups and space ------------------------------------------------------------------------------------
+
+CHANGED = [[0x2A, 0x06]]
+
+
+@pytest.fixture
+def two_groups(shared):
+    return shared._replace(access=access.initial((1, 2), {2: access.STANDBY}, explicit=True))
+
+
+def set_groups(**states):
+    return {'ask': 'set-target-port-groups', 'states': {tag[1:]: state for tag, state in states.items()}}
+
+
+def test_set_target_port_groups_tells_the_others_and_is_kept(two_groups):
+    decision = decide(two_groups, ONE, set_groups(_1=access.STANDBY, _2=access.OPTIMIZED), [])
+    assert list(decision.changed(two_groups)) == ['access'] and decision.persist
+    assert decision.attentions_of(TWO) == CHANGED and decision.attentions_of(ONE) == []
+    kept = decisions.saved_state(decision.shared, 'boot')
+    assert initial(FACTS, kept, 'next', two_groups.access).access == decision.shared.access
+    assert decide(two_groups, ONE, set_groups(_2=access.STANDBY), []) == Refusal(sam.GOOD)
+
+
+def test_groups_that_no_command_may_set(shared, two_groups):
+    for state, message in ((two_groups, set_groups(_9=0)), (two_groups, set_groups(_1=0xE)),
+                           (two_groups._replace(access=access.initial((1,))), set_groups(_1=0))):
+        with pytest.raises(Malformed):
+            decide(state, ONE, message, [])
+
+
+def test_the_administrators_word_on_groups_is_told_to_everybody(two_groups):
+    decision = decisions.access_set(two_groups, {'1': access.OFFLINE})
+    assert decision.attentions_of(ONE) == decision.attentions_of(TWO) == CHANGED and decision.persist
+    assert decisions.access_set(two_groups, {'2': access.STANDBY}) is None
+
+
+def test_a_reload_tells_of_states_that_are_others_now(two_groups):
+    same = access.initial((1, 2), {2: access.STANDBY}, explicit=True)
+    assert decisions.access_configured(two_groups, same) is None
+    assert decisions.access_configured(two_groups, dict(same, explicit=False)).attentions_of(ONE) == []
+    other = access.initial((1, 2), {}, explicit=True)
+    assert decisions.access_configured(two_groups, other).attentions_of(ONE) == CHANGED
+
+
+THIN = {'block_size': 512, 'thin': True, 'unmap': True, 'threshold_exponent': 11, 'threshold_count': 100}
+REACHED = [[0x38, 0x07]]
+
+
+def test_a_threshold_is_told_once_and_again_after_it_was_left():
+    thin = initial(THIN, {}, 'boot')
+    first = decisions.space_counted(thin, 500, 7)
+    assert first.attentions_of(ONE) == [] and first.changed(thin) == {}
+    assert decisions.space_counted(first.shared, 101, 7) is None
+    reached = decisions.space_counted(first.shared, 100, 7)
+    assert reached.attentions_of(ONE) == reached.attentions_of(TWO) == REACHED
+    assert decisions.space_counted(reached.shared, 50, 7) is None
+    left = decisions.space_counted(reached.shared, 101, 7)
+    assert left.attentions_of(ONE) == []
+    assert decisions.space_counted(left.shared, 99, 7).attentions_of(ONE) == REACHED
+
+
+def test_a_server_that_starts_below_its_threshold_alarms_nobody():
+    assert decisions.space_counted(initial(THIN, {}, 'boot'), 3, 7).attentions_of(ONE) == []
+
+
+def test_a_threshold_that_an_initiator_sets_counts():
+    thin = decisions.space_counted(initial(THIN, {}, 'boot'), 500, 7).shared
+    page = bytearray(bytes.fromhex(thin.modes['current']['1c-02']))
+    page[24:32] = bytes.fromhex('8102 0000 00000064')                  # used space grows to 100
+    message = {'ask': 'mode-select', 'pages': {'1c-02': page.hex()}, 'save': False, 'revert': False}
+    own = decide(thin, ONE, message, []).shared
+    assert decisions.space_counted(own, 500, 99) is None
+    assert decisions.space_counted(own, 500, 100).attentions_of(ONE) == REACHED
