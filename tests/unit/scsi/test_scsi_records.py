@@ -1,0 +1,79 @@
+"""What a unit remembers: what workers may ask for and tell, what is kept, what comes back."""
+
+import pytest
+
+from targetd.scsi import records
+
+BY = ['iqn.x:h,i,0x1', 'iqn.x:d,t,0x0001']
+TEST = {'code': 2, 'result': 15, 'number': 0, 'hours': 1, 'address': None, 'key': 0, 'asc': 0, 'ascq': 0, 'by': BY}
+
+
+def changed(kind, message, state=None):
+    return records.apply(state or records.initial(), kind, message)[0]
+
+
+def test_there_is_nothing_to_keep_at_first():
+    assert records.saved(records.initial()) == {}
+    assert records.restored(None) == records.restored({}) == records.initial()
+
+
+def test_what_was_changed_comes_back():
+    state = changed('set-identifying-information', {'type': '2', 'data': '6100'})
+    state = changed('set-timestamp', {'offset': -5}, state)
+    state = changed('log-select', {'accounting_date': '202601', 'errors': {'read': 7}}, state)
+    state = changed('self-test', dict(TEST, result=0), state)
+    assert records.restored(records.saved(state)) == state
+    assert records.restored(dict(records.saved(state), of_a_newer_version=1)) == state
+
+
+def test_information_is_taken_away_by_nothing():
+    state = changed('set-identifying-information', {'type': '0', 'data': 'aa'})
+    assert changed('set-identifying-information', {'type': '0', 'data': ''}, state) == records.initial()
+
+
+@pytest.mark.parametrize('kind, message, owed', [
+    ('set-identifying-information', {'type': '0', 'data': 'aa'}, (0x3F, 0x05)), ('set-timestamp', {'offset': 1}, (0x2A, 0x10)),
+    ('log-select', {'accounting_date': '202601'}, (0x2A, 0x02)), ('log-select', {'reset': True}, None),
+    ('self-test', TEST, None), ('error', {'kind': 'read'}, None)])
+def test_the_others_are_owed(kind, message, owed):
+    assert records.apply(records.initial(), kind, message)[1] == owed
+
+
+@pytest.mark.parametrize('kind, message', [
+    ('melt', {}), ('set-identifying-information', {'type': '1', 'data': ''}), ('set-identifying-information', {'type': '0'}),
+    ('set-identifying-information', {'type': '0', 'data': 'AA'}), ('set-identifying-information', {'type': '0', 'data': 'aa' * 65}),
+    ('set-timestamp', {'offset': 1 << 48}), ('set-timestamp', {'offset': 'x'}), ('error', {'kind': 'melt'}),
+    ('log-select', {'accounting_date': '2026'}), ('log-select', {'errors': {'melt': 1}}), ('log-select', {'errors': {'read': -1}}),
+    ('self-test', dict(TEST, result=16)), ('self-test', dict(TEST, code='1')), ('self-test', dict(TEST, by=[1, 2])),
+    ('self-test', dict(TEST, address=-1)), ('self-test', {})])
+def test_what_no_command_can_ask_is_refused(kind, message):
+    with pytest.raises((KeyError, ValueError, TypeError)):
+        records.apply(records.initial(), kind, message)
+
+
+@pytest.mark.parametrize('kept', [[], {'cycles': -1}, {'cycles': True}, {'identifying': 7}, {'identifying': {'0': 1}},
+                                  {'self_tests': [{}]}, {'self_tests': [TEST] * 21}, {'errors': {}}, {'accounting_date': 'x'},
+                                  {'timestamp_offset': 'x'}])
+def test_damaged_records_are_said_to_be(kept):
+    with pytest.raises(ValueError):
+        records.restored(kept)
+
+
+def test_a_test_under_way_is_replaced_by_its_end():
+    state = changed('self-test', TEST)
+    assert [t['result'] for t in changed('self-test', dict(TEST, result=0), state)['self_tests']] == [0]
+    other = dict(TEST, result=0, by=['other', BY[1]])
+    assert [t['result'] for t in changed('self-test', other, state)['self_tests']] == [0, 15]
+
+
+def test_a_test_ends_with_its_nexus_or_with_targetd():
+    state = changed('self-test', TEST)
+    assert records.nexus_lost(state, ('other', BY[1])) is state
+    assert [t['result'] for t in records.nexus_lost(state, tuple(BY))['self_tests']] == [2]
+    assert [t['result'] for t in records.restored(records.saved(state))['self_tests']] == [2]
+
+
+def test_counters_count_and_are_reset():
+    state = changed('error', {'kind': 'write'}, changed('error', {'kind': 'write'}))
+    assert state['errors'] == {'read': 0, 'write': 2, 'verify': 0}
+    assert changed('log-select', {'reset': True}, state) == records.initial()
