@@ -102,10 +102,10 @@ class Session(object):
     rejects, hold_r2t (True: R2Ts are collected in the command and not answered).
     """
 
-    def __init__(self, address, name=INITIATOR, isid=ISID, timeout=20.0, cid=1, receive_buffer=None):
+    def __init__(self, address, name=INITIATOR, isid=ISID, timeout=20.0, cid=1, receive_buffer=None, source=None):
         self.address, self.name, self.isid, self.cid = address, name, isid, cid
         self.timeout = timeout
-        self.wire = Wire(address, timeout, receive_buffer)
+        self.wire = Wire(address, timeout, receive_buffer, source)
         self.cmd_sn, self.exp_stat_sn, self.itt = 1, None, 0
         self.exp_cmd_sn = self.max_cmd_sn = None
         self.tsih = 0

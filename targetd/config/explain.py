@@ -30,7 +30,8 @@ def _target(target):
         '' if target.state == 'ready' else ', but offline: logins are refused')]
     if target.redirect is not None:
         permanent, host, port = target.redirect
-        lines.append('sends every login to %s, %s' % (kinds.Portal().write((host, port)), 'for good' if permanent else 'for now'))
+        lines.append('sends every login to %s, %s' % (kinds.Portal().write((host, port)),
+                                                      'for good' if permanent else 'for now'))
     lines.append(admission(target))
     lines.append(_accounts(target))
     changed = [row for row in settings.TEXT_KEYS if target.keys[row.name] != model.DEFAULT_KEYS[row.name]]

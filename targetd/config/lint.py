@@ -96,7 +96,8 @@ def _redirect(configuration, target):
     if target.redirect is None or target.redirect[1:] not in portals:
         return []
     return [_warning(configuration, ('target', target.name), 'target %s is redirected to its own portal %s' % (
-        target.name, kinds.Portal().write(target.redirect[1:])), 'initiators would go round in circles; write the other address')]
+        target.name, kinds.Portal().write(target.redirect[1:])),
+        'initiators would go round in circles; write the other address')]
 
 
 def missing_stores(configuration):

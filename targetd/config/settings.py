@@ -82,10 +82,10 @@ SERVER = (
     _server('max-connections-per-address', kinds.Number(1, 10000), 32, LIVE,
             'Connections at once from one address; one more is refused with "out of resources".'),
     _server('failures-before-delay', kinds.Number(0, 1000), 5, LIVE,
-            'After so many failed authentications in a row from one address its logins come one at a time, and further failures '
-            'make them wait 1, 2, 4 up to 30 seconds; 0: never.',
-            'An IPv6 address stands for its /64 net. A success, or ten quiet minutes, ends it. Others do not notice. Every failure '
-            'is a line in the log that fail2ban can act on: see etc/fail2ban.'),
+            'After so many failed authentications in a row from one address its logins come one at a time, and each further '
+            'failure makes them wait longer: 1, 2, 4 up to 30 seconds; 0: never.',
+            'An IPv6 address stands for its /64 net. A success, or ten quiet minutes, ends it. Others do not notice. Every '
+            'failure is a line in the log that fail2ban can act on: see etc/fail2ban.'),
     _server('login-timeout', kinds.Duration(1, 600), 15, NEXT_LOGIN,
             'A connection that has not finished its login in this time is closed.'),
     _server('spare-workers', kinds.Number(0, 64), 2, LIVE,
@@ -120,10 +120,11 @@ SERVER = (
             'Time after which an iSNS server that no longer hears of this host forgets it; it hears three times as often.',
             'An iSNS server may choose another time, and is obeyed.'),
     _server('isns-esi-interval', kinds.Duration(1, 3600, off=True), 0, LIVE,
-            'An iSNS server asks this often whether this host is still there (ESI), and forgets a portal that does not answer; 0: '
-            'it does not ask.', 'It must be able to connect to isns-port then.', '1min'),
+            'An iSNS server asks this often whether this host is still there (ESI), and forgets a portal that does not '
+            'answer; 0: it does not ask.', 'It must be able to connect to isns-port then.', '1min'),
     _server('isns-port', kinds.Number(0, 65535), 0, LIVE,
-            'TCP port at which the iSNS servers, and nobody else, are heard (ESI and SCN); 0: any that is free.', example='3206'),
+            'TCP port at which the iSNS servers, and nobody else, are heard (ESI and SCN); 0: any that is free.',
+            example='3206'),
 )
 
 PORTAL_GROUP = (
@@ -162,8 +163,8 @@ TARGET = (
             'offline: new logins are refused with "service unavailable"; sessions go on.'),
     _target('redirect', kinds.Redirection(), None, NEXT_LOGIN,
             'Send every login elsewhere: temporary or permanent, and the address where the target is served now.',
-            'Discovery shows the target here as before, sessions go on; "targetctl logout" makes an initiator move. Such a target '
-            'needs no LUN. Initiators forget a temporary redirect and remember a permanent one.', 'temporary 10.0.5.2:3260'),
+            'Discovery shows the target here as before, sessions go on; "targetctl logout" makes an initiator move. Such a '
+            'target needs no LUN. Initiators forget a temporary redirect and remember a permanent one.', 'temporary 10.0.5.2:3260'),
     _target('alua', kinds.Choice('auto', 'off', 'implicit', 'explicit', 'both'), 'auto', NEXT_LOGIN,
             'Asymmetric access: whether initiators with several paths are told which portal groups to prefer.',
             'With implicit (and with auto, where several portal groups are written or alua-state is) the states are those of '

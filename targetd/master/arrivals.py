@@ -2,8 +2,8 @@
 
 The master waits, without reading, until the 48 bytes of a Basic Header Segment are there (SO_RCVLOWAT lets the kernel do the
 waiting), peeks opcode, ISID and TSIH, and hands the connection on (D2). A silent connection costs a descriptor until the
-login timeout; when there are too many, the oldest of the address that holds the most goes first, so that a flood from one
-address cannot lock out another.
+login timeout; when there are too many, the oldest of the origin (turns.origin_of) that holds the most goes first, so that a
+flood from one address cannot lock out another.
 """
 
 import collections
@@ -15,6 +15,7 @@ import struct
 from targetd import log
 from targetd.master.listen import plain, shown
 from targetd.master.loop import READ
+from targetd.master.turns import origin_of
 
 BHS = 48
 LOGIN_REQUEST = 0x03
@@ -28,6 +29,7 @@ ACCEPTS_PER_PASS = 64
 SHORT_PEEK_SECONDS = 0.05        # where the kernel does not obey SO_RCVLOWAT
 NO_DESCRIPTORS_SECONDS = 1.0
 LINGER_SECONDS = 2.0
+FEWEST_PER_ORIGIN = 64           # pending connections that an origin may have, or twice its connections if that is more
 
 Limits = collections.namedtuple('Limits', 'login_timeout pending per_address')
 LoginHeader = collections.namedtuple('LoginHeader', 'flags isid tsih itt cid cmd_sn')
@@ -55,6 +57,7 @@ class Pending(object):
         self.peer = peer
         self.local = local
         self.group = group
+        self.origin = origin_of(peer[0])
         self.header = None
         self.deadline = None
         self.again = None
@@ -75,6 +78,8 @@ class Arrivals(object):
         self.held = held
         self.limits = limits
         self.pending = collections.OrderedDict()     # Pending -> None, oldest first
+        self._by_origin = collections.Counter()      # how many of them
+        self._by_address = collections.Counter()
         self._listeners = []
         self._silent_warned = False
 
@@ -127,28 +132,54 @@ class Arrivals(object):
             sock.close()
             return
         pending = Pending(sock, (plain(peer[0]), peer[1]), (plain(local[0]), local[1]), group)
-        pending.crowded = self._held_by(pending.peer[0]) >= self.limits.per_address
+        pending.crowded = self.held(pending.peer[0]) + self._by_address[pending.peer[0]] >= self.limits.per_address
         self.pending[pending] = None
-        pending.deadline = self.loop.call_later(self.limits.login_timeout, lambda: self._too_late(pending))
-        if len(self.pending) > self.limits.pending:
-            self._make_room()
+        self._count(pending, 1)
+        self._set_deadline(pending)
+        if self._by_origin[pending.origin] > max(FEWEST_PER_ORIGIN, 2 * self.limits.per_address):
+            self._make_room(pending.origin)
+        elif len(self.pending) > self.limits.pending:
+            self._make_room(max(self._by_origin, key=self._by_origin.get))
         if pending.socket is not None:
             self._wait_for_header(pending)
 
-    def _held_by(self, address):
-        return self.held(address) + sum(1 for p in self.pending if p.peer[0] == address)
+    def _count(self, pending, change):
+        for counter, key in ((self._by_origin, pending.origin), (self._by_address, pending.peer[0])):
+            counter[key] += change
+            if not counter[key]:
+                del counter[key]
 
-    def _make_room(self):
+    def _set_deadline(self, pending):
+        pending.deadline = self.loop.call_later(self.limits.login_timeout, lambda: self._too_late(pending))
+
+    def _make_room(self, origin):
+        """Close the oldest connection of this origin, rather a silent one than one that waits for its turn."""
         if not self._silent_warned:
-            log.warning('more than %d connections wait for their login; the oldest are closed', self.limits.pending)
+            log.warning('%d connections wait for their login, %d of them from %s; the oldest of these are closed',
+                        len(self.pending), self._by_origin[origin], origin)
             self._silent_warned = True
-        counts = collections.Counter(p.peer[0] for p in self.pending)
-        worst = counts.most_common(1)[0][0]
-        self.close(next(p for p in self.pending if p.peer[0] == worst))
+        own = [p for p in self.pending if p.origin == origin]
+        self.close(next((p for p in own if p.header is None), own[0]))
 
     def _too_late(self, pending):
+        if pending.header is not None:
+            self.refuse(pending, OUT_OF_RESOURCES, 'its turn did not come within %d seconds' % self.limits.login_timeout)
+            return
         log.info('%s: no login within %d seconds; the connection is closed', shown(*pending.peer), self.limits.login_timeout)
         self.close(pending)
+
+    def hold(self, pending, seconds, then):
+        """Call then(pending) after so many seconds, if the initiator is still there. Its login timeout begins then."""
+        def over():
+            if pending.socket is None:
+                return
+            if _has_ended(pending.socket):
+                self.close(pending)
+                return
+            self._set_deadline(pending)
+            then(pending)
+        pending.deadline.cancel()
+        pending.again = self.loop.call_later(seconds, over)
 
     # -- peek --------------------------------------------------------------------------------------------------------
 
@@ -198,7 +229,9 @@ class Arrivals(object):
         return sock
 
     def _take_out(self, pending):
-        self.pending.pop(pending, None)
+        if pending in self.pending:
+            del self.pending[pending]
+            self._count(pending, -1)
         for timer in (pending.deadline, pending.again):
             if timer is not None:
                 timer.cancel()

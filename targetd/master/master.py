@@ -11,7 +11,7 @@ changes in units only; the configuration in force is `configuration`, replaced w
 import os
 import signal
 import time
-from collections import deque
+from collections import Counter, deque
 
 from targetd import log
 from targetd.config import access
@@ -29,12 +29,15 @@ from targetd.master.persistent import StateDirectory
 from targetd.master.reload import Reload
 from targetd.master.sessions import Refused, Sessions
 from targetd.master.stop import Stop
+from targetd.master.turns import LOGINS_PER_ORIGIN, Turns, origin_of
 from targetd.master.units import Units
 from targetd.master.workers import Workers
 from targetd.worker import main as worker_main
 
 MAXIMUM_PENDING = 1024           # connections that have not sent their login yet
 LOGINS_IN_PROGRESS = 16          # workers beyond max-sessions: for logins that are under way, and discovery
+JOINS_IN_PROGRESS = 8            # connections that a session's worker may have beyond those that belong to the session
+PATIENCE_SECONDS = 5.0           # when the server is full, a login or discovery that takes longer gives way to others
 
 
 def serve(channel, configuration):
@@ -57,6 +60,7 @@ class Master(object):
         self.operating = self.units.operating = Operations(self.units, self.workers)
         self.exports = Exports(self.loop, self.units)
         self.sessions = Sessions(self.loop, self._admit, self._units_for, self.workers.send, self._end, self.workers.kill)
+        self.turns = Turns(self.loop.clock)
         self.arrivals = Arrivals(self.loop, self._route, self._held, self._limits())
         self.portals = {}                # (tag, address, port) as configured -> listening socket
         self.isns = Isns(self.loop, self.portals)
@@ -74,6 +78,7 @@ class Master(object):
         """Obey the [server] section of the configuration in force."""
         server = self.configuration.server
         self.arrivals.limits = self._limits()
+        self.turns.allowed = server.failures_before_delay
         self.sessions.limit = server.max_sessions
         self.workers.wanted_spares = server.spare_workers
         self.workers.limit = server.max_sessions + server.spare_workers + LOGINS_IN_PROGRESS
@@ -149,28 +154,73 @@ class Master(object):
         return sum(w.peers.count(address) for w in self.workers.all())
 
     def _route(self, pending):
+        """A login is there: whose turn is it?"""
+        seconds = self.turns.wait(pending.peer[0])
+        if seconds is None:
+            self.arrivals.refuse(pending, OUT_OF_RESOURCES, 'too many logins of this address wait, because too many failed')
+        elif seconds:
+            self.arrivals.hold(pending, seconds, self._take_turn)
+        else:
+            self._take_turn(pending)
+
+    def _take_turn(self, pending):
         if pending.header.tsih:
             owner = self.sessions.owner(pending.header.tsih)
             if owner is not None and owner.session.ended_why is None and owner.session.nexus is not None:
-                self._give(pending, owner, 'join')
+                if len(owner.peers) - len(owner.session.peers) >= JOINS_IN_PROGRESS:
+                    self.arrivals.refuse(pending, OUT_OF_RESOURCES, 'so many connections of session %d are logging in already'
+                                         % pending.header.tsih)
+                else:
+                    self._give(pending, owner, 'join')
                 return
-        if len(self.workers.busy()) + len(self._waiting) >= self.workers.limit - self.configuration.server.spare_workers:
-            self.arrivals.refuse(pending, OUT_OF_RESOURCES, 'max-sessions (%d) and the logins in progress fill the server'
-                                 % self.configuration.server.max_sessions)
-            return
         self._waiting.append(pending)
         self._on_spare()
 
     def _on_spare(self):
-        self._waiting = deque(p for p in self._waiting if p.socket is not None)
-        while self._waiting:
-            worker = self.workers.take()
-            if worker is None:
-                break
-            self._give(self._waiting.popleft(), worker, 'serve')
+        """Give spares to the logins that wait, in order; but those whose origin has enough logins under way wait on."""
+        under_way = Counter(origin_of(worker.peers[0]) for worker in self._logging_in())
+        waiting, self._waiting, for_spare = self._waiting, deque(), 0
+        for pending in waiting:
+            if pending.socket is None:
+                continue
+            if under_way[pending.origin] >= LOGINS_PER_ORIGIN:
+                self._waiting.append(pending)
+            elif self._has_room(for_spare) or self._make_room(pending.origin, under_way):
+                under_way[pending.origin] += 1
+                worker = self.workers.take()
+                if worker is not None:
+                    self._give(pending, worker, 'serve')
+                else:
+                    self._waiting.append(pending)
+                    for_spare += 1
+            else:
+                self.arrivals.refuse(pending, OUT_OF_RESOURCES, 'max-sessions (%d) and the logins in progress fill the server'
+                                     % self.configuration.server.max_sessions)
         self.operating.hand_out()
-        self.workers.waiting = len(self._waiting) + self.operating.waiting
+        self.workers.waiting = for_spare + self.operating.waiting
         self.workers.keep_spares()
+
+    def _logging_in(self):
+        """The workers with a login under way or a discovery session."""
+        return [worker for worker in self.workers.busy() if worker.peers and worker.ending is None
+                and (worker.session is None or worker.session.nexus is None)]
+
+    def _has_room(self, for_spare):
+        return len(self.workers.busy()) + for_spare < self.workers.limit - self.configuration.server.spare_workers
+
+    def _make_room(self, origin, under_way):
+        """The server is full: the oldest login or discovery of the origin that has the most gives way, if that is fairer."""
+        before = self.loop.clock() - PATIENCE_SECONDS
+        slow = [worker for worker in self._logging_in() if worker.busy_since <= before]
+        if not slow:
+            return False
+        victim = max(slow, key=lambda worker: (under_way[origin_of(worker.peers[0])], -worker.busy_since))
+        loser = origin_of(victim.peers[0])
+        if under_way[loser] <= under_way[origin] + 1:
+            return False
+        under_way[loser] -= 1
+        self.workers.kill(victim, 'its login took long, and others wait for theirs')
+        return True
 
     def _give(self, pending, worker, order):
         sock = self.arrivals.hand_over(pending)
@@ -184,6 +234,9 @@ class Master(object):
     def _on_message(self, worker, message):
         if message.get('ask') == 'claim':
             self.sessions.claim(worker, message)
+            self._note_success(worker, message)
+            if self._waiting and worker.session is not None:
+                self._on_spare()         # one login of its origin less is under way
         elif message.get('ask') == 'leave':
             self.units.depart(worker, message)
         elif 'ask' in message:
@@ -210,6 +263,18 @@ class Master(object):
             status = (message['status_class'] & 0xFF, message['status_detail'] & 0xFF)
         self.sessions.note_refusal(str(message.get('initiator_name') or ''), str(message.get('target_name') or ''),
                                    [str(peer[0]), peer[1]], str(message.get('why') or 'no reason given'), status)
+
+        if status == registry.AUTHENTICATION_FAILURE and peer[0] in worker.peers:
+            count, seconds = self.turns.failed(peer[0])
+            # etc/fail2ban/filter.d/targetd.conf matches this line; what an initiator says of itself does not stand in it
+            log.warning('authentication failed from %s port %d, %d in a row%s', peer[0], peer[1], count,
+                        '; the next login from there waits %d s' % seconds if seconds else '')
+
+    def _note_success(self, worker, claim):
+        """A worker makes a claim when the initiator has proved itself, where it has to."""
+        session, peer = claim.get('session'), claim.get('peer')
+        if isinstance(session, dict) and session.get('account') and isinstance(peer, list) and peer and peer[0] in worker.peers:
+            self.turns.succeeded(peer[0])
 
     def _told_closed(self, worker, message):
         """A connection of a session that goes on is over."""

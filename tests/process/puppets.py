@@ -95,6 +95,8 @@ class Puppet(object):
             self.sockets = {}
             self.channel.send({'tell': 'idle'})
         else:
+            if message.get('tell') == 'refused':
+                message.setdefault('peer', self.where['peer'])
             if message.get('ask') == 'claim':
                 message.update(peer=self.where['peer'])
                 message['session'].setdefault('group', self.where['group'])
@@ -108,10 +110,10 @@ def serve(channel, configuration):
 class Client(object):
     """An initiator that speaks JSON to its puppet. `stage.until` must run the loop for it to hear anything."""
 
-    def __init__(self, stage, port, tsih=0, isid=ISID):
+    def __init__(self, stage, port, tsih=0, isid=ISID, source='127.0.0.1'):
         self.stage = stage
         self.isid = isid
-        self.socket = socket.create_connection(('127.0.0.1', port), 5)
+        self.socket = socket.create_connection(('127.0.0.1', port), 5, (source, 0))
         self.socket.setblocking(False)
         self.received = b''
         self.heard = []

@@ -189,7 +189,7 @@ def test_a_burst_of_logins_waits_for_workers_and_is_served(stage):
 
 def test_more_connections_than_the_server_holds_are_told_so(stage):
     stage.start(body(stage, (DISK, OPEN, RAM)), 'max-sessions = 1')
-    clients = [stage.connect(isid='00023d0001%02d' % n) for n in range(20)]
+    clients = [stage.connect(isid='00023d0001%02d' % n, source='127.0.0.%d' % (n // 4 + 1)) for n in range(20)]
     stage.until(lambda: ([c.listen() for c in clients], any(c.received[:1] == b'\x23' for c in clients))[1])
     refused = [c for c in clients if c.received]
     assert all(c.received[36:38] == b'\x03\x02' for c in refused) and len(refused) < 20

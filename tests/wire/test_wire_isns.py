@@ -19,6 +19,7 @@ OTHER = 'iqn.2026-11.test.targetd:other'
 OFFLINE = 'iqn.2026-11.test.targetd:offline'
 NOBODY = 'iqn.2026-11.test.targetd:nobody'
 INITIATOR = 'iqn.2026-11.test:initiator'
+ISNSD = shutil.which('isnsd', path=os.environ.get('PATH', '') + ':/usr/sbin')
 
 
 class Server(object):
@@ -39,7 +40,7 @@ class Server(object):
         with open(self.config, 'w') as file:
             file.write('\n'.join(self.settings) + '\n')
         with open(self.log_file, 'ab') as output:
-            self.process = subprocess.Popen(['isnsd', '--foreground', '--config', self.config, '--debug', 'esi,scn,state'],
+            self.process = subprocess.Popen([ISNSD, '--foreground', '--config', self.config, '--debug', 'esi,scn,state'],
                                             stdin=subprocess.DEVNULL, stdout=output, stderr=output)
 
         def is_up():
@@ -67,7 +68,7 @@ class Server(object):
 
     def objects(self, kind):
         """[{name: value}, …] of this kind that are registered now."""
-        done = subprocess.run(['isnsd', '--config', self.config, '--dump-db'], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        done = subprocess.run([ISNSD, '--config', self.config, '--dump-db'], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                               stderr=subprocess.STDOUT, timeout=20)
         found = []
         for part in done.stdout.decode('utf-8', 'replace').split('--------------')[1:]:
@@ -100,7 +101,7 @@ class Server(object):
 
 @pytest.fixture
 def isnsd(tmp_path_factory):
-    if not shutil.which('isnsd'):
+    if not ISNSD:
         pytest.skip('isnsd is not installed (Debian: open-isns-server)')
     made = []
 

@@ -21,6 +21,7 @@ NORMAL = [('InitiatorName', 'iqn.2026-11.test:i'), ('SessionType', 'Normal'), ('
 @pytest.fixture(scope='module')
 def many(tmp_path_factory):
     with watched(tmp_path_factory.mktemp('login')) as daemon:
+        daemon.text.server['failures-before-delay'] = '0'             # many of these tests fail to authenticate
         everyone = ['initiator-address = ALL']
         daemon.target(TARGET, everyone + ['alias = Disks for tests'])
         daemon.target(CLOSED, ['initiator-address = 192.0.2.0/24'])

@@ -186,6 +186,58 @@ def test_a_flood_costs_its_own_address_the_oldest_and_later_ones_are_heard(door)
     assert len(here.routed) == 1
 
 
+def test_one_origin_has_its_share_of_silence_and_no_more(door, monkeypatch):
+    monkeypatch.setattr(arrivals, 'FEWEST_PER_ORIGIN', 3)
+    here = door(pending=100, per_address=1)
+    silent = [here.connect() for _ in range(5)]
+    assert [is_closed(client) for client in silent[:2]] == [True, True] and len(here.arrivals.pending) == 3
+    for client in silent[2:]:
+        client.close()
+    here.loop.settle()
+    assert not here.arrivals.pending and not here.arrivals._by_origin and not here.arrivals._by_address
+
+
+def test_who_waits_for_its_turn_stays_when_silent_ones_go(door, monkeypatch):
+    monkeypatch.setattr(arrivals, 'FEWEST_PER_ORIGIN', 2)
+    here = door(pending=100, per_address=1)
+    first = here.connect(login_header())
+    (waiting,) = here.routed
+    silent = here.connect()
+    here.connect()
+    assert is_closed(silent) and waiting in here.arrivals.pending
+    first.close()
+
+
+def test_a_held_connection_goes_on_later_and_has_its_whole_timeout_then(door):
+    here, released = door(login_timeout=15), []
+    here.connect(login_header())
+    (pending,) = here.routed
+    here.arrivals.hold(pending, 30, released.append)
+    here.loop.pass_time(29)
+    assert not released and pending in here.arrivals.pending
+    here.loop.pass_time(1)
+    assert released == [pending]
+    here.loop.pass_time(14)
+    assert pending in here.arrivals.pending
+
+
+def test_a_held_connection_whose_initiator_gave_up_is_forgotten(door):
+    here, released = door(), []
+    client = here.connect(login_header())
+    here.arrivals.hold(here.routed[0], 2, released.append)
+    client.close()
+    here.loop.pass_time(2)
+    assert not released and not here.arrivals.pending
+
+
+def test_a_login_whose_turn_does_not_come_is_told_so(door):
+    here = door(login_timeout=15)
+    client = here.connect(login_header())
+    here.loop.pass_time(15)
+    client.settimeout(5)
+    assert client.recv(100)[36:38] == b'\x03\x02' and not here.arrivals.pending
+
+
 def test_no_descriptors_left_is_not_a_busy_loop(door, monkeypatch, capfd):
     here = door()
     calls = []

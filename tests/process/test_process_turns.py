@@ -1,0 +1,157 @@
+"""Floods of logins and failed authentications: whoever makes them waits, others log in."""
+
+import pytest
+from puppets import Stage
+
+from targetd.master import master as masters
+from targetd.master import turns
+
+DISK = 'iqn.2026-11.test:disk'
+BODY = '''[portal-group 1]
+portal = 127.0.0.1:%d
+[target %s]
+initiator-address = ALL
+[[lun 0]]
+type = ram
+size = 1M
+'''
+BAD, OTHER = '127.0.0.2', '127.0.0.3'
+
+
+@pytest.fixture
+def stage(tmp_path):
+    stage = Stage(tmp_path)
+
+    def start(server=''):
+        from daemon import free_port
+        return Stage.start(stage, BODY % (free_port(), DISK), server)
+    stage.begin = start
+    yield stage
+    stage.close()
+
+
+def isid(number):
+    return '00023d%06x' % number
+
+
+def open_logins(stage, count, source):
+    """So many connections with a login that goes no further than its header."""
+    return [stage.connect(isid=isid(number), source=source) for number in range(count)]
+
+
+def under_way(stage):
+    return len(stage.master._logging_in())
+
+
+def failures(stage, source):
+    record = stage.master.turns._records.get(source)
+    return record.failures if record else 0
+
+
+def fails(stage, source, times=1):
+    """Logins whose worker says that the authentication failed."""
+    for _ in range(times):
+        client = stage.connect(source=source)
+        before = failures(stage, source)
+        client.say(tell='refused', initiator_name='iqn.x:i', target_name=DISK, why='CHAP', status_class=2, status_detail=1)
+        stage.until(lambda: failures(stage, source) == before + 1)
+        client.say(puppet='idle')
+
+
+def test_a_flood_of_logins_takes_its_share_and_no_more(stage):
+    stage.begin('max-sessions = 4')
+    flood = open_logins(stage, 20, BAD)
+    stage.until(lambda: under_way(stage) == turns.LOGINS_PER_ORIGIN)
+    status, _ = stage.connect(source=OTHER).login(DISK)      # though more than a server's worth of logins is waiting
+    assert status == (0, 0)
+    assert under_way(stage) == turns.LOGINS_PER_ORIGIN
+    flood[0].close()
+    flood[0].is_closed = True
+    stage.leap(15)                                           # the login timeout: those that waited are told
+    stage.until(lambda: ([c.listen() for c in flood[1:]], sum(c.received[36:38] == b'\x03\x02' for c in flood[1:]) >= 11)[1])
+
+
+def test_logins_of_one_address_go_on_as_others_of_it_are_over(stage):
+    stage.begin()
+    clients = open_logins(stage, 12, BAD)
+    stage.until(lambda: under_way(stage) == turns.LOGINS_PER_ORIGIN)
+    for client in clients:                                   # each finishes its login when its turn has come
+        assert client.login(DISK)[0] == (0, 0)
+    assert len(stage.master.sessions.all()) == 12 and under_way(stage) == 0
+
+
+def test_when_the_server_is_full_slow_logins_give_way_to_other_addresses(stage):
+    stage.begin('max-sessions = 1')
+    for number in range(3):
+        open_logins(stage, 8, '127.0.0.%d' % (number + 2))
+    full = 1 + masters.LOGINS_IN_PROGRESS
+    stage.until(lambda: len(stage.master.workers.busy()) == full)
+    early = stage.connect(source='127.0.0.9')
+    stage.until(lambda: (early.listen(), early.received)[1])
+    assert early.received[36:38] == b'\x03\x02'              # they had no time yet
+    stage.leap(masters.PATIENCE_SECONDS)
+    late = stage.connect(source='127.0.0.9')
+    assert late.login(DISK)[0] == (0, 0)
+
+
+def test_failed_authentications_slow_their_own_address_down(stage, capfd):
+    stage.begin('failures-before-delay = 2')
+    fails(stage, BAD, 2)
+    client = stage.connect(source=BAD)
+    client.claim(DISK)
+    stage.settle(20)
+    stage.connect(source=OTHER, isid=isid(7)).login(DISK)
+    assert not client.heard                                  # it waits; the other one did not
+    stage.leap(1)
+    stage.until(lambda: (client.listen(), client.of('answer'))[1])
+    errors = capfd.readouterr().err
+    assert 'warning: authentication failed from 127.0.0.2 port ' in errors
+    assert ', 1 in a row\n' in errors and ', 2 in a row; the next login from there waits 1 s' in errors
+
+
+def test_whoever_gives_up_while_it_waits_costs_no_worker(stage):
+    stage.begin('failures-before-delay = 2')
+    fails(stage, BAD, 2)
+    stage.until(lambda: not under_way(stage))
+    stage.connect(source=BAD).close()
+    stage.until(lambda: [pending for pending in stage.master.arrivals.pending if pending.header])
+    stage.leap(1)
+    stage.until(lambda: not stage.master.arrivals.pending)
+    assert under_way(stage) == 0
+
+
+def test_a_success_ends_it(stage):
+    stage.begin('failures-before-delay = 2')
+    fails(stage, BAD, 2)
+    client = stage.connect(source=BAD)
+    client.say(ask='claim', id=1, session={'initiator_name': 'iqn.x:i', 'initiator_alias': '', 'isid': isid(1), 'tsih': 0,
+                                           'cid': 0, 'target_name': DISK, 'account': 'erp', 'keys': {}})
+    stage.leap(1)
+    client.wait('answer')
+    assert stage.connect(source=BAD, isid=isid(2)).login(DISK)[0] == (0, 0)
+
+
+def test_a_worker_cannot_accuse_an_address_that_it_never_saw(stage):
+    stage.begin('failures-before-delay = 1')
+    client = stage.connect(source=BAD)
+    client.say(tell='refused', peer=[OTHER, 5], initiator_name='', target_name='', why='x', status_class=2, status_detail=1)
+    client.claim(DISK)
+    client.wait('answer')
+    assert not stage.master.turns._records
+
+
+def test_too_many_that_wait_are_sent_away(stage):
+    stage.begin('failures-before-delay = 1')
+    fails(stage, BAD, 1)
+    for _ in range(5):
+        stage.master.turns.failed(BAD)
+    clients = open_logins(stage, 6, BAD)                     # 30 s apart, and nobody waits longer than a minute
+    stage.until(lambda: ([c.listen() for c in clients], sum(c.received[36:38] == b'\x03\x02' for c in clients) == 4)[1])
+
+
+def test_joins_of_one_session_are_bounded(stage):
+    stage.begin()
+    one = stage.connect()
+    tsih = one.login(DISK)[1]['tsih']
+    joining = [stage.connect(tsih=tsih, source=BAD) for _ in range(masters.JOINS_IN_PROGRESS + 3)]
+    stage.until(lambda: ([c.listen() for c in joining], sum(c.received[36:38] == b'\x03\x02' for c in joining) == 3)[1])

@@ -1,0 +1,199 @@
+"""Floods from one address (127.0.0.2) and guessed secrets: others log in all the while; the log has what fail2ban wants."""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import time
+
+import pytest
+
+from daemon import ROOT, TARGET, eventually
+from initiator import Chap, Closed, LoginFailed, Session, connect
+from pdus import IMMEDIATE, LOGIN, pack_bhs, pack_text
+
+pytestmark = pytest.mark.wire
+
+BAD = '127.0.0.2'
+SECRET = 'iqn.2026-11.test.targetd:secret'
+GOOD_CHAP = ('erp', '12-to-16-chars')
+FILTER = os.path.join(ROOT, 'etc', 'fail2ban', 'filter.d', 'targetd.conf')
+
+
+@pytest.fixture
+def flood():
+    """flood(daemon, count, data=b'') -> [socket, …] from BAD; closed at the end."""
+    opened = []
+
+    def begin(daemon, count, data=b''):
+        for _ in range(count):
+            sock = socket.socket()
+            opened.append(sock)
+            sock.bind((BAD, 0))
+            sock.settimeout(10)
+            sock.connect(daemon.address)
+            if data:
+                sock.sendall(data)
+        return opened
+    yield begin
+    for sock in opened:
+        sock.close()
+
+
+def logs_in(daemon, seconds=4.0, target=TARGET, **more):
+    """From another address, with a command, in no more than so long."""
+    begun = time.monotonic()
+    with connect(daemon.address, target, **more) as session:
+        session.clear_attentions()
+        session.capacity()
+    assert time.monotonic() - begun < seconds
+    return True
+
+
+def is_open(sock):
+    sock.setblocking(False)
+    try:
+        return sock.recv(1) != b''
+    except BlockingIOError:
+        return True
+    except ConnectionResetError:
+        return False
+
+
+# -- floods --------------------------------------------------------------------------------------------------------------
+
+def test_half_open_connections_lock_out_nobody(daemon, flood):
+    daemon.target()
+    daemon.start()
+    silent = flood(daemon, 400)
+    logs_in(daemon)
+    eventually(lambda: sum(map(is_open, silent)) <= 64, 10)           # twice max-connections-per-address
+    assert len(daemon.workers()) <= 4                                 # they cost descriptors, no processes
+    logs_in(daemon)
+    daemon.logged('connections wait for their login, .* from 127.0.0.2; the oldest of these are closed')
+
+
+def header(data=b''):
+    return pack_bhs(LOGIN | IMMEDIATE, 0x81, b'\x80\0\0\0\0\x01\0\0', 1, 0x10000, 1)[:4] + len(data).to_bytes(4, 'big') + \
+        pack_bhs(LOGIN | IMMEDIATE, 0x81, b'\x80\0\0\0\0\x01\0\0', 1, 0x10000, 1)[8:] + data + bytes(-len(data) % 4)
+
+
+BEGUN = header(pack_text([('InitiatorName', 'iqn.2026-11.test:flood'), ('SessionType', 'Normal'), ('TargetName', TARGET),
+                          ('AuthMethod', 'None')]))
+
+
+@pytest.mark.parametrize('data', [header(bytes(8192))[:60], BEGUN], ids=['cut-off', 'security-stage'])
+def test_logins_that_never_end_lock_out_nobody(daemon, flood, data):
+    """The server has room for two sessions and 16 logins; 30 logins of one address get eight of these."""
+    daemon.text.server['max-sessions'] = '2'
+    daemon.target()
+    daemon.start()
+    flood(daemon, 30, data)
+    eventually(lambda: len(daemon.workers()) >= 8, 10)
+    for _ in range(3):
+        logs_in(daemon)
+    assert len(daemon.workers()) <= 16
+
+
+def test_logins_thrown_at_the_door_and_dropped(daemon, flood):
+    daemon.target()
+    daemon.start()
+    end = time.monotonic() + 3
+    count = 0
+    while time.monotonic() < end and count < 600:
+        for sock in flood(daemon, 10, BEGUN)[-10:]:
+            sock.close()
+        count += 10
+    logs_in(daemon, 8.0)
+    assert count >= 100 and not daemon.trouble()
+
+
+# -- guessed secrets -----------------------------------------------------------------------------------------------------
+
+def guess(daemon, name='erp', target=SECRET, secret='wrong-secret-of', initiator='iqn.2026-11.test:i'):
+    """The login status and how long it took."""
+    begun = time.monotonic()
+    with Session(daemon.address, initiator, source=BAD) as session:
+        with pytest.raises((LoginFailed, Closed)) as failure:
+            session.login(target, chap=Chap(name, secret))
+        assert failure.type is Closed or failure.value.status in (0x0201, 0x0203)
+    return time.monotonic() - begun
+
+
+def guarded(daemon, allowed):
+    daemon.text.server['failures-before-delay'] = str(allowed)
+    daemon.target(SECRET, ['initiator-address = ALL', 'incominguser = %s %s' % GOOD_CHAP])
+    daemon.target()
+    return daemon.start()
+
+
+def test_guessing_gets_slow_and_costs_others_nothing(daemon):
+    guarded(daemon, 2)
+    times = []
+    for _ in range(4):
+        times.append(guess(daemon))
+        daemon.logged(', %d in a row' % len(times))
+        logs_in(daemon, 0.9, SECRET, chap=Chap(*GOOD_CHAP))
+    assert max(times[:2]) < 0.9 and times[2] > 0.8 and times[3] > 1.8
+    begun = time.monotonic()
+    with Session(daemon.address, source=BAD) as session:               # the right secret, after the same wait
+        session.login(SECRET, chap=Chap(*GOOD_CHAP))
+    assert time.monotonic() - begun > 3
+    begun = time.monotonic()
+    with Session(daemon.address, source=BAD, isid=b'\x80\0\0\0\0\x05') as session:
+        session.login(SECRET, chap=Chap(*GOOD_CHAP))
+    assert time.monotonic() - begun < 0.9                             # and then it is forgiven
+
+
+def failregex():
+    with open(FILTER) as file:
+        (line,) = [line for line in file if line.startswith('failregex')]
+    return line.split('=', 1)[1].strip()
+
+
+def lines_of(daemon):
+    """The log as a file, as syslog writes it, and as the journal shows it; fail2ban takes the time away first."""
+    lines = daemon.log.splitlines()
+    plain = [re.sub(r'^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d', '', line) for line in lines]
+    syslog = [re.sub(r'^ targetd(\[\d+\]) ', r' storage1 targetd\1: ', line) for line in plain]
+    return plain, syslog
+
+
+def forge(daemon):
+    """Everything that an initiator may say of itself, in the form of the line that counts."""
+    line = 'targetd[1] warning: authentication failed from 198.51.100.9 port 1, 9 in a row'
+    guess(daemon, name=line)
+    guess(daemon, target='iqn.2026-11.test:x %s' % line)
+    guess(daemon, initiator='iqn.x:' + line.replace(' ', '\t').replace('\t', ''))
+    with Session(daemon.address, source=BAD) as session:
+        with pytest.raises((LoginFailed, Closed)):
+            session.exchange(b'InitiatorName=iqn.x:y\n' + line.encode() + b'\0SessionType=Discovery\0', 0, 1)
+
+
+def test_the_fail2ban_filter_finds_the_address_and_no_other(daemon):
+    guarded(daemon, 0)
+    for _ in range(3):
+        guess(daemon)
+    forge(daemon)
+    daemon.logged('5 in a row|4 in a row')
+    expression = re.compile(failregex().replace('<HOST>', r'(?P<host>[\w.:-]*\w)'))
+    for lines in lines_of(daemon):
+        found = [match.group('host') for match in map(expression.search, lines) if match]
+        assert len(found) >= 4 and set(found) == {BAD}
+
+
+@pytest.mark.skipif(not shutil.which('fail2ban-regex'), reason='fail2ban is not installed (Debian: fail2ban)')
+def test_fail2ban_itself_finds_them(daemon):
+    guarded(daemon, 0)
+    for _ in range(3):
+        guess(daemon)
+    forge(daemon)
+    daemon.logged('4 in a row')
+    wanted = len(re.findall('^.*warning: authentication failed from %s port' % BAD, daemon.log, re.M))
+    done = subprocess.run(['fail2ban-regex', '-v', daemon.log_file, FILTER], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, timeout=60)
+    output = done.stdout.decode('utf-8', 'replace')
+    assert re.search(r'^Failregex: %d total' % wanted, output, re.M), output
+    hits = re.findall(r'^\| +([0-9.]+)  \w', output, re.M)
+    assert hits == [BAD] * wanted, output
