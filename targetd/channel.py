@@ -14,9 +14,10 @@ master -> worker
   answer     id, status_class, status_detail, why         to ask claim, refused (class != 0)
              id, status_class 0, tsih, units + [descriptors]      units is [] for a further connection, and for discovery
   answer     id, status, sense, data                      to the other asks; sense, data: hex or null
-  change     id, unit, and any of: reservations, modes, medium, access, progress (see units), size (bytes),
+  change     id, unit, and any of: reservations, modes, medium, access, progress, watched (see units), size (bytes),
              records, attentions [[asc, ascq], …], abort {initiator_port: null, own_too: true, tas: bool}: end every task of this
-             nexus at the unit but the one that asked (tas: with TASK ABORTED status); acknowledged when in force and the aborted are quiet
+             nexus at the unit but the one that asked (tas: with TASK ABORTED status); acknowledged when in force and the
+             aborted are quiet
   units      id, add [unit…], remove [lun…], replace [unit…], attentions [[asc, ascq], …] + [descriptors]   the nexus's units
              come, go, or have another store (same `unit`, maybe another size, a fresh descriptor); the attentions are owed by
              every unit that the nexus had before and keeps; acknowledged when in force
@@ -49,6 +50,12 @@ worker -> master
   ask exit-failure-mode       unit
   ask set-identifying-information | set-timestamp | log-select    unit, …: see scsi.records
   ask set-target-port-groups  unit, states {tag: state}, see scsi.access
+  ask token-populate          unit, ranges [[offset, length] …] bytes, seconds: data of the answer is the token (master.rods)
+  ask token-use               unit: that is written to, token: hex, last: bool; answer has source: unit, ranges, store, and
+                              + [descriptor] that cannot write, unless the worker serves the source itself
+  ask token-used              unit, token: hex         refused if the token was revoked meanwhile
+  ask token-revoke            unit, offset, length     before these bytes are written; tokens for them are good no more
+  ask token-list              unit: answer has tokens [hex …], of each the part without a secret
   ask start-stop              unit, action: 'start' | 'stop' | 'load' | 'eject'
   ask prevent                 unit, prevent: bool
   ask leave                                               the session logs out: answered when what its nexus held is free
@@ -62,7 +69,8 @@ A unit, as sent in answer (claim) and in units:
            rotation_rate, thin, removable, read_only, …},
    reservations: see scsi.reservations, modes: see scsi.modes, access: see scsi.access,
    medium: 'ready'|'stopped'|'ejected'|'failed', or a word of scsi.operations, progress: 0..65535,
-   records: see scsi.records, since: milliseconds since 1970 when it was exported}
+   records: see scsi.records, since: milliseconds since 1970 when it was exported,
+   watched: [[offset, end] …], bytes that ROD tokens stand for (master.rods)}
 """
 
 import array

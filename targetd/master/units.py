@@ -22,6 +22,7 @@ from collections import deque
 from targetd import log
 from targetd.master import decisions
 from targetd.master.decisions import Decision, Refusal
+from targetd.master.rods import Rods
 from targetd.scsi import operations
 
 ACKNOWLEDGE_SECONDS = 10.0
@@ -32,7 +33,8 @@ READY, STOPPED, EJECTED, FAILED = 'ready', 'stopped', 'ejected', 'failed'
 
 class Unit(object):
     """One export. id: lasts as long as the export; key: belongs to the data, names the saved state; lun: config.model.Lun;
-    store: the master's; facts: dict; shared: decisions.Shared; workers: {worker: Nexus} that hold a replica."""
+    store: the master's; facts: dict; shared: decisions.Shared; workers: {worker: Nexus} that hold a replica; watched: see
+    rods."""
 
     def __init__(self, unit_id, key, target_name, lun, store, facts, shared):
         self.id = unit_id
@@ -43,6 +45,7 @@ class Unit(object):
         self.facts = facts
         self.shared = shared
         self.workers = {}
+        self.watched = []
         self.queue = deque()             # (asker or None, message, done)
         self.is_busy = False
         self.failure = None              # what the worker told that failed it
@@ -61,7 +64,7 @@ class Unit(object):
         return {'lun': self.lun.number, 'unit': self.id, 'descriptor': descriptor, 'store': self.store.description(),
                 'facts': self.facts, 'reservations': shared.reservations, 'modes': shared.modes, 'medium': shared.medium,
                 'access': shared.access, 'progress': self.progress,
-                'records': shared.records, 'since': self.since}
+                'records': shared.records, 'since': self.since, 'watched': self.watched}
 
     def __repr__(self):
         return '<unit %s>' % self.id
@@ -84,6 +87,7 @@ class Units(object):
         self.send = send
         self.kill = kill
         self.state = state
+        self.rods = Rods(self)
         self.operating = None            # operating.Operations, once there are any
         self.by_id = {}
         self._awaiting = {}              # message id -> Acknowledgements
@@ -100,6 +104,7 @@ class Units(object):
     def remove(self, unit):
         """Export it no more. Its asks are answered as for a unit that is gone."""
         self.by_id.pop(unit.id, None)
+        self.rods.forget(unit)
         if self.operating is not None:
             self.operating.drop(unit)
         while unit.queue:
@@ -137,6 +142,7 @@ class Units(object):
             unit.queue = deque(entry for entry in unit.queue if entry[0] is not worker)
             if nexus is not None:
                 self._apply_now(unit, decisions.session_lost(unit.shared, nexus))
+        self.rods.leave(worker)
         for number in [n for n, a in self._awaiting.items() if worker in a.awaited]:
             self._acknowledged(number, worker)
 
@@ -160,18 +166,27 @@ class Units(object):
 
     def ask(self, worker, message):
         """A worker asks for a change. The answer comes when it is in force everywhere."""
-        def answer(decision):
-            self.send(worker, {'do': 'answer', 'id': message.get('id'), 'status': decision.status,
-                               'sense': decision.sense.hex() if decision.sense else None,
-                               'data': decision.data.hex() if decision.data else None}, ())
+        def answer(decision, words=None, descriptors=()):
+            self.send(worker, dict(words or {}, do='answer', id=message.get('id'), status=decision.status,
+                                   sense=decision.sense.hex() if decision.sense else None,
+                                   data=decision.data.hex() if decision.data else None), descriptors)
         unit = self.by_id.get(message.get('unit'))
         nexus = unit.workers.get(worker) if unit is not None else None
         if nexus is None:
             answer(Refusal(*decisions.UNIT_IS_GONE))
         elif message.get('ask') == 'reset' and message.get('function') in decisions.TARGET_RESETS:
             self._reset_target(worker, unit.target_name, message, answer)
+        elif message.get('ask') in self.rods.asks:
+            self._ask_rods(unit, worker, message, answer)
         else:
             self.enqueue(unit, worker, message, answer)
+
+    def _ask_rods(self, unit, worker, message, answer):
+        try:
+            self.rods.ask(unit, worker, message, answer)
+        except decisions.Malformed as e:
+            log.error('worker %d asked for what cannot be: %s', worker.pid, e)
+            self.kill(worker, 'it asked for what cannot be')
 
     def _reset_target(self, worker, target_name, message, answer):
         units = list(self.of_target(target_name).values())
@@ -268,6 +283,14 @@ class Units(object):
         acknowledgements.awaited.update(worker for worker, _ in told)
         for worker, message in told:
             self.send(worker, message, ())
+        self._watch(number)
+
+    def tell(self, unit, words, done=None):
+        """Tell these words of a `change` to every worker that serves the unit; done() when they are in force."""
+        number = self._number()
+        self._awaiting[number] = Acknowledgements(unit.workers, done or (lambda: None))
+        for worker in list(unit.workers):
+            self.send(worker, dict(words, do='change', id=number, unit=unit.id), ())
         self._watch(number)
 
     def order_units(self, workers, add=(), remove=(), replace=(), attentions=(), done=None):

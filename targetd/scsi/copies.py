@@ -22,6 +22,16 @@ BLOCK_TO_BLOCK, VERIFY_CSCD, BLOCK_TO_BLOCK_OFFSET = 0x02, 0x07, 0x0A      # seg
 IDENTIFICATION_CSCD = 0xE4                                                # CSCD descriptor, SPC-4 6.4.5.4
 DESCRIPTOR_TYPES = (BLOCK_TO_BLOCK, VERIFY_CSCD, BLOCK_TO_BLOCK_OFFSET, IDENTIFICATION_CSCD)
 
+# The same of tokens. 256 MiB is the most that Windows asks for, 64 MiB what it asks for by itself.
+MAXIMUM_RANGES = 64
+MAXIMUM_TRANSFER = 256 << 20                      # bytes
+OPTIMAL_TRANSFER = 64 << 20                       # bytes
+DEFAULT_TIMEOUT, MAXIMUM_TIMEOUT = 60, 600        # seconds without use, after which a token is forgotten
+
+# ROD types, SPC-4 table 103: point in time copies, that a change of the data revokes; by default; of whatever kind; zeroes.
+VULNERABLE, DEFAULT_POINT_IN_TIME, ANY_POINT_IN_TIME, BLOCK_ZERO = 0x00800001, 0x00800000, 0x0080FFFF, 0xFFFF0001
+MADE_FOR = (DEFAULT_POINT_IN_TIME, VULNERABLE, ANY_POINT_IN_TIME)      # that may be asked for: a VULNERABLE one is made
+
 LID1 = 0x00                                       # service action of EXTENDED COPY(LID1)
 
 # COPY OPERATION STATUS, SPC-4 table 248

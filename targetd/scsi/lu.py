@@ -10,9 +10,9 @@ resized(). Neither waits for the other: every change makes a new object and puts
 looks again after its own.
 """
 
-from targetd.scsi import (access as access_rules, atomic, attention, buffers, copies, diagnostics, errno_map, hot, identifying,
-                          logs, modes as mode_pages, opcodes, operations, provisioning, records as record_rules,
-                          reservations as reservation_rules, sanitize, sbc, sense, spc, third_party, vpd)
+from targetd.scsi import (access as access_rules, atomic, attention, buffers, copies, diagnostics, errno_map, hot,
+                          identifying, logs, modes as mode_pages, opcodes, operations, provisioning, records as record_rules,
+                          reservations as reservation_rules, rods, sanitize, sbc, sense, spc, third_party, tokens, vpd)
 from targetd.scsi.facts import UnitFacts
 from targetd.scsi.sam import RESERVATION_CONFLICT
 from targetd.scsi.sense import (CheckCondition, DATA_PROTECT, HARDWARE_ERROR, NO_SENSE, NOT_READY, StatusReturned,
@@ -21,7 +21,8 @@ from targetd.scsi.sense import (CheckCondition, DATA_PROTECT, HARDWARE_ERROR, NO
 __all__ = ('AbsentUnit', 'Device', 'LogicalUnit', 'ReportLunsUnit', 'UnitFacts')
 
 MODULES = {'spc': spc, 'sbc': sbc, 'provisioning': provisioning, 'atomic': atomic, 'sanitize': sanitize,
-           'copies': copies, 'third_party': third_party, 'logs': logs, 'buffers': buffers, 'diagnostics': diagnostics,
+           'copies': copies, 'third_party': third_party, 'rods': rods,
+           'logs': logs, 'buffers': buffers, 'diagnostics': diagnostics,
            'identifying': identifying}
 FUNCTIONS = dict((row.function, getattr(MODULES[row.function.split('.')[0]], row.function.split('.')[1]))
                  for row in opcodes.TABLE)
@@ -208,6 +209,7 @@ class LogicalUnit(object):
     0..65535, set by the control thread. A new unit owes 29/00.
     Its owner may set: clock() -> milliseconds since 1970, since: when the unit began, in that clock; start(work, argument): run
     it in another thread; on_note(kind, message): what all nexuses should know of (scsi.records.TOLD).
+    rods: who makes and honours ROD tokens (worker.rods); watched: the byte ranges that tokens stand for.
     The connection sets task.unit before it calls admit. on_failure(text) is called, by any thread, once when the store has lost
     data it had taken; update(medium='ready') rearms it.
     Readable by anyone: lun, blocks, block_size, medium, read_only, write_through, descriptor_sense, task_aborted_status.
@@ -226,6 +228,8 @@ class LogicalUnit(object):
         self._failure_told = False
         self.attention = attention.Queue([attention.POWER_ON_OR_RESET])
         self.copies = copies.Copies()
+        self.rods = None
+        self.watched = []
         self.block_size = facts.block_size
         self.maximum_blocks = facts.maximum_transfer_length // facts.block_size or NO_LIMIT
         self.commands = opcodes.by_opcode(facts)
@@ -296,10 +300,10 @@ class LogicalUnit(object):
         self._select()
 
     def update(self, **replicas):
-        """Put new replicas in force: any of reservations=, modes=, medium=, access=, records=. Commands admitted from now on see
-        them."""
+        """Put new replicas in force: any of reservations=, modes=, medium=, access=, records=, watched=. Commands that are
+        admitted from now on see them."""
         for name in replicas:
-            if name not in ('reservations', 'modes', 'medium', 'access', 'records'):
+            if name not in ('reservations', 'modes', 'medium', 'access', 'records', 'watched'):
                 raise TypeError('a LogicalUnit has no replica %s' % name)
         for name, value in replicas.items():
             setattr(self, name, value)
@@ -353,7 +357,7 @@ class LogicalUnit(object):
         """May this command skip the general admission?"""
         return not (self.power or reservation_rules.conflicts(self.refused, row.reservation, b'\0' * 16)
                     or NOT_READY_SENSE.get(self.medium, UNKNOWN_MEDIUM)
-                    or row.writes and (self.read_only or self.medium == 'failed'))
+                    or row.writes and (self.read_only or self.medium == 'failed' or self.watched))
 
     def _select(self):
         """Put the table in force that the attention queue asks for; look again, another thread may have changed either."""
@@ -394,6 +398,20 @@ class LogicalUnit(object):
                 self.set_power(None)
         task.run_blocking = None
         FUNCTIONS[row.function](self, task)
+        if self.watched and row.writes:
+            rods.guard(self, row, task)
+
+    def guard(self, task):
+        """A command was admitted, and then tokens were made: let it heed them. `working` is held, the task waits for data."""
+        rows = self.commands[task.cdb[0]]
+        row = rows[None] if None in rows else rows.get(task.cdb[1] & 0x1F)
+        if self.watched and row.writes:
+            rods.guard(self, row, task)
+
+    def before_write(self, offset, length):
+        """These bytes are about to change: revoke the tokens that stand for them. Executor threads. Raises CheckCondition."""
+        if tokens.touches(self.watched, offset, length):
+            self.rods.revoke(offset, length)
 
     def _refuse_medium(self, row):
         not_ready = self.not_ready()

@@ -58,6 +58,7 @@ CODES = {
     (0x23, 0x04): 'invalid token operation, token unknown',
     (0x23, 0x06): 'invalid token operation, token revoked',
     (0x23, 0x07): 'invalid token operation, token expired',
+    (0x23, 0x09): 'invalid token operation, token deleted',
     (0x23, 0x0A): 'invalid token operation, invalid token length',
     (0x24, 0x00): 'invalid field in CDB',
     (0x25, 0x00): 'logical unit not supported',

@@ -266,6 +266,7 @@ def _copy_segment(task, copy, segment, source, source_offset, unit, offset, coun
         raise _failed(segment, 0x00, 0x00, 12)
     if offset + count + padding > unit.blocks * unit.block_size:
         raise _failed(segment, 0x00, 0x00, 20)
+    unit.before_write(offset, count + padding)
     move(task, copy, source.store, source_offset, unit, offset, count, segment.number, source)
     if padding and not task.aborted:
         try:

@@ -73,7 +73,7 @@ def _device_identification(facts, nexus, ports):
     if facts.logical_unit_group:
         designators.append(_designator(LOGICAL_UNIT, UNIT_GROUP, BINARY, struct.pack('>2xH', facts.logical_unit_group)))
     designators.append(_designator(TARGET_PORT, SCSI_NAME, UTF8, _name_string(nexus.target_port)))
-    designators.append(_designator(TARGET_DEVICE, SCSI_NAME, UTF8, _name_string(nexus.target_name)))
+    designators.append(target_designator(nexus.target_name))
     return b''.join(designators)
 
 
@@ -81,6 +81,11 @@ def _designator(association, kind, code_set, content):
     """SPC-4 7.8.6.1. Designators of ports and devices say which protocol they are of."""
     protocol, identifies = (ISCSI << 4, 0x80) if association else (0, 0)
     return DESIGNATOR.pack(protocol | code_set, identifies | association << 4 | kind, len(content)) + content
+
+
+def target_designator(target_name):
+    """The designator of a target device, as page 83h has it."""
+    return _designator(TARGET_DEVICE, SCSI_NAME, UTF8, _name_string(target_name))
 
 
 def _name_string(name):
@@ -127,13 +132,33 @@ def _third_party_copy(facts, nexus, ports):
         actions = bytes(sorted(row.service_action for row in opcodes.TABLE if row.opcode == opcode))
         commands += bytes([opcode, len(actions)]) + actions
     return b''.join([
+        _token_limits(facts),
         _copy_descriptor(0x0001, bytes([len(commands)]) + commands),
         _copy_descriptor(0x0004, struct.pack('>4xHHII12x', copies.MAXIMUM_CSCDS, copies.MAXIMUM_SEGMENTS,
                                              copies.MAXIMUM_DESCRIPTOR_LIST, 0)),
         _copy_descriptor(0x0008, bytes([len(copies.DESCRIPTOR_TYPES)]) + bytes(copies.DESCRIPTOR_TYPES)),
         _copy_descriptor(0x000C, struct.pack('>HH', 2, 0xFFFF)),
+        _token_features(),
         _copy_descriptor(0x8001, struct.pack('>IIIBB18x', copies.MAXIMUM_COPIES, copies.MAXIMUM_COPIES, copies.MAXIMUM_SEGMENT,
                                              9, 0))])
+
+
+def _token_limits(facts):
+    """Block device ROD limits (SBC-3 6.6.5.2): Windows looks for them in the first place."""
+    return _copy_descriptor(0x0000, struct.pack(
+        '>6xHIIQQ', copies.MAXIMUM_RANGES, copies.MAXIMUM_TIMEOUT, copies.DEFAULT_TIMEOUT,
+        copies.MAXIMUM_TRANSFER // facts.block_size, copies.OPTIMAL_TRANSFER // facts.block_size))
+
+
+def _token_features():
+    """ROD token features and the supported ROD types (SPC-4 7.8.17.10, 7.8.17.11); TOKEN_OUT 1, TOKEN_IN 2."""
+    block_device = struct.pack('>BBHHHQQQQ8x', 0, 0, 44, 0, 0, copies.MAXIMUM_TRANSFER, copies.OPTIMAL_TRANSFER,
+                               copies.MAXIMUM_TRANSFER, copies.OPTIMAL_TRANSFER)
+    features = struct.pack('>B11xIII18xH', 0, 1, 0xFFFFFFFF, copies.MAXIMUM_TIMEOUT, len(block_device))
+    types = [(kind, 0x03 if kind == copies.VULNERABLE else 0x01) for kind in copies.MADE_FOR] + [(copies.BLOCK_ZERO, 0x02)]
+    types = b''.join(struct.pack('>IBxH56x', kind, flags, 0) for kind, flags in types)
+    return (_copy_descriptor(0x0106, features + block_device)
+            + _copy_descriptor(0x0108, struct.pack('>2xH', len(types)) + types))
 
 
 def _copy_descriptor(kind, content):

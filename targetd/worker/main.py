@@ -110,6 +110,8 @@ class Worker(object):
             acknowledge()
             return
         self.replica.change(message)
+        if message.get('watched'):
+            self._guard_waiting(self.replica.unit(message['unit']))
         abort = message.get('abort')
         if not abort:
             acknowledge()
@@ -117,6 +119,12 @@ class Worker(object):
         unit = self.replica.unit(message['unit'])
         status = sam.TASK_ABORTED if abort.get('tas') else None
         self._abort(lambda task: task.unit is unit and not task.asked, acknowledge, status)
+
+    def _guard_waiting(self, unit):
+        """Tokens were made: commands of the unit that wait for their data were admitted before. [control]"""
+        if self.tasks is not None:
+            with self.working:
+                self.tasks.each_waiting(lambda task: task.unit is unit and unit.guard(task))
 
     def _abort(self, wanted, on_quiet, status):
         """Abort tasks of every connection; on_quiet() when none can touch the medium. [control]"""

@@ -10,6 +10,7 @@ import time
 from targetd import log, store
 from targetd.scsi.lu import Device, LogicalUnit, UnitFacts
 from targetd.scsi.sam import Port
+from targetd.worker.rods import UnitRods
 
 
 class Replica(object):
@@ -52,6 +53,8 @@ class Replica(object):
         if unit is None:
             return
         replicas = {name: message[name] for name in ('reservations', 'modes', 'medium', 'access', 'records') if name in message}
+        if message.get('watched', unit.watched) != unit.watched:
+            replicas['watched'] = message['watched']
         if replicas:
             unit.update(**replicas)
         if 'progress' in message:
@@ -87,6 +90,9 @@ class Replica(object):
         unit.clock = milliseconds
         unit.start = self._start
         unit.on_note = lambda kind, note: self._worker.tell('note', unit=unit_id, kind=kind, note=note)
+        unit.rods = UnitRods(self._worker, unit_id, self)
+        if message.get('watched'):
+            unit.update(watched=message['watched'])
         unit.on_failure = lambda text: self._worker.unit_failed(unit_id, text)
         self._by_id[unit_id] = unit
         self._ids[unit] = unit_id
