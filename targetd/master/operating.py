@@ -58,6 +58,7 @@ class Operations(object):
                 break
             unit = self._waiting.popleft()
             self._running[worker] = unit
+            log.info('unit %s: worker %d does it', unit.id, worker.pid)
             descriptor = unit.store.descriptor
             self.workers.send(worker, {'do': 'operate', 'operation': unit.shared.operation, 'store': unit.store.description()},
                               () if descriptor is None else (descriptor,))
