@@ -329,7 +329,8 @@ def _release(draft, arguments):
     if not draft.holds(draft.who):
         return
     if arguments['scope'] or arguments['type'] != draft.type:
-        raise CheckCondition(ILLEGAL_REQUEST, 0x26, 0x04)      # INVALID RELEASE OF PERSISTENT RESERVATION
+        # INVALID RELEASE OF PERSISTENT RESERVATION: scope and type stand in the CDB
+        raise CheckCondition(ILLEGAL_REQUEST, 0x26, 0x04, field=(2, 7 if arguments['scope'] else 3, True))
     if draft.type in REGISTRANTS:
         draft.tell(draft.registrations, attention.RESERVATIONS_RELEASED)
     draft.free()

@@ -47,7 +47,7 @@ def parse(data, is_lid1):
     if cscd_length + segment_length > copies.MAXIMUM_DESCRIPTOR_LIST:
         raise sense.parameter_list_length_error()
     if inline_length:
-        raise CheckCondition(sense.ILLEGAL_REQUEST, 0x26, 0x0B)
+        raise CheckCondition(sense.ILLEGAL_REQUEST, 0x26, 0x0B, field=(at - 4 if is_lid1 else at - 2, None, False))
     if len(data) < at + cscd_length + segment_length:
         raise sense.parameter_list_length_error()
     is_named = _is_named(usage & 0x18, list_identifier, usage_at, 0 if is_lid1 else 20)
@@ -81,7 +81,7 @@ def _cscds(data, at, length, length_at):
     if length % CSCD_LENGTH:
         raise sense.invalid_field_in_parameter_list(length_at)
     if length > CSCD_LENGTH * copies.MAXIMUM_CSCDS:
-        raise CheckCondition(sense.ILLEGAL_REQUEST, 0x26, 0x06)
+        raise CheckCondition(sense.ILLEGAL_REQUEST, 0x26, 0x06, field=(length_at, None, False))
     cscds = [data[n:n + CSCD_LENGTH] for n in range(at, at + length, CSCD_LENGTH)]
     for number, cscd in enumerate(cscds):
         if cscd[0] != copies.IDENTIFICATION_CSCD:
@@ -93,7 +93,7 @@ def _segments(data, at, length):
     segments, end = [], at + length
     while at < end:
         if len(segments) == copies.MAXIMUM_SEGMENTS:
-            raise CheckCondition(sense.ILLEGAL_REQUEST, 0x26, 0x08)
+            raise CheckCondition(sense.ILLEGAL_REQUEST, 0x26, 0x08, field=(at, None, False))
         if data[at] not in SEGMENT_LENGTHS:
             raise CheckCondition(sense.ILLEGAL_REQUEST, 0x26, 0x09, field=(at, None, False))
         if end - at < SEGMENT_LENGTHS[data[at]]:

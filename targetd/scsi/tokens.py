@@ -84,7 +84,7 @@ def _ranges(data, at, unit):
     if len(data) < at + 2 + length:
         raise parameter_list_length_error()
     if length > MAXIMUM_RANGES * RANGE.size:
-        raise CheckCondition(ILLEGAL_REQUEST, 0x26, 0x08)
+        raise CheckCondition(ILLEGAL_REQUEST, 0x26, 0x08, field=(at, None, False))
     found = []
     for start in range(at + 2, at + 2 + length, RANGE.size):
         lba, blocks = RANGE.unpack_from(data, start)

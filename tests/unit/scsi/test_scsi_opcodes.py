@@ -1,3 +1,7 @@
+import ast
+import glob
+import os
+
 import pytest
 
 from targetd.scsi import opcodes, reservations
@@ -5,11 +9,12 @@ from targetd.scsi.cdb import length
 from targetd.scsi.facts import UnitFacts
 from targetd.scsi.lu import FUNCTIONS
 
-from fake_store import EVERY_COMMAND, OTHER, make_unit, status_of
+from fake_store import EVERY_COMMAND, NEXUS, OTHER, do, error_of, make_unit, status_of
 
 CLASSES = {reservations.ALWAYS, reservations.STATUS, reservations.READ, reservations.WRITE, reservations.RESERVE,
            reservations.PR_IN, reservations.PR_OUT, reservations.START_STOP, reservations.PREVENT}
 IDS = ['%02X-%s' % (row.opcode, row.service_action) for row in opcodes.TABLE]
+IDS_OF_WRITES = ['%02X-%s' % (row.opcode, row.service_action) for row in opcodes.TABLE if row.writes]
 
 
 @pytest.mark.parametrize('row', opcodes.TABLE, ids=IDS)
@@ -53,6 +58,70 @@ def test_every_command_that_writes_conflicts_with_a_foreign_write_exclusive_rese
     cdb = bytearray(len(row.mask))
     cdb[0], cdb[1] = row.opcode, row.service_action or 0
     assert status_of(unit, bytes(cdb)) == 0x18
+
+
+@pytest.mark.parametrize('row', [row for row in opcodes.TABLE if row.writes], ids=IDS_OF_WRITES)
+def test_what_changes_the_medium_has_the_class_of_a_write(row):
+    assert row.reservation == reservations.WRITE and row.medium
+
+
+def test_a_row_without_a_class_would_conflict():
+    """Fail closed: forgetting the class of a command must not let it past another host's reservation."""
+    refused = reservations.refused_classes(other_reserves_write_exclusive(), NEXUS)
+    assert reservations.conflicts(refused, None, bytes(16))
+
+
+def empty_cdb(row):
+    cdb = bytearray(len(row.mask))
+    cdb[0], cdb[1] = row.opcode, row.service_action or 0
+    return cdb
+
+
+@pytest.mark.parametrize('row', opcodes.TABLE, ids=IDS)
+def test_every_row_is_answered_by_report_supported_operation_codes(row):
+    unit = make_unit(**EVERY_COMMAND)
+    option = 1 if row.service_action is None else 2
+    cdb = bytes((0xA3, 0x0C, option, row.opcode)) + (row.service_action or 0).to_bytes(2, 'big') + bytes((0, 0, 1, 0, 0, 0))
+    data = do(unit, cdb)
+    assert data[1] & 7 == 3 and data[4:] == row.usage and len(row.usage) == int.from_bytes(data[2:4], 'big')
+
+
+@pytest.mark.parametrize('row', opcodes.TABLE, ids=IDS)
+def test_a_bit_that_is_not_used_is_refused_with_its_place(row):
+    """Each unused bit of each CDB: 05/24/00, and a field pointer to that byte, at or above that bit."""
+    unit = make_unit(**EVERY_COMMAND)
+    for offset in range(1, len(row.mask)):
+        for bit in range(8):
+            if not row.mask[offset] >> bit & 1:
+                cdb = empty_cdb(row)
+                cdb[offset] |= 1 << bit
+                error = error_of(unit, bytes(cdb), b'')
+                assert (error.key, error.asc, error.ascq) == (5, 0x24, 0), (offset, bit)
+                assert error.field[0] == offset and error.field[1] >= bit and error.field[2]
+
+
+def refusals_without_a_place(text):
+    """[line …] of CheckCondition(…ILLEGAL_REQUEST, 0x24 or 0x26, …) without field=."""
+    found = []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Call) and getattr(node.func, 'id', getattr(node.func, 'attr', '')) == 'CheckCondition':
+            words = [ast.dump(each) for each in node.args]
+            if (len(words) > 1 and 'ILLEGAL_REQUEST' in words[0] and ('=36' in words[1] or '=38' in words[1])
+                    and not any(keyword.arg == 'field' for keyword in node.keywords)):
+                found.append(node.lineno)
+    return found
+
+
+@pytest.mark.parametrize('path', sorted(glob.glob(os.path.join(os.path.dirname(opcodes.__file__), '*.py'))),
+                         ids=os.path.basename)
+def test_every_invalid_field_says_where_it_is(path):
+    with open(path, encoding='utf-8') as file:
+        assert refusals_without_a_place(file.read()) == []
+
+
+def test_a_refusal_without_a_place_is_found():
+    assert refusals_without_a_place('raise CheckCondition(ILLEGAL_REQUEST, 0x24, 0)\nCheckCondition(sense.ILLEGAL_REQUEST, '
+                                    '0x26, 4)\nCheckCondition(ILLEGAL_REQUEST, 0x26, 4, field=None)') == [1, 2]
 
 
 def test_reads_do_not_conflict_with_it():
