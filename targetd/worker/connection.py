@@ -116,6 +116,8 @@ class Connection(object):
         except OSError as e:
             self.ended = self.ended or 'the connection broke: %s' % (e.strerror or e)
         finally:
+            if self.ended_quietly:
+                self.send_last_words()
             self.close()
         return self.ended
 
@@ -182,8 +184,8 @@ class Connection(object):
 
     def end(self, why, quietly=False):
         """The connection is over once its replies are sent. [connection]"""
-        self.ended = why
         self.ended_quietly = quietly
+        self.ended = why
 
     def stop(self, why):
         """End the connection from elsewhere: its thread wakes up, and run() gives `why`. [control]"""
@@ -199,6 +201,13 @@ class Connection(object):
             self.outbox.drain()
         except OSError as e:
             self.stop('nothing can be sent: %s' % (e.strerror or e))
+
+    def send_last_words(self):
+        """Send what is queued, if need be after another thread's turn; in vain if the connection is broken. [any]"""
+        try:
+            self.outbox.drain_and_wait()
+        except OSError:
+            pass
 
     def drain_soon(self):
         """The same in an executor thread: for those who must not wait for a slow initiator. [any]"""
@@ -542,11 +551,8 @@ class Connection(object):
 
     def _last_words(self, refusal):
         """Say what was wrong before the connection closes."""
-        try:
-            self.outbox.put_pdu(pdu.Reject(reason=refusal.reason, data=BHS.pack(*refusal.fields)))
-            self.outbox.drain_and_wait()
-        except OSError:
-            pass
+        self.outbox.put_pdu(pdu.Reject(reason=refusal.reason, data=BHS.pack(*refusal.fields)))
+        self.send_last_words()
 
 
 class SharedConnection(Connection):

@@ -184,13 +184,11 @@ class Requests(object):
     def _logged_out(self, request, leaving):
         """Nothing of those connections is going on any more, or all of it may be reassigned. [any]"""
         self._answer_logout(request, const.LOGOUT_SUCCESS)
-        try:
-            self._connection.outbox.drain_and_wait()
-        except OSError:
-            pass                         # its own thread meets that
+        for connection in leaving:       # before the initiator can know, and close its end
+            connection.end('the initiator logged out', quietly=True)
+        self._connection.send_last_words()
         worker = self._connection.worker
         for connection in leaving:
-            connection.end('the initiator logged out', quietly=True)
             connection.stop('the initiator logged out')
             if not connection.keeps_tasks:
                 worker.members.drop_lost(connection)
