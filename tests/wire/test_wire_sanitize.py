@@ -137,12 +137,15 @@ def test_a_sanitize_goes_on_after_the_master_was_killed_or_stopped(slow, ready, 
 def test_a_unit_that_is_taken_away_meanwhile_goes_on_when_it_comes_back(slow, ready, sessions):
     session = ready(slow)
     assert overwrite(session).status == GOOD
+    session.logout()
     kept = slow.text.targets.pop(TARGET)
     slow.text.target('iqn.2026-11.test.targetd:other', luns={0: ['type = null', 'size = 1M']})
     slow.reload()
     eventually(lambda: not os.path.exists('/proc/%d' % eraser(slow)), 10, 'the end of the process')
+    assert content(slow)[-512:] == b'x' * 512
     slow.text.targets[TARGET] = kept
     slow.reload()
+    slow.logged('goes on', 5)
     again = sessions(slow, name=TWO)
     eventually(lambda: state(again) == GOOD, 30, 'the end of the sanitize')
     assert content(slow) == b'\xc3' * SIZE
