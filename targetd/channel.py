@@ -15,8 +15,8 @@ master -> worker
              id, status_class 0, tsih, units + [descriptors]      units is [] for a further connection, and for discovery
   answer     id, status, sense, data                      to the other asks; sense, data: hex or null
   change     id, unit, and any of: reservations, modes, medium, access, progress, watched (see units), size (bytes),
-             records, attentions [[asc, ascq], …], abort {initiator_port: null, own_too: true, tas: bool}: end every task of this
-             nexus at the unit but the one that asked (tas: with TASK ABORTED status); acknowledged when in force and the
+             records, attentions [[asc, ascq], …], abort {initiator_port: null, own_too: true, tas: bool}: end every task of
+             this nexus at the unit but the one that asked (tas: with TASK ABORTED status); acknowledged when in force and the
              aborted are quiet
   units      id, add [unit…], remove [lun…], replace [unit…], attentions [[asc, ascq], …] + [descriptors]   the nexus's units
              come, go, or have another store (same `unit`, maybe another size, a fresh descriptor); the attentions are owed by
@@ -35,7 +35,7 @@ worker -> master
   tell acknowledge  id                                    of change and units
   tell failed    unit, text                               a flush or write failed and data is lost: the unit is to be fenced
   tell refused   peer, initiator_name, target_name, why, status_class, status_detail   a login was refused before its claim
-  tell closed    peer, cid                                a connection of a session that goes on is over
+  tell closed    peer, cid                                a connection of a session that goes on is over, or its login failed
   tell ended     why                                      the session is over, cleanly; the worker exits next
   tell statistics   id, …                                 plain numbers
   tell note      unit, kind, note                         what all nexuses should know of: scsi.records.TOLD

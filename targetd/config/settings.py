@@ -164,7 +164,8 @@ TARGET = (
     _target('redirect', kinds.Redirection(), None, NEXT_LOGIN,
             'Send every login elsewhere: temporary or permanent, and the address where the target is served now.',
             'Discovery shows the target here as before, sessions go on; "targetctl logout" makes an initiator move. Such a '
-            'target needs no LUN. Initiators forget a temporary redirect and remember a permanent one.', 'temporary 10.0.5.2:3260'),
+            'target needs no LUN. Initiators forget a temporary redirect and remember a permanent one.',
+            'temporary 10.0.5.2:3260'),
     _target('alua', kinds.Choice('auto', 'off', 'implicit', 'explicit', 'both'), 'auto', NEXT_LOGIN,
             'Asymmetric access: whether initiators with several paths are told which portal groups to prefer.',
             'With implicit (and with auto, where several portal groups are written or alua-state is) the states are those of '

@@ -11,6 +11,7 @@ import errno
 import fcntl
 import json
 import os
+import resource
 import sys
 
 import psutil
@@ -21,6 +22,7 @@ from targetd.master import child
 from targetd.master.master import Master, begin_log
 
 OOM_SCORE = '-500'               # when memory runs out, others go before everybody's disks
+DESCRIPTORS = 16384              # as many as the host allows, up to this: connections and disks need one each
 
 
 class PidFile(object):
@@ -173,6 +175,7 @@ def _serve(path, configuration, report, foreground):
     pid_file.take()
     try:
         _start_log(server, foreground)
+        _raise_limits()
         master = Master(os.path.abspath(path) if path else path, configuration, foreground=foreground)
         master.start()
         try:
@@ -195,6 +198,16 @@ def _start_log(server, foreground):
         begin_log(server, foreground)
     except OSError as e:
         raise TargetdError('the log cannot be written to %s: %s; write another log' % (server.log, e.strerror))
+
+
+def _raise_limits():
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        except (OSError, ValueError) as e:
+            log.warning('no more than %d files and connections can be open at once: %s', soft, e)
 
 
 def _be_important():

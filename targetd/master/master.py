@@ -9,6 +9,7 @@ changes in units only; the configuration in force is `configuration`, replaced w
 """
 
 import os
+import resource
 import signal
 import time
 from collections import Counter, deque
@@ -72,7 +73,9 @@ class Master(object):
 
     def _limits(self):
         server = self.configuration.server
-        return Limits(server.login_timeout, MAXIMUM_PENDING, server.max_connections_per_address)
+        descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        pending = MAXIMUM_PENDING if descriptors == resource.RLIM_INFINITY else min(MAXIMUM_PENDING, max(descriptors // 2, 16))
+        return Limits(server.login_timeout, pending, server.max_connections_per_address)
 
     def apply_server(self):
         """Obey the [server] section of the configuration in force."""
@@ -277,12 +280,12 @@ class Master(object):
             self.turns.succeeded(peer[0])
 
     def _told_closed(self, worker, message):
-        """A connection of a session that goes on is over."""
-        peer, session = message.get('peer'), worker.session
+        """A connection of a session that goes on is over, or did not come about."""
+        peer, session, cid = message.get('peer'), worker.session, message.get('cid')
         if isinstance(peer, list) and peer and peer[0] in worker.peers:
             worker.peers.remove(peer[0])
-        if session is not None:
-            session.peers.pop(message.get('cid'), None)
+        if session is not None and isinstance(cid, int) and session.peers.get(cid) == peer:
+            del session.peers[cid]       # unless another connection has taken its place
 
     def _told_acknowledge(self, worker, message):
         self.units.acknowledge(worker, message)

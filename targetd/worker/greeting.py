@@ -44,6 +44,8 @@ def greet(worker, sock, where):
     except (Gone, OSError) as e:
         log.debug('%s: no session: %s', _shown(where), e)
         sock.close()
+        if worker.session is not None:   # it would have joined: the master counts the connections of each address
+            worker.tell('closed', peer=where['peer'], cid=greeting.cid)
         return str(e), worker.session is None
     finally:
         greeting.settle()
@@ -78,6 +80,11 @@ class _Greeting(object):
     def _numbering(self):
         session = self._worker.session
         return (session.exp_cmd_sn, session.max_cmd_sn) if session is not None and not session.is_discovery else None
+
+    @property
+    def cid(self):
+        """The CID that was claimed, or None if it did not come to that."""
+        return self._expected
 
     def settle(self):
         """The login is over, one way or the other."""

@@ -155,3 +155,22 @@ def test_joins_of_one_session_are_bounded(stage):
     tsih = one.login(DISK)[1]['tsih']
     joining = [stage.connect(tsih=tsih, source=BAD) for _ in range(masters.JOINS_IN_PROGRESS + 3)]
     stage.until(lambda: ([c.listen() for c in joining], sum(c.received[36:38] == b'\x03\x02' for c in joining) == 3)[1])
+
+
+def test_joins_that_failed_are_forgotten(stage):
+    stage.begin('max-connections-per-address = 2')
+    one = stage.connect()
+    tsih = one.login(DISK)[1]['tsih']
+    worker = stage.master.sessions.owner(tsih)
+    for _ in range(5):
+        joining = stage.connect(tsih=tsih, source=BAD)
+        stage.until(lambda: worker.peers.count(BAD) == 1)
+        joining.say(tell='closed', peer=list(joining.socket.getsockname()), cid=None)
+        stage.until(lambda: worker.peers.count(BAD) == 0)
+        assert len(worker.session.peers) == 1
+    another = stage.connect(tsih=tsih, source=BAD)
+    another.claim(DISK, tsih=tsih, cid=0)                    # the same CID: it takes the place of the first
+    stage.until(lambda: worker.session.peers[0][0] == BAD)
+    one.say(tell='closed', peer=list(one.socket.getsockname()), cid=0)
+    stage.until(lambda: '127.0.0.1' not in worker.peers)
+    assert worker.session.peers[0][0] == BAD

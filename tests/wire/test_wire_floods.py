@@ -74,6 +74,18 @@ def test_half_open_connections_lock_out_nobody(daemon, flood):
     daemon.logged('connections wait for their login, .* from 127.0.0.2; the oldest of these are closed')
 
 
+def test_few_descriptors_are_enough(daemon, flood):
+    """A host that allows 128 descriptors: connections that say nothing take half of them at most."""
+    daemon.target()
+    daemon.command = lambda *arguments: ['/bin/sh', '-c', 'ulimit -n 128; exec "$@"', 'sh', daemon.python, '-m', 'targetd'] + \
+        list(arguments)
+    daemon.text.server['max-connections-per-address'] = '1000'
+    daemon.start()
+    flood(daemon, 300)
+    logs_in(daemon)
+    assert 'no connection can be accepted' not in daemon.log
+
+
 def header(data=b''):
     return pack_bhs(LOGIN | IMMEDIATE, 0x81, b'\x80\0\0\0\0\x01\0\0', 1, 0x10000, 1)[:4] + len(data).to_bytes(4, 'big') + \
         pack_bhs(LOGIN | IMMEDIATE, 0x81, b'\x80\0\0\0\0\x01\0\0', 1, 0x10000, 1)[8:] + data + bytes(-len(data) % 4)

@@ -3,7 +3,7 @@
 import pytest
 
 from daemon import TARGET, eventually, free_port, has_ipv6, watched
-from initiator import Chap, Closed, LoginFailed, OPERATIONAL, Session, connect
+from initiator import Chap, Closed, LoginFailed, OPERATIONAL, Rejected, Session, connect
 from pdus import FINAL, NOP_OUT, decode_binary, pack_bhs
 
 pytestmark = pytest.mark.wire
@@ -274,7 +274,12 @@ def test_send_targets_by_name(many):
 def test_send_targets_in_a_normal_session(many):
     with connect(many.address, TARGET) as session:
         assert [name for name, _ in session.send_targets('')] == [TARGET]      # its own target (RFC 7143 appendix C)
-        assert [name for name, _ in session.send_targets(TARGET)] == [TARGET]
+        address = '127.0.0.1:%d,1' % many.port
+        assert session.send_targets(TARGET) == [(TARGET, [address])]
+        assert session.send_targets(TARGET.upper().replace('IQN', 'iqn')) == [(TARGET, [address])]
+        assert session.send_targets(SECRET) == []                              # no other one, though it may be logged in to
+        with pytest.raises(Rejected):
+            session.send_targets('All')                                        # for discovery sessions only
         session.clear_attentions()
         assert session.capacity()[1] == 512
 

@@ -137,6 +137,21 @@ def test_nobody_joins_the_session_of_another(many, ready, what):
     assert session.capacity() == (131072, 512)
 
 
+def test_joins_that_fail_use_nothing_up(daemon, ready):
+    """Neither the places of their address nor those of the session."""
+    daemon.text.server['max-connections-per-address'] = '4'
+    daemon.target()
+    daemon.start()
+    session = ready(daemon)
+    for _ in range(12):
+        with Session(daemon.address, 'iqn.2026-11.test:somebody-else', cid=2) as second:
+            with pytest.raises(LoginFailed) as failure:
+                second.login(TARGET, tsih=session.tsih)
+        assert failure.value.status in (0x0208, 0x020A)
+    eventually(lambda: connect(daemon.address, TARGET, isid=b'\x80\0\0\0\0\x09').close() is None, 5)
+    assert session.capacity() == (131072, 512)
+
+
 # -- a disk that is not there yet ----------------------------------------------------------------------------------------
 
 def late(daemon):
