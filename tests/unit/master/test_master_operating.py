@@ -328,7 +328,8 @@ def test_errors_are_collected_before_they_are_told(house):
 
 
 def self_test(result, by=ONE):
-    return {'code': 1, 'result': result, 'number': 0, 'hours': 0, 'address': None, 'key': 0, 'asc': 0, 'ascq': 0, 'by': list(who(by))}
+    return {'code': 1, 'result': result, 'number': 0, 'hours': 0, 'address': None, 'key': 0, 'asc': 0, 'ascq': 0,
+            'by': list(who(by))}
 
 
 def test_results_of_self_tests_are_kept_and_told_at_once(house):

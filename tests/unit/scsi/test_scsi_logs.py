@@ -196,7 +196,8 @@ def test_a_log_select_that_cannot_be(cdb):
 @pytest.mark.parametrize('data, sense', [
     (b'\x0e\0\0', (5, 0x1A, 0)), (b'\x0e\0\0\x08\0\2\0', (5, 0x1A, 0)), (b'\x0e\0\0\x02\0\2', (5, 0x1A, 0)),
     (b'\x0e\0\0\x06\0\2\0\6\0\0', (5, 0x1A, 0)), (parameter(0x3D, 0, b'x'), FIELD_IN_LIST),
-    (b'\x4e\1\0\0', FIELD_IN_LIST), (parameter(0x0E, 2, b'2026'), FIELD_IN_LIST), (parameter(0x0E, 2, b'2026xx'), FIELD_IN_LIST),
+    (b'\x4e\1\0\0', FIELD_IN_LIST), (parameter(0x0E, 2, b'2026'), FIELD_IN_LIST),
+    (parameter(0x0E, 2, b'2026xx'), FIELD_IN_LIST),
     (parameter(0x0E, 4, bytes(4)), FIELD_IN_LIST), (parameter(0x03, 6, bytes(4)), FIELD_IN_LIST),
     (parameter(0x0D, 0, bytes(2)), FIELD_IN_LIST)])
 def test_a_parameter_list_that_cannot_be(data, sense):

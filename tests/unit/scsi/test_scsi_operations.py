@@ -31,7 +31,8 @@ def test_it_comes_back_as_it_was_kept():
     assert operations.restored(None) is None
 
 
-@pytest.mark.parametrize('kept', [{}, [], 'x', dict(OVERWRITE, by=list(BY)), dict(OVERWRITE, by=list(BY), position=-1, failed=''),
+@pytest.mark.parametrize('kept', [{}, [], 'x', dict(OVERWRITE, by=list(BY)),
+                                  dict(OVERWRITE, by=list(BY), position=-1, failed=''),
                                   dict(OVERWRITE, by=list(BY), position=0, failed=None)])
 def test_damaged_state_is_said_to_be(kept):
     with pytest.raises(ValueError):

@@ -41,9 +41,11 @@ def test_the_others_are_owed(kind, message, owed):
 
 @pytest.mark.parametrize('kind, message', [
     ('melt', {}), ('set-identifying-information', {'type': '1', 'data': ''}), ('set-identifying-information', {'type': '0'}),
-    ('set-identifying-information', {'type': '0', 'data': 'AA'}), ('set-identifying-information', {'type': '0', 'data': 'aa' * 65}),
+    ('set-identifying-information', {'type': '0', 'data': 'AA'}),
+    ('set-identifying-information', {'type': '0', 'data': 'aa' * 65}),
     ('set-timestamp', {'offset': 1 << 48}), ('set-timestamp', {'offset': 'x'}), ('error', {'kind': 'melt'}),
-    ('log-select', {'accounting_date': '2026'}), ('log-select', {'errors': {'melt': 1}}), ('log-select', {'errors': {'read': -1}}),
+    ('log-select', {'accounting_date': '2026'}), ('log-select', {'errors': {'melt': 1}}),
+    ('log-select', {'errors': {'read': -1}}),
     ('self-test', dict(TEST, result=16)), ('self-test', dict(TEST, code='1')), ('self-test', dict(TEST, by=[1, 2])),
     ('self-test', dict(TEST, address=-1)), ('self-test', {})])
 def test_what_no_command_can_ask_is_refused(kind, message):

@@ -1,4 +1,4 @@
-"""FORMAT UNIT and SANITIZE as an initiator meets them: what is asked of the master, what is refused, what is answered meanwhile."""
+"""FORMAT UNIT and SANITIZE as an initiator meets them: what the master is asked, what is refused, what is said meanwhile."""
 
 import struct
 
@@ -23,7 +23,8 @@ def overwrite_list(pattern=b'\xaa\x55', count=1, invert=False, length=None):
 
 # -- SANITIZE --------------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize('flags, immediate, ause', [(0, False, False), (0x80, True, False), (0x20, False, True), (0xA0, True, True)])
+@pytest.mark.parametrize('flags, immediate, ause', [(0, False, False), (0x80, True, False), (0x20, False, True),
+                                                    (0xA0, True, True)])
 def test_overwrite_asks_for_what_the_list_says(flags, immediate, ause):
     data = overwrite_list(b'\x12\x34\x56', 3, True)
     change = do(make_unit(), overwrite(len(data), flags), data)
