@@ -190,7 +190,7 @@ _ROWS = (
     # Task management and levels
     _list('TaskReporting', '13.23', ('RFC3720', 'ResponseFence', 'FastAbort'), 'RFC3720', ('RFC3720',), None,
           'What task management responses promise.', scope=SESSION, leading_only=True, irrelevant_in_discovery=True),
-    _number('iSCSIProtocolLevel', '13.24', MINIMUM, 0, 31, 1, 1, None,
+    _number('iSCSIProtocolLevel', '13.24', MINIMUM, 0, 31, 1, 2, None,
             '1: RFC 7143; 2: RFC 7144 too.', irrelevant_in_discovery=True),
     # Obsolete, RFC 7143 13.25
     _obsolete('IFMarker', OBSOLETE_NO),

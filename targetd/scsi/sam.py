@@ -57,6 +57,7 @@ class Task(object):
                  'data_out', 'aborted', 'unit', 'transfer', 'connection', 'asked', 'abort_status')
 
     def __init__(self):
+        self.attribute = SIMPLE
         self.data_out_length = 0
         self.data_out = None
         self.aborted = False

@@ -3,11 +3,15 @@
 Everything here runs in the connection's thread unless marked [any]. May import what Connection may.
 """
 
+import time
+
 from targetd import log
 from targetd.iscsi import const, pdu
 from targetd.iscsi.errors import PduRejected
 from targetd.iscsi.framing import BHS
+from targetd.scsi.attention import NEXUS_LOSS
 from targetd.scsi.lu import lun_of
+from targetd.scsi.sense import UNIT_ATTENTION
 
 #: Task management functions that concern other nexuses too, so that the master carries them out (plan D3).
 _SHARED_FUNCTIONS = {
@@ -16,7 +20,11 @@ _SHARED_FUNCTIONS = {
     const.TARGET_WARM_RESET: 'target-warm-reset',
     const.TARGET_COLD_RESET: 'target-cold-reset',
 }
-_OF_A_UNIT = (const.ABORT_TASK_SET, const.CLEAR_TASK_SET, const.LOGICAL_UNIT_RESET, const.CLEAR_ACA)
+_OF_A_UNIT = (const.ABORT_TASK_SET, const.CLEAR_TASK_SET, const.LOGICAL_UNIT_RESET, const.CLEAR_ACA, const.QUERY_TASK,
+              const.QUERY_TASK_SET, const.QUERY_ASYNCHRONOUS_EVENT)
+
+#: A text exchange that the initiator does not go on with is forgotten.
+TEXT_SECONDS = 30.0
 
 
 class Requests(object):
@@ -27,7 +35,13 @@ class Requests(object):
         self._session = connection.session
         self._ping_limit = keepalive[1]
         self._text = None                # the Text exchange that is going on
+        self._text_until = 0.0
         self.unanswered_pings = 0
+        self._queries = {}
+        if connection.values.get('iSCSIProtocolLevel', 1) >= 2:
+            self._queries = {const.QUERY_TASK: self._query_task, const.QUERY_TASK_SET: self._query_task_set,
+                             const.I_T_NEXUS_RESET: self._reset_nexus,
+                             const.QUERY_ASYNCHRONOUS_EVENT: self._query_asynchronous_event}
         self.by_opcode = {
             const.NOP_OUT: self._nop_out,
             const.TEXT_REQUEST: self._text_request,
@@ -69,7 +83,11 @@ class Requests(object):
             return
         request = pdu.TextRequest.decode(BHS.pack(*fields), b'', b'' if data is None else bytes(data))
         numbered = not request.immediate
-        if self._text is None or request.ttt == const.RESERVED_TAG:
+        now = time.monotonic()
+        if self._text is None or request.ttt == const.RESERVED_TAG or now > self._text_until:
+            if request.ttt != const.RESERVED_TAG:
+                raise PduRejected(const.REJECT_PROTOCOL_ERROR, 'a text exchange that is over goes on', numbered=numbered)
+            self._text_until = now + TEXT_SECONDS
             self._text = self._connection.worker.text_exchange(self._connection)
         response = self._text.receive(request)
         if response.final:
@@ -96,8 +114,42 @@ class Requests(object):
                                               lambda answer: self._reset_done(request, answer))
         elif request.function == const.TASK_REASSIGN:
             self._respond(request, const.REASSIGNMENT_NOT_SUPPORTED)
+        elif request.function in self._queries:
+            self._queries[request.function](request)
         else:
             self._respond(request, const.FUNCTION_NOT_SUPPORTED)
+
+    # RFC 7144 6.1, once iSCSIProtocolLevel 2 is agreed upon
+
+    def _query(self, request, wanted):
+        is_there = any(task.lun == request.lun and wanted(task) for task in list(self._session.tasks.values()))
+        self._respond(request, const.FUNCTION_SUCCEEDED if is_there else const.FUNCTION_COMPLETE)
+
+    def _query_task(self, request):
+        self._query(request, lambda task: task.itt == request.referenced_task_tag)
+
+    def _query_task_set(self, request):
+        self._query(request, lambda task: True)
+
+    def _query_asynchronous_event(self, request):
+        """The unit attention that waits, as SAM-5 7.9 has it: UADE DEPTH (1: one, 2: more) and sense key, ASC, ASCQ."""
+        owed = self._connection.device.luns[lun_of(request.lun)].attention
+        first = owed.peek()
+        if first is None:
+            self._respond(request, const.FUNCTION_COMPLETE)
+        else:
+            depth = 1 if len(owed) == 1 else 2
+            self._respond(request, const.FUNCTION_SUCCEEDED, bytes((depth << 4 | UNIT_ATTENTION,) + tuple(first)))
+
+    def _reset_nexus(self, request):
+        """SAM-5 6.3.4: as if the nexus had been lost; the session goes on."""
+        worker = self._connection.worker
+
+        def quiet():
+            for unit in list(worker.device.luns.values()):
+                unit.raise_attention(*NEXUS_LOSS)
+            self._respond(request, const.FUNCTION_COMPLETE)
+        worker.tasks.abort(lambda task: True, quiet)
 
     def _abort_task(self, request):
         tag = request.referenced_task_tag
@@ -127,9 +179,10 @@ class Requests(object):
         if request.function == const.TARGET_COLD_RESET:
             self._connection.stop('the initiator reset the target')
 
-    def _respond(self, request, response):
+    def _respond(self, request, response, information=bytes(3)):
         """[any]"""
-        self._connection.outbox.put_pdu(pdu.TaskManagementResponse(itt=request.itt, response=response), not request.immediate)
+        self._connection.outbox.put_pdu(pdu.TaskManagementResponse(
+            itt=request.itt, response=response, additional_information=information), not request.immediate)
         self._connection.drain_from_elsewhere()
 
     # -- logout ------------------------------------------------------------------------------------------------------

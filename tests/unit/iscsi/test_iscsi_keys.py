@@ -74,7 +74,7 @@ def test_values_are_written_as_the_rfc_has_them():
     ('DataDigest', 'None,CRC32C', ('CRC32C',), 'CRC32C', 'CRC32C'),
     ('DataDigest', 'CRC32C', ('None',), 'Reject', None),
     ('TaskReporting', 'FastAbort,RFC3720', ('RFC3720',), 'RFC3720', 'RFC3720'),
-    ('iSCSIProtocolLevel', '2', 1, '1', 1),
+    ('iSCSIProtocolLevel', '2', 1, '1', 1), ('iSCSIProtocolLevel', '3', 2, '2', 2),
     ('IFMarker', 'Yes', None, 'No', None), ('OFMarker', 'No', None, 'No', None),
     ('IFMarkInt', '1~65535', None, 'Reject', None), ('OFMarkInt', '2048', None, 'Reject', None),
     ('MaxRecvDataSegmentLength', '65536', 262144, None, 65536),
