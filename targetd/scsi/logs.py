@@ -20,6 +20,7 @@ ALL_SUBPAGES = 0xFF
 PARAMETER = struct.Struct('>HBB')
 COUNTER, ASCII_LIST, BINARY_LIST = 0x02, 0x01, 0x03           # FORMAT AND LINKING
 UNKNOWN_TEMPERATURE = 0xFF
+DEDICATED, SHARED = 1, 2                                      # SCOPE of a resource count: with whatever else the store lies on
 UNCORRECTED = 0x0006                                          # parameter of the error counter pages
 ACCOUNTING_DATE = 0x0002
 COUNTED = {0x02: 'write', 0x03: 'read', 0x05: 'verify'}       # page -> key of records['errors']
@@ -52,8 +53,8 @@ def _error_counter(page):
 def _provisioning(unit, control):
     """SBC-3 6.4.5, in threshold sets: what the store could still take, and what it takes now."""
     one = unit.block_size << unit.facts.threshold_exponent
-    counts = [(0x0001, unit.store.available() // one), (0x0002, -(-unit.store.allocated() // one))]
-    return [(code, BINARY_LIST, struct.pack('>I4x', min(count, 0xFFFFFFFF))) for code, count in counts]
+    counts = [(0x0001, unit.store.available() // one, SHARED), (0x0002, -(-unit.store.allocated() // one), DEDICATED)]
+    return [(code, BINARY_LIST, struct.pack('>IB3x', min(count, 0xFFFFFFFF), scope)) for code, count, scope in counts]
 
 
 def _temperature(unit, control):
@@ -93,7 +94,7 @@ def _statistics(unit, control):
 def _exceptions(unit, control):
     """SPC-4 7.3.10: FAILURE PREDICTION THRESHOLD EXCEEDED once acknowledged data was lost."""
     code = (0x5D, 0x00) if unit.medium == 'failed' else (0, 0)
-    return [(0x0000, BINARY_LIST, bytes(code + (UNKNOWN_TEMPERATURE, 0)))]
+    return [(0x0000, BINARY_LIST, bytes(code + (UNKNOWN_TEMPERATURE, UNKNOWN_TEMPERATURE)))]
 
 
 def _page(code, name, parameters, blocks=False, needs='', subpage=0x00):

@@ -219,21 +219,23 @@ def _asked_row(rows, options, service_action):
     return rows[None] if options != 3 or service_action == 0 else None
 
 
-def _timeouts():
-    return struct.pack('>HxBII', 10, 0, 0, RECOMMENDED_TIMEOUT_SECONDS)
+def _timeouts(row):
+    """SPC-4 6.35.4. How long a whole medium takes is not recommended to be guessed at."""
+    is_long = row.opcode in (opcodes.FORMAT_UNIT, opcodes.SANITIZE)
+    return struct.pack('>HxBII', 10, 0, 0, 0 if is_long else RECOMMENDED_TIMEOUT_SECONDS)
 
 
 def _command_descriptor(row, timeouts):
     flags = (0x02 if timeouts else 0) | (0x01 if row.service_action is not None else 0)
     descriptor = struct.pack('>BxHxBH', row.opcode, row.service_action or 0, flags, len(row.mask))
-    return descriptor + _timeouts() if timeouts else descriptor
+    return descriptor + _timeouts(row) if timeouts else descriptor
 
 
 def _one_command(row, timeouts):
     if row is None:
         return struct.pack('>xBH', 0x01, 0)
     head = struct.pack('>xBH', (0x80 if timeouts else 0) | 0x03, len(row.mask))
-    return head + row.usage + (_timeouts() if timeouts else b'')
+    return head + row.usage + (_timeouts(row) if timeouts else b'')
 
 
 def report_supported_task_management_functions(unit, task):

@@ -99,7 +99,7 @@ def test_provisioning_as_windows_wants_it_whatever_the_page_control(control):
     data = do(unit, log_sense(0x0C, control=control))
     assert data[0] == 0x8C and (len(data) - 4) % 12 == 0
     found = page(unit, 0x0C, control=control)
-    assert found == {1: (3, struct.pack('>I4x', 7)), 2: (3, struct.pack('>I4x', 101))}
+    assert found == {1: (3, struct.pack('>IB3x', 7, 2)), 2: (3, struct.pack('>IB3x', 101, 1))}
 
 
 def test_provisioning_of_a_medium_that_fails():
