@@ -212,9 +212,8 @@ class Control(object):
 
     @staticmethod
     def _unit_row(unit):
-        state = unit.shared.medium + (': %s' % unit.failure if unit.failure else '')
         return {'unit': unit.id, 'target_name': unit.target_name, 'lun': unit.lun.number,
-                'path': unit.store.path or unit.store.kind, 'size': unit.store.size, 'state': state,
+                'path': unit.store.path or unit.store.kind, 'size': unit.store.size, 'state': state_of(unit),
                 'read_only': bool(unit.facts.get('read_only')), 'reserved_by': reserved_by(unit.shared.reservations),
                 'sessions': len(unit.workers), 'serial': unit.facts.get('serial'), 'naa': unit.facts.get('naa')}
 
@@ -314,6 +313,16 @@ def alua_rows(unit):
 def when(seconds):
     """A wall clock time for people."""
     return time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(seconds))
+
+
+def state_of(unit):
+    """The word for its medium, and what is to be said of it: why it failed, how far it is."""
+    operation = unit.shared.operation
+    if unit.failure:
+        return '%s: %s' % (unit.shared.medium, unit.failure)
+    if operation is None:
+        return unit.shared.medium
+    return '%s: %s' % (unit.shared.medium, operation['failed'] or '%d %%' % (unit.progress * 100 >> 16))
 
 
 def reserved_by(state):

@@ -295,8 +295,10 @@ def _prevent(shared, nexus, message, _known_ports):
 
 
 def medium_changed(shared, medium):
-    """The master found the medium to be so. A medium that comes back is announced."""
+    """The master found the medium to be so. A medium that comes back is announced; but not while an operation is at it."""
     attentions = []
+    if medium == READY and shared.operation is not None:
+        medium = operations.medium(shared.operation)
     if medium == READY and shared.medium in (EJECTED, FAILED):
         attentions = [(Others(None),) + attention.MEDIUM_MAY_HAVE_CHANGED]
     return Decision(shared._replace(medium=medium), attentions)
@@ -366,10 +368,11 @@ def _clear_task_set(shared, nexus):
 
 
 def _logical_unit_reset(shared, nexus, code=attention.DEVICE_RESET):
-    """SAM-5 6.3.3: everybody's tasks end, SPC-2 reservations and prevented removals go, mode parameters are the saved ones."""
+    """SAM-5 6.3.3: everybody's tasks end, SPC-2 reservations and prevented removals go, mode parameters are the saved ones.
+    Every nexus is told, the one that asked too."""
     new = shared._replace(reservations=reservations.logical_unit_reset(shared.reservations), prevented_by=(),
                           modes=modes.reset(shared.modes))
-    return Decision(new, [(Others(who(nexus)),) + code], None)
+    return Decision(new, [(Others(None),) + code], None)
 
 
 def _target_reset(shared, nexus):

@@ -12,6 +12,7 @@ from collections import deque
 
 from targetd import log
 from targetd.master import decisions
+from targetd.scsi import operations
 
 
 class Operations(object):
@@ -59,6 +60,7 @@ class Operations(object):
             unit = self._waiting.popleft()
             self._running[worker] = unit
             log.info('unit %s: worker %d does it', unit.id, worker.pid)
+            unit.shared = unit.shared._replace(operation=operations.sized(unit.shared.operation, unit.store.size))
             descriptor = unit.store.descriptor
             self.workers.send(worker, {'do': 'operate', 'operation': unit.shared.operation, 'store': unit.store.description()},
                               () if descriptor is None else (descriptor,))

@@ -11,6 +11,7 @@ process of its own (worker.erasing); the sessions only see the word for the medi
   ause        ALLOW UNRESTRICTED SANITIZE EXIT, SBC-3 5.24
   by          [initiator_port, target_port] that asked; it knows without a unit attention
   position    bytes done, of passes * size, all of them durable
+  size        bytes of the medium that position counts in; 0 before it is known
   failed      '' while it runs, else why it failed
 
        ready --asked--> formatting, sanitizing ---done--> ready
@@ -54,7 +55,7 @@ def begun(message, by):
     if not isinstance(passes, int) or not 1 <= passes <= MAXIMUM_PASSES:
         raise ValueError('passes %r' % (passes,))
     return {'kind': kind, 'method': method, 'pattern': pattern, 'passes': int(passes), 'invert': bool(message.get('invert')),
-            'ause': bool(message.get('ause')), 'by': list(by), 'position': 0, 'failed': ''}
+            'ause': bool(message.get('ause')), 'by': list(by), 'position': 0, 'size': 0, 'failed': ''}
 
 
 def restored(kept):
@@ -63,12 +64,17 @@ def restored(kept):
         return None
     try:
         operation = begun(kept, kept['by'])
-        position, failed = kept['position'], kept['failed']
-        if not isinstance(position, int) or position < 0 or not isinstance(failed, str):
-            raise ValueError('position %r' % (position,))
+        position, size, failed = kept['position'], kept['size'], kept['failed']
+        if not all(isinstance(number, int) and number >= 0 for number in (position, size)) or not isinstance(failed, str):
+            raise ValueError('position %r of %r' % (position, size))
     except (KeyError, TypeError, AttributeError) as e:
         raise ValueError('not an operation: %s' % e)
-    return dict(operation, position=position, failed=failed)
+    return dict(operation, position=position, size=size, failed=failed)
+
+
+def sized(operation, size):
+    """The operation for a medium of so many bytes: one of another size than before is begun anew."""
+    return operation if operation['size'] == size else dict(operation, size=size, position=0)
 
 
 def medium(operation):

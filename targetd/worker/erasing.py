@@ -20,7 +20,7 @@ def operate(store, operation, tell, clock=time.monotonic):
     power. Raises OSError."""
     if store.read_only:
         raise OSError(errno.EROFS, 'the medium cannot be written')
-    size, position = store.size, operation['position']
+    size, position = operation['size'], operation['position']
     do = _pattern_writer(store, operation) if operation['method'] == 'pattern' else _zeroer(store, operation)
     told = kept = clock()
     while position < operation['passes'] * size:

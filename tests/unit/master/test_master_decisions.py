@@ -151,7 +151,7 @@ def test_resets(shared, function, code):
     decision = decide(state, ONE, {'ask': 'reset', 'function': function}, [])
     assert decision.shared.reservations['reserved_by'] is None and decision.shared.prevented_by == ()
     assert modes.write_cache(decision.shared.modes)                 # as saved: the default
-    assert decision.attentions_of(TWO) == [code] and decision.attentions_of(ONE) == []
+    assert decision.attentions_of(TWO) == [code] == decision.attentions_of(ONE)
     assert decision.abort_of(ONE, True) and decision.abort_of(TWO, False)
 
 

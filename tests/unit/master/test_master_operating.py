@@ -61,6 +61,12 @@ def test_its_end_is_told_to_those_who_did_not_ask(shared):
     assert lost.shared.medium == 'failed'
 
 
+def test_a_medium_that_failed_meanwhile_is_not_ready_before_the_operation_is_over(shared):
+    begun = decide(shared, ONE, OVERWRITE, []).shared
+    found = decisions.medium_changed(begun._replace(medium='failed'), 'ready')
+    assert found.shared.medium == 'sanitizing' and found.attentions == ()
+
+
 def test_a_failure_stays_until_it_is_cured():
     state = failed(OVERWRITE)
     assert state.medium == 'sanitize-failed'

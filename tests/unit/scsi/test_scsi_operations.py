@@ -24,7 +24,7 @@ def test_what_no_command_can_ask_is_refused(change):
 
 
 def test_it_comes_back_as_it_was_kept():
-    operation = dict(operations.begun(OVERWRITE, BY), position=4096)
+    operation = dict(operations.begun(OVERWRITE, BY), position=4096, size=8192)
     assert operations.restored(operation) == operation
     failed = dict(operation, failed='the disk said no')
     assert operations.medium(operations.restored(failed)) == 'sanitize-failed'
@@ -32,11 +32,18 @@ def test_it_comes_back_as_it_was_kept():
 
 
 @pytest.mark.parametrize('kept', [{}, [], 'x', dict(OVERWRITE, by=list(BY)),
-                                  dict(OVERWRITE, by=list(BY), position=-1, failed=''),
-                                  dict(OVERWRITE, by=list(BY), position=0, failed=None)])
+                                  dict(OVERWRITE, by=list(BY), position=-1, size=1, failed=''),
+                                  dict(OVERWRITE, by=list(BY), position=0, size=0, failed=None),
+                                  dict(OVERWRITE, by=list(BY), position=0, size='x', failed='')])
 def test_damaged_state_is_said_to_be(kept):
     with pytest.raises(ValueError):
         operations.restored(kept)
+
+
+def test_on_a_medium_of_another_size_it_begins_anew():
+    operation = dict(operations.sized(operations.begun(OVERWRITE, BY), 8192), position=4096)
+    assert operations.sized(operation, 8192)['position'] == 4096
+    assert operations.sized(operation, 16384) == dict(operation, size=16384, position=0)
 
 
 @pytest.mark.parametrize('position, progress', [(0, 0), (512, 0x2000), (2048, 0x8000), (4095, 0xFFF0), (4096, 0xFFFF),

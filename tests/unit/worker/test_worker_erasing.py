@@ -23,7 +23,7 @@ def medium(tmp_path):
 
 def operation(**words):
     base = {'kind': 'sanitize', 'method': 'pattern', 'pattern': 'a1b2c3', 'passes': 1}
-    return operations.begun(dict(base, **words), BY)
+    return operations.sized(operations.begun(dict(base, **words), BY), SIZE)
 
 
 class Told(list):
