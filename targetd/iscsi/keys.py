@@ -165,7 +165,7 @@ _ROWS = (
     # Sessions
     _number('MaxConnections', '13.2', MINIMUM, 1, 65535, 1, 1, (1, 8),
             'Connections that one session may have.', irrelevant_in_discovery=True),
-    _number('ErrorRecoveryLevel', '13.20', MINIMUM, 0, 2, 0, 0, (0, 0),
+    _number('ErrorRecoveryLevel', '13.20', MINIMUM, 0, 2, 0, 0, (0, 2),
             'What is recovered: 0 the session, 1 also lost PDUs, 2 also lost connections.'),
     _number('DefaultTime2Wait', '13.15', MAXIMUM, 0, 3600, 2, 2, (0, 3600),
             'Seconds that an initiator waits before it connects again.'),

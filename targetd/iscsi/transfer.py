@@ -150,6 +150,9 @@ class Transfer(object):
         """The command is answered; what still comes for it is to be discarded."""
         self.failed = True
 
+    def _ask(self, ttt, offset, end):
+        self._asked[ttt] = _Sequence(offset, end)
+
     # -- R2T ---------------------------------------------------------------------------------------------------------
 
     def solicit(self, allot_ttt):

@@ -63,6 +63,7 @@ class Connection(object):
     MaxRecvDataSegmentLength; leftover: bytes that arrived behind the login; values: what this connection agreed upon;
     peer: [address, port]."""
 
+    transfer_class = Transfer
     keeps_tasks = False                  # its tasks may be reassigned when it is over (ErrorRecoveryLevel 2)
 
     def __init__(self, worker, sock, session, cid, stat_sn, declared, keepalive, leftover=b'', values=None, peer=None):
@@ -353,7 +354,7 @@ class Connection(object):
                 return True
         if wanted >= _COUNTED_BYTES:
             self._check_room(wanted)
-        transfer = task.transfer = Transfer(task.itt, wanted, task.edtl, self.session.limits)
+        transfer = task.transfer = self.transfer_class(task.itt, wanted, task.edtl, self.session.limits)
         try:
             transfer.immediate(data, flags & 0x80)
         except PduRejected as e:
@@ -434,9 +435,14 @@ class Connection(object):
 
     def complete(self, task, outcome):
         """A retained task is over: outcome is what run() may return but WOULD_BLOCK, or an exception it may raise. [any]"""
+        if self.finish(task, outcome):
+            self.drain_from_elsewhere()
+
+    def finish(self, task, outcome):
+        """Queue the reply to a retained task. False: it was aborted, nobody is to be answered. [any]"""
         task.data_out = None
         if not self.worker.tasks.finished(task):
-            return                       # aborted: nobody is to be answered
+            return False
         if task.cmd_sn is not None and outcome is None and task.edtl == task.data_out_length and (
                 task.expects_write or not task.edtl):
             self._queue.append((task.itt, None))
@@ -444,7 +450,11 @@ class Connection(object):
             self._queue.append((task.itt, outcome))
         else:
             self.reply(task, outcome)
-        self.drain_from_elsewhere()
+        return True
+
+    def reassign(self, request, respond):
+        """TASK REASSIGN; respond(response). [connection]"""
+        respond(const.REASSIGNMENT_NOT_SUPPORTED)
 
     def reply(self, task, outcome):
         """Queue the reply to a task that is not the usual case. Any thread."""

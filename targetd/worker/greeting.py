@@ -15,7 +15,7 @@ from targetd.iscsi.framing import BHS, Framer
 from targetd.iscsi.login import LOGIN_DATA_SEGMENT, Claim, LoginNegotiation, join
 from targetd.iscsi.session import Session
 from targetd.scsi.sam import Nexus
-from targetd.worker.connection import Connection, SharedConnection
+from targetd.worker.recovering import class_for
 
 _TIMEVAL = struct.Struct('@ll')
 SEND_SECONDS = 60                # a peer that takes nothing for so long is gone
@@ -164,7 +164,7 @@ class _Greeting(object):
         set_timeouts(self._socket, interval)
         if hasattr(socket, 'TCP_USER_TIMEOUT'):
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SEND_SECONDS * 1000)
-        make = Connection if session.values['MaxConnections'] == 1 else SharedConnection
+        make = class_for(session.values)
         connection = make(worker, self._socket, session, result.cid, result.stat_sn, result.declared_data_segment,
                           (interval, count if interval else 0), self._framer.rest(), self._joined, self._where['peer'])
         connection.peer_address = self._where['peer'][0]

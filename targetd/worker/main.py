@@ -49,6 +49,7 @@ class Worker(object):
         self.tasks = None
         self.ordering = None             # of the session's task sets
         self.working = threading.Lock()  # of the session: held by the connection that acts on what it received
+        self.allegiance = threading.RLock()  # which connection a task belongs to, where that can change
         self.numbering = threading.Lock()    # the command window of a session with several connections
         self.connections = []
         self.members = Members(self)

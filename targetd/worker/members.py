@@ -85,6 +85,8 @@ class Members(object):
         with self._changed:
             self._living.remove(connection)
             self._leaving += 1
+            if connection.keeps_tasks:
+                self.lost[connection.cid] = connection
             goes_on = bool(self._living or self._expected or self._leaving > 1)
         try:
             if goes_on or connection.keeps_tasks:
@@ -102,7 +104,6 @@ class Members(object):
         with worker.working:
             worker.session.forget_held(connection)
             if connection.keeps_tasks:
-                self.lost[connection.cid] = connection
                 quiet.set()
             else:
                 worker.tasks.abort(lambda task: task.connection is connection, quiet.set)

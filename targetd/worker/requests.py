@@ -113,7 +113,7 @@ class Requests(object):
             self._connection.worker.ask_reset(_SHARED_FUNCTIONS[request.function], request.lun,
                                               lambda answer: self._reset_done(request, answer))
         elif request.function == const.TASK_REASSIGN:
-            self._respond(request, const.REASSIGNMENT_NOT_SUPPORTED)
+            self._connection.reassign(request, lambda response: self._respond(request, response))
         elif request.function in self._queries:
             self._queries[request.function](request)
         else:

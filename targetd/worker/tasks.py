@@ -99,3 +99,5 @@ class Tasks(object):
             connection.reply(task, StatusReturned(sam.TASK_ABORTED))
         elif task.cmd_sn is not None:
             connection.outbox.put_pdus((), numbered=True)
+        if connection.ended is not None:
+            connection.drain_from_elsewhere()    # nobody else does; its outbox only moves the window

@@ -9,6 +9,8 @@ from targetd.worker.tasks import Tasks
 class Connection(object):
     """Remembers what initiators would be told."""
 
+    ended = None
+
     def __init__(self):
         self.told = []
         self.outbox = SimpleNamespace(put_pdus=lambda pdus, numbered: self.told.append(('window', numbered)))
