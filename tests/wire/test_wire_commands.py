@@ -281,9 +281,9 @@ def test_resets_are_told_to_everyone(served, ready, function, key):
     one = ready(served)
     two = ready(served, name='iqn.2026-11.test:two')
     assert one.manage(function) == 0
-    assert two.run(TEST_UNIT_READY).key[:2] == key
-    one.clear_attentions()
-    two.clear_attentions()
+    for session in (one, two):
+        assert session.run(TEST_UNIT_READY).key[:2] == key
+        session.run(TEST_UNIT_READY).good()
 
 
 def test_reset_ends_the_tasks_of_others(served, ready):
