@@ -1,5 +1,7 @@
 """FORMAT UNIT and SANITIZE in the master, and what a unit remembers: begun, told, kept, failed, resumed."""
 
+import errno
+
 import pytest
 from master_fakes import TARGET, FakeWorker, StillLoop, nexus
 
@@ -295,6 +297,23 @@ def test_it_waits_for_a_spare(house):
     house.workers.spares.append(house.eraser)
     house.operating.hand_out()
     assert house.operating.waiting == 0 and len(house.eraser.of('operate')) == 1
+
+
+def test_a_unit_that_is_exported_no_more_waits_no_more(house):
+    house.workers.spares.clear()
+    house.ask(OVERWRITE)
+    house.units.remove(house.unit)
+    assert house.operating.waiting == 0
+
+
+def test_a_full_state_directory_does_not_stop_the_work(house):
+    house.ask(OVERWRITE)
+
+    def full(key, state):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+    house.units.state.save = full
+    house.tell(tell='progress', position=SIZE // 2, lasting=True)
+    assert house.one.of('change')[-1]['progress'] == 0x8000 and house.eraser.killed is None
 
 
 def test_a_unit_that_is_exported_no_more_takes_its_process_along(house):

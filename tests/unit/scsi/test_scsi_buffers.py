@@ -87,3 +87,10 @@ def test_data_that_do_not_come_are_not_written():
     unit = make_unit()
     assert sense_of(unit, cdb(0x3B, DATA, 8), b'abc') == (5, 0x1A, 0)
     assert read(unit, DATA, 3) == bytes(3)
+
+
+def test_nothing_written_changes_nothing():
+    unit = make_unit()
+    write(unit, DATA, b'keep')
+    assert do(unit, cdb(0x3B, DATA, 0)) is None
+    assert read(unit, DATA, 4) == b'keep'

@@ -14,7 +14,7 @@ def changed(kind, message, state=None):
 
 def test_there_is_nothing_to_keep_at_first():
     assert records.saved(records.initial()) == {}
-    assert records.restored(None) == records.restored({}) == records.initial()
+    assert records.restored(None) == records.restored({}) == records.restored(records.initial()) == records.initial()
 
 
 def test_what_was_changed_comes_back():
