@@ -21,9 +21,9 @@ from targetd.iscsi.framing import BATCH_BYTES, BHS, DIGEST_ERROR, Framer
 from targetd.iscsi.session import WINDOW
 from targetd.iscsi.transfer import Transfer
 from targetd.scsi import sam
-from targetd.scsi.sense import ABORTED_COMMAND, ILLEGAL_REQUEST, CheckCondition, StatusReturned
-from targetd.worker.ordering import Parked, Waits
-from targetd.worker.outbox import Outbox, SharedOutbox
+from targetd.scsi.sense import ABORTED_COMMAND, CheckCondition, StatusReturned
+from targetd.worker.ordering import UNEXPECTED_DATA, Unusual, Waits
+from targetd.worker.outbox import Outbox
 from targetd.worker.replies import replies
 from targetd.worker.requests import Requests
 
@@ -41,8 +41,6 @@ _QUEUE_LENGTH = 256
 
 #: RFC 7143 11.4.7.2: what the initiator is told of Data-Out that did not come as agreed.
 _BAD_DATA_OUT = (ABORTED_COMMAND, 0x47, 0x05)
-_UNEXPECTED_DATA = (ABORTED_COMMAND, 0x0C, 0x0C)
-_INVALID_MESSAGE = (ILLEGAL_REQUEST, 0x49, 0x00)
 
 #: Data-Out that a session's unfinished commands may hold. A command that goes beyond it ends with TASK SET FULL.
 DATA_OUT_BYTES = 256 << 20
@@ -58,7 +56,7 @@ class ConnectionEnded(Exception):
     """The connection is over; the message says why, for the log."""
 
 
-class Connection(object):
+class Connection(Unusual):
     """See the module. worker: gives device, executor, ask(), tasks; session: iscsi.session.Session; declared: our own
     MaxRecvDataSegmentLength; leftover: bytes that arrived behind the login; values: what this connection agreed upon;
     peer: [address, port]."""
@@ -255,7 +253,7 @@ class Connection(object):
                 if not self._has_all_data(task, flags, data):
                     return
             elif data is not None:
-                raise CheckCondition(*_UNEXPECTED_DATA)
+                raise CheckCondition(*UNEXPECTED_DATA)
             result = task.run(task)
         except (CheckCondition, StatusReturned) as refusal:
             self._refused(task, flags, data, refusal)
@@ -283,65 +281,6 @@ class Connection(object):
             raise PduRejected(const.REJECT_PROTOCOL_ERROR, 'too much data with commands whose turn has not come', fatal=True)
         return self.session.takes(fields[7], (fields, ahs, None if data is None else bytes(data), self))
 
-    def _with_attribute(self, fields, ahs, data):
-        """A command that is not SIMPLE, or that has to wait for one; its CmdSN is taken. [connection]"""
-        task = self._new_task(fields)
-        ordering = self.worker.ordering
-        if task.attribute > sam.HEAD_OF_QUEUE:
-            task.unit = self.worker.device.unit(task.lun)
-            self._refused(task, fields[1], data, CheckCondition(*_INVALID_MESSAGE))      # ACA is never active: SAM-5 8.7
-            return
-        ordering.close_gate(task.lun)    # first: a task that ends while we look at it sees the gate and lets ours in
-        if ordering.has_to_wait(task.lun, task.attribute):
-            first_burst = self.session.limits.first_burst if task.expects_write else 0
-            self._retain(task)
-            task.transfer = Parked(fields, ahs, data, first_burst)
-            task.unit = self.worker.device.unit(task.lun)
-        else:
-            self._start(task, fields, ahs, data)
-            ordering.open_gates()
-
-    def _new_task(self, fields):
-        opcode, flags, _, _, lun, itt, edtl, cmd_sn, _, cdb = fields
-        task = sam.Task()
-        task.itt, task.lun, task.cdb, task.edtl, task.attribute = itt, lun, cdb, edtl, flags & 7
-        task.expects_read, task.expects_write = flags & _READ, flags & _WRITE
-        task.cmd_sn = None if opcode & 0x40 else cmd_sn
-        task.connection = self
-        return task
-
-    def _start(self, task, fields, ahs, data):
-        """What _command does, for a task that is not the usual case. [connection or any, with `working`]"""
-        flags = fields[1]
-        task.unit = self.worker.device.unit(task.lun)
-        try:
-            if ahs:
-                task.cdb = task.cdb[:16] + pdu.decode_ahs(ahs).extended_cdb
-            task.unit.admit(task)
-            if flags & _WRITE or task.data_out_length:
-                if not self._has_all_data(task, flags, data):
-                    return
-            elif data is not None:
-                raise CheckCondition(*_UNEXPECTED_DATA)
-            result = task.run(task)
-        except (CheckCondition, StatusReturned) as refusal:
-            self._refused(task, flags, data, refusal)
-            return
-        self._later(task, result)
-
-    def start_parked(self, task):
-        """The wait of a parked task is over. [any, with `working`]"""
-        parked = task.transfer
-        del self.session.tasks[task.itt]
-        task.transfer = None
-        try:
-            self._start(task, parked.fields, parked.ahs, parked.data)
-        except PduRejected as e:
-            self._reject(parked.fields, e)
-        for arguments in parked.arrived:
-            if self.session.tasks.get(task.itt) is task and task.transfer is not None:
-                self._take_data(task, arguments)
-
     def _has_all_data(self, task, flags, data):
         """True if the command's Data-Out is all there (task.data_out is set); else its Transfer goes on. [connection]"""
         wanted = min(task.edtl, task.data_out_length) if flags & _WRITE else 0
@@ -359,7 +298,7 @@ class Connection(object):
             transfer.immediate(data, flags & 0x80)
         except PduRejected as e:
             log.info('%s: a write is refused: %s', self.session.initiator_name, e.why)
-            raise CheckCondition(*_UNEXPECTED_DATA)
+            raise CheckCondition(*UNEXPECTED_DATA)
         if transfer.is_complete:
             task.data_out = transfer.buffer
             task.transfer = None
@@ -563,43 +502,6 @@ class Connection(object):
         """Say what was wrong before the connection closes."""
         self.outbox.put_pdu(pdu.Reject(reason=refusal.reason, data=BHS.pack(*refusal.fields)))
         self.send_last_words()
-
-
-class SharedConnection(Connection):
-    """One of several that a session may have. `working` is the session's, so only one of them acts at a time."""
-
-    def __init__(self, *arguments, **more):
-        self._acted_for = []             # connections whose held PDUs were acted upon here: what they have to send goes out too
-        super(SharedConnection, self).__init__(*arguments, **more)
-
-    def make_outbox(self, stat_sn):
-        return SharedOutbox(self.socket, self.session, stat_sn, crc32c, self.values, self.worker.numbering)
-
-    def _receive_and_act(self):
-        super(SharedConnection, self)._receive_and_act()
-        while self._acted_for:
-            self._acted_for.pop().send_and_see()
-
-    def act_on_held(self, whole, by):
-        try:
-            self._dispatch((whole,), False)
-        except ConnectionEnded as e:
-            if by is self:
-                raise
-            self.ended = self.ended or str(e)
-        if by is not self:
-            by.acts_for(self)
-
-    def acts_for(self, other):
-        """[connection]"""
-        if other not in self._acted_for:
-            self._acted_for.append(other)
-
-    def send_and_see(self):
-        """Send what is queued, and wake our thread if it is to end. [another connection's thread]"""
-        self.drain_from_elsewhere()
-        if self.ended is not None:
-            self.stop(self.ended)
 
 
 def internal_failure(error):

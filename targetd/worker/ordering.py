@@ -13,11 +13,16 @@ a GatedDevice, which gives a Gate whose admit() raises Waits; without one they l
 Everything here is called with `working` held, unless marked [any]. May import what Connection may.
 """
 
-from targetd.iscsi import const
+from targetd.iscsi import const, pdu
 from targetd.iscsi.errors import PduRejected
 from targetd.scsi import sam
 from targetd.scsi.lu import lun_of
+from targetd.scsi.sense import ABORTED_COMMAND, ILLEGAL_REQUEST, CheckCondition, StatusReturned
 
+_READ, _WRITE = const.COMMAND_READ, const.COMMAND_WRITE
+_INVALID_MESSAGE = (ILLEGAL_REQUEST, 0x49, 0x00)
+#: RFC 7143 11.4.7.2: what the initiator is told of data that a command does not take.
+UNEXPECTED_DATA = (ABORTED_COMMAND, 0x0C, 0x0C)
 _WAITED_FOR = (sam.ORDERED, sam.HEAD_OF_QUEUE)
 
 
@@ -139,3 +144,66 @@ class Ordering(object):
             if parked.__class__ is Parked and not self.has_to_wait(task.lun, task.attribute, task):
                 yield task
         self.open_gates()
+
+
+class Unusual(object):
+    """The part of Connection that carries out commands which are not SIMPLE, or have to wait for one that is not."""
+
+    def _with_attribute(self, fields, ahs, data):
+        """A command that is not SIMPLE, or that has to wait for one; its CmdSN is taken. [connection]"""
+        task = self._new_task(fields)
+        ordering = self.worker.ordering
+        if task.attribute > sam.HEAD_OF_QUEUE:
+            task.unit = self.worker.device.unit(task.lun)
+            self._refused(task, fields[1], data, CheckCondition(*_INVALID_MESSAGE))      # ACA is never active: SAM-5 8.7
+            return
+        ordering.close_gate(task.lun)    # first: a task that ends while we look at it sees the gate and lets ours in
+        if ordering.has_to_wait(task.lun, task.attribute):
+            first_burst = self.session.limits.first_burst if task.expects_write else 0
+            self._retain(task)
+            task.transfer = Parked(fields, ahs, data, first_burst)
+            task.unit = self.worker.device.unit(task.lun)
+        else:
+            self._start(task, fields, ahs, data)
+            ordering.open_gates()
+
+    def _new_task(self, fields):
+        opcode, flags, _, _, lun, itt, edtl, cmd_sn, _, cdb = fields
+        task = sam.Task()
+        task.itt, task.lun, task.cdb, task.edtl, task.attribute = itt, lun, cdb, edtl, flags & 7
+        task.expects_read, task.expects_write = flags & _READ, flags & _WRITE
+        task.cmd_sn = None if opcode & 0x40 else cmd_sn
+        task.connection = self
+        return task
+
+    def _start(self, task, fields, ahs, data):
+        """What _command does, for a task that is not the usual case. [connection or any, with `working`]"""
+        flags = fields[1]
+        task.unit = self.worker.device.unit(task.lun)
+        try:
+            if ahs:
+                task.cdb = task.cdb[:16] + pdu.decode_ahs(ahs).extended_cdb
+            task.unit.admit(task)
+            if flags & _WRITE or task.data_out_length:
+                if not self._has_all_data(task, flags, data):
+                    return
+            elif data is not None:
+                raise CheckCondition(*UNEXPECTED_DATA)
+            result = task.run(task)
+        except (CheckCondition, StatusReturned) as refusal:
+            self._refused(task, flags, data, refusal)
+            return
+        self._later(task, result)
+
+    def start_parked(self, task):
+        """The wait of a parked task is over. [any, with `working`]"""
+        parked = task.transfer
+        del self.session.tasks[task.itt]
+        task.transfer = None
+        try:
+            self._start(task, parked.fields, parked.ahs, parked.data)
+        except PduRejected as e:
+            self._reject(parked.fields, e)
+        for arguments in parked.arrived:
+            if self.session.tasks.get(task.itt) is task and task.transfer is not None:
+                self._take_data(task, arguments)

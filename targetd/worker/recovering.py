@@ -13,8 +13,9 @@ from targetd.iscsi import const, pdu
 from targetd.iscsi.errors import PduRejected
 from targetd.iscsi.framing import BHS
 from targetd.iscsi.recovery import RecoveringTransfer, Reply
-from targetd.worker.connection import Connection, SharedConnection
+from targetd.worker.connection import Connection
 from targetd.worker.outbox import Outbox, SharedOutbox
+from targetd.worker.shared import SharedConnection
 
 _WORD = struct.Struct('>I')
 _THREE_WORDS = struct.Struct('>III')
