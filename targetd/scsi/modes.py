@@ -45,6 +45,7 @@ class Page(namedtuple('Page', 'code subpage length mask name')):
 READ_WRITE_ERROR_RECOVERY, DISCONNECT_RECONNECT, FORMAT_DEVICE, RIGID_DISK = 0x01, 0x02, 0x03, 0x04
 VERIFY_ERROR_RECOVERY, CACHING, CONTROL, POWER_CONDITION, INFORMATIONAL_EXCEPTIONS = 0x07, 0x08, 0x0A, 0x1A, 0x1C
 
+LBPERE = 0x80                    # READ-WRITE ERROR RECOVERY byte 3: thresholds are told
 WCE = 0x04                       # CACHING byte 2
 D_SENSE = 0x04                   # CONTROL byte 2
 SWP = 0x08                       # CONTROL byte 4
@@ -60,7 +61,7 @@ ENABLED, ARM_DECREASING, ARM_INCREASING = 0x80, 0, 1
 AVAILABLE, USED = 0x01, 0x02                      # THRESHOLD RESOURCE: the log parameters of page 0Ch, in threshold sets
 
 TABLE = (
-    Page(READ_WRITE_ERROR_RECOVERY, 0x00, 12, {}, 'Read-Write Error Recovery'),                     # SBC-3 6.5.8
+    Page(READ_WRITE_ERROR_RECOVERY, 0x00, 12, {3: LBPERE}, 'Read-Write Error Recovery'),            # SBC-3 6.5.8
     Page(DISCONNECT_RECONNECT, 0x00, 16, {}, 'Disconnect-Reconnect'),                               # SPC-4 7.5.10
     Page(FORMAT_DEVICE, 0x00, 24, {}, 'Format Device'),                                             # SCSI-2 9.3.3.3
     Page(RIGID_DISK, 0x00, 24, {}, 'Rigid Disk Device Geometry'),                                   # SCSI-2 9.3.3.7
@@ -79,7 +80,8 @@ BY_KEY = dict((page.key, page) for page in TABLE)
 def _defaults(facts, write_cache):
     """{key: {offset: value}} of the bytes that are not 0."""
     return {
-        '01-00': {2: 0xC0},                                         # AWRE, ARRE: who keeps the medium moves bad blocks
+        # AWRE, ARRE: who keeps the medium moves bad blocks
+        '01-00': {2: 0xC0, 3: LBPERE if facts.threshold_exponent else 0},
         '08-00': {2: WCE if write_cache else 0, 4: 0xFF, 5: 0xFF, 8: 0xFF, 9: 0xFF, 10: 0xFF, 11: 0xFF},
         # GLTSD; QUEUE ALGORITHM MODIFIER 1: commands run side by side; BUSY TIMEOUT PERIOD 5 s
         '0a-00': {2: 0x02 | (D_SENSE if facts.descriptor_sense else 0), 3: 0x10, 9: 50},
@@ -209,9 +211,10 @@ growing; count: in threshold sets."""
 
 
 def thresholds(state):
-    """The Thresholds that are enabled now; [] for a unit without the page."""
+    """The Thresholds that are enabled now; [] for a unit without the page, or whose LBPERE is 0."""
     page, found = state['current'].get('1c-02'), []
-    for index, offset in enumerate(THRESHOLDS_AT if page else ()):
+    is_told = bytes.fromhex(state['current']['01-00'])[3] & LBPERE
+    for index, offset in enumerate(THRESHOLDS_AT if page and is_told else ()):
         flags, resource, count = THRESHOLD.unpack_from(bytes.fromhex(page), offset)
         if flags & ENABLED:
             found.append(Threshold(index, resource, flags & 0x07 == ARM_INCREASING, count))

@@ -459,6 +459,13 @@ def test_an_initiator_sets_thresholds_of_its_own():
     assert modes.thresholds(state) == [modes.Threshold(1, modes.USED, True, 0x777)]
 
 
+def test_nobody_is_told_without_lbpere():
+    state = modes.initial(THIN)
+    page = only_page(state, 0x01, facts=THIN)
+    assert page[3] & 0x80 and not only_page(modes.initial(PLAIN), 0x01)[3] & 0x80
+    assert modes.thresholds(select(state, changed(page, 3, 0x80, on=False), facts=THIN)) == []
+
+
 # -- pages that the configuration writes ---------------------------------------------------------------------------------
 
 WRITTEN = UnitFacts.from_message({'mode_pages': '08-00:08120400ffff0000ffffffff8014000000000000,02-00:020e8080000a%s,'
