@@ -1,0 +1,70 @@
+"""What an initiator can make a session keep in memory is bounded (targetd(8), MEMORY)."""
+
+import struct
+
+import psutil
+import pytest
+
+from daemon import watched
+from pdus import FINAL, IMMEDIATE, R2T, SCSI_COMMAND, pack_bhs
+
+pytestmark = pytest.mark.wire
+
+SLOW = 'iqn.2026-11.test.targetd:slow'
+MEGABYTE = 1 << 20
+
+
+@pytest.fixture(scope='module')
+def served_both_ways(tmp_path_factory):
+    """A target that answers in the connection's thread (cache), and one that answers in executor threads."""
+    with watched(tmp_path_factory.mktemp('memory')) as daemon:
+        daemon.target()
+        daemon.target(SLOW, ['initiator-address = ALL'],
+                      {0: ['backing-store = %s' % daemon.image('slow.img'), 'filter = delay read=1ms']})
+        yield daemon.start()
+
+
+def resident(daemon, session):
+    return daemon.worker_of(session).memory_info().rss
+
+
+def read_16(blocks):
+    return struct.pack('>BBQIBB', 0x88, 0, 0, blocks, 0, 0)
+
+
+def write_16(blocks):
+    return struct.pack('>BBQIBB', 0x8A, 0, 0, blocks, 0, 0)
+
+
+@pytest.mark.parametrize('target', ['iqn.2026-11.test.targetd:disk', SLOW])
+def test_an_initiator_that_does_not_read(served_both_ways, ready, target):
+    """100 reads of 4 MiB, and not one answer taken for a while."""
+    session = ready(served_both_ways, target, keys={'MaxRecvDataSegmentLength': '262144', 'MaxBurstLength': '1048576'})
+    before = resident(served_both_ways, session)
+    commands = [session.submit(read_16(8192), read=4 * MEGABYTE) for _ in range(100)]
+    most = max(resident(served_both_ways, session) for _ in range(40))
+    assert most - before < 200 * MEGABYTE
+    for command in commands:
+        session.wait(command).good()
+
+
+def test_writes_whose_data_does_not_come(served_both_ways, ready):
+    """TASK SET FULL where more than 256 MiB would be held; the window stays open (SAM-5 5.3.1)."""
+    session = ready(served_both_ways, keys={'ImmediateData': 'No'})
+    session.hold_r2t = True
+    data = bytes(8 * MEGABYTE)
+    commands = [session.submit(write_16(16384), out=data) for _ in range(40)]
+    while not commands[-1].result:
+        session.step()
+    assert [command.result.status for command in commands if command.result] == [0x28] * 8
+    assert session.max_cmd_sn - session.cmd_sn > 100
+
+
+def test_immediate_commands_are_not_without_end(served_both_ways, ready):
+    session = ready(served_both_ways, keys={'ImmediateData': 'No'})
+    for number in range(500):
+        session.wire.send(pack_bhs(SCSI_COMMAND | IMMEDIATE, FINAL | 0x21, 0, 0x9000 + number, 512, session.cmd_sn,
+                                   session.exp_stat_sn)[:32] + write_16(1))
+    kinds = [session.wire.receive() for _ in range(500)]
+    refused = [pdu for pdu in kinds if pdu.opcode != R2T]
+    assert len(kinds) - len(refused) == 256 + 64 and {pdu.bhs[2] for pdu in refused} == {6}
