@@ -72,6 +72,29 @@ class Copy(object):
         self.state = state
 
 
+class Writing(object):
+    """A context manager: a copy writes these bytes of a unit. They stand in its `under_way`, so that tokens that are made for
+    them meanwhile are not good; those that are there are revoked. Raises CheckCondition. Executor threads."""
+
+    __slots__ = ('_unit', '_range')
+
+    def __init__(self, unit, offset, length):
+        self._unit = unit
+        self._range = [offset, length]
+
+    def __enter__(self):
+        self._unit.under_way.append(self._range)     # before `watched` is looked at: one of two threads sees the other's change
+        try:
+            self._unit.before_write(*self._range)
+        except BaseException:
+            self._unit.under_way.remove(self._range)
+            raise
+        return self
+
+    def __exit__(self, *failure):
+        self._unit.under_way.remove(self._range)
+
+
 class Copies(object):
     """Of one unit and one nexus. Any thread: every step is one operation on the dict."""
 

@@ -230,6 +230,7 @@ class LogicalUnit(object):
         self.copies = copies.Copies()
         self.rods = None
         self.watched = []
+        self.under_way = []
         self.block_size = facts.block_size
         self.maximum_blocks = facts.maximum_transfer_length // facts.block_size or NO_LIMIT
         self.commands = opcodes.by_opcode(facts)
@@ -401,12 +402,17 @@ class LogicalUnit(object):
         if self.watched and row.writes:
             rods.guard(self, row, task)
 
-    def guard(self, task):
-        """A command was admitted, and then tokens were made: let it heed them. `working` is held, the task waits for data."""
+    def heed(self, task):
+        """A command was admitted, and then tokens were made. One that waits for its data will revoke them first. Of one that is
+        being carried out, gives (offset, length) of what it may be writing, else None. `working` is held."""
+        if getattr(task, 'run', None) is None:
+            return None                              # it will be admitted yet
         rows = self.commands[task.cdb[0]]
         row = rows[None] if None in rows else rows.get(task.cdb[1] & 0x1F)
-        if self.watched and row.writes:
-            rods.guard(self, row, task)
+        if task.transfer is None:
+            return rods.written(self, row, task)
+        rods.guard(self, row, task)
+        return None
 
     def before_write(self, offset, length):
         """These bytes are about to change: revoke the tokens that stand for them. Executor threads. Raises CheckCondition."""

@@ -30,13 +30,18 @@ def would_block(task):
     return WOULD_BLOCK
 
 
+def written(unit, row, task):
+    """(offset, length) of what an admitted command of this row may write; None: nothing, or it heeds tokens by itself."""
+    if not row.writes or row.function == 'rods.write_using_token':
+        return None
+    if row.function in EXACT:
+        return task.offset, task.length
+    return 0, unit.blocks * unit.block_size
+
+
 def guard(unit, row, task):
     """Let an admitted command of this row revoke the tokens first whose data it will change."""
-    if row.function == 'rods.write_using_token':               # does so itself
-        return
-    offset, length = 0, unit.blocks * unit.block_size
-    if row.function in EXACT:
-        offset, length = task.offset, task.length
+    offset, length = written(unit, row, task) or (0, 0)
     if not tokens.touches(unit.watched, offset, length):
         return
     run, run_blocking = task.run, task.run_blocking
@@ -116,13 +121,13 @@ def _run_write(task):
 def _write_zeroes(task, copy, ranges):
     unit = task.unit
     for start, length in ranges:
-        unit.before_write(start, length)
         for offset in range(start, start + length, ZERO_STEP):
             count = min(ZERO_STEP, start + length - offset)
             if _is_over(task, copy):
                 return
             try:
-                unit.store.write_zeroes(offset, count, unit.facts.unmap)
+                with copies.Writing(unit, offset, count):
+                    unit.store.write_zeroes(offset, count, unit.facts.unmap)
             except OSError as e:
                 task.offset, task.length = offset, count
                 raise unit.write_failure(e, task)
@@ -139,7 +144,6 @@ def _write_from(task, copy, token, skip, ranges, is_last):
         if sum(length for _, _, length in found) % unit.block_size:
             raise CheckCondition(COPY_ABORTED, 0x26, 0x0A, copy=CopyFailure(0))
         for source_offset, offset, length in found:
-            unit.before_write(offset, length)
             move(task, copy, rod.store, source_offset, unit, offset, length, 0)
             if _is_over(task, copy):
                 return

@@ -266,11 +266,11 @@ def _copy_segment(task, copy, segment, source, source_offset, unit, offset, coun
         raise _failed(segment, 0x00, 0x00, 12)
     if offset + count + padding > unit.blocks * unit.block_size:
         raise _failed(segment, 0x00, 0x00, 20)
-    unit.before_write(offset, count + padding)
     move(task, copy, source.store, source_offset, unit, offset, count, segment.number, source)
     if padding and not task.aborted:
         try:
-            unit.store.write(offset + count, bytes(padding), False)
+            with copies.Writing(unit, offset + count, padding):
+                unit.store.write(offset + count, bytes(padding), False)
         except OSError as e:
             raise forwarded(segment.number, False, unit.write_failure(e, task))
     make_durable(unit, offset, count, segment.number)
@@ -306,7 +306,8 @@ def move(task, copy, store, source_offset, unit, offset, count, number, source=N
         if task.aborted:
             return
         try:
-            unit.store.copy(store, start, at, length)
+            with copies.Writing(unit, at, length):
+                unit.store.copy(store, start, at, length)
         except OSError as e:
             raise _whose_failure(task, store, start, unit, at, length, number, source, e)
         copy.moved(length)

@@ -112,7 +112,7 @@ class Worker(object):
             return
         self.replica.change(message)
         if message.get('watched'):
-            self._guard_waiting(self.replica.unit(message['unit']))
+            self._heed_tokens(message['unit'], self.replica.unit(message['unit']))
         abort = message.get('abort')
         if not abort:
             acknowledge()
@@ -121,11 +121,17 @@ class Worker(object):
         status = sam.TASK_ABORTED if abort.get('tas') else None
         self._abort(lambda task: task.unit is unit and not task.asked, acknowledge, status)
 
-    def _guard_waiting(self, unit):
-        """Tokens were made: commands of the unit that wait for their data were admitted before. [control]"""
-        if self.tasks is not None:
-            with self.working:
-                self.tasks.each_waiting(lambda task: task.unit is unit and unit.guard(task))
+    def _heed_tokens(self, unit_id, unit):
+        """Tokens were made: commands of the unit that were admitted before must not change what they stand for. [control]
+
+        Those that wait for their data will ask; what is being written now is revoked before the token is given out."""
+        if self.tasks is None or unit is None:
+            return
+        with self.working:
+            ranges = self.tasks.each(lambda task: unit.heed(task) if task.unit is unit else None)
+            ranges += unit.under_way
+        for offset, length in filter(None, ranges):
+            self.ask('token-revoke', lambda answer: None, unit=unit_id, offset=offset, length=length)
 
     def _abort(self, wanted, on_quiet, status):
         """Abort tasks of every connection; on_quiet() when none can touch the medium. [control]"""

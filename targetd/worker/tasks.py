@@ -57,11 +57,9 @@ class Tasks(object):
                 return
         on_quiet()
 
-    def each_waiting(self, act):
-        """act(task) for each task that waits for its data. The caller holds the connections' `working`."""
-        for task in list(self._session.tasks.values()):
-            if task.transfer is not None and not task.aborted:
-                act(task)
+    def each(self, act):
+        """[act(task)] of each retained task. The caller holds the connections' `working`."""
+        return [act(task) for task in list(self._session.tasks.values())]
 
     def finished(self, task):
         """A retained task will not touch the medium again. True if its initiator is to be answered as usual. Any thread."""

@@ -44,7 +44,8 @@ class House(object):
         file = str(self.path.join('%s-%d' % (target[-5:], lun)))
         with open(file, 'w') as opened:
             opened.write(file)
-        unit = Unit('%s/%d' % (target, lun), file, target, model.Lun(lun), FakeStore(file), {'block_size': 512, 'naa': '6' * 32},
+        facts = {'block_size': 512, 'naa': '6' * 32}
+        unit = Unit('%s/%d' % (target, lun), file, target, model.Lun(lun), FakeStore(file), facts,
                     decisions.initial({'block_size': 512}, {}, 'boot'))
         self.units.add(unit)
         return unit
@@ -241,7 +242,8 @@ def test_the_list_is_of_the_units_own_and_without_secrets(house):
     ('token-populate', {'ranges': [[0, 1 << 30]], 'seconds': 1}), ('token-populate', {'ranges': [[1 << 20, 1]], 'seconds': 1}),
     ('token-populate', {'ranges': [], 'seconds': 1}), ('token-populate', {'ranges': [[0, True]], 'seconds': 1}),
     ('token-populate', {'ranges': [[0, 512]], 'seconds': 10 ** 9}), ('token-populate', {'ranges': 5, 'seconds': 1}),
-    ('token-use', {'token': 'xyz'}), ('token-use', {}), ('token-used', {'token': 5}), ('token-revoke', {'offset': -1, 'length': 1})])
+    ('token-use', {'token': 'xyz'}), ('token-use', {}), ('token-used', {'token': 5}),
+    ('token-revoke', {'offset': -1, 'length': 1})])
 def test_a_worker_that_asks_for_what_cannot_be_is_ended(house, what, words):
     assert house.ask(house.one, what, **words) is None
     assert house.one.killed and not house.one.of('answer')

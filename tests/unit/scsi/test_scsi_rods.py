@@ -118,7 +118,7 @@ def code(error):
     return error and (error.key, error.asc, error.ascq)
 
 
-# -- POPULATE TOKEN ------------------------------------------------------------------------------------------------------------
+# -- POPULATE TOKEN ---------------------------------------------------------------------------------------------------------
 
 def test_a_token_is_made_and_told():
     unit = make()
@@ -206,7 +206,7 @@ def test_a_list_of_no_bytes_is_no_error(action):
     assert do(make(), cdb(action, b'')) is None
 
 
-# -- WRITE USING TOKEN ---------------------------------------------------------------------------------------------------------
+# -- WRITE USING TOKEN ------------------------------------------------------------------------------------------------------
 
 def test_what_a_token_stands_for_is_written():
     unit = make()
@@ -349,7 +349,7 @@ def test_report_all_rod_tokens_keeps_the_secrets():
     assert told == struct.pack('>I4x', 100) + token_of(unit)[:96]
 
 
-# -- what revokes --------------------------------------------------------------------------------------------------------------
+# -- what revokes -----------------------------------------------------------------------------------------------------------
 
 def watched(**facts):
     unit = make(**facts)
@@ -403,6 +403,7 @@ def test_writing_by_token_revokes_only_its_own_ranges():
     populate(unit, [(100, 4)])
     write(unit, token_of(unit), [(20, 2), (11, 2)])
     assert [asked for asked in unit.rods.asked if asked[0] == 'revoke'] == [('revoke', 11 * 512, 2 * 512)]
+    assert not unit.under_way
     write(unit, ZERO, [(8, 1), (30, 1)])
     assert unit.rods.asked[-1] == ('revoke', 8 * 512, 512)
 
@@ -419,15 +420,41 @@ def test_a_task_that_was_admitted_before_heeds_tokens_made_later():
     unit = make()
     task = make_task(unit, block_cdb(0x2A, 8, 1), bytes(512))
     unit.admit(task)
+    task.transfer = object()
     unit.update(watched=[[0, 1 << 20]])
-    unit.guard(task)
+    assert unit.heed(task) is None
     task.data_out = bytes(512)
     task.run(task)
     task.run_blocking(task)
     assert unit.rods.asked == [('revoke', 8 * 512, 512)]
 
 
-# -- ranges ----------------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize('cdb, data, expected', [
+    (block_cdb(0x2A, 8, 2), bytes(1024), (8 * 512, 1024)), (block_cdb(0x28, 8, 2), None, None),
+    (bytes.fromhex('42 00 00000000 00 0008 00'), bytes(8), (0, BLOCKS * 512))])
+def test_what_is_being_written_when_tokens_are_made(cdb, data, expected):
+    unit = make(unmap=True)
+    task = make_task(unit, cdb, data)
+    unit.admit(task)
+    assert unit.heed(task) == expected
+
+
+def test_a_task_that_is_not_admitted_yet_will_heed_tokens_then():
+    unit = make()
+    assert unit.heed(make_task(unit, block_cdb(0x2A, 8, 1), bytes(512))) is None
+
+
+def test_what_a_copy_writes_now_is_under_way():
+    unit = make()
+    populate(unit, [(0, 1)])
+    seen = []
+    original = unit.store.copy
+    unit.store.copy = lambda *arguments: (seen.append(list(unit.under_way)), original(*arguments))
+    write(unit, token_of(unit), [(1000, 1)])
+    assert seen == [[[1000 * 512, 512]]] and unit.under_way == []
+
+
+# -- ranges -----------------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('source, skip, destination, expected', [
     ([(0, 10)], 0, [(100, 10)], [(0, 100, 10)]),

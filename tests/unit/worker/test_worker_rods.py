@@ -23,8 +23,8 @@ class FakeWorker(object):
         self.asked.append((what, words))
         self.answered = answered
         if self.answer is not None:
-            thread = threading.Thread(target=answered, args=(dict({'status': 0, 'sense': None, 'descriptors': []}, **self.answer),))
-            thread.start()
+            message = dict({'status': 0, 'sense': None, 'descriptors': []}, **self.answer)
+            threading.Thread(target=answered, args=(message,)).start()
 
 
 class FakeReplica(object):
