@@ -245,8 +245,8 @@ class Control(object):
         chosen = [unit for number, unit in units.items() if lun in (None, number)]
         for unit in chosen:
             if not (unit.facts.get('implicit_alua') or unit.facts.get('explicit_alua')):
-                raise TargetdError('initiators of target %s are not told of portal groups; write alua = implicit in the target and '
-                                   'reload' % target)
+                raise TargetdError('initiators of target %s are not told of portal groups; write alua = implicit in the '
+                                   'target and reload' % target)
             if str(group) not in unit.shared.access['states']:
                 raise TargetdError('target %s is not reached through portal group %d' % (target, group))
         for unit in chosen:

@@ -298,8 +298,8 @@ def configured_access(target):
 
 
 def threshold_facts(lun, store):
-    """{threshold_exponent, threshold_count} of a thin file: threshold sets of THRESHOLD_SET bytes, more if their number would not
-    fit 31 bits, and thin-threshold percent of the file system in these."""
+    """{threshold_exponent, threshold_count} of a thin file: threshold sets of THRESHOLD_SET bytes, more if their number would
+    not fit 31 bits, and thin-threshold percent of the file system in these."""
     if not (lun.thin and store.kind == 'file'):
         return {}
     exponent = 0

@@ -273,7 +273,7 @@ def wanted_luns(steps):
 
 
 STEPS = {model.ChangeServer: Reload._change_server, model.AddTarget: Reload._add_target,
-         model.ChangeTarget: Reload._change_target, model.RemoveTarget: Reload._remove_target, model.AddLun: Reload._add_lun, model.RemoveLun: Reload._remove_lun,
-         model.ChangeLun: Reload._change_lun}
+         model.ChangeTarget: Reload._change_target, model.RemoveTarget: Reload._remove_target,
+         model.AddLun: Reload._add_lun, model.RemoveLun: Reload._remove_lun, model.ChangeLun: Reload._change_lun}
 
 __all__ = ('Reload', 'ConfigError', 'wanted_luns')
