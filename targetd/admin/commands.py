@@ -104,8 +104,8 @@ TABLE = (
              arguments=[Argument('unit', 'text', True, 'the first column of show units, or TARGET/LUN')]),
     _command('alua', 'give a portal group of a target another state',
              'The state is optimized, nonoptimized, standby, unavailable, offline or transitioning. Initiators are told at '
-             'once, and multipath software moves to the best paths that are left. The state holds, over restarts too, until it is '
-             'given another one or alua-state changes in the configuration.',
+             'once, and multipath software moves to the best paths that are left. The state holds, over restarts too, until '
+             'it is given another one or alua-state changes in the configuration.',
              arguments=[Argument('target', 'text', True, 'the name of the target'),
                         Argument('group', 'number', True, 'the portal group'),
                         Argument('state', 'text', True, 'the state'),
