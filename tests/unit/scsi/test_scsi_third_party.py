@@ -498,3 +498,31 @@ def test_a_unit_that_does_not_offer_copies_does_not_speak_of_them():
     assert sense_of(unit, bytes.fromhex('12 01 8F 00FF 00')) == (5, 0x24, 0)
     assert not do(unit, bytes.fromhex('12 00 00 00FF 00'))[5] & 0x08
     assert do(make_unit(), bytes.fromhex('12 00 00 00FF 00'))[5] & 0x08 and 0x8F in make_unit().vpd_page(0x00)[4:]
+
+
+# -- what goes wrong late ----------------------------------------------------------------------------------------------------
+
+def test_padding_and_flushing_fail_as_the_destination():
+    first, second = pair(4096)
+    second.store.fail['write'] = errno.ENOSPC
+    second.store.copy = lambda *arguments: None
+    error = failure(first, large(pad=True), [blocks_segment(0, 1, 9, 0, 0)])
+    assert code(error) == (0x0A, 0x0D, 0x01) and not error.copy.is_source and error.copy.sense[2] == 7
+    first, second = pair(write_cache=False)
+    second.store.fail['flush'] = errno.EIO
+    error = failure(first, BOTH, ONE)
+    assert code(error) == (0x0A, 0x0D, 0x01) and not error.copy.is_source and error.copy.sense[2] == 3
+
+
+def test_a_defect_leaves_a_record_that_says_failed():
+    first, second = pair()
+    task = begun(first, BOTH, ONE, name=7)
+    second.store.copy = None
+    with pytest.raises(TypeError):
+        task.run_blocking(task)
+    status = told(first, 0x05, 7)
+    assert status[5] == 2 and status[34] == 4
+
+
+def test_a_list_longer_than_any_that_could_be_taken_is_refused_before_its_data():
+    assert sense_of(pair()[0], struct.pack('>BB8xIxx', 0x83, 0, 1 << 20), b'') == (5, 0x1A, 0)
