@@ -26,7 +26,7 @@ class Members(object):
         self._expected = []              # CIDs
         self._leaving = 0
         self._is_over = False
-        self._is_closed = False          # the initiator logged out of the session
+        self._is_closed = False          # the initiator logged out of the session, or the master ends it
         self.lost = {}                   # CID -> a connection whose tasks may be reassigned
 
     def with_cid(self, cid):
@@ -47,7 +47,7 @@ class Members(object):
         or the old connection does not leave. settle() must follow in any case. [the new connection's thread]"""
         with self._changed:
             self._changed.wait_for(lambda: cid not in self._expected, LEAVE_SECONDS)
-            if self._is_over:
+            if self._is_over or self._is_closed:
                 return False
             self._expected.append(cid)
         old = self.with_cid(cid)
@@ -85,7 +85,7 @@ class Members(object):
         with self._changed:
             self._living.remove(connection)
             self._leaving += 1
-            if connection.keeps_tasks:
+            if connection.keeps_tasks and not self._is_closed:
                 self.lost[connection.cid] = connection
             goes_on = bool(self._living or self._expected or self._leaving > 1)
         try:
@@ -128,7 +128,7 @@ class Members(object):
         """The lost tasks wait for Time2Wait and Time2Retain to pass (RFC 7143 7.2.2), in this thread; then they end."""
         seconds = connection.values['DefaultTime2Wait'] + connection.values['DefaultTime2Retain']
         with self._changed:
-            self._changed.wait_for(lambda: self._is_over or self.lost.get(connection.cid) is not connection, seconds)
+            self._changed.wait_for(lambda: self.lost.get(connection.cid) is not connection, seconds)
         self.forget(connection)
 
     def forget(self, connection):
@@ -162,7 +162,8 @@ class Members(object):
             return True
 
     def give_up(self):
-        """The session is ended by the master: nobody waits for the lost. [control]"""
+        """The session is ended by the master: nobody joins, nobody waits for the lost. [control]"""
         with self._changed:
-            self._is_over = True
+            self._is_closed = True
+            self.lost.clear()
             self._changed.notify_all()

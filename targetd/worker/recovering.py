@@ -1,7 +1,7 @@
 """Connections with ErrorRecoveryLevel 1 or 2 (RFC 7143 7): SNACK, recovery R2T, reassignment of tasks.
 
-May import what Connection may. What was sent is kept until ExpStatSN or a DataACK says that it arrived; sessions of level 0 never
-come here (`class_for` chooses once per connection), and pay nothing.
+May import what Connection may. What was sent is kept until ExpStatSN or a DataACK says that it arrived; sessions of level 0
+never come here (`class_for` chooses once per connection), and pay nothing.
 """
 
 import struct
@@ -21,7 +21,7 @@ _WORD = struct.Struct('>I')
 _THREE_WORDS = struct.Struct('>III')
 _MASK = 0xFFFFFFFF
 
-#: Replies kept for an initiator that does not acknowledge; the oldest are forgotten beyond it, and a SNACK for them is rejected.
+#: Kept for an initiator that does not acknowledge; beyond it the oldest are forgotten, and a SNACK for them is rejected.
 KEPT_BYTES = 64 << 20
 KEPT_REPLIES = 4096
 

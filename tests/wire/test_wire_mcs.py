@@ -294,3 +294,14 @@ def test_load_on_all_connections_at_once(members):
             connection.wait(command).good()
     for number in range(200):
         assert connections[number % 3].read(number * 8, 8) == pattern(number, 4096)
+
+
+def test_a_session_is_reinstated_at_once(several, members):
+    """RFC 7143 6.3.5: the old session's worker ends by itself; nobody has to kill it."""
+    old = members(3)
+    again = members(1)[0]
+    for connection in old:
+        connection.wait_closed()
+    assert again.tsih != old[0].tsih
+    assert len(again.read(0, 1)) == 512
+    assert 'did not end within' not in several.log
