@@ -30,7 +30,7 @@ master -> worker
 
 worker -> master
   tell ready                                              a new spare can serve
-  tell idle                                               a discovery session is over, the worker is a spare again
+  tell idle      why                                      a session ended by a logout, or a login failed: a spare again
   tell peer      initiator_name, target_name, stage       who it is, for the session list, as soon as known
   tell acknowledge  id                                    of change and units
   tell failed    unit, text                               a flush or write failed and data is lost: the unit is to be fenced

@@ -10,7 +10,8 @@ import pytest
 
 from daemon import TARGET
 from initiator import CHECK_CONDITION, LoginFailed, Session, connect, pattern
-from pdus import (Closed, DATA_OUT, FINAL, IMMEDIATE, LOGIN, LOGOUT, NO_TAG, NOP_IN, NOP_OUT, R2T, REJECT, SCSI_COMMAND, SCSI_RESPONSE, SNACK,
+from pdus import (Closed, DATA_OUT, FINAL, IMMEDIATE, LOGIN, LOGOUT, NO_TAG, NOP_IN, NOP_OUT, R2T, REJECT, SCSI_COMMAND,
+                  SCSI_RESPONSE, SNACK,
                   TASK_MANAGEMENT, TEXT, pack_bhs, pack_text)
 
 pytestmark = pytest.mark.wire

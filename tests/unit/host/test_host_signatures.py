@@ -184,7 +184,8 @@ def test_only_what_is_the_hosts_is_warned_about(image):
 
 @pytest.mark.parametrize('program, what', [
     (['mkfs.ext4', '-q', '-F'], 'ext4'), (['mkfs.ext2', '-q', '-F'], 'ext2'), (['mkswap'], 'swap space'),
-    (['mkntfs', '-q', '-F'], 'NTFS'), (['mkfs.xfs', '-q'], 'XFS'), (['mkfs.vfat', '-F', '16'], 'FAT16'), (['mkfs.btrfs', '-q'], 'btrfs'),
+    (['mkntfs', '-q', '-F'], 'NTFS'), (['mkfs.xfs', '-q'], 'XFS'), (['mkfs.vfat', '-F', '16'], 'FAT16'),
+    (['mkfs.btrfs', '-q'], 'btrfs'),
 ])
 def test_what_the_real_programs_write(tmp_path, program, what):
     if which(program[0]) is None:
