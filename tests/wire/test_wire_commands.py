@@ -76,6 +76,7 @@ def test_lun_zero_without_a_disk(daemon, ready):
 # -- residuals (RFC 7143 11.4.5) -----------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('expected, blocks', [(8192, 1), (512, 16), (1024, 3), (1000, 2), (1, 1)])
+@pytest.mark.clause('RFC 7143 11.4.5')
 def test_read_residuals(shared, ready, expected, blocks):
     session = ready(shared)
     data = pattern(21, 16 * 512)
@@ -88,6 +89,7 @@ def test_read_residuals(shared, ready, expected, blocks):
 
 @pytest.mark.parametrize('immediate', ['Yes', 'No'])
 @pytest.mark.parametrize('sent, blocks', [(4096, 2), (1024, 8)])
+@pytest.mark.clause('RFC 7143 11.4.5')
 def test_write_residuals(shared, ready, sent, blocks, immediate):
     """Less data than the CDB says must never leave the rest of the blocks with something that nobody sent."""
     session = ready(shared, keys={'ImmediateData': immediate})
@@ -106,6 +108,7 @@ def test_write_residuals(shared, ready, sent, blocks, immediate):
             assert now == before or now == data + before[sent:]
 
 
+@pytest.mark.clause('RFC 7143 11.4.5')
 def test_a_read_that_expects_nothing(shared, ready):
     session = ready(shared)
     result = session.run(read_10(0, 4))
@@ -130,6 +133,7 @@ def test_sizes(shared, ready, blocks):
         assert other.read(1000 + blocks, blocks) == data
 
 
+@pytest.mark.clause('RFC 7143 4.2.2.1')
 def test_many_commands_at_once(shared, ready):
     session = ready(shared)
     writes = [session.submit(write_10(5000 + 8 * n, 8), out=pattern(n, 4096)) for n in range(64)]
@@ -146,6 +150,7 @@ def test_ordered_and_head_of_queue_are_accepted(shared, ready):
         session.run(TEST_UNIT_READY, attribute=attribute).good()
 
 
+@pytest.mark.clause('RFC 7143 4.2.2.1', 'RFC 7143 11.2.1.1')
 def test_immediate_commands_do_not_use_a_cmd_sn(shared, ready):
     session = ready(shared)
     before = session.cmd_sn
@@ -171,11 +176,13 @@ def test_write_that_arrives_with_a_reset_is_whole_or_absent(shared, ready):
 
 # -- the command window (RFC 7143 4.2.2.1) -------------------------------------------------------------------------------
 
+@pytest.mark.clause('RFC 7143 4.2.2.1')
 def test_window_is_wide_enough_for_windows(shared, ready):
     session = ready(shared)
     assert (session.max_cmd_sn - session.exp_cmd_sn) & 0xFFFFFFFF >= 31
 
 
+@pytest.mark.clause('RFC 7143 4.2.2.1')
 def test_commands_outside_the_window_are_ignored(shared, ready):
     session = ready(shared)
     sn = session.cmd_sn
@@ -185,6 +192,7 @@ def test_commands_outside_the_window_are_ignored(shared, ready):
     session.run(TEST_UNIT_READY).good()
 
 
+@pytest.mark.clause('RFC 7143 4.2.2.1')
 def test_commands_run_in_the_order_of_their_numbers(shared, ready):
     """A gap is waited for: the command behind it answers only when the gap is filled."""
     session = ready(shared)
@@ -203,6 +211,7 @@ def test_commands_run_in_the_order_of_their_numbers(shared, ready):
 
 # -- pings ---------------------------------------------------------------------------------------------------------------
 
+@pytest.mark.clause('RFC 7143 11.18', 'RFC 7143 11.19')
 def test_ping_data_comes_back(shared, ready):
     session = ready(shared)
     for size in (0, 1, 3, 4, 512, 4096):
@@ -210,6 +219,7 @@ def test_ping_data_comes_back(shared, ready):
         assert session.ping(pattern(size, size), immediate=True) == pattern(size, size)
 
 
+@pytest.mark.clause('RFC 7143 11.18')
 def test_nop_out_without_a_tag_is_not_answered(shared, ready):
     session = ready(shared)
     session.wire.send(pack_bhs(NOP_OUT | IMMEDIATE, FINAL, 0, NO_TAG, NO_TAG, session.cmd_sn, session.exp_stat_sn))
@@ -217,6 +227,7 @@ def test_nop_out_without_a_tag_is_not_answered(shared, ready):
     assert session.pings == []
 
 
+@pytest.mark.clause('RFC 7143 11.19')
 def test_silent_initiators_are_asked_and_dropped(daemon, ready):
     daemon.target()
     daemon.text.server.update({'nop-interval': '1', 'nop-count': '2'})
@@ -247,6 +258,7 @@ def held_write(session, lba=300, blocks=16):
 
 
 @pytest.mark.parametrize('function', [ABORT_TASK, ABORT_TASK_SET, CLEAR_TASK_SET, LOGICAL_UNIT_RESET])
+@pytest.mark.clause('RFC 7143 4.2.3', 'RFC 7143 11.5')
 def test_aborts(served, ready, function):
     session = ready(served, keys={'ImmediateData': 'No'})
     session.write(300, pattern(1, 8192))
@@ -259,6 +271,7 @@ def test_aborts(served, ready, function):
     assert session.read(300, 16) == pattern(1, 8192)
 
 
+@pytest.mark.clause('RFC 7143 11.5', 'RFC 7143 11.6')
 def test_abort_of_a_task_that_is_not_there(shared, ready):
     session = ready(shared)
     done = session.submit(TEST_UNIT_READY)
@@ -267,6 +280,7 @@ def test_abort_of_a_task_that_is_not_there(shared, ready):
     session.run(TEST_UNIT_READY).good()
 
 
+@pytest.mark.clause('RFC 7143 11.6')
 def test_management_that_is_refused(shared, ready):
     session = ready(shared)
     assert session.manage(CLEAR_ACA) in (4, 5)
@@ -277,6 +291,7 @@ def test_management_that_is_refused(shared, ready):
 
 
 @pytest.mark.parametrize('function, key', [(LOGICAL_UNIT_RESET, (6, 0x29)), (TARGET_WARM_RESET, (6, 0x29))])
+@pytest.mark.clause('RFC 7143 11.5')
 def test_resets_are_told_to_everyone(served, ready, function, key):
     one = ready(served)
     two = ready(served, name='iqn.2026-11.test:two')
@@ -286,6 +301,7 @@ def test_resets_are_told_to_everyone(served, ready, function, key):
         session.run(TEST_UNIT_READY).good()
 
 
+@pytest.mark.clause('RFC 7143 11.5')
 def test_reset_ends_the_tasks_of_others(served, ready):
     one = ready(served)
     two = ready(served, name='iqn.2026-11.test:two', keys={'ImmediateData': 'No'})
@@ -299,6 +315,7 @@ def test_reset_ends_the_tasks_of_others(served, ready):
     assert two.run(TEST_UNIT_READY).key[:2] == (6, 0x29)
 
 
+@pytest.mark.clause('RFC 7143 11.5')
 def test_cold_reset_ends_every_session(served, ready):
     one = ready(served)
     two = ready(served, name='iqn.2026-11.test:two')
@@ -311,6 +328,7 @@ def test_cold_reset_ends_every_session(served, ready):
 
 # -- logout and text -----------------------------------------------------------------------------------------------------
 
+@pytest.mark.clause('RFC 7143 11.14', 'RFC 7143 11.15')
 def test_logout_of_session_and_connection(shared, ready):
     assert ready(shared).logout(0) == 0
     session = ready(shared)
@@ -320,6 +338,7 @@ def test_logout_of_session_and_connection(shared, ready):
     assert session.logout(1) == 1                        # a connection that is not there
 
 
+@pytest.mark.clause('RFC 7143 4.2.6', 'RFC 7143 11.15')
 def test_after_logout_the_target_closes(shared, ready):
     session = ready(shared)
     session.wire.send(pack_bhs(LOGOUT | IMMEDIATE, FINAL, 0, 0x77, 0, session.cmd_sn, session.exp_stat_sn))
@@ -327,6 +346,7 @@ def test_after_logout_the_target_closes(shared, ready):
     session.wait_closed()
 
 
+@pytest.mark.clause('RFC 7143 6.4', 'RFC 7143 11.10')
 def test_text_in_a_normal_session(shared, ready):
     session = ready(shared)
     assert session.text([('X-com.example', 'x')]) == [('X-com.example', 'NotUnderstood')]

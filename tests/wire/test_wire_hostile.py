@@ -87,12 +87,14 @@ def goes_on(session):
     b'\x43\x87\0\0\xff\xff\xff\xff' + bytes(40),                      # a login with every length at its largest
     b'\x03\x87\0\0\0\0\0\0' + bytes(40),
 ], ids=['http', 'tls', 'ones', 'zeroes', 'login-ones', 'bytes', 'login-lengths', 'login-empty'])
+@pytest.mark.clause('RFC 7143 6.3.1')
 def test_garbage(shared, data):
     with Session(shared.address) as session:
         session.wire.raw(data)
         ends_somehow(session)
 
 
+@pytest.mark.clause('RFC 7143 9.1')
 def test_half_open_and_silent_connections_cost_no_worker(shared, bystander):
     before = len(shared.workers())
     silent = [Session(shared.address) for _ in range(10)]
@@ -109,6 +111,7 @@ def test_connections_that_come_and_go(shared):
         socket.create_connection(shared.address, 5).close()
 
 
+@pytest.mark.clause('RFC 7143 6.3')
 def test_login_in_single_bytes(shared):
     with Session(shared.address) as session:
         sent, session.wire.raw = session.wire.raw, lambda data: [sent(bytes([byte])) for byte in data]
@@ -118,6 +121,7 @@ def test_login_in_single_bytes(shared):
         assert session.read(50, 1) == pattern(3, 512)
 
 
+@pytest.mark.clause('RFC 7143 13.12')
 def test_login_pdu_longer_than_allowed(shared):
     """8192 bytes is what may come before MaxRecvDataSegmentLength was declared (RFC 7143 13.12)."""
     with Session(shared.address) as session:
@@ -126,6 +130,7 @@ def test_login_pdu_longer_than_allowed(shared):
             session.login_response()
 
 
+@pytest.mark.clause('RFC 7143 6.2')
 def test_login_cut_off_in_the_text(shared):
     with Session(shared.address) as session:
         session.wire.raw(pack_bhs(LOGIN | IMMEDIATE, 0x81)[:4] + struct.pack('>I', 500) + bytes(40) + b'InitiatorName=')
@@ -134,6 +139,7 @@ def test_login_cut_off_in_the_text(shared):
 
 # -- framing, in full feature phase --------------------------------------------------------------------------------------
 
+@pytest.mark.clause('RFC 7143 7.14')
 def test_pdu_cut_off_in_the_header(shared, ready):
     session = ready(shared)
     worker = shared.worker_of(session)
@@ -142,6 +148,7 @@ def test_pdu_cut_off_in_the_header(shared, ready):
     worker.wait(10)
 
 
+@pytest.mark.clause('RFC 7143 7.14')
 def test_pdu_cut_off_in_the_data(shared, ready, bystander):
     session = ready(shared)
     head = pack_bhs(SCSI_COMMAND, FINAL | 0x21, 0, 0x50, 8192, session.next_cmd_sn(), session.exp_stat_sn)[:32] + WRITE_16
@@ -151,6 +158,7 @@ def test_pdu_cut_off_in_the_data(shared, ready, bystander):
 
 
 @pytest.mark.parametrize('length', [262145, 0xFFFFFF])
+@pytest.mark.clause('RFC 7143 7.13', 'RFC 7143 13.12')
 def test_data_longer_than_negotiated(shared, ready, length):
     session = ready(shared)
     assert length > session.send_limit
@@ -165,6 +173,7 @@ def test_data_longer_than_negotiated(shared, ready, length):
     struct.pack('>HBB', 1, 0x3F, 0),                                 # a type nobody knows
     bytes(1020),                                                     # the longest there can be, and meaningless
 ], ids=['overlong', 'unknown', 'zeroes'])
+@pytest.mark.clause('RFC 7143 11.2.2')
 def test_strange_additional_headers(shared, ready, ahs):
     session = ready(shared)
     session.wire.send(pack_bhs(SCSI_COMMAND, FINAL | 0x41, 0, 0x52, 512, session.next_cmd_sn(), session.exp_stat_sn)[:32] +
@@ -177,6 +186,7 @@ def test_strange_additional_headers(shared, ready, ahs):
 
 
 @pytest.mark.parametrize('opcode', [0x1E, 0x07, 0x1C, 0x3E, 0x0F, 0x21, 0x25, 0x31])
+@pytest.mark.clause('RFC 7143 11.2.1.2', 'RFC 7143 11.17')
 def test_unknown_or_target_opcode_is_rejected(shared, ready, opcode):
     """Reject carries the offending header back (RFC 7143 11.17); the session goes on."""
     session = ready(shared)
@@ -189,6 +199,7 @@ def test_unknown_or_target_opcode_is_rejected(shared, ready, opcode):
     session.run(bytes(6)).good()
 
 
+@pytest.mark.clause('RFC 7143 11.16', 'RFC 7143 13.20')
 def test_snack_at_level_zero_is_rejected(shared, ready):
     session = ready(shared)
     session.wire.send(pack_bhs(SNACK | 0x0, FINAL, 0, 0x1, NO_TAG, 0, session.exp_stat_sn))
@@ -199,6 +210,7 @@ def test_snack_at_level_zero_is_rejected(shared, ready):
 
 # -- digests -------------------------------------------------------------------------------------------------------------
 
+@pytest.mark.clause('RFC 7143 7.8')
 def test_bad_header_digest_ends_the_connection(shared, ready):
     session = ready(shared, keys={'HeaderDigest': 'CRC32C'})
     bhs = pack_bhs(SCSI_COMMAND, FINAL | 1, 0, 0x60, 0, session.next_cmd_sn(), session.exp_stat_sn)
@@ -207,6 +219,7 @@ def test_bad_header_digest_ends_the_connection(shared, ready):
 
 
 @pytest.mark.parametrize('how', ['immediate', 'solicited'])
+@pytest.mark.clause('RFC 7143 7.8')
 def test_bad_data_digest_writes_nothing(shared, ready, bystander, how):
     keys = {'DataDigest': 'CRC32C', 'ImmediateData': 'Yes' if how == 'immediate' else 'No'}
     session = ready(shared, keys=keys)
@@ -255,6 +268,7 @@ def solicited(session):
     (0x6666, NO_TAG, 0, 0, b'z' * 8192),                # unsolicited, for no task
     ('own', NO_TAG, 0, 0, b'z' * 8192),                 # unsolicited, where an R2T was sent
 ], ids=['data-sn', 'hole', 'outside', 'too-much', 'ttt', 'itt', 'no-task', 'unasked'])
+@pytest.mark.clause('RFC 7143 7.9', 'RFC 7143 11.7')
 def test_data_out_that_does_not_fit(shared, ready, bystander, itt, ttt, data_sn, offset, data):
     """It is said (CHECK CONDITION or Reject) or the connection ends; the medium is untouched."""
     session = ready(shared, keys={'ImmediateData': 'No'})
@@ -270,6 +284,7 @@ def test_data_out_that_does_not_fit(shared, ready, bystander, itt, ttt, data_sn,
     assert bystander.read(0, 16) == OLD
 
 
+@pytest.mark.clause('RFC 7143 11.7', 'RFC 7143 11.8')
 def test_data_out_that_ends_early_is_asked_for_again(shared, ready, bystander):
     """F before all of an R2T's data came: the rest is asked for, or the command fails; half of it is never written."""
     session = ready(shared, keys={'ImmediateData': 'No'})
@@ -283,6 +298,7 @@ def test_data_out_that_ends_early_is_asked_for_again(shared, ready, bystander):
     assert bystander.read(0, 16) == OLD
 
 
+@pytest.mark.clause('RFC 7143 13.11')
 def test_immediate_data_though_none_was_agreed(shared, ready, bystander):
     session = ready(shared, keys={'ImmediateData': 'No'})
     head = pack_bhs(SCSI_COMMAND, FINAL | 0x21, 0, 0x70, 8192, session.next_cmd_sn(), session.exp_stat_sn)[:32]
@@ -296,6 +312,7 @@ def test_immediate_data_though_none_was_agreed(shared, ready, bystander):
     assert bystander.read(0, 16) == OLD
 
 
+@pytest.mark.clause('RFC 7143 13.14')
 def test_more_immediate_data_than_the_first_burst(shared, ready, bystander):
     session = ready(shared, keys={'FirstBurstLength': '4096'})
     head = pack_bhs(SCSI_COMMAND, FINAL | 0x21, 0, 0x71, 8192, session.next_cmd_sn(), session.exp_stat_sn)[:32]
@@ -309,6 +326,7 @@ def test_more_immediate_data_than_the_first_burst(shared, ready, bystander):
     assert bystander.read(0, 16) == OLD
 
 
+@pytest.mark.clause('RFC 7143 11.3', 'RFC 7143 11.4.5')
 def test_data_with_a_command_that_takes_none(shared, ready):
     session = ready(shared)
     result = session.run(bytes(6), out=b'z' * 4096)                   # TEST UNIT READY with W and data
@@ -316,6 +334,7 @@ def test_data_with_a_command_that_takes_none(shared, ready):
     assert goes_on(session)
 
 
+@pytest.mark.clause('RFC 7143 11.3')
 def test_read_and_write_bits_that_contradict_the_command(shared, ready, bystander):
     session = ready(shared)
     wrong = session.run(WRITE_16, read=8192)                          # WRITE with R instead of W
@@ -325,6 +344,7 @@ def test_read_and_write_bits_that_contradict_the_command(shared, ready, bystande
     assert bystander.read(0, 16) == OLD
 
 
+@pytest.mark.clause('RFC 7143 11.2.1.8', 'RFC 7143 11.17')
 def test_a_tag_in_use(shared, ready, bystander):
     """A second write under a tag that waits for its data is rejected; the first one's data is not mixed up."""
     session = ready(shared, keys={'ImmediateData': 'No'})
@@ -352,6 +372,7 @@ def test_a_tag_in_use(shared, ready, bystander):
     (pack_bhs(LOGOUT | IMMEDIATE, FINAL | 0x55, 0, 3, 0, 1, 1), b''),
     (pack_bhs(TASK_MANAGEMENT | IMMEDIATE, FINAL | 8, 0, 4, 1, 1, 1), b''),
 ], ids=['login', 'text-ttt', 'text-f-and-c', 'text-noise', 'text-no-tag', 'logout-recovery', 'logout-reason', 'reassign'])
+@pytest.mark.clause('RFC 7143 7.13')
 def test_requests_out_of_place_are_answered_or_end_the_connection(shared, ready, bhs, data):
     session = ready(shared)
     bhs = bhs[:24] + struct.pack('>II', session.cmd_sn, session.exp_stat_sn) + bhs[32:]
@@ -383,6 +404,7 @@ def test_an_initiator_that_never_reads(shared, bystander):
     worker.wait(20)
 
 
+@pytest.mark.clause('RFC 7143 9.1')
 def test_a_flood_of_logins_that_go_nowhere(shared):
     for _ in range(20):
         session = Session(shared.address)

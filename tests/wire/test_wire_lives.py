@@ -111,6 +111,7 @@ def test_workers_are_forked_anew(served, ready):
 
 # -- the master stops ----------------------------------------------------------------------------------------------------
 
+@pytest.mark.clause('RFC 7143 11.9', 'RFC 7143 7.5')
 def test_stop_under_load_asks_for_logout(served, ready):
     """An asynchronous message with event 1; initiators that log out find the stop quick and clean."""
     loads = [Load(ready(served, name=ONE), 0), Load(ready(served, name=TWO), 65536)]
@@ -132,6 +133,7 @@ def test_stop_under_load_asks_for_logout(served, ready):
         load.verify(again)
 
 
+@pytest.mark.clause('RFC 7143 11.9')
 def test_stop_does_not_wait_for_the_deaf(daemon, ready):
     daemon.target()
     daemon.text.server['stop-timeout'] = '1'
@@ -481,6 +483,7 @@ def test_a_slow_disk_does_not_hold_up_pings_and_other_sessions(daemon, ready):
     assert time.monotonic() - began < 4                                           # they waited side by side
 
 
+@pytest.mark.clause('RFC 7143 11.14')
 def test_a_logout_right_behind_an_abort_is_answered(daemon, ready):
     """The abort's answer comes from another thread than the logout's; the connection must not close before both are sent."""
     daemon.target(TARGET, luns={0: ['backing-store = %s' % daemon.image(), 'filter = delay write=5ms']})
@@ -492,6 +495,7 @@ def test_a_logout_right_behind_an_abort_is_answered(daemon, ready):
         assert session.logout() == 0
 
 
+@pytest.mark.clause('RFC 7143 11.14')
 def test_logout_waits_for_what_is_running(daemon, ready):
     daemon.target(TARGET, luns={0: ['backing-store = %s' % daemon.image(), 'filter = delay write=300ms']})
     daemon.start()
@@ -503,6 +507,7 @@ def test_logout_waits_for_what_is_running(daemon, ready):
         assert command.result is None or again.read(0, 8) == pattern(3, 4096)
 
 
+@pytest.mark.clause('RFC 7143 4.2.3', 'RFC 7143 11.6')
 def test_abort_waits_until_the_write_cannot_touch_the_medium(daemon, ready):
     """After 'function complete' of ABORT TASK the aborted write changes nothing any more (SAM-5 7.1)."""
     daemon.target(TARGET, luns={0: ['backing-store = %s' % daemon.image(), 'filter = delay write=500ms']})

@@ -58,6 +58,7 @@ def status_of(daemon, *arguments, **more):
     (EMPTY, 'iqn.2026-11.test:anyone', 0x0202),
     (OFFLINE, 'iqn.2026-11.test:anyone', 0x0301),
 ])
+@pytest.mark.clause('RFC 7143 6.3.1', 'RFC 7143 11.13.5')
 def test_who_may_log_in(many, target, name, status):
     assert status_of(many, target, name=name) == status
 
@@ -107,6 +108,7 @@ def replaced(key, value):
     (b'InitiatorName', 0x0200),                      # no value at all
     (b'=\xff\xfe\0', 0x0200),
 ], ids=['no-initiator', 'no-target', 'session-type', 'bad-target', 'empty-name', 'long-name', 'kerberos', 'no-value', 'noise'])
+@pytest.mark.clause('RFC 7143 6.3.1', 'RFC 7143 11.12.10', 'RFC 7143 13.5')
 def test_bad_first_keys(many, keys, status):
     got = fails(many, lambda session: session.exchange(keys, 0, 1))
     if status == 0x0200:
@@ -125,10 +127,12 @@ def test_bad_first_keys(many, keys, status):
     (lambda s: (s.exchange(NORMAL, 0, 1), s.exchange([], 0, 1)), 0x0200),   # back to a stage that is over
     (lambda s: s.exchange(NORMAL, 0, 1, tsih=0x7777), 0x020A),              # a session that does not exist
 ], ids=['version', 'csg2', 'nsg2', 't-and-c', 'backwards', 'csg3', 'again', 'tsih'])
+@pytest.mark.clause('RFC 7143 6.3', 'RFC 7143 11.12')
 def test_bad_headers(many, act, status):
     assert fails(many, act) == status
 
 
+@pytest.mark.clause('RFC 7143 6.3')
 def test_other_requests_before_the_login_is_over(many):
     with Session(many.address) as session:
         session.exchange(NORMAL, 0, 1)
@@ -138,6 +142,7 @@ def test_other_requests_before_the_login_is_over(many):
         assert end.type is Closed or end.value.status == 0x020B
 
 
+@pytest.mark.clause('RFC 7143 6.3.1')
 def test_first_pdu_is_no_login(many):
     with Session(many.address) as session:
         session.wire.send(pack_bhs(NOP_OUT, FINAL, 0, 1, 0xFFFFFFFF, 1, 1))
@@ -145,6 +150,7 @@ def test_first_pdu_is_no_login(many):
             session.login_response()
 
 
+@pytest.mark.clause('RFC 7143 6.2')
 def test_text_without_end_is_cut_off(many):
     """C bit for ever: the target says no before it has kept a megabyte."""
     with Session(many.address) as session:
@@ -154,6 +160,7 @@ def test_text_without_end_is_cut_off(many):
                 session.login_response()
 
 
+@pytest.mark.clause('RFC 7143 6.3.1')
 def test_security_stage_may_be_skipped(many):
     with connect(many.address, TARGET, security=False) as session:          # as the Linux kernel does
         assert session.keys['TargetPortalGroupTag'] == '1'
@@ -161,6 +168,7 @@ def test_security_stage_may_be_skipped(many):
         assert session.capacity() == (131072, 512)
 
 
+@pytest.mark.clause('RFC 7143 13.6', 'RFC 7143 13.9')
 def test_alias_and_portal_group_tag(many):
     with connect(many.address, TARGET) as session:
         assert session.keys['TargetAlias'] == 'Disks for tests'
@@ -175,6 +183,7 @@ ODD = 'a secret, with # and =='
 @pytest.mark.parametrize('algorithm', ['5', '6', '7', '8'])
 @pytest.mark.parametrize('encoding', ['hex', 'base64'])
 @pytest.mark.parametrize('target', [SECRET, MUTUAL])
+@pytest.mark.clause('RFC 7143 12.1.3')
 def test_chap(many, algorithm, encoding, target):
     chap = (Chap('erp', ODD, algorithm, encoding=encoding) if target == SECRET else
             Chap('erp', 'secret-of-12-to-16', algorithm, ('erp-back', 'another-secret'), encoding))
@@ -184,11 +193,13 @@ def test_chap(many, algorithm, encoding, target):
 
 @pytest.mark.parametrize('size', [1, 1024])
 @pytest.mark.parametrize('encoding', ['hex', 'base64'])
+@pytest.mark.clause('RFC 7143 12.1.3')
 def test_challenges_of_any_size_are_answered(many, size, encoding):
     chap = Chap('erp', 'secret-of-12-to-16', '5', ('erp-back', 'another-secret'), encoding, challenge=b'\x01' * size)
     assert status_of(many, MUTUAL, chap=chap) == 0
 
 
+@pytest.mark.clause('RFC 7143 6.2.1', 'RFC 7143 12.1.3')
 def test_the_preferred_algorithm_of_several_is_taken(many):
     chap = Chap('erp', ODD, '5,6,7')
     assert status_of(many, SECRET, chap=chap) == 0
@@ -198,14 +209,17 @@ def test_the_preferred_algorithm_of_several_is_taken(many):
 @pytest.mark.parametrize('chap', [
     Chap('erp', 'wrong'), Chap('nobody', ODD), Chap('erp', ''), Chap('second', ODD), Chap('erp', ODD.upper(), '7'),
 ], ids=['secret', 'name', 'empty', 'other-account', 'case'])
+@pytest.mark.clause('RFC 7143 6.3.2', 'RFC 7143 12.1.3')
 def test_wrong_chap(many, chap):
     assert status_of(many, SECRET, chap=chap) == 0x0201
 
 
+@pytest.mark.clause('RFC 7143 12.1.3')
 def test_second_account(many):
     assert status_of(many, SECRET, chap=Chap('second', 'another-secret')) == 0
 
 
+@pytest.mark.clause('RFC 7143 6.3.2', 'RFC 7143 12.1')
 def test_chap_is_not_optional(many):
     """A target with accounts lets nobody in who skips, declines or leaves out CHAP."""
     assert fails(many, lambda s: s.exchange(replaced('TargetName', SECRET), 0, 1)) == 0x0201          # AuthMethod=None
@@ -221,6 +235,7 @@ def test_chap_is_not_optional(many):
     assert fails(many, offer_both) in (0x0200, 0x0201, 0x0207)
 
 
+@pytest.mark.clause('RFC 7143 12.1.3')
 def test_only_an_unknown_algorithm(many):
     def act(session):
         session.exchange([(k, 'CHAP' if k == 'AuthMethod' else v) for k, v in replaced('TargetName', SECRET)], 0)
@@ -228,6 +243,7 @@ def test_only_an_unknown_algorithm(many):
     assert fails(many, act) in (0x0200, 0x0201)
 
 
+@pytest.mark.clause('RFC 7143 9.2.1')
 def test_reflected_challenge_is_refused(many):
     """An initiator that sends the target's own challenge back gets no answer to it (RFC 7143 9.2.1)."""
     class Mirror(Chap):
@@ -238,6 +254,7 @@ def test_reflected_challenge_is_refused(many):
     assert status_of(many, MUTUAL, chap=Mirror('erp', 'secret-of-12-to-16', '5', ('erp-back', 'another-secret'))) == 0x0201
 
 
+@pytest.mark.clause('RFC 7143 12.1.3')
 def test_mutual_chap_may_be_left_out_by_the_initiator(many):
     assert status_of(many, MUTUAL, chap=Chap('erp', 'secret-of-12-to-16')) == 0
 
@@ -257,6 +274,7 @@ def discover(daemon, value='All', **more):
         return dict(found)
 
 
+@pytest.mark.clause('RFC 7143 13.3', 'RFC 7143 C')
 def test_send_targets_shows_what_this_initiator_may_see(many):
     address = '127.0.0.1:%d,1' % many.port
     found = discover(many, name='iqn.2026-11.test:anyone')
@@ -265,12 +283,14 @@ def test_send_targets_shows_what_this_initiator_may_see(many):
     assert NAMED in discover(many, name='iqn.1991-05.com.microsoft:server')
 
 
+@pytest.mark.clause('RFC 7143 13.3', 'RFC 7143 C')
 def test_send_targets_by_name(many):
     assert list(discover(many, TARGET)) == [TARGET]
     assert discover(many, CLOSED) == {}
     assert discover(many, 'iqn.2026-11.test.targetd:no-such') == {}
 
 
+@pytest.mark.clause('RFC 7143 13.3', 'RFC 7143 C')
 def test_send_targets_in_a_normal_session(many):
     with connect(many.address, TARGET) as session:
         assert [name for name, _ in session.send_targets('')] == [TARGET]      # its own target (RFC 7143 appendix C)
@@ -284,6 +304,7 @@ def test_send_targets_in_a_normal_session(many):
         assert session.capacity()[1] == 512
 
 
+@pytest.mark.clause('RFC 7143 11.10', 'RFC 7143 11.11')
 def test_a_long_list_comes_in_pieces(daemon):
     names = ['iqn.2026-11.test.targetd:%s-%03d' % ('x' * 150, number) for number in range(60)]
     for name in names:
@@ -293,6 +314,7 @@ def test_a_long_list_comes_in_pieces(daemon):
         assert [name for name, _ in session.send_targets()] == names
 
 
+@pytest.mark.clause('RFC 7143 4.3', 'RFC 7143 12.1.3')
 def test_discovery_accounts(daemon):
     daemon.target()
     daemon.text.server['incomingdiscoveryuser'] = 'finder secret-of-12-to-16'
@@ -303,6 +325,7 @@ def test_discovery_accounts(daemon):
     assert status_of(daemon, TARGET) == 0
 
 
+@pytest.mark.clause('RFC 7143 4.3', 'RFC 7143 13.21')
 def test_a_discovery_session_reaches_no_disk(many):
     with connect(many.address) as session:
         command = session.submit(bytes(6))
@@ -316,6 +339,7 @@ def test_a_discovery_session_reaches_no_disk(many):
 
 
 @pytest.mark.skipif(not has_ipv6(), reason='no IPv6 on this machine')
+@pytest.mark.clause('RFC 7143 13.8')
 def test_ipv6_portal_and_address_rules(daemon):
     other = free_port('::1')
     daemon.text.portal('[::1]:%d' % other)
@@ -331,6 +355,7 @@ def test_ipv6_portal_and_address_rules(daemon):
         assert session.capacity() == (131072, 512)
 
 
+@pytest.mark.clause('RFC 7143 13.8')
 def test_wildcard_portal_is_told_as_the_address_of_arrival(daemon):
     daemon.text.groups = {1: ['0.0.0.0:%d' % daemon.port]}
     daemon.target()
@@ -338,6 +363,7 @@ def test_wildcard_portal_is_told_as_the_address_of_arrival(daemon):
     assert discover(daemon) == {TARGET: ['127.0.0.1:%d,1' % daemon.port]}
 
 
+@pytest.mark.clause('RFC 7143 13.9')
 def test_a_target_is_reached_through_its_own_portal_group_only(daemon):
     other = free_port()
     daemon.text.portal('127.0.0.1:%d' % other, group=7)
@@ -352,6 +378,7 @@ def test_a_target_is_reached_through_its_own_portal_group_only(daemon):
 
 # -- limits --------------------------------------------------------------------------------------------------------------
 
+@pytest.mark.clause('RFC 7143 11.13.5')
 def test_max_sessions(daemon):
     daemon.target()
     daemon.text.server['max-sessions'] = '2'
@@ -388,6 +415,7 @@ def test_connections_of_one_address(daemon):
         session.close()
 
 
+@pytest.mark.clause('RFC 7143 6.3')
 def test_login_deadline(daemon):
     daemon.target()
     daemon.text.server['login-timeout'] = '1'

@@ -98,6 +98,7 @@ def logout(connection, reason, cid):
     return connection.until(LOGOUT_RESPONSE, itt).bhs[2]
 
 
+@pytest.mark.clause('RFC 7143 4.2.2', 'RFC 7143 13.2')
 def test_what_one_connection_writes_the_others_read(members):
     connections = members(4)
     for number, connection in enumerate(connections):
@@ -108,6 +109,7 @@ def test_what_one_connection_writes_the_others_read(members):
     assert len({connection.tsih for connection in connections}) == 1
 
 
+@pytest.mark.clause('RFC 7143 13.2')
 def test_no_more_connections_than_agreed(members):
     connections = members(4)
     with pytest.raises(LoginFailed) as refused:
@@ -116,6 +118,7 @@ def test_no_more_connections_than_agreed(members):
     connections[3].ping()                             # and nobody suffered
 
 
+@pytest.mark.clause('RFC 7143 4.2.2.1')
 def test_commands_are_carried_out_in_the_order_of_their_numbers(members):
     """RFC 7143 4.2.2.1: the second write is sent first, on the other connection; the first one's data must not win."""
     one, two = members(2)
@@ -133,6 +136,7 @@ def test_commands_are_carried_out_in_the_order_of_their_numbers(members):
     assert one.read(0, 8) == late
 
 
+@pytest.mark.clause('RFC 7143 4.2.5.1')
 def test_data_for_a_command_of_another_connection_is_refused(members):
     """RFC 7143 4.2.5.1: connection allegiance."""
     one, two = members(2)
@@ -149,6 +153,7 @@ def test_data_for_a_command_of_another_connection_is_refused(members):
     one.wait(command).good()
 
 
+@pytest.mark.clause('RFC 7143 11.5')
 def test_a_task_may_be_aborted_through_another_connection(members):
     one, two = members(2, SLOW)
     command = one.submit(read_10(0, 8), read=4096)
@@ -158,6 +163,7 @@ def test_a_task_may_be_aborted_through_another_connection(members):
     assert command.result is None
 
 
+@pytest.mark.clause('RFC 7143 11.14')
 def test_logout_of_another_connection_closes_that_one_only(members):
     one, two = members(2)
     assert logout(one, 1, 2) == 0
@@ -167,6 +173,7 @@ def test_logout_of_another_connection_closes_that_one_only(members):
     assert logout(one, 1, 2) == 1                     # there is no CID 2 any more
 
 
+@pytest.mark.clause('RFC 7143 11.14')
 def test_logout_of_its_own_connection_leaves_the_others(members):
     one, two = members(2)
     assert logout(one, 1, 1) == 0
@@ -177,6 +184,7 @@ def test_logout_of_its_own_connection_leaves_the_others(members):
     assert third.read(0, 1) == pattern(5, 512)
 
 
+@pytest.mark.clause('RFC 7143 11.14', 'RFC 7143 7.6')
 def test_logout_of_a_connection_waits_for_its_tasks(members):
     """RFC 7143 11.15.1: the response says that nothing of it is going on."""
     one, two = members(2, SLOW)
@@ -188,12 +196,14 @@ def test_logout_of_a_connection_waits_for_its_tasks(members):
             assert two.step().opcode != DATA_IN
 
 
+@pytest.mark.clause('RFC 7143 11.14', 'RFC 7143 11.15')
 def test_removal_for_recovery_is_not_offered_at_level_0(members):
     one, two = members(2)
     assert logout(one, 2, 2) == 2
     two.ping()
 
 
+@pytest.mark.clause('RFC 7143 11.14')
 def test_logout_of_the_session_closes_every_connection(several, members):
     connections = members(3)
     assert connections[1].logout(0) == 0
@@ -202,6 +212,7 @@ def test_logout_of_the_session_closes_every_connection(several, members):
     several.logged('session %d .* is over' % connections[0].tsih)
 
 
+@pytest.mark.clause('RFC 7143 7.14', 'RFC 7143 11.9')
 def test_the_loss_of_a_connection_is_announced_and_the_session_goes_on(members):
     """RFC 7143 11.9.1, event 2: parameter 1 is the CID."""
     one, two = members(2)
@@ -212,6 +223,7 @@ def test_the_loss_of_a_connection_is_announced_and_the_session_goes_on(members):
     assert one.read(0, 1) == pattern(6, 512)
 
 
+@pytest.mark.clause('RFC 7143 7.14')
 def test_the_first_connection_may_be_lost_too(members):
     one, two = members(2)
     one.close()
@@ -219,6 +231,7 @@ def test_the_first_connection_may_be_lost_too(members):
     assert len(two.read(0, 1)) == 512
 
 
+@pytest.mark.clause('RFC 7143 4.2.2.1')
 def test_the_window_is_not_narrower_after_tasks_were_lost(members):
     one, two = members(2, SLOW)
     one.ping()
@@ -232,6 +245,7 @@ def test_the_window_is_not_narrower_after_tasks_were_lost(members):
     assert one.max_cmd_sn - one.cmd_sn == before
 
 
+@pytest.mark.clause('RFC 7143 4.2.2.1', 'RFC 7143 7.2.1')
 def test_a_command_that_was_held_on_a_lost_connection_may_be_sent_again(members):
     one, two = members(2)
     sn = one.cmd_sn
@@ -248,6 +262,7 @@ def test_a_command_that_was_held_on_a_lost_connection_may_be_sent_again(members)
     assert one.read(0, 8) == pattern(8, 4096)
 
 
+@pytest.mark.clause('RFC 7143 6.3.4')
 def test_a_connection_is_replaced_by_one_with_its_cid(members):
     """RFC 7143 6.3.4: connection reinstatement."""
     one, two = members(2)
@@ -257,6 +272,7 @@ def test_a_connection_is_replaced_by_one_with_its_cid(members):
     assert one.read(0, 1) == pattern(10, 512)
 
 
+@pytest.mark.clause('RFC 7143 6.3.4')
 def test_the_only_connection_is_replaced_and_the_session_goes_on(members):
     (one,) = members(1)
     tsih = one.tsih
@@ -266,6 +282,7 @@ def test_the_only_connection_is_replaced_and_the_session_goes_on(members):
     assert len(again.read(0, 1)) == 512               # no unit attention: the nexus was never lost
 
 
+@pytest.mark.clause('RFC 7143 6.3.4', 'RFC 7143 7.6')
 def test_tasks_of_a_replaced_connection_end_without_a_word(members):
     (one,) = members(1, SLOW)
     one.submit(read_10(0, 8), read=4096)
@@ -275,6 +292,7 @@ def test_tasks_of_a_replaced_connection_end_without_a_word(members):
     assert not again.commands
 
 
+@pytest.mark.clause('RFC 7143 6.3.1')
 def test_another_initiator_cannot_join(several, members):
     one, _ = members(2)
     stranger = Member(several.address, 3, one.numbering, name='iqn.2026-11.test.targetd:stranger')
@@ -285,6 +303,7 @@ def test_another_initiator_cannot_join(several, members):
     stranger.close()
 
 
+@pytest.mark.clause('RFC 7143 4.2.2.1')
 def test_load_on_all_connections_at_once(members):
     connections = members(4)
     for turn in range(50):
@@ -296,6 +315,7 @@ def test_load_on_all_connections_at_once(members):
         assert connections[number % 3].read(number * 8, 8) == pattern(number, 4096)
 
 
+@pytest.mark.clause('RFC 7143 6.3.5')
 def test_a_session_is_reinstated_at_once(several, members):
     """RFC 7143 6.3.5: the old session's worker ends by itself; nobody has to kill it."""
     old = members(3)

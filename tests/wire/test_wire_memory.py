@@ -48,6 +48,7 @@ def test_an_initiator_that_does_not_read(served_both_ways, ready, target):
         session.wait(command).good()
 
 
+@pytest.mark.clause('RFC 7143 11.8')
 def test_writes_whose_data_does_not_come(served_both_ways, ready):
     """TASK SET FULL where more than 256 MiB would be held; the window stays open (SAM-5 5.3.1)."""
     session = ready(served_both_ways, keys={'ImmediateData': 'No'})
@@ -60,6 +61,7 @@ def test_writes_whose_data_does_not_come(served_both_ways, ready):
     assert session.max_cmd_sn - session.cmd_sn > 100
 
 
+@pytest.mark.clause('RFC 7143 4.2.2.1', 'RFC 7143 11.17')
 def test_immediate_commands_are_not_without_end(served_both_ways, ready):
     session = ready(served_both_ways, keys={'ImmediateData': 'No'})
     for number in range(500):

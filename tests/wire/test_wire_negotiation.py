@@ -58,6 +58,7 @@ BURSTS = [('512', '512'), ('512', '65536'), ('8192', '8192'), ('65536', '65536')
 @pytest.mark.parametrize('immediate', ['Yes', 'No'])
 @pytest.mark.parametrize('initial_r2t', ['Yes', 'No'])
 @pytest.mark.parametrize('outstanding', ['1', '8'])
+@pytest.mark.clause('RFC 7143 13.10', 'RFC 7143 13.11', 'RFC 7143 13.14', 'RFC 7143 13.17')
 def test_every_combination_writes_and_reads_back(two_targets, sessions, target, immediate, initial_r2t, outstanding):
     combinations = itertools.product(BURSTS, ('512', '8192', '262144'))
     for number, ((first, most), segment) in enumerate(combinations):
@@ -75,6 +76,7 @@ def test_every_combination_writes_and_reads_back(two_targets, sessions, target, 
 
 
 @pytest.mark.parametrize('header, data', [('None', 'None'), ('CRC32C', 'CRC32C')])
+@pytest.mark.clause('RFC 7143 11.2.4')
 def test_odd_lengths_are_padded(two_targets, ready, header, data):
     """Any segment length may be declared; each segment is padded to four bytes (RFC 7143 11.2.1.6)."""
     session = ready(two_targets, WIDE, keys={'MaxRecvDataSegmentLength': '1001', 'MaxBurstLength': '4099',
@@ -84,6 +86,7 @@ def test_odd_lengths_are_padded(two_targets, ready, header, data):
     round_trip(session, 5, [512, 1024, 8192, 65536])
 
 
+@pytest.mark.clause('RFC 7143 11.8', 'RFC 7143 13.17')
 def test_r2ts_outstanding_reach_what_was_negotiated_and_no_more(two_targets, ready):
     session = ready(two_targets, WIDE, keys={'MaxOutstandingR2T': '4', 'MaxBurstLength': '4096', 'ImmediateData': 'No',
                                              'FirstBurstLength': '4096'})
@@ -101,6 +104,7 @@ def test_r2ts_outstanding_reach_what_was_negotiated_and_no_more(two_targets, rea
     assert session.read(0, 80) == data
 
 
+@pytest.mark.clause('RFC 7143 11.8')
 def test_r2ts_answered_out_of_order_are_each_put_in_their_place(two_targets, ready):
     session = ready(two_targets, WIDE, keys={'MaxOutstandingR2T': '4', 'MaxBurstLength': '4096', 'ImmediateData': 'No',
                                              'InitialR2T': 'Yes', 'DataSequenceInOrder': 'Yes'})
@@ -120,6 +124,7 @@ def test_r2ts_answered_out_of_order_are_each_put_in_their_place(two_targets, rea
 
 @pytest.mark.parametrize('header', ['None', 'CRC32C', 'CRC32C,None', 'None,CRC32C'])
 @pytest.mark.parametrize('data', ['None', 'CRC32C', 'CRC32C,None'])
+@pytest.mark.clause('RFC 7143 13.1')
 def test_digests(two_targets, sessions, header, data):
     session = sessions(two_targets, WIDE, keys={'HeaderDigest': header, 'DataDigest': data, 'InitialR2T': 'No'})
     assert session.value('HeaderDigest') == header.split(',')[0]
@@ -130,6 +135,7 @@ def test_digests(two_targets, sessions, header, data):
     assert session.logout() == 0
 
 
+@pytest.mark.clause('RFC 7143 6.2')
 def test_text_keys_over_many_pdus(two_targets, sessions):
     """The C bit: a request in small pieces, cut in the middle of a word (RFC 7143 6.2)."""
     session = Session(two_targets.address)
@@ -164,6 +170,7 @@ def test_text_keys_over_many_pdus(two_targets, sessions):
     ('DataPDUInOrder', 'Yes', 'Yes'),
     ('FirstBurstLength', '0x2000', '8192'),
 ])
+@pytest.mark.clause('RFC 7143 6.2.1', 'RFC 7143 6.2.2')
 def test_answer_to_one_key(two_targets, key, value, answer):
     """RFC 7143 6.2.2, 13: each offered key is answered once, by its result function."""
     with Session(two_targets.address) as session:
@@ -176,6 +183,7 @@ def test_answer_to_one_key(two_targets, key, value, answer):
             assert keys[key] == answer
 
 
+@pytest.mark.clause('RFC 7143 6.2')
 def test_nothing_is_answered_that_was_not_asked(two_targets):
     """An answer to a key that was not offered restarts the negotiation of some initiators; three may be volunteered."""
     with Session(two_targets.address) as session:
@@ -187,6 +195,7 @@ def test_nothing_is_answered_that_was_not_asked(two_targets):
         assert set(second) <= {'HeaderDigest', 'ImmediateData', 'MaxRecvDataSegmentLength', 'TargetAlias'}
 
 
+@pytest.mark.clause('RFC 7143 6.2', 'RFC 7143 7.12')
 def test_a_key_negotiated_twice_ends_the_login(two_targets):
     """RFC 7143 6.2: a key is negotiated once in a stage."""
     with Session(two_targets.address) as session:
@@ -198,6 +207,7 @@ def test_a_key_negotiated_twice_ends_the_login(two_targets):
         assert failure.value.status == 0x0200
 
 
+@pytest.mark.clause('RFC 7143 11.18', 'RFC 7143 13.12')
 def test_nop_out_is_echoed_up_to_the_negotiated_length(two_targets, ready):
     session = ready(two_targets, WIDE, keys={'MaxRecvDataSegmentLength': '1024'})
     long = pattern(5, 4096)

@@ -90,6 +90,7 @@ def rejected(session, reason):
 # -- SNACK -----------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.clause('RFC 7143 11.16')
 def test_a_status_is_sent_again_as_it_was(login):
     session = login()
     _, pdus = run_and_keep(session, write_10(0, 1), out=bytes(512))
@@ -97,6 +98,7 @@ def test_a_status_is_sent_again_as_it_was(login):
     assert same(session.wire.receive(), pdus[-1])
 
 
+@pytest.mark.clause('RFC 7143 11.16')
 def test_all_statuses_that_are_not_acknowledged(login):
     session = login()
     session.ping()
@@ -107,6 +109,7 @@ def test_all_statuses_that_are_not_acknowledged(login):
     assert all(same(session.wire.receive(), pdu) for pdu in pdus)
 
 
+@pytest.mark.clause('RFC 7143 4.2.2.2', 'RFC 7143 11.16')
 def test_what_is_acknowledged_is_not_sent_again(login):
     session = login()
     _, pdus = run_and_keep(session, bytes(6))
@@ -115,6 +118,7 @@ def test_what_is_acknowledged_is_not_sent_again(login):
     rejected(session, 4)
 
 
+@pytest.mark.clause('RFC 7143 11.16')
 def test_data_is_sent_again_as_it_was(login):
     session = login(MaxRecvDataSegmentLength='4096')
     session.write(0, pattern(1, 65536))
@@ -126,6 +130,7 @@ def test_data_is_sent_again_as_it_was(login):
     assert [same(session.wire.receive(), pdu) for pdu in pdus[14:]] == [True, True]
 
 
+@pytest.mark.clause('RFC 7143 11.16', 'RFC 7143 11.17')
 def test_data_that_was_never_sent_is_refused(login):
     session = login()
     _, pdus = run_and_keep(session, read_10(0, 8), read=4096)
@@ -133,6 +138,7 @@ def test_data_that_was_never_sent_is_refused(login):
     rejected(session, 4)
 
 
+@pytest.mark.clause('RFC 7143 11.16')
 def test_an_r2t_is_sent_again(login):
     session = login(ImmediateData='No', MaxOutstandingR2T='2', MaxBurstLength='4096', FirstBurstLength='4096')
     session.hold_r2t = True
@@ -148,6 +154,7 @@ def test_an_r2t_is_sent_again(login):
     assert session.read(0, 32) == data
 
 
+@pytest.mark.clause('RFC 7143 11.7', 'RFC 7143 11.16')
 def test_data_is_acknowledged_where_a_burst_ends(login):
     session = login(MaxBurstLength='8192', MaxRecvDataSegmentLength='4096')
     command = session.submit(read_10(0, 64), read=32768)
@@ -163,12 +170,14 @@ def test_data_is_acknowledged_where_a_burst_ends(login):
     rejected(session, 4)
 
 
+@pytest.mark.clause('RFC 7143 11.16')
 def test_a_data_ack_that_nobody_asked_for(login):
     session = login()
     snack(session, DATA_ACK, first=1, tag=77)
     rejected(session, 8)
 
 
+@pytest.mark.clause('RFC 7143 11.16', 'RFC 7143 13.12')
 def test_data_in_new_segments(login):
     """R-Data SNACK, RFC 7143 11.16.4: the status comes in a response that carries the SNACK tag."""
     session = login(MaxRecvDataSegmentLength='8192')
@@ -190,6 +199,7 @@ def test_data_in_new_segments(login):
     assert (last.opcode, last.stat_sn, last.ttt, last.word36) == (SCSI_RESPONSE, before, 0x1234, 16)
 
 
+@pytest.mark.clause('RFC 7143 11.16', 'RFC 7143 13.20')
 def test_level_0_knows_no_snack(login):
     session = login(0)
     snack(session, STATUS)
@@ -209,6 +219,7 @@ def spoilt_data_out(session, command, r2t, spoilt):
 
 
 @pytest.mark.parametrize('spoilt', [(0,), (1,), (3,), (1, 3), (0, 1, 2, 3)])
+@pytest.mark.clause('RFC 7143 7.8')
 def test_data_that_arrives_spoilt_is_asked_for_again(login, spoilt):
     """RFC 7143 7.9: Reject, then a recovery R2T for what is missing."""
     session = login(DataDigest='CRC32C', ImmediateData='No', MaxBurstLength='16384', FirstBurstLength='16384')
@@ -228,6 +239,7 @@ def test_data_that_arrives_spoilt_is_asked_for_again(login, spoilt):
     assert session.read(0, 64) == pattern(4, 32768)
 
 
+@pytest.mark.clause('RFC 7143 7.2.1', 'RFC 7143 7.8')
 def test_a_command_that_arrives_spoilt_is_sent_again(login):
     """RFC 7143 7.9, 7.1.3: it was never received; its number is still to come."""
     session = login(DataDigest='CRC32C')
@@ -255,6 +267,7 @@ def reassign(session, command, exp_data_sn=0):
     return session.until(TASK_MANAGEMENT_RESPONSE, itt).bhs[2]
 
 
+@pytest.mark.clause('RFC 7143 7.2.2')
 def test_a_running_read_goes_on_on_a_new_connection(login):
     old = login(2, SLOW)
     command = old.submit(read_10(0, 8), read=4096)
@@ -265,6 +278,7 @@ def test_a_running_read_goes_on_on_a_new_connection(login):
     assert new.wait(command).good().data == bytes(4096)
 
 
+@pytest.mark.clause('RFC 7143 7.2.2')
 def test_a_read_whose_answer_was_lost_is_answered_again(login):
     old = login(2, MaxRecvDataSegmentLength='4096')
     data = pattern(6, 16384)
@@ -277,6 +291,7 @@ def test_a_read_whose_answer_was_lost_is_answered_again(login):
     assert new.wait(command).good().data == data
 
 
+@pytest.mark.clause('RFC 7143 7.2.2')
 def test_what_was_acknowledged_is_not_sent_on_the_new_connection(login):
     old = login(2, MaxRecvDataSegmentLength='4096')
     data = pattern(7, 16384)
@@ -290,6 +305,7 @@ def test_what_was_acknowledged_is_not_sent_on_the_new_connection(login):
     assert new.wait(command).good().data == data
 
 
+@pytest.mark.clause('RFC 7143 7.2.2')
 def test_a_write_goes_on_where_it_was(login):
     old = login(2, ImmediateData='No', MaxBurstLength='8192', FirstBurstLength='8192')
     data = pattern(8, 32768)
@@ -306,6 +322,7 @@ def test_a_write_goes_on_where_it_was(login):
     assert new.read(0, 64) == data
 
 
+@pytest.mark.clause('RFC 7143 7.2.2')
 def test_a_write_that_ended_is_not_carried_out_twice(login):
     old = login(2)
     command = old.submit(write_10(0, 1), out=pattern(9, 512))
@@ -318,6 +335,7 @@ def test_a_write_that_ended_is_not_carried_out_twice(login):
     assert new.read(0, 1) == pattern(10, 512)
 
 
+@pytest.mark.clause('RFC 7143 7.2.2', 'RFC 7143 11.6')
 def test_only_lost_tasks_are_reassigned(login):
     old = login(2, SLOW)
     other = login(2, SLOW, like=old, cid=2)
@@ -330,6 +348,7 @@ def test_only_lost_tasks_are_reassigned(login):
     assert reassign(other, command) == 1          # no such task
 
 
+@pytest.mark.clause('RFC 7143 7.2.2', 'RFC 7143 11.14')
 def test_logout_for_recovery_hands_the_tasks_over(login):
     old = login(2, SLOW)
     other = login(2, SLOW, like=old, cid=2)
@@ -345,12 +364,14 @@ def test_logout_for_recovery_hands_the_tasks_over(login):
     other.wait(command).good()
 
 
+@pytest.mark.clause('RFC 7143 7.2.2', 'RFC 7143 13.20')
 def test_level_1_reassigns_nothing(login):
     session = login(1)
     command, _ = run_and_keep(session, bytes(6))
     assert reassign(session, command) == 4
 
 
+@pytest.mark.clause('RFC 7143 7.5', 'RFC 7143 13.16')
 def test_tasks_are_kept_no_longer_than_agreed(recovering, login):
     old = login(2, SLOW, DefaultTime2Wait='0', DefaultTime2Retain='0')
     tsih = old.tsih
@@ -359,6 +380,7 @@ def test_tasks_are_kept_no_longer_than_agreed(recovering, login):
     recovering.logged('session %d .* is over' % tsih)
 
 
+@pytest.mark.clause('RFC 7143 11.16', 'RFC 7143 11.17')
 def test_a_rejected_snack_does_no_harm(login):
     session = login(2)
     snack(session, 9)

@@ -50,6 +50,7 @@ def refused(daemon, pairs, csg=0, nsg=1, tsih=0, isid=ISID, cid=1, version=b'\0\
 @pytest.mark.parametrize('target, status, address', [
     (TEMPORARY, 0x0101, '192.0.2.7:3260'), (PERMANENT, 0x0102, '[2001:db8::7]:3261')])
 @pytest.mark.parametrize('security', [True, False])
+@pytest.mark.clause('RFC 7143 11.13.5', 'RFC 7143 13.8')
 def test_a_redirect_names_the_address_and_no_tag(many, target, status, address, security):
     if security:
         answer = refused(many, first(target))
@@ -110,10 +111,12 @@ def test_following_a_redirect_leads_to_the_disk(daemon, tmp_path_factory):
     (0x0209, dict(pairs=first(TARGET, kind='Sometimes'))),
     (0x020A, dict(pairs=first(TARGET), tsih=0x7777)),
 ], ids=['0201', '0202', '0203', '0205', '0207-initiator', '0207-target', '0208', '0209', '020A'])
+@pytest.mark.clause('RFC 7143 11.13.5')
 def test_a_refusal_says_why(many, status, question):
     assert refused(many, **question) == (status, [])
 
 
+@pytest.mark.clause('RFC 7143 13.2', 'RFC 7143 11.13.5')
 def test_one_connection_more_than_agreed_on(many, ready):
     """MaxConnections=1 was agreed on; a second connection of the session is told 0206, and the session goes on."""
     session = ready(many, keys={'MaxConnections': '1'})
@@ -126,6 +129,7 @@ def test_one_connection_more_than_agreed_on(many, ready):
 
 @pytest.mark.parametrize('what', [dict(name='iqn.2026-11.test:somebody-else'), dict(isid=b'\x80\0\0\0\0\x77'),
                                   dict(target=OTHER)], ids=['name', 'isid', 'target'])
+@pytest.mark.clause('RFC 7143 6.3.1', 'RFC 7143 11.13.5')
 def test_nobody_joins_the_session_of_another(many, ready, what):
     """The TSIH alone opens no door: name, ISID and target must be the session's too."""
     session = ready(many)
@@ -173,6 +177,7 @@ def admits(daemon):
     return True
 
 
+@pytest.mark.clause('RFC 7143 11.13.5')
 def test_a_target_is_not_ready_until_its_disks_are_there(daemon):
     """0301, which initiators retry; other targets are served, and discovery shows it all the while."""
     path = late(daemon)
