@@ -147,7 +147,8 @@ class Exports(object):
 
     def _open_store(self, lun, path):
         description = {'path': path, 'size': lun.size, 'read_only': lun.readonly, 'direct': lun.direct_io, 'thin': lun.thin,
-                       'block_size': lun.block_size and int(lun.block_size), 'filters': lun.filter}
+                       'block_size': lun.block_size and int(lun.block_size), 'filters': lun.filter,
+                       'allow_in_use': lun.allow_in_use}
         if lun.type != 'auto':
             description['kind'] = lun.type
         grows = path is not None and os.path.isfile(path)

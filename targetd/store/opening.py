@@ -111,7 +111,8 @@ def open_store(description, held=()):
     """Open and claim what a description asks for: an OpenedStore. Raises StoreError.
 
     description: dict with kind ('file' 'block' 'ram' 'null', or absent: found out from the path), path, size (bytes or None: as
-    large as it is), read_only, direct, thin, block_size (None: the medium's own, or 512), filters (the setting, or parsed).
+    large as it is), read_only, direct, thin, block_size (None: the medium's own, or 512), filters (the setting, or parsed),
+    allow_in_use (a block device is opened without claiming it: the administrator asked for that).
     held: OpenedStores of this process; a medium among them is not busy, its claim is shared.
     """
     wanted = _Wanted(description)
@@ -124,7 +125,7 @@ class _Wanted(object):
 
     def __init__(self, description):
         for word in description:
-            if word not in _WORDS and word != 'capabilities':
+            if word not in _WORDS and word not in ('capabilities', 'allow_in_use'):
                 raise StoreError('a store has no property "%s"' % word)
         self.kind = description.get('kind')
         self.path = description.get('path')
@@ -133,6 +134,7 @@ class _Wanted(object):
         self.direct = bool(description.get('direct'))
         self.thin = bool(description.get('thin'))
         self.block_size = description.get('block_size')
+        self.allow_in_use = bool(description.get('allow_in_use'))
         self.name = self.path or self.kind
         if self.kind not in KINDS and self.kind is not None:
             raise StoreError('%s: there is no kind of store "%s"; there are: %s'
@@ -346,7 +348,7 @@ def _knows_holes(descriptor):
 
 
 def _open_block(wanted, held):
-    flags = wanted.flags() | os.O_EXCL
+    flags = wanted.flags() | (0 if wanted.allow_in_use else os.O_EXCL)
     try:
         status = os.stat(wanted.path)
         if not stat.S_ISBLK(status.st_mode):

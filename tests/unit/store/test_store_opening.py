@@ -308,3 +308,13 @@ def test_the_masters_flush_reaches_the_medium(image, opened, monkeypatch):
     opened({'kind': 'ram', 'size': MIB}).flush(0, MIB)
     opened({'kind': 'null', 'size': MIB}).flush(0, MIB)
     assert synced == [made.descriptor]
+
+
+def test_allow_in_use_takes_a_device_that_somebody_has_claimed(loop_device, opened):
+    device = loop_device(512)
+    claim = os.open(device, os.O_RDWR | os.O_EXCL)
+    try:
+        assert 'in use' in refusal({'path': device})
+        assert opened({'path': device, 'allow_in_use': True}).size == os.lseek(claim, 0, os.SEEK_END)
+    finally:
+        os.close(claim)
