@@ -339,11 +339,15 @@ def _exit_failure_mode(shared, nexus, message, _known_ports):
 
 
 def operation_over(shared, failed):
-    """A Decision: the operation has ended; failed: why, or ''. Whoever did not ask is told that the data are others now."""
+    """A Decision: the operation has ended; failed: why, or ''. Of a format those who did not ask are told that the data are
+    others now. SBC-3 4.11 names no unit attention for a sanitize, and libiscsi's tests take one on a second session for a
+    mistake; whoever asked meanwhile got 02/04/1B."""
     operation = dict(shared.operation, failed=failed) if failed else None
     by = tuple(shared.operation['by'])
     is_its = operations.is_running(shared.medium)                # not, say, a medium that failed for good meanwhile
-    attentions = [] if failed else [(Others(by),) + attention.MEDIUM_MAY_HAVE_CHANGED]
+    attentions = []
+    if not failed and shared.operation['kind'] == 'format':
+        attentions = [(Others(by),) + attention.MEDIUM_MAY_HAVE_CHANGED]
     return Decision(shared._replace(medium=(operations.medium(operation) or READY) if is_its else shared.medium,
                                     operation=operation), attentions, persist=True)
 

@@ -54,11 +54,12 @@ def test_not_without_a_medium_and_not_where_data_were_lost(shared):
     assert sense_of(decide(shared._replace(medium='failed'), ONE, FORMAT, [])) == (4, 0x44, 0)
 
 
-def test_its_end_is_told_to_those_who_did_not_ask(shared):
-    begun = decide(shared, ONE, OVERWRITE, []).shared
+@pytest.mark.parametrize('message, told', [(OVERWRITE, []), (FORMAT, [[0x28, 0]])])
+def test_the_end_of_a_format_is_told_to_those_who_did_not_ask(shared, message, told):
+    begun = decide(shared, ONE, message, []).shared
     over = decisions.operation_over(begun, '')
     assert over.shared.medium == 'ready' and over.shared.operation is None and over.persist
-    assert over.attentions_of(TWO) == [[0x28, 0]] and over.attentions_of(ONE) == []
+    assert over.attentions_of(TWO) == told and over.attentions_of(ONE) == []
     lost = decisions.operation_over(begun._replace(medium='failed'), '')
     assert lost.shared.medium == 'failed'
 
@@ -228,7 +229,7 @@ def test_the_asker_waits_for_the_end_unless_it_said_immed(house):
     house.tell(tell='operated', failed='')
     assert house.answer() == (sam.GOOD, None)
     assert house.two.of('change')[-1]['medium'] == 'ready'
-    assert house.two.of('change')[-1]['attentions'] == [[0x28, 0]]
+    assert not house.two.of('change')[-1].get('attentions')
     assert house.units.state.load('key') == {}
 
 
