@@ -1,5 +1,8 @@
 """What hypothesis finds: no bytes make the pure rooms raise anything but their own refusals, and answers stay within bounds."""
 
+import zlib
+from types import SimpleNamespace
+
 import pytest
 
 hypothesis = pytest.importorskip('hypothesis')
@@ -8,7 +11,11 @@ from hypothesis import given, settings, strategies as st          # noqa: E402
 
 from targetd.iscsi import const, keys, names, pdu, text            # noqa: E402
 from targetd.iscsi.errors import LoginFailure, PduRejected          # noqa: E402
+from targetd.iscsi.framing import DIGEST_ERROR, Framer              # noqa: E402
 from targetd.iscsi.login import Claim, LoginNegotiation, LoginPolicy, TargetPolicy, admit_everyone     # noqa: E402
+from targetd.iscsi.recovery import RecoveringTransfer               # noqa: E402
+from targetd.iscsi.session import Session                           # noqa: E402
+from targetd.iscsi.transfer import Limits, Transfer                 # noqa: E402
 
 DISK = 'iqn.2026-11.com.example:disk'
 
@@ -86,3 +93,129 @@ def test_no_sequence_of_requests_claims_without_a_proof_where_accounts_are_set(r
             assert not accounts
             return
         assert all(len(response.data) <= 8192 and not response.tsih for response in step.pdus)
+
+
+# -- framing and full feature --------------------------------------------------------------------------------------------
+
+def crc(data, value):
+    return zlib.crc32(data, value)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.binary(max_size=400), st.lists(st.integers(1, 90), min_size=1, max_size=6), st.booleans(), st.booleans(),
+       st.sampled_from([0, 64, 8192]))
+def test_any_bytes_are_pdus_or_a_refusal_whatever_the_cuts(stream, cuts, header_digest, data_digest, declared):
+    """The same PDUs, or the same refusal after the same PDUs, in one piece and in many; none is longer than declared."""
+    ends = []
+    for pieces in ([len(stream) or 1], cuts):
+        framer = Framer(declared, crc, header_digest, data_digest, batch_bytes=1024)
+        found, position, number = [], 0, 0
+        try:
+            while position < len(stream):
+                room = framer.wanted()
+                piece = stream[position:position + min(pieces[number % len(pieces)], len(room))]
+                room[:len(piece)] = piece
+                position, number = position + len(piece), number + 1
+                for fields, ahs, data in framer.received(len(piece)):
+                    found.append((fields, ahs, data if data is None or data is DIGEST_ERROR else bytes(data)))
+                assert framer.partial is None                # nothing here is long enough to land
+        except PduRejected as refusal:
+            assert refusal.fatal
+            found += [(fields, ahs, data if data is None or data is DIGEST_ERROR else bytes(data))
+                      for fields, ahs, data in refusal.before] + [refusal.why]
+        ends.append(found)
+        assert all(each[2] in (None, DIGEST_ERROR) or len(each[2]) <= declared for each in found if isinstance(each, tuple))
+    assert ends[0] == ends[1]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.binary(min_size=48, max_size=48), st.binary(max_size=40))
+def test_any_header_is_a_pdu_that_encodes_to_itself_or_a_refusal(head, data):
+    head = head[:4] + len(data).to_bytes(4, 'big') + head[8:]
+    try:
+        request = pdu.decode(head, b'', data)
+    except PduRejected:
+        assert head[0] & const.OPCODE_MASK not in pdu.FROM_INITIATOR
+        return
+    again = pdu.decode(request.encode(), b'', data)
+    assert (again.flags, again.immediate, again.data) == (request.flags, request.immediate, data)
+    assert again.encode() == request.encode() and repr(request)
+
+
+LIMITS = st.builds(Limits, st.booleans(), st.booleans(), st.sampled_from([1, 8, 16]), st.sampled_from([4, 16, 64]),
+                   st.integers(1, 3))
+WRONG = st.sampled_from([0, 0, 0, 0, 0, 0, 1, -1, 50])
+OUTS = st.lists(st.tuples(st.integers(0, 3), WRONG, WRONG, st.sampled_from([0, 1, 4, 4, 8, 16, 40]), st.booleans(),
+                          st.booleans()), max_size=12)
+
+
+def carry_out(transfer, immediate, final, outs, most):
+    """Feed a transfer what the initiator sends, mostly where it was asked; most: bytes that an R2T may reach."""
+    due = {0xFFFFFFFF: [immediate, 0]}                       # TTT -> offset and DataSN that come next
+
+    def solicit():
+        for ttt, _, offset, length in transfer.solicit(lambda: len(due)):
+            assert 0 <= offset < offset + length <= most
+            due[ttt] = [offset, 0]
+    transfer.immediate(b'i' * immediate or None, final)
+    if not transfer.awaits_unsolicited:
+        del due[0xFFFFFFFF]
+        due[0] = [0, 0]                                      # a tag that was never given
+    solicit()
+    for tag, wrong_offset, wrong_number, length, ends, is_lost in outs:
+        ttt = sorted(due)[-1 - tag % len(due)]
+        offset, data_sn = due[ttt]
+        if is_lost and isinstance(transfer, RecoveringTransfer):
+            transfer.lost(ttt, ends)
+        else:
+            transfer.receive(ttt, max(0, offset + wrong_offset), max(0, data_sn + wrong_number), b'o' * length or None, ends)
+        due[ttt] = [offset + length, data_sn + 1]
+        solicit()
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.sampled_from([Transfer, RecoveringTransfer]), LIMITS, st.integers(1, 40), st.integers(1, 40), st.integers(0, 12),
+       st.booleans(), OUTS)
+def test_any_data_out_is_what_was_asked_for_or_refused(kind, limits, wanted, edtl, immediate, final, outs):
+    """Nothing is written behind the buffer, R2Ts stay within the transfer, and what counts as complete has every byte."""
+    wanted = min(wanted, edtl)
+    store = bytearray(b'.' * (wanted + 8))
+    transfer = kind(1, wanted, edtl, limits, memoryview(store)[:wanted])
+    try:
+        carry_out(transfer, immediate, final, outs, max(wanted, min(limits.first_burst, edtl)))
+    except PduRejected:
+        pass
+    else:
+        assert not transfer.is_complete or b'.' not in store[:wanted]
+    assert store[wanted:] == b'.' * 8
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.sampled_from([1, 10, 0xFFFFFFF0]), st.lists(st.integers(-12, 20), max_size=60))
+def test_commands_are_taken_once_and_in_order_whatever_comes(start, arrivals):
+    values = {'InitialR2T': True, 'ImmediateData': True, 'FirstBurstLength': 1, 'MaxBurstLength': 1, 'MaxOutstandingR2T': 1}
+    session = Session(SimpleNamespace(
+        initiator_name='iqn.i', initiator_alias='', isid='0' * 12, tsih=1, target_name='iqn.t', portal_group_tag=1,
+        account=None, session_type='Normal', values=values, cmd_sn=start), 8)
+    taken = []
+    for each in arrivals:
+        number = start + each & 0xFFFFFFFF
+        while number is not None:
+            number = (taken.append(number) or session.next_held()) if session.takes(number, number) else None
+        assert len(session.held) < 8
+    assert taken == [start + at & 0xFFFFFFFF for at in range(len(taken))]
+    reachable = {each for each in arrivals if 0 <= each < 8}
+    assert len(taken) == next(at for at in range(9) if at not in reachable)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(st.tuples(st.binary(max_size=60), st.booleans()), max_size=8))
+def test_text_over_many_requests_is_bounded_and_parsed_or_refused(parts):
+    collector = text.Collector(limit=128)
+    for data, continues in parts:
+        try:
+            whole = collector.add(data, continues)
+            assert (whole is None) == continues and (whole is None or len(whole) <= 128)
+            assert whole is None or isinstance(text.parse(whole), list)
+        except text.TextError:
+            return
