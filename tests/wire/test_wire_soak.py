@@ -1,7 +1,8 @@
 """Fuzzers on several connections, and a session beside them that writes, reads and compares all the while.
 
 SOAK_SECONDS: how long (20); SOAK_SEED: what the fuzzers draw from, printed when the test fails. They may end their own
-sessions and workers; the verified session never meets an error, the log holds nothing unexpected, the master is alive and has not grown.
+sessions and workers; the verified session never meets an error, the log holds nothing unexpected, the master is alive and has
+not grown.
 """
 
 import os
@@ -135,21 +136,26 @@ class Fuzzer(threading.Thread):
     def one_pdu(self, session, number):
         draw = self.draw
         opcode = draw.choice(OPCODES)
+        immediate = opcode != DATA_OUT and not draw.randrange(3)
         data = self.bytes(64) if draw.randrange(3) else b''
         words = [draw.choice(NUMBERS) for _ in range(7)]
-        words[1] = (session.cmd_sn if draw.randrange(4) else draw.choice(NUMBERS)) & NO_TAG
+        words[1] = session.cmd_sn if draw.randrange(8) else draw.choice(NUMBERS)
         if opcode == SCSI_COMMAND:
             cdb = bytes([draw.choice([0x28, 0x2A, 0x88, 0x8A, 0x12, 0x1A, 0xA0, 0x5F, 0x42, draw.getrandbits(8)])])
-            cdb += bytes(7) + self.bytes(2) + bytes(6) if draw.randrange(2) else self.bytes(15)
+            cdb += bytes(7) + bytes([draw.randrange(9)]) + bytes(4) + self.bytes(1) if draw.randrange(2) else self.bytes(15)
             flags = draw.choice([0xC1, 0xA1, 0x81, 0xE1, 0x21, draw.getrandbits(8)])
-            head = pack_bhs(opcode | draw.choice([0, 0, IMMEDIATE]), flags, 0, number,
-                            draw.choice([0, 4, 512, 4096, 1 << 20, NO_TAG]), words[1], session.exp_stat_sn)
+            head = pack_bhs(opcode, flags, 0, number, draw.choice([0, 4, 512, 4096, 1 << 20, NO_TAG]), words[1],
+                            session.exp_stat_sn)
             head = head[:32] + cdb.ljust(16, b'\0')[:16]
         else:
+            if opcode == DATA_OUT:                           # mostly for a command of late, with a tag that may be outstanding
+                words[0], words[4] = draw.choice([1, 2, 3, 4, NO_TAG]), draw.choice([0, 0, 1])
+                words[5] = draw.choice([0, 0, 512])
             flags = draw.choice([FINAL, FINAL | 1, FINAL | 2, draw.getrandbits(8)])
-            head = pack_bhs(opcode | draw.choice([0, IMMEDIATE]), flags, 0, draw.choice([number, number - 1 & NO_TAG, NO_TAG]),
-                            *words)
-        if not opcode & IMMEDIATE and not draw.randrange(3):
+            head = pack_bhs(opcode, flags, 0, draw.choice([number, max(0, number - draw.randrange(1, 5)), NO_TAG]), *words)
+        if immediate:
+            head = bytes([head[0] | IMMEDIATE]) + head[1:]
+        elif opcode != DATA_OUT and words[1] == session.cmd_sn:
             session.cmd_sn = session.cmd_sn + 1 & NO_TAG
         if not draw.randrange(4):
             head = self.mutated(head)[:48].ljust(48, b'\0')
@@ -175,6 +181,12 @@ def write_and_verify(session, seed, number):
     session.write(place, data)
     assert session.read(place, blocks) == data
     return place, blocks, data
+
+
+def around_trouble(log):
+    """The log from a little before its first traceback on."""
+    at = log.find('Traceback')
+    return log[max(0, at - 1500):at + 3500]
 
 
 def test_soak(daemon):
@@ -203,7 +215,7 @@ def test_soak(daemon):
                 if grown_from is None and time.monotonic() > began + SECONDS / 4:
                     grown_from = master.memory_info().rss
                 if rounds % 50 == 0:
-                    assert not daemon.trouble(), daemon.log[-6000:]
+                    assert not daemon.trouble(), around_trouble(daemon.log)
         finally:
             over.set()
             for fuzzer in fuzzers:
