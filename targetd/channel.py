@@ -145,7 +145,10 @@ class Channel(object):
 
     def _recvmsg(self):
         room = socket.CMSG_LEN(MAXIMUM_DESCRIPTORS * 4)
-        data, ancillary, flags, _ = self.socket.recvmsg(1 << 16, room, getattr(socket, 'MSG_CMSG_CLOEXEC', 0))
+        try:
+            data, ancillary, _, _ = self.socket.recvmsg(1 << 16, room, getattr(socket, 'MSG_CMSG_CLOEXEC', 0))
+        except ConnectionResetError as e:        # the other end closed with words of ours unread
+            raise ChannelClosed(str(e))
         for level, kind, content in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 arrived = array.array('i')
@@ -246,7 +249,7 @@ class Channel(object):
                 self._recvmsg()
             except BlockingIOError:
                 break
-            except (ChannelClosed, ConnectionResetError) as e:
+            except ChannelClosed as e:
                 if self._frames:
                     break                # the next call meets the end again
                 raise ChannelClosed(str(e))

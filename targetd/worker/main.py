@@ -67,8 +67,8 @@ class Worker(object):
 
     def run(self):
         """Obey until the channel ends. [control]"""
-        self.channel.send({'tell': 'ready'})
         try:
+            self.channel.send({'tell': 'ready'})
             while True:
                 message, descriptors = self.channel.read()
                 self._orders[message['do']](message, descriptors)

@@ -322,3 +322,13 @@ def test_a_message_that_is_too_long_is_not_sent(ends):
         master.queue({'do': 'answer', 'filling': 'x' * MAXIMUM_FRAME}, [worker.fileno()])
     assert open_descriptors() == before
     assert not master.wants_write
+
+
+@pytest.mark.parametrize('reader, method', [(0, 'receive'), (1, 'read')])
+def test_an_end_that_closes_with_words_unread_is_a_closed_channel(ends, reader, method):
+    """The kernel says ECONNRESET then, and not end of file: a worker must end in order all the same."""
+    mine, other = ends[reader], ends[1 - reader]
+    mine.send({'tell': 'peer'})
+    other.close()
+    with pytest.raises(ChannelClosed):
+        getattr(mine, method)()
