@@ -26,7 +26,8 @@ SUBJECTS = {
     '7.13': 'protocol errors', '7.14': 'connection failures',
     '9.1': 'security: what an attacker on the wire can do', '9.2.1': 'CHAP: considerations',
     '11.2.1.1': 'I bit', '11.2.1.2': 'opcode', '11.2.1.8': 'initiator task tag', '11.2.2': 'additional header segments',
-    '11.2.4': 'data segment and padding', '11.3': 'SCSI Command', '11.4.5': 'residual counts', '11.5': 'Task Management Request',
+    '11.2.4': 'data segment and padding', '11.3': 'SCSI Command', '11.4.5': 'residual counts',
+     '11.5': 'Task Management Request',
     '11.6': 'Task Management Response', '11.7': 'SCSI Data-Out and Data-In', '11.8': 'Ready To Transfer',
     '11.9': 'Asynchronous Message', '11.10': 'Text Request', '11.11': 'Text Response', '11.12': 'Login Request',
     '11.12.10': 'Login Request: parameters', '11.13.5': 'Login Response: status', '11.14': 'Logout Request',
@@ -74,7 +75,8 @@ def order(clause):
 def render(table):
     """The text of CLAUSES.md."""
     lines = ['# Clauses and their tests', '',
-             'Made of the markers `clause` by `python3 tests/clauses.py write`; a unit test compares. Paths are below `tests/`.',
+             'Made of the markers `clause` by `python3 tests/clauses.py write`; a unit test compares. Paths are below '
+              '`tests/`.',
              '', '| Clause | Subject | Tests |', '|---|---|---|']
     for clause in sorted(table, key=order):
         tests = '<br>'.join('%s::%s' % place for place in table[clause])
