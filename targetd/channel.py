@@ -25,7 +25,6 @@ master -> worker
   logout     seconds                                      send an asynchronous message asking for logout (RFC 7143 11.9.1)
   end        why, reason                                  end the session now: 'reinstated', 'stopped', 'administrator', …
   reopen-logs  + [descriptor]                             the log file was rotated: log.adopt(descriptor); none if it is no file
-  statistics id                                           wants tell statistics
   retire                                                  a spare: exit; a busy worker: exit when its session is over
 
 worker -> master
@@ -37,7 +36,6 @@ worker -> master
   tell refused   peer, initiator_name, target_name, why, status_class, status_detail   a login was refused before its claim
   tell closed    peer, cid                                a connection of a session that goes on is over, or its login failed
   tell ended     why                                      the session is over, cleanly; the worker exits next
-  tell statistics   id, …                                 plain numbers
   tell note      unit, kind, note                         what all nexuses should know of: scsi.records.TOLD
   tell progress  position, lasting                        bytes of the operation that are done; lasting: on the medium
   tell operated  failed                                   the operation is over; why it failed, or ''; then tell idle

@@ -106,18 +106,6 @@ def own_addresses(family):
     return sorted(set(found))
 
 
-def expand(portal, local_address):
-    """The (address, port) that SendTargets names for a configured portal to an initiator that arrived at `local_address`.
-
-    A wildcard stands for the address of the arrival interface, when that is of its family; else for nothing: None.
-    """
-    address, port = portal
-    if not is_wildcard(address):
-        return plain(address), port
-    local = plain(local_address)
-    return (local, port) if family_of(local) == family_of(address) else None
-
-
 def free_port(address, preferred):
     """`preferred` if it can be opened on this address, else a port that the kernel finds free. Raises PortalError."""
     try:

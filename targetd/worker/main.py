@@ -61,7 +61,7 @@ class Worker(object):
         self._sessions_left = SESSIONS_OF_ONE_WORKER
         self._orders = {'serve': self._serve, 'answer': self._answer, 'change': self._change, 'units': self._units,
                         'logout': self._logout, 'end': self._end, 'retire': self._retire, 'reopen-logs': self._reopen_logs,
-                        'statistics': self._statistics, 'join': self._join, 'operate': self._operate}
+                        'join': self._join, 'operate': self._operate}
 
     # -- the control thread ------------------------------------------------------------------------------------------
 
@@ -180,9 +180,6 @@ class Worker(object):
     def _reopen_logs(self, message, descriptors):
         if descriptors:
             log.adopt(descriptors[0])
-
-    def _statistics(self, message, descriptors):
-        self.tell('statistics', id=message['id'], tasks=len(self.connections) and len(self.connections[0].session.tasks))
 
     def _stop_connections(self, why):
         """End every connection; gives how many there were. Their threads do the rest. [control]"""

@@ -21,7 +21,7 @@ def reachable(portal, local_address):
     address of arrival, in its own family only."""
     address, _ = portal
     if address not in WILDCARDS:
-        return address
+        return address.partition('%')[0]       # the scope is this host's own word for the interface
     mapped = local_address[7:] if local_address.startswith('::ffff:') and '.' in local_address else local_address
     family = 6 if ':' in mapped else 4
     return mapped.partition('%')[0] if WILDCARDS[address] == family else None

@@ -7,7 +7,7 @@ import pytest
 
 from targetd.errors import EXIT_PORTAL, PortalError
 from targetd.master import listen
-from targetd.master.listen import expand, free_port, is_wildcard, open_portal, plain, shown
+from targetd.master.listen import free_port, is_wildcard, open_portal, plain, shown
 
 
 def has_ipv6():
@@ -64,19 +64,6 @@ def test_a_host_without_ipv6_is_told_from_a_busy_port(monkeypatch):
     with pytest.raises(PortalError) as caught:
         open_portal('::', 3260)
     assert caught.value.is_family_absent and '[::]:3260' in str(caught.value)
-
-
-@pytest.mark.parametrize('portal, local, shown_as', [
-    (('10.0.0.1', 3260), '10.0.0.1', ('10.0.0.1', 3260)),
-    (('0.0.0.0', 3260), '10.0.0.1', ('10.0.0.1', 3260)),
-    (('0.0.0.0', 860), '::ffff:10.0.0.1', ('10.0.0.1', 860)),
-    (('::', 3260), 'fe80::1%eth0', ('fe80::1', 3260)),
-    (('::', 3260), '10.0.0.1', None),
-    (('0.0.0.0', 3260), '2001:db8::1', None),
-    (('10.0.0.2', 3260), '10.0.0.1', ('10.0.0.2', 3260)),
-])
-def test_a_wildcard_is_the_address_of_the_arrival_interface(portal, local, shown_as):
-    assert expand(portal, local) == shown_as
 
 
 def test_free_port_takes_the_preferred_one_if_it_can():
