@@ -5,49 +5,14 @@ import struct
 import pytest
 
 from daemon import TARGET, watched
-from initiator import ABORT_TASK, OPERATIONAL, LoginFailed, Rejected, Session, pattern
+from initiator import ABORT_TASK, LoginFailed, Rejected, pattern
+from members import SESSION_KEYS, Member, Numbering
 from pdus import ASYNC, Closed, DATA_IN, DATA_OUT, FINAL, IMMEDIATE, LOGOUT, LOGOUT_RESPONSE, pack_bhs
 
 pytestmark = pytest.mark.wire
 
 SLOW = 'iqn.2026-11.test.targetd:slow'
 ISID = bytes.fromhex('80abcdef0077')
-
-
-SESSION_KEYS = [key for key in OPERATIONAL if key not in ('HeaderDigest', 'DataDigest', 'MaxRecvDataSegmentLength')]
-
-
-class Numbering(object):
-    cmd_sn = 1
-    max_cmd_sn = None
-
-
-class Member(Session):
-    """A connection of a session: CmdSN and MaxCmdSN are the session's."""
-
-    def __init__(self, address, cid, numbering, **more):
-        self.numbering = numbering
-        super(Member, self).__init__(address, isid=ISID, cid=cid, **more)
-
-    @property
-    def cmd_sn(self):
-        return self.numbering.cmd_sn
-
-    @cmd_sn.setter
-    def cmd_sn(self, value):
-        self.numbering.cmd_sn = max(value, self.numbering.cmd_sn)
-
-    @property
-    def max_cmd_sn(self):
-        return self.numbering.max_cmd_sn
-
-    @max_cmd_sn.setter
-    def max_cmd_sn(self, value):
-        self.numbering.max_cmd_sn = value
-
-    def next_tag(self):
-        self.itt += 1
-        return self.cid << 16 | self.itt
 
 
 @pytest.fixture(scope='module')
@@ -66,13 +31,12 @@ def members(several):
     opened = []
 
     def more(first, cid, target=TARGET, **keys):
-        connection = Member(several.address, cid, first.numbering)
+        connection = Member(several.address, cid, first.numbering, isid=ISID)
         opened.append(connection)
-        connection.keys.update((key, first.keys[key]) for key in SESSION_KEYS if key in first.keys)
-        return connection.login(target, tsih=first.tsih, security=False, keys=dict(dict.fromkeys(SESSION_KEYS), **keys))
+        return connection.join(first, target, **keys)
 
     def open_them(count, target=TARGET):
-        first = Member(several.address, 1, Numbering())
+        first = Member(several.address, 1, Numbering(), isid=ISID)
         opened.append(first)
         first.login(target, keys={'MaxConnections': '4', 'InitialR2T': 'Yes'})
         first.clear_attentions()
@@ -295,7 +259,7 @@ def test_tasks_of_a_replaced_connection_end_without_a_word(members):
 @pytest.mark.clause('RFC 7143 6.3.1')
 def test_another_initiator_cannot_join(several, members):
     one, _ = members(2)
-    stranger = Member(several.address, 3, one.numbering, name='iqn.2026-11.test.targetd:stranger')
+    stranger = Member(several.address, 3, one.numbering, isid=ISID, name='iqn.2026-11.test.targetd:stranger')
     with pytest.raises(LoginFailed) as refused:
         stranger.login(TARGET, tsih=one.tsih, security=False, keys=dict.fromkeys(SESSION_KEYS))
     assert refused.value.status in (0x208, 0x20A)

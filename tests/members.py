@@ -1,0 +1,56 @@
+"""Connections of one session, for tests: each an initiator.Session of its own, with the session's CmdSN and window."""
+
+from initiator import OPERATIONAL, Session
+
+#: Keys that are said once for a session; a further connection says only the others.
+SESSION_KEYS = [key for key in OPERATIONAL if key not in ('HeaderDigest', 'DataDigest', 'MaxRecvDataSegmentLength')]
+
+
+class Numbering(object):
+    """Of one session."""
+
+    cmd_sn = 1
+    max_cmd_sn = None
+
+
+class Member(Session):
+    """A connection of a session. Its tags say which connection they are of."""
+
+    def __init__(self, address, cid, numbering, **more):
+        self.numbering = numbering
+        super(Member, self).__init__(address, cid=cid, **more)
+
+    @property
+    def cmd_sn(self):
+        return self.numbering.cmd_sn
+
+    @cmd_sn.setter
+    def cmd_sn(self, value):
+        self.numbering.cmd_sn = max(value, self.numbering.cmd_sn)
+
+    @property
+    def max_cmd_sn(self):
+        return self.numbering.max_cmd_sn
+
+    @max_cmd_sn.setter
+    def max_cmd_sn(self, value):
+        self.numbering.max_cmd_sn = value
+
+    def next_tag(self):
+        self.itt += 1
+        return self.cid << 16 | self.itt
+
+    def join(self, first, target, **keys):
+        """Log in as a further connection of the session that `first` has, or as one in place of its own. Returns self."""
+        self.keys.update((key, first.keys[key]) for key in SESSION_KEYS if key in first.keys)
+        return self.login(target, tsih=first.tsih, security=False, keys=dict(dict.fromkeys(SESSION_KEYS), **keys))
+
+
+def join(first, cid, target, **keys):
+    """A further connection of first's session, or one in place of that with this CID."""
+    connection = Member(first.address, cid, first.numbering, name=first.name, isid=first.isid, timeout=first.timeout)
+    try:
+        return connection.join(first, target, **keys)
+    except BaseException:
+        connection.close()
+        raise
