@@ -57,8 +57,8 @@ worker -> master
   ask start-stop              unit, action: 'start' | 'stop' | 'load' | 'eject'
   ask prevent                 unit, prevent: bool
   ask leave                                               the session logs out: answered when what its nexus held is free
-  ask reset                   function: 'clear-task-set' | 'logical-unit-reset' | 'target-warm-reset' | 'target-cold-reset',
-                              unit
+  ask reset                   function: 'clear-task-set' | 'logical-unit-reset' | 'target-warm-reset' | 'target-cold-reset' |
+                              'i-t-nexus-reset', unit
 
 A unit, as sent in answer (claim) and in units:
   {lun, unit, descriptor: index into the descriptors or null,

@@ -11,9 +11,10 @@ import re
 import sys
 
 HERE = os.path.dirname(os.path.abspath(__file__))
+RFC = 'RFC 7143 '
 TABLE = os.path.join(HERE, 'CLAUSES.md')
 
-#: Clause -> what it is about, in a few words. A marker may name only what stands here.
+#: Clause -> what it is about, in a few words; RFC 7143's without its name. A marker may name only what stands here.
 SUBJECTS = {
     '4.2.2': 'numbering of commands, responses and data', '4.2.2.1': 'command numbering, window, immediate commands',
     '4.2.2.2': 'response numbering and acknowledgement', '4.2.3': 'task management', '4.2.5.1': 'command connection allegiance',
@@ -37,6 +38,7 @@ SUBJECTS = {
     '13.9': 'TargetPortalGroupTag', '13.10': 'InitialR2T', '13.11': 'ImmediateData', '13.12': 'MaxRecvDataSegmentLength',
     '13.14': 'FirstBurstLength', '13.16': 'DefaultTime2Retain', '13.17': 'MaxOutstandingR2T', '13.20': 'ErrorRecoveryLevel',
     '13.21': 'SessionType', 'C': 'SendTargets operation',
+    'RFC 7144 6.1': 'further task management functions',
 }
 
 
@@ -72,6 +74,11 @@ def order(clause):
     return standard, [(not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.split(r'\.', numbers)]
 
 
+def subject(clause):
+    """What it is about. Raises KeyError."""
+    return SUBJECTS[clause[len(RFC):] if clause.startswith(RFC) else clause]
+
+
 def render(table):
     """The text of CLAUSES.md."""
     lines = ['# Clauses and their tests', '',
@@ -80,7 +87,7 @@ def render(table):
              '', '| Clause | Subject | Tests |', '|---|---|---|']
     for clause in sorted(table, key=order):
         tests = '<br>'.join('%s::%s' % place for place in table[clause])
-        lines.append('| %s | %s | %s |' % (clause, SUBJECTS[clause.rpartition(' ')[2]], tests))
+        lines.append('| %s | %s | %s |' % (clause, subject(clause), tests))
     return '\n'.join(lines) + '\n'
 
 

@@ -11,7 +11,8 @@ from targetd.scsi import access, attention, modes, operations, records, reservat
 from targetd.scsi.sense import HARDWARE_ERROR, ILLEGAL_REQUEST, NOT_READY, CheckCondition, invalid_field_in_cdb
 
 READY, STOPPED, EJECTED, FAILED = 'ready', 'stopped', 'ejected', 'failed'
-TARGET_RESETS = ('target-warm-reset', 'target-cold-reset')
+#: Functions that concern every unit of the target.
+OF_A_TARGET = ('target-warm-reset', 'target-cold-reset', 'i-t-nexus-reset')
 
 #: reservations, modes: see scsi; medium: READY …, or a word of scsi.operations; prevented_by: ((initiator_port, target_port) …)
 #: that prevent removal; operation: see scsi.operations, or None; access: see scsi.access; crossed: indices of the thresholds
@@ -383,8 +384,14 @@ def _target_reset(shared, nexus):
     return _logical_unit_reset(shared, nexus, attention.BUS_RESET)
 
 
+def _nexus_reset(shared, nexus):
+    """I_T NEXUS RESET (SAM-5 7.5): what the loss of this nexus would do, but that it goes on and is told so."""
+    return Decision((session_lost(shared, nexus) or Decision(shared)).shared, [(who(nexus),) + attention.NEXUS_LOSS])
+
+
 RESETS = {'clear-task-set': _clear_task_set, 'logical-unit-reset': _logical_unit_reset,
-          'target-warm-reset': _target_reset, 'target-cold-reset': _target_reset}
+          'target-warm-reset': _target_reset, 'target-cold-reset': _target_reset,
+          'i-t-nexus-reset': _nexus_reset}
 
 KINDS = {'set-identifying-information': _records, 'set-timestamp': _records, 'log-select': _records,
          'persistent-reserve-out': _reservations, 'reserve': _reservations, 'release': _reservations,

@@ -174,7 +174,7 @@ class Units(object):
         nexus = unit.workers.get(worker) if unit is not None else None
         if nexus is None:
             answer(Refusal(*decisions.UNIT_IS_GONE))
-        elif message.get('ask') == 'reset' and message.get('function') in decisions.TARGET_RESETS:
+        elif message.get('ask') == 'reset' and message.get('function') in decisions.OF_A_TARGET:
             self._reset_target(worker, unit.target_name, message, answer)
         elif message.get('ask') in self.rods.asks:
             self._ask_rods(unit, worker, message, answer)

@@ -246,7 +246,7 @@ class RecoveringConnection(SharedConnection):
     # -- digests -----------------------------------------------------------------------------------------------------
 
     def _digest_error(self, fields):
-        """RFC 7143 7.9: Reject, and ask again for Data-Out. Another PDU counts as never received: it will be sent again."""
+        """RFC 7143 7.8: Reject, and ask again for Data-Out. Another PDU counts as never received: it will be sent again."""
         self._reject(fields, PduRejected(const.REJECT_DATA_DIGEST_ERROR, 'a data digest is wrong'))
         task = self.session.tasks.get(fields[5])
         if fields[0] & 0x3F == const.DATA_OUT and task is not None and task.connection is self and (

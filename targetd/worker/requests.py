@@ -9,7 +9,6 @@ from targetd import log
 from targetd.iscsi import const, pdu
 from targetd.iscsi.errors import PduRejected
 from targetd.iscsi.framing import BHS
-from targetd.scsi.attention import NEXUS_LOSS
 from targetd.scsi.lu import lun_of
 from targetd.scsi.sense import UNIT_ATTENTION
 
@@ -142,14 +141,10 @@ class Requests(object):
             self._respond(request, const.FUNCTION_SUCCEEDED, bytes((depth << 4 | UNIT_ATTENTION,) + tuple(first)))
 
     def _reset_nexus(self, request):
-        """SAM-5 6.3.4: as if the nexus had been lost; the session goes on."""
+        """SAM-5 7.5: as if the nexus had been lost, with what it reserved and prevented; the session goes on."""
         worker = self._connection.worker
-
-        def quiet():
-            for unit in list(worker.device.luns.values()):
-                unit.raise_attention(*NEXUS_LOSS)
-            self._respond(request, const.FUNCTION_COMPLETE)
-        worker.tasks.abort(lambda task: True, quiet)
+        worker.tasks.abort(lambda task: True, lambda: worker.ask_reset(
+            'i-t-nexus-reset', request.lun, lambda answer: self._reset_done(request, answer)))
 
     def _abort_task(self, request):
         tag = request.referenced_task_tag

@@ -5,7 +5,7 @@ import struct
 import pytest
 
 from daemon import watched
-from initiator import ABORT_TASK, ABORT_TASK_SET, pattern
+from initiator import ABORT_TASK, ABORT_TASK_SET, RESERVATION_CONFLICT, pattern
 from pdus import FINAL, IMMEDIATE, NO_TAG, TASK_MANAGEMENT, TASK_MANAGEMENT_RESPONSE, pack_bhs
 
 pytestmark = pytest.mark.wire
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.wire
 SLOW = 'iqn.2026-11.test.targetd:slow'
 SIMPLE, ORDERED, HEAD_OF_QUEUE, ACA = 1, 2, 3, 4
 QUERY_TASK, QUERY_TASK_SET, I_T_NEXUS_RESET, QUERY_ASYNCHRONOUS_EVENT = 9, 10, 11, 12
-READY = bytes(6)
+READY, RESERVE_6 = bytes(6), b'\x16' + bytes(5)
 
 
 @pytest.fixture(scope='module')
@@ -169,6 +169,21 @@ def test_i_t_nexus_reset(level_2):
     assert level_2.run(READY).key == (6, 0x29, 7)
     level_2.run(READY).good()
     assert command.result is None
+
+
+@pytest.mark.clause('RFC 7144 6.1')
+def test_i_t_nexus_reset_frees_what_the_nexus_reserved(slow, level_2, ready):
+    other = ready(slow, SLOW, name='iqn.2026-11.test.targetd:other')
+    level_2.run(RESERVE_6).good()
+    assert other.run(read_10(0, 1), read=512).status == RESERVATION_CONFLICT
+    assert manage(level_2, I_T_NEXUS_RESET)[0] == 0
+    other.run(read_10(0, 1), read=512).good()
+    assert level_2.run(READY).key == (6, 0x29, 7)
+    other.run(RESERVE_6).good()
+    assert manage(level_2, I_T_NEXUS_RESET)[0] == 0                   # what is another's stays
+    assert level_2.run(read_10(0, 1), read=512).key == (6, 0x29, 7)
+    assert level_2.run(read_10(0, 1), read=512).status == RESERVATION_CONFLICT
+    other.run(b'\x17' + bytes(5)).good()
 
 
 def test_the_queries_are_not_known_at_level_1(session):

@@ -155,6 +155,21 @@ def test_resets(shared, function, code):
     assert decision.abort_of(ONE, True) and decision.abort_of(TWO, False)
 
 
+def test_a_nexus_reset_takes_what_is_this_nexuss_and_nothing_else(shared):
+    ones = decide(shared, ONE, {'ask': 'reserve'}, []).shared
+    for nexus in (ONE, TWO):
+        ones = decide(ones, nexus, {'ask': 'prevent', 'prevent': True}, []).shared
+    decision = decide(ones, ONE, {'ask': 'reset', 'function': 'i-t-nexus-reset'}, [])
+    assert decision.shared.reservations['reserved_by'] is None and decision.shared.prevented_by == (who(TWO),)
+    assert decision.attentions_of(ONE) == [[0x29, 0x07]] and decision.attentions_of(TWO) == []
+    assert decision.abort_of(TWO, False) is None
+    mine = decide(ones, TWO, {'ask': 'reset', 'function': 'i-t-nexus-reset'}, [])
+    assert mine.shared.reservations == ones.reservations            # the reservation is the other nexus's
+    registered = decide(shared, ONE, register(), []).shared
+    after = decide(registered, ONE, {'ask': 'reset', 'function': 'i-t-nexus-reset'}, []).shared
+    assert after.reservations == registered.reservations            # registrations outlast a nexus
+
+
 def test_a_reset_leaves_persistent_reservations(shared):
     registered = decide(shared, TWO, register(), []).shared
     decision = decide(registered, ONE, {'ask': 'reset', 'function': 'logical-unit-reset'}, [])
