@@ -264,7 +264,7 @@ class Fuzzer(threading.Thread):
         with contextlib.ExitStack() as opened:
             first = opened.enter_context(self.session()).login(self.target, keys=keys)
             self.logged_in += 1
-            first.clear_attentions()
+            first.run(bytes(6))
             second = self.further(first, 2)
             opened.callback(second.close)
             second.cmd_sn = first.cmd_sn

@@ -33,26 +33,27 @@ def set_timeouts(sock, receive_seconds, send_seconds=SEND_SECONDS):
         sock.setsockopt(socket.SOL_SOCKET, option, _TIMEVAL.pack(whole, int((seconds - whole) * 1000000)))
 
 
-def greet(worker, sock, where):
+def greet(worker, sock, where, members, session):
     """Serve one connection from login to end; gives (why it ended, True if that was in order). where: the `connection` of the
-    serve order."""
+    order; session: the one that it may join, or None; members: that one's, or of the session that it may begin; None: it can
+    only be refused."""
     sock.setblocking(True)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    greeting = _Greeting(worker, sock, where)
+    greeting = _Greeting(worker, sock, where, members, session)
     try:
         connection = greeting.login()
     except (Gone, OSError) as e:
         log.debug('%s: no session: %s', _shown(where), e)
         sock.close()
-        if worker.session is not None:   # it would have joined: the master counts the connections of each address
+        if greeting.session is not None: # it would have joined: the master counts the connections of each address
             worker.tell('closed', peer=where['peer'], cid=greeting.cid)
-        return str(e), worker.session is None
+        return str(e), greeting.session is None
     finally:
         greeting.settle()
     try:
         why = connection.run()
     finally:
-        worker.members.leave(connection)
+        members.leave(connection)
     log.info('%s from %s: connection %d is over: %s', connection.session.initiator_name, _shown(where), connection.cid, why)
     return why, connection.ended_quietly
 
@@ -65,8 +66,10 @@ def _shown(where):
 class _Greeting(object):
     """One login. where: {peer: [address, port], local: [address, port], group}."""
 
-    def __init__(self, worker, sock, where):
+    def __init__(self, worker, sock, where, members, session):
+        self.session = session           # the worker's, once this connection may be of it
         self._worker = worker
+        self._members = members
         self._socket = sock
         self._where = where
         self._framer = Framer(LOGIN_DATA_SEGMENT, batch_bytes=2 * (LOGIN_DATA_SEGMENT + 1068))
@@ -78,7 +81,7 @@ class _Greeting(object):
         self._negotiation = LoginNegotiation(policy, where, os.urandom, self._numbering)
 
     def _numbering(self):
-        session = self._worker.session
+        session = self.session
         return (session.exp_cmd_sn, session.max_cmd_sn) if session is not None and not session.is_discovery else None
 
     @property
@@ -89,7 +92,7 @@ class _Greeting(object):
     def settle(self):
         """The login is over, one way or the other."""
         if self._expected is not None:
-            self._worker.members.settle(self._expected)
+            self._members.settle(self._expected)
 
     def login(self):
         """The Connection, once the master agreed. Raises Gone, OSError."""
@@ -115,14 +118,13 @@ class _Greeting(object):
 
     def _join(self, claim):
         """The claim is for a further connection of the worker's session, or for one in place of another."""
-        worker = self._worker
         try:
-            values = join(claim, worker.session.login, worker.members.besides(claim.cid))
+            values = join(claim, self.session.login, self._members.besides(claim.cid))
         except LoginFailure as e:
             self._fail(e)
         self._joined = values
         self._expected = claim.cid
-        if not worker.members.expect(claim.cid):
+        if not self._members.expect(claim.cid):
             status = const.SESSION_DOES_NOT_EXIST
             self._fail(LoginFailure(status[0], status[1], 'the session %d is about to end' % claim.tsih))
 
@@ -156,10 +158,11 @@ class _Greeting(object):
         result = self._negotiation.result
         worker = self._worker
         if self._joined is None:
-            worker.begin_session(Session(result))
+            self.session = Session(result)
+            worker.begin_session(self.session)
             self._expected = result.cid
-            worker.members.expect(result.cid)
-        session = worker.session
+            self._members.expect(result.cid)
+        session = self.session
         interval, count = worker.keepalive
         set_timeouts(self._socket, interval)
         if hasattr(socket, 'TCP_USER_TIMEOUT'):
@@ -170,11 +173,11 @@ class _Greeting(object):
         connection.peer_address = self._where['peer'][0]
         connection.local_address = self._where['local'][0]
         with connection.outbox.held():   # it belongs to the session before the initiator can know, but sends nothing earlier
-            worker.members.add(connection)
+            self._members.add(connection)
             try:
                 self._send(reply.pdus)
             except OSError:
-                worker.members.remove(connection)
+                self._members.remove(connection)
                 raise
         return connection
 

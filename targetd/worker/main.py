@@ -78,8 +78,11 @@ class Worker(object):
 
     def _serve(self, message, descriptors):
         self._is_serving = True
+        self._begin_greeting(message, descriptors, self.members, None)
+
+    def _begin_greeting(self, message, descriptors, members, session):
         sock = socket.socket(fileno=descriptors[0])
-        thread = threading.Thread(target=self._greet, args=(sock, message['connection']), name='connection')
+        thread = threading.Thread(target=self._greet, args=(sock, message['connection'], members, session), name='connection')
         thread.daemon = True
         thread.start()
 
@@ -91,8 +94,13 @@ class Worker(object):
         thread.start()
 
     def _join(self, message, descriptors):
-        """A further connection for our session: the login machine decides whether it may be one."""
-        self._serve(message, descriptors)
+        """A further connection for our session: the login machine decides whether it may be one.
+
+        The session may have come to its end while the order was under way, and another one may begin beside this login: it is
+        refused as whoever joins what is not there, and nothing of the worker's is its own."""
+        members = self.members           # first: _become_spare, in another thread, goes the other way round
+        session = self.session
+        self._begin_greeting(message, descriptors, members if session is not None else None, session)
 
     def _answer(self, message, descriptors):
         answered = self._answers.pop(message['id'], None)
@@ -255,15 +263,16 @@ class Worker(object):
 
     # -- a connection's life -----------------------------------------------------------------------------------------
 
-    def _greet(self, sock, where):
-        """Login, full feature phase, end. [connection]"""
+    def _greet(self, sock, where, members, session):
+        """Login, full feature phase, end. members: of the session that it begins or joins, None: of none. [connection]"""
         try:
-            why, in_order = greeting.greet(self, sock, where)
+            why, in_order = greeting.greet(self, sock, where, members, session)
         except Exception:                # a defect of ours: the session ends, the log has the place
             log.exception('a connection met an unexpected failure')
             why, in_order = 'internal failure', False
             sock.close()
-        self._connection_over(why, in_order)
+        if members is not None and members.is_over():
+            self._session_over(why, in_order)
 
     def _erase(self, message, descriptor):
         """[erasing]"""
@@ -306,10 +315,8 @@ class Worker(object):
         for connection in list(self.connections):
             connection.drain_from_elsewhere()
 
-    def _connection_over(self, why, in_order):
-        """A connection's thread is about to end. in_order: by a logout, or before there was a session. [connection]"""
-        if not self.members.is_over():
-            return
+    def _session_over(self, why, in_order):
+        """The last connection's thread is about to end. in_order: by a logout, or before there was a session. [connection]"""
         if self.tasks is not None and not self._wait_until_quiet():
             in_order = False
         if in_order and not self._retiring and self._sessions_left > 0:

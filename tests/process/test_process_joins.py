@@ -1,0 +1,105 @@
+"""A real Worker, in a thread of ours, and a master that is the test: orders that cross the end of a session."""
+
+import socket
+import threading
+
+import pytest
+
+from daemon import TARGET, Text, eventually
+from initiator import DISCOVERY, LoginFailed, Session
+from targetd.channel import ChannelClosed, pair
+from targetd.config import loader
+from targetd.worker.main import Worker
+
+
+class Orders(object):
+    """The master's end: gives sockets away, grants every claim, keeps what it is told but refusals."""
+
+    def __init__(self, configuration):
+        self.channel, theirs = pair()
+        self.listener = socket.socket()
+        self.listener.bind(('127.0.0.1', 0))
+        self.listener.listen(5)
+        self.told, self.tsih = [], 6
+        self.worker = Worker(theirs, configuration)
+        self.threads = [threading.Thread(target=self.worker.run), threading.Thread(target=self._hear)]
+        for thread in self.threads:
+            thread.daemon = True
+            thread.start()
+
+    def _hear(self):
+        self.channel.socket.setblocking(True)
+        try:
+            while True:
+                message, _ = self.channel.read()
+                if message.get('ask') == 'claim':
+                    self.tsih += 1
+                    self.channel.send({'do': 'answer', 'id': message['id'], 'status_class': 0, 'status_detail': 0, 'why': '',
+                                       'tsih': self.tsih, 'units': []})
+                elif message['tell'] != 'refused':
+                    self.told.append(message['tell'])
+        except (ChannelClosed, OSError):
+            pass
+
+    def order(self, do, **more):
+        """A Session whose connection the worker was given."""
+        session = Session(self.listener.getsockname(), timeout=10, **more)
+        sock, peer = self.listener.accept()
+        with sock:
+            self.channel.send({'do': do, 'connection': {'peer': list(peer), 'local': list(sock.getsockname()), 'group': 1}},
+                              [sock.fileno()])
+        return session
+
+    def close(self):
+        self.listener.close()
+        for end in (self.channel.socket, self.worker.channel.socket):
+            end.shutdown(socket.SHUT_RDWR)
+        for thread in self.threads:
+            thread.join(10)
+            assert not thread.is_alive()
+
+
+@pytest.fixture
+def orders(tmp_path):
+    text = Text(str(tmp_path))
+    text.portal('127.0.0.1:3260')
+    text.target(TARGET)
+    path = tmp_path / 'targetd.conf'
+    path.write_text(text.render())
+    path.chmod(0o600)
+    made = Orders(loader.load(str(path)))
+    yield made
+    made.close()
+
+
+@pytest.mark.clause('RFC 7143 6.3.1')
+def test_a_login_into_a_session_that_has_ended_is_refused_beside_the_next(orders):
+    """The order to join crossed the word that the session is over: the worker is a spare, and soon somebody else's."""
+    late = orders.order('join')
+    fresh = orders.order('serve')
+    fresh.login_pdu([('InitiatorName', fresh.name), ('SessionType', 'Discovery'), ('AuthMethod', 'None')], 0, 1)
+    fresh.login_response()                                   # in the middle of its login
+    with pytest.raises(LoginFailed) as refused:
+        late.login(TARGET, tsih=5, security=False)
+    assert refused.value.status == 0x20A
+    late.wait_closed()
+    fresh.exchange(DISCOVERY, 1, 3)
+    assert orders.told == ['ready']                          # it is no spare, and its session is not over
+    assert fresh.ping(b'here') == b'here'
+    assert fresh.logout() == 0
+    eventually(lambda: orders.told == ['ready', 'idle'], 10, lambda: orders.told)
+
+
+def test_the_late_login_may_outlast_the_next_session(orders):
+    late = orders.order('join')
+    for number in range(1, 3):
+        fresh = orders.order('serve').login()
+        assert fresh.logout() == 0
+        eventually(lambda: orders.told == ['ready'] + ['idle'] * number, 10, lambda: orders.told)
+    with pytest.raises(LoginFailed) as refused:
+        late.login(TARGET, tsih=7, security=False)
+    assert refused.value.status == 0x20A
+    late.wait_closed()
+    last = orders.order('serve').login()
+    assert orders.told.count('idle') == 2 and 'closed' not in orders.told
+    assert last.logout() == 0
