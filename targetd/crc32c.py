@@ -1,13 +1,15 @@
-"""CRC32C, the digest of iSCSI (RFC 7143 13.1, B.4 of RFC 3720 has examples): by a C extension if there is one.
+"""CRC32C, the digest of iSCSI (RFC 7143 13.1, B.4 of RFC 3720 has examples): by a C extension, or the kernel, or tables.
 
-May be imported by anyone; pure. `crc32c` is the function, NAME says whose it is, IS_FAST whether digests cost next to nothing.
+May be imported by anyone. `crc32c` is the function, NAME says whose it is, IS_FAST whether digests cost next to nothing.
 
-Without an extension there is a way that is ten times faster than a loop over the bytes. The CRC is linear, so a message of
+The tables work in a way that is ten times faster than a loop over the bytes. The CRC is linear, so a message of
 w words of 32 bits has the same CRC as one of h < w words, h a power of two, in which the first w - h words, each advanced over
 4 * h bytes of zeroes, are XORed onto the words h places later. Advancing a word is a linear map, thus four look-ups, one per
 byte; bytes.translate does such a look-up for one byte of *all* words at once, and integers of any length do the XOR. Some
 log2(w) rounds of about thirty calls leave a few words for the loop, whatever the length.
 """
+
+from targetd.kernel_crc32c import KernelDigest
 
 _POLYNOMIAL = 0x82F63B78         # Castagnoli, bits reversed: the wire's bit order
 _SHORT = 384                     # bytes below which the plain loop is quicker
@@ -119,6 +121,9 @@ def _choose():
             return (lambda data, value=0: extend(value, bytes(data))), 'google-crc32c', True
     except (ImportError, AttributeError):
         pass
+    kernel = KernelDigest(_python_crc32c)
+    if kernel.is_right():
+        return kernel.crc32c, 'kernel', True
     return _python_crc32c, 'python', False
 
 

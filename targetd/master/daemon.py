@@ -16,12 +16,13 @@ import sys
 
 import psutil
 
-from targetd import log
+from targetd import crc32c, log
 from targetd.errors import EXIT_FAILURE, EXIT_OK, AlreadyRunning, TargetdError
 from targetd.master import child
 from targetd.master.master import Master, begin_log
 
 OOM_SCORE = '-500'               # when memory runs out, others go before everybody's disks
+DIGESTS = ('HeaderDigest', 'DataDigest')
 DESCRIPTORS = 16384              # as many as the host allows, up to this: connections and disks need one each
 
 
@@ -182,6 +183,7 @@ def _serve(path, configuration, report, foreground):
             pid_file.write()
             _be_important()
             _say_started(master)
+            _say_digests(configuration)
             report.say(EXIT_OK)
             if not foreground:
                 _leave_terminal()
@@ -224,6 +226,16 @@ def _say_started(master):
     portals = ', '.join('[%s]:%d' % (a, p) if ':' in a else '%s:%d' % (a, p) for _, a, p in sorted(master.portals))
     log.info('serving %d targets with %d units at %s (process %d)', len(configuration.targets), len(master.units.by_id),
              portals, os.getpid())
+
+
+def _say_digests(configuration):
+    """Once, and only where an initiator could be made to wait for it."""
+    log.debug('digests (CRC32C) are computed by: %s', crc32c.NAME)
+    asked = any('CRC32C' in target.keys[key] for target in configuration.targets.values() for key in DIGESTS)
+    if asked and not crc32c.IS_FAST:
+        log.warning('digests (CRC32C) are slow here, some tens of megabytes per second, because neither the Python package '
+                    'crc32c nor CRC32C of the kernel (AF_ALG) is there: install one ("pip install crc32c", "modprobe '
+                    'algif_hash"), or write HeaderDigest = None and DataDigest = None so that no initiator uses them')
 
 
 def _leave_terminal():

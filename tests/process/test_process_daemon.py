@@ -10,7 +10,9 @@ import time
 import psutil
 import pytest
 
+from targetd.config import model
 from targetd.errors import EXIT_OK, EXIT_PORTAL, EXIT_RUNNING, AlreadyRunning, TargetdError
+from targetd.master import daemon
 from targetd.master.daemon import PidFile, is_targetd
 from targetd.master.listen import free_port
 
@@ -198,3 +200,15 @@ def test_a_pid_file_where_none_can_be(tmp_path):
     with pytest.raises(TargetdError) as caught:
         PidFile(str(tmp_path / 'file' / 'pid')).take()
     assert 'pid file' in str(caught.value)
+
+
+@pytest.mark.parametrize('is_fast, offered, warnings', [(False, ('CRC32C', 'None'), 1), (True, ('CRC32C', 'None'), 0),
+                                                        (False, ('None',), 0)])
+def test_slow_digests_are_said_once_where_an_initiator_may_ask_for_them(monkeypatch, is_fast, offered, warnings):
+    said = []
+    monkeypatch.setattr(daemon.crc32c, 'IS_FAST', is_fast)
+    monkeypatch.setattr(daemon.log, 'warning', lambda text, *values: said.append(text % values))
+    keys = {'HeaderDigest': offered, 'DataDigest': offered}
+    targets = {name: model.Target(name=name, keys=keys) for name in ('iqn.2026-11.test:a', 'iqn.2026-11.test:b')}
+    daemon._say_digests(model.Configuration(model.Server(), {}, targets, (), {}))
+    assert len(said) == warnings and all('pip install crc32c' in line for line in said)

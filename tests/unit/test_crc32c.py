@@ -1,12 +1,13 @@
 """CRC32C: the examples of RFC 3720 B.4, and that the quick way for long messages agrees with the definition."""
 
+import errno
 import os
 import sys
 import types
 
 import pytest
 
-from targetd import crc32c
+from targetd import crc32c, kernel_crc32c
 
 READ_10 = bytes.fromhex('01c00000000000000000000000000000140000000000040000000014000000182800000000000000'
                         '0200000000000000')
@@ -20,6 +21,10 @@ EXAMPLES = [
     (b'', 0),
     (b'123456789', 0xE3069283),
 ]
+
+
+def refuse():
+    raise OSError(errno.EAFNOSUPPORT, 'no such family')
 
 
 def bit_by_bit(data, register=0xFFFFFFFF):
@@ -81,10 +86,146 @@ def test_googles_extension_is_taken_if_it_is_in_c(monkeypatch):
     function, name, is_fast = crc32c._choose()
     assert (function(memoryview(b'x'), 7), name, is_fast) == ((7, b'x'), 'google-crc32c', True)
     google.implementation = 'python'
+    monkeypatch.setattr(kernel_crc32c, 'open_request', refuse)
     assert crc32c._choose() == (crc32c._python_crc32c, 'python', False)
 
 
-def test_without_an_extension_it_says_so(monkeypatch):
+def test_without_extension_and_kernel_it_says_so(monkeypatch):
     monkeypatch.setitem(sys.modules, 'crc32c', None)
     monkeypatch.setitem(sys.modules, 'google_crc32c', None)
+    monkeypatch.setattr(kernel_crc32c, 'open_request', refuse)
     assert crc32c._choose() == (crc32c._python_crc32c, 'python', False)
+
+
+def test_the_kernel_is_asked_where_there_is_no_extension(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'crc32c', None)
+    monkeypatch.setitem(sys.modules, 'google_crc32c', None)
+    monkeypatch.setattr(kernel_crc32c, 'open_request', FakeRequest)
+    function, name, is_fast = crc32c._choose()
+    assert (name, is_fast) == ('kernel', True)
+    assert function(READ_10) == 0xD9963A56
+
+
+class FakeRequest(object):
+    """What the kernel's socket does, with the tables. Class attributes: how it goes wrong."""
+
+    opened = []
+    wrong = 0                            # XORed onto every answer
+    refusal = None                       # raised by send
+    taken = None                         # bytes that send says it took
+
+    def __init__(self):
+        self.is_open = True
+        self.message = None
+        type(self).opened.append(self)
+
+    def sendmsg(self, parts):
+        assert self.is_open
+        if self.refusal is not None:
+            raise self.refusal
+        self.message = b''.join(bytes(part) for part in parts)
+        return len(self.message) if self.taken is None else self.taken
+
+    def send(self, data):
+        return self.sendmsg([data])
+
+    def recv(self, count):
+        return (crc32c._python_crc32c(self.message) ^ self.wrong).to_bytes(4, 'little')[:count]
+
+    def close(self):
+        self.is_open = False
+
+    __enter__ = lambda self: self
+    __exit__ = lambda self, *failure: self.close()
+
+
+@pytest.fixture
+def kernel(monkeypatch):
+    """The class of the fake sockets that a KernelDigest is given."""
+    fake = type('Fake', (FakeRequest,), {'opened': []})
+    monkeypatch.setattr(kernel_crc32c, 'open_request', fake)
+    return fake
+
+
+@pytest.mark.parametrize('length', [0, 1, 4, 31, 32, 48, 1000, 70000])
+@pytest.mark.parametrize('value', [0, 1, 0xFFFFFFFF, 0x12345678])
+@pytest.mark.parametrize('kind', [bytes, lambda data: memoryview(bytearray(data))])
+def test_the_kernel_gives_what_the_tables_give(kernel, length, value, kind):
+    data = os.urandom(length)
+    digest = kernel_crc32c.KernelDigest(crc32c._python_crc32c)
+    assert digest.crc32c(kind(data), value) == crc32c._python_crc32c(data, value)
+    assert len(kernel.opened) == (length >= kernel_crc32c.SHORT)
+
+
+def test_one_socket_serves_one_request_after_the_other(kernel):
+    digest = kernel_crc32c.KernelDigest(crc32c._python_crc32c)
+    for length in (48, 8192, 48):
+        digest.crc32c(bytes(length))
+    assert len(kernel.opened) == 1 and kernel.opened[0].is_open
+
+
+def test_threads_that_are_at_it_at_once_have_sockets_of_their_own(kernel):
+    digest = kernel_crc32c.KernelDigest(crc32c._python_crc32c)
+    inner = []
+
+    def recv(self, count):
+        if not inner:
+            inner.append(None)
+            inner.append(digest.crc32c(b'x' * 48))           # another thread, while this one waits for its answer
+        return FakeRequest.recv(self, count)
+
+    kernel.recv = recv
+    assert digest.crc32c(b'y' * 48) == bit_by_bit(b'y' * 48) and inner[1] == bit_by_bit(b'x' * 48)
+    assert len(kernel.opened) == 2
+
+
+def test_a_child_does_not_use_its_parents_socket(kernel, monkeypatch):
+    digest = kernel_crc32c.KernelDigest(crc32c._python_crc32c)
+    digest.crc32c(bytes(48))
+    monkeypatch.setattr(os, 'getpid', lambda: 4711)
+    digest.crc32c(bytes(48))
+    assert len(kernel.opened) == 2 and kernel.opened[0].is_open
+
+
+@pytest.mark.parametrize('failure', [{'refusal': OSError(errno.ENOMEM, 'no memory')}, {'taken': 17}])
+def test_a_request_that_fails_is_answered_by_the_tables_and_said_once(kernel, monkeypatch, failure):
+    said = []
+    monkeypatch.setattr(kernel_crc32c.log, 'warning', lambda text, *values: said.append(text % values))
+    digest = kernel_crc32c.KernelDigest(crc32c._python_crc32c)
+    for name, value in failure.items():
+        setattr(kernel, name, value)
+    for _ in range(3):
+        assert digest.crc32c(b'data' * 20, 7) == crc32c._python_crc32c(b'data' * 20, 7)
+    assert len(said) == 1 and 'the slow way does' in said[0]
+    assert not any(request.is_open for request in kernel.opened)
+    kernel.refusal = kernel.taken = None
+    assert digest.crc32c(b'data' * 20) == bit_by_bit(b'data' * 20)
+    assert kernel.opened[-1].is_open                       # it is tried again, and kept
+
+
+def test_without_descriptors_the_tables_answer(kernel, monkeypatch):
+    monkeypatch.setattr(kernel_crc32c.log, 'warning', lambda text, *values: None)
+    monkeypatch.setattr(kernel_crc32c, 'open_request', refuse)
+    assert kernel_crc32c.KernelDigest(crc32c._python_crc32c).crc32c(READ_10) == 0xD9963A56
+
+
+def test_a_kernel_that_computes_something_else_is_not_believed(kernel):
+    digest = kernel_crc32c.KernelDigest(crc32c._python_crc32c)
+    assert digest.is_right()
+    kernel.wrong = 1
+    assert not digest.is_right()
+    assert not any(request.is_open for request in kernel.opened)
+
+
+def test_a_python_without_the_family_is_no_failure(monkeypatch):
+    monkeypatch.delattr(kernel_crc32c.socket, 'AF_ALG', raising=False)
+    assert not kernel_crc32c.KernelDigest(crc32c._python_crc32c).is_right()
+
+
+def test_the_kernel_of_this_machine_if_it_can():
+    digest = kernel_crc32c.KernelDigest(crc32c._python_crc32c)
+    if not digest.is_right():
+        pytest.skip('this kernel has no CRC32C for programs')
+    for length in (32, 4096, 1 << 20):
+        data = os.urandom(length)
+        assert digest.crc32c(data, 99) == crc32c._python_crc32c(data, 99)

@@ -10,7 +10,7 @@ FILES = python_files('targetd')
 
 #: standard and foreign modules that only some may import: module -> the rooms, base files and single modules that may
 ONLY_IN = {
-    'socket': {'master', 'worker', 'channel', 'admin'},
+    'socket': {'master', 'worker', 'channel', 'admin', 'kernel_crc32c'},
     'threading': {'worker', 'channel'},
     '_thread': set(),
     'concurrent': set(),
