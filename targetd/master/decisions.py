@@ -269,7 +269,8 @@ ACTIONS = frozenset(action for _, action in START_STOP)
 
 
 def _start_stop(shared, nexus, message, _known_ports):
-    """START STOP UNIT, SBC-3 5.25. While anybody prevents removal, nobody ejects or loads."""
+    """START STOP UNIT, SBC-3 5.25. While anybody prevents removal, nobody ejects or loads: libiscsi's
+    PreventAllow.Eject wants both. (Linux prevents removal when it opens a removable /dev/sdX, so it loads through /dev/sgX.)"""
     action = message['action']
     if action not in ACTIONS:
         raise ValueError('action %r' % (action,))

@@ -267,7 +267,7 @@ def facts_of(lun, store, names):
                  rotation_rate=rotation_rate(lun, can), thin=lun.thin, unmap=bool(lun.thin and can.unmap),
                  zeroes_after_unmap=bool(lun.thin and can.unmap and can.zeroes_after_unmap),
                  removable=lun.removable, read_only=bool(store.read_only), write_cache=lun.write_cache,
-                 descriptor_sense=lun.sense_format == 'descriptor')
+                 descriptor_sense=lun.sense_format == 'descriptor', third_party_copy=lun.third_party_copy)
     if facts['unmap']:
         facts.update(unmap_granularity=can.unmap_granularity, unmap_alignment=can.unmap_alignment)
         if can.maximum_unmap_length:

@@ -66,6 +66,8 @@ def _copy(opcode, service_action, name, mask, reservation, function, **more):
 
 # The masks, from byte 1 on. Tolerated though obsolete, because initiators set them: FUA_NV (bit 1 of READ and WRITE), SYNC_NV.
 # GROUP NUMBER (1f) is accepted and ignored: no grouping function is offered, and it asks for nothing but statistics.
+# No row for 7Fh: READ(32), VERIFY(32), WRITE(32), WRITE AND VERIFY(32), WRITE SAME(32) may be carried out only on a medium with
+# type 2 protection information (SBC-3 5.14; SBC-5 5.19, 5.39, 5.43, 5.47, 5.54), which is not offered (PROTECT 0, PROT_EN 0).
 # RARC (bit 2 of READ) is accepted: without rebuild assist mode it changes nothing (SBC-3 5.8).
 TABLE = (
     _row(0x00, None, 'TEST UNIT READY', '00 0000 00 00', STATUS, 'spc.test_unit_ready', medium=True),

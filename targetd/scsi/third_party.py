@@ -198,9 +198,10 @@ def _end(task, wanted, segment, field):
 
 
 def unit_named(device, code_set, kind, designator):
-    """The unit of the device that has this designator among those of VPD page 83h, or None. kind: ASSOCIATION and type."""
+    """The unit of the device that has this designator among those of VPD page 83h, or None, also where it is not to be copied
+    from or to. kind: ASSOCIATION and type."""
     for unit in list(device.luns.values()):
-        if (code_set, kind, bytes(designator)) in vpd.unit_designators(unit.facts):
+        if unit.facts.third_party_copy and (code_set, kind, bytes(designator)) in vpd.unit_designators(unit.facts):
             return unit
     return None
 

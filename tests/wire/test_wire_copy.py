@@ -166,3 +166,16 @@ def test_a_token_that_nobody_uses_expires(copying, sessions):
     eventually(lambda: not session.run(struct.pack('>BB8xIxx', 0x84, 0x08, 4096), read=4096).data[8:], 10,
                lambda: 'the token to expire')
     assert code(write_using(session, token, [(100, 8)])) == (5, 0x23, 0x07)
+
+
+def test_an_administrator_turns_copies_off(daemon, sessions):
+    daemon.target(luns={n: ['backing-store = %s' % daemon.image('disk%d' % n)] + ['third-party-copy = no'] * (n == 0)
+                        for n in (0, 1)})
+    session = sessions(daemon.start())
+    for lun in (0, 1):
+        session.clear_attentions(lun)
+    assert not session.inquiry(0)[5] & 0x08 and session.inquiry(1)[5] & 0x08
+    assert 0x8F not in session.inquiry(0, 0x00)[4:] and 0x8F in session.inquiry(1, 0x00)[4:]
+    assert code(populate(session, [(0, 8)])) == (5, 0x20, 0x00)
+    assert populate(session, [(0, 8)], lun=1).status == 0
+    assert code(write_using(session, token_of(session, lun=1), [(8, 8)])) == (5, 0x20, 0x00)

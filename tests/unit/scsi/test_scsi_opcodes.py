@@ -45,6 +45,22 @@ def test_exactly_the_commands_of_sam_are_exempt_from_unit_attention():
     assert {row.name for row in opcodes.TABLE if row.exempt} == {'INQUIRY', 'REPORT LUNS', 'REQUEST SENSE'}
 
 
+# Each may be carried out only where type 2 protection is enabled: SBC-3 5.14; SBC-5 5.19, 5.39, 5.43, 5.47, 5.54.
+NEED_TYPE_2_PROTECTION = {'READ(32)': 0x0009, 'VERIFY(32)': 0x000A, 'WRITE(32)': 0x000B, 'WRITE AND VERIFY(32)': 0x000C,
+                          'WRITE SAME(32)': 0x000D}
+
+
+@pytest.mark.parametrize('name', sorted(NEED_TYPE_2_PROTECTION))
+def test_commands_of_32_bytes_are_refused_where_there_is_no_protection_information(name):
+    unit = make_unit(**EVERY_COMMAND)
+    assert not do(unit, bytes.fromhex('12 00 00 00FF 00'))[5] & 0x01, 'PROTECT'
+    assert not do(unit, bytes.fromhex('9E 10') + bytes(8) + bytes.fromhex('00000020 0000'))[12] & 0x01, 'PROT_EN'
+    cdb = bytearray(32)
+    cdb[0], cdb[7], cdb[9] = 0x7F, 0x18, NEED_TYPE_2_PROTECTION[name]
+    error = error_of(unit, bytes(cdb))
+    assert (error.key, error.asc, error.ascq) == (5, 0x20, 0x00)
+
+
 def other_reserves_write_exclusive():
     key = '00000000000000aa'
     return dict(reservations.initial(), type=1, holder=[OTHER.initiator_port, OTHER.target_port], registrations=[

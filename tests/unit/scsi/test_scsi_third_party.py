@@ -500,6 +500,12 @@ def test_a_unit_that_does_not_offer_copies_does_not_speak_of_them():
     assert do(make_unit(), bytes.fromhex('12 00 00 00FF 00'))[5] & 0x08 and 0x8F in make_unit().vpd_page(0x00)[4:]
 
 
+def test_a_unit_that_does_not_offer_copies_is_not_copied_from_or_to_by_another():
+    first, second = pair()
+    second.facts = second.facts._replace(third_party_copy=False)
+    assert code(failure(first, BOTH, ONE)) == (0x0A, 0x0D, 0x02)
+
+
 # -- what goes wrong late ----------------------------------------------------------------------------------------------------
 
 def test_padding_and_flushing_fail_as_the_destination():
