@@ -92,6 +92,10 @@ SERVER = (
             'Worker processes kept ready for the next logins.'),
     _server('executor-threads', kinds.Number(1, 128), 32, NEXT_LOGIN,
             'Threads of each session for disk accesses that have to wait.'),
+    _server('busy-poll', kinds.Number(0, 1000), 100, NEXT_LOGIN,
+            'Microseconds for which a session with few commands on their way waits for the next without sleeping; 0: none.',
+            'Such commands are then answered in half the time. Where that is in vain, or others need the processor, and on a '
+            'host with one processor, it is not done.'),
     _server('nop-interval', kinds.Duration(1, 3600, off=True), 15, NEXT_LOGIN,
             'An initiator silent for this long is asked whether it is still there; 0 never asks.'),
     _server('nop-count', kinds.Number(1, 100), 3, NEXT_LOGIN,

@@ -24,6 +24,7 @@ from targetd.scsi import sam
 from targetd.scsi.sense import ABORTED_COMMAND, CheckCondition, StatusReturned
 from targetd.worker.ordering import UNEXPECTED_DATA, Unusual, Waits
 from targetd.worker.outbox import Outbox
+from targetd.worker.polling import FEW, polling
 from targetd.worker.replies import replies
 from targetd.worker.requests import Requests
 
@@ -81,6 +82,8 @@ class Connection(Unusual):
         self.ended = None                # why, once somebody decided that it is over
         self.ended_quietly = False       # as agreed: a logout
         self._leftover = leftover
+        self._polling = polling(worker.busy_poll_seconds)
+        self._were_few = False           # PDUs of the batch before: only then is the next worth polling for
         self._queue = self.outbox.queue
         self._task = sam.Task()
         self._max_immediate = session.limits.max_immediate if session.limits else 0
@@ -125,7 +128,10 @@ class Connection(Unusual):
         framer = self.framer
         try:
             if framer.landing is None:
-                count = self.socket.recv_into(framer.wanted())
+                if self._were_few and self._polling is not None and not self.session.tasks:
+                    count = self._polling.receive(self.socket.recv_into, framer.wanted())
+                else:
+                    count = self.socket.recv_into(framer.wanted())
             else:
                 count = self.socket.recvmsg_into(framer.wanted_parts())[0]
         except BlockingIOError:
@@ -147,6 +153,7 @@ class Connection(Unusual):
             except PduRejected as e:
                 self._dispatch(e.before)
                 raise
+            self._were_few = len(pdus) <= FEW
             self._dispatch(pdus)
             if framer.partial is not None:
                 framer.land(self._place(framer.partial))

@@ -44,6 +44,7 @@ class Worker(object):
         self.policies = Policies(configuration)
         self.executor = Executor(configuration.server.executor_threads)
         self.keepalive = (configuration.server.nop_interval, configuration.server.nop_count)
+        self.busy_poll_seconds = configuration.server.busy_poll / 1e6
         self.device = None               # scsi.lu.Device of the session, once there is one
         self.replica = None
         self.tasks = None
