@@ -55,6 +55,10 @@ class Framer(object):
         self._header_digest = 4 if header_digest else 0
         self._data_digest = 4 if data_digest else 0
 
+    def release(self):
+        """Nothing will be received any more: let go of the buffer. PDUs that were given out keep what they need."""
+        self.buffer = self._view = self.landing = self._landing_data = None
+
     # -- receiving ---------------------------------------------------------------------------------------------------
 
     def wanted(self):

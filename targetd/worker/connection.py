@@ -35,7 +35,7 @@ _WOULD_BLOCK = sam.WOULD_BLOCK
 _BYTES = (bytes, bytearray, memoryview)
 
 #: Replies with more data than this are sent before the next command of the batch is looked at: bounds memory.
-_SEND_NOW_BYTES = 64 << 10
+SEND_NOW_BYTES = 64 << 10
 
 #: Unusual replies beyond so many are sent before the next command of the batch is looked at.
 _QUEUE_LENGTH = 256
@@ -275,7 +275,7 @@ class Connection(Unusual):
                 self._later(task, result)
         elif len(result) == edtl and flags & _READ and numbered:
             self._queue.append((itt, result))
-            if edtl > _SEND_NOW_BYTES:
+            if edtl > SEND_NOW_BYTES:
                 self.outbox.drain()
         else:
             self.reply(task, result)
@@ -355,7 +355,7 @@ class Connection(Unusual):
 
     def _run_blocking(self, task):
         """In an executor thread. [any]"""
-        if task.edtl <= _SEND_NOW_BYTES or not task.expects_read:
+        if task.edtl <= SEND_NOW_BYTES or not task.expects_read:
             self._run_to_its_end(task)
             return
         room = self.outbox.room

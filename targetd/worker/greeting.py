@@ -54,8 +54,16 @@ def greet(worker, sock, where, members, session):
         why = connection.run()
     finally:
         members.leave(connection)
+        connection.framer.release()      # the connection refers to itself, and may stay until the collector comes
     log.info('%s from %s: connection %d is over: %s', connection.session.initiator_name, _shown(where), connection.cid, why)
     return why, connection.ended_quietly
+
+
+def _numbering_of(session):
+    """For the LoginNegotiation; knows nothing of the _Greeting, so that this one is gone as soon as its login is over."""
+    if session is None or session.is_discovery:
+        return None
+    return lambda: (session.exp_cmd_sn, session.max_cmd_sn)
 
 
 def _shown(where):
@@ -78,11 +86,7 @@ class _Greeting(object):
         self._joined = None              # values of a further connection of the worker's session
         self._expected = None            # the CID that the session's members know of already
         policy = worker.policies.login(where['peer'][0], where['group'])
-        self._negotiation = LoginNegotiation(policy, where, os.urandom, self._numbering)
-
-    def _numbering(self):
-        session = self.session
-        return (session.exp_cmd_sn, session.max_cmd_sn) if session is not None and not session.is_discovery else None
+        self._negotiation = LoginNegotiation(policy, where, os.urandom, _numbering_of(session))
 
     @property
     def cid(self):

@@ -189,11 +189,15 @@ class Unusual(object):
                     return
             elif data is not None:
                 raise CheckCondition(*UNEXPECTED_DATA)
-            result = task.run(task)
+            result = self._try(task)
         except (CheckCondition, StatusReturned) as refusal:
             self._refused(task, flags, data, refusal)
             return
         self._later(task, result)
+
+    def _try(self, task):
+        """Run it, if need be in an executor thread: gives what run() does. [as _start]"""
+        return task.run(task)
 
     def start_parked(self, task):
         """The wait of a parked task is over. [any, with `working`]"""

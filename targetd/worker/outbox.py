@@ -5,9 +5,12 @@ StatSN, ExpCmdSN and MaxCmdSN are stamped under the lock, so StatSN order is wir
 Entries of the queue
   (itt, data)             the usual case: GOOD, `data` (bytes-like, exactly EDTL bytes) or None (a GOOD SCSI Response)
   (None, pdus, numbered)  PDU objects in order; numbered: they answer a command that took a CmdSN, so the window moves on
-Any thread may put and drain. At most one thread is ever inside the socket; the others go on.
+Any thread may put and drain. At most one thread is ever inside the socket; the others go on. Where a session has several
+connections, nobody but a thread of its own ever waits in there (SharedOutbox).
 """
 
+import errno
+import socket
 import struct
 import threading
 from collections import deque
@@ -68,7 +71,7 @@ class _Nowhere(object):
     """In place of the socket of a connection that is over."""
 
     @staticmethod
-    def sendmsg(buffers):
+    def sendmsg(buffers, *_):
         return sum(map(len, buffers))
 
     @staticmethod
@@ -135,16 +138,17 @@ class Outbox(object):
 
     def _is_little(self):
         """May what is queued wait for the thread that is sending?"""
-        entries = list(self.queue)
-        if len(entries) > _WAITING_ENTRIES:
-            return False
+        return len(self.queue) <= _WAITING_ENTRIES and self._waiting() <= _WAITING_BYTES
+
+    def _waiting(self):
+        """Bytes of data that are queued."""
         total = 0
-        for entry in entries:
+        for entry in list(self.queue):
             if entry[0] is None:
                 total += sum(len(pdu.data) for pdu in entry[1])
             elif entry[1] is not None:
                 total += len(entry[1])
-        return total <= _WAITING_BYTES
+        return total
 
     def drain_and_wait(self):
         """Send what is queued; if another thread is sending, wait for it first. For a connection's last words."""
@@ -293,17 +297,151 @@ class Outbox(object):
 
 
 class SharedOutbox(Outbox):
-    """Of a connection beside which the session may have others. numbering: the lock that their command window is under."""
+    """Of a connection beside which the session may have others: who does not read this one must not hold those up.
 
-    __slots__ = ('_numbering',)
+    drain() never waits. What the socket does not take is sent by a thread that is made for it; it keeps the lock until the
+    queue is empty. numbering: the lock that the connections' command window is under; failed(error): called by that thread
+    when nothing can be sent any more; begin(task): starts a read that was put off."""
+
+    __slots__ = ('failed', 'begin', '_numbering', '_guard', '_reading', '_put_off')
 
     def __init__(self, sock, session, stat_sn, crc32c, values, numbering):
         super(SharedOutbox, self).__init__(sock, session, stat_sn, crc32c, values)
         self._numbering = numbering
+        self._guard = threading.Lock()
+        self._reading = 0                # bytes that commands in executor threads are about to queue
+        self._put_off = deque()          # (task, what stands in place of its transfer)
+        self.failed = self.begin = None
 
     def _stamp(self):
         with self._numbering:
             return Outbox._stamp(self)
+
+    # -- sending -----------------------------------------------------------------------------------------------------
+
+    def drain(self):
+        """Send what the socket takes now; the rest is sent as it takes it. Any thread. Raises OSError as Outbox.drain."""
+        queue, lock = self.queue, self._lock
+        while queue and lock.acquire(False):
+            rest = ()
+            try:
+                rest = self._send_what_fits(self._stamp())
+            finally:
+                if not rest:
+                    lock.release()
+            if rest:
+                self._begin_sender(rest)
+                return
+        self.begin_put_off()
+
+    def _send_what_fits(self, buffers):
+        """What the socket does not take now."""
+        while buffers:
+            try:
+                sent = self._socket.sendmsg(buffers[:_KERNEL_BUFFERS], (), socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                break
+            buffers = _without(buffers, sent)
+        return buffers
+
+    def _begin_sender(self, rest):
+        thread = threading.Thread(target=self._send_the_rest, args=(rest,), name='sender')
+        thread.daemon = True
+        try:
+            thread.start()
+        except RuntimeError:             # half of a PDU may be sent: this connection is over
+            self._lock.release()
+            raise OSError(errno.EAGAIN, 'there is no thread to send with')
+
+    def _send_the_rest(self, buffers):
+        """[sender, who has the lock]"""
+        error = None
+        try:
+            self._send(buffers)
+            while self.queue:
+                self.begin_put_off()
+                self._send(self._stamp())
+        except OSError as e:
+            error = e
+        finally:
+            self._lock.release()
+        if error is None:
+            try:
+                self.drain()             # what came between the last look at the queue and the release
+            except OSError as e:
+                error = e
+        if error is not None:
+            self.failed(error)
+
+    def drain_and_wait(self):
+        super(SharedOutbox, self).drain_and_wait()
+        self.begin_put_off()
+
+    def wait_while_much(self):
+        """Wait while more is queued than commands within their window can ask for. Raises OSError. The connection's thread."""
+        while self._is_much():
+            with self._lock:
+                pass                     # who had it has sent everything, or failed
+            self.drain()
+
+    def _is_much(self):
+        entries = list(self.queue)
+        return len(entries) > _WAITING_ENTRIES or sum(
+            len(pdu.data) for entry in entries if entry[0] is None for pdu in entry[1]) > _WAITING_BYTES
+
+    # -- reading no more than can be kept ----------------------------------------------------------------------------
+
+    def is_little(self):
+        """May a large read be carried out at once? Any thread."""
+        return self._is_little()
+
+    def may_read(self, task, put_off):
+        """True if the data of this task may be read now: has_read() must follow. Else it is put off, with `put_off` in place of
+        its transfer, so that it can be aborted meanwhile. [executor]"""
+        with self._guard:
+            if self._has_room(task.edtl) and not self._put_off:
+                self._reading += task.edtl
+                return True
+            task.transfer = put_off
+            if task.aborted:             # by one who may have looked before: it ends now
+                task.transfer = None
+                self._reading += task.edtl
+                return True
+            self._put_off.append((task, put_off))
+        self.begin_put_off()             # the room may have come while we looked
+        return False
+
+    def has_read(self, task):
+        """Its data is queued. [executor]"""
+        with self._guard:
+            self._reading -= task.edtl
+        self.begin_put_off()
+
+    def begin_put_off(self):
+        """Begin the tasks that were put off, as far as there is room. Any thread."""
+        while self._put_off:
+            with self._guard:
+                if not self._put_off or not self._has_room(self._put_off[0][0].edtl):
+                    return
+                task, put_off = self._put_off.popleft()
+                if task.transfer is not put_off:
+                    continue             # it was aborted
+                task.transfer = None
+                self._reading += task.edtl
+            self.begin(task)
+
+    def take_back(self, task):
+        """True if it was put off; it is not begun here any more, then. Any thread."""
+        with self._guard:
+            found = [entry for entry in self._put_off if entry[0] is task and task.transfer is entry[1]]
+            for entry in found:
+                self._put_off.remove(entry)
+                task.transfer = None
+        return bool(found)
+
+    def _has_room(self, count):
+        used = self._reading + self._waiting()
+        return not used or used + count <= ROOM_BYTES
 
 
 def _without(buffers, sent):

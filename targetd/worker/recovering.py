@@ -173,7 +173,7 @@ class RecoveringConnection(SharedConnection):
                         const.SNACK_DATA_ACK: self._data_ack, const.SNACK_R_DATA: self._snack_r_data}
 
     def make_outbox(self, stat_sn):
-        return RecoveringOutbox(self.socket, self.session, stat_sn, crc32c, self.values, self.worker.numbering)
+        return self.wire(RecoveringOutbox(self.socket, self.session, stat_sn, crc32c, self.values, self.worker.numbering))
 
     def _dispatch(self, pdus, then_held=True):
         if pdus:
@@ -285,9 +285,12 @@ class RecoveringConnection(SharedConnection):
         if task.connection is self or task.connection.ended is None:
             respond(const.TASK_STILL_ALLEGIANT)
             return
+        was_put_off = task.connection.outbox.take_back(task)
         task.connection = self
         respond(const.FUNCTION_COMPLETE)
-        if task.transfer.__class__ is RecoveringTransfer:
+        if was_put_off:
+            self.worker.executor.submit(self._run_blocking, task)
+        elif task.transfer.__class__ is RecoveringTransfer:
             task.transfer.reassigned()
             if task.transfer.is_complete:
                 self._all_data_here(task)

@@ -5,7 +5,7 @@ import struct
 import pytest
 
 from daemon import TARGET, watched
-from initiator import ABORT_TASK, LoginFailed, Rejected, pattern
+from initiator import ABORT_TASK, ABORT_TASK_SET, LoginFailed, Rejected, pattern
 from members import SESSION_KEYS, Member, Numbering
 from pdus import ASYNC, Closed, DATA_IN, DATA_OUT, FINAL, IMMEDIATE, LOGOUT, LOGOUT_RESPONSE, pack_bhs
 
@@ -289,3 +289,31 @@ def test_a_session_is_reinstated_at_once(several, members):
     assert again.tsih != old[0].tsih
     assert len(again.read(0, 1)) == 512
     assert 'did not end within' not in several.log
+
+
+@pytest.mark.clause('RFC 7143 4.2.2')
+@pytest.mark.parametrize('target', [TARGET, SLOW])
+def test_a_connection_that_is_not_read_stalls_no_other(several, members, target):
+    """Far more data asked for on one than its socket takes; what is answered in its thread, and in executor threads."""
+    one, two = members(2, target)
+    big = [one.submit(read_10(0, 8192), read=4 << 20) for _ in range(40)]
+    for number in range(8):
+        data = pattern(number, 4096)
+        two.write(number * 8, data)
+        assert two.read(number * 8, 8) == data
+    two.ping()
+    assert not any(command.result for command in big)
+    for command in big:
+        one.wait(command).good()
+
+
+@pytest.mark.clause('RFC 7143 11.5')
+@pytest.mark.parametrize('target', [TARGET, SLOW])
+def test_reads_that_nobody_takes_are_aborted_at_once(several, members, target):
+    one, two = members(2, target)
+    for _ in range(40):
+        one.submit(read_10(0, 8192), read=4 << 20)
+    two.ping()
+    assert two.manage(ABORT_TASK_SET) == 0
+    two.write(0, pattern(11, 512))
+    assert two.read(0, 1) == pattern(11, 512)

@@ -18,8 +18,9 @@ MEGABYTE = 1 << 20
 def served_both_ways(tmp_path_factory):
     """A target that answers in the connection's thread (cache), and one that answers in executor threads."""
     with watched(tmp_path_factory.mktemp('memory')) as daemon:
-        daemon.target()
-        daemon.target(SLOW, ['initiator-address = ALL'],
+        lines = ['initiator-address = ALL', 'MaxConnections = 2']
+        daemon.target(lines=lines)
+        daemon.target(SLOW, lines,
                       {0: ['backing-store = %s' % daemon.image('slow.img'), 'filter = delay read=1ms']})
         yield daemon.start()
 
@@ -36,10 +37,12 @@ def write_16(blocks):
     return struct.pack('>BBQIBB', 0x8A, 0, 0, blocks, 0, 0)
 
 
+@pytest.mark.parametrize('connections', ['1', '2'])
 @pytest.mark.parametrize('target', ['iqn.2026-11.test.targetd:disk', SLOW])
-def test_an_initiator_that_does_not_read(served_both_ways, ready, target):
+def test_an_initiator_that_does_not_read(served_both_ways, ready, target, connections):
     """100 reads of 4 MiB, and not one answer taken for a while."""
-    session = ready(served_both_ways, target, keys={'MaxRecvDataSegmentLength': '262144', 'MaxBurstLength': '1048576'})
+    session = ready(served_both_ways, target, keys={'MaxRecvDataSegmentLength': '262144', 'MaxBurstLength': '1048576',
+                                                    'MaxConnections': connections})
     before = resident(served_both_ways, session)
     commands = [session.submit(read_16(8192), read=4 * MEGABYTE) for _ in range(100)]
     most = max(resident(served_both_ways, session) for _ in range(40))

@@ -133,3 +133,12 @@ def test_the_batch_buffer_never_runs_full():
     stream = wire(one) * 40
     chance = random.Random(5)
     assert len(feed(framer, stream, lambda: chance.randint(1, 20000))) == 40
+
+
+def test_a_pdu_outlasts_the_buffer_that_it_came_in():
+    framer = Framer(8192)
+    data = BHS.pack(0x40, 0x80, 0, 4, 0, 7, 0xFFFFFFFF, 0, 0, bytes(16)) + b'data'
+    framer.wanted()[:len(data)] = data
+    ((_, _, kept),) = framer.received(len(data))
+    framer.release()
+    assert framer.buffer is None and bytes(kept) == b'data'

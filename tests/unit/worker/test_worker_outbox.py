@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from targetd.iscsi import pdu
-from targetd.worker.outbox import Outbox
+from targetd.scsi import sam
+from targetd.worker.outbox import ROOM_BYTES, Outbox, SharedOutbox
 
 
 def outbox(segment=8192, burst=16384, header_digest='None', data_digest='None', stat_sn=5):
@@ -127,3 +128,86 @@ def test_more_than_the_socket_takes_at_once_arrives_whole():
     answers = receive(wire, 6)
     thread.join(10)
     assert [bytes(a.data) for a in answers] == data
+
+
+# -- beside other connections ---------------------------------------------------------------------------------------------
+
+
+class Heard(object):
+    """What a SharedOutbox tells: errors; tasks that begin."""
+
+    def __init__(self):
+        self.begun, self.errors, self.failed = [], [], threading.Event()
+
+    def fail(self, error):
+        self.errors.append(error)
+        self.failed.set()
+
+
+def shared_outbox():
+    """(SharedOutbox, the initiator's end, Heard); the socket takes little."""
+    ours, theirs = socket.socketpair()
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    theirs.settimeout(10)
+    session = SimpleNamespace(exp_cmd_sn=10, max_cmd_sn=19)
+    values = {'MaxRecvDataSegmentLength': 8192, 'MaxBurstLength': 16384}
+    box, heard = SharedOutbox(ours, session, 5, zlib.crc32, values, threading.Lock()), Heard()
+    box.failed, box.begin = heard.fail, heard.begun.append
+    return box, theirs, heard
+
+
+def read_task(length):
+    task = sam.Task()
+    task.edtl = length
+    return task
+
+
+def test_nobody_waits_for_an_initiator_that_does_not_read():
+    """What is queued later, by whomever, comes later, and StatSN is in order."""
+    box, wire, heard = shared_outbox()
+    data = bytes(range(256)) * 256
+    for itt in range(20):
+        box.queue.append((itt, data))
+        box.drain()                                              # would never come back if it waited
+    assert box.queue
+    answers = receive(wire, 20 * 8)
+    assert [a.stat_sn for a in answers if a.has_status] == list(range(5, 25))
+    assert b''.join(bytes(a.data) for a in answers if a.itt == 19) == data
+    box.wait_while_much()
+    box.queue.append((77, None))
+    box.drain()
+    assert receive(wire, 1)[0].itt == 77 and heard.errors == []
+
+
+def test_a_sender_that_fails_says_so():
+    box, wire, heard = shared_outbox()
+    box.queue.append((1, bytes(1 << 20)))
+    box.drain()
+    wire.close()
+    assert heard.failed.wait(10)
+    box.queue.append((2, None))
+    with pytest.raises(OSError):
+        box.drain()
+
+
+def test_reads_are_put_off_until_what_was_asked_for_is_taken():
+    box, wire, heard = shared_outbox()
+    first, second, third = read_task(ROOM_BYTES), read_task(1 << 20), read_task(1 << 20)
+    assert box.may_read(first, 'put off')                        # as much as there is, but nothing else waits
+    assert not box.may_read(second, 'put off') and second.transfer == 'put off'
+    assert not box.may_read(third, 'put off')
+    box.queue.append((1, bytes(1 << 20)))
+    box.drain()
+    box.has_read(first)
+    assert heard.begun == [second, third] and second.transfer is None
+    for task in (second, third):
+        box.has_read(task)
+    receive(wire, 128)
+
+
+def test_a_read_that_is_put_off_while_it_is_aborted_ends():
+    box, wire, heard = shared_outbox()
+    first, second = read_task(ROOM_BYTES), read_task(1 << 20)
+    assert box.may_read(first, 'put off')
+    second.aborted = True
+    assert box.may_read(second, 'put off') and second.transfer is None
