@@ -394,7 +394,7 @@ class LogicalUnit(object):
         if self.refused and reservation_rules.conflicts(self.refused, row.reservation, cdb):
             raise StatusReturned(RESERVATION_CONFLICT)
         if row.medium or self.medium in operations.SENSE:
-            self._refuse_medium(row)
+            self._refuse_medium(row, cdb)
             if self.power and row.opcode != opcodes.TEST_UNIT_READY:
                 self.set_power(None)
         task.run_blocking = None
@@ -419,14 +419,18 @@ class LogicalUnit(object):
         if tokens.touches(self.watched, offset, length):
             self.rods.revoke(offset, length)
 
-    def _refuse_medium(self, row):
+    def _refuse_medium(self, row, cdb):
         not_ready = self.not_ready()
         if not_ready and not self._works_anyway(row):
             raise not_ready
         if row.writes:
-            if self.read_only:
-                raise CheckCondition(DATA_PROTECT, 0x27, 0x00 if self.facts.read_only else 0x02)
+            if self.read_only and not sbc.writes_nothing(self, row, cdb):
+                raise self.protection()
             self.refuse_if_failed()
+
+    def protection(self):
+        """What a write to a unit ends with that is read_only: a CheckCondition that says who protects it."""
+        return CheckCondition(DATA_PROTECT, 0x27, 0x00 if self.facts.read_only else 0x02)
 
     def _works_anyway(self, row):
         """May this command go on although an operation runs, or has failed?"""

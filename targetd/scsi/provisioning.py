@@ -26,7 +26,10 @@ def unmap(unit, task):
 def run_unmap(task):
     """Executor thread. Everything is checked before anything is unmapped."""
     unit = task.unit
-    for lba, blocks in unmap_ranges(unit, bytes(task.data_out or b''), task.length):
+    ranges = unmap_ranges(unit, bytes(task.data_out or b''), task.length)
+    if ranges and unit.read_only:
+        raise unit.protection()
+    for lba, blocks in ranges:
         if task.aborted:
             return None
         try:
@@ -34,7 +37,7 @@ def run_unmap(task):
         except OSError as e:
             if e.errno != errno.EOPNOTSUPP:      # a hint that the medium does not take; the data stays, which is allowed
                 raise
-    if unit.write_through:
+    if ranges and unit.write_through:
         unit.flush(0, unit.blocks * unit.block_size)
     return None
 

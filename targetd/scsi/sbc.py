@@ -64,6 +64,25 @@ def place(unit, task, lba, blocks, maximum=None):
     task.length = blocks * unit.block_size
 
 
+#: Function of commands that write blocks -> where their number stands in the CDB; None: where its length says (cdb.extent).
+BLOCKS_WRITTEN_AT = {'sbc.write': None, 'sbc.write_and_verify': None, 'atomic.orwrite': None, 'provisioning.write_same': None,
+                     'atomic.compare_and_write': slice(13, 14), 'atomic.write_atomic': slice(12, 14)}
+
+
+def writes_nothing(unit, row, cdb):
+    """May a write-protected unit let this command pass, though its row writes? It names no blocks at all, which is no error
+    (SBC-3 5.32), or blocks that are not there, which is wrong on any unit, and its admission function says so. Whatever else
+    might be wrong with a command, the protection is told first: no order is prescribed (SBC-3 4.16). UNMAP looks itself, for
+    the blocks in its list."""
+    if row.function not in BLOCKS_WRITTEN_AT:
+        return row.function == 'provisioning.unmap'
+    _, lba, blocks = extent(cdb)
+    field = BLOCKS_WRITTEN_AT[row.function]
+    if field:
+        blocks = int.from_bytes(cdb[field], 'big')
+    return lba + blocks > unit.blocks or not blocks and row.function != 'provisioning.write_same'
+
+
 def expect_blocks(unit, task):
     """Ask for task.length bytes of Data-Out. If the initiator's EDTL is less, only the whole blocks of it are done and the
     rest is residual (SAM-5 5.4.2); part of a block is refused before any data moves."""

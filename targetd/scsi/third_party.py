@@ -15,7 +15,7 @@ from targetd.scsi import copies, errno_map, sense, vpd
 from targetd.scsi.cdb import doubleword, word
 from targetd.scsi.reservations import READ, WRITE, conflicts
 from targetd.scsi.sam import CHECK_CONDITION, RESERVATION_CONFLICT, WOULD_BLOCK
-from targetd.scsi.sense import CheckCondition, COPY_ABORTED, CopyFailure, DATA_PROTECT, HARDWARE_ERROR, StatusReturned
+from targetd.scsi.sense import CheckCondition, COPY_ABORTED, CopyFailure, HARDWARE_ERROR, StatusReturned
 
 STEP = 16 << 20                   # bytes that one call of the store copies; between two of them a copy can be stopped
 CSCD_LENGTH = 32
@@ -221,7 +221,7 @@ def require_writable(unit, number, cdb=PLAIN_CDB):
         raise forwarded(number, False, RESERVATION_CONFLICT)
     refusal = unit.not_ready()
     if refusal is None and unit.read_only:
-        refusal = CheckCondition(DATA_PROTECT, 0x27, 0x00 if unit.facts.read_only else 0x02)
+        refusal = unit.protection()
     if refusal is None and unit.medium == 'failed':
         refusal = CheckCondition(HARDWARE_ERROR, 0x44, 0x00)
     if refusal:
@@ -262,11 +262,11 @@ def _copy_segment(task, copy, segment, source, source_offset, unit, offset, coun
     if count > copies.MAXIMUM_SEGMENT:
         raise _failed(segment, 0x26, 0x00, 8)
     require_readable(source, segment.number)
-    require_writable(unit, segment.number)
     if source_offset + count > source.blocks * source.block_size:
         raise _failed(segment, 0x00, 0x00, 12)
     if offset + count + padding > unit.blocks * unit.block_size:
         raise _failed(segment, 0x00, 0x00, 20)
+    require_writable(unit, segment.number)
     move(task, copy, source.store, source_offset, unit, offset, count, segment.number, source)
     if padding and not task.aborted:
         try:

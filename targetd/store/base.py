@@ -25,7 +25,7 @@ INLINE_WRITE_LIMIT = 1 << 20
 class Capabilities(namedtuple('Capabilities', (
         'unmap zeroes_after_unmap unmap_granularity unmap_alignment maximum_unmap_length physical_block_size '
         'alignment_offset minimum_io_size optimal_io_size rotational extents'))):
-    """What the medium can do.
+    """What the medium can do; of one that is served read-only too: it says what it is, and read_only that it stays so.
 
     unmap: bool, unmap() gives space back; zeroes_after_unmap: bool, reads after unmap() are certain to give zeroes;
     unmap_granularity, unmap_alignment: bytes, what unmap() gives back are whole granules that start at

@@ -77,14 +77,6 @@ class ReadOnly(Filter):
 
     read_only = True
 
-    def __init__(self, store):
-        super(ReadOnly, self).__init__(store)
-        self._capabilities = store.capabilities._replace(unmap=False, zeroes_after_unmap=False)
-
-    @property
-    def capabilities(self):
-        return self._capabilities
-
     def reading(self):
         return self.store.reading()
 

@@ -166,8 +166,6 @@ class _Wanted(object):
             raise StoreError('%s has %d bytes, no multiple of the block size %d; %s'
                              % (self.name, size, block_size, 'choose another block size' if kind == 'block' else
                                 'make it larger with "truncate -s %%%d"' % block_size if size else 'give it a size'))
-        if self.read_only:
-            capabilities = capabilities._replace(unmap=False, zeroes_after_unmap=False)
         return dict(more, kind=kind, path=self.path, size=size, read_only=self.read_only, direct=self.direct, thin=self.thin,
                     block_size=block_size, filters=self.filters, capabilities=capabilities)
 
@@ -321,11 +319,12 @@ def _create(wanted):
 
 
 def _file_capabilities(wanted, descriptor, status, queue, block_size):
-    """What the file system can do, found out by trying where that changes nothing (a hole beyond the end)."""
+    """What the file system can do, found out by trying where that changes nothing (a hole beyond the end). What is served
+    read-only cannot be tried, and will not be unmapped either."""
     granularity = max(status.st_blksize, block_size)
     physical = 4096 if granularity % 4096 == 0 else block_size
     return NO_CAPABILITIES._replace(
-        unmap=not wanted.read_only and _can_punch(descriptor, status.st_size), zeroes_after_unmap=not wanted.read_only,
+        unmap=wanted.read_only or _can_punch(descriptor, status.st_size), zeroes_after_unmap=True,
         unmap_granularity=min(granularity, 1 << 20), physical_block_size=max(physical, block_size),
         minimum_io_size=max(physical, block_size), rotational=queue.rotational(), extents=_knows_holes(descriptor))
 

@@ -118,6 +118,20 @@ def test_lba_status_follows_what_is_written_and_unmapped(thin, ready):
     assert session.run(struct.pack('>BBQIBB', 0x9E, 0x12, 64 * 2048, 24, 0, 0), read=24).key == (5, 0x21, 0)
 
 
+def test_a_thin_file_that_is_served_read_only_stays_thin(daemon, ready):
+    """It offers what it would offer if it could be written, and protects every mapped and unmapped block."""
+    path = daemon.image(size=8 * MIB)
+    with open(path, 'r+b') as file:
+        file.write(pattern(1, MIB))
+    daemon.target(luns={0: ['backing-store = %s' % path, 'thin = yes', 'readonly = yes']})
+    session = ready(daemon.start())
+    capacity = session.run(struct.pack('>BBQIBB', 0x9E, 0x10, 0, 32, 0, 0), read=32).good().data
+    assert capacity[14] & 0xC0 == 0xC0 and session.inquiry(page=0xB2)[5] & 0xE4 == 0xE4     # LBPME, LBPRZ, LBPU, LBPWS, LBPWS10
+    assert unmap(session, 0, 2048).key == (7, 0x27, 0)
+    assert session.read(0, 2048) == pattern(1, MIB)
+    assert lba_status(session, 0) == [(0, 2048, 0), (2048, 14336, 1)]
+
+
 def test_a_thick_file_has_no_threshold(served, ready):
     session = ready(served)
     assert session.inquiry(page=0xB2)[4] == 0

@@ -3,7 +3,7 @@ import struct
 
 import pytest
 
-from targetd.scsi import modes, reservations
+from targetd.scsi import modes, reservations, sbc
 from targetd.scsi.lu import Device, LogicalUnit, UnitFacts, lun_of
 from targetd.scsi.opcodes import TABLE
 from targetd.scsi.sense import CheckCondition
@@ -156,8 +156,8 @@ def test_checks_come_in_the_order_of_the_standard():
     unit.update(reservations=reservations.initial())
     assert sense_of(unit, good_bits, bytes(512)) == (2, 0x3A, 0)
     unit.update(medium='ready')
-    assert sense_of(unit, good_bits, bytes(512)) == (7, 0x27, 0)
-    assert sense_of(unit, cdb_10(0x28, 0xFFFFFFFF, 1)) == (5, 0x21, 0)
+    assert sense_of(unit, good_bits, bytes(512)) == sense_of(unit, cdb_10(0x28, 0xFFFFFFFF, 1)) == (5, 0x21, 0)
+    assert sense_of(unit, cdb_10(0x2A, 0, 1), bytes(500)) == (7, 0x27, 0)
 
 
 def test_an_unknown_opcode_waits_for_the_attention_too():
@@ -235,12 +235,46 @@ def test_the_rest_works_without_a_medium(cdb):
     assert status_of(make_unit(medium='ejected'), bytes.fromhex(cdb)) == 0
 
 
-@pytest.mark.parametrize('row', [row for row in TABLE if row.writes], ids=lambda row: row.name)
-def test_a_read_only_unit_refuses_every_write_before_it_looks_at_lengths(row):
-    unit = make_unit(unmap=True, zeroes_after_unmap=True, maximum_atomic_length=4096, read_only=True)
+def cdb_of(row, lba, blocks):
+    """The command on these blocks, if it names any in its CDB."""
     cdb = bytearray(len(row.mask))
     cdb[0], cdb[1] = row.opcode, row.service_action or 0
-    assert sense_of(unit, bytes(cdb)) == (7, 0x27, 0)
+    if row.function in sbc.BLOCKS_WRITTEN_AT:
+        numbers = {6: slice(4, 5), 10: slice(7, 9), 12: slice(6, 10), 16: slice(10, 14)}
+        at = sbc.BLOCKS_WRITTEN_AT[row.function] or numbers[len(cdb)]
+        where = {6: slice(2, 4), 10: slice(2, 6), 12: slice(2, 6), 16: slice(2, 10)}[len(cdb)]
+        for field, value in ((at, blocks), (where, lba)):
+            cdb[field] = value.to_bytes(field.stop - field.start, 'big')
+    return bytes(cdb)
+
+
+EVERYTHING_READ_ONLY = {'unmap': True, 'zeroes_after_unmap': True, 'maximum_atomic_length': 4096, 'read_only': True}
+
+
+@pytest.mark.parametrize('row', [row for row in TABLE if row.writes and row.name != 'UNMAP'], ids=lambda row: row.name)
+def test_a_read_only_unit_refuses_every_write_before_it_looks_at_lengths(row):
+    unit = make_unit(**EVERYTHING_READ_ONLY)
+    assert sense_of(unit, cdb_of(row, 0, 1)) == (7, 0x27, 0)
+    assert unit.store.calls == []
+
+
+@pytest.mark.parametrize('lba, blocks, sense', [(0, 1, (7, 0x27, 0)), (0, 0, None), (BLOCKS, 1, (5, 0x21, 0))])
+def test_a_read_only_unit_unmaps_what_it_is_told_if_that_is_nothing(lba, blocks, sense):
+    unit = make_unit(**EVERYTHING_READ_ONLY)
+    cdb, data = bytes.fromhex('42 00 00000000 00 0018 00'), struct.pack('>HH4xQI4x', 22, 16, lba, blocks)
+    assert sense_of(unit, cdb, data) == sense if sense else status_of(unit, cdb, data) == 0
+    assert unit.store.calls == []
+
+
+@pytest.mark.parametrize('row', [row for row in TABLE if row.function in sbc.BLOCKS_WRITTEN_AT], ids=lambda row: row.name)
+def test_a_read_only_unit_protects_the_blocks_it_has(row):
+    """No blocks are written by a command that names none, and none that are not there by one that names these."""
+    unit = make_unit(**EVERYTHING_READ_ONLY)
+    assert sense_of(unit, cdb_of(row, unit.blocks, 1)) == (5, 0x21, 0)
+    if row.opcode == 0x0A or row.function == 'provisioning.write_same':
+        assert sense_of(unit, cdb_of(row, 0, 0)) == (7, 0x27, 0)     # 256 blocks, or up to the end
+    else:
+        assert status_of(unit, cdb_of(row, unit.blocks, 0)) == 0
     assert unit.store.calls == []
 
 
