@@ -108,8 +108,9 @@ def _kernel_targets(roots):
 class _View(object):
     """What one question needs to know of the host, read once."""
 
-    def __init__(self, roots):
+    def __init__(self, roots, ours=None):
         self.roots = roots
+        self.ours = ours or os.getpid()
         self.mounts = mounts(roots)
         self.swaps = _swaps(roots)
         self.btrfs = _btrfs_members(roots)
@@ -279,22 +280,22 @@ def _wanted(path, roots):
     return wanted
 
 
-def _is_ours(pid, roots):
-    """True for this process and its children: the master and its workers."""
-    own = str(os.getpid())
+def _is_ours(pid, ours, roots):
+    """True for the master, this process and the master's children."""
     status = (read_text(roots.proc, pid, 'stat') or '').rpartition(')')[2].split()
-    return pid == own or status[1:2] == [own]
+    return pid in (str(ours), str(os.getpid())) or status[1:2] == [str(ours)]
 
 
-def openers(path, roots=ROOTS, seconds=SEARCH_SECONDS):
+def openers(path, roots=ROOTS, seconds=SEARCH_SECONDS, ours=None):
     """[(process id, program)] of the processes that have a device, one of its partitions or a file open.
 
-    This process and its children are left out. Stops after `seconds` with what was found. Only root sees other users' files.
+    This process, or process `ours`, and its children are left out. Stops after `seconds` with what was found. Only root sees
+    other users' files.
     """
-    wanted = _wanted(path, roots)
+    wanted, ours = _wanted(path, roots), ours or os.getpid()
     found, deadline = [], time.monotonic() + seconds
     for pid in sorted((entry for entry in listing(roots.proc) if entry.isdigit()), key=int):
-        if _holds(pid, wanted, roots) and not _is_ours(pid, roots):
+        if _holds(pid, wanted, roots) and not _is_ours(pid, ours, roots):
             found.append((int(pid), _program(pid, roots)))
         if time.monotonic() > deadline:
             break
@@ -302,7 +303,7 @@ def openers(path, roots=ROOTS, seconds=SEARCH_SECONDS):
 
 
 def _say_openers(path, view):
-    for pid, program in openers(path, view.roots):
+    for pid, program in openers(path, view.roots, ours=view.ours):
         if program.startswith(('tgtd', 'istgt', 'targetd', 'iscsi-scstd', 'ietd', 'nvmf_tgt', 'spdk')):
             view.say('%s is exported by another target: %s (process %d); free it with: stop that target' % (path, program, pid))
         else:
@@ -311,13 +312,13 @@ def _say_openers(path, view):
 
 # -- the doors ---------------------------------------------------------------------------------------------------------------
 
-def users(path, roots=ROOTS, search=False):
+def users(path, roots=ROOTS, search=False, ours=None):
     """Who uses a block device or file: a list of plain sentences, each with the line that frees it; [] if nobody does.
 
     search: also look through the open files of all processes, as is done anyway for a device that the kernel calls busy and
-    whose user is not found otherwise.
+    whose user is not found otherwise. ours: the process that serves, if it is not this one.
     """
-    view = _View(roots)
+    view = _View(roots, ours)
     name = kernel_name(path, roots)
     if name is None:
         _file_uses(os.path.realpath(path), view)
@@ -326,7 +327,7 @@ def users(path, roots=ROOTS, search=False):
     busy = name is not None and not view.sentences and roots.is_busy(path)
     if busy or search:
         _say_openers(path, view)
-    if busy and not view.sentences and _holds(str(os.getpid()), _wanted(path, roots), roots):
+    if busy and not view.sentences and _holds(str(view.ours), _wanted(path, roots), roots):
         view.say('%s is exported by this targetd already; free it with: take it out of the other target' % path)
     if busy and not view.sentences:
         view.say('%s is held by the kernel or a process that cannot be seen (ZFS pool? another container?); look with: '
@@ -334,9 +335,9 @@ def users(path, roots=ROOTS, search=False):
     return view.sentences
 
 
-def require_free(path, roots=ROOTS):
+def require_free(path, roots=ROOTS, ours=None):
     """Raise StoreError naming every user of the device or file, and what to do; return if nobody uses it."""
-    sentences = users(path, roots)
+    sentences = users(path, roots, ours=ours)
     if sentences:
         raise StoreError('%s is in use on this host: %s. Exporting it as well would destroy its content; if it is '
                          'certain that it does not, write allow-in-use = yes' % (path, '. '.join(sentences)))

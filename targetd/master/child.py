@@ -1,4 +1,4 @@
-"""What a freshly forked child does before it is a worker: it lets go of everything that is the master's.
+"""What a freshly forked child does before it is a worker, or does an errand: it lets go of everything that is the master's.
 
 The order matters. Descriptors first (the master holds open disks, listeners and other workers' channels: D4), then signals,
 then privileges, then the death signal (changing credentials clears it), then the check that the master still lives.
@@ -80,6 +80,33 @@ def _be_expendable():
             f.write('0')
     except OSError:
         pass
+
+
+def fork(fork, inside):
+    """Fork: inside() runs in the child, which ends when that returns or raises. Returns the child's process id. Raises OSError.
+
+    fork: os.fork, or what a test puts in its place.
+    """
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        pid = fork()
+        if pid == 0:
+            try:
+                reset_signals()          # before they are let in again: the pipe of set_wakeup_fd is the master's
+                signal.pthread_sigmask(signal.SIG_SETMASK, held)
+                inside()
+            finally:
+                os._exit(1)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
+    return pid
+
+
+def become_errand(channel, kept, master):
+    """As become_worker, but with the master's rights and the descriptors `kept`."""
+    close_descriptors({0, 1, 2, channel.fileno(), log.descriptor()} | set(kept))
+    name_process('targetd-errand')
+    die_with(master)
 
 
 def become_worker(channel, credentials, master):

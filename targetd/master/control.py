@@ -33,7 +33,7 @@ class Client(object):
 
 
 class Control(object):
-    """`open`, `close`, and a method for each row of commands.TABLE: from its arguments to the reply (bytes)."""
+    """`open`, `close`, and a method for each row of commands.TABLE: from its arguments to the reply."""
 
     def __init__(self, master):
         self.master = master
@@ -134,8 +134,13 @@ class Control(object):
         client.received += data
         if b'\n' in client.received or len(client.received) > commands.MAXIMUM_REQUEST:
             line, client.received = bytes(client.received.partition(b'\n')[0]), bytearray()
-            client.outgoing = self._answered(client, line)
-            self._send(client)
+            self._reply(client, self._answered(client, line))
+
+    def _reply(self, client, reply):
+        """Send the reply, if it is there already and the client still is."""
+        if reply is not None and client in self._clients:
+            client.outgoing = reply
+            self._ready(client, WRITE)
 
     def _send(self, client):
         while client.outgoing:
@@ -156,7 +161,11 @@ class Control(object):
         try:
             row, arguments = commands.parse_request(line)
             client.keep_open = row.words == 'stop'
-            return self.answer(commands.name_of(row), arguments)
+            reply = self.answer(commands.name_of(row), arguments)
+            if callable(reply):          # it takes its time: it is given the function that sends the reply
+                reply(lambda later: self._reply(client, later))
+                return None
+            return reply
         except commands.BadRequest as e:
             return commands.reply_error(str(e))
         except TargetdError as e:
@@ -166,7 +175,7 @@ class Control(object):
             return commands.reply_error('an unexpected failure: %s; the log has the details' % e)
 
     def answer(self, name, arguments):
-        """The reply (bytes) to a command of the table. Raises TargetdError."""
+        """The reply (bytes) to a command of the table, or a function that will give it to a function. Raises TargetdError."""
         return getattr(self, '_' + name.replace('-', '_'))(**arguments)
 
     def _status(self):
@@ -260,7 +269,10 @@ class Control(object):
         return commands.reply_rows(rows)
 
     def _reload(self, plan=False):
-        return commands.reply_rows(self.master.reload.run(plan_only=plan))
+        def begin(reply):
+            self.master.reload.begin(lambda rows, error: reply(
+                commands.reply_rows(rows) if error is None else commands.reply_error(str(error), error.exit_code)), plan)
+        return begin
 
     def _stop(self):
         self.master.loop.call_later(0, lambda: self.master.stop.begin('targetctl stop'))

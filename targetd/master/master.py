@@ -21,6 +21,7 @@ from targetd.master import child
 from targetd.master import sessions as registry
 from targetd.master.arrivals import OUT_OF_RESOURCES, Arrivals, Limits
 from targetd.master.control import Control
+from targetd.master.errands import Errands
 from targetd.master.exports import Exports
 from targetd.master.isns import Isns
 from targetd.master.listen import open_portal, shown
@@ -59,7 +60,8 @@ class Master(object):
                                self._on_death, self._on_spare, fork)
         self.units = Units(self.loop, self.workers.send, self.workers.kill, StateDirectory(configuration.server.state_dir))
         self.operating = self.units.operating = Operations(self.units, self.workers)
-        self.exports = Exports(self.loop, self.units)
+        self.errands = Errands(self.loop, fork)
+        self.exports = Exports(self.loop, self.units, self.errands)
         self.sessions = Sessions(self.loop, self._admit, self._units_for, self.workers.send, self._end, self.workers.kill)
         self.turns = Turns(self.loop.clock)
         self.arrivals = Arrivals(self.loop, self._route, self._held, self._limits())
@@ -101,7 +103,7 @@ class Master(object):
         except BaseException:
             self.close()
             raise
-        self.loop.on_signal(signal.SIGCHLD, self.workers.reap)
+        self.loop.on_signal(signal.SIGCHLD, self._reap)
         self.loop.on_signal(signal.SIGTERM, lambda: self.stop.begin('SIGTERM'))
         self.loop.on_signal(signal.SIGINT, lambda: self.stop.begin('SIGINT'))
         self.loop.on_signal(signal.SIGHUP, self.reload.on_signal)
@@ -148,8 +150,13 @@ class Master(object):
         self.workers.close()
         self.control.close()
         self.exports.close()
+        self.errands.close()
         self.units.close_all()
         self.loop.close()
+
+    def _reap(self):
+        self.workers.reap()
+        self.errands.reap()
 
     # -- arriving connections ----------------------------------------------------------------------------------------
 

@@ -1,8 +1,10 @@
 """Reload: read the configuration again, check all of it, and apply what is different. A broken file changes nothing.
 
-     load --> diff --> open new stores --> open new portals --> apply the steps (cannot fail) --> new spares
+     load --> diff --> open new stores ···> open new portals --> apply the steps (cannot fail) --> new spares
        |                    |                   |
        +------ any failure: what was opened is closed, everything stays as it was
+
+The master goes on with its work (···) while children open the stores.
 
 A LUN that becomes another (another store, another block size) cannot change under a session's feet: the target's sessions are
 asked to log out, ended after stop-timeout, and the target refuses logins ('service unavailable', which initiators retry)
@@ -12,7 +14,7 @@ until the last old session is gone and the new units are in their place.
 from targetd import log
 from targetd.config import access, loader, model, settings
 from targetd.errors import ConfigError, StoreError, TargetdError
-from targetd.master import decisions, exports
+from targetd.master import decisions, exports, media
 from targetd.scsi import attention
 
 MODE_FIELDS = ('write_cache', 'sense_format', 'thin_threshold')
@@ -22,8 +24,8 @@ ACCESS_FIELDS = ('alua', 'alua_state', 'portal_groups')
 class Prepared(object):
     """What was opened before anything changed. units: {(target name, number): Unit}."""
 
-    def __init__(self):
-        self.units = {}
+    def __init__(self, units):
+        self.units = units
 
     def close(self):
         """Nothing of it is wanted."""
@@ -37,50 +39,86 @@ class Reload(object):
     def __init__(self, master):
         self.master = master
         self.changing = {}               # target name -> [(old Unit, new Unit or None)] that wait for its sessions' end
+        self._is_opening = False         # stores, for a reload that is under way
         self._again = False              # a SIGHUP came meanwhile
 
     # -- doors -------------------------------------------------------------------------------------------------------
 
     def on_signal(self):
-        """SIGHUP: as run(), but every complaint goes to the log."""
-        if self.changing:
-            log.info('the reload waits until the sessions of %s have logged out', ', '.join(sorted(self.changing)))
+        """SIGHUP: as begin(), but every complaint goes to the log."""
+        if self.changing or self._is_opening:
+            log.info('the reload waits until %s', 'the sessions of %s have logged out' % ', '.join(sorted(self.changing))
+                     if self.changing else 'the one that is under way is done')
             self._again = True
-            return
-        try:
-            rows = self.run()
-        except TargetdError as e:
+        else:
+            self.begin(self._log_outcome)
+
+    @staticmethod
+    def _log_outcome(rows, error):
+        if error is not None:
             log.error('the configuration is not reloaded, nothing was changed:')
-            for line in str(e).split('\n'):
+            for line in str(error).split('\n'):
                 log.error('  %s', line)
-            return
-        if not rows:
+        elif not rows:
             log.info('reloaded: nothing changed')
 
     def run(self, plan_only=False):
-        """Load, and unless `plan_only` apply. Returns [{'step', 'effect'} …].
+        """begin(), and wait for its end: [{'step', 'effect'} …]. Raises TargetdError, and then nothing has changed."""
+        outcome = []
+        self.begin(lambda *values: outcome.append(values), plan_only)
+        self.master.errands.wait()
+        (rows, error), = outcome
+        if error is not None:
+            raise error
+        return rows
 
-        Raises TargetdError, and then nothing has changed."""
+    def begin(self, done, plan_only=False):
+        """Load, and unless `plan_only` apply. done([{'step', 'effect'} …], None), now or later; or done(None, TargetdError):
+        then nothing has changed."""
+        try:
+            new = self._loaded()
+        except TargetdError as e:
+            done(None, e)
+            return
+        steps = model.diff(self.master.configuration, new)
+        rows = [{'step': step.text, 'effect': settings.WHEN[step.when]} for step in steps]
+        if plan_only:
+            done(rows, None)
+            return
+        wanted = [(new.targets[target_name], lun) for target_name, lun in wanted_luns(steps)]
+        self._is_opening = True
+        self.master.exports.open_all(wanted, lambda outcomes: self._opened(new, steps, rows, outcomes, done))
+
+    def _loaded(self):
         master = self.master
         if master.stop.is_stopping:
             raise TargetdError('targetd is being stopped')
         if self.changing:
             raise TargetdError('the last reload still waits for sessions of %s to log out; try again in %d seconds'
                                % (', '.join(sorted(self.changing)), master.configuration.server.stop_timeout + 5))
+        if self._is_opening:
+            raise TargetdError('the last reload still waits for a disk to answer; try again in some seconds')
         if not master.path:
             raise TargetdError('targetd runs without a configuration file; there is nothing to reload')
-        new = loader.load(master.path)
-        steps = model.diff(master.configuration, new)
-        rows = [{'step': step.text, 'effect': settings.WHEN[step.when]} for step in steps]
-        if not plan_only:
-            self._apply(new, steps)
-        return rows
+        return loader.load(master.path)
+
+    def _opened(self, new, steps, rows, outcomes, done):
+        self._is_opening = False
+        try:
+            self._apply(new, steps, self._prepared(outcomes))
+        except TargetdError as e:
+            done(None, e)
+        except Exception as e:           # the boundary: somebody waits for the outcome
+            log.exception('a reload met an unexpected failure')
+            done(None, TargetdError('an unexpected failure: %s; the log has the details' % e))
+        else:
+            done(rows, None)
+        self.check()
 
     # -- apply -------------------------------------------------------------------------------------------------------
 
-    def _apply(self, new, steps):
+    def _apply(self, new, steps, prepared):
         master = self.master
-        prepared = self._open_stores(new, steps)
         try:
             self._change_portals(steps)
         except BaseException:
@@ -103,14 +141,13 @@ class Reload(object):
     def _nothing(self, step, prepared):
         """A step that was made already, or that is in force by being in the configuration."""
 
-    def _open_stores(self, new, steps):
-        """Open every store that the steps want. Raises TargetdError with all that cannot be, and nothing stays open."""
-        prepared, failures = Prepared(), []
-        for target_name, lun in wanted_luns(steps):
-            try:
-                prepared.units[target_name, lun.number] = self.master.exports.open(new.targets[target_name], lun)
-            except StoreError as e:
-                failures.append('lun %d of %s: %s' % (lun.number, target_name, e))
+    def _prepared(self, outcomes):
+        """What was opened. Raises TargetdError with all that cannot be, and nothing stays open."""
+        prepared = Prepared({key: unit for key, unit in outcomes.items() if not isinstance(unit, StoreError)})
+        failures = ['lun %d of %s: %s' % (number, target_name, outcomes[target_name, number])
+                    for target_name, number in outcomes if (target_name, number) not in prepared.units]
+        if self.master.stop.is_stopping:
+            failures = ['targetd is being stopped']
         if failures:
             prepared.close()
             raise StoreError('\n'.join(failures))
@@ -170,7 +207,7 @@ class Reload(object):
                 late.target = step.new
         if set(ACCESS_FIELDS) & set(step.fields):
             for unit in self.master.units.of_target(step.new.name).values():
-                unit.facts.update(exports.alua_facts(step.new, unit.lun))
+                unit.facts.update(media.alua_facts(step.new, unit.lun))
                 configured = exports.configured_access(step.new)
                 self.master.units.change(unit, decisions.access_configured(unit.shared, configured))
 
@@ -189,7 +226,7 @@ class Reload(object):
         workers = list(unit.workers)
         unit.workers = {}
         self.master.units.order_units(workers, remove=[step.lun.number], attentions=[attention.LUNS_CHANGED],
-                                      done=unit.store.close)
+                                      done=lambda: self.master.exports.close_store(unit.store))
 
     def _change_lun(self, step, prepared):
         unit = self.master.units.of_target(step.target_name).get(step.new.number)
@@ -205,7 +242,7 @@ class Reload(object):
             unit.lun = step.new
             if set(MODE_FIELDS) & set(step.fields):
                 unit.facts.update(write_cache=step.new.write_cache, descriptor_sense=step.new.sense_format == 'descriptor')
-                unit.facts.update(exports.threshold_facts(step.new, unit.store))
+                unit.facts.update(media.threshold_facts(step.new, unit.store))
                 self.master.units.change(unit, decisions.facts_changed(unit.shared, unit.facts))
 
     # -- what has to wait for sessions -------------------------------------------------------------------------------
@@ -224,12 +261,12 @@ class Reload(object):
             for old, new in self.changing.pop(target_name):
                 if old is not None:
                     self.master.units.remove(old)
-                    old.store.close()
+                    self.master.exports.close_store(old.store)
                 if new is not None:
                     if old is not None and old.key == new.key:
                         new.shared = new.shared._replace(reservations=old.shared.reservations)
                     self.master.units.add(new)
-        if self._again and not self.changing:
+        if self._again and not self.changing and not self._is_opening:
             self._again = False
             self.master.loop.call_later(0, self.on_signal)
 

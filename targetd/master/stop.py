@@ -1,7 +1,7 @@
 """The ordered stop: no new login, initiators asked to log out, a bounded wait, the rest ended, everything flushed.
 
      serving --SIGTERM--> asking to log out --all gone, or stop-timeout, or a second signal--> ending
-             --all gone, or END_SECONDS, or a further signal--> killing --all reaped--> flushed, gone
+             --all gone, or END_SECONDS, or a further signal--> killing --all reaped--> flushing --done, or time over--> gone
 """
 
 from targetd import log
@@ -79,16 +79,20 @@ class Stop(object):
             self._finish()
 
     def _finish(self):
-        if self.stage == 'done' or self.master.isns.is_leaving(self._finish):
+        if self.stage in ('flushing', 'done') or self.master.isns.is_leaving(self._finish):
             return
-        self.stage = 'done'
+        self.stage = 'flushing'
         self._timer.cancel()
-        for unit, error in self.master.units.flush_all():
-            if error is None:
+        self.master.units.flush_all(self.master.errands, self._flushed)
+
+    def _flushed(self, results):
+        self.stage = 'done'
+        for unit, why in results:
+            if not why:
                 self._say('unit %s is flushed', unit.id)
             else:
-                log.error('unit %s could NOT be flushed: %s', unit.id, error.strerror)
-                self.report.append('unit %s could NOT be flushed: %s' % (unit.id, error.strerror))
+                log.error('unit %s could NOT be flushed: %s', unit.id, why)
+                self.report.append('unit %s could NOT be flushed: %s' % (unit.id, why))
         log.info('stopped')
         self.master.loop.stop()
 

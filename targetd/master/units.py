@@ -15,6 +15,7 @@ process writes nothing). What the master changes by itself (a nexus is lost, a m
 in between: a worker's replica is right because messages arrive in order and carry whole states.
 """
 
+import functools
 import os
 import time
 from collections import deque
@@ -22,10 +23,12 @@ from collections import deque
 from targetd import log
 from targetd.master import decisions
 from targetd.master.decisions import Decision, Refusal
+from targetd.master.errands import Answer
 from targetd.master.rods import Rods
 from targetd.scsi import operations
 
 ACKNOWLEDGE_SECONDS = 10.0
+FLUSH_SECONDS = 30.0             # at the end; with the stages of the stop less than a service manager waits
 TELL_SECONDS = 1.0               # how long errors are collected before every nexus is told their number
 UNITS_PER_MESSAGE = 200          # descriptors that travel with one message, below channel.MAXIMUM_DESCRIPTORS
 READY, STOPPED, EJECTED, FAILED = 'ready', 'stopped', 'ejected', 'failed'
@@ -51,6 +54,7 @@ class Unit(object):
         self.failure = None              # what the worker told that failed it
         self.told_size = store.size      # the size that replicas know
         self.since = int(time.time() * 1000)
+        self.is_silent = False           # it did not answer when it was to be flushed
         self.is_telling = False          # the records are about to be told
 
     @property
@@ -393,27 +397,42 @@ class Units(object):
         """Say of the medium what it is now."""
         self._apply_now(unit, decisions.medium_changed(unit.shared, medium))
 
-    def flush_all(self):
-        """At the end: make everything durable. Returns [(unit, None or the OSError)]."""
-        results = []
-        for unit in self.by_id.values():
-            error = None
-            if not unit.store.read_only and unit.store.kind in ('file', 'block'):
-                try:
-                    os.fdatasync(unit.store.descriptor)
-                except OSError as e:
-                    error = e
-            results.append((unit, error))
-        return results
+    def flush_all(self, errands, done):
+        """At the end: have everything made durable, by children; done([(unit, '' or why it is not)]), within FLUSH_SECONDS."""
+        units, results = list(self.by_id.values()), []
+
+        def flushed(unit, answer):
+            unit.is_silent = answer.is_late
+            results.append((unit, answer.why))
+            if len(results) == len(units):
+                done(results)
+        for unit in units:
+            if unit.store.read_only or unit.store.kind not in ('file', 'block'):
+                flushed(unit, Answer({}, [], '', False))
+            else:
+                errands.send(('flush', unit.id), functools.partial(flush, unit.store.descriptor),
+                             functools.partial(flushed, unit), [unit.store.descriptor], FLUSH_SECONDS)
+        if not units:
+            done(results)
 
     def close_all(self):
-        """Let go of every store."""
+        """Let go of every store; but one that did not answer could keep us from ending, and is the kernel's to close."""
         for unit in self.by_id.values():
             try:
-                unit.store.close()
+                if not unit.is_silent:
+                    unit.store.close()
             except OSError as e:
                 log.error('unit %s: %s', unit.id, e.strerror)
         self.by_id.clear()
+
+
+def flush(descriptor):
+    """An errand: make durable what any process wrote."""
+    try:
+        os.fdatasync(descriptor)
+    except OSError as e:
+        return {'failed': e.strerror}, ()
+    return {}, ()
 
 
 def known_ports(unit):

@@ -127,31 +127,18 @@ class Workers(object):
             self._frozen = True
         ours, theirs = channels.pair()
         master = os.getpid()
-        held = signal.pthread_sigmask(signal.SIG_BLOCK, child.SIGNALS)
         try:
-            pid = self.fork()
-            if pid == 0:
-                self._in_child(theirs, master, held)
+            pid = child.fork(self.fork, lambda: child.run(theirs, self.credentials, master, self.serve))
         except OSError:
             ours.close()
             theirs.close()
             raise
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, held)
         theirs.close()
         worker = Worker(pid, ours, self.loop.clock(), self.generation)
         worker.start_timer = self.loop.call_later(START_SECONDS, lambda: self._never_ready(worker))
         self.by_pid[pid] = worker
         self.loop.watch(ours, READ, lambda events: self._channel_ready(worker, events))
         return worker
-
-    def _in_child(self, channel, master, held):
-        try:
-            child.reset_signals()        # before they are let in again: the pipe of set_wakeup_fd is the master's
-            signal.pthread_sigmask(signal.SIG_SETMASK, held)
-            child.run(channel, self.credentials, master, self.serve)
-        finally:
-            os._exit(1)
 
     def _never_ready(self, worker):
         if worker.state == STARTING:

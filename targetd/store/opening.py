@@ -16,7 +16,7 @@ import stat
 from .. import compat
 from ..errors import StoreError
 from . import filters, linux
-from .base import NO_CAPABILITIES
+from .base import NO_CAPABILITIES, Capabilities
 from .block import BlockStore
 from .file import FileStore
 from .null import NullStore
@@ -72,12 +72,13 @@ class OpenedStore(object):
         """Take note of a new size: later descriptions have it."""
         self._facts['size'] = size
 
+    def owned(self):
+        """Every descriptor of ours: its own and those that hold the claim."""
+        return ([] if self.descriptor is None else [self.descriptor]) + self.claims
+
     def close(self):
         """Give up the descriptor and with it, once the workers have closed theirs, the claim. Closing twice is harmless."""
-        owned, self.claims = self.claims, []
-        if self.descriptor is not None:
-            owned.append(self.descriptor)
-            self.descriptor = None
+        owned, self.claims, self.descriptor = self.owned(), [], None
         for descriptor in owned:
             os.close(descriptor)
 
@@ -105,6 +106,13 @@ def from_descriptor(description, descriptor):
         if descriptor is not None:
             os.close(descriptor)
         raise
+
+
+def adopted(description, key, descriptors):
+    """The OpenedStore that another process has opened and described, with its descriptors: its own, then those of its claim."""
+    facts = dict(description, capabilities=Capabilities(**description['capabilities']))
+    own = None if description['kind'] == 'null' else descriptors[0]
+    return OpenedStore(facts, own, tuple(key), descriptors[1:])
 
 
 def open_store(description, held=()):

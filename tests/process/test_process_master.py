@@ -2,10 +2,13 @@
 
 import os
 import signal
+import time
 
 import pytest
 from puppets import Stage
 
+from targetd.errors import TargetdError
+from targetd.master import errands, media, units
 from targetd.master.listen import free_port
 
 DISK = 'iqn.2026-11.test:disk'
@@ -263,3 +266,64 @@ def test_logs_are_opened_again_by_everybody(stage, tmp_path):
             assert 'logged in' in f.read()
     finally:
         log.stop()
+
+
+# -- disks that do not answer ------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def dead(stage, monkeypatch):
+    """The path of a medium that nobody who opens it, or flushes it, hears of again, as long as the file `dead` is there."""
+    path = os.path.join(stage.directory, 'disk.img')
+    stays = os.path.join(stage.directory, 'dead')
+    with open(path, 'wb') as f, open(stays, 'wb'):
+        f.truncate(1 << 20)
+
+    def wait_in_vain():
+        while os.path.exists(stays):
+            time.sleep(0.01)
+
+    real_open, real_flush = media.open_store, units.flush
+    monkeypatch.setattr(media, 'open_store', lambda wanted, held: (wanted['path'] == path and wait_in_vain(),
+                                                                   real_open(wanted, held))[1])
+    monkeypatch.setattr(units, 'flush', lambda descriptor: (os.readlink('/proc/self/fd/%d' % descriptor) == path and
+                                                            wait_in_vain(), real_flush(descriptor))[1])
+    monkeypatch.setattr(errands, 'SECONDS', 0.5)
+    return path
+
+
+def test_a_disk_that_does_not_answer_keeps_no_other_from_being_served(stage, dead, capfd):
+    stage.start(body(stage, (DISK, OPEN, {0: ['backing-store = %s' % dead]}), (OTHER, OPEN, RAM)))
+    assert 'disk.img: there was no answer within 0.5 seconds to opening it' in capfd.readouterr().err
+    assert stage.connect().login(DISK)[0] == (3, 1)
+    stage.login(OTHER)
+    stage.master.loop.call_later(0, stage.master.exports.look_again)
+    stage.until(lambda: not stage.master.errands.is_idle)
+    stage.login(OTHER, isid='00023d000002')                      # while it is being looked for
+    assert not stage.master.errands.is_idle
+    os.unlink(os.path.join(stage.directory, 'dead'))
+    stage.until(lambda: not stage.master.exports.late or (stage.leap(10), False)[1])
+    stage.login(DISK)
+
+
+def test_a_reload_that_meets_such_a_disk_changes_nothing_and_delays_nobody(served, dead):
+    served.write(body(served, (DISK, OPEN, {0: RAM[0], 1: ['backing-store = %s' % dead]})))
+    outcome = []
+    served.master.reload.begin(lambda rows, error: outcome.append(error))
+    served.login(DISK)
+    assert not outcome
+    with pytest.raises(TargetdError) as caught:
+        served.master.reload.run()
+    assert 'still waits for a disk to answer' in str(caught.value)
+    served.until(lambda: outcome)
+    assert 'hangs' in str(outcome[0]) and len(served.master.units.by_id) == 1
+
+
+def test_a_stop_says_which_disk_does_not_answer_and_ends(stage, dead, monkeypatch, capfd):
+    monkeypatch.setattr(units, 'FLUSH_SECONDS', 0.5)
+    os.rename(os.path.join(stage.directory, 'dead'), os.path.join(stage.directory, 'dying'))
+    stage.start(body(stage, (DISK, OPEN, {0: ['backing-store = %s' % dead]}), (OTHER, OPEN, RAM)))
+    os.rename(os.path.join(stage.directory, 'dying'), os.path.join(stage.directory, 'dead'))
+    stage.master.stop.begin('the test')
+    stage.until(lambda: stage.master.stop.stage == 'done')
+    report = '\n'.join(stage.master.stop.report)
+    assert '%s/0 could NOT be flushed: there was no answer' % DISK in report and '%s/0 is flushed' % OTHER in report

@@ -41,7 +41,9 @@ def more(luns):
 
 def reload(stage, text, server=''):
     stage.write(text, server)
-    return stage.master.reload.run()
+    rows = stage.master.reload.run()
+    stage.master.errands.wait()
+    return rows
 
 
 def test_nothing_changed_is_nothing_done(served):

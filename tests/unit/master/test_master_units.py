@@ -10,12 +10,17 @@ from master_fakes import TARGET, FakeWorker, StillLoop, nexus
 from targetd.config import model
 from targetd.errors import StoreError
 from targetd.master import decisions
+from targetd.master.errands import Errands
 from targetd.master.persistent import StateDirectory
 from targetd.master.units import ACKNOWLEDGE_SECONDS, FAILED, READY, Unit, Units
 from targetd.scsi import sam
 
 KEY = '00000000000000aa'
 FACTS = {'block_size': 512}
+
+
+def broken():
+    raise OSError(errno.EIO, 'Input/output error')
 
 
 class FakeStore(object):
@@ -312,12 +317,16 @@ def test_more_units_than_fit_one_message_follow(house):
     assert all(m['add'][0]['descriptor'] == 0 for m in worker.of('units'))
 
 
-def test_flush_all_says_what_could_not_be_flushed(house, monkeypatch):
-    def fail(descriptor):
-        raise OSError(errno.EIO, 'Input/output error')
+@pytest.mark.parametrize('fail, why', [
+    (lambda descriptor: None, ''),
+    (lambda descriptor: broken(), 'Input/output error'),
+])
+def test_flush_all_says_what_could_not_be_flushed(house, monkeypatch, fail, why):
     monkeypatch.setattr('targetd.master.units.os.fdatasync', fail)
-    ((unit, error),) = house.units.flush_all()
-    assert unit is house.unit and error.errno == errno.EIO
+    errands, results = Errands(house.loop), []
+    house.units.flush_all(errands, results.extend)
+    errands.wait()
+    assert results == [(house.unit, why)]
 
 
 def test_find_by_id_and_by_target_and_number(house):
