@@ -72,7 +72,7 @@ BLOCKS_WRITTEN_AT = {'sbc.write': None, 'sbc.write_and_verify': None, 'atomic.or
 def writes_nothing(unit, row, cdb):
     """May a write-protected unit let this command pass, though its row writes? It names no blocks at all, which is no error
     (SBC-3 5.32), or blocks that are not there, which is wrong on any unit, and its admission function says so. Whatever else
-    might be wrong with a command, the protection is told first: no order is prescribed (SBC-3 4.16). UNMAP looks itself, for
+    might be wrong with a command, the protection is told first: no order is prescribed (SBC-3 4.12). UNMAP looks itself, for
     the blocks in its list."""
     if row.function not in BLOCKS_WRITTEN_AT:
         return row.function == 'provisioning.unmap'

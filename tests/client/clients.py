@@ -83,7 +83,7 @@ Outcome = collections.namedtuple('Outcome', 'name verdict said')     # verdict: 
 def outcomes(text):
     """[Outcome] of what iscsi-test-cu printed. CUnit counts a test that skipped itself as passed; here it is told apart."""
     found, suite = [], ''
-    for part in re.split(r'^(?=Suite: |  Test: )', text, flags=re.M):
+    for part in re.split(r'\n(?=Suite: |  Test: )', '\n' + text):
         if part.startswith('Suite: '):
             suite = part.split()[1]
         elif part.startswith('  Test: '):
