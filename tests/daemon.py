@@ -142,7 +142,7 @@ class Daemon(object):
                     parts.append(file.read())
         return '\n'.join(parts)
 
-    def logged(self, expression, seconds=5):
+    def logged(self, expression, seconds=15):
         """Wait until a line of the log matches."""
         return eventually(lambda: re.search(expression, self.log), seconds,
                           lambda: 'a log line like %r in:\n%s' % (expression, self.log))

@@ -26,7 +26,7 @@ class Server(object):
     """An isnsd of our own: its port, and what its database holds."""
 
     def __init__(self, directory, period):
-        self.directory, self.port, self.process = str(directory), free_port(), None
+        self.directory, self.port, self.process, self.period = str(directory), free_port(), None, period
         self.config = os.path.join(self.directory, 'isnsd.conf')
         self.log_file = os.path.join(self.directory, 'isnsd.log')
         self.settings = [
@@ -167,21 +167,33 @@ def test_a_reload_is_followed(daemon, isnsd):
     eventually(lambda: server.entities() == [], 10)
 
 
-def test_a_registration_is_renewed_and_ends_with_the_daemon(daemon, isnsd):
-    server = isnsd(period=3)
-    begin(daemon, server)
-    daemon.logged('registered as storage1 .* for 3 seconds')
-    stamps = set()
+def is_kept(daemon, server, renewals=4):
+    """Watch the registration through so many renewals: True if it was never gone. On a machine that is too busy it can be:
+    a renewal is due every third of the period."""
+    daemon.logged('registered as storage1 .* for %d seconds' % server.period)
+    stamps, gone = set(), []
 
     def renewed():
-        (entity,) = server.objects('Network Entity')                  # never gone in between
-        stamps.add(entity['Timestamp'])
-        return len(stamps) > 4
-    eventually(renewed, 20)
-    assert daemon.log.count('registered as') == 1
+        entities = server.objects('Network Entity')
+        stamps.update(entity['Timestamp'] for entity in entities)
+        gone.extend([True] * (not entities))
+        return gone or len(stamps) > renewals
+    eventually(renewed, 10 + renewals * server.period)
+    return not gone and daemon.log.count('registered as') == 1
+
+
+def test_a_registration_is_renewed_and_ends_with_the_daemon(daemon, isnsd):
+    """A period of three seconds if the machine keeps up with that; what is never renewed is not kept in longer ones either."""
+    for period in (3, 9, 27):
+        server = isnsd(period)
+        begin(daemon, server)
+        if is_kept(daemon, server):
+            break
+        assert period < 27 and daemon.stop() == 0
+        os.unlink(daemon.log_file)
     daemon.workers()
     daemon.kill()                                    # a crash: nobody deregisters
-    eventually(lambda: server.entities() == [], 20)
+    eventually(lambda: server.entities() == [], 10 + 3 * server.period)
 
 
 def test_a_server_that_forgot_us_is_told_again(daemon, isnsd):
