@@ -33,7 +33,7 @@ def flaw(name, lenient=False):
     folded = fold(name)
     if len(folded.encode('utf-8', 'surrogatepass')) > MAXIMUM_BYTES:
         return 'it is longer than %d bytes' % MAXIMUM_BYTES
-    for character in folded:
+    for character in () if _ASCII.issuperset(folded) else folded:
         if not _may_stand_in(character, lenient):
             return 'it may not hold %s' % _shown(character)
     kind = folded[:4]

@@ -12,6 +12,7 @@ from targetd.scsi.spc import answer, parameter_list
 
 HEADER_AND_DATA, DATA, DESCRIPTOR, ECHO, ECHO_DESCRIPTOR = 0x00, 0x02, 0x03, 0x0A, 0x0B      # MODE
 CAPACITY = 64 << 10                    # bytes of the data buffer
+_BLANK = bytes(CAPACITY)               # one for all until somebody writes
 ECHO_CAPACITY = 4096                   # bytes of the echo buffer; the field has 13 bits
 
 
@@ -21,7 +22,7 @@ class Buffers(object):
     __slots__ = ('data', 'echo')
 
     def __init__(self):
-        self.data = bytes(CAPACITY)
+        self.data = _BLANK
         self.echo = None
 
 
