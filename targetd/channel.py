@@ -36,6 +36,7 @@ worker -> master
   tell refused   peer, initiator_name, target_name, why, status_class, status_detail   a login was refused before its claim
   tell closed    peer, cid                                a connection of a session that goes on is over, or its login failed
   tell ended     why                                      the session is over, cleanly; the worker exits next
+  tell copy-left unit                                     a unit that `copy-reach` gave is used no more, once for each time
   tell note      unit, kind, note                         what all nexuses should know of: scsi.records.TOLD
   tell progress  position, lasting                        bytes of the operation that are done; lasting: on the medium
   tell operated  failed                                   the operation is over; why it failed, or ''; then tell idle
@@ -54,6 +55,9 @@ worker -> master
   ask token-used              unit, token: hex         refused if the token was revoked meanwhile
   ask token-revoke            unit, offset, length     before these bytes are written; tokens for them are good no more
   ask token-list              unit: answer has tokens [hex …], of each the part without a secret
+  ask copy-reach              unit: that was asked for the copy, code_set, kind (ASSOCIATION and type), designator: hex; answer
+                              has reached: the unit of another target that is named so, as below, and target_name, +
+                              [descriptor], if the initiator may log in there; else null. Its changes follow until `copy-left`
   ask start-stop              unit, action: 'start' | 'stop' | 'load' | 'eject'
   ask prevent                 unit, prevent: bool
   ask leave                                               the session logs out: answered when what its nexus held is free

@@ -33,6 +33,7 @@ from targetd.master.sessions import Refused, Sessions
 from targetd.master.stop import Stop
 from targetd.master.turns import LOGINS_PER_ORIGIN, Turns, origin_of
 from targetd.master.units import Units
+from targetd.master.visits import Visits
 from targetd.master.workers import Workers
 from targetd.worker import main as worker_main
 
@@ -60,6 +61,8 @@ class Master(object):
                                self._on_death, self._on_spare, fork)
         self.units = Units(self.loop, self.workers.send, self.workers.kill, StateDirectory(configuration.server.state_dir))
         self.operating = self.units.operating = Operations(self.units, self.workers)
+        self.visits = self.units.visits = Visits(self.units)
+        self.visits.may_visit = self._may_visit
         self.errands = Errands(self.loop, fork)
         self.exports = Exports(self.loop, self.units, self.errands)
         self.sessions = Sessions(self.loop, self._admit, self._units_for, self.workers.send, self._end, self.workers.kill)
@@ -309,6 +312,9 @@ class Master(object):
     def _told_failed(self, worker, message):
         self.units.failed(worker, message)
 
+    def _told_copy_left(self, worker, message):
+        self.visits.left(worker, message)
+
     # -- sessions ----------------------------------------------------------------------------------------------------
 
     def _admit(self, claim, target_name):
@@ -351,7 +357,22 @@ class Master(object):
                           % (target.max_sessions, target.name))
 
     def _units_for(self, session):
+        target = self.configuration.targets.get(session.nexus.target_name)
+        session.proved = [account for account in target.accounts if account[0] == session.account] if target else []
         return self.units.serve(session.worker, session.nexus)
+
+    def _may_visit(self, worker, target_name):
+        """May the initiator of the worker's session log in to this target too, as it is, with what it has proved?"""
+        session, target = worker.session, self.configuration.targets.get(target_name)
+        if session is None or session.ended_why is not None or target is None or self.stop.is_stopping:
+            return False
+        if target.state == 'offline' or target.redirect is not None or target_name in self.reload.changing:
+            return False
+        if session.group not in target.portal_groups or not session.peers:
+            return False
+        if target.accounts and not set(session.proved) & set(target.accounts):
+            return False
+        return not any(access.refusal(target, session.initiator_name, peer[0]) for peer in session.peers.values())
 
     def _end(self, worker, why, reason):
         if worker.session is not None and worker.session.ended_why is None:
@@ -441,4 +462,4 @@ def begin_log(server, foreground):
 TOLD = {'idle': Master._told_idle, 'peer': Master._told_peer, 'refused': Master._told_refused,
         'closed': Master._told_closed, 'acknowledge': Master._told_acknowledge, 'failed': Master._told_failed,
         'progress': Master._told_progress, 'operated': Master._told_operated,
-        'note': Master._told_note}
+        'note': Master._told_note, 'copy-left': Master._told_copy_left}

@@ -40,6 +40,7 @@ class Reload(object):
         self.master = master
         self.changing = {}               # target name -> [(old Unit, new Unit or None)] that wait for its sessions' end
         self._is_opening = False         # stores, for a reload that is under way
+        self.visited = []                # units of these that copies reach yet
         self._again = False              # a SIGHUP came meanwhile
 
     # -- doors -------------------------------------------------------------------------------------------------------
@@ -225,8 +226,9 @@ class Reload(object):
         self.master.units.remove(unit)
         workers = list(unit.workers)
         unit.workers = {}
-        self.master.units.order_units(workers, remove=[step.lun.number], attentions=[attention.LUNS_CHANGED],
-                                      done=lambda: self.master.exports.close_store(unit.store))
+        self.master.visits.end(unit, lambda: self.master.units.order_units(
+            workers, remove=[step.lun.number], attentions=[attention.LUNS_CHANGED],
+            done=lambda: self.master.exports.close_store(unit.store)))
 
     def _change_lun(self, step, prepared):
         unit = self.master.units.of_target(step.target_name).get(step.new.number)
@@ -251,13 +253,22 @@ class Reload(object):
         master = self.master
         self.changing.setdefault(target_name, []).extend(swaps)
         seconds = master.configuration.server.stop_timeout
+        for unit in filter(None, (unit for unit, _ in swaps)):
+            self.visited.append(unit)
+            master.visits.end(unit, lambda unit=unit: self._left(unit))
         for session in master.sessions.of_target(target_name):
             log.info('session %d of %s is asked to log out: %s', session.tsih, session.initiator_name, why)
             master.logout_session(session, seconds, why)
 
+    def _left(self, unit):
+        """No copy of another target's session reaches the unit any more."""
+        self.visited.remove(unit)
+        self.master.loop.call_later(0, self.check)
+
     def check(self):
-        """After a death: put new units in place where the last old session is gone."""
-        for target_name in [name for name in self.changing if not self.master.sessions.of_target(name)]:
+        """After a death, or when the last copy has left: put new units in place where nobody uses the old."""
+        used = {unit.target_name for unit in self.visited}
+        for target_name in [name for name in self.changing if name not in used and not self.master.sessions.of_target(name)]:
             for old, new in self.changing.pop(target_name):
                 if old is not None:
                     self.master.units.remove(old)

@@ -57,6 +57,7 @@ class Session(object):
         self.initiator_name = session['initiator_name']
         self.initiator_alias = session.get('initiator_alias') or ''
         self.account = session.get('account') or ''
+        self.proved = []                 # (user, secret) with which it logged in, of its target's accounts
         self.keys = session.get('keys') or {}
         self.group = session.get('group')
         self.since = now

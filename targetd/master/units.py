@@ -36,8 +36,8 @@ READY, STOPPED, EJECTED, FAILED = 'ready', 'stopped', 'ejected', 'failed'
 
 class Unit(object):
     """One export. id: lasts as long as the export; key: belongs to the data, names the saved state; lun: config.model.Lun;
-    store: the master's; facts: dict; shared: decisions.Shared; workers: {worker: Nexus} that hold a replica; watched: see
-    rods."""
+    store: the master's; facts: dict; shared: decisions.Shared; workers: {worker: Nexus} that hold a replica; guests: {worker:
+    (Nexus, how often)} whose copies reach it (visits); watched: see rods."""
 
     def __init__(self, unit_id, key, target_name, lun, store, facts, shared):
         self.id = unit_id
@@ -48,6 +48,7 @@ class Unit(object):
         self.facts = facts
         self.shared = shared
         self.workers = {}
+        self.guests = {}
         self.watched = []
         self.queue = deque()             # (asker or None, message, done)
         self.is_busy = False
@@ -61,6 +62,14 @@ class Unit(object):
     def progress(self):
         """Of its operation, 0..65535."""
         return operations.progress(self.shared.operation, self.store.size)
+
+    def audience(self):
+        """[(worker, Nexus)] of all that must hear of its changes."""
+        return list(self.workers.items()) + [(worker, nexus) for worker, (nexus, _) in self.guests.items()]
+
+    def is_served_by(self, worker):
+        """Has this worker a descriptor of its medium?"""
+        return worker in self.workers or worker in self.guests
 
     def message(self, descriptor):
         """The unit as the catalogue of channel.py has it. `descriptor`: index or None."""
@@ -93,6 +102,7 @@ class Units(object):
         self.state = state
         self.rods = Rods(self)
         self.operating = None            # operating.Operations, once there are any
+        self.visits = None               # visits.Visits
         self.by_id = {}
         self._awaiting = {}              # message id -> Acknowledgements
         self._next_id = 0
@@ -143,6 +153,7 @@ class Units(object):
         """The worker is gone: its nexus is lost, its acknowledgements are given, nobody answers it."""
         for unit in list(self.by_id.values()):
             nexus = unit.workers.pop(worker, None)
+            unit.guests.pop(worker, None)
             unit.queue = deque(entry for entry in unit.queue if entry[0] is not worker)
             if nexus is not None:
                 self._apply_now(unit, decisions.session_lost(unit.shared, nexus))
@@ -176,18 +187,20 @@ class Units(object):
                                    data=decision.data.hex() if decision.data else None), descriptors)
         unit = self.by_id.get(message.get('unit'))
         nexus = unit.workers.get(worker) if unit is not None else None
-        if nexus is None:
+        if nexus is None and not (message.get('ask') == 'token-revoke' and unit is not None and worker in unit.guests):
             answer(Refusal(*decisions.UNIT_IS_GONE))
         elif message.get('ask') == 'reset' and message.get('function') in decisions.OF_A_TARGET:
             self._reset_target(worker, unit.target_name, message, answer)
         elif message.get('ask') in self.rods.asks:
-            self._ask_rods(unit, worker, message, answer)
+            self._ask_of(self.rods, unit, worker, message, answer)
+        elif message.get('ask') == 'copy-reach':
+            self._ask_of(self.visits, unit, worker, message, answer)
         else:
             self.enqueue(unit, worker, message, answer)
 
-    def _ask_rods(self, unit, worker, message, answer):
+    def _ask_of(self, whom, unit, worker, message, answer):
         try:
-            self.rods.ask(unit, worker, message, answer)
+            whom.ask(unit, worker, message, answer)
         except decisions.Malformed as e:
             log.error('worker %d asked for what cannot be: %s', worker.pid, e)
             self.kill(worker, 'it asked for what cannot be')
@@ -273,7 +286,7 @@ class Units(object):
         number = self._number()
         acknowledgements = Acknowledgements((), done)
         self._awaiting[number] = acknowledgements
-        for worker, nexus in list(unit.workers.items()):
+        for worker, nexus in unit.audience():
             message = dict(changed)
             attentions = decision.attentions_of(nexus)
             if attentions:
@@ -287,21 +300,20 @@ class Units(object):
         acknowledgements.awaited.update(worker for worker, _ in told)
         for worker, message in told:
             self.send(worker, message, ())
-        self._watch(number)
+        self.watch(number)
 
     def tell(self, unit, words, done=None):
         """Tell these words of a `change` to every worker that serves the unit; done() when they are in force."""
-        number = self._number()
-        self._awaiting[number] = Acknowledgements(unit.workers, done or (lambda: None))
-        for worker in list(unit.workers):
+        workers = [worker for worker, _ in unit.audience()]
+        number = self.await_acknowledgements(workers, done or (lambda: None))
+        for worker in workers:
             self.send(worker, dict(words, do='change', id=number, unit=unit.id), ())
-        self._watch(number)
+        self.watch(number)
 
     def order_units(self, workers, add=(), remove=(), replace=(), attentions=(), done=None):
         """Tell these workers of units that came, went (numbers) or are others now; attentions: [(asc, ascq) …] owed by every
         unit that the nexus had before and keeps; done() when it is in force."""
-        number = self._number()
-        self._awaiting[number] = Acknowledgements(workers, done or (lambda: None))
+        number = self.await_acknowledgements(workers, done or (lambda: None))
         for worker in list(workers):
             for unit in add:
                 nexus = worker.session.nexus if worker.session else None
@@ -310,13 +322,20 @@ class Units(object):
             dicts, descriptors = with_descriptors(list(add) + list(replace))
             self.send(worker, {'do': 'units', 'id': number, 'add': dicts[:len(add)], 'remove': list(remove),
                                'replace': dicts[len(add):], 'attentions': [list(a) for a in attentions]}, descriptors)
-        self._watch(number)
+        self.watch(number)
 
     def _number(self):
         self._next_id += 1
         return self._next_id
 
-    def _watch(self, number):
+    def await_acknowledgements(self, workers, done):
+        """The number of a message that goes to these workers; done() when all have acknowledged it, once watch() was called."""
+        number = self._number()
+        self._awaiting[number] = Acknowledgements(workers, done)
+        return number
+
+    def watch(self, number):
+        """The message was sent: see to it that it is acknowledged in time."""
         acknowledgements = self._awaiting.get(number)
         if acknowledgements is None:
             return
@@ -350,7 +369,7 @@ class Units(object):
     def failed(self, worker, message):
         """A worker tells that acknowledged data may be lost: nobody is to take the unit for whole any more."""
         unit = self.by_id.get(message.get('unit'))
-        if unit is None or worker not in unit.workers or unit.shared.medium == FAILED:
+        if unit is None or not unit.is_served_by(worker) or unit.shared.medium == FAILED:
             return
         unit.failure = str(message.get('text', ''))
         log.error('unit %s (%s) FAILED: %s. Data that was acknowledged may be lost. Every command is refused until the disk '
@@ -366,13 +385,13 @@ class Units(object):
         self._tell_all(unit, {'progress': unit.progress})
 
     def _tell_all(self, unit, words):
-        for worker in list(unit.workers):
+        for worker, _ in unit.audience():
             self.send(worker, dict(words, do='change', id=0, unit=unit.id), ())
 
     def noted(self, worker, message):
         """A worker tells of an error of the medium, or of a self-test. Errors come in floods: they are passed on later."""
         unit = self.by_id.get(message.get('unit'))
-        nexus = unit.workers.get(worker) if unit is not None else None
+        nexus = dict(unit.audience()).get(worker) if unit is not None else None
         if nexus is None:
             return
         try:

@@ -209,7 +209,8 @@ class LogicalUnit(object):
     0..65535, set by the control thread. A new unit owes 29/00.
     Its owner may set: clock() -> milliseconds since 1970, since: when the unit began, in that clock; start(work, argument): run
     it in another thread; on_note(kind, message): what all nexuses should know of (scsi.records.TOLD).
-    rods: who makes and honours ROD tokens (worker.rods); watched: the byte ranges that tokens stand for.
+    rods: who makes and honours ROD tokens (worker.rods); watched: the byte ranges that tokens stand for; reach: who finds units
+    of other targets for copies (third_party.NoReach).
     The connection sets task.unit before it calls admit. on_failure(text) is called, by any thread, once when the store has lost
     data it had taken; update(medium='ready') rearms it.
     Readable by anyone: lun, blocks, block_size, medium, read_only, write_through, descriptor_sense, task_aborted_status.
@@ -229,6 +230,7 @@ class LogicalUnit(object):
         self.attention = attention.Queue([attention.POWER_ON_OR_RESET])
         self.copies = copies.Copies()
         self.rods = None
+        self.reach = third_party.NoReach
         self.watched = []
         self.under_way = []
         self.block_size = facts.block_size
@@ -345,6 +347,10 @@ class LogicalUnit(object):
     def _access_state(self):
         """The asymmetric access state of the target port group that the nexus comes through."""
         return access_rules.state_of(self.access, self.nexus.target_port_group_tag)
+
+    def path_refusal(self):
+        """The CheckCondition for a READ or a WRITE by the path of the nexus, or None where it is active."""
+        return access_rules.refusal(self._access_state())
 
     def _admit_if_accessible(self, task):
         """The admission while the path is in standby or the like: what the state does not let pass ends here."""

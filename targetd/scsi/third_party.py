@@ -1,11 +1,13 @@
-"""EXTENDED COPY (SPC-4 6.4, 5.17): data goes from unit to unit of this target, and no initiator carries it. Pure.
+"""EXTENDED COPY (SPC-4 6.4, 5.17): data goes from unit to unit of this server, and no initiator carries it. Pure.
 
 A parameter list names the ends (CSCD descriptors, by the designators of VPD page 83h) and says what goes where (segment
 descriptors). Everything about the list is checked before anything moves, 05/26; what is wrong with a segment or with one of
 its ends is 0A (COPY ABORTED), with the segment's number and, where a store or a reservation refused, what that end said.
 
-The copy manager acts for the nexus that asks: it reaches what that nexus reaches, and a reservation of another nexus stops it
-at either end as it would stop a READ or a WRITE. IMMED is taken, and the status comes when the copy is done.
+The copy manager acts for the nexus that asks: it reaches the units of its target, and those of the server's other targets to
+which its initiator may log in (`reach`). A reservation of another nexus stops it at either end as it would stop a READ or a
+WRITE; what ends the tasks at one of the ends (a reset, a preemption with abort, a sanitize) ends the copy, with COPY ABORTED.
+IMMED is taken, and the status comes when the copy is done.
 """
 
 import struct
@@ -133,7 +135,8 @@ def _begin(task):
 def _run(task):
     """Executor thread."""
     wanted, copy = task.private
-    return carry_out(task, copy, lambda: _run_segments(task, wanted, copy))
+    with Ends(task.unit, copy) as ends:
+        return carry_out(task, copy, lambda: _run_segments(task, wanted, copy, ends))
 
 
 def carry_out(task, copy, work):
@@ -153,15 +156,59 @@ def carry_out(task, copy, work):
         copy.end(copies.TERMINATED if task.aborted else copies.DONE)
 
 
-def _run_segments(task, wanted, copy):
+def _run_segments(task, wanted, copy, ends):
     for segment in wanted.segments:
-        _SEGMENTS[segment.body[0]](task, wanted, copy, segment)
+        _SEGMENTS[segment.body[0]](task, wanted, copy, segment, ends)
         if task.aborted:
             return
         copy.segments += 1
 
 
 # -- the ends ----------------------------------------------------------------------------------------------------------------
+
+class NoReach(object):
+    """The `reach` of a unit whose owner gave it none: beyond the unit's own target there is nothing. worker.reach has another.
+    Executor threads."""
+
+    @staticmethod
+    def find(code_set, kind, designator):
+        """The LogicalUnit of another target that has this designator, or None; it is to be left."""
+        return None
+
+    @staticmethod
+    def enter(unit, copy):
+        """The copy uses this unit besides the one that was asked: `copy.stopped` is set when tasks at the unit are ended."""
+
+    @staticmethod
+    def leave(unit, copy):
+        """It does so no more."""
+
+
+class Ends(object):
+    """A context manager: the units that one copy uses besides `unit`, which was asked. Executor thread."""
+
+    def __init__(self, unit, copy):
+        self._unit = unit
+        self._copy = copy
+        self._found = {}                           # (code set, kind, designator) -> LogicalUnit
+
+    def find(self, *named):
+        """The LogicalUnit that is named so, or None. named: code set, ASSOCIATION and type, designator."""
+        unit = self._found.get(named)
+        if unit is None:
+            unit = unit_named(self._unit.device, *named) or self._unit.reach.find(*named)
+            if unit is not None and unit is not self._unit:
+                self._unit.reach.enter(unit, self._copy)
+                self._found[named] = unit
+        return unit
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *failure):
+        for unit in self._found.values():
+            self._unit.reach.leave(unit, self._copy)
+
 
 def _failed(segment, asc, ascq, field=None):
     return CheckCondition(COPY_ABORTED, asc, ascq, field=None if field is None else (field, None, True),
@@ -177,7 +224,7 @@ def forwarded(number, is_source, said):
     return CheckCondition(COPY_ABORTED, 0x0D, 0x01, copy=failure)
 
 
-def _end(task, wanted, segment, field):
+def _end(task, wanted, segment, ends, field):
     """(LogicalUnit, PAD) of the CSCD whose ID stands at byte `field` of the segment. Raises CheckCondition."""
     number = word(segment.body, field)
     if number == OWN_UNIT:
@@ -187,7 +234,7 @@ def _end(task, wanted, segment, field):
     cscd = wanted.cscds[number]
     if cscd[1] & 0x1F != DISK:
         raise _failed(segment, 0x0D, 0x03, field)
-    unit = unit_named(task.unit.device, cscd[4] & 0x0F, cscd[5] & 0x3F, cscd[8:8 + min(cscd[7], 20)])
+    unit = ends.find(cscd[4] & 0x0F, cscd[5] & 0x3F, bytes(cscd[8:8 + min(cscd[7], 20)]))
     if unit is None:
         raise _failed(segment, 0x0D, 0x02, field)
     block_size = int.from_bytes(cscd[29:32], 'big')
@@ -197,11 +244,16 @@ def _end(task, wanted, segment, field):
     return unit, bool(cscd[28] & 0x04)
 
 
+def is_named(facts, code_set, kind, designator):
+    """Is this a designator of the unit with these facts, and may the unit be copied from and to?"""
+    return facts.third_party_copy and (code_set, kind, bytes(designator)) in vpd.unit_designators(facts)
+
+
 def unit_named(device, code_set, kind, designator):
     """The unit of the device that has this designator among those of VPD page 83h, or None, also where it is not to be copied
     from or to. kind: ASSOCIATION and type."""
     for unit in list(device.luns.values()):
-        if unit.facts.third_party_copy and (code_set, kind, bytes(designator)) in vpd.unit_designators(unit.facts):
+        if is_named(unit.facts, code_set, kind, designator):
             return unit
     return None
 
@@ -210,7 +262,7 @@ def require_readable(unit, number, cdb=PLAIN_CDB):
     """Raise COPY ABORTED if this nexus could not read the unit now. number: of the segment."""
     if conflicts(unit.refused, READ, cdb):
         raise forwarded(number, True, RESERVATION_CONFLICT)
-    refusal = unit.not_ready()
+    refusal = unit.path_refusal() or unit.not_ready()
     if refusal:
         raise forwarded(number, True, refusal)
 
@@ -219,7 +271,7 @@ def require_writable(unit, number, cdb=PLAIN_CDB):
     """Raise COPY ABORTED if this nexus could not write to the unit now."""
     if conflicts(unit.refused, WRITE, cdb):
         raise forwarded(number, False, RESERVATION_CONFLICT)
-    refusal = unit.not_ready()
+    refusal = unit.path_refusal() or unit.not_ready()
     if refusal is None and unit.read_only:
         refusal = unit.protection()
     if refusal is None and unit.medium == 'failed':
@@ -230,9 +282,9 @@ def require_writable(unit, number, cdb=PLAIN_CDB):
 
 # -- segments ----------------------------------------------------------------------------------------------------------------
 
-def _block_to_block(task, wanted, copy, segment):
+def _block_to_block(task, wanted, copy, segment, ends):
     """02h, SPC-4 6.4.6.3: the blocks are those of the source, with DC those of the destination."""
-    (source, source_pads), (unit, pads) = _end(task, wanted, segment, 4), _end(task, wanted, segment, 6)
+    (source, source_pads), (unit, pads) = [_end(task, wanted, segment, ends, field) for field in (4, 6)]
     blocks, source_lba, lba = struct.unpack_from('>HQQ', segment.body, 10)
     count = blocks * (unit if segment.body[1] & 0x02 else source).block_size
     offset = lba * unit.block_size
@@ -246,9 +298,9 @@ def _block_to_block(task, wanted, copy, segment):
     _copy_segment(task, copy, segment, source, source_lba * source.block_size, unit, offset, count, padding)
 
 
-def _block_to_block_offset(task, wanted, copy, segment):
+def _block_to_block_offset(task, wanted, copy, segment, ends):
     """0Ah, SPC-4 6.4.6.8: bytes, which may begin within a block at either end."""
-    (source, _), (unit, _) = _end(task, wanted, segment, 4), _end(task, wanted, segment, 6)
+    (source, _), (unit, _) = [_end(task, wanted, segment, ends, field) for field in (4, 6)]
     count, source_lba, lba, source_byte, byte = struct.unpack_from('>IQQHH', segment.body, 8)
     if source_byte >= source.block_size:
         raise _failed(segment, 0x26, 0x00, 28)
@@ -277,9 +329,14 @@ def _copy_segment(task, copy, segment, source, source_offset, unit, offset, coun
     make_durable(unit, offset, count, segment.number)
 
 
-def _verify_cscd(task, wanted, copy, segment):
+def _require_both(source, unit, number):
+    require_readable(source, number)
+    require_writable(unit, number)
+
+
+def _verify_cscd(task, wanted, copy, segment, ends):
     """07h, SPC-4 6.4.6.6: is the unit there; with TUR: and ready."""
-    unit, _ = _end(task, wanted, segment, 4)
+    unit, _ = _end(task, wanted, segment, ends, 4)
     if segment.body[8] & 1:
         require_readable(unit, segment.number)
 
@@ -306,6 +363,8 @@ def move(task, copy, store, source_offset, unit, offset, count, number, source=N
             raise CheckCondition(COPY_ABORTED, 0x00, 0x00, copy=CopyFailure(number))
         if task.aborted:
             return
+        if source is not None:                     # each step, as if it were a READ and a WRITE
+            _require_both(source, unit, number)
         try:
             with copies.Writing(unit, at, length):
                 unit.store.copy(store, start, at, length)

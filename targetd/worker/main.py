@@ -120,15 +120,26 @@ class Worker(object):
             acknowledge()
             return
         self.replica.change(message)
+        unit = self.replica.concerned(message['unit'])
         if message.get('watched'):
-            self._heed_tokens(message['unit'], self.replica.unit(message['unit']))
+            self._heed_tokens(message['unit'], unit)
         abort = message.get('abort')
         if not abort:
             acknowledge()
             return
-        unit = self.replica.unit(message['unit'])
         status = sam.TASK_ABORTED if abort.get('tas') else None
-        self._abort(lambda task: task.unit is unit and not task.asked, acknowledge, status)
+        self._end_tasks(lambda other: other is unit, acknowledge, status)
+
+    def _end_tasks(self, wanted, on_quiet, status):
+        """End the tasks at the units for which wanted(unit) is true, and the copies that use these; on_quiet() when nothing of
+        that can touch the medium. [control]"""
+        left = [True, False]             # each pops one: only who pops the last does more
+
+        def one_quiet():
+            if left.pop():
+                on_quiet()
+        self.replica.guests.stop(wanted, one_quiet)
+        self._abort(lambda task: wanted(task.unit) and not task.asked, one_quiet, status)
 
     def _heed_tokens(self, unit_id, unit):
         """Tokens were made: commands of the unit that were admitted before must not change what they stand for. [control]
@@ -169,7 +180,7 @@ class Worker(object):
             for unit in gone:
                 unit.store.close()
             acknowledge()
-        self._abort(lambda task: task.unit in gone and not task.asked, close_and_acknowledge, None)
+        self._end_tasks(lambda unit: unit in gone, close_and_acknowledge, None)
 
     def _logout(self, message, descriptors):
         for connection in list(self.connections):

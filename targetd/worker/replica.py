@@ -10,6 +10,7 @@ import time
 from targetd import log, store
 from targetd.scsi.lu import Device, LogicalUnit, UnitFacts
 from targetd.scsi.sam import Port
+from targetd.worker.reach import Guests, Reach
 from targetd.worker.rods import UnitRods
 
 
@@ -19,9 +20,11 @@ class Replica(object):
     def __init__(self, worker, nexus, configuration):
         self._worker = worker
         self._nexus = nexus
+        self._configuration = configuration
         self._by_id = {}                 # unit id -> LogicalUnit
         self._ids = {}                   # LogicalUnit -> unit id
         self.device = Device(nexus, ports_of(configuration, nexus))
+        self.guests = Guests(self._guest, lambda unit_id: worker.tell('copy-left', unit=unit_id))
 
     def begin(self, units, descriptors):
         """The Device with these units of the answer to the claim."""
@@ -34,10 +37,15 @@ class Replica(object):
         """The session is over: let go of every medium."""
         for unit in self._ids:
             unit.store.close()
+        self.guests.close()
 
     def unit(self, unit_id):
-        """The LogicalUnit with this id, or None."""
+        """The LogicalUnit of this session with this id, or None."""
         return self._by_id.get(unit_id)
+
+    def concerned(self, unit_id):
+        """The LogicalUnit with this id, or None; also of another target, where a copy reached it."""
+        return self._by_id.get(unit_id) or self.guests.unit(unit_id)
 
     def unit_id(self, unit):
         """The id of a LogicalUnit, or None for an absent one."""
@@ -49,7 +57,7 @@ class Replica(object):
 
     def change(self, message):
         """A `change`: new replicas and unit attentions of one unit."""
-        unit = self._by_id.get(message['unit'])
+        unit = self.concerned(message['unit'])
         if unit is None:
             return
         replicas = {name: message[name] for name in ('reservations', 'modes', 'medium', 'access', 'records') if name in message}
@@ -79,9 +87,21 @@ class Replica(object):
         return [unit for unit in gone if unit is not None]
 
     def _add(self, message, descriptors):
+        unit, unit_id = self._made(message, descriptors, self._nexus, self.device), message['unit']
+        unit.reach = Reach(self._worker, unit_id, self.guests)
+        self._by_id[unit_id] = unit
+        self._ids[unit] = unit_id
+        self.device.add(message['lun'], unit)
+
+    def _guest(self, message, descriptors):
+        """The LogicalUnit of another target, as the nexus would find it there. [control]"""
+        nexus = self._nexus._replace(target_name=message['target_name'])
+        return self._made(message, descriptors, nexus, Device(nexus, ports_of(self._configuration, nexus)))
+
+    def _made(self, message, descriptors, nexus, device):
         index = message['descriptor']
         medium = store.from_descriptor(message['store'], None if index is None else descriptors[index])
-        unit = LogicalUnit(UnitFacts.from_message(message['facts']), medium, self._nexus, self.device, modes=message['modes'],
+        unit = LogicalUnit(UnitFacts.from_message(message['facts']), medium, nexus, device, modes=message['modes'],
                            reservations=message['reservations'], medium=message['medium'], lun=message['lun'],
                            access=message.get('access'), records=message.get('records'))
         unit.progress = message.get('progress', 0)
@@ -94,9 +114,7 @@ class Replica(object):
         if message.get('watched'):
             unit.update(watched=message['watched'])
         unit.on_failure = lambda text: self._worker.unit_failed(unit_id, text)
-        self._by_id[unit_id] = unit
-        self._ids[unit] = unit_id
-        self.device.add(message['lun'], unit)
+        return unit
 
     def _start(self, work, argument):
         """Run it in an executor thread. Any thread."""

@@ -1,20 +1,12 @@
 """ROD tokens as a unit of this session sees them: each call asks the master, and waits. Executor threads only.
 
 The master's answer to the use of a token brings a descriptor of the source, for reading only, unless this session has that unit
-itself. May import scsi.sense, store. Closing a descriptor would drop the POSIX locks that this process holds on the same file
-(store.base.Exclusive), so it is done while no thread holds any.
+itself. May import scsi.sense, store.
 """
 
-import os
-import threading
-
 from targetd import store
-from targetd.scsi import sam
-from targetd.scsi.sense import CheckCondition, HARDWARE_ERROR, StatusReturned
-from targetd.store.base import Exclusive
-
-#: Longer than the master needs to fence a worker that does not acknowledge.
-ANSWER_SECONDS = 30.0
+from targetd.scsi.sense import CheckCondition, StatusReturned
+from targetd.worker import waiting
 
 
 class UnitRods(object):
@@ -27,26 +19,7 @@ class UnitRods(object):
 
     def _ask(self, kind, **words):
         """The master's answer, with descriptors. Raises CheckCondition, StatusReturned."""
-        answers, arrived, lock = [], threading.Event(), threading.Lock()
-
-        def answered(message):
-            with lock:
-                answers.append(message)
-                is_late = arrived.is_set()
-                arrived.set()
-            if is_late:
-                _close_all(message)
-        self._worker.ask(kind, answered, unit=self._unit_id, **words)
-        arrived.wait(ANSWER_SECONDS)
-        with lock:
-            arrived.set()
-        if not answers:
-            raise CheckCondition(HARDWARE_ERROR, 0x44, 0x00)
-        answer = answers[0]
-        if answer['status'] == sam.GOOD:
-            return answer
-        _close_all(answer)
-        raise _refusal(answer)
+        return waiting.ask(self._worker, kind, unit=self._unit_id, **words)
 
     def populate(self, ranges, seconds):
         """A token, 512 bytes, for these byte ranges of the unit; good until they change, or for so long without use."""
@@ -57,7 +30,7 @@ class UnitRods(object):
         answer = self._ask('token-use', token=token.hex(), last=is_last)
         unit = self._replica.unit(answer['source'])
         if unit is not None:
-            _close_all(answer)
+            waiting.close_all(answer)
             return Rod(self, token, unit.store, answer['ranges'], None)
         descriptors = answer['descriptors']
         opened = store.from_descriptor(dict(answer['store'], read_only=True), descriptors[0] if descriptors else None)
@@ -97,24 +70,9 @@ class Rod(object):
 
     def __exit__(self, *failure):
         if self._opened is not None:
-            with Exclusive(-1, 0, 0, local=True):
-                self._opened.close()
+            waiting.close_store(self._opened)
         if not self._is_checked:
             try:
                 self.check()
             except (CheckCondition, StatusReturned):
                 pass                     # the command has failed anyway
-
-
-def _close_all(answer):
-    for descriptor in answer['descriptors']:
-        with Exclusive(-1, 0, 0, local=True):
-            os.close(descriptor)
-
-
-def _refusal(answer):
-    """The exception for an answer that is not GOOD; its sense data are in fixed format."""
-    if not answer.get('sense'):
-        return StatusReturned(answer['status'])
-    sense = bytes.fromhex(answer['sense'])
-    return CheckCondition(sense[2] & 0x0F, sense[12], sense[13])

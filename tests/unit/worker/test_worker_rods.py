@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from targetd.scsi.sense import CheckCondition, StatusReturned
-from targetd.worker import rods
+from targetd.worker import rods, waiting
 
 TOKEN = b't' * 512
 
@@ -60,7 +60,7 @@ def test_a_refusal_is_an_exception():
 
 
 def test_a_master_that_does_not_answer_ends_the_command_and_its_late_descriptors_are_closed(monkeypatch):
-    monkeypatch.setattr(rods, 'ANSWER_SECONDS', 0)
+    monkeypatch.setattr(waiting, 'ANSWER_SECONDS', 0)
     mute = desk()
     with pytest.raises(CheckCondition):
         mute.use(TOKEN, False)
