@@ -15,9 +15,9 @@ master -> worker
              id, status_class 0, tsih, units + [descriptors]      units is [] for a further connection, and for discovery
   answer     id, status, sense, data                      to the other asks; sense, data: hex or null
   change     id, unit, and any of: reservations, modes, medium, access, progress, watched (see units), size (bytes),
-             records, attentions [[asc, ascq], …], abort {initiator_port: null, own_too: true, tas: bool}: end every task of
-             this nexus at the unit but the one that asked (tas: with TASK ABORTED status); acknowledged when in force and the
-             aborted are quiet
+             records, key (hex: what the medium is encrypted with from now on), attentions [[asc, ascq], …],
+             abort {initiator_port: null, own_too: true, tas: bool}: end every task of this nexus at the unit but the one that
+             asked (tas: with TASK ABORTED status); acknowledged when in force and the aborted are quiet
   units      id, add [unit…], remove [lun…], replace [unit…], attentions [[asc, ascq], …] + [descriptors]   the nexus's units
              come, go, or have another store (same `unit`, maybe another size, a fresh descriptor); the attentions are owed by
              every unit that the nexus had before and keeps; acknowledged when in force
@@ -66,7 +66,8 @@ worker -> master
 
 A unit, as sent in answer (claim) and in units:
   {lun, unit, descriptor: index into the descriptors or null,
-   store: {kind: 'file'|'block'|'ram'|'null', path, size, read_only, direct, filters: [[name, {…}], …], capabilities…},
+   store: {kind: 'file'|'block'|'ram'|'null', path, size, read_only, direct, filters: [[name, {…}], …],
+           cipher_key: hex digits of the key that it is encrypted with, or '', capabilities…},
    facts: {block_size, physical_block_size, lowest_aligned_block, vendor, product, revision, serial, naa, eui, scsi_name,
            rotation_rate, thin, removable, read_only, …},
    reservations: see scsi.reservations, modes: see scsi.modes, access: see scsi.access,

@@ -8,9 +8,9 @@ import argparse
 import sys
 
 import targetd
-from targetd import demo
+from targetd import demo, xts
 from targetd.config import explain, lint, loader, render
-from targetd.errors import EXIT_CONFIG, EXIT_OK, EXIT_USAGE, ConfigError, TargetdError
+from targetd.errors import EXIT_CONFIG, EXIT_FAILURE, EXIT_OK, EXIT_USAGE, ConfigError, TargetdError
 
 CONFIGURATION = '/etc/targetd.conf'
 
@@ -27,6 +27,7 @@ def parser():
     add('--demo', nargs='?', const=demo.ADDRESS, metavar='ADDRESS',
         help='serve a sparse 1 GiB disk at this address (%s) in the foreground, without any configuration' % demo.ADDRESS)
     add('--help-settings', nargs='?', const='', metavar='NAME', help='explain all settings of the configuration, or this one')
+    add('--make-key', metavar='FILE', help='make a key for an encrypted disk, and exit; an existing file is left alone')
     add('--version', action='version', version='targetd %s' % targetd.__version__)
     add('-h', '--help', action='help', help='show this and exit')
     return command
@@ -41,6 +42,8 @@ def main(arguments=None):
     try:
         if chosen.help_settings is not None:
             return help_settings(chosen.help_settings)
+        if chosen.make_key is not None:
+            return make_key(chosen.make_key)
         if chosen.demo is not None:
             return demo.run(chosen.demo)
         return serve(chosen.config or CONFIGURATION, chosen.foreground, chosen.test)
@@ -67,6 +70,16 @@ def help_settings(name):
     if not text:
         return complain('there is no setting %s%s' % (name, render.meant(name)), EXIT_USAGE)
     say(text)
+    return EXIT_OK
+
+
+def make_key(path):
+    """A key file for encryption-key-file."""
+    from targetd.master import keys
+    if xts.why_not():
+        return complain(xts.why_not(), EXIT_FAILURE)
+    keys.make(path)
+    say('The key is in %s. Keep a copy of it in a safe place: without it nothing on its disk can be read.\n' % path)
     return EXIT_OK
 
 

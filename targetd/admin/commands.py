@@ -59,7 +59,7 @@ TABLE = (
              'One line for each logical unit: its target and LUN, what is behind it, its size, its state, who has reserved it.',
              columns=_columns(('unit', 'UNIT'), ('target_name', 'TARGET'), ('lun', 'LUN'), ('path', 'BACKING-STORE'),
                               ('size', 'SIZE', 'bytes'), ('state', 'STATE'), ('read_only', 'READ-ONLY', 'yes-no'),
-                              ('reserved_by', 'RESERVED-BY'), ('sessions', 'SESSIONS')),
+                              ('encrypted', 'ENCRYPTED', 'yes-no'), ('reserved_by', 'RESERVED-BY'), ('sessions', 'SESSIONS')),
              empty='no logical unit is configured'),
     _command('show portals', 'list the addresses that the server listens on',
              'One line for each portal, with its portal group and the connections that came in by it.',

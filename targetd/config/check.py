@@ -8,6 +8,7 @@ import ipaddress
 import os
 from collections import OrderedDict
 
+from targetd import xts
 from targetd.config import kinds, model, settings
 from targetd.config.former import FORMER
 from targetd.config.words import Unusable, split
@@ -378,8 +379,9 @@ class Checker(object):
                       'remove one of the two, or give it another port')
 
     def _check_stores(self, configuration):
-        """Two LUNs on one store would not know of each other's reservations and caches."""
-        seen = {}
+        """Two LUNs on one store would not know of each other's reservations and caches; two disks with one key would show where
+        they are equal."""
+        seen, keys = {}, {}
         for target in configuration.targets.values():
             for lun in target.luns.values():
                 path = lun.backing_store
@@ -394,6 +396,17 @@ class Checker(object):
                                       (lun.number, target.name, path, other_lun.number, other.name) + there),
                                   'serve it once, and let several initiators into that target; or make both readonly')
                 seen.setdefault(real, (target, lun, here))
+                if lun.encryption_key_file:
+                    other = keys.setdefault(os.path.realpath(lun.encryption_key_file), (real, target, lun, here))
+                    self._check_key(other, real, target, lun, here)
+
+    def _check_key(self, other, real, target, lun, here):
+        other_real, other_target, other_lun, there = other
+        if other_real != real:
+            self.complain(Complaint(here[0], here[1], '', ''),
+                          'lun %d of %s has the encryption-key-file of lun %d of %s, at %s:%d' % (
+                              (lun.number, target.name, other_lun.number, other_target.name) + there),
+                          'give each disk a key of its own')
 
 
 def settings_field(section, name):
@@ -413,6 +426,11 @@ def _contradictions(lun, stores, unusable):
             found.append(('type', 'a lun of type %s needs a size' % lun.type, 'write size = 1G or like it'))
     elif not stores and not unusable & {'backing-store', 'direct-store', 'type'}:
         found.append(('lun', 'lun %d has no backing-store' % lun.number, 'write backing-store = PATH'))
+    if lun.type in ('ram', 'null') and lun.encryption_key_file:
+        found.append(('encryption-key-file', 'a lun of type %s keeps nothing that could be encrypted' % lun.type,
+                      'remove encryption-key-file'))
+    elif lun.encryption_key_file and xts.why_not():
+        found.append(('encryption-key-file', 'nothing can be encrypted here', xts.why_not()))
     if lun.type == 'block' and lun.size is not None:
         found.append(('size', 'a lun of type block has the size of its disk', 'remove size'))
     return found + _contradicting_numbers(lun)

@@ -69,5 +69,6 @@ def _lun(lun):
     facts += [word for word, holds in (('read-only', lun.readonly), ('thin', lun.thin), ('removable', lun.removable),
                                        ('identity of the disk', lun.direct), ('direct I/O', lun.direct_io),
                                        ('every write durable', not lun.write_cache)) if holds]
+    facts += ['encrypted with %s' % lun.encryption_key_file] if lun.encryption_key_file else []
     facts += ['filter ' + item for item in lun.filter]
     return 'lun %d: %s' % (lun.number, ', '.join(facts))

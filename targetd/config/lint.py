@@ -112,6 +112,10 @@ def missing_stores(configuration):
             except StoreError as e:
                 found.append(_warning(configuration, ('lun', target.name, number), str(e), ''))
                 continue
+            if lun.encryption_key_file and not os.path.exists(lun.encryption_key_file):
+                found.append(_warning(configuration, ('lun', target.name, number),
+                                      'its encryption-key-file %s does not exist' % lun.encryption_key_file,
+                                      'it is made if the disk is empty; for any other, bring the file back from your copy'))
             if not os.path.exists(path) and lun.size is None:
                 found.append(_warning(configuration, ('lun', target.name, number), '%s does not exist' % path,
                                       'write size = 10G or like it to have a sparse file created'))

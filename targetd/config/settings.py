@@ -234,6 +234,12 @@ LUN = (
     _lun('rotation-rate', kinds.Auto(kinds.Number(0, 65534)), None, NEEDS_LOGOUT,
          'Revolutions per minute; 1: does not rotate (SSD), 0: not said, auto: the disk\'s own, for a file 0.', example='1'),
     _lun('direct-io', kinds.Flag(), False, NEEDS_LOGOUT, 'Read and write past the operating system\'s cache (O_DIRECT).'),
+    _lun('encryption-key-file', kinds.Path(), '', NEEDS_LOGOUT,
+         'Encrypt what is on the medium (AES-256-XTS) with the key in this file. KEEP A COPY OF THE FILE: without it nothing '
+         'can be read.',
+         'Each disk has a key of its own. Where the disk is empty, the file is made at the first use; "targetd --make-key '
+         'FILE" makes one at any time. Needs the Python package cryptography. See ENCRYPTION in targetd.conf(5).',
+         '/etc/targetd.d/erp.key', shared=False),
     _lun('sense-format', kinds.Choice('fixed', 'descriptor', also={'0': 'fixed', '1': 'descriptor'}), 'fixed', LIVE,
          'Format of sense data before an initiator chooses (D_SENSE). Windows is known to work with fixed.'),
     _lun('optimal-transfer-length', kinds.Auto(kinds.Size(512, 1 << 30)), None, NEEDS_LOGOUT,

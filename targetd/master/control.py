@@ -215,7 +215,8 @@ class Control(object):
     def _show_units(self):
         rows = [self._unit_row(unit) for unit in self.master.units.by_id.values()]
         rows += [{'unit': '', 'target_name': late.target_name, 'lun': late.lun.number, 'path': late.lun.backing_store,
-                  'size': None, 'state': 'missing: %s' % late.why, 'read_only': None, 'reserved_by': '', 'sessions': 0}
+                  'size': None, 'state': 'missing: %s' % late.why, 'read_only': None,
+                  'encrypted': None, 'reserved_by': '', 'sessions': 0}
                  for late in self.master.exports.late.values()]
         return commands.reply_rows(sorted(rows, key=lambda row: (row['target_name'], row['lun'])))
 
@@ -223,7 +224,8 @@ class Control(object):
     def _unit_row(unit):
         return {'unit': unit.id, 'target_name': unit.target_name, 'lun': unit.lun.number,
                 'path': unit.store.path or unit.store.kind, 'size': unit.store.size, 'state': state_of(unit),
-                'read_only': bool(unit.facts.get('read_only')), 'reserved_by': reserved_by(unit.shared.reservations),
+                'read_only': bool(unit.facts.get('read_only')), 'encrypted': bool(unit.facts.get('encrypted')),
+                'reserved_by': reserved_by(unit.shared.reservations),
                 'sessions': len(unit.workers), 'serial': unit.facts.get('serial'), 'naa': unit.facts.get('naa')}
 
     def _show_portals(self):

@@ -16,9 +16,10 @@ OF_A_TARGET = ('target-warm-reset', 'target-cold-reset', 'i-t-nexus-reset')
 
 #: reservations, modes: see scsi; medium: READY …, or a word of scsi.operations; prevented_by: ((initiator_port, target_port) …)
 #: that prevent removal; operation: see scsi.operations, or None; access: see scsi.access; crossed: indices of the thresholds
-#: (scsi.modes) that are reached, None before they were looked at; records: see scsi.records.
-Shared = namedtuple('Shared', 'reservations modes medium prevented_by operation access crossed records')
-Shared.__new__.__defaults__ = (READY, (), None, access.initial(), None, records.initial())
+#: (scsi.modes) that are reached, None before they were looked at; records: see scsi.records; key_check: what tells the key that
+#: the medium is encrypted with from others (master.keys), '' where it is not.
+Shared = namedtuple('Shared', 'reservations modes medium prevented_by operation access crossed records key_check')
+Shared.__new__.__defaults__ = (READY, (), None, access.initial(), None, records.initial(), '')
 
 
 class Malformed(ValueError):
@@ -88,7 +89,7 @@ def initial(facts, saved, boot_id, configured=None):
     return Shared(reservations.aptpl_load(saved.get('reservations'), power_lost=not same_boot),
                   modes.restore(facts, saved.get('modes')), operations.medium(operation) or READY, (), operation,
                   access.restore(configured or access.initial(), saved.get('access')),
-                  records=records.restored(saved.get('records')))
+                  records=records.restored(saved.get('records')), key_check=saved.get('key_check') or '')
 
 
 def saved_state(shared, boot_id):
@@ -107,6 +108,8 @@ def saved_state(shared, boot_id):
     paths = access.saved(shared.access)
     if paths:
         state['access'] = paths
+    if shared.key_check:
+        state['key_check'] = shared.key_check
     if state:
         state['boot_id'] = boot_id
     return state

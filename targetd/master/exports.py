@@ -15,11 +15,11 @@ import os
 from targetd import log
 from targetd.errors import StoreError, TargetdError
 from targetd.host import identity
-from targetd.master import decisions
+from targetd.master import decisions, keys
 from targetd.master.media import grow
 from targetd.master.opening import Batch
 from targetd.master.units import FAILED, READY, Unit
-from targetd.scsi import access, attention, modes
+from targetd.scsi import access, attention, modes, operations
 from targetd.store import adopted
 
 RETRY_SECONDS = 10.0
@@ -144,7 +144,10 @@ class Exports(object):
         except (ValueError, OSError, TargetdError) as e:
             store.close()
             raise e if isinstance(e, StoreError) else StoreError('%s: %s' % (lun.backing_store or lun.type, e))
-        return Unit(self._new_id(target.name, lun.number), key, target.name, lun, store, facts, shared)
+        unit = Unit(self._new_id(target.name, lun.number), key, target.name, lun, store, facts,
+                    shared._replace(key_check=words['key_check']))
+        unit.is_unsaved = words['key_check'] != shared.key_check
+        return unit
 
     def _new_id(self, target_name, number):
         name = '%s/%d' % (target_name, number)
@@ -224,6 +227,16 @@ class Exports(object):
         self.units.order_units(unit.workers, replace=[unit])      # new Stores in the workers: the old remember the failure
         self.units.medium(unit, READY)
         return True
+
+
+def succeed(old, new):
+    """One medium, another Unit: what happened to the old one after the new was opened (a sanitize, another key) holds."""
+    shared = new.shared._replace(reservations=old.shared.reservations, operation=old.shared.operation,
+                                 medium=operations.medium(old.shared.operation) or READY)
+    if old.store.cipher_key and old.lun.encryption_key_file == new.lun.encryption_key_file:
+        new.store.encrypt(old.store.cipher_key)
+        shared = shared._replace(key_check=keys.check_of(old.store.cipher_key, new.store.block_size))
+    new.shared, new.is_unsaved = shared, True
 
 
 def space_of(store):

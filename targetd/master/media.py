@@ -1,13 +1,14 @@
 """A LUN's medium, looked at, opened and described: the part of an export that may have to wait for the medium.
 
-May import config.model, host, store, scsi.facts. `open_medium` runs in a child (errands) and touches no state of the master's;
-what it returns is JSON-able, with the descriptors beside it.
+May import config.model, host, store, scsi.facts, master.keys. `open_medium` runs in a child (errands) and touches no state of
+the master's; what it returns is JSON-able, with the descriptors beside it.
 """
 
 import os
 
 from targetd.errors import StoreError, TargetdError
 from targetd.host import disks, identity, in_use
+from targetd.master import keys
 from targetd.scsi.facts import DEFAULTS
 from targetd.store import open_store
 
@@ -15,23 +16,26 @@ THRESHOLD_SET = 1 << 20          # bytes
 PRODUCT_REVISION = '0001'
 
 
-def open_medium(target, lun, held, server, master):
-    """(words, descriptors): the store that the LUN wants, its facts and the key of its state; or what failed.
+def open_medium(target, lun, held, server, state, master):
+    """(words, descriptors): the store that the LUN wants, with what encrypts it, its facts and the key of its state; or what
+    failed.
 
-    held: OpenedStores of the master's; server: what identities are made of; master: the process that serves.
+    held: OpenedStores of the master's; server: what identities are made of; state: persistent.StateDirectory;
+    master: the process that serves.
     """
     try:
         path = disks.resolve(lun.backing_store) if lun.backing_store else None
         held = _without_others(path, held)
         store = _open_store(lun, path, held, master)
         key = '%s\0%s' % (target.name, identity.stable_key(path) if path else '%s:%d' % (lun.type, lun.number))
+        check = keys.take(lun, store, state.load(key), state.file_of(key))
         facts = facts_of(lun, store, _identity(lun, path, key, server))
         facts.update(alua_facts(target, lun))
     except StoreError as e:
         return {'failed': str(e)}, ()
     except (ValueError, OSError, TargetdError) as e:
         return {'failed': '%s: %s' % (lun.backing_store or lun.type, e)}, ()
-    return {'store': store.description(), 'medium': store.key, 'key': key, 'facts': facts}, store.owned()
+    return {'store': store.description(), 'medium': store.key, 'key': key, 'key_check': check, 'facts': facts}, store.owned()
 
 
 def _without_others(path, held):
@@ -104,7 +108,8 @@ def facts_of(lun, store, names):
                  lowest_aligned_block=lun.lowest_aligned_block or can.alignment_offset // block_size,
                  rotation_rate=rotation_rate(lun, can), thin=lun.thin, unmap=bool(lun.thin and can.unmap),
                  zeroes_after_unmap=bool(lun.thin and can.unmap and can.zeroes_after_unmap),
-                 removable=lun.removable, read_only=bool(store.read_only), write_cache=lun.write_cache,
+                 removable=lun.removable, read_only=bool(store.read_only), encrypted=bool(store.cipher_key),
+                 write_cache=lun.write_cache,
                  descriptor_sense=lun.sense_format == 'descriptor', third_party_copy=lun.third_party_copy)
     if facts['unmap']:
         facts.update(unmap_granularity=can.unmap_granularity, unmap_alignment=can.unmap_alignment)

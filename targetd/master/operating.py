@@ -4,14 +4,20 @@
         ^                                                   |
      resume (state-dir had one)                             +--- OSError, or the process died ---> failed
 
+A CRYPTOGRAPHIC ERASE is the exception: the master alone has the key files, and replaces the key itself: a few writes.
+
+     decided --> FILE replaced (keys.replace) --> kept that it is --> told to every worker --> acknowledged --> over
+
 Invariants: a unit has one operation at most, and it is in shared.operation from before the first byte until after the last; a
 targetd that ends, however, leaves it there unfailed, and resume() takes it up again.
 """
 
+import errno
 from collections import deque
 
 from targetd import log
-from targetd.master import decisions
+from targetd.master import decisions, keys
+from targetd.master.decisions import FAILED
 from targetd.scsi import operations
 
 
@@ -38,13 +44,19 @@ class Operations(object):
             done(decision)
         else:
             self._askers.setdefault(unit, []).append(done)
-        self._enqueue(unit)
+        self._do(unit)
 
     def resume(self, unit):
         """A unit was exported: its operation, if it has one, goes on."""
         operation = unit.shared.operation
         if operation is not None and not operation['failed']:
             log.warning('unit %s: %s goes on', unit.id, _named(operation))
+            self._do(unit)
+
+    def _do(self, unit):
+        if unit.shared.operation['method'] == operations.NEW_KEY:
+            self._change_key(unit)
+        else:
             self._enqueue(unit)
 
     def _enqueue(self, unit):
@@ -73,6 +85,37 @@ class Operations(object):
         for worker in [w for w, u in self._running.items() if u is unit]:
             del self._running[worker]
             self.workers.kill(worker, 'its unit %s is exported no more' % unit.id)
+
+    # -- CRYPTOGRAPHIC ERASE -----------------------------------------------------------------------------------------
+
+    def _change_key(self, unit):
+        """Nobody is at the medium now, and nobody gets there before every worker has the new key. An erase that was begun
+        before and of whose end no word was kept is done again: nothing was written since."""
+        failed = ''
+        try:
+            if not _is_done(unit.shared.operation):
+                self._replace_key(unit)
+        except OSError as e:
+            failed = e.strerror or str(e)
+        self.units.tell(unit, {'key': unit.store.cipher_key} if unit.store.cipher_key else {},
+                        lambda: self.units.by_id.get(unit.id) is unit and self._over(unit, failed))
+
+    def _replace_key(self, unit):
+        """Raises OSError. In any case the store has the key afterwards that is in the file."""
+        if not unit.store.cipher_key:
+            raise OSError(errno.EOPNOTSUPP, 'it is not encrypted')
+        try:
+            _use(unit, keys.replace(unit.lun.encryption_key_file))
+        except keys.HalfReplaced as e:
+            _use(unit, e.digits)
+            if not e.is_lasting:         # what is written with this key now could be lost with it
+                unit.failure = 'the new key in %s may not last: %s' % (unit.lun.encryption_key_file, e.strerror)
+                self.units.medium(unit, FAILED)
+            raise
+        size = unit.store.size
+        shared = unit.shared._replace(operation=dict(unit.shared.operation, size=size, position=size))
+        self.units.save(unit, shared)
+        unit.shared = shared
 
     # -- what the process tells --------------------------------------------------------------------------------------
 
@@ -112,6 +155,15 @@ class Operations(object):
         result = decisions.operation_result(unit.shared, operation, failed)
         for done in self._askers.pop(unit, ()):
             done(result)
+
+
+def _use(unit, digits):
+    unit.store.encrypt(digits)
+    unit.shared = unit.shared._replace(key_check=keys.check_of(digits, unit.store.block_size))
+
+
+def _is_done(operation):
+    return operation['size'] > 0 and operation['position'] >= operation['passes'] * operation['size']
 
 
 def _named(operation):

@@ -275,7 +275,7 @@ class Reload(object):
                     self.master.exports.close_store(old.store)
                 if new is not None:
                     if old is not None and old.key == new.key:
-                        new.shared = new.shared._replace(reservations=old.shared.reservations)
+                        exports.succeed(old, new)
                     self.master.units.add(new)
         if self._again and not self.changing and not self._is_opening:
             self._again = False

@@ -57,6 +57,7 @@ class Unit(object):
         self.since = int(time.time() * 1000)
         self.is_silent = False           # it did not answer when it was to be flushed
         self.is_telling = False          # the records are about to be told
+        self.is_unsaved = False          # `shared` has what must outlast us and is not kept yet
 
     @property
     def progress(self):
@@ -112,6 +113,9 @@ class Units(object):
     def add(self, unit):
         """Export it."""
         self.by_id[unit.id] = unit
+        if unit.is_unsaved:
+            self.change(unit, Decision(unit.shared, persist=True))
+            unit.is_unsaved = False
         if self.operating is not None:
             self.operating.resume(unit)
 

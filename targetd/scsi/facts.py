@@ -46,6 +46,7 @@ FACTS = (
     ('mode_pages', '', "mode pages that the configuration writes: 'PP-SS:' and the hex digits of the whole page, by commas"),
     ('management_url', '', 'a network address for VPD page 85h, or empty'),
     ('logical_unit_group', 0, 'designator type 6: units with one number share the states of their groups; 0: not said'),
+    ('encrypted', False, 'the store encrypts: SANITIZE can erase by giving up the key'),
     ('third_party_copy', True, '3PC, VPD 8Fh: EXTENDED COPY, tokens and what belongs to them are offered'),
 )
 

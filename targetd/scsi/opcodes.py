@@ -99,6 +99,8 @@ TABLE = (
     _row(0x48, 0x01, 'SANITIZE, OVERWRITE', 'a0 0000000000 ffff 00', WRITE, 'sanitize.overwrite', medium=True, writes=True),
     _row(0x48, 0x02, 'SANITIZE, BLOCK ERASE', 'a0 0000000000 0000 00', WRITE, 'sanitize.block_erase', medium=True, writes=True,
          needs='block_erase'),
+    _row(0x48, 0x03, 'SANITIZE, CRYPTOGRAPHIC ERASE', 'a0 0000000000 0000 00', WRITE, 'sanitize.cryptographic_erase',
+         medium=True, writes=True, needs='encrypted'),
     _row(0x48, 0x1F, 'SANITIZE, EXIT FAILURE MODE', '80 0000000000 0000 00', WRITE, 'sanitize.exit_failure_mode',
          medium=True, writes=True),
     _row(0x4C, None, 'LOG SELECT', '02 ff ff 000000 ffff 00', WRITE, 'logs.log_select'),

@@ -5,7 +5,8 @@ process of its own (worker.erasing); the sessions only see the word for the medi
 
   kind        'format' | 'sanitize'
   method      'pattern': write `pattern` to every block, `passes` times | 'zeroes': make every block read as zeroes, by
-              whatever way the medium has | 'erase': give all space back and make every block read as zeroes
+              whatever way the medium has | 'erase': give all space back and make every block read as zeroes | 'key': put
+              another key in the place of the one that the medium is encrypted with; the master does that itself
   pattern     hex digits, at most a block; it begins anew in every block
   passes      1..31; invert: bool, every other pass writes the complement
   ause        ALLOW UNRESTRICTED SANITIZE EXIT, SBC-3 5.24
@@ -25,7 +26,8 @@ from targetd.scsi.sense import MEDIUM_ERROR, NOT_READY
 
 RUNNING = {'format': 'formatting', 'sanitize': 'sanitizing'}
 FAILED = {'format': 'format-failed', 'sanitize': 'sanitize-failed'}
-METHODS = {'format': ('pattern', 'zeroes'), 'sanitize': ('pattern', 'erase')}
+NEW_KEY = 'key'
+METHODS = {'format': ('pattern', 'zeroes'), 'sanitize': ('pattern', 'erase', NEW_KEY)}
 MAXIMUM_PASSES = 31
 MAXIMUM_PATTERN = 65536
 MAXIMUM_PROGRESS = 0xFFFF

@@ -1,9 +1,9 @@
 """FORMAT UNIT and SANITIZE (SBC-3 5.3, 5.24): the commands. Pure; the master has the operation done, see operations.py.
 
-CRYPTOGRAPHIC ERASE is not offered: no store encrypts. BLOCK ERASE is offered where unmapped blocks certainly read as zeroes.
+CRYPTOGRAPHIC ERASE is offered where the store encrypts, BLOCK ERASE where unmapped blocks certainly read as zeroes.
 """
 
-from targetd.scsi import sense
+from targetd.scsi import operations, sense
 from targetd.scsi.cdb import doubleword, word
 from targetd.scsi.sam import Change
 from targetd.scsi.spc import parameter_list
@@ -53,6 +53,12 @@ def _run_overwrite(task):
 def block_erase(unit, task):
     """SANITIZE, BLOCK ERASE, SBC-3 5.24.2.3."""
     task.private = _sanitize(task, method='erase', pattern='', passes=1)
+    task.run = _ask
+
+
+def cryptographic_erase(unit, task):
+    """SANITIZE, CRYPTOGRAPHIC ERASE, SBC-3 5.24.2.4. What was written reads as noise afterwards, what was not as zeroes."""
+    task.private = _sanitize(task, method=operations.NEW_KEY, pattern='', passes=1)
     task.run = _ask
 
 

@@ -189,8 +189,10 @@ def _block_limits(facts, nexus, ports):
 
 
 def _block_device_characteristics(facts, nexus, ports):
-    """B1h, SBC-3 6.6.2. WABEREQ 01b: reading goes on after a block erase; VBULS: VERIFY compares unmapped blocks like any."""
-    return struct.pack('>HBBB', facts.rotation_rate, 0, 0x40 if facts.block_erase else 0x00,
+    """B1h, SBC-3 6.6.2. WABEREQ, WACEREQ 01b: reading goes on after a block erase, a cryptographic erase; VBULS: VERIFY
+    compares unmapped blocks like any."""
+    return struct.pack('>HBBB', facts.rotation_rate, 0,
+                       (0x40 if facts.block_erase else 0x00) | (0x10 if facts.encrypted else 0x00),
                        0x01 if facts.unmap else 0x00).ljust(0x3C, b'\0')
 
 

@@ -151,6 +151,10 @@ class Store(object):
         """
         return Exclusive(self.descriptor, offset, length, local=self.descriptor < 0 or self.read_only)
 
+    def rekey(self, key):
+        """Encrypt and decrypt with this key (bytes) from now on. Only stores that encrypt can (store.encrypting)."""
+        raise failure(errno.EOPNOTSUPP, self.path)
+
     def reading(self):
         """The store that gives the same bytes as this one and has a descriptor to copy from."""
         return self

@@ -32,7 +32,7 @@ from .base import Store, failure
 
 VERBS = ('read', 'write', 'flush', 'unmap', 'write_zeroes', 'extents')
 
-_PASSED = VERBS + ('try_read', 'copy', 'exclusive', 'resize_check', 'allocated', 'available', 'close')
+_PASSED = VERBS + ('try_read', 'copy', 'exclusive', 'rekey', 'resize_check', 'allocated', 'available', 'close')
 _FACTS = ('kind', 'path', 'size', 'block_size', 'read_only', 'direct', 'thin', 'capabilities', 'inline_write_limit',
           'durable_is_free', 'lost', 'descriptor')
 _SIZES = {'': 1, 'k': 1 << 10, 'm': 1 << 20, 'g': 1 << 30, 't': 1 << 40}

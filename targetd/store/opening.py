@@ -1,6 +1,6 @@
 """The master's side: opening a medium, claiming it for the life of the export, and describing it to a worker.
 
-Imports base, linux, filters and the kinds. Every refusal is a StoreError that names path, cause and remedy.
+Imports base, linux, filters, encrypting and the kinds. Every refusal is a StoreError that names path, cause and remedy.
 Invariants:
 1. A block device is opened with O_EXCL, a file is flocked: while any process holds the descriptor nobody mounts the device, and
    no second server serves either. A claim outlives the master as long as an orphaned worker might still write.
@@ -18,20 +18,22 @@ from ..errors import StoreError
 from . import filters, linux
 from .base import NO_CAPABILITIES, Capabilities
 from .block import BlockStore
+from .encrypting import Encrypting
 from .file import FileStore
 from .null import NullStore
 from .ram import RamStore
 
 KINDS = {'file': FileStore, 'block': BlockStore, 'ram': RamStore, 'null': NullStore}
 
-_WORDS = ('kind', 'path', 'size', 'read_only', 'direct', 'thin', 'block_size', 'filters')
+_WORDS = ('kind', 'path', 'size', 'read_only', 'direct', 'thin', 'block_size', 'filters', 'cipher_key')
 
 
 class OpenedStore(object):
     """A medium that this process has opened and claimed.
 
     descriptor: int, or None (null); kind, path, size, block_size, physical_block_size, read_only, direct, thin,
-    capabilities (Capabilities); filters as filters.parse gives them; key: equal for two stores on the same medium.
+    capabilities (Capabilities); filters as filters.parse gives them; key: equal for two stores on the same medium;
+    cipher_key: hex digits, '' where nothing is encrypted. It travels with the description and stands in no other text.
     """
 
     def __init__(self, facts, descriptor, key, claims=()):
@@ -68,6 +70,10 @@ class OpenedStore(object):
         if self.kind in ('file', 'block') and not self.read_only:
             os.fdatasync(self.descriptor)
 
+    def encrypt(self, cipher_key):
+        """Encrypt with this key, hex digits: later descriptions and stores have it; '': they do not encrypt."""
+        self._facts['cipher_key'] = cipher_key
+
     def resized(self, size):
         """Take note of a new size: later descriptions have it."""
         self._facts['size'] = size
@@ -99,6 +105,8 @@ def from_descriptor(description, descriptor):
     """
     try:
         store = KINDS[description['kind']](description, descriptor)
+        if description.get('cipher_key'):
+            store = Encrypting(store, bytes.fromhex(description['cipher_key']))
         if store.read_only:
             store = filters.ReadOnly(store)
         return filters.stack(store, description.get('filters') or ())
@@ -120,7 +128,7 @@ def open_store(description, held=()):
 
     description: dict with kind ('file' 'block' 'ram' 'null', or absent: found out from the path), path, size (bytes or None: as
     large as it is), read_only, direct, thin, block_size (None: the medium's own, or 512), filters (the setting, or parsed),
-    allow_in_use (a block device is opened without claiming it: the administrator asked for that).
+    allow_in_use (a block device is opened without claiming it: the administrator asked for that), cipher_key (hex digits).
     held: OpenedStores of this process; a medium among them is not busy, its claim is shared.
     """
     wanted = _Wanted(description)
@@ -143,6 +151,7 @@ class _Wanted(object):
         self.thin = bool(description.get('thin'))
         self.block_size = description.get('block_size')
         self.allow_in_use = bool(description.get('allow_in_use'))
+        self.cipher_key = description.get('cipher_key') or ''
         self.name = self.path or self.kind
         if self.kind not in KINDS and self.kind is not None:
             raise StoreError('%s: there is no kind of store "%s"; there are: %s'
@@ -175,7 +184,8 @@ class _Wanted(object):
                              % (self.name, size, block_size, 'choose another block size' if kind == 'block' else
                                 'make it larger with "truncate -s %%%d"' % block_size if size else 'give it a size'))
         return dict(more, kind=kind, path=self.path, size=size, read_only=self.read_only, direct=self.direct, thin=self.thin,
-                    block_size=block_size, filters=self.filters, capabilities=capabilities)
+                    block_size=block_size, filters=self.filters, cipher_key=self.cipher_key,
+                    capabilities=capabilities)
 
     def flags(self):
         """For open(2)."""

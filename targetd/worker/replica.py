@@ -67,6 +67,8 @@ class Replica(object):
             unit.update(**replicas)
         if 'progress' in message:
             unit.progress = message['progress']
+        if 'key' in message:
+            unit.store.rekey(bytes.fromhex(message['key']))
         if 'size' in message:
             unit.store.size = message['size']
             unit.resized(message['size'])

@@ -1,12 +1,13 @@
 """FORMAT UNIT and SANITIZE in the master, and what a unit remembers: begun, told, kept, failed, resumed."""
 
 import errno
+import os
 
 import pytest
 from master_fakes import TARGET, FakeWorker, StillLoop, nexus
 
 from targetd.config import model
-from targetd.master import decisions
+from targetd.master import decisions, exports, keys
 from targetd.master.decisions import Malformed, Refusal, decide, who
 from targetd.master.operating import Operations
 from targetd.master.persistent import StateDirectory
@@ -139,7 +140,7 @@ def test_names_and_clocks_are_kept_and_told_to_the_others(shared):
 # -- the master --------------------------------------------------------------------------------------------------------------
 
 class FakeStore(object):
-    kind, path, size, block_size, read_only, descriptor = 'null', None, SIZE, 512, False, None
+    kind, path, size, block_size, read_only, descriptor, cipher_key = 'null', None, SIZE, 512, False, None, ''
 
     def description(self):
         return {'kind': self.kind, 'size': self.size}
@@ -389,3 +390,181 @@ def test_a_logout_is_answered_when_what_the_nexus_held_is_free_everywhere(house)
 def test_a_logout_of_a_nexus_that_holds_nothing_is_answered_at_once(house):
     house.units.depart(house.one, {'ask': 'leave', 'id': 9})
     assert [answer['id'] for answer in house.one.of('answer')] == [9]
+
+
+# -- CRYPTOGRAPHIC ERASE -----------------------------------------------------------------------------------------------
+
+ERASE = {'ask': 'operate', 'kind': 'sanitize', 'method': 'key', 'pattern': '', 'passes': 1, 'invert': False, 'ause': False,
+         'immediate': False}
+
+
+class EncryptedStore(FakeStore):
+    def __init__(self, path):
+        self.cipher_key = keys.load(path)
+
+    def encrypt(self, digits):
+        self.cipher_key = digits
+
+
+class EncryptedHouse(House):
+    """Its unit has a key in a file."""
+
+    def export(self):
+        state, path = self.units.state, self.path + '/disk.key'
+        if not state.load('key'):
+            keys.make(path)
+        medium = EncryptedStore(path)
+        shared = decisions.initial(FACTS, state.load('key'), state.boot_id)
+        unit = Unit(TARGET + '/0', 'key', TARGET, model.Lun(0, encryption_key_file=path), medium, dict(FACTS),
+                    shared._replace(key_check=keys.check_of(medium.cipher_key, 512)))
+        unit.is_unsaved = True
+        self.units.add(unit)
+        return unit
+
+    @property
+    def in_file(self):
+        return keys.load(self.path + '/disk.key')
+
+
+@pytest.fixture
+def encrypted(tmp_path):
+    house = EncryptedHouse(tmp_path)
+    yield house
+    house.loop.close()
+
+
+def key_changes(worker):
+    return [message['key'] for message in worker.of('change') if 'key' in message]
+
+
+def test_a_new_key_is_everywhere_before_anybody_is_let_in_again(encrypted):
+    old = encrypted.in_file
+    encrypted.ask(ERASE)
+    assert encrypted.answer() == (sam.GOOD, None)
+    new = encrypted.in_file
+    assert new != old and encrypted.unit.store.cipher_key == new
+    for worker in (encrypted.one, encrypted.two):
+        words = [set(message) & {'medium', 'key'} for message in worker.of('change')]
+        assert words == [{'medium'}, {'key'}, {'medium'}] and key_changes(worker) == [new]
+        assert [m['medium'] for m in worker.of('change') if 'medium' in m] == ['sanitizing', 'ready']
+    assert encrypted.units.state.load('key')['key_check'] == keys.check_of(new, 512)
+    assert 'operation' not in encrypted.units.state.load('key') and encrypted.eraser.sent == []
+
+
+def test_until_every_worker_has_it_the_medium_is_nobodys(encrypted):
+    held, real = [], encrypted.units.acknowledge
+
+    def acknowledge(worker, message):
+        if worker is encrypted.two and key_changes(worker):
+            held.append((worker, message))
+        else:
+            real(worker, message)
+    encrypted.units.acknowledge = acknowledge
+    encrypted.ask(ERASE)
+    assert encrypted.unit.shared.medium == 'sanitizing' and encrypted.one.of('answer') == []
+    real(*held.pop())
+    assert encrypted.unit.shared.medium == 'ready'
+
+
+def test_a_key_that_cannot_be_replaced_is_a_failed_sanitize(encrypted, monkeypatch):
+    old = encrypted.in_file
+
+    def full(path):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+    monkeypatch.setattr(keys, 'replace', full)
+    encrypted.ask(ERASE)
+    assert encrypted.answer() == (sam.CHECK_CONDITION, (3, 0x31, 3))
+    assert encrypted.in_file == encrypted.unit.store.cipher_key == old
+    state = encrypted.units.state.load('key')
+    assert state['operation']['failed'] == 'No space left on device' and state['key_check'] == keys.check_of(old, 512)
+
+
+@pytest.mark.parametrize('is_lasting, medium', [(True, 'sanitize-failed'), (False, 'failed')])
+def test_if_it_failed_after_the_file_was_replaced_the_new_key_is_used(encrypted, monkeypatch, is_lasting, medium):
+    real = keys.replace
+
+    def half(path):
+        raise keys.HalfReplaced(OSError(errno.EIO, 'Input/output error'), real(path), is_lasting)
+    monkeypatch.setattr(keys, 'replace', half)
+    old = encrypted.in_file
+    encrypted.ask(ERASE)
+    new = encrypted.in_file
+    assert encrypted.unit.shared.medium == medium and encrypted.unit.store.cipher_key == new != old
+    assert key_changes(encrypted.two) == [new] and encrypted.answer() == (sam.CHECK_CONDITION, (3, 0x31, 3))
+    assert encrypted.units.state.load('key')['key_check'] == keys.check_of(new, 512)
+
+
+def test_a_key_file_that_is_not_there_now_leaves_the_old_key_in_force(encrypted):
+    """It is on a stick, say, that was taken away."""
+    old, path = encrypted.in_file, encrypted.unit.lun.encryption_key_file
+    os.rename(path, path + '.away')
+    encrypted.ask(ERASE)
+    assert encrypted.unit.shared.medium == 'sanitize-failed' and encrypted.unit.store.cipher_key == old
+    os.rename(path + '.away', path)
+    encrypted.one.sent.clear()
+    encrypted.ask(ERASE)
+    assert encrypted.answer() == (sam.GOOD, None) and encrypted.in_file != old
+
+
+def test_without_a_place_to_note_it_the_sanitize_has_failed(encrypted):
+    """After a restart it would be done again, and destroy what was written meanwhile."""
+    kept = []
+
+    def full(key, state):
+        kept.append(state)
+        if len(kept) > 1:
+            raise OSError(errno.ENOSPC, 'No space left on device')
+        real(key, state)
+    real, encrypted.units.state.save = encrypted.units.state.save, full
+    encrypted.ask(ERASE)
+    assert encrypted.unit.shared.medium == 'sanitize-failed' and encrypted.answer()[0] == sam.CHECK_CONDITION
+
+
+def test_nothing_is_erased_that_is_not_encrypted(house):
+    """What its worker says is not believed."""
+    house.ask(ERASE)
+    assert house.unit.shared.medium == 'sanitize-failed'
+
+
+@pytest.mark.parametrize('stopped_after', ['nothing', 'replaced', 'noted'])
+def test_an_erase_goes_on_after_a_kill(tmp_path, stopped_after, monkeypatch):
+    first = EncryptedHouse(tmp_path)
+    old, real_replace = first.in_file, keys.replace
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*arguments):
+        if stopped_after == 'replaced':
+            real_replace(*arguments)
+        raise Killed()
+    with monkeypatch.context() as patched:
+        if stopped_after == 'noted':
+            patched.setattr(first.units, 'tell', killed)
+        else:
+            patched.setattr(keys, 'replace', killed)
+        with pytest.raises(Killed):
+            first.ask(ERASE)
+    assert first.units.state.load('key')['operation']['method'] == 'key'
+    between = first.in_file
+    assert (between == old) == (stopped_after == 'nothing')
+    later = EncryptedHouse(tmp_path)
+    assert later.unit.shared.medium == 'ready' and later.in_file != old
+    assert later.unit.store.cipher_key == later.in_file
+    assert (later.in_file == between) == (stopped_after == 'noted')
+    assert later.units.state.load('key')['key_check'] == keys.check_of(later.in_file, 512)
+    for house in (first, later):
+        house.loop.close()
+
+
+def test_a_unit_that_takes_anothers_place_takes_over_its_key_and_its_operation(encrypted):
+    """It was opened before the key was replaced."""
+    stale, old = encrypted.in_file, encrypted.unit
+    encrypted.ask(ERASE)
+    new = Unit(TARGET + '/0#2', 'key', TARGET, old.lun, EncryptedStore(old.lun.encryption_key_file), dict(FACTS),
+               old.shared._replace(operation=dict(ERASE, by=['i', 't'], position=0, size=0, failed=''), medium='sanitizing'))
+    new.store.encrypt(stale)
+    exports.succeed(old, new)
+    assert new.store.cipher_key == encrypted.in_file != stale
+    assert new.shared.operation is None and new.shared.medium == 'ready' and new.is_unsaved
+    assert new.shared.key_check == keys.check_of(encrypted.in_file, 512)

@@ -16,7 +16,7 @@ BLOCKS = 4096
 
 #: Facts of a unit that offers every command of the table.
 EVERY_COMMAND = {'unmap': True, 'zeroes_after_unmap': True, 'maximum_atomic_length': 65536, 'implicit_alua': True,
-                 'explicit_alua': True}
+                 'explicit_alua': True, 'encrypted': True}
 
 
 class MemoryStore(object):

@@ -68,14 +68,25 @@ def test_vpd_b1_says_what_reads_after_a_block_erase_do(facts, wabereq):
     assert page[7] >> 6 == wabereq and page[7] >> 4 & 3 == 0
 
 
-@pytest.mark.parametrize('action', [n for n in range(32) if n not in (0x01, 0x02, 0x1F)])
-def test_other_service_actions_are_refused_cryptographic_erase_too(action):
+@pytest.mark.parametrize('action', [n for n in range(32) if n not in (0x01, 0x02, 0x03, 0x1F)])
+def test_other_service_actions_are_refused(action):
     assert sense_of(make_unit(**EVERY_COMMAND), struct.pack('>BB7xB', 0x48, action, 0)) == FIELD_IN_CDB
+
+
+@pytest.mark.parametrize('flags, immediate, ause', [(0, False, False), (0xA0, True, True)])
+def test_cryptographic_erase_only_where_the_store_encrypts(flags, immediate, ause):
+    erase = struct.pack('>BB7xB', 0x48, 0x03 | flags, 0)
+    change = do(make_unit(encrypted=True), erase)
+    assert isinstance(change, Change) and change.kind == 'operate'
+    assert change.arguments == {'kind': 'sanitize', 'method': 'key', 'pattern': '', 'passes': 1, 'immediate': immediate,
+                                'ause': ause}
+    assert sense_of(make_unit(unmap=True, zeroes_after_unmap=True), erase) == FIELD_IN_CDB
+    assert do(make_unit(encrypted=True), bytes.fromhex('12 01 b1 0040 00'))[7] >> 4 == 1
 
 
 def test_a_parameter_list_where_none_belongs():
     unit = make_unit(**EVERY_COMMAND)
-    for action in (0x02, 0x1F):
+    for action in (0x02, 0x03, 0x1F):
         assert sense_of(unit, struct.pack('>BB5xHB', 0x48, action, 8, 0), bytes(8)) == FIELD_IN_CDB
 
 

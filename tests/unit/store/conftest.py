@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from targetd import store
+from targetd import store, xts
 
 MIB = 1 << 20
 SIZE = 8 * MIB
@@ -56,7 +56,8 @@ def opened():
         each.close()
 
 
-VARIANTS = ('file', 'direct file', 'ram', 'loop 512', 'loop 4096', 'direct loop 4096', 'traced file')
+VARIANTS = ('file', 'direct file', 'ram', 'loop 512', 'loop 4096', 'direct loop 4096', 'traced file', 'encrypted file',
+            'encrypted direct file', 'encrypted loop 4096')
 
 
 @pytest.fixture
@@ -74,6 +75,10 @@ def make_store(tmp_path, loop_device, opened):
             wanted['path'] = str(tmp_path / ('disk-%d.img' % len(stores)))
         if wanted['direct']:
             wanted['block_size'] = 4096
+        if 'encrypted' in variant:
+            if xts.why_not():
+                pytest.skip(xts.why_not())
+            wanted['cipher_key'] = bytes(range(64)).hex()
         if 'traced' in variant:
             wanted['filters'] = 'trace'
         try:
