@@ -5,6 +5,8 @@ encrypted and decrypted alone. Measured on Python 3.11: with blocks of 4096 byte
 a context for each block, which takes 7 us (Python 3.13: 6, Python 3.6: 40).
 """
 
+import warnings
+
 KEY_BYTES = 64                   # two keys of AES-256: for the data, for the tweaks
 
 _package = []                    # [(Cipher, AES, XTS, what provides them)] once it was imported
@@ -24,8 +26,10 @@ def why_not():
 
 def _loaded():
     if not _package:
-        from cryptography.hazmat.backends import default_backend
-        from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')          # the last version for an old Python says so on stderr at every start
+            from cryptography.hazmat.backends import default_backend
+            from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
         _package.append((Cipher, algorithms.AES, modes.XTS, default_backend()))
     return _package[0]
 

@@ -19,6 +19,7 @@ ONLY_IN = {
     'configobj': {'config.loader'},
     'validate': {'config.loader'},
     'psutil': {'host', 'master.daemon', 'master'},
+    'cryptography': {'xts'},
 }
 
 #: functions that only some may call
