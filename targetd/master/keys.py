@@ -140,10 +140,11 @@ def replace(path):
 
     Called again after an interruption at any point, it does all that was left.
 
-        FILE.new written -> FILE.old = the old one, too -> FILE = the new one -> FILE.old overwritten -> FILE.old removed
+        FILE.being-made written -> FILE.being-erased = the old one, too -> FILE = the new one -> FILE.being-erased overwritten
+        -> it is removed
     """
     path = os.path.realpath(path)
-    directory, fresh, old = os.path.dirname(path), path + '.new', path + '.old'
+    directory, fresh, old = os.path.dirname(path), path + '.being-made', path + '.being-erased'
     _overwrite_left(path, old)
     digits = _new_digits()
     _remove(fresh)
@@ -181,7 +182,7 @@ def _link(path, old):
 
 
 def _overwrite_left(path, old):
-    """An earlier replace() was interrupted: FILE.old is the old key, or still the same file as FILE."""
+    """An earlier replace() was interrupted: FILE.being-erased is the old key, or still the same file as FILE."""
     try:
         descriptor = os.open(old, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:

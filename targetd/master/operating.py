@@ -167,6 +167,8 @@ def _is_done(operation):
 
 
 def _named(operation):
+    if operation['method'] == operations.NEW_KEY:
+        return 'a cryptographic erase'
     kind = {'format': 'formatting', 'sanitize': 'sanitizing'}[operation['kind']]
     return '%s (%s, %d passes)' % (kind, operation['method'], operation['passes'])
 
