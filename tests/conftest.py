@@ -1,6 +1,7 @@
 """Fixtures that start the real targetd, and what every test directory may use."""
 
 import os
+import subprocess
 import sys
 
 import pytest
@@ -41,6 +42,28 @@ def shared(tmp_path_factory):
     with watched(tmp_path_factory.mktemp('shared')) as each:
         each.target()
         yield each.start()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """small_disk(mebibytes) -> a file system of that size, as the path of its folder. Needs root."""
+    mounted = []
+
+    def mount(mebibytes):
+        if os.geteuid() != 0:
+            pytest.skip('mounting needs root')
+        folder = str(tmp_path / ('small-%d' % len(mounted)))
+        os.mkdir(folder)
+        ran = subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=%dm' % mebibytes, 'tmpfs', folder], stderr=subprocess.PIPE,
+                             timeout=60)
+        if ran.returncode:
+            pytest.skip(ran.stderr.decode().strip())
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(['umount', '-l', folder], timeout=60)
 
 
 @pytest.fixture

@@ -83,6 +83,16 @@ class Pdu(object):
         return 'Pdu(opcode %02x flags %02x itt %08x, %d bytes)' % (self.opcode, self.flags, self.itt, len(self.data))
 
 
+def read_10(lba, blocks=1):
+    """A CDB (SBC-3)."""
+    return struct.pack('>BBIBHB', 0x28, 0, lba, 0, blocks, 0)
+
+
+def write_10(lba, blocks=1, fua=False):
+    """A CDB (SBC-3)."""
+    return struct.pack('>BBIBHB', 0x2A, 8 if fua else 0, lba, 0, blocks, 0)
+
+
 def pack_text(pairs):
     """Text keys as they go on the wire. `pairs`: a mapping or (key, value) pairs."""
     pairs = pairs.items() if hasattr(pairs, 'items') else pairs

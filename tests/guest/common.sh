@@ -23,3 +23,11 @@ stop_targetd() {
 login() { iscsiadm -m node -T "$1" -p 127.0.0.1:3260 --login; }
 logout() { iscsiadm -m node -T "$1" -p 127.0.0.1:3260 --logout; }
 setting() { iscsiadm -m node -T "$1" -p 127.0.0.1:3260 --op update -n "$2" -v "$3"; }
+
+write_and_compare() { # target: 4 MiB on its LUN 0, past the guest's cache
+    disk=$(iscsi_disk "$1" 0)
+    head -c 4M /dev/urandom > /tmp/data
+    dd if=/tmp/data of="$disk" bs=64k oflag=direct conv=fsync status=none
+    dd if="$disk" of=/tmp/back bs=64k count=64 iflag=direct status=none
+    cmp /tmp/data /tmp/back
+}

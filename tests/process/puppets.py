@@ -17,7 +17,21 @@ from targetd.channel import ChannelClosed
 from targetd.config import loader
 from targetd.master.master import Master
 
+DISK = 'iqn.2026-11.test:disk'
+OTHER = 'iqn.2026-11.test:other'
+OPEN = ['initiator-address = ALL']
+RAM = {0: ['type = ram', 'size = 1M']}
 ISID = '00023d000001'
+
+
+def body(stage, *targets):
+    """A portal on a free port and targets: (name, lines, luns)."""
+    text = '[portal-group 1]\nportal = 127.0.0.1:%d\n' % stage.port_number
+    for name, lines, luns in targets:
+        text += '[target %s]\n%s\n' % (name, '\n'.join(lines))
+        for number, rows in luns.items():
+            text += '[[lun %d]]\n%s\n' % (number, '\n'.join(rows))
+    return text
 
 
 def header(tsih=0, isid=ISID, itt=1):

@@ -5,42 +5,11 @@ import signal
 import time
 
 import pytest
-from puppets import Stage
+from puppets import DISK, OPEN, OTHER, RAM, body
 
 from targetd.errors import TargetdError
 from targetd.master import errands, media, units
 from targetd.master.listen import free_port
-
-DISK = 'iqn.2026-11.test:disk'
-OTHER = 'iqn.2026-11.test:other'
-
-
-def body(stage, *targets):
-    """A portal on a free port and targets: (name, lines, luns)."""
-    text = '[portal-group 1]\nportal = 127.0.0.1:%d\n' % stage.port_number
-    for name, lines, luns in targets:
-        text += '[target %s]\n%s\n' % (name, '\n'.join(lines))
-        for number, rows in luns.items():
-            text += '[[lun %d]]\n%s\n' % (number, '\n'.join(rows))
-    return text
-
-
-OPEN = ['initiator-address = ALL']
-RAM = {0: ['type = ram', 'size = 1M']}
-
-
-@pytest.fixture
-def stage(tmp_path):
-    stage = Stage(tmp_path)
-    stage.port_number = free_port('127.0.0.1', 0)
-    yield stage
-    stage.close()
-
-
-@pytest.fixture
-def served(stage):
-    stage.start(body(stage, (DISK, OPEN, RAM)))
-    return stage
 
 
 def test_a_login_is_claimed_and_gets_its_units_with_descriptors(served):

@@ -6,25 +6,10 @@ import signal
 import socket
 
 import pytest
-from puppets import Stage
-from test_process_master import DISK, OPEN, OTHER, RAM, body
+from puppets import DISK, OPEN, OTHER, RAM, Stage, body
 
 from targetd.errors import TargetdError
 from targetd.master.listen import free_port
-
-
-@pytest.fixture
-def stage(tmp_path):
-    stage = Stage(tmp_path)
-    stage.port_number = free_port('127.0.0.1', 0)
-    yield stage
-    stage.close()
-
-
-@pytest.fixture
-def served(stage):
-    stage.start(body(stage, (DISK, OPEN, RAM)))
-    return stage
 
 
 def image(stage, name, size=1 << 20):

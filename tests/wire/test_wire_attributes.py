@@ -1,12 +1,11 @@
 """Task attributes and task management on tasks that take their time (SAM-5 8; RFC 7143 11.5; RFC 7144 6)."""
 
-import struct
 
 import pytest
 
 from daemon import watched
 from initiator import ABORT_TASK, ABORT_TASK_SET, RESERVATION_CONFLICT, pattern
-from pdus import FINAL, IMMEDIATE, NO_TAG, TASK_MANAGEMENT, TASK_MANAGEMENT_RESPONSE, pack_bhs
+from pdus import FINAL, IMMEDIATE, NO_TAG, TASK_MANAGEMENT, TASK_MANAGEMENT_RESPONSE, pack_bhs, read_10, write_10
 
 pytestmark = pytest.mark.wire
 
@@ -28,14 +27,6 @@ def slow(tmp_path_factory):
 @pytest.fixture
 def session(slow, ready):
     return ready(slow, SLOW)
-
-
-def read_10(lba, blocks):
-    return struct.pack('>BBIBHB', 0x28, 0, lba, 0, blocks, 0)
-
-
-def write_10(lba, blocks):
-    return struct.pack('>BBIBHB', 0x2A, 0, lba, 0, blocks, 0)
 
 
 def order_of_ends(session, commands):

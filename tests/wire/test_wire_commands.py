@@ -9,19 +9,12 @@ import pytest
 from daemon import TARGET
 from initiator import (ABORT_TASK, ABORT_TASK_SET, CHECK_CONDITION, CLEAR_ACA, CLEAR_TASK_SET, GOOD, LOGICAL_UNIT_RESET,
                        TARGET_COLD_RESET, TARGET_WARM_RESET, connect, pattern)
-from pdus import DATA_OUT, FINAL, IMMEDIATE, LOGOUT, LOGOUT_RESPONSE, NOP_OUT, NO_TAG, R2T, SCSI_COMMAND, pack_bhs
+from pdus import (DATA_OUT, FINAL, IMMEDIATE, LOGOUT, LOGOUT_RESPONSE, NOP_OUT, NO_TAG, R2T, SCSI_COMMAND, pack_bhs, read_10,
+                  write_10)
 
 pytestmark = pytest.mark.wire
 
 TEST_UNIT_READY = bytes(6)
-
-
-def read_10(lba, blocks):
-    return struct.pack('>BBIBHB', 0x28, 0, lba, 0, blocks, 0)
-
-
-def write_10(lba, blocks, fua=False):
-    return struct.pack('>BBIBHB', 0x2A, 8 if fua else 0, lba, 0, blocks, 0)
 
 
 # -- sense ---------------------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 import struct
 
 import pytest
-from daemon import TARGET, eventually
+from daemon import eventually
 
 from initiator import pattern
 from pdus import R2T

@@ -12,7 +12,7 @@ import pytest
 
 from daemon import TARGET, eventually, free_port, is_listening
 from initiator import ABORT_TASK, Chap, LoginFailed, Session, connect, pattern
-from pdus import ASYNC, Closed
+from pdus import ASYNC, Closed, read_10, write_10
 
 pytestmark = pytest.mark.wire
 
@@ -404,9 +404,9 @@ def test_log_is_opened_again(served):
     moved = served.log_file + '.1'
     os.rename(served.log_file, moved)
     served.signal(signal.SIGUSR1)
-    eventually(lambda: os.path.exists(served.log_file), 5)
+    eventually(lambda: os.path.exists(served.log_file), 15)
     with connect(served.address, TARGET, name='iqn.2026-11.test:after-rotation'):
-        eventually(lambda: 'after-rotation' in open(served.log_file).read(), 5)
+        eventually(lambda: 'after-rotation' in open(served.log_file).read(), 15)
     assert 'after-rotation' not in open(moved).read()
 
 
@@ -423,14 +423,6 @@ def test_a_disk_that_is_missing_harms_its_own_target_only(daemon, ready):
     daemon.image('not-there.img')
     daemon.reload()
     eventually(lambda: status(daemon, OTHER) == 0, 25)
-
-
-def read_10(lba):
-    return struct.pack('>BBIBHB', 0x28, 0, lba, 0, 1, 0)
-
-
-def write_10(lba):
-    return struct.pack('>BBIBHB', 0x2A, 0, lba, 0, 1, 0)
 
 
 def test_errors_of_the_medium_are_told_as_such(daemon, ready):

@@ -7,7 +7,7 @@ import pytest
 from daemon import TARGET, watched
 from initiator import ABORT_TASK, ABORT_TASK_SET, LoginFailed, Rejected, pattern
 from members import SESSION_KEYS, Member, Numbering
-from pdus import ASYNC, Closed, DATA_IN, DATA_OUT, FINAL, IMMEDIATE, LOGOUT, LOGOUT_RESPONSE, pack_bhs
+from pdus import ASYNC, Closed, DATA_IN, DATA_OUT, FINAL, IMMEDIATE, LOGOUT, LOGOUT_RESPONSE, pack_bhs, read_10, write_10
 
 pytestmark = pytest.mark.wire
 
@@ -45,14 +45,6 @@ def members(several):
     yield open_them
     for connection in opened:
         connection.close()
-
-
-def read_10(lba, blocks):
-    return struct.pack('>BBIBHB', 0x28, 0, lba, 0, blocks, 0)
-
-
-def write_10(lba, blocks):
-    return struct.pack('>BBIBHB', 0x2A, 0, lba, 0, blocks, 0)
 
 
 def logout(connection, reason, cid):

@@ -2,7 +2,6 @@
 
 import struct
 
-import psutil
 import pytest
 
 from daemon import watched

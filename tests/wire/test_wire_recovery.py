@@ -1,13 +1,13 @@
 """ErrorRecoveryLevel 1 and 2 over the wire (RFC 7143 7): SNACK, recovery R2T, command retry, reassignment of tasks."""
 
-import struct
 
 import pytest
 
 from daemon import TARGET, watched
 from initiator import Rejected, Session, pattern
 from pdus import (Closed, DATA_OUT, FINAL, IMMEDIATE, LOGOUT, LOGOUT_RESPONSE, NO_TAG, R2T, REJECT, SCSI_COMMAND,
-                  SCSI_RESPONSE, TASK_MANAGEMENT, TASK_MANAGEMENT_RESPONSE, TEXT, TEXT_RESPONSE, pack_bhs, pack_text)
+                  SCSI_RESPONSE, TASK_MANAGEMENT, TASK_MANAGEMENT_RESPONSE, TEXT, TEXT_RESPONSE, pack_bhs, pack_text, read_10,
+                  write_10)
 
 pytestmark = pytest.mark.wire
 
@@ -51,14 +51,6 @@ def login(recovering):
     yield connect
     for session in opened:
         session.close()
-
-
-def read_10(lba, blocks):
-    return struct.pack('>BBIBHB', 0x28, 0, lba, 0, blocks, 0)
-
-
-def write_10(lba, blocks):
-    return struct.pack('>BBIBHB', 0x2A, 0, lba, 0, blocks, 0)
 
 
 def snack(session, kind, itt=NO_TAG, first=0, count=0, tag=NO_TAG, exp_stat_sn=None, lun=0):

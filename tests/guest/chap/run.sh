@@ -17,11 +17,7 @@ grep -c 'refused with status 0201' /tmp/targetd.log
 
 use() {
     login $target
-    disk=$(iscsi_disk $target 0)
-    head -c 4M /dev/urandom > /tmp/data
-    dd if=/tmp/data of="$disk" bs=64k oflag=direct conv=fsync status=none
-    dd if="$disk" of=/tmp/back bs=64k count=64 iflag=direct status=none
-    cmp /tmp/data /tmp/back
+    write_and_compare $target
     logout $target
 }
 say "CHAP"

@@ -11,11 +11,7 @@ su -s /bin/sh nobody -c 'PYTHONPATH=/src PYTHONDONTWRITEBYTECODE=1 python3 -' < 
 asked() { awk '$1 == "algif_hash" { print $3 }' /proc/modules; }    # uses of the module: sockets that are open
 use() { # a session with both digests
     login $target
-    disk=$(iscsi_disk $target 0)
-    head -c 4M /dev/urandom > /tmp/data
-    dd if=/tmp/data of="$disk" bs=64k oflag=direct conv=fsync status=none
-    dd if="$disk" of=/tmp/back bs=64k count=64 iflag=direct status=none
-    cmp /tmp/data /tmp/back
+    write_and_compare $target
     [ "$(iscsiadm -m session -P 2 | grep -cE '(Header|Data)Digest: CRC32C')" = 2 ]
     sockets=$(asked)
     logout $target

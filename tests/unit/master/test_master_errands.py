@@ -5,17 +5,9 @@ import signal
 import time
 
 import pytest
-from master_fakes import StillLoop
 
 from targetd.master import errands as module
 from targetd.master.errands import AT_ONCE, SECONDS, Errands
-
-
-@pytest.fixture
-def loop():
-    loop = StillLoop()
-    yield loop
-    loop.close()
 
 
 @pytest.fixture

@@ -4,16 +4,8 @@ import os
 import signal
 
 import pytest
-from master_fakes import StillLoop
 
 from targetd.master.loop import READ, WRITE, Loop
-
-
-@pytest.fixture
-def loop():
-    loop = StillLoop()
-    yield loop
-    loop.close()
 
 
 @pytest.fixture
