@@ -105,7 +105,7 @@ class Session(object):
     def __init__(self, address, name=INITIATOR, isid=ISID, timeout=20.0, cid=1, receive_buffer=None, source=None):
         self.address, self.name, self.isid, self.cid = address, name, isid, cid
         self.timeout = timeout
-        self.wire = Wire(address, timeout, receive_buffer, source)
+        self.wire = self.make_wire(address, timeout, receive_buffer, source)
         self.cmd_sn, self.exp_stat_sn, self.itt = 1, None, 0
         self.exp_cmd_sn = self.max_cmd_sn = None
         self.tsih = 0
@@ -116,6 +116,8 @@ class Session(object):
         self.hold_r2t = False
         self.answer_pings = True
         self.full_feature = False
+
+    make_wire = Wire
 
     def __enter__(self):
         return self

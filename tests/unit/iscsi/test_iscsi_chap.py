@@ -33,6 +33,7 @@ def test_digest_is_that_of_rfc_1994():
     assert chap.digest(const.CHAP_MD5, 1, b'abc', b'xyz') == hashlib.md5(b'\x01abcxyz').digest()
 
 
+@pytest.mark.clause('RFC 7143 12.1.3')
 @pytest.mark.parametrize('number', ['5', '6', '7', '8'])
 @pytest.mark.parametrize('as_base64', [False, True])
 def test_right_answers_get_in(number, as_base64):
@@ -44,6 +45,7 @@ def test_right_answers_get_in(number, as_base64):
     assert machine.account == 'erp'
 
 
+@pytest.mark.clause('RFC 7143 12.1.3')
 @pytest.mark.parametrize('name, secret',
                          [('erp', b'wrong'), ('nobody', SECRET), ('ERP', SECRET), ('erp', b''), ('second', SECRET)])
 def test_wrong_answers_do_not(name, secret):
@@ -54,6 +56,7 @@ def test_wrong_answers_do_not(name, secret):
     assert 'secret-of' not in str(refusal.value)
 
 
+@pytest.mark.clause('RFC 7143 12.1.3')
 def test_the_answer_to_another_algorithm_is_wrong():
     machine, sent = begun('7')
     with pytest.raises(chap.ProofFailed):
@@ -66,6 +69,7 @@ def test_any_account_of_several_will_do():
     assert machine.account == 'second'
 
 
+@pytest.mark.clause('RFC 7143 12.1.3')
 def test_our_preference_decides_among_what_is_offered():
     assert begun('5,6,7')[1]['CHAP_A'] == '7'
     assert begun('5,6,7', algorithms=(const.CHAP_MD5, const.CHAP_SHA256))[1]['CHAP_A'] == '5'
@@ -82,6 +86,7 @@ def mutual(challenge, identifier='0x11', outgoing=('back', b'another-secret')):
                                  'CHAP_C': challenge})
 
 
+@pytest.mark.clause('RFC 7143 12.1.3')
 @pytest.mark.parametrize('size', [1, 16, 1024])
 @pytest.mark.parametrize('as_base64', [False, True])
 def test_the_target_proves_itself(size, as_base64):
@@ -90,26 +95,31 @@ def test_the_target_proves_itself(size, as_base64):
     assert proof == [('CHAP_N', 'back'), ('CHAP_R', '0x' + hashlib.md5(b'\x11another-secret' + challenge).hexdigest())]
 
 
+@pytest.mark.clause('RFC 7143 12.1.3', 'RFC 7143 6.1')
 def test_a_challenge_of_odd_hex_digits_and_a_decimal_identifier():
     _, proof = mutual('0xabc', '17')
     assert dict(proof)['CHAP_R'] == '0x' + hashlib.md5(b'\x11another-secret\x0a\xbc').hexdigest()
 
 
+@pytest.mark.clause('RFC 7143 9.2.1')
 def test_reflection_is_refused():
     with pytest.raises(chap.ProofFailed):
         mutual(chap.encode(b'\x41' * chap.CHALLENGE_BYTES))
 
 
+@pytest.mark.clause('RFC 7143 12.1.3')
 def test_no_account_for_a_proof():
     with pytest.raises(chap.ProofFailed):
         mutual('0x01', outgoing=None)
 
 
+@pytest.mark.clause('RFC 7143 9.2.1')
 def test_one_secret_for_both_directions_is_refused():
     with pytest.raises(chap.ProofFailed):
         mutual('0x01', outgoing=('back', SECRET))
 
 
+@pytest.mark.clause('RFC 7143 12.1.3')
 @pytest.mark.parametrize('identifier, challenge',
                          [('256', '0x01'), ('0x0100', '0x01'), ('1', '0x' + '01' * 1025), ('1', '0x'), ('', '0x01')])
 def test_values_that_are_too_long_or_empty(identifier, challenge):
@@ -119,12 +129,14 @@ def test_values_that_are_too_long_or_empty(identifier, challenge):
 
 # -- encodings ---------------------------------------------------------------------------------------------------------
 
+@pytest.mark.clause('RFC 7143 6.1')
 @pytest.mark.parametrize('value', ['', '0x', '0b', '0xzz', '0b!!!!', '0bAAA', '0bA===', '-1', 'abc', '0x12 ', '0bQQ==\n'])
 def test_what_is_no_binary_value(value):
     with pytest.raises(chap.ChapError):
         chap.decode(value, 1024)
 
 
+@pytest.mark.clause('RFC 7143 6.1')
 @pytest.mark.parametrize('value, data',
                          [('0x00', b'\0'), ('0XfF', b'\xff'), ('0bQQ==', b'A'), ('0BQUI=', b'AB'), ('0bQUJD', b'ABC'),
                                          ('0', b'\0'), ('255', b'\xff'), ('256', b'\1\0')])

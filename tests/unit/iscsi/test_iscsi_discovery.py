@@ -12,6 +12,7 @@ B = 'iqn.2026-11.com.example:b'
 TARGETS = [(A, [Portal('10.0.0.1', 3260, 1), Portal('2001:db8::1', 3260, 2)]), (B, [])]
 
 
+@pytest.mark.clause('RFC 7143 C', 'RFC 7143 13.8')
 def test_all_with_addresses_as_windows_wants_them():
     """Without the portal group tag the Windows service reports invalid SendTargets text."""
     assert text.render(send_targets('All', TARGETS)) == (
@@ -20,6 +21,7 @@ def test_all_with_addresses_as_windows_wants_them():
     assert send_targets('All', []) == []
 
 
+@pytest.mark.clause('RFC 7143 C')
 def test_by_name_and_of_ones_own():
     assert send_targets(B, TARGETS) == [('TargetName', B)]
     assert send_targets(B.upper(), TARGETS) == [('TargetName', B)]
@@ -30,6 +32,7 @@ def test_by_name_and_of_ones_own():
     assert send_targets(A, TARGETS, own_name=B) == []
 
 
+@pytest.mark.clause('RFC 7143 C')
 @pytest.mark.parametrize('value, own_name', [('All', A), ('', None)])
 def test_each_in_its_session_only(value, own_name):
     with pytest.raises(PduRejected) as refusal:
@@ -44,6 +47,7 @@ def test_a_short_answer_is_one_pdu():
     assert response.final and not response.continues and answer.is_over
 
 
+@pytest.mark.clause('RFC 7143 11.11')
 def test_a_long_answer_goes_on_as_long_as_it_is_asked_for():
     data = text.render(send_targets('All', TARGETS * 20))
     answer = TextAnswer(data, 512, 0x77)
@@ -57,6 +61,7 @@ def test_a_long_answer_goes_on_as_long_as_it_is_asked_for():
     assert got == data
 
 
+@pytest.mark.clause('RFC 7143 11.10')
 @pytest.mark.parametrize('request_pdu', [TextRequest(itt=9, ttt=0x78), TextRequest(itt=9, ttt=0x77, data=b'SendTargets=All\0')])
 def test_only_an_empty_request_with_the_tag_goes_on(request_pdu):
     answer = TextAnswer(b'x' * 600, 512, 0x77)

@@ -86,6 +86,7 @@ def test_large_data_lands_where_it_was_told_to():
     assert out == expected([one]) and buffer == one.data
 
 
+@pytest.mark.clause('RFC 7143 7.8')
 def test_a_wrong_data_digest_takes_the_data_away_but_not_the_next_pdu():
     for length in (512, LANDING_BYTES * 3):
         bad = bytearray(wire(pdu.DataOut(itt=7, data=b'x' * length), False, True))
@@ -96,6 +97,7 @@ def test_a_wrong_data_digest_takes_the_data_away_but_not_the_next_pdu():
         assert out[1:] == expected([after])
 
 
+@pytest.mark.clause('RFC 7143 7.8')
 def test_a_wrong_header_digest_ends_the_stream_after_what_came_before():
     bad = bytearray(wire(pdu.NopOut(itt=9), True))
     bad[20] ^= 1
@@ -109,6 +111,7 @@ def test_a_wrong_header_digest_ends_the_stream_after_what_came_before():
     assert caught.value.fields[5] != 8
 
 
+@pytest.mark.clause('RFC 7143 13.12')
 def test_a_data_segment_longer_than_declared_is_refused_before_it_arrives():
     framer = Framer(8192)
     header = pdu.NopOut(itt=1, data=b'x' * 8193).encode()

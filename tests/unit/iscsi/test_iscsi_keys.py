@@ -14,6 +14,7 @@ def answer(name, value, ours=None, **more):
 
 # -- the table ---------------------------------------------------------------------------------------------------------
 
+@pytest.mark.clause('RFC 7143 13')
 @pytest.mark.parametrize('name, minimum, maximum, default', [
     ('MaxConnections', 1, 65535, 1), ('MaxRecvDataSegmentLength', 512, 16777215, 8192),
     ('MaxBurstLength', 512, 16777215, 262144),
@@ -43,6 +44,7 @@ def test_rows_are_whole():
     assert keys.OURS['FirstBurstLength'] <= keys.OURS['MaxBurstLength']
 
 
+@pytest.mark.clause('RFC 7143 6.1')
 def test_values_are_written_as_the_rfc_has_them():
     assert KEYS['InitialR2T'].render(True) == 'Yes' and KEYS['InitialR2T'].render(False) == 'No'
     assert KEYS['HeaderDigest'].render(('CRC32C', 'None')) == 'CRC32C,None'
@@ -52,6 +54,7 @@ def test_values_are_written_as_the_rfc_has_them():
 
 # -- result functions --------------------------------------------------------------------------------------------------
 
+@pytest.mark.clause('RFC 7143 6.2.1', 'RFC 7143 6.2.2')
 @pytest.mark.parametrize('name, offered, own, answered, value', [
     ('MaxBurstLength', '16776192', 262144, '262144', 262144),
     ('MaxBurstLength', '65536', 262144, '65536', 65536),
@@ -84,6 +87,7 @@ def test_answers(name, offered, own, answered, value):
     assert answer(name, offered, {name: own} if own is not None else None) == (answered, value)
 
 
+@pytest.mark.clause('RFC 7143 6.2.2')
 @pytest.mark.parametrize('name, offered', [
     ('MaxBurstLength', '511'), ('MaxBurstLength', '16777216'), ('MaxBurstLength', ''), ('MaxBurstLength', '-1'),
     ('MaxBurstLength', '1e6'), ('MaxBurstLength', '0x'), ('MaxBurstLength', '9' * 40), ('MaxConnections', '0'),
@@ -94,6 +98,7 @@ def test_values_out_of_range_are_rejected_and_settle_nothing(name, offered):
     assert answer(name, offered) == ('Reject', None)
 
 
+@pytest.mark.clause('RFC 7143 6.2')
 @pytest.mark.parametrize('name', ['X-com.example.key', 'X#key', 'NoSuchKey', 'maxburstlength', 'RDMAExtensions'])
 def test_unknown_keys_are_not_understood(name):
     assert answer(name, '1') == ('NotUnderstood', None)
@@ -107,6 +112,7 @@ def test_answers_come_in_the_order_of_the_offers_and_nothing_is_added():
     assert [name for name, _ in negotiated.answers] == ['FirstBurstLength', 'X-a', 'MaxBurstLength', 'ImmediateData']
 
 
+@pytest.mark.clause('RFC 7143 13.14')
 def test_the_first_burst_is_never_above_the_burst():
     """Windows logs event 4 where it is."""
     for offers in ([('FirstBurstLength', '16776192'), ('MaxBurstLength', '4096')],
@@ -120,6 +126,7 @@ def test_the_first_burst_is_never_above_the_burst():
 
 # -- who, when, twice --------------------------------------------------------------------------------------------------
 
+@pytest.mark.clause('RFC 7143 13')
 @pytest.mark.parametrize('name',
                          ['MaxConnections', 'InitialR2T', 'ImmediateData', 'MaxBurstLength', 'FirstBurstLength',
                           'MaxOutstandingR2T',
@@ -128,6 +135,7 @@ def test_irrelevant_in_discovery(name):
     assert answer(name, 'Yes', session_type=DISCOVERY) == ('Irrelevant', None)
 
 
+@pytest.mark.clause('RFC 7143 13')
 @pytest.mark.parametrize('name, offered',
                          [('HeaderDigest', 'None'), ('MaxRecvDataSegmentLength', '65536'), ('DefaultTime2Wait', '0'),
                                            ('DefaultTime2Retain', '0'), ('ErrorRecoveryLevel', '0')])
@@ -136,6 +144,7 @@ def test_relevant_in_discovery(name, offered):
     assert answer(name, offered, session_type=DISCOVERY)[1] is not None
 
 
+@pytest.mark.clause('RFC 7143 13')
 def test_keys_of_the_session_are_irrelevant_on_further_connections():
     assert answer('MaxBurstLength', '65536', leading=False) == ('Irrelevant', None)
     assert answer('SessionType', 'Normal', leading=False) == (None, None)
@@ -143,6 +152,7 @@ def test_keys_of_the_session_are_irrelevant_on_further_connections():
     assert answer('MaxRecvDataSegmentLength', '65536', leading=False) == (None, 65536)
 
 
+@pytest.mark.clause('RFC 7143 6.2', 'RFC 7143 13')
 @pytest.mark.parametrize('name, value, stage', [
     ('TargetAlias', 'x', OPERATIONAL), ('TargetPortalGroupTag', '1', SECURITY), ('TargetAddress', '10.0.0.1', FULL_FEATURE),
     ('MaxBurstLength', '65536', SECURITY), ('HeaderDigest', 'None', FULL_FEATURE), ('InitialR2T', 'No', FULL_FEATURE),
@@ -162,6 +172,7 @@ def test_an_initiator_may_not_understand_our_declarations(name):
     assert answer(name, 'NotUnderstood') == (None, None)
 
 
+@pytest.mark.clause('RFC 7143 6.2')
 def test_nothing_is_negotiated_twice():
     with pytest.raises(KeyMisused):
         negotiate([('ImmediateData', 'Yes'), ('ImmediateData', 'Yes')])
@@ -179,6 +190,7 @@ def test_who_one_is_may_be_said_again_but_not_changed():
         negotiate([('InitiatorName', 'iqn.2026-11.com.example:other')], settled=settled)
 
 
+@pytest.mark.clause('RFC 7143 6.4', 'RFC 7143 13.12')
 def test_in_full_feature_phase_a_data_segment_length_is_declared_anew():
     assert answer('MaxRecvDataSegmentLength', '4096', stage=FULL_FEATURE) == (None, 4096)
     assert answer('SendTargets', '', stage=FULL_FEATURE) == (None, '')

@@ -79,6 +79,7 @@ def logged_in(initiator, pairs=(), first=NONE, tsih=0x99):
 
 # -- the good ways -----------------------------------------------------------------------------------------------------
 
+@pytest.mark.clause('RFC 7143 6.3')
 def test_two_stages_as_windows_does():
     initiator = Initiator()
     pairs, response = initiator.ask(NONE, 0, 1)
@@ -104,6 +105,7 @@ def test_two_stages_as_windows_does():
     assert result.values['FirstBurstLength'] == 65536 and result.values['HeaderDigest'] == 'None'
 
 
+@pytest.mark.clause('RFC 7143 6.3.1')
 def test_one_pdu_from_stage_1_as_linux_does():
     initiator = Initiator()
     step = initiator.send(FIRST + [('InitiatorAlias', 'host'), ('IFMarker', 'No'), ('OFMarker', 'No'),
@@ -116,6 +118,7 @@ def test_one_pdu_from_stage_1_as_linux_does():
         ('MaxRecvDataSegmentLength', '262144')]
 
 
+@pytest.mark.clause('RFC 7143 6.3.2')
 def test_from_security_straight_to_full_feature():
     """Nothing is negotiated then, so nothing of ours is declared either."""
     initiator = Initiator()
@@ -126,11 +129,13 @@ def test_from_security_straight_to_full_feature():
     assert initiator.negotiation.result.values == keys.whole({})
 
 
+@pytest.mark.clause('RFC 7143 6.3.2', 'RFC 7143 12.1')
 def test_a_security_stage_without_authmethod():
     pairs, response = Initiator().ask(FIRST, 0, 1)
     assert response.transit and [name for name, _ in pairs] == ['TargetPortalGroupTag', 'TargetAlias']
 
 
+@pytest.mark.clause('RFC 7143 6.3')
 def test_exchanges_without_t():
     initiator = Initiator()
     pairs, response = initiator.ask(FIRST, 0)
@@ -217,12 +222,14 @@ def test_chap_without_t_goes_on_later():
     assert initiator.ask([], 0, 1)[1].transit
 
 
+@pytest.mark.clause('RFC 7143 12.1')
 @pytest.mark.parametrize('methods', ['None', 'KRB5,None', 'SRP', 'chap'])
 def test_authentication_is_not_optional(methods):
     initiator = Initiator(policy(accounts=[('erp', SECRET)]))
     assert initiator.fails(FIRST + [('AuthMethod', methods)], 0, 1) == const.AUTHENTICATION_FAILURE
 
 
+@pytest.mark.clause('RFC 7143 6.3.2')
 def test_authentication_cannot_be_left_out():
     assert Initiator(policy(accounts=[('erp', SECRET)])).fails(FIRST, 0, 1) == const.AUTHENTICATION_FAILURE
     assert Initiator(policy(accounts=[('erp', SECRET)])).fails(FIRST, 1, 3) == const.AUTHENTICATION_FAILURE
@@ -231,6 +238,7 @@ def test_authentication_cannot_be_left_out():
                                         3) == const.AUTHENTICATION_FAILURE
 
 
+@pytest.mark.clause('RFC 7143 6.3.2')
 def test_a_silent_initiator_never_gets_past_security():
     initiator = Initiator(policy(accounts=[('erp', SECRET)]))
     initiator.ask(FIRST, 0)
@@ -243,12 +251,14 @@ def test_chap_alone_where_there_are_no_accounts():
     assert Initiator().fails(CHAP, 0) == const.AUTHENTICATION_FAILURE
 
 
+@pytest.mark.clause('RFC 7143 12.1.3', 'RFC 7143 11.13.5')
 def test_a_wrong_secret():
     initiator = Initiator(policy(accounts=[('erp', SECRET)]))
     assert initiator.fails(initiator.authenticate(b'wrong'), 0, 1) == const.AUTHENTICATION_FAILURE
     assert initiator.failure.why and 'erp' in initiator.failure.why
 
 
+@pytest.mark.clause('RFC 7143 12.1.3')
 @pytest.mark.parametrize('pairs, status', [
     ([], const.MISSING_PARAMETER), ([('CHAP_A', '42')], const.AUTHENTICATION_FAILURE),
     ([('CHAP_N', 'erp'), ('CHAP_R', '0x00')], const.INITIATOR_ERROR), ([('AuthMethod', 'None')], const.INITIATOR_ERROR),
@@ -273,6 +283,7 @@ def test_answers_to_the_challenge(change, status):
     assert initiator.fails(change(initiator.authenticate()), 0, 1) == status
 
 
+@pytest.mark.clause('RFC 7143 6.3.2')
 def test_no_second_authentication():
     initiator = Initiator()
     initiator.ask(NONE)
@@ -281,6 +292,7 @@ def test_no_second_authentication():
 
 # -- who may, and to what ----------------------------------------------------------------------------------------------
 
+@pytest.mark.clause('RFC 7143 6.3.1', 'RFC 7143 11.12.10')
 @pytest.mark.parametrize('pairs, status', [
     ([], const.MISSING_PARAMETER), (FIRST[1:], const.MISSING_PARAMETER), (FIRST[:2], const.MISSING_PARAMETER),
     ([('InitiatorName', 'host')] + FIRST[1:], const.INITIATOR_ERROR),
@@ -321,6 +333,7 @@ def test_a_policy_without_a_rule_admits_nobody():
                                   1) == const.AUTHORIZATION_FAILURE
 
 
+@pytest.mark.clause('RFC 7143 11.13.5')
 def test_a_redirect_says_where_to():
     initiator = Initiator(policy(redirect=(False, '10.0.0.2:3260')))
     initiator.fails(NONE, 0, 1)
@@ -336,6 +349,7 @@ def test_discovery_that_is_not_served():
 
 # -- headers -----------------------------------------------------------------------------------------------------------
 
+@pytest.mark.clause('RFC 7143 11.12')
 @pytest.mark.parametrize('fields, status', [
     (dict(version_min=1), const.UNSUPPORTED_VERSION), (dict(flags=0xC1), const.INITIATOR_ERROR),
     (dict(flags=0x08), const.INITIATOR_ERROR),
@@ -348,11 +362,13 @@ def test_headers_that_fail(fields, status):
     assert Initiator().fails(NONE, **fields) == status
 
 
+@pytest.mark.clause('RFC 7143 11.12.4')
 def test_a_later_version_is_fine_if_ours_is_among_them():
     _, response = Initiator().ask(NONE, 0, 1, version_max=5)
     assert response.version_max == response.version_active == 0
 
 
+@pytest.mark.clause('RFC 7143 11.12')
 @pytest.mark.parametrize('field, value', [('isid', bytes(6)), ('cid', 2), ('itt', 2), ('tsih', 1)])
 def test_what_may_not_change(field, value):
     initiator = Initiator()
@@ -360,6 +376,7 @@ def test_what_may_not_change(field, value):
     assert initiator.fails([], 1, 3, **{field: value}) == const.INITIATOR_ERROR
 
 
+@pytest.mark.clause('RFC 7143 6.3')
 @pytest.mark.parametrize('csg', [0, 3])
 def test_no_way_back_to_a_stage_that_is_over(csg):
     initiator = Initiator()
@@ -367,12 +384,14 @@ def test_no_way_back_to_a_stage_that_is_over(csg):
     assert initiator.fails([], csg) == const.INITIATOR_ERROR
 
 
+@pytest.mark.clause('RFC 7143 6.2')
 def test_the_stage_does_not_change_before_the_first_text_is_whole():
     initiator = Initiator()
     initiator.ask(b'InitiatorName=', 0, continues=True)
     assert initiator.fails(b'x\0', 1) == const.INITIATOR_ERROR
 
 
+@pytest.mark.clause('RFC 7143 6.3')
 def test_only_login_requests_while_logging_in():
     negotiation = LoginNegotiation(policy(), None, None)
     with pytest.raises(LoginFailure) as refusal:
@@ -404,6 +423,7 @@ def test_the_master_s_refusal_is_the_last_word():
 
 # -- long texts --------------------------------------------------------------------------------------------------------
 
+@pytest.mark.clause('RFC 7143 6.2')
 def test_a_text_in_pieces_is_as_good_as_whole():
     initiator = Initiator()
     data = text.render(NONE)
@@ -425,6 +445,7 @@ def long_answer(initiator, count=500):
     return pairs, data[start + 4096:]
 
 
+@pytest.mark.clause('RFC 7143 6.2')
 def test_a_long_answer_comes_in_pieces():
     initiator = Initiator()
     offers, rest = long_answer(initiator)
@@ -441,6 +462,7 @@ def test_a_long_answer_comes_in_pieces():
     assert answers == [(name, 'NotUnderstood') for name, _ in offers] + [('MaxRecvDataSegmentLength', '262144')]
 
 
+@pytest.mark.clause('RFC 7143 6.2', 'RFC 7143 6.3')
 def test_the_last_piece_waits_for_t():
     initiator = Initiator()
     _, rest = long_answer(initiator)
@@ -451,6 +473,7 @@ def test_the_last_piece_waits_for_t():
     assert isinstance(initiator.send(b'', 1, 3), Claim)
 
 
+@pytest.mark.clause('RFC 7143 6.2')
 @pytest.mark.parametrize('pairs, continues', [([('ImmediateData', 'Yes')], False), ([], True)])
 def test_no_new_text_before_ours_is_out(pairs, continues):
     initiator = Initiator()
@@ -459,6 +482,7 @@ def test_no_new_text_before_ours_is_out(pairs, continues):
     assert initiator.fails(pairs, 1, continues=continues) == const.INITIATOR_ERROR
 
 
+@pytest.mark.clause('RFC 7143 6.2')
 def test_limits_of_text_and_of_requests():
     initiator = Initiator(policy(more=(64, 1000)))
     initiator.ask(b'X-a=' + b'1' * 200, 0, continues=True)
@@ -494,6 +518,7 @@ def test_a_digest_that_is_demanded_must_come_about(pairs):
 
 # -- further connections -----------------------------------------------------------------------------------------------
 
+@pytest.mark.clause('RFC 7143 13')
 def test_a_further_connection_gets_no_keys_of_the_session():
     initiator = Initiator(numbering=lambda: (77, 99), tsih=0x55, cid=2)
     pairs, response = initiator.ask(NONE, 0, 1)
@@ -505,17 +530,20 @@ def test_a_further_connection_gets_no_keys_of_the_session():
     assert text.parse(final.data)[:2] == [('MaxBurstLength', 'Irrelevant'), ('DataDigest', 'CRC32C')]
 
 
+@pytest.mark.clause('RFC 7143 4.3')
 def test_discovery_has_one_connection():
     pairs = [('InitiatorName', INITIATOR), ('SessionType', 'Discovery')]
     assert Initiator(tsih=1).fails(pairs, 0, 1) == const.CANNOT_INCLUDE_IN_SESSION
 
 
+@pytest.mark.clause('RFC 7143 11.13.5')
 @pytest.mark.parametrize('numbering', [None, lambda: None])
 def test_no_session_to_join(numbering):
     assert Initiator(tsih=0x7777, numbering=numbering).fails(NONE, 0, 1) == const.SESSION_DOES_NOT_EXIST
     assert Initiator(tsih=0x7777, numbering=numbering).fails(FIRST, 1, 3) == const.SESSION_DOES_NOT_EXIST
 
 
+@pytest.mark.clause('RFC 7143 6.3.4')
 def test_joining_keeps_the_session_s_values():
     leading = logged_in(Initiator(policy(keys={'MaxConnections': 4})), [('MaxConnections', '2'), ('MaxBurstLength', '4096')])
     claim = logged_in(Initiator(tsih=0x99, cid=2, numbering=lambda: (9, 9)),
@@ -528,6 +556,7 @@ def test_joining_keeps_the_session_s_values():
     assert (refusal.value.status_class, refusal.value.status_detail) == const.TOO_MANY_CONNECTIONS
 
 
+@pytest.mark.clause('RFC 7143 6.3.1', 'RFC 7143 11.13.5')
 @pytest.mark.parametrize('field, value', [('initiator_name', 'iqn.x:y'), ('isid', '000000000000'), ('target_name', 'iqn.x:z'),
                                           ('portal_group_tag', 9), ('session_type', 'Discovery')])
 def test_joining_another_s_session(field, value):
@@ -547,6 +576,7 @@ def test_every_state_is_reached_and_can_fail():
     assert all(TRANSITIONS[state, 'failure'] == 'failed' for state in STATES)
 
 
+@pytest.mark.clause('RFC 7143 9.2.1')
 def test_no_way_round_authentication():
     """Without the step that checks the proof, nothing leads from CHAP to the claim."""
     reached = {'chap-algorithm'}

@@ -5,6 +5,7 @@ import pytest
 from targetd.iscsi import names
 
 
+@pytest.mark.clause('RFC 7143 4.2.7')
 @pytest.mark.parametrize('name', [
     'iqn.2026-11.com.example:erp', 'iqn.1991-05.com.microsoft:server.corp.example.com',
     'iqn.1993-08.org.debian:01:abcdef012345',
@@ -17,6 +18,7 @@ def test_good_names(name):
     assert names.flaw(name, lenient=True) is None
 
 
+@pytest.mark.clause('RFC 7143 4.2.7')
 @pytest.mark.parametrize('name, word', [
     ('', 'begins'), ('disk1', 'begins'), ('iqn.', 'year-month'), ('iqn.2026.com.example', 'year-month'),
     ('iqn.2026-11.', 'year-month'),
@@ -40,6 +42,7 @@ def test_initiators_may_bring_less_tidy_names():
     assert names.flaw('eui.12', lenient=True)
 
 
+@pytest.mark.clause('RFC 7143 4.2.7')
 @pytest.mark.parametrize('one, other', [
     ('IQN.2026-11.Com.Example:Disk', 'iqn.2026-11.com.example:disk'),
     (u'iqn.2026-11.com.example:\uff24isk', 'iqn.2026-11.com.example:disk'),        # a full-width letter

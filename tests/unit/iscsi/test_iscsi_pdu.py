@@ -41,6 +41,7 @@ def test_every_field_survives_the_wire(cls):
     assert [getattr(got, name) for name in cls.fields if name] == [getattr(sent, name) for name in cls.fields if name]
 
 
+@pytest.mark.clause('RFC 7143 11.1')
 @pytest.mark.parametrize('cls', EVERY)
 def test_only_reserved_bits_are_lost(cls):
     """All ones in, and what comes out is all ones but for what the layout skips; those bytes are zero."""
@@ -178,6 +179,7 @@ def test_unknown_opcodes_are_rejected(opcode):
 
 # -- additional header segments ----------------------------------------------------------------------------------------
 
+@pytest.mark.clause('RFC 7143 11.2.2')
 def test_extended_cdb_and_read_length():
     ahs = pdu.encode_ahs(b'\x01\x02\x03', 0x1000)
     assert ahs == bytes.fromhex('00040100 01020300'.replace(' ', '')) + bytes.fromhex('0005020000001000')
@@ -190,6 +192,7 @@ def test_extended_cdb_and_read_length():
     assert pdu.encode_ahs() == b''
 
 
+@pytest.mark.clause('RFC 7143 11.2.2')
 @pytest.mark.parametrize('ahs', [
     '0005',                                          # cut short in its header
     '0000010000000000',                              # length 0

@@ -28,6 +28,7 @@ def test_without_a_loss_it_is_a_transfer_like_any_other():
     assert one.is_complete and bytes(one.buffer) == DATA
 
 
+@pytest.mark.clause('RFC 7143 7.8', 'RFC 7143 11.8')
 @pytest.mark.parametrize('lost', [(0,), (1,), (3,), (0, 3), (0, 1, 2, 3)])
 def test_the_rest_of_a_sequence_is_asked_for_again_from_the_first_loss(lost):
     one, tags = transfer(wanted=8)
@@ -44,6 +45,7 @@ def test_the_rest_of_a_sequence_is_asked_for_again_from_the_first_loss(lost):
     assert one.is_complete and bytes(one.buffer) == DATA[:8]
 
 
+@pytest.mark.clause('RFC 7143 7.9')
 def test_a_gap_in_data_sn_is_a_loss():
     one, tags = transfer(wanted=8)
     ((ttt, _, _, _),) = one.solicit(tags)
@@ -51,6 +53,7 @@ def test_a_gap_in_data_sn_is_a_loss():
     assert one.solicit(tags)[0][2:] == (0, 8)
 
 
+@pytest.mark.clause('RFC 7143 7.8')
 def test_lost_unsolicited_data_is_solicited():
     one, tags = transfer(initial_r2t=False)
     one.receive(NO_TAG, 0, 0, DATA[:4], False)
@@ -66,6 +69,7 @@ def test_a_tag_that_is_not_outstanding_is_refused():
         one.receive(5, 0, 0, DATA[:8], True)
 
 
+@pytest.mark.clause('RFC 7143 11.16')
 def test_an_r2t_can_be_shown_again_until_it_is_answered():
     one, tags = transfer(outstanding=2)
     first, second = one.solicit(tags)
@@ -74,6 +78,7 @@ def test_an_r2t_can_be_shown_again_until_it_is_answered():
     assert one.outstanding(0, 0) == [second] and one.outstanding(0, 1) == []
 
 
+@pytest.mark.clause('RFC 7143 7.2.2')
 def test_on_another_connection_what_was_on_its_way_is_asked_for_under_its_old_number():
     one, tags = transfer(outstanding=2)
     one.solicit(tags)
@@ -97,6 +102,7 @@ def sent(pdus):
     return [pdu.DataIn.decode(header).data_sn for header, _ in pdus]
 
 
+@pytest.mark.clause('RFC 7143 11.16')
 def test_data_in_by_number():
     one = reply()
     assert one.ends_a_command and one.size == 32
@@ -104,12 +110,14 @@ def test_data_in_by_number():
     assert one.data_in(3, 2) == [] and one.data_in(4, 1) == []
 
 
+@pytest.mark.clause('RFC 7143 11.16')
 def test_what_is_acknowledged_is_let_go():
     one = reply()
     one.acknowledge_data(2)
     assert one.size == 16 and one.data_in(1, 1) == [] and one.data_in(0, 0) == [] and sent(one.data_in(2, 2)) == [2, 3]
 
 
+@pytest.mark.clause('RFC 7143 11.16')
 @pytest.mark.parametrize('segment', [3, 8, 100])
 def test_other_segments_carry_the_same_data_and_a_status_of_their_own(segment):
     one = reply()

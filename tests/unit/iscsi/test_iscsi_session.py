@@ -14,6 +14,7 @@ def session(cmd_sn=10, window=8):
         account=None, session_type='Normal', values=values, cmd_sn=cmd_sn), window)
 
 
+@pytest.mark.clause('RFC 7143 4.2.2.1')
 @pytest.mark.parametrize('start', [10, 0xFFFFFFFE])
 def test_in_order_commands_are_taken_and_numbers_wrap(start):
     one = session(start)
@@ -22,6 +23,7 @@ def test_in_order_commands_are_taken_and_numbers_wrap(start):
     assert one.exp_cmd_sn == start + 4 & 0xFFFFFFFF
 
 
+@pytest.mark.clause('RFC 7143 4.2.2.1')
 def test_early_commands_wait_for_their_turn():
     one = session()
     assert not one.takes(12, 'third') and not one.takes(11, 'second')
@@ -32,6 +34,7 @@ def test_early_commands_wait_for_their_turn():
     assert one.next_held() is None and one.exp_cmd_sn == 13
 
 
+@pytest.mark.clause('RFC 7143 4.2.2.1')
 @pytest.mark.parametrize('number', [9, 18, 0x80000010])
 def test_repetitions_and_commands_outside_the_window_are_dropped(number):
     one = session()

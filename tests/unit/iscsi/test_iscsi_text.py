@@ -5,6 +5,7 @@ import pytest
 from targetd.iscsi import text
 
 
+@pytest.mark.clause('RFC 7143 6.1')
 def test_pairs_keep_their_order_and_their_equals_signs():
     assert text.parse(b'B=2\0A=1\0CHAP_N=a=b\0X-com.example=\0') == [('B', '2'), ('A', '1'), ('CHAP_N', 'a=b'),
                                                                      ('X-com.example', '')]
@@ -23,6 +24,7 @@ def test_a_missing_or_further_nul_is_forgiven():
     assert text.parse(b'') == []
 
 
+@pytest.mark.clause('RFC 7143 6.1')
 @pytest.mark.parametrize('data', [
     b'InitiatorName\0', b'=value\0', b'1A=b\0', b'A B=c\0', b'A=\xff\xfe\0', b'K\xc3\xa4se=1\0',
     b'A' * 64 + b'=1\0', b'A=' + b'v' * 256 + b'\0', b'A=x,' + b'v' * 256 + b'\0', b'CHAP_C=0x' + b'0' * 8191 + b'\0',
@@ -45,6 +47,7 @@ def test_nothing_gets_into_a_log_as_a_line_of_its_own(data):
     assert len(str(error.value).splitlines()) == 1
 
 
+@pytest.mark.clause('RFC 7143 6.1')
 def test_limits_are_inclusive():
     assert text.parse(b'A' * 63 + b'=' + b'v' * 255)
     assert text.parse(b'CHAP_C=0x' + b'0' * 2048)                 # Windows' challenge of 1024 bytes
@@ -57,6 +60,7 @@ def test_split_gives_one_piece_at_least():
     assert text.split(b'x' * 513, 512) == [b'x' * 512, b'x']
 
 
+@pytest.mark.clause('RFC 7143 6.2')
 def test_collector_puts_pieces_together_and_begins_anew():
     collector = text.Collector(10)
     assert collector.is_empty

@@ -35,6 +35,7 @@ def finish(transfer):
     return asked
 
 
+@pytest.mark.clause('RFC 7143 11.7', 'RFC 7143 11.8')
 @pytest.mark.parametrize('initial_r2t', [True, False])
 @pytest.mark.parametrize('immediate', [0, 1000, 4096])
 @pytest.mark.parametrize('max_outstanding', [1, 3])
@@ -51,6 +52,7 @@ def test_every_way_gives_the_same_buffer(initial_r2t, immediate, max_outstanding
     assert [r2t_sn for _, r2t_sn, _, _ in asked] == list(range(len(asked)))
 
 
+@pytest.mark.clause('RFC 7143 13.17')
 def test_no_more_r2ts_than_agreed_are_unanswered():
     transfer = Transfer(1, 65536, 65536, limits(max_outstanding_r2t=2))
     transfer.immediate(None, True)
@@ -75,6 +77,7 @@ def test_landed_data_is_not_copied_again():
     assert transfer.is_complete and bytes(transfer.buffer) == PATTERN[:8192]
 
 
+@pytest.mark.clause('RFC 7143 7.9')
 @pytest.mark.parametrize('ttt, offset, data_sn, length', [
     (6, 0, 0, 100),         # a tag that is not outstanding
     (NO_TAG, 0, 0, 100),    # unsolicited after its end
@@ -90,6 +93,7 @@ def test_data_that_is_not_due_is_refused(ttt, offset, data_sn, length):
         transfer.receive(ttt, offset, data_sn, PATTERN[:length], False)
 
 
+@pytest.mark.clause('RFC 7143 13.14')
 def test_immediate_data_beyond_first_burst_is_refused():
     with pytest.raises(PduRejected):
         Transfer(1, 20000, 20000, limits()).immediate(PATTERN[:4097], True)
@@ -97,6 +101,7 @@ def test_immediate_data_beyond_first_burst_is_refused():
         Transfer(1, 20000, 20000, limits(immediate_data=False)).immediate(PATTERN[:4], True)
 
 
+@pytest.mark.clause('RFC 7143 13.10')
 def test_unsolicited_data_although_initial_r2t_is_refused():
     with pytest.raises(PduRejected):
         Transfer(1, 20000, 20000, limits(initial_r2t=True)).immediate(None, False)

@@ -1,0 +1,149 @@
+"""A target without a socket, for tests: the login machine, then a Connection, and units in memory.
+
+What an initiator sends is fed, what it is sent can be taken. The configuration is transcripts/recorded.conf, nothing is written
+anywhere, and but for commands that wait for a disk (which memory never is) everything happens in the thread of the caller.
+"""
+
+import threading
+
+import record
+from targetd.config import loader
+from targetd.iscsi.errors import LoginFailure
+from targetd.iscsi.framing import BHS, Framer
+from targetd.iscsi.login import LOGIN_DATA_SEGMENT, Claim, LoginNegotiation
+from targetd.iscsi.pdu import LoginRequest
+from targetd.iscsi.session import Session
+from targetd.master import exports
+from targetd.scsi.lu import Device, LogicalUnit, UnitFacts
+from targetd.scsi.sam import Nexus
+from targetd.store.opening import open_store
+from targetd.worker.main import Worker
+from targetd.worker.policy import Policies
+from targetd.worker.recovering import class_for
+from targetd.worker.replica import ports_of
+
+ADDRESS = '127.0.0.1'
+TSIH = 7
+
+
+def configuration(directory, target_lines=()):
+    """The Configuration of recorded.conf. target_lines: put at the head of each of its targets."""
+    path = directory / 'targetd.conf'
+    with open(record.CONFIGURATION) as file:
+        text = file.read().replace('initiator-address', '\n'.join(tuple(target_lines) + ('initiator-address',)))
+    path.write_text(record.server_section(str(directory)) + text)
+    path.chmod(0o600)
+    return loader.load(str(path))
+
+
+class Socket(object):
+    """In place of a connection's: gives what it is fed, keeps what is sent, by whichever thread."""
+
+    def __init__(self):
+        self.incoming = b''
+        self.sent = bytearray()
+        self._changed = threading.Condition()
+
+    def recv_into(self, view, _count=0, _flags=0):
+        if not self.incoming:
+            raise BlockingIOError
+        count = min(len(view), len(self.incoming))
+        view[:count] = self.incoming[:count]
+        self.incoming = self.incoming[count:]
+        return count
+
+    def recvmsg_into(self, parts):
+        return (sum(self.recv_into(part) for part in parts if self.incoming), b'', 0, None)
+
+    def sendmsg(self, buffers, *_):
+        with self._changed:
+            before = len(self.sent)
+            for buffer in buffers:
+                self.sent += buffer
+            self._changed.notify_all()
+            return len(self.sent) - before
+
+    def sendall(self, data):
+        self.sendmsg([data])
+
+    def take(self, count):
+        """So many bytes of what was sent, as soon as they are there."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: len(self.sent) >= count, 10), 'only %r was answered' % bytes(self.sent[:48])
+            taken = bytes(self.sent[:count])
+            del self.sent[:count]
+            return taken
+
+    def shutdown(self, _how):
+        pass
+
+    def close(self):
+        pass
+
+
+def connection(configuration, result):
+    """(Connection, Socket) behind the login that gave this LoginResult."""
+    sock = Socket()
+    worker = Worker(None, configuration)
+    if result.target_name is not None:
+        worker.device = device(configuration, result)
+    session = Session(result)
+    worker.begin_session(session)
+    made = class_for(session.values)(worker, sock, session, result.cid, result.stat_sn, result.declared_data_segment, (0, 0))
+    made.peer_address = made.local_address = ADDRESS
+    worker.connections.append(made)
+    return made, sock
+
+
+def device(configuration, result):
+    """The Device that the target of the configuration has for this login, its units in memory."""
+    nexus = Nexus(result.initiator_name, result.isid, result.target_name, 1)
+    made = Device(nexus, ports_of(configuration, nexus))
+    target = configuration.targets[result.target_name]
+    for lun in target.luns.values():
+        opened = open_store({'kind': lun.type, 'size': lun.size})
+        names = {'vendor': lun.vendor_id, 'product': lun.product_id, 'revision': lun.product_rev, 'serial': lun.scsi_sn,
+                 'naa': lun.naa, 'eui': lun.eui}
+        facts = dict(exports.facts_of(lun, opened, names), **exports.alua_facts(target, lun))
+        made.add(lun.number, LogicalUnit(UnitFacts.from_message(facts), opened.store(), nexus, made, lun=lun.number))
+        opened.close()
+    return made
+
+
+class Target(object):
+    """One connection from its login on. After feed(data) what it answers can be taken from `socket`."""
+
+    def __init__(self, configuration, random_bytes):
+        self.configuration = configuration
+        self.socket = Socket()
+        self.connection = None
+        self._framer = Framer(LOGIN_DATA_SEGMENT)
+        self._negotiation = LoginNegotiation(Policies(configuration).login(ADDRESS, 1), None, random_bytes)
+
+    def feed(self, data):
+        """Bytes from the initiator, however they are cut."""
+        if self.connection is None:
+            self._framer.wanted()[:len(data)] = data
+            for bhs, ahs, segment in self._framer.received(len(data)):
+                self._login(LoginRequest.decode(BHS.pack(*bhs), ahs, segment))
+            return
+        self.socket.incoming += data
+        while self.socket.incoming:
+            self.connection._receive_and_act()
+
+    def _login(self, request):
+        try:
+            step = self._negotiation.receive(request)
+        except LoginFailure as refusal:
+            self._send([self._negotiation.failure_response(refusal)])
+            return
+        if isinstance(step, Claim):
+            step = self._negotiation.claimed(TSIH)
+            self.connection, sock = connection(self.configuration, self._negotiation.result)
+            sock.sent, self.socket = self.socket.sent, sock
+        self._send(step.pdus)
+
+    def _send(self, pdus):
+        for pdu in pdus:
+            data = bytes(pdu.data)
+            self.socket.sendall(pdu.encode() + data + bytes(-len(data) % 4))
