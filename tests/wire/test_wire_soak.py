@@ -24,7 +24,7 @@ SECONDS = float(os.environ.get('SOAK_SECONDS', 20))
 SEED = int(os.environ.get('SOAK_SEED', 7143))
 FUZZED = 'iqn.2026-11.test.targetd:fuzzed'
 FUZZERS = 3
-GROWTH = 16 << 20                        # bytes that a process may have more at the end than after the first quarter
+GROWTH = 6 << 20                         # bytes that a process may have more at the end than after the first quarter
 COUNTED = ('count', 'logged_in', 'joined', 'refused', 'reassigned')
 
 
