@@ -13,7 +13,7 @@ from targetd.iscsi.framing import BHS, Framer
 from targetd.iscsi.login import LOGIN_DATA_SEGMENT, Claim, LoginNegotiation
 from targetd.iscsi.pdu import LoginRequest
 from targetd.iscsi.session import Session
-from targetd.master import exports
+from targetd.master import media
 from targetd.scsi.lu import Device, LogicalUnit, UnitFacts
 from targetd.scsi.sam import Nexus
 from targetd.store.opening import open_store
@@ -104,7 +104,7 @@ def device(configuration, result):
         opened = open_store({'kind': lun.type, 'size': lun.size})
         names = {'vendor': lun.vendor_id, 'product': lun.product_id, 'revision': lun.product_rev, 'serial': lun.scsi_sn,
                  'naa': lun.naa, 'eui': lun.eui}
-        facts = dict(exports.facts_of(lun, opened, names), **exports.alua_facts(target, lun))
+        facts = dict(media.facts_of(lun, opened, names), **media.alua_facts(target, lun))
         made.add(lun.number, LogicalUnit(UnitFacts.from_message(facts), opened.store(), nexus, made, lun=lun.number))
         opened.close()
     return made
