@@ -1,5 +1,6 @@
 # In the guest: the kernel's initiator with both digests and two sessions, files being written and compared all the while: the
-# network is away for ten seconds, targetd is stopped and started. The file system sees no error, and is whole afterwards.
+# network is away for ten seconds, targetd is stopped and started, workers stop answering pings. The file system sees no error,
+# and is whole afterwards. And an initiator that vanishes is missed by targetd's own pings: what it reserved is free.
 set -e
 . /job/common.sh
 target=iqn.2026-11.com.example:network
@@ -70,6 +71,19 @@ sleep 1
 start_targetd /job/targetd.conf
 goes_on
 
+say "workers that answer no ping: the initiator misses them, connects again, and they are replaced"
+workers=$(sed -n 's/.*(session [0-9]*, worker \([0-9]*\))$/\1/p' /tmp/targetd.log | tail -n 2)
+before=$(dmesg | grep -c 'ping timeout' || true)
+# shellcheck disable=SC2086
+kill -STOP $workers
+goes_on
+[ "$(dmesg | grep -c 'ping timeout')" -gt "$before" ]
+for pid in $workers; do
+    for _ in $(seq 300); do kill -0 "$pid" 2>/dev/null || break; sleep 0.1; done
+    if kill -0 "$pid" 2>/dev/null; then echo "worker $pid is still there"; exit 1; fi
+done
+grep 'its session was reinstated and did not end within' /tmp/targetd.log
+
 say "both sessions are back"
 for _ in $(seq 300); do
     [ "$(iscsiadm -m session -P 1 | grep -c 'iSCSI Session State: LOGGED_IN')" = 2 ] && break; sleep 0.1
@@ -94,4 +108,16 @@ mount -t ext4 -o ro "$disk" /mnt/d
 for sum in /tmp/sums/*; do md5sum < "/mnt/d/${sum##*/}" | cmp - "$sum"; done
 umount /mnt/d
 logout $target
+
+say "an initiator vanishes with a reservation: targetd's pings miss it, and the unit is free"
+python3 /job/vanish.py reserve > /tmp/vanish.out &
+gone=$!
+for _ in $(seq 100); do grep -q reserved /tmp/vanish.out && break; sleep 0.1; done
+grep reserved /tmp/vanish.out
+iptables -I INPUT -s 127.0.0.2 -j DROP
+iptables -I INPUT -d 127.0.0.2 -j DROP
+kill -KILL $gone
+python3 /job/vanish.py wait
+grep -E '^[0-9]{4}-[0-9]{2}-[0-9]{2} [0-9:]{8} .*:reserve from 127.0.0.2:.*the initiator did not answer 2 pings' /tmp/targetd.log
+grep -E '^[0-9]{4}-[0-9]{2}-[0-9]{2} [0-9:]{8} .*session [0-9]+ of iqn.2026-11.com.example:reserve .* is over' /tmp/targetd.log
 stop_targetd
