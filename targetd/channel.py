@@ -73,7 +73,8 @@ A unit, as sent in answer (claim) and in units:
    reservations: see scsi.reservations, modes: see scsi.modes, access: see scsi.access,
    medium: 'ready'|'stopped'|'ejected'|'failed', or a word of scsi.operations, progress: 0..65535,
    records: see scsi.records, since: milliseconds since 1970 when it was exported,
-   watched: [[offset, end] …], bytes that ROD tokens stand for (master.rods)}
+   watched: [[offset, end] …], bytes that ROD tokens stand for (master.rods),
+   atomic: {descriptor: index, slot: number or null, path} of the journal, or absent (master.atomic, store.atomic)}
 """
 
 import array

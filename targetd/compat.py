@@ -5,8 +5,10 @@ May be imported by anyone; version checks stand here and nowhere else.
 
 import ctypes
 import errno
+import fcntl
 import gc
 import os
+import struct
 import sys
 import tempfile
 
@@ -120,3 +122,36 @@ def _raw_buffer():
 #: raw_buffer(length) -> a bytearray with anything in it. Quicker than bytearray(length) from 48 KiB on, where zeroing is what
 #: costs: for 1 MiB 1 us and not 24. Whoever takes one must fill all of it before showing it to anybody.
 raw_buffer = _raw_buffer()
+
+
+# -- locks of open file descriptions (store/ranges.py) -----------------------------------------------------------------
+
+F_OFD_GETLK, F_OFD_SETLK = 36, 37                # Linux 3.15; in fcntl from Python 3.9 on
+_FLOCK = struct.Struct('@hhqqi4x')               # type, whence, start, length, process: always 0 with these locks
+
+
+def _flock(kind, start, length):
+    return _FLOCK.pack(kind, os.SEEK_SET, start, length, 0)
+
+
+def try_lock(descriptor, is_exclusive, start, length):
+    """Lock bytes for this open file description, which is who owns them, however many processes have it: True, or False if
+    another has them. Waits never. Raises OSError: EINVAL where the kernel has no such locks."""
+    try:
+        fcntl.fcntl(descriptor, F_OFD_SETLK, _flock(fcntl.F_WRLCK if is_exclusive else fcntl.F_RDLCK, start, length))
+    except OSError as e:
+        if e.errno in (errno.EAGAIN, errno.EACCES):
+            return False
+        raise
+    return True
+
+
+def is_locked(descriptor, start, length):
+    """True if another open file description has an exclusive lock there. Raises OSError."""
+    found = fcntl.fcntl(descriptor, F_OFD_GETLK, _flock(fcntl.F_RDLCK, start, length))
+    return _FLOCK.unpack(found)[0] != fcntl.F_UNLCK
+
+
+def unlock(descriptor):
+    """Give up every lock of this open file description. Raises OSError."""
+    fcntl.fcntl(descriptor, F_OFD_SETLK, _flock(fcntl.F_UNLCK, 0, 0))

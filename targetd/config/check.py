@@ -431,6 +431,9 @@ def _contradictions(lun, stores, unusable):
                       'remove encryption-key-file'))
     elif lun.encryption_key_file and xts.why_not():
         found.append(('encryption-key-file', 'nothing can be encrypted here', xts.why_not()))
+    if lun.encryption_key_file and lun.atomic_writes:
+        found.append(('atomic-writes', 'what is encrypted on the disk would stand in the journal of atomic-writes as it is',
+                      'write one of the two settings'))
     if lun.type == 'block' and lun.size is not None:
         found.append(('size', 'a lun of type block has the size of its disk', 'remove size'))
     return found + _contradicting_numbers(lun)

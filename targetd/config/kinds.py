@@ -520,7 +520,7 @@ class NamePattern(Kind):
 class Filters(Listed):
     """Filters of a store, each a name and its words, which the store itself understands -> tuple of 'name word word'."""
 
-    NAMES = ('delay', 'error', 'readonly', 'trace')
+    NAMES = ('delay', 'error', 'readonly', 'tear', 'trace')
 
     def __init__(self):
         super(Filters, self).__init__(Choice(*self.NAMES))

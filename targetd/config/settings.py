@@ -62,7 +62,7 @@ SERVER = (
     _server('control-socket', kinds.Path(), '/var/run/targetd.sock', NEEDS_RESTART,
             'Socket on which targetctl reaches targetd; only root and the owner may use it.'),
     _server('state-dir', kinds.Path(), '/var/lib/targetd', NEEDS_RESTART,
-            'Directory for what must outlast a restart: persistent reservations and saved mode pages.'),
+            'Directory for what must outlast a restart: persistent reservations, saved mode pages, journals of atomic writes.'),
     _server('log', kinds.LogPlace(), 'syslog', LIVE,
             'Where messages go: syslog, stderr or an absolute path.',
             'In the foreground (-f) syslog means stderr. SIGUSR1 opens a log file anew after it was rotated.',
@@ -208,6 +208,12 @@ LUN = (
          'Initiators may choose another threshold (mode page 1Ch, subpage 02h).'),
     _lun('write-cache', kinds.Flag(), True, LIVE,
          'on: a write is done when the operating system has it, and lasts when the initiator flushes. off: every write lasts.'),
+    _lun('atomic-writes', kinds.Flag(), False, NEEDS_LOGOUT,
+         'Offer WRITE ATOMIC, up to 1 MiB: all of it or nothing is there and is read, whoever is killed or if the power fails.',
+         'What the blocks were is kept in state-dir, 1 MiB for each session, until all of the write is on the disk; after '
+         'a death it is put back before anybody is served. So state-dir must outlast a loss of power, and servers that '
+         'serve one disk in turn need one state-dir. Every command locks what it reads and writes, which makes it slower; '
+         'COMPARE AND WRITE is then atomic against plain writes too. Not for encrypted disks. Needs Linux 3.15.'),
     _lun('readonly', kinds.Flag(), False, NEEDS_LOGOUT, 'Refuse every write.'),
     _lun('removable', kinds.Flag(), False, NEEDS_LOGOUT, 'Tell initiators that the medium can be ejected.'),
     _lun('block-size', _SIZE_OF_BLOCK, None, NEEDS_LOGOUT,
@@ -263,7 +269,8 @@ LUN = (
     _lun('filter', kinds.Filters(), (), NEEDS_LOGOUT,
          'Tests only: delay or fail accesses, refuse writes, or write accesses to the log.',
          'Applied from the left. delay 10ms; delay read=10ms write=5ms; error write offset=1M..2M errno=EIO; '
-         'error flush count=1; error read every=100; readonly; trace; trace to=PATH.', 'delay read=10ms, trace'),
+         'error flush count=1; error read every=100; readonly; tear piece=4K pause=10ms; trace; trace to=PATH.',
+         'delay read=10ms, trace'),
 )
 
 

@@ -20,7 +20,7 @@ from targetd.master.media import grow
 from targetd.master.opening import Batch
 from targetd.master.units import FAILED, READY, Unit
 from targetd.scsi import access, attention, modes, operations
-from targetd.store import adopted
+from targetd.store import adopted, journal
 
 RETRY_SECONDS = 10.0
 SPACE_SECONDS = 5.0              # how often the space that thin media can still get is looked at
@@ -116,6 +116,7 @@ class Exports(object):
                 self.units.add(outcome)
                 self.tell_new(outcome)
             elif isinstance(outcome, Unit):
+                self.units.release(outcome)
                 outcome.store.close()
             elif is_wanted and str(outcome) != late.why:
                 log.error('lun %d of %s is still not served: %s', late.lun.number, late.target_name, outcome)
@@ -135,17 +136,28 @@ class Exports(object):
         added yet, or StoreError})."""
         Batch(self, wanted, done).begin()
 
-    def made(self, target, lun, words, descriptors):
-        """The Unit of what media.open_medium gave. Raises StoreError, and then nothing stays open."""
+    def made(self, target, lun, words, descriptors, others=()):
+        """The Unit of what media.open_medium gave. others: the Units there will be beside it. Raises StoreError, and then
+        nothing stays open."""
         store = adopted(words['store'], words['medium'], descriptors)
+        medium = None
         try:
             key, facts = words['key'], words['facts']
+            require_agreement(lun, store, others)
+            if lun.atomic_writes:
+                medium = self.units.atomic.open(store, words['journal'])
+                facts['maximum_atomic_length'] = journal.LONGEST
             shared = decisions.initial(facts, self.units.state.load(key), self.units.state.boot_id, configured_access(target))
         except (ValueError, OSError, TargetdError) as e:
+            if medium is not None:
+                self.units.atomic.close(medium)
             store.close()
             raise e if isinstance(e, StoreError) else StoreError('%s: %s' % (lun.backing_store or lun.type, e))
+        if words['taken_back']:
+            log.warning('%s: %d atomic writes that were under way when targetd died were taken back', store.path,
+                        words['taken_back'])
         unit = Unit(self._new_id(target.name, lun.number), key, target.name, lun, store, facts,
-                    shared._replace(key_check=words['key_check']))
+                    shared._replace(key_check=words['key_check']), medium)
         unit.is_unsaved = words['key_check'] != shared.key_check
         return unit
 
@@ -157,6 +169,11 @@ class Exports(object):
     def held(self):
         """Every store that is open."""
         return [unit.store for unit in self.units.by_id.values()]
+
+    def close_unit(self, unit):
+        """A Unit that nobody serves any more."""
+        self.units.release(unit)
+        self.close_store(unit.store)
 
     def close_store(self, store):
         """Close it without waiting. The last close of a disk writes what is not on it yet: that is a child's."""
@@ -226,6 +243,8 @@ class Exports(object):
         unit.failure = None
         self.units.order_units(unit.workers, replace=[unit])      # new Stores in the workers: the old remember the failure
         self.units.medium(unit, READY)
+        if unit.atomic is not None:
+            self.units.atomic.retry(unit)
         return True
 
 
@@ -237,6 +256,14 @@ def succeed(old, new):
         new.store.encrypt(old.store.cipher_key)
         shared = shared._replace(key_check=keys.check_of(old.store.cipher_key, new.store.block_size))
     new.shared, new.is_unsaved = shared, True
+
+
+def require_agreement(lun, store, others):
+    """Everybody who has a medium locks what he reads and writes, or nobody does. Raises StoreError."""
+    for other in others:
+        if other.store.key == store.key and other.lun.atomic_writes != lun.atomic_writes:
+            raise StoreError('%s is lun %d of %s too, with another atomic-writes; write the same for both'
+                             % (store.path, other.lun.number, other.target_name))
 
 
 def space_of(store):

@@ -20,6 +20,7 @@ from targetd.errors import PortalError, TargetdError
 from targetd.master import child
 from targetd.master import sessions as registry
 from targetd.master.arrivals import OUT_OF_RESOURCES, Arrivals, Limits
+from targetd.master.atomic import AtomicWrites
 from targetd.master.control import Control
 from targetd.master.errands import Errands
 from targetd.master.exports import Exports
@@ -65,6 +66,7 @@ class Master(object):
         self.visits.may_visit = self._may_visit
         self.errands = Errands(self.loop, fork)
         self.exports = Exports(self.loop, self.units, self.errands)
+        self.units.atomic = AtomicWrites(self.units, self.errands, self._on_repaired)
         self.sessions = Sessions(self.loop, self._admit, self._units_for, self.workers.send, self._end, self.workers.kill)
         self.turns = Turns(self.loop.clock)
         self.arrivals = Arrivals(self.loop, self._route, self._held, self._limits())
@@ -212,6 +214,11 @@ class Master(object):
         self.operating.hand_out()
         self.workers.waiting = for_spare + self.operating.waiting
         self.workers.keep_spares()
+
+    def _on_repaired(self):
+        """A medium is whole again: what waited for that goes on."""
+        self.operating.hand_out()
+        self.reload.check()
 
     def _logging_in(self):
         """The workers with a login under way or a discovery session."""

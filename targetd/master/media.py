@@ -1,14 +1,14 @@
 """A LUN's medium, looked at, opened and described: the part of an export that may have to wait for the medium.
 
-May import config.model, host, store, scsi.facts, master.keys. `open_medium` runs in a child (errands) and touches no state of
-the master's; what it returns is JSON-able, with the descriptors beside it.
+May import config.model, host, store, scsi.facts, master.journals, master.keys. `open_medium` runs in a child (errands) and
+touches no state of the master's; what it returns is JSON-able, with the descriptors beside it.
 """
 
 import os
 
 from targetd.errors import StoreError, TargetdError
 from targetd.host import disks, identity, in_use
-from targetd.master import keys
+from targetd.master import journals, keys
 from targetd.scsi.facts import DEFAULTS
 from targetd.store import open_store
 
@@ -18,7 +18,7 @@ PRODUCT_REVISION = '0001'
 
 def open_medium(target, lun, held, server, state, master):
     """(words, descriptors): the store that the LUN wants, with what encrypts it, its facts and the key of its state; or what
-    failed.
+    failed. What a server that died left half done on the medium is put right first (journals).
 
     held: OpenedStores of the master's; server: what identities are made of; state: persistent.StateDirectory;
     master: the process that serves.
@@ -27,7 +27,10 @@ def open_medium(target, lun, held, server, state, master):
         path = disks.resolve(lun.backing_store) if lun.backing_store else None
         held = _without_others(path, held)
         store = _open_store(lun, path, held, master)
-        key = '%s\0%s' % (target.name, identity.stable_key(path) if path else '%s:%d' % (lun.type, lun.number))
+        data_key = identity.stable_key(path) if path else ''
+        key = '%s\0%s' % (target.name, data_key or '%s:%d' % (lun.type, lun.number))
+        left = journals.path_of(state.path, data_key)
+        taken_back = 0 if held else journals.put_right(left, store)
         check = keys.take(lun, store, state.load(key), state.file_of(key))
         facts = facts_of(lun, store, _identity(lun, path, key, server))
         facts.update(alua_facts(target, lun))
@@ -35,7 +38,8 @@ def open_medium(target, lun, held, server, state, master):
         return {'failed': str(e)}, ()
     except (ValueError, OSError, TargetdError) as e:
         return {'failed': '%s: %s' % (lun.backing_store or lun.type, e)}, ()
-    return {'store': store.description(), 'medium': store.key, 'key': key, 'key_check': check, 'facts': facts}, store.owned()
+    return {'store': store.description(), 'medium': store.key, 'key': key, 'key_check': check, 'facts': facts, 'journal': left,
+            'taken_back': taken_back}, store.owned()
 
 
 def _without_others(path, held):

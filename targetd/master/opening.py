@@ -56,6 +56,12 @@ class Batch(object):
         return self.exports.held() + [outcome.store for outcome in self.outcomes.values()
                                       if not isinstance(outcome, StoreError)]
 
+    def others(self):
+        """The Units there will be beside one of this batch."""
+        places = {(target.name, lun.number) for target, lun in self._wanted}
+        return ([unit for unit in self.exports.units.by_id.values() if (unit.target_name, unit.lun.number) not in places]
+                + [outcome for outcome in self.outcomes.values() if not isinstance(outcome, StoreError)])
+
     def _answered(self, target, lun, answer):
         if answer.is_late:
             self._outcome((target.name, lun.number),
@@ -73,7 +79,7 @@ class Batch(object):
             self._outcome(key, StoreError(words['failed']))
             return
         try:
-            self._outcome(key, self.exports.made(target, lun, words, descriptors))
+            self._outcome(key, self.exports.made(target, lun, words, descriptors, self.others()))
         except StoreError as e:
             self._outcome(key, e)
 

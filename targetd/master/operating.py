@@ -65,11 +65,11 @@ class Operations(object):
 
     def hand_out(self):
         """Give work to spares. Call when there may be one."""
-        while self._waiting:
+        for unit in [unit for unit in self._waiting if not self.units.is_repairing(unit)]:
             worker = self.workers.take()
             if worker is None:
                 break
-            unit = self._waiting.popleft()
+            self._waiting.remove(unit)
             self._running[worker] = unit
             log.info('unit %s: worker %d does it', unit.id, worker.pid)
             unit.shared = unit.shared._replace(operation=operations.sized(unit.shared.operation, unit.store.size))

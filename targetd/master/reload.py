@@ -22,15 +22,16 @@ ACCESS_FIELDS = ('alua', 'alua_state', 'portal_groups')
 
 
 class Prepared(object):
-    """What was opened before anything changed. units: {(target name, number): Unit}."""
+    """What was opened before anything changed. units: {(target name, number): Unit}; close_unit(unit): lets go of one."""
 
-    def __init__(self, units):
+    def __init__(self, units, close_unit):
         self.units = units
+        self._close_unit = close_unit
 
     def close(self):
         """Nothing of it is wanted."""
         for unit in self.units.values():
-            unit.store.close()
+            self._close_unit(unit)
 
 
 class Reload(object):
@@ -144,7 +145,8 @@ class Reload(object):
 
     def _prepared(self, outcomes):
         """What was opened. Raises TargetdError with all that cannot be, and nothing stays open."""
-        prepared = Prepared({key: unit for key, unit in outcomes.items() if not isinstance(unit, StoreError)})
+        prepared = Prepared({key: unit for key, unit in outcomes.items() if not isinstance(unit, StoreError)},
+                            self.master.exports.close_unit)
         failures = ['lun %d of %s: %s' % (number, target_name, outcomes[target_name, number])
                     for target_name, number in outcomes if (target_name, number) not in prepared.units]
         if self.master.stop.is_stopping:
@@ -228,7 +230,7 @@ class Reload(object):
         unit.workers = {}
         self.master.visits.end(unit, lambda: self.master.units.order_units(
             workers, remove=[step.lun.number], attentions=[attention.LUNS_CHANGED],
-            done=lambda: self.master.exports.close_store(unit.store)))
+            done=lambda: self.master.exports.close_unit(unit)))
 
     def _change_lun(self, step, prepared):
         unit = self.master.units.of_target(step.target_name).get(step.new.number)
@@ -266,13 +268,16 @@ class Reload(object):
         self.master.loop.call_later(0, self.check)
 
     def check(self):
-        """After a death, or when the last copy has left: put new units in place where nobody uses the old."""
+        """After a death, or when the last copy has left: put new units in place where nobody uses the old, and nothing on their
+        media is half done."""
         used = {unit.target_name for unit in self.visited}
         for target_name in [name for name in self.changing if name not in used and not self.master.sessions.of_target(name)]:
+            if any(old is not None and self.master.units.is_repairing(old) for old, _ in self.changing[target_name]):
+                continue
             for old, new in self.changing.pop(target_name):
                 if old is not None:
                     self.master.units.remove(old)
-                    self.master.exports.close_store(old.store)
+                    self.master.exports.close_unit(old)
                 if new is not None:
                     if old is not None and old.key == new.key:
                         exports.succeed(old, new)

@@ -30,16 +30,17 @@ from targetd.scsi import operations
 ACKNOWLEDGE_SECONDS = 10.0
 FLUSH_SECONDS = 30.0             # at the end; with the stages of the stop less than a service manager waits
 TELL_SECONDS = 1.0               # how long errors are collected before every nexus is told their number
-UNITS_PER_MESSAGE = 200          # descriptors that travel with one message, below channel.MAXIMUM_DESCRIPTORS
+UNITS_PER_MESSAGE = 120          # with two descriptors each, that travel with one message, below channel.MAXIMUM_DESCRIPTORS
 READY, STOPPED, EJECTED, FAILED = 'ready', 'stopped', 'ejected', 'failed'
 
 
 class Unit(object):
     """One export. id: lasts as long as the export; key: belongs to the data, names the saved state; lun: config.model.Lun;
     store: the master's; facts: dict; shared: decisions.Shared; workers: {worker: Nexus} that hold a replica; guests: {worker:
-    (Nexus, how often)} whose copies reach it (visits); watched: see rods."""
+    (Nexus, how often)} whose copies reach it (visits); watched: see rods; atomic: atomic.Medium or None;
+    slots: {worker, or (message id, worker) of a replaced store: journal.Slot} in it."""
 
-    def __init__(self, unit_id, key, target_name, lun, store, facts, shared):
+    def __init__(self, unit_id, key, target_name, lun, store, facts, shared, atomic=None):
         self.id = unit_id
         self.key = key
         self.target_name = target_name
@@ -47,6 +48,8 @@ class Unit(object):
         self.store = store
         self.facts = facts
         self.shared = shared
+        self.atomic = atomic
+        self.slots = {}
         self.workers = {}
         self.guests = {}
         self.watched = []
@@ -104,6 +107,7 @@ class Units(object):
         self.rods = Rods(self)
         self.operating = None            # operating.Operations, once there are any
         self.visits = None               # visits.Visits
+        self.atomic = None               # atomic.AtomicWrites, once there are any
         self.by_id = {}
         self._awaiting = {}              # message id -> Acknowledgements
         self._next_id = 0
@@ -129,6 +133,19 @@ class Units(object):
             asker, message, done = unit.queue.popleft()
             done(Refusal(*decisions.UNIT_IS_GONE))
 
+    def release(self, unit):
+        """Nobody serves it any more: let go of what it has beside its store. Before that is closed."""
+        slots, unit.slots = list(unit.slots.values()), {}
+        for slot in slots:
+            self.atomic.retire(unit, slot)
+        if unit.atomic is not None:
+            self.atomic.close(unit.atomic)
+            unit.atomic = None
+
+    def is_repairing(self, unit):
+        """Was something on its medium left half done, that is not put right yet?"""
+        return self.atomic is not None and self.atomic.is_repairing(unit)
+
     def of_target(self, target_name):
         """{lun number: Unit} of a target."""
         return {u.lun.number: u for u in self.by_id.values() if u.target_name == target_name}
@@ -151,7 +168,7 @@ class Units(object):
         for start in range(UNITS_PER_MESSAGE, len(mine), UNITS_PER_MESSAGE):
             rest = mine[start:start + UNITS_PER_MESSAGE]
             self.loop.call_later(0, lambda more=rest: self.order_units([worker], add=more))
-        return with_descriptors(mine[:UNITS_PER_MESSAGE])
+        return with_descriptors(worker, mine[:UNITS_PER_MESSAGE])
 
     def leave(self, worker):
         """The worker is gone: its nexus is lost, its acknowledgements are given, nobody answers it."""
@@ -159,6 +176,8 @@ class Units(object):
             nexus = unit.workers.pop(worker, None)
             unit.guests.pop(worker, None)
             unit.queue = deque(entry for entry in unit.queue if entry[0] is not worker)
+            if worker in unit.slots:
+                self.atomic.retire(unit, unit.slots.pop(worker))
             if nexus is not None:
                 self._apply_now(unit, decisions.session_lost(unit.shared, nexus))
         self.rods.leave(worker)
@@ -317,16 +336,26 @@ class Units(object):
     def order_units(self, workers, add=(), remove=(), replace=(), attentions=(), done=None):
         """Tell these workers of units that came, went (numbers) or are others now; attentions: [(asc, ascq) …] owed by every
         unit that the nexus had before and keeps; done() when it is in force."""
-        number = self.await_acknowledgements(workers, done or (lambda: None))
+        number = self.await_acknowledgements(workers, lambda: self._ordered(number, replace, done))
+        for unit in replace:             # the workers have these until they acknowledge
+            for worker in [worker for worker in workers if worker in unit.slots]:
+                unit.slots[number, worker] = unit.slots.pop(worker)
         for worker in list(workers):
             for unit in add:
                 nexus = worker.session.nexus if worker.session else None
                 if nexus is not None:
                     unit.workers[worker] = nexus
-            dicts, descriptors = with_descriptors(list(add) + list(replace))
+            dicts, descriptors = with_descriptors(worker, list(add) + list(replace))
             self.send(worker, {'do': 'units', 'id': number, 'add': dicts[:len(add)], 'remove': list(remove),
                                'replace': dicts[len(add):], 'attentions': [list(a) for a in attentions]}, descriptors)
         self.watch(number)
+
+    def _ordered(self, number, replaced, done):
+        for unit in replaced:
+            for key in [key for key in unit.slots if isinstance(key, tuple) and key[0] == number]:
+                self.atomic.retire(unit, unit.slots.pop(key))
+        if done is not None:
+            done()
 
     def _number(self):
         self._next_id += 1
@@ -373,9 +402,14 @@ class Units(object):
     def failed(self, worker, message):
         """A worker tells that acknowledged data may be lost: nobody is to take the unit for whole any more."""
         unit = self.by_id.get(message.get('unit'))
-        if unit is None or not unit.is_served_by(worker) or unit.shared.medium == FAILED:
+        if unit is not None and unit.is_served_by(worker):
+            self.fail(unit, str(message.get('text', '')))
+
+    def fail(self, unit, why):
+        """See failed()."""
+        if unit.shared.medium == FAILED:
             return
-        unit.failure = str(message.get('text', ''))
+        unit.failure = why
         log.error('unit %s (%s) FAILED: %s. Data that was acknowledged may be lost. Every command is refused until the disk '
                   'was checked and "targetctl acknowledge %s" is given', unit.id, unit.lun.backing_store, unit.failure, unit.id)
         self._apply_now(unit, decisions.medium_changed(unit.shared, FAILED))
@@ -440,8 +474,11 @@ class Units(object):
 
     def close_all(self):
         """Let go of every store; but one that did not answer could keep us from ending, and is the kernel's to close."""
+        if self.atomic is not None:
+            self.atomic.is_over = True
         for unit in self.by_id.values():
             try:
+                self.release(unit)
                 if not unit.is_silent:
                     unit.store.close()
             except OSError as e:
@@ -463,8 +500,9 @@ def known_ports(unit):
     return sorted({nexus.initiator_port for nexus in unit.workers.values()})
 
 
-def with_descriptors(units):
-    """(dicts, descriptors) of units for a message; each dict has the index of its descriptor."""
+def with_descriptors(worker, units):
+    """(dicts, descriptors) of units for a message to this worker (None: a guest); each dict has the index of its descriptor,
+    and of the journal's where writes are atomic, in which a worker is granted a slot. Raises OSError."""
     dicts, descriptors = [], []
     for unit in units:
         index = None
@@ -472,6 +510,12 @@ def with_descriptors(units):
             index = len(descriptors)
             descriptors.append(unit.store.descriptor)
         dicts.append(unit.message(index))
+        if unit.atomic is not None:
+            slot = None
+            if worker is not None:
+                slot = unit.slots[worker] = unit.atomic.grant()
+            dicts[-1]['atomic'] = {'descriptor': len(descriptors), 'slot': slot and slot.number, 'path': unit.atomic.path}
+            descriptors.append(slot.descriptor if slot else unit.atomic.descriptor)
     return dicts, descriptors
 
 

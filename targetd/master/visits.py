@@ -44,7 +44,7 @@ class Visits(object):
         nexus = session.nexus._replace(target_name=found.target_name)
         _, count = found.guests.get(worker, (nexus, 0))
         found.guests[worker] = nexus, count + 1
-        dicts, descriptors = with_descriptors([found])
+        dicts, descriptors = with_descriptors(None, [found])
         answer(Refusal(sam.GOOD), {'reached': dict(dicts[0], target_name=found.target_name)}, descriptors)
 
     def left(self, worker, message):

@@ -1,7 +1,8 @@
 """Commands that read, decide and write as one: COMPARE AND WRITE, ORWRITE, WRITE ATOMIC. Pure.
 
 Atomic against each other in every session: they do their work inside store.exclusive(), a lock that threads and processes
-share. Plain writes do not ask for it: whoever mixes them with these on the same blocks must synchronize otherwise.
+share. Plain writes do not ask for it, and whoever mixes them with these on the same blocks must synchronize otherwise; but with
+a store that can write all or nothing (the setting atomic-writes) every command locks what it reads and writes.
 """
 
 from targetd.scsi import sense
@@ -29,17 +30,17 @@ def compare_and_write(unit, task):
 def run_compare_and_write(task):
     """Executor thread. INFORMATION of a miscompare is the offset of the first byte that differs (SBC-3 5.2)."""
     store, data, half = task.unit.store, data_out(task), task.length // 2
-    with store.exclusive(task.offset, half):
+    with store.exclusive(task.offset, half) as medium:
         if task.aborted:
             return None
         try:
-            found = store.read(task.offset, half)
+            found = medium.read(task.offset, half)
         except OSError as e:
             raise task.unit.read_failure(e, task)
         difference = first_difference(data[:half], found)
         if difference is not None:
             raise sense.miscompare(difference)
-        store.write(task.offset, data[half:], task.durable)
+        medium.write(task.offset, data[half:], task.durable)
     return None
 
 
@@ -56,20 +57,21 @@ def orwrite(unit, task):
 def run_orwrite(task):
     """Executor thread."""
     store, data = task.unit.store, data_out(task)
-    with store.exclusive(task.offset, task.length):
+    with store.exclusive(task.offset, task.length) as medium:
         if task.aborted:
             return None
         try:
-            found = store.read(task.offset, task.length)
+            found = medium.read(task.offset, task.length)
         except OSError as e:
             raise task.unit.read_failure(e, task)
         both = int.from_bytes(found, 'little') | int.from_bytes(data, 'little')
-        store.write(task.offset, both.to_bytes(task.length, 'little'), task.durable)
+        medium.write(task.offset, both.to_bytes(task.length, 'little'), task.durable)
     return None
 
 
 def write_atomic(unit, task):
-    """WRITE ATOMIC(16), SBC-4 5.51: offered only with a store whose single write is all or nothing (maximum_atomic_length)."""
+    """WRITE ATOMIC(16), SBC-4 5.51: offered only with a store that can write all or nothing (maximum_atomic_length). What it
+    has written is durable, so FUA and the write cache change nothing."""
     cdb = task.cdb
     lba, blocks = int.from_bytes(cdb[2:10], 'big'), int.from_bytes(cdb[12:14], 'big')
     if lba + blocks > unit.blocks:
@@ -78,15 +80,14 @@ def write_atomic(unit, task):
         raise sense.invalid_field_in_cdb(12)
     task.offset, task.length = lba * unit.block_size, blocks * unit.block_size
     expect_exactly(task, task.length)
-    task.durable = unit.write_through or bool(cdb[1] & FUA)
     task.run, task.run_blocking = (would_block, run_write_atomic) if blocks else (good, None)
 
 
 @writing
 def run_write_atomic(task):
     """Executor thread."""
-    store = task.unit.store
-    with store.exclusive(task.offset, task.length):
+    data = data_out(task)
+    with task.unit.store.atomically(task.offset, task.length) as medium:
         if not task.aborted:
-            store.write(task.offset, data_out(task), task.durable)
+            medium.write(task.offset, data)
     return None

@@ -90,21 +90,23 @@ def write_same(unit, task):
 def run_write_same(task):
     """Executor thread. UNMAP is obeyed whatever the data where unmapped blocks certainly read as zeroes: every other target
     does, and libiscsi's tests ask for it. Where they may read as anything, data other than zeroes are written."""
-    unit, store = task.unit, task.unit.store
+    unit = task.unit
     block = bytes(task.data_out or b'') if task.data_out_length else b'\0'
     if task.data_out_length and len(block) < unit.block_size:
         raise sense.invalid_field_in_information_unit()
-    if (task.private and unit.facts.zeroes_after_unmap) or not block.strip(b'\0'):
-        for start in range(0, task.length, 64 * CHUNK):
-            if task.aborted:
-                return None
-            store.write_zeroes(task.offset + start, min(64 * CHUNK, task.length - start), task.private)
-    else:
-        pattern = memoryview(block[:unit.block_size] * (min(CHUNK, task.length) // unit.block_size or 1))
-        for start in range(0, task.length, len(pattern)):
-            if task.aborted:
-                return None
-            store.write(task.offset + start, pattern[:task.length - start], False)
+    is_zeroes = (task.private and unit.facts.zeroes_after_unmap) or not block.strip(b'\0')
+    with unit.store.held(task.offset, task.length, True) as medium:
+        if is_zeroes:
+            for start in range(0, task.length, 64 * CHUNK):
+                if task.aborted:
+                    return None
+                medium.write_zeroes(task.offset + start, min(64 * CHUNK, task.length - start), task.private)
+        else:
+            pattern = memoryview(block[:unit.block_size] * (min(CHUNK, task.length) // unit.block_size or 1))
+            for start in range(0, task.length, len(pattern)):
+                if task.aborted:
+                    return None
+                medium.write(task.offset + start, pattern[:task.length - start], False)
     if task.durable and task.length:
         unit.flush(task.offset, task.length)
     return None

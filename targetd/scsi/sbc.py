@@ -170,8 +170,9 @@ def run_write_in_part(task):
     everything else is as in any write (SAM-5 5.4.2); libiscsi's reservation tests write 512 bytes to 4096-byte blocks so."""
     unit, data = task.unit, bytes(data_out(task))
     kept = len(data) % unit.block_size
-    block = unit.store.read(task.offset + len(data) - kept, unit.block_size)
-    unit.store.write(task.offset, data + bytes(block[kept:]), task.durable)
+    with unit.store.held(task.offset, len(data) - kept + unit.block_size, True) as medium:
+        block = medium.read(task.offset + len(data) - kept, unit.block_size)
+        medium.write(task.offset, data + bytes(block[kept:]), task.durable)
     return None
 
 
@@ -204,17 +205,18 @@ def run_verify(task):
         if len(block) < unit.block_size:
             raise sense.invalid_field_in_information_unit()
         pattern = block * (CHUNK // unit.block_size)
-        compare_medium(task, lambda start, count: pattern[:count])
+        compare_medium(task, unit.store, lambda start, count: pattern[:count])
     elif check == COMPARE:
         data = data_out(task)
-        compare_medium(task, lambda start, count: data[start:start + count])
+        with unit.store.held(task.offset, task.length, False) as medium:
+            compare_medium(task, medium, lambda start, count: data[start:start + count])
     else:
-        compare_medium(task, None)
+        compare_medium(task, unit.store, None)
     return None
 
 
-def compare_medium(task, expected):
-    """Read the task's range in chunks; `expected(start, count)`: what should be there, or None to read only.
+def compare_medium(task, medium, expected):
+    """Read the task's range of the store in chunks; `expected(start, count)`: what should be there, or None to read only.
 
     Raises CheckCondition MISCOMPARE with the LBA of the first block that differs.
     """
@@ -223,7 +225,7 @@ def compare_medium(task, expected):
         if task.aborted:
             return
         count = min(CHUNK, task.length - start)
-        found = unit.store.read(task.offset + start, count)
+        found = medium.read(task.offset + start, count)
         if expected is not None:
             difference = first_difference(expected(start, count), found)
             if difference is not None:

@@ -47,15 +47,17 @@ _baton.put(None)
 
 
 class Exclusive(object):
-    """A range that nobody else who asks for it has: no thread of this process, no other process (see Store.exclusive)."""
+    """A range that nobody else who asks for it has: no thread of this process, no other process (see Store.exclusive).
+    store: what the context manager gives."""
 
-    __slots__ = ('_descriptor', '_offset', '_length', '_local')
+    __slots__ = ('_descriptor', '_offset', '_length', '_local', '_store')
 
-    def __init__(self, descriptor, offset, length, local=False):
+    def __init__(self, descriptor, offset, length, local=False, store=None):
         self._descriptor = descriptor
         self._offset = offset
         self._length = length
         self._local = local
+        self._store = store
 
     def __enter__(self):
         _baton.get()
@@ -65,7 +67,7 @@ class Exclusive(object):
             except BaseException:
                 _baton.put(None)
                 raise
-        return self
+        return self._store
 
     def __exit__(self, *failure):
         try:
@@ -73,6 +75,21 @@ class Exclusive(object):
                 fcntl.lockf(self._descriptor, fcntl.LOCK_UN, self._length, self._offset, os.SEEK_SET)
         finally:
             _baton.put(None)
+
+
+class Unheld(object):
+    """What held() gives of a medium that nobody locks: the store, and nothing else."""
+
+    __slots__ = ('_store',)
+
+    def __init__(self, store):
+        self._store = store
+
+    def __enter__(self):
+        return self._store
+
+    def __exit__(self, *failure):
+        """Nothing was held."""
 
 
 class Store(object):
@@ -143,13 +160,20 @@ class Store(object):
             done += count
 
     def exclusive(self, offset, length):
-        """A context manager: nobody else is inside exclusive() for these bytes, in no thread and no process.
+        """A context manager: nobody else is inside exclusive() for these bytes, in no thread and no process. It gives the store
+        to use inside.
 
         It does not keep plain reads and writes out. Across processes it is a POSIX lock, because those belong to processes:
         the locks of open file descriptions would not tell workers apart, who share one. It ends when the process does. A
         process must not close another descriptor of the same file meanwhile, which would drop the lock.
         """
-        return Exclusive(self.descriptor, offset, length, local=self.descriptor < 0 or self.read_only)
+        return Exclusive(self.descriptor, offset, length, local=self.descriptor < 0 or self.read_only, store=self)
+
+    def held(self, offset, length, alone):
+        """A context manager for work on one range in several steps; it gives the store to use inside. Where every verb locks
+        its range (atomic.Atomic) all of the range is locked meanwhile, for writers too (`alone`); elsewhere nothing is.
+        """
+        return Unheld(self)
 
     def rekey(self, key):
         """Encrypt and decrypt with this key (bytes) from now on. Only stores that encrypt can (store.encrypting)."""

@@ -11,6 +11,7 @@ there. The setting is a list, applied from the left: the last one is met first.
     filter = error flush count=1                     the first flush fails, and all later ones: data is lost
     filter = error read+write every=100 after=1000   every hundredth from the thousandth on
     filter = error all probability=0.01 seed=7       one in a hundred, the same ones in every run
+    filter = tear piece=64K pause=10ms               a write is done in pieces, with a pause before each but the first
     filter = trace to=/var/tmp/targetd.trace         a line per verb; without `to` they go to the log
     filter = error write errno=ENOSPC, delay 2ms, trace
 
@@ -32,7 +33,7 @@ from .base import Store, failure
 
 VERBS = ('read', 'write', 'flush', 'unmap', 'write_zeroes', 'extents')
 
-_PASSED = VERBS + ('try_read', 'copy', 'exclusive', 'rekey', 'resize_check', 'allocated', 'available', 'close')
+_PASSED = VERBS + ('try_read', 'copy', 'rekey', 'resize_check', 'allocated', 'available', 'close')
 _FACTS = ('kind', 'path', 'size', 'block_size', 'read_only', 'direct', 'thin', 'capabilities', 'inline_write_limit',
           'durable_is_free', 'lost', 'descriptor')
 _SIZES = {'': 1, 'k': 1 << 10, 'm': 1 << 20, 'g': 1 << 30, 't': 1 << 40}
@@ -196,6 +197,28 @@ class Delay(_Ruled):
             self._sleep(seconds)
 
 
+class Tear(Filter):
+    """Writes in pieces, so that a reader, or a death, can come in between. piece: bytes; pause: seconds before each but the
+    first; offset: (first byte, end) or None."""
+
+    inline_write_limit = 0
+
+    def __init__(self, store, piece=4096, pause=0.01, offset=None, sleep=time.sleep):
+        super(Tear, self).__init__(store)
+        self._piece, self._pause, self._sleep = piece, pause, sleep
+        self._start, self._end = offset or (0, None)
+
+    def write(self, offset, data, durable):
+        if (self._end is not None and offset >= self._end) or offset + len(data) <= self._start:
+            self.store.write(offset, data, durable)
+            return
+        data = memoryview(data)
+        for start in range(0, len(data), self._piece):
+            if start:
+                self._sleep(self._pause)
+            self.store.write(offset + start, data[start:start + self._piece], durable)
+
+
 class Record(namedtuple('Record', 'verb offset length durable errno seconds')):
     """One verb as a Trace saw it. durable: of writes; errno: name or ''; seconds: how long it took."""
 
@@ -326,6 +349,12 @@ def _parse_delay(bare, options):
     return dict(result, verbs=verbs)
 
 
+def _parse_tear(bare, options):
+    _no_words('tear', bare)
+    return {key: _option('tear', key, value, {'piece': _piece, 'pause': parse_seconds, 'offset': parse_range})
+            for key, value in options.items()}
+
+
 def _parse_readonly(bare, options):
     _no_words('readonly', bare)
     for key in options:
@@ -338,8 +367,9 @@ def _parse_trace(bare, options):
     return {key: _option('trace', key, value, {'to': str}) for key, value in options.items()}
 
 
-_PARSERS = {'error': _parse_error, 'delay': _parse_delay, 'readonly': _parse_readonly, 'trace': _parse_trace}
-_CLASSES = {'error': Error, 'delay': Delay, 'readonly': ReadOnly, 'trace': Trace}
+_PARSERS = {'error': _parse_error, 'delay': _parse_delay, 'readonly': _parse_readonly, 'tear': _parse_tear,
+            'trace': _parse_trace}
+_CLASSES = {'error': Error, 'delay': Delay, 'readonly': ReadOnly, 'tear': Tear, 'trace': Trace}
 
 
 def stack(store, filters):
@@ -395,6 +425,12 @@ def _bytes(text):
     if not match:
         raise ValueError('"%s" is no size' % text)
     return int(match.group(1)) * _SIZES[match.group(2)]
+
+
+def _piece(text):
+    if _bytes(text) < 512 or _bytes(text) % 512:
+        raise ValueError
+    return _bytes(text)
 
 
 def parse_range(text):

@@ -103,6 +103,9 @@ class Replica(object):
     def _made(self, message, descriptors, nexus, device):
         index = message['descriptor']
         medium = store.from_descriptor(message['store'], None if index is None else descriptors[index])
+        locked = message.get('atomic')
+        if locked:
+            medium = store.Atomic(medium, descriptors[locked['descriptor']], locked['slot'], locked['path'])
         unit = LogicalUnit(UnitFacts.from_message(message['facts']), medium, nexus, device, modes=message['modes'],
                            reservations=message['reservations'], medium=message['medium'], lun=message['lun'],
                            access=message.get('access'), records=message.get('records'))
@@ -138,6 +141,7 @@ class Replica(object):
     @staticmethod
     def _close_untaken(units, descriptors):
         taken = {message['descriptor'] for message in units}
+        taken |= {message['atomic']['descriptor'] for message in units if message.get('atomic')}
         for index, descriptor in enumerate(descriptors):
             if index not in taken:
                 os.close(descriptor)

@@ -60,3 +60,8 @@ def test_the_explanation_names_the_file_and_a_missing_one_is_a_warning(load, tmp
     assert 'its encryption-key-file %s does not exist' % (tmp_path / 'a.key') in said
     (tmp_path / 'a.key').write_text('')
     assert lint.missing_stores(configuration) == []
+
+
+def test_an_encrypted_disk_has_no_journal_in_the_clear(load):
+    assert 'journal' in complaint(load, LUN % (0, 0, 'a.key') + 'atomic-writes = yes\n')
+    assert load(LUN % (0, 0, 'a.key') + 'atomic-writes = no\n')

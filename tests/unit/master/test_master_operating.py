@@ -2,6 +2,7 @@
 
 import errno
 import os
+from types import SimpleNamespace
 
 import pytest
 from master_fakes import TARGET, FakeWorker, StillLoop, nexus
@@ -290,6 +291,17 @@ def test_what_failed_does_not_go_on_by_itself(house):
     later = House(house.path)
     assert later.eraser.sent == [] and later.unit.shared.medium == 'sanitize-failed'
     later.loop.close()
+
+
+def test_it_waits_until_nothing_on_the_medium_is_half_done(house):
+    """What an atomic write left half done would else be put back upon what was sanitized."""
+    left = [house.unit]
+    house.units.atomic = SimpleNamespace(is_repairing=lambda unit: unit in left)
+    house.ask(OVERWRITE)
+    assert house.eraser.of('operate') == [] and house.operating.waiting == 1
+    left.clear()
+    house.operating.hand_out()
+    assert len(house.eraser.of('operate')) == 1
 
 
 def test_it_waits_for_a_spare(house):

@@ -312,8 +312,8 @@ def test_more_units_than_fit_one_message_follow(house):
     worker.session = type('S', (), {'nexus': nexus('many')})
     dicts, descriptors = house.serve(worker)
     house.loop.settle()
-    assert len(dicts) == len(descriptors) == 200
-    assert [len(m['add']) for m in worker.of('units')] == [200, 50]
+    assert len(dicts) == len(descriptors) == 120
+    assert [len(m['add']) for m in worker.of('units')] == [120, 120, 90]
     assert all(m['add'][0]['descriptor'] == 0 for m in worker.of('units'))
 
 

@@ -83,11 +83,31 @@ class MemoryStore(object):
     @contextlib.contextmanager
     def exclusive(self, offset, length):
         self.calls.append(('exclusive', offset, length))
-        yield
+        yield self
         self.calls.append(('shared', offset, length))
+
+    @contextlib.contextmanager
+    def held(self, offset, length, alone):
+        yield self
+
+    @contextlib.contextmanager
+    def atomically(self, offset, length):
+        self.calls.append(('atomically', offset, length))
+        yield Whole(self)
+        self.calls.append(('over', offset, length))
 
     def verbs(self):
         return [call[0] for call in self.calls]
+
+
+class Whole(object):
+    """What atomically() gives."""
+
+    def __init__(self, store):
+        self.store = store
+
+    def write(self, offset, data):
+        self.store.write(offset, data, True)
 
 
 def make_unit(store=None, blocks=BLOCKS, nexus=NEXUS, medium='ready', attention=False, **facts):

@@ -81,7 +81,7 @@ def test_orwrite_ors():
 def test_write_atomic_is_one_write_within_its_limit():
     unit = make_unit(maximum_atomic_length=8 * 512)
     do(unit, cdb_16(0x9C, 2, 8), b'a' * 4096)
-    assert unit.store.calls == [('exclusive', 1024, 4096), ('write', 1024, 4096, True), ('shared', 1024, 4096)]
+    assert unit.store.calls == [('atomically', 1024, 4096), ('write', 1024, 4096, True), ('over', 1024, 4096)]
     assert error_of(unit, cdb_16(0x9C, 0, 9), bytes(9 * 512)).field == (12, None, True)
     assert sense_of(unit, cdb_16(0x9C, BLOCKS, 1), bytes(512)) == (5, 0x21, 0)
     assert do(unit, cdb_16(0x9C, 0, 0)) is None
@@ -89,18 +89,20 @@ def test_write_atomic_is_one_write_within_its_limit():
     assert sense_of(make_unit(), cdb_16(0x9C, 0, 1), bytes(512)) == (5, 0x20, 0)
 
 
-@pytest.mark.parametrize('cdb, size', [(caw(0, 1), 1024), (cdb_16(0x8B, 0, 1), 512), (cdb_16(0x9C, 0, 1), 512)])
-def test_aborted_while_waiting_for_the_lock_writes_nothing(cdb, size):
+@pytest.mark.parametrize('cdb, size, verb, verbs', [
+    (caw(0, 1), 1024, 'exclusive', ['exclusive', 'shared']), (cdb_16(0x8B, 0, 1), 512, 'exclusive', ['exclusive', 'shared']),
+    (cdb_16(0x9C, 0, 1), 512, 'atomically', ['atomically', 'over'])])
+def test_aborted_while_waiting_for_the_lock_writes_nothing(cdb, size, verb, verbs):
     unit = make_unit(maximum_atomic_length=4096)
     task = make_task(unit, cdb, bytes(size))
     unit.admit(task)
     task.data_out = bytes(size)
     assert task.run(task) is WOULD_BLOCK
-    original = unit.store.exclusive
+    original = getattr(unit.store, verb)
 
     def wait(offset, length):
         task.aborted = True
         return original(offset, length)
-    unit.store.exclusive = wait
+    setattr(unit.store, verb, wait)
     task.run_blocking(task)
-    assert unit.store.verbs() == ['exclusive', 'shared']
+    assert unit.store.verbs() == verbs

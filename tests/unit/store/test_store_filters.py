@@ -52,6 +52,8 @@ ALL = ['read', 'write', 'flush', 'unmap', 'write_zeroes', 'extents']
     ('error read+write every=100 after=7 count=2 probability=0.5 seed=3',
      [['error', {'verbs': ['read', 'write'], 'every': 100, 'after': 7, 'count': 2, 'probability': 0.5, 'seed': 3}]]),
     ('error unmap offset=4096 errno=5', [['error', {'verbs': ['unmap'], 'offset': [4096, 4097], 'errno': 'EIO'}]]),
+    ('tear', [['tear', {}]]),
+    ('tear piece=64K pause=5ms offset=1M..', [['tear', {'piece': 65536, 'pause': 0.005, 'offset': [MIB, None]}]]),
     ('Error ALL offset=..64k', [['error', {'verbs': ALL, 'offset': [0, 65536]}]]),
     ('error write, delay 2ms , trace to=/x/y',
      [['error', {'verbs': ['write']}], ['delay', {'verbs': dict.fromkeys(ALL, 0.002)}], ['trace', {'to': '/x/y'}]]),
@@ -64,7 +66,7 @@ def test_the_setting(text, parsed):
 
 @pytest.mark.parametrize('text, words', [
     ('eror write', ['"eror"', 'did you mean "error"']),
-    ('compress', ['"compress"', 'delay error readonly trace']),
+    ('compress', ['"compress"', 'delay error readonly tear trace']),
     ('error wirte', ['"wirte"', 'did you mean "write"']),
     ('error errnoo=EIO', ['"errnoo"', 'did you mean "errno"']),
     ('error errno=EWHAT', ['errno', '"EWHAT"']),
@@ -78,6 +80,8 @@ def test_the_setting(text, parsed):
     ('delay soon', ['"soon"']),
     ('delay read=10m', ['read', '"10m"']),
     ('delay 1s cached=maybe', ['cached', '"maybe"']),
+    ('tear 4K', ['"4K"']),
+    ('tear piece=100', ['piece', '"100"']),
     ('readonly now', ['"now"']),
     ('readonly at=noon', ['"at"']),
     ('trace to=/x twice', ['"twice"']),
@@ -236,6 +240,18 @@ def test_filters_are_met_from_the_right(medium, naps):
 
 
 # -- trace -------------------------------------------------------------------------------------------------------------
+
+def test_tear_writes_in_pieces_with_pauses_between_them(medium):
+    seen, naps = [], []
+    lower = on(medium, 'trace')
+    lower._sink = lambda record: seen.append((record.offset, record.length, record.durable))
+    top = filters.Tear(lower, piece=4096, pause=0.5, offset=[0, 65536], sleep=naps.append)
+    assert top.inline_write_limit == 0
+    top.write(512, b'x' * 10000, True)
+    top.write(65536, b'y' * 10000, False)
+    assert seen == [(512, 4096, True), (4608, 4096, True), (8704, 1808, True), (65536, 10000, False)]
+    assert naps == [0.5, 0.5] and bytes(medium.read(512, 10000)) == b'x' * 10000
+
 
 def test_trace_tells_every_verb(medium):
     seen = []
