@@ -220,6 +220,25 @@ def test_a_wrong_key_another_block_size_and_a_lost_setting_are_refused(encrypted
     assert read(ready(encrypted.start()), 0, 1) == text(512)
 
 
+def test_a_reload_encrypts_an_empty_disk_and_takes_encryption_off_none_that_is_used(daemon, ready):
+    daemon.target(luns={0: ['backing-store = %s' % path_of(daemon, 'disk.img'), 'size = 24M']})
+    daemon.start()
+    configure(daemon)
+    daemon.reload('Keep a copy of that file')
+    session = ready(daemon)
+    write(session, 0, text(4096)).good()
+    assert TEXT not in image(daemon)
+    daemon.target(luns={0: ['backing-store = %s' % path_of(daemon, 'disk.img'), 'size = 24M']})
+    daemon.reload('is encrypted, and no encryption-key-file is written')
+    assert 'nothing was changed' in daemon.log and read(session, 0, 8) == text(4096)
+    session.logout()
+    os.rename(path_of(daemon, 'disk.key'), path_of(daemon, 'moved.key'))
+    configure(daemon)
+    daemon.text.targets[TARGET][1][0][2] = 'encryption-key-file = %s' % path_of(daemon, 'moved.key')
+    daemon.reload('reload: change lun 0')
+    assert read(ready(daemon), 0, 8) == text(4096) and not os.path.exists(path_of(daemon, 'disk.key'))
+
+
 def test_what_cannot_be_is_refused_by_the_check_of_the_configuration(daemon):
     lines = ['encryption-key-file = %s' % path_of(daemon, 'disk.key'), 'size = 1M']
     daemon.target(luns={0: ['type = ram'] + lines, 1: ['backing-store = a.img'] + lines, 2: ['backing-store = b.img'] + lines})
