@@ -69,7 +69,8 @@ def key_of(daemon):
 def refused(daemon, expression):
     """The target is not served, the log says why; the end of the daemon is in order."""
     daemon.start()
-    daemon.logged(expression)
+    daemon.logged(r'targetd\[%d\] error: .*%s' % (daemon.process.pid, expression))
+    daemon.logged(r'serving .*\(process %d\)' % daemon.process.pid)
     assert daemon.stop() == 0
 
 
