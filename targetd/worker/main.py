@@ -183,6 +183,7 @@ class Worker(object):
         self._end_tasks(lambda unit: unit in gone, close_and_acknowledge, None)
 
     def _logout(self, message, descriptors):
+        self.members.give_up()           # a connection that is or gets lost cannot be asked: its tasks wait for no other
         for connection in list(self.connections):
             connection.requests.ask_for_logout(int(message['seconds']))
 

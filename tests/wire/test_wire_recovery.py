@@ -379,3 +379,16 @@ def test_a_rejected_snack_does_no_harm(login):
     with pytest.raises(Rejected):
         session.ping()
     session.ping()
+
+
+@pytest.mark.clause('RFC 7143 7.2.2')
+def test_a_stop_waits_for_nobody_who_cannot_be_asked(daemon):
+    """The only connection is lost and its tasks wait for a reassignment: there is nobody to ask for a logout."""
+    daemon.text.server['stop-timeout'] = '60'
+    daemon.target(lines=['initiator-address = ALL', 'ErrorRecoveryLevel = 2'])
+    daemon.start()
+    session = Session(daemon.address, isid=ISID)
+    session.login(TARGET, keys={'ErrorRecoveryLevel': '2', 'DefaultTime2Retain': '60'})
+    assert session.value('ErrorRecoveryLevel') == '2'
+    session.wire.close()
+    assert daemon.stop() == 0
