@@ -17,8 +17,8 @@ def why_not():
     try:
         Xts(bytes(range(KEY_BYTES))).encrypted(0, bytes(512), 512)
     except ImportError:
-        return ('the Python package "cryptography" is missing; install it: pip install "targetd[encryption]", or Debian\'s '
-                'python3-cryptography')
+        return ('the Python package "cryptography" is missing; install it where targetd is: pip install cryptography, or '
+                'Debian\'s python3-cryptography')
     except Exception as e:       # whatever an old or broken library does here, the answer is the same
         return 'the Python package "cryptography" has no AES-256-XTS (%s: %s); install a newer one' % (type(e).__name__, e)
     return ''
