@@ -12,7 +12,7 @@ import in_memory
 import pytest
 from initiator import Session, pattern
 from pdus import (Closed, DATA_IN, DATA_OUT, FINAL, NO_TAG, R2T, REJECT, SCSI_COMMAND, SCSI_RESPONSE, Chap, Wire, pack_bhs,
-                  require)
+                  read_10, require)
 
 TARGET = 'iqn.2026-11.com.example:recorded'
 BLOCKS = 2048                            # of the 32768 that the unit has
@@ -88,7 +88,7 @@ class Initiator(Session):
 
     def read_command(self):
         lba, blocks = self.place()
-        return struct.pack('>BBIBHB', 0x28, 0, lba, 0, blocks, 0), blocks * 512, lba * 512
+        return read_10(lba, blocks), blocks * 512, lba * 512
 
     def read_and_compare(self):
         cdb, length, offset = self.read_command()
@@ -126,7 +126,7 @@ def test_many_commands_at_once(configuration, seed):
     for _ in range(3):
         session.hold_r2t = True
         writes = [session.submit(cdb, out=data) for cdb, data in (session.write_command() for _ in range(6))]
-        reads = [session.submit(struct.pack('>BBIBHB', 0x28, 0, BLOCKS, 0, 64, 0), read=len(still)) for _ in range(6)]
+        reads = [session.submit(read_10(BLOCKS, 64), read=len(still)) for _ in range(6)]
         for command in reads:
             assert session.wait(command).good().data == still
         session.dice.shuffle(writes)

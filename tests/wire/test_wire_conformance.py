@@ -8,7 +8,8 @@ import pytest
 from daemon import TARGET, watched
 from initiator import Chap, LoginFailed, Session, pattern
 from pdus import (FINAL, IMMEDIATE, LOGOUT, NOP_IN, NOP_OUT, NO_TAG, R2T, REJECT, SCSI_COMMAND, SCSI_RESPONSE, TASK_MANAGEMENT,
-                  TASK_MANAGEMENT_RESPONSE, TEXT, TEXT_RESPONSE, decode_binary, pack_bhs, pack_text, unpack_text)
+                  TASK_MANAGEMENT_RESPONSE, TEXT, TEXT_RESPONSE, decode_binary, pack_bhs, pack_text, read_10,
+                  unpack_text, write_10)
 
 pytestmark = pytest.mark.wire
 
@@ -25,10 +26,6 @@ def world(tmp_path_factory):
         daemon.target(OTHER)
         daemon.target(SECRET, ['initiator-address = ALL', 'incominguser = erp secret-of-12-to-16'])
         yield daemon.start()
-
-
-def read_10(lba, blocks):
-    return struct.pack('>BBIBHB', 0x28, 0, lba, 0, blocks, 0)
 
 
 # -- login -----------------------------------------------------------------------------------------------------------------
@@ -219,7 +216,7 @@ def test_r2ts_of_a_write_are_numbered_and_data_begins_at_0_for_each(world, ready
     session = ready(world, keys={'ImmediateData': 'No', 'MaxBurstLength': '8192', 'FirstBurstLength': '8192'})
     data = pattern(2, 32768)
     session.hold_r2t = True
-    command = session.submit(struct.pack('>BBIBHB', 0x2A, 0, 0, 0, 64, 0), out=data)
+    command = session.submit(write_10(0, 64), out=data)
     for number in range(4):
         r2t = session.until(R2T, command.itt)
         assert (r2t.word36, r2t.word40, r2t.word44) == (number, number * 8192, 8192)
