@@ -304,6 +304,7 @@ class SharedOutbox(Outbox):
     when nothing can be sent any more; begin(task): starts a read that was put off."""
 
     __slots__ = ('failed', 'begin', '_numbering', '_guard', '_reading', '_put_off')
+    room_bytes = ROOM_BYTES
 
     def __init__(self, sock, session, stat_sn, crc32c, values, numbering):
         super(SharedOutbox, self).__init__(sock, session, stat_sn, crc32c, values)
@@ -418,8 +419,9 @@ class SharedOutbox(Outbox):
         self.begin_put_off()
 
     def begin_put_off(self):
-        """Begin the tasks that were put off, as far as there is room. Any thread."""
-        while self._put_off:
+        """Begin the tasks that were put off, as far as there is room. Once the connection is over nothing is begun: its tasks
+        end, or go on elsewhere (take_back). Any thread."""
+        while self._put_off and self._socket is not _Nowhere:
             with self._guard:
                 if not self._put_off or not self._has_room(self._put_off[0][0].edtl):
                     return
@@ -441,7 +443,7 @@ class SharedOutbox(Outbox):
 
     def _has_room(self, count):
         used = self._reading + self._waiting()
-        return not used or used + count <= ROOM_BYTES
+        return not used or used + count <= self.room_bytes
 
 
 def _without(buffers, sent):

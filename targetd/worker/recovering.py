@@ -49,6 +49,7 @@ class RecoveringOutbox(SharedOutbox):
     """Keeps what it sends. allot_ttt: for the tags of DataACKs."""
 
     __slots__ = ('_kept', '_keeping', '_bytes', 'luns')
+    room_bytes = KEPT_BYTES // 2         # what was read ahead and could not be sent is kept when the connection is lost
 
     def __init__(self, *arguments):
         super(RecoveringOutbox, self).__init__(*arguments)

@@ -271,6 +271,21 @@ def test_a_running_read_goes_on_on_a_new_connection(login):
 
 
 @pytest.mark.clause('RFC 7143 7.2.2')
+def test_reads_that_nobody_took_go_on_on_a_new_connection(login):
+    """Far more than is kept for a lost connection: what was not read yet is read when it is asked for again."""
+    old = login(2, MaxBurstLength='1048576', DefaultTime2Retain='60')
+    old.write(0, pattern(12, 4 << 20))
+    new = login(2, like=old, cid=2)
+    commands = [old.submit(read_10(0, 8192), read=4 << 20) for _ in range(40)]
+    new.cmd_sn = old.cmd_sn
+    new.ping()                                    # they have arrived, for this was not their turn before
+    old.close()
+    for command in commands:
+        assert reassign(new, command) == 0
+        assert new.wait(command).good().data == pattern(12, 4 << 20)
+
+
+@pytest.mark.clause('RFC 7143 7.2.2')
 def test_a_read_whose_answer_was_lost_is_answered_again(login):
     old = login(2, MaxRecvDataSegmentLength='4096')
     data = pattern(6, 16384)
