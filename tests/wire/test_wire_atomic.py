@@ -10,6 +10,7 @@ import pytest
 
 from daemon import TARGET, eventually
 from initiator import LoginFailed
+from test_wire_reach import OTHER, copy, naa_of
 pytestmark = pytest.mark.wire
 
 ONE, TWO, THREE = 'iqn.2026-11.test:one', 'iqn.2026-11.test:two', 'iqn.2026-11.test:three'
@@ -155,6 +156,23 @@ def test_compare_and_write_undoes_plain_writes_where_nobody_locks(daemon, ready)
 def test_compare_and_write_is_atomic_against_plain_writes(daemon, ready):
     serve(daemon, 'atomic-writes = yes', 'filter = delay read=1ms write=10ms')
     assert lost_writes(daemon, ready) == []
+
+
+def test_a_copy_out_of_a_disk_of_another_target_takes_old_or_new(daemon, sessions, ready):
+    """EXTENDED COPY: the worker that copies is no session of that target, and locks all the same."""
+    daemon.target(TARGET)
+    daemon.target(OTHER, luns={3: ['backing-store = %s' % daemon.image('other.img'), 'atomic-writes = yes', TEAR % '2ms']})
+    daemon.start()
+    copier, writer = ready(daemon, name=ONE), ready(daemon, OTHER, name=TWO, lun=3)
+    names = naa_of(writer, 3), naa_of(copier, 0)
+    found = set()
+    for number in range(1, 9):
+        write = writer.submit(cdb(0x9C, 0, BLOCKS), lun=3, out=bytes([number]) * LENGTH)
+        for _ in range(4):
+            assert copy(copier, *names, blocks=BLOCKS, to=0).status == 0
+            found.add(bytes(copier.read(0, BLOCKS)))
+        writer.wait(write).good()
+    assert len(found) > 1 and all(len(set(each)) == 1 for each in found)
 
 
 # -- deaths --------------------------------------------------------------------------------------------------------------
