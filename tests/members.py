@@ -18,6 +18,7 @@ class Member(Session):
 
     def __init__(self, address, cid, numbering, **more):
         self.numbering = numbering
+        self.first = None                # the connection whose session it joined
         super(Member, self).__init__(address, cid=cid, **more)
 
     @property
@@ -40,8 +41,13 @@ class Member(Session):
         self.itt += 1
         return self.cid << 16 | self.itt
 
+    def value(self, key):
+        value = super(Member, self).value(key)
+        return self.first.value(key) if value == 'Irrelevant' else value
+
     def join(self, first, target, **keys):
         """Log in as a further connection of the session that `first` has, or as one in place of its own. Returns self."""
+        self.first = first
         self.keys.update((key, first.keys[key]) for key in SESSION_KEYS if key in first.keys)
         return self.login(target, tsih=first.tsih, security=False, keys=dict(dict.fromkeys(SESSION_KEYS), **keys))
 

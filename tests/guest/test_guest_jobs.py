@@ -20,6 +20,7 @@ SECONDS = 900
 
 @pytest.mark.skipif(not os.access(RUNNER, os.X_OK), reason='no guest here: GUEST_RUNNER names no program')
 @pytest.mark.parametrize('job', JOBS)
+@pytest.mark.clause('RFC 7143 4.2.6', 'RFC 7143 6.3.5', 'RFC 7143 7.14', 'RFC 7143 11.19', 'RFC 7143 12.1.3', 'RFC 7143 13.1')
 def test_guest_job(job, tmp_path):
     directory = str(tmp_path / job)
     shutil.copytree(os.path.join(HERE, job), directory)

@@ -18,7 +18,8 @@ ISID = bytes.fromhex('80abcdef0077')
 @pytest.fixture(scope='module')
 def several(tmp_path_factory):
     with watched(tmp_path_factory.mktemp('mcs')) as daemon:
-        lines = ['initiator-address = ALL', 'MaxConnections = 4', 'InitialR2T = Yes']
+        lines = ['initiator-address = ALL', 'MaxConnections = 4', 'InitialR2T = Yes', 'HeaderDigest = None, CRC32C',
+                 'DataDigest = None, CRC32C']
         daemon.target(lines=lines)
         path = daemon.image('slow.img')
         daemon.target(SLOW, lines, {0: ['backing-store = %s' % path, 'filter = delay read=700ms']})
@@ -63,6 +64,38 @@ def test_what_one_connection_writes_the_others_read(members):
         for connection in connections:
             assert connection.read(number * 8, 8) == pattern(number, 4096)
     assert len({connection.tsih for connection in connections}) == 1
+
+
+@pytest.mark.clause('RFC 7143 13.1', 'RFC 7143 13.12')
+def test_each_connection_has_digests_and_segments_of_its_own(members):
+    one, = members(1)
+    two = members.more(one, 2, HeaderDigest='CRC32C', DataDigest='CRC32C', MaxRecvDataSegmentLength='512')
+    three = members.more(one, 3, HeaderDigest='CRC32C')
+    two.write(0, pattern(20, 8192))
+    for connection, segments in ((one, 1), (two, 16), (three, 1)):
+        command = connection.submit(read_10(0, 16), read=8192)
+        assert connection.wait(command).good().data == pattern(20, 8192)
+        assert len(command.data_in) == segments
+
+
+@pytest.mark.clause('RFC 7143 13')
+def test_keys_of_the_session_are_not_negotiated_again(members):
+    one, = members(1)
+    two = members.more(one, 2, MaxBurstLength='8192', InitialR2T='No', ErrorRecoveryLevel='2', MaxConnections='1')
+    assert {two.keys[key] for key in ('MaxBurstLength', 'InitialR2T', 'ErrorRecoveryLevel', 'MaxConnections')} == {'Irrelevant'}
+    three = members.more(one, 3)
+    three.write(0, pattern(21, 65536))
+    assert one.read(0, 128) == pattern(21, 65536)
+
+
+@pytest.mark.clause('RFC 7143 4.2.2.2')
+def test_status_numbers_are_each_connections_own(members):
+    one, two = members(2)
+    before = two.exp_stat_sn
+    for _ in range(10):
+        one.ping()
+    two.ping()
+    assert two.exp_stat_sn == before + 1 and two.exp_cmd_sn == one.exp_cmd_sn + 1
 
 
 @pytest.mark.clause('RFC 7143 13.2')
