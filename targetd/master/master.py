@@ -100,6 +100,7 @@ class Master(object):
 
         Raises PortalError, TargetdError; then nothing is open."""
         try:
+            self._heed_signals()         # before anybody can see that we serve: what comes now is obeyed once we do
             self.workers.credentials = credentials(self.configuration.server.user)
             self.exports.start(self.configuration)
             self.control.open(self.configuration.server.control_socket)
@@ -108,6 +109,8 @@ class Master(object):
         except BaseException:
             self.close()
             raise
+
+    def _heed_signals(self):
         self.loop.on_signal(signal.SIGCHLD, self._reap)
         self.loop.on_signal(signal.SIGTERM, lambda: self.stop.begin('SIGTERM'))
         self.loop.on_signal(signal.SIGINT, lambda: self.stop.begin('SIGINT'))

@@ -147,6 +147,7 @@ class Operations(object):
 
     def _over(self, unit, failed):
         operation = unit.shared.operation
+        failed = failed or self._kept(unit)
         if failed:
             log.error('unit %s: %s FAILED: %s. Its data can be anything', unit.id, _named(operation), failed)
         else:
@@ -155,6 +156,16 @@ class Operations(object):
         result = decisions.operation_result(unit.shared, operation, failed)
         for done in self._askers.pop(unit, ()):
             done(result)
+
+
+    def _kept(self, unit):
+        """Keep that the operation is over, before anybody may write again: else the next start would go on with it, over what
+        was written. Gives why that cannot be, or ''."""
+        try:
+            self.units.save(unit, decisions.operation_over(unit.shared, '').shared)
+        except OSError as e:
+            return 'its end cannot be kept in %s: %s' % (self.units.state.path, e.strerror)
+        return ''
 
 
 def _use(unit, digits):

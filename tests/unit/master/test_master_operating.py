@@ -330,6 +330,25 @@ def test_a_full_state_directory_does_not_stop_the_work(house):
     assert house.one.of('change')[-1]['progress'] == 0x8000 and house.eraser.killed is None
 
 
+@pytest.mark.parametrize('message', [OVERWRITE, FORMAT])
+def test_an_end_that_cannot_be_kept_is_a_failure(house, message):
+    """The next start would go on with what state-dir says is under way, over what was written since."""
+    house.ask(message)
+    save = house.units.state.save
+
+    def full(key, state):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+    house.units.state.save = full
+    house.tell(tell='operated', failed='')
+    assert house.unit.shared.medium == message['kind'] + '-failed' and house.answer()[0] == sam.CHECK_CONDITION
+    house.units.state.save = save
+    house.one.sent.clear()
+    house.workers.spares.append(house.eraser)
+    house.ask(message)                   # there is room again: the initiator has it done once more
+    house.tell(tell='operated', failed='')
+    assert house.unit.shared.medium == 'ready' and house.answer() == (sam.GOOD, None)
+
+
 def test_a_unit_that_is_exported_no_more_takes_its_process_along(house):
     house.ask(OVERWRITE)
     house.units.remove(house.unit)
