@@ -369,7 +369,10 @@ def _reset(shared, nexus, message, _known_ports):
 
 
 def _clear_task_set(shared, nexus):
-    """CLEAR TASK SET (SAM-5 7.6): everybody's tasks end; who is not told by TASK ABORTED gets a unit attention."""
+    """CLEAR TASK SET (RFC 7143 11.5.1, SAM-5): the tasks of the task set end. That is the nexus's own; where TST says that all
+    have one, everybody's, and who is not told by TASK ABORTED gets a unit attention."""
+    if modes.has_separate_task_sets(shared.modes):
+        return Decision(shared, aborts=(who(nexus),))
     attentions = []
     if not is_task_aborted_status(shared.modes):
         attentions = [(Others(who(nexus)),) + attention.COMMANDS_CLEARED_BY_ANOTHER_INITIATOR]

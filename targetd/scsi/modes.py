@@ -49,6 +49,7 @@ LBPERE = 0x80                    # READ-WRITE ERROR RECOVERY byte 3: thresholds 
 WCE = 0x04                       # CACHING byte 2
 D_SENSE = 0x04                   # CONTROL byte 2
 SWP = 0x08                       # CONTROL byte 4
+TST, SEPARATE_TASK_SETS = 0xE0, 0x20      # CONTROL byte 2
 TAS = 0x40                       # CONTROL byte 5
 IALUAE = 0x01                    # CONTROL EXTENSION byte 4
 SCSIP = 0x02                     # SET TIMESTAMP goes before the host's clock
@@ -83,8 +84,8 @@ def _defaults(facts, write_cache):
         # AWRE, ARRE: who keeps the medium moves bad blocks
         '01-00': {2: 0xC0, 3: LBPERE if facts.threshold_exponent else 0},
         '08-00': {2: WCE if write_cache else 0, 4: 0xFF, 5: 0xFF, 8: 0xFF, 9: 0xFF, 10: 0xFF, 11: 0xFF},
-        # GLTSD; QUEUE ALGORITHM MODIFIER 1: commands run side by side; BUSY TIMEOUT PERIOD 5 s
-        '0a-00': {2: 0x02 | (D_SENSE if facts.descriptor_sense else 0), 3: 0x10, 9: 50},
+        # TST, GLTSD; QUEUE ALGORITHM MODIFIER 1: commands run side by side; BUSY TIMEOUT PERIOD 5 s
+        '0a-00': {2: SEPARATE_TASK_SETS | 0x02 | (D_SENSE if facts.descriptor_sense else 0), 3: 0x10, 9: 50},
         '0a-01': {4: TCMOS | SCSIP | (IALUAE if facts.implicit_alua else 0)},
         '1c-00': {2: 0x08},                                         # DEXCPT: no exceptions are reported
         '1c-02': dict(enumerate(THRESHOLD.pack(ARM_DECREASING | (ENABLED if facts.threshold_count else 0), AVAILABLE,
@@ -193,6 +194,11 @@ def apply(state, arguments):
 def reset(state):
     """The state after a reset: current values are the saved ones (SPC-4 5.10)."""
     return state if state['current'] == state['saved'] else dict(state, current=state['saved'])
+
+
+def has_separate_task_sets(state):
+    """TST: has each nexus a task set of its own, or (a page that the configuration gives) all of them one?"""
+    return bytes.fromhex(state['current']['0a-00'])[2] & TST == SEPARATE_TASK_SETS
 
 
 Parameters = namedtuple('Parameters', 'wce d_sense swp tas')

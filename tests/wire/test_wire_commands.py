@@ -264,6 +264,20 @@ def test_aborts(served, ready, function):
     assert session.read(300, 16) == pattern(1, 8192)
 
 
+@pytest.mark.clause('RFC 7143 11.5.1')
+def test_clearing_a_task_set_is_no_others_business(served, ready):
+    """The task set is the nexus's own: TST of the Control mode page says so."""
+    one, two = ready(served), ready(served, keys={'ImmediateData': 'No'}, name='iqn.2026-11.test:two')
+    page = one.run(bytes([0x1A, 0x08, 0x0A, 0, 255, 0]), read=255).good().data
+    assert page[4] & 0x3F == 0x0A and page[6] >> 5 == 1
+    command = held_write(two)
+    assert one.manage(CLEAR_TASK_SET) == 0
+    two.hold_r2t = False
+    two.answer_r2t(command)
+    two.wait(command).good()
+    two.run(TEST_UNIT_READY).good()
+
+
 @pytest.mark.clause('RFC 7143 11.5', 'RFC 7143 11.6')
 def test_abort_of_a_task_that_is_not_there(shared, ready):
     session = ready(shared)

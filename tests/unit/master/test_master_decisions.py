@@ -176,7 +176,16 @@ def test_a_reset_leaves_persistent_reservations(shared):
     assert decision.shared.reservations == registered.reservations
 
 
-def test_clear_task_set_with_and_without_task_aborted_status(shared):
+def test_clear_task_set_ends_the_own_task_set_only(shared):
+    decision = decide(shared, ONE, {'ask': 'reset', 'function': 'clear-task-set'}, [])
+    assert decision.abort_of(ONE, True) == {'initiator_port': None, 'own_too': True, 'tas': False}
+    assert decision.abort_of(TWO, False) is None and decision.attentions_of(TWO) == []
+
+
+def test_clear_task_set_of_a_task_set_for_all_with_and_without_task_aborted_status(shared):
+    pages = dict(shared.modes['current'])
+    pages['0a-00'] = '0a0a0210000000000032' + '0000'                # TST 000b, by mode-page in the configuration
+    shared = shared._replace(modes=dict(shared.modes, current=pages))
     plain = decide(shared, ONE, {'ask': 'reset', 'function': 'clear-task-set'}, [])
     assert plain.attentions_of(TWO) == [[0x2F, 0x00]] and plain.abort_of(TWO, False)['tas'] is False
     pages = dict(shared.modes['current'])

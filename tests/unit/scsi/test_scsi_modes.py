@@ -177,7 +177,7 @@ def test_descriptor_sense_is_as_configured():
 
 def test_the_control_page_is_one_that_libiscsi_accepts():
     page = only_page(modes.initial(PLAIN), 0x0A)
-    assert page[2] >> 5 == 0, 'one task set for all nexuses'
+    assert page[2] >> 5 == 1, 'a task set for each nexus'
     assert page[3] >> 4 == 1 and page[3] >> 1 & 3 == 0
     assert page[4] >> 4 & 3 == 0 and page[5] & 7 == 0
     assert struct.unpack_from('>H', page, 8)[0] > 0
