@@ -93,7 +93,7 @@ def serve(path, foreground, only_test):
         return complain('%d complaint%s; nothing was started' % (count, '' if count == 1 else 's'), EXIT_CONFIG)
     if only_test:
         say(explain.explained(configuration))
-        for warning in lint.warnings(configuration) + lint.missing_stores(configuration):
+        for warning in lint.warnings(configuration) + lint.missing_stores(configuration) + lint.contents(configuration):
             sys.stderr.write('targetd: warning: %s\n' % str(warning))
         return EXIT_OK
     for warning in lint.warnings(configuration):

@@ -102,6 +102,10 @@ TABLE = (
              'After a write or a flush failed in a way that may have lost data, a logical unit answers every command with an '
              'error until this is said, so that nobody takes it for whole. Check its content first.',
              arguments=[Argument('unit', 'text', True, 'the first column of show units, or TARGET/LUN')]),
+    _command('accept', 'take another disk for the one that a LUN had',
+             'A LUN whose backing-store names another disk than when it was served last (or a file that is gone and would be '
+             'made anew) is not served until this is said: the name may have changed its meaning, as /dev/sdb can at a boot.',
+             arguments=[Argument('unit', 'text', True, 'TARGET/LUN')]),
     _command('alua', 'give a portal group of a target another state',
              'The state is optimized, nonoptimized, standby, unavailable, offline or transitioning. Initiators are told at '
              'once, and multipath software moves to the best paths that are left. The state holds, over restarts too, until '
@@ -111,10 +115,10 @@ TABLE = (
                         Argument('state', 'text', True, 'the state'),
                         Argument('lun', 'number', False, 'only for this logical unit')]),
     _command('disks', 'list the disks of this host and who uses them',
-             'What may stand in a backing-store: the disks, how they name themselves, and who uses them on this host. Needs no '
-             'running server.',
+             'What may stand in a backing-store: the disks, how they name themselves, what is on them (for root) and who uses '
+             'them on this host. Needs no running server.',
              columns=_columns(('path', 'PATH'), ('size', 'SIZE', 'bytes'), ('model', 'MODEL'), ('transport', 'ON'),
-                              ('backing_store', 'BACKING-STORE'), ('used_by', 'USED-BY')),
+                              ('backing_store', 'BACKING-STORE'), ('contents', 'CONTENT'), ('used_by', 'USED-BY')),
              empty='this host has no disk', local=True),
 )
 

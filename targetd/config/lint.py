@@ -1,7 +1,8 @@
 """What is allowed and probably not meant: warnings, which stop nothing.
 
 May import base, config and host. `warnings(configuration)` looks at the configuration and at the rights of its files,
-`missing_stores(configuration)` at the disks of this host too (for `targetd -t`).
+`missing_stores(configuration)` and `contents(configuration)` at the disks of this host too (for `targetd -t`), without reading
+them: that could wait.
 """
 
 import os
@@ -10,7 +11,7 @@ import stat
 
 from targetd.config import access, kinds
 from targetd.errors import Complaint, StoreError
-from targetd.host import disks
+from targetd.host import claims, disks, roots, signatures
 
 SHORTEST_SECRET, LONGEST_SECRET = 12, 16     # what the Windows initiator takes without IPsec, in bytes
 UNSTABLE = re.compile('/dev/(sd[a-z]+|hd[a-z]|vd[a-z]+|xvd[a-z]+|nvme[0-9]+n[0-9]+|mmcblk[0-9]+)p?[0-9]*$')
@@ -120,3 +121,28 @@ def missing_stores(configuration):
                 found.append(_warning(configuration, ('lun', target.name, number), '%s does not exist' % path,
                                       'write size = 10G or like it to have a sparse file created'))
     return found
+
+
+def contents(configuration):
+    """[Complaint] of LUNs on disks that this host counts on, or takes into use by itself; as far as that is noted elsewhere."""
+    found = []
+    for target in configuration.targets.values():
+        for number, lun in target.luns.items():
+            name = None if lun.readonly or lun.allow_in_use else _kernel_name(lun)
+            if name is None:
+                continue
+            path, place = roots.ROOTS.node(name), ('lun', target.name, number)
+            found += [_warning(configuration, place, sentence, 'it is refused as long as allow-in-use is not written')
+                      for sentence in claims.claims(path, [], None)]
+            found += [_warning(configuration, place, 'there is %s' % noted, 'if an initiator made that, keep this host from '
+                               'using it (global_filter in lvm.conf, AUTO -all in mdadm.conf); if this host did, take another')
+                      for noted in signatures.layers_noted_by_udev(name)]
+    return found
+
+
+def _kernel_name(lun):
+    """Of the block device that is served, or None."""
+    try:
+        return roots.kernel_name(disks.resolve(lun.backing_store)) if lun.backing_store else None
+    except StoreError:
+        return None

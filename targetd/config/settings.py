@@ -62,7 +62,8 @@ SERVER = (
     _server('control-socket', kinds.Path(), '/var/run/targetd.sock', NEEDS_RESTART,
             'Socket on which targetctl reaches targetd; only root and the owner may use it.'),
     _server('state-dir', kinds.Path(), '/var/lib/targetd', NEEDS_RESTART,
-            'Directory for what must outlast a restart: persistent reservations, saved mode pages, journals of atomic writes.'),
+            'Directory for what must outlast a restart: persistent reservations, saved mode pages, journals of atomic writes, '
+            'which disk was which LUN.'),
     _server('log', kinds.LogPlace(), 'syslog', LIVE,
             'Where messages go: syslog, stderr or an absolute path.',
             'In the foreground (-f) syslog means stderr. SIGUSR1 opens a log file anew after it was rotated.',
@@ -192,7 +193,8 @@ LUN = (
          'Also by-id:NAME (by-path:, by-uuid:, by-label:, by-partuuid:, by-partlabel:), model:NAME and size:SIZE, joined by + '
          'where one alone does not tell; part:2 added to them is a partition. In a target, backing-store = A, B is short for '
          'lun 0 and lun 1. Paths like /dev/sdb can mean another disk after a '
-         'boot; /dev/disk/by-id, serial: and wwn: do not.', '/dev/disk/by-id/ata-WDC_1', shared=False),
+         'boot (which targetd then refuses to serve, see "targetctl accept"); /dev/disk/by-id, serial: and wwn: do not.',
+         '/dev/disk/by-id/ata-WDC_1', shared=False),
     _lun('direct-store', kinds.StorePath(), '', NEEDS_LOGOUT,
          'Like backing-store, but vendor, product, revision and serial number are the disk\'s own.',
          example='serial:WD-WCC4E1', shared=False),
@@ -264,7 +266,8 @@ LUN = (
          'Copy for initiators that ask for it (EXTENDED COPY; tokens, that is ODX): the data does not travel twice.',
          'no: the commands are refused, the disk does not say that it has them, and other units do not copy from or to it.'),
     _lun('allow-in-use', kinds.Flag(), False, NEEDS_LOGOUT,
-         'Serve a disk although this host seems to use it (mounted, part of a RAID or volume group).',
+         'Serve a disk although this host seems to use it (mounted, part of a RAID or volume group) or counts on it (fstab, '
+         'mdadm.conf, notes of LVM and ZFS).',
          'Two users of one disk that do not know of each other destroy its data.'),
     _lun('filter', kinds.Filters(), (), NEEDS_LOGOUT,
          'Tests only: delay or fail accesses, refuse writes, or write accesses to the log.',

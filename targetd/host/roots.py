@@ -1,4 +1,4 @@
-"""Where the kernel shows this machine: /sys, /dev, /proc and /run, and how a path becomes a block device's kernel name.
+"""Where this machine is seen: /sys, /dev, /proc, /run and /etc, and how a path becomes a block device's kernel name.
 
 May import base. Every function of host/ takes `roots`, so that a test can show it another machine; nothing is cached, since
 disks come and go. A kernel name is what stands in /sys/class/block ('sdb', 'sdb1', 'md0', 'dm-3', 'cciss!c0d0').
@@ -10,13 +10,14 @@ import stat
 
 
 class Roots(object):
-    """The four directories, and the two questions that only a device node answers."""
+    """The five directories, and the two questions that only a device node answers."""
 
-    def __init__(self, sys='/sys', dev='/dev', proc='/proc', run='/run'):
+    def __init__(self, sys='/sys', dev='/dev', proc='/proc', run='/run', etc='/etc'):
         self.sys = sys
         self.dev = dev
         self.proc = proc
         self.run = run
+        self.etc = etc
 
     def device_number(self, path):
         """'major:minor' of the block device at `path`, or None if there is none or it is something else."""

@@ -10,6 +10,8 @@ import struct
 import uuid
 from collections import namedtuple
 
+from targetd.host.roots import ROOTS, partitions, udev_properties
+
 KIB, MIB = 1 << 10, 1 << 20
 SECTOR = 512
 MAXIMUM_PARTITIONS = 128
@@ -45,6 +47,11 @@ MARKS = (
     ('Windows dynamic disk', 'client', 6 * SECTOR, b'PRIVHEAD'),
     ('ISO 9660', 'either', 32 * KIB + 1, b'CD001'),
 )
+
+
+#: Beginnings of `what`, and udev's words, for what a host assembles or uses as soon as it sees it.
+LAYERS = ('LVM', 'member of a Linux RAID', 'ZFS', 'bcache', 'Ceph', 'swap', 'image of a suspended host')
+UDEV_LAYERS = ('LVM2_member', 'linux_raid_member', 'zfs_member', 'bcache', 'ceph_bluestore', 'swap', 'swsuspend')
 
 
 def read_at(stretch, offset, length):
@@ -238,10 +245,25 @@ def one_line(signature):
     return text + (' in partition %d' % signature.partition if signature.partition else '')
 
 
-def warnings(path, signatures):
-    """Plain sentences about what on `path` belongs to this host; [] if there is nothing but a client's data."""
-    mine = [one_line(signature) for signature in signatures if signature.owner == 'host']
-    if not mine:
-        return []
-    return ['%s holds %s, which this host itself could mount or assemble: make sure that it never does while the disk is '
-            'exported (a global_filter in lvm.conf, no line in fstab)' % (path, ', '.join(mine))]
+def layers(signatures):
+    """Those of the signatures that a host takes into use by itself, without being told to mount them."""
+    return [signature for signature in signatures if signature.what.startswith(LAYERS)]
+
+
+def layers_noted_by_udev(name, roots=ROOTS):
+    """['/dev/sdb1: LVM2_member']: the same of a block device and its partitions, without a look at the disk."""
+    found = []
+    for each in [name] + partitions(name, roots):
+        kind = udev_properties(each, roots).get('ID_FS_TYPE', '')
+        if kind in UDEV_LAYERS:
+            found.append('%s: %s' % (roots.node(each), kind))
+    return found
+
+
+def on_device(path):
+    """recognise() on the block device at a path. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        return recognise(descriptor, os.lseek(descriptor, 0, os.SEEK_END))
+    finally:
+        os.close(descriptor)

@@ -60,7 +60,7 @@ class Control(object):
                                % (path, e.strerror or e))
         listener.setblocking(False)
         self._listener, self.path = listener, path
-        self.master.loop.watch(listener, READ, self._accept)
+        self.master.loop.watch(listener, READ, self._arrived)
 
     @staticmethod
     def _remove_stale(path):
@@ -95,7 +95,7 @@ class Control(object):
             except OSError:
                 pass
 
-    def _accept(self, _events):
+    def _arrived(self, _events):
         try:
             sock, _ = self._listener.accept()
         except OSError:
@@ -311,6 +311,22 @@ class Control(object):
         if not self.master.exports.recover(found):
             raise TargetdError('unit %s has not failed' % found.id)
         return commands.reply_message('unit %s is used again' % found.id)
+
+    def _accept(self, unit):
+        target_name, number = named_lun(unit)
+        if not self.master.exports.accept(target_name, number):
+            raise TargetdError('nothing is known of lun %d of %s: whatever is found for it is taken' % (number, target_name))
+        log.warning('whatever is found for lun %d of %s is taken for it, said the administrator', number, target_name)
+        return commands.reply_message('whatever is found for lun %d of %s is taken for it; targetctl show units tells whether '
+                                      'it is served' % (number, target_name))
+
+
+def named_lun(text):
+    """('iqn…', 0) of 'iqn…/0'. Raises TargetdError."""
+    target_name, _, number = text.lower().rpartition('/')
+    if not (target_name and number.isdigit()):
+        raise TargetdError('%s is no TARGET/LUN, such as iqn.2026-11.com.example:erp/0' % text)
+    return target_name, int(number)
 
 
 def alua_rows(unit):

@@ -16,6 +16,7 @@ from targetd import log
 from targetd.errors import StoreError, TargetdError
 from targetd.host import identity
 from targetd.master import decisions, keys
+from targetd.master.known_media import KnownMedia
 from targetd.master.media import grow
 from targetd.master.opening import Batch
 from targetd.master.units import FAILED, READY, Unit
@@ -44,6 +45,7 @@ class Exports(object):
         self.units = units
         self.errands = errands
         self.process = os.getpid()
+        self.known = KnownMedia(os.path.join(units.state.path, 'media.json'))
         self.late = {}                   # (target name, number) -> Late
         self.server = None
         self._generations = {}
@@ -58,6 +60,8 @@ class Exports(object):
         server = configuration.server
         self.server = server.server_id or identity.server_id(server.state_dir)
         wanted = [(target, lun) for target in configuration.targets.values() for lun in target.luns.values()]
+        self.known.load()
+        self.known.keep_only((target.name, lun.number) for target, lun in wanted)
         self.open_all(wanted, lambda outcomes: self._started(wanted, outcomes))
         self.errands.wait()
         self._look_at_space()
@@ -66,12 +70,31 @@ class Exports(object):
         for target, lun in wanted:
             outcome = outcomes[target.name, lun.number]
             if isinstance(outcome, Unit):
-                self.units.add(outcome)
+                self._add(outcome)
                 continue
             self.late[target.name, lun.number] = Late(target, lun, str(outcome))
             log.error('lun %d of %s is not served, and the target refuses logins until it is: %s; looking again every %d '
                       'seconds', lun.number, target.name, outcome, RETRY_SECONDS)
+        self.known.save()
         self._retry_later()
+
+    def add(self, unit):
+        """Serve it, and remember what it is."""
+        self._add(unit)
+        self.known.save()
+
+    def _add(self, unit):
+        self.units.add(unit)
+        if unit.found['seen'] is not None and self.known.note(unit.target_name, unit.lun.number, unit.found['seen']):
+            _say_new(unit)
+
+    def accept(self, target_name, number):
+        """Whatever is found for this LUN next is right, says the administrator. False if nothing is known of it."""
+        if not self.known.forget(target_name, number):
+            return False
+        self.known.save()
+        self.look_again()
+        return True
 
     def close(self):
         """Look for late media no more."""
@@ -85,8 +108,14 @@ class Exports(object):
                          if late.target_name == target_name)
 
     def forget_late(self, target_name, number):
-        """The configuration wants it no more."""
+        """It is not waited for any more."""
         self.late.pop((target_name, number), None)
+
+    def forget(self, target_name, number):
+        """The configuration has no such LUN any more."""
+        self.forget_late(target_name, number)
+        self.known.forget(target_name, number)
+        self.known.save()
 
     def _retry_later(self):
         if self._timer is None and self.late and not self._is_looking:
@@ -113,7 +142,7 @@ class Exports(object):
             if isinstance(outcome, Unit) and is_wanted:
                 del self.late[key]
                 log.info('lun %d of %s is there now: %s', late.lun.number, late.target_name, late.lun.backing_store)
-                self.units.add(outcome)
+                self.add(outcome)
                 self.tell_new(outcome)
             elif isinstance(outcome, Unit):
                 self.units.release(outcome)
@@ -156,8 +185,9 @@ class Exports(object):
         if words['taken_back']:
             log.warning('%s: %d atomic writes that were under way when targetd died were taken back', store.path,
                         words['taken_back'])
+        found = {word: words[word] for word in ('seen', 'contents', 'layers')}
         unit = Unit(self._new_id(target.name, lun.number), key, target.name, lun, store, facts,
-                    shared._replace(key_check=words['key_check']), medium)
+                    shared._replace(key_check=words['key_check']), medium, found)
         unit.is_unsaved = words['key_check'] != shared.key_check
         return unit
 
@@ -264,6 +294,18 @@ def require_agreement(lun, store, others):
         if other.store.key == store.key and other.lun.atomic_writes != lun.atomic_writes:
             raise StoreError('%s is lun %d of %s too, with another atomic-writes; write the same for both'
                              % (store.path, other.lun.number, other.target_name))
+
+
+def _say_new(unit):
+    """What an administrator wants to have read when a disk is served for the first time."""
+    if unit.store.kind != 'block':
+        return
+    log.info('unit %s: %s is served for the first time; on it is %s', unit.id, unit.found['seen']['shown'],
+             ', '.join(unit.found['contents']) or 'nothing that is known')
+    if unit.found['layers']:
+        log.warning('unit %s: %s holds %s. If an initiator made that, keep this host from using it (a global_filter in '
+                    'lvm.conf, AUTO -all in mdadm.conf); if this host did, it is about to be destroyed', unit.id,
+                    unit.store.path, ', '.join(unit.found['layers']))
 
 
 def space_of(store):

@@ -7,8 +7,8 @@ touches no state of the master's; what it returns is JSON-able, with the descrip
 import os
 
 from targetd.errors import StoreError, TargetdError
-from targetd.host import disks, identity, in_use
-from targetd.master import journals, keys
+from targetd.host import claims, disks, identity, in_use, signatures
+from targetd.master import journals, keys, known_media
 from targetd.scsi.facts import DEFAULTS
 from targetd.store import open_store
 
@@ -16,17 +16,20 @@ THRESHOLD_SET = 1 << 20          # bytes
 PRODUCT_REVISION = '0001'
 
 
-def open_medium(target, lun, held, server, state, master):
+def open_medium(target, lun, held, server, state, master, known):
     """(words, descriptors): the store that the LUN wants, with what encrypts it, its facts and the key of its state; or what
     failed. What a server that died left half done on the medium is put right first (journals).
 
     held: OpenedStores of the master's; server: what identities are made of; state: persistent.StateDirectory;
-    master: the process that serves.
+    master: the process that serves; known: what was seen at this LUN before (known_media).
     """
     try:
         path = disks.resolve(lun.backing_store) if lun.backing_store else None
         held = _without_others(path, held)
+        if path is not None:
+            known_media.require_known(target, lun, path, known)
         store = _open_store(lun, path, held, master)
+        found = _recognised(lun, store)
         data_key = identity.stable_key(path) if path else ''
         key = '%s\0%s' % (target.name, data_key or '%s:%d' % (lun.type, lun.number))
         left = journals.path_of(state.path, data_key)
@@ -39,7 +42,9 @@ def open_medium(target, lun, held, server, state, master):
     except (ValueError, OSError, TargetdError) as e:
         return {'failed': '%s: %s' % (lun.backing_store or lun.type, e)}, ()
     return {'store': store.description(), 'medium': store.key, 'key': key, 'key_check': check, 'facts': facts, 'journal': left,
-            'taken_back': taken_back}, store.owned()
+            'taken_back': taken_back, 'seen': path and known_media.seen(lun, path),
+            'contents': [signatures.one_line(each) for each in found],
+            'layers': [signatures.one_line(each) for each in signatures.layers(found)]}, store.owned()
 
 
 def _without_others(path, held):
@@ -66,6 +71,25 @@ def _open_store(lun, path, held, master):
     if grows and lun.size:
         grow(store, lun.size)
     return store
+
+
+def _recognised(lun, store):
+    """What is on a disk that will be written. Raises StoreError if it belongs to this host."""
+    if not _is_disk(store) or store.read_only:
+        return []
+    descriptor = os.open(store.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        found = signatures.recognise(descriptor, store.size, store.block_size)
+        reasons = [] if lun.allow_in_use else claims.claims(store.path, found, descriptor)
+    finally:
+        os.close(descriptor)
+    if reasons:
+        raise StoreError('%s. To export it all the same write allow-in-use = yes' % '. '.join(reasons))
+    return found
+
+
+def _is_disk(store):
+    return store.kind == 'block'
 
 
 def _identity(lun, path, key, server):

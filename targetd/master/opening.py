@@ -40,14 +40,15 @@ class Batch(object):
     def _open(self, target, lun):
         key = (target.name, lun.number)
         if not lun.backing_store:        # memory, or nothing
-            words, descriptors = media.open_medium(target, lun, (), self.exports.server, self.exports.units.state, None)
+            words, descriptors = media.open_medium(target, lun, (), self.exports.server, self.exports.units.state, None, None)
             self._take(target, lun, words, list(descriptors), False)
         elif self.errands.is_stuck(key):
             self._outcome(key, StoreError('%s: the last attempt to open it has no answer yet; %s' % (lun.backing_store, HANGS)))
         else:
             held = self.held()
             kept = [descriptor for store in held for descriptor in store.owned()]
-            arguments = (target, lun, held, self.exports.server, self.exports.units.state, self.exports.process)
+            arguments = (target, lun, held, self.exports.server, self.exports.units.state, self.exports.process,
+                         self.exports.known.get(*key))
             self.errands.send(key, lambda: media.open_medium(*arguments), lambda answer: self._answered(target, lun, answer),
                               kept)
 

@@ -1,4 +1,4 @@
-"""State that outlasts a restart: one small JSON file per logical unit under state-dir.
+"""State that outlasts a restart: small JSON files under state-dir, one per logical unit.
 
 Invariant: a file holds a whole old or a whole new state at every moment, power failures included: the new one is written
 beside it, synced, renamed over it, and the directory synced, before `save` returns. A file that cannot be read is never
@@ -48,24 +48,10 @@ class StateDirectory(object):
     def save(self, key, state):
         """Put this dict on stable storage; an empty one removes the file. Raises OSError, and then the old state stands."""
         path = self.file_of(key)
-        directory = os.path.dirname(path)
         if not state:
             self._remove(path)
             return
-        os.makedirs(directory, 0o700, exist_ok=True)
-        text = json.dumps({'version': VERSION, 'unit': key, 'state': state}, indent=1, sort_keys=True)
-        fresh = path + '.new'
-        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        try:
-            with os.fdopen(descriptor, 'w', encoding='utf-8') as f:
-                f.write(text)
-                f.flush()
-                os.fsync(f.fileno())
-            os.rename(fresh, path)
-        except BaseException:
-            os.unlink(fresh)
-            raise
-        sync_directory(directory)
+        write_durably(path, json.dumps({'version': VERSION, 'unit': key, 'state': state}, indent=1, sort_keys=True))
 
     def _remove(self, path):
         try:
@@ -75,6 +61,23 @@ class StateDirectory(object):
                 raise
             return
         sync_directory(os.path.dirname(path))
+
+
+def write_durably(path, text):
+    """Replace a file, whole or not at all; its directory is made. Raises OSError."""
+    directory, fresh = os.path.dirname(path), path + '.new'
+    os.makedirs(directory, 0o700, exist_ok=True)
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(descriptor, 'w', encoding='utf-8') as f:
+            f.write(text)
+            f.flush()
+            os.fsync(f.fileno())
+        os.rename(fresh, path)
+    except BaseException:
+        os.unlink(fresh)
+        raise
+    sync_directory(directory)
 
 
 def boot_id():

@@ -194,12 +194,12 @@ class Reload(object):
 
     def _add_target(self, step, prepared):
         for number in step.target.luns:
-            self.master.units.add(prepared.units[step.target.name, number])
+            self.master.exports.add(prepared.units[step.target.name, number])
 
     def _remove_target(self, step, prepared):
         name = step.target.name
         for number in step.target.luns:
-            self.master.exports.forget_late(name, number)
+            self.master.exports.forget(name, number)
         swaps = [(unit, None) for unit in self.master.units.of_target(name).values()]
         self._swap_after_logout(name, swaps, 'target %s is removed' % name)
 
@@ -216,12 +216,12 @@ class Reload(object):
 
     def _add_lun(self, step, prepared):
         unit = prepared.units[step.target_name, step.lun.number]
-        self.master.units.add(unit)
+        self.master.exports.add(unit)
         workers = [s.worker for s in self.master.sessions.of_target(step.target_name)]
         self.master.units.order_units(workers, add=[unit], attentions=[attention.LUNS_CHANGED])
 
     def _remove_lun(self, step, prepared):
-        self.master.exports.forget_late(step.target_name, step.lun.number)
+        self.master.exports.forget(step.target_name, step.lun.number)
         unit = self.master.units.of_target(step.target_name).get(step.lun.number)
         if unit is None:
             return
@@ -281,7 +281,7 @@ class Reload(object):
                 if new is not None:
                     if old is not None and old.key == new.key:
                         exports.succeed(old, new)
-                    self.master.units.add(new)
+                    self.master.exports.add(new)
         if self._again and not self.changing and not self._is_opening:
             self._again = False
             self.master.loop.call_later(0, self.on_signal)

@@ -40,7 +40,7 @@ class Unit(object):
     (Nexus, how often)} whose copies reach it (visits); watched: see rods; atomic: atomic.Medium or None;
     slots: {worker, or (message id, worker) of a replaced store: journal.Slot} in it."""
 
-    def __init__(self, unit_id, key, target_name, lun, store, facts, shared, atomic=None):
+    def __init__(self, unit_id, key, target_name, lun, store, facts, shared, atomic=None, found=None):
         self.id = unit_id
         self.key = key
         self.target_name = target_name
@@ -50,6 +50,7 @@ class Unit(object):
         self.shared = shared
         self.atomic = atomic
         self.slots = {}
+        self.found = found               # seen, contents, layers: see media.open_medium
         self.workers = {}
         self.guests = {}
         self.watched = []

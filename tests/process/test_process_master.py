@@ -296,3 +296,58 @@ def test_a_stop_says_which_disk_does_not_answer_and_ends(stage, dead, monkeypatc
     stage.until(lambda: stage.master.stop.stage == 'done')
     report = '\n'.join(stage.master.stop.report)
     assert '%s/0 could NOT be flushed: there was no answer' % DISK in report and '%s/0 is flushed' % OTHER in report
+
+
+# -- disks that are not what they were ---------------------------------------------------------------------------------------
+
+def test_a_file_that_is_gone_is_not_made_anew_until_that_is_accepted(stage, capfd):
+    path = os.path.join(stage.directory, 'disk.img')
+    lun = {0: ['backing-store = %s' % path, 'size = 1M']}
+    stage.start(body(stage, (DISK, OPEN, lun)))
+    stage.close()
+    os.rename(path, path + '.elsewhere')
+    stage.start(body(stage, (DISK, OPEN, lun)))
+    assert 'is its file system mounted?' in capfd.readouterr().err
+    assert stage.connect().login(DISK)[0] == (3, 1) and not os.path.exists(path)
+    os.rename(path + '.elsewhere', path)                     # it was not
+    stage.leap(10)
+    stage.login(DISK)
+    stage.close()
+    os.unlink(path)
+    stage.start(body(stage, (DISK, OPEN, lun)))
+    stage.master.control.answer('accept', {'unit': DISK + '/0'})
+    stage.master.errands.wait()
+    stage.login(DISK)
+
+
+@pytest.mark.parametrize('unit, complaint', [(DISK, 'is no TARGET/LUN'), (DISK + '/7', 'nothing is known of lun 7')])
+def test_accepting_what_is_not_there(served, unit, complaint):
+    with pytest.raises(TargetdError) as caught:
+        served.master.control.answer('accept', {'unit': unit})
+    assert complaint in str(caught.value)
+
+
+def test_a_lun_that_was_taken_out_of_the_configuration_is_forgotten(stage):
+    path = os.path.join(stage.directory, 'disk.img')
+    both = {0: RAM[0], 1: ['backing-store = %s' % path, 'size = 1M']}
+    stage.start(body(stage, (DISK, OPEN, both)))
+    for luns in (RAM, both):
+        stage.write(body(stage, (DISK, OPEN, luns)))
+        stage.master.reload.run()
+        if luns is RAM:
+            os.unlink(path)
+    assert os.path.exists(path)
+
+
+def test_a_disk_that_this_host_counts_on_is_refused_with_the_reason(stage, monkeypatch, capfd):
+    one, two = os.path.join(stage.directory, 'one'), os.path.join(stage.directory, 'two')
+    for device in (one, two):
+        with open(device, 'wb') as f:
+            f.truncate(1 << 20)
+    monkeypatch.setattr(media, '_is_disk', lambda store: True)
+    monkeypatch.setattr(media.claims, 'claims', lambda path, found, descriptor: ['%s stands in /etc/fstab' % path])
+    stage.start(body(stage, (DISK, OPEN, {0: ['backing-store = %s' % one]}),
+                     (OTHER, OPEN, {0: ['backing-store = %s' % two, 'allow-in-use = yes']})))
+    assert 'stands in /etc/fstab. To export it all the same write allow-in-use = yes' in capfd.readouterr().err
+    assert stage.connect().login(DISK)[0] == (3, 1)
+    stage.login(OTHER)

@@ -77,3 +77,26 @@ def test_a_store_that_is_not_there(warnings):
     assert len(found) == 1 and 'main.conf:4: /srv/no-such.img' in found[0] and 'size = ' in found[0]
     found = warnings(GOOD.replace('/srv/x.img\nsize = 1M', 'serial:NO-SUCH'), look=True)
     assert len(found) == 1 and 'serial:NO-SUCH fits no disk' in found[0]
+
+
+@pytest.mark.parametrize('more, count', [('', 2), ('readonly = yes\n', 0), ('allow-in-use = yes\n', 0)])
+def test_a_disk_that_this_host_counts_on_or_would_use(tmp_path, monkeypatch, more, count):
+    monkeypatch.setattr(lint.roots, 'kernel_name', lambda path: 'sdb')
+    monkeypatch.setattr(lint.claims, 'claims', lambda path, found, descriptor: ['%s stands in /etc/fstab' % path])
+    monkeypatch.setattr(lint.signatures, 'layers_noted_by_udev', lambda name: ['/dev/%s: linux_raid_member' % name])
+    path = tmp_path / 'main.conf'
+    path.write_text(HEAD + 'initiator-address = 10.0.0.0/8\n[[lun 0]]\nbacking-store = %s\n%s' % (path, more))
+    path.chmod(0o600)
+    texts = [str(warning) for warning in lint.contents(loader.load(str(path)))]
+    assert len(texts) == count
+    if count:
+        assert 'main.conf:3' in texts[0] and '/dev/sdb stands in /etc/fstab' in texts[0]
+        assert 'linux_raid_member' in texts[1] and 'AUTO -all' in texts[1]
+
+
+def test_what_is_no_disk_is_not_looked_at(tmp_path):
+    path = tmp_path / 'main.conf'
+    path.write_text(HEAD + 'initiator-address = 10.0.0.0/8\n[[lun 0]]\nbacking-store = %s\n[[lun 1]]\ntype = ram\nsize = 1M\n'
+                    '[[lun 2]]\nbacking-store = serial:nobody has it\n' % path)
+    path.chmod(0o600)
+    assert lint.contents(loader.load(str(path))) == []

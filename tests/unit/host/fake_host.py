@@ -1,4 +1,4 @@
-"""A machine made of plain files: /sys, /dev, /proc and /run beneath one directory, with device nodes that are files."""
+"""A machine made of plain files: /sys, /dev, /proc, /run and /etc beneath one directory, with device nodes that are files."""
 
 import os
 
@@ -10,7 +10,7 @@ class FakeHost(Roots):
 
     def __init__(self, top):
         self.top = str(top)
-        super(FakeHost, self).__init__(*(os.path.join(self.top, name) for name in ('sys', 'dev', 'proc', 'run')))
+        super(FakeHost, self).__init__(*(os.path.join(self.top, name) for name in ('sys', 'dev', 'proc', 'run', 'etc')))
         for directory in (self.sys, self.dev, self.proc, self.run, self.block()):
             os.makedirs(directory)
         self.busy = set()

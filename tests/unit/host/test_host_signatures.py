@@ -6,6 +6,7 @@ import subprocess
 from shutil import which
 
 import pytest
+from fake_host import FakeHost
 
 from targetd.host import signatures
 
@@ -176,10 +177,25 @@ def test_a_disk_that_cannot_be_read_has_nothing(tmp_path):
         os.close(descriptor)
 
 
-def test_only_what_is_the_hosts_is_warned_about(image):
-    assert signatures.warnings('/dev/sdb', image(3, b'NTFS    ')) == []
-    (sentence,) = signatures.warnings('/dev/sdb', image(1024, ext(label=b'a\nb')))
-    assert sentence.startswith('/dev/sdb holds ext2 "a?b", which this host itself could mount')
+def test_what_a_host_takes_into_use_by_itself(image):
+    assert signatures.layers(image(3, b'NTFS    ')) == [] and signatures.layers(image(1024, ext())) == []
+    (found,) = signatures.layers(image(1024, ext(), 4086, b'SWAPSPACE2'))
+    assert signatures.one_line(found) == 'swap space'
+
+
+def test_a_label_with_line_breaks_stays_on_one_line(image):
+    (found,) = image(1024, ext(label=b'a\nb'))
+    assert signatures.one_line(found) == 'ext2 "a?b"'
+
+
+def test_udev_knows_without_a_look(tmp_path):
+    host = FakeHost(tmp_path)
+    host.disk('sdb')
+    host.partition('sdb', 1)
+    host.write('run/udev/data/b' + host.number('sdb1'), 'E:ID_FS_TYPE=LVM2_member\n')
+    assert signatures.layers_noted_by_udev('sdb', host) == [host.node('sdb1') + ': LVM2_member']
+    host.write('run/udev/data/b' + host.number('sdb1'), 'E:ID_FS_TYPE=ntfs\n')
+    assert signatures.layers_noted_by_udev('sdb', host) == []
 
 
 @pytest.mark.parametrize('program, what', [

@@ -1,0 +1,56 @@
+# In the guest: a disk whose every access waits (a suspended device). targetd starts, serves the other disk, is reloaded and stops
+# all the while; when the disk answers again, its target comes up by itself.
+set -e
+. /job/common.sh
+well=iqn.2026-11.com.example:well hanging=iqn.2026-11.com.example:hanging
+size=$(blockdev --getsz /dev/vdb)
+dmsetup create hanging --table "0 $size linear /dev/vdb 0"
+udevadm settle
+suspend() { dmsetup suspend --noflush --nolockfs hanging; }
+targetctl() { python3 -m targetd.admin.cli "$@"; }
+write() { # target, megabytes: through the initiator, to the disk's cache on the host
+    login $1
+    dd if=/dev/urandom of="$(iscsi_disk $1 0)" bs=1M count=$2 oflag=direct status=none
+    logout $1
+}
+
+say "start with a disk that hangs"
+suspend
+start_targetd /job/targetd.conf
+start_iscsid
+discover
+grep 'lun 0 of iqn.2026-11.com.example:hanging is not served.*no answer within 10 seconds' /tmp/targetd.log
+write $well 2
+
+say "the other disk goes on while the first is looked for again"
+for _ in 1 2 3; do time write $well 1; sleep 3; done 2>&1 | grep real
+
+say "a reload with a change"
+sed -i 's/^stop-timeout = 2/stop-timeout = 3/' /tmp/targetd.conf
+targetctl reload
+targetctl show units
+
+say "it answers again, and is served"
+dmsetup resume hanging
+for _ in $(seq 400); do grep -q 'lun 0 of iqn.2026-11.com.example:hanging is there now' /tmp/targetd.log && break; sleep 0.1; done
+write $hanging 4
+
+say "it hangs again, with data that is not on it yet: the stop says so, and ends"
+suspend
+begin=$(date +%s)
+kill -TERM "$(cat /run/targetd.pid)"
+for _ in $(seq 500); do grep -q ' stopped$' /tmp/targetd.log && break; sleep 0.1; done
+grep 'could NOT be flushed: there was no answer within 30 seconds' /tmp/targetd.log
+grep "unit $well/0 is flushed" /tmp/targetd.log
+echo "$(($(date +%s) - begin)) seconds"
+for _ in $(seq 100); do [ -e /run/targetd.pid ] || break; sleep 0.1; done
+[ ! -e /run/targetd.pid ]
+if grep -q Traceback /tmp/targetd.log; then exit 1; fi
+
+say "another targetd serves the other disk meanwhile"
+start_targetd /job/targetd.conf
+write $well 1
+dmsetup resume hanging
+for _ in $(seq 400); do grep -q 'lun 0 of iqn.2026-11.com.example:hanging is there now' /tmp/targetd.log && break; sleep 0.1; done
+write $hanging 1
+stop_targetd
