@@ -58,7 +58,7 @@ def crc32c(data):
 # -- PDUs ----------------------------------------------------------------------------------------------------------------
 
 def lun_field(lun):
-    """The 8-byte LUN field: peripheral addressing up to 255, flat space above (SAM-5 4.7)."""
+    """The 8-byte LUN field: peripheral addressing up to 255, flat space above (SAM-5)."""
     return struct.pack('>H6x', lun if lun < 256 else 0x4000 | lun)
 
 

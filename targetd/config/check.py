@@ -15,7 +15,7 @@ from targetd.config.words import Unusable, split
 from targetd.errors import Complaint
 from targetd.iscsi import names
 
-MAXIMUM_LUN = 16383              # flat space addressing, SAM-5 4.7.7
+MAXIMUM_LUN = 16383              # flat space addressing, SAM-5
 STORES = ('backing-store', 'direct-store')
 _LUN_ROWS = settings.of('lun')
 _SHARED = tuple(row for row in _LUN_ROWS if row.shared)
@@ -453,7 +453,7 @@ def _contradicting_numbers(lun):
         found.append(('lowest-aligned-block', 'lowest-aligned-block %d is beyond the first physical block' % (
             lun.lowest_aligned_block), 'write a number from 0 to %d' % (ratio - 1)))
     if lun.rotation_rate is not None and 1 < lun.rotation_rate < 1025 or lun.rotation_rate == 65535:
-        found.append(('rotation-rate', 'rotation-rate %d has no meaning (SBC-3 6.5.2)' % lun.rotation_rate,
+        found.append(('rotation-rate', 'rotation-rate %d has no meaning (SBC-3)' % lun.rotation_rate,
                       'write 0, 1 or a number from 1025 to 65534'))
     for setting in ('optimal-transfer-length', 'optimal-transfer-granularity'):
         value = getattr(lun, settings_field('lun', setting))

@@ -305,7 +305,7 @@ class Hex(Kind):
 
 
 class Naa(Hex):
-    """A NAA identifier (SPC-4 7.8.6.6): 16 digits for NAA 2, 3 or 5, 32 for NAA 6 -> str of lower-case digits."""
+    """A NAA identifier (SPC-4): 16 digits for NAA 2, 3 or 5, 32 for NAA 6 -> str of lower-case digits."""
 
     def __init__(self):
         super(Naa, self).__init__(16, 32)

@@ -48,7 +48,7 @@ def _printable(text):
 
 
 def _page_80(directory):
-    """The unit serial number of VPD page 80h (SPC-4 7.8.16), or ''."""
+    """The unit serial number of VPD page 80h (SPC-4), or ''."""
     page = read_bytes(directory, 'device', 'vpd_pg80')
     if not page or len(page) < 4:
         return ''
@@ -56,7 +56,7 @@ def _page_80(directory):
 
 
 def _page_83(directory):
-    """The best designator of VPD page 83h (SPC-4 7.8.6) that names the logical unit, as 'naa.…' or 'eui.…', or ''."""
+    """The best designator of VPD page 83h (SPC-4) that names the logical unit, as 'naa.…' or 'eui.…', or ''."""
     page = read_bytes(directory, 'device', 'vpd_pg83') or b''
     found = {}
     offset = 4
@@ -70,7 +70,7 @@ def _page_83(directory):
 
 
 def _ata_model(directory):
-    """The full model of an ATA disk from VPD page 89h (SAT-3 12.4.2): its INQUIRY data holds only 16 of the 40 characters."""
+    """The full model of an ATA disk from VPD page 89h (SAT-3): its INQUIRY data holds only 16 of the 40 characters."""
     page = read_bytes(directory, 'device', 'vpd_pg89')
     if not page or len(page) < 60 + 94:
         return ''

@@ -66,7 +66,7 @@ def _digest(server, key):
 
 
 def naa6(server, key):
-    """An NAA IEEE registered extended name (SPC-4 7.8.6.6.5) for this server's `key`: 32 hex digits.
+    """An NAA IEEE registered extended name (SPC-4) for this server's `key`: 32 hex digits.
 
     Type 6 and not the locally assigned type 3: Windows MPIO and clusters accept both, Linux multipath and old arrays' tools
     know type 6 only.
@@ -75,12 +75,12 @@ def naa6(server, key):
 
 
 def eui64(server, key):
-    """An EUI-64 (SPC-4 7.8.6.5.2) for this server's `key`: 16 hex digits."""
+    """An EUI-64 (SPC-4) for this server's `key`: 16 hex digits."""
     return COMPANY_ID + _digest(server, 'eui:' + key)[:10]
 
 
 def serial(server, key):
-    """A unit serial number (SPC-4 7.8.16) for this server's `key`: 16 hex digits in upper case."""
+    """A unit serial number (SPC-4) for this server's `key`: 16 hex digits in upper case."""
     return _digest(server, 'serial:' + key)[:16].upper()
 
 

@@ -67,7 +67,7 @@ class Decision(namedtuple('Decision', 'shared attentions aborts persist size beg
                 if owed == mine or isinstance(owed, Others) and owed.by != mine]
 
     def abort_of(self, nexus, is_asker):
-        """The `abort` for this nexus's worker, or None. TASK ABORTED status is for those that did not ask (SPC-4 7.5.8)."""
+        """The `abort` for this nexus's worker, or None. TASK ABORTED status is for those that did not ask (SPC-4)."""
         if self.aborts is not None and who(nexus) not in self.aborts:
             return None
         tas = bool(self.begins) or not is_asker and is_task_aborted_status(self.shared.modes)
@@ -171,7 +171,7 @@ def session_lost(shared, nexus):
 # -- mode parameters -------------------------------------------------------------------------------------------------
 
 def _mode_select(shared, nexus, message, _known_ports):
-    """MODE SELECT (SPC-4 6.10): the others are told, if a current value is another one now."""
+    """MODE SELECT (SPC-4 6.11, 6.12): the others are told, if a current value is another one now."""
     new = modes.apply(shared.modes, message)
     if new is shared.modes:
         return Refusal(sam.GOOD)
@@ -226,7 +226,7 @@ def access_configured(shared, configured):
 
 def space_counted(shared, available, used):
     """So many threshold sets are available to the medium, and so many it uses. A Decision, None if no threshold was crossed:
-    every nexus is told once when one is reached (SBC-3 4.7.3.8.3), and again after it was left."""
+    every nexus is told once when one is reached (SBC-3), and again after it was left."""
     counts = {modes.AVAILABLE: available, modes.USED: used}
     crossed = tuple(t.index for t in modes.thresholds(shared.modes) if t.resource in counts
                     and (counts[t.resource] >= t.count if t.increasing else counts[t.resource] <= t.count))
@@ -241,7 +241,7 @@ def space_counted(shared, available, used):
 # -- records ---------------------------------------------------------------------------------------------------------
 
 def _records(shared, nexus, message, _known_ports):
-    """SET IDENTIFYING INFORMATION, SET TIMESTAMP, LOG SELECT (SPC-4 6.43, 6.46, 6.5): the others are told."""
+    """SET IDENTIFYING INFORMATION, SET TIMESTAMP, LOG SELECT (SPC-4 6.43, 6.46, 6.7): the others are told."""
     new, owed = records.apply(shared.records, message['ask'], message)
     if new == shared.records:
         return Refusal(sam.GOOD)
@@ -293,7 +293,7 @@ def _start_stop(shared, nexus, message, _known_ports):
 
 
 def _prevent(shared, nexus, message, _known_ports):
-    """PREVENT ALLOW MEDIUM REMOVAL (SPC-4 6.17): each nexus prevents and allows for itself."""
+    """PREVENT ALLOW MEDIUM REMOVAL (SBC-3 5.10): each nexus prevents and allows for itself."""
     others = tuple(p for p in shared.prevented_by if p != who(nexus))
     prevented_by = others + (who(nexus),) if message.get('prevent') else others
     return Decision(shared._replace(prevented_by=prevented_by))
@@ -324,7 +324,7 @@ def _operate(shared, nexus, message, _known_ports):
     if shared.medium == FAILED:
         return refusal(shared, CheckCondition(HARDWARE_ERROR, 0x44, 0x00))
     if is_restricted(shared.operation) and (operation['kind'] == 'format' or operation['ause']):
-        return refusal(shared, invalid_field_in_cdb(1))          # SBC-3 4.11.4: only a sanitize as strict as the failed one
+        return refusal(shared, invalid_field_in_cdb(1))          # SBC-3: only a sanitize as strict as the failed one
     return Decision(shared._replace(medium=operations.medium(operation), operation=operation), aborts=None, persist=True,
                     begins='immediate' if message.get('immediate') else 'awaited')
 
@@ -335,7 +335,7 @@ def is_restricted(operation):
 
 
 def _exit_failure_mode(shared, nexus, message, _known_ports):
-    """SANITIZE, EXIT FAILURE MODE (SBC-3 5.24.2.5): GOOD where nothing has failed."""
+    """SANITIZE, EXIT FAILURE MODE (SBC-3 5.24): GOOD where nothing has failed."""
     if shared.medium != operations.FAILED['sanitize']:
         return Refusal(sam.GOOD)
     if is_restricted(shared.operation):
@@ -345,7 +345,7 @@ def _exit_failure_mode(shared, nexus, message, _known_ports):
 
 def operation_over(shared, failed):
     """A Decision: the operation has ended; failed: why, or ''. Of a format those who did not ask are told that the data are
-    others now. SBC-3 4.11 names no unit attention for a sanitize, and libiscsi's tests take one on a second session for a
+    others now. SBC-3 names no unit attention for a sanitize, and libiscsi's tests take one on a second session for a
     mistake; whoever asked meanwhile got 02/04/1B."""
     operation = dict(shared.operation, failed=failed) if failed else None
     by = tuple(shared.operation['by'])
@@ -380,8 +380,8 @@ def _clear_task_set(shared, nexus):
 
 
 def _logical_unit_reset(shared, nexus, code=attention.DEVICE_RESET):
-    """SAM-5 6.3.3: everybody's tasks end, SPC-2 reservations and prevented removals go, mode parameters are the saved ones.
-    Every nexus is told, the one that asked too."""
+    """LOGICAL UNIT RESET (SAM-5): everybody's tasks end, SPC-2 reservations and prevented removals go, mode parameters are
+    the saved ones. Every nexus is told, the one that asked too."""
     new = shared._replace(reservations=reservations.logical_unit_reset(shared.reservations), prevented_by=(),
                           modes=modes.reset(shared.modes))
     return Decision(new, [(Others(None),) + code], None)
@@ -392,7 +392,7 @@ def _target_reset(shared, nexus):
 
 
 def _nexus_reset(shared, nexus):
-    """I_T NEXUS RESET (SAM-5 7.5): what the loss of this nexus would do, but that it goes on and is told so."""
+    """I_T NEXUS RESET (SAM-5): what the loss of this nexus would do, but that it goes on and is told so."""
     return Decision((session_lost(shared, nexus) or Decision(shared)).shared, [(who(nexus),) + attention.NEXUS_LOSS])
 
 

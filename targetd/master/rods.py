@@ -1,4 +1,4 @@
-"""ROD tokens, which are the server's: made in one session, good in every other (SPC-4 5.17.6, SBC-3 4.24).
+"""ROD tokens, which are the server's: made in one session, good in every other (SPC-4, SBC-3).
 
 A token stands for byte ranges of a unit as long as nobody writes to them. Every worker that serves the unit knows the ranges
 (`watched`, told and acknowledged before the token is given out), and asks for its tokens to be revoked before it writes to

@@ -32,7 +32,7 @@ QUALIFIERS = {STANDBY: 0x0B, UNAVAILABLE: 0x0C, OFFLINE: 0x12, TRANSITIONING: 0x
 _ALWAYS = {(0x03, None), (0x12, None), (0xA0, None), (0xA3, 0x0A)}         # REQUEST SENSE, INQUIRY, REPORT LUNS, REPORT T P G
 _UNAVAILABLE = _ALWAYS | {(0xA4, 0x0A), (0x3B, None), (0x3C, None)}        # SET T P G, WRITE BUFFER, READ BUFFER
 _PERSISTENT_RESERVE = {(0x5E, action) for action in range(4)} | {(0x5F, action) for action in range(8)}
-#: What each state lets pass, as (opcode, service action): SPC-4 5.15.2.4. In standby READ CAPACITY is answered too, and what
+#: What each state lets pass, as (opcode, service action): SPC-4 5.15. In standby READ CAPACITY is answered too, and what
 #: the unit supports is told: Linux makes no disk of a path without a capacity.
 ALLOWED = {
     STANDBY: _UNAVAILABLE | _PERSISTENT_RESERVE | {
@@ -137,7 +137,7 @@ def report(access, ports, extended):
 
 
 def referrals(access, last_lba):
-    """REPORT REFERRALS data, SBC-3 5.15: one user data segment, all of the unit, with the state of each group."""
+    """REPORT REFERRALS data, SBC-3 5.23: one user data segment, all of the unit, with the state of each group."""
     states = sorted((int(tag), state) for tag, (state, _) in access['states'].items())
     groups = b''.join(SET.pack(state, tag) for tag, state in states)
     descriptor = SEGMENT.pack(len(access['states']), 0, last_lba) + groups

@@ -45,7 +45,7 @@ def run_compare_and_write(task):
 
 
 def orwrite(unit, task):
-    """ORWRITE(16), SBC-3 5.4.2: without EXPECTED ORWGENERATION, so the operation is always a logical or."""
+    """ORWRITE(16), SBC-3 5.5: without EXPECTED ORWGENERATION, so the operation is always a logical or."""
     flags, lba, blocks = extent(task.cdb)
     place(unit, task, lba, blocks, unit.maximum_blocks)
     expect_blocks(unit, task)
@@ -70,7 +70,7 @@ def run_orwrite(task):
 
 
 def write_atomic(unit, task):
-    """WRITE ATOMIC(16), SBC-4 5.51: offered only with a store that can write all or nothing (maximum_atomic_length). What it
+    """WRITE ATOMIC(16), SBC-4: offered only with a store that can write all or nothing (maximum_atomic_length). What it
     has written is durable, so FUA and the write cache change nothing."""
     cdb = task.cdb
     lba, blocks = int.from_bytes(cdb[2:10], 'big'), int.from_bytes(cdb[12:14], 'big')

@@ -1,4 +1,4 @@
-"""Unit attention conditions (SAM-5 5.14): the ones that have names here, and the queue of one nexus for one logical unit. Pure.
+"""Unit attention conditions (SAM-5): the ones that have names here, and the queue of one nexus for one logical unit. Pure.
 
 A worker keeps a Queue per logical unit and swaps its dispatch table only while the queue holds something (ARCHITECTURE D10).
 Invariants: a code stands in the queue at most once; a reset condition stands before all others and has swept away what it

@@ -1,4 +1,4 @@
-"""What stands where in a CDB: the layouts of the block commands, by group (SPC-4 4.2.5.1). Pure.
+"""What stands where in a CDB: the layouts of the block commands, by group (SPC-4). Pure.
 
 The first three bits of an operation code say how long the CDB is and, for the commands that name blocks, where LBA and
 length stand. Commands with a layout of their own read it themselves.

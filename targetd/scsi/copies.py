@@ -1,6 +1,6 @@
 """Third-party copies that this nexus started at a unit, and what is told of them: 84h, the RECEIVE COPY commands. Pure.
 
-A copy has a name, its LIST IDENTIFIER (8 bits with LID1, 32 with LID4 and tokens, SPC-4 5.17.4.2), which are two spaces. Its
+A copy has a name, its LIST IDENTIFIER (8 bits with LID1, 32 with LID4 and tokens, SPC-4), which are two spaces. Its
 record lasts until the name is used again, or until RECEIVE COPY STATUS(LID1) has told that all went well; a session that
 ends takes its records with it.
 """
@@ -18,8 +18,8 @@ MAXIMUM_DESCRIPTOR_LIST = 32 * (MAXIMUM_CSCDS + MAXIMUM_SEGMENTS)
 MAXIMUM_SEGMENT = 256 << 20
 MAXIMUM_COPIES = 255
 
-BLOCK_TO_BLOCK, VERIFY_CSCD, BLOCK_TO_BLOCK_OFFSET = 0x02, 0x07, 0x0A      # segment descriptors, SPC-4 6.4.6
-IDENTIFICATION_CSCD = 0xE4                                                # CSCD descriptor, SPC-4 6.4.5.4
+BLOCK_TO_BLOCK, VERIFY_CSCD, BLOCK_TO_BLOCK_OFFSET = 0x02, 0x07, 0x0A      # segment descriptors, SPC-4
+IDENTIFICATION_CSCD = 0xE4                                                # CSCD descriptor, SPC-4
 DESCRIPTOR_TYPES = (BLOCK_TO_BLOCK, VERIFY_CSCD, BLOCK_TO_BLOCK_OFFSET, IDENTIFICATION_CSCD)
 
 # The same of tokens. 256 MiB is the most that Windows asks for, 64 MiB what it asks for by itself.
@@ -140,7 +140,7 @@ def count_in_units(length):
 # -- LID1 ------------------------------------------------------------------------------------------------------------------
 
 def receive_status_lid1(unit, task):
-    """RECEIVE COPY STATUS(LID1), SPC-4 6.20."""
+    """RECEIVE COPY STATUS(LID1), SPC-4 6.25."""
     copy = unit.copies.find(True, task.cdb[2])
     state = {RUNNING: 0x00, DONE: 0x01}.get(copy.state, 0x02)
     code, count = count_in_units(copy.transferred)
@@ -150,7 +150,7 @@ def receive_status_lid1(unit, task):
 
 
 def receive_data_lid1(unit, task):
-    """RECEIVE COPY DATA(LID1), SPC-4 6.18: no segment that is offered here holds data, so there are none."""
+    """RECEIVE COPY DATA(LID1), SPC-4 6.21: no segment that is offered here holds data, so there are none."""
     copy = unit.copies.find(True, task.cdb[2])
     if copy.state == RUNNING:
         raise sense.invalid_field_in_cdb(2)
@@ -158,14 +158,14 @@ def receive_data_lid1(unit, task):
 
 
 def receive_operating_parameters(unit, task):
-    """RECEIVE COPY OPERATING PARAMETERS, SPC-4 6.21. SNLID: a copy may do without a list identifier."""
+    """RECEIVE COPY OPERATING PARAMETERS, SPC-4 6.23. SNLID: a copy may do without a list identifier."""
     data = struct.pack('>B3xHHIIIII2xHBBBB3xB', 0x01, MAXIMUM_CSCDS, MAXIMUM_SEGMENTS, MAXIMUM_DESCRIPTOR_LIST, MAXIMUM_SEGMENT,
                        0, 0, 0, MAXIMUM_COPIES, MAXIMUM_COPIES, 9, 0, 0, len(DESCRIPTOR_TYPES)) + bytes(DESCRIPTOR_TYPES)
     answer(task, struct.pack('>I', len(data)) + data, doubleword(task.cdb, 10))
 
 
 def receive_failure_details(unit, task):
-    """RECEIVE COPY FAILURE DETAILS(LID1), SPC-4 6.19: the sense data of a copy that failed; 0 bytes of one that did not."""
+    """RECEIVE COPY FAILURE DETAILS(LID1), SPC-4 6.22: the sense data of a copy that failed; 0 bytes of one that did not."""
     copy = unit.copies.find(True, task.cdb[2])
     if copy.state == RUNNING:
         raise sense.invalid_field_in_cdb(2)
@@ -178,7 +178,7 @@ def receive_failure_details(unit, task):
 # -- LID4 ------------------------------------------------------------------------------------------------------------------
 
 def _status(copy, in_blocks, following=b''):
-    """Parameter data of 84/05 and 84/07, SPC-4 6.22: 32 bytes, the sense data, `following`."""
+    """Parameter data of 84/05 and 84/07, SPC-4 6.24, 6.28: 32 bytes, the sense data, `following`."""
     if in_blocks:
         units, count = IN_BLOCKS, copy.transferred // copy.block_size
     else:
@@ -191,19 +191,19 @@ def _status(copy, in_blocks, following=b''):
 
 
 def receive_status_lid4(unit, task):
-    """RECEIVE COPY STATUS(LID4), SPC-4 6.22."""
+    """RECEIVE COPY STATUS(LID4), SPC-4 6.24."""
     copy = unit.copies.find(False, doubleword(task.cdb, 2))
     answer(task, _status(copy, False), doubleword(task.cdb, 10))
 
 
 def receive_data_lid4(unit, task):
-    """RECEIVE COPY DATA(LID4), SPC-4 6.17: the status, and held data, which there are none of."""
+    """RECEIVE COPY DATA(LID4), SPC-4 6.20: the status, and held data, which there are none of."""
     copy = unit.copies.find(False, doubleword(task.cdb, 2))
     answer(task, _status(copy, False, bytes(4)), doubleword(task.cdb, 10))
 
 
 def receive_token_information(unit, task):
-    """RECEIVE ROD TOKEN INFORMATION, SPC-4 6.23, SBC-3 5.17: counts in blocks; the token once POPULATE TOKEN is done."""
+    """RECEIVE ROD TOKEN INFORMATION, SPC-4 6.28, SBC-3 5.22: counts in blocks; the token once POPULATE TOKEN is done."""
     copy = unit.copies.find(False, doubleword(task.cdb, 2))
     tokens = struct.pack('>I', 0)
     if copy.token is not None:

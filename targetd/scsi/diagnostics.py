@@ -1,4 +1,4 @@
-"""SEND DIAGNOSTIC and RECEIVE DIAGNOSTIC RESULTS (SPC-4 6.42, 6.30): self-tests, and the one diagnostic page. Pure.
+"""SEND DIAGNOSTIC and RECEIVE DIAGNOSTIC RESULTS (SPC-4 6.42, 6.27): self-tests, and the one diagnostic page. Pure.
 
 A short self-test reads the ends of the medium and its middle, an extended one all of it. The results stand in log page 10h for
 every nexus; a background test goes on in one of the unit's own threads (unit.start) after the command has ended.
@@ -141,7 +141,7 @@ def _note(unit, code, result, address=None, failure=(0, 0, 0)):
 # -- pages -----------------------------------------------------------------------------------------------------------------
 
 def _run_page(task):
-    """Only page 00h, supported diagnostic pages (SPC-4 7.2.2), is known, and it has no content."""
+    """Only page 00h, supported diagnostic pages (SPC-4), is known, and it has no content."""
     data = parameter_list(task, task.length)
     if len(data) < 4:
         raise sense.parameter_list_length_error()
@@ -153,7 +153,7 @@ def _run_page(task):
 
 
 def receive_diagnostic_results(unit, task):
-    """RECEIVE DIAGNOSTIC RESULTS, SPC-4 6.30: the list of the one page there is."""
+    """RECEIVE DIAGNOSTIC RESULTS, SPC-4 6.27: the list of the one page there is."""
     if task.cdb[2]:
         raise sense.invalid_field_in_cdb(2)
     answer(task, b'\0\0\0\1\0', word(task.cdb, 3))

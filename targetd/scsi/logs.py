@@ -1,4 +1,4 @@
-"""LOG SENSE and LOG SELECT (SPC-4 6.6, 6.5, 7.3; SBC-3 6.4): what the unit counted and noticed. Pure.
+"""LOG SENSE and LOG SELECT (SPC-4 6.8, 6.7): what the unit counted and noticed. Pure.
 
 One row per page. Nothing is counted per command: READ and WRITE pay nothing for their statistics, so page 19h tells no numbers
 of commands, and the error counter pages have what was met in the slow path only. Nothing is saved by SP (DS is 1): what lasts
@@ -42,7 +42,7 @@ def _parameter(code, control, value):
 
 def _error_counter(page):
     def parameters(unit, control):
-        """SPC-4 7.3.5: errors that the medium corrected by itself are not seen from here."""
+        """SPC-4: errors that the medium corrected by itself are not seen from here."""
         count = unit.records['errors'][COUNTED[page]] if control == CUMULATIVE else 0
         if control in (THRESHOLD, DEFAULT_THRESHOLD):
             count = (1 << 64) - 1                             # no threshold: never reached
@@ -51,19 +51,19 @@ def _error_counter(page):
 
 
 def _provisioning(unit, control):
-    """SBC-3 6.4.5, in threshold sets: what the store could still take, and what it takes now."""
+    """Logical Block Provisioning, SBC-3, in threshold sets: what the store could still take, and what it takes now."""
     one = unit.block_size << unit.facts.threshold_exponent
     counts = [(0x0001, unit.store.available() // one, SHARED), (0x0002, -(-unit.store.allocated() // one), DEDICATED)]
     return [(code, BINARY_LIST, struct.pack('>IB3x', min(count, 0xFFFFFFFF), scope)) for code, count, scope in counts]
 
 
 def _temperature(unit, control):
-    """SPC-4 7.3.21: nobody knows it, and there is no maximum."""
+    """SPC-4: nobody knows it, and there is no maximum."""
     return [(code, BINARY_LIST, bytes((0, UNKNOWN_TEMPERATURE))) for code in (0x0000, 0x0001)]
 
 
 def _start_stop(unit, control):
-    """SPC-4 7.3.22. Dates are four digits of the year and two of the week."""
+    """SPC-4. Dates are four digits of the year and two of the week."""
     records = unit.records
     date = records['accounting_date'] or ' ' * 6
     return [(0x0001, ASCII_LIST, b' ' * 6), (ACCOUNTING_DATE, ASCII_LIST, date.encode('ascii')),
@@ -72,7 +72,7 @@ def _start_stop(unit, control):
 
 
 def _self_tests(unit, control):
-    """SPC-4 7.3.20: twenty parameters, the newest first, zeroes where there was no test."""
+    """SPC-4: twenty parameters, the newest first, zeroes where there was no test."""
     tests = unit.records['self_tests']
     parameters = []
     for n in range(20):
@@ -87,12 +87,12 @@ def _self_tests(unit, control):
 
 
 def _statistics(unit, control):
-    """SPC-4 7.3.9: only the time interval, a millisecond, in which any would be told."""
+    """SPC-4: only the time interval, a millisecond, in which any would be told."""
     return [(0x0003, BINARY_LIST, struct.pack('>II', 3, 1))]
 
 
 def _exceptions(unit, control):
-    """SPC-4 7.3.10: FAILURE PREDICTION THRESHOLD EXCEEDED once acknowledged data was lost."""
+    """SPC-4: FAILURE PREDICTION THRESHOLD EXCEEDED once acknowledged data was lost."""
     code = (0x5D, 0x00) if unit.medium == 'failed' else (0, 0)
     return [(0x0000, BINARY_LIST, bytes(code + (UNKNOWN_TEMPERATURE, UNKNOWN_TEMPERATURE)))]
 
@@ -122,7 +122,7 @@ def offered(facts):
 # -- LOG SENSE -------------------------------------------------------------------------------------------------------------
 
 def log_sense(unit, task):
-    """LOG SENSE, SPC-4 6.6."""
+    """LOG SENSE, SPC-4 6.8."""
     cdb = task.cdb
     code, subpage, pointer = cdb[2] & 0x3F, cdb[3], word(cdb, 5)
     rows = offered(unit.facts)
@@ -164,7 +164,7 @@ def page_bytes(code, subpage, body):
 
 
 def _list(rows, code, subpage):
-    """The pages of lists, SPC-4 7.3.15 to 7.3.17: 00/00 page codes, 00/FF all pages and subpages, xx/FF those of one page."""
+    """The pages of lists, SPC-4: 00/00 page codes, 00/FF all pages and subpages, xx/FF those of one page."""
     if code == 0x00 and subpage == 0x00:
         body = bytes([0x00] + sorted({row.code for row in rows if not row.subpage}))
         return struct.pack('>BBH', 0x00, 0x00, len(body)) + body
@@ -183,7 +183,7 @@ def _list(rows, code, subpage):
 # -- LOG SELECT ------------------------------------------------------------------------------------------------------------
 
 def log_select(unit, task):
-    """LOG SELECT, SPC-4 6.5: checked here, changed by the master."""
+    """LOG SELECT, SPC-4 6.7: checked here, changed by the master."""
     cdb = task.cdb
     reset, code, subpage = bool(cdb[1] & 0x02), cdb[2] & 0x3F, cdb[3]
     task.length = word(cdb, 7)

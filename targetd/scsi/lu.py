@@ -42,7 +42,7 @@ UNKNOWN_MEDIUM = (NOT_READY, 0x04, 0x03)        # MANUAL INTERVENTION REQUIRED
 
 def lun_of(lun_field):
     """The LUN number of an 8-byte LUN field, or None if it is not single-level peripheral (bus 0) or flat space addressing
-    (SAM-5 4.7.7)."""
+    (SAM-5)."""
     first, rest = lun_field >> 48, lun_field & 0xFFFFFFFFFFFF
     if rest:
         return None
@@ -122,7 +122,7 @@ class Device(object):
 
 
 class AbsentUnit(object):
-    """A LUN without a unit: INQUIRY, REPORT LUNS and REQUEST SENSE are answered, the rest is 05/25/00 (SAM-5 5.12).
+    """A LUN without a unit: INQUIRY, REPORT LUNS and REQUEST SENSE are answered, the rest is 05/25/00 (SAM-5).
 
     qualifier: INQUIRY byte 0. LUN 0 gets 001b, so that initiators which look no further than 011b find the other LUNs.
     """
@@ -164,7 +164,7 @@ class AbsentUnit(object):
 
 
 class ReportLunsUnit(AbsentUnit):
-    """The REPORT LUNS well-known logical unit (SPC-4 9.2): there whatever else is."""
+    """The REPORT LUNS well-known logical unit (SPC-4): there whatever else is."""
 
     LUN_FIELD = 0xC101 << 48
     ROWS = dict((row.opcode, row) for row in opcodes.TABLE if row.exempt or row.opcode == opcodes.TEST_UNIT_READY)
@@ -449,7 +449,7 @@ class LogicalUnit(object):
 
     def set_power(self, code):
         """This nexus asked for a low power condition, REQUEST SENSE says so with this (ASC, ASCQ); None: for the active one, or
-        it used the medium (SPC-4 5.11.8). Connection threads."""
+        it used the medium (SPC-4). Connection threads."""
         if self.power != code:
             self.power = code
             self._rebuild()

@@ -1,4 +1,4 @@
-"""Mode parameters (SPC-4 7.5, SBC-3 6.5): pages, what may be changed in them, MODE SENSE and MODE SELECT data. Pure.
+"""Mode parameters (SPC-4, SBC-3): pages, what may be changed in them, MODE SENSE and MODE SELECT data. Pure.
 
 One logical unit's mode parameters are one JSON-able dict, never changed in place: {'current': pages, 'saved': pages,
 'default': pages}, pages being {'08-00': the whole page as hex digits, PS 0, …}. They are shared by all nexuses (VPD page 87h):
@@ -55,25 +55,25 @@ IALUAE = 0x01                    # CONTROL EXTENSION byte 4
 SCSIP = 0x02                     # SET TIMESTAMP goes before the host's clock
 TCMOS = 0x04
 
-# Threshold descriptors of LOGICAL BLOCK PROVISIONING, SBC-3 6.5.9.2
+# Threshold descriptors of LOGICAL BLOCK PROVISIONING, SBC-3
 THRESHOLD = struct.Struct('>BBxxI')               # ENABLED, THRESHOLD TYPE (soft), ARMING; THRESHOLD RESOURCE; THRESHOLD COUNT
 THRESHOLDS_AT = (16, 24)
 ENABLED, ARM_DECREASING, ARM_INCREASING = 0x80, 0, 1
 AVAILABLE, USED = 0x01, 0x02                      # THRESHOLD RESOURCE: the log parameters of page 0Ch, in threshold sets
 
 TABLE = (
-    Page(READ_WRITE_ERROR_RECOVERY, 0x00, 12, {3: LBPERE}, 'Read-Write Error Recovery'),            # SBC-3 6.5.8
-    Page(DISCONNECT_RECONNECT, 0x00, 16, {}, 'Disconnect-Reconnect'),                               # SPC-4 7.5.10
+    Page(READ_WRITE_ERROR_RECOVERY, 0x00, 12, {3: LBPERE}, 'Read-Write Error Recovery'),            # SBC-3
+    Page(DISCONNECT_RECONNECT, 0x00, 16, {}, 'Disconnect-Reconnect'),                               # SPC-4
     Page(FORMAT_DEVICE, 0x00, 24, {}, 'Format Device'),                                             # SCSI-2 9.3.3.3
     Page(RIGID_DISK, 0x00, 24, {}, 'Rigid Disk Device Geometry'),                                   # SCSI-2 9.3.3.7
-    Page(VERIFY_ERROR_RECOVERY, 0x00, 12, {}, 'Verify Error Recovery'),                             # SBC-3 6.5.10
-    Page(CACHING, 0x00, 20, {2: WCE}, 'Caching'),                                                   # SBC-3 6.5.6
-    Page(CONTROL, 0x00, 12, {2: D_SENSE, 4: SWP, 5: TAS}, 'Control'),                               # SPC-4 7.5.8
-    Page(CONTROL, 0x01, 32, {}, 'Control Extension'),                                               # SPC-4 7.5.9
-    Page(POWER_CONDITION, 0x00, 40, {}, 'Power Condition'),                                         # SPC-4 7.5.13
-    Page(INFORMATIONAL_EXCEPTIONS, 0x00, 12, {}, 'Informational Exceptions Control'),               # SPC-4 7.5.11
+    Page(VERIFY_ERROR_RECOVERY, 0x00, 12, {}, 'Verify Error Recovery'),                             # SBC-3
+    Page(CACHING, 0x00, 20, {2: WCE}, 'Caching'),                                                   # SBC-3
+    Page(CONTROL, 0x00, 12, {2: D_SENSE, 4: SWP, 5: TAS}, 'Control'),                               # SPC-4
+    Page(CONTROL, 0x01, 32, {}, 'Control Extension'),                                               # SPC-4
+    Page(POWER_CONDITION, 0x00, 40, {}, 'Power Condition'),                                         # SPC-4
+    Page(INFORMATIONAL_EXCEPTIONS, 0x00, 12, {}, 'Informational Exceptions Control'),               # SPC-4
     Page(INFORMATIONAL_EXCEPTIONS, 0x02, 32, {16: ENABLED, 20: 0xFF, 21: 0xFF, 22: 0xFF, 23: 0xFF, 24: ENABLED, 28: 0xFF,
-                                              29: 0xFF, 30: 0xFF, 31: 0xFF}, 'Logical Block Provisioning'),   # SBC-3 6.5.9
+                                              29: 0xFF, 30: 0xFF, 31: 0xFF}, 'Logical Block Provisioning'),   # SBC-3
 )
 BY_KEY = dict((page.key, page) for page in TABLE)
 
@@ -186,13 +186,13 @@ def apply(state, arguments):
             raise ValueError('mode page %s: bits that may not be changed' % key)
     current = dict(base, **pages)
     new = {'current': current, 'saved': state['saved'], 'default': state['default']}
-    if arguments.get('save'):                   # all savable pages, not just those that were sent (SPC-4 6.10)
+    if arguments.get('save'):                   # all savable pages, not just those that were sent (SPC-4 6.11)
         new['saved'] = current
     return state if new == state else new
 
 
 def reset(state):
-    """The state after a reset: current values are the saved ones (SPC-4 5.10)."""
+    """The state after a reset: current values are the saved ones (SPC-4)."""
     return state if state['current'] == state['saved'] else dict(state, current=state['saved'])
 
 
@@ -376,7 +376,7 @@ def _after_block_descriptors(facts, data, long_header, blocks):
 
 
 def _check_block_descriptor(facts, data, offset, descriptor, blocks):
-    """Neither length nor number of blocks can be changed; 0 and all ones say 'as it is' (SBC-3 6.5.2)."""
+    """Neither length nor number of blocks can be changed; 0 and all ones say 'as it is' (SBC-3)."""
     number, block_length = descriptor.unpack_from(data, offset)
     long_lba = descriptor is LONG_DESCRIPTOR
     if not long_lba:

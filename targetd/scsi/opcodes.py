@@ -21,7 +21,7 @@ class Row(namedtuple('Row', 'opcode service_action name mask reservation functio
     opcode; service_action: int, or None for an opcode without; name: the standard's; mask: bytes as long as the CDB, the
     bits that may be set (the service action's own field is all ones); reservation: a class of reservations.py, or None;
     function: 'module.name' of the admission function; medium: needs a ready medium; writes: changes the medium; exempt: runs
-    although a unit attention is pending (SAM-5 5.14.1); needs: name of the fact without which the unit does not offer the
+    although a unit attention is pending (SAM-5); needs: name of the fact without which the unit does not offer the
     command, or ''.
     """
 
@@ -29,7 +29,7 @@ class Row(namedtuple('Row', 'opcode service_action name mask reservation functio
 
     @property
     def usage(self):
-        """CDB USAGE DATA, SPC-4 6.35.3: the mask, but operation code and service action by value."""
+        """CDB USAGE DATA, SPC-4 6.35: the mask, but operation code and service action by value."""
         data = bytearray(self.mask)
         data[0] = self.opcode
         if self.service_action is not None:
@@ -68,7 +68,7 @@ def _copy(opcode, service_action, name, mask, reservation, function, **more):
 # GROUP NUMBER (1f) is accepted and ignored: no grouping function is offered, and it asks for nothing but statistics.
 # No row for 7Fh: READ(32), VERIFY(32), WRITE(32), WRITE AND VERIFY(32), WRITE SAME(32) may be carried out only on a medium with
 # type 2 protection information (SBC-3 5.14; SBC-5 5.19, 5.39, 5.43, 5.47, 5.54), which is not offered (PROTECT 0, PROT_EN 0).
-# RARC (bit 2 of READ) is accepted: without rebuild assist mode it changes nothing (SBC-3 5.8).
+# RARC (bit 2 of READ) is accepted: without rebuild assist mode it changes nothing (SBC-3 5.11).
 TABLE = (
     _row(0x00, None, 'TEST UNIT READY', '00 0000 00 00', STATUS, 'spc.test_unit_ready', medium=True),
     _row(0x03, None, 'REQUEST SENSE', '01 0000 ff 00', ALWAYS, 'spc.request_sense', exempt=True),
@@ -198,13 +198,13 @@ def by_opcode(facts):
 
 
 #: (opcode, service action) of what is answered as ever while the medium is formatted or sanitized, or after that failed: it
-#: tells of the unit and not of its data (SBC-3 4.11.2). Everything else is refused with how far the operation is.
+#: tells of the unit and not of its data (SBC-3). Everything else is refused with how far the operation is.
 WHILE_OPERATING = frozenset((
     (0x03, None), (0x12, None), (0x1A, None), (0x1C, None), (0x4D, None), (0x5A, None), (0xA0, None),
     (0x5E, 0x00), (0x5E, 0x01), (0x5E, 0x02), (0x5E, 0x03), (0xA3, 0x05), (0xA3, 0x0A), (0xA3, 0x0C),
     (0xA3, 0x0D), (0xA3, 0x0F)))
 
-#: opcodes that end a failure of FORMAT UNIT, of SANITIZE (SBC-3 4.11.4)
+#: opcodes that end a failure of FORMAT UNIT, of SANITIZE (SBC-3)
 AFTER_FAILURE = {'format-failed': frozenset((FORMAT_UNIT, SANITIZE)), 'sanitize-failed': frozenset((SANITIZE,))}
 
 

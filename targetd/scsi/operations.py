@@ -87,7 +87,7 @@ def medium(operation):
 
 
 def progress(operation, size):
-    """PROGRESS INDICATION, 0..65535 of 65536 (SPC-4 4.5.2.4.4); size: bytes of the medium."""
+    """PROGRESS INDICATION, 0..65535 of 65536 (SPC-4); size: bytes of the medium."""
     if operation is None or not size:
         return 0
     return min(MAXIMUM_PROGRESS, max(0, operation['position']) * (MAXIMUM_PROGRESS + 1) // (operation['passes'] * size))
@@ -104,7 +104,7 @@ def is_failed(word):
 
 
 def block_content(operation, block_size, number):
-    """What one block holds after pass `number` (from 0), SBC-3 5.24.2."""
+    """What one block holds after pass `number` (from 0), SBC-3 5.24."""
     pattern = bytes.fromhex(operation['pattern'])
     block = (pattern * (block_size // len(pattern) + 1))[:block_size]
     return block.translate(COMPLEMENT) if operation['invert'] and number % 2 else block

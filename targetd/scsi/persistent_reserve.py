@@ -140,13 +140,13 @@ def holds(state, who):
 
 
 def read_keys(state):
-    """READ KEYS, SPC-4 6.15.2."""
+    """READ KEYS, SPC-4 6.15."""
     keys = b''.join(bytes.fromhex(r['key']) for r in state['registrations'])
     return IN_HEADER.pack(state['generation'], len(keys)) + keys
 
 
 def read_reservation(state):
-    """READ RESERVATION, SPC-4 6.15.3; the key is 0 where all registrants hold it. Told to every nexus, registered or not:
+    """READ RESERVATION, SPC-4 6.15; the key is 0 where all registrants hold it. Told to every nexus, registered or not:
     Windows cluster validation asks from the nodes that hold nothing."""
     if not state['type']:
         return IN_HEADER.pack(state['generation'], 0)
@@ -158,12 +158,12 @@ def read_reservation(state):
 
 
 def report_capabilities(state):
-    """REPORT CAPABILITIES, SPC-4 6.15.4."""
+    """REPORT CAPABILITIES, SPC-4 6.15."""
     return CAPABILITIES.pack(CAPABILITIES.size, CAPABLE, TYPE_MASK_VALID | (0x01 if state['aptpl'] else 0), *TYPE_MASK)
 
 
 def read_full_status(state, ports=()):
-    """READ FULL STATUS, SPC-4 6.15.5. ports: the target's sam.Port rows, for the relative identifiers (0 for a target port that
+    """READ FULL STATUS, SPC-4 6.15. ports: the target's sam.Port rows, for the relative identifiers (0 for a target port that
     is no more). A nexus that registered for all target ports and still is at each is one descriptor with ALL_TG_PT."""
     relative = dict((port.name, port.relative_identifier) for port in ports)
     registrations = OrderedDict(

@@ -1,4 +1,4 @@
-"""Logical block provisioning (SBC-3 4.7): UNMAP, WRITE SAME, GET LBA STATUS. Pure."""
+"""Logical block provisioning (SBC-3): UNMAP, WRITE SAME, GET LBA STATUS. Pure."""
 
 import errno
 import struct
@@ -69,7 +69,7 @@ def unmap_ranges(unit, data, announced):
 # -- WRITE SAME ------------------------------------------------------------------------------------------------------------
 
 def write_same(unit, task):
-    """WRITE SAME(10), (16), SBC-3 5.42, 5.43. A length of 0 runs to the end of the medium unless WSNZ forbids it."""
+    """WRITE SAME(10), (16), SBC-3 5.43, 5.44. A length of 0 runs to the end of the medium unless WSNZ forbids it."""
     flags, lba, blocks = extent(task.cdb)
     facts, size = unit.facts, length(task.cdb[0])
     no_data, unmaps = size == 16 and bool(flags & 0x01), bool(flags & 0x08)

@@ -4,10 +4,10 @@ One logical unit's records are one JSON-able dict, never changed in place, share
 (`apply`) and keeps them in stable storage, every worker reads a replica.
 
   identifying       {'0' | '2': hex digits}: IDENTIFYING INFORMATION by type, SPC-4 6.32
-  timestamp_offset  milliseconds that SET TIMESTAMP put between the host's clock and the unit's, SPC-4 5.2; None: never set
+  timestamp_offset  milliseconds that SET TIMESTAMP put between the host's clock and the unit's, SPC-4; None: never set
   self_tests        the last 20, newest first: {code, result, number, hours, address (int or None), key, asc, ascq,
-                    by: [initiator_port, target_port]}, SPC-4 7.3.20
-  accounting_date   'YYYYWW', or '', SPC-4 7.3.22
+                    by: [initiator_port, target_port]}, Self-Test Results of SPC-4
+  accounting_date   'YYYYWW', or '', Start-Stop Cycle Counter of SPC-4
   cycles            starts of the unit after a stop; loads: media loaded after an eject
   errors            {'read' | 'write' | 'verify': commands that met an error of the medium}
 """

@@ -1,4 +1,4 @@
-"""Persistent reservations (SPC-4 5.12) and the older RESERVE/RELEASE (SPC-2 5.5) as values. Pure.
+"""Persistent reservations (SPC-4) and the older RESERVE/RELEASE (SPC-2 5.5) as values. Pure.
 
 One logical unit's reservations are one JSON-able dict, never changed in place. The master applies changes (`apply`,
 `session_lost`, `logical_unit_reset`), every worker reads a replica (`refused_classes`, and the PERSISTENT RESERVE IN data).
@@ -223,7 +223,7 @@ def _who(nexus):
 
 
 def _spc2(draft, kind):
-    """RESERVE and RELEASE: SPC-2 5.5.1, with the exceptions of SPC-4 5.12.3 (CRH)."""
+    """RESERVE and RELEASE: SPC-2 5.5.1, with the exceptions of SPC-4 (CRH)."""
     who = draft.who
     if draft.registrations:
         if draft.holds(who) or (draft.type in REGISTRANTS and who in draft.registrations):
@@ -257,7 +257,7 @@ def _persistent_reserve_out(draft, arguments, known_ports):
 
 
 def _register(draft, arguments, known_ports):
-    """REGISTER and REGISTER AND IGNORE EXISTING KEY, SPC-4 5.12.7: the key has been checked for the nexus that asks."""
+    """REGISTER and REGISTER AND IGNORE EXISTING KEY, SPC-4: the key has been checked for the nexus that asks."""
     who, new = draft.who, arguments['service_action_key']
     names = arguments['transport_ids']
     if names is not None and who in draft.registrations:
@@ -290,7 +290,7 @@ def _register_one(draft, nexus, arguments):
 
 
 def _unregister(draft, nexus):
-    """SPC-4 5.12.11.3: if the holder of a Registrants Only reservation goes, the others are told that it is released."""
+    """SPC-4: if the holder of a Registrants Only reservation goes, the others are told that it is released."""
     if draft.remove(nexus) in REGISTRANTS:
         draft.tell(draft.registrations, attention.RESERVATIONS_RELEASED)
 
@@ -307,7 +307,7 @@ def _expanded(names, known_ports):
 
 
 def _scope_and_type(arguments):
-    """The type asked for. Raises CheckCondition 05/24/00: LU_SCOPE is the only scope left (SPC-4 6.15.3.2)."""
+    """The type asked for. Raises CheckCondition 05/24/00: LU_SCOPE is the only scope left (SPC-4 6.15)."""
     if arguments['scope']:
         raise CheckCondition(ILLEGAL_REQUEST, 0x24, 0x00, field=(2, 7, True))
     if arguments['type'] not in TYPES:
@@ -316,7 +316,7 @@ def _scope_and_type(arguments):
 
 
 def _reserve(draft, arguments):
-    """SPC-4 5.12.9. The holder may ask again for what it has; whoever asks for anything else conflicts."""
+    """RESERVE (SPC-4). The holder may ask again for what it has; whoever asks for anything else conflicts."""
     kind = _scope_and_type(arguments)
     if not draft.type:
         draft.hold(kind)
@@ -325,7 +325,7 @@ def _reserve(draft, arguments):
 
 
 def _release(draft, arguments):
-    """SPC-4 5.12.11.2: GOOD for a registrant that holds nothing; scope and type must be those of the reservation."""
+    """RELEASE (SPC-4): GOOD for a registrant that holds nothing; scope and type must be those of the reservation."""
     if not draft.holds(draft.who):
         return
     if arguments['scope'] or arguments['type'] != draft.type:
@@ -337,7 +337,7 @@ def _release(draft, arguments):
 
 
 def _clear(draft, arguments):
-    """SPC-4 5.12.11.6."""
+    """CLEAR, SPC-4."""
     draft.tell(draft.registrations, attention.RESERVATIONS_PREEMPTED)
     draft.registrations.clear()
     draft.free()
@@ -345,7 +345,7 @@ def _clear(draft, arguments):
 
 
 def _preempt(draft, arguments):
-    """PREEMPT and PREEMPT AND ABORT, SPC-4 5.12.11.4 and 5.12.11.5.
+    """PREEMPT and PREEMPT AND ABORT, SPC-4.
 
     Takes the reservation over if SERVICE ACTION RESERVATION KEY is the holder's (or 0 where all registrants hold it), else
     it only removes registrations, scope and type being ignored. A key of 0 names nothing elsewhere.
@@ -386,7 +386,7 @@ def _take_over(draft, kind, victims):
 
 
 def _move(draft, arguments):
-    """REGISTER AND MOVE, SPC-4 5.12.8."""
+    """REGISTER AND MOVE, SPC-4."""
     if draft.holder != draft.who:                              # nothing reserved, another holds it, or all registrants do
         raise _Conflict()
     new = arguments['service_action_key']
@@ -411,7 +411,7 @@ ACTIONS = {REGISTER: _register, PR_RESERVE: _reserve, PR_RELEASE: _release, CLEA
 
 def session_lost(state, initiator_port, target_port=None):
     """The state after an I_T nexus is lost: its SPC-2 reservation goes, persistent ones and registrations stay
-    (SPC-4 5.12.1). Without target_port: the initiator port's nexuses with any target port."""
+    (SPC-4). Without target_port: the initiator port's nexuses with any target port."""
     held = state['reserved_by']
     if held is None or held[0] != initiator_port or target_port not in (None, held[1]):
         return state
@@ -433,7 +433,7 @@ def aptpl_load(saved, power_lost=True):
     """The state after a start from what aptpl_dump gave (None: nothing was saved).
 
     power_lost: the machine has lost its memory, so only what was registered with APTPL=1 survives; False for a restart of
-    targetd alone, which clients need not notice more than a lost session. PRGENERATION begins at 0 again (SPC-4 6.15.2).
+    targetd alone, which clients need not notice more than a lost session. PRGENERATION begins at 0 again (SPC-4 6.15).
     Raises ValueError if `saved` is not what aptpl_dump gives.
     """
     if saved is None:

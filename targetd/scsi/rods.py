@@ -97,7 +97,7 @@ def _run_populate(task):
 
 
 def write_using_token(unit, task):
-    """WRITE USING TOKEN, SBC-3 5.45."""
+    """WRITE USING TOKEN, SBC-3 5.46."""
     _expect_list(task, 536)
     task.run, task.run_blocking = (_begin_write, _run_write) if task.length else (copies.done, None)
 
@@ -171,7 +171,7 @@ def _make_durable(task, ranges):
 
 
 def report_all_tokens(unit, task):
-    """REPORT ALL ROD TOKENS, SPC-4 6.24: the management part of the tokens that stand for data of this unit; not the secret."""
+    """REPORT ALL ROD TOKENS, SPC-4 6.31: the management part of the tokens that stand for data of this unit; not the secret."""
     task.run, task.run_blocking = would_block, _run_report
     task.length = 0
 

@@ -5,7 +5,7 @@ Pure; imports nothing of targetd. iscsi/ and worker/ may import this module, and
 
 from collections import namedtuple
 
-# Status codes, SAM-5 5.3.1
+# Status codes, SAM-5
 GOOD = 0x00
 CHECK_CONDITION = 0x02
 CONDITION_MET = 0x04
@@ -36,13 +36,13 @@ class Nexus(namedtuple('Nexus', 'initiator_name isid target_name target_port_gro
 
 
 class Port(namedtuple('Port', 'relative_identifier target_port_group_tag name')):
-    """A SCSI target port of the device. `relative_identifier`: 1..65535 (SPC-4 7.8.6.2.5); `name`: 'iqn.…,t,0x0001'."""
+    """A SCSI target port of the device. `relative_identifier`: 1..65535 (SPC-4); `name`: 'iqn.…,t,0x0001'."""
 
     __slots__ = ()
 
 
 class Task(object):
-    """One SCSI command in flight (SAM-5 4.6). Filled in by two hands:
+    """One SCSI command in flight (SAM-5). Filled in by two hands:
 
     the session, from the PDU: itt, lun (8-byte field as int), cdb (bytes, 16 or more), attribute, edtl (expected data
     transfer length, bytes), expects_read, expects_write, cmd_sn, unit (what device.unit(lun) gave);

@@ -30,7 +30,7 @@ def _sanitize(task, **words):
 
 
 def overwrite(unit, task):
-    """SANITIZE, OVERWRITE, SBC-3 5.24.2.2."""
+    """SANITIZE, OVERWRITE, SBC-3 5.24."""
     task.length = task.data_out_length = word(task.cdb, 7)
     if not HEADER < task.length <= HEADER + unit.block_size:
         task.data_out_length = 0
@@ -51,19 +51,19 @@ def _run_overwrite(task):
 
 
 def block_erase(unit, task):
-    """SANITIZE, BLOCK ERASE, SBC-3 5.24.2.3."""
+    """SANITIZE, BLOCK ERASE, SBC-3 5.24."""
     task.private = _sanitize(task, method='erase', pattern='', passes=1)
     task.run = _ask
 
 
 def cryptographic_erase(unit, task):
-    """SANITIZE, CRYPTOGRAPHIC ERASE, SBC-3 5.24.2.4. What was written reads as noise afterwards, what was not as zeroes."""
+    """SANITIZE, CRYPTOGRAPHIC ERASE, SBC-3 5.24. What was written reads as noise afterwards, what was not as zeroes."""
     task.private = _sanitize(task, method=operations.NEW_KEY, pattern='', passes=1)
     task.run = _ask
 
 
 def exit_failure_mode(unit, task):
-    """SANITIZE, EXIT FAILURE MODE, SBC-3 5.24.2.5: the master knows whether it may be left."""
+    """SANITIZE, EXIT FAILURE MODE, SBC-3 5.24: the master knows whether it may be left."""
     task.run = _exit_failure_mode
 
 
@@ -108,7 +108,7 @@ def _run_format(task):
 
 
 def _initialization_pattern(data, start, block_size):
-    """The pattern of an initialization pattern descriptor, SBC-3 5.3.2.3; b'': whatever we like."""
+    """The pattern of an initialization pattern descriptor, SBC-3 5.3; b'': whatever we like."""
     if len(data) < start + 4:
         raise sense.parameter_list_length_error()
     kind, length = data[start + 1], word(data, start + 2)

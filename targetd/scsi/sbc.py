@@ -71,7 +71,7 @@ BLOCKS_WRITTEN_AT = {'sbc.write': None, 'sbc.write_and_verify': None, 'atomic.or
 
 def writes_nothing(unit, row, cdb):
     """May a write-protected unit let this command pass, though its row writes? It names no blocks at all, which is no error
-    (SBC-3 5.32), or blocks that are not there, which is wrong on any unit, and its admission function says so. Whatever else
+    (SBC-3 5.33), or blocks that are not there, which is wrong on any unit, and its admission function says so. Whatever else
     might be wrong with a command, the protection is told first: no order is prescribed (SBC-3 4.12). UNMAP looks itself, for
     the blocks in its list."""
     if row.function not in BLOCKS_WRITTEN_AT:
@@ -85,7 +85,7 @@ def writes_nothing(unit, row, cdb):
 
 def expect_blocks(unit, task):
     """Ask for task.length bytes of Data-Out. If the initiator's EDTL is less, only the whole blocks of it are done and the
-    rest is residual (SAM-5 5.4.2); part of a block is refused before any data moves."""
+    rest is residual (SAM-5); part of a block is refused before any data moves."""
     task.data_out_length = task.length
     available = task.edtl if task.expects_write else 0
     if available < task.length:
@@ -112,7 +112,7 @@ def data_out(task):
 # -- READ and WRITE --------------------------------------------------------------------------------------------------------
 
 def read(unit, task):
-    """READ(6), (10), (12), (16), SBC-3 5.7 to 5.11, every case."""
+    """READ(6) of SBC-2, READ(10), (12), (16) of SBC-3 5.11 to 5.13, every case."""
     _, lba, blocks = extent(task.cdb)
     place(unit, task, lba, blocks, unit.maximum_blocks)
     if not blocks:
@@ -137,7 +137,7 @@ def run_read_blocking(task):
 
 
 def write(unit, task):
-    """WRITE(6), (10), (12), (16), SBC-3 5.32 to 5.36, every case."""
+    """WRITE(6) of SBC-2, WRITE(10), (12), (16) of SBC-3 5.33 to 5.35, every case."""
     flags, lba, blocks = extent(task.cdb)
     place(unit, task, lba, blocks, unit.maximum_blocks)
     task.data_out_length = task.length
@@ -167,7 +167,7 @@ def run_write(task):
 @writing
 def run_write_in_part(task):
     """Executor thread: the EDTL ends within a block, of which the rest stays as it is. Data beyond the EDTL is not transferred,
-    everything else is as in any write (SAM-5 5.4.2); libiscsi's reservation tests write 512 bytes to 4096-byte blocks so."""
+    everything else is as in any write (SAM-5); libiscsi's reservation tests write 512 bytes to 4096-byte blocks so."""
     unit, data = task.unit, bytes(data_out(task))
     kept = len(data) % unit.block_size
     with unit.store.held(task.offset, len(data) - kept + unit.block_size, True) as medium:
@@ -182,7 +182,7 @@ NO_COMPARE, COMPARE, _, COMPARE_ONE_BLOCK = range(4)           # BYTCHK, SBC-3 t
 
 
 def verify(unit, task):
-    """VERIFY(10), (12), (16), SBC-3 5.27: read, and compare if BYTCHK says so. Windows formats disks with BYTCHK 0."""
+    """VERIFY(10), (12), (16), SBC-3 5.29 to 5.31: read, and compare if BYTCHK says so. Windows formats disks with BYTCHK 0."""
     flags, lba, blocks = extent(task.cdb)
     check = flags >> 1 & 3
     if check == 2:
@@ -248,7 +248,7 @@ def first_difference(one, other):
 
 
 def write_and_verify(unit, task):
-    """WRITE AND VERIFY(10), (12), (16), SBC-3 5.37: durable, then read back."""
+    """WRITE AND VERIFY(10), (12), (16), SBC-3 5.37 to 5.39: durable, then read back."""
     flags, lba, blocks = extent(task.cdb)
     task.private = flags >> 1 & 3
     if task.private > COMPARE:
@@ -268,7 +268,7 @@ def run_write_and_verify(task):
 # -- caches ------------------------------------------------------------------------------------------------------------------
 
 def synchronize_cache(unit, task):
-    """SYNCHRONIZE CACHE(10), (16), SBC-3 5.22. With IMMED too it is answered when the data is safe, which is what every
+    """SYNCHRONIZE CACHE(10), (16), SBC-3 5.26, 5.27. With IMMED too it is answered when the data is safe, which is what every
     initiator that sends it hopes for."""
     _, lba, blocks = extent(task.cdb)
     place(unit, task, lba, blocks or max(0, unit.blocks - lba))
@@ -287,7 +287,7 @@ def run_flush(task):
 
 
 def pre_fetch(unit, task):
-    """PRE-FETCH(10), (16), SBC-3 5.6: into the page cache. GOOD and not CONDITION MET, because nobody promises that it
+    """PRE-FETCH(10), (16), SBC-3 5.8, 5.9: into the page cache. GOOD and not CONDITION MET, because nobody promises that it
     stays there."""
     _, lba, blocks = extent(task.cdb)
     place(unit, task, lba, blocks or max(0, unit.blocks - lba))
@@ -320,7 +320,7 @@ def read_capacity_16(unit, task):
 
 
 def report_referrals(unit, task):
-    """REPORT REFERRALS, SBC-3 5.15. There is one user data segment, so ONE_SEG changes nothing."""
+    """REPORT REFERRALS, SBC-3 5.23. There is one user data segment, so ONE_SEG changes nothing."""
     lba = int.from_bytes(task.cdb[2:10], 'big')
     if lba >= unit.blocks:
         raise sense.lba_out_of_range()
@@ -328,13 +328,13 @@ def report_referrals(unit, task):
 
 
 def read_defect_data_10(unit, task):
-    """READ DEFECT DATA(10), SBC-3 5.13: both lists are there and empty, in whatever format was asked for."""
+    """READ DEFECT DATA(10), SBC-3 5.17: both lists are there and empty, in whatever format was asked for."""
     asked = task.cdb[2] & 0x1F
     answer(task, struct.pack('>xBH', asked, 0), word(task.cdb, 7))
 
 
 def read_defect_data_12(unit, task):
-    """READ DEFECT DATA(12), SBC-3 5.14."""
+    """READ DEFECT DATA(12), SBC-3 5.18."""
     asked = task.cdb[1] & 0x1F
     answer(task, struct.pack('>xBHI', asked, 0, 0), doubleword(task.cdb, 6))
 
@@ -347,7 +347,7 @@ POWER_CONDITIONS = {0x0: None, 0x1: None, 0x7: None, 0x2: (0x5E, 0x03), 0xA: (0x
 
 
 def start_stop_unit(unit, task):
-    """START STOP UNIT, SBC-3 5.20.
+    """START STOP UNIT, SBC-3 5.25.
 
     Without LOEJ a stop only flushes: Windows stops its disks at shutdown, and a stopped unit would stop for the other
     initiators as well. Power conditions change nothing a virtual disk has, but REQUEST SENSE says what this nexus asked
@@ -382,6 +382,6 @@ def run_change(task):
 
 
 def prevent_allow(unit, task):
-    """PREVENT ALLOW MEDIUM REMOVAL, SBC-3 5.5; per nexus, so the master keeps count."""
+    """PREVENT ALLOW MEDIUM REMOVAL, SBC-3 5.10; per nexus, so the master keeps count."""
     task.private = Change('prevent', {'prevent': bool(task.cdb[4] & 3)})
     task.run = run_change

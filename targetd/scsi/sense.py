@@ -1,4 +1,4 @@
-"""Sense data (SPC-4 4.5): the sense keys, the codes targetd uses, and both formats. Pure."""
+"""Sense data (SPC-4): the sense keys, the codes targetd uses, and both formats. Pure."""
 
 import struct
 from collections import namedtuple
@@ -130,9 +130,9 @@ class CheckCondition(Exception):
     """A command ends with CHECK CONDITION.
 
     key: sense key; asc, ascq: additional sense code and qualifier; information: 64-bit int or None (INFORMATION field,
-    SPC-4 4.5.2.2); field: (byte offset, bit or None, in_cdb bool) or None, the field pointer of SPC-4 4.5.2.4.2;
-    progress: 0..65535 or None, the progress indication of SPC-4 4.5.2.4.4; data: Data-In that goes before the status, or None;
-    copy: CopyFailure or None. With COPY ABORTED `field` is a segment pointer (SPC-4 4.5.2.4.5), its bool says that the offset
+    SPC-4); field: (byte offset, bit or None, in_cdb bool) or None, the field pointer of SPC-4;
+    progress: 0..65535 or None, the progress indication of SPC-4; data: Data-In that goes before the status, or None;
+    copy: CopyFailure or None. With COPY ABORTED `field` is a segment pointer (SPC-4), its bool says that the offset
     counts from the segment descriptor, not from the parameter list.
     """
 
@@ -148,12 +148,12 @@ class CheckCondition(Exception):
         self.copy = copy
 
     def sense(self, descriptor=False):
-        """The sense data as bytes, in fixed (SPC-4 4.5.3) or descriptor format (SPC-4 4.5.2)."""
+        """The sense data as bytes, in fixed (SPC-4) or descriptor format (SPC-4)."""
         return (descriptor_format if descriptor else fixed_format)(self)
 
 
 class CopyFailure(namedtuple('CopyFailure', 'segment is_source status sense')):
-    """What stopped a third-party copy (SPC-4 5.17.7.4): the number of the segment; and of the command that failed at one end of
+    """What stopped a third-party copy (SPC-4): the number of the segment; and of the command that failed at one end of
     it: at the source?, its status, its sense data in fixed format (b'' if none). status None: no command failed."""
 
     __slots__ = ()
@@ -163,7 +163,7 @@ class CopyFailure(namedtuple('CopyFailure', 'segment is_source status sense')):
 
 
 def sense_key_specific(error):
-    """The three bytes of SPC-4 4.5.2.4, or None."""
+    """The three sense key specific bytes (SPC-4), or None."""
     if error.field is not None:
         offset, bit, in_cdb = error.field
         flag = 0x20 if error.key == COPY_ABORTED else 0x40
@@ -175,7 +175,7 @@ def sense_key_specific(error):
 
 
 def fixed_format(error, response_code=0x70):
-    """18 bytes, SPC-4 4.5.3. An INFORMATION that does not fit 32 bits leaves VALID at 0."""
+    """18 bytes, SPC-4. An INFORMATION that does not fit 32 bits leaves VALID at 0."""
     fits = error.information is not None and error.information <= 0xFFFFFFFF
     specific = sense_key_specific(error) or b'\0\0\0'
     about_command, forwarded = _fixed_copy_failure(error.copy) if error.copy else (0, b'')
@@ -185,14 +185,14 @@ def fixed_format(error, response_code=0x70):
 
 def _fixed_copy_failure(copy):
     """(COMMAND-SPECIFIC INFORMATION, what follows the 18 bytes): where the status and sense data of the source and of the
-    destination start, 0: not there; and the segment number (SPC-3 6.3.3)."""
+    destination start, 0: not there; and the segment number (SPC-3)."""
     if copy.status is None:
         return copy.segment, b''
     return 18 << (24 if copy.is_source else 16) | copy.segment, bytes([copy.status]) + copy.sense
 
 
 def descriptor_format(error, response_code=0x72):
-    """8 bytes and the descriptors that apply, SPC-4 4.5.2."""
+    """8 bytes and the descriptors that apply, SPC-4."""
     descriptors = b''
     if error.information is not None:
         descriptors += struct.pack('>BBBBQ', 0x00, 0x0A, 0x80, 0, error.information)
@@ -201,7 +201,7 @@ def descriptor_format(error, response_code=0x72):
         descriptors += struct.pack('>BBxx3sx', 0x02, 0x06, specific)
     if error.copy:
         descriptors += struct.pack('>BBxxQ', 0x01, 0x0A, error.copy.segment)
-        if error.copy.status is not None:            # forwarded sense data, SPC-4 4.5.2.7
+        if error.copy.status is not None:            # forwarded sense data, SPC-4
             descriptors += struct.pack('>BBBB', 0x0C, 2 + len(error.copy.sense), 1 if error.copy.is_source else 2,
                                        error.copy.status) + error.copy.sense
     return struct.pack('>BBBB3xB', response_code, error.key, error.asc, error.ascq, len(descriptors)) + descriptors
@@ -215,7 +215,7 @@ def invalid_opcode():
 
 
 def invalid_field_in_cdb(offset, bit=None):
-    """05/24/00 with its field pointer, SPC-4 4.5.2.4.2."""
+    """05/24/00 with its field pointer, SPC-4."""
     return CheckCondition(ILLEGAL_REQUEST, 0x24, 0x00, field=(offset, bit, True))
 
 

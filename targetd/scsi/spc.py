@@ -41,7 +41,7 @@ def _text(text, width):
 
 
 def answer(task, data, allocation_length):
-    """Let run() give `data`, cut at the allocation length (SPC-4 4.2.5.6)."""
+    """Let run() give `data`, cut at the allocation length (SPC-4)."""
     task.private = data[:allocation_length]
     task.run = _give_private
 
@@ -102,7 +102,7 @@ def test_unit_ready(unit, task):
 
 
 def mode_sense(unit, task):
-    """MODE SENSE(6) and (10), SPC-4 6.14, 6.15."""
+    """MODE SENSE(6) and (10), SPC-4 6.13, 6.14."""
     cdb = task.cdb
     long_header = cdb[0] == opcodes.MODE_SENSE_10
     data = modes.sense(unit.modes, unit.facts, cdb[2] & 0x3F, cdb[3], cdb[2] >> 6, bool(cdb[1] & 0x08), long_header,
@@ -111,7 +111,7 @@ def mode_sense(unit, task):
 
 
 def mode_select(unit, task):
-    """MODE SELECT(6) and (10), SPC-4 6.12, 6.13: checked here, changed by the master."""
+    """MODE SELECT(6) and (10), SPC-4 6.11, 6.12: checked here, changed by the master."""
     cdb = task.cdb
     task.length = task.data_out_length = word(cdb, 7) if cdb[0] == opcodes.MODE_SELECT_10 else cdb[4]
     revert = task.cdb[1] & 0x02                   # RTD asks for the defaults, without a list
@@ -220,7 +220,7 @@ def _asked_row(rows, options, service_action):
 
 
 def _timeouts(row):
-    """SPC-4 6.35.4. How long a whole medium takes is not recommended to be guessed at."""
+    """Timeouts descriptors (SPC-4 6.35). How long a whole medium takes is not recommended to be guessed at."""
     is_long = row.opcode in (opcodes.FORMAT_UNIT, opcodes.SANITIZE)
     return struct.pack('>HxBII', 10, 0, 0, 0 if is_long else RECOMMENDED_TIMEOUT_SECONDS)
 

@@ -1,4 +1,4 @@
-"""EXTENDED COPY (SPC-4 6.4, 5.17): data goes from unit to unit of this server, and no initiator carries it. Pure.
+"""EXTENDED COPY (SPC-4 6.4, 6.5): data goes from unit to unit of this server, and no initiator carries it. Pure.
 
 A parameter list names the ends (CSCD descriptors, by the designators of VPD page 83h) and says what goes where (segment
 descriptors). Everything about the list is checked before anything moves, 05/26; what is wrong with a segment or with one of
@@ -216,7 +216,7 @@ def _failed(segment, asc, ascq, field=None):
 
 
 def forwarded(number, is_source, said):
-    """COPY ABORTED because of what one end said: a CheckCondition or a status (SPC-4 5.17.7.4)."""
+    """COPY ABORTED because of what one end said: a CheckCondition or a status (SPC-4)."""
     if isinstance(said, CheckCondition):
         failure = CopyFailure(number, is_source, CHECK_CONDITION, said.sense())
     else:
@@ -283,7 +283,7 @@ def require_writable(unit, number, cdb=PLAIN_CDB):
 # -- segments ----------------------------------------------------------------------------------------------------------------
 
 def _block_to_block(task, wanted, copy, segment, ends):
-    """02h, SPC-4 6.4.6.3: the blocks are those of the source, with DC those of the destination."""
+    """02h, SPC-4: the blocks are those of the source, with DC those of the destination."""
     (source, source_pads), (unit, pads) = [_end(task, wanted, segment, ends, field) for field in (4, 6)]
     blocks, source_lba, lba = struct.unpack_from('>HQQ', segment.body, 10)
     count = blocks * (unit if segment.body[1] & 0x02 else source).block_size
@@ -299,7 +299,7 @@ def _block_to_block(task, wanted, copy, segment, ends):
 
 
 def _block_to_block_offset(task, wanted, copy, segment, ends):
-    """0Ah, SPC-4 6.4.6.8: bytes, which may begin within a block at either end."""
+    """0Ah, SPC-4: bytes, which may begin within a block at either end."""
     (source, _), (unit, _) = [_end(task, wanted, segment, ends, field) for field in (4, 6)]
     count, source_lba, lba, source_byte, byte = struct.unpack_from('>IQQHH', segment.body, 8)
     if source_byte >= source.block_size:
@@ -335,7 +335,7 @@ def _require_both(source, unit, number):
 
 
 def _verify_cscd(task, wanted, copy, segment, ends):
-    """07h, SPC-4 6.4.6.6: is the unit there; with TUR: and ready."""
+    """07h, SPC-4: is the unit there; with TUR: and ready."""
     unit, _ = _end(task, wanted, segment, ends, 4)
     if segment.body[8] & 1:
         require_readable(unit, segment.number)

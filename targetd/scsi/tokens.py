@@ -25,7 +25,7 @@ RANGE = struct.Struct('>QI4x')
 # -- the token ---------------------------------------------------------------------------------------------------------------
 
 def make(facts, identifier, length, target_name, secret):
-    """A token (SPC-4 6.4.4.2, SBC-3 6.5) for `length` bytes of a unit with these facts. identifier: 64-bit, never used before;
+    """A token (SPC-4, SBC-3) for `length` bytes of a unit with these facts. identifier: 64-bit, never used before;
     secret: SECRET_LENGTH random bytes."""
     code_set, kind, name = next((d for d in vpd.unit_designators(facts) if len(d[2]) <= 20), (vpd.BINARY, vpd.NAA, b''))
     creator = struct.pack('>BB2xBBxB20sI', 0xE4, 0x00, code_set, kind, len(name), name, facts.block_size)
@@ -37,7 +37,7 @@ def make(facts, identifier, length, target_name, secret):
 
 
 def is_zero(token):
-    """Is it the block zero token (SBC-3 4.24.4)? Raises CheckCondition 05/23 for what is no token of 512 bytes."""
+    """Is it the block zero token (SBC-3)? Raises CheckCondition 05/23 for what is no token of 512 bytes."""
     kind, length = HEADER.unpack_from(token)
     if length != TOKEN_LENGTH - 8:
         raise CheckCondition(ILLEGAL_REQUEST, 0x23, 0x0A)
@@ -63,7 +63,7 @@ def parse_populate(data, unit):
 
 
 def parse_write(data, unit):
-    """(token, offset into the ROD in bytes, byte ranges, is it to be deleted?) of a WRITE USING TOKEN list (SBC-3 5.45)."""
+    """(token, offset into the ROD in bytes, byte ranges, is it to be deleted?) of a WRITE USING TOKEN list (SBC-3 5.46)."""
     _check_length(data, 536)
     (offset,) = struct.unpack_from('>Q', data, 8)
     return data[16:528], offset * unit.block_size, _ranges(data, 534, unit), bool(data[2] & 0x02)

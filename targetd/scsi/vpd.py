@@ -1,4 +1,4 @@
-"""Vital product data pages (SPC-4 7.8, SBC-3 6.6) of a disk, from its facts, the nexus and the target's ports. Pure.
+"""Vital product data pages (SPC-4, SBC-3) of a disk, from its facts, the nexus and the target's ports. Pure.
 
 Windows: page 00 must list, ascending, exactly what can be read; B1 must be 64 bytes long, B2 8; 83 needs a binary identifier.
 """
@@ -36,17 +36,17 @@ def page(code, facts, nexus, ports, blocks):
 
 
 def text(value, length):
-    """Left-aligned ASCII of exactly `length` bytes, SPC-4 4.3.1."""
+    """Left-aligned ASCII of exactly `length` bytes, SPC-4."""
     return bytes(c if 0x20 <= c < 0x7F else 0x3F for c in value.encode('latin-1', 'replace'))[:length].ljust(length)
 
 
 def _supported_pages(facts, nexus, ports):
-    """00h, SPC-4 7.8.15."""
+    """00h, SPC-4."""
     return bytes(pages(facts))
 
 
 def _unit_serial_number(facts, nexus, ports):
-    """80h, SPC-4 7.8.17. A unit without a number answers with blanks."""
+    """80h, SPC-4. A unit without a number answers with blanks."""
     return text(facts.serial, max(len(facts.serial), 4))
 
 
@@ -64,7 +64,7 @@ def unit_designators(facts):
 
 
 def _device_identification(facts, nexus, ports):
-    """83h, SPC-4 7.8.6: what names the unit first, so that the 255 bytes that Windows asks for have all of that."""
+    """83h, SPC-4: what names the unit first, so that the 255 bytes that Windows asks for have all of that."""
     designators = [_designator(LOGICAL_UNIT, kind, code_set, content) for code_set, kind, content in unit_designators(facts)]
     for port in ports:
         if port.name == nexus.target_port:
@@ -78,7 +78,7 @@ def _device_identification(facts, nexus, ports):
 
 
 def _designator(association, kind, code_set, content):
-    """SPC-4 7.8.6.1. Designators of ports and devices say which protocol they are of."""
+    """A designator, SPC-4. Designators of ports and devices say which protocol they are of."""
     protocol, identifies = (ISCSI << 4, 0x80) if association else (0, 0)
     return DESIGNATOR.pack(protocol | code_set, identifies | association << 4 | kind, len(content)) + content
 
@@ -89,29 +89,29 @@ def target_designator(target_name):
 
 
 def _name_string(name):
-    """UTF-8, ended by a null and padded with nulls to a multiple of 4, at most 252 bytes (SPC-4 7.8.6.2.9)."""
+    """UTF-8, ended by a null and padded with nulls to a multiple of 4, at most 252 bytes (SPC-4)."""
     content = name.encode('utf-8')[:251] + b'\0'
     return content + bytes(-len(content) % 4)
 
 
 def _management_network_addresses(facts, nexus, ports):
-    """85h, SPC-4 7.8.8: one URL, of the storage configuration service of the logical unit."""
+    """85h, SPC-4: one URL, of the storage configuration service of the logical unit."""
     content = _name_string(facts.management_url)
     return struct.pack('>BxH', LOGICAL_UNIT << 5 | STORAGE_CONFIGURATION_SERVICE, len(content)) + content
 
 
 def _extended_inquiry(facts, nexus, ports):
-    """86h, SPC-4 7.8.7: SIMPSUP, ORDSUP, HEADSUP; V_SUP, for what the write cache holds is lost with the power; R_SUP."""
+    """86h, SPC-4: SIMPSUP, ORDSUP, HEADSUP; V_SUP, for what the write cache holds is lost with the power; R_SUP."""
     return bytes([0, 0x07, 0x01, 0, 0x10 if facts.target_port_group_support else 0]).ljust(0x3C, b'\0')
 
 
 def _mode_page_policy(facts, nexus, ports):
-    """87h, SPC-4 7.8.9: every page and subpage is shared by all nexuses, and no page by several units."""
+    """87h, SPC-4: every page and subpage is shared by all nexuses, and no page by several units."""
     return bytes([modes.ALL_PAGES, modes.ALL_SUBPAGES, 0x00, 0x00])
 
 
 def _scsi_ports(facts, nexus, ports):
-    """88h, SPC-4 7.8.14."""
+    """88h, SPC-4."""
     return b''.join(_port_descriptor(port) for port in ports)
 
 
@@ -121,12 +121,12 @@ def _port_descriptor(port):
 
 
 def _scsi_feature_sets(facts, nexus, ports):
-    """92h, SPC-5 7.7.14: Discovery 2016."""
+    """92h, SPC-5: Discovery 2016."""
     return bytes(4) + struct.pack('>H', DISCOVERY_2016)
 
 
 def _third_party_copy(facts, nexus, ports):
-    """8Fh, SPC-4 7.8.17: descriptors in ascending order of their types."""
+    """8Fh, SPC-4: descriptors in ascending order of their types."""
     commands = b''
     for opcode in (0x83, 0x84):
         actions = bytes(sorted(row.service_action for row in opcodes.TABLE if row.opcode == opcode))
@@ -144,14 +144,14 @@ def _third_party_copy(facts, nexus, ports):
 
 
 def _token_limits(facts):
-    """Block device ROD limits (SBC-3 6.6.5.2): Windows looks for them in the first place."""
+    """Block device ROD limits (SBC-3): Windows looks for them in the first place."""
     return _copy_descriptor(0x0000, struct.pack(
         '>6xHIIQQ', copies.MAXIMUM_RANGES, copies.MAXIMUM_TIMEOUT, copies.DEFAULT_TIMEOUT,
         copies.MAXIMUM_TRANSFER // facts.block_size, copies.OPTIMAL_TRANSFER // facts.block_size))
 
 
 def _token_features():
-    """ROD token features and the supported ROD types (SPC-4 7.8.17.10, 7.8.17.11); TOKEN_OUT 1, TOKEN_IN 2."""
+    """ROD token features and the supported ROD types (SPC-4); TOKEN_OUT 1, TOKEN_IN 2."""
     block_device = struct.pack('>BBHHHQQQQ8x', 0, 0, 44, 0, 0, copies.MAXIMUM_TRANSFER, copies.OPTIMAL_TRANSFER,
                                copies.MAXIMUM_TRANSFER, copies.OPTIMAL_TRANSFER)
     features = struct.pack('>B11xIII18xH', 0, 1, 0xFFFFFFFF, copies.MAXIMUM_TIMEOUT, len(block_device))
@@ -167,7 +167,7 @@ def _copy_descriptor(kind, content):
 
 
 def _block_limits(facts, nexus, ports):
-    """B0h, SBC-3 6.6.4."""
+    """B0h, SBC-3."""
     def in_blocks(length, most=0xFFFFFFFF):
         return min(length // facts.block_size, most)
 
@@ -189,7 +189,7 @@ def _block_limits(facts, nexus, ports):
 
 
 def _block_device_characteristics(facts, nexus, ports):
-    """B1h, SBC-3 6.6.2. WABEREQ, WACEREQ 01b: reading goes on after a block erase, a cryptographic erase; VBULS: VERIFY
+    """B1h, SBC-3. WABEREQ, WACEREQ 01b: reading goes on after a block erase, a cryptographic erase; VBULS: VERIFY
     compares unmapped blocks like any."""
     return struct.pack('>HBBB', facts.rotation_rate, 0,
                        (0x40 if facts.block_erase else 0x00) | (0x10 if facts.encrypted else 0x00),
@@ -197,12 +197,12 @@ def _block_device_characteristics(facts, nexus, ports):
 
 
 def _referrals(facts, nexus, ports):
-    """B3h, SBC-3 6.6.7: USER DATA SEGMENT SIZE and MULTIPLIER 0, there is one segment (REPORT REFERRALS)."""
+    """B3h, SBC-3: USER DATA SEGMENT SIZE and MULTIPLIER 0, there is one segment (REPORT REFERRALS)."""
     return bytes(12)
 
 
 def _logical_block_provisioning(facts, nexus, ports):
-    """B2h, SBC-3 6.6.6: LBPU, LBPWS, LBPWS10, LBPRZ; PROVISIONING TYPE 2 thin, 1 resource, 0 fully provisioned."""
+    """B2h, SBC-3: LBPU, LBPWS, LBPWS10, LBPRZ; PROVISIONING TYPE 2 thin, 1 resource, 0 fully provisioned."""
     flags = 0xE0 | (0x04 if facts.zeroes_after_unmap else 0) if facts.unmap else 0
     return bytes([facts.threshold_exponent, flags, 2 if facts.thin else 1 if facts.unmap else 0, 0])
 

@@ -1,6 +1,6 @@
 """A block device as a medium.
 
-Imports base, linux, posix. Unmapping is honest about zeroes (SBC-3 4.7.3.4, LBPRZ): where the device makes zeroes itself and
+Imports base, linux, posix. Unmapping is honest about zeroes (SBC-3, LBPRZ): where the device makes zeroes itself and
 gives the space back in doing so, unmap is fallocate(PUNCH_HOLE) on the device, which zeroes or fails (Linux 4.9), and
 zeroes_after_unmap is True; where it only discards, unmap is BLKDISCARD for the whole granules of the range, the rest is left
 alone, and zeroes_after_unmap is False, whatever the device happens to read as afterwards.

@@ -1,4 +1,4 @@
-"""ORDERED and HEAD OF QUEUE (SAM-5 8.5, 8.6): which command of a task set has to wait for which.
+"""ORDERED and HEAD OF QUEUE (SAM-5): which command of a task set has to wait for which.
 
 One Ordering for a session, one task set for each logical unit. A command waits *parked*: as a Task in session.tasks whose
 `transfer` is a Parked, so that task management finds it there, and Data-Out that comes early is kept with it.
@@ -155,7 +155,7 @@ class Unusual(object):
         ordering = self.worker.ordering
         if task.attribute > sam.HEAD_OF_QUEUE:
             task.unit = self.worker.device.unit(task.lun)
-            self._refused(task, fields[1], data, CheckCondition(*_INVALID_MESSAGE))      # ACA is never active: SAM-5 8.7
+            self._refused(task, fields[1], data, CheckCondition(*_INVALID_MESSAGE))      # ACA is never active: SAM-5
             return
         ordering.close_gate(task.lun)    # first: a task that ends while we look at it sees the gate and lets ours in
         if ordering.has_to_wait(task.lun, task.attribute):

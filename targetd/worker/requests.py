@@ -131,7 +131,7 @@ class Requests(object):
         self._query(request, lambda task: True)
 
     def _query_asynchronous_event(self, request):
-        """The unit attention that waits, as SAM-5 7.9 has it: UADE DEPTH (1: one, 2: more) and sense key, ASC, ASCQ."""
+        """The unit attention that waits, as SAM-5 has it: UADE DEPTH (1: one, 2: more) and sense key, ASC, ASCQ."""
         owed = self._connection.device.luns[lun_of(request.lun)].attention
         first = owed.peek()
         if first is None:
@@ -141,7 +141,7 @@ class Requests(object):
             self._respond(request, const.FUNCTION_SUCCEEDED, bytes((depth << 4 | UNIT_ATTENTION,) + tuple(first)))
 
     def _reset_nexus(self, request):
-        """SAM-5 7.5: as if the nexus had been lost, with what it reserved and prevented; the session goes on."""
+        """SAM-5: as if the nexus had been lost, with what it reserved and prevented; the session goes on."""
         worker = self._connection.worker
         worker.tasks.abort(lambda task: True, lambda: worker.ask_reset(
             'i-t-nexus-reset', request.lun, lambda answer: self._reset_done(request, answer)))

@@ -1,4 +1,4 @@
-"""Ending tasks before their time: task management, other nexuses' preemptions, the end of a session (SAM-5 5.5, RFC 7143 11.5).
+"""Ending tasks before their time: task management, other nexuses' preemptions, the end of a session (SAM-5, RFC 7143 11.5).
 
 Whoever asks for an abort is told when it is *quiet*: when no aborted task can touch the medium any more. A task that runs in an
 executor thread is let to finish, its reply is dropped. May import base, scsi.sam. Any thread, as marked in Connection.

@@ -52,7 +52,7 @@ def lines_of(text):
 
 
 def is_page_cut_short(line):
-    """A VPD page that the initiator's allocation length cuts (SPC-4 4.2.5.6), as qemu asks for page 83h with 64 bytes first:
+    """A VPD page that the initiator's allocation length cuts (SPC-4), as qemu asks for page 83h with 64 bytes first:
     tshark 4.0 calls that malformed, whatever target it comes from."""
     payload = bytes.fromhex(line.split('\t')[1].replace(':', ''))
     length = int.from_bytes(payload[5:8], 'big')

@@ -72,8 +72,8 @@ PROTECTED = (r'\(0x2700\)$', r'\(0x0d01\)$', r'^Blocks did not read back', r"^LB
 SAY_NOTHING = {'Write10.Async', 'iSCSITMF.AbortTaskSimpleAsync'}
 
 #: Test -> why no disk of targetd can pass it whole. The suite counts a test as skipped when one of its parts is.
-NO_ENCRYPTION = 'a part is CRYPTOGRAPHIC ERASE, which is for media that encrypt (SBC-3 5.24.2.4); no store does'
-NO_ATOMIC = 'neither the page cache nor a killed process promises all or nothing (SBC-4 4.29), so WRITE ATOMIC is not offered'
+NO_ENCRYPTION = 'a part is CRYPTOGRAPHIC ERASE, which is for media that encrypt (SBC-3 5.24); no store does'
+NO_ATOMIC = 'neither the page cache nor a killed process promises all or nothing (SBC-4), so WRITE ATOMIC is not offered'
 NOWHERE = {
     'Sanitize.CryptoErase': NO_ENCRYPTION, 'Sanitize.Readonly': NO_ENCRYPTION, 'Sanitize.Reservations': NO_ENCRYPTION,
     'WriteAtomic16.BeyondEol': NO_ATOMIC, 'WriteAtomic16.DpoFua': NO_ATOMIC, 'WriteAtomic16.Simple': NO_ATOMIC,

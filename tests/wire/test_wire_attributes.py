@@ -1,4 +1,4 @@
-"""Task attributes and task management on tasks that take their time (SAM-5 8; RFC 7143 11.5; RFC 7144 6)."""
+"""Task attributes and task management on tasks that take their time (SAM-5; RFC 7143 11.5; RFC 7144 6)."""
 
 
 import pytest

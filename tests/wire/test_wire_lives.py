@@ -501,7 +501,7 @@ def test_logout_waits_for_what_is_running(daemon, ready):
 
 @pytest.mark.clause('RFC 7143 4.2.3', 'RFC 7143 11.6')
 def test_abort_waits_until_the_write_cannot_touch_the_medium(daemon, ready):
-    """After 'function complete' of ABORT TASK the aborted write changes nothing any more (SAM-5 7.1)."""
+    """After 'function complete' of ABORT TASK the aborted write changes nothing any more (SAM-5)."""
     daemon.target(TARGET, luns={0: ['backing-store = %s' % daemon.image(), 'filter = delay write=500ms']})
     daemon.start()
     session, other = ready(daemon), ready(daemon, name=TWO)

@@ -52,7 +52,7 @@ def test_an_initiator_that_does_not_read(served_both_ways, ready, target, connec
 
 @pytest.mark.clause('RFC 7143 11.8')
 def test_writes_whose_data_does_not_come(served_both_ways, ready):
-    """TASK SET FULL where more than 256 MiB would be held; the window stays open (SAM-5 5.3.1)."""
+    """TASK SET FULL where more than 256 MiB would be held; the window stays open (SAM-5)."""
     session = ready(served_both_ways, keys={'ImmediateData': 'No'})
     session.hold_r2t = True
     data = bytes(8 * MEGABYTE)

@@ -20,13 +20,13 @@ KEY_ONE, KEY_TWO = 0x1111222233334444, 0xAAAABBBBCCCCDDDD
 
 
 def reserve_out(session, action, kind=0, key=0, action_key=0, flags=0):
-    """PERSISTENT RESERVE OUT (SPC-4 6.15): the Result."""
+    """PERSISTENT RESERVE OUT (SPC-4 6.16): the Result."""
     parameters = struct.pack('>QQ4xBxH', key, action_key, flags, 0)
     return session.run(struct.pack('>BBB2xIB', 0x5F, action, kind, len(parameters), 0), out=parameters)
 
 
 def reserve_in(session, action):
-    """PERSISTENT RESERVE IN (SPC-4 6.14): (generation, the rest)."""
+    """PERSISTENT RESERVE IN (SPC-4 6.15): (generation, the rest)."""
     data = session.run(struct.pack('>BB5xHB', 0x5E, action, 1024, 0), read=1024).good().data
     generation, length = struct.unpack_from('>II', data)
     assert length == len(data) - 8

@@ -1,4 +1,4 @@
-"""Ordering: who waits for whom in a task set (SAM-5 8), and that nobody else pays for it."""
+"""Ordering: who waits for whom in a task set (SAM-5), and that nobody else pays for it."""
 
 from types import SimpleNamespace
 
