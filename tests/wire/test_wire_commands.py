@@ -264,7 +264,7 @@ def test_aborts(served, ready, function):
     assert session.read(300, 16) == pattern(1, 8192)
 
 
-@pytest.mark.clause('RFC 7143 11.5.1')
+@pytest.mark.clause('RFC 7143 11.5')
 def test_clearing_a_task_set_is_no_others_business(served, ready):
     """The task set is the nexus's own: TST of the Control mode page says so."""
     one, two = ready(served), ready(served, keys={'ImmediateData': 'No'}, name='iqn.2026-11.test:two')
