@@ -152,10 +152,14 @@ class Operations(object):
             log.error('unit %s: %s FAILED: %s. Its data can be anything', unit.id, _named(operation), failed)
         else:
             log.warning('unit %s: %s is done', unit.id, _named(operation))
-        self.units.change(unit, decisions.operation_over(unit.shared, failed))
-        result = decisions.operation_result(unit.shared, operation, failed)
-        for done in self._askers.pop(unit, ()):
-            done(result)
+        askers = self._askers.pop(unit, ())
+
+        def answer():
+            """Every nexus finds the medium as it is now: whoever asked may tell others to go on."""
+            result = decisions.operation_result(unit.shared, operation, failed)
+            for done in askers:
+                done(result)
+        self.units.change(unit, decisions.operation_over(unit.shared, failed), answer)
 
 
     def _kept(self, unit):

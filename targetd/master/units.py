@@ -415,9 +415,9 @@ class Units(object):
                   'was checked and "targetctl acknowledge %s" is given', unit.id, unit.lun.backing_store, unit.failure, unit.id)
         self._apply_now(unit, decisions.medium_changed(unit.shared, FAILED))
 
-    def change(self, unit, decision):
-        """Put a Decision of the master's own in force."""
-        self._apply_now(unit, decision)
+    def change(self, unit, decision, done=lambda: None):
+        """Put a Decision of the master's own in force; done() when everybody has it."""
+        self._apply_now(unit, decision, done)
 
     def tell_progress(self, unit):
         """Tell every nexus how far the operation is; nobody waits for that (0 is no message's number)."""

@@ -235,6 +235,16 @@ def test_the_asker_waits_for_the_end_unless_it_said_immed(house):
     assert house.units.state.load('key') == {}
 
 
+def test_the_asker_waits_until_every_nexus_finds_the_medium_ready(house):
+    """Who is told GOOD tells the next one to go on."""
+    house.ask(OVERWRITE)
+    house.operating.told_operated(house.eraser, {'failed': ''})
+    assert house.two.of('change')[-1]['medium'] == 'ready'
+    assert house.one.of('answer') == []
+    house.loop.settle()
+    assert house.answer() == (sam.GOOD, None)
+
+
 def test_immed_is_answered_at_once(house):
     house.ask(dict(FORMAT, immediate=True))
     assert house.answer() == (sam.GOOD, None)
