@@ -1,8 +1,9 @@
 """LOG SENSE and LOG SELECT (SPC-4 6.8, 6.7): what the unit counted and noticed. Pure.
 
-One row per page. Nothing is counted per command: READ and WRITE pay nothing for their statistics, so page 19h tells no numbers
-of commands, and the error counter pages have what was met in the slow path only. Nothing is saved by SP (DS is 1): what lasts
-is kept without being asked, see records.py.
+One row per page. Nothing is counted per command: READ and WRITE pay nothing for their statistics. So page 19h has neither
+numbers of commands (0001h) nor idle time (0002h), which SPC-4 7.3.6 wants there: to leave them out is more honest than zeroes,
+and sg_logs shows the page in hex. The error counter pages have what was met in the slow path only. Nothing is saved by SP (DS
+is 1): what lasts is kept without being asked, see records.py.
 Windows asks for page 0Ch with PC 0 and does not want to be refused; list parameters have no thresholds, so PC is ignored there.
 """
 
