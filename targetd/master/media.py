@@ -7,7 +7,7 @@ touches no state of the master's; what it returns is JSON-able, with the descrip
 import os
 
 from targetd.errors import StoreError, TargetdError
-from targetd.host import claims, disks, identity, in_use, signatures
+from targetd.host import claims, disks, identity, in_use, roots, signatures
 from targetd.master import journals, keys, known_media
 from targetd.scsi.facts import DEFAULTS
 from targetd.store import open_store
@@ -28,8 +28,10 @@ def open_medium(target, lun, held, server, state, master, known):
         held = _without_others(path, held)
         if path is not None:
             known_media.require_known(target, lun, path, known)
-        store = _open_store(lun, path, held, master)
-        found = _recognised(lun, store)
+            if not lun.allow_in_use and not held:
+                in_use.require_free(path, ours=master)
+        found = _recognised(lun, path)
+        store = _open_store(lun, path, held)
         data_key = identity.stable_key(path) if path else ''
         key = '%s\0%s' % (target.name, data_key or '%s:%d' % (lun.type, lun.number))
         left = journals.path_of(state.path, data_key)
@@ -56,7 +58,7 @@ def _without_others(path, held):
     return same
 
 
-def _open_store(lun, path, held, master):
+def _open_store(lun, path, held):
     description = {'path': path, 'size': lun.size, 'read_only': lun.readonly, 'direct': lun.direct_io, 'thin': lun.thin,
                    'block_size': lun.block_size and int(lun.block_size), 'filters': lun.filter,
                    'allow_in_use': lun.allow_in_use}
@@ -65,22 +67,22 @@ def _open_store(lun, path, held, master):
     grows = path is not None and os.path.isfile(path)
     if grows:
         description['size'] = None
-    if path is not None and not lun.allow_in_use and not held:
-        in_use.require_free(path, ours=master)
     store = open_store(description, held)
     if grows and lun.size:
         grow(store, lun.size)
     return store
 
 
-def _recognised(lun, store):
-    """What is on a disk that will be written. Raises StoreError if it belongs to this host."""
-    if not _is_disk(store) or store.read_only:
+def _recognised(lun, path):
+    """What is on a disk that will be written. Raises StoreError if it belongs to this host. Looked at before it is opened for
+    writing: when such a descriptor is closed, udev looks anew at what is there, and mdadm or LVM might take it into use."""
+    if lun.readonly or path is None or not _is_disk(path):
         return []
-    descriptor = os.open(store.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    sector = disks.describe(path).logical_sector
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        found = signatures.recognise(descriptor, store.size, store.block_size)
-        reasons = [] if lun.allow_in_use else claims.claims(store.path, found, descriptor)
+        found = signatures.recognise(descriptor, os.lseek(descriptor, 0, os.SEEK_END), sector)
+        reasons = [] if lun.allow_in_use else claims.claims(path, found, descriptor)
     finally:
         os.close(descriptor)
     if reasons:
@@ -88,8 +90,8 @@ def _recognised(lun, store):
     return found
 
 
-def _is_disk(store):
-    return store.kind == 'block'
+def _is_disk(path):
+    return roots.kernel_name(path) is not None
 
 
 def _identity(lun, path, key, server):

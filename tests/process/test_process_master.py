@@ -344,7 +344,7 @@ def test_a_disk_that_this_host_counts_on_is_refused_with_the_reason(stage, monke
     for device in (one, two):
         with open(device, 'wb') as f:
             f.truncate(1 << 20)
-    monkeypatch.setattr(media, '_is_disk', lambda store: True)
+    monkeypatch.setattr(media, '_is_disk', lambda path: True)
     monkeypatch.setattr(media.claims, 'claims', lambda path, found, descriptor: ['%s stands in /etc/fstab' % path])
     stage.start(body(stage, (DISK, OPEN, {0: ['backing-store = %s' % one]}),
                      (OTHER, OPEN, {0: ['backing-store = %s' % two, 'allow-in-use = yes']})))
