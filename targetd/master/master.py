@@ -147,7 +147,8 @@ class Master(object):
 
     def run(self):
         """Until stopped. Workers are forked only now: they inherit standard input and output as they are to stay."""
-        self.workers.keep_spares()
+        self.operating.on_waiting = self._on_spare
+        self._on_spare()
         self.loop.run()
 
     def close(self):

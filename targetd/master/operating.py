@@ -30,6 +30,7 @@ class Operations(object):
         self._waiting = deque()          # units whose operation has no process yet
         self._running = {}               # worker -> unit
         self._askers = {}                # unit -> [done, …] of those that wait for the end
+        self.on_waiting = self.hand_out  # a spare is wanted: whoever sees to that calls hand_out()
 
     @property
     def waiting(self):
@@ -61,7 +62,7 @@ class Operations(object):
 
     def _enqueue(self, unit):
         self._waiting.append(unit)
-        self.hand_out()
+        self.on_waiting()
 
     def hand_out(self):
         """Give work to spares. Call when there may be one."""

@@ -129,6 +129,10 @@ class Sessions(object):
             self._decide(worker, message)
         except Refused as e:
             self._refuse(worker, message, e)
+        except OSError as e:             # no descriptor is left, say: what was granted in part ends with the worker
+            log.error('the login of %s from %s cannot be answered: %s', message['session']['initiator_name'],
+                      shown(*message['peer']), e.strerror)
+            self.kill(worker, 'its login could not be answered')
 
     def _decide(self, worker, claim):
         session = claim['session']

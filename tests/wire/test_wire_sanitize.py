@@ -211,3 +211,12 @@ def test_windows_finds_the_provisioning_page(daemon, ready):
     session = ready(daemon.start())
     data = session.run(bytes.fromhex('4d 00 0c 00 00 0000 0100 00'), read=256).good().data
     assert data[0] == 0x8C and (len(data) - 4) % 12 == 0 and data[6:8] == b'\x03\x08'
+
+
+def test_without_spare_workers_one_is_made_for_it(daemon, ready):
+    daemon.text.server['spare-workers'] = '0'
+    daemon.target(size=4 << 20)
+    daemon.start()
+    session = ready(daemon)
+    assert overwrite(session, immediate=False).status == GOOD
+    assert bytes(session.read(0, 8)) == b'\xc3' * 4096

@@ -1,5 +1,7 @@
 """The registry: claims granted, refused, and reinstatement that waits for the old session's end."""
 
+import errno
+
 import pytest
 from master_fakes import TARGET, FakeWorker, StillLoop, kill, send
 
@@ -90,6 +92,20 @@ def test_only_the_newest_refusals_are_kept(desk):
     for number in range(150):
         desk.sessions.note_refusal('n%d' % number, None, PEER, 'why')
     assert len(desk.sessions.refusals) == 100 and desk.sessions.refusals[-1]['initiator_name'] == 'n149'
+
+
+def test_a_claim_that_cannot_be_answered_ends_with_its_worker(desk, capfd):
+    """What the claim had been given already goes with the worker; the initiator logs in again."""
+    def none_left(session):
+        raise OSError(errno.EMFILE, 'Too many open files')
+    serve, desk.sessions.units = desk.sessions.units, none_left
+    worker = FakeWorker()
+    assert desk.claim(worker) is None and worker.killed
+    assert 'iqn.2026-11.test:one from 10.0.0.9:40000 cannot be answered: Too many open files' in capfd.readouterr().err
+    desk.die(worker)
+    assert desk.sessions.all() == []
+    desk.sessions.units = serve
+    assert status(desk.claim(FakeWorker('next'))) == (0, 0)
 
 
 def test_the_servers_limit(desk):
