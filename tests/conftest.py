@@ -1,8 +1,11 @@
 """Fixtures that start the real targetd, and what every test directory may use."""
 
+import atexit
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
@@ -10,6 +13,11 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))      # daemon, in
 
 import initiator as initiators               # noqa: E402
 from daemon import LIVING, TARGET, watched             # noqa: E402
+
+if hasattr(sys, 'pycache_prefix'):       # servers that tests start compile nothing twice, wherever their bytecode may be kept
+    os.environ['PYTHONPYCACHEPREFIX'] = tempfile.mkdtemp(prefix='targetd-bytecode-')
+    os.environ.pop('PYTHONDONTWRITEBYTECODE', None)
+    atexit.register(shutil.rmtree, os.environ['PYTHONPYCACHEPREFIX'], True)
 
 
 @pytest.hookimpl(hookwrapper=True)
