@@ -68,11 +68,13 @@ def test_it_is_not_offered_as_shipped(served, ready):
     assert not os.path.exists(os.path.join(served.directory, 'state', 'atomic'))
 
 
-def test_nothing_is_left_of_it_after_an_orderly_end(atomic, ready):
-    session = ready(atomic)
+def test_nothing_is_left_of_it_after_an_orderly_end(daemon, ready):
+    daemon.text.server['stop-timeout'] = '1'
+    serve(daemon, 'atomic-writes = yes')
+    session = ready(daemon)
     write_atomic(session, 0, filled(b'a')).good()
-    assert atomic.stop() == 0
-    assert os.listdir(os.path.join(atomic.directory, 'state', 'atomic')) == []
+    assert daemon.stop() == 0
+    assert os.listdir(os.path.join(daemon.directory, 'state', 'atomic')) == []
 
 
 # -- others --------------------------------------------------------------------------------------------------------------

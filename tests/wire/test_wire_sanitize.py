@@ -26,6 +26,7 @@ def slow(daemon):
     with open(path, 'wb') as file:
         file.write(b'x' * SIZE)
     daemon.target(luns={0: ['backing-store = %s' % path, 'thin = yes', 'filter = delay write=100ms']})
+    daemon.text.server['stop-timeout'] = '1'             # for a logout, which our own initiator does not hear it ask for
     return daemon.start()
 
 
