@@ -224,7 +224,7 @@ def test_the_holder_is_not_refused():
 @pytest.mark.parametrize('medium, sense', [('ejected', (2, 0x3A, 0)), ('stopped', (2, 0x04, 0x02)), ('odd', (2, 0x04, 0x03))])
 @pytest.mark.parametrize('row', [row for row in TABLE if row.medium], ids=lambda row: row.name)
 def test_commands_that_need_the_medium_say_why_they_cannot(medium, sense, row):
-    unit = make_unit(unmap=True, zeroes_after_unmap=True, maximum_atomic_length=4096, medium=medium)
+    unit = make_unit(unmap=True, zeroes_after_unmap=True, encrypted=True, maximum_atomic_length=4096, medium=medium)
     cdb = bytearray(len(row.mask))
     cdb[0], cdb[1] = row.opcode, row.service_action or 0
     assert sense_of(unit, bytes(cdb)) == sense
@@ -248,7 +248,8 @@ def cdb_of(row, lba, blocks):
     return bytes(cdb)
 
 
-EVERYTHING_READ_ONLY = {'unmap': True, 'zeroes_after_unmap': True, 'maximum_atomic_length': 4096, 'read_only': True}
+EVERYTHING = {'unmap': True, 'zeroes_after_unmap': True, 'encrypted': True, 'maximum_atomic_length': 4096}
+EVERYTHING_READ_ONLY = dict(EVERYTHING, read_only=True)
 
 
 @pytest.mark.parametrize('row', [row for row in TABLE if row.writes and row.name != 'UNMAP'], ids=lambda row: row.name)
