@@ -40,7 +40,8 @@ from targetd.worker import main as worker_main
 
 MAXIMUM_PENDING = 1024           # connections that have not sent their login yet
 LOGINS_IN_PROGRESS = 16          # workers beyond max-sessions: for logins that are under way, and discovery
-JOINS_IN_PROGRESS = 8            # connections that a session's worker may have beyond those that belong to the session
+JOINS_IN_PROGRESS = 32           # connections that a session's worker may have beyond those that belong to the session,
+JOINS_PER_ORIGIN = 8             # and those from one origin: whoever guesses a TSIH keeps nobody else from joining
 PATIENCE_SECONDS = 5.0           # when the server is full, a login or discovery that takes longer gives way to others
 
 
@@ -186,7 +187,7 @@ class Master(object):
         if pending.header.tsih:
             owner = self.sessions.owner(pending.header.tsih)
             if owner is not None and owner.session.ended_why is None and owner.session.nexus is not None:
-                if len(owner.peers) - len(owner.session.peers) >= JOINS_IN_PROGRESS:
+                if self._too_many_join(owner, pending.origin):
                     self.arrivals.refuse(pending, OUT_OF_RESOURCES, 'so many connections of session %d are logging in already'
                                          % pending.header.tsih)
                 else:
@@ -194,6 +195,13 @@ class Master(object):
                 return
         self._waiting.append(pending)
         self._on_spare()
+
+    @staticmethod
+    def _too_many_join(owner, origin):
+        """Are so many connections of its session logging in already, or so many from there?"""
+        joining = Counter(origin_of(address) for address in owner.peers)
+        joining.subtract(origin_of(address) for address, _ in owner.session.peers.values())
+        return sum(joining.values()) >= JOINS_IN_PROGRESS or joining[origin] >= JOINS_PER_ORIGIN
 
     def _on_spare(self):
         """Give spares to the logins that wait, in order; but those whose origin has enough logins under way wait on."""

@@ -149,12 +149,32 @@ def test_too_many_that_wait_are_sent_away(stage):
     stage.until(lambda: ([c.listen() for c in clients], sum(c.received[36:38] == b'\x03\x02' for c in clients) == 4)[1])
 
 
+def refused(clients):
+    """How many of them were told that the server is out of resources."""
+    for client in clients:
+        client.listen()
+    return sum(client.received[36:38] == b'\x03\x02' for client in clients)
+
+
+def test_joins_of_one_session_are_bounded_for_each_origin(stage):
+    """A stranger who guessed the TSIH fills its own places; the initiator's further connections have theirs."""
+    stage.begin()
+    one = stage.connect()
+    tsih = one.login(DISK)[1]['tsih']
+    strangers = [stage.connect(tsih=tsih, source=BAD) for _ in range(masters.JOINS_PER_ORIGIN + 3)]
+    stage.until(lambda: refused(strangers) == 3)
+    another = stage.connect(tsih=tsih)
+    another.claim(DISK, tsih=tsih, cid=1)
+    stage.until(lambda: len(stage.master.sessions.owner(tsih).session.peers) == 2)
+
+
 def test_joins_of_one_session_are_bounded(stage):
     stage.begin()
     one = stage.connect()
     tsih = one.login(DISK)[1]['tsih']
-    joining = [stage.connect(tsih=tsih, source=BAD) for _ in range(masters.JOINS_IN_PROGRESS + 3)]
-    stage.until(lambda: ([c.listen() for c in joining], sum(c.received[36:38] == b'\x03\x02' for c in joining) == 3)[1])
+    sources = ['127.0.1.%d' % (number % 6 + 1) for number in range(masters.JOINS_IN_PROGRESS + 3)]
+    joining = [stage.connect(tsih=tsih, source=source) for source in sources]
+    stage.until(lambda: refused(joining) == 3)
 
 
 def test_joins_that_failed_are_forgotten(stage):
