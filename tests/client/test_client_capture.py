@@ -1,6 +1,7 @@
 """A capture of discovery, login, I/O and logout, as tshark decodes it: nothing malformed, no expert error, the right keys."""
 
 import os
+import socket
 import subprocess
 import threading
 
@@ -25,6 +26,13 @@ class Capture(object):
         eventually(lambda: self.process.poll() is not None or any(b'Capturing on' in line for line in self.said), 30,
                    lambda: 'tshark capturing: %r' % self.said)
         self.skip_if_gone()
+        eventually(self._sees, 60, 'tshark to see what is sent')
+
+    def _sees(self):
+        """It says that it captures before it does."""
+        self.skip_if_gone()
+        socket.create_connection(('127.0.0.1', self.ports[0]), 5).close()
+        return lines_of(self.read('-c', '1'))
 
     def skip_if_gone(self):
         """tshark says that it captures before it knows that it may not."""
