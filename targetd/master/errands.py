@@ -41,6 +41,7 @@ class Errand(object):
         self.channel = None
         self.timer = None
         self.due = None
+        self.answer = None               # it came; the child is about to end
 
 
 class Errands(object):
@@ -112,13 +113,14 @@ class Errands(object):
     # -- ends --------------------------------------------------------------------------------------------------------
 
     def _ready(self, errand):
+        """It is over at the end of the channel: what was handed back, a claim above all, is then the master's alone."""
         try:
             messages = errand.channel.receive()
         except ChannelClosed:
-            self._over(errand, Answer({}, [], 'the process that was to do it died', False))
+            self._over(errand, errand.answer or Answer({}, [], 'the process that was to do it died', False))
             return
         for message, descriptors in messages[:1]:
-            self._over(errand, Answer(message, descriptors, str(message.get('failed') or ''), False))
+            errand.answer = Answer(message, descriptors, str(message.get('failed') or ''), False)
 
     def _expired(self, errand):
         if errand in self._under_way:
@@ -127,7 +129,8 @@ class Errands(object):
                 os.kill(errand.pid, signal.SIGKILL)
             except ProcessLookupError:
                 pass
-            self._over(errand, Answer({}, [], 'there was no answer within %g seconds' % errand.seconds, True))
+            late = Answer({}, [], 'there was no answer within %g seconds' % errand.seconds, True)
+            self._over(errand, errand.answer or late)
 
     def _over(self, errand, answer):
         self._under_way.remove(errand)
@@ -177,4 +180,5 @@ def _do(errand, channel, master):
         log.exception('an errand for %s met an unexpected failure', errand.name)
         words, descriptors = {'failed': 'an unexpected failure: %r' % e}, ()
     channel.send(words, descriptors)
+    child.close_descriptors({channel.fileno()})
     os._exit(0)

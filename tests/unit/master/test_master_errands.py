@@ -1,5 +1,6 @@
 """Errands: children that wait for what the master must not wait for."""
 
+import fcntl
 import os
 import signal
 import time
@@ -47,6 +48,24 @@ def test_descriptors_that_the_child_opened_are_ours(errands, tmp_path):
     (descriptor,) = answers[0].descriptors
     assert os.read(descriptor, 100) == b'content'
     os.close(descriptor)
+
+
+def test_what_is_handed_back_is_nobody_elses_any_more(errands, tmp_path):
+    """A claim that the child let go of only a moment later would make the next attempt fail."""
+    path = str(tmp_path / 'file')
+    answers = []
+
+    def claim():
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os._exit = lambda code, really=os._exit: (time.sleep(0.2), really(code))     # a child that takes its time to end
+        return {}, [descriptor]
+
+    errands.send('a', claim, answers.append)
+    errands.wait()
+    os.close(answers[0].descriptors[0])
+    with open(path) as again:
+        fcntl.flock(again, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def test_the_child_has_what_it_is_given_and_nothing_else(errands):
