@@ -3,7 +3,6 @@
     GUEST_RUNNER --share CHECKOUT:/src JOB-DIRECTORY
 
 which runs JOB-DIRECTORY/run.sh as root in the guest and gives its exit code. Without a guest these tests are skipped.
-GUEST_PART=1/2 takes the first of two parts of the jobs that are about equally long.
 """
 
 import os
@@ -15,22 +14,12 @@ import pytest
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(HERE))
 RUNNER = os.environ.get('GUEST_RUNNER') or os.path.join(os.path.dirname(ROOT), 'shared', 'tools', 'vm', 'vm-run')
+JOBS = sorted(name for name in os.listdir(HERE) if os.path.exists(os.path.join(HERE, name, 'run.sh')))
 SECONDS = 900
 
 
-def jobs():
-    """The names of the jobs of this part: a longer script takes longer."""
-    lengths = {}
-    for name in os.listdir(HERE):
-        script = os.path.join(HERE, name, 'run.sh')
-        if os.path.exists(script):
-            lengths[name] = os.path.getsize(script)
-    part, parts = (int(number) for number in os.environ.get('GUEST_PART', '1/1').split('/'))
-    return sorted(lengths, key=lambda name: (-lengths[name], name))[part - 1::parts]
-
-
 @pytest.mark.skipif(not os.access(RUNNER, os.X_OK), reason='no guest here: GUEST_RUNNER names no program')
-@pytest.mark.parametrize('job', jobs())
+@pytest.mark.parametrize('job', JOBS)
 @pytest.mark.clause('RFC 7143 4.2.6', 'RFC 7143 6.3.5', 'RFC 7143 7.14', 'RFC 7143 11.19', 'RFC 7143 12.1.3', 'RFC 7143 13.1')
 def test_guest_job(job, tmp_path):
     directory = str(tmp_path / job)

@@ -126,7 +126,7 @@ def test_a_worker_that_does_not_acknowledge_is_fenced(served):
     served.until(lambda: any(w.names.get('stage') == 'deaf' for w in served.master.workers.all()))
     one.say(ask='reset', id=2, unit=one.answer['units'][0]['unit'], function='logical-unit-reset')
     assert two.wait('change')['abort'] and two.of('change')[0]['attentions'] == [[0x29, 3]]
-    served.settle()
+    served.until(lambda: [len(each.awaited) for each in served.master.units._awaiting.values()] == [1])
     assert len(one.of('answer')) == 1
     served.leap(10)
     two.wait_closed()

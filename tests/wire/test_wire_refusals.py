@@ -189,7 +189,7 @@ def test_a_target_is_not_ready_until_its_disks_are_there(daemon):
     with open(path, 'wb') as file:
         file.truncate(2 << 20)
     daemon.reload('reloaded|there now')                               # the administrator need not wait for the next look
-    assert admits(daemon)
+    eventually(lambda: admits(daemon), 8)
     with connect(daemon.address, TARGET) as session:
         session.clear_attentions(1)
         assert session.capacity(1) == (4096, 512)
