@@ -241,6 +241,8 @@ class Daemon(object):
                 pass
         self.process.wait(5)
         self.process = None
+        # a child that was being forked has the port a moment longer: whoever starts again would take it for the new server
+        eventually(lambda: not is_listening(self.address), 10, 'the port free')
 
     def survivors(self):
         """Workers met earlier that are still alive."""
