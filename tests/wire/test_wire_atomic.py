@@ -206,13 +206,18 @@ def test_a_worker_that_is_killed_amid_a_write_leaves_nothing_half_done(daemon, r
     assert write_atomic(ready(daemon, name=THREE), 2048, filled(b'q')).good()
 
 
-def test_the_master_is_killed_amid_a_write_and_nothing_is_half_done(daemon, ready):
-    image = serve(daemon, 'atomic-writes = yes', TEAR % '300ms')
+def kill_amid_a_write(daemon, ready, image):
+    """The master dies, and its workers with it."""
     begin(daemon, ready, image)
     daemon.workers()
     daemon.signal(signal.SIGKILL)
     daemon.process.wait(10)
     eventually(lambda: not daemon.survivors(), 10)
+
+
+def test_the_master_is_killed_amid_a_write_and_nothing_is_half_done(daemon, ready):
+    image = serve(daemon, 'atomic-writes = yes', TEAR % '300ms')
+    kill_amid_a_write(daemon, ready, image)
     assert len(set(content(image))) == 2
     daemon.start()
     assert ready(daemon).read(0, BLOCKS) == filled(b'o')
@@ -221,11 +226,7 @@ def test_the_master_is_killed_amid_a_write_and_nothing_is_half_done(daemon, read
 
 def test_what_a_killed_server_left_is_put_right_though_the_setting_is_gone(daemon, ready):
     image = serve(daemon, 'atomic-writes = yes', TEAR % '300ms')
-    begin(daemon, ready, image)
-    daemon.workers()
-    daemon.signal(signal.SIGKILL)
-    daemon.process.wait(10)
-    eventually(lambda: not daemon.survivors(), 10)
+    kill_amid_a_write(daemon, ready, image)
     daemon.target(TARGET, luns={0: ['backing-store = %s' % image]})
     daemon.start()
     assert ready(daemon).read(0, BLOCKS) == filled(b'o')

@@ -1,5 +1,7 @@
 """What the tests of the master's parts use instead of workers and time."""
 
+import os
+
 from targetd.master.loop import Loop
 from targetd.scsi.sam import Nexus
 
@@ -62,3 +64,18 @@ def kill(worker, why):
 
 def nexus(name='one', isid='00023d000001', group=1, target=TARGET):
     return Nexus('iqn.2026-11.test:%s' % name, isid, target, group)
+
+
+class FakeStore(object):
+    """What the master needs of an opened store; a real descriptor."""
+
+    kind, path, size, block_size, read_only = 'file', '/disk.img', 1 << 20, 512, False
+
+    def __init__(self, path):
+        self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
+
+    def description(self):
+        return {'kind': self.kind, 'path': self.path, 'size': self.size}
+
+    def close(self):
+        os.close(self.descriptor)

@@ -6,7 +6,7 @@ import os
 import pytest
 from master_fakes import TARGET, FakeWorker, StillLoop, nexus
 
-from targetd import compat, store
+from targetd import compat
 from targetd.config import model
 from targetd.errors import StoreError
 from targetd.master import atomic

@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from master_fakes import TARGET, FakeWorker, StillLoop, nexus
+from master_fakes import TARGET, FakeStore, FakeWorker, StillLoop, nexus
 
 from targetd.config import model
 from targetd.master import decisions, rods
@@ -11,19 +11,6 @@ from targetd.master.persistent import StateDirectory
 from targetd.master.units import ACKNOWLEDGE_SECONDS, Unit, Units
 
 OTHER_TARGET = 'iqn.2026-11.test:other'
-
-
-class FakeStore(object):
-    kind, path, size, block_size, read_only = 'file', '/disk.img', 1 << 20, 512, False
-
-    def __init__(self, path):
-        self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
-
-    def description(self):
-        return {'kind': self.kind, 'path': self.path, 'size': self.size}
-
-    def close(self):
-        os.close(self.descriptor)
 
 
 class House(object):

@@ -1,10 +1,9 @@
 """Units of other targets for copies: who gets one, what a guest hears, and that it is gone before the medium is let go."""
 
 import collections
-import os
 
 import pytest
-from master_fakes import TARGET, FakeWorker, StillLoop, nexus
+from master_fakes import TARGET, FakeStore, FakeWorker, StillLoop, nexus
 
 from targetd.config import model
 from targetd.master import decisions
@@ -17,16 +16,6 @@ NAA = '6001405' + '0' * 24 + '%d'
 BINARY, TYPE_NAA = 1, 3
 
 Session = collections.namedtuple('Session', 'nexus')
-
-
-class FakeStore(object):
-    kind, path, size, block_size, read_only = 'file', '/disk.img', 1 << 20, 512, False
-
-    def __init__(self, path):
-        self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
-
-    def description(self):
-        return {'kind': self.kind, 'path': self.path, 'size': self.size}
 
 
 class House(object):
