@@ -75,10 +75,10 @@ def help_settings(name):
 
 def make_key(path):
     """A key file for encryption-key-file."""
-    from targetd.master import keys
+    from targetd.master.state import key_files
     if xts.why_not():
         return complain(xts.why_not(), EXIT_FAILURE)
-    keys.make(path)
+    key_files.make(path)
     say('The key is in %s. Keep a copy of it in a safe place: without it nothing on its disk can be read.\n' % path)
     return EXIT_OK
 
@@ -98,5 +98,5 @@ def serve(path, foreground, only_test):
         return EXIT_OK
     for warning in lint.warnings(configuration):
         sys.stderr.write('targetd: warning: %s\n' % str(warning))
-    from targetd.master import daemon       # not before it is needed: -t works where no socket is allowed
+    from targetd.master import daemon  # not before it is needed: -t works where no socket is allowed
     return daemon.run(path, configuration, foreground)

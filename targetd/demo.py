@@ -82,7 +82,8 @@ def speech(directory, address, port):
 
 def run(address):
     """Serve until Ctrl-C or SIGTERM; returns the exit code. Raises TargetdError."""
-    from targetd.master import daemon, listen
+    from targetd.master import daemon
+    from targetd.master.logins import portals as listen
     try:
         address, _ = kinds.Portal().parse('[%s]' % address if ':' in address else address)
     except words.Unusable as e:

@@ -11,8 +11,8 @@ import pytest
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))      # daemon, initiator, pdus: plain modules of this folder
 
-import initiator as initiators               # noqa: E402
-from daemon import LIVING, TARGET, watched             # noqa: E402
+import initiator as initiators  # noqa: E402
+from daemon import LIVING, TARGET, watched  # noqa: E402
 
 if hasattr(sys, 'pycache_prefix'):       # servers that tests start compile nothing twice, wherever their bytecode may be kept
     os.environ['PYTHONPYCACHEPREFIX'] = tempfile.mkdtemp(prefix='targetd-bytecode-')

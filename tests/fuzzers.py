@@ -10,10 +10,26 @@ import socket
 import struct
 import threading
 
-from initiator import LoginFailed, OPERATIONAL, Session
+from initiator import OPERATIONAL, LoginFailed, Session
 from members import SESSION_KEYS
-from pdus import (Closed, DATA_OUT, FINAL, IMMEDIATE, LOGIN, LOGOUT, NO_TAG, NOP_OUT, SCSI_COMMAND, SNACK, TASK_MANAGEMENT,
-                  TASK_MANAGEMENT_RESPONSE, TEXT, Violation, pack_bhs, pack_text)
+from pdus import (
+    DATA_OUT,
+    FINAL,
+    IMMEDIATE,
+    LOGIN,
+    LOGOUT,
+    NO_TAG,
+    NOP_OUT,
+    SCSI_COMMAND,
+    SNACK,
+    TASK_MANAGEMENT,
+    TASK_MANAGEMENT_RESPONSE,
+    TEXT,
+    Closed,
+    Violation,
+    pack_bhs,
+    pack_text,
+)
 
 OPCODES = [SCSI_COMMAND] * 8 + [DATA_OUT] * 3 + [NOP_OUT, TASK_MANAGEMENT, LOGIN, TEXT, LOGOUT, SNACK, 0x1C, 0x3E]
 NUMBERS = [0, 1, 2, 3, 4, 7, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFE, NO_TAG]

@@ -7,19 +7,20 @@ anywhere, and but for commands that wait for a disk (which memory never is) ever
 import threading
 
 import record
+
 from targetd.config import loader
 from targetd.iscsi.errors import LoginFailure
 from targetd.iscsi.framing import BHS, Framer
 from targetd.iscsi.login import LOGIN_DATA_SEGMENT, Claim, LoginNegotiation
 from targetd.iscsi.pdu import LoginRequest
 from targetd.iscsi.session import Session
-from targetd.master import media
+from targetd.master.exports import open_medium
 from targetd.scsi.lu import Device, LogicalUnit, UnitFacts
 from targetd.scsi.sam import Nexus
 from targetd.store.opening import open_store
+from targetd.worker.connection.error_recovery import class_for
 from targetd.worker.main import Worker
 from targetd.worker.policy import Policies
-from targetd.worker.recovering import class_for
 from targetd.worker.replica import ports_of
 
 ADDRESS = '127.0.0.1'
@@ -104,7 +105,7 @@ def device(configuration, result):
         opened = open_store({'kind': lun.type, 'size': lun.size})
         names = {'vendor': lun.vendor_id, 'product': lun.product_id, 'revision': lun.product_rev, 'serial': lun.scsi_sn,
                  'naa': lun.naa, 'eui': lun.eui}
-        facts = dict(media.facts_of(lun, opened, names), **media.alua_facts(target, lun))
+        facts = dict(open_medium.facts_of(lun, opened, names), **open_medium.alua_facts(target, lun))
         made.add(lun.number, LogicalUnit(UnitFacts.from_message(facts), opened.store(), nexus, made, lun=lun.number))
         opened.close()
     return made

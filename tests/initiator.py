@@ -10,10 +10,38 @@ import hashlib
 import struct
 import time
 
-from pdus import (ASYNC, Chap, Closed, DATA_IN, DATA_OUT, FINAL, IMMEDIATE, LOGIN, LOGIN_RESPONSE, LOGOUT, LOGOUT_RESPONSE,
-                  NO_TAG, NOP_IN, NOP_OUT, R2T, REJECT, SCSI_COMMAND, SCSI_RESPONSE, TASK_MANAGEMENT,
-                  TASK_MANAGEMENT_RESPONSE, TEXT, TEXT_RESPONSE, Violation, Wire, lun_field, pack_bhs, pack_text, require,
-                  unpack_pairs, unpack_text)
+from pdus import (
+    ASYNC,
+    DATA_IN,
+    DATA_OUT,
+    FINAL,
+    IMMEDIATE,
+    LOGIN,
+    LOGIN_RESPONSE,
+    LOGOUT,
+    LOGOUT_RESPONSE,
+    NO_TAG,
+    NOP_IN,
+    NOP_OUT,
+    R2T,
+    REJECT,
+    SCSI_COMMAND,
+    SCSI_RESPONSE,
+    TASK_MANAGEMENT,
+    TASK_MANAGEMENT_RESPONSE,
+    TEXT,
+    TEXT_RESPONSE,
+    Chap,
+    Closed,
+    Violation,
+    Wire,
+    lun_field,
+    pack_bhs,
+    pack_text,
+    require,
+    unpack_pairs,
+    unpack_text,
+)
 
 __all__ = ['Chap', 'Closed', 'LoginFailed', 'Rejected', 'Session', 'Violation', 'connect', 'pattern']
 

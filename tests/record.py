@@ -22,7 +22,7 @@ import time
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, HERE)
 
-import pdu_text                                             # noqa: E402
+import pdu_text  # noqa: E402
 
 CONFIGURATION = os.path.join(HERE, 'transcripts', 'recorded.conf')
 PORT = 3260

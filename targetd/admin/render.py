@@ -7,7 +7,15 @@ tree with what is printed.
 import sys
 
 from targetd.admin.commands import TABLE
-from targetd.errors import (EXIT_CONFIG, EXIT_FAILURE, EXIT_NOT_RUNNING, EXIT_OK, EXIT_PORTAL, EXIT_STORE, EXIT_USAGE)
+from targetd.errors import (
+    EXIT_CONFIG,
+    EXIT_FAILURE,
+    EXIT_NOT_RUNNING,
+    EXIT_OK,
+    EXIT_PORTAL,
+    EXIT_STORE,
+    EXIT_USAGE,
+)
 
 EXITS = (
     (EXIT_OK, 'Done.'),

@@ -10,7 +10,7 @@ from collections import OrderedDict
 
 from targetd import xts
 from targetd.config import kinds, model, settings
-from targetd.config.former import FORMER
+from targetd.config.tgt_settings import FORMER
 from targetd.config.words import Unusable, split
 from targetd.errors import Complaint
 from targetd.iscsi import names

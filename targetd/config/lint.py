@@ -9,7 +9,7 @@ import os
 import re
 import stat
 
-from targetd.config import access, kinds
+from targetd.config import acl, kinds
 from targetd.errors import Complaint, StoreError
 from targetd.host import claims, disks, roots, signatures
 
@@ -62,7 +62,7 @@ def _accounts(configuration, target, accounts, outgoing):
 def _admission(configuration, target):
     place = ('target', target.name)
     if not target.initiator_addresses and not target.initiator_names:
-        return [_warning(configuration, place, access.refusal(target, '', '').split('; ')[0],
+        return [_warning(configuration, place, acl.refusal(target, '', '').split('; ')[0],
                          'write initiator-address = ALL to admit everyone%s, or the addresses or names that may log in'
                          % (' who knows an account' if target.accounts else ''))]
     if admits_everyone(target) and not target.accounts:

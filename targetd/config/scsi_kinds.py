@@ -6,13 +6,13 @@ row and not two.
 
 from targetd.config.kinds import Listed, Number
 from targetd.config.words import Unusable
-from targetd.scsi import access, modes
+from targetd.scsi import alua, modes
 
 
 class GroupStates(Listed):
     """Portal groups with a state each, `1 optimized, 2 standby` -> ((tag, word), …)."""
 
-    says = 'portal groups, each with one of the states %s' % ', '.join(word for word, _ in access.WORDS)
+    says = 'portal groups, each with one of the states %s' % ', '.join(word for word, _ in alua.WORDS)
     TAG = Number(1, 65535)
 
     def __init__(self):
@@ -23,8 +23,8 @@ class GroupStates(Listed):
         if len(words) != 2:
             raise Unusable('%r is not a portal group and its state' % ' '.join(words), 'write like 2 standby')
         word = words[1].lower().replace('-', '').replace('_', '')
-        if word not in access.STATE_OF_WORD:
-            raise Unusable('there is no state %r' % words[1], 'write one of ' + ', '.join(each for each, _ in access.WORDS))
+        if word not in alua.STATE_OF_WORD:
+            raise Unusable('there is no state %r' % words[1], 'write one of ' + ', '.join(each for each, _ in alua.WORDS))
         return self.TAG.parse(words[0]), word
 
     def written(self, item):

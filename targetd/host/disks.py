@@ -12,8 +12,17 @@ import struct
 from collections import namedtuple
 
 from targetd.errors import StoreError
-from targetd.host.roots import (ROOTS, kernel_name, listing, partitions, read_bytes, read_number, read_text, udev_properties,
-                                whole_disk)
+from targetd.host.roots import (
+    ROOTS,
+    kernel_name,
+    listing,
+    partitions,
+    read_bytes,
+    read_number,
+    read_text,
+    udev_properties,
+    whole_disk,
+)
 
 SECTOR = 512                     # the unit of /sys/class/block/*/size and of a partition's start, whatever the disk's own is
 

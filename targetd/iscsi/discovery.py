@@ -3,7 +3,7 @@
 from collections import namedtuple
 
 from targetd.iscsi import names, text
-from targetd.iscsi.const import RESERVED_TAG, REJECT_INVALID_PDU_FIELD, REJECT_PROTOCOL_ERROR
+from targetd.iscsi.const import REJECT_INVALID_PDU_FIELD, REJECT_PROTOCOL_ERROR, RESERVED_TAG
 from targetd.iscsi.errors import PduRejected
 from targetd.iscsi.pdu import TextResponse
 

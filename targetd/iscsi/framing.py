@@ -15,8 +15,8 @@ Invariants
 
 import struct
 
-from targetd.iscsi.errors import PduRejected
 from targetd.iscsi import const
+from targetd.iscsi.errors import PduRejected
 
 #: opcode (with I bit), flags, bytes 2-3, TotalAHSLength and DataSegmentLength, LUN, ITT, bytes 20-23, CmdSN, ExpStatSN, rest.
 #: Every byte of a BHS is in it, so BHS.pack(*fields) gives the header back.

@@ -10,7 +10,15 @@ Typed values: NUMBER int, BOOLEAN bool, LIST the chosen word as str (own values 
 import re
 from collections import OrderedDict, namedtuple
 
-from targetd.iscsi.text import IRRELEVANT, MAXIMUM_VALUE, NONE, NOT_UNDERSTOOD, REJECT, RESERVED_VALUES, TextError
+from targetd.iscsi.text import (
+    IRRELEVANT,
+    MAXIMUM_VALUE,
+    NONE,
+    NOT_UNDERSTOOD,
+    REJECT,
+    RESERVED_VALUES,
+    TextError,
+)
 
 # Kinds
 NUMBER = 'number'

@@ -12,10 +12,10 @@ import time
 from targetd import __version__, log
 from targetd.admin import commands
 from targetd.errors import TargetdError
-from targetd.master import decisions
-from targetd.master.listen import plain
-from targetd.master.loop import READ, WRITE
-from targetd.scsi import access
+from targetd.master.logins.portals import plain
+from targetd.master.processes.loop import READ, WRITE
+from targetd.master.units import transitions
+from targetd.scsi import alua
 
 CONVERSATION_SECONDS = 300.0     # longer than the longest answer takes
 MAXIMUM_CLIENTS = 32
@@ -249,8 +249,8 @@ class Control(object):
         units, word = self.master.units.of_target(target.lower()), state.lower().replace('-', '')
         if not units:
             raise TargetdError('there is no target %s with units; targetctl show targets lists them' % target)
-        if word not in access.STATE_OF_WORD:
-            raise TargetdError('there is no state %s; write one of %s' % (state, ', '.join(each for each, _ in access.WORDS)))
+        if word not in alua.STATE_OF_WORD:
+            raise TargetdError('there is no state %s; write one of %s' % (state, ', '.join(each for each, _ in alua.WORDS)))
         if lun is not None and lun not in units:
             raise TargetdError('target %s has no lun %d' % (target, lun))
         chosen = [unit for number, unit in units.items() if lun in (None, number)]
@@ -261,7 +261,7 @@ class Control(object):
             if str(group) not in unit.shared.access['states']:
                 raise TargetdError('target %s is not reached through portal group %d' % (target, group))
         for unit in chosen:
-            self.master.units.change(unit, decisions.access_set(unit.shared, {str(group): access.STATE_OF_WORD[word]}))
+            self.master.units.change(unit, transitions.access_set(unit.shared, {str(group): alua.STATE_OF_WORD[word]}))
         log.info('portal group %d of %s is %s, said the administrator', group, target, word)
         return commands.reply_message('portal group %d of %s is %s' % (group, target, word))
 
@@ -333,9 +333,9 @@ def alua_rows(unit):
     """The rows of `show alua` for one unit."""
     state, rows = unit.shared.access, []
     for tag, (now, status) in state['states'].items():
-        given_by = {access.SET_BY_COMMAND: 'initiator', access.SET_IMPLICITLY: 'administrator'}.get(status, 'configuration')
+        given_by = {alua.SET_BY_COMMAND: 'initiator', alua.SET_IMPLICITLY: 'administrator'}.get(status, 'configuration')
         rows.append({'target_name': unit.target_name, 'lun': unit.lun.number, 'group': int(tag),
-                     'access': access.WORD_OF_STATE[now], 'given_by': given_by,
+                     'access': alua.WORD_OF_STATE[now], 'given_by': given_by,
                      'sessions': sum(nexus.target_port_group_tag == int(tag) for nexus in unit.workers.values())})
     return rows
 

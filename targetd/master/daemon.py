@@ -18,8 +18,8 @@ import psutil
 
 from targetd import crc32c, log
 from targetd.errors import EXIT_FAILURE, EXIT_OK, AlreadyRunning, TargetdError
-from targetd.master import child
 from targetd.master.master import Master, begin_log
+from targetd.master.processes import child
 
 OOM_SCORE = '-500'               # when memory runs out, others go before everybody's disks
 DIGESTS = ('HeaderDigest', 'DataDigest')

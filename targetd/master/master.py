@@ -15,27 +15,27 @@ import time
 from collections import Counter, deque
 
 from targetd import log
-from targetd.config import access
+from targetd.config import acl
 from targetd.errors import PortalError, TargetdError
-from targetd.master import child
-from targetd.master import sessions as registry
-from targetd.master.arrivals import OUT_OF_RESOURCES, Arrivals, Limits
-from targetd.master.atomic import AtomicWrites
 from targetd.master.control import Control
-from targetd.master.errands import Errands
-from targetd.master.exports import Exports
-from targetd.master.isns import Isns
-from targetd.master.listen import open_portal, shown
-from targetd.master.loop import Loop
-from targetd.master.operating import Operations
-from targetd.master.persistent import StateDirectory
+from targetd.master.exports.exports import Exports
+from targetd.master.isns.client import Isns
+from targetd.master.logins import sessions as registry
+from targetd.master.logins.pending import OUT_OF_RESOURCES, Arrivals, Limits
+from targetd.master.logins.portals import open_portal, shown
+from targetd.master.logins.sessions import Refused, Sessions
+from targetd.master.logins.throttle import LOGINS_PER_ORIGIN, Turns, origin_of
+from targetd.master.processes import child
+from targetd.master.processes.jobs import Errands
+from targetd.master.processes.loop import Loop
+from targetd.master.processes.workers import Workers
 from targetd.master.reload import Reload
-from targetd.master.sessions import Refused, Sessions
+from targetd.master.state.state_directory import StateDirectory
 from targetd.master.stop import Stop
-from targetd.master.turns import LOGINS_PER_ORIGIN, Turns, origin_of
-from targetd.master.units import Units
-from targetd.master.visits import Visits
-from targetd.master.workers import Workers
+from targetd.master.units.atomic_slots import AtomicWrites
+from targetd.master.units.copy_guests import Visits
+from targetd.master.units.format_sanitize import Operations
+from targetd.master.units.replication import Units
 from targetd.worker import main as worker_main
 
 MAXIMUM_PENDING = 1024           # connections that have not sent their login yet
@@ -343,7 +343,7 @@ class Master(object):
             raise Refused(registry.SERVICE_UNAVAILABLE, 'targetd is being stopped')
         address = claim['peer'][0]
         if not target_name:
-            refusal = access.discovery_refusal(configuration.server, address)
+            refusal = acl.discovery_refusal(configuration.server, address)
             if refusal:
                 raise Refused(registry.AUTHORIZATION_FAILURE, refusal)
             return
@@ -353,7 +353,7 @@ class Master(object):
         if session['group'] not in target.portal_groups:
             raise Refused(registry.NOT_FOUND, 'target %s is not reached through portal group %d'
                           % (target.name, session['group']))
-        refusal = access.refusal(target, session['initiator_name'], address)
+        refusal = acl.refusal(target, session['initiator_name'], address)
         if refusal:
             raise Refused(registry.AUTHORIZATION_FAILURE, refusal)
         self._admit_to(target, session)
@@ -391,7 +391,7 @@ class Master(object):
             return False
         if target.accounts and not set(session.proved) & set(target.accounts):
             return False
-        return not any(access.refusal(target, session.initiator_name, peer[0]) for peer in session.peers.values())
+        return not any(acl.refusal(target, session.initiator_name, peer[0]) for peer in session.peers.values())
 
     def _end(self, worker, why, reason):
         if worker.session is not None and worker.session.ended_why is None:

@@ -12,9 +12,10 @@ until the last old session is gone and the new units are in their place.
 """
 
 from targetd import log
-from targetd.config import access, loader, model, settings
+from targetd.config import acl, loader, model, settings
 from targetd.errors import ConfigError, StoreError, TargetdError
-from targetd.master import decisions, exports, media
+from targetd.master.exports import exports, open_medium
+from targetd.master.units import transitions
 from targetd.scsi import attention
 
 MODE_FIELDS = ('write_cache', 'sense_format', 'thin_threshold')
@@ -210,9 +211,9 @@ class Reload(object):
                 late.target = step.new
         if set(ACCESS_FIELDS) & set(step.fields):
             for unit in self.master.units.of_target(step.new.name).values():
-                unit.facts.update(media.alua_facts(step.new, unit.lun))
+                unit.facts.update(open_medium.alua_facts(step.new, unit.lun))
                 configured = exports.configured_access(step.new)
-                self.master.units.change(unit, decisions.access_configured(unit.shared, configured))
+                self.master.units.change(unit, transitions.access_configured(unit.shared, configured))
 
     def _add_lun(self, step, prepared):
         unit = prepared.units[step.target_name, step.lun.number]
@@ -246,8 +247,8 @@ class Reload(object):
             unit.lun = step.new
             if set(MODE_FIELDS) & set(step.fields):
                 unit.facts.update(write_cache=step.new.write_cache, descriptor_sense=step.new.sense_format == 'descriptor')
-                unit.facts.update(media.threshold_facts(step.new, unit.store))
-                self.master.units.change(unit, decisions.facts_changed(unit.shared, unit.facts))
+                unit.facts.update(open_medium.threshold_facts(step.new, unit.store))
+                self.master.units.change(unit, transitions.facts_changed(unit.shared, unit.facts))
 
     # -- what has to wait for sessions -------------------------------------------------------------------------------
 
@@ -305,7 +306,7 @@ class Reload(object):
             target = master.configuration.targets.get(session.nexus.target_name) if session.nexus else None
             if target is None or session.ended_why is not None:
                 continue
-            refusals = [access.refusal(target, session.initiator_name, peer[0]) for peer in session.peers.values()]
+            refusals = [acl.refusal(target, session.initiator_name, peer[0]) for peer in session.peers.values()]
             if any(refusals):
                 why = next(r for r in refusals if r)
                 log.warning('session %d of %s is ended: %s', session.tsih, session.initiator_name, why)

@@ -7,7 +7,7 @@ no microcode to download and no error history.
 import struct
 
 from targetd.scsi import sense
-from targetd.scsi.sense import CheckCondition, ILLEGAL_REQUEST
+from targetd.scsi.sense import ILLEGAL_REQUEST, CheckCondition
 from targetd.scsi.spc import answer, parameter_list
 
 HEADER_AND_DATA, DATA, DESCRIPTOR, ECHO, ECHO_DESCRIPTOR = 0x00, 0x02, 0x03, 0x0A, 0x0B      # MODE

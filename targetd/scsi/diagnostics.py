@@ -7,7 +7,7 @@ every nexus; a background test goes on in one of the unit's own threads (unit.st
 from targetd.scsi import records, sense
 from targetd.scsi.cdb import word
 from targetd.scsi.sam import WOULD_BLOCK
-from targetd.scsi.sense import CheckCondition, HARDWARE_ERROR, MEDIUM_ERROR
+from targetd.scsi.sense import HARDWARE_ERROR, MEDIUM_ERROR, CheckCondition
 from targetd.scsi.spc import answer, parameter_list
 
 BACKGROUND_SHORT, BACKGROUND_EXTENDED, ABORT, FOREGROUND_SHORT, FOREGROUND_EXTENDED = 1, 2, 4, 5, 6    # SELF-TEST CODE

@@ -6,7 +6,14 @@ The texts that initiators act on: 0B is retried, 03 and 04 are not; 07/27/07 tel
 
 import errno
 
-from targetd.scsi.sense import (ABORTED_COMMAND, CheckCondition, DATA_PROTECT, HARDWARE_ERROR, MEDIUM_ERROR, NOT_READY)
+from targetd.scsi.sense import (
+    ABORTED_COMMAND,
+    DATA_PROTECT,
+    HARDWARE_ERROR,
+    MEDIUM_ERROR,
+    NOT_READY,
+    CheckCondition,
+)
 
 UNRECOVERED_READ = (MEDIUM_ERROR, 0x11, 0x00)
 WRITE_ERROR = (MEDIUM_ERROR, 0x0C, 0x00)

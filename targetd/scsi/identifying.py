@@ -5,7 +5,8 @@ The clock is the host's, shifted by what SET TIMESTAMP said: unit.clock() gives 
 
 import struct
 
-from targetd.scsi import records as rules, sense
+from targetd.scsi import records as rules
+from targetd.scsi import sense
 from targetd.scsi.cdb import doubleword
 from targetd.scsi.sam import Change
 from targetd.scsi.spc import answer, parameter_list

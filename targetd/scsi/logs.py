@@ -12,7 +12,7 @@ from collections import namedtuple
 
 from targetd.scsi import sense
 from targetd.scsi.cdb import word
-from targetd.scsi.sam import Change, WOULD_BLOCK
+from targetd.scsi.sam import WOULD_BLOCK, Change
 from targetd.scsi.sbc import reading
 from targetd.scsi.spc import answer, parameter_list
 

@@ -10,18 +10,45 @@ resized(). Neither waits for the other: every change makes a new object and puts
 looks again after its own.
 """
 
-from targetd.scsi import (access as access_rules, atomic, attention, buffers, copies, diagnostics, errno_map, hot,
-                          identifying, logs, modes as mode_pages, opcodes, operations, provisioning, records as record_rules,
-                          reservations as reservation_rules, rods, sanitize, sbc, sense, spc, third_party, tokens, vpd)
+from targetd.scsi import alua as access_rules
+from targetd.scsi import (
+    atomic_commands,
+    attention,
+    buffers,
+    diagnostics,
+    errno_map,
+    hot,
+    identifying,
+    logs,
+    opcodes,
+    operations,
+    provisioning,
+    sanitize,
+    sbc,
+    sense,
+    spc,
+    vpd,
+)
+from targetd.scsi import modes as mode_pages
+from targetd.scsi import records as record_rules
+from targetd.scsi import reservations as reservation_rules
+from targetd.scsi.copy import copy_manager, extended_copy, rod_commands, rod_tokens
 from targetd.scsi.facts import UnitFacts
 from targetd.scsi.sam import RESERVATION_CONFLICT
-from targetd.scsi.sense import (CheckCondition, DATA_PROTECT, HARDWARE_ERROR, NO_SENSE, NOT_READY, StatusReturned,
-                                UNIT_ATTENTION)
+from targetd.scsi.sense import (
+    DATA_PROTECT,
+    HARDWARE_ERROR,
+    NO_SENSE,
+    NOT_READY,
+    UNIT_ATTENTION,
+    CheckCondition,
+    StatusReturned,
+)
 
 __all__ = ('AbsentUnit', 'Device', 'LogicalUnit', 'ReportLunsUnit', 'UnitFacts')
 
-MODULES = {'spc': spc, 'sbc': sbc, 'provisioning': provisioning, 'atomic': atomic, 'sanitize': sanitize,
-           'copies': copies, 'third_party': third_party, 'rods': rods,
+MODULES = {'spc': spc, 'sbc': sbc, 'provisioning': provisioning, 'atomic': atomic_commands, 'sanitize': sanitize,
+           'copies': copy_manager, 'third_party': extended_copy, 'rods': rod_commands,
            'logs': logs, 'buffers': buffers, 'diagnostics': diagnostics,
            'identifying': identifying}
 FUNCTIONS = dict((row.function, getattr(MODULES[row.function.split('.')[0]], row.function.split('.')[1]))
@@ -228,9 +255,9 @@ class LogicalUnit(object):
         self.on_failure = ignore_failure
         self._failure_told = False
         self.attention = attention.Queue([attention.POWER_ON_OR_RESET])
-        self.copies = copies.Copies()
+        self.copies = copy_manager.Copies()
         self.rods = None
-        self.reach = third_party.NoReach
+        self.reach = extended_copy.NoReach
         self.watched = []
         self.under_way = []
         self.block_size = facts.block_size
@@ -406,7 +433,7 @@ class LogicalUnit(object):
         task.run_blocking = None
         FUNCTIONS[row.function](self, task)
         if self.watched and row.writes:
-            rods.guard(self, row, task)
+            rod_commands.guard(self, row, task)
 
     def heed(self, task):
         """A command was admitted, and then tokens were made. One that waits for its data will revoke them first. Of one that is
@@ -416,13 +443,13 @@ class LogicalUnit(object):
         rows = self.commands[task.cdb[0]]
         row = rows[None] if None in rows else rows.get(task.cdb[1] & 0x1F)
         if task.transfer is None:
-            return rods.written(self, row, task)
-        rods.guard(self, row, task)
+            return rod_commands.written(self, row, task)
+        rod_commands.guard(self, row, task)
         return None
 
     def before_write(self, offset, length):
         """These bytes are about to change: revoke the tokens that stand for them. Executor threads. Raises CheckCondition."""
-        if tokens.touches(self.watched, offset, length):
+        if rod_tokens.touches(self.watched, offset, length):
             self.rods.revoke(offset, length)
 
     def _refuse_medium(self, row, cdb):

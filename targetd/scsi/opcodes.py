@@ -7,6 +7,7 @@ that is not in the row's mask is refused; a row without a reservation class (Non
 from collections import namedtuple
 
 from targetd.scsi.reservations import ALWAYS, PR_IN, PR_OUT, PREVENT, READ, RESERVE, START_STOP, STATUS, WRITE
+
 TEST_UNIT_READY = 0x00
 FORMAT_UNIT = 0x04
 SANITIZE = 0x48

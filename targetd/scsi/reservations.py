@@ -24,11 +24,35 @@ from collections import OrderedDict, namedtuple
 
 from targetd.scsi import attention, sam, transport_id
 from targetd.scsi.persistent_reserve import (
-    ALL_REGISTRANTS, CLEAR, EXCLUSIVE_ACCESS, EXCLUSIVE_ACCESS_ALL_REGISTRANTS, EXCLUSIVE_ACCESS_REGISTRANTS_ONLY, OUT_LENGTH,
-    PR_RELEASE, PR_RESERVE, PREEMPT, PREEMPT_AND_ABORT, REGISTER, REGISTER_AND_IGNORE_EXISTING_KEY, REGISTER_AND_MOVE,
-    REGISTRANTS, TYPES, WRITE_EXCLUSIVE, WRITE_EXCLUSIVE_ALL_REGISTRANTS, WRITE_EXCLUSIVE_REGISTRANTS_ONLY,
-    WRITE_EXCLUSIVE_TYPES, ZERO, holds, list_error, parse_out, parse_reserve, read_full_status, read_keys, read_reservation,
-    report_capabilities)
+    ALL_REGISTRANTS,
+    CLEAR,
+    EXCLUSIVE_ACCESS,
+    EXCLUSIVE_ACCESS_ALL_REGISTRANTS,
+    EXCLUSIVE_ACCESS_REGISTRANTS_ONLY,
+    OUT_LENGTH,
+    PR_RELEASE,
+    PR_RESERVE,
+    PREEMPT,
+    PREEMPT_AND_ABORT,
+    REGISTER,
+    REGISTER_AND_IGNORE_EXISTING_KEY,
+    REGISTER_AND_MOVE,
+    REGISTRANTS,
+    TYPES,
+    WRITE_EXCLUSIVE,
+    WRITE_EXCLUSIVE_ALL_REGISTRANTS,
+    WRITE_EXCLUSIVE_REGISTRANTS_ONLY,
+    WRITE_EXCLUSIVE_TYPES,
+    ZERO,
+    holds,
+    list_error,
+    parse_out,
+    parse_reserve,
+    read_full_status,
+    read_keys,
+    read_reservation,
+    report_capabilities,
+)
 from targetd.scsi.sense import ILLEGAL_REQUEST, CheckCondition
 
 __all__ = (                                  # what others use; the types and the wire forms stand in persistent_reserve.py

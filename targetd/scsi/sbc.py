@@ -8,9 +8,9 @@ FUA on a READ changes nothing: there is one cache, and what it holds is what the
 import functools
 import struct
 
-from targetd.scsi import access, sense
+from targetd.scsi import alua, sense
 from targetd.scsi.cdb import BLOCKS_AT, FUA, LBA_AT, doubleword, extent, length, word
-from targetd.scsi.sam import Change, WOULD_BLOCK
+from targetd.scsi.sam import WOULD_BLOCK, Change
 from targetd.scsi.spc import answer
 
 CHUNK = 1 << 20               # bytes that VERIFY, WRITE SAME and their like hold at a time
@@ -324,7 +324,7 @@ def report_referrals(unit, task):
     lba = int.from_bytes(task.cdb[2:10], 'big')
     if lba >= unit.blocks:
         raise sense.lba_out_of_range()
-    answer(task, access.referrals(unit.access, unit.blocks - 1), doubleword(task.cdb, 10))
+    answer(task, alua.referrals(unit.access, unit.blocks - 1), doubleword(task.cdb, 10))
 
 
 def read_defect_data_10(unit, task):

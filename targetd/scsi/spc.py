@@ -6,10 +6,10 @@ returns; run functions take the task and find the unit at task.unit.
 
 import struct
 
-from targetd.scsi import access, modes, opcodes, persistent_reserve, sense
+from targetd.scsi import alua, modes, opcodes, persistent_reserve, sense
 from targetd.scsi.cdb import doubleword, word
 from targetd.scsi.sam import Change
-from targetd.scsi.sense import CheckCondition, NO_SENSE
+from targetd.scsi.sense import NO_SENSE, CheckCondition
 
 # INQUIRY version descriptors, SPC-4 table 135: SAM-5, iSCSI, SPC-4, SBC-3, none with a revision claimed.
 VERSION_DESCRIPTORS = (0x00A0, 0x0960, 0x0460, 0x04C0)
@@ -178,7 +178,7 @@ def report_target_port_groups(unit, task):
     parameter_format = task.cdb[1] >> 5
     if parameter_format > 1:
         raise sense.invalid_field_in_cdb(1, 7)
-    answer(task, access.report(unit.access, unit.device.ports, parameter_format == 1), doubleword(task.cdb, 6))
+    answer(task, alua.report(unit.access, unit.device.ports, parameter_format == 1), doubleword(task.cdb, 6))
 
 
 def set_target_port_groups(unit, task):
@@ -190,7 +190,7 @@ def set_target_port_groups(unit, task):
 
 
 def _run_set_target_port_groups(task):
-    return Change('set-target-port-groups', access.parse_set(task.unit.access, parameter_list(task, task.length)))
+    return Change('set-target-port-groups', alua.parse_set(task.unit.access, parameter_list(task, task.length)))
 
 
 # -- what the unit can do, from the table ----------------------------------------------------------------------------------

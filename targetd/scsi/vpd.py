@@ -5,17 +5,18 @@ Windows: page 00 must list, ascending, exactly what can be read; B1 must be 64 b
 
 import struct
 
-from targetd.scsi import copies, modes, opcodes
+from targetd.scsi import modes, opcodes
+from targetd.scsi.copy import copy_manager
 from targetd.scsi.sense import ILLEGAL_REQUEST, CheckCondition
 
 HEADER = struct.Struct('>BBH')
-DESIGNATOR = struct.Struct('>BBxB')                     # PROTOCOL IDENTIFIER and CODE SET, PIV, ASSOCIATION and TYPE, length
-BINARY, ASCII, UTF8 = 1, 2, 3                           # CODE SET
-LOGICAL_UNIT, TARGET_PORT, TARGET_DEVICE = 0, 1, 2      # ASSOCIATION
-T10_VENDOR, EUI_64, NAA, RELATIVE_PORT, PORT_GROUP, UNIT_GROUP, SCSI_NAME = 1, 2, 3, 4, 5, 6, 8      # DESIGNATOR TYPE
-ISCSI = 5                                               # PROTOCOL IDENTIFIER
-STORAGE_CONFIGURATION_SERVICE = 1                       # SERVICE TYPE of page 85h
-DISCOVERY_2016 = 0x0001                                 # SCSI FEATURE SET CODE of page 92h
+DESIGNATOR = struct.Struct('>BBxB')  # PROTOCOL IDENTIFIER and CODE SET, PIV, ASSOCIATION and TYPE, length
+BINARY, ASCII, UTF8 = 1, 2, 3  # CODE SET
+LOGICAL_UNIT, TARGET_PORT, TARGET_DEVICE = 0, 1, 2  # ASSOCIATION
+T10_VENDOR, EUI_64, NAA, RELATIVE_PORT, PORT_GROUP, UNIT_GROUP, SCSI_NAME = 1, 2, 3, 4, 5, 6, 8  # DESIGNATOR TYPE
+ISCSI = 5  # PROTOCOL IDENTIFIER
+STORAGE_CONFIGURATION_SERVICE = 1  # SERVICE TYPE of page 85h
+DISCOVERY_2016 = 0x0001  # SCSI FEATURE SET CODE of page 92h
 
 # Blocks. More than any initiator asks for at once; libiscsi's test takes more than 2^20 for a mistake.
 MAXIMUM_UNMAP_BLOCKS = 1 << 20
@@ -57,7 +58,9 @@ def unit_designators(facts):
         found.append((BINARY, NAA, bytes.fromhex(facts.naa)))
     if facts.eui:
         found.append((BINARY, EUI_64, bytes.fromhex(facts.eui)))
-    found.append((ASCII, T10_VENDOR, text(facts.vendor, 8) + text(facts.product, 16) + text(facts.serial, len(facts.serial))))
+    found.append(
+        (ASCII, T10_VENDOR, text(facts.vendor, 8) + text(facts.product, 16) + text(facts.serial, len(facts.serial)))
+    )
     if facts.scsi_name:
         found.append((UTF8, SCSI_NAME, _name_string(facts.scsi_name)))
     return found
@@ -65,11 +68,17 @@ def unit_designators(facts):
 
 def _device_identification(facts, nexus, ports):
     """83h, SPC-4: what names the unit first, so that the 255 bytes that Windows asks for have all of that."""
-    designators = [_designator(LOGICAL_UNIT, kind, code_set, content) for code_set, kind, content in unit_designators(facts)]
+    designators = [
+        _designator(LOGICAL_UNIT, kind, code_set, content) for code_set, kind, content in unit_designators(facts)
+    ]
     for port in ports:
         if port.name == nexus.target_port:
-            designators.append(_designator(TARGET_PORT, RELATIVE_PORT, BINARY, struct.pack('>2xH', port.relative_identifier)))
-            designators.append(_designator(TARGET_PORT, PORT_GROUP, BINARY, struct.pack('>2xH', port.target_port_group_tag)))
+            designators.append(
+                _designator(TARGET_PORT, RELATIVE_PORT, BINARY, struct.pack('>2xH', port.relative_identifier))
+            )
+            designators.append(
+                _designator(TARGET_PORT, PORT_GROUP, BINARY, struct.pack('>2xH', port.target_port_group_tag))
+            )
     if facts.logical_unit_group:
         designators.append(_designator(LOGICAL_UNIT, UNIT_GROUP, BINARY, struct.pack('>2xH', facts.logical_unit_group)))
     designators.append(_designator(TARGET_PORT, SCSI_NAME, UTF8, _name_string(nexus.target_port)))
@@ -131,34 +140,77 @@ def _third_party_copy(facts, nexus, ports):
     for opcode in (0x83, 0x84):
         actions = bytes(sorted(row.service_action for row in opcodes.TABLE if row.opcode == opcode))
         commands += bytes([opcode, len(actions)]) + actions
-    return b''.join([
-        _token_limits(facts),
-        _copy_descriptor(0x0001, bytes([len(commands)]) + commands),
-        _copy_descriptor(0x0004, struct.pack('>4xHHII12x', copies.MAXIMUM_CSCDS, copies.MAXIMUM_SEGMENTS,
-                                             copies.MAXIMUM_DESCRIPTOR_LIST, 0)),
-        _copy_descriptor(0x0008, bytes([len(copies.DESCRIPTOR_TYPES)]) + bytes(copies.DESCRIPTOR_TYPES)),
-        _copy_descriptor(0x000C, struct.pack('>HH', 2, 0xFFFF)),
-        _token_features(),
-        _copy_descriptor(0x8001, struct.pack('>IIIBB18x', copies.MAXIMUM_COPIES, copies.MAXIMUM_COPIES, copies.MAXIMUM_SEGMENT,
-                                             9, 0))])
+    return b''.join(
+        [
+            _token_limits(facts),
+            _copy_descriptor(0x0001, bytes([len(commands)]) + commands),
+            _copy_descriptor(
+                0x0004,
+                struct.pack(
+                    '>4xHHII12x',
+                    copy_manager.MAXIMUM_CSCDS,
+                    copy_manager.MAXIMUM_SEGMENTS,
+                    copy_manager.MAXIMUM_DESCRIPTOR_LIST,
+                    0,
+                ),
+            ),
+            _copy_descriptor(
+                0x0008, bytes([len(copy_manager.DESCRIPTOR_TYPES)]) + bytes(copy_manager.DESCRIPTOR_TYPES)
+            ),
+            _copy_descriptor(0x000C, struct.pack('>HH', 2, 0xFFFF)),
+            _token_features(),
+            _copy_descriptor(
+                0x8001,
+                struct.pack(
+                    '>IIIBB18x',
+                    copy_manager.MAXIMUM_COPIES,
+                    copy_manager.MAXIMUM_COPIES,
+                    copy_manager.MAXIMUM_SEGMENT,
+                    9,
+                    0,
+                ),
+            ),
+        ]
+    )
 
 
 def _token_limits(facts):
     """Block device ROD limits (SBC-3): Windows looks for them in the first place."""
-    return _copy_descriptor(0x0000, struct.pack(
-        '>6xHIIQQ', copies.MAXIMUM_RANGES, copies.MAXIMUM_TIMEOUT, copies.DEFAULT_TIMEOUT,
-        copies.MAXIMUM_TRANSFER // facts.block_size, copies.OPTIMAL_TRANSFER // facts.block_size))
+    return _copy_descriptor(
+        0x0000,
+        struct.pack(
+            '>6xHIIQQ',
+            copy_manager.MAXIMUM_RANGES,
+            copy_manager.MAXIMUM_TIMEOUT,
+            copy_manager.DEFAULT_TIMEOUT,
+            copy_manager.MAXIMUM_TRANSFER // facts.block_size,
+            copy_manager.OPTIMAL_TRANSFER // facts.block_size,
+        ),
+    )
 
 
 def _token_features():
     """ROD token features and the supported ROD types (SPC-4); TOKEN_OUT 1, TOKEN_IN 2."""
-    block_device = struct.pack('>BBHHHQQQQ8x', 0, 0, 44, 0, 0, copies.MAXIMUM_TRANSFER, copies.OPTIMAL_TRANSFER,
-                               copies.MAXIMUM_TRANSFER, copies.OPTIMAL_TRANSFER)
-    features = struct.pack('>B11xIII18xH', 0, 1, 0xFFFFFFFF, copies.MAXIMUM_TIMEOUT, len(block_device))
-    types = [(kind, 0x03 if kind == copies.VULNERABLE else 0x01) for kind in copies.MADE_FOR] + [(copies.BLOCK_ZERO, 0x02)]
+    block_device = struct.pack(
+        '>BBHHHQQQQ8x',
+        0,
+        0,
+        44,
+        0,
+        0,
+        copy_manager.MAXIMUM_TRANSFER,
+        copy_manager.OPTIMAL_TRANSFER,
+        copy_manager.MAXIMUM_TRANSFER,
+        copy_manager.OPTIMAL_TRANSFER,
+    )
+    features = struct.pack('>B11xIII18xH', 0, 1, 0xFFFFFFFF, copy_manager.MAXIMUM_TIMEOUT, len(block_device))
+    types = [(kind, 0x03 if kind == copy_manager.VULNERABLE else 0x01) for kind in copy_manager.MADE_FOR] + [
+        (copy_manager.BLOCK_ZERO, 0x02)
+    ]
     types = b''.join(struct.pack('>IBxH56x', kind, flags, 0) for kind, flags in types)
-    return (_copy_descriptor(0x0106, features + block_device)
-            + _copy_descriptor(0x0108, struct.pack('>2xH', len(types)) + types))
+    return _copy_descriptor(0x0106, features + block_device) + _copy_descriptor(
+        0x0108, struct.pack('>2xH', len(types)) + types
+    )
 
 
 def _copy_descriptor(kind, content):
@@ -168,6 +220,7 @@ def _copy_descriptor(kind, content):
 
 def _block_limits(facts, nexus, ports):
     """B0h, SBC-3."""
+
     def in_blocks(length, most=0xFFFFFFFF):
         return min(length // facts.block_size, most)
 
@@ -181,19 +234,37 @@ def _block_limits(facts, nexus, ports):
     if maximum:
         optimal = min(optimal, maximum)
     atomic = in_blocks(facts.maximum_atomic_length)
-    return struct.pack('>BBHIIIIIIIQIIIII', 0x01 if facts.write_same_zero_refused else 0x00,
-                       in_blocks(facts.maximum_compare_and_write_length, 0xFF),
-                       in_blocks(facts.optimal_transfer_granularity, 0xFFFF), maximum, optimal, 0,
-                       unmap_blocks, unmap_descriptors, granularity, alignment,
-                       facts.maximum_write_same_length // facts.block_size, atomic, 0, 0, 0, 0)
+    return struct.pack(
+        '>BBHIIIIIIIQIIIII',
+        0x01 if facts.write_same_zero_refused else 0x00,
+        in_blocks(facts.maximum_compare_and_write_length, 0xFF),
+        in_blocks(facts.optimal_transfer_granularity, 0xFFFF),
+        maximum,
+        optimal,
+        0,
+        unmap_blocks,
+        unmap_descriptors,
+        granularity,
+        alignment,
+        facts.maximum_write_same_length // facts.block_size,
+        atomic,
+        0,
+        0,
+        0,
+        0,
+    )
 
 
 def _block_device_characteristics(facts, nexus, ports):
     """B1h, SBC-3. WABEREQ, WACEREQ 01b: reading goes on after a block erase, a cryptographic erase; VBULS: VERIFY
     compares unmapped blocks like any."""
-    return struct.pack('>HBBB', facts.rotation_rate, 0,
-                       (0x40 if facts.block_erase else 0x00) | (0x10 if facts.encrypted else 0x00),
-                       0x01 if facts.unmap else 0x00).ljust(0x3C, b'\0')
+    return struct.pack(
+        '>HBBB',
+        facts.rotation_rate,
+        0,
+        (0x40 if facts.block_erase else 0x00) | (0x10 if facts.encrypted else 0x00),
+        0x01 if facts.unmap else 0x00,
+    ).ljust(0x3C, b'\0')
 
 
 def _referrals(facts, nexus, ports):

@@ -15,7 +15,7 @@ from targetd.iscsi.framing import BHS, Framer
 from targetd.iscsi.login import LOGIN_DATA_SEGMENT, Claim, LoginNegotiation, join
 from targetd.iscsi.session import Session
 from targetd.scsi.sam import Nexus
-from targetd.worker.recovering import class_for
+from targetd.worker.connection.error_recovery import class_for
 
 _TIMEVAL = struct.Struct('@ll')
 SEND_SECONDS = 60                # a peer that takes nothing for so long is gone

@@ -19,12 +19,12 @@ from targetd import log, store
 from targetd.channel import ChannelClosed
 from targetd.scsi import sam
 from targetd.worker import erasing, greeting
+from targetd.worker.connection.replies import MasterAnswer
+from targetd.worker.connection.task_ordering import Ordering
 from targetd.worker.executor import Executor
 from targetd.worker.members import Members
-from targetd.worker.ordering import Ordering
 from targetd.worker.policy import Policies
 from targetd.worker.replica import Replica
-from targetd.worker.replies import MasterAnswer
 from targetd.worker.tasks import Tasks
 from targetd.worker.texts import TextExchange
 

@@ -3,7 +3,7 @@
 May import iscsi, config. Plain values, made once in the worker and used by its connections' threads.
 """
 
-from targetd.config import access
+from targetd.config import acl
 from targetd.iscsi import chap, discovery
 from targetd.iscsi.login import LoginPolicy, TargetPolicy
 from targetd.iscsi.session import WINDOW
@@ -47,7 +47,7 @@ class Policies(object):
         """The LoginPolicy of a connection from this address that arrived at a portal of this group."""
         server = self._configuration.server
         discovery_policy = TargetPolicy(
-            refuse=lambda name: access.discovery_refusal(server, peer_address),
+            refuse=lambda name: acl.discovery_refusal(server, peer_address),
             accounts=[secret_bytes(account) for account in server.incomingdiscoveryuser],
             outgoing=secret_bytes(server.outgoingdiscoveryuser) if server.outgoingdiscoveryuser else None,
             algorithms=self._algorithms)
@@ -59,7 +59,7 @@ class Policies(object):
             return None
         return TargetPolicy(
             name=target.name, alias=target.alias or '', portal_group_tag=tag if tag in target.portal_groups else None,
-            refuse=lambda initiator: access.refusal(target, initiator, peer_address),
+            refuse=lambda initiator: acl.refusal(target, initiator, peer_address),
             accounts=[secret_bytes(account) for account in target.accounts],
             outgoing=secret_bytes(target.outgoing) if target.outgoing else None,
             algorithms=self._algorithms, keys=target.keys, redirect=redirection(target),
@@ -69,7 +69,7 @@ class Policies(object):
         """[(target name, [discovery.Portal, …])]: every target that this initiator may log in to, and where."""
         found = []
         for target in self._configuration.targets.values():
-            if access.refusal(target, initiator_name, peer_address) is None:
+            if acl.refusal(target, initiator_name, peer_address) is None:
                 found.append((target.name, self._portals(target, local_address)))
         return found
 

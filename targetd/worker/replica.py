@@ -10,8 +10,8 @@ import time
 from targetd import log, store
 from targetd.scsi.lu import Device, LogicalUnit, UnitFacts
 from targetd.scsi.sam import Port
-from targetd.worker.reach import Guests, Reach
-from targetd.worker.rods import UnitRods
+from targetd.worker.copy.guests import Guests, Reach
+from targetd.worker.copy.rod_tokens import UnitRods
 
 
 class Replica(object):

@@ -17,10 +17,10 @@ from collections import namedtuple
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [HERE, os.path.dirname(HERE)]             # our own modules; daemon and initiator: the tests' plain modules
 
-import limits                                                    # noqa: E402
-import report                                                    # noqa: E402
-import workloads                                                 # noqa: E402
-from servers import MIB, Missing, Targetd, Tgtd, fill, machine   # noqa: E402
+import limits  # noqa: E402
+import report  # noqa: E402
+import workloads  # noqa: E402
+from servers import MIB, Missing, Targetd, Tgtd, fill, machine  # noqa: E402
 
 Bench = namedtuple('Bench', 'directory python seconds rounds servers')
 

@@ -15,7 +15,7 @@ from collections import namedtuple
 
 import initiator
 from servers import MIB, Targetd, cpu_seconds, pss, session_workers, tree
-from workloads import Failed, NAME, flat, program, reads, url
+from workloads import NAME, Failed, flat, program, reads, url
 
 #: name; title and unit, for the report; limit; is_reached: operator.le or operator.ge; run.
 Limit = namedtuple('Limit', 'name title unit limit is_reached run')

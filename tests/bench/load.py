@@ -18,9 +18,20 @@ import time
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-import initiator                                                                     # noqa: E402
-from pdus import (DATA_IN, DATA_OUT, FINAL, IMMEDIATE, NO_TAG, NOP_IN, NOP_OUT, R2T, SCSI_COMMAND,   # noqa: E402
-                  SCSI_RESPONSE, lun_field)
+import initiator  # noqa: E402
+from pdus import (  # noqa: E402
+    DATA_IN,
+    DATA_OUT,
+    FINAL,
+    IMMEDIATE,
+    NO_TAG,
+    NOP_IN,
+    NOP_OUT,
+    R2T,
+    SCSI_COMMAND,
+    SCSI_RESPONSE,
+    lun_field,
+)
 
 BLOCK = 512
 PROBE_TAG = 0x10000

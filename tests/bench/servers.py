@@ -11,7 +11,7 @@ import signal
 import subprocess
 import tempfile
 
-from daemon import Daemon, ROOT, eventually, free_port, is_listening
+from daemon import ROOT, Daemon, eventually, free_port, is_listening
 
 TICKS = float(os.sysconf('SC_CLK_TCK'))
 MIB = 1 << 20

@@ -5,9 +5,8 @@ import socket
 import subprocess
 import threading
 
-import pytest
-
 import clients
+import pytest
 from daemon import TARGET, eventually, free_port, has_ipv6
 
 pytestmark = pytest.mark.client

@@ -16,10 +16,10 @@ import os
 import re
 import subprocess
 
-import pytest
-
 import clients
+import pytest
 from daemon import TARGET, free_port, watched
+
 from targetd import xts
 
 pytestmark = [pytest.mark.client, pytest.mark.slow]

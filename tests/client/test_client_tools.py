@@ -5,9 +5,8 @@ import os
 import re
 import subprocess
 
-import pytest
-
 import clients
+import pytest
 from clients import need, run
 from daemon import TARGET, eventually, free_port, has_ipv6, watched
 from initiator import pattern

@@ -11,8 +11,22 @@ import struct
 import in_memory
 import pytest
 from initiator import Session, pattern
-from pdus import (Closed, DATA_IN, DATA_OUT, FINAL, NO_TAG, R2T, REJECT, SCSI_COMMAND, SCSI_RESPONSE, Chap, Wire, pack_bhs,
-                  read_10, require)
+from pdus import (
+    DATA_IN,
+    DATA_OUT,
+    FINAL,
+    NO_TAG,
+    R2T,
+    REJECT,
+    SCSI_COMMAND,
+    SCSI_RESPONSE,
+    Chap,
+    Closed,
+    Wire,
+    pack_bhs,
+    read_10,
+    require,
+)
 
 TARGET = 'iqn.2026-11.com.example:recorded'
 BLOCKS = 2048                            # of the 32768 that the unit has

@@ -3,7 +3,7 @@
 import pytest
 from puppets import DISK, OPEN, RAM, Stage, body
 
-from targetd.master.listen import free_port
+from targetd.master.logins.portals import free_port
 
 
 @pytest.fixture

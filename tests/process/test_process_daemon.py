@@ -14,7 +14,7 @@ from targetd.config import model
 from targetd.errors import EXIT_OK, EXIT_PORTAL, EXIT_RUNNING, AlreadyRunning, TargetdError
 from targetd.master import daemon
 from targetd.master.daemon import PidFile, is_targetd
-from targetd.master.listen import free_port
+from targetd.master.logins.portals import free_port
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 

@@ -4,9 +4,9 @@ import socket
 import threading
 
 import pytest
-
 from daemon import TARGET, Text, eventually
 from initiator import DISCOVERY, LoginFailed, Session
+
 from targetd.channel import ChannelClosed, pair
 from targetd.config import loader
 from targetd.worker.main import Worker

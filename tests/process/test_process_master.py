@@ -8,8 +8,10 @@ import pytest
 from puppets import DISK, OPEN, OTHER, RAM, body
 
 from targetd.errors import TargetdError
-from targetd.master import errands, media, units
-from targetd.master.listen import free_port
+from targetd.master.exports import open_medium
+from targetd.master.logins.portals import free_port
+from targetd.master.processes import jobs
+from targetd.master.units import replication
 
 
 def test_a_login_is_claimed_and_gets_its_units_with_descriptors(served):
@@ -251,12 +253,12 @@ def dead(stage, monkeypatch):
         while os.path.exists(stays):
             time.sleep(0.01)
 
-    real_open, real_flush = media.open_store, units.flush
-    monkeypatch.setattr(media, 'open_store', lambda wanted, held: (wanted['path'] == path and wait_in_vain(),
+    real_open, real_flush = open_medium.open_store, replication.flush
+    monkeypatch.setattr(open_medium, 'open_store', lambda wanted, held: (wanted['path'] == path and wait_in_vain(),
                                                                    real_open(wanted, held))[1])
-    monkeypatch.setattr(units, 'flush', lambda descriptor: (os.readlink('/proc/self/fd/%d' % descriptor) == path and
+    monkeypatch.setattr(replication, 'flush', lambda descriptor: (os.readlink('/proc/self/fd/%d' % descriptor) == path and
                                                             wait_in_vain(), real_flush(descriptor))[1])
-    monkeypatch.setattr(errands, 'SECONDS', 0.5)
+    monkeypatch.setattr(jobs, 'SECONDS', 0.5)
     return path
 
 
@@ -288,7 +290,7 @@ def test_a_reload_that_meets_such_a_disk_changes_nothing_and_delays_nobody(serve
 
 
 def test_a_stop_says_which_disk_does_not_answer_and_ends(stage, dead, monkeypatch, capfd):
-    monkeypatch.setattr(units, 'FLUSH_SECONDS', 0.5)
+    monkeypatch.setattr(replication, 'FLUSH_SECONDS', 0.5)
     os.rename(os.path.join(stage.directory, 'dead'), os.path.join(stage.directory, 'dying'))
     stage.start(body(stage, (DISK, OPEN, {0: ['backing-store = %s' % dead]}), (OTHER, OPEN, RAM)))
     os.rename(os.path.join(stage.directory, 'dying'), os.path.join(stage.directory, 'dead'))
@@ -344,8 +346,8 @@ def test_a_disk_that_this_host_counts_on_is_refused_with_the_reason(stage, monke
     for device in (one, two):
         with open(device, 'wb') as f:
             f.truncate(1 << 20)
-    monkeypatch.setattr(media, '_is_disk', lambda path: True)
-    monkeypatch.setattr(media.claims, 'claims', lambda path, found, descriptor: ['%s stands in /etc/fstab' % path])
+    monkeypatch.setattr(open_medium, '_is_disk', lambda path: True)
+    monkeypatch.setattr(open_medium.claims, 'claims', lambda path, found, descriptor: ['%s stands in /etc/fstab' % path])
     stage.start(body(stage, (DISK, OPEN, {0: ['backing-store = %s' % one]}),
                      (OTHER, OPEN, {0: ['backing-store = %s' % two, 'allow-in-use = yes']})))
     assert 'stands in /etc/fstab. To export it all the same write allow-in-use = yes' in capfd.readouterr().err

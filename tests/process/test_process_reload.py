@@ -9,7 +9,7 @@ import pytest
 from puppets import DISK, OPEN, OTHER, RAM, Stage, body
 
 from targetd.errors import TargetdError
-from targetd.master.listen import free_port
+from targetd.master.logins.portals import free_port
 
 
 def image(stage, name, size=1 << 20):

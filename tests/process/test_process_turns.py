@@ -4,7 +4,7 @@ import pytest
 from puppets import Stage
 
 from targetd.master import master as masters
-from targetd.master import turns
+from targetd.master.logins import throttle
 
 DISK = 'iqn.2026-11.test:disk'
 BODY = '''[portal-group 1]
@@ -61,10 +61,10 @@ def fails(stage, source, times=1):
 def test_a_flood_of_logins_takes_its_share_and_no_more(stage):
     stage.begin('max-sessions = 4')
     flood = open_logins(stage, 20, BAD)
-    stage.until(lambda: under_way(stage) == turns.LOGINS_PER_ORIGIN)
+    stage.until(lambda: under_way(stage) == throttle.LOGINS_PER_ORIGIN)
     status, _ = stage.connect(source=OTHER).login(DISK)      # though more than a server's worth of logins is waiting
     assert status == (0, 0)
-    assert under_way(stage) == turns.LOGINS_PER_ORIGIN
+    assert under_way(stage) == throttle.LOGINS_PER_ORIGIN
     flood[0].close()
     flood[0].is_closed = True
     stage.leap(15)                                           # the login timeout: those that waited are told
@@ -74,7 +74,7 @@ def test_a_flood_of_logins_takes_its_share_and_no_more(stage):
 def test_logins_of_one_address_go_on_as_others_of_it_are_over(stage):
     stage.begin()
     clients = open_logins(stage, 12, BAD)
-    stage.until(lambda: under_way(stage) == turns.LOGINS_PER_ORIGIN)
+    stage.until(lambda: under_way(stage) == throttle.LOGINS_PER_ORIGIN)
     for client in clients:                                   # each finishes its login when its turn has come
         assert client.login(DISK)[0] == (0, 0)
     assert len(stage.master.sessions.all()) == 12 and under_way(stage) == 0

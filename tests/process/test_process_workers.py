@@ -9,10 +9,10 @@ import time
 import pytest
 
 from targetd.channel import ChannelClosed
-from targetd.master import child
-from targetd.master import workers as module
-from targetd.master.loop import Loop
-from targetd.master.workers import Workers, death
+from targetd.master.processes import child
+from targetd.master.processes import workers as module
+from targetd.master.processes.loop import Loop
+from targetd.master.processes.workers import Workers, death
 
 
 class Clock(object):

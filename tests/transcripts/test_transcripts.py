@@ -26,7 +26,14 @@ import pytest
 from targetd.iscsi import keys
 from targetd.iscsi.errors import LoginFailure
 from targetd.iscsi.framing import BHS, Framer
-from targetd.iscsi.login import (LOGIN_DATA_SEGMENT, Claim, LoginNegotiation, LoginPolicy, TargetPolicy, admit_everyone)
+from targetd.iscsi.login import (
+    LOGIN_DATA_SEGMENT,
+    Claim,
+    LoginNegotiation,
+    LoginPolicy,
+    TargetPolicy,
+    admit_everyone,
+)
 from targetd.iscsi.pdu import LoginRequest
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))

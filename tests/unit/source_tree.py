@@ -54,6 +54,18 @@ def imports(tree, module, is_package):
                 yield node.lineno, base + '.' + alias.name
 
 
+def folder_table():
+    """The second table of ARCHITECTURE.md: {folder within a folder: the folders and modules that it may import}."""
+    lines = read(os.path.join(ROOT, 'ARCHITECTURE.md')).splitlines()
+    table = {}
+    for line in lines[lines.index('| folder | may import |') + 2:]:
+        if not line.startswith('|'):
+            break
+        folder, allowed = (cell.strip() for cell in line.strip('|').split('|'))
+        table['targetd.' + folder] = {'targetd.' + each for each in re.split(r',\s*', allowed) if each}
+    return table
+
+
 def import_table():
     """The matrix of ARCHITECTURE.md: {room: {column: True or the set of modules that may be imported}}."""
     rows = [line for line in read(os.path.join(ROOT, 'ARCHITECTURE.md')).splitlines() if line.startswith('|')]

@@ -21,7 +21,7 @@ from targetd.scsi import attention, reservations
 from targetd.scsi.lu import Device, LogicalUnit, UnitFacts
 from targetd.scsi.sam import Nexus, Port
 from targetd.store.ram import RamStore
-from targetd.worker.connection import Connection
+from targetd.worker.connection.connection import Connection
 from targetd.worker.main import Worker
 
 #: The folder of the package as the code objects name it.

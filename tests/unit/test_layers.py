@@ -4,7 +4,19 @@ import ast
 import os
 
 import pytest
-from source_tree import FRONT_DOOR, PACKAGE, ROOMS, ROOT, import_table, imports, module_name, python_files, read, relative
+from source_tree import (
+    FRONT_DOOR,
+    PACKAGE,
+    ROOMS,
+    ROOT,
+    folder_table,
+    import_table,
+    imports,
+    module_name,
+    python_files,
+    read,
+    relative,
+)
 
 FILES = python_files('targetd')
 
@@ -195,6 +207,54 @@ def test_nobody_starts_a_thread_in_the_channel():
     assert used <= {'threading.Lock'}
 
 
+def folder_of(module):
+    """'targetd.master.units.replication' -> 'targetd.master.units'; '' for a module that is in no inner folder."""
+    return module.rpartition('.')[0] if module.count('.') > 2 else ''
+
+
+def may_import_within_room(folders, source, target):
+    """True if the table of inner folders lets module `source` import module `target` of the same room."""
+    here = folder_of(source)
+    if not here or here == folder_of(target):
+        return True
+    allowed = folders[here]
+    return target in allowed or target.rpartition('.')[0] in allowed
+
+
+def wrong_inner_arrows(folders, source, text, modules):
+    """['line 3: targetd.master.reload', …]: the imports of the source's own room that the inner table does not have."""
+    wrong = []
+    for line, name in imports(ast.parse(text), source, False):
+        target = resolved(name, modules)
+        if target in modules and target.split('.')[:2] == source.split('.')[:2] and target.count('.') > 1:
+            if target + '.__init__' != source and not may_import_within_room(folders, source, target):
+                wrong.append('line %d: %s' % (line, target))
+    return wrong
+
+
+def test_every_inner_folder_has_a_row():
+    folders = {folder_of(module_name(path)) for path in FILES} - {''}
+    assert set(folder_table()) == folders
+
+
+@pytest.mark.parametrize('path', FILES, ids=relative)
+def test_imports_between_inner_folders_follow_the_table(path, modules):
+    assert wrong_inner_arrows(folder_table(), module_name(path), read(path), modules) == []
+
+
+@pytest.mark.parametrize('source, text, count', [
+    ('targetd.master.units.replication', 'from targetd.master.master import Master', 1),
+    ('targetd.master.units.replication', 'from targetd.master.units.transitions import Refusal', 0),
+    ('targetd.master.units.replication', 'from targetd.master.exports import exports', 1),
+    ('targetd.master.exports.exports', 'from targetd.master.units import transitions', 0),
+    ('targetd.master.master', 'from targetd.master.units.replication import Units', 0),
+    ('targetd.scsi.copy.rod_tokens', 'from targetd.scsi.sense import CheckCondition', 0),
+    ('targetd.worker.copy.guests', 'from targetd.worker.main import Worker', 1),
+])
+def test_a_wrong_inner_arrow_is_found(source, text, count, modules):
+    assert len(wrong_inner_arrows(folder_table(), source, text, modules)) == count
+
+
 KNOWN = {'targetd.scsi.sam', 'targetd.scsi.cdb', 'targetd.iscsi.keys', 'targetd.iscsi.login', 'targetd.errors', 'targetd.scsi',
          'targetd.master.master', 'targetd.cli', 'targetd.iscsi.const', 'targetd.worker.main',
          'targetd.worker.replica', 'targetd'}
@@ -211,8 +271,8 @@ KNOWN = {'targetd.scsi.sam', 'targetd.scsi.cdb', 'targetd.iscsi.keys', 'targetd.
     ('targetd.iscsi.session', 'from targetd.errors import TargetdError', 1),
     ('targetd.config.loader', 'from targetd.iscsi.keys import KEYS', 0),
     ('targetd.config.loader', 'from targetd.iscsi.login import LoginNegotiation', 1),
-    ('targetd.master.workers', 'from targetd.worker.main import run', 0),
-    ('targetd.master.workers', 'from targetd.worker.replica import Replica', 1),
+    ('targetd.master.processes.workers', 'from targetd.worker.main import run', 0),
+    ('targetd.master.processes.workers', 'from targetd.worker.replica import Replica', 1),
     ('targetd.errors', 'from targetd.scsi.sam import Task', 1),
     ('targetd.admin.cli', 'from targetd.master.master import Master', 1),
     ('targetd.master.master', 'from targetd.cli import main', 1),
@@ -226,7 +286,7 @@ def test_a_wrong_arrow_is_found(table, source, text, count):
 @pytest.mark.parametrize('source, text, count', [
     ('targetd.store.file', 'import socket', 1),
     ('targetd.store.file', 'from socket import socketpair', 1),
-    ('targetd.master.listen', 'import socket', 0),
+    ('targetd.master.logins.portals', 'import socket', 0),
     ('targetd.channel', 'import threading', 0),
     ('targetd.master.master', 'import threading', 1),
     ('targetd.config.model', 'import configobj', 1),
@@ -243,7 +303,7 @@ def test_a_wrong_module_is_found(source, text, count):
 @pytest.mark.parametrize('source, text, count', [
     ('targetd.worker.main', 'import os\nos.fork()', 1),
     ('targetd.worker.main', 'from os import fork', 1),
-    ('targetd.master.workers', 'import os\nos.fork()', 0),
+    ('targetd.master.processes.workers', 'import os\nos.fork()', 0),
     ('targetd.store.posix', 'import sys\nold = sys.version_info < (3, 7)', 1),
     ('targetd.compat', 'import sys\nold = sys.version_info < (3, 7)', 0),
     ('targetd.scsi.sbc', 'open("/etc/passwd")', 1),

@@ -5,7 +5,6 @@ import struct
 import subprocess
 
 import pytest
-
 from daemon import ROOT, TARGET, free_port
 from initiator import CHECK_CONDITION, GOOD, pattern
 

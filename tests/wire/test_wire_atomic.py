@@ -7,10 +7,10 @@ import subprocess
 import threading
 
 import pytest
-
 from daemon import TARGET, eventually
 from initiator import LoginFailed
 from test_wire_reach import OTHER, copy, naa_of
+
 pytestmark = pytest.mark.wire
 
 ONE, TWO, THREE = 'iqn.2026-11.test:one', 'iqn.2026-11.test:two', 'iqn.2026-11.test:three'

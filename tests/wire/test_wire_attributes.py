@@ -2,10 +2,18 @@
 
 
 import pytest
-
 from daemon import watched
 from initiator import ABORT_TASK, ABORT_TASK_SET, RESERVATION_CONFLICT, pattern
-from pdus import FINAL, IMMEDIATE, NO_TAG, TASK_MANAGEMENT, TASK_MANAGEMENT_RESPONSE, pack_bhs, read_10, write_10
+from pdus import (
+    FINAL,
+    IMMEDIATE,
+    NO_TAG,
+    TASK_MANAGEMENT,
+    TASK_MANAGEMENT_RESPONSE,
+    pack_bhs,
+    read_10,
+    write_10,
+)
 
 pytestmark = pytest.mark.wire
 

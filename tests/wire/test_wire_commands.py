@@ -5,12 +5,34 @@ import struct
 import threading
 
 import pytest
-
 from daemon import TARGET
-from initiator import (ABORT_TASK, ABORT_TASK_SET, CHECK_CONDITION, CLEAR_ACA, CLEAR_TASK_SET, GOOD, LOGICAL_UNIT_RESET,
-                       TARGET_COLD_RESET, TARGET_WARM_RESET, connect, pattern)
-from pdus import (DATA_OUT, FINAL, IMMEDIATE, LOGOUT, LOGOUT_RESPONSE, NOP_OUT, NO_TAG, R2T, SCSI_COMMAND, pack_bhs, read_10,
-                  write_10)
+from initiator import (
+    ABORT_TASK,
+    ABORT_TASK_SET,
+    CHECK_CONDITION,
+    CLEAR_ACA,
+    CLEAR_TASK_SET,
+    GOOD,
+    LOGICAL_UNIT_RESET,
+    TARGET_COLD_RESET,
+    TARGET_WARM_RESET,
+    connect,
+    pattern,
+)
+from pdus import (
+    DATA_OUT,
+    FINAL,
+    IMMEDIATE,
+    LOGOUT,
+    LOGOUT_RESPONSE,
+    NO_TAG,
+    NOP_OUT,
+    R2T,
+    SCSI_COMMAND,
+    pack_bhs,
+    read_10,
+    write_10,
+)
 
 pytestmark = pytest.mark.wire
 

@@ -4,12 +4,30 @@ initiator, fresh challenges, reserved fields, exchanges that begin anew."""
 import struct
 
 import pytest
-
 from daemon import TARGET, watched
 from initiator import Chap, LoginFailed, Session, pattern
-from pdus import (FINAL, IMMEDIATE, LOGOUT, NOP_IN, NOP_OUT, NO_TAG, R2T, REJECT, SCSI_COMMAND, SCSI_RESPONSE, TASK_MANAGEMENT,
-                  TASK_MANAGEMENT_RESPONSE, TEXT, TEXT_RESPONSE, decode_binary, pack_bhs, pack_text, read_10,
-                  unpack_text, write_10)
+from pdus import (
+    FINAL,
+    IMMEDIATE,
+    LOGOUT,
+    NO_TAG,
+    NOP_IN,
+    NOP_OUT,
+    R2T,
+    REJECT,
+    SCSI_COMMAND,
+    SCSI_RESPONSE,
+    TASK_MANAGEMENT,
+    TASK_MANAGEMENT_RESPONSE,
+    TEXT,
+    TEXT_RESPONSE,
+    decode_binary,
+    pack_bhs,
+    pack_text,
+    read_10,
+    unpack_text,
+    write_10,
+)
 
 pytestmark = pytest.mark.wire
 

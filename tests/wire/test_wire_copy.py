@@ -4,7 +4,6 @@ import struct
 
 import pytest
 from daemon import eventually
-
 from initiator import pattern
 from pdus import R2T
 

@@ -8,12 +8,12 @@ import struct
 import subprocess
 
 import pytest
-
 from daemon import TARGET, eventually
 from initiator import CHECK_CONDITION, GOOD
 from test_wire_copy import cscd, populate, token_of, write_using
+
 from targetd import xts
-from targetd.master import keys
+from targetd.master.state import key_files
 
 pytestmark = [pytest.mark.wire, pytest.mark.skipif(bool(xts.why_not()), reason=xts.why_not() or 'it is there')]
 
@@ -63,7 +63,7 @@ def state(session):
 
 
 def key_of(daemon):
-    return keys.load(path_of(daemon, 'disk.key'))
+    return key_files.load(path_of(daemon, 'disk.key'))
 
 
 def refused(daemon, expression):
@@ -205,7 +205,7 @@ def test_a_wrong_key_another_block_size_and_a_lost_setting_are_refused(encrypted
     assert encrypted.stop() == 0
     key, before = path_of(encrypted, 'disk.key'), image(encrypted)
     os.rename(key, key + '.right')
-    keys.make(key)
+    key_files.make(key)
     refused(encrypted, '%s is not the key of' % key)
     os.rename(key + '.right', key)
     configure(encrypted, 'block-size = 4096')
@@ -255,10 +255,10 @@ def test_make_key(daemon):
         return subprocess.run(daemon.command('--make-key', path), env=daemon.environment(), stdout=subprocess.PIPE,
                               stderr=subprocess.STDOUT, timeout=30)
     done = make()
-    digits = keys.load(path)
+    digits = key_files.load(path)
     assert done.returncode == 0 and b'Keep a copy' in done.stdout and digits[:16].encode() not in done.stdout
     again = make()
-    assert again.returncode == 5 and b'never overwritten' in again.stdout and keys.load(path) == digits
+    assert again.returncode == 5 and b'never overwritten' in again.stdout and key_files.load(path) == digits
 
 
 # -- CRYPTOGRAPHIC ERASE ---------------------------------------------------------------------------------------------------

@@ -8,7 +8,6 @@ import subprocess
 import time
 
 import pytest
-
 from daemon import ROOT, TARGET, eventually
 from initiator import Chap, Closed, LoginFailed, Session, connect
 from pdus import IMMEDIATE, LOGIN, pack_bhs, pack_text

@@ -7,12 +7,28 @@ import socket
 import struct
 
 import pytest
-
 from daemon import TARGET
 from initiator import CHECK_CONDITION, LoginFailed, Session, connect, pattern
-from pdus import (Closed, DATA_OUT, FINAL, IMMEDIATE, LOGIN, LOGOUT, NO_TAG, NOP_IN, NOP_OUT, R2T, REJECT, SCSI_COMMAND,
-                  SCSI_RESPONSE, SNACK,
-                  TASK_MANAGEMENT, TEXT, pack_bhs, pack_text)
+from pdus import (
+    DATA_OUT,
+    FINAL,
+    IMMEDIATE,
+    LOGIN,
+    LOGOUT,
+    NO_TAG,
+    NOP_IN,
+    NOP_OUT,
+    R2T,
+    REJECT,
+    SCSI_COMMAND,
+    SCSI_RESPONSE,
+    SNACK,
+    TASK_MANAGEMENT,
+    TEXT,
+    Closed,
+    pack_bhs,
+    pack_text,
+)
 
 pytestmark = pytest.mark.wire
 

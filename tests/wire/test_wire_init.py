@@ -9,7 +9,6 @@ import subprocess
 
 import psutil
 import pytest
-
 from daemon import ROOT, eventually, is_listening
 
 pytestmark = pytest.mark.wire

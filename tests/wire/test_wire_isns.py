@@ -8,9 +8,9 @@ import subprocess
 import time
 
 import pytest
-
 from daemon import TARGET, eventually, free_port
 from initiator import connect
+
 from targetd.isns import messages as m
 
 pytestmark = pytest.mark.wire

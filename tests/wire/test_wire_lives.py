@@ -9,7 +9,6 @@ import time
 
 import psutil
 import pytest
-
 from daemon import TARGET, eventually, free_port, is_listening
 from initiator import ABORT_TASK, Chap, LoginFailed, Session, connect, pattern
 from pdus import ASYNC, Closed, read_10, write_10

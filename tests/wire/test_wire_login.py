@@ -1,9 +1,8 @@
 """Logins that must fail, with which status, and that the reason stands in the log; CHAP; discovery; who may see what."""
 
 import pytest
-
 from daemon import TARGET, eventually, free_port, has_ipv6, watched
-from initiator import Chap, Closed, LoginFailed, OPERATIONAL, Rejected, Session, connect
+from initiator import OPERATIONAL, Chap, Closed, LoginFailed, Rejected, Session, connect
 from pdus import FINAL, NOP_OUT, decode_binary, pack_bhs
 
 pytestmark = pytest.mark.wire

@@ -3,11 +3,22 @@
 import struct
 
 import pytest
-
 from daemon import TARGET, watched
 from initiator import ABORT_TASK, ABORT_TASK_SET, LoginFailed, Rejected, pattern
 from members import SESSION_KEYS, Member, Numbering
-from pdus import ASYNC, Closed, DATA_IN, DATA_OUT, FINAL, IMMEDIATE, LOGOUT, LOGOUT_RESPONSE, pack_bhs, read_10, write_10
+from pdus import (
+    ASYNC,
+    DATA_IN,
+    DATA_OUT,
+    FINAL,
+    IMMEDIATE,
+    LOGOUT,
+    LOGOUT_RESPONSE,
+    Closed,
+    pack_bhs,
+    read_10,
+    write_10,
+)
 
 pytestmark = pytest.mark.wire
 

@@ -3,7 +3,6 @@
 import struct
 
 import pytest
-
 from daemon import watched
 from pdus import FINAL, IMMEDIATE, R2T, SCSI_COMMAND, pack_bhs
 

@@ -3,10 +3,9 @@
 import itertools
 
 import pytest
-
 from daemon import watched
-from initiator import LoginFailed, OPERATIONAL, Session, pattern
-from pdus import FINAL, NOP_IN, NO_TAG, Pdu, R2T, Violation, pack_bhs, pack_text
+from initiator import OPERATIONAL, LoginFailed, Session, pattern
+from pdus import FINAL, NO_TAG, NOP_IN, R2T, Pdu, Violation, pack_bhs, pack_text
 
 pytestmark = pytest.mark.wire
 

@@ -4,8 +4,7 @@ import struct
 
 import pytest
 from daemon import TARGET, eventually
-
-from initiator import CHECK_CONDITION, Chap, GOOD, LOGICAL_UNIT_RESET, RESERVATION_CONFLICT, pattern
+from initiator import CHECK_CONDITION, GOOD, LOGICAL_UNIT_RESET, RESERVATION_CONFLICT, Chap, pattern
 
 OTHER = 'iqn.2026-11.test.targetd:other'
 ONE, TWO = 'iqn.2026-11.test:one', 'iqn.2026-11.test:two'

@@ -2,12 +2,29 @@
 
 
 import pytest
-
 from daemon import TARGET, watched
 from initiator import Rejected, Session, pattern
-from pdus import (Closed, DATA_OUT, FINAL, IMMEDIATE, LOGOUT, LOGOUT_RESPONSE, NO_TAG, R2T, REJECT, SCSI_COMMAND,
-                  SCSI_RESPONSE, TASK_MANAGEMENT, TASK_MANAGEMENT_RESPONSE, TEXT, TEXT_RESPONSE, pack_bhs, pack_text, read_10,
-                  write_10)
+from pdus import (
+    DATA_OUT,
+    FINAL,
+    IMMEDIATE,
+    LOGOUT,
+    LOGOUT_RESPONSE,
+    NO_TAG,
+    R2T,
+    REJECT,
+    SCSI_COMMAND,
+    SCSI_RESPONSE,
+    TASK_MANAGEMENT,
+    TASK_MANAGEMENT_RESPONSE,
+    TEXT,
+    TEXT_RESPONSE,
+    Closed,
+    pack_bhs,
+    pack_text,
+    read_10,
+    write_10,
+)
 
 pytestmark = pytest.mark.wire
 

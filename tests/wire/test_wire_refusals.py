@@ -3,9 +3,8 @@
 import os
 
 import pytest
-
 from daemon import TARGET, eventually, watched
-from initiator import Closed, ISID, LoginFailed, OPERATIONAL, Session, connect
+from initiator import ISID, OPERATIONAL, Closed, LoginFailed, Session, connect
 from pdus import unpack_pairs
 
 pytestmark = pytest.mark.wire

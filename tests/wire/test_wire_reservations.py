@@ -6,7 +6,6 @@ import os
 import struct
 
 import pytest
-
 from daemon import eventually
 from initiator import CHECK_CONDITION, GOOD, LOGICAL_UNIT_RESET, RESERVATION_CONFLICT, pattern
 from pdus import R2T

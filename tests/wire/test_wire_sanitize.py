@@ -7,7 +7,6 @@ import signal
 import struct
 
 import pytest
-
 from daemon import TARGET, eventually
 from initiator import CHECK_CONDITION, GOOD, LOGICAL_UNIT_RESET
 

@@ -12,7 +12,6 @@ import time
 
 import psutil
 import pytest
-
 from daemon import TARGET, eventually
 from fuzzers import Fuzzer
 from initiator import connect, pattern

@@ -4,7 +4,6 @@ import struct
 import threading
 
 import pytest
-
 from daemon import eventually
 from initiator import CHECK_CONDITION, GOOD, pattern
 

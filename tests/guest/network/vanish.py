@@ -9,7 +9,7 @@ import time
 
 sys.path.insert(0, '/src/tests')
 
-from initiator import GOOD, RESERVATION_CONFLICT, Session           # noqa: E402
+from initiator import GOOD, RESERVATION_CONFLICT, Session  # noqa: E402
 
 TARGET = 'iqn.2026-11.com.example:vanish'
 RESERVE_6, TEST_UNIT_READY = b'\x16' + bytes(5), bytes(6)

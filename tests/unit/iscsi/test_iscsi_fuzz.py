@@ -7,15 +7,16 @@ import pytest
 
 hypothesis = pytest.importorskip('hypothesis')
 
-from hypothesis import given, settings, strategies as st          # noqa: E402
+from hypothesis import given, settings  # noqa: E402
+from hypothesis import strategies as st
 
-from targetd.iscsi import const, keys, names, pdu, text            # noqa: E402
-from targetd.iscsi.errors import LoginFailure, PduRejected          # noqa: E402
-from targetd.iscsi.framing import DIGEST_ERROR, Framer              # noqa: E402
-from targetd.iscsi.login import Claim, LoginNegotiation, LoginPolicy, TargetPolicy, admit_everyone     # noqa: E402
-from targetd.iscsi.recovery import RecoveringTransfer               # noqa: E402
-from targetd.iscsi.session import Session                           # noqa: E402
-from targetd.iscsi.transfer import Limits, Transfer                 # noqa: E402
+from targetd.iscsi import const, keys, names, pdu, text  # noqa: E402
+from targetd.iscsi.errors import LoginFailure, PduRejected  # noqa: E402
+from targetd.iscsi.framing import DIGEST_ERROR, Framer  # noqa: E402
+from targetd.iscsi.login import Claim, LoginNegotiation, LoginPolicy, TargetPolicy, admit_everyone  # noqa: E402
+from targetd.iscsi.recovery import RecoveringTransfer  # noqa: E402
+from targetd.iscsi.session import Session  # noqa: E402
+from targetd.iscsi.transfer import Limits, Transfer  # noqa: E402
 
 DISK = 'iqn.2026-11.com.example:disk'
 

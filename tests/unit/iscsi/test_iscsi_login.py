@@ -6,8 +6,18 @@ import pytest
 
 from targetd.iscsi import const, keys, text
 from targetd.iscsi.errors import LoginFailure
-from targetd.iscsi.login import (STATES, TRANSITIONS, Claim, LoginNegotiation, LoginPolicy, Redirected, Reply, TargetPolicy,
-                                 admit_everyone, join)
+from targetd.iscsi.login import (
+    STATES,
+    TRANSITIONS,
+    Claim,
+    LoginNegotiation,
+    LoginPolicy,
+    Redirected,
+    Reply,
+    TargetPolicy,
+    admit_everyone,
+    join,
+)
 from targetd.iscsi.pdu import LoginRequest, NopOut
 
 DISK = 'iqn.2026-11.com.example:disk'

@@ -2,7 +2,7 @@
 
 import os
 
-from targetd.master.loop import Loop
+from targetd.master.processes.loop import Loop
 from targetd.scsi.sam import Nexus
 
 TARGET = 'iqn.2026-11.test:disk'

@@ -6,7 +6,7 @@ import os
 import struct
 
 from targetd.scsi.lu import Device, LogicalUnit, UnitFacts
-from targetd.scsi.sam import Nexus, Port, Task, WOULD_BLOCK
+from targetd.scsi.sam import WOULD_BLOCK, Nexus, Port, Task
 from targetd.scsi.sense import CheckCondition, StatusReturned
 
 NEXUS = Nexus('iqn.2026-11.com.example:host', '00023d000001', 'iqn.2026-11.com.example:disk', 1)

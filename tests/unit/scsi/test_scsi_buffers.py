@@ -3,10 +3,9 @@
 import struct
 
 import pytest
+from fake_store import do, make_unit, sense_of
 
 from targetd.scsi import buffers
-
-from fake_store import do, make_unit, sense_of
 
 FIELD_IN_CDB = (5, 0x24, 0x00)
 DATA, DESCRIPTOR, ECHO, ECHO_DESCRIPTOR = 0x02, 0x03, 0x0A, 0x0B

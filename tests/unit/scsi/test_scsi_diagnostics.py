@@ -3,10 +3,9 @@
 import struct
 
 import pytest
+from fake_store import BLOCKS, cdb_10, do, make_unit, sense_of
 
 from targetd.scsi import records
-
-from fake_store import BLOCKS, cdb_10, do, make_unit, sense_of
 
 HOUR = 3600000
 RESULTS = bytes.fromhex('4d 00 50 00 00 0000 ffff 00')

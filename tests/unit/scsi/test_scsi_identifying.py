@@ -3,10 +3,9 @@
 import struct
 
 import pytest
+from fake_store import do, make_unit, sense_of
 
 from targetd.scsi.sam import Change
-
-from fake_store import do, make_unit, sense_of
 
 FIELD_IN_CDB = (5, 0x24, 0x00)
 

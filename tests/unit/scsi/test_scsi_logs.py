@@ -4,11 +4,10 @@ import errno
 import struct
 
 import pytest
+from fake_store import cdb_10, do, error_of, make_unit, sense_of
 
 from targetd.scsi import logs, records
 from targetd.scsi.sam import Change
-
-from fake_store import cdb_10, do, error_of, make_unit, sense_of
 
 FIELD_IN_CDB = (5, 0x24, 0x00)
 FIELD_IN_LIST = (5, 0x26, 0x00)

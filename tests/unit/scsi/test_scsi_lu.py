@@ -2,14 +2,28 @@ import errno
 import struct
 
 import pytest
+from fake_store import (
+    BLOCKS,
+    NEXUS,
+    OTHER,
+    PORTS,
+    MemoryStore,
+    block_cdb,
+    cdb_10,
+    cdb_16,
+    do,
+    error_of,
+    make_task,
+    make_unit,
+    pattern,
+    sense_of,
+    status_of,
+)
 
 from targetd.scsi import modes, reservations, sbc
 from targetd.scsi.lu import Device, LogicalUnit, UnitFacts, lun_of
 from targetd.scsi.opcodes import TABLE
 from targetd.scsi.sense import CheckCondition
-
-from fake_store import (BLOCKS, NEXUS, OTHER, PORTS, MemoryStore, block_cdb, cdb_10, cdb_16, do, error_of, make_task, make_unit,
-                        pattern, sense_of, status_of)
 
 TEST_UNIT_READY = bytes(6)
 INQUIRY = bytes.fromhex('12 00 00 0060 00')

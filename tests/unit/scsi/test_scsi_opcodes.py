@@ -3,13 +3,12 @@ import glob
 import os
 
 import pytest
+from fake_store import EVERY_COMMAND, NEXUS, OTHER, do, error_of, make_unit, status_of
 
 from targetd.scsi import opcodes, reservations
 from targetd.scsi.cdb import length
 from targetd.scsi.facts import UnitFacts
 from targetd.scsi.lu import FUNCTIONS
-
-from fake_store import EVERY_COMMAND, NEXUS, OTHER, do, error_of, make_unit, status_of
 
 CLASSES = {reservations.ALWAYS, reservations.STATUS, reservations.READ, reservations.WRITE, reservations.RESERVE,
            reservations.PR_IN, reservations.PR_OUT, reservations.START_STOP, reservations.PREVENT}

@@ -2,10 +2,20 @@ import errno
 import struct
 
 import pytest
+from fake_store import (
+    BLOCKS,
+    block_cdb,
+    cdb_16,
+    do,
+    error_of,
+    make_task,
+    make_unit,
+    pattern,
+    sense_of,
+    status_of,
+)
 
 from targetd.scsi.provisioning import block_extents
-
-from fake_store import BLOCKS, block_cdb, cdb_16, do, error_of, make_task, make_unit, pattern, sense_of, status_of
 
 
 def thin(**facts):

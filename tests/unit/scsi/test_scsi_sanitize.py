@@ -3,11 +3,10 @@
 import struct
 
 import pytest
+from fake_store import EVERY_COMMAND, cdb_10, do, error_of, make_unit, sense_of
 
 from targetd.scsi import opcodes
 from targetd.scsi.sam import Change
-
-from fake_store import EVERY_COMMAND, cdb_10, do, error_of, make_unit, sense_of
 
 FIELD_IN_CDB = (5, 0x24, 0x00)
 FIELD_IN_LIST = (5, 0x26, 0x00)

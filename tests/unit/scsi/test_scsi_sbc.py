@@ -2,12 +2,24 @@ import errno
 import struct
 
 import pytest
+from fake_store import (
+    BLOCKS,
+    MemoryStore,
+    block_cdb,
+    cdb_10,
+    cdb_16,
+    do,
+    error_of,
+    finish,
+    make_task,
+    make_unit,
+    pattern,
+    sense_of,
+    status_of,
+)
 
 from targetd.scsi import sbc
-from targetd.scsi.sam import Change, WOULD_BLOCK
-
-from fake_store import (BLOCKS, MemoryStore, block_cdb, cdb_10, cdb_16, do, error_of, finish, make_task, make_unit, pattern,
-                        sense_of, status_of)
+from targetd.scsi.sam import WOULD_BLOCK, Change
 
 READS = (0x08, 0x28, 0x88, 0xA8)
 WRITES = (0x0A, 0x2A, 0x8A, 0xAA)

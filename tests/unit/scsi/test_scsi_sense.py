@@ -1,7 +1,7 @@
 import pytest
 
 from targetd.scsi import sense
-from targetd.scsi.sense import CheckCondition, COPY_ABORTED, CopyFailure, MEDIUM_ERROR
+from targetd.scsi.sense import COPY_ABORTED, MEDIUM_ERROR, CheckCondition, CopyFailure
 
 
 def test_fixed_format_of_a_medium_error_names_the_block():

@@ -1,12 +1,22 @@
 import struct
 
 import pytest
+from fake_store import (
+    EVERY_COMMAND,
+    NEXUS,
+    OTHER,
+    PORTS,
+    MemoryStore,
+    do,
+    error_of,
+    make_unit,
+    sense_of,
+    status_of,
+)
 
 from targetd.scsi import modes, opcodes, persistent_reserve
 from targetd.scsi.lu import Device, LogicalUnit
 from targetd.scsi.sam import Change, Port
-
-from fake_store import EVERY_COMMAND, MemoryStore, NEXUS, OTHER, PORTS, do, error_of, make_unit, sense_of, status_of
 
 
 def inquiry(unit, page=None, allocation=255):

@@ -1,0 +1,303 @@
+"""Connections that have not said yet whose they are.
+
+The master waits, without reading, until the 48 bytes of a Basic Header Segment are there (SO_RCVLOWAT lets the kernel do the
+waiting), peeks opcode, ISID and TSIH, and hands the connection on (D2). A silent connection costs a descriptor until the
+login timeout; when there are too many, the oldest of the origin (turns.origin_of) that holds the most goes first, so that a
+flood from one address cannot lock out another.
+"""
+
+import collections
+import errno
+import select
+import socket
+import struct
+
+from targetd import log
+from targetd.master.logins.portals import plain, shown
+from targetd.master.logins.throttle import origin_of
+from targetd.master.processes.loop import READ
+
+BHS = 48
+LOGIN_REQUEST = 0x03
+LOGIN_RESPONSE = 0x23
+# opcode, flags, isid, tsih, itt, cid, cmd_sn: RFC 7143 11.12
+LOGIN_HEADER = struct.Struct('>BB6x6sHIH2xI20x')
+# opcode, flags, isid, tsih, itt, exp_cmd_sn, max_cmd_sn, status class, status detail: RFC 7143 11.13
+RESPONSE_HEADER = struct.Struct('>BBxx4x6sHI8xIIBB10x')
+OUT_OF_RESOURCES = (3, 2)
+ACCEPTS_PER_PASS = 64
+SHORT_PEEK_SECONDS = 0.05        # where the kernel does not obey SO_RCVLOWAT
+NO_DESCRIPTORS_SECONDS = 1.0
+LINGER_SECONDS = 2.0
+FEWEST_PER_ORIGIN = 64           # pending connections that an origin may have, or twice its connections if that is more
+
+Limits = collections.namedtuple('Limits', 'login_timeout pending per_address')
+LoginHeader = collections.namedtuple('LoginHeader', 'flags isid tsih itt cid cmd_sn')
+
+
+def parse_login(data):
+    """LoginHeader of 48 bytes, or None if they are no Login Request."""
+    opcode, flags, isid, tsih, itt, cid, cmd_sn = LOGIN_HEADER.unpack(data)
+    if opcode & 0xBF != LOGIN_REQUEST:
+        return None
+    return LoginHeader(flags, isid.hex(), tsih, itt, cid, cmd_sn)
+
+
+def refusal(header, status):
+    """The Login Response that ends a login with (class, detail) before it began, RFC 7143 11.13.5."""
+    return RESPONSE_HEADER.pack(LOGIN_RESPONSE, header.flags & 0x0C, bytes.fromhex(header.isid), header.tsih, header.itt,
+                                header.cmd_sn, header.cmd_sn, status[0], status[1])
+
+
+class Pending(object):
+    """One accepted connection. peer, local: (address, port); group: the portal group's tag; header: LoginHeader, once seen."""
+
+    def __init__(self, sock, peer, local, group):
+        self.socket = sock
+        self.peer = peer
+        self.local = local
+        self.group = group
+        self.origin = origin_of(peer[0])
+        self.header = None
+        self.deadline = None
+        self.again = None
+        self.crowded = False             # its address holds too many connections
+
+    def connection(self):
+        """The dict that a worker is given with the socket."""
+        return {'peer': list(self.peer), 'local': list(self.local), 'group': self.group}
+
+
+class Arrivals(object):
+    """`route(pending)` is called once a Login Request is there and takes the connection over (call `hand_over` or `refuse`);
+    `held(address)` says how many connections of an address workers already have."""
+
+    def __init__(self, loop, route, held, limits):
+        self.loop = loop
+        self.route = route
+        self.held = held
+        self.limits = limits
+        self.pending = collections.OrderedDict()     # Pending -> None, oldest first
+        self._by_origin = collections.Counter()      # how many of them
+        self._by_address = collections.Counter()
+        self._listeners = []
+        self._silent_warned = False
+
+    # -- accept ------------------------------------------------------------------------------------------------------
+
+    def listen(self, sock, group):
+        """Accept on this listening socket, for the portal group with this tag."""
+        self._listeners.append(sock)
+        self.loop.watch(sock, READ, lambda _events: self._accept(sock, group))
+
+    def unlisten(self, sock):
+        """Accept there no more, and close it. Shut down first: a child that was just forked may hold a copy for a moment, and
+        the port is to be free, and deaf, now."""
+        if sock in self._listeners:
+            self._listeners.remove(sock)
+        self.loop.forget(sock)
+        try:
+            sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
+        sock.close()
+
+    def _accept(self, listener, group):
+        for _ in range(ACCEPTS_PER_PASS):
+            try:
+                sock, peer = listener.accept()
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as e:
+                if e.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                    self._pause(listener, group, e)
+                    return
+                continue                 # ECONNABORTED and its kin: that one is gone, the next may be fine
+            self._arrived(sock, peer, group)
+
+    def _pause(self, listener, group, error):
+        log.error('no connection can be accepted (%s); trying again in a second', error.strerror)
+        self.loop.forget(listener)
+
+        def again():
+            if listener in self._listeners:
+                self.loop.watch(listener, READ, lambda _events: self._accept(listener, group))
+        self.loop.call_later(NO_DESCRIPTORS_SECONDS, again)
+
+    def _arrived(self, sock, peer, group):
+        try:
+            tune(sock)
+            local = sock.getsockname()
+        except OSError:                  # reset before we looked
+            sock.close()
+            return
+        pending = Pending(sock, (plain(peer[0]), peer[1]), (plain(local[0]), local[1]), group)
+        pending.crowded = self.held(pending.peer[0]) + self._by_address[pending.peer[0]] >= self.limits.per_address
+        self.pending[pending] = None
+        self._count(pending, 1)
+        self._set_deadline(pending)
+        if self._by_origin[pending.origin] > max(FEWEST_PER_ORIGIN, 2 * self.limits.per_address):
+            self._make_room(pending.origin)
+        elif len(self.pending) > self.limits.pending:
+            self._make_room(max(self._by_origin, key=self._by_origin.get))
+        if pending.socket is not None:
+            self._wait_for_header(pending)
+
+    def _count(self, pending, change):
+        for counter, key in ((self._by_origin, pending.origin), (self._by_address, pending.peer[0])):
+            counter[key] += change
+            if not counter[key]:
+                del counter[key]
+
+    def _set_deadline(self, pending):
+        pending.deadline = self.loop.call_later(self.limits.login_timeout, lambda: self._too_late(pending))
+
+    def _make_room(self, origin):
+        """Close the oldest connection of this origin, rather a silent one than one that waits for its turn."""
+        if not self._silent_warned:
+            log.warning('%d connections wait for their login, %d of them from %s; the oldest of these are closed',
+                        len(self.pending), self._by_origin[origin], origin)
+            self._silent_warned = True
+        own = [p for p in self.pending if p.origin == origin]
+        self.close(next((p for p in own if p.header is None), own[0]))
+
+    def _too_late(self, pending):
+        if pending.header is not None:
+            self.refuse(pending, OUT_OF_RESOURCES, 'its turn did not come within %d seconds' % self.limits.login_timeout)
+            return
+        log.info('%s: no login within %d seconds; the connection is closed', shown(*pending.peer), self.limits.login_timeout)
+        self.close(pending)
+
+    def hold(self, pending, seconds, then):
+        """Call then(pending) after so many seconds, if the initiator is still there. Its login timeout begins then."""
+        def over():
+            if pending.socket is None:
+                return
+            if _has_ended(pending.socket):
+                self.close(pending)
+                return
+            self._set_deadline(pending)
+            then(pending)
+        pending.deadline.cancel()
+        pending.again = self.loop.call_later(seconds, over)
+
+    # -- peek --------------------------------------------------------------------------------------------------------
+
+    def _wait_for_header(self, pending):
+        pending.again = None
+        if pending.socket is not None:
+            self.loop.watch(pending.socket, READ, lambda _events: self._readable(pending))
+
+    def _readable(self, pending):
+        try:
+            data = pending.socket.recv(BHS, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            data = b''
+        if len(data) == BHS:
+            self._header_arrived(pending, data)
+        elif not data or _has_ended(pending.socket):
+            log.debug('%s: closed before its login', shown(*pending.peer))
+            self.close(pending)
+        else:
+            self.loop.forget(pending.socket)
+            pending.again = self.loop.call_later(SHORT_PEEK_SECONDS, lambda: self._wait_for_header(pending))
+
+    def _header_arrived(self, pending, data):
+        self.loop.forget(pending.socket)
+        pending.header = parse_login(data)
+        if pending.header is None:
+            log.info('%s: what it sent first is no iSCSI login (it begins with %s); the connection is closed',
+                     shown(*pending.peer), data[:8].hex())
+            self.close(pending)
+        elif pending.crowded:
+            self.refuse(pending, OUT_OF_RESOURCES, 'there are %d connections from this address already'
+                        % self.limits.per_address)
+        else:
+            self.route(pending)
+
+    # -- leave -------------------------------------------------------------------------------------------------------
+
+    def hand_over(self, pending):
+        """The socket, ready to be sent to a worker, who reads what was only peeked. The caller closes it."""
+        sock = self._take_out(pending)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
+        except OSError:
+            pass
+        return sock
+
+    def _take_out(self, pending):
+        if pending in self.pending:
+            del self.pending[pending]
+            self._count(pending, -1)
+        for timer in (pending.deadline, pending.again):
+            if timer is not None:
+                timer.cancel()
+        sock, pending.socket = pending.socket, None
+        if sock is not None:
+            self.loop.forget(sock)
+        return sock
+
+    def close(self, pending):
+        """End it without a word."""
+        sock = self._take_out(pending)
+        if sock is not None:
+            sock.close()
+
+    def refuse(self, pending, status, why):
+        """Answer its Login Request with this (class, detail) and close once the initiator has had a chance to read it."""
+        log.info('%s: login refused with status %02X%02X: %s', shown(*pending.peer), status[0], status[1], why)
+        sock = self._take_out(pending)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
+            sock.send(refusal(pending.header, status), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            sock.close()
+            return
+        self._linger(sock)
+
+    def _linger(self, sock):
+        """Read and forget until the initiator closes: closing over unread bytes would reset away our answer."""
+        def close():
+            timer.cancel()
+            self.loop.forget(sock)
+            sock.close()
+
+        def readable(_events):
+            try:
+                if sock.recv(65536, socket.MSG_DONTWAIT):
+                    return
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError:
+                pass
+            close()
+        timer = self.loop.call_later(LINGER_SECONDS, close)
+        self.loop.watch(sock, READ, readable)
+
+    def close_all(self):
+        """At the end: no listener and no waiting connection is left."""
+        for sock in list(self._listeners):
+            self.unlisten(sock)
+        for pending in list(self.pending):
+            self.close(pending)
+
+
+def tune(sock):
+    """What every iSCSI connection wants: no Nagle, keepalive that finds a vanished peer in two minutes. Raises OSError."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (('TCP_KEEPIDLE', 60), ('TCP_KEEPINTVL', 10), ('TCP_KEEPCNT', 6)):
+        if hasattr(socket, name):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, BHS)
+
+
+def _has_ended(sock):
+    """True when the peer has closed its side: the rest of a header will never come."""
+    poll = select.poll()
+    poll.register(sock, getattr(select, 'POLLRDHUP', 0x2000))
+    return bool(poll.poll(0))

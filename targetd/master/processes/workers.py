@@ -1,0 +1,310 @@
+"""Worker processes: forked ahead, handed out, reaped, replaced.
+
+             fork          tell ready        take()            tell idle (after a logout)
+     (none) ------> starting ------> spare ------> busy -----------------------------> spare
+                        |              |             |
+                        +--- death ----+-- death ----+--> reaped: descriptors closed, everyone told, spares topped up
+
+Invariants: a worker is in `by_pid` from its fork until it is reaped; its channel's end of file only starts the wait for its
+death (with a kill, so that the wait is bounded); `on_death` is called exactly once per worker, after the process is gone.
+"""
+
+import os
+import signal
+
+from targetd import channel as channels
+from targetd import compat, log
+from targetd.channel import ChannelClosed
+from targetd.master.processes import child
+from targetd.master.processes.loop import READ, WRITE
+
+YOUNG_SECONDS = 5.0              # a spare that dies younger than this makes the next fork wait
+LONGEST_BACK_OFF_SECONDS = 30.0
+START_SECONDS = 30.0             # a fork that is not ready by then is killed
+SURPLUS = 4                      # spares beyond those wanted that are kept for a while after their sessions ended
+SURPLUS_SECONDS = 30.0
+STARTING, SPARE, BUSY = 'starting', 'spare', 'busy'
+
+
+class Worker(object):
+    """One worker process, as the master sees it.
+
+    session: the Session it owns, or None; peers: addresses of the connections it was given; names: what it told of its
+    initiator (for the session list); retiring: it was told to exit when it has no session.
+    """
+
+    def __init__(self, pid, channel, born, generation):
+        self.pid = pid
+        self.channel = channel
+        self.born = born
+        self.generation = generation
+        self.state = STARTING
+        self.retiring = False
+        self.ending = None               # why it was told to end, or killed
+        self.session = None
+        self.peers = []
+        self.names = {}
+        self.busy_since = None
+        self.ended_cleanly = None
+        self.start_timer = None
+
+    def __repr__(self):
+        return '<worker %d %s>' % (self.pid, self.state)
+
+
+class Workers(object):
+    """`serve(channel)` runs in the child; `on_message(worker, message, descriptors)`, `on_death(worker, status)`,
+    `on_spare()` are called in the master. `fork` is for tests: it returns a pid like os.fork."""
+
+    def __init__(self, loop, serve, on_message, on_death, on_spare, fork=os.fork):
+        self.loop = loop
+        self.serve = serve
+        self.on_message = on_message
+        self.on_death = on_death
+        self.on_spare = on_spare
+        self.fork = fork
+        self.by_pid = {}
+        self.wanted_spares = 0
+        self.waiting = 0                 # connections that wait for a spare
+        self.limit = 1 << 30             # workers there may be at once
+        self.credentials = None          # child.credentials_of the user that workers run as
+        self.generation = 0
+        self.stopping = False
+        self._young_deaths = 0
+        self._back_off = None
+        self._frozen = False
+        self._trimming = None
+
+    # -- what there is -----------------------------------------------------------------------------------------------
+
+    def all(self):
+        """Every worker that is not reaped yet."""
+        return list(self.by_pid.values())
+
+    def busy(self):
+        """The workers that were given a connection and are not idle again."""
+        return [w for w in self.by_pid.values() if w.state == BUSY]
+
+    def _ahead(self):
+        return [w for w in self.by_pid.values() if w.state in (STARTING, SPARE) and not w.retiring and w.ending is None]
+
+    # -- fork --------------------------------------------------------------------------------------------------------
+
+    def keep_spares(self):
+        """Fork what is missing to the wanted number of spares, unless a back-off is under way; retire what is too many."""
+        ahead = self._ahead()
+        wanted = min(self.wanted_spares + self.waiting, self.limit - len(self.by_pid) + len(ahead))
+        if self.stopping or self._back_off is not None:
+            return
+        self._trim(ahead, SURPLUS)
+        for _ in range(wanted - len(ahead)):
+            try:
+                self.spawn()
+            except OSError as e:
+                log.error('no worker can be forked (%s); trying again', e.strerror)
+                self._young_deaths += 1
+                self._start_back_off()
+                return
+
+    def _trim(self, ahead, surplus):
+        """Retire the spares beyond those wanted and `surplus` more; the rest of these later, unless logins want them."""
+        spares = [w for w in ahead if w.state == SPARE]
+        too_many = len(ahead) - self.wanted_spares - self.waiting
+        for worker in spares[:max(0, too_many - surplus)]:
+            self.retire(worker)
+        if surplus and too_many > 0 and self._trimming is None:
+            self._trimming = self.loop.call_later(SURPLUS_SECONDS, self._trim_all)
+
+    def _trim_all(self):
+        self._trimming = None
+        if not self.stopping:
+            self._trim(self._ahead(), 0)
+
+    def spawn(self):
+        """Fork one. Raises OSError."""
+        if not self._frozen:
+            compat.freeze_collector()
+            self._frozen = True
+        ours, theirs = channels.pair()
+        master = os.getpid()
+        try:
+            pid = child.fork(self.fork, lambda: child.run(theirs, self.credentials, master, self.serve))
+        except OSError:
+            ours.close()
+            theirs.close()
+            raise
+        theirs.close()
+        worker = Worker(pid, ours, self.loop.clock(), self.generation)
+        worker.start_timer = self.loop.call_later(START_SECONDS, lambda: self._never_ready(worker))
+        self.by_pid[pid] = worker
+        self.loop.watch(ours, READ, lambda events: self._channel_ready(worker, events))
+        return worker
+
+    def _never_ready(self, worker):
+        if worker.state == STARTING:
+            self.kill(worker, 'it was not ready within %d seconds' % START_SECONDS)
+
+    # -- channel -----------------------------------------------------------------------------------------------------
+
+    def _channel_ready(self, worker, events):
+        try:
+            if events & WRITE:
+                worker.channel.flush()
+                self._watch(worker)
+            if events & READ:
+                for message, descriptors in worker.channel.receive():
+                    self._take(worker, message, descriptors)
+        except ChannelClosed:
+            self._lost(worker)
+
+    def _take(self, worker, message, descriptors):
+        for descriptor in descriptors:   # a worker has none to give
+            os.close(descriptor)
+        if not isinstance(message, dict):
+            self.kill(worker, 'it sent what is no message')
+            return
+        told = message.get('tell')
+        if told == 'ended':
+            worker.ended_cleanly = str(message.get('why', ''))
+        self.on_message(worker, message)
+        if told in ('ready', 'idle'):
+            self._became_spare(worker)
+
+    def _became_spare(self, worker):
+        if worker.session is not None or worker.state == SPARE:
+            return                       # it serves a session, or says it twice: whatever it says, nothing is new
+        if worker.state == STARTING:
+            worker.start_timer.cancel()
+            worker.start_timer = self.loop.call_later(YOUNG_SECONDS, self._grew_up)
+        worker.state, worker.peers, worker.names, worker.busy_since = SPARE, [], {}, None
+        if worker.generation != self.generation:
+            self.retire(worker)
+        self.keep_spares()
+        self.on_spare()
+
+    def _grew_up(self):
+        self._young_deaths = 0
+
+    def _watch(self, worker):
+        events = READ | WRITE if worker.channel.wants_write else READ
+        self.loop.watch(worker.channel, events, lambda ready: self._channel_ready(worker, ready))
+
+    def send(self, worker, message, descriptors=()):
+        """Queue a message to it. A worker that is dying swallows it: its death will be told."""
+        if worker.pid not in self.by_pid or worker.channel is None:
+            return
+        try:
+            worker.channel.queue(message, descriptors)
+            if worker.channel.wants_write:
+                self._watch(worker)
+        except ChannelClosed:
+            self._lost(worker)
+
+    def _lost(self, worker):
+        """Its end of the channel is closed: it exits, or it is stuck and is helped."""
+        if worker.channel is not None:
+            self.loop.forget(worker.channel)
+            worker.channel.close()
+            worker.channel = None
+            self.loop.call_later(1.0, lambda: self.kill(worker, 'it closed its channel and did not exit'))
+
+    # -- hand out ----------------------------------------------------------------------------------------------------
+
+    def take(self):
+        """A spare that is ready, now busy; or None."""
+        for worker in self.by_pid.values():
+            if worker.state == SPARE and not worker.retiring and worker.ending is None and worker.channel is not None:
+                worker.state, worker.busy_since = BUSY, self.loop.clock()
+                return worker
+        return None
+
+    def retire(self, worker):
+        """A spare exits; a busy worker exits when its session is over."""
+        if not worker.retiring:
+            worker.retiring = True
+            self.send(worker, {'do': 'retire'})
+
+    def new_generation(self):
+        """The configuration changed: whoever was forked before serves no new connection (D11)."""
+        self.generation += 1
+        for worker in self.all():
+            self.retire(worker)
+        self.keep_spares()
+
+    def kill(self, worker, why):
+        """SIGKILL: the fence. Its death is told as any other."""
+        if self.by_pid.get(worker.pid) is worker:
+            worker.ending = why
+            try:
+                os.kill(worker.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+
+    # -- reap --------------------------------------------------------------------------------------------------------
+
+    def reap(self):
+        """After SIGCHLD: take leave of every worker that is gone."""
+        for pid in list(self.by_pid):
+            try:
+                gone, status = os.waitpid(pid, os.WNOHANG)
+            except ChildProcessError:
+                gone, status = pid, 0
+            if gone == pid:
+                self._gone(self.by_pid[pid], status)
+        self.keep_spares()
+
+    def _gone(self, worker, status):
+        if worker.channel is not None:   # its last words
+            self._channel_ready(worker, READ)
+        if worker.start_timer is not None:
+            worker.start_timer.cancel()
+        del self.by_pid[worker.pid]
+        if worker.channel is not None:
+            self.loop.forget(worker.channel)
+            worker.channel.close()
+            worker.channel = None
+        failed = status != 0 and worker.ending is None
+        if failed or worker.ending is not None:
+            log.warning('worker %d %s%s', worker.pid, death(status), ': ' + worker.ending if worker.ending else '')
+        is_young = worker.state == STARTING or self.loop.clock() - worker.born < YOUNG_SECONDS
+        if worker.state != BUSY and is_young and not worker.retiring and not self.stopping:
+            self._young_deaths += 1
+            self._start_back_off()
+        self.on_death(worker, status)
+
+    def _start_back_off(self):
+        seconds = min(LONGEST_BACK_OFF_SECONDS, 2.0 ** (self._young_deaths - 1))
+        if self._back_off is None:
+            log.warning('spare workers die young; the next is forked in %d seconds', seconds)
+            self._back_off = self.loop.call_later(seconds, self._end_back_off)
+
+    def _end_back_off(self):
+        self._back_off = None
+        self.keep_spares()
+
+    def close(self):
+        """Kill and reap whoever is left; for the very end."""
+        self.stopping = True
+        for worker in self.all():
+            self.kill(worker, 'targetd stops')
+        for worker in self.all():
+            try:
+                os.waitpid(worker.pid, 0)
+            except ChildProcessError:
+                pass
+            del self.by_pid[worker.pid]
+            if worker.channel is not None:
+                self.loop.forget(worker.channel)
+                worker.channel.close()
+                worker.channel = None
+
+
+def death(status):
+    """A wait status in plain words: 'was killed by signal 9 (SIGKILL)', 'exited with code 1'."""
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        try:
+            return 'was killed by signal %d (%s)' % (number, signal.Signals(number).name)
+        except ValueError:
+            return 'was killed by signal %d' % number
+    return 'exited with code %d' % os.WEXITSTATUS(status)

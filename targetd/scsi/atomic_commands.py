@@ -1,0 +1,102 @@
+"""Commands that read, decide and write as one: COMPARE AND WRITE, ORWRITE, WRITE ATOMIC. Pure.
+
+Atomic against each other in every session: they do their work inside store.exclusive(), a lock that threads and processes
+share. Plain writes do not ask for it, and whoever mixes them with these on the same blocks must synchronize otherwise; but with
+a store that can write all or nothing (the setting atomic-writes) every command locks what it reads and writes.
+"""
+
+from targetd.scsi import sense
+from targetd.scsi.cdb import FUA, extent
+from targetd.scsi.sbc import (
+    data_out,
+    expect_blocks,
+    expect_exactly,
+    first_difference,
+    good,
+    place,
+    would_block,
+    writing,
+)
+
+
+def compare_and_write(unit, task):
+    """COMPARE AND WRITE, SBC-3 5.2: Data-Out is the data to compare, then the data to write."""
+    cdb = task.cdb
+    lba, blocks = int.from_bytes(cdb[2:10], 'big'), cdb[13]
+    if lba + blocks > unit.blocks:
+        raise sense.lba_out_of_range()
+    if blocks > unit.facts.maximum_compare_and_write_length // unit.block_size:
+        raise sense.invalid_field_in_cdb(13)
+    task.offset, task.length = lba * unit.block_size, 2 * blocks * unit.block_size
+    task.data_out_length = task.length
+    if (task.edtl if task.expects_write else 0) != task.length:      # 256 blocks and more come as 0 with a long EDTL
+        raise sense.invalid_field_in_cdb(13)
+    task.durable = unit.write_through or bool(cdb[1] & FUA)
+    task.run, task.run_blocking = (would_block, run_compare_and_write) if blocks else (good, None)
+
+
+@writing
+def run_compare_and_write(task):
+    """Executor thread. INFORMATION of a miscompare is the offset of the first byte that differs (SBC-3 5.2)."""
+    store, data, half = task.unit.store, data_out(task), task.length // 2
+    with store.exclusive(task.offset, half) as medium:
+        if task.aborted:
+            return None
+        try:
+            found = medium.read(task.offset, half)
+        except OSError as e:
+            raise task.unit.read_failure(e, task)
+        difference = first_difference(data[:half], found)
+        if difference is not None:
+            raise sense.miscompare(difference)
+        medium.write(task.offset, data[half:], task.durable)
+    return None
+
+
+def orwrite(unit, task):
+    """ORWRITE(16), SBC-3 5.5: without EXPECTED ORWGENERATION, so the operation is always a logical or."""
+    flags, lba, blocks = extent(task.cdb)
+    place(unit, task, lba, blocks, unit.maximum_blocks)
+    expect_blocks(unit, task)
+    task.durable = unit.write_through or bool(flags & FUA)
+    task.run, task.run_blocking = (would_block, run_orwrite) if task.length else (good, None)
+
+
+@writing
+def run_orwrite(task):
+    """Executor thread."""
+    store, data = task.unit.store, data_out(task)
+    with store.exclusive(task.offset, task.length) as medium:
+        if task.aborted:
+            return None
+        try:
+            found = medium.read(task.offset, task.length)
+        except OSError as e:
+            raise task.unit.read_failure(e, task)
+        both = int.from_bytes(found, 'little') | int.from_bytes(data, 'little')
+        medium.write(task.offset, both.to_bytes(task.length, 'little'), task.durable)
+    return None
+
+
+def write_atomic(unit, task):
+    """WRITE ATOMIC(16), SBC-4: offered only with a store that can write all or nothing (maximum_atomic_length). What it
+    has written is durable, so FUA and the write cache change nothing."""
+    cdb = task.cdb
+    lba, blocks = int.from_bytes(cdb[2:10], 'big'), int.from_bytes(cdb[12:14], 'big')
+    if lba + blocks > unit.blocks:
+        raise sense.lba_out_of_range()
+    if blocks > unit.facts.maximum_atomic_length // unit.block_size:
+        raise sense.invalid_field_in_cdb(12)
+    task.offset, task.length = lba * unit.block_size, blocks * unit.block_size
+    expect_exactly(task, task.length)
+    task.run, task.run_blocking = (would_block, run_write_atomic) if blocks else (good, None)
+
+
+@writing
+def run_write_atomic(task):
+    """Executor thread."""
+    data = data_out(task)
+    with task.unit.store.atomically(task.offset, task.length) as medium:
+        if not task.aborted:
+            medium.write(task.offset, data)
+    return None

@@ -1,0 +1,396 @@
+"""EXTENDED COPY (SPC-4 6.4, 6.5): data goes from unit to unit of this server, and no initiator carries it. Pure.
+
+A parameter list names the ends (CSCD descriptors, by the designators of VPD page 83h) and says what goes where (segment
+descriptors). Everything about the list is checked before anything moves, 05/26; what is wrong with a segment or with one of
+its ends is 0A (COPY ABORTED), with the segment's number and, where a store or a reservation refused, what that end said.
+
+The copy manager acts for the nexus that asks: it reaches the units of its target, and those of the server's other targets to
+which its initiator may log in (`reach`). A reservation of another nexus stops it at either end as it would stop a READ or a
+WRITE; what ends the tasks at one of the ends (a reset, a preemption with abort, a sanitize) ends the copy, with COPY ABORTED.
+IMMED is taken, and the status comes when the copy is done.
+"""
+
+import struct
+from collections import namedtuple
+
+from targetd.scsi import errno_map, sense, vpd
+from targetd.scsi.cdb import doubleword, word
+from targetd.scsi.copy import copy_manager
+from targetd.scsi.reservations import READ, WRITE, conflicts
+from targetd.scsi.sam import CHECK_CONDITION, RESERVATION_CONFLICT, WOULD_BLOCK
+from targetd.scsi.sense import COPY_ABORTED, HARDWARE_ERROR, CheckCondition, CopyFailure, StatusReturned
+
+STEP = 16 << 20                   # bytes that one call of the store copies; between two of them a copy can be stopped
+CSCD_LENGTH = 32
+OWN_UNIT = 0xFFFF                 # CSCD descriptor ID: the unit that was asked, SPC-4 table 128
+PLAIN_CDB = bytes(16)
+DISK = 0x00                       # PERIPHERAL DEVICE TYPE
+NAME_IS_KEPT = (0x00, 0x10)       # LIST ID USAGE 00b, 10b
+NAMELESS = 0x18                   # LIST ID USAGE 11b
+
+Segment = namedtuple('Segment', 'number offset body')
+List = namedtuple('List', 'list_identifier is_named cscds cscds_at segments')
+
+SEGMENT_LENGTHS = {copy_manager.BLOCK_TO_BLOCK: 28, copy_manager.VERIFY_CSCD: 12, copy_manager.BLOCK_TO_BLOCK_OFFSET: 32}
+
+
+# -- the parameter list ------------------------------------------------------------------------------------------------------
+
+def parse(data, is_lid1):
+    """The List of an EXTENDED COPY. Raises CheckCondition 05/1A/00 where it is cut, 05/26 where it is wrong."""
+    if len(data) < (16 if is_lid1 else 48):
+        raise sense.parameter_list_length_error()
+    if is_lid1:
+        list_identifier, usage, cscd_length, segment_length, inline_length = struct.unpack_from('>BBH4xII', data)
+        at, usage_at = 16, 1
+    else:
+        _check_lid4_header(data)
+        usage, (list_identifier, cscd_length, segment_length, inline_length) = data[1], struct.unpack_from('>I18xHHH', data, 20)
+        at, usage_at = 48, 1
+    if cscd_length + segment_length > copy_manager.MAXIMUM_DESCRIPTOR_LIST:
+        raise sense.parameter_list_length_error()
+    if inline_length:
+        raise CheckCondition(sense.ILLEGAL_REQUEST, 0x26, 0x0B, field=(at - 4 if is_lid1 else at - 2, None, False))
+    if len(data) < at + cscd_length + segment_length:
+        raise sense.parameter_list_length_error()
+    is_named = _is_named(usage & 0x18, list_identifier, usage_at, 0 if is_lid1 else 20)
+    cscds = _cscds(data, at, cscd_length, 2 if is_lid1 else 42)
+    segments = _segments(data, at + cscd_length, segment_length)
+    return List(list_identifier, is_named, cscds, at, segments)
+
+
+def _check_lid4_header(data):
+    if data[0] != 0x01:
+        raise sense.invalid_field_in_parameter_list(0)
+    if word(data, 2) != 0x20:
+        raise sense.invalid_field_in_parameter_list(2)
+    if data[15] & 0x02:                            # G_SENSE: sense data beside GOOD, which is not offered
+        raise sense.invalid_field_in_parameter_list(15, 1)
+    if data[16] != 0xFF:
+        raise sense.invalid_field_in_parameter_list(16)
+
+
+def _is_named(usage, list_identifier, usage_at, identifier_at):
+    if usage == NAMELESS:
+        if list_identifier:
+            raise sense.invalid_field_in_parameter_list(identifier_at)
+        return False
+    if usage not in NAME_IS_KEPT:
+        raise sense.invalid_field_in_parameter_list(usage_at, 4)
+    return True
+
+
+def _cscds(data, at, length, length_at):
+    if length % CSCD_LENGTH:
+        raise sense.invalid_field_in_parameter_list(length_at)
+    if length > CSCD_LENGTH * copy_manager.MAXIMUM_CSCDS:
+        raise CheckCondition(sense.ILLEGAL_REQUEST, 0x26, 0x06, field=(length_at, None, False))
+    cscds = [data[n:n + CSCD_LENGTH] for n in range(at, at + length, CSCD_LENGTH)]
+    for number, cscd in enumerate(cscds):
+        if cscd[0] != copy_manager.IDENTIFICATION_CSCD:
+            raise CheckCondition(sense.ILLEGAL_REQUEST, 0x26, 0x07, field=(at + number * CSCD_LENGTH, None, False))
+    return cscds
+
+
+def _segments(data, at, length):
+    segments, end = [], at + length
+    while at < end:
+        if len(segments) == copy_manager.MAXIMUM_SEGMENTS:
+            raise CheckCondition(sense.ILLEGAL_REQUEST, 0x26, 0x08, field=(at, None, False))
+        if data[at] not in SEGMENT_LENGTHS:
+            raise CheckCondition(sense.ILLEGAL_REQUEST, 0x26, 0x09, field=(at, None, False))
+        if end - at < SEGMENT_LENGTHS[data[at]]:
+            raise sense.parameter_list_length_error()
+        if word(data, at + 2) != SEGMENT_LENGTHS[data[at]] - 4:
+            raise sense.invalid_field_in_parameter_list(at + 2)
+        segments.append(Segment(len(segments), at, data[at:at + SEGMENT_LENGTHS[data[at]]]))
+        at += SEGMENT_LENGTHS[data[at]]
+    return segments
+
+
+# -- the command -------------------------------------------------------------------------------------------------------------
+
+def extended_copy(unit, task):
+    """EXTENDED COPY(LID1), SPC-4 6.5, and (LID4), 6.4. A list of no bytes is no error and copies nothing."""
+    length = doubleword(task.cdb, 10)
+    if length > 48 + copy_manager.MAXIMUM_DESCRIPTOR_LIST + CSCD_LENGTH * copy_manager.MAXIMUM_CSCDS:
+        raise sense.parameter_list_length_error()
+    task.length = task.data_out_length = length
+    task.run, task.run_blocking = (_begin, _run) if length else (copy_manager.done, None)
+
+
+def _begin(task):
+    """Connection thread: what can be said without waiting is said."""
+    unit, data = task.unit, bytes(task.data_out or b'')[:task.length]
+    if len(data) < task.length:
+        raise sense.parameter_list_length_error()
+    service_action = task.cdb[1] & 0x1F
+    wanted = parse(data, service_action == copy_manager.LID1)
+    copy = copy_manager.Copy(service_action, wanted.list_identifier, unit.block_size)
+    if wanted.is_named:
+        unit.copies.begin(copy)
+    task.private = wanted, copy
+    return WOULD_BLOCK
+
+
+def _run(task):
+    """Executor thread."""
+    wanted, copy = task.private
+    with Ends(task.unit, copy) as ends:
+        return carry_out(task, copy, lambda: _run_segments(task, wanted, copy, ends))
+
+
+def carry_out(task, copy, work):
+    """Run the work of a copy; however it ends, its record says so. Gives None; raises what work() raises."""
+    try:
+        work()
+    except CheckCondition as e:
+        copy.end(copy_manager.TERMINATED if copy.stopped else copy_manager.FAILED, e.sense())
+        raise
+    except StatusReturned:
+        copy.end(copy_manager.FAILED)
+        raise
+    except Exception:                              # a defect of ours, which is met, and logged, further up
+        copy.end(copy_manager.FAILED, CheckCondition(HARDWARE_ERROR, 0x44, 0x00).sense())
+        raise
+    if copy.state == copy_manager.RUNNING:
+        copy.end(copy_manager.TERMINATED if task.aborted else copy_manager.DONE)
+
+
+def _run_segments(task, wanted, copy, ends):
+    for segment in wanted.segments:
+        _SEGMENTS[segment.body[0]](task, wanted, copy, segment, ends)
+        if task.aborted:
+            return
+        copy.segments += 1
+
+
+# -- the ends ----------------------------------------------------------------------------------------------------------------
+
+class NoReach(object):
+    """The `reach` of a unit whose owner gave it none: beyond the unit's own target there is nothing. worker.reach has another.
+    Executor threads."""
+
+    @staticmethod
+    def find(code_set, kind, designator):
+        """The LogicalUnit of another target that has this designator, or None; it is to be left."""
+        return None
+
+    @staticmethod
+    def enter(unit, copy):
+        """The copy uses this unit besides the one that was asked: `copy.stopped` is set when tasks at the unit are ended."""
+
+    @staticmethod
+    def leave(unit, copy):
+        """It does so no more."""
+
+
+class Ends(object):
+    """A context manager: the units that one copy uses besides `unit`, which was asked. Executor thread."""
+
+    def __init__(self, unit, copy):
+        self._unit = unit
+        self._copy = copy
+        self._found = {}                           # (code set, kind, designator) -> LogicalUnit
+
+    def find(self, *named):
+        """The LogicalUnit that is named so, or None. named: code set, ASSOCIATION and type, designator."""
+        unit = self._found.get(named)
+        if unit is None:
+            unit = unit_named(self._unit.device, *named) or self._unit.reach.find(*named)
+            if unit is not None and unit is not self._unit:
+                self._unit.reach.enter(unit, self._copy)
+                self._found[named] = unit
+        return unit
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *failure):
+        for unit in self._found.values():
+            self._unit.reach.leave(unit, self._copy)
+
+
+def _failed(segment, asc, ascq, field=None):
+    return CheckCondition(COPY_ABORTED, asc, ascq, field=None if field is None else (field, None, True),
+                          copy=CopyFailure(segment.number))
+
+
+def forwarded(number, is_source, said):
+    """COPY ABORTED because of what one end said: a CheckCondition or a status (SPC-4)."""
+    if isinstance(said, CheckCondition):
+        failure = CopyFailure(number, is_source, CHECK_CONDITION, said.sense())
+    else:
+        failure = CopyFailure(number, is_source, said)
+    return CheckCondition(COPY_ABORTED, 0x0D, 0x01, copy=failure)
+
+
+def _end(task, wanted, segment, ends, field):
+    """(LogicalUnit, PAD) of the CSCD whose ID stands at byte `field` of the segment. Raises CheckCondition."""
+    number = word(segment.body, field)
+    if number == OWN_UNIT:
+        return task.unit, False
+    if number >= len(wanted.cscds):
+        raise _failed(segment, 0x08, 0x04, field)
+    cscd = wanted.cscds[number]
+    if cscd[1] & 0x1F != DISK:
+        raise _failed(segment, 0x0D, 0x03, field)
+    unit = ends.find(cscd[4] & 0x0F, cscd[5] & 0x3F, bytes(cscd[8:8 + min(cscd[7], 20)]))
+    if unit is None:
+        raise _failed(segment, 0x0D, 0x02, field)
+    block_size = int.from_bytes(cscd[29:32], 'big')
+    if block_size not in (0, unit.block_size):
+        raise CheckCondition(COPY_ABORTED, 0x26, 0x00, copy=CopyFailure(segment.number),
+                             field=(wanted.cscds_at + number * CSCD_LENGTH + 29, None, False))
+    return unit, bool(cscd[28] & 0x04)
+
+
+def is_named(facts, code_set, kind, designator):
+    """Is this a designator of the unit with these facts, and may the unit be copied from and to?"""
+    return facts.third_party_copy and (code_set, kind, bytes(designator)) in vpd.unit_designators(facts)
+
+
+def unit_named(device, code_set, kind, designator):
+    """The unit of the device that has this designator among those of VPD page 83h, or None, also where it is not to be copied
+    from or to. kind: ASSOCIATION and type."""
+    for unit in list(device.luns.values()):
+        if is_named(unit.facts, code_set, kind, designator):
+            return unit
+    return None
+
+
+def require_readable(unit, number, cdb=PLAIN_CDB):
+    """Raise COPY ABORTED if this nexus could not read the unit now. number: of the segment."""
+    if conflicts(unit.refused, READ, cdb):
+        raise forwarded(number, True, RESERVATION_CONFLICT)
+    refusal = unit.path_refusal() or unit.not_ready()
+    if refusal:
+        raise forwarded(number, True, refusal)
+
+
+def require_writable(unit, number, cdb=PLAIN_CDB):
+    """Raise COPY ABORTED if this nexus could not write to the unit now."""
+    if conflicts(unit.refused, WRITE, cdb):
+        raise forwarded(number, False, RESERVATION_CONFLICT)
+    refusal = unit.path_refusal() or unit.not_ready()
+    if refusal is None and unit.read_only:
+        refusal = unit.protection()
+    if refusal is None and unit.medium == 'failed':
+        refusal = CheckCondition(HARDWARE_ERROR, 0x44, 0x00)
+    if refusal:
+        raise forwarded(number, False, refusal)
+
+
+# -- segments ----------------------------------------------------------------------------------------------------------------
+
+def _block_to_block(task, wanted, copy, segment, ends):
+    """02h, SPC-4: the blocks are those of the source, with DC those of the destination."""
+    (source, source_pads), (unit, pads) = [_end(task, wanted, segment, ends, field) for field in (4, 6)]
+    blocks, source_lba, lba = struct.unpack_from('>HQQ', segment.body, 10)
+    count = blocks * (unit if segment.body[1] & 0x02 else source).block_size
+    offset = lba * unit.block_size
+    padding = -count % unit.block_size
+    if padding and not pads:
+        if not source_pads:
+            raise _failed(segment, 0x26, 0x0A, 10)
+        count, padding = count - count % unit.block_size, 0
+    if count % source.block_size and not source_pads:
+        raise _failed(segment, 0x26, 0x0A, 10)
+    _copy_segment(task, copy, segment, source, source_lba * source.block_size, unit, offset, count, padding)
+
+
+def _block_to_block_offset(task, wanted, copy, segment, ends):
+    """0Ah, SPC-4: bytes, which may begin within a block at either end."""
+    (source, _), (unit, _) = [_end(task, wanted, segment, ends, field) for field in (4, 6)]
+    count, source_lba, lba, source_byte, byte = struct.unpack_from('>IQQHH', segment.body, 8)
+    if source_byte >= source.block_size:
+        raise _failed(segment, 0x26, 0x00, 28)
+    if byte >= unit.block_size:
+        raise _failed(segment, 0x26, 0x00, 30)
+    _copy_segment(task, copy, segment, source, source_lba * source.block_size + source_byte, unit,
+                  lba * unit.block_size + byte, count, 0)
+
+
+def _copy_segment(task, copy, segment, source, source_offset, unit, offset, count, padding):
+    if count > copy_manager.MAXIMUM_SEGMENT:
+        raise _failed(segment, 0x26, 0x00, 8)
+    require_readable(source, segment.number)
+    if source_offset + count > source.blocks * source.block_size:
+        raise _failed(segment, 0x00, 0x00, 12)
+    if offset + count + padding > unit.blocks * unit.block_size:
+        raise _failed(segment, 0x00, 0x00, 20)
+    require_writable(unit, segment.number)
+    move(task, copy, source.store, source_offset, unit, offset, count, segment.number, source)
+    if padding and not task.aborted:
+        try:
+            with copy_manager.Writing(unit, offset + count, padding):
+                unit.store.write(offset + count, bytes(padding), False)
+        except OSError as e:
+            raise forwarded(segment.number, False, unit.write_failure(e, task))
+    make_durable(unit, offset, count, segment.number)
+
+
+def _require_both(source, unit, number):
+    require_readable(source, number)
+    require_writable(unit, number)
+
+
+def _verify_cscd(task, wanted, copy, segment, ends):
+    """07h, SPC-4: is the unit there; with TUR: and ready."""
+    unit, _ = _end(task, wanted, segment, ends, 4)
+    if segment.body[8] & 1:
+        require_readable(unit, segment.number)
+
+
+_SEGMENTS = {copy_manager.BLOCK_TO_BLOCK: _block_to_block, copy_manager.VERIFY_CSCD: _verify_cscd,
+             copy_manager.BLOCK_TO_BLOCK_OFFSET: _block_to_block_offset}
+
+
+# -- moving ------------------------------------------------------------------------------------------------------------------
+
+def steps(source_offset, offset, count, overlaps):
+    """[(source offset, offset, length)] that make up a copy; from the end where the ranges overlap and it is needed."""
+    found = [(source_offset + n, offset + n, min(STEP, count - n)) for n in range(0, count, STEP)]
+    if overlaps and source_offset < offset < source_offset + count:
+        found.reverse()
+    return found
+
+
+def move(task, copy, store, source_offset, unit, offset, count, number, source=None):
+    """Copy bytes from a store into a unit, in steps; stops where the task or the copy was ended. source: the LogicalUnit the
+    store is of, or None. Raises CheckCondition COPY ABORTED."""
+    for start, at, length in steps(source_offset, offset, count, store is unit.store):
+        if copy.stopped:
+            raise CheckCondition(COPY_ABORTED, 0x00, 0x00, copy=CopyFailure(number))
+        if task.aborted:
+            return
+        if source is not None:                     # each step, as if it were a READ and a WRITE
+            _require_both(source, unit, number)
+        try:
+            with copy_manager.Writing(unit, at, length):
+                unit.store.copy(store, start, at, length)
+        except OSError as e:
+            raise _whose_failure(task, store, start, unit, at, length, number, source, e)
+        copy.moved(length)
+
+
+def _whose_failure(task, store, start, unit, offset, length, number, source, error):
+    """The CheckCondition for an OSError of copy(): it is the source's if that cannot be read now."""
+    task.offset, task.length = start, length
+    try:
+        for at in range(start, start + length, 1 << 20):
+            store.read(at, min(1 << 20, start + length - at))
+    except OSError as e:
+        said = source.read_failure(e, task) if source is not None else errno_map.read_failure(e)
+        return forwarded(number, True, said)
+    task.offset, task.length = offset, length
+    return forwarded(number, False, unit.write_failure(error, task))
+
+
+def make_durable(unit, offset, count, number):
+    """Flush what was copied, where the unit's cache is off."""
+    if unit.write_through and count:
+        try:
+            unit.flush(offset, count)
+        except OSError as e:
+            raise forwarded(number, False, errno_map.write_failure(e))

@@ -1,0 +1,316 @@
+"""Connections with ErrorRecoveryLevel 1 or 2 (RFC 7143 7): SNACK, recovery R2T, reassignment of tasks.
+
+May import what Connection may. What was sent is kept until ExpStatSN or a DataACK says that it arrived; sessions of level 0
+never come here (`class_for` chooses once per connection), and pay nothing.
+"""
+
+import struct
+import threading
+
+from targetd import log
+from targetd.crc32c import crc32c
+from targetd.iscsi import const, pdu
+from targetd.iscsi.errors import PduRejected
+from targetd.iscsi.framing import BHS
+from targetd.iscsi.recovery import RecoveringTransfer, Reply
+from targetd.worker.connection.connection import Connection
+from targetd.worker.connection.multi_connection import SharedConnection
+from targetd.worker.connection.outbox import Outbox, SharedOutbox
+
+_WORD = struct.Struct('>I')
+_THREE_WORDS = struct.Struct('>III')
+_MASK = 0xFFFFFFFF
+
+#: Kept for an initiator that does not acknowledge; beyond it the oldest are forgotten, and a SNACK for them is rejected.
+KEPT_BYTES = 64 << 20
+KEPT_REPLIES = 4096
+
+
+def class_for(values):
+    """The class of a connection whose session agreed upon these values."""
+    if values.get('ErrorRecoveryLevel'):
+        return RecoveringConnection
+    return Connection if values.get('MaxConnections', 1) == 1 else SharedConnection
+
+
+class _Again(object):
+    """An entry of the queue: PDUs that were sent before, [(header, data)]."""
+
+    __slots__ = ('pdus',)
+
+    def __init__(self, pdus):
+        self.pdus = pdus
+
+    def __getitem__(self, index):        # looks like (None, pdus) to who counts what waits
+        return None if index == 0 else ()
+
+
+class RecoveringOutbox(SharedOutbox):
+    """Keeps what it sends. allot_ttt: for the tags of DataACKs."""
+
+    __slots__ = ('_kept', '_keeping', '_bytes', 'luns')
+    room_bytes = KEPT_BYTES // 2         # what was read ahead and could not be sent is kept when the connection is lost
+
+    def __init__(self, *arguments):
+        super(RecoveringOutbox, self).__init__(*arguments)
+        self._kept = {}                  # StatSN -> Reply, in the order of sending
+        self._keeping = threading.Lock()
+        self._bytes = 0
+        self.luns = {}                   # ITT -> LUN field of reads that are on their way
+
+    def _stamp(self):
+        with self._numbering:
+            return self._stamp_with_digests()
+
+    def _headers(self, entry):
+        if entry.__class__ is _Again:
+            return [(self._renewed(header), data) for header, data in entry.pdus]
+        whole = list(Outbox._headers(self, entry))
+        if whole:
+            self._keep(whole)
+        return whole
+
+    def _renewed(self, header):
+        """ExpCmdSN and MaxCmdSN are those of now; an R2T shows the StatSN of now, too (RFC 7143 11.16)."""
+        header = bytearray(header)
+        _WORD.pack_into(header, 28, self._session.exp_cmd_sn)
+        _WORD.pack_into(header, 32, self._session.max_cmd_sn)
+        if header[0] == const.READY_TO_TRANSFER:
+            _WORD.pack_into(header, 24, self.stat_sn)
+        return bytes(header)
+
+    def _keep(self, whole):
+        header = whole[-1][0]
+        if header[0] == const.READY_TO_TRANSFER or header[0] == const.NOP_IN and header[20:24] != b'\xff' * 4:
+            return                       # these use up no StatSN
+        itt, stat_sn = _WORD.unpack_from(header, 16)[0], _WORD.unpack_from(header, 24)[0]
+        reply = Reply(itt, stat_sn, whole)
+        if len(whole) > 1:
+            self._ask_for_acknowledgement(reply)
+        with self._keeping:
+            self._kept[stat_sn] = reply
+            self._bytes += reply.size
+            while self._bytes > KEPT_BYTES or len(self._kept) > KEPT_REPLIES:
+                self._forget(next(iter(self._kept)))
+
+    def _ask_for_acknowledgement(self, reply):
+        """A bit, tag and LUN where a burst ends before the status (RFC 7143 11.7.2)."""
+        lun = self.luns.pop(reply.itt, None)
+        if lun is None:
+            return
+        for index, (header, data) in enumerate(reply.pdus):
+            if header[0] == const.DATA_IN and header[1] & 0x81 == 0x80:
+                tag = self._session.allot_ttt()
+                reply.tags.add(tag)
+                header = bytearray(header)
+                header[1] |= const.ACKNOWLEDGE
+                header[8:16] = lun.to_bytes(8, 'big')
+                _WORD.pack_into(header, 20, tag)
+                reply.pdus[index] = bytes(header), data
+
+    def _forget(self, stat_sn):
+        self._bytes -= self._kept.pop(stat_sn).size
+
+    def acknowledge(self, exp_stat_sn):
+        """What came before this StatSN has arrived. The connection's thread."""
+        if self.stat_sn - exp_stat_sn & _MASK >= 0x80000000:
+            return                       # more than was sent
+        with self._keeping:
+            while self._kept:
+                stat_sn = next(iter(self._kept))
+                if not 0 < exp_stat_sn - stat_sn & _MASK < 0x80000000:
+                    return
+                self._forget(stat_sn)
+
+    def kept(self, first=None, count=0):
+        """The Replies with these StatSNs (count 0: from `first` on; first None: all)."""
+        with self._keeping:
+            replies = list(self._kept.values())
+        if first is None:
+            return replies
+        return [reply for reply in replies if reply.stat_sn - first & _MASK < (count or 0x80000000)]
+
+    def reply_to(self, itt):
+        """The newest kept Reply with this initiator task tag, or None."""
+        return next((reply for reply in reversed(self.kept()) if reply.itt == itt and reply.ends_a_command), None)
+
+    def drop(self, reply):
+        """It is another connection's now."""
+        with self._keeping:
+            if reply.stat_sn in self._kept:
+                self._forget(reply.stat_sn)
+
+    def acknowledge_data(self, tag, data_sn):
+        """A DataACK; False if its tag is none that was given out."""
+        for reply in self.kept():
+            if tag in reply.tags:
+                with self._keeping:
+                    self._bytes -= reply.size
+                    reply.acknowledge_data(data_sn)
+                    self._bytes += reply.size if reply.stat_sn in self._kept else 0
+                return True
+        return False
+
+    def send_again(self, pdus):
+        """Queue PDUs that were sent before."""
+        self.queue.append(_Again(pdus))
+
+    def segments_of(self, reply, first, snack_tag):
+        """Its PDUs, in the segments that the initiator takes now."""
+        return reply.again(first, self._segment, self._burst, snack_tag)
+
+
+class RecoveringConnection(SharedConnection):
+    """See the module."""
+
+    transfer_class = RecoveringTransfer
+
+    def __init__(self, *arguments, **more):
+        super(RecoveringConnection, self).__init__(*arguments, **more)
+        self.keeps_tasks = self.values['ErrorRecoveryLevel'] == 2 and not self.session.is_discovery
+        self._others[const.SNACK_REQUEST] = self._snack
+        self._changed_segments_at = None     # StatSN from which on replies are in the segments that are declared now
+        self._snacks = {const.SNACK_DATA_OR_R2T: self._snack_data, const.SNACK_STATUS: self._snack_status,
+                        const.SNACK_DATA_ACK: self._data_ack, const.SNACK_R_DATA: self._snack_r_data}
+
+    def make_outbox(self, stat_sn):
+        return self.wire(RecoveringOutbox(self.socket, self.session, stat_sn, crc32c, self.values, self.worker.numbering))
+
+    def _dispatch(self, pdus, then_held=True):
+        if pdus:
+            self.outbox.acknowledge(pdus[-1][0][8])
+        super(RecoveringConnection, self)._dispatch(pdus, then_held)
+
+    def _command(self, fields, ahs, data):
+        if fields[6] > self.values['MaxBurstLength'] and fields[1] & const.COMMAND_READ:
+            luns = self.outbox.luns
+            luns[fields[5]] = fields[4]
+            while len(luns) > 1024:
+                luns.pop(next(iter(luns)), None)
+        super(RecoveringConnection, self)._command(fields, ahs, data)
+
+    def take_segment_length(self, length):
+        super(RecoveringConnection, self).take_segment_length(length)
+        self._changed_segments_at = self.outbox.stat_sn
+
+    # -- SNACK, RFC 7143 11.16 ---------------------------------------------------------------------------------------
+
+    def _snack(self, fields, ahs, data):
+        request = pdu.SnackRequest.decode(BHS.pack(*fields))
+        serve = self._snacks.get(request.kind)
+        if serve is None or not serve(request):
+            raise PduRejected(const.REJECT_PROTOCOL_ERROR, 'a SNACK for what was not sent or is acknowledged')
+
+    def _snack_status(self, request):
+        everything = not request.beg_run and not request.run_length
+        replies = self.outbox.kept(None if everything else request.beg_run, request.run_length)
+        if len(replies) < request.run_length:
+            return False
+        self.outbox.send_again([reply.pdus[-1] for reply in replies])
+        return True
+
+    def _snack_data(self, request):
+        task = self.session.tasks.get(request.itt)
+        if task is not None and task.connection is self and task.transfer.__class__ is RecoveringTransfer:
+            return self._snack_r2t(request, task)
+        reply = self.outbox.reply_to(request.itt)
+        found = reply.data_in(request.beg_run, request.run_length) if reply is not None else []
+        if found and self._changed_segments_at is not None and (
+                0 < self._changed_segments_at - reply.stat_sn & _MASK < 0x80000000):
+            raise PduRejected(const.REJECT_SNACK, 'a Data SNACK after the segment length was declared anew')
+        self.outbox.send_again(found)
+        return bool(found)
+
+    def _snack_r2t(self, request, task):
+        r2ts = task.transfer.outstanding(request.beg_run, request.run_length)
+        self.outbox.send_again([(pdu.ReadyToTransfer(
+            lun=task.lun, itt=task.itt, ttt=ttt, r2t_sn=r2t_sn, buffer_offset=offset, desired_length=length).encode(), None)
+            for ttt, r2t_sn, offset, length in r2ts])
+        return bool(r2ts)
+
+    def _data_ack(self, request):
+        if not self.outbox.acknowledge_data(request.ttt, request.beg_run):
+            raise PduRejected(const.REJECT_INVALID_DATA_ACK, 'a DataACK that was not asked for')
+        return True
+
+    def _snack_r_data(self, request):
+        """The data once more in other segments, then a response of its own that carries the SNACK's tag."""
+        reply = self.outbox.reply_to(request.itt)
+        if reply is None or request.beg_run < reply.acknowledged:
+            return False
+        pdus = self.outbox.segments_of(reply, max(request.beg_run, reply.acknowledged), request.ttt)
+        pdus[-1].stat_sn = reply.stat_sn
+        reply.pdus = [(one.encode(), one.data) for one in pdus]
+        self.outbox.send_again(reply.pdus)
+        return True
+
+    # -- digests -----------------------------------------------------------------------------------------------------
+
+    def _digest_error(self, fields):
+        """RFC 7143 7.8: Reject, and ask again for Data-Out. Another PDU counts as never received: it will be sent again."""
+        self._reject(fields, PduRejected(const.REJECT_DATA_DIGEST_ERROR, 'a data digest is wrong'))
+        task = self.session.tasks.get(fields[5])
+        if fields[0] & 0x3F == const.DATA_OUT and task is not None and task.connection is self and (
+                task.transfer.__class__ is RecoveringTransfer):
+            try:
+                task.transfer.lost(fields[6], fields[1] & 0x80)
+            except PduRejected as e:
+                log.info('%s: %s', self.session.initiator_name, e.why)
+                return
+            if fields[1] & 0x80:
+                self._solicit(task.transfer, task)
+
+    # -- allegiance, RFC 7143 7.2 ------------------------------------------------------------------------------------
+
+    def complete(self, task, outcome):
+        with self.worker.allegiance:
+            connection = task.connection
+            is_answered = connection.finish(task, outcome)
+        if is_answered:
+            connection.drain_from_elsewhere()
+
+    def reassign(self, request, respond):
+        """TASK REASSIGN: the task is ours from now on. respond(response). [connection]"""
+        if self.values['ErrorRecoveryLevel'] < 2:
+            respond(const.REASSIGNMENT_NOT_SUPPORTED)
+            return
+        tag = request.referenced_task_tag
+        with self.worker.allegiance:
+            task = self.session.tasks.get(tag)
+            if task is not None and task.lun == request.lun:
+                self._take_task(task, respond)
+            else:
+                self._take_reply(request, tag, respond)
+
+    def _take_task(self, task, respond):
+        if task.connection is self or task.connection.ended is None:
+            respond(const.TASK_STILL_ALLEGIANT)
+            return
+        was_put_off = task.connection.outbox.take_back(task)
+        task.connection = self
+        respond(const.FUNCTION_COMPLETE)
+        if was_put_off:
+            self.worker.executor.submit(self._run_blocking, task)
+        elif task.transfer.__class__ is RecoveringTransfer:
+            task.transfer.reassigned()
+            if task.transfer.is_complete:
+                self._all_data_here(task)
+            else:
+                self._solicit(task.transfer, task)
+
+    def _take_reply(self, request, tag, respond):
+        """The task has ended, and its reply did not arrive."""
+        for connection in list(self.worker.members.lost.values()) + list(self.worker.connections):
+            if connection.ended is not None:
+                connection.send_last_words()         # whatever waited there is numbered, and kept
+            reply = connection.outbox.reply_to(tag)
+            if reply is not None and connection.ended is None:
+                respond(const.TASK_STILL_ALLEGIANT)
+                return
+            if reply is not None:
+                connection.outbox.drop(reply)
+                respond(const.FUNCTION_COMPLETE)
+                first = request.exp_data_sn if request.exp_data_sn >= reply.acknowledged else reply.acknowledged
+                self.outbox.put_pdus(self.outbox.segments_of(reply, first, 0))
+                return
+        respond(const.TASK_DOES_NOT_EXIST)

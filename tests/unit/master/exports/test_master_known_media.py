@@ -1,0 +1,104 @@
+"""Which disk was which LUN: another one under the same name is refused, until the administrator accepts it."""
+
+import pytest
+
+from targetd.config import model
+from targetd.errors import StoreError
+from targetd.host import disks
+from targetd.master.exports import known_media
+from targetd.master.exports.known_media import KnownMedia, require_known
+
+TARGET = model.Target(name='iqn.2026-11.test:disk')
+SDB = model.Lun(number=0, backing_store='/dev/sdb')
+
+
+@pytest.fixture
+def plug(monkeypatch):
+    """plug(key, size): from now on this disk is what every path leads to."""
+    def plug(key, size=10 ** 12, kind='disk'):
+        disk = disks.Disk('sdb', '/dev/sdb', kind, size, 'MODEL', 'MAKER', '', key, '', None, '', False, False, 512, 512)
+        monkeypatch.setattr(known_media.identity, 'stable_key', lambda path: key)
+        monkeypatch.setattr(known_media.disks, 'describe', lambda path: disk)
+        monkeypatch.setattr(known_media.os.path, 'exists', lambda path: True)
+    return plug
+
+
+def test_the_same_disk_is_served_and_another_is_not(plug):
+    plug('naa.5000c500a1b2c3d4')
+    known = known_media.seen(SDB, '/dev/sdb')
+    require_known(TARGET, SDB, '/dev/sdb', None)
+    require_known(TARGET, SDB, '/dev/sdb', known)
+    plug('naa.5000c500a1b2c3d4', 2 * 10 ** 12)               # it has grown
+    require_known(TARGET, SDB, '/dev/sdb', known)
+    plug('naa.5000c500ffffffff')
+    with pytest.raises(StoreError) as caught:
+        require_known(TARGET, SDB, '/dev/sdb', known)
+    assert '/dev/sdb is another disk than it was' in str(caught.value)
+    assert 'targetctl accept iqn.2026-11.test:disk/0' in str(caught.value)
+    assert 'serial naa.5000c500ffffffff) now, ' in str(caught.value) and 'serial naa.5000c500a1b2c3d4' in str(caught.value)
+
+
+def test_another_word_in_the_configuration_means_another_disk(plug):
+    plug('naa.5000c500a1b2c3d4')
+    known = known_media.seen(SDB, '/dev/sdb')
+    plug('naa.5000c500ffffffff')
+    require_known(TARGET, SDB._replace(backing_store='serial:WD-2'), '/dev/sdb', known)
+
+
+def test_a_disk_without_a_name_of_its_own_is_known_by_model_and_size_and_not_by_the_kernels_name(plug):
+    plug('device:/dev/vdb')
+    known = known_media.seen(SDB, '/dev/vdb')
+    plug('device:/dev/vdc')
+    require_known(TARGET, SDB, '/dev/vdc', known)
+    plug('device:/dev/vdb', 5 * 10 ** 11)
+    with pytest.raises(StoreError):
+        require_known(TARGET, SDB, '/dev/vdb', known)
+
+
+def test_a_file_may_move_but_a_lost_one_is_not_made_anew(plug, tmp_path, monkeypatch):
+    lun = SDB._replace(backing_store='/srv/disk.img', size=1 << 20)
+    plug('file:/srv/a.img', 1 << 20, 'file')
+    known = known_media.seen(lun, '/srv/disk.img')
+    plug('file:/srv/b.img', 1 << 20, 'file')
+    require_known(TARGET, lun, '/srv/disk.img', known)
+    monkeypatch.setattr(known_media.os.path, 'exists', lambda path: False)
+    with pytest.raises(StoreError) as caught:
+        require_known(TARGET, lun, '/srv/disk.img', known)
+    assert '/srv/disk.img is gone, which had 1.0 MB' in str(caught.value) and 'file system mounted' in str(caught.value)
+    require_known(TARGET, lun._replace(size=None), '/srv/disk.img', known)       # opening it says what is wrong
+
+
+def test_what_is_known_outlasts_a_restart(tmp_path):
+    path = str(tmp_path / 'state' / 'media.json')
+    seen = {'named': '/dev/sdb', 'key': 'naa.1', 'is_file': False, 'size': 1, 'shown': 'it'}
+    known = KnownMedia(path)
+    known.load()
+    assert known.get('a', 0) is None
+    assert known.note('a', 0, seen) and not known.note('a', 0, dict(seen, size=2)) and known.note('a', 1, seen)
+    known.save()
+    again = KnownMedia(path)
+    again.load()
+    assert again.get('a', 0)['size'] == 2
+    assert again.note('a', 0, dict(seen, key='naa.2'))
+    again.keep_only([('a', 0)])
+    assert again.get('a', 1) is None and again.forget('a', 0) and not again.forget('a', 0)
+    again.save()
+    third = KnownMedia(path)
+    third.load()
+    assert third.get('a', 0) is None
+
+
+@pytest.mark.parametrize('content', ['', '{}', '[]', '{"version": 2, "media": []}', '{"version": 1, "media": [{}]}'])
+def test_a_damaged_file_is_said_and_stops_nothing(tmp_path, capfd, content):
+    path = tmp_path / 'media.json'
+    path.write_text(content)
+    KnownMedia(str(path)).load()
+    assert 'media.json cannot be read' in capfd.readouterr().err
+
+
+def test_a_directory_that_cannot_be_written_is_said(tmp_path, capfd):
+    (tmp_path / 'file').write_text('')
+    known = KnownMedia(str(tmp_path / 'file' / 'media.json'))
+    known.note('a', 0, {'named': '', 'key': ''})
+    known.save()
+    assert 'cannot be written' in capfd.readouterr().err

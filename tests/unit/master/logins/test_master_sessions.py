@@ -1,0 +1,232 @@
+"""The registry: claims granted, refused, and reinstatement that waits for the old session's end."""
+
+import errno
+
+import pytest
+from master_fakes import TARGET, FakeWorker, StillLoop, kill, send
+
+from targetd.master.logins import sessions as registry
+from targetd.master.logins.sessions import REINSTATEMENT_SECONDS, Refused, Sessions
+
+ISID = '00023d000001'
+PEER = ['10.0.0.9', 40000]
+
+
+class Desk(object):
+    """Sessions with workers that only listen."""
+
+    def __init__(self):
+        self.loop = StillLoop()
+        self.refused = None
+        self.ended = []
+        self.sessions = Sessions(self.loop, self.admit, lambda session: ([{'lun': 0}], ()), send, self.end, kill,
+                                 clock=lambda: 1000.0)
+
+    def admit(self, claim, target_name):
+        if self.refused:
+            raise self.refused
+
+    def end(self, worker, why, reason):
+        self.ended.append((worker, reason))
+
+    def claim(self, worker, name='iqn.2026-11.test:one', target=TARGET, isid=ISID, group=1, tsih=0, cid=0, peer=PEER):
+        message = {'ask': 'claim', 'id': 7, 'peer': peer, 'session': {
+            'initiator_name': name, 'initiator_alias': 'host', 'isid': isid, 'target_name': target, 'group': group,
+            'tsih': tsih, 'cid': cid, 'account': 'erp', 'keys': {'MaxBurstLength': 262144, 'MaxConnections': 2}}}
+        self.sessions.claim(worker, message)
+        return worker.of('answer')[-1] if worker.of('answer') else None
+
+    def die(self, worker):
+        self.sessions.leave(worker)
+        self.sessions.retry_waiting()
+
+
+@pytest.fixture
+def desk():
+    desk = Desk()
+    yield desk
+    desk.loop.close()
+
+
+def status(answer):
+    return (answer['status_class'], answer['status_detail'])
+
+
+def test_a_session_is_granted_with_tsih_units_and_a_line_in_the_log(desk, capfd):
+    worker = FakeWorker()
+    answer = desk.claim(worker)
+    assert status(answer) == (0, 0) and answer['id'] == 7 and answer['tsih'] > 0 and answer['units'] == [{'lun': 0}]
+    assert desk.sessions.owner(answer['tsih']) is worker
+    assert 'iqn.2026-11.test:one as erp from 10.0.0.9:40000 logged in to %s' % TARGET in capfd.readouterr().err
+    (row,) = [s.described() for s in desk.sessions.all()]
+    assert row['initiator_name'] == 'iqn.2026-11.test:one' and row['connections'] == 1 and row['since'] == 1000.0
+    assert row['address'] == '10.0.0.9:40000' and row['pid'] == worker.pid
+
+
+def test_every_session_has_its_own_tsih(desk):
+    answers = [desk.claim(FakeWorker(str(n)), isid='0002%08x' % n) for n in range(20)]
+    assert len({a['tsih'] for a in answers}) == 20
+
+
+def test_a_tsih_is_not_given_twice_after_the_numbers_ran_out(desk, monkeypatch):
+    monkeypatch.setattr(registry, 'MAXIMUM_TSIH', 3)
+    workers = [FakeWorker(str(n)) for n in range(4)]
+    given = [desk.claim(w, isid='0002%08x' % n)['tsih'] for n, w in enumerate(workers[:3])]
+    assert sorted(given) == [1, 2, 3]
+    assert status(desk.claim(workers[3], isid='ffffffffffff')) == (3, 2)
+    desk.die(workers[1])
+    assert desk.claim(FakeWorker('5'), isid='ffffffffffff')['tsih'] == given[1]
+
+
+def test_a_refusal_carries_status_and_rule_and_is_remembered(desk, capfd):
+    desk.refused = Refused((2, 2), 'address 10.0.0.9 matches none of initiator-address')
+    answer = desk.claim(FakeWorker())
+    assert status(answer) == (2, 2) and 'initiator-address' in answer['why']
+    assert 'refused with status 0202: address 10.0.0.9 matches none' in capfd.readouterr().err
+    (entry,) = desk.sessions.refusals
+    assert entry['status_class'] == 2 and entry['address'] == '10.0.0.9' and 'initiator-address' in entry['why']
+    assert desk.sessions.all() == []
+
+
+def test_only_the_newest_refusals_are_kept(desk):
+    for number in range(150):
+        desk.sessions.note_refusal('n%d' % number, None, PEER, 'why')
+    assert len(desk.sessions.refusals) == 100 and desk.sessions.refusals[-1]['initiator_name'] == 'n149'
+
+
+def test_a_claim_that_cannot_be_answered_ends_with_its_worker(desk, capfd):
+    """What the claim had been given already goes with the worker; the initiator logs in again."""
+    def none_left(session):
+        raise OSError(errno.EMFILE, 'Too many open files')
+    serve, desk.sessions.units = desk.sessions.units, none_left
+    worker = FakeWorker()
+    assert desk.claim(worker) is None and worker.killed
+    assert 'iqn.2026-11.test:one from 10.0.0.9:40000 cannot be answered: Too many open files' in capfd.readouterr().err
+    desk.die(worker)
+    assert desk.sessions.all() == []
+    desk.sessions.units = serve
+    assert status(desk.claim(FakeWorker('next'))) == (0, 0)
+
+
+def test_the_servers_limit(desk):
+    desk.sessions.limit = 1
+    first = FakeWorker('a')
+    desk.claim(first)
+    assert status(desk.claim(FakeWorker('b'), isid='000000000002')) == (3, 2)
+    assert status(desk.claim(FakeWorker('c'), target=None)) == (0, 0)          # asking for targets is always possible
+    again = FakeWorker('d')
+    desk.claim(again)                                                          # the same nexus replaces itself
+    desk.die(first)
+    assert status(again.of('answer')[0]) == (0, 0)
+
+
+def test_reinstatement_answers_only_after_the_old_worker_is_gone(desk):
+    old, new = FakeWorker('old'), FakeWorker('new')
+    first = desk.claim(old)
+    assert desk.claim(new) is None
+    assert desk.ended == [(old, 'reinstated')]
+    desk.loop.pass_time(REINSTATEMENT_SECONDS - 0.1)
+    assert old.killed is None
+    desk.die(old)
+    answer = new.of('answer')[0]
+    assert status(answer) == (0, 0) and answer['tsih'] != first['tsih']
+    desk.loop.pass_time(1)
+    assert old.killed is None and new.killed is None
+
+
+def test_an_old_worker_that_does_not_end_is_killed(desk):
+    old, new = FakeWorker('old'), FakeWorker('new')
+    desk.claim(old)
+    desk.claim(new)
+    desk.loop.pass_time(REINSTATEMENT_SECONDS)
+    assert 'reinstated' in old.killed and new.of('answer') == []
+    desk.die(old)
+    assert status(new.of('answer')[0]) == (0, 0)
+
+
+def test_two_claims_for_one_nexus_at_once_end_with_the_last_of_them(desk):
+    old, second, third = FakeWorker('old'), FakeWorker('second'), FakeWorker('third')
+    desk.claim(old)
+    desk.claim(second)
+    desk.claim(third)
+    desk.die(old)
+    assert status(second.of('answer')[0]) == (0, 0) and third.of('answer') == []
+    assert desk.ended == [(old, 'reinstated'), (second, 'reinstated')]
+    desk.die(second)
+    assert status(third.of('answer')[0]) == (0, 0)
+    assert [s.worker for s in desk.sessions.all()] == [third]
+
+
+def test_a_claimer_that_dies_while_it_waits_is_forgotten(desk):
+    old, new = FakeWorker('old'), FakeWorker('new')
+    desk.claim(old)
+    desk.claim(new)
+    desk.die(new)
+    desk.die(old)
+    assert new.sent == [] and desk.sessions.all() == []
+
+
+@pytest.mark.parametrize('other', [dict(isid='00023d000002'), dict(name='iqn.2026-11.test:two'), dict(group=2),
+                                   dict(target='iqn.2026-11.test:other')])
+def test_another_nexus_is_another_session(desk, other):
+    desk.claim(FakeWorker('a'))
+    assert status(desk.claim(FakeWorker('b'), **other)) == (0, 0)
+    assert len(desk.sessions.all()) == 2 and desk.ended == []
+
+
+def test_a_further_connection_of_the_session(desk):
+    worker = FakeWorker()
+    tsih = desk.claim(worker)['tsih']
+    answer = desk.claim(worker, tsih=tsih, cid=1, peer=['10.0.1.9', 5])
+    assert status(answer) == (0, 0) and answer['tsih'] == tsih and answer['units'] == []
+    assert desk.sessions.all()[0].described()['connections'] == 2
+    assert status(desk.claim(worker, tsih=tsih, cid=2)) == (2, 6)            # MaxConnections=2 was agreed on
+    assert status(desk.claim(worker, tsih=tsih, cid=1)) == (0, 0)            # the connection is reinstated
+
+
+@pytest.mark.parametrize('wrong', [dict(name='iqn.2026-11.test:two'), dict(isid='00023d000002'), dict(tsih=999),
+                                   dict(target='iqn.2026-11.test:other')])
+def test_a_connection_that_is_not_of_the_session(desk, wrong):
+    worker = FakeWorker()
+    tsih = desk.claim(worker)['tsih']
+    values = dict(tsih=tsih, cid=1)
+    values.update(wrong)
+    assert status(desk.claim(worker, **values)) == (2, 10)
+
+
+def test_a_connection_through_another_portal_group(desk):
+    worker = FakeWorker()
+    tsih = desk.claim(worker)['tsih']
+    assert status(desk.claim(worker, tsih=tsih, cid=1, group=2)) == (2, 8)
+
+
+def test_a_tsih_that_nobody_has(desk):
+    assert status(desk.claim(FakeWorker(), tsih=4711)) == (2, 10)
+
+
+def test_discovery_sessions_have_a_tsih_and_no_nexus(desk):
+    one, two = FakeWorker('a'), FakeWorker('b')
+    assert desk.claim(one, target=None)['units'] == []
+    desk.claim(two, target=None)
+    assert desk.ended == [] and len({s.tsih for s in desk.sessions.all()}) == 2
+    assert desk.sessions.leave(one) is not None and one.session is None
+
+
+@pytest.mark.parametrize('spoil', [
+    lambda m: m.pop('session'), lambda m: m.pop('peer'), lambda m: m.update(peer='x'), lambda m: m.update(id=None),
+    lambda m: m['session'].update(isid='XYZ'), lambda m: m['session'].update(initiator_name=''),
+    lambda m: m['session'].update(cid='0'), lambda m: m['session'].update(target_name=5),
+    lambda m: m['session'].update(tsih='x'), lambda m: m['session'].update(keys=[1])])
+def test_a_claim_that_is_none_costs_the_worker_its_life(desk, spoil):
+    message = {'ask': 'claim', 'id': 7, 'peer': list(PEER), 'session': {
+        'initiator_name': 'iqn.x', 'isid': ISID, 'target_name': TARGET, 'group': 1, 'tsih': 0, 'cid': 0}}
+    spoil(message)
+    worker = FakeWorker()
+    desk.sessions.claim(worker, message)
+    assert worker.killed and desk.sessions.all() == [] and worker.sent == []
+
+
+def test_sessions_of_a_target(desk):
+    desk.claim(FakeWorker('a'))
+    desk.claim(FakeWorker('b'), target='iqn.2026-11.test:other')
+    assert len(desk.sessions.of_target(TARGET)) == 1

@@ -1,0 +1,306 @@
+"""What becomes of shared state, as values in and values out."""
+
+import pytest
+from master_fakes import nexus
+
+from targetd.master.units import transitions
+from targetd.master.units.transitions import (
+    EJECTED,
+    FAILED,
+    READY,
+    STOPPED,
+    Decision,
+    Malformed,
+    Refusal,
+    decide,
+    initial,
+    who,
+)
+from targetd.scsi import alua, modes, reservations, sam
+
+FACTS = {'block_size': 512, 'write_cache': True}
+ONE, TWO = nexus('one'), nexus('two')
+KEY, OTHER_KEY, NO_KEY = '00000000000000aa', '00000000000000bb', '0' * 16
+
+
+@pytest.fixture
+def shared():
+    return initial(FACTS, {}, 'boot')
+
+
+def register(key=KEY, old=NO_KEY, action=0, **more):
+    message = {'ask': 'persistent-reserve-out', 'service_action': action, 'scope': 0, 'type': 0, 'key': old,
+               'service_action_key': key, 'aptpl': False, 'all_tg_pt': False, 'unregister': False, 'transport_ids': None,
+               'target_ports': []}
+    message.update(more)
+    return message
+
+
+def test_a_registration_persists_and_is_told(shared):
+    decision = decide(shared, ONE, register(), [])
+    assert decision.persist and decision.status == sam.GOOD
+    assert list(decision.changed(shared)) == ['reservations']
+    assert decision.attentions_of(TWO) == [] and decision.abort_of(TWO, False) is None
+
+
+def test_a_conflict_changes_nothing(shared):
+    refusal = decide(shared, ONE, register(old=OTHER_KEY), [])
+    assert refusal == Refusal(sam.RESERVATION_CONFLICT) and not refusal.concerns_others
+
+
+def test_a_wrong_list_is_answered_with_sense(shared):
+    registered = decide(shared, ONE, register(), []).shared
+    refusal = decide(registered, ONE, register(action=1, old=KEY, type=2), [])
+    assert refusal.status == sam.CHECK_CONDITION and refusal.sense[2] == 5 and refusal.sense[12] == 0x24
+
+
+def test_preempt_and_abort_tells_and_aborts_the_victim_only(shared):
+    state = decide(shared, ONE, register(), []).shared
+    state = decide(state, TWO, register(OTHER_KEY), []).shared
+    state = decide(state, TWO, register(action=1, old=OTHER_KEY, key=NO_KEY, type=5), []).shared
+    decision = decide(state, ONE, register(action=5, old=KEY, key=OTHER_KEY, type=5), [])
+    assert decision.attentions_of(TWO) == [[0x2A, 0x05]] and decision.attentions_of(ONE) == []
+    assert decision.abort_of(TWO, False) == {'initiator_port': None, 'own_too': True, 'tas': False}
+    assert decision.abort_of(ONE, True) is None
+
+
+def test_reserve_and_a_lost_session(shared):
+    reserved = decide(shared, ONE, {'ask': 'reserve'}, []).shared
+    assert decide(reserved, TWO, {'ask': 'reserve'}, []).status == sam.RESERVATION_CONFLICT
+    assert transitions.session_lost(reserved, TWO) is None
+    freed = transitions.session_lost(reserved, ONE)
+    assert freed.shared.reservations['reserved_by'] is None
+    assert 'reservations' in freed.changed(reserved)
+
+
+def select(state, offset, value, save=False):
+    pages = dict(state.modes['current'])
+    data = bytearray(bytes.fromhex(pages['08-00']))
+    data[offset] = value
+    return {'ask': 'mode-select', 'pages': {'08-00': data.hex()}, 'save': save, 'revert': False}
+
+
+def test_mode_select_is_told_to_the_others_and_saved_only_when_asked(shared):
+    decision = decide(shared, ONE, select(shared, 2, 0), [])
+    assert not modes.write_cache(decision.shared.modes) and not decision.persist
+    assert decision.attentions_of(TWO) == [[0x2A, 0x01]] and decision.attentions_of(ONE) == []
+    saved = decide(shared, ONE, select(shared, 2, 0, save=True), [])
+    assert saved.persist
+    assert decide(shared, ONE, select(shared, 2, 4), []) == Refusal(sam.GOOD)
+
+
+def test_a_saved_page_comes_back_and_a_changed_default_does_not_undo_it(shared):
+    saved = decide(shared, ONE, select(shared, 2, 0, save=True), []).shared
+    kept = transitions.saved_state(saved, 'boot')
+    assert not modes.write_cache(initial(FACTS, kept, 'other').modes)
+    assert transitions.saved_state(shared, 'boot') == {}
+    changed = transitions.facts_changed(shared, dict(FACTS, write_cache=False))
+    assert not modes.write_cache(changed.shared.modes) and changed.attentions_of(ONE) == [[0x2A, 0x01]]
+    again = transitions.facts_changed(saved, dict(FACTS, write_cache=False))
+    assert again.attentions_of(ONE) == []                          # the saved page said so already
+
+
+def with_descriptor_sense(shared):
+    pages = dict(shared.modes['current'])
+    data = bytearray(bytes.fromhex(pages['0a-00']))
+    data[2] |= 0x04
+    return shared._replace(modes=dict(shared.modes, current=dict(pages, **{'0a-00': data.hex()})))
+
+
+def test_a_refusal_has_the_sense_format_that_d_sense_asks_for(shared):
+    descriptor = with_descriptor_sense(decide(shared, ONE, register(), []).shared)
+    refused = decide(descriptor, ONE, register(action=1, old=KEY, type=2), [])
+    assert refused.sense[:4] == bytes([0x72, 5, 0x24, 0x00])
+    assert refused.sense[8:12] == bytes([0x02, 0x06, 0, 0])         # with the field pointer's descriptor
+    prevented = descriptor._replace(prevented_by=(who(TWO),))
+    assert decide(prevented, ONE, {'ask': 'start-stop', 'action': 'eject'}, []).sense[:4] == bytes([0x72, 5, 0x53, 0x02])
+    assert transitions.cannot_persist(descriptor).sense[:4] == bytes([0x72, 4, 0x44, 0x00])
+    assert transitions.cannot_persist(shared).sense[0] == 0x70
+
+
+@pytest.mark.parametrize('aptpl, boot_id, survives', [(False, 'boot', True), (False, 'next', False), (True, 'next', True),
+                                                      (True, 'boot', True)])
+def test_what_survives_a_restart_and_what_a_loss_of_power(shared, aptpl, boot_id, survives):
+    registered = decide(shared, ONE, register(aptpl=aptpl), []).shared
+    again = initial(FACTS, transitions.saved_state(registered, 'boot'), boot_id)
+    assert bool(again.reservations['registrations']) is survives
+
+
+@pytest.mark.parametrize('medium, action, then', [
+    (READY, 'stop', STOPPED), (STOPPED, 'start', READY), (READY, 'eject', EJECTED), (EJECTED, 'load', READY),
+    (EJECTED, 'start', EJECTED), (EJECTED, 'stop', EJECTED), (READY, 'start', READY), (FAILED, 'start', FAILED),
+    (FAILED, 'load', FAILED), (FAILED, 'eject', FAILED),
+])
+def test_start_stop(shared, medium, action, then):
+    before = shared._replace(medium=medium)
+    decision = decide(before, ONE, {'ask': 'start-stop', 'action': action}, [])
+    assert decision.status == sam.GOOD
+    assert (decision.shared.medium if isinstance(decision, Decision) else medium) == then
+
+
+def test_a_medium_that_comes_back_is_announced_to_the_others(shared):
+    decision = decide(shared._replace(medium=EJECTED), ONE, {'ask': 'start-stop', 'action': 'load'}, [])
+    assert decision.attentions_of(TWO) == [[0x28, 0x00]] and decision.attentions_of(ONE) == []
+
+
+def test_prevented_removal(shared):
+    prevented = decide(shared, TWO, {'ask': 'prevent', 'prevent': True}, []).shared
+    refusal = decide(prevented, ONE, {'ask': 'start-stop', 'action': 'eject'}, [])
+    assert refusal.status == sam.CHECK_CONDITION and refusal.sense[12:14] == b'\x53\x02'
+    assert decide(prevented, ONE, {'ask': 'prevent', 'prevent': False}, []).shared.prevented_by == (who(TWO),)
+    assert transitions.session_lost(prevented, TWO).shared.prevented_by == ()
+    allowed = decide(prevented, TWO, {'ask': 'prevent', 'prevent': False}, []).shared
+    assert decide(allowed, ONE, {'ask': 'start-stop', 'action': 'eject'}, []).shared.medium == EJECTED
+
+
+@pytest.mark.parametrize('function, code', [('logical-unit-reset', [0x29, 0x03]), ('target-warm-reset', [0x29, 0x02]),
+                                            ('target-cold-reset', [0x29, 0x02])])
+def test_resets(shared, function, code):
+    state = decide(shared, TWO, {'ask': 'reserve'}, []).shared
+    state = decide(state, TWO, select(state, 2, 0), []).shared
+    state = decide(state, TWO, {'ask': 'prevent', 'prevent': True}, []).shared
+    decision = decide(state, ONE, {'ask': 'reset', 'function': function}, [])
+    assert decision.shared.reservations['reserved_by'] is None and decision.shared.prevented_by == ()
+    assert modes.write_cache(decision.shared.modes)                 # as saved: the default
+    assert decision.attentions_of(TWO) == [code] == decision.attentions_of(ONE)
+    assert decision.abort_of(ONE, True) and decision.abort_of(TWO, False)
+
+
+def test_a_nexus_reset_takes_what_is_this_nexuss_and_nothing_else(shared):
+    ones = decide(shared, ONE, {'ask': 'reserve'}, []).shared
+    for nexus in (ONE, TWO):
+        ones = decide(ones, nexus, {'ask': 'prevent', 'prevent': True}, []).shared
+    decision = decide(ones, ONE, {'ask': 'reset', 'function': 'i-t-nexus-reset'}, [])
+    assert decision.shared.reservations['reserved_by'] is None and decision.shared.prevented_by == (who(TWO),)
+    assert decision.attentions_of(ONE) == [[0x29, 0x07]] and decision.attentions_of(TWO) == []
+    assert decision.abort_of(TWO, False) is None
+    mine = decide(ones, TWO, {'ask': 'reset', 'function': 'i-t-nexus-reset'}, [])
+    assert mine.shared.reservations == ones.reservations            # the reservation is the other nexus's
+    registered = decide(shared, ONE, register(), []).shared
+    after = decide(registered, ONE, {'ask': 'reset', 'function': 'i-t-nexus-reset'}, []).shared
+    assert after.reservations == registered.reservations            # registrations outlast a nexus
+
+
+def test_a_reset_leaves_persistent_reservations(shared):
+    registered = decide(shared, TWO, register(), []).shared
+    decision = decide(registered, ONE, {'ask': 'reset', 'function': 'logical-unit-reset'}, [])
+    assert decision.shared.reservations == registered.reservations
+
+
+def test_clear_task_set_ends_the_own_task_set_only(shared):
+    decision = decide(shared, ONE, {'ask': 'reset', 'function': 'clear-task-set'}, [])
+    assert decision.abort_of(ONE, True) == {'initiator_port': None, 'own_too': True, 'tas': False}
+    assert decision.abort_of(TWO, False) is None and decision.attentions_of(TWO) == []
+
+
+def test_clear_task_set_of_a_task_set_for_all_with_and_without_task_aborted_status(shared):
+    pages = dict(shared.modes['current'])
+    pages['0a-00'] = '0a0a0210000000000032' + '0000'                # TST 000b, by mode-page in the configuration
+    shared = shared._replace(modes=dict(shared.modes, current=pages))
+    plain = decide(shared, ONE, {'ask': 'reset', 'function': 'clear-task-set'}, [])
+    assert plain.attentions_of(TWO) == [[0x2F, 0x00]] and plain.abort_of(TWO, False)['tas'] is False
+    pages = dict(shared.modes['current'])
+    control = bytearray(bytes.fromhex(pages['0a-00']))
+    control[5] |= modes.TAS
+    tas = decide(shared, ONE, {'ask': 'mode-select', 'pages': {'0a-00': control.hex()}, 'save': False, 'revert': False}, [])
+    told = decide(tas.shared, ONE, {'ask': 'reset', 'function': 'clear-task-set'}, [])
+    assert told.attentions_of(TWO) == [] and told.abort_of(TWO, False)['tas'] is True
+    assert told.abort_of(ONE, True)['tas'] is False                 # nobody tells itself
+
+
+@pytest.mark.parametrize('message', [{'ask': 'nothing'}, {}, {'ask': 'reset', 'function': 'burn'}, {'ask': 'start-stop'},
+                                     {'ask': 'start-stop', 'action': 'jump'}, {'ask': 'mode-select', 'pages': {'99-00': '00'}},
+                                     {'ask': 'persistent-reserve-out', 'service_action': 'x'}])
+def test_what_no_command_can_ask_for(shared, message):
+    with pytest.raises(Malformed):
+        decide(shared, ONE, message, [])
+
+
+def test_medium_and_size(shared):
+    failed = transitions.medium_changed(shared, FAILED)
+    assert failed.changed(shared) == {'medium': FAILED} and failed.attentions_of(ONE) == []
+    ready = transitions.medium_changed(failed.shared, READY)
+    assert ready.attentions_of(ONE) == [[0x28, 0x00]]
+    resized = transitions.resized(shared, 1 << 20)
+    assert resized.size == 1 << 20 and resized.attentions_of(ONE) == [[0x2A, 0x09]]
+
+
+def test_damaged_saved_state_is_not_taken_for_an_empty_one():
+    with pytest.raises(ValueError):
+        initial(FACTS, {'reservations': {'version': 1}}, 'boot')
+    assert reservations.initial() == initial(FACTS, {}, 'boot').reservations
+
+
+# -- target port groups and space ------------------------------------------------------------------------------------
+
+CHANGED = [[0x2A, 0x06]]
+
+
+@pytest.fixture
+def two_groups(shared):
+    return shared._replace(access=alua.initial((1, 2), {2: alua.STANDBY}, explicit=True))
+
+
+def set_groups(**states):
+    return {'ask': 'set-target-port-groups', 'states': {tag[1:]: state for tag, state in states.items()}}
+
+
+def test_set_target_port_groups_tells_the_others_and_is_kept(two_groups):
+    decision = decide(two_groups, ONE, set_groups(_1=alua.STANDBY, _2=alua.OPTIMIZED), [])
+    assert list(decision.changed(two_groups)) == ['access'] and decision.persist
+    assert decision.attentions_of(TWO) == CHANGED and decision.attentions_of(ONE) == []
+    kept = transitions.saved_state(decision.shared, 'boot')
+    assert initial(FACTS, kept, 'next', two_groups.access).access == decision.shared.access
+    assert decide(two_groups, ONE, set_groups(_2=alua.STANDBY), []) == Refusal(sam.GOOD)
+
+
+def test_groups_that_no_command_may_set(shared, two_groups):
+    for state, message in ((two_groups, set_groups(_9=0)), (two_groups, set_groups(_1=0xE)),
+                           (two_groups._replace(access=alua.initial((1,))), set_groups(_1=0))):
+        with pytest.raises(Malformed):
+            decide(state, ONE, message, [])
+
+
+def test_the_administrators_word_on_groups_is_told_to_everybody(two_groups):
+    decision = transitions.access_set(two_groups, {'1': alua.OFFLINE})
+    assert decision.attentions_of(ONE) == decision.attentions_of(TWO) == CHANGED and decision.persist
+    assert transitions.access_set(two_groups, {'2': alua.STANDBY}) is None
+
+
+def test_a_reload_tells_of_states_that_are_others_now(two_groups):
+    same = alua.initial((1, 2), {2: alua.STANDBY}, explicit=True)
+    assert transitions.access_configured(two_groups, same) is None
+    assert transitions.access_configured(two_groups, dict(same, explicit=False)).attentions_of(ONE) == []
+    other = alua.initial((1, 2), {}, explicit=True)
+    assert transitions.access_configured(two_groups, other).attentions_of(ONE) == CHANGED
+
+
+THIN = {'block_size': 512, 'thin': True, 'unmap': True, 'threshold_exponent': 11, 'threshold_count': 100}
+REACHED = [[0x38, 0x07]]
+
+
+def test_a_threshold_is_told_once_and_again_after_it_was_left():
+    thin = initial(THIN, {}, 'boot')
+    first = transitions.space_counted(thin, 500, 7)
+    assert first.attentions_of(ONE) == [] and first.changed(thin) == {}
+    assert transitions.space_counted(first.shared, 101, 7) is None
+    reached = transitions.space_counted(first.shared, 100, 7)
+    assert reached.attentions_of(ONE) == reached.attentions_of(TWO) == REACHED
+    assert transitions.space_counted(reached.shared, 50, 7) is None
+    left = transitions.space_counted(reached.shared, 101, 7)
+    assert left.attentions_of(ONE) == []
+    assert transitions.space_counted(left.shared, 99, 7).attentions_of(ONE) == REACHED
+
+
+def test_a_server_that_starts_below_its_threshold_alarms_nobody():
+    assert transitions.space_counted(initial(THIN, {}, 'boot'), 3, 7).attentions_of(ONE) == []
+
+
+def test_a_threshold_that_an_initiator_sets_counts():
+    thin = transitions.space_counted(initial(THIN, {}, 'boot'), 500, 7).shared
+    page = bytearray(bytes.fromhex(thin.modes['current']['1c-02']))
+    page[24:32] = bytes.fromhex('8102 0000 00000064')                  # used space grows to 100
+    message = {'ask': 'mode-select', 'pages': {'1c-02': page.hex()}, 'save': False, 'revert': False}
+    own = decide(thin, ONE, message, []).shared
+    assert transitions.space_counted(own, 500, 99) is None
+    assert transitions.space_counted(own, 500, 100).attentions_of(ONE) == REACHED
