@@ -86,9 +86,10 @@ import threading
 from collections import deque
 
 LENGTH = struct.Struct('>I')
-MAXIMUM_FRAME = 8 << 20          # far above a reload of every unit; a longer one is a broken or hostile peer
+# far above a reload of every unit; a longer one is a broken or hostile peer
+MAXIMUM_FRAME = 8 << 20
 RECEIVES_PER_CALL = MAXIMUM_FRAME >> 16
-MAXIMUM_DESCRIPTORS = 250        # the kernel's SCM_MAX_FD is 253; more travel in further frames' company
+MAXIMUM_DESCRIPTORS = 250  # the kernel's SCM_MAX_FD is 253; more travel in further frames' company
 
 
 class ChannelClosed(Exception):
@@ -116,9 +117,9 @@ class Channel(object):
         self.socket = sock
         self._received = bytearray()
         self._descriptors = deque()
-        self._frames = deque()           # whole messages that read() has not yet given out
-        self._outgoing = deque()         # [bytes still to send, descriptors that travel with them]
-        self._lock = threading.Lock()    # a worker's threads send one at a time
+        self._frames = deque()  # whole messages that read() has not yet given out
+        self._outgoing = deque()  # [bytes still to send, descriptors that travel with them]
+        self._lock = threading.Lock()  # a worker's threads send one at a time
 
     def fileno(self):
         return self.socket.fileno()
@@ -126,15 +127,16 @@ class Channel(object):
     # -- either end --------------------------------------------------------------------------------------------------
 
     def _take_frames(self):
-        """Move every whole message from the received bytes to the frames. Raises ChannelClosed at the first that is none."""
+        """Move every whole message from the received bytes to the frames. Raises ChannelClosed at
+        the first that is none."""
         while len(self._received) >= LENGTH.size:
             (length,) = LENGTH.unpack_from(self._received)
             if length > MAXIMUM_FRAME:
                 raise ChannelClosed('a frame of %d bytes' % length)
             if len(self._received) < LENGTH.size + length:
                 break
-            body = bytes(self._received[LENGTH.size:LENGTH.size + length])
-            del self._received[:LENGTH.size + length]
+            body = bytes(self._received[LENGTH.size : LENGTH.size + length])
+            del self._received[: LENGTH.size + length]
             self._frames.append(self._with_descriptors(body))
 
     def _with_descriptors(self, body):
@@ -142,7 +144,9 @@ class Channel(object):
             message = json.loads(body.decode('utf-8'))
             count = message.pop('_descriptors', 0)
             if not 0 <= count <= len(self._descriptors):
-                raise ValueError('it claims %r descriptors where %d arrived' % (count, len(self._descriptors)))
+                raise ValueError(
+                    'it claims %r descriptors where %d arrived' % (count, len(self._descriptors))
+                )
             return message, [self._descriptors.popleft() for _ in range(count)]
         except (ValueError, AttributeError, TypeError, RecursionError) as e:
             raise ChannelClosed('not a message: %s' % e)
@@ -150,18 +154,23 @@ class Channel(object):
     def _recvmsg(self):
         room = socket.CMSG_LEN(MAXIMUM_DESCRIPTORS * 4)
         try:
-            data, ancillary, _, _ = self.socket.recvmsg(1 << 16, room, getattr(socket, 'MSG_CMSG_CLOEXEC', 0))
-        except ConnectionResetError as e:        # the other end closed with words of ours unread
+            data, ancillary, _, _ = self.socket.recvmsg(
+                1 << 16, room, getattr(socket, 'MSG_CMSG_CLOEXEC', 0)
+            )
+        except ConnectionResetError as e:  # the other end closed with words of ours unread
             raise ChannelClosed(str(e))
         for level, kind, content in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 arrived = array.array('i')
-                arrived.frombytes(content[:len(content) - len(content) % arrived.itemsize])
+                arrived.frombytes(content[: len(content) - len(content) % arrived.itemsize])
                 self._descriptors.extend(arrived)
         if not data:
             raise ChannelClosed('the other end is gone')
-        if len(self._descriptors) > 2 * MAXIMUM_DESCRIPTORS:       # those of the frame under way and of the one after it
-            raise ChannelClosed('%d descriptors that no message owns up to' % len(self._descriptors))
+        # those of the frame under way and of the one after it
+        if len(self._descriptors) > 2 * MAXIMUM_DESCRIPTORS:
+            raise ChannelClosed(
+                '%d descriptors that no message owns up to' % len(self._descriptors)
+            )
         self._received += data
 
     @staticmethod
@@ -183,7 +192,9 @@ class Channel(object):
 
     def close(self):
         """Close the socket and every descriptor that nobody took. Any thread."""
-        for descriptors in [self._descriptors] + [waiting[1] for waiting in list(self._frames) + list(self._outgoing)]:
+        for descriptors in [self._descriptors] + [
+            waiting[1] for waiting in list(self._frames) + list(self._outgoing)
+        ]:
             for descriptor in descriptors:
                 os.close(descriptor)
         for waiting in (self._descriptors, self._frames, self._outgoing):
@@ -197,11 +208,12 @@ class Channel(object):
         data = memoryview(self._framed(message, descriptors))
         with self._lock:
             while data:
-                data = data[self._sendmsg(data, descriptors):]
+                data = data[self._sendmsg(data, descriptors) :]
                 descriptors = ()
 
     def read(self):
-        """The next (message, descriptors); waits. A worker's control thread only. Raises ChannelClosed."""
+        """The next (message, descriptors); waits. A worker's control thread only. Raises
+        ChannelClosed."""
         while not self._frames:
             self._take_frames()
             if not self._frames:
@@ -211,7 +223,8 @@ class Channel(object):
     # -- the master's end, non-blocking ------------------------------------------------------------------------------
 
     def queue(self, message, descriptors=()):
-        """Queue a message and try to send. Descriptors are duplicated: the caller keeps its own. Raises ChannelClosed."""
+        """Queue a message and try to send. Descriptors are duplicated: the caller keeps its own.
+        Raises ChannelClosed."""
         entry = [memoryview(self._framed(message, descriptors)), []]
         self._outgoing.append(entry)
         try:
@@ -243,10 +256,12 @@ class Channel(object):
                 self._outgoing.popleft()
 
     def receive(self):
-        """The whole (message, descriptors) that are there; [] if none. Raises ChannelClosed once all before it was given out.
+        """The whole (message, descriptors) that are there; [] if none. Raises ChannelClosed once
+        all before it was given out.
 
-        One call takes no more than a frame of the greatest length: a worker that never stops sending must not keep the master
-        from its other work. What is left makes the socket readable again.
+        One call takes no more than a frame of the greatest length: a worker that never stops
+        sending must not keep the master from its other work. What is left makes the socket readable
+        again.
         """
         for _ in range(RECEIVES_PER_CALL):
             try:
@@ -255,7 +270,7 @@ class Channel(object):
                 break
             except ChannelClosed as e:
                 if self._frames:
-                    break                # the next call meets the end again
+                    break  # the next call meets the end again
                 raise ChannelClosed(str(e))
             self._take_frames()
         frames = list(self._frames)

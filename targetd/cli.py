@@ -1,7 +1,7 @@
 """The `targetd` command: check the configuration, start the server, or show it off.
 
-The front door: may import base, config, master. Everything that goes wrong ends here as one plain sentence on stderr and one
-of the exit codes in targetd.errors.
+The front door: may import base, config, master. Everything that goes wrong ends here as one plain
+sentence on stderr and one of the exit codes in targetd.errors.
 """
 
 import argparse
@@ -17,24 +17,55 @@ CONFIGURATION = '/etc/targetd.conf'
 
 def parser():
     """The command line; also what targetd(8) describes."""
-    command = argparse.ArgumentParser(prog='targetd', add_help=False, description='An iSCSI target (storage server).',
-                                      epilog='Exit codes: 0 all right, 1 failure, 2 wrong command line, 3 configuration, '
-                                             '4 portal, 5 backing store, 6 already running.')
+    command = argparse.ArgumentParser(
+        prog='targetd',
+        add_help=False,
+        description='An iSCSI target (storage server).',
+        epilog='Exit codes: 0 all right, 1 failure, 2 wrong command line, 3 configuration, '
+        '4 portal, 5 backing store, 6 already running.',
+    )
     add = command.add_argument
     add('-c', '--config', metavar='FILE', help='the configuration; %s if not given' % CONFIGURATION)
-    add('-f', '--foreground', action='store_true', help='stay in the foreground, for service managers and for trying out')
-    add('-t', '--test', action='store_true', help='check the configuration, explain what it would serve to whom, and exit')
-    add('--demo', nargs='?', const=demo.ADDRESS, metavar='ADDRESS',
-        help='serve a sparse 1 GiB disk at this address (%s) in the foreground, without any configuration' % demo.ADDRESS)
-    add('--help-settings', nargs='?', const='', metavar='NAME', help='explain all settings of the configuration, or this one')
-    add('--make-key', metavar='FILE', help='make a key for an encrypted disk, and exit; an existing file is left alone')
+    add(
+        '-f',
+        '--foreground',
+        action='store_true',
+        help='stay in the foreground, for service managers and for trying out',
+    )
+    add(
+        '-t',
+        '--test',
+        action='store_true',
+        help='check the configuration, explain what it would serve to whom, and exit',
+    )
+    add(
+        '--demo',
+        nargs='?',
+        const=demo.ADDRESS,
+        metavar='ADDRESS',
+        help='serve a sparse 1 GiB disk at this address (%s) in the foreground, without any configuration'
+        % demo.ADDRESS,
+    )
+    add(
+        '--help-settings',
+        nargs='?',
+        const='',
+        metavar='NAME',
+        help='explain all settings of the configuration, or this one',
+    )
+    add(
+        '--make-key',
+        metavar='FILE',
+        help='make a key for an encrypted disk, and exit; an existing file is left alone',
+    )
     add('--version', action='version', version='targetd %s' % targetd.__version__)
     add('-h', '--help', action='help', help='show this and exit')
     return command
 
 
 def main(arguments=None):
-    """Run the command; returns the exit code. arguments: without the program's name, sys.argv if None."""
+    """Run the command; returns the exit code. arguments: without the program's name, sys.argv if
+    None."""
     command = parser()
     chosen = command.parse_args(arguments)
     if chosen.demo is not None and (chosen.config or chosen.test):
@@ -76,10 +107,14 @@ def help_settings(name):
 def make_key(path):
     """A key file for encryption-key-file."""
     from targetd.master.state import key_files
+
     if xts.why_not():
         return complain(xts.why_not(), EXIT_FAILURE)
     key_files.make(path)
-    say('The key is in %s. Keep a copy of it in a safe place: without it nothing on its disk can be read.\n' % path)
+    say(
+        'The key is in %s. Keep a copy of it in a safe place: without it nothing on its disk can be read.\n'
+        % path
+    )
     return EXIT_OK
 
 
@@ -90,13 +125,21 @@ def serve(path, foreground, only_test):
     except ConfigError as e:
         count = len(e.complaints)
         complain(str(e), e.exit_code)
-        return complain('%d complaint%s; nothing was started' % (count, '' if count == 1 else 's'), EXIT_CONFIG)
+        return complain(
+            '%d complaint%s; nothing was started' % (count, '' if count == 1 else 's'), EXIT_CONFIG
+        )
     if only_test:
         say(explain.explained(configuration))
-        for warning in lint.warnings(configuration) + lint.missing_stores(configuration) + lint.contents(configuration):
+        for warning in (
+            lint.warnings(configuration)
+            + lint.missing_stores(configuration)
+            + lint.contents(configuration)
+        ):
             sys.stderr.write('targetd: warning: %s\n' % str(warning))
         return EXIT_OK
     for warning in lint.warnings(configuration):
         sys.stderr.write('targetd: warning: %s\n' % str(warning))
-    from targetd.master import daemon  # not before it is needed: -t works where no socket is allowed
+    # not before it is needed: -t works where no socket is allowed
+    from targetd.master import daemon
+
     return daemon.run(path, configuration, foreground)

@@ -1,19 +1,22 @@
-"""CRC32C, the digest of iSCSI (RFC 7143 13.1, B.4 of RFC 3720 has examples): by a C extension, or the kernel, or tables.
+"""CRC32C, the digest of iSCSI (RFC 7143 13.1, B.4 of RFC 3720 has examples): by a C extension, or
+the kernel, or tables.
 
-May be imported by anyone. `crc32c` is the function, NAME says whose it is, IS_FAST whether digests cost next to nothing.
+May be imported by anyone. `crc32c` is the function, NAME says whose it is, IS_FAST whether digests
+cost next to nothing.
 
-The tables work in a way that is ten times faster than a loop over the bytes. The CRC is linear, so a message of
-w words of 32 bits has the same CRC as one of h < w words, h a power of two, in which the first w - h words, each advanced over
-4 * h bytes of zeroes, are XORed onto the words h places later. Advancing a word is a linear map, thus four look-ups, one per
-byte; bytes.translate does such a look-up for one byte of *all* words at once, and integers of any length do the XOR. Some
-log2(w) rounds of about thirty calls leave a few words for the loop, whatever the length.
+The tables work in a way that is ten times faster than a loop over the bytes. The CRC is linear, so
+a message of w words of 32 bits has the same CRC as one of h < w words, h a power of two, in which
+the first w - h words, each advanced over 4 * h bytes of zeroes, are XORed onto the words h places
+later. Advancing a word is a linear map, thus four look-ups, one per byte; bytes.translate does such
+a look-up for one byte of *all* words at once, and integers of any length do the XOR. Some log2(w)
+rounds of about thirty calls leave a few words for the loop, whatever the length.
 """
 
 from targetd.kernel_crc32c import KernelDigest
 
-_POLYNOMIAL = 0x82F63B78         # Castagnoli, bits reversed: the wire's bit order
-_SHORT = 384                     # bytes below which the plain loop is quicker
-_FEW = 32                        # words below which another round is not worth its calls
+_POLYNOMIAL = 0x82F63B78  # Castagnoli, bits reversed: the wire's bit order
+_SHORT = 384  # bytes below which the plain loop is quicker
+_FEW = 32  # words below which another round is not worth its calls
 
 
 def _byte_table():
@@ -26,8 +29,8 @@ def _byte_table():
 
 
 _TABLE = _byte_table()
-_maps = []                       # [k]: the 4 x 4 translation tables that advance a word over 4 * 2**k bytes of zeroes
-_columns = []                    # [k]: the same map as the images of the 32 single bits
+_maps = []  # [k]: the 4 x 4 translation tables that advance a word over 4 * 2**k bytes of zeroes
+_columns = []  # [k]: the same map as the images of the 32 single bits
 
 
 def _apply(columns, word):
@@ -61,7 +64,9 @@ def _map(power):
             for value in range(1, 256):
                 low = value & -value
                 images[value] = images[value ^ low] ^ columns[8 * source + low.bit_length() - 1]
-            tables.append(tuple(bytes(image >> shift & 0xFF for image in images) for shift in (0, 8, 16, 24)))
+            tables.append(
+                tuple(bytes(image >> shift & 0xFF for image in images) for shift in (0, 8, 16, 24))
+            )
         _columns.append(columns)
         _maps.append(tuple(tables))
     return _maps[power]
@@ -82,8 +87,12 @@ def _python_crc32c(data, value=0):
         return _loop(data, register) ^ 0xFFFFFFFF
     extra = len(data) % 4
     register = _loop(data[:extra], register)
-    planes = [data[extra + place::4] for place in range(4)]      # the lowest bytes of all words, the next ones, …
-    planes = [bytes([plane[0] ^ (register >> 8 * place & 0xFF)]) + plane[1:] for place, plane in enumerate(planes)]
+    # the lowest bytes of all words, the next ones, …
+    planes = [data[extra + place :: 4] for place in range(4)]
+    planes = [
+        bytes([plane[0] ^ (register >> 8 * place & 0xFF)]) + plane[1:]
+        for place, plane in enumerate(planes)
+    ]
     words = len(planes[0])
     while words > _FEW:
         power = (words - 1).bit_length() - 1
@@ -99,23 +108,28 @@ def _fold(planes, words, power):
     kept = 1 << power
     moved = words - kept
     total = int.from_bytes(b''.join([plane[moved:] for plane in planes]), 'little')
-    gap = bytes(kept - moved)            # nothing is XORed onto the first words kept, unless as many are moved
+    # nothing is XORed onto the first words kept, unless as many are moved
+    gap = bytes(kept - moved)
     for plane, tables in zip(planes, _map(power)):
         first = plane[:moved]
-        total ^= int.from_bytes(b''.join([part for table in tables for part in (gap, first.translate(table))]), 'little')
+        total ^= int.from_bytes(
+            b''.join([part for table in tables for part in (gap, first.translate(table))]), 'little'
+        )
     joined = total.to_bytes(4 * kept, 'little')
-    return [joined[place * kept:(place + 1) * kept] for place in range(4)]
+    return [joined[place * kept : (place + 1) * kept] for place in range(4)]
 
 
 def _choose():
     """(function, name, is fast)."""
     try:
         from crc32c import crc32c as function
+
         return function, 'crc32c', True
     except (ImportError, AttributeError):
         pass
     try:
         import google_crc32c
+
         if google_crc32c.implementation == 'c':
             extend = google_crc32c.extend
             return (lambda data, value=0: extend(value, bytes(data))), 'google-crc32c', True

@@ -76,14 +76,22 @@ def speech(directory, address, port):
     """What the demo says: what it serves and the exact lines to reach it."""
     moved = '' if port == PORT else '   (port %d is taken, so this one was chosen)' % PORT
     loopback = address.startswith('127.') or address == '::1'
-    return SPEECH.format(name=TARGET_NAME, portal=kinds.Portal().write((address, port)), moved=moved, directory=directory,
-                         elsewhere=ELSEWHERE if loopback else '', address=address, port=port)
+    return SPEECH.format(
+        name=TARGET_NAME,
+        portal=kinds.Portal().write((address, port)),
+        moved=moved,
+        directory=directory,
+        elsewhere=ELSEWHERE if loopback else '',
+        address=address,
+        port=port,
+    )
 
 
 def run(address):
     """Serve until Ctrl-C or SIGTERM; returns the exit code. Raises TargetdError."""
     from targetd.master import daemon
     from targetd.master.logins import portals as listen
+
     try:
         address, _ = kinds.Portal().parse('[%s]' % address if ':' in address else address)
     except words.Unusable as e:
@@ -110,10 +118,17 @@ def _reached(listen, address):
     """An address that others can use: the wildcards stand for this host's own."""
     if not listen.is_wildcard(address):
         return address
-    own = [a for a in listen.own_addresses(listen.family_of(address)) if not a.startswith(('127.', 'fe80:')) and a != '::1']
+    own = [
+        a
+        for a in listen.own_addresses(listen.family_of(address))
+        if not a.startswith(('127.', 'fe80:')) and a != '::1'
+    ]
     return own[0] if own else '::1' if ':' in address else ADDRESS
 
 
 def _say_where(directory):
-    sys.stdout.write('\nThe disk is still there: %s/disk.img\nTo remove all of it: rm -r %s\n' % (directory, directory))
+    sys.stdout.write(
+        '\nThe disk is still there: %s/disk.img\nTo remove all of it: rm -r %s\n'
+        % (directory, directory)
+    )
     sys.stdout.flush()

@@ -6,13 +6,13 @@ May be imported by anyone; imports nothing.
 from collections import namedtuple
 
 EXIT_OK = 0
-EXIT_FAILURE = 1             # an unexpected failure; the log has it
-EXIT_USAGE = 2               # wrong command line
-EXIT_CONFIG = 3              # the configuration cannot be used; nothing was started or changed
-EXIT_PORTAL = 4              # no portal could be opened (port busy, address not on this host)
-EXIT_STORE = 5               # a backing store is missing, busy or unusable
-EXIT_RUNNING = 6             # another targetd holds the pid file
-EXIT_NOT_RUNNING = 7         # targetctl: no targetd answers on the control socket
+EXIT_FAILURE = 1  # an unexpected failure; the log has it
+EXIT_USAGE = 2  # wrong command line
+EXIT_CONFIG = 3  # the configuration cannot be used; nothing was started or changed
+EXIT_PORTAL = 4  # no portal could be opened (port busy, address not on this host)
+EXIT_STORE = 5  # a backing store is missing, busy or unusable
+EXIT_RUNNING = 6  # another targetd holds the pid file
+EXIT_NOT_RUNNING = 7  # targetctl: no targetd answers on the control socket
 
 
 class TargetdError(Exception):
@@ -24,13 +24,18 @@ class TargetdError(Exception):
 class Complaint(namedtuple('Complaint', 'file line text remedy')):
     """One thing wrong with the configuration: where it stands, what it says, what to write instead.
 
-    file: path or None; line: 1-based or None; text: what is wrong, quoting the offending word; remedy: may be ''.
+    file: path or None; line: 1-based or None; text: what is wrong, quoting the offending word;
+    remedy: may be ''.
     """
 
     __slots__ = ()
 
     def __str__(self):
-        where = '%s:%s: ' % (self.file, self.line) if self.line else ('%s: ' % self.file if self.file else '')
+        where = (
+            '%s:%s: ' % (self.file, self.line)
+            if self.line
+            else ('%s: ' % self.file if self.file else '')
+        )
         return where + self.text + ('; ' + self.remedy if self.remedy else '')
 
 

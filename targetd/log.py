@@ -1,8 +1,10 @@
-"""The log: plain words to syslog, to stderr or to a file. Base: may be imported by anyone but the pure iscsi/ and scsi/.
+"""The log: plain words to syslog, to stderr or to a file. Base: may be imported by anyone but the
+pure iscsi/ and scsi/.
 
-One line is one write, so lines of the master and of all workers, who share the open file, never mix. A file that is rotated
-away is opened again by `reopen()` in the master; a worker, who may not open it any more, is handed the new descriptor and
-calls `adopt()`. Before `start()` everything goes to stderr. Any thread may write.
+One line is one write, so lines of the master and of all workers, who share the open file, never
+mix. A file that is rotated away is opened again by `reopen()` in the master; a worker, who may not
+open it any more, is handed the new descriptor and calls `adopt()`. Before `start()` everything goes
+to stderr. Any thread may write.
 """
 
 import os
@@ -15,11 +17,12 @@ DEBUG, INFO, WARNING, ERROR = range(4)
 LEVELS = {'debug': DEBUG, 'info': INFO, 'warning': WARNING, 'error': ERROR}
 PRIORITIES = (syslog.LOG_DEBUG, syslog.LOG_INFO, syslog.LOG_WARNING, syslog.LOG_ERR)
 WORDS = ('debug: ', '', 'warning: ', 'error: ')
-MAXIMUM_LINE = 4000              # what a peer can make us say is bounded
+MAXIMUM_LINE = 4000  # what a peer can make us say is bounded
 
 
 class _Log(object):
-    """Where lines go. `kind`: 'syslog', 'stderr' or 'file'; `descriptor`: of the file, kept for the life of the process."""
+    """Where lines go. `kind`: 'syslog', 'stderr' or 'file'; `descriptor`: of the file, kept for the
+    life of the process."""
 
     def __init__(self):
         self.kind = 'stderr'
@@ -31,12 +34,14 @@ class _Log(object):
 
 
 _log = _Log()
-'\0'.encode('unicode_escape')     # loads the codec now: a worker may be a user that can read no library
+# loads the codec now: a worker may be a user that can read no library
+'\0'.encode('unicode_escape')
 
 
 def start(where='stderr', level='info', name='targetd', facility='daemon'):
-    """Log to 'syslog', 'stderr' or the file with this path from now on. level: of LEVELS; facility: of syslog, in lower case.
-    Raises OSError if the file cannot be opened; then nothing has changed."""
+    """Log to 'syslog', 'stderr' or the file with this path from now on. level: of LEVELS; facility:
+    of syslog, in lower case. Raises OSError if the file cannot be opened; then nothing has changed.
+    """
     descriptor = None
     if where not in ('syslog', 'stderr'):
         descriptor = _open(where)
@@ -68,7 +73,8 @@ def descriptor():
 
 
 def reopen():
-    """Open the log file again under its name (it was rotated). The descriptor's number stays. Raises OSError."""
+    """Open the log file again under its name (it was rotated). The descriptor's number stays.
+    Raises OSError."""
     if _log.kind == 'file':
         adopt(_open(_log.path))
     elif _log.kind == 'syslog':
@@ -127,8 +133,11 @@ def _open(path):
 
 
 def printable(text):
-    """The text with what could forge or break a line (control characters, lone surrogates) shown as escapes."""
-    shown = ''.join(c if c.isprintable() else c.encode('unicode_escape').decode('ascii') for c in text)
+    """The text with what could forge or break a line (control characters, lone surrogates) shown as
+    escapes."""
+    shown = ''.join(
+        c if c.isprintable() else c.encode('unicode_escape').decode('ascii') for c in text
+    )
     return shown if len(shown) <= MAXIMUM_LINE else shown[:MAXIMUM_LINE] + ' …'
 
 
@@ -147,7 +156,7 @@ def _write(level, text, values):
         output = 2
     try:
         os.write(output, (line + '\n').encode('utf-8', 'backslashreplace'))
-    except OSError:              # a full disk or a closed terminal must not stop the service
+    except OSError:  # a full disk or a closed terminal must not stop the service
         pass
     if sys.stderr is not None and output == 2:
         sys.stderr.flush()

@@ -1,7 +1,8 @@
-"""Which clause of the standards is tested where: tests/CLAUSES.md is made of the markers `clause` in tests/.
+"""Which clause of the standards is tested where: tests/CLAUSES.md is made of the markers `clause`
+in tests/.
 
-    python3 tests/clauses.py          print the table
-    python3 tests/clauses.py write    write it
+python3 tests/clauses.py          print the table
+python3 tests/clauses.py write    write it
 """
 
 import ast
@@ -14,30 +15,86 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 RFC = 'RFC 7143 '
 TABLE = os.path.join(HERE, 'CLAUSES.md')
 
-#: Clause -> what it is about, in a few words; RFC 7143's without its name. A marker may name only what stands here.
+#: Clause -> what it is about, in a few words; RFC 7143's without its name. A marker may name only
+#: what stands here.
 SUBJECTS = {
-    '4.2.2': 'numbering of commands, responses and data', '4.2.2.1': 'command numbering, window, immediate commands',
-    '4.2.2.2': 'response numbering and acknowledgement', '4.2.3': 'task management',
-    '4.2.5.1': 'command connection allegiance', '4.2.6': 'end of a connection', '4.2.7': 'iSCSI names',
-    '4.3': 'session types', '4.4.3': 'nexus, session, ISID', '6.1': 'text format', '6.2': 'text negotiation',
-    '6.2.1': 'list negotiation', '6.2.2': 'simple-value negotiation', '6.3': 'login phase', '6.3.1': 'login phase: start',
-    '6.3.2': 'login phase: security', '6.3.3': 'login phase: operational', '6.3.4': 'connection reinstatement',
-    '6.3.5': 'session reinstatement and closure', '6.4': 'negotiation in full feature phase', '7.2.1': 'retry of a command',
-    '7.2.2': 'allegiance reassignment', '7.5': 'Time2Wait and Time2Retain', '7.6': 'implicit termination of tasks',
-    '7.8': 'digest errors', '7.9': 'sequence errors', '7.12': 'negotiation failures', '7.13': 'protocol errors',
-    '7.14': 'connection failures', '9.1': 'security: what an attacker on the wire can do', '9.2.1': 'CHAP: considerations',
-    '11.1': 'padding and reserved fields', '11.2.1.1': 'I bit', '11.2.1.2': 'opcode', '11.2.1.8': 'initiator task tag',
-    '11.2.2': 'additional header segments', '11.2.4': 'data segment and padding', '11.3': 'SCSI Command',
-    '11.4.5': 'residual counts', '11.5': 'Task Management Request', '11.6': 'Task Management Response',
-    '11.7': 'SCSI Data-Out and Data-In', '11.8': 'Ready To Transfer', '11.9': 'Asynchronous Message', '11.10': 'Text Request',
-    '11.11': 'Text Response', '11.12': 'Login Request', '11.12.4': 'Login Request: versions', '11.13': 'Login Response',
-    '11.12.10': 'Login Request: parameters', '11.13.5': 'Login Response: status', '11.14': 'Logout Request',
-    '11.15': 'Logout Response', '11.16': 'SNACK Request', '11.17': 'Reject', '11.18': 'NOP-Out', '11.19': 'NOP-In',
-    '12.1': 'AuthMethod', '12.1.3': 'CHAP', '13': 'text keys: scope, range, default', '13.1': 'HeaderDigest and DataDigest',
-    '13.2': 'MaxConnections', '13.3': 'SendTargets', '13.5': 'InitiatorName', '13.6': 'TargetAlias', '13.8': 'TargetAddress',
-    '13.9': 'TargetPortalGroupTag', '13.10': 'InitialR2T', '13.11': 'ImmediateData', '13.12': 'MaxRecvDataSegmentLength',
-    '13.14': 'FirstBurstLength', '13.16': 'DefaultTime2Retain', '13.17': 'MaxOutstandingR2T', '13.20': 'ErrorRecoveryLevel',
-    '13.21': 'SessionType', 'C': 'SendTargets operation', 'RFC 7144 6.1': 'further task management functions',
+    '4.2.2': 'numbering of commands, responses and data',
+    '4.2.2.1': 'command numbering, window, immediate commands',
+    '4.2.2.2': 'response numbering and acknowledgement',
+    '4.2.3': 'task management',
+    '4.2.5.1': 'command connection allegiance',
+    '4.2.6': 'end of a connection',
+    '4.2.7': 'iSCSI names',
+    '4.3': 'session types',
+    '4.4.3': 'nexus, session, ISID',
+    '6.1': 'text format',
+    '6.2': 'text negotiation',
+    '6.2.1': 'list negotiation',
+    '6.2.2': 'simple-value negotiation',
+    '6.3': 'login phase',
+    '6.3.1': 'login phase: start',
+    '6.3.2': 'login phase: security',
+    '6.3.3': 'login phase: operational',
+    '6.3.4': 'connection reinstatement',
+    '6.3.5': 'session reinstatement and closure',
+    '6.4': 'negotiation in full feature phase',
+    '7.2.1': 'retry of a command',
+    '7.2.2': 'allegiance reassignment',
+    '7.5': 'Time2Wait and Time2Retain',
+    '7.6': 'implicit termination of tasks',
+    '7.8': 'digest errors',
+    '7.9': 'sequence errors',
+    '7.12': 'negotiation failures',
+    '7.13': 'protocol errors',
+    '7.14': 'connection failures',
+    '9.1': 'security: what an attacker on the wire can do',
+    '9.2.1': 'CHAP: considerations',
+    '11.1': 'padding and reserved fields',
+    '11.2.1.1': 'I bit',
+    '11.2.1.2': 'opcode',
+    '11.2.1.8': 'initiator task tag',
+    '11.2.2': 'additional header segments',
+    '11.2.4': 'data segment and padding',
+    '11.3': 'SCSI Command',
+    '11.4.5': 'residual counts',
+    '11.5': 'Task Management Request',
+    '11.6': 'Task Management Response',
+    '11.7': 'SCSI Data-Out and Data-In',
+    '11.8': 'Ready To Transfer',
+    '11.9': 'Asynchronous Message',
+    '11.10': 'Text Request',
+    '11.11': 'Text Response',
+    '11.12': 'Login Request',
+    '11.12.4': 'Login Request: versions',
+    '11.13': 'Login Response',
+    '11.12.10': 'Login Request: parameters',
+    '11.13.5': 'Login Response: status',
+    '11.14': 'Logout Request',
+    '11.15': 'Logout Response',
+    '11.16': 'SNACK Request',
+    '11.17': 'Reject',
+    '11.18': 'NOP-Out',
+    '11.19': 'NOP-In',
+    '12.1': 'AuthMethod',
+    '12.1.3': 'CHAP',
+    '13': 'text keys: scope, range, default',
+    '13.1': 'HeaderDigest and DataDigest',
+    '13.2': 'MaxConnections',
+    '13.3': 'SendTargets',
+    '13.5': 'InitiatorName',
+    '13.6': 'TargetAlias',
+    '13.8': 'TargetAddress',
+    '13.9': 'TargetPortalGroupTag',
+    '13.10': 'InitialR2T',
+    '13.11': 'ImmediateData',
+    '13.12': 'MaxRecvDataSegmentLength',
+    '13.14': 'FirstBurstLength',
+    '13.16': 'DefaultTime2Retain',
+    '13.17': 'MaxOutstandingR2T',
+    '13.20': 'ErrorRecoveryLevel',
+    '13.21': 'SessionType',
+    'C': 'SendTargets operation',
+    'RFC 7144 6.1': 'further task management functions',
 }
 
 
@@ -46,10 +103,17 @@ def marked(source):
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.FunctionDef) and node.name.startswith('test_'):
-            marks = [each for each in node.decorator_list if isinstance(each, ast.Call)
-                     and isinstance(each.func, ast.Attribute) and each.func.attr == 'clause']
+            marks = [
+                each
+                for each in node.decorator_list
+                if isinstance(each, ast.Call)
+                and isinstance(each.func, ast.Attribute)
+                and each.func.attr == 'clause'
+            ]
             if marks:
-                found.append((node.name, [ast.literal_eval(word) for mark in marks for word in mark.args]))
+                found.append(
+                    (node.name, [ast.literal_eval(word) for mark in marks for word in mark.args])
+                )
     return found
 
 
@@ -70,20 +134,28 @@ def collect(root=HERE):
 def order(clause):
     """The key to sort by: the standard, then each number as a number, appendices last."""
     standard, _, numbers = clause.rpartition(' ')
-    return standard, [(not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.split(r'\.', numbers)]
+    return standard, [
+        (not part.isdigit(), int(part) if part.isdigit() else 0, part)
+        for part in re.split(r'\.', numbers)
+    ]
 
 
 def subject(clause):
     """What it is about. Raises KeyError."""
-    return SUBJECTS[clause[len(RFC):] if clause.startswith(RFC) else clause]
+    return SUBJECTS[clause[len(RFC) :] if clause.startswith(RFC) else clause]
 
 
 def render(table):
     """The text of CLAUSES.md."""
-    lines = ['# Clauses and their tests', '',
-             'Made of the markers `clause` by `python3 tests/clauses.py write`; a unit test compares. Paths are below '
-              '`tests/`.',
-             '', '| Clause | Subject | Tests |', '|---|---|---|']
+    lines = [
+        '# Clauses and their tests',
+        '',
+        'Made of the markers `clause` by `python3 tests/clauses.py write`; a unit test compares. Paths are below '
+        '`tests/`.',
+        '',
+        '| Clause | Subject | Tests |',
+        '|---|---|---|',
+    ]
     for clause in sorted(table, key=order):
         tests = '<br>'.join('%s::%s' % place for place in table[clause])
         lines.append('| %s | %s | %s |' % (clause, subject(clause), tests))

@@ -9,12 +9,14 @@ import tempfile
 
 import pytest
 
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))      # daemon, initiator, pdus: plain modules of this folder
+# daemon, initiator, pdus: plain modules of this folder
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 import initiator as initiators  # noqa: E402
 from daemon import LIVING, TARGET, watched  # noqa: E402
 
-if hasattr(sys, 'pycache_prefix'):       # servers that tests start compile nothing twice, wherever their bytecode may be kept
+# servers that tests start compile nothing twice, wherever their bytecode may be kept
+if hasattr(sys, 'pycache_prefix'):
     os.environ['PYTHONPYCACHEPREFIX'] = tempfile.mkdtemp(prefix='targetd-bytecode-')
     os.environ.pop('PYTHONDONTWRITEBYTECODE', None)
     atexit.register(shutil.rmtree, os.environ['PYTHONPYCACHEPREFIX'], True)
@@ -32,7 +34,8 @@ def pytest_runtest_makereport(item, call):
 
 @pytest.fixture
 def daemon(tmp_path):
-    """A Daemon, not started: the test adds targets and calls start(). Stopped and judged afterwards."""
+    """A Daemon, not started: the test adds targets and calls start(). Stopped and judged
+    afterwards."""
     with watched(tmp_path) as each:
         yield each
 
@@ -62,8 +65,11 @@ def small_disk(tmp_path):
             pytest.skip('mounting needs root')
         folder = str(tmp_path / ('small-%d' % len(mounted)))
         os.mkdir(folder)
-        ran = subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=%dm' % mebibytes, 'tmpfs', folder], stderr=subprocess.PIPE,
-                             timeout=60)
+        ran = subprocess.run(
+            ['mount', '-t', 'tmpfs', '-o', 'size=%dm' % mebibytes, 'tmpfs', folder],
+            stderr=subprocess.PIPE,
+            timeout=60,
+        )
         if ran.returncode:
             pytest.skip(ran.stderr.decode().strip())
         mounted.append(folder)
@@ -76,13 +82,15 @@ def small_disk(tmp_path):
 
 @pytest.fixture
 def sessions():
-    """connect(daemon, target=TARGET, name=…, isid=…, keys=…) -> Session, closed at the end of the test."""
+    """connect(daemon, target=TARGET, name=…, isid=…, keys=…) -> Session, closed at the end of the
+    test."""
     opened = []
 
     def connect(daemon, target=TARGET, address=None, **more):
         session = initiators.connect(address or daemon.address, target, **more)
         opened.append(session)
         return session
+
     yield connect
     for session in opened:
         session.close()
@@ -91,9 +99,11 @@ def sessions():
 @pytest.fixture
 def ready(sessions):
     """Like sessions, with the unit attentions of LUN 0 (or lun=…) taken away."""
+
     def connect(daemon, *arguments, **more):
         lun = more.pop('lun', 0)
         session = sessions(daemon, *arguments, **more)
         session.clear_attentions(lun)
         return session
+
     return connect

@@ -1,4 +1,5 @@
-"""Start, watch and stop the real targetd in a folder of its own, on loopback ports that nobody uses.
+"""Start, watch and stop the real targetd in a folder of its own, on loopback ports that nobody
+uses.
 
 Also `Text`, which writes configuration files. For tests; every wait is bounded.
 """
@@ -16,21 +17,25 @@ import time
 import psutil
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-STOP_SECONDS = 15                        # generous: an ordered stop asks initiators for logout first
+STOP_SECONDS = 15  # generous: an ordered stop asks initiators for logout first
 START_SECONDS = 20
-LIVING = []                              # the Daemons of fixtures that are in use now, for the report of a failure
+LIVING = []  # the Daemons of fixtures that are in use now, for the report of a failure
 TARGET = 'iqn.2026-11.test.targetd:disk'
 
 
 def eventually(question, seconds=10.0, what=None):
-    """Ask until the answer is true, and give it back; AssertionError after `seconds`. `what`: text, or a callable giving it."""
+    """Ask until the answer is true, and give it back; AssertionError after `seconds`. `what`: text,
+    or a callable giving it."""
     end = time.monotonic() + seconds
     while True:
         answer = question()
         if answer:
             return answer
-        assert time.monotonic() < end, 'not within %g s: %s' % (seconds, what() if callable(what) else what or question)
-        time.sleep(0.02)                 # the pause of a poll, not a wait for luck
+        assert time.monotonic() < end, 'not within %g s: %s' % (
+            seconds,
+            what() if callable(what) else what or question,
+        )
+        time.sleep(0.02)  # the pause of a poll, not a wait for luck
 
 
 def free_port(address='127.0.0.1'):
@@ -65,8 +70,8 @@ class Text(object):
     def __init__(self, directory):
         self.directory = directory
         self.server = {}
-        self.groups = {}                 # tag -> [portal, …]
-        self.targets = {}                # name -> ([line, …], {lun: [line, …]})
+        self.groups = {}  # tag -> [portal, …]
+        self.targets = {}  # name -> ([line, …], {lun: [line, …]})
         self.extra = ''
 
     def portal(self, text, group=1):
@@ -78,7 +83,12 @@ class Text(object):
 
     def render(self):
         lines = ['[server]']
-        defaults = {'pid-file': 'targetd.pid', 'control-socket': 'targetd.sock', 'state-dir': 'state', 'log': 'targetd.log'}
+        defaults = {
+            'pid-file': 'targetd.pid',
+            'control-socket': 'targetd.sock',
+            'state-dir': 'state',
+            'log': 'targetd.log',
+        }
         server = {key: os.path.join(self.directory, name) for key, name in defaults.items()}
         server.update(self.server)
         lines += ['%s = %s' % item for item in sorted(server.items())]
@@ -104,8 +114,9 @@ class Daemon(object):
         self.output_file = os.path.join(self.directory, 'output')
         self.python = python or sys.executable
         self.process = None
-        self.seen_workers = {}           # pid -> psutil.Process, every worker this test has met
-        self.expected_trouble = []       # regular expressions of log lines that look like trouble and are wanted
+        self.seen_workers = {}  # pid -> psutil.Process, every worker this test has met
+        # regular expressions of log lines that look like trouble and are wanted
+        self.expected_trouble = []
 
     # -- files ---------------------------------------------------------------------------------------------------------------
 
@@ -120,7 +131,9 @@ class Daemon(object):
             file.truncate(size)
         return path
 
-    def target(self, name=TARGET, lines=('initiator-address = ALL',), luns=None, group=1, size=64 << 20):
+    def target(
+        self, name=TARGET, lines=('initiator-address = ALL',), luns=None, group=1, size=64 << 20
+    ):
         """Add a target; without `luns` it has a sparse file of `size` bytes as LUN 0."""
         if luns is None:
             luns = {0: ['backing-store = %s' % self.image(name.rsplit(':', 1)[-1] + '.img', size)]}
@@ -144,8 +157,11 @@ class Daemon(object):
 
     def logged(self, expression, seconds=15):
         """Wait until a line of the log matches."""
-        return eventually(lambda: re.search(expression, self.log), seconds,
-                          lambda: 'a log line like %r in:\n%s' % (expression, self.log))
+        return eventually(
+            lambda: re.search(expression, self.log),
+            seconds,
+            lambda: 'a log line like %r in:\n%s' % (expression, self.log),
+        )
 
     # -- life ----------------------------------------------------------------------------------------------------------------
 
@@ -160,8 +176,14 @@ class Daemon(object):
         self.write_config()
         os.makedirs(os.path.join(self.directory, 'state'), exist_ok=True)
         with open(self.output_file, 'ab') as output:
-            self.process = subprocess.Popen(self.command('-c', self.config, '-f', *arguments), cwd=self.directory,
-                                            env=self.environment(), stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+            self.process = subprocess.Popen(
+                self.command('-c', self.config, '-f', *arguments),
+                cwd=self.directory,
+                env=self.environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+            )
         return self
 
     def start(self, *arguments):
@@ -172,8 +194,12 @@ class Daemon(object):
 
     def wait_listening(self, address, seconds=START_SECONDS):
         def question():
-            assert self.process.poll() is None, 'targetd ended with %s:\n%s' % (self.process.returncode, self.log)
+            assert self.process.poll() is None, 'targetd ended with %s:\n%s' % (
+                self.process.returncode,
+                self.log,
+            )
             return is_listening(address)
+
         eventually(question, seconds, lambda: 'targetd listening on %s:\n%s' % (address, self.log))
 
     def run_once(self, *arguments):
@@ -186,8 +212,15 @@ class Daemon(object):
     def check(self, *arguments):
         """`targetd -t`: (exit code, output)."""
         self.write_config()
-        done = subprocess.run(self.command('-t', '-c', self.config, *arguments), cwd=self.directory, env=self.environment(),
-                              stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=START_SECONDS)
+        done = subprocess.run(
+            self.command('-t', '-c', self.config, *arguments),
+            cwd=self.directory,
+            env=self.environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=START_SECONDS,
+        )
         return done.returncode, done.stdout.decode('utf-8', 'replace')
 
     def workers(self):
@@ -201,11 +234,13 @@ class Daemon(object):
         return children
 
     def worker_of(self, session):
-        """The worker that holds this initiator's TCP connection, found by the port that the initiator has."""
+        """The worker that holds this initiator's TCP connection, found by the port that the
+        initiator has."""
         port = session.wire.socket.getsockname()[1]
 
         def question():
             return [child for child in self.workers() if _has_peer_port(child, port)]
+
         return eventually(question, 5, 'a worker with a connection from port %d' % port)[0]
 
     def signal(self, number):
@@ -216,8 +251,11 @@ class Daemon(object):
         before = len(re.findall(text, self.log, re.I))
         self.write_config()
         self.signal(signal.SIGHUP)
-        eventually(lambda: len(re.findall(text, self.log, re.I)) > before, seconds,
-                   lambda: 'a log line about the reload:\n' + self.log)
+        eventually(
+            lambda: len(re.findall(text, self.log, re.I)) > before,
+            seconds,
+            lambda: 'a log line about the reload:\n' + self.log,
+        )
 
     def stop(self, seconds=STOP_SECONDS):
         """SIGTERM; the exit code."""
@@ -228,12 +266,15 @@ class Daemon(object):
             code = self.process.wait(seconds)
         except subprocess.TimeoutExpired:
             self.kill()
-            raise AssertionError('targetd did not stop within %d s of SIGTERM:\n%s' % (seconds, self.log))
+            raise AssertionError(
+                'targetd did not stop within %d s of SIGTERM:\n%s' % (seconds, self.log)
+            )
         self.process = None
         return code
 
     def kill(self):
-        """SIGKILL to the master and whoever is left of its workers; for the end of a test that failed."""
+        """SIGKILL to the master and whoever is left of its workers; for the end of a test that
+        failed."""
         for process in [self.process] + list(self.seen_workers.values()) + self.workers():
             try:
                 process.kill()
@@ -241,31 +282,47 @@ class Daemon(object):
                 pass
         self.process.wait(5)
         self.process = None
-        # a child that was being forked has the port a moment longer: whoever starts again would take it for the new server
+        # a child that was being forked has the port a moment longer: whoever starts again would
+        # take it for the new server
         eventually(lambda: not is_listening(self.address), 10, 'the port free')
 
     def survivors(self):
         """Workers met earlier that are still alive."""
-        return [worker for worker in self.seen_workers.values() if worker.is_running()
-                and worker.status() != psutil.STATUS_ZOMBIE]
+        return [
+            worker
+            for worker in self.seen_workers.values()
+            if worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE
+        ]
 
     def trouble(self):
-        """Lines of the log that no test wants: tracebacks, and what Python says of forgotten things."""
-        found = re.findall(r'^.*(?:Traceback|Exception ignored|Fatal Python error|Segmentation).*$', self.log, re.M)
-        return [line for line in found if not any(re.search(wanted, line) for wanted in self.expected_trouble)]
+        """Lines of the log that no test wants: tracebacks, and what Python says of forgotten
+        things."""
+        found = re.findall(
+            r'^.*(?:Traceback|Exception ignored|Fatal Python error|Segmentation).*$', self.log, re.M
+        )
+        return [
+            line
+            for line in found
+            if not any(re.search(wanted, line) for wanted in self.expected_trouble)
+        ]
 
     def finish(self):
         """The end of each test: an ordered stop, exit code 0, nobody left, no traceback."""
         if self.process is not None:
             code = self.stop()
             assert code == 0, 'exit code %s after SIGTERM:\n%s' % (code, self.log)
-        eventually(lambda: not self.survivors(), 5, 'workers that outlive their master: %s' % self.survivors())
+        eventually(
+            lambda: not self.survivors(),
+            5,
+            'workers that outlive their master: %s' % self.survivors(),
+        )
         assert not self.trouble(), '\n'.join(self.trouble() + [self.log[-6000:]])
 
 
 @contextlib.contextmanager
 def watched(directory):
-    """A Daemon, not started, that is stopped and judged at the end; whatever the test did, nothing of it is left afterwards."""
+    """A Daemon, not started, that is stopped and judged at the end; whatever the test did, nothing
+    of it is left afterwards."""
     daemon = Daemon(directory)
     LIVING.append(daemon)
     try:
@@ -280,7 +337,8 @@ def watched(directory):
 
 def _has_peer_port(process, port):
     try:
-        ask = getattr(process, 'net_connections', None) or process.connections       # psutil 6 renamed it
+        # psutil 6 renamed it
+        ask = getattr(process, 'net_connections', None) or process.connections
         return any(c.raddr and c.raddr[1] == port for c in ask(kind='tcp'))
     except psutil.Error:
         return False

@@ -1,7 +1,8 @@
 """A target without a socket, for tests: the login machine, then a Connection, and units in memory.
 
-What an initiator sends is fed, what it is sent can be taken. The configuration is transcripts/recorded.conf, nothing is written
-anywhere, and but for commands that wait for a disk (which memory never is) everything happens in the thread of the caller.
+What an initiator sends is fed, what it is sent can be taken. The configuration is
+transcripts/recorded.conf, nothing is written anywhere, and but for commands that wait for a disk
+(which memory never is) everything happens in the thread of the caller.
 """
 
 import threading
@@ -31,7 +32,9 @@ def configuration(directory, target_lines=()):
     """The Configuration of recorded.conf. target_lines: put at the head of each of its targets."""
     path = directory / 'targetd.conf'
     with open(record.CONFIGURATION) as file:
-        text = file.read().replace('initiator-address', '\n'.join(tuple(target_lines) + ('initiator-address',)))
+        text = file.read().replace(
+            'initiator-address', '\n'.join(tuple(target_lines) + ('initiator-address',))
+        )
     path.write_text(record.server_section(str(directory)) + text)
     path.chmod(0o600)
     return loader.load(str(path))
@@ -70,7 +73,9 @@ class Socket(object):
     def take(self, count):
         """So many bytes of what was sent, as soon as they are there."""
         with self._changed:
-            assert self._changed.wait_for(lambda: len(self.sent) >= count, 10), 'only %r was answered' % bytes(self.sent[:48])
+            assert self._changed.wait_for(lambda: len(self.sent) >= count, 10), (
+                'only %r was answered' % bytes(self.sent[:48])
+            )
             taken = bytes(self.sent[:count])
             del self.sent[:count]
             return taken
@@ -90,7 +95,9 @@ def connection(configuration, result):
         worker.device = device(configuration, result)
     session = Session(result)
     worker.begin_session(session)
-    made = class_for(session.values)(worker, sock, session, result.cid, result.stat_sn, result.declared_data_segment, (0, 0))
+    made = class_for(session.values)(
+        worker, sock, session, result.cid, result.stat_sn, result.declared_data_segment, (0, 0)
+    )
     made.peer_address = made.local_address = ADDRESS
     worker.connections.append(made)
     return made, sock
@@ -103,28 +110,42 @@ def device(configuration, result):
     target = configuration.targets[result.target_name]
     for lun in target.luns.values():
         opened = open_store({'kind': lun.type, 'size': lun.size})
-        names = {'vendor': lun.vendor_id, 'product': lun.product_id, 'revision': lun.product_rev, 'serial': lun.scsi_sn,
-                 'naa': lun.naa, 'eui': lun.eui}
-        facts = dict(open_medium.facts_of(lun, opened, names), **open_medium.alua_facts(target, lun))
-        made.add(lun.number, LogicalUnit(UnitFacts.from_message(facts), opened.store(), nexus, made, lun=lun.number))
+        names = {
+            'vendor': lun.vendor_id,
+            'product': lun.product_id,
+            'revision': lun.product_rev,
+            'serial': lun.scsi_sn,
+            'naa': lun.naa,
+            'eui': lun.eui,
+        }
+        facts = dict(
+            open_medium.facts_of(lun, opened, names), **open_medium.alua_facts(target, lun)
+        )
+        made.add(
+            lun.number,
+            LogicalUnit(UnitFacts.from_message(facts), opened.store(), nexus, made, lun=lun.number),
+        )
         opened.close()
     return made
 
 
 class Target(object):
-    """One connection from its login on. After feed(data) what it answers can be taken from `socket`."""
+    """One connection from its login on. After feed(data) what it answers can be taken from
+    `socket`."""
 
     def __init__(self, configuration, random_bytes):
         self.configuration = configuration
         self.socket = Socket()
         self.connection = None
         self._framer = Framer(LOGIN_DATA_SEGMENT)
-        self._negotiation = LoginNegotiation(Policies(configuration).login(ADDRESS, 1), None, random_bytes)
+        self._negotiation = LoginNegotiation(
+            Policies(configuration).login(ADDRESS, 1), None, random_bytes
+        )
 
     def feed(self, data):
         """Bytes from the initiator, however they are cut."""
         if self.connection is None:
-            self._framer.wanted()[:len(data)] = data
+            self._framer.wanted()[: len(data)] = data
             for bhs, ahs, segment in self._framer.received(len(data)):
                 self._login(LoginRequest.decode(BHS.pack(*bhs), ahs, segment))
             return

@@ -1,8 +1,9 @@
 """A small blocking initiator for tests, which shares no line with the target it judges.
 
-It is strict: each PDU that arrives is checked against what RFC 7143 promises an initiator (StatSN in order, DataSN and offsets
-in order, segments and bursts within what was negotiated, R2Ts within the transfer), and a breach raises Violation, whatever
-the test is about. Every wait ends after `timeout` seconds.
+It is strict: each PDU that arrives is checked against what RFC 7143 promises an initiator (StatSN
+in order, DataSN and offsets in order, segments and bursts within what was negotiated, R2Ts within
+the transfer), and a breach raises Violation, whatever the test is about. Every wait ends after
+`timeout` seconds.
 """
 
 import collections
@@ -43,25 +44,64 @@ from pdus import (
     unpack_text,
 )
 
-__all__ = ['Chap', 'Closed', 'LoginFailed', 'Rejected', 'Session', 'Violation', 'connect', 'pattern']
+__all__ = [
+    'Chap',
+    'Closed',
+    'LoginFailed',
+    'Rejected',
+    'Session',
+    'Violation',
+    'connect',
+    'pattern',
+]
 
 GOOD, CHECK_CONDITION, RESERVATION_CONFLICT, TASK_ABORTED = 0x00, 0x02, 0x18, 0x40
 
 # Task management functions, RFC 7143 11.5.1
-ABORT_TASK, ABORT_TASK_SET, CLEAR_ACA, CLEAR_TASK_SET, LOGICAL_UNIT_RESET, TARGET_WARM_RESET, TARGET_COLD_RESET = range(1, 8)
+(
+    ABORT_TASK,
+    ABORT_TASK_SET,
+    CLEAR_ACA,
+    CLEAR_TASK_SET,
+    LOGICAL_UNIT_RESET,
+    TARGET_WARM_RESET,
+    TARGET_COLD_RESET,
+) = range(1, 8)
 
 INITIATOR = 'iqn.2026-11.test.targetd:initiator'
 ISID = bytes.fromhex('80abcdef0001')
 
-#: What login() offers unless told otherwise: the values of a plain initiator, everything said aloud.
-OPERATIONAL = collections.OrderedDict([
-    ('HeaderDigest', 'None'), ('DataDigest', 'None'), ('InitialR2T', 'Yes'), ('ImmediateData', 'Yes'),
-    ('MaxRecvDataSegmentLength', '65536'), ('MaxBurstLength', '262144'), ('FirstBurstLength', '65536'),
-    ('MaxConnections', '1'), ('MaxOutstandingR2T', '1'), ('DataPDUInOrder', 'Yes'), ('DataSequenceInOrder', 'Yes'),
-    ('DefaultTime2Wait', '2'), ('DefaultTime2Retain', '0'), ('ErrorRecoveryLevel', '0'),
-])
-DISCOVERY = collections.OrderedDict((key, OPERATIONAL[key]) for key in (
-    'HeaderDigest', 'DataDigest', 'MaxRecvDataSegmentLength', 'DefaultTime2Wait', 'DefaultTime2Retain', 'ErrorRecoveryLevel'))
+#: What login() offers unless told otherwise: the values of a plain initiator, everything said
+#: aloud.
+OPERATIONAL = collections.OrderedDict(
+    [
+        ('HeaderDigest', 'None'),
+        ('DataDigest', 'None'),
+        ('InitialR2T', 'Yes'),
+        ('ImmediateData', 'Yes'),
+        ('MaxRecvDataSegmentLength', '65536'),
+        ('MaxBurstLength', '262144'),
+        ('FirstBurstLength', '65536'),
+        ('MaxConnections', '1'),
+        ('MaxOutstandingR2T', '1'),
+        ('DataPDUInOrder', 'Yes'),
+        ('DataSequenceInOrder', 'Yes'),
+        ('DefaultTime2Wait', '2'),
+        ('DefaultTime2Retain', '0'),
+        ('ErrorRecoveryLevel', '0'),
+    ]
+)
+DISCOVERY = collections.OrderedDict(
+    (key, OPERATIONAL[key])
+    for key in (
+        'HeaderDigest',
+        'DataDigest',
+        'MaxRecvDataSegmentLength',
+        'DefaultTime2Wait',
+        'DefaultTime2Retain',
+        'ErrorRecoveryLevel',
+    )
+)
 
 
 class LoginFailed(Exception):
@@ -73,7 +113,8 @@ class LoginFailed(Exception):
 
 
 class Rejected(Exception):
-    """A Reject PDU arrived. `reason`: RFC 7143 11.17.1; `header`: the offending header as it came back."""
+    """A Reject PDU arrived. `reason`: RFC 7143 11.17.1; `header`: the offending header as it came
+    back."""
 
     def __init__(self, pdu):
         super(Rejected, self).__init__('Reject, reason %02x' % pdu.bhs[2])
@@ -83,7 +124,8 @@ class Rejected(Exception):
 
 
 class Result(object):
-    """How a command ended: status, sense (bytes), data (bytes), overflow and underflow (residual counts, 0 if none)."""
+    """How a command ended: status, sense (bytes), data (bytes), overflow and underflow (residual
+    counts, 0 if none)."""
 
     def __init__(self, status, sense, data, overflow, underflow, response=0):
         self.status, self.sense, self.data, self.response = status, sense, data, response
@@ -114,23 +156,33 @@ class Command(object):
     def __init__(self, itt, lun, edtl, out, cdb):
         self.itt, self.lun, self.edtl, self.out, self.cdb = itt, lun, edtl, out, cdb
         self.received = bytearray()
-        self.data_sn = 0                # of the next Data-In
+        self.data_sn = 0  # of the next Data-In
         self.r2t_sn = 0
-        self.solicited = 0              # bytes of Data-Out already asked for or sent unasked
-        self.r2ts = []                  # answered later, when the test holds them back
-        self.data_in = []               # (flags, length) of each Data-In
-        self.burst = 0                  # bytes of the current Data-In sequence
+        self.solicited = 0  # bytes of Data-Out already asked for or sent unasked
+        self.r2ts = []  # answered later, when the test holds them back
+        self.data_in = []  # (flags, length) of each Data-In
+        self.burst = 0  # bytes of the current Data-In sequence
         self.result = None
 
 
 class Session(object):
     """A normal or discovery session on one connection.
 
-    Attributes a test looks at: keys (what the target answered in login, all stages), tsih, events (asynchronous messages),
-    rejects, hold_r2t (True: R2Ts are collected in the command and not answered).
+    Attributes a test looks at: keys (what the target answered in login, all stages), tsih, events
+    (asynchronous messages), rejects, hold_r2t (True: R2Ts are collected in the command and not
+    answered).
     """
 
-    def __init__(self, address, name=INITIATOR, isid=ISID, timeout=20.0, cid=1, receive_buffer=None, source=None):
+    def __init__(
+        self,
+        address,
+        name=INITIATOR,
+        isid=ISID,
+        timeout=20.0,
+        cid=1,
+        receive_buffer=None,
+        source=None,
+    ):
         self.address, self.name, self.isid, self.cid = address, name, isid, cid
         self.timeout = timeout
         self.wire = self.make_wire(address, timeout, receive_buffer, source)
@@ -158,15 +210,28 @@ class Session(object):
 
     # -- login -----------------------------------------------------------------------------------------------------------
 
-    def login_pdu(self, pairs, csg, nsg=None, more=False, tsih=0, version=b'\0\0', raw_flags=None, itt=0):
+    def login_pdu(
+        self, pairs, csg, nsg=None, more=False, tsih=0, version=b'\0\0', raw_flags=None, itt=0
+    ):
         """Send one Login request. `nsg` None: no transition."""
         flags = (csg << 2) | (0x40 if more else 0)
         if nsg is not None:
             flags |= 0x80 | nsg
         data = pairs if isinstance(pairs, bytes) else pack_text(pairs)
         lun = self.isid + struct.pack('>H', tsih)
-        self.wire.send(pack_bhs(LOGIN | IMMEDIATE, flags if raw_flags is None else raw_flags, lun, itt, self.cid << 16,
-                                self.cmd_sn, self.exp_stat_sn or 0, second=version), data)
+        self.wire.send(
+            pack_bhs(
+                LOGIN | IMMEDIATE,
+                flags if raw_flags is None else raw_flags,
+                lun,
+                itt,
+                self.cid << 16,
+                self.cmd_sn,
+                self.exp_stat_sn or 0,
+                second=version,
+            ),
+            data,
+        )
 
     def login_response(self):
         """The next Login response, checked; LoginFailed if it says so."""
@@ -182,7 +247,7 @@ class Session(object):
         """One Login request and the whole answer, however many PDUs: (keys, transit bit, last Pdu)."""
         self.login_pdu(pairs, csg, nsg, **flags)
         data, pdu = b'', self.login_response()
-        while pdu.flags & 0x40:                                      # C: more text comes (RFC 7143 6.2)
+        while pdu.flags & 0x40:  # C: more text comes (RFC 7143 6.2)
             require(not pdu.flags & 0x80, 'a Login response with both T and C')
             data += pdu.data
             self.login_pdu([], csg)
@@ -227,8 +292,15 @@ class Session(object):
 
     def _security(self, first, chap, tsih):
         method = 'CHAP' if chap else 'None'
-        answer, went, _ = self.exchange(first + [('AuthMethod', method)], 0, None if chap else 1, tsih=tsih)
-        require(answer.get('AuthMethod') == method, 'AuthMethod=%s answered with %r', method, answer.get('AuthMethod'))
+        answer, went, _ = self.exchange(
+            first + [('AuthMethod', method)], 0, None if chap else 1, tsih=tsih
+        )
+        require(
+            answer.get('AuthMethod') == method,
+            'AuthMethod=%s answered with %r',
+            method,
+            answer.get('AuthMethod'),
+        )
         if chap:
             answer, _, _ = self.exchange([('CHAP_A', chap.algorithms)], 0, tsih=tsih)
             answer, went, _ = self.exchange(chap.answer(answer), 0, 1, tsih=tsih)
@@ -237,8 +309,16 @@ class Session(object):
 
     def value(self, key):
         """What holds for a key after login: the target's answer, else the RFC's default."""
-        defaults = {'InitialR2T': 'Yes', 'ImmediateData': 'Yes', 'MaxBurstLength': '262144', 'FirstBurstLength': '65536',
-                    'MaxOutstandingR2T': '1', 'MaxRecvDataSegmentLength': '8192', 'HeaderDigest': 'None', 'DataDigest': 'None'}
+        defaults = {
+            'InitialR2T': 'Yes',
+            'ImmediateData': 'Yes',
+            'MaxBurstLength': '262144',
+            'FirstBurstLength': '65536',
+            'MaxOutstandingR2T': '1',
+            'MaxRecvDataSegmentLength': '8192',
+            'HeaderDigest': 'None',
+            'DataDigest': 'None',
+        }
         return self.keys.get(key, defaults.get(key))
 
     def _enter_full_feature(self):
@@ -259,10 +339,17 @@ class Session(object):
         """The next Pdu, its sequence numbers checked."""
         pdu = self.wire.receive()
         if self.full_feature:
-            require(len(pdu.data) <= self.receive_limit, '%r: MaxRecvDataSegmentLength is %d', pdu, self.receive_limit)
+            require(
+                len(pdu.data) <= self.receive_limit,
+                '%r: MaxRecvDataSegmentLength is %d',
+                pdu,
+                self.receive_limit,
+            )
         self._check_stat_sn(pdu)
         window = (pdu.max_cmd_sn - pdu.exp_cmd_sn + 1) & 0xFFFFFFFF
-        require(window < 1 << 31, 'MaxCmdSN %d is below ExpCmdSN %d - 1', pdu.max_cmd_sn, pdu.exp_cmd_sn)
+        require(
+            window < 1 << 31, 'MaxCmdSN %d is below ExpCmdSN %d - 1', pdu.max_cmd_sn, pdu.exp_cmd_sn
+        )
         if self.max_cmd_sn is None or 0 < (pdu.max_cmd_sn - self.max_cmd_sn) & 0xFFFFFFFF < 1 << 31:
             self.max_cmd_sn = pdu.max_cmd_sn
         self.exp_cmd_sn = pdu.exp_cmd_sn
@@ -273,13 +360,20 @@ class Session(object):
             return
         if self.exp_stat_sn is None:
             self.exp_stat_sn = pdu.stat_sn
-        require(pdu.stat_sn == self.exp_stat_sn, '%r has StatSN %d, expected %d', pdu, pdu.stat_sn, self.exp_stat_sn)
+        require(
+            pdu.stat_sn == self.exp_stat_sn,
+            '%r has StatSN %d, expected %d',
+            pdu,
+            pdu.stat_sn,
+            self.exp_stat_sn,
+        )
         if pdu.opcode == R2T or (pdu.opcode == NOP_IN and pdu.itt == NO_TAG):
-            return                                                  # these show StatSN and do not use it up
+            return  # these show StatSN and do not use it up
         self.exp_stat_sn = (self.exp_stat_sn + 1) & 0xFFFFFFFF
 
     def step(self):
-        """Take one PDU and do what it asks: collect data, answer R2T and pings, note the rest. Returns the Pdu."""
+        """Take one PDU and do what it asks: collect data, answer R2T and pings, note the rest.
+        Returns the Pdu."""
         pdu = self.receive()
         if pdu.opcode == DATA_IN:
             self._data_in(pdu)
@@ -290,7 +384,17 @@ class Session(object):
         elif pdu.opcode == NOP_IN and pdu.itt == NO_TAG:
             self.pings.append(pdu)
             if pdu.ttt != NO_TAG and self.answer_pings:
-                self.wire.send(pack_bhs(NOP_OUT | IMMEDIATE, FINAL, pdu.lun, NO_TAG, pdu.ttt, self.cmd_sn, self.exp_stat_sn))
+                self.wire.send(
+                    pack_bhs(
+                        NOP_OUT | IMMEDIATE,
+                        FINAL,
+                        pdu.lun,
+                        NO_TAG,
+                        pdu.ttt,
+                        self.cmd_sn,
+                        self.exp_stat_sn,
+                    )
+                )
         elif pdu.opcode == ASYNC:
             self.events.append(pdu)
         elif pdu.opcode == REJECT:
@@ -298,14 +402,20 @@ class Session(object):
         return pdu
 
     def _steps(self):
-        """Step after step, but for no longer than the timeout in all: keep-alive pings must not keep a test alive."""
+        """Step after step, but for no longer than the timeout in all: keep-alive pings must not
+        keep a test alive."""
         end = time.monotonic() + self.timeout
         while True:
             yield self.step()
-            require(time.monotonic() < end, 'what the test waits for did not come within %g s', self.timeout)
+            require(
+                time.monotonic() < end,
+                'what the test waits for did not come within %g s',
+                self.timeout,
+            )
 
     def until(self, opcode, itt=None):
-        """Steps until a PDU of that opcode (and ITT) came: the Pdu. A Reject that was not awaited raises Rejected."""
+        """Steps until a PDU of that opcode (and ITT) came: the Pdu. A Reject that was not awaited
+        raises Rejected."""
         for pdu in self._steps():
             if pdu.opcode == opcode and (itt is None or pdu.itt == itt):
                 return pdu
@@ -318,18 +428,34 @@ class Session(object):
 
     def _data_in(self, pdu):
         command = self._find(pdu)
-        require(pdu.word36 == command.data_sn, 'DataSN %d, expected %d', pdu.word36, command.data_sn)
-        require(pdu.word40 == len(command.received), 'Data-In offset %d, expected %d', pdu.word40, len(command.received))
+        require(
+            pdu.word36 == command.data_sn, 'DataSN %d, expected %d', pdu.word36, command.data_sn
+        )
+        require(
+            pdu.word40 == len(command.received),
+            'Data-In offset %d, expected %d',
+            pdu.word40,
+            len(command.received),
+        )
         command.data_sn += 1
         command.received += pdu.data
         command.data_in.append((pdu.flags, len(pdu.data)))
         command.burst += len(pdu.data)
-        require(command.burst <= self.max_burst, 'a Data-In sequence of %d bytes, MaxBurstLength is %d',    # RFC 7143 11.7.1
-                command.burst, self.max_burst)
+        # RFC 7143 11.7.1
+        require(
+            command.burst <= self.max_burst,
+            'a Data-In sequence of %d bytes, MaxBurstLength is %d',
+            command.burst,
+            self.max_burst,
+        )
         if pdu.flags & FINAL:
             command.burst = 0
-        require(len(command.received) <= command.edtl, 'more data than was asked for: %d > %d',
-                len(command.received), command.edtl)
+        require(
+            len(command.received) <= command.edtl,
+            'more data than was asked for: %d > %d',
+            len(command.received),
+            command.edtl,
+        )
         if pdu.flags & 1:
             require(pdu.flags & FINAL, 'status in a Data-In without F')
             self._finish(command, pdu, pdu.bhs[3], b'')
@@ -339,10 +465,14 @@ class Session(object):
         sense = b''
         if len(pdu.data) >= 2:
             (length,) = struct.unpack_from('>H', pdu.data)
-            sense = pdu.data[2:2 + length]
+            sense = pdu.data[2 : 2 + length]
             require(len(sense) == length, 'sense length %d in %d bytes', length, len(pdu.data))
-        require(pdu.word36 == command.data_sn or pdu.bhs[2] != 0 or command.out is not None,
-                'ExpDataSN %d after %d Data-In', pdu.word36, command.data_sn)
+        require(
+            pdu.word36 == command.data_sn or pdu.bhs[2] != 0 or command.out is not None,
+            'ExpDataSN %d after %d Data-In',
+            pdu.word36,
+            command.data_sn,
+        )
         self._finish(command, pdu, pdu.bhs[3], sense, pdu.bhs[2])
 
     def _finish(self, command, pdu, status, sense, response=0):
@@ -350,9 +480,16 @@ class Session(object):
         underflow = pdu.word44 if pdu.flags & 0x02 else 0
         require(not (pdu.flags & 0x04 and pdu.flags & 0x02), 'both residual overflow and underflow')
         if status == GOOD and command.out is None and not response and not overflow:
-            require(len(command.received) + underflow == command.edtl, '%d bytes, residual %d, %d expected',
-                    len(command.received), underflow, command.edtl)
-        command.result = Result(status, sense, bytes(command.received), overflow, underflow, response)
+            require(
+                len(command.received) + underflow == command.edtl,
+                '%d bytes, residual %d, %d expected',
+                len(command.received),
+                underflow,
+                command.edtl,
+            )
+        command.result = Result(
+            status, sense, bytes(command.received), overflow, underflow, response
+        )
         del self.commands[pdu.itt]
 
     def _r2t(self, pdu):
@@ -360,14 +497,32 @@ class Session(object):
         require(pdu.ttt != NO_TAG, 'an R2T without a target transfer tag')
         require(pdu.lun == lun_field(command.lun), 'an R2T with LUN %s', pdu.lun.hex())
         require(pdu.word36 == command.r2t_sn, 'R2TSN %d, expected %d', pdu.word36, command.r2t_sn)
-        require(0 < pdu.word44 <= self.max_burst, 'an R2T for %d bytes, MaxBurstLength is %d', pdu.word44, self.max_burst)
-        require(pdu.word40 == command.solicited, 'an R2T at %d, expected %d', pdu.word40, command.solicited)
-        require(pdu.word40 + pdu.word44 <= command.edtl, 'an R2T beyond the expected data transfer length')
+        require(
+            0 < pdu.word44 <= self.max_burst,
+            'an R2T for %d bytes, MaxBurstLength is %d',
+            pdu.word44,
+            self.max_burst,
+        )
+        require(
+            pdu.word40 == command.solicited,
+            'an R2T at %d, expected %d',
+            pdu.word40,
+            command.solicited,
+        )
+        require(
+            pdu.word40 + pdu.word44 <= command.edtl,
+            'an R2T beyond the expected data transfer length',
+        )
         require(command.out is not None, 'an R2T for a command that does not write')
         command.r2t_sn += 1
         command.solicited += pdu.word44
         command.r2ts.append(pdu)
-        require(len(command.r2ts) <= self.max_r2t, '%d R2Ts, MaxOutstandingR2T is %d', len(command.r2ts), self.max_r2t)
+        require(
+            len(command.r2ts) <= self.max_r2t,
+            '%d R2Ts, MaxOutstandingR2T is %d',
+            len(command.r2ts),
+            self.max_r2t,
+        )
         if not self.hold_r2t:
             self.answer_r2t(command)
 
@@ -380,10 +535,23 @@ class Session(object):
         """A sequence of Data-Outs, each as long as the target takes."""
         end = offset + length
         while offset < end:
-            part = command.out[offset:min(offset + self.send_limit, end)]
+            part = command.out[offset : min(offset + self.send_limit, end)]
             last = offset + len(part) == end
-            self.wire.send(pack_bhs(DATA_OUT, FINAL if last else 0, command.lun, command.itt, ttt, 0, self.exp_stat_sn,
-                                    0, data_sn, offset), part)
+            self.wire.send(
+                pack_bhs(
+                    DATA_OUT,
+                    FINAL if last else 0,
+                    command.lun,
+                    command.itt,
+                    ttt,
+                    0,
+                    self.exp_stat_sn,
+                    0,
+                    data_sn,
+                    offset,
+                ),
+                part,
+            )
             data_sn += 1
             offset += len(part)
 
@@ -399,10 +567,23 @@ class Session(object):
         return sn
 
     def wait_for_window(self):
-        while self.max_cmd_sn is not None and (self.max_cmd_sn - self.cmd_sn) & 0xFFFFFFFF >= 1 << 31:
+        while (
+            self.max_cmd_sn is not None and (self.max_cmd_sn - self.cmd_sn) & 0xFFFFFFFF >= 1 << 31
+        ):
             self.step()
 
-    def submit(self, cdb, lun=0, read=0, out=None, attribute=1, edtl=None, immediate=False, immediate_limit=None, ahs=b''):
+    def submit(
+        self,
+        cdb,
+        lun=0,
+        read=0,
+        out=None,
+        attribute=1,
+        edtl=None,
+        immediate=False,
+        immediate_limit=None,
+        ahs=b'',
+    ):
         """Send a command with all the unsolicited data that was negotiated. `edtl` overrides the expected length.
         `immediate`: I bit. Returns a Command; command.result is None until it is done."""
         if not immediate:
@@ -414,12 +595,30 @@ class Session(object):
         unsolicited = min(self.first_burst, expected, len(out)) if out is not None else 0
         if out is not None and self.immediate_data:
             limit = min(unsolicited, self.send_limit)
-            burst = out[:limit if immediate_limit is None else min(limit, immediate_limit)]
+            burst = out[: limit if immediate_limit is None else min(limit, immediate_limit)]
         more = out is not None and not self.initial_r2t and len(burst) < unsolicited
-        flags = (0 if more else FINAL) | (0x40 if read else 0) | (0x20 if out is not None else 0) | attribute
+        flags = (
+            (0 if more else FINAL)
+            | (0x40 if read else 0)
+            | (0x20 if out is not None else 0)
+            | attribute
+        )
         sn = self.cmd_sn if immediate else self.next_cmd_sn()
-        self.wire.send(pack_bhs(SCSI_COMMAND | (IMMEDIATE if immediate else 0), flags, lun, command.itt, expected, sn,
-                                self.exp_stat_sn) [:32] + bytes(cdb[:16]) + bytes(16 - min(16, len(cdb))), burst, ahs)
+        self.wire.send(
+            pack_bhs(
+                SCSI_COMMAND | (IMMEDIATE if immediate else 0),
+                flags,
+                lun,
+                command.itt,
+                expected,
+                sn,
+                self.exp_stat_sn,
+            )[:32]
+            + bytes(cdb[:16])
+            + bytes(16 - min(16, len(cdb))),
+            burst,
+            ahs,
+        )
         command.solicited = len(burst)
         if more:
             self.data_out(command, len(burst), unsolicited - len(burst), NO_TAG)
@@ -453,7 +652,11 @@ class Session(object):
 
     def read(self, lba, blocks, lun=0, size=512):
         """READ(16): the data."""
-        return self.run(struct.pack('>BBQIBB', 0x88, 0, lba, blocks, 0, 0), lun, read=blocks * size).good().data
+        return (
+            self.run(struct.pack('>BBQIBB', 0x88, 0, lba, blocks, 0, 0), lun, read=blocks * size)
+            .good()
+            .data
+        )
 
     def write(self, lba, data, lun=0, size=512, fua=False):
         """WRITE(16)."""
@@ -479,14 +682,28 @@ class Session(object):
         """NOP-Out with a tag; the NOP-In's data."""
         itt = self.next_tag() if itt is None else itt
         sn = self.cmd_sn if immediate else self.next_cmd_sn()
-        self.wire.send(pack_bhs(NOP_OUT | (IMMEDIATE if immediate else 0), FINAL, 0, itt, NO_TAG, sn, self.exp_stat_sn), data)
+        self.wire.send(
+            pack_bhs(
+                NOP_OUT | (IMMEDIATE if immediate else 0),
+                FINAL,
+                0,
+                itt,
+                NO_TAG,
+                sn,
+                self.exp_stat_sn,
+            ),
+            data,
+        )
         return self.until(NOP_IN, itt).data
 
     def text(self, pairs):
         """A Text exchange, whole: [(key, value), …]."""
         itt, ttt, request, collected = self.next_tag(), NO_TAG, pack_text(pairs), b''
         while True:
-            self.wire.send(pack_bhs(TEXT | IMMEDIATE, FINAL, 0, itt, ttt, self.cmd_sn, self.exp_stat_sn), request)
+            self.wire.send(
+                pack_bhs(TEXT | IMMEDIATE, FINAL, 0, itt, ttt, self.cmd_sn, self.exp_stat_sn),
+                request,
+            )
             pdu = self.until(TEXT_RESPONSE, itt)
             collected += pdu.data
             if pdu.flags & FINAL:
@@ -508,14 +725,34 @@ class Session(object):
     def manage(self, function, lun=0, task=None):
         """A task management request: the response code."""
         itt = self.next_tag()
-        self.wire.send(pack_bhs(TASK_MANAGEMENT | IMMEDIATE, FINAL | function, lun, itt, task.itt if task else NO_TAG,
-                                self.cmd_sn, self.exp_stat_sn, (self.cmd_sn - 1) & 0xFFFFFFFF if task else 0))
+        self.wire.send(
+            pack_bhs(
+                TASK_MANAGEMENT | IMMEDIATE,
+                FINAL | function,
+                lun,
+                itt,
+                task.itt if task else NO_TAG,
+                self.cmd_sn,
+                self.exp_stat_sn,
+                (self.cmd_sn - 1) & 0xFFFFFFFF if task else 0,
+            )
+        )
         return self.until(TASK_MANAGEMENT_RESPONSE, itt).bhs[2]
 
     def logout(self, reason=0):
         """Log out and close: the response code."""
         itt = self.next_tag()
-        self.wire.send(pack_bhs(LOGOUT | IMMEDIATE, FINAL | reason, 0, itt, self.cid << 16, self.cmd_sn, self.exp_stat_sn))
+        self.wire.send(
+            pack_bhs(
+                LOGOUT | IMMEDIATE,
+                FINAL | reason,
+                0,
+                itt,
+                self.cid << 16,
+                self.cmd_sn,
+                self.exp_stat_sn,
+            )
+        )
         code = self.until(LOGOUT_RESPONSE, itt).bhs[2]
         self.close()
         return code
@@ -542,4 +779,6 @@ def connect(address, target=None, name=INITIATOR, isid=ISID, timeout=20.0, **log
 def pattern(seed, length):
     """`length` bytes that differ from block to block and from seed to seed."""
     block = hashlib.sha256(b'%d' % seed).digest()
-    return b''.join(struct.pack('>Q', number) + block[8:] for number in range(length // 32 + 1))[:length]
+    return b''.join(struct.pack('>Q', number) + block[8:] for number in range(length // 32 + 1))[
+        :length
+    ]

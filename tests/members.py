@@ -1,9 +1,14 @@
-"""Connections of one session, for tests: each an initiator.Session of its own, with the session's CmdSN and window."""
+"""Connections of one session, for tests: each an initiator.Session of its own, with the session's
+CmdSN and window."""
 
 from initiator import OPERATIONAL, Session
 
 #: Keys that are said once for a session; a further connection says only the others.
-SESSION_KEYS = [key for key in OPERATIONAL if key not in ('HeaderDigest', 'DataDigest', 'MaxRecvDataSegmentLength')]
+SESSION_KEYS = [
+    key
+    for key in OPERATIONAL
+    if key not in ('HeaderDigest', 'DataDigest', 'MaxRecvDataSegmentLength')
+]
 
 
 class Numbering(object):
@@ -18,7 +23,7 @@ class Member(Session):
 
     def __init__(self, address, cid, numbering, **more):
         self.numbering = numbering
-        self.first = None                # the connection whose session it joined
+        self.first = None  # the connection whose session it joined
         super(Member, self).__init__(address, cid=cid, **more)
 
     @property
@@ -46,15 +51,20 @@ class Member(Session):
         return self.first.value(key) if value == 'Irrelevant' else value
 
     def join(self, first, target, **keys):
-        """Log in as a further connection of the session that `first` has, or as one in place of its own. Returns self."""
+        """Log in as a further connection of the session that `first` has, or as one in place of its
+        own. Returns self."""
         self.first = first
         self.keys.update((key, first.keys[key]) for key in SESSION_KEYS if key in first.keys)
-        return self.login(target, tsih=first.tsih, security=False, keys=dict(dict.fromkeys(SESSION_KEYS), **keys))
+        return self.login(
+            target, tsih=first.tsih, security=False, keys=dict(dict.fromkeys(SESSION_KEYS), **keys)
+        )
 
 
 def join(first, cid, target, **keys):
     """A further connection of first's session, or one in place of that with this CID."""
-    connection = Member(first.address, cid, first.numbering, name=first.name, isid=first.isid, timeout=first.timeout)
+    connection = Member(
+        first.address, cid, first.numbering, name=first.name, isid=first.isid, timeout=first.timeout
+    )
     try:
         return connection.join(first, target, **keys)
     except BaseException:

@@ -1,4 +1,5 @@
-"""PDUs as an initiator packs and meets them, digests, text keys and CHAP, for tests; shares no line with the target.
+"""PDUs as an initiator packs and meets them, digests, text keys and CHAP, for tests; shares no line
+with the target.
 
 Everything that arrives and is not as RFC 7143 section 11 has it raises Violation.
 """
@@ -12,7 +13,15 @@ import struct
 
 # Opcodes, RFC 7143 11.2.1.2
 NOP_OUT, SCSI_COMMAND, TASK_MANAGEMENT, LOGIN, TEXT, DATA_OUT, LOGOUT, SNACK = range(8)
-NOP_IN, SCSI_RESPONSE, TASK_MANAGEMENT_RESPONSE, LOGIN_RESPONSE, TEXT_RESPONSE, DATA_IN, LOGOUT_RESPONSE = range(0x20, 0x27)
+(
+    NOP_IN,
+    SCSI_RESPONSE,
+    TASK_MANAGEMENT_RESPONSE,
+    LOGIN_RESPONSE,
+    TEXT_RESPONSE,
+    DATA_IN,
+    LOGOUT_RESPONSE,
+) = range(0x20, 0x27)
 R2T, ASYNC, REJECT = 0x31, 0x32, 0x3F
 
 IMMEDIATE = 0x40
@@ -34,6 +43,7 @@ def require(condition, text, *arguments):
 
 
 # -- CRC32C, RFC 7143 11.2.3: polynomial 1EDC6F41, reflected ---------------------------------------------------------------
+
 
 def _crc_table():
     table = []
@@ -57,16 +67,42 @@ def crc32c(data):
 
 # -- PDUs ----------------------------------------------------------------------------------------------------------------
 
+
 def lun_field(lun):
     """The 8-byte LUN field: peripheral addressing up to 255, flat space above (SAM-5)."""
     return struct.pack('>H6x', lun if lun < 256 else 0x4000 | lun)
 
 
-def pack_bhs(opcode, flags=FINAL, lun=0, itt=0, word20=0, word24=0, word28=0, word32=0, word36=0, word40=0, word44=0,
-             second=b'\0\0'):
+def pack_bhs(
+    opcode,
+    flags=FINAL,
+    lun=0,
+    itt=0,
+    word20=0,
+    word24=0,
+    word28=0,
+    word32=0,
+    word36=0,
+    word40=0,
+    word44=0,
+    second=b'\0\0',
+):
     """48 bytes; the lengths are filled in by Wire.send. `second`: bytes 2 and 3."""
-    return struct.pack('>BB2s4x8s8I', opcode, flags, second, lun_field(lun) if isinstance(lun, int) else lun, itt,
-                       word20, word24, word28, word32, word36, word40, word44)
+    return struct.pack(
+        '>BB2s4x8s8I',
+        opcode,
+        flags,
+        second,
+        lun_field(lun) if isinstance(lun, int) else lun,
+        itt,
+        word20,
+        word24,
+        word28,
+        word32,
+        word36,
+        word40,
+        word44,
+    )
 
 
 class Pdu(object):
@@ -75,12 +111,25 @@ class Pdu(object):
     def __init__(self, bhs, ahs, data):
         self.bhs, self.ahs, self.data = bhs, ahs, data
         self.opcode, self.flags = bhs[0] & 0x3F, bhs[1]
-        (self.itt, self.ttt, self.stat_sn, self.exp_cmd_sn, self.max_cmd_sn,
-         self.word36, self.word40, self.word44) = struct.unpack_from('>8I', bhs, 16)
+        (
+            self.itt,
+            self.ttt,
+            self.stat_sn,
+            self.exp_cmd_sn,
+            self.max_cmd_sn,
+            self.word36,
+            self.word40,
+            self.word44,
+        ) = struct.unpack_from('>8I', bhs, 16)
         self.lun = bhs[8:16]
 
     def __repr__(self):
-        return 'Pdu(opcode %02x flags %02x itt %08x, %d bytes)' % (self.opcode, self.flags, self.itt, len(self.data))
+        return 'Pdu(opcode %02x flags %02x itt %08x, %d bytes)' % (
+            self.opcode,
+            self.flags,
+            self.itt,
+            len(self.data),
+        )
 
 
 def read_10(lba, blocks=1):
@@ -157,7 +206,12 @@ class Wire(object):
             except ConnectionResetError as e:
                 raise Closed(str(e))
             if not part:
-                require(not data, 'the connection ended inside a PDU, after %d of %d bytes', len(data), count)
+                require(
+                    not data,
+                    'the connection ended inside a PDU, after %d of %d bytes',
+                    len(data),
+                    count,
+                )
                 raise Closed('end of stream')
             data += part
         return bytes(data)
@@ -210,24 +264,38 @@ def chap_response(algorithm, identifier, secret, challenge):
 
 
 class Chap(object):
-    """What the initiator knows. `back`: (name, secret) that the target must prove to know, for mutual CHAP."""
+    """What the initiator knows. `back`: (name, secret) that the target must prove to know, for
+    mutual CHAP."""
 
     def __init__(self, name, secret, algorithms='5', back=None, encoding='hex', challenge=None):
-        self.name, self.secret, self.algorithms, self.back, self.encoding = name, secret, algorithms, back, encoding
+        self.name, self.secret, self.algorithms, self.back, self.encoding = (
+            name,
+            secret,
+            algorithms,
+            back,
+            encoding,
+        )
         self.challenge = challenge if challenge is not None else os.urandom(16)
         self.identifier = 0x2A
-        self.algorithm = None                   # what the target chose
+        self.algorithm = None  # what the target chose
 
     def answer(self, keys):
         """CHAP_N and CHAP_R (and CHAP_I, CHAP_C) for the target's CHAP_A, CHAP_I, CHAP_C."""
         self.algorithm = int(keys['CHAP_A'])
-        require(str(self.algorithm) in self.algorithms.split(','), 'CHAP_A=%s was not offered', self.algorithm)
+        require(
+            str(self.algorithm) in self.algorithms.split(','),
+            'CHAP_A=%s was not offered',
+            self.algorithm,
+        )
         challenge = decode_binary(keys['CHAP_C'])
         require(len(challenge) >= 16, 'a challenge of only %d bytes', len(challenge))
         response = chap_response(self.algorithm, int(keys['CHAP_I']), self.secret, challenge)
         pairs = [('CHAP_N', self.name), ('CHAP_R', encode_binary(response, self.encoding))]
         if self.back:
-            pairs += [('CHAP_I', str(self.identifier)), ('CHAP_C', encode_binary(self.challenge, self.encoding))]
+            pairs += [
+                ('CHAP_I', str(self.identifier)),
+                ('CHAP_C', encode_binary(self.challenge, self.encoding)),
+            ]
         return pairs
 
     def verify(self, keys):
@@ -237,4 +305,7 @@ class Chap(object):
         name, secret = self.back
         require(keys.get('CHAP_N') == name, 'the target calls itself %r', keys.get('CHAP_N'))
         expected = chap_response(self.algorithm, self.identifier, secret, self.challenge)
-        require(hmac.compare_digest(decode_binary(keys['CHAP_R']), expected), "the target's CHAP response is wrong")
+        require(
+            hmac.compare_digest(decode_binary(keys['CHAP_R']), expected),
+            "the target's CHAP response is wrong",
+        )

@@ -1,11 +1,13 @@
-"""Record what a real initiator and targetd say to each other, as transcripts that tests/transcripts/test_recorded.py replays.
+"""Record what a real initiator and targetd say to each other, as transcripts that
+tests/transcripts/test_recorded.py replays.
 
     unshare -n sh -c 'ip link set lo up; python3 -m tests.record NAME "what it is" -- iscsi-ls -s iscsi://127.0.0.1:3260'
 
-As root, where nothing else listens on port 3260: an empty network namespace, or a guest. targetd serves
-tests/transcripts/recorded.conf while the command runs; each of the command's connections becomes a file NAME-1.txt, NAME-2.txt,
-… in tests/transcripts/recorded (or in the folder that RECORD_TO names). What differs from run to run is either normalised (the
-TSIH) or written down (the random numbers of CHAP). tests/transcripts/record.sh makes all of them anew.
+As root, where nothing else listens on port 3260: an empty network namespace, or a guest. targetd
+serves tests/transcripts/recorded.conf while the command runs; each of the command's connections
+becomes a file NAME-1.txt, NAME-2.txt, … in tests/transcripts/recorded (or in the folder that
+RECORD_TO names). What differs from run to run is either normalised (the TSIH) or written down (the
+random numbers of CHAP). tests/transcripts/record.sh makes all of them anew.
 """
 
 import os
@@ -27,7 +29,7 @@ import pdu_text  # noqa: E402
 CONFIGURATION = os.path.join(HERE, 'transcripts', 'recorded.conf')
 PORT = 3260
 LOGIN, LOGIN_RESPONSE = 0x03, 0x23
-TSIH = 7                                 # what the replay gives
+TSIH = 7  # what the replay gives
 
 
 class Direction(object):
@@ -50,7 +52,8 @@ class Direction(object):
             self.next = self.next + len(payload) & 0xFFFFFFFF
 
     def pdus(self, digests):
-        """Take the whole PDUs off. digests: (bytes behind a header, bytes behind data), looked at before each."""
+        """Take the whole PDUs off. digests: (bytes behind a header, bytes behind data), looked at
+        before each."""
         while len(self.data) >= 48:
             ahs, length = 4 * self.data[4], int.from_bytes(self.data[5:8], 'big')
             assert not ahs, 'additional headers cannot be written down'
@@ -60,7 +63,7 @@ class Direction(object):
             whole = begin + padded + (behind_data if padded else 0)
             if len(self.data) < whole:
                 return
-            bhs, data = bytes(self.data[:48]), bytes(self.data[begin:begin + length])
+            bhs, data = bytes(self.data[:48]), bytes(self.data[begin : begin + length])
             del self.data[:whole]
             yield bhs, data
 
@@ -71,7 +74,7 @@ class Connection(object):
     def __init__(self):
         self.requests, self.replies = Direction(), Direction()
         self.lines = []
-        self.last_login = 0              # where in `lines` the newest Login Request stands
+        self.last_login = 0  # where in `lines` the newest Login Request stands
         self.digests = (0, 0)
         self.values = {}
 
@@ -91,15 +94,31 @@ class Connection(object):
             self.last_login = len(self.lines) + 1
             tsih, itt, cid, cmd_sn, exp_stat_sn = struct.unpack_from('>HIH2xII', bhs, 14)
             head = '> %02x %02x isid=%s%s itt=%d cid=%d cmdsn=%d expstatsn=%d' % (
-                bhs[0], bhs[1], bhs[8:14].hex(), ' tsih=%04x' % tsih if tsih else '', itt, cid, cmd_sn, exp_stat_sn)
+                bhs[0],
+                bhs[1],
+                bhs[8:14].hex(),
+                ' tsih=%04x' % tsih if tsih else '',
+                itt,
+                cid,
+                cmd_sn,
+                exp_stat_sn,
+            )
         else:
             stat_sn, exp_cmd_sn, max_cmd_sn = struct.unpack_from('>III', bhs, 24)
             is_last = bhs[1] & 0x83 == 0x83
             head = '< %02x status=%s%s statsn=%d expcmdsn=%d maxcmdsn=%d' % (
-                bhs[1], bhs[36:38].hex(), ' tsih=%04x' % TSIH if is_last else '', stat_sn, exp_cmd_sn, max_cmd_sn)
+                bhs[1],
+                bhs[36:38].hex(),
+                ' tsih=%04x' % TSIH if is_last else '',
+                stat_sn,
+                exp_cmd_sn,
+                max_cmd_sn,
+            )
             self.values.update(pair.split('=', 1) for pair in text)
             if is_last:
-                self.digests = tuple(4 * (self.values.get(key) == 'CRC32C') for key in ('HeaderDigest', 'DataDigest'))
+                self.digests = tuple(
+                    4 * (self.values.get(key) == 'CRC32C') for key in ('HeaderDigest', 'DataDigest')
+                )
             if any(pair.startswith('CHAP_C=') for pair in text):
                 self._note_randomness(dict(pair.split('=', 1) for pair in text))
         self.lines += ['', head] if head[0] == '>' else [head]
@@ -118,7 +137,7 @@ class Ear(threading.Thread):
     def __init__(self):
         super(Ear, self).__init__(daemon=True)
         self.socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0800))
-        self.socket.setsockopt(socket.SOL_SOCKET, 33, 64 << 20)          # SO_RCVBUFFORCE
+        self.socket.setsockopt(socket.SOL_SOCKET, 33, 64 << 20)  # SO_RCVBUFFORCE
         self.socket.bind(('lo', 0))
         self.socket.settimeout(0.2)
         self.connections = {}
@@ -132,21 +151,23 @@ class Ear(threading.Thread):
                 if self.is_over.is_set():
                     return
                 continue
-            if address[2] != socket.PACKET_OUTGOING:                     # on the loopback each is seen twice
+            if address[2] != socket.PACKET_OUTGOING:  # on the loopback each is seen twice
                 self._packet(packet[14:])
 
     def _packet(self, packet):
         if packet[9] != socket.IPPROTO_TCP:
             return
-        packet = packet[:struct.unpack_from('>H', packet, 2)[0] or len(packet)]
-        tcp = packet[(packet[0] & 15) * 4:]
+        packet = packet[: struct.unpack_from('>H', packet, 2)[0] or len(packet)]
+        tcp = packet[(packet[0] & 15) * 4 :]
         source, destination, sequence = struct.unpack_from('>HHI', tcp)
         if PORT not in (source, destination):
             return
         port = source if destination == PORT else destination
         if port not in self.connections:
             self.connections[port] = Connection()
-        self.connections[port].segment(destination == PORT, sequence, tcp[13], tcp[(tcp[12] >> 4) * 4:])
+        self.connections[port].segment(
+            destination == PORT, sequence, tcp[13], tcp[(tcp[12] >> 4) * 4 :]
+        )
 
 
 def server_section(directory):
@@ -163,8 +184,11 @@ def start(directory):
     with open(path, 'w') as file, open(CONFIGURATION) as rest:
         os.chmod(path, 0o600)
         file.write(server_section(directory) + rest.read())
-    process = subprocess.Popen([sys.executable, '-m', 'targetd', '-f', '-c', path], cwd=directory,
-                               env=dict(os.environ, PYTHONPATH=os.path.dirname(HERE)))
+    process = subprocess.Popen(
+        [sys.executable, '-m', 'targetd', '-f', '-c', path],
+        cwd=directory,
+        env=dict(os.environ, PYTHONPATH=os.path.dirname(HERE)),
+    )
     for _ in range(600):
         try:
             socket.create_connection(('127.0.0.1', PORT), 1).close()

@@ -1,7 +1,7 @@
 """The `targetctl` command: its arguments and its output come from the table of commands.
 
-May import base, config.model and admin. Exit codes as in targetd.errors: 0 done, 1 refused or failed, 2 wrong command line,
-7 no server answers; a refusal may carry another of them.
+May import base, config.model and admin. Exit codes as in targetd.errors: 0 done, 1 refused or
+failed, 2 wrong command line, 7 no server answers; a refusal may carry another of them.
 """
 
 import argparse
@@ -21,6 +21,7 @@ UNITS = ('bytes', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB', 'EiB')
 
 # -- the command line --------------------------------------------------------------------------------------------------------
 
+
 def _number(text):
     number = int(text)
     if not 0 <= number < 1 << 32:
@@ -35,20 +36,37 @@ def _add_argument(parser, argument):
     elif not argument.required and argument.kind == 'number':
         parser.add_argument('--' + argument.name, type=kind, metavar='NUMBER', help=argument.help)
     else:
-        parser.add_argument(argument.name, type=kind, metavar=argument.name.upper(), nargs=None if argument.required else '?',
-                            help=argument.help)
+        parser.add_argument(
+            argument.name,
+            type=kind,
+            metavar=argument.name.upper(),
+            nargs=None if argument.required else '?',
+            help=argument.help,
+        )
 
 
 def _add_common(parser, default_socket_text=None, default_json=False):
     """-s and --json may stand before the command or after it."""
-    parser.add_argument('-s', '--socket', metavar='SOCKET', default=default_socket_text,
-                        help='the control socket of the server (default: $TARGETD_SOCKET or /var/run/targetd.sock)')
-    parser.add_argument('--json', action='store_true', default=default_json, help='print the answer as JSON, for programs')
+    parser.add_argument(
+        '-s',
+        '--socket',
+        metavar='SOCKET',
+        default=default_socket_text,
+        help='the control socket of the server (default: $TARGETD_SOCKET or /var/run/targetd.sock)',
+    )
+    parser.add_argument(
+        '--json',
+        action='store_true',
+        default=default_json,
+        help='print the answer as JSON, for programs',
+    )
 
 
 def build_parser():
     """The argparse parser made of the table; the parsed arguments have `row`, the Command."""
-    parser = argparse.ArgumentParser(prog='targetctl', description='Ask and command a running targetd.')
+    parser = argparse.ArgumentParser(
+        prog='targetctl', description='Ask and command a running targetd.'
+    )
     parser.add_argument('--version', action='version', version='targetctl ' + __version__)
     _add_common(parser)
     verbs = parser.add_subparsers(metavar='COMMAND', dest='verb')
@@ -58,7 +76,11 @@ def build_parser():
         place = verbs
         if len(words) == 2:
             if words[0] not in groups:
-                group = verbs.add_parser(words[0], help='list what the server has', description='List what the server has.')
+                group = verbs.add_parser(
+                    words[0],
+                    help='list what the server has',
+                    description='List what the server has.',
+                )
                 groups[words[0]] = group.add_subparsers(metavar='WHAT', dest='what')
             place = groups[words[0]]
         command = place.add_parser(words[-1], help=row.help, description=row.text)
@@ -80,8 +102,10 @@ def _request(row, parsed):
 
 # -- what is printed ---------------------------------------------------------------------------------------------------------
 
+
 def human_bytes(number):
-    """Bytes in the largest unit that leaves a whole number or one digit after the point: '200 GiB', '1.5 TiB'."""
+    """Bytes in the largest unit that leaves a whole number or one digit after the point: '200 GiB',
+    '1.5 TiB'."""
     figure, unit = float(number), 0
     while figure >= 1024 and unit < len(UNITS) - 1:
         figure, unit = figure / 1024, unit + 1
@@ -110,13 +134,22 @@ def table_text(columns, rows):
     lines = [[column.heading for column in columns]]
     lines += [[_cell(row.get(column.key), column.form) for column in columns] for row in rows]
     widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
-    return '\n'.join('  '.join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines)
+    return '\n'.join(
+        '  '.join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines
+    )
 
 
 def records_text(columns, rows):
     """Rows with long sentences: one paragraph each, 'heading: value' a line."""
-    blocks = [['%s: %s' % (column.heading.lower().replace('-', ' '), _cell(row[column.key], column.form))
-               for column in columns if row.get(column.key) not in (None, '')] for row in rows]
+    blocks = [
+        [
+            '%s: %s'
+            % (column.heading.lower().replace('-', ' '), _cell(row[column.key], column.form))
+            for column in columns
+            if row.get(column.key) not in (None, '')
+        ]
+        for row in rows
+    ]
     return '\n\n'.join('\n'.join(block) for block in blocks)
 
 
@@ -138,7 +171,13 @@ def _print_reply(row, reply, as_json):
     if row.words == 'why' and 'rows' in reply:
         reply['rows'] = _explained(reply['rows'])
     if as_json:
-        print(json.dumps(reply.get('rows') if row.columns and 'rows' in reply else reply, indent=2, sort_keys=True))
+        print(
+            json.dumps(
+                reply.get('rows') if row.columns and 'rows' in reply else reply,
+                indent=2,
+                sort_keys=True,
+            )
+        )
         return
     rows = reply.get('rows')
     if rows:
@@ -155,13 +194,19 @@ def _plain_lines(text):
 
 # -- the command -------------------------------------------------------------------------------------------------------------
 
+
 def run(parsed):
     """Do what was parsed and print the answer. Raises TargetdError."""
     row = parsed.row
     if row.local:
         reply = {'ok': True, 'rows': local.ANSWERS[row.words]()}
     else:
-        reply = ask(parsed.socket or default_socket(), _request(row, parsed), row.seconds, until_gone=row.words == 'stop')
+        reply = ask(
+            parsed.socket or default_socket(),
+            _request(row, parsed),
+            row.seconds,
+            until_gone=row.words == 'stop',
+        )
     _print_reply(row, reply, parsed.json)
 
 
@@ -180,7 +225,7 @@ def main(arguments=None):
     except TargetdError as e:
         print('targetctl: %s' % _plain_lines(str(e)), file=sys.stderr)
         return e.exit_code
-    except BrokenPipeError:                        # `targetctl show sessions | head`
+    except BrokenPipeError:  # `targetctl show sessions | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILURE
     except KeyboardInterrupt:

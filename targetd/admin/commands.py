@@ -1,45 +1,54 @@
-"""The administrator's commands: one row each, from which `targetctl`, its manual page and the master's answers come.
+"""The administrator's commands: one row each, from which `targetctl`, its manual page and the
+master's answers come.
 
-Pure; imports nothing of targetd, so that the master may import it. The conversation on the control socket is one line each
-way, JSON in UTF-8 ended by a newline:
+Pure; imports nothing of targetd, so that the master may import it. The conversation on the control
+socket is one line each way, JSON in UTF-8 ended by a newline:
 
   request   {"command": "end", "session": 3}                 the command's name and its arguments by name
   reply     {"ok": true, "message": "…"}                     what was done, one sentence; and for a command with columns
             {"ok": true, "rows": [{"tsih": 1, …}, …]}        one object a row, keys as in `columns`; others show in --json
             {"ok": false, "error": "…", "exit_code": 1}      one plain sentence; exit_code as in targetd.errors
 
-The rows of `why` have the login status as four hex digits ('0202', RFC 7143 11.13.5); the client adds what Windows says for it.
-The server may keep the connection of `stop` open until it is gone: its end is what the command waits for.
+The rows of `why` have the login status as four hex digits ('0202', RFC 7143 11.13.5); the client
+adds what Windows says for it. The server may keep the connection of `stop` open until it is gone:
+its end is what the command waits for.
 """
 
 import json
 from collections import namedtuple
 
-MAXIMUM_REQUEST = 64 << 10       # bytes of one line, newline included
+MAXIMUM_REQUEST = 64 << 10  # bytes of one line, newline included
 MAXIMUM_REPLY = 16 << 20
 
-#: An argument. name: as in the request; kind: 'number', 'text' or 'flag' (written --name); required: bool; help: for --help.
+#: An argument. name: as in the request; kind: 'number', 'text' or 'flag' (written --name);
+#: required: bool; help: for --help.
 Argument = namedtuple('Argument', 'name kind required help')
 
 #: A column. key: in a row's object; heading: above it; form: 'text', 'bytes' or 'yes-no'.
 Column = namedtuple('Column', 'key heading form')
 
-#: A command. words: as typed, blank between; arguments: Arguments; help: one line; text: a paragraph for the manual page;
-#: columns: () if the answer is a message; empty: what is said when there are no rows; seconds: how long an answer may take;
-#: local: True if it is answered without a server; records: True if rows are long and print as paragraphs.
+#: A command. words: as typed, blank between; arguments: Arguments; help: one line; text: a
+#: paragraph for the manual page; columns: () if the answer is a message; empty: what is said when
+#: there are no rows; seconds: how long an answer may take; local: True if it is answered without a
+#: server; records: True if rows are long and print as paragraphs.
 Command = namedtuple('Command', 'words arguments help text columns empty seconds local records')
 
 
 def _columns(*triples):
-    return tuple(Column(*(triple if len(triple) == 3 else triple + ('text',))) for triple in triples)
+    return tuple(
+        Column(*(triple if len(triple) == 3 else triple + ('text',))) for triple in triples
+    )
 
 
-def _command(words, help, text, arguments=(), columns=(), empty='', seconds=30, local=False, records=False):
+def _command(
+    words, help, text, arguments=(), columns=(), empty='', seconds=30, local=False, records=False
+):
     return Command(words, tuple(arguments), help, text, columns, empty, seconds, local, records)
 
 
 _SESSION = Argument('session', 'number', True, 'the number in the first column of show sessions')
 
+# fmt: off
 TABLE = (
     _command('status', 'say whether the server runs and what it serves',
              'One line for each fact: version, process id, since when, how many sessions, targets, units and spare workers.',
@@ -121,6 +130,7 @@ TABLE = (
                               ('backing_store', 'BACKING-STORE'), ('contents', 'CONTENT'), ('used_by', 'USED-BY')),
              empty='this host has no disk', local=True),
 )
+# fmt: on
 
 
 def name_of(command):
@@ -148,7 +158,8 @@ def _checked(argument, value):
 
 
 def parse_request(line):
-    """One received line (bytes) -> (Command, {argument: value}), arguments not given are None (flags False).
+    """One received line (bytes) -> (Command, {argument: value}), arguments not given are None
+    (flags False).
 
     Raises BadRequest for what is not JSON, names no command of the table or does not fit its row.
     """
@@ -160,9 +171,13 @@ def parse_request(line):
         raise BadRequest('a request that is not JSON')
     if not isinstance(request, dict):
         raise BadRequest('a request that is no object')
-    row = BY_NAME.get(request.pop('command', None) if isinstance(request.get('command'), str) else None)
+    row = BY_NAME.get(
+        request.pop('command', None) if isinstance(request.get('command'), str) else None
+    )
     if row is None or row.local:
-        raise BadRequest('an unknown command; the server and targetctl may be of different versions')
+        raise BadRequest(
+            'an unknown command; the server and targetctl may be of different versions'
+        )
     arguments = {a.name: False if a.kind == 'flag' else None for a in row.arguments}
     for argument in row.arguments:
         if argument.name in request:
@@ -170,7 +185,9 @@ def parse_request(line):
         elif argument.required:
             raise BadRequest('%s: the %s is missing' % (row.words, argument.name))
     if request:
-        raise BadRequest('%s: unknown argument %s' % (row.words, ', '.join(sorted(map(repr, request)))))
+        raise BadRequest(
+            '%s: unknown argument %s' % (row.words, ', '.join(sorted(map(repr, request))))
+        )
     return row, arguments
 
 
@@ -193,5 +210,6 @@ def reply_rows(rows, message=None):
 
 
 def reply_error(text, exit_code=1):
-    """The reply of a command that could not be done. text: one plain sentence, or several lines of complaints."""
+    """The reply of a command that could not be done. text: one plain sentence, or several lines of
+    complaints."""
     return pack({'ok': False, 'error': text, 'exit_code': exit_code})

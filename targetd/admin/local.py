@@ -7,7 +7,8 @@ from targetd.host import disks, in_use, signatures
 
 
 def answer_disks():
-    """The rows of `disks`: every disk with a medium, how it may be named in a backing-store, and who uses it."""
+    """The rows of `disks`: every disk with a medium, how it may be named in a backing-store, and
+    who uses it."""
     rows = []
     for disk in disks.list_disks():
         if disk.transport == 'ram':

@@ -1,6 +1,7 @@
 """The client's end of the control socket: one line of JSON to the server, one line back.
 
-May import base and admin. Every way in which it can fail ends in one sentence that names the socket and what to do.
+May import base and admin. Every way in which it can fail ends in one sentence that names the socket
+and what to do.
 """
 
 import errno
@@ -31,7 +32,8 @@ class Refused(TargetdError):
 
 
 def connect(path):
-    """A connected socket. Raises NotRunning, or TargetdError if the socket is there but may not be used."""
+    """A connected socket. Raises NotRunning, or TargetdError if the socket is there but may not be
+    used."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connection.settimeout(CONNECT_SECONDS)
     try:
@@ -44,22 +46,32 @@ def connect(path):
 
 def _unreachable(path, error):
     if isinstance(error, PermissionError):
-        return TargetdError('%s may not be used by this user; be root, or a member of its group' % path)
+        return TargetdError(
+            '%s may not be used by this user; be root, or a member of its group' % path
+        )
     if error.errno in (errno.ENOENT, errno.ENOTDIR):
-        return NotRunning('no targetd answers: there is no %s; start targetd, or name its control-socket with -s' % path)
+        return NotRunning(
+            'no targetd answers: there is no %s; start targetd, or name its control-socket with -s'
+            % path
+        )
     if error.errno == errno.ECONNREFUSED:
-        return NotRunning('no targetd answers on %s: the socket was left behind by one that is gone; start targetd' % path)
+        return NotRunning(
+            'no targetd answers on %s: the socket was left behind by one that is gone; start targetd'
+            % path
+        )
     if isinstance(error, socket.timeout) or error.errno in (errno.EAGAIN, errno.ETIMEDOUT):
-        return TargetdError('%s: targetd does not take the connection within %d seconds; it is overloaded or stuck'
-                            % (path, CONNECT_SECONDS))
-    if error.errno is None:                         # 'AF_UNIX path too long' has no number
+        return TargetdError(
+            '%s: targetd does not take the connection within %d seconds; it is overloaded or stuck'
+            % (path, CONNECT_SECONDS)
+        )
+    if error.errno is None:  # 'AF_UNIX path too long' has no number
         return TargetdError('%s cannot be a control socket: %s' % (path, error))
     return TargetdError('%s is no control socket of targetd: %s' % (path, error.strerror))
 
 
 def _read_line(connection, path, deadline, seconds):
     received = bytearray()
-    while b'\n' not in received[-(1 << 16):]:
+    while b'\n' not in received[-(1 << 16) :]:
         left = deadline - time.monotonic()
         try:
             if left <= 0:
@@ -67,15 +79,23 @@ def _read_line(connection, path, deadline, seconds):
             connection.settimeout(left)
             data = connection.recv(1 << 16)
         except socket.timeout:
-            raise TargetdError('targetd on %s did not answer within %d seconds; its log may say why' % (path, seconds))
+            raise TargetdError(
+                'targetd on %s did not answer within %d seconds; its log may say why'
+                % (path, seconds)
+            )
         except OSError as e:
             raise TargetdError('targetd on %s broke off the conversation: %s' % (path, e.strerror))
         if not data:
-            raise TargetdError('targetd on %s ended the conversation without an answer; its log may say why' % path)
+            raise TargetdError(
+                'targetd on %s ended the conversation without an answer; its log may say why' % path
+            )
         received += data
         if len(received) > MAXIMUM_REPLY:
-            raise TargetdError('%s: an answer of more than %d bytes; is it targetd that answers?' % (path, MAXIMUM_REPLY))
-    return bytes(received[:received.index(b'\n')])
+            raise TargetdError(
+                '%s: an answer of more than %d bytes; is it targetd that answers?'
+                % (path, MAXIMUM_REPLY)
+            )
+    return bytes(received[: received.index(b'\n')])
 
 
 def _checked_reply(line, path):
@@ -87,9 +107,14 @@ def _checked_reply(line, path):
         raise TargetdError('%s: what answers does not speak targetd\'s language' % path)
     if not reply['ok']:
         code = reply.get('exit_code')
-        raise Refused(str(reply.get('error', 'no reason given')), code if code in range(1, 126) else EXIT_FAILURE)
+        raise Refused(
+            str(reply.get('error', 'no reason given')),
+            code if code in range(1, 126) else EXIT_FAILURE,
+        )
     rows = reply.get('rows')
-    if rows is not None and not (isinstance(rows, list) and all(isinstance(row, dict) for row in rows)):
+    if rows is not None and not (
+        isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
+    ):
         raise TargetdError('%s: what answers does not speak targetd\'s language' % path)
     return reply
 
@@ -97,8 +122,9 @@ def _checked_reply(line, path):
 def ask(path, request, seconds=30.0, until_gone=False):
     """Send one request (a dict) and return the reply (a dict with 'ok': True).
 
-    path: the control socket; seconds: the longest that the answer may take; until_gone: wait after the answer, within the
-    same time, until no server answers on the socket any more. Raises NotRunning, Refused or TargetdError.
+    path: the control socket; seconds: the longest that the answer may take; until_gone: wait after
+    the answer, within the same time, until no server answers on the socket any more. Raises
+    NotRunning, Refused or TargetdError.
     """
     line = pack(request)
     if len(line) > MAXIMUM_REQUEST:
@@ -109,7 +135,7 @@ def ask(path, request, seconds=30.0, until_gone=False):
         try:
             connection.sendall(line)
         except (BrokenPipeError, ConnectionResetError):
-            pass                                   # refused before it was read; the reason may be there to be read
+            pass  # refused before it was read; the reason may be there to be read
         reply = _checked_reply(_read_line(connection, path, deadline, seconds), path)
         if until_gone:
             _wait_until_gone(connection, path, deadline, seconds)
@@ -128,8 +154,10 @@ def _wait_until_gone(connection, path, deadline, seconds):
         pass
     while _answers(path):
         if time.monotonic() > deadline:
-            raise TargetdError('targetd on %s has not ended within %d seconds; its log says what it waits for'
-                               % (path, seconds))
+            raise TargetdError(
+                'targetd on %s has not ended within %d seconds; its log says what it waits for'
+                % (path, seconds)
+            )
         time.sleep(0.1)
 
 

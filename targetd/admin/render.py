@@ -1,7 +1,7 @@
 """The files made from the table of commands: man/targetctl.8 and etc/targetctl.bash-completion.
 
-May import base and admin. `python3 -m targetd.admin.render man` (or `completion`) prints one; a test compares what is in the
-tree with what is printed.
+May import base and admin. `python3 -m targetd.admin.render man` (or `completion`) prints one; a
+test compares what is in the tree with what is printed.
 """
 
 import sys
@@ -21,7 +21,10 @@ EXITS = (
     (EXIT_OK, 'Done.'),
     (EXIT_FAILURE, 'Refused, or failed; one sentence on standard error says why.'),
     (EXIT_USAGE, 'Wrong command line.'),
-    (EXIT_CONFIG, 'The configuration cannot be used; all complaints are on standard error and nothing was changed.'),
+    (
+        EXIT_CONFIG,
+        'The configuration cannot be used; all complaints are on standard error and nothing was changed.',
+    ),
     (EXIT_PORTAL, 'A portal could not be opened.'),
     (EXIT_STORE, 'A backing store is missing, in use or unusable.'),
     (EXIT_NOT_RUNNING, 'No targetd answers on the control socket.'),
@@ -32,8 +35,10 @@ EXAMPLES = (
     ('Why can the server at 10.0.5.17 not log in?', 'targetctl why 10.0.5.17'),
     ('What would a changed configuration do?', 'targetctl reload --plan'),
     ('Which disk is which, and which are free:', 'targetctl disks'),
-    ('Only the session numbers, for a script:',
-     'targetctl show sessions --json | python3 -c \'import json, sys; print(*[s["tsih"] for s in json.load(sys.stdin)])\''),
+    (
+        'Only the session numbers, for a script:',
+        'targetctl show sessions --json | python3 -c \'import json, sys; print(*[s["tsih"] for s in json.load(sys.stdin)])\'',
+    ),
 )
 
 
@@ -69,7 +74,10 @@ def _command_lines(row):
         name = '\\-\\-' + _roff(argument.name) if _is_option(argument) else argument.name.upper()
         lines += ['.IP', '%s: %s.' % (name, _roff(argument.help))]
     if row.columns:
-        lines += ['.IP', 'Columns: %s.' % _roff(', '.join(column.heading for column in row.columns))]
+        lines += [
+            '.IP',
+            'Columns: %s.' % _roff(', '.join(column.heading for column in row.columns)),
+        ]
     return lines
 
 
@@ -78,21 +86,35 @@ def man_page():
     lines = [
         '.\\" Made by "python3 -m targetd.admin.render man"; change targetd/admin/commands.py and make it again.',
         '.TH TARGETCTL 8 "" "targetd" "System Administration"',
-        '.SH NAME', 'targetctl \\- ask and command a running targetd',
-        '.SH SYNOPSIS', '.B targetctl',
+        '.SH NAME',
+        'targetctl \\- ask and command a running targetd',
+        '.SH SYNOPSIS',
+        '.B targetctl',
         '[\\fB\\-s\\fR \\fISOCKET\\fR] [\\fB\\-\\-json\\fR] \\fICOMMAND\\fR [\\fIARGUMENT\\fR ...]',
         '.SH DESCRIPTION',
-        _roff('targetctl speaks with targetd(8) on its control socket: it shows who is logged in and what is served, says why '
-              'a login was refused, and makes the server reload its configuration, end a session or stop.'),
+        _roff(
+            'targetctl speaks with targetd(8) on its control socket: it shows who is logged in and what is served, says why '
+            'a login was refused, and makes the server reload its configuration, end a session or stop.'
+        ),
         '.SH OPTIONS',
-        '.TP', '\\fB\\-s\\fR, \\fB\\-\\-socket\\fR \\fISOCKET\\fR',
-        _roff('The control socket, as control-socket in targetd.conf(5) has it. Without it the environment variable '
-              'TARGETD_SOCKET is used, or /var/run/targetd.sock.'),
-        '.TP', '\\fB\\-\\-json\\fR',
-        _roff('Print the answer as JSON: a list of objects for a command with columns, with more keys than the columns have. '
-              'Sizes are in bytes.'),
-        '.TP', '\\fB\\-\\-version\\fR', 'Print the version.',
-        '.TP', '\\fB\\-h\\fR, \\fB\\-\\-help\\fR', 'Print help; after a command, for that command.',
+        '.TP',
+        '\\fB\\-s\\fR, \\fB\\-\\-socket\\fR \\fISOCKET\\fR',
+        _roff(
+            'The control socket, as control-socket in targetd.conf(5) has it. Without it the environment variable '
+            'TARGETD_SOCKET is used, or /var/run/targetd.sock.'
+        ),
+        '.TP',
+        '\\fB\\-\\-json\\fR',
+        _roff(
+            'Print the answer as JSON: a list of objects for a command with columns, with more keys than the columns have. '
+            'Sizes are in bytes.'
+        ),
+        '.TP',
+        '\\fB\\-\\-version\\fR',
+        'Print the version.',
+        '.TP',
+        '\\fB\\-h\\fR, \\fB\\-\\-help\\fR',
+        'Print help; after a command, for that command.',
         '.SH COMMANDS',
     ]
     for row in TABLE:
@@ -103,8 +125,15 @@ def man_page():
     lines.append('.SH EXAMPLES')
     for text, command in EXAMPLES:
         lines += ['.PP', _roff(text), '.PP', '.nf', '.RS', _roff(command), '.RE', '.fi']
-    lines += ['.SH FILES', '.TP', '.I /var/run/targetd.sock', _roff('The control socket. Only root may use it as shipped.'),
-              '.SH SEE ALSO', '.BR targetd (8),', '.BR targetd.conf (5)']
+    lines += [
+        '.SH FILES',
+        '.TP',
+        '.I /var/run/targetd.sock',
+        _roff('The control socket. Only root may use it as shipped.'),
+        '.SH SEE ALSO',
+        '.BR targetd (8),',
+        '.BR targetd.conf (5)',
+    ]
     return '\n'.join(lines) + '\n'
 
 
@@ -124,7 +153,8 @@ def _words_after():
 
 
 def bash_completion():
-    """The text of etc/targetctl.bash-completion. It asks the running server for session numbers and unit names."""
+    """The text of etc/targetctl.bash-completion. It asks the running server for session numbers and
+    unit names."""
     asked = {'session': ('show sessions', 'tsih'), 'unit': ('show units', 'unit')}
     lines = [
         '# Completion of targetctl for bash; made by "python3 -m targetd.admin.render completion".',
@@ -154,22 +184,34 @@ def bash_completion():
         for argument in row.arguments:
             if argument.name in asked and argument.required:
                 source, key = asked[argument.name]
-                lines += ['    if [ "$typed" = "%s" ]; then' % row.words,
-                          '        choices="$choices $(targetctl ${socket:+-s "$socket"} %s --json 2>/dev/null |' % source,
-                          '            sed -n \'s/^ *"%s": "\\{0,1\\}\\([^",]*\\).*/\\1/p\')"' % key,
-                          '    fi']
-    lines += ['    COMPREPLY=($(compgen -W "$choices" -- "$current"))', '}', 'complete -F _targetctl targetctl']
+                lines += [
+                    '    if [ "$typed" = "%s" ]; then' % row.words,
+                    '        choices="$choices $(targetctl ${socket:+-s "$socket"} %s --json 2>/dev/null |'
+                    % source,
+                    '            sed -n \'s/^ *"%s": "\\{0,1\\}\\([^",]*\\).*/\\1/p\')"' % key,
+                    '    fi',
+                ]
+    lines += [
+        '    COMPREPLY=($(compgen -W "$choices" -- "$current"))',
+        '}',
+        'complete -F _targetctl targetctl',
+    ]
     return '\n'.join(lines) + '\n'
 
 
 #: what may be asked for -> (where it belongs in the tree, how it is made)
-FILES = {'man': ('man/targetctl.8', man_page), 'completion': ('etc/targetctl.bash-completion', bash_completion)}
+FILES = {
+    'man': ('man/targetctl.8', man_page),
+    'completion': ('etc/targetctl.bash-completion', bash_completion),
+}
 
 
 def main(arguments):
     """Print one of FILES; returns the exit code."""
     if len(arguments) != 1 or arguments[0] not in FILES:
-        print('usage: python3 -m targetd.admin.render %s' % '|'.join(sorted(FILES)), file=sys.stderr)
+        print(
+            'usage: python3 -m targetd.admin.render %s' % '|'.join(sorted(FILES)), file=sys.stderr
+        )
         return EXIT_USAGE
     sys.stdout.write(FILES[arguments[0]][1]())
     return EXIT_OK

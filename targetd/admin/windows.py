@@ -1,10 +1,13 @@
-"""What a Windows user sees when a login is refused: the words of the iSCSI Initiator for each login status.
+"""What a Windows user sees when a login is refused: the words of the iSCSI Initiator for each login
+status.
 
-Pure; imports nothing. The initiator's result codes run in the order of RFC 7143 11.13.5; its event log has iScsiPrt event 10
-with the login response in the dump data, and 43 when no answer came at all.
+Pure; imports nothing. The initiator's result codes run in the order of RFC 7143 11.13.5; its event
+log has iScsiPrt event 10 with the login response in the dump data, and 43 when no answer came at
+all.
 """
 
 # (status class, status detail) -> (result code, message text, where to look)
+# fmt: off
 STATUSES = {
     (1, 1): (0xEFFF0006, 'The target moved temporarily', 'whether the address that Windows was sent to answers'),
     (1, 2): (0xEFFF0007, 'The target moved permanently', 'whether the address that Windows was sent to answers'),
@@ -24,10 +27,12 @@ STATUSES = {
     (3, 1): (0xEFFF0013, 'Service unavailable', 'the target is stopping, or its disks are missing; Windows tries again'),
     (3, 2): (0xEFFF0014, 'Out of resources', 'max-sessions and the limit of connections from one address; Windows tries again'),
 }
+# fmt: on
 
 
 def says(status_class, status_detail):
-    """What the user of Windows sees for a login status: '"Authentication failure" (0xEFFF0009), iScsiPrt event 10'."""
+    """What the user of Windows sees for a login status: '"Authentication failure" (0xEFFF0009),
+    iScsiPrt event 10'."""
     if (status_class, status_detail) == (0, 0):
         return ''
     code, text, _ = STATUSES.get((status_class, status_detail), (0xEFFF0002, 'Login failed', ''))

@@ -1,7 +1,8 @@
 """Who may log in where: the rules initiator-address and initiator-name, and discovery-address.
 
-May import the pure iscsi.names. Fails closed: a target in which neither rule is written admits nobody; where both are written
-both must match. Every refusal names the rule, for the log and for `targetctl explain`.
+May import the pure iscsi.names. Fails closed: a target in which neither rule is written admits
+nobody; where both are written both must match. Every refusal names the rule, for the log and for
+`targetctl explain`.
 """
 
 import ipaddress
@@ -11,7 +12,8 @@ from targetd.iscsi import names
 
 
 def parsed_address(address):
-    """The ipaddress object of a peer's address: without scope, and an IPv4-mapped IPv6 address as the IPv4 one that it is.
+    """The ipaddress object of a peer's address: without scope, and an IPv4-mapped IPv6 address as
+    the IPv4 one that it is.
 
     Raises ValueError for what is no address.
     """
@@ -40,15 +42,26 @@ def name_matches(rules, initiator_name):
 
 
 def refusal(target, initiator_name, address):
-    """None if this initiator at this address may log in to the target, else a sentence that names the rule that refused."""
+    """None if this initiator at this address may log in to the target, else a sentence that names
+    the rule that refused."""
     addresses, patterns = target.initiator_addresses, target.initiator_names
     if not addresses and not patterns:
-        return ('target %s admits nobody: neither initiator-address nor initiator-name is written; '
-                'write initiator-address = ALL to admit everyone' % target.name)
+        return (
+            'target %s admits nobody: neither initiator-address nor initiator-name is written; '
+            'write initiator-address = ALL to admit everyone' % target.name
+        )
     if addresses and not address_matches(addresses, address):
-        return 'address %s matches none of initiator-address = %s of target %s' % (address, ', '.join(addresses), target.name)
+        return 'address %s matches none of initiator-address = %s of target %s' % (
+            address,
+            ', '.join(addresses),
+            target.name,
+        )
     if patterns and not name_matches(patterns, initiator_name):
-        return 'name %s matches none of initiator-name = %s of target %s' % (initiator_name, ', '.join(patterns), target.name)
+        return 'name %s matches none of initiator-name = %s of target %s' % (
+            initiator_name,
+            ', '.join(patterns),
+            target.name,
+        )
     return None
 
 
@@ -56,4 +69,7 @@ def discovery_refusal(server, address):
     """None if this address may ask for the list of targets, else a sentence that names the rule."""
     if address_matches(server.discovery_address, address):
         return None
-    return 'address %s matches none of discovery-address = %s' % (address, ', '.join(server.discovery_address) or '(nothing)')
+    return 'address %s matches none of discovery-address = %s' % (
+        address,
+        ', '.join(server.discovery_address) or '(nothing)',
+    )

@@ -1,8 +1,10 @@
-"""The kinds of value that a setting can have: how each is read, written back, and described in one phrase.
+"""The kinds of value that a setting can have: how each is read, written back, and described in one
+phrase.
 
-May import config.words, the pure iscsi.names, and host.disks for the ways to name a disk. A kind has `read(items)` (items: what
-words.split gave; raises Unusable), `show(value)` (text that read() turns into the same value), `resolve(value, directory)` for
-paths, and `says` (a phrase for 'write …').
+May import config.words, the pure iscsi.names, and host.disks for the ways to name a disk. A kind
+has `read(items)` (items: what words.split gave; raises Unusable), `show(value)` (text that read()
+turns into the same value), `resolve(value, directory)` for paths, and `says` (a phrase for 'write
+…').
 """
 
 import difflib
@@ -14,9 +16,9 @@ from targetd.config.words import Unusable, join
 from targetd.host import disks
 from targetd.iscsi import names
 
-ALL = 'ALL'                      # the word that admits every address or name
+ALL = 'ALL'  # the word that admits every address or name
 ISCSI_PORT = 3260
-SCOPE = '%'                      # fe80::1%eth0
+SCOPE = '%'  # fe80::1%eth0
 
 
 def nearest(word, known):
@@ -34,8 +36,10 @@ class Kind(object):
 
     def read(self, items):
         if len(items) > 1:
-            raise Unusable('one value is wanted and %d stand there' % len(items),
-                           'quote a value that holds a comma' if self.takes_commas else 'write ' + self.says)
+            raise Unusable(
+                'one value is wanted and %d stand there' % len(items),
+                'quote a value that holds a comma' if self.takes_commas else 'write ' + self.says,
+            )
         return self.parse(' '.join(items[0]))
 
     takes_commas = False
@@ -44,7 +48,8 @@ class Kind(object):
         return text
 
     def resolve(self, value, directory):
-        """The value as it is meant in a file of this directory; differs from the value for paths only."""
+        """The value as it is meant in a file of this directory; differs from the value for paths
+        only."""
         return value
 
     def show(self, value):
@@ -61,13 +66,25 @@ class Flag(Kind):
     """yes or no -> bool."""
 
     says = 'yes or no'
-    WORDS = {'yes': True, 'on': True, 'true': True, '1': True, 'no': False, 'off': False, 'false': False, '0': False}
+    WORDS = {
+        'yes': True,
+        'on': True,
+        'true': True,
+        '1': True,
+        'no': False,
+        'off': False,
+        'false': False,
+        '0': False,
+    }
 
     def parse(self, text):
         try:
             return self.WORDS[text.lower()]
         except KeyError:
-            raise Unusable('%r is neither yes nor no' % text, 'write yes or no (on, off, true, false, 1, 0 are the same)')
+            raise Unusable(
+                '%r is neither yes nor no' % text,
+                'write yes or no (on, off, true, false, 1, 0 are the same)',
+            )
 
     def __init__(self, yes='yes', no='no'):
         self.yes, self.no = yes, no
@@ -119,7 +136,10 @@ class Size(Kind):
 
     def __init__(self, low=0, high=1 << 60, multiple=1):
         self.low, self.high, self.multiple = low, high, multiple
-        self.says = 'a size from %s to %s, like 512, 64K, 200G' % (self.write(low), self.write(high))
+        self.says = 'a size from %s to %s, like 512, 64K, 200G' % (
+            self.write(low),
+            self.write(high),
+        )
         if multiple > 1:
             self.says += ', a multiple of %s' % self.write(multiple)
 
@@ -177,7 +197,10 @@ class Duration(Kind):
     def __init__(self, low, high, off=False):
         self.low, self.high, self.off = low, high, off
         self.says = 'a time from %s to %s, like 500ms, 30s, 2min%s' % (
-            self.write(low), self.write(high), ', or 0 for never' if off else '')
+            self.write(low),
+            self.write(high),
+            ', or 0 for never' if off else '',
+        )
 
     def parse(self, text):
         match = self.PATTERN.match(text)
@@ -204,15 +227,23 @@ class Text(Kind):
 
     def __init__(self, longest, ascii_only=False):
         self.longest, self.ascii_only = longest, ascii_only
-        self.says = 'at most %d %s' % (longest, 'ASCII characters' if ascii_only else 'bytes of text')
+        self.says = 'at most %d %s' % (
+            longest,
+            'ASCII characters' if ascii_only else 'bytes of text',
+        )
 
     def parse(self, text):
         if self.ascii_only and not all(' ' <= character <= '~' for character in text):
-            raise Unusable('%r holds a character that is not printable ASCII' % text, 'write ' + self.says)
+            raise Unusable(
+                '%r holds a character that is not printable ASCII' % text, 'write ' + self.says
+            )
         if any(0 < ord(character) < 32 for character in text):
             raise Unusable('%r holds a control character' % text, 'leave it out')
         if len(text.encode('utf-8', 'replace')) > self.longest:
-            raise Unusable('%r is %d bytes long' % (text, len(text.encode('utf-8', 'replace'))), 'write ' + self.says)
+            raise Unusable(
+                '%r is %d bytes long' % (text, len(text.encode('utf-8', 'replace'))),
+                'write ' + self.says,
+            )
         return text
 
 
@@ -230,13 +261,17 @@ class Path(Kind):
     def resolve(self, value, directory):
         """The absolute path of a value that stands in a file of this directory.
 
-        The file's UTF-8 bytes name it, whatever the locale: under LANG=C Python 3.6 could not open it as plain text.
+        The file's UTF-8 bytes name it, whatever the locale: under LANG=C Python 3.6 could not open
+        it as plain text.
         """
-        return os.path.normpath(os.path.join(directory, os.fsdecode(value.encode('utf-8', 'surrogateescape'))))
+        return os.path.normpath(
+            os.path.join(directory, os.fsdecode(value.encode('utf-8', 'surrogateescape')))
+        )
 
 
 class StorePath(Path):
-    """What a store is: a path, or serial:…, wwn:… and the other names that host.disks finds a disk by -> str."""
+    """What a store is: a path, or serial:…, wwn:… and the other names that host.disks finds a disk
+    by -> str."""
 
     SELECTOR = re.compile('([a-z][a-z-]*):(?!//)(.*)$', re.DOTALL)
     says = 'a path, or serial:NUMBER, wwn:0xNUMBER, by-id:NAME, model:NAME to find a disk by'
@@ -245,8 +280,12 @@ class StorePath(Path):
         match = self.SELECTOR.match(super(StorePath, self).parse(text))
         if match and match.group(1) not in disks.KEYS:
             near = nearest(match.group(1), disks.KEYS)
-            raise Unusable('%s: is no way to find a disk' % match.group(1),
-                           'did you mean %s:?' % near if near else 'known are %s' % ', '.join(key + ':' for key in disks.KEYS))
+            raise Unusable(
+                '%s: is no way to find a disk' % match.group(1),
+                'did you mean %s:?' % near
+                if near
+                else 'known are %s' % ', '.join(key + ':' for key in disks.KEYS),
+            )
         if match and not match.group(2).strip():
             raise Unusable('nothing stands after %s:' % match.group(1), 'write ' + self.says)
         return text
@@ -271,8 +310,12 @@ class Choice(Kind):
             if word.lower() == wanted:
                 return word
         near = nearest(text, self.words)
-        raise Unusable('%r is not possible here' % text,
-                       'did you mean %s? ' % near + 'Possible are ' + self.says if near else 'write ' + self.says)
+        raise Unusable(
+            '%r is not possible here' % text,
+            'did you mean %s? ' % near + 'Possible are ' + self.says
+            if near
+            else 'write ' + self.says,
+        )
 
 
 class LogPlace(Kind):
@@ -300,12 +343,15 @@ class Hex(Kind):
     def parse(self, text):
         digits = re.sub('^(0x|naa\\.|eui\\.|wwn-0x)|[-:.]', '', text.lower())
         if not re.match('[0-9a-f]+$', digits) or len(digits) not in self.lengths:
-            raise Unusable('%r is not %s' % (text, self.says), 'write %s, with or without 0x' % self.says)
+            raise Unusable(
+                '%r is not %s' % (text, self.says), 'write %s, with or without 0x' % self.says
+            )
         return digits
 
 
 class Naa(Hex):
-    """A NAA identifier (SPC-4): 16 digits for NAA 2, 3 or 5, 32 for NAA 6 -> str of lower-case digits."""
+    """A NAA identifier (SPC-4): 16 digits for NAA 2, 3 or 5, 32 for NAA 6 -> str of lower-case
+    digits."""
 
     def __init__(self):
         super(Naa, self).__init__(16, 32)
@@ -345,7 +391,8 @@ class Listed(object):
 
 
 class Several(Listed):
-    """Items of one kind, of which commas *or blanks* may stand between -> tuple. For words that hold no blank."""
+    """Items of one kind, of which commas *or blanks* may stand between -> tuple. For words that
+    hold no blank."""
 
     def read(self, items):
         return tuple(self.kind.parse(word) for words in items for word in words)
@@ -359,19 +406,30 @@ class Account(Kind):
 
     def read(self, items):
         if len(items) > 1:
-            raise Unusable('one account is wanted and %d stand there' % len(items), 'quote a secret that holds a comma')
+            raise Unusable(
+                'one account is wanted and %d stand there' % len(items),
+                'quote a secret that holds a comma',
+            )
         return self.item(items[0])
 
     def item(self, words):
         # The complaint never shows what may be the secret: complaints end in logs.
         if len(words) == 1:
-            raise Unusable('an account of one word', 'write a name and a secret with a blank between them; '
-                           'a secret that begins with # or holds a comma or a blank must stand in quotes')
+            raise Unusable(
+                'an account of one word',
+                'write a name and a secret with a blank between them; '
+                'a secret that begins with # or holds a comma or a blank must stand in quotes',
+            )
         if len(words) != 2:
-            raise Unusable('account %r has %d words after its name' % (words[0], len(words) - 1),
-                           'write a name and one secret; a secret that holds blanks must stand in quotes')
+            raise Unusable(
+                'account %r has %d words after its name' % (words[0], len(words) - 1),
+                'write a name and one secret; a secret that holds blanks must stand in quotes',
+            )
         if not words[0] or not words[1]:
-            raise Unusable('an account has an empty %s' % ('secret' if words[0] else 'name'), 'write a name and a secret')
+            raise Unusable(
+                'an account has an empty %s' % ('secret' if words[0] else 'name'),
+                'write a name and a secret',
+            )
         return words[0], words[1]
 
     def show(self, value):
@@ -392,8 +450,8 @@ class Accounts(Listed):
 
 
 class Portal(Kind):
-    """A numeric address and a port -> (address, port). port: where none is written; of_others: not an address of this host, so
-    that a wildcard has no meaning."""
+    """A numeric address and a port -> (address, port). port: where none is written; of_others: not
+    an address of this host, so that a wildcard has no meaning."""
 
     def __init__(self, port=ISCSI_PORT, of_others=False):
         self.port, self.of_others = port, of_others
@@ -407,17 +465,23 @@ class Portal(Kind):
         try:
             parsed = ipaddress.ip_address(plain)
         except ValueError:
-            raise Unusable('%r is no address' % text, 'write %s (numbers, not a host name)' % self.says)
+            raise Unusable(
+                '%r is no address' % text, 'write %s (numbers, not a host name)' % self.says
+            )
         if self.of_others and parsed.is_unspecified:
             raise Unusable('%s is no address of another host' % parsed, 'write ' + self.says)
         return str(parsed) + (SCOPE + scope if scope else ''), number
 
     def taken_apart(self, text):
         """(what stands before the port, the port)."""
-        match = re.match(r'\[([^\]]*)\](?::([0-9]+))?$', text) or re.match(r'([^:\[\]]+)(?::([0-9]+))?$', text)
+        match = re.match(r'\[([^\]]*)\](?::([0-9]+))?$', text) or re.match(
+            r'([^:\[\]]+)(?::([0-9]+))?$', text
+        )
         if not match and text.count(':') > 1 and '[' not in text:
-            raise Unusable('%r does not tell address and port apart' % text,
-                           'write an IPv6 address in brackets, like [::1]:%d' % self.port)
+            raise Unusable(
+                '%r does not tell address and port apart' % text,
+                'write an IPv6 address in brackets, like [::1]:%d' % self.port,
+            )
         address, port = match.groups() if match else (text, None)
         number = int(port) if port else self.port
         if not 1 <= number <= 65535:
@@ -429,19 +493,26 @@ class Portal(Kind):
 
 
 class Redirection(Kind):
-    """Where a target is to be found instead: a word and an address or host name -> (permanent, address, port)."""
+    """Where a target is to be found instead: a word and an address or host name -> (permanent,
+    address, port)."""
 
-    says = 'temporary or permanent, and an address and port like 10.0.0.2:3260 or storage2.example.com'
+    says = (
+        'temporary or permanent, and an address and port like 10.0.0.2:3260 or storage2.example.com'
+    )
     HOST = re.compile(r'(?=.{1,253}$)(?!-)[A-Za-z0-9-]{1,63}(?:\.(?!-)[A-Za-z0-9-]{1,63})*$')
     WORDS = Choice('temporary', 'permanent')
     PORTAL = Portal(of_others=True)
 
     def read(self, items):
         if len(items) > 1:
-            raise Unusable('a portal group tag or another address stands after the comma',
-                           'write one address without a tag: a redirect has none (RFC 7143 13.8)')
+            raise Unusable(
+                'a portal group tag or another address stands after the comma',
+                'write one address without a tag: a redirect has none (RFC 7143 13.8)',
+            )
         if len(items[0]) != 2:
-            raise Unusable('two words are wanted and %d stand there' % len(items[0]), 'write ' + self.says)
+            raise Unusable(
+                'two words are wanted and %d stand there' % len(items[0]), 'write ' + self.says
+            )
         word = self.WORDS.parse(items[0][0])
         host, port = self.PORTAL.taken_apart(items[0][1])
         if not self.HOST.match(host) or re.match(r'[0-9.]+$', host) or items[0][1].startswith('['):
@@ -450,7 +521,10 @@ class Redirection(Kind):
 
     def show(self, value):
         permanent, host, port = value
-        return '%s %s' % ('permanent' if permanent else 'temporary', self.PORTAL.write((host, port)))
+        return '%s %s' % (
+            'permanent' if permanent else 'temporary',
+            self.PORTAL.write((host, port)),
+        )
 
 
 class Network(Kind):
@@ -469,8 +543,10 @@ class Network(Kind):
             net = ipaddress.ip_network(text, strict=False)
         except ValueError:
             raise Unusable('%r is neither an address nor a net' % text, 'write ' + self.says)
-        raise Unusable('%s has bits of a host behind its prefix' % text,
-                       'write %s for the net or %s for the one address' % (net, text.split('/')[0]))
+        raise Unusable(
+            '%s has bits of a host behind its prefix' % text,
+            'write %s for the net or %s for the one address' % (net, text.split('/')[0]),
+        )
 
     def write(self, value):
         if value == ALL:
@@ -480,7 +556,8 @@ class Network(Kind):
 
 
 class KeyWords(Kind):
-    """Words of a list-valued text key in order of preference -> tuple of words as the table spells them."""
+    """Words of a list-valued text key in order of preference -> tuple of words as the table spells
+    them."""
 
     repeatable = True
 
@@ -497,7 +574,8 @@ class KeyWords(Kind):
 
 
 class NamePattern(Kind):
-    """An iSCSI name, folded, in which * and ? stand for others; or ALL -> the folded pattern, or 'ALL'."""
+    """An iSCSI name, folded, in which * and ? stand for others; or ALL -> the folded pattern, or
+    'ALL'."""
 
     says = 'an iSCSI name, in which * stands for any characters and ? for one, or ALL'
 
@@ -511,14 +589,19 @@ class NamePattern(Kind):
         elif not any(kind.startswith(literal[:4]) for kind in ('iqn.', 'eui.', 'naa.')):
             flaw = 'it begins with none of iqn., eui. and naa.'
         else:
-            flaw = None if folded.isprintable() and ' ' not in folded else 'it holds a blank or an unprintable character'
+            flaw = (
+                None
+                if folded.isprintable() and ' ' not in folded
+                else 'it holds a blank or an unprintable character'
+            )
         if flaw:
             raise Unusable('%r is no iSCSI name: %s' % (text, flaw), 'write ' + self.says)
         return folded
 
 
 class Filters(Listed):
-    """Filters of a store, each a name and its words, which the store itself understands -> tuple of 'name word word'."""
+    """Filters of a store, each a name and its words, which the store itself understands -> tuple of
+    'name word word'."""
 
     NAMES = ('delay', 'error', 'readonly', 'tear', 'trace')
 

@@ -13,8 +13,10 @@ from targetd.config import acl, kinds
 from targetd.errors import Complaint, StoreError
 from targetd.host import claims, disks, roots, signatures
 
-SHORTEST_SECRET, LONGEST_SECRET = 12, 16     # what the Windows initiator takes without IPsec, in bytes
-UNSTABLE = re.compile('/dev/(sd[a-z]+|hd[a-z]|vd[a-z]+|xvd[a-z]+|nvme[0-9]+n[0-9]+|mmcblk[0-9]+)p?[0-9]*$')
+SHORTEST_SECRET, LONGEST_SECRET = 12, 16  # what the Windows initiator takes without IPsec, in bytes
+UNSTABLE = re.compile(
+    '/dev/(sd[a-z]+|hd[a-z]|vd[a-z]+|xvd[a-z]+|nvme[0-9]+n[0-9]+|mmcblk[0-9]+)p?[0-9]*$'
+)
 
 
 def warnings(configuration):
@@ -22,7 +24,11 @@ def warnings(configuration):
     found = _open_secrets(configuration) + _discovery(configuration)
     for target in configuration.targets.values():
         found += _accounts(configuration, target.name, target.accounts, target.outgoing)
-        found += _admission(configuration, target) + _luns(configuration, target) + _redirect(configuration, target)
+        found += (
+            _admission(configuration, target)
+            + _luns(configuration, target)
+            + _redirect(configuration, target)
+        )
     order = dict((name, number) for number, name in enumerate(configuration.files))
     return sorted(found, key=lambda c: (order.get(c.file, len(order)), c.line or 0))
 
@@ -34,40 +40,72 @@ def _warning(configuration, key, text, remedy):
 
 def _open_secrets(configuration):
     found = []
-    for path in sorted(set(place[0] for key, place in configuration.places.items() if key[0] == 'account')):
+    for path in sorted(
+        set(place[0] for key, place in configuration.places.items() if key[0] == 'account')
+    ):
         try:
             mode = os.stat(path).st_mode
         except OSError:
             continue
         if mode & stat.S_IROTH:
-            found.append(Complaint(path, None, 'holds secrets and every user of this host can read it', 'chmod 600 %s' % path))
+            found.append(
+                Complaint(
+                    path,
+                    None,
+                    'holds secrets and every user of this host can read it',
+                    'chmod 600 %s' % path,
+                )
+            )
     return found
 
 
 def _discovery(configuration):
     server = configuration.server
-    return _accounts(configuration, None, server.incomingdiscoveryuser, server.outgoingdiscoveryuser)
+    return _accounts(
+        configuration, None, server.incomingdiscoveryuser, server.outgoingdiscoveryuser
+    )
 
 
 def _accounts(configuration, target, accounts, outgoing):
     found = []
-    for key, (user, secret) in [(user, (user, secret)) for user, secret in accounts] + ([(None, outgoing)] if outgoing else []):
+    for key, (user, secret) in [(user, (user, secret)) for user, secret in accounts] + (
+        [(None, outgoing)] if outgoing else []
+    ):
         length = len(secret.encode('utf-8', 'replace'))
         if not SHORTEST_SECRET <= length <= LONGEST_SECRET:
-            found.append(_warning(configuration, ('account', target, key), 'the secret of %r is %d bytes long' % (user, length),
-                                  'Windows takes %d to %d; other initiators take it' % (SHORTEST_SECRET, LONGEST_SECRET)))
+            found.append(
+                _warning(
+                    configuration,
+                    ('account', target, key),
+                    'the secret of %r is %d bytes long' % (user, length),
+                    'Windows takes %d to %d; other initiators take it'
+                    % (SHORTEST_SECRET, LONGEST_SECRET),
+                )
+            )
     return found
 
 
 def _admission(configuration, target):
     place = ('target', target.name)
     if not target.initiator_addresses and not target.initiator_names:
-        return [_warning(configuration, place, acl.refusal(target, '', '').split('; ')[0],
-                         'write initiator-address = ALL to admit everyone%s, or the addresses or names that may log in'
-                         % (' who knows an account' if target.accounts else ''))]
+        return [
+            _warning(
+                configuration,
+                place,
+                acl.refusal(target, '', '').split('; ')[0],
+                'write initiator-address = ALL to admit everyone%s, or the addresses or names that may log in'
+                % (' who knows an account' if target.accounts else ''),
+            )
+        ]
     if admits_everyone(target) and not target.accounts:
-        return [_warning(configuration, place, 'target %s admits everyone, without CHAP' % target.name,
-                         'write initiator-address, initiator-name or incominguser where the network is not only yours')]
+        return [
+            _warning(
+                configuration,
+                place,
+                'target %s admits everyone, without CHAP' % target.name,
+                'write initiator-address, initiator-name or incominguser where the network is not only yours',
+            )
+        ]
     return []
 
 
@@ -80,25 +118,53 @@ def admits_everyone(target):
 def _luns(configuration, target):
     found = []
     if not target.luns and target.redirect is None:
-        found.append(_warning(configuration, ('target', target.name), 'target %s has no LUN' % target.name,
-                              'write backing-store = PATH or a section [[lun 0]]'))
+        found.append(
+            _warning(
+                configuration,
+                ('target', target.name),
+                'target %s has no LUN' % target.name,
+                'write backing-store = PATH or a section [[lun 0]]',
+            )
+        )
     elif target.luns and 0 not in target.luns:
-        found.append(_warning(configuration, ('target', target.name), 'target %s has no LUN 0' % target.name,
-                              'initiators ask LUN 0 for the list of LUNs; targetd answers, but give the first disk number 0'))
+        found.append(
+            _warning(
+                configuration,
+                ('target', target.name),
+                'target %s has no LUN 0' % target.name,
+                'initiators ask LUN 0 for the list of LUNs; targetd answers, but give the first disk number 0',
+            )
+        )
     for number, lun in target.luns.items():
         if UNSTABLE.match(lun.backing_store):
-            found.append(_warning(configuration, ('lun', target.name, number), '%s may be another disk after a boot'
-                                  % lun.backing_store, 'name it by /dev/disk/by-id/..., serial: or wwn:'))
+            found.append(
+                _warning(
+                    configuration,
+                    ('lun', target.name, number),
+                    '%s may be another disk after a boot' % lun.backing_store,
+                    'name it by /dev/disk/by-id/..., serial: or wwn:',
+                )
+            )
     return found
 
 
 def _redirect(configuration, target):
-    portals = [portal for tag in target.portal_groups for portal in configuration.portal_groups[tag].portals]
+    portals = [
+        portal
+        for tag in target.portal_groups
+        for portal in configuration.portal_groups[tag].portals
+    ]
     if target.redirect is None or target.redirect[1:] not in portals:
         return []
-    return [_warning(configuration, ('target', target.name), 'target %s is redirected to its own portal %s' % (
-        target.name, kinds.Portal().write(target.redirect[1:])),
-        'initiators would go round in circles; write the other address')]
+    return [
+        _warning(
+            configuration,
+            ('target', target.name),
+            'target %s is redirected to its own portal %s'
+            % (target.name, kinds.Portal().write(target.redirect[1:])),
+            'initiators would go round in circles; write the other address',
+        )
+    ]
 
 
 def missing_stores(configuration):
@@ -114,17 +180,29 @@ def missing_stores(configuration):
                 found.append(_warning(configuration, ('lun', target.name, number), str(e), ''))
                 continue
             if lun.encryption_key_file and not os.path.exists(lun.encryption_key_file):
-                found.append(_warning(configuration, ('lun', target.name, number),
-                                      'its encryption-key-file %s does not exist' % lun.encryption_key_file,
-                                      'it is made if the disk is empty; for any other, bring the file back from your copy'))
+                found.append(
+                    _warning(
+                        configuration,
+                        ('lun', target.name, number),
+                        'its encryption-key-file %s does not exist' % lun.encryption_key_file,
+                        'it is made if the disk is empty; for any other, bring the file back from your copy',
+                    )
+                )
             if not os.path.exists(path) and lun.size is None:
-                found.append(_warning(configuration, ('lun', target.name, number), '%s does not exist' % path,
-                                      'write size = 10G or like it to have a sparse file created'))
+                found.append(
+                    _warning(
+                        configuration,
+                        ('lun', target.name, number),
+                        '%s does not exist' % path,
+                        'write size = 10G or like it to have a sparse file created',
+                    )
+                )
     return found
 
 
 def contents(configuration):
-    """[Complaint] of LUNs on disks that this host counts on, or takes into use by itself; as far as that is noted elsewhere."""
+    """[Complaint] of LUNs on disks that this host counts on, or takes into use by itself; as far as
+    that is noted elsewhere."""
     found = []
     for target in configuration.targets.values():
         for number, lun in target.luns.items():
@@ -132,11 +210,25 @@ def contents(configuration):
             if name is None:
                 continue
             path, place = roots.ROOTS.node(name), ('lun', target.name, number)
-            found += [_warning(configuration, place, sentence, 'it is refused as long as allow-in-use is not written')
-                      for sentence in claims.claims(path, [], None)]
-            found += [_warning(configuration, place, 'there is %s' % noted, 'if an initiator made that, keep this host from '
-                               'using it (global_filter in lvm.conf, AUTO -all in mdadm.conf); if this host did, take another')
-                      for noted in signatures.layers_noted_by_udev(name)]
+            found += [
+                _warning(
+                    configuration,
+                    place,
+                    sentence,
+                    'it is refused as long as allow-in-use is not written',
+                )
+                for sentence in claims.claims(path, [], None)
+            ]
+            found += [
+                _warning(
+                    configuration,
+                    place,
+                    'there is %s' % noted,
+                    'if an initiator made that, keep this host from '
+                    'using it (global_filter in lvm.conf, AUTO -all in mdadm.conf); if this host did, take another',
+                )
+                for noted in signatures.layers_noted_by_udev(name)
+            ]
     return found
 
 

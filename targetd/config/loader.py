@@ -1,9 +1,11 @@
 """From files to a Configuration: reading, includes, sections. The only importer of configobj.
 
-May import base and config. configobj gives sections, nesting and `name = value` lines; what stands behind the equals sign is
-ours (config.words), because secrets may hold any character. configobj neither tells the line of a setting nor lets a setting
-or heading be repeated, so each is handed to it with its line number in front (`[target x]` on line 7 as `[7 target x]`): the
-number comes back with the name, nothing is ever a duplicate, and repetition is judged by config.check, which knows both places.
+May import base and config. configobj gives sections, nesting and `name = value` lines; what stands
+behind the equals sign is ours (config.words), because secrets may hold any character. configobj
+neither tells the line of a setting nor lets a setting or heading be repeated, so each is handed to
+it with its line number in front (`[target x]` on line 7 as `[7 target x]`): the number comes back
+with the name, nothing is ever a duplicate, and repetition is judged by config.check, which knows
+both places.
 """
 
 import glob
@@ -20,7 +22,8 @@ from targetd.errors import Complaint, ConfigError
 
 #: One `name = text`. name: as written.
 Entry = namedtuple('Entry', 'name text file line')
-#: One section. kind, argument: of '[kind argument]'; entries: [Entry]; sections: [Section] nested in it.
+#: One section. kind, argument: of '[kind argument]'; entries: [Entry]; sections: [Section] nested
+#: in it.
 Section = namedtuple('Section', 'kind argument file line entries sections')
 
 TRIPLE = re.compile(r'''[^=]*=\s*("{3}|'{3})''')
@@ -48,24 +51,31 @@ def _in_file_order(complaints, files):
 
 
 class Reading(object):
-    """Files read so far: `sections` ([Section]), `files` (paths in the order of reading), `complaints`."""
+    """Files read so far: `sections` ([Section]), `files` (paths in the order of reading),
+    `complaints`."""
 
     def __init__(self):
         self.sections = []
         self.files = []
         self.complaints = []
-        self._open = []          # real paths of the files that are being read, outermost first
-        self._seen = {}          # real path: Entry that included it, or None
+        self._open = []  # real paths of the files that are being read, outermost first
+        self._seen = {}  # real path: Entry that included it, or None
 
     def include(self, path, entry):
         """Read one file. entry: the include that names it, None for the main file."""
         real = os.path.realpath(path)
         if real in self._open:
-            return self._complain(entry, 'includes %s, which includes this file in turn' % path, 'remove one of the includes')
+            return self._complain(
+                entry,
+                'includes %s, which includes this file in turn' % path,
+                'remove one of the includes',
+            )
         if real in self._seen:
             first = self._seen[real]
             where = ' at %s:%d' % (first.file, first.line) if first else ' from the start'
-            return self._complain(entry, '%s is included already%s' % (path, where), 'remove one of the two')
+            return self._complain(
+                entry, '%s is included already%s' % (path, where), 'remove one of the two'
+            )
         try:
             with open(path, 'rb') as f:
                 content = f.read()
@@ -85,27 +95,43 @@ class Reading(object):
         if entry:
             self._complain(entry, text, 'correct the path; wildcards (*.conf) may match nothing')
         else:
-            self.complaints.append(Complaint(path, None, 'cannot be read: %s' % error.strerror,
-                                             'name the configuration with -c, or try targetd --demo'))
+            self.complaints.append(
+                Complaint(
+                    path,
+                    None,
+                    'cannot be read: %s' % error.strerror,
+                    'name the configuration with -c, or try targetd --demo',
+                )
+            )
 
     def _lines(self, path, content):
         try:
             text = content.decode('utf-8')
         except UnicodeDecodeError as e:
             line = content.count(b'\n', 0, e.start) + 1
-            self.complaints.append(Complaint(path, line, 'this line is not UTF-8', 'save the file as UTF-8'))
+            self.complaints.append(
+                Complaint(path, line, 'this line is not UTF-8', 'save the file as UTF-8')
+            )
             text = content.decode('utf-8', 'replace')
         if '\0' in text:
-            self.complaints.append(Complaint(path, text.count('\n', 0, text.index('\0')) + 1, 'a NUL stands in this line',
-                                             'the configuration is a text file'))
-        lines = text[text.startswith('\ufeff'):].split('\n')
+            self.complaints.append(
+                Complaint(
+                    path,
+                    text.count('\n', 0, text.index('\0')) + 1,
+                    'a NUL stands in this line',
+                    'the configuration is a text file',
+                )
+            )
+        lines = text[text.startswith('\ufeff') :].split('\n')
         return [line[:-1] if line.endswith('\r') else line for line in lines]
 
     # -- configobj -----------------------------------------------------------------------------------------------------
 
     def _parse(self, path, lines):
         try:
-            root = configobj.ConfigObj(self._numbered(path, lines), interpolation=False, list_values=False, _inspec=True)
+            root = configobj.ConfigObj(
+                self._numbered(path, lines), interpolation=False, list_values=False, _inspec=True
+            )
         except (configobj.ConfigObjError, SyntaxError) as e:
             root = e.config
             for error in e.errors:
@@ -114,17 +140,25 @@ class Reading(object):
             if entry.name.lower() == 'include':
                 self._include_all(entry)
             else:
-                self._complain(entry, '%s stands before the first section' % entry.name, _home_of(entry.name))
+                self._complain(
+                    entry, '%s stands before the first section' % entry.name, _home_of(entry.name)
+                )
         for section in self._sections(path, root):
             for entry in [e for e in section.entries if e.name.lower() == 'include']:
-                self._complain(entry, 'include stands in a section', 'move it before the first section of the file')
+                self._complain(
+                    entry,
+                    'include stands in a section',
+                    'move it before the first section of the file',
+                )
                 section.entries.remove(entry)
             self.sections.append(section)
 
     def _numbered(self, path, lines):
-        """The lines as configobj gets them: with their number before the name; empty where they only disturb it: comments, and
-        what stands under a heading that cannot be used and so belongs nowhere."""
-        numbered, depth, skipped = [], 0, None     # skipped: depth of the unusable heading that we are under
+        """The lines as configobj gets them: with their number before the name; empty where they
+        only disturb it: comments, and what stands under a heading that cannot be used and so
+        belongs nowhere."""
+        # skipped: depth of the unusable heading that we are under
+        numbered, depth, skipped = [], 0, None
         for number, line in enumerate(lines, 1):
             stripped, result = line.strip(), ''
             if stripped.startswith('['):
@@ -132,14 +166,25 @@ class Reading(object):
                 if skipped is not None and opened > skipped:
                     pass
                 elif flaw:
-                    self.complaints.append(Complaint(path, number, '%r %s' % (stripped, flaw[0]), flaw[1]))
+                    self.complaints.append(
+                        Complaint(path, number, '%r %s' % (stripped, flaw[0]), flaw[1])
+                    )
                     skipped = opened
                 else:
-                    skipped, depth, result = None, opened, '[' * opened + '%d %s' % (number, name) + ']' * opened
+                    skipped, depth, result = (
+                        None,
+                        opened,
+                        '[' * opened + '%d %s' % (number, name) + ']' * opened,
+                    )
             elif TRIPLE.match(line) and skipped is None:
-                self.complaints.append(Complaint(
-                    path, number, 'a value begins with three quotes',
-                    'a value is one line, in quotes of one kind; a word that begins with one kind stands in the other'))
+                self.complaints.append(
+                    Complaint(
+                        path,
+                        number,
+                        'a value begins with three quotes',
+                        'a value is one line, in quotes of one kind; a word that begins with one kind stands in the other',
+                    )
+                )
             elif stripped and not stripped.startswith('#') and skipped is None:
                 result = '%d %s' % (number, line.lstrip())
             numbered.append(result)
@@ -150,7 +195,9 @@ class Reading(object):
         for key in section.scalars:
             number, name = _take_number(key)
             if not name:
-                self.complaints.append(Complaint(path, number, 'no setting stands before the equals sign', ''))
+                self.complaints.append(
+                    Complaint(path, number, 'no setting stands before the equals sign', '')
+                )
             else:
                 entries.append(Entry(name, section[key], path, number))
         return entries
@@ -164,8 +211,16 @@ class Reading(object):
             except Unusable as e:
                 self.complaints.append(Complaint(path, number, e.text, e.remedy))
                 continue
-            sections.append(Section(words[0].lower().replace('_', '-'), ' '.join(words[1:]), path, number,
-                                    self._entries(path, parent[key]), self._sections(path, parent[key])))
+            sections.append(
+                Section(
+                    words[0].lower().replace('_', '-'),
+                    ' '.join(words[1:]),
+                    path,
+                    number,
+                    self._entries(path, parent[key]),
+                    self._sections(path, parent[key]),
+                )
+            )
         return sections
 
     # -- include -------------------------------------------------------------------------------------------------------
@@ -185,16 +240,29 @@ class Reading(object):
 
 
 def _heading(line, depth):
-    """(opening brackets, name, None or (what is wrong, remedy)) of a heading that stands under one of this depth."""
+    """(opening brackets, name, None or (what is wrong, remedy)) of a heading that stands under one
+    of this depth."""
     match = HEADING.match(line)
     if not match:
         opened = len(line) - len(line.lstrip(' \t['))
-        return line[:opened].count('['), '', ('is a heading that is not closed', 'write as many ] as [')
+        return (
+            line[:opened].count('['),
+            '',
+            ('is a heading that is not closed', 'write as many ] as ['),
+        )
     opened, closed = match.group(1).count('['), match.group(3).count(']')
     if opened != closed:
-        return opened, '', ('is a heading with %d [ and %d ]' % (opened, closed), 'write as many ] as [')
+        return (
+            opened,
+            '',
+            ('is a heading with %d [ and %d ]' % (opened, closed), 'write as many ] as ['),
+        )
     if opened > depth + 1:
-        return opened, '', ('is a heading that fits nowhere here', 'write [target NAME], and below it [[lun N]]')
+        return (
+            opened,
+            '',
+            ('is a heading that fits nowhere here', 'write [target NAME], and below it [[lun N]]'),
+        )
     return opened, match.group(2), None
 
 
@@ -221,7 +289,11 @@ def _structural(path, error, lines):
     text, remedy = '%r is neither a [section] nor a setting with an equals sign' % line, ''
     if line.startswith('<'):
         match = re.match('<target +([^ >]+)', line)
-        remedy = 'write [target %s]' % match.group(1) if match else 'sections have no end mark here: leave it out'
+        remedy = (
+            'write [target %s]' % match.group(1)
+            if match
+            else 'sections have no end mark here: leave it out'
+        )
     elif line.startswith(';'):
         remedy = 'comments begin with #'
     else:

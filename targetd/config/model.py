@@ -1,8 +1,10 @@
-"""The configuration as the rest of targetd sees it: immutable values, and the steps from one configuration to another.
+"""The configuration as the rest of targetd sees it: immutable values, and the steps from one
+configuration to another.
 
-May import config.settings. A class has one attribute per setting of its section, named like it with underscores
-(`login-timeout` -> `server.login_timeout`), with the value that settings.TABLE's kind gives; `help(Server)` lists them.
-Text keys are in `target.keys`. Every attribute has its default, so `Server()` is a server section with nothing written.
+May import config.settings. A class has one attribute per setting of its section, named like it with
+underscores (`login-timeout` -> `server.login_timeout`), with the value that settings.TABLE's kind
+gives; `help(Server)` lists them. Text keys are in `target.keys`. Every attribute has its default,
+so `Server()` is a server section with nothing written.
 
     Configuration   server: Server
                     portal_groups: {tag (int): PortalGroup}; never empty
@@ -31,12 +33,17 @@ from targetd.config import kinds, settings
 
 
 def _class(name, rows, first=(), without=(), more=()):
-    """A namedtuple class of `first` (required), the rows' fields and `more` ((field, default, help), ...), with defaults."""
-    fields = [(row.field, row.default, row.help) for row in rows if row.name not in without] + list(more)
+    """A namedtuple class of `first` (required), the rows' fields and `more` ((field, default,
+    help), ...), with defaults."""
+    fields = [(row.field, row.default, row.help) for row in rows if row.name not in without] + list(
+        more
+    )
     base = namedtuple(name, list(first) + [field for field, _, _ in fields])
     base.__module__ = __name__
     base.__new__.__defaults__ = tuple(default for _, default, _ in fields)
-    base.__doc__ = '\n'.join(['One %s. Attributes:' % name, ''] + ['%s: %s' % (field, help) for field, _, help in fields])
+    base.__doc__ = '\n'.join(
+        ['One %s. Attributes:' % name, ''] + ['%s: %s' % (field, help) for field, _, help in fields]
+    )
     return base
 
 
@@ -49,21 +56,38 @@ class PortalGroup(namedtuple('PortalGroup', 'tag portals')):
     __slots__ = ()
 
 
-Lun = _class('Lun', settings.LUN, first=('number',), without=('direct-store',),
-             more=[('direct', False, 'Identity is the disk\'s own: written as direct-store.')])
+Lun = _class(
+    'Lun',
+    settings.LUN,
+    first=('number',),
+    without=('direct-store',),
+    more=[('direct', False, 'Identity is the disk\'s own: written as direct-store.')],
+)
 
 DEFAULT_KEYS = OrderedDict((row.name, row.default) for row in settings.TEXT_KEYS)
 
-Target = _class('Target', settings.TARGET, first=('name',),
-                 without=('portal-group', 'initiator-address', 'initiator-name', 'incominguser', 'incominguser-file',
-                          'outgoinguser'),
-                 more=[('portal_groups', (1,), 'Tags of the groups through which it is reached.'),
-                       ('initiator_addresses', (), 'Networks that may log in, or ALL.'),
-                       ('initiator_names', (), 'Name patterns that may log in, or ALL.'),
-                       ('accounts', (), 'CHAP accounts of initiators.'),
-                       ('outgoing', None, 'CHAP account of the target itself.'),
-                       ('luns', {}, 'Lun by number.'),
-                       ('keys', DEFAULT_KEYS, 'Value of each text key.')])
+Target = _class(
+    'Target',
+    settings.TARGET,
+    first=('name',),
+    without=(
+        'portal-group',
+        'initiator-address',
+        'initiator-name',
+        'incominguser',
+        'incominguser-file',
+        'outgoinguser',
+    ),
+    more=[
+        ('portal_groups', (1,), 'Tags of the groups through which it is reached.'),
+        ('initiator_addresses', (), 'Networks that may log in, or ALL.'),
+        ('initiator_names', (), 'Name patterns that may log in, or ALL.'),
+        ('accounts', (), 'CHAP accounts of initiators.'),
+        ('outgoing', None, 'CHAP account of the target itself.'),
+        ('luns', {}, 'Lun by number.'),
+        ('keys', DEFAULT_KEYS, 'Value of each text key.'),
+    ],
+)
 
 
 class Configuration(namedtuple('Configuration', 'server portal_groups targets files places')):
@@ -76,17 +100,29 @@ DEFAULT_PORTAL_GROUP = PortalGroup(1, (('0.0.0.0', 3260), ('::', 3260)))
 
 
 def configuration(server=None, portal_groups=(), targets=(), files=(), places=None):
-    """A Configuration of a Server, PortalGroups and Targets; without a portal group, the default one."""
+    """A Configuration of a Server, PortalGroups and Targets; without a portal group, the default
+    one."""
     groups = tuple(portal_groups) or (DEFAULT_PORTAL_GROUP,)
-    return Configuration(server or Server(), OrderedDict((group.tag, group) for group in groups),
-                         OrderedDict((target.name, target) for target in targets), tuple(files), dict(places or {}))
+    return Configuration(
+        server or Server(),
+        OrderedDict((group.tag, group) for group in groups),
+        OrderedDict((target.name, target) for target in targets),
+        tuple(files),
+        dict(places or {}),
+    )
 
 
 # -- from one configuration to another ---------------------------------------------------------------------------------
 
 #: Attributes of Target that are not named like their setting.
-SETTING_OF = {'portal_groups': 'portal-group', 'initiator_addresses': 'initiator-address', 'initiator_names': 'initiator-name',
-              'accounts': 'incominguser', 'outgoing': 'outgoinguser', 'direct': 'direct-store'}
+SETTING_OF = {
+    'portal_groups': 'portal-group',
+    'initiator_addresses': 'initiator-address',
+    'initiator_names': 'initiator-name',
+    'accounts': 'incominguser',
+    'outgoing': 'outgoinguser',
+    'direct': 'direct-store',
+}
 _ROWS = dict(((row.section, row.name), row) for row in settings.TABLE)
 _SEVERITY = (settings.LIVE, settings.NEXT_LOGIN, settings.NEEDS_LOGOUT, settings.NEEDS_RESTART)
 _SECRET = frozenset(['accounts', 'outgoing', 'incomingdiscoveryuser', 'outgoingdiscoveryuser'])
@@ -94,7 +130,9 @@ _SECRET = frozenset(['accounts', 'outgoing', 'incomingdiscoveryuser', 'outgoingd
 
 def row_of(section, field):
     """The settings row of an attribute of the model, or of a text key."""
-    return _ROWS[section, SETTING_OF.get(field, field if field[0].isupper() else field.replace('_', '-'))]
+    return _ROWS[
+        section, SETTING_OF.get(field, field if field[0].isupper() else field.replace('_', '-'))
+    ]
 
 
 def _latest(section, fields):
@@ -105,7 +143,11 @@ def _shown(section, field, value):
     row = row_of(section, field)
     if field in _SECRET:
         accounts = ([value] if value else []) if field.startswith('out') else value
-        return 'the accounts %s' % ', '.join(user for user, _ in accounts) if accounts else 'no account'
+        return (
+            'the accounts %s' % ', '.join(user for user, _ in accounts)
+            if accounts
+            else 'no account'
+        )
     if field == 'direct' or value in (None, '', ()):
         return {True: 'yes', False: 'no'}.get(value, 'nothing')
     return row.kind.show(value)
@@ -114,11 +156,17 @@ def _shown(section, field, value):
 def _changes(section, fields, old, new):
     def of(thing, field):
         return thing.keys[field] if field[0].isupper() else getattr(thing, field)
+
     told = []
     for field in fields:
-        before, after = _shown(section, field, of(old, field)), _shown(section, field, of(new, field))
+        before, after = (
+            _shown(section, field, of(old, field)),
+            _shown(section, field, of(new, field)),
+        )
         name = row_of(section, field).name
-        told.append('%s from %s to %s' % (name, before, after) if before != after else '%s (secrets)' % name)
+        told.append(
+            '%s from %s to %s' % (name, before, after) if before != after else '%s (secrets)' % name
+        )
     return ', '.join(told)
 
 
@@ -127,7 +175,11 @@ class AddPortal(namedtuple('AddPortal', 'tag portal')):
 
     __slots__ = ()
     when = settings.LIVE
-    text = property(lambda self: 'listen at %s for portal group %d' % (kinds.Portal().write(self.portal), self.tag))
+    text = property(
+        lambda self: (
+            'listen at %s for portal group %d' % (kinds.Portal().write(self.portal), self.tag)
+        )
+    )
 
 
 class RemovePortal(namedtuple('RemovePortal', 'tag portal')):
@@ -135,7 +187,12 @@ class RemovePortal(namedtuple('RemovePortal', 'tag portal')):
 
     __slots__ = ()
     when = settings.LIVE
-    text = property(lambda self: 'no longer listen at %s for portal group %d' % (kinds.Portal().write(self.portal), self.tag))
+    text = property(
+        lambda self: (
+            'no longer listen at %s for portal group %d'
+            % (kinds.Portal().write(self.portal), self.tag)
+        )
+    )
 
 
 class ChangeServer(namedtuple('ChangeServer', 'field old new')):
@@ -148,8 +205,10 @@ class ChangeServer(namedtuple('ChangeServer', 'field old new')):
     def text(self):
         """What changes, without secrets."""
         before, after = (_shown('server', self.field, value) for value in (self.old, self.new))
-        return 'change %s %s' % (row_of('server', self.field).name,
-                                 'from %s to %s' % (before, after) if before != after else '(secrets)')
+        return 'change %s %s' % (
+            row_of('server', self.field).name,
+            'from %s to %s' % (before, after) if before != after else '(secrets)',
+        )
 
 
 class AddTarget(namedtuple('AddTarget', 'target')):
@@ -157,8 +216,12 @@ class AddTarget(namedtuple('AddTarget', 'target')):
 
     __slots__ = ()
     when = settings.LIVE
-    text = property(lambda self: 'add target %s with %d LUN%s'
-                    % (self.target.name, len(self.target.luns), '' if len(self.target.luns) == 1 else 's'))
+    text = property(
+        lambda self: (
+            'add target %s with %d LUN%s'
+            % (self.target.name, len(self.target.luns), '' if len(self.target.luns) == 1 else 's')
+        )
+    )
 
 
 class RemoveTarget(namedtuple('RemoveTarget', 'target')):
@@ -170,12 +233,17 @@ class RemoveTarget(namedtuple('RemoveTarget', 'target')):
 
 
 class ChangeTarget(namedtuple('ChangeTarget', 'old new fields')):
-    """Two Targets of one name; fields: the attributes, and the text keys, that differ (luns have steps of their own)."""
+    """Two Targets of one name; fields: the attributes, and the text keys, that differ (luns have
+    steps of their own)."""
 
     __slots__ = ()
     when = property(lambda self: _latest('target', self.fields))
-    text = property(lambda self: 'change target %s: %s'
-                    % (self.new.name, _changes('target', self.fields, self.old, self.new)))
+    text = property(
+        lambda self: (
+            'change target %s: %s'
+            % (self.new.name, _changes('target', self.fields, self.old, self.new))
+        )
+    )
 
 
 class AddLun(namedtuple('AddLun', 'target_name lun')):
@@ -183,8 +251,12 @@ class AddLun(namedtuple('AddLun', 'target_name lun')):
 
     __slots__ = ()
     when = settings.LIVE
-    text = property(lambda self: 'add lun %d (%s) to target %s'
-                    % (self.lun.number, self.lun.backing_store or self.lun.type, self.target_name))
+    text = property(
+        lambda self: (
+            'add lun %d (%s) to target %s'
+            % (self.lun.number, self.lun.backing_store or self.lun.type, self.target_name)
+        )
+    )
 
 
 class RemoveLun(namedtuple('RemoveLun', 'target_name lun')):
@@ -192,8 +264,12 @@ class RemoveLun(namedtuple('RemoveLun', 'target_name lun')):
 
     __slots__ = ()
     when = settings.LIVE
-    text = property(lambda self: 'remove lun %d (%s) from target %s'
-                    % (self.lun.number, self.lun.backing_store or self.lun.type, self.target_name))
+    text = property(
+        lambda self: (
+            'remove lun %d (%s) from target %s'
+            % (self.lun.number, self.lun.backing_store or self.lun.type, self.target_name)
+        )
+    )
 
 
 class ChangeLun(namedtuple('ChangeLun', 'target_name old new fields')):
@@ -201,8 +277,12 @@ class ChangeLun(namedtuple('ChangeLun', 'target_name old new fields')):
 
     __slots__ = ()
     when = property(lambda self: _latest('lun', self.fields))
-    text = property(lambda self: 'change lun %d of target %s: %s'
-                    % (self.new.number, self.target_name, _changes('lun', self.fields, self.old, self.new)))
+    text = property(
+        lambda self: (
+            'change lun %d of target %s: %s'
+            % (self.new.number, self.target_name, _changes('lun', self.fields, self.old, self.new))
+        )
+    )
 
 
 def described(step):
@@ -211,22 +291,32 @@ def described(step):
 
 
 def _different(old, new, without=()):
-    return [field for field in new._fields if field not in without and getattr(old, field) != getattr(new, field)]
+    return [
+        field
+        for field in new._fields
+        if field not in without and getattr(old, field) != getattr(new, field)
+    ]
 
 
 def _portal_steps(old, new):
     before = [(tag, portal) for tag, group in old.items() for portal in group.portals]
     after = [(tag, portal) for tag, group in new.items() for portal in group.portals]
-    return ([RemovePortal(*entry) for entry in before if entry not in after]
-            + [AddPortal(*entry) for entry in after if entry not in before])
+    return [RemovePortal(*entry) for entry in before if entry not in after] + [
+        AddPortal(*entry) for entry in after if entry not in before
+    ]
 
 
 def _lun_steps(old, new):
     """(removals, changes, additions) of the luns of one target."""
-    removed = [RemoveLun(old.name, lun) for number, lun in old.luns.items() if number not in new.luns]
+    removed = [
+        RemoveLun(old.name, lun) for number, lun in old.luns.items() if number not in new.luns
+    ]
     added = [AddLun(new.name, lun) for number, lun in new.luns.items() if number not in old.luns]
-    changed = [ChangeLun(new.name, old.luns[number], lun, tuple(_different(old.luns[number], lun)))
-               for number, lun in new.luns.items() if number in old.luns and old.luns[number] != lun]
+    changed = [
+        ChangeLun(new.name, old.luns[number], lun, tuple(_different(old.luns[number], lun)))
+        for number, lun in new.luns.items()
+        if number in old.luns and old.luns[number] != lun
+    ]
     return removed, changed, added
 
 
@@ -237,15 +327,24 @@ def _target_change(old, new):
 
 
 def diff(old, new):
-    """The steps from one Configuration to another, in an order in which they can be made: what frees an address or a store
-    comes before what may need it. Files and places do not count; secrets never appear in a step's text."""
-    steps = [ChangeServer(field, getattr(old.server, field), getattr(new.server, field))
-             for field in _different(old.server, new.server)]
+    """The steps from one Configuration to another, in an order in which they can be made: what
+    frees an address or a store comes before what may need it. Files and places do not count;
+    secrets never appear in a step's text."""
+    steps = [
+        ChangeServer(field, getattr(old.server, field), getattr(new.server, field))
+        for field in _different(old.server, new.server)
+    ]
     steps += _portal_steps(old.portal_groups, new.portal_groups)
-    steps += [RemoveTarget(target) for name, target in old.targets.items() if name not in new.targets]
-    kept = [(old.targets[name], target) for name, target in new.targets.items() if name in old.targets]
+    steps += [
+        RemoveTarget(target) for name, target in old.targets.items() if name not in new.targets
+    ]
+    kept = [
+        (old.targets[name], target) for name, target in new.targets.items() if name in old.targets
+    ]
     for kind in zip(*[_lun_steps(before, after) for before, after in kept]):
         steps += [step for steps_of_target in kind for step in steps_of_target]
     for before, after in kept:
         steps += _target_change(before, after)
-    return steps + [AddTarget(target) for name, target in new.targets.items() if name not in old.targets]
+    return steps + [
+        AddTarget(target) for name, target in new.targets.items() if name not in old.targets
+    ]

@@ -1,8 +1,10 @@
-"""What is made from the settings table: the sample file, the manual pages' settings, --help-settings.
+"""What is made from the settings table: the sample file, the manual pages' settings,
+--help-settings.
 
-May import config. `python3 -m targetd.config.render WHAT` prints one of OUTPUTS, `... write` writes all of them into the source
-tree. The frames of the manual pages are man/*.in, in which a line `@settings SECTION@` stands for the settings of a section.
-tests/unit/test_rendered_files.py compares what is committed with what is rendered.
+May import config. `python3 -m targetd.config.render WHAT` prints one of OUTPUTS, `... write` writes
+all of them into the source tree. The frames of the manual pages are man/*.in, in which a line
+`@settings SECTION@` stands for the settings of a section. tests/unit/test_rendered_files.py
+compares what is committed with what is rendered.
 """
 
 import os
@@ -20,7 +22,9 @@ SECTIONS = ('server', 'portal-group', 'target', 'lun')
 
 def default_text(row):
     """The default as it would be written, or None where nothing written is the default."""
-    nothing = row.default in ('', ()) or row.default is None and not isinstance(row.kind, kinds.Auto)
+    nothing = (
+        row.default in ('', ()) or row.default is None and not isinstance(row.kind, kinds.Auto)
+    )
     return None if nothing else row.kind.show(row.default)
 
 
@@ -35,20 +39,23 @@ def meant(name):
 SAMPLE_HEAD = '''\
 # targetd.conf - the configuration of targetd, an iSCSI target (storage server)
 #
-# This sample holds every setting. What begins with "#" is a comment; where a setting follows
-# the "#" directly, it is a default, or, where there is none, an example (marked so): take the "#" away to set it.
-# See targetd.conf(5); `targetd -t` checks this file and says what would be served to whom; `targetctl reload` or
-# SIGHUP puts changes in force, and sessions that they do not concern do not notice.
+# This sample holds every setting. What begins with "#" is a comment; where a setting follows the
+# "#" directly, it is a default, or, where there is none, an example (marked so): take the "#" away
+# to set it. See targetd.conf(5); `targetd -t` checks this file and says what would be served to
+# whom; `targetctl reload` or SIGHUP puts changes in force, and sessions that they do not concern do
+# not notice.
 #
-# Blanks separate words, commas separate the items of a list. A word that holds a blank or a comma, or begins with #
-# or a quote, stands in "double" or 'single' quotes; the enclosing quote itself is written twice. Nothing else is special.
+# Blanks separate words, commas separate the items of a list. A word that holds a blank or a comma,
+# or begins with # or a quote, stands in "double" or 'single' quotes; the enclosing quote itself is
+# written twice. Nothing else is special.
 
 # Further files with [portal-group ...] and [target ...] sections; wildcards may match nothing.
 #include = /etc/targetd.d/*.conf        # an example
 '''
 
 SAMPLE_TARGET = '''
-# A complete target: one disk, for one network, with CHAP. Remove the leading "#" and change what is written.
+# A complete target: one disk, for one network, with CHAP. Remove the leading "#" and change what is
+# written.
 #
 #[target iqn.2026-11.com.example:erp]
 #alias = ERP data
@@ -69,7 +76,9 @@ def _commented(text, indent=''):
 
 def _sample_row(row, hide, indent=''):
     text = _commented(row.help + (' ' + row.more if row.more else ''), indent)
-    text += _commented('(%s; a change is in force %s)' % (row.kind.says, settings.WHEN[row.live]), indent)
+    text += _commented(
+        '(%s; a change is in force %s)' % (row.kind.says, settings.WHEN[row.live]), indent
+    )
     default = default_text(row)
     value = '%s = %s' % (row.name, row.example if default is None else default)
     mark = '        # an example' if default is None and hide else ''
@@ -80,21 +89,31 @@ def sample():
     """etc/targetd.conf: a file that can be used as it is and serves nothing yet."""
     parts = [SAMPLE_HEAD, '\n[server]\n']
     parts += ['\n' + _sample_row(row, True) for row in settings.of('server')]
-    parts += ['\n[portal-group 1]\n'] + ['\n' + _sample_row(row, False) for row in settings.of('portal-group')]
+    parts += ['\n[portal-group 1]\n'] + [
+        '\n' + _sample_row(row, False) for row in settings.of('portal-group')
+    ]
     parts += [SAMPLE_TARGET, '#\n#[target iqn.2026-11.com.example:disk1]\n']
     parts += ['\n' + _sample_row(row, True) for row in settings.of('target')]
-    parts += ['\n# What follows may stand in the target too, for all its LUNs, except where it says "of one LUN only".\n',
-              '  #[[lun 0]]\n']
+    parts += [
+        '\n# What follows may stand in the target too, for all its LUNs, except where it says "of one LUN only".\n',
+        '  #[[lun 0]]\n',
+    ]
     for row in settings.of('lun'):
-        only = '' if row.shared or row.name in ('backing-store', 'direct-store') else '  # Of one LUN only.\n'
+        only = (
+            ''
+            if row.shared or row.name in ('backing-store', 'direct-store')
+            else '  # Of one LUN only.\n'
+        )
         parts.append('\n' + only + _sample_row(row, True, '  '))
     return ''.join(parts)
 
 
 # -- the manual pages --------------------------------------------------------------------------------------------------
 
+
 def roff(text):
-    """Text as roff wants it: backslashes, minus signs and control characters at the start of a line."""
+    """Text as roff wants it: backslashes, minus signs and control characters at the start of a
+    line."""
     text = text.replace('\\', '\\e').replace('-', '\\-').replace("'", '\\(aq').replace('"', '\\(dq')
     text = re.sub(r'[^\x00-\x7f]', lambda match: '\\[u%04X]' % ord(match.group()), text)
     return '\n'.join('\\&' + line if line.startswith('.') else line for line in text.split('\n'))
@@ -122,13 +141,20 @@ def _framed(name):
     with open(os.path.join(TREE, 'man', name + '.in'), encoding='utf-8') as f:
         frame = f.read()
     frame = frame.replace('@version@', targetd.__version__)
-    return re.sub(r'^@settings ([a-z-]+)@\n', lambda match: settings_of(match.group(1)), frame, flags=re.MULTILINE)
+    return re.sub(
+        r'^@settings ([a-z-]+)@\n',
+        lambda match: settings_of(match.group(1)),
+        frame,
+        flags=re.MULTILINE,
+    )
 
 
 # -- --help-settings ---------------------------------------------------------------------------------------------------
 
+
 def plain_help(name=''):
-    """Every setting (or the one of this name, in every section that has it) as text for a terminal; '' if there is none."""
+    """Every setting (or the one of this name, in every section that has it) as text for a terminal;
+    '' if there is none."""
     wanted = name.lower().replace('_', '-')
     parts = []
     for section in SECTIONS:
@@ -141,12 +167,17 @@ def plain_help(name=''):
 
 def _plain_row(row):
     default = default_text(row)
-    facts = [row.help + (' ' + row.more if row.more else ''), 'Value: %s.' % row.kind.says,
-             'Default: %s.' % ('none' if default is None else default)]
+    facts = [
+        row.help + (' ' + row.more if row.more else ''),
+        'Value: %s.' % row.kind.says,
+        'Default: %s.' % ('none' if default is None else default),
+    ]
     if row.example:
         facts.append('Example: %s = %s' % (row.name, row.example))
     facts.append('A change is in force %s.' % settings.WHEN[row.live])
-    indented = '\n'.join(textwrap.fill(fact, 78, initial_indent='    ', subsequent_indent='    ') for fact in facts)
+    indented = '\n'.join(
+        textwrap.fill(fact, 78, initial_indent='    ', subsequent_indent='    ') for fact in facts
+    )
     return '%s\n%s\n\n' % (row.name, indented)
 
 
@@ -170,7 +201,9 @@ def main(arguments):
     if len(arguments) == 1 and arguments[0] in OUTPUTS:
         sys.stdout.write(OUTPUTS[arguments[0]][1]())
         return 0
-    sys.stderr.write('usage: python3 -m targetd.config.render %s|write\n' % '|'.join(sorted(OUTPUTS)))
+    sys.stderr.write(
+        'usage: python3 -m targetd.config.render %s|write\n' % '|'.join(sorted(OUTPUTS))
+    )
     return 2
 
 

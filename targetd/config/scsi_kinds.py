@@ -1,7 +1,7 @@
 """The kinds of value that settings of SCSI have: states of portal groups, whole mode pages.
 
-May import config.kinds and the pure tables scsi.access and scsi.modes, so that a state's word and a page's length stand in one
-row and not two.
+May import config.kinds and the pure tables scsi.access and scsi.modes, so that a state's word and a
+page's length stand in one row and not two.
 """
 
 from targetd.config.kinds import Listed, Number
@@ -12,7 +12,9 @@ from targetd.scsi import alua, modes
 class GroupStates(Listed):
     """Portal groups with a state each, `1 optimized, 2 standby` -> ((tag, word), …)."""
 
-    says = 'portal groups, each with one of the states %s' % ', '.join(word for word, _ in alua.WORDS)
+    says = 'portal groups, each with one of the states %s' % ', '.join(
+        word for word, _ in alua.WORDS
+    )
     TAG = Number(1, 65535)
 
     def __init__(self):
@@ -21,10 +23,15 @@ class GroupStates(Listed):
 
     def item(self, words):
         if len(words) != 2:
-            raise Unusable('%r is not a portal group and its state' % ' '.join(words), 'write like 2 standby')
+            raise Unusable(
+                '%r is not a portal group and its state' % ' '.join(words), 'write like 2 standby'
+            )
         word = words[1].lower().replace('-', '').replace('_', '')
         if word not in alua.STATE_OF_WORD:
-            raise Unusable('there is no state %r' % words[1], 'write one of ' + ', '.join(each for each, _ in alua.WORDS))
+            raise Unusable(
+                'there is no state %r' % words[1],
+                'write one of ' + ', '.join(each for each, _ in alua.WORDS),
+            )
         return self.TAG.parse(words[0]), word
 
     def written(self, item):
@@ -32,25 +39,36 @@ class GroupStates(Listed):
 
 
 class ModePages(Listed):
-    """Whole mode pages as tgt has them, page:subpage:length:byte:byte:… -> ('PP-SS:' and the page in hex digits, …)."""
+    """Whole mode pages as tgt has them, page:subpage:length:byte:byte:… -> ('PP-SS:' and the page
+    in hex digits, …)."""
 
     def __init__(self):
         super(ModePages, self).__init__(Number(0, 255))
-        self.says = 'mode pages, each as page:subpage:length:byte:byte:… with as many bytes as its length'
+        self.says = (
+            'mode pages, each as page:subpage:length:byte:byte:… with as many bytes as its length'
+        )
 
     def item(self, words):
         numbers = [self.number(text) for text in ''.join(words).split(':')]
         if len(numbers) < 4 or len(numbers) != 3 + numbers[2]:
-            raise Unusable('a mode page with %d bytes and not the length it tells' % max(len(numbers) - 3, 0),
-                           'write page:subpage:length and then as many bytes, like 2:0:14:0x80:0x80:0:0xa:0:0:0:0:0:0:0:0:0:0')
+            raise Unusable(
+                'a mode page with %d bytes and not the length it tells' % max(len(numbers) - 3, 0),
+                'write page:subpage:length and then as many bytes, like 2:0:14:0x80:0x80:0:0xa:0:0:0:0:0:0:0:0:0:0',
+            )
         code, subpage, length = numbers[:3]
         if not 0 < code < modes.ALL_PAGES or subpage >= modes.ALL_SUBPAGES:
-            raise Unusable('there is no mode page %d, subpage %d' % (code, subpage), 'write a page from 1 to 62')
+            raise Unusable(
+                'there is no mode page %d, subpage %d' % (code, subpage),
+                'write a page from 1 to 62',
+            )
         row = modes.Page(code, subpage, (4 if subpage else 2) + length, {}, '')
         known = modes.BY_KEY.get(row.key, row)
         if known.length != row.length:
-            raise Unusable('mode page %d has %d bytes behind its length' % (code, known.length - len(known.header)),
-                           'write as many bytes')
+            raise Unusable(
+                'mode page %d has %d bytes behind its length'
+                % (code, known.length - len(known.header)),
+                'write as many bytes',
+            )
         return '%s:%s' % (row.key, (row.header + bytes(numbers[3:])).hex())
 
     @staticmethod
@@ -58,12 +76,19 @@ class ModePages(Listed):
         try:
             value = int(text.strip(), 0)
         except ValueError:
-            raise Unusable('%r is no byte' % text, 'write numbers like 18 or 0x12 with : between them')
+            raise Unusable(
+                '%r is no byte' % text, 'write numbers like 18 or 0x12 with : between them'
+            )
         if not 0 <= value <= 255:
             raise Unusable('%s is no byte' % text, 'write numbers from 0 to 255')
         return value
 
     def written(self, item):
         key, _, digits = item.partition(':')
-        data = bytes.fromhex(digits)[4 if key[3:] != '00' else 2:]
-        return [':'.join(str(number) for number in [int(key[:2], 16), int(key[3:], 16), len(data)] + list(data))]
+        data = bytes.fromhex(digits)[4 if key[3:] != '00' else 2 :]
+        return [
+            ':'.join(
+                str(number)
+                for number in [int(key[:2], 16), int(key[3:], 16), len(data)] + list(data)
+            )
+        ]

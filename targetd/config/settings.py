@@ -1,11 +1,13 @@
-"""TABLE: every setting, one row. What the loader accepts, the sample file, the manual page and --help-settings come from here.
+"""TABLE: every setting, one row. What the loader accepts, the sample file, the manual page and
+--help-settings come from here.
 
-May import config.kinds, config.scsi_kinds and the pure table iscsi.keys. A setting exists here only if something in targetd
-obeys it.
+May import config.kinds, config.scsi_kinds and the pure table iscsi.keys. A setting exists here only
+if something in targetd obeys it.
 
-A row's `section` says where it is written: 'server' ([server]), 'portal-group' ([portal-group TAG]), 'target' ([target NAME])
-or 'lun' ([[lun N]] inside a target, and, where `shared` is true, also in the target as the default of its LUNs). `field` is
-the attribute of the model's class; for a text key it is the key itself, found in Target.keys.
+A row's `section` says where it is written: 'server' ([server]), 'portal-group' ([portal-group
+TAG]), 'target' ([target NAME]) or 'lun' ([[lun N]] inside a target, and, where `shared` is true,
+also in the target as the default of its LUNs). `field` is the attribute of the model's class; for a
+text key it is the key itself, found in Target.keys.
 """
 
 from collections import namedtuple
@@ -13,25 +15,37 @@ from collections import namedtuple
 from targetd.config import kinds, scsi_kinds
 from targetd.iscsi import keys
 
-LIVE = 'live'                    # in force at once, for sessions that exist too
-NEXT_LOGIN = 'next-login'        # sessions that exist go on as they are
-NEEDS_LOGOUT = 'needs-logout'    # the sessions concerned are asked to log out and find the change when they log in again
+LIVE = 'live'  # in force at once, for sessions that exist too
+NEXT_LOGIN = 'next-login'  # sessions that exist go on as they are
+# the sessions concerned are asked to log out and find the change when they log in again
+NEEDS_LOGOUT = 'needs-logout'
 NEEDS_RESTART = 'needs-restart'  # a reload says so and leaves the old value in force
 
-HEADINGS = {'server': '[server]', 'portal-group': '[portal-group TAG]', 'target': '[target NAME]', 'lun': '[[lun N]]'}
+HEADINGS = {
+    'server': '[server]',
+    'portal-group': '[portal-group TAG]',
+    'target': '[target NAME]',
+    'lun': '[[lun N]]',
+}
 
-WHEN = {LIVE: 'at once', NEXT_LOGIN: 'from the next login on', NEEDS_LOGOUT: 'after the sessions concerned logged out',
-        NEEDS_RESTART: 'after a restart'}
+WHEN = {
+    LIVE: 'at once',
+    NEXT_LOGIN: 'from the next login on',
+    NEEDS_LOGOUT: 'after the sessions concerned logged out',
+    NEEDS_RESTART: 'after a restart',
+}
 
 
 class Setting(namedtuple('Setting', 'section name kind default live help more example shared')):
-    """One row. kind: an object of config.kinds; default: a value of that kind, or None for 'nothing written'."""
+    """One row. kind: an object of config.kinds; default: a value of that kind, or None for 'nothing
+    written'."""
 
     __slots__ = ()
 
     @property
     def field(self):
-        """The attribute of the model ('login_timeout'); a text key's own spelling ('MaxBurstLength')."""
+        """The attribute of the model ('login_timeout'); a text key's own spelling
+        ('MaxBurstLength')."""
         return self.name if self.is_text_key else self.name.replace('-', '_')
 
     @property
@@ -56,6 +70,7 @@ def _lun(name, kind, default, live, help, more='', example='', shared=True):
     return _row('lun', name, kind, default, live, help, more, example, shared)
 
 
+# fmt: off
 SERVER = (
     _server('pid-file', kinds.Path(), '/var/run/targetd.pid', NEEDS_RESTART,
             'File that holds the process id and is locked while targetd runs.'),
@@ -131,7 +146,9 @@ SERVER = (
             'TCP port at which the iSNS servers, and nobody else, are heard (ESI and SCN); 0: any that is free.',
             example='3206'),
 )
+# fmt: on
 
+# fmt: off
 PORTAL_GROUP = (
     _row('portal-group', 'portal', kinds.Several(kinds.Portal()), (), LIVE,
          'Addresses and ports at which this group listens; without a port, 3260.',
@@ -139,7 +156,9 @@ PORTAL_GROUP = (
          'which they arrived. Without any [portal-group] section there is group 1 with 0.0.0.0:3260 and [::]:3260.',
          '0.0.0.0:3260, [::]:3260'),
 )
+# fmt: on
 
+# fmt: off
 TARGET = (
     _target('alias', kinds.Text(255), '', NEXT_LOGIN, 'A name for people, shown by initiators (TargetAlias).',
             example='ERP data'),
@@ -184,9 +203,11 @@ TARGET = (
     _target('max-sessions', kinds.Number(0, 10000), 0, NEXT_LOGIN,
             'Sessions of this target at once; 0 is no limit but the server\'s.'),
 )
+# fmt: on
 
 _SIZE_OF_BLOCK = kinds.Auto(kinds.PowerOfTwo(512, 4096))
 
+# fmt: off
 LUN = (
     _lun('backing-store', kinds.StorePath(), '', NEEDS_LOGOUT,
          'What is served: the path of a file or a disk, or serial:NUMBER, wwn:0xNUMBER and the like to find a disk by.',
@@ -275,6 +296,7 @@ LUN = (
          'error flush count=1; error read every=100; readonly; tear piece=4K pause=10ms; trace; trace to=PATH.',
          'delay read=10ms, trace'),
 )
+# fmt: on
 
 
 _BYTES = ('MaxRecvDataSegmentLength', 'MaxBurstLength', 'FirstBurstLength')
@@ -291,7 +313,12 @@ def _kind_of(key):
 
 def _text_keys():
     rows = [keys.KEYS[name] for name in keys.SETTABLE]
-    return tuple(_target(row.name, _kind_of(row), row.ours, NEXT_LOGIN, row.help, 'RFC 7143 %s.' % row.clause) for row in rows)
+    return tuple(
+        _target(
+            row.name, _kind_of(row), row.ours, NEXT_LOGIN, row.help, 'RFC 7143 %s.' % row.clause
+        )
+        for row in rows
+    )
 
 
 TEXT_KEYS = _text_keys()
@@ -300,5 +327,6 @@ TABLE = SERVER + PORTAL_GROUP + TARGET + TEXT_KEYS + LUN
 
 
 def of(section):
-    """The rows that may be written in this kind of section, in table order; for 'target' without the shared ones of LUNs."""
+    """The rows that may be written in this kind of section, in table order; for 'target' without
+    the shared ones of LUNs."""
     return tuple(row for row in TABLE if row.section == section)

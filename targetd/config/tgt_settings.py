@@ -6,6 +6,7 @@ For the complaint that meets them. Imports nothing.
 _ISNS = 'write isns-server = ADDRESS or ADDRESS:PORT in [server], or nothing where there is none'
 _OBSOLETE = 'leave it out: markers are obsolete (RFC 7143 13.25)'
 
+# fmt: off
 FORMER = {
     'driver': 'leave it out: targetd speaks iSCSI only',
     'default-driver': 'leave it out: targetd speaks iSCSI only',
@@ -39,3 +40,4 @@ FORMER = {
     'ofmarkint': _OBSOLETE,
     'maxqueuecmd': 'leave it out: the command window follows from the worker',
 }
+# fmt: on

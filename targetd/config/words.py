@@ -1,4 +1,5 @@
-"""The words of a value: how blanks, commas, quotes and # are read in the configuration, and how a word is written back.
+"""The words of a value: how blanks, commas, quotes and # are read in the configuration, and how a
+word is written back.
 
 May import nothing. The rules, which targetd.conf(5) repeats for the administrator:
 
@@ -17,9 +18,11 @@ FORBIDDEN = '\n\r\0'
 
 
 class Unusable(ValueError):
-    """A value that cannot be used. text: what is wrong with it, as a clause; remedy: what to write instead, or ''.
+    """A value that cannot be used. text: what is wrong with it, as a clause; remedy: what to write
+    instead, or ''.
 
-    The value may hold a secret and the text ends in logs: this module counts characters and quotes none.
+    The value may hold a secret and the text ends in logs: this module counts characters and quotes
+    none.
     """
 
     def __init__(self, text, remedy=''):
@@ -34,17 +37,22 @@ def _quoted(text, start):
     while True:
         end = text.find(quote, at)
         if end < 0:
-            raise Unusable('the quote that begins at character %d of the value is never closed' % (start + 1),
-                           'close it with %s; inside the quotes write it twice where it stands for itself' % quote)
+            raise Unusable(
+                'the quote that begins at character %d of the value is never closed' % (start + 1),
+                'close it with %s; inside the quotes write it twice where it stands for itself'
+                % quote,
+            )
         word.append(text[at:end])
-        if text[end + 1:end + 2] != quote:
+        if text[end + 1 : end + 2] != quote:
             break
         word.append(quote)
         at = end + 2
-    behind = text[end + 1:end + 2]
+    behind = text[end + 1 : end + 2]
     if behind and behind not in BLANKS + ',':
-        raise Unusable('something follows the closing quote at character %d of the value directly' % (end + 1),
-                       'put a blank or a comma between them, or write the quote twice where it stands for itself')
+        raise Unusable(
+            'something follows the closing quote at character %d of the value directly' % (end + 1),
+            'put a blank or a comma between them, or write the quote twice where it stands for itself',
+        )
     return ''.join(word), end + 1
 
 
@@ -66,7 +74,9 @@ def split(text):
             break
         elif character == ',':
             if not items[-1]:
-                raise Unusable('a comma stands where a word is wanted', 'write one comma between two items')
+                raise Unusable(
+                    'a comma stands where a word is wanted', 'write one comma between two items'
+                )
             items.append([])
             at += 1
         else:
@@ -78,10 +88,17 @@ def split(text):
 
 
 def join_word(word):
-    """The word as it is written: bare where that is safe, else quoted. Raises ValueError for line ends and NUL."""
+    """The word as it is written: bare where that is safe, else quoted. Raises ValueError for line
+    ends and NUL."""
     if any(character in word for character in FORBIDDEN):
         raise ValueError('a word of the configuration cannot hold a line end or a NUL: %r' % word)
-    if word and word[0] not in QUOTES + '#' and ',' not in word and word.isprintable() and ' ' not in word:
+    if (
+        word
+        and word[0] not in QUOTES + '#'
+        and ',' not in word
+        and word.isprintable()
+        and ' ' not in word
+    ):
         return word
     quote = "'" if word.startswith('"') else '"'
     return quote + word.replace(quote, quote * 2) + quote

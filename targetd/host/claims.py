@@ -1,9 +1,11 @@
-"""Whether this host counts on a disk that it does not use at the moment: its configuration names it, or what manages volumes
-here keeps notes of it. Exporting it writable would destroy the host's data as surely as exporting a mounted one.
+"""Whether this host counts on a disk that it does not use at the moment: its configuration names
+it, or what manages volumes here keeps notes of it. Exporting it writable would destroy the host's
+data as surely as exporting a mounted one.
 
-May import base and host. What merely *looks* like a host's (an LVM volume, a RAID member) is none of this: an initiator may
-have put it there, and mostly has. Evidence is a note of this host: fstab and crypttab, LVM's backups, mdadm.conf or the array's
-home host, the cache of ZFS pools or the pool's host. Every sentence names the note and the line that ends the claim.
+May import base and host. What merely *looks* like a host's (an LVM volume, a RAID member) is none
+of this: an initiator may have put it there, and mostly has. Evidence is a note of this host: fstab
+and crypttab, LVM's backups, mdadm.conf or the array's home host, the cache of ZFS pools or the
+pool's host. Every sentence names the note and the line that ends the claim.
 """
 
 import os
@@ -13,11 +15,17 @@ import struct
 from targetd.host.roots import ROOTS, kernel_name, listing, partitions, read_bytes, read_text
 from targetd.host.signatures import KIB
 
-ACTIVE = bytes(8)                # the state of a pool that was not exported
-LINKS = {'UUID': 'by-uuid', 'LABEL': 'by-label', 'PARTUUID': 'by-partuuid', 'PARTLABEL': 'by-partlabel'}
+ACTIVE = bytes(8)  # the state of a pool that was not exported
+LINKS = {
+    'UUID': 'by-uuid',
+    'LABEL': 'by-label',
+    'PARTUUID': 'by-partuuid',
+    'PARTLABEL': 'by-partlabel',
+}
 
 
 # -- fstab and crypttab ------------------------------------------------------------------------------------------------------
+
 
 def _lines(*parts):
     for line in (read_text(*parts) or '').splitlines():
@@ -39,23 +47,38 @@ def _tables(names, roots):
         node = nodes.get(_named(words[0], roots))
         if node and len(words) > 2 and 'noauto' not in (words + [''])[3].split(','):
             what = 'as swap space' if words[2] == 'swap' else 'to be mounted on %s' % words[1]
-            yield '%s stands in /etc/fstab %s; take that line out, or write noauto into it' % (node, what)
+            yield '%s stands in /etc/fstab %s; take that line out, or write noauto into it' % (
+                node,
+                what,
+            )
     for words in _lines(roots.etc, 'crypttab'):
         node = nodes.get(_named(words[1], roots)) if len(words) > 1 else None
         if node and 'noauto' not in (words + ['', ''])[3].split(','):
-            yield '%s stands in /etc/crypttab as %s; take that line out, or write noauto into it' % (node, words[0])
+            yield (
+                '%s stands in /etc/crypttab as %s; take that line out, or write noauto into it'
+                % (node, words[0])
+            )
 
 
 # -- volume managers ---------------------------------------------------------------------------------------------------------
 
+
 def _lvm(signature, descriptor, roots):
-    """LVM writes the names of all physical volumes of a group that it has changed or activated here."""
+    """LVM writes the names of all physical volumes of a group that it has changed or activated
+    here."""
     raw = signature.details
-    name = '-'.join((raw[:6], raw[6:10], raw[10:14], raw[14:18], raw[18:22], raw[22:26], raw[26:32]))
+    name = '-'.join(
+        (raw[:6], raw[6:10], raw[10:14], raw[14:18], raw[18:22], raw[22:26], raw[26:32])
+    )
     for group in listing(roots.etc, 'lvm', 'backup'):
-        if len(raw) == 32 and 'id = "%s"' % name in (read_text(roots.etc, 'lvm', 'backup', group) or ''):
-            yield ('is a physical volume of the group %s of this host (/etc/lvm/backup/%s); take it out with vgreduce, or give '
-                   'the group away with: vgexport %s && rm /etc/lvm/backup/%s' % (group, group, group, group))
+        if len(raw) == 32 and 'id = "%s"' % name in (
+            read_text(roots.etc, 'lvm', 'backup', group) or ''
+        ):
+            yield (
+                'is a physical volume of the group %s of this host (/etc/lvm/backup/%s); take it out with vgreduce, or give '
+                'the group away with: vgexport %s && rm /etc/lvm/backup/%s'
+                % (group, group, group, group)
+            )
 
 
 def _arrays(roots):
@@ -63,8 +86,11 @@ def _arrays(roots):
     found = set()
     for place in (('mdadm', 'mdadm.conf'), ('mdadm.conf',)):
         for words in _lines(roots.etc, *place):
-            found.update(word[5:].replace(':', '').lower() for word in words
-                         if words[0].upper() == 'ARRAY' and word.upper().startswith('UUID='))
+            found.update(
+                word[5:].replace(':', '').lower()
+                for word in words
+                if words[0].upper() == 'ARRAY' and word.upper().startswith('UUID=')
+            )
     return found
 
 
@@ -74,7 +100,10 @@ def _md(signature, descriptor, roots):
     remedy = 'if it is not needed any more: mdadm --zero-superblock'
     if len(block) == 64 and signature.what.endswith(('1.0)', '1.1)', '1.2)')):
         if block[16:32].hex() in _arrays(roots):
-            yield 'is a member of an array of this host (mdadm.conf has its UUID); take it out of there, and %s' % remedy
+            yield (
+                'is a member of an array of this host (mdadm.conf has its UUID); take it out of there, and %s'
+                % remedy
+            )
         elif name and home in (os.uname().nodename, os.uname().nodename.split('.')[0]):
             yield 'is a member of the array %s, which was made on this host; %s' % (name, remedy)
 
@@ -82,26 +111,42 @@ def _md(signature, descriptor, roots):
 def _pair(label, name, length):
     """The value of a name in the label's list of pairs (XDR), `length` bytes of it, or b''."""
     at = label.find(struct.pack('>I', len(name)) + name)
-    start = at + 4 + (len(name) + 3 & ~3) + 8          # behind it: the kind of value, and how many
-    return label[start:start + length] if at >= 0 else b''
+    start = at + 4 + (len(name) + 3 & ~3) + 8  # behind it: the kind of value, and how many
+    return label[start : start + length] if at >= 0 else b''
 
 
 def _zfs(signature, descriptor, roots):
     label = os.pread(descriptor, 112 * KIB, signature.offset + 16 * KIB)
-    guid, host, state = _pair(label, b'pool_guid', 8), _pair(label, b'hostname', 68), _pair(label, b'state', 8)
+    guid, host, state = (
+        _pair(label, b'pool_guid', 8),
+        _pair(label, b'hostname', 68),
+        _pair(label, b'state', 8),
+    )
     cache = read_bytes(roots.etc, 'zfs', 'zpool.cache') or b''
     count = struct.unpack('>I', host[:4])[0] if len(host) >= 4 else 0
     pool = _pair(label, b'name', 260)
-    pool = pool[4:4 + struct.unpack('>I', pool[:4])[0]].decode('utf-8', 'replace') if len(pool) >= 4 else ''
-    was_here = count and host[4:4 + count].decode('utf-8', 'replace') == os.uname().nodename and state == ACTIVE
+    pool = (
+        pool[4 : 4 + struct.unpack('>I', pool[:4])[0]].decode('utf-8', 'replace')
+        if len(pool) >= 4
+        else ''
+    )
+    was_here = (
+        count
+        and host[4 : 4 + count].decode('utf-8', 'replace') == os.uname().nodename
+        and state == ACTIVE
+    )
     if was_here or (len(guid) == 8 and guid in cache):
-        yield 'belongs to the ZFS pool "%s" of this host; give it away with: zpool export %s, or zpool destroy' % (pool, pool)
+        yield (
+            'belongs to the ZFS pool "%s" of this host; give it away with: zpool export %s, or zpool destroy'
+            % (pool, pool)
+        )
 
 
 MANAGERS = (('LVM physical volume', _lvm), ('member of a Linux RAID', _md), ('ZFS', _zfs))
 
 
 # -- the door ----------------------------------------------------------------------------------------------------------------
+
 
 def claims(path, signatures, descriptor, roots=ROOTS):
     """[sentence]: why this host counts on the block device at `path`; [] if nothing says so.
@@ -116,12 +161,15 @@ def claims(path, signatures, descriptor, roots=ROOTS):
         for what, reason in MANAGERS:
             if signature.what.startswith(what):
                 where = ', partition %d,' % signature.partition if signature.partition else ''
-                found += ['%s%s %s' % (path, where, sentence) for sentence in _notes(reason, signature, descriptor, roots)]
+                found += [
+                    '%s%s %s' % (path, where, sentence)
+                    for sentence in _notes(reason, signature, descriptor, roots)
+                ]
     return found
 
 
 def _notes(reason, signature, descriptor, roots):
     try:
         return list(reason(signature, descriptor, roots))
-    except OSError:                      # a place that cannot be read says nothing
+    except OSError:  # a place that cannot be read says nothing
         return []

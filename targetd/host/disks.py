@@ -1,7 +1,9 @@
-"""The disks of this host: found by a name that survives cabling, and described as they describe themselves.
+"""The disks of this host: found by a name that survives cabling, and described as they describe
+themselves.
 
-May import base and host. A disk is asked through /sys first (the kernel read it from the device), through udev's notes
-second (old kernels show no VPD page in /sys); no device is opened, so nothing spins up and no right is needed.
+May import base and host. A disk is asked through /sys first (the kernel read it from the device),
+through udev's notes second (old kernels show no VPD page in /sys); no device is opened, so nothing
+spins up and no right is needed.
 """
 
 import difflib
@@ -24,24 +26,50 @@ from targetd.host.roots import (
     whole_disk,
 )
 
-SECTOR = 512                     # the unit of /sys/class/block/*/size and of a partition's start, whatever the disk's own is
+# the unit of /sys/class/block/*/size and of a partition's start, whatever the disk's own is
+SECTOR = 512
 
-#: What a disk says of itself. name: kernel name, None for a file; path: device node; kind: 'disk', 'partition' or 'file';
-#: size: bytes; serial, wwn ('naa.…', 'eui.…' as the kernel writes it), model, vendor, revision: '' if unknown; rotational:
-#: bool or None if unknown; transport: 'sata', 'usb', 'nvme', …, '' if unknown; logical_sector, physical_sector: bytes.
-Disk = namedtuple('Disk', 'name path kind size model vendor revision serial wwn rotational transport removable read_only '
-                          'logical_sector physical_sector')
+#: What a disk says of itself. name: kernel name, None for a file; path: device node; kind: 'disk',
+#: 'partition' or 'file'; size: bytes; serial, wwn ('naa.…', 'eui.…' as the kernel writes it),
+#: model, vendor, revision: '' if unknown; rotational: bool or None if unknown; transport: 'sata',
+#: 'usb', 'nvme', …, '' if unknown; logical_sector, physical_sector: bytes.
+Disk = namedtuple(
+    'Disk',
+    'name path kind size model vendor revision serial wwn rotational transport removable read_only '
+    'logical_sector physical_sector',
+)
 
 #: Words that may stand before a ':' in a backing-store, joined by '+'.
-KEYS = ('serial', 'wwn', 'model', 'size', 'part', 'by-id', 'by-path', 'by-uuid', 'by-label', 'by-partuuid', 'by-partlabel')
+KEYS = (
+    'serial',
+    'wwn',
+    'model',
+    'size',
+    'part',
+    'by-id',
+    'by-path',
+    'by-uuid',
+    'by-label',
+    'by-partuuid',
+    'by-partlabel',
+)
 
-# a piece of the sysfs path -> what the disk hangs on; the first that fits wins, so what is nearer to the disk stands first
+# a piece of the sysfs path -> what the disk hangs on; the first that fits wins, so what is nearer
+# to the disk stands first
 TRANSPORTS = (
-    (re.compile(r'/session\d+/'), 'iscsi'), (re.compile(r'/usb\d+/'), 'usb'), (re.compile(r'/ata\d+/'), 'sata'),
-    (re.compile(r'/rport-'), 'fc'), (re.compile(r'/end_device-'), 'sas'), (re.compile(r'/nvme'), 'nvme'),
-    (re.compile(r'/virtio\d+/'), 'virtio'), (re.compile(r'/vbd-'), 'xen'), (re.compile(r'/mmc_host/'), 'mmc'),
-    (re.compile(r'/virtual/block/loop'), 'loop'), (re.compile(r'/virtual/block/dm-'), 'dm'),
-    (re.compile(r'/virtual/block/md'), 'md'), (re.compile(r'/virtual/block/(zram|ram)'), 'ram'),
+    (re.compile(r'/session\d+/'), 'iscsi'),
+    (re.compile(r'/usb\d+/'), 'usb'),
+    (re.compile(r'/ata\d+/'), 'sata'),
+    (re.compile(r'/rport-'), 'fc'),
+    (re.compile(r'/end_device-'), 'sas'),
+    (re.compile(r'/nvme'), 'nvme'),
+    (re.compile(r'/virtio\d+/'), 'virtio'),
+    (re.compile(r'/vbd-'), 'xen'),
+    (re.compile(r'/mmc_host/'), 'mmc'),
+    (re.compile(r'/virtual/block/loop'), 'loop'),
+    (re.compile(r'/virtual/block/dm-'), 'dm'),
+    (re.compile(r'/virtual/block/md'), 'md'),
+    (re.compile(r'/virtual/block/(zram|ram)'), 'ram'),
     (re.compile(r'/host\d+/'), 'scsi'),
 )
 
@@ -52,6 +80,7 @@ _UNITS = {'': 1, 'k': 1, 'm': 2, 'g': 3, 't': 4, 'p': 5}
 
 # -- what a disk says of itself ----------------------------------------------------------------------------------------------
 
+
 def _printable(text):
     return ' '.join((text or '').replace('\0', ' ').split())
 
@@ -61,11 +90,12 @@ def _page_80(directory):
     page = read_bytes(directory, 'device', 'vpd_pg80')
     if not page or len(page) < 4:
         return ''
-    return _printable(page[4:4 + struct.unpack_from('>H', page, 2)[0]].decode('ascii', 'replace'))
+    return _printable(page[4 : 4 + struct.unpack_from('>H', page, 2)[0]].decode('ascii', 'replace'))
 
 
 def _page_83(directory):
-    """The best designator of VPD page 83h (SPC-4) that names the logical unit, as 'naa.…' or 'eui.…', or ''."""
+    """The best designator of VPD page 83h (SPC-4) that names the logical unit, as 'naa.…' or
+    'eui.…', or ''."""
     page = read_bytes(directory, 'device', 'vpd_pg83') or b''
     found = {}
     offset = 4
@@ -73,18 +103,23 @@ def _page_83(directory):
         length = page[offset + 3]
         association, kind = page[offset + 1] >> 4 & 3, page[offset + 1] & 15
         if association == 0 and kind in (2, 3) and page[offset] & 15 == 1:
-            found.setdefault(kind, page[offset + 4:offset + 4 + length].hex())
+            found.setdefault(kind, page[offset + 4 : offset + 4 + length].hex())
         offset += 4 + length
     return 'naa.' + found[3] if 3 in found else 'eui.' + found[2] if 2 in found else ''
 
 
 def _ata_model(directory):
-    """The full model of an ATA disk from VPD page 89h (SAT-3): its INQUIRY data holds only 16 of the 40 characters."""
+    """The full model of an ATA disk from VPD page 89h (SAT-3): its INQUIRY data holds only 16 of
+    the 40 characters."""
     page = read_bytes(directory, 'device', 'vpd_pg89')
     if not page or len(page) < 60 + 94:
         return ''
-    swapped = page[60 + 54:60 + 94]
-    return _printable(b''.join(swapped[i + 1:i + 2] + swapped[i:i + 1] for i in range(0, 40, 2)).decode('ascii', 'replace'))
+    swapped = page[60 + 54 : 60 + 94]
+    return _printable(
+        b''.join(swapped[i + 1 : i + 2] + swapped[i : i + 1] for i in range(0, 40, 2)).decode(
+            'ascii', 'replace'
+        )
+    )
 
 
 def _usb_serial(directory):
@@ -98,13 +133,22 @@ def _usb_serial(directory):
 
 
 def _serial(directory, udev):
-    return (_page_80(directory) or _printable(read_text(directory, 'serial'))
-            or _printable(read_text(directory, 'device', 'serial')) or udev.get('ID_SERIAL_SHORT', '')
-            or udev.get('ID_SCSI_SERIAL', '') or _usb_serial(directory))
+    return (
+        _page_80(directory)
+        or _printable(read_text(directory, 'serial'))
+        or _printable(read_text(directory, 'device', 'serial'))
+        or udev.get('ID_SERIAL_SHORT', '')
+        or udev.get('ID_SCSI_SERIAL', '')
+        or _usb_serial(directory)
+    )
 
 
 def _wwn(directory, udev):
-    for candidate in (read_text(directory, 'device', 'wwid'), read_text(directory, 'wwid'), _page_83(directory)):
+    for candidate in (
+        read_text(directory, 'device', 'wwid'),
+        read_text(directory, 'wwid'),
+        _page_83(directory),
+    ):
         if candidate and candidate.startswith(('naa.', 'eui.', 'uuid.', 'nvme.')):
             return candidate
     noted = udev.get('ID_WWN_WITH_EXTENSION') or udev.get('ID_WWN') or ''
@@ -112,14 +156,20 @@ def _wwn(directory, udev):
 
 
 def _model(directory, udev):
-    encoded = re.sub(r'\\x([0-9a-fA-F]{2})', lambda m: chr(int(m.group(1), 16)), udev.get('ID_MODEL_ENC', ''))
-    return (_ata_model(directory) or _printable(encoded) or _printable(read_text(directory, 'device', 'model'))
-            or _printable(read_text(directory, 'device', 'name')))
+    encoded = re.sub(
+        r'\\x([0-9a-fA-F]{2})', lambda m: chr(int(m.group(1), 16)), udev.get('ID_MODEL_ENC', '')
+    )
+    return (
+        _ata_model(directory)
+        or _printable(encoded)
+        or _printable(read_text(directory, 'device', 'model'))
+        or _printable(read_text(directory, 'device', 'name'))
+    )
 
 
 def _vendor(directory):
     vendor = _printable(read_text(directory, 'device', 'vendor'))
-    return '' if vendor.startswith('0x') else vendor           # a PCI or virtio device shows a number there
+    return '' if vendor.startswith('0x') else vendor  # a PCI or virtio device shows a number there
 
 
 def _transport(directory):
@@ -136,27 +186,35 @@ def _flag(*parts):
 
 
 def describe_name(name, roots=ROOTS):
-    """The Disk with this kernel name. A partition has its own size and name, and its disk's model, serial and the like."""
+    """The Disk with this kernel name. A partition has its own size and name, and its disk's model,
+    serial and the like."""
     parent = whole_disk(name, roots)
     directory = roots.block(parent)
     udev = udev_properties(parent, roots)
     return Disk(
-        name=name, path=roots.node(name), kind='disk' if parent == name else 'partition',
+        name=name,
+        path=roots.node(name),
+        kind='disk' if parent == name else 'partition',
         size=(read_number(roots.block(name, 'size')) or 0) * SECTOR,
         model=_model(directory, udev),
         vendor=_vendor(directory),
-        revision=_printable(read_text(directory, 'device', 'rev') or read_text(directory, 'device', 'firmware_rev')),
-        serial=_serial(directory, udev), wwn=_wwn(directory, udev),
+        revision=_printable(
+            read_text(directory, 'device', 'rev') or read_text(directory, 'device', 'firmware_rev')
+        ),
+        serial=_serial(directory, udev),
+        wwn=_wwn(directory, udev),
         rotational=_flag(directory, 'queue', 'rotational'),
         transport=_transport(directory),
         removable=bool(_flag(directory, 'removable')),
         read_only=bool(_flag(roots.block(name, 'ro'))),
         logical_sector=read_number(directory, 'queue', 'logical_block_size') or SECTOR,
-        physical_sector=read_number(directory, 'queue', 'physical_block_size') or SECTOR)
+        physical_sector=read_number(directory, 'queue', 'physical_block_size') or SECTOR,
+    )
 
 
 def describe(path, roots=ROOTS):
-    """The Disk at a path: a block device, a partition or a file. Raises StoreError if there is nothing or something else."""
+    """The Disk at a path: a block device, a partition or a file. Raises StoreError if there is
+    nothing or something else."""
     name = kernel_name(path, roots)
     if name is not None:
         return describe_name(name, roots)
@@ -167,20 +225,39 @@ def describe(path, roots=ROOTS):
     if not stat.S_ISREG(status.st_mode):
         raise StoreError('%s is neither a block device nor a file' % path)
     read_only = not status.st_mode & 0o222
-    return Disk(None, path, 'file', status.st_size, '', '', '', '', '', None, 'file', False, read_only, SECTOR, SECTOR)
+    return Disk(
+        None,
+        path,
+        'file',
+        status.st_size,
+        '',
+        '',
+        '',
+        '',
+        '',
+        None,
+        'file',
+        False,
+        read_only,
+        SECTOR,
+        SECTOR,
+    )
 
 
 def list_disks(roots=ROOTS):
     """Every disk of this host that has a medium, as Disks ordered by name; partitions left out."""
     found = []
     for name in listing(roots.block()):
-        if not os.path.exists(roots.block(name, 'partition')) and read_number(roots.block(name, 'size')):
+        if not os.path.exists(roots.block(name, 'partition')) and read_number(
+            roots.block(name, 'size')
+        ):
             found.append(describe_name(name, roots))
     return found
 
 
 def lasting_name(disk):
-    """What to write as backing-store so that the disk is found wherever it is plugged in: 'serial:…', 'wwn:…' or its path."""
+    """What to write as backing-store so that the disk is found wherever it is plugged in:
+    'serial:…', 'wwn:…' or its path."""
     if disk.serial:
         return 'serial:' + disk.serial
     return 'wwn:' + disk.wwn if disk.wwn else disk.path
@@ -188,13 +265,19 @@ def lasting_name(disk):
 
 # -- the names that survive cabling ------------------------------------------------------------------------------------------
 
+
 def _folded(text):
-    """Spaces, underscores and case do not tell two names apart: udev writes '_' where the disk has ' '."""
+    """Spaces, underscores and case do not tell two names apart: udev writes '_' where the disk has
+    ' '."""
     return re.sub(r'[\s_]+', ' ', text).strip().lower()
 
 
 def _bare_wwn(text):
-    return re.sub(r'^(naa\.|eui\.|wwn-|nvme\.|uuid\.)?(0x)?', '', text.strip().lower()).replace('-', '').replace(':', '')
+    return (
+        re.sub(r'^(naa\.|eui\.|wwn-|nvme\.|uuid\.)?(0x)?', '', text.strip().lower())
+        .replace('-', '')
+        .replace(':', '')
+    )
 
 
 def _has_serial(disk, wanted, links):
@@ -204,22 +287,32 @@ def _has_serial(disk, wanted, links):
 
 
 def _has_size(disk, wanted):
-    """A plain number is exact; with a unit, the maker's (1000) or the system's (1024) within one part in a hundred."""
+    """A plain number is exact; with a unit, the maker's (1000) or the system's (1024) within one
+    part in a hundred."""
     match = re.match(r'^([0-9.]+)\s*([kmgtp]?)i?b?$', wanted.strip().lower())
     try:
         figure = float(match.group(1))
     except (AttributeError, ValueError):
-        raise StoreError('size:%s is no size; write bytes, or a number with K, M, G, T or P such as 4T' % wanted)
+        raise StoreError(
+            'size:%s is no size; write bytes, or a number with K, M, G, T or P such as 4T' % wanted
+        )
     if not match.group(2):
         return disk.size == int(figure)
-    return any(abs(disk.size - figure * base ** _UNITS[match.group(2)]) <= disk.size / 100.0 for base in (1000, 1024))
+    return any(
+        abs(disk.size - figure * base ** _UNITS[match.group(2)]) <= disk.size / 100.0
+        for base in (1000, 1024)
+    )
 
 
 def _links(name, roots):
     """The names in /dev/disk/by-id that lead to this kernel name."""
     directory = os.path.join(roots.dev, 'disk', 'by-id')
     node = os.path.realpath(roots.node(name))
-    return [entry for entry in listing(directory) if os.path.realpath(os.path.join(directory, entry)) == node]
+    return [
+        entry
+        for entry in listing(directory)
+        if os.path.realpath(os.path.join(directory, entry)) == node
+    ]
 
 
 def _fits(disk, key, value, roots):
@@ -228,15 +321,20 @@ def _fits(disk, key, value, roots):
     if key == 'wwn':
         return bool(disk.wwn) and _bare_wwn(disk.wwn) == _bare_wwn(value)
     if key == 'model':
-        return bool(disk.model) and (_folded(disk.model).startswith(_folded(value))
-                                     or _folded(disk.vendor + ' ' + disk.model).startswith(_folded(value)))
+        return bool(disk.model) and (
+            _folded(disk.model).startswith(_folded(value))
+            or _folded(disk.vendor + ' ' + disk.model).startswith(_folded(value))
+        )
     if key == 'size':
         return _has_size(disk, value)
-    return os.path.realpath(os.path.join(roots.dev, 'disk', key, value)) == os.path.realpath(disk.path)
+    return os.path.realpath(os.path.join(roots.dev, 'disk', key, value)) == os.path.realpath(
+        disk.path
+    )
 
 
 def _parse(text):
-    """'model:X+size:4T' -> [('model', 'X'), ('size', '4T')]; None for a plain path. Raises StoreError for an unknown word."""
+    """'model:X+size:4T' -> [('model', 'X'), ('size', '4T')]; None for a plain path. Raises
+    StoreError for an unknown word."""
     if text.startswith('/') or not _SELECTOR.match(text):
         return None
     pieces = []
@@ -245,8 +343,10 @@ def _parse(text):
         if key not in KEYS:
             near = difflib.get_close_matches(key, KEYS, 1)
             known = 'known are a path, %s' % ', '.join(k + ':' for k in KEYS)
-            raise StoreError('%s: %s: is not a way to name a disk; %s'
-                             % (text, key, 'did you mean %s:?' % near[0] if near else known))
+            raise StoreError(
+                '%s: %s: is not a way to name a disk; %s'
+                % (text, key, 'did you mean %s:?' % near[0] if near else known)
+            )
         if not value.strip():
             raise StoreError('%s: nothing stands after %s:' % (text, key))
         pieces.append((key, value.strip()))
@@ -255,15 +355,23 @@ def _parse(text):
 
 def _common_multipath(candidates, roots):
     """The one multipath device above all candidates, if they are paths to the same disk; else None."""
-    above = [set(h for h in listing(roots.block(disk.name, 'holders'))
-                 if (read_text(roots.block(h, 'dm', 'uuid')) or '').startswith('mpath-')) for disk in candidates]
+    above = [
+        set(
+            h
+            for h in listing(roots.block(disk.name, 'holders'))
+            if (read_text(roots.block(h, 'dm', 'uuid')) or '').startswith('mpath-')
+        )
+        for disk in candidates
+    ]
     common = set.intersection(*above) if above else set()
     return common.pop() if len(common) == 1 else None
 
 
 def one_line(disk):
     """'/dev/sdb (4.0 TB, WDC WD40EFRX, serial WD-1)': how messages name a disk."""
-    facts = [human_size(disk.size)] + [f for f in (' '.join((disk.vendor, disk.model)).strip(),) if f]
+    facts = [human_size(disk.size)] + [
+        f for f in (' '.join((disk.vendor, disk.model)).strip(),) if f
+    ]
     if disk.serial:
         facts.append('serial %s' % disk.serial)
     return '%s (%s)' % (disk.path, ', '.join(facts))
@@ -284,11 +392,15 @@ def _the_one(text, candidates, roots):
         joint = _common_multipath(candidates, roots)
         if joint is not None:
             return joint
-        raise StoreError('%s fits %d disks: %s; say which one, for example by its serial: or wwn:'
-                         % (text, len(candidates), ', '.join(one_line(d) for d in candidates)))
+        raise StoreError(
+            '%s fits %d disks: %s; say which one, for example by its serial: or wwn:'
+            % (text, len(candidates), ', '.join(one_line(d) for d in candidates))
+        )
     if not candidates:
         known = [one_line(d) for d in list_disks(roots) if d.transport not in ('loop', 'ram')]
-        raise StoreError('%s fits no disk of this host; it has %s' % (text, ', '.join(known) or 'none'))
+        raise StoreError(
+            '%s fits no disk of this host; it has %s' % (text, ', '.join(known) or 'none')
+        )
     return candidates[0].name
 
 
@@ -304,27 +416,35 @@ def _by_link(text, key, value, roots):
     link = os.path.join(roots.dev, 'disk', key, value)
     if value in ('.', '..') or '/' in value or not os.path.exists(link):
         near = difflib.get_close_matches(value, listing(roots.dev, 'disk', key), 3)
-        raise StoreError('%s: there is no %s%s' % (text, link, '; near it are %s' % ', '.join(near) if near else ''))
+        raise StoreError(
+            '%s: there is no %s%s'
+            % (text, link, '; near it are %s' % ', '.join(near) if near else '')
+        )
     return os.path.realpath(link)
 
 
 def _resolve_path(text, roots):
     if not text.startswith('/'):
-        raise StoreError('%r is not a path from the root, nor a name such as serial:WD-1, wwn:0x5000…, by-id:…, '
-                         'model:…+size:…' % text)
+        raise StoreError(
+            '%r is not a path from the root, nor a name such as serial:WD-1, wwn:0x5000…, by-id:…, '
+            'model:…+size:…' % text
+        )
     path = os.path.realpath(text)
     if not os.path.exists(path) and (text + '/').startswith(roots.dev.rstrip('/') + '/'):
         near = difflib.get_close_matches(os.path.basename(text), listing(os.path.dirname(text)), 3)
-        raise StoreError('%s does not exist%s' % (text, '; near it are %s' % ', '.join(near) if near else ''))
+        raise StoreError(
+            '%s does not exist%s' % (text, '; near it are %s' % ', '.join(near) if near else '')
+        )
     return path
 
 
 def resolve(text, roots=ROOTS):
     """The path that a backing-store means, symbolic links resolved.
 
-    text: a path, or `serial:WD-1`, `wwn:0x5000…`, `by-id:…` (and the other directories of /dev/disk), `model:…`, `size:…`,
-    joined by '+' where one alone does not tell; `part:2` added to them is a partition. A path outside /dev need not exist (a
-    file may yet be created). Raises StoreError, naming the candidates, when none or two fit.
+    text: a path, or `serial:WD-1`, `wwn:0x5000…`, `by-id:…` (and the other directories of
+    /dev/disk), `model:…`, `size:…`, joined by '+' where one alone does not tell; `part:2` added to
+    them is a partition. A path outside /dev need not exist (a file may yet be created). Raises
+    StoreError, naming the candidates, when none or two fit.
     """
     pieces = _parse(text)
     if pieces is None:
@@ -338,6 +458,8 @@ def resolve(text, roots=ROOTS):
     for key, value in wanted:
         if key.startswith('by-'):
             _by_link(text, key, value, roots)
-    candidates = [d for d in list_disks(roots) if all(_fits(d, key, value, roots) for key, value in wanted)]
+    candidates = [
+        d for d in list_disks(roots) if all(_fits(d, key, value, roots) for key, value in wanted)
+    ]
     name = _the_one(text, candidates, roots)
     return roots.node(_partition(text, name, parts[0], roots) if parts else name)

@@ -1,8 +1,10 @@
-"""Who on this host uses a disk or an image, asked before it is exported: two writers on one disk destroy its content.
+"""Who on this host uses a disk or an image, asked before it is exported: two writers on one disk
+destroy its content.
 
-May import base and host. Invariants: nothing is opened for writing and nothing is changed; the answer names the user from the
-disk up ('sdb1 is in md0, which is in dm-2 …') and the line that frees it; the search through open files of all processes
-is made only when the kernel says that somebody holds the device and nobody else has owned up, and is bounded in time.
+May import base and host. Invariants: nothing is opened for writing and nothing is changed; the
+answer names the user from the disk up ('sdb1 is in md0, which is in dm-2 …') and the line that
+frees it; the search through open files of all processes is made only when the kernel says that
+somebody holds the device and nobody else has owned up, and is bounded in time.
 """
 
 import os
@@ -16,16 +18,18 @@ import psutil
 from targetd.errors import StoreError
 from targetd.host.roots import ROOTS, kernel_name, listing, partitions, read_text, whole_disk
 
-SEARCH_SECONDS = 2.0             # the longest that the search through open files may take
-MAXIMUM_NAMESPACES = 256         # mount namespaces that are read; a host of containers has fewer
-MAXIMUM_MOUNTS = 4               # mounts of one device that are named; the rest are counted
-MAXIMUM_DEPTH = 16               # devices on devices; the kernel itself stops sooner
+SEARCH_SECONDS = 2.0  # the longest that the search through open files may take
+MAXIMUM_NAMESPACES = 256  # mount namespaces that are read; a host of containers has fewer
+MAXIMUM_MOUNTS = 4  # mounts of one device that are named; the rest are counted
+MAXIMUM_DEPTH = 16  # devices on devices; the kernel itself stops sooner
 
-#: A mount, as any namespace shows it. number: 'major:minor'; source: what was mounted; pid: a process that sees it.
+#: A mount, as any namespace shows it. number: 'major:minor'; source: what was mounted; pid: a
+#: process that sees it.
 Mount = namedtuple('Mount', 'number source point kind pid')
 
 
 # -- what the kernel says ----------------------------------------------------------------------------------------------------
+
 
 def _unescaped(text):
     r"""mountinfo and swaps write a space as \040."""
@@ -37,7 +41,7 @@ def _parse_mountinfo(text, pid):
         fields = line.split(' ')
         if '-' not in fields or len(fields) < 10:
             continue
-        tail = fields[fields.index('-', 6) + 1:]
+        tail = fields[fields.index('-', 6) + 1 :]
         yield Mount(fields[2], _unescaped(tail[1]), _unescaped(fields[4]), tail[0], pid)
 
 
@@ -73,7 +77,8 @@ def _swaps(roots):
 
 
 def _btrfs_members(roots):
-    """{kernel name: the names of all members of the mounted btrfs that it belongs to}; mountinfo shows one member only."""
+    """{kernel name: the names of all members of the mounted btrfs that it belongs to}; mountinfo
+    shows one member only."""
     members = {}
     for fsid in listing(roots.sys, 'fs', 'btrfs'):
         names = listing(roots.sys, 'fs', 'btrfs', fsid, 'devices')
@@ -96,12 +101,20 @@ def _kernel_targets(roots):
         for name in listing(core, plugin):
             path = read_text(core, plugin, name, 'udev_path')
             if path and read_text(core, plugin, name, 'enable') != '0':
-                found.append(('LIO as %s' % name, 'targetcli /backstores/%s delete %s' % (plugin.split('_')[0], name), path))
+                found.append(
+                    (
+                        'LIO as %s' % name,
+                        'targetcli /backstores/%s delete %s' % (plugin.split('_')[0], name),
+                        path,
+                    )
+                )
     devices = os.path.join(roots.sys, 'kernel', 'scst_tgt', 'devices')
     for name in listing(devices):
         path = (read_text(devices, name, 'filename') or '').split('\n')[0]
         if path:
-            found.append(('SCST as %s' % name, 'scstadmin -close_dev %s -handler vdisk_blockio' % name, path))
+            found.append(
+                ('SCST as %s' % name, 'scstadmin -close_dev %s -handler vdisk_blockio' % name, path)
+            )
     return found
 
 
@@ -129,8 +142,10 @@ class _View(object):
 
 # -- who sits on a device ----------------------------------------------------------------------------------------------------
 
+
 def _lvm_names(name):
-    """A device-mapper name of LVM as (volume group, logical volume): '-' parts them, '--' stands for '-'."""
+    """A device-mapper name of LVM as (volume group, logical volume): '-' parts them, '--' stands
+    for '-'."""
     match = re.match(r'^((?:[^-]|--)+)-((?:[^-]|--)+)', name)
     return tuple(part.replace('--', '-') for part in match.groups()) if match else (name, '')
 
@@ -155,24 +170,35 @@ def _holder(holder, roots):
     """(what a device that sits on another is, how it is taken down)."""
     if holder.startswith('md'):
         level = read_text(roots.block(holder, 'md', 'level')) or 'array'
-        return 'the %s array %s' % (level, roots.node(holder)), 'mdadm --stop %s' % roots.node(holder)
+        return 'the %s array %s' % (level, roots.node(holder)), 'mdadm --stop %s' % roots.node(
+            holder
+        )
     if holder.startswith('dm-'):
         return _mapped(holder, roots)
     if holder.startswith('bcache'):
-        return 'the cache device %s' % roots.node(holder), 'echo 1 > /sys/block/%s/bcache/stop' % holder
+        return 'the cache device %s' % roots.node(
+            holder
+        ), 'echo 1 > /sys/block/%s/bcache/stop' % holder
     if holder.startswith('drbd'):
-        return 'the replicated device %s' % roots.node(holder), 'drbdadm down the resource of %s' % roots.node(holder)
+        return 'the replicated device %s' % roots.node(
+            holder
+        ), 'drbdadm down the resource of %s' % roots.node(holder)
     if holder.startswith('loop'):
         return 'the loop device %s' % roots.node(holder), 'losetup -d %s' % roots.node(holder)
     return 'the device %s' % roots.node(holder), 'take %s down' % roots.node(holder)
 
 
 def _device_mounts(name, view):
-    """The mounts of one device: by number, or by name where a file system has numbers of its own (btrfs)."""
+    """The mounts of one device: by number, or by name where a file system has numbers of its own
+    (btrfs)."""
     number = read_text(view.roots.block(name, 'dev'))
     node = view.roots.node(name)
-    return [m for m in view.mounts if m.number == number
-            or (m.number.startswith('0:') and m.source.startswith('/') and view.same(m.source, node))]
+    return [
+        m
+        for m in view.mounts
+        if m.number == number
+        or (m.number.startswith('0:') and m.source.startswith('/') and view.same(m.source, node))
+    ]
 
 
 def _direct_uses(name, chain, view):
@@ -180,8 +206,10 @@ def _direct_uses(name, chain, view):
     node, mounted = view.roots.node(name), _device_mounts(name, view)
     for mount in mounted[:MAXIMUM_MOUNTS]:
         where = '' if mount.pid == 'self' else ' for process %s and its container' % mount.pid
-        view.say('%s is mounted on %s (%s)%s; free it with: umount %s'
-                 % (chain, mount.point, mount.kind, where, quote(mount.point)))
+        view.say(
+            '%s is mounted on %s (%s)%s; free it with: umount %s'
+            % (chain, mount.point, mount.kind, where, quote(mount.point))
+        )
     for swap in view.swaps:
         if view.same(swap, node):
             view.say('%s is swap space; free it with: swapoff %s' % (chain, node))
@@ -189,8 +217,14 @@ def _direct_uses(name, chain, view):
         view.say('%s is mounted in %d more places' % (chain, len(mounted) - MAXIMUM_MOUNTS))
     if name in view.btrfs and not mounted:
         points = [m.point for member in view.btrfs[name] for m in _device_mounts(member, view)]
-        view.say('%s is a member of the btrfs mounted on %s; free it with: umount %s'
-                 % (chain, ', '.join(points) or 'a place that cannot be seen', ' '.join(quote(point) for point in points)))
+        view.say(
+            '%s is a member of the btrfs mounted on %s; free it with: umount %s'
+            % (
+                chain,
+                ', '.join(points) or 'a place that cannot be seen',
+                ' '.join(quote(point) for point in points),
+            )
+        )
     for program, remedy, path in view.targets:
         if view.same(path, node):
             view.say('%s is exported by %s; free it with: %s' % (chain, program, remedy))
@@ -215,7 +249,8 @@ def _climb(name, chain, view, depth=0):
 
 
 def _climb_holder(holder, chain, remedy, view, depth):
-    """Say every use of a holder and its partitions; if there is none, that it holds the device is the use."""
+    """Say every use of a holder and its partitions; if there is none, that it holds the device is
+    the use."""
     before = len(view.sentences)
     _climb(holder, chain + ', which', view, depth)
     for part in partitions(holder, view.roots):
@@ -249,6 +284,7 @@ def _file_uses(path, view):
 
 # -- who has it open ---------------------------------------------------------------------------------------------------------
 
+
 def _program(pid, roots):
     try:
         if roots.proc == ROOTS.proc:
@@ -266,17 +302,22 @@ def _holds(pid, wanted, roots):
             target = os.readlink(link)
         except OSError:
             continue
-        if target in wanted or (target.startswith(roots.dev + '/') and roots.device_number(link) in wanted):
+        if target in wanted or (
+            target.startswith(roots.dev + '/') and roots.device_number(link) in wanted
+        ):
             return True
     return False
 
 
 def _wanted(path, roots):
-    """What an open descriptor of a device, one of its partitions or a file looks like: real path and device numbers."""
+    """What an open descriptor of a device, one of its partitions or a file looks like: real path
+    and device numbers."""
     wanted = {os.path.realpath(path)}
     name = kernel_name(path, roots)
     if name is not None:
-        wanted.update(read_text(roots.block(each, 'dev')) for each in [name] + partitions(name, roots))
+        wanted.update(
+            read_text(roots.block(each, 'dev')) for each in [name] + partitions(name, roots)
+        )
     return wanted
 
 
@@ -287,10 +328,11 @@ def _is_ours(pid, ours, roots):
 
 
 def openers(path, roots=ROOTS, seconds=SEARCH_SECONDS, ours=None):
-    """[(process id, program)] of the processes that have a device, one of its partitions or a file open.
+    """[(process id, program)] of the processes that have a device, one of its partitions or a file
+    open.
 
-    This process, or process `ours`, and its children are left out. Stops after `seconds` with what was found. Only root sees
-    other users' files.
+    This process, or process `ours`, and its children are left out. Stops after `seconds` with what
+    was found. Only root sees other users' files.
     """
     wanted, ours = _wanted(path, roots), ours or os.getpid()
     found, deadline = [], time.monotonic() + seconds
@@ -304,19 +346,29 @@ def openers(path, roots=ROOTS, seconds=SEARCH_SECONDS, ours=None):
 
 def _say_openers(path, view):
     for pid, program in openers(path, view.roots, ours=view.ours):
-        if program.startswith(('tgtd', 'istgt', 'targetd', 'iscsi-scstd', 'ietd', 'nvmf_tgt', 'spdk')):
-            view.say('%s is exported by another target: %s (process %d); free it with: stop that target' % (path, program, pid))
+        if program.startswith(
+            ('tgtd', 'istgt', 'targetd', 'iscsi-scstd', 'ietd', 'nvmf_tgt', 'spdk')
+        ):
+            view.say(
+                '%s is exported by another target: %s (process %d); free it with: stop that target'
+                % (path, program, pid)
+            )
         else:
-            view.say('%s is open by process %d (%s); free it with: kill %d' % (path, pid, program, pid))
+            view.say(
+                '%s is open by process %d (%s); free it with: kill %d' % (path, pid, program, pid)
+            )
 
 
 # -- the doors ---------------------------------------------------------------------------------------------------------------
 
-def users(path, roots=ROOTS, search=False, ours=None):
-    """Who uses a block device or file: a list of plain sentences, each with the line that frees it; [] if nobody does.
 
-    search: also look through the open files of all processes, as is done anyway for a device that the kernel calls busy and
-    whose user is not found otherwise. ours: the process that serves, if it is not this one.
+def users(path, roots=ROOTS, search=False, ours=None):
+    """Who uses a block device or file: a list of plain sentences, each with the line that frees it;
+    [] if nobody does.
+
+    search: also look through the open files of all processes, as is done anyway for a device that
+    the kernel calls busy and whose user is not found otherwise. ours: the process that serves, if
+    it is not this one.
     """
     view = _View(roots, ours)
     name = kernel_name(path, roots)
@@ -328,16 +380,24 @@ def users(path, roots=ROOTS, search=False, ours=None):
     if busy or search:
         _say_openers(path, view)
     if busy and not view.sentences and _holds(str(view.ours), _wanted(path, roots), roots):
-        view.say('%s is exported by this targetd already; free it with: take it out of the other target' % path)
+        view.say(
+            '%s is exported by this targetd already; free it with: take it out of the other target'
+            % path
+        )
     if busy and not view.sentences:
-        view.say('%s is held by the kernel or a process that cannot be seen (ZFS pool? another container?); look with: '
-                 'lsblk %s, zpool status, fuser -v %s' % (path, path, path))
+        view.say(
+            '%s is held by the kernel or a process that cannot be seen (ZFS pool? another container?); look with: '
+            'lsblk %s, zpool status, fuser -v %s' % (path, path, path)
+        )
     return view.sentences
 
 
 def require_free(path, roots=ROOTS, ours=None):
-    """Raise StoreError naming every user of the device or file, and what to do; return if nobody uses it."""
+    """Raise StoreError naming every user of the device or file, and what to do; return if nobody
+    uses it."""
     sentences = users(path, roots, ours=ours)
     if sentences:
-        raise StoreError('%s is in use on this host: %s. Exporting it as well would destroy its content; if it is '
-                         'certain that it does not, write allow-in-use = yes' % (path, '. '.join(sentences)))
+        raise StoreError(
+            '%s is in use on this host: %s. Exporting it as well would destroy its content; if it is '
+            'certain that it does not, write allow-in-use = yes' % (path, '. '.join(sentences))
+        )

@@ -1,7 +1,9 @@
-"""Where this machine is seen: /sys, /dev, /proc, /run and /etc, and how a path becomes a block device's kernel name.
+"""Where this machine is seen: /sys, /dev, /proc, /run and /etc, and how a path becomes a block
+device's kernel name.
 
-May import base. Every function of host/ takes `roots`, so that a test can show it another machine; nothing is cached, since
-disks come and go. A kernel name is what stands in /sys/class/block ('sdb', 'sdb1', 'md0', 'dm-3', 'cciss!c0d0').
+May import base. Every function of host/ takes `roots`, so that a test can show it another machine;
+nothing is cached, since disks come and go. A kernel name is what stands in /sys/class/block ('sdb',
+'sdb1', 'md0', 'dm-3', 'cciss!c0d0').
 """
 
 import errno
@@ -20,7 +22,8 @@ class Roots(object):
         self.etc = etc
 
     def device_number(self, path):
-        """'major:minor' of the block device at `path`, or None if there is none or it is something else."""
+        """'major:minor' of the block device at `path`, or None if there is none or it is something
+        else."""
         try:
             status = os.stat(path)
         except OSError:
@@ -30,7 +33,8 @@ class Roots(object):
         return '%d:%d' % (os.major(status.st_rdev), os.minor(status.st_rdev))
 
     def is_busy(self, path):
-        """True if somebody holds the block device exclusively: mounted, a member of an array, swap, another target."""
+        """True if somebody holds the block device exclusively: mounted, a member of an array, swap,
+        another target."""
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_EXCL | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as e:
@@ -43,7 +47,8 @@ class Roots(object):
         return os.path.join(self.sys, 'class', 'block', *parts)
 
     def node(self, name):
-        """The device node of a kernel name; a '!' in it stands for a '/' ('cciss!c0d0' is /dev/cciss/c0d0)."""
+        """The device node of a kernel name; a '!' in it stands for a '/' ('cciss!c0d0' is
+        /dev/cciss/c0d0)."""
         return os.path.join(self.dev, name.replace('!', '/'))
 
 
@@ -51,7 +56,8 @@ ROOTS = Roots()
 
 
 def read_text(*parts):
-    """The stripped text of a small file, or None if it cannot be read (many of /sys exist for some devices only)."""
+    """The stripped text of a small file, or None if it cannot be read (many of /sys exist for some
+    devices only)."""
     try:
         with open(os.path.join(*parts), 'rb') as f:
             return f.read(1 << 16).decode('utf-8', 'replace').strip(' \t\r\n\0')
@@ -109,12 +115,17 @@ def whole_disk(name, roots=ROOTS):
 def partitions(name, roots=ROOTS):
     """The kernel names of a disk's partitions, in numeric order; [] for a partition."""
     directory = os.path.realpath(roots.block(name))
-    found = [entry for entry in listing(directory) if os.path.exists(os.path.join(directory, entry, 'partition'))]
+    found = [
+        entry
+        for entry in listing(directory)
+        if os.path.exists(os.path.join(directory, entry, 'partition'))
+    ]
     return sorted(found, key=lambda entry: read_number(directory, entry, 'partition') or 0)
 
 
 def udev_properties(name, roots=ROOTS):
-    """What udev noted about a block device ('ID_SERIAL_SHORT', 'ID_WWN', …) as a dict; {} without udev."""
+    """What udev noted about a block device ('ID_SERIAL_SHORT', 'ID_WWN', …) as a dict; {} without
+    udev."""
     number = read_text(roots.block(name, 'dev'))
     if not number:
         return {}

@@ -1,8 +1,10 @@
-"""What is on a disk already: a guard against handing out a disk whose content belongs to this host, or to somebody else.
+"""What is on a disk already: a guard against handing out a disk whose content belongs to this host,
+or to somebody else.
 
-May import base and host. Reads a few blocks at known places through a descriptor and changes nothing. What a format is says who
-reads it: 'host' is what Linux itself would mount or assemble (exporting it writable invites two writers), 'client' is what
-Windows or another initiator writes and is expected on an exported disk, 'either' could be both.
+May import base and host. Reads a few blocks at known places through a descriptor and changes
+nothing. What a format is says who reads it: 'host' is what Linux itself would mount or assemble
+(exporting it writable invites two writers), 'client' is what Windows or another initiator writes
+and is expected on an exported disk, 'either' could be both.
 """
 
 import os
@@ -17,14 +19,16 @@ SECTOR = 512
 MAXIMUM_PARTITIONS = 128
 SECTOR_SIZES = (512, 4096)
 
-#: Something recognised. what: 'ext4', 'NTFS', 'GPT', …; owner: 'host', 'client' or 'either'; offset: byte of its mark;
-#: partition: number, or 0 for the whole disk; details: label or UUID, '' if there is none.
+#: Something recognised. what: 'ext4', 'NTFS', 'GPT', …; owner: 'host', 'client' or 'either';
+#: offset: byte of its mark; partition: number, or 0 for the whole disk; details: label or UUID, ''
+#: if there is none.
 Signature = namedtuple('Signature', 'what owner offset partition details')
 
 #: A stretch of a disk: a whole disk or a partition. start, size: bytes.
 Stretch = namedtuple('Stretch', 'descriptor start size partition')
 
 # what, owner, offset in bytes, mark; formats that a mark at a fixed place tells
+# fmt: off
 MARKS = (
     ('XFS', 'host', 0, b'XFSB'),
     ('btrfs', 'host', 64 * KIB + 64, b'_BHRfS_M'),
@@ -47,15 +51,33 @@ MARKS = (
     ('Windows dynamic disk', 'client', 6 * SECTOR, b'PRIVHEAD'),
     ('ISO 9660', 'either', 32 * KIB + 1, b'CD001'),
 )
+# fmt: on
 
 
 #: Beginnings of `what`, and udev's words, for what a host assembles or uses as soon as it sees it.
-LAYERS = ('LVM', 'member of a Linux RAID', 'ZFS', 'bcache', 'Ceph', 'swap', 'image of a suspended host')
-UDEV_LAYERS = ('LVM2_member', 'linux_raid_member', 'zfs_member', 'bcache', 'ceph_bluestore', 'swap', 'swsuspend')
+LAYERS = (
+    'LVM',
+    'member of a Linux RAID',
+    'ZFS',
+    'bcache',
+    'Ceph',
+    'swap',
+    'image of a suspended host',
+)
+UDEV_LAYERS = (
+    'LVM2_member',
+    'linux_raid_member',
+    'zfs_member',
+    'bcache',
+    'ceph_bluestore',
+    'swap',
+    'swsuspend',
+)
 
 
 def read_at(stretch, offset, length):
-    """Up to `length` bytes of a stretch; negative offsets count from its end; b'' outside it or where it cannot be read."""
+    """Up to `length` bytes of a stretch; negative offsets count from its end; b'' outside it or
+    where it cannot be read."""
     if offset < 0:
         offset += stretch.size
     length = min(length, stretch.size - offset)
@@ -77,6 +99,7 @@ def _label(data):
 
 # -- formats that need a look ------------------------------------------------------------------------------------------------
 
+
 def _find_marks(stretch):
     for what, owner, offset, mark in MARKS:
         if read_at(stretch, offset, len(mark)) == mark:
@@ -90,25 +113,39 @@ def _find_ext(stretch):
     compatible, incompatible, read_only_compatible = struct.unpack_from('<III', block, 92)
     if incompatible & 0x8:
         what = 'external journal of ext3 or ext4'
-    elif incompatible & ~0x16 or read_only_compatible & ~0x7:       # beyond what ext3 knows: extents, 64bit, flex_bg, …
+    elif incompatible & ~0x16 or read_only_compatible & ~0x7:
+        # beyond what ext3 knows: extents, 64bit, flex_bg, …
         what = 'ext4'
     else:
         what = 'ext3' if compatible & 0x4 else 'ext2'
-    yield Signature(what, 'host', KIB + 56, stretch.partition, _label(block[120:136]) or _uuid(block[104:120]))
+    yield Signature(
+        what, 'host', KIB + 56, stretch.partition, _label(block[120:136]) or _uuid(block[104:120])
+    )
 
 
 def _find_lvm(stretch):
     for sector in range(4):
         block = read_at(stretch, sector * SECTOR, SECTOR)
         if block[:8] == b'LABELONE' and block[24:32] == b'LVM2 001':
-            yield Signature('LVM physical volume', 'host', sector * SECTOR, stretch.partition, _label(block[32:64]))
+            yield Signature(
+                'LVM physical volume',
+                'host',
+                sector * SECTOR,
+                stretch.partition,
+                _label(block[32:64]),
+            )
 
 
 def _md_places(size):
     """(offset, version) where a member of a Linux RAID keeps its superblock."""
     sectors = size // SECTOR
     at_the_end = ((sectors - 16) & ~7) * SECTOR
-    return (4 * KIB, '1.2'), (0, '1.1'), (at_the_end, '1.0'), ((size & ~(64 * KIB - 1)) - 64 * KIB, '0.90')
+    return (
+        (4 * KIB, '1.2'),
+        (0, '1.1'),
+        (at_the_end, '1.0'),
+        ((size & ~(64 * KIB - 1)) - 64 * KIB, '0.90'),
+    )
 
 
 def _find_md(stretch):
@@ -119,16 +156,22 @@ def _find_md(stretch):
         order = '<' if block[:1] == b'\xfc' else '>'
         if struct.unpack_from(order + 'I', block, 4)[0] == (0 if version == '0.90' else 1):
             name = '' if version == '0.90' else _label(block[32:64])
-            yield Signature('member of a Linux RAID (%s)' % version, 'host', offset, stretch.partition, name)
+            yield Signature(
+                'member of a Linux RAID (%s)' % version, 'host', offset, stretch.partition, name
+            )
             return
 
 
 def _find_zfs(stretch):
-    """Two labels at the beginning and two at the end, each with 128 KiB of uberblocks in its second half."""
+    """Two labels at the beginning and two at the end, each with 128 KiB of uberblocks in its second
+    half."""
     aligned = stretch.size & ~(256 * KIB - 1)
     for label in (0, 256 * KIB, aligned - 512 * KIB, aligned - 256 * KIB):
         ring = read_at(stretch, label + 128 * KIB, 128 * KIB) if label >= 0 else b''
-        if any(ring[i:i + 8] in (b'\x0c\xb1\xba\0\0\0\0\0', b'\0\0\0\0\0\xba\xb1\x0c') for i in range(0, len(ring), KIB)):
+        if any(
+            ring[i : i + 8] in (b'\x0c\xb1\xba\0\0\0\0\0', b'\0\0\0\0\0\xba\xb1\x0c')
+            for i in range(0, len(ring), KIB)
+        ):
             yield Signature('ZFS', 'host', label, stretch.partition, '')
             return
 
@@ -137,7 +180,13 @@ def _find_swap(stretch):
     for page in (4 * KIB, 8 * KIB, 16 * KIB, 64 * KIB):
         mark = read_at(stretch, page - 10, 10)
         if mark in (b'SWAPSPACE2', b'SWAP-SPACE'):
-            yield Signature('swap space', 'host', page - 10, stretch.partition, _label(read_at(stretch, KIB + 28, 16)))
+            yield Signature(
+                'swap space',
+                'host',
+                page - 10,
+                stretch.partition,
+                _label(read_at(stretch, KIB + 28, 16)),
+            )
         elif mark[:9] in (b'S1SUSPEND', b'S2SUSPEND', b'ULSUSPEND', b'LINHIB000'):
             yield Signature('image of a suspended host', 'host', page - 10, stretch.partition, '')
 
@@ -147,18 +196,26 @@ def _find_fat(stretch):
     if len(block) < SECTOR or block[510:512] != b'\x55\xaa':
         return
     for offset, mark in ((54, b'FAT12   '), (54, b'FAT16   '), (82, b'FAT32   ')):
-        if block[offset:offset + 8] == mark:
-            label = _label(block[offset - 11:offset])
-            yield Signature(mark.decode('ascii').strip(), 'either', offset, stretch.partition,
-                            '' if label == 'NO NAME' else label)
+        if block[offset : offset + 8] == mark:
+            label = _label(block[offset - 11 : offset])
+            yield Signature(
+                mark.decode('ascii').strip(),
+                'either',
+                offset,
+                stretch.partition,
+                '' if label == 'NO NAME' else label,
+            )
 
 
 def _mbr_rows(block):
-    """The partition table of a master boot record as [(type, first sector, sectors)], or None if it is none."""
+    """The partition table of a master boot record as [(type, first sector, sectors)], or None if it
+    is none."""
     if len(block) < SECTOR or block[510:512] != b'\x55\xaa':
         return None
     rows = [struct.unpack_from('<B3xB3xII', block, 446 + 16 * i) for i in range(4)]
-    if any(active not in (0, 0x80) for active, _, _, _ in rows) or not any(kind for _, kind, _, _ in rows):
+    if any(active not in (0, 0x80) for active, _, _, _ in rows) or not any(
+        kind for _, kind, _, _ in rows
+    ):
         return None
     return [(kind, first, sectors) for _, kind, first, sectors in rows if kind and sectors]
 
@@ -170,7 +227,8 @@ def _find_mbr(stretch):
 
 
 def _gpt_header(stretch):
-    """(offset, header of 92 bytes, sector size) of the partition table, the backup at the end if the first is gone; or None."""
+    """(offset, header of 92 bytes, sector size) of the partition table, the backup at the end if
+    the first is gone; or None."""
     for sector in SECTOR_SIZES:
         for offset in (sector, stretch.size - sector):
             header = read_at(stretch, offset, 92) if offset > 0 else b''
@@ -183,15 +241,32 @@ def _find_gpt(stretch):
     found = _gpt_header(stretch)
     if found is not None:
         offset, header, sector = found
-        what = 'GPT partition table' if offset == sector else 'backup of a GPT partition table (the first one is gone)'
-        yield Signature(what, 'either', offset, stretch.partition, str(uuid.UUID(bytes_le=header[56:72])))
+        what = (
+            'GPT partition table'
+            if offset == sector
+            else 'backup of a GPT partition table (the first one is gone)'
+        )
+        yield Signature(
+            what, 'either', offset, stretch.partition, str(uuid.UUID(bytes_le=header[56:72]))
+        )
 
 
 #: every format; the order is that of the answer
-FINDERS = (_find_gpt, _find_mbr, _find_ext, _find_lvm, _find_md, _find_zfs, _find_swap, _find_fat, _find_marks)
+FINDERS = (
+    _find_gpt,
+    _find_mbr,
+    _find_ext,
+    _find_lvm,
+    _find_md,
+    _find_zfs,
+    _find_swap,
+    _find_fat,
+    _find_marks,
+)
 
 
 # -- partitions --------------------------------------------------------------------------------------------------------------
+
 
 def _gpt_partitions(stretch):
     _, header, sector = _gpt_header(stretch)
@@ -200,7 +275,7 @@ def _gpt_partitions(stretch):
         return
     rows = read_at(stretch, first * sector, min(count, MAXIMUM_PARTITIONS) * length)
     for i in range(len(rows) // length):
-        row = rows[i * length:i * length + 128]
+        row = rows[i * length : i * length + 128]
         begin, end = struct.unpack_from('<QQ', row, 32)
         if any(row[:16]) and begin <= end:
             yield i + 1, begin * sector, (end - begin + 1) * sector
@@ -208,7 +283,8 @@ def _gpt_partitions(stretch):
 
 def _mbr_partitions(stretch, sector):
     for i, (kind, first, sectors) in enumerate(_mbr_rows(read_at(stretch, 0, SECTOR)) or ()):
-        if kind not in (0x05, 0x0F, 0x85, 0xEE):            # extended partitions hold others, 0xEE stands for a GPT
+        # extended partitions hold others, 0xEE stands for a GPT
+        if kind not in (0x05, 0x0F, 0x85, 0xEE):
             yield i + 1, first * sector, sectors * sector
 
 
@@ -222,18 +298,23 @@ def _partitions(stretch, sector):
 
 # -- the doors ---------------------------------------------------------------------------------------------------------------
 
+
 def recognise(descriptor, size, sector=SECTOR):
     """Every Signature on a disk and in its partitions.
 
-    descriptor: open for reading; size: bytes; sector: bytes in a logical sector, for partition tables of 4096-byte disks.
-    Places that cannot be read are passed over.
+    descriptor: open for reading; size: bytes; sector: bytes in a logical sector, for partition
+    tables of 4096-byte disks. Places that cannot be read are passed over.
     """
     whole = Stretch(descriptor, 0, size, 0)
     found = [signature for finder in FINDERS for signature in finder(whole)]
     if any('partition table' in signature.what for signature in found):
         for stretch in _partitions(whole, sector):
-            found += [signature._replace(offset=signature.offset + stretch.start)
-                      for finder in FINDERS if finder not in (_find_gpt, _find_mbr) for signature in finder(stretch)]
+            found += [
+                signature._replace(offset=signature.offset + stretch.start)
+                for finder in FINDERS
+                if finder not in (_find_gpt, _find_mbr)
+                for signature in finder(stretch)
+            ]
     return found
 
 
@@ -246,12 +327,14 @@ def one_line(signature):
 
 
 def layers(signatures):
-    """Those of the signatures that a host takes into use by itself, without being told to mount them."""
+    """Those of the signatures that a host takes into use by itself, without being told to mount
+    them."""
     return [signature for signature in signatures if signature.what.startswith(LAYERS)]
 
 
 def layers_noted_by_udev(name, roots=ROOTS):
-    """['/dev/sdb1: LVM2_member']: the same of a block device and its partitions, without a look at the disk."""
+    """['/dev/sdb1: LVM2_member']: the same of a block device and its partitions, without a look at
+    the disk."""
     found = []
     for each in [name] + partitions(name, roots):
         kind = udev_properties(each, roots).get('ID_FS_TYPE', '')

@@ -1,7 +1,9 @@
-"""CHAP (RFC 1994, RFC 7143 12.1.3 and 9.2.1): challenges, responses and their encodings. Pure; imports const.
+"""CHAP (RFC 1994, RFC 7143 12.1.3 and 9.2.1): challenges, responses and their encodings. Pure;
+imports const.
 
-Invariants: secrets are compared in constant time; a challenge of ours that comes back is refused (reflection), and so is a
-proof of ours with the secret that the initiator has just used; an unknown name and a wrong secret give the same error.
+Invariants: secrets are compared in constant time; a challenge of ours that comes back is refused
+(reflection), and so is a proof of ours with the secret that the initiator has just used; an unknown
+name and a wrong secret give the same error.
 """
 
 import base64
@@ -13,20 +15,28 @@ from collections import OrderedDict
 
 from targetd.iscsi import const
 
-MAXIMUM_CHALLENGE = 1024         # bytes, RFC 7143 12.1.3
-CHALLENGE_BYTES = 32             # of ours; Windows takes up to 1024
+MAXIMUM_CHALLENGE = 1024  # bytes, RFC 7143 12.1.3
+CHALLENGE_BYTES = 32  # of ours; Windows takes up to 1024
 DEFAULT_ALGORITHMS = (const.CHAP_SHA3_256, const.CHAP_SHA256, const.CHAP_SHA1, const.CHAP_MD5)
 
-HASHES = OrderedDict((
-    (const.CHAP_MD5, 'md5'),
-    (const.CHAP_SHA1, 'sha1'),
-    (const.CHAP_SHA256, 'sha256'),
-    (const.CHAP_SHA3_256, 'sha3_256'),
-))
+HASHES = OrderedDict(
+    (
+        (const.CHAP_MD5, 'md5'),
+        (const.CHAP_SHA1, 'sha1'),
+        (const.CHAP_SHA256, 'sha256'),
+        (const.CHAP_SHA3_256, 'sha3_256'),
+    )
+)
 
 #: Algorithm numbers by what people call them.
-NUMBERS = {'MD5': const.CHAP_MD5, 'SHA1': const.CHAP_SHA1, 'SHA-1': const.CHAP_SHA1, 'SHA-256': const.CHAP_SHA256,
-           'SHA256': const.CHAP_SHA256, 'SHA3-256': const.CHAP_SHA3_256}
+NUMBERS = {
+    'MD5': const.CHAP_MD5,
+    'SHA1': const.CHAP_SHA1,
+    'SHA-1': const.CHAP_SHA1,
+    'SHA-256': const.CHAP_SHA256,
+    'SHA256': const.CHAP_SHA256,
+    'SHA3-256': const.CHAP_SHA3_256,
+}
 
 _HEX = re.compile(r'0[xX][0-9a-fA-F]+\Z')
 _BASE64 = re.compile(r'0[bB][A-Za-z0-9+/]+={0,2}\Z')
@@ -42,9 +52,11 @@ class ProofFailed(ChapError):
 
 
 def new_hash(algorithm, data):
-    """The hash object of a CHAP algorithm number. Raises ValueError where the host does not have it.
+    """The hash object of a CHAP algorithm number. Raises ValueError where the host does not have
+    it.
 
-    MD5 and SHA-1 are asked for as 'not used for security' (Python 3.9) where a FIPS host would refuse them otherwise.
+    MD5 and SHA-1 are asked for as 'not used for security' (Python 3.9) where a FIPS host would
+    refuse them otherwise.
     """
     name = HASHES[algorithm]
     try:
@@ -84,7 +96,8 @@ def encode(data, as_base64=False):
 
 
 def decode(value, maximum):
-    """The bytes of a binary value (hex, base64, or a decimal number). maximum: bytes. Raises ChapError."""
+    """The bytes of a binary value (hex, base64, or a decimal number). maximum: bytes. Raises
+    ChapError."""
     if _HEX.match(value):
         digits = value[2:]
         data = binascii.unhexlify('0' * (len(digits) % 2) + digits)
@@ -106,12 +119,21 @@ def decode(value, maximum):
 class Chap(object):
     """One authentication: choose(CHAP_A) → pairs to send, then verify(pairs) → pairs to send.
 
-    accounts: [(user, secret bytes)] of which the initiator must know one; outgoing: (user, secret bytes) that proves the
-    target, or None; algorithms: numbers, the preferred first; random_bytes: a function of a count. `account` is the user that
-    proved itself, None until then.
+    accounts: [(user, secret bytes)] of which the initiator must know one; outgoing: (user, secret
+    bytes) that proves the target, or None; algorithms: numbers, the preferred first; random_bytes:
+    a function of a count. `account` is the user that proved itself, None until then.
     """
 
-    __slots__ = ('account', '_accounts', '_outgoing', '_algorithms', '_random_bytes', '_algorithm', '_identifier', '_challenge')
+    __slots__ = (
+        'account',
+        '_accounts',
+        '_outgoing',
+        '_algorithms',
+        '_random_bytes',
+        '_algorithm',
+        '_identifier',
+        '_challenge',
+    )
 
     def __init__(self, accounts, outgoing, algorithms, random_bytes):
         self.account = None
@@ -135,11 +157,16 @@ class Chap(object):
             raise ProofFailed('none of the CHAP algorithms %s is accepted here' % offered)
         self._identifier = self._random_bytes(1)[0]
         self._challenge = self._random_bytes(CHALLENGE_BYTES)
-        return [('CHAP_A', str(self._algorithm)), ('CHAP_I', str(self._identifier)), ('CHAP_C', encode(self._challenge))]
+        return [
+            ('CHAP_A', str(self._algorithm)),
+            ('CHAP_I', str(self._identifier)),
+            ('CHAP_C', encode(self._challenge)),
+        ]
 
     def verify(self, values):
-        """[(key, value)] that proves the target if the initiator asked for it, else []. values: {key: value} of the initiator
-        with CHAP_N and CHAP_R, perhaps CHAP_I and CHAP_C. Raises ChapError, ProofFailed."""
+        """[(key, value)] that proves the target if the initiator asked for it, else []. values:
+        {key: value} of the initiator with CHAP_N and CHAP_R, perhaps CHAP_I and CHAP_C. Raises
+        ChapError, ProofFailed."""
         response = decode(values['CHAP_R'], MAXIMUM_CHALLENGE)
         secret = self._check(values['CHAP_N'], response)
         if 'CHAP_C' not in values:
@@ -152,7 +179,9 @@ class Chap(object):
         for user, secret in self._accounts:
             right = digest(self._algorithm, self._identifier, secret, self._challenge)
             # every account costs the same, so that time does not tell which names exist
-            if hmac.compare_digest(right, response) & hmac.compare_digest(user.encode('utf-8'), wanted):
+            if hmac.compare_digest(right, response) & hmac.compare_digest(
+                user.encode('utf-8'), wanted
+            ):
                 found = user, secret
         if found is None:
             raise ProofFailed('the CHAP name "%s" or its secret is wrong' % name)
@@ -165,8 +194,13 @@ class Chap(object):
         if challenge == self._challenge:
             raise ProofFailed('the initiator sent our own CHAP challenge back')
         if self._outgoing is None:
-            raise ProofFailed('the initiator asks the target to prove itself, and the target has no account for that')
+            raise ProofFailed(
+                'the initiator asks the target to prove itself, and the target has no account for that'
+            )
         user, own = self._outgoing
         if hmac.compare_digest(own, secret):
             raise ProofFailed('the secrets of both directions are the same')
-        return [('CHAP_N', user), ('CHAP_R', encode(digest(self._algorithm, number, own, challenge)))]
+        return [
+            ('CHAP_N', user),
+            ('CHAP_R', encode(digest(self._algorithm, number, own, challenge))),
+        ]

@@ -1,13 +1,14 @@
 """The numbers of RFC 7143 and RFC 7144, and what they are called in a log. Pure; imports nothing.
 
-Hex in the source looks as the RFCs print it, so that a number found in a capture can be searched for here.
+Hex in the source looks as the RFCs print it, so that a number found in a capture can be searched
+for here.
 """
 
 BHS_LENGTH = 48
-AHS_UNIT = 4                     # TotalAHSLength counts words of four bytes
-RESERVED_TAG = 0xFFFFFFFF        # an Initiator or Target Transfer Tag that means 'none'
+AHS_UNIT = 4  # TotalAHSLength counts words of four bytes
+RESERVED_TAG = 0xFFFFFFFF  # an Initiator or Target Transfer Tag that means 'none'
 DEFAULT_PORT = 3260
-DRAFT_VERSION = 0x00             # the only version there is, RFC 7143 11.12.4
+DRAFT_VERSION = 0x00  # the only version there is, RFC 7143 11.12.4
 MAXIMUM_DATA_SEGMENT = 0xFFFFFF
 
 # Opcodes, RFC 7143 11.2.1.2; byte 0 also has the I bit
@@ -33,6 +34,7 @@ READY_TO_TRANSFER = 0x31
 ASYNC_MESSAGE = 0x32
 REJECT = 0x3F
 
+# fmt: off
 OPCODE_NAMES = {
     NOP_OUT: 'NOP-Out',
     SCSI_COMMAND: 'SCSI Command',
@@ -53,25 +55,26 @@ OPCODE_NAMES = {
     ASYNC_MESSAGE: 'Asynchronous Message',
     REJECT: 'Reject',
 }
+# fmt: on
 
 # Byte 1
-FINAL = 0x80                     # in every PDU; reads 1 where the RFC draws a constant 1
+FINAL = 0x80  # in every PDU; reads 1 where the RFC draws a constant 1
 
-COMMAND_READ = 0x40              # SCSI Command, RFC 7143 11.3.1
+COMMAND_READ = 0x40  # SCSI Command, RFC 7143 11.3.1
 COMMAND_WRITE = 0x20
 ATTRIBUTE_MASK = 0x07
-PRIORITY_MASK = 0x0F             # byte 2, RFC 7144 5.1.1
+PRIORITY_MASK = 0x0F  # byte 2, RFC 7144 5.1.1
 
-BIDI_OVERFLOW = 0x10             # SCSI Response, RFC 7143 11.4.1
+BIDI_OVERFLOW = 0x10  # SCSI Response, RFC 7143 11.4.1
 BIDI_UNDERFLOW = 0x08
-OVERFLOW = 0x04                  # SCSI Response and Data-In
+OVERFLOW = 0x04  # SCSI Response and Data-In
 UNDERFLOW = 0x02
-ACKNOWLEDGE = 0x40               # Data-In, RFC 7143 11.7.2
-STATUS = 0x01                    # Data-In, RFC 7143 11.7.3
+ACKNOWLEDGE = 0x40  # Data-In, RFC 7143 11.7.2
+STATUS = 0x01  # Data-In, RFC 7143 11.7.3
 
-CONTINUE = 0x40                  # Text and Login
-TRANSIT = 0x80                   # Login
-FUNCTION_MASK = 0x7F             # Task Management, Logout reason
+CONTINUE = 0x40  # Text and Login
+TRANSIT = 0x80  # Login
+FUNCTION_MASK = 0x7F  # Task Management, Logout reason
 SNACK_TYPE_MASK = 0x0F
 
 # Login stages, RFC 7143 11.12.3
@@ -109,6 +112,7 @@ TARGET_ERROR = (0x03, 0x00)
 SERVICE_UNAVAILABLE = (0x03, 0x01)
 OUT_OF_RESOURCES = (0x03, 0x02)
 
+# fmt: off
 LOGIN_STATUS_NAMES = {
     SUCCESS: 'success',
     MOVED_TEMPORARILY: 'target moved temporarily',
@@ -129,6 +133,7 @@ LOGIN_STATUS_NAMES = {
     SERVICE_UNAVAILABLE: 'service unavailable',
     OUT_OF_RESOURCES: 'out of resources',
 }
+# fmt: on
 
 
 def login_status_name(status_class, status_detail):
@@ -151,6 +156,7 @@ QUERY_TASK_SET = 10
 I_T_NEXUS_RESET = 11
 QUERY_ASYNCHRONOUS_EVENT = 12
 
+# fmt: off
 TASK_MANAGEMENT_NAMES = {
     ABORT_TASK: 'ABORT TASK',
     ABORT_TASK_SET: 'ABORT TASK SET',
@@ -165,6 +171,7 @@ TASK_MANAGEMENT_NAMES = {
     I_T_NEXUS_RESET: 'I_T NEXUS RESET',
     QUERY_ASYNCHRONOUS_EVENT: 'QUERY ASYNCHRONOUS EVENT',
 }
+# fmt: on
 
 # Task management responses, RFC 7143 11.6.1; 7: RFC 7144 6.2
 FUNCTION_COMPLETE = 0
@@ -215,6 +222,7 @@ REJECT_LONG_OPERATION = 0x0A
 REJECT_NEGOTIATION_RESET = 0x0B
 REJECT_WAITING_FOR_LOGOUT = 0x0C
 
+# fmt: off
 REJECT_NAMES = {
     REJECT_DATA_DIGEST_ERROR: 'data digest error',
     REJECT_SNACK: 'SNACK reject',
@@ -228,6 +236,7 @@ REJECT_NAMES = {
     REJECT_NEGOTIATION_RESET: 'negotiation reset',
     REJECT_WAITING_FOR_LOGOUT: 'waiting for logout',
 }
+# fmt: on
 
 # Additional header segments, RFC 7143 11.2.2.1
 AHS_EXTENDED_CDB = 1
@@ -239,4 +248,9 @@ CHAP_SHA1 = 6
 CHAP_SHA256 = 7
 CHAP_SHA3_256 = 8
 
-CHAP_NAMES = {CHAP_MD5: 'MD5', CHAP_SHA1: 'SHA-1', CHAP_SHA256: 'SHA-256', CHAP_SHA3_256: 'SHA3-256'}
+CHAP_NAMES = {
+    CHAP_MD5: 'MD5',
+    CHAP_SHA1: 'SHA-1',
+    CHAP_SHA256: 'SHA-256',
+    CHAP_SHA3_256: 'SHA3-256',
+}

@@ -1,10 +1,13 @@
-"""TABLE: every text key, one row (RFC 7143 12, 13; RFC 7144 for the levels), and the negotiation that follows from it.
+"""TABLE: every text key, one row (RFC 7143 12, 13; RFC 7144 for the levels), and the negotiation
+that follows from it.
 
-Pure; imports text. Public: KEYS, one TextKey for each; SETTABLE, those that the configuration may set; `negotiate`, the
-target's answers to an initiator's offers; `whole`, all values that are in force after a login. A key that is not in the table
-is answered NotUnderstood (RFC 7143 6.2), a value out of range Reject. Nothing is sent here that was not offered.
+Pure; imports text. Public: KEYS, one TextKey for each; SETTABLE, those that the configuration may
+set; `negotiate`, the target's answers to an initiator's offers; `whole`, all values that are in
+force after a login. A key that is not in the table is answered NotUnderstood (RFC 7143 6.2), a
+value out of range Reject. Nothing is sent here that was not offered.
 
-Typed values: NUMBER int, BOOLEAN bool, LIST the chosen word as str (own values and offers: tuple of words), TEXT str.
+Typed values: NUMBER int, BOOLEAN bool, LIST the chosen word as str (own values and offers: tuple of
+words), TEXT str.
 """
 
 import re
@@ -13,7 +16,6 @@ from collections import OrderedDict, namedtuple
 from targetd.iscsi.text import (
     IRRELEVANT,
     MAXIMUM_VALUE,
-    NONE,
     NOT_UNDERSTOOD,
     REJECT,
     RESERVED_VALUES,
@@ -31,11 +33,11 @@ MINIMUM = 'minimum'
 MAXIMUM = 'maximum'
 AND = 'and'
 OR = 'or'
-FIRST_MATCH = 'first match'      # the first word of the offer that the other side knows
-DECLARED = 'declared'            # no answer
-AUTHENTICATION = 'authentication'    # in the hands of login and chap
-OBSOLETE_NO = 'No'               # RFC 7143 13.25: always answered No
-OBSOLETE_REJECT = 'Reject'       # RFC 7143 13.25: always answered Reject
+FIRST_MATCH = 'first match'  # the first word of the offer that the other side knows
+DECLARED = 'declared'  # no answer
+AUTHENTICATION = 'authentication'  # in the hands of login and chap
+OBSOLETE_NO = 'No'  # RFC 7143 13.25: always answered No
+OBSOLETE_REJECT = 'Reject'  # RFC 7143 13.25: always answered Reject
 
 # Stages, as letters of TextKey.stages
 SECURITY = 'S'
@@ -54,13 +56,19 @@ MEGABYTES_16 = (1 << 24) - 1
 _NUMBER = re.compile(r'0[xX][0-9a-fA-F]{1,16}\Z|[0-9]{1,20}\Z')
 
 
-class TextKey(namedtuple('TextKey', 'name clause kind senders stages scope result default minimum maximum values '
-                                    'leading_only irrelevant_in_discovery ours settable help')):
-    """One row. clause: of RFC 7143; senders: 'I', 'T' or 'IT'; stages: letters of where it may be sent; scope: SESSION or
-    CONNECTION; default: typed, what holds when nobody sends it, or None; minimum, maximum: of a NUMBER (bytes, seconds or a
-    count) or None; values: words of a LIST or None; leading_only: may only be negotiated on the first connection of a
-    session; ours: what targetd offers or answers with unless configured, typed; settable: (minimum, maximum) or True when the
-    configuration may set it, None when not; help: for the manual page.
+class TextKey(
+    namedtuple(
+        'TextKey',
+        'name clause kind senders stages scope result default minimum maximum values '
+        'leading_only irrelevant_in_discovery ours settable help',
+    )
+):
+    """One row. clause: of RFC 7143; senders: 'I', 'T' or 'IT'; stages: letters of where it may be
+    sent; scope: SESSION or CONNECTION; default: typed, what holds when nobody sends it, or None;
+    minimum, maximum: of a NUMBER (bytes, seconds or a count) or None; values: words of a LIST or
+    None; leading_only: may only be negotiated on the first connection of a session; ours: what
+    targetd offers or answers with unless configured, typed; settable: (minimum, maximum) or True
+    when the configuration may set it, None when not; help: for the manual page.
     """
 
     __slots__ = ()
@@ -114,38 +122,161 @@ _PARSERS = {NUMBER: _parse_number, BOOLEAN: _parse_boolean, LIST: _parse_list, T
 # -- the table ---------------------------------------------------------------------------------------------------------
 
 
-def _number(name, clause, result, minimum, maximum, default, ours, settable, help, senders='IT', stages='O', scope=SESSION,
-            leading_only=True, irrelevant_in_discovery=False):
-    return TextKey(name, clause, NUMBER, senders, stages, scope, result, default, minimum, maximum, None, leading_only,
-                   irrelevant_in_discovery, ours, settable, help)
+def _number(
+    name,
+    clause,
+    result,
+    minimum,
+    maximum,
+    default,
+    ours,
+    settable,
+    help,
+    senders='IT',
+    stages='O',
+    scope=SESSION,
+    leading_only=True,
+    irrelevant_in_discovery=False,
+):
+    return TextKey(
+        name,
+        clause,
+        NUMBER,
+        senders,
+        stages,
+        scope,
+        result,
+        default,
+        minimum,
+        maximum,
+        None,
+        leading_only,
+        irrelevant_in_discovery,
+        ours,
+        settable,
+        help,
+    )
 
 
 def _boolean(name, clause, result, default, ours, settable, help, irrelevant_in_discovery=True):
-    return TextKey(name, clause, BOOLEAN, 'IT', 'O', SESSION, result, default, None, None, None, True,
-                   irrelevant_in_discovery, ours, settable, help)
+    return TextKey(
+        name,
+        clause,
+        BOOLEAN,
+        'IT',
+        'O',
+        SESSION,
+        result,
+        default,
+        None,
+        None,
+        None,
+        True,
+        irrelevant_in_discovery,
+        ours,
+        settable,
+        help,
+    )
 
 
-def _list(name, clause, values, default, ours, settable, help, stages='O', scope=CONNECTION, result=FIRST_MATCH,
-          leading_only=False, irrelevant_in_discovery=False):
-    return TextKey(name, clause, LIST, 'IT', stages, scope, result, default, None, None, values, leading_only,
-                   irrelevant_in_discovery, ours, settable, help)
+def _list(
+    name,
+    clause,
+    values,
+    default,
+    ours,
+    settable,
+    help,
+    stages='O',
+    scope=CONNECTION,
+    result=FIRST_MATCH,
+    leading_only=False,
+    irrelevant_in_discovery=False,
+):
+    return TextKey(
+        name,
+        clause,
+        LIST,
+        'IT',
+        stages,
+        scope,
+        result,
+        default,
+        None,
+        None,
+        values,
+        leading_only,
+        irrelevant_in_discovery,
+        ours,
+        settable,
+        help,
+    )
 
 
 def _declared(name, clause, senders, stages, help, values=None, default=None, leading_only=False):
-    return TextKey(name, clause, TEXT, senders, stages, SESSION, DECLARED, default, None, None, values, leading_only,
-                   False, None, None, help)
+    return TextKey(
+        name,
+        clause,
+        TEXT,
+        senders,
+        stages,
+        SESSION,
+        DECLARED,
+        default,
+        None,
+        None,
+        values,
+        leading_only,
+        False,
+        None,
+        None,
+        help,
+    )
 
 
 def _authentication(name, clause, help):
-    return TextKey(name, clause, TEXT, 'IT', 'S', CONNECTION, AUTHENTICATION, None, None, None, None, False,
-                   False, None, None, help)
+    return TextKey(
+        name,
+        clause,
+        TEXT,
+        'IT',
+        'S',
+        CONNECTION,
+        AUTHENTICATION,
+        None,
+        None,
+        None,
+        None,
+        False,
+        False,
+        None,
+        None,
+        help,
+    )
 
 
 def _obsolete(name, result):
-    return TextKey(name, '13.25', TEXT, 'IT', 'O', CONNECTION, result, None, None, None, None, False,
-                   False, None, None, 'Obsolete.')
+    return TextKey(
+        name,
+        '13.25',
+        TEXT,
+        'IT',
+        'O',
+        CONNECTION,
+        result,
+        None,
+        None,
+        None,
+        None,
+        False,
+        False,
+        None,
+        None,
+        'Obsolete.',
+    )
 
 
+# fmt: off
 _ROWS = (
     # Authentication, RFC 7143 12
     _list('AuthMethod', '12.1', ('CHAP', 'SRP', 'KRB5', 'SPKM1', 'SPKM2', 'None'), 'None', ('None',), None,
@@ -187,8 +318,8 @@ _ROWS = (
             'Bytes of data that targetd takes in one PDU.', stages='SOF', scope=CONNECTION, leading_only=False),
     _number('MaxBurstLength', '13.13', MINIMUM, 512, MEGABYTES_16, 262144, 1048576, (512, MEGABYTES_16),
             'Bytes of data in one sequence, read or asked for.', irrelevant_in_discovery=True),
-    # RFC 7143 13.14 also calls it irrelevant with InitialR2T=Yes and ImmediateData=No; a number harms nobody there, while
-    # initiators that read 'Irrelevant' as a number get 0.
+    # RFC 7143 13.14 also calls it irrelevant with InitialR2T=Yes and ImmediateData=No; a number
+    # harms nobody there, while initiators that read 'Irrelevant' as a number get 0.
     _number('FirstBurstLength', '13.14', MINIMUM, 512, MEGABYTES_16, 65536, 262144, (512, MEGABYTES_16),
             'Bytes of written data that may come unasked; at most MaxBurstLength.', irrelevant_in_discovery=True),
     _number('MaxOutstandingR2T', '13.17', MINIMUM, 1, 65535, 1, 1, (1, 16),
@@ -206,6 +337,7 @@ _ROWS = (
     _obsolete('IFMarkInt', OBSOLETE_REJECT),
     _obsolete('OFMarkInt', OBSOLETE_REJECT),
 )
+# fmt: on
 
 KEYS = OrderedDict((row.name, row) for row in _ROWS)
 
@@ -213,7 +345,9 @@ KEYS = OrderedDict((row.name, row) for row in _ROWS)
 SETTABLE = tuple(row.name for row in _ROWS if row.settable)
 
 #: What targetd answers with unless configured: {name: typed value}.
-OURS = {row.name: row.ours for row in _ROWS if row.ours is not None and row.result != AUTHENTICATION}
+OURS = {
+    row.name: row.ours for row in _ROWS if row.ours is not None and row.result != AUTHENTICATION
+}
 
 #: What holds when nobody sent a key: {name: typed value}, operational keys only.
 DEFAULTS = {row.name: row.default for row in _ROWS if row.name in OURS}
@@ -227,23 +361,28 @@ class KeyMisused(TextError):
 
 
 class Negotiated(namedtuple('Negotiated', 'answers values')):
-    """answers: [(key, text)] in the order of the offers; values: {key: typed value} that these offers settled."""
+    """answers: [(key, text)] in the order of the offers; values: {key: typed value} that these
+    offers settled."""
 
     __slots__ = ()
 
 
-_STAGE_NAMES = {SECURITY: 'security negotiation', OPERATIONAL: 'operational negotiation',
-                FULL_FEATURE: 'the full feature phase'}
+_STAGE_NAMES = {
+    SECURITY: 'security negotiation',
+    OPERATIONAL: 'operational negotiation',
+    FULL_FEATURE: 'the full feature phase',
+}
 
 
 def check_use(name, value, stage):
-    """The TextKey of an initiator's offer, or None when there is nothing to do with it but NotUnderstood. Raises KeyMisused."""
+    """The TextKey of an initiator's offer, or None when there is nothing to do with it but
+    NotUnderstood. Raises KeyMisused."""
     key = KEYS.get(name)
     if key is None:
         return None
     if value in RESERVED_VALUES:
         if key.result == DECLARED and 'T' in key.senders:
-            return key                   # what the initiator thinks of our own declaration
+            return key  # what the initiator thinks of our own declaration
         raise KeyMisused('%s=%s answers nothing that was asked' % (name, value))
     if 'I' not in key.senders:
         raise KeyMisused('%s is not for initiators to send' % name)
@@ -255,15 +394,17 @@ def check_use(name, value, stage):
 def negotiate(offers, ours=None, stage=OPERATIONAL, session_type=NORMAL, leading=True, settled=()):
     """Negotiated, from an initiator's offers [(key, value), …]. Raises KeyMisused.
 
-    ours: {key: typed own value}, OURS where missing; leading: False on a further connection of a session, where keys of the
-    whole session are irrelevant; settled: {key: typed value} of this login so far. Keys of AUTHENTICATION are not for this
-    function.
+    ours: {key: typed own value}, OURS where missing; leading: False on a further connection of a
+    session, where keys of the whole session are irrelevant; settled: {key: typed value} of this
+    login so far. Keys of AUTHENTICATION are not for this function.
     """
     known = dict(settled)
     answered = {}
     names = [name for name, _ in offers]
     if len(set(names)) < len(names):
-        raise KeyMisused('%s was sent twice' % next(name for name in names if names.count(name) > 1))
+        raise KeyMisused(
+            '%s was sent twice' % next(name for name in names if names.count(name) > 1)
+        )
     for name, value in offers:
         if name in known and not _may_be_repeated(KEYS[name], value, known[name]):
             raise KeyMisused('%s was sent twice' % name)
@@ -274,12 +415,19 @@ def negotiate(offers, ours=None, stage=OPERATIONAL, session_type=NORMAL, leading
             answered[name] = None if value in RESERVED_VALUES else NOT_UNDERSTOOD
         elif value in RESERVED_VALUES:
             answered[name] = None
-        elif key.irrelevant_in_discovery and session_type == DISCOVERY or key.leading_only and not leading:
+        elif (
+            key.irrelevant_in_discovery
+            and session_type == DISCOVERY
+            or key.leading_only
+            and not leading
+        ):
             answered[name] = IRRELEVANT if key.result != DECLARED else None
         else:
             answered[name] = _answer(key, value, ours or {}, known)
     values = {name: known[name] for name in names if name in known}
-    return Negotiated([(name, answered[name]) for name in names if answered[name] is not None], values)
+    return Negotiated(
+        [(name, answered[name]) for name in names if answered[name] is not None], values
+    )
 
 
 def _answer(key, value, ours, known):
@@ -316,6 +464,7 @@ def _first_match(offered, ours):
     return None
 
 
+# fmt: off
 _RESULTS = {
     MINIMUM: min,
     MAXIMUM: max,
@@ -323,11 +472,13 @@ _RESULTS = {
     OR: lambda offered, ours: offered or ours,
     FIRST_MATCH: _first_match,
 }
+# fmt: on
 
 
 def whole(settled):
-    """Every operational value in force after a login that settled these: {key: typed value}. MaxRecvDataSegmentLength is the
-    initiator's. FirstBurstLength is never above MaxBurstLength (RFC 7143 13.14), even if that was settled later."""
+    """Every operational value in force after a login that settled these: {key: typed value}.
+    MaxRecvDataSegmentLength is the initiator's. FirstBurstLength is never above MaxBurstLength (RFC
+    7143 13.14), even if that was settled later."""
     values = dict(DEFAULTS)
     values.update((name, value) for name, value in settled.items() if name in DEFAULTS)
     values['FirstBurstLength'] = min(values['FirstBurstLength'], values['MaxBurstLength'])

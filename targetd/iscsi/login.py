@@ -1,4 +1,5 @@
-"""The target's side of a login (RFC 7143 6.3, 11.12, 11.13, 12) as a value machine. Pure; imports the rest of iscsi.
+"""The target's side of a login (RFC 7143 6.3, 11.12, 11.13, 12) as a value machine. Pure; imports
+the rest of iscsi.
 
     START ──CSG 0──► SECURITY ──AuthMethod=CHAP──► CHAP_ALGORITHM ──CHAP_A──► CHAP_RESPONSE ──CHAP_N, CHAP_R──► SECURED
       │                 │ T, and no account is asked for                                                        │ T
@@ -26,12 +27,25 @@ from targetd.iscsi import chap, const, keys, names, serial, text
 from targetd.iscsi.errors import LoginFailure
 from targetd.iscsi.pdu import LoginRequest, LoginResponse
 
-MAXIMUM_PDUS = 64                # requests in one login; the longest honest one takes about ten
-LOGIN_DATA_SEGMENT = 8192        # MaxRecvDataSegmentLength of both sides until the login is over, RFC 7143 13.12
+MAXIMUM_PDUS = 64  # requests in one login; the longest honest one takes about ten
+# MaxRecvDataSegmentLength of both sides until the login is over, RFC 7143 13.12
+LOGIN_DATA_SEGMENT = 8192
 
-(START, SECURITY, CHAP_ALGORITHM, CHAP_RESPONSE, SECURED, OPERATIONAL, CLAIMING, DONE, FAILED) = STATES = (
-    'start', 'security', 'chap-algorithm', 'chap-response', 'secured', 'operational', 'claiming', 'done', 'failed')
+(START, SECURITY, CHAP_ALGORITHM, CHAP_RESPONSE, SECURED, OPERATIONAL, CLAIMING, DONE, FAILED) = (
+    STATES
+) = (
+    'start',
+    'security',
+    'chap-algorithm',
+    'chap-response',
+    'secured',
+    'operational',
+    'claiming',
+    'done',
+    'failed',
+)
 
+# fmt: off
 TRANSITIONS = {
     (START, 'csg-0'): SECURITY,
     (START, 'csg-1'): OPERATIONAL,
@@ -44,6 +58,7 @@ TRANSITIONS = {
     (OPERATIONAL, 'nsg-3'): CLAIMING,
     (CLAIMING, 'claimed'): DONE,
 }
+# fmt: on
 TRANSITIONS.update(((state, 'failure'), FAILED) for state in STATES)
 
 _STAGES = {SECURITY: 0, CHAP_ALGORITHM: 0, CHAP_RESPONSE: 0, SECURED: 0, OPERATIONAL: 1}
@@ -74,11 +89,32 @@ class TargetPolicy(object):
     sentence.
     """
 
-    __slots__ = ('name', 'alias', 'portal_group_tag', 'refuse', 'accounts', 'outgoing', 'algorithms', 'keys', 'redirect',
-                 'not_ready')
+    __slots__ = (
+        'name',
+        'alias',
+        'portal_group_tag',
+        'refuse',
+        'accounts',
+        'outgoing',
+        'algorithms',
+        'keys',
+        'redirect',
+        'not_ready',
+    )
 
-    def __init__(self, name=None, alias='', portal_group_tag=None, refuse=admit_nobody, accounts=(), outgoing=None,
-                 algorithms=chap.DEFAULT_ALGORITHMS, keys=None, redirect=None, not_ready=None):
+    def __init__(
+        self,
+        name=None,
+        alias='',
+        portal_group_tag=None,
+        refuse=admit_nobody,
+        accounts=(),
+        outgoing=None,
+        algorithms=chap.DEFAULT_ALGORITHMS,
+        keys=None,
+        redirect=None,
+        not_ready=None,
+    ):
         self.name = name
         self.alias = alias
         self.portal_group_tag = portal_group_tag
@@ -102,7 +138,14 @@ class LoginPolicy(object):
 
     __slots__ = ('target', 'discovery', 'window', 'maximum_pdus', 'maximum_text')
 
-    def __init__(self, targets, discovery, window=128, maximum_pdus=MAXIMUM_PDUS, maximum_text=text.MAXIMUM_TEXT):
+    def __init__(
+        self,
+        targets,
+        discovery,
+        window=128,
+        maximum_pdus=MAXIMUM_PDUS,
+        maximum_text=text.MAXIMUM_TEXT,
+    ):
         self.target = targets if callable(targets) else targets.get
         self.discovery = discovery
         self.window = window
@@ -120,28 +163,37 @@ class Reply(namedtuple('Reply', 'pdus')):
 
 
 class Claim(namedtuple('Claim', 'claim')):
-    """Ask the master for the session, then call claimed or refused. claim: a LoginResult with the tsih of the request (0: a new
-    session) and stat_sn None."""
+    """Ask the master for the session, then call claimed or refused. claim: a LoginResult with the
+    tsih of the request (0: a new session) and stat_sn None."""
 
     __slots__ = ()
 
 
-class LoginResult(namedtuple('LoginResult', 'session_type initiator_name initiator_alias isid tsih cid target_name '
-                                            'portal_group_tag account values declared_data_segment cmd_sn stat_sn')):
-    """session_type: 'Normal' or 'Discovery'; initiator_name: folded; initiator_alias: str or ''; isid: 12 hex digits;
-    target_name, portal_group_tag: None in discovery; account: the user that proved itself, or None; values: {key: typed
-    value}, every operational key, with MaxRecvDataSegmentLength the initiator's; declared_data_segment: our own, bytes;
-    cmd_sn: ExpCmdSN to begin with; stat_sn: the next StatSN."""
+class LoginResult(
+    namedtuple(
+        'LoginResult',
+        'session_type initiator_name initiator_alias isid tsih cid target_name '
+        'portal_group_tag account values declared_data_segment cmd_sn stat_sn',
+    )
+):
+    """session_type: 'Normal' or 'Discovery'; initiator_name: folded; initiator_alias: str or '';
+    isid: 12 hex digits; target_name, portal_group_tag: None in discovery; account: the user that
+    proved itself, or None; values: {key: typed value}, every operational key, with
+    MaxRecvDataSegmentLength the initiator's; declared_data_segment: our own, bytes; cmd_sn:
+    ExpCmdSN to begin with; stat_sn: the next StatSN."""
 
     __slots__ = ()
 
 
 class Redirected(LoginFailure):
-    """The login is to be tried elsewhere. target_address: 'address:port', without a tag (RFC 7143 13.8)."""
+    """The login is to be tried elsewhere. target_address: 'address:port', without a tag (RFC 7143
+    13.8)."""
 
     def __init__(self, permanent, target_address):
         status = const.MOVED_PERMANENTLY if permanent else const.MOVED_TEMPORARILY
-        super(Redirected, self).__init__(status[0], status[1], 'the target is to be found at %s' % target_address)
+        super(Redirected, self).__init__(
+            status[0], status[1], 'the target is to be found at %s' % target_address
+        )
         self.target_address = target_address
 
 
@@ -151,19 +203,30 @@ def failure(status, why):
 
 
 def join(claim, leading, connections):
-    """The values {key: typed value} of a further connection of a session: the session's, with its own of the connection.
+    """The values {key: typed value} of a further connection of a session: the session's, with its
+    own of the connection.
 
-    claim: LoginResult of the connection; leading: LoginResult of the session's first one; connections: how many the session has
-    besides, one with the same CID (which this one replaces) not counted. Raises LoginFailure.
+    claim: LoginResult of the connection; leading: LoginResult of the session's first one;
+    connections: how many the session has besides, one with the same CID (which this one replaces)
+    not counted. Raises LoginFailure.
     """
     for field in ('session_type', 'initiator_name', 'isid', 'target_name', 'portal_group_tag'):
         if getattr(claim, field) != getattr(leading, field):
-            raise failure(const.CANNOT_INCLUDE_IN_SESSION,
-                          'the session %d has another %s' % (claim.tsih, field.replace('_', ' ')))
+            raise failure(
+                const.CANNOT_INCLUDE_IN_SESSION,
+                'the session %d has another %s' % (claim.tsih, field.replace('_', ' ')),
+            )
     if connections >= leading.values['MaxConnections']:
-        raise failure(const.TOO_MANY_CONNECTIONS, 'the session has %d connections, and so many were agreed on' % connections)
+        raise failure(
+            const.TOO_MANY_CONNECTIONS,
+            'the session has %d connections, and so many were agreed on' % connections,
+        )
     values = dict(leading.values)
-    values.update((name, value) for name, value in claim.values.items() if keys.KEYS[name].scope == keys.CONNECTION)
+    values.update(
+        (name, value)
+        for name, value in claim.values.items()
+        if keys.KEYS[name].scope == keys.CONNECTION
+    )
     return values
 
 
@@ -172,8 +235,8 @@ class LoginNegotiation(object):
     callable (count) → bytes; numbering: callable () → (exp_cmd_sn, max_cmd_sn) of the session that a connection with
     TSIH ≠ 0 joins, or None when there is no such session; no callable: there is never one.
 
-    Public to read: state; initiator_name, target_name: None until they are known; result: LoginResult once the last Reply is
-    out.
+    Public to read: state; initiator_name, target_name: None until they are known; result:
+    LoginResult once the last Reply is out.
     """
 
     def __init__(self, policy, portal, random_bytes, numbering=None):
@@ -185,24 +248,25 @@ class LoginNegotiation(object):
         self._policy = policy
         self._random_bytes = random_bytes
         self._numbering = numbering
-        self._target = None              # TargetPolicy, once identified
+        self._target = None  # TargetPolicy, once identified
         self._chap = None
         self._session_type = keys.NORMAL
         self._settled = {}
-        self._first = None               # the first request: what later ones must repeat
-        self._request = None             # the one being answered
+        self._first = None  # the first request: what later ones must repeat
+        self._request = None  # the one being answered
         self._count = 0
         self._collector = text.Collector(policy.maximum_text)
-        self._pieces = []                # of our answer, still to send
-        self._may_transit = False        # what the answer being sent says to the T bit
-        self._unasked = []               # pairs that go out with the next answer without having been offered
-        self._declared = False           # our MaxRecvDataSegmentLength is out
+        self._pieces = []  # of our answer, still to send
+        self._may_transit = False  # what the answer being sent says to the T bit
+        self._unasked = []  # pairs that go out with the next answer without having been offered
+        self._declared = False  # our MaxRecvDataSegmentLength is out
         self._stat_sn = 0
 
     # -- doors -------------------------------------------------------------------------------------------------------
 
     def receive(self, pdu):
-        """The step that this request leads to: Reply or Claim. Raises LoginFailure. `pdu.data` is not kept."""
+        """The step that this request leads to: Reply or Claim. Raises LoginFailure. `pdu.data` is
+        not kept."""
         try:
             return self._receive(pdu)
         except text.TextError as e:
@@ -226,7 +290,8 @@ class LoginNegotiation(object):
         return Reply([self.failure_response(refusal)])
 
     def failure_response(self, refusal):
-        """The LoginResponse that tells the initiator of a LoginFailure; the connection closes after it."""
+        """The LoginResponse that tells the initiator of a LoginFailure; the connection closes after
+        it."""
         self._may_transit = False
         data = b''
         if isinstance(refusal, Redirected):
@@ -262,17 +327,27 @@ class LoginNegotiation(object):
     def _check_sequence(self, pdu):
         """What later requests must repeat, RFC 7143 11.12; how many there may be."""
         if self.state in _OVER or not isinstance(pdu, LoginRequest):
-            raise failure(const.INVALID_DURING_LOGIN, 'a PDU that may not come now, in a login that is %s' % self.state)
+            raise failure(
+                const.INVALID_DURING_LOGIN,
+                'a PDU that may not come now, in a login that is %s' % self.state,
+            )
         self._count += 1
         if self._count > self._policy.maximum_pdus:
-            raise failure(const.INITIATOR_ERROR, 'a login of more than %d requests' % self._policy.maximum_pdus)
+            raise failure(
+                const.INITIATOR_ERROR,
+                'a login of more than %d requests' % self._policy.maximum_pdus,
+            )
         first = self._first
-        self._request = LoginRequest.decode(pdu.encode())        # the header alone: `data` may be a view of what changes
+        # the header alone: `data` may be a view of what changes
+        self._request = LoginRequest.decode(pdu.encode())
         if first is None:
             self._first = self._request
             self._stat_sn = pdu.exp_stat_sn
             if pdu.version_min > const.DRAFT_VERSION:
-                raise failure(const.UNSUPPORTED_VERSION, 'the initiator wants version %d or later' % pdu.version_min)
+                raise failure(
+                    const.UNSUPPORTED_VERSION,
+                    'the initiator wants version %d or later' % pdu.version_min,
+                )
             return
         if (pdu.isid, pdu.tsih, pdu.cid, pdu.itt) != (first.isid, first.tsih, first.cid, first.itt):
             raise failure(const.INITIATOR_ERROR, 'ISID, TSIH, CID or ITT changed during the login')
@@ -283,13 +358,22 @@ class LoginNegotiation(object):
             raise failure(const.INITIATOR_ERROR, 'there is no login stage %d' % pdu.csg)
         stage = _STAGES.get(self.state, self._first.csg)
         if pdu.csg != stage:
-            raise failure(const.INITIATOR_ERROR, 'login stage %d while the login is in stage %d' % (pdu.csg, stage))
+            raise failure(
+                const.INITIATOR_ERROR,
+                'login stage %d while the login is in stage %d' % (pdu.csg, stage),
+            )
         if not pdu.transit:
             return
         if pdu.continues:
             raise failure(const.INITIATOR_ERROR, 'a request with both T and C')
-        if pdu.nsg <= pdu.csg or pdu.nsg not in (const.OPERATIONAL_NEGOTIATION, const.FULL_FEATURE_PHASE):
-            raise failure(const.INITIATOR_ERROR, 'there is no way from login stage %d to %d' % (pdu.csg, pdu.nsg))
+        if pdu.nsg <= pdu.csg or pdu.nsg not in (
+            const.OPERATIONAL_NEGOTIATION,
+            const.FULL_FEATURE_PHASE,
+        ):
+            raise failure(
+                const.INITIATOR_ERROR,
+                'there is no way from login stage %d to %d' % (pdu.csg, pdu.nsg),
+            )
 
     # -- answers -----------------------------------------------------------------------------------------------------
 
@@ -305,7 +389,13 @@ class LoginNegotiation(object):
             return Reply([self._response(self._pieces.pop(0), continues=not is_last)])
         if self._request.nsg == const.OPERATIONAL_NEGOTIATION:
             self._go('nsg-1')
-            return Reply([self._response(self._pieces.pop(), transit=True, nsg=const.OPERATIONAL_NEGOTIATION)])
+            return Reply(
+                [
+                    self._response(
+                        self._pieces.pop(), transit=True, nsg=const.OPERATIONAL_NEGOTIATION
+                    )
+                ]
+            )
         self._check_demands()
         self._go('nsg-3')
         return Claim(self._outcome(self._request.tsih, None))
@@ -313,16 +403,32 @@ class LoginNegotiation(object):
     def _check_demands(self):
         """What the target demands and no offer brought about: a digest list without 'None'."""
         for key in ('HeaderDigest', 'DataDigest'):
-            if keys.NONE not in self._target.own(key) and self._settled.get(key, keys.NONE) == keys.NONE:
-                raise failure(const.INITIATOR_ERROR, 'the target demands a %s and none was agreed on' % key)
+            if (
+                text.NONE not in self._target.own(key)
+                and self._settled.get(key, text.NONE) == text.NONE
+            ):
+                raise failure(
+                    const.INITIATOR_ERROR, 'the target demands a %s and none was agreed on' % key
+                )
 
     def _response(self, data, transit=False, continues=False, nsg=0):
         request = self._request or LoginRequest()
         exp_cmd_sn, max_cmd_sn = self._window()
         response = LoginResponse(
-            csg=request.csg, nsg=nsg, transit=transit, continues=continues, version_max=const.DRAFT_VERSION,
-            version_active=const.DRAFT_VERSION, isid=request.isid, tsih=request.tsih, itt=request.itt, stat_sn=self._stat_sn,
-            exp_cmd_sn=exp_cmd_sn, max_cmd_sn=max_cmd_sn, data=data)
+            csg=request.csg,
+            nsg=nsg,
+            transit=transit,
+            continues=continues,
+            version_max=const.DRAFT_VERSION,
+            version_active=const.DRAFT_VERSION,
+            isid=request.isid,
+            tsih=request.tsih,
+            itt=request.itt,
+            stat_sn=self._stat_sn,
+            exp_cmd_sn=exp_cmd_sn,
+            max_cmd_sn=max_cmd_sn,
+            data=data,
+        )
         self._stat_sn = serial.add(self._stat_sn, 1)
         return response
 
@@ -339,14 +445,27 @@ class LoginNegotiation(object):
     def _outcome(self, tsih, stat_sn):
         target = self._target
         return LoginResult(
-            session_type=self._session_type, initiator_name=self.initiator_name,
-            initiator_alias=self._settled.get('InitiatorAlias', ''), isid=hexlify(self._first.isid).decode('ascii'), tsih=tsih,
-            cid=self._first.cid, target_name=target.name, portal_group_tag=target.portal_group_tag,
-            account=self._chap.account if self._chap else None, values=keys.whole(self._settled),
-            declared_data_segment=self._declared_data_segment(), cmd_sn=self._window()[0], stat_sn=stat_sn)
+            session_type=self._session_type,
+            initiator_name=self.initiator_name,
+            initiator_alias=self._settled.get('InitiatorAlias', ''),
+            isid=hexlify(self._first.isid).decode('ascii'),
+            tsih=tsih,
+            cid=self._first.cid,
+            target_name=target.name,
+            portal_group_tag=target.portal_group_tag,
+            account=self._chap.account if self._chap else None,
+            values=keys.whole(self._settled),
+            declared_data_segment=self._declared_data_segment(),
+            cmd_sn=self._window()[0],
+            stat_sn=stat_sn,
+        )
 
     def _declared_data_segment(self):
-        return self._target.own('MaxRecvDataSegmentLength') if self._declared else keys.DEFAULTS['MaxRecvDataSegmentLength']
+        return (
+            self._target.own('MaxRecvDataSegmentLength')
+            if self._declared
+            else keys.DEFAULTS['MaxRecvDataSegmentLength']
+        )
 
     # -- who, and to what --------------------------------------------------------------------------------------------
 
@@ -357,7 +476,10 @@ class LoginNegotiation(object):
             raise failure(const.MISSING_PARAMETER, 'the first login request has no InitiatorName')
         flaw = names.flaw(said['InitiatorName'], lenient=True)
         if flaw:
-            raise failure(const.INITIATOR_ERROR, 'the InitiatorName "%s" cannot be used: %s' % (said['InitiatorName'], flaw))
+            raise failure(
+                const.INITIATOR_ERROR,
+                'the InitiatorName "%s" cannot be used: %s' % (said['InitiatorName'], flaw),
+            )
         self.initiator_name = names.fold(said['InitiatorName'])
         self._session_type = said.get('SessionType', keys.NORMAL)
         if self._session_type == keys.DISCOVERY:
@@ -365,12 +487,20 @@ class LoginNegotiation(object):
         elif self._session_type == keys.NORMAL:
             self._target = self._find_target(said.get('TargetName'))
         else:
-            raise failure(const.SESSION_TYPE_NOT_SUPPORTED, 'there is no session type "%s"' % self._session_type)
+            raise failure(
+                const.SESSION_TYPE_NOT_SUPPORTED,
+                'there is no session type "%s"' % self._session_type,
+            )
         self._admit()
         if self._first.tsih and self._joined() is None:
-            raise failure(const.SESSION_DOES_NOT_EXIST, 'there is no session %d to join' % self._first.tsih)
+            raise failure(
+                const.SESSION_DOES_NOT_EXIST, 'there is no session %d to join' % self._first.tsih
+            )
         if self._request.csg == const.OPERATIONAL_NEGOTIATION and self._target.accounts:
-            raise failure(const.AUTHENTICATION_FAILURE, 'the initiator skipped authentication, which is asked for')
+            raise failure(
+                const.AUTHENTICATION_FAILURE,
+                'the initiator skipped authentication, which is asked for',
+            )
         if self._session_type == keys.NORMAL and not self._first.tsih:
             self._unasked.append(('TargetPortalGroupTag', str(self._target.portal_group_tag)))
             if self._target.alias:
@@ -378,20 +508,27 @@ class LoginNegotiation(object):
 
     def _find_discovery(self):
         if self._first.tsih:
-            raise failure(const.CANNOT_INCLUDE_IN_SESSION, 'a discovery session has one connection only')
+            raise failure(
+                const.CANNOT_INCLUDE_IN_SESSION, 'a discovery session has one connection only'
+            )
         if self._policy.discovery is None:
             raise failure(const.SESSION_TYPE_NOT_SUPPORTED, 'discovery is not served here')
         return self._policy.discovery
 
     def _find_target(self, name):
         if name is None:
-            raise failure(const.MISSING_PARAMETER, 'the first login request of a normal session has no TargetName')
+            raise failure(
+                const.MISSING_PARAMETER,
+                'the first login request of a normal session has no TargetName',
+            )
         self.target_name = names.fold(name)
         target = self._policy.target(self.target_name)
         if target is None:
             raise failure(const.NOT_FOUND, 'there is no target "%s"' % name)
         if target.portal_group_tag is None:
-            raise failure(const.NOT_FOUND, 'the target "%s" is not to be reached through this portal' % name)
+            raise failure(
+                const.NOT_FOUND, 'the target "%s" is not to be reached through this portal' % name
+            )
         return target
 
     def _admit(self):
@@ -407,12 +544,15 @@ class LoginNegotiation(object):
     # -- one text in each state: (answers, whether T is granted) ------------------------------------------------------
 
     def _negotiate(self, pairs, stage):
-        negotiated = keys.negotiate(pairs, self._target.keys, stage, self._session_type, not self._first.tsih, self._settled)
+        negotiated = keys.negotiate(
+            pairs, self._target.keys, stage, self._session_type, not self._first.tsih, self._settled
+        )
         self._settled.update(negotiated.values)
         return negotiated.answers
 
     def _split_authentication(self, pairs, allowed):
-        """({key: value} of `allowed` that were sent, answers to all the others). Raises TextError for keys out of step."""
+        """({key: value} of `allowed` that were sent, answers to all the others). Raises TextError
+        for keys out of step."""
         said = {}
         others = []
         for key, value in pairs:
@@ -434,21 +574,29 @@ class LoginNegotiation(object):
         if not self._request.transit:
             return answers, False
         if self._target.accounts:
-            raise failure(const.AUTHENTICATION_FAILURE, 'the initiator offers no authentication, which is asked for')
+            raise failure(
+                const.AUTHENTICATION_FAILURE,
+                'the initiator offers no authentication, which is asked for',
+            )
         self._go('none')
         return answers, True
 
     def _choose_method(self, offered, answers):
         target = self._target
         if target.accounts and 'CHAP' in offered:
-            self._chap = chap.Chap(target.accounts, target.outgoing, target.algorithms, self._random_bytes)
+            self._chap = chap.Chap(
+                target.accounts, target.outgoing, target.algorithms, self._random_bytes
+            )
             self._go('chap')
             return answers + [('AuthMethod', 'CHAP')], False
-        if target.accounts or keys.NONE not in offered:
-            raise failure(const.AUTHENTICATION_FAILURE, 'the initiator offers %s where the target asks for %s' % (
-                ', '.join(offered), 'CHAP' if target.accounts else 'no authentication'))
+        if target.accounts or text.NONE not in offered:
+            raise failure(
+                const.AUTHENTICATION_FAILURE,
+                'the initiator offers %s where the target asks for %s'
+                % (', '.join(offered), 'CHAP' if target.accounts else 'no authentication'),
+            )
         self._go('none')
-        return answers + [('AuthMethod', keys.NONE)], True
+        return answers + [('AuthMethod', text.NONE)], True
 
     def _chap_algorithm(self, pairs):
         said, answers = self._split_authentication(pairs, ('CHAP_A',))
@@ -489,10 +637,13 @@ class LoginNegotiation(object):
         answers = self._negotiate(pairs, keys.OPERATIONAL)
         if not self._declared:
             self._declared = True
-            answers.append(('MaxRecvDataSegmentLength', str(self._target.own('MaxRecvDataSegmentLength'))))
+            answers.append(
+                ('MaxRecvDataSegmentLength', str(self._target.own('MaxRecvDataSegmentLength')))
+            )
         return answers, True
 
 
+# fmt: off
 _RECEIVERS = {
     SECURITY: LoginNegotiation._security,
     CHAP_ALGORITHM: LoginNegotiation._chap_algorithm,
@@ -500,3 +651,4 @@ _RECEIVERS = {
     SECURED: LoginNegotiation._secured,
     OPERATIONAL: LoginNegotiation._operational,
 }
+# fmt: on

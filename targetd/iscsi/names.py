@@ -1,15 +1,16 @@
-"""iSCSI names: iqn., eui. and naa. (RFC 7143 4.2.7, RFC 3722, RFC 3980): syntax, folding, patterns for access lists. Pure.
+"""iSCSI names: iqn., eui. and naa. (RFC 7143 4.2.7, RFC 3722, RFC 3980): syntax, folding, patterns
+for access lists. Pure.
 
-Two names are the same when their folded forms are. Folding is Unicode NFKC and case folding, which for what a name may hold is
-what the stringprep profile of RFC 3722 does.
+Two names are the same when their folded forms are. Folding is Unicode NFKC and case folding, which
+for what a name may hold is what the stringprep profile of RFC 3722 does.
 """
 
 import functools
 import re
 import unicodedata
 
-MAXIMUM_BYTES = 223              # RFC 7143 4.2.7.2, in UTF-8, folded
-EVERYONE = 'ALL'                 # a pattern that every name matches
+MAXIMUM_BYTES = 223  # RFC 7143 4.2.7.2, in UTF-8, folded
+EVERYONE = 'ALL'  # a pattern that every name matches
 
 _IQN = re.compile(r'iqn\.([0-9]{4})-([0-9]{2})\.(.+)\Z', re.DOTALL)
 _EUI = re.compile(r'eui\.[0-9a-f]{16}\Z')
@@ -20,15 +21,16 @@ _PROHIBITED = frozenset(('Cc', 'Cf', 'Cs', 'Co', 'Cn', 'Zs', 'Zl', 'Zp'))
 
 
 def fold(name):
-    """The one form in which names are compared and kept (RFC 3722): 'IQN.2026-11.Com.Example:X' is in small letters."""
+    """The one form in which names are compared and kept (RFC 3722): 'IQN.2026-11.Com.Example:X' is
+    in small letters."""
     return unicodedata.normalize('NFKC', unicodedata.normalize('NFKC', name).casefold())
 
 
 def flaw(name, lenient=False):
     """Why this is no iSCSI name, as a plain phrase, or None if it is one.
 
-    lenient: for names that initiators bring: printable ASCII that RFC 3722 prohibits passes ('_' is common), so do dates and
-    domains of any form.
+    lenient: for names that initiators bring: printable ASCII that RFC 3722 prohibits passes ('_' is
+    common), so do dates and domains of any form.
     """
     folded = fold(name)
     if len(folded.encode('utf-8', 'surrogatepass')) > MAXIMUM_BYTES:
@@ -76,11 +78,15 @@ def _flaw_of_iqn(folded):
 @functools.lru_cache(maxsize=1024)
 def _compiled(pattern):
     parts = re.split(r'([*?])', fold(pattern))
-    return re.compile(''.join({'*': '.*', '?': '.'}.get(part, re.escape(part)) for part in parts) + r'\Z', re.DOTALL)
+    return re.compile(
+        ''.join({'*': '.*', '?': '.'}.get(part, re.escape(part)) for part in parts) + r'\Z',
+        re.DOTALL,
+    )
 
 
 def matches(pattern, name):
-    """True when `name` is one that the pattern admits: * stands for any characters, ? for any one, ALL for every name."""
+    """True when `name` is one that the pattern admits: * stands for any characters, ? for any one,
+    ALL for every name."""
     return pattern == EVERYONE or _compiled(pattern).match(fold(name)) is not None
 
 

@@ -1,8 +1,9 @@
 """Every PDU of RFC 7143 11: its 48-byte layout, and a small class around it for both directions.
 
-Pure; imports const, errors. The `struct.Struct` layouts are public: the hot path packs and unpacks them directly, and their
-tuples are in the order of the classes' `fields`: opcode byte first, flags byte second, and the word of TotalAHSLength
-and DataSegmentLength where the Struct has it. Invariants:
+Pure; imports const, errors. The `struct.Struct` layouts are public: the hot path packs and unpacks
+them directly, and their tuples are in the order of the classes' `fields`: opcode byte first, flags
+byte second, and the word of TotalAHSLength and DataSegmentLength where the Struct has it.
+Invariants:
 
 * `Class.decode(bhs, ahs, data).encode()` is `bhs` again, except for bits that RFC 7143 reserves.
 * encode() takes both lengths from `ahs` and `data`; padding and digests are the sender's and receiver's.
@@ -16,25 +17,33 @@ from targetd.iscsi import const
 from targetd.iscsi.errors import PduRejected
 
 # Layouts: opcode B, flags B, …; the word at byte 4 is TotalAHSLength << 24 | DataSegmentLength.
-NOP_OUT = struct.Struct('>BBxxIQIIII16x')                   # lun itt ttt cmd_sn exp_stat_sn
-SCSI_COMMAND = struct.Struct('>BBBxIQIIII16s')              # priority; lun itt edtl cmd_sn exp_stat_sn cdb
-TASK_MANAGEMENT_REQUEST = struct.Struct('>BBxxIQIIIIII8x')  # lun itt referenced_task_tag cmd_sn exp_stat_sn ref_… exp_data_sn
-LOGIN_REQUEST = struct.Struct('>BBBBI6sHIHxxII16x')         # version_max version_min; isid tsih itt cid cmd_sn exp_stat_sn
-TEXT_REQUEST = struct.Struct('>BBxxIQIIII16x')              # lun itt ttt cmd_sn exp_stat_sn
-DATA_OUT = struct.Struct('>BBxxIQII4xI4xII4x')              # lun itt ttt exp_stat_sn data_sn buffer_offset
-LOGOUT_REQUEST = struct.Struct('>BBxxI8xIHxxII16x')         # itt cid cmd_sn exp_stat_sn
-SNACK_REQUEST = struct.Struct('>BBxxIQII4xI8xII')           # lun itt ttt exp_stat_sn beg_run run_length
+NOP_OUT = struct.Struct('>BBxxIQIIII16x')  # lun itt ttt cmd_sn exp_stat_sn
+SCSI_COMMAND = struct.Struct('>BBBxIQIIII16s')  # priority; lun itt edtl cmd_sn exp_stat_sn cdb
+# lun itt referenced_task_tag cmd_sn exp_stat_sn ref_… exp_data_sn
+TASK_MANAGEMENT_REQUEST = struct.Struct('>BBxxIQIIIIII8x')
+# version_max version_min; isid tsih itt cid cmd_sn exp_stat_sn
+LOGIN_REQUEST = struct.Struct('>BBBBI6sHIHxxII16x')
+TEXT_REQUEST = struct.Struct('>BBxxIQIIII16x')  # lun itt ttt cmd_sn exp_stat_sn
+DATA_OUT = struct.Struct('>BBxxIQII4xI4xII4x')  # lun itt ttt exp_stat_sn data_sn buffer_offset
+LOGOUT_REQUEST = struct.Struct('>BBxxI8xIHxxII16x')  # itt cid cmd_sn exp_stat_sn
+SNACK_REQUEST = struct.Struct('>BBxxIQII4xI8xII')  # lun itt ttt exp_stat_sn beg_run run_length
 
-NOP_IN = struct.Struct('>BBxxIQIIIII12x')                   # lun itt ttt stat_sn exp_cmd_sn max_cmd_sn
-SCSI_RESPONSE = struct.Struct('>BBBBIH6xIIIIIIII')          # response status; status_qualifier itt snack_tag, SNs …
-TASK_MANAGEMENT_RESPONSE = struct.Struct('>BBBxI3s5xI4xIII12x')  # response; additional_information itt, SNs
-LOGIN_RESPONSE = struct.Struct('>BBBBI6sHI4xIIIBB10x')      # version_max version_active; isid tsih itt, SNs, status
-TEXT_RESPONSE = struct.Struct('>BBxxIQIIIII12x')            # lun itt ttt, SNs
-DATA_IN = struct.Struct('>BBxBIQIIIIIIII')                  # status; lun itt ttt, SNs, data_sn buffer_offset residual_count
-LOGOUT_RESPONSE = struct.Struct('>BBBxI8xI4xIII4xHH4x')     # response; itt, SNs, time2wait time2retain
-READY_TO_TRANSFER = struct.Struct('>BBxxIQIIIIIIII')        # lun itt ttt, SNs, r2t_sn buffer_offset desired_length
-ASYNC_MESSAGE = struct.Struct('>BBxxIQI4xIIIBBHHH4x')       # lun itt, SNs, event vendor_code parameter1..3
-REJECT = struct.Struct('>BBBxI8xI4xIIII8x')                 # reason; itt, SNs, data_sn
+NOP_IN = struct.Struct('>BBxxIQIIIII12x')  # lun itt ttt stat_sn exp_cmd_sn max_cmd_sn
+# response status; status_qualifier itt snack_tag, SNs …
+SCSI_RESPONSE = struct.Struct('>BBBBIH6xIIIIIIII')
+# response; additional_information itt, SNs
+TASK_MANAGEMENT_RESPONSE = struct.Struct('>BBBxI3s5xI4xIII12x')
+# version_max version_active; isid tsih itt, SNs, status
+LOGIN_RESPONSE = struct.Struct('>BBBBI6sHI4xIIIBB10x')
+TEXT_RESPONSE = struct.Struct('>BBxxIQIIIII12x')  # lun itt ttt, SNs
+# status; lun itt ttt, SNs, data_sn buffer_offset residual_count
+DATA_IN = struct.Struct('>BBxBIQIIIIIIII')
+LOGOUT_RESPONSE = struct.Struct('>BBBxI8xI4xIII4xHH4x')  # response; itt, SNs, time2wait time2retain
+# lun itt ttt, SNs, r2t_sn buffer_offset desired_length
+READY_TO_TRANSFER = struct.Struct('>BBxxIQIIIIIIII')
+# lun itt, SNs, event vendor_code parameter1..3
+ASYNC_MESSAGE = struct.Struct('>BBxxIQI4xIIIBBHHH4x')
+REJECT = struct.Struct('>BBBxI8xI4xIIII8x')  # reason; itt, SNs, data_sn
 
 
 class Bit(object):
@@ -71,8 +80,9 @@ class Bits(object):
 
 
 class Pdu(object):
-    """What all PDUs share. A subclass has `opcode`, `layout`, `fields` (names in the layout's order, None for the length word,
-    the opcode and flags bytes left out) and `initial` (fields that do not begin as 0).
+    """What all PDUs share. A subclass has `opcode`, `layout`, `fields` (names in the layout's
+    order, None for the length word, the opcode and flags bytes left out) and `initial` (fields that
+    do not begin as 0).
 
     `immediate`: the I bit; `flags`: byte 1 as it stands on the wire; `ahs`, `data`: bytes-like, without padding.
     """
@@ -99,7 +109,8 @@ class Pdu(object):
 
     @classmethod
     def decode(cls, bhs, ahs=b'', data=b''):
-        """The PDU of a 48-byte header of this class's opcode. ahs, data: bytes-like, or None as a Framer gives them."""
+        """The PDU of a 48-byte header of this class's opcode. ahs, data: bytes-like, or None as a
+        Framer gives them."""
         pdu = cls.__new__(cls)
         values = cls.layout.unpack(bhs)
         pdu.immediate = bool(values[0] & const.IMMEDIATE)
@@ -114,12 +125,20 @@ class Pdu(object):
     def encode(self):
         """The 48-byte header. Raises struct.error when a field does not fit."""
         lengths = len(self.ahs) // const.AHS_UNIT << 24 | len(self.data)
-        return self.layout.pack(self.opcode | (const.IMMEDIATE if self.immediate else 0), self.flags,
-                                *[lengths if name is None else getattr(self, name) for name in self.fields])
+        return self.layout.pack(
+            self.opcode | (const.IMMEDIATE if self.immediate else 0),
+            self.flags,
+            *[lengths if name is None else getattr(self, name) for name in self.fields],
+        )
 
     def __repr__(self):
         shown = ['%s=%r' % (name, getattr(self, name)) for name in self.fields if name is not None]
-        return '<%s flags=%02X %s, %d bytes>' % (type(self).__name__, self.flags, ' '.join(shown), len(self.data))
+        return '<%s flags=%02X %s, %d bytes>' % (
+            type(self).__name__,
+            self.flags,
+            ' '.join(shown),
+            len(self.data),
+        )
 
 
 # -- initiator to target -----------------------------------------------------------------------------------------------
@@ -137,7 +156,8 @@ class NopOut(Pdu):
 
 
 class ScsiCommand(Pdu):
-    """RFC 7143 11.3. `cdb`: the 16 bytes of the header; a longer CDB goes on in an AHS (`whole_cdb`)."""
+    """RFC 7143 11.3. `cdb`: the 16 bytes of the header; a longer CDB goes on in an AHS
+    (`whole_cdb`)."""
 
     __slots__ = ('priority', 'lun', 'itt', 'edtl', 'cmd_sn', 'exp_stat_sn', 'cdb')
     opcode = const.SCSI_COMMAND
@@ -156,7 +176,15 @@ class ScsiCommand(Pdu):
 class TaskManagementRequest(Pdu):
     """RFC 7143 11.5."""
 
-    __slots__ = ('lun', 'itt', 'referenced_task_tag', 'cmd_sn', 'exp_stat_sn', 'ref_cmd_sn', 'exp_data_sn')
+    __slots__ = (
+        'lun',
+        'itt',
+        'referenced_task_tag',
+        'cmd_sn',
+        'exp_stat_sn',
+        'ref_cmd_sn',
+        'exp_data_sn',
+    )
     opcode = const.TASK_MANAGEMENT_REQUEST
     layout = TASK_MANAGEMENT_REQUEST
     fields = (None,) + __slots__
@@ -168,7 +196,16 @@ class TaskManagementRequest(Pdu):
 class LoginRequest(Pdu):
     """RFC 7143 11.12. `isid`: 6 bytes."""
 
-    __slots__ = ('version_max', 'version_min', 'isid', 'tsih', 'itt', 'cid', 'cmd_sn', 'exp_stat_sn')
+    __slots__ = (
+        'version_max',
+        'version_min',
+        'isid',
+        'tsih',
+        'itt',
+        'cid',
+        'cmd_sn',
+        'exp_stat_sn',
+    )
     opcode = const.LOGIN_REQUEST
     layout = LOGIN_REQUEST
     fields = ('version_max', 'version_min', None) + __slots__[2:]
@@ -212,7 +249,8 @@ class LogoutRequest(Pdu):
 
 
 class SnackRequest(Pdu):
-    """RFC 7143 11.16. `ttt`: the Target Transfer Tag of a DataACK, the SNACK Tag of an R-Data SNACK."""
+    """RFC 7143 11.16. `ttt`: the Target Transfer Tag of a DataACK, the SNACK Tag of an R-Data
+    SNACK."""
 
     __slots__ = ('lun', 'itt', 'ttt', 'exp_stat_sn', 'beg_run', 'run_length')
     opcode = const.SNACK_REQUEST
@@ -240,10 +278,14 @@ class NopIn(Pdu):
 
 
 class ScsiResponse(Pdu):
-    """RFC 7143 11.4. The data segment is a 2-byte sense length and the sense data: `sense` reads and writes it."""
+    """RFC 7143 11.4. The data segment is a 2-byte sense length and the sense data: `sense` reads
+    and writes it."""
 
-    __slots__ = ('response', 'status', 'status_qualifier', 'itt', 'snack_tag') + STAMPED + (
-        'exp_data_sn', 'bidi_residual_count', 'residual_count')
+    __slots__ = (
+        ('response', 'status', 'status_qualifier', 'itt', 'snack_tag')
+        + STAMPED
+        + ('exp_data_sn', 'bidi_residual_count', 'residual_count')
+    )
     opcode = const.SCSI_RESPONSE
     layout = SCSI_RESPONSE
     fields = ('response', 'status', None) + __slots__[2:]
@@ -259,7 +301,7 @@ class ScsiResponse(Pdu):
         if len(self.data) < 2:
             return b''
         length = int.from_bytes(self.data[:2], 'big')
-        return bytes(self.data[2:2 + length])
+        return bytes(self.data[2 : 2 + length])
 
     @sense.setter
     def sense(self, sense):
@@ -280,7 +322,11 @@ class TaskManagementResponse(Pdu):
 class LoginResponse(Pdu):
     """RFC 7143 11.13. `isid`: 6 bytes."""
 
-    __slots__ = ('version_max', 'version_active', 'isid', 'tsih', 'itt') + STAMPED + ('status_class', 'status_detail')
+    __slots__ = (
+        ('version_max', 'version_active', 'isid', 'tsih', 'itt')
+        + STAMPED
+        + ('status_class', 'status_detail')
+    )
     opcode = const.LOGIN_RESPONSE
     layout = LOGIN_RESPONSE
     fields = ('version_max', 'version_active', None) + __slots__[2:]
@@ -310,7 +356,9 @@ class TextResponse(Pdu):
 class DataIn(Pdu):
     """RFC 7143 11.7. `status` and `residual_count` count only with `has_status`, the S bit."""
 
-    __slots__ = ('status', 'lun', 'itt', 'ttt') + STAMPED + ('data_sn', 'buffer_offset', 'residual_count')
+    __slots__ = (
+        ('status', 'lun', 'itt', 'ttt') + STAMPED + ('data_sn', 'buffer_offset', 'residual_count')
+    )
     opcode = const.DATA_IN
     layout = DATA_IN
     fields = ('status', None) + __slots__[1:]
@@ -344,7 +392,11 @@ class ReadyToTransfer(Pdu):
 class AsyncMessage(Pdu):
     """RFC 7143 11.9. The data segment of event 0 is as in SCSI Response: sense length, sense data."""
 
-    __slots__ = ('lun', 'itt') + STAMPED + ('event', 'vendor_code', 'parameter1', 'parameter2', 'parameter3')
+    __slots__ = (
+        ('lun', 'itt')
+        + STAMPED
+        + ('event', 'vendor_code', 'parameter1', 'parameter2', 'parameter3')
+    )
     opcode = const.ASYNC_MESSAGE
     layout = ASYNC_MESSAGE
     fields = (None,) + __slots__
@@ -363,18 +415,45 @@ class Reject(Pdu):
     constant_flags = const.FINAL
 
 
-FROM_INITIATOR = {cls.opcode: cls for cls in (
-    NopOut, ScsiCommand, TaskManagementRequest, LoginRequest, TextRequest, DataOut, LogoutRequest, SnackRequest)}
-FROM_TARGET = {cls.opcode: cls for cls in (
-    NopIn, ScsiResponse, TaskManagementResponse, LoginResponse, TextResponse, DataIn, LogoutResponse, ReadyToTransfer,
-    AsyncMessage, Reject)}
+FROM_INITIATOR = {
+    cls.opcode: cls
+    for cls in (
+        NopOut,
+        ScsiCommand,
+        TaskManagementRequest,
+        LoginRequest,
+        TextRequest,
+        DataOut,
+        LogoutRequest,
+        SnackRequest,
+    )
+}
+FROM_TARGET = {
+    cls.opcode: cls
+    for cls in (
+        NopIn,
+        ScsiResponse,
+        TaskManagementResponse,
+        LoginResponse,
+        TextResponse,
+        DataIn,
+        LogoutResponse,
+        ReadyToTransfer,
+        AsyncMessage,
+        Reject,
+    )
+}
 
 
 def decode(bhs, ahs=b'', data=b'', classes=FROM_INITIATOR):
-    """The PDU that the header's opcode says. Raises PduRejected(command not supported) for an opcode not in `classes`."""
+    """The PDU that the header's opcode says. Raises PduRejected(command not supported) for an
+    opcode not in `classes`."""
     cls = classes.get(bhs[0] & const.OPCODE_MASK)
     if cls is None:
-        raise PduRejected(const.REJECT_COMMAND_NOT_SUPPORTED, 'opcode %02Xh is not known' % (bhs[0] & const.OPCODE_MASK))
+        raise PduRejected(
+            const.REJECT_COMMAND_NOT_SUPPORTED,
+            'opcode %02Xh is not known' % (bhs[0] & const.OPCODE_MASK),
+        )
     return cls.decode(bhs, ahs, data)
 
 
@@ -382,8 +461,8 @@ def decode(bhs, ahs=b'', data=b'', classes=FROM_INITIATOR):
 
 
 class AdditionalHeaders(namedtuple('AdditionalHeaders', 'extended_cdb read_length')):
-    """What the additional header segments say. extended_cdb: bytes after the 16 of the header, b'' if none;
-    read_length: bidirectional read data length in bytes, None if not sent."""
+    """What the additional header segments say. extended_cdb: bytes after the 16 of the header, b''
+    if none; read_length: bidirectional read data length in bytes, None if not sent."""
 
     __slots__ = ()
 
@@ -396,7 +475,8 @@ def _invalid(why):
 
 
 def decode_ahs(ahs):
-    """AdditionalHeaders of the bytes that TotalAHSLength counts. Raises PduRejected(invalid PDU field)."""
+    """AdditionalHeaders of the bytes that TotalAHSLength counts. Raises PduRejected(invalid PDU
+    field)."""
     if not ahs:
         return NO_ADDITIONAL_HEADERS
     extended_cdb = b''
@@ -405,18 +485,25 @@ def decode_ahs(ahs):
     while position < len(ahs):
         if position + 3 > len(ahs):
             raise _invalid('an additional header segment is cut short')
-        length = int.from_bytes(ahs[position:position + 2], 'big')
+        length = int.from_bytes(ahs[position : position + 2], 'big')
         kind = ahs[position + 2] & 0x3F
         end = position + 3 + length
         if end > len(ahs) or length == 0:
             raise _invalid('an additional header segment has length %d' % length)
-        content = bytes(ahs[position + 4:end])
+        content = bytes(ahs[position + 4 : end])
         if kind == const.AHS_EXTENDED_CDB and not extended_cdb and content:
             extended_cdb = content
-        elif kind == const.AHS_BIDIRECTIONAL_READ_LENGTH and read_length is None and len(content) == 4:
+        elif (
+            kind == const.AHS_BIDIRECTIONAL_READ_LENGTH
+            and read_length is None
+            and len(content) == 4
+        ):
             read_length = int.from_bytes(content, 'big')
         else:
-            raise _invalid('an additional header segment of type %d with length %d cannot stand here' % (kind, length))
+            raise _invalid(
+                'an additional header segment of type %d with length %d cannot stand here'
+                % (kind, length)
+            )
         position = end + -end % const.AHS_UNIT
     return AdditionalHeaders(extended_cdb, read_length)
 
@@ -425,7 +512,9 @@ def encode_ahs(extended_cdb=b'', read_length=None):
     """The bytes of the additional header segments, padded."""
     segments = b''
     if extended_cdb:
-        segments += struct.pack('>HBx', len(extended_cdb) + 1, const.AHS_EXTENDED_CDB) + extended_cdb
+        segments += (
+            struct.pack('>HBx', len(extended_cdb) + 1, const.AHS_EXTENDED_CDB) + extended_cdb
+        )
         segments += bytes(-len(segments) % const.AHS_UNIT)
     if read_length is not None:
         segments += struct.pack('>HBxI', 5, const.AHS_BIDIRECTIONAL_READ_LENGTH, read_length)

@@ -1,4 +1,5 @@
-"""Serial number arithmetic of 32 bits (RFC 1982, as RFC 7143 4.2.2.1 asks for CmdSN, StatSN, DataSN and their like).
+"""Serial number arithmetic of 32 bits (RFC 1982, as RFC 7143 4.2.2.1 asks for CmdSN, StatSN, DataSN
+and their like).
 
 Pure. Two numbers exactly 2**31 apart have no order: `lt` is False both ways, so `le` is too, and a check written as
 `if not le(a, b)` refuses them.

@@ -1,4 +1,5 @@
-"""One iSCSI session in full feature phase (RFC 7143 4.2.2, 4.3): who it is, what was agreed, command numbering. Pure.
+"""One iSCSI session in full feature phase (RFC 7143 4.2.2, 4.3): who it is, what was agreed,
+command numbering. Pure.
 
 Invariants
  1. ExpCmdSN only moves past a CmdSN whose command was given out to be acted upon; out of order ones wait in `held`.
@@ -11,15 +12,33 @@ from targetd.iscsi.transfer import Limits
 
 MASK = 0xFFFFFFFF
 
-#: How many commands an initiator may have unanswered; the deepest queues seen in the field are 128 and 256.
+#: How many commands an initiator may have unanswered; the deepest queues seen in the field are 128
+#: and 256.
 WINDOW = 256
 
 
 class Session(object):
     """`login`: the LoginNegotiation's result. Read by every thread of the worker; numbering is the connection thread's."""
 
-    __slots__ = ('login', 'initiator_name', 'initiator_alias', 'isid', 'tsih', 'target_name', 'portal_group_tag', 'account',
-                 'is_discovery', 'values', 'limits', 'exp_cmd_sn', 'max_cmd_sn', 'held', 'tasks', 'discarding', '_ttt')
+    __slots__ = (
+        'login',
+        'initiator_name',
+        'initiator_alias',
+        'isid',
+        'tsih',
+        'target_name',
+        'portal_group_tag',
+        'account',
+        'is_discovery',
+        'values',
+        'limits',
+        'exp_cmd_sn',
+        'max_cmd_sn',
+        'held',
+        'tasks',
+        'discarding',
+        '_ttt',
+    )
 
     def __init__(self, login, window=WINDOW):
         self.login = login
@@ -35,9 +54,9 @@ class Session(object):
         self.limits = None if self.is_discovery else Limits.of(login.values)
         self.exp_cmd_sn = login.cmd_sn
         self.max_cmd_sn = (login.cmd_sn + window - 1) & MASK
-        self.held = {}                   # CmdSN -> PDU that came before its turn: (fields, ahs, data, connection)
-        self.tasks = {}                  # ITT -> Task
-        self.discarding = {}             # ITT of answered commands whose Data-Out may still come -> True
+        self.held = {}  # CmdSN -> PDU that came before its turn: (fields, ahs, data, connection)
+        self.tasks = {}  # ITT -> Task
+        self.discarding = {}  # ITT of answered commands whose Data-Out may still come -> True
         self._ttt = 0
 
     def allot_ttt(self):
@@ -46,8 +65,9 @@ class Session(object):
         return self._ttt
 
     def takes(self, cmd_sn, pdu):
-        """True if the numbered command is the next one (ExpCmdSN moves on); else it is held for its turn, or, outside the
-        window or a repetition, dropped without an answer (RFC 7143 4.2.2.1)."""
+        """True if the numbered command is the next one (ExpCmdSN moves on); else it is held for its
+        turn, or, outside the window or a repetition, dropped without an answer (RFC 7143 4.2.2.1).
+        """
         if cmd_sn == self.exp_cmd_sn:
             self.exp_cmd_sn = cmd_sn + 1 & MASK
             return True
@@ -58,10 +78,13 @@ class Session(object):
 
     def held_bytes(self):
         """Data segments of the PDUs that wait for their turn, bytes."""
-        return sum(len(pdu[2]) for pdu in self.held.values() if pdu[2] is not None) if self.held else 0
+        return (
+            sum(len(pdu[2]) for pdu in self.held.values() if pdu[2] is not None) if self.held else 0
+        )
 
     def forget_held(self, connection):
-        """PDUs that came on a connection which is over count as never received: they may be sent again on another one."""
+        """PDUs that came on a connection which is over count as never received: they may be sent
+        again on another one."""
         for cmd_sn in [cmd_sn for cmd_sn, pdu in self.held.items() if pdu[3] is connection]:
             del self.held[cmd_sn]
 
@@ -70,7 +93,8 @@ class Session(object):
         return self.held.pop(self.exp_cmd_sn, None)
 
     def discard(self, itt):
-        """Data-Out that still comes for this ITT is dropped in silence. Bounded: the oldest are forgotten."""
+        """Data-Out that still comes for this ITT is dropped in silence. Bounded: the oldest are
+        forgotten."""
         self.discarding[itt] = True
         while len(self.discarding) > 4 * WINDOW:
             self.discarding.pop(next(iter(self.discarding)))

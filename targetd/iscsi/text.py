@@ -1,17 +1,21 @@
-"""The text format of Login and Text PDUs (RFC 7143 6.1): key=value pairs, each ended by a NUL byte. Pure.
+"""The text format of Login and Text PDUs (RFC 7143 6.1): key=value pairs, each ended by a NUL byte.
+Pure.
 
-A text may be longer than a data segment and then goes over several PDUs, the C bit set in all but the last; a pair may be
-cut at any byte. Invariant: nothing is collected beyond the limit that the caller set, whatever the peer sends.
+A text may be longer than a data segment and then goes over several PDUs, the C bit set in all but
+the last; a pair may be cut at any byte. Invariant: nothing is collected beyond the limit that the
+caller set, whatever the peer sends.
 """
 
 import re
 
 MAXIMUM_KEY = 63
-MAXIMUM_VALUE = 255              # of a simple value; a list is as long as its values make it
-MAXIMUM_LONG_VALUE = 8192        # of the keys below, encoded, and of any list
-LONG_KEYS = frozenset(('CHAP_C', 'CHAP_R', 'SRP_A', 'SRP_B', 'SRP_M', 'SRP_HM', 'KRB_AP_REQ', 'KRB_AP_REP'))
+MAXIMUM_VALUE = 255  # of a simple value; a list is as long as its values make it
+MAXIMUM_LONG_VALUE = 8192  # of the keys below, encoded, and of any list
+LONG_KEYS = frozenset(
+    ('CHAP_C', 'CHAP_R', 'SRP_A', 'SRP_B', 'SRP_M', 'SRP_HM', 'KRB_AP_REQ', 'KRB_AP_REP')
+)
 
-MAXIMUM_TEXT = 65536             # RFC 7143 6.1: 8192 at least, 64 KiB where authentication needs long items
+MAXIMUM_TEXT = 65536  # RFC 7143 6.1: 8192 at least, 64 KiB where authentication needs long items
 
 NOT_UNDERSTOOD = 'NotUnderstood'
 IRRELEVANT = 'Irrelevant'
@@ -19,19 +23,22 @@ REJECT = 'Reject'
 NONE = 'None'
 RESERVED_VALUES = frozenset((NOT_UNDERSTOOD, IRRELEVANT, REJECT))
 
-_KEY = re.compile(r'[A-Za-z][A-Za-z0-9.+@_#-]*\Z')       # RFC 7143 13.22 has X#…, and iSCSIProtocolLevel begins small
+# RFC 7143 13.22 has X#…, and iSCSIProtocolLevel begins small
+_KEY = re.compile(r'[A-Za-z][A-Za-z0-9.+@_#-]*\Z')
 
-_CONTROL = re.compile('[\x00-\x1f\x7f-\x9f\u2028\u2029]')      # would begin a line of its own in a log
+_CONTROL = re.compile('[\x00-\x1f\x7f-\x9f\u2028\u2029]')  # would begin a line of its own in a log
 
 
 class TextError(Exception):
-    """What arrived is no text of RFC 7143 6.1, or breaks a rule about keys. The message is one plain sentence."""
+    """What arrived is no text of RFC 7143 6.1, or breaks a rule about keys. The message is one
+    plain sentence."""
 
 
 def parse(data):
     """[(key, value), …] in the order sent. Raises TextError.
 
-    The NUL after the last pair may be missing, and further NULs (padding that was counted) are skipped: initiators do both.
+    The NUL after the last pair may be missing, and further NULs (padding that was counted) are
+    skipped: initiators do both.
     """
     pairs = []
     for part in bytes(data).split(b'\0'):
@@ -61,7 +68,11 @@ def _pair(part):
 
 def _check_length(key, value):
     longest = max(len(item.encode('utf-8')) for item in value.split(','))
-    if len(value.encode('utf-8')) > MAXIMUM_LONG_VALUE or longest > MAXIMUM_VALUE and key not in LONG_KEYS:
+    if (
+        len(value.encode('utf-8')) > MAXIMUM_LONG_VALUE
+        or longest > MAXIMUM_VALUE
+        and key not in LONG_KEYS
+    ):
         raise TextError('the value of %s is too long' % key)
 
 
@@ -76,7 +87,7 @@ def render(pairs):
 
 def split(data, maximum):
     """`data` cut into pieces of at most `maximum` bytes, at least one piece. maximum: bytes of a data segment."""
-    return [data[start:start + maximum] for start in range(0, len(data), maximum)] or [b'']
+    return [data[start : start + maximum] for start in range(0, len(data), maximum)] or [b'']
 
 
 class Collector(object):
@@ -94,7 +105,8 @@ class Collector(object):
         return not self._pieces
 
     def add(self, data, continues):
-        """The whole text as bytes, or None while more is to come. Raises TextError when it grows beyond the limit."""
+        """The whole text as bytes, or None while more is to come. Raises TextError when it grows
+        beyond the limit."""
         if len(self._pieces) + len(data) > self._limit:
             self._pieces = bytearray()
             raise TextError('a text of more than %d bytes' % self._limit)

@@ -1,4 +1,5 @@
-"""The Data-Out of one command (RFC 7143 11.7, 11.8, 4.2.5.2): immediate, unsolicited, and asked for by R2T. Pure.
+"""The Data-Out of one command (RFC 7143 11.7, 11.8, 4.2.5.2): immediate, unsolicited, and asked for
+by R2T. Pure.
 
     transfer = Transfer(task.itt, wanted, edtl, limits); transfer.immediate(data, final)
     while not transfer.is_complete: for r2t in transfer.solicit(allot_ttt): send it …
@@ -18,7 +19,9 @@ from targetd.iscsi.errors import PduRejected
 NO_TAG = 0xFFFFFFFF
 
 
-class Limits(namedtuple('Limits', 'initial_r2t immediate_data first_burst max_burst max_outstanding_r2t')):
+class Limits(
+    namedtuple('Limits', 'initial_r2t immediate_data first_burst max_burst max_outstanding_r2t')
+):
     """What the login negotiated: two bools, bytes, bytes, a count."""
 
     __slots__ = ()
@@ -31,8 +34,13 @@ class Limits(namedtuple('Limits', 'initial_r2t immediate_data first_burst max_bu
     @classmethod
     def of(cls, values):
         """From the negotiated text keys."""
-        return cls(values['InitialR2T'], values['ImmediateData'], values['FirstBurstLength'], values['MaxBurstLength'],
-                   values['MaxOutstandingR2T'])
+        return cls(
+            values['InitialR2T'],
+            values['ImmediateData'],
+            values['FirstBurstLength'],
+            values['MaxBurstLength'],
+            values['MaxOutstandingR2T'],
+        )
 
 
 class _Sequence(object):
@@ -47,18 +55,31 @@ class _Sequence(object):
 
 
 class Transfer(object):
-    """See the module. wanted: bytes of Data-Out that the command takes; edtl: bytes the initiator said it would send."""
+    """See the module. wanted: bytes of Data-Out that the command takes; edtl: bytes the initiator
+    said it would send."""
 
-    __slots__ = ('itt', 'wanted', 'buffer', 'failed', '_limits', '_unsolicited', '_asked', '_next_ask', '_r2t_sn', '_placed')
+    __slots__ = (
+        'itt',
+        'wanted',
+        'buffer',
+        'failed',
+        '_limits',
+        '_unsolicited',
+        '_asked',
+        '_next_ask',
+        '_r2t_sn',
+        '_placed',
+    )
 
     def __init__(self, itt, wanted, edtl, limits, buffer=None):
         self.itt = itt
         self.wanted = wanted
         self.buffer = memoryview(bytearray(wanted)) if buffer is None else buffer[:wanted]
-        self.failed = False              # a sequence error: what still comes is discarded, the command has been answered
+        # a sequence error: what still comes is discarded, the command has been answered
+        self.failed = False
         self._limits = limits
         self._unsolicited = _Sequence(0, min(limits.first_burst, edtl))
-        self._asked = {}                 # TTT -> _Sequence
+        self._asked = {}  # TTT -> _Sequence
         self._next_ask = 0
         self._r2t_sn = 0
         self._placed = None
@@ -66,20 +87,28 @@ class Transfer(object):
     # -- what comes with, or right behind, the command ----------------------------------------------------------------
 
     def place_immediate(self, length):
-        """A view for `length` bytes of immediate data, or None if the command does not take all of them."""
+        """A view for `length` bytes of immediate data, or None if the command does not take all of
+        them."""
         self._placed = self.buffer[:length] if length <= self.wanted else None
         return self._placed
 
     def immediate(self, data, final):
-        """The command's own data (None or bytes-like) and its F bit. Raises PduRejected for more than FirstBurstLength."""
+        """The command's own data (None or bytes-like) and its F bit. Raises PduRejected for more
+        than FirstBurstLength."""
         sequence = self._unsolicited
         if data is not None:
             if len(data) > min(sequence.end, self._limits.max_immediate):
-                raise PduRejected(const.REJECT_PROTOCOL_ERROR, '%d bytes of immediate data, more than was agreed' % len(data))
+                raise PduRejected(
+                    const.REJECT_PROTOCOL_ERROR,
+                    '%d bytes of immediate data, more than was agreed' % len(data),
+                )
             self._keep(0, data)
             sequence.next_offset = len(data)
         if not final and self._limits.initial_r2t:
-            raise PduRejected(const.REJECT_PROTOCOL_ERROR, 'unsolicited data announced although InitialR2T=Yes was agreed')
+            raise PduRejected(
+                const.REJECT_PROTOCOL_ERROR,
+                'unsolicited data announced although InitialR2T=Yes was agreed',
+            )
         if final or sequence.next_offset >= sequence.end:
             self._end_unsolicited()
 
@@ -94,19 +123,24 @@ class Transfer(object):
 
     @property
     def is_complete(self):
-        """True when nothing more can come: every byte wanted is in the buffer and every sequence has ended."""
+        """True when nothing more can come: every byte wanted is in the buffer and every sequence
+        has ended."""
         return self._unsolicited is None and not self._asked and self._next_ask >= self.wanted
 
     # -- Data-Out ----------------------------------------------------------------------------------------------------
 
     def place(self, ttt, offset, data_sn, length):
-        """A view where this PDU's data may land, or None if it is not (all) wanted. Raises PduRejected: see receive()."""
+        """A view where this PDU's data may land, or None if it is not (all) wanted. Raises
+        PduRejected: see receive()."""
         self._sequence(ttt, offset, data_sn, length)
-        self._placed = self.buffer[offset:offset + length] if offset + length <= self.wanted else None
+        self._placed = (
+            self.buffer[offset : offset + length] if offset + length <= self.wanted else None
+        )
         return self._placed
 
     def receive(self, ttt, offset, data_sn, data, final):
-        """One whole Data-Out; data: bytes-like or None. Raises PduRejected if it is not what was asked for."""
+        """One whole Data-Out; data: bytes-like or None. Raises PduRejected if it is not what was
+        asked for."""
         length = len(data) if data is not None else 0
         sequence = self._sequence(ttt, offset, data_sn, length)
         if length:
@@ -123,28 +157,40 @@ class Transfer(object):
             if sequence.next_offset == sequence.start:
                 raise PduRejected(const.REJECT_PROTOCOL_ERROR, 'an R2T was answered without data')
             if self._asked:
-                raise PduRejected(const.REJECT_PROTOCOL_ERROR, 'an R2T was answered short while others were unanswered')
+                raise PduRejected(
+                    const.REJECT_PROTOCOL_ERROR,
+                    'an R2T was answered short while others were unanswered',
+                )
             self._next_ask = sequence.next_offset
 
     def _sequence(self, ttt, offset, data_sn, length):
         sequence = self._unsolicited if ttt == NO_TAG else self._asked.get(ttt)
         if sequence is None:
-            raise PduRejected(const.REJECT_PROTOCOL_ERROR, 'Data-Out with a target transfer tag that is not outstanding')
+            raise PduRejected(
+                const.REJECT_PROTOCOL_ERROR,
+                'Data-Out with a target transfer tag that is not outstanding',
+            )
         if data_sn != sequence.next_data_sn:
-            raise PduRejected(const.REJECT_PROTOCOL_ERROR, 'DataSN %d where %d was due' % (data_sn, sequence.next_data_sn))
+            raise PduRejected(
+                const.REJECT_PROTOCOL_ERROR,
+                'DataSN %d where %d was due' % (data_sn, sequence.next_data_sn),
+            )
         if offset != sequence.next_offset or offset + length > sequence.end:
-            raise PduRejected(const.REJECT_PROTOCOL_ERROR, 'Data-Out for bytes %d+%d where %d to %d were due' % (
-                offset, length, sequence.next_offset, sequence.end))
+            raise PduRejected(
+                const.REJECT_PROTOCOL_ERROR,
+                'Data-Out for bytes %d+%d where %d to %d were due'
+                % (offset, length, sequence.next_offset, sequence.end),
+            )
         return sequence
 
     def _keep(self, offset, data):
         if data is self._placed:
-            self._placed = None          # it landed where it belongs
+            self._placed = None  # it landed where it belongs
             return
         room = self.wanted - offset
         if room > 0:
             piece = data[:room]
-            self.buffer[offset:offset + len(piece)] = piece
+            self.buffer[offset : offset + len(piece)] = piece
 
     def fail(self):
         """The command is answered; what still comes for it is to be discarded."""
@@ -156,7 +202,8 @@ class Transfer(object):
     # -- R2T ---------------------------------------------------------------------------------------------------------
 
     def solicit(self, allot_ttt):
-        """The R2Ts that may go out now, as (ttt, r2t_sn, offset, length). allot_ttt: gives a TTT unused in the session."""
+        """The R2Ts that may go out now, as (ttt, r2t_sn, offset, length). allot_ttt: gives a TTT
+        unused in the session."""
         out = []
         if self._unsolicited is not None:
             return out

@@ -1,14 +1,17 @@
-"""iSNSP messages and their bytes (RFC 4171 5): PDUs, attributes, and the numbers that they carry. Pure; no other import.
+"""iSNSP messages and their bytes (RFC 4171 5): PDUs, attributes, and the numbers that they carry.
+Pure; no other import.
 
-A message is one or more PDUs of one transaction, a PDU a header of 12 bytes and its part of the payload:
+A message is one or more PDUs of one transaction, a PDU a header of 12 bytes and its part of the
+payload:
 
     version 2 | function 2 | payload length 2 | flags 2 | transaction 2 | sequence 2          RFC 4171 5.1
     payload of a request:   source, keys, delimiter, operating attributes                     RFC 4171 5.6
     payload of a response:  status 4, keys, delimiter, operating attributes                   RFC 4171 5.7
     attribute:              tag 4 | length 4 | value, padded to a multiple of four            RFC 4171 5.1.2, 6
 
-Here the payload is a tuple of (tag, value bytes); the delimiter is DELIMITER among them, and a value of no bytes is 'nothing',
-which asks for an attribute in a query and denies access in a portal group.
+Here the payload is a tuple of (tag, value bytes); the delimiter is DELIMITER among them, and a
+value of no bytes is 'nothing', which asks for an attribute in a query and denies access in a portal
+group.
 """
 
 import ipaddress
@@ -19,16 +22,23 @@ VERSION = 0x0001
 PORT = 3205
 
 # Functions; a response has RESPONSE added, RFC 4171 5.1.1
-REGISTER = 0x0001                # DevAttrReg
-QUERY = 0x0002                   # DevAttrQry
-DEREGISTER = 0x0004              # DevDereg
-REGISTER_NOTIFICATION = 0x0005   # SCNReg
-NOTIFICATION = 0x0008            # SCN: a state changed
-INQUIRY = 0x000D                 # ESI: are you there?
+REGISTER = 0x0001  # DevAttrReg
+QUERY = 0x0002  # DevAttrQry
+DEREGISTER = 0x0004  # DevDereg
+REGISTER_NOTIFICATION = 0x0005  # SCNReg
+NOTIFICATION = 0x0008  # SCN: a state changed
+INQUIRY = 0x000D  # ESI: are you there?
 HEARTBEAT = 0x000E
 RESPONSE = 0x8000
-FUNCTION_NAMES = {REGISTER: 'DevAttrReg', QUERY: 'DevAttrQry', DEREGISTER: 'DevDereg', REGISTER_NOTIFICATION: 'SCNReg',
-                  NOTIFICATION: 'SCN', INQUIRY: 'ESI', HEARTBEAT: 'Heartbeat'}
+FUNCTION_NAMES = {
+    REGISTER: 'DevAttrReg',
+    QUERY: 'DevAttrQry',
+    DEREGISTER: 'DevDereg',
+    REGISTER_NOTIFICATION: 'SCNReg',
+    NOTIFICATION: 'SCN',
+    INQUIRY: 'ESI',
+    HEARTBEAT: 'Heartbeat',
+}
 
 # Flags, RFC 4171 5.1.4
 FROM_CLIENT = 0x8000
@@ -44,11 +54,27 @@ NO_SUCH_ENTRY = 9
 MESSAGE_NOT_SUPPORTED = 15
 ESI_NOT_AVAILABLE = 21
 STATUS_NAMES = {
-    0: 'successful', 1: 'unknown error', 2: 'message format error', 3: 'invalid registration', 5: 'invalid query',
-    6: 'source unknown', 7: 'source absent', 8: 'source unauthorized', 9: 'no such entry', 10: 'version not supported',
-    11: 'internal error', 12: 'busy', 13: 'option not understood', 14: 'invalid update', 15: 'message not supported',
-    16: 'SCN event rejected', 17: 'SCN registration rejected', 18: 'attribute not implemented', 21: 'ESI not available',
-    22: 'invalid deregistration', 23: 'registration feature not supported',
+    0: 'successful',
+    1: 'unknown error',
+    2: 'message format error',
+    3: 'invalid registration',
+    5: 'invalid query',
+    6: 'source unknown',
+    7: 'source absent',
+    8: 'source unauthorized',
+    9: 'no such entry',
+    10: 'version not supported',
+    11: 'internal error',
+    12: 'busy',
+    13: 'option not understood',
+    14: 'invalid update',
+    15: 'message not supported',
+    16: 'SCN event rejected',
+    17: 'SCN registration rejected',
+    18: 'attribute not implemented',
+    21: 'ESI not available',
+    22: 'invalid deregistration',
+    23: 'registration feature not supported',
 }
 
 # Attributes, RFC 4171 6.1
@@ -70,8 +96,8 @@ PG_PORTAL_ADDRESS = 49
 PG_PORTAL_PORT = 50
 PG_TAG = 51
 
-PROTOCOL_ISCSI = 2               # RFC 4171 6.2.2
-NODE_TARGET = 1                  # RFC 4171 6.4.2
+PROTOCOL_ISCSI = 2  # RFC 4171 6.2.2
+NODE_TARGET = 1  # RFC 4171 6.4.2
 
 # Bits of the SCN bitmap, RFC 4171 6.4.4
 INITIATORS_AND_SELF = 0x80
@@ -85,8 +111,8 @@ HEADER = struct.Struct('>HHHHHH')
 ATTRIBUTE = struct.Struct('>II')
 NUMBER = struct.Struct('>I')
 
-LONGEST_PDU = 8192               # header included; Open-iSNS reads no longer one
-MAXIMUM_MESSAGE = 1 << 20        # of a payload that we assemble
+LONGEST_PDU = 8192  # header included; Open-iSNS reads no longer one
+MAXIMUM_MESSAGE = 1 << 20  # of a payload that we assemble
 MAPPED = b'\0' * 10 + b'\xff\xff'
 
 
@@ -95,7 +121,8 @@ class BadMessage(ValueError):
 
 
 class Message(namedtuple('Message', 'function flags transaction status attributes')):
-    """function: with RESPONSE if it is one; flags: without FIRST and LAST; status: None in a request; attributes: see above."""
+    """function: with RESPONSE if it is one; flags: without FIRST and LAST; status: None in a
+    request; attributes: see above."""
 
     __slots__ = ()
 
@@ -107,11 +134,22 @@ class Message(namedtuple('Message', 'function flags transaction status attribute
     def operating(self):
         """The attributes behind the delimiter that have a value."""
         tags = [tag for tag, _ in self.attributes]
-        return tuple(a for a in self.attributes[tags.index(DELIMITER) + 1:] if a[1]) if DELIMITER in tags else ()
+        return (
+            tuple(a for a in self.attributes[tags.index(DELIMITER) + 1 :] if a[1])
+            if DELIMITER in tags
+            else ()
+        )
 
     def number(self, tag):
         """The first value of this tag that is a number of four bytes, or None."""
-        return next((NUMBER.unpack(value)[0] for each, value in self.attributes if each == tag and len(value) == 4), None)
+        return next(
+            (
+                NUMBER.unpack(value)[0]
+                for each, value in self.attributes
+                if each == tag and len(value) == 4
+            ),
+            None,
+        )
 
 
 def request(function, *attributes, **more):
@@ -121,7 +159,9 @@ def request(function, *attributes, **more):
 
 def response(message, status, *attributes):
     """Our Message in answer to a server's."""
-    return Message(message.function | RESPONSE, FROM_CLIENT, message.transaction, status, attributes)
+    return Message(
+        message.function | RESPONSE, FROM_CLIENT, message.transaction, status, attributes
+    )
 
 
 def status_name(status):
@@ -149,7 +189,8 @@ def text(tag, value):
 
 
 def address(tag, value):
-    """An attribute that is an IP address: 16 bytes, an IPv4 address mapped into IPv6 (RFC 4171 6.3.1). A scope is dropped."""
+    """An attribute that is an IP address: 16 bytes, an IPv4 address mapped into IPv6 (RFC 4171
+    6.3.1). A scope is dropped."""
     packed = ipaddress.ip_address(value.partition('%')[0]).packed
     return tag, packed if len(packed) == 16 else MAPPED + packed
 
@@ -173,9 +214,17 @@ def encode(message, longest=LONGEST_PDU):
         parts[-1] += piece
     last = len(parts) - 1
     return b''.join(
-        HEADER.pack(VERSION, message.function, len(part), message.flags | (FIRST if number == 0 else 0)
-                    | (LAST if number == last else 0), message.transaction, number) + part
-        for number, part in enumerate(parts))
+        HEADER.pack(
+            VERSION,
+            message.function,
+            len(part),
+            message.flags | (FIRST if number == 0 else 0) | (LAST if number == last else 0),
+            message.transaction,
+            number,
+        )
+        + part
+        for number, part in enumerate(parts)
+    )
 
 
 class Assembler(object):
@@ -184,21 +233,24 @@ class Assembler(object):
     def __init__(self, maximum=MAXIMUM_MESSAGE):
         self._maximum = maximum
         self._received = bytearray()
-        self._payload = None             # of the message under way
-        self._expected = None            # (function, transaction, sequence) of its next PDU
+        self._payload = None  # of the message under way
+        self._expected = None  # (function, transaction, sequence) of its next PDU
 
     def receive(self, data):
-        """[Message, …] that are whole now. Raises BadMessage; then the connection is of no more use."""
+        """[Message, …] that are whole now. Raises BadMessage; then the connection is of no more
+        use."""
         self._received += data
         messages = []
         while len(self._received) >= HEADER.size:
-            version, function, length, flags, transaction, sequence = HEADER.unpack_from(self._received)
+            version, function, length, flags, transaction, sequence = HEADER.unpack_from(
+                self._received
+            )
             if version != VERSION:
                 raise BadMessage('version %d of iSNSP, or no iSNSP at all' % version)
             if len(self._received) < HEADER.size + length:
                 break
-            payload = bytes(self._received[HEADER.size:HEADER.size + length])
-            del self._received[:HEADER.size + length]
+            payload = bytes(self._received[HEADER.size : HEADER.size + length])
+            del self._received[: HEADER.size + length]
             messages.extend(self._pdu(function, flags, transaction, sequence, payload))
         return messages
 
@@ -235,6 +287,6 @@ def decode(function, flags, transaction, payload):
         at += ATTRIBUTE.size
         if at + length > len(payload):
             raise BadMessage('an attribute longer than its message')
-        attributes.append((tag, payload[at:at + length]))
+        attributes.append((tag, payload[at : at + length]))
         at += length + -length % 4
     return Message(function, flags, transaction, status, tuple(attributes))

@@ -1,6 +1,8 @@
-"""The control socket: where `targetctl` asks. One line of JSON each way; the table of commands is admin.commands.
+"""The control socket: where `targetctl` asks. One line of JSON each way; the table of commands is
+admin.commands.
 
-A client that is slow or silent holds a descriptor, nothing else. The socket is for its owner only (mode 0600).
+A client that is slow or silent holds a descriptor, nothing else. The socket is for its owner only
+(mode 0600).
 """
 
 import errno
@@ -17,7 +19,7 @@ from targetd.master.processes.loop import READ, WRITE
 from targetd.master.units import transitions
 from targetd.scsi import alua
 
-CONVERSATION_SECONDS = 300.0     # longer than the longest answer takes
+CONVERSATION_SECONDS = 300.0  # longer than the longest answer takes
 MAXIMUM_CLIENTS = 32
 
 
@@ -28,7 +30,7 @@ class Client(object):
         self.socket = sock
         self.received = bytearray()
         self.outgoing = b''
-        self.keep_open = False           # until we are gone: how `stop` tells that it is done
+        self.keep_open = False  # until we are gone: how `stop` tells that it is done
         self.timer = None
 
 
@@ -56,8 +58,10 @@ class Control(object):
                 os.umask(held)
             listener.listen(8)
         except OSError as e:
-            raise TargetdError('the control socket %s cannot be opened: %s; write another control-socket'
-                               % (path, e.strerror or e))
+            raise TargetdError(
+                'the control socket %s cannot be opened: %s; write another control-socket'
+                % (path, e.strerror or e)
+            )
         listener.setblocking(False)
         self._listener, self.path = listener, path
         self.master.loop.watch(listener, READ, self._arrived)
@@ -66,7 +70,9 @@ class Control(object):
     def _remove_stale(path):
         try:
             if not stat.S_ISSOCK(os.lstat(path).st_mode):
-                raise TargetdError('the control socket %s cannot be opened: there is a file of that name' % path)
+                raise TargetdError(
+                    'the control socket %s cannot be opened: there is a file of that name' % path
+                )
         except OSError as e:
             if e.errno == errno.ENOENT:
                 return
@@ -80,7 +86,9 @@ class Control(object):
             return
         finally:
             probe.close()
-        raise TargetdError('the control socket %s cannot be opened: another program serves it' % path)
+        raise TargetdError(
+            'the control socket %s cannot be opened: another program serves it' % path
+        )
 
     def close(self):
         """Listen no more, remove the socket, end every conversation."""
@@ -147,7 +155,9 @@ class Control(object):
             try:
                 sent = client.socket.send(client.outgoing, socket.MSG_NOSIGNAL)
             except BlockingIOError:
-                self.master.loop.watch(client.socket, WRITE, lambda events: self._ready(client, events))
+                self.master.loop.watch(
+                    client.socket, WRITE, lambda events: self._ready(client, events)
+                )
                 return
             client.outgoing = client.outgoing[sent:]
         if not client.keep_open:
@@ -162,7 +172,7 @@ class Control(object):
             row, arguments = commands.parse_request(line)
             client.keep_open = row.words == 'stop'
             reply = self.answer(commands.name_of(row), arguments)
-            if callable(reply):          # it takes its time: it is given the function that sends the reply
+            if callable(reply):  # it takes its time: it is given the function that sends the reply
                 reply(lambda later: self._reply(client, later))
                 return None
             return reply
@@ -170,23 +180,32 @@ class Control(object):
             return commands.reply_error(str(e))
         except TargetdError as e:
             return commands.reply_error(str(e), e.exit_code)
-        except Exception as e:           # the boundary: an administrator's command must not end the server
+        except Exception as e:  # the boundary: an administrator's command must not end the server
             log.exception('a command on the control socket failed')
             return commands.reply_error('an unexpected failure: %s; the log has the details' % e)
 
     def answer(self, name, arguments):
-        """The reply (bytes) to a command of the table, or a function that will give it to a function. Raises TargetdError."""
+        """The reply (bytes) to a command of the table, or a function that will give it to a
+        function. Raises TargetdError."""
         return getattr(self, '_' + name.replace('-', '_'))(**arguments)
 
     def _status(self):
         master = self.master
         spares = [w for w in master.workers.all() if w.state == 'spare']
         failing = [u for u in master.units.by_id.values() if u.shared.medium == 'failed']
-        facts = [('version', __version__), ('process', os.getpid()), ('since', when(master.started)),
-                 ('configuration', master.path or '(none)'), ('sessions', len(self._normal())),
-                 ('targets', len(master.configuration.targets)), ('units', len(master.units.by_id)),
-                 ('failed units', len(failing)), ('missing stores', len(master.exports.late)),
-                 ('spare workers', len(spares)), ('state', 'stopping' if master.stop.is_stopping else 'running')]
+        facts = [
+            ('version', __version__),
+            ('process', os.getpid()),
+            ('since', when(master.started)),
+            ('configuration', master.path or '(none)'),
+            ('sessions', len(self._normal())),
+            ('targets', len(master.configuration.targets)),
+            ('units', len(master.units.by_id)),
+            ('failed units', len(failing)),
+            ('missing stores', len(master.exports.late)),
+            ('spare workers', len(spares)),
+            ('state', 'stopping' if master.stop.is_stopping else 'running'),
+        ]
         facts += master.isns.facts()
         return commands.reply_rows([{'name': name, 'value': str(value)} for name, value in facts])
 
@@ -206,27 +225,53 @@ class Control(object):
         rows = []
         for target in master.configuration.targets.values():
             missing = master.exports.missing(target.name)
-            rows.append({'target_name': target.name, 'alias': target.alias,
-                         'groups': ', '.join(str(tag) for tag in target.portal_groups), 'units': len(target.luns),
-                         'sessions': len(master.sessions.of_target(target.name)),
-                         'state': 'not ready: %s' % missing if missing else target.state})
+            rows.append(
+                {
+                    'target_name': target.name,
+                    'alias': target.alias,
+                    'groups': ', '.join(str(tag) for tag in target.portal_groups),
+                    'units': len(target.luns),
+                    'sessions': len(master.sessions.of_target(target.name)),
+                    'state': 'not ready: %s' % missing if missing else target.state,
+                }
+            )
         return commands.reply_rows(rows)
 
     def _show_units(self):
         rows = [self._unit_row(unit) for unit in self.master.units.by_id.values()]
-        rows += [{'unit': '', 'target_name': late.target_name, 'lun': late.lun.number, 'path': late.lun.backing_store,
-                  'size': None, 'state': 'missing: %s' % late.why, 'read_only': None,
-                  'encrypted': None, 'reserved_by': '', 'sessions': 0}
-                 for late in self.master.exports.late.values()]
+        rows += [
+            {
+                'unit': '',
+                'target_name': late.target_name,
+                'lun': late.lun.number,
+                'path': late.lun.backing_store,
+                'size': None,
+                'state': 'missing: %s' % late.why,
+                'read_only': None,
+                'encrypted': None,
+                'reserved_by': '',
+                'sessions': 0,
+            }
+            for late in self.master.exports.late.values()
+        ]
         return commands.reply_rows(sorted(rows, key=lambda row: (row['target_name'], row['lun'])))
 
     @staticmethod
     def _unit_row(unit):
-        return {'unit': unit.id, 'target_name': unit.target_name, 'lun': unit.lun.number,
-                'path': unit.store.path or unit.store.kind, 'size': unit.store.size, 'state': state_of(unit),
-                'read_only': bool(unit.facts.get('read_only')), 'encrypted': bool(unit.facts.get('encrypted')),
-                'reserved_by': reserved_by(unit.shared.reservations),
-                'sessions': len(unit.workers), 'serial': unit.facts.get('serial'), 'naa': unit.facts.get('naa')}
+        return {
+            'unit': unit.id,
+            'target_name': unit.target_name,
+            'lun': unit.lun.number,
+            'path': unit.store.path or unit.store.kind,
+            'size': unit.store.size,
+            'state': state_of(unit),
+            'read_only': bool(unit.facts.get('read_only')),
+            'encrypted': bool(unit.facts.get('encrypted')),
+            'reserved_by': reserved_by(unit.shared.reservations),
+            'sessions': len(unit.workers),
+            'serial': unit.facts.get('serial'),
+            'naa': unit.facts.get('naa'),
+        }
 
     def _show_portals(self):
         master = self.master
@@ -234,8 +279,17 @@ class Control(object):
         for tag, group in master.configuration.portal_groups.items():
             for address, port in group.portals:
                 is_open = (tag, address, port) in master.portals
-                rows.append({'group': tag, 'address': address, 'port': port, 'state': 'open' if is_open else 'closed',
-                             'connections': sum(len(s.peers) for s in master.sessions.all() if s.group == tag)})
+                rows.append(
+                    {
+                        'group': tag,
+                        'address': address,
+                        'port': port,
+                        'state': 'open' if is_open else 'closed',
+                        'connections': sum(
+                            len(s.peers) for s in master.sessions.all() if s.group == tag
+                        ),
+                    }
+                )
         return commands.reply_rows(rows)
 
     def _show_alua(self):
@@ -243,37 +297,60 @@ class Control(object):
         for unit in self.master.units.by_id.values():
             if unit.facts.get('implicit_alua') or unit.facts.get('explicit_alua'):
                 rows += alua_rows(unit)
-        return commands.reply_rows(sorted(rows, key=lambda row: (row['target_name'], row['lun'], row['group'])))
+        return commands.reply_rows(
+            sorted(rows, key=lambda row: (row['target_name'], row['lun'], row['group']))
+        )
 
     def _alua(self, target, group, state, lun=None):
         units, word = self.master.units.of_target(target.lower()), state.lower().replace('-', '')
         if not units:
-            raise TargetdError('there is no target %s with units; targetctl show targets lists them' % target)
+            raise TargetdError(
+                'there is no target %s with units; targetctl show targets lists them' % target
+            )
         if word not in alua.STATE_OF_WORD:
-            raise TargetdError('there is no state %s; write one of %s' % (state, ', '.join(each for each, _ in alua.WORDS)))
+            raise TargetdError(
+                'there is no state %s; write one of %s'
+                % (state, ', '.join(each for each, _ in alua.WORDS))
+            )
         if lun is not None and lun not in units:
             raise TargetdError('target %s has no lun %d' % (target, lun))
         chosen = [unit for number, unit in units.items() if lun in (None, number)]
         for unit in chosen:
             if not (unit.facts.get('implicit_alua') or unit.facts.get('explicit_alua')):
-                raise TargetdError('initiators of target %s are not told of portal groups; write alua = implicit in the '
-                                   'target and reload' % target)
+                raise TargetdError(
+                    'initiators of target %s are not told of portal groups; write alua = implicit in the '
+                    'target and reload' % target
+                )
             if str(group) not in unit.shared.access['states']:
-                raise TargetdError('target %s is not reached through portal group %d' % (target, group))
+                raise TargetdError(
+                    'target %s is not reached through portal group %d' % (target, group)
+                )
         for unit in chosen:
-            self.master.units.change(unit, transitions.access_set(unit.shared, {str(group): alua.STATE_OF_WORD[word]}))
+            self.master.units.change(
+                unit, transitions.access_set(unit.shared, {str(group): alua.STATE_OF_WORD[word]})
+            )
         log.info('portal group %d of %s is %s, said the administrator', group, target, word)
         return commands.reply_message('portal group %d of %s is %s' % (group, target, word))
 
     def _why(self, address=None):
-        rows = [dict(entry, time=when(entry['when'])) for entry in reversed(self.master.sessions.refusals)
-                if address is None or plain(address) == entry['address']]
+        rows = [
+            dict(entry, time=when(entry['when']))
+            for entry in reversed(self.master.sessions.refusals)
+            if address is None or plain(address) == entry['address']
+        ]
         return commands.reply_rows(rows)
 
     def _reload(self, plan=False):
         def begin(reply):
-            self.master.reload.begin(lambda rows, error: reply(
-                commands.reply_rows(rows) if error is None else commands.reply_error(str(error), error.exit_code)), plan)
+            self.master.reload.begin(
+                lambda rows, error: reply(
+                    commands.reply_rows(rows)
+                    if error is None
+                    else commands.reply_error(str(error), error.exit_code)
+                ),
+                plan,
+            )
+
         return begin
 
     def _stop(self):
@@ -289,20 +366,30 @@ class Control(object):
     def _session(self, number):
         session = self.master.sessions.by_tsih.get(number)
         if session is None:
-            raise TargetdError('there is no session %d; targetctl show sessions lists them' % number)
+            raise TargetdError(
+                'there is no session %d; targetctl show sessions lists them' % number
+            )
         return session
 
     def _logout(self, session, seconds=None):
         session, seconds = self._session(session), 10 if seconds is None else seconds
-        self.master.logout_session(session, seconds, 'the administrator asked it to log out and it did not')
-        return commands.reply_message('%s is asked to log out of session %d within %d seconds'
-                                      % (session.initiator_name, session.tsih, seconds))
+        self.master.logout_session(
+            session, seconds, 'the administrator asked it to log out and it did not'
+        )
+        return commands.reply_message(
+            '%s is asked to log out of session %d within %d seconds'
+            % (session.initiator_name, session.tsih, seconds)
+        )
 
     def _end(self, session):
         session = self._session(session)
-        log.info('session %d of %s is ended by the administrator', session.tsih, session.initiator_name)
+        log.info(
+            'session %d of %s is ended by the administrator', session.tsih, session.initiator_name
+        )
         self.master.end_session(session, 'the administrator ended it', 'administrator')
-        return commands.reply_message('session %d of %s is ended' % (session.tsih, session.initiator_name))
+        return commands.reply_message(
+            'session %d of %s is ended' % (session.tsih, session.initiator_name)
+        )
 
     def _acknowledge(self, unit):
         found = self.master.units.find(unit)
@@ -315,10 +402,19 @@ class Control(object):
     def _accept(self, unit):
         target_name, number = named_lun(unit)
         if not self.master.exports.accept(target_name, number):
-            raise TargetdError('nothing is known of lun %d of %s: whatever is found for it is taken' % (number, target_name))
-        log.warning('whatever is found for lun %d of %s is taken for it, said the administrator', number, target_name)
-        return commands.reply_message('whatever is found for lun %d of %s is taken for it; targetctl show units tells whether '
-                                      'it is served' % (number, target_name))
+            raise TargetdError(
+                'nothing is known of lun %d of %s: whatever is found for it is taken'
+                % (number, target_name)
+            )
+        log.warning(
+            'whatever is found for lun %d of %s is taken for it, said the administrator',
+            number,
+            target_name,
+        )
+        return commands.reply_message(
+            'whatever is found for lun %d of %s is taken for it; targetctl show units tells whether '
+            'it is served' % (number, target_name)
+        )
 
 
 def named_lun(text):
@@ -333,10 +429,21 @@ def alua_rows(unit):
     """The rows of `show alua` for one unit."""
     state, rows = unit.shared.access, []
     for tag, (now, status) in state['states'].items():
-        given_by = {alua.SET_BY_COMMAND: 'initiator', alua.SET_IMPLICITLY: 'administrator'}.get(status, 'configuration')
-        rows.append({'target_name': unit.target_name, 'lun': unit.lun.number, 'group': int(tag),
-                     'access': alua.WORD_OF_STATE[now], 'given_by': given_by,
-                     'sessions': sum(nexus.target_port_group_tag == int(tag) for nexus in unit.workers.values())})
+        given_by = {alua.SET_BY_COMMAND: 'initiator', alua.SET_IMPLICITLY: 'administrator'}.get(
+            status, 'configuration'
+        )
+        rows.append(
+            {
+                'target_name': unit.target_name,
+                'lun': unit.lun.number,
+                'group': int(tag),
+                'access': alua.WORD_OF_STATE[now],
+                'given_by': given_by,
+                'sessions': sum(
+                    nexus.target_port_group_tag == int(tag) for nexus in unit.workers.values()
+                ),
+            }
+        )
     return rows
 
 
@@ -352,7 +459,10 @@ def state_of(unit):
         return '%s: %s' % (unit.shared.medium, unit.failure)
     if operation is None:
         return unit.shared.medium
-    return '%s: %s' % (unit.shared.medium, operation['failed'] or '%d %%' % (unit.progress * 100 >> 16))
+    return '%s: %s' % (
+        unit.shared.medium,
+        operation['failed'] or '%d %%' % (unit.progress * 100 >> 16),
+    )
 
 
 def reserved_by(state):

@@ -1,10 +1,12 @@
-"""From the command `targetd` to a server: pid file, background, the master's run, and the exit code.
+"""From the command `targetd` to a server: pid file, background, the master's run, and the exit
+code.
 
      starting command ---fork---> session leader ---fork---> the server
             |                                                   | opens stores, control socket, portals
             +<------------- one line on the status pipe --------+
 
-The command that starts a server in the background returns only when it serves, or with the reason and the exit code why not.
+The command that starts a server in the background returns only when it serves, or with the reason
+and the exit code why not.
 """
 
 import errno
@@ -21,13 +23,14 @@ from targetd.errors import EXIT_FAILURE, EXIT_OK, AlreadyRunning, TargetdError
 from targetd.master.master import Master, begin_log
 from targetd.master.processes import child
 
-OOM_SCORE = '-500'               # when memory runs out, others go before everybody's disks
+OOM_SCORE = '-500'  # when memory runs out, others go before everybody's disks
 DIGESTS = ('HeaderDigest', 'DataDigest')
-DESCRIPTORS = 16384              # as many as the host allows, up to this: connections and disks need one each
+DESCRIPTORS = 16384  # as many as the host allows, up to this: connections and disks need one each
 
 
 class PidFile(object):
-    """The file with our process id, locked as long as we live: a crash leaves the file, not the lock."""
+    """The file with our process id, locked as long as we live: a crash leaves the file, not the
+    lock."""
 
     def __init__(self, path):
         self.path = path
@@ -40,14 +43,17 @@ class PidFile(object):
             while self._descriptor is None:
                 self._take_once()
         except OSError as e:
-            raise TargetdError('the pid file %s cannot be written: %s; write another pid-file' % (self.path, e.strerror))
+            raise TargetdError(
+                'the pid file %s cannot be written: %s; write another pid-file'
+                % (self.path, e.strerror)
+            )
 
     def _take_once(self):
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not self._is_still_there(descriptor):
-                os.close(descriptor)     # removed by its owner between our open and our lock
+                os.close(descriptor)  # removed by its owner between our open and our lock
                 return
             self._refuse_living(os.read(descriptor, 32))
         except OSError as e:
@@ -68,18 +74,22 @@ class PidFile(object):
             return False
 
     def _refuse_living(self, content):
-        """Where locks do not work (NFS): the process that the file names may be a targetd that lives."""
+        """Where locks do not work (NFS): the process that the file names may be a targetd that
+        lives."""
         pid = int(content) if content.strip().isdigit() else 0
         if pid and pid != os.getpid() and is_targetd(pid):
             raise self._running(content)
 
     def _running(self, content):
         pid = content.decode('ascii', 'replace').strip()
-        return AlreadyRunning('targetd runs already%s: %s is locked; stop it with "targetctl stop"'
-                              % (' (process %s)' % pid if pid else '', self.path))
+        return AlreadyRunning(
+            'targetd runs already%s: %s is locked; stop it with "targetctl stop"'
+            % (' (process %s)' % pid if pid else '', self.path)
+        )
 
     def write(self):
-        """Put our process id in it. POSIX locks do not pass a fork: the process that writes must be the one that took."""
+        """Put our process id in it. POSIX locks do not pass a fork: the process that writes must be
+        the one that took."""
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, b'%d\n' % os.getpid(), 0)
 
@@ -105,7 +115,8 @@ def is_targetd(pid):
 
 
 class Report(object):
-    """How the starting command learns what became of the start: one JSON line on a pipe, or nothing if we die."""
+    """How the starting command learns what became of the start: one JSON line on a pipe, or nothing
+    if we die."""
 
     def __init__(self, descriptor=None):
         self.descriptor = descriptor
@@ -113,14 +124,17 @@ class Report(object):
     def say(self, exit_code, text=''):
         """Tell it, once."""
         if self.descriptor is not None:
-            os.write(self.descriptor, json.dumps({'exit_code': exit_code, 'text': text}).encode('utf-8') + b'\n')
+            os.write(
+                self.descriptor,
+                json.dumps({'exit_code': exit_code, 'text': text}).encode('utf-8') + b'\n',
+            )
             os.close(self.descriptor)
             self.descriptor = None
 
 
 def run(path, configuration, foreground=False):
-    """Serve. In the foreground until stopped; in the background it returns once the server serves. Returns the exit code, or
-    raises TargetdError if the server cannot start."""
+    """Serve. In the foreground until stopped; in the background it returns once the server serves.
+    Returns the exit code, or raises TargetdError if the server cannot start."""
     if foreground:
         return _serve(path, configuration, Report(), True)
     return _in_background(path, configuration)
@@ -164,7 +178,7 @@ def _second_fork(path, configuration, report):
         log.error('%s', e)
         report.say(e.exit_code, str(e))
         code = e.exit_code
-    except BaseException as e:           # the end of the process: somebody has to be told
+    except BaseException as e:  # the end of the process: somebody has to be told
         log.exception('targetd ends: an unexpected failure')
         report.say(EXIT_FAILURE, 'an unexpected failure: %r; the log has the details' % e)
     return code
@@ -177,7 +191,9 @@ def _serve(path, configuration, report, foreground):
     try:
         _start_log(server, foreground)
         _raise_limits()
-        master = Master(os.path.abspath(path) if path else path, configuration, foreground=foreground)
+        master = Master(
+            os.path.abspath(path) if path else path, configuration, foreground=foreground
+        )
         master.start()
         try:
             pid_file.write()
@@ -199,7 +215,9 @@ def _start_log(server, foreground):
     try:
         begin_log(server, foreground)
     except OSError as e:
-        raise TargetdError('the log cannot be written to %s: %s; write another log' % (server.log, e.strerror))
+        raise TargetdError(
+            'the log cannot be written to %s: %s; write another log' % (server.log, e.strerror)
+        )
 
 
 def _raise_limits():
@@ -217,25 +235,36 @@ def _be_important():
     try:
         with open('/proc/self/oom_score_adj', 'w') as f:
             f.write(OOM_SCORE)
-    except OSError:                      # not root
+    except OSError:  # not root
         pass
 
 
 def _say_started(master):
     configuration = master.configuration
-    portals = ', '.join('[%s]:%d' % (a, p) if ':' in a else '%s:%d' % (a, p) for _, a, p in sorted(master.portals))
-    log.info('serving %d targets with %d units at %s (process %d)', len(configuration.targets), len(master.units.by_id),
-             portals, os.getpid())
+    portals = ', '.join(
+        '[%s]:%d' % (a, p) if ':' in a else '%s:%d' % (a, p) for _, a, p in sorted(master.portals)
+    )
+    log.info(
+        'serving %d targets with %d units at %s (process %d)',
+        len(configuration.targets),
+        len(master.units.by_id),
+        portals,
+        os.getpid(),
+    )
 
 
 def _say_digests(configuration):
     """Once, and only where an initiator could be made to wait for it."""
     log.debug('digests (CRC32C) are computed by: %s', crc32c.NAME)
-    asked = any('CRC32C' in target.keys[key] for target in configuration.targets.values() for key in DIGESTS)
+    asked = any(
+        'CRC32C' in target.keys[key] for target in configuration.targets.values() for key in DIGESTS
+    )
     if asked and not crc32c.IS_FAST:
-        log.warning('digests (CRC32C) are slow here, some tens of megabytes per second, because neither the Python package '
-                    'crc32c nor CRC32C of the kernel (AF_ALG) is there: install one ("pip install crc32c", "modprobe '
-                    'algif_hash"), or write HeaderDigest = None and DataDigest = None so that no initiator uses them')
+        log.warning(
+            'digests (CRC32C) are slow here, some tens of megabytes per second, because neither the Python package '
+            'crc32c nor CRC32C of the kernel (AF_ALG) is there: install one ("pip install crc32c", "modprobe '
+            'algif_hash"), or write HeaderDigest = None and DataDigest = None so that no initiator uses them'
+        )
 
 
 def _leave_terminal():

@@ -1,11 +1,13 @@
-"""The master: one poll loop that wires the parts together. Single-threaded; never parses a login, never touches a medium.
+"""The master: one poll loop that wires the parts together. Single-threaded; never parses a login,
+never touches a medium.
 
      arrivals --route--> workers --on_message--> sessions (claims), units (changes), control
         ^                   |                        |
      portals             reaped --on_death--> units.leave, sessions.leave, waiting claims go on, a new spare
 
-Invariants: every descriptor that listens is in arrivals; every session is in sessions until its worker is reaped; shared state
-changes in units only; the configuration in force is `configuration`, replaced whole by reload.
+Invariants: every descriptor that listens is in arrivals; every session is in sessions until its
+worker is reaped; shared state changes in units only; the configuration in force is `configuration`,
+replaced whole by reload.
 """
 
 import os
@@ -38,51 +40,80 @@ from targetd.master.units.format_sanitize import Operations
 from targetd.master.units.replication import Units
 from targetd.worker import main as worker_main
 
-MAXIMUM_PENDING = 1024           # connections that have not sent their login yet
-LOGINS_IN_PROGRESS = 16          # workers beyond max-sessions: for logins that are under way, and discovery
-JOINS_IN_PROGRESS = 32           # connections that a session's worker may have beyond those that belong to the session,
-JOINS_PER_ORIGIN = 8             # and those from one origin: whoever guesses a TSIH keeps nobody else from joining
-PATIENCE_SECONDS = 5.0           # when the server is full, a login or discovery that takes longer gives way to others
+MAXIMUM_PENDING = 1024  # connections that have not sent their login yet
+LOGINS_IN_PROGRESS = 16  # workers beyond max-sessions: for logins that are under way, and discovery
+# connections that a session's worker may have beyond those that belong to the session,
+JOINS_IN_PROGRESS = 32
+# and those from one origin: whoever guesses a TSIH keeps nobody else from joining
+JOINS_PER_ORIGIN = 8
+# when the server is full, a login or discovery that takes longer gives way to others
+PATIENCE_SECONDS = 5.0
 
 
 def serve(channel, configuration):
-    """What a forked child does: be a worker. (Loaded before the fork: its memory is shared, and its user may read no file.)"""
+    """What a forked child does: be a worker. (Loaded before the fork: its memory is shared, and its
+    user may read no file.)"""
     worker_main.run(channel, configuration)
 
 
 class Master(object):
     """`path`: the configuration file; `serve_worker(channel, configuration)` runs in each worker; `clock`: for tests."""
 
-    def __init__(self, path, configuration, serve_worker=serve, clock=time.monotonic, fork=os.fork, foreground=True):
+    def __init__(
+        self,
+        path,
+        configuration,
+        serve_worker=serve,
+        clock=time.monotonic,
+        fork=os.fork,
+        foreground=True,
+    ):
         self.path = path
         self.foreground = foreground
         self.configuration = configuration
         self.started = time.time()
         self.loop = Loop(clock)
-        self.workers = Workers(self.loop, lambda channel: serve_worker(channel, self.configuration), self._on_message,
-                               self._on_death, self._on_spare, fork)
-        self.units = Units(self.loop, self.workers.send, self.workers.kill, StateDirectory(configuration.server.state_dir))
+        self.workers = Workers(
+            self.loop,
+            lambda channel: serve_worker(channel, self.configuration),
+            self._on_message,
+            self._on_death,
+            self._on_spare,
+            fork,
+        )
+        self.units = Units(
+            self.loop,
+            self.workers.send,
+            self.workers.kill,
+            StateDirectory(configuration.server.state_dir),
+        )
         self.operating = self.units.operating = Operations(self.units, self.workers)
         self.visits = self.units.visits = Visits(self.units)
         self.visits.may_visit = self._may_visit
         self.errands = Errands(self.loop, fork)
         self.exports = Exports(self.loop, self.units, self.errands)
         self.units.atomic = AtomicWrites(self.units, self.errands, self._on_repaired)
-        self.sessions = Sessions(self.loop, self._admit, self._units_for, self.workers.send, self._end, self.workers.kill)
+        self.sessions = Sessions(
+            self.loop, self._admit, self._units_for, self.workers.send, self._end, self.workers.kill
+        )
         self.turns = Turns(self.loop.clock)
         self.arrivals = Arrivals(self.loop, self._route, self._held, self._limits())
-        self.portals = {}                # (tag, address, port) as configured -> listening socket
+        self.portals = {}  # (tag, address, port) as configured -> listening socket
         self.isns = Isns(self.loop, self.portals)
         self.control = Control(self)
         self.reload = Reload(self)
         self.stop = Stop(self)
-        self._waiting = deque()          # Pending that wait for a spare
+        self._waiting = deque()  # Pending that wait for a spare
         self.apply_server()
 
     def _limits(self):
         server = self.configuration.server
         descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        pending = MAXIMUM_PENDING if descriptors == resource.RLIM_INFINITY else min(MAXIMUM_PENDING, max(descriptors // 2, 16))
+        pending = (
+            MAXIMUM_PENDING
+            if descriptors == resource.RLIM_INFINITY
+            else min(MAXIMUM_PENDING, max(descriptors // 2, 16))
+        )
         return Limits(server.login_timeout, pending, server.max_connections_per_address)
 
     def apply_server(self):
@@ -97,11 +128,13 @@ class Master(object):
     # -- start -------------------------------------------------------------------------------------------------------
 
     def start(self):
-        """Open stores, control socket and, last, portals, so that nobody who comes back is told 'not found'.
+        """Open stores, control socket and, last, portals, so that nobody who comes back is told
+        'not found'.
 
         Raises PortalError, TargetdError; then nothing is open."""
         try:
-            self._heed_signals()         # before anybody can see that we serve: what comes now is obeyed once we do
+            # before anybody can see that we serve: what comes now is obeyed once we do
+            self._heed_signals()
             self.workers.credentials = credentials(self.configuration.server.user)
             self.exports.start(self.configuration)
             self.control.open(self.configuration.server.control_socket)
@@ -119,8 +152,8 @@ class Master(object):
         self.loop.on_signal(signal.SIGUSR1, self.reopen_logs)
 
     def open_portals(self):
-        """Open every configured portal. Raises PortalError; but '[::]' on a host without IPv6 is only warned about, if another
-        portal serves."""
+        """Open every configured portal. Raises PortalError; but '[::]' on a host without IPv6 is
+        only warned about, if another portal serves."""
         errors = []
         for tag, group in self.configuration.portal_groups.items():
             for address, port in group.portals:
@@ -147,7 +180,8 @@ class Master(object):
             self.arrivals.unlisten(sock)
 
     def run(self):
-        """Until stopped. Workers are forked only now: they inherit standard input and output as they are to stay."""
+        """Until stopped. Workers are forked only now: they inherit standard input and output as
+        they are to stay."""
         self.operating.on_waiting = self._on_spare
         self._on_spare()
         self.loop.run()
@@ -177,7 +211,11 @@ class Master(object):
         """A login is there: whose turn is it?"""
         seconds = self.turns.wait(pending.peer[0])
         if seconds is None:
-            self.arrivals.refuse(pending, OUT_OF_RESOURCES, 'too many logins of this address wait, because too many failed')
+            self.arrivals.refuse(
+                pending,
+                OUT_OF_RESOURCES,
+                'too many logins of this address wait, because too many failed',
+            )
         elif seconds:
             self.arrivals.hold(pending, seconds, self._take_turn)
         else:
@@ -186,10 +224,18 @@ class Master(object):
     def _take_turn(self, pending):
         if pending.header.tsih:
             owner = self.sessions.owner(pending.header.tsih)
-            if owner is not None and owner.session.ended_why is None and owner.session.nexus is not None:
+            if (
+                owner is not None
+                and owner.session.ended_why is None
+                and owner.session.nexus is not None
+            ):
                 if self._too_many_join(owner, pending.origin):
-                    self.arrivals.refuse(pending, OUT_OF_RESOURCES, 'so many connections of session %d are logging in already'
-                                         % pending.header.tsih)
+                    self.arrivals.refuse(
+                        pending,
+                        OUT_OF_RESOURCES,
+                        'so many connections of session %d are logging in already'
+                        % pending.header.tsih,
+                    )
                 else:
                     self._give(pending, owner, 'join')
                 return
@@ -204,7 +250,8 @@ class Master(object):
         return sum(joining.values()) >= JOINS_IN_PROGRESS or joining[origin] >= JOINS_PER_ORIGIN
 
     def _on_spare(self):
-        """Give spares to the logins that wait, in order; but those whose origin has enough logins under way wait on."""
+        """Give spares to the logins that wait, in order; but those whose origin has enough logins
+        under way wait on."""
         under_way = Counter(origin_of(worker.peers[0]) for worker in self._logging_in())
         waiting, self._waiting, for_spare = self._waiting, deque(), 0
         for pending in waiting:
@@ -221,8 +268,12 @@ class Master(object):
                     self._waiting.append(pending)
                     for_spare += 1
             else:
-                self.arrivals.refuse(pending, OUT_OF_RESOURCES, 'max-sessions (%d) and the logins in progress fill the server'
-                                     % self.configuration.server.max_sessions)
+                self.arrivals.refuse(
+                    pending,
+                    OUT_OF_RESOURCES,
+                    'max-sessions (%d) and the logins in progress fill the server'
+                    % self.configuration.server.max_sessions,
+                )
         self.operating.hand_out()
         self.workers.waiting = for_spare + self.operating.waiting
         self.workers.keep_spares()
@@ -234,19 +285,30 @@ class Master(object):
 
     def _logging_in(self):
         """The workers with a login under way or a discovery session."""
-        return [worker for worker in self.workers.busy() if worker.peers and worker.ending is None
-                and (worker.session is None or worker.session.nexus is None)]
+        return [
+            worker
+            for worker in self.workers.busy()
+            if worker.peers
+            and worker.ending is None
+            and (worker.session is None or worker.session.nexus is None)
+        ]
 
     def _has_room(self, for_spare):
-        return len(self.workers.busy()) + for_spare < self.workers.limit - self.configuration.server.spare_workers
+        return (
+            len(self.workers.busy()) + for_spare
+            < self.workers.limit - self.configuration.server.spare_workers
+        )
 
     def _make_room(self, origin, under_way):
-        """The server is full: the oldest login or discovery of the origin that has the most gives way, if that is fairer."""
+        """The server is full: the oldest login or discovery of the origin that has the most gives
+        way, if that is fairer."""
         before = self.loop.clock() - PATIENCE_SECONDS
         slow = [worker for worker in self._logging_in() if worker.busy_since <= before]
         if not slow:
             return False
-        victim = max(slow, key=lambda worker: (under_way[origin_of(worker.peers[0])], -worker.busy_since))
+        victim = max(
+            slow, key=lambda worker: (under_way[origin_of(worker.peers[0])], -worker.busy_since)
+        )
         loser = origin_of(victim.peers[0])
         if under_way[loser] <= under_way[origin] + 1:
             return False
@@ -258,7 +320,9 @@ class Master(object):
         sock = self.arrivals.hand_over(pending)
         worker.peers.append(pending.peer[0])
         log.debug('%s: connection given to worker %d (%s)', shown(*pending.peer), worker.pid, order)
-        self.workers.send(worker, {'do': order, 'connection': pending.connection()}, [sock.fileno()])
+        self.workers.send(
+            worker, {'do': order, 'connection': pending.connection()}, [sock.fileno()]
+        )
         sock.close()
 
     # -- what workers say --------------------------------------------------------------------------------------------
@@ -268,7 +332,7 @@ class Master(object):
             self.sessions.claim(worker, message)
             self._note_success(worker, message)
             if self._waiting and worker.session is not None:
-                self._on_spare()         # one login of its origin less is under way
+                self._on_spare()  # one login of its origin less is under way
         elif message.get('ask') == 'leave':
             self.units.depart(worker, message)
         elif 'ask' in message:
@@ -285,27 +349,53 @@ class Master(object):
             self._session_over(worker, str(message.get('why') or ''))
 
     def _told_peer(self, worker, message):
-        worker.names = {key: str(message.get(key) or '')[:300] for key in ('initiator_name', 'target_name', 'stage')}
+        worker.names = {
+            key: str(message.get(key) or '')[:300]
+            for key in ('initiator_name', 'target_name', 'stage')
+        }
 
     def _told_refused(self, worker, message):
         peer = message.get('peer')
-        peer = peer if isinstance(peer, list) and len(peer) == 2 and isinstance(peer[1], int) else ['?', 0]
+        peer = (
+            peer
+            if isinstance(peer, list) and len(peer) == 2 and isinstance(peer[1], int)
+            else ['?', 0]
+        )
         status = None
-        if isinstance(message.get('status_class'), int) and isinstance(message.get('status_detail'), int):
+        if isinstance(message.get('status_class'), int) and isinstance(
+            message.get('status_detail'), int
+        ):
             status = (message['status_class'] & 0xFF, message['status_detail'] & 0xFF)
-        self.sessions.note_refusal(str(message.get('initiator_name') or ''), str(message.get('target_name') or ''),
-                                   [str(peer[0]), peer[1]], str(message.get('why') or 'no reason given'), status)
+        self.sessions.note_refusal(
+            str(message.get('initiator_name') or ''),
+            str(message.get('target_name') or ''),
+            [str(peer[0]), peer[1]],
+            str(message.get('why') or 'no reason given'),
+            status,
+        )
 
         if status == registry.AUTHENTICATION_FAILURE and peer[0] in worker.peers:
             count, seconds = self.turns.failed(peer[0])
-            # etc/fail2ban/filter.d/targetd.conf matches this line; what an initiator says of itself does not stand in it
-            log.warning('authentication failed from %s port %d, %d in a row%s', peer[0], peer[1], count,
-                        '; the next login from there waits %d s' % seconds if seconds else '')
+            # etc/fail2ban/filter.d/targetd.conf matches this line; what an initiator says of itself
+            # does not stand in it
+            log.warning(
+                'authentication failed from %s port %d, %d in a row%s',
+                peer[0],
+                peer[1],
+                count,
+                '; the next login from there waits %d s' % seconds if seconds else '',
+            )
 
     def _note_success(self, worker, claim):
         """A worker makes a claim when the initiator has proved itself, where it has to."""
         session, peer = claim.get('session'), claim.get('peer')
-        if isinstance(session, dict) and session.get('account') and isinstance(peer, list) and peer and peer[0] in worker.peers:
+        if (
+            isinstance(session, dict)
+            and session.get('account')
+            and isinstance(peer, list)
+            and peer
+            and peer[0] in worker.peers
+        ):
             self.turns.succeeded(peer[0])
 
     def _told_closed(self, worker, message):
@@ -314,7 +404,7 @@ class Master(object):
         if isinstance(peer, list) and peer and peer[0] in worker.peers:
             worker.peers.remove(peer[0])
         if session is not None and isinstance(cid, int) and session.peers.get(cid) == peer:
-            del session.peers[cid]       # unless another connection has taken its place
+            del session.peers[cid]  # unless another connection has taken its place
 
     def _told_acknowledge(self, worker, message):
         self.units.acknowledge(worker, message)
@@ -351,8 +441,11 @@ class Master(object):
         if target is None:
             raise Refused(registry.NOT_FOUND, 'there is no target %s' % target_name)
         if session['group'] not in target.portal_groups:
-            raise Refused(registry.NOT_FOUND, 'target %s is not reached through portal group %d'
-                          % (target.name, session['group']))
+            raise Refused(
+                registry.NOT_FOUND,
+                'target %s is not reached through portal group %d'
+                % (target.name, session['group']),
+            )
         refusal = acl.refusal(target, session['initiator_name'], address)
         if refusal:
             raise Refused(registry.AUTHORIZATION_FAILURE, refusal)
@@ -360,38 +453,68 @@ class Master(object):
 
     def _admit_to(self, target, session):
         if target.state == 'offline':
-            raise Refused(registry.SERVICE_UNAVAILABLE, 'target %s has state = offline' % target.name)
-        if target.redirect is not None:          # the worker was forked before the reload that says so
-            raise Refused(registry.SERVICE_UNAVAILABLE, 'target %s is served elsewhere now' % target.name)
+            raise Refused(
+                registry.SERVICE_UNAVAILABLE, 'target %s has state = offline' % target.name
+            )
+        if target.redirect is not None:  # the worker was forked before the reload that says so
+            raise Refused(
+                registry.SERVICE_UNAVAILABLE, 'target %s is served elsewhere now' % target.name
+            )
         if target.name in self.reload.changing:
-            raise Refused(registry.SERVICE_UNAVAILABLE, 'target %s is being changed; its old sessions log out first'
-                          % target.name)
+            raise Refused(
+                registry.SERVICE_UNAVAILABLE,
+                'target %s is being changed; its old sessions log out first' % target.name,
+            )
         missing = self.exports.missing(target.name)
         if missing:
-            raise Refused(registry.SERVICE_UNAVAILABLE, 'target %s is not ready: %s' % (target.name, missing))
+            raise Refused(
+                registry.SERVICE_UNAVAILABLE, 'target %s is not ready: %s' % (target.name, missing)
+            )
         mine = (session['initiator_name'], session['isid'], session['group'])
-        others = [s for s in self.sessions.of_target(target.name) if (s.initiator_name, s.nexus.isid, s.group) != mine]
+        others = [
+            s
+            for s in self.sessions.of_target(target.name)
+            if (s.initiator_name, s.nexus.isid, s.group) != mine
+        ]
         if target.max_sessions and len(others) >= target.max_sessions:
-            raise Refused(registry.OUT_OF_RESOURCES, 'max-sessions (%d) of target %s is reached'
-                          % (target.max_sessions, target.name))
+            raise Refused(
+                registry.OUT_OF_RESOURCES,
+                'max-sessions (%d) of target %s is reached' % (target.max_sessions, target.name),
+            )
 
     def _units_for(self, session):
         target = self.configuration.targets.get(session.nexus.target_name)
-        session.proved = [account for account in target.accounts if account[0] == session.account] if target else []
+        session.proved = (
+            [account for account in target.accounts if account[0] == session.account]
+            if target
+            else []
+        )
         return self.units.serve(session.worker, session.nexus)
 
     def _may_visit(self, worker, target_name):
-        """May the initiator of the worker's session log in to this target too, as it is, with what it has proved?"""
+        """May the initiator of the worker's session log in to this target too, as it is, with what
+        it has proved?"""
         session, target = worker.session, self.configuration.targets.get(target_name)
-        if session is None or session.ended_why is not None or target is None or self.stop.is_stopping:
+        if (
+            session is None
+            or session.ended_why is not None
+            or target is None
+            or self.stop.is_stopping
+        ):
             return False
-        if target.state == 'offline' or target.redirect is not None or target_name in self.reload.changing:
+        if (
+            target.state == 'offline'
+            or target.redirect is not None
+            or target_name in self.reload.changing
+        ):
             return False
         if session.group not in target.portal_groups or not session.peers:
             return False
         if target.accounts and not set(session.proved) & set(target.accounts):
             return False
-        return not any(acl.refusal(target, session.initiator_name, peer[0]) for peer in session.peers.values())
+        return not any(
+            acl.refusal(target, session.initiator_name, peer[0]) for peer in session.peers.values()
+        )
 
     def _end(self, worker, why, reason):
         if worker.session is not None and worker.session.ended_why is None:
@@ -402,25 +525,46 @@ class Master(object):
         """End it now; its worker exits, and is killed if it does not."""
         worker = session.worker
         self._end(worker, why, reason)
-        self.loop.call_later(registry.REINSTATEMENT_SECONDS,
-                             lambda: worker.session is session and self.workers.kill(worker, 'it was told to end: ' + why))
+        self.loop.call_later(
+            registry.REINSTATEMENT_SECONDS,
+            lambda: (
+                worker.session is session
+                and self.workers.kill(worker, 'it was told to end: ' + why)
+            ),
+        )
 
     def logout_session(self, session, seconds, why, reason='administrator'):
-        """Ask the initiator to log out; end the session if it has not done so when the seconds are over."""
+        """Ask the initiator to log out; end the session if it has not done so when the seconds are
+        over."""
         worker = session.worker
         self.workers.send(worker, {'do': 'logout', 'seconds': seconds})
-        self.loop.call_later(seconds, lambda: worker.session is session and session.ended_why is None
-                             and self.end_session(session, why, reason))
+        self.loop.call_later(
+            seconds,
+            lambda: (
+                worker.session is session
+                and session.ended_why is None
+                and self.end_session(session, why, reason)
+            ),
+        )
 
     def _cold_reset(self, worker):
-        """TARGET COLD RESET ends every session of the target (RFC 7143 11.5.1), the asking one last."""
+        """TARGET COLD RESET ends every session of the target (RFC 7143 11.5.1), the asking one
+        last."""
         session = worker.session
         if session is None or session.nexus is None:
             return
-        log.warning('%s resets target %s; its sessions end', session.initiator_name, session.nexus.target_name)
+        log.warning(
+            '%s resets target %s; its sessions end',
+            session.initiator_name,
+            session.nexus.target_name,
+        )
         for other in self.sessions.of_target(session.nexus.target_name):
             if other is not session:
-                self.end_session(other, 'the target was reset by %s' % session.initiator_name, 'target-cold-reset')
+                self.end_session(
+                    other,
+                    'the target was reset by %s' % session.initiator_name,
+                    'target-cold-reset',
+                )
 
     def _on_death(self, worker, status):
         self.operating.on_death(worker)
@@ -432,8 +576,13 @@ class Master(object):
         self.units.leave(worker)
         self.sessions.leave(worker)
         if session is not None and session.nexus is not None:
-            log.info('session %d of %s with %s is over: %s', session.tsih, session.initiator_name, session.nexus.target_name,
-                     why or session.ended_why or 'its worker died')
+            log.info(
+                'session %d of %s with %s is over: %s',
+                session.tsih,
+                session.initiator_name,
+                session.nexus.target_name,
+                why or session.ended_why or 'its worker died',
+            )
         self.reload.check()
         self.sessions.retry_waiting()
         self.stop.check()
@@ -441,15 +590,18 @@ class Master(object):
     # -- logs --------------------------------------------------------------------------------------------------------
 
     def start_log(self):
-        """Log where the configuration in force says; in the foreground syslog is left for stderr. Complains if it cannot."""
+        """Log where the configuration in force says; in the foreground syslog is left for stderr.
+        Complains if it cannot."""
         try:
             begin_log(self.configuration.server, self.foreground)
         except OSError as e:
-            log.error('the log cannot be written to %s: %s', self.configuration.server.log, e.strerror)
+            log.error(
+                'the log cannot be written to %s: %s', self.configuration.server.log, e.strerror
+            )
 
     def reopen_logs(self):
-        """After the log file was rotated: the master opens the new one, the workers get its descriptor. Returns a complaint,
-        or ''."""
+        """After the log file was rotated: the master opens the new one, the workers get its
+        descriptor. Returns a complaint, or ''."""
         try:
             log.reopen()
         except OSError as e:
@@ -458,18 +610,23 @@ class Master(object):
         log.info('the log was opened again')
         descriptor = log.descriptor()
         for worker in self.workers.all():
-            self.workers.send(worker, {'do': 'reopen-logs'}, () if descriptor is None else (descriptor,))
+            self.workers.send(
+                worker, {'do': 'reopen-logs'}, () if descriptor is None else (descriptor,)
+            )
         return ''
 
 
 def credentials(user):
-    """What a root master's workers become (child.credentials_of), else None. Raises TargetdError if nobody is called so."""
+    """What a root master's workers become (child.credentials_of), else None. Raises TargetdError if
+    nobody is called so."""
     if os.geteuid() != 0 or not user:
         return None
     try:
         return child.credentials_of(user)
     except KeyError:
-        raise TargetdError('there is no user %s for the workers; write another user, or create it' % user)
+        raise TargetdError(
+            'there is no user %s for the workers; write another user, or create it' % user
+        )
 
 
 def begin_log(server, foreground):
@@ -478,7 +635,15 @@ def begin_log(server, foreground):
     log.start(where, server.log_level)
 
 
-TOLD = {'idle': Master._told_idle, 'peer': Master._told_peer, 'refused': Master._told_refused,
-        'closed': Master._told_closed, 'acknowledge': Master._told_acknowledge, 'failed': Master._told_failed,
-        'progress': Master._told_progress, 'operated': Master._told_operated,
-        'note': Master._told_note, 'copy-left': Master._told_copy_left}
+TOLD = {
+    'idle': Master._told_idle,
+    'peer': Master._told_peer,
+    'refused': Master._told_refused,
+    'closed': Master._told_closed,
+    'acknowledge': Master._told_acknowledge,
+    'failed': Master._told_failed,
+    'progress': Master._told_progress,
+    'operated': Master._told_operated,
+    'note': Master._told_note,
+    'copy-left': Master._told_copy_left,
+}

@@ -1,4 +1,5 @@
-"""Reload: read the configuration again, check all of it, and apply what is different. A broken file changes nothing.
+"""Reload: read the configuration again, check all of it, and apply what is different. A broken file
+changes nothing.
 
      load --> diff --> open new stores ···> open new portals --> apply the steps (cannot fail) --> new spares
        |                    |                   |
@@ -6,9 +7,10 @@
 
 The master goes on with its work (···) while children open the stores.
 
-A LUN that becomes another (another store, another block size) cannot change under a session's feet: the target's sessions are
-asked to log out, ended after stop-timeout, and the target refuses logins ('service unavailable', which initiators retry)
-until the last old session is gone and the new units are in their place.
+A LUN that becomes another (another store, another block size) cannot change under a session's feet:
+the target's sessions are asked to log out, ended after stop-timeout, and the target refuses logins
+('service unavailable', which initiators retry) until the last old session is gone and the new units
+are in their place.
 """
 
 from targetd import log
@@ -23,7 +25,8 @@ ACCESS_FIELDS = ('alua', 'alua_state', 'portal_groups')
 
 
 class Prepared(object):
-    """What was opened before anything changed. units: {(target name, number): Unit}; close_unit(unit): lets go of one."""
+    """What was opened before anything changed. units: {(target name, number): Unit};
+    close_unit(unit): lets go of one."""
 
     def __init__(self, units, close_unit):
         self.units = units
@@ -40,18 +43,23 @@ class Reload(object):
 
     def __init__(self, master):
         self.master = master
-        self.changing = {}               # target name -> [(old Unit, new Unit or None)] that wait for its sessions' end
-        self._is_opening = False         # stores, for a reload that is under way
-        self.visited = []                # units of these that copies reach yet
-        self._again = False              # a SIGHUP came meanwhile
+        # target name -> [(old Unit, new Unit or None)] that wait for its sessions' end
+        self.changing = {}
+        self._is_opening = False  # stores, for a reload that is under way
+        self.visited = []  # units of these that copies reach yet
+        self._again = False  # a SIGHUP came meanwhile
 
     # -- doors -------------------------------------------------------------------------------------------------------
 
     def on_signal(self):
         """SIGHUP: as begin(), but every complaint goes to the log."""
         if self.changing or self._is_opening:
-            log.info('the reload waits until %s', 'the sessions of %s have logged out' % ', '.join(sorted(self.changing))
-                     if self.changing else 'the one that is under way is done')
+            log.info(
+                'the reload waits until %s',
+                'the sessions of %s have logged out' % ', '.join(sorted(self.changing))
+                if self.changing
+                else 'the one that is under way is done',
+            )
             self._again = True
         else:
             self.begin(self._log_outcome)
@@ -66,18 +74,19 @@ class Reload(object):
             log.info('reloaded: nothing changed')
 
     def run(self, plan_only=False):
-        """begin(), and wait for its end: [{'step', 'effect'} …]. Raises TargetdError, and then nothing has changed."""
+        """begin(), and wait for its end: [{'step', 'effect'} …]. Raises TargetdError, and then
+        nothing has changed."""
         outcome = []
         self.begin(lambda *values: outcome.append(values), plan_only)
         self.master.errands.wait()
-        (rows, error), = outcome
+        ((rows, error),) = outcome
         if error is not None:
             raise error
         return rows
 
     def begin(self, done, plan_only=False):
-        """Load, and unless `plan_only` apply. done([{'step', 'effect'} …], None), now or later; or done(None, TargetdError):
-        then nothing has changed."""
+        """Load, and unless `plan_only` apply. done([{'step', 'effect'} …], None), now or later; or
+        done(None, TargetdError): then nothing has changed."""
         try:
             new = self._loaded()
         except TargetdError as e:
@@ -90,19 +99,27 @@ class Reload(object):
             return
         wanted = [(new.targets[target_name], lun) for target_name, lun in wanted_luns(steps)]
         self._is_opening = True
-        self.master.exports.open_all(wanted, lambda outcomes: self._opened(new, steps, rows, outcomes, done))
+        self.master.exports.open_all(
+            wanted, lambda outcomes: self._opened(new, steps, rows, outcomes, done)
+        )
 
     def _loaded(self):
         master = self.master
         if master.stop.is_stopping:
             raise TargetdError('targetd is being stopped')
         if self.changing:
-            raise TargetdError('the last reload still waits for sessions of %s to log out; try again in %d seconds'
-                               % (', '.join(sorted(self.changing)), master.configuration.server.stop_timeout + 5))
+            raise TargetdError(
+                'the last reload still waits for sessions of %s to log out; try again in %d seconds'
+                % (', '.join(sorted(self.changing)), master.configuration.server.stop_timeout + 5)
+            )
         if self._is_opening:
-            raise TargetdError('the last reload still waits for a disk to answer; try again in some seconds')
+            raise TargetdError(
+                'the last reload still waits for a disk to answer; try again in some seconds'
+            )
         if not master.path:
-            raise TargetdError('targetd runs without a configuration file; there is nothing to reload')
+            raise TargetdError(
+                'targetd runs without a configuration file; there is nothing to reload'
+            )
         return loader.load(master.path)
 
     def _opened(self, new, steps, rows, outcomes, done):
@@ -111,7 +128,7 @@ class Reload(object):
             self._apply(new, steps, self._prepared(outcomes))
         except TargetdError as e:
             done(None, e)
-        except Exception as e:           # the boundary: somebody waits for the outcome
+        except Exception as e:  # the boundary: somebody waits for the outcome
             log.exception('a reload met an unexpected failure')
             done(None, TargetdError('an unexpected failure: %s; the log has the details' % e))
         else:
@@ -146,10 +163,15 @@ class Reload(object):
 
     def _prepared(self, outcomes):
         """What was opened. Raises TargetdError with all that cannot be, and nothing stays open."""
-        prepared = Prepared({key: unit for key, unit in outcomes.items() if not isinstance(unit, StoreError)},
-                            self.master.exports.close_unit)
-        failures = ['lun %d of %s: %s' % (number, target_name, outcomes[target_name, number])
-                    for target_name, number in outcomes if (target_name, number) not in prepared.units]
+        prepared = Prepared(
+            {key: unit for key, unit in outcomes.items() if not isinstance(unit, StoreError)},
+            self.master.exports.close_unit,
+        )
+        failures = [
+            'lun %d of %s: %s' % (number, target_name, outcomes[target_name, number])
+            for target_name, number in outcomes
+            if (target_name, number) not in prepared.units
+        ]
         if self.master.stop.is_stopping:
             failures = ['targetd is being stopped']
         if failures:
@@ -158,7 +180,8 @@ class Reload(object):
         return prepared
 
     def _change_portals(self, steps):
-        """Close the removed, then open the added, because one may need the other's port; all or nothing."""
+        """Close the removed, then open the added, because one may need the other's port; all or
+        nothing."""
         master = self.master
         removed = [s for s in steps if isinstance(s, model.RemovePortal)]
         added = [s for s in steps if isinstance(s, model.AddPortal)]
@@ -184,7 +207,11 @@ class Reload(object):
 
     def _with_server(self, new, steps):
         """The new configuration, with the old value of what only a restart can change."""
-        kept = {s.field: s.old for s in steps if isinstance(s, model.ChangeServer) and s.when == settings.NEEDS_RESTART}
+        kept = {
+            s.field: s.old
+            for s in steps
+            if isinstance(s, model.ChangeServer) and s.when == settings.NEEDS_RESTART
+        }
         return new._replace(server=new.server._replace(**kept))
 
     # -- steps -------------------------------------------------------------------------------------------------------
@@ -205,7 +232,8 @@ class Reload(object):
         self._swap_after_logout(name, swaps, 'target %s is removed' % name)
 
     def _change_target(self, step, prepared):
-        """States of target port groups are in force at once; TPGS is what a session found when it logged in."""
+        """States of target port groups are in force at once; TPGS is what a session found when it
+        logged in."""
         for late in self.master.exports.late.values():
             if late.target_name == step.new.name:
                 late.target = step.new
@@ -213,7 +241,9 @@ class Reload(object):
             for unit in self.master.units.of_target(step.new.name).values():
                 unit.facts.update(open_medium.alua_facts(step.new, unit.lun))
                 configured = exports.configured_access(step.new)
-                self.master.units.change(unit, transitions.access_configured(unit.shared, configured))
+                self.master.units.change(
+                    unit, transitions.access_configured(unit.shared, configured)
+                )
 
     def _add_lun(self, step, prepared):
         unit = prepared.units[step.target_name, step.lun.number]
@@ -229,9 +259,15 @@ class Reload(object):
         self.master.units.remove(unit)
         workers = list(unit.workers)
         unit.workers = {}
-        self.master.visits.end(unit, lambda: self.master.units.order_units(
-            workers, remove=[step.lun.number], attentions=[attention.LUNS_CHANGED],
-            done=lambda: self.master.exports.close_unit(unit)))
+        self.master.visits.end(
+            unit,
+            lambda: self.master.units.order_units(
+                workers,
+                remove=[step.lun.number],
+                attentions=[attention.LUNS_CHANGED],
+                done=lambda: self.master.exports.close_unit(unit),
+            ),
+        )
 
     def _change_lun(self, step, prepared):
         unit = self.master.units.of_target(step.target_name).get(step.new.number)
@@ -241,12 +277,18 @@ class Reload(object):
             late.lun = step.new
         if fresh is not None:
             self.master.exports.forget_late(step.target_name, step.new.number)
-            self._swap_after_logout(step.target_name, [(unit, fresh)], 'lun %d of %s becomes another'
-                                    % (step.new.number, step.target_name))
+            self._swap_after_logout(
+                step.target_name,
+                [(unit, fresh)],
+                'lun %d of %s becomes another' % (step.new.number, step.target_name),
+            )
         elif unit is not None:
             unit.lun = step.new
             if set(MODE_FIELDS) & set(step.fields):
-                unit.facts.update(write_cache=step.new.write_cache, descriptor_sense=step.new.sense_format == 'descriptor')
+                unit.facts.update(
+                    write_cache=step.new.write_cache,
+                    descriptor_sense=step.new.sense_format == 'descriptor',
+                )
                 unit.facts.update(open_medium.threshold_facts(step.new, unit.store))
                 self.master.units.change(unit, transitions.facts_changed(unit.shared, unit.facts))
 
@@ -260,7 +302,12 @@ class Reload(object):
             self.visited.append(unit)
             master.visits.end(unit, lambda unit=unit: self._left(unit))
         for session in master.sessions.of_target(target_name):
-            log.info('session %d of %s is asked to log out: %s', session.tsih, session.initiator_name, why)
+            log.info(
+                'session %d of %s is asked to log out: %s',
+                session.tsih,
+                session.initiator_name,
+                why,
+            )
             master.logout_session(session, seconds, why)
 
     def _left(self, unit):
@@ -269,11 +316,18 @@ class Reload(object):
         self.master.loop.call_later(0, self.check)
 
     def check(self):
-        """After a death, or when the last copy has left: put new units in place where nobody uses the old, and nothing on their
-        media is half done."""
+        """After a death, or when the last copy has left: put new units in place where nobody uses
+        the old, and nothing on their media is half done."""
         used = {unit.target_name for unit in self.visited}
-        for target_name in [name for name in self.changing if name not in used and not self.master.sessions.of_target(name)]:
-            if any(old is not None and self.master.units.is_repairing(old) for old, _ in self.changing[target_name]):
+        for target_name in [
+            name
+            for name in self.changing
+            if name not in used and not self.master.sessions.of_target(name)
+        ]:
+            if any(
+                old is not None and self.master.units.is_repairing(old)
+                for old, _ in self.changing[target_name]
+            ):
                 continue
             for old, new in self.changing.pop(target_name):
                 if old is not None:
@@ -303,13 +357,22 @@ class Reload(object):
         """End the sessions that the rules no longer admit."""
         master = self.master
         for session in master.sessions.all():
-            target = master.configuration.targets.get(session.nexus.target_name) if session.nexus else None
+            target = (
+                master.configuration.targets.get(session.nexus.target_name)
+                if session.nexus
+                else None
+            )
             if target is None or session.ended_why is not None:
                 continue
-            refusals = [acl.refusal(target, session.initiator_name, peer[0]) for peer in session.peers.values()]
+            refusals = [
+                acl.refusal(target, session.initiator_name, peer[0])
+                for peer in session.peers.values()
+            ]
             if any(refusals):
                 why = next(r for r in refusals if r)
-                log.warning('session %d of %s is ended: %s', session.tsih, session.initiator_name, why)
+                log.warning(
+                    'session %d of %s is ended: %s', session.tsih, session.initiator_name, why
+                )
                 master.end_session(session, why, 'administrator')
 
 
@@ -326,8 +389,14 @@ def wanted_luns(steps):
     return found
 
 
-STEPS = {model.ChangeServer: Reload._change_server, model.AddTarget: Reload._add_target,
-         model.ChangeTarget: Reload._change_target, model.RemoveTarget: Reload._remove_target,
-         model.AddLun: Reload._add_lun, model.RemoveLun: Reload._remove_lun, model.ChangeLun: Reload._change_lun}
+STEPS = {
+    model.ChangeServer: Reload._change_server,
+    model.AddTarget: Reload._add_target,
+    model.ChangeTarget: Reload._change_target,
+    model.RemoveTarget: Reload._remove_target,
+    model.AddLun: Reload._add_lun,
+    model.RemoveLun: Reload._remove_lun,
+    model.ChangeLun: Reload._change_lun,
+}
 
 __all__ = ('Reload', 'ConfigError', 'wanted_luns')

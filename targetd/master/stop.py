@@ -1,20 +1,22 @@
-"""The ordered stop: no new login, initiators asked to log out, a bounded wait, the rest ended, everything flushed.
+"""The ordered stop: no new login, initiators asked to log out, a bounded wait, the rest ended,
+everything flushed.
 
-     serving --SIGTERM--> asking to log out --all gone, or stop-timeout, or a second signal--> ending
-             --all gone, or END_SECONDS, or a further signal--> killing --all reaped--> flushing --done, or time over--> gone
+serving --SIGTERM--> asking to log out --all gone, or stop-timeout, or a second signal--> ending
+        --all gone, or END_SECONDS, or a further signal--> killing --all reaped--> flushing --done, or time over--> gone
 """
 
 from targetd import log
 
-END_SECONDS = 5.0                # what a worker may take to end, after its initiator had its time
+END_SECONDS = 5.0  # what a worker may take to end, after its initiator had its time
 
 
 class Stop(object):
-    """The stop of one Master. `report`: what became of sessions and units, plain sentences, when it is done."""
+    """The stop of one Master. `report`: what became of sessions and units, plain sentences, when it
+    is done."""
 
     def __init__(self, master):
         self.master = master
-        self.stage = None                # None, 'asking', 'ending', 'killing', 'done'
+        self.stage = None  # None, 'asking', 'ending', 'killing', 'done'
         self.report = []
         self._timer = None
 
@@ -38,7 +40,12 @@ class Stop(object):
         self.stage = 'asking'
         seconds = master.configuration.server.stop_timeout
         sessions = [s for s in master.sessions.all() if s.nexus is not None]
-        log.info('stopping (%s): %d sessions are asked to log out within %d seconds', why, len(sessions), seconds)
+        log.info(
+            'stopping (%s): %d sessions are asked to log out within %d seconds',
+            why,
+            len(sessions),
+            seconds,
+        )
         master.isns.leave()
         master.portals.clear()
         master.arrivals.close_all()
@@ -47,8 +54,12 @@ class Stop(object):
             master.workers.send(session.worker, {'do': 'logout', 'seconds': seconds})
         for worker in master.workers.all():
             master.workers.retire(worker)
-            if worker.busy_since is not None and (worker.session is None or worker.session.nexus is None):
-                master.workers.send(worker, {'do': 'end', 'why': 'targetd stops', 'reason': 'stopped'})
+            if worker.busy_since is not None and (
+                worker.session is None or worker.session.nexus is None
+            ):
+                master.workers.send(
+                    worker, {'do': 'end', 'why': 'targetd stops', 'reason': 'stopped'}
+                )
         self._timer = master.loop.call_later(seconds if sessions else END_SECONDS, self._end)
         self.check()
 
@@ -61,8 +72,12 @@ class Stop(object):
         self.stage = 'ending'
         for worker in master.workers.all():
             if worker.session is not None and worker.session.nexus is not None:
-                self._say('session %d of %s with %s did not log out and is ended', worker.session.tsih,
-                          worker.session.initiator_name, worker.session.nexus.target_name)
+                self._say(
+                    'session %d of %s with %s did not log out and is ended',
+                    worker.session.tsih,
+                    worker.session.initiator_name,
+                    worker.session.nexus.target_name,
+                )
                 worker.session.ended_why = 'stopped'
             master.workers.send(worker, {'do': 'end', 'why': 'targetd stops', 'reason': 'stopped'})
         self._next_in(END_SECONDS, self._kill)

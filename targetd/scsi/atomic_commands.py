@@ -1,8 +1,9 @@
 """Commands that read, decide and write as one: COMPARE AND WRITE, ORWRITE, WRITE ATOMIC. Pure.
 
-Atomic against each other in every session: they do their work inside store.exclusive(), a lock that threads and processes
-share. Plain writes do not ask for it, and whoever mixes them with these on the same blocks must synchronize otherwise; but with
-a store that can write all or nothing (the setting atomic-writes) every command locks what it reads and writes.
+Atomic against each other in every session: they do their work inside store.exclusive(), a lock that
+threads and processes share. Plain writes do not ask for it, and whoever mixes them with these on
+the same blocks must synchronize otherwise; but with a store that can write all or nothing (the
+setting atomic-writes) every command locks what it reads and writes.
 """
 
 from targetd.scsi import sense
@@ -29,7 +30,8 @@ def compare_and_write(unit, task):
         raise sense.invalid_field_in_cdb(13)
     task.offset, task.length = lba * unit.block_size, 2 * blocks * unit.block_size
     task.data_out_length = task.length
-    if (task.edtl if task.expects_write else 0) != task.length:      # 256 blocks and more come as 0 with a long EDTL
+    # 256 blocks and more come as 0 with a long EDTL
+    if (task.edtl if task.expects_write else 0) != task.length:
         raise sense.invalid_field_in_cdb(13)
     task.durable = unit.write_through or bool(cdb[1] & FUA)
     task.run, task.run_blocking = (would_block, run_compare_and_write) if blocks else (good, None)
@@ -37,7 +39,8 @@ def compare_and_write(unit, task):
 
 @writing
 def run_compare_and_write(task):
-    """Executor thread. INFORMATION of a miscompare is the offset of the first byte that differs (SBC-3 5.2)."""
+    """Executor thread. INFORMATION of a miscompare is the offset of the first byte that differs
+    (SBC-3 5.2)."""
     store, data, half = task.unit.store, data_out(task), task.length // 2
     with store.exclusive(task.offset, half) as medium:
         if task.aborted:
@@ -54,7 +57,8 @@ def run_compare_and_write(task):
 
 
 def orwrite(unit, task):
-    """ORWRITE(16), SBC-3 5.5: without EXPECTED ORWGENERATION, so the operation is always a logical or."""
+    """ORWRITE(16), SBC-3 5.5: without EXPECTED ORWGENERATION, so the operation is always a logical
+    or."""
     flags, lba, blocks = extent(task.cdb)
     place(unit, task, lba, blocks, unit.maximum_blocks)
     expect_blocks(unit, task)
@@ -79,8 +83,9 @@ def run_orwrite(task):
 
 
 def write_atomic(unit, task):
-    """WRITE ATOMIC(16), SBC-4: offered only with a store that can write all or nothing (maximum_atomic_length). What it
-    has written is durable, so FUA and the write cache change nothing."""
+    """WRITE ATOMIC(16), SBC-4: offered only with a store that can write all or nothing
+    (maximum_atomic_length). What it has written is durable, so FUA and the write cache change
+    nothing."""
     cdb = task.cdb
     lba, blocks = int.from_bytes(cdb[2:10], 'big'), int.from_bytes(cdb[12:14], 'big')
     if lba + blocks > unit.blocks:

@@ -1,7 +1,8 @@
-"""READ BUFFER and WRITE BUFFER (SPC-4 6.18, 6.49): memory of the unit for testing the way to it. Pure.
+"""READ BUFFER and WRITE BUFFER (SPC-4 6.18, 6.49): memory of the unit for testing the way to it.
+Pure.
 
-Each nexus has a data buffer and an echo buffer of its own at each unit, so nobody overwrites what another tests with. There is
-no microcode to download and no error history.
+Each nexus has a data buffer and an echo buffer of its own at each unit, so nobody overwrites what
+another tests with. There is no microcode to download and no error history.
 """
 
 import struct
@@ -10,14 +11,15 @@ from targetd.scsi import sense
 from targetd.scsi.sense import ILLEGAL_REQUEST, CheckCondition
 from targetd.scsi.spc import answer, parameter_list
 
-HEADER_AND_DATA, DATA, DESCRIPTOR, ECHO, ECHO_DESCRIPTOR = 0x00, 0x02, 0x03, 0x0A, 0x0B      # MODE
-CAPACITY = 64 << 10                    # bytes of the data buffer
-_BLANK = bytes(CAPACITY)               # one for all until somebody writes
-ECHO_CAPACITY = 4096                   # bytes of the echo buffer; the field has 13 bits
+HEADER_AND_DATA, DATA, DESCRIPTOR, ECHO, ECHO_DESCRIPTOR = 0x00, 0x02, 0x03, 0x0A, 0x0B  # MODE
+CAPACITY = 64 << 10  # bytes of the data buffer
+_BLANK = bytes(CAPACITY)  # one for all until somebody writes
+ECHO_CAPACITY = 4096  # bytes of the echo buffer; the field has 13 bits
 
 
 class Buffers(object):
-    """Of one nexus at one unit. data: all of the data buffer; echo: what was written to the echo buffer last, or None."""
+    """Of one nexus at one unit. data: all of the data buffer; echo: what was written to the echo
+    buffer last, or None."""
 
     __slots__ = ('data', 'echo')
 
@@ -27,7 +29,7 @@ class Buffers(object):
 
 
 def _three_bytes(cdb, offset):
-    return int.from_bytes(cdb[offset:offset + 3], 'big')
+    return int.from_bytes(cdb[offset : offset + 3], 'big')
 
 
 def read_buffer(unit, task):
@@ -44,11 +46,13 @@ def read_buffer(unit, task):
 
 
 def _read_header_and_data(unit, number, offset, length):
-    return struct.pack('>x3s', CAPACITY.to_bytes(3, 'big')) + unit.buffers.data[:max(0, length - 4)]
+    return (
+        struct.pack('>x3s', CAPACITY.to_bytes(3, 'big')) + unit.buffers.data[: max(0, length - 4)]
+    )
 
 
 def _read_data(unit, number, offset, length):
-    return unit.buffers.data[offset:offset + length]
+    return unit.buffers.data[offset : offset + length]
 
 
 def _read_descriptor(unit, number, offset, length):
@@ -58,7 +62,7 @@ def _read_descriptor(unit, number, offset, length):
 
 def _read_echo(unit, number, offset, length):
     if unit.buffers.echo is None:
-        raise CheckCondition(ILLEGAL_REQUEST, 0x2C, 0x00)          # COMMAND SEQUENCE ERROR
+        raise CheckCondition(ILLEGAL_REQUEST, 0x2C, 0x00)  # COMMAND SEQUENCE ERROR
     return unit.buffers.echo
 
 
@@ -66,8 +70,13 @@ def _read_echo_descriptor(unit, number, offset, length):
     return struct.pack('>BBH', 0, 0, ECHO_CAPACITY)
 
 
-READS = {HEADER_AND_DATA: _read_header_and_data, DATA: _read_data, DESCRIPTOR: _read_descriptor, ECHO: _read_echo,
-         ECHO_DESCRIPTOR: _read_echo_descriptor}
+READS = {
+    HEADER_AND_DATA: _read_header_and_data,
+    DATA: _read_data,
+    DESCRIPTOR: _read_descriptor,
+    ECHO: _read_echo,
+    ECHO_DESCRIPTOR: _read_echo_descriptor,
+}
 
 
 def write_buffer(unit, task):
@@ -100,7 +109,7 @@ def _write_header_and_data(buffers, offset, data):
 
 def _write_data(buffers, offset, data):
     if data:
-        buffers.data = buffers.data[:offset] + data + buffers.data[offset + len(data):]
+        buffers.data = buffers.data[:offset] + data + buffers.data[offset + len(data) :]
 
 
 def _write_echo(buffers, offset, data):

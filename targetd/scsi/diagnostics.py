@@ -1,7 +1,9 @@
-"""SEND DIAGNOSTIC and RECEIVE DIAGNOSTIC RESULTS (SPC-4 6.42, 6.27): self-tests, and the one diagnostic page. Pure.
+"""SEND DIAGNOSTIC and RECEIVE DIAGNOSTIC RESULTS (SPC-4 6.42, 6.27): self-tests, and the one
+diagnostic page. Pure.
 
-A short self-test reads the ends of the medium and its middle, an extended one all of it. The results stand in log page 10h for
-every nexus; a background test goes on in one of the unit's own threads (unit.start) after the command has ended.
+A short self-test reads the ends of the medium and its middle, an extended one all of it. The
+results stand in log page 10h for every nexus; a background test goes on in one of the unit's own
+threads (unit.start) after the command has ended.
 """
 
 from targetd.scsi import records, sense
@@ -10,11 +12,12 @@ from targetd.scsi.sam import WOULD_BLOCK
 from targetd.scsi.sense import HARDWARE_ERROR, MEDIUM_ERROR, CheckCondition
 from targetd.scsi.spc import answer, parameter_list
 
-BACKGROUND_SHORT, BACKGROUND_EXTENDED, ABORT, FOREGROUND_SHORT, FOREGROUND_EXTENDED = 1, 2, 4, 5, 6    # SELF-TEST CODE
+# SELF-TEST CODE
+BACKGROUND_SHORT, BACKGROUND_EXTENDED, ABORT, FOREGROUND_SHORT, FOREGROUND_EXTENDED = 1, 2, 4, 5, 6
 PASSED, ABORTED, FAILED_SEGMENT = 0x0, 0x1, 0x7
 CHUNK = 1 << 20
-READ_SEGMENT = 1                      # SELF-TEST NUMBER: what is tested is reading
-HOUR = 3600 * 1000                    # of unit.clock()
+READ_SEGMENT = 1  # SELF-TEST NUMBER: what is tested is reading
+HOUR = 3600 * 1000  # of unit.clock()
 
 
 class SelfTest(object):
@@ -28,7 +31,8 @@ class SelfTest(object):
 
 
 def send_diagnostic(unit, task):
-    """SEND DIAGNOSTIC, SPC-4 6.42. SELFTEST 1 asks for the default self-test: the short one, in the foreground."""
+    """SEND DIAGNOSTIC, SPC-4 6.42. SELFTEST 1 asks for the default self-test: the short one, in the
+    foreground."""
     cdb = task.cdb
     code, self_test = cdb[1] >> 5, bool(cdb[1] & 0x04)
     task.length = task.data_out_length = word(cdb, 3)
@@ -55,6 +59,7 @@ def _would_block(task):
 
 # -- self-tests ------------------------------------------------------------------------------------------------------------
 
+
 def _foreground(unit, task):
     task.run, task.run_blocking = _would_block, _run_foreground
 
@@ -63,13 +68,13 @@ def _run_foreground(task):
     """Executor thread."""
     test = SelfTest(task.private)
     if not _perform(task.unit, test, lambda: task.aborted):
-        raise CheckCondition(HARDWARE_ERROR, 0x3E, 0x03)          # LOGICAL UNIT FAILED SELF-TEST
+        raise CheckCondition(HARDWARE_ERROR, 0x3E, 0x03)  # LOGICAL UNIT FAILED SELF-TEST
     return None
 
 
 def _background(unit, task):
     if unit.self_test is not None:
-        raise CheckCondition(sense.NOT_READY, 0x04, 0x09)         # SELF-TEST IN PROGRESS
+        raise CheckCondition(sense.NOT_READY, 0x04, 0x09)  # SELF-TEST IN PROGRESS
     task.run = _start_background
 
 
@@ -97,21 +102,30 @@ def _abort(unit, task):
     task.run = _good
 
 
-RUNS = {BACKGROUND_SHORT: _background, BACKGROUND_EXTENDED: _background, ABORT: _abort, FOREGROUND_SHORT: _foreground,
-        FOREGROUND_EXTENDED: _foreground}
+RUNS = {
+    BACKGROUND_SHORT: _background,
+    BACKGROUND_EXTENDED: _background,
+    ABORT: _abort,
+    FOREGROUND_SHORT: _foreground,
+    FOREGROUND_EXTENDED: _foreground,
+}
 
 
 def _perform(unit, test, is_aborted):
     """Read what the test is to read, and note how it ended. False if it failed."""
     offset = 0
     try:
-        for offset, length in _pieces(unit, test.code in (BACKGROUND_EXTENDED, FOREGROUND_EXTENDED)):
+        for offset, length in _pieces(
+            unit, test.code in (BACKGROUND_EXTENDED, FOREGROUND_EXTENDED)
+        ):
             if is_aborted():
                 _note(unit, test.code, ABORTED)
                 return True
             unit.store.read(offset, length)
     except OSError:
-        _note(unit, test.code, FAILED_SEGMENT, offset // unit.block_size, (MEDIUM_ERROR, 0x11, 0x00))
+        _note(
+            unit, test.code, FAILED_SEGMENT, offset // unit.block_size, (MEDIUM_ERROR, 0x11, 0x00)
+        )
         return False
     _note(unit, test.code, PASSED)
     return True
@@ -133,12 +147,24 @@ def _pieces(unit, whole):
 def _note(unit, code, result, address=None, failure=(0, 0, 0)):
     hours = min(max(0, unit.clock() - unit.since) // HOUR, 0xFFFF)
     number = READ_SEGMENT if result == FAILED_SEGMENT else 0
-    unit.note('self-test', {'code': code, 'result': result, 'number': number, 'hours': hours, 'address': address,
-                            'key': failure[0], 'asc': failure[1], 'ascq': failure[2],
-                            'by': [unit.nexus.initiator_port, unit.nexus.target_port]})
+    unit.note(
+        'self-test',
+        {
+            'code': code,
+            'result': result,
+            'number': number,
+            'hours': hours,
+            'address': address,
+            'key': failure[0],
+            'asc': failure[1],
+            'ascq': failure[2],
+            'by': [unit.nexus.initiator_port, unit.nexus.target_port],
+        },
+    )
 
 
 # -- pages -----------------------------------------------------------------------------------------------------------------
+
 
 def _run_page(task):
     """Only page 00h, supported diagnostic pages (SPC-4), is known, and it has no content."""

@@ -1,7 +1,8 @@
 """What an OSError from a store means to the initiator: one row per errno. Pure.
 
-The texts that initiators act on: 0B is retried, 03 and 04 are not; 07/27/07 tells a thin-provisioning client to free space
-(and Windows to take the disk offline); 02/3A tells it that the medium is gone.
+The texts that initiators act on: 0B is retried, 03 and 04 are not; 07/27/07 tells a
+thin-provisioning client to free space (and Windows to take the disk offline); 02/3A tells it that
+the medium is gone.
 """
 
 import errno
@@ -17,7 +18,8 @@ from targetd.scsi.sense import (
 
 UNRECOVERED_READ = (MEDIUM_ERROR, 0x11, 0x00)
 WRITE_ERROR = (MEDIUM_ERROR, 0x0C, 0x00)
-CORRUPTED = (MEDIUM_ERROR, 0x10, 0x00)             # ID CRC or ECC error: the data is there and is known to be wrong
+# ID CRC or ECC error: the data is there and is known to be wrong
+CORRUPTED = (MEDIUM_ERROR, 0x10, 0x00)
 UNIT_FAILURE = (HARDWARE_ERROR, 0x3E, 0x01)
 COMMUNICATION = (HARDWARE_ERROR, 0x08, 0x00)
 INTERNAL = (HARDWARE_ERROR, 0x44, 0x00)
@@ -28,9 +30,11 @@ PROTECTED = (DATA_PROTECT, 0x27, 0x00)
 NO_MEDIUM = (NOT_READY, 0x3A, 0x00)
 
 #: errno -> (sense of a read, sense of a write); what is not here is INTERNAL.
+# fmt: off
 ROWS = {
     errno.EIO: (UNRECOVERED_READ, WRITE_ERROR),
-    errno.ENODATA: (UNRECOVERED_READ, WRITE_ERROR),        # the kernel's word for a medium error of a disk
+    # the kernel's word for a medium error of a disk
+    errno.ENODATA: (UNRECOVERED_READ, WRITE_ERROR),
     errno.EILSEQ: (CORRUPTED, CORRUPTED),                  # the kernel's word for a failed protection check
     errno.EBADMSG: (CORRUPTED, CORRUPTED),                 # a file system's word for a bad checksum
     errno.EUCLEAN: (CORRUPTED, CORRUPTED),
@@ -56,13 +60,15 @@ ROWS = {
     errno.EPERM: (PROTECTED, PROTECTED),
     errno.EACCES: (PROTECTED, PROTECTED),
 }
+# fmt: on
 
 #: Where asking again block by block can tell which one is bad.
 LOCALIZED = frozenset((errno.EIO, errno.ENODATA, errno.EILSEQ, errno.EBADMSG, errno.EUCLEAN))
 
 
 def read_failure(error, lba=None):
-    """The CheckCondition for a read that ended with this OSError. `lba`: the first block that cannot be read, if known."""
+    """The CheckCondition for a read that ended with this OSError. `lba`: the first block that
+    cannot be read, if known."""
     return _condition(error, 0, lba)
 
 

@@ -1,14 +1,18 @@
-"""The facts of a logical unit: what it is, as opposed to what happens to it (reservations, modes, medium). Pure.
+"""The facts of a logical unit: what it is, as opposed to what happens to it (reservations, modes,
+medium). Pure.
 
-One row per fact. The master makes the dict (`facts` of a unit in channel.py's catalogue) from configuration and store, the
-worker makes UnitFacts of it, and vpd, modes and lu read attributes. Facts do not change during the life of a unit, its
-size included: size belongs to the store and is `lu.blocks`.
+One row per fact. The master makes the dict (`facts` of a unit in channel.py's catalogue) from
+configuration and store, the worker makes UnitFacts of it, and vpd, modes and lu read attributes.
+Facts do not change during the life of a unit, its size included: size belongs to the store and is
+`lu.blocks`.
 """
 
 from collections import namedtuple
 
-#: (key, default, meaning). Lengths, sizes, granularities and alignments are bytes unless the meaning says otherwise; for
-#: every maximum 0 says 'no limit reported', for compare-and-write and atomic 'not offered'.
+#: (key, default, meaning). Lengths, sizes, granularities and alignments are bytes unless the
+#: meaning says otherwise; for every maximum 0 says 'no limit reported', for compare-and-write and
+#: atomic 'not offered'.
+# fmt: off
 FACTS = (
     ('block_size', 512, 'logical block length; a power of two, 512 or more'),
     ('physical_block_size', 0, 'physical block length, a power-of-two multiple of block_size; 0: the same'),
@@ -49,6 +53,7 @@ FACTS = (
     ('encrypted', False, 'the store encrypts: SANITIZE can erase by giving up the key'),
     ('third_party_copy', True, '3PC, VPD 8Fh: EXTENDED COPY, tokens and what belongs to them are offered'),
 )
+# fmt: on
 
 NAMES = tuple(key for key, _, _ in FACTS)
 DEFAULTS = dict((key, default) for key, default, _ in FACTS)
@@ -61,21 +66,27 @@ class UnitFacts(namedtuple('UnitFacts', NAMES)):
 
     @classmethod
     def from_message(cls, message):
-        """UnitFacts of the dict in a `units` or `claim` message. Keys that are missing take their default; unknown keys
-        are ignored (a newer master). physical_block_size and optimal_transfer_granularity of 0 are filled in.
-        Raises ValueError if a value has the wrong type or the block sizes cannot be."""
+        """UnitFacts of the dict in a `units` or `claim` message. Keys that are missing take their
+        default; unknown keys are ignored (a newer master). physical_block_size and
+        optimal_transfer_granularity of 0 are filled in. Raises ValueError if a value has the wrong
+        type or the block sizes cannot be."""
         values = dict(DEFAULTS)
         for key in NAMES:
             if key in message:
                 values[key] = _typed(key, message[key])
         block_size = values['block_size']
         values['physical_block_size'] = values['physical_block_size'] or block_size
-        values['optimal_transfer_granularity'] = values['optimal_transfer_granularity'] or values['physical_block_size']
+        values['optimal_transfer_granularity'] = (
+            values['optimal_transfer_granularity'] or values['physical_block_size']
+        )
         for key in ('block_size', 'physical_block_size'):
             if values[key] < 512 or values[key] & (values[key] - 1):
                 raise ValueError('%s %d is no power of two from 512 up' % (key, values[key]))
         if values['physical_block_size'] < block_size:
-            raise ValueError('physical_block_size %(physical_block_size)d is less than block_size %(block_size)d' % values)
+            raise ValueError(
+                'physical_block_size %(physical_block_size)d is less than block_size %(block_size)d'
+                % values
+            )
         return cls(**values)
 
     @property
@@ -89,7 +100,8 @@ class UnitFacts(namedtuple('UnitFacts', NAMES)):
 
     @property
     def target_port_group_support(self):
-        """TPGS of standard INQUIRY data, SPC-4 table 174; not 0: REPORT TARGET PORT GROUPS is answered."""
+        """TPGS of standard INQUIRY data, SPC-4 table 174; not 0: REPORT TARGET PORT GROUPS is
+        answered."""
         return (1 if self.implicit_alua else 0) | (2 if self.explicit_alua else 0)
 
     @property

@@ -1,9 +1,10 @@
 """READ and WRITE as they come every day: the hot path. Pure.
 
-Budget: 1 µs of Python for admit and run of a READ(10) beside the store's own call. bind() makes the admission functions of
-one unit in one state; everything they need is a local of the closure, so a change of state makes new ones (ARCHITECTURE D10).
-They do one thing: recognize the ordinary command. Whatever is not ordinary (a refused bit, a range that does not fit, no
-blocks at all, an EDTL that is short, …) is left to `general`, which knows every rule and says what is wrong.
+Budget: 1 µs of Python for admit and run of a READ(10) beside the store's own call. bind() makes the
+admission functions of one unit in one state; everything they need is a local of the closure, so a
+change of state makes new ones (ARCHITECTURE D10). They do one thing: recognize the ordinary
+command. Whatever is not ordinary (a refused bit, a range that does not fit, no blocks at all, an
+EDTL that is short, …) is left to `general`, which knows every rule and says what is wrong.
 """
 
 from targetd.scsi.cdb import BLOCKS_6, BLOCKS_10, BLOCKS_12, BLOCKS_16
@@ -16,11 +17,18 @@ LONG = {0x88: BLOCKS_16, 0x8A: BLOCKS_16, 0xA8: BLOCKS_12, 0xAA: BLOCKS_12}
 
 
 def bind(unit, general):
-    """{opcode: admission function} for all eight opcodes. `general(task)`: the admission that knows every rule."""
-    bound = {0x08: _read_6(unit, general), 0x28: _read_10(unit, general),
-             0x0A: _write_6(unit, general), 0x2A: _write_10(unit, general)}
+    """{opcode: admission function} for all eight opcodes. `general(task)`: the admission that knows
+    every rule."""
+    bound = {
+        0x08: _read_6(unit, general),
+        0x28: _read_10(unit, general),
+        0x0A: _write_6(unit, general),
+        0x2A: _write_10(unit, general),
+    }
     for opcode, layout in LONG.items():
-        bound[opcode] = (_read_long if opcode in READS else _write_long)(unit, general, layout.unpack_from)
+        bound[opcode] = (_read_long if opcode in READS else _write_long)(
+            unit, general, layout.unpack_from
+        )
     return bound
 
 
@@ -31,13 +39,19 @@ def _run_read(unit):
         try:
             data = try_read(task.offset, task.length)
         except OSError:
-            return WOULD_BLOCK                   # the executor meets it again and finds the block
+            return WOULD_BLOCK  # the executor meets it again and finds the block
         return WOULD_BLOCK if data is None else data
+
     return run
 
 
 def _read_10(unit, general):
-    unpack, block_size, size, limit = BLOCKS_10.unpack_from, unit.block_size, unit.blocks, unit.maximum_blocks
+    unpack, block_size, size, limit = (
+        BLOCKS_10.unpack_from,
+        unit.block_size,
+        unit.blocks,
+        unit.maximum_blocks,
+    )
     run = _run_read(unit)
 
     def admit(task):
@@ -48,11 +62,17 @@ def _read_10(unit, general):
         task.length = blocks * block_size
         task.run = run
         task.run_blocking = run_read_blocking
+
     return admit
 
 
 def _read_long(unit, general, unpack):
-    block_size, size, limit, run = unit.block_size, unit.blocks, unit.maximum_blocks, _run_read(unit)
+    block_size, size, limit, run = (
+        unit.block_size,
+        unit.blocks,
+        unit.maximum_blocks,
+        _run_read(unit),
+    )
 
     def admit(task):
         flags, lba, blocks, group, control = unpack(task.cdb, 1)
@@ -62,11 +82,17 @@ def _read_long(unit, general, unpack):
         task.length = blocks * block_size
         task.run = run
         task.run_blocking = run_read_blocking
+
     return admit
 
 
 def _read_6(unit, general):
-    unpack, block_size, size, limit = BLOCKS_6.unpack_from, unit.block_size, unit.blocks, unit.maximum_blocks
+    unpack, block_size, size, limit = (
+        BLOCKS_6.unpack_from,
+        unit.block_size,
+        unit.blocks,
+        unit.maximum_blocks,
+    )
     run = _run_read(unit)
 
     def admit(task):
@@ -79,18 +105,25 @@ def _read_6(unit, general):
         task.length = blocks * block_size
         task.run = run
         task.run_blocking = run_read_blocking
+
     return admit
 
 
 def _write_limits(unit):
-    """(bytes up to which a plain write need not wait, the same of a durable one, are all writes durable?)"""
+    """(bytes up to which a plain write need not wait, the same of a durable one, are all writes
+    durable?)"""
     store = unit.store
     plain = store.inline_write_limit
     return plain, plain if store.durable_is_free else 0, unit.write_through
 
 
 def _write_10(unit, general):
-    unpack, block_size, size, limit = BLOCKS_10.unpack_from, unit.block_size, unit.blocks, unit.maximum_blocks
+    unpack, block_size, size, limit = (
+        BLOCKS_10.unpack_from,
+        unit.block_size,
+        unit.blocks,
+        unit.maximum_blocks,
+    )
     plain, durable, write_through = _write_limits(unit)
 
     def admit(task):
@@ -109,6 +142,7 @@ def _write_10(unit, general):
             task.durable = False
             task.run = run_write if length <= plain else would_block
         task.run_blocking = run_write
+
     return admit
 
 
@@ -132,11 +166,17 @@ def _write_long(unit, general, unpack):
             task.durable = False
             task.run = run_write if length <= plain else would_block
         task.run_blocking = run_write
+
     return admit
 
 
 def _write_6(unit, general):
-    unpack, block_size, size, limit = BLOCKS_6.unpack_from, unit.block_size, unit.blocks, unit.maximum_blocks
+    unpack, block_size, size, limit = (
+        BLOCKS_6.unpack_from,
+        unit.block_size,
+        unit.blocks,
+        unit.maximum_blocks,
+    )
     plain, durable, write_through = _write_limits(unit)
     inline = durable if write_through else plain
 
@@ -145,12 +185,18 @@ def _write_6(unit, general):
         lba = high << 16 | low
         blocks = blocks or 256
         length = blocks * block_size
-        if (high & 0xE0 | control or blocks > limit or lba + blocks > size or task.edtl < length
-                or not task.expects_write):
+        if (
+            high & 0xE0 | control
+            or blocks > limit
+            or lba + blocks > size
+            or task.edtl < length
+            or not task.expects_write
+        ):
             return general(task)
         task.offset = lba * block_size
         task.length = task.data_out_length = length
         task.durable = write_through
         task.run = run_write if length <= inline else would_block
         task.run_blocking = run_write
+
     return admit

@@ -1,6 +1,8 @@
-"""Names that initiators give a unit, and its clock: IDENTIFYING INFORMATION (SPC-4 6.32, 6.43), TIMESTAMP (6.38, 6.46). Pure.
+"""Names that initiators give a unit, and its clock: IDENTIFYING INFORMATION (SPC-4 6.32, 6.43),
+TIMESTAMP (6.38, 6.46). Pure.
 
-The clock is the host's, shifted by what SET TIMESTAMP said: unit.clock() gives milliseconds since 1970.
+The clock is the host's, shifted by what SET TIMESTAMP said: unit.clock() gives milliseconds since
+1970.
 """
 
 import struct
@@ -11,16 +13,19 @@ from targetd.scsi.cdb import doubleword
 from targetd.scsi.sam import Change
 from targetd.scsi.spc import answer, parameter_list
 
-SUPPORTED = 0x7F                       # INFORMATION TYPE: tell which types there are
-TEXT = '2'                             # UTF-8, ended by a null
-BY_SET_TIMESTAMP, BY_OTHER_MEANS = 0b010, 0b011        # TIMESTAMP ORIGIN, SPC-4 table 55
+SUPPORTED = 0x7F  # INFORMATION TYPE: tell which types there are
+TEXT = '2'  # UTF-8, ended by a null
+BY_SET_TIMESTAMP, BY_OTHER_MEANS = 0b010, 0b011  # TIMESTAMP ORIGIN, SPC-4 table 55
 
 
 def report_identifying_information(unit, task):
     """REPORT IDENTIFYING INFORMATION, SPC-4 6.32."""
     kind = task.cdb[10] >> 1
     if kind == SUPPORTED:
-        data = b''.join(struct.pack('>BxH', int(k) << 1, most) for k, most in sorted(rules.MAXIMUM_LENGTH.items()))
+        data = b''.join(
+            struct.pack('>BxH', int(k) << 1, most)
+            for k, most in sorted(rules.MAXIMUM_LENGTH.items())
+        )
     elif str(kind) in rules.MAXIMUM_LENGTH:
         data = bytes.fromhex(unit.records['identifying'].get(str(kind), ''))
     else:
@@ -45,7 +50,7 @@ def _set_identifying(task):
     if task.private == TEXT and data:
         if data[-1]:
             raise sense.invalid_field_in_parameter_list(len(data) - 1)
-        data = data[:data.index(b'\0') + 1]
+        data = data[: data.index(b'\0') + 1]
         try:
             data.decode('utf-8')
         except UnicodeDecodeError as e:
@@ -58,7 +63,9 @@ def report_timestamp(unit, task):
     offset = unit.records['timestamp_offset']
     origin = BY_OTHER_MEANS if offset is None else BY_SET_TIMESTAMP
     now = min(max(0, unit.clock() + (offset or 0)), rules.MAXIMUM_TIMESTAMP)
-    answer(task, struct.pack('>HBx6s2x', 10, origin, now.to_bytes(6, 'big')), doubleword(task.cdb, 6))
+    answer(
+        task, struct.pack('>HBx6s2x', 10, origin, now.to_bytes(6, 'big')), doubleword(task.cdb, 6)
+    )
 
 
 def set_timestamp(unit, task):
@@ -74,4 +81,6 @@ def _set_timestamp(task):
     if not task.length:
         return None
     data = parameter_list(task, task.length)
-    return Change('set-timestamp', {'offset': int.from_bytes(data[4:10], 'big') - task.unit.clock()})
+    return Change(
+        'set-timestamp', {'offset': int.from_bytes(data[4:10], 'big') - task.unit.clock()}
+    )

@@ -1,10 +1,11 @@
 """LOG SENSE and LOG SELECT (SPC-4 6.8, 6.7): what the unit counted and noticed. Pure.
 
-One row per page. Nothing is counted per command: READ and WRITE pay nothing for their statistics. So page 19h has neither
-numbers of commands (0001h) nor idle time (0002h), which SPC-4 7.3.6 wants there: to leave them out is more honest than zeroes,
-and sg_logs shows the page in hex. The error counter pages have what was met in the slow path only. Nothing is saved by SP (DS
-is 1): what lasts is kept without being asked, see records.py.
-Windows asks for page 0Ch with PC 0 and does not want to be refused; list parameters have no thresholds, so PC is ignored there.
+One row per page. Nothing is counted per command: READ and WRITE pay nothing for their statistics.
+So page 19h has neither numbers of commands (0001h) nor idle time (0002h), which SPC-4 7.3.6 wants
+there: to leave them out is more honest than zeroes, and sg_logs shows the page in hex. The error
+counter pages have what was met in the slow path only. Nothing is saved by SP (DS is 1): what lasts
+is kept without being asked, see records.py. Windows asks for page 0Ch with PC 0 and does not want
+to be refused; list parameters have no thresholds, so PC is ignored there.
 """
 
 import struct
@@ -16,21 +17,21 @@ from targetd.scsi.sam import WOULD_BLOCK, Change
 from targetd.scsi.sbc import reading
 from targetd.scsi.spc import answer, parameter_list
 
-THRESHOLD, CUMULATIVE, DEFAULT_THRESHOLD, DEFAULT_CUMULATIVE = range(4)          # PAGE CONTROL
+THRESHOLD, CUMULATIVE, DEFAULT_THRESHOLD, DEFAULT_CUMULATIVE = range(4)  # PAGE CONTROL
 ALL_SUBPAGES = 0xFF
 PARAMETER = struct.Struct('>HBB')
-COUNTER, ASCII_LIST, BINARY_LIST = 0x02, 0x01, 0x03           # FORMAT AND LINKING
+COUNTER, ASCII_LIST, BINARY_LIST = 0x02, 0x01, 0x03  # FORMAT AND LINKING
 UNKNOWN_TEMPERATURE = 0xFF
-DEDICATED, SHARED = 1, 2                                      # SCOPE of a resource count: with whatever else the store lies on
-UNCORRECTED = 0x0006                                          # parameter of the error counter pages
+DEDICATED, SHARED = 1, 2  # SCOPE of a resource count: with whatever else the store lies on
+UNCORRECTED = 0x0006  # parameter of the error counter pages
 ACCOUNTING_DATE = 0x0002
-COUNTED = {0x02: 'write', 0x03: 'read', 0x05: 'verify'}       # page -> key of records['errors']
+COUNTED = {0x02: 'write', 0x03: 'read', 0x05: 'verify'}  # page -> key of records['errors']
 START_STOP_CYCLES = 0x0E
 
 
 class Page(namedtuple('Page', 'code subpage name parameters blocks needs')):
-    """parameters(unit, page_control) -> [(code, control byte, value bytes)]; blocks: it may wait for the store; needs: name of
-    the fact without which the unit does not have the page, or ''."""
+    """parameters(unit, page_control) -> [(code, control byte, value bytes)]; blocks: it may wait
+    for the store; needs: name of the fact without which the unit does not have the page, or ''."""
 
     __slots__ = ()
 
@@ -41,21 +42,30 @@ def _parameter(code, control, value):
 
 # -- pages -----------------------------------------------------------------------------------------------------------------
 
+
 def _error_counter(page):
     def parameters(unit, control):
         """SPC-4: errors that the medium corrected by itself are not seen from here."""
         count = unit.records['errors'][COUNTED[page]] if control == CUMULATIVE else 0
         if control in (THRESHOLD, DEFAULT_THRESHOLD):
-            count = (1 << 64) - 1                             # no threshold: never reached
+            count = (1 << 64) - 1  # no threshold: never reached
         return [(UNCORRECTED, COUNTER, struct.pack('>Q', count))]
+
     return parameters
 
 
 def _provisioning(unit, control):
-    """Logical Block Provisioning, SBC-3, in threshold sets: what the store could still take, and what it takes now."""
+    """Logical Block Provisioning, SBC-3, in threshold sets: what the store could still take, and
+    what it takes now."""
     one = unit.block_size << unit.facts.threshold_exponent
-    counts = [(0x0001, unit.store.available() // one, SHARED), (0x0002, -(-unit.store.allocated() // one), DEDICATED)]
-    return [(code, BINARY_LIST, struct.pack('>IB3x', min(count, 0xFFFFFFFF), scope)) for code, count, scope in counts]
+    counts = [
+        (0x0001, unit.store.available() // one, SHARED),
+        (0x0002, -(-unit.store.allocated() // one), DEDICATED),
+    ]
+    return [
+        (code, BINARY_LIST, struct.pack('>IB3x', min(count, 0xFFFFFFFF), scope))
+        for code, count, scope in counts
+    ]
 
 
 def _temperature(unit, control):
@@ -67,9 +77,12 @@ def _start_stop(unit, control):
     """SPC-4. Dates are four digits of the year and two of the week."""
     records = unit.records
     date = records['accounting_date'] or ' ' * 6
-    return [(0x0001, ASCII_LIST, b' ' * 6), (ACCOUNTING_DATE, ASCII_LIST, date.encode('ascii')),
-            (0x0004, BINARY_LIST, struct.pack('>I', records['cycles'] & 0xFFFFFFFF)),
-            (0x0006, BINARY_LIST, struct.pack('>I', records['loads'] & 0xFFFFFFFF))]
+    return [
+        (0x0001, ASCII_LIST, b' ' * 6),
+        (ACCOUNTING_DATE, ASCII_LIST, date.encode('ascii')),
+        (0x0004, BINARY_LIST, struct.pack('>I', records['cycles'] & 0xFFFFFFFF)),
+        (0x0006, BINARY_LIST, struct.pack('>I', records['loads'] & 0xFFFFFFFF)),
+    ]
 
 
 def _self_tests(unit, control):
@@ -81,8 +94,16 @@ def _self_tests(unit, control):
         if n < len(tests):
             test = tests[n]
             address = 0xFFFFFFFFFFFFFFFF if test['address'] is None else test['address']
-            value = struct.pack('>BBHQBBBx', test['code'] << 5 | test['result'], test['number'], test['hours'], address,
-                                test['key'], test['asc'], test['ascq'])
+            value = struct.pack(
+                '>BBHQBBBx',
+                test['code'] << 5 | test['result'],
+                test['number'],
+                test['hours'],
+                address,
+                test['key'],
+                test['asc'],
+                test['ascq'],
+            )
         parameters.append((n + 1, BINARY_LIST, value))
     return parameters
 
@@ -102,6 +123,7 @@ def _page(code, name, parameters, blocks=False, needs='', subpage=0x00):
     return Page(code, subpage, name, parameters, blocks, needs)
 
 
+# fmt: off
 TABLE = (
     _page(0x02, 'Write Error Counter', _error_counter(0x02)),
     _page(0x03, 'Read Error Counter', _error_counter(0x03)),
@@ -113,6 +135,7 @@ TABLE = (
     _page(0x19, 'General Statistics and Performance', _statistics),
     _page(0x2F, 'Informational Exceptions', _exceptions),
 )
+# fmt: on
 
 
 def offered(facts):
@@ -121,6 +144,7 @@ def offered(facts):
 
 
 # -- LOG SENSE -------------------------------------------------------------------------------------------------------------
+
 
 def log_sense(unit, task):
     """LOG SENSE, SPC-4 6.8."""
@@ -156,7 +180,9 @@ def _run_page(task):
     wanted = [parameter for parameter in parameters if parameter[0] >= pointer]
     if not wanted:
         raise sense.invalid_field_in_cdb(5)
-    return page_bytes(row.code, row.subpage, b''.join(_parameter(*p) for p in wanted))[:word(cdb, 7)]
+    return page_bytes(row.code, row.subpage, b''.join(_parameter(*p) for p in wanted))[
+        : word(cdb, 7)
+    ]
 
 
 def page_bytes(code, subpage, body):
@@ -165,14 +191,18 @@ def page_bytes(code, subpage, body):
 
 
 def _list(rows, code, subpage):
-    """The pages of lists, SPC-4: 00/00 page codes, 00/FF all pages and subpages, xx/FF those of one page."""
+    """The pages of lists, SPC-4: 00/00 page codes, 00/FF all pages and subpages, xx/FF those of one
+    page."""
     if code == 0x00 and subpage == 0x00:
         body = bytes([0x00] + sorted({row.code for row in rows if not row.subpage}))
         return struct.pack('>BBH', 0x00, 0x00, len(body)) + body
     if subpage != ALL_SUBPAGES:
         raise sense.invalid_field_in_cdb(3)
-    pairs = sorted({(row.code, row.subpage) for row in rows} | {(row.code, ALL_SUBPAGES) for row in rows}
-                   | {(0x00, 0x00), (0x00, ALL_SUBPAGES)})
+    pairs = sorted(
+        {(row.code, row.subpage) for row in rows}
+        | {(row.code, ALL_SUBPAGES) for row in rows}
+        | {(0x00, 0x00), (0x00, ALL_SUBPAGES)}
+    )
     if code:
         pairs = [pair for pair in pairs if pair[0] == code]
         if not pairs:
@@ -183,6 +213,7 @@ def _list(rows, code, subpage):
 
 # -- LOG SELECT ------------------------------------------------------------------------------------------------------------
 
+
 def log_select(unit, task):
     """LOG SELECT, SPC-4 6.7: checked here, changed by the master."""
     cdb = task.cdb
@@ -191,13 +222,21 @@ def log_select(unit, task):
     if task.length and (reset or code or subpage):
         raise sense.invalid_field_in_cdb(1, 1) if reset else sense.invalid_field_in_cdb(2, 5)
     if code or subpage:
-        if subpage not in (0x00, ALL_SUBPAGES) or not any(row.code == code for row in offered(unit.facts)):
+        if subpage not in (0x00, ALL_SUBPAGES) or not any(
+            row.code == code for row in offered(unit.facts)
+        ):
             raise sense.invalid_field_in_cdb(2, 5)
     task.data_out_length = task.length
     defaults = not task.length and cdb[2] >> 6 == DEFAULT_CUMULATIVE
     task.private = None
     if reset or defaults:
-        task.private = {'reset': True} if not code else {'errors': {COUNTED[code]: 0}} if code in COUNTED else None
+        task.private = (
+            {'reset': True}
+            if not code
+            else {'errors': {COUNTED[code]: 0}}
+            if code in COUNTED
+            else None
+        )
     task.run = _run_select
 
 
@@ -234,7 +273,7 @@ def _parse_parameter(data, offset, end, page, control, changes):
     if end < offset + PARAMETER.size:
         raise sense.parameter_list_length_error()
     code, _, length = PARAMETER.unpack_from(data, offset)
-    value = data[offset + PARAMETER.size:offset + PARAMETER.size + length]
+    value = data[offset + PARAMETER.size : offset + PARAMETER.size + length]
     if offset + PARAMETER.size + length > end:
         raise sense.parameter_list_length_error()
     if page == START_STOP_CYCLES and code == ACCOUNTING_DATE:
@@ -244,7 +283,7 @@ def _parse_parameter(data, offset, end, page, control, changes):
     elif page in COUNTED and code == UNCORRECTED:
         if length != 8:
             raise sense.invalid_field_in_parameter_list(offset + 3)
-        if control == CUMULATIVE:                             # there is no threshold to be changed
+        if control == CUMULATIVE:  # there is no threshold to be changed
             changes.setdefault('errors', {})[COUNTED[page]] = int.from_bytes(value, 'big')
     else:
         raise sense.invalid_field_in_parameter_list(offset)

@@ -1,13 +1,14 @@
-"""The target as one nexus sees it: its Device, the LogicalUnits behind it, and what stands where none is. Pure.
+"""The target as one nexus sees it: its Device, the LogicalUnits behind it, and what stands where
+none is. Pure.
 
 The dispatch table is the admission state (ARCHITECTURE D10). A unit keeps two tables of 256 admission functions: `open`, made
 anew whenever a replica changes, in which each entry already knows whether its command is reserved away, write protected or
 without a medium; and `owed`, in force while a unit attention is pending, whose entries report it unless the command is exempt.
 `unit.dispatch` is the one in force, and `unit.admit(task)` one subscription and one call.
 
-Threads: connection threads call admit() and what it sets; the worker's control thread calls update(), raise_attention() and
-resized(). Neither waits for the other: every change makes a new object and puts it in place with one assignment, and _select()
-looks again after its own.
+Threads: connection threads call admit() and what it sets; the worker's control thread calls
+update(), raise_attention() and resized(). Neither waits for the other: every change makes a new
+object and puts it in place with one assignment, and _select() looks again after its own.
 """
 
 from targetd.scsi import alua as access_rules
@@ -47,29 +48,48 @@ from targetd.scsi.sense import (
 
 __all__ = ('AbsentUnit', 'Device', 'LogicalUnit', 'ReportLunsUnit', 'UnitFacts')
 
-MODULES = {'spc': spc, 'sbc': sbc, 'provisioning': provisioning, 'atomic': atomic_commands, 'sanitize': sanitize,
-           'copies': copy_manager, 'third_party': extended_copy, 'rods': rod_commands,
-           'logs': logs, 'buffers': buffers, 'diagnostics': diagnostics,
-           'identifying': identifying}
-FUNCTIONS = dict((row.function, getattr(MODULES[row.function.split('.')[0]], row.function.split('.')[1]))
-                 for row in opcodes.TABLE)
+MODULES = {
+    'spc': spc,
+    'sbc': sbc,
+    'provisioning': provisioning,
+    'atomic': atomic_commands,
+    'sanitize': sanitize,
+    'copies': copy_manager,
+    'third_party': extended_copy,
+    'rods': rod_commands,
+    'logs': logs,
+    'buffers': buffers,
+    'diagnostics': diagnostics,
+    'identifying': identifying,
+}
+FUNCTIONS = dict(
+    (row.function, getattr(MODULES[row.function.split('.')[0]], row.function.split('.')[1]))
+    for row in opcodes.TABLE
+)
 
 NO_LIMIT = 1 << 64
-LOCALIZE_STEP = 1 << 16             # bytes; how finely a failed read is first taken apart
+LOCALIZE_STEP = 1 << 16  # bytes; how finely a failed read is first taken apart
 
 #: medium -> sense of every command that needs it. 'ready' and 'failed' serve reads.
-NOT_READY_SENSE = dict(operations.SENSE, **{
-    'stopped': (NOT_READY, 0x04, 0x02),         # INITIALIZING COMMAND REQUIRED: START STOP UNIT with START
-    'ejected': (NOT_READY, 0x3A, 0x00),
-    'ready': None,
-    'failed': None,
-})
-UNKNOWN_MEDIUM = (NOT_READY, 0x04, 0x03)        # MANUAL INTERVENTION REQUIRED
+NOT_READY_SENSE = dict(
+    operations.SENSE,
+    **{
+        'stopped': (
+            NOT_READY,
+            0x04,
+            0x02,
+        ),  # INITIALIZING COMMAND REQUIRED: START STOP UNIT with START
+        'ejected': (NOT_READY, 0x3A, 0x00),
+        'ready': None,
+        'failed': None,
+    },
+)
+UNKNOWN_MEDIUM = (NOT_READY, 0x04, 0x03)  # MANUAL INTERVENTION REQUIRED
 
 
 def lun_of(lun_field):
-    """The LUN number of an 8-byte LUN field, or None if it is not single-level peripheral (bus 0) or flat space addressing
-    (SAM-5)."""
+    """The LUN number of an 8-byte LUN field, or None if it is not single-level peripheral (bus 0)
+    or flat space addressing (SAM-5)."""
     first, rest = lun_field >> 48, lun_field & 0xFFFFFFFFFFFF
     if rest:
         return None
@@ -79,7 +99,8 @@ def lun_of(lun_field):
 
 
 def lun_fields(lun):
-    """The LUN fields that name this LUN, the one to report first: peripheral below 256, flat space from there on."""
+    """The LUN fields that name this LUN, the one to report first: peripheral below 256, flat space
+    from there on."""
     flat = (0x4000 | lun) << 48
     return (lun << 48, flat) if lun < 256 else (flat,)
 
@@ -87,18 +108,20 @@ def lun_fields(lun):
 class Device(object):
     """What one nexus finds at the target: units by LUN field.
 
-    nexus: sam.Nexus; ports: the target's sam.Port rows. The control thread adds and removes; the connection looks up.
+    nexus: sam.Nexus; ports: the target's sam.Port rows. The control thread adds and removes; the
+    connection looks up.
     """
 
     def __init__(self, nexus, ports=()):
         self.nexus = nexus
         self.ports = tuple(ports)
-        self.luns = {}                       # LUN number -> LogicalUnit
-        self._units = {}                     # LUN field -> unit; replaced, never changed
+        self.luns = {}  # LUN number -> LogicalUnit
+        self._units = {}  # LUN field -> unit; replaced, never changed
         self._report_luns = ReportLunsUnit(self)
 
     def unit(self, lun_field):
-        """The LogicalUnit with this 8-byte LUN field (an int), or the AbsentUnit that answers in its place. Hot."""
+        """The LogicalUnit with this 8-byte LUN field (an int), or the AbsentUnit that answers in
+        its place. Hot."""
         return self._units.get(lun_field) or self._elsewhere(lun_field)
 
     def has_unit(self, lun_field):
@@ -129,7 +152,9 @@ class Device(object):
     replace = add
 
     def _index(self):
-        self._units = dict((field, unit) for lun, unit in self.luns.items() for field in lun_fields(lun))
+        self._units = dict(
+            (field, unit) for lun, unit in self.luns.items() for field in lun_fields(lun)
+        )
 
     def raise_attention(self, asc, ascq):
         """Owe the nexus this unit attention from every unit."""
@@ -137,10 +162,13 @@ class Device(object):
             unit.raise_attention(asc, ascq)
 
     def lun_fields(self, select_report):
-        """The LUN fields that REPORT LUNS lists (SPC-4 6.33), or None for a SELECT REPORT that is not defined here."""
+        """The LUN fields that REPORT LUNS lists (SPC-4 6.33), or None for a SELECT REPORT that is
+        not defined here."""
         units = [lun_fields(lun)[0] for lun in sorted(self.luns)]
         well_known = [ReportLunsUnit.LUN_FIELD]
-        return {0x00: units, 0x01: well_known, 0x02: well_known + units, 0x10: [], 0x11: units}.get(select_report)
+        return {0x00: units, 0x01: well_known, 0x02: well_known + units, 0x10: [], 0x11: units}.get(
+            select_report
+        )
 
     def luns_reported(self):
         """REPORT LUNS has told what 3F/0E would have told (SPC-4 6.33)."""
@@ -149,9 +177,11 @@ class Device(object):
 
 
 class AbsentUnit(object):
-    """A LUN without a unit: INQUIRY, REPORT LUNS and REQUEST SENSE are answered, the rest is 05/25/00 (SAM-5).
+    """A LUN without a unit: INQUIRY, REPORT LUNS and REQUEST SENSE are answered, the rest is
+    05/25/00 (SAM-5).
 
-    qualifier: INQUIRY byte 0. LUN 0 gets 001b, so that initiators which look no further than 011b find the other LUNs.
+    qualifier: INQUIRY byte 0. LUN 0 gets 001b, so that initiators which look no further than 011b
+    find the other LUNs.
     """
 
     lun = None
@@ -194,7 +224,11 @@ class ReportLunsUnit(AbsentUnit):
     """The REPORT LUNS well-known logical unit (SPC-4): there whatever else is."""
 
     LUN_FIELD = 0xC101 << 48
-    ROWS = dict((row.opcode, row) for row in opcodes.TABLE if row.exempt or row.opcode == opcodes.TEST_UNIT_READY)
+    ROWS = dict(
+        (row.opcode, row)
+        for row in opcodes.TABLE
+        if row.exempt or row.opcode == opcodes.TEST_UNIT_READY
+    )
 
     def __init__(self, device):
         super(ReportLunsUnit, self).__init__(device, spc.WELL_KNOWN)
@@ -245,8 +279,19 @@ class LogicalUnit(object):
 
     qualifier = spc.DISK
 
-    def __init__(self, facts, store, nexus, device, modes=None, reservations=None, medium='ready', lun=None,
-                 access=None, records=None):
+    def __init__(
+        self,
+        facts,
+        store,
+        nexus,
+        device,
+        modes=None,
+        reservations=None,
+        medium='ready',
+        lun=None,
+        access=None,
+        records=None,
+    ):
         self.facts = facts
         self.store = store
         self.nexus = nexus
@@ -266,15 +311,17 @@ class LogicalUnit(object):
         self.blocks = store.size // facts.block_size
         self.modes = modes or mode_pages.initial(facts)
         self.reservations = reservations or reservation_rules.initial()
-        self.access = access or access_rules.initial([port.target_port_group_tag for port in device.ports])
+        self.access = access or access_rules.initial(
+            [port.target_port_group_tag for port in device.ports]
+        )
         self.records = records or record_rules.initial()
         self.buffers = buffers.Buffers()
         self.clock = no_clock
         self.since = 0
         self.start = start_now
         self.on_note = ignore_note
-        self.self_test = None            # diagnostics.SelfTest that runs in the background
-        self.power = None                # (ASC, ASCQ) of a low power condition that this nexus asked for
+        self.self_test = None  # diagnostics.SelfTest that runs in the background
+        self.power = None  # (ASC, ASCQ) of a low power condition that this nexus asked for
         self.medium = medium
         self.progress = 0
         self.dispatch = ()
@@ -283,8 +330,8 @@ class LogicalUnit(object):
     # -- connection threads ------------------------------------------------------------------------------------------
 
     def admit(self, task):
-        """Check everything that needs no data; set task.run, run_blocking, data_out_length. Raises CheckCondition or
-        StatusReturned. Hot."""
+        """Check everything that needs no data; set task.run, run_blocking, data_out_length. Raises
+        CheckCondition or StatusReturned. Hot."""
         self.dispatch[task.cdb[0]](task)
 
     def sense(self, error):
@@ -292,8 +339,8 @@ class LogicalUnit(object):
         return error.sense(self.descriptor_sense)
 
     def take_sense(self):
-        """What REQUEST SENSE reports, as a CheckCondition, or None: a unit attention, which is owed no more, or why the unit
-        is not ready."""
+        """What REQUEST SENSE reports, as a CheckCondition, or None: a unit attention, which is owed
+        no more, or why the unit is not ready."""
         owed = self._take_attention()
         if owed:
             return CheckCondition(UNIT_ATTENTION, *owed)
@@ -307,7 +354,9 @@ class LogicalUnit(object):
         not_ready = NOT_READY_SENSE.get(self.medium, UNKNOWN_MEDIUM)
         if not_ready is None:
             return None
-        return CheckCondition(*not_ready, progress=self.progress if operations.is_running(self.medium) else None)
+        return CheckCondition(
+            *not_ready, progress=self.progress if operations.is_running(self.medium) else None
+        )
 
     def vpd_page(self, code):
         """The vital product data page. Raises CheckCondition if the unit does not have it."""
@@ -330,8 +379,8 @@ class LogicalUnit(object):
         self._select()
 
     def update(self, **replicas):
-        """Put new replicas in force: any of reservations=, modes=, medium=, access=, records=, watched=. Commands that are
-        admitted from now on see them."""
+        """Put new replicas in force: any of reservations=, modes=, medium=, access=, records=,
+        watched=. Commands that are admitted from now on see them."""
         for name in replicas:
             if name not in ('reservations', 'modes', 'medium', 'access', 'records', 'watched'):
                 raise TypeError('a LogicalUnit has no replica %s' % name)
@@ -342,7 +391,8 @@ class LogicalUnit(object):
         self._rebuild()
 
     def resized(self, size):
-        """The medium has `size` bytes now. The store knows already; the unit attention comes from whoever resized."""
+        """The medium has `size` bytes now. The store knows already; the unit attention comes from
+        whoever resized."""
         self.blocks = size // self.block_size
         self._rebuild()
 
@@ -376,11 +426,13 @@ class LogicalUnit(object):
         return access_rules.state_of(self.access, self.nexus.target_port_group_tag)
 
     def path_refusal(self):
-        """The CheckCondition for a READ or a WRITE by the path of the nexus, or None where it is active."""
+        """The CheckCondition for a READ or a WRITE by the path of the nexus, or None where it is
+        active."""
         return access_rules.refusal(self._access_state())
 
     def _admit_if_accessible(self, task):
-        """The admission while the path is in standby or the like: what the state does not let pass ends here."""
+        """The admission while the path is in standby or the like: what the state does not let pass
+        ends here."""
         opcode, state = task.cdb[0], self._access_state()
         service_action = None if None in self.commands[opcode] else task.cdb[1] & 0x1F
         if not access_rules.passes(state, opcode, service_action):
@@ -389,12 +441,17 @@ class LogicalUnit(object):
 
     def _is_plain(self, row):
         """May this command skip the general admission?"""
-        return not (self.power or reservation_rules.conflicts(self.refused, row.reservation, b'\0' * 16)
-                    or NOT_READY_SENSE.get(self.medium, UNKNOWN_MEDIUM)
-                    or row.writes and (self.read_only or self.medium == 'failed' or self.watched))
+        return not (
+            self.power
+            or reservation_rules.conflicts(self.refused, row.reservation, b'\0' * 16)
+            or NOT_READY_SENSE.get(self.medium, UNKNOWN_MEDIUM)
+            or row.writes
+            and (self.read_only or self.medium == 'failed' or self.watched)
+        )
 
     def _select(self):
-        """Put the table in force that the attention queue asks for; look again, another thread may have changed either."""
+        """Put the table in force that the attention queue asks for; look again, another thread may
+        have changed either."""
         while True:
             opened, owed = self._tables
             wanted = owed if len(self.attention) else opened
@@ -411,13 +468,14 @@ class LogicalUnit(object):
         owed = self._take_attention()
         if owed:
             raise CheckCondition(UNIT_ATTENTION, *owed)
-        self._tables[0][task.cdb[0]](task)           # another connection of the session took it meanwhile
+        self._tables[0][task.cdb[0]](task)  # another connection of the session took it meanwhile
 
     def _refuse_opcode(self, task):
         raise sense.invalid_opcode()
 
     def _admit(self, task):
-        """The general admission: opcode row, CDB usage bits, reservation, medium; LBA and lengths are the command's."""
+        """The general admission: opcode row, CDB usage bits, reservation, medium; LBA and lengths
+        are the command's."""
         cdb = task.cdb
         rows = self.commands[cdb[0]]
         row = rows[None] if None in rows else rows.get(cdb[1] & 0x1F)
@@ -436,10 +494,11 @@ class LogicalUnit(object):
             rod_commands.guard(self, row, task)
 
     def heed(self, task):
-        """A command was admitted, and then tokens were made. One that waits for its data will revoke them first. Of one that is
-        being carried out, gives (offset, length) of what it may be writing, else None. `working` is held."""
+        """A command was admitted, and then tokens were made. One that waits for its data will
+        revoke them first. Of one that is being carried out, gives (offset, length) of what it may
+        be writing, else None. `working` is held."""
         if getattr(task, 'run', None) is None:
-            return None                              # it will be admitted yet
+            return None  # it will be admitted yet
         rows = self.commands[task.cdb[0]]
         row = rows[None] if None in rows else rows.get(task.cdb[1] & 0x1F)
         if task.transfer is None:
@@ -448,7 +507,8 @@ class LogicalUnit(object):
         return None
 
     def before_write(self, offset, length):
-        """These bytes are about to change: revoke the tokens that stand for them. Executor threads. Raises CheckCondition."""
+        """These bytes are about to change: revoke the tokens that stand for them. Executor threads.
+        Raises CheckCondition."""
         if rod_tokens.touches(self.watched, offset, length):
             self.rods.revoke(offset, length)
 
@@ -462,7 +522,8 @@ class LogicalUnit(object):
             self.refuse_if_failed()
 
     def protection(self):
-        """What a write to a unit ends with that is read_only: a CheckCondition that says who protects it."""
+        """What a write to a unit ends with that is read_only: a CheckCondition that says who
+        protects it."""
         return CheckCondition(DATA_PROTECT, 0x27, 0x00 if self.facts.read_only else 0x02)
 
     def _works_anyway(self, row):
@@ -475,8 +536,8 @@ class LogicalUnit(object):
         return False
 
     def set_power(self, code):
-        """This nexus asked for a low power condition, REQUEST SENSE says so with this (ASC, ASCQ); None: for the active one, or
-        it used the medium (SPC-4). Connection threads."""
+        """This nexus asked for a low power condition, REQUEST SENSE says so with this (ASC, ASCQ);
+        None: for the active one, or it used the medium (SPC-4). Connection threads."""
         if self.power != code:
             self.power = code
             self._rebuild()
@@ -495,7 +556,8 @@ class LogicalUnit(object):
     # -- failures of the store ---------------------------------------------------------------------------------------
 
     def refuse_if_failed(self):
-        """Raise 04/44/00 for writes and flushes once data was lost: GOOD would be a lie until the administrator has looked."""
+        """Raise 04/44/00 for writes and flushes once data was lost: GOOD would be a lie until the
+        administrator has looked."""
         if self.medium == 'failed':
             raise CheckCondition(HARDWARE_ERROR, 0x44, 0x00)
 
@@ -521,8 +583,8 @@ class LogicalUnit(object):
             self.on_failure('%s failed: %s' % (verb, error.strerror or error))
 
     def read_failure(self, error, task):
-        """The CheckCondition for an OSError of a read, with the first block that cannot be read if that can be found.
-        Executor threads."""
+        """The CheckCondition for an OSError of a read, with the first block that cannot be read if
+        that can be found. Executor threads."""
         lba = None
         self._note_error(error, 'verify' if task.cdb[0] in opcodes.VERIFIES else 'read')
         if error.errno in errno_map.LOCALIZED and not task.aborted:
@@ -539,5 +601,5 @@ class LogicalUnit(object):
                     offset, length = start, count
                     break
             else:
-                return None                          # it can be read now
+                return None  # it can be read now
         return offset // self.block_size

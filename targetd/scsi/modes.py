@@ -1,8 +1,10 @@
-"""Mode parameters (SPC-4, SBC-3): pages, what may be changed in them, MODE SENSE and MODE SELECT data. Pure.
+"""Mode parameters (SPC-4, SBC-3): pages, what may be changed in them, MODE SENSE and MODE SELECT
+data. Pure.
 
-One logical unit's mode parameters are one JSON-able dict, never changed in place: {'current': pages, 'saved': pages,
-'default': pages}, pages being {'08-00': the whole page as hex digits, PS 0, …}. They are shared by all nexuses (VPD page 87h):
-the master applies changes (`apply`, `reset`), every worker reads a replica (`sense`, `parameters`).
+One logical unit's mode parameters are one JSON-able dict, never changed in place: {'current':
+pages, 'saved': pages, 'default': pages}, pages being {'08-00': the whole page as hex digits, PS 0,
+…}. They are shared by all nexuses (VPD page 87h): the master applies changes (`apply`, `reset`),
+every worker reads a replica (`sense`, `parameters`).
 
 Invariant: the three sets differ in changeable bits only.
 """
@@ -14,13 +16,14 @@ from collections import namedtuple
 from targetd.scsi.facts import UnitFacts
 from targetd.scsi.sense import ILLEGAL_REQUEST, CheckCondition
 
-CURRENT, CHANGEABLE, DEFAULT, SAVED = range(4)          # PAGE CONTROL, SPC-4 table 178
+CURRENT, CHANGEABLE, DEFAULT, SAVED = range(4)  # PAGE CONTROL, SPC-4 table 178
 ALL_PAGES, ALL_SUBPAGES = 0x3F, 0xFF
 VENDOR_PAGE = 0x00
 
 
 class Page(namedtuple('Page', 'code subpage length mask name')):
-    """One mode page. length: all of its bytes; mask: {offset: bits that MODE SELECT may change}; a page with any is savable."""
+    """One mode page. length: all of its bytes; mask: {offset: bits that MODE SELECT may change}; a
+    page with any is savable."""
 
     __slots__ = ()
 
@@ -43,24 +46,33 @@ class Page(namedtuple('Page', 'code subpage length mask name')):
 
 
 READ_WRITE_ERROR_RECOVERY, DISCONNECT_RECONNECT, FORMAT_DEVICE, RIGID_DISK = 0x01, 0x02, 0x03, 0x04
-VERIFY_ERROR_RECOVERY, CACHING, CONTROL, POWER_CONDITION, INFORMATIONAL_EXCEPTIONS = 0x07, 0x08, 0x0A, 0x1A, 0x1C
+VERIFY_ERROR_RECOVERY, CACHING, CONTROL, POWER_CONDITION, INFORMATIONAL_EXCEPTIONS = (
+    0x07,
+    0x08,
+    0x0A,
+    0x1A,
+    0x1C,
+)
 
-LBPERE = 0x80                    # READ-WRITE ERROR RECOVERY byte 3: thresholds are told
-WCE = 0x04                       # CACHING byte 2
-D_SENSE = 0x04                   # CONTROL byte 2
-SWP = 0x08                       # CONTROL byte 4
-TST, SEPARATE_TASK_SETS = 0xE0, 0x20      # CONTROL byte 2
-TAS = 0x40                       # CONTROL byte 5
-IALUAE = 0x01                    # CONTROL EXTENSION byte 4
-SCSIP = 0x02                     # SET TIMESTAMP goes before the host's clock
+LBPERE = 0x80  # READ-WRITE ERROR RECOVERY byte 3: thresholds are told
+WCE = 0x04  # CACHING byte 2
+D_SENSE = 0x04  # CONTROL byte 2
+SWP = 0x08  # CONTROL byte 4
+TST, SEPARATE_TASK_SETS = 0xE0, 0x20  # CONTROL byte 2
+TAS = 0x40  # CONTROL byte 5
+IALUAE = 0x01  # CONTROL EXTENSION byte 4
+SCSIP = 0x02  # SET TIMESTAMP goes before the host's clock
 TCMOS = 0x04
 
 # Threshold descriptors of LOGICAL BLOCK PROVISIONING, SBC-3
-THRESHOLD = struct.Struct('>BBxxI')               # ENABLED, THRESHOLD TYPE (soft), ARMING; THRESHOLD RESOURCE; THRESHOLD COUNT
+# ENABLED, THRESHOLD TYPE (soft), ARMING; THRESHOLD RESOURCE; THRESHOLD COUNT
+THRESHOLD = struct.Struct('>BBxxI')
 THRESHOLDS_AT = (16, 24)
 ENABLED, ARM_DECREASING, ARM_INCREASING = 0x80, 0, 1
-AVAILABLE, USED = 0x01, 0x02                      # THRESHOLD RESOURCE: the log parameters of page 0Ch, in threshold sets
+# THRESHOLD RESOURCE: the log parameters of page 0Ch, in threshold sets
+AVAILABLE, USED = 0x01, 0x02
 
+# fmt: off
 TABLE = (
     Page(READ_WRITE_ERROR_RECOVERY, 0x00, 12, {3: LBPERE}, 'Read-Write Error Recovery'),            # SBC-3
     Page(DISCONNECT_RECONNECT, 0x00, 16, {}, 'Disconnect-Reconnect'),                               # SPC-4
@@ -73,8 +85,10 @@ TABLE = (
     Page(POWER_CONDITION, 0x00, 40, {}, 'Power Condition'),                                         # SPC-4
     Page(INFORMATIONAL_EXCEPTIONS, 0x00, 12, {}, 'Informational Exceptions Control'),               # SPC-4
     Page(INFORMATIONAL_EXCEPTIONS, 0x02, 32, {16: ENABLED, 20: 0xFF, 21: 0xFF, 22: 0xFF, 23: 0xFF, 24: ENABLED, 28: 0xFF,
-                                              29: 0xFF, 30: 0xFF, 31: 0xFF}, 'Logical Block Provisioning'),   # SBC-3
+                                              # SBC-3
+                                              29: 0xFF, 30: 0xFF, 31: 0xFF}, 'Logical Block Provisioning'),
 )
+# fmt: on
 BY_KEY = dict((page.key, page) for page in TABLE)
 
 
@@ -83,14 +97,34 @@ def _defaults(facts, write_cache):
     return {
         # AWRE, ARRE: who keeps the medium moves bad blocks
         '01-00': {2: 0xC0, 3: LBPERE if facts.threshold_exponent else 0},
-        '08-00': {2: WCE if write_cache else 0, 4: 0xFF, 5: 0xFF, 8: 0xFF, 9: 0xFF, 10: 0xFF, 11: 0xFF},
+        '08-00': {
+            2: WCE if write_cache else 0,
+            4: 0xFF,
+            5: 0xFF,
+            8: 0xFF,
+            9: 0xFF,
+            10: 0xFF,
+            11: 0xFF,
+        },
         # TST, GLTSD; QUEUE ALGORITHM MODIFIER 1: commands run side by side; BUSY TIMEOUT PERIOD 5 s
-        '0a-00': {2: SEPARATE_TASK_SETS | 0x02 | (D_SENSE if facts.descriptor_sense else 0), 3: 0x10, 9: 50},
+        '0a-00': {
+            2: SEPARATE_TASK_SETS | 0x02 | (D_SENSE if facts.descriptor_sense else 0),
+            3: 0x10,
+            9: 50,
+        },
         '0a-01': {4: TCMOS | SCSIP | (IALUAE if facts.implicit_alua else 0)},
-        '1c-00': {2: 0x08},                                         # DEXCPT: no exceptions are reported
-        '1c-02': dict(enumerate(THRESHOLD.pack(ARM_DECREASING | (ENABLED if facts.threshold_count else 0), AVAILABLE,
-                                               min(facts.threshold_count, 0xFFFFFFFF))
-                                + THRESHOLD.pack(ARM_INCREASING, USED, 0), THRESHOLDS_AT[0])),
+        '1c-00': {2: 0x08},  # DEXCPT: no exceptions are reported
+        '1c-02': dict(
+            enumerate(
+                THRESHOLD.pack(
+                    ARM_DECREASING | (ENABLED if facts.threshold_count else 0),
+                    AVAILABLE,
+                    min(facts.threshold_count, 0xFFFFFFFF),
+                )
+                + THRESHOLD.pack(ARM_INCREASING, USED, 0),
+                THRESHOLDS_AT[0],
+            )
+        ),
     }
 
 
@@ -101,7 +135,9 @@ def configured(facts):
         key, _, digits = written.partition(':')
         pages[key] = bytes.fromhex(digits)
         if key in BY_KEY and len(pages[key]) != BY_KEY[key].length:
-            raise ValueError('mode page %s has %d bytes and not %d' % (key, BY_KEY[key].length, len(pages[key])))
+            raise ValueError(
+                'mode page %s has %d bytes and not %d' % (key, BY_KEY[key].length, len(pages[key]))
+            )
     return pages
 
 
@@ -112,16 +148,24 @@ def _page_of(key, data):
 def offered(facts):
     """The Page rows that a unit with these facts has, by page and subpage code."""
     written = configured(facts)
-    rows = [page for page in TABLE if page.key != '1c-02' or facts.threshold_exponent or page.key in written]
+    rows = [
+        page
+        for page in TABLE
+        if page.key != '1c-02' or facts.threshold_exponent or page.key in written
+    ]
     if not written:
         return tuple(rows)
-    return tuple(sorted(rows + [_page_of(key, data) for key, data in written.items() if key not in BY_KEY]))
+    return tuple(
+        sorted(rows + [_page_of(key, data) for key, data in written.items() if key not in BY_KEY])
+    )
 
 
 # -- the state -----------------------------------------------------------------------------------------------------------
 
+
 def initial(facts, write_cache=None):
-    """The state of a unit that nobody has changed. facts: UnitFacts, or its dict; write_cache: WCE, by default the fact."""
+    """The state of a unit that nobody has changed. facts: UnitFacts, or its dict; write_cache: WCE,
+    by default the fact."""
     facts = _facts(facts)
     values = _defaults(facts, facts.write_cache if write_cache is None else write_cache)
     written = configured(facts)
@@ -139,13 +183,17 @@ def _facts(facts):
 
 
 def saved(state):
-    """What goes to stable storage, JSON-able: the saved pages that are not as the defaults. Empty if there are none."""
-    return dict((key, data) for key, data in state['saved'].items() if data != state['default'][key])
+    """What goes to stable storage, JSON-able: the saved pages that are not as the defaults. Empty
+    if there are none."""
+    return dict(
+        (key, data) for key, data in state['saved'].items() if data != state['default'][key]
+    )
 
 
 def restore(facts, kept, write_cache=None):
-    """The state after a start, from what `saved` gave (None or {}: nothing was). Bits that may not be changed, and pages
-    that the unit has no more, are as they are by default. Raises ValueError if `kept` is not what `saved` gives."""
+    """The state after a start, from what `saved` gave (None or {}: nothing was). Bits that may not
+    be changed, and pages that the unit has no more, are as they are by default. Raises ValueError
+    if `kept` is not what `saved` gives."""
     state = initial(facts, write_cache)
     if kept is None:
         return state
@@ -154,7 +202,9 @@ def restore(facts, kept, write_cache=None):
     pages = dict(state['default'])
     for key, data in kept.items():
         if key in pages and key in BY_KEY:
-            pages[key] = _merged(bytes.fromhex(pages[key]), _page_bytes(key, data), BY_KEY[key].mask).hex()
+            pages[key] = _merged(
+                bytes.fromhex(pages[key]), _page_bytes(key, data), BY_KEY[key].mask
+            ).hex()
     return {'current': pages, 'saved': pages, 'default': state['default']}
 
 
@@ -169,14 +219,20 @@ HEX = re.compile('(?:[0-9a-f]{2})*$')
 
 
 def _page_bytes(key, data):
-    if key not in BY_KEY or not isinstance(data, str) or not HEX.match(data) or len(data) != 2 * BY_KEY[key].length:
+    if (
+        key not in BY_KEY
+        or not isinstance(data, str)
+        or not HEX.match(data)
+        or len(data) != 2 * BY_KEY[key].length
+    ):
         raise ValueError('mode page %s cannot be %r' % (key, data))
     return bytes.fromhex(data)
 
 
 def apply(state, arguments):
-    """The state after a MODE SELECT; the old object itself if nothing changes. arguments: of parse_select (other keys are
-    ignored). Raises ValueError if they are not what parse_select makes: they come from a worker."""
+    """The state after a MODE SELECT; the old object itself if nothing changes. arguments: of
+    parse_select (other keys are ignored). Raises ValueError if they are not what parse_select
+    makes: they come from a worker."""
     pages = arguments.get('pages')
     if not isinstance(pages, dict) or not all(key in state['current'] for key in pages):
         raise ValueError('not mode pages: %r' % (pages,))
@@ -186,7 +242,7 @@ def apply(state, arguments):
             raise ValueError('mode page %s: bits that may not be changed' % key)
     current = dict(base, **pages)
     new = {'current': current, 'saved': state['saved'], 'default': state['default']}
-    if arguments.get('save'):                   # all savable pages, not just those that were sent (SPC-4 6.11)
+    if arguments.get('save'):  # all savable pages, not just those that were sent (SPC-4 6.11)
         new['saved'] = current
     return state if new == state else new
 
@@ -197,7 +253,8 @@ def reset(state):
 
 
 def has_separate_task_sets(state):
-    """TST: has each nexus a task set of its own, or (a page that the configuration gives) all of them one?"""
+    """TST: has each nexus a task set of its own, or (a page that the configuration gives) all of
+    them one?"""
     return bytes.fromhex(state['current']['0a-00'])[2] & TST == SEPARATE_TASK_SETS
 
 
@@ -207,8 +264,16 @@ Parameters.__doc__ = """The current parameters that change what the unit does, a
 
 def parameters(state):
     """The Parameters of this state."""
-    caching, control = bytes.fromhex(state['current']['08-00']), bytes.fromhex(state['current']['0a-00'])
-    return Parameters(bool(caching[2] & WCE), bool(control[2] & D_SENSE), bool(control[4] & SWP), bool(control[5] & TAS))
+    caching, control = (
+        bytes.fromhex(state['current']['08-00']),
+        bytes.fromhex(state['current']['0a-00']),
+    )
+    return Parameters(
+        bool(caching[2] & WCE),
+        bool(control[2] & D_SENSE),
+        bool(control[4] & SWP),
+        bool(control[5] & TAS),
+    )
 
 
 Threshold = namedtuple('Threshold', 'index resource increasing count')
@@ -249,29 +314,37 @@ def task_aborted_status(state):
 
 # -- MODE SENSE ----------------------------------------------------------------------------------------------------------
 
-HEADER_6 = struct.Struct('>BBBB')               # MODE DATA LENGTH, MEDIUM TYPE, DEVICE-SPECIFIC PARAMETER, descriptor length
-HEADER_10 = struct.Struct('>HBBBxH')            # …, LONGLBA, …
-SHORT_DESCRIPTOR = struct.Struct('>II')         # NUMBER OF LOGICAL BLOCKS, LOGICAL BLOCK LENGTH (24 bits)
+# MODE DATA LENGTH, MEDIUM TYPE, DEVICE-SPECIFIC PARAMETER, descriptor length
+HEADER_6 = struct.Struct('>BBBB')
+HEADER_10 = struct.Struct('>HBBBxH')  # …, LONGLBA, …
+SHORT_DESCRIPTOR = struct.Struct('>II')  # NUMBER OF LOGICAL BLOCKS, LOGICAL BLOCK LENGTH (24 bits)
 LONG_DESCRIPTOR = struct.Struct('>Q4xI')
 WP, DPOFUA = 0x80, 0x10
-HEADS, SECTORS = 255, 63                        # what a geometry is made of for systems that ask for one
+HEADS, SECTORS = 255, 63  # what a geometry is made of for systems that ask for one
 
 
 def sense(state, facts, page, subpage, control, dbd, long_header, llbaa, blocks):
-    """The MODE SENSE(6/10) data, all of it; the caller clips to the allocation length. page, subpage, control (PAGE CONTROL),
-    dbd, llbaa: of the CDB; long_header: MODE SENSE(10); blocks: the capacity in logical blocks.
+    """The MODE SENSE(6/10) data, all of it; the caller clips to the allocation length. page,
+    subpage, control (PAGE CONTROL), dbd, llbaa: of the CDB; long_header: MODE SENSE(10); blocks:
+    the capacity in logical blocks.
 
     Page 00h is answered without pages: Windows 2000 asks for it and gives up on an error.
     Raises CheckCondition 05/24/00 for a page or subpage that is not there.
     """
-    data = b''.join(_shown(state, facts, row, control, blocks) for row in _wanted(facts, page, subpage))
+    data = b''.join(
+        _shown(state, facts, row, control, blocks) for row in _wanted(facts, page, subpage)
+    )
     descriptor = b'' if dbd else _block_descriptor(facts, blocks, long_header and llbaa)
     specific = DPOFUA | (WP if facts.read_only or software_write_protect(state) else 0)
     if long_header:
         length = HEADER_10.size + len(descriptor) + len(data)
-        header = HEADER_10.pack(length - 2, 0, specific, len(descriptor) == LONG_DESCRIPTOR.size, len(descriptor))
+        header = HEADER_10.pack(
+            length - 2, 0, specific, len(descriptor) == LONG_DESCRIPTOR.size, len(descriptor)
+        )
     else:
-        header = HEADER_6.pack(HEADER_6.size + len(descriptor) + len(data) - 1, 0, specific, len(descriptor))
+        header = HEADER_6.pack(
+            HEADER_6.size + len(descriptor) + len(data) - 1, 0, specific, len(descriptor)
+        )
     return header + descriptor + data
 
 
@@ -284,7 +357,9 @@ def _wanted(facts, code, subpage):
     wanted = [row for row in rows if row.code == code and subpage in (row.subpage, ALL_SUBPAGES)]
     if not wanted:
         known = any(row.code == code for row in rows) or code == ALL_PAGES
-        raise CheckCondition(ILLEGAL_REQUEST, 0x24, 0x00, field=(3, 7, True) if known else (2, 5, True))
+        raise CheckCondition(
+            ILLEGAL_REQUEST, 0x24, 0x00, field=(3, 7, True) if known else (2, 5, True)
+        )
     return wanted
 
 
@@ -311,14 +386,27 @@ def _value(pages, facts, row, blocks):
 
 def _format_device(data, facts):
     """SECTORS PER TRACK, DATA BYTES PER PHYSICAL SECTOR, INTERLEAVE 1; HSEC."""
-    return data[:10] + struct.pack('>HHH', SECTORS, min(facts.block_size, 0xFFFF), 1) + data[16:20] + b'\x40' + data[21:]
+    return (
+        data[:10]
+        + struct.pack('>HHH', SECTORS, min(facts.block_size, 0xFFFF), 1)
+        + data[16:20]
+        + b'\x40'
+        + data[21:]
+    )
 
 
 def _rigid_disk(data, facts, blocks):
     """NUMBER OF CYLINDERS, NUMBER OF HEADS; MEDIUM ROTATION RATE."""
     cylinders = min(max(blocks // (HEADS * SECTORS), 1), 0xFFFFFF)
     rate = facts.rotation_rate if facts.rotation_rate > 1 else 0
-    return data[:2] + cylinders.to_bytes(3, 'big') + bytes([HEADS]) + data[6:20] + struct.pack('>H', rate) + data[22:]
+    return (
+        data[:2]
+        + cylinders.to_bytes(3, 'big')
+        + bytes([HEADS])
+        + data[6:20]
+        + struct.pack('>H', rate)
+        + data[22:]
+    )
 
 
 def _block_descriptor(facts, blocks, long_lba):
@@ -329,12 +417,13 @@ def _block_descriptor(facts, blocks, long_lba):
 
 # -- MODE SELECT ---------------------------------------------------------------------------------------------------------
 
-def parse_select(state, facts, data, long_header, pf, sp, blocks, rtd=False):
-    """The arguments (JSON-able) of a MODE SELECT(6/10) for `apply`. data: the parameter list; long_header: MODE SELECT(10);
-    pf, sp, rtd: of the CDB; blocks: the capacity in logical blocks.
 
-    Raises CheckCondition: 05/1A/00 where the list ends too early, 05/26/00 with field pointer for what cannot be set,
-    05/24/00 for pages without PF and a list with RTD.
+def parse_select(state, facts, data, long_header, pf, sp, blocks, rtd=False):
+    """The arguments (JSON-able) of a MODE SELECT(6/10) for `apply`. data: the parameter list;
+    long_header: MODE SELECT(10); pf, sp, rtd: of the CDB; blocks: the capacity in logical blocks.
+
+    Raises CheckCondition: 05/1A/00 where the list ends too early, 05/26/00 with field pointer for
+    what cannot be set, 05/24/00 for pages without PF and a list with RTD.
     """
     data = bytes(data)
     if rtd and data:
@@ -397,11 +486,14 @@ def _page_at(rows, data, offset):
     row = rows.get('%02x-%02x' % (code, subpage))
     if row is None or (row.subpage == 0) != (header_length == 2):
         raise _refused(offset, 5)
-    if data[offset + header_length // 2:offset + header_length] != row.header[header_length // 2:]:
+    if (
+        data[offset + header_length // 2 : offset + header_length]
+        != row.header[header_length // 2 :]
+    ):
         raise _refused(offset + header_length // 2)
     if len(data) < offset + row.length:
         raise CheckCondition(ILLEGAL_REQUEST, 0x1A, 0x00)
-    return row, bytes([data[offset] & 0x7F]) + data[offset + 1:offset + row.length]
+    return row, bytes([data[offset] & 0x7F]) + data[offset + 1 : offset + row.length]
 
 
 def _check_page(state, facts, row, page, offset, blocks):

@@ -1,7 +1,9 @@
-"""Long operations on a medium, FORMAT UNIT and SANITIZE, as values: what is to be done, how far it is, how it ended. Pure.
+"""Long operations on a medium, FORMAT UNIT and SANITIZE, as values: what is to be done, how far it
+is, how it ended. Pure.
 
-One operation is a JSON-able dict, never changed in place. The master owns it, keeps it in stable storage and has it done by a
-process of its own (worker.erasing); the sessions only see the word for the medium and the progress.
+One operation is a JSON-able dict, never changed in place. The master owns it, keeps it in stable
+storage and has it done by a process of its own (worker.erasing); the sessions only see the word for
+the medium and the progress.
 
   kind        'format' | 'sanitize'
   method      'pattern': write `pattern` to every block, `passes` times | 'zeroes': make every block read as zeroes, by
@@ -36,8 +38,8 @@ MAXIMUM_PROGRESS = 0xFFFF
 SENSE = {
     'formatting': (NOT_READY, 0x04, 0x04),
     'sanitizing': (NOT_READY, 0x04, 0x1B),
-    'format-failed': (MEDIUM_ERROR, 0x31, 0x00),         # MEDIUM FORMAT CORRUPTED
-    'sanitize-failed': (MEDIUM_ERROR, 0x31, 0x03),       # SANITIZE COMMAND FAILED
+    'format-failed': (MEDIUM_ERROR, 0x31, 0x00),  # MEDIUM FORMAT CORRUPTED
+    'sanitize-failed': (MEDIUM_ERROR, 0x31, 0x03),  # SANITIZE COMMAND FAILED
 }
 #: how the command itself ends whose operation failed
 COMMAND_FAILED = {'format': (MEDIUM_ERROR, 0x31, 0x01), 'sanitize': (MEDIUM_ERROR, 0x31, 0x03)}
@@ -46,18 +48,38 @@ _HEX = re.compile('(?:[0-9a-f]{2})*$')
 
 
 def begun(message, by):
-    """The operation that an ask (of a worker, so it may be anything) means. Raises KeyError, ValueError, TypeError."""
-    kind, method, pattern, passes = message['kind'], message['method'], message['pattern'], message['passes']
+    """The operation that an ask (of a worker, so it may be anything) means. Raises KeyError,
+    ValueError, TypeError."""
+    kind, method, pattern, passes = (
+        message['kind'],
+        message['method'],
+        message['pattern'],
+        message['passes'],
+    )
     if kind not in RUNNING or method not in METHODS[kind]:
         raise ValueError('operation %r, %r' % (kind, method))
-    if not isinstance(pattern, str) or not _HEX.match(pattern) or len(pattern) > 2 * MAXIMUM_PATTERN:
+    if (
+        not isinstance(pattern, str)
+        or not _HEX.match(pattern)
+        or len(pattern) > 2 * MAXIMUM_PATTERN
+    ):
         raise ValueError('no pattern')
     if bool(pattern) != (method == 'pattern'):
         raise ValueError('a pattern with %s' % method)
     if not isinstance(passes, int) or not 1 <= passes <= MAXIMUM_PASSES:
         raise ValueError('passes %r' % (passes,))
-    return {'kind': kind, 'method': method, 'pattern': pattern, 'passes': int(passes), 'invert': bool(message.get('invert')),
-            'ause': bool(message.get('ause')), 'by': list(by), 'position': 0, 'size': 0, 'failed': ''}
+    return {
+        'kind': kind,
+        'method': method,
+        'pattern': pattern,
+        'passes': int(passes),
+        'invert': bool(message.get('invert')),
+        'ause': bool(message.get('ause')),
+        'by': list(by),
+        'position': 0,
+        'size': 0,
+        'failed': '',
+    }
 
 
 def restored(kept):
@@ -67,7 +89,9 @@ def restored(kept):
     try:
         operation = begun(kept, kept['by'])
         position, size, failed = kept['position'], kept['size'], kept['failed']
-        if not all(isinstance(number, int) and number >= 0 for number in (position, size)) or not isinstance(failed, str):
+        if not all(
+            isinstance(number, int) and number >= 0 for number in (position, size)
+        ) or not isinstance(failed, str):
             raise ValueError('position %r of %r' % (position, size))
     except (KeyError, TypeError, AttributeError) as e:
         raise ValueError('not an operation: %s' % e)
@@ -90,7 +114,10 @@ def progress(operation, size):
     """PROGRESS INDICATION, 0..65535 of 65536 (SPC-4); size: bytes of the medium."""
     if operation is None or not size:
         return 0
-    return min(MAXIMUM_PROGRESS, max(0, operation['position']) * (MAXIMUM_PROGRESS + 1) // (operation['passes'] * size))
+    return min(
+        MAXIMUM_PROGRESS,
+        max(0, operation['position']) * (MAXIMUM_PROGRESS + 1) // (operation['passes'] * size),
+    )
 
 
 def is_running(word):

@@ -1,7 +1,8 @@
-"""PERSISTENT RESERVE IN and OUT, RESERVE and RELEASE on the wire: CDB and parameter list to arguments, state to Data-In. Pure.
+"""PERSISTENT RESERVE IN and OUT, RESERVE and RELEASE on the wire: CDB and parameter list to
+arguments, state to Data-In. Pure.
 
-The state and the arguments are those of reservations.py, which also gives these functions out under its own name; here nothing
-is decided.
+The state and the arguments are those of reservations.py, which also gives these functions out under
+its own name; here nothing is decided.
 """
 
 import struct
@@ -11,8 +12,16 @@ from targetd.scsi import transport_id
 from targetd.scsi.sense import ILLEGAL_REQUEST, CheckCondition
 
 # PERSISTENT RESERVE OUT service actions, SPC-4 table 206
-(REGISTER, PR_RESERVE, PR_RELEASE, CLEAR, PREEMPT, PREEMPT_AND_ABORT, REGISTER_AND_IGNORE_EXISTING_KEY,
- REGISTER_AND_MOVE) = range(8)
+(
+    REGISTER,
+    PR_RESERVE,
+    PR_RELEASE,
+    CLEAR,
+    PREEMPT,
+    PREEMPT_AND_ABORT,
+    REGISTER_AND_IGNORE_EXISTING_KEY,
+    REGISTER_AND_MOVE,
+) = range(8)
 
 # Types, SPC-4 table 202
 WRITE_EXCLUSIVE = 1
@@ -24,24 +33,27 @@ EXCLUSIVE_ACCESS_ALL_REGISTRANTS = 8
 TYPES = frozenset([1, 3, 5, 6, 7, 8])
 WRITE_EXCLUSIVE_TYPES = frozenset([1, 5, 7])
 ALL_REGISTRANTS = frozenset([7, 8])
-REGISTRANTS = frozenset([5, 6, 7, 8])          # Registrants Only and All Registrants: every registered nexus has access
+# Registrants Only and All Registrants: every registered nexus has access
+REGISTRANTS = frozenset([5, 6, 7, 8])
 
-ZERO = '0' * 16                                # the reservation key that stands for none
+ZERO = '0' * 16  # the reservation key that stands for none
 
 
 # -- to arguments ------------------------------------------------------------------------------------------------------
 
-OUT_LIST = struct.Struct('>8s8s4xBxH')         # RESERVATION KEY, SERVICE ACTION RESERVATION KEY, flags
-MOVE_LIST = struct.Struct('>8s8sxBHI')         # …, flags, RELATIVE TARGET PORT IDENTIFIER, TRANSPORTID LENGTH
+OUT_LIST = struct.Struct('>8s8s4xBxH')  # RESERVATION KEY, SERVICE ACTION RESERVATION KEY, flags
+# …, flags, RELATIVE TARGET PORT IDENTIFIER, TRANSPORTID LENGTH
+MOVE_LIST = struct.Struct('>8s8sxBHI')
 LENGTH = struct.Struct('>I')
 OUT_LENGTH = 24
 
 
 def parse_out(cdb, data, ports=()):
-    """The arguments (JSON-able) of a PERSISTENT RESERVE OUT for `apply`. data: its parameter list; ports: the target's
-    sam.Port rows (for ALL_TG_PT and REGISTER AND MOVE).
+    """The arguments (JSON-able) of a PERSISTENT RESERVE OUT for `apply`. data: its parameter list;
+    ports: the target's sam.Port rows (for ALL_TG_PT and REGISTER AND MOVE).
 
-    Raises CheckCondition: 05/24/00 unknown service action, 05/1A/00 list of the wrong length, 05/26/00 with field pointer.
+    Raises CheckCondition: 05/24/00 unknown service action, 05/1A/00 list of the wrong length,
+    05/26/00 with field pointer.
     """
     action = cdb[1] & 0x1F
     if action > REGISTER_AND_MOVE:
@@ -50,8 +62,15 @@ def parse_out(cdb, data, ports=()):
     if length < OUT_LENGTH or len(data) < length:
         raise CheckCondition(ILLEGAL_REQUEST, 0x1A, 0x00)
     data = bytes(data[:length])
-    arguments = {'service_action': action, 'scope': cdb[2] >> 4, 'type': cdb[2] & 0x0F,
-                 'all_tg_pt': False, 'unregister': False, 'transport_ids': None, 'target_ports': []}
+    arguments = {
+        'service_action': action,
+        'scope': cdb[2] >> 4,
+        'type': cdb[2] & 0x0F,
+        'all_tg_pt': False,
+        'unregister': False,
+        'transport_ids': None,
+        'target_ports': [],
+    }
     (_parse_move if action == REGISTER_AND_MOVE else _parse_basic)(arguments, data, ports)
     return arguments
 
@@ -60,10 +79,14 @@ def _parse_basic(arguments, data, ports):
     key, service_action_key, flags, _ = OUT_LIST.unpack_from(data)
     action = arguments['service_action']
     registers = action in (REGISTER, REGISTER_AND_IGNORE_EXISTING_KEY)
-    arguments.update(key=key.hex(), service_action_key=service_action_key.hex(), aptpl=bool(registers and flags & 0x01))
+    arguments.update(
+        key=key.hex(),
+        service_action_key=service_action_key.hex(),
+        aptpl=bool(registers and flags & 0x01),
+    )
     if registers and flags & 0x04:
         arguments.update(all_tg_pt=True, target_ports=[port.name for port in ports])
-    if flags & 0x08:                            # SPEC_I_PT
+    if flags & 0x08:  # SPEC_I_PT
         if action != REGISTER:
             raise list_error(20, 3)
         arguments['transport_ids'] = _parse_transport_ids(data)
@@ -93,18 +116,25 @@ def _parse_move(arguments, data, ports):
     if len(data) != OUT_LENGTH + length:
         raise CheckCondition(ILLEGAL_REQUEST, 0x1A, 0x00)
     name, end = transport_id.decode(data, OUT_LENGTH)
-    if end != len(data) or not transport_id.is_port(name):       # a device name says not which port to move to
+    # a device name says not which port to move to
+    if end != len(data) or not transport_id.is_port(name):
         raise list_error(20 if end != len(data) else OUT_LENGTH)
     target_ports = [port.name for port in ports if port.relative_identifier == relative]
     if not target_ports:
         raise list_error(18)
-    arguments.update(key=key.hex(), service_action_key=service_action_key.hex(), aptpl=bool(flags & 0x01),
-                     unregister=bool(flags & 0x02), transport_ids=[name], target_ports=target_ports)
+    arguments.update(
+        key=key.hex(),
+        service_action_key=service_action_key.hex(),
+        aptpl=bool(flags & 0x01),
+        unregister=bool(flags & 0x02),
+        transport_ids=[name],
+        target_ports=target_ports,
+    )
 
 
 def parse_reserve(cdb):
-    """The arguments of RESERVE or RELEASE(6/10): none. Raises CheckCondition 05/24/00 for third parties and extents, which
-    SPC-2 5.5.1 leaves to the target and which name nothing in iSCSI."""
+    """The arguments of RESERVE or RELEASE(6/10): none. Raises CheckCondition 05/24/00 for third
+    parties and extents, which SPC-2 5.5.1 leaves to the target and which name nothing in iSCSI."""
     if cdb[1] & 0x10:
         raise CheckCondition(ILLEGAL_REQUEST, 0x24, 0x00, field=(1, 4, True))
     if cdb[1] & 0x01:
@@ -126,14 +156,16 @@ FULL_STATUS = struct.Struct('>8s4xBB4xHI')
 CAPABILITIES = struct.Struct('>HBBBBxx')
 # CRH, SIP_C, ATP_C, PTPL_C
 CAPABLE = 0x10 | 0x08 | 0x04 | 0x01
-# TMV; ALLOW COMMANDS 011b: TEST UNIT READY passes every type, MODE SENSE, READ BUFFER, RSOC and their like pass Write Exclusive
+# TMV; ALLOW COMMANDS 011b: TEST UNIT READY passes every type, MODE SENSE, READ BUFFER, RSOC and
+# their like pass Write Exclusive
 TYPE_MASK_VALID = 0x80 | 0x30
 # WR_EX_AR, EX_AC_RO, WR_EX_RO, EX_AC, WR_EX; EX_AC_AR
 TYPE_MASK = (0x80 | 0x40 | 0x20 | 0x08 | 0x02, 0x01)
 
 
 def holds(state, who):
-    """Is the nexus `who`, (initiator_port, target_port), the persistent reservation holder, or one of them?"""
+    """Is the nexus `who`, (initiator_port, target_port), the persistent reservation holder, or one
+    of them?"""
     if state['type'] in ALL_REGISTRANTS:
         return any((r['initiator_port'], r['target_port']) == who for r in state['registrations'])
     return state['holder'] is not None and tuple(state['holder']) == who
@@ -146,40 +178,60 @@ def read_keys(state):
 
 
 def read_reservation(state):
-    """READ RESERVATION, SPC-4 6.15; the key is 0 where all registrants hold it. Told to every nexus, registered or not:
-    Windows cluster validation asks from the nodes that hold nothing."""
+    """READ RESERVATION, SPC-4 6.15; the key is 0 where all registrants hold it. Told to every
+    nexus, registered or not: Windows cluster validation asks from the nodes that hold nothing."""
     if not state['type']:
         return IN_HEADER.pack(state['generation'], 0)
     key = ZERO
     for r in state['registrations']:
         if [r['initiator_port'], r['target_port']] == state['holder']:
             key = r['key']
-    return IN_HEADER.pack(state['generation'], RESERVATION.size) + RESERVATION.pack(bytes.fromhex(key), state['type'])
+    return IN_HEADER.pack(state['generation'], RESERVATION.size) + RESERVATION.pack(
+        bytes.fromhex(key), state['type']
+    )
 
 
 def report_capabilities(state):
     """REPORT CAPABILITIES, SPC-4 6.15."""
-    return CAPABILITIES.pack(CAPABILITIES.size, CAPABLE, TYPE_MASK_VALID | (0x01 if state['aptpl'] else 0), *TYPE_MASK)
+    return CAPABILITIES.pack(
+        CAPABILITIES.size, CAPABLE, TYPE_MASK_VALID | (0x01 if state['aptpl'] else 0), *TYPE_MASK
+    )
 
 
 def read_full_status(state, ports=()):
-    """READ FULL STATUS, SPC-4 6.15. ports: the target's sam.Port rows, for the relative identifiers (0 for a target port that
-    is no more). A nexus that registered for all target ports and still is at each is one descriptor with ALL_TG_PT."""
+    """READ FULL STATUS, SPC-4 6.15. ports: the target's sam.Port rows, for the relative identifiers
+    (0 for a target port that is no more). A nexus that registered for all target ports and still is
+    at each is one descriptor with ALL_TG_PT."""
     relative = dict((port.name, port.relative_identifier) for port in ports)
     registrations = OrderedDict(
-        ((r['initiator_port'], r['target_port']), (r['key'], r['all_tg_pt'])) for r in state['registrations'])
+        ((r['initiator_port'], r['target_port']), (r['key'], r['all_tg_pt']))
+        for r in state['registrations']
+    )
     descriptors, told = [], set()
     for who, (key, all_tg_pt) in registrations.items():
         if who in told:
             continue
         holder = holds(state, who)
         group = [other for other in registrations if other[0] == who[0]]
-        whole = all_tg_pt and set(target for _, target in group) >= set(relative) and all(
-            registrations[other] == (key, True) and holds(state, other) == holder for other in group)
+        whole = (
+            all_tg_pt
+            and set(target for _, target in group) >= set(relative)
+            and all(
+                registrations[other] == (key, True) and holds(state, other) == holder
+                for other in group
+            )
+        )
         told.update(group if whole else [who])
         identifier = transport_id.encode(who[0])
-        descriptors.append(FULL_STATUS.pack(
-            bytes.fromhex(key), (0x02 if whole else 0) | (0x01 if holder else 0), state['type'] if holder else 0,
-            0 if whole else relative.get(who[1], 0), len(identifier)) + identifier)
+        descriptors.append(
+            FULL_STATUS.pack(
+                bytes.fromhex(key),
+                (0x02 if whole else 0) | (0x01 if holder else 0),
+                state['type'] if holder else 0,
+                0 if whole else relative.get(who[1], 0),
+                len(identifier),
+            )
+            + identifier
+        )
     data = b''.join(descriptors)
     return IN_HEADER.pack(state['generation'], len(data)) + data

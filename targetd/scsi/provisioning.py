@@ -4,22 +4,25 @@ import errno
 import struct
 
 from targetd.scsi import sense, vpd
-from targetd.scsi.cdb import BLOCKS_AT, doubleword, extent, length, word
+from targetd.scsi.cdb import BLOCKS_AT, extent, length, word
 from targetd.scsi.sbc import CHUNK, expect_exactly, place, reading, would_block, writing
 from targetd.scsi.spc import answer
 
 DESCRIPTOR = struct.Struct('>QI4x')
 MAXIMUM_STATUS_DESCRIPTORS = 4096
-MAPPED, DEALLOCATED = 0, 1                       # PROVISIONING STATUS, SBC-3 table 47
+MAPPED, DEALLOCATED = 0, 1  # PROVISIONING STATUS, SBC-3 table 47
 
 
 # -- UNMAP -----------------------------------------------------------------------------------------------------------------
+
 
 def unmap(unit, task):
     """UNMAP, SBC-3 5.28."""
     task.length = task.data_out_length = word(task.cdb, 7)
     task.offset = 0
-    task.run, task.run_blocking = (would_block, run_unmap) if task.length else (lambda task: None, None)
+    task.run, task.run_blocking = (
+        (would_block, run_unmap) if task.length else (lambda task: None, None)
+    )
 
 
 @writing
@@ -35,7 +38,8 @@ def run_unmap(task):
         try:
             unit.store.unmap(lba * unit.block_size, blocks * unit.block_size)
         except OSError as e:
-            if e.errno != errno.EOPNOTSUPP:      # a hint that the medium does not take; the data stays, which is allowed
+            # a hint that the medium does not take; the data stays, which is allowed
+            if e.errno != errno.EOPNOTSUPP:
                 raise
     if ranges and unit.write_through:
         unit.flush(0, unit.blocks * unit.block_size)
@@ -43,7 +47,8 @@ def run_unmap(task):
 
 
 def unmap_ranges(unit, data, announced):
-    """[(lba, blocks)] of an UNMAP parameter list, without the empty ones; LBAs of empty ones are not looked at.
+    """[(lba, blocks)] of an UNMAP parameter list, without the empty ones; LBAs of empty ones are
+    not looked at.
 
     Raises CheckCondition 05/1A/00, 05/26/00 (more than block limits allow), 05/21/00.
     """
@@ -68,8 +73,10 @@ def unmap_ranges(unit, data, announced):
 
 # -- WRITE SAME ------------------------------------------------------------------------------------------------------------
 
+
 def write_same(unit, task):
-    """WRITE SAME(10), (16), SBC-3 5.43, 5.44. A length of 0 runs to the end of the medium unless WSNZ forbids it."""
+    """WRITE SAME(10), (16), SBC-3 5.43, 5.44. A length of 0 runs to the end of the medium unless
+    WSNZ forbids it."""
     flags, lba, blocks = extent(task.cdb)
     facts, size = unit.facts, length(task.cdb[0])
     no_data, unmaps = size == 16 and bool(flags & 0x01), bool(flags & 0x08)
@@ -88,8 +95,9 @@ def write_same(unit, task):
 
 @writing
 def run_write_same(task):
-    """Executor thread. UNMAP is obeyed whatever the data where unmapped blocks certainly read as zeroes: every other target
-    does, and libiscsi's tests ask for it. Where they may read as anything, data other than zeroes are written."""
+    """Executor thread. UNMAP is obeyed whatever the data where unmapped blocks certainly read as
+    zeroes: every other target does, and libiscsi's tests ask for it. Where they may read as
+    anything, data other than zeroes are written."""
     unit = task.unit
     block = bytes(task.data_out or b'') if task.data_out_length else b'\0'
     if task.data_out_length and len(block) < unit.block_size:
@@ -100,19 +108,24 @@ def run_write_same(task):
             for start in range(0, task.length, 64 * CHUNK):
                 if task.aborted:
                     return None
-                medium.write_zeroes(task.offset + start, min(64 * CHUNK, task.length - start), task.private)
+                medium.write_zeroes(
+                    task.offset + start, min(64 * CHUNK, task.length - start), task.private
+                )
         else:
-            pattern = memoryview(block[:unit.block_size] * (min(CHUNK, task.length) // unit.block_size or 1))
+            pattern = memoryview(
+                block[: unit.block_size] * (min(CHUNK, task.length) // unit.block_size or 1)
+            )
             for start in range(0, task.length, len(pattern)):
                 if task.aborted:
                     return None
-                medium.write(task.offset + start, pattern[:task.length - start], False)
+                medium.write(task.offset + start, pattern[: task.length - start], False)
     if task.durable and task.length:
         unit.flush(task.offset, task.length)
     return None
 
 
 # -- GET LBA STATUS --------------------------------------------------------------------------------------------------------
+
 
 def get_lba_status(unit, task):
     """GET LBA STATUS, SBC-3 5.4, from the store's extents."""
@@ -126,18 +139,22 @@ def get_lba_status(unit, task):
 
 @reading
 def run_get_lba_status(task):
-    """Executor thread: data for what fits into the allocation length; the first descriptor begins at the LBA asked for."""
+    """Executor thread: data for what fits into the allocation length; the first descriptor begins
+    at the LBA asked for."""
     unit, allocation_length = task.unit, task.private
     count = min(max(1, (allocation_length - 8) // 16), MAXIMUM_STATUS_DESCRIPTORS)
     extents = unit.store.extents(task.offset, task.length, 2 * count + 1)
-    descriptors = b''.join(struct.pack('>QIB3x', lba, blocks, MAPPED if mapped else DEALLOCATED)
-                           for lba, blocks, mapped in block_extents(extents, unit.block_size)[:count])
+    descriptors = b''.join(
+        struct.pack('>QIB3x', lba, blocks, MAPPED if mapped else DEALLOCATED)
+        for lba, blocks, mapped in block_extents(extents, unit.block_size)[:count]
+    )
     answer(task, struct.pack('>I4x', 4 + len(descriptors)) + descriptors, allocation_length)
     return task.private
 
 
 def block_extents(extents, block_size):
-    """[(lba, blocks, mapped)] of adjoining byte extents: a block of which any byte is mapped is mapped."""
+    """[(lba, blocks, mapped)] of adjoining byte extents: a block of which any byte is mapped is
+    mapped."""
     found = []
     for offset, count, mapped in extents:
         if not count:

@@ -1,7 +1,8 @@
-"""What a logical unit remembers about itself: names that initiators gave it, its clock, its logs. Pure.
+"""What a logical unit remembers about itself: names that initiators gave it, its clock, its logs.
+Pure.
 
-One logical unit's records are one JSON-able dict, never changed in place, shared by all nexuses: the master applies changes
-(`apply`) and keeps them in stable storage, every worker reads a replica.
+One logical unit's records are one JSON-able dict, never changed in place, shared by all nexuses:
+the master applies changes (`apply`) and keeps them in stable storage, every worker reads a replica.
 
   identifying       {'0' | '2': hex digits}: IDENTIFYING INFORMATION by type, SPC-4 6.32
   timestamp_offset  milliseconds that SET TIMESTAMP put between the host's clock and the unit's, SPC-4; None: never set
@@ -17,9 +18,9 @@ import re
 from targetd.scsi import attention
 
 KEPT_SELF_TESTS = 20
-IN_PROGRESS, ABORTED_BY_RESET = 0xF, 0x2         # SELF-TEST RESULTS, SPC-4 table 343
+IN_PROGRESS, ABORTED_BY_RESET = 0xF, 0x2  # SELF-TEST RESULTS, SPC-4 table 343
 ERRORS = ('read', 'write', 'verify')
-MAXIMUM_LENGTH = {'0': 64, '2': 256}             # bytes of identifying information
+MAXIMUM_LENGTH = {'0': 64, '2': 256}  # bytes of identifying information
 MAXIMUM_TIMESTAMP = (1 << 48) - 1
 
 _HEX = re.compile('(?:[0-9a-f]{2})*$')
@@ -28,18 +29,27 @@ _DATE = re.compile('[0-9 ]{6}$')
 
 def initial():
     """The records of a unit that nobody has told anything."""
-    return {'identifying': {}, 'timestamp_offset': None, 'self_tests': [], 'accounting_date': '', 'cycles': 0, 'loads': 0,
-            'errors': dict.fromkeys(ERRORS, 0)}
+    return {
+        'identifying': {},
+        'timestamp_offset': None,
+        'self_tests': [],
+        'accounting_date': '',
+        'cycles': 0,
+        'loads': 0,
+        'errors': dict.fromkeys(ERRORS, 0),
+    }
 
 
 def saved(records):
-    """What goes to stable storage: the parts that are not as at first; {} if there is nothing to remember."""
+    """What goes to stable storage: the parts that are not as at first; {} if there is nothing to
+    remember."""
     first = initial()
     return {key: value for key, value in records.items() if value != first[key]}
 
 
 def restored(kept):
-    """The records after a start. A self-test that was under way was ended by that. Raises ValueError if `kept` is damaged."""
+    """The records after a start. A self-test that was under way was ended by that. Raises
+    ValueError if `kept` is damaged."""
     records = initial()
     if kept is None:
         return records
@@ -56,20 +66,24 @@ def restored(kept):
 
 
 def apply(records, kind, message):
-    """(new records, the unit attention that the others are owed, or None) of a change that a worker asks for or tells of.
-    Raises KeyError, ValueError, TypeError if it is none."""
+    """(new records, the unit attention that the others are owed, or None) of a change that a worker
+    asks for or tells of. Raises KeyError, ValueError, TypeError if it is none."""
     return KINDS[kind](records, message)
 
 
 def nexus_lost(records, by):
     """Background self-tests of this nexus (None: of any) have ended with it."""
-    tests = [dict(test, result=ABORTED_BY_RESET)
-             if test['result'] == IN_PROGRESS and (by is None or tuple(test['by']) == tuple(by)) else test
-             for test in records['self_tests']]
+    tests = [
+        dict(test, result=ABORTED_BY_RESET)
+        if test['result'] == IN_PROGRESS and (by is None or tuple(test['by']) == tuple(by))
+        else test
+        for test in records['self_tests']
+    ]
     return records if tests == records['self_tests'] else dict(records, self_tests=tests)
 
 
 # -- checks: everything comes from a worker or from a file --------------------------------------------------------------------
+
 
 def _number(value, most=(1 << 64) - 1):
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
@@ -79,7 +93,11 @@ def _number(value, most=(1 << 64) - 1):
 
 def _check_identifying(value):
     for kind, data in value.items():
-        if kind not in MAXIMUM_LENGTH or not _HEX.match(data) or len(data) > 2 * MAXIMUM_LENGTH[kind]:
+        if (
+            kind not in MAXIMUM_LENGTH
+            or not _HEX.match(data)
+            or len(data) > 2 * MAXIMUM_LENGTH[kind]
+        ):
             raise ValueError('identifying information %r' % (kind,))
 
 
@@ -104,8 +122,18 @@ def _checked_test(value):
     address = value.get('address')
     if not all(isinstance(name, str) for name in value['by']) or len(value['by']) != 2:
         raise ValueError('a self-test of nobody')
-    test = {key: _number(value[key], most) for key, most in
-            (('code', 7), ('result', 15), ('number', 255), ('hours', 0xFFFF), ('key', 15), ('asc', 255), ('ascq', 255))}
+    test = {
+        key: _number(value[key], most)
+        for key, most in (
+            ('code', 7),
+            ('result', 15),
+            ('number', 255),
+            ('hours', 0xFFFF),
+            ('key', 15),
+            ('asc', 255),
+            ('ascq', 255),
+        )
+    }
     return dict(test, address=None if address is None else _number(address), by=list(value['by']))
 
 
@@ -116,11 +144,19 @@ def _check_tests(value):
         _checked_test(test)
 
 
-CHECKS = {'identifying': _check_identifying, 'timestamp_offset': _check_offset, 'self_tests': _check_tests,
-          'accounting_date': _check_date, 'cycles': _number, 'loads': _number, 'errors': _check_errors}
+CHECKS = {
+    'identifying': _check_identifying,
+    'timestamp_offset': _check_offset,
+    'self_tests': _check_tests,
+    'accounting_date': _check_date,
+    'cycles': _number,
+    'loads': _number,
+    'errors': _check_errors,
+}
 
 
 # -- changes -----------------------------------------------------------------------------------------------------------------
+
 
 def _set_identifying(records, message):
     kind, data = message['type'], message['data']
@@ -149,7 +185,9 @@ def _error(records, message):
     kind = message['kind']
     if kind not in ERRORS:
         raise ValueError('error %r' % (kind,))
-    return dict(records, errors=dict(records['errors'], **{kind: records['errors'][kind] + 1})), None
+    return dict(
+        records, errors=dict(records['errors'], **{kind: records['errors'][kind] + 1})
+    ), None
 
 
 def _log_select(records, message):
@@ -166,8 +204,13 @@ def _log_select(records, message):
     return new, attention.LOG_PARAMETERS_CHANGED if new != records else None
 
 
-KINDS = {'set-identifying-information': _set_identifying, 'set-timestamp': _set_timestamp, 'self-test': _self_test,
-         'error': _error, 'log-select': _log_select}
+KINDS = {
+    'set-identifying-information': _set_identifying,
+    'set-timestamp': _set_timestamp,
+    'self-test': _self_test,
+    'error': _error,
+    'log-select': _log_select,
+}
 
 #: what a worker asks for, and what it tells of
 ASKED = frozenset(('set-identifying-information', 'set-timestamp', 'log-select'))

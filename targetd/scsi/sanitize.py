@@ -1,6 +1,8 @@
-"""FORMAT UNIT and SANITIZE (SBC-3 5.3, 5.24): the commands. Pure; the master has the operation done, see operations.py.
+"""FORMAT UNIT and SANITIZE (SBC-3 5.3, 5.24): the commands. Pure; the master has the operation
+done, see operations.py.
 
-CRYPTOGRAPHIC ERASE is offered where the store encrypts, BLOCK ERASE where unmapped blocks certainly read as zeroes.
+CRYPTOGRAPHIC ERASE is offered where the store encrypts, BLOCK ERASE where unmapped blocks certainly
+read as zeroes.
 """
 
 from targetd.scsi import operations, sense
@@ -10,12 +12,13 @@ from targetd.scsi.spc import parameter_list
 
 OVERWRITE, BLOCK_ERASE, CRYPTOGRAPHIC_ERASE, EXIT_FAILURE_MODE = 0x01, 0x02, 0x03, 0x1F
 
-IMMEDIATE = 0x80                    # SANITIZE byte 1
+IMMEDIATE = 0x80  # SANITIZE byte 1
 AUSE = 0x20
-HEADER = 4                          # bytes before the initialization pattern of an OVERWRITE
+HEADER = 4  # bytes before the initialization pattern of an OVERWRITE
 
-LONG_LIST, FORMAT_DATA = 0x20, 0x10                       # FORMAT UNIT byte 1
-FOV, STPF_TO_DPRY, PATTERN, FORMAT_IMMEDIATE = 0x80, 0x70, 0x08, 0x02       # parameter list header byte 1
+LONG_LIST, FORMAT_DATA = 0x20, 0x10  # FORMAT UNIT byte 1
+# parameter list header byte 1
+FOV, STPF_TO_DPRY, PATTERN, FORMAT_IMMEDIATE = 0x80, 0x70, 0x08, 0x02
 
 
 def _ask(task):
@@ -23,6 +26,7 @@ def _ask(task):
 
 
 # -- SANITIZE --------------------------------------------------------------------------------------------------------------
+
 
 def _sanitize(task, **words):
     flags = task.cdb[1]
@@ -46,8 +50,16 @@ def _run_overwrite(task):
         raise sense.invalid_field_in_cdb(7)
     if not length or length > task.unit.block_size or length != len(data) - HEADER:
         raise sense.invalid_field_in_cdb(7)
-    return Change('operate', _sanitize(task, method='pattern', pattern=data[HEADER:].hex(), passes=passes,
-                                       invert=bool(data[0] & 0x80)))
+    return Change(
+        'operate',
+        _sanitize(
+            task,
+            method='pattern',
+            pattern=data[HEADER:].hex(),
+            passes=passes,
+            invert=bool(data[0] & 0x80),
+        ),
+    )
 
 
 def block_erase(unit, task):
@@ -57,7 +69,8 @@ def block_erase(unit, task):
 
 
 def cryptographic_erase(unit, task):
-    """SANITIZE, CRYPTOGRAPHIC ERASE, SBC-3 5.24. What was written reads as noise afterwards, what was not as zeroes."""
+    """SANITIZE, CRYPTOGRAPHIC ERASE, SBC-3 5.24. What was written reads as noise afterwards, what
+    was not as zeroes."""
     task.private = _sanitize(task, method=operations.NEW_KEY, pattern='', passes=1)
     task.run = _ask
 
@@ -73,9 +86,10 @@ def _exit_failure_mode(task):
 
 # -- FORMAT UNIT -----------------------------------------------------------------------------------------------------------
 
+
 def format_unit(unit, task):
-    """FORMAT UNIT, SBC-3 5.3. Its CDB does not say how long the list is: what the initiator means to send, at most what a
-    list without defects can have."""
+    """FORMAT UNIT, SBC-3 5.3. Its CDB does not say how long the list is: what the initiator means
+    to send, at most what a list without defects can have."""
     if task.cdb[1] & FORMAT_DATA:
         room = task.edtl if task.expects_write else 0
         task.length = task.data_out_length = min(room, 8 + 4 + unit.block_size)
@@ -83,7 +97,13 @@ def format_unit(unit, task):
     else:
         if task.cdb[1] & LONG_LIST:
             raise sense.invalid_field_in_cdb(1, 5)
-        task.private = {'kind': 'format', 'method': 'zeroes', 'pattern': '', 'passes': 1, 'immediate': False}
+        task.private = {
+            'kind': 'format',
+            'method': 'zeroes',
+            'pattern': '',
+            'passes': 1,
+            'immediate': False,
+        }
         task.run = _ask
 
 
@@ -94,17 +114,28 @@ def _run_format(task):
     if len(data) < size:
         raise sense.parameter_list_length_error()
     flags = data[1]
-    if data[0] & 0x07 or long_list and data[3]:                  # no protection information is kept
+    if data[0] & 0x07 or long_list and data[3]:  # no protection information is kept
         raise sense.invalid_field_in_parameter_list(0 if data[0] & 0x07 else 3)
     if not flags & FOV and flags & (STPF_TO_DPRY | PATTERN):
-        raise sense.invalid_field_in_parameter_list(1, (flags & (STPF_TO_DPRY | PATTERN)).bit_length() - 1)
-    if doubleword(data, 4) if long_list else word(data, 2):      # a defect list: nobody tells this medium what is bad
+        raise sense.invalid_field_in_parameter_list(
+            1, (flags & (STPF_TO_DPRY | PATTERN)).bit_length() - 1
+        )
+    # a defect list: nobody tells this medium what is bad
+    if doubleword(data, 4) if long_list else word(data, 2):
         raise sense.invalid_field_in_parameter_list(4 if long_list else 2)
     pattern = _initialization_pattern(data, size, task.unit.block_size) if flags & PATTERN else b''
     if not pattern.strip(b'\0'):
         pattern = b''
-    return Change('operate', {'kind': 'format', 'method': 'pattern' if pattern else 'zeroes', 'pattern': pattern.hex(),
-                              'passes': 1, 'immediate': bool(flags & FORMAT_IMMEDIATE)})
+    return Change(
+        'operate',
+        {
+            'kind': 'format',
+            'method': 'pattern' if pattern else 'zeroes',
+            'pattern': pattern.hex(),
+            'passes': 1,
+            'immediate': bool(flags & FORMAT_IMMEDIATE),
+        },
+    )
 
 
 def _initialization_pattern(data, start, block_size):
@@ -112,7 +143,7 @@ def _initialization_pattern(data, start, block_size):
     if len(data) < start + 4:
         raise sense.parameter_list_length_error()
     kind, length = data[start + 1], word(data, start + 2)
-    if data[start]:                                              # IP MODIFIER is obsolete; SI asks for more than is done
+    if data[start]:  # IP MODIFIER is obsolete; SI asks for more than is done
         raise sense.invalid_field_in_parameter_list(start)
     if kind == 0x00:
         if length:
@@ -124,4 +155,4 @@ def _initialization_pattern(data, start, block_size):
         raise sense.invalid_field_in_parameter_list(start + 2)
     if len(data) < start + 4 + length:
         raise sense.parameter_list_length_error()
-    return data[start + 4:start + 4 + length]
+    return data[start + 4 : start + 4 + length]

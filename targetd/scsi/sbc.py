@@ -1,8 +1,10 @@
-"""The block commands (SBC-3): capacity, read, write, verify, flush, start and stop. Pure: the store does the work.
+"""The block commands (SBC-3): capacity, read, write, verify, flush, start and stop. Pure: the store
+does the work.
 
-Admission functions as in spc. READ and WRITE stand here in full, with every check and every exception; the everyday case
-of them is answered by hot.py, which comes here whenever anything is out of the ordinary.
-FUA on a READ changes nothing: there is one cache, and what it holds is what the medium will hold.
+Admission functions as in spc. READ and WRITE stand here in full, with every check and every
+exception; the everyday case of them is answered by hot.py, which comes here whenever anything is
+out of the ordinary. FUA on a READ changes nothing: there is one cache, and what it holds is what
+the medium will hold.
 """
 
 import functools
@@ -13,7 +15,7 @@ from targetd.scsi.cdb import BLOCKS_AT, FUA, LBA_AT, doubleword, extent, length,
 from targetd.scsi.sam import WOULD_BLOCK, Change
 from targetd.scsi.spc import answer
 
-CHUNK = 1 << 20               # bytes that VERIFY, WRITE SAME and their like hold at a time
+CHUNK = 1 << 20  # bytes that VERIFY, WRITE SAME and their like hold at a time
 PRE_FETCH_MAXIMUM = 64 << 20  # bytes; a PRE-FETCH of more is GOOD with that much read
 
 
@@ -29,17 +31,20 @@ def good(task):
 
 def reading(function):
     """A run function whose OSErrors are read errors within task.offset, task.length."""
+
     @functools.wraps(function)
     def run(task):
         try:
             return function(task)
         except OSError as e:
             raise task.unit.read_failure(e, task)
+
     return run
 
 
 def writing(function):
     """A run function whose OSErrors are write errors."""
+
     @functools.wraps(function)
     def run(task):
         if task.aborted:
@@ -48,13 +53,16 @@ def writing(function):
             return function(task)
         except OSError as e:
             raise task.unit.write_failure(e, task)
+
     return run
 
 
 # -- ranges and Data-Out ---------------------------------------------------------------------------------------------------
 
+
 def place(unit, task, lba, blocks, maximum=None):
-    """Set task.offset and task.length (bytes). Raises CheckCondition if blocks are not there, or more than `maximum`."""
+    """Set task.offset and task.length (bytes). Raises CheckCondition if blocks are not there, or
+    more than `maximum`."""
     size = length(task.cdb[0])
     if lba + blocks > unit.blocks:
         raise sense.lba_out_of_range(LBA_AT[size])
@@ -64,16 +72,24 @@ def place(unit, task, lba, blocks, maximum=None):
     task.length = blocks * unit.block_size
 
 
-#: Function of commands that write blocks -> where their number stands in the CDB; None: where its length says (cdb.extent).
-BLOCKS_WRITTEN_AT = {'sbc.write': None, 'sbc.write_and_verify': None, 'atomic.orwrite': None, 'provisioning.write_same': None,
-                     'atomic.compare_and_write': slice(13, 14), 'atomic.write_atomic': slice(12, 14)}
+#: Function of commands that write blocks -> where their number stands in the CDB; None: where its
+#: length says (cdb.extent).
+BLOCKS_WRITTEN_AT = {
+    'sbc.write': None,
+    'sbc.write_and_verify': None,
+    'atomic.orwrite': None,
+    'provisioning.write_same': None,
+    'atomic.compare_and_write': slice(13, 14),
+    'atomic.write_atomic': slice(12, 14),
+}
 
 
 def writes_nothing(unit, row, cdb):
-    """May a write-protected unit let this command pass, though its row writes? It names no blocks at all, which is no error
-    (SBC-3 5.33), or blocks that are not there, which is wrong on any unit, and its admission function says so. Whatever else
-    might be wrong with a command, the protection is told first: no order is prescribed (SBC-3 4.12). UNMAP looks itself, for
-    the blocks in its list."""
+    """May a write-protected unit let this command pass, though its row writes? It names no blocks
+    at all, which is no error (SBC-3 5.33), or blocks that are not there, which is wrong on any
+    unit, and its admission function says so. Whatever else might be wrong with a command, the
+    protection is told first: no order is prescribed (SBC-3 4.12). UNMAP looks itself, for the
+    blocks in its list."""
     if row.function not in BLOCKS_WRITTEN_AT:
         return row.function == 'provisioning.unmap'
     _, lba, blocks = extent(cdb)
@@ -84,8 +100,9 @@ def writes_nothing(unit, row, cdb):
 
 
 def expect_blocks(unit, task):
-    """Ask for task.length bytes of Data-Out. If the initiator's EDTL is less, only the whole blocks of it are done and the
-    rest is residual (SAM-5); part of a block is refused before any data moves."""
+    """Ask for task.length bytes of Data-Out. If the initiator's EDTL is less, only the whole blocks
+    of it are done and the rest is residual (SAM-5); part of a block is refused before any data
+    moves."""
     task.data_out_length = task.length
     available = task.edtl if task.expects_write else 0
     if available < task.length:
@@ -102,14 +119,16 @@ def expect_exactly(task, count):
 
 
 def data_out(task):
-    """The Data-Out that task.length says, as a memoryview of bytes. Raises CheckCondition if the initiator sent less."""
+    """The Data-Out that task.length says, as a memoryview of bytes. Raises CheckCondition if the
+    initiator sent less."""
     data = memoryview(task.data_out if task.data_out is not None else b'')
     if len(data) < task.length:
         raise sense.invalid_field_in_information_unit()
-    return data[:task.length]
+    return data[: task.length]
 
 
 # -- READ and WRITE --------------------------------------------------------------------------------------------------------
+
 
 def read(unit, task):
     """READ(6) of SBC-2, READ(10), (12), (16) of SBC-3 5.11 to 5.13, every case."""
@@ -122,7 +141,8 @@ def read(unit, task):
 
 
 def run_read(task):
-    """Connection thread: the data if the store need not wait. A failure is met again, and looked into, by an executor."""
+    """Connection thread: the data if the store need not wait. A failure is met again, and looked
+    into, by an executor."""
     try:
         data = task.unit.store.try_read(task.offset, task.length)
     except OSError:
@@ -166,8 +186,9 @@ def run_write(task):
 
 @writing
 def run_write_in_part(task):
-    """Executor thread: the EDTL ends within a block, of which the rest stays as it is. Data beyond the EDTL is not transferred,
-    everything else is as in any write (SAM-5); libiscsi's reservation tests write 512 bytes to 4096-byte blocks so."""
+    """Executor thread: the EDTL ends within a block, of which the rest stays as it is. Data beyond
+    the EDTL is not transferred, everything else is as in any write (SAM-5); libiscsi's reservation
+    tests write 512 bytes to 4096-byte blocks so."""
     unit, data = task.unit, bytes(data_out(task))
     kept = len(data) % unit.block_size
     with unit.store.held(task.offset, len(data) - kept + unit.block_size, True) as medium:
@@ -178,11 +199,12 @@ def run_write_in_part(task):
 
 # -- VERIFY, WRITE AND VERIFY -----------------------------------------------------------------------------------------------
 
-NO_COMPARE, COMPARE, _, COMPARE_ONE_BLOCK = range(4)           # BYTCHK, SBC-3 table 113
+NO_COMPARE, COMPARE, _, COMPARE_ONE_BLOCK = range(4)  # BYTCHK, SBC-3 table 113
 
 
 def verify(unit, task):
-    """VERIFY(10), (12), (16), SBC-3 5.29 to 5.31: read, and compare if BYTCHK says so. Windows formats disks with BYTCHK 0."""
+    """VERIFY(10), (12), (16), SBC-3 5.29 to 5.31: read, and compare if BYTCHK says so. Windows
+    formats disks with BYTCHK 0."""
     flags, lba, blocks = extent(task.cdb)
     check = flags >> 1 & 3
     if check == 2:
@@ -201,7 +223,7 @@ def run_verify(task):
     """Executor thread."""
     unit, check = task.unit, task.private
     if check == COMPARE_ONE_BLOCK:
-        block = bytes(task.data_out or b'')[:unit.block_size]
+        block = bytes(task.data_out or b'')[: unit.block_size]
         if len(block) < unit.block_size:
             raise sense.invalid_field_in_information_unit()
         pattern = block * (CHUNK // unit.block_size)
@@ -209,14 +231,15 @@ def run_verify(task):
     elif check == COMPARE:
         data = data_out(task)
         with unit.store.held(task.offset, task.length, False) as medium:
-            compare_medium(task, medium, lambda start, count: data[start:start + count])
+            compare_medium(task, medium, lambda start, count: data[start : start + count])
     else:
         compare_medium(task, unit.store, None)
     return None
 
 
 def compare_medium(task, medium, expected):
-    """Read the task's range of the store in chunks; `expected(start, count)`: what should be there, or None to read only.
+    """Read the task's range of the store in chunks; `expected(start, count)`: what should be there,
+    or None to read only.
 
     Raises CheckCondition MISCOMPARE with the LBA of the first block that differs.
     """
@@ -234,10 +257,11 @@ def compare_medium(task, medium, expected):
 
 def first_difference(one, other):
     """Index of the first byte in which two equally long bytes-likes differ, or None."""
-    one, other = bytes(one), bytes(other)          # memoryviews would be compared byte by byte, a hundred times slower
+    # memoryviews would be compared byte by byte, a hundred times slower
+    one, other = bytes(one), bytes(other)
     if one == other:
         return None
-    start, end = 0, len(one)                       # the first difference lies in start..end
+    start, end = 0, len(one)  # the first difference lies in start..end
     while end - start > 1:
         middle = (start + end) // 2
         if one[start:middle] != other[start:middle]:
@@ -256,7 +280,9 @@ def write_and_verify(unit, task):
     place(unit, task, lba, blocks, unit.maximum_blocks)
     expect_blocks(unit, task)
     task.durable = True
-    task.run, task.run_blocking = (would_block, run_write_and_verify) if task.length else (good, None)
+    task.run, task.run_blocking = (
+        (would_block, run_write_and_verify) if task.length else (good, None)
+    )
 
 
 def run_write_and_verify(task):
@@ -267,9 +293,10 @@ def run_write_and_verify(task):
 
 # -- caches ------------------------------------------------------------------------------------------------------------------
 
+
 def synchronize_cache(unit, task):
-    """SYNCHRONIZE CACHE(10), (16), SBC-3 5.26, 5.27. With IMMED too it is answered when the data is safe, which is what every
-    initiator that sends it hopes for."""
+    """SYNCHRONIZE CACHE(10), (16), SBC-3 5.26, 5.27. With IMMED too it is answered when the data is
+    safe, which is what every initiator that sends it hopes for."""
     _, lba, blocks = extent(task.cdb)
     place(unit, task, lba, blocks or max(0, unit.blocks - lba))
     unit.refuse_if_failed()
@@ -287,8 +314,8 @@ def run_flush(task):
 
 
 def pre_fetch(unit, task):
-    """PRE-FETCH(10), (16), SBC-3 5.8, 5.9: into the page cache. GOOD and not CONDITION MET, because nobody promises that it
-    stays there."""
+    """PRE-FETCH(10), (16), SBC-3 5.8, 5.9: into the page cache. GOOD and not CONDITION MET, because
+    nobody promises that it stays there."""
     _, lba, blocks = extent(task.cdb)
     place(unit, task, lba, blocks or max(0, unit.blocks - lba))
     task.length = min(task.length, PRE_FETCH_MAXIMUM)
@@ -297,6 +324,7 @@ def pre_fetch(unit, task):
 
 
 # -- capacity and defects ----------------------------------------------------------------------------------------------------
+
 
 def read_capacity_10(unit, task):
     """READ CAPACITY(10), SBC-3 5.15: FFFFFFFFh where the last LBA does not fit."""
@@ -314,8 +342,14 @@ def read_capacity_16(unit, task):
     provisioning = 0
     if facts.thin or facts.unmap:
         provisioning = 0x8000 | (0x4000 if facts.unmap and facts.zeroes_after_unmap else 0)
-    data = struct.pack('>QIBBH16x', max(0, unit.blocks - 1), unit.block_size, 0, facts.physical_exponent & 0x0F,
-                       provisioning | facts.lowest_aligned_block & 0x3FFF)
+    data = struct.pack(
+        '>QIBBH16x',
+        max(0, unit.blocks - 1),
+        unit.block_size,
+        0,
+        facts.physical_exponent & 0x0F,
+        provisioning | facts.lowest_aligned_block & 0x3FFF,
+    )
     answer(task, data, doubleword(cdb, 10))
 
 
@@ -328,7 +362,8 @@ def report_referrals(unit, task):
 
 
 def read_defect_data_10(unit, task):
-    """READ DEFECT DATA(10), SBC-3 5.17: both lists are there and empty, in whatever format was asked for."""
+    """READ DEFECT DATA(10), SBC-3 5.17: both lists are there and empty, in whatever format was
+    asked for."""
     asked = task.cdb[2] & 0x1F
     answer(task, struct.pack('>xBH', asked, 0), word(task.cdb, 7))
 
@@ -341,24 +376,34 @@ def read_defect_data_12(unit, task):
 
 # -- start, stop, eject ------------------------------------------------------------------------------------------------------
 
-#: POWER CONDITION -> (ASC, ASCQ) that REQUEST SENSE then has: START_VALID, ACTIVE and LU_CONTROL none; IDLE, STANDBY and their
-#: FORCE_ variants 'activated by command'. The other values change nothing, and are no error: libiscsi's tests send them.
-POWER_CONDITIONS = {0x0: None, 0x1: None, 0x7: None, 0x2: (0x5E, 0x03), 0xA: (0x5E, 0x03), 0x3: (0x5E, 0x04), 0xB: (0x5E, 0x04)}
+#: POWER CONDITION -> (ASC, ASCQ) that REQUEST SENSE then has: START_VALID, ACTIVE and LU_CONTROL
+#: none; IDLE, STANDBY and their FORCE_ variants 'activated by command'. The other values change
+#: nothing, and are no error: libiscsi's tests send them.
+POWER_CONDITIONS = {
+    0x0: None,
+    0x1: None,
+    0x7: None,
+    0x2: (0x5E, 0x03),
+    0xA: (0x5E, 0x03),
+    0x3: (0x5E, 0x04),
+    0xB: (0x5E, 0x04),
+}
 
 
 def start_stop_unit(unit, task):
     """START STOP UNIT, SBC-3 5.25.
 
-    Without LOEJ a stop only flushes: Windows stops its disks at shutdown, and a stopped unit would stop for the other
-    initiators as well. Power conditions change nothing a virtual disk has, but REQUEST SENSE says what this nexus asked
-    for until it asks for another or uses the medium. START ends a stop that the administrator ordered.
+    Without LOEJ a stop only flushes: Windows stops its disks at shutdown, and a stopped unit would
+    stop for the other initiators as well. Power conditions change nothing a virtual disk has, but
+    REQUEST SENSE says what this nexus asked for until it asks for another or uses the medium. START
+    ends a stop that the administrator ordered.
     """
     flags = task.cdb[4]
     if flags >> 4 in POWER_CONDITIONS:
         unit.set_power(POWER_CONDITIONS[flags >> 4])
     load_eject, start = bool(flags & 0x02), bool(flags & 0x01)
     task.private = None
-    if flags >> 4 == 0:                                          # else POWER CONDITION rules, and LOEJ and START are ignored
+    if flags >> 4 == 0:  # else POWER CONDITION rules, and LOEJ and START are ignored
         if load_eject and not unit.facts.removable:
             raise sense.invalid_field_in_cdb(4, 1)
         if load_eject:

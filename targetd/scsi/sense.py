@@ -19,11 +19,14 @@ VOLUME_OVERFLOW = 0xD
 MISCOMPARE = 0xE
 COMPLETED = 0xF
 
+# fmt: off
 KEYS = ('NO SENSE', 'RECOVERED ERROR', 'NOT READY', 'MEDIUM ERROR', 'HARDWARE ERROR', 'ILLEGAL REQUEST', 'UNIT ATTENTION',
         'DATA PROTECT', 'BLANK CHECK', 'VENDOR SPECIFIC', 'COPY ABORTED', 'ABORTED COMMAND', 'RESERVED', 'VOLUME OVERFLOW',
         'MISCOMPARE', 'COMPLETED')
+# fmt: on
 
-# The additional sense codes that targetd gives, SPC-4 annex E: (ASC, ASCQ) -> the standard's words, for logs and traces.
+# The additional sense codes that targetd gives, SPC-4 annex E: (ASC, ASCQ) -> the standard's words,
+# for logs and traces. fmt: off
 CODES = {
     (0x00, 0x00): 'no additional sense information',
     (0x00, 0x06): 'I/O process terminated',
@@ -111,15 +114,23 @@ CODES = {
     (0x5E, 0x04): 'standby condition activated by command',
     (0x55, 0x0D): 'insufficient resources to create ROD token',
 }
+# fmt: on
 
 
 def describe(key, asc, ascq):
     """One line for people: 'ILLEGAL REQUEST: invalid field in CDB (5/24/00)'."""
-    return '%s: %s (%X/%02X/%02X)' % (KEYS[key & 0xF], CODES.get((asc, ascq), 'additional sense'), key, asc, ascq)
+    return '%s: %s (%X/%02X/%02X)' % (
+        KEYS[key & 0xF],
+        CODES.get((asc, ascq), 'additional sense'),
+        key,
+        asc,
+        ascq,
+    )
 
 
 class StatusReturned(Exception):
-    """A command ends with a status that carries no sense data (RESERVATION CONFLICT, BUSY, CONDITION MET, …)."""
+    """A command ends with a status that carries no sense data (RESERVATION CONFLICT, BUSY,
+    CONDITION MET, …)."""
 
     def __init__(self, status):
         super(StatusReturned, self).__init__('status %02Xh' % status)
@@ -129,14 +140,17 @@ class StatusReturned(Exception):
 class CheckCondition(Exception):
     """A command ends with CHECK CONDITION.
 
-    key: sense key; asc, ascq: additional sense code and qualifier; information: 64-bit int or None (INFORMATION field,
-    SPC-4); field: (byte offset, bit or None, in_cdb bool) or None, the field pointer of SPC-4;
-    progress: 0..65535 or None, the progress indication of SPC-4; data: Data-In that goes before the status, or None;
-    copy: CopyFailure or None. With COPY ABORTED `field` is a segment pointer (SPC-4), its bool says that the offset
-    counts from the segment descriptor, not from the parameter list.
+    key: sense key; asc, ascq: additional sense code and qualifier; information: 64-bit int or None
+    (INFORMATION field, SPC-4); field: (byte offset, bit or None, in_cdb bool) or None, the field
+    pointer of SPC-4; progress: 0..65535 or None, the progress indication of SPC-4; data: Data-In
+    that goes before the status, or None; copy: CopyFailure or None. With COPY ABORTED `field` is a
+    segment pointer (SPC-4), its bool says that the offset counts from the segment descriptor, not
+    from the parameter list.
     """
 
-    def __init__(self, key, asc, ascq, information=None, field=None, progress=None, data=None, copy=None):
+    def __init__(
+        self, key, asc, ascq, information=None, field=None, progress=None, data=None, copy=None
+    ):
         super(CheckCondition, self).__init__('%02X/%02X/%02X' % (key, asc, ascq))
         self.key = key
         self.asc = asc
@@ -153,8 +167,9 @@ class CheckCondition(Exception):
 
 
 class CopyFailure(namedtuple('CopyFailure', 'segment is_source status sense')):
-    """What stopped a third-party copy (SPC-4): the number of the segment; and of the command that failed at one end of
-    it: at the source?, its status, its sense data in fixed format (b'' if none). status None: no command failed."""
+    """What stopped a third-party copy (SPC-4): the number of the segment; and of the command that
+    failed at one end of it: at the source?, its status, its sense data in fixed format (b'' if
+    none). status None: no command failed."""
 
     __slots__ = ()
 
@@ -179,13 +194,27 @@ def fixed_format(error, response_code=0x70):
     fits = error.information is not None and error.information <= 0xFFFFFFFF
     specific = sense_key_specific(error) or b'\0\0\0'
     about_command, forwarded = _fixed_copy_failure(error.copy) if error.copy else (0, b'')
-    return struct.pack('>BBBIBIBBB3s', response_code | (0x80 if fits else 0), 0, error.key, error.information if fits else 0,
-                       10 + len(forwarded), about_command, error.asc, error.ascq, 0, specific) + forwarded
+    return (
+        struct.pack(
+            '>BBBIBIBBB3s',
+            response_code | (0x80 if fits else 0),
+            0,
+            error.key,
+            error.information if fits else 0,
+            10 + len(forwarded),
+            about_command,
+            error.asc,
+            error.ascq,
+            0,
+            specific,
+        )
+        + forwarded
+    )
 
 
 def _fixed_copy_failure(copy):
-    """(COMMAND-SPECIFIC INFORMATION, what follows the 18 bytes): where the status and sense data of the source and of the
-    destination start, 0: not there; and the segment number (SPC-3)."""
+    """(COMMAND-SPECIFIC INFORMATION, what follows the 18 bytes): where the status and sense data of
+    the source and of the destination start, 0: not there; and the segment number (SPC-3)."""
     if copy.status is None:
         return copy.segment, b''
     return 18 << (24 if copy.is_source else 16) | copy.segment, bytes([copy.status]) + copy.sense
@@ -201,13 +230,26 @@ def descriptor_format(error, response_code=0x72):
         descriptors += struct.pack('>BBxx3sx', 0x02, 0x06, specific)
     if error.copy:
         descriptors += struct.pack('>BBxxQ', 0x01, 0x0A, error.copy.segment)
-        if error.copy.status is not None:            # forwarded sense data, SPC-4
-            descriptors += struct.pack('>BBBB', 0x0C, 2 + len(error.copy.sense), 1 if error.copy.is_source else 2,
-                                       error.copy.status) + error.copy.sense
-    return struct.pack('>BBBB3xB', response_code, error.key, error.asc, error.ascq, len(descriptors)) + descriptors
+        if error.copy.status is not None:  # forwarded sense data, SPC-4
+            descriptors += (
+                struct.pack(
+                    '>BBBB',
+                    0x0C,
+                    2 + len(error.copy.sense),
+                    1 if error.copy.is_source else 2,
+                    error.copy.status,
+                )
+                + error.copy.sense
+            )
+    return (
+        struct.pack('>BBBB3xB', response_code, error.key, error.asc, error.ascq, len(descriptors))
+        + descriptors
+    )
 
 
-# What commands most often end with. `offset`: byte, `bit`: most significant bit of the field in error, or None for all of it.
+# What commands most often end with. `offset`: byte, `bit`: most significant bit of the field in
+# error, or None for all of it.
+
 
 def invalid_opcode():
     """05/20/00, SPC-4 annex E."""
@@ -245,5 +287,6 @@ def unit_not_supported():
 
 
 def miscompare(information=None):
-    """0E/1D/00. `information`: byte offset of the first difference in the Data-Out (SBC-3 5.2), or None."""
+    """0E/1D/00. `information`: byte offset of the first difference in the Data-Out (SBC-3 5.2), or
+    None."""
     return CheckCondition(MISCOMPARE, 0x1D, 0x00, information=information)

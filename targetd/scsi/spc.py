@@ -1,7 +1,7 @@
 """The primary commands (SPC-4, SPC-2 for RESERVE and RELEASE). Pure.
 
-An admission function takes (unit, task), has seen the CDB checked against its row, sets task.run (and what data it wants) and
-returns; run functions take the task and find the unit at task.unit.
+An admission function takes (unit, task), has seen the CDB checked against its row, sets task.run
+(and what data it wants) and returns; run functions take the task and find the unit at task.unit.
 """
 
 import struct
@@ -11,27 +11,40 @@ from targetd.scsi.cdb import doubleword, word
 from targetd.scsi.sam import Change
 from targetd.scsi.sense import NO_SENSE, CheckCondition
 
-# INQUIRY version descriptors, SPC-4 table 135: SAM-5, iSCSI, SPC-4, SBC-3, none with a revision claimed.
+# INQUIRY version descriptors, SPC-4 table 135: SAM-5, iSCSI, SPC-4, SBC-3, none with a revision
+# claimed.
 VERSION_DESCRIPTORS = (0x00A0, 0x0960, 0x0460, 0x04C0)
 STANDARD_INQUIRY = struct.Struct('>BBBBBBBB8s16s4s22x8H22x')
 
 # Peripheral qualifier and device type, INQUIRY byte 0 (SPC-4 6.6.2).
 DISK = 0x00
 WELL_KNOWN = 0x1E
-ABSENT_LUN_0 = 0x3F           # 001b: the target can have a unit here, and has none; 011b would stop SCSIport from looking on
+# 001b: the target can have a unit here, and has none; 011b would stop SCSIport from looking on
+ABSENT_LUN_0 = 0x3F
 ABSENT = 0x7F
 
 RECOMMENDED_TIMEOUT_SECONDS = 60
 
 
 def inquiry_data(facts, qualifier=DISK, ports=1):
-    """Standard INQUIRY data, 96 bytes (SPC-4 6.6.2). HISUP stands for old Windows, which finds no LUN above 7 without it."""
+    """Standard INQUIRY data, 96 bytes (SPC-4 6.6.2). HISUP stands for old Windows, which finds no
+    LUN above 7 without it."""
     descriptors = VERSION_DESCRIPTORS + (0,) * (8 - len(VERSION_DESCRIPTORS))
     return STANDARD_INQUIRY.pack(
-        qualifier, 0x80 if facts.removable else 0, 0x06, 0x12, STANDARD_INQUIRY.size - 5,
-        facts.target_port_group_support << 4 | (0x08 if facts.third_party_copy and qualifier == DISK else 0),
-        0x10 if ports > 1 else 0, 0x02,
-        _text(facts.vendor, 8), _text(facts.product, 16), _text(facts.revision, 4), *descriptors)
+        qualifier,
+        0x80 if facts.removable else 0,
+        0x06,
+        0x12,
+        STANDARD_INQUIRY.size - 5,
+        facts.target_port_group_support << 4
+        | (0x08 if facts.third_party_copy and qualifier == DISK else 0),
+        0x10 if ports > 1 else 0,
+        0x02,
+        _text(facts.vendor, 8),
+        _text(facts.product, 16),
+        _text(facts.revision, 4),
+        *descriptors,
+    )
 
 
 def _text(text, width):
@@ -55,7 +68,8 @@ def _good(task):
 
 
 def parameter_list(task, length):
-    """The parameter list of a task whose CDB announced `length` bytes. Raises CheckCondition if the initiator sent less."""
+    """The parameter list of a task whose CDB announced `length` bytes. Raises CheckCondition if the
+    initiator sent less."""
     data = bytes(task.data_out or b'')[:length]
     if len(data) < length:
         raise sense.parameter_list_length_error()
@@ -63,6 +77,7 @@ def parameter_list(task, length):
 
 
 # -- commands that any unit answers, absent ones too ------------------------------------------------------------------------
+
 
 def inquiry(unit, task):
     """INQUIRY, SPC-4 6.6."""
@@ -77,7 +92,8 @@ def inquiry(unit, task):
 
 
 def request_sense(unit, task):
-    """REQUEST SENSE, SPC-4 6.39: a pending unit attention, which it clears; else why the unit is not ready; else nothing."""
+    """REQUEST SENSE, SPC-4 6.39: a pending unit attention, which it clears; else why the unit is
+    not ready; else nothing."""
     found = unit.take_sense() or CheckCondition(NO_SENSE, 0, 0)
     answer(task, found.sense(bool(task.cdb[1] & 1)), task.cdb[4])
 
@@ -96,6 +112,7 @@ def report_luns(unit, task):
 
 # -- a unit's own ----------------------------------------------------------------------------------------------------------
 
+
 def test_unit_ready(unit, task):
     """TEST UNIT READY, SPC-4 6.47: whatever it has to say was said in admission."""
     task.run = _good
@@ -105,29 +122,48 @@ def mode_sense(unit, task):
     """MODE SENSE(6) and (10), SPC-4 6.13, 6.14."""
     cdb = task.cdb
     long_header = cdb[0] == opcodes.MODE_SENSE_10
-    data = modes.sense(unit.modes, unit.facts, cdb[2] & 0x3F, cdb[3], cdb[2] >> 6, bool(cdb[1] & 0x08), long_header,
-                       bool(cdb[1] & 0x10), unit.blocks)
+    data = modes.sense(
+        unit.modes,
+        unit.facts,
+        cdb[2] & 0x3F,
+        cdb[3],
+        cdb[2] >> 6,
+        bool(cdb[1] & 0x08),
+        long_header,
+        bool(cdb[1] & 0x10),
+        unit.blocks,
+    )
     answer(task, data, word(cdb, 7) if long_header else cdb[4])
 
 
 def mode_select(unit, task):
     """MODE SELECT(6) and (10), SPC-4 6.11, 6.12: checked here, changed by the master."""
     cdb = task.cdb
-    task.length = task.data_out_length = word(cdb, 7) if cdb[0] == opcodes.MODE_SELECT_10 else cdb[4]
-    revert = task.cdb[1] & 0x02                   # RTD asks for the defaults, without a list
+    task.length = task.data_out_length = (
+        word(cdb, 7) if cdb[0] == opcodes.MODE_SELECT_10 else cdb[4]
+    )
+    revert = task.cdb[1] & 0x02  # RTD asks for the defaults, without a list
     task.run = _run_mode_select if task.length or revert else _good
 
 
 def _run_mode_select(task):
     cdb, unit = task.cdb, task.unit
     arguments = modes.parse_select(
-        unit.modes, unit.facts, parameter_list(task, task.length), cdb[0] == opcodes.MODE_SELECT_10, bool(cdb[1] & 0x10),
-        bool(cdb[1] & 0x01), unit.blocks, bool(cdb[1] & 0x02))
+        unit.modes,
+        unit.facts,
+        parameter_list(task, task.length),
+        cdb[0] == opcodes.MODE_SELECT_10,
+        bool(cdb[1] & 0x10),
+        bool(cdb[1] & 0x01),
+        unit.blocks,
+        bool(cdb[1] & 0x02),
+    )
     return Change('mode-select', arguments)
 
 
 def reserve(unit, task):
-    """RESERVE(6) and (10), SPC-2 7.21: the whole unit, for this nexus; nothing else is offered (the mask refuses it)."""
+    """RESERVE(6) and (10), SPC-2 7.21: the whole unit, for this nexus; nothing else is offered (the
+    mask refuses it)."""
     task.run = _run_reserve
 
 
@@ -159,26 +195,35 @@ def persistent_reserve_in(unit, task):
 
 
 def persistent_reserve_out(unit, task):
-    """PERSISTENT RESERVE OUT, SPC-4 6.16: the list is read here, the reservation changed by the master."""
+    """PERSISTENT RESERVE OUT, SPC-4 6.16: the list is read here, the reservation changed by the
+    master."""
     task.length = task.data_out_length = doubleword(task.cdb, 5)
-    if task.length > 1 << 16:                    # thousands of TransportIDs; a buffer is sized by it
+    if task.length > 1 << 16:  # thousands of TransportIDs; a buffer is sized by it
         raise sense.parameter_list_length_error()
     task.run = _run_persistent_reserve_out
 
 
 def _run_persistent_reserve_out(task):
     data = parameter_list(task, task.length)
-    return Change('persistent-reserve-out', persistent_reserve.parse_out(task.cdb, data, task.unit.device.ports))
+    return Change(
+        'persistent-reserve-out',
+        persistent_reserve.parse_out(task.cdb, data, task.unit.device.ports),
+    )
 
 
 # -- target port groups ----------------------------------------------------------------------------------------------------
+
 
 def report_target_port_groups(unit, task):
     """REPORT TARGET PORT GROUPS, SPC-4 6.37, from the replica."""
     parameter_format = task.cdb[1] >> 5
     if parameter_format > 1:
         raise sense.invalid_field_in_cdb(1, 7)
-    answer(task, alua.report(unit.access, unit.device.ports, parameter_format == 1), doubleword(task.cdb, 6))
+    answer(
+        task,
+        alua.report(unit.access, unit.device.ports, parameter_format == 1),
+        doubleword(task.cdb, 6),
+    )
 
 
 def set_target_port_groups(unit, task):
@@ -190,27 +235,50 @@ def set_target_port_groups(unit, task):
 
 
 def _run_set_target_port_groups(task):
-    return Change('set-target-port-groups', alua.parse_set(task.unit.access, parameter_list(task, task.length)))
+    return Change(
+        'set-target-port-groups',
+        alua.parse_set(task.unit.access, parameter_list(task, task.length)),
+    )
 
 
 # -- what the unit can do, from the table ----------------------------------------------------------------------------------
 
+
 def report_supported_operation_codes(unit, task):
     """REPORT SUPPORTED OPERATION CODES, SPC-4 6.35."""
     cdb = task.cdb
-    timeouts, options, opcode, service_action = bool(cdb[2] & 0x80), cdb[2] & 7, cdb[3], word(cdb, 4)
+    timeouts, options, opcode, service_action = (
+        bool(cdb[2] & 0x80),
+        cdb[2] & 7,
+        cdb[3],
+        word(cdb, 4),
+    )
     if options == 0:
-        data = b''.join(_command_descriptor(row, timeouts) for rows in unit.commands.values() for row in rows.values())
+        data = b''.join(
+            _command_descriptor(row, timeouts)
+            for rows in unit.commands.values()
+            for row in rows.values()
+        )
         data = struct.pack('>I', len(data)) + data
     else:
-        data = _one_command(_asked_row(unit.commands.get(opcode), options, service_action), timeouts)
+        data = _one_command(
+            _asked_row(unit.commands.get(opcode), options, service_action), timeouts
+        )
     answer(task, data, doubleword(cdb, 6))
 
 
 def _asked_row(rows, options, service_action):
-    """The Row asked for, or None if the unit does not have it. Raises CheckCondition where option and opcode do not go."""
+    """The Row asked for, or None if the unit does not have it. Raises CheckCondition where option
+    and opcode do not go."""
     has_service_actions = rows is not None and None not in rows
-    if options == 1 and has_service_actions or options == 2 and rows is not None and not has_service_actions or options > 3:
+    if (
+        options == 1
+        and has_service_actions
+        or options == 2
+        and rows is not None
+        and not has_service_actions
+        or options > 3
+    ):
         raise sense.invalid_field_in_cdb(2, 2)
     if rows is None:
         return None
@@ -220,7 +288,8 @@ def _asked_row(rows, options, service_action):
 
 
 def _timeouts(row):
-    """Timeouts descriptors (SPC-4 6.35). How long a whole medium takes is not recommended to be guessed at."""
+    """Timeouts descriptors (SPC-4 6.35). How long a whole medium takes is not recommended to be
+    guessed at."""
     is_long = row.opcode in (opcodes.FORMAT_UNIT, opcodes.SANITIZE)
     return struct.pack('>HxBII', 10, 0, 0, 0 if is_long else RECOMMENDED_TIMEOUT_SECONDS)
 
@@ -243,7 +312,7 @@ def report_supported_task_management_functions(unit, task):
     data = bytearray(4)
     for _, offset, bit, supported in opcodes.TASK_MANAGEMENT:
         data[offset] |= bit if supported else 0
-    if task.cdb[2] & 0x80:                       # REPD: extended, with timeouts; none of them is claimed (TMFTMOV 0)
+    if task.cdb[2] & 0x80:  # REPD: extended, with timeouts; none of them is claimed (TMFTMOV 0)
         data[3] = 12
         data += bytes(12)
     answer(task, bytes(data), doubleword(task.cdb, 6))

@@ -1,7 +1,8 @@
-"""iSCSI TransportIDs (SPC-4 7.6.4.6): initiator ports as PERSISTENT RESERVE IN and OUT write them. Pure.
+"""iSCSI TransportIDs (SPC-4 7.6.4.6): initiator ports as PERSISTENT RESERVE IN and OUT write them.
+Pure.
 
-In here an initiator port is its SCSI port name 'iqn.…,i,0x00023d000001' in lower case (TPID FORMAT 01b); an initiator device
-is the bare iSCSI name (TPID FORMAT 00b).
+In here an initiator port is its SCSI port name 'iqn.…,i,0x00023d000001' in lower case (TPID FORMAT
+01b); an initiator device is the bare iSCSI name (TPID FORMAT 00b).
 """
 
 import struct
@@ -13,7 +14,7 @@ PROTOCOL_ISCSI = 0x05
 SEPARATOR = ',i,0x'
 ISID_DIGITS = 12
 MINIMUM_ADDITIONAL_LENGTH = 20
-MAXIMUM_NAME = 223                      # bytes of an iSCSI name, RFC 7143 4.2.7.1
+MAXIMUM_NAME = 223  # bytes of an iSCSI name, RFC 7143 4.2.7.1
 
 
 def is_port(name):
@@ -31,7 +32,8 @@ def encode(name):
 def decode(data, offset):
     """(name, offset after it) of the TransportID at `offset` of a parameter list.
 
-    Raises CheckCondition 05/1A/00 if the list ends inside it, 05/26/00 with field pointer if it is no iSCSI TransportID.
+    Raises CheckCondition 05/1A/00 if the list ends inside it, 05/26/00 with field pointer if it is
+    no iSCSI TransportID.
     """
     if len(data) < offset + HEADER.size:
         raise CheckCondition(ILLEGAL_REQUEST, 0x1A, 0x00)
@@ -45,7 +47,9 @@ def decode(data, offset):
     end = offset + HEADER.size + length
     if len(data) < end:
         raise CheckCondition(ILLEGAL_REQUEST, 0x1A, 0x00)
-    return _name(bytes(data[offset + HEADER.size:end]), bool(first & 0x40), offset + HEADER.size), end
+    return _name(
+        bytes(data[offset + HEADER.size : end]), bool(first & 0x40), offset + HEADER.size
+    ), end
 
 
 def _name(text, with_isid, offset):
@@ -55,7 +59,12 @@ def _name(text, with_isid, offset):
     except UnicodeDecodeError:
         raise _refused(offset)
     device, separator, isid = name.partition(SEPARATOR)
-    if not terminator or not device or len(device.encode('utf-8')) > MAXIMUM_NAME or with_isid != bool(separator):
+    if (
+        not terminator
+        or not device
+        or len(device.encode('utf-8')) > MAXIMUM_NAME
+        or with_isid != bool(separator)
+    ):
         raise _refused(offset)
     if with_isid and (len(isid) != ISID_DIGITS or set(isid) - set('0123456789abcdef')):
         raise _refused(offset + len(device) + len(SEPARATOR))

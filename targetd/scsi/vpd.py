@@ -1,6 +1,8 @@
-"""Vital product data pages (SPC-4, SBC-3) of a disk, from its facts, the nexus and the target's ports. Pure.
+"""Vital product data pages (SPC-4, SBC-3) of a disk, from its facts, the nexus and the target's
+ports. Pure.
 
-Windows: page 00 must list, ascending, exactly what can be read; B1 must be 64 bytes long, B2 8; 83 needs a binary identifier.
+Windows: page 00 must list, ascending, exactly what can be read; B1 must be 64 bytes long, B2 8; 83
+needs a binary identifier.
 """
 
 import struct
@@ -10,15 +12,18 @@ from targetd.scsi.copy import copy_manager
 from targetd.scsi.sense import ILLEGAL_REQUEST, CheckCondition
 
 HEADER = struct.Struct('>BBH')
-DESIGNATOR = struct.Struct('>BBxB')  # PROTOCOL IDENTIFIER and CODE SET, PIV, ASSOCIATION and TYPE, length
+# PROTOCOL IDENTIFIER and CODE SET, PIV, ASSOCIATION and TYPE, length
+DESIGNATOR = struct.Struct('>BBxB')
 BINARY, ASCII, UTF8 = 1, 2, 3  # CODE SET
 LOGICAL_UNIT, TARGET_PORT, TARGET_DEVICE = 0, 1, 2  # ASSOCIATION
-T10_VENDOR, EUI_64, NAA, RELATIVE_PORT, PORT_GROUP, UNIT_GROUP, SCSI_NAME = 1, 2, 3, 4, 5, 6, 8  # DESIGNATOR TYPE
+# DESIGNATOR TYPE
+T10_VENDOR, EUI_64, NAA, RELATIVE_PORT, PORT_GROUP, UNIT_GROUP, SCSI_NAME = 1, 2, 3, 4, 5, 6, 8
 ISCSI = 5  # PROTOCOL IDENTIFIER
 STORAGE_CONFIGURATION_SERVICE = 1  # SERVICE TYPE of page 85h
 DISCOVERY_2016 = 0x0001  # SCSI FEATURE SET CODE of page 92h
 
-# Blocks. More than any initiator asks for at once; libiscsi's test takes more than 2^20 for a mistake.
+# Blocks. More than any initiator asks for at once; libiscsi's test takes more than 2^20 for a
+# mistake.
 MAXIMUM_UNMAP_BLOCKS = 1 << 20
 
 
@@ -28,8 +33,9 @@ def pages(facts):
 
 
 def page(code, facts, nexus, ports, blocks):
-    """The whole page as bytes; the caller clips to the allocation length. nexus: the sam.Nexus that asks; ports: the target's
-    sam.Port rows; blocks: the capacity. Raises CheckCondition 05/24/00 for a page that is not there."""
+    """The whole page as bytes; the caller clips to the allocation length. nexus: the sam.Nexus that
+    asks; ports: the target's sam.Port rows; blocks: the capacity. Raises CheckCondition 05/24/00
+    for a page that is not there."""
     if code not in pages(facts):
         raise CheckCondition(ILLEGAL_REQUEST, 0x24, 0x00, field=(2, 7, True))
     body = TABLE[code](facts, nexus, ports)
@@ -38,7 +44,9 @@ def page(code, facts, nexus, ports, blocks):
 
 def text(value, length):
     """Left-aligned ASCII of exactly `length` bytes, SPC-4."""
-    return bytes(c if 0x20 <= c < 0x7F else 0x3F for c in value.encode('latin-1', 'replace'))[:length].ljust(length)
+    return bytes(c if 0x20 <= c < 0x7F else 0x3F for c in value.encode('latin-1', 'replace'))[
+        :length
+    ].ljust(length)
 
 
 def _supported_pages(facts, nexus, ports):
@@ -59,7 +67,11 @@ def unit_designators(facts):
     if facts.eui:
         found.append((BINARY, EUI_64, bytes.fromhex(facts.eui)))
     found.append(
-        (ASCII, T10_VENDOR, text(facts.vendor, 8) + text(facts.product, 16) + text(facts.serial, len(facts.serial)))
+        (
+            ASCII,
+            T10_VENDOR,
+            text(facts.vendor, 8) + text(facts.product, 16) + text(facts.serial, len(facts.serial)),
+        )
     )
     if facts.scsi_name:
         found.append((UTF8, SCSI_NAME, _name_string(facts.scsi_name)))
@@ -67,20 +79,33 @@ def unit_designators(facts):
 
 
 def _device_identification(facts, nexus, ports):
-    """83h, SPC-4: what names the unit first, so that the 255 bytes that Windows asks for have all of that."""
+    """83h, SPC-4: what names the unit first, so that the 255 bytes that Windows asks for have all
+    of that."""
     designators = [
-        _designator(LOGICAL_UNIT, kind, code_set, content) for code_set, kind, content in unit_designators(facts)
+        _designator(LOGICAL_UNIT, kind, code_set, content)
+        for code_set, kind, content in unit_designators(facts)
     ]
     for port in ports:
         if port.name == nexus.target_port:
             designators.append(
-                _designator(TARGET_PORT, RELATIVE_PORT, BINARY, struct.pack('>2xH', port.relative_identifier))
+                _designator(
+                    TARGET_PORT,
+                    RELATIVE_PORT,
+                    BINARY,
+                    struct.pack('>2xH', port.relative_identifier),
+                )
             )
             designators.append(
-                _designator(TARGET_PORT, PORT_GROUP, BINARY, struct.pack('>2xH', port.target_port_group_tag))
+                _designator(
+                    TARGET_PORT, PORT_GROUP, BINARY, struct.pack('>2xH', port.target_port_group_tag)
+                )
             )
     if facts.logical_unit_group:
-        designators.append(_designator(LOGICAL_UNIT, UNIT_GROUP, BINARY, struct.pack('>2xH', facts.logical_unit_group)))
+        designators.append(
+            _designator(
+                LOGICAL_UNIT, UNIT_GROUP, BINARY, struct.pack('>2xH', facts.logical_unit_group)
+            )
+        )
     designators.append(_designator(TARGET_PORT, SCSI_NAME, UTF8, _name_string(nexus.target_port)))
     designators.append(target_designator(nexus.target_name))
     return b''.join(designators)
@@ -89,7 +114,10 @@ def _device_identification(facts, nexus, ports):
 def _designator(association, kind, code_set, content):
     """A designator, SPC-4. Designators of ports and devices say which protocol they are of."""
     protocol, identifies = (ISCSI << 4, 0x80) if association else (0, 0)
-    return DESIGNATOR.pack(protocol | code_set, identifies | association << 4 | kind, len(content)) + content
+    return (
+        DESIGNATOR.pack(protocol | code_set, identifies | association << 4 | kind, len(content))
+        + content
+    )
 
 
 def target_designator(target_name):
@@ -106,12 +134,18 @@ def _name_string(name):
 def _management_network_addresses(facts, nexus, ports):
     """85h, SPC-4: one URL, of the storage configuration service of the logical unit."""
     content = _name_string(facts.management_url)
-    return struct.pack('>BxH', LOGICAL_UNIT << 5 | STORAGE_CONFIGURATION_SERVICE, len(content)) + content
+    return (
+        struct.pack('>BxH', LOGICAL_UNIT << 5 | STORAGE_CONFIGURATION_SERVICE, len(content))
+        + content
+    )
 
 
 def _extended_inquiry(facts, nexus, ports):
-    """86h, SPC-4: SIMPSUP, ORDSUP, HEADSUP; V_SUP, for what the write cache holds is lost with the power; R_SUP."""
-    return bytes([0, 0x07, 0x01, 0, 0x10 if facts.target_port_group_support else 0]).ljust(0x3C, b'\0')
+    """86h, SPC-4: SIMPSUP, ORDSUP, HEADSUP; V_SUP, for what the write cache holds is lost with the
+    power; R_SUP."""
+    return bytes([0, 0x07, 0x01, 0, 0x10 if facts.target_port_group_support else 0]).ljust(
+        0x3C, b'\0'
+    )
 
 
 def _mode_page_policy(facts, nexus, ports):
@@ -155,7 +189,8 @@ def _third_party_copy(facts, nexus, ports):
                 ),
             ),
             _copy_descriptor(
-                0x0008, bytes([len(copy_manager.DESCRIPTOR_TYPES)]) + bytes(copy_manager.DESCRIPTOR_TYPES)
+                0x0008,
+                bytes([len(copy_manager.DESCRIPTOR_TYPES)]) + bytes(copy_manager.DESCRIPTOR_TYPES),
             ),
             _copy_descriptor(0x000C, struct.pack('>HH', 2, 0xFFFF)),
             _token_features(),
@@ -203,10 +238,12 @@ def _token_features():
         copy_manager.MAXIMUM_TRANSFER,
         copy_manager.OPTIMAL_TRANSFER,
     )
-    features = struct.pack('>B11xIII18xH', 0, 1, 0xFFFFFFFF, copy_manager.MAXIMUM_TIMEOUT, len(block_device))
-    types = [(kind, 0x03 if kind == copy_manager.VULNERABLE else 0x01) for kind in copy_manager.MADE_FOR] + [
-        (copy_manager.BLOCK_ZERO, 0x02)
-    ]
+    features = struct.pack(
+        '>B11xIII18xH', 0, 1, 0xFFFFFFFF, copy_manager.MAXIMUM_TIMEOUT, len(block_device)
+    )
+    types = [
+        (kind, 0x03 if kind == copy_manager.VULNERABLE else 0x01) for kind in copy_manager.MADE_FOR
+    ] + [(copy_manager.BLOCK_ZERO, 0x02)]
     types = b''.join(struct.pack('>IBxH56x', kind, flags, 0) for kind, flags in types)
     return _copy_descriptor(0x0106, features + block_device) + _copy_descriptor(
         0x0108, struct.pack('>2xH', len(types)) + types
@@ -230,7 +267,10 @@ def _block_limits(facts, nexus, ports):
         unmap_descriptors = max(facts.maximum_unmap_descriptors, 1)
         granularity = in_blocks(facts.unmap_granularity)
         alignment = in_blocks(facts.unmap_alignment, 0x7FFFFFFF) | 0x80000000 if granularity else 0
-    maximum, optimal = in_blocks(facts.maximum_transfer_length), in_blocks(facts.optimal_transfer_length)
+    maximum, optimal = (
+        in_blocks(facts.maximum_transfer_length),
+        in_blocks(facts.optimal_transfer_length),
+    )
     if maximum:
         optimal = min(optimal, maximum)
     atomic = in_blocks(facts.maximum_atomic_length)
@@ -256,8 +296,8 @@ def _block_limits(facts, nexus, ports):
 
 
 def _block_device_characteristics(facts, nexus, ports):
-    """B1h, SBC-3. WABEREQ, WACEREQ 01b: reading goes on after a block erase, a cryptographic erase; VBULS: VERIFY
-    compares unmapped blocks like any."""
+    """B1h, SBC-3. WABEREQ, WACEREQ 01b: reading goes on after a block erase, a cryptographic erase;
+    VBULS: VERIFY compares unmapped blocks like any."""
     return struct.pack(
         '>HBBB',
         facts.rotation_rate,
@@ -273,12 +313,14 @@ def _referrals(facts, nexus, ports):
 
 
 def _logical_block_provisioning(facts, nexus, ports):
-    """B2h, SBC-3: LBPU, LBPWS, LBPWS10, LBPRZ; PROVISIONING TYPE 2 thin, 1 resource, 0 fully provisioned."""
+    """B2h, SBC-3: LBPU, LBPWS, LBPWS10, LBPRZ; PROVISIONING TYPE 2 thin, 1 resource, 0 fully
+    provisioned."""
     flags = 0xE0 | (0x04 if facts.zeroes_after_unmap else 0) if facts.unmap else 0
     return bytes([facts.threshold_exponent, flags, 2 if facts.thin else 1 if facts.unmap else 0, 0])
 
 
 #: {page code: function of (facts, nexus, ports) giving what follows the 4-byte header}
+# fmt: off
 TABLE = {
     0x00: _supported_pages,
     0x80: _unit_serial_number,
@@ -294,6 +336,7 @@ TABLE = {
     0xB2: _logical_block_provisioning,
     0xB3: _referrals,
 }
+# fmt: on
 
 #: {page code: the fact without which a unit does not have the page}
 NEEDS = {0x85: 'management_url', 0x8F: 'third_party_copy', 0xB3: 'target_port_group_support'}

@@ -1,9 +1,11 @@
-"""A store whose medium everybody locks while they are at it, and which can write all or nothing: the setting atomic-writes.
+"""A store whose medium everybody locks while they are at it, and which can write all or nothing:
+the setting atomic-writes.
 
-Imports base, filters, journal, ranges. It stands on top of the store and its filters. Every verb locks its range: readers
-beside each other, a writer alone. So does everyone else who has the medium, in whatever process (the master sees to that); the
-lock file is the journal's. A worker has one slot of the journal and one open file description, which the master has too: if
-the worker ends amid a write, the range stays locked until somebody has put the slot right.
+Imports base, filters, journal, ranges. It stands on top of the store and its filters. Every verb
+locks its range: readers beside each other, a writer alone. So does everyone else who has the
+medium, in whatever process (the master sees to that); the lock file is the journal's. A worker has
+one slot of the journal and one open file description, which the master has too: if the worker ends
+amid a write, the range stays locked until somebody has put the slot right.
 """
 
 import errno
@@ -19,16 +21,17 @@ _log = logging.getLogger('targetd.store')
 
 
 class Atomic(Filter):
-    """store: with its filters; descriptor: of the journal, this worker's own description, which this takes over; number: of its
-    slot, or None for one who writes nothing atomically; path: of the journal, for people."""
+    """store: with its filters; descriptor: of the journal, this worker's own description, which
+    this takes over; number: of its slot, or None for one who writes nothing atomically; path: of
+    the journal, for people."""
 
-    inline_write_limit = 0                       # a write may have to wait for a lock
+    inline_write_limit = 0  # a write may have to wait for a lock
 
     def __init__(self, store, descriptor, number, path=None):
         super(Atomic, self).__init__(store)
         self.slot = journal.opened(descriptor, number or 0, path)
         self.ranges = ranges.Ranges(descriptor)
-        self.turn = queue.Queue()                # who has taken its token has the slot
+        self.turn = queue.Queue()  # who has taken its token has the slot
         self.turn.put(None)
         self.is_in_doubt = False
         self._is_guest = number is None
@@ -82,7 +85,8 @@ class Atomic(Filter):
             store.copy(source, source_offset, offset, length)
 
     def atomically(self, offset, length):
-        """A context manager: write() inside writes bytes of this range all or nothing, as journal.write says."""
+        """A context manager: write() inside writes bytes of this range all or nothing, as
+        journal.write says."""
         if self._is_guest:
             raise OSError(errno.EREMOTEIO, 'no slot of the journal', self.path)
         return Atomically(self, offset, length)
@@ -94,7 +98,8 @@ class Atomic(Filter):
 
 
 class Atomically(object):
-    """See Atomic.atomically(). Raises OSError: ETIMEDOUT, or EREMOTEIO if a write of before is in doubt."""
+    """See Atomic.atomically(). Raises OSError: ETIMEDOUT, or EREMOTEIO if a write of before is in
+    doubt."""
 
     __slots__ = ('_store', '_offset', '_length')
 
@@ -129,8 +134,12 @@ class Atomically(object):
         except OSError as e:
             store.is_in_doubt = False
             if e.errno == errno.EREMOTEIO:
-                _log.error('%s: an atomic write is refused, nothing was changed: %s (%s)', store.path or store.kind, e.strerror,
-                           store.slot.path or 'in memory')
+                _log.error(
+                    '%s: an atomic write is refused, nothing was changed: %s (%s)',
+                    store.path or store.kind,
+                    e.strerror,
+                    store.slot.path or 'in memory',
+                )
             raise
         store.is_in_doubt = False
 
@@ -139,8 +148,13 @@ class Atomically(object):
         try:
             if store.is_in_doubt:
                 store.lost = store.lost or errno.EIO
-                _log.error('%s: bytes %d..%d are in doubt, and locked: %s', store.path or store.kind, self._offset,
-                           self._offset + self._length, failure_of_it[0] if kind else 'the write did not end')
+                _log.error(
+                    '%s: bytes %d..%d are in doubt, and locked: %s',
+                    store.path or store.kind,
+                    self._offset,
+                    self._offset + self._length,
+                    failure_of_it[0] if kind else 'the write did not end',
+                )
             else:
                 compat.unlock(store.slot.descriptor)
         finally:

@@ -1,7 +1,8 @@
 """Transfers past the page cache (O_DIRECT): through aligned buffers of our own.
 
-Imports base, compat. Offsets and lengths must be multiples of the alignment; opening sees to it that a unit's blocks are. (A
-read-modify-write of smaller pieces would undo what another session writes beside them at the same moment.)
+Imports base, compat. Offsets and lengths must be multiples of the alignment; opening sees to it
+that a unit's blocks are. (A read-modify-write of smaller pieces would undo what another session
+writes beside them at the same moment.)
 """
 
 import errno
@@ -16,8 +17,8 @@ KEEP = 8 << 20
 
 
 class Buffers(object):
-    """Page-aligned buffers by size class (powers of two from 4 KiB), handed out and taken back. Any thread: list.pop is
-    atomic."""
+    """Page-aligned buffers by size class (powers of two from 4 KiB), handed out and taken back. Any
+    thread: list.pop is atomic."""
 
     def __init__(self):
         self._free = {}
@@ -42,7 +43,8 @@ class Buffers(object):
         else:
             try:
                 buffer.close()
-            except BufferError:          # the traceback of a failed call still has a view (ctypes on 3.6): it goes with that
+            except BufferError:
+                # the traceback of a failed call still has a view (ctypes on 3.6): it goes with that
                 pass
 
 
@@ -58,7 +60,9 @@ class DirectAccess(object):
 
     def _check(self, offset, length):
         if (offset | length) % self._alignment:
-            raise OSError(errno.EINVAL, 'direct transfers are in multiples of %d bytes' % self._alignment)
+            raise OSError(
+                errno.EINVAL, 'direct transfers are in multiples of %d bytes' % self._alignment
+            )
 
     def read(self, offset, length):
         """All of it, as bytes. Raises OSError."""

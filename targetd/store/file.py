@@ -11,12 +11,18 @@ from .posix import PosixStore
 
 
 class FileStore(PosixStore):
-    """A file. Thin in itself: what was never written or was unmapped takes no space; a full file system is OSError(ENOSPC)."""
+    """A file. Thin in itself: what was never written or was unmapped takes no space; a full file
+    system is OSError(ENOSPC)."""
 
     def unmap(self, offset, length):
-        """Punch a hole. The file system zeroes the parts of its blocks that lie at the edges, so every range is honoured."""
+        """Punch a hole. The file system zeroes the parts of its blocks that lie at the edges, so
+        every range is honoured."""
         self._check_range(offset, length)
-        if length and not self._allocate(linux.PUNCH_HOLE, offset, length) and self.capabilities.zeroes_after_unmap:
+        if (
+            length
+            and not self._allocate(linux.PUNCH_HOLE, offset, length)
+            and self.capabilities.zeroes_after_unmap
+        ):
             self._put_zeroes(offset, length)
 
     def write_zeroes(self, offset, length, may_unmap):
@@ -36,7 +42,8 @@ class FileStore(PosixStore):
         return True
 
     def available(self):
-        room = os.fstatvfs(self.descriptor)          # all of it: what other files may take first is what thresholds are for
+        # all of it: what other files may take first is what thresholds are for
+        room = os.fstatvfs(self.descriptor)
         return room.f_bavail * room.f_frsize
 
     def extents(self, offset, length, maximum=None):
@@ -49,7 +56,7 @@ class FileStore(PosixStore):
             mapped = edge <= offset
             if mapped:
                 edge = min(self._seek(offset, os.SEEK_HOLE), end)
-            if edge > offset:            # else a hole was punched between the two questions: ask again
+            if edge > offset:  # else a hole was punched between the two questions: ask again
                 found.append((offset, edge - offset, mapped))
                 offset = edge
         return found
@@ -58,6 +65,6 @@ class FileStore(PosixStore):
         try:
             return os.lseek(self.descriptor, offset, whence)
         except OSError as e:
-            if e.errno != errno.ENXIO:   # no data from here to the end
+            if e.errno != errno.ENXIO:  # no data from here to the end
                 raise
             return self.size

@@ -1,7 +1,9 @@
-"""Filters: stores on top of stores, with the same verbs, for tests and for proving an initiator's behaviour.
+"""Filters: stores on top of stores, with the same verbs, for tests and for proving an initiator's
+behaviour.
 
-Imports base. A filter passes on every verb that it does not touch as the lower store's own bound method, so it costs nothing
-there. The setting is a list, applied from the left: the last one is met first.
+Imports base. A filter passes on every verb that it does not touch as the lower store's own bound
+method, so it costs nothing there. The setting is a list, applied from the left: the last one is met
+first.
 
     filter = readonly
     filter = delay 10ms                              every verb takes 10 ms longer
@@ -15,8 +17,9 @@ there. The setting is a list, applied from the left: the last one is met first.
     filter = trace to=/var/tmp/targetd.trace         a line per verb; without `to` they go to the log
     filter = error write errno=ENOSPC, delay 2ms, trace
 
-Verbs: read write flush unmap write_zeroes extents; several joined by + or by spaces; `all`. A durable write (FUA, or
-write-cache off) is a write and a flush. Sizes take K M G T (powers of 1024), times ns us ms s. Counters are each worker's own.
+Verbs: read write flush unmap write_zeroes extents; several joined by + or by spaces; `all`. A
+durable write (FUA, or write-cache off) is a write and a flush. Sizes take K M G T (powers of 1024),
+times ns us ms s. Counters are each worker's own.
 """
 
 import difflib
@@ -34,8 +37,20 @@ from .base import Store, failure
 VERBS = ('read', 'write', 'flush', 'unmap', 'write_zeroes', 'extents')
 
 _PASSED = VERBS + ('try_read', 'copy', 'rekey', 'resize_check', 'allocated', 'available', 'close')
-_FACTS = ('kind', 'path', 'size', 'block_size', 'read_only', 'direct', 'thin', 'capabilities', 'inline_write_limit',
-          'durable_is_free', 'lost', 'descriptor')
+_FACTS = (
+    'kind',
+    'path',
+    'size',
+    'block_size',
+    'read_only',
+    'direct',
+    'thin',
+    'capabilities',
+    'inline_write_limit',
+    'durable_is_free',
+    'lost',
+    'descriptor',
+)
 _SIZES = {'': 1, 'k': 1 << 10, 'm': 1 << 20, 'g': 1 << 30, 't': 1 << 40}
 _PER_SECOND = {'ns': 1e9, 'us': 1e6, 'ms': 1e3, 's': 1.0}
 
@@ -58,12 +73,16 @@ class Filter(Store):
     def __init__(self, store):
         self.store = store
         for verb in _PASSED:
-            if getattr(type(self), verb) is getattr(Store, verb) and (verb != 'copy' or not self._touches_data()):
+            if getattr(type(self), verb) is getattr(Store, verb) and (
+                verb != 'copy' or not self._touches_data()
+            ):
                 setattr(self, verb, getattr(store, verb))
 
     def _touches_data(self):
         """True if copying must go through this filter's own read and write."""
-        return any(getattr(type(self), verb) is not getattr(Store, verb) for verb in ('read', 'write'))
+        return any(
+            getattr(type(self), verb) is not getattr(Store, verb) for verb in ('read', 'write')
+        )
 
     def __repr__(self):
         return '<%s %r>' % (type(self).__name__, self.store)
@@ -138,10 +157,22 @@ class _Ruled(Filter):
 
 
 class Error(_Ruled):
-    """Fails what its rule describes. verbs: words of VERBS; offset: (first byte, end) or None; errno: a name; after: matches
-    that pass first; every: then each so-manyth fails; count: so many failures at most, 0 without end; probability, seed."""
+    """Fails what its rule describes. verbs: words of VERBS; offset: (first byte, end) or None;
+    errno: a name; after: matches that pass first; every: then each so-manyth fails; count: so many
+    failures at most, 0 without end; probability, seed."""
 
-    def __init__(self, store, verbs=VERBS, offset=None, errno='EIO', every=1, after=0, count=0, probability=1.0, seed=None):
+    def __init__(
+        self,
+        store,
+        verbs=VERBS,
+        offset=None,
+        errno='EIO',
+        every=1,
+        after=0,
+        count=0,
+        probability=1.0,
+        seed=None,
+    ):
         super(Error, self).__init__(store, offset)
         self._verbs = frozenset(verbs)
         self._number = _errno(errno)
@@ -171,8 +202,8 @@ class Error(_Ruled):
 
 
 class Delay(_Ruled):
-    """Waits before a verb. verbs: {verb: seconds}; offset: (first byte, end) or None; cached: bool, what the page cache
-    answers at once is not delayed."""
+    """Waits before a verb. verbs: {verb: seconds}; offset: (first byte, end) or None; cached: bool,
+    what the page cache answers at once is not delayed."""
 
     def __init__(self, store, verbs, offset=None, cached=False, sleep=time.sleep):
         super(Delay, self).__init__(store, offset)
@@ -198,8 +229,8 @@ class Delay(_Ruled):
 
 
 class Tear(Filter):
-    """Writes in pieces, so that a reader, or a death, can come in between. piece: bytes; pause: seconds before each but the
-    first; offset: (first byte, end) or None."""
+    """Writes in pieces, so that a reader, or a death, can come in between. piece: bytes; pause:
+    seconds before each but the first; offset: (first byte, end) or None."""
 
     inline_write_limit = 0
 
@@ -216,7 +247,7 @@ class Tear(Filter):
         for start in range(0, len(data), self._piece):
             if start:
                 self._sleep(self._pause)
-            self.store.write(offset + start, data[start:start + self._piece], durable)
+            self.store.write(offset + start, data[start : start + self._piece], durable)
 
 
 class Record(namedtuple('Record', 'verb offset length durable errno seconds')):
@@ -225,14 +256,22 @@ class Record(namedtuple('Record', 'verb offset length durable errno seconds')):
     __slots__ = ()
 
     def __str__(self):
-        return '%s offset=%d length=%d%s %s %.6f' % (self.verb, self.offset, self.length, ' durable' if self.durable else '',
-                                                     self.errno or 'ok', self.seconds)
+        return '%s offset=%d length=%d%s %s %.6f' % (
+            self.verb,
+            self.offset,
+            self.length,
+            ' durable' if self.durable else '',
+            self.errno or 'ok',
+            self.seconds,
+        )
 
 
 class Trace(Filter):
-    """Gives a Record of every verb to `sink`: a callable, else lines to the file `to`, else to the log.
+    """Gives a Record of every verb to `sink`: a callable, else lines to the file `to`, else to the
+    log.
 
-    The file is opened by the worker when it has something to write, so the workers' user must be allowed to.
+    The file is opened by the worker when it has something to write, so the workers' user must be
+    allowed to.
     """
 
     def __init__(self, store, to=None, sink=None):
@@ -260,10 +299,21 @@ class Trace(Filter):
         self._traced('unmap', offset, length, False, self.store.unmap, offset, length)
 
     def write_zeroes(self, offset, length, may_unmap):
-        self._traced('write_zeroes', offset, length, False, self.store.write_zeroes, offset, length, may_unmap)
+        self._traced(
+            'write_zeroes',
+            offset,
+            length,
+            False,
+            self.store.write_zeroes,
+            offset,
+            length,
+            may_unmap,
+        )
 
     def extents(self, offset, length, maximum=None):
-        return self._traced('extents', offset, length, False, self.store.extents, offset, length, maximum)
+        return self._traced(
+            'extents', offset, length, False, self.store.extents, offset, length, maximum
+        )
 
     def close(self):
         opened, self._file = self._file, None
@@ -288,8 +338,15 @@ class Trace(Filter):
     def _to_file(self, record):
         try:
             if self._file is None:
-                self._file = os.open(self._to, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-            os.write(self._file, ('%.6f %d %s %s\n' % (time.time(), os.getpid(), self.path or self.kind, record)).encode())
+                self._file = os.open(
+                    self._to, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644
+                )
+            os.write(
+                self._file,
+                (
+                    '%.6f %d %s %s\n' % (time.time(), os.getpid(), self.path or self.kind, record)
+                ).encode(),
+            )
         except OSError as e:
             _log.warning('filter trace: %s: %s; its records go to the log', self._to, e.strerror)
             self._sink = self._to_log
@@ -297,12 +354,18 @@ class Trace(Filter):
 
 # -- the setting -------------------------------------------------------------------------------------------------------
 
+
 def parse(value):
-    """[[name, options], …], JSON-able, from the setting: a string, or the list of strings that commas made of it.
+    """[[name, options], …], JSON-able, from the setting: a string, or the list of strings that
+    commas made of it.
 
     Raises ValueError with a sentence that quotes the offending word and names what is possible.
     """
-    texts = value.split(',') if isinstance(value, str) else [part for item in value for part in item.split(',')]
+    texts = (
+        value.split(',')
+        if isinstance(value, str)
+        else [part for item in value for part in item.split(',')]
+    )
     return [_parse_one(text.split()) for text in texts if text.strip()]
 
 
@@ -325,15 +388,29 @@ def _parse_one(words):
 def _parse_error(bare, options):
     result = {'verbs': _verbs('error', bare)}
     for key, value in options.items():
-        result[key] = _option('error', key, value, {
-            'offset': parse_range, 'errno': _errno_name, 'every': _positive, 'after': int, 'count': int,
-            'probability': _probability, 'seed': int})
+        result[key] = _option(
+            'error',
+            key,
+            value,
+            {
+                'offset': parse_range,
+                'errno': _errno_name,
+                'every': _positive,
+                'after': int,
+                'count': int,
+                'probability': _probability,
+                'seed': int,
+            },
+        )
     return result
 
 
 def _parse_delay(bare, options):
     verbs, result = {}, {}
-    known = dict({'offset': parse_range, 'cached': _boolean, 'all': parse_seconds}, **dict.fromkeys(VERBS, parse_seconds))
+    known = dict(
+        {'offset': parse_range, 'cached': _boolean, 'all': parse_seconds},
+        **dict.fromkeys(VERBS, parse_seconds),
+    )
     for word in bare:
         verbs.update(dict.fromkeys(VERBS, _option('delay', 'all', word, known)))
     for key, value in options.items():
@@ -351,8 +428,12 @@ def _parse_delay(bare, options):
 
 def _parse_tear(bare, options):
     _no_words('tear', bare)
-    return {key: _option('tear', key, value, {'piece': _piece, 'pause': parse_seconds, 'offset': parse_range})
-            for key, value in options.items()}
+    return {
+        key: _option(
+            'tear', key, value, {'piece': _piece, 'pause': parse_seconds, 'offset': parse_range}
+        )
+        for key, value in options.items()
+    }
 
 
 def _parse_readonly(bare, options):
@@ -367,13 +448,19 @@ def _parse_trace(bare, options):
     return {key: _option('trace', key, value, {'to': str}) for key, value in options.items()}
 
 
-_PARSERS = {'error': _parse_error, 'delay': _parse_delay, 'readonly': _parse_readonly, 'tear': _parse_tear,
-            'trace': _parse_trace}
+_PARSERS = {
+    'error': _parse_error,
+    'delay': _parse_delay,
+    'readonly': _parse_readonly,
+    'tear': _parse_tear,
+    'trace': _parse_trace,
+}
 _CLASSES = {'error': Error, 'delay': Delay, 'readonly': ReadOnly, 'tear': Tear, 'trace': Trace}
 
 
 def stack(store, filters):
-    """The store with the filters [[name, options], …] of parse() on top. Raises ValueError, TypeError for others."""
+    """The store with the filters [[name, options], …] of parse() on top. Raises ValueError,
+    TypeError for others."""
     for name, options in filters:
         if name not in _CLASSES:
             raise ValueError('there is no filter "%s"' % name)
@@ -395,7 +482,10 @@ def _verbs(name, bare):
     verbs = []
     for word in [w for text in bare for w in text.lower().replace('-', '_').split('+') if w]:
         if word != 'all' and word not in VERBS:
-            raise ValueError('filter %s: there is no verb "%s"%s' % (name, word, _nearest(word, VERBS + ('all',))))
+            raise ValueError(
+                'filter %s: there is no verb "%s"%s'
+                % (name, word, _nearest(word, VERBS + ('all',)))
+            )
         verbs.extend(VERBS if word == 'all' else [word])
     return [verb for verb in VERBS if verb in verbs] if verbs else list(VERBS)
 
@@ -434,7 +524,8 @@ def _piece(text):
 
 
 def parse_range(text):
-    """[first byte, end] from '1M..2M' (the end does not belong to it), '1M..' (to the end: None), or one offset '4096'."""
+    """[first byte, end] from '1M..2M' (the end does not belong to it), '1M..' (to the end: None),
+    or one offset '4096'."""
     first, dots, last = text.partition('..')
     start = _bytes(first or '0')
     if not dots:

@@ -1,16 +1,20 @@
-"""What makes a write all or nothing: what the bytes were before it is kept in a journal until all of it is on the medium.
+"""What makes a write all or nothing: what the bytes were before it is kept in a journal until all
+of it is on the medium.
 
-Imports base, file. A journal is a store of its own; each session that writes to a medium has a slot in it:
+Imports base, file. A journal is a store of its own; each session that writes to a medium has a slot
+in it:
 
      empty --put (what the bytes were), durable--> full --the medium is written, durable--> cleared, durable: empty
 
-A process, the server or the power may end anywhere: an empty slot, and one whose record is not whole, say that the medium was
-not begun or is done; a full one that the old bytes have to be put back (restore, which may be done twice). The range must
-stay locked while its slot is full: a record must not be put back over what others wrote since.
+A process, the server or the power may end anywhere: an empty slot, and one whose record is not
+whole, say that the medium was not begun or is done; a full one that the old bytes have to be put
+back (restore, which may be done twice). The range must stay locked while its slot is full: a record
+must not be put back over what others wrote since.
 
-A record that outlived its server may meet another disk of the same name, or a backup that was played back meanwhile. So it
-has sums of what was being written, too, and is put back only if each sector is what it was, or what it was to be. (That is why
-what is in the cache is made durable before a write.)
+A record that outlived its server may meet another disk of the same name, or a backup that was
+played back meanwhile. So it has sums of what was being written, too, and is put back only if each
+sector is what it was, or what it was to be. (That is why what is in the cache is made durable
+before a write.)
 """
 
 import errno
@@ -21,13 +25,14 @@ from collections import namedtuple
 
 from .file import FileStore
 
-HEAD = 4096                      # bytes of a slot before its data
-LONGEST = 1 << 20                # bytes of one atomic write
+HEAD = 4096  # bytes of a slot before its data
+LONGEST = 1 << 20  # bytes of one atomic write
 SECTOR = 512
 SLOT = HEAD + LONGEST + 4 * (LONGEST // SECTOR)
 
-_FIELDS = struct.Struct('>8sQII')                # magic, offset, length of the bytes, checksum of bytes and sums together
-_CHECKSUM = struct.Struct('>I')                  # of the fields
+# magic, offset, length of the bytes, checksum of bytes and sums together
+_FIELDS = struct.Struct('>8sQII')
+_CHECKSUM = struct.Struct('>I')  # of the fields
 MAGIC = b'targetd1'
 
 Record = namedtuple('Record', 'offset data sums')
@@ -35,12 +40,16 @@ Record = namedtuple('Record', 'offset data sums')
 
 def sums_of(data):
     """A checksum of each sector of `data`, four bytes each."""
-    found = [zlib.crc32(data[start:start + SECTOR]) & 0xFFFFFFFF for start in range(0, len(data), SECTOR)]
+    found = [
+        zlib.crc32(data[start : start + SECTOR]) & 0xFFFFFFFF
+        for start in range(0, len(data), SECTOR)
+    ]
     return struct.pack('>%dI' % len(found), *found)
 
 
 def packed(record):
-    """(head, body) of a Record: the bytes that were at `offset`, and the sums of those that are to be there."""
+    """(head, body) of a Record: the bytes that were at `offset`, and the sums of those that are to
+    be there."""
     body = record.data + record.sums
     fields = _FIELDS.pack(MAGIC, record.offset, len(record.data), zlib.crc32(body) & 0xFFFFFFFF)
     return fields + _CHECKSUM.pack(zlib.crc32(fields) & 0xFFFFFFFF), body
@@ -48,15 +57,18 @@ def packed(record):
 
 def unpacked(head):
     """(offset, length, checksum of the body), or None if this is no whole head."""
-    fields = bytes(head[:_FIELDS.size])
+    fields = bytes(head[: _FIELDS.size])
     magic, offset, length, checksum = _FIELDS.unpack(fields)
     whole = _CHECKSUM.unpack_from(head, _FIELDS.size)[0] == zlib.crc32(fields) & 0xFFFFFFFF
     return (offset, length, checksum) if whole and magic == MAGIC and length <= LONGEST else None
 
 
 def opened(descriptor, number, path=None):
-    """The Slot of this number, in the journal that this descriptor is of; it takes the descriptor over. path: for people."""
-    return Slot(FileStore({'kind': 'file', 'path': path, 'size': (number + 1) * SLOT}, descriptor), number)
+    """The Slot of this number, in the journal that this descriptor is of; it takes the descriptor
+    over. path: for people."""
+    return Slot(
+        FileStore({'kind': 'file', 'path': path, 'size': (number + 1) * SLOT}, descriptor), number
+    )
 
 
 class Slot(object):
@@ -68,10 +80,11 @@ class Slot(object):
         self.number = number
 
     def put(self, record):
-        """Keep a Record, durable when this returns. Raises Full, then the slot may hold it; else OSError, then it is empty."""
+        """Keep a Record, durable when this returns. Raises Full, then the slot may hold it; else
+        OSError, then it is empty."""
         head, body = packed(record)
         self._store.write(self._at + HEAD, body, False)
-        self._store.write(self._at, head, False)                         # within one block: all of it or nothing
+        self._store.write(self._at, head, False)  # within one block: all of it or nothing
         try:
             self._store.flush(self._at, HEAD + len(body))
         except OSError as e:
@@ -93,7 +106,11 @@ class Slot(object):
             return None
         offset, length, checksum = found
         body = bytes(self._store.read(self._at + HEAD, length + 4 * -(-length // SECTOR)))
-        return Record(offset, body[:length], body[length:]) if zlib.crc32(body) & 0xFFFFFFFF == checksum else None
+        return (
+            Record(offset, body[:length], body[length:])
+            if zlib.crc32(body) & 0xFFFFFFFF == checksum
+            else None
+        )
 
     @property
     def descriptor(self):
@@ -110,13 +127,17 @@ class Slot(object):
         self._store.close()
 
     def put_right(self, medium, is_known=True):
-        """Put back what a record says, and forget it. True if there was one. is_known: nobody but the writer can have written
-        there. Raises OSError: then it is there still."""
+        """Put back what a record says, and forget it. True if there was one. is_known: nobody but
+        the writer can have written there. Raises OSError: then it is there still."""
         found = self.record()
         if found is not None:
             if not is_known and not is_amid(medium, found):
-                raise OSError(errno.ESTALE, 'bytes %d..%d are neither what they were nor what they were to be: it is another '
-                              'medium, or others have written to it since' % (found.offset, found.offset + len(found.data)))
+                raise OSError(
+                    errno.ESTALE,
+                    'bytes %d..%d are neither what they were nor what they were to be: it is another '
+                    'medium, or others have written to it since'
+                    % (found.offset, found.offset + len(found.data)),
+                )
             restore(medium, found.offset, found.data)
         self.clear()
         return found is not None
@@ -127,11 +148,12 @@ class Full(OSError):
 
 
 def sectors(medium, offset, length):
-    """[(start, bytes, or None where they cannot be read)] of the pieces of a range, as long as a block or a sector."""
+    """[(start, bytes, or None where they cannot be read)] of the pieces of a range, as long as a
+    block or a sector."""
     step = max(SECTOR, medium.block_size)
     try:
         found = bytes(medium.read(offset, length))
-        return [(start, found[start:start + step]) for start in range(0, length, step)]
+        return [(start, found[start : start + step]) for start in range(0, length, step)]
     except OSError:
         pass
     pieces = []
@@ -139,7 +161,7 @@ def sectors(medium, offset, length):
         try:
             pieces.append((start, bytes(medium.read(offset + start, min(step, length - start)))))
         except OSError:
-            pieces.append((start, None))         # it was half written: writing it may heal it
+            pieces.append((start, None))  # it was half written: writing it may heal it
     return pieces
 
 
@@ -149,27 +171,32 @@ def is_amid(medium, record):
         return False
     for start, found in sectors(medium, record.offset, len(record.data)):
         for at in range(0, len(found or b''), SECTOR):
-            piece, place = found[at:at + SECTOR], start + at
+            piece, place = found[at : at + SECTOR], start + at
             sum_at = place // SECTOR * 4
-            if piece != record.data[place:place + SECTOR] and sums_of(piece) != record.sums[sum_at:sum_at + 4]:
+            if (
+                piece != record.data[place : place + SECTOR]
+                and sums_of(piece) != record.sums[sum_at : sum_at + 4]
+            ):
                 return False
     return True
 
 
 def restore(medium, offset, data):
-    """Give the medium these bytes back, durable when this returns: those that differ, for which there is space. Raises
-    OSError."""
+    """Give the medium these bytes back, durable when this returns: those that differ, for which
+    there is space. Raises OSError."""
     for start, found in sectors(medium, offset, len(data)):
-        piece = data[start:start + max(SECTOR, medium.block_size)]
+        piece = data[start : start + max(SECTOR, medium.block_size)]
         if found != piece:
             medium.write(offset + start, piece, False)
     medium.flush(offset, len(data))
 
 
 def write(medium, slot, offset, data):
-    """Write all of `data` (bytes-like, LONGEST at most) or nothing; durable when this returns. The caller has locked the range.
+    """Write all of `data` (bytes-like, LONGEST at most) or nothing; durable when this returns. The
+    caller has locked the range.
 
-    Raises Full: all or nothing it will be when somebody has put the slot right. Raises OSError: nothing was done."""
+    Raises Full: all or nothing it will be when somebody has put the slot right. Raises OSError:
+    nothing was done."""
     if len(data) > LONGEST:
         raise OSError(errno.EINVAL, 'no more than %d bytes are written at once' % LONGEST)
     before = bytes(medium.read(offset, len(data)))
@@ -203,7 +230,8 @@ class Undone(Exception):
 
 
 def put_all_right(descriptor, medium, path=None):
-    """Put every slot of a journal right that nobody uses: how many held a record. Takes the descriptor over. Raises OSError."""
+    """Put every slot of a journal right that nobody uses: how many held a record. Takes the
+    descriptor over. Raises OSError."""
     try:
         count = -(-os.fstat(descriptor).st_size // SLOT)
         os.ftruncate(descriptor, count * SLOT)

@@ -1,4 +1,5 @@
-"""What Linux has and Python has not: fallocate, copy_file_range, the ioctls of block devices, /sys/dev/block.
+"""What Linux has and Python has not: fallocate, copy_file_range, the ioctls of block devices,
+/sys/dev/block.
 
 Imports base only. Every function raises OSError.
 """
@@ -24,10 +25,13 @@ BLKIOOPT = 0x1279
 BLKALIGNOFF = 0x127A
 BLKPBSZGET = 0x127B
 BLKZEROOUT = 0x127F
-BLKGETSIZE64 = 0x80081272 if struct.calcsize('P') == 8 else 0x80041272      # _IOR(0x12, 114, size_t)
+BLKGETSIZE64 = 0x80081272 if struct.calcsize('P') == 8 else 0x80041272  # _IOR(0x12, 114, size_t)
 
-#: What fallocate and ioctl answer where the kernel, the file system or the device cannot do what was asked.
-UNSUPPORTED = frozenset([errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOTTY, errno.ENODEV, errno.EINVAL, errno.EREMOTEIO])
+#: What fallocate and ioctl answer where the kernel, the file system or the device cannot do what
+#: was asked.
+UNSUPPORTED = frozenset(
+    [errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOTTY, errno.ENODEV, errno.EINVAL, errno.EREMOTEIO]
+)
 
 _RANGE = struct.Struct('=QQ')
 _library = ctypes.CDLL(None, use_errno=True)
@@ -43,9 +47,24 @@ def _function(names, result, *arguments):
     return None
 
 
-_fallocate = _function(['fallocate64', 'fallocate'], ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
-_copy_file_range = _function(['copy_file_range'], ctypes.c_ssize_t, ctypes.c_int, ctypes.POINTER(ctypes.c_int64), ctypes.c_int,
-                             ctypes.POINTER(ctypes.c_int64), ctypes.c_size_t, ctypes.c_uint)
+_fallocate = _function(
+    ['fallocate64', 'fallocate'],
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int64,
+    ctypes.c_int64,
+)
+_copy_file_range = _function(
+    ['copy_file_range'],
+    ctypes.c_ssize_t,
+    ctypes.c_int,
+    ctypes.POINTER(ctypes.c_int64),
+    ctypes.c_int,
+    ctypes.POINTER(ctypes.c_int64),
+    ctypes.c_size_t,
+    ctypes.c_uint,
+)
 
 
 def _called(function, *arguments):
@@ -66,9 +85,17 @@ def fallocate(descriptor, mode, offset, length):
 
 
 def copy_file_range(source, destination, count, source_offset, offset):
-    """copy_file_range(2): bytes copied, 0 at the end of the source. ENOSYS, EXDEV, EINVAL where it cannot."""
-    return _called(_copy_file_range, source, ctypes.byref(ctypes.c_int64(source_offset)),
-                   destination, ctypes.byref(ctypes.c_int64(offset)), count, 0)
+    """copy_file_range(2): bytes copied, 0 at the end of the source. ENOSYS, EXDEV, EINVAL where it
+    cannot."""
+    return _called(
+        _copy_file_range,
+        source,
+        ctypes.byref(ctypes.c_int64(source_offset)),
+        destination,
+        ctypes.byref(ctypes.c_int64(offset)),
+        count,
+        0,
+    )
 
 
 def _number(descriptor, request, code):
@@ -89,9 +116,13 @@ def device_is_read_only(descriptor):
 
 def device_geometry(descriptor):
     """(logical block size, physical block size, alignment offset, minimum I/O, optimal I/O), bytes."""
-    return (_number(descriptor, BLKSSZGET, 'i'), _number(descriptor, BLKPBSZGET, 'I'),
-            max(0, _number(descriptor, BLKALIGNOFF, 'i')),
-            _number(descriptor, BLKIOMIN, 'I'), _number(descriptor, BLKIOOPT, 'I'))
+    return (
+        _number(descriptor, BLKSSZGET, 'i'),
+        _number(descriptor, BLKPBSZGET, 'I'),
+        max(0, _number(descriptor, BLKALIGNOFF, 'i')),
+        _number(descriptor, BLKIOMIN, 'I'),
+        _number(descriptor, BLKIOOPT, 'I'),
+    )
 
 
 def discard(descriptor, offset, length):
@@ -100,12 +131,14 @@ def discard(descriptor, offset, length):
 
 
 def zero_out(descriptor, offset, length):
-    """BLKZEROOUT: zeroes, written by the device if it can and by the kernel if not; space stays reserved."""
+    """BLKZEROOUT: zeroes, written by the device if it can and by the kernel if not; space stays
+    reserved."""
     fcntl.ioctl(descriptor, BLKZEROOUT, _RANGE.pack(offset, length))
 
 
 class Queue(object):
-    """What /sys says about a block device (st_rdev) or the disk below it, if it is a partition. Answers 0 or '' if nothing."""
+    """What /sys says about a block device (st_rdev) or the disk below it, if it is a partition.
+    Answers 0 or '' if nothing."""
 
     def __init__(self, device, root='/sys/dev/block'):
         self.directory = os.path.realpath('%s/%d:%d' % (root, os.major(device), os.minor(device)))
@@ -150,7 +183,8 @@ class Queue(object):
         return not mode or mode.endswith('_unmap')
 
     def zeroing_mode(self):
-        """What a SCSI disk does to make zeroes ('writesame_16_unmap', 'write', …); '' for other devices."""
+        """What a SCSI disk does to make zeroes ('writesame_16_unmap', 'write', …); '' for other
+        devices."""
         directory = os.path.join(self.disk, 'device', 'scsi_disk')
         try:
             names = os.listdir(directory)

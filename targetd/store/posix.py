@@ -1,9 +1,9 @@
 """Reading and writing a descriptor at offsets: what files, memory and block devices share.
 
-Imports base, compat, linux. The hot path is try_read: for 4 KiB that is one system call into a fresh bytearray, and the
-budget is two Python calls beside it. Measured on Python 3.11 for 4 KiB in the page cache: os.preadv(RWF_NOWAIT) into a
-fresh bytearray 0.8 us, into a reused buffer 0.7, os.pread without the promise not to wait 0.5, a probe of one byte before
-os.pread 1.1.
+Imports base, compat, linux. The hot path is try_read: for 4 KiB that is one system call into a
+fresh bytearray, and the budget is two Python calls beside it. Measured on Python 3.11 for 4 KiB in
+the page cache: os.preadv(RWF_NOWAIT) into a fresh bytearray 0.8 us, into a reused buffer 0.7,
+os.pread without the promise not to wait 0.5, a probe of one byte before os.pread 1.1.
 """
 
 import errno
@@ -29,7 +29,8 @@ def never(offset, length):
 
 
 def waits_never(descriptor):
-    """True if preadv(RWF_NOWAIT) works on this descriptor: Linux 4.14 or later, and a file system that supports it."""
+    """True if preadv(RWF_NOWAIT) works on this descriptor: Linux 4.14 or later, and a file system
+    that supports it."""
     if compat.preadv is None:
         return False
     try:
@@ -61,18 +62,25 @@ class PosixStore(Store):
     # -- reading -----------------------------------------------------------------------------------------------------
 
     def _make_try_read(self):
-        """(try_read, forget): the function, bound to nothing but the descriptor, and what makes it forget that one."""
+        """(try_read, forget): the function, bound to nothing but the descriptor, and what makes it
+        forget that one."""
         descriptor = self.descriptor
         if not waits_never(descriptor):
             return never, None
-        preadv, flag, zeroed, raw, large = compat.preadv, compat.RWF_NOWAIT, bytearray, compat.raw_buffer, LARGE
+        preadv, flag, zeroed, raw, large = (
+            compat.preadv,
+            compat.RWF_NOWAIT,
+            bytearray,
+            compat.raw_buffer,
+            LARGE,
+        )
 
         def try_read(offset, length):
             data = zeroed(length) if length < large else raw(length)
             try:
                 if preadv(descriptor, (data,), offset, flag) == length:
                     return data
-            except OSError:              # EAGAIN; any other will be met again, and raised, by read()
+            except OSError:  # EAGAIN; any other will be met again, and raised, by read()
                 pass
             return None
 
@@ -120,7 +128,8 @@ class PosixStore(Store):
     @staticmethod
     def _some(count):
         if not count:
-            raise failure(errno.ENOSPC)      # POSIX lets a write of nothing at all stand for a full medium
+            # POSIX lets a write of nothing at all stand for a full medium
+            raise failure(errno.ENOSPC)
         return count
 
     def _write_durably(self, offset, data):
@@ -139,8 +148,8 @@ class PosixStore(Store):
     def _durable_write_failed(self, error, offset, data):
         """Returns if two calls are to do what one could not; else raises.
 
-        EIO may come from this write, or be what became of earlier ones when they were written back (invariant 4): if the
-        write alone succeeds, it was the writing back.
+        EIO may come from this write, or be what became of earlier ones when they were written back
+        (invariant 4): if the write alone succeeds, it was the writing back.
         """
         if error.errno in linux.UNSUPPORTED:
             self._durable_flag_works = False
@@ -178,25 +187,39 @@ class PosixStore(Store):
         self._check_range(offset, length)
         done = 0
         source = source.reading()
-        if isinstance(source, PosixStore) and source.kind == self.kind == 'file' and not (self.direct or source.direct):
+        if (
+            isinstance(source, PosixStore)
+            and source.kind == self.kind == 'file'
+            and not (self.direct or source.direct)
+        ):
             done = self._copy_in_kernel(source, source_offset, offset, length)
         if done < length:
             super(PosixStore, self).copy(source, source_offset + done, offset + done, length - done)
 
     def _copy_in_kernel(self, source, source_offset, offset, length):
-        """Bytes copied by the kernel (by reference, where the file system can) before it said that it cannot."""
+        """Bytes copied by the kernel (by reference, where the file system can) before it said that
+        it cannot."""
         if source is self and abs(source_offset - offset) < length:
             return 0
         done = 0
         try:
             while done < length:
-                count = linux.copy_file_range(source.descriptor, self.descriptor, min(length - done, 1 << 30),
-                                              source_offset + done, offset + done)
+                count = linux.copy_file_range(
+                    source.descriptor,
+                    self.descriptor,
+                    min(length - done, 1 << 30),
+                    source_offset + done,
+                    offset + done,
+                )
                 if not count:
                     break
                 done += count
         except OSError as e:
-            if e.errno not in linux.UNSUPPORTED and e.errno not in (errno.EXDEV, errno.EPERM, errno.EBADF):
+            if e.errno not in linux.UNSUPPORTED and e.errno not in (
+                errno.EXDEV,
+                errno.EPERM,
+                errno.EBADF,
+            ):
                 raise
         return done
 

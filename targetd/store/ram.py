@@ -1,4 +1,5 @@
-"""Memory as a medium: a memory file whose descriptor all workers share. Gone when the last of them and the master are.
+"""Memory as a medium: a memory file whose descriptor all workers share. Gone when the last of them
+and the master are.
 
 Imports base, compat, file, posix.
 """
@@ -9,7 +10,8 @@ from .file import FileStore
 
 
 class RamStore(FileStore):
-    """Every write is as durable as it will ever be, and nothing waits, so everything may run in the connection's thread."""
+    """Every write is as durable as it will ever be, and nothing waits, so everything may run in the
+    connection's thread."""
 
     durable_is_free = True
 

@@ -7,7 +7,8 @@ May import base only. Threads start when there is work and no idle thread, up to
 import queue
 import threading
 
-#: A thread of ours needs little stack; the default of 8 MiB of address space each would be charged on old kernels.
+#: A thread of ours needs little stack; the default of 8 MiB of address space each would be charged
+#: on old kernels.
 STACK_BYTES = 512 << 10
 
 

@@ -1,6 +1,8 @@
-"""A connection from its first byte to full feature phase and on to its end: the login, the claim, then Connection.
+"""A connection from its first byte to full feature phase and on to its end: the login, the claim,
+then Connection.
 
-Runs in the connection's thread. May import iscsi, scsi.sam, config through policy. Blocking socket with a deadline.
+Runs in the connection's thread. May import iscsi, scsi.sam, config through policy. Blocking socket
+with a deadline.
 """
 
 import os
@@ -18,8 +20,8 @@ from targetd.scsi.sam import Nexus
 from targetd.worker.connection.error_recovery import class_for
 
 _TIMEVAL = struct.Struct('@ll')
-SEND_SECONDS = 60                # a peer that takes nothing for so long is gone
-CLAIM_SECONDS = 30.0             # the master may first have to end the session that is reinstated
+SEND_SECONDS = 60  # a peer that takes nothing for so long is gone
+CLAIM_SECONDS = 30.0  # the master may first have to end the session that is reinstated
 
 
 class Gone(Exception):
@@ -28,15 +30,20 @@ class Gone(Exception):
 
 def set_timeouts(sock, receive_seconds, send_seconds=SEND_SECONDS):
     """Let blocking receives and sends end with BlockingIOError; 0 waits for ever."""
-    for option, seconds in ((socket.SO_RCVTIMEO, receive_seconds), (socket.SO_SNDTIMEO, send_seconds)):
+    for option, seconds in (
+        (socket.SO_RCVTIMEO, receive_seconds),
+        (socket.SO_SNDTIMEO, send_seconds),
+    ):
         whole = int(seconds)
-        sock.setsockopt(socket.SOL_SOCKET, option, _TIMEVAL.pack(whole, int((seconds - whole) * 1000000)))
+        sock.setsockopt(
+            socket.SOL_SOCKET, option, _TIMEVAL.pack(whole, int((seconds - whole) * 1000000))
+        )
 
 
 def greet(worker, sock, where, members, session):
-    """Serve one connection from login to end; gives (why it ended, True if that was in order). where: the `connection` of the
-    order; session: the one that it may join, or None; members: that one's, or of the session that it may begin; None: it can
-    only be refused."""
+    """Serve one connection from login to end; gives (why it ended, True if that was in order).
+    where: the `connection` of the order; session: the one that it may join, or None; members: that
+    one's, or of the session that it may begin; None: it can only be refused."""
     sock.setblocking(True)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     greeting = _Greeting(worker, sock, where, members, session)
@@ -45,7 +52,8 @@ def greet(worker, sock, where, members, session):
     except (Gone, OSError) as e:
         log.debug('%s: no session: %s', _shown(where), e)
         sock.close()
-        if greeting.session is not None: # it would have joined: the master counts the connections of each address
+        # it would have joined: the master counts the connections of each address
+        if greeting.session is not None:
             worker.tell('closed', peer=where['peer'], cid=greeting.cid)
         return str(e), greeting.session is None
     finally:
@@ -54,13 +62,21 @@ def greet(worker, sock, where, members, session):
         why = connection.run()
     finally:
         members.leave(connection)
-        connection.framer.release()      # the connection refers to itself, and may stay until the collector comes
-    log.info('%s from %s: connection %d is over: %s', connection.session.initiator_name, _shown(where), connection.cid, why)
+        # the connection refers to itself, and may stay until the collector comes
+        connection.framer.release()
+    log.info(
+        '%s from %s: connection %d is over: %s',
+        connection.session.initiator_name,
+        _shown(where),
+        connection.cid,
+        why,
+    )
     return why, connection.ended_quietly
 
 
 def _numbering_of(session):
-    """For the LoginNegotiation; knows nothing of the _Greeting, so that this one is gone as soon as its login is over."""
+    """For the LoginNegotiation; knows nothing of the _Greeting, so that this one is gone as soon as
+    its login is over."""
     if session is None or session.is_discovery:
         return None
     return lambda: (session.exp_cmd_sn, session.max_cmd_sn)
@@ -75,7 +91,7 @@ class _Greeting(object):
     """One login. where: {peer: [address, port], local: [address, port], group}."""
 
     def __init__(self, worker, sock, where, members, session):
-        self.session = session           # the worker's, once this connection may be of it
+        self.session = session  # the worker's, once this connection may be of it
         self._worker = worker
         self._members = members
         self._socket = sock
@@ -83,8 +99,8 @@ class _Greeting(object):
         self._framer = Framer(LOGIN_DATA_SEGMENT, batch_bytes=2 * (LOGIN_DATA_SEGMENT + 1068))
         self._pending = []
         self._deadline = time.monotonic() + worker.configuration.server.login_timeout
-        self._joined = None              # values of a further connection of the worker's session
-        self._expected = None            # the CID that the session's members know of already
+        self._joined = None  # values of a further connection of the worker's session
+        self._expected = None  # the CID that the session's members know of already
         policy = worker.policies.login(where['peer'][0], where['group'])
         self._negotiation = LoginNegotiation(policy, where, os.urandom, _numbering_of(session))
 
@@ -114,14 +130,21 @@ class _Greeting(object):
     def _refuse(self, failure, response):
         """Say no, tell the master for the log and `targetctl why`, and give up. Raises Gone."""
         negotiation = self._negotiation
-        self._worker.tell('refused', peer=self._where['peer'], initiator_name=negotiation.initiator_name or '',
-                          target_name=negotiation.target_name or '', why=failure.why,
-                          status_class=failure.status_class, status_detail=failure.status_detail)
+        self._worker.tell(
+            'refused',
+            peer=self._where['peer'],
+            initiator_name=negotiation.initiator_name or '',
+            target_name=negotiation.target_name or '',
+            why=failure.why,
+            status_class=failure.status_class,
+            status_detail=failure.status_detail,
+        )
         self._send([response])
         raise Gone(failure.why)
 
     def _join(self, claim):
-        """The claim is for a further connection of the worker's session, or for one in place of another."""
+        """The claim is for a further connection of the worker's session, or for one in place of
+        another."""
         try:
             values = join(claim, self.session.login, self._members.besides(claim.cid))
         except LoginFailure as e:
@@ -130,7 +153,9 @@ class _Greeting(object):
         self._expected = claim.cid
         if not self._members.expect(claim.cid):
             status = const.SESSION_DOES_NOT_EXIST
-            self._fail(LoginFailure(status[0], status[1], 'the session %d is about to end' % claim.tsih))
+            self._fail(
+                LoginFailure(status[0], status[1], 'the session %d is about to end' % claim.tsih)
+            )
 
     def _claim(self, claim):
         if claim.tsih:
@@ -138,13 +163,33 @@ class _Greeting(object):
         nexus = None
         if claim.target_name is not None:
             nexus = Nexus(claim.initiator_name, claim.isid, claim.target_name, self._where['group'])
-        answer = self._worker.claim(nexus, CLAIM_SECONDS, peer=self._where['peer'], session={
-            'initiator_name': claim.initiator_name, 'initiator_alias': claim.initiator_alias, 'isid': claim.isid,
-            'target_name': claim.target_name, 'group': self._where['group'], 'tsih': claim.tsih, 'cid': claim.cid,
-            'account': claim.account, 'keys': {key: list(value) if isinstance(value, tuple) else value
-                                               for key, value in claim.values.items()}})
+        answer = self._worker.claim(
+            nexus,
+            CLAIM_SECONDS,
+            peer=self._where['peer'],
+            session={
+                'initiator_name': claim.initiator_name,
+                'initiator_alias': claim.initiator_alias,
+                'isid': claim.isid,
+                'target_name': claim.target_name,
+                'group': self._where['group'],
+                'tsih': claim.tsih,
+                'cid': claim.cid,
+                'account': claim.account,
+                'keys': {
+                    key: list(value) if isinstance(value, tuple) else value
+                    for key, value in claim.values.items()
+                },
+            },
+        )
         if answer is None:
-            self._fail(LoginFailure(const.TARGET_ERROR[0], const.TARGET_ERROR[1], 'the master did not answer in time'))
+            self._fail(
+                LoginFailure(
+                    const.TARGET_ERROR[0],
+                    const.TARGET_ERROR[1],
+                    'the master did not answer in time',
+                )
+            )
         if answer['status_class']:
             refusal = LoginFailure(answer['status_class'], answer['status_detail'], answer['why'])
             self._fail(refusal)
@@ -155,9 +200,16 @@ class _Greeting(object):
         raise Gone(refusal.why)
 
     def _granted(self, answer):
-        """The last login response goes out; everything that the session needs is there before it does."""
+        """The last login response goes out; everything that the session needs is there before it
+        does."""
         if self._pending:
-            self._fail(LoginFailure(const.INITIATOR_ERROR[0], const.INITIATOR_ERROR[1], 'a PDU came before the login was over'))
+            self._fail(
+                LoginFailure(
+                    const.INITIATOR_ERROR[0],
+                    const.INITIATOR_ERROR[1],
+                    'a PDU came before the login was over',
+                )
+            )
         reply = self._negotiation.claimed(answer['tsih'])
         result = self._negotiation.result
         worker = self._worker
@@ -170,13 +222,26 @@ class _Greeting(object):
         interval, count = worker.keepalive
         set_timeouts(self._socket, interval)
         if hasattr(socket, 'TCP_USER_TIMEOUT'):
-            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SEND_SECONDS * 1000)
+            self._socket.setsockopt(
+                socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SEND_SECONDS * 1000
+            )
         make = class_for(session.values)
-        connection = make(worker, self._socket, session, result.cid, result.stat_sn, result.declared_data_segment,
-                          (interval, count if interval else 0), self._framer.rest(), self._joined, self._where['peer'])
+        connection = make(
+            worker,
+            self._socket,
+            session,
+            result.cid,
+            result.stat_sn,
+            result.declared_data_segment,
+            (interval, count if interval else 0),
+            self._framer.rest(),
+            self._joined,
+            self._where['peer'],
+        )
         connection.peer_address = self._where['peer'][0]
         connection.local_address = self._where['local'][0]
-        with connection.outbox.held():   # it belongs to the session before the initiator can know, but sends nothing earlier
+        # it belongs to the session before the initiator can know, but sends nothing earlier
+        with connection.outbox.held():
             self._members.add(connection)
             try:
                 self._send(reply.pdus)

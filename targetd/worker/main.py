@@ -1,8 +1,10 @@
-"""A worker process: its control thread, which obeys the master, and the state that its connections share.
+"""A worker process: its control thread, which obeys the master, and the state that its connections
+share.
 
-The control thread is the process's main thread: it reads the channel and nothing else makes it wait, but for `working` of a
-connection (bounded by one batch) when an abort must find no command half done. A connection has a thread of its own, which
-asks the master and waits for the answer only during login. When the channel ends, the process ends.
+The control thread is the process's main thread: it reads the channel and nothing else makes it
+wait, but for `working` of a connection (bounded by one batch) when an abort must find no command
+half done. A connection has a thread of its own, which asks the master and waits for the answer only
+during login. When the channel ends, the process ends.
 
      spare --serve--> login --claim granted--> full feature phase --over--> tell ended, exit
        ^                |                            | (discovery, or a session that ended by a logout)
@@ -36,7 +38,8 @@ QUIET_SECONDS = 30.0
 
 
 class Worker(object):
-    """One process. `configuration`: the config.model.Configuration that was in force when it was forked (D11)."""
+    """One process. `configuration`: the config.model.Configuration that was in force when it was
+    forked (D11)."""
 
     def __init__(self, channel, configuration):
         self.channel = channel
@@ -45,24 +48,36 @@ class Worker(object):
         self.executor = Executor(configuration.server.executor_threads)
         self.keepalive = (configuration.server.nop_interval, configuration.server.nop_count)
         self.busy_poll_seconds = configuration.server.busy_poll / 1e6
-        self.device = None               # scsi.lu.Device of the session, once there is one
+        self.device = None  # scsi.lu.Device of the session, once there is one
         self.replica = None
         self.tasks = None
-        self.ordering = None             # of the session's task sets
-        self.working = threading.Lock()  # of the session: held by the connection that acts on what it received
-        self.allegiance = threading.RLock()  # which connection a task belongs to, where that can change
-        self.numbering = threading.Lock()    # the command window of a session with several connections
+        self.ordering = None  # of the session's task sets
+        # of the session: held by the connection that acts on what it received
+        self.working = threading.Lock()
+        # which connection a task belongs to, where that can change
+        self.allegiance = threading.RLock()
+        # the command window of a session with several connections
+        self.numbering = threading.Lock()
         self.connections = []
         self.members = Members(self)
         self.session = None
         self._numbers = itertools.count(1)
-        self._answers = {}               # ask id -> function of the answer message
+        self._answers = {}  # ask id -> function of the answer message
         self._retiring = False
-        self._is_serving = False         # from the serve order until idle or ended is told
+        self._is_serving = False  # from the serve order until idle or ended is told
         self._sessions_left = SESSIONS_OF_ONE_WORKER
-        self._orders = {'serve': self._serve, 'answer': self._answer, 'change': self._change, 'units': self._units,
-                        'logout': self._logout, 'end': self._end, 'retire': self._retire, 'reopen-logs': self._reopen_logs,
-                        'join': self._join, 'operate': self._operate}
+        self._orders = {
+            'serve': self._serve,
+            'answer': self._answer,
+            'change': self._change,
+            'units': self._units,
+            'logout': self._logout,
+            'end': self._end,
+            'retire': self._retire,
+            'reopen-logs': self._reopen_logs,
+            'join': self._join,
+            'operate': self._operate,
+        }
 
     # -- the control thread ------------------------------------------------------------------------------------------
 
@@ -83,25 +98,36 @@ class Worker(object):
 
     def _begin_greeting(self, message, descriptors, members, session):
         sock = socket.socket(fileno=descriptors[0])
-        thread = threading.Thread(target=self._greet, args=(sock, message['connection'], members, session), name='connection')
+        thread = threading.Thread(
+            target=self._greet,
+            args=(sock, message['connection'], members, session),
+            name='connection',
+        )
         thread.daemon = True
         thread.start()
 
     def _operate(self, message, descriptors):
         """No session: a medium to format or sanitize."""
         self._is_serving = True
-        thread = threading.Thread(target=self._erase, args=(message, descriptors[0] if descriptors else None), name='erasing')
+        thread = threading.Thread(
+            target=self._erase,
+            args=(message, descriptors[0] if descriptors else None),
+            name='erasing',
+        )
         thread.daemon = True
         thread.start()
 
     def _join(self, message, descriptors):
         """A further connection for our session: the login machine decides whether it may be one.
 
-        The session may have come to its end while the order was under way, and another one may begin beside this login: it is
-        refused as whoever joins what is not there, and nothing of the worker's is its own."""
-        members = self.members           # first: _become_spare, in another thread, goes the other way round
+        The session may have come to its end while the order was under way, and another one may
+        begin beside this login: it is refused as whoever joins what is not there, and nothing of
+        the worker's is its own."""
+        members = self.members  # first: _become_spare, in another thread, goes the other way round
         session = self.session
-        self._begin_greeting(message, descriptors, members if session is not None else None, session)
+        self._begin_greeting(
+            message, descriptors, members if session is not None else None, session
+        )
 
     def _answer(self, message, descriptors):
         answered = self._answers.pop(message['id'], None)
@@ -114,8 +140,10 @@ class Worker(object):
 
     def _change(self, message, descriptors):
         """State that sessions share has changed: put it in force, end what must end, then say so."""
+
         def acknowledge():
             self.tell('acknowledge', id=message['id'])
+
         if self.replica is None:
             acknowledge()
             return
@@ -131,27 +159,32 @@ class Worker(object):
         self._end_tasks(lambda other: other is unit, acknowledge, status)
 
     def _end_tasks(self, wanted, on_quiet, status):
-        """End the tasks at the units for which wanted(unit) is true, and the copies that use these; on_quiet() when nothing of
-        that can touch the medium. [control]"""
-        left = [True, False]             # each pops one: only who pops the last does more
+        """End the tasks at the units for which wanted(unit) is true, and the copies that use these;
+        on_quiet() when nothing of that can touch the medium. [control]"""
+        left = [True, False]  # each pops one: only who pops the last does more
 
         def one_quiet():
             if left.pop():
                 on_quiet()
+
         self.replica.guests.stop(wanted, one_quiet)
         self._abort(lambda task: wanted(task.unit) and not task.asked, one_quiet, status)
 
     def _heed_tokens(self, unit_id, unit):
-        """Tokens were made: commands of the unit that were admitted before must not change what they stand for. [control]
+        """Tokens were made: commands of the unit that were admitted before must not change what
+        they stand for. [control]
 
-        Those that wait for their data will ask; what is being written now is revoked before the token is given out."""
+        Those that wait for their data will ask; what is being written now is revoked before the
+        token is given out."""
         if self.tasks is None or unit is None:
             return
         with self.working:
             ranges = self.tasks.each(lambda task: unit.heed(task) if task.unit is unit else None)
             ranges += unit.under_way
         for offset, length in filter(None, ranges):
-            self.ask('token-revoke', lambda answer: None, unit=unit_id, offset=offset, length=length)
+            self.ask(
+                'token-revoke', lambda answer: None, unit=unit_id, offset=offset, length=length
+            )
 
     def _abort(self, wanted, on_quiet, status):
         """Abort tasks of every connection; on_quiet() when none can touch the medium. [control]"""
@@ -166,6 +199,7 @@ class Worker(object):
     def _units(self, message, descriptors):
         def acknowledge():
             self.tell('acknowledge', id=message['id'])
+
         if self.replica is None:
             for descriptor in descriptors:
                 os.close(descriptor)
@@ -180,10 +214,12 @@ class Worker(object):
             for unit in gone:
                 unit.store.close()
             acknowledge()
+
         self._end_tasks(lambda unit: unit in gone, close_and_acknowledge, None)
 
     def _logout(self, message, descriptors):
-        self.members.give_up()           # a connection that is or gets lost cannot be asked: its tasks wait for no other
+        # a connection that is or gets lost cannot be asked: its tasks wait for no other
+        self.members.give_up()
         for connection in list(self.connections):
             connection.requests.ask_for_logout(int(message['seconds']))
 
@@ -191,7 +227,7 @@ class Worker(object):
         self._retiring = True
         self.members.give_up()
         if not self._stop_connections(message['why']):
-            self.finish()                # nothing to wait for but a login, which may be cut off
+            self.finish()  # nothing to wait for but a login, which may be cut off
 
     def _retire(self, message, descriptors):
         self._retiring = True
@@ -219,7 +255,8 @@ class Worker(object):
     # -- asking and telling ------------------------------------------------------------------------------------------
 
     def tell(self, what, **words):
-        """Tell the master; nothing if it is gone (the control thread meets that and ends us). Any thread."""
+        """Tell the master; nothing if it is gone (the control thread meets that and ends us). Any
+        thread."""
         words['tell'] = what
         try:
             self.channel.send(words)
@@ -237,10 +274,11 @@ class Worker(object):
             self._answers.pop(number, None)
 
     def claim(self, nexus, seconds, **words):
-        """Ask the master for a session and wait; gives the answer, or None if none came in time. [connection, during login]
+        """Ask the master for a session and wait; gives the answer, or None if none came in time.
+        [connection, during login]
 
-        The units are put up in the control thread as soon as they arrive, so that a change which the master sends right behind
-        them finds them."""
+        The units are put up in the control thread as soon as they arrive, so that a change which
+        the master sends right behind them finds them."""
         answers = []
         arrived = threading.Event()
 
@@ -251,23 +289,28 @@ class Worker(object):
                 self.replica = replica
             answers.append(message)
             arrived.set()
+
         self.ask('claim', answered, **words)
         arrived.wait(seconds)
         return answers[0] if answers else None
 
     def ask_change(self, task, change, complete):
-        """A command's Change goes to the master; complete(task, MasterAnswer) when it is in force everywhere. Any thread."""
+        """A command's Change goes to the master; complete(task, MasterAnswer) when it is in force
+        everywhere. Any thread."""
         task.asked = True
         words = dict(change.arguments, unit=self.replica.unit_id(task.unit))
         self.ask(change.kind, lambda answer: complete(task, _master_answer(answer)), **words)
 
     def ask_reset(self, function, lun_field, done):
-        """A task management function that concerns other nexuses too; done(MasterAnswer) in the control thread."""
+        """A task management function that concerns other nexuses too; done(MasterAnswer) in the
+        control thread."""
         unit_id = self.replica.unit_id(self.device.unit(lun_field)) or self.replica.any_unit_id()
         if unit_id is None:
             done(MasterAnswer(sam.GOOD, b'', None))
             return
-        self.ask('reset', lambda answer: done(_master_answer(answer)), function=function, unit=unit_id)
+        self.ask(
+            'reset', lambda answer: done(_master_answer(answer)), function=function, unit=unit_id
+        )
 
     def unit_failed(self, unit_id, text):
         """A unit lost data that it may have acknowledged: the master fences it off. Any thread."""
@@ -277,10 +320,11 @@ class Worker(object):
     # -- a connection's life -----------------------------------------------------------------------------------------
 
     def _greet(self, sock, where, members, session):
-        """Login, full feature phase, end. members: of the session that it begins or joins, None: of none. [connection]"""
+        """Login, full feature phase, end. members: of the session that it begins or joins, None: of
+        none. [connection]"""
         try:
             why, in_order = greeting.greet(self, sock, where, members, session)
-        except Exception:                # a defect of ours: the session ends, the log has the place
+        except Exception:  # a defect of ours: the session ends, the log has the place
             log.exception('a connection met an unexpected failure')
             why, in_order = 'internal failure', False
             sock.close()
@@ -292,11 +336,16 @@ class Worker(object):
         failed = ''
         try:
             with store.from_descriptor(message['store'], descriptor) as medium:
-                erasing.operate(medium, message['operation'],
-                                lambda position, lasting: self.tell('progress', position=position, lasting=lasting))
+                erasing.operate(
+                    medium,
+                    message['operation'],
+                    lambda position, lasting: self.tell(
+                        'progress', position=position, lasting=lasting
+                    ),
+                )
         except OSError as e:
             failed = e.strerror or str(e)
-        except Exception as e:           # a defect of ours: the operation failed, the log has the place
+        except Exception as e:  # a defect of ours: the operation failed, the log has the place
             log.exception('an operation met an unexpected failure')
             failed = 'internal failure: %s' % e
         self.tell('operated', failed=failed)
@@ -329,7 +378,8 @@ class Worker(object):
             connection.drain_from_elsewhere()
 
     def _session_over(self, why, in_order):
-        """The last connection's thread is about to end. in_order: by a logout, or before there was a session. [connection]"""
+        """The last connection's thread is about to end. in_order: by a logout, or before there was
+        a session. [connection]"""
         if self.tasks is not None and not self._wait_until_quiet():
             in_order = False
         if in_order and not self._retiring and self._sessions_left > 0:
@@ -346,11 +396,14 @@ class Worker(object):
         self.tasks.abort(lambda task: True, quiet.set)
         if quiet.wait(QUIET_SECONDS):
             return True
-        log.warning('a command was still at its disk %d seconds after its session ended', QUIET_SECONDS)
+        log.warning(
+            'a command was still at its disk %d seconds after its session ended', QUIET_SECONDS
+        )
         return False
 
     def _become_spare(self):
-        """Keep nothing of the session: a worker that ended one in order serves the next, which saves a fork per login."""
+        """Keep nothing of the session: a worker that ended one in order serves the next, which
+        saves a fork per login."""
         replica, self.replica = self.replica, None
         self.tasks = self.device = self.ordering = self.session = None
         self.members = Members(self)
@@ -366,15 +419,17 @@ class Worker(object):
 
 def _master_answer(message):
     sense, data = message.get('sense'), message.get('data')
-    return MasterAnswer(message.get('status', sam.BUSY), bytes.fromhex(sense) if sense else b'',
-                        bytes.fromhex(data) if data else None)
+    return MasterAnswer(
+        message.get('status', sam.BUSY),
+        bytes.fromhex(sense) if sense else b'',
+        bytes.fromhex(data) if data else None,
+    )
 
 
 def run(channel, configuration):
     """The whole life of a worker process, from its fork to its end.
 
-    A command leaves nothing for the collector; each collection would make pages our own that we share with the master."""
+    A command leaves nothing for the collector; each collection would make pages our own that we
+    share with the master."""
     gc.set_threshold(100000, 20, 20)
     Worker(channel, configuration).run()
-
-

@@ -1,10 +1,12 @@
-"""Which connections a session has: they join, they leave, they are replaced (RFC 7143 6.3.4, 6.3.5, 7.2, 8.2).
+"""Which connections a session has: they join, they leave, they are replaced (RFC 7143 6.3.4, 6.3.5,
+7.2, 8.2).
 
     login with the session's TSIH --expect--> (an old connection with that CID leaves) --claim--> add --> living
     living --leave--> its tasks end, or with ErrorRecoveryLevel 2 wait, lost, for a reassignment as long as was agreed
     the last one left, nobody expected, no wait --> the session is over
 
-One Members for a session. A lock of its own guards who belongs; it is never held while anything waits for I/O.
+One Members for a session. A lock of its own guards who belongs; it is never held while anything
+waits for I/O.
 """
 
 import threading
@@ -23,11 +25,11 @@ class Members(object):
         self._worker = worker
         self._living = worker.connections
         self._changed = threading.Condition()
-        self._expected = []              # CIDs
+        self._expected = []  # CIDs
         self._leaving = 0
         self._is_over = False
-        self._is_closed = False          # the initiator logged out of the session, or the master ends it
-        self.lost = {}                   # CID -> a connection whose tasks may be reassigned
+        self._is_closed = False  # the initiator logged out of the session, or the master ends it
+        self.lost = {}  # CID -> a connection whose tasks may be reassigned
 
     def with_cid(self, cid):
         """The living connection with this CID, or None. Any thread."""
@@ -43,8 +45,9 @@ class Members(object):
     # -- joining -----------------------------------------------------------------------------------------------------
 
     def expect(self, cid):
-        """A further connection is about to be added: one with its CID leaves first (RFC 7143 6.3.4). False: the session ends,
-        or the old connection does not leave. settle() must follow in any case. [the new connection's thread]"""
+        """A further connection is about to be added: one with its CID leaves first (RFC 7143
+        6.3.4). False: the session ends, or the old connection does not leave. settle() must follow
+        in any case. [the new connection's thread]"""
         with self._changed:
             self._changed.wait_for(lambda: cid not in self._expected, LEAVE_SECONDS)
             if self._is_over or self._is_closed:
@@ -79,8 +82,8 @@ class Members(object):
     # -- leaving -----------------------------------------------------------------------------------------------------
 
     def leave(self, connection):
-        """It is over; give its tasks their due. Waits until they are quiet or, if recovery was agreed upon, as long as they may
-        be reassigned. [its thread]"""
+        """It is over; give its tasks their due. Waits until they are quiet or, if recovery was
+        agreed upon, as long as they may be reassigned. [its thread]"""
         connection.outbox.bury()
         with self._changed:
             self._living.remove(connection)
@@ -108,8 +111,12 @@ class Members(object):
             else:
                 worker.tasks.abort(lambda task: task.connection is connection, quiet.set)
         if not quiet.wait(LEAVE_SECONDS):
-            log.warning('a command was still at its disk %d seconds after its connection ended', LEAVE_SECONDS)
-        connection.outbox.drain_and_wait()           # the command window moves on for those that were aborted
+            log.warning(
+                'a command was still at its disk %d seconds after its connection ended',
+                LEAVE_SECONDS,
+            )
+        # the command window moves on for those that were aborted
+        connection.outbox.drain_and_wait()
         worker.tell('closed', peer=connection.peer, cid=connection.cid)
         if not connection.ended_quietly:
             self._announce_loss(connection)
@@ -118,14 +125,20 @@ class Members(object):
         """RFC 7143 11.9.1, event 2."""
         values = connection.values
         for other in list(self._living):
-            other.outbox.put_pdu(pdu.AsyncMessage(
-                event=const.ASYNC_CONNECTION_DROPPED, parameter1=connection.cid, parameter2=values['DefaultTime2Wait'],
-                parameter3=values['DefaultTime2Retain']))
+            other.outbox.put_pdu(
+                pdu.AsyncMessage(
+                    event=const.ASYNC_CONNECTION_DROPPED,
+                    parameter1=connection.cid,
+                    parameter2=values['DefaultTime2Wait'],
+                    parameter3=values['DefaultTime2Retain'],
+                )
+            )
             other.drain_from_elsewhere()
             return
 
     def _retain(self, connection):
-        """The lost tasks wait for Time2Wait and Time2Retain to pass (RFC 7143 7.2.2), in this thread; then they end."""
+        """The lost tasks wait for Time2Wait and Time2Retain to pass (RFC 7143 7.2.2), in this
+        thread; then they end."""
         seconds = connection.values['DefaultTime2Wait'] + connection.values['DefaultTime2Retain']
         with self._changed:
             self._changed.wait_for(lambda: self.lost.get(connection.cid) is not connection, seconds)
@@ -154,7 +167,8 @@ class Members(object):
             self._changed.notify_all()
 
     def is_over(self):
-        """True, once, when nobody is left and nobody is expected: the caller ends the session. Any thread."""
+        """True, once, when nobody is left and nobody is expected: the caller ends the session. Any
+        thread."""
         with self._changed:
             if self._is_over or self._living or self._expected or self._leaving or self.lost:
                 return False

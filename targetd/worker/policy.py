@@ -1,6 +1,8 @@
-"""What the configuration says to a login, in the login machine's words; and what discovery may show.
+"""What the configuration says to a login, in the login machine's words; and what discovery may
+show.
 
-May import iscsi, config. Plain values, made once in the worker and used by its connections' threads.
+May import iscsi, config. Plain values, made once in the worker and used by its connections'
+threads.
 """
 
 from targetd.config import acl
@@ -17,18 +19,23 @@ def secret_bytes(account):
 
 
 def reachable(portal, local_address):
-    """The address at which an initiator that arrived at `local_address` reaches this portal, or None: a wildcard stands for the
-    address of arrival, in its own family only."""
+    """The address at which an initiator that arrived at `local_address` reaches this portal, or
+    None: a wildcard stands for the address of arrival, in its own family only."""
     address, _ = portal
     if address not in WILDCARDS:
-        return address.partition('%')[0]       # the scope is this host's own word for the interface
-    mapped = local_address[7:] if local_address.startswith('::ffff:') and '.' in local_address else local_address
+        return address.partition('%')[0]  # the scope is this host's own word for the interface
+    mapped = (
+        local_address[7:]
+        if local_address.startswith('::ffff:') and '.' in local_address
+        else local_address
+    )
     family = 6 if ':' in mapped else 4
     return mapped.partition('%')[0] if WILDCARDS[address] == family else None
 
 
 def redirection(target):
-    """(permanent, 'address:port') of a target that is served elsewhere, or None. Without a tag: RFC 7143 13.8."""
+    """(permanent, 'address:port') of a target that is served elsewhere, or None. Without a tag: RFC
+    7143 13.8."""
     if target.redirect is None:
         return None
     permanent, host, port = target.redirect
@@ -49,24 +56,37 @@ class Policies(object):
         discovery_policy = TargetPolicy(
             refuse=lambda name: acl.discovery_refusal(server, peer_address),
             accounts=[secret_bytes(account) for account in server.incomingdiscoveryuser],
-            outgoing=secret_bytes(server.outgoingdiscoveryuser) if server.outgoingdiscoveryuser else None,
-            algorithms=self._algorithms)
-        return LoginPolicy(lambda name: self._target(name, peer_address, tag), discovery_policy, WINDOW)
+            outgoing=secret_bytes(server.outgoingdiscoveryuser)
+            if server.outgoingdiscoveryuser
+            else None,
+            algorithms=self._algorithms,
+        )
+        return LoginPolicy(
+            lambda name: self._target(name, peer_address, tag), discovery_policy, WINDOW
+        )
 
     def _target(self, name, peer_address, tag):
         target = self._configuration.targets.get(name)
         if target is None:
             return None
         return TargetPolicy(
-            name=target.name, alias=target.alias or '', portal_group_tag=tag if tag in target.portal_groups else None,
+            name=target.name,
+            alias=target.alias or '',
+            portal_group_tag=tag if tag in target.portal_groups else None,
             refuse=lambda initiator: acl.refusal(target, initiator, peer_address),
             accounts=[secret_bytes(account) for account in target.accounts],
             outgoing=secret_bytes(target.outgoing) if target.outgoing else None,
-            algorithms=self._algorithms, keys=target.keys, redirect=redirection(target),
-            not_ready='target %s has state = offline' % target.name if target.state == 'offline' else None)
+            algorithms=self._algorithms,
+            keys=target.keys,
+            redirect=redirection(target),
+            not_ready='target %s has state = offline' % target.name
+            if target.state == 'offline'
+            else None,
+        )
 
     def visible(self, initiator_name, peer_address, local_address):
-        """[(target name, [discovery.Portal, …])]: every target that this initiator may log in to, and where."""
+        """[(target name, [discovery.Portal, …])]: every target that this initiator may log in to,
+        and where."""
         found = []
         for target in self._configuration.targets.values():
             if acl.refusal(target, initiator_name, peer_address) is None:

@@ -1,7 +1,9 @@
-"""The worker's side of what sessions share (plan D3): the units of its nexus, and the master's changes to them.
+"""The worker's side of what sessions share (plan D3): the units of its nexus, and the master's
+changes to them.
 
-May import scsi, store, channel's words. begin() in the connection's thread before the login is answered; everything else in
-the control thread. Units read their replicas as plain attributes, so a command pays nothing for them.
+May import scsi, store, channel's words. begin() in the connection's thread before the login is
+answered; everything else in the control thread. Units read their replicas as plain attributes, so a
+command pays nothing for them.
 """
 
 import os
@@ -15,14 +17,15 @@ from targetd.worker.copy.rod_tokens import UnitRods
 
 
 class Replica(object):
-    """Of one session. worker: is told when a unit lost data; nexus: sam.Nexus; ports: of the target, see ports_of()."""
+    """Of one session. worker: is told when a unit lost data; nexus: sam.Nexus; ports: of the
+    target, see ports_of()."""
 
     def __init__(self, worker, nexus, configuration):
         self._worker = worker
         self._nexus = nexus
         self._configuration = configuration
-        self._by_id = {}                 # unit id -> LogicalUnit
-        self._ids = {}                   # LogicalUnit -> unit id
+        self._by_id = {}  # unit id -> LogicalUnit
+        self._ids = {}  # LogicalUnit -> unit id
         self.device = Device(nexus, ports_of(configuration, nexus))
         self.guests = Guests(self._guest, lambda unit_id: worker.tell('copy-left', unit=unit_id))
 
@@ -52,7 +55,8 @@ class Replica(object):
         return self._ids.get(unit)
 
     def any_unit_id(self):
-        """The id of some unit of the target, or None if it has none: target resets are asked through it."""
+        """The id of some unit of the target, or None if it has none: target resets are asked
+        through it."""
         return next(iter(self._by_id), None)
 
     def change(self, message):
@@ -60,7 +64,11 @@ class Replica(object):
         unit = self.concerned(message['unit'])
         if unit is None:
             return
-        replicas = {name: message[name] for name in ('reservations', 'modes', 'medium', 'access', 'records') if name in message}
+        replicas = {
+            name: message[name]
+            for name in ('reservations', 'modes', 'medium', 'access', 'records')
+            if name in message
+        }
         if message.get('watched', unit.watched) != unit.watched:
             replicas['watched'] = message['watched']
         if replicas:
@@ -83,7 +91,9 @@ class Replica(object):
             self._add(replacement, descriptors)
         for addition in message.get('add', ()):
             self._add(addition, descriptors)
-        self._close_untaken(list(message.get('add', ())) + list(message.get('replace', ())), descriptors)
+        self._close_untaken(
+            list(message.get('add', ())) + list(message.get('replace', ())), descriptors
+        )
         for asc, ascq in message.get('attentions', ()):
             self.device.raise_attention(asc, ascq)
         return [unit for unit in gone if unit is not None]
@@ -98,23 +108,40 @@ class Replica(object):
     def _guest(self, message, descriptors):
         """The LogicalUnit of another target, as the nexus would find it there. [control]"""
         nexus = self._nexus._replace(target_name=message['target_name'])
-        return self._made(message, descriptors, nexus, Device(nexus, ports_of(self._configuration, nexus)))
+        return self._made(
+            message, descriptors, nexus, Device(nexus, ports_of(self._configuration, nexus))
+        )
 
     def _made(self, message, descriptors, nexus, device):
         index = message['descriptor']
-        medium = store.from_descriptor(message['store'], None if index is None else descriptors[index])
+        medium = store.from_descriptor(
+            message['store'], None if index is None else descriptors[index]
+        )
         locked = message.get('atomic')
         if locked:
-            medium = store.Atomic(medium, descriptors[locked['descriptor']], locked['slot'], locked['path'])
-        unit = LogicalUnit(UnitFacts.from_message(message['facts']), medium, nexus, device, modes=message['modes'],
-                           reservations=message['reservations'], medium=message['medium'], lun=message['lun'],
-                           access=message.get('access'), records=message.get('records'))
+            medium = store.Atomic(
+                medium, descriptors[locked['descriptor']], locked['slot'], locked['path']
+            )
+        unit = LogicalUnit(
+            UnitFacts.from_message(message['facts']),
+            medium,
+            nexus,
+            device,
+            modes=message['modes'],
+            reservations=message['reservations'],
+            medium=message['medium'],
+            lun=message['lun'],
+            access=message.get('access'),
+            records=message.get('records'),
+        )
         unit.progress = message.get('progress', 0)
         unit_id = message['unit']
         unit.since = message.get('since', 0)
         unit.clock = milliseconds
         unit.start = self._start
-        unit.on_note = lambda kind, note: self._worker.tell('note', unit=unit_id, kind=kind, note=note)
+        unit.on_note = lambda kind, note: self._worker.tell(
+            'note', unit=unit_id, kind=kind, note=note
+        )
         unit.rods = UnitRods(self._worker, unit_id, self)
         if message.get('watched'):
             unit.update(watched=message['watched'])
@@ -123,11 +150,13 @@ class Replica(object):
 
     def _start(self, work, argument):
         """Run it in an executor thread. Any thread."""
+
         def guarded(_):
             try:
                 work(argument)
-            except Exception:            # a defect of ours must not take the thread along
+            except Exception:  # a defect of ours must not take the thread along
                 log.exception('a background self-test failed unexpectedly')
+
         self._worker.executor.submit(guarded, None)
 
     def _remove(self, lun):
@@ -153,7 +182,11 @@ def milliseconds():
 
 
 def ports_of(configuration, nexus):
-    """The target's ports: one for each portal group, relative identifiers in the order of the groups' tags."""
+    """The target's ports: one for each portal group, relative identifiers in the order of the
+    groups' tags."""
     target = configuration.targets.get(nexus.target_name)
     tags = sorted(target.portal_groups) if target else [nexus.target_port_group_tag]
-    return [Port(number, tag, '%s,t,0x%04x' % (nexus.target_name, tag)) for number, tag in enumerate(tags, 1)]
+    return [
+        Port(number, tag, '%s,t,0x%04x' % (nexus.target_name, tag))
+        for number, tag in enumerate(tags, 1)
+    ]

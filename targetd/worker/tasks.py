@@ -1,7 +1,9 @@
-"""Ending tasks before their time: task management, other nexuses' preemptions, the end of a session (SAM-5, RFC 7143 11.5).
+"""Ending tasks before their time: task management, other nexuses' preemptions, the end of a session
+(SAM-5, RFC 7143 11.5).
 
-Whoever asks for an abort is told when it is *quiet*: when no aborted task can touch the medium any more. A task that runs in an
-executor thread is let to finish, its reply is dropped. May import base, scsi.sam. Any thread, as marked in Connection.
+Whoever asks for an abort is told when it is *quiet*: when no aborted task can touch the medium any
+more. A task that runs in an executor thread is let to finish, its reply is dropped. May import
+base, scsi.sam. Any thread, as marked in Connection.
 """
 
 import threading
@@ -29,9 +31,11 @@ class Tasks(object):
         self._aborts = []
 
     def abort(self, wanted, on_quiet, status=None):
-        """Abort the tasks for which wanted(task) is true; call on_quiet() when none of them can touch the medium.
+        """Abort the tasks for which wanted(task) is true; call on_quiet() when none of them can
+        touch the medium.
 
-        The caller holds the connection's `working`. status: what the initiator is told of each (TAS), None: nothing.
+        The caller holds the connection's `working`. status: what the initiator is told of each
+        (TAS), None: nothing.
         """
         running = set()
         for task in list(self._session.tasks.values()):
@@ -41,9 +45,9 @@ class Tasks(object):
                 continue
             task.abort_status = status
             task.aborted = True
-            if task.asked:                       # waits for the master, which may itself wait for this abort
+            if task.asked:  # waits for the master, which may itself wait for this abort
                 self._forget(task)
-            elif task.transfer is not None:      # still waiting for its data: nobody else holds it
+            elif task.transfer is not None:  # still waiting for its data: nobody else holds it
                 task.transfer.fail()
                 task.transfer = None
                 self._session.discard(task.itt)
@@ -62,7 +66,8 @@ class Tasks(object):
         return [act(task) for task in list(self._session.tasks.values())]
 
     def finished(self, task):
-        """A retained task will not touch the medium again. True if its initiator is to be answered as usual. Any thread."""
+        """A retained task will not touch the medium again. True if its initiator is to be answered
+        as usual. Any thread."""
         with self._lock:
             known = self._session.tasks.get(task.itt) is task
             if known:
@@ -98,4 +103,4 @@ class Tasks(object):
         elif task.cmd_sn is not None:
             connection.outbox.put_pdus((), numbered=True)
         if connection.ended is not None:
-            connection.drain_from_elsewhere()    # nobody else does; its outbox only moves the window
+            connection.drain_from_elsewhere()  # nobody else does; its outbox only moves the window

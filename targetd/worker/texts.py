@@ -1,6 +1,8 @@
-"""Text Requests in full feature phase (RFC 7143 11.10): SendTargets, and the few keys that may be negotiated there.
+"""Text Requests in full feature phase (RFC 7143 11.10): SendTargets, and the few keys that may be
+negotiated there.
 
-May import iscsi. One TextExchange from a first Text Request to the last response; the connection's thread.
+May import iscsi. One TextExchange from a first Text Request to the last response; the connection's
+thread.
 """
 
 from targetd.iscsi import const, discovery, keys, text
@@ -9,7 +11,8 @@ from targetd.iscsi.pdu import TextResponse
 
 
 class TextExchange(object):
-    """policies: worker.policy.Policies; connection: whose session asks, with peer_address and local_address."""
+    """policies: worker.policy.Policies; connection: whose session asks, with peer_address and
+    local_address."""
 
     def __init__(self, policies, connection):
         self._policies = policies
@@ -30,17 +33,28 @@ class TextExchange(object):
         except text.TextError as e:
             raise PduRejected(const.REJECT_PROTOCOL_ERROR, str(e), numbered=not request.immediate)
         session = self._connection.session
-        self._answer = discovery.TextAnswer(text.render(pairs), self._connection.values['MaxRecvDataSegmentLength'], self._ttt)
+        self._answer = discovery.TextAnswer(
+            text.render(pairs), self._connection.values['MaxRecvDataSegmentLength'], self._ttt
+        )
         return self._answer.respond(request)
 
     def _answers(self, offers):
         session, connection = self._connection.session, self._connection
-        negotiated = keys.negotiate(offers, stage=keys.FULL_FEATURE,
-                                    session_type=keys.DISCOVERY if session.is_discovery else keys.NORMAL)
+        negotiated = keys.negotiate(
+            offers,
+            stage=keys.FULL_FEATURE,
+            session_type=keys.DISCOVERY if session.is_discovery else keys.NORMAL,
+        )
         if 'MaxRecvDataSegmentLength' in negotiated.values:
             connection.take_segment_length(negotiated.values['MaxRecvDataSegmentLength'])
         answers = list(negotiated.answers)
         if 'SendTargets' in negotiated.values:
-            visible = self._policies.visible(session.initiator_name, connection.peer_address, connection.local_address)
-            answers.extend(discovery.send_targets(negotiated.values['SendTargets'], visible, session.target_name))
+            visible = self._policies.visible(
+                session.initiator_name, connection.peer_address, connection.local_address
+            )
+            answers.extend(
+                discovery.send_targets(
+                    negotiated.values['SendTargets'], visible, session.target_name
+                )
+            )
         return answers

@@ -1,9 +1,11 @@
-"""targetd against Debian's tgtd on this machine, in one run: python -m tests.bench (or python tests/bench).
+"""targetd against Debian's tgtd on this machine, in one run: python -m tests.bench (or python
+tests/bench).
 
-Each workload runs in rounds, the two targets taking turns on files of the same length in the page cache, driven by Debian's own
-clients over loopback; what counts is the median of the round-by-round ratios. The second table has what a session may cost.
-Needs the packages tgt, libiscsi-bin, qemu-utils and qemu-block-extra; for the digest rows also the Python package crc32c, and
-for tgtd root. Run it on a machine that does nothing else; more rounds give a steadier median.
+Each workload runs in rounds, the two targets taking turns on files of the same length in the page
+cache, driven by Debian's own clients over loopback; what counts is the median of the round-by-round
+ratios. The second table has what a session may cost. Needs the packages tgt, libiscsi-bin,
+qemu-utils and qemu-block-extra; for the digest rows also the Python package crc32c, and for tgtd
+root. Run it on a machine that does nothing else; more rounds give a steadier median.
 """
 
 import argparse
@@ -15,7 +17,8 @@ import tempfile
 from collections import namedtuple
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-sys.path[:0] = [HERE, os.path.dirname(HERE)]             # our own modules; daemon and initiator: the tests' plain modules
+# our own modules; daemon and initiator: the tests' plain modules
+sys.path[:0] = [HERE, os.path.dirname(HERE)]
 
 import limits  # noqa: E402
 import report  # noqa: E402
@@ -26,20 +29,43 @@ Bench = namedtuple('Bench', 'directory python seconds rounds servers')
 
 
 def parse(arguments=None):
-    parser = argparse.ArgumentParser(prog='python -m tests.bench', description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--list', action='store_true', help='name the workloads and limits, and end')
-    parser.add_argument('--only', default='', metavar='NAMES', help='these workloads and limits; write-* for several')
+    parser = argparse.ArgumentParser(
+        prog='python -m tests.bench',
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        '--list', action='store_true', help='name the workloads and limits, and end'
+    )
+    parser.add_argument(
+        '--only',
+        default='',
+        metavar='NAMES',
+        help='these workloads and limits; write-* for several',
+    )
     parser.add_argument('--rounds', type=int, default=5)
     parser.add_argument('--seconds', type=int, default=3, help='length of each measurement')
     parser.add_argument('--size', type=int, default=1024, metavar='MIB', help='size of each image')
-    parser.add_argument('--quick', action='store_true', help='3 rounds of 1 second, images of 256 MiB')
-    parser.add_argument('--python', default=sys.executable, help='the interpreter that runs targetd; default: this one')
-    parser.add_argument('--dir', metavar='DIRECTORY', help='where the images go; default: that for temporary files')
+    parser.add_argument(
+        '--quick', action='store_true', help='3 rounds of 1 second, images of 256 MiB'
+    )
+    parser.add_argument(
+        '--python',
+        default=sys.executable,
+        help='the interpreter that runs targetd; default: this one',
+    )
+    parser.add_argument(
+        '--dir', metavar='DIRECTORY', help='where the images go; default: that for temporary files'
+    )
     parser.add_argument('--json', metavar='FILE', help='write everything that was measured')
     parser.add_argument('--svg', metavar='FILE', help='write a plot of the ratios')
     parser.add_argument('--markdown', metavar='FILE', help="write the README's tables")
-    parser.add_argument('--from', dest='source', metavar='FILE', help='measure nothing: show what --json wrote earlier')
+    parser.add_argument(
+        '--from',
+        dest='source',
+        metavar='FILE',
+        help='measure nothing: show what --json wrote earlier',
+    )
     options = parser.parse_args(arguments)
     if options.quick:
         options.rounds, options.seconds, options.size = 3, 1, 256
@@ -55,9 +81,17 @@ class Run(object):
         self._options = options
         self._directory = directory
         self._servers = {}
-        self._images = [fill(os.path.join(directory, name), options.size * MIB) for name in ('targetd.img', 'tgtd.img')]
-        self.found = {'machine': machine(options.python), 'rounds': options.rounds, 'seconds': options.seconds,
-                      'workloads': [], 'limits': []}
+        self._images = [
+            fill(os.path.join(directory, name), options.size * MIB)
+            for name in ('targetd.img', 'tgtd.img')
+        ]
+        self.found = {
+            'machine': machine(options.python),
+            'rounds': options.rounds,
+            'seconds': options.seconds,
+            'workloads': [],
+            'limits': [],
+        }
 
     def _has_crc32c(self):
         return self.found['machine']['crc32c'] != 'python'
@@ -66,10 +100,18 @@ class Run(object):
         """(targetd, tgtd), started when they are first wanted; those of other digests are stopped."""
         if digests not in self._servers:
             self.stop()
-            keys = {None: (), 'header': ('HeaderDigest',), 'both': ('HeaderDigest', 'DataDigest')}[digests]
+            keys = {None: (), 'header': ('HeaderDigest',), 'both': ('HeaderDigest', 'DataDigest')}[
+                digests
+            ]
             running = self._servers[digests] = []
-            running.append(Targetd(self._directory, self._options.python, image=self._images[0],
-                                   target=['%s = CRC32C' % key for key in keys]))
+            running.append(
+                Targetd(
+                    self._directory,
+                    self._options.python,
+                    image=self._images[0],
+                    target=['%s = CRC32C' % key for key in keys],
+                )
+            )
             running.append(Tgtd(self._directory, self._images[1], dict.fromkeys(keys, 'CRC32C')))
         return self._servers[digests]
 
@@ -83,16 +125,31 @@ class Run(object):
     def workload(self, row):
         """Measure one, or say why not."""
         if row.digests and not self._has_crc32c():
-            return {'name': row.name, 'title': row.title, 'missing': 'no crc32c package for %s' % self._options.python}
+            return {
+                'name': row.name,
+                'title': row.title,
+                'missing': 'no crc32c package for %s' % self._options.python,
+            }
         try:
-            return workloads.measure(row, self.servers(row.digests), self._options.rounds, self._options.seconds,
-                                     self._options.python).as_dict()
+            return workloads.measure(
+                row,
+                self.servers(row.digests),
+                self._options.rounds,
+                self._options.seconds,
+                self._options.python,
+            ).as_dict()
         except workloads.Failed as e:
             return {'name': row.name, 'title': row.title, 'missing': str(e)}
 
     def limit(self, row):
         """Measure one, or say why not."""
-        bench = Bench(self._directory, self._options.python, self._options.seconds, self._options.rounds, self.servers())
+        bench = Bench(
+            self._directory,
+            self._options.python,
+            self._options.seconds,
+            self._options.rounds,
+            self.servers(),
+        )
         try:
             return limits.measure(row, bench)
         except (workloads.Failed, AssertionError) as e:
@@ -102,7 +159,7 @@ class Run(object):
 def measure(options, names):
     """The whole run, shown while it goes on."""
     directory = tempfile.mkdtemp(prefix='targetd-bench-', dir=options.dir)
-    os.chmod(directory, 0o755)           # workers run as nobody
+    os.chmod(directory, 0o755)  # workers run as nobody
     run = None
     try:
         run = Run(options, directory)
@@ -157,13 +214,19 @@ def main(arguments=None):
         names = workloads.chosen([name for name in options.only.split(',') if name], both)
         try:
             found = measure(options, set(row.name for row in names))
-        except (Missing, AssertionError) as e:           # the latter: a server that did not start
+        except (Missing, AssertionError) as e:  # the latter: a server that did not start
             sys.exit(str(e))
     write(options.json, json.dumps(found, indent=1, sort_keys=True) + '\n')
     write(options.markdown, report.markdown(found))
     write(options.svg, report.svg(found))
     rows = found['workloads'] + found['limits']
-    return 2 if any('missing' in row for row in rows) else 0 if all(row['reached'] for row in rows) else 1
+    return (
+        2
+        if any('missing' in row for row in rows)
+        else 0
+        if all(row['reached'] for row in rows)
+        else 1
+    )
 
 
 if __name__ == '__main__':

@@ -1,8 +1,10 @@
-"""TABLE: what a session may cost, and what load must not do to others; one row each, beside the ratios of workloads.py.
+"""TABLE: what a session may cost, and what load must not do to others; one row each, beside the
+ratios of workloads.py.
 
-A row's `run(bench)` gives the figure, `is_reached(figure, limit)` judges it. `bench`: directory, python, seconds, rounds,
-servers (the running targetd and tgtd). Most rows start a targetd of their own. Clients are the tests' small initiator and
-load.py, but for the processor time of a read, which iscsi-perf drives.
+A row's `run(bench)` gives the figure, `is_reached(figure, limit)` judges it. `bench`: directory,
+python, seconds, rounds, servers (the running targetd and tgtd). Most rows start a targetd of their
+own. Clients are the tests' small initiator and load.py, but for the processor time of a read, which
+iscsi-perf drives.
 """
 
 import operator
@@ -28,8 +30,12 @@ WRITES = 64
 
 
 def _connect(server, number=0):
-    session = initiator.connect(('127.0.0.1', server.port), server.iqn, name=NAME % number,
-                                isid=b'\x80\xab\xcd' + number.to_bytes(3, 'big'))
+    session = initiator.connect(
+        ('127.0.0.1', server.port),
+        server.iqn,
+        name=NAME % number,
+        isid=b'\x80\xab\xcd' + number.to_bytes(3, 'big'),
+    )
     session.clear_attentions(1)
     return session
 
@@ -47,7 +53,8 @@ def idle_session(bench):
 
 
 class _Peak(object):
-    """The highest PSS of a process, or of the biggest below it, while a `with` block runs; `.bytes` afterwards."""
+    """The highest PSS of a process, or of the biggest below it, while a `with` block runs; `.bytes`
+    afterwards."""
 
     def __init__(self, pid, children=False):
         self._pid, self._children = pid, children
@@ -70,8 +77,8 @@ class _Peak(object):
 
 
 def writing_session(bench):
-    """MiB of PSS, at most, of the worker of a session with 64 writes of 1 MiB on their way: all but the last burst of each has
-    come before any is finished, and then once more at full speed."""
+    """MiB of PSS, at most, of the worker of a session with 64 writes of 1 MiB on their way: all but
+    the last burst of each has come before any is finished, and then once more at full speed."""
     with Targetd(bench.directory, bench.python, 256 * MIB) as server:
         session = _connect(server)
         worker = server.daemon.worker_of(session).pid
@@ -87,8 +94,12 @@ def writing_session(bench):
 def _write_slowly(session):
     session.hold_r2t = True
     data = initiator.pattern(7, MIB)
-    commands = [session.submit(bytes((0x2A, 0)) + (2048 * number).to_bytes(4, 'big') + b'\0\x08\0\0', 1, out=data)
-                for number in range(WRITES)]
+    commands = [
+        session.submit(
+            bytes((0x2A, 0)) + (2048 * number).to_bytes(4, 'big') + b'\0\x08\0\0', 1, out=data
+        )
+        for number in range(WRITES)
+    ]
     while any(command.solicited < command.edtl or not command.r2ts for command in commands):
         for command in commands:
             if command.r2ts and command.solicited < command.edtl:
@@ -128,10 +139,24 @@ def processor_time(bench):
 
 
 def _on_a_slow_disk(bench):
-    """load.py against a disk of which all but the first MiB takes 10 ms for each read; probes are reads of block 0."""
-    with Targetd(bench.directory, bench.python, 1024 * MIB,
-                 lun=['filter = delay read=%dms offset=%d..%d' % (SLOW_MS, MIB, 1024 * MIB)]) as server:
-        return flat(server, bench.python, bench.seconds, 4096, SLOW_DEPTH, (MIB, 1024 * MIB), '--probe', 'read')
+    """load.py against a disk of which all but the first MiB takes 10 ms for each read; probes are
+    reads of block 0."""
+    with Targetd(
+        bench.directory,
+        bench.python,
+        1024 * MIB,
+        lun=['filter = delay read=%dms offset=%d..%d' % (SLOW_MS, MIB, 1024 * MIB)],
+    ) as server:
+        return flat(
+            server,
+            bench.python,
+            bench.seconds,
+            4096,
+            SLOW_DEPTH,
+            (MIB, 1024 * MIB),
+            '--probe',
+            'read',
+        )
 
 
 def slow_disk(bench):
@@ -141,12 +166,14 @@ def slow_disk(bench):
 
 
 def read_beside_slow(bench):
-    """Milliseconds in which 99 of 100 cached reads are answered on a session that has 32 slow ones on their way."""
+    """Milliseconds in which 99 of 100 cached reads are answered on a session that has 32 slow ones
+    on their way."""
     return _worst(_on_a_slow_disk(bench)['probes'], 0.99)
 
 
 def _worst(seconds, share=1.0):
-    """Milliseconds within which this share of the probes was answered. Raises Failed when there are too few to tell."""
+    """Milliseconds within which this share of the probes was answered. Raises Failed when there are
+    too few to tell."""
     if len(seconds) < 20:
         raise Failed('only %d probes were answered' % len(seconds))
     return 1000 * sorted(seconds)[min(len(seconds) - 1, int(len(seconds) * share))]
@@ -156,45 +183,124 @@ def ping_same_session(write, size, depth):
     def run(bench):
         server = bench.servers[0]
         more = ['--probe', 'nop'] + (['--write'] if write else [])
-        return _worst(flat(server, bench.python, bench.seconds, size, depth, (0, 64 * MIB), *more)['probes'])
+        return _worst(
+            flat(server, bench.python, bench.seconds, size, depth, (0, 64 * MIB), *more)['probes']
+        )
+
     return run
 
 
 def ping_other_session(bench):
-    """Milliseconds, at worst, for a NOP-Out of a second session while iscsi-perf reads 4 KiB at depth 128."""
+    """Milliseconds, at worst, for a NOP-Out of a second session while iscsi-perf reads 4 KiB at
+    depth 128."""
     server = bench.servers[0]
     seconds = []
     with _connect(server) as session:
-        command = [program('iscsi-perf'), '-b', '8', '-m', '128', '-t', str(bench.seconds), '-r', '-i', NAME % 1, url(server)]
+        command = [
+            program('iscsi-perf'),
+            '-b',
+            '8',
+            '-m',
+            '128',
+            '-t',
+            str(bench.seconds),
+            '-r',
+            '-i',
+            NAME % 1,
+            url(server),
+        ]
         with open(os.devnull, 'w') as nowhere:
             client = subprocess.Popen(command, stdout=nowhere, stderr=nowhere)
             while client.poll() is None:
                 began = time.perf_counter()
                 session.ping(b'are you there?', immediate=True)
                 seconds.append(time.perf_counter() - began)
-                time.sleep(0.005)                        # the pace of the probes
+                time.sleep(0.005)  # the pace of the probes
     if client.returncode:
         raise Failed('iscsi-perf ended with %s' % client.returncode)
     return _worst(seconds)
 
 
 TABLE = (
-    Limit('idle-session', 'memory of each idle session beyond the first (PSS)', 'MiB', 4.0, operator.le, idle_session),
-    Limit('writing-session', 'memory of a session doing 64 writes of 1 MiB (PSS)', 'MiB', 100.0, operator.le, writing_session),
-    Limit('many-sessions', 'sessions logged in at once', '', MANY_SESSIONS, operator.ge, many_sessions),
-    Limit('processor-time', 'processor time of a 4 KiB read at depth 32, ratio to tgtd', '', 1.0, operator.le, processor_time),
-    Limit('slow-disk', 'slow disk (10 ms), depth 32: part of 3,200 reads/s', '%', 90.0, operator.ge, slow_disk),
-    Limit('read-beside-slow', 'cached read beside 32 slow ones, 99th percentile', 'ms', 9.9, operator.le, read_beside_slow),
-    Limit('ping-reads', 'NOP-Out among 128 reads of 4 KiB, at worst', 'ms', 100.0, operator.le,
-          ping_same_session(False, 4096, 128)),
-    Limit('ping-writes', 'NOP-Out among 16 writes of 64 KiB, at worst', 'ms', 100.0, operator.le,
-          ping_same_session(True, 65536, 16)),
-    Limit('ping-other', 'NOP-Out of a second session meanwhile, at worst', 'ms', 100.0, operator.le, ping_other_session),
+    Limit(
+        'idle-session',
+        'memory of each idle session beyond the first (PSS)',
+        'MiB',
+        4.0,
+        operator.le,
+        idle_session,
+    ),
+    Limit(
+        'writing-session',
+        'memory of a session doing 64 writes of 1 MiB (PSS)',
+        'MiB',
+        100.0,
+        operator.le,
+        writing_session,
+    ),
+    Limit(
+        'many-sessions', 'sessions logged in at once', '', MANY_SESSIONS, operator.ge, many_sessions
+    ),
+    Limit(
+        'processor-time',
+        'processor time of a 4 KiB read at depth 32, ratio to tgtd',
+        '',
+        1.0,
+        operator.le,
+        processor_time,
+    ),
+    Limit(
+        'slow-disk',
+        'slow disk (10 ms), depth 32: part of 3,200 reads/s',
+        '%',
+        90.0,
+        operator.ge,
+        slow_disk,
+    ),
+    Limit(
+        'read-beside-slow',
+        'cached read beside 32 slow ones, 99th percentile',
+        'ms',
+        9.9,
+        operator.le,
+        read_beside_slow,
+    ),
+    Limit(
+        'ping-reads',
+        'NOP-Out among 128 reads of 4 KiB, at worst',
+        'ms',
+        100.0,
+        operator.le,
+        ping_same_session(False, 4096, 128),
+    ),
+    Limit(
+        'ping-writes',
+        'NOP-Out among 16 writes of 64 KiB, at worst',
+        'ms',
+        100.0,
+        operator.le,
+        ping_same_session(True, 65536, 16),
+    ),
+    Limit(
+        'ping-other',
+        'NOP-Out of a second session meanwhile, at worst',
+        'ms',
+        100.0,
+        operator.le,
+        ping_other_session,
+    ),
 )
 
 
 def measure(row, bench):
     """The row as a dict for JSON. Raises Failed."""
     figure = row.run(bench)
-    return {'name': row.name, 'title': row.title, 'unit': row.unit, 'limit': row.limit, 'figure': figure,
-            'at_most': row.is_reached is operator.le, 'reached': bool(row.is_reached(figure, row.limit))}
+    return {
+        'name': row.name,
+        'title': row.title,
+        'unit': row.unit,
+        'limit': row.limit,
+        'figure': figure,
+        'at_most': row.is_reached is operator.le,
+        'reached': bool(row.is_reached(figure, row.limit)),
+    }

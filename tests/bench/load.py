@@ -1,9 +1,11 @@
-"""A flat load of our own, for what Debian's clients cannot do: data digests, probes under load, a part of the medium only.
+"""A flat load of our own, for what Debian's clients cannot do: data digests, probes under load, a
+part of the medium only.
 
-Logs in with the tests' strict initiator, then keeps `depth` READ(10) or WRITE(10) on their way in a loop that does nothing
-else, so that the target stays the slower of the two. A probe, if asked for, is a NOP-Out or a READ of block 0 sent among them
-every few milliseconds, one at a time, whose latency is noted: as the initiator sees it, behind whatever it has itself not
-read yet. A process of its own, run by the server's interpreter, that prints one JSON object:
+Logs in with the tests' strict initiator, then keeps `depth` READ(10) or WRITE(10) on their way in a
+loop that does nothing else, so that the target stays the slower of the two. A probe, if asked for,
+is a NOP-Out or a READ of block 0 sent among them every few milliseconds, one at a time, whose
+latency is noted: as the initiator sees it, behind whatever it has itself not read yet. A process of
+its own, run by the server's interpreter, that prints one JSON object:
 
     {"operations": …, "seconds": …, "probes": [seconds, …]}
 """
@@ -47,14 +49,32 @@ _PAD = (b'', b'\0\0\0', b'\0\0', b'\0')
 _MASK = 0xFFFFFFFF
 
 #: What libiscsi asks for.
-KEYS = {'InitialR2T': 'No', 'ImmediateData': 'Yes', 'MaxRecvDataSegmentLength': '262144', 'MaxBurstLength': '262144',
-        'FirstBurstLength': '262144'}
+KEYS = {
+    'InitialR2T': 'No',
+    'ImmediateData': 'Yes',
+    'MaxRecvDataSegmentLength': '262144',
+    'MaxBurstLength': '262144',
+    'FirstBurstLength': '262144',
+}
 
 
 class Load(object):
-    """One session. session: an initiator.Session that is logged in; area: first and last byte + 1 of the medium to use."""
+    """One session. session: an initiator.Session that is logged in; area: first and last byte + 1
+    of the medium to use."""
 
-    def __init__(self, session, lun, write, size, depth, area, crc32c=None, sequential=False, probe=None, probe_seconds=0.005):
+    def __init__(
+        self,
+        session,
+        lun,
+        write,
+        size,
+        depth,
+        area,
+        crc32c=None,
+        sequential=False,
+        probe=None,
+        probe_seconds=0.005,
+    ):
         self._socket = session.wire.socket
         self._lun = lun_field(lun)
         self._write = write
@@ -65,10 +85,10 @@ class Load(object):
         self._session = session
         self._cmd_sn, self._stat_sn = session.cmd_sn, session.exp_stat_sn
         self._payload = memoryview(os.urandom(size) if write else b'')
-        self._digests = {}               # (offset, length) of the payload -> its digest, made once
+        self._digests = {}  # (offset, length) of the payload -> its digest, made once
         self._next = area[0]
         self._out = []
-        self._completed = []             # tags of commands that ended in this batch
+        self._completed = []  # tags of commands that ended in this batch
         self._probe_sent = None
         self.probes = []
 
@@ -90,7 +110,7 @@ class Load(object):
 
     def _piece(self, offset, length):
         """(data, digest) of a piece of the payload."""
-        data = self._payload[offset:offset + length]
+        data = self._payload[offset : offset + length]
         digest = None
         if self._crc32c:
             digest = self._digests.get((offset, length))
@@ -114,17 +134,46 @@ class Load(object):
 
     def _submit(self, tag):
         size = self._size
-        cdb = _CDB_10(0x2A if self._write else 0x28, 0, self._offset() // BLOCK, 0, size // BLOCK, 0)
+        cdb = _CDB_10(
+            0x2A if self._write else 0x28, 0, self._offset() // BLOCK, 0, size // BLOCK, 0
+        )
         if not self._write:
-            self._put(_COMMAND(SCSI_COMMAND, FINAL | 0x41, 0, 0, self._lun, tag, size, self._take_cmd_sn(), self._stat_sn, cdb))
+            self._put(
+                _COMMAND(
+                    SCSI_COMMAND,
+                    FINAL | 0x41,
+                    0,
+                    0,
+                    self._lun,
+                    tag,
+                    size,
+                    self._take_cmd_sn(),
+                    self._stat_sn,
+                    cdb,
+                )
+            )
             return
         session = self._session
         unsolicited = min(session.first_burst, size)
         immediate = min(unsolicited, session.send_limit) if session.immediate_data else 0
         more = not session.initial_r2t and immediate < unsolicited
         data, digest = self._piece(0, immediate)
-        self._put(_COMMAND(SCSI_COMMAND, (0 if more else FINAL) | 0x21, 0, immediate, self._lun, tag, size, self._take_cmd_sn(),
-                           self._stat_sn, cdb), data, digest)
+        self._put(
+            _COMMAND(
+                SCSI_COMMAND,
+                (0 if more else FINAL) | 0x21,
+                0,
+                immediate,
+                self._lun,
+                tag,
+                size,
+                self._take_cmd_sn(),
+                self._stat_sn,
+                cdb,
+            ),
+            data,
+            digest,
+        )
         if more:
             self._data_out(tag, NO_TAG, immediate, unsolicited)
 
@@ -133,24 +182,68 @@ class Load(object):
         while offset < end:
             length = min(limit, end - offset)
             data, digest = self._piece(offset, length)
-            self._put(_TAIL(DATA_OUT, FINAL if offset + length == end else 0, 0, length, self._lun, tag, ttt, 0, self._stat_sn,
-                            0, data_sn, offset, 0), data, digest)
+            self._put(
+                _TAIL(
+                    DATA_OUT,
+                    FINAL if offset + length == end else 0,
+                    0,
+                    length,
+                    self._lun,
+                    tag,
+                    ttt,
+                    0,
+                    self._stat_sn,
+                    0,
+                    data_sn,
+                    offset,
+                    0,
+                ),
+                data,
+                digest,
+            )
             offset += length
             data_sn += 1
 
     def _send_probe(self, now):
         self._probe_sent = now
         if self._probe == 'nop':
-            self._put(_TAIL(NOP_OUT | IMMEDIATE, FINAL, 0, 0, self._lun, PROBE_TAG, NO_TAG, self._cmd_sn, self._stat_sn,
-                            0, 0, 0, 0))
+            self._put(
+                _TAIL(
+                    NOP_OUT | IMMEDIATE,
+                    FINAL,
+                    0,
+                    0,
+                    self._lun,
+                    PROBE_TAG,
+                    NO_TAG,
+                    self._cmd_sn,
+                    self._stat_sn,
+                    0,
+                    0,
+                    0,
+                    0,
+                )
+            )
         else:
-            self._put(_COMMAND(SCSI_COMMAND, FINAL | 0x41, 0, 0, self._lun, PROBE_TAG, BLOCK, self._take_cmd_sn(),
-                               self._stat_sn, _CDB_10(0x28, 0, 0, 0, 1, 0)))
+            self._put(
+                _COMMAND(
+                    SCSI_COMMAND,
+                    FINAL | 0x41,
+                    0,
+                    0,
+                    self._lun,
+                    PROBE_TAG,
+                    BLOCK,
+                    self._take_cmd_sn(),
+                    self._stat_sn,
+                    _CDB_10(0x28, 0, 0, 0, 1, 0),
+                )
+            )
 
     def _flush(self):
         out, self._out = self._out, []
         for at in range(0, len(out), BATCH_BUFFERS):
-            batch = out[at:at + BATCH_BUFFERS]
+            batch = out[at : at + BATCH_BUFFERS]
             sent = self._socket.sendmsg(batch)
             total = sum(map(len, batch))
             if sent < total:
@@ -159,7 +252,8 @@ class Load(object):
     # -- receiving -----------------------------------------------------------------------------------------------------
 
     def _receive(self, view, start, end):
-        """Act on the whole PDUs in view[start:end]; gives where the first one that is not whole starts."""
+        """Act on the whole PDUs in view[start:end]; gives where the first one that is not whole
+        starts."""
         crc32c = self._crc32c
         digest = 4 if crc32c else 0
         while end - start >= 48 + digest:
@@ -191,7 +285,23 @@ class Load(object):
             self._data_out(tag, ttt, offset, offset + length)
             return
         elif opcode == NOP_IN and tag == NO_TAG:
-            self._put(_TAIL(NOP_OUT | IMMEDIATE, FINAL, 0, 0, self._lun, NO_TAG, ttt, self._cmd_sn, self._stat_sn, 0, 0, 0, 0))
+            self._put(
+                _TAIL(
+                    NOP_OUT | IMMEDIATE,
+                    FINAL,
+                    0,
+                    0,
+                    self._lun,
+                    NO_TAG,
+                    ttt,
+                    self._cmd_sn,
+                    self._stat_sn,
+                    0,
+                    0,
+                    0,
+                    0,
+                )
+            )
             return
         elif opcode not in (SCSI_RESPONSE, NOP_IN):
             raise initiator.Violation('a PDU with opcode %02x under load' % opcode)
@@ -220,7 +330,7 @@ class Load(object):
             self._flush()
             if end == len(buffer):
                 rest = bytes(view[start:end])
-                view[:len(rest)] = rest
+                view[: len(rest)] = rest
                 start, end = 0, len(rest)
             count = self._socket.recv_into(view[end:])
             if not count:
@@ -267,7 +377,14 @@ def parse(arguments=None):
     parser.add_argument('--size', type=int, default=4096, help='bytes of each command')
     parser.add_argument('--depth', type=int, default=32)
     parser.add_argument('--seconds', type=float, default=2.0)
-    parser.add_argument('--area', type=int, nargs=2, required=True, metavar='BYTE', help='where on the medium: from, to')
+    parser.add_argument(
+        '--area',
+        type=int,
+        nargs=2,
+        required=True,
+        metavar='BYTE',
+        help='where on the medium: from, to',
+    )
     parser.add_argument('--digests', action='store_true', help='header and data digests')
     parser.add_argument('--probe', choices=('nop', 'read'))
     return parser.parse_args(arguments)
@@ -283,8 +400,17 @@ def main():
     if crc32c and not (session.wire.header_digest and session.wire.data_digest):
         sys.exit('the target does not want digests: %s' % session.keys)
     session.clear_attentions(options.lun)
-    load = Load(session, options.lun, options.write, options.size, options.depth, options.area, crc32c, options.sequential,
-                options.probe)
+    load = Load(
+        session,
+        options.lun,
+        options.write,
+        options.size,
+        options.depth,
+        options.area,
+        crc32c,
+        options.sequential,
+        options.probe,
+    )
     operations, seconds = load.run(options.seconds)
     load.logout()
     print(json.dumps({'operations': operations, 'seconds': seconds, 'probes': load.probes}))

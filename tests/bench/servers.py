@@ -1,7 +1,8 @@
 """The two targets that are measured, started on loopback, and what the kernel says they cost.
 
-Both serve a file of their own, equally long and filled with the same bytes, which stays in the page cache. Both run with their
-defaults, but for what a measurement is about. Linux only. Python 3.6 and later.
+Both serve a file of their own, equally long and filled with the same bytes, which stays in the page
+cache. Both run with their defaults, but for what a measurement is about. Linux only. Python 3.6 and
+later.
 """
 
 import os
@@ -27,12 +28,15 @@ def program(name):
     """The path of a program, also where only root's PATH would find it. Raises Missing."""
     found = shutil.which(name, path=os.environ.get('PATH', '') + ':/usr/sbin:/sbin')
     if not found:
-        raise Missing('%s is not installed (Debian: tgt, libiscsi-bin, qemu-utils, qemu-block-extra)' % name)
+        raise Missing(
+            '%s is not installed (Debian: tgt, libiscsi-bin, qemu-utils, qemu-block-extra)' % name
+        )
     return found
 
 
 def fill(path, size):
-    """A file of `size` bytes, no holes, in the page cache and on the disk, so that nothing is written back meanwhile."""
+    """A file of `size` bytes, no holes, in the page cache and on the disk, so that nothing is
+    written back meanwhile."""
     block = os.urandom(MIB)
     with open(path, 'wb') as file:
         for _ in range(size // MIB):
@@ -44,6 +48,7 @@ def fill(path, size):
 
 # -- what /proc says ---------------------------------------------------------------------------------------------------------
 
+
 def stat_fields(pid):
     """/proc/PID/stat from the third field on; None if the process is gone."""
     try:
@@ -51,7 +56,7 @@ def stat_fields(pid):
             text = file.read()
     except (OSError, IOError):
         return None
-    return text[text.rindex(')') + 2:].split()
+    return text[text.rindex(')') + 2 :].split()
 
 
 def tree(pid):
@@ -62,7 +67,7 @@ def tree(pid):
         if fields:
             children.setdefault(int(fields[1]), []).append(int(name))
     found = [pid]
-    for each in found:                   # grows while it is walked
+    for each in found:  # grows while it is walked
         found.extend(children.get(each, ()))
     return found
 
@@ -85,26 +90,31 @@ def pss(pids):
             with open('/proc/%d/smaps_rollup' % each) as file:
                 total += sum(int(line.split()[1]) << 10 for line in file if line.startswith('Pss:'))
         except (OSError, IOError):
-            pass                         # it ended meanwhile
+            pass  # it ended meanwhile
     return total
 
 
 def session_workers(daemon, count):
-    """Wait until `daemon` has its spare workers beside `count` of sessions; the whole tree of processes.
+    """Wait until `daemon` has its spare workers beside `count` of sessions; the whole tree of
+    processes.
 
-    A spare is forked after a login has taken one, so memory is only comparable when they are all there."""
+    A spare is forked after a login has taken one, so memory is only comparable when they are all
+    there."""
     spares = int(daemon.text.server.get('spare-workers', 2))
 
     def complete():
         found = tree(daemon.process.pid)
         return found if len(found) == 1 + spares + count else None
+
     return eventually(complete, 60, '%d workers, %d spare ones' % (count, spares))
 
 
 # -- the servers -------------------------------------------------------------------------------------------------------------
 
+
 class Targetd(object):
-    """targetd, one LUN 1. lun: further lines of its [[lun]] section; target: of its [target] section; server: settings."""
+    """targetd, one LUN 1. lun: further lines of its [[lun]] section; target: of its [target]
+    section; server: settings."""
 
     name = 'targetd'
 
@@ -114,11 +124,18 @@ class Targetd(object):
         self.daemon = Daemon(self.directory, python)
         self.iqn = IQN
         image = image or self.daemon.image('disk.img', size)
-        settings = {'max-sessions': ROOM_FOR_ALL, 'max-connections-per-address': ROOM_FOR_ALL, 'log-level': 'warning'}
+        settings = {
+            'max-sessions': ROOM_FOR_ALL,
+            'max-connections-per-address': ROOM_FOR_ALL,
+            'log-level': 'warning',
+        }
         self.daemon.text.server.update(settings)
         self.daemon.text.server.update(server)
-        self.daemon.target(self.iqn, ['initiator-address = ALL'] + list(target),
-                           {1: ['backing-store = %s' % image] + list(lun)})
+        self.daemon.target(
+            self.iqn,
+            ['initiator-address = ALL'] + list(target),
+            {1: ['backing-store = %s' % image] + list(lun)},
+        )
         self.daemon.start()
 
     @property
@@ -135,7 +152,7 @@ class Targetd(object):
             try:
                 self.daemon.stop()
             except AssertionError:
-                pass                     # killed: it did not stop in time
+                pass  # killed: it did not stop in time
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def __enter__(self):
@@ -155,14 +172,48 @@ class Tgtd(object):
         self.port = free_port()
         self._control = str(os.getpid() % 30000 + 1)
         self._log = open(os.path.join(directory, 'tgtd.log'), 'wb')
-        self._process = subprocess.Popen([program('tgtd'), '-f', '-C', self._control, '--iscsi',
-                                          'portal=127.0.0.1:%d' % self.port], stdout=self._log, stderr=self._log)
+        self._process = subprocess.Popen(
+            [
+                program('tgtd'),
+                '-f',
+                '-C',
+                self._control,
+                '--iscsi',
+                'portal=127.0.0.1:%d' % self.port,
+            ],
+            stdout=self._log,
+            stderr=self._log,
+        )
         try:
             eventually(lambda: is_listening(('127.0.0.1', self.port)), 15, 'tgtd listening')
             self._admin('--op', 'new', '--mode', 'target', '--tid', '1', '-T', self.iqn)
             for name, value in (parameters or {}).items():
-                self._admin('--op', 'update', '--mode', 'target', '--tid', '1', '--name', name, '--value', value)
-            self._admin('--op', 'new', '--mode', 'logicalunit', '--tid', '1', '--lun', '1', '-b', image, '--bstype', 'rdwr')
+                self._admin(
+                    '--op',
+                    'update',
+                    '--mode',
+                    'target',
+                    '--tid',
+                    '1',
+                    '--name',
+                    name,
+                    '--value',
+                    value,
+                )
+            self._admin(
+                '--op',
+                'new',
+                '--mode',
+                'logicalunit',
+                '--tid',
+                '1',
+                '--lun',
+                '1',
+                '-b',
+                image,
+                '--bstype',
+                'rdwr',
+            )
             self._admin('--op', 'bind', '--mode', 'target', '--tid', '1', '-I', 'ALL')
         except BaseException:
             self.stop()
@@ -173,8 +224,10 @@ class Tgtd(object):
         return self._process.pid
 
     def _admin(self, *arguments):
-        subprocess.check_output((program('tgtadm'), '-C', self._control, '--lld', 'iscsi') + arguments,
-                                stderr=subprocess.STDOUT)
+        subprocess.check_output(
+            (program('tgtadm'), '-C', self._control, '--lld', 'iscsi') + arguments,
+            stderr=subprocess.STDOUT,
+        )
 
     def stop(self):
         """End it."""
@@ -195,9 +248,12 @@ class Tgtd(object):
 
 # -- the machine -------------------------------------------------------------------------------------------------------------
 
+
 def _first_line(*command):
     try:
-        out = subprocess.check_output(command, stderr=subprocess.STDOUT, cwd=ROOT).decode('utf-8', 'replace')
+        out = subprocess.check_output(command, stderr=subprocess.STDOUT, cwd=ROOT).decode(
+            'utf-8', 'replace'
+        )
     except (OSError, subprocess.CalledProcessError):
         return '?'
     return out.strip().split('\n')[0]
@@ -214,9 +270,14 @@ def machine(python):
     return {
         'processor': model.group(1) if model else os.uname().machine,
         'cores': os.cpu_count(),
-        'memory': '%d GiB' % round(os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / float(1 << 30)),
+        'memory': '%d GiB'
+        % round(os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / float(1 << 30)),
         'kernel': os.uname().release,
-        'python': _first_line(python, '-c', 'import platform as p; print(p.python_implementation(), p.python_version())'),
+        'python': _first_line(
+            python,
+            '-c',
+            'import platform as p; print(p.python_implementation(), p.python_version())',
+        ),
         'crc32c': _first_line(python, '-c', 'from targetd.crc32c import NAME; print(NAME)'),
         'tgt': _package_version('tgt'),
         'libiscsi': _package_version('libiscsi-bin'),

@@ -1,9 +1,10 @@
-"""TABLE: the workloads that are measured against tgtd, one row each, and the clients that drive them.
+"""TABLE: the workloads that are measured against tgtd, one row each, and the clients that drive
+them.
 
-A row's `run(server, amount, python)` gives (operations, operations per second). `amount` is seconds for clients that stop by
-the clock, and a number of operations for those that count; `measure` finds a count that takes about as long. Every client is
-Debian's, but for data digests, which libiscsi 1.19 and with it qemu do not have (header digests they do): those go through
-load.py.
+A row's `run(server, amount, python)` gives (operations, operations per second). `amount` is seconds
+for clients that stop by the clock, and a number of operations for those that count; `measure` finds
+a count that takes about as long. Every client is Debian's, but for data digests, which libiscsi
+1.19 and with it qemu do not have (header digests they do): those go through load.py.
 """
 
 import json
@@ -26,8 +27,9 @@ class Failed(Exception):
     """A client did not do its work; the message has what it said."""
 
 
-#: name; title, for the report; goal: the ratio to reach; run; counted: operations, not seconds, are given to run; probe: how
-#: many operations tell how long they take; digests: the row needs them (None, 'header', 'both').
+#: name; title, for the report; goal: the ratio to reach; run; counted: operations, not seconds, are
+#: given to run; probe: how many operations tell how long they take; digests: the row needs them
+#: (None, 'header', 'both').
 Workload = namedtuple('Workload', 'name title goal run counted probe digests')
 
 
@@ -54,28 +56,59 @@ def _finish(processes, expression, seconds):
 
 
 def _start(command):
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True
+    )
 
 
 def reads(size, depth, rand=True, sessions=1, options=''):
     """iscsi-perf for so many seconds; the sum of its sessions."""
+
     def run(server, seconds, python):
-        command = [program('iscsi-perf'), '-b', str(size // 512), '-m', str(depth), '-t', str(seconds)]
+        command = [
+            program('iscsi-perf'),
+            '-b',
+            str(size // 512),
+            '-m',
+            str(depth),
+            '-t',
+            str(seconds),
+        ]
         command += ['-r'] if rand else []
-        processes = [_start(command + ['-i', NAME % each, url(server, options)]) for each in range(sessions)]
+        processes = [
+            _start(command + ['-i', NAME % each, url(server, options)]) for each in range(sessions)
+        ]
         rate = sum(_finish(processes, r'iops average (\d+)', seconds))
         return rate * seconds, rate
+
     return run
 
 
 def bench(size, depth, write, sessions=1):
     """qemu-img bench, sequential, so many operations in each session; the sum."""
+
     def run(server, count, python):
-        command = [program('qemu-img'), 'bench', '-f', 'raw', '-t', 'none', '-c', str(count), '-d', str(depth), '-s', str(size)]
+        command = [
+            program('qemu-img'),
+            'bench',
+            '-f',
+            'raw',
+            '-t',
+            'none',
+            '-c',
+            str(count),
+            '-d',
+            str(depth),
+            '-s',
+            str(size),
+        ]
         command += ['-w'] if write else []
         processes = [_start(command + [url(server)]) for _ in range(sessions)]
-        rate = sum(count / seconds for seconds in _finish(processes, r'completed in ([\d.]+) seconds', 60))
+        rate = sum(
+            count / seconds for seconds in _finish(processes, r'completed in ([\d.]+) seconds', 60)
+        )
         return count * sessions, rate
+
     return run
 
 
@@ -83,7 +116,12 @@ def logins(server, count, python):
     """iscsi-inq: a login, an INQUIRY and a logout each, one after the other."""
     began = time.time()
     for _ in range(count):
-        done = subprocess.run([program('iscsi-inq'), url(server)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=30)
+        done = subprocess.run(
+            [program('iscsi-inq'), url(server)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=30,
+        )
         if done.returncode:
             raise Failed('iscsi-inq: %s' % done.stdout.decode('utf-8', 'replace').strip()[-300:])
     return count, count / (time.time() - began)
@@ -91,10 +129,30 @@ def logins(server, count, python):
 
 def flat(server, python, seconds, size=4096, depth=32, area=(0, 64 * MIB), *more):
     """What load.py found: {'operations', 'seconds', 'probes'}. Raises Failed."""
-    command = [python, LOAD, '--port', str(server.port), '--target', server.iqn, '--size', str(size), '--depth', str(depth),
-               '--seconds', str(seconds), '--area', str(area[0]), str(area[1])] + list(more)
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True,
-                          timeout=60 + 4 * seconds)
+    command = [
+        python,
+        LOAD,
+        '--port',
+        str(server.port),
+        '--target',
+        server.iqn,
+        '--size',
+        str(size),
+        '--depth',
+        str(depth),
+        '--seconds',
+        str(seconds),
+        '--area',
+        str(area[0]),
+        str(area[1]),
+    ] + list(more)
+    done = subprocess.run(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        universal_newlines=True,
+        timeout=60 + 4 * seconds,
+    )
     if done.returncode:
         raise Failed('load.py: %s' % done.stderr.strip()[-300:])
     return json.loads(done.stdout)
@@ -104,6 +162,7 @@ def with_digests(*more):
     def run(server, seconds, python):
         found = flat(server, python, seconds, 64 * KIB, 16, (0, 64 * MIB), '--digests', *more)
         return found['operations'], found['operations'] / found['seconds']
+
     return run
 
 
@@ -119,19 +178,36 @@ TABLE = (
     _timed('read-4k-qd1', '4 KiB random read, depth 1', 1.3, reads(4 * KIB, 1)),
     _timed('read-4k-qd32', '4 KiB random read, depth 32', 1.8, reads(4 * KIB, 32)),
     _timed('read-4k-qd128', '4 KiB random read, depth 128', 2.0, reads(4 * KIB, 128)),
-    _timed('read-4k-seq-qd32', '4 KiB sequential read, depth 32', 2.0, reads(4 * KIB, 32, rand=False)),
+    _timed(
+        'read-4k-seq-qd32', '4 KiB sequential read, depth 32', 2.0, reads(4 * KIB, 32, rand=False)
+    ),
     _timed('read-256k-qd8', '256 KiB random read, depth 8', 1.5, reads(256 * KIB, 8)),
     _counted('read-1m-seq-qd8', '1 MiB sequential read, depth 8', 1.5, bench(MIB, 8, False), 200),
     _counted('write-4k-qd1', '4 KiB write, depth 1', 1.2, bench(4 * KIB, 1, True), 1000),
     _counted('write-4k-qd32', '4 KiB write, depth 32', 1.2, bench(4 * KIB, 32, True), 4000),
     _counted('write-64k-qd16', '64 KiB write, depth 16', 1.2, bench(64 * KIB, 16, True), 1000),
     _counted('write-1m-qd8', '1 MiB write, depth 8', 1.2, bench(MIB, 8, True), 100),
-    _timed('read-4k-2sessions', '4 KiB random read, 2 sessions', 2.0, reads(4 * KIB, 32, sessions=2)),
-    _timed('read-4k-8sessions', '4 KiB random read, 8 sessions', 2.0, reads(4 * KIB, 32, sessions=8)),
-    _counted('write-64k-2sessions', '64 KiB write, 2 sessions', 1.5, bench(64 * KIB, 16, True, sessions=2), 500),
+    _timed(
+        'read-4k-2sessions', '4 KiB random read, 2 sessions', 2.0, reads(4 * KIB, 32, sessions=2)
+    ),
+    _timed(
+        'read-4k-8sessions', '4 KiB random read, 8 sessions', 2.0, reads(4 * KIB, 32, sessions=8)
+    ),
+    _counted(
+        'write-64k-2sessions',
+        '64 KiB write, 2 sessions',
+        1.5,
+        bench(64 * KIB, 16, True, sessions=2),
+        500,
+    ),
     _counted('logins', 'login, INQUIRY, logout', 1.0, logins, 10),
-    _timed('read-64k-header-digest', '64 KiB read, header digest', 0.8, reads(64 * KIB, 16, options='?header_digest=crc32c'),
-           'header'),
+    _timed(
+        'read-64k-header-digest',
+        '64 KiB read, header digest',
+        0.8,
+        reads(64 * KIB, 16, options='?header_digest=crc32c'),
+        'header',
+    ),
     _timed('read-64k-digests', '64 KiB read, both digests', 0.8, with_digests(), 'both'),
     _timed('write-64k-digests', '64 KiB write, both digests', 0.8, with_digests('--write'), 'both'),
 )
@@ -151,9 +227,16 @@ class Figures(object):
         cpu = [a / b for a, b in zip(self.cpu['targetd'], self.cpu['tgtd']) if b]
         median = statistics.median(ratios)
         return {
-            'name': self.workload.name, 'title': self.workload.title, 'goal': self.workload.goal,
-            'rates': self.rates, 'cpu_seconds_per_operation': self.cpu, 'ratios': ratios,
-            'median': median, 'lowest': min(ratios), 'highest': max(ratios), 'reached': median >= self.workload.goal,
+            'name': self.workload.name,
+            'title': self.workload.title,
+            'goal': self.workload.goal,
+            'rates': self.rates,
+            'cpu_seconds_per_operation': self.cpu,
+            'ratios': ratios,
+            'median': median,
+            'lowest': min(ratios),
+            'highest': max(ratios),
+            'reached': median >= self.workload.goal,
             'cpu_ratio': statistics.median(cpu) if cpu else None,
         }
 
@@ -180,12 +263,17 @@ def measure(workload, servers, rounds, seconds, python):
 
 
 def chosen(names, table=TABLE):
-    """The rows with these names, or whose name starts with one that ends in `*`; all of them for no names."""
+    """The rows with these names, or whose name starts with one that ends in `*`; all of them for no
+    names."""
     if not names:
         return list(table)
     rows = []
     for name in names:
-        found = [row for row in table if row.name == name or name.endswith('*') and row.name.startswith(name[:-1])]
+        found = [
+            row
+            for row in table
+            if row.name == name or name.endswith('*') and row.name.startswith(name[:-1])
+        ]
         if not found:
             sys.exit('no workload or limit is called %s; --list shows them' % name)
         rows += found

@@ -1,4 +1,5 @@
-"""Running the real clients: libiscsi's tools, qemu's, tshark; and loop devices for the server to use."""
+"""Running the real clients: libiscsi's tools, qemu's, tshark; and loop devices for the server to
+use."""
 
 import collections
 import os
@@ -9,26 +10,40 @@ import subprocess
 import pytest
 
 SECONDS = 120
-SUMMARY = []                             # lines that conftest prints at the end of the run
+SUMMARY = []  # lines that conftest prints at the end of the run
 
 #: Program -> the Debian 12 package that has it.
 PACKAGES = {
-    'iscsi-ls': 'libiscsi-bin', 'iscsi-inq': 'libiscsi-bin', 'iscsi-readcapacity16': 'libiscsi-bin',
+    'iscsi-ls': 'libiscsi-bin',
+    'iscsi-inq': 'libiscsi-bin',
+    'iscsi-readcapacity16': 'libiscsi-bin',
     'iscsi-test-cu': 'libiscsi-bin',
-    'qemu-img': 'qemu-utils qemu-block-extra', 'qemu-io': 'qemu-utils qemu-block-extra',
-    'qemu-storage-daemon': 'qemu-system-common', 'tshark': 'tshark', 'sfdisk': 'fdisk', 'sgdisk': 'gdisk',
-    'mkfs.ext4': 'e2fsprogs', 'e2fsck': 'e2fsprogs', 'debugfs': 'e2fsprogs', 'losetup': 'mount',
+    'qemu-img': 'qemu-utils qemu-block-extra',
+    'qemu-io': 'qemu-utils qemu-block-extra',
+    'qemu-storage-daemon': 'qemu-system-common',
+    'tshark': 'tshark',
+    'sfdisk': 'fdisk',
+    'sgdisk': 'gdisk',
+    'mkfs.ext4': 'e2fsprogs',
+    'e2fsck': 'e2fsprogs',
+    'debugfs': 'e2fsprogs',
+    'losetup': 'mount',
 }
 
 ENVIRONMENT = dict(os.environ, LC_ALL='C', PATH=os.environ.get('PATH', '') + ':/usr/sbin:/sbin')
 
 
 def need(*programs):
-    """Skip, naming the packages, unless these programs are there; in CI and where tests/run found all of them a missing one
-    is a failure (the variables CI, TARGETD_CLIENTS)."""
-    missing = [program for program in programs if not shutil.which(program, path=ENVIRONMENT['PATH'])]
+    """Skip, naming the packages, unless these programs are there; in CI and where tests/run found
+    all of them a missing one is a failure (the variables CI, TARGETD_CLIENTS)."""
+    missing = [
+        program for program in programs if not shutil.which(program, path=ENVIRONMENT['PATH'])
+    ]
     if missing:
-        text = 'not on this machine: %s (Debian: %s)' % (', '.join(missing), ' '.join(sorted({PACKAGES[p] for p in missing})))
+        text = 'not on this machine: %s (Debian: %s)' % (
+            ', '.join(missing),
+            ' '.join(sorted({PACKAGES[p] for p in missing})),
+        )
         if os.environ.get('CI') or os.environ.get('TARGETD_CLIENTS'):
             pytest.fail(text)
         pytest.skip(text)
@@ -36,7 +51,9 @@ def need(*programs):
 
 def start(*command, **options):
     """Popen of a client that reads nothing."""
-    return subprocess.Popen([str(word) for word in command], stdin=subprocess.DEVNULL, env=ENVIRONMENT, **options)
+    return subprocess.Popen(
+        [str(word) for word in command], stdin=subprocess.DEVNULL, env=ENVIRONMENT, **options
+    )
 
 
 def run(*command, **options):
@@ -47,7 +64,10 @@ def run(*command, **options):
     except subprocess.TimeoutExpired:
         process.kill()
         text, _ = process.communicate()
-        pytest.fail('%s did not end:\n%s' % (' '.join(map(str, command)), text.decode('utf-8', 'replace')[-3000:]))
+        pytest.fail(
+            '%s did not end:\n%s'
+            % (' '.join(map(str, command)), text.decode('utf-8', 'replace')[-3000:])
+        )
     return process.returncode, text.decode('utf-8', 'replace')
 
 
@@ -59,7 +79,8 @@ def output(*command, **options):
 
 
 class Loop(object):
-    """A loop device on a file. sector: 512 or 4096. `path` is None where none can be made, `why_not` says why."""
+    """A loop device on a file. sector: 512 or 4096. `path` is None where none can be made,
+    `why_not` says why."""
 
     def __init__(self, file, sector):
         self.path, self.why_not = None, ''
@@ -78,11 +99,13 @@ class Loop(object):
             output('losetup', '--detach', self.path)
 
 
-Outcome = collections.namedtuple('Outcome', 'name verdict said')     # verdict: 'passed', 'failed' or 'skipped'
+# verdict: 'passed', 'failed' or 'skipped'
+Outcome = collections.namedtuple('Outcome', 'name verdict said')
 
 
 def outcomes(text):
-    """[Outcome] of what iscsi-test-cu printed. CUnit counts a test that skipped itself as passed; here it is told apart."""
+    """[Outcome] of what iscsi-test-cu printed. CUnit counts a test that skipped itself as passed;
+    here it is told apart."""
     found, suite = [], ''
     for part in re.split(r'\n(?=Suite: |  Test: )', '\n' + text):
         if part.startswith('Suite: '):
@@ -91,7 +114,7 @@ def outcomes(text):
             verdict = re.search(r'(?:^|\.\.\.) *(passed|FAILED)(?!\w)', part, re.M)
             said = re.findall(r'\[(SKIPPED|FAILED)\] *(.*)', part)
             if verdict is None:
-                word = 'failed'                      # it died in the middle
+                word = 'failed'  # it died in the middle
             elif verdict.group(1) == 'FAILED':
                 word = 'failed'
             else:

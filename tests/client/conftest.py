@@ -1,4 +1,5 @@
-"""The end of a run with real clients: which of iscsi-test-cu's tests were skipped, and why (CUnit counts a skip as passed)."""
+"""The end of a run with real clients: which of iscsi-test-cu's tests were skipped, and why (CUnit
+counts a skip as passed)."""
 
 import clients
 

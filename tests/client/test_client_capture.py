@@ -1,4 +1,5 @@
-"""A capture of discovery, login, I/O and logout, as tshark decodes it: nothing malformed, no expert error, the right keys."""
+"""A capture of discovery, login, I/O and logout, as tshark decodes it: nothing malformed, no expert
+error, the right keys."""
 
 import os
 import socket
@@ -18,12 +19,31 @@ class Capture(object):
     def __init__(self, path, ports):
         self.path, self.ports = path, ports
         expression = ' or '.join('tcp port %d' % port for port in ports)
-        self.process = clients.start('tshark', '-q', '-l', '-i', 'lo', '-f', expression, '-w', path,
-                                     stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        self.process = clients.start(
+            'tshark',
+            '-q',
+            '-l',
+            '-i',
+            'lo',
+            '-f',
+            expression,
+            '-w',
+            path,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
         self.said = []
-        threading.Thread(target=lambda: self.said.extend(iter(self.process.stderr.readline, b'')), daemon=True).start()
-        eventually(lambda: self.process.poll() is not None or any(b'Capturing on' in line for line in self.said), 30,
-                   lambda: 'tshark capturing: %r' % self.said)
+        threading.Thread(
+            target=lambda: self.said.extend(iter(self.process.stderr.readline, b'')), daemon=True
+        ).start()
+        eventually(
+            lambda: (
+                self.process.poll() is not None
+                or any(b'Capturing on' in line for line in self.said)
+            ),
+            30,
+            lambda: 'tshark capturing: %r' % self.said,
+        )
         self.skip_if_gone()
         eventually(self._sees, 60, 'tshark to see what is sent')
 
@@ -36,7 +56,9 @@ class Capture(object):
     def skip_if_gone(self):
         """tshark says that it captures before it knows that it may not."""
         if self.process.poll() is not None:
-            pytest.skip('tshark cannot capture here: %s' % b''.join(self.said).decode('utf-8', 'replace'))
+            pytest.skip(
+                'tshark cannot capture here: %s' % b''.join(self.said).decode('utf-8', 'replace')
+            )
 
     def read(self, *options):
         """tshark's reading of it, with the ports taken for iSCSI."""
@@ -45,8 +67,18 @@ class Capture(object):
 
     def bad(self):
         """The frames that tshark finds malformed or in error: 'number, tab, TCP payload in hex'."""
-        return lines_of(self.read('-Y', '_ws.malformed or (iscsi and _ws.expert.severity >= 0x800000)',
-                                  '-T', 'fields', '-e', 'frame.number', '-e', 'tcp.payload'))
+        return lines_of(
+            self.read(
+                '-Y',
+                '_ws.malformed or (iscsi and _ws.expert.severity >= 0x800000)',
+                '-T',
+                'fields',
+                '-e',
+                'frame.number',
+                '-e',
+                'tcp.payload',
+            )
+        )
 
     def stop(self):
         self.process.terminate()
@@ -55,12 +87,16 @@ class Capture(object):
 
 def lines_of(text):
     """Without tshark's own remarks about running as root."""
-    return [line for line in text.splitlines() if line.strip() and not line.startswith('Running as user')]
+    return [
+        line
+        for line in text.splitlines()
+        if line.strip() and not line.startswith('Running as user')
+    ]
 
 
 def is_page_cut_short(line):
-    """A VPD page that the initiator's allocation length cuts (SPC-4), as qemu asks for page 83h with 64 bytes first:
-    tshark 4.0 calls that malformed, whatever target it comes from."""
+    """A VPD page that the initiator's allocation length cuts (SPC-4), as qemu asks for page 83h
+    with 64 bytes first: tshark 4.0 calls that malformed, whatever target it comes from."""
     payload = bytes.fromhex(line.split('\t')[1].replace(':', ''))
     length = int.from_bytes(payload[5:8], 'big')
     page = payload[48:]
@@ -79,11 +115,36 @@ def test_nothing_in_a_capture_is_malformed(daemon, tmp_path):
     try:
         clients.output('iscsi-ls', '-s', 'iscsi://[::1]:%d' % other)
         for portal in ('127.0.0.1:%d' % daemon.port, '[::1]:%d' % other):
-            clients.output('qemu-io', '-f', 'raw', '-c', 'write -P 3 0 2M', '-c', 'flush', '-c', 'read -P 3 0 2M',
-                           '-c', 'discard 0 1M', '-c', 'write -f -P 4 3M 4k', 'iscsi://%s/%s/0' % (portal, TARGET))
-            clients.output('iscsi-inq', '-e', '1', '-c', '131', 'iscsi://%s/%s/0?header_digest=crc32c' % (portal, TARGET))
+            clients.output(
+                'qemu-io',
+                '-f',
+                'raw',
+                '-c',
+                'write -P 3 0 2M',
+                '-c',
+                'flush',
+                '-c',
+                'read -P 3 0 2M',
+                '-c',
+                'discard 0 1M',
+                '-c',
+                'write -f -P 4 3M 4k',
+                'iscsi://%s/%s/0' % (portal, TARGET),
+            )
+            clients.output(
+                'iscsi-inq',
+                '-e',
+                '1',
+                '-c',
+                '131',
+                'iscsi://%s/%s/0?header_digest=crc32c' % (portal, TARGET),
+            )
         capture.skip_if_gone()
-        eventually(lambda: len(lines_of(capture.read('-Y', 'iscsi.opcode == 0x26'))) >= 5, 30, 'five Logout responses captured')
+        eventually(
+            lambda: len(lines_of(capture.read('-Y', 'iscsi.opcode == 0x26'))) >= 5,
+            30,
+            'five Logout responses captured',
+        )
     finally:
         capture.stop()
     assert [line for line in capture.bad() if not is_page_cut_short(line)] == []
@@ -91,6 +152,13 @@ def test_nothing_in_a_capture_is_malformed(daemon, tmp_path):
     assert 'TargetAddress=[::1]:%d,1' % other in everything
     assert 'TargetAddress=127.0.0.1:%d,1' % daemon.port in everything
     assert 'TargetPortalGroupTag=1' in everything and 'TargetAlias=ERP data' in everything
-    opcodes = set(lines_of(capture.read('-Y', 'iscsi', '-T', 'fields', '-E', 'aggregator=\n', '-e', 'iscsi.opcode')))
+    opcodes = set(
+        lines_of(
+            capture.read('-Y', 'iscsi', '-T', 'fields', '-E', 'aggregator=\n', '-e', 'iscsi.opcode')
+        )
+    )
     for opcode in (0x01, 0x03, 0x04, 0x05, 0x06, 0x21, 0x23, 0x24, 0x25, 0x26, 0x31):
-        assert '0x%02x' % opcode in opcodes, 'no PDU with opcode %02x in the capture: %s' % (opcode, opcodes)
+        assert '0x%02x' % opcode in opcodes, 'no PDU with opcode %02x in the capture: %s' % (
+            opcode,
+            opcodes,
+        )

@@ -1,14 +1,16 @@
-"""libiscsi's own test suite, iscsi-test-cu, with all that destroys data and with a second path, on files and loop devices of
-both sector sizes, on a removable, a read-only and an encrypted disk, and with digests: nothing may fail, but on the read-only
-disk what writes (WRITES), and each test must really pass somewhere.
+"""libiscsi's own test suite, iscsi-test-cu, with all that destroys data and with a second path, on
+files and loop devices of both sector sizes, on a removable, a read-only and an encrypted disk, and
+with digests: nothing may fail, but on the read-only disk what writes (WRITES), and each test must
+really pass somewhere.
 
-Each variant is a daemon with two disks alike. One is tested whole, but for Sanitize.Reset: before it stands
-Sanitize.Reservations, which has the second path take a RESERVE(6) that it never releases, so in this order every SANITIZE ends
-with RESERVATION CONFLICT (SPC-2 5.5.1). The other disk has long physical blocks and is slow, for the tests that want these, and
-for Sanitize.Reset, which wants a sanitizing that lasts some seconds.
+Each variant is a daemon with two disks alike. One is tested whole, but for Sanitize.Reset: before
+it stands Sanitize.Reservations, which has the second path take a RESERVE(6) that it never releases,
+so in this order every SANITIZE ends with RESERVATION CONFLICT (SPC-2 5.5.1). The other disk has
+long physical blocks and is slow, for the tests that want these, and for Sanitize.Reset, which wants
+a sanitizing that lasts some seconds.
 
-Why tests were skipped is printed at the end of the run, and a reason that is not in REASONS fails: either the target should do
-what was asked, or the reason belongs into the table.
+Why tests were skipped is printed at the end of the run, and a reason that is not in REASONS fails:
+either the target should do what was asked, or the reason belongs into the table.
 """
 
 import collections
@@ -24,60 +26,100 @@ from targetd import xts
 
 pytestmark = [pytest.mark.client, pytest.mark.slow]
 
-SIZE = 100 << 20                         # less than that, and some tests find no room
+SIZE = 100 << 20  # less than that, and some tests find no room
 LIMIT_SECONDS = 300
 TESTS = 230
 
-#: What runs on the first disk, all but Sanitize.Reset, as the suite's patterns say it; and on the second, which is sanitized in
-#: half a minute: Sanitize.Reset looks after five seconds and after a minute more.
+#: What runs on the first disk, all but Sanitize.Reset, as the suite's patterns say it; and on the
+#: second, which is sanitized in half a minute: Sanitize.Reset looks after five seconds and after a
+#: minute more.
 FIRST = 'ALL.[!S]*,ALL.S[!a]*,ALL.Sanitize.*[!t]'
 SECOND = 'ALL.CompareAndWrite,ALL.WriteSame1?,ALL.Sanitize.Reset'
 SLOW = ['physical-block-size = 4096', 'filter = delay write=4s offset=16M..24M']
 SLOW_TARGET, SLOW_SIZE = TARGET + '.slow', 32 << 20
 
-#: sector: of the loop device, or None for a file; lines: of the LUN (%(name)s: each disk's own); target: lines of the target;
-#: url: what each URL ends with; second: what runs on the second disk; fewest: tests that really pass on the first one.
+#: sector: of the loop device, or None for a file; lines: of the LUN (%(name)s: each disk's own);
+#: target: lines of the target; url: what each URL ends with; second: what runs on the second disk;
+#: fewest: tests that really pass on the first one.
 Variant = collections.namedtuple('Variant', 'sector lines target url second fewest')
 
 ALL = ['initiator-address = ALL']
-DIGEST = ALL + ['HeaderDigest = CRC32C', 'DataDigest = CRC32C, None']      # insists on one; libiscsi knows no data digest
-VARIANTS = collections.OrderedDict([
-    ('thick-file', Variant(None, ['write-cache = off'], ALL, '', SECOND, 190)),
-    ('thin-file', Variant(None, ['thin = yes'], ALL, '', SECOND, 205)),
-    ('loop-512', Variant(512, [], ALL, '', SECOND, 190)),
-    ('loop-4096', Variant(4096, [], ALL, '', SECOND, 190)),
-    ('removable', Variant(None, ['removable = yes', 'thin = yes', 'atomic-writes = yes'], ALL, '', SECOND, 220)),
-    ('read-only', Variant(None, ['readonly = yes', 'thin = yes'], ALL, '', 'ALL.Sanitize.Reset', 145)),
-    ('header-digest', Variant(None, ['thin = yes'], DIGEST, '?header_digest=crc32c', SECOND, 205)),
-    ('encrypted', Variant(None, ['thin = yes', 'encryption-key-file = %(name)s.key'], ALL, '', SECOND, 208)),
-])
+# insists on one; libiscsi knows no data digest
+DIGEST = ALL + ['HeaderDigest = CRC32C', 'DataDigest = CRC32C, None']
+VARIANTS = collections.OrderedDict(
+    [
+        ('thick-file', Variant(None, ['write-cache = off'], ALL, '', SECOND, 190)),
+        ('thin-file', Variant(None, ['thin = yes'], ALL, '', SECOND, 205)),
+        ('loop-512', Variant(512, [], ALL, '', SECOND, 190)),
+        ('loop-4096', Variant(4096, [], ALL, '', SECOND, 190)),
+        (
+            'removable',
+            Variant(
+                None, ['removable = yes', 'thin = yes', 'atomic-writes = yes'], ALL, '', SECOND, 220
+            ),
+        ),
+        (
+            'read-only',
+            Variant(None, ['readonly = yes', 'thin = yes'], ALL, '', 'ALL.Sanitize.Reset', 145),
+        ),
+        (
+            'header-digest',
+            Variant(None, ['thin = yes'], DIGEST, '?header_digest=crc32c', SECOND, 205),
+        ),
+        (
+            'encrypted',
+            Variant(
+                None, ['thin = yes', 'encryption-key-file = %(name)s.key'], ALL, '', SECOND, 208
+            ),
+        ),
+    ]
+)
 
-#: What fails on a read-only disk: it wants GOOD for a write, and what is protected is refused (SBC-3 4.12).
+#: What fails on a read-only disk: it wants GOOD for a write, and what is protected is refused
+#: (SBC-3 4.12).
 WRITES = {
-    'CompareAndWrite': 'Simple DpoFua Miscompare Unwritten', 'ExtendedCopy': 'Simple ValidTgtDescr',
-    'GetLBAStatus': 'UnmapSingle', 'MultipathIO': 'Simple CompareAndWrite CompareAndWriteAsync',
-    'OrWrite': 'Simple DpoFua Verify', 'ProutReserve': 'AccessEA AccessWE AccessEARO AccessWERO AccessEAAR AccessWEAR',
-    'ReceiveCopyResults': 'CopyStatus', 'Sanitize': 'BlockErase Overwrite Reset', 'Unmap': 'Simple',
-    'Write10': 'Simple DpoFua Async', 'Write12': 'Simple DpoFua', 'Write16': 'Simple DpoFua',
+    'CompareAndWrite': 'Simple DpoFua Miscompare Unwritten',
+    'ExtendedCopy': 'Simple ValidTgtDescr',
+    'GetLBAStatus': 'UnmapSingle',
+    'MultipathIO': 'Simple CompareAndWrite CompareAndWriteAsync',
+    'OrWrite': 'Simple DpoFua Verify',
+    'ProutReserve': 'AccessEA AccessWE AccessEARO AccessWERO AccessEAAR AccessWEAR',
+    'ReceiveCopyResults': 'CopyStatus',
+    'Sanitize': 'BlockErase Overwrite Reset',
+    'Unmap': 'Simple',
+    'Write10': 'Simple DpoFua Async',
+    'Write12': 'Simple DpoFua',
+    'Write16': 'Simple DpoFua',
     'WriteSame10': 'Simple ZeroBlocks Unmap UnmapUntilEnd UnmapVPD Check',
     'WriteSame16': 'Simple ZeroBlocks Unmap UnmapUntilEnd UnmapVPD Check',
-    'WriteVerify10': 'Simple Flags Dpo', 'WriteVerify12': 'Simple Flags Dpo', 'WriteVerify16': 'Simple Flags Dpo',
+    'WriteVerify10': 'Simple Flags Dpo',
+    'WriteVerify12': 'Simple Flags Dpo',
+    'WriteVerify16': 'Simple Flags Dpo',
     'iSCSIResiduals': 'Write10Residuals Write12Residuals Write16Residuals '
-                      'WriteVerify10Residuals WriteVerify12Residuals WriteVerify16Residuals',
+    'WriteVerify10Residuals WriteVerify12Residuals WriteVerify16Residuals',
     'iSCSITMF': 'AbortTaskSimpleAsync',
 }
 WRITES = {'%s.%s' % (suite, name) for suite, names in WRITES.items() for name in names.split()}
 
-#: What each of them says: it is protected (or the copy that ended early was), or what follows from that.
-PROTECTED = (r'\(0x2700\)$', r'\(0x0d01\)$', r'^Blocks did not read back', r"^LBA should be mapped but isn't",
-             r'UNMAP is (not implemented|unavailable) but', r'successful but should have failed with .*SANITIZE_IN_PROGRESS')
+#: What each of them says: it is protected (or the copy that ended early was), or what follows from
+#: that.
+PROTECTED = (
+    r'\(0x2700\)$',
+    r'\(0x0d01\)$',
+    r'^Blocks did not read back',
+    r"^LBA should be mapped but isn't",
+    r'UNMAP is (not implemented|unavailable) but',
+    r'successful but should have failed with .*SANITIZE_IN_PROGRESS',
+)
 SAY_NOTHING = {'Write10.Async', 'iSCSITMF.AbortTaskSimpleAsync'}
 
-#: A part of these is CRYPTOGRAPHIC ERASE: without the package that encrypts nobody passes them whole.
+#: A part of these is CRYPTOGRAPHIC ERASE: without the package that encrypts nobody passes them
+#: whole.
 ENCRYPTED = {'Sanitize.CryptoErase', 'Sanitize.Readonly', 'Sanitize.Reservations'}
 
-#: It closes its connection, logs in at once with another ISID, and wants to find the old session gone: whether the new one's
-#: commands or the end of the old one is seen first is nobody's promise. It must pass when nothing else runs.
+#: It closes its connection, logs in at once with another ISID, and wants to find the old session
+#: gone: whether the new one's commands or the end of the old one is seen first is nobody's promise.
+#: It must pass when nothing else runs.
 RACES = {'PreventAllow.ITNexusLoss'}
 ATTEMPTS = 3
 
@@ -90,8 +132,11 @@ REASONS = (
     (r'fully provisioned', 'a thick disk does not unmap'),
     (r'WRITEATOMIC16', 'atomic-writes is off'),
     (r'4kN|block size', 'the test is for another block size'),
-    (r'LBPPB', 'physical blocks are as long as logical ones; the second disk has longer ones. GetLBAStatus.UnmapSingle is not '
-               'for that one: it asks at i + 1 and wants the answer for i + LBPPB (SBC-3 5.4 begins where it was asked)'),
+    (
+        r'LBPPB',
+        'physical blocks are as long as logical ones; the second disk has longer ones. GetLBAStatus.UnmapSingle is not '
+        'for that one: it asks at i + 1 and wants the answer for i + LBPPB (SBC-3 5.4 begins where it was asked)',
+    ),
     (r'UNMAP|LBPU|LBPWS|LBPRZ|thin', 'a thick disk does not unmap'),
 )
 
@@ -114,8 +159,16 @@ class Disk(object):
     def start(self, target, ports, end, tests):
         self.urls = ['iscsi://127.0.0.1:%d/%s/0%s' % (port, target, end) for port in ports]
         with open(self.output, 'wb') as out:
-            self.process = clients.start('iscsi-test-cu', '-d', '--allow-sanitize', '-t', tests, *self.urls, stdout=out,
-                                         stderr=subprocess.STDOUT)
+            self.process = clients.start(
+                'iscsi-test-cu',
+                '-d',
+                '--allow-sanitize',
+                '-t',
+                tests,
+                *self.urls,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+            )
 
     def outcomes(self):
         """Wait for the end: [Outcome]."""
@@ -123,7 +176,10 @@ class Disk(object):
             self.process.wait(LIMIT_SECONDS)
             with open(self.output, errors='replace') as file:
                 text = file.read()
-            assert 'Run Summary' in text, 'the suite ended with %s:\n%s' % (self.process.returncode, text[-3000:])
+            assert 'Run Summary' in text, 'the suite ended with %s:\n%s' % (
+                self.process.returncode,
+                text[-3000:],
+            )
             self.found = [self._settled(outcome) for outcome in clients.outcomes(text)]
         return self.found
 
@@ -131,7 +187,9 @@ class Disk(object):
         """What comes of a race that was lost when it is run again."""
         for _ in range(ATTEMPTS):
             if outcome.verdict == 'failed' and outcome.name in RACES:
-                text = clients.run('iscsi-test-cu', '-d', '-t', 'ALL.' + outcome.name, *self.urls)[1]
+                text = clients.run('iscsi-test-cu', '-d', '-t', 'ALL.' + outcome.name, *self.urls)[
+                    1
+                ]
                 outcome = (clients.outcomes(text) or [outcome])[0]
         return outcome
 
@@ -149,8 +207,13 @@ class Run(object):
         daemon = self.context.__enter__()
         other = free_port()
         daemon.text.portal('127.0.0.1:%d' % other)
-        self.disks = [Disk(daemon, variant, TARGET, SIZE, []), Disk(daemon, variant, SLOW_TARGET, SLOW_SIZE, SLOW)]
-        self.why_not = next((disk.loop.why_not for disk in self.disks if disk.loop and not disk.loop.path), '')
+        self.disks = [
+            Disk(daemon, variant, TARGET, SIZE, []),
+            Disk(daemon, variant, SLOW_TARGET, SLOW_SIZE, SLOW),
+        ]
+        self.why_not = next(
+            (disk.loop.why_not for disk in self.disks if disk.loop and not disk.loop.path), ''
+        )
         if any('encryption' in line for line in variant.lines):
             self.why_not = xts.why_not()
         if not self.why_not:
@@ -161,7 +224,9 @@ class Run(object):
         """The clients, once the daemon listens."""
         if not self.why_not:
             self.daemon.wait_listening(self.daemon.address)
-            for disk, target, tests in zip(self.disks, (TARGET, SLOW_TARGET), (FIRST, self.variant.second)):
+            for disk, target, tests in zip(
+                self.disks, (TARGET, SLOW_TARGET), (FIRST, self.variant.second)
+            ):
                 disk.start(target, self.ports, self.variant.url, tests)
 
     def outcomes(self):
@@ -204,7 +269,11 @@ def runs(tmp_path_factory):
 def is_protected(outcome):
     """Does this failure on a read-only disk say that it is protected, and nothing else?"""
     said = outcome.said.split('; ') if outcome.said else []
-    return outcome.name in SAY_NOTHING or said and all(any(re.search(each, text) for each in PROTECTED) for text in said)
+    return (
+        outcome.name in SAY_NOTHING
+        or said
+        and all(any(re.search(each, text) for each in PROTECTED) for text in said)
+    )
 
 
 @pytest.mark.parametrize('variant', list(VARIANTS))
@@ -214,9 +283,15 @@ def test_nothing_fails(runs, variant):
         pytest.skip(run.why_not)
     for disk, found in zip(('', ', second disk'), run.outcomes()):
         counts = collections.Counter(outcome.verdict for outcome in found)
-        clients.SUMMARY.append('%s%s: %d tests: %d passed, %d failed, %d skipped' % (
-            variant, disk, len(found), counts['passed'], counts['failed'], counts['skipped']))
-        clients.SUMMARY.extend('    skipped %s: %s' % (each.name, each.said) for each in found if each.verdict == 'skipped')
+        clients.SUMMARY.append(
+            '%s%s: %d tests: %d passed, %d failed, %d skipped'
+            % (variant, disk, len(found), counts['passed'], counts['failed'], counts['skipped'])
+        )
+        clients.SUMMARY.extend(
+            '    skipped %s: %s' % (each.name, each.said)
+            for each in found
+            if each.verdict == 'skipped'
+        )
     first, second = run.outcomes()
     found = first + second
     failed = [each for each in found if each.verdict == 'failed']
@@ -225,15 +300,25 @@ def test_nothing_fails(runs, variant):
         assert {each.name for each in failed} == WRITES
     else:
         assert failed == []
-    assert [each for each in found if each.verdict == 'skipped'
-            and not any(re.search(expression, each.said, re.I) for expression, _ in REASONS)] == []
+    assert [
+        each
+        for each in found
+        if each.verdict == 'skipped'
+        and not any(re.search(expression, each.said, re.I) for expression, _ in REASONS)
+    ] == []
     assert sum(each.verdict == 'passed' for each in first) >= VARIANTS[variant].fewest
     assert len({each.name for each in found}) >= TESTS
 
 
 def test_each_test_passes_somewhere(runs):
     """Unskipped, in one variant at least."""
-    found = [outcome for run in runs.values() if not run.why_not for disk in run.outcomes() for outcome in disk]
+    found = [
+        outcome
+        for run in runs.values()
+        if not run.why_not
+        for disk in run.outcomes()
+        for outcome in disk
+    ]
     passed = {outcome.name for outcome in found if outcome.verdict == 'passed'}
     names = {outcome.name for outcome in found}
     assert len(names) >= TESTS
@@ -245,10 +330,17 @@ def test_each_test_passes_somewhere(runs):
 
 def test_a_failure_and_a_skip_are_seen():
     """The reader of the suite's output is judged on what the suite prints."""
-    text = ('Suite: One\n  Test: A ...passed\n  Test: B ...    [SKIPPED] no unmap\npassed\n'
-            '  Test: C ...    [FAILED] wrong\nFAILED\n    1. c.c:1  - CU_FAIL\n'
-            'Suite: Two\n  Test: D ...    Take it\n    Verify\npassed    [FAILED] late words\n'
-            '  Test: E ...FAILED\n    1. e.c:2\n  Test: F ...    and then it died')
+    text = (
+        'Suite: One\n  Test: A ...passed\n  Test: B ...    [SKIPPED] no unmap\npassed\n'
+        '  Test: C ...    [FAILED] wrong\nFAILED\n    1. c.c:1  - CU_FAIL\n'
+        'Suite: Two\n  Test: D ...    Take it\n    Verify\npassed    [FAILED] late words\n'
+        '  Test: E ...FAILED\n    1. e.c:2\n  Test: F ...    and then it died'
+    )
     assert clients.outcomes(text) == [
-        ('One.A', 'passed', ''), ('One.B', 'skipped', 'no unmap'), ('One.C', 'failed', 'wrong'),
-        ('Two.D', 'passed', 'late words'), ('Two.E', 'failed', ''), ('Two.F', 'failed', '')]
+        ('One.A', 'passed', ''),
+        ('One.B', 'skipped', 'no unmap'),
+        ('One.C', 'failed', 'wrong'),
+        ('Two.D', 'passed', 'late words'),
+        ('Two.E', 'failed', ''),
+        ('Two.F', 'failed', ''),
+    ]

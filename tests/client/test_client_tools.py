@@ -1,4 +1,5 @@
-"""libiscsi's tools and qemu's, as an administrator runs them: no CHAP, CHAP, wrong CHAP, digests, IPv4 and IPv6."""
+"""libiscsi's tools and qemu's, as an administrator runs them: no CHAP, CHAP, wrong CHAP, digests,
+IPv4 and IPv6."""
 
 import filecmp
 import os
@@ -24,7 +25,14 @@ def url(address, target=TARGET, lun=0, account=None, options=''):
     host, port = address
     host = '[%s]' % host if ':' in host else host
     who = '%s%%%s@' % account if account else ''
-    return 'iscsi://%s%s:%d/%s/%d%s' % (who, host, port, target, lun, '?' + options if options else '')
+    return 'iscsi://%s%s:%d/%s/%d%s' % (
+        who,
+        host,
+        port,
+        target,
+        lun,
+        '?' + options if options else '',
+    )
 
 
 @pytest.fixture(scope='module')
@@ -39,7 +47,10 @@ def world(tmp_path_factory):
         everyone = ['initiator-address = ALL']
         daemon.target(TARGET, everyone + ['alias = Disks for clients'])
         daemon.target(SECRET, everyone + ['incominguser = %s %s' % ACCOUNT])
-        daemon.target(MUTUAL, everyone + ['incominguser = %s %s' % ACCOUNT, 'outgoinguser = erp-back another-secret'])
+        daemon.target(
+            MUTUAL,
+            everyone + ['incominguser = %s %s' % ACCOUNT, 'outgoinguser = erp-back another-secret'],
+        )
         daemon.start()
         for address in daemon.addresses.values():
             daemon.wait_listening(address)
@@ -53,6 +64,7 @@ def address_of(world, family):
 
 
 # -- libiscsi ------------------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize('family', ADDRESSES)
 def test_iscsi_ls(world, family):
@@ -71,7 +83,11 @@ def test_iscsi_ls(world, family):
 @pytest.mark.parametrize('digest', ['none', 'crc32c'])
 def test_iscsi_readcapacity16(world, family, digest):
     need('iscsi-readcapacity16')
-    output = clients.output('iscsi-readcapacity16', '-s', url(address_of(world, family), options='header_digest=' + digest))
+    output = clients.output(
+        'iscsi-readcapacity16',
+        '-s',
+        url(address_of(world, family), options='header_digest=' + digest),
+    )
     assert output.strip() == str(64 << 20)
 
 
@@ -80,8 +96,15 @@ def test_iscsi_inq(world, page):
     need('iscsi-inq')
     words = [] if page is None else ['-e', '1', '-c', str(page)]
     output = clients.output('iscsi-inq', *(words + [url(world.address)]))
-    expected = {None: 'Peripheral Device Type:DIRECT_ACCESS', 0x00: 'Page:', 0x80: 'Unit Serial Number', 0x83: 'Designator',
-                0xB0: 'unmap', 0xB1: 'rotation', 0xB2: 'provisioning'}[page]
+    expected = {
+        None: 'Peripheral Device Type:DIRECT_ACCESS',
+        0x00: 'Page:',
+        0x80: 'Unit Serial Number',
+        0x83: 'Designator',
+        0xB0: 'unmap',
+        0xB1: 'rotation',
+        0xB2: 'provisioning',
+    }[page]
     assert re.search(expected, output, re.I), output
 
 
@@ -94,17 +117,20 @@ def test_chap(world, family):
     clients.output('iscsi-inq', url(address, MUTUAL, account=ACCOUNT, options=options))
 
 
-@pytest.mark.parametrize('target, account, options', [
-    (SECRET, None, ''),
-    (SECRET, ('erp', 'wrong'), ''),
-    (SECRET, ('somebody', 'secret-of-12-to-16'), ''),
-    (MUTUAL, ('erp', 'wrong'), 'target_user=erp-back&target_password=another-secret'),
-])
+@pytest.mark.parametrize(
+    'target, account, options',
+    [
+        (SECRET, None, ''),
+        (SECRET, ('erp', 'wrong'), ''),
+        (SECRET, ('somebody', 'secret-of-12-to-16'), ''),
+        (MUTUAL, ('erp', 'wrong'), 'target_user=erp-back&target_password=another-secret'),
+    ],
+)
 def test_wrong_chap_is_refused_with_the_right_status(world, target, account, options):
     need('iscsi-inq')
     code, output = run('iscsi-inq', url(world.address, target, account=account, options=options))
     assert code != 0
-    assert 'Authentication failure(513)' in output, output              # 0201h
+    assert 'Authentication failure(513)' in output, output  # 0201h
 
 
 def test_a_target_that_proves_nothing_is_noticed_by_the_client(world):
@@ -117,19 +143,27 @@ def test_a_target_that_proves_nothing_is_noticed_by_the_client(world):
 def test_unknown_target_and_lun(world):
     need('iscsi-inq')
     code, output = run('iscsi-inq', url(world.address, 'iqn.2026-11.test.targetd:no-such'))
-    assert code != 0 and 'Target not found(515)' in output, output      # 0203h
+    assert code != 0 and 'Target not found(515)' in output, output  # 0203h
     code, output = run('iscsi-readcapacity16', url(world.address, lun=7))
     assert code != 0
 
 
 # -- qemu ----------------------------------------------------------------------------------------------------------------
 
+
 def qemu_image(address, target=TARGET, account=None, digest='none', lun=0):
     """(options, words) that name the disk to qemu's tools."""
     host, port = address
     host = '[%s]' % host if ':' in host else host
-    words = ['driver=raw', 'file.driver=iscsi', 'file.transport=tcp', 'file.portal=%s:%d' % (host, port),
-             'file.target=%s' % target, 'file.lun=%d' % lun, 'file.header-digest=%s' % digest]
+    words = [
+        'driver=raw',
+        'file.driver=iscsi',
+        'file.transport=tcp',
+        'file.portal=%s:%d' % (host, port),
+        'file.target=%s' % target,
+        'file.lun=%d' % lun,
+        'file.header-digest=%s' % digest,
+    ]
     objects = []
     if account:
         objects = ['--object', 'secret,id=chap,data=%s' % account[1]]
@@ -137,9 +171,14 @@ def qemu_image(address, target=TARGET, account=None, digest='none', lun=0):
     return objects, ','.join(words)
 
 
-CASES = [('ipv4', TARGET, None, 'none'), ('ipv4', TARGET, None, 'none-crc32c'), ('ipv4', TARGET, None, 'crc32c-none'),
-         ('ipv4', SECRET, ACCOUNT, 'none'),
-         ('ipv6', TARGET, None, 'none'), ('ipv6', SECRET, ACCOUNT, 'crc32c')]
+CASES = [
+    ('ipv4', TARGET, None, 'none'),
+    ('ipv4', TARGET, None, 'none-crc32c'),
+    ('ipv4', TARGET, None, 'crc32c-none'),
+    ('ipv4', SECRET, ACCOUNT, 'none'),
+    ('ipv6', TARGET, None, 'none'),
+    ('ipv6', SECRET, ACCOUNT, 'crc32c'),
+]
 
 
 @pytest.fixture(scope='module')
@@ -158,9 +197,13 @@ def disk_image(tmp_path_factory):
 
 def partition(path):
     """A GPT with two partitions: 1–33 MiB and the rest."""
-    done = subprocess.run(['sfdisk', '-q', '--no-reread', '--no-tell-kernel', path],
-                          input=b'label: gpt\nstart=2048, size=65536\nstart=67584\n', stdout=subprocess.PIPE,
-                          stderr=subprocess.STDOUT, timeout=60)
+    done = subprocess.run(
+        ['sfdisk', '-q', '--no-reread', '--no-tell-kernel', path],
+        input=b'label: gpt\nstart=2048, size=65536\nstart=67584\n',
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=60,
+    )
     assert done.returncode == 0, done.stdout.decode()
 
 
@@ -169,15 +212,21 @@ def test_qemu_img_convert_in_and_out(world, disk_image, tmp_path, family, target
     need('qemu-img', 'sgdisk', 'e2fsck')
     objects, remote = qemu_image(address_of(world, family), target, account, digest)
     back = str(tmp_path / 'back.img')
-    clients.output('qemu-img', 'convert', *(objects + ['-n', '-f', 'raw', '--target-image-opts', disk_image, remote]))
+    clients.output(
+        'qemu-img',
+        'convert',
+        *(objects + ['-n', '-f', 'raw', '--target-image-opts', disk_image, remote]),
+    )
     local = 'driver=raw,file.driver=file,file.filename=%s' % disk_image
     clients.output('qemu-img', 'compare', *(objects + ['--image-opts', remote, local]))
     clients.output('qemu-img', 'convert', *(objects + ['--image-opts', '-O', 'raw', remote, back]))
     assert filecmp.cmp(disk_image, back, shallow=False)
     assert 'No problems found' in clients.output('sgdisk', '-v', back)
     clients.output('e2fsck', '-fn', '%s?offset=%d' % (back, 1 << 20))
-    with open(world.image('%s.img' % target.rsplit(':', 1)[1]), 'rb') as server, open(disk_image, 'rb') as client:
-        assert server.read() == client.read()                            # and so it stands in the server's file
+    with open(world.image('%s.img' % target.rsplit(':', 1)[1]), 'rb') as server, open(
+        disk_image, 'rb'
+    ) as client:
+        assert server.read() == client.read()  # and so it stands in the server's file
 
 
 @pytest.mark.parametrize('family, target, account, digest', CASES)
@@ -185,10 +234,23 @@ def test_qemu_io_patterns(world, family, target, account, digest):
     need('qemu-io')
     objects, remote = qemu_image(address_of(world, family), target, account, digest)
     commands = []
-    for number, (offset, length) in enumerate([('0', '512'), ('1M', '64k'), ('3M', '4M'), ('60M', '512'), ('67108352', '512')]):
+    for number, (offset, length) in enumerate(
+        [('0', '512'), ('1M', '64k'), ('3M', '4M'), ('60M', '512'), ('67108352', '512')]
+    ):
         commands += ['-c', 'write -P %d %s %s' % (0x40 + number, offset, length)]
-    commands += ['-c', 'write -f -P 0x77 8M 64k', '-c', 'flush', '-c', 'write -z 9M 1M', '-c', 'discard 10M 1M']
-    for number, (offset, length) in enumerate([('0', '512'), ('1M', '64k'), ('3M', '4M'), ('60M', '512'), ('67108352', '512')]):
+    commands += [
+        '-c',
+        'write -f -P 0x77 8M 64k',
+        '-c',
+        'flush',
+        '-c',
+        'write -z 9M 1M',
+        '-c',
+        'discard 10M 1M',
+    ]
+    for number, (offset, length) in enumerate(
+        [('0', '512'), ('1M', '64k'), ('3M', '4M'), ('60M', '512'), ('67108352', '512')]
+    ):
         commands += ['-c', 'read -P %d %s %s' % (0x40 + number, offset, length)]
     commands += ['-c', 'read -P 0x77 8M 64k', '-c', 'read -P 0 9M 1M']
     output = clients.output('qemu-io', *(objects + ['--image-opts', remote] + commands))
@@ -203,18 +265,27 @@ def test_qemu_is_refused_without_the_secret(world):
 
 
 def test_a_disk_is_partitioned_formatted_written_and_checked_over_the_wire(world, tmp_path):
-    """qemu-storage-daemon makes the remote disk a local file (FUSE); what any Linux has for disks works on it directly."""
+    """qemu-storage-daemon makes the remote disk a local file (FUSE); what any Linux has for disks
+    works on it directly."""
     need('qemu-storage-daemon', 'sfdisk', 'sgdisk', 'mkfs.ext4', 'e2fsck', 'debugfs')
     if not os.access('/dev/fuse', os.R_OK | os.W_OK):
         pytest.skip('/dev/fuse cannot be used here')
     disk = str(tmp_path / 'disk')
     open(disk, 'w').close()
     host, port = world.address
-    daemon = subprocess.Popen([
-        'qemu-storage-daemon',
-        '--blockdev', 'driver=iscsi,node-name=wire,transport=tcp,portal=%s:%d,target=%s,lun=0' % (host, port, TARGET),
-        '--export', 'type=fuse,id=e,node-name=wire,mountpoint=%s,writable=on' % disk],
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    daemon = subprocess.Popen(
+        [
+            'qemu-storage-daemon',
+            '--blockdev',
+            'driver=iscsi,node-name=wire,transport=tcp,portal=%s:%d,target=%s,lun=0'
+            % (host, port, TARGET),
+            '--export',
+            'type=fuse,id=e,node-name=wire,mountpoint=%s,writable=on' % disk,
+        ],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
     try:
         try:
             eventually(lambda: daemon.poll() is not None or os.stat(disk).st_size == 64 << 20, 20)
@@ -239,6 +310,11 @@ def test_a_disk_is_partitioned_formatted_written_and_checked_over_the_wire(world
     finally:
         daemon.terminate()
         daemon.wait(20)
-    server = world.image('disk.img')                                     # and on the server's side it is the same
-    clients.output('debugfs', '-R', 'dump data %s' % str(tmp_path / 'again'), '%s?offset=%d' % (server, 1 << 20))
+    server = world.image('disk.img')  # and on the server's side it is the same
+    clients.output(
+        'debugfs',
+        '-R',
+        'dump data %s' % str(tmp_path / 'again'),
+        '%s?offset=%d' % (server, 1 << 20),
+    )
     assert filecmp.cmp(source, str(tmp_path / 'again'), shallow=False)

@@ -43,7 +43,12 @@ def folder(small_disk):
 def test_a_full_disk_is_enospc_and_heals_by_unmapping(folder, medium_of):
     medium = medium_of({'path': folder + '/thin.img', 'size': 8 * MIB})
     medium.write(0, b'k' * 4096, False)
-    assert failure(lambda: [medium.write(at, b'x' * 65536, False) for at in range(65536, 8 * MIB, 65536)]) == errno.ENOSPC
+    assert (
+        failure(
+            lambda: [medium.write(at, b'x' * 65536, False) for at in range(65536, 8 * MIB, 65536)]
+        )
+        == errno.ENOSPC
+    )
     assert failure(medium.write, 4 * MIB, b'y' * MIB, True) == errno.ENOSPC
     assert bytes(medium.read(0, 4096)) == b'k' * 4096
     assert medium.resize_check() == 8 * MIB
@@ -82,11 +87,17 @@ def test_a_limit_on_file_sizes_is_an_error_and_not_a_death(tmp_path, medium_of):
 
 @pytest.fixture
 def losing_device(folder):
-    """A loop device of 8 MiB whose file system has room for less than one: writes go into the cache, writing back fails."""
+    """A loop device of 8 MiB whose file system has room for less than one: writes go into the
+    cache, writing back fails."""
     image = folder + '/loop.img'
     with open(str(image), 'wb') as f:
         f.truncate(8 * MIB)
-    ran = subprocess.run(['losetup', '-f', '--show', str(image)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
+    ran = subprocess.run(
+        ['losetup', '-f', '--show', str(image)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        timeout=60,
+    )
     if ran.returncode:
         pytest.skip('losetup: %s' % ran.stderr.decode().strip())
     device = ran.stdout.decode().strip()
@@ -101,18 +112,22 @@ def test_lost_data_is_told_at_every_flush_until_the_store_is_opened_anew(losing_
     assert medium.lost is None
     first = failure(medium.flush, 0, 4 * MIB)
     assert first in (errno.EIO, errno.ENOSPC) and medium.lost == first
-    os.fdatasync(medium.descriptor)                       # the kernel has said it, and says nothing more
+    os.fdatasync(medium.descriptor)  # the kernel has said it, and says nothing more
     assert failure(medium.flush, 0, 4 * MIB) == first
     assert failure(medium.write, 0, b'y' * 4096, True) == first
 
 
 def test_a_durable_write_that_is_lost_is_an_error(losing_device, medium_of):
     medium = medium_of({'path': losing_device})
-    number = failure(lambda: [medium.write(at, b'x' * 65536, True) for at in range(0, 4 * MIB, 65536)])
+    number = failure(
+        lambda: [medium.write(at, b'x' * 65536, True) for at in range(0, 4 * MIB, 65536)]
+    )
     assert number in (errno.EIO, errno.ENOSPC)
 
 
-@pytest.mark.parametrize('number, sticks', [(errno.EIO, True), (errno.ENOSPC, True), (errno.EINVAL, False)])
+@pytest.mark.parametrize(
+    'number, sticks', [(errno.EIO, True), (errno.ENOSPC, True), (errno.EINVAL, False)]
+)
 def test_a_failing_fdatasync(tmp_path, medium_of, monkeypatch, number, sticks):
     medium = medium_of({'path': str(tmp_path / 'disk.img'), 'size': MIB})
 
@@ -130,7 +145,9 @@ def test_a_failing_fdatasync(tmp_path, medium_of, monkeypatch, number, sticks):
     assert bytes(medium.read(0, 512)) == bytes(512)
 
 
-def test_eio_of_a_durable_write_is_the_writing_back_if_the_write_alone_succeeds(tmp_path, medium_of, monkeypatch):
+def test_eio_of_a_durable_write_is_the_writing_back_if_the_write_alone_succeeds(
+    tmp_path, medium_of, monkeypatch
+):
     def fail(descriptor, buffers, offset, flags=0):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
@@ -155,8 +172,13 @@ def test_eio_of_the_write_itself_leaves_the_rest_trustworthy(tmp_path, medium_of
 
 
 def test_stacked_filters_fail_each_their_own_range(medium_of):
-    medium = medium_of({'kind': 'ram', 'size': MIB,
-                        'filters': 'error read offset=0..4k, error write offset=4k..8k errno=ENOSPC'})
+    medium = medium_of(
+        {
+            'kind': 'ram',
+            'size': MIB,
+            'filters': 'error read offset=0..4k, error write offset=4k..8k errno=ENOSPC',
+        }
+    )
     assert failure(medium.read, 0, 512) == errno.EIO
     assert failure(medium.write, 4096, bytes(512), False) == errno.ENOSPC
     medium.write(0, bytes(512), True)

@@ -1,8 +1,9 @@
-"""The tests' initiator and the target's machines, one against the other in one thread and without a socket: whatever is agreed
-upon, however bytes are cut and commands are mixed, what was written is what is read. Every run is the same as the last.
+"""The tests' initiator and the target's machines, one against the other in one thread and without a
+socket: whatever is agreed upon, however bytes are cut and commands are mixed, what was written is
+what is read. Every run is the same as the last.
 
-The initiator is strict about what it is sent (initiator.py); here the bytes on their way may also be spoilt, and it recovers as
-RFC 7143 7 has it.
+The initiator is strict about what it is sent (initiator.py); here the bytes on their way may also
+be spoilt, and it recovers as RFC 7143 7 has it.
 """
 
 import random
@@ -29,26 +30,32 @@ from pdus import (
 )
 
 TARGET = 'iqn.2026-11.com.example:recorded'
-BLOCKS = 2048                            # of the 32768 that the unit has
+BLOCKS = 2048  # of the 32768 that the unit has
 SNACK, DATA_OR_R2T, STATUS = 0x10, 0, 1
 SEEDS = range(8)
 
 
 @pytest.fixture(scope='module')
 def configuration(tmp_path_factory):
-    return in_memory.configuration(tmp_path_factory.mktemp('pair'), ['ErrorRecoveryLevel = 2', 'MaxOutstandingR2T = 8'])
+    return in_memory.configuration(
+        tmp_path_factory.mktemp('pair'), ['ErrorRecoveryLevel = 2', 'MaxOutstandingR2T = 8']
+    )
 
 
 class MemoryWire(Wire):
     """A Wire to an in_memory.Target; what is sent arrives in pieces that `dice` cuts."""
 
     def __init__(self, configuration, dice):
-        self.target = in_memory.Target(configuration, lambda count: bytes(dice.getrandbits(8) for _ in range(count)))
+        self.target = in_memory.Target(
+            configuration, lambda count: bytes(dice.getrandbits(8) for _ in range(count))
+        )
         self.dice = dice
         self.header_digest = self.data_digest = False
 
     def raw(self, data):
-        pieces = [self.dice.choice([1, 47, 48, 49, 512, 5000]) for _ in range(self.dice.randrange(5))]
+        pieces = [
+            self.dice.choice([1, 47, 48, 49, 512, 5000]) for _ in range(self.dice.randrange(5))
+        ]
         while data:
             size = pieces.pop() if pieces else len(data)
             if self.target.connection is not None and self.target.connection.ended is not None:
@@ -58,7 +65,11 @@ class MemoryWire(Wire):
 
     def _exactly(self, count):
         connection = self.target.connection
-        if connection is not None and connection.ended is not None and len(self.target.socket.sent) < count:
+        if (
+            connection is not None
+            and connection.ended is not None
+            and len(self.target.socket.sent) < count
+        ):
             raise Closed(connection.ended)
         return self.target.socket.take(count)
 
@@ -81,13 +92,21 @@ class Initiator(Session):
     def drawn_keys(self, **more):
         choice = self.dice.choice
         first_burst = choice([512, 4096, 65536])
-        return dict({
-            'HeaderDigest': choice(['None', 'CRC32C']), 'DataDigest': choice(['None', 'CRC32C']),
-            'InitialR2T': choice(['Yes', 'No']), 'ImmediateData': choice(['Yes', 'No']), 'FirstBurstLength': str(first_burst),
-            'MaxBurstLength': str(choice([first_burst, 65536 + 512, 262144])), 'MaxOutstandingR2T': choice('18'),
-            'MaxRecvDataSegmentLength': str(choice([512, 1000, 8192, 262144])), 'ErrorRecoveryLevel': choice('012'),
-            'MaxConnections': choice('14'),
-        }, **more)
+        return dict(
+            {
+                'HeaderDigest': choice(['None', 'CRC32C']),
+                'DataDigest': choice(['None', 'CRC32C']),
+                'InitialR2T': choice(['Yes', 'No']),
+                'ImmediateData': choice(['Yes', 'No']),
+                'FirstBurstLength': str(first_burst),
+                'MaxBurstLength': str(choice([first_burst, 65536 + 512, 262144])),
+                'MaxOutstandingR2T': choice('18'),
+                'MaxRecvDataSegmentLength': str(choice([512, 1000, 8192, 262144])),
+                'ErrorRecoveryLevel': choice('012'),
+                'MaxConnections': choice('14'),
+            },
+            **more,
+        )
 
     def place(self):
         """(LBA, blocks)"""
@@ -97,7 +116,7 @@ class Initiator(Session):
     def write_command(self):
         lba, blocks = self.place()
         data = pattern(self.dice.getrandbits(30), blocks * 512)
-        self.disk[lba * 512:(lba + blocks) * 512] = data
+        self.disk[lba * 512 : (lba + blocks) * 512] = data
         return struct.pack('>BBQIBB', 0x8A, 0, lba, blocks, 0, 0), data
 
     def read_command(self):
@@ -106,12 +125,14 @@ class Initiator(Session):
 
     def read_and_compare(self):
         cdb, length, offset = self.read_command()
-        assert self.run(cdb, read=length).good().data == self.disk[offset:offset + length]
+        assert self.run(cdb, read=length).good().data == self.disk[offset : offset + length]
 
 
 def logged_in(configuration, seed, **keys):
     session = Initiator(configuration, seed)
-    session.login(TARGET, keys=session.drawn_keys(**keys), security=session.dice.choice([None, False]))
+    session.login(
+        TARGET, keys=session.drawn_keys(**keys), security=session.dice.choice([None, False])
+    )
     session.clear_attentions()
     return session
 
@@ -127,19 +148,26 @@ def test_what_was_written_is_read(configuration, seed):
         elif kind < 4:
             session.read_and_compare()
         else:
-            assert session.ping(b'here', immediate=session.dice.choice([True, False])) == b'here'[:session.receive_limit]
+            assert (
+                session.ping(b'here', immediate=session.dice.choice([True, False]))
+                == b'here'[: session.receive_limit]
+            )
     assert session.rejects == [] and session.logout() == 0
 
 
 @pytest.mark.parametrize('seed', SEEDS)
 def test_many_commands_at_once(configuration, seed):
-    """Reads of one place and writes to another at the same time, R2Ts answered late and in an order that is drawn."""
+    """Reads of one place and writes to another at the same time, R2Ts answered late and in an order
+    that is drawn."""
     session = logged_in(configuration, seed, MaxOutstandingR2T='8')
     still = pattern(seed, 64 * 512)
     session.write(BLOCKS, still)
     for _ in range(3):
         session.hold_r2t = True
-        writes = [session.submit(cdb, out=data) for cdb, data in (session.write_command() for _ in range(6))]
+        writes = [
+            session.submit(cdb, out=data)
+            for cdb, data in (session.write_command() for _ in range(6))
+        ]
         reads = [session.submit(read_10(BLOCKS, 64), read=len(still)) for _ in range(6)]
         for command in reads:
             assert session.wait(command).good().data == still
@@ -173,7 +201,13 @@ def test_numbers_wrap_around(configuration, level):
 @pytest.mark.clause('RFC 7143 12.1.3')
 def test_chap_in_both_directions(configuration, seed):
     session = Initiator(configuration, seed)
-    chap = Chap('erp', 'secret-of-12-to-16', '5,6,7', back=('erp-back', 'another-secret'), challenge=bytes(range(20)))
+    chap = Chap(
+        'erp',
+        'secret-of-12-to-16',
+        '5,6,7',
+        back=('erp-back', 'another-secret'),
+        challenge=bytes(range(20)),
+    )
     session.login(TARGET + '-chap', chap=chap)
     session.clear_attentions()
     session.read_and_compare()
@@ -183,9 +217,11 @@ def test_chap_in_both_directions(configuration, seed):
 
 
 class Lossy(Initiator):
-    """One command at a time, ErrorRecoveryLevel 1; a part of the data segments in both directions has a wrong digest.
+    """One command at a time, ErrorRecoveryLevel 1; a part of the data segments in both directions
+    has a wrong digest.
 
-    `spoilt`: how many were; those that arrive here are looked at as if their digest had been wrong."""
+    `spoilt`: how many were; those that arrive here are looked at as if their digest had been wrong.
+    """
 
     spoilt = 0
 
@@ -201,10 +237,12 @@ class Lossy(Initiator):
         """Run a command to its end, whatever is lost: (status, data)."""
         itt, sent = self.next_tag(), b''
         if out is not None and self.immediate_data:
-            sent = out[:min(self.first_burst, self.send_limit)]
+            sent = out[: min(self.first_burst, self.send_limit)]
         flags = FINAL | (0x20 if out is not None else 0x40) | 1
         length = len(out) if out is not None else read
-        bhs = pack_bhs(SCSI_COMMAND, flags, 0, itt, length, self.next_cmd_sn(), self.exp_stat_sn)[:32] + cdb.ljust(16, b'\0')
+        bhs = pack_bhs(SCSI_COMMAND, flags, 0, itt, length, self.next_cmd_sn(), self.exp_stat_sn)[
+            :32
+        ] + cdb.ljust(16, b'\0')
         self.send_command(bhs, sent)
         data, status, missing, r2t_sn = bytearray(read), None, set(), 0
         while status is None or missing:
@@ -212,7 +250,8 @@ class Lossy(Initiator):
             if pdu.opcode == REJECT:
                 require(pdu.bhs[2] == 2, 'Reject, reason %d', pdu.bhs[2])
                 self.exp_stat_sn = pdu.stat_sn + 1
-                if pdu.data[0] & 0x3F == SCSI_COMMAND:       # it never came, so it is sent again as it was
+                # it never came, so it is sent again as it was
+                if pdu.data[0] & 0x3F == SCSI_COMMAND:
                     self.send_command(bhs, sent)
             elif pdu.opcode == R2T:
                 require(pdu.word36 == r2t_sn, 'R2TSN %d, expected %d', pdu.word36, r2t_sn)
@@ -225,7 +264,7 @@ class Lossy(Initiator):
                     self.snack(DATA_OR_R2T, itt, pdu.word36)
                     continue
                 missing.discard(pdu.word36)
-                data[pdu.word40:pdu.word40 + len(pdu.data)] = pdu.data
+                data[pdu.word40 : pdu.word40 + len(pdu.data)] = pdu.data
                 if pdu.flags & 1:
                     status, stat_sn = pdu.bhs[3], pdu.stat_sn
             else:
@@ -238,14 +277,27 @@ class Lossy(Initiator):
         return status, bytes(data)
 
     def snack(self, kind, itt, first):
-        self.wire.send(pack_bhs(SNACK, FINAL | kind, 0, itt, NO_TAG, 0, self.exp_stat_sn, 0, 0, first, 1))
+        self.wire.send(
+            pack_bhs(SNACK, FINAL | kind, 0, itt, NO_TAG, 0, self.exp_stat_sn, 0, 0, first, 1)
+        )
 
     def answer(self, itt, out, r2t):
         offset, end, data_sn = r2t.word40, r2t.word40 + r2t.word44, 0
         while offset < end:
-            part = out[offset:min(end, offset + min(self.send_limit, 3000))]
+            part = out[offset : min(end, offset + min(self.send_limit, 3000))]
             is_last = offset + len(part) == end
-            bhs = pack_bhs(DATA_OUT, FINAL if is_last else 0, 0, itt, r2t.ttt, 0, self.exp_stat_sn, 0, data_sn, offset)
+            bhs = pack_bhs(
+                DATA_OUT,
+                FINAL if is_last else 0,
+                0,
+                itt,
+                r2t.ttt,
+                0,
+                self.exp_stat_sn,
+                0,
+                data_sn,
+                offset,
+            )
             self.wire.send(bhs, part, spoil_data=self.is_spoilt())
             offset += len(part)
             data_sn += 1
@@ -255,11 +307,17 @@ class Lossy(Initiator):
 @pytest.mark.parametrize('seed', SEEDS)
 def test_what_is_spoilt_on_the_way_is_recovered(configuration, seed):
     session = Lossy(configuration, seed)
-    session.login(TARGET, keys=session.drawn_keys(ErrorRecoveryLevel='1', DataDigest='CRC32C', InitialR2T='Yes'))
+    session.login(
+        TARGET,
+        keys=session.drawn_keys(ErrorRecoveryLevel='1', DataDigest='CRC32C', InitialR2T='Yes'),
+    )
     session.clear_attentions()
     for _ in range(10):
         cdb, data = session.write_command()
         assert session.carry_out(cdb, out=data)[0] == 0
         cdb, length, offset = session.read_command()
-        assert session.carry_out(cdb, read=length) == (0, bytes(session.disk[offset:offset + length]))
+        assert session.carry_out(cdb, read=length) == (
+            0,
+            bytes(session.disk[offset : offset + length]),
+        )
     assert session.spoilt > 10

@@ -1,8 +1,10 @@
-"""A real Master with puppet workers: forked processes that do what the test says and tell it what they hear.
+"""A real Master with puppet workers: forked processes that do what the test says and tell it what
+they hear.
 
-The test's client sends a Login Request header and then lines of JSON: the first is the session to claim, each further one is a
-message for the master, or {"puppet": word}: 'deaf' (acknowledge nothing from now on), 'die', 'leave' (tell ended, exit).
-Whatever the master sends comes back as a line; changes are acknowledged by themselves.
+The test's client sends a Login Request header and then lines of JSON: the first is the session to
+claim, each further one is a message for the master, or {"puppet": word}: 'deaf' (acknowledge
+nothing from now on), 'die', 'leave' (tell ended, exit). Whatever the master sends comes back as a
+line; changes are acknowledged by themselves.
 """
 
 import json
@@ -35,7 +37,9 @@ def body(stage, *targets):
 
 
 def header(tsih=0, isid=ISID, itt=1):
-    return struct.pack('>BBBBI6sHIH2xII16x', 0x43, 0x87, 0, 0, 0, bytes.fromhex(isid), tsih, itt, 0, 1, 0)
+    return struct.pack(
+        '>BBBBI6sHIH2xII16x', 0x43, 0x87, 0, 0, 0, bytes.fromhex(isid), tsih, itt, 0, 1, 0
+    )
 
 
 class Puppet(object):
@@ -43,7 +47,7 @@ class Puppet(object):
 
     def __init__(self, channel):
         self.channel = channel
-        self.sockets = {}                # socket -> unparsed bytes
+        self.sockets = {}  # socket -> unparsed bytes
         self.deaf = False
 
     def run(self):
@@ -54,7 +58,7 @@ class Puppet(object):
                 for one in readable:
                     if one is self.channel.socket:
                         self.obey(*self.channel.read())
-                        while self.channel._frames:          # several may have come at once
+                        while self.channel._frames:  # several may have come at once
                             self.obey(*self.channel.read())
                     else:
                         self.hear(one)
@@ -77,6 +81,7 @@ class Puppet(object):
             self.channel.send({'tell': 'acknowledge', 'id': message['id']})
         if message['do'] == 'reopen-logs':
             from targetd import log
+
             log.adopt(descriptors.pop())
             log.info('the puppet found its log again')
         for descriptor in descriptors:
@@ -122,7 +127,8 @@ def serve(channel, configuration):
 
 
 class Client(object):
-    """An initiator that speaks JSON to its puppet. `stage.until` must run the loop for it to hear anything."""
+    """An initiator that speaks JSON to its puppet. `stage.until` must run the loop for it to hear
+    anything."""
 
     def __init__(self, stage, port, tsih=0, isid=ISID, source='127.0.0.1'):
         self.stage = stage
@@ -169,9 +175,20 @@ class Client(object):
 
     def claim(self, target, name='iqn.2026-11.test:one', tsih=0, cid=0):
         """Ask for a session; does not wait."""
-        self.say(ask='claim', id=1, session={'initiator_name': name, 'initiator_alias': '', 'isid': self.isid,
-                                             'target_name': target, 'tsih': tsih, 'cid': cid, 'account': '',
-                                             'keys': {'MaxConnections': 2}})
+        self.say(
+            ask='claim',
+            id=1,
+            session={
+                'initiator_name': name,
+                'initiator_alias': '',
+                'isid': self.isid,
+                'target_name': target,
+                'tsih': tsih,
+                'cid': cid,
+                'account': '',
+                'keys': {'MaxConnections': 2},
+            },
+        )
 
     def login(self, target, **more):
         """Ask for a session and wait; (status class, detail) and the answer."""
@@ -194,7 +211,8 @@ class Clock(object):
 
 
 class Stage(object):
-    """A Master in this process on a configuration in `directory`; lines of [server] and the rest are the test's."""
+    """A Master in this process on a configuration in `directory`; lines of [server] and the rest
+    are the test's."""
 
     def __init__(self, directory):
         self.directory = str(directory)
@@ -204,7 +222,10 @@ class Stage(object):
         self.master = None
 
     def write(self, body, server=''):
-        places = ''.join('%s = %s/%s\n' % (name, self.directory, name) for name in ('pid-file', 'control-socket', 'state-dir'))
+        places = ''.join(
+            '%s = %s/%s\n' % (name, self.directory, name)
+            for name in ('pid-file', 'control-socket', 'state-dir')
+        )
         with open(self.path, 'w') as f:
             f.write('[server]\n%sspare-workers = 1\nlog = stderr\n%s\n%s' % (places, server, body))
         os.chmod(self.path, 0o600)
@@ -232,7 +253,7 @@ class Stage(object):
     def leap(self, seconds):
         self.clock.leap += seconds
         self.settle()
-        self.master.errands.wait()       # what has become due may have a child open a disk
+        self.master.errands.wait()  # what has become due may have a child open a disk
 
     @property
     def port(self):

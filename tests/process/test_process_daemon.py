@@ -31,15 +31,25 @@ class Home(object):
 
     def write(self, server='', portal=None):
         with open(self.config, 'w') as f:
-            f.write('[server]\npid-file = {0}/run/pid\ncontrol-socket = {0}/run/sock\nstate-dir = {0}/state\n'
-                    'log = {0}/log\n{1}\n'
-                    '[portal-group 1]\nportal = {2}\n[target iqn.2026-11.test:disk]\ninitiator-address = ALL\n'
-                    '[[lun 0]]\ntype = ram\nsize = 1M\n'.format(self.directory, server, portal or '127.0.0.1:%d' % self.port))
+            f.write(
+                '[server]\npid-file = {0}/run/pid\ncontrol-socket = {0}/run/sock\nstate-dir = {0}/state\n'
+                'log = {0}/log\n{1}\n'
+                '[portal-group 1]\nportal = {2}\n[target iqn.2026-11.test:disk]\ninitiator-address = ALL\n'
+                '[[lun 0]]\ntype = ram\nsize = 1M\n'.format(
+                    self.directory, server, portal or '127.0.0.1:%d' % self.port
+                )
+            )
         os.chmod(self.config, 0o600)
 
     def run(self, *arguments):
-        return subprocess.run([sys.executable, '-m', 'targetd', '-c', self.config] + list(arguments), cwd=ROOT, timeout=60,
-                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL)
+        return subprocess.run(
+            [sys.executable, '-m', 'targetd', '-c', self.config] + list(arguments),
+            cwd=ROOT,
+            timeout=60,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+        )
 
     @property
     def pid(self):
@@ -83,10 +93,16 @@ def test_the_command_returns_when_the_server_serves(home):
     assert result.returncode == EXIT_OK, result.stderr
     assert accepts(home.port) and is_targetd(home.pid)
     process = psutil.Process(home.pid)
-    assert process.terminal() is None and process.cwd() == '/' and os.getsid(home.pid) not in (home.pid, os.getsid(0))
+    assert (
+        process.terminal() is None
+        and process.cwd() == '/'
+        and os.getsid(home.pid) not in (home.pid, os.getsid(0))
+    )
     assert all(os.readlink('/proc/%d/fd/%d' % (home.pid, n)) == os.devnull for n in (0, 1, 2))
     home.stop()
-    assert not os.path.exists(home.pid_file) and not os.path.exists(os.path.join(home.directory, 'run', 'sock'))
+    assert not os.path.exists(home.pid_file) and not os.path.exists(
+        os.path.join(home.directory, 'run', 'sock')
+    )
     assert 'stopped' in home.log and not accepts(home.port)
 
 
@@ -106,7 +122,9 @@ def test_a_busy_port_is_an_exit_code_and_a_sentence_and_leaves_nothing(home):
             result = home.run(*arguments)
             assert result.returncode == EXIT_PORTAL and b'127.0.0.1:%d' % home.port in result.stderr
             assert b'process %d' % os.getpid() in result.stderr
-    assert not os.path.exists(home.pid_file) and not os.path.exists(os.path.join(home.directory, 'run', 'sock'))
+    assert not os.path.exists(home.pid_file) and not os.path.exists(
+        os.path.join(home.directory, 'run', 'sock')
+    )
 
 
 def test_a_user_that_is_not_there(home):
@@ -136,8 +154,12 @@ def test_kill_9_leaves_nobody_and_the_next_start_works(home):
 
 
 def test_in_the_foreground_ctrl_c_is_an_ordered_stop(home):
-    process = subprocess.Popen([sys.executable, '-m', 'targetd', '-f', '-c', home.config], cwd=ROOT, stderr=subprocess.PIPE,
-                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
+    process = subprocess.Popen(
+        [sys.executable, '-m', 'targetd', '-f', '-c', home.config],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
     end = time.monotonic() + 20
     while not accepts(home.port):
         assert time.monotonic() < end and process.poll() is None
@@ -149,6 +171,7 @@ def test_in_the_foreground_ctrl_c_is_an_ordered_stop(home):
 
 
 # -- the pid file ------------------------------------------------------------------------------------------------------------
+
 
 def test_a_pid_file_is_locked_written_and_removed(tmp_path):
     path = str(tmp_path / 'deep' / 'pid')
@@ -202,13 +225,20 @@ def test_a_pid_file_where_none_can_be(tmp_path):
     assert 'pid file' in str(caught.value)
 
 
-@pytest.mark.parametrize('is_fast, offered, warnings', [(False, ('CRC32C', 'None'), 1), (True, ('CRC32C', 'None'), 0),
-                                                        (False, ('None',), 0)])
-def test_slow_digests_are_said_once_where_an_initiator_may_ask_for_them(monkeypatch, is_fast, offered, warnings):
+@pytest.mark.parametrize(
+    'is_fast, offered, warnings',
+    [(False, ('CRC32C', 'None'), 1), (True, ('CRC32C', 'None'), 0), (False, ('None',), 0)],
+)
+def test_slow_digests_are_said_once_where_an_initiator_may_ask_for_them(
+    monkeypatch, is_fast, offered, warnings
+):
     said = []
     monkeypatch.setattr(daemon.crc32c, 'IS_FAST', is_fast)
     monkeypatch.setattr(daemon.log, 'warning', lambda text, *values: said.append(text % values))
     keys = {'HeaderDigest': offered, 'DataDigest': offered}
-    targets = {name: model.Target(name=name, keys=keys) for name in ('iqn.2026-11.test:a', 'iqn.2026-11.test:b')}
+    targets = {
+        name: model.Target(name=name, keys=keys)
+        for name in ('iqn.2026-11.test:a', 'iqn.2026-11.test:b')
+    }
     daemon._say_digests(model.Configuration(model.Server(), {}, targets, (), {}))
     assert len(said) == warnings and all('pip install crc32c' in line for line in said)

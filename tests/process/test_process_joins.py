@@ -1,4 +1,5 @@
-"""A real Worker, in a thread of ours, and a master that is the test: orders that cross the end of a session."""
+"""A real Worker, in a thread of ours, and a master that is the test: orders that cross the end of a
+session."""
 
 import socket
 import threading
@@ -22,7 +23,10 @@ class Orders(object):
         self.listener.listen(5)
         self.told, self.tsih = [], 6
         self.worker = Worker(theirs, configuration)
-        self.threads = [threading.Thread(target=self.worker.run), threading.Thread(target=self._hear)]
+        self.threads = [
+            threading.Thread(target=self.worker.run),
+            threading.Thread(target=self._hear),
+        ]
         for thread in self.threads:
             thread.daemon = True
             thread.start()
@@ -34,8 +38,17 @@ class Orders(object):
                 message, _ = self.channel.read()
                 if message.get('ask') == 'claim':
                     self.tsih += 1
-                    self.channel.send({'do': 'answer', 'id': message['id'], 'status_class': 0, 'status_detail': 0, 'why': '',
-                                       'tsih': self.tsih, 'units': []})
+                    self.channel.send(
+                        {
+                            'do': 'answer',
+                            'id': message['id'],
+                            'status_class': 0,
+                            'status_detail': 0,
+                            'why': '',
+                            'tsih': self.tsih,
+                            'units': [],
+                        }
+                    )
                 elif message['tell'] != 'refused':
                     self.told.append(message['tell'])
         except (ChannelClosed, OSError):
@@ -46,8 +59,17 @@ class Orders(object):
         session = Session(self.listener.getsockname(), timeout=10, **more)
         sock, peer = self.listener.accept()
         with sock:
-            self.channel.send({'do': do, 'connection': {'peer': list(peer), 'local': list(sock.getsockname()), 'group': 1}},
-                              [sock.fileno()])
+            self.channel.send(
+                {
+                    'do': do,
+                    'connection': {
+                        'peer': list(peer),
+                        'local': list(sock.getsockname()),
+                        'group': 1,
+                    },
+                },
+                [sock.fileno()],
+            )
         return session
 
     def close(self):
@@ -74,17 +96,20 @@ def orders(tmp_path):
 
 @pytest.mark.clause('RFC 7143 6.3.1')
 def test_a_login_into_a_session_that_has_ended_is_refused_beside_the_next(orders):
-    """The order to join crossed the word that the session is over: the worker is a spare, and soon somebody else's."""
+    """The order to join crossed the word that the session is over: the worker is a spare, and soon
+    somebody else's."""
     late = orders.order('join')
     fresh = orders.order('serve')
-    fresh.login_pdu([('InitiatorName', fresh.name), ('SessionType', 'Discovery'), ('AuthMethod', 'None')], 0, 1)
-    fresh.login_response()                                   # in the middle of its login
+    fresh.login_pdu(
+        [('InitiatorName', fresh.name), ('SessionType', 'Discovery'), ('AuthMethod', 'None')], 0, 1
+    )
+    fresh.login_response()  # in the middle of its login
     with pytest.raises(LoginFailed) as refused:
         late.login(TARGET, tsih=5, security=False)
     assert refused.value.status == 0x20A
     late.wait_closed()
     fresh.exchange(DISCOVERY, 1, 3)
-    assert orders.told == ['ready']                          # it is no spare, and its session is not over
+    assert orders.told == ['ready']  # it is no spare, and its session is not over
     assert fresh.ping(b'here') == b'here'
     assert fresh.logout() == 0
     eventually(lambda: orders.told == ['ready', 'idle'], 10, lambda: orders.told)

@@ -1,4 +1,5 @@
-"""The master and real processes: who is routed where, who is let in, what becomes of a session when somebody dies."""
+"""The master and real processes: who is routed where, who is let in, what becomes of a session when
+somebody dies."""
 
 import os
 import signal
@@ -36,13 +37,16 @@ def test_an_identity_outlasts_the_server_and_the_lun_number(served, tmp_path):
     assert other['naa'] != first['naa']
 
 
-@pytest.mark.parametrize('lines, status', [
-    (['initiator-address = 10.0.0.0/8'], (2, 2)),
-    (['initiator-address = ALL', 'initiator-name = iqn.2026-11.test:two'], (2, 2)),
-    ([], (2, 2)),
-    (['initiator-address = ALL', 'state = offline'], (3, 1)),
-    (['initiator-name = iqn.2026-11.test:*'], (0, 0)),
-])
+@pytest.mark.parametrize(
+    'lines, status',
+    [
+        (['initiator-address = 10.0.0.0/8'], (2, 2)),
+        (['initiator-address = ALL', 'initiator-name = iqn.2026-11.test:two'], (2, 2)),
+        ([], (2, 2)),
+        (['initiator-address = ALL', 'state = offline'], (3, 1)),
+        (['initiator-name = iqn.2026-11.test:*'], (0, 0)),
+    ],
+)
 def test_who_is_let_in(stage, lines, status, capfd):
     stage.start(body(stage, (DISK, lines, RAM)))
     got, answer = stage.connect().login(DISK)
@@ -116,7 +120,10 @@ def test_a_change_reaches_everybody_before_its_answer(served):
     unit = one.answer['units'][0]['unit']
     one.say(ask='reserve', id=2, unit=unit)
     assert one.wait('answer', 2)['status'] == 0
-    assert one.of('change')[0]['reservations']['reserved_by'] == two.wait('change')['reservations']['reserved_by']
+    assert (
+        one.of('change')[0]['reservations']['reserved_by']
+        == two.wait('change')['reservations']['reserved_by']
+    )
     one.close()
     assert two.wait('change', 2)['reservations']['reserved_by'] is None
 
@@ -128,7 +135,9 @@ def test_a_worker_that_does_not_acknowledge_is_fenced(served):
     served.until(lambda: any(w.names.get('stage') == 'deaf' for w in served.master.workers.all()))
     one.say(ask='reset', id=2, unit=one.answer['units'][0]['unit'], function='logical-unit-reset')
     assert two.wait('change')['abort'] and two.of('change')[0]['attentions'] == [[0x29, 3]]
-    served.until(lambda: [len(each.awaited) for each in served.master.units._awaiting.values()] == [1])
+    served.until(
+        lambda: [len(each.awaited) for each in served.master.units._awaiting.values()] == [1]
+    )
     assert len(one.of('answer')) == 1
     served.leap(10)
     two.wait_closed()
@@ -163,8 +172,13 @@ def test_a_burst_of_logins_waits_for_workers_and_is_served(stage):
 
 def test_more_connections_than_the_server_holds_are_told_so(stage):
     stage.start(body(stage, (DISK, OPEN, RAM)), 'max-sessions = 1')
-    clients = [stage.connect(isid='00023d0001%02d' % n, source='127.0.0.%d' % (n // 4 + 1)) for n in range(20)]
-    stage.until(lambda: ([c.listen() for c in clients], any(c.received[:1] == b'\x23' for c in clients))[1])
+    clients = [
+        stage.connect(isid='00023d0001%02d' % n, source='127.0.0.%d' % (n // 4 + 1))
+        for n in range(20)
+    ]
+    stage.until(
+        lambda: ([c.listen() for c in clients], any(c.received[:1] == b'\x23' for c in clients))[1]
+    )
     refused = [c for c in clients if c.received]
     assert all(c.received[36:38] == b'\x03\x02' for c in refused) and len(refused) < 20
 
@@ -208,11 +222,23 @@ def test_an_aptpl_registration_is_on_disk_before_its_answer(stage):
     path = stage.directory + '/disk.img'
     stage.start(body(stage, (DISK, OPEN, {0: ['backing-store = %s' % path, 'size = 1M']})))
     one = stage.login(DISK)
-    one.say(ask='persistent-reserve-out', id=2, unit=one.answer['units'][0]['unit'], service_action=6, scope=0, type=0,
-            key='0' * 16, service_action_key='00000000000000aa', aptpl=True, all_tg_pt=False, unregister=False,
-            transport_ids=None, target_ports=[])
+    one.say(
+        ask='persistent-reserve-out',
+        id=2,
+        unit=one.answer['units'][0]['unit'],
+        service_action=6,
+        scope=0,
+        type=0,
+        key='0' * 16,
+        service_action_key='00000000000000aa',
+        aptpl=True,
+        all_tg_pt=False,
+        unregister=False,
+        transport_ids=None,
+        target_ports=[],
+    )
     assert one.wait('answer', 2)['status'] == 0
-    for worker in stage.master.workers.all():          # as kill -9 of everything leaves it
+    for worker in stage.master.workers.all():  # as kill -9 of everything leaves it
         os.kill(worker.pid, signal.SIGKILL)
     stage.close()
     stage.start(body(stage, (DISK, OPEN, {0: ['backing-store = %s' % path]})))
@@ -222,6 +248,7 @@ def test_an_aptpl_registration_is_on_disk_before_its_answer(stage):
 
 def test_logs_are_opened_again_by_everybody(stage, tmp_path):
     from targetd import log
+
     log_file, rotated = str(tmp_path / 'log'), str(tmp_path / 'log.1')
     log.start(log_file)
     try:
@@ -241,9 +268,11 @@ def test_logs_are_opened_again_by_everybody(stage, tmp_path):
 
 # -- disks that do not answer ------------------------------------------------------------------------------------------------
 
+
 @pytest.fixture
 def dead(stage, monkeypatch):
-    """The path of a medium that nobody who opens it, or flushes it, hears of again, as long as the file `dead` is there."""
+    """The path of a medium that nobody who opens it, or flushes it, hears of again, as long as the
+    file `dead` is there."""
     path = os.path.join(stage.directory, 'disk.img')
     stays = os.path.join(stage.directory, 'dead')
     with open(path, 'wb') as f, open(stays, 'wb'):
@@ -254,22 +283,35 @@ def dead(stage, monkeypatch):
             time.sleep(0.01)
 
     real_open, real_flush = open_medium.open_store, replication.flush
-    monkeypatch.setattr(open_medium, 'open_store', lambda wanted, held: (wanted['path'] == path and wait_in_vain(),
-                                                                   real_open(wanted, held))[1])
-    monkeypatch.setattr(replication, 'flush', lambda descriptor: (os.readlink('/proc/self/fd/%d' % descriptor) == path and
-                                                            wait_in_vain(), real_flush(descriptor))[1])
+    monkeypatch.setattr(
+        open_medium,
+        'open_store',
+        lambda wanted, held: (wanted['path'] == path and wait_in_vain(), real_open(wanted, held))[
+            1
+        ],
+    )
+    monkeypatch.setattr(
+        replication,
+        'flush',
+        lambda descriptor: (
+            os.readlink('/proc/self/fd/%d' % descriptor) == path and wait_in_vain(),
+            real_flush(descriptor),
+        )[1],
+    )
     monkeypatch.setattr(jobs, 'SECONDS', 0.5)
     return path
 
 
 def test_a_disk_that_does_not_answer_keeps_no_other_from_being_served(stage, dead, capfd):
     stage.start(body(stage, (DISK, OPEN, {0: ['backing-store = %s' % dead]}), (OTHER, OPEN, RAM)))
-    assert 'disk.img: there was no answer within 0.5 seconds to opening it' in capfd.readouterr().err
+    assert (
+        'disk.img: there was no answer within 0.5 seconds to opening it' in capfd.readouterr().err
+    )
     assert stage.connect().login(DISK)[0] == (3, 1)
     stage.login(OTHER)
     stage.master.loop.call_later(0, stage.master.exports.look_again)
     stage.until(lambda: not stage.master.errands.is_idle)
-    stage.login(OTHER, isid='00023d000002')                      # while it is being looked for
+    stage.login(OTHER, isid='00023d000002')  # while it is being looked for
     assert not stage.master.errands.is_idle
     os.unlink(os.path.join(stage.directory, 'dead'))
     stage.until(lambda: not stage.master.exports.late or (stage.leap(10), False)[1])
@@ -297,10 +339,14 @@ def test_a_stop_says_which_disk_does_not_answer_and_ends(stage, dead, monkeypatc
     stage.master.stop.begin('the test')
     stage.until(lambda: stage.master.stop.stage == 'done')
     report = '\n'.join(stage.master.stop.report)
-    assert '%s/0 could NOT be flushed: there was no answer' % DISK in report and '%s/0 is flushed' % OTHER in report
+    assert (
+        '%s/0 could NOT be flushed: there was no answer' % DISK in report
+        and '%s/0 is flushed' % OTHER in report
+    )
 
 
 # -- disks that are not what they were ---------------------------------------------------------------------------------------
+
 
 def test_a_file_that_is_gone_is_not_made_anew_until_that_is_accepted(stage, capfd):
     path = os.path.join(stage.directory, 'disk.img')
@@ -311,7 +357,7 @@ def test_a_file_that_is_gone_is_not_made_anew_until_that_is_accepted(stage, capf
     stage.start(body(stage, (DISK, OPEN, lun)))
     assert 'is its file system mounted?' in capfd.readouterr().err
     assert stage.connect().login(DISK)[0] == (3, 1) and not os.path.exists(path)
-    os.rename(path + '.elsewhere', path)                     # it was not
+    os.rename(path + '.elsewhere', path)  # it was not
     stage.leap(10)
     stage.login(DISK)
     stage.close()
@@ -322,7 +368,9 @@ def test_a_file_that_is_gone_is_not_made_anew_until_that_is_accepted(stage, capf
     stage.login(DISK)
 
 
-@pytest.mark.parametrize('unit, complaint', [(DISK, 'is no TARGET/LUN'), (DISK + '/7', 'nothing is known of lun 7')])
+@pytest.mark.parametrize(
+    'unit, complaint', [(DISK, 'is no TARGET/LUN'), (DISK + '/7', 'nothing is known of lun 7')]
+)
 def test_accepting_what_is_not_there(served, unit, complaint):
     with pytest.raises(TargetdError) as caught:
         served.master.control.answer('accept', {'unit': unit})
@@ -347,9 +395,21 @@ def test_a_disk_that_this_host_counts_on_is_refused_with_the_reason(stage, monke
         with open(device, 'wb') as f:
             f.truncate(1 << 20)
     monkeypatch.setattr(open_medium, '_is_disk', lambda path: True)
-    monkeypatch.setattr(open_medium.claims, 'claims', lambda path, found, descriptor: ['%s stands in /etc/fstab' % path])
-    stage.start(body(stage, (DISK, OPEN, {0: ['backing-store = %s' % one]}),
-                     (OTHER, OPEN, {0: ['backing-store = %s' % two, 'allow-in-use = yes']})))
-    assert 'stands in /etc/fstab. To export it all the same write allow-in-use = yes' in capfd.readouterr().err
+    monkeypatch.setattr(
+        open_medium.claims,
+        'claims',
+        lambda path, found, descriptor: ['%s stands in /etc/fstab' % path],
+    )
+    stage.start(
+        body(
+            stage,
+            (DISK, OPEN, {0: ['backing-store = %s' % one]}),
+            (OTHER, OPEN, {0: ['backing-store = %s' % two, 'allow-in-use = yes']}),
+        )
+    )
+    assert (
+        'stands in /etc/fstab. To export it all the same write allow-in-use = yes'
+        in capfd.readouterr().err
+    )
     assert stage.connect().login(DISK)[0] == (3, 1)
     stage.login(OTHER)

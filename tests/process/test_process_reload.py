@@ -68,8 +68,14 @@ def test_a_broken_file_changes_nothing_and_every_complaint_is_logged(served, cap
 
 def test_a_store_that_cannot_be_opened_changes_nothing(served):
     with pytest.raises(TargetdError) as caught:
-        reload(served, body(served, (DISK, OPEN, more({1: ['backing-store = %s/none' % served.directory]})),
-                            (OTHER, OPEN, RAM)))
+        reload(
+            served,
+            body(
+                served,
+                (DISK, OPEN, more({1: ['backing-store = %s/none' % served.directory]})),
+                (OTHER, OPEN, RAM),
+            ),
+        )
     assert '/none' in str(caught.value) and DISK in str(caught.value)
     assert served.connect().login(OTHER)[0] == (2, 3)
     assert len(served.master.units.by_id) == 1
@@ -80,7 +86,8 @@ def test_a_portal_that_cannot_be_opened_changes_nothing(served):
         busy.bind(('127.0.0.1', 0))
         busy.listen(1)
         text = body(served, (DISK, OPEN, RAM), (OTHER, OPEN, RAM)).replace(
-            'portal = ', 'portal = 127.0.0.1:%d, ' % busy.getsockname()[1])
+            'portal = ', 'portal = 127.0.0.1:%d, ' % busy.getsockname()[1]
+        )
         with pytest.raises(TargetdError) as caught:
             reload(served, text)
     assert 'portal' in str(caught.value)
@@ -112,7 +119,11 @@ def test_luns_come_and_go_with_attentions(served):
     path = image(served, 'one.img')
     reload(served, body(served, (DISK, OPEN, more({1: ['backing-store = %s' % path]}))))
     order = client.wait('units')
-    assert [u['lun'] for u in order['add']] == [1] and order['attentions'] == [[0x3F, 0x0E]] and order['_descriptors'] == 1
+    assert (
+        [u['lun'] for u in order['add']] == [1]
+        and order['attentions'] == [[0x3F, 0x0E]]
+        and order['_descriptors'] == 1
+    )
     unit = next(u for u in served.master.units.by_id.values() if u.lun.number == 1)
     reload(served, body(served, (DISK, OPEN, RAM)))
     order = client.wait('units', 2)
@@ -156,7 +167,9 @@ def test_the_write_cache_is_switched_for_everybody(served):
     client = served.login(DISK)
     reload(served, body(served, (DISK, OPEN, {0: RAM[0] + ['write-cache = off']})))
     change = client.wait('change')
-    assert bytes.fromhex(change['modes']['current']['08-00'])[2] & 4 == 0 and change['attentions'] == [[0x2A, 0x01]]
+    assert bytes.fromhex(change['modes']['current']['08-00'])[2] & 4 == 0 and change[
+        'attentions'
+    ] == [[0x2A, 0x01]]
 
 
 def test_another_store_waits_for_the_logout(served):
@@ -198,7 +211,10 @@ def test_a_second_hangup_waits_for_the_first_to_be_done(served):
 
 
 def test_who_is_not_admitted_any_more_is_ended_and_others_stay(served):
-    one, two = served.login(DISK), served.login(DISK, isid='00023d000002', name='iqn.2026-11.test:two')
+    one, two = (
+        served.login(DISK),
+        served.login(DISK, isid='00023d000002', name='iqn.2026-11.test:two'),
+    )
     reload(served, body(served, (DISK, ['initiator-name = iqn.2026-11.test:two'], RAM)))
     assert 'initiator-name' in one.wait('end')['why']
     one.wait_closed()
@@ -228,7 +244,10 @@ def test_spares_are_replaced_by_ones_that_know_the_new_configuration(served):
 
 def test_a_late_lun_that_is_changed_is_looked_for_as_changed(stage):
     stage.start(body(stage, (DISK, OPEN, {0: ['backing-store = %s/a' % stage.directory]})))
-    reload(stage, body(stage, (DISK, OPEN, {0: ['backing-store = %s/a' % stage.directory, 'size = 1M']})))
+    reload(
+        stage,
+        body(stage, (DISK, OPEN, {0: ['backing-store = %s/a' % stage.directory, 'size = 1M']})),
+    )
     stage.leap(10)
     assert stage.login(DISK).answer['units'][0]['store']['size'] == 1 << 20
 
@@ -243,6 +262,7 @@ def test_a_failed_unit_is_used_again_after_a_reload(served):
 
 
 # -- the ordered stop --------------------------------------------------------------------------------------------------------
+
 
 def stopped(stage):
     stage.until(lambda: stage.master.stop.stage == 'done')
@@ -309,6 +329,7 @@ def test_a_stop_during_a_login_does_not_wait_for_it(served):
 
 # -- the control socket ------------------------------------------------------------------------------------------------------
 
+
 class Caller(object):
     def __init__(self, stage):
         self.stage = stage
@@ -350,19 +371,47 @@ def test_the_control_socket_is_its_owners_only(served):
 def test_what_there_is(served):
     client = served.login(DISK)
     facts = {row['name']: row['value'] for row in ask(served, 'status')['rows']}
-    assert facts['sessions'] == '1' and facts['process'] == str(os.getpid()) and facts['state'] == 'running'
+    assert (
+        facts['sessions'] == '1'
+        and facts['process'] == str(os.getpid())
+        and facts['state'] == 'running'
+    )
     (session,) = ask(served, 'show-sessions')['rows']
-    assert session['tsih'] == client.answer['tsih'] and session['target_name'] == DISK and session['connections'] == 1
+    assert (
+        session['tsih'] == client.answer['tsih']
+        and session['target_name'] == DISK
+        and session['connections'] == 1
+    )
     (target,) = ask(served, 'show-targets')['rows']
-    assert (target['target_name'], target['units'], target['sessions'], target['state']) == (DISK, 1, 1, 'ready')
+    assert (target['target_name'], target['units'], target['sessions'], target['state']) == (
+        DISK,
+        1,
+        1,
+        'ready',
+    )
     (unit,) = ask(served, 'show-units')['rows']
-    assert unit['unit'] == DISK + '/0' and unit['size'] == 1 << 20 and unit['state'] == 'ready' and unit['sessions'] == 1
+    assert (
+        unit['unit'] == DISK + '/0'
+        and unit['size'] == 1 << 20
+        and unit['state'] == 'ready'
+        and unit['sessions'] == 1
+    )
     (portal,) = ask(served, 'show-portals')['rows']
-    assert portal['port'] == served.port_number and portal['state'] == 'open' and portal['connections'] == 1
+    assert (
+        portal['port'] == served.port_number
+        and portal['state'] == 'open'
+        and portal['connections'] == 1
+    )
 
 
 def test_missing_stores_and_reservations_are_shown(stage):
-    stage.start(body(stage, (DISK, OPEN, more({1: ['backing-store = %s/none' % stage.directory]})), (OTHER, OPEN, RAM)))
+    stage.start(
+        body(
+            stage,
+            (DISK, OPEN, more({1: ['backing-store = %s/none' % stage.directory]})),
+            (OTHER, OPEN, RAM),
+        )
+    )
     client = stage.login(OTHER)
     client.say(ask='reserve', id=2, unit=OTHER + '/0')
     client.wait('answer', 2)
@@ -376,7 +425,9 @@ def test_why_names_the_rule(served):
     reload(served, body(served, (DISK, ['initiator-address = 10.0.0.0/8'], RAM)))
     served.connect().login(DISK)
     (row,) = ask(served, 'why')['rows']
-    assert (row['status_class'], row['status_detail']) == (2, 2) and 'initiator-address' in row['why']
+    assert (row['status_class'], row['status_detail']) == (2, 2) and 'initiator-address' in row[
+        'why'
+    ]
     assert ask(served, 'why', address='10.9.9.9')['rows'] == []
     assert len(ask(served, 'why', address='127.0.0.1')['rows']) == 1
 
@@ -424,8 +475,18 @@ def test_stop_by_command_keeps_the_conversation_open_until_it_is_gone(served):
     assert caller.socket.recv(10) == b''
 
 
-@pytest.mark.parametrize('line', [b'\n', b'{}\n', b'nonsense\n', b'{"command": "burn"}\n', b'{"command": "end"}\n',
-                                  b'{"command": ["status"]}\n', b'x' * 70000])
+@pytest.mark.parametrize(
+    'line',
+    [
+        b'\n',
+        b'{}\n',
+        b'nonsense\n',
+        b'{"command": "burn"}\n',
+        b'{"command": "end"}\n',
+        b'{"command": ["status"]}\n',
+        b'x' * 70000,
+    ],
+)
 def test_nonsense_is_answered_and_disturbs_nobody(served, line):
     caller = Caller(served)
     caller.socket.setblocking(True)

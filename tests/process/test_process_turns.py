@@ -24,7 +24,9 @@ def stage(tmp_path):
 
     def start(server=''):
         from daemon import free_port
+
         return Stage.start(stage, BODY % (free_port(), DISK), server)
+
     stage.begin = start
     yield stage
     stage.close()
@@ -53,7 +55,14 @@ def fails(stage, source, times=1):
     for _ in range(times):
         client = stage.connect(source=source)
         before = failures(stage, source)
-        client.say(tell='refused', initiator_name='iqn.x:i', target_name=DISK, why='CHAP', status_class=2, status_detail=1)
+        client.say(
+            tell='refused',
+            initiator_name='iqn.x:i',
+            target_name=DISK,
+            why='CHAP',
+            status_class=2,
+            status_detail=1,
+        )
         stage.until(lambda: failures(stage, source) == before + 1)
         client.say(puppet='idle')
 
@@ -62,20 +71,26 @@ def test_a_flood_of_logins_takes_its_share_and_no_more(stage):
     stage.begin('max-sessions = 4')
     flood = open_logins(stage, 20, BAD)
     stage.until(lambda: under_way(stage) == throttle.LOGINS_PER_ORIGIN)
-    status, _ = stage.connect(source=OTHER).login(DISK)      # though more than a server's worth of logins is waiting
+    # though more than a server's worth of logins is waiting
+    status, _ = stage.connect(source=OTHER).login(DISK)
     assert status == (0, 0)
     assert under_way(stage) == throttle.LOGINS_PER_ORIGIN
     flood[0].close()
     flood[0].is_closed = True
-    stage.leap(15)                                           # the login timeout: those that waited are told
-    stage.until(lambda: ([c.listen() for c in flood[1:]], sum(c.received[36:38] == b'\x03\x02' for c in flood[1:]) >= 11)[1])
+    stage.leap(15)  # the login timeout: those that waited are told
+    stage.until(
+        lambda: (
+            [c.listen() for c in flood[1:]],
+            sum(c.received[36:38] == b'\x03\x02' for c in flood[1:]) >= 11,
+        )[1]
+    )
 
 
 def test_logins_of_one_address_go_on_as_others_of_it_are_over(stage):
     stage.begin()
     clients = open_logins(stage, 12, BAD)
     stage.until(lambda: under_way(stage) == throttle.LOGINS_PER_ORIGIN)
-    for client in clients:                                   # each finishes its login when its turn has come
+    for client in clients:  # each finishes its login when its turn has come
         assert client.login(DISK)[0] == (0, 0)
     assert len(stage.master.sessions.all()) == 12 and under_way(stage) == 0
 
@@ -88,7 +103,7 @@ def test_when_the_server_is_full_slow_logins_give_way_to_other_addresses(stage):
     stage.until(lambda: len(stage.master.workers.busy()) == full)
     early = stage.connect(source='127.0.0.9')
     stage.until(lambda: (early.listen(), early.received)[1])
-    assert early.received[36:38] == b'\x03\x02'              # they had no time yet
+    assert early.received[36:38] == b'\x03\x02'  # they had no time yet
     stage.leap(masters.PATIENCE_SECONDS)
     late = stage.connect(source='127.0.0.9')
     assert late.login(DISK)[0] == (0, 0)
@@ -101,12 +116,14 @@ def test_failed_authentications_slow_their_own_address_down(stage, capfd):
     client.claim(DISK)
     stage.settle(20)
     stage.connect(source=OTHER, isid=isid(7)).login(DISK)
-    assert not client.heard                                  # it waits; the other one did not
+    assert not client.heard  # it waits; the other one did not
     stage.leap(1)
     stage.until(lambda: (client.listen(), client.of('answer'))[1])
     errors = capfd.readouterr().err
     assert 'warning: authentication failed from 127.0.0.2 port ' in errors
-    assert ', 1 in a row\n' in errors and ', 2 in a row; the next login from there waits 1 s' in errors
+    assert (
+        ', 1 in a row\n' in errors and ', 2 in a row; the next login from there waits 1 s' in errors
+    )
 
 
 def test_whoever_gives_up_while_it_waits_costs_no_worker(stage):
@@ -124,8 +141,20 @@ def test_a_success_ends_it(stage):
     stage.begin('failures-before-delay = 2')
     fails(stage, BAD, 2)
     client = stage.connect(source=BAD)
-    client.say(ask='claim', id=1, session={'initiator_name': 'iqn.x:i', 'initiator_alias': '', 'isid': isid(1), 'tsih': 0,
-                                           'cid': 0, 'target_name': DISK, 'account': 'erp', 'keys': {}})
+    client.say(
+        ask='claim',
+        id=1,
+        session={
+            'initiator_name': 'iqn.x:i',
+            'initiator_alias': '',
+            'isid': isid(1),
+            'tsih': 0,
+            'cid': 0,
+            'target_name': DISK,
+            'account': 'erp',
+            'keys': {},
+        },
+    )
     stage.leap(1)
     client.wait('answer')
     assert stage.connect(source=BAD, isid=isid(2)).login(DISK)[0] == (0, 0)
@@ -134,7 +163,15 @@ def test_a_success_ends_it(stage):
 def test_a_worker_cannot_accuse_an_address_that_it_never_saw(stage):
     stage.begin('failures-before-delay = 1')
     client = stage.connect(source=BAD)
-    client.say(tell='refused', peer=[OTHER, 5], initiator_name='', target_name='', why='x', status_class=2, status_detail=1)
+    client.say(
+        tell='refused',
+        peer=[OTHER, 5],
+        initiator_name='',
+        target_name='',
+        why='x',
+        status_class=2,
+        status_detail=1,
+    )
     client.claim(DISK)
     client.wait('answer')
     assert not stage.master.turns._records
@@ -145,8 +182,13 @@ def test_too_many_that_wait_are_sent_away(stage):
     fails(stage, BAD, 1)
     for _ in range(5):
         stage.master.turns.failed(BAD)
-    clients = open_logins(stage, 6, BAD)                     # 30 s apart, and nobody waits longer than a minute
-    stage.until(lambda: ([c.listen() for c in clients], sum(c.received[36:38] == b'\x03\x02' for c in clients) == 4)[1])
+    clients = open_logins(stage, 6, BAD)  # 30 s apart, and nobody waits longer than a minute
+    stage.until(
+        lambda: (
+            [c.listen() for c in clients],
+            sum(c.received[36:38] == b'\x03\x02' for c in clients) == 4,
+        )[1]
+    )
 
 
 def refused(clients):
@@ -157,7 +199,8 @@ def refused(clients):
 
 
 def test_joins_of_one_session_are_bounded_for_each_origin(stage):
-    """A stranger who guessed the TSIH fills its own places; the initiator's further connections have theirs."""
+    """A stranger who guessed the TSIH fills its own places; the initiator's further connections
+    have theirs."""
     stage.begin()
     one = stage.connect()
     tsih = one.login(DISK)[1]['tsih']
@@ -189,7 +232,7 @@ def test_joins_that_failed_are_forgotten(stage):
         stage.until(lambda: worker.peers.count(BAD) == 0)
         assert len(worker.session.peers) == 1
     another = stage.connect(tsih=tsih, source=BAD)
-    another.claim(DISK, tsih=tsih, cid=0)                    # the same CID: it takes the place of the first
+    another.claim(DISK, tsih=tsih, cid=0)  # the same CID: it takes the place of the first
     stage.until(lambda: worker.session.peers[0][0] == BAD)
     one.say(tell='closed', peer=list(one.socket.getsockname()), cid=0)
     stage.until(lambda: '127.0.0.1' not in worker.peers)

@@ -32,9 +32,17 @@ def obey(channel):
         while True:
             message, descriptors = channel.read()
             if message['do'] == 'look':
-                channel.send({'tell': 'seen', 'descriptors': sorted(int(n) for n in os.listdir('/proc/self/fd')),
-                              'own': channel.fileno(), 'uid': os.getuid(), 'groups': os.getgroups(), 'parent': os.getppid(),
-                              'ignored': signal.getsignal(signal.SIGTERM) == signal.SIG_IGN})
+                channel.send(
+                    {
+                        'tell': 'seen',
+                        'descriptors': sorted(int(n) for n in os.listdir('/proc/self/fd')),
+                        'own': channel.fileno(),
+                        'uid': os.getuid(),
+                        'groups': os.getgroups(),
+                        'parent': os.getppid(),
+                        'ignored': signal.getsignal(signal.SIGTERM) == signal.SIG_IGN,
+                    }
+                )
             elif message['do'] == 'serve':
                 with socket.socket(fileno=descriptors[0]) as sock:
                     sock.sendall(b'hello')
@@ -54,8 +62,13 @@ class Stable(object):
         self.clock = Clock()
         self.loop = Loop(self.clock)
         self.told, self.deaths, self.spares = [], [], []
-        self.workers = Workers(self.loop, serve, lambda w, m: self.told.append((w, m)),
-                               lambda w, s: self.deaths.append((w, s)), lambda: self.spares.append(1))
+        self.workers = Workers(
+            self.loop,
+            serve,
+            lambda w, m: self.told.append((w, m)),
+            lambda w, s: self.deaths.append((w, s)),
+            lambda: self.spares.append(1),
+        )
         self.loop.on_signal(signal.SIGCHLD, self.workers.reap)
 
     def until(self, question, seconds=10):
@@ -80,6 +93,7 @@ def stable():
     def make(serve=obey):
         stables.append(Stable(serve))
         return stables[-1]
+
     yield make
     for one in stables:
         one.workers.close()
@@ -114,15 +128,22 @@ def test_a_worker_holds_its_channel_and_nothing_of_the_masters(stable, tmp_path)
         here.workers.keep_spares()
         here.ready(2)
         seen = here.look(here.workers.take())
-        assert disk.fileno() not in seen['descriptors'] and listener.fileno() not in seen['descriptors']
-    listing = 1                              # the descriptor of its own look into /proc
-    assert len([d for d in seen['descriptors'] if d > 2]) == 1 + listing and seen['own'] in seen['descriptors']
+        assert (
+            disk.fileno() not in seen['descriptors']
+            and listener.fileno() not in seen['descriptors']
+        )
+    listing = 1  # the descriptor of its own look into /proc
+    assert (
+        len([d for d in seen['descriptors'] if d > 2]) == 1 + listing
+        and seen['own'] in seen['descriptors']
+    )
     assert seen['parent'] == os.getpid() and seen['ignored']
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason='only root can become somebody else')
 def test_a_worker_of_root_is_nobody(stable):
     import pwd
+
     here = stable()
     here.workers.credentials, here.workers.wanted_spares = child.credentials_of('nobody'), 1
     here.workers.keep_spares()
@@ -241,6 +262,7 @@ def test_a_worker_that_closes_its_channel_and_stays_is_killed(stable):
         channel.send({'tell': 'ready'})
         channel.close()
         signal.pause()
+
     here = stable(deaf)
     here.workers.wanted_spares = 1
     here.workers.keep_spares()
@@ -260,13 +282,18 @@ def test_a_new_generation_replaces_the_spares_and_lets_the_busy_finish(stable):
     here.workers.send(busy, {'do': 'look'})
     here.workers.new_generation()
     here.until(lambda: len([d for d in here.deaths if d[0] in old]) == 2)
-    here.until(lambda: len([w for w in here.workers.all() if w.state == 'spare' and w.generation == 1]) == 2)
+    here.until(
+        lambda: (
+            len([w for w in here.workers.all() if w.state == 'spare' and w.generation == 1]) == 2
+        )
+    )
 
 
 def test_what_a_worker_cannot_say_is_no_harm(stable):
     def rude(channel):
         channel.send(['no', 'object'])
         signal.pause()
+
     here = stable(rude)
     here.workers.wanted_spares = 1
     here.workers.keep_spares()
@@ -288,6 +315,7 @@ def test_a_failing_fork_is_tried_again(stable, capfd):
 
     def fail():
         raise OSError(11, 'Resource temporarily unavailable')
+
     here.workers.fork = fail
     here.workers.keep_spares()
     assert 'no worker can be forked (Resource temporarily unavailable)' in capfd.readouterr().err
@@ -297,7 +325,14 @@ def test_a_failing_fork_is_tried_again(stable, capfd):
     here.ready(1)
 
 
-@pytest.mark.parametrize('status, words', [(9, 'was killed by signal 9 (SIGKILL)'), (0x300, 'exited with code 3'),
-                                           (0, 'exited with code 0'), (63, 'was killed by signal 63')])
+@pytest.mark.parametrize(
+    'status, words',
+    [
+        (9, 'was killed by signal 9 (SIGKILL)'),
+        (0x300, 'exited with code 3'),
+        (0, 'exited with code 0'),
+        (63, 'was killed by signal 63'),
+    ],
+)
 def test_deaths_in_words(status, words):
     assert death(status) == words

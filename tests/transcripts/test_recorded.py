@@ -1,6 +1,7 @@
-"""Replays what real initiators and targetd said to each other (tests/record.py) against the pure machines: the login machine,
-then a Connection without a socket and a unit in memory. What the initiator sent goes in, in pieces of three kinds; what comes
-out must be what was recorded, byte for byte, but for what a unit says of itself, which has tests of its own.
+"""Replays what real initiators and targetd said to each other (tests/record.py) against the pure
+machines: the login machine, then a Connection without a socket and a unit in memory. What the
+initiator sent goes in, in pieces of three kinds; what comes out must be what was recorded, byte for
+byte, but for what a unit says of itself, which has tests of its own.
 
 A recording is written as test_transcripts.py and pdu_text.py say, and
 
@@ -16,15 +17,27 @@ import in_memory
 import pdu_text
 import pytest
 from pdus import crc32c
-from test_transcripts import FOLDER, TSIH, Replay, at_random, blocks, byte_by_byte, request_bytes, whole
+from test_transcripts import (
+    FOLDER,
+    TSIH,
+    Replay,
+    at_random,
+    blocks,
+    byte_by_byte,
+    request_bytes,
+    whole,
+)
 
 from targetd.iscsi.login import LoginNegotiation
 from targetd.worker.policy import Policies
 
-NAMES = sorted(os.path.basename(path)[:-4] for path in glob.glob(os.path.join(FOLDER, 'recorded', '*.txt')))
+NAMES = sorted(
+    os.path.basename(path)[:-4] for path in glob.glob(os.path.join(FOLDER, 'recorded', '*.txt'))
+)
 CLIENTS = ['libiscsi-', 'linux-', 'qemu-']
 
-#: INQUIRY, MODE SENSE, REPORT SUPPORTED OPCODES: how they are answered is compared, not what the unit says of itself.
+#: INQUIRY, MODE SENSE, REPORT SUPPORTED OPCODES: how they are answered is compared, not what the
+#: unit says of itself.
 DESCRIBING = (0x12, 0x1A, 0x5A, 0xA3)
 
 
@@ -38,9 +51,11 @@ class FullFeature(object):
 
     def __init__(self, configuration, result, chunks):
         self.chunks = chunks
-        self.cdbs = {}                   # ITT -> opcode of the command
+        self.cdbs = {}  # ITT -> opcode of the command
         self.connection, self.socket = in_memory.connection(configuration, result)
-        self.digests = [result.values.get(key) == 'CRC32C' for key in ('HeaderDigest', 'DataDigest')]
+        self.digests = [
+            result.values.get(key) == 'CRC32C' for key in ('HeaderDigest', 'DataDigest')
+        ]
 
     def request(self, words, lines):
         bhs, data = pdu_text.parse([' '.join(words)] + lines)
@@ -78,7 +93,9 @@ class RecordedReplay(Replay):
         super(RecordedReplay, self).__init__(transcript, chunks)
         self.configuration = configuration
         self.drawn = b''
-        self.negotiation = LoginNegotiation(Policies(configuration).login(in_memory.ADDRESS, 1), None, self.draw)
+        self.negotiation = LoginNegotiation(
+            Policies(configuration).login(in_memory.ADDRESS, 1), None, self.draw
+        )
         self.full_feature = None
 
     def draw(self, count):
@@ -93,8 +110,12 @@ class RecordedReplay(Replay):
             elif words[0] in pdu_text.OPCODES:
                 if self.full_feature is None:
                     assert self.negotiation.result.tsih == TSIH
-                    self.full_feature = FullFeature(self.configuration, self.negotiation.result, self.chunks)
-                (self.full_feature.request if mark == '>' else self.full_feature.check)(words, lines)
+                    self.full_feature = FullFeature(
+                        self.configuration, self.negotiation.result, self.chunks
+                    )
+                (self.full_feature.request if mark == '>' else self.full_feature.check)(
+                    words, lines
+                )
             elif mark == '>':
                 self.request(request_bytes(words, lines))
             else:
@@ -106,8 +127,11 @@ class RecordedReplay(Replay):
 @pytest.mark.parametrize('chunks', [whole, byte_by_byte, at_random])
 @pytest.mark.parametrize('name', NAMES)
 def test_recording(configuration, name, chunks):
-    if chunks is byte_by_byte and os.path.getsize(os.path.join(FOLDER, 'recorded', name + '.txt')) > 7000:
-        chunks = at_random               # a long one byte by byte says nothing that a short one does not
+    if (
+        chunks is byte_by_byte
+        and os.path.getsize(os.path.join(FOLDER, 'recorded', name + '.txt')) > 7000
+    ):
+        chunks = at_random  # a long one byte by byte says nothing that a short one does not
     RecordedReplay(blocks(os.path.join('recorded', name)), chunks, configuration).run()
 
 
@@ -124,4 +148,6 @@ def test_lines_say_everything():
         bhs[0], bhs[4:8] = opcode | 0x40, (len(data)).to_bytes(4, 'big')
         assert pdu_text.parse(pdu_text.show(bytes(bhs), data)) == (bytes(bhs), data), name
     text = b'SendTargets=All\0'
-    assert pdu_text.parse(pdu_text.show(bytes([4]) + bytes(6) + b'\x10' + bytes(40), text))[1] == text
+    assert (
+        pdu_text.parse(pdu_text.show(bytes([4]) + bytes(6) + b'\x10' + bytes(40), text))[1] == text
+    )

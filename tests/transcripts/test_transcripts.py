@@ -1,4 +1,5 @@
-"""Replays the logins in this folder against the pure login machine, through the Framer, in pieces of three kinds.
+"""Replays the logins in this folder against the pure login machine, through the Framer, in pieces
+of three kinds.
 
 A transcript is lines of text:
 
@@ -80,16 +81,31 @@ def policy_of(transcript):
 
 
 def text_of(pairs):
-    return b''.join(pair[:-1].encode('utf-8') if pair.endswith('\\') else pair.encode('utf-8') + b'\0' for pair in pairs)
+    return b''.join(
+        pair[:-1].encode('utf-8') if pair.endswith('\\') else pair.encode('utf-8') + b'\0'
+        for pair in pairs
+    )
 
 
 def request_bytes(words, pairs):
     """A login request as it came over the wire, padding included."""
     said = fields(words)
     data = text_of(pairs)
-    bhs = struct.pack('>BBBBI6sHIHHII16x', int(words[0], 16), int(words[1], 16), 0, 0, len(data), bytes.fromhex(said['isid']),
-                      int(said.get('tsih', '0'), 16), int(said['itt']), int(said['cid']), 0, int(said['cmdsn']),
-                      int(said['expstatsn']))
+    bhs = struct.pack(
+        '>BBBBI6sHIHHII16x',
+        int(words[0], 16),
+        int(words[1], 16),
+        0,
+        0,
+        len(data),
+        bytes.fromhex(said['isid']),
+        int(said.get('tsih', '0'), 16),
+        int(said['itt']),
+        int(said['cid']),
+        0,
+        int(said['cmdsn']),
+        int(said['expstatsn']),
+    )
     return bhs + data + bytes(-len(data) % 4)
 
 
@@ -99,7 +115,7 @@ def whole(data):
 
 def byte_by_byte(data):
     for position in range(len(data)):
-        yield data[position:position + 1]
+        yield data[position : position + 1]
 
 
 def at_random(data):
@@ -117,7 +133,9 @@ class Replay(object):
         self.transcript = transcript
         self.chunks = chunks
         self.framer = Framer(LOGIN_DATA_SEGMENT)
-        self.negotiation = LoginNegotiation(policy_of(transcript), None, lambda count: b'\x07' * count)
+        self.negotiation = LoginNegotiation(
+            policy_of(transcript), None, lambda count: b'\x07' * count
+        )
         self.replies = []
         self.claim = None
 
@@ -135,7 +153,7 @@ class Replay(object):
     def request(self, data):
         arrived = []
         for chunk in self.chunks(data):
-            self.framer.wanted()[:len(chunk)] = chunk
+            self.framer.wanted()[: len(chunk)] = chunk
             for bhs, ahs, segment in self.framer.received(len(chunk)):
                 arrived.append(LoginRequest.decode(BHS.pack(*bhs), ahs, segment))
                 self.answer(arrived[-1])
@@ -157,7 +175,11 @@ class Replay(object):
         bhs = response.encode()
         said = fields(words)
         names = ('statsn', 'expcmdsn', 'maxcmdsn')
-        got = dict(zip(names, map(str, struct.unpack_from('>III', bhs, 24))), tsih=bhs[14:16].hex(), status=bhs[36:38].hex())
+        got = dict(
+            zip(names, map(str, struct.unpack_from('>III', bhs, 24))),
+            tsih=bhs[14:16].hex(),
+            status=bhs[36:38].hex(),
+        )
         assert bhs[:2].hex() == '23' + words[0]
         assert {name: got[name] for name in said} == said
         assert bhs[40:] == bytes(8) and int.from_bytes(bhs[4:8], 'big') == len(response.data)

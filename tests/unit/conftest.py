@@ -1,4 +1,5 @@
-"""Makes the fakes of each folder (fake_store.py, master_fakes.py, …) importable from its sub-folders, too."""
+"""Makes the fakes of each folder (fake_store.py, master_fakes.py, …) importable from its
+sub-folders, too."""
 
 import os
 import sys

@@ -1,4 +1,5 @@
-"""What the house-rule tests share: every Python file of the package and of the tests, parsed once, and the import table."""
+"""What the house-rule tests share: every Python file of the package and of the tests, parsed once,
+and the import table."""
 
 import ast
 import os
@@ -16,12 +17,17 @@ def read(path):
 
 
 def python_files(*tops):
-    """Paths of the Python files beneath the given directories of the tree, sorted; what others made (builds) left out."""
+    """Paths of the Python files beneath the given directories of the tree, sorted; what others made
+    (builds) left out."""
     found = []
     for top in tops:
         for directory, names, files in os.walk(os.path.join(ROOT, top)):
-            names[:] = sorted(n for n in names if n not in ('__pycache__', 'build') and not n.startswith('.'))
-            found += [os.path.join(directory, name) for name in sorted(files) if name.endswith('.py')]
+            names[:] = sorted(
+                n for n in names if n not in ('__pycache__', 'build') and not n.startswith('.')
+            )
+            found += [
+                os.path.join(directory, name) for name in sorted(files) if name.endswith('.py')
+            ]
     return found
 
 
@@ -32,7 +38,7 @@ def relative(path):
 def module_name(path):
     """'/…/targetd/scsi/sam.py' -> 'targetd.scsi.sam'; a package's __init__ is the package."""
     name = relative(path)[:-3].replace(os.sep, '.')
-    return name[:-len('.__init__')] if name.endswith('.__init__') else name
+    return name[: -len('.__init__')] if name.endswith('.__init__') else name
 
 
 def imports(tree, module, is_package):
@@ -48,34 +54,44 @@ def imports(tree, module, is_package):
             base = node.module or ''
             if node.level:
                 anchor = module.split('.')
-                anchor = anchor[:len(anchor) - node.level + (1 if is_package else 0)]
+                anchor = anchor[: len(anchor) - node.level + (1 if is_package else 0)]
                 base = '.'.join(anchor + ([node.module] if node.module else []))
             for alias in node.names:
                 yield node.lineno, base + '.' + alias.name
 
 
 def folder_table():
-    """The second table of ARCHITECTURE.md: {folder within a folder: the folders and modules that it may import}."""
+    """The second table of ARCHITECTURE.md: {folder within a folder: the folders and modules that it
+    may import}."""
     lines = read(os.path.join(ROOT, 'ARCHITECTURE.md')).splitlines()
     table = {}
-    for line in lines[lines.index('| folder | may import |') + 2:]:
+    for line in lines[lines.index('| folder | may import |') + 2 :]:
         if not line.startswith('|'):
             break
         folder, allowed = (cell.strip() for cell in line.strip('|').split('|'))
-        table['targetd.' + folder] = {'targetd.' + each for each in re.split(r',\s*', allowed) if each}
+        table['targetd.' + folder] = {
+            'targetd.' + each for each in re.split(r',\s*', allowed) if each
+        }
     return table
 
 
 def import_table():
-    """The matrix of ARCHITECTURE.md: {room: {column: True or the set of modules that may be imported}}."""
-    rows = [line for line in read(os.path.join(ROOT, 'ARCHITECTURE.md')).splitlines() if line.startswith('|')]
+    """The matrix of ARCHITECTURE.md: {room: {column: True or the set of modules that may be
+    imported}}."""
+    rows = [
+        line
+        for line in read(os.path.join(ROOT, 'ARCHITECTURE.md')).splitlines()
+        if line.startswith('|')
+    ]
     start = next(i for i, line in enumerate(rows) if line.startswith('| from \\ to'))
     columns = [cell.strip() for cell in rows[start].strip('|').split('|')][1:]
     table = {}
-    for line in rows[start + 2:]:
+    for line in rows[start + 2 :]:
         cells = [cell.strip() for cell in re.sub(r'^\||\|$', '', line).split('|')]
         if len(cells) != len(columns) + 1:
             break
-        table[cells[0]] = {column: True if cell == 'y' else set(re.split(r',\s*', cell)) if cell else set()
-                           for column, cell in zip(columns, cells[1:])}
+        table[cells[0]] = {
+            column: True if cell == 'y' else set(re.split(r',\s*', cell)) if cell else set()
+            for column, cell in zip(columns, cells[1:])
+        }
     return table

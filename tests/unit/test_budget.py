@@ -32,16 +32,12 @@ PORTS = (Port(1, 1, NEXUS.target_port),)
 OTHER = ('iqn.2026-11.test:other,i,0x00023d000002', NEXUS.target_port)
 SIZE = 1 << 20
 BLOCK = 512
-FEW, MANY = 16, 48                       # beyond what polling calls few
+FEW, MANY = 16, 48  # beyond what polling calls few
 
-#: command -> (calls of Python functions, calls of C functions, lines) that one of a batch may cost. When the rows were
-#: written it was (6, 14, 66) for a READ and (11, 17, 97) for a WRITE, on every Python from 3.6 to 3.13; a call more is never an
-#: accident, a few lines may be.
-PER_COMMAND = {
-    'READ(10)': (6, 15, 70),
-    'READ(16)': (6, 15, 70),
-    'WRITE(10)': (11, 18, 101),
-}
+#: command -> (calls of Python functions, calls of C functions, lines) that one of a batch may cost.
+#: When the rows were written it was (6, 14, 66) for a READ and (11, 17, 97) for a WRITE, on every
+#: Python from 3.6 to 3.13; a call more is never an accident, a few lines may be.
+PER_COMMAND = {'READ(10)': (6, 15, 70), 'READ(16)': (6, 15, 70), 'WRITE(10)': (11, 18, 101)}
 #: The same for a batch beside its commands, receiving, locking, sending: (8, 6, 53).
 PER_BATCH = (8, 8, 58)
 
@@ -54,7 +50,7 @@ class Socket(object):
         self.sent = []
 
     def recv_into(self, view, count=0, flags=0):
-        view[:len(self.batch)] = self.batch
+        view[: len(self.batch)] = self.batch
         return len(self.batch)
 
     def sendmsg(self, buffers):
@@ -86,8 +82,9 @@ class Counts(object):
         return self._trace
 
     def of(self, function):
-        """Run it twice, as counting calls and counting lines exclude each other; (calls, c_calls, lines)."""
-        outside = sys.gettrace(), sys.getprofile()       # a coverage run has its own
+        """Run it twice, as counting calls and counting lines exclude each other; (calls, c_calls,
+        lines)."""
+        outside = sys.gettrace(), sys.getprofile()  # a coverage run has its own
         try:
             sys.settrace(None)
             sys.setprofile(self._profile)
@@ -108,16 +105,35 @@ class Bench(object):
         store = RamStore({'kind': 'ram', 'size': SIZE}, compat.memory_file('budget', SIZE))
         self.store = store
         self.device = Device(NEXUS, PORTS)
-        self.unit = LogicalUnit(UnitFacts.from_message({'write_cache': True}), store, NEXUS, self.device)
+        self.unit = LogicalUnit(
+            UnitFacts.from_message({'write_cache': True}), store, NEXUS, self.device
+        )
         self.device.add(0, self.unit)
         self.unit.take_sense()
         worker = Worker(None, model.configuration())
         worker.device = self.device
-        values = {'HeaderDigest': 'None', 'DataDigest': 'None', 'MaxRecvDataSegmentLength': 65536, 'MaxBurstLength': 262144,
-                  'FirstBurstLength': 65536, 'InitialR2T': False, 'ImmediateData': True, 'MaxOutstandingR2T': 1}
-        login = SimpleNamespace(initiator_name=NEXUS.initiator_name, initiator_alias='', isid=NEXUS.isid, tsih=1,
-                                target_name=NEXUS.target_name, portal_group_tag=1, account=None, session_type='Normal',
-                                values=values, cmd_sn=1)
+        values = {
+            'HeaderDigest': 'None',
+            'DataDigest': 'None',
+            'MaxRecvDataSegmentLength': 65536,
+            'MaxBurstLength': 262144,
+            'FirstBurstLength': 65536,
+            'InitialR2T': False,
+            'ImmediateData': True,
+            'MaxOutstandingR2T': 1,
+        }
+        login = SimpleNamespace(
+            initiator_name=NEXUS.initiator_name,
+            initiator_alias='',
+            isid=NEXUS.isid,
+            tsih=1,
+            target_name=NEXUS.target_name,
+            portal_group_tag=1,
+            account=None,
+            session_type='Normal',
+            values=values,
+            cmd_sn=1,
+        )
         self.socket = Socket()
         session = Session(login)
         worker.begin_session(session)
@@ -127,32 +143,54 @@ class Bench(object):
 
     def batch(self, kind, count):
         """The PDUs of so many commands of 4 KiB, as bytes."""
-        return b''.join(self._pdu(kind, next(self._cmd_sn), number * 8 % 2048) for number in range(count))
+        return b''.join(
+            self._pdu(kind, next(self._cmd_sn), number * 8 % 2048) for number in range(count)
+        )
 
     @staticmethod
     def _pdu(kind, cmd_sn, lba):
-        cdb = {'READ(10)': struct.pack('>BBIBHB6x', 0x28, 0, lba, 0, 8, 0),
-               'READ(16)': struct.pack('>BBQIBB', 0x88, 0, lba, 8, 0, 0),
-               'WRITE(10)': struct.pack('>BBIBHB6x', 0x2A, 0, lba, 0, 8, 0)}[kind]
+        cdb = {
+            'READ(10)': struct.pack('>BBIBHB6x', 0x28, 0, lba, 0, 8, 0),
+            'READ(16)': struct.pack('>BBQIBB', 0x88, 0, lba, 8, 0, 0),
+            'WRITE(10)': struct.pack('>BBIBHB6x', 0x2A, 0, lba, 0, 8, 0),
+        }[kind]
         writes = kind.startswith('WRITE')
         data = bytes(4096) if writes else b''
-        return struct.pack('>BBHIQIIII', 0x01, 0xA1 if writes else 0xC1, 0, len(data), 0, cmd_sn & 0xFFFF, 4096, cmd_sn,
-                           1) + cdb + data
+        return (
+            struct.pack(
+                '>BBHIQIIII',
+                0x01,
+                0xA1 if writes else 0xC1,
+                0,
+                len(data),
+                0,
+                cmd_sn & 0xFFFF,
+                4096,
+                cmd_sn,
+                1,
+            )
+            + cdb
+            + data
+        )
 
     def run(self, kind, count):
-        """One receive with so many commands, one send. Fails if any of them was not answered with GOOD."""
+        """One receive with so many commands, one send. Fails if any of them was not answered with
+        GOOD."""
         self.socket.batch = self.batch(kind, count)
         del self.socket.sent[:]
         self.connection._receive_and_act()
         headers = [each for each in self.socket.sent if len(each) == 48]
-        assert len(headers) == count and all(each[0] in (0x21, 0x25) and each[3] == 0 for each in headers)
+        assert len(headers) == count and all(
+            each[0] in (0x21, 0x25) and each[3] == 0 for each in headers
+        )
 
     def count(self, kind, count):
         """(calls, c_calls, lines) of a batch."""
         return Counts().of(lambda: self.run(kind, count))
 
     def per_command(self, kind):
-        """What each further command of a batch costs. It must be a whole number, or the counting is wrong."""
+        """What each further command of a batch costs. It must be a whole number, or the counting is
+        wrong."""
         few, many = self.count(kind, FEW), self.count(kind, MANY)
         costs = [(b - a) / float(MANY - FEW) for a, b in zip(few, many)]
         assert costs == [int(cost) for cost in costs]
@@ -162,9 +200,9 @@ class Bench(object):
 @pytest.fixture
 def bench():
     made = Bench()
-    made.run('READ(10)', 1)              # whatever is made at first use
+    made.run('READ(10)', 1)  # whatever is made at first use
     made.run('WRITE(10)', 1)
-    made.run('READ(10)', MANY)           # after a small batch the next is polled for
+    made.run('READ(10)', MANY)  # after a small batch the next is polled for
     yield made
     made.store.close()
 
@@ -176,23 +214,39 @@ def within(cost, budget):
 @pytest.mark.parametrize('kind', sorted(PER_COMMAND))
 def test_a_command_costs_no_more_than_its_budget(bench, kind):
     cost = bench.per_command(kind)
-    assert within(cost, PER_COMMAND[kind]), '%s: %s calls, C calls, lines; the budget is %s' % (kind, cost, PER_COMMAND[kind])
+    assert within(cost, PER_COMMAND[kind]), '%s: %s calls, C calls, lines; the budget is %s' % (
+        kind,
+        cost,
+        PER_COMMAND[kind],
+    )
 
 
 @pytest.mark.parametrize('kind', sorted(PER_COMMAND))
 def test_a_batch_costs_no_more_than_its_budget(bench, kind):
     each = bench.per_command(kind)
     rest = tuple(total - FEW * cost for total, cost in zip(bench.count(kind, FEW), each))
-    assert within(rest, PER_BATCH), 'a batch of %s: %s beside its commands; the budget is %s' % (kind, rest, PER_BATCH)
+    assert within(rest, PER_BATCH), 'a batch of %s: %s beside its commands; the budget is %s' % (
+        kind,
+        rest,
+        PER_BATCH,
+    )
 
 
 def reserved(holder):
-    """A persistent reservation, Write Exclusive - Registrants Only, held by (initiator_port, target_port)."""
+    """A persistent reservation, Write Exclusive - Registrants Only, held by (initiator_port,
+    target_port)."""
     ours = (NEXUS.initiator_port, NEXUS.target_port)
-    rows = [{'initiator_port': a, 'target_port': b, 'key': '%016x' % number, 'all_tg_pt': False}
-            for number, (a, b) in enumerate((ours, OTHER), 1)]
-    return dict(reservations.initial(), generation=2, registrations=rows, holder=list(holder),
-                type=reservations.WRITE_EXCLUSIVE_REGISTRANTS_ONLY)
+    rows = [
+        {'initiator_port': a, 'target_port': b, 'key': '%016x' % number, 'all_tg_pt': False}
+        for number, (a, b) in enumerate((ours, OTHER), 1)
+    ]
+    return dict(
+        reservations.initial(),
+        generation=2,
+        registrations=rows,
+        holder=list(holder),
+        type=reservations.WRITE_EXCLUSIVE_REGISTRANTS_ONLY,
+    )
 
 
 def reserve_for_a_cluster(bench):
@@ -207,12 +261,16 @@ def take_an_attention(bench):
 
 def owe_an_attention_elsewhere(bench):
     """Another unit of the same session owes one, and is stopped."""
-    other = LogicalUnit(UnitFacts.from_message({}), bench.store, NEXUS, bench.device, medium='stopped')
+    other = LogicalUnit(
+        UnitFacts.from_message({}), bench.store, NEXUS, bench.device, medium='stopped'
+    )
     bench.device.add(1, other)
 
 
 @pytest.mark.parametrize('kind', sorted(PER_COMMAND))
-@pytest.mark.parametrize('feature', (reserve_for_a_cluster, take_an_attention, owe_an_attention_elsewhere))
+@pytest.mark.parametrize(
+    'feature', (reserve_for_a_cluster, take_an_attention, owe_an_attention_elsewhere)
+)
 def test_what_does_not_concern_a_command_costs_it_nothing(bench, kind, feature):
     plain = bench.per_command(kind)
     feature(bench)
@@ -222,7 +280,9 @@ def test_what_does_not_concern_a_command_costs_it_nothing(bench, kind, feature):
 def test_many_sessions_worth_of_units_cost_a_command_nothing(bench):
     plain = bench.per_command('READ(10)')
     for lun in range(1, 300):
-        bench.device.add(lun, LogicalUnit(UnitFacts.from_message({}), bench.store, NEXUS, bench.device))
+        bench.device.add(
+            lun, LogicalUnit(UnitFacts.from_message({}), bench.store, NEXUS, bench.device)
+        )
     assert bench.per_command('READ(10)') == plain
 
 
@@ -230,6 +290,8 @@ def test_the_counting_counts(bench):
     """A path that is dearer by one call of one line shows as exactly that."""
     plain = bench.per_command('READ(10)')
     names = {'admit': bench.unit.dispatch[0x28]}
-    exec(compile('def dearer(task):\n    return admit(task)\n', PACKAGE + 'dearer.py', 'exec'), names)
+    exec(
+        compile('def dearer(task):\n    return admit(task)\n', PACKAGE + 'dearer.py', 'exec'), names
+    )
     bench.unit.dispatch[0x28] = names['dearer']
     assert bench.per_command('READ(10)') == (plain[0] + 1, plain[1], plain[2] + 1)

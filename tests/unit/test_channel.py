@@ -1,4 +1,5 @@
-"""The channel between master and worker: frames arrive whole and in order with their descriptors, and nothing leaks."""
+"""The channel between master and worker: frames arrive whole and in order with their descriptors,
+and nothing leaks."""
 
 import array
 import json
@@ -57,6 +58,7 @@ def close_all(descriptors):
 
 # -- both directions ---------------------------------------------------------------------------------------------------------
 
+
 def test_messages_arrive_in_order_in_both_directions(ends):
     master, worker = ends
     for i in range(3):
@@ -69,21 +71,36 @@ def test_messages_arrive_in_order_in_both_directions(ends):
 
 def test_text_of_every_alphabet_and_the_hex_of_bytes_survive(ends):
     master, worker = ends
-    message = {'do': 'answer', 'why': 'größer \u4e2d \U0001f600 \n', 'sense': b'\x70\0\x05'.hex(), 'none': None,
-               'list': [[1, 2]]}
+    message = {
+        'do': 'answer',
+        'why': 'größer \u4e2d \U0001f600 \n',
+        'sense': b'\x70\0\x05'.hex(),
+        'none': None,
+        'list': [[1, 2]],
+    }
     master.queue(message)
     assert worker.read() == (message, [])
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.lists(st.dictionaries(st.text(max_size=5), st.integers() | st.text(max_size=20), max_size=3), max_size=5),
-       st.lists(st.integers(1, 40), min_size=1, max_size=20))
+@given(
+    st.lists(
+        st.dictionaries(st.text(max_size=5), st.integers() | st.text(max_size=20), max_size=3),
+        max_size=5,
+    ),
+    st.lists(st.integers(1, 40), min_size=1, max_size=20),
+)
 def test_frames_may_be_split_anywhere(messages, cuts):
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
     master = Channel(ours)
-    messages = [{key: value for key, value in message.items() if key != '_descriptors'} for message in messages]
-    data = b''.join(LENGTH.pack(len(body)) + body for body in (json.dumps(m).encode('utf-8') for m in messages))
+    messages = [
+        {key: value for key, value in message.items() if key != '_descriptors'}
+        for message in messages
+    ]
+    data = b''.join(
+        LENGTH.pack(len(body)) + body for body in (json.dumps(m).encode('utf-8') for m in messages)
+    )
     received = []
     while data:
         cut = cuts[len(data) % len(cuts)]
@@ -97,13 +114,14 @@ def test_frames_may_be_split_anywhere(messages, cuts):
 
 # -- descriptors -------------------------------------------------------------------------------------------------------------
 
+
 def test_descriptors_come_with_their_message_and_in_order(ends):
     master, worker = ends
     first, second = pipes(3), pipes(2)
     master.queue({'do': 'answer', 'id': 1}, first)
     master.queue({'do': 'change', 'id': 2})
     master.queue({'do': 'units', 'id': 3}, second)
-    close_all(first + second)                     # queue has copies of its own
+    close_all(first + second)  # queue has copies of its own
     message, got = worker.read()
     assert message == {'do': 'answer', 'id': 1} and content(got) == ['0', '1', '2']
     assert worker.read() == ({'do': 'change', 'id': 2}, [])
@@ -143,7 +161,7 @@ def test_closing_closes_descriptors_that_nobody_took(ends):
     sent = pipes(2)
     master.queue({'do': 'serve'}, sent)
     close_all(sent)
-    worker._recvmsg()                             # arrived, and nobody reads the message
+    worker._recvmsg()  # arrived, and nobody reads the message
 
 
 def test_closing_closes_descriptors_of_messages_that_were_read_ahead(ends):
@@ -169,6 +187,7 @@ def test_closing_closes_descriptors_that_were_not_sent(ends):
 
 
 # -- the master never waits --------------------------------------------------------------------------------------------------
+
 
 def fill(master):
     """Queue until the socket takes no more; the number of messages."""
@@ -219,7 +238,8 @@ def test_a_worker_learns_that_the_master_is_gone(ends):
 
 
 def test_messages_of_many_threads_do_not_mix(ends):
-    """A worker's threads send at once, each message far larger than what the socket takes in one piece."""
+    """A worker's threads send at once, each message far larger than what the socket takes in one
+    piece."""
     master, worker = ends
     messages = [{'tell': 'peer', 'number': i, 'filling': str(i) * 300000} for i in range(8)]
     threads = [threading.Thread(target=worker.send, args=(message,)) for message in messages]
@@ -236,16 +256,33 @@ def test_messages_of_many_threads_do_not_mix(ends):
 
 # -- a worker is not trusted -------------------------------------------------------------------------------------------------
 
+
 def framed(body):
     return LENGTH.pack(len(body)) + body
 
 
-@pytest.mark.parametrize('data', [
-    framed(b''), framed(b'x'), framed(b'{'), framed(b'\xff\xfe'), framed(b'[]'), framed(b'3'), framed(b'null'), framed(b'"x"'),
-    framed(b'{"_descriptors": 1}'), framed(b'{"_descriptors": "x"}'), framed(b'{"_descriptors": null}'),
-    framed(b'{"_descriptors": 1e9}'), framed(b'[' * 100000),
-    LENGTH.pack(MAXIMUM_FRAME + 1), b'\xff\xff\xff\xff', b'GET / HTTP/1.0\r\n\r\n',
-], ids=lambda data: repr(data[:24]))
+@pytest.mark.parametrize(
+    'data',
+    [
+        framed(b''),
+        framed(b'x'),
+        framed(b'{'),
+        framed(b'\xff\xfe'),
+        framed(b'[]'),
+        framed(b'3'),
+        framed(b'null'),
+        framed(b'"x"'),
+        framed(b'{"_descriptors": 1}'),
+        framed(b'{"_descriptors": "x"}'),
+        framed(b'{"_descriptors": null}'),
+        framed(b'{"_descriptors": 1e9}'),
+        framed(b'[' * 100000),
+        LENGTH.pack(MAXIMUM_FRAME + 1),
+        b'\xff\xff\xff\xff',
+        b'GET / HTTP/1.0\r\n\r\n',
+    ],
+    ids=lambda data: repr(data[:24]),
+)
 def test_what_is_no_message_ends_the_channel(ends, data):
     master, worker = ends
     worker.socket.sendall(data)
@@ -274,7 +311,13 @@ def test_a_frame_that_claims_more_descriptors_than_came_closes_those_that_came(e
 
 def test_a_flood_of_descriptors_ends_the_channel(ends):
     master, worker = ends
-    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array('i', [worker.fileno()] * MAXIMUM_DESCRIPTORS))]
+    ancillary = [
+        (
+            socket.SOL_SOCKET,
+            socket.SCM_RIGHTS,
+            array.array('i', [worker.fileno()] * MAXIMUM_DESCRIPTORS),
+        )
+    ]
     with pytest.raises(ChannelClosed, match='descriptors that no message owns up to'):
         for _ in range(4):
             worker.socket.sendmsg([framed(b'{"tell": "ready"}')], ancillary)
@@ -287,6 +330,7 @@ def test_a_worker_that_never_stops_sending_does_not_keep_the_master(ends, monkey
 
     def endless(size, room, flags):
         return data, [], 0, None
+
     monkeypatch.setattr(master, 'socket', Endless(master.socket, endless))
     assert 0 < len(master.receive()) < 1000
 
@@ -326,7 +370,8 @@ def test_a_message_that_is_too_long_is_not_sent(ends):
 
 @pytest.mark.parametrize('reader, method', [(0, 'receive'), (1, 'read')])
 def test_an_end_that_closes_with_words_unread_is_a_closed_channel(ends, reader, method):
-    """The kernel says ECONNRESET then, and not end of file: a worker must end in order all the same."""
+    """The kernel says ECONNRESET then, and not end of file: a worker must end in order all the
+    same."""
     mine, other = ends[reader], ends[1 - reader]
     mine.send({'tell': 'peer'})
     other.close()

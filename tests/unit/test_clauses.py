@@ -5,18 +5,26 @@ import clauses
 
 def test_the_committed_table_is_the_rendered_one():
     with open(clauses.TABLE, encoding='utf-8') as file:
-        assert file.read() == clauses.render(clauses.collect()), 'run: python3 tests/clauses.py write'
+        assert file.read() == clauses.render(clauses.collect()), (
+            'run: python3 tests/clauses.py write'
+        )
 
 
 def test_every_marker_names_a_clause_that_is_known():
     named = set(clauses.collect())
     assert {clause.rpartition(' ')[0] for clause in named} == {'RFC 7143', 'RFC 7144'}
-    assert named == {subject if ' ' in subject else clauses.RFC + subject for subject in clauses.SUBJECTS}
+    assert named == {
+        subject if ' ' in subject else clauses.RFC + subject for subject in clauses.SUBJECTS
+    }
 
 
 def test_markers_are_found_and_sorted_by_number():
-    text = ("import pytest\n@pytest.mark.clause('RFC 7143 11.10', 'RFC 7143 9.1')\n@pytest.mark.parametrize('a', [1])\n"
-            "def test_one(a):\n    pass\n\n\ndef test_two():\n    pass\n")
+    text = (
+        "import pytest\n@pytest.mark.clause('RFC 7143 11.10', 'RFC 7143 9.1')\n@pytest.mark.parametrize('a', [1])\n"
+        "def test_one(a):\n    pass\n\n\ndef test_two():\n    pass\n"
+    )
     assert clauses.marked(text) == [('test_one', ['RFC 7143 11.10', 'RFC 7143 9.1'])]
-    assert sorted(['RFC 7143 C', 'RFC 7143 11.10', 'RFC 7143 11.2', 'RFC 7143 9.1', 'RFC 7143 11'], key=clauses.order) == [
-        'RFC 7143 9.1', 'RFC 7143 11', 'RFC 7143 11.2', 'RFC 7143 11.10', 'RFC 7143 C']
+    assert sorted(
+        ['RFC 7143 C', 'RFC 7143 11.10', 'RFC 7143 11.2', 'RFC 7143 9.1', 'RFC 7143 11'],
+        key=clauses.order,
+    ) == ['RFC 7143 9.1', 'RFC 7143 11', 'RFC 7143 11.2', 'RFC 7143 11.10', 'RFC 7143 C']

@@ -1,4 +1,5 @@
-"""CRC32C: the examples of RFC 3720 B.4, and that the quick way for long messages agrees with the definition."""
+"""CRC32C: the examples of RFC 3720 B.4, and that the quick way for long messages agrees with the
+definition."""
 
 import errno
 import os
@@ -9,8 +10,10 @@ import pytest
 
 from targetd import crc32c, kernel_crc32c
 
-READ_10 = bytes.fromhex('01c00000000000000000000000000000140000000000040000000014000000182800000000000000'
-                        '0200000000000000')
+READ_10 = bytes.fromhex(
+    '01c00000000000000000000000000000140000000000040000000014000000182800000000000000'
+    '0200000000000000'
+)
 
 EXAMPLES = [
     (bytes(32), 0x8A9136AA),
@@ -37,13 +40,37 @@ def bit_by_bit(data, register=0xFFFFFFFF):
 
 
 @pytest.mark.parametrize('data, expected', EXAMPLES)
-@pytest.mark.parametrize('function', [crc32c.crc32c, crc32c._python_crc32c], ids=[crc32c.NAME, 'fallback'])
+@pytest.mark.parametrize(
+    'function', [crc32c.crc32c, crc32c._python_crc32c], ids=[crc32c.NAME, 'fallback']
+)
 def test_examples_of_the_standard(function, data, expected):
     assert function(data) == expected
 
 
-@pytest.mark.parametrize('length', [1, 47, 48, 383, 384, 385, 386, 387, 511, 512, 513, 515, 516, 520, 1023, 1025, 4096, 4100,
-                                    8191])
+@pytest.mark.parametrize(
+    'length',
+    [
+        1,
+        47,
+        48,
+        383,
+        384,
+        385,
+        386,
+        387,
+        511,
+        512,
+        513,
+        515,
+        516,
+        520,
+        1023,
+        1025,
+        4096,
+        4100,
+        8191,
+    ],
+)
 def test_long_messages_agree_with_the_definition(length):
     data = bytes((i * 7 + i // 256 * 13) & 0xFF for i in range(length))
     assert crc32c._python_crc32c(data) == bit_by_bit(data)
@@ -58,7 +85,9 @@ def test_goes_on_from_an_earlier_value(cut):
         assert function(data[cut:], function(data[:cut])) == whole
 
 
-@pytest.mark.parametrize('kind', [bytes, bytearray, memoryview, lambda data: memoryview(bytearray(data))])
+@pytest.mark.parametrize(
+    'kind', [bytes, bytearray, memoryview, lambda data: memoryview(bytearray(data))]
+)
 def test_takes_any_buffer_and_leaves_it_alone(kind):
     data = bytes(range(256)) * 4
     buffer = kind(data)
@@ -74,7 +103,9 @@ def test_a_single_flipped_bit_is_noticed():
 
 
 def test_the_extension_is_preferred(monkeypatch):
-    monkeypatch.setitem(sys.modules, 'crc32c', types.SimpleNamespace(crc32c=lambda data, value=0: 42))
+    monkeypatch.setitem(
+        sys.modules, 'crc32c', types.SimpleNamespace(crc32c=lambda data, value=0: 42)
+    )
     function, name, is_fast = crc32c._choose()
     assert (function(b''), name, is_fast) == (42, 'crc32c', True)
 
@@ -110,9 +141,9 @@ class FakeRequest(object):
     """What the kernel's socket does, with the tables. Class attributes: how it goes wrong."""
 
     opened = []
-    wrong = 0                            # XORed onto every answer
-    refusal = None                       # raised by send
-    taken = None                         # bytes that send says it took
+    wrong = 0  # XORed onto every answer
+    refusal = None  # raised by send
+    taken = None  # bytes that send says it took
 
     def __init__(self):
         self.is_open = True
@@ -171,7 +202,8 @@ def test_threads_that_are_at_it_at_once_have_sockets_of_their_own(kernel):
     def recv(self, count):
         if not inner:
             inner.append(None)
-            inner.append(digest.crc32c(b'x' * 48))           # another thread, while this one waits for its answer
+            # another thread, while this one waits for its answer
+            inner.append(digest.crc32c(b'x' * 48))
         return FakeRequest.recv(self, count)
 
     kernel.recv = recv
@@ -187,10 +219,14 @@ def test_a_child_does_not_use_its_parents_socket(kernel, monkeypatch):
     assert len(kernel.opened) == 2 and kernel.opened[0].is_open
 
 
-@pytest.mark.parametrize('failure', [{'refusal': OSError(errno.ENOMEM, 'no memory')}, {'taken': 17}])
+@pytest.mark.parametrize(
+    'failure', [{'refusal': OSError(errno.ENOMEM, 'no memory')}, {'taken': 17}]
+)
 def test_a_request_that_fails_is_answered_by_the_tables_and_said_once(kernel, monkeypatch, failure):
     said = []
-    monkeypatch.setattr(kernel_crc32c.log, 'warning', lambda text, *values: said.append(text % values))
+    monkeypatch.setattr(
+        kernel_crc32c.log, 'warning', lambda text, *values: said.append(text % values)
+    )
     digest = kernel_crc32c.KernelDigest(crc32c._python_crc32c)
     for name, value in failure.items():
         setattr(kernel, name, value)
@@ -200,7 +236,7 @@ def test_a_request_that_fails_is_answered_by_the_tables_and_said_once(kernel, mo
     assert not any(request.is_open for request in kernel.opened)
     kernel.refusal = kernel.taken = None
     assert digest.crc32c(b'data' * 20) == bit_by_bit(b'data' * 20)
-    assert kernel.opened[-1].is_open                       # it is tried again, and kept
+    assert kernel.opened[-1].is_open  # it is tried again, and kept
 
 
 def test_without_descriptors_the_tables_answer(kernel, monkeypatch):

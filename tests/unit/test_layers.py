@@ -1,4 +1,5 @@
-"""Who may import whom: the table in ARCHITECTURE.md and the rules beneath it, held against the source."""
+"""Who may import whom: the table in ARCHITECTURE.md and the rules beneath it, held against the
+source."""
 
 import ast
 import os
@@ -20,7 +21,8 @@ from source_tree import (
 
 FILES = python_files('targetd')
 
-#: standard and foreign modules that only some may import: module -> the rooms, base files and single modules that may
+#: standard and foreign modules that only some may import: module -> the rooms, base files and
+#: single modules that may
 ONLY_IN = {
     'socket': {'master', 'worker', 'channel', 'admin', 'kernel_crc32c'},
     'threading': {'worker', 'channel'},
@@ -44,18 +46,41 @@ CALLED_ONLY_IN = {
     'platform.python_version': {'compat', 'cli'},
 }
 
-#: what a pure room may import from outside targetd: values in, values out, no clock, file, socket, thread, randomness, log
+#: what a pure room may import from outside targetd: values in, values out, no clock, file, socket,
+#: thread, randomness, log
 PURE = ('iscsi', 'isns', 'scsi')
 PURE_MAY_IMPORT = {
-    'abc', 'array', 'base64', 'binascii', 'bisect', 'collections', 'copy', 'enum', 'errno', 'functools', 'hashlib', 'hmac',
-    'ipaddress', 'itertools', 'json', 'math', 'operator', 're', 'string', 'stringprep', 'struct', 'types', 'unicodedata',
+    'abc',
+    'array',
+    'base64',
+    'binascii',
+    'bisect',
+    'collections',
+    'copy',
+    'enum',
+    'errno',
+    'functools',
+    'hashlib',
+    'hmac',
+    'ipaddress',
+    'itertools',
+    'json',
+    'math',
+    'operator',
+    're',
+    'string',
+    'stringprep',
+    'struct',
+    'types',
+    'unicodedata',
     'zlib',
 }
 PURE_MAY_NOT_CALL = {'open', 'input', 'print', 'exec', 'eval', '__import__'}
 
 
 def room_of(module):
-    """'targetd.scsi.sam' -> 'scsi'; a file at the top of the package is 'base', 'channel' or 'front door'."""
+    """'targetd.scsi.sam' -> 'scsi'; a file at the top of the package is 'base', 'channel' or 'front
+    door'."""
     parts = module.split('.')
     if len(parts) > 1 and parts[1] in ROOMS:
         return parts[1]
@@ -81,34 +106,45 @@ def may_import(table, source, target):
 
 
 def resolved(name, modules):
-    """The module of targetd that an imported dotted name means: 'targetd.scsi.sam.Task' is 'targetd.scsi.sam'."""
+    """The module of targetd that an imported dotted name means: 'targetd.scsi.sam.Task' is
+    'targetd.scsi.sam'."""
     while name not in modules and '.' in name:
         name = name.rsplit('.', 1)[0]
     return name
 
 
 def wrong_arrows(table, source, text, modules, is_package=False):
-    """['line 3: targetd.scsi.cdb', …]: the imports of targetd in `text` that the table does not have."""
+    """['line 3: targetd.scsi.cdb', …]: the imports of targetd in `text` that the table does not
+    have."""
     wrong = []
     for line, name in imports(ast.parse(text), source, is_package):
         if name.split('.')[0] == 'targetd':
             target = resolved(name, modules)
-            if target not in ('targetd', source) and target in modules and not may_import(table, source, target):
-                if not any(target == 'targetd.' + room for room in ROOMS):      # `from targetd import scsi` imports no content
+            if (
+                target not in ('targetd', source)
+                and target in modules
+                and not may_import(table, source, target)
+            ):
+                # `from targetd import scsi` imports no content
+                if not any(target == 'targetd.' + room for room in ROOMS):
                     wrong.append('line %d: %s' % (line, target))
-                elif room_of(source) != room_of(target) and import_is_whole_room(table, source, target):
+                elif room_of(source) != room_of(target) and import_is_whole_room(
+                    table, source, target
+                ):
                     wrong.append('line %d: all of %s' % (line, target))
     return wrong
 
 
 def import_is_whole_room(table, source, target):
-    """True if importing a room's package as such goes beyond the table (its modules would be reached as attributes)."""
+    """True if importing a room's package as such goes beyond the table (its modules would be
+    reached as attributes)."""
     row = table.get(room_of(source))
     return row is None or row[room_of(target)] is not True
 
 
 def owners(module):
-    """Every name by which a rule may allow a module: its room, its path within targetd, its base file."""
+    """Every name by which a rule may allow a module: its room, its path within targetd, its base
+    file."""
     inner = module.split('.')[1:]
     return {room_of(module), '.'.join(inner), inner[0] if inner else ''}
 
@@ -143,7 +179,11 @@ def wrong_calls(source, text):
         name = dotted(node)
         if name in CALLED_ONLY_IN and not owners(source) & CALLED_ONLY_IN[name]:
             wrong.append('line %d: %s' % (node.lineno, name))
-        if isinstance(node, ast.Call) and room_of(source) in PURE and dotted(node.func) in PURE_MAY_NOT_CALL:
+        if (
+            isinstance(node, ast.Call)
+            and room_of(source) in PURE
+            and dotted(node.func) in PURE_MAY_NOT_CALL
+        ):
             wrong.append('line %d: %s() in a pure room' % (node.lineno, dotted(node.func)))
     for name in froms & set(CALLED_ONLY_IN):
         if not owners(source) & CALLED_ONLY_IN[name]:
@@ -168,7 +208,11 @@ def test_the_table_has_a_row_for_every_room(table):
 
 
 def test_every_directory_of_the_package_is_a_room():
-    directories = {name for name in os.listdir(PACKAGE) if os.path.isdir(os.path.join(PACKAGE, name)) and name != '__pycache__'}
+    directories = {
+        name
+        for name in os.listdir(PACKAGE)
+        if os.path.isdir(os.path.join(PACKAGE, name)) and name != '__pycache__'
+    }
     assert directories == set(ROOMS)
 
 
@@ -188,16 +232,23 @@ def test_forks_and_version_checks_stay_in_their_rooms(path):
     assert wrong_calls(module_name(path), read(path)) == []
 
 
-@pytest.mark.parametrize('path', [p for p in FILES if room_of(module_name(p)) == 'base'], ids=relative)
+@pytest.mark.parametrize(
+    'path', [p for p in FILES if room_of(module_name(p)) == 'base'], ids=relative
+)
 def test_base_imports_only_base(path, table, modules):
     assert wrong_arrows(table, module_name(path), read(path), modules) == []
 
 
 def test_the_rules_beneath_the_table_are_the_rules_held_here():
     text = read(os.path.join(ROOT, 'ARCHITECTURE.md'))
-    for rule in ('`socket` only in master, worker, channel, admin', '`threading` only in worker (and one lock in channel)',
-                 '`os.fork` only in master', 'no `logging` in iscsi, scsi', '`configobj` only in config.loader',
-                 'version checks only in compat'):
+    for rule in (
+        '`socket` only in master, worker, channel, admin',
+        '`threading` only in worker (and one lock in channel)',
+        '`os.fork` only in master',
+        'no `logging` in iscsi, scsi',
+        '`configobj` only in config.loader',
+        'version checks only in compat',
+    ):
         assert rule in text
 
 
@@ -208,12 +259,14 @@ def test_nobody_starts_a_thread_in_the_channel():
 
 
 def folder_of(module):
-    """'targetd.master.units.replication' -> 'targetd.master.units'; '' for a module that is in no inner folder."""
+    """'targetd.master.units.replication' -> 'targetd.master.units'; '' for a module that is in no
+    inner folder."""
     return module.rpartition('.')[0] if module.count('.') > 2 else ''
 
 
 def may_import_within_room(folders, source, target):
-    """True if the table of inner folders lets module `source` import module `target` of the same room."""
+    """True if the table of inner folders lets module `source` import module `target` of the same
+    room."""
     here = folder_of(source)
     if not here or here == folder_of(target):
         return True
@@ -222,12 +275,19 @@ def may_import_within_room(folders, source, target):
 
 
 def wrong_inner_arrows(folders, source, text, modules):
-    """['line 3: targetd.master.reload', …]: the imports of the source's own room that the inner table does not have."""
+    """['line 3: targetd.master.reload', …]: the imports of the source's own room that the inner
+    table does not have."""
     wrong = []
     for line, name in imports(ast.parse(text), source, False):
         target = resolved(name, modules)
-        if target in modules and target.split('.')[:2] == source.split('.')[:2] and target.count('.') > 1:
-            if target + '.__init__' != source and not may_import_within_room(folders, source, target):
+        if (
+            target in modules
+            and target.split('.')[:2] == source.split('.')[:2]
+            and target.count('.') > 1
+        ):
+            if target + '.__init__' != source and not may_import_within_room(
+                folders, source, target
+            ):
                 wrong.append('line %d: %s' % (line, target))
     return wrong
 
@@ -242,71 +302,98 @@ def test_imports_between_inner_folders_follow_the_table(path, modules):
     assert wrong_inner_arrows(folder_table(), module_name(path), read(path), modules) == []
 
 
-@pytest.mark.parametrize('source, text, count', [
-    ('targetd.master.units.replication', 'from targetd.master.master import Master', 1),
-    ('targetd.master.units.replication', 'from targetd.master.units.transitions import Refusal', 0),
-    ('targetd.master.units.replication', 'from targetd.master.exports import exports', 1),
-    ('targetd.master.exports.exports', 'from targetd.master.units import transitions', 0),
-    ('targetd.master.master', 'from targetd.master.units.replication import Units', 0),
-    ('targetd.scsi.copy.rod_tokens', 'from targetd.scsi.sense import CheckCondition', 0),
-    ('targetd.worker.copy.guests', 'from targetd.worker.main import Worker', 1),
-])
+@pytest.mark.parametrize(
+    'source, text, count',
+    [
+        ('targetd.master.units.replication', 'from targetd.master.master import Master', 1),
+        (
+            'targetd.master.units.replication',
+            'from targetd.master.units.transitions import Refusal',
+            0,
+        ),
+        ('targetd.master.units.replication', 'from targetd.master.exports import exports', 1),
+        ('targetd.master.exports.exports', 'from targetd.master.units import transitions', 0),
+        ('targetd.master.master', 'from targetd.master.units.replication import Units', 0),
+        ('targetd.scsi.copy.rod_tokens', 'from targetd.scsi.sense import CheckCondition', 0),
+        ('targetd.worker.copy.guests', 'from targetd.worker.main import Worker', 1),
+    ],
+)
 def test_a_wrong_inner_arrow_is_found(source, text, count, modules):
     assert len(wrong_inner_arrows(folder_table(), source, text, modules)) == count
 
 
-KNOWN = {'targetd.scsi.sam', 'targetd.scsi.cdb', 'targetd.iscsi.keys', 'targetd.iscsi.login', 'targetd.errors', 'targetd.scsi',
-         'targetd.master.master', 'targetd.cli', 'targetd.iscsi.const', 'targetd.worker.main',
-         'targetd.worker.replica', 'targetd'}
+KNOWN = {
+    'targetd.scsi.sam',
+    'targetd.scsi.cdb',
+    'targetd.iscsi.keys',
+    'targetd.iscsi.login',
+    'targetd.errors',
+    'targetd.scsi',
+    'targetd.master.master',
+    'targetd.cli',
+    'targetd.iscsi.const',
+    'targetd.worker.main',
+    'targetd.worker.replica',
+    'targetd',
+}
 
 
-@pytest.mark.parametrize('source, text, count', [
-    ('targetd.iscsi.session', 'from targetd.scsi.sam import Task', 0),
-    ('targetd.iscsi.session', 'from targetd.scsi import sam', 0),
-    ('targetd.iscsi.session', 'from targetd.scsi import cdb', 1),
-    ('targetd.iscsi.session', 'import targetd.scsi.cdb', 1),
-    ('targetd.iscsi.session', 'from ..scsi import cdb', 1),
-    ('targetd.iscsi.session', 'def f():\n    from targetd.scsi.cdb import READ_10', 1),
-    ('targetd.iscsi.session', 'from targetd import scsi', 1),
-    ('targetd.iscsi.session', 'from targetd.errors import TargetdError', 1),
-    ('targetd.config.loader', 'from targetd.iscsi.keys import KEYS', 0),
-    ('targetd.config.loader', 'from targetd.iscsi.login import LoginNegotiation', 1),
-    ('targetd.master.processes.workers', 'from targetd.worker.main import run', 0),
-    ('targetd.master.processes.workers', 'from targetd.worker.replica import Replica', 1),
-    ('targetd.errors', 'from targetd.scsi.sam import Task', 1),
-    ('targetd.admin.cli', 'from targetd.master.master import Master', 1),
-    ('targetd.master.master', 'from targetd.cli import main', 1),
-    ('targetd.cli', 'from targetd.master.master import Master', 0),
-    ('targetd.cli', 'from targetd.worker.main import run', 1),
-])
+@pytest.mark.parametrize(
+    'source, text, count',
+    [
+        ('targetd.iscsi.session', 'from targetd.scsi.sam import Task', 0),
+        ('targetd.iscsi.session', 'from targetd.scsi import sam', 0),
+        ('targetd.iscsi.session', 'from targetd.scsi import cdb', 1),
+        ('targetd.iscsi.session', 'import targetd.scsi.cdb', 1),
+        ('targetd.iscsi.session', 'from ..scsi import cdb', 1),
+        ('targetd.iscsi.session', 'def f():\n    from targetd.scsi.cdb import READ_10', 1),
+        ('targetd.iscsi.session', 'from targetd import scsi', 1),
+        ('targetd.iscsi.session', 'from targetd.errors import TargetdError', 1),
+        ('targetd.config.loader', 'from targetd.iscsi.keys import KEYS', 0),
+        ('targetd.config.loader', 'from targetd.iscsi.login import LoginNegotiation', 1),
+        ('targetd.master.processes.workers', 'from targetd.worker.main import run', 0),
+        ('targetd.master.processes.workers', 'from targetd.worker.replica import Replica', 1),
+        ('targetd.errors', 'from targetd.scsi.sam import Task', 1),
+        ('targetd.admin.cli', 'from targetd.master.master import Master', 1),
+        ('targetd.master.master', 'from targetd.cli import main', 1),
+        ('targetd.cli', 'from targetd.master.master import Master', 0),
+        ('targetd.cli', 'from targetd.worker.main import run', 1),
+    ],
+)
 def test_a_wrong_arrow_is_found(table, source, text, count):
     assert len(wrong_arrows(table, source, text, KNOWN)) == count
 
 
-@pytest.mark.parametrize('source, text, count', [
-    ('targetd.store.file', 'import socket', 1),
-    ('targetd.store.file', 'from socket import socketpair', 1),
-    ('targetd.master.logins.portals', 'import socket', 0),
-    ('targetd.channel', 'import threading', 0),
-    ('targetd.master.master', 'import threading', 1),
-    ('targetd.config.model', 'import configobj', 1),
-    ('targetd.config.loader', 'from configobj import ConfigObj', 0),
-    ('targetd.scsi.sbc', 'import logging', 1),
-    ('targetd.iscsi.chap', 'import random', 1),
-    ('targetd.iscsi.chap', 'import hashlib', 0),
-    ('targetd.iscsi.session', 'import time', 1),
-])
+@pytest.mark.parametrize(
+    'source, text, count',
+    [
+        ('targetd.store.file', 'import socket', 1),
+        ('targetd.store.file', 'from socket import socketpair', 1),
+        ('targetd.master.logins.portals', 'import socket', 0),
+        ('targetd.channel', 'import threading', 0),
+        ('targetd.master.master', 'import threading', 1),
+        ('targetd.config.model', 'import configobj', 1),
+        ('targetd.config.loader', 'from configobj import ConfigObj', 0),
+        ('targetd.scsi.sbc', 'import logging', 1),
+        ('targetd.iscsi.chap', 'import random', 1),
+        ('targetd.iscsi.chap', 'import hashlib', 0),
+        ('targetd.iscsi.session', 'import time', 1),
+    ],
+)
 def test_a_wrong_module_is_found(source, text, count):
     assert len(wrong_modules(source, text)) == count
 
 
-@pytest.mark.parametrize('source, text, count', [
-    ('targetd.worker.main', 'import os\nos.fork()', 1),
-    ('targetd.worker.main', 'from os import fork', 1),
-    ('targetd.master.processes.workers', 'import os\nos.fork()', 0),
-    ('targetd.store.posix', 'import sys\nold = sys.version_info < (3, 7)', 1),
-    ('targetd.compat', 'import sys\nold = sys.version_info < (3, 7)', 0),
-    ('targetd.scsi.sbc', 'open("/etc/passwd")', 1),
-])
+@pytest.mark.parametrize(
+    'source, text, count',
+    [
+        ('targetd.worker.main', 'import os\nos.fork()', 1),
+        ('targetd.worker.main', 'from os import fork', 1),
+        ('targetd.master.processes.workers', 'import os\nos.fork()', 0),
+        ('targetd.store.posix', 'import sys\nold = sys.version_info < (3, 7)', 1),
+        ('targetd.compat', 'import sys\nold = sys.version_info < (3, 7)', 0),
+        ('targetd.scsi.sbc', 'open("/etc/passwd")', 1),
+    ],
+)
 def test_a_wrong_call_is_found(source, text, count):
     assert len(wrong_calls(source, text)) == count

@@ -37,7 +37,10 @@ def test_levels(tmp_path):
     log.set_level('debug')
     log.debug('yes too')
     assert log.is_debug()
-    assert [line.split('] ')[1] for line in read(tmp_path / 'log').splitlines()] == ['error: yes', 'debug: yes too']
+    assert [line.split('] ')[1] for line in read(tmp_path / 'log').splitlines()] == [
+        'error: yes',
+        'debug: yes too',
+    ]
 
 
 def test_stderr_before_start_and_after_stop(tmp_path, capfd):
@@ -54,7 +57,12 @@ def test_a_peer_cannot_write_lines_of_its_own(tmp_path):
     log.info('%s refused', 'iqn.x\n2026-01-01 targetd[1] root logged in\x1b[2J\udc80')
     log.info('%s', 'x' * 100000)
     lines = read(tmp_path / 'log').splitlines()
-    assert len(lines) == 2 and '\\n2026' in lines[0] and '\x1b' not in lines[0] and '\\udc80' in lines[0]
+    assert (
+        len(lines) == 2
+        and '\\n2026' in lines[0]
+        and '\x1b' not in lines[0]
+        and '\\udc80' in lines[0]
+    )
     assert len(lines[1]) < 5000
 
 

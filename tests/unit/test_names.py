@@ -24,7 +24,8 @@ def words(name):
 
 
 def defined_names(tree):
-    """(line, name) of what a module names itself: classes, functions, arguments, variables, attributes, aliases."""
+    """(line, name) of what a module names itself: classes, functions, arguments, variables,
+    attributes, aliases."""
     for node in ast.walk(tree):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
             yield node.lineno, node.name
@@ -37,7 +38,11 @@ def defined_names(tree):
 
 
 def forbidden_names(text):
-    return ['line %d: %s' % (line, name) for line, name in defined_names(ast.parse(text)) if FORBIDDEN & set(words(name))]
+    return [
+        'line %d: %s' % (line, name)
+        for line, name in defined_names(ast.parse(text))
+        if FORBIDDEN & set(words(name))
+    ]
 
 
 def notes(text):
@@ -55,21 +60,30 @@ def test_no_forbidden_word_in_a_name(path):
     assert not FORBIDDEN & set(words(os.path.basename(path)[:-3]))
 
 
-@pytest.mark.parametrize('path', [path for path in FILES if os.path.abspath(path) != THIS], ids=relative)
+@pytest.mark.parametrize(
+    'path', [path for path in FILES if os.path.abspath(path) != THIS], ids=relative
+)
 def test_nothing_is_marked_as_not_done(path):
     assert notes(read(path)) == []
 
 
 def test_test_modules_have_names_of_their_own():
     """Without __init__.py two test modules of one name would hide each other."""
-    names = [os.path.basename(path) for path in python_files('tests')
-             if os.path.basename(path) != 'conftest.py'
-             and not os.path.exists(os.path.join(os.path.dirname(path), '__init__.py'))]
+    names = [
+        os.path.basename(path)
+        for path in python_files('tests')
+        if os.path.basename(path) != 'conftest.py'
+        and not os.path.exists(os.path.join(os.path.dirname(path), '__init__.py'))
+    ]
     assert sorted(names) == sorted(set(names))
 
 
 def test_no_shared_names_file_hides_in_the_tree():
-    assert not [path for path in python_files('targetd') if os.path.basename(path) in ('common.py', 'utils.py', 'tools.py')]
+    assert not [
+        path
+        for path in python_files('targetd')
+        if os.path.basename(path) in ('common.py', 'utils.py', 'tools.py')
+    ]
     assert os.path.exists(os.path.join(ROOT, 'ARCHITECTURE.md'))
 
 
@@ -89,11 +103,19 @@ def test_no_two_modules_of_different_meaning_share_a_base_name():
     assert {base for base in bases if bases.count(base) > 1} - set(SAME_MEANING) == set()
 
 
-@pytest.mark.parametrize('text, count', [
-    ('class SessionUtility: pass', 1), ('def misc(): pass', 1), ('buffer_util = 1', 1),
-    ('def f(utils): pass', 1), ('import os as utils', 1), ('class CopyManager: pass', 0),
-    ('managed = utilise = 1', 0), ('import distutils', 0),
-])
+@pytest.mark.parametrize(
+    'text, count',
+    [
+        ('class SessionUtility: pass', 1),
+        ('def misc(): pass', 1),
+        ('buffer_util = 1', 1),
+        ('def f(utils): pass', 1),
+        ('import os as utils', 1),
+        ('class CopyManager: pass', 0),
+        ('managed = utilise = 1', 0),
+        ('import distutils', 0),
+    ],
+)
 def test_a_forbidden_word_is_found(text, count):
     assert len(forbidden_names(text)) == count
 

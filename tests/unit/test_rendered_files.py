@@ -28,24 +28,33 @@ def test_the_sample_can_be_used_as_it_is(tmp_path):
 
 
 def test_every_line_of_the_sample_can_be_put_in_force(tmp_path):
-    """Without the '#' that stands directly before it. The two kinds of store exclude each other; encryption may be missing."""
+    """Without the '#' that stands directly before it. The two kinds of store exclude each other;
+    encryption may be missing."""
     (tmp_path / 'erp.secrets').write_text('other 12-to-16-chars\n')
     text = re.sub('^( *)#(?=[^ #\n])', r'\1', render.sample(), flags=re.MULTILINE)
     text = re.sub('^ *direct-store.*\n', '', text, flags=re.MULTILINE)
     if xts.why_not():
         text = re.sub('^ *encryption-key-file.*\n', '', text, flags=re.MULTILINE)
-    text = text.replace('/etc/targetd.d/erp.secrets', 'erp.secrets').replace('/etc/targetd.d/*.conf', 'none/*.conf')
+    text = text.replace('/etc/targetd.d/erp.secrets', 'erp.secrets').replace(
+        '/etc/targetd.d/*.conf', 'none/*.conf'
+    )
     (tmp_path / 'targetd.conf').write_text(text)
     configuration = loader.load(str(tmp_path / 'targetd.conf'))
     erp, disk1 = configuration.targets.values()
     assert erp.luns[0].size == 200 << 30 and erp.accounts == (('erp', '12-to-16-chars'),)
-    assert disk1.keys == dict(model.DEFAULT_KEYS) and disk1.luns[0].naa and disk1.accounts[1] == ('other', '12-to-16-chars')
+    assert (
+        disk1.keys == dict(model.DEFAULT_KEYS)
+        and disk1.luns[0].naa
+        and disk1.accounts[1] == ('other', '12-to-16-chars')
+    )
     assert configuration.server.incomingdiscoveryuser == (('finder', '12-to-16-chars'),)
 
 
 def test_the_sample_holds_every_setting():
     for row in settings.TABLE:
-        assert re.search('^ *#?%s = ' % re.escape(row.name), render.sample(), flags=re.MULTILINE), row.name
+        assert re.search('^ *#?%s = ' % re.escape(row.name), render.sample(), flags=re.MULTILINE), (
+            row.name
+        )
 
 
 def test_the_manual_page_and_the_help_explain_every_setting():
@@ -60,8 +69,12 @@ def test_the_manual_page_and_the_help_explain_every_setting():
 @pytest.mark.skipif(not shutil.which('groff'), reason='groff is not installed (Debian: groff)')
 @pytest.mark.parametrize('name', MANUALS)
 def test_groff_has_nothing_to_say_about_the_manual_pages(name):
-    run = subprocess.run(['groff', '-ww', '-man', '-Tutf8', '-z'], input=render.OUTPUTS[name][1]().encode('utf-8'),
-                         stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    run = subprocess.run(
+        ['groff', '-ww', '-man', '-Tutf8', '-z'],
+        input=render.OUTPUTS[name][1]().encode('utf-8'),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     assert (run.returncode, run.stderr) == (0, b'')
 
 

@@ -1,4 +1,5 @@
-"""Asymmetric access: two portal groups of one target, the administrator, and two initiators with a path each."""
+"""Asymmetric access: two portal groups of one target, the administrator, and two initiators with a
+path each."""
 
 import os
 import struct
@@ -18,7 +19,8 @@ READ = struct.pack('>BBIBHB', 0x28, 0, 0, 0, 1, 0)
 
 
 class TwoPaths(object):
-    """A daemon whose TARGET is reached through portal groups 1 and 2; `path(1)` is a fresh session through the first."""
+    """A daemon whose TARGET is reached through portal groups 1 and 2; `path(1)` is a fresh session
+    through the first."""
 
     def __init__(self, daemon, ready):
         self.daemon, self.ready, self.second = daemon, ready, free_port()
@@ -30,13 +32,28 @@ class TwoPaths(object):
         return self
 
     def path(self, group, name=ONE):
-        return self.ready(self.daemon, address=('127.0.0.1', {1: self.daemon.port, 2: self.second}[group]), name=name)
+        return self.ready(
+            self.daemon,
+            address=('127.0.0.1', {1: self.daemon.port, 2: self.second}[group]),
+            name=name,
+        )
 
     def command(self, *words):
         """(exit code, output) of targetctl."""
-        done = subprocess.run([self.daemon.python, '-m', 'targetd.admin.cli', '-s', os.path.join(self.daemon.directory,
-                               'targetd.sock')] + list(words), env=dict(os.environ, PYTHONPATH=ROOT), stdout=subprocess.PIPE,
-                              stderr=subprocess.STDOUT, timeout=20)
+        done = subprocess.run(
+            [
+                self.daemon.python,
+                '-m',
+                'targetd.admin.cli',
+                '-s',
+                os.path.join(self.daemon.directory, 'targetd.sock'),
+            ]
+            + list(words),
+            env=dict(os.environ, PYTHONPATH=ROOT),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=20,
+        )
         return done.returncode, done.stdout.decode()
 
     def set(self, group, state):
@@ -53,12 +70,16 @@ def groups(session, extended=False):
     cdb = struct.pack('>BB4xIxx', 0xA3, 0x2A if extended else 0x0A, 4356)
     data = session.run(cdb, read=4356).good().data
     assert struct.unpack_from('>I', data)[0] == len(data) - 4
-    data, found = data[8 if extended else 4:], {}
+    data, found = data[8 if extended else 4 :], {}
     while data:
         state, supported, tag, status, count = struct.unpack_from('>BBHxBxB', data)
         assert supported == 0xCF, 'no PREF, no LBD'
-        found[tag] = (state, status, [struct.unpack_from('>2xH', data, 8 + 4 * n)[0] for n in range(count)])
-        data = data[8 + 4 * count:]
+        found[tag] = (
+            state,
+            status,
+            [struct.unpack_from('>2xH', data, 8 + 4 * n)[0] for n in range(count)],
+        )
+        data = data[8 + 4 * count :]
     return found
 
 
@@ -73,9 +94,13 @@ def set_groups(session, *pairs):
 
 def own_group(session):
     """(relative port, target port group, logical unit group) of the designators of VPD page 83h."""
-    data, found, offset = session.run(bytes.fromhex('12 01 83 00ff 00'), read=255).good().data, {}, 4
+    data, found, offset = (
+        session.run(bytes.fromhex('12 01 83 00ff 00'), read=255).good().data,
+        {},
+        4,
+    )
     while offset + 4 <= len(data):
-        found[data[offset + 1] & 0x3F] = data[offset + 4:offset + 4 + data[offset + 3]]
+        found[data[offset + 1] & 0x3F] = data[offset + 4 : offset + 4 + data[offset + 3]]
         offset += 4 + data[offset + 3]
     return tuple(struct.unpack('>2xH', found[kind])[0] for kind in (0x14, 0x15, 0x06))
 
@@ -87,14 +112,23 @@ def tpgs(session):
 def test_one_portal_group_says_nothing_of_groups(served, ready):
     session = ready(served)
     assert tpgs(session) == 0
-    assert session.run(bytes.fromhex('a3 0a 00000000 00001104 00 00'), read=4356).key == (5, 0x24, 0)
+    assert session.run(bytes.fromhex('a3 0a 00000000 00001104 00 00'), read=4356).key == (
+        5,
+        0x24,
+        0,
+    )
 
 
 def test_two_portal_groups_are_implicit_and_optimized(paths):
     paths.start()
     one, two = paths.path(1), paths.path(2, TWO)
     assert tpgs(one) == tpgs(two) == 1
-    assert groups(one) == groups(two) == groups(one, extended=True) == {1: (OPTIMIZED, 0, [1]), 2: (OPTIMIZED, 0, [2])}
+    assert (
+        groups(one)
+        == groups(two)
+        == groups(one, extended=True)
+        == {1: (OPTIMIZED, 0, [1]), 2: (OPTIMIZED, 0, [2])}
+    )
     assert own_group(one) == (1, 1, 1) and own_group(two) == (2, 2, 1)
     assert set_groups(one, (STANDBY, 2)).key == (5, 0x24, 0)
 
@@ -113,8 +147,15 @@ def test_the_configuration_gives_a_state_and_a_reload_another(paths):
     assert one.run(READ, read=512).status == GOOD
 
 
-@pytest.mark.parametrize('word, state, qualifier', [('standby', STANDBY, 0x0B), ('unavailable', UNAVAILABLE, 0x0C),
-                                                    ('offline', OFFLINE, 0x12), ('transitioning', TRANSITIONING, 0x0A)])
+@pytest.mark.parametrize(
+    'word, state, qualifier',
+    [
+        ('standby', STANDBY, 0x0B),
+        ('unavailable', UNAVAILABLE, 0x0C),
+        ('offline', OFFLINE, 0x12),
+        ('transitioning', TRANSITIONING, 0x0A),
+    ],
+)
 def test_the_administrator_closes_a_path_and_opens_it_again(paths, word, state, qualifier):
     paths.start()
     one, two = paths.path(1), paths.path(2, TWO)
@@ -127,7 +168,9 @@ def test_the_administrator_closes_a_path_and_opens_it_again(paths, word, state, 
     assert two.run(struct.pack('>BBIBHB', 0x2A, 0, 0, 0, 8, 0), out=pattern(1, 4096)).key == refused
     assert two.run(TEST_UNIT_READY).key == refused
     assert two.run(bytes.fromhex('12 00 00 0060 00'), read=96).status == GOOD
-    assert (two.run(bytes.fromhex('1a 00 3f 00 ff 00'), read=255).status == GOOD) == (word == 'standby')
+    assert (two.run(bytes.fromhex('1a 00 3f 00 ff 00'), read=255).status == GOOD) == (
+        word == 'standby'
+    )
     assert one.run(READ, read=512).status == GOOD
     assert one.read(0, 1) == bytes(512), 'the refused write left no trace'
     paths.set(2, 'optimized')
@@ -145,7 +188,11 @@ def test_a_fresh_session_finds_what_the_administrator_said(paths):
 
 def test_what_the_administrator_cannot_say(paths):
     paths.start()
-    for words in (['iqn.2026-11.none:x', '1', 'standby'], [TARGET, '3', 'standby'], [TARGET, '1', 'asleep']):
+    for words in (
+        ['iqn.2026-11.none:x', '1', 'standby'],
+        [TARGET, '3', 'standby'],
+        [TARGET, '1', 'asleep'],
+    ):
         code, text = paths.command('alua', *words)
         assert code == 1 and text.strip()
 
@@ -160,7 +207,9 @@ def test_explicit_mode(paths):
     assert one.run(TEST_UNIT_READY).key == STATES_CHANGED
     assert one.run(READ, read=512).key == (2, 0x04, 0x0B)
     assert groups(two) == {1: (STANDBY, 1, [1]), 2: (OPTIMIZED, 0, [2])}
-    assert set_groups(one, (OPTIMIZED, 1)).status == GOOD, 'a path in standby takes the command that ends it'
+    assert set_groups(one, (OPTIMIZED, 1)).status == GOOD, (
+        'a path in standby takes the command that ends it'
+    )
     assert one.run(READ, read=512).status == GOOD
     assert set_groups(one, (OFFLINE, 1)).key == (5, 0x26, 0)
     assert set_groups(one, (STANDBY, 9)).key == (5, 0x26, 0)
@@ -185,6 +234,10 @@ def test_referrals_and_pages_agree_with_the_groups(paths):
     session = paths.path(1)
     listed = session.run(bytes.fromhex('12 01 00 00ff 00'), read=255).good().data[4:]
     assert 0xB3 in listed
-    assert session.run(bytes.fromhex('12 01 b3 00ff 00'), read=255).good().data == bytes.fromhex('00b3000c') + bytes(12)
+    assert session.run(bytes.fromhex('12 01 b3 00ff 00'), read=255).good().data == bytes.fromhex(
+        '00b3000c'
+    ) + bytes(12)
     data = session.run(struct.pack('>BBQIBB', 0x9E, 0x13, 0, 255, 0, 0), read=255).good().data
-    assert data == struct.pack('>2xH3xBQQBxHBxH', 28, 2, 0, (64 << 20) // 512 - 1, OPTIMIZED, 1, STANDBY, 2)
+    assert data == struct.pack(
+        '>2xH3xBQQBxHBxH', 28, 2, 0, (64 << 20) // 512 - 1, OPTIMIZED, 1, STANDBY, 2
+    )

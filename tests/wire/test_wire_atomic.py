@@ -1,4 +1,5 @@
-"""WRITE ATOMIC on a disk with atomic-writes = yes: all or nothing, whoever reads, and whoever is killed."""
+"""WRITE ATOMIC on a disk with atomic-writes = yes: all or nothing, whoever reads, and whoever is
+killed."""
 
 import os
 import signal
@@ -51,6 +52,7 @@ def limits(session):
 
 # -- what is offered -----------------------------------------------------------------------------------------------------
 
+
 def test_it_is_offered_where_the_administrator_wants_it(atomic, ready):
     session = ready(atomic)
     assert limits(session) == (2048, 0, 0, 0, 0)
@@ -79,8 +81,10 @@ def test_nothing_is_left_of_it_after_an_orderly_end(daemon, ready):
 
 # -- others --------------------------------------------------------------------------------------------------------------
 
+
 class Reader(threading.Thread):
-    """Reads the range again and again, until told to stop; `seen`: every content that a command found."""
+    """Reads the range again and again, until told to stop; `seen`: every content that a command
+    found."""
 
     def __init__(self, session):
         super(Reader, self).__init__(daemon=True)
@@ -100,7 +104,8 @@ class Reader(threading.Thread):
 
 
 def mixtures(daemon, ready, write, rounds=12):
-    """What two readers in sessions of their own found that is neither old nor new, while `write` went on."""
+    """What two readers in sessions of their own found that is neither old nor new, while `write`
+    went on."""
     writer = ready(daemon, name=ONE)
     writer.write(0, filled(b'\0'))
     readers = [Reader(ready(daemon, name=name)) for name in (TWO, THREE)]
@@ -116,7 +121,7 @@ def mixtures(daemon, ready, write, rounds=12):
         assert reader.failure is None and not reader.is_alive()
     whole = {bytes([number]) * LENGTH for number in range(rounds + 1)}
     found = set().union(*(reader.seen for reader in readers))
-    assert len(found & whole) > 1                    # they did not all come too late
+    assert len(found & whole) > 1  # they did not all come too late
     return found - whole
 
 
@@ -129,18 +134,24 @@ def test_readers_find_plain_writes_half_done_where_nobody_locks(daemon, ready):
 @pytest.mark.parametrize('command', ['WRITE ATOMIC', 'WRITE'])
 def test_readers_never_find_a_write_half_done(daemon, ready, command):
     serve(daemon, 'atomic-writes = yes', TEAR % '2ms')
-    write = {'WRITE ATOMIC': lambda session, data: write_atomic(session, 0, data).good(),
-             'WRITE': lambda session, data: session.write(0, data)}[command]
+    write = {
+        'WRITE ATOMIC': lambda session, data: write_atomic(session, 0, data).good(),
+        'WRITE': lambda session, data: session.write(0, data),
+    }[command]
     assert mixtures(daemon, ready, write) == set()
 
 
 def lost_writes(daemon, ready, rounds=12):
-    """Writes of one session that a COMPARE AND WRITE of another undid, which compared before them and wrote after them."""
+    """Writes of one session that a COMPARE AND WRITE of another undid, which compared before them
+    and wrote after them."""
     one, two = ready(daemon, name=ONE), ready(daemon, name=TWO)
     lost = []
     for number in range(1, rounds + 1):
         one.write(0, filled(b'\0', 512))
-        swap = one.submit(struct.pack('>BBQ3xBBB', 0x89, 0, 0, 1, 0, 0), out=filled(b'\0', 512) + filled(b'\xff', 512))
+        swap = one.submit(
+            struct.pack('>BBQ3xBBB', 0x89, 0, 0, 1, 0, 0),
+            out=filled(b'\0', 512) + filled(b'\xff', 512),
+        )
         two.write(0, bytes([number]) * 512)
         result = one.wait(swap)
         assert result.status == 0 or result.key[0] == 0xE
@@ -163,7 +174,16 @@ def test_compare_and_write_is_atomic_against_plain_writes(daemon, ready):
 def test_a_copy_out_of_a_disk_of_another_target_takes_old_or_new(daemon, sessions, ready):
     """EXTENDED COPY: the worker that copies is no session of that target, and locks all the same."""
     daemon.target(TARGET)
-    daemon.target(OTHER, luns={3: ['backing-store = %s' % daemon.image('other.img'), 'atomic-writes = yes', TEAR % '2ms']})
+    daemon.target(
+        OTHER,
+        luns={
+            3: [
+                'backing-store = %s' % daemon.image('other.img'),
+                'atomic-writes = yes',
+                TEAR % '2ms',
+            ]
+        },
+    )
     daemon.start()
     copier, writer = ready(daemon, name=ONE), ready(daemon, OTHER, name=TWO, lun=3)
     names = naa_of(writer, 3), naa_of(copier, 0)
@@ -178,6 +198,7 @@ def test_a_copy_out_of_a_disk_of_another_target_takes_old_or_new(daemon, session
 
 
 # -- deaths --------------------------------------------------------------------------------------------------------------
+
 
 def content(image):
     with open(image, 'rb') as file:
@@ -197,7 +218,7 @@ def test_a_worker_that_is_killed_amid_a_write_leaves_nothing_half_done(daemon, r
     image = serve(daemon, 'atomic-writes = yes', TEAR % '300ms')
     victim = begin(daemon, ready, image)
     bystander = ready(daemon, name=TWO)
-    tag = bystander.submit(cdb(0x88, 0, BLOCKS), read=LENGTH)            # waits for the lock
+    tag = bystander.submit(cdb(0x88, 0, BLOCKS), read=LENGTH)  # waits for the lock
     daemon.worker_of(victim).kill()
     assert bystander.wait(tag).good().data == filled(b'o')
     daemon.logged('atomic write was taken back')
@@ -234,8 +255,11 @@ def test_what_a_killed_server_left_is_put_right_though_the_setting_is_gone(daemo
 
 
 def test_a_write_in_doubt_is_locked_until_the_administrator_has_looked(daemon, ready):
-    """The disk fails to flush amid it, and when it is to be taken back. Other blocks are read as ever."""
-    image = serve(daemon, 'atomic-writes = yes', 'filter = error flush after=1 count=1 offset=0..1M')
+    """The disk fails to flush amid it, and when it is to be taken back. Other blocks are read as
+    ever."""
+    image = serve(
+        daemon, 'atomic-writes = yes', 'filter = error flush after=1 count=1 offset=0..1M'
+    )
     writer, reader = ready(daemon, name=ONE), ready(daemon, name=TWO)
     writer.write(0, filled(b'o'))
     assert write_atomic(writer, 0, filled(b'n')).key == (3, 0x0C, 0)
@@ -245,8 +269,12 @@ def test_a_write_in_doubt_is_locked_until_the_administrator_has_looked(daemon, r
     assert reader.read(BLOCKS, 8) == bytes(4096)
     assert reader.run(cdb(0x8A, BLOCKS, 1), out=bytes(512)).key == (4, 0x44, 0)
     control = os.path.join(daemon.directory, 'targetd.sock')
-    subprocess.run([daemon.python, '-m', 'targetd.admin.cli', '-s', control, 'acknowledge', TARGET + '/0'], timeout=60,
-                   env=daemon.environment(), check=True)
+    subprocess.run(
+        [daemon.python, '-m', 'targetd.admin.cli', '-s', control, 'acknowledge', TARGET + '/0'],
+        timeout=60,
+        env=daemon.environment(),
+        check=True,
+    )
     daemon.logged('atomic write was taken back')
     reader.clear_attentions(0)
     assert reader.read(0, BLOCKS) == filled(b'o') == content(image)

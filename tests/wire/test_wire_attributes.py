@@ -1,5 +1,5 @@
-"""Task attributes and task management on tasks that take their time (SAM-5; RFC 7143 11.5; RFC 7144 6)."""
-
+"""Task attributes and task management on tasks that take their time (SAM-5; RFC 7143 11.5; RFC 7144
+6)."""
 
 import pytest
 from daemon import watched
@@ -42,7 +42,9 @@ def order_of_ends(session, commands):
     ended = []
     while len(ended) < len(commands):
         session.step()
-        ended += [command for command in commands if command.result is not None and command not in ended]
+        ended += [
+            command for command in commands if command.result is not None and command not in ended
+        ]
     assert all(command.result.status == 0 for command in commands)
     return [commands.index(command) for command in ended]
 
@@ -53,39 +55,59 @@ def test_simple_commands_overtake(session):
 
 
 def test_an_ordered_command_waits_for_older_ones_and_holds_younger_ones(session):
-    commands = [session.submit(read_10(0, 8), read=4096), session.submit(READY, attribute=ORDERED), session.submit(READY)]
+    commands = [
+        session.submit(read_10(0, 8), read=4096),
+        session.submit(READY, attribute=ORDERED),
+        session.submit(READY),
+    ]
     assert order_of_ends(session, commands) == [0, 1, 2]
 
 
 def test_a_running_ordered_command_holds_younger_ones(session):
-    commands = [session.submit(read_10(0, 8), read=4096, attribute=ORDERED), session.submit(READY), session.submit(READY)]
+    commands = [
+        session.submit(read_10(0, 8), read=4096, attribute=ORDERED),
+        session.submit(READY),
+        session.submit(READY),
+    ]
     assert order_of_ends(session, commands) == [0, 1, 2]
 
 
 def test_ordered_commands_keep_their_order(session):
-    commands = [session.submit(read_10(0, 8), read=4096, attribute=ORDERED),
-                session.submit(write_10(64, 8), out=pattern(1, 4096), attribute=ORDERED),
-                session.submit(read_10(64, 8), read=4096, attribute=ORDERED), session.submit(READY, attribute=ORDERED)]
+    commands = [
+        session.submit(read_10(0, 8), read=4096, attribute=ORDERED),
+        session.submit(write_10(64, 8), out=pattern(1, 4096), attribute=ORDERED),
+        session.submit(read_10(64, 8), read=4096, attribute=ORDERED),
+        session.submit(READY, attribute=ORDERED),
+    ]
     assert order_of_ends(session, commands) == [0, 1, 2, 3]
     assert commands[2].result.data == pattern(1, 4096)
 
 
 def test_head_of_queue_does_not_wait(session):
-    commands = [session.submit(read_10(0, 8), read=4096), session.submit(READY, attribute=ORDERED), session.submit(READY),
-                session.submit(READY, attribute=HEAD_OF_QUEUE)]
+    commands = [
+        session.submit(read_10(0, 8), read=4096),
+        session.submit(READY, attribute=ORDERED),
+        session.submit(READY),
+        session.submit(READY, attribute=HEAD_OF_QUEUE),
+    ]
     assert order_of_ends(session, commands) == [3, 0, 1, 2]
 
 
 def test_simple_commands_wait_for_a_head_of_queue(session):
-    commands = [session.submit(read_10(0, 8), read=4096, attribute=HEAD_OF_QUEUE), session.submit(READY)]
+    commands = [
+        session.submit(read_10(0, 8), read=4096, attribute=HEAD_OF_QUEUE),
+        session.submit(READY),
+    ]
     assert order_of_ends(session, commands) == [0, 1]
 
 
 def test_data_of_a_waiting_write_is_kept(session):
     """InitialR2T=No: Data-Out comes while the command waits."""
     data = pattern(2, 32768)
-    commands = [session.submit(read_10(0, 8), read=4096),
-                session.submit(write_10(128, 64), out=data, attribute=ORDERED, immediate_limit=4096)]
+    commands = [
+        session.submit(read_10(0, 8), read=4096),
+        session.submit(write_10(128, 64), out=data, attribute=ORDERED, immediate_limit=4096),
+    ]
     assert order_of_ends(session, commands) == [0, 1]
     assert session.read(128, 64) == data
 
@@ -98,7 +120,11 @@ def test_after_the_ordered_ones_everything_is_as_before(session):
 
 
 def test_a_waiting_command_can_be_aborted(session):
-    commands = [session.submit(read_10(0, 8), read=4096), session.submit(READY, attribute=ORDERED), session.submit(READY)]
+    commands = [
+        session.submit(read_10(0, 8), read=4096),
+        session.submit(READY, attribute=ORDERED),
+        session.submit(READY),
+    ]
     assert session.manage(ABORT_TASK, task=commands[1]) == 0
     assert order_of_ends(session, [commands[0], commands[2]])
     assert commands[1].result is None
@@ -111,7 +137,11 @@ def test_the_end_of_the_one_waited_for_lets_the_others_go_on(session):
 
 
 def test_abort_task_set_takes_the_waiting_ones_too(session):
-    commands = [session.submit(read_10(0, 8), read=4096), session.submit(READY, attribute=ORDERED), session.submit(READY)]
+    commands = [
+        session.submit(read_10(0, 8), read=4096),
+        session.submit(READY, attribute=ORDERED),
+        session.submit(READY),
+    ]
     assert session.manage(ABORT_TASK_SET) == 0
     session.run(READY).good()
     assert [command.result for command in commands] == [None] * 3
@@ -136,8 +166,17 @@ def level_2(slow, ready):
 def manage(session, function, lun=0, task=None):
     """(response, additional information)"""
     itt = session.next_tag()
-    session.wire.send(pack_bhs(TASK_MANAGEMENT | IMMEDIATE, FINAL | function, lun, itt, task.itt if task else NO_TAG,
-                               session.cmd_sn, session.exp_stat_sn))
+    session.wire.send(
+        pack_bhs(
+            TASK_MANAGEMENT | IMMEDIATE,
+            FINAL | function,
+            lun,
+            itt,
+            task.itt if task else NO_TAG,
+            session.cmd_sn,
+            session.exp_stat_sn,
+        )
+    )
     bhs = session.until(TASK_MANAGEMENT_RESPONSE, itt).bhs
     return bhs[2], bytes(bhs[8:11])
 
@@ -179,7 +218,7 @@ def test_i_t_nexus_reset_frees_what_the_nexus_reserved(slow, level_2, ready):
     other.run(read_10(0, 1), read=512).good()
     assert level_2.run(READY).key == (6, 0x29, 7)
     other.run(RESERVE_6).good()
-    assert manage(level_2, I_T_NEXUS_RESET)[0] == 0                   # what is another's stays
+    assert manage(level_2, I_T_NEXUS_RESET)[0] == 0  # what is another's stays
     assert level_2.run(read_10(0, 1), read=512).key == (6, 0x29, 7)
     assert level_2.run(read_10(0, 1), read=512).status == RESERVATION_CONFLICT
     other.run(b'\x17' + bytes(5)).good()

@@ -1,4 +1,5 @@
-"""Full feature phase as an initiator meets it: residuals, sense, task management, pings, text, logout, the command window."""
+"""Full feature phase as an initiator meets it: residuals, sense, task management, pings, text,
+logout, the command window."""
 
 import os
 import struct
@@ -41,6 +42,7 @@ TEST_UNIT_READY = bytes(6)
 
 # -- sense ---------------------------------------------------------------------------------------------------------------
 
+
 def test_a_new_session_meets_power_on_once(shared, sessions):
     session = sessions(shared)
     met = session.clear_attentions()
@@ -48,30 +50,36 @@ def test_a_new_session_meets_power_on_once(shared, sessions):
     assert session.run(TEST_UNIT_READY).status == GOOD
 
 
-@pytest.mark.parametrize('cdb, key', [
-    (bytes([0x1F]) + bytes(5), (5, 0x20, 0)),                           # unknown opcode
-    (bytes([0xC1]) + bytes(11), (5, 0x20, 0)),                          # vendor's
-    (struct.pack('>BBQIBB', 0x9E, 0x1F, 0, 32, 0, 0), None),            # unknown service action
-    (read_10(131072, 1), (5, 0x21, 0)),                                 # one beyond the end
-    (read_10(131071, 2), (5, 0x21, 0)),
-    (struct.pack('>BBQIBB', 0x88, 0, (1 << 64) - 1, 1, 0, 0), (5, 0x21, 0)),
-    (struct.pack('>BBBHB', 0x12, 0, 0x83, 255, 0), (5, 0x24, 0)),       # page code without EVPD
-    (struct.pack('>BBBHB', 0x12, 1, 0xEE, 255, 0), (5, 0x24, 0)),       # no such page
-    (struct.pack('>BBIBHB', 0x28, 0xE0, 0, 0, 1, 0), (5, 0x24, 0)),     # RDPROTECT without protection
-])
+@pytest.mark.parametrize(
+    'cdb, key',
+    [
+        (bytes([0x1F]) + bytes(5), (5, 0x20, 0)),  # unknown opcode
+        (bytes([0xC1]) + bytes(11), (5, 0x20, 0)),  # vendor's
+        (struct.pack('>BBQIBB', 0x9E, 0x1F, 0, 32, 0, 0), None),  # unknown service action
+        (read_10(131072, 1), (5, 0x21, 0)),  # one beyond the end
+        (read_10(131071, 2), (5, 0x21, 0)),
+        (struct.pack('>BBQIBB', 0x88, 0, (1 << 64) - 1, 1, 0, 0), (5, 0x21, 0)),
+        (struct.pack('>BBBHB', 0x12, 0, 0x83, 255, 0), (5, 0x24, 0)),  # page code without EVPD
+        (struct.pack('>BBBHB', 0x12, 1, 0xEE, 255, 0), (5, 0x24, 0)),  # no such page
+        (
+            struct.pack('>BBIBHB', 0x28, 0xE0, 0, 0, 1, 0),
+            (5, 0x24, 0),
+        ),  # RDPROTECT without protection
+    ],
+)
 def test_bad_commands_get_their_sense(shared, ready, cdb, key):
     session = ready(shared)
     result = session.run(cdb, read=1024)
     assert result.status == CHECK_CONDITION
     assert result.key == key if key else result.key[:2] in ((5, 0x20), (5, 0x24))
-    assert result.data == b'' and result.underflow == 1024              # nothing came, and the residual says so
-    assert session.run(TEST_UNIT_READY).status == GOOD                  # and nothing else is disturbed
+    assert result.data == b'' and result.underflow == 1024  # nothing came, and the residual says so
+    assert session.run(TEST_UNIT_READY).status == GOOD  # and nothing else is disturbed
 
 
 def test_absent_unit(shared, ready):
     session = ready(shared)
     assert session.run(TEST_UNIT_READY, lun=9).key == (5, 0x25, 0)
-    assert session.inquiry(9)[0] == 0x7F                                # qualifier 011b: no such unit here
+    assert session.inquiry(9)[0] == 0x7F  # qualifier 011b: no such unit here
     assert session.report_luns() == [0]
     assert session.report_luns(9) == [0]
 
@@ -90,6 +98,7 @@ def test_lun_zero_without_a_disk(daemon, ready):
 
 # -- residuals (RFC 7143 11.4.5) -----------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize('expected, blocks', [(8192, 1), (512, 16), (1024, 3), (1000, 2), (1, 1)])
 @pytest.mark.clause('RFC 7143 11.4.5')
 def test_read_residuals(shared, ready, expected, blocks):
@@ -98,15 +107,19 @@ def test_read_residuals(shared, ready, expected, blocks):
     session.write(100, data)
     result = session.run(read_10(100, blocks), read=expected).good()
     wanted = blocks * 512
-    assert result.data == data[:min(expected, wanted)]
-    assert (result.underflow, result.overflow) == (max(0, expected - wanted), max(0, wanted - expected))
+    assert result.data == data[: min(expected, wanted)]
+    assert (result.underflow, result.overflow) == (
+        max(0, expected - wanted),
+        max(0, wanted - expected),
+    )
 
 
 @pytest.mark.parametrize('immediate', ['Yes', 'No'])
 @pytest.mark.parametrize('sent, blocks', [(4096, 2), (1024, 8)])
 @pytest.mark.clause('RFC 7143 11.4.5')
 def test_write_residuals(shared, ready, sent, blocks, immediate):
-    """Less data than the CDB says must never leave the rest of the blocks with something that nobody sent."""
+    """Less data than the CDB says must never leave the rest of the blocks with something that
+    nobody sent."""
     session = ready(shared, keys={'ImmediateData': immediate})
     before, data = pattern(31, 8 * 512), pattern(32, sent)
     session.write(200, before)
@@ -114,7 +127,7 @@ def test_write_residuals(shared, ready, sent, blocks, immediate):
     now = session.read(200, 8)
     if sent > blocks * 512:
         assert result.status == GOOD and result.underflow == sent - blocks * 512
-        assert now == data[:blocks * 512] + before[blocks * 512:]
+        assert now == data[: blocks * 512] + before[blocks * 512 :]
     else:
         assert result.overflow == blocks * 512 - sent
         if result.status == GOOD:
@@ -132,10 +145,11 @@ def test_a_read_that_expects_nothing(shared, ready):
 
 def test_no_unwritten_memory_is_ever_sent(shared, ready):
     session = ready(shared)
-    assert session.read(131072 - 256, 256) == bytes(256 * 512)           # a sparse file reads zeroes
+    assert session.read(131072 - 256, 256) == bytes(256 * 512)  # a sparse file reads zeroes
 
 
 # -- data ----------------------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize('blocks', [1, 7, 128, 513, 2048, 8192])
 def test_sizes(shared, ready, blocks):
@@ -143,7 +157,8 @@ def test_sizes(shared, ready, blocks):
     data = pattern(blocks, blocks * 512)
     session.write(1000 + blocks, data)
     assert session.read(1000 + blocks, blocks) == data
-    with connect(shared.address, TARGET, isid=b'\x80\0\0\0\0\x77') as other:         # through another worker too
+    # through another worker too
+    with connect(shared.address, TARGET, isid=b'\x80\0\0\0\0\x77') as other:
         other.clear_attentions()
         assert other.read(1000 + blocks, blocks) == data
 
@@ -182,7 +197,9 @@ def test_write_that_arrives_with_a_reset_is_whole_or_absent(shared, ready):
     session.hold_r2t = True
     command = session.submit(write_10(9000, 128), out=pattern(2, 65536))
     pdu = session.until(R2T)
-    session.wire.send(pack_bhs(DATA_OUT, 0, 0, command.itt, pdu.ttt, 0, session.exp_stat_sn), pattern(2, 32768))
+    session.wire.send(
+        pack_bhs(DATA_OUT, 0, 0, command.itt, pdu.ttt, 0, session.exp_stat_sn), pattern(2, 32768)
+    )
     session.wire.reset()
     with connect(shared.address, TARGET) as again:
         again.clear_attentions()
@@ -190,6 +207,7 @@ def test_write_that_arrives_with_a_reset_is_whole_or_absent(shared, ready):
 
 
 # -- the command window (RFC 7143 4.2.2.1) -------------------------------------------------------------------------------
+
 
 @pytest.mark.clause('RFC 7143 4.2.2.1')
 def test_window_is_wide_enough_for_windows(shared, ready):
@@ -202,7 +220,9 @@ def test_commands_outside_the_window_are_ignored(shared, ready):
     session = ready(shared)
     sn = session.cmd_sn
     for wrong in (sn - 1, session.max_cmd_sn + 1, sn + (1 << 31)):
-        session.wire.send(pack_bhs(SCSI_COMMAND, FINAL | 1, 0, 0x900, 0, wrong & 0xFFFFFFFF, session.exp_stat_sn))
+        session.wire.send(
+            pack_bhs(SCSI_COMMAND, FINAL | 1, 0, 0x900, 0, wrong & 0xFFFFFFFF, session.exp_stat_sn)
+        )
     assert session.ping(b'still here', immediate=True) == b'still here'
     session.run(TEST_UNIT_READY).good()
 
@@ -226,6 +246,7 @@ def test_commands_run_in_the_order_of_their_numbers(shared, ready):
 
 # -- pings ---------------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.clause('RFC 7143 11.18', 'RFC 7143 11.19')
 def test_ping_data_comes_back(shared, ready):
     session = ready(shared)
@@ -237,8 +258,10 @@ def test_ping_data_comes_back(shared, ready):
 @pytest.mark.clause('RFC 7143 11.18')
 def test_nop_out_without_a_tag_is_not_answered(shared, ready):
     session = ready(shared)
-    session.wire.send(pack_bhs(NOP_OUT | IMMEDIATE, FINAL, 0, NO_TAG, NO_TAG, session.cmd_sn, session.exp_stat_sn))
-    assert session.ping(b'next') == b'next'                              # the next answer is the next ping's
+    session.wire.send(
+        pack_bhs(NOP_OUT | IMMEDIATE, FINAL, 0, NO_TAG, NO_TAG, session.cmd_sn, session.exp_stat_sn)
+    )
+    assert session.ping(b'next') == b'next'  # the next answer is the next ping's
     assert session.pings == []
 
 
@@ -264,15 +287,20 @@ def test_silent_initiators_are_asked_and_dropped(daemon, ready):
 
 # -- task management -----------------------------------------------------------------------------------------------------
 
+
 def held_write(session, lba=300, blocks=16):
     """A write whose data the target waits for."""
     session.hold_r2t = True
-    command = session.submit(write_10(lba, blocks), out=pattern(77, blocks * 512), immediate_limit=0)
+    command = session.submit(
+        write_10(lba, blocks), out=pattern(77, blocks * 512), immediate_limit=0
+    )
     session.until(R2T)
     return command
 
 
-@pytest.mark.parametrize('function', [ABORT_TASK, ABORT_TASK_SET, CLEAR_TASK_SET, LOGICAL_UNIT_RESET])
+@pytest.mark.parametrize(
+    'function', [ABORT_TASK, ABORT_TASK_SET, CLEAR_TASK_SET, LOGICAL_UNIT_RESET]
+)
 @pytest.mark.clause('RFC 7143 4.2.3', 'RFC 7143 11.5')
 def test_aborts(served, ready, function):
     session = ready(served, keys={'ImmediateData': 'No'})
@@ -280,7 +308,7 @@ def test_aborts(served, ready, function):
     command = held_write(session)
     assert session.manage(function, task=command if function == ABORT_TASK else None) == 0
     session.ping(immediate=True)
-    assert command.result is None                        # an aborted task gives no response of its own (RFC 7143 11.5)
+    assert command.result is None  # an aborted task gives no response of its own (RFC 7143 11.5)
     del session.commands[command.itt]
     session.clear_attentions()
     assert session.read(300, 16) == pattern(1, 8192)
@@ -289,7 +317,10 @@ def test_aborts(served, ready, function):
 @pytest.mark.clause('RFC 7143 11.5')
 def test_clearing_a_task_set_is_no_others_business(served, ready):
     """The task set is the nexus's own: TST of the Control mode page says so."""
-    one, two = ready(served), ready(served, keys={'ImmediateData': 'No'}, name='iqn.2026-11.test:two')
+    one, two = (
+        ready(served),
+        ready(served, keys={'ImmediateData': 'No'}, name='iqn.2026-11.test:two'),
+    )
     page = one.run(bytes([0x1A, 0x08, 0x0A, 0, 255, 0]), read=255).good().data
     assert page[4] & 0x3F == 0x0A and page[6] >> 5 == 1
     command = held_write(two)
@@ -305,7 +336,8 @@ def test_abort_of_a_task_that_is_not_there(shared, ready):
     session = ready(shared)
     done = session.submit(TEST_UNIT_READY)
     session.wait(done).good()
-    assert session.manage(ABORT_TASK, task=done) == 1      # 'task does not exist': its number is no longer in the window
+    # 'task does not exist': its number is no longer in the window
+    assert session.manage(ABORT_TASK, task=done) == 1
     session.run(TEST_UNIT_READY).good()
 
 
@@ -319,7 +351,9 @@ def test_management_that_is_refused(shared, ready):
     session.run(TEST_UNIT_READY).good()
 
 
-@pytest.mark.parametrize('function, key', [(LOGICAL_UNIT_RESET, (6, 0x29)), (TARGET_WARM_RESET, (6, 0x29))])
+@pytest.mark.parametrize(
+    'function, key', [(LOGICAL_UNIT_RESET, (6, 0x29)), (TARGET_WARM_RESET, (6, 0x29))]
+)
 @pytest.mark.clause('RFC 7143 11.5')
 def test_resets_are_told_to_everyone(served, ready, function, key):
     one = ready(served)
@@ -357,6 +391,7 @@ def test_cold_reset_ends_every_session(served, ready):
 
 # -- logout and text -----------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.clause('RFC 7143 11.14', 'RFC 7143 11.15')
 def test_logout_of_session_and_connection(shared, ready):
     assert ready(shared).logout(0) == 0
@@ -364,13 +399,15 @@ def test_logout_of_session_and_connection(shared, ready):
     assert session.logout(1) == 0
     session = ready(shared)
     session.cid = 99
-    assert session.logout(1) == 1                        # a connection that is not there
+    assert session.logout(1) == 1  # a connection that is not there
 
 
 @pytest.mark.clause('RFC 7143 4.2.6', 'RFC 7143 11.15')
 def test_after_logout_the_target_closes(shared, ready):
     session = ready(shared)
-    session.wire.send(pack_bhs(LOGOUT | IMMEDIATE, FINAL, 0, 0x77, 0, session.cmd_sn, session.exp_stat_sn))
+    session.wire.send(
+        pack_bhs(LOGOUT | IMMEDIATE, FINAL, 0, 0x77, 0, session.cmd_sn, session.exp_stat_sn)
+    )
     session.until(LOGOUT_RESPONSE)
     session.wait_closed()
 
@@ -385,19 +422,22 @@ def test_text_in_a_normal_session(shared, ready):
 
 # -- identity and modes --------------------------------------------------------------------------------------------------
 
+
 def test_identity_is_the_same_in_every_session_and_after_a_restart(served, ready):
     pages = (None, 0x00, 0x80, 0x83, 0xB0, 0xB1, 0xB2)
+
     def identity(name):
         session = ready(served, name=name)
         found = {page: session.inquiry(0, page, 255) for page in pages}
         session.logout()
         return found
+
     one = identity('iqn.2026-11.test:one')
     assert identity('iqn.2026-11.test:two') == one
     assert served.stop() == 0
     served.start()
     assert identity('iqn.2026-11.test:one') == one
-    assert len(one[0xB1]) == 64                          # Windows ignores it otherwise
+    assert len(one[0xB1]) == 64  # Windows ignores it otherwise
 
 
 def test_two_units_have_two_identities(daemon, ready):
@@ -416,7 +456,9 @@ def test_two_units_have_two_identities(daemon, ready):
 
 def caching_page(session):
     """Mode page 08 as MODE SENSE(6) gives it, without block descriptors."""
-    return bytearray(session.run(struct.pack('>BBBBBB', 0x1A, 8, 0x08, 0, 192, 0), read=192).good().data[4:])
+    return bytearray(
+        session.run(struct.pack('>BBBBBB', 0x1A, 8, 0x08, 0, 192, 0), read=192).good().data[4:]
+    )
 
 
 def write_cache(session):
@@ -435,13 +477,15 @@ def test_write_cache_is_what_mode_sense_says(daemon, ready, setting, wce):
     page[0], page[2] = 8, page[2] ^ 4
     session.run(struct.pack('>BBBBBB', 0x15, 0x10, 0, 0, 24, 0), out=bytes(4) + bytes(page)).good()
     assert write_cache(session) is not wce
-    assert other.run(TEST_UNIT_READY).key == (6, 0x2A, 1)               # mode parameters changed
+    assert other.run(TEST_UNIT_READY).key == (6, 0x2A, 1)  # mode parameters changed
     assert write_cache(other) is not wce
 
 
 @pytest.mark.parametrize('size', [512, 4096])
 def test_block_sizes(daemon, ready, size):
-    daemon.target(TARGET, luns={0: ['backing-store = %s' % daemon.image(), 'block-size = %d' % size]})
+    daemon.target(
+        TARGET, luns={0: ['backing-store = %s' % daemon.image(), 'block-size = %d' % size]}
+    )
     daemon.start()
     session = ready(daemon)
     assert session.capacity() == ((64 << 20) // size, size)
@@ -466,13 +510,13 @@ def test_thin_file_gives_space_back(daemon, ready):
     daemon.start()
     session = ready(daemon)
     session.write(0, pattern(1, 1 << 20))
-    session.run(struct.pack('>BBIBHB', 0x35, 0, 0, 0, 0, 0)).good()     # SYNCHRONIZE CACHE(10)
+    session.run(struct.pack('>BBIBHB', 0x35, 0, 0, 0, 0, 0)).good()  # SYNCHRONIZE CACHE(10)
     used = os.stat(path).st_blocks
     assert used * 512 >= 1 << 20
     parameters = struct.pack('>HH4xQI4x', 22, 16, 0, 1024)
     session.run(struct.pack('>BBIBHB', 0x42, 0, 0, 0, len(parameters), 0), out=parameters).good()
     assert session.read(0, 1024) == bytes(512 * 1024)
-    assert session.read(1024, 1024) == pattern(1, 1 << 20)[512 * 1024:]
+    assert session.read(1024, 1024) == pattern(1, 1 << 20)[512 * 1024 :]
     assert os.stat(path).st_blocks < used
 
 
@@ -481,10 +525,10 @@ def test_a_file_is_created_sparse_at_its_size(daemon, ready):
     daemon.target(TARGET, luns={0: ['backing-store = %s' % path, 'size = 200G']})
     daemon.start()
     session = ready(daemon)
-    assert session.capacity() == (200 * 2 ** 30 // 512, 512)
+    assert session.capacity() == (200 * 2**30 // 512, 512)
     assert os.stat(path).st_size == 200 << 30 and os.stat(path).st_blocks < 1000
-    session.write((200 * 2 ** 30 // 512) - 1, pattern(4, 512))
-    assert session.read((200 * 2 ** 30 // 512) - 1, 1) == pattern(4, 512)
+    session.write((200 * 2**30 // 512) - 1, pattern(4, 512))
+    assert session.read((200 * 2**30 // 512) - 1, 1) == pattern(4, 512)
 
 
 def test_flush_and_fua_are_accepted_and_the_file_holds_the_data(shared, ready):

@@ -1,5 +1,5 @@
-"""What conformance suites look at and no other test here is about: numbering and tags of the login, several sessions of one
-initiator, fresh challenges, reserved fields, exchanges that begin anew."""
+"""What conformance suites look at and no other test here is about: numbering and tags of the login,
+several sessions of one initiator, fresh challenges, reserved fields, exchanges that begin anew."""
 
 import struct
 
@@ -48,9 +48,11 @@ def world(tmp_path_factory):
 
 # -- login -----------------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.clause('RFC 7143 4.2.2.2', 'RFC 7143 11.13')
 def test_numbers_tags_and_tsih_of_a_login(world):
-    """The tag comes back, StatSN counts the responses, CmdSN does not move, and TSIH is 0 until the last response."""
+    """The tag comes back, StatSN counts the responses, CmdSN does not move, and TSIH is 0 until the
+    last response."""
     with Session(world.address) as session:
         session.cmd_sn = 4711
         first = session.exchange(NAMES + [('AuthMethod', 'None')], 0, 1, itt=0x77)[2]
@@ -77,19 +79,24 @@ def test_a_login_without_any_text_lacks_its_parameters(world, flags):
 @pytest.mark.clause('RFC 7143 6.3.3', 'RFC 7143 13.1')
 def test_a_digest_that_is_not_offered_is_rejected_and_the_login_goes_on(world):
     with Session(world.address) as session:
-        answer, went, _ = session.exchange(NAMES + [('HeaderDigest', 'MD5'), ('DataDigest', 'SHA-1,None')], 1, 3)
+        answer, went, _ = session.exchange(
+            NAMES + [('HeaderDigest', 'MD5'), ('DataDigest', 'SHA-1,None')], 1, 3
+        )
         assert answer['HeaderDigest'] == 'Reject' and answer['DataDigest'] == 'None'
         assert went
 
 
 @pytest.mark.clause('RFC 7143 4.4.3', 'RFC 7143 6.3.5')
 def test_sessions_side_by_side(world):
-    """Another ISID, another initiator and another target each make another session; the same nexus reinstates its own."""
+    """Another ISID, another initiator and another target each make another session; the same nexus
+    reinstates its own."""
     isid = bytes.fromhex('80abcdef0042')
-    sessions = [Session(world.address, isid=isid).login(TARGET),
-                Session(world.address, isid=bytes.fromhex('80abcdef0043')).login(TARGET),
-                Session(world.address, isid=isid).login(OTHER),
-                Session(world.address, 'iqn.2026-11.test.targetd:another', isid).login(TARGET)]
+    sessions = [
+        Session(world.address, isid=isid).login(TARGET),
+        Session(world.address, isid=bytes.fromhex('80abcdef0043')).login(TARGET),
+        Session(world.address, isid=isid).login(OTHER),
+        Session(world.address, 'iqn.2026-11.test.targetd:another', isid).login(TARGET),
+    ]
     assert len({session.tsih for session in sessions}) == 4
     again = Session(world.address, isid=isid).login(TARGET)
     sessions[0].wait_closed()
@@ -100,27 +107,51 @@ def test_sessions_side_by_side(world):
 
 # -- CHAP ------------------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.clause('RFC 7143 9.2.1', 'RFC 7143 12.1.3')
 def test_every_login_has_a_challenge_of_its_own(world):
     challenges = set()
     for _ in range(5):
         with Session(world.address) as session:
-            session.exchange([('InitiatorName', session.name), ('TargetName', SECRET), ('AuthMethod', 'CHAP')], 0)
+            session.exchange(
+                [('InitiatorName', session.name), ('TargetName', SECRET), ('AuthMethod', 'CHAP')], 0
+            )
             answer, _, _ = session.exchange([('CHAP_A', '5')], 0)
             challenges.add(decode_binary(answer['CHAP_C']))
     assert len(challenges) == 5
 
 
 @pytest.mark.clause('RFC 7143 12.1.3')
-@pytest.mark.parametrize('answer', [
-    [('CHAP_N', 'erp')], [('CHAP_R', '0x' + '00' * 16)], [('CHAP_N', 'erp'), ('CHAP_R', '0x' + '00' * 15)],
-    [('CHAP_N', 'erp'), ('CHAP_R', '0x' + '00' * 17)], [('CHAP_N', 'erp'), ('CHAP_R', '0x')],
-    [('CHAP_N', 'erp'), ('CHAP_R', 'none')], [('CHAP_N', 'erp'), ('CHAP_R', '0x' + '00' * 16), ('CHAP_I', '1')],
-    [('CHAP_N', 'erp'), ('CHAP_R', '0x' + '00' * 16), ('CHAP_C', '0x' + '11' * 16)], [('CHAP_A', '5')],
-], ids=['no-response', 'no-name', 'short', 'long', 'empty', 'no-number', 'identifier-alone', 'challenge-alone', 'again'])
+@pytest.mark.parametrize(
+    'answer',
+    [
+        [('CHAP_N', 'erp')],
+        [('CHAP_R', '0x' + '00' * 16)],
+        [('CHAP_N', 'erp'), ('CHAP_R', '0x' + '00' * 15)],
+        [('CHAP_N', 'erp'), ('CHAP_R', '0x' + '00' * 17)],
+        [('CHAP_N', 'erp'), ('CHAP_R', '0x')],
+        [('CHAP_N', 'erp'), ('CHAP_R', 'none')],
+        [('CHAP_N', 'erp'), ('CHAP_R', '0x' + '00' * 16), ('CHAP_I', '1')],
+        [('CHAP_N', 'erp'), ('CHAP_R', '0x' + '00' * 16), ('CHAP_C', '0x' + '11' * 16)],
+        [('CHAP_A', '5')],
+    ],
+    ids=[
+        'no-response',
+        'no-name',
+        'short',
+        'long',
+        'empty',
+        'no-number',
+        'identifier-alone',
+        'challenge-alone',
+        'again',
+    ],
+)
 def test_an_answer_that_proves_nothing_ends_the_login(world, answer):
     with Session(world.address) as session:
-        session.exchange([('InitiatorName', session.name), ('TargetName', SECRET), ('AuthMethod', 'CHAP')], 0)
+        session.exchange(
+            [('InitiatorName', session.name), ('TargetName', SECRET), ('AuthMethod', 'CHAP')], 0
+        )
         session.exchange([('CHAP_A', '5')], 0)
         with pytest.raises(LoginFailed) as refused:
             session.exchange(answer, 0, 1)
@@ -128,11 +159,20 @@ def test_an_answer_that_proves_nothing_ends_the_login(world, answer):
 
 
 @pytest.mark.clause('RFC 7143 12.1.3')
-@pytest.mark.parametrize('first', [[('CHAP_N', 'erp'), ('CHAP_R', '0x' + '00' * 16)], [('CHAP_A', '')], [('CHAP_A', 'five')],
-                                   [('CHAP_A', '5'), ('CHAP_N', 'erp'), ('CHAP_R', '0x' + '00' * 16)]])
+@pytest.mark.parametrize(
+    'first',
+    [
+        [('CHAP_N', 'erp'), ('CHAP_R', '0x' + '00' * 16)],
+        [('CHAP_A', '')],
+        [('CHAP_A', 'five')],
+        [('CHAP_A', '5'), ('CHAP_N', 'erp'), ('CHAP_R', '0x' + '00' * 16)],
+    ],
+)
 def test_chap_begins_with_its_algorithm_and_nothing_else(world, first):
     with Session(world.address) as session:
-        session.exchange([('InitiatorName', session.name), ('TargetName', SECRET), ('AuthMethod', 'CHAP')], 0)
+        session.exchange(
+            [('InitiatorName', session.name), ('TargetName', SECRET), ('AuthMethod', 'CHAP')], 0
+        )
         with pytest.raises(LoginFailed):
             session.exchange(first, 0)
 
@@ -142,7 +182,9 @@ def test_from_chap_straight_to_full_feature_phase(world):
     """The operational stage may be left out behind the security stage too."""
     with Session(world.address) as session:
         chap = Chap('erp', 'secret-of-12-to-16')
-        session.exchange([('InitiatorName', session.name), ('TargetName', SECRET), ('AuthMethod', 'CHAP')], 0)
+        session.exchange(
+            [('InitiatorName', session.name), ('TargetName', SECRET), ('AuthMethod', 'CHAP')], 0
+        )
         answer, _, _ = session.exchange([('CHAP_A', chap.algorithms)], 0)
         _, went, _ = session.exchange(chap.answer(answer), 0, 3)
         assert went and session.ping() == b''
@@ -150,17 +192,42 @@ def test_from_chap_straight_to_full_feature_phase(world):
 
 # -- full feature phase ----------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.clause('RFC 7143 11.1')
 def test_reserved_fields_are_ignored(world, ready):
     """Every bit that is reserved may be anything in a request; the session goes on as if it were 0."""
     session = ready(world)
     noise = b'\xff\xff'
     itt = session.next_tag()
-    session.wire.send(pack_bhs(NOP_OUT | IMMEDIATE, 0xFF, 0, itt, NO_TAG, session.cmd_sn, session.exp_stat_sn, 1, 2, 3, 4,
-                               noise), b'ping')
+    session.wire.send(
+        pack_bhs(
+            NOP_OUT | IMMEDIATE,
+            0xFF,
+            0,
+            itt,
+            NO_TAG,
+            session.cmd_sn,
+            session.exp_stat_sn,
+            1,
+            2,
+            3,
+            4,
+            noise,
+        ),
+        b'ping',
+    )
     assert session.until(NOP_IN, itt).data == b'ping'
     itt = session.next_tag()
-    bhs = pack_bhs(SCSI_COMMAND, 0x81 | 0x18, 0, itt, 0, session.next_cmd_sn(), session.exp_stat_sn, second=noise)
+    bhs = pack_bhs(
+        SCSI_COMMAND,
+        0x81 | 0x18,
+        0,
+        itt,
+        0,
+        session.next_cmd_sn(),
+        session.exp_stat_sn,
+        second=noise,
+    )
     session.wire.send(bhs[:32] + bytes(16))
     while True:
         pdu = session.receive()
@@ -168,8 +235,22 @@ def test_reserved_fields_are_ignored(world, ready):
             break
     assert (pdu.opcode, pdu.bhs[3]) == (SCSI_RESPONSE, 0)
     itt = session.next_tag()
-    session.wire.send(pack_bhs(TASK_MANAGEMENT | IMMEDIATE, FINAL | 2, 0, itt, NO_TAG, session.cmd_sn, session.exp_stat_sn, 0,
-                               0, 7, 7, noise))
+    session.wire.send(
+        pack_bhs(
+            TASK_MANAGEMENT | IMMEDIATE,
+            FINAL | 2,
+            0,
+            itt,
+            NO_TAG,
+            session.cmd_sn,
+            session.exp_stat_sn,
+            0,
+            0,
+            7,
+            7,
+            noise,
+        )
+    )
     assert session.until(TASK_MANAGEMENT_RESPONSE, itt).bhs[2] == 0
     assert session.rejects == []
 
@@ -187,9 +268,15 @@ def test_data_in_at_level_0_asks_for_no_acknowledgement(world, ready):
 def test_a_segment_length_declared_anew_holds_from_then_on(world, ready):
     session = ready(world)
     itt = session.next_tag()
-    session.wire.send(pack_bhs(TEXT, FINAL, 0, itt, NO_TAG, session.next_cmd_sn(), session.exp_stat_sn),
-                      pack_text([('MaxRecvDataSegmentLength', '1024')]))
-    assert unpack_text(session.until(TEXT_RESPONSE, itt).data).get('MaxRecvDataSegmentLength', '1').isdigit()
+    session.wire.send(
+        pack_bhs(TEXT, FINAL, 0, itt, NO_TAG, session.next_cmd_sn(), session.exp_stat_sn),
+        pack_text([('MaxRecvDataSegmentLength', '1024')]),
+    )
+    assert (
+        unpack_text(session.until(TEXT_RESPONSE, itt).data)
+        .get('MaxRecvDataSegmentLength', '1')
+        .isdigit()
+    )
     session.receive_limit = 1024
     session.write(0, pattern(1, 16384))
     assert session.read(0, 32) == pattern(1, 16384)
@@ -200,17 +287,32 @@ def test_a_text_exchange_begins_anew_with_the_reserved_tag(world, ready):
     """What was said in an exchange that its initiator gave up is forgotten (RFC 7143 11.10.4)."""
     session = ready(world)
     itt = session.next_tag()
-    session.wire.send(pack_bhs(TEXT | IMMEDIATE, 0x40, 0, itt, NO_TAG, session.cmd_sn, session.exp_stat_sn), b'SendTargets=no')
+    session.wire.send(
+        pack_bhs(TEXT | IMMEDIATE, 0x40, 0, itt, NO_TAG, session.cmd_sn, session.exp_stat_sn),
+        b'SendTargets=no',
+    )
     first = session.until(TEXT_RESPONSE, itt)
     assert first.ttt != NO_TAG and not first.flags & FINAL
     assert [name for name, _ in session.send_targets('')] == [TARGET]
-    assert session.text([('X-com.example.colour', 'blue')]) == [('X-com.example.colour', 'NotUnderstood')]
+    assert session.text([('X-com.example.colour', 'blue')]) == [
+        ('X-com.example.colour', 'NotUnderstood')
+    ]
 
 
 @pytest.mark.clause('RFC 7143 11.14', 'RFC 7143 11.17')
 def test_a_logout_for_no_known_reason_is_rejected(world, ready):
     session = ready(world)
-    session.wire.send(pack_bhs(LOGOUT | IMMEDIATE, FINAL | 0x33, 0, session.next_tag(), 0, session.cmd_sn, session.exp_stat_sn))
+    session.wire.send(
+        pack_bhs(
+            LOGOUT | IMMEDIATE,
+            FINAL | 0x33,
+            0,
+            session.next_tag(),
+            0,
+            session.cmd_sn,
+            session.exp_stat_sn,
+        )
+    )
     while True:
         pdu = session.receive()
         if pdu.opcode == REJECT:
@@ -220,8 +322,11 @@ def test_a_logout_for_no_known_reason_is_rejected(world, ready):
 
 
 @pytest.mark.clause('RFC 7143 11.5', 'RFC 7143 11.6')
-@pytest.mark.parametrize('function, response', [(0, 5), (3, 5), (8, 4), (13, 5), (0x7F, 5)],
-                         ids=['none', 'clear-aca', 'reassign', 'unknown', 'last'])
+@pytest.mark.parametrize(
+    'function, response',
+    [(0, 5), (3, 5), (8, 4), (13, 5), (0x7F, 5)],
+    ids=['none', 'clear-aca', 'reassign', 'unknown', 'last'],
+)
 def test_task_management_that_is_not_done_here(world, ready, function, response):
     """CLEAR ACA where there is no ACA, TASK REASSIGN at level 0, and numbers that mean nothing."""
     session = ready(world)
@@ -231,7 +336,9 @@ def test_task_management_that_is_not_done_here(world, ready, function, response)
 
 @pytest.mark.clause('RFC 7143 11.8', 'RFC 7143 11.7')
 def test_r2ts_of_a_write_are_numbered_and_data_begins_at_0_for_each(world, ready):
-    session = ready(world, keys={'ImmediateData': 'No', 'MaxBurstLength': '8192', 'FirstBurstLength': '8192'})
+    session = ready(
+        world, keys={'ImmediateData': 'No', 'MaxBurstLength': '8192', 'FirstBurstLength': '8192'}
+    )
     data = pattern(2, 32768)
     session.hold_r2t = True
     command = session.submit(write_10(0, 64), out=data)
@@ -248,8 +355,17 @@ def test_a_discovery_session_knows_text_ping_and_logout(world):
     session = Session(world.address).login()
     assert session.ping(b'there?') == b'there?'
     assert {name for name, _ in session.send_targets()} == {TARGET, OTHER, SECRET}
-    session.wire.send(pack_bhs(LOGOUT | IMMEDIATE, FINAL | 1, 0, session.next_tag(), session.cid << 16, session.cmd_sn,
-                               session.exp_stat_sn))
+    session.wire.send(
+        pack_bhs(
+            LOGOUT | IMMEDIATE,
+            FINAL | 1,
+            0,
+            session.next_tag(),
+            session.cid << 16,
+            session.cmd_sn,
+            session.exp_stat_sn,
+        )
+    )
     session.wait_closed()
 
 

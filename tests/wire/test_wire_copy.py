@@ -1,4 +1,5 @@
-"""Third-party copies against the real daemon: between the units of a target, and by token between sessions and targets."""
+"""Third-party copies against the real daemon: between the units of a target, and by token between
+sessions and targets."""
 
 import struct
 
@@ -39,7 +40,12 @@ def populate(session, ranges, name=1, lun=0, timeout=0):
 
 def write_using(session, token, ranges, name=2, lun=0, offset=0, flags=0):
     body = b''.join(struct.pack('>QI4x', lba, blocks) for lba, blocks in ranges)
-    data = struct.pack('>HB5xQ', 534 + len(body), flags, offset) + token + struct.pack('>6xH', len(body)) + body
+    data = (
+        struct.pack('>HB5xQ', 534 + len(body), flags, offset)
+        + token
+        + struct.pack('>6xH', len(body))
+        + body
+    )
     return session.run(struct.pack('>BB4xIIBB', 0x83, 0x11, name, len(data), 0, 0), lun, out=data)
 
 
@@ -54,7 +60,7 @@ def token_of(session, name=1, lun=0):
     assert told[4:6] == b'\x10\x01'
     at = 32 + told[13]
     assert struct.unpack_from('>I', told, at)[0] == 514
-    return told[at + 6:at + 518]
+    return told[at + 6 : at + 518]
 
 
 def code(result):
@@ -69,7 +75,12 @@ def test_blocks_go_from_unit_to_unit_without_passing_the_initiator(copying, sess
     data = pattern(1, BLOCKS * 512)
     session.write(10, data)
     segment = struct.pack('>BBHHHxxHQQ', 0x02, 0, 0x18, 0, 1, BLOCKS, 10, 100)
-    body = struct.pack('>BBH4xII', 1, 0, 64, len(segment), 0) + cscd(session, 0) + cscd(session, 1) + segment
+    body = (
+        struct.pack('>BBH4xII', 1, 0, 64, len(segment), 0)
+        + cscd(session, 0)
+        + cscd(session, 1)
+        + segment
+    )
     assert session.run(struct.pack('>BB8xIxx', 0x83, 0, len(body)), out=body).status == 0
     assert session.read(100, BLOCKS, lun=1) == data
     told = session.run(struct.pack('>BBB7xIxx', 0x84, 0, 1, 12), read=12).data
@@ -77,16 +88,23 @@ def test_blocks_go_from_unit_to_unit_without_passing_the_initiator(copying, sess
 
 
 def test_a_token_is_good_in_another_session(copying, sessions):
-    one, two = sessions(copying, name=HOST_ONE), sessions(copying, name=HOST_TWO, isid=b'\x80\0\0\0\0\2')
+    one, two = (
+        sessions(copying, name=HOST_ONE),
+        sessions(copying, name=HOST_TWO, isid=b'\x80\0\0\0\0\2'),
+    )
     one.clear_attentions(0)
     two.clear_attentions(1)
     data = pattern(2, BLOCKS * 512)
     one.write(0, data)
     assert populate(one, [(32, 32), (0, 32)]).status == 0
     assert write_using(two, token_of(one), [(1000, BLOCKS)], lun=1).status == 0
-    assert two.read(1000, BLOCKS, lun=1) == data[32 * 512:] + data[:32 * 512]
+    assert two.read(1000, BLOCKS, lun=1) == data[32 * 512 :] + data[: 32 * 512]
     told = information(two, 2, lun=1)
-    assert told[4:6] == b'\x11\x01' and told[15] == 0xF1 and struct.unpack_from('>Q', told, 16)[0] == BLOCKS
+    assert (
+        told[4:6] == b'\x11\x01'
+        and told[15] == 0xF1
+        and struct.unpack_from('>Q', told, 16)[0] == BLOCKS
+    )
 
 
 def test_a_token_brings_data_of_a_target_that_the_session_does_not_see(copying, sessions):
@@ -99,13 +117,16 @@ def test_a_token_brings_data_of_a_target_that_the_session_does_not_see(copying, 
     assert populate(two, [(5, BLOCKS)]).status == 0
     token = token_of(two)
     assert write_using(one, token, [(0, 16)], offset=8).status == 0
-    assert one.read(0, 16) == data[8 * 512:24 * 512]
+    assert one.read(0, 16) == data[8 * 512 : 24 * 512]
     assert write_using(one, token, [(100, BLOCKS)], flags=0x02).status == 0
     assert code(write_using(one, token, [(100, BLOCKS)])) == (5, 0x23, 0x09)
 
 
 def test_a_write_to_its_data_revokes_the_token(copying, sessions):
-    one, two = sessions(copying, name=HOST_ONE), sessions(copying, name=HOST_TWO, isid=b'\x80\0\0\0\0\2')
+    one, two = (
+        sessions(copying, name=HOST_ONE),
+        sessions(copying, name=HOST_TWO, isid=b'\x80\0\0\0\0\2'),
+    )
     one.clear_attentions(0)
     two.clear_attentions(0)
     assert populate(one, [(0, 8), (100, 8)]).status == 0
@@ -140,15 +161,19 @@ def test_zeroes_need_no_token(copying, sessions):
     zero = struct.pack('>I2xH', 0xFFFF0001, 0x1F8).ljust(512, b'\0')
     assert write_using(session, zero, [(1, 2), (5, 1)]).status == 0
     expected = bytearray(pattern(6, 8 * 512))
-    expected[512:3 * 512] = bytes(1024)
-    expected[5 * 512:6 * 512] = bytes(512)
+    expected[512 : 3 * 512] = bytes(1024)
+    expected[5 * 512 : 6 * 512] = bytes(512)
     assert session.read(0, 8) == bytes(expected)
 
 
 def test_nobody_guesses_a_token(copying, sessions):
     session = sessions(copying)
     session.clear_attentions(0)
-    assert populate(session, [(0, 8)], name=1).status == populate(session, [(0, 8)], name=3).status == 0
+    assert (
+        populate(session, [(0, 8)], name=1).status
+        == populate(session, [(0, 8)], name=3).status
+        == 0
+    )
     first, second = token_of(session), token_of(session, 3)
     assert first != second
     forged = first[:-1] + bytes([first[-1] ^ 1])
@@ -162,14 +187,22 @@ def test_a_token_that_nobody_uses_expires(copying, sessions):
     session.clear_attentions(0)
     assert populate(session, [(0, 8)], timeout=1).status == 0
     token = token_of(session)
-    eventually(lambda: not session.run(struct.pack('>BB8xIxx', 0x84, 0x08, 4096), read=4096).data[8:], 10,
-               lambda: 'the token to expire')
+    eventually(
+        lambda: not session.run(struct.pack('>BB8xIxx', 0x84, 0x08, 4096), read=4096).data[8:],
+        10,
+        lambda: 'the token to expire',
+    )
     assert code(write_using(session, token, [(100, 8)])) == (5, 0x23, 0x07)
 
 
 def test_an_administrator_turns_copies_off(daemon, sessions):
-    daemon.target(luns={n: ['backing-store = %s' % daemon.image('disk%d' % n)] + ['third-party-copy = no'] * (n == 0)
-                        for n in (0, 1)})
+    daemon.target(
+        luns={
+            n: ['backing-store = %s' % daemon.image('disk%d' % n)]
+            + ['third-party-copy = no'] * (n == 0)
+            for n in (0, 1)
+        }
+    )
     session = sessions(daemon.start())
     for lun in (0, 1):
         session.clear_attentions(lun)

@@ -1,8 +1,8 @@
-"""A disk with encryption-key-file on the real daemon: what stands in the image, which key is refused, CRYPTOGRAPHIC ERASE in
-two sessions and through kill -9, and that no key leaves the server's own processes."""
+"""A disk with encryption-key-file on the real daemon: what stands in the image, which key is
+refused, CRYPTOGRAPHIC ERASE in two sessions and through kill -9, and that no key leaves the
+server's own processes."""
 
 import os
-import re
 import signal
 import struct
 import subprocess
@@ -15,12 +15,18 @@ from test_wire_copy import cscd, populate, token_of, write_using
 from targetd import xts
 from targetd.master.state import key_files
 
-pytestmark = [pytest.mark.wire, pytest.mark.skipif(bool(xts.why_not()), reason=xts.why_not() or 'it is there')]
+pytestmark = [
+    pytest.mark.wire,
+    pytest.mark.skipif(bool(xts.why_not()), reason=xts.why_not() or 'it is there'),
+]
 
 ONE, TWO = 'iqn.2026-11.test:one', 'iqn.2026-11.test:two'
 SIZE = 24 << 20
 SANITIZING = (2, 0x04, 0x1B)
-ERASE, ERASE_AT_ONCE = bytes.fromhex('48 03 0000000000 0000 00'), bytes.fromhex('48 83 0000000000 0000 00')
+ERASE, ERASE_AT_ONCE = (
+    bytes.fromhex('48 03 0000000000 0000 00'),
+    bytes.fromhex('48 83 0000000000 0000 00'),
+)
 TEXT = b'payroll of November '
 
 
@@ -29,8 +35,16 @@ def path_of(daemon, name):
 
 
 def configure(daemon, *more):
-    daemon.target(luns={0: ['backing-store = %s' % path_of(daemon, 'disk.img'), 'size = 24M',
-                            'encryption-key-file = %s' % path_of(daemon, 'disk.key')] + list(more)})
+    daemon.target(
+        luns={
+            0: [
+                'backing-store = %s' % path_of(daemon, 'disk.img'),
+                'size = 24M',
+                'encryption-key-file = %s' % path_of(daemon, 'disk.key'),
+            ]
+            + list(more)
+        }
+    )
 
 
 @pytest.fixture
@@ -50,7 +64,11 @@ def write(session, lba, data):
 
 
 def read(session, lba, blocks):
-    return session.run(struct.pack('>BBIBHB', 0x28, 0, lba, 0, blocks, 0), read=blocks * 512).good().data
+    return (
+        session.run(struct.pack('>BBIBHB', 0x28, 0, lba, 0, blocks, 0), read=blocks * 512)
+        .good()
+        .data
+    )
 
 
 def text(length):
@@ -76,7 +94,11 @@ def refused(daemon, expression):
 
 # -- data --------------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize('more', [[], ['write-cache = off'], ['direct-io = yes', 'block-size = 4096'], ['filter = trace']])
+
+@pytest.mark.parametrize(
+    'more',
+    [[], ['write-cache = off'], ['direct-io = yes', 'block-size = 4096'], ['filter = trace']],
+)
 def test_the_image_does_not_hold_what_was_written(daemon, ready, more):
     configure(daemon, *more)
     session = ready(daemon.start())
@@ -85,23 +107,40 @@ def test_the_image_does_not_hold_what_was_written(daemon, ready, more):
 
     def run(opcode, lba, count, **words):
         return session.run(struct.pack('>BBIBHB', opcode, 0, lba, 0, count, 0), **words).good()
+
     for lba in (0, 4096 // blocks):
         run(0x2A, lba, len(data) // 512 // blocks, out=data)
     assert run(0x28, 0, len(data) // 512 // blocks, read=len(data)).data == data
     assert run(0x28, 4096 // blocks, 8 // blocks, read=4096).data == data[:4096]
     session.run(bytes.fromhex('35 00 00000000 00 0000 00')).good()
     on_disk = image(daemon)
-    assert TEXT not in on_disk and len(set(on_disk[at:at + 4096] for at in range(0, len(data), 4096))) == len(data) // 4096
-    assert on_disk[2 << 20:(2 << 20) + 4096] != on_disk[:4096]
+    assert (
+        TEXT not in on_disk
+        and len(set(on_disk[at : at + 4096] for at in range(0, len(data), 4096)))
+        == len(data) // 4096
+    )
+    assert on_disk[2 << 20 : (2 << 20) + 4096] != on_disk[:4096]
 
 
 def test_it_is_there_again_after_a_restart_and_nothing_tells_the_key(encrypted, ready):
     session = ready(encrypted)
     write(session, 8, text(4096)).good()
     session.close()
-    targetctl = [encrypted.python, '-m', 'targetd.admin.cli', '-s', path_of(encrypted, 'targetd.sock'), '--json']
-    shown = subprocess.run(targetctl + ['show', 'units'], env=encrypted.environment(), stdout=subprocess.PIPE, timeout=30,
-                           check=True).stdout.decode()
+    targetctl = [
+        encrypted.python,
+        '-m',
+        'targetd.admin.cli',
+        '-s',
+        path_of(encrypted, 'targetd.sock'),
+        '--json',
+    ]
+    shown = subprocess.run(
+        targetctl + ['show', 'units'],
+        env=encrypted.environment(),
+        stdout=subprocess.PIPE,
+        timeout=30,
+        check=True,
+    ).stdout.decode()
     assert '"encrypted": true' in shown
     encrypted.reload('nothing changed')
     assert encrypted.stop() == 0
@@ -114,15 +153,16 @@ def test_it_is_there_again_after_a_restart_and_nothing_tells_the_key(encrypted, 
         for name in names:
             with open(os.path.join(directory, name)) as file:
                 told += file.read()
-    assert not [at for at in range(0, 128, 16) if digits[at:at + 16] in told]
+    assert not [at for at in range(0, 128, 16) if digits[at : at + 16] in told]
     assert 'Keep a copy of that file' in encrypted.log
 
 
 def test_thin_provisioning_and_verify_see_what_was_written(encrypted, ready):
     session = ready(encrypted)
     write(session, 0, text(1 << 20)).good()
-    session.run(bytes.fromhex('42 00 00000000 00 0018 00'),
-                out=struct.pack('>HH4xQI4x', 22, 16, 256, 256)).good()
+    session.run(
+        bytes.fromhex('42 00 00000000 00 0018 00'), out=struct.pack('>HH4xQI4x', 22, 16, 256, 256)
+    ).good()
     assert read(session, 256, 256) == bytes(128 << 10) and read(session, 0, 256) == text(128 << 10)
     session.run(struct.pack('>BBIBHB', 0x2F, 2, 0, 0, 8, 0), out=text(4096)).good()
     status = session.run(struct.pack('>BBQIxx', 0x9E, 0x12, 256, 24), read=24).good().data
@@ -145,7 +185,12 @@ def three(daemon, ready):
 
 def copy(session, source, lba, destination, to, blocks):
     segment = struct.pack('>BBHHHxxHQQ', 0x02, 0, 0x18, 0, 1, blocks, lba, to)
-    body = struct.pack('>BBH4xII', 1, 0, 64, len(segment), 0) + cscd(session, source) + cscd(session, destination) + segment
+    body = (
+        struct.pack('>BBH4xII', 1, 0, 64, len(segment), 0)
+        + cscd(session, source)
+        + cscd(session, destination)
+        + segment
+    )
     session.run(struct.pack('>BB8xIxx', 0x83, 0, len(body)), out=body).good()
 
 
@@ -158,7 +203,7 @@ def test_a_copy_is_encrypted_for_its_new_place(daemon, three, source, destinatio
     for lun, name in enumerate(('disk.img', 'plain.img', 'other.img')):
         with open(path_of(daemon, name), 'rb') as file:
             stored[lun] = file.read()
-    assert stored[destination][2 << 20:(2 << 20) + 65536] != stored[source][4096:4096 + 65536]
+    assert stored[destination][2 << 20 : (2 << 20) + 65536] != stored[source][4096 : 4096 + 65536]
     assert TEXT not in stored[0] and TEXT not in stored[2]
 
 
@@ -184,6 +229,7 @@ def test_a_token_brings_an_encrypted_disk_to_a_target_that_has_it_not(daemon, re
 
 # -- keys that are refused -------------------------------------------------------------------------------------------------
 
+
 def test_a_missing_key_is_refused_and_the_disk_served_when_it_is_back(encrypted, ready):
     session = ready(encrypted)
     write(session, 0, text(512)).good()
@@ -191,7 +237,9 @@ def test_a_missing_key_is_refused_and_the_disk_served_when_it_is_back(encrypted,
     assert encrypted.stop() == 0
     key = path_of(encrypted, 'disk.key')
     os.rename(key, key + '.away')
-    refused(encrypted, 'the key of .*disk.img is missing: .*without it nothing on the disk can be read')
+    refused(
+        encrypted, 'the key of .*disk.img is missing: .*without it nothing on the disk can be read'
+    )
     assert not os.path.exists(key)
     os.rename(key + '.away', key)
     encrypted.start()
@@ -237,14 +285,26 @@ def test_a_reload_encrypts_an_empty_disk_and_takes_encryption_off_none_that_is_u
     configure(daemon)
     daemon.text.targets[TARGET][1][0][2] = 'encryption-key-file = %s' % path_of(daemon, 'moved.key')
     daemon.reload('reload: change lun 0')
-    assert read(ready(daemon), 0, 8) == text(4096) and not os.path.exists(path_of(daemon, 'disk.key'))
+    assert read(ready(daemon), 0, 8) == text(4096) and not os.path.exists(
+        path_of(daemon, 'disk.key')
+    )
 
 
 def test_what_cannot_be_is_refused_by_the_check_of_the_configuration(daemon):
     lines = ['encryption-key-file = %s' % path_of(daemon, 'disk.key'), 'size = 1M']
-    daemon.target(luns={0: ['type = ram'] + lines, 1: ['backing-store = a.img'] + lines, 2: ['backing-store = b.img'] + lines})
+    daemon.target(
+        luns={
+            0: ['type = ram'] + lines,
+            1: ['backing-store = a.img'] + lines,
+            2: ['backing-store = b.img'] + lines,
+        }
+    )
     code, said = daemon.check()
-    assert code == 3 and 'a lun of type ram keeps nothing' in said and 'give each disk a key of its own' in said
+    assert (
+        code == 3
+        and 'a lun of type ram keeps nothing' in said
+        and 'give each disk a key of its own' in said
+    )
 
 
 def test_make_key(daemon):
@@ -252,16 +312,31 @@ def test_make_key(daemon):
     daemon.target()
 
     def make():
-        return subprocess.run(daemon.command('--make-key', path), env=daemon.environment(), stdout=subprocess.PIPE,
-                              stderr=subprocess.STDOUT, timeout=30)
+        return subprocess.run(
+            daemon.command('--make-key', path),
+            env=daemon.environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=30,
+        )
+
     done = make()
     digits = key_files.load(path)
-    assert done.returncode == 0 and b'Keep a copy' in done.stdout and digits[:16].encode() not in done.stdout
+    assert (
+        done.returncode == 0
+        and b'Keep a copy' in done.stdout
+        and digits[:16].encode() not in done.stdout
+    )
     again = make()
-    assert again.returncode == 5 and b'never overwritten' in again.stdout and key_files.load(path) == digits
+    assert (
+        again.returncode == 5
+        and b'never overwritten' in again.stdout
+        and key_files.load(path) == digits
+    )
 
 
 # -- CRYPTOGRAPHIC ERASE ---------------------------------------------------------------------------------------------------
+
 
 def test_an_erase_in_one_session_is_one_in_all(encrypted, ready):
     one, two = ready(encrypted, name=ONE), ready(encrypted, name=TWO)
@@ -294,7 +369,11 @@ def test_it_is_offered_where_a_disk_is_encrypted_and_nowhere_else(daemon, ready)
     session = ready(daemon.start())
     session.clear_attentions(1)
     for lun, support in ((0, 3), (1, 1)):
-        row = session.run(bytes.fromhex('a3 0c 02 48 0003 00000014 00 00'), read=20, lun=lun).good().data
+        row = (
+            session.run(bytes.fromhex('a3 0c 02 48 0003 00000014 00 00'), read=20, lun=lun)
+            .good()
+            .data
+        )
         assert row[1] & 7 == support
         page = session.run(bytes.fromhex('12 01 b1 0040 00'), read=64, lun=lun).good().data
         assert page[7] >> 4 & 3 == (1 if support == 3 else 0)
@@ -315,7 +394,8 @@ def test_overwrite_block_erase_and_format_work_on_encrypted_disks(encrypted, rea
 
 
 def test_writes_at_full_speed_meet_an_erase_and_none_is_lost_after_it(encrypted, ready):
-    """What the other session writes is refused or done; what was done after the erase can be read, after a restart too."""
+    """What the other session writes is refused or done; what was done after the erase can be read,
+    after a restart too."""
     one, two = ready(encrypted, name=ONE), ready(encrypted, name=TWO)
     numbers = iter(range(1, 1 << 20))
     commands, done = {}, {}
@@ -324,7 +404,10 @@ def test_writes_at_full_speed_meet_an_erase_and_none_is_lost_after_it(encrypted,
         for _ in range(count):
             n = next(numbers)
             data = struct.pack('>Q', n) * 512
-            commands[n] = two.submit(struct.pack('>BBIBHB', 0x2A, 0, (n % 512) * 8, 0, 8, 0), out=data)
+            commands[n] = two.submit(
+                struct.pack('>BBIBHB', 0x2A, 0, (n % 512) * 8, 0, 8, 0), out=data
+            )
+
     submit(16)
     erase = one.submit(ERASE)
     submit(16)
@@ -335,7 +418,7 @@ def test_writes_at_full_speed_meet_an_erase_and_none_is_lost_after_it(encrypted,
     for n in range(600, 632):
         data = struct.pack('>Q', n) * 512
         result = write(two, (n % 512) * 8, data)
-        if result.status != GOOD:                    # a unit attention, of commands that were cleared, is owed once
+        if result.status != GOOD:  # a unit attention, of commands that were cleared, is owed once
             result = write(two, (n % 512) * 8, data)
         assert result.status == GOOD
         after.append((n, data))
@@ -350,14 +433,28 @@ def test_writes_at_full_speed_meet_an_erase_and_none_is_lost_after_it(encrypted,
     assert [read(again, (n % 512) * 8, 8) == data for n, data in after] == [True] * len(after)
 
 
-@pytest.mark.parametrize('call, number', [('fsync', 1), ('link', 1), ('rename', 1), ('fsync', 3), ('pwrite', 1), ('unlink', 1),
-                                          ('unlink', 2)])
+@pytest.mark.parametrize(
+    'call, number',
+    [
+        ('fsync', 1),
+        ('link', 1),
+        ('rename', 1),
+        ('fsync', 3),
+        ('pwrite', 1),
+        ('unlink', 1),
+        ('unlink', 2),
+    ],
+)
 def test_kill_9_during_an_erase(daemon, ready, sessions, call, number):
-    """The master kills itself before that call of the replacing: the erase is over after the next start, with either key."""
+    """The master kills itself before that call of the replacing: the erase is over after the next
+    start, with either key."""
     configure(daemon)
     with open(path_of(daemon, 'mortal.py'), 'w') as file:
         file.write(MORTAL % (call, number))
-    command, daemon.command = daemon.command, lambda *words: [daemon.python, path_of(daemon, 'mortal.py')] + list(words)
+    command, daemon.command = (
+        daemon.command,
+        lambda *words: [daemon.python, path_of(daemon, 'mortal.py')] + list(words),
+    )
     session = ready(daemon.start())
     write(session, 0, text(65536)).good()
     old = key_of(daemon)
@@ -375,7 +472,9 @@ def test_kill_9_during_an_erase(daemon, ready, sessions, call, number):
     assert key_of(daemon) not in (old, between) and TEXT not in read(again, 0, 128)
     write(again, 0, text(4096)).good()
     assert read(again, 0, 8) == text(4096)
-    assert sorted(n for n in os.listdir(daemon.directory) if n.startswith('disk.key')) == ['disk.key']
+    assert sorted(n for n in os.listdir(daemon.directory) if n.startswith('disk.key')) == [
+        'disk.key'
+    ]
 
 
 #: A targetd whose keys.replace() kills its process before the so-manyth call of that name.

@@ -1,4 +1,5 @@
-"""Floods from one address (127.0.0.2) and guessed secrets: others log in all the while; the log has what fail2ban wants."""
+"""Floods from one address (127.0.0.2) and guessed secrets: others log in all the while; the log has
+what fail2ban wants."""
 
 import os
 import re
@@ -35,6 +36,7 @@ def flood():
             if data:
                 sock.sendall(data)
         return opened
+
     yield begin
     for sock in opened:
         sock.close()
@@ -62,22 +64,27 @@ def is_open(sock):
 
 # -- floods --------------------------------------------------------------------------------------------------------------
 
+
 def test_half_open_connections_lock_out_nobody(daemon, flood):
     daemon.target()
     daemon.start()
     silent = flood(daemon, 400)
     logs_in(daemon)
-    eventually(lambda: sum(map(is_open, silent)) <= 64, 10)           # twice max-connections-per-address
-    assert len(daemon.workers()) <= 4                                 # they cost descriptors, no processes
+    eventually(lambda: sum(map(is_open, silent)) <= 64, 10)  # twice max-connections-per-address
+    assert len(daemon.workers()) <= 4  # they cost descriptors, no processes
     logs_in(daemon)
-    daemon.logged('connections wait for their login, .* from 127.0.0.2; the oldest of these are closed')
+    daemon.logged(
+        'connections wait for their login, .* from 127.0.0.2; the oldest of these are closed'
+    )
 
 
 def test_few_descriptors_are_enough(daemon, flood):
     """A host that allows 128 descriptors: connections that say nothing take half of them at most."""
     daemon.target()
-    daemon.command = lambda *arguments: ['/bin/sh', '-c', 'ulimit -n 128; exec "$@"', 'sh', daemon.python, '-m', 'targetd'] + \
-        list(arguments)
+    daemon.command = lambda *arguments: (
+        ['/bin/sh', '-c', 'ulimit -n 128; exec "$@"', 'sh', daemon.python, '-m', 'targetd']
+        + list(arguments)
+    )
     daemon.text.server['max-connections-per-address'] = '1000'
     daemon.start()
     flood(daemon, 300)
@@ -86,17 +93,33 @@ def test_few_descriptors_are_enough(daemon, flood):
 
 
 def header(data=b''):
-    return pack_bhs(LOGIN | IMMEDIATE, 0x81, b'\x80\0\0\0\0\x01\0\0', 1, 0x10000, 1)[:4] + len(data).to_bytes(4, 'big') + \
-        pack_bhs(LOGIN | IMMEDIATE, 0x81, b'\x80\0\0\0\0\x01\0\0', 1, 0x10000, 1)[8:] + data + bytes(-len(data) % 4)
+    return (
+        pack_bhs(LOGIN | IMMEDIATE, 0x81, b'\x80\0\0\0\0\x01\0\0', 1, 0x10000, 1)[:4]
+        + len(data).to_bytes(4, 'big')
+        + pack_bhs(LOGIN | IMMEDIATE, 0x81, b'\x80\0\0\0\0\x01\0\0', 1, 0x10000, 1)[8:]
+        + data
+        + bytes(-len(data) % 4)
+    )
 
 
-BEGUN = header(pack_text([('InitiatorName', 'iqn.2026-11.test:flood'), ('SessionType', 'Normal'), ('TargetName', TARGET),
-                          ('AuthMethod', 'None')]))
+BEGUN = header(
+    pack_text(
+        [
+            ('InitiatorName', 'iqn.2026-11.test:flood'),
+            ('SessionType', 'Normal'),
+            ('TargetName', TARGET),
+            ('AuthMethod', 'None'),
+        ]
+    )
+)
 
 
-@pytest.mark.parametrize('data', [header(bytes(8192))[:60], BEGUN], ids=['cut-off', 'security-stage'])
+@pytest.mark.parametrize(
+    'data', [header(bytes(8192))[:60], BEGUN], ids=['cut-off', 'security-stage']
+)
 def test_logins_that_never_end_lock_out_nobody(daemon, flood, data):
-    """The server has room for two sessions and 16 logins; 30 logins of one address get eight of these."""
+    """The server has room for two sessions and 16 logins; 30 logins of one address get eight of
+    these."""
     daemon.text.server['max-sessions'] = '2'
     daemon.target()
     daemon.start()
@@ -122,7 +145,10 @@ def test_logins_thrown_at_the_door_and_dropped(daemon, flood):
 
 # -- guessed secrets -----------------------------------------------------------------------------------------------------
 
-def guess(daemon, name='erp', target=SECRET, secret='wrong-secret-of', initiator='iqn.2026-11.test:i'):
+
+def guess(
+    daemon, name='erp', target=SECRET, secret='wrong-secret-of', initiator='iqn.2026-11.test:i'
+):
     """The login status and how long it took."""
     begun = time.monotonic()
     with Session(daemon.address, initiator, source=BAD) as session:
@@ -148,13 +174,13 @@ def test_guessing_gets_slow_and_costs_others_nothing(daemon):
         logs_in(daemon, 0.9, SECRET, chap=Chap(*GOOD_CHAP))
     assert max(times[:2]) < 0.9 and times[2] > 0.8 and times[3] > 1.8
     begun = time.monotonic()
-    with Session(daemon.address, source=BAD) as session:               # the right secret, after the same wait
+    with Session(daemon.address, source=BAD) as session:  # the right secret, after the same wait
         session.login(SECRET, chap=Chap(*GOOD_CHAP))
     assert time.monotonic() - begun > 3
     begun = time.monotonic()
     with Session(daemon.address, source=BAD, isid=b'\x80\0\0\0\0\x05') as session:
         session.login(SECRET, chap=Chap(*GOOD_CHAP))
-    assert time.monotonic() - begun < 0.9                             # and then it is forgiven
+    assert time.monotonic() - begun < 0.9  # and then it is forgiven
 
 
 def failregex():
@@ -164,7 +190,8 @@ def failregex():
 
 
 def lines_of(daemon):
-    """The log as a file, as syslog writes it, and as the journal shows it; fail2ban takes the time away first."""
+    """The log as a file, as syslog writes it, and as the journal shows it; fail2ban takes the time
+    away first."""
     lines = daemon.log.splitlines()
     plain = [re.sub(r'^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d', '', line) for line in lines]
     syslog = [re.sub(r'^ targetd(\[\d+\]) ', r' storage1 targetd\1: ', line) for line in plain]
@@ -179,7 +206,9 @@ def forge(daemon):
     guess(daemon, initiator='iqn.x:' + line.replace(' ', '\t').replace('\t', ''))
     with Session(daemon.address, source=BAD) as session:
         with pytest.raises((LoginFailed, Closed)):
-            session.exchange(b'InitiatorName=iqn.x:y\n' + line.encode() + b'\0SessionType=Discovery\0', 0, 1)
+            session.exchange(
+                b'InitiatorName=iqn.x:y\n' + line.encode() + b'\0SessionType=Discovery\0', 0, 1
+            )
 
 
 def test_the_fail2ban_filter_finds_the_address_and_no_other(daemon):
@@ -194,16 +223,25 @@ def test_the_fail2ban_filter_finds_the_address_and_no_other(daemon):
         assert len(found) >= 4 and set(found) == {BAD}
 
 
-@pytest.mark.skipif(not shutil.which('fail2ban-regex'), reason='fail2ban is not installed (Debian: fail2ban)')
+@pytest.mark.skipif(
+    not shutil.which('fail2ban-regex'), reason='fail2ban is not installed (Debian: fail2ban)'
+)
 def test_fail2ban_itself_finds_them(daemon):
     guarded(daemon, 0)
     for _ in range(3):
         guess(daemon)
     forge(daemon)
     daemon.logged('4 in a row')
-    wanted = len(re.findall('^.*warning: authentication failed from %s port' % BAD, daemon.log, re.M))
-    done = subprocess.run(['fail2ban-regex', '-v', daemon.log_file, FILTER], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                          stderr=subprocess.STDOUT, timeout=60)
+    wanted = len(
+        re.findall('^.*warning: authentication failed from %s port' % BAD, daemon.log, re.M)
+    )
+    done = subprocess.run(
+        ['fail2ban-regex', '-v', daemon.log_file, FILTER],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=60,
+    )
     output = done.stdout.decode('utf-8', 'replace')
     assert re.search(r'^Failregex: %d total' % wanted, output, re.M), output
     hits = re.findall(r'^\| +([0-9.]+)  \w', output, re.M)

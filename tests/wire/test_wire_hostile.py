@@ -1,6 +1,8 @@
-"""What no decent initiator sends. Whoever sends it may lose its own connection; a bystander notices nothing, every time.
+"""What no decent initiator sends. Whoever sends it may lose its own connection; a bystander notices
+nothing, every time.
 
-After each test the bystander writes and reads, a new initiator can log in, and the master is the same process as before.
+After each test the bystander writes and reads, a new initiator can log in, and the master is the
+same process as before.
 """
 
 import socket
@@ -33,7 +35,7 @@ from pdus import (
 pytestmark = pytest.mark.wire
 
 BYSTANDER = 'iqn.2026-11.test:bystander'
-PLACE = 4000                                              # the bystander's blocks
+PLACE = 4000  # the bystander's blocks
 READ_1 = struct.pack('>BBIBHB', 0x28, 0, 0, 0, 1, 0)
 WRITE_16 = struct.pack('>BBIBHB', 0x2A, 0, 0, 0, 16, 0)
 OLD = pattern(100, 8192)
@@ -83,9 +85,14 @@ def ends_somehow(session):
 
 
 def goes_on(session):
-    """A ping is still answered, whatever comes before its answer: True, or False if the target closed the connection."""
+    """A ping is still answered, whatever comes before its answer: True, or False if the target
+    closed the connection."""
     try:
-        session.wire.send(pack_bhs(NOP_OUT | IMMEDIATE, FINAL, 0, 0x7A11, NO_TAG, session.cmd_sn, session.exp_stat_sn))
+        session.wire.send(
+            pack_bhs(
+                NOP_OUT | IMMEDIATE, FINAL, 0, 0x7A11, NO_TAG, session.cmd_sn, session.exp_stat_sn
+            )
+        )
         while True:
             pdu = session.step()
             if pdu.opcode == NOP_IN and pdu.itt == 0x7A11:
@@ -96,13 +103,21 @@ def goes_on(session):
 
 # -- before any login ----------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize('data', [
-    b'GET / HTTP/1.1\r\nHost: example\r\nUser-Agent: curious\r\n\r\n',
-    b'\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03' + bytes(200),
-    b'\xff' * 48, b'\0' * 48, b'\x43' + b'\xff' * 47, bytes(range(256)) * 40,
-    b'\x43\x87\0\0\xff\xff\xff\xff' + bytes(40),                      # a login with every length at its largest
-    b'\x03\x87\0\0\0\0\0\0' + bytes(40),
-], ids=['http', 'tls', 'ones', 'zeroes', 'login-ones', 'bytes', 'login-lengths', 'login-empty'])
+
+@pytest.mark.parametrize(
+    'data',
+    [
+        b'GET / HTTP/1.1\r\nHost: example\r\nUser-Agent: curious\r\n\r\n',
+        b'\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03' + bytes(200),
+        b'\xff' * 48,
+        b'\0' * 48,
+        b'\x43' + b'\xff' * 47,
+        bytes(range(256)) * 40,
+        b'\x43\x87\0\0\xff\xff\xff\xff' + bytes(40),  # a login with every length at its largest
+        b'\x03\x87\0\0\0\0\0\0' + bytes(40),
+    ],
+    ids=['http', 'tls', 'ones', 'zeroes', 'login-ones', 'bytes', 'login-lengths', 'login-empty'],
+)
 @pytest.mark.clause('RFC 7143 6.3.1')
 def test_garbage(shared, data):
     with Session(shared.address) as session:
@@ -115,7 +130,7 @@ def test_half_open_and_silent_connections_cost_no_worker(shared, bystander):
     before = len(shared.workers())
     silent = [Session(shared.address) for _ in range(10)]
     for number, session in enumerate(silent):
-        session.wire.raw(b'\x43' * number)                            # less than a header
+        session.wire.raw(b'\x43' * number)  # less than a header
     assert len(shared.workers()) <= before + 1
     assert bystander.read(PLACE, 128) == pattern(1, 65536)
     for session in silent:
@@ -130,7 +145,10 @@ def test_connections_that_come_and_go(shared):
 @pytest.mark.clause('RFC 7143 6.3')
 def test_login_in_single_bytes(shared):
     with Session(shared.address) as session:
-        sent, session.wire.raw = session.wire.raw, lambda data: [sent(bytes([byte])) for byte in data]
+        sent, session.wire.raw = (
+            session.wire.raw,
+            lambda data: [sent(bytes([byte])) for byte in data],
+        )
         session.login(TARGET)
         session.clear_attentions()
         session.write(50, pattern(3, 512))
@@ -149,11 +167,17 @@ def test_login_pdu_longer_than_allowed(shared):
 @pytest.mark.clause('RFC 7143 6.2')
 def test_login_cut_off_in_the_text(shared):
     with Session(shared.address) as session:
-        session.wire.raw(pack_bhs(LOGIN | IMMEDIATE, 0x81)[:4] + struct.pack('>I', 500) + bytes(40) + b'InitiatorName=')
+        session.wire.raw(
+            pack_bhs(LOGIN | IMMEDIATE, 0x81)[:4]
+            + struct.pack('>I', 500)
+            + bytes(40)
+            + b'InitiatorName='
+        )
         ends_somehow(session)
 
 
 # -- framing, in full feature phase --------------------------------------------------------------------------------------
+
 
 @pytest.mark.clause('RFC 7143 7.14')
 def test_pdu_cut_off_in_the_header(shared, ready):
@@ -167,8 +191,15 @@ def test_pdu_cut_off_in_the_header(shared, ready):
 @pytest.mark.clause('RFC 7143 7.14')
 def test_pdu_cut_off_in_the_data(shared, ready, bystander):
     session = ready(shared)
-    head = pack_bhs(SCSI_COMMAND, FINAL | 0x21, 0, 0x50, 8192, session.next_cmd_sn(), session.exp_stat_sn)[:32] + WRITE_16
-    session.wire.raw(head[:4] + struct.pack('>I', 8192) + head[8:] + bytes(48 - len(head)) + b'z' * 5000)
+    head = (
+        pack_bhs(
+            SCSI_COMMAND, FINAL | 0x21, 0, 0x50, 8192, session.next_cmd_sn(), session.exp_stat_sn
+        )[:32]
+        + WRITE_16
+    )
+    session.wire.raw(
+        head[:4] + struct.pack('>I', 8192) + head[8:] + bytes(48 - len(head)) + b'z' * 5000
+    )
     session.wire.reset()
     assert bystander.read(0, 16) == OLD
 
@@ -178,22 +209,36 @@ def test_pdu_cut_off_in_the_data(shared, ready, bystander):
 def test_data_longer_than_negotiated(shared, ready, length):
     session = ready(shared)
     assert length > session.send_limit
-    session.wire.raw(pack_bhs(SCSI_COMMAND, FINAL | 0x21, 0, 0x51, length, session.next_cmd_sn())[:4] +
-                     struct.pack('>I', length) + bytes(40))
+    session.wire.raw(
+        pack_bhs(SCSI_COMMAND, FINAL | 0x21, 0, 0x51, length, session.next_cmd_sn())[:4]
+        + struct.pack('>I', length)
+        + bytes(40)
+    )
     pdus = ends(session)
     assert all(pdu.opcode == REJECT for pdu in pdus)
 
 
-@pytest.mark.parametrize('ahs', [
-    struct.pack('>HBB', 0xFFFF, 1, 0) + bytes(252),                  # a length that runs over the end
-    struct.pack('>HBB', 1, 0x3F, 0),                                 # a type nobody knows
-    bytes(1020),                                                     # the longest there can be, and meaningless
-], ids=['overlong', 'unknown', 'zeroes'])
+@pytest.mark.parametrize(
+    'ahs',
+    [
+        struct.pack('>HBB', 0xFFFF, 1, 0) + bytes(252),  # a length that runs over the end
+        struct.pack('>HBB', 1, 0x3F, 0),  # a type nobody knows
+        bytes(1020),  # the longest there can be, and meaningless
+    ],
+    ids=['overlong', 'unknown', 'zeroes'],
+)
 @pytest.mark.clause('RFC 7143 11.2.2')
 def test_strange_additional_headers(shared, ready, ahs):
     session = ready(shared)
-    session.wire.send(pack_bhs(SCSI_COMMAND, FINAL | 0x41, 0, 0x52, 512, session.next_cmd_sn(), session.exp_stat_sn)[:32] +
-                      READ_1 + bytes(6), b'', ahs)
+    session.wire.send(
+        pack_bhs(
+            SCSI_COMMAND, FINAL | 0x41, 0, 0x52, 512, session.next_cmd_sn(), session.exp_stat_sn
+        )[:32]
+        + READ_1
+        + bytes(6),
+        b'',
+        ahs,
+    )
     try:
         pdu = session.wire.receive()
         assert pdu.opcode in (REJECT, SCSI_RESPONSE, 0x25)
@@ -206,7 +251,9 @@ def test_strange_additional_headers(shared, ready, ahs):
 def test_unknown_or_target_opcode_is_rejected(shared, ready, opcode):
     """Reject carries the offending header back (RFC 7143 11.17); the session goes on."""
     session = ready(shared)
-    bhs = pack_bhs(opcode | IMMEDIATE, FINAL, 0, 0x1234, NO_TAG, session.cmd_sn, session.exp_stat_sn)
+    bhs = pack_bhs(
+        opcode | IMMEDIATE, FINAL, 0, 0x1234, NO_TAG, session.cmd_sn, session.exp_stat_sn
+    )
     session.wire.send(bhs)
     pdu = session.receive()
     assert pdu.opcode == REJECT and pdu.bhs[2] in (0x04, 0x05)
@@ -226,6 +273,7 @@ def test_snack_at_level_zero_is_rejected(shared, ready):
 
 # -- digests -------------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.clause('RFC 7143 7.8')
 def test_bad_header_digest_ends_the_connection(shared, ready):
     session = ready(shared, keys={'HeaderDigest': 'CRC32C'})
@@ -241,22 +289,31 @@ def test_bad_data_digest_writes_nothing(shared, ready, bystander, how):
     session = ready(shared, keys=keys)
     sn = session.next_cmd_sn()
     flags = FINAL | 0x21
-    head = pack_bhs(SCSI_COMMAND, flags, 0, 0x61, 8192, sn, session.exp_stat_sn)[:32] + WRITE_16 + bytes(6)
+    head = (
+        pack_bhs(SCSI_COMMAND, flags, 0, 0x61, 8192, sn, session.exp_stat_sn)[:32]
+        + WRITE_16
+        + bytes(6)
+    )
     if how == 'immediate':
         session.wire.send(head, b'z' * 8192, spoil_data=True)
     else:
         session.wire.send(head)
         r2t = session.wire.receive()
         assert r2t.opcode == R2T
-        session.wire.send(pack_bhs(DATA_OUT, FINAL, 0, 0x61, r2t.ttt, 0, session.exp_stat_sn), b'z' * 8192, spoil_data=True)
+        session.wire.send(
+            pack_bhs(DATA_OUT, FINAL, 0, 0x61, r2t.ttt, 0, session.exp_stat_sn),
+            b'z' * 8192,
+            spoil_data=True,
+        )
     opcodes = set()
-    last = REJECT if how == 'immediate' else SCSI_RESPONSE             # a refused command is not answered, RFC 7143 7.8
+    # a refused command is not answered, RFC 7143 7.8
+    last = REJECT if how == 'immediate' else SCSI_RESPONSE
     try:
         while last not in opcodes:
             pdu = session.wire.receive()
             opcodes.add(pdu.opcode)
             if pdu.opcode == REJECT:
-                assert pdu.bhs[2] == 0x02                             # data digest error
+                assert pdu.bhs[2] == 0x02  # data digest error
             if pdu.opcode == SCSI_RESPONSE:
                 assert pdu.bhs[3] == CHECK_CONDITION
     except Closed:
@@ -267,6 +324,7 @@ def test_bad_data_digest_writes_nothing(shared, ready, bystander, how):
 
 # -- data that does not fit ----------------------------------------------------------------------------------------------
 
+
 def solicited(session):
     """A WRITE(10) of 16 blocks at 0 whose R2T has come: (command, the R2T)."""
     session.hold_r2t = True
@@ -274,23 +332,40 @@ def solicited(session):
     return command, session.until(R2T)
 
 
-@pytest.mark.parametrize('itt, ttt, data_sn, offset, data', [
-    ('own', 'own', 5, 0, b'z' * 8192),                  # DataSN
-    ('own', 'own', 0, 512, b'z' * 7680),                # a hole at the beginning
-    ('own', 'own', 0, 1 << 30, b'z' * 512),             # far outside
-    ('own', 'own', 0, 0, b'z' * 12288),                 # more than was asked for
-    ('own', 0x7777, 0, 0, b'z' * 8192),                 # a transfer tag that was never given
-    (0x6666, 'own', 0, 0, b'z' * 8192),                 # a task that is not there
-    (0x6666, NO_TAG, 0, 0, b'z' * 8192),                # unsolicited, for no task
-    ('own', NO_TAG, 0, 0, b'z' * 8192),                 # unsolicited, where an R2T was sent
-], ids=['data-sn', 'hole', 'outside', 'too-much', 'ttt', 'itt', 'no-task', 'unasked'])
+@pytest.mark.parametrize(
+    'itt, ttt, data_sn, offset, data',
+    [
+        ('own', 'own', 5, 0, b'z' * 8192),  # DataSN
+        ('own', 'own', 0, 512, b'z' * 7680),  # a hole at the beginning
+        ('own', 'own', 0, 1 << 30, b'z' * 512),  # far outside
+        ('own', 'own', 0, 0, b'z' * 12288),  # more than was asked for
+        ('own', 0x7777, 0, 0, b'z' * 8192),  # a transfer tag that was never given
+        (0x6666, 'own', 0, 0, b'z' * 8192),  # a task that is not there
+        (0x6666, NO_TAG, 0, 0, b'z' * 8192),  # unsolicited, for no task
+        ('own', NO_TAG, 0, 0, b'z' * 8192),  # unsolicited, where an R2T was sent
+    ],
+    ids=['data-sn', 'hole', 'outside', 'too-much', 'ttt', 'itt', 'no-task', 'unasked'],
+)
 @pytest.mark.clause('RFC 7143 7.9', 'RFC 7143 11.7')
 def test_data_out_that_does_not_fit(shared, ready, bystander, itt, ttt, data_sn, offset, data):
     """It is said (CHECK CONDITION or Reject) or the connection ends; the medium is untouched."""
     session = ready(shared, keys={'ImmediateData': 'No'})
     command, r2t = solicited(session)
-    session.wire.send(pack_bhs(DATA_OUT, FINAL, 0, command.itt if itt == 'own' else itt, r2t.ttt if ttt == 'own' else ttt, 0,
-                               session.exp_stat_sn, 0, data_sn, offset), data)
+    session.wire.send(
+        pack_bhs(
+            DATA_OUT,
+            FINAL,
+            0,
+            command.itt if itt == 'own' else itt,
+            r2t.ttt if ttt == 'own' else ttt,
+            0,
+            session.exp_stat_sn,
+            0,
+            data_sn,
+            offset,
+        ),
+        data,
+    )
     if goes_on(session):
         if command.result is not None:
             assert command.result.status == CHECK_CONDITION, command.result
@@ -302,10 +377,13 @@ def test_data_out_that_does_not_fit(shared, ready, bystander, itt, ttt, data_sn,
 
 @pytest.mark.clause('RFC 7143 11.7', 'RFC 7143 11.8')
 def test_data_out_that_ends_early_is_asked_for_again(shared, ready, bystander):
-    """F before all of an R2T's data came: the rest is asked for, or the command fails; half of it is never written."""
+    """F before all of an R2T's data came: the rest is asked for, or the command fails; half of it
+    is never written."""
     session = ready(shared, keys={'ImmediateData': 'No'})
     command, r2t = solicited(session)
-    session.wire.send(pack_bhs(DATA_OUT, FINAL, 0, command.itt, r2t.ttt, 0, session.exp_stat_sn), b'z' * 512)
+    session.wire.send(
+        pack_bhs(DATA_OUT, FINAL, 0, command.itt, r2t.ttt, 0, session.exp_stat_sn), b'z' * 512
+    )
     command.solicited = 512
     command.r2ts.clear()
     if goes_on(session):
@@ -314,17 +392,24 @@ def test_data_out_that_ends_early_is_asked_for_again(shared, ready, bystander):
     assert bystander.read(0, 16) == OLD
 
 
-@pytest.mark.parametrize('key, value', [
-    pytest.param('ImmediateData', 'No', marks=pytest.mark.clause('RFC 7143 13.11')),
-    pytest.param('FirstBurstLength', '4096', marks=pytest.mark.clause('RFC 7143 13.14')),
-])
+@pytest.mark.parametrize(
+    'key, value',
+    [
+        pytest.param('ImmediateData', 'No', marks=pytest.mark.clause('RFC 7143 13.11')),
+        pytest.param('FirstBurstLength', '4096', marks=pytest.mark.clause('RFC 7143 13.14')),
+    ],
+)
 def test_more_immediate_data_than_was_agreed(shared, ready, bystander, key, value):
     session = ready(shared, keys={key: value})
-    head = pack_bhs(SCSI_COMMAND, FINAL | 0x21, 0, 0x70, 8192, session.next_cmd_sn(), session.exp_stat_sn)[:32]
+    head = pack_bhs(
+        SCSI_COMMAND, FINAL | 0x21, 0, 0x70, 8192, session.next_cmd_sn(), session.exp_stat_sn
+    )[:32]
     session.wire.send(head + WRITE_16 + bytes(6), b'z' * 8192)
     try:
         pdu = session.wire.receive()
-        assert pdu.opcode == REJECT or (pdu.opcode == SCSI_RESPONSE and pdu.bhs[3] == CHECK_CONDITION)
+        assert pdu.opcode == REJECT or (
+            pdu.opcode == SCSI_RESPONSE and pdu.bhs[3] == CHECK_CONDITION
+        )
     except Closed:
         pass
     session.wire.reset()
@@ -334,7 +419,7 @@ def test_more_immediate_data_than_was_agreed(shared, ready, bystander, key, valu
 @pytest.mark.clause('RFC 7143 11.3', 'RFC 7143 11.4.5')
 def test_data_with_a_command_that_takes_none(shared, ready):
     session = ready(shared)
-    result = session.run(bytes(6), out=b'z' * 4096)                   # TEST UNIT READY with W and data
+    result = session.run(bytes(6), out=b'z' * 4096)  # TEST UNIT READY with W and data
     assert result.status == CHECK_CONDITION or result.underflow == 4096
     assert goes_on(session)
 
@@ -342,23 +427,27 @@ def test_data_with_a_command_that_takes_none(shared, ready):
 @pytest.mark.clause('RFC 7143 11.3')
 def test_read_and_write_bits_that_contradict_the_command(shared, ready, bystander):
     session = ready(shared)
-    wrong = session.run(WRITE_16, read=8192)                          # WRITE with R instead of W
+    wrong = session.run(WRITE_16, read=8192)  # WRITE with R instead of W
     assert wrong.status == CHECK_CONDITION or wrong.overflow
-    session.run(READ_1, out=b'z' * 512)                               # READ with W instead of R
+    session.run(READ_1, out=b'z' * 512)  # READ with W instead of R
     assert goes_on(session)
     assert bystander.read(0, 16) == OLD
 
 
 @pytest.mark.clause('RFC 7143 11.2.1.8', 'RFC 7143 11.17')
 def test_a_tag_in_use(shared, ready, bystander):
-    """A second write under a tag that waits for its data is rejected; the first one's data is not mixed up."""
+    """A second write under a tag that waits for its data is rejected; the first one's data is not
+    mixed up."""
     session = ready(shared, keys={'ImmediateData': 'No'})
     command, r2t = solicited(session)
-    head = pack_bhs(SCSI_COMMAND, FINAL | 0x21, 0, command.itt, 8192, session.next_cmd_sn(), session.exp_stat_sn)[:32]
+    head = pack_bhs(
+        SCSI_COMMAND, FINAL | 0x21, 0, command.itt, 8192, session.next_cmd_sn(), session.exp_stat_sn
+    )[:32]
     session.wire.send(head + WRITE_16 + bytes(6))
     try:
         pdu = session.wire.receive()
-        assert pdu.opcode == REJECT and pdu.bhs[2] in (0x04, 0x07)    # protocol error, task in progress
+        # protocol error, task in progress
+        assert pdu.opcode == REJECT and pdu.bhs[2] in (0x04, 0x07)
     except Closed:
         pass
     session.wire.reset()
@@ -367,16 +456,33 @@ def test_a_tag_in_use(shared, ready, bystander):
 
 # -- requests out of place -----------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize('bhs, data', [
-    (pack_bhs(LOGIN | IMMEDIATE, 0x87, 0, 1, 0x10000, 1, 1), pack_text([('InitiatorName', 'iqn.x:y')])),
-    (pack_bhs(TEXT | IMMEDIATE, FINAL, 0, 2, 0x4242, 1, 1), b'SendTargets=All\0'),
-    (pack_bhs(TEXT | IMMEDIATE, FINAL | 0x40, 0, 2, NO_TAG, 1, 1), b'SendTargets=All\0'),
-    (pack_bhs(TEXT | IMMEDIATE, FINAL, 0, 2, NO_TAG, 1, 1), b'\xff\xfe no key here'),
-    (pack_bhs(TEXT | IMMEDIATE, FINAL, 0, NO_TAG, NO_TAG, 1, 1), b''),
-    (pack_bhs(LOGOUT | IMMEDIATE, FINAL | 2, 0, 3, 0x630000, 1, 1), b''),
-    (pack_bhs(LOGOUT | IMMEDIATE, FINAL | 0x55, 0, 3, 0, 1, 1), b''),
-    (pack_bhs(TASK_MANAGEMENT | IMMEDIATE, FINAL | 8, 0, 4, 1, 1, 1), b''),
-], ids=['login', 'text-ttt', 'text-f-and-c', 'text-noise', 'text-no-tag', 'logout-recovery', 'logout-reason', 'reassign'])
+
+@pytest.mark.parametrize(
+    'bhs, data',
+    [
+        (
+            pack_bhs(LOGIN | IMMEDIATE, 0x87, 0, 1, 0x10000, 1, 1),
+            pack_text([('InitiatorName', 'iqn.x:y')]),
+        ),
+        (pack_bhs(TEXT | IMMEDIATE, FINAL, 0, 2, 0x4242, 1, 1), b'SendTargets=All\0'),
+        (pack_bhs(TEXT | IMMEDIATE, FINAL | 0x40, 0, 2, NO_TAG, 1, 1), b'SendTargets=All\0'),
+        (pack_bhs(TEXT | IMMEDIATE, FINAL, 0, 2, NO_TAG, 1, 1), b'\xff\xfe no key here'),
+        (pack_bhs(TEXT | IMMEDIATE, FINAL, 0, NO_TAG, NO_TAG, 1, 1), b''),
+        (pack_bhs(LOGOUT | IMMEDIATE, FINAL | 2, 0, 3, 0x630000, 1, 1), b''),
+        (pack_bhs(LOGOUT | IMMEDIATE, FINAL | 0x55, 0, 3, 0, 1, 1), b''),
+        (pack_bhs(TASK_MANAGEMENT | IMMEDIATE, FINAL | 8, 0, 4, 1, 1, 1), b''),
+    ],
+    ids=[
+        'login',
+        'text-ttt',
+        'text-f-and-c',
+        'text-noise',
+        'text-no-tag',
+        'logout-recovery',
+        'logout-reason',
+        'reassign',
+    ],
+)
 @pytest.mark.clause('RFC 7143 7.13')
 def test_requests_out_of_place_are_answered_or_end_the_connection(shared, ready, bhs, data):
     session = ready(shared)
@@ -413,6 +519,14 @@ def test_an_initiator_that_never_reads(shared, bystander):
 def test_a_flood_of_logins_that_go_nowhere(shared):
     for _ in range(20):
         session = Session(shared.address)
-        session.login_pdu([('InitiatorName', 'iqn.2026-11.test:flood'), ('SessionType', 'Normal'), ('TargetName', TARGET),
-                           ('AuthMethod', 'None')], 0, 1)
+        session.login_pdu(
+            [
+                ('InitiatorName', 'iqn.2026-11.test:flood'),
+                ('SessionType', 'Normal'),
+                ('TargetName', TARGET),
+                ('AuthMethod', 'None'),
+            ],
+            0,
+            1,
+        )
         session.wire.reset()

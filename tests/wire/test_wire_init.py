@@ -1,4 +1,5 @@
-"""init/targetd, the SysV script, in a folder of its own: every action, LSB exit codes, several shells, with and without LSB."""
+"""init/targetd, the SysV script, in a folder of its own: every action, LSB exit codes, several
+shells, with and without LSB."""
 
 import os
 import shutil
@@ -14,7 +15,13 @@ from daemon import ROOT, eventually, is_listening
 pytestmark = pytest.mark.wire
 
 SCRIPT = os.path.join(ROOT, 'init', 'targetd')
-SHELLS = [(['dash'], False), (['dash'], True), (['bash'], True), (['bash', '--posix'], False), (['busybox', 'sh'], False)]
+SHELLS = [
+    (['dash'], False),
+    (['dash'], True),
+    (['bash'], True),
+    (['bash', '--posix'], False),
+    (['busybox', 'sh'], False),
+]
 LSB = '''
 log_success_msg() { echo "LSB ok: $@"; }
 log_failure_msg() { echo "LSB failure: $@"; }
@@ -40,14 +47,25 @@ class Init(object):
         if with_lsb:
             with open(functions, 'w') as file:
                 file.write(LSB)
-        self.environment = dict(os.environ, DEFAULTS=self.defaults, SYSCONFIG='/nonexistent', LSB_FUNCTIONS=functions,
-                                ALLOW_USER='1')
+        self.environment = dict(
+            os.environ,
+            DEFAULTS=self.defaults,
+            SYSCONFIG='/nonexistent',
+            LSB_FUNCTIONS=functions,
+            ALLOW_USER='1',
+        )
         daemon.write_config()
 
     def __call__(self, action, **more):
         """Run an action: (exit code, output)."""
-        done = subprocess.run(self.shell + [SCRIPT] + ([action] if action else []), env=dict(self.environment, **more),
-                              stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60)
+        done = subprocess.run(
+            self.shell + [SCRIPT] + ([action] if action else []),
+            env=dict(self.environment, **more),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=60,
+        )
         return done.returncode, done.stdout.decode()
 
     @property
@@ -56,7 +74,9 @@ class Init(object):
             return int(file.read())
 
 
-@pytest.fixture(params=SHELLS, ids=lambda value: '%s-%s' % ('_'.join(value[0]), 'lsb' if value[1] else 'plain'))
+@pytest.fixture(
+    params=SHELLS, ids=lambda value: '%s-%s' % ('_'.join(value[0]), 'lsb' if value[1] else 'plain')
+)
 def init(daemon, request):
     shell, with_lsb = request.param
     if shutil.which(shell[0]) is None:
@@ -66,7 +86,8 @@ def init(daemon, request):
     script = Init(daemon, shell, with_lsb)
     yield script
     try:
-        psutil.Process(script.pid).kill()            # only where the test failed: an ordered stop removes the file
+        # only where the test failed: an ordered stop removes the file
+        psutil.Process(script.pid).kill()
     except (OSError, ValueError, psutil.NoSuchProcess):
         pass
 
@@ -76,7 +97,7 @@ def test_life(init):
     assert init('status')[0] == 3
     code, output = init('start')
     assert code == 0, output + daemon.log
-    assert is_listening(daemon.address)              # start returns only when it serves
+    assert is_listening(daemon.address)  # start returns only when it serves
     pid = init.pid
     assert init('status')[0] == 0 and str(pid) in init('status')[1]
     assert init('start')[0] == 0 and init.pid == pid

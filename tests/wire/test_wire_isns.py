@@ -1,4 +1,5 @@
-"""The iSNS client against Debian's Open-iSNS server on loopback, and against servers that are dead or mute."""
+"""The iSNS client against Debian's Open-iSNS server on loopback, and against servers that are dead
+or mute."""
 
 import os
 import re
@@ -26,22 +27,41 @@ class Server(object):
     """An isnsd of our own: its port, and what its database holds."""
 
     def __init__(self, directory, period):
-        self.directory, self.port, self.process, self.period = str(directory), free_port(), None, period
+        self.directory, self.port, self.process, self.period = (
+            str(directory),
+            free_port(),
+            None,
+            period,
+        )
         self.config = os.path.join(self.directory, 'isnsd.conf')
         self.log_file = os.path.join(self.directory, 'isnsd.log')
         self.settings = [
-            'SourceName = iqn.2026-11.test:isns', 'Database = %s/db' % self.directory, 'BindAddress = 127.0.0.1:%d' % self.port,
-            'RegistrationPeriod = %ds' % period, 'DefaultDiscoveryDomain = 1', 'SLPRegister = 0', 'Security = 0',
-            'PIDFile = %s/pid' % self.directory, 'ControlSocket = %s/control' % self.directory,
-            'ESIMinInterval = 1s', 'ESIMaxInterval = 60s', 'ESIRetries = 3', 'SCNTimeout = 2']
+            'SourceName = iqn.2026-11.test:isns',
+            'Database = %s/db' % self.directory,
+            'BindAddress = 127.0.0.1:%d' % self.port,
+            'RegistrationPeriod = %ds' % period,
+            'DefaultDiscoveryDomain = 1',
+            'SLPRegister = 0',
+            'Security = 0',
+            'PIDFile = %s/pid' % self.directory,
+            'ControlSocket = %s/control' % self.directory,
+            'ESIMinInterval = 1s',
+            'ESIMaxInterval = 60s',
+            'ESIRetries = 3',
+            'SCNTimeout = 2',
+        ]
 
     def start(self):
         os.makedirs(os.path.join(self.directory, 'db'), exist_ok=True)
         with open(self.config, 'w') as file:
             file.write('\n'.join(self.settings) + '\n')
         with open(self.log_file, 'ab') as output:
-            self.process = subprocess.Popen([ISNSD, '--foreground', '--config', self.config, '--debug', 'esi,scn,state'],
-                                            stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+            self.process = subprocess.Popen(
+                [ISNSD, '--foreground', '--config', self.config, '--debug', 'esi,scn,state'],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+            )
 
         def is_up():
             assert self.process.poll() is None, self.log
@@ -50,6 +70,7 @@ class Server(object):
             except OSError:
                 return False
             return True
+
         eventually(is_up, 10, 'isnsd listening')
         return self
 
@@ -68,13 +89,24 @@ class Server(object):
 
     def objects(self, kind):
         """[{name: value}, …] of this kind that are registered now."""
-        done = subprocess.run([ISNSD, '--config', self.config, '--dump-db'], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                              stderr=subprocess.STDOUT, timeout=20)
+        done = subprocess.run(
+            [ISNSD, '--config', self.config, '--dump-db'],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=20,
+        )
         found = []
         for part in done.stdout.decode('utf-8', 'replace').split('--------------')[1:]:
             if re.search(r'type=<%s> state=mature' % kind, part):
-                found.append(dict((name.strip(), value.strip().strip('"')) for name, value in
-                                  re.findall(r'^ +[0-9a-f]{4} +\w+ *: ([^=\n]+)=([^\n]*)$', part, re.M)))
+                found.append(
+                    dict(
+                        (name.strip(), value.strip().strip('"'))
+                        for name, value in re.findall(
+                            r'^ +[0-9a-f]{4} +\w+ *: ([^=\n]+)=([^\n]*)$', part, re.M
+                        )
+                    )
+                )
         return found
 
     def names(self):
@@ -84,7 +116,10 @@ class Server(object):
         return [each['Entity identifier'] for each in self.objects('Network Entity')]
 
     def portals(self):
-        return sorted('%s:%s' % (each['Portal IP address'], each['Portal TCP/UDP port']) for each in self.objects('Portal'))
+        return sorted(
+            '%s:%s' % (each['Portal IP address'], each['Portal TCP/UDP port'])
+            for each in self.objects('Portal')
+        )
 
     def ask(self, *messages):
         """Say something as another client would."""
@@ -108,6 +143,7 @@ def isnsd(tmp_path_factory):
     def make(period=600):
         made.append(Server(tmp_path_factory.mktemp('isnsd'), period))
         return made[-1].start()
+
     yield make
     for server in made:
         server.stop()
@@ -115,7 +151,9 @@ def isnsd(tmp_path_factory):
 
 def begin(daemon, server, **more):
     daemon.target()
-    daemon.text.server.update({'isns-server': '127.0.0.1:%d' % server.port, 'isns-entity': 'storage1'})
+    daemon.text.server.update(
+        {'isns-server': '127.0.0.1:%d' % server.port, 'isns-entity': 'storage1'}
+    )
     daemon.text.server.update((key.replace('_', '-'), value) for key, value in more.items())
     daemon.start()
     return daemon
@@ -133,11 +171,22 @@ def test_what_is_served_is_registered(daemon, isnsd):
     assert server.entities() == ['storage1']
     assert server.names() == [TARGET, OTHER]
     assert server.portals() == sorted('127.0.0.1:%d/tcp' % port for port in (daemon.port, second))
-    assert [node.get('iSCSI alias') for node in server.objects('iSCSI Storage Node')] == ['The other', None]
-    groups = sorted((g['Portal group name'], g['Portal group port'], g['Portal group tag'])
-                    for g in server.objects('iSCSI Portal Group'))
-    assert groups == sorted([(TARGET, '%d/tcp' % daemon.port, '1'), (TARGET, '%d/tcp' % second, '0'),
-                             (OTHER, '%d/tcp' % daemon.port, '1'), (OTHER, '%d/tcp' % second, '7')])
+    assert [node.get('iSCSI alias') for node in server.objects('iSCSI Storage Node')] == [
+        'The other',
+        None,
+    ]
+    groups = sorted(
+        (g['Portal group name'], g['Portal group port'], g['Portal group tag'])
+        for g in server.objects('iSCSI Portal Group')
+    )
+    assert groups == sorted(
+        [
+            (TARGET, '%d/tcp' % daemon.port, '1'),
+            (TARGET, '%d/tcp' % second, '0'),
+            (OTHER, '%d/tcp' % daemon.port, '1'),
+            (OTHER, '%d/tcp' % second, '7'),
+        ]
+    )
 
 
 def test_an_ordered_stop_takes_it_back(daemon, isnsd):
@@ -168,8 +217,8 @@ def test_a_reload_is_followed(daemon, isnsd):
 
 
 def is_kept(daemon, server, renewals=4):
-    """Watch the registration through so many renewals: True if it was never gone. On a machine that is too busy it can be:
-    a renewal is due every third of the period."""
+    """Watch the registration through so many renewals: True if it was never gone. On a machine that
+    is too busy it can be: a renewal is due every third of the period."""
     daemon.logged('registered as storage1 .* for %d seconds' % server.period)
     stamps, gone = set(), []
 
@@ -178,12 +227,14 @@ def is_kept(daemon, server, renewals=4):
         stamps.update(entity['Timestamp'] for entity in entities)
         gone.extend([True] * (not entities))
         return gone or len(stamps) > renewals
+
     eventually(renewed, 10 + renewals * server.period)
     return not gone and daemon.log.count('registered as') == 1
 
 
 def test_a_registration_is_renewed_and_ends_with_the_daemon(daemon, isnsd):
-    """A period of three seconds if the machine keeps up with that; what is never renewed is not kept in longer ones either."""
+    """A period of three seconds if the machine keeps up with that; what is never renewed is not
+    kept in longer ones either."""
     for period in (3, 9, 27):
         server = isnsd(period)
         begin(daemon, server)
@@ -192,7 +243,7 @@ def test_a_registration_is_renewed_and_ends_with_the_daemon(daemon, isnsd):
         assert period < 27 and daemon.stop() == 0
         os.unlink(daemon.log_file)
     daemon.workers()
-    daemon.kill()                                    # a crash: nobody deregisters
+    daemon.kill()  # a crash: nobody deregisters
     eventually(lambda: server.entities() == [], 10 + 3 * server.period)
 
 
@@ -223,8 +274,16 @@ def test_notifications_are_heard_and_answered(daemon, isnsd):
     begin(daemon, server)
     daemon.logged('registered as storage1')
     name, identifier = m.text(m.ISCSI_NAME, INITIATOR), m.text(m.ENTITY_IDENTIFIER, 'host1')
-    register = m.request(m.REGISTER, name, identifier, m.nothing(m.DELIMITER), identifier, m.number(m.ENTITY_PROTOCOL, 2), name,
-                         m.number(m.ISCSI_NODE_TYPE, 2))
+    register = m.request(
+        m.REGISTER,
+        name,
+        identifier,
+        m.nothing(m.DELIMITER),
+        identifier,
+        m.number(m.ENTITY_PROTOCOL, 2),
+        name,
+        m.number(m.ISCSI_NODE_TYPE, 2),
+    )
     server.ask(register)
     daemon.logged('%s is added' % re.escape(INITIATOR))
     eventually(lambda: 'acknowledged notification' in server.log, 10, lambda: server.log[-3000:])
@@ -246,6 +305,7 @@ def test_nobody_but_the_server_is_heard(daemon, isnsd):
 
 
 # -- servers that are none ---------------------------------------------------------------------------------------------
+
 
 def test_a_dead_server_disturbs_nobody(daemon):
     daemon.target()
@@ -274,7 +334,10 @@ def test_a_server_that_never_answers_delays_the_stop_by_no_more_than_two_seconds
         assert time.monotonic() - begun < 6
 
 
-@pytest.mark.parametrize('answer', [b'HTTP/1.0 400 Bad Request\r\n\r\n', bytes(64), b'\x00\x01\x80\x01\xff\xff' + bytes(100)])
+@pytest.mark.parametrize(
+    'answer',
+    [b'HTTP/1.0 400 Bad Request\r\n\r\n', bytes(64), b'\x00\x01\x80\x01\xff\xff' + bytes(100)],
+)
 def test_a_server_that_talks_nonsense(daemon, answer):
     with socket.socket() as mad:
         mad.bind(('127.0.0.1', 0))
@@ -295,6 +358,21 @@ def test_status_tells_how_it_stands(daemon, isnsd):
     server = isnsd()
     begin(daemon, server)
     daemon.logged('registered as storage1')
-    command = [daemon.python, '-m', 'targetd.admin.cli', '-s', os.path.join(daemon.directory, 'targetd.sock'), 'status']
-    done = subprocess.run(command, env=daemon.environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=20)
-    assert re.search('iSNS server 127.0.0.1:%d +registered as storage1' % server.port, done.stdout.decode()), done.stdout
+    command = [
+        daemon.python,
+        '-m',
+        'targetd.admin.cli',
+        '-s',
+        os.path.join(daemon.directory, 'targetd.sock'),
+        'status',
+    ]
+    done = subprocess.run(
+        command,
+        env=daemon.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=20,
+    )
+    assert re.search(
+        'iSNS server 127.0.0.1:%d +registered as storage1' % server.port, done.stdout.decode()
+    ), done.stdout

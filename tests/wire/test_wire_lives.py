@@ -20,17 +20,18 @@ OTHER = 'iqn.2026-11.test.targetd:other'
 
 
 class Load(threading.Thread):
-    """Writes pattern after pattern in a thread until the connection ends; knows what was acknowledged."""
+    """Writes pattern after pattern in a thread until the connection ends; knows what was
+    acknowledged."""
 
     def __init__(self, session, first_block, slots=64, blocks=128):
         super(Load, self).__init__(daemon=True)
         self.session, self.first, self.slots, self.blocks = session, first_block, slots, blocks
-        self.acknowledged = {}               # slot -> number of the pattern that was last acknowledged there
-        self.sent = {}                       # slot -> number that was last sent there
+        self.acknowledged = {}  # slot -> number of the pattern that was last acknowledged there
+        self.sent = {}  # slot -> number that was last sent there
         self.stopping = False
         self.failure = None
         self.logout_asked = False
-        self.ended = None                    # monotonic time
+        self.ended = None  # monotonic time
 
     def run(self):
         number = 0
@@ -39,7 +40,9 @@ class Load(threading.Thread):
                 number += 1
                 slot = number % self.slots
                 self.sent[slot] = number
-                self.session.write(self.first + slot * self.blocks, pattern(number, self.blocks * 512))
+                self.session.write(
+                    self.first + slot * self.blocks, pattern(number, self.blocks * 512)
+                )
                 self.acknowledged[slot] = number
                 if self.session.events:
                     self.logout_asked = True
@@ -58,12 +61,18 @@ class Load(threading.Thread):
         for slot, number in self.acknowledged.items():
             data = session.read(self.first + slot * self.blocks, self.blocks)
             wanted = {number, self.sent[slot]}
-            assert any(data == pattern(each, self.blocks * 512) for each in wanted) or self._is_torn(data, number, slot)
+            assert any(
+                data == pattern(each, self.blocks * 512) for each in wanted
+            ) or self._is_torn(data, number, slot)
 
     def _is_torn(self, data, number, slot):
-        """A write that was never acknowledged may have got half way; each block is still one or the other."""
+        """A write that was never acknowledged may have got half way; each block is still one or the
+        other."""
         old, new = pattern(number, len(data)), pattern(self.sent[slot], len(data))
-        return all(data[at:at + 512] in (old[at:at + 512], new[at:at + 512]) for at in range(0, len(data), 512))
+        return all(
+            data[at : at + 512] in (old[at : at + 512], new[at : at + 512])
+            for at in range(0, len(data), 512)
+        )
 
 
 def gone(process, seconds=10):
@@ -75,9 +84,12 @@ def gone(process, seconds=10):
 
 # -- a worker dies -------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize('write_cache', ['on', 'off'])
 def test_kill_of_one_worker_under_load(daemon, ready, write_cache):
-    daemon.target(TARGET, luns={0: ['backing-store = %s' % daemon.image(), 'write-cache = %s' % write_cache]})
+    daemon.target(
+        TARGET, luns={0: ['backing-store = %s' % daemon.image(), 'write-cache = %s' % write_cache]}
+    )
     daemon.start()
     victim = Load(ready(daemon, name=ONE), 0)
     bystander = Load(ready(daemon, name=TWO), 65536)
@@ -89,7 +101,8 @@ def test_kill_of_one_worker_under_load(daemon, ready, write_cache):
     victim.join(10)
     assert isinstance(victim.failure, (Closed, OSError))
     number = max(bystander.acknowledged.values())
-    eventually(lambda: max(bystander.acknowledged.values()) > number + 5, 10)       # only its session is lost
+    # only its session is lost
+    eventually(lambda: max(bystander.acknowledged.values()) > number + 5, 10)
     assert bystander.failure is None and other.is_running()
     again = ready(daemon, name=ONE)
     victim.verify(again)
@@ -110,6 +123,7 @@ def test_workers_are_forked_anew(served, ready):
 
 # -- the master stops ----------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.clause('RFC 7143 11.9', 'RFC 7143 7.5')
 def test_stop_under_load_asks_for_logout(served, ready):
     """An asynchronous message with event 1; initiators that log out find the stop quick and clean."""
@@ -124,7 +138,7 @@ def test_stop_under_load_asks_for_logout(served, ready):
         load.join(10)
         assert load.logout_asked and load.failure is None
         [event] = load.session.events[:1]
-        assert event.bhs[36] == 1 and event.itt == 0xFFFFFFFF                     # RFC 7143 11.9.1
+        assert event.bhs[36] == 1 and event.itt == 0xFFFFFFFF  # RFC 7143 11.9.1
     assert not is_listening(served.address)
     served.start()
     again = ready(served, name=ONE)
@@ -155,7 +169,7 @@ def test_no_new_login_during_a_stop(daemon, ready):
     session.until(ASYNC)
     with pytest.raises((OSError, Closed, LoginFailed)):
         connect(daemon.address, TARGET, name=TWO, timeout=2)
-    session.write(0, pattern(1, 4096))                                            # while it is asked, it may still work
+    session.write(0, pattern(1, 4096))  # while it is asked, it may still work
     session.logout()
     gone(daemon.process)
 
@@ -196,7 +210,7 @@ def test_kill_of_the_master(served, ready):
     load.join(10)
     assert load.failure is not None
     assert not is_listening(served.address)
-    served.start()                                                                # the old pid file and socket do not matter
+    served.start()  # the old pid file and socket do not matter
     load.verify(ready(served, name=ONE))
 
 
@@ -213,6 +227,7 @@ def test_a_stopped_master_does_not_stop_its_sessions(served, ready):
 
 
 # -- reload --------------------------------------------------------------------------------------------------------------
+
 
 @pytest.fixture
 def busy(daemon, ready):
@@ -242,7 +257,7 @@ def test_add_and_remove_a_target(busy, ready):
     session.write(0, pattern(9, 512))
     del daemon.text.targets[OTHER]
     daemon.reload()
-    assert session.until(ASYNC).bhs[36] == 1                                      # asked to log out
+    assert session.until(ASYNC).bhs[36] == 1  # asked to log out
     session.logout()
     eventually(lambda: status(daemon, OTHER) == 0x0203, 5)
     daemon.target(OTHER)
@@ -275,7 +290,8 @@ def test_add_and_remove_a_lun(daemon, ready):
     lines, luns = daemon.text.targets[TARGET]
     luns[5] = ['backing-store = %s' % daemon.image('five.img', 32 << 20)]
     daemon.reload()
-    eventually(lambda: session.run(bytes(6)).key == (6, 0x3F, 0x0E), 5)           # reported LUNs data has changed
+    # reported LUNs data has changed
+    eventually(lambda: session.run(bytes(6)).key == (6, 0x3F, 0x0E), 5)
     session.clear_attentions()
     assert session.report_luns() == [0, 5]
     session.clear_attentions(5)
@@ -295,14 +311,15 @@ def test_grow_a_lun(daemon, ready):
     session = ready(daemon)
     daemon.text.targets[TARGET][1][0][1] = 'size = 128M'
     daemon.reload()
-    eventually(lambda: session.run(bytes(6)).key == (6, 0x2A, 0x09), 5)           # capacity data has changed
+    eventually(lambda: session.run(bytes(6)).key == (6, 0x2A, 0x09), 5)  # capacity data has changed
     assert session.capacity() == (262144, 512)
     session.write(262143, pattern(1, 512))
     assert session.read(262143, 1) == pattern(1, 512)
 
 
 def test_change_of_a_lun_that_is_in_use(busy, ready):
-    """Another file under the same number: the session is asked to log out and finds the new one when it comes back."""
+    """Another file under the same number: the session is asked to log out and finds the new one
+    when it comes back."""
     daemon, _ = busy
     daemon.target(OTHER, luns={0: ['backing-store = %s' % daemon.image('first.img')]})
     daemon.reload()
@@ -326,7 +343,7 @@ def test_access_rules(busy, ready):
     session = eventually(lambda: try_login(daemon, OTHER), 5)
     daemon.text.targets[OTHER][0][1] = 'initiator-address = 192.0.2.1'
     daemon.reload()
-    session.wait_closed()                                                         # no longer welcome
+    session.wait_closed()  # no longer welcome
     assert status(daemon, OTHER) == 0x0202
     daemon.text.targets[OTHER][0][1] = 'initiator-address = 127.0.0.1'
     daemon.reload()
@@ -359,16 +376,20 @@ def test_portals(busy):
     daemon.text.groups[1].pop()
     daemon.reload()
     eventually(lambda: not is_listening(('127.0.0.1', other)), 5)
-    assert session.capacity() == (131072, 512)                                    # a closed door throws nobody out
+    assert session.capacity() == (131072, 512)  # a closed door throws nobody out
     session.logout()
 
 
-@pytest.mark.parametrize('damage', [
-    lambda text: setattr(text, 'extra', '[target iqn.2026-11.broken:x\n'),
-    lambda text: setattr(text, 'extra', '\n[target iqn.2026-11.broken:x]\nbacking-stor = /x\n'),
-    lambda text: text.portal('127.0.0.1:99999'),
-    lambda text: text.server.update({'login-timeout': 'soon'}),
-], ids=['syntax', 'word', 'port', 'value'])
+@pytest.mark.parametrize(
+    'damage',
+    [
+        lambda text: setattr(text, 'extra', '[target iqn.2026-11.broken:x\n'),
+        lambda text: setattr(text, 'extra', '\n[target iqn.2026-11.broken:x]\nbacking-stor = /x\n'),
+        lambda text: text.portal('127.0.0.1:99999'),
+        lambda text: text.server.update({'login-timeout': 'soon'}),
+    ],
+    ids=['syntax', 'word', 'port', 'value'],
+)
 def test_a_broken_file_changes_nothing(busy, damage):
     daemon, _ = busy
     del daemon.text.targets[TARGET]
@@ -411,6 +432,7 @@ def test_log_is_opened_again(served):
 
 # -- the disk ------------------------------------------------------------------------------------------------------------
 
+
 def test_a_disk_that_is_missing_harms_its_own_target_only(daemon, ready):
     missing = os.path.join(daemon.directory, 'not-there.img')
     daemon.target()
@@ -418,7 +440,7 @@ def test_a_disk_that_is_missing_harms_its_own_target_only(daemon, ready):
     daemon.start()
     daemon.logged('not-there.img')
     assert ready(daemon).capacity() == (131072, 512)
-    assert status(daemon, OTHER) == 0x0301                                        # service unavailable: initiators try again
+    assert status(daemon, OTHER) == 0x0301  # service unavailable: initiators try again
     daemon.image('not-there.img')
     daemon.reload()
     eventually(lambda: status(daemon, OTHER) == 0, 25)
@@ -426,33 +448,47 @@ def test_a_disk_that_is_missing_harms_its_own_target_only(daemon, ready):
 
 def test_errors_of_the_medium_are_told_as_such(daemon, ready):
     """Only where the medium is bad; what is good is read and written as before."""
-    daemon.target(TARGET, luns={0: ['backing-store = %s' % daemon.image(),
-                                    'filter = error read+write offset=1M..2M errno=EIO']})
+    daemon.target(
+        TARGET,
+        luns={
+            0: [
+                'backing-store = %s' % daemon.image(),
+                'filter = error read+write offset=1M..2M errno=EIO',
+            ]
+        },
+    )
     daemon.start()
     session = ready(daemon)
-    assert session.run(read_10(2048), read=512).key[:2] == (3, 0x11)               # unrecovered read error
-    assert session.run(write_10(2048), out=bytes(512)).key[:2] == (3, 0x0C)        # write error
+    assert session.run(read_10(2048), read=512).key[:2] == (3, 0x11)  # unrecovered read error
+    assert session.run(write_10(2048), out=bytes(512)).key[:2] == (3, 0x0C)  # write error
     session.write(0, pattern(1, 4096))
     assert session.read(0, 8) == pattern(1, 4096)
     assert session.ping(b'x') == b'x'
 
 
 def test_a_full_store_is_told_as_such(daemon, ready):
-    daemon.target(TARGET, luns={0: ['backing-store = %s' % daemon.image(), 'filter = error write errno=ENOSPC']})
+    daemon.target(
+        TARGET,
+        luns={0: ['backing-store = %s' % daemon.image(), 'filter = error write errno=ENOSPC']},
+    )
     daemon.start()
     session = ready(daemon)
-    assert session.run(write_10(0), out=bytes(512)).key == (7, 0x27, 7)            # space allocation failed write protect
+    # space allocation failed write protect
+    assert session.run(write_10(0), out=bytes(512)).key == (7, 0x27, 7)
 
 
 def test_a_flush_that_failed_is_never_forgotten(daemon, ready):
-    """What was acknowledged may be lost: from then on every command of every session is refused, and the log says so."""
-    daemon.target(TARGET, luns={0: ['backing-store = %s' % daemon.image(), 'filter = error flush count=1']})
+    """What was acknowledged may be lost: from then on every command of every session is refused,
+    and the log says so."""
+    daemon.target(
+        TARGET, luns={0: ['backing-store = %s' % daemon.image(), 'filter = error flush count=1']}
+    )
     daemon.start()
     session, other = ready(daemon), ready(daemon, name=TWO)
     session.write(0, pattern(1, 4096))
     flush = struct.pack('>BBIBHB', 0x35, 0, 0, 0, 0, 0)
     assert session.run(flush).key[0] in (3, 4)
-    assert session.run(flush).status == 2                                          # not GOOD the second time
+    assert session.run(flush).status == 2  # not GOOD the second time
     eventually(lambda: other.run(write_10(0), out=bytes(512)).status == 2, 5)
     daemon.logged('FAILED')
 
@@ -463,7 +499,9 @@ def test_a_slow_disk_does_not_hold_up_pings_and_other_sessions(daemon, ready):
     daemon.start()
     session, other = ready(daemon), ready(daemon, name=TWO)
     session.clear_attentions(1)
-    commands = [session.submit(struct.pack('>BBIBHB', 0x28, 0, n, 0, 1, 0), 1, read=512) for n in range(4)]
+    commands = [
+        session.submit(struct.pack('>BBIBHB', 0x28, 0, n, 0, 1, 0), 1, read=512) for n in range(4)
+    ]
     began = time.monotonic()
     assert session.ping(b'x', immediate=True) == b'x'
     assert session.read(0, 1) == bytes(512)
@@ -471,13 +509,16 @@ def test_a_slow_disk_does_not_hold_up_pings_and_other_sessions(daemon, ready):
     assert time.monotonic() - began < 1.4 and all(command.result is None for command in commands)
     for command in commands:
         session.wait(command).good()
-    assert time.monotonic() - began < 4                                           # they waited side by side
+    assert time.monotonic() - began < 4  # they waited side by side
 
 
 @pytest.mark.clause('RFC 7143 11.14')
 def test_a_logout_right_behind_an_abort_is_answered(daemon, ready):
-    """The abort's answer comes from another thread than the logout's; the connection must not close before both are sent."""
-    daemon.target(TARGET, luns={0: ['backing-store = %s' % daemon.image(), 'filter = delay write=5ms']})
+    """The abort's answer comes from another thread than the logout's; the connection must not close
+    before both are sent."""
+    daemon.target(
+        TARGET, luns={0: ['backing-store = %s' % daemon.image(), 'filter = delay write=5ms']}
+    )
     daemon.start()
     for _ in range(40):
         session = ready(daemon)
@@ -488,7 +529,9 @@ def test_a_logout_right_behind_an_abort_is_answered(daemon, ready):
 
 @pytest.mark.clause('RFC 7143 11.14')
 def test_logout_waits_for_what_is_running(daemon, ready):
-    daemon.target(TARGET, luns={0: ['backing-store = %s' % daemon.image(), 'filter = delay write=300ms']})
+    daemon.target(
+        TARGET, luns={0: ['backing-store = %s' % daemon.image(), 'filter = delay write=300ms']}
+    )
     daemon.start()
     session = ready(daemon)
     command = session.submit(struct.pack('>BBIBHB', 0x2A, 0, 0, 0, 8, 0), out=pattern(3, 4096))
@@ -501,7 +544,9 @@ def test_logout_waits_for_what_is_running(daemon, ready):
 @pytest.mark.clause('RFC 7143 4.2.3', 'RFC 7143 11.6')
 def test_abort_waits_until_the_write_cannot_touch_the_medium(daemon, ready):
     """After 'function complete' of ABORT TASK the aborted write changes nothing any more (SAM-5)."""
-    daemon.target(TARGET, luns={0: ['backing-store = %s' % daemon.image(), 'filter = delay write=500ms']})
+    daemon.target(
+        TARGET, luns={0: ['backing-store = %s' % daemon.image(), 'filter = delay write=500ms']}
+    )
     daemon.start()
     session, other = ready(daemon), ready(daemon, name=TWO)
     command = session.submit(struct.pack('>BBIBHB', 0x2A, 0, 0, 0, 8, 0), out=pattern(3, 4096))

@@ -1,4 +1,5 @@
-"""Logins that must fail, with which status, and that the reason stands in the log; CHAP; discovery; who may see what."""
+"""Logins that must fail, with which status, and that the reason stands in the log; CHAP; discovery;
+who may see what."""
 
 import pytest
 from daemon import TARGET, eventually, free_port, has_ipv6, watched
@@ -7,27 +8,46 @@ from pdus import FINAL, NOP_OUT, decode_binary, pack_bhs
 
 pytestmark = pytest.mark.wire
 
-CLOSED = 'iqn.2026-11.test.targetd:closed'         # admits another address
-NAMED = 'iqn.2026-11.test.targetd:named'           # admits names of one maker
-SECRET = 'iqn.2026-11.test.targetd:secret'         # CHAP
-MUTUAL = 'iqn.2026-11.test.targetd:mutual'         # CHAP, both ways
+CLOSED = 'iqn.2026-11.test.targetd:closed'  # admits another address
+NAMED = 'iqn.2026-11.test.targetd:named'  # admits names of one maker
+SECRET = 'iqn.2026-11.test.targetd:secret'  # CHAP
+MUTUAL = 'iqn.2026-11.test.targetd:mutual'  # CHAP, both ways
 OFFLINE = 'iqn.2026-11.test.targetd:offline'
-EMPTY = 'iqn.2026-11.test.targetd:nobody'          # admits nobody: neither address nor name is written
+EMPTY = 'iqn.2026-11.test.targetd:nobody'  # admits nobody: neither address nor name is written
 
-NORMAL = [('InitiatorName', 'iqn.2026-11.test:i'), ('SessionType', 'Normal'), ('TargetName', TARGET), ('AuthMethod', 'None')]
+NORMAL = [
+    ('InitiatorName', 'iqn.2026-11.test:i'),
+    ('SessionType', 'Normal'),
+    ('TargetName', TARGET),
+    ('AuthMethod', 'None'),
+]
 
 
 @pytest.fixture(scope='module')
 def many(tmp_path_factory):
     with watched(tmp_path_factory.mktemp('login')) as daemon:
-        daemon.text.server['failures-before-delay'] = '0'             # many of these tests fail to authenticate
+        # many of these tests fail to authenticate
+        daemon.text.server['failures-before-delay'] = '0'
         everyone = ['initiator-address = ALL']
         daemon.target(TARGET, everyone + ['alias = Disks for tests'])
         daemon.target(CLOSED, ['initiator-address = 192.0.2.0/24'])
-        daemon.target(NAMED, ['initiator-address = 127.0.0.0/8', 'initiator-name = iqn.1991-05.com.microsoft:*'])
-        daemon.target(SECRET, everyone + ['incominguser = erp "a secret, with # and =="',
-                                          'incominguser = second another-secret'])
-        daemon.target(MUTUAL, everyone + ['incominguser = erp secret-of-12-to-16', 'outgoinguser = erp-back another-secret'])
+        daemon.target(
+            NAMED,
+            ['initiator-address = 127.0.0.0/8', 'initiator-name = iqn.1991-05.com.microsoft:*'],
+        )
+        daemon.target(
+            SECRET,
+            everyone
+            + [
+                'incominguser = erp "a secret, with # and =="',
+                'incominguser = second another-secret',
+            ],
+        )
+        daemon.target(
+            MUTUAL,
+            everyone
+            + ['incominguser = erp secret-of-12-to-16', 'outgoinguser = erp-back another-secret'],
+        )
         daemon.target(OFFLINE, everyone + ['state = offline'])
         daemon.target(EMPTY, [])
         yield daemon.start()
@@ -44,19 +64,24 @@ def status_of(daemon, *arguments, **more):
 
 # -- who may log in ------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize('target, name, status', [
-    (TARGET, 'iqn.2026-11.test:anyone', 0),
-    (TARGET, 'eui.02004567A425678D', 0),
-    (TARGET, 'naa.52004567BA64678D', 0),
-    (TARGET.upper().replace('IQN', 'iqn'), 'iqn.2026-11.test:anyone', 0),            # names are folded, RFC 3722
-    ('iqn.2026-11.test.targetd:no-such', 'iqn.2026-11.test:anyone', 0x0203),
-    (CLOSED, 'iqn.2026-11.test:anyone', 0x0202),
-    (NAMED, 'iqn.2026-11.test:anyone', 0x0202),                                      # the address matches, the name does not
-    (NAMED, 'iqn.1991-05.com.microsoft:server', 0),
-    (NAMED, 'IQN.1991-05.COM.MICROSOFT:SERVER', 0),
-    (EMPTY, 'iqn.2026-11.test:anyone', 0x0202),
-    (OFFLINE, 'iqn.2026-11.test:anyone', 0x0301),
-])
+
+@pytest.mark.parametrize(
+    'target, name, status',
+    [
+        (TARGET, 'iqn.2026-11.test:anyone', 0),
+        (TARGET, 'eui.02004567A425678D', 0),
+        (TARGET, 'naa.52004567BA64678D', 0),
+        # names are folded, RFC 3722
+        (TARGET.upper().replace('IQN', 'iqn'), 'iqn.2026-11.test:anyone', 0),
+        ('iqn.2026-11.test.targetd:no-such', 'iqn.2026-11.test:anyone', 0x0203),
+        (CLOSED, 'iqn.2026-11.test:anyone', 0x0202),
+        (NAMED, 'iqn.2026-11.test:anyone', 0x0202),  # the address matches, the name does not
+        (NAMED, 'iqn.1991-05.com.microsoft:server', 0),
+        (NAMED, 'IQN.1991-05.COM.MICROSOFT:SERVER', 0),
+        (EMPTY, 'iqn.2026-11.test:anyone', 0x0202),
+        (OFFLINE, 'iqn.2026-11.test:anyone', 0x0301),
+    ],
+)
 @pytest.mark.clause('RFC 7143 6.3.1', 'RFC 7143 11.13.5')
 def test_who_may_log_in(many, target, name, status):
     assert status_of(many, target, name=name) == status
@@ -78,12 +103,14 @@ def test_the_log_says_who_logged_in_and_out(many):
 
 # -- logins that make no sense -------------------------------------------------------------------------------------------
 
+
 def fails(daemon, act):
     """act(session) must end in a login failure: its status."""
     with Session(daemon.address, 'iqn.2026-11.test:i') as session:
         with pytest.raises(LoginFailed) as failure:
             act(session)
-        with pytest.raises(Closed):                  # the failure is the last word on this connection (RFC 7143 6.3)
+        # the failure is the last word on this connection (RFC 7143 6.3)
+        with pytest.raises(Closed):
             session.wire.receive()
         return failure.value.status
 
@@ -96,36 +123,55 @@ def replaced(key, value):
     return [(k, value if k == key else v) for k, v in NORMAL]
 
 
-@pytest.mark.parametrize('keys, status', [
-    (without('InitiatorName'), 0x0207),
-    (without('TargetName'), 0x0207),
-    (replaced('SessionType', 'Sometimes'), 0x0209),
-    (replaced('TargetName', 'not a name'), 0x0200),
-    (replaced('InitiatorName', ''), 0x0200),
-    (replaced('InitiatorName', 'iqn.2026-11.test:' + 'x' * 300), 0x0200),
-    (replaced('AuthMethod', 'KRB5'), 0x0201),
-    (b'InitiatorName', 0x0200),                      # no value at all
-    (b'=\xff\xfe\0', 0x0200),
-], ids=['no-initiator', 'no-target', 'session-type', 'bad-target', 'empty-name', 'long-name', 'kerberos', 'no-value', 'noise'])
+@pytest.mark.parametrize(
+    'keys, status',
+    [
+        (without('InitiatorName'), 0x0207),
+        (without('TargetName'), 0x0207),
+        (replaced('SessionType', 'Sometimes'), 0x0209),
+        (replaced('TargetName', 'not a name'), 0x0200),
+        (replaced('InitiatorName', ''), 0x0200),
+        (replaced('InitiatorName', 'iqn.2026-11.test:' + 'x' * 300), 0x0200),
+        (replaced('AuthMethod', 'KRB5'), 0x0201),
+        (b'InitiatorName', 0x0200),  # no value at all
+        (b'=\xff\xfe\0', 0x0200),
+    ],
+    ids=[
+        'no-initiator',
+        'no-target',
+        'session-type',
+        'bad-target',
+        'empty-name',
+        'long-name',
+        'kerberos',
+        'no-value',
+        'noise',
+    ],
+)
 @pytest.mark.clause('RFC 7143 6.3.1', 'RFC 7143 11.12.10', 'RFC 7143 13.5')
 def test_bad_first_keys(many, keys, status):
     got = fails(many, lambda session: session.exchange(keys, 0, 1))
     if status == 0x0200:
-        assert got in (0x0200, 0x0203, 0x0207)       # 'initiator error', or the nearer word for it
+        assert got in (0x0200, 0x0203, 0x0207)  # 'initiator error', or the nearer word for it
     else:
         assert got == status
 
 
-@pytest.mark.parametrize('act, status', [
-    (lambda s: s.exchange(NORMAL, 0, 1, version=b'\x01\x01'), 0x0205),
-    (lambda s: s.exchange(NORMAL, 2, None), 0x0200),                        # CSG 2 is reserved
-    (lambda s: s.exchange(NORMAL, 0, 2), 0x0200),                           # NSG 2 is reserved
-    (lambda s: s.exchange(NORMAL, 0, None, raw_flags=0xC1), 0x0200),        # T and C together
-    (lambda s: s.exchange(NORMAL, 1, 0), 0x0200),                           # backwards
-    (lambda s: s.exchange(NORMAL, 3, 3), 0x0200),
-    (lambda s: (s.exchange(NORMAL, 0, 1), s.exchange([], 0, 1)), 0x0200),   # back to a stage that is over
-    (lambda s: s.exchange(NORMAL, 0, 1, tsih=0x7777), 0x020A),              # a session that does not exist
-], ids=['version', 'csg2', 'nsg2', 't-and-c', 'backwards', 'csg3', 'again', 'tsih'])
+@pytest.mark.parametrize(
+    'act, status',
+    [
+        (lambda s: s.exchange(NORMAL, 0, 1, version=b'\x01\x01'), 0x0205),
+        (lambda s: s.exchange(NORMAL, 2, None), 0x0200),  # CSG 2 is reserved
+        (lambda s: s.exchange(NORMAL, 0, 2), 0x0200),  # NSG 2 is reserved
+        (lambda s: s.exchange(NORMAL, 0, None, raw_flags=0xC1), 0x0200),  # T and C together
+        (lambda s: s.exchange(NORMAL, 1, 0), 0x0200),  # backwards
+        (lambda s: s.exchange(NORMAL, 3, 3), 0x0200),
+        # back to a stage that is over
+        (lambda s: (s.exchange(NORMAL, 0, 1), s.exchange([], 0, 1)), 0x0200),
+        (lambda s: s.exchange(NORMAL, 0, 1, tsih=0x7777), 0x020A),  # a session that does not exist
+    ],
+    ids=['version', 'csg2', 'nsg2', 't-and-c', 'backwards', 'csg3', 'again', 'tsih'],
+)
 @pytest.mark.clause('RFC 7143 6.3', 'RFC 7143 11.12')
 def test_bad_headers(many, act, status):
     assert fails(many, act) == status
@@ -161,7 +207,7 @@ def test_text_without_end_is_cut_off(many):
 
 @pytest.mark.clause('RFC 7143 6.3.1')
 def test_security_stage_may_be_skipped(many):
-    with connect(many.address, TARGET, security=False) as session:          # as the Linux kernel does
+    with connect(many.address, TARGET, security=False) as session:  # as the Linux kernel does
         assert session.keys['TargetPortalGroupTag'] == '1'
         session.clear_attentions()
         assert session.capacity() == (131072, 512)
@@ -184,8 +230,11 @@ ODD = 'a secret, with # and =='
 @pytest.mark.parametrize('target', [SECRET, MUTUAL])
 @pytest.mark.clause('RFC 7143 12.1.3')
 def test_chap(many, algorithm, encoding, target):
-    chap = (Chap('erp', ODD, algorithm, encoding=encoding) if target == SECRET else
-            Chap('erp', 'secret-of-12-to-16', algorithm, ('erp-back', 'another-secret'), encoding))
+    chap = (
+        Chap('erp', ODD, algorithm, encoding=encoding)
+        if target == SECRET
+        else Chap('erp', 'secret-of-12-to-16', algorithm, ('erp-back', 'another-secret'), encoding)
+    )
     assert status_of(many, target, chap=chap) == 0
     assert chap.algorithm == int(algorithm)
 
@@ -194,7 +243,14 @@ def test_chap(many, algorithm, encoding, target):
 @pytest.mark.parametrize('encoding', ['hex', 'base64'])
 @pytest.mark.clause('RFC 7143 12.1.3')
 def test_challenges_of_any_size_are_answered(many, size, encoding):
-    chap = Chap('erp', 'secret-of-12-to-16', '5', ('erp-back', 'another-secret'), encoding, challenge=b'\x01' * size)
+    chap = Chap(
+        'erp',
+        'secret-of-12-to-16',
+        '5',
+        ('erp-back', 'another-secret'),
+        encoding,
+        challenge=b'\x01' * size,
+    )
     assert status_of(many, MUTUAL, chap=chap) == 0
 
 
@@ -205,9 +261,17 @@ def test_the_preferred_algorithm_of_several_is_taken(many):
     assert chap.algorithm == 7
 
 
-@pytest.mark.parametrize('chap', [
-    Chap('erp', 'wrong'), Chap('nobody', ODD), Chap('erp', ''), Chap('second', ODD), Chap('erp', ODD.upper(), '7'),
-], ids=['secret', 'name', 'empty', 'other-account', 'case'])
+@pytest.mark.parametrize(
+    'chap',
+    [
+        Chap('erp', 'wrong'),
+        Chap('nobody', ODD),
+        Chap('erp', ''),
+        Chap('second', ODD),
+        Chap('erp', ODD.upper(), '7'),
+    ],
+    ids=['secret', 'name', 'empty', 'other-account', 'case'],
+)
 @pytest.mark.clause('RFC 7143 6.3.2', 'RFC 7143 12.1.3')
 def test_wrong_chap(many, chap):
     assert status_of(many, SECRET, chap=chap) == 0x0201
@@ -221,36 +285,52 @@ def test_second_account(many):
 @pytest.mark.clause('RFC 7143 6.3.2', 'RFC 7143 12.1')
 def test_chap_is_not_optional(many):
     """A target with accounts lets nobody in who skips, declines or leaves out CHAP."""
-    assert fails(many, lambda s: s.exchange(replaced('TargetName', SECRET), 0, 1)) == 0x0201          # AuthMethod=None
+    # AuthMethod=None
+    assert fails(many, lambda s: s.exchange(replaced('TargetName', SECRET), 0, 1)) == 0x0201
     first = [pair for pair in replaced('TargetName', SECRET) if pair[0] != 'AuthMethod']
-    assert fails(many, lambda s: s.exchange(first + list(OPERATIONAL.items()), 1, 3)) == 0x0201       # straight to stage 1
+    # straight to stage 1
+    assert fails(many, lambda s: s.exchange(first + list(OPERATIONAL.items()), 1, 3)) == 0x0201
     both = [(k, 'CHAP,None' if k == 'AuthMethod' else v) for k, v in replaced('TargetName', SECRET)]
 
     def offer_both(session):
         keys, went, _ = session.exchange(both, 0, 1)
         assert keys['AuthMethod'] == 'CHAP' and not went
-        session.exchange([], 0, 1)                                     # and now no CHAP_A
+        session.exchange([], 0, 1)  # and now no CHAP_A
         session.exchange([], 1, 3)
+
     assert fails(many, offer_both) in (0x0200, 0x0201, 0x0207)
 
 
 @pytest.mark.clause('RFC 7143 12.1.3')
 def test_only_an_unknown_algorithm(many):
     def act(session):
-        session.exchange([(k, 'CHAP' if k == 'AuthMethod' else v) for k, v in replaced('TargetName', SECRET)], 0)
+        session.exchange(
+            [(k, 'CHAP' if k == 'AuthMethod' else v) for k, v in replaced('TargetName', SECRET)], 0
+        )
         session.exchange([('CHAP_A', '42')], 0)
+
     assert fails(many, act) in (0x0200, 0x0201)
 
 
 @pytest.mark.clause('RFC 7143 9.2.1')
 def test_reflected_challenge_is_refused(many):
-    """An initiator that sends the target's own challenge back gets no answer to it (RFC 7143 9.2.1)."""
+    """An initiator that sends the target's own challenge back gets no answer to it (RFC 7143
+    9.2.1)."""
+
     class Mirror(Chap):
         def answer(self, keys):
             self.challenge = decode_binary(keys['CHAP_C'])
             self.identifier = int(keys['CHAP_I'])
             return super(Mirror, self).answer(keys)
-    assert status_of(many, MUTUAL, chap=Mirror('erp', 'secret-of-12-to-16', '5', ('erp-back', 'another-secret'))) == 0x0201
+
+    assert (
+        status_of(
+            many,
+            MUTUAL,
+            chap=Mirror('erp', 'secret-of-12-to-16', '5', ('erp-back', 'another-secret')),
+        )
+        == 0x0201
+    )
 
 
 @pytest.mark.clause('RFC 7143 12.1.3')
@@ -261,10 +341,15 @@ def test_mutual_chap_may_be_left_out_by_the_initiator(many):
 def test_secrets_stay_out_of_the_log(many):
     status_of(many, SECRET, chap=Chap('erp', 'wrong-secret-of-mine'))
     many.logged('(?i)chap|authent')
-    assert ODD not in many.log and 'wrong-secret-of-mine' not in many.log and 'another-secret' not in many.log
+    assert (
+        ODD not in many.log
+        and 'wrong-secret-of-mine' not in many.log
+        and 'another-secret' not in many.log
+    )
 
 
 # -- discovery -----------------------------------------------------------------------------------------------------------
+
 
 def discover(daemon, value='All', **more):
     with connect(daemon.address, None, **more) as session:
@@ -277,8 +362,9 @@ def discover(daemon, value='All', **more):
 def test_send_targets_shows_what_this_initiator_may_see(many):
     address = '127.0.0.1:%d,1' % many.port
     found = discover(many, name='iqn.2026-11.test:anyone')
-    assert found == {name: [address] for name in (TARGET, SECRET, MUTUAL, OFFLINE)} or \
-        found == {name: [address] for name in (TARGET, SECRET, MUTUAL)}
+    assert found == {name: [address] for name in (TARGET, SECRET, MUTUAL, OFFLINE)} or found == {
+        name: [address] for name in (TARGET, SECRET, MUTUAL)
+    }
     assert NAMED in discover(many, name='iqn.1991-05.com.microsoft:server')
 
 
@@ -292,13 +378,14 @@ def test_send_targets_by_name(many):
 @pytest.mark.clause('RFC 7143 13.3', 'RFC 7143 C')
 def test_send_targets_in_a_normal_session(many):
     with connect(many.address, TARGET) as session:
-        assert [name for name, _ in session.send_targets('')] == [TARGET]      # its own target (RFC 7143 appendix C)
+        # its own target (RFC 7143 appendix C)
+        assert [name for name, _ in session.send_targets('')] == [TARGET]
         address = '127.0.0.1:%d,1' % many.port
         assert session.send_targets(TARGET) == [(TARGET, [address])]
         assert session.send_targets(TARGET.upper().replace('IQN', 'iqn')) == [(TARGET, [address])]
-        assert session.send_targets(SECRET) == []                              # no other one, though it may be logged in to
+        assert session.send_targets(SECRET) == []  # no other one, though it may be logged in to
         with pytest.raises(Rejected):
-            session.send_targets('All')                                        # for discovery sessions only
+            session.send_targets('All')  # for discovery sessions only
         session.clear_attentions()
         assert session.capacity()[1] == 512
 
@@ -331,7 +418,7 @@ def test_a_discovery_session_reaches_no_disk(many):
         session.wire.socket.settimeout(5)
         try:
             pdu = session.receive()
-            assert pdu.opcode == 0x3F                                         # Reject, or the connection ends
+            assert pdu.opcode == 0x3F  # Reject, or the connection ends
         except Closed:
             pass
         assert command.result is None
@@ -345,7 +432,7 @@ def test_ipv6_portal_and_address_rules(daemon):
     daemon.target(TARGET, ['initiator-address = ::1/128'])
     daemon.start()
     daemon.wait_listening(('::1', other))
-    assert status_of(daemon, TARGET) == 0x0202                                # 127.0.0.1 is not in the list
+    assert status_of(daemon, TARGET) == 0x0202  # 127.0.0.1 is not in the list
     with connect(('::1', other), None) as session:
         [(name, addresses)] = session.send_targets()
         assert name == TARGET and '[::1]:%d,1' % other in addresses
@@ -377,6 +464,7 @@ def test_a_target_is_reached_through_its_own_portal_group_only(daemon):
 
 # -- limits --------------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.clause('RFC 7143 11.13.5')
 def test_max_sessions(daemon):
     daemon.target()
@@ -404,11 +492,14 @@ def test_max_sessions_of_one_target(daemon):
 
 
 def test_connections_of_one_address(daemon):
-    """One more than allowed is told so, in a login response, and does not simply find the door shut."""
+    """One more than allowed is told so, in a login response, and does not simply find the door
+    shut."""
     daemon.target()
     daemon.text.server['max-connections-per-address'] = '2'
     daemon.start()
-    sessions = [connect(daemon.address, TARGET, isid=b'\x80\0\0\0\0' + bytes([number])) for number in (1, 2)]
+    sessions = [
+        connect(daemon.address, TARGET, isid=b'\x80\0\0\0\0' + bytes([number])) for number in (1, 2)
+    ]
     assert status_of(daemon, TARGET, isid=b'\x80\0\0\0\0\x03') == 0x0302
     for session in sessions:
         session.close()

@@ -1,4 +1,5 @@
-"""Several connections in one session (RFC 7143 4.2.2, 6.3.4, 11.14): joining, ordering, allegiance, leaving, being lost."""
+"""Several connections in one session (RFC 7143 4.2.2, 6.3.4, 11.14): joining, ordering, allegiance,
+leaving, being lost."""
 
 import struct
 
@@ -29,8 +30,13 @@ ISID = bytes.fromhex('80abcdef0077')
 @pytest.fixture(scope='module')
 def several(tmp_path_factory):
     with watched(tmp_path_factory.mktemp('mcs')) as daemon:
-        lines = ['initiator-address = ALL', 'MaxConnections = 4', 'InitialR2T = Yes', 'HeaderDigest = None, CRC32C',
-                 'DataDigest = None, CRC32C']
+        lines = [
+            'initiator-address = ALL',
+            'MaxConnections = 4',
+            'InitialR2T = Yes',
+            'HeaderDigest = None, CRC32C',
+            'DataDigest = None, CRC32C',
+        ]
         daemon.target(lines=lines)
         path = daemon.image('slow.img')
         daemon.target(SLOW, lines, {0: ['backing-store = %s' % path, 'filter = delay read=700ms']})
@@ -53,6 +59,7 @@ def members(several):
         first.login(target, keys={'MaxConnections': '4', 'InitialR2T': 'Yes'})
         first.clear_attentions()
         return [first] + [more(first, cid, target) for cid in range(2, count + 1)]
+
     open_them.more = more
     yield open_them
     for connection in opened:
@@ -61,8 +68,17 @@ def members(several):
 
 def logout(connection, reason, cid):
     itt = connection.next_tag()
-    connection.wire.send(pack_bhs(LOGOUT | IMMEDIATE, FINAL | reason, 0, itt, cid << 16, connection.cmd_sn,
-                                  connection.exp_stat_sn))
+    connection.wire.send(
+        pack_bhs(
+            LOGOUT | IMMEDIATE,
+            FINAL | reason,
+            0,
+            itt,
+            cid << 16,
+            connection.cmd_sn,
+            connection.exp_stat_sn,
+        )
+    )
     return connection.until(LOGOUT_RESPONSE, itt).bhs[2]
 
 
@@ -79,8 +95,10 @@ def test_what_one_connection_writes_the_others_read(members):
 
 @pytest.mark.clause('RFC 7143 13.1', 'RFC 7143 13.12')
 def test_each_connection_has_digests_and_segments_of_its_own(members):
-    one, = members(1)
-    two = members.more(one, 2, HeaderDigest='CRC32C', DataDigest='CRC32C', MaxRecvDataSegmentLength='512')
+    (one,) = members(1)
+    two = members.more(
+        one, 2, HeaderDigest='CRC32C', DataDigest='CRC32C', MaxRecvDataSegmentLength='512'
+    )
     three = members.more(one, 3, HeaderDigest='CRC32C')
     two.write(0, pattern(20, 8192))
     for connection, segments in ((one, 1), (two, 16), (three, 1)):
@@ -91,9 +109,14 @@ def test_each_connection_has_digests_and_segments_of_its_own(members):
 
 @pytest.mark.clause('RFC 7143 13')
 def test_keys_of_the_session_are_not_negotiated_again(members):
-    one, = members(1)
-    two = members.more(one, 2, MaxBurstLength='8192', InitialR2T='No', ErrorRecoveryLevel='2', MaxConnections='1')
-    assert {two.keys[key] for key in ('MaxBurstLength', 'InitialR2T', 'ErrorRecoveryLevel', 'MaxConnections')} == {'Irrelevant'}
+    (one,) = members(1)
+    two = members.more(
+        one, 2, MaxBurstLength='8192', InitialR2T='No', ErrorRecoveryLevel='2', MaxConnections='1'
+    )
+    assert {
+        two.keys[key]
+        for key in ('MaxBurstLength', 'InitialR2T', 'ErrorRecoveryLevel', 'MaxConnections')
+    } == {'Irrelevant'}
     three = members.more(one, 3)
     three.write(0, pattern(21, 65536))
     assert one.read(0, 128) == pattern(21, 65536)
@@ -115,18 +138,19 @@ def test_no_more_connections_than_agreed(members):
     with pytest.raises(LoginFailed) as refused:
         members.more(connections[0], 9)
     assert refused.value.status == 0x206
-    connections[3].ping()                             # and nobody suffered
+    connections[3].ping()  # and nobody suffered
 
 
 @pytest.mark.clause('RFC 7143 4.2.2.1')
 def test_commands_are_carried_out_in_the_order_of_their_numbers(members):
-    """RFC 7143 4.2.2.1: the second write is sent first, on the other connection; the first one's data must not win."""
+    """RFC 7143 4.2.2.1: the second write is sent first, on the other connection; the first one's
+    data must not win."""
     one, two = members(2)
     early, late = pattern(1, 4096), pattern(2, 4096)
     sn = one.cmd_sn
     two.cmd_sn = sn + 1
-    second = two.submit(write_10(0, 8), out=late)     # takes CmdSN sn + 1 and waits for its turn
-    two.ping(immediate=True)                          # it is there
+    second = two.submit(write_10(0, 8), out=late)  # takes CmdSN sn + 1 and waits for its turn
+    two.ping(immediate=True)  # it is there
     assert second.result is None
     one.numbering.cmd_sn = sn
     first = one.submit(write_10(0, 8), out=early)
@@ -145,7 +169,9 @@ def test_data_for_a_command_of_another_connection_is_refused(members):
     while not command.r2ts:
         one.step()
     r2t = command.r2ts[0]
-    two.wire.send(pack_bhs(DATA_OUT, FINAL, 0, command.itt, r2t.ttt, 0, two.exp_stat_sn, 0, 0, 0), bytes(4096))
+    two.wire.send(
+        pack_bhs(DATA_OUT, FINAL, 0, command.itt, r2t.ttt, 0, two.exp_stat_sn, 0, 0, 0), bytes(4096)
+    )
     with pytest.raises(Rejected):
         two.ping(immediate=True)
     one.hold_r2t = False
@@ -170,7 +196,7 @@ def test_logout_of_another_connection_closes_that_one_only(members):
     two.wait_closed()
     one.write(0, pattern(4, 512))
     assert one.read(0, 1) == pattern(4, 512)
-    assert logout(one, 1, 2) == 1                     # there is no CID 2 any more
+    assert logout(one, 1, 2) == 1  # there is no CID 2 any more
 
 
 @pytest.mark.clause('RFC 7143 11.14')
@@ -279,7 +305,7 @@ def test_the_only_connection_is_replaced_and_the_session_goes_on(members):
     again = members.more(one, 1)
     one.wait_closed()
     assert again.tsih == tsih
-    assert len(again.read(0, 1)) == 512               # no unit attention: the nexus was never lost
+    assert len(again.read(0, 1)) == 512  # no unit attention: the nexus was never lost
 
 
 @pytest.mark.clause('RFC 7143 6.3.4', 'RFC 7143 7.6')
@@ -295,7 +321,9 @@ def test_tasks_of_a_replaced_connection_end_without_a_word(members):
 @pytest.mark.clause('RFC 7143 6.3.1')
 def test_another_initiator_cannot_join(several, members):
     one, _ = members(2)
-    stranger = Member(several.address, 3, one.numbering, isid=ISID, name='iqn.2026-11.test.targetd:stranger')
+    stranger = Member(
+        several.address, 3, one.numbering, isid=ISID, name='iqn.2026-11.test.targetd:stranger'
+    )
     with pytest.raises(LoginFailed) as refused:
         stranger.login(TARGET, tsih=one.tsih, security=False, keys=dict.fromkeys(SESSION_KEYS))
     assert refused.value.status in (0x208, 0x20A)
@@ -307,8 +335,10 @@ def test_another_initiator_cannot_join(several, members):
 def test_load_on_all_connections_at_once(members):
     connections = members(4)
     for turn in range(50):
-        commands = [(c, c.submit(write_10((turn * 4 + n) * 8, 8), out=pattern(turn * 4 + n, 4096)))
-                    for n, c in enumerate(connections)]
+        commands = [
+            (c, c.submit(write_10((turn * 4 + n) * 8, 8), out=pattern(turn * 4 + n, 4096)))
+            for n, c in enumerate(connections)
+        ]
         for connection, command in commands:
             connection.wait(command).good()
     for number in range(200):
@@ -330,7 +360,8 @@ def test_a_session_is_reinstated_at_once(several, members):
 @pytest.mark.clause('RFC 7143 4.2.2')
 @pytest.mark.parametrize('target', [TARGET, SLOW])
 def test_a_connection_that_is_not_read_stalls_no_other(several, members, target):
-    """Far more data asked for on one than its socket takes; what is answered in its thread, and in executor threads."""
+    """Far more data asked for on one than its socket takes; what is answered in its thread, and in
+    executor threads."""
     one, two = members(2, target)
     big = [one.submit(read_10(0, 8192), read=4 << 20) for _ in range(40)]
     for number in range(8):

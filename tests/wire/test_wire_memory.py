@@ -14,12 +14,16 @@ MEGABYTE = 1 << 20
 
 @pytest.fixture(scope='module')
 def served_both_ways(tmp_path_factory):
-    """A target that answers in the connection's thread (cache), and one that answers in executor threads."""
+    """A target that answers in the connection's thread (cache), and one that answers in executor
+    threads."""
     with watched(tmp_path_factory.mktemp('memory')) as daemon:
         lines = ['initiator-address = ALL', 'MaxConnections = 2']
         daemon.target(lines=lines)
-        daemon.target(SLOW, lines,
-                      {0: ['backing-store = %s' % daemon.image('slow.img'), 'filter = delay read=1ms']})
+        daemon.target(
+            SLOW,
+            lines,
+            {0: ['backing-store = %s' % daemon.image('slow.img'), 'filter = delay read=1ms']},
+        )
         yield daemon.start()
 
 
@@ -39,8 +43,15 @@ def write_16(blocks):
 @pytest.mark.parametrize('target', ['iqn.2026-11.test.targetd:disk', SLOW])
 def test_an_initiator_that_does_not_read(served_both_ways, ready, target, connections):
     """100 reads of 4 MiB, and not one answer taken for a while."""
-    session = ready(served_both_ways, target, keys={'MaxRecvDataSegmentLength': '262144', 'MaxBurstLength': '1048576',
-                                                    'MaxConnections': connections})
+    session = ready(
+        served_both_ways,
+        target,
+        keys={
+            'MaxRecvDataSegmentLength': '262144',
+            'MaxBurstLength': '1048576',
+            'MaxConnections': connections,
+        },
+    )
     before = resident(served_both_ways, session)
     commands = [session.submit(read_16(8192), read=4 * MEGABYTE) for _ in range(100)]
     most = max(resident(served_both_ways, session) for _ in range(40))
@@ -66,8 +77,18 @@ def test_writes_whose_data_does_not_come(served_both_ways, ready):
 def test_immediate_commands_are_not_without_end(served_both_ways, ready):
     session = ready(served_both_ways, keys={'ImmediateData': 'No'})
     for number in range(500):
-        session.wire.send(pack_bhs(SCSI_COMMAND | IMMEDIATE, FINAL | 0x21, 0, 0x9000 + number, 512, session.cmd_sn,
-                                   session.exp_stat_sn)[:32] + write_16(1))
+        session.wire.send(
+            pack_bhs(
+                SCSI_COMMAND | IMMEDIATE,
+                FINAL | 0x21,
+                0,
+                0x9000 + number,
+                512,
+                session.cmd_sn,
+                session.exp_stat_sn,
+            )[:32]
+            + write_16(1)
+        )
     kinds = [session.wire.receive() for _ in range(500)]
     refused = [pdu for pdu in kinds if pdu.opcode != R2T]
     assert len(kinds) - len(refused) == 256 + 64 and {pdu.bhs[2] for pdu in refused} == {6}

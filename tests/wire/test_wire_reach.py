@@ -1,4 +1,5 @@
-"""EXTENDED COPY between units of two targets of one server, against the real daemon: whom it serves, and what stops it."""
+"""EXTENDED COPY between units of two targets of one server, against the real daemon: whom it
+serves, and what stops it."""
 
 import struct
 
@@ -14,7 +15,7 @@ NOT_REACHABLE = (0x0A, 0x0D, 0x02)
 AN_END_FAILED = (0x0A, 0x0D, 0x01)
 REVOKED = (5, 0x23, 0x06)
 ALL = ('initiator-address = ALL',)
-NAA = '60014050000000000000000000000003'          # of the unit of OTHER
+NAA = '60014050000000000000000000000003'  # of the unit of OTHER
 
 
 def serve(daemon, other=ALL, mine=ALL, rows=(), size=8 << 20):
@@ -32,7 +33,9 @@ def naa_of(session, lun):
 
 def extended_copy(source, destination, blocks=BLOCKS, lba=0, to=100):
     """(CDB, parameter list) of EXTENDED COPY(LID1); source, destination: NAA identifiers."""
-    ends = b''.join(struct.pack('>BBxxBBxB16s4xI', 0xE4, 0, 1, 3, 16, naa, 512) for naa in (source, destination))
+    ends = b''.join(
+        struct.pack('>BBxxBBxB16s4xI', 0xE4, 0, 1, 3, 16, naa, 512) for naa in (source, destination)
+    )
     segment = struct.pack('>BBHHHxxHQQ', 0x02, 0, 0x18, 0, 1, blocks, lba, to)
     body = struct.pack('>BBH4xII', 1, 0, len(ends), len(segment), 0) + ends + segment
     return struct.pack('>BB8xIxx', 0x83, 0, len(body)), body
@@ -50,13 +53,16 @@ def code(result):
 
 @pytest.fixture
 def both(sessions):
-    """both(daemon, **login) -> (a session of ONE at TARGET, one of TWO at OTHER), and the names of their disks."""
+    """both(daemon, **login) -> (a session of ONE at TARGET, one of TWO at OTHER), and the names of
+    their disks."""
+
     def connect(daemon, **login):
         one = sessions(daemon, name=ONE, **login)
         two = sessions(daemon, OTHER, name=TWO, isid=ISID_TWO)
         one.clear_attentions(0)
         two.clear_attentions(3)
         return one, two, naa_of(one, 0), naa_of(two, 3)
+
     return connect
 
 
@@ -72,13 +78,18 @@ def test_data_goes_to_a_unit_of_another_target_and_comes_back(daemon, both):
     assert one.read(1000, BLOCKS) == changed
     assert copy(one, others, others, lba=500, to=2000).status == GOOD
     assert two.read(2000, BLOCKS, lun=3) == changed
-    for _ in range(20):                                   # nothing is left behind that a further one would stumble over
+    for _ in range(20):  # nothing is left behind that a further one would stumble over
         assert copy(one, mine, others).status == GOOD
 
 
-@pytest.mark.parametrize('other', [
-    ('initiator-name = %s' % TWO,), ('initiator-address = 192.0.2.0/24', 'initiator-name = %s' % TWO),
-    ('initiator-address = ALL', 'incominguser = erp secret-of-16-chr')])
+@pytest.mark.parametrize(
+    'other',
+    [
+        ('initiator-name = %s' % TWO,),
+        ('initiator-address = 192.0.2.0/24', 'initiator-name = %s' % TWO),
+        ('initiator-address = ALL', 'incominguser = erp secret-of-16-chr'),
+    ],
+)
 def test_a_unit_of_a_target_that_admits_others_only_is_not_reached(daemon, sessions, other):
     serve(daemon, other)
     one = sessions(daemon, name=ONE)
@@ -88,10 +99,20 @@ def test_a_unit_of_a_target_that_admits_others_only_is_not_reached(daemon, sessi
     assert code(copy(one, naa, naa_of(one, 0))) == NOT_REACHABLE
 
 
-@pytest.mark.parametrize('mine, reached', [('erp secret-of-16-chr', True), ('erp another-of-16-ch', False),
-                                           ('crm secret-of-16-chr', False)])
-def test_a_target_with_chap_is_reached_with_the_account_that_was_proved(daemon, sessions, mine, reached):
-    serve(daemon, ALL + ('incominguser = erp secret-of-16-chr',), ALL + ('incominguser = %s' % mine,))
+@pytest.mark.parametrize(
+    'mine, reached',
+    [
+        ('erp secret-of-16-chr', True),
+        ('erp another-of-16-ch', False),
+        ('crm secret-of-16-chr', False),
+    ],
+)
+def test_a_target_with_chap_is_reached_with_the_account_that_was_proved(
+    daemon, sessions, mine, reached
+):
+    serve(
+        daemon, ALL + ('incominguser = erp secret-of-16-chr',), ALL + ('incominguser = %s' % mine,)
+    )
     one = sessions(daemon, name=ONE, chap=Chap(*mine.split()))
     one.clear_attentions(0)
     result = copy(one, naa_of(one, 0), bytes.fromhex(NAA))
@@ -113,12 +134,17 @@ def test_a_reservation_at_the_other_target_counts(daemon, both):
     one, two, mine, others = both(serve(daemon))
     register = struct.pack('>BB3xIx', 0x5F, 0x00, 24)
     assert two.run(register, 3, out=struct.pack('>QQ8x', 0, 0xA1)).status == GOOD
-    reserve = struct.pack('>BBB2xIx', 0x5F, 0x01, 0x01, 24)                        # Write Exclusive
+    reserve = struct.pack('>BBB2xIx', 0x5F, 0x01, 0x01, 24)  # Write Exclusive
     assert two.run(reserve, 3, out=struct.pack('>QQ8x', 0xA1, 0)).status == GOOD
     assert copy(one, others, mine).status == GOOD
     result = copy(one, mine, others)
     assert code(result) == AN_END_FAILED and RESERVATION_CONFLICT in result.sense[18:]
-    assert two.run(struct.pack('>BBB2xIx', 0x5F, 0x02, 0x01, 24), 3, out=struct.pack('>QQ8x', 0xA1, 0)).status == GOOD
+    assert (
+        two.run(
+            struct.pack('>BBB2xIx', 0x5F, 0x02, 0x01, 24), 3, out=struct.pack('>QQ8x', 0xA1, 0)
+        ).status
+        == GOOD
+    )
     assert copy(one, mine, others).status == GOOD
 
 
@@ -126,14 +152,23 @@ def test_a_copy_revokes_the_tokens_of_what_it_overwrites(daemon, both):
     one, two, mine, others = both(serve(daemon))
     ranges = struct.pack('>QI4x', 96, 8)
     body = struct.pack('>HBxII2xH', 14 + len(ranges), 0, 0, 0, len(ranges)) + ranges
-    assert two.run(struct.pack('>BB4xIIBB', 0x83, 0x10, 1, len(body), 0, 0), 3, out=body).status == GOOD
+    assert (
+        two.run(struct.pack('>BB4xIIBB', 0x83, 0x10, 1, len(body), 0, 0), 3, out=body).status
+        == GOOD
+    )
     told = two.run(struct.pack('>BBI4xIBB', 0x84, 0x07, 1, 1024, 0, 0), 3, read=1024).data
-    token = told[32 + told[13] + 6:][:512]
+    token = told[32 + told[13] + 6 :][:512]
 
     def use():
         ranges = struct.pack('>QI4x', 4000, 8)
-        data = struct.pack('>HB5xQ', 534 + len(ranges), 0, 0) + token + struct.pack('>6xH', len(ranges)) + ranges
+        data = (
+            struct.pack('>HB5xQ', 534 + len(ranges), 0, 0)
+            + token
+            + struct.pack('>6xH', len(ranges))
+            + ranges
+        )
         return two.run(struct.pack('>BB4xIIBB', 0x83, 0x11, 2, len(data), 0, 0), 3, out=data)
+
     assert copy(one, mine, others, to=104).status == GOOD and use().status == GOOD
     assert copy(one, mine, others).status == GOOD
     assert code(use()) == REVOKED
@@ -151,7 +186,10 @@ def test_a_path_in_standby_is_no_way(daemon, both):
 def test_a_reset_at_the_destination_ends_the_copy_before_it_is_answered(daemon, sessions, name):
     """At a unit of another target, and at another unit of the same one."""
     lun = 3
-    slow = ['backing-store = %s' % daemon.image('slow.img', 256 << 20), 'filter = delay write=100ms']
+    slow = [
+        'backing-store = %s' % daemon.image('slow.img', 256 << 20),
+        'filter = delay write=100ms',
+    ]
     fast = ['backing-store = %s' % daemon.image('fast.img', 256 << 20)]
     daemon.target(TARGET, luns={0: fast, lun: slow} if name == TARGET else {0: fast})
     if name == OTHER:
@@ -162,7 +200,7 @@ def test_a_reset_at_the_destination_ends_the_copy_before_it_is_answered(daemon, 
     two.clear_attentions(lun)
     cdb, body = extended_copy(naa_of(one, 0), naa_of(two, lun), blocks=65535, to=0)
     cdb = cdb[:10] + struct.pack('>I', len(body) + 3 * 28) + cdb[14:]
-    body = body[:8] + struct.pack('>I', 4 * 28) + body[12:] + body[-28:] * 3       # 128 MiB: seconds
+    body = body[:8] + struct.pack('>I', 4 * 28) + body[12:] + body[-28:] * 3  # 128 MiB: seconds
     one.write(0, pattern(1, 65536))
     running = one.submit(cdb, out=body)
     eventually(lambda: two.read(0, 8, lun=lun) == pattern(1, 4096))

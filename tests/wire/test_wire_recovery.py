@@ -1,5 +1,5 @@
-"""ErrorRecoveryLevel 1 and 2 over the wire (RFC 7143 7): SNACK, recovery R2T, command retry, reassignment of tasks."""
-
+"""ErrorRecoveryLevel 1 and 2 over the wire (RFC 7143 7): SNACK, recovery R2T, command retry,
+reassignment of tasks."""
 
 import pytest
 from daemon import TARGET, watched
@@ -33,14 +33,30 @@ ISID = bytes.fromhex('80abcdef0099')
 SNACK = 0x10
 DATA_OR_R2T, STATUS, DATA_ACK, R_DATA = range(4)
 TASK_REASSIGN = 8
-SESSION_KEYS = ('InitialR2T', 'ImmediateData', 'MaxBurstLength', 'FirstBurstLength', 'MaxConnections', 'MaxOutstandingR2T',
-                'DataPDUInOrder', 'DataSequenceInOrder', 'DefaultTime2Wait', 'DefaultTime2Retain', 'ErrorRecoveryLevel')
+SESSION_KEYS = (
+    'InitialR2T',
+    'ImmediateData',
+    'MaxBurstLength',
+    'FirstBurstLength',
+    'MaxConnections',
+    'MaxOutstandingR2T',
+    'DataPDUInOrder',
+    'DataSequenceInOrder',
+    'DefaultTime2Wait',
+    'DefaultTime2Retain',
+    'ErrorRecoveryLevel',
+)
 
 
 @pytest.fixture(scope='module')
 def recovering(tmp_path_factory):
     with watched(tmp_path_factory.mktemp('recovery')) as daemon:
-        lines = ['initiator-address = ALL', 'ErrorRecoveryLevel = 2', 'MaxConnections = 2', 'MaxOutstandingR2T = 4']
+        lines = [
+            'initiator-address = ALL',
+            'ErrorRecoveryLevel = 2',
+            'MaxConnections = 2',
+            'MaxOutstandingR2T = 4',
+        ]
         daemon.target(lines=lines)
         rows = ['backing-store = %s' % daemon.image('slow.img'), 'filter = delay read=400ms']
         daemon.target(SLOW, lines, {0: rows})
@@ -49,7 +65,8 @@ def recovering(tmp_path_factory):
 
 @pytest.fixture
 def login(recovering):
-    """login(level, target=TARGET, tsih=0, like=None, **keys) -> Session; like: the one whose session it joins."""
+    """login(level, target=TARGET, tsih=0, like=None, **keys) -> Session; like: the one whose
+    session it joins."""
     opened = []
 
     def connect(level=1, target=TARGET, like=None, cid=1, **keys):
@@ -59,12 +76,19 @@ def login(recovering):
             session.keys.update((key, like.keys[key]) for key in SESSION_KEYS if key in like.keys)
             session.cmd_sn = like.cmd_sn
             session.itt = 1000
-            return session.login(target, keys=dict.fromkeys(SESSION_KEYS), tsih=like.tsih, security=False)
-        offer = {'ErrorRecoveryLevel': str(level), 'MaxConnections': '2', 'DefaultTime2Retain': '20'}
+            return session.login(
+                target, keys=dict.fromkeys(SESSION_KEYS), tsih=like.tsih, security=False
+            )
+        offer = {
+            'ErrorRecoveryLevel': str(level),
+            'MaxConnections': '2',
+            'DefaultTime2Retain': '20',
+        }
         session.login(target, keys=dict(offer, **keys))
         assert session.value('ErrorRecoveryLevel') == str(level)
         session.clear_attentions()
         return session
+
     yield connect
     for session in opened:
         session.close()
@@ -72,7 +96,9 @@ def login(recovering):
 
 def snack(session, kind, itt=NO_TAG, first=0, count=0, tag=NO_TAG, exp_stat_sn=None, lun=0):
     acknowledged = session.exp_stat_sn if exp_stat_sn is None else exp_stat_sn
-    session.wire.send(pack_bhs(SNACK, FINAL | kind, lun, itt, tag, 0, acknowledged, 0, 0, first, count))
+    session.wire.send(
+        pack_bhs(SNACK, FINAL | kind, lun, itt, tag, 0, acknowledged, 0, 0, first, count)
+    )
 
 
 def run_and_keep(session, *arguments, **more):
@@ -149,7 +175,9 @@ def test_data_that_was_never_sent_is_refused(login):
 
 @pytest.mark.clause('RFC 7143 11.16')
 def test_an_r2t_is_sent_again(login):
-    session = login(ImmediateData='No', MaxOutstandingR2T='2', MaxBurstLength='4096', FirstBurstLength='4096')
+    session = login(
+        ImmediateData='No', MaxOutstandingR2T='2', MaxBurstLength='4096', FirstBurstLength='4096'
+    )
     session.hold_r2t = True
     data = pattern(2, 16384)
     command = session.submit(write_10(0, 32), out=data)
@@ -195,15 +223,19 @@ def test_data_in_new_segments(login):
     command, pdus = run_and_keep(session, read_10(0, 64), read=32768)
     before = pdus[-1].stat_sn
     itt = session.next_tag()
-    session.wire.send(pack_bhs(TEXT | IMMEDIATE, FINAL, 0, itt, NO_TAG, session.cmd_sn, before),
-                      pack_text([('MaxRecvDataSegmentLength', '2048')]))
+    session.wire.send(
+        pack_bhs(TEXT | IMMEDIATE, FINAL, 0, itt, NO_TAG, session.cmd_sn, before),
+        pack_text([('MaxRecvDataSegmentLength', '2048')]),
+    )
     session.until(TEXT_RESPONSE, itt)
     snack(session, DATA_OR_R2T, command.itt, 0, 1, exp_stat_sn=before)
     rejected(session, 3)
     snack(session, R_DATA, command.itt, 0, 0, tag=0x1234, exp_stat_sn=before)
     again = [session.wire.receive() for _ in range(17)]
     assert b''.join(pdu.data for pdu in again[:16]) == data
-    assert [pdu.word36 for pdu in again[:16]] == list(range(16)) and {len(pdu.data) for pdu in again[:16]} == {2048}
+    assert [pdu.word36 for pdu in again[:16]] == list(range(16)) and {
+        len(pdu.data) for pdu in again[:16]
+    } == {2048}
     last = again[16]
     assert (last.opcode, last.stat_sn, last.ttt, last.word36) == (SCSI_RESPONSE, before, 0x1234, 16)
 
@@ -223,15 +255,31 @@ def spoilt_data_out(session, command, r2t, spoilt):
     offset, length = r2t.word40, r2t.word44 // 4
     for number in range(4):
         at = offset + number * length
-        session.wire.send(pack_bhs(DATA_OUT, FINAL if number == 3 else 0, 0, command.itt, r2t.ttt, 0, session.exp_stat_sn, 0,
-                                   number, at), command.out[at:at + length], spoil_data=number in spoilt)
+        session.wire.send(
+            pack_bhs(
+                DATA_OUT,
+                FINAL if number == 3 else 0,
+                0,
+                command.itt,
+                r2t.ttt,
+                0,
+                session.exp_stat_sn,
+                0,
+                number,
+                at,
+            ),
+            command.out[at : at + length],
+            spoil_data=number in spoilt,
+        )
 
 
 @pytest.mark.parametrize('spoilt', [(0,), (1,), (3,), (1, 3), (0, 1, 2, 3)])
 @pytest.mark.clause('RFC 7143 7.8')
 def test_data_that_arrives_spoilt_is_asked_for_again(login, spoilt):
     """RFC 7143 7.9: Reject, then a recovery R2T for what is missing."""
-    session = login(DataDigest='CRC32C', ImmediateData='No', MaxBurstLength='16384', FirstBurstLength='16384')
+    session = login(
+        DataDigest='CRC32C', ImmediateData='No', MaxBurstLength='16384', FirstBurstLength='16384'
+    )
     session.hold_r2t = True
     command = session.submit(write_10(0, 64), out=pattern(4, 32768))
     spoilt_data_out(session, command, session.until(R2T), spoilt)
@@ -254,7 +302,11 @@ def test_a_command_that_arrives_spoilt_is_sent_again(login):
     session = login(DataDigest='CRC32C')
     data = pattern(5, 4096)
     sn, itt = session.cmd_sn, session.next_tag()
-    bhs = pack_bhs(SCSI_COMMAND, FINAL | 0x21, 0, itt, 4096, sn, session.exp_stat_sn)[:32] + write_10(0, 8) + bytes(6)
+    bhs = (
+        pack_bhs(SCSI_COMMAND, FINAL | 0x21, 0, itt, 4096, sn, session.exp_stat_sn)[:32]
+        + write_10(0, 8)
+        + bytes(6)
+    )
     session.wire.send(bhs, data, spoil_data=True)
     rejected(session, 2)
     session.wire.send(bhs, data)
@@ -270,8 +322,19 @@ def test_a_command_that_arrives_spoilt_is_sent_again(login):
 def reassign(session, command, exp_data_sn=0):
     """The response; the task's PDUs come behind it."""
     itt = session.next_tag()
-    session.wire.send(pack_bhs(TASK_MANAGEMENT | IMMEDIATE, FINAL | TASK_REASSIGN, 0, itt, command.itt, session.cmd_sn,
-                               session.exp_stat_sn, 0, exp_data_sn))
+    session.wire.send(
+        pack_bhs(
+            TASK_MANAGEMENT | IMMEDIATE,
+            FINAL | TASK_REASSIGN,
+            0,
+            itt,
+            command.itt,
+            session.cmd_sn,
+            session.exp_stat_sn,
+            0,
+            exp_data_sn,
+        )
+    )
     session.commands[command.itt] = command
     return session.until(TASK_MANAGEMENT_RESPONSE, itt).bhs[2]
 
@@ -289,13 +352,14 @@ def test_a_running_read_goes_on_on_a_new_connection(login):
 
 @pytest.mark.clause('RFC 7143 7.2.2')
 def test_reads_that_nobody_took_go_on_on_a_new_connection(login):
-    """Far more than is kept for a lost connection: what was not read yet is read when it is asked for again."""
+    """Far more than is kept for a lost connection: what was not read yet is read when it is asked
+    for again."""
     old = login(2, MaxBurstLength='1048576', DefaultTime2Retain='60')
     old.write(0, pattern(12, 4 << 20))
     new = login(2, like=old, cid=2)
     commands = [old.submit(read_10(0, 8192), read=4 << 20) for _ in range(40)]
     new.cmd_sn = old.cmd_sn
-    new.ping()                                    # they have arrived, for this was not their turn before
+    new.ping()  # they have arrived, for this was not their turn before
     old.close()
     for command in commands:
         assert reassign(new, command) == 0
@@ -308,7 +372,7 @@ def test_a_read_whose_answer_was_lost_is_answered_again(login):
     data = pattern(6, 16384)
     old.write(0, data)
     command = old.submit(read_10(0, 32), read=16384)
-    old.wire.receive()                            # it was carried out; what is sent is lost
+    old.wire.receive()  # it was carried out; what is sent is lost
     old.close()
     new = login(2, like=old)
     assert reassign(new, command) == 0
@@ -337,7 +401,7 @@ def test_a_write_goes_on_where_it_was(login):
     command = old.submit(write_10(0, 64), out=data)
     old.until(R2T)
     old.answer_r2t(command)
-    old.until(R2T)                                # the first burst arrived; the second is asked for, and the connection breaks
+    old.until(R2T)  # the first burst arrived; the second is asked for, and the connection breaks
     old.close()
     new = login(2, like=old)
     command.r2ts, command.r2t_sn, command.solicited = [], 1, 8192
@@ -365,11 +429,11 @@ def test_only_lost_tasks_are_reassigned(login):
     other = login(2, SLOW, like=old, cid=2)
     command = old.submit(read_10(0, 8), read=4096)
     old.ping(immediate=True)
-    assert reassign(other, command) == 3          # still allegiant
+    assert reassign(other, command) == 3  # still allegiant
     old.wait(command).good()
     old.ping()
     command.itt = 0xABCD
-    assert reassign(other, command) == 1          # no such task
+    assert reassign(other, command) == 1  # no such task
 
 
 @pytest.mark.clause('RFC 7143 7.2.2', 'RFC 7143 11.14')
@@ -379,7 +443,9 @@ def test_logout_for_recovery_hands_the_tasks_over(login):
     command = old.submit(read_10(0, 8), read=4096)
     old.ping(immediate=True)
     itt = other.next_tag()
-    other.wire.send(pack_bhs(LOGOUT | IMMEDIATE, FINAL | 2, 0, itt, 1 << 16, other.cmd_sn, other.exp_stat_sn))
+    other.wire.send(
+        pack_bhs(LOGOUT | IMMEDIATE, FINAL | 2, 0, itt, 1 << 16, other.cmd_sn, other.exp_stat_sn)
+    )
     assert other.until(LOGOUT_RESPONSE, itt).bhs[2] == 0
     with pytest.raises(Closed):
         while True:
@@ -415,7 +481,8 @@ def test_a_rejected_snack_does_no_harm(login):
 
 @pytest.mark.clause('RFC 7143 7.2.2')
 def test_a_stop_waits_for_nobody_who_cannot_be_asked(daemon):
-    """The only connection is lost and its tasks wait for a reassignment: there is nobody to ask for a logout."""
+    """The only connection is lost and its tasks wait for a reassignment: there is nobody to ask for
+    a logout."""
     daemon.text.server['stop-timeout'] = '60'
     daemon.target(lines=['initiator-address = ALL', 'ErrorRecoveryLevel = 2'])
     daemon.start()

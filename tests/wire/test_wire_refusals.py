@@ -1,4 +1,5 @@
-"""Logins that are sent elsewhere or refused: each login status of RFC 7143 11.13.5 reached over the wire, and the way back."""
+"""Logins that are sent elsewhere or refused: each login status of RFC 7143 11.13.5 reached over the
+wire, and the way back."""
 
 import os
 
@@ -11,7 +12,7 @@ pytestmark = pytest.mark.wire
 
 TEMPORARY = 'iqn.2026-11.test.targetd:temporary'
 PERMANENT = 'iqn.2026-11.test.targetd:permanent'
-GUARDED = 'iqn.2026-11.test.targetd:guarded'       # redirected, but admits another address only
+GUARDED = 'iqn.2026-11.test.targetd:guarded'  # redirected, but admits another address only
 OTHER = 'iqn.2026-11.test.targetd:other'
 SECRET = 'iqn.2026-11.test.targetd:secret'
 
@@ -25,17 +26,25 @@ def many(tmp_path_factory):
         daemon.target(SECRET, everyone + ['incominguser = erp 12-to-16-chars'])
         daemon.target(TEMPORARY, everyone + ['redirect = temporary 192.0.2.7'])
         daemon.target(PERMANENT, everyone + ['redirect = permanent [2001:db8::7]:3261'], luns={})
-        daemon.target(GUARDED, ['initiator-address = 192.0.2.0/24', 'redirect = temporary 192.0.2.7'])
+        daemon.target(
+            GUARDED, ['initiator-address = 192.0.2.0/24', 'redirect = temporary 192.0.2.7']
+        )
         yield daemon.start()
 
 
 def first(target, name='iqn.2026-11.test:i', method='None', kind='Normal'):
-    pairs = [('InitiatorName', name), ('SessionType', kind), ('TargetName', target), ('AuthMethod', method)]
+    pairs = [
+        ('InitiatorName', name),
+        ('SessionType', kind),
+        ('TargetName', target),
+        ('AuthMethod', method),
+    ]
     return [pair for pair in pairs if pair[1] is not None]
 
 
 def refused(daemon, pairs, csg=0, nsg=1, tsih=0, isid=ISID, cid=1, version=b'\0\0'):
-    """(status, text keys) of the answer to a first Login Request that must be the last word on its connection."""
+    """(status, text keys) of the answer to a first Login Request that must be the last word on its
+    connection."""
     with Session(daemon.address, 'iqn.2026-11.test:i', isid=isid, cid=cid) as session:
         session.login_pdu(pairs, csg, nsg, tsih=tsih, version=version)
         pdu = session.wire.receive()
@@ -46,8 +55,11 @@ def refused(daemon, pairs, csg=0, nsg=1, tsih=0, isid=ISID, cid=1, version=b'\0\
 
 # -- redirects -----------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize('target, status, address', [
-    (TEMPORARY, 0x0101, '192.0.2.7:3260'), (PERMANENT, 0x0102, '[2001:db8::7]:3261')])
+
+@pytest.mark.parametrize(
+    'target, status, address',
+    [(TEMPORARY, 0x0101, '192.0.2.7:3260'), (PERMANENT, 0x0102, '[2001:db8::7]:3261')],
+)
 @pytest.mark.parametrize('security', [True, False])
 @pytest.mark.clause('RFC 7143 11.13.5', 'RFC 7143 13.8')
 def test_a_redirect_names_the_address_and_no_tag(many, target, status, address, security):
@@ -84,11 +96,16 @@ def test_a_redirect_comes_and_goes_with_a_reload_and_sessions_stay(daemon, ready
 
 
 def test_following_a_redirect_leads_to_the_disk(daemon, tmp_path_factory):
-    """Two servers: the first sends the initiator to the second, where the target of the same name is."""
+    """Two servers: the first sends the initiator to the second, where the target of the same name
+    is."""
     with watched(tmp_path_factory.mktemp('second')) as second:
         second.target(size=8 << 20)
         second.start()
-        daemon.target(TARGET, ['initiator-address = ALL', 'redirect = temporary 127.0.0.1:%d' % second.port], luns={})
+        daemon.target(
+            TARGET,
+            ['initiator-address = ALL', 'redirect = temporary 127.0.0.1:%d' % second.port],
+            luns={},
+        )
         daemon.start()
         status, keys = refused(daemon, first(TARGET))
         host, port = dict(keys)['TargetAddress'].rsplit(':', 1)
@@ -99,17 +116,22 @@ def test_following_a_redirect_leads_to_the_disk(daemon, tmp_path_factory):
 
 # -- the statuses that say why not ---------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize('status, question', [
-    (0x0201, dict(pairs=first(SECRET))),
-    (0x0202, dict(pairs=first(GUARDED))),
-    (0x0203, dict(pairs=first('iqn.2026-11.test.targetd:no-such'))),
-    (0x0205, dict(pairs=first(TARGET), version=b'\x01\x01')),
-    (0x0207, dict(pairs=first(TARGET, name=None))),
-    (0x0207, dict(pairs=first(None))),
-    (0x0208, dict(pairs=first(None, kind='Discovery'), tsih=0x7777)),
-    (0x0209, dict(pairs=first(TARGET, kind='Sometimes'))),
-    (0x020A, dict(pairs=first(TARGET), tsih=0x7777)),
-], ids=['0201', '0202', '0203', '0205', '0207-initiator', '0207-target', '0208', '0209', '020A'])
+
+@pytest.mark.parametrize(
+    'status, question',
+    [
+        (0x0201, dict(pairs=first(SECRET))),
+        (0x0202, dict(pairs=first(GUARDED))),
+        (0x0203, dict(pairs=first('iqn.2026-11.test.targetd:no-such'))),
+        (0x0205, dict(pairs=first(TARGET), version=b'\x01\x01')),
+        (0x0207, dict(pairs=first(TARGET, name=None))),
+        (0x0207, dict(pairs=first(None))),
+        (0x0208, dict(pairs=first(None, kind='Discovery'), tsih=0x7777)),
+        (0x0209, dict(pairs=first(TARGET, kind='Sometimes'))),
+        (0x020A, dict(pairs=first(TARGET), tsih=0x7777)),
+    ],
+    ids=['0201', '0202', '0203', '0205', '0207-initiator', '0207-target', '0208', '0209', '020A'],
+)
 @pytest.mark.clause('RFC 7143 11.13.5')
 def test_a_refusal_says_why(many, status, question):
     assert refused(many, **question) == (status, [])
@@ -117,7 +139,8 @@ def test_a_refusal_says_why(many, status, question):
 
 @pytest.mark.clause('RFC 7143 13.2', 'RFC 7143 11.13.5')
 def test_one_connection_more_than_agreed_on(many, ready):
-    """MaxConnections=1 was agreed on; a second connection of the session is told 0206, and the session goes on."""
+    """MaxConnections=1 was agreed on; a second connection of the session is told 0206, and the
+    session goes on."""
     session = ready(many, keys={'MaxConnections': '1'})
     with Session(many.address, session.name, cid=2) as second:
         with pytest.raises(LoginFailed) as failure:
@@ -126,8 +149,15 @@ def test_one_connection_more_than_agreed_on(many, ready):
     assert session.capacity() == (131072, 512)
 
 
-@pytest.mark.parametrize('what', [dict(name='iqn.2026-11.test:somebody-else'), dict(isid=b'\x80\0\0\0\0\x77'),
-                                  dict(target=OTHER)], ids=['name', 'isid', 'target'])
+@pytest.mark.parametrize(
+    'what',
+    [
+        dict(name='iqn.2026-11.test:somebody-else'),
+        dict(isid=b'\x80\0\0\0\0\x77'),
+        dict(target=OTHER),
+    ],
+    ids=['name', 'isid', 'target'],
+)
 @pytest.mark.clause('RFC 7143 6.3.1', 'RFC 7143 11.13.5')
 def test_nobody_joins_the_session_of_another(many, ready, what):
     """The TSIH alone opens no door: name, ISID and target must be the session's too."""
@@ -156,6 +186,7 @@ def test_joins_that_fail_use_nothing_up(daemon, ready):
 
 
 # -- a disk that is not there yet ----------------------------------------------------------------------------------------
+
 
 def late(daemon):
     """A target whose second disk is missing, beside a whole one; the path where the disk will be."""
@@ -187,7 +218,7 @@ def test_a_target_is_not_ready_until_its_disks_are_there(daemon):
     assert daemon.logged(r'login of .* refused with status 0301: .*').group().count(path) == 1
     with open(path, 'wb') as file:
         file.truncate(2 << 20)
-    daemon.reload('reloaded|there now')                               # the administrator need not wait for the next look
+    daemon.reload('reloaded|there now')  # the administrator need not wait for the next look
     eventually(lambda: admits(daemon), 8)
     with connect(daemon.address, TARGET) as session:
         session.clear_attentions(1)

@@ -1,4 +1,5 @@
-"""Reservations and what else sessions share, between two initiators that two worker processes serve."""
+"""Reservations and what else sessions share, between two initiators that two worker processes
+serve."""
 
 import glob
 import json
@@ -21,7 +22,9 @@ KEY_ONE, KEY_TWO = 0x1111222233334444, 0xAAAABBBBCCCCDDDD
 def reserve_out(session, action, kind=0, key=0, action_key=0, flags=0):
     """PERSISTENT RESERVE OUT (SPC-4 6.16): the Result."""
     parameters = struct.pack('>QQ4xBxH', key, action_key, flags, 0)
-    return session.run(struct.pack('>BBB2xIB', 0x5F, action, kind, len(parameters), 0), out=parameters)
+    return session.run(
+        struct.pack('>BBB2xIB', 0x5F, action, kind, len(parameters), 0), out=parameters
+    )
 
 
 def reserve_in(session, action):
@@ -46,7 +49,9 @@ def holder(session):
 
 
 def write(session, blocks=1, lba=0):
-    return session.run(struct.pack('>BBIBHB', 0x2A, 0, lba, 0, blocks, 0), out=pattern(1, blocks * 512)).status
+    return session.run(
+        struct.pack('>BBIBHB', 0x2A, 0, lba, 0, blocks, 0), out=pattern(1, blocks * 512)
+    ).status
 
 
 def read(session):
@@ -77,16 +82,26 @@ def test_keys_are_seen_by_everyone(two):
     assert keys_of(other) == [KEY_TWO]
 
 
-@pytest.mark.parametrize('kind, reads, writes, reads_registered, writes_registered', [
-    (WRITE_EXCLUSIVE, GOOD, RESERVATION_CONFLICT, GOOD, RESERVATION_CONFLICT),
-    (EXCLUSIVE_ACCESS, RESERVATION_CONFLICT, RESERVATION_CONFLICT, RESERVATION_CONFLICT, RESERVATION_CONFLICT),
-    (WE_REGISTRANTS, GOOD, RESERVATION_CONFLICT, GOOD, GOOD),
-    (EA_REGISTRANTS, RESERVATION_CONFLICT, RESERVATION_CONFLICT, GOOD, GOOD),
-    (WE_ALL, GOOD, RESERVATION_CONFLICT, GOOD, GOOD),
-    (EA_ALL, RESERVATION_CONFLICT, RESERVATION_CONFLICT, GOOD, GOOD),
-])
+@pytest.mark.parametrize(
+    'kind, reads, writes, reads_registered, writes_registered',
+    [
+        (WRITE_EXCLUSIVE, GOOD, RESERVATION_CONFLICT, GOOD, RESERVATION_CONFLICT),
+        (
+            EXCLUSIVE_ACCESS,
+            RESERVATION_CONFLICT,
+            RESERVATION_CONFLICT,
+            RESERVATION_CONFLICT,
+            RESERVATION_CONFLICT,
+        ),
+        (WE_REGISTRANTS, GOOD, RESERVATION_CONFLICT, GOOD, GOOD),
+        (EA_REGISTRANTS, RESERVATION_CONFLICT, RESERVATION_CONFLICT, GOOD, GOOD),
+        (WE_ALL, GOOD, RESERVATION_CONFLICT, GOOD, GOOD),
+        (EA_ALL, RESERVATION_CONFLICT, RESERVATION_CONFLICT, GOOD, GOOD),
+    ],
+)
 def test_types(two, kind, reads, writes, reads_registered, writes_registered):
-    """SPC-4 table 64 and SBC-3 table 13 for READ and WRITE, from a nexus that is not registered, then from one that is."""
+    """SPC-4 table 64 and SBC-3 table 13 for READ and WRITE, from a nexus that is not registered,
+    then from one that is."""
     _, one, other = two
     register(one, KEY_ONE)
     assert reserve_out(one, RESERVE, kind, KEY_ONE).status == GOOD
@@ -99,7 +114,7 @@ def test_types(two, kind, reads, writes, reads_registered, writes_registered):
     assert reserve_out(one, RELEASE, kind, KEY_ONE).status == GOOD
     assert holder(one) is None
     if kind not in (WRITE_EXCLUSIVE, EXCLUSIVE_ACCESS):
-        assert other.run(bytes(6)).key == (6, 0x2A, 4)                  # reservations released
+        assert other.run(bytes(6)).key == (6, 0x2A, 4)  # reservations released
     assert (read(other), write(other)) == (GOOD, GOOD)
 
 
@@ -121,10 +136,12 @@ def test_preempt(two):
     register(one, KEY_ONE)
     register(other, KEY_TWO)
     assert reserve_out(one, RESERVE, WE_REGISTRANTS, KEY_ONE).status == GOOD
-    assert reserve_out(other, PREEMPT, WE_REGISTRANTS, KEY_TWO, 0xDEAD).status == RESERVATION_CONFLICT
+    assert (
+        reserve_out(other, PREEMPT, WE_REGISTRANTS, KEY_TWO, 0xDEAD).status == RESERVATION_CONFLICT
+    )
     assert reserve_out(other, PREEMPT, WE_REGISTRANTS, KEY_TWO, KEY_ONE).status == GOOD
     assert keys_of(other) == [KEY_TWO] and holder(other) == (KEY_TWO, WE_REGISTRANTS)
-    assert one.run(bytes(6)).key == (6, 0x2A, 5)                        # registrations preempted
+    assert one.run(bytes(6)).key == (6, 0x2A, 5)  # registrations preempted
     assert write(one) == RESERVATION_CONFLICT
 
 
@@ -141,7 +158,7 @@ def test_preempt_and_abort_fences_a_write_that_waits_for_its_data(two, ready):
     victim.until(R2T)
     assert reserve_out(one, PREEMPT_AND_ABORT, WE_REGISTRANTS, KEY_ONE, KEY_TWO).status == GOOD
     victim.hold_r2t = False
-    victim.answer_r2t(command)                                          # too late
+    victim.answer_r2t(command)  # too late
     victim.ping(immediate=True)
     assert one.read(0, 16) == pattern(1, 8192)
     victim.commands.clear()
@@ -156,7 +173,7 @@ def test_clear(two):
     assert reserve_out(one, RESERVE, EXCLUSIVE_ACCESS, KEY_ONE).status == GOOD
     assert reserve_out(other, CLEAR, key=KEY_TWO).status == GOOD
     assert keys_of(other) == [] and holder(other) is None
-    assert one.run(bytes(6)).key == (6, 0x2A, 3)                        # reservations preempted
+    assert one.run(bytes(6)).key == (6, 0x2A, 3)  # reservations preempted
     assert write(one) == GOOD
 
 
@@ -166,7 +183,7 @@ def test_registrations_outlive_the_session(two, ready):
     assert reserve_out(one, RESERVE, WRITE_EXCLUSIVE, KEY_ONE).status == GOOD
     one.logout()
     assert write(other) == RESERVATION_CONFLICT
-    again = ready(served, name=ONE)                                      # the same nexus: the same holder
+    again = ready(served, name=ONE)  # the same nexus: the same holder
     assert write(again) == GOOD
     assert holder(again) == (KEY_ONE, WRITE_EXCLUSIVE)
 
@@ -181,7 +198,8 @@ def kill_and_start(served):
 
 @pytest.mark.parametrize('aptpl', [0, 1])
 def test_registrations_outlive_a_crash_of_the_server(two, ready, aptpl):
-    """kill -9 of the master is no loss of power for a cluster: its fences stand when targetd is there again."""
+    """kill -9 of the master is no loss of power for a cluster: its fences stand when targetd is
+    there again."""
     served, one, _ = two
     assert reserve_out(one, REGISTER_AND_IGNORE, action_key=KEY_ONE, flags=aptpl).status == GOOD
     assert reserve_out(one, RESERVE, WRITE_EXCLUSIVE, KEY_ONE).status == GOOD
@@ -194,7 +212,8 @@ def test_registrations_outlive_a_crash_of_the_server(two, ready, aptpl):
 
 @pytest.mark.parametrize('aptpl', [0, 1])
 def test_registrations_after_a_loss_of_power(two, ready, aptpl):
-    """What the state says of this machine's boot is changed while targetd is down; only APTPL keeps the registrations."""
+    """What the state says of this machine's boot is changed while targetd is down; only APTPL keeps
+    the registrations."""
     served, one, other = two
     other.logout()
     assert reserve_out(one, REGISTER_AND_IGNORE, action_key=KEY_ONE, flags=aptpl).status == GOOD
@@ -214,7 +233,8 @@ def test_registrations_after_a_loss_of_power(two, ready, aptpl):
 
 
 def test_windows_cluster_validation(two):
-    """The steps of a Windows failover cluster's storage validation, as the clusters' protocol has them."""
+    """The steps of a Windows failover cluster's storage validation, as the clusters' protocol has
+    them."""
     _, one, other = two
     for session, key in ((one, KEY_ONE), (other, KEY_TWO)):
         assert reserve_out(session, REGISTER_AND_IGNORE, action_key=0).status == GOOD
@@ -236,6 +256,7 @@ def test_windows_cluster_validation(two):
 
 # -- SPC-2 reservations --------------------------------------------------------------------------------------------------
 
+
 def simple(session, opcode):
     return session.run(bytes([opcode]) + bytes(5 if opcode < 0x20 else 9)).status
 
@@ -245,9 +266,14 @@ def test_reserve_and_release(two, reserve, release):
     _, one, other = two
     assert simple(one, reserve) == GOOD and simple(one, reserve) == GOOD
     assert simple(other, reserve) == RESERVATION_CONFLICT
-    assert (read(other), write(other), read(one), write(one)) == (RESERVATION_CONFLICT, RESERVATION_CONFLICT, GOOD, GOOD)
-    assert len(other.inquiry()) >= 36 and other.report_luns() == [0]     # always allowed
-    assert simple(other, release) == GOOD                                # not the holder: nothing happens, and no complaint
+    assert (read(other), write(other), read(one), write(one)) == (
+        RESERVATION_CONFLICT,
+        RESERVATION_CONFLICT,
+        GOOD,
+        GOOD,
+    )
+    assert len(other.inquiry()) >= 36 and other.report_luns() == [0]  # always allowed
+    assert simple(other, release) == GOOD  # not the holder: nothing happens, and no complaint
     assert write(other) == RESERVATION_CONFLICT
     assert simple(one, release) == GOOD
     assert write(other) == GOOD
@@ -273,13 +299,16 @@ def test_a_reserve_goes_with_its_holder(two, end):
 def test_reserve_and_persistent_reservations_exclude_each_other(two):
     _, one, other = two
     assert simple(one, 0x16) == GOOD
-    assert reserve_out(other, REGISTER_AND_IGNORE, action_key=KEY_TWO).status == RESERVATION_CONFLICT
+    assert (
+        reserve_out(other, REGISTER_AND_IGNORE, action_key=KEY_TWO).status == RESERVATION_CONFLICT
+    )
     assert simple(one, 0x17) == GOOD
     register(other, KEY_TWO)
     assert simple(one, 0x16) == RESERVATION_CONFLICT
 
 
 # -- sessions ------------------------------------------------------------------------------------------------------------
+
 
 def test_reinstatement_by_isid(served, ready):
     """The same name, ISID and target: the new session takes the old one's place (RFC 7143 6.3.5)."""
@@ -290,7 +319,7 @@ def test_reinstatement_by_isid(served, ready):
     worker.wait(10)
     old.wait_closed()
     other = ready(served, name=TWO)
-    assert write(other) == GOOD                                          # the SPC-2 reservation went with the old session
+    assert write(other) == GOOD  # the SPC-2 reservation went with the old session
     assert write(new) == GOOD
 
 
@@ -305,19 +334,23 @@ def test_reinstatement_waits_until_the_old_session_is_quiet(served, ready):
     try:
         old.data_out(command, 0, 8192, pdu.ttt)
         old.wait_closed()
-    except Exception:                                                    # the old connection may be gone in any way it likes
+    except Exception:  # the old connection may be gone in any way it likes
         pass
     assert new.read(0, 16) == pattern(3, 8192)
 
 
 def test_sessions_in_parallel_of_one_initiator(served, ready):
     """Other ISIDs are other nexuses (multipath, boot loaders): nobody is thrown out."""
-    sessions = [ready(served, name=ONE, isid=b'\x80\0\0\0\0' + bytes([number])) for number in range(4)]
+    sessions = [
+        ready(served, name=ONE, isid=b'\x80\0\0\0\0' + bytes([number])) for number in range(4)
+    ]
     assert len({session.tsih for session in sessions}) == 4
     for number, session in enumerate(sessions):
         session.write(number * 10, pattern(number, 512))
     for session in sessions:
-        assert [session.read(number * 10, 1) for number in range(4)] == [pattern(number, 512) for number in range(4)]
+        assert [session.read(number * 10, 1) for number in range(4)] == [
+            pattern(number, 512) for number in range(4)
+        ]
 
 
 def test_a_stop_does_not_take_the_disk_from_the_others(two):
@@ -332,17 +365,22 @@ def test_eject_and_load_are_for_all(daemon, ready):
     daemon.start()
     one, other = ready(daemon, name=ONE), ready(daemon, name=TWO)
     one.write(0, pattern(6, 512))
-    prevent, allow, eject, load = (bytes([0x1E, 0, 0, 0, 1, 0]), bytes([0x1E, 0, 0, 0, 0, 0]), bytes([0x1B, 0, 0, 0, 2, 0]),
-                                   bytes([0x1B, 0, 0, 0, 3, 0]))
+    prevent, allow, eject, load = (
+        bytes([0x1E, 0, 0, 0, 1, 0]),
+        bytes([0x1E, 0, 0, 0, 0, 0]),
+        bytes([0x1B, 0, 0, 0, 2, 0]),
+        bytes([0x1B, 0, 0, 0, 3, 0]),
+    )
     assert other.run(prevent).status == GOOD
     result = one.run(eject)
-    assert result.status == CHECK_CONDITION and result.key == (5, 0x53, 2)        # medium removal prevented
+    # medium removal prevented
+    assert result.status == CHECK_CONDITION and result.key == (5, 0x53, 2)
     assert other.run(allow).status == GOOD
     assert one.run(eject).status == GOOD
-    other.run(bytes(6))                                                           # whatever attention there is
-    assert other.run(bytes(6)).key == (2, 0x3A, 0)                                # medium not present
+    other.run(bytes(6))  # whatever attention there is
+    assert other.run(bytes(6)).key == (2, 0x3A, 0)  # medium not present
     assert one.run(load).status == GOOD
     one.clear_attentions()
     met = other.clear_attentions()
-    assert (6, 0x28, 0) in met                                                    # the medium may have changed
+    assert (6, 0x28, 0) in met  # the medium may have changed
     assert other.read(0, 1) == pattern(6, 512)

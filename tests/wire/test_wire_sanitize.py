@@ -1,5 +1,6 @@
-"""FORMAT UNIT and SANITIZE on the real daemon: progress, kill -9 of the process that does it, kill -9 of the master; and what
-a unit remembers. The delay filter makes the medium slow enough to be caught in the act."""
+"""FORMAT UNIT and SANITIZE on the real daemon: progress, kill -9 of the process that does it, kill
+-9 of the master; and what a unit remembers. The delay filter makes the medium slow enough to be
+caught in the act."""
 
 import os
 import re
@@ -24,14 +25,19 @@ def slow(daemon):
     path = os.path.join(daemon.directory, 'slow.img')
     with open(path, 'wb') as file:
         file.write(b'x' * SIZE)
-    daemon.target(luns={0: ['backing-store = %s' % path, 'thin = yes', 'filter = delay write=100ms']})
-    daemon.text.server['stop-timeout'] = '1'             # for a logout, which our own initiator does not hear it ask for
+    daemon.target(
+        luns={0: ['backing-store = %s' % path, 'thin = yes', 'filter = delay write=100ms']}
+    )
+    # for a logout, which our own initiator does not hear it ask for
+    daemon.text.server['stop-timeout'] = '1'
     return daemon.start()
 
 
 def overwrite(session, pattern=b'\xc3', passes=1, immediate=True, ause=False, wait=True):
     data = struct.pack('>BxH', passes, len(pattern)) + pattern
-    cdb = struct.pack('>BB5xHB', 0x48, 0x01 | (0x80 if immediate else 0) | (0x20 if ause else 0), len(data), 0)
+    cdb = struct.pack(
+        '>BB5xHB', 0x48, 0x01 | (0x80 if immediate else 0) | (0x20 if ause else 0), len(data), 0
+    )
     command = session.submit(cdb, out=data)
     return session.wait(command) if wait else command
 
@@ -66,11 +72,16 @@ def test_a_sanitize_is_seen_by_everybody_and_outlives_who_asked(slow, ready):
     assert overwrite(one).status == GOOD
     assert state(one) == state(two) == SANITIZING
     seen = {progress(two)}
-    eventually(lambda: seen.add(progress(two)) or len(seen) > 2, 10, 'progress that moves: %r' % seen)
+    eventually(
+        lambda: seen.add(progress(two)) or len(seen) > 2, 10, 'progress that moves: %r' % seen
+    )
     one.manage(LOGICAL_UNIT_RESET)
     one.close()
     assert two.inquiry()
-    assert two.run(struct.pack('>BBIBHB', 0x28, 0, 0, 0, 1, 0), read=512).key in (SANITIZING, (6, 0x29, 0x03))
+    assert two.run(struct.pack('>BBIBHB', 0x28, 0, 0, 0, 1, 0), read=512).key in (
+        SANITIZING,
+        (6, 0x29, 0x03),
+    )
     eventually(lambda: state(two) == GOOD, 20, 'the end of the sanitize')
     assert content(slow) == b'\xc3' * SIZE
 
@@ -92,7 +103,9 @@ def test_format_unit(slow, ready):
     session = ready(slow)
     session.run(bytes.fromhex('04 00 00 0000 00')).good()
     assert content(slow) == bytes(SIZE)
-    session.run(bytes.fromhex('04 10 00 0000 00'), out=bytes.fromhex('00 8a 0000 00 01 0001 77')).good()
+    session.run(
+        bytes.fromhex('04 10 00 0000 00'), out=bytes.fromhex('00 8a 0000 00 01 0001 77')
+    ).good()
     assert state(session) == (2, 0x04, 0x04)
     eventually(lambda: state(session) == GOOD, 20, 'the end of the format')
     assert content(slow) == b'\x77' * SIZE
@@ -152,6 +165,7 @@ def test_a_unit_that_is_taken_away_meanwhile_goes_on_when_it_comes_back(slow, re
 
 # -- what a unit remembers ---------------------------------------------------------------------------------------------------
 
+
 def identify(session, text):
     session.run(struct.pack('>BB4xIBB', 0xA4, 0x06, len(text), 2 << 1, 0), out=text).good()
 
@@ -169,17 +183,20 @@ def timestamp(session):
 def self_tests(session):
     """Codes and results in log page 10h."""
     data = session.run(bytes.fromhex('4d 00 50 00 00 0000 ffff 00'), read=65535).good().data
-    return [(data[n] >> 5, data[n] & 15) for n in range(8, len(data), 20) if any(data[n:n + 16])]
+    return [(data[n] >> 5, data[n] & 15) for n in range(8, len(data), 20) if any(data[n : n + 16])]
 
 
 def test_names_and_clock_are_shared_and_survive_kill_9(served, ready):
     one, two = ready(served, name=ONE), ready(served, name=TWO)
     identify(one, b'payroll\0')
     assert state(two) == (6, 0x3F, 0x05) and identified(two) == b'payroll\0'
-    one.run(bytes.fromhex('a4 0f 00000000 0000000c 00 00'), out=bytes(4) + (10 ** 9).to_bytes(6, 'big') + bytes(2)).good()
+    one.run(
+        bytes.fromhex('a4 0f 00000000 0000000c 00 00'),
+        out=bytes(4) + (10**9).to_bytes(6, 'big') + bytes(2),
+    ).good()
     assert state(two) == (6, 0x2A, 0x10)
     origin, now = timestamp(two)
-    assert origin == 2 and 10 ** 9 <= now < 10 ** 9 + 60000
+    assert origin == 2 and 10**9 <= now < 10**9 + 60000
     served.workers()
     served.signal(signal.SIGKILL)
     served.process.wait(10)
@@ -195,7 +212,9 @@ def test_results_of_self_tests_are_there_for_everybody(served, ready):
     one.run(bytes.fromhex('1d a0 00 0000 00')).good()
     assert self_tests(one) == [(5, 0)]
     one.run(bytes.fromhex('1d 40 00 0000 00')).good()
-    eventually(lambda: self_tests(two) == [(2, 0), (5, 0)], 10, lambda: 'both tests: %r' % self_tests(two))
+    eventually(
+        lambda: self_tests(two) == [(2, 0), (5, 0)], 10, lambda: 'both tests: %r' % self_tests(two)
+    )
 
 
 def test_buffers_over_the_wire(served, ready):

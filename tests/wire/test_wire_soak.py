@@ -1,8 +1,10 @@
-"""Fuzzers on many connections, and a session beside them that writes, reads and compares all the while.
+"""Fuzzers on many connections, and a session beside them that writes, reads and compares all the
+while.
 
-SOAK_SECONDS: how long (20); SOAK_SEED: what the fuzzers draw from, printed when the test fails. They may end their own
-sessions and workers; the verified session never meets an error, the log holds nothing unexpected, the master is alive and
-neither it nor the worker of the verified session has grown.
+SOAK_SECONDS: how long (20); SOAK_SEED: what the fuzzers draw from, printed when the test fails.
+They may end their own sessions and workers; the verified session never meets an error, the log
+holds nothing unexpected, the master is alive and neither it nor the worker of the verified session
+has grown.
 """
 
 import contextlib
@@ -23,12 +25,13 @@ SECONDS = float(os.environ.get('SOAK_SECONDS', 20))
 SEED = int(os.environ.get('SOAK_SEED', 7143))
 FUZZED = 'iqn.2026-11.test.targetd:fuzzed'
 FUZZERS = 3
-GROWTH = 6 << 20                         # bytes that a process may have more at the end than after the first quarter
+GROWTH = 6 << 20  # bytes that a process may have more at the end than after the first quarter
 COUNTED = ('count', 'logged_in', 'joined', 'refused', 'reassigned')
 
 
 def write_and_verify(sessions, seed, number):
-    """One round in a place of its own: writes of several sizes, each read back at once and once more later."""
+    """One round in a place of its own: writes of several sizes, each read back at once and once
+    more later."""
     place = number % 16 * 512
     blocks = (1, 8, 128, 512)[number % 4]
     data = pattern(seed + number, blocks * 512)
@@ -40,18 +43,21 @@ def write_and_verify(sessions, seed, number):
 def around_trouble(log):
     """The log from a little before its first traceback on."""
     at = log.find('Traceback')
-    return log[max(0, at - 1500):at + 3500]
+    return log[max(0, at - 1500) : at + 3500]
 
 
 class Memory(object):
-    """What some processes hold, as time goes on. `grown`: the most that one has more than after the first quarter."""
+    """What some processes hold, as time goes on. `grown`: the most that one has more than after the
+    first quarter."""
 
     def __init__(self, **processes):
         self.processes = {name: psutil.Process(pid) for name, pid in processes.items()}
-        self.figures = []                # [{name: bytes}, …]
+        self.figures = []  # [{name: bytes}, …]
 
     def note(self):
-        self.figures.append({name: process.memory_info().rss for name, process in self.processes.items()})
+        self.figures.append(
+            {name: process.memory_info().rss for name, process in self.processes.items()}
+        )
 
     @property
     def grown(self):
@@ -59,16 +65,27 @@ class Memory(object):
         return max(self.figures[-1][name] - settled[name] for name in settled)
 
     def __str__(self):
-        chosen = self.figures[::max(1, len(self.figures) // 10)] + self.figures[-1:]
-        return ', '.join('%s %s MiB' % (name, ' '.join('%.1f' % (each[name] / 1048576) for each in chosen))
-                         for name in sorted(self.processes))
+        chosen = self.figures[:: max(1, len(self.figures) // 10)] + self.figures[-1:]
+        return ', '.join(
+            '%s %s MiB' % (name, ' '.join('%.1f' % (each[name] / 1048576) for each in chosen))
+            for name in sorted(self.processes)
+        )
 
 
 def configure(daemon):
-    lines = ['initiator-address = ALL', 'HeaderDigest = None, CRC32C', 'DataDigest = None, CRC32C', 'ErrorRecoveryLevel = 2',
-             'MaxConnections = 4']
+    lines = [
+        'initiator-address = ALL',
+        'HeaderDigest = None, CRC32C',
+        'DataDigest = None, CRC32C',
+        'ErrorRecoveryLevel = 2',
+        'MaxConnections = 4',
+    ]
     daemon.target(lines=lines)
-    daemon.target(FUZZED, lines, {0: ['backing-store = %s' % daemon.image('fuzzed.img', 16 << 20), 'thin = yes']})
+    daemon.target(
+        FUZZED,
+        lines,
+        {0: ['backing-store = %s' % daemon.image('fuzzed.img', 16 << 20), 'thin = yes']},
+    )
     daemon.text.server['max-sessions'] = 200
     daemon.text.server['max-connections-per-address'] = 200
 
@@ -77,8 +94,9 @@ def configure(daemon):
 def verified_sessions(daemon):
     """A plain session, and two connections of another one."""
     numbering = Numbering()
-    with connect(daemon.address, TARGET, name='iqn.2026-11.test:verified') as plain, \
-            Member(daemon.address, 1, numbering, name='iqn.2026-11.test:verified-too') as one:
+    with connect(daemon.address, TARGET, name='iqn.2026-11.test:verified') as plain, Member(
+        daemon.address, 1, numbering, name='iqn.2026-11.test:verified-too'
+    ) as one:
         one.login(TARGET, keys={'MaxConnections': '2', 'ErrorRecoveryLevel': '2'})
         with join(one, 2, TARGET) as two:
             plain.clear_attentions()
@@ -103,8 +121,18 @@ def fuzz(daemon, sessions, fuzzers, over, memory):
         over.set()
         for fuzzer in fuzzers:
             fuzzer.join(30)
-        print('seed %d: %d rounds verified; fuzzers: %s; %s' % (SEED, rounds, ', '.join(
-            '%s %d' % (name, sum(getattr(each, name) for each in fuzzers)) for name in COUNTED), memory))
+        print(
+            'seed %d: %d rounds verified; fuzzers: %s; %s'
+            % (
+                SEED,
+                rounds,
+                ', '.join(
+                    '%s %d' % (name, sum(getattr(each, name) for each in fuzzers))
+                    for name in COUNTED
+                ),
+                memory,
+            )
+        )
     memory.note()
     return kept, rounds
 
@@ -117,8 +145,16 @@ def test_soak(daemon):
         workers = [daemon.worker_of(session).pid for session in sessions]
         normal = len(daemon.workers())
         over = threading.Event()
-        fuzzers = [Fuzzer(daemon.address, FUZZED, SEED * 100 + number, over, [session.tsih for session in sessions])
-                   for number in range(FUZZERS)]
+        fuzzers = [
+            Fuzzer(
+                daemon.address,
+                FUZZED,
+                SEED * 100 + number,
+                over,
+                [session.tsih for session in sessions],
+            )
+            for number in range(FUZZERS)
+        ]
         memory = Memory(master=daemon.process.pid, plain=workers[0], shared=workers[1])
         kept, rounds = fuzz(daemon, sessions, fuzzers, over, memory)
         assert [each.wrong for each in fuzzers] == [None] * FUZZERS
@@ -130,8 +166,11 @@ def test_soak(daemon):
         assert rounds > SECONDS
         for name in COUNTED:
             assert sum(getattr(each, name) for each in fuzzers) > FUZZERS, name
-        eventually(lambda: len(daemon.workers()) <= normal, 30,
-                   lambda: 'workers left: %s\n%s' % (daemon.workers(), daemon.log[-3000:]))
+        eventually(
+            lambda: len(daemon.workers()) <= normal,
+            30,
+            lambda: 'workers left: %s\n%s' % (daemon.workers(), daemon.log[-3000:]),
+        )
         assert [daemon.worker_of(session).pid for session in sessions] == workers
         assert memory.grown < GROWTH, str(memory)
         sessions[0].logout()

@@ -1,4 +1,5 @@
-"""Thin provisioning on a file system that runs full, and the mode pages that go with it and that outlast the server."""
+"""Thin provisioning on a file system that runs full, and the mode pages that go with it and that
+outlast the server."""
 
 import struct
 import threading
@@ -18,7 +19,16 @@ THRESHOLD_REACHED, NO_SPACE, PARAMETERS_CHANGED = (6, 0x38, 0x07), (7, 0x27, 0x0
 @pytest.fixture
 def thin(small_disk, daemon):
     """The daemon, serving 64 MiB thin on 16."""
-    daemon.target(luns={0: ['backing-store = %s/thin.img' % small_disk(16), 'size = 64M', 'thin = yes', 'thin-threshold = 50']})
+    daemon.target(
+        luns={
+            0: [
+                'backing-store = %s/thin.img' % small_disk(16),
+                'size = 64M',
+                'thin = yes',
+                'thin-threshold = 50',
+            ]
+        }
+    )
     return daemon.start()
 
 
@@ -46,7 +56,9 @@ def told(session):
 def write_until_full(session, start, end):
     """Write MiB after MiB; the sense that ends it, or None."""
     for lba in range(start * 2048, end * 2048, 2048):
-        result = session.run(struct.pack('>BBQIBB', 0x8A, 0, lba, 2048, 0, 0), out=pattern(lba, MIB))
+        result = session.run(
+            struct.pack('>BBQIBB', 0x8A, 0, lba, 2048, 0, 0), out=pattern(lba, MIB)
+        )
         if result.status == CHECK_CONDITION:
             return result.key
     return None
@@ -63,7 +75,8 @@ def test_a_threshold_is_told_to_everybody_before_the_space_is_gone(thin, ready):
     exponent = one.inquiry(page=0xB2)[4]
     assert 512 << exponent == MIB
     page = mode_page(one, 0x1C, 2)
-    assert struct.unpack_from('>BBxxI', page, 16) == (0x80, 1, 8)              # 50 % of 16 MiB, available, falling
+    # 50 % of 16 MiB, available, falling
+    assert struct.unpack_from('>BBxxI', page, 16) == (0x80, 1, 8)
     assert one.run(TEST_UNIT_READY).status == other.run(TEST_UNIT_READY).status == GOOD
     assert thin.process.poll() is None
     assert write_until_full(one, 0, 10) is None
@@ -76,7 +89,7 @@ def test_exhausted_space_is_told_as_such_and_heals_by_unmapping(thin, ready):
     session = ready(thin)
     session.write(0, pattern(3, 65536))
     met = write_until_full(session, 1, 64)
-    while met == THRESHOLD_REACHED:                                            # it came between two of the writes
+    while met == THRESHOLD_REACHED:  # it came between two of the writes
         met = write_until_full(session, 1, 64)
     assert met == NO_SPACE
     assert session.read(0, 128) == pattern(3, 65536), 'what was there still is'
@@ -96,20 +109,27 @@ def test_lba_status_follows_what_is_written_and_unmapped(thin, ready):
     unmap(session, 2048, 1024).good()
     assert lba_status(session, 0)[:2] == [(0, 3072, 1), (3072, 1024, 0)]
     capacity = session.run(struct.pack('>BBQIBB', 0x9E, 0x10, 0, 32, 0, 0), read=32).good().data
-    assert capacity[14] & 0xC0 == 0xC0 and session.inquiry(page=0xB2)[5] & 0x04 == 0x04     # LBPME, LBPRZ
+    # LBPME, LBPRZ
+    assert capacity[14] & 0xC0 == 0xC0 and session.inquiry(page=0xB2)[5] & 0x04 == 0x04
     assert capacity[13] & 0x0F == 0, 'a file has physical blocks like its logical ones'
-    assert session.run(struct.pack('>BBQIBB', 0x9E, 0x12, 64 * 2048, 24, 0, 0), read=24).key == (5, 0x21, 0)
+    assert session.run(struct.pack('>BBQIBB', 0x9E, 0x12, 64 * 2048, 24, 0, 0), read=24).key == (
+        5,
+        0x21,
+        0,
+    )
 
 
 def test_a_thin_file_that_is_served_read_only_stays_thin(daemon, ready):
-    """It offers what it would offer if it could be written, and protects every mapped and unmapped block."""
+    """It offers what it would offer if it could be written, and protects every mapped and unmapped
+    block."""
     path = daemon.image(size=8 * MIB)
     with open(path, 'r+b') as file:
         file.write(pattern(1, MIB))
     daemon.target(luns={0: ['backing-store = %s' % path, 'thin = yes', 'readonly = yes']})
     session = ready(daemon.start())
     capacity = session.run(struct.pack('>BBQIBB', 0x9E, 0x10, 0, 32, 0, 0), read=32).good().data
-    assert capacity[14] & 0xC0 == 0xC0 and session.inquiry(page=0xB2)[5] & 0xE4 == 0xE4     # LBPME, LBPRZ, LBPU, LBPWS, LBPWS10
+    # LBPME, LBPRZ, LBPU, LBPWS, LBPWS10
+    assert capacity[14] & 0xC0 == 0xC0 and session.inquiry(page=0xB2)[5] & 0xE4 == 0xE4
     assert unmap(session, 0, 2048).key == (7, 0x27, 0)
     assert session.read(0, 2048) == pattern(1, MIB)
     assert lba_status(session, 0) == [(0, 2048, 0), (2048, 14336, 1)]
@@ -123,6 +143,7 @@ def test_a_thick_file_has_no_threshold(served, ready):
 
 
 # -- mode pages ------------------------------------------------------------------------------------------------------------
+
 
 def with_cache(page, on):
     return page[:2] + bytes([page[2] & ~4 | (4 if on else 0)]) + page[3:]
@@ -147,8 +168,15 @@ def test_a_saved_page_outlasts_a_kill_of_the_server(served, ready):
 
 
 def test_pages_that_the_configuration_writes(daemon, ready):
-    daemon.target(luns={0: ['backing-store = %s' % daemon.image(), 'management-url = https://storage.test/',
-                            'mode-page = 2:0:14:0x80:0x80:0:0xa:0:0:0:0:0:0:0:0:0:0, 0x20:1:2:7:8']})
+    daemon.target(
+        luns={
+            0: [
+                'backing-store = %s' % daemon.image(),
+                'management-url = https://storage.test/',
+                'mode-page = 2:0:14:0x80:0x80:0:0xa:0:0:0:0:0:0:0:0:0:0, 0x20:1:2:7:8',
+            ]
+        }
+    )
     session = ready(daemon.start())
     assert mode_page(session, 0x02) == bytes.fromhex('020e8080000a') + bytes(10)
     assert mode_page(session, 0x20, 1) == bytes.fromhex('600100020708')
@@ -183,7 +211,8 @@ def compare_and_write(session, lba, old, new):
 
 
 def count_up(session, successes):
-    """ROUNDS attempts to add one to the counter in block 7; a miscompare says where, and the next attempt reads anew."""
+    """ROUNDS attempts to add one to the counter in block 7; a miscompare says where, and the next
+    attempt reads anew."""
     for _ in range(ROUNDS):
         old = session.read(7, 1)
         new = struct.pack('<Q', struct.unpack_from('<Q', old)[0] + 1) + old[8:]
@@ -191,7 +220,9 @@ def count_up(session, successes):
         if result.status == GOOD:
             successes.append(1)
         else:
-            assert result.key == (0x0E, 0x1D, 0) and struct.unpack_from('>I', result.sense, 3)[0] < 8
+            assert (
+                result.key == (0x0E, 0x1D, 0) and struct.unpack_from('>I', result.sense, 3)[0] < 8
+            )
 
 
 def test_two_workers_count_with_compare_and_write(served, ready):
@@ -203,12 +234,17 @@ def test_two_workers_count_with_compare_and_write(served, ready):
     def work(session, successes):
         try:
             count_up(session, successes)
-        except BaseException as e:               # shown by the test, not by a thread that nobody looks at
+        except BaseException as e:  # shown by the test, not by a thread that nobody looks at
             failures.append(e)
+
     threads = [threading.Thread(target=work, args=pair) for pair in zip((one, other), results)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(60)
     assert not failures and not any(thread.is_alive() for thread in threads)
-    assert struct.unpack_from('<Q', one.read(7, 1))[0] == len(results[0]) + len(results[1]) > ROUNDS // 2
+    assert (
+        struct.unpack_from('<Q', one.read(7, 1))[0]
+        == len(results[0]) + len(results[1])
+        > ROUNDS // 2
+    )

@@ -1,13 +1,16 @@
-"""From a LUN of the configuration to a Unit: its store opened and claimed, its facts found, its saved state loaded.
+"""From a LUN of the configuration to a Unit: its store opened and claimed, its facts found, its
+saved state loaded.
 
-May import config.model, host, store, scsi.modes, scsi.reservations. What may have to wait for a medium is in media, and done by
-children (opening, errands): a disk that does not answer delays nobody but its own target. A medium that is missing or busy does
-not keep the server from starting: its target is not ready (logins are answered 'service unavailable', which initiators retry),
-the other targets are served, and the medium is looked for again every RETRY_SECONDS. A server without any usable medium still
-runs.
+May import config.model, host, store, scsi.modes, scsi.reservations. What may have to wait for a
+medium is in media, and done by children (opening, errands): a disk that does not answer delays
+nobody but its own target. A medium that is missing or busy does not keep the server from starting:
+its target is not ready (logins are answered 'service unavailable', which initiators retry), the
+other targets are served, and the medium is looked for again every RETRY_SECONDS. A server without
+any usable medium still runs.
 
-An identity (serial number, NAA) is made of the server's id, the target's name and a key that belongs to the data (a disk's own
-name, a file's path), never of a position: moving a LUN to another number renames no disk.
+An identity (serial number, NAA) is made of the server's id, the target's name and a key that
+belongs to the data (a disk's own name, a file's path), never of a position: moving a LUN to another
+number renames no disk.
 """
 
 import os
@@ -25,7 +28,7 @@ from targetd.scsi import alua, attention, modes, operations
 from targetd.store import adopted, journal
 
 RETRY_SECONDS = 10.0
-SPACE_SECONDS = 5.0              # how often the space that thin media can still get is looked at
+SPACE_SECONDS = 5.0  # how often the space that thin media can still get is looked at
 
 
 class Late(object):
@@ -39,7 +42,8 @@ class Late(object):
 
 
 class Exports(object):
-    """Opens and closes what the configuration exports. `units`: units.Units, which own what is open; `errands`: who opens."""
+    """Opens and closes what the configuration exports. `units`: units.Units, which own what is
+    open; `errands`: who opens."""
 
     def __init__(self, loop, units, errands):
         self.loop = loop
@@ -47,20 +51,25 @@ class Exports(object):
         self.errands = errands
         self.process = os.getpid()
         self.known = KnownMedia(os.path.join(units.state.path, 'media.json'))
-        self.late = {}                   # (target name, number) -> Late
+        self.late = {}  # (target name, number) -> Late
         self.server = None
         self._generations = {}
         self._timer = None
-        self._is_looking = False         # for late media, at this moment
+        self._is_looking = False  # for late media, at this moment
         self._space_timer = None
 
     # -- start and end -----------------------------------------------------------------------------------------------
 
     def start(self, configuration):
-        """Open everything; what cannot be opened is late. Raises TargetdError if the server has no identity."""
+        """Open everything; what cannot be opened is late. Raises TargetdError if the server has no
+        identity."""
         server = configuration.server
         self.server = server.server_id or identity.server_id(server.state_dir)
-        wanted = [(target, lun) for target in configuration.targets.values() for lun in target.luns.values()]
+        wanted = [
+            (target, lun)
+            for target in configuration.targets.values()
+            for lun in target.luns.values()
+        ]
         self.known.load()
         self.known.keep_only((target.name, lun.number) for target, lun in wanted)
         self.open_all(wanted, lambda outcomes: self._started(wanted, outcomes))
@@ -74,8 +83,14 @@ class Exports(object):
                 self._add(outcome)
                 continue
             self.late[target.name, lun.number] = Late(target, lun, str(outcome))
-            log.error('lun %d of %s is not served, and the target refuses logins until it is: %s; looking again every %d '
-                      'seconds', lun.number, target.name, outcome, RETRY_SECONDS)
+            log.error(
+                'lun %d of %s is not served, and the target refuses logins until it is: %s; looking again every %d '
+                'seconds',
+                lun.number,
+                target.name,
+                outcome,
+                RETRY_SECONDS,
+            )
         self.known.save()
         self._retry_later()
 
@@ -86,11 +101,14 @@ class Exports(object):
 
     def _add(self, unit):
         self.units.add(unit)
-        if unit.found['seen'] is not None and self.known.note(unit.target_name, unit.lun.number, unit.found['seen']):
+        if unit.found['seen'] is not None and self.known.note(
+            unit.target_name, unit.lun.number, unit.found['seen']
+        ):
             _say_new(unit)
 
     def accept(self, target_name, number):
-        """Whatever is found for this LUN next is right, says the administrator. False if nothing is known of it."""
+        """Whatever is found for this LUN next is right, says the administrator. False if nothing is
+        known of it."""
         if not self.known.forget(target_name, number):
             return False
         self.known.save()
@@ -105,8 +123,11 @@ class Exports(object):
 
     def missing(self, target_name):
         """A sentence on what this target still waits for, or ''."""
-        return '; '.join('lun %d: %s' % (late.lun.number, late.why) for late in self.late.values()
-                         if late.target_name == target_name)
+        return '; '.join(
+            'lun %d: %s' % (late.lun.number, late.why)
+            for late in self.late.values()
+            if late.target_name == target_name
+        )
 
     def forget_late(self, target_name, number):
         """It is not waited for any more."""
@@ -142,33 +163,45 @@ class Exports(object):
             is_wanted = late is not None and (late, late.target, late.lun) == looked_for[key]
             if isinstance(outcome, Unit) and is_wanted:
                 del self.late[key]
-                log.info('lun %d of %s is there now: %s', late.lun.number, late.target_name, late.lun.backing_store)
+                log.info(
+                    'lun %d of %s is there now: %s',
+                    late.lun.number,
+                    late.target_name,
+                    late.lun.backing_store,
+                )
                 self.add(outcome)
                 self.tell_new(outcome)
             elif isinstance(outcome, Unit):
                 self.units.release(outcome)
                 outcome.store.close()
             elif is_wanted and str(outcome) != late.why:
-                log.error('lun %d of %s is still not served: %s', late.lun.number, late.target_name, outcome)
+                log.error(
+                    'lun %d of %s is still not served: %s',
+                    late.lun.number,
+                    late.target_name,
+                    outcome,
+                )
                 late.why = str(outcome)
         self._retry_later()
 
     def tell_new(self, unit):
         """Give a unit that was just added to the sessions that its target has already."""
-        workers = {w for other in self.units.of_target(unit.target_name).values() for w in other.workers}
+        workers = {
+            w for other in self.units.of_target(unit.target_name).values() for w in other.workers
+        }
         if workers:
             self.units.order_units(workers, add=[unit], attentions=[attention.LUNS_CHANGED])
 
     # -- opening -----------------------------------------------------------------------------------------------------
 
     def open_all(self, wanted, done):
-        """Open the media of [(target, lun)], none of which holds up another; done({(target name, number): Unit that is not
-        added yet, or StoreError})."""
+        """Open the media of [(target, lun)], none of which holds up another; done({(target name,
+        number): Unit that is not added yet, or StoreError})."""
         Batch(self, wanted, done).begin()
 
     def made(self, target, lun, words, descriptors, others=()):
-        """The Unit of what media.open_medium gave. others: the Units there will be beside it. Raises StoreError, and then
-        nothing stays open."""
+        """The Unit of what media.open_medium gave. others: the Units there will be beside it.
+        Raises StoreError, and then nothing stays open."""
         store = adopted(words['store'], words['medium'], descriptors)
         medium = None
         try:
@@ -177,18 +210,39 @@ class Exports(object):
             if lun.atomic_writes:
                 medium = self.units.atomic.open(store, words['journal'])
                 facts['maximum_atomic_length'] = journal.LONGEST
-            shared = transitions.initial(facts, self.units.state.load(key), self.units.state.boot_id, configured_access(target))
+            shared = transitions.initial(
+                facts,
+                self.units.state.load(key),
+                self.units.state.boot_id,
+                configured_access(target),
+            )
         except (ValueError, OSError, TargetdError) as e:
             if medium is not None:
                 self.units.atomic.close(medium)
             store.close()
-            raise e if isinstance(e, StoreError) else StoreError('%s: %s' % (lun.backing_store or lun.type, e))
+            raise (
+                e
+                if isinstance(e, StoreError)
+                else StoreError('%s: %s' % (lun.backing_store or lun.type, e))
+            )
         if words['taken_back']:
-            log.warning('%s: %d atomic writes that were under way when targetd died were taken back', store.path,
-                        words['taken_back'])
+            log.warning(
+                '%s: %d atomic writes that were under way when targetd died were taken back',
+                store.path,
+                words['taken_back'],
+            )
         found = {word: words[word] for word in ('seen', 'contents', 'layers')}
-        unit = Unit(self._new_id(target.name, lun.number), key, target.name, lun, store, facts,
-                    shared._replace(key_check=words['key_check']), medium, found)
+        unit = Unit(
+            self._new_id(target.name, lun.number),
+            key,
+            target.name,
+            lun,
+            store,
+            facts,
+            shared._replace(key_check=words['key_check']),
+            medium,
+            found,
+        )
         unit.is_unsaved = words['key_check'] != shared.key_check
         return unit
 
@@ -207,14 +261,15 @@ class Exports(object):
         self.close_store(unit.store)
 
     def close_store(self, store):
-        """Close it without waiting. The last close of a disk writes what is not on it yet: that is a child's."""
+        """Close it without waiting. The last close of a disk writes what is not on it yet: that is
+        a child's."""
         if store.kind != 'block':
             store.close()
             return
         owned, (reading, writing) = store.owned(), os.pipe()
 
         def close_last():
-            os.read(reading, 1)          # until ours are closed
+            os.read(reading, 1)  # until ours are closed
             for descriptor in owned:
                 os.close(descriptor)
             return {}, ()
@@ -224,12 +279,15 @@ class Exports(object):
             os.close(reading)
             os.close(writing)
 
-        self.errands.send(('close', store.path), close_last, lambda answer: None, owned + [reading], forked=forked)
+        self.errands.send(
+            ('close', store.path), close_last, lambda answer: None, owned + [reading], forked=forked
+        )
 
     # -- space -------------------------------------------------------------------------------------------------------
 
     def _look_at_space(self):
-        """Tell initiators whose thresholds are crossed: by the clock, so that no command pays for it."""
+        """Tell initiators whose thresholds are crossed: by the clock, so that no command pays for
+        it."""
         for unit in list(self.units.by_id.values()):
             if unit.facts.get('threshold_exponent') and modes.thresholds(unit.shared.modes):
                 self._count_space(unit)
@@ -243,15 +301,23 @@ class Exports(object):
             return
         size = unit.store.block_size << unit.facts['threshold_exponent']
         was = unit.shared.crossed or ()
-        self.units.change(unit, transitions.space_counted(unit.shared, available // size, used // size))
+        self.units.change(
+            unit, transitions.space_counted(unit.shared, available // size, used // size)
+        )
         if set(unit.shared.crossed or ()) - set(was):
-            log.warning('unit %s: a threshold of its space is reached: %d bytes are available to %s, which uses %d', unit.id,
-                        available, unit.store.path, used)
+            log.warning(
+                'unit %s: a threshold of its space is reached: %d bytes are available to %s, which uses %d',
+                unit.id,
+                available,
+                unit.store.path,
+                used,
+            )
 
     # -- what changes while it is served -----------------------------------------------------------------------------
 
     def resize(self, unit, wanted=None):
-        """Follow the medium's size, after growing a file to `wanted` bytes. Everybody is told 2A/09. Raises StoreError."""
+        """Follow the medium's size, after growing a file to `wanted` bytes. Everybody is told
+        2A/09. Raises StoreError."""
         store = unit.store
         if wanted and store.kind == 'file':
             grow(store, wanted)
@@ -267,12 +333,14 @@ class Exports(object):
             self.units.change(unit, transitions.resized(unit.shared, size))
 
     def recover(self, unit):
-        """The administrator has seen that the unit failed, and wants it used again. False if it had not failed."""
+        """The administrator has seen that the unit failed, and wants it used again. False if it had
+        not failed."""
         if unit.shared.medium != FAILED:
             return False
         log.warning('unit %s is used again although it failed (%s)', unit.id, unit.failure)
         unit.failure = None
-        self.units.order_units(unit.workers, replace=[unit])      # new Stores in the workers: the old remember the failure
+        # new Stores in the workers: the old remember the failure
+        self.units.order_units(unit.workers, replace=[unit])
         self.units.medium(unit, READY)
         if unit.atomic is not None:
             self.units.atomic.retry(unit)
@@ -280,12 +348,18 @@ class Exports(object):
 
 
 def succeed(old, new):
-    """One medium, another Unit: what happened to the old one after the new was opened (a sanitize, another key) holds."""
-    shared = new.shared._replace(reservations=old.shared.reservations, operation=old.shared.operation,
-                                 medium=operations.medium(old.shared.operation) or READY)
+    """One medium, another Unit: what happened to the old one after the new was opened (a sanitize,
+    another key) holds."""
+    shared = new.shared._replace(
+        reservations=old.shared.reservations,
+        operation=old.shared.operation,
+        medium=operations.medium(old.shared.operation) or READY,
+    )
     if old.store.cipher_key and old.lun.encryption_key_file == new.lun.encryption_key_file:
         new.store.encrypt(old.store.cipher_key)
-        shared = shared._replace(key_check=key_files.check_of(old.store.cipher_key, new.store.block_size))
+        shared = shared._replace(
+            key_check=key_files.check_of(old.store.cipher_key, new.store.block_size)
+        )
     new.shared, new.is_unsaved = shared, True
 
 
@@ -293,20 +367,30 @@ def require_agreement(lun, store, others):
     """Everybody who has a medium locks what he reads and writes, or nobody does. Raises StoreError."""
     for other in others:
         if other.store.key == store.key and other.lun.atomic_writes != lun.atomic_writes:
-            raise StoreError('%s is lun %d of %s too, with another atomic-writes; write the same for both'
-                             % (store.path, other.lun.number, other.target_name))
+            raise StoreError(
+                '%s is lun %d of %s too, with another atomic-writes; write the same for both'
+                % (store.path, other.lun.number, other.target_name)
+            )
 
 
 def _say_new(unit):
     """What an administrator wants to have read when a disk is served for the first time."""
     if unit.store.kind != 'block':
         return
-    log.info('unit %s: %s is served for the first time; on it is %s', unit.id, unit.found['seen']['shown'],
-             ', '.join(unit.found['contents']) or 'nothing that is known')
+    log.info(
+        'unit %s: %s is served for the first time; on it is %s',
+        unit.id,
+        unit.found['seen']['shown'],
+        ', '.join(unit.found['contents']) or 'nothing that is known',
+    )
     if unit.found['layers']:
-        log.warning('unit %s: %s holds %s. If an initiator made that, keep this host from using it (a global_filter in '
-                    'lvm.conf, AUTO -all in mdadm.conf); if this host did, it is about to be destroyed', unit.id,
-                    unit.store.path, ', '.join(unit.found['layers']))
+        log.warning(
+            'unit %s: %s holds %s. If an initiator made that, keep this host from using it (a global_filter in '
+            'lvm.conf, AUTO -all in mdadm.conf); if this host did, it is about to be destroyed',
+            unit.id,
+            unit.store.path,
+            ', '.join(unit.found['layers']),
+        )
 
 
 def space_of(store):
@@ -317,8 +401,11 @@ def space_of(store):
 
 def configured_access(target):
     """The scsi.access state that the configuration gives every LUN of the target."""
-    return alua.initial(target.portal_groups, dict((tag, alua.STATE_OF_WORD[word]) for tag, word in target.alua_state),
-                          target.alua in ('explicit', 'both'))
+    return alua.initial(
+        target.portal_groups,
+        dict((tag, alua.STATE_OF_WORD[word]) for tag, word in target.alua_state),
+        target.alua in ('explicit', 'both'),
+    )
 
 
 __all__ = ('Exports', 'Late', 'configured_access')

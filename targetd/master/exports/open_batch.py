@@ -1,9 +1,10 @@
-"""The media of several LUNs opened side by side, each by a child (errands): one that does not answer holds up no other.
+"""The media of several LUNs opened side by side, each by a child (errands): one that does not
+answer holds up no other.
 
      round 1: all at once --all answered or given up--> round 2: those that were refused, one after the other --> done
 
-Round 2 is for LUNs that share a medium: the second can share the claim of the first only when the first has it. There is none
-if nothing was opened meanwhile that could make a difference.
+Round 2 is for LUNs that share a medium: the second can share the claim of the first only when the
+first has it. There is none if nothing was opened meanwhile that could make a difference.
 """
 
 from collections import deque
@@ -45,7 +46,11 @@ class Batch(object):
             self._take(target, lun, words, list(descriptors), False)
         elif self.errands.is_stuck(key):
             self._outcome(
-                key, StoreError('%s: the last attempt to open it has no answer yet; %s' % (lun.backing_store, HANGS))
+                key,
+                StoreError(
+                    '%s: the last attempt to open it has no answer yet; %s'
+                    % (lun.backing_store, HANGS)
+                ),
             )
         else:
             held = self.held()
@@ -69,14 +74,18 @@ class Batch(object):
     def held(self):
         """Every store that is open: those of others, and of this batch so far."""
         return self.exports.held() + [
-            outcome.store for outcome in self.outcomes.values() if not isinstance(outcome, StoreError)
+            outcome.store
+            for outcome in self.outcomes.values()
+            if not isinstance(outcome, StoreError)
         ]
 
     def others(self):
         """The Units there will be beside one of this batch."""
         places = {(target.name, lun.number) for target, lun in self._wanted}
         return [
-            unit for unit in self.exports.units.by_id.values() if (unit.target_name, unit.lun.number) not in places
+            unit
+            for unit in self.exports.units.by_id.values()
+            if (unit.target_name, unit.lun.number) not in places
         ] + [outcome for outcome in self.outcomes.values() if not isinstance(outcome, StoreError)]
 
     def _answered(self, target, lun, answer):
@@ -86,7 +95,9 @@ class Batch(object):
                 StoreError('%s: %s to opening it; %s' % (lun.backing_store, answer.why, HANGS)),
             )
         elif answer.why and not answer.words:
-            self._outcome((target.name, lun.number), StoreError('%s: %s' % (lun.backing_store, answer.why)))
+            self._outcome(
+                (target.name, lun.number), StoreError('%s: %s' % (lun.backing_store, answer.why))
+            )
         else:
             self._take(target, lun, answer.words, answer.descriptors, True)
 

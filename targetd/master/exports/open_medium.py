@@ -1,7 +1,9 @@
-"""A LUN's medium, looked at, opened and described: the part of an export that may have to wait for the medium.
+"""A LUN's medium, looked at, opened and described: the part of an export that may have to wait for
+the medium.
 
-May import config.model, host, store, scsi.facts, master.journals, master.keys. `open_medium` runs in a child (errands) and
-touches no state of the master's; what it returns is JSON-able, with the descriptors beside it.
+May import config.model, host, store, scsi.facts, master.journals, master.keys. `open_medium` runs
+in a child (errands) and touches no state of the master's; what it returns is JSON-able, with the
+descriptors beside it.
 """
 
 import os
@@ -13,16 +15,18 @@ from targetd.master.state import journal_recovery, key_files
 from targetd.scsi.facts import DEFAULTS
 from targetd.store import open_store
 
-THRESHOLD_SET = 1 << 20          # bytes
+THRESHOLD_SET = 1 << 20  # bytes
 PRODUCT_REVISION = '0001'
 
 
 def open_medium(target, lun, held, server, state, master, known):
-    """(words, descriptors): the store that the LUN wants, with what encrypts it, its facts and the key of its state; or what
-    failed. What a server that died left half done on the medium is put right first (journals).
+    """(words, descriptors): the store that the LUN wants, with what encrypts it, its facts and the
+    key of its state; or what failed. What a server that died left half done on the medium is put
+    right first (journals).
 
-    held: OpenedStores of the master's; server: what identities are made of; state: persistent.StateDirectory;
-    master: the process that serves; known: what was seen at this LUN before (known_media).
+    held: OpenedStores of the master's; server: what identities are made of; state:
+    persistent.StateDirectory; master: the process that serves; known: what was seen at this LUN
+    before (known_media).
     """
     try:
         path = disks.resolve(lun.backing_store) if lun.backing_store else None
@@ -44,14 +48,23 @@ def open_medium(target, lun, held, server, state, master, known):
         return {'failed': str(e)}, ()
     except (ValueError, OSError, TargetdError) as e:
         return {'failed': '%s: %s' % (lun.backing_store or lun.type, e)}, ()
-    return {'store': store.description(), 'medium': store.key, 'key': key, 'key_check': check, 'facts': facts, 'journal': left,
-            'taken_back': taken_back, 'seen': path and known_media.seen(lun, path),
-            'contents': [signatures.one_line(each) for each in found],
-            'layers': [signatures.one_line(each) for each in signatures.layers(found)]}, store.owned()
+    return {
+        'store': store.description(),
+        'medium': store.key,
+        'key': key,
+        'key_check': check,
+        'facts': facts,
+        'journal': left,
+        'taken_back': taken_back,
+        'seen': path and known_media.seen(lun, path),
+        'contents': [signatures.one_line(each) for each in found],
+        'layers': [signatures.one_line(each) for each in signatures.layers(found)],
+    }, store.owned()
 
 
 def _without_others(path, held):
-    """Those of `held` that are on the same medium. The others are let go of: this process may get stuck with them."""
+    """Those of `held` that are on the same medium. The others are let go of: this process may get
+    stuck with them."""
     same = [store for store in held if path is not None and same_medium(path, store.path)]
     for store in held:
         if store not in same:
@@ -60,9 +73,16 @@ def _without_others(path, held):
 
 
 def _open_store(lun, path, held):
-    description = {'path': path, 'size': lun.size, 'read_only': lun.readonly, 'direct': lun.direct_io, 'thin': lun.thin,
-                   'block_size': lun.block_size and int(lun.block_size), 'filters': lun.filter,
-                   'allow_in_use': lun.allow_in_use}
+    description = {
+        'path': path,
+        'size': lun.size,
+        'read_only': lun.readonly,
+        'direct': lun.direct_io,
+        'thin': lun.thin,
+        'block_size': lun.block_size and int(lun.block_size),
+        'filters': lun.filter,
+        'allow_in_use': lun.allow_in_use,
+    }
     if lun.type != 'auto':
         description['kind'] = lun.type
     grows = path is not None and os.path.isfile(path)
@@ -75,8 +95,9 @@ def _open_store(lun, path, held):
 
 
 def _recognised(lun, path):
-    """What is on a disk that will be written. Raises StoreError if it belongs to this host. Looked at before it is opened for
-    writing: when such a descriptor is closed, udev looks anew at what is there, and mdadm or LVM might take it into use."""
+    """What is on a disk that will be written. Raises StoreError if it belongs to this host. Looked
+    at before it is opened for writing: when such a descriptor is closed, udev looks anew at what is
+    there, and mdadm or LVM might take it into use."""
     if lun.readonly or path is None or not _is_disk(path):
         return []
     sector = disks.describe(path).logical_sector
@@ -87,7 +108,9 @@ def _recognised(lun, path):
     finally:
         os.close(descriptor)
     if reasons:
-        raise StoreError('%s. To export it all the same write allow-in-use = yes' % '. '.join(reasons))
+        raise StoreError(
+            '%s. To export it all the same write allow-in-use = yes' % '. '.join(reasons)
+        )
     return found
 
 
@@ -103,7 +126,9 @@ def _identity(lun, path, key, server):
         'product': lun.product_id or own and own.product or DEFAULTS['product'],
         'revision': lun.product_rev or own and own.revision or PRODUCT_REVISION,
         'serial': lun.scsi_sn or own and own.serial or identity.serial(server, key),
-        'naa': (lun.naa or own and len(own.naa) == 32 and own.naa or identity.naa6(server, key)).lower(),
+        'naa': (
+            lun.naa or own and len(own.naa) == 32 and own.naa or identity.naa6(server, key)
+        ).lower(),
         'eui': lun.eui.lower(),
     }
 
@@ -112,8 +137,10 @@ def grow(store, size):
     """Make a file at least this long (bytes); never shorter. Raises StoreError."""
     now = store.resize_check()
     if now > size:
-        raise StoreError('%s has %d bytes, more than size = %d; a file is never made shorter: write size = %d, or leave it out'
-                         % (store.path, now, size, now))
+        raise StoreError(
+            '%s has %d bytes, more than size = %d; a file is never made shorter: write size = %d, or leave it out'
+            % (store.path, now, size, now)
+        )
     if now < size:
         try:
             os.ftruncate(store.descriptor, size)
@@ -131,22 +158,38 @@ def same_medium(path, other):
 
 
 def facts_of(lun, store, names):
-    """The facts dict (scsi.facts) of a LUN on an opened store; names: vendor, product, revision, serial, naa, eui."""
+    """The facts dict (scsi.facts) of a LUN on an opened store; names: vendor, product, revision,
+    serial, naa, eui."""
     can = store.capabilities
     block_size = store.block_size
-    facts = dict(names, block_size=block_size, scsi_name='',
-                 physical_block_size=physical_block_size(lun, store),
-                 lowest_aligned_block=lun.lowest_aligned_block or can.alignment_offset // block_size,
-                 rotation_rate=rotation_rate(lun, can), thin=lun.thin, unmap=bool(lun.thin and can.unmap),
-                 zeroes_after_unmap=bool(lun.thin and can.unmap and can.zeroes_after_unmap),
-                 removable=lun.removable, read_only=bool(store.read_only), encrypted=bool(store.cipher_key),
-                 write_cache=lun.write_cache,
-                 descriptor_sense=lun.sense_format == 'descriptor', third_party_copy=lun.third_party_copy)
+    facts = dict(
+        names,
+        block_size=block_size,
+        scsi_name='',
+        physical_block_size=physical_block_size(lun, store),
+        lowest_aligned_block=lun.lowest_aligned_block or can.alignment_offset // block_size,
+        rotation_rate=rotation_rate(lun, can),
+        thin=lun.thin,
+        unmap=bool(lun.thin and can.unmap),
+        zeroes_after_unmap=bool(lun.thin and can.unmap and can.zeroes_after_unmap),
+        removable=lun.removable,
+        read_only=bool(store.read_only),
+        encrypted=bool(store.cipher_key),
+        write_cache=lun.write_cache,
+        descriptor_sense=lun.sense_format == 'descriptor',
+        third_party_copy=lun.third_party_copy,
+    )
     if facts['unmap']:
         facts.update(unmap_granularity=can.unmap_granularity, unmap_alignment=can.unmap_alignment)
         if can.maximum_unmap_length:
-            facts['maximum_unmap_length'] = min(can.maximum_unmap_length, DEFAULTS['maximum_unmap_length'])
-    facts.update(threshold_facts(lun, store), mode_pages=','.join(lun.mode_page), management_url=lun.management_url)
+            facts['maximum_unmap_length'] = min(
+                can.maximum_unmap_length, DEFAULTS['maximum_unmap_length']
+            )
+    facts.update(
+        threshold_facts(lun, store),
+        mode_pages=','.join(lun.mode_page),
+        management_url=lun.management_url,
+    )
     optimal = lun.optimal_transfer_length or can.optimal_io_size
     if optimal:
         facts['optimal_transfer_length'] = optimal
@@ -157,18 +200,23 @@ def facts_of(lun, store, names):
 
 
 def alua_facts(target, lun):
-    """The facts that say how target port groups are served. With auto there is something to say when the target is reached by
-    several groups, or one is configured; Windows and Linux are known to work with implicit."""
+    """The facts that say how target port groups are served. With auto there is something to say
+    when the target is reached by several groups, or one is configured; Windows and Linux are known
+    to work with implicit."""
     mode = target.alua
     if mode == 'auto':
         mode = 'implicit' if len(target.portal_groups) > 1 or target.alua_state else 'off'
-    return {'implicit_alua': mode in ('implicit', 'both'), 'explicit_alua': mode in ('explicit', 'both'),
-            'logical_unit_group': lun.number + 1 if mode != 'off' else 0}
+    return {
+        'implicit_alua': mode in ('implicit', 'both'),
+        'explicit_alua': mode in ('explicit', 'both'),
+        'logical_unit_group': lun.number + 1 if mode != 'off' else 0,
+    }
 
 
 def threshold_facts(lun, store):
-    """{threshold_exponent, threshold_count} of a thin file: threshold sets of THRESHOLD_SET bytes, more if their number would
-    not fit 31 bits, and thin-threshold percent of the file system in these."""
+    """{threshold_exponent, threshold_count} of a thin file: threshold sets of THRESHOLD_SET bytes,
+    more if their number would not fit 31 bits, and thin-threshold percent of the file system in
+    these."""
     if not (lun.thin and store.kind == 'file'):
         return {}
     exponent = 0
@@ -176,18 +224,23 @@ def threshold_facts(lun, store):
         exponent += 1
     space = os.fstatvfs(store.descriptor)
     least = space.f_blocks * space.f_frsize * lun.thin_threshold // 100
-    return {'threshold_exponent': exponent, 'threshold_count': min(least // (store.block_size << exponent), 0x7FFFFFFF)}
+    return {
+        'threshold_exponent': exponent,
+        'threshold_count': min(least // (store.block_size << exponent), 0x7FFFFFFF),
+    }
 
 
 def physical_block_size(lun, store):
-    """What is configured, else a disk's own. A file has none: its file system maps any block, and initiators that align to
-    more than they must would leave blocks mapped that could be given back."""
+    """What is configured, else a disk's own. A file has none: its file system maps any block, and
+    initiators that align to more than they must would leave blocks mapped that could be given back.
+    """
     own = store.capabilities.physical_block_size if store.kind == 'block' else 0
     return max(lun.physical_block_size or own, store.block_size)
 
 
 def rotation_rate(lun, capabilities):
-    """For VPD page B1h: what is configured, else 1 for a medium that does not rotate; a disk's speed is not known."""
+    """For VPD page B1h: what is configured, else 1 for a medium that does not rotate; a disk's
+    speed is not known."""
     if lun.rotation_rate is not None:
         return lun.rotation_rate
     return 1 if capabilities.rotational is False else 0

@@ -1,6 +1,8 @@
-"""The connections of the iSNS client: a conversation that we lead, and servers that call us. Non-blocking, in the loop.
+"""The connections of the iSNS client: a conversation that we lead, and servers that call us.
+Non-blocking, in the loop.
 
-Knows of isns.messages and of what a conversation is (isns.entity); what is said, and when, is isns.py's business.
+Knows of isns.messages and of what a conversation is (isns.entity); what is said, and when, is
+isns.py's business.
 """
 
 import errno
@@ -14,15 +16,16 @@ from targetd.isns import messages
 from targetd.master.logins.portals import family_of, open_portal, plain, shown
 from targetd.master.processes.loop import READ, WRITE
 
-ANSWER_SECONDS = 10.0            # for a connection, and for each response
-CALLERS = 16                     # connections of servers at once
-CALL_SECONDS = 60.0              # a server's connection that is silent for so long is closed
-STRANGERS = 100                  # others that called, of which the log tells
+ANSWER_SECONDS = 10.0  # for a connection, and for each response
+CALLERS = 16  # connections of servers at once
+CALL_SECONDS = 60.0  # a server's connection that is silent for so long is closed
+STRANGERS = 100  # others that called, of which the log tells
 RECEIVE = 65536
 
 
 class Talk(object):
-    """One conversation over one connection. done(outcome) or failed(why) is called once, and the connection is closed."""
+    """One conversation over one connection. done(outcome) or failed(why) is called once, and the
+    connection is closed."""
 
     def __init__(self, loop, server, conversation, done, failed):
         self._loop = loop
@@ -31,10 +34,20 @@ class Talk(object):
         self._assembler = messages.Assembler()
         self._outgoing = b''
         self._transaction = 0
-        self._socket = socket.socket(family_of(server[0]), socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        self._socket = socket.socket(
+            family_of(server[0]), socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+        )
         self._timer = loop.call_later(ANSWER_SECONDS, self._late)
-        problem = self._socket.connect_ex(socket.getaddrinfo(
-            server[0], server[1], self._socket.family, socket.SOCK_STREAM, 0, socket.AI_NUMERICHOST)[0][4])
+        problem = self._socket.connect_ex(
+            socket.getaddrinfo(
+                server[0],
+                server[1],
+                self._socket.family,
+                socket.SOCK_STREAM,
+                0,
+                socket.AI_NUMERICHOST,
+            )[0][4]
+        )
         if problem in (0, errno.EINPROGRESS):
             loop.watch(self._socket, WRITE, self._connected)
         else:
@@ -83,7 +96,9 @@ class Talk(object):
     def _ready(self, events):
         try:
             if events & WRITE and self._outgoing:
-                self._outgoing = self._outgoing[self._socket.send(self._outgoing, socket.MSG_NOSIGNAL):]
+                self._outgoing = self._outgoing[
+                    self._socket.send(self._outgoing, socket.MSG_NOSIGNAL) :
+                ]
             if events & READ:
                 self._received(self._socket.recv(RECEIVE))
         except BlockingIOError:
@@ -97,7 +112,11 @@ class Talk(object):
         if not data:
             raise messages.BadMessage('it closed the connection')
         for message in self._assembler.receive(data):
-            if message.is_response and message.transaction == self._transaction & 0xFFFF and self._socket is not None:
+            if (
+                message.is_response
+                and message.transaction == self._transaction & 0xFFFF
+                and self._socket is not None
+            ):
                 self._say(message)
 
 
@@ -113,21 +132,22 @@ class Caller(object):
 
 
 class Callers(object):
-    """Where servers ask whether we are there (ESI) and say what changed (SCN). `is_known(address)`; `heard(address, message)`
-    gives the Message to answer with, or None."""
+    """Where servers ask whether we are there (ESI) and say what changed (SCN). `is_known(address)`;
+    `heard(address, message)` gives the Message to answer with, or None."""
 
     def __init__(self, loop, is_known, heard):
         self.loop = loop
         self.is_known = is_known
         self.heard = heard
-        self.port = 0                    # where we listen; 0: nowhere
+        self.port = 0  # where we listen; 0: nowhere
         self._wanted = None
         self._listeners = []
         self._callers = []
         self._strangers = set()
 
     def listen(self, wanted):
-        """Listen at this port (0: any) of every address, if not done already. `port` says where, 0 if it cannot be."""
+        """Listen at this port (0: any) of every address, if not done already. `port` says where, 0
+        if it cannot be."""
         if self._listeners and wanted == self._wanted:
             return
         self.close()
@@ -141,7 +161,9 @@ class Callers(object):
                 continue
             self._listeners.append(listener)
             self.port = port = listener.getsockname()[1]
-            self.loop.watch(listener, READ, lambda _events, listener=listener: self._accept(listener))
+            self.loop.watch(
+                listener, READ, lambda _events, listener=listener: self._accept(listener)
+            )
 
     def close(self):
         """Listen no more."""
@@ -161,8 +183,13 @@ class Callers(object):
         if len(self._callers) >= CALLERS or not self.is_known(address):
             if address not in self._strangers and len(self._strangers) < STRANGERS:
                 self._strangers.add(address)
-                log.warning('%s called at isns-port and was not heard: %s', shown(address, peer[1]),
-                            'there are %d calls already' % CALLERS if self.is_known(address) else 'it is no isns-server')
+                log.warning(
+                    '%s called at isns-port and was not heard: %s',
+                    shown(address, peer[1]),
+                    'there are %d calls already' % CALLERS
+                    if self.is_known(address)
+                    else 'it is no isns-server',
+                )
             sock.close()
             return
         sock.setblocking(False)
@@ -174,7 +201,11 @@ class Callers(object):
         if caller.timer is not None:
             caller.timer.cancel()
         caller.timer = self.loop.call_later(CALL_SECONDS, lambda: self._drop(caller))
-        self.loop.watch(caller.socket, WRITE if caller.outgoing else READ, lambda events: self._ready(caller, events))
+        self.loop.watch(
+            caller.socket,
+            WRITE if caller.outgoing else READ,
+            lambda events: self._ready(caller, events),
+        )
 
     def _drop(self, caller):
         if caller in self._callers:
@@ -194,7 +225,9 @@ class Callers(object):
                     answer = self.heard(caller.peer, message)
                     caller.outgoing += b'' if answer is None else messages.encode(answer)
             if caller.outgoing:
-                caller.outgoing = caller.outgoing[caller.socket.send(caller.outgoing, socket.MSG_NOSIGNAL):]
+                caller.outgoing = caller.outgoing[
+                    caller.socket.send(caller.outgoing, socket.MSG_NOSIGNAL) :
+                ]
         except BlockingIOError:
             pass
         except (OSError, messages.BadMessage) as e:

@@ -1,9 +1,10 @@
 """Connections that have not said yet whose they are.
 
-The master waits, without reading, until the 48 bytes of a Basic Header Segment are there (SO_RCVLOWAT lets the kernel do the
-waiting), peeks opcode, ISID and TSIH, and hands the connection on (D2). A silent connection costs a descriptor until the
-login timeout; when there are too many, the oldest of the origin (turns.origin_of) that holds the most goes first, so that a
-flood from one address cannot lock out another.
+The master waits, without reading, until the 48 bytes of a Basic Header Segment are there
+(SO_RCVLOWAT lets the kernel do the waiting), peeks opcode, ISID and TSIH, and hands the connection
+on (D2). A silent connection costs a descriptor until the login timeout; when there are too many,
+the oldest of the origin (turns.origin_of) that holds the most goes first, so that a flood from one
+address cannot lock out another.
 """
 
 import collections
@@ -22,14 +23,16 @@ LOGIN_REQUEST = 0x03
 LOGIN_RESPONSE = 0x23
 # opcode, flags, isid, tsih, itt, cid, cmd_sn: RFC 7143 11.12
 LOGIN_HEADER = struct.Struct('>BB6x6sHIH2xI20x')
-# opcode, flags, isid, tsih, itt, exp_cmd_sn, max_cmd_sn, status class, status detail: RFC 7143 11.13
+# opcode, flags, isid, tsih, itt, exp_cmd_sn, max_cmd_sn, status class, status detail: RFC 7143
+# 11.13
 RESPONSE_HEADER = struct.Struct('>BBxx4x6sHI8xIIBB10x')
 OUT_OF_RESOURCES = (3, 2)
 ACCEPTS_PER_PASS = 64
-SHORT_PEEK_SECONDS = 0.05        # where the kernel does not obey SO_RCVLOWAT
+SHORT_PEEK_SECONDS = 0.05  # where the kernel does not obey SO_RCVLOWAT
 NO_DESCRIPTORS_SECONDS = 1.0
 LINGER_SECONDS = 2.0
-FEWEST_PER_ORIGIN = 64           # pending connections that an origin may have, or twice its connections if that is more
+# pending connections that an origin may have, or twice its connections if that is more
+FEWEST_PER_ORIGIN = 64
 
 Limits = collections.namedtuple('Limits', 'login_timeout pending per_address')
 LoginHeader = collections.namedtuple('LoginHeader', 'flags isid tsih itt cid cmd_sn')
@@ -45,12 +48,22 @@ def parse_login(data):
 
 def refusal(header, status):
     """The Login Response that ends a login with (class, detail) before it began, RFC 7143 11.13.5."""
-    return RESPONSE_HEADER.pack(LOGIN_RESPONSE, header.flags & 0x0C, bytes.fromhex(header.isid), header.tsih, header.itt,
-                                header.cmd_sn, header.cmd_sn, status[0], status[1])
+    return RESPONSE_HEADER.pack(
+        LOGIN_RESPONSE,
+        header.flags & 0x0C,
+        bytes.fromhex(header.isid),
+        header.tsih,
+        header.itt,
+        header.cmd_sn,
+        header.cmd_sn,
+        status[0],
+        status[1],
+    )
 
 
 class Pending(object):
-    """One accepted connection. peer, local: (address, port); group: the portal group's tag; header: LoginHeader, once seen."""
+    """One accepted connection. peer, local: (address, port); group: the portal group's tag; header:
+    LoginHeader, once seen."""
 
     def __init__(self, sock, peer, local, group):
         self.socket = sock
@@ -61,7 +74,7 @@ class Pending(object):
         self.header = None
         self.deadline = None
         self.again = None
-        self.crowded = False             # its address holds too many connections
+        self.crowded = False  # its address holds too many connections
 
     def connection(self):
         """The dict that a worker is given with the socket."""
@@ -77,8 +90,8 @@ class Arrivals(object):
         self.route = route
         self.held = held
         self.limits = limits
-        self.pending = collections.OrderedDict()     # Pending -> None, oldest first
-        self._by_origin = collections.Counter()      # how many of them
+        self.pending = collections.OrderedDict()  # Pending -> None, oldest first
+        self._by_origin = collections.Counter()  # how many of them
         self._by_address = collections.Counter()
         self._listeners = []
         self._silent_warned = False
@@ -91,8 +104,8 @@ class Arrivals(object):
         self.loop.watch(sock, READ, lambda _events: self._accept(sock, group))
 
     def unlisten(self, sock):
-        """Accept there no more, and close it. Shut down first: a child that was just forked may hold a copy for a moment, and
-        the port is to be free, and deaf, now."""
+        """Accept there no more, and close it. Shut down first: a child that was just forked may
+        hold a copy for a moment, and the port is to be free, and deaf, now."""
         if sock in self._listeners:
             self._listeners.remove(sock)
         self.loop.forget(sock)
@@ -112,7 +125,7 @@ class Arrivals(object):
                 if e.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                     self._pause(listener, group, e)
                     return
-                continue                 # ECONNABORTED and its kin: that one is gone, the next may be fine
+                continue  # ECONNABORTED and its kin: that one is gone, the next may be fine
             self._arrived(sock, peer, group)
 
     def _pause(self, listener, group, error):
@@ -122,17 +135,21 @@ class Arrivals(object):
         def again():
             if listener in self._listeners:
                 self.loop.watch(listener, READ, lambda _events: self._accept(listener, group))
+
         self.loop.call_later(NO_DESCRIPTORS_SECONDS, again)
 
     def _arrived(self, sock, peer, group):
         try:
             tune(sock)
             local = sock.getsockname()
-        except OSError:                  # reset before we looked
+        except OSError:  # reset before we looked
             sock.close()
             return
         pending = Pending(sock, (plain(peer[0]), peer[1]), (plain(local[0]), local[1]), group)
-        pending.crowded = self.held(pending.peer[0]) + self._by_address[pending.peer[0]] >= self.limits.per_address
+        pending.crowded = (
+            self.held(pending.peer[0]) + self._by_address[pending.peer[0]]
+            >= self.limits.per_address
+        )
         self.pending[pending] = None
         self._count(pending, 1)
         self._set_deadline(pending)
@@ -144,32 +161,52 @@ class Arrivals(object):
             self._wait_for_header(pending)
 
     def _count(self, pending, change):
-        for counter, key in ((self._by_origin, pending.origin), (self._by_address, pending.peer[0])):
+        for counter, key in (
+            (self._by_origin, pending.origin),
+            (self._by_address, pending.peer[0]),
+        ):
             counter[key] += change
             if not counter[key]:
                 del counter[key]
 
     def _set_deadline(self, pending):
-        pending.deadline = self.loop.call_later(self.limits.login_timeout, lambda: self._too_late(pending))
+        pending.deadline = self.loop.call_later(
+            self.limits.login_timeout, lambda: self._too_late(pending)
+        )
 
     def _make_room(self, origin):
-        """Close the oldest connection of this origin, rather a silent one than one that waits for its turn."""
+        """Close the oldest connection of this origin, rather a silent one than one that waits for
+        its turn."""
         if not self._silent_warned:
-            log.warning('%d connections wait for their login, %d of them from %s; the oldest of these are closed',
-                        len(self.pending), self._by_origin[origin], origin)
+            log.warning(
+                '%d connections wait for their login, %d of them from %s; the oldest of these are closed',
+                len(self.pending),
+                self._by_origin[origin],
+                origin,
+            )
             self._silent_warned = True
         own = [p for p in self.pending if p.origin == origin]
         self.close(next((p for p in own if p.header is None), own[0]))
 
     def _too_late(self, pending):
         if pending.header is not None:
-            self.refuse(pending, OUT_OF_RESOURCES, 'its turn did not come within %d seconds' % self.limits.login_timeout)
+            self.refuse(
+                pending,
+                OUT_OF_RESOURCES,
+                'its turn did not come within %d seconds' % self.limits.login_timeout,
+            )
             return
-        log.info('%s: no login within %d seconds; the connection is closed', shown(*pending.peer), self.limits.login_timeout)
+        log.info(
+            '%s: no login within %d seconds; the connection is closed',
+            shown(*pending.peer),
+            self.limits.login_timeout,
+        )
         self.close(pending)
 
     def hold(self, pending, seconds, then):
-        """Call then(pending) after so many seconds, if the initiator is still there. Its login timeout begins then."""
+        """Call then(pending) after so many seconds, if the initiator is still there. Its login
+        timeout begins then."""
+
         def over():
             if pending.socket is None:
                 return
@@ -178,6 +215,7 @@ class Arrivals(object):
                 return
             self._set_deadline(pending)
             then(pending)
+
         pending.deadline.cancel()
         pending.again = self.loop.call_later(seconds, over)
 
@@ -202,25 +240,34 @@ class Arrivals(object):
             self.close(pending)
         else:
             self.loop.forget(pending.socket)
-            pending.again = self.loop.call_later(SHORT_PEEK_SECONDS, lambda: self._wait_for_header(pending))
+            pending.again = self.loop.call_later(
+                SHORT_PEEK_SECONDS, lambda: self._wait_for_header(pending)
+            )
 
     def _header_arrived(self, pending, data):
         self.loop.forget(pending.socket)
         pending.header = parse_login(data)
         if pending.header is None:
-            log.info('%s: what it sent first is no iSCSI login (it begins with %s); the connection is closed',
-                     shown(*pending.peer), data[:8].hex())
+            log.info(
+                '%s: what it sent first is no iSCSI login (it begins with %s); the connection is closed',
+                shown(*pending.peer),
+                data[:8].hex(),
+            )
             self.close(pending)
         elif pending.crowded:
-            self.refuse(pending, OUT_OF_RESOURCES, 'there are %d connections from this address already'
-                        % self.limits.per_address)
+            self.refuse(
+                pending,
+                OUT_OF_RESOURCES,
+                'there are %d connections from this address already' % self.limits.per_address,
+            )
         else:
             self.route(pending)
 
     # -- leave -------------------------------------------------------------------------------------------------------
 
     def hand_over(self, pending):
-        """The socket, ready to be sent to a worker, who reads what was only peeked. The caller closes it."""
+        """The socket, ready to be sent to a worker, who reads what was only peeked. The caller
+        closes it."""
         sock = self._take_out(pending)
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
@@ -247,8 +294,15 @@ class Arrivals(object):
             sock.close()
 
     def refuse(self, pending, status, why):
-        """Answer its Login Request with this (class, detail) and close once the initiator has had a chance to read it."""
-        log.info('%s: login refused with status %02X%02X: %s', shown(*pending.peer), status[0], status[1], why)
+        """Answer its Login Request with this (class, detail) and close once the initiator has had a
+        chance to read it."""
+        log.info(
+            '%s: login refused with status %02X%02X: %s',
+            shown(*pending.peer),
+            status[0],
+            status[1],
+            why,
+        )
         sock = self._take_out(pending)
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
@@ -260,7 +314,9 @@ class Arrivals(object):
         self._linger(sock)
 
     def _linger(self, sock):
-        """Read and forget until the initiator closes: closing over unread bytes would reset away our answer."""
+        """Read and forget until the initiator closes: closing over unread bytes would reset away
+        our answer."""
+
         def close():
             timer.cancel()
             self.loop.forget(sock)
@@ -275,6 +331,7 @@ class Arrivals(object):
             except OSError:
                 pass
             close()
+
         timer = self.loop.call_later(LINGER_SECONDS, close)
         self.loop.watch(sock, READ, readable)
 
@@ -287,7 +344,8 @@ class Arrivals(object):
 
 
 def tune(sock):
-    """What every iSCSI connection wants: no Nagle, keepalive that finds a vanished peer in two minutes. Raises OSError."""
+    """What every iSCSI connection wants: no Nagle, keepalive that finds a vanished peer in two
+    minutes. Raises OSError."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in (('TCP_KEEPIDLE', 60), ('TCP_KEEPINTVL', 10), ('TCP_KEEPCNT', 6)):

@@ -1,6 +1,7 @@
 """Portals: the listening sockets, and what their addresses mean to an initiator.
 
-May import base and psutil. A portal is (address, port) with a numeric address; '0.0.0.0' and '::' stand for every address.
+May import base and psutil. A portal is (address, port) with a numeric address; '0.0.0.0' and '::'
+stand for every address.
 """
 
 import errno
@@ -12,7 +13,7 @@ import psutil
 from targetd.errors import PortalError
 
 BACKLOG = 1024
-SCOPE_SEPARATOR = '%'            # fe80::1%eth0
+SCOPE_SEPARATOR = '%'  # fe80::1%eth0
 
 
 def family_of(address):
@@ -26,7 +27,8 @@ def shown(address, port):
 
 
 def plain(address):
-    """A peer's or local address as the kernel gives it, without scope and without the IPv4-mapped prefix."""
+    """A peer's or local address as the kernel gives it, without scope and without the IPv4-mapped
+    prefix."""
     address = address.split(SCOPE_SEPARATOR)[0]
     return address[7:] if address.startswith('::ffff:') and '.' in address else address
 
@@ -40,10 +42,11 @@ def is_wildcard(address):
 
 
 def open_portal(address, port):
-    """A listening, non-blocking socket. Raises PortalError that says who holds the port or which addresses there are."""
+    """A listening, non-blocking socket. Raises PortalError that says who holds the port or which
+    addresses there are."""
     try:
         sock = socket.socket(family_of(address), socket.SOCK_STREAM)
-    except OSError as e:                 # a kernel without IPv6
+    except OSError as e:  # a kernel without IPv6
         raise _portal_error(address, port, e)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -59,7 +62,9 @@ def open_portal(address, port):
 
 
 def _bindable(address, port, family):
-    return socket.getaddrinfo(address, port, family, socket.SOCK_STREAM, 0, socket.AI_NUMERICHOST)[0][4]
+    return socket.getaddrinfo(address, port, family, socket.SOCK_STREAM, 0, socket.AI_NUMERICHOST)[
+        0
+    ][4]
 
 
 def _portal_error(address, port, error):
@@ -74,24 +79,45 @@ def _described(address, port, error):
     number = getattr(error, 'errno', None)
     if number == errno.EADDRINUSE:
         holder = holder_of(address, port)
-        return PortalError(portal + 'the port is taken%s; stop that program or write another port in the portal group'
-                           % (' by %s' % holder if holder else ''))
+        return PortalError(
+            portal
+            + 'the port is taken%s; stop that program or write another port in the portal group'
+            % (' by %s' % holder if holder else '')
+        )
     if number == errno.EADDRNOTAVAIL:
-        return PortalError(portal + 'this host has no such address (it has %s); write one of these, or %s for all of them'
-                           % (', '.join(own_addresses(family_of(address))) or 'none of this family',
-                              '[::]' if ':' in address else '0.0.0.0'))
+        return PortalError(
+            portal
+            + 'this host has no such address (it has %s); write one of these, or %s for all of them'
+            % (
+                ', '.join(own_addresses(family_of(address))) or 'none of this family',
+                '[::]' if ':' in address else '0.0.0.0',
+            )
+        )
     if number == errno.EACCES:
-        return PortalError(portal + 'a port below 1024 needs root; start targetd as root or write a port above 1023')
-    return PortalError(portal + (error.strerror if isinstance(error, OSError) and error.strerror else str(error)))
+        return PortalError(
+            portal
+            + 'a port below 1024 needs root; start targetd as root or write a port above 1023'
+        )
+    return PortalError(
+        portal + (error.strerror if isinstance(error, OSError) and error.strerror else str(error))
+    )
 
 
 def holder_of(address, port):
     """'tgtd (process 4711)' for whoever listens there, as far as we may see; else ''."""
     try:
         for connection in psutil.net_connections('tcp'):
-            if connection.status != psutil.CONN_LISTEN or connection.laddr[1] != port or not connection.pid:
+            if (
+                connection.status != psutil.CONN_LISTEN
+                or connection.laddr[1] != port
+                or not connection.pid
+            ):
                 continue
-            if is_wildcard(address) or is_wildcard(connection.laddr[0]) or connection.laddr[0] == address:
+            if (
+                is_wildcard(address)
+                or is_wildcard(connection.laddr[0])
+                or connection.laddr[0] == address
+            ):
                 return '%s (process %d)' % (psutil.Process(connection.pid).name(), connection.pid)
     except (psutil.Error, OSError, RuntimeError):
         pass

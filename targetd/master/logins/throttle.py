@@ -1,13 +1,14 @@
 """Whose login is next: so that nobody can keep others out, and guessing secrets is slow.
 
-Two rules, both by origin (an IPv4 address, or the /64 of an IPv6 one, which is one host's or one network's):
+Two rules, both by origin (an IPv4 address, or the /64 of an IPv6 one, which is one host's or one
+network's):
 
 * An origin has at most LOGINS_PER_ORIGIN logins under way at once; further ones wait until one of them is over.
 * After `allowed` failed authentications in a row the origin's logins come one at a time, 1, 2, 4 … LONGEST_SECONDS apart. A
   success forgives all but the last step, so that whoever knows one secret cannot guess another one any faster.
 
-Knows nothing of sockets; the clock is the loop's. Bounded: ORIGINS origins are remembered, each until QUIET_SECONDS after its
-last failure.
+Knows nothing of sockets; the clock is the loop's. Bounded: ORIGINS origins are remembered, each
+until QUIET_SECONDS after its last failure.
 """
 
 import ipaddress
@@ -16,7 +17,7 @@ from collections import OrderedDict
 LOGINS_PER_ORIGIN = 8
 LONGEST_SECONDS = 30.0
 QUIET_SECONDS = 600.0
-LONGEST_QUEUE_SECONDS = 60.0     # who would have to wait longer is sent away
+LONGEST_QUEUE_SECONDS = 60.0  # who would have to wait longer is sent away
 ORIGINS = 1024
 
 
@@ -45,7 +46,7 @@ class Turns(object):
     def __init__(self, clock, allowed=5):
         self.allowed = allowed
         self._clock = clock
-        self._records = OrderedDict()    # origin -> _Record, the one that failed last at the end
+        self._records = OrderedDict()  # origin -> _Record, the one that failed last at the end
 
     def _record(self, origin):
         record = self._records.get(origin)
@@ -62,7 +63,8 @@ class Turns(object):
         return min(2.0 ** min(beyond, 10), LONGEST_SECONDS)
 
     def failed(self, address):
-        """An authentication failed. Gives (how many in a row, seconds that the next login of the origin waits)."""
+        """An authentication failed. Gives (how many in a row, seconds that the next login of the
+        origin waits)."""
         origin, now = origin_of(address), self._clock()
         record = self._record(origin) or _Record()
         self._records[origin] = record
@@ -86,7 +88,8 @@ class Turns(object):
                 del self._records[origin]
 
     def wait(self, address):
-        """Seconds that a login which arrives now has to wait, or None: it is sent away. Takes the turn."""
+        """Seconds that a login which arrives now has to wait, or None: it is sent away. Takes the
+        turn."""
         record, now = self._record(origin_of(address)), self._clock()
         step = self._step(record) if record is not None else 0.0
         if not step:

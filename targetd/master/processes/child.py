@@ -1,8 +1,10 @@
-"""What a freshly forked child does before it is a worker, or does an errand: it lets go of everything that is the master's.
+"""What a freshly forked child does before it is a worker, or does an errand: it lets go of
+everything that is the master's.
 
-The order matters. Descriptors first (the master holds open disks, listeners and other workers' channels: D4), then signals,
-then privileges, then the death signal (changing credentials clears it), then the check that the master still lives.
-The Python objects of the closed descriptors stay referenced from the frames below, so no finalizer closes a reused number.
+The order matters. Descriptors first (the master holds open disks, listeners and other workers'
+channels: D4), then signals, then privileges, then the death signal (changing credentials clears
+it), then the check that the master still lives. The Python objects of the closed descriptors stay
+referenced from the frames below, so no finalizer closes a reused number.
 """
 
 import ctypes
@@ -17,8 +19,17 @@ from targetd import log
 PR_SET_PDEATHSIG = 1
 PR_SET_NAME = 15
 
-#: What the master acts on; held back around a fork, because its handlers write to the master's pipe.
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGPIPE, signal.SIGCHLD)
+#: What the master acts on; held back around a fork, because its handlers write to the master's
+#: pipe.
+SIGNALS = (
+    signal.SIGTERM,
+    signal.SIGINT,
+    signal.SIGHUP,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGPIPE,
+    signal.SIGCHLD,
+)
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -34,13 +45,13 @@ def close_descriptors(kept):
         if int(name) not in kept:
             try:
                 os.close(int(name))
-            except OSError:      # the listing's own
+            except OSError:  # the listing's own
                 pass
 
 
 def reset_signals():
-    """What stops, reloads or hangs up the server is the master's to act on, and often comes to the whole process group
-    (Ctrl-C, init systems): a worker obeys its channel, and SIGKILL."""
+    """What stops, reloads or hangs up the server is the master's to act on, and often comes to the
+    whole process group (Ctrl-C, init systems): a worker obeys its channel, and SIGKILL."""
     signal.set_wakeup_fd(-1)
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
@@ -48,17 +59,22 @@ def reset_signals():
 
 
 def credentials_of(user):
-    """(uid, gid, groups) of a user name or number, for drop_privileges. Raises KeyError if there is no such user.
+    """(uid, gid, groups) of a user name or number, for drop_privileges. Raises KeyError if there is
+    no such user.
 
-    Looked up in the master, once: the libraries that this loads would cost each worker half a megabyte of its own.
+    Looked up in the master, once: the libraries that this loads would cost each worker half a
+    megabyte of its own.
     """
     entry = pwd.getpwuid(int(user)) if user.isdigit() else pwd.getpwnam(user)
-    groups = sorted({entry.pw_gid} | {g.gr_gid for g in grp.getgrall() if entry.pw_name in g.gr_mem})
+    groups = sorted(
+        {entry.pw_gid} | {g.gr_gid for g in grp.getgrall() if entry.pw_name in g.gr_mem}
+    )
     return entry.pw_uid, entry.pw_gid, groups
 
 
 def drop_privileges(credentials):
-    """Become this user for good; nothing unless we are root. credentials: of credentials_of, or None. Raises OSError."""
+    """Become this user for good; nothing unless we are root. credentials: of credentials_of, or
+    None. Raises OSError."""
     if os.geteuid() != 0 or credentials is None:
         return
     uid, gid, groups = credentials
@@ -83,7 +99,8 @@ def _be_expendable():
 
 
 def fork(fork, inside):
-    """Fork: inside() runs in the child, which ends when that returns or raises. Returns the child's process id. Raises OSError.
+    """Fork: inside() runs in the child, which ends when that returns or raises. Returns the child's
+    process id. Raises OSError.
 
     fork: os.fork, or what a test puts in its place.
     """
@@ -92,7 +109,8 @@ def fork(fork, inside):
         pid = fork()
         if pid == 0:
             try:
-                reset_signals()          # before they are let in again: the pipe of set_wakeup_fd is the master's
+                # before they are let in again: the pipe of set_wakeup_fd is the master's
+                reset_signals()
                 signal.pthread_sigmask(signal.SIG_SETMASK, held)
                 inside()
             finally:
@@ -110,7 +128,8 @@ def become_errand(channel, kept, master):
 
 
 def become_worker(channel, credentials, master):
-    """All of the above. After it the process holds its channel, standard input, output and error, and the log."""
+    """All of the above. After it the process holds its channel, standard input, output and error,
+    and the log."""
     close_descriptors({0, 1, 2, channel.fileno(), log.descriptor()})
     reset_signals()
     name_process('targetd-worker')
@@ -128,7 +147,8 @@ def run(channel, credentials, master, serve):
         code = 0
     except SystemExit as e:
         code = e.code if isinstance(e.code, int) else 0 if e.code is None else 1
-    except BaseException:        # the process ends here; the master sees the exit code, the log the reason
+    except BaseException:
+        # the process ends here; the master sees the exit code, the log the reason
         log.exception('a worker met an unexpected failure')
     finally:
         try:

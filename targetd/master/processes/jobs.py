@@ -1,11 +1,13 @@
-"""Errands: what may have to wait for a medium (to open, sync or close it) is done by a child, so that the master never waits.
+"""Errands: what may have to wait for a medium (to open, sync or close it) is done by a child, so
+that the master never waits.
 
      send --(AT_ONCE at a time)--> forked --one message, with descriptors--> done(Answer)
                                      |------ it ends without a word -------> done(Answer with `why`)
                                      |------ SECONDS are over: killed -----> done(Answer with `why`, is_late)
 
-A process that waits for a dying disk cannot be killed until the disk answers, which may be never: it is left behind, and while
-it is there nothing else is sent under its name. It holds nothing but what it was given (`kept`).
+A process that waits for a dying disk cannot be killed until the disk answers, which may be never:
+it is left behind, and while it is there nothing else is sent under its name. It holds nothing but
+what it was given (`kept`).
 """
 
 import os
@@ -19,16 +21,17 @@ from targetd.channel import ChannelClosed
 from targetd.master.processes import child
 from targetd.master.processes.loop import READ
 
-SECONDS = 10.0                   # within which a disk that spins up answers, and nobody minds waiting once
+SECONDS = 10.0  # within which a disk that spins up answers, and nobody minds waiting once
 AT_ONCE = 16
 
-#: What became of an errand. words: dict that the work returned; descriptors: that it opened, ours now; why: '' or why there is
-#: no answer; is_late: because there was none in time.
+#: What became of an errand. words: dict that the work returned; descriptors: that it opened, ours
+#: now; why: '' or why there is no answer; is_late: because there was none in time.
 Answer = namedtuple('Answer', 'words descriptors why is_late')
 
 
 class Errand(object):
-    """One. work() -> (JSON-able dict, descriptors) runs in the child; kept: the descriptors of ours that it needs."""
+    """One. work() -> (JSON-able dict, descriptors) runs in the child; kept: the descriptors of ours
+    that it needs."""
 
     def __init__(self, name, work, done, kept, seconds, forked):
         self.name = name
@@ -41,7 +44,7 @@ class Errand(object):
         self.channel = None
         self.timer = None
         self.due = None
-        self.answer = None               # it came; the child is about to end
+        self.answer = None  # it came; the child is about to end
 
 
 class Errands(object):
@@ -52,12 +55,13 @@ class Errands(object):
         self.fork = fork
         self._queue = deque()
         self._under_way = []
-        self._ending = {}                # pid -> name: answered, or given up and killed; not reaped yet
-        self._stuck = set()              # pids that were given up
+        self._ending = {}  # pid -> name: answered, or given up and killed; not reaped yet
+        self._stuck = set()  # pids that were given up
 
     def send(self, name, work, done, kept=(), seconds=None, forked=lambda: None):
-        """Have work() done, soon; done(Answer) is called from the loop or from wait(). name: hashable, of what it is about;
-        forked() is called when the child has its own `kept`, or will never have them."""
+        """Have work() done, soon; done(Answer) is called from the loop or from wait(). name:
+        hashable, of what it is about; forked() is called when the child has its own `kept`, or will
+        never have them."""
         self._queue.append(Errand(name, work, done, tuple(kept), seconds or SECONDS, forked))
         self._start()
 
@@ -78,7 +82,9 @@ class Errands(object):
                 errand.forked()
             except OSError as e:
                 errand.forked()
-                errand.done(Answer({}, [], 'no process can be forked for it: %s' % e.strerror, False))
+                errand.done(
+                    Answer({}, [], 'no process can be forked for it: %s' % e.strerror, False)
+                )
 
     def _fork(self, errand):
         ours, theirs = channels.pair()
@@ -97,7 +103,8 @@ class Errands(object):
         self.loop.watch(ours, READ, lambda events: self._ready(errand))
 
     def wait(self):
-        """Until nothing is under way, without the loop: at the start, when nobody is served yet. Bounded as they are."""
+        """Until nothing is under way, without the loop: at the start, when nobody is served yet.
+        Bounded as they are."""
         while not self.is_idle:
             poll, by_descriptor = select.poll(), {}
             for errand in self._under_way:
@@ -113,11 +120,14 @@ class Errands(object):
     # -- ends --------------------------------------------------------------------------------------------------------
 
     def _ready(self, errand):
-        """It is over at the end of the channel: what was handed back, a claim above all, is then the master's alone."""
+        """It is over at the end of the channel: what was handed back, a claim above all, is then
+        the master's alone."""
         try:
             messages = errand.channel.receive()
         except ChannelClosed:
-            self._over(errand, errand.answer or Answer({}, [], 'the process that was to do it died', False))
+            self._over(
+                errand, errand.answer or Answer({}, [], 'the process that was to do it died', False)
+            )
             return
         for message, descriptors in messages[:1]:
             errand.answer = Answer(message, descriptors, str(message.get('failed') or ''), False)
@@ -176,7 +186,7 @@ def _do(errand, channel, master):
     child.become_errand(channel, errand.kept, master)
     try:
         words, descriptors = errand.work()
-    except Exception as e:               # the boundary: the process ends here
+    except Exception as e:  # the boundary: the process ends here
         log.exception('an errand for %s met an unexpected failure', errand.name)
         words, descriptors = {'failed': 'an unexpected failure: %r' % e}, ()
     channel.send(words, descriptors)

@@ -1,7 +1,9 @@
-"""The master's one loop: descriptors that are ready, timers that are due, signals that arrived. Single-threaded.
+"""The master's one loop: descriptors that are ready, timers that are due, signals that arrived.
+Single-threaded.
 
-Knows nothing of iSCSI. Invariants: a callback never blocks; an exception that leaves a callback is logged and ends nothing
-else; what is forgotten or cancelled during a pass is not called any more in that pass.
+Knows nothing of iSCSI. Invariants: a callback never blocks; an exception that leaves a callback is
+logged and ends nothing else; what is forgotten or cancelled during a pass is not called any more in
+that pass.
 """
 
 import heapq
@@ -50,7 +52,8 @@ class Loop(object):
     # -- descriptors -------------------------------------------------------------------------------------------------
 
     def watch(self, fileobj, events, callback):
-        """Call callback(events) whenever the object is READ or WRITE ready; replaces an earlier watch of it."""
+        """Call callback(events) whenever the object is READ or WRITE ready; replaces an earlier
+        watch of it."""
         try:
             self._selector.modify(fileobj, events, callback)
         except KeyError:
@@ -116,7 +119,7 @@ class Loop(object):
     def _call(callback, *values):
         try:
             callback(*values)
-        except Exception:        # the boundary: one broken step must not end everybody's sessions
+        except Exception:  # the boundary: one broken step must not end everybody's sessions
             log.exception('an unexpected failure in the master; it goes on')
 
     def run_once(self, timeout=None):
@@ -154,4 +157,5 @@ class Loop(object):
 
 
 def _noted(_number, _frame):
-    """The signal's number is in the pipe already (signal.set_wakeup_fd); all else happens in the loop."""
+    """The signal's number is in the pipe already (signal.set_wakeup_fd); all else happens in the
+    loop."""

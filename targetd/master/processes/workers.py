@@ -5,8 +5,9 @@
                         |              |             |
                         +--- death ----+-- death ----+--> reaped: descriptors closed, everyone told, spares topped up
 
-Invariants: a worker is in `by_pid` from its fork until it is reaped; its channel's end of file only starts the wait for its
-death (with a kill, so that the wait is bounded); `on_death` is called exactly once per worker, after the process is gone.
+Invariants: a worker is in `by_pid` from its fork until it is reaped; its channel's end of file only
+starts the wait for its death (with a kill, so that the wait is bounded); `on_death` is called
+exactly once per worker, after the process is gone.
 """
 
 import os
@@ -18,10 +19,10 @@ from targetd.channel import ChannelClosed
 from targetd.master.processes import child
 from targetd.master.processes.loop import READ, WRITE
 
-YOUNG_SECONDS = 5.0              # a spare that dies younger than this makes the next fork wait
+YOUNG_SECONDS = 5.0  # a spare that dies younger than this makes the next fork wait
 LONGEST_BACK_OFF_SECONDS = 30.0
-START_SECONDS = 30.0             # a fork that is not ready by then is killed
-SURPLUS = 4                      # spares beyond those wanted that are kept for a while after their sessions ended
+START_SECONDS = 30.0  # a fork that is not ready by then is killed
+SURPLUS = 4  # spares beyond those wanted that are kept for a while after their sessions ended
 SURPLUS_SECONDS = 30.0
 STARTING, SPARE, BUSY = 'starting', 'spare', 'busy'
 
@@ -29,8 +30,9 @@ STARTING, SPARE, BUSY = 'starting', 'spare', 'busy'
 class Worker(object):
     """One worker process, as the master sees it.
 
-    session: the Session it owns, or None; peers: addresses of the connections it was given; names: what it told of its
-    initiator (for the session list); retiring: it was told to exit when it has no session.
+    session: the Session it owns, or None; peers: addresses of the connections it was given; names:
+    what it told of its initiator (for the session list); retiring: it was told to exit when it has
+    no session.
     """
 
     def __init__(self, pid, channel, born, generation):
@@ -40,7 +42,7 @@ class Worker(object):
         self.generation = generation
         self.state = STARTING
         self.retiring = False
-        self.ending = None               # why it was told to end, or killed
+        self.ending = None  # why it was told to end, or killed
         self.session = None
         self.peers = []
         self.names = {}
@@ -65,9 +67,9 @@ class Workers(object):
         self.fork = fork
         self.by_pid = {}
         self.wanted_spares = 0
-        self.waiting = 0                 # connections that wait for a spare
-        self.limit = 1 << 30             # workers there may be at once
-        self.credentials = None          # child.credentials_of the user that workers run as
+        self.waiting = 0  # connections that wait for a spare
+        self.limit = 1 << 30  # workers there may be at once
+        self.credentials = None  # child.credentials_of the user that workers run as
         self.generation = 0
         self.stopping = False
         self._young_deaths = 0
@@ -86,12 +88,17 @@ class Workers(object):
         return [w for w in self.by_pid.values() if w.state == BUSY]
 
     def _ahead(self):
-        return [w for w in self.by_pid.values() if w.state in (STARTING, SPARE) and not w.retiring and w.ending is None]
+        return [
+            w
+            for w in self.by_pid.values()
+            if w.state in (STARTING, SPARE) and not w.retiring and w.ending is None
+        ]
 
     # -- fork --------------------------------------------------------------------------------------------------------
 
     def keep_spares(self):
-        """Fork what is missing to the wanted number of spares, unless a back-off is under way; retire what is too many."""
+        """Fork what is missing to the wanted number of spares, unless a back-off is under way;
+        retire what is too many."""
         ahead = self._ahead()
         wanted = min(self.wanted_spares + self.waiting, self.limit - len(self.by_pid) + len(ahead))
         if self.stopping or self._back_off is not None:
@@ -107,10 +114,11 @@ class Workers(object):
                 return
 
     def _trim(self, ahead, surplus):
-        """Retire the spares beyond those wanted and `surplus` more; the rest of these later, unless logins want them."""
+        """Retire the spares beyond those wanted and `surplus` more; the rest of these later, unless
+        logins want them."""
         spares = [w for w in ahead if w.state == SPARE]
         too_many = len(ahead) - self.wanted_spares - self.waiting
-        for worker in spares[:max(0, too_many - surplus)]:
+        for worker in spares[: max(0, too_many - surplus)]:
             self.retire(worker)
         if surplus and too_many > 0 and self._trimming is None:
             self._trimming = self.loop.call_later(SURPLUS_SECONDS, self._trim_all)
@@ -128,7 +136,9 @@ class Workers(object):
         ours, theirs = channels.pair()
         master = os.getpid()
         try:
-            pid = child.fork(self.fork, lambda: child.run(theirs, self.credentials, master, self.serve))
+            pid = child.fork(
+                self.fork, lambda: child.run(theirs, self.credentials, master, self.serve)
+            )
         except OSError:
             ours.close()
             theirs.close()
@@ -158,7 +168,7 @@ class Workers(object):
             self._lost(worker)
 
     def _take(self, worker, message, descriptors):
-        for descriptor in descriptors:   # a worker has none to give
+        for descriptor in descriptors:  # a worker has none to give
             os.close(descriptor)
         if not isinstance(message, dict):
             self.kill(worker, 'it sent what is no message')
@@ -172,7 +182,7 @@ class Workers(object):
 
     def _became_spare(self, worker):
         if worker.session is not None or worker.state == SPARE:
-            return                       # it serves a session, or says it twice: whatever it says, nothing is new
+            return  # it serves a session, or says it twice: whatever it says, nothing is new
         if worker.state == STARTING:
             worker.start_timer.cancel()
             worker.start_timer = self.loop.call_later(YOUNG_SECONDS, self._grew_up)
@@ -206,14 +216,21 @@ class Workers(object):
             self.loop.forget(worker.channel)
             worker.channel.close()
             worker.channel = None
-            self.loop.call_later(1.0, lambda: self.kill(worker, 'it closed its channel and did not exit'))
+            self.loop.call_later(
+                1.0, lambda: self.kill(worker, 'it closed its channel and did not exit')
+            )
 
     # -- hand out ----------------------------------------------------------------------------------------------------
 
     def take(self):
         """A spare that is ready, now busy; or None."""
         for worker in self.by_pid.values():
-            if worker.state == SPARE and not worker.retiring and worker.ending is None and worker.channel is not None:
+            if (
+                worker.state == SPARE
+                and not worker.retiring
+                and worker.ending is None
+                and worker.channel is not None
+            ):
                 worker.state, worker.busy_since = BUSY, self.loop.clock()
                 return worker
         return None
@@ -254,7 +271,7 @@ class Workers(object):
         self.keep_spares()
 
     def _gone(self, worker, status):
-        if worker.channel is not None:   # its last words
+        if worker.channel is not None:  # its last words
             self._channel_ready(worker, READ)
         if worker.start_timer is not None:
             worker.start_timer.cancel()
@@ -265,7 +282,12 @@ class Workers(object):
             worker.channel = None
         failed = status != 0 and worker.ending is None
         if failed or worker.ending is not None:
-            log.warning('worker %d %s%s', worker.pid, death(status), ': ' + worker.ending if worker.ending else '')
+            log.warning(
+                'worker %d %s%s',
+                worker.pid,
+                death(status),
+                ': ' + worker.ending if worker.ending else '',
+            )
         is_young = worker.state == STARTING or self.loop.clock() - worker.born < YOUNG_SECONDS
         if worker.state != BUSY and is_young and not worker.retiring and not self.stopping:
             self._young_deaths += 1

@@ -1,4 +1,5 @@
-"""Where the journals of atomic writes are, and what becomes of one that a server left that died. May import store.
+"""Where the journals of atomic writes are, and what becomes of one that a server left that died.
+May import store.
 
 `put_right` runs in a child (errands): it reads and writes the medium. A journal is locked as long as a server uses it.
 """
@@ -13,7 +14,8 @@ from targetd.store import journal
 
 
 def path_of(state_path, key):
-    """The journal of the medium with this key (text that belongs to the data); None for data that does not outlast us ('')."""
+    """The journal of the medium with this key (text that belongs to the data); None for data that
+    does not outlast us ('')."""
     if not key:
         return None
     digest = hashlib.sha256(key.encode('utf-8', 'surrogateescape')).hexdigest()
@@ -21,12 +23,16 @@ def path_of(state_path, key):
 
 
 def put_right(path, store):
-    """Take back what was left half done on this opened store: how many writes; the journal is removed. Raises StoreError."""
+    """Take back what was left half done on this opened store: how many writes; the journal is
+    removed. Raises StoreError."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC) if path else None
     except OSError as e:
         if e.errno not in (errno.ENOENT, errno.ENOTDIR):
-            raise StoreError('%s: the journal of its atomic writes, %s, cannot be read: %s' % (store.path, path, e.strerror))
+            raise StoreError(
+                '%s: the journal of its atomic writes, %s, cannot be read: %s'
+                % (store.path, path, e.strerror)
+            )
         descriptor = None
     if descriptor is None:
         return 0
@@ -37,8 +43,11 @@ def put_right(path, store):
         os.unlink(path)
         return count
     except OSError as e:
-        raise StoreError('%s: an atomic write that was left half done when targetd died cannot be taken back: %s; see to the '
-                         'disk, or remove %s to have it served as it is, half written' % (store.path, e.strerror or e, path))
+        raise StoreError(
+            '%s: an atomic write that was left half done when targetd died cannot be taken back: %s; see to the '
+            'disk, or remove %s to have it served as it is, half written'
+            % (store.path, e.strerror or e, path)
+        )
     finally:
         os.close(descriptor)
 
@@ -48,4 +57,7 @@ def claim(descriptor, path):
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        raise StoreError('the journal %s is in use: another targetd, or this one under another name, serves its disk' % path)
+        raise StoreError(
+            'the journal %s is in use: another targetd, or this one under another name, serves its disk'
+            % path
+        )

@@ -1,8 +1,9 @@
 """State that outlasts a restart: small JSON files under state-dir, one per logical unit.
 
-Invariant: a file holds a whole old or a whole new state at every moment, power failures included: the new one is written
-beside it, synced, renamed over it, and the directory synced, before `save` returns. A file that cannot be read is never
-silently replaced by an empty state: reservations that guard a cluster's disk would be gone.
+Invariant: a file holds a whole old or a whole new state at every moment, power failures included:
+the new one is written beside it, synced, renamed over it, and the directory synced, before `save`
+returns. A file that cannot be read is never silently replaced by an empty state: reservations that
+guard a cluster's disk would be gone.
 """
 
 import errno
@@ -29,7 +30,8 @@ class StateDirectory(object):
         return os.path.join(self.path, 'units', digest[:32] + '.json')
 
     def load(self, key):
-        """The dict that was saved for this key; {} if there is none. Raises StoreError if it is there and cannot be read."""
+        """The dict that was saved for this key; {} if there is none. Raises StoreError if it is
+        there and cannot be read."""
         path = self.file_of(key)
         try:
             with open(path, encoding='utf-8') as f:
@@ -40,18 +42,28 @@ class StateDirectory(object):
         except OSError as e:
             if e.errno == errno.ENOENT:
                 return {}
-            raise StoreError('the saved state %s cannot be read (%s); the unit is not served without it' % (path, e.strerror))
+            raise StoreError(
+                'the saved state %s cannot be read (%s); the unit is not served without it'
+                % (path, e.strerror)
+            )
         except (ValueError, KeyError, TypeError) as e:
-            raise StoreError('the saved state %s is damaged (%s); the unit is not served, because its reservations are '
-                             'unknown; remove the file to start without reservations and saved mode pages' % (path, e))
+            raise StoreError(
+                'the saved state %s is damaged (%s); the unit is not served, because its reservations are '
+                'unknown; remove the file to start without reservations and saved mode pages'
+                % (path, e)
+            )
 
     def save(self, key, state):
-        """Put this dict on stable storage; an empty one removes the file. Raises OSError, and then the old state stands."""
+        """Put this dict on stable storage; an empty one removes the file. Raises OSError, and then
+        the old state stands."""
         path = self.file_of(key)
         if not state:
             self._remove(path)
             return
-        write_durably(path, json.dumps({'version': VERSION, 'unit': key, 'state': state}, indent=1, sort_keys=True))
+        write_durably(
+            path,
+            json.dumps({'version': VERSION, 'unit': key, 'state': state}, indent=1, sort_keys=True),
+        )
 
     def _remove(self, path):
         try:

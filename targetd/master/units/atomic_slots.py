@@ -1,4 +1,5 @@
-"""The locks and journals of atomic writes (the setting atomic-writes): one file for each medium, which is both.
+"""The locks and journals of atomic writes (the setting atomic-writes): one file for each medium,
+which is both.
 
      open --grant--> a slot for each session that has the medium --retire: its worker is gone--> empty: unlocked, free
                                                                      | amid a write
@@ -8,9 +9,10 @@
                                                                      +--> it cannot: the unit failed, and the range stays
                                                                           locked until it was tried again, and done
 
-Invariants: a slot's locks are those of an open file description that the worker and the master have, so they last as long as
-the master wants; they end when the slot is known to be empty. A medium has one file, whoever serves it: by the data's key, so
-that a later server finds what an earlier one left (media.open_medium). May import store, master.persistent, master.journals.
+Invariants: a slot's locks are those of an open file description that the worker and the master
+have, so they last as long as the master wants; they end when the slot is known to be empty. A
+medium has one file, whoever serves it: by the data's key, so that a later server finds what an
+earlier one left (media.open_medium). May import store, master.persistent, master.journals.
 """
 
 import os
@@ -23,14 +25,15 @@ from targetd.store import from_descriptor, journal, ranges
 
 
 class Medium(object):
-    """One medium. descriptor: of its file; path: of that, or None (memory); users: how many units have it."""
+    """One medium. descriptor: of its file; path: of that, or None (memory); users: how many units
+    have it."""
 
     def __init__(self, key, descriptor, path):
         self.key = key
         self.descriptor = descriptor
         self.path = path
         self.users = 0
-        self.slots = {}                  # number -> journal.Slot that a worker has, or that has to be put right
+        self.slots = {}  # number -> journal.Slot that a worker has, or that has to be put right
 
     def grant(self):
         """A Slot for a worker. Raises OSError."""
@@ -46,7 +49,8 @@ class Medium(object):
         return slot
 
     def free(self, slot):
-        """The slot is empty and nobody has it: its locks end, whoever else may still have the description."""
+        """The slot is empty and nobody has it: its locks end, whoever else may still have the
+        description."""
         compat.unlock(slot.descriptor)
         slot.close()
         del self.slots[slot.number]
@@ -90,9 +94,9 @@ class AtomicWrites(object):
         self.units = units
         self.errands = errands
         self.on_repaired = on_repaired
-        self.is_over = False             # the server ends: what is half done is left to the next one
-        self._media = {}                 # store.key -> Medium
-        self._repairs = []               # under way, or failed
+        self.is_over = False  # the server ends: what is half done is left to the next one
+        self._media = {}  # store.key -> Medium
+        self._repairs = []  # under way, or failed
 
     # -- media -------------------------------------------------------------------------------------------------------
 
@@ -110,7 +114,11 @@ class AtomicWrites(object):
         self._end(medium)
 
     def _end(self, medium):
-        if medium.users or (medium.slots and not self.is_over) or self._media.get(medium.key) is not medium:
+        if (
+            medium.users
+            or (medium.slots and not self.is_over)
+            or self._media.get(medium.key) is not medium
+        ):
             return
         del self._media[medium.key]
         if medium.path is not None and not medium.slots:
@@ -122,7 +130,8 @@ class AtomicWrites(object):
     # -- slots -------------------------------------------------------------------------------------------------------
 
     def retire(self, unit, slot):
-        """The worker that had the slot is gone, or has closed it. Before the unit's store is closed."""
+        """The worker that had the slot is gone, or has closed it. Before the unit's store is
+        closed."""
         medium = unit.atomic
         try:
             is_empty = slot.is_empty()
@@ -133,9 +142,16 @@ class AtomicWrites(object):
             medium.free(slot)
             self._end(medium)
         elif self.is_over:
-            log.warning('unit %s: an atomic write was under way; the next start takes it back (%s)', unit.id, medium.path)
+            log.warning(
+                'unit %s: an atomic write was under way; the next start takes it back (%s)',
+                unit.id,
+                medium.path,
+            )
         else:
-            log.warning('unit %s: an atomic write was under way in a worker that is gone; it is taken back', unit.id)
+            log.warning(
+                'unit %s: an atomic write was under way in a worker that is gone; it is taken back',
+                unit.id,
+            )
             repair = Repair(unit, slot)
             self._repairs.append(repair)
             self._begin(repair)
@@ -144,17 +160,24 @@ class AtomicWrites(object):
 
     def is_repairing(self, unit):
         """Is something on this unit's medium half done?"""
-        return unit.atomic is not None and any(repair.medium is unit.atomic for repair in self._repairs)
+        return unit.atomic is not None and any(
+            repair.medium is unit.atomic for repair in self._repairs
+        )
 
     def _begin(self, repair):
         repair.has_failed = False
-        self.errands.send(repair.name, repair.do, lambda answer: self._over(repair, answer), repair.kept())
+        self.errands.send(
+            repair.name, repair.do, lambda answer: self._over(repair, answer), repair.kept()
+        )
 
     def _over(self, repair, answer):
         if answer.why:
             repair.has_failed = True
-            self.units.fail(repair.unit, 'an atomic write that was left half done cannot be taken back: %s; its blocks cannot '
-                            'be read or written' % answer.why)
+            self.units.fail(
+                repair.unit,
+                'an atomic write that was left half done cannot be taken back: %s; its blocks cannot '
+                'be read or written' % answer.why,
+            )
             return
         log.info('unit %s: the atomic write was taken back', repair.unit.id)
         self._repairs.remove(repair)
@@ -164,17 +187,24 @@ class AtomicWrites(object):
         self.on_repaired()
 
     def retry(self, unit):
-        """The administrator has seen to it: try again what failed. One that got no answer may still be at it: not before."""
-        for repair in [repair for repair in self._repairs if repair.medium is unit.atomic and repair.has_failed]:
+        """The administrator has seen to it: try again what failed. One that got no answer may still
+        be at it: not before."""
+        for repair in [
+            repair for repair in self._repairs if repair.medium is unit.atomic and repair.has_failed
+        ]:
             if self.errands.is_stuck(repair.name):
-                self.units.fail(unit, 'what was to take an atomic write back still waits for the disk; its blocks cannot be '
-                                'read or written')
+                self.units.fail(
+                    unit,
+                    'what was to take an atomic write back still waits for the disk; its blocks cannot be '
+                    'read or written',
+                )
             else:
                 self._begin(repair)
 
 
 def create(path):
-    """The descriptor of a new journal. Nobody but workers gets at it, and these may open it. Raises StoreError.
+    """The descriptor of a new journal. Nobody but workers gets at it, and these may open it. Raises
+    StoreError.
 
     path: None for one in memory. One that is there was put right."""
     try:
@@ -186,8 +216,10 @@ def create(path):
             os.chmod(directory, 0o700)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as e:
-        raise StoreError('atomic writes need a journal, and %s cannot be written: %s; make it writable, or write '
-                         'atomic-writes = no' % (path or 'memory', e.strerror))
+        raise StoreError(
+            'atomic writes need a journal, and %s cannot be written: %s; make it writable, or write '
+            'atomic-writes = no' % (path or 'memory', e.strerror)
+        )
     try:
         if path is not None:
             journal_recovery.claim(descriptor, path)
@@ -197,7 +229,10 @@ def create(path):
         if why_not:
             if path is not None:
                 os.unlink(path)
-            raise StoreError('atomic writes need locks on %s: %s; write atomic-writes = no' % (path or 'memory', why_not))
+            raise StoreError(
+                'atomic writes need locks on %s: %s; write atomic-writes = no'
+                % (path or 'memory', why_not)
+            )
     except BaseException:
         os.close(descriptor)
         raise

@@ -1,15 +1,18 @@
-"""FORMAT UNIT and SANITIZE under way, each done by a worker process that serves no session: it outlives whoever asked.
+"""FORMAT UNIT and SANITIZE under way, each done by a worker process that serves no session: it
+outlives whoever asked.
 
      decided --begin--> waiting for a spare --operate--> running --tell operated--> over: medium ready, askers answered
         ^                                                   |
      resume (state-dir had one)                             +--- OSError, or the process died ---> failed
 
-A CRYPTOGRAPHIC ERASE is the exception: the master alone has the key files, and replaces the key itself: a few writes.
+A CRYPTOGRAPHIC ERASE is the exception: the master alone has the key files, and replaces the key
+itself: a few writes.
 
      decided --> FILE replaced (keys.replace) --> kept that it is --> told to every worker --> acknowledged --> over
 
-Invariants: a unit has one operation at most, and it is in shared.operation from before the first byte until after the last; a
-targetd that ends, however, leaves it there unfailed, and resume() takes it up again.
+Invariants: a unit has one operation at most, and it is in shared.operation from before the first
+byte until after the last; a targetd that ends, however, leaves it there unfailed, and resume()
+takes it up again.
 """
 
 import errno
@@ -28,9 +31,9 @@ class Operations(object):
     def __init__(self, units, workers):
         self.units = units
         self.workers = workers
-        self._waiting = deque()          # units whose operation has no process yet
-        self._running = {}               # worker -> unit
-        self._askers = {}                # unit -> [done, …] of those that wait for the end
+        self._waiting = deque()  # units whose operation has no process yet
+        self._running = {}  # worker -> unit
+        self._askers = {}  # unit -> [done, …] of those that wait for the end
         self.on_waiting = self.hand_out  # a spare is wanted: whoever sees to that calls hand_out()
 
     @property
@@ -39,9 +42,12 @@ class Operations(object):
         return len(self._waiting)
 
     def begin(self, unit, decision, done):
-        """The decision is in force: do it. `done` is answered at once if the asker said IMMED, else at the end."""
+        """The decision is in force: do it. `done` is answered at once if the asker said IMMED, else
+        at the end."""
         operation = unit.shared.operation
-        log.warning('unit %s: %s begins, asked for by %s', unit.id, _named(operation), operation['by'][0])
+        log.warning(
+            'unit %s: %s begins, asked for by %s', unit.id, _named(operation), operation['by'][0]
+        )
         if decision.is_immediate:
             done(decision)
         else:
@@ -74,10 +80,19 @@ class Operations(object):
             self._waiting.remove(unit)
             self._running[worker] = unit
             log.info('unit %s: worker %d does it', unit.id, worker.pid)
-            unit.shared = unit.shared._replace(operation=operations.sized(unit.shared.operation, unit.store.size))
+            unit.shared = unit.shared._replace(
+                operation=operations.sized(unit.shared.operation, unit.store.size)
+            )
             descriptor = unit.store.descriptor
-            self.workers.send(worker, {'do': 'operate', 'operation': unit.shared.operation, 'store': unit.store.description()},
-                              () if descriptor is None else (descriptor,))
+            self.workers.send(
+                worker,
+                {
+                    'do': 'operate',
+                    'operation': unit.shared.operation,
+                    'store': unit.store.description(),
+                },
+                () if descriptor is None else (descriptor,),
+            )
 
     def drop(self, unit):
         """The unit is exported no more. What was begun goes on when it is exported again."""
@@ -91,16 +106,20 @@ class Operations(object):
     # -- CRYPTOGRAPHIC ERASE -----------------------------------------------------------------------------------------
 
     def _change_key(self, unit):
-        """Nobody is at the medium now, and nobody gets there before every worker has the new key. An erase that was begun
-        before and of whose end no word was kept is done again: nothing was written since."""
+        """Nobody is at the medium now, and nobody gets there before every worker has the new key.
+        An erase that was begun before and of whose end no word was kept is done again: nothing was
+        written since."""
         failed = ''
         try:
             if not _is_done(unit.shared.operation):
                 self._replace_key(unit)
         except OSError as e:
             failed = e.strerror or str(e)
-        self.units.tell(unit, {'key': unit.store.cipher_key} if unit.store.cipher_key else {},
-                        lambda: self.units.by_id.get(unit.id) is unit and self._over(unit, failed))
+        self.units.tell(
+            unit,
+            {'key': unit.store.cipher_key} if unit.store.cipher_key else {},
+            lambda: self.units.by_id.get(unit.id) is unit and self._over(unit, failed),
+        )
 
     def _replace_key(self, unit):
         """Raises OSError. In any case the store has the key afterwards that is in the file."""
@@ -110,12 +129,17 @@ class Operations(object):
             _use(unit, key_files.replace(unit.lun.encryption_key_file))
         except key_files.HalfReplaced as e:
             _use(unit, e.digits)
-            if not e.is_lasting:         # what is written with this key now could be lost with it
-                unit.failure = 'the new key in %s may not last: %s' % (unit.lun.encryption_key_file, e.strerror)
+            if not e.is_lasting:  # what is written with this key now could be lost with it
+                unit.failure = 'the new key in %s may not last: %s' % (
+                    unit.lun.encryption_key_file,
+                    e.strerror,
+                )
                 self.units.medium(unit, FAILED)
             raise
         size = unit.store.size
-        shared = unit.shared._replace(operation=dict(unit.shared.operation, size=size, position=size))
+        shared = unit.shared._replace(
+            operation=dict(unit.shared.operation, size=size, position=size)
+        )
         self.units.save(unit, shared)
         unit.shared = shared
 
@@ -130,7 +154,7 @@ class Operations(object):
         if message.get('lasting'):
             try:
                 self.units.save(unit, shared)
-            except OSError as e:         # it would begin further back: no more
+            except OSError as e:  # it would begin further back: no more
                 log.error('unit %s: how far it is cannot be kept: %s', unit.id, e.strerror)
         unit.shared = shared
         self.units.tell_progress(unit)
@@ -151,7 +175,12 @@ class Operations(object):
         operation = unit.shared.operation
         failed = failed or self._kept(unit)
         if failed:
-            log.error('unit %s: %s FAILED: %s. Its data can be anything', unit.id, _named(operation), failed)
+            log.error(
+                'unit %s: %s FAILED: %s. Its data can be anything',
+                unit.id,
+                _named(operation),
+                failed,
+            )
         else:
             log.warning('unit %s: %s is done', unit.id, _named(operation))
         askers = self._askers.pop(unit, ())
@@ -161,12 +190,12 @@ class Operations(object):
             result = transitions.operation_result(unit.shared, operation, failed)
             for done in askers:
                 done(result)
+
         self.units.change(unit, transitions.operation_over(unit.shared, failed), answer)
 
-
     def _kept(self, unit):
-        """Keep that the operation is over, before anybody may write again: else the next start would go on with it, over what
-        was written. Gives why that cannot be, or ''."""
+        """Keep that the operation is over, before anybody may write again: else the next start
+        would go on with it, over what was written. Gives why that cannot be, or ''."""
         try:
             self.units.save(unit, transitions.operation_over(unit.shared, '').shared)
         except OSError as e:
@@ -180,7 +209,9 @@ def _use(unit, digits):
 
 
 def _is_done(operation):
-    return operation['size'] > 0 and operation['position'] >= operation['passes'] * operation['size']
+    return (
+        operation['size'] > 0 and operation['position'] >= operation['passes'] * operation['size']
+    )
 
 
 def _named(operation):
@@ -188,5 +219,3 @@ def _named(operation):
         return 'a cryptographic erase'
     kind = {'format': 'formatting', 'sanitize': 'sanitizing'}[operation['kind']]
     return '%s (%s, %d passes)' % (kind, operation['method'], operation['passes'])
-
-

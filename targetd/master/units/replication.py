@@ -1,4 +1,5 @@
-"""The logical units' shared state, owned by the master alone (D3): reservations, mode parameters, medium.
+"""The logical units' shared state, owned by the master alone (D3): reservations, mode parameters,
+medium.
 
 A change runs in these steps, and one change of a unit is finished before the next one of it begins:
 
@@ -9,10 +10,11 @@ A change runs in these steps, and one change of a unit is finished before the ne
                                                                                        |
                                                                                      answer
 
-Invariants: nothing is sent before it is on stable storage, and nothing is answered before everybody has it in force; a worker
-that does not acknowledge within ACKNOWLEDGE_SECONDS is killed, and its death counts as its acknowledgement (the fence: a dead
-process writes nothing). What the master changes by itself (a nexus is lost, a medium failed, a reload) is applied at once,
-in between: a worker's replica is right because messages arrive in order and carry whole states.
+Invariants: nothing is sent before it is on stable storage, and nothing is answered before everybody
+has it in force; a worker that does not acknowledge within ACKNOWLEDGE_SECONDS is killed, and its
+death counts as its acknowledgement (the fence: a dead process writes nothing). What the master
+changes by itself (a nexus is lost, a medium failed, a reload) is applied at once, in between: a
+worker's replica is right because messages arrive in order and carry whole states.
 """
 
 import functools
@@ -28,19 +30,23 @@ from targetd.master.units.transitions import Decision, Refusal
 from targetd.scsi import operations
 
 ACKNOWLEDGE_SECONDS = 10.0
-FLUSH_SECONDS = 30.0             # at the end; with the stages of the stop less than a service manager waits
-TELL_SECONDS = 1.0               # how long errors are collected before every nexus is told their number
-UNITS_PER_MESSAGE = 120          # with two descriptors each, that travel with one message, below channel.MAXIMUM_DESCRIPTORS
+FLUSH_SECONDS = 30.0  # at the end; with the stages of the stop less than a service manager waits
+TELL_SECONDS = 1.0  # how long errors are collected before every nexus is told their number
+# with two descriptors each, that travel with one message, below channel.MAXIMUM_DESCRIPTORS
+UNITS_PER_MESSAGE = 120
 READY, STOPPED, EJECTED, FAILED = 'ready', 'stopped', 'ejected', 'failed'
 
 
 class Unit(object):
-    """One export. id: lasts as long as the export; key: belongs to the data, names the saved state; lun: config.model.Lun;
-    store: the master's; facts: dict; shared: decisions.Shared; workers: {worker: Nexus} that hold a replica; guests: {worker:
-    (Nexus, how often)} whose copies reach it (visits); watched: see rods; atomic: atomic.Medium or None;
-    slots: {worker, or (message id, worker) of a replaced store: journal.Slot} in it."""
+    """One export. id: lasts as long as the export; key: belongs to the data, names the saved state;
+    lun: config.model.Lun; store: the master's; facts: dict; shared: decisions.Shared; workers:
+    {worker: Nexus} that hold a replica; guests: {worker: (Nexus, how often)} whose copies reach it
+    (visits); watched: see rods; atomic: atomic.Medium or None; slots: {worker, or (message id,
+    worker) of a replaced store: journal.Slot} in it."""
 
-    def __init__(self, unit_id, key, target_name, lun, store, facts, shared, atomic=None, found=None):
+    def __init__(
+        self, unit_id, key, target_name, lun, store, facts, shared, atomic=None, found=None
+    ):
         self.id = unit_id
         self.key = key
         self.target_name = target_name
@@ -50,18 +56,18 @@ class Unit(object):
         self.shared = shared
         self.atomic = atomic
         self.slots = {}
-        self.found = found               # seen, contents, layers: see media.open_medium
+        self.found = found  # seen, contents, layers: see media.open_medium
         self.workers = {}
         self.guests = {}
         self.watched = []
-        self.queue = deque()             # (asker or None, message, done)
+        self.queue = deque()  # (asker or None, message, done)
         self.is_busy = False
-        self.failure = None              # what the worker told that failed it
-        self.told_size = store.size      # the size that replicas know
+        self.failure = None  # what the worker told that failed it
+        self.told_size = store.size  # the size that replicas know
         self.since = int(time.time() * 1000)
-        self.is_silent = False           # it did not answer when it was to be flushed
-        self.is_telling = False          # the records are about to be told
-        self.is_unsaved = False          # `shared` has what must outlast us and is not kept yet
+        self.is_silent = False  # it did not answer when it was to be flushed
+        self.is_telling = False  # the records are about to be told
+        self.is_unsaved = False  # `shared` has what must outlast us and is not kept yet
 
     @property
     def progress(self):
@@ -70,7 +76,9 @@ class Unit(object):
 
     def audience(self):
         """[(worker, Nexus)] of all that must hear of its changes."""
-        return list(self.workers.items()) + [(worker, nexus) for worker, (nexus, _) in self.guests.items()]
+        return list(self.workers.items()) + [
+            (worker, nexus) for worker, (nexus, _) in self.guests.items()
+        ]
 
     def is_served_by(self, worker):
         """Has this worker a descriptor of its medium?"""
@@ -79,10 +87,21 @@ class Unit(object):
     def message(self, descriptor):
         """The unit as the catalogue of channel.py has it. `descriptor`: index or None."""
         shared = self.shared
-        return {'lun': self.lun.number, 'unit': self.id, 'descriptor': descriptor, 'store': self.store.description(),
-                'facts': self.facts, 'reservations': shared.reservations, 'modes': shared.modes, 'medium': shared.medium,
-                'access': shared.access, 'progress': self.progress,
-                'records': shared.records, 'since': self.since, 'watched': self.watched}
+        return {
+            'lun': self.lun.number,
+            'unit': self.id,
+            'descriptor': descriptor,
+            'store': self.store.description(),
+            'facts': self.facts,
+            'reservations': shared.reservations,
+            'modes': shared.modes,
+            'medium': shared.medium,
+            'access': shared.access,
+            'progress': self.progress,
+            'records': shared.records,
+            'since': self.since,
+            'watched': self.watched,
+        }
 
     def __repr__(self):
         return '<unit %s>' % self.id
@@ -106,11 +125,11 @@ class Units(object):
         self.kill = kill
         self.state = state
         self.rods = Rods(self)
-        self.operating = None            # operating.Operations, once there are any
-        self.visits = None               # visits.Visits
-        self.atomic = None               # atomic.AtomicWrites, once there are any
+        self.operating = None  # operating.Operations, once there are any
+        self.visits = None  # visits.Visits
+        self.atomic = None  # atomic.AtomicWrites, once there are any
         self.by_id = {}
-        self._awaiting = {}              # message id -> Acknowledgements
+        self._awaiting = {}  # message id -> Acknowledgements
         self._next_id = 0
 
     # -- what there is -----------------------------------------------------------------------------------------------
@@ -161,13 +180,13 @@ class Units(object):
     # -- sessions ----------------------------------------------------------------------------------------------------
 
     def serve(self, worker, nexus):
-        """(unit dicts, descriptors) for the answer to a claim; the worker gets every change from now on. What does not fit
-        one message follows by itself (`units` orders)."""
+        """(unit dicts, descriptors) for the answer to a claim; the worker gets every change from
+        now on. What does not fit one message follows by itself (`units` orders)."""
         mine = [unit for _, unit in sorted(self.of_target(nexus.target_name).items())]
         for unit in mine:
             unit.workers[worker] = nexus
         for start in range(UNITS_PER_MESSAGE, len(mine), UNITS_PER_MESSAGE):
-            rest = mine[start:start + UNITS_PER_MESSAGE]
+            rest = mine[start : start + UNITS_PER_MESSAGE]
             self.loop.call_later(0, lambda more=rest: self.order_units([worker], add=more))
         return with_descriptors(worker, mine[:UNITS_PER_MESSAGE])
 
@@ -186,13 +205,25 @@ class Units(object):
             self._acknowledged(number, worker)
 
     def depart(self, worker, message):
-        """A session logs out: its nexus is lost now, and its worker hears so when that is in force everywhere."""
+        """A session logs out: its nexus is lost now, and its worker hears so when that is in force
+        everywhere."""
         left = [1]
 
         def one_done():
             left[0] -= 1
             if not left[0]:
-                self.send(worker, {'do': 'answer', 'id': message.get('id'), 'status': 0, 'sense': None, 'data': None}, ())
+                self.send(
+                    worker,
+                    {
+                        'do': 'answer',
+                        'id': message.get('id'),
+                        'status': 0,
+                        'sense': None,
+                        'data': None,
+                    },
+                    (),
+                )
+
         for unit in list(self.by_id.values()):
             nexus = unit.workers.get(worker)
             decision = transitions.session_lost(unit.shared, nexus) if nexus is not None else None
@@ -205,13 +236,26 @@ class Units(object):
 
     def ask(self, worker, message):
         """A worker asks for a change. The answer comes when it is in force everywhere."""
+
         def answer(decision, words=None, descriptors=()):
-            self.send(worker, dict(words or {}, do='answer', id=message.get('id'), status=decision.status,
-                                   sense=decision.sense.hex() if decision.sense else None,
-                                   data=decision.data.hex() if decision.data else None), descriptors)
+            self.send(
+                worker,
+                dict(
+                    words or {},
+                    do='answer',
+                    id=message.get('id'),
+                    status=decision.status,
+                    sense=decision.sense.hex() if decision.sense else None,
+                    data=decision.data.hex() if decision.data else None,
+                ),
+                descriptors,
+            )
+
         unit = self.by_id.get(message.get('unit'))
         nexus = unit.workers.get(worker) if unit is not None else None
-        if nexus is None and not (message.get('ask') == 'token-revoke' and unit is not None and worker in unit.guests):
+        if nexus is None and not (
+            message.get('ask') == 'token-revoke' and unit is not None and worker in unit.guests
+        ):
             answer(Refusal(*transitions.UNIT_IS_GONE))
         elif message.get('ask') == 'reset' and message.get('function') in transitions.OF_A_TARGET:
             self._reset_target(worker, unit.target_name, message, answer)
@@ -237,11 +281,13 @@ class Units(object):
             left[0] -= 1
             if not left[0]:
                 answer(decision)
+
         for unit in units:
             self.enqueue(unit, worker, message, one_done)
 
     def enqueue(self, unit, asker, message, done):
-        """Decide on this message of the asker after those that are before it; done(decision) when it is in force."""
+        """Decide on this message of the asker after those that are before it; done(decision) when
+        it is in force."""
         unit.queue.append((asker, message, done))
         self._next(unit)
 
@@ -273,14 +319,19 @@ class Units(object):
             else:
                 done(decision)
             self._next(unit)
+
         self._distribute(unit, decision, asker, in_force)
 
     def _persisted(self, unit, decision):
         try:
             self.save(unit, decision.shared)
         except OSError as e:
-            log.error('unit %s: its reservations or saved mode pages cannot be kept in %s: %s; the command is refused',
-                      unit.id, self.state.path, e.strerror)
+            log.error(
+                'unit %s: its reservations or saved mode pages cannot be kept in %s: %s; the command is refused',
+                unit.id,
+                self.state.path,
+                e.strerror,
+            )
             return transitions.cannot_persist(unit.shared)
         return decision
 
@@ -291,14 +342,20 @@ class Units(object):
     # -- distribution ------------------------------------------------------------------------------------------------
 
     def _apply_now(self, unit, decision, done=lambda: None):
-        """A change of the master's own: in force in the master at once, and sent; done() when everybody has it in force."""
+        """A change of the master's own: in force in the master at once, and sent; done() when
+        everybody has it in force."""
         if decision is None:
             return
         if decision.persist:
             try:
                 self.save(unit, decision.shared)
             except OSError as e:
-                log.error('unit %s: its state cannot be kept in %s: %s', unit.id, self.state.path, e.strerror)
+                log.error(
+                    'unit %s: its state cannot be kept in %s: %s',
+                    unit.id,
+                    self.state.path,
+                    e.strerror,
+                )
         self._distribute(unit, decision, None, done)
 
     def _distribute(self, unit, decision, asker, done):
@@ -327,7 +384,8 @@ class Units(object):
         self.watch(number)
 
     def tell(self, unit, words, done=None):
-        """Tell these words of a `change` to every worker that serves the unit; done() when they are in force."""
+        """Tell these words of a `change` to every worker that serves the unit; done() when they are
+        in force."""
         workers = [worker for worker, _ in unit.audience()]
         number = self.await_acknowledgements(workers, done or (lambda: None))
         for worker in workers:
@@ -335,10 +393,11 @@ class Units(object):
         self.watch(number)
 
     def order_units(self, workers, add=(), remove=(), replace=(), attentions=(), done=None):
-        """Tell these workers of units that came, went (numbers) or are others now; attentions: [(asc, ascq) …] owed by every
-        unit that the nexus had before and keeps; done() when it is in force."""
+        """Tell these workers of units that came, went (numbers) or are others now; attentions:
+        [(asc, ascq) …] owed by every unit that the nexus had before and keeps; done() when it is in
+        force."""
         number = self.await_acknowledgements(workers, lambda: self._ordered(number, replace, done))
-        for unit in replace:             # the workers have these until they acknowledge
+        for unit in replace:  # the workers have these until they acknowledge
             for worker in [worker for worker in workers if worker in unit.slots]:
                 unit.slots[number, worker] = unit.slots.pop(worker)
         for worker in list(workers):
@@ -347,8 +406,18 @@ class Units(object):
                 if nexus is not None:
                     unit.workers[worker] = nexus
             dicts, descriptors = with_descriptors(worker, list(add) + list(replace))
-            self.send(worker, {'do': 'units', 'id': number, 'add': dicts[:len(add)], 'remove': list(remove),
-                               'replace': dicts[len(add):], 'attentions': [list(a) for a in attentions]}, descriptors)
+            self.send(
+                worker,
+                {
+                    'do': 'units',
+                    'id': number,
+                    'add': dicts[: len(add)],
+                    'remove': list(remove),
+                    'replace': dicts[len(add) :],
+                    'attentions': [list(a) for a in attentions],
+                },
+                descriptors,
+            )
         self.watch(number)
 
     def _ordered(self, number, replaced, done):
@@ -363,7 +432,8 @@ class Units(object):
         return self._next_id
 
     def await_acknowledgements(self, workers, done):
-        """The number of a message that goes to these workers; done() when all have acknowledged it, once watch() was called."""
+        """The number of a message that goes to these workers; done() when all have acknowledged it,
+        once watch() was called."""
         number = self._number()
         self._awaiting[number] = Acknowledgements(workers, done)
         return number
@@ -374,7 +444,9 @@ class Units(object):
         if acknowledgements is None:
             return
         if acknowledgements.awaited:
-            acknowledgements.timer = self.loop.call_later(ACKNOWLEDGE_SECONDS, lambda: self._too_late(number))
+            acknowledgements.timer = self.loop.call_later(
+                ACKNOWLEDGE_SECONDS, lambda: self._too_late(number)
+            )
         else:
             del self._awaiting[number]
             acknowledgements.done()
@@ -396,12 +468,15 @@ class Units(object):
 
     def _too_late(self, number):
         for worker in list(self._awaiting[number].awaited):
-            self.kill(worker, 'it did not acknowledge a change within %d seconds' % ACKNOWLEDGE_SECONDS)
+            self.kill(
+                worker, 'it did not acknowledge a change within %d seconds' % ACKNOWLEDGE_SECONDS
+            )
 
     # -- the master's own changes ------------------------------------------------------------------------------------
 
     def failed(self, worker, message):
-        """A worker tells that acknowledged data may be lost: nobody is to take the unit for whole any more."""
+        """A worker tells that acknowledged data may be lost: nobody is to take the unit for whole
+        any more."""
         unit = self.by_id.get(message.get('unit'))
         if unit is not None and unit.is_served_by(worker):
             self.fail(unit, str(message.get('text', '')))
@@ -411,8 +486,14 @@ class Units(object):
         if unit.shared.medium == FAILED:
             return
         unit.failure = why
-        log.error('unit %s (%s) FAILED: %s. Data that was acknowledged may be lost. Every command is refused until the disk '
-                  'was checked and "targetctl acknowledge %s" is given', unit.id, unit.lun.backing_store, unit.failure, unit.id)
+        log.error(
+            'unit %s (%s) FAILED: %s. Data that was acknowledged may be lost. Every command is refused until the disk '
+            'was checked and "targetctl acknowledge %s" is given',
+            unit.id,
+            unit.lun.backing_store,
+            unit.failure,
+            unit.id,
+        )
         self._apply_now(unit, transitions.medium_changed(unit.shared, FAILED))
 
     def change(self, unit, decision, done=lambda: None):
@@ -420,7 +501,8 @@ class Units(object):
         self._apply_now(unit, decision, done)
 
     def tell_progress(self, unit):
-        """Tell every nexus how far the operation is; nobody waits for that (0 is no message's number)."""
+        """Tell every nexus how far the operation is; nobody waits for that (0 is no message's
+        number)."""
         self._tell_all(unit, {'progress': unit.progress})
 
     def _tell_all(self, unit, words):
@@ -428,7 +510,8 @@ class Units(object):
             self.send(worker, dict(words, do='change', id=0, unit=unit.id), ())
 
     def noted(self, worker, message):
-        """A worker tells of an error of the medium, or of a self-test. Errors come in floods: they are passed on later."""
+        """A worker tells of an error of the medium, or of a self-test. Errors come in floods: they
+        are passed on later."""
         unit = self.by_id.get(message.get('unit'))
         nexus = dict(unit.audience()).get(worker) if unit is not None else None
         if nexus is None:
@@ -456,7 +539,8 @@ class Units(object):
         self._apply_now(unit, transitions.medium_changed(unit.shared, medium))
 
     def flush_all(self, errands, done):
-        """At the end: have everything made durable, by children; done([(unit, '' or why it is not)]), within FLUSH_SECONDS."""
+        """At the end: have everything made durable, by children; done([(unit, '' or why it is
+        not)]), within FLUSH_SECONDS."""
         units, results = list(self.by_id.values()), []
 
         def flushed(unit, answer):
@@ -464,17 +548,24 @@ class Units(object):
             results.append((unit, answer.why))
             if len(results) == len(units):
                 done(results)
+
         for unit in units:
             if unit.store.read_only or unit.store.kind not in ('file', 'block'):
                 flushed(unit, Answer({}, [], '', False))
             else:
-                errands.send(('flush', unit.id), functools.partial(flush, unit.store.descriptor),
-                             functools.partial(flushed, unit), [unit.store.descriptor], FLUSH_SECONDS)
+                errands.send(
+                    ('flush', unit.id),
+                    functools.partial(flush, unit.store.descriptor),
+                    functools.partial(flushed, unit),
+                    [unit.store.descriptor],
+                    FLUSH_SECONDS,
+                )
         if not units:
             done(results)
 
     def close_all(self):
-        """Let go of every store; but one that did not answer could keep us from ending, and is the kernel's to close."""
+        """Let go of every store; but one that did not answer could keep us from ending, and is the
+        kernel's to close."""
         if self.atomic is not None:
             self.atomic.is_over = True
         for unit in self.by_id.values():
@@ -502,8 +593,9 @@ def known_ports(unit):
 
 
 def with_descriptors(worker, units):
-    """(dicts, descriptors) of units for a message to this worker (None: a guest); each dict has the index of its descriptor,
-    and of the journal's where writes are atomic, in which a worker is granted a slot. Raises OSError."""
+    """(dicts, descriptors) of units for a message to this worker (None: a guest); each dict has the
+    index of its descriptor, and of the journal's where writes are atomic, in which a worker is
+    granted a slot. Raises OSError."""
     dicts, descriptors = [], []
     for unit in units:
         index = None
@@ -515,7 +607,11 @@ def with_descriptors(worker, units):
             slot = None
             if worker is not None:
                 slot = unit.slots[worker] = unit.atomic.grant()
-            dicts[-1]['atomic'] = {'descriptor': len(descriptors), 'slot': slot and slot.number, 'path': unit.atomic.path}
+            dicts[-1]['atomic'] = {
+                'descriptor': len(descriptors),
+                'slot': slot and slot.number,
+                'path': unit.atomic.path,
+            }
             descriptors.append(slot.descriptor if slot else unit.atomic.descriptor)
     return dicts, descriptors
 

@@ -1,9 +1,10 @@
 """ROD tokens, which are the server's: made in one session, good in every other (SPC-4, SBC-3).
 
-A token stands for byte ranges of a unit as long as nobody writes to them. Every worker that serves the unit knows the ranges
-(`watched`, told and acknowledged before the token is given out), and asks for its tokens to be revoked before it writes to
-them; so a unit without tokens pays nothing, and a token is never good for other bytes than it was made for. A worker that
-copies by a token asks again when it is done (`token-used`).
+A token stands for byte ranges of a unit as long as nobody writes to them. Every worker that serves
+the unit knows the ranges (`watched`, told and acknowledged before the token is given out), and asks
+for its tokens to be revoked before it writes to them; so a unit without tokens pays nothing, and a
+token is never good for other bytes than it was made for. A worker that copies by a token asks again
+when it is done (`token-used`).
 
 May import scsi.tokens, scsi.facts, scsi.sense. Tokens do not outlast the master.
 """
@@ -26,8 +27,9 @@ UNKNOWN, REVOKED, EXPIRED, DELETED = 0x04, 0x06, 0x07, 0x09  # ASCQ of 05/23
 
 
 class Rod(object):
-    """One token. digest: of it; head: what may be shown of it; ranges: [(offset, length)] bytes of the unit's store; users: the
-    workers that copy by it now, as often as they do; is_last: it is good no more when they are done."""
+    """One token. digest: of it; head: what may be shown of it; ranges: [(offset, length)] bytes of
+    the unit's store; users: the workers that copy by it now, as often as they do; is_last: it is
+    good no more when they are done."""
 
     def __init__(self, digest, head, unit, ranges, seconds):
         self.digest = digest
@@ -69,7 +71,8 @@ class Rods(object):
 
     def _populate(self, unit, worker, message, answer):
         ranges = [
-            (_number(offset, unit.store.size), _number(length, unit.store.size)) for offset, length in message['ranges']
+            (_number(offset, unit.store.size), _number(length, unit.store.size))
+            for offset, length in message['ranges']
         ]
         seconds = _number(message['seconds'], copy_manager.MAXIMUM_TIMEOUT)
         if not 0 < len(ranges) <= copy_manager.MAXIMUM_RANGES or any(
@@ -103,7 +106,9 @@ class Rods(object):
             try:
                 descriptors.append(for_reading(rod.store.descriptor))
             except OSError:
-                answer(Refusal(sam.CHECK_CONDITION, CheckCondition(HARDWARE_ERROR, 0x44, 0x00).sense()))
+                answer(
+                    Refusal(sam.CHECK_CONDITION, CheckCondition(HARDWARE_ERROR, 0x44, 0x00).sense())
+                )
                 return
         rod.users.append(worker)
         self._rods.move_to_end(rod.digest)
@@ -131,19 +136,26 @@ class Rods(object):
         answer(Refusal(sam.GOOD))
 
     def _revoke(self, unit, worker, message, answer):
-        offset, length = _number(message['offset'], unit.store.size), _number(message['length'], unit.store.size)
+        offset, length = (
+            _number(message['offset'], unit.store.size),
+            _number(message['length'], unit.store.size),
+        )
         self._end(
             [
                 rod
                 for rod in self._rods.values()
-                if rod.unit is unit and rod_tokens.touches(rod_tokens.union(rod.ranges), offset, length)
+                if rod.unit is unit
+                and rod_tokens.touches(rod_tokens.union(rod.ranges), offset, length)
             ],
             REVOKED,
         )
         answer(Refusal(sam.GOOD))
 
     def _list(self, unit, worker, message, answer):
-        answer(Refusal(sam.GOOD), {'tokens': [rod.head.hex() for rod in self._rods.values() if rod.unit is unit]})
+        answer(
+            Refusal(sam.GOOD),
+            {'tokens': [rod.head.hex() for rod in self._rods.values() if rod.unit is unit]},
+        )
 
     def _find(self, text):
         """(Rod, None) of a token in hex digits, or (None, the Refusal)."""
@@ -189,7 +201,9 @@ class Rods(object):
 
     def _watch(self, unit, done=None):
         """Tell the unit's workers which bytes tokens stand for; done() when all of them heed it."""
-        unit.watched = rod_tokens.union(r for rod in self._rods.values() if rod.unit is unit for r in rod.ranges)
+        unit.watched = rod_tokens.union(
+            r for rod in self._rods.values() if rod.unit is unit for r in rod.ranges
+        )
         self.units.tell(unit, {'watched': unit.watched}, done)
 
 

@@ -1,8 +1,9 @@
-"""Third-party copies that this nexus started at a unit, and what is told of them: 84h, the RECEIVE COPY commands. Pure.
+"""Third-party copies that this nexus started at a unit, and what is told of them: 84h, the RECEIVE
+COPY commands. Pure.
 
-A copy has a name, its LIST IDENTIFIER (8 bits with LID1, 32 with LID4 and tokens, SPC-4), which are two spaces. Its
-record lasts until the name is used again, or until RECEIVE COPY STATUS(LID1) has told that all went well; a session that
-ends takes its records with it.
+A copy has a name, its LIST IDENTIFIER (8 bits with LID1, 32 with LID4 and tokens, SPC-4), which are
+two spaces. Its record lasts until the name is used again, or until RECEIVE COPY STATUS(LID1) has
+told that all went well; a session that ends takes its records with it.
 """
 
 import struct
@@ -11,45 +12,64 @@ from targetd.scsi import sense
 from targetd.scsi.cdb import doubleword
 from targetd.scsi.spc import answer
 
-# The limits that VPD page 8Fh and RECEIVE COPY OPERATING PARAMETERS report, and that are obeyed. Lengths are bytes.
+# The limits that VPD page 8Fh and RECEIVE COPY OPERATING PARAMETERS report, and that are obeyed.
+# Lengths are bytes.
 MAXIMUM_CSCDS = 64
 MAXIMUM_SEGMENTS = 256
 MAXIMUM_DESCRIPTOR_LIST = 32 * (MAXIMUM_CSCDS + MAXIMUM_SEGMENTS)
 MAXIMUM_SEGMENT = 256 << 20
 MAXIMUM_COPIES = 255
 
-BLOCK_TO_BLOCK, VERIFY_CSCD, BLOCK_TO_BLOCK_OFFSET = 0x02, 0x07, 0x0A      # segment descriptors, SPC-4
-IDENTIFICATION_CSCD = 0xE4                                                # CSCD descriptor, SPC-4
+BLOCK_TO_BLOCK, VERIFY_CSCD, BLOCK_TO_BLOCK_OFFSET = 0x02, 0x07, 0x0A  # segment descriptors, SPC-4
+IDENTIFICATION_CSCD = 0xE4  # CSCD descriptor, SPC-4
 DESCRIPTOR_TYPES = (BLOCK_TO_BLOCK, VERIFY_CSCD, BLOCK_TO_BLOCK_OFFSET, IDENTIFICATION_CSCD)
 
 # The same of tokens. 256 MiB is the most that Windows asks for, 64 MiB what it asks for by itself.
 MAXIMUM_RANGES = 64
-MAXIMUM_TRANSFER = 256 << 20                      # bytes
-OPTIMAL_TRANSFER = 64 << 20                       # bytes
-DEFAULT_TIMEOUT, MAXIMUM_TIMEOUT = 60, 600        # seconds without use, after which a token is forgotten
+MAXIMUM_TRANSFER = 256 << 20  # bytes
+OPTIMAL_TRANSFER = 64 << 20  # bytes
+DEFAULT_TIMEOUT, MAXIMUM_TIMEOUT = 60, 600  # seconds without use, after which a token is forgotten
 
-# ROD types, SPC-4 table 103: point in time copies, that a change of the data revokes; by default; of whatever kind; zeroes.
-VULNERABLE, DEFAULT_POINT_IN_TIME, ANY_POINT_IN_TIME, BLOCK_ZERO = 0x00800001, 0x00800000, 0x0080FFFF, 0xFFFF0001
-MADE_FOR = (DEFAULT_POINT_IN_TIME, VULNERABLE, ANY_POINT_IN_TIME)      # that may be asked for: a VULNERABLE one is made
+# ROD types, SPC-4 table 103: point in time copies, that a change of the data revokes; by default;
+# of whatever kind; zeroes.
+VULNERABLE, DEFAULT_POINT_IN_TIME, ANY_POINT_IN_TIME, BLOCK_ZERO = (
+    0x00800001,
+    0x00800000,
+    0x0080FFFF,
+    0xFFFF0001,
+)
+# that may be asked for: a VULNERABLE one is made
+MADE_FOR = (DEFAULT_POINT_IN_TIME, VULNERABLE, ANY_POINT_IN_TIME)
 
-LID1 = 0x00                                       # service action of EXTENDED COPY(LID1)
+LID1 = 0x00  # service action of EXTENDED COPY(LID1)
 
 # COPY OPERATION STATUS, SPC-4 table 248
 DONE, FAILED, DONE_IN_PART, RUNNING, TERMINATED = 0x01, 0x02, 0x03, 0x11, 0x60
 
-IN_BLOCKS = 0xF1                                  # TRANSFER COUNT UNITS, SPC-4 table 249
-UNITS = (0, 10, 20, 30, 40)                       # its other codes: powers of two, in bytes
+IN_BLOCKS = 0xF1  # TRANSFER COUNT UNITS, SPC-4 table 249
+UNITS = (0, 10, 20, 30, 40)  # its other codes: powers of two, in bytes
 NO_ESTIMATE = 0xFFFFFFFF
 TOKEN_DESCRIPTOR_LENGTH = 514
 
 
 class Copy(object):
-    """One copy. service_action: of the 83h command; list_identifier: int; transferred: bytes; segments: how many are done;
-    sense: what ended it, fixed format, or b''; token: the ROD token that it made, or None; block_size: bytes, of the unit that
-    was asked; stopped: set from another thread, the copy ends at its next step."""
+    """One copy. service_action: of the 83h command; list_identifier: int; transferred: bytes;
+    segments: how many are done; sense: what ended it, fixed format, or b''; token: the ROD token
+    that it made, or None; block_size: bytes, of the unit that was asked; stopped: set from another
+    thread, the copy ends at its next step."""
 
-    __slots__ = ('service_action', 'list_identifier', 'state', 'transferred', 'segments', 'steps', 'sense', 'token',
-                 'block_size', 'stopped')
+    __slots__ = (
+        'service_action',
+        'list_identifier',
+        'state',
+        'transferred',
+        'segments',
+        'steps',
+        'sense',
+        'token',
+        'block_size',
+        'stopped',
+    )
 
     def __init__(self, service_action, list_identifier, block_size):
         self.service_action = service_action
@@ -73,8 +93,9 @@ class Copy(object):
 
 
 class Writing(object):
-    """A context manager: a copy writes these bytes of a unit. They stand in its `under_way`, so that tokens that are made for
-    them meanwhile are not good; those that are there are revoked. Raises CheckCondition. Executor threads."""
+    """A context manager: a copy writes these bytes of a unit. They stand in its `under_way`, so
+    that tokens that are made for them meanwhile are not good; those that are there are revoked.
+    Raises CheckCondition. Executor threads."""
 
     __slots__ = ('_unit', '_range')
 
@@ -83,7 +104,8 @@ class Writing(object):
         self._range = [offset, length]
 
     def __enter__(self):
-        self._unit.under_way.append(self._range)     # before `watched` is looked at: one of two threads sees the other's change
+        # before `watched` is looked at: one of two threads sees the other's change
+        self._unit.under_way.append(self._range)
         try:
             self._unit.before_write(*self._range)
         except BaseException:
@@ -99,11 +121,11 @@ class Copies(object):
     """Of one unit and one nexus. Any thread: every step is one operation on the dict."""
 
     def __init__(self):
-        self._named = {}                          # (is LID1, list identifier) -> Copy
+        self._named = {}  # (is LID1, list identifier) -> Copy
 
     def begin(self, copy):
-        """Take the copy in; a finished one of that name goes. Raises CheckCondition while one of that name runs (05/00/16) and
-        when too many run (05/55/03)."""
+        """Take the copy in; a finished one of that name goes. Raises CheckCondition while one of
+        that name runs (05/00/16) and when too many run (05/55/03)."""
         key = copy.service_action == LID1, copy.list_identifier
         before = self._named.get(key)
         if before is not None and before.state == RUNNING:
@@ -116,7 +138,8 @@ class Copies(object):
         self._named[key] = copy
 
     def find(self, is_lid1, list_identifier, offset=2):
-        """The Copy of that name. Raises CheckCondition 05/24/00 (offset: where the name stands in the CDB) if there is none."""
+        """The Copy of that name. Raises CheckCondition 05/24/00 (offset: where the name stands in
+        the CDB) if there is none."""
         copy = self._named.get((is_lid1, list_identifier))
         if copy is None:
             raise sense.invalid_field_in_cdb(offset)
@@ -130,7 +153,8 @@ class Copies(object):
 
 
 def count_in_units(length):
-    """(TRANSFER COUNT UNITS code, count) of so many bytes, in the smallest unit whose count fits 32 bits."""
+    """(TRANSFER COUNT UNITS code, count) of so many bytes, in the smallest unit whose count fits 32
+    bits."""
     for code, shift in enumerate(UNITS):
         if length >> shift <= 0xFFFFFFFF:
             break
@@ -139,6 +163,7 @@ def count_in_units(length):
 
 # -- LID1 ------------------------------------------------------------------------------------------------------------------
 
+
 def receive_status_lid1(unit, task):
     """RECEIVE COPY STATUS(LID1), SPC-4 6.25."""
     copy = unit.copies.find(True, task.cdb[2])
@@ -146,11 +171,14 @@ def receive_status_lid1(unit, task):
     code, count = count_in_units(copy.transferred)
     if copy.state == DONE:
         unit.copies.forget(copy)
-    answer(task, struct.pack('>IBHBI', 8, state, copy.segments, code, count), doubleword(task.cdb, 10))
+    answer(
+        task, struct.pack('>IBHBI', 8, state, copy.segments, code, count), doubleword(task.cdb, 10)
+    )
 
 
 def receive_data_lid1(unit, task):
-    """RECEIVE COPY DATA(LID1), SPC-4 6.21: no segment that is offered here holds data, so there are none."""
+    """RECEIVE COPY DATA(LID1), SPC-4 6.21: no segment that is offered here holds data, so there are
+    none."""
     copy = unit.copies.find(True, task.cdb[2])
     if copy.state == RUNNING:
         raise sense.invalid_field_in_cdb(2)
@@ -158,14 +186,31 @@ def receive_data_lid1(unit, task):
 
 
 def receive_operating_parameters(unit, task):
-    """RECEIVE COPY OPERATING PARAMETERS, SPC-4 6.23. SNLID: a copy may do without a list identifier."""
-    data = struct.pack('>B3xHHIIIII2xHBBBB3xB', 0x01, MAXIMUM_CSCDS, MAXIMUM_SEGMENTS, MAXIMUM_DESCRIPTOR_LIST, MAXIMUM_SEGMENT,
-                       0, 0, 0, MAXIMUM_COPIES, MAXIMUM_COPIES, 9, 0, 0, len(DESCRIPTOR_TYPES)) + bytes(DESCRIPTOR_TYPES)
+    """RECEIVE COPY OPERATING PARAMETERS, SPC-4 6.23. SNLID: a copy may do without a list
+    identifier."""
+    data = struct.pack(
+        '>B3xHHIIIII2xHBBBB3xB',
+        0x01,
+        MAXIMUM_CSCDS,
+        MAXIMUM_SEGMENTS,
+        MAXIMUM_DESCRIPTOR_LIST,
+        MAXIMUM_SEGMENT,
+        0,
+        0,
+        0,
+        MAXIMUM_COPIES,
+        MAXIMUM_COPIES,
+        9,
+        0,
+        0,
+        len(DESCRIPTOR_TYPES),
+    ) + bytes(DESCRIPTOR_TYPES)
     answer(task, struct.pack('>I', len(data)) + data, doubleword(task.cdb, 10))
 
 
 def receive_failure_details(unit, task):
-    """RECEIVE COPY FAILURE DETAILS(LID1), SPC-4 6.22: the sense data of a copy that failed; 0 bytes of one that did not."""
+    """RECEIVE COPY FAILURE DETAILS(LID1), SPC-4 6.22: the sense data of a copy that failed; 0 bytes
+    of one that did not."""
     copy = unit.copies.find(True, task.cdb[2])
     if copy.state == RUNNING:
         raise sense.invalid_field_in_cdb(2)
@@ -177,6 +222,7 @@ def receive_failure_details(unit, task):
 
 # -- LID4 ------------------------------------------------------------------------------------------------------------------
 
+
 def _status(copy, in_blocks, following=b''):
     """Parameter data of 84/05 and 84/07, SPC-4 6.24, 6.28: 32 bytes, the sense data, `following`."""
     if in_blocks:
@@ -184,8 +230,19 @@ def _status(copy, in_blocks, following=b''):
     else:
         units, count = 0, copy.transferred
     length = len(copy.sense)
-    head = struct.pack('>BBHIBBBBQH6x', copy.service_action, copy.state, copy.steps, NO_ESTIMATE, 0, length, length, units,
-                       count, copy.segments)
+    head = struct.pack(
+        '>BBHIBBBBQH6x',
+        copy.service_action,
+        copy.state,
+        copy.steps,
+        NO_ESTIMATE,
+        0,
+        length,
+        length,
+        units,
+        count,
+        copy.segments,
+    )
     data = head + copy.sense + following
     return struct.pack('>I', len(data)) + data
 
@@ -203,7 +260,8 @@ def receive_data_lid4(unit, task):
 
 
 def receive_token_information(unit, task):
-    """RECEIVE ROD TOKEN INFORMATION, SPC-4 6.28, SBC-3 5.22: counts in blocks; the token once POPULATE TOKEN is done."""
+    """RECEIVE ROD TOKEN INFORMATION, SPC-4 6.28, SBC-3 5.22: counts in blocks; the token once
+    POPULATE TOKEN is done."""
     copy = unit.copies.find(False, doubleword(task.cdb, 2))
     tokens = struct.pack('>I', 0)
     if copy.token is not None:
@@ -212,7 +270,8 @@ def receive_token_information(unit, task):
 
 
 def abort(unit, task):
-    """COPY OPERATION ABORT, SPC-4 6.3: the copy ends at its next step, its own command with COPY ABORTED."""
+    """COPY OPERATION ABORT, SPC-4 6.3: the copy ends at its next step, its own command with COPY
+    ABORTED."""
     copy = unit.copies.find(False, doubleword(task.cdb, 2))
     copy.stopped = True
     task.run = done

@@ -1,13 +1,16 @@
-"""EXTENDED COPY (SPC-4 6.4, 6.5): data goes from unit to unit of this server, and no initiator carries it. Pure.
+"""EXTENDED COPY (SPC-4 6.4, 6.5): data goes from unit to unit of this server, and no initiator
+carries it. Pure.
 
-A parameter list names the ends (CSCD descriptors, by the designators of VPD page 83h) and says what goes where (segment
-descriptors). Everything about the list is checked before anything moves, 05/26; what is wrong with a segment or with one of
-its ends is 0A (COPY ABORTED), with the segment's number and, where a store or a reservation refused, what that end said.
+A parameter list names the ends (CSCD descriptors, by the designators of VPD page 83h) and says what
+goes where (segment descriptors). Everything about the list is checked before anything moves, 05/26;
+what is wrong with a segment or with one of its ends is 0A (COPY ABORTED), with the segment's number
+and, where a store or a reservation refused, what that end said.
 
-The copy manager acts for the nexus that asks: it reaches the units of its target, and those of the server's other targets to
-which its initiator may log in (`reach`). A reservation of another nexus stops it at either end as it would stop a READ or a
-WRITE; what ends the tasks at one of the ends (a reset, a preemption with abort, a sanitize) ends the copy, with COPY ABORTED.
-IMMED is taken, and the status comes when the copy is done.
+The copy manager acts for the nexus that asks: it reaches the units of its target, and those of the
+server's other targets to which its initiator may log in (`reach`). A reservation of another nexus
+stops it at either end as it would stop a READ or a WRITE; what ends the tasks at one of the ends (a
+reset, a preemption with abort, a sanitize) ends the copy, with COPY ABORTED. IMMED is taken, and
+the status comes when the copy is done.
 """
 
 import struct
@@ -18,39 +21,59 @@ from targetd.scsi.cdb import doubleword, word
 from targetd.scsi.copy import copy_manager
 from targetd.scsi.reservations import READ, WRITE, conflicts
 from targetd.scsi.sam import CHECK_CONDITION, RESERVATION_CONFLICT, WOULD_BLOCK
-from targetd.scsi.sense import COPY_ABORTED, HARDWARE_ERROR, CheckCondition, CopyFailure, StatusReturned
+from targetd.scsi.sense import (
+    COPY_ABORTED,
+    HARDWARE_ERROR,
+    CheckCondition,
+    CopyFailure,
+    StatusReturned,
+)
 
-STEP = 16 << 20                   # bytes that one call of the store copies; between two of them a copy can be stopped
+# bytes that one call of the store copies; between two of them a copy can be stopped
+STEP = 16 << 20
 CSCD_LENGTH = 32
-OWN_UNIT = 0xFFFF                 # CSCD descriptor ID: the unit that was asked, SPC-4 table 128
+OWN_UNIT = 0xFFFF  # CSCD descriptor ID: the unit that was asked, SPC-4 table 128
 PLAIN_CDB = bytes(16)
-DISK = 0x00                       # PERIPHERAL DEVICE TYPE
-NAME_IS_KEPT = (0x00, 0x10)       # LIST ID USAGE 00b, 10b
-NAMELESS = 0x18                   # LIST ID USAGE 11b
+DISK = 0x00  # PERIPHERAL DEVICE TYPE
+NAME_IS_KEPT = (0x00, 0x10)  # LIST ID USAGE 00b, 10b
+NAMELESS = 0x18  # LIST ID USAGE 11b
 
 Segment = namedtuple('Segment', 'number offset body')
 List = namedtuple('List', 'list_identifier is_named cscds cscds_at segments')
 
-SEGMENT_LENGTHS = {copy_manager.BLOCK_TO_BLOCK: 28, copy_manager.VERIFY_CSCD: 12, copy_manager.BLOCK_TO_BLOCK_OFFSET: 32}
+SEGMENT_LENGTHS = {
+    copy_manager.BLOCK_TO_BLOCK: 28,
+    copy_manager.VERIFY_CSCD: 12,
+    copy_manager.BLOCK_TO_BLOCK_OFFSET: 32,
+}
 
 
 # -- the parameter list ------------------------------------------------------------------------------------------------------
 
+
 def parse(data, is_lid1):
-    """The List of an EXTENDED COPY. Raises CheckCondition 05/1A/00 where it is cut, 05/26 where it is wrong."""
+    """The List of an EXTENDED COPY. Raises CheckCondition 05/1A/00 where it is cut, 05/26 where it
+    is wrong."""
     if len(data) < (16 if is_lid1 else 48):
         raise sense.parameter_list_length_error()
     if is_lid1:
-        list_identifier, usage, cscd_length, segment_length, inline_length = struct.unpack_from('>BBH4xII', data)
+        list_identifier, usage, cscd_length, segment_length, inline_length = struct.unpack_from(
+            '>BBH4xII', data
+        )
         at, usage_at = 16, 1
     else:
         _check_lid4_header(data)
-        usage, (list_identifier, cscd_length, segment_length, inline_length) = data[1], struct.unpack_from('>I18xHHH', data, 20)
+        usage, (list_identifier, cscd_length, segment_length, inline_length) = (
+            data[1],
+            struct.unpack_from('>I18xHHH', data, 20),
+        )
         at, usage_at = 48, 1
     if cscd_length + segment_length > copy_manager.MAXIMUM_DESCRIPTOR_LIST:
         raise sense.parameter_list_length_error()
     if inline_length:
-        raise CheckCondition(sense.ILLEGAL_REQUEST, 0x26, 0x0B, field=(at - 4 if is_lid1 else at - 2, None, False))
+        raise CheckCondition(
+            sense.ILLEGAL_REQUEST, 0x26, 0x0B, field=(at - 4 if is_lid1 else at - 2, None, False)
+        )
     if len(data) < at + cscd_length + segment_length:
         raise sense.parameter_list_length_error()
     is_named = _is_named(usage & 0x18, list_identifier, usage_at, 0 if is_lid1 else 20)
@@ -64,7 +87,7 @@ def _check_lid4_header(data):
         raise sense.invalid_field_in_parameter_list(0)
     if word(data, 2) != 0x20:
         raise sense.invalid_field_in_parameter_list(2)
-    if data[15] & 0x02:                            # G_SENSE: sense data beside GOOD, which is not offered
+    if data[15] & 0x02:  # G_SENSE: sense data beside GOOD, which is not offered
         raise sense.invalid_field_in_parameter_list(15, 1)
     if data[16] != 0xFF:
         raise sense.invalid_field_in_parameter_list(16)
@@ -85,10 +108,12 @@ def _cscds(data, at, length, length_at):
         raise sense.invalid_field_in_parameter_list(length_at)
     if length > CSCD_LENGTH * copy_manager.MAXIMUM_CSCDS:
         raise CheckCondition(sense.ILLEGAL_REQUEST, 0x26, 0x06, field=(length_at, None, False))
-    cscds = [data[n:n + CSCD_LENGTH] for n in range(at, at + length, CSCD_LENGTH)]
+    cscds = [data[n : n + CSCD_LENGTH] for n in range(at, at + length, CSCD_LENGTH)]
     for number, cscd in enumerate(cscds):
         if cscd[0] != copy_manager.IDENTIFICATION_CSCD:
-            raise CheckCondition(sense.ILLEGAL_REQUEST, 0x26, 0x07, field=(at + number * CSCD_LENGTH, None, False))
+            raise CheckCondition(
+                sense.ILLEGAL_REQUEST, 0x26, 0x07, field=(at + number * CSCD_LENGTH, None, False)
+            )
     return cscds
 
 
@@ -103,17 +128,22 @@ def _segments(data, at, length):
             raise sense.parameter_list_length_error()
         if word(data, at + 2) != SEGMENT_LENGTHS[data[at]] - 4:
             raise sense.invalid_field_in_parameter_list(at + 2)
-        segments.append(Segment(len(segments), at, data[at:at + SEGMENT_LENGTHS[data[at]]]))
+        segments.append(Segment(len(segments), at, data[at : at + SEGMENT_LENGTHS[data[at]]]))
         at += SEGMENT_LENGTHS[data[at]]
     return segments
 
 
 # -- the command -------------------------------------------------------------------------------------------------------------
 
+
 def extended_copy(unit, task):
-    """EXTENDED COPY(LID1), SPC-4 6.5, and (LID4), 6.4. A list of no bytes is no error and copies nothing."""
+    """EXTENDED COPY(LID1), SPC-4 6.5, and (LID4), 6.4. A list of no bytes is no error and copies
+    nothing."""
     length = doubleword(task.cdb, 10)
-    if length > 48 + copy_manager.MAXIMUM_DESCRIPTOR_LIST + CSCD_LENGTH * copy_manager.MAXIMUM_CSCDS:
+    if (
+        length
+        > 48 + copy_manager.MAXIMUM_DESCRIPTOR_LIST + CSCD_LENGTH * copy_manager.MAXIMUM_CSCDS
+    ):
         raise sense.parameter_list_length_error()
     task.length = task.data_out_length = length
     task.run, task.run_blocking = (_begin, _run) if length else (copy_manager.done, None)
@@ -121,7 +151,7 @@ def extended_copy(unit, task):
 
 def _begin(task):
     """Connection thread: what can be said without waiting is said."""
-    unit, data = task.unit, bytes(task.data_out or b'')[:task.length]
+    unit, data = task.unit, bytes(task.data_out or b'')[: task.length]
     if len(data) < task.length:
         raise sense.parameter_list_length_error()
     service_action = task.cdb[1] & 0x1F
@@ -141,7 +171,8 @@ def _run(task):
 
 
 def carry_out(task, copy, work):
-    """Run the work of a copy; however it ends, its record says so. Gives None; raises what work() raises."""
+    """Run the work of a copy; however it ends, its record says so. Gives None; raises what work()
+    raises."""
     try:
         work()
     except CheckCondition as e:
@@ -150,7 +181,7 @@ def carry_out(task, copy, work):
     except StatusReturned:
         copy.end(copy_manager.FAILED)
         raise
-    except Exception:                              # a defect of ours, which is met, and logged, further up
+    except Exception:  # a defect of ours, which is met, and logged, further up
         copy.end(copy_manager.FAILED, CheckCondition(HARDWARE_ERROR, 0x44, 0x00).sense())
         raise
     if copy.state == copy_manager.RUNNING:
@@ -167,9 +198,10 @@ def _run_segments(task, wanted, copy, ends):
 
 # -- the ends ----------------------------------------------------------------------------------------------------------------
 
+
 class NoReach(object):
-    """The `reach` of a unit whose owner gave it none: beyond the unit's own target there is nothing. worker.reach has another.
-    Executor threads."""
+    """The `reach` of a unit whose owner gave it none: beyond the unit's own target there is
+    nothing. worker.reach has another. Executor threads."""
 
     @staticmethod
     def find(code_set, kind, designator):
@@ -178,7 +210,8 @@ class NoReach(object):
 
     @staticmethod
     def enter(unit, copy):
-        """The copy uses this unit besides the one that was asked: `copy.stopped` is set when tasks at the unit are ended."""
+        """The copy uses this unit besides the one that was asked: `copy.stopped` is set when tasks
+        at the unit are ended."""
 
     @staticmethod
     def leave(unit, copy):
@@ -186,15 +219,17 @@ class NoReach(object):
 
 
 class Ends(object):
-    """A context manager: the units that one copy uses besides `unit`, which was asked. Executor thread."""
+    """A context manager: the units that one copy uses besides `unit`, which was asked. Executor
+    thread."""
 
     def __init__(self, unit, copy):
         self._unit = unit
         self._copy = copy
-        self._found = {}                           # (code set, kind, designator) -> LogicalUnit
+        self._found = {}  # (code set, kind, designator) -> LogicalUnit
 
     def find(self, *named):
-        """The LogicalUnit that is named so, or None. named: code set, ASSOCIATION and type, designator."""
+        """The LogicalUnit that is named so, or None. named: code set, ASSOCIATION and type,
+        designator."""
         unit = self._found.get(named)
         if unit is None:
             unit = unit_named(self._unit.device, *named) or self._unit.reach.find(*named)
@@ -212,8 +247,13 @@ class Ends(object):
 
 
 def _failed(segment, asc, ascq, field=None):
-    return CheckCondition(COPY_ABORTED, asc, ascq, field=None if field is None else (field, None, True),
-                          copy=CopyFailure(segment.number))
+    return CheckCondition(
+        COPY_ABORTED,
+        asc,
+        ascq,
+        field=None if field is None else (field, None, True),
+        copy=CopyFailure(segment.number),
+    )
 
 
 def forwarded(number, is_source, said):
@@ -226,7 +266,8 @@ def forwarded(number, is_source, said):
 
 
 def _end(task, wanted, segment, ends, field):
-    """(LogicalUnit, PAD) of the CSCD whose ID stands at byte `field` of the segment. Raises CheckCondition."""
+    """(LogicalUnit, PAD) of the CSCD whose ID stands at byte `field` of the segment. Raises
+    CheckCondition."""
     number = word(segment.body, field)
     if number == OWN_UNIT:
         return task.unit, False
@@ -235,24 +276,31 @@ def _end(task, wanted, segment, ends, field):
     cscd = wanted.cscds[number]
     if cscd[1] & 0x1F != DISK:
         raise _failed(segment, 0x0D, 0x03, field)
-    unit = ends.find(cscd[4] & 0x0F, cscd[5] & 0x3F, bytes(cscd[8:8 + min(cscd[7], 20)]))
+    unit = ends.find(cscd[4] & 0x0F, cscd[5] & 0x3F, bytes(cscd[8 : 8 + min(cscd[7], 20)]))
     if unit is None:
         raise _failed(segment, 0x0D, 0x02, field)
     block_size = int.from_bytes(cscd[29:32], 'big')
     if block_size not in (0, unit.block_size):
-        raise CheckCondition(COPY_ABORTED, 0x26, 0x00, copy=CopyFailure(segment.number),
-                             field=(wanted.cscds_at + number * CSCD_LENGTH + 29, None, False))
+        raise CheckCondition(
+            COPY_ABORTED,
+            0x26,
+            0x00,
+            copy=CopyFailure(segment.number),
+            field=(wanted.cscds_at + number * CSCD_LENGTH + 29, None, False),
+        )
     return unit, bool(cscd[28] & 0x04)
 
 
 def is_named(facts, code_set, kind, designator):
     """Is this a designator of the unit with these facts, and may the unit be copied from and to?"""
-    return facts.third_party_copy and (code_set, kind, bytes(designator)) in vpd.unit_designators(facts)
+    return facts.third_party_copy and (code_set, kind, bytes(designator)) in vpd.unit_designators(
+        facts
+    )
 
 
 def unit_named(device, code_set, kind, designator):
-    """The unit of the device that has this designator among those of VPD page 83h, or None, also where it is not to be copied
-    from or to. kind: ASSOCIATION and type."""
+    """The unit of the device that has this designator among those of VPD page 83h, or None, also
+    where it is not to be copied from or to. kind: ASSOCIATION and type."""
     for unit in list(device.luns.values()):
         if is_named(unit.facts, code_set, kind, designator):
             return unit
@@ -283,9 +331,12 @@ def require_writable(unit, number, cdb=PLAIN_CDB):
 
 # -- segments ----------------------------------------------------------------------------------------------------------------
 
+
 def _block_to_block(task, wanted, copy, segment, ends):
     """02h, SPC-4: the blocks are those of the source, with DC those of the destination."""
-    (source, source_pads), (unit, pads) = [_end(task, wanted, segment, ends, field) for field in (4, 6)]
+    (source, source_pads), (unit, pads) = [
+        _end(task, wanted, segment, ends, field) for field in (4, 6)
+    ]
     blocks, source_lba, lba = struct.unpack_from('>HQQ', segment.body, 10)
     count = blocks * (unit if segment.body[1] & 0x02 else source).block_size
     offset = lba * unit.block_size
@@ -296,7 +347,9 @@ def _block_to_block(task, wanted, copy, segment, ends):
         count, padding = count - count % unit.block_size, 0
     if count % source.block_size and not source_pads:
         raise _failed(segment, 0x26, 0x0A, 10)
-    _copy_segment(task, copy, segment, source, source_lba * source.block_size, unit, offset, count, padding)
+    _copy_segment(
+        task, copy, segment, source, source_lba * source.block_size, unit, offset, count, padding
+    )
 
 
 def _block_to_block_offset(task, wanted, copy, segment, ends):
@@ -307,8 +360,17 @@ def _block_to_block_offset(task, wanted, copy, segment, ends):
         raise _failed(segment, 0x26, 0x00, 28)
     if byte >= unit.block_size:
         raise _failed(segment, 0x26, 0x00, 30)
-    _copy_segment(task, copy, segment, source, source_lba * source.block_size + source_byte, unit,
-                  lba * unit.block_size + byte, count, 0)
+    _copy_segment(
+        task,
+        copy,
+        segment,
+        source,
+        source_lba * source.block_size + source_byte,
+        unit,
+        lba * unit.block_size + byte,
+        count,
+        0,
+    )
 
 
 def _copy_segment(task, copy, segment, source, source_offset, unit, offset, count, padding):
@@ -342,14 +404,19 @@ def _verify_cscd(task, wanted, copy, segment, ends):
         require_readable(unit, segment.number)
 
 
-_SEGMENTS = {copy_manager.BLOCK_TO_BLOCK: _block_to_block, copy_manager.VERIFY_CSCD: _verify_cscd,
-             copy_manager.BLOCK_TO_BLOCK_OFFSET: _block_to_block_offset}
+_SEGMENTS = {
+    copy_manager.BLOCK_TO_BLOCK: _block_to_block,
+    copy_manager.VERIFY_CSCD: _verify_cscd,
+    copy_manager.BLOCK_TO_BLOCK_OFFSET: _block_to_block_offset,
+}
 
 
 # -- moving ------------------------------------------------------------------------------------------------------------------
 
+
 def steps(source_offset, offset, count, overlaps):
-    """[(source offset, offset, length)] that make up a copy; from the end where the ranges overlap and it is needed."""
+    """[(source offset, offset, length)] that make up a copy; from the end where the ranges overlap
+    and it is needed."""
     found = [(source_offset + n, offset + n, min(STEP, count - n)) for n in range(0, count, STEP)]
     if overlaps and source_offset < offset < source_offset + count:
         found.reverse()
@@ -357,14 +424,14 @@ def steps(source_offset, offset, count, overlaps):
 
 
 def move(task, copy, store, source_offset, unit, offset, count, number, source=None):
-    """Copy bytes from a store into a unit, in steps; stops where the task or the copy was ended. source: the LogicalUnit the
-    store is of, or None. Raises CheckCondition COPY ABORTED."""
+    """Copy bytes from a store into a unit, in steps; stops where the task or the copy was ended.
+    source: the LogicalUnit the store is of, or None. Raises CheckCondition COPY ABORTED."""
     for start, at, length in steps(source_offset, offset, count, store is unit.store):
         if copy.stopped:
             raise CheckCondition(COPY_ABORTED, 0x00, 0x00, copy=CopyFailure(number))
         if task.aborted:
             return
-        if source is not None:                     # each step, as if it were a READ and a WRITE
+        if source is not None:  # each step, as if it were a READ and a WRITE
             _require_both(source, unit, number)
         try:
             with copy_manager.Writing(unit, at, length):

@@ -1,10 +1,12 @@
-"""Copying by token, which Windows calls offloaded data transfer: POPULATE TOKEN, WRITE USING TOKEN. Pure.
+"""Copying by token, which Windows calls offloaded data transfer: POPULATE TOKEN, WRITE USING TOKEN.
+Pure.
 
-The tokens are the master's (unit.rods asks it, and waits: executor threads only), so that one that was made in one
-session is good in every other. While a unit has tokens it has `watched` ranges, and guard() stands before every command that
-writes: a write that touches a range revokes the tokens first, and then is done. A WRITE USING TOKEN asks at its end whether the
-token was good all the time; if not, it fails, whatever it has written. IMMED is taken, and the status comes when the copy is
-done.
+The tokens are the master's (unit.rods asks it, and waits: executor threads only), so that one that
+was made in one session is good in every other. While a unit has tokens it has `watched` ranges, and
+guard() stands before every command that writes: a write that touches a range revokes the tokens
+first, and then is done. A WRITE USING TOKEN asks at its end whether the token was good all the
+time; if not, it fails, whatever it has written. IMMED is taken, and the status comes when the copy
+is done.
 """
 
 import struct
@@ -23,11 +25,20 @@ from targetd.scsi.sense import (
 
 #: Bytes; more than is taken, so that a list of too many ranges is told so (05/26/08).
 LONGEST_LIST = 536 + 4 * copy_manager.MAXIMUM_RANGES * rod_tokens.RANGE.size
-ZERO_STEP = 64 << 20              # bytes zeroed by one call of the store
+ZERO_STEP = 64 << 20  # bytes zeroed by one call of the store
 
-#: Commands whose admission says exactly, in task.offset and task.length, what they will write at most.
-EXACT = frozenset(('sbc.write', 'sbc.write_and_verify', 'provisioning.write_same', 'atomic.compare_and_write', 'atomic.orwrite',
-                   'atomic.write_atomic'))
+#: Commands whose admission says exactly, in task.offset and task.length, what they will write at
+#: most.
+EXACT = frozenset(
+    (
+        'sbc.write',
+        'sbc.write_and_verify',
+        'provisioning.write_same',
+        'atomic.compare_and_write',
+        'atomic.orwrite',
+        'atomic.write_atomic',
+    )
+)
 
 
 def would_block(task):
@@ -36,7 +47,8 @@ def would_block(task):
 
 
 def written(unit, row, task):
-    """(offset, length) of what an admitted command of this row may write; None: nothing, or it heeds tokens by itself."""
+    """(offset, length) of what an admitted command of this row may write; None: nothing, or it
+    heeds tokens by itself."""
     if not row.writes or row.function == 'rods.write_using_token':
         return None
     if row.function in EXACT:
@@ -55,11 +67,12 @@ def guard(unit, row, task):
         unit.before_write(offset, length)
         result = run(task)
         return run_blocking(task) if result is WOULD_BLOCK else result
+
     task.run, task.run_blocking = would_block, run_guarded
 
 
 def _take_list(task):
-    data = bytes(task.data_out or b'')[:task.length]
+    data = bytes(task.data_out or b'')[: task.length]
     if len(data) < task.length:
         raise parameter_list_length_error()
     return data
@@ -81,7 +94,9 @@ def _begin(task):
 def populate_token(unit, task):
     """POPULATE TOKEN, SBC-3 5.7. A list of no bytes is no error and makes no token."""
     _expect_list(task, 16)
-    task.run, task.run_blocking = (_begin_populate, _run_populate) if task.length else (copy_manager.done, None)
+    task.run, task.run_blocking = (
+        (_begin_populate, _run_populate) if task.length else (copy_manager.done, None)
+    )
 
 
 def _begin_populate(task):
@@ -98,13 +113,16 @@ def _run_populate(task):
     def work():
         copy.token = task.unit.rods.populate(ranges, seconds)
         copy.moved(rod_tokens.total(ranges))
+
     return carry_out(task, copy, work)
 
 
 def write_using_token(unit, task):
     """WRITE USING TOKEN, SBC-3 5.46."""
     _expect_list(task, 536)
-    task.run, task.run_blocking = (_begin_write, _run_write) if task.length else (copy_manager.done, None)
+    task.run, task.run_blocking = (
+        (_begin_write, _run_write) if task.length else (copy_manager.done, None)
+    )
 
 
 def _begin_write(task):
@@ -176,12 +194,13 @@ def _make_durable(task, ranges):
 
 
 def report_all_tokens(unit, task):
-    """REPORT ALL ROD TOKENS, SPC-4 6.31: the management part of the tokens that stand for data of this unit; not the secret."""
+    """REPORT ALL ROD TOKENS, SPC-4 6.31: the management part of the tokens that stand for data of
+    this unit; not the secret."""
     task.run, task.run_blocking = would_block, _run_report
     task.length = 0
 
 
 def _run_report(task):
     """Executor thread."""
-    heads = b''.join(head[:rod_tokens.MANAGED_LENGTH] for head in task.unit.rods.tokens())
-    return (struct.pack('>I4x', 4 + len(heads)) + heads)[:doubleword(task.cdb, 10)]
+    heads = b''.join(head[: rod_tokens.MANAGED_LENGTH] for head in task.unit.rods.tokens())
+    return (struct.pack('>I4x', 4 + len(heads)) + heads)[: doubleword(task.cdb, 10)]

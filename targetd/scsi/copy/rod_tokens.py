@@ -1,9 +1,11 @@
-"""ROD tokens: 512 bytes that stand for blocks of a unit, and how Windows copies by them (ODX). Pure.
+"""ROD tokens: 512 bytes that stand for blocks of a unit, and how Windows copies by them (ODX).
+Pure.
 
-A token of ours is a point in time copy that is vulnerable to change (SPC-4 table 103, ROD type 0080 0001h): as long as it is
-good it stands for the very bytes that were there when it was made, and the first write to any of them revokes it. Nothing is
-copied when it is made. The block zero token stands for as many zeroes as one likes, and nobody has to make it.
-The token tells nothing that a key is made of but its last 64 bytes, which are random: who has them has been given them.
+A token of ours is a point in time copy that is vulnerable to change (SPC-4 table 103, ROD type 0080
+0001h): as long as it is good it stands for the very bytes that were there when it was made, and the
+first write to any of them revokes it. Nothing is copied when it is made. The block zero token
+stands for as many zeroes as one likes, and nobody has to make it. The token tells nothing that a
+key is made of but its last 64 bytes, which are random: who has them has been given them.
 """
 
 import struct
@@ -28,28 +30,44 @@ from targetd.scsi.sense import (
 
 TOKEN_LENGTH = 512
 SECRET_LENGTH = 64
-MANAGED_LENGTH = 96                          # of a token in REPORT ALL ROD TOKENS
+MANAGED_LENGTH = 96  # of a token in REPORT ALL ROD TOKENS
 
-HEADER = struct.Struct('>I2xH')              # ROD TYPE, ROD TOKEN LENGTH
+HEADER = struct.Struct('>I2xH')  # ROD TYPE, ROD TOKEN LENGTH
 RANGE = struct.Struct('>QI4x')
 
 
 # -- the token ---------------------------------------------------------------------------------------------------------------
 
+
 def make(facts, identifier, length, target_name, secret):
-    """A token (SPC-4, SBC-3) for `length` bytes of a unit with these facts. identifier: 64-bit, never used before;
-    secret: SECRET_LENGTH random bytes."""
-    code_set, kind, name = next((d for d in vpd.unit_designators(facts) if len(d[2]) <= 20), (vpd.BINARY, vpd.NAA, b''))
-    creator = struct.pack('>BB2xBBxB20sI', 0xE4, 0x00, code_set, kind, len(name), name, facts.block_size)
-    device = struct.pack('>IBBH24x', facts.block_size, 0, facts.physical_exponent & 0x0F, facts.lowest_aligned_block & 0x3FFF)
-    target = vpd.target_designator(target_name)[:TOKEN_LENGTH - SECRET_LENGTH - 128]
-    head = (HEADER.pack(VULNERABLE, TOKEN_LENGTH - 8) + struct.pack('>Q', identifier) + creator
-            + struct.pack('>QQ', 0, length)).ljust(96, b'\0')
+    """A token (SPC-4, SBC-3) for `length` bytes of a unit with these facts. identifier: 64-bit,
+    never used before; secret: SECRET_LENGTH random bytes."""
+    code_set, kind, name = next(
+        (d for d in vpd.unit_designators(facts) if len(d[2]) <= 20), (vpd.BINARY, vpd.NAA, b'')
+    )
+    creator = struct.pack(
+        '>BB2xBBxB20sI', 0xE4, 0x00, code_set, kind, len(name), name, facts.block_size
+    )
+    device = struct.pack(
+        '>IBBH24x',
+        facts.block_size,
+        0,
+        facts.physical_exponent & 0x0F,
+        facts.lowest_aligned_block & 0x3FFF,
+    )
+    target = vpd.target_designator(target_name)[: TOKEN_LENGTH - SECRET_LENGTH - 128]
+    head = (
+        HEADER.pack(VULNERABLE, TOKEN_LENGTH - 8)
+        + struct.pack('>Q', identifier)
+        + creator
+        + struct.pack('>QQ', 0, length)
+    ).ljust(96, b'\0')
     return (head + device + target).ljust(TOKEN_LENGTH - SECRET_LENGTH, b'\0') + secret
 
 
 def is_zero(token):
-    """Is it the block zero token (SBC-3)? Raises CheckCondition 05/23 for what is no token of 512 bytes."""
+    """Is it the block zero token (SBC-3)? Raises CheckCondition 05/23 for what is no token of 512
+    bytes."""
     kind, length = HEADER.unpack_from(token)
     if length != TOKEN_LENGTH - 8:
         raise CheckCondition(ILLEGAL_REQUEST, 0x23, 0x0A)
@@ -60,8 +78,10 @@ def is_zero(token):
 
 # -- parameter lists -----------------------------------------------------------------------------------------------------------
 
+
 def parse_populate(data, unit):
-    """(byte ranges, timeout in seconds) of a POPULATE TOKEN list (SBC-3 5.7). Raises CheckCondition."""
+    """(byte ranges, timeout in seconds) of a POPULATE TOKEN list (SBC-3 5.7). Raises
+    CheckCondition."""
     _check_length(data, 16)
     timeout, kind = struct.unpack_from('>II', data, 4)
     if timeout > MAXIMUM_TIMEOUT:
@@ -75,7 +95,8 @@ def parse_populate(data, unit):
 
 
 def parse_write(data, unit):
-    """(token, offset into the ROD in bytes, byte ranges, is it to be deleted?) of a WRITE USING TOKEN list (SBC-3 5.46)."""
+    """(token, offset into the ROD in bytes, byte ranges, is it to be deleted?) of a WRITE USING
+    TOKEN list (SBC-3 5.46)."""
     _check_length(data, 536)
     (offset,) = struct.unpack_from('>Q', data, 8)
     return data[16:528], offset * unit.block_size, _ranges(data, 534, unit), bool(data[2] & 0x02)
@@ -89,8 +110,9 @@ def _check_length(data, head):
 
 
 def _ranges(data, at, unit):
-    """[(offset, length)] in bytes, in the list's order, without the empty ones. `at`: where the list's length stands."""
-    length = int.from_bytes(data[at:at + 2], 'big')
+    """[(offset, length)] in bytes, in the list's order, without the empty ones. `at`: where the
+    list's length stands."""
+    length = int.from_bytes(data[at : at + 2], 'big')
     if length % RANGE.size or int.from_bytes(data[:2], 'big') < at + length:
         raise invalid_field_in_parameter_list(at)
     if len(data) < at + 2 + length:
@@ -121,14 +143,15 @@ def lba_out_of_range_in_list(offset):
 
 # -- ranges --------------------------------------------------------------------------------------------------------------------
 
+
 def total(ranges):
     """Bytes of them all."""
     return sum(length for _, length in ranges)
 
 
 def pieces(source, skip, destination):
-    """[(source offset, destination offset, length)]: the bytes of the source ranges from `skip` on, in their order, go to the
-    destination ranges in theirs, as many as there are on both sides."""
+    """[(source offset, destination offset, length)]: the bytes of the source ranges from `skip` on,
+    in their order, go to the destination ranges in theirs, as many as there are on both sides."""
     found, left = [], []
     for offset, length in source:
         drop = min(skip, length)

@@ -1,8 +1,9 @@
 """Waiting for the next commands without going to sleep, for an initiator that has few on their way.
 
-Between two commands of depth 1 both sides sleep, and waking takes far longer than the command itself. So a connection that got
-few PDUs at once asks for the next a little while before it sleeps. That costs processor time which others may want; so it
-is done only while it pays: not on one processor, not after it was in vain, not while others had to wait for the processor.
+Between two commands of depth 1 both sides sleep, and waking takes far longer than the command
+itself. So a connection that got few PDUs at once asks for the next a little while before it sleeps.
+That costs processor time which others may want; so it is done only while it pays: not on one
+processor, not after it was in vain, not while others had to wait for the processor.
 """
 
 import os
@@ -14,7 +15,8 @@ FEW = 8
 
 _NOW = socket.MSG_DONTWAIT
 
-#: In vain so often in a row, and it is left alone for a number of receives; for the most after repeated failure.
+#: In vain so often in a row, and it is left alone for a number of receives; for the most after
+#: repeated failure.
 _CREDIT = 4
 _PAUSE, _LONGEST_PAUSE = 64, 4096
 #: A poll that took this long beyond its end was interrupted: somebody else needs the processor.
@@ -41,12 +43,13 @@ class Polling(object):
 
     def __init__(self, seconds, clock=perf_counter):
         self._seconds = seconds
-        self._credit = 0                 # below zero: so many receives to come just sleep
+        self._credit = 0  # below zero: so many receives to come just sleep
         self._pause = _PAUSE
         self._clock = clock
 
     def receive(self, receive_into, view):
-        """receive_into(view) of a blocking socket: the same count, the same errors. Hot where few commands are on their way."""
+        """receive_into(view) of a blocking socket: the same count, the same errors. Hot where few
+        commands are on their way."""
         if self._credit < 0:
             self._credit += 1
             return receive_into(view)
@@ -60,7 +63,7 @@ class Polling(object):
             except BlockingIOError:
                 if not looked:
                     looked = True
-                    os.sched_yield()     # the initiator may be waiting for this very processor
+                    os.sched_yield()  # the initiator may be waiting for this very processor
                 now = clock()
                 continue
             if self._credit < _CREDIT:

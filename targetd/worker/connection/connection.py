@@ -1,9 +1,9 @@
 """One TCP connection of a session in full feature phase: PDUs in, commands run, replies out.
 
-Threads. The connection's own thread runs run() and everything marked [connection]; it holds `working` while it acts on a
-batch, and not while it waits in the socket. Executor threads call complete() [any]. The control thread takes `working` to
-be sure that no command is half done, then may call what is marked [control]. Nobody waits for `working` while holding
-the outbox's lock.
+Threads. The connection's own thread runs run() and everything marked [connection]; it holds
+`working` while it acts on a batch, and not while it waits in the socket. Executor threads call
+complete() [any]. The control thread takes `working` to be sure that no command is half done, then
+may call what is marked [control]. Nobody waits for `working` while holding the outbox's lock.
 
 The hot path is one pass in one thread: batch → _command → unit.admit → task.run → outbox.queue → one send a batch.
 Budget there: no allocation but the reply's data, no lock, no clock, no log.
@@ -34,7 +34,8 @@ _READ, _WRITE = const.COMMAND_READ, const.COMMAND_WRITE
 _WOULD_BLOCK = sam.WOULD_BLOCK
 _BYTES = (bytes, bytearray, memoryview)
 
-#: Replies with more data than this are sent before the next command of the batch is looked at: bounds memory.
+#: Replies with more data than this are sent before the next command of the batch is looked at:
+#: bounds memory.
 SEND_NOW_BYTES = 64 << 10
 
 #: Unusual replies beyond so many are sent before the next command of the batch is looked at.
@@ -43,7 +44,8 @@ _QUEUE_LENGTH = 256
 #: RFC 7143 11.4.7.2: what the initiator is told of Data-Out that did not come as agreed.
 _BAD_DATA_OUT = (ABORTED_COMMAND, 0x47, 0x05)
 
-#: Data-Out that a session's unfinished commands may hold. A command that goes beyond it ends with TASK SET FULL.
+#: Data-Out that a session's unfinished commands may hold. A command that goes beyond it ends with
+#: TASK SET FULL.
 DATA_OUT_BYTES = 256 << 20
 #: Only writes from here on are counted: 256 of those below it are less than DATA_OUT_BYTES.
 _COUNTED_BYTES = 512 << 10
@@ -58,32 +60,49 @@ class ConnectionEnded(Exception):
 
 
 class Connection(Unusual):
-    """See the module. worker: gives device, executor, ask(), tasks; session: iscsi.session.Session; declared: our own
-    MaxRecvDataSegmentLength; leftover: bytes that arrived behind the login; values: what this connection agreed upon;
-    peer: [address, port]."""
+    """See the module. worker: gives device, executor, ask(), tasks; session: iscsi.session.Session;
+    declared: our own MaxRecvDataSegmentLength; leftover: bytes that arrived behind the login;
+    values: what this connection agreed upon; peer: [address, port]."""
 
     transfer_class = Transfer
-    keeps_tasks = False                  # its tasks may be reassigned when it is over (ErrorRecoveryLevel 2)
+    keeps_tasks = False  # its tasks may be reassigned when it is over (ErrorRecoveryLevel 2)
 
-    def __init__(self, worker, sock, session, cid, stat_sn, declared, keepalive, leftover=b'', values=None, peer=None):
+    def __init__(
+        self,
+        worker,
+        sock,
+        session,
+        cid,
+        stat_sn,
+        declared,
+        keepalive,
+        leftover=b'',
+        values=None,
+        peer=None,
+    ):
         values = self.values = dict(values or session.values)
         self.worker = worker
         self.session = session
         self.cid = cid
         self.socket = sock
         self.working = worker.working
-        self.framer = Framer(declared, crc32c, values.get('HeaderDigest') == 'CRC32C', values.get('DataDigest') == 'CRC32C',
-                             buffer=raw_buffer(BATCH_BYTES))
+        self.framer = Framer(
+            declared,
+            crc32c,
+            values.get('HeaderDigest') == 'CRC32C',
+            values.get('DataDigest') == 'CRC32C',
+            buffer=raw_buffer(BATCH_BYTES),
+        )
         self.outbox = self.make_outbox(stat_sn)
         self.peer = peer
-        self.has_left = threading.Event()    # nothing of it is going on any more
+        self.has_left = threading.Event()  # nothing of it is going on any more
         self.requests = Requests(self, keepalive)
         self.device = worker.ordering.device if worker.ordering else None
-        self.ended = None                # why, once somebody decided that it is over
-        self.ended_quietly = False       # as agreed: a logout
+        self.ended = None  # why, once somebody decided that it is over
+        self.ended_quietly = False  # as agreed: a logout
         self._leftover = leftover
         self._polling = polling(worker.busy_poll_seconds)
-        self._were_few = False           # PDUs of the batch before: only then is the next worth polling for
+        self._were_few = False  # PDUs of the batch before: only then is the next worth polling for
         self._queue = self.outbox.queue
         self._task = sam.Task()
         self._max_immediate = session.limits.max_immediate if session.limits else 0
@@ -102,14 +121,16 @@ class Connection(Unusual):
     def run(self):
         """Serve until the connection ends; gives why. [connection]"""
         try:
-            self.outbox.drain()          # what others have put there since the session knows this connection
+            # what others have put there since the session knows this connection
+            self.outbox.drain()
             if self._leftover:
-                self.framer.wanted()[:len(self._leftover)] = self._leftover
+                self.framer.wanted()[: len(self._leftover)] = self._leftover
                 self._act(len(self._leftover))
                 self.outbox.drain()
             while self.ended is None:
                 self._receive_and_act()
-            self.outbox.drain_and_wait()     # another thread may be at it: the socket stays open until the last reply is sent
+            # another thread may be at it: the socket stays open until the last reply is sent
+            self.outbox.drain_and_wait()
         except ConnectionEnded as e:
             self.ended = self.ended or str(e)
         except PduRejected as e:
@@ -171,7 +192,9 @@ class Connection(Unusual):
                 elif opcode in others:
                     others[opcode](fields, ahs, data)
                 else:
-                    raise PduRejected(const.REJECT_COMMAND_NOT_SUPPORTED, 'opcode %02Xh is not known' % opcode)
+                    raise PduRejected(
+                        const.REJECT_COMMAND_NOT_SUPPORTED, 'opcode %02Xh is not known' % opcode
+                    )
             except PduRejected as e:
                 self._reject(fields, e)
             if held:
@@ -199,17 +222,19 @@ class Connection(Unusual):
         try:
             self.socket.shutdown(socket.SHUT_RDWR)
         except OSError:
-            pass                         # it is closed already
+            pass  # it is closed already
 
     def drain_from_elsewhere(self):
-        """Send what another thread queued. Any thread. When it cannot be sent, maybe half of a PDU was: the connection ends."""
+        """Send what another thread queued. Any thread. When it cannot be sent, maybe half of a PDU
+        was: the connection ends."""
         try:
             self.outbox.drain()
         except OSError as e:
             self.stop('nothing can be sent: %s' % (e.strerror or e))
 
     def send_last_words(self):
-        """Send what is queued, if need be after another thread's turn; in vain if the connection is broken. [any]"""
+        """Send what is queued, if need be after another thread's turn; in vain if the connection is
+        broken. [any]"""
         try:
             self.outbox.drain_and_wait()
         except OSError:
@@ -269,7 +294,12 @@ class Connection(Unusual):
             self._with_attribute(fields, ahs, data)
             return
         if result is None or result is _WOULD_BLOCK or result.__class__ is sam.Change:
-            if result is None and numbered and edtl == task.data_out_length and (flags & _WRITE or not edtl):
+            if (
+                result is None
+                and numbered
+                and edtl == task.data_out_length
+                and (flags & _WRITE or not edtl)
+            ):
                 self._queue.append((itt, None))
             else:
                 self._later(task, result)
@@ -281,15 +311,23 @@ class Connection(Unusual):
             self.reply(task, result)
 
     def takes(self, fields, ahs, data):
-        """True if the PDU may be acted upon now: it is immediate, or its CmdSN's turn has come. [connection]"""
+        """True if the PDU may be acted upon now: it is immediate, or its CmdSN's turn has come.
+        [connection]"""
         if fields[0] & const.IMMEDIATE:
             return True
         if data is not None and self.session.held_bytes() + len(data) > HELD_BYTES:
-            raise PduRejected(const.REJECT_PROTOCOL_ERROR, 'too much data with commands whose turn has not come', fatal=True)
-        return self.session.takes(fields[7], (fields, ahs, None if data is None else bytes(data), self))
+            raise PduRejected(
+                const.REJECT_PROTOCOL_ERROR,
+                'too much data with commands whose turn has not come',
+                fatal=True,
+            )
+        return self.session.takes(
+            fields[7], (fields, ahs, None if data is None else bytes(data), self)
+        )
 
     def _has_all_data(self, task, flags, data):
-        """True if the command's Data-Out is all there (task.data_out is set); else its Transfer goes on. [connection]"""
+        """True if the command's Data-Out is all there (task.data_out is set); else its Transfer
+        goes on. [connection]"""
         wanted = min(task.edtl, task.data_out_length) if flags & _WRITE else 0
         if data is None or len(data) <= self._max_immediate:
             if data is None and not wanted and flags & 0x80:
@@ -300,7 +338,9 @@ class Connection(Unusual):
                 return True
         if wanted >= _COUNTED_BYTES:
             self._check_room(wanted)
-        transfer = task.transfer = self.transfer_class(task.itt, wanted, task.edtl, self.session.limits)
+        transfer = task.transfer = self.transfer_class(
+            task.itt, wanted, task.edtl, self.session.limits
+        )
         try:
             transfer.immediate(data, flags & 0x80)
         except PduRejected as e:
@@ -315,27 +355,39 @@ class Connection(Unusual):
         return False
 
     def _check_room(self, wanted):
-        """Raise TASK SET FULL if unfinished commands hold so much that this one's data is too much. [connection]"""
+        """Raise TASK SET FULL if unfinished commands hold so much that this one's data is too much.
+        [connection]"""
         for task in list(self.session.tasks.values()):
-            wanted += task.transfer.wanted if task.transfer is not None else len(task.data_out or ())
+            wanted += (
+                task.transfer.wanted if task.transfer is not None else len(task.data_out or ())
+            )
         if wanted > DATA_OUT_BYTES:
             raise StatusReturned(sam.TASK_SET_FULL)
 
     def _refused(self, task, flags, data, refusal):
-        """The command ends before its data was taken; what still comes of it is dropped. [connection]"""
+        """The command ends before its data was taken; what still comes of it is dropped.
+        [connection]"""
         if flags & _WRITE and not flags & 0x80:
             self.session.discard(task.itt)
         task.transfer = None
         self.reply(task, refusal)
 
     def _retain(self, task):
-        """The task outlives this call: it stands in session.tasks, and the next command gets another object. [connection]"""
+        """The task outlives this call: it stands in session.tasks, and the next command gets
+        another object. [connection]"""
         if task.itt in self.session.tasks:
             task.transfer = None
-            raise PduRejected(const.REJECT_TASK_IN_PROGRESS, 'initiator task tag %08Xh is in use' % task.itt, numbered=True)
+            raise PduRejected(
+                const.REJECT_TASK_IN_PROGRESS,
+                'initiator task tag %08Xh is in use' % task.itt,
+                numbered=True,
+            )
         if task.cmd_sn is None and len(self.session.tasks) >= WINDOW + IMMEDIATE_COMMANDS:
             task.transfer = None
-            raise PduRejected(const.REJECT_TOO_MANY_IMMEDIATE, 'more than %d immediate commands' % IMMEDIATE_COMMANDS)
+            raise PduRejected(
+                const.REJECT_TOO_MANY_IMMEDIATE,
+                'more than %d immediate commands' % IMMEDIATE_COMMANDS,
+            )
         if task is self._task:
             self._task = sam.Task()
         self.session.tasks[task.itt] = task
@@ -344,7 +396,11 @@ class Connection(Unusual):
         """run() did not end the task, or ended it in an unusual way. [connection]"""
         if result is _WOULD_BLOCK:
             self._retain(task)
-            if task.data_out is not None and task.data_out.__class__ is memoryview and task.data_out.obj is self.framer.buffer:
+            if (
+                task.data_out is not None
+                and task.data_out.__class__ is memoryview
+                and task.data_out.obj is self.framer.buffer
+            ):
                 task.data_out = bytes(task.data_out)
             self.worker.executor.submit(self._run_blocking, task)
         elif result.__class__ is sam.Change:
@@ -359,7 +415,7 @@ class Connection(Unusual):
             self._run_to_its_end(task)
             return
         room = self.outbox.room
-        room.take(task.edtl)             # waits while an initiator does not read what it asked for before
+        room.take(task.edtl)  # waits while an initiator does not read what it asked for before
         try:
             self._run_to_its_end(task)
         finally:
@@ -374,25 +430,36 @@ class Connection(Unusual):
                 return
         except (CheckCondition, StatusReturned) as refusal:
             outcome = refusal
-        except Exception as e:           # a defect of ours must end this command, not the thread
+        except Exception as e:  # a defect of ours must end this command, not the thread
             log.exception('command %s failed unexpectedly' % bytes(task.cdb).hex())
             outcome = internal_failure(e)
         self.complete(task, outcome)
 
     def complete(self, task, outcome):
-        """A retained task is over: outcome is what run() may return but WOULD_BLOCK, or an exception it may raise. [any]"""
+        """A retained task is over: outcome is what run() may return but WOULD_BLOCK, or an
+        exception it may raise. [any]"""
         if self.finish(task, outcome):
             self.drain_from_elsewhere()
 
     def finish(self, task, outcome):
-        """Queue the reply to a retained task. False: it was aborted, nobody is to be answered. [any]"""
+        """Queue the reply to a retained task. False: it was aborted, nobody is to be answered.
+        [any]"""
         task.data_out = None
         if not self.worker.tasks.finished(task):
             return False
-        if task.cmd_sn is not None and outcome is None and task.edtl == task.data_out_length and (
-                task.expects_write or not task.edtl):
+        if (
+            task.cmd_sn is not None
+            and outcome is None
+            and task.edtl == task.data_out_length
+            and (task.expects_write or not task.edtl)
+        ):
             self._queue.append((task.itt, None))
-        elif task.cmd_sn is not None and task.expects_read and outcome.__class__ in _BYTES and len(outcome) == task.edtl:
+        elif (
+            task.cmd_sn is not None
+            and task.expects_read
+            and outcome.__class__ in _BYTES
+            and len(outcome) == task.edtl
+        ):
             self._queue.append((task.itt, outcome))
         else:
             self.reply(task, outcome)
@@ -415,21 +482,28 @@ class Connection(Unusual):
     # -- data --------------------------------------------------------------------------------------------------------
 
     def _place(self, fields):
-        """Where the data of a PDU lands whose header is here; None: the framer keeps it. [connection]"""
+        """Where the data of a PDU lands whose header is here; None: the framer keeps it.
+        [connection]"""
         opcode = fields[0] & 0x3F
         length = fields[3] & 0xFFFFFF
         if opcode == const.DATA_OUT:
             task = self.session.tasks.get(fields[5])
-            if task is not None and task.transfer is not None and task.connection is self and not task.transfer.failed:
+            if (
+                task is not None
+                and task.transfer is not None
+                and task.connection is self
+                and not task.transfer.failed
+            ):
                 data_sn, offset = _DATA_OUT_TAIL(fields[9])
                 try:
                     return task.transfer.place(fields[6], offset, data_sn, length)
                 except PduRejected:
-                    return None          # refused when it is whole
+                    return None  # refused when it is whole
         return None
 
     def _data_out(self, fields, ahs, data):
-        """A SCSI Data-Out PDU. LUN and ExpStatSN are not looked at: old initiators leave them 0. [connection]"""
+        """A SCSI Data-Out PDU. LUN and ExpStatSN are not looked at: old initiators leave them 0.
+        [connection]"""
         itt = fields[5]
         final = fields[1] & 0x80
         task = self.session.tasks.get(itt)
@@ -474,18 +548,28 @@ class Connection(Unusual):
             self.complete(task, result)
 
     def _fail_transfer(self, task):
-        """Data-Out did not come as agreed: the command ends, what still comes for it is dropped (RFC 7143 7.9, ERL 0)."""
+        """Data-Out did not come as agreed: the command ends, what still comes for it is dropped
+        (RFC 7143 7.9, ERL 0)."""
         self.session.discard(task.itt)
         task.transfer = None
         self.complete(task, CheckCondition(*_BAD_DATA_OUT))
 
     def _solicit(self, transfer, task):
         for ttt, r2t_sn, offset, length in transfer.solicit(self.session.allot_ttt):
-            self.outbox.put_pdu(pdu.ReadyToTransfer(lun=task.lun, itt=task.itt, ttt=ttt, r2t_sn=r2t_sn, buffer_offset=offset,
-                                                    desired_length=length))
+            self.outbox.put_pdu(
+                pdu.ReadyToTransfer(
+                    lun=task.lun,
+                    itt=task.itt,
+                    ttt=ttt,
+                    r2t_sn=r2t_sn,
+                    buffer_offset=offset,
+                    desired_length=length,
+                )
+            )
 
     def _digest_error(self, fields):
-        """RFC 7143 7.8: Reject; a command that lost its data is over, its CmdSN counts as used. [connection]"""
+        """RFC 7143 7.8: Reject; a command that lost its data is over, its CmdSN counts as used.
+        [connection]"""
         opcode = fields[0] & 0x3F
         self._reject(fields, PduRejected(const.REJECT_DATA_DIGEST_ERROR, 'a data digest is wrong'))
         task = self.session.tasks.get(fields[5])
@@ -501,7 +585,9 @@ class Connection(Unusual):
 
     def _reject(self, fields, refusal):
         log.info('%s: rejected a PDU: %s', self.session.initiator_name, refusal.why)
-        self.outbox.put_pdu(pdu.Reject(reason=refusal.reason, data=BHS.pack(*fields)), refusal.numbered)
+        self.outbox.put_pdu(
+            pdu.Reject(reason=refusal.reason, data=BHS.pack(*fields)), refusal.numbered
+        )
         if refusal.fatal:
             raise ConnectionEnded(refusal.why)
 

@@ -1,7 +1,9 @@
-"""Connections with ErrorRecoveryLevel 1 or 2 (RFC 7143 7): SNACK, recovery R2T, reassignment of tasks.
+"""Connections with ErrorRecoveryLevel 1 or 2 (RFC 7143 7): SNACK, recovery R2T, reassignment of
+tasks.
 
-May import what Connection may. What was sent is kept until ExpStatSN or a DataACK says that it arrived; sessions of level 0
-never come here (`class_for` chooses once per connection), and pay nothing.
+May import what Connection may. What was sent is kept until ExpStatSN or a DataACK says that it
+arrived; sessions of level 0 never come here (`class_for` chooses once per connection), and pay
+nothing.
 """
 
 import struct
@@ -21,7 +23,8 @@ _WORD = struct.Struct('>I')
 _THREE_WORDS = struct.Struct('>III')
 _MASK = 0xFFFFFFFF
 
-#: Kept for an initiator that does not acknowledge; beyond it the oldest are forgotten, and a SNACK for them is rejected.
+#: Kept for an initiator that does not acknowledge; beyond it the oldest are forgotten, and a SNACK
+#: for them is rejected.
 KEPT_BYTES = 64 << 20
 KEPT_REPLIES = 4096
 
@@ -41,7 +44,7 @@ class _Again(object):
     def __init__(self, pdus):
         self.pdus = pdus
 
-    def __getitem__(self, index):        # looks like (None, pdus) to who counts what waits
+    def __getitem__(self, index):  # looks like (None, pdus) to who counts what waits
         return None if index == 0 else ()
 
 
@@ -49,14 +52,15 @@ class RecoveringOutbox(SharedOutbox):
     """Keeps what it sends. allot_ttt: for the tags of DataACKs."""
 
     __slots__ = ('_kept', '_keeping', '_bytes', 'luns')
-    room_bytes = KEPT_BYTES // 2         # what was read ahead and could not be sent is kept when the connection is lost
+    # what was read ahead and could not be sent is kept when the connection is lost
+    room_bytes = KEPT_BYTES // 2
 
     def __init__(self, *arguments):
         super(RecoveringOutbox, self).__init__(*arguments)
-        self._kept = {}                  # StatSN -> Reply, in the order of sending
+        self._kept = {}  # StatSN -> Reply, in the order of sending
         self._keeping = threading.Lock()
         self._bytes = 0
-        self.luns = {}                   # ITT -> LUN field of reads that are on their way
+        self.luns = {}  # ITT -> LUN field of reads that are on their way
 
     def _stamp(self):
         with self._numbering:
@@ -71,7 +75,8 @@ class RecoveringOutbox(SharedOutbox):
         return whole
 
     def _renewed(self, header):
-        """ExpCmdSN and MaxCmdSN are those of now; an R2T shows the StatSN of now, too (RFC 7143 11.16)."""
+        """ExpCmdSN and MaxCmdSN are those of now; an R2T shows the StatSN of now, too (RFC 7143
+        11.16)."""
         header = bytearray(header)
         _WORD.pack_into(header, 28, self._session.exp_cmd_sn)
         _WORD.pack_into(header, 32, self._session.max_cmd_sn)
@@ -81,8 +86,12 @@ class RecoveringOutbox(SharedOutbox):
 
     def _keep(self, whole):
         header = whole[-1][0]
-        if header[0] == const.READY_TO_TRANSFER or header[0] == const.NOP_IN and header[20:24] != b'\xff' * 4:
-            return                       # these use up no StatSN
+        if (
+            header[0] == const.READY_TO_TRANSFER
+            or header[0] == const.NOP_IN
+            and header[20:24] != b'\xff' * 4
+        ):
+            return  # these use up no StatSN
         itt, stat_sn = _WORD.unpack_from(header, 16)[0], _WORD.unpack_from(header, 24)[0]
         reply = Reply(itt, stat_sn, whole)
         if len(whole) > 1:
@@ -114,7 +123,7 @@ class RecoveringOutbox(SharedOutbox):
     def acknowledge(self, exp_stat_sn):
         """What came before this StatSN has arrived. The connection's thread."""
         if self.stat_sn - exp_stat_sn & _MASK >= 0x80000000:
-            return                       # more than was sent
+            return  # more than was sent
         with self._keeping:
             while self._kept:
                 stat_sn = next(iter(self._kept))
@@ -132,7 +141,10 @@ class RecoveringOutbox(SharedOutbox):
 
     def reply_to(self, itt):
         """The newest kept Reply with this initiator task tag, or None."""
-        return next((reply for reply in reversed(self.kept()) if reply.itt == itt and reply.ends_a_command), None)
+        return next(
+            (reply for reply in reversed(self.kept()) if reply.itt == itt and reply.ends_a_command),
+            None,
+        )
 
     def drop(self, reply):
         """It is another connection's now."""
@@ -169,12 +181,21 @@ class RecoveringConnection(SharedConnection):
         super(RecoveringConnection, self).__init__(*arguments, **more)
         self.keeps_tasks = self.values['ErrorRecoveryLevel'] == 2 and not self.session.is_discovery
         self._others[const.SNACK_REQUEST] = self._snack
-        self._changed_segments_at = None     # StatSN from which on replies are in the segments that are declared now
-        self._snacks = {const.SNACK_DATA_OR_R2T: self._snack_data, const.SNACK_STATUS: self._snack_status,
-                        const.SNACK_DATA_ACK: self._data_ack, const.SNACK_R_DATA: self._snack_r_data}
+        # StatSN from which on replies are in the segments that are declared now
+        self._changed_segments_at = None
+        self._snacks = {
+            const.SNACK_DATA_OR_R2T: self._snack_data,
+            const.SNACK_STATUS: self._snack_status,
+            const.SNACK_DATA_ACK: self._data_ack,
+            const.SNACK_R_DATA: self._snack_r_data,
+        }
 
     def make_outbox(self, stat_sn):
-        return self.wire(RecoveringOutbox(self.socket, self.session, stat_sn, crc32c, self.values, self.worker.numbering))
+        return self.wire(
+            RecoveringOutbox(
+                self.socket, self.session, stat_sn, crc32c, self.values, self.worker.numbering
+            )
+        )
 
     def _dispatch(self, pdus, then_held=True):
         if pdus:
@@ -199,7 +220,9 @@ class RecoveringConnection(SharedConnection):
         request = pdu.SnackRequest.decode(BHS.pack(*fields))
         serve = self._snacks.get(request.kind)
         if serve is None or not serve(request):
-            raise PduRejected(const.REJECT_PROTOCOL_ERROR, 'a SNACK for what was not sent or is acknowledged')
+            raise PduRejected(
+                const.REJECT_PROTOCOL_ERROR, 'a SNACK for what was not sent or is acknowledged'
+            )
 
     def _snack_status(self, request):
         everything = not request.beg_run and not request.run_length
@@ -211,21 +234,43 @@ class RecoveringConnection(SharedConnection):
 
     def _snack_data(self, request):
         task = self.session.tasks.get(request.itt)
-        if task is not None and task.connection is self and task.transfer.__class__ is RecoveringTransfer:
+        if (
+            task is not None
+            and task.connection is self
+            and task.transfer.__class__ is RecoveringTransfer
+        ):
             return self._snack_r2t(request, task)
         reply = self.outbox.reply_to(request.itt)
         found = reply.data_in(request.beg_run, request.run_length) if reply is not None else []
-        if found and self._changed_segments_at is not None and (
-                0 < self._changed_segments_at - reply.stat_sn & _MASK < 0x80000000):
-            raise PduRejected(const.REJECT_SNACK, 'a Data SNACK after the segment length was declared anew')
+        if (
+            found
+            and self._changed_segments_at is not None
+            and (0 < self._changed_segments_at - reply.stat_sn & _MASK < 0x80000000)
+        ):
+            raise PduRejected(
+                const.REJECT_SNACK, 'a Data SNACK after the segment length was declared anew'
+            )
         self.outbox.send_again(found)
         return bool(found)
 
     def _snack_r2t(self, request, task):
         r2ts = task.transfer.outstanding(request.beg_run, request.run_length)
-        self.outbox.send_again([(pdu.ReadyToTransfer(
-            lun=task.lun, itt=task.itt, ttt=ttt, r2t_sn=r2t_sn, buffer_offset=offset, desired_length=length).encode(), None)
-            for ttt, r2t_sn, offset, length in r2ts])
+        self.outbox.send_again(
+            [
+                (
+                    pdu.ReadyToTransfer(
+                        lun=task.lun,
+                        itt=task.itt,
+                        ttt=ttt,
+                        r2t_sn=r2t_sn,
+                        buffer_offset=offset,
+                        desired_length=length,
+                    ).encode(),
+                    None,
+                )
+                for ttt, r2t_sn, offset, length in r2ts
+            ]
+        )
         return bool(r2ts)
 
     def _data_ack(self, request):
@@ -234,7 +279,8 @@ class RecoveringConnection(SharedConnection):
         return True
 
     def _snack_r_data(self, request):
-        """The data once more in other segments, then a response of its own that carries the SNACK's tag."""
+        """The data once more in other segments, then a response of its own that carries the SNACK's
+        tag."""
         reply = self.outbox.reply_to(request.itt)
         if reply is None or request.beg_run < reply.acknowledged:
             return False
@@ -247,11 +293,16 @@ class RecoveringConnection(SharedConnection):
     # -- digests -----------------------------------------------------------------------------------------------------
 
     def _digest_error(self, fields):
-        """RFC 7143 7.8: Reject, and ask again for Data-Out. Another PDU counts as never received: it will be sent again."""
+        """RFC 7143 7.8: Reject, and ask again for Data-Out. Another PDU counts as never received:
+        it will be sent again."""
         self._reject(fields, PduRejected(const.REJECT_DATA_DIGEST_ERROR, 'a data digest is wrong'))
         task = self.session.tasks.get(fields[5])
-        if fields[0] & 0x3F == const.DATA_OUT and task is not None and task.connection is self and (
-                task.transfer.__class__ is RecoveringTransfer):
+        if (
+            fields[0] & 0x3F == const.DATA_OUT
+            and task is not None
+            and task.connection is self
+            and (task.transfer.__class__ is RecoveringTransfer)
+        ):
             try:
                 task.transfer.lost(fields[6], fields[1] & 0x80)
             except PduRejected as e:
@@ -302,7 +353,7 @@ class RecoveringConnection(SharedConnection):
         """The task has ended, and its reply did not arrive."""
         for connection in list(self.worker.members.lost.values()) + list(self.worker.connections):
             if connection.ended is not None:
-                connection.send_last_words()         # whatever waited there is numbered, and kept
+                connection.send_last_words()  # whatever waited there is numbered, and kept
             reply = connection.outbox.reply_to(tag)
             if reply is not None and connection.ended is None:
                 respond(const.TASK_STILL_ALLEGIANT)
@@ -310,7 +361,11 @@ class RecoveringConnection(SharedConnection):
             if reply is not None:
                 connection.outbox.drop(reply)
                 respond(const.FUNCTION_COMPLETE)
-                first = request.exp_data_sn if request.exp_data_sn >= reply.acknowledged else reply.acknowledged
+                first = (
+                    request.exp_data_sn
+                    if request.exp_data_sn >= reply.acknowledged
+                    else reply.acknowledged
+                )
                 self.outbox.put_pdus(self.outbox.segments_of(reply, first, 0))
                 return
         respond(const.TASK_DOES_NOT_EXIST)

@@ -1,6 +1,8 @@
-"""A connection beside which its session may have others (RFC 7143 4.2.2): command order and the window are the session's.
+"""A connection beside which its session may have others (RFC 7143 4.2.2): command order and the
+window are the session's.
 
-May import what Connection may. Sessions that agreed upon one connection and ErrorRecoveryLevel 0 never come here.
+May import what Connection may. Sessions that agreed upon one connection and ErrorRecoveryLevel 0
+never come here.
 """
 
 import socket
@@ -15,7 +17,8 @@ from targetd.worker.connection.outbox import SharedOutbox
 
 
 class PutOff(object):
-    """In place of the Transfer of a read that waits until its initiator takes what it asked for before."""
+    """In place of the Transfer of a read that waits until its initiator takes what it asked for
+    before."""
 
     __slots__ = ('failed',)
     is_complete = False
@@ -38,20 +41,28 @@ class PutOff(object):
 
 
 class SharedConnection(Connection):
-    """One of several that a session may have. `working` is the session's, so only one of them acts at a time. None waits in it
-    for an initiator that does not read, and none stops receiving because of that: the commands of the others may have to wait
-    for what is still to come here (RFC 7143 4.2.2.1)."""
+    """One of several that a session may have. `working` is the session's, so only one of them acts
+    at a time. None waits in it for an initiator that does not read, and none stops receiving
+    because of that: the commands of the others may have to wait for what is still to come here (RFC
+    7143 4.2.2.1)."""
 
     def __init__(self, *arguments, **more):
-        self._acted_for = []             # connections whose held PDUs were acted upon here: what they have to send goes out too
+        # connections whose held PDUs were acted upon here: what they have to send goes out too
+        self._acted_for = []
         super(SharedConnection, self).__init__(*arguments, **more)
 
     def make_outbox(self, stat_sn):
-        return self.wire(SharedOutbox(self.socket, self.session, stat_sn, crc32c, self.values, self.worker.numbering))
+        return self.wire(
+            SharedOutbox(
+                self.socket, self.session, stat_sn, crc32c, self.values, self.worker.numbering
+            )
+        )
 
     def wire(self, outbox):
         """The outbox, knowing whom to tell."""
-        outbox.failed = lambda error: self.stop('nothing can be sent: %s' % (error.strerror or error))
+        outbox.failed = lambda error: self.stop(
+            'nothing can be sent: %s' % (error.strerror or error)
+        )
         outbox.begin = lambda task: self.worker.executor.submit(self._read_and_send, task)
         return outbox
 
@@ -63,21 +74,29 @@ class SharedConnection(Connection):
 
     def close(self):
         try:
-            self.socket.shutdown(socket.SHUT_RDWR)       # a sender that waits in there is woken
+            self.socket.shutdown(socket.SHUT_RDWR)  # a sender that waits in there is woken
         except OSError:
             pass
         super(SharedConnection, self).close()
 
     def _command(self, fields, ahs, data):
-        if fields[6] > SEND_NOW_BYTES and fields[1] & const.COMMAND_READ and not self.outbox.is_little():
+        if (
+            fields[6] > SEND_NOW_BYTES
+            and fields[1] & const.COMMAND_READ
+            and not self.outbox.is_little()
+        ):
             if self.takes(fields, ahs, data):
                 self._with_attribute(fields, ahs, data)
         else:
             super(SharedConnection, self)._command(fields, ahs, data)
 
     def _try(self, task):
-        if task.run_blocking is run_read_blocking and task.edtl > SEND_NOW_BYTES and not self.outbox.is_little():
-            return sam.WOULD_BLOCK       # it may have to be put off
+        if (
+            task.run_blocking is run_read_blocking
+            and task.edtl > SEND_NOW_BYTES
+            and not self.outbox.is_little()
+        ):
+            return sam.WOULD_BLOCK  # it may have to be put off
         return task.run(task)
 
     def _run_blocking(self, task):

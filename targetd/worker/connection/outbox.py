@@ -1,6 +1,8 @@
-"""What a connection still has to send: replies wait here, whoever gets the transmit lock without waiting sends them all.
+"""What a connection still has to send: replies wait here, whoever gets the transmit lock without
+waiting sends them all.
 
-StatSN, ExpCmdSN and MaxCmdSN are stamped under the lock, so StatSN order is wire order (RFC 7143 4.2.2.2).
+StatSN, ExpCmdSN and MaxCmdSN are stamped under the lock, so StatSN order is wire order (RFC 7143
+4.2.2.2).
 
 Entries of the queue
   (itt, data)             the usual case: GOOD, `data` (bytes-like, exactly EDTL bytes) or None (a GOOD SCSI Response)
@@ -20,7 +22,8 @@ from targetd.iscsi import const
 _PAD = (b'', b'\0\0\0', b'\0\0', b'\0')
 _DIGEST = struct.Struct('<I').pack
 
-#: A SCSI Data-In with F and S, status GOOD; Data-In without status; a SCSI Response with GOOD. The rest of the BHS is zero.
+#: A SCSI Data-In with F and S, status GOOD; Data-In without status; a SCSI Response with GOOD. The
+#: rest of the BHS is zero.
 _DATA_IN_GOOD = struct.Struct('>II8xIIIII12x').pack
 _DATA_IN = struct.Struct('>II8xII4xIIII4x').pack
 _RESPONSE_GOOD = struct.Struct('>I12xI4xIII12x').pack
@@ -29,19 +32,23 @@ _DATA_IN_LAST_WORD = struct.Struct('>II8xIIIIIII4x').pack
 _NO_TAG = 0xFFFFFFFF
 _MASK = 0xFFFFFFFF
 
-#: A batch is sent when it has this many buffers or bytes; one entry more may make it longer than the kernel takes in a call.
+#: A batch is sent when it has this many buffers or bytes; one entry more may make it longer than
+#: the kernel takes in a call.
 _BATCH_BUFFERS = 900
-_KERNEL_BUFFERS = 1024           # IOV_MAX
+_KERNEL_BUFFERS = 1024  # IOV_MAX
 _BATCH_BYTES = 4 << 20
 
-#: Who finds more than this waiting behind another thread's send waits as well, and so takes no more from the initiator.
+#: Who finds more than this waiting behind another thread's send waits as well, and so takes no more
+#: from the initiator.
 _WAITING_ENTRIES = 512
 _WAITING_BYTES = 8 << 20
 
-#: Data of commands in executor threads that is read but not yet sent; those that would make it more wait.
+#: Data of commands in executor threads that is read but not yet sent; those that would make it more
+#: wait.
 ROOM_BYTES = 64 << 20
 
-#: PDUs that carry the next StatSN without using it up (RFC 7143 11.8.5, 11.19.2); NOP-In only when it asks for an answer.
+#: PDUs that carry the next StatSN without using it up (RFC 7143 11.8.5, 11.19.2); NOP-In only when
+#: it asks for an answer.
 _UNNUMBERED = frozenset((const.READY_TO_TRANSFER, const.DATA_IN))
 
 
@@ -53,7 +60,8 @@ class Room(object):
         self._condition = threading.Condition()
 
     def take(self, count):
-        """Wait until `count` bytes are left (all of them, for one that asks for more) and take them."""
+        """Wait until `count` bytes are left (all of them, for one that asks for more) and take
+        them."""
         count = min(count, self._limit)
         with self._condition:
             while self._left < count:
@@ -80,10 +88,22 @@ class _Nowhere(object):
 
 
 class Outbox(object):
-    """One connection's. `session`: the numbering that is shared by its connections; limits in bytes."""
+    """One connection's. `session`: the numbering that is shared by its connections; limits in
+    bytes."""
 
-    __slots__ = ('queue', 'stat_sn', 'room', '_socket', '_session', '_lock', '_segment', '_burst', '_crc32c', '_header_digest',
-                 '_data_digest')
+    __slots__ = (
+        'queue',
+        'stat_sn',
+        'room',
+        '_socket',
+        '_session',
+        '_lock',
+        '_segment',
+        '_burst',
+        '_crc32c',
+        '_header_digest',
+        '_data_digest',
+    )
 
     def __init__(self, sock, session, stat_sn, crc32c, values):
         self.queue = deque()
@@ -99,7 +119,8 @@ class Outbox(object):
         self._data_digest = values.get('DataDigest') == 'CRC32C'
 
     def take_segment_length(self, length):
-        """What the initiator declares as its MaxRecvDataSegmentLength from now on. The connection's thread."""
+        """What the initiator declares as its MaxRecvDataSegmentLength from now on. The connection's
+        thread."""
         self._segment = min(length, self._burst)
 
     def put_pdu(self, pdu, numbered=False):
@@ -111,10 +132,12 @@ class Outbox(object):
         self.queue.append((None, pdus, numbered))
 
     def drain(self):
-        """Send what is queued, unless another thread is at it (it will send ours as well). Any thread. Hot, once a batch.
+        """Send what is queued, unless another thread is at it (it will send ours as well). Any
+        thread. Hot, once a batch.
 
-        Who finds that too much waits already waits for the other thread: that bounds what an initiator that does not read
-        can make us keep. Raises OSError when the connection is gone."""
+        Who finds that too much waits already waits for the other thread: that bounds what an
+        initiator that does not read can make us keep. Raises OSError when the connection is gone.
+        """
         queue, lock = self.queue, self._lock
         while queue:
             if not lock.acquire(False):
@@ -131,7 +154,8 @@ class Outbox(object):
         return self._lock
 
     def bury(self):
-        """The connection is over and its socket shut down: what is queued, now or later, only moves the command window."""
+        """The connection is over and its socket shut down: what is queued, now or later, only moves
+        the command window."""
         with self._lock:
             self._socket = _Nowhere
         self.drain_and_wait()
@@ -151,7 +175,8 @@ class Outbox(object):
         return total
 
     def drain_and_wait(self):
-        """Send what is queued; if another thread is sending, wait for it first. For a connection's last words."""
+        """Send what is queued; if another thread is sending, wait for it first. For a connection's
+        last words."""
         with self._lock:
             while self.queue:
                 self._send(self._stamp())
@@ -187,15 +212,28 @@ class Outbox(object):
                 else:
                     length = len(data)
                     if length <= segment:
-                        append(_DATA_IN_GOOD(_DATA_IN_GOOD_WORD, length, itt, _NO_TAG, stat_sn, exp_cmd_sn, max_cmd_sn))
+                        append(
+                            _DATA_IN_GOOD(
+                                _DATA_IN_GOOD_WORD,
+                                length,
+                                itt,
+                                _NO_TAG,
+                                stat_sn,
+                                exp_cmd_sn,
+                                max_cmd_sn,
+                            )
+                        )
                         append(data)
                         if length & 3:
                             append(_PAD[length & 3])
                     else:
-                        for header, piece in self._segments(itt, data, stat_sn, exp_cmd_sn, max_cmd_sn):
+                        for header, piece in self._segments(
+                            itt, data, stat_sn, exp_cmd_sn, max_cmd_sn
+                        ):
                             append(header)
                             append(piece)
-                            if len(piece) & 3:           # not only the last: any segment length may have been declared
+                            # not only the last: any segment length may have been declared
+                            if len(piece) & 3:
                                 append(_PAD[len(piece) & 3])
                     total += length
                 stat_sn = stat_sn + 1 & _MASK
@@ -213,10 +251,22 @@ class Outbox(object):
         while True:
             size = min(segment, left_in_burst, length - offset)
             left_in_burst -= size
-            piece = view[offset:offset + size]
+            piece = view[offset : offset + size]
             if offset + size == length:
-                yield _DATA_IN_LAST_WORD(_DATA_IN_GOOD_WORD, size, itt, _NO_TAG, stat_sn, exp_cmd_sn, max_cmd_sn,
-                                         data_sn, offset), piece
+                yield (
+                    _DATA_IN_LAST_WORD(
+                        _DATA_IN_GOOD_WORD,
+                        size,
+                        itt,
+                        _NO_TAG,
+                        stat_sn,
+                        exp_cmd_sn,
+                        max_cmd_sn,
+                        data_sn,
+                        offset,
+                    ),
+                    piece,
+                )
                 return
             word = 0x25000000
             if not left_in_burst:
@@ -237,13 +287,17 @@ class Outbox(object):
                 pdu.stat_sn = 0
             else:
                 pdu.stat_sn = self.stat_sn
-                if opcode not in _UNNUMBERED and not (opcode == const.NOP_IN and pdu.ttt != _NO_TAG) or (
-                        opcode == const.DATA_IN):
+                if (
+                    opcode not in _UNNUMBERED
+                    and not (opcode == const.NOP_IN and pdu.ttt != _NO_TAG)
+                    or (opcode == const.DATA_IN)
+                ):
                     self.stat_sn = self.stat_sn + 1 & _MASK
             yield pdu.encode(), pdu.data
 
     def _stamp_with_digests(self):
-        """As _stamp, with CRC32C behind each header and each data segment (RFC 7143 11.2.3, 11.2.4; pad bytes count)."""
+        """As _stamp, with CRC32C behind each header and each data segment (RFC 7143 11.2.3, 11.2.4;
+        pad bytes count)."""
         buffers = []
         total = 0
         while self.queue and total <= _BATCH_BYTES and len(buffers) <= _BATCH_BUFFERS:
@@ -297,11 +351,13 @@ class Outbox(object):
 
 
 class SharedOutbox(Outbox):
-    """Of a connection beside which the session may have others: who does not read this one must not hold those up.
+    """Of a connection beside which the session may have others: who does not read this one must not
+    hold those up.
 
-    drain() never waits. What the socket does not take is sent by a thread that is made for it; it keeps the lock until the
-    queue is empty. numbering: the lock that the connections' command window is under; failed(error): called by that thread
-    when nothing can be sent any more; begin(task): starts a read that was put off."""
+    drain() never waits. What the socket does not take is sent by a thread that is made for it; it
+    keeps the lock until the queue is empty. numbering: the lock that the connections' command
+    window is under; failed(error): called by that thread when nothing can be sent any more;
+    begin(task): starts a read that was put off."""
 
     __slots__ = ('failed', 'begin', '_numbering', '_guard', '_reading', '_put_off')
     room_bytes = ROOM_BYTES
@@ -310,8 +366,8 @@ class SharedOutbox(Outbox):
         super(SharedOutbox, self).__init__(sock, session, stat_sn, crc32c, values)
         self._numbering = numbering
         self._guard = threading.Lock()
-        self._reading = 0                # bytes that commands in executor threads are about to queue
-        self._put_off = deque()          # (task, what stands in place of its transfer)
+        self._reading = 0  # bytes that commands in executor threads are about to queue
+        self._put_off = deque()  # (task, what stands in place of its transfer)
         self.failed = self.begin = None
 
     def _stamp(self):
@@ -321,7 +377,8 @@ class SharedOutbox(Outbox):
     # -- sending -----------------------------------------------------------------------------------------------------
 
     def drain(self):
-        """Send what the socket takes now; the rest is sent as it takes it. Any thread. Raises OSError as Outbox.drain."""
+        """Send what the socket takes now; the rest is sent as it takes it. Any thread. Raises
+        OSError as Outbox.drain."""
         queue, lock = self.queue, self._lock
         while queue and lock.acquire(False):
             rest = ()
@@ -350,7 +407,7 @@ class SharedOutbox(Outbox):
         thread.daemon = True
         try:
             thread.start()
-        except RuntimeError:             # half of a PDU may be sent: this connection is over
+        except RuntimeError:  # half of a PDU may be sent: this connection is over
             self._lock.release()
             raise OSError(errno.EAGAIN, 'there is no thread to send with')
 
@@ -368,7 +425,7 @@ class SharedOutbox(Outbox):
             self._lock.release()
         if error is None:
             try:
-                self.drain()             # what came between the last look at the queue and the release
+                self.drain()  # what came between the last look at the queue and the release
             except OSError as e:
                 error = e
         if error is not None:
@@ -379,16 +436,20 @@ class SharedOutbox(Outbox):
         self.begin_put_off()
 
     def wait_while_much(self):
-        """Wait while more is queued than commands within their window can ask for. Raises OSError. The connection's thread."""
+        """Wait while more is queued than commands within their window can ask for. Raises OSError.
+        The connection's thread."""
         while self._is_much():
             with self._lock:
-                pass                     # who had it has sent everything, or failed
+                pass  # who had it has sent everything, or failed
             self.drain()
 
     def _is_much(self):
         entries = list(self.queue)
-        return len(entries) > _WAITING_ENTRIES or sum(
-            len(pdu.data) for entry in entries if entry[0] is None for pdu in entry[1]) > _WAITING_BYTES
+        return (
+            len(entries) > _WAITING_ENTRIES
+            or sum(len(pdu.data) for entry in entries if entry[0] is None for pdu in entry[1])
+            > _WAITING_BYTES
+        )
 
     # -- reading no more than can be kept ----------------------------------------------------------------------------
 
@@ -397,19 +458,20 @@ class SharedOutbox(Outbox):
         return self._is_little()
 
     def may_read(self, task, put_off):
-        """True if the data of this task may be read now: has_read() must follow. Else it is put off, with `put_off` in place of
-        its transfer, so that it can be aborted meanwhile. [executor]"""
+        """True if the data of this task may be read now: has_read() must follow. Else it is put
+        off, with `put_off` in place of its transfer, so that it can be aborted meanwhile.
+        [executor]"""
         with self._guard:
             if self._has_room(task.edtl) and not self._put_off:
                 self._reading += task.edtl
                 return True
             task.transfer = put_off
-            if task.aborted:             # by one who may have looked before: it ends now
+            if task.aborted:  # by one who may have looked before: it ends now
                 task.transfer = None
                 self._reading += task.edtl
                 return True
             self._put_off.append((task, put_off))
-        self.begin_put_off()             # the room may have come while we looked
+        self.begin_put_off()  # the room may have come while we looked
         return False
 
     def has_read(self, task):
@@ -419,15 +481,15 @@ class SharedOutbox(Outbox):
         self.begin_put_off()
 
     def begin_put_off(self):
-        """Begin the tasks that were put off, as far as there is room. Once the connection is over nothing is begun: its tasks
-        end, or go on elsewhere (take_back). Any thread."""
+        """Begin the tasks that were put off, as far as there is room. Once the connection is over
+        nothing is begun: its tasks end, or go on elsewhere (take_back). Any thread."""
         while self._put_off and self._socket is not _Nowhere:
             with self._guard:
                 if not self._put_off or not self._has_room(self._put_off[0][0].edtl):
                     return
                 task, put_off = self._put_off.popleft()
                 if task.transfer is not put_off:
-                    continue             # it was aborted
+                    continue  # it was aborted
                 task.transfer = None
                 self._reading += task.edtl
             self.begin(task)
@@ -435,7 +497,9 @@ class SharedOutbox(Outbox):
     def take_back(self, task):
         """True if it was put off; it is not begun here any more, then. Any thread."""
         with self._guard:
-            found = [entry for entry in self._put_off if entry[0] is task and task.transfer is entry[1]]
+            found = [
+                entry for entry in self._put_off if entry[0] is task and task.transfer is entry[1]
+            ]
             for entry in found:
                 self._put_off.remove(entry)
                 task.transfer = None
@@ -450,6 +514,6 @@ def _without(buffers, sent):
     """What is left of `buffers` when their first `sent` bytes are gone."""
     for index, buffer in enumerate(buffers):
         if sent < len(buffer):
-            return [memoryview(buffer)[sent:]] + list(buffers[index + 1:])
+            return [memoryview(buffer)[sent:]] + list(buffers[index + 1 :])
         sent -= len(buffer)
     return []

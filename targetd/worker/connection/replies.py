@@ -1,4 +1,5 @@
-"""The PDUs that end a SCSI command when the usual case does not apply: residuals, sense, other statuses (RFC 7143 11.4, 11.7).
+"""The PDUs that end a SCSI command when the usual case does not apply: residuals, sense, other
+statuses (RFC 7143 11.4, 11.7).
 
 May import iscsi, scsi. Pure: any thread.
 """
@@ -9,11 +10,12 @@ from targetd.scsi.sense import CheckCondition, StatusReturned
 
 
 def replies(task, outcome, values):
-    """The PDUs, in order, for a task and what running it gave: data, None, CheckCondition, StatusReturned or MasterAnswer."""
+    """The PDUs, in order, for a task and what running it gave: data, None, CheckCondition,
+    StatusReturned or MasterAnswer."""
     status, sense, data = _what_happened(task, outcome)
     returned = len(data) if data is not None else 0
     if data is not None:
-        data = memoryview(data)[:task.edtl if task.expects_read else 0]
+        data = memoryview(data)[: task.edtl if task.expects_read else 0]
     out = _data_in(task, data, values) if data else []
     overflow, underflow = _residual(task, returned)
     if out and status == sam.GOOD:
@@ -69,7 +71,9 @@ def _data_in(task, data, values):
     offset = 0
     while offset < len(data):
         size = min(segment, burst - offset % burst, len(data) - offset)
-        piece = pdu.DataIn(itt=task.itt, data_sn=len(out), buffer_offset=offset, data=data[offset:offset + size])
+        piece = pdu.DataIn(
+            itt=task.itt, data_sn=len(out), buffer_offset=offset, data=data[offset : offset + size]
+        )
         offset += size
         piece.final = offset % burst == 0 or offset == len(data)
         out.append(piece)

@@ -1,4 +1,5 @@
-"""The PDUs that are neither commands nor data: NOP-Out, Text, Task Management, Logout, and our own NOP-In pings.
+"""The PDUs that are neither commands nor data: NOP-Out, Text, Task Management, Logout, and our own
+NOP-In pings.
 
 Everything here runs in the connection's thread unless marked [any]. May import what Connection may.
 """
@@ -12,35 +13,47 @@ from targetd.iscsi.framing import BHS
 from targetd.scsi.lu import lun_of
 from targetd.scsi.sense import UNIT_ATTENTION
 
-#: Task management functions that concern other nexuses too, so that the master carries them out (plan D3).
+#: Task management functions that concern other nexuses too, so that the master carries them out
+#: (plan D3).
 _SHARED_FUNCTIONS = {
     const.CLEAR_TASK_SET: 'clear-task-set',
     const.LOGICAL_UNIT_RESET: 'logical-unit-reset',
     const.TARGET_WARM_RESET: 'target-warm-reset',
     const.TARGET_COLD_RESET: 'target-cold-reset',
 }
-_OF_A_UNIT = (const.ABORT_TASK_SET, const.CLEAR_TASK_SET, const.LOGICAL_UNIT_RESET, const.CLEAR_ACA, const.QUERY_TASK,
-              const.QUERY_TASK_SET, const.QUERY_ASYNCHRONOUS_EVENT)
+_OF_A_UNIT = (
+    const.ABORT_TASK_SET,
+    const.CLEAR_TASK_SET,
+    const.LOGICAL_UNIT_RESET,
+    const.CLEAR_ACA,
+    const.QUERY_TASK,
+    const.QUERY_TASK_SET,
+    const.QUERY_ASYNCHRONOUS_EVENT,
+)
 
 #: A text exchange that the initiator does not go on with is forgotten.
 TEXT_SECONDS = 30.0
 
 
 class Requests(object):
-    """Of one connection. keepalive: (seconds of silence before a ping, unanswered pings that end the connection)."""
+    """Of one connection. keepalive: (seconds of silence before a ping, unanswered pings that end
+    the connection)."""
 
     def __init__(self, connection, keepalive):
         self._connection = connection
         self._session = connection.session
         self._ping_limit = keepalive[1]
-        self._text = None                # the Text exchange that is going on
+        self._text = None  # the Text exchange that is going on
         self._text_until = 0.0
         self.unanswered_pings = 0
         self._queries = {}
         if connection.values.get('iSCSIProtocolLevel', 1) >= 2:
-            self._queries = {const.QUERY_TASK: self._query_task, const.QUERY_TASK_SET: self._query_task_set,
-                             const.I_T_NEXUS_RESET: self._reset_nexus,
-                             const.QUERY_ASYNCHRONOUS_EVENT: self._query_asynchronous_event}
+            self._queries = {
+                const.QUERY_TASK: self._query_task,
+                const.QUERY_TASK_SET: self._query_task_set,
+                const.I_T_NEXUS_RESET: self._reset_nexus,
+                const.QUERY_ASYNCHRONOUS_EVENT: self._query_asynchronous_event,
+            }
         self.by_opcode = {
             const.NOP_OUT: self._nop_out,
             const.TEXT_REQUEST: self._text_request,
@@ -66,26 +79,42 @@ class Requests(object):
                 return
             self._refuse_reserved_tag(request)
         if request.itt == const.RESERVED_TAG:
-            return                       # the answer to a ping of ours
-        echo = b'' if data is None else bytes(data[:self._connection.values['MaxRecvDataSegmentLength']])
-        self._connection.outbox.put_pdu(pdu.NopIn(itt=request.itt, lun=request.lun, data=echo), not request.immediate)
+            return  # the answer to a ping of ours
+        echo = (
+            b''
+            if data is None
+            else bytes(data[: self._connection.values['MaxRecvDataSegmentLength']])
+        )
+        self._connection.outbox.put_pdu(
+            pdu.NopIn(itt=request.itt, lun=request.lun, data=echo), not request.immediate
+        )
 
     @staticmethod
     def _refuse_reserved_tag(request):
         if request.itt == const.RESERVED_TAG:
-            raise PduRejected(const.REJECT_PROTOCOL_ERROR, 'a numbered NOP-Out without an initiator task tag', numbered=True)
+            raise PduRejected(
+                const.REJECT_PROTOCOL_ERROR,
+                'a numbered NOP-Out without an initiator task tag',
+                numbered=True,
+            )
 
     # -- text --------------------------------------------------------------------------------------------------------
 
     def _text_request(self, fields, ahs, data):
         if not self._connection.takes(fields, ahs, data):
             return
-        request = pdu.TextRequest.decode(BHS.pack(*fields), b'', b'' if data is None else bytes(data))
+        request = pdu.TextRequest.decode(
+            BHS.pack(*fields), b'', b'' if data is None else bytes(data)
+        )
         numbered = not request.immediate
         now = time.monotonic()
         if self._text is None or request.ttt == const.RESERVED_TAG or now > self._text_until:
             if request.ttt != const.RESERVED_TAG:
-                raise PduRejected(const.REJECT_PROTOCOL_ERROR, 'a text exchange that is over goes on', numbered=numbered)
+                raise PduRejected(
+                    const.REJECT_PROTOCOL_ERROR,
+                    'a text exchange that is over goes on',
+                    numbered=numbered,
+                )
             self._text_until = now + TEXT_SECONDS
             self._text = self._connection.worker.text_exchange(self._connection)
         response = self._text.receive(request)
@@ -99,18 +128,27 @@ class Requests(object):
         if not self._connection.takes(fields, ahs, data):
             return
         request = pdu.TaskManagementRequest.decode(BHS.pack(*fields))
-        log.info('%s: %s%s', self._session.initiator_name,
-                 const.TASK_MANAGEMENT_NAMES.get(request.function, 'an unknown function'),
-                 ' for LUN %s' % lun_of(request.lun) if request.function in _OF_A_UNIT else '')
-        if request.function in _OF_A_UNIT and lun_of(request.lun) not in self._connection.device.luns:
+        log.info(
+            '%s: %s%s',
+            self._session.initiator_name,
+            const.TASK_MANAGEMENT_NAMES.get(request.function, 'an unknown function'),
+            ' for LUN %s' % lun_of(request.lun) if request.function in _OF_A_UNIT else '',
+        )
+        if (
+            request.function in _OF_A_UNIT
+            and lun_of(request.lun) not in self._connection.device.luns
+        ):
             self._respond(request, const.LUN_DOES_NOT_EXIST)
         elif request.function == const.ABORT_TASK:
             self._abort_task(request)
         elif request.function == const.ABORT_TASK_SET:
             self._abort(request, lambda task: task.lun == request.lun)
         elif request.function in _SHARED_FUNCTIONS:
-            self._connection.worker.ask_reset(_SHARED_FUNCTIONS[request.function], request.lun,
-                                              lambda answer: self._reset_done(request, answer))
+            self._connection.worker.ask_reset(
+                _SHARED_FUNCTIONS[request.function],
+                request.lun,
+                lambda answer: self._reset_done(request, answer),
+            )
         elif request.function == const.TASK_REASSIGN:
             self._connection.reassign(request, lambda response: self._respond(request, response))
         elif request.function in self._queries:
@@ -121,7 +159,9 @@ class Requests(object):
     # RFC 7144 6.1, once iSCSIProtocolLevel 2 is agreed upon
 
     def _query(self, request, wanted):
-        is_there = any(task.lun == request.lun and wanted(task) for task in list(self._session.tasks.values()))
+        is_there = any(
+            task.lun == request.lun and wanted(task) for task in list(self._session.tasks.values())
+        )
         self._respond(request, const.FUNCTION_SUCCEEDED if is_there else const.FUNCTION_COMPLETE)
 
     def _query_task(self, request):
@@ -131,20 +171,30 @@ class Requests(object):
         self._query(request, lambda task: True)
 
     def _query_asynchronous_event(self, request):
-        """The unit attention that waits, as SAM-5 has it: UADE DEPTH (1: one, 2: more) and sense key, ASC, ASCQ."""
+        """The unit attention that waits, as SAM-5 has it: UADE DEPTH (1: one, 2: more) and sense
+        key, ASC, ASCQ."""
         owed = self._connection.device.luns[lun_of(request.lun)].attention
         first = owed.peek()
         if first is None:
             self._respond(request, const.FUNCTION_COMPLETE)
         else:
             depth = 1 if len(owed) == 1 else 2
-            self._respond(request, const.FUNCTION_SUCCEEDED, bytes((depth << 4 | UNIT_ATTENTION,) + tuple(first)))
+            self._respond(
+                request,
+                const.FUNCTION_SUCCEEDED,
+                bytes((depth << 4 | UNIT_ATTENTION,) + tuple(first)),
+            )
 
     def _reset_nexus(self, request):
-        """SAM-5: as if the nexus had been lost, with what it reserved and prevented; the session goes on."""
+        """SAM-5: as if the nexus had been lost, with what it reserved and prevented; the session
+        goes on."""
         worker = self._connection.worker
-        worker.tasks.abort(lambda task: True, lambda: worker.ask_reset(
-            'i-t-nexus-reset', request.lun, lambda answer: self._reset_done(request, answer)))
+        worker.tasks.abort(
+            lambda task: True,
+            lambda: worker.ask_reset(
+                'i-t-nexus-reset', request.lun, lambda answer: self._reset_done(request, answer)
+            ),
+        )
 
     def _abort_task(self, request):
         tag = request.referenced_task_tag
@@ -157,7 +207,8 @@ class Requests(object):
             self._respond(request, const.TASK_DOES_NOT_EXIST)
 
     def _was_received(self, request):
-        """RFC 7143 11.5.1: a task that is gone counts as aborted if its RefCmdSN lies in the window below the request's."""
+        """RFC 7143 11.5.1: a task that is gone counts as aborted if its RefCmdSN lies in the window
+        below the request's."""
         distance = request.cmd_sn - request.ref_cmd_sn & 0xFFFFFFFF
         if distance == 0 or distance >= 0x80000000:
             return False
@@ -165,19 +216,27 @@ class Requests(object):
         return held is not None and held[0][5] == request.referenced_task_tag
 
     def _abort(self, request, wanted):
-        self._connection.worker.tasks.abort(wanted, lambda: self._respond(request, const.FUNCTION_COMPLETE))
+        self._connection.worker.tasks.abort(
+            wanted, lambda: self._respond(request, const.FUNCTION_COMPLETE)
+        )
 
     def _reset_done(self, request, answer):
         """[any]"""
-        self._respond(request, const.FUNCTION_COMPLETE if answer.status == 0 else const.FUNCTION_REJECTED)
+        self._respond(
+            request, const.FUNCTION_COMPLETE if answer.status == 0 else const.FUNCTION_REJECTED
+        )
         self._connection.drain_from_elsewhere()
         if request.function == const.TARGET_COLD_RESET:
             self._connection.stop('the initiator reset the target')
 
     def _respond(self, request, response, information=bytes(3)):
         """[any]"""
-        self._connection.outbox.put_pdu(pdu.TaskManagementResponse(
-            itt=request.itt, response=response, additional_information=information), not request.immediate)
+        self._connection.outbox.put_pdu(
+            pdu.TaskManagementResponse(
+                itt=request.itt, response=response, additional_information=information
+            ),
+            not request.immediate,
+        )
         self._connection.drain_from_elsewhere()
 
     # -- logout ------------------------------------------------------------------------------------------------------
@@ -186,12 +245,22 @@ class Requests(object):
         if not self._connection.takes(fields, ahs, data):
             return
         request = pdu.LogoutRequest.decode(BHS.pack(*fields))
-        if request.reason not in (const.CLOSE_SESSION, const.CLOSE_CONNECTION, const.REMOVE_CONNECTION_FOR_RECOVERY):
-            raise PduRejected(const.REJECT_INVALID_PDU_FIELD, 'logout reason %d is not known' % request.reason,
-                              numbered=not request.immediate)
+        if request.reason not in (
+            const.CLOSE_SESSION,
+            const.CLOSE_CONNECTION,
+            const.REMOVE_CONNECTION_FOR_RECOVERY,
+        ):
+            raise PduRejected(
+                const.REJECT_INVALID_PDU_FIELD,
+                'logout reason %d is not known' % request.reason,
+                numbered=not request.immediate,
+            )
         worker = self._connection.worker
         leaving = self._leaving(request)
-        if request.reason == const.REMOVE_CONNECTION_FOR_RECOVERY and not self._session.values['ErrorRecoveryLevel'] == 2:
+        if (
+            request.reason == const.REMOVE_CONNECTION_FOR_RECOVERY
+            and not self._session.values['ErrorRecoveryLevel'] == 2
+        ):
             self._answer_logout(request, const.LOGOUT_RECOVERY_NOT_SUPPORTED)
         elif not leaving:
             self._answer_logout(request, const.LOGOUT_CID_NOT_FOUND)
@@ -200,7 +269,9 @@ class Requests(object):
         else:
             for connection in leaving:
                 connection.keeps_tasks = False
-            worker.tasks.abort(lambda task: task.connection in leaving, lambda: self._quiet(request, leaving))
+            worker.tasks.abort(
+                lambda task: task.connection in leaving, lambda: self._quiet(request, leaving)
+            )
 
     def _leaving(self, request):
         """The connections that a Logout Request is about, living or lost (RFC 7143 11.14.1)."""
@@ -209,21 +280,33 @@ class Requests(object):
             worker.members.close()
             return list(worker.connections) + list(worker.members.lost.values())
         connections = (worker.members.with_cid(request.cid), worker.members.lost.get(request.cid))
-        return [connection for connection in connections if connection is not None and not connection.ended_quietly]
+        return [
+            connection
+            for connection in connections
+            if connection is not None and not connection.ended_quietly
+        ]
 
     def _answer_logout(self, request, response):
         values = self._session.values
-        self._connection.outbox.put_pdu(pdu.LogoutResponse(
-            itt=request.itt, response=response, time2wait=values['DefaultTime2Wait'],
-            time2retain=values['DefaultTime2Retain']), not request.immediate)
+        self._connection.outbox.put_pdu(
+            pdu.LogoutResponse(
+                itt=request.itt,
+                response=response,
+                time2wait=values['DefaultTime2Wait'],
+                time2retain=values['DefaultTime2Retain'],
+            ),
+            not request.immediate,
+        )
 
     def _quiet(self, request, leaving):
-        """Nothing of those connections is going on any more. If the session ends with them, what its nexus held is free for
-        everybody before the initiator hears of it: libiscsi's tests log out and use the other session at once. [any]"""
+        """Nothing of those connections is going on any more. If the session ends with them, what
+        its nexus held is free for everybody before the initiator hears of it: libiscsi's tests log
+        out and use the other session at once. [any]"""
         worker = self._connection.worker
 
         def answered(_message):
             worker.executor.submit(lambda _: self._logged_out(request, leaving), None)
+
         if worker.replica is not None and set(worker.connections) <= set(leaving):
             worker.ask('leave', answered)
         else:
@@ -232,7 +315,7 @@ class Requests(object):
     def _logged_out(self, request, leaving):
         """Nothing of those connections is going on any more, or all of it may be reassigned. [any]"""
         self._answer_logout(request, const.LOGOUT_SUCCESS)
-        for connection in leaving:       # before the initiator can know, and close its end
+        for connection in leaving:  # before the initiator can know, and close its end
             connection.end('the initiator logged out', quietly=True)
         self._connection.send_last_words()
         worker = self._connection.worker
@@ -242,6 +325,9 @@ class Requests(object):
                 worker.members.drop_lost(connection)
 
     def ask_for_logout(self, seconds):
-        """An asynchronous message asks the initiator to log out within `seconds` (RFC 7143 11.9.1, event 1). [any]"""
-        self._connection.outbox.put_pdu(pdu.AsyncMessage(event=const.ASYNC_LOGOUT_REQUESTED, parameter3=seconds))
+        """An asynchronous message asks the initiator to log out within `seconds` (RFC 7143 11.9.1,
+        event 1). [any]"""
+        self._connection.outbox.put_pdu(
+            pdu.AsyncMessage(event=const.ASYNC_LOGOUT_REQUESTED, parameter3=seconds)
+        )
         self._connection.drain_from_elsewhere()

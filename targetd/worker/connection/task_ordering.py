@@ -7,8 +7,9 @@ One Ordering for a session, one task set for each logical unit. A command waits 
     HEAD OF QUEUE  starts at once
     SIMPLE         starts when no HEAD OF QUEUE, and no older ORDERED, has yet to end
 
-Nothing of this costs an initiator that sends SIMPLE anything: while a task set has a *gate*, its connections look up units in
-a GatedDevice, which gives a Gate whose admit() raises Waits; without one they look them up in the device itself (D10).
+Nothing of this costs an initiator that sends SIMPLE anything: while a task set has a *gate*, its
+connections look up units in a GatedDevice, which gives a Gate whose admit() raises Waits; without
+one they look them up in the device itself (D10).
 
 Everything here is called with `working` held, unless marked [any]. May import what Connection may.
 """
@@ -60,7 +61,8 @@ class GatedDevice(object):
 
 
 class Parked(object):
-    """A command that waits: its PDU, and what came of its unsolicited data. Looks like a Transfer to those who meet it."""
+    """A command that waits: its PDU, and what came of its unsolicited data. Looks like a Transfer
+    to those who meet it."""
 
     __slots__ = ('fields', 'ahs', 'data', 'arrived', 'failed', 'wanted', '_room')
     is_complete = False
@@ -69,9 +71,9 @@ class Parked(object):
         self.fields = fields
         self.ahs = ahs
         self.data = None if data is None else bytes(data)
-        self.arrived = []                # arguments of Transfer.receive
+        self.arrived = []  # arguments of Transfer.receive
         self.failed = False
-        self.wanted = room               # bytes it may hold
+        self.wanted = room  # bytes it may hold
         self._room = room - (len(data) if data is not None else 0)
 
     def place(self, ttt, offset, data_sn, length):
@@ -95,11 +97,12 @@ class Parked(object):
 
 
 class Ordering(object):
-    """Of one session. tasks: session.tasks; connections: the worker's list, its Connections have `device`."""
+    """Of one session. tasks: session.tasks; connections: the worker's list, its Connections have
+    `device`."""
 
     def __init__(self, device, tasks, connections):
-        self.gates = set()               # LUN numbers of the task sets in which somebody has to wait
-        self.device = device             # what new connections look units up in
+        self.gates = set()  # LUN numbers of the task sets in which somebody has to wait
+        self.device = device  # what new connections look units up in
         self._real = device
         self._gated = GatedDevice(device, self.gates)
         self._tasks = tasks
@@ -109,8 +112,9 @@ class Ordering(object):
         return [task for task in list(self._tasks.values()) if lun_of(task.lun) == lun]
 
     def has_to_wait(self, lun_field, attribute, itself=None):
-        """Must a command with this attribute wait? itself: the parked task that asks; what was parked after it does not count,
-        what has started does: a HEAD OF QUEUE that came later went first."""
+        """Must a command with this attribute wait? itself: the parked task that asks; what was
+        parked after it does not count, what has started does: a HEAD OF QUEUE that came later went
+        first."""
         is_older = True
         for task in self._of(lun_of(lun_field)):
             if task is itself:
@@ -133,12 +137,16 @@ class Ordering(object):
     def open_gates(self):
         """Open those that nobody needs any more."""
         for lun in list(self.gates):
-            if not any(task.transfer.__class__ is Parked or task.attribute in _WAITED_FOR for task in self._of(lun)):
+            if not any(
+                task.transfer.__class__ is Parked or task.attribute in _WAITED_FOR
+                for task in self._of(lun)
+            ):
                 self.gates.discard(lun)
         self._choose()
 
     def startable(self):
-        """Parked tasks whose wait is over, oldest first; each must be started before the next is asked for."""
+        """Parked tasks whose wait is over, oldest first; each must be started before the next is
+        asked for."""
         for task in list(self._tasks.values()):
             parked = task.transfer
             if parked.__class__ is Parked and not self.has_to_wait(task.lun, task.attribute, task):
@@ -147,17 +155,21 @@ class Ordering(object):
 
 
 class Unusual(object):
-    """The part of Connection that carries out commands which are not SIMPLE, or have to wait for one that is not."""
+    """The part of Connection that carries out commands which are not SIMPLE, or have to wait for
+    one that is not."""
 
     def _with_attribute(self, fields, ahs, data):
-        """A command that is not SIMPLE, or that has to wait for one; its CmdSN is taken. [connection]"""
+        """A command that is not SIMPLE, or that has to wait for one; its CmdSN is taken.
+        [connection]"""
         task = self._new_task(fields)
         ordering = self.worker.ordering
         if task.attribute > sam.HEAD_OF_QUEUE:
             task.unit = self.worker.device.unit(task.lun)
-            self._refused(task, fields[1], data, CheckCondition(*_INVALID_MESSAGE))      # ACA is never active: SAM-5
+            # ACA is never active: SAM-5
+            self._refused(task, fields[1], data, CheckCondition(*_INVALID_MESSAGE))
             return
-        ordering.close_gate(task.lun)    # first: a task that ends while we look at it sees the gate and lets ours in
+        # first: a task that ends while we look at it sees the gate and lets ours in
+        ordering.close_gate(task.lun)
         if ordering.has_to_wait(task.lun, task.attribute):
             first_burst = self.session.limits.first_burst if task.expects_write else 0
             self._retain(task)
@@ -177,7 +189,8 @@ class Unusual(object):
         return task
 
     def _start(self, task, fields, ahs, data):
-        """What _command does, for a task that is not the usual case. [connection or any, with `working`]"""
+        """What _command does, for a task that is not the usual case. [connection or any, with
+        `working`]"""
         flags = fields[1]
         task.unit = self.worker.device.unit(task.lun)
         try:

@@ -1,7 +1,7 @@
 """A question to the master whose answer an executor thread waits for. Executor threads only.
 
-Closing a descriptor would drop the POSIX locks that this process holds on the same file (store.base.Exclusive), so it is done
-while no thread holds any.
+Closing a descriptor would drop the POSIX locks that this process holds on the same file
+(store.base.Exclusive), so it is done while no thread holds any.
 """
 
 import os
@@ -16,8 +16,9 @@ ANSWER_SECONDS = 30.0
 
 
 def ask(worker, what, arrived=None, too_late=None, **words):
-    """The master's answer, with descriptors. arrived(answer): in the control thread, as soon as it is there; too_late(answer):
-    likewise, when nobody waits for it any more. Raises CheckCondition, StatusReturned."""
+    """The master's answer, with descriptors. arrived(answer): in the control thread, as soon as it
+    is there; too_late(answer): likewise, when nobody waits for it any more. Raises CheckCondition,
+    StatusReturned."""
     answers, waited, lock = [], threading.Event(), threading.Lock()
 
     def answered(message):
@@ -29,6 +30,7 @@ def ask(worker, what, arrived=None, too_late=None, **words):
             waited.set()
         if is_late:
             (too_late or close_all)(message)
+
     worker.ask(what, answered, **words)
     waited.wait(ANSWER_SECONDS)
     with lock:

@@ -1,7 +1,8 @@
-"""ROD tokens as a unit of this session sees them: each call asks the master, and waits. Executor threads only.
+"""ROD tokens as a unit of this session sees them: each call asks the master, and waits. Executor
+threads only.
 
-The master's answer to the use of a token brings a descriptor of the source, for reading only, unless this session has that unit
-itself. May import scsi.sense, store.
+The master's answer to the use of a token brings a descriptor of the source, for reading only,
+unless this session has that unit itself. May import scsi.sense, store.
 """
 
 from targetd import store
@@ -10,7 +11,8 @@ from targetd.worker.copy import ask_master
 
 
 class UnitRods(object):
-    """Of one unit. worker: asks; unit_id: the unit's; replica: finds the units that this session has."""
+    """Of one unit. worker: asks; unit_id: the unit's; replica: finds the units that this session
+    has."""
 
     def __init__(self, worker, unit_id, replica):
         self._worker = worker
@@ -22,8 +24,11 @@ class UnitRods(object):
         return ask_master.ask(self._worker, kind, unit=self._unit_id, **words)
 
     def populate(self, ranges, seconds):
-        """A token, 512 bytes, for these byte ranges of the unit; good until they change, or for so long without use."""
-        return bytes.fromhex(self._ask('token-populate', ranges=[list(r) for r in ranges], seconds=seconds)['data'])
+        """A token, 512 bytes, for these byte ranges of the unit; good until they change, or for so
+        long without use."""
+        return bytes.fromhex(
+            self._ask('token-populate', ranges=[list(r) for r in ranges], seconds=seconds)['data']
+        )
 
     def use(self, token, is_last):
         """The Rod that the token stands for; is_last: it is good no more afterwards."""
@@ -33,11 +38,14 @@ class UnitRods(object):
             ask_master.close_all(answer)
             return Rod(self, token, unit.store, answer['ranges'], None)
         descriptors = answer['descriptors']
-        opened = store.from_descriptor(dict(answer['store'], read_only=True), descriptors[0] if descriptors else None)
+        opened = store.from_descriptor(
+            dict(answer['store'], read_only=True), descriptors[0] if descriptors else None
+        )
         return Rod(self, token, opened, answer['ranges'], opened)
 
     def revoke(self, offset, length):
-        """Revoke the tokens that stand for any of these bytes of the unit; returns when they are good no more."""
+        """Revoke the tokens that stand for any of these bytes of the unit; returns when they are
+        good no more."""
         self._ask('token-revoke', offset=offset, length=length)
 
     def tokens(self):
@@ -50,7 +58,8 @@ class UnitRods(object):
 
 
 class Rod(object):
-    """What a token stands for, while it is used: store and byte ranges in it. A context manager; check() at the end of it."""
+    """What a token stands for, while it is used: store and byte ranges in it. A context manager;
+    check() at the end of it."""
 
     def __init__(self, rods, token, medium, ranges, opened):
         self._rods = rods
@@ -75,4 +84,4 @@ class Rod(object):
             try:
                 self.check()
             except (CheckCondition, StatusReturned):
-                pass                     # the command has failed anyway
+                pass  # the command has failed anyway

@@ -1,4 +1,5 @@
-"""In the guest: what the kernel computes is what the tables compute, and from which length on it is quicker."""
+"""In the guest: what the kernel computes is what the tables compute, and from which length on it is
+quicker."""
 
 import os
 import time
@@ -23,7 +24,10 @@ def microseconds(function, data):
 
 
 kernel_crc32c.SHORT = 0
-for length in (8, 16, 24, 32, 48, 4096, 262144):            # an emulated processor: only the relation says something
+# an emulated processor: only the relation says something
+for length in (8, 16, 24, 32, 48, 4096, 262144):
     data = os.urandom(length)
-    print('%7d bytes: tables %8.1f us, kernel %8.1f us' % (length, microseconds(tables, data),
-                                                         microseconds(crc32c.crc32c, data)))
+    print(
+        '%7d bytes: tables %8.1f us, kernel %8.1f us'
+        % (length, microseconds(tables, data), microseconds(crc32c.crc32c, data))
+    )

@@ -1,7 +1,8 @@
-"""In the guest: an initiator that reserves a unit and is never heard of again, and another one that wants it.
+"""In the guest: an initiator that reserves a unit and is never heard of again, and another one that
+wants it.
 
-    vanish.py reserve     logs in from 127.0.0.2, reserves LUN 0, says so, and waits to be killed
-    vanish.py wait        logs in from 127.0.0.1, meets the reservation, and says after how many seconds it is gone
+vanish.py reserve     logs in from 127.0.0.2, reserves LUN 0, says so, and waits to be killed
+vanish.py wait        logs in from 127.0.0.1, meets the reservation, and says after how many seconds it is gone
 """
 
 import sys
@@ -18,13 +19,15 @@ SECONDS = 30
 
 def main(what):
     source = {'reserve': '127.0.0.2', 'wait': '127.0.0.1'}[what]
-    session = Session(('127.0.0.1', 3260), 'iqn.2026-11.com.example:' + what, source=source).login(TARGET)
+    session = Session(('127.0.0.1', 3260), 'iqn.2026-11.com.example:' + what, source=source).login(
+        TARGET
+    )
     if what == 'reserve':
         session.clear_attentions()
         session.run(RESERVE_6).good()
         print('reserved', flush=True)
         time.sleep(600)
-    session.run(TEST_UNIT_READY)         # meets the unit attention
+    session.run(TEST_UNIT_READY)  # meets the unit attention
     began = time.monotonic()
     status = session.run(TEST_UNIT_READY).status
     assert status == RESERVATION_CONFLICT, status

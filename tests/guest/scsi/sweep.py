@@ -1,9 +1,11 @@
-"""Every operation code at a disk: what REPORT SUPPORTED OPERATION CODES lists is known, what it does not list is refused.
+"""Every operation code at a disk: what REPORT SUPPORTED OPERATION CODES lists is known, what it
+does not list is refused.
 
     sweep.py DISK LISTED          LISTED: its parameter data, without command timeouts
 
-A listed command is sent with NACA set in its CONTROL byte, which no unit here does: 05/24/00 says that the command is known,
-and nothing is done. Prints one line for each: what sg_opcodes calls it, and its CDB usage data.
+A listed command is sent with NACA set in its CONTROL byte, which no unit here does: 05/24/00 says
+that the command is known, and nothing is done. Prints one line for each: what sg_opcodes calls it,
+and its CDB usage data.
 """
 
 import ctypes
@@ -23,12 +25,29 @@ def send(disk, cdb, length=0):
     buffers = [ctypes.create_string_buffer(size) for size in (len(cdb), max(length, 1), 64)]
     buffers[0].raw = cdb
     command, data, sense = [ctypes.addressof(b) for b in buffers]
-    header = bytearray(HEADER.pack(ord('S'), DATA_IN if length else NO_DATA, len(cdb), 64, 0, length, data, command, sense,
-                                   20000, *([0] * 12)))
+    header = bytearray(
+        HEADER.pack(
+            ord('S'),
+            DATA_IN if length else NO_DATA,
+            len(cdb),
+            64,
+            0,
+            length,
+            data,
+            command,
+            sense,
+            20000,
+            *([0] * 12),
+        )
+    )
     fcntl.ioctl(disk, SG_IO, header)
     back = HEADER.unpack(bytes(header))
     said = buffers[2].raw
-    return back[13], (said[2] & 15, said[12], said[13]) if back[16] else None, buffers[1].raw[:length - back[19]]
+    return (
+        back[13],
+        (said[2] & 15, said[12], said[13]) if back[16] else None,
+        buffers[1].raw[: length - back[19]],
+    )
 
 
 def usage(disk, opcode, action):
@@ -36,8 +55,13 @@ def usage(disk, opcode, action):
     options = 1 if action is None else 2
     cdb = struct.pack('>BBBBHIxx', 0xA3, 0x0C, options, opcode, action or 0, 256)
     status, sense, data = send(disk, cdb, 256)
-    assert status == 0 and data[1] & 7 == 3, 'no usage data of %02X %r: %r %r' % (opcode, action, status, sense)
-    return data[4:4 + struct.unpack_from('>H', data, 2)[0]]
+    assert status == 0 and data[1] & 7 == 3, 'no usage data of %02X %r: %r %r' % (
+        opcode,
+        action,
+        status,
+        sense,
+    )
+    return data[4 : 4 + struct.unpack_from('>H', data, 2)[0]]
 
 
 def length_of(opcode):
@@ -57,19 +81,35 @@ def main():
         actions = commands.get(opcode)
         if actions is None:
             status, sense, _ = send(disk, bytes([opcode]) + bytes(length_of(opcode) - 1))
-            assert sense == INVALID_OPCODE, '%02X is not listed, and the answer is %r %r' % (opcode, status, sense)
+            assert sense == INVALID_OPCODE, '%02X is not listed, and the answer is %r %r' % (
+                opcode,
+                status,
+                sense,
+            )
             continue
         for action in [None] if None in actions else range(32):
             cdb = bytearray(actions.get(action) or length_of(opcode))
             cdb[0], cdb[1], cdb[-1] = opcode, action or 0, NACA
             status, sense, _ = send(disk, bytes(cdb))
-            assert sense == INVALID_FIELD, '%02X %r with NACA: %r %r' % (opcode, action, status, sense)
+            assert sense == INVALID_FIELD, '%02X %r with NACA: %r %r' % (
+                opcode,
+                action,
+                status,
+                sense,
+            )
             if action not in actions:
                 continue
             count += 1
             data = usage(disk, opcode, action)
             assert len(data) == actions[action] and data[0] == opcode, (opcode, action, data)
-            print('0x%02x%s %s' % (opcode, '' if action is None else ',0x%x' % action, ' '.join('%02x' % one for one in data)))
+            print(
+                '0x%02x%s %s'
+                % (
+                    opcode,
+                    '' if action is None else ',0x%x' % action,
+                    ' '.join('%02x' % one for one in data),
+                )
+            )
     print('%d commands' % count)
 
 

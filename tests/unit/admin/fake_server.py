@@ -7,9 +7,11 @@ import threading
 
 
 class FakeServer(object):
-    """Takes one connection after the other. `answers`: bytes to send for each, or a function of the received request (a dict).
+    """Takes one connection after the other. `answers`: bytes to send for each, or a function of the
+    received request (a dict).
 
-    What it was asked stands in `requests`. Its socket is gone after the last answer unless it `stays`.
+    What it was asked stands in `requests`. Its socket is gone after the last answer unless it
+    `stays`.
     """
 
     def __init__(self, path, *answers, **more):
@@ -35,7 +37,7 @@ class FakeServer(object):
             if received:
                 self.requests.append(json.loads(received.decode('utf-8')))
             try:
-                for piece in (answer(self) if callable(answer) else [answer]):
+                for piece in answer(self) if callable(answer) else [answer]:
                     connection.sendall(piece)
             except OSError:
                 pass

@@ -24,11 +24,27 @@ def targetctl(path, answer, *arguments):
 
 
 SESSIONS = [
-    {'tsih': 1, 'initiator_name': 'iqn.1991-05.com.microsoft:pc', 'address': '10.0.5.17',
-     'target_name': 'iqn.2026-11.com.example:a', 'account': None, 'connections': 1, 'since': '2026-11-23 10:00:00',
-     'pid': 4711, 'extra': [1, 2]},
-    {'tsih': 12, 'initiator_name': 'iqn.x', 'address': 'fe80::1', 'target_name': 'iqn.2026-11.com.example:b', 'account': 'erp',
-     'connections': 2, 'since': '2026-11-23 10:00:01', 'pid': 4712},
+    {
+        'tsih': 1,
+        'initiator_name': 'iqn.1991-05.com.microsoft:pc',
+        'address': '10.0.5.17',
+        'target_name': 'iqn.2026-11.com.example:a',
+        'account': None,
+        'connections': 1,
+        'since': '2026-11-23 10:00:00',
+        'pid': 4711,
+        'extra': [1, 2],
+    },
+    {
+        'tsih': 12,
+        'initiator_name': 'iqn.x',
+        'address': 'fe80::1',
+        'target_name': 'iqn.2026-11.com.example:b',
+        'account': 'erp',
+        'connections': 2,
+        'since': '2026-11-23 10:00:01',
+        'pid': 4712,
+    },
 ]
 
 
@@ -37,11 +53,20 @@ def test_sessions_stand_in_columns(path, capsys):
     assert code == EXIT_OK and request == {'command': 'show-sessions'}
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3
-    assert lines[0].split() == ['SESSION', 'INITIATOR', 'ADDRESS', 'TARGET', 'ACCOUNT', 'CONNECTIONS', 'SINCE', 'PROCESS']
+    assert lines[0].split() == [
+        'SESSION',
+        'INITIATOR',
+        'ADDRESS',
+        'TARGET',
+        'ACCOUNT',
+        'CONNECTIONS',
+        'SINCE',
+        'PROCESS',
+    ]
     words = ('TARGET', 'iqn.2026-11.com.example:a', 'iqn.2026-11.com.example:b')
     starts = {line.index(word) for line, word in zip(lines, words)}
     assert len(starts) == 1
-    assert lines[1].split()[4] == '-'                     # no account
+    assert lines[1].split()[4] == '-'  # no account
     assert all(line == line.rstrip() for line in lines)
 
 
@@ -64,17 +89,20 @@ def test_options_may_stand_on_either_side(path, capsys):
     assert capsys.readouterr().out.strip() == '[]'
 
 
-@pytest.mark.parametrize('arguments, request_', [
-    (['end', '3'], {'command': 'end', 'session': 3}),
-    (['logout', '3'], {'command': 'logout', 'session': 3}),
-    (['logout', '3', '--seconds', '60'], {'command': 'logout', 'session': 3, 'seconds': 60}),
-    (['acknowledge', 'iqn.x/0'], {'command': 'acknowledge', 'unit': 'iqn.x/0'}),
-    (['reload', '--plan'], {'command': 'reload', 'plan': True}),
-    (['reload'], {'command': 'reload'}),
-    (['why', '10.0.5.17'], {'command': 'why', 'address': '10.0.5.17'}),
-    (['why'], {'command': 'why'}),
-    (['reopen-logs'], {'command': 'reopen-logs'}),
-])
+@pytest.mark.parametrize(
+    'arguments, request_',
+    [
+        (['end', '3'], {'command': 'end', 'session': 3}),
+        (['logout', '3'], {'command': 'logout', 'session': 3}),
+        (['logout', '3', '--seconds', '60'], {'command': 'logout', 'session': 3, 'seconds': 60}),
+        (['acknowledge', 'iqn.x/0'], {'command': 'acknowledge', 'unit': 'iqn.x/0'}),
+        (['reload', '--plan'], {'command': 'reload', 'plan': True}),
+        (['reload'], {'command': 'reload'}),
+        (['why', '10.0.5.17'], {'command': 'why', 'address': '10.0.5.17'}),
+        (['why'], {'command': 'why'}),
+        (['reopen-logs'], {'command': 'reopen-logs'}),
+    ],
+)
 def test_what_is_typed_is_what_the_server_gets(path, capsys, arguments, request_):
     code, request = targetctl(path, commands.reply_message('done'), *arguments)
     assert code == EXIT_OK and request == request_
@@ -88,8 +116,19 @@ def test_a_command_that_is_missing(arguments, capsys):
     assert 'a command is missing' in capsys.readouterr().err
 
 
-@pytest.mark.parametrize('arguments', [['format'], ['end'], ['end', 'x'], ['end', '-1'], ['end', '99999999999'], ['show', 'x'],
-                                       ['logout', '1', '--seconds', 'x'], ['status', '--nonsense']])
+@pytest.mark.parametrize(
+    'arguments',
+    [
+        ['format'],
+        ['end'],
+        ['end', 'x'],
+        ['end', '-1'],
+        ['end', '99999999999'],
+        ['show', 'x'],
+        ['logout', '1', '--seconds', 'x'],
+        ['status', '--nonsense'],
+    ],
+)
 def test_a_wrong_command_line(arguments, capsys):
     with pytest.raises(SystemExit) as caught:
         cli.main(arguments)
@@ -118,16 +157,32 @@ def test_no_server_is_exit_code_7(path, capsys):
 
 
 def test_complaints_come_out_on_standard_error_with_their_exit_code(path, capsys):
-    code, _ = targetctl(path, commands.reply_error('a.conf:1: x\na.conf:2: y', EXIT_CONFIG), 'reload')
+    code, _ = targetctl(
+        path, commands.reply_error('a.conf:1: x\na.conf:2: y', EXIT_CONFIG), 'reload'
+    )
     assert code == EXIT_CONFIG
     assert capsys.readouterr().err == 'targetctl: a.conf:1: x\na.conf:2: y\n'
 
 
 def test_a_refused_login_is_explained_with_what_windows_says(path, capsys):
-    rows = [{'time': '2026-11-23 10:00', 'address': '10.0.5.17', 'initiator_name': 'iqn.x', 'target_name': 'iqn.y',
-             'status': '0202', 'why': 'initiator-name admits iqn.1991-05.com.microsoft:* only'},
-            {'time': '2026-11-23 09:00', 'address': '10.0.5.18', 'initiator_name': 'iqn.z', 'target_name': '',
-             'status': '0201', 'why': 'wrong secret'}]
+    rows = [
+        {
+            'time': '2026-11-23 10:00',
+            'address': '10.0.5.17',
+            'initiator_name': 'iqn.x',
+            'target_name': 'iqn.y',
+            'status': '0202',
+            'why': 'initiator-name admits iqn.1991-05.com.microsoft:* only',
+        },
+        {
+            'time': '2026-11-23 09:00',
+            'address': '10.0.5.18',
+            'initiator_name': 'iqn.z',
+            'target_name': '',
+            'status': '0201',
+            'why': 'wrong secret',
+        },
+    ]
     targetctl(path, commands.reply_rows(rows), 'why')
     first, second = capsys.readouterr().out.split('\n\n')
     assert 'why: initiator-name admits iqn.1991-05.com.microsoft:* only' in first
@@ -138,23 +193,48 @@ def test_a_refused_login_is_explained_with_what_windows_says(path, capsys):
 
 @pytest.mark.parametrize('status_class, status_detail', sorted(windows.STATUSES))
 def test_windows_has_a_word_for_every_login_status(status_class, status_detail):
-    assert re.match(r'^"[A-Z][^"]+" \(0xEFFF00[0-9A-F]{2}\), iScsiPrt event 10$', windows.says(status_class, status_detail))
+    assert re.match(
+        r'^"[A-Z][^"]+" \(0xEFFF00[0-9A-F]{2}\), iScsiPrt event 10$',
+        windows.says(status_class, status_detail),
+    )
 
 
 def test_windows_words_for_what_is_not_known():
-    assert windows.says(0, 0) == '' and windows.says(2, 99).startswith('"Login failed"') and windows.advice(2, 99) == ''
+    assert (
+        windows.says(0, 0) == ''
+        and windows.says(2, 99).startswith('"Login failed"')
+        and windows.advice(2, 99) == ''
+    )
 
 
 def test_sizes_are_for_people_in_columns(path, capsys):
-    row = {'unit': 'a', 'target_name': 't', 'lun': 0, 'path': '/x', 'size': 200 << 30, 'state': 'ready', 'read_only': False,
-           'reserved_by': '', 'sessions': 1}
+    row = {
+        'unit': 'a',
+        'target_name': 't',
+        'lun': 0,
+        'path': '/x',
+        'size': 200 << 30,
+        'state': 'ready',
+        'read_only': False,
+        'reserved_by': '',
+        'sessions': 1,
+    }
     targetctl(path, commands.reply_rows([row, dict(row, size=None)]), 'show', 'units')
     lines = capsys.readouterr().out.splitlines()
     assert '200 GiB' in lines[1] and ' no ' in lines[1] and '200' not in lines[2]
 
 
-@pytest.mark.parametrize('number, text', [(0, '0 bytes'), (1023, '1023 bytes'), (1024, '1 KiB'), (1536, '1.5 KiB'),
-                                          (3 << 40, '3 TiB'), (1 << 70, '1024 EiB')])
+@pytest.mark.parametrize(
+    'number, text',
+    [
+        (0, '0 bytes'),
+        (1023, '1023 bytes'),
+        (1024, '1 KiB'),
+        (1536, '1.5 KiB'),
+        (3 << 40, '3 TiB'),
+        (1 << 70, '1024 EiB'),
+    ],
+)
 def test_sizes(number, text):
     assert cli.human_bytes(number) == text
 
@@ -169,8 +249,19 @@ def test_an_initiators_name_cannot_play_with_the_terminal(path, capsys):
 
 
 def test_reload_shows_its_plan(path, capsys):
-    targetctl(path, commands.reply_rows([{'step': 'add target iqn.y', 'effect': 'at once'}]), 'reload', '--plan')
-    assert capsys.readouterr().out.splitlines()[1].split() == ['add', 'target', 'iqn.y', 'at', 'once']
+    targetctl(
+        path,
+        commands.reply_rows([{'step': 'add target iqn.y', 'effect': 'at once'}]),
+        'reload',
+        '--plan',
+    )
+    assert capsys.readouterr().out.splitlines()[1].split() == [
+        'add',
+        'target',
+        'iqn.y',
+        'at',
+        'once',
+    ]
     targetctl(path, commands.reply_rows([]), 'reload')
     assert capsys.readouterr().out == 'nothing changed\n'
 
@@ -179,23 +270,39 @@ def test_stop_returns_when_the_server_is_gone(path, capsys):
     def answer(server):
         yield commands.reply_message('targetd stops')
         server.close_listener()
+
     code, request = targetctl(path, answer, 'stop')
     assert code == EXIT_OK and request == {'command': 'stop'}
 
 
 def test_disks_needs_no_server(monkeypatch, capsys):
-    rows = [{'path': '/dev/sdb', 'size': 4000787030016, 'model': 'ATA X', 'transport': 'sata', 'backing_store': 'serial:WD-1',
-             'used_by': ['/dev/sdb1 is mounted on /a (ext4); free it with: umount /a']}]
+    rows = [
+        {
+            'path': '/dev/sdb',
+            'size': 4000787030016,
+            'model': 'ATA X',
+            'transport': 'sata',
+            'backing_store': 'serial:WD-1',
+            'used_by': ['/dev/sdb1 is mounted on /a (ext4); free it with: umount /a'],
+        }
+    ]
     monkeypatch.setitem(local.ANSWERS, 'disks', lambda: rows)
     assert cli.main(['disks', '-s', '/nonexistent']) == EXIT_OK
     line = capsys.readouterr().out.splitlines()[1]
-    assert line.startswith('/dev/sdb  3.6 TiB  ATA X  sata  serial:WD-1') and line.endswith('umount /a')
+    assert line.startswith('/dev/sdb  3.6 TiB  ATA X  sata  serial:WD-1') and line.endswith(
+        'umount /a'
+    )
 
 
 def test_the_disks_of_this_host_are_answered(capsys):
     assert cli.main(['disks', '--json']) == EXIT_OK
     for row in json.loads(capsys.readouterr().out):
-        assert row['path'].startswith('/dev/') and row['size'] > 0 and isinstance(row['used_by'], list) and row['backing_store']
+        assert (
+            row['path'].startswith('/dev/')
+            and row['size'] > 0
+            and isinstance(row['used_by'], list)
+            and row['backing_store']
+        )
 
 
 def test_every_local_command_has_an_answer():

@@ -1,4 +1,5 @@
-"""The table of commands is whole, and what a stranger writes to the control socket is refused with a reason."""
+"""The table of commands is whole, and what a stranger writes to the control socket is refused with
+a reason."""
 
 import json
 
@@ -41,23 +42,34 @@ def test_arguments_that_are_not_given_have_their_default():
     assert parse_request(request(command='logout', session=1))[1] == {'session': 1, 'seconds': None}
 
 
-@pytest.mark.parametrize('line, words', [
-    (b'', 'not JSON'), (b'\xff\xfe', 'not JSON'), (b'{"command"', 'not JSON'), (b'[' * 5000, 'not JSON'),
-    (b'[]', 'no object'), (b'"status"', 'no object'), (b'null', 'no object'),
-    (b'{}', 'unknown command'), (b'{"command": "format"}', 'unknown command'), (b'{"command": ["status"]}', 'unknown command'),
-    (b'{"command": null}', 'unknown command'), (b'{"command": {}}', 'unknown command'),
-    (b'{"command": "disks"}', 'unknown command'),
-    (b'{"command": "end"}', 'end: the session is missing'),
-    (b'{"command": "end", "session": "3"}', "session: '3' is not a number"),
-    (b'{"command": "end", "session": true}', 'is not a number'),
-    (b'{"command": "end", "session": -1}', 'is not a number'),
-    (b'{"command": "end", "session": 1e400}', 'is not a number'),
-    (b'{"command": "end", "session": 99999999999}', 'is not a number'),
-    (b'{"command": "reload", "plan": 1}', 'is not a flag'),
-    (b'{"command": "acknowledge", "unit": ""}', 'is not a text'),
-    (b'{"command": "acknowledge", "unit": ["a"]}', 'is not a text'),
-    (b'{"command": "status", "verbose": true}', "unknown argument 'verbose'"),
-])
+@pytest.mark.parametrize(
+    'line, words',
+    [
+        (b'', 'not JSON'),
+        (b'\xff\xfe', 'not JSON'),
+        (b'{"command"', 'not JSON'),
+        (b'[' * 5000, 'not JSON'),
+        (b'[]', 'no object'),
+        (b'"status"', 'no object'),
+        (b'null', 'no object'),
+        (b'{}', 'unknown command'),
+        (b'{"command": "format"}', 'unknown command'),
+        (b'{"command": ["status"]}', 'unknown command'),
+        (b'{"command": null}', 'unknown command'),
+        (b'{"command": {}}', 'unknown command'),
+        (b'{"command": "disks"}', 'unknown command'),
+        (b'{"command": "end"}', 'end: the session is missing'),
+        (b'{"command": "end", "session": "3"}', "session: '3' is not a number"),
+        (b'{"command": "end", "session": true}', 'is not a number'),
+        (b'{"command": "end", "session": -1}', 'is not a number'),
+        (b'{"command": "end", "session": 1e400}', 'is not a number'),
+        (b'{"command": "end", "session": 99999999999}', 'is not a number'),
+        (b'{"command": "reload", "plan": 1}', 'is not a flag'),
+        (b'{"command": "acknowledge", "unit": ""}', 'is not a text'),
+        (b'{"command": "acknowledge", "unit": ["a"]}', 'is not a text'),
+        (b'{"command": "status", "verbose": true}', "unknown argument 'verbose'"),
+    ],
+)
 def test_what_no_row_allows_is_refused(line, words):
     with pytest.raises(BadRequest) as caught:
         parse_request(line)
@@ -72,6 +84,14 @@ def test_a_request_that_is_too_long_is_refused():
 
 
 def test_every_reply_is_one_line():
-    for line in (commands.reply_message('a\nb'), commands.reply_rows([{'a': 'b\nc'}]), commands.reply_error('a\nb', 3)):
+    for line in (
+        commands.reply_message('a\nb'),
+        commands.reply_rows([{'a': 'b\nc'}]),
+        commands.reply_error('a\nb', 3),
+    ):
         assert line.count(b'\n') == 1 and line.endswith(b'\n')
-    assert json.loads(commands.reply_error('no', 3).decode('utf-8')) == {'ok': False, 'error': 'no', 'exit_code': 3}
+    assert json.loads(commands.reply_error('no', 3).decode('utf-8')) == {
+        'ok': False,
+        'error': 'no',
+        'exit_code': 3,
+    }

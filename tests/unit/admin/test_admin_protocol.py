@@ -1,4 +1,5 @@
-"""Asking the server: what is said arrives, and everything that can go wrong ends in one sentence and the right exit code."""
+"""Asking the server: what is said arrives, and everything that can go wrong ends in one sentence
+and the right exit code."""
 
 import errno
 import json
@@ -32,7 +33,7 @@ def test_a_question_and_its_answer(path):
 
 def test_an_answer_in_pieces(path):
     line = commands.reply_message('größer')
-    server = FakeServer(path, lambda server: [line[i:i + 1] for i in range(len(line))])
+    server = FakeServer(path, lambda server: [line[i : i + 1] for i in range(len(line))])
     assert protocol.ask(path, {'command': 'reopen-logs'})['message'] == 'größer'
     server.wait()
 
@@ -46,7 +47,9 @@ def test_a_long_answer(path):
 
 def test_no_socket(path):
     error = failure(path)
-    assert error.exit_code == EXIT_NOT_RUNNING and path in str(error) and 'start targetd' in str(error)
+    assert (
+        error.exit_code == EXIT_NOT_RUNNING and path in str(error) and 'start targetd' in str(error)
+    )
 
 
 def test_a_socket_that_was_left_behind(path):
@@ -70,6 +73,7 @@ def test_no_permission_is_told_apart_from_no_server(path, monkeypatch):
     class Forbidden(socket.socket):
         def connect(self, address):
             raise PermissionError(errno.EACCES, 'Permission denied')
+
     monkeypatch.setattr(protocol.socket, 'socket', Forbidden)
     error = failure(path)
     assert error.exit_code == EXIT_FAILURE and 'may not be used by this user' in str(error)
@@ -90,8 +94,20 @@ def test_a_refusal_never_looks_like_success(path, code):
     assert error.exit_code == EXIT_FAILURE
 
 
-@pytest.mark.parametrize('answer', [b'\n', b'hello\n', b'[]\n', b'{}\n', b'{"ok": 1}\n', b'\xff\n',
-                                    b'{"ok": true, "rows": 3}\n', b'{"ok": true, "rows": [3]}\n', b'[' * 100000 + b'\n'])
+@pytest.mark.parametrize(
+    'answer',
+    [
+        b'\n',
+        b'hello\n',
+        b'[]\n',
+        b'{}\n',
+        b'{"ok": 1}\n',
+        b'\xff\n',
+        b'{"ok": true, "rows": 3}\n',
+        b'{"ok": true, "rows": [3]}\n',
+        b'[' * 100000 + b'\n',
+    ],
+)
 def test_what_is_no_answer_is_said_to_be_none(path, answer):
     server = FakeServer(path, answer)
     assert "does not speak targetd's language" in str(failure(path))
@@ -132,8 +148,11 @@ def test_stop_waits_until_the_server_is_gone(path):
         yield commands.reply_message('targetd stops')
         gone.append(True)
         server.close_listener()
+
     server = FakeServer(path, answer)
-    assert protocol.ask(path, {'command': 'stop'}, 10, until_gone=True)['message'] == 'targetd stops'
+    assert (
+        protocol.ask(path, {'command': 'stop'}, 10, until_gone=True)['message'] == 'targetd stops'
+    )
     assert gone
     server.wait()
 

@@ -16,7 +16,10 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(os.path.a
 def test_the_file_in_the_tree_is_up_to_date(name):
     place, make = render.FILES[name]
     with open(os.path.join(ROOT, place), encoding='utf-8') as f:
-        assert f.read() == make(), 'make it again: python3 -m targetd.admin.render %s > %s' % (name, place)
+        assert f.read() == make(), 'make it again: python3 -m targetd.admin.render %s > %s' % (
+            name,
+            place,
+        )
 
 
 def test_rendering_to_standard_output(capsys):
@@ -27,8 +30,12 @@ def test_rendering_to_standard_output(capsys):
 
 @pytest.mark.skipif(which('groff') is None, reason='groff is not installed')
 def test_the_manual_page_is_clean_and_names_every_command():
-    process = subprocess.run(['groff', '-man', '-ww', '-Tascii', '-P-cbou'], input=render.man_page().encode('utf-8'),
-                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.run(
+        ['groff', '-man', '-ww', '-Tascii', '-P-cbou'],
+        input=render.man_page().encode('utf-8'),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     assert process.returncode == 0 and process.stderr == b''
     text = ' '.join(process.stdout.decode('ascii').split())
     for row in commands.TABLE:
@@ -37,30 +44,40 @@ def test_the_manual_page_is_clean_and_names_every_command():
 
 
 def complete(tmp_path, *words):
-    """What bash offers for a command line; the last word is the one being typed. `targetctl` is one with sessions 1 and 12."""
+    """What bash offers for a command line; the last word is the one being typed. `targetctl` is one
+    with sessions 1 and 12."""
     fake = tmp_path / 'targetctl'
-    answer = json.dumps([{'pid': 7, 'tsih': 1, 'unit': 'a-0'}, {'tsih': 12}], indent=2, sort_keys=True)
-    fake.write_text("#!/bin/sh\necho \"$@\" > %s/asked\ncat <<'EOF'\n%s\nEOF\n" % (tmp_path, answer))
+    answer = json.dumps(
+        [{'pid': 7, 'tsih': 1, 'unit': 'a-0'}, {'tsih': 12}], indent=2, sort_keys=True
+    )
+    fake.write_text(
+        "#!/bin/sh\necho \"$@\" > %s/asked\ncat <<'EOF'\n%s\nEOF\n" % (tmp_path, answer)
+    )
     fake.chmod(0o755)
-    script = 'source %s; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _targetctl; echo "${COMPREPLY[@]}"' % os.path.join(
-        ROOT, render.FILES['completion'][0])
+    script = (
+        'source %s; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _targetctl; echo "${COMPREPLY[@]}"'
+        % os.path.join(ROOT, render.FILES['completion'][0])
+    )
     environment = dict(os.environ, PATH='%s:%s' % (tmp_path, os.environ['PATH']))
     output = subprocess.check_output(['bash', '-c', script, 'bash'] + list(words), env=environment)
     return output.decode('ascii').split()
 
 
 @pytest.mark.skipif(which('bash') is None, reason='bash is not installed')
-@pytest.mark.parametrize('words, offered', [
-    (['targetctl', 'sho'], ['show']),
-    (['targetctl', 'show', ''], ['sessions', 'targets', 'units', 'portals', 'alua']),
-    (['targetctl', '-s', '/tmp/x', 're'], ['reload', 'reopen-logs']),
-    (['targetctl', 'reload', '--p'], ['--plan']),
-    (['targetctl', 'end', '1'], ['1', '12']),
-    (['targetctl', 'logout', '--seconds', '10', '1'], ['1', '12']),
-    (['targetctl', 'logout', '--seconds', ''], []),
-    (['targetctl', 'acknowledge', ''], ['--json', '--socket', '--help', 'a-0']),
-    (['targetctl', 'show', 'sessions', 'x'], []),
-])
+@pytest.mark.parametrize(
+    'words, offered',
+    [
+        (['targetctl', 'sho'], ['show']),
+        (['targetctl', 'show', ''], ['sessions', 'targets', 'units', 'portals', 'alua']),
+        (['targetctl', '-s', '/tmp/x', 're'], ['reload', 'reopen-logs']),
+        (['targetctl', 'reload', '--p'], ['--plan']),
+        (['targetctl', 'end', '1'], ['1', '12']),
+        (['targetctl', 'logout', '--seconds', '10', '1'], ['1', '12']),
+        (['targetctl', 'logout', '--seconds', ''], []),
+        (['targetctl', 'acknowledge', ''], ['--json', '--socket', '--help', 'a-0']),
+        (['targetctl', 'show', 'sessions', 'x'], []),
+    ],
+)
 def test_bash_completes(tmp_path, words, offered):
     assert complete(tmp_path, *words) == offered
 

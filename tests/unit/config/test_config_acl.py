@@ -8,29 +8,48 @@ NAME = 'iqn.1991-05.com.microsoft:host'
 
 
 def target(addresses=(), names=()):
-    return model.Target('iqn.2026-11.com.example:t', initiator_addresses=tuple(addresses), initiator_names=tuple(names))
+    return model.Target(
+        'iqn.2026-11.com.example:t',
+        initiator_addresses=tuple(addresses),
+        initiator_names=tuple(names),
+    )
 
 
-@pytest.mark.parametrize('addresses, names, address', [
-    (['ALL'], [], '10.0.0.1'), ([], ['ALL'], '10.0.0.1'), (['ALL'], ['ALL'], 'fe80::1%eth0'),
-    (['10.0.5.0/24'], [], '10.0.5.9'), (['10.0.5.0/24'], [], '::ffff:10.0.5.9'), (['10.0.5.9'], [], '10.0.5.9'),
-    (['10.0.6.0/24', '2001:db8::/64'], [], '2001:db8::5'), (['fe80::/10'], [], 'fe80::1%eth0'), (['::1'], [], '::1'),
-    ([], ['iqn.1991-05.com.microsoft:*'], '1.2.3.4'), ([], ['iqn.other', 'iqn.1991-05.com.microsoft:hos?'], '1.2.3.4'),
-    (['1.2.3.4'], ['iqn.1991-05.com.microsoft:host'], '1.2.3.4'),
-])
+@pytest.mark.parametrize(
+    'addresses, names, address',
+    [
+        (['ALL'], [], '10.0.0.1'),
+        ([], ['ALL'], '10.0.0.1'),
+        (['ALL'], ['ALL'], 'fe80::1%eth0'),
+        (['10.0.5.0/24'], [], '10.0.5.9'),
+        (['10.0.5.0/24'], [], '::ffff:10.0.5.9'),
+        (['10.0.5.9'], [], '10.0.5.9'),
+        (['10.0.6.0/24', '2001:db8::/64'], [], '2001:db8::5'),
+        (['fe80::/10'], [], 'fe80::1%eth0'),
+        (['::1'], [], '::1'),
+        ([], ['iqn.1991-05.com.microsoft:*'], '1.2.3.4'),
+        ([], ['iqn.other', 'iqn.1991-05.com.microsoft:hos?'], '1.2.3.4'),
+        (['1.2.3.4'], ['iqn.1991-05.com.microsoft:host'], '1.2.3.4'),
+    ],
+)
 def test_who_matches_every_written_rule_is_admitted(addresses, names, address):
     assert acl.refusal(target(addresses, names), NAME, address) is None
     assert acl.refusal(target(addresses, names), NAME.upper(), address) is None
 
 
-@pytest.mark.parametrize('addresses, names, address, rule', [
-    ([], [], '10.0.0.1', 'neither initiator-address nor initiator-name'),
-    (['10.0.5.0/24'], [], '10.0.6.1', 'initiator-address = 10.0.5.0/24'),
-    (['10.0.5.0/24'], ['ALL'], '10.0.6.1', 'initiator-address'),
-    (['ALL'], ['iqn.other'], '10.0.6.1', 'initiator-name = iqn.other'),
-    (['2001:db8::/64'], [], '10.0.6.1', 'initiator-address'), (['0.0.0.0/0'], [], '2001:db8::1', 'initiator-address'),
-    (['10.0.0.0/8'], [], 'no address', 'initiator-address'), ([], ['iqn.1991-05.com.microsoft'], '1.2.3.4', 'initiator-name'),
-])
+@pytest.mark.parametrize(
+    'addresses, names, address, rule',
+    [
+        ([], [], '10.0.0.1', 'neither initiator-address nor initiator-name'),
+        (['10.0.5.0/24'], [], '10.0.6.1', 'initiator-address = 10.0.5.0/24'),
+        (['10.0.5.0/24'], ['ALL'], '10.0.6.1', 'initiator-address'),
+        (['ALL'], ['iqn.other'], '10.0.6.1', 'initiator-name = iqn.other'),
+        (['2001:db8::/64'], [], '10.0.6.1', 'initiator-address'),
+        (['0.0.0.0/0'], [], '2001:db8::1', 'initiator-address'),
+        (['10.0.0.0/8'], [], 'no address', 'initiator-address'),
+        ([], ['iqn.1991-05.com.microsoft'], '1.2.3.4', 'initiator-name'),
+    ],
+)
 def test_everybody_else_is_refused_by_a_named_rule(addresses, names, address, rule):
     assert rule in acl.refusal(target(addresses, names), NAME, address)
 

@@ -33,13 +33,16 @@ def conf(tmp_path):
         path.write_text(text)
         os.chmod(str(path), 0o600)
         return str(path)
+
     return conf
 
 
 @pytest.fixture
 def server(monkeypatch):
-    """Stands where master.daemon is; `runs`: what it was called with; `result`: what run() returns or raises."""
+    """Stands where master.daemon is; `runs`: what it was called with; `result`: what run() returns
+    or raises."""
     import targetd.master as room
+
     runs = []
     daemon = types.ModuleType('targetd.master.daemon')
     daemon.runs, daemon.result = runs, EXIT_OK
@@ -49,6 +52,7 @@ def server(monkeypatch):
         if isinstance(daemon.result, BaseException):
             raise daemon.result
         return daemon.result
+
     daemon.run = run
     monkeypatch.setitem(sys.modules, 'targetd.master.daemon', daemon)
     monkeypatch.setattr(room, 'daemon', daemon, raising=False)
@@ -59,23 +63,34 @@ def test_t_explains_what_would_be_served_to_whom(conf, capsys, server):
     assert cli.main(['-t', '-c', conf(GOOD)]) == EXIT_OK
     out, err = capsys.readouterr()
     assert err == '' and not server.runs
-    for words in ('listens at 0.0.0.0:3260, [::]:3260', 'iqn.2026-11.com.example:erp ("ERP data")', 'portal group 1',
-                  'named iqn.1991-05.com.microsoft:*, at 10.0.5.0/24', 'demands CHAP of erp, and proves itself as back',
-                  'MaxBurstLength = 262144',
-                  'lun 0: /srv/erp.img, 200G (created sparse if missing), thin, every write durable'):
+    for words in (
+        'listens at 0.0.0.0:3260, [::]:3260',
+        'iqn.2026-11.com.example:erp ("ERP data")',
+        'portal group 1',
+        'named iqn.1991-05.com.microsoft:*, at 10.0.5.0/24',
+        'demands CHAP of erp, and proves itself as back',
+        'MaxBurstLength = 262144',
+        'lun 0: /srv/erp.img, 200G (created sparse if missing), thin, every write durable',
+    ):
         assert words in out
     assert 'hidden' not in out
 
 
-@pytest.mark.parametrize('text, words', [
-    ('', 'nothing would be served'),
-    (GOOD.replace('initiator-', '#'), 'admits nobody'),
-    (GOOD.replace('10.0.5.0/24', 'ALL').replace('iqn.1991-05.com.microsoft:*', 'ALL'), 'admits every initiator'),
-    (GOOD.replace('[[', 'state = offline\n[['), 'offline'),
-    (GOOD.split('[[')[0], 'has no LUN'),
-    (GOOD.replace('incominguser', '#').replace('outgoinguser', '#'), 'asks for no CHAP'),
-    (GOOD.replace('backing-store = /srv/erp.img', 'type = ram'), 'lun 0: a ram store, 200G'),
-])
+@pytest.mark.parametrize(
+    'text, words',
+    [
+        ('', 'nothing would be served'),
+        (GOOD.replace('initiator-', '#'), 'admits nobody'),
+        (
+            GOOD.replace('10.0.5.0/24', 'ALL').replace('iqn.1991-05.com.microsoft:*', 'ALL'),
+            'admits every initiator',
+        ),
+        (GOOD.replace('[[', 'state = offline\n[['), 'offline'),
+        (GOOD.split('[[')[0], 'has no LUN'),
+        (GOOD.replace('incominguser', '#').replace('outgoinguser', '#'), 'asks for no CHAP'),
+        (GOOD.replace('backing-store = /srv/erp.img', 'type = ram'), 'lun 0: a ram store, 200G'),
+    ],
+)
 def test_t_says_what_it_means(conf, capsys, text, words):
     assert cli.main(['-t', '-c', conf(text)]) == EXIT_OK
     assert words in capsys.readouterr().out
@@ -93,7 +108,9 @@ def test_a_configuration_with_complaints_starts_nothing(conf, capsys, server, ar
     out, err = capsys.readouterr()
     assert out == '' and not server.runs
     lines = err.splitlines()
-    assert lines[0].startswith('targetd: %s:2: ' % path) and lines[1].startswith('targetd: %s:3: ' % path)
+    assert lines[0].startswith('targetd: %s:2: ' % path) and lines[1].startswith(
+        'targetd: %s:3: ' % path
+    )
     assert '2 complaints; nothing was started' in lines[2]
 
 
@@ -101,17 +118,27 @@ def test_the_server_is_started_with_path_configuration_and_foreground(conf, serv
     path = conf(GOOD)
     assert cli.main(['-c', path]) == EXIT_OK and cli.main(['-f', '-c', path]) == EXIT_OK
     assert [(p, list(c.targets), f) for p, c, f in server.runs] == [
-        (path, ['iqn.2026-11.com.example:erp'], False), (path, ['iqn.2026-11.com.example:erp'], True)]
+        (path, ['iqn.2026-11.com.example:erp'], False),
+        (path, ['iqn.2026-11.com.example:erp'], True),
+    ]
 
 
 def test_what_the_server_raises_is_a_sentence_and_an_exit_code(conf, server, capsys):
     server.result = PortalError('portal 0.0.0.0:3260 cannot be opened: the port is taken')
     assert cli.main(['-c', conf(GOOD)]) == EXIT_PORTAL
-    assert capsys.readouterr().err.splitlines()[-1] == 'targetd: portal 0.0.0.0:3260 cannot be opened: the port is taken'
+    assert (
+        capsys.readouterr().err.splitlines()[-1]
+        == 'targetd: portal 0.0.0.0:3260 cannot be opened: the port is taken'
+    )
 
 
 def test_help_version_and_wrong_words(capsys):
-    for arguments, code in ((['--version'], 0), (['-h'], 0), (['--nonsense'], EXIT_USAGE), (['extra'], EXIT_USAGE)):
+    for arguments, code in (
+        (['--version'], 0),
+        (['-h'], 0),
+        (['--nonsense'], EXIT_USAGE),
+        (['extra'], EXIT_USAGE),
+    ):
         with pytest.raises(SystemExit) as caught:
             cli.main(arguments)
         assert caught.value.code == code
@@ -129,7 +156,10 @@ def test_the_demo_s_configuration_needs_nothing_of_the_host(tmp_path):
     here = str(tmp_path)
     server, (target,) = configuration.server, configuration.targets.values()
     assert (server.pid_file, server.control_socket, server.state_dir) == (
-        here + '/targetd.pid', here + '/targetd.sock', here + '/state')
+        here + '/targetd.pid',
+        here + '/targetd.sock',
+        here + '/state',
+    )
     assert server.log == 'stderr' and os.path.isdir(server.state_dir)
     assert configuration.portal_groups[1].portals == (('::1', 3261),)
     assert target.luns[0].backing_store == here + '/disk.img' and target.luns[0].size == 1 << 30
@@ -137,27 +167,38 @@ def test_the_demo_s_configuration_needs_nothing_of_the_host(tmp_path):
 
 def test_the_demo_says_the_exact_lines(tmp_path):
     text = demo.speech('/d', '127.0.0.1', 3260)
-    for line in ('iscsi-ls -s iscsi://127.0.0.1:3260', 'iscsiadm -m discovery -t sendtargets -p 127.0.0.1:3260',
-                 'iscsiadm -m node -T %s -p 127.0.0.1:3260 --login' % demo.TARGET_NAME,
-                 'New-IscsiTargetPortal -TargetPortalAddress 127.0.0.1 -TargetPortalPortNumber 3260',
-                 'Connect-IscsiTarget -NodeAddress ' + demo.TARGET_NAME, '/d/disk.img', 'this machine only'):
+    for line in (
+        'iscsi-ls -s iscsi://127.0.0.1:3260',
+        'iscsiadm -m discovery -t sendtargets -p 127.0.0.1:3260',
+        'iscsiadm -m node -T %s -p 127.0.0.1:3260 --login' % demo.TARGET_NAME,
+        'New-IscsiTargetPortal -TargetPortalAddress 127.0.0.1 -TargetPortalPortNumber 3260',
+        'Connect-IscsiTarget -NodeAddress ' + demo.TARGET_NAME,
+        '/d/disk.img',
+        'this machine only',
+    ):
         assert line in text
     assert 'taken' not in text
     text = demo.speech('/d', '2001:db8::1', 4000)
-    assert 'port 3260 is taken' in text and 'iscsi://[2001:db8::1]:4000' in text and 'this machine only' not in text
+    assert (
+        'port 3260 is taken' in text
+        and 'iscsi://[2001:db8::1]:4000' in text
+        and 'this machine only' not in text
+    )
     assert '-TargetPortalAddress 2001:db8::1 ' in text
 
 
 @pytest.mark.parametrize('result', [EXIT_OK, KeyboardInterrupt()])
-def test_the_demo_runs_in_the_foreground_and_says_at_the_end_where_the_file_is(server, capsys, monkeypatch, tmp_path, result):
+def test_the_demo_runs_in_the_foreground_and_says_at_the_end_where_the_file_is(
+    server, capsys, monkeypatch, tmp_path, result
+):
     monkeypatch.setattr(demo.tempfile, 'tempdir', str(tmp_path))
     server.result = result
     assert cli.main(['--demo']) == EXIT_OK
-    (path, configuration, foreground), = server.runs
+    ((path, configuration, foreground),) = server.runs
     out = capsys.readouterr().out
     assert foreground and path.startswith(str(tmp_path / 'targetd-demo-'))
     assert 'The disk is still there: %s/disk.img' % os.path.dirname(path) in out
-    (address, port), = configuration.portal_groups[1].portals
+    ((address, port),) = configuration.portal_groups[1].portals
     assert address == '127.0.0.1' and 'iscsi://127.0.0.1:%d' % port in out
 
 
@@ -166,7 +207,9 @@ def test_the_demo_at_no_address(server, capsys):
     assert 'localhost' in capsys.readouterr().err and not server.runs
 
 
-def test_the_demo_at_a_wildcard_names_an_address_of_this_host(server, capsys, monkeypatch, tmp_path):
+def test_the_demo_at_a_wildcard_names_an_address_of_this_host(
+    server, capsys, monkeypatch, tmp_path
+):
     monkeypatch.setattr(demo.tempfile, 'tempdir', str(tmp_path))
     assert cli.main(['--demo', '0.0.0.0']) == EXIT_OK
     assert 'iscsi://0.0.0.0' not in capsys.readouterr().out
@@ -177,18 +220,28 @@ def test_the_locale_of_init_scripts_is_no_obstacle(tmp_path):
     """LANG=C: an alias is shown and a file is found whose names are not ASCII."""
     (tmp_path / 'gr\u00f6\u00dfe.img').write_bytes(b'x')
     path = tmp_path / 'targetd.conf'
-    text = GOOD.replace('ERP data', 'Gr\u00f6\u00dfe').replace('/srv/erp.img\nsize = 200G', 'gr\u00f6\u00dfe.img')
+    text = GOOD.replace('ERP data', 'Gr\u00f6\u00dfe').replace(
+        '/srv/erp.img\nsize = 200G', 'gr\u00f6\u00dfe.img'
+    )
     path.write_bytes(text.encode('utf-8'))
     path.chmod(0o600)
-    environment = dict(os.environ, LC_ALL='C', PYTHONCOERCECLOCALE='0', PYTHONUTF8='0', PYTHONIOENCODING='')
-    run = subprocess.run([sys.executable, '-m', 'targetd', '-t', '-c', str(path)], env=environment, cwd=render.TREE,
-                         stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    environment = dict(
+        os.environ, LC_ALL='C', PYTHONCOERCECLOCALE='0', PYTHONUTF8='0', PYTHONIOENCODING=''
+    )
+    run = subprocess.run(
+        [sys.executable, '-m', 'targetd', '-t', '-c', str(path)],
+        env=environment,
+        cwd=render.TREE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     assert (run.returncode, run.stderr) == (EXIT_OK, b'')
     assert b'("Gr' in run.stdout
 
 
 def test_python_m_targetd_is_the_command(capsys):
     import runpy
+
     saved, sys.argv = sys.argv, ['targetd', '--version']
     try:
         with pytest.raises(SystemExit) as caught:

@@ -12,11 +12,14 @@ LUN = '[[lun %d]]\nbacking-store = disk%d.img\nsize = 1M\nencryption-key-file = 
 
 @pytest.fixture
 def load(tmp_path, monkeypatch):
-    """load(text, why_not=''): the Configuration of a file with this text; why_not: what keeps this host from encrypting."""
+    """load(text, why_not=''): the Configuration of a file with this text; why_not: what keeps this
+    host from encrypting."""
+
     def load_(text, why_not=''):
         monkeypatch.setattr(xts, 'why_not', lambda: why_not)
         (tmp_path / 'main.conf').write_text(HEAD + text)
         return loader.load(str(tmp_path / 'main.conf'))
+
     return load_
 
 
@@ -28,21 +31,28 @@ def complaint(load, *arguments):
 
 
 def test_the_path_is_taken_from_the_directory_of_the_file(load, tmp_path):
-    target, = load(LUN % (0, 0, 'disk0.key')).targets.values()
+    (target,) = load(LUN % (0, 0, 'disk0.key')).targets.values()
     assert target.luns[0].encryption_key_file == str(tmp_path / 'disk0.key')
     assert load('backing-store = disk.img').targets[target.name].luns[0].encryption_key_file == ''
 
 
 def test_where_nothing_can_be_encrypted_the_setting_is_refused_with_the_remedy(load):
     said = complaint(load, LUN % (0, 0, 'a.key'), 'the package is missing; install it: so')
-    assert said.endswith(':6: nothing can be encrypted here; the package is missing; install it: so')
+    assert said.endswith(
+        ':6: nothing can be encrypted here; the package is missing; install it: so'
+    )
     load('backing-store = disk.img', 'the package is missing')
 
 
 def test_a_key_belongs_to_one_disk(load):
     said = complaint(load, LUN % (0, 0, 'a.key') + LUN % (1, 1, 'a.key'))
-    assert 'lun 1 of iqn.2026-11.test:t has the encryption-key-file of lun 0' in said and 'a key of its own' in said
-    assert 'it belongs into [[lun N]]' in complaint(load, 'encryption-key-file = a.key\nbacking-store = a.img')
+    assert (
+        'lun 1 of iqn.2026-11.test:t has the encryption-key-file of lun 0' in said
+        and 'a key of its own' in said
+    )
+    assert 'it belongs into [[lun N]]' in complaint(
+        load, 'encryption-key-file = a.key\nbacking-store = a.img'
+    )
     both = [(LUN % (number, 0, 'a.key')) + 'readonly = yes\n' for number in (0, 1)]
     assert len(load(''.join(both)).targets['iqn.2026-11.test:t'].luns) == 2
 

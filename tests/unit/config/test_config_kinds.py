@@ -13,70 +13,123 @@ def read(kind, text):
     return kind.read(split(text))
 
 
-@pytest.mark.parametrize('kind, text, value', [
-    (kinds.Flag(), 'On', True), (kinds.Flag(), '0', False), (kinds.Flag(), 'Yes', True),
-    (kinds.Number(1, 64), '0x10', 16), (kinds.Number(0, 99), '010', 10),
-    (kinds.Size(), '200G', 200 << 30), (kinds.Size(), '1.5k', 1536),
-    (kinds.Size(), '4 MiB', 4 << 20), (kinds.Size(), '512', 512),
-    (kinds.Size(), '8KB', 8192), (kinds.ByteCount(0, 1 << 24), '256K', 262144), (kinds.PowerOfTwo(512, 4096), '4K', 4096),
-    (kinds.Duration(0, 9999), '2min', 120), (kinds.Duration(0, 9999), '30', 30), (kinds.Duration(0, 9999), '500ms', 0.5),
-    (kinds.Duration(0, 9999), '1.5 s', 1.5), (kinds.Duration(1, 600, off=True), '0', 0),
-    (kinds.Auto(kinds.Number(0, 9)), 'AUTO', None), (kinds.Auto(kinds.Number(0, 9)), '7', 7),
-    (kinds.Choice('error', 'warning', also={'warn': 'warning'}), 'WARN', 'warning'),
-    (kinds.Text(20), 'ERP data', 'ERP data'), (kinds.Text(20), '"a, b"', 'a, b'),
-    (kinds.LogPlace(), 'Syslog', 'syslog'), (kinds.LogPlace(), '/var/log/x', '/var/log/x'),
-    (kinds.Hex(16), '0x0014-0512-3456-7890', '0014051234567890'), (kinds.Naa(), 'naa.5000C500AAAA0001', '5000c500aaaa0001'),
-    (kinds.Portal(), '10.0.0.1', ('10.0.0.1', 3260)), (kinds.Portal(), '[2001:DB8::1]:3261', ('2001:db8::1', 3261)),
-    (kinds.Portal(), '[::]', ('::', 3260)), (kinds.Portal(), '[fe80::1%eth0]:1', ('fe80::1%eth0', 1)),
-    (kinds.Portal(3205, of_others=True), '10.0.0.1', ('10.0.0.1', 3205)),
-    (kinds.Redirection(), 'temporary 10.0.0.2', (False, '10.0.0.2', 3260)),
-    (kinds.Redirection(), 'Permanent [2001:DB8::1]:3261', (True, '2001:db8::1', 3261)),
-    (kinds.Redirection(), 'permanent Storage2.example.com:1', (True, 'storage2.example.com', 1)),
-    (kinds.Network(), '10.0.5.0/24', '10.0.5.0/24'), (kinds.Network(), '10.0.5.7', '10.0.5.7'),
-    (kinds.Network(), '2001:db8::/64', '2001:db8::/64'), (kinds.Network(), 'all', 'ALL'),
-    (kinds.Network(), '10.0.5.7/32', '10.0.5.7'),
-    (kinds.NamePattern(), 'IQN.1991-05.com.Microsoft:*', 'iqn.1991-05.com.microsoft:*'), (kinds.NamePattern(), 'ALL', 'ALL'),
-    (kinds.NamePattern(), 'i*', 'i*'), (kinds.NamePattern(), 'iqn.2020-01.org.x:under_score', 'iqn.2020-01.org.x:under_score'),
-    (kinds.Account(), 'erp "s, #"', ('erp', 's, #')),
-    (kinds.Accounts(), 'a b, c d', (('a', 'b'), ('c', 'd'))),
-    (kinds.Several(kinds.Network()), '10.0.0.1 10.0.0.2, ::1', ('10.0.0.1', '10.0.0.2', '::1')),
-    (kinds.KeyWords('None', 'CRC32C'), 'crc32c,none', ('CRC32C', 'None')),
-    (kinds.StorePath(), 'serial:WD-1', 'serial:WD-1'), (kinds.StorePath(), '/srv/a b.img', '/srv/a b.img'),
-    (kinds.Filters(), 'delay read=10ms, trace', ('delay read=10ms', 'trace')),
-])
+@pytest.mark.parametrize(
+    'kind, text, value',
+    [
+        (kinds.Flag(), 'On', True),
+        (kinds.Flag(), '0', False),
+        (kinds.Flag(), 'Yes', True),
+        (kinds.Number(1, 64), '0x10', 16),
+        (kinds.Number(0, 99), '010', 10),
+        (kinds.Size(), '200G', 200 << 30),
+        (kinds.Size(), '1.5k', 1536),
+        (kinds.Size(), '4 MiB', 4 << 20),
+        (kinds.Size(), '512', 512),
+        (kinds.Size(), '8KB', 8192),
+        (kinds.ByteCount(0, 1 << 24), '256K', 262144),
+        (kinds.PowerOfTwo(512, 4096), '4K', 4096),
+        (kinds.Duration(0, 9999), '2min', 120),
+        (kinds.Duration(0, 9999), '30', 30),
+        (kinds.Duration(0, 9999), '500ms', 0.5),
+        (kinds.Duration(0, 9999), '1.5 s', 1.5),
+        (kinds.Duration(1, 600, off=True), '0', 0),
+        (kinds.Auto(kinds.Number(0, 9)), 'AUTO', None),
+        (kinds.Auto(kinds.Number(0, 9)), '7', 7),
+        (kinds.Choice('error', 'warning', also={'warn': 'warning'}), 'WARN', 'warning'),
+        (kinds.Text(20), 'ERP data', 'ERP data'),
+        (kinds.Text(20), '"a, b"', 'a, b'),
+        (kinds.LogPlace(), 'Syslog', 'syslog'),
+        (kinds.LogPlace(), '/var/log/x', '/var/log/x'),
+        (kinds.Hex(16), '0x0014-0512-3456-7890', '0014051234567890'),
+        (kinds.Naa(), 'naa.5000C500AAAA0001', '5000c500aaaa0001'),
+        (kinds.Portal(), '10.0.0.1', ('10.0.0.1', 3260)),
+        (kinds.Portal(), '[2001:DB8::1]:3261', ('2001:db8::1', 3261)),
+        (kinds.Portal(), '[::]', ('::', 3260)),
+        (kinds.Portal(), '[fe80::1%eth0]:1', ('fe80::1%eth0', 1)),
+        (kinds.Portal(3205, of_others=True), '10.0.0.1', ('10.0.0.1', 3205)),
+        (kinds.Redirection(), 'temporary 10.0.0.2', (False, '10.0.0.2', 3260)),
+        (kinds.Redirection(), 'Permanent [2001:DB8::1]:3261', (True, '2001:db8::1', 3261)),
+        (
+            kinds.Redirection(),
+            'permanent Storage2.example.com:1',
+            (True, 'storage2.example.com', 1),
+        ),
+        (kinds.Network(), '10.0.5.0/24', '10.0.5.0/24'),
+        (kinds.Network(), '10.0.5.7', '10.0.5.7'),
+        (kinds.Network(), '2001:db8::/64', '2001:db8::/64'),
+        (kinds.Network(), 'all', 'ALL'),
+        (kinds.Network(), '10.0.5.7/32', '10.0.5.7'),
+        (kinds.NamePattern(), 'IQN.1991-05.com.Microsoft:*', 'iqn.1991-05.com.microsoft:*'),
+        (kinds.NamePattern(), 'ALL', 'ALL'),
+        (kinds.NamePattern(), 'i*', 'i*'),
+        (kinds.NamePattern(), 'iqn.2020-01.org.x:under_score', 'iqn.2020-01.org.x:under_score'),
+        (kinds.Account(), 'erp "s, #"', ('erp', 's, #')),
+        (kinds.Accounts(), 'a b, c d', (('a', 'b'), ('c', 'd'))),
+        (kinds.Several(kinds.Network()), '10.0.0.1 10.0.0.2, ::1', ('10.0.0.1', '10.0.0.2', '::1')),
+        (kinds.KeyWords('None', 'CRC32C'), 'crc32c,none', ('CRC32C', 'None')),
+        (kinds.StorePath(), 'serial:WD-1', 'serial:WD-1'),
+        (kinds.StorePath(), '/srv/a b.img', '/srv/a b.img'),
+        (kinds.Filters(), 'delay read=10ms, trace', ('delay read=10ms', 'trace')),
+    ],
+)
 def test_a_value_is_understood(kind, text, value):
     assert read(kind, text) == value
     assert read(kind, kind.show(value)) == value
 
 
-@pytest.mark.parametrize('kind, text, says', [
-    (kinds.Flag(), 'maybe', 'yes or no'), (kinds.Number(1, 9), '12', 'from 1 to 9'), (kinds.Number(1, 9), '-1', 'from 1 to 9'),
-    (kinds.Number(1, 9), '1, 2', 'from 1 to 9'), (kinds.Size(), '12Q', '200G'), (kinds.Size(1 << 20), '4K', '1M'),
-    (kinds.Size(multiple=512), '1000', 'multiple of 512'), (kinds.Size(), '0.3', 'whole number of bytes'),
-    (kinds.PowerOfTwo(512, 4096), '1536', 'power of two'), (kinds.Duration(1, 600), '0', '1s'),
-    (kinds.Duration(1, 600), '3 weeks', '30s'), (kinds.Auto(kinds.Number(0, 9)), 'x', 'auto'),
-    (kinds.Choice('ready', 'offline'), 'reddy', 'did you mean ready'), (kinds.Text(8, ascii_only=True), 'ÄCME', 'ASCII'),
-    (kinds.Text(4), 'too long', 'at most 4'), (kinds.Text(9), '"a\tb"', 'control'), (kinds.Path(), '""', 'a path'),
-    (kinds.LogPlace(), 'sylog', 'write syslog'), (kinds.LogPlace(), 'x.log', 'absolute'),
-    (kinds.Hex(16), '12', '16 hex digits'),
-    (kinds.Naa(), '1000000000000000', 'begin'), (kinds.Naa(), '5' + '0' * 31, 'begin'),
-    (kinds.Portal(), 'storage.example.com', 'not a host name'), (kinds.Portal(), '1.2.3.4:0', '65535'),
-    (kinds.Portal(), '::1', 'in brackets'), (kinds.Portal(), '[1', 'like'),
-    (kinds.Portal(3205, of_others=True), '0.0.0.0', 'no address of another host'),
-    (kinds.Redirection(), 'temporary 10.0.0.2:3260,1', 'RFC 7143 13.8'),
-    (kinds.Redirection(), '10.0.0.2', 'two words'),
-    (kinds.Redirection(), 'temporary 10.0.0.2 10.0.0.3', 'two words'), (kinds.Redirection(), 'temp 10.0.0.2', 'temporary'),
-    (kinds.Redirection(), 'permanent 300.0.0.1', 'no address'),
-    (kinds.Redirection(), 'permanent [::]', 'no address of another'),
-    (kinds.Redirection(), 'permanent under_score.example', 'no address'),
-    (kinds.Redirection(), 'permanent [x]:1', 'no address'),
-    (kinds.Redirection(), 'temporary 10.0.0.2:0', '65535'), (kinds.Redirection(), 'temporary ::1', 'in brackets'),
-    (kinds.Network(), '10.0.5.7/24', '10.0.5.0/24 for the net or 10.0.5.7 for the one'),
-    (kinds.Network(), 'lan', 'neither'), (kinds.NamePattern(), 'disk1', 'iqn.'), (kinds.NamePattern(), 'x*', 'iqn.'),
-    (kinds.Account(), 'a b c', 'quotes'), (kinds.Account(), 'a ""', 'empty secret'), (kinds.Account(), '"" b', 'empty name'),
-    (kinds.Account(), 'a b, c d', 'one account'), (kinds.StorePath(), 'seriall:1', 'did you mean serial:'),
-    (kinds.StorePath(), 'wwn:', 'nothing stands after'), (kinds.Filters(), 'dealy 1s', 'did you mean delay'),
-])
+@pytest.mark.parametrize(
+    'kind, text, says',
+    [
+        (kinds.Flag(), 'maybe', 'yes or no'),
+        (kinds.Number(1, 9), '12', 'from 1 to 9'),
+        (kinds.Number(1, 9), '-1', 'from 1 to 9'),
+        (kinds.Number(1, 9), '1, 2', 'from 1 to 9'),
+        (kinds.Size(), '12Q', '200G'),
+        (kinds.Size(1 << 20), '4K', '1M'),
+        (kinds.Size(multiple=512), '1000', 'multiple of 512'),
+        (kinds.Size(), '0.3', 'whole number of bytes'),
+        (kinds.PowerOfTwo(512, 4096), '1536', 'power of two'),
+        (kinds.Duration(1, 600), '0', '1s'),
+        (kinds.Duration(1, 600), '3 weeks', '30s'),
+        (kinds.Auto(kinds.Number(0, 9)), 'x', 'auto'),
+        (kinds.Choice('ready', 'offline'), 'reddy', 'did you mean ready'),
+        (kinds.Text(8, ascii_only=True), 'ÄCME', 'ASCII'),
+        (kinds.Text(4), 'too long', 'at most 4'),
+        (kinds.Text(9), '"a\tb"', 'control'),
+        (kinds.Path(), '""', 'a path'),
+        (kinds.LogPlace(), 'sylog', 'write syslog'),
+        (kinds.LogPlace(), 'x.log', 'absolute'),
+        (kinds.Hex(16), '12', '16 hex digits'),
+        (kinds.Naa(), '1000000000000000', 'begin'),
+        (kinds.Naa(), '5' + '0' * 31, 'begin'),
+        (kinds.Portal(), 'storage.example.com', 'not a host name'),
+        (kinds.Portal(), '1.2.3.4:0', '65535'),
+        (kinds.Portal(), '::1', 'in brackets'),
+        (kinds.Portal(), '[1', 'like'),
+        (kinds.Portal(3205, of_others=True), '0.0.0.0', 'no address of another host'),
+        (kinds.Redirection(), 'temporary 10.0.0.2:3260,1', 'RFC 7143 13.8'),
+        (kinds.Redirection(), '10.0.0.2', 'two words'),
+        (kinds.Redirection(), 'temporary 10.0.0.2 10.0.0.3', 'two words'),
+        (kinds.Redirection(), 'temp 10.0.0.2', 'temporary'),
+        (kinds.Redirection(), 'permanent 300.0.0.1', 'no address'),
+        (kinds.Redirection(), 'permanent [::]', 'no address of another'),
+        (kinds.Redirection(), 'permanent under_score.example', 'no address'),
+        (kinds.Redirection(), 'permanent [x]:1', 'no address'),
+        (kinds.Redirection(), 'temporary 10.0.0.2:0', '65535'),
+        (kinds.Redirection(), 'temporary ::1', 'in brackets'),
+        (kinds.Network(), '10.0.5.7/24', '10.0.5.0/24 for the net or 10.0.5.7 for the one'),
+        (kinds.Network(), 'lan', 'neither'),
+        (kinds.NamePattern(), 'disk1', 'iqn.'),
+        (kinds.NamePattern(), 'x*', 'iqn.'),
+        (kinds.Account(), 'a b c', 'quotes'),
+        (kinds.Account(), 'a ""', 'empty secret'),
+        (kinds.Account(), '"" b', 'empty name'),
+        (kinds.Account(), 'a b, c d', 'one account'),
+        (kinds.StorePath(), 'seriall:1', 'did you mean serial:'),
+        (kinds.StorePath(), 'wwn:', 'nothing stands after'),
+        (kinds.Filters(), 'dealy 1s', 'did you mean delay'),
+    ],
+)
 def test_a_value_that_cannot_be_used_says_what_can(kind, text, says):
     with pytest.raises(Unusable) as caught:
         read(kind, text)
@@ -90,7 +143,9 @@ def test_a_complaint_about_an_account_shows_no_secret(text):
     assert 'hidden' not in str(caught.value)
 
 
-@pytest.mark.parametrize('row', [r for r in table.TABLE if r.default not in (None, '', ())], ids=lambda r: r.name)
+@pytest.mark.parametrize(
+    'row', [r for r in table.TABLE if r.default not in (None, '', ())], ids=lambda r: r.name
+)
 def test_every_default_can_be_written_and_read(row):
     assert read(row.kind, row.kind.show(row.default)) == row.default
 
@@ -103,18 +158,24 @@ def test_every_example_can_be_used(row):
 def test_every_row_says_what_it_is_and_when_it_changes():
     for row in table.TABLE:
         assert row.help.endswith('.') and row.live in table.WHEN and row.kind.says, row.name
-        assert (row.default in (None, '', ())) <= bool(row.example or isinstance(row.kind, kinds.Auto)), row.name
+        assert (row.default in (None, '', ())) <= bool(
+            row.example or isinstance(row.kind, kinds.Auto)
+        ), row.name
     names = [(row.section, row.name) for row in table.TABLE]
     assert len(names) == len(set(names))
 
 
 @settings(max_examples=100)
-@given(st.integers(0, 1 << 60), st.integers(0, 600000), st.integers(0, 2 ** 32 - 1), st.integers(0, 32))
+@given(
+    st.integers(0, 1 << 60), st.integers(0, 600000), st.integers(0, 2**32 - 1), st.integers(0, 32)
+)
 def test_numbers_come_back_as_they_were(size, milliseconds, address, prefix):
     assert read(kinds.Size(), kinds.Size().show(size)) == size
     time = kinds.Duration(0, 600)
     assert read(time, time.show(milliseconds / 1000)) == milliseconds / 1000
-    net = '%d.%d.%d.%d/%d' % tuple([b for b in (address >> (32 - prefix) << (32 - prefix)).to_bytes(4, 'big')] + [prefix])
+    net = '%d.%d.%d.%d/%d' % tuple(
+        [b for b in (address >> (32 - prefix) << (32 - prefix)).to_bytes(4, 'big')] + [prefix]
+    )
     shown = kinds.Network().parse(net)
     assert kinds.Network().parse(kinds.Network().write(shown)) == shown
 

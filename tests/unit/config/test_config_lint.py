@@ -7,8 +7,10 @@ import pytest
 from targetd.config import lint, loader
 
 HEAD = '[target iqn.2026-11.com.example:t]\n'
-GOOD = HEAD + ('initiator-address = 10.0.0.0/8\nincominguser = erp exactly-14-chr\n'
-               '[[lun 0]]\nbacking-store = /srv/x.img\nsize = 1M\n')
+GOOD = HEAD + (
+    'initiator-address = 10.0.0.0/8\nincominguser = erp exactly-14-chr\n'
+    '[[lun 0]]\nbacking-store = /srv/x.img\nsize = 1M\n'
+)
 
 
 @pytest.fixture
@@ -19,6 +21,7 @@ def warnings(tmp_path):
         os.chmod(str(path), mode)
         configuration = loader.load(str(path))
         return [str(w) for w in (lint.missing_stores if look else lint.warnings)(configuration)]
+
     return warnings
 
 
@@ -27,22 +30,44 @@ def test_a_good_file_has_no_warning(warnings):
     assert warnings('', 0o644) == []
 
 
-@pytest.mark.parametrize('text, line, words', [
-    (GOOD.replace('exactly-14-chr', 'short'), 3, ["'erp'", '5 bytes', '12 to 16']),
-    (GOOD.replace('exactly-14-chr', 'p\u00e4ssw\u00f6rt-lang-x'), 3, ['17 bytes']),
-    (GOOD.replace('[[', 'outgoinguser = back much-longer-than-16-chr\n[['), 4, ["'back'", '23 bytes']),
-    ('[server]\nincomingdiscoveryuser = d short\n', 2, ["'d'"]),
-    (GOOD.replace('initiator-address = 10.0.0.0/8', '#'), 1,
-     ['admits nobody', 'initiator-address = ALL', 'who knows an account']),
-    (HEAD + 'initiator-address = ALL\nbacking-store = /x\n', 1, ['admits everyone', 'incominguser']),
-    (HEAD + 'initiator-name = *\nbacking-store = /x\n', 1, ['admits everyone']),
-    (HEAD + 'initiator-address = 10.0.0.1\n', 1, ['has no LUN', '[[lun 0]]']),
-    (GOOD.replace('lun 0', 'lun 1'), 1, ['no LUN 0']),
-    ('[portal-group 1]\nportal = 10.0.0.1\n' + GOOD.replace('incoming', 'redirect = temporary 10.0.0.1\nincoming'), 3,
-     ['its own portal 10.0.0.1:3260', 'the other address']),
-    (GOOD.replace('/srv/x.img\nsize = 1M', '/dev/sdb'), 4, ['/dev/sdb', 'another disk', 'by-id']),
-    (GOOD.replace('/srv/x.img\nsize = 1M', '/dev/nvme0n1p2'), 4, ['another disk']),
-])
+@pytest.mark.parametrize(
+    'text, line, words',
+    [
+        (GOOD.replace('exactly-14-chr', 'short'), 3, ["'erp'", '5 bytes', '12 to 16']),
+        (GOOD.replace('exactly-14-chr', 'p\u00e4ssw\u00f6rt-lang-x'), 3, ['17 bytes']),
+        (
+            GOOD.replace('[[', 'outgoinguser = back much-longer-than-16-chr\n[['),
+            4,
+            ["'back'", '23 bytes'],
+        ),
+        ('[server]\nincomingdiscoveryuser = d short\n', 2, ["'d'"]),
+        (
+            GOOD.replace('initiator-address = 10.0.0.0/8', '#'),
+            1,
+            ['admits nobody', 'initiator-address = ALL', 'who knows an account'],
+        ),
+        (
+            HEAD + 'initiator-address = ALL\nbacking-store = /x\n',
+            1,
+            ['admits everyone', 'incominguser'],
+        ),
+        (HEAD + 'initiator-name = *\nbacking-store = /x\n', 1, ['admits everyone']),
+        (HEAD + 'initiator-address = 10.0.0.1\n', 1, ['has no LUN', '[[lun 0]]']),
+        (GOOD.replace('lun 0', 'lun 1'), 1, ['no LUN 0']),
+        (
+            '[portal-group 1]\nportal = 10.0.0.1\n'
+            + GOOD.replace('incoming', 'redirect = temporary 10.0.0.1\nincoming'),
+            3,
+            ['its own portal 10.0.0.1:3260', 'the other address'],
+        ),
+        (
+            GOOD.replace('/srv/x.img\nsize = 1M', '/dev/sdb'),
+            4,
+            ['/dev/sdb', 'another disk', 'by-id'],
+        ),
+        (GOOD.replace('/srv/x.img\nsize = 1M', '/dev/nvme0n1p2'), 4, ['another disk']),
+    ],
+)
 def test_a_warning_names_the_place_and_what_to_write(warnings, text, line, words):
     found = warnings(text)
     assert len(found) == 1, found
@@ -63,8 +88,14 @@ def test_secrets_that_all_may_read(warnings):
 def test_secrets_in_a_file_of_their_own(warnings, tmp_path):
     (tmp_path / 's').write_text('erp exactly-14-chr\nback short\n')
     os.chmod(str(tmp_path / 's'), 0o644)
-    found = warnings(GOOD.replace('incominguser = erp exactly-14-chr', 'incominguser-file = s'), 0o644)
-    assert len(found) == 2 and str(tmp_path / 's') + ': holds secrets' in found[0] and '/s:2: ' in found[1]
+    found = warnings(
+        GOOD.replace('incominguser = erp exactly-14-chr', 'incominguser-file = s'), 0o644
+    )
+    assert (
+        len(found) == 2
+        and str(tmp_path / 's') + ': holds secrets' in found[0]
+        and '/s:2: ' in found[1]
+    )
 
 
 def test_a_network_for_everyone_with_chap_is_no_open_door(warnings):
@@ -79,13 +110,21 @@ def test_a_store_that_is_not_there(warnings):
     assert len(found) == 1 and 'serial:NO-SUCH fits no disk' in found[0]
 
 
-@pytest.mark.parametrize('more, count', [('', 2), ('readonly = yes\n', 0), ('allow-in-use = yes\n', 0)])
+@pytest.mark.parametrize(
+    'more, count', [('', 2), ('readonly = yes\n', 0), ('allow-in-use = yes\n', 0)]
+)
 def test_a_disk_that_this_host_counts_on_or_would_use(tmp_path, monkeypatch, more, count):
     monkeypatch.setattr(lint.roots, 'kernel_name', lambda path: 'sdb')
-    monkeypatch.setattr(lint.claims, 'claims', lambda path, found, descriptor: ['%s stands in /etc/fstab' % path])
-    monkeypatch.setattr(lint.signatures, 'layers_noted_by_udev', lambda name: ['/dev/%s: linux_raid_member' % name])
+    monkeypatch.setattr(
+        lint.claims, 'claims', lambda path, found, descriptor: ['%s stands in /etc/fstab' % path]
+    )
+    monkeypatch.setattr(
+        lint.signatures, 'layers_noted_by_udev', lambda name: ['/dev/%s: linux_raid_member' % name]
+    )
     path = tmp_path / 'main.conf'
-    path.write_text(HEAD + 'initiator-address = 10.0.0.0/8\n[[lun 0]]\nbacking-store = %s\n%s' % (path, more))
+    path.write_text(
+        HEAD + 'initiator-address = 10.0.0.0/8\n[[lun 0]]\nbacking-store = %s\n%s' % (path, more)
+    )
     path.chmod(0o600)
     texts = [str(warning) for warning in lint.contents(loader.load(str(path)))]
     assert len(texts) == count
@@ -96,7 +135,10 @@ def test_a_disk_that_this_host_counts_on_or_would_use(tmp_path, monkeypatch, mor
 
 def test_what_is_no_disk_is_not_looked_at(tmp_path):
     path = tmp_path / 'main.conf'
-    path.write_text(HEAD + 'initiator-address = 10.0.0.0/8\n[[lun 0]]\nbacking-store = %s\n[[lun 1]]\ntype = ram\nsize = 1M\n'
-                    '[[lun 2]]\nbacking-store = serial:nobody has it\n' % path)
+    path.write_text(
+        HEAD
+        + 'initiator-address = 10.0.0.0/8\n[[lun 0]]\nbacking-store = %s\n[[lun 1]]\ntype = ram\nsize = 1M\n'
+        '[[lun 2]]\nbacking-store = serial:nobody has it\n' % path
+    )
     path.chmod(0o600)
     assert lint.contents(loader.load(str(path))) == []

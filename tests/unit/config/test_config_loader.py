@@ -41,24 +41,29 @@ MaxBurstLength = 262144
 
 @pytest.fixture
 def load(tmp_path):
-    """load(text, other_name=text...): the Configuration of a file with this text; others are written beside it."""
+    """load(text, other_name=text...): the Configuration of a file with this text; others are
+    written beside it."""
+
     def load(text, **others):
         for name, content in others.items():
             (tmp_path / (name.replace('_', '.'))).write_bytes(content.encode('utf-8'))
         path = tmp_path / 'main.conf'
         path.write_bytes(text if isinstance(text, bytes) else text.encode('utf-8'))
         return loader.load(str(path))
+
     return load
 
 
 @pytest.fixture
 def complaints(load):
     """complaints(text, ...): the Complaints of loading it, as [(line, str)]."""
+
     def complaints(text, **others):
         with pytest.raises(ConfigError) as caught:
             load(text, **others)
         assert caught.value.exit_code == EXIT_CONFIG
         return [(c.line, str(c)) for c in caught.value.complaints]
+
     return complaints
 
 
@@ -69,14 +74,24 @@ def target(body, name=NAME):
 def test_the_plan_s_file_means_what_the_plan_says(load):
     configuration = load(PLAN)
     assert configuration.server == model.Server(max_sessions=70)
-    assert configuration.portal_groups == {1: model.PortalGroup(1, (('0.0.0.0', 3260), ('::', 3260)))}
+    assert configuration.portal_groups == {
+        1: model.PortalGroup(1, (('0.0.0.0', 3260), ('::', 3260)))
+    }
     erp = configuration.targets[NAME]
     assert (erp.name, erp.alias, erp.portal_groups) == (NAME, 'ERP data', (1,))
-    assert (erp.initiator_addresses, erp.initiator_names) == (('10.0.5.0/24',), ('iqn.1991-05.com.microsoft:*',))
-    assert (erp.accounts, erp.outgoing) == ((('erp', 'secret-of-12-to-16'),), ('erp-back', 'another-secret'))
+    assert (erp.initiator_addresses, erp.initiator_names) == (
+        ('10.0.5.0/24',),
+        ('iqn.1991-05.com.microsoft:*',),
+    )
+    assert (erp.accounts, erp.outgoing) == (
+        (('erp', 'secret-of-12-to-16'),),
+        ('erp-back', 'another-secret'),
+    )
     assert erp.keys['MaxBurstLength'] == 262144 and erp.keys['FirstBurstLength'] == 262144
-    assert erp.luns == {0: model.Lun(0, '/dev/disk/by-id/ata-WDC_1', write_cache=False),
-                        1: model.Lun(1, '/srv/images/erp.img', size=200 << 30, thin=True)}
+    assert erp.luns == {
+        0: model.Lun(0, '/dev/disk/by-id/ata-WDC_1', write_cache=False),
+        1: model.Lun(1, '/srv/images/erp.img', size=200 << 30, thin=True),
+    }
     line = PLAN.split('\n').index('  [[lun 1]]') + 1
     assert configuration.places['lun', NAME, 1] == (configuration.files[0], line)
 
@@ -88,23 +103,38 @@ def test_an_empty_file_has_every_default(load):
 
 
 def test_several_stores_in_a_target_are_lun_0_and_1(load):
-    text = target('backing-store = /dev/sdb, "/srv/a, b"\nbacking-store = img/c\nwrite-cache = off\n'
-                  '[[lun 9]]\ntype = ram\nsize = 1M')
+    text = target(
+        'backing-store = /dev/sdb, "/srv/a, b"\nbacking-store = img/c\nwrite-cache = off\n'
+        '[[lun 9]]\ntype = ram\nsize = 1M'
+    )
     luns = load(text).targets[NAME].luns
     assert [(n, lun.backing_store, lun.write_cache) for n, lun in luns.items()] == [
-        (0, '/dev/sdb', False), (1, '/srv/a, b', False), (2, luns[2].backing_store, False), (9, '', False)]
+        (0, '/dev/sdb', False),
+        (1, '/srv/a, b', False),
+        (2, luns[2].backing_store, False),
+        (9, '', False),
+    ]
     assert luns[2].backing_store.endswith('/img/c') and luns[2].backing_store.startswith('/')
 
 
 def test_a_lun_s_own_setting_wins_over_its_target_s(load):
-    text = target('thin = yes\n[[lun 0]]\nbacking-store = /a\nthin = no\n[[lun 1]]\ndirect-store = serial:X\n')
+    text = target(
+        'thin = yes\n[[lun 0]]\nbacking-store = /a\nthin = no\n[[lun 1]]\ndirect-store = serial:X\n'
+    )
     luns = load(text).targets[NAME].luns.values()
-    assert [(lun.thin, lun.direct, lun.backing_store) for lun in luns] == [(False, False, '/a'), (True, True, 'serial:X')]
+    assert [(lun.thin, lun.direct, lun.backing_store) for lun in luns] == [
+        (False, False, '/a'),
+        (True, True, 'serial:X'),
+    ]
 
 
 def test_lists_may_stand_on_several_lines(load):
     text = target('incominguser = a secret1, b secret2\nincominguser = c "sec, ret3"\n')
-    assert load(text).targets[NAME].accounts == (('a', 'secret1'), ('b', 'secret2'), ('c', 'sec, ret3'))
+    assert load(text).targets[NAME].accounts == (
+        ('a', 'secret1'),
+        ('b', 'secret2'),
+        ('c', 'sec, ret3'),
+    )
 
 
 def test_accounts_come_from_files_too(load):
@@ -114,9 +144,35 @@ def test_accounts_come_from_files_too(load):
     assert [os.path.basename(path) for path in configuration.files] == ['main.conf', 'erp.secrets']
 
 
-@pytest.mark.parametrize('secret', ['a#b', '#ab', 'a,b', 'a b', '"', "'", '\'"', '"\'', "'''", '"""', 'a;b=c$d', '$(x)s',
-                                    '%(x)s', '\\n\\', 'pässwört', '\u5bc6\u7801', '[x]',
-                                    ' a ', 'a\tb', '<', '\u2028x', '\x1c', '=', '\ufeff'])
+@pytest.mark.parametrize(
+    'secret',
+    [
+        'a#b',
+        '#ab',
+        'a,b',
+        'a b',
+        '"',
+        "'",
+        '\'"',
+        '"\'',
+        "'''",
+        '"""',
+        'a;b=c$d',
+        '$(x)s',
+        '%(x)s',
+        '\\n\\',
+        'pässwört',
+        '\u5bc6\u7801',
+        '[x]',
+        ' a ',
+        'a\tb',
+        '<',
+        '\u2028x',
+        '\x1c',
+        '=',
+        '\ufeff',
+    ],
+)
 def test_a_secret_may_hold_any_character(load, secret):
     for user in ('erp', secret):
         text = target('incominguser = %s %s # x' % (join_word(user), join_word(secret)))
@@ -124,13 +180,30 @@ def test_a_secret_may_hold_any_character(load, secret):
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(st.text(st.characters(blacklist_characters=FORBIDDEN, blacklist_categories=('Cs',)),
-                                  min_size=1, max_size=16),
-                          st.text(st.sampled_from('ab"\',#; =$\\[]\t%\u00e4\u2028\x85\xa0\x1c'), min_size=1, max_size=9)),
-                min_size=1, max_size=4, unique_by=lambda account: account[0]))
+@given(
+    st.lists(
+        st.tuples(
+            st.text(
+                st.characters(blacklist_characters=FORBIDDEN, blacklist_categories=('Cs',)),
+                min_size=1,
+                max_size=16,
+            ),
+            st.text(
+                st.sampled_from('ab"\',#; =$\\[]\t%\u00e4\u2028\x85\xa0\x1c'),
+                min_size=1,
+                max_size=9,
+            ),
+        ),
+        min_size=1,
+        max_size=4,
+        unique_by=lambda account: account[0],
+    )
+)
 def test_accounts_survive_being_written_and_loaded(tmp_path_factory, accounts):
     path = tmp_path_factory.mktemp('accounts') / 'a.conf'
-    lines = ['incominguser = %s %s' % (join_word(user), join_word(secret)) for user, secret in accounts]
+    lines = [
+        'incominguser = %s %s' % (join_word(user), join_word(secret)) for user, secret in accounts
+    ]
     path.write_bytes(target('\n'.join(lines)).encode('utf-8'))
     assert loader.load(str(path)).targets[NAME].accounts == tuple(accounts)
 
@@ -142,24 +215,34 @@ def test_windows_line_ends_and_a_byte_order_mark_do_not_matter(load):
 
 # -- include -----------------------------------------------------------------------------------------------------------
 
+
 def test_included_files_are_read_in_order(load, tmp_path):
     (tmp_path / 'd').mkdir()
     for name in ('b', 'a'):
-        (tmp_path / 'd' / (name + '.conf')).write_text(target('backing-store = img-' + name, NAME + name))
+        (tmp_path / 'd' / (name + '.conf')).write_text(
+            target('backing-store = img-' + name, NAME + name)
+        )
     (tmp_path / 'd' / 'old.bak').write_text('nonsense')
     configuration = load('include = d/*.conf, empty.d/*.conf\n[server]\nmax-sessions = 3\n')
-    assert list(configuration.targets) == [NAME + 'a', NAME + 'b'] and configuration.server.max_sessions == 3
+    assert (
+        list(configuration.targets) == [NAME + 'a', NAME + 'b']
+        and configuration.server.max_sessions == 3
+    )
 
 
 def test_paths_are_taken_from_the_file_they_stand_in(load, tmp_path):
     (tmp_path / 'd').mkdir()
     (tmp_path / 'd' / 'x.conf').write_text('include = y.inc\n')
     (tmp_path / 'd' / 'y.inc').write_text(target('backing-store = disk.img'))
-    assert load('include = d/x.conf').targets[NAME].luns[0].backing_store == str(tmp_path / 'd' / 'disk.img')
+    assert load('include = d/x.conf').targets[NAME].luns[0].backing_store == str(
+        tmp_path / 'd' / 'disk.img'
+    )
 
 
 def test_a_cycle_of_includes_is_refused(complaints):
-    found = complaints('include = a.conf\n', a_conf='\ninclude = b.conf\n', b_conf='include = a.conf\n')
+    found = complaints(
+        'include = a.conf\n', a_conf='\ninclude = b.conf\n', b_conf='include = a.conf\n'
+    )
     assert len(found) == 1 and 'b.conf:1: includes' in found[0][1] and 'in turn' in found[0][1]
 
 
@@ -170,15 +253,22 @@ def test_a_file_included_twice_is_refused_with_both_places(complaints, tmp_path)
 
 @pytest.mark.parametrize('body', ['', '[[lun 0]]\nbacking-store = /a\n'])
 def test_a_target_in_two_files_names_both_places(complaints, tmp_path, body):
-    found = complaints('include = a.conf\n' + target(body), a_conf='# x\n' + target('', NAME.upper()))
-    assert found[0][0] == 2 and 'is defined twice; the other place is %s:2' % (tmp_path / 'a.conf') in found[0][1]
+    found = complaints(
+        'include = a.conf\n' + target(body), a_conf='# x\n' + target('', NAME.upper())
+    )
+    assert (
+        found[0][0] == 2
+        and 'is defined twice; the other place is %s:2' % (tmp_path / 'a.conf') in found[0][1]
+    )
 
 
 def test_a_missing_file_is_one_complaint(complaints, tmp_path):
     assert 'No such file' in complaints('include = nothing.conf')[0][1]
     with pytest.raises(ConfigError) as caught:
         loader.load(str(tmp_path / 'none.conf'))
-    assert 'targetd --demo' in str(caught.value) and str(tmp_path / 'none.conf') in str(caught.value)
+    assert 'targetd --demo' in str(caught.value) and str(tmp_path / 'none.conf') in str(
+        caught.value
+    )
 
 
 # -- complaints --------------------------------------------------------------------------------------------------------
@@ -218,21 +308,45 @@ COMPLAINTS = [
     ('[portal-group 0]\nportal = 0.0.0.0\n', 1, ['from 1 to 65535']),
     ('[portal-group]\nportal = 0.0.0.0\n', 1, ['from 1 to 65535']),
     ('[portal-group 1]\n', 1, ['has no portal']),
-    ('[portal-group 1]\nportal = 0.0.0.0\n[portal-group 1]\nportal = 0.0.0.0:1\n', 3, ['defined twice', 'main.conf:1']),
-    ('[portal-group 1]\nportal = 10.0.0.1\n[portal-group 2]\nportal = 10.0.0.1:3260\n', 3, ['stands twice', 'main.conf:1']),
-    ('[portal-group 1]\nportal = 10.0.0.1\n[portal-group 2]\nportal = 0.0.0.0\n', 3, ['overlaps with 10.0.0.1:3260']),
+    (
+        '[portal-group 1]\nportal = 0.0.0.0\n[portal-group 1]\nportal = 0.0.0.0:1\n',
+        3,
+        ['defined twice', 'main.conf:1'],
+    ),
+    (
+        '[portal-group 1]\nportal = 10.0.0.1\n[portal-group 2]\nportal = 10.0.0.1:3260\n',
+        3,
+        ['stands twice', 'main.conf:1'],
+    ),
+    (
+        '[portal-group 1]\nportal = 10.0.0.1\n[portal-group 2]\nportal = 0.0.0.0\n',
+        3,
+        ['overlaps with 10.0.0.1:3260'],
+    ),
     ('[target disk]\n', 1, ['disk', 'iqn.']),
     ('[target]\n', 1, ['empty', 'iqn.']),
     (target('[[lun 99999]]\nbacking-store = /a\n'), 3, ['from 0 to 16383']),
     (target('[[lnu 0]]\n'), 3, ['did you mean [[lun 0]]']),
     (target('[[disk]]\n'), 3, ['write [[lun N]]']),
     (target('[[lun 0]]\nbacking-store = /a\n[[[x]]]\n'), 5, ['inside a [[lun N]]']),
-    (target('[[lun 0]]\nbacking-store = /a\n[[lun 0]]\nbacking-store = /b\n'), 5, ['lun 0', 'defined twice', 'main.conf:3']),
-    (target('backing-store = /a\n[[lun 0]]\nbacking-store = /b\n'), 4, ['lun 0', 'defined twice', 'main.conf:3']),
+    (
+        target('[[lun 0]]\nbacking-store = /a\n[[lun 0]]\nbacking-store = /b\n'),
+        5,
+        ['lun 0', 'defined twice', 'main.conf:3'],
+    ),
+    (
+        target('backing-store = /a\n[[lun 0]]\nbacking-store = /b\n'),
+        4,
+        ['lun 0', 'defined twice', 'main.conf:3'],
+    ),
     # settings
     ('[server]\nmax-session = 3\n', 2, ['max-session ', 'did you mean max-sessions?']),
     ('[server]\nportal = 0.0.0.0\n', 2, ['belongs into [portal-group TAG]']),
-    ('[server]\nMaxBurstLenght = 512\n', 2, ['did you mean MaxBurstLength? it belongs into [target NAME]']),
+    (
+        '[server]\nMaxBurstLenght = 512\n',
+        2,
+        ['did you mean MaxBurstLength? it belongs into [target NAME]'],
+    ),
     ('[server]\nqqqqqqq = 1\n', 2, ['targetd.conf(5)']),
     (target('driver = iscsi'), 3, ['iSCSI only']),
     (target('controller_tid = 3'), 3, ['leave it out']),
@@ -247,26 +361,58 @@ COMPLAINTS = [
     (target('HeaderDigest = CRC'), 3, ['CRC32C']),
     # accounts
     (target('incominguser = hidden'), 3, ['one word']),
-    (target('incominguser = a hidden\nincominguser = a hidden2\n'), 4, ["'a' has two secrets", 'main.conf:3']),
+    (
+        target('incominguser = a hidden\nincominguser = a hidden2\n'),
+        4,
+        ["'a' has two secrets", 'main.conf:3'],
+    ),
     (target('outgoinguser = b hidden\n'), 3, ['without incominguser']),
     (target(CHAP + 'outgoinguser = b same-secret-12\n'), 4, ['same secret', 'different secrets']),
     (target(CHAP + 'outgoinguser = b x\noutgoinguser = c y\n'), 5, ['set twice']),
     ('[server]\noutgoingdiscoveryuser = b hidden\n', 2, ['without incomingdiscoveryuser']),
-    ('[server]\nincomingdiscoveryuser = a hidden\noutgoingdiscoveryuser = b hidden\n', 3, ['same secret']),
+    (
+        '[server]\nincomingdiscoveryuser = a hidden\noutgoingdiscoveryuser = b hidden\n',
+        3,
+        ['same secret'],
+    ),
     (target('incominguser-file = nothing'), 3, ['nothing cannot be read']),
     # luns
     (target('[[lun 0]]\n'), 3, ['has no backing-store']),
     (target('[[lun 0]]\nbacking-store = /a\ndirect-store = /b\n'), 5, ['write one']),
     (target('backing-store = /a\ndirect-store = /b\n'), 4, ['section [[lun N]] for each']),
     (target('[[lun 0]]\ntype = ram\n'), 4, ['needs a size']),
-    (target('[[lun 0]]\ntype = null\nsize = 1M\nbacking-store = /a\n'), 6, ['null has no backing-store']),
-    (target('[[lun 0]]\ntype = block\nbacking-store = /dev/x\nsize = 1G\n'), 6, ['size of its disk']),
-    (target('backing-store = /a\nsize = 1049088\nblock-size = 4096'), 4, ['no multiple of the block size 4096']),
-    (target('backing-store = /a\nblock-size = 4096\nphysical-block-size = 512'), 5, ['less than block-size']),
+    (
+        target('[[lun 0]]\ntype = null\nsize = 1M\nbacking-store = /a\n'),
+        6,
+        ['null has no backing-store'],
+    ),
+    (
+        target('[[lun 0]]\ntype = block\nbacking-store = /dev/x\nsize = 1G\n'),
+        6,
+        ['size of its disk'],
+    ),
+    (
+        target('backing-store = /a\nsize = 1049088\nblock-size = 4096'),
+        4,
+        ['no multiple of the block size 4096'],
+    ),
+    (
+        target('backing-store = /a\nblock-size = 4096\nphysical-block-size = 512'),
+        5,
+        ['less than block-size'],
+    ),
     (target('backing-store = /a\nlowest-aligned-block = 8'), 4, ['from 0 to 7']),
     (target('backing-store = /a\nrotation-rate = 500'), 4, ['1025']),
-    (target('backing-store = /a\nblock-size = 4096\noptimal-transfer-length = 6K'), 5, ['multiple of the block size']),
-    (target('backing-store = /a, /x/../a'), 3, ['which lun 0 of %s serves already' % NAME, 'main.conf:3']),
+    (
+        target('backing-store = /a\nblock-size = 4096\noptimal-transfer-length = 6K'),
+        5,
+        ['multiple of the block size'],
+    ),
+    (
+        target('backing-store = /a, /x/../a'),
+        3,
+        ['which lun 0 of %s serves already' % NAME, 'main.conf:3'],
+    ),
 ]
 
 
@@ -281,15 +427,28 @@ def test_a_complaint_names_line_offence_and_remedy(complaints, text, line, words
 
 
 def test_all_complaints_come_at_once_in_file_order(complaints):
-    text = 'include = a.conf, none.conf\nx = 1\n[server]\nlog-level = loud\nuser "x\n' + target('thin = perhaps\n[[lun x]]\n')
+    text = 'include = a.conf, none.conf\nx = 1\n[server]\nlog-level = loud\nuser "x\n' + target(
+        'thin = perhaps\n[[lun x]]\n'
+    )
     found = complaints(text, a_conf='[target y]\n')
     assert [(line, 'a.conf' in text) for line, text in found] == [
-        (1, False), (2, False), (4, False), (5, False), (8, False), (9, False), (1, True)]
+        (1, False),
+        (2, False),
+        (4, False),
+        (5, False),
+        (8, False),
+        (9, False),
+        (1, True),
+    ]
 
 
 def test_what_cannot_be_used_is_not_complained_of_as_missing(complaints):
-    for text in ('[portal-group 1]\nportal = host\n', target('incominguser = x\noutgoinguser = a b'),
-                 target('[[lun 0]]\nbacking-store = serail:1\n'), target('[[lun 0]]\ntype = ram\nsize = big\n')):
+    for text in (
+        '[portal-group 1]\nportal = host\n',
+        target('incominguser = x\noutgoinguser = a b'),
+        target('[[lun 0]]\nbacking-store = serail:1\n'),
+        target('[[lun 0]]\ntype = ram\nsize = big\n'),
+    ):
         assert len(complaints(text)) == 1
 
 

@@ -6,30 +6,35 @@ from hypothesis import strategies as st
 
 from targetd.config.words import FORBIDDEN, Unusable, join, join_word, split
 
-WORDS = st.text(st.characters(blacklist_characters=FORBIDDEN, blacklist_categories=('Cs',)), max_size=12)
+WORDS = st.text(
+    st.characters(blacklist_characters=FORBIDDEN, blacklist_categories=('Cs',)), max_size=12
+)
 NASTY = st.text(st.sampled_from('ab"\',#; =$\\[]\t%\u00e4\u2028\x85\xa0'), max_size=8)
 
 
-@pytest.mark.parametrize('text, items', [
-    ('', []),
-    ('   # all comment', []),
-    ('erp secret', [['erp', 'secret']]),
-    ('a b, c d', [['a', 'b'], ['c', 'd']]),
-    ('a,b', [['a'], ['b']]),
-    ('a,', [['a']]),
-    ('a b # why', [['a', 'b']]),
-    ('a b#c', [['a', 'b#c']]),
-    ('a,#c', [['a']]),
-    ('erp "a, b # c"', [['erp', 'a, b # c']]),
-    ("erp 'say \"when\"'", [['erp', 'say "when"']]),
-    ('erp "it\'s ""so"""', [['erp', 'it\'s "so"']]),
-    ("erp o'brien", [['erp', "o'brien"]]),
-    ('erp a"b', [['erp', 'a"b']]),
-    ('erp \\n$HOME%(x)s;x=y', [['erp', '\\n$HOME%(x)s;x=y']]),
-    ('"" \'\'', [['', '']]),
-    ('\ta\t b', [['a', 'b']]),
-    ('"a","b"', [['a'], ['b']]),
-])
+@pytest.mark.parametrize(
+    'text, items',
+    [
+        ('', []),
+        ('   # all comment', []),
+        ('erp secret', [['erp', 'secret']]),
+        ('a b, c d', [['a', 'b'], ['c', 'd']]),
+        ('a,b', [['a'], ['b']]),
+        ('a,', [['a']]),
+        ('a b # why', [['a', 'b']]),
+        ('a b#c', [['a', 'b#c']]),
+        ('a,#c', [['a']]),
+        ('erp "a, b # c"', [['erp', 'a, b # c']]),
+        ("erp 'say \"when\"'", [['erp', 'say "when"']]),
+        ('erp "it\'s ""so"""', [['erp', 'it\'s "so"']]),
+        ("erp o'brien", [['erp', "o'brien"]]),
+        ('erp a"b', [['erp', 'a"b']]),
+        ('erp \\n$HOME%(x)s;x=y', [['erp', '\\n$HOME%(x)s;x=y']]),
+        ('"" \'\'', [['', '']]),
+        ('\ta\t b', [['a', 'b']]),
+        ('"a","b"', [['a'], ['b']]),
+    ],
+)
 def test_a_value_is_split_as_the_manual_page_says(text, items):
     assert split(text) == items
 

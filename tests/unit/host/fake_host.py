@@ -1,4 +1,5 @@
-"""A machine made of plain files: /sys, /dev, /proc, /run and /etc beneath one directory, with device nodes that are files."""
+"""A machine made of plain files: /sys, /dev, /proc, /run and /etc beneath one directory, with
+device nodes that are files."""
 
 import os
 
@@ -6,11 +7,14 @@ from targetd.host.roots import Roots
 
 
 class FakeHost(Roots):
-    """Add disks and what sits on them, then ask host/ with this as `roots`. A node's file holds its 'major:minor'."""
+    """Add disks and what sits on them, then ask host/ with this as `roots`. A node's file holds its
+    'major:minor'."""
 
     def __init__(self, top):
         self.top = str(top)
-        super(FakeHost, self).__init__(*(os.path.join(self.top, name) for name in ('sys', 'dev', 'proc', 'run', 'etc')))
+        super(FakeHost, self).__init__(
+            *(os.path.join(self.top, name) for name in ('sys', 'dev', 'proc', 'run', 'etc'))
+        )
         for directory in (self.sys, self.dev, self.proc, self.run, self.block()):
             os.makedirs(directory)
         self.busy = set()
@@ -44,8 +48,15 @@ class FakeHost(Roots):
         os.symlink(target, path)
         return path
 
-    def disk(self, name, place='devices/pci0000:00/ata1/host0/target0:0:0/0:0:0:0/block', size=1000 ** 4, **files):
-        """A block device. place: its directory beneath /sys; files: path with '__' for '/' -> content. Returns its node."""
+    def disk(
+        self,
+        name,
+        place='devices/pci0000:00/ata1/host0/target0:0:0/0:0:0:0/block',
+        size=1000**4,
+        **files,
+    ):
+        """A block device. place: its directory beneath /sys; files: path with '__' for '/' ->
+        content. Returns its node."""
         directory = os.path.join(self.sys, place, name)
         self._device(name, directory, size)
         files.setdefault('queue__rotational', '1\n')
@@ -53,7 +64,7 @@ class FakeHost(Roots):
             self.write(os.path.join(directory, path.replace('__', '/')), content)
         return self.node(name)
 
-    def partition(self, disk, number, size=1000 ** 3):
+    def partition(self, disk, number, size=1000**3):
         """A partition of a disk. Returns its node's path."""
         name = '%s%s%d' % (disk, 'p' if disk[-1].isdigit() else '', number)
         directory = os.path.join(os.path.realpath(self.block(disk)), name)
@@ -74,7 +85,10 @@ class FakeHost(Roots):
 
     def holds(self, holder, held):
         """`holder` (a kernel name) sits on `held`."""
-        os.symlink(os.path.realpath(self.block(holder)), os.path.join(os.path.realpath(self.block(held)), 'holders', holder))
+        os.symlink(
+            os.path.realpath(self.block(holder)),
+            os.path.join(os.path.realpath(self.block(held)), 'holders', holder),
+        )
 
     def mapped(self, name, dm_name, uuid, *held):
         """A device-mapper device on others."""
@@ -90,7 +104,12 @@ class FakeHost(Roots):
         """A mount as /proc/PROCESS/mountinfo shows it; number: 'major:minor' or a kernel name."""
         number = number if ':' in number else self.number(number)
         directory = os.path.join(self.proc, process)
-        line = '36 25 %s / %s rw,relatime shared:1 - %s %s rw\n' % (number, point.replace(' ', '\\040'), kind, source)
+        line = '36 25 %s / %s rw,relatime shared:1 - %s %s rw\n' % (
+            number,
+            point.replace(' ', '\\040'),
+            kind,
+            source,
+        )
         path = os.path.join(directory, 'mountinfo')
         old = open(path).read() if os.path.exists(path) else ''
         self.write(path, old + line)

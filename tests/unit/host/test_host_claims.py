@@ -1,4 +1,5 @@
-"""What this host counts on is not exported: its own notes tell, and nothing that an initiator may have written does."""
+"""What this host counts on is not exported: its own notes tell, and nothing that an initiator may
+have written does."""
 
 import os
 import struct
@@ -26,6 +27,7 @@ def host(tmp_path):
 @pytest.fixture
 def said(host, tmp_path):
     """said((offset, bytes), …): the sentences about sdb with this on it."""
+
     def said(*pieces):
         path = str(tmp_path / 'content')
         with open(path, 'wb') as f:
@@ -37,6 +39,7 @@ def said(host, tmp_path):
             found = signatures.recognise(f.fileno(), SIZE)
             assert bool(found) == bool(pieces)
             return claims.claims(host.node('sdb'), found, f.fileno(), host)
+
     return said
 
 
@@ -48,7 +51,7 @@ def md(name=b'storage1:0'):
     block = bytearray(64)
     struct.pack_into('<II', block, 0, 0xA92B4EFC, 1)
     block[16:32] = UUID
-    block[32:32 + len(name)] = name
+    block[32 : 32 + len(name)] = name
     return 4096, bytes(block)
 
 
@@ -58,15 +61,20 @@ def xdr(name, kind, value):
 
 
 def zfs(host=b'storage1', state=0):
-    pairs = [xdr(b'name', 9, struct.pack('>I', 4) + b'tank'), xdr(b'state', 8, struct.pack('>Q', state)),
-             xdr(b'pool_guid', 8, struct.pack('>Q', 4711 << 40)),
-             xdr(b'hostname', 9, struct.pack('>I', len(host)) + host + bytes(-len(host) % 4))]
+    pairs = [
+        xdr(b'name', 9, struct.pack('>I', 4) + b'tank'),
+        xdr(b'state', 8, struct.pack('>Q', state)),
+        xdr(b'pool_guid', 8, struct.pack('>Q', 4711 << 40)),
+        xdr(b'hostname', 9, struct.pack('>I', len(host)) + host + bytes(-len(host) % 4)),
+    ]
     return [(16 << 10, b''.join(pairs)), (128 << 10, b'\x0c\xb1\xba\0\0\0\0\0')]
 
 
 @pytest.fixture(autouse=True)
 def name_of_this_host(monkeypatch):
-    monkeypatch.setattr(claims.os, 'uname', lambda: os.uname_result(('Linux', 'storage1.example', '', '', '')))
+    monkeypatch.setattr(
+        claims.os, 'uname', lambda: os.uname_result(('Linux', 'storage1.example', '', '', ''))
+    )
 
 
 def test_nobody_claims_an_empty_disk_or_what_an_initiator_made(said):
@@ -75,23 +83,28 @@ def test_nobody_claims_an_empty_disk_or_what_an_initiator_made(said):
     assert said(lvm()) == [] and said(md(b'client:0')) == [] and said(*zfs(b'client')) == []
 
 
-@pytest.mark.parametrize('line, expected', [
-    ('{dev}/sdb1 /data ext4 defaults 0 2', 'to be mounted on /data'),
-    ('UUID=1234-abcd /data ext4 defaults 0 2', 'to be mounted on /data'),
-    ('UUID="1234-abcd" none swap sw 0 0', 'as swap space'),
-    ('{dev}/sdb1 /data ext4 noauto,user 0 2', None),
-    ('# {dev}/sdb1 /data ext4 defaults 0 2', None),
-    ('{dev}/sdc /data ext4 defaults 0 2', None),
-    ('nas:/data /data nfs defaults 0 0', None),
-    ('{dev}/sdb1', None),
-])
+@pytest.mark.parametrize(
+    'line, expected',
+    [
+        ('{dev}/sdb1 /data ext4 defaults 0 2', 'to be mounted on /data'),
+        ('UUID=1234-abcd /data ext4 defaults 0 2', 'to be mounted on /data'),
+        ('UUID="1234-abcd" none swap sw 0 0', 'as swap space'),
+        ('{dev}/sdb1 /data ext4 noauto,user 0 2', None),
+        ('# {dev}/sdb1 /data ext4 defaults 0 2', None),
+        ('{dev}/sdc /data ext4 defaults 0 2', None),
+        ('nas:/data /data nfs defaults 0 0', None),
+        ('{dev}/sdb1', None),
+    ],
+)
 def test_fstab(host, said, line, expected):
     host.link('dev/disk/by-uuid/1234-abcd', host.node('sdb1'))
     host.write('etc/fstab', 'proc /proc proc\n' + line.format(dev=host.dev) + '\n')
     sentences = said()
     assert len(sentences) == bool(expected)
     if expected:
-        assert sentences[0].startswith('%s stands in /etc/fstab %s; ' % (host.node('sdb1'), expected))
+        assert sentences[0].startswith(
+            '%s stands in /etc/fstab %s; ' % (host.node('sdb1'), expected)
+        )
 
 
 def test_crypttab(host, said):
@@ -105,13 +118,19 @@ def test_a_volume_group_of_this_host(host, said):
     host.write('etc/lvm/backup/data', 'physical_volumes {\n pv0 {\n id = "%s"\n}}' % PV_NAME)
     host.write('etc/lvm/backup/other', 'id = "xxxxxx"')
     (sentence,) = said(lvm())
-    assert 'is a physical volume of the group data of this host' in sentence and 'vgexport data' in sentence
+    assert (
+        'is a physical volume of the group data of this host' in sentence
+        and 'vgexport data' in sentence
+    )
 
 
 def test_an_array_of_this_host(host, said):
     assert 'the array 0, which was made on this host' in said(md())[0]
-    host.write('etc/mdadm/mdadm.conf', 'DEVICE partitions\nARRAY /dev/md0 metadata=1.2 UUID=%s:%s:%s:%s\n' % tuple(
-        UUID[i:i + 4].hex() for i in (0, 4, 8, 12)))
+    host.write(
+        'etc/mdadm/mdadm.conf',
+        'DEVICE partitions\nARRAY /dev/md0 metadata=1.2 UUID=%s:%s:%s:%s\n'
+        % tuple(UUID[i : i + 4].hex() for i in (0, 4, 8, 12)),
+    )
     assert 'mdadm.conf has its UUID' in said(md(b'client:0'))[0]
 
 

@@ -1,4 +1,5 @@
-"""Disks are found by what is written on their label, never by the order in which they were plugged in."""
+"""Disks are found by what is written on their label, never by the order in which they were plugged
+in."""
 
 import os
 
@@ -8,9 +9,16 @@ from fake_host import FakeHost
 from targetd.errors import StoreError
 from targetd.host import disks
 
-RED = dict(device__model='WDC WD40EFRX-68W\n', device__vendor='ATA     \n', device__rev='0A82\n',
-           device__vpd_pg80=b'\0\x80\0\x14     WD-WCC4E0123456', device__wwid='naa.50014ee2b1234567\n',
-           queue__logical_block_size='512\n', queue__physical_block_size='4096\n', removable='0\n')
+RED = dict(
+    device__model='WDC WD40EFRX-68W\n',
+    device__vendor='ATA     \n',
+    device__rev='0A82\n',
+    device__vpd_pg80=b'\0\x80\0\x14     WD-WCC4E0123456',
+    device__wwid='naa.50014ee2b1234567\n',
+    queue__logical_block_size='512\n',
+    queue__physical_block_size='4096\n',
+    removable='0\n',
+)
 
 
 @pytest.fixture
@@ -26,31 +34,54 @@ def refusal(text, host):
 
 # -- description -------------------------------------------------------------------------------------------------------------
 
+
 def test_a_sata_disk_describes_itself(host):
     node = host.disk('sda', size=4000787030016, **RED)
     disk = disks.describe(node, host)
     assert disk.path == node and disk.kind == 'disk' and disk.size == 4000787030016
     assert (disk.vendor, disk.model, disk.revision) == ('ATA', 'WDC WD40EFRX-68W', '0A82')
     assert disk.serial == 'WD-WCC4E0123456' and disk.wwn == 'naa.50014ee2b1234567'
-    assert disk.rotational is True and disk.transport == 'sata' and not disk.removable and not disk.read_only
+    assert (
+        disk.rotational is True
+        and disk.transport == 'sata'
+        and not disk.removable
+        and not disk.read_only
+    )
     assert (disk.logical_sector, disk.physical_sector) == (512, 4096)
 
 
 def test_the_whole_model_of_an_ata_disk_is_shown_where_the_kernel_has_it(host):
     page = bytearray(60 + 512)
     name = b'WDC WD40EFRX-68WT0N0'.ljust(40)
-    page[60 + 54:60 + 94] = b''.join(name[i + 1:i + 2] + name[i:i + 1] for i in range(0, 40, 2))
+    page[60 + 54 : 60 + 94] = b''.join(
+        name[i + 1 : i + 2] + name[i : i + 1] for i in range(0, 40, 2)
+    )
     node = host.disk('sda', device__vpd_pg89=bytes(page), **RED)
     assert disks.describe(node, host).model == 'WDC WD40EFRX-68WT0N0'
 
 
 def test_nvme_and_virtio_have_their_serial_elsewhere(host):
-    nvme = host.disk('nvme0n1', 'devices/pci0000:00/0000:01:00.0/nvme/nvme0', device__model='Samsung SSD 980  \n',
-                     device__serial='S64DNL0T  \n', device__firmware_rev='3B4QFXO7\n', wwid='eui.002538d111a1b2c3\n',
-                     queue__rotational='0\n')
-    virtio = host.disk('vda', 'devices/pci0000:00/0000:00:04.0/virtio1/block', serial='data-1', device__vendor='0x1af4\n')
+    nvme = host.disk(
+        'nvme0n1',
+        'devices/pci0000:00/0000:01:00.0/nvme/nvme0',
+        device__model='Samsung SSD 980  \n',
+        device__serial='S64DNL0T  \n',
+        device__firmware_rev='3B4QFXO7\n',
+        wwid='eui.002538d111a1b2c3\n',
+        queue__rotational='0\n',
+    )
+    virtio = host.disk(
+        'vda',
+        'devices/pci0000:00/0000:00:04.0/virtio1/block',
+        serial='data-1',
+        device__vendor='0x1af4\n',
+    )
     found = disks.describe(nvme, host)
-    assert (found.serial, found.model, found.revision) == ('S64DNL0T', 'Samsung SSD 980', '3B4QFXO7')
+    assert (found.serial, found.model, found.revision) == (
+        'S64DNL0T',
+        'Samsung SSD 980',
+        '3B4QFXO7',
+    )
     assert (found.wwn, found.transport, found.rotational) == ('eui.002538d111a1b2c3', 'nvme', False)
     found = disks.describe(virtio, host)
     assert (found.serial, found.vendor, found.transport) == ('data-1', '', 'virtio')
@@ -68,8 +99,10 @@ def test_a_usb_disk_has_the_serial_of_its_case(host):
 
 def test_an_old_kernel_leaves_it_to_udev(host):
     node = host.disk('sda')
-    host.write('run/udev/data/b' + host.number('sda'),
-               'S:disk/by-id/x\nE:ID_SERIAL_SHORT=WD-9\nE:ID_WWN=0x50014ee2b1234567\nE:ID_MODEL_ENC=WDC\\x20WD10\\x20\\x20\n')
+    host.write(
+        'run/udev/data/b' + host.number('sda'),
+        'S:disk/by-id/x\nE:ID_SERIAL_SHORT=WD-9\nE:ID_WWN=0x50014ee2b1234567\nE:ID_MODEL_ENC=WDC\\x20WD10\\x20\\x20\n',
+    )
     disk = disks.describe(node, host)
     assert (disk.serial, disk.wwn, disk.model) == ('WD-9', 'naa.50014ee2b1234567', 'WDC WD10')
 
@@ -79,10 +112,15 @@ def test_page_83_names_the_unit_and_not_its_port(host):
     text = b'\x02\x01\0\x08ATA     '
     unit = b'\x01\x03\0\x08' + b'\x50\x01\x4e\xe2\xb1\x23\x45\x67'
     page = b'\0\x83\0' + bytes([len(port + text + unit)]) + port + text + unit
-    assert disks.describe(host.disk('sda', device__vpd_pg83=page), host).wwn == 'naa.50014ee2b1234567'
+    assert (
+        disks.describe(host.disk('sda', device__vpd_pg83=page), host).wwn == 'naa.50014ee2b1234567'
+    )
 
 
-@pytest.mark.parametrize('page', [b'', b'\0', b'\0\x83\xff\xff', b'\0\x83\0\x08\x01\x03\0\xff\x50', b'\0\x83\0\x02\x01\x03'])
+@pytest.mark.parametrize(
+    'page',
+    [b'', b'\0', b'\0\x83\xff\xff', b'\0\x83\0\x08\x01\x03\0\xff\x50', b'\0\x83\0\x02\x01\x03'],
+)
 def test_a_broken_page_83_is_no_name(host, page):
     assert disks.describe(host.disk('sda', device__vpd_pg83=page), host).wwn in ('', 'naa.50')
 
@@ -108,36 +146,67 @@ def test_drives_without_a_medium_and_partitions_are_not_listed(host):
     host.partition('sda', 1)
     host.disk('sr0', 'devices/pci0000:00/ata2/host1/block', size=0)
     host.disk('cciss!c0d0', 'devices/pci0000:00/cciss0')
-    assert [disk.path for disk in disks.list_disks(host)] == [host.node('cciss!c0d0'), host.node('sda')]
+    assert [disk.path for disk in disks.list_disks(host)] == [
+        host.node('cciss!c0d0'),
+        host.node('sda'),
+    ]
     assert host.node('cciss!c0d0').endswith('/cciss/c0d0')
 
 
 # -- names -------------------------------------------------------------------------------------------------------------------
 
+
 @pytest.fixture
 def two(host):
     host.disk('sda', size=4000787030016, **RED)
-    host.disk('sdb', 'devices/pci0000:00/ata2/host1/target/block', size=4000787030016,
-              **dict(RED, device__vpd_pg80=b'\0\x80\0\x0fWD-WCC4E0999999', device__wwid='naa.50014ee2b7654321\n'))
-    host.disk('sdc', 'devices/pci0000:00/ata3/host2/target/block', size=500107862016, device__model='ST500DM002\n')
+    host.disk(
+        'sdb',
+        'devices/pci0000:00/ata2/host1/target/block',
+        size=4000787030016,
+        **dict(
+            RED,
+            device__vpd_pg80=b'\0\x80\0\x0fWD-WCC4E0999999',
+            device__wwid='naa.50014ee2b7654321\n',
+        ),
+    )
+    host.disk(
+        'sdc',
+        'devices/pci0000:00/ata3/host2/target/block',
+        size=500107862016,
+        device__model='ST500DM002\n',
+    )
     return host
 
 
-@pytest.mark.parametrize('text, name', [
-    ('serial:WD-WCC4E0999999', 'sdb'), ('serial:wd-wcc4e0123456', 'sda'),
-    ('wwn:0x50014ee2b7654321', 'sdb'), ('wwn:50014EE2B1234567', 'sda'), ('wwn:naa.50014ee2b1234567', 'sda'),
-    ('wwn:50:01:4e:e2:b1:23:45:67', 'sda'),
-    ('model:ST500DM002', 'sdc'), ('model:st500', 'sdc'), ('size:500107862016', 'sdc'), ('size:500G', 'sdc'),
-    ('size:0.5T', 'sdc'),
-    ('model:WDC_WD40EFRX+serial:WD-WCC4E0123456', 'sda'), ('model:ATA WDC WD40EFRX+size:4T+serial:WD-WCC4E0999999', 'sdb'),
-])
+@pytest.mark.parametrize(
+    'text, name',
+    [
+        ('serial:WD-WCC4E0999999', 'sdb'),
+        ('serial:wd-wcc4e0123456', 'sda'),
+        ('wwn:0x50014ee2b7654321', 'sdb'),
+        ('wwn:50014EE2B1234567', 'sda'),
+        ('wwn:naa.50014ee2b1234567', 'sda'),
+        ('wwn:50:01:4e:e2:b1:23:45:67', 'sda'),
+        ('model:ST500DM002', 'sdc'),
+        ('model:st500', 'sdc'),
+        ('size:500107862016', 'sdc'),
+        ('size:500G', 'sdc'),
+        ('size:0.5T', 'sdc'),
+        ('model:WDC_WD40EFRX+serial:WD-WCC4E0123456', 'sda'),
+        ('model:ATA WDC WD40EFRX+size:4T+serial:WD-WCC4E0999999', 'sdb'),
+    ],
+)
 def test_a_disk_is_found_by_its_name(two, text, name):
     assert disks.resolve(text, two) == two.node(name)
 
 
 def test_two_disks_that_fit_are_refused_by_name(two):
     text = refusal('model:WDC WD40EFRX+size:4T', two)
-    assert 'fits 2 disks' in text and 'serial WD-WCC4E0123456' in text and 'serial WD-WCC4E0999999' in text
+    assert (
+        'fits 2 disks' in text
+        and 'serial WD-WCC4E0123456' in text
+        and 'serial WD-WCC4E0999999' in text
+    )
     assert two.node('sda') in text and '4.0 TB' in text
 
 
@@ -182,13 +251,18 @@ def test_by_id_leads_to_disks_and_partitions(host):
 
 def test_paths_to_one_disk_are_one_disk(host):
     for i, name in enumerate(('sda', 'sdb')):
-        host.disk(name, 'devices/pci0000:00/host%d/rport-0:0-%d/block' % (i, i), device__wwid='naa.600a098000aabbcc')
+        host.disk(
+            name,
+            'devices/pci0000:00/host%d/rport-0:0-%d/block' % (i, i),
+            device__wwid='naa.600a098000aabbcc',
+        )
     assert 'fits 2 disks' in refusal('wwn:600a098000aabbcc', host)
     host.mapped('dm-0', 'mpatha', 'mpath-3600a098000aabbcc', 'sda', 'sdb')
     assert disks.resolve('wwn:600a098000aabbcc', host) == host.node('dm-0')
 
 
 # -- paths -------------------------------------------------------------------------------------------------------------------
+
 
 def test_a_path_has_its_links_resolved(host):
     node = host.disk('sdb')
@@ -216,7 +290,9 @@ def test_the_lasting_name_leads_back_to_the_disk(two):
         assert disks.resolve(disks.lasting_name(disk), two) == disk.path
 
 
-@pytest.mark.parametrize('size, text', [(999, '999 bytes'), (4000787030016, '4.0 TB'), (64 << 20, '67.1 MB'),
-                                        (10 ** 18, '1000.0 PB')])
+@pytest.mark.parametrize(
+    'size, text',
+    [(999, '999 bytes'), (4000787030016, '4.0 TB'), (64 << 20, '67.1 MB'), (10**18, '1000.0 PB')],
+)
 def test_sizes_are_written_as_makers_do(size, text):
     assert disks.human_size(size) == text

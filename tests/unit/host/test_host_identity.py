@@ -1,4 +1,5 @@
-"""Disks keep their identity when targets, LUNs and paths change places, and two servers never show the same one."""
+"""Disks keep their identity when targets, LUNs and paths change places, and two servers never show
+the same one."""
 
 import os
 import re
@@ -33,16 +34,38 @@ def test_forms():
 
 
 def test_direct_store_shows_the_disk_itself(host):
-    node = host.disk('sda', device__vendor='SEAGATE \n', device__model='ST4000NM0034    \n', device__rev='E005\n',
-                     device__vpd_pg80=b'\0\x80\0\x08Z4F0ABCD', device__wwid='naa.5000c50083a1b2c3\n')
-    assert identity.disk_identity(node, host) == ('SEAGATE', 'ST4000NM0034', 'E005', 'Z4F0ABCD', '5000c50083a1b2c3')
+    node = host.disk(
+        'sda',
+        device__vendor='SEAGATE \n',
+        device__model='ST4000NM0034    \n',
+        device__rev='E005\n',
+        device__vpd_pg80=b'\0\x80\0\x08Z4F0ABCD',
+        device__wwid='naa.5000c50083a1b2c3\n',
+    )
+    assert identity.disk_identity(node, host) == (
+        'SEAGATE',
+        'ST4000NM0034',
+        'E005',
+        'Z4F0ABCD',
+        '5000c50083a1b2c3',
+    )
 
 
 def test_names_fit_their_fields_and_are_ascii(host):
-    node = host.disk('nvme0n1', 'devices/pci0000:00/nvme/nvme0', device__model='Very long model name of a disk\xb5\n',
-                     device__firmware_rev='3B4QFXO7\n', wwid='eui.002538d111a1b2c3\n')
+    node = host.disk(
+        'nvme0n1',
+        'devices/pci0000:00/nvme/nvme0',
+        device__model='Very long model name of a disk\xb5\n',
+        device__firmware_rev='3B4QFXO7\n',
+        wwid='eui.002538d111a1b2c3\n',
+    )
     found = identity.disk_identity(node, host)
-    assert (found.vendor, found.product, found.revision, found.naa) == ('NVME', 'Very long model', '3B4Q', '')
+    assert (found.vendor, found.product, found.revision, found.naa) == (
+        'NVME',
+        'Very long model',
+        '3B4Q',
+        '',
+    )
 
 
 def test_a_partition_is_not_its_disk(host):
@@ -64,15 +87,22 @@ def test_the_key_of_a_disk_moves_with_the_disk(tmp_path):
 def test_the_key_of_a_logical_volume_is_its_own(host):
     host.mapped('dm-0', 'vg-a', 'LVM-abc')
     host.mapped('dm-1', 'vg-b', 'LVM-def')
-    assert identity.stable_key(host.node('dm-0'), host) != identity.stable_key(host.node('dm-1'), host)
+    assert identity.stable_key(host.node('dm-0'), host) != identity.stable_key(
+        host.node('dm-1'), host
+    )
 
 
 def test_a_file_on_a_loop_device_has_the_key_of_the_file(host):
     node = host.disk('loop0', 'devices/virtual/block', loop__backing_file='/srv/erp.img\n')
-    assert identity.stable_key(node, host) == identity.stable_key('/srv/erp.img', host) == 'file:/srv/erp.img'
+    assert (
+        identity.stable_key(node, host)
+        == identity.stable_key('/srv/erp.img', host)
+        == 'file:/srv/erp.img'
+    )
 
 
 # -- the server's own name ---------------------------------------------------------------------------------------------------
+
 
 def test_the_server_keeps_its_name(tmp_path):
     state = str(tmp_path / 'state')
@@ -108,6 +138,7 @@ def test_one_that_came_first_wins(tmp_path, monkeypatch):
 def test_a_half_written_name_never_appears(tmp_path, monkeypatch):
     def broken(descriptor):
         raise OSError(28, 'No space left on device')
+
     monkeypatch.setattr(identity.os, 'fsync', broken)
     with pytest.raises(TargetdError, match='No space left'):
         identity.server_id(str(tmp_path))
@@ -117,6 +148,7 @@ def test_a_half_written_name_never_appears(tmp_path, monkeypatch):
 def test_a_file_system_without_links_will_do(tmp_path, monkeypatch):
     def no_links(old, new):
         raise OSError(1, 'Operation not permitted')
+
     monkeypatch.setattr(identity.os, 'link', no_links)
     first = identity.server_id(str(tmp_path))
     assert identity.server_id(str(tmp_path)) == first and os.listdir(str(tmp_path)) == ['server-id']

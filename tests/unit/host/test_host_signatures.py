@@ -1,4 +1,5 @@
-"""What stands on a disk is recognised: what this host could use is warned about, what a client wrote is not."""
+"""What stands on a disk is recognised: what this host could use is warned about, what a client
+wrote is not."""
 
 import os
 import struct
@@ -27,6 +28,7 @@ def image(tmp_path):
                 f.write(data)
         with open(path, 'rb') as f:
             return signatures.recognise(f.fileno(), size, more.get('sector', 512))
+
     return write
 
 
@@ -38,7 +40,7 @@ def ext(compatible=0, incompatible=0, read_only_compatible=0, label=b'data'):
     block = bytearray(1024)
     block[56:58] = b'\x53\xef'
     struct.pack_into('<III', block, 92, compatible, incompatible, read_only_compatible)
-    block[120:120 + len(label)] = label
+    block[120 : 120 + len(label)] = label
     return bytes(block)
 
 
@@ -46,10 +48,16 @@ def test_an_empty_disk_has_nothing(image):
     assert image() == [] and image(size=512) == [] and image(size=0) == []
 
 
-@pytest.mark.parametrize('features, what', [
-    ((0, 0x2, 0x1), 'ext2'), ((0x4, 0x2, 0x3), 'ext3'), ((0x4, 0x42, 0x1), 'ext4'), ((0x4, 0x2, 0x8), 'ext4'),
-    ((0, 0x8, 0), 'external journal of ext3 or ext4'),
-])
+@pytest.mark.parametrize(
+    'features, what',
+    [
+        ((0, 0x2, 0x1), 'ext2'),
+        ((0x4, 0x2, 0x3), 'ext3'),
+        ((0x4, 0x42, 0x1), 'ext4'),
+        ((0x4, 0x2, 0x8), 'ext4'),
+        ((0, 0x8, 0), 'external journal of ext3 or ext4'),
+    ],
+)
 def test_the_ext_family_is_told_apart(image, features, what):
     (found,) = image(1024, ext(*features))
     assert (found.what, found.owner, found.details) == (what, 'host', 'data')
@@ -73,9 +81,17 @@ def test_lvm_in_any_of_its_four_sectors(image, sector):
     assert found.what == 'LVM physical volume' and found.details == 'abc'
 
 
-@pytest.mark.parametrize('offset, version', [(4096, '1.2'), (0, '1.1'), (SIZE - 8192, '1.0'), (SIZE - 65536, '0.90')])
+@pytest.mark.parametrize(
+    'offset, version', [(4096, '1.2'), (0, '1.1'), (SIZE - 8192, '1.0'), (SIZE - 65536, '0.90')]
+)
 def test_a_raid_member_of_any_version(image, offset, version):
-    block = b'\xfc\x4e\x2b\xa9' + struct.pack('<I', 0 if version == '0.90' else 1) + bytes(24) + b'nas:0' + bytes(60)
+    block = (
+        b'\xfc\x4e\x2b\xa9'
+        + struct.pack('<I', 0 if version == '0.90' else 1)
+        + bytes(24)
+        + b'nas:0'
+        + bytes(60)
+    )
     (found,) = image(offset, block)
     assert found.what == 'member of a Linux RAID (%s)' % version
     assert found.details == ('' if version == '0.90' else 'nas:0')
@@ -84,7 +100,7 @@ def test_a_raid_member_of_any_version(image, offset, version):
 @pytest.mark.parametrize('label', [0, 256 << 10, SIZE - (512 << 10), SIZE - (256 << 10)])
 @pytest.mark.parametrize('order', ['<', '>'])
 def test_zfs_by_any_of_its_labels(image, label, order):
-    (found,) = image(label + (128 << 10) + 5 * 1024, struct.pack(order + 'Q', 0x00bab10c))
+    (found,) = image(label + (128 << 10) + 5 * 1024, struct.pack(order + 'Q', 0x00BAB10C))
     assert found.what == 'ZFS' and found.owner == 'host'
 
 
@@ -96,7 +112,7 @@ def test_swap_of_any_page_size(image, page):
 
 def fat(offset, mark, label=b'NO NAME    '):
     block = bytearray(512)
-    block[offset - 11:offset + 8] = label + mark
+    block[offset - 11 : offset + 8] = label + mark
     block[510:512] = b'\x55\xaa'
     return bytes(block)
 
@@ -116,8 +132,14 @@ def mbr(*rows):
 
 
 def test_what_lies_in_a_partition_is_found_with_its_number(image):
-    found = image(0, mbr((0x83, 2048, 4096), (0x07, 8192, 4096)),
-                  2048 * 512 + 1024, ext(label=b'root'), 8192 * 512 + 3, b'NTFS    ')
+    found = image(
+        0,
+        mbr((0x83, 2048, 4096), (0x07, 8192, 4096)),
+        2048 * 512 + 1024,
+        ext(label=b'root'),
+        8192 * 512 + 3,
+        b'NTFS    ',
+    )
     lines = [signatures.one_line(s) for s in found]
     assert lines == ['MBR partition table', 'ext2 "root" in partition 1', 'NTFS in partition 2']
     assert found[1].offset == 2048 * 512 + 1024 + 56
@@ -135,7 +157,7 @@ def gpt(sector, *partitions):
     struct.pack_into('<QII', header, 72, 2, 128, 128)
     rows = bytearray(128 * 128)
     for i, (begin, end) in enumerate(partitions):
-        rows[128 * i:128 * i + 16] = b'\xa2' * 16
+        rows[128 * i : 128 * i + 16] = b'\xa2' * 16
         struct.pack_into('<QQ', rows, 128 * i + 32, begin, end)
     return bytes(header) + bytes(rows)
 
@@ -143,22 +165,33 @@ def gpt(sector, *partitions):
 @pytest.mark.parametrize('sector', [512, 4096])
 def test_gpt_with_either_sector_size(image, sector):
     table = gpt(sector, (64, 127), (256, 511))
-    found = image(0, mbr((0xEE, 1, 0xFFFFFFFF)), sector, table, 256 * sector, b'XFSB', sector=sector)
+    found = image(
+        0, mbr((0xEE, 1, 0xFFFFFFFF)), sector, table, 256 * sector, b'XFSB', sector=sector
+    )
     assert [(s.what, s.partition) for s in found] == [('GPT partition table', 0), ('XFS', 2)]
     assert found[0].details == '03020100-0504-0706-0809-0a0b0c0d0e0f'
 
 
 def test_a_wiped_disk_shows_the_backup_of_its_table(image):
-    assert whats(image(-512, gpt(512)[:512])) == ['backup of a GPT partition table (the first one is gone)']
+    assert whats(image(-512, gpt(512)[:512])) == [
+        'backup of a GPT partition table (the first one is gone)'
+    ]
 
 
-@pytest.mark.parametrize('rows', [((0x83, 0, 100),), ((0x83, 1 << 31, 100),), ((0x83, 2048, 0xFFFFFFFF),)])
+@pytest.mark.parametrize(
+    'rows', [((0x83, 0, 100),), ((0x83, 1 << 31, 100),), ((0x83, 2048, 0xFFFFFFFF),)]
+)
 def test_partitions_that_lie_nowhere_are_passed_over(image, rows):
     assert whats(image(0, mbr(*rows))) == ['MBR partition table']
 
 
 def test_a_hostile_gpt_is_passed_over(image):
-    for first, count, length in ((1 << 63, 128, 128), (2, 0xFFFFFFFF, 128), (2, 128, 0), (2, 128, 0xFFFFFFFF)):
+    for first, count, length in (
+        (1 << 63, 128, 128),
+        (2, 0xFFFFFFFF, 128),
+        (2, 128, 0),
+        (2, 128, 0xFFFFFFFF),
+    ):
         header = bytearray(gpt(512)[:512])
         struct.pack_into('<QII', header, 72, first, count, length)
         assert whats(image(512, bytes(header))) == ['GPT partition table']
@@ -178,7 +211,10 @@ def test_a_disk_that_cannot_be_read_has_nothing(tmp_path):
 
 
 def test_what_a_host_takes_into_use_by_itself(image):
-    assert signatures.layers(image(3, b'NTFS    ')) == [] and signatures.layers(image(1024, ext())) == []
+    assert (
+        signatures.layers(image(3, b'NTFS    ')) == []
+        and signatures.layers(image(1024, ext())) == []
+    )
     (found,) = signatures.layers(image(1024, ext(), 4086, b'SWAPSPACE2'))
     assert signatures.one_line(found) == 'swap space'
 
@@ -198,11 +234,18 @@ def test_udev_knows_without_a_look(tmp_path):
     assert signatures.layers_noted_by_udev('sdb', host) == []
 
 
-@pytest.mark.parametrize('program, what', [
-    (['mkfs.ext4', '-q', '-F'], 'ext4'), (['mkfs.ext2', '-q', '-F'], 'ext2'), (['mkswap'], 'swap space'),
-    (['mkntfs', '-q', '-F'], 'NTFS'), (['mkfs.xfs', '-q'], 'XFS'), (['mkfs.vfat', '-F', '16'], 'FAT16'),
-    (['mkfs.btrfs', '-q'], 'btrfs'),
-])
+@pytest.mark.parametrize(
+    'program, what',
+    [
+        (['mkfs.ext4', '-q', '-F'], 'ext4'),
+        (['mkfs.ext2', '-q', '-F'], 'ext2'),
+        (['mkswap'], 'swap space'),
+        (['mkntfs', '-q', '-F'], 'NTFS'),
+        (['mkfs.xfs', '-q'], 'XFS'),
+        (['mkfs.vfat', '-F', '16'], 'FAT16'),
+        (['mkfs.btrfs', '-q'], 'btrfs'),
+    ],
+)
 def test_what_the_real_programs_write(tmp_path, program, what):
     if which(program[0]) is None:
         pytest.skip('%s is not installed' % program[0])

@@ -26,7 +26,9 @@ def begun(offered='5', accounts=(('erp', SECRET),), outgoing=None, algorithms=AL
 def response(sent, secret=SECRET):
     """What an honest initiator answers, written out here anew."""
     name = {'5': 'md5', '6': 'sha1', '7': 'sha256', '8': 'sha3_256'}[sent['CHAP_A']]
-    return hashlib.new(name, bytes([int(sent['CHAP_I'])]) + secret + bytes.fromhex(sent['CHAP_C'][2:])).digest()
+    return hashlib.new(
+        name, bytes([int(sent['CHAP_I'])]) + secret + bytes.fromhex(sent['CHAP_C'][2:])
+    ).digest()
 
 
 def test_digest_is_that_of_rfc_1994():
@@ -46,8 +48,10 @@ def test_right_answers_get_in(number, as_base64):
 
 
 @pytest.mark.clause('RFC 7143 12.1.3')
-@pytest.mark.parametrize('name, secret',
-                         [('erp', b'wrong'), ('nobody', SECRET), ('ERP', SECRET), ('erp', b''), ('second', SECRET)])
+@pytest.mark.parametrize(
+    'name, secret',
+    [('erp', b'wrong'), ('nobody', SECRET), ('ERP', SECRET), ('erp', b''), ('second', SECRET)],
+)
 def test_wrong_answers_do_not(name, secret):
     machine, sent = begun(accounts=[('erp', SECRET), ('second', b'another-secret')])
     with pytest.raises(chap.ProofFailed) as refusal:
@@ -80,19 +84,29 @@ def test_our_preference_decides_among_what_is_offered():
 
 # -- mutual ------------------------------------------------------------------------------------------------------------
 
+
 def mutual(challenge, identifier='0x11', outgoing=('back', b'another-secret')):
     machine, sent = begun(outgoing=outgoing)
-    return sent, machine.verify({'CHAP_N': 'erp', 'CHAP_R': chap.encode(response(sent)), 'CHAP_I': identifier,
-                                 'CHAP_C': challenge})
+    return sent, machine.verify(
+        {
+            'CHAP_N': 'erp',
+            'CHAP_R': chap.encode(response(sent)),
+            'CHAP_I': identifier,
+            'CHAP_C': challenge,
+        }
+    )
 
 
 @pytest.mark.clause('RFC 7143 12.1.3')
 @pytest.mark.parametrize('size', [1, 16, 1024])
 @pytest.mark.parametrize('as_base64', [False, True])
 def test_the_target_proves_itself(size, as_base64):
-    challenge = b'\xA5' * size
+    challenge = b'\xa5' * size
     _, proof = mutual(chap.encode(challenge, as_base64))
-    assert proof == [('CHAP_N', 'back'), ('CHAP_R', '0x' + hashlib.md5(b'\x11another-secret' + challenge).hexdigest())]
+    assert proof == [
+        ('CHAP_N', 'back'),
+        ('CHAP_R', '0x' + hashlib.md5(b'\x11another-secret' + challenge).hexdigest()),
+    ]
 
 
 @pytest.mark.clause('RFC 7143 12.1.3', 'RFC 7143 6.1')
@@ -120,8 +134,10 @@ def test_one_secret_for_both_directions_is_refused():
 
 
 @pytest.mark.clause('RFC 7143 12.1.3')
-@pytest.mark.parametrize('identifier, challenge',
-                         [('256', '0x01'), ('0x0100', '0x01'), ('1', '0x' + '01' * 1025), ('1', '0x'), ('', '0x01')])
+@pytest.mark.parametrize(
+    'identifier, challenge',
+    [('256', '0x01'), ('0x0100', '0x01'), ('1', '0x' + '01' * 1025), ('1', '0x'), ('', '0x01')],
+)
 def test_values_that_are_too_long_or_empty(identifier, challenge):
     with pytest.raises(chap.ChapError):
         mutual(challenge, identifier)
@@ -129,22 +145,36 @@ def test_values_that_are_too_long_or_empty(identifier, challenge):
 
 # -- encodings ---------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.clause('RFC 7143 6.1')
-@pytest.mark.parametrize('value', ['', '0x', '0b', '0xzz', '0b!!!!', '0bAAA', '0bA===', '-1', 'abc', '0x12 ', '0bQQ==\n'])
+@pytest.mark.parametrize(
+    'value', ['', '0x', '0b', '0xzz', '0b!!!!', '0bAAA', '0bA===', '-1', 'abc', '0x12 ', '0bQQ==\n']
+)
 def test_what_is_no_binary_value(value):
     with pytest.raises(chap.ChapError):
         chap.decode(value, 1024)
 
 
 @pytest.mark.clause('RFC 7143 6.1')
-@pytest.mark.parametrize('value, data',
-                         [('0x00', b'\0'), ('0XfF', b'\xff'), ('0bQQ==', b'A'), ('0BQUI=', b'AB'), ('0bQUJD', b'ABC'),
-                                         ('0', b'\0'), ('255', b'\xff'), ('256', b'\1\0')])
+@pytest.mark.parametrize(
+    'value, data',
+    [
+        ('0x00', b'\0'),
+        ('0XfF', b'\xff'),
+        ('0bQQ==', b'A'),
+        ('0BQUI=', b'AB'),
+        ('0bQUJD', b'ABC'),
+        ('0', b'\0'),
+        ('255', b'\xff'),
+        ('256', b'\1\0'),
+    ],
+)
 def test_binary_values(value, data):
     assert chap.decode(value, 1024) == data
 
 
 # -- hosts without an algorithm ----------------------------------------------------------------------------------------
+
 
 def test_a_fips_host_computes_md5_where_python_can_ask_for_it(monkeypatch):
     real = hashlib.new
@@ -153,6 +183,7 @@ def test_a_fips_host_computes_md5_where_python_can_ask_for_it(monkeypatch):
         if name == 'md5' and more != {'usedforsecurity': False}:
             raise ValueError('disabled for FIPS')
         return real(name, data)
+
     monkeypatch.setattr(chap.hashlib, 'new', new)
     assert chap.available((5, 7)) == (5, 7)
     assert chap.digest(5, 1, b'abc', b'xyz') == real('md5', b'\x01abcxyz').digest()
@@ -163,10 +194,11 @@ def test_an_algorithm_that_the_host_does_not_have_is_never_chosen(monkeypatch):
 
     def new(name, data=b'', **more):
         if more:
-            raise TypeError('no such argument')          # Python before 3.9
+            raise TypeError('no such argument')  # Python before 3.9
         if name == 'md5':
             raise ValueError('disabled for FIPS')
         return real(name, data)
+
     monkeypatch.setattr(chap.hashlib, 'new', new)
     assert chap.available((5, 7)) == (7,)
     with pytest.raises(chap.ProofFailed):

@@ -1,4 +1,5 @@
-"""Framer: the same PDUs come out however the bytes were cut, data lands where it was told to, bad digests are noticed."""
+"""Framer: the same PDUs come out however the bytes were cut, data lands where it was told to, bad
+digests are noticed."""
 
 import random
 import zlib
@@ -27,7 +28,8 @@ def wire(one, header_digest=False, data_digest=False):
 
 
 def feed(framer, stream, cuts, land=None):
-    """Everything the framer gives for `stream` cut into pieces of the sizes that cuts() gives; data copied out."""
+    """Everything the framer gives for `stream` cut into pieces of the sizes that cuts() gives; data
+    copied out."""
     out = []
     position = 0
     while position < len(stream):
@@ -35,12 +37,18 @@ def feed(framer, stream, cuts, land=None):
         parts = framer.wanted_parts() if framer.landing is not None else [framer.wanted()]
         count = 0
         for part in parts:
-            piece = stream[position:position + min(size - count, len(part))]
-            part[:len(piece)] = piece
+            piece = stream[position : position + min(size - count, len(part))]
+            part[: len(piece)] = piece
             position += len(piece)
             count += len(piece)
         for fields, ahs, data in framer.received(count):
-            out.append((BHS.pack(*fields), ahs, data if data is None or data is DIGEST_ERROR else bytes(data)))
+            out.append(
+                (
+                    BHS.pack(*fields),
+                    ahs,
+                    data if data is None or data is DIGEST_ERROR else bytes(data),
+                )
+            )
         if framer.partial is not None:
             framer.land(land(framer.partial) if land else None)
     return out
@@ -51,8 +59,14 @@ def some_pdus(seed):
     pdus = []
     for number in range(12):
         length = chance.choice((0, 1, 5, 512, 4096, 70000, LANDING_BYTES, 131072))
-        pdus.append(pdu.ScsiCommand(itt=number, cmd_sn=number, data=bytes(chance.getrandbits(8) for _ in range(64)) * (
-            length // 64) + bytes(length % 64)))
+        pdus.append(
+            pdu.ScsiCommand(
+                itt=number,
+                cmd_sn=number,
+                data=bytes(chance.getrandbits(8) for _ in range(64)) * (length // 64)
+                + bytes(length % 64),
+            )
+        )
     pdus.append(pdu.ScsiCommand(itt=99, ahs=pdu.encode_ahs(extended_cdb=bytes(range(16)))))
     return pdus
 
@@ -67,7 +81,11 @@ def test_the_same_pdus_whatever_the_cuts(digests, chunking):
     pdus = some_pdus(1)
     stream = b''.join(wire(one, *digests) for one in pdus)
     chance = random.Random(2)
-    cuts = {'whole': lambda: 1 << 20, 'small': lambda: 997, 'random': lambda: chance.randint(1, 60000)}[chunking]
+    cuts = {
+        'whole': lambda: 1 << 20,
+        'small': lambda: 997,
+        'random': lambda: chance.randint(1, 60000),
+    }[chunking]
     assert feed(Framer(1 << 18, crc32c, *digests), stream, cuts) == expected(pdus)
 
 
@@ -75,7 +93,9 @@ def test_byte_by_byte():
     pdus = some_pdus(3)[:3] + [pdu.NopOut(itt=1, data=b'abcde'), pdu.LogoutRequest(itt=2)]
     stream = b''.join(wire(one, True, True) for one in pdus)
     framer = Framer(1 << 18, crc32c, True, True)
-    assert feed(framer, stream[:20000], lambda: 1) + feed(framer, stream[20000:], lambda: 1 << 18) == expected(pdus)
+    assert feed(framer, stream[:20000], lambda: 1) + feed(
+        framer, stream[20000:], lambda: 1 << 18
+    ) == expected(pdus)
 
 
 def test_large_data_lands_where_it_was_told_to():
@@ -104,7 +124,7 @@ def test_a_wrong_header_digest_ends_the_stream_after_what_came_before():
     framer = Framer(1 << 20, crc32c, True, False)
     stream = wire(pdu.NopOut(itt=8), True) + bytes(bad)
     view = framer.wanted()
-    view[:len(stream)] = stream
+    view[: len(stream)] = stream
     with pytest.raises(PduRejected) as caught:
         framer.received(len(stream))
     assert caught.value.fatal and [fields[5] for fields, _, _ in caught.value.before] == [8]
@@ -141,7 +161,7 @@ def test_the_batch_buffer_never_runs_full():
 def test_a_pdu_outlasts_the_buffer_that_it_came_in():
     framer = Framer(8192)
     data = BHS.pack(0x40, 0x80, 0, 4, 0, 7, 0xFFFFFFFF, 0, 0, bytes(16)) + b'data'
-    framer.wanted()[:len(data)] = data
+    framer.wanted()[: len(data)] = data
     ((_, _, kept),) = framer.received(len(data))
     framer.release()
     assert framer.buffer is None and bytes(kept) == b'data'

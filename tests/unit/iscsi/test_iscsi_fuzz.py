@@ -1,4 +1,5 @@
-"""What hypothesis finds: no bytes make the pure rooms raise anything but their own refusals, and answers stay within bounds."""
+"""What hypothesis finds: no bytes make the pure rooms raise anything but their own refusals, and
+answers stay within bounds."""
 
 import zlib
 from types import SimpleNamespace
@@ -20,10 +21,30 @@ from targetd.iscsi.transfer import Limits, Transfer  # noqa: E402
 
 DISK = 'iqn.2026-11.com.example:disk'
 
-VALUES = st.one_of(st.sampled_from(['Yes', 'No', 'None', 'CRC32C,None', '512', '0x1000', 'Reject', 'Irrelevant', 'CHAP',
-                                    'CHAP,None', '5',
-                                    'iqn.2026-11.com.example:i', DISK, 'Normal', 'Discovery', '0x00', '']),
-                   st.text(alphabet='abcXYZ019,.=~\xfc', max_size=12))
+VALUES = st.one_of(
+    st.sampled_from(
+        [
+            'Yes',
+            'No',
+            'None',
+            'CRC32C,None',
+            '512',
+            '0x1000',
+            'Reject',
+            'Irrelevant',
+            'CHAP',
+            'CHAP,None',
+            '5',
+            'iqn.2026-11.com.example:i',
+            DISK,
+            'Normal',
+            'Discovery',
+            '0x00',
+            '',
+        ]
+    ),
+    st.text(alphabet='abcXYZ019,.=~\xfc', max_size=12),
+)
 PAIRS = st.lists(st.tuples(st.sampled_from(list(keys.KEYS) + ['X-a', 'X-b']), VALUES), max_size=8)
 
 
@@ -58,7 +79,11 @@ def test_folding_is_stable(name):
 @settings(max_examples=100, deadline=None)
 @given(PAIRS, st.sampled_from('SOF'), st.sampled_from(['Normal', 'Discovery']), st.booleans())
 def test_every_answer_is_to_an_offer_and_within_its_range(offers, stage, session_type, leading):
-    offers = [pair for pair in offers if pair[0] not in keys.KEYS or keys.KEYS[pair[0]].result != keys.AUTHENTICATION]
+    offers = [
+        pair
+        for pair in offers
+        if pair[0] not in keys.KEYS or keys.KEYS[pair[0]].result != keys.AUTHENTICATION
+    ]
     try:
         negotiated = keys.negotiate(offers, None, stage, session_type, leading)
     except keys.KeyMisused:
@@ -71,18 +96,31 @@ def test_every_answer_is_to_an_offer_and_within_its_range(offers, stage, session
             assert keys.KEYS[name].minimum <= value <= keys.KEYS[name].maximum
 
 
-REQUESTS = st.lists(st.tuples(PAIRS, st.sampled_from([0x00, 0x40, 0x81, 0x83, 0x04, 0x44, 0x87])), min_size=1, max_size=8)
+REQUESTS = st.lists(
+    st.tuples(PAIRS, st.sampled_from([0x00, 0x40, 0x81, 0x83, 0x04, 0x44, 0x87])),
+    min_size=1,
+    max_size=8,
+)
 
 
 @settings(max_examples=100, deadline=None)
 @given(REQUESTS, st.booleans(), st.booleans())
-def test_no_sequence_of_requests_claims_without_a_proof_where_accounts_are_set(requests, polite, accounts):
-    target = TargetPolicy(DISK, 'x', 1, admit_everyone, [('erp', b'a-secret-nobody-guesses')] if accounts else [])
-    negotiation = LoginNegotiation(LoginPolicy({DISK: target}, target), None, lambda count: b'\x01' * count)
+def test_no_sequence_of_requests_claims_without_a_proof_where_accounts_are_set(
+    requests, polite, accounts
+):
+    target = TargetPolicy(
+        DISK, 'x', 1, admit_everyone, [('erp', b'a-secret-nobody-guesses')] if accounts else []
+    )
+    negotiation = LoginNegotiation(
+        LoginPolicy({DISK: target}, target), None, lambda count: b'\x01' * count
+    )
     for number, (pairs, flags) in enumerate(requests):
         if polite and not number:
             pairs = [('InitiatorName', 'iqn.2026-11.com.example:i'), ('TargetName', DISK)] + [
-                pair for pair in pairs if pair[0] not in ('InitiatorName', 'TargetName', 'SessionType')]
+                pair
+                for pair in pairs
+                if pair[0] not in ('InitiatorName', 'TargetName', 'SessionType')
+            ]
         request = pdu.LoginRequest(flags=flags, data=text.render(pairs))
         try:
             step = negotiation.receive(request)
@@ -98,15 +136,24 @@ def test_no_sequence_of_requests_claims_without_a_proof_where_accounts_are_set(r
 
 # -- framing and full feature --------------------------------------------------------------------------------------------
 
+
 def crc(data, value):
     return zlib.crc32(data, value)
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.binary(max_size=400), st.lists(st.integers(1, 90), min_size=1, max_size=6), st.booleans(), st.booleans(),
-       st.sampled_from([0, 64, 8192]))
-def test_any_bytes_are_pdus_or_a_refusal_whatever_the_cuts(stream, cuts, header_digest, data_digest, declared):
-    """The same PDUs, or the same refusal after the same PDUs, in one piece and in many; none is longer than declared."""
+@given(
+    st.binary(max_size=400),
+    st.lists(st.integers(1, 90), min_size=1, max_size=6),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from([0, 64, 8192]),
+)
+def test_any_bytes_are_pdus_or_a_refusal_whatever_the_cuts(
+    stream, cuts, header_digest, data_digest, declared
+):
+    """The same PDUs, or the same refusal after the same PDUs, in one piece and in many; none is
+    longer than declared."""
     ends = []
     for pieces in ([len(stream) or 1], cuts):
         framer = Framer(declared, crc, header_digest, data_digest, batch_bytes=1024)
@@ -114,18 +161,26 @@ def test_any_bytes_are_pdus_or_a_refusal_whatever_the_cuts(stream, cuts, header_
         try:
             while position < len(stream):
                 room = framer.wanted()
-                piece = stream[position:position + min(pieces[number % len(pieces)], len(room))]
-                room[:len(piece)] = piece
+                piece = stream[position : position + min(pieces[number % len(pieces)], len(room))]
+                room[: len(piece)] = piece
                 position, number = position + len(piece), number + 1
                 for fields, ahs, data in framer.received(len(piece)):
-                    found.append((fields, ahs, data if data is None or data is DIGEST_ERROR else bytes(data)))
-                assert framer.partial is None                # nothing here is long enough to land
+                    found.append(
+                        (fields, ahs, data if data is None or data is DIGEST_ERROR else bytes(data))
+                    )
+                assert framer.partial is None  # nothing here is long enough to land
         except PduRejected as refusal:
             assert refusal.fatal
-            found += [(fields, ahs, data if data is None or data is DIGEST_ERROR else bytes(data))
-                      for fields, ahs, data in refusal.before] + [refusal.why]
+            found += [
+                (fields, ahs, data if data is None or data is DIGEST_ERROR else bytes(data))
+                for fields, ahs, data in refusal.before
+            ] + [refusal.why]
         ends.append(found)
-        assert all(each[2] in (None, DIGEST_ERROR) or len(each[2]) <= declared for each in found if isinstance(each, tuple))
+        assert all(
+            each[2] in (None, DIGEST_ERROR) or len(each[2]) <= declared
+            for each in found
+            if isinstance(each, tuple)
+        )
     assert ends[0] == ends[1]
 
 
@@ -143,25 +198,42 @@ def test_any_header_is_a_pdu_that_encodes_to_itself_or_a_refusal(head, data):
     assert again.encode() == request.encode() and repr(request)
 
 
-LIMITS = st.builds(Limits, st.booleans(), st.booleans(), st.sampled_from([1, 8, 16]), st.sampled_from([4, 16, 64]),
-                   st.integers(1, 3))
+LIMITS = st.builds(
+    Limits,
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from([1, 8, 16]),
+    st.sampled_from([4, 16, 64]),
+    st.integers(1, 3),
+)
 WRONG = st.sampled_from([0, 0, 0, 0, 0, 0, 1, -1, 50])
-OUTS = st.lists(st.tuples(st.integers(0, 3), WRONG, WRONG, st.sampled_from([0, 1, 4, 4, 8, 16, 40]), st.booleans(),
-                          st.booleans()), max_size=12)
+OUTS = st.lists(
+    st.tuples(
+        st.integers(0, 3),
+        WRONG,
+        WRONG,
+        st.sampled_from([0, 1, 4, 4, 8, 16, 40]),
+        st.booleans(),
+        st.booleans(),
+    ),
+    max_size=12,
+)
 
 
 def carry_out(transfer, immediate, final, outs, most):
-    """Feed a transfer what the initiator sends, mostly where it was asked; most: bytes that an R2T may reach."""
-    due = {0xFFFFFFFF: [immediate, 0]}                       # TTT -> offset and DataSN that come next
+    """Feed a transfer what the initiator sends, mostly where it was asked; most: bytes that an R2T
+    may reach."""
+    due = {0xFFFFFFFF: [immediate, 0]}  # TTT -> offset and DataSN that come next
 
     def solicit():
         for ttt, _, offset, length in transfer.solicit(lambda: len(due)):
             assert 0 <= offset < offset + length <= most
             due[ttt] = [offset, 0]
+
     transfer.immediate(b'i' * immediate or None, final)
     if not transfer.awaits_unsolicited:
         del due[0xFFFFFFFF]
-        due[0] = [0, 0]                                      # a tag that was never given
+        due[0] = [0, 0]  # a tag that was never given
     solicit()
     for tag, wrong_offset, wrong_number, length, ends, is_lost in outs:
         ttt = sorted(due)[-1 - tag % len(due)]
@@ -169,16 +241,32 @@ def carry_out(transfer, immediate, final, outs, most):
         if is_lost and isinstance(transfer, RecoveringTransfer):
             transfer.lost(ttt, ends)
         else:
-            transfer.receive(ttt, max(0, offset + wrong_offset), max(0, data_sn + wrong_number), b'o' * length or None, ends)
+            transfer.receive(
+                ttt,
+                max(0, offset + wrong_offset),
+                max(0, data_sn + wrong_number),
+                b'o' * length or None,
+                ends,
+            )
         due[ttt] = [offset + length, data_sn + 1]
         solicit()
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.sampled_from([Transfer, RecoveringTransfer]), LIMITS, st.integers(1, 40), st.integers(1, 40), st.integers(0, 12),
-       st.booleans(), OUTS)
-def test_any_data_out_is_what_was_asked_for_or_refused(kind, limits, wanted, edtl, immediate, final, outs):
-    """Nothing is written behind the buffer, R2Ts stay within the transfer, and what counts as complete has every byte."""
+@given(
+    st.sampled_from([Transfer, RecoveringTransfer]),
+    LIMITS,
+    st.integers(1, 40),
+    st.integers(1, 40),
+    st.integers(0, 12),
+    st.booleans(),
+    OUTS,
+)
+def test_any_data_out_is_what_was_asked_for_or_refused(
+    kind, limits, wanted, edtl, immediate, final, outs
+):
+    """Nothing is written behind the buffer, R2Ts stay within the transfer, and what counts as
+    complete has every byte."""
     wanted = min(wanted, edtl)
     store = bytearray(b'.' * (wanted + 8))
     transfer = kind(1, wanted, edtl, limits, memoryview(store)[:wanted])
@@ -194,15 +282,37 @@ def test_any_data_out_is_what_was_asked_for_or_refused(kind, limits, wanted, edt
 @settings(max_examples=100, deadline=None)
 @given(st.sampled_from([1, 10, 0xFFFFFFF0]), st.lists(st.integers(-12, 20), max_size=60))
 def test_commands_are_taken_once_and_in_order_whatever_comes(start, arrivals):
-    values = {'InitialR2T': True, 'ImmediateData': True, 'FirstBurstLength': 1, 'MaxBurstLength': 1, 'MaxOutstandingR2T': 1}
-    session = Session(SimpleNamespace(
-        initiator_name='iqn.i', initiator_alias='', isid='0' * 12, tsih=1, target_name='iqn.t', portal_group_tag=1,
-        account=None, session_type='Normal', values=values, cmd_sn=start), 8)
+    values = {
+        'InitialR2T': True,
+        'ImmediateData': True,
+        'FirstBurstLength': 1,
+        'MaxBurstLength': 1,
+        'MaxOutstandingR2T': 1,
+    }
+    session = Session(
+        SimpleNamespace(
+            initiator_name='iqn.i',
+            initiator_alias='',
+            isid='0' * 12,
+            tsih=1,
+            target_name='iqn.t',
+            portal_group_tag=1,
+            account=None,
+            session_type='Normal',
+            values=values,
+            cmd_sn=start,
+        ),
+        8,
+    )
     taken = []
     for each in arrivals:
         number = start + each & 0xFFFFFFFF
         while number is not None:
-            number = (taken.append(number) or session.next_held()) if session.takes(number, number) else None
+            number = (
+                (taken.append(number) or session.next_held())
+                if session.takes(number, number)
+                else None
+            )
         assert len(session.held) < 8
     assert taken == [start + at & 0xFFFFFFFF for at in range(len(taken))]
     reachable = {each for each in arrivals if 0 <= each < 8}

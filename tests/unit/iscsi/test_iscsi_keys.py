@@ -3,7 +3,15 @@
 import pytest
 
 from targetd.iscsi import keys
-from targetd.iscsi.keys import DISCOVERY, FULL_FEATURE, KEYS, OPERATIONAL, SECURITY, KeyMisused, negotiate
+from targetd.iscsi.keys import (
+    DISCOVERY,
+    FULL_FEATURE,
+    KEYS,
+    OPERATIONAL,
+    SECURITY,
+    KeyMisused,
+    negotiate,
+)
 
 
 def answer(name, value, ours=None, **more):
@@ -14,13 +22,22 @@ def answer(name, value, ours=None, **more):
 
 # -- the table ---------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.clause('RFC 7143 13')
-@pytest.mark.parametrize('name, minimum, maximum, default', [
-    ('MaxConnections', 1, 65535, 1), ('MaxRecvDataSegmentLength', 512, 16777215, 8192),
-    ('MaxBurstLength', 512, 16777215, 262144),
-    ('FirstBurstLength', 512, 16777215, 65536), ('DefaultTime2Wait', 0, 3600, 2), ('DefaultTime2Retain', 0, 3600, 20),
-    ('MaxOutstandingR2T', 1, 65535, 1), ('ErrorRecoveryLevel', 0, 2, 0), ('iSCSIProtocolLevel', 0, 31, 1),
-])
+@pytest.mark.parametrize(
+    'name, minimum, maximum, default',
+    [
+        ('MaxConnections', 1, 65535, 1),
+        ('MaxRecvDataSegmentLength', 512, 16777215, 8192),
+        ('MaxBurstLength', 512, 16777215, 262144),
+        ('FirstBurstLength', 512, 16777215, 65536),
+        ('DefaultTime2Wait', 0, 3600, 2),
+        ('DefaultTime2Retain', 0, 3600, 20),
+        ('MaxOutstandingR2T', 1, 65535, 1),
+        ('ErrorRecoveryLevel', 0, 2, 0),
+        ('iSCSIProtocolLevel', 0, 31, 1),
+    ],
+)
 def test_ranges_and_defaults_of_numbers(name, minimum, maximum, default):
     row = KEYS[name]
     assert (row.minimum, row.maximum, row.default) == (minimum, maximum, default)
@@ -32,7 +49,12 @@ def test_ranges_and_defaults_of_numbers(name, minimum, maximum, default):
 
 def test_rows_are_whole():
     for row in KEYS.values():
-        assert set(row.senders) <= set('IT') and set(row.stages) <= set('SOF') and row.help and row.clause
+        assert (
+            set(row.senders) <= set('IT')
+            and set(row.stages) <= set('SOF')
+            and row.help
+            and row.clause
+        )
         assert (row.kind == keys.NUMBER) == (row.minimum is not None) == (row.maximum is not None)
         if row.settable:
             assert row.ours is not None
@@ -54,91 +76,156 @@ def test_values_are_written_as_the_rfc_has_them():
 
 # -- result functions --------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.clause('RFC 7143 6.2.1', 'RFC 7143 6.2.2')
-@pytest.mark.parametrize('name, offered, own, answered, value', [
-    ('MaxBurstLength', '16776192', 262144, '262144', 262144),
-    ('MaxBurstLength', '65536', 262144, '65536', 65536),
-    ('MaxBurstLength', '0x10000', 262144, '65536', 65536),
-    ('DefaultTime2Wait', '0', 2, '2', 2),
-    ('DefaultTime2Wait', '5', 2, '5', 5),
-    ('DefaultTime2Retain', '60', 20, '20', 20),
-    ('DefaultTime2Retain', '0', 20, '0', 0),
-    ('ErrorRecoveryLevel', '2', 0, '0', 0),
-    ('MaxConnections', '32', 1, '1', 1),
-    ('MaxOutstandingR2T', '16', 8, '8', 8),
-    ('InitialR2T', 'No', False, 'No', False), ('InitialR2T', 'No', True, 'Yes', True),
-    ('InitialR2T', 'Yes', False, 'Yes', True), ('InitialR2T', 'Yes', True, 'Yes', True),
-    ('ImmediateData', 'Yes', True, 'Yes', True), ('ImmediateData', 'Yes', False, 'No', False),
-    ('ImmediateData', 'No', True, 'No', False), ('ImmediateData', 'No', False, 'No', False),
-    ('DataPDUInOrder', 'Yes', True, 'Yes', True), ('DataSequenceInOrder', 'No', True, 'Yes', True),
-    ('HeaderDigest', 'None,CRC32C', ('CRC32C', 'None'), 'None', 'None'),
-    ('HeaderDigest', 'CRC32C,None', ('CRC32C', 'None'), 'CRC32C', 'CRC32C'),
-    ('HeaderDigest', 'X-sum,CRC32C', ('CRC32C', 'None'), 'CRC32C', 'CRC32C'),
-    ('DataDigest', 'None,CRC32C', ('CRC32C',), 'CRC32C', 'CRC32C'),
-    ('DataDigest', 'CRC32C', ('None',), 'Reject', None),
-    ('TaskReporting', 'FastAbort,RFC3720', ('RFC3720',), 'RFC3720', 'RFC3720'),
-    ('iSCSIProtocolLevel', '2', 1, '1', 1), ('iSCSIProtocolLevel', '3', 2, '2', 2),
-    ('IFMarker', 'Yes', None, 'No', None), ('OFMarker', 'No', None, 'No', None),
-    ('IFMarkInt', '1~65535', None, 'Reject', None), ('OFMarkInt', '2048', None, 'Reject', None),
-    ('MaxRecvDataSegmentLength', '65536', 262144, None, 65536),
-    ('InitiatorAlias', 'a host', None, None, 'a host'),
-])
+@pytest.mark.parametrize(
+    'name, offered, own, answered, value',
+    [
+        ('MaxBurstLength', '16776192', 262144, '262144', 262144),
+        ('MaxBurstLength', '65536', 262144, '65536', 65536),
+        ('MaxBurstLength', '0x10000', 262144, '65536', 65536),
+        ('DefaultTime2Wait', '0', 2, '2', 2),
+        ('DefaultTime2Wait', '5', 2, '5', 5),
+        ('DefaultTime2Retain', '60', 20, '20', 20),
+        ('DefaultTime2Retain', '0', 20, '0', 0),
+        ('ErrorRecoveryLevel', '2', 0, '0', 0),
+        ('MaxConnections', '32', 1, '1', 1),
+        ('MaxOutstandingR2T', '16', 8, '8', 8),
+        ('InitialR2T', 'No', False, 'No', False),
+        ('InitialR2T', 'No', True, 'Yes', True),
+        ('InitialR2T', 'Yes', False, 'Yes', True),
+        ('InitialR2T', 'Yes', True, 'Yes', True),
+        ('ImmediateData', 'Yes', True, 'Yes', True),
+        ('ImmediateData', 'Yes', False, 'No', False),
+        ('ImmediateData', 'No', True, 'No', False),
+        ('ImmediateData', 'No', False, 'No', False),
+        ('DataPDUInOrder', 'Yes', True, 'Yes', True),
+        ('DataSequenceInOrder', 'No', True, 'Yes', True),
+        ('HeaderDigest', 'None,CRC32C', ('CRC32C', 'None'), 'None', 'None'),
+        ('HeaderDigest', 'CRC32C,None', ('CRC32C', 'None'), 'CRC32C', 'CRC32C'),
+        ('HeaderDigest', 'X-sum,CRC32C', ('CRC32C', 'None'), 'CRC32C', 'CRC32C'),
+        ('DataDigest', 'None,CRC32C', ('CRC32C',), 'CRC32C', 'CRC32C'),
+        ('DataDigest', 'CRC32C', ('None',), 'Reject', None),
+        ('TaskReporting', 'FastAbort,RFC3720', ('RFC3720',), 'RFC3720', 'RFC3720'),
+        ('iSCSIProtocolLevel', '2', 1, '1', 1),
+        ('iSCSIProtocolLevel', '3', 2, '2', 2),
+        ('IFMarker', 'Yes', None, 'No', None),
+        ('OFMarker', 'No', None, 'No', None),
+        ('IFMarkInt', '1~65535', None, 'Reject', None),
+        ('OFMarkInt', '2048', None, 'Reject', None),
+        ('MaxRecvDataSegmentLength', '65536', 262144, None, 65536),
+        ('InitiatorAlias', 'a host', None, None, 'a host'),
+    ],
+)
 def test_answers(name, offered, own, answered, value):
     assert answer(name, offered, {name: own} if own is not None else None) == (answered, value)
 
 
 @pytest.mark.clause('RFC 7143 6.2.2')
-@pytest.mark.parametrize('name, offered', [
-    ('MaxBurstLength', '511'), ('MaxBurstLength', '16777216'), ('MaxBurstLength', ''), ('MaxBurstLength', '-1'),
-    ('MaxBurstLength', '1e6'), ('MaxBurstLength', '0x'), ('MaxBurstLength', '9' * 40), ('MaxConnections', '0'),
-    ('MaxRecvDataSegmentLength', '0'), ('InitialR2T', 'yes'), ('ImmediateData', '1'), ('HeaderDigest', ''),
-    ('HeaderDigest', 'CRC32C,,None'),
-])
+@pytest.mark.parametrize(
+    'name, offered',
+    [
+        ('MaxBurstLength', '511'),
+        ('MaxBurstLength', '16777216'),
+        ('MaxBurstLength', ''),
+        ('MaxBurstLength', '-1'),
+        ('MaxBurstLength', '1e6'),
+        ('MaxBurstLength', '0x'),
+        ('MaxBurstLength', '9' * 40),
+        ('MaxConnections', '0'),
+        ('MaxRecvDataSegmentLength', '0'),
+        ('InitialR2T', 'yes'),
+        ('ImmediateData', '1'),
+        ('HeaderDigest', ''),
+        ('HeaderDigest', 'CRC32C,,None'),
+    ],
+)
 def test_values_out_of_range_are_rejected_and_settle_nothing(name, offered):
     assert answer(name, offered) == ('Reject', None)
 
 
 @pytest.mark.clause('RFC 7143 6.2')
-@pytest.mark.parametrize('name', ['X-com.example.key', 'X#key', 'NoSuchKey', 'maxburstlength', 'RDMAExtensions'])
+@pytest.mark.parametrize(
+    'name', ['X-com.example.key', 'X#key', 'NoSuchKey', 'maxburstlength', 'RDMAExtensions']
+)
 def test_unknown_keys_are_not_understood(name):
     assert answer(name, '1') == ('NotUnderstood', None)
-    assert answer(name, 'NotUnderstood') == (None, None)         # no end to it otherwise
+    assert answer(name, 'NotUnderstood') == (None, None)  # no end to it otherwise
 
 
 def test_answers_come_in_the_order_of_the_offers_and_nothing_is_added():
-    offers = [('FirstBurstLength', '65536'), ('X-a', '1'), ('InitiatorAlias', 'x'), ('MaxBurstLength', '4096'),
-              ('ImmediateData', 'Yes')]
+    offers = [
+        ('FirstBurstLength', '65536'),
+        ('X-a', '1'),
+        ('InitiatorAlias', 'x'),
+        ('MaxBurstLength', '4096'),
+        ('ImmediateData', 'Yes'),
+    ]
     negotiated = negotiate(offers)
-    assert [name for name, _ in negotiated.answers] == ['FirstBurstLength', 'X-a', 'MaxBurstLength', 'ImmediateData']
+    assert [name for name, _ in negotiated.answers] == [
+        'FirstBurstLength',
+        'X-a',
+        'MaxBurstLength',
+        'ImmediateData',
+    ]
 
 
 @pytest.mark.clause('RFC 7143 13.14')
 def test_the_first_burst_is_never_above_the_burst():
     """Windows logs event 4 where it is."""
-    for offers in ([('FirstBurstLength', '16776192'), ('MaxBurstLength', '4096')],
-                   [('MaxBurstLength', '4096'), ('FirstBurstLength', '65536')]):
-        assert dict(negotiate(offers).answers) == {'FirstBurstLength': '4096', 'MaxBurstLength': '4096'}
-    assert answer('FirstBurstLength', '16776192', {'FirstBurstLength': 1048576}) == ('262144',
-                                                                                     262144)        # the default of the burst
+    for offers in (
+        [('FirstBurstLength', '16776192'), ('MaxBurstLength', '4096')],
+        [('MaxBurstLength', '4096'), ('FirstBurstLength', '65536')],
+    ):
+        assert dict(negotiate(offers).answers) == {
+            'FirstBurstLength': '4096',
+            'MaxBurstLength': '4096',
+        }
+    assert answer('FirstBurstLength', '16776192', {'FirstBurstLength': 1048576}) == (
+        '262144',
+        # the default of the burst
+        262144,
+    )
     assert answer('FirstBurstLength', '65536', settled={'MaxBurstLength': 1024}) == ('1024', 1024)
-    assert keys.whole({'FirstBurstLength': 65536, 'MaxBurstLength': 1024})['FirstBurstLength'] == 1024
+    assert (
+        keys.whole({'FirstBurstLength': 65536, 'MaxBurstLength': 1024})['FirstBurstLength'] == 1024
+    )
 
 
 # -- who, when, twice --------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.clause('RFC 7143 13')
-@pytest.mark.parametrize('name',
-                         ['MaxConnections', 'InitialR2T', 'ImmediateData', 'MaxBurstLength', 'FirstBurstLength',
-                          'MaxOutstandingR2T',
-                                  'DataPDUInOrder', 'DataSequenceInOrder', 'TaskReporting', 'iSCSIProtocolLevel'])
+@pytest.mark.parametrize(
+    'name',
+    [
+        'MaxConnections',
+        'InitialR2T',
+        'ImmediateData',
+        'MaxBurstLength',
+        'FirstBurstLength',
+        'MaxOutstandingR2T',
+        'DataPDUInOrder',
+        'DataSequenceInOrder',
+        'TaskReporting',
+        'iSCSIProtocolLevel',
+    ],
+)
 def test_irrelevant_in_discovery(name):
     assert answer(name, 'Yes', session_type=DISCOVERY) == ('Irrelevant', None)
 
 
 @pytest.mark.clause('RFC 7143 13')
-@pytest.mark.parametrize('name, offered',
-                         [('HeaderDigest', 'None'), ('MaxRecvDataSegmentLength', '65536'), ('DefaultTime2Wait', '0'),
-                                           ('DefaultTime2Retain', '0'), ('ErrorRecoveryLevel', '0')])
+@pytest.mark.parametrize(
+    'name, offered',
+    [
+        ('HeaderDigest', 'None'),
+        ('MaxRecvDataSegmentLength', '65536'),
+        ('DefaultTime2Wait', '0'),
+        ('DefaultTime2Retain', '0'),
+        ('ErrorRecoveryLevel', '0'),
+    ],
+)
 def test_relevant_in_discovery(name, offered):
     """What Windows and Linux offer there."""
     assert answer(name, offered, session_type=DISCOVERY)[1] is not None
@@ -153,21 +240,34 @@ def test_keys_of_the_session_are_irrelevant_on_further_connections():
 
 
 @pytest.mark.clause('RFC 7143 6.2', 'RFC 7143 13')
-@pytest.mark.parametrize('name, value, stage', [
-    ('TargetAlias', 'x', OPERATIONAL), ('TargetPortalGroupTag', '1', SECURITY), ('TargetAddress', '10.0.0.1', FULL_FEATURE),
-    ('MaxBurstLength', '65536', SECURITY), ('HeaderDigest', 'None', FULL_FEATURE), ('InitialR2T', 'No', FULL_FEATURE),
-    ('SendTargets', 'All', OPERATIONAL), ('AuthMethod', 'None', OPERATIONAL), ('CHAP_A', '5', FULL_FEATURE),
-    ('InitiatorName', 'iqn.2026-11.com.example:i', FULL_FEATURE),
-    ('HeaderDigest', 'Reject', OPERATIONAL), ('MaxBurstLength', 'Irrelevant', OPERATIONAL),
-    ('SessionType', 'Sometimes', OPERATIONAL), ('InitiatorAlias', 'x,' * 200, OPERATIONAL),
-])
+@pytest.mark.parametrize(
+    'name, value, stage',
+    [
+        ('TargetAlias', 'x', OPERATIONAL),
+        ('TargetPortalGroupTag', '1', SECURITY),
+        ('TargetAddress', '10.0.0.1', FULL_FEATURE),
+        ('MaxBurstLength', '65536', SECURITY),
+        ('HeaderDigest', 'None', FULL_FEATURE),
+        ('InitialR2T', 'No', FULL_FEATURE),
+        ('SendTargets', 'All', OPERATIONAL),
+        ('AuthMethod', 'None', OPERATIONAL),
+        ('CHAP_A', '5', FULL_FEATURE),
+        ('InitiatorName', 'iqn.2026-11.com.example:i', FULL_FEATURE),
+        ('HeaderDigest', 'Reject', OPERATIONAL),
+        ('MaxBurstLength', 'Irrelevant', OPERATIONAL),
+        ('SessionType', 'Sometimes', OPERATIONAL),
+        ('InitiatorAlias', 'x,' * 200, OPERATIONAL),
+    ],
+)
 def test_misuse(name, value, stage):
     with pytest.raises(KeyMisused) as error:
         negotiate([(name, value)], stage=stage)
     assert name in str(error.value)
 
 
-@pytest.mark.parametrize('name', ['TargetAlias', 'TargetPortalGroupTag', 'MaxRecvDataSegmentLength'])
+@pytest.mark.parametrize(
+    'name', ['TargetAlias', 'TargetPortalGroupTag', 'MaxRecvDataSegmentLength']
+)
 def test_an_initiator_may_not_understand_our_declarations(name):
     assert answer(name, 'NotUnderstood') == (None, None)
 
@@ -184,8 +284,12 @@ def test_nothing_is_negotiated_twice():
 
 def test_who_one_is_may_be_said_again_but_not_changed():
     settled = {'InitiatorName': 'iqn.2026-11.com.example:i', 'MaxRecvDataSegmentLength': 8192}
-    assert negotiate([('InitiatorName', 'iqn.2026-11.com.example:i')], settled=settled).answers == []
-    assert negotiate([('MaxRecvDataSegmentLength', '65536')], settled=settled).values == {'MaxRecvDataSegmentLength': 65536}
+    assert (
+        negotiate([('InitiatorName', 'iqn.2026-11.com.example:i')], settled=settled).answers == []
+    )
+    assert negotiate([('MaxRecvDataSegmentLength', '65536')], settled=settled).values == {
+        'MaxRecvDataSegmentLength': 65536
+    }
     with pytest.raises(KeyMisused):
         negotiate([('InitiatorName', 'iqn.2026-11.com.example:other')], settled=settled)
 
@@ -199,7 +303,11 @@ def test_in_full_feature_phase_a_data_segment_length_is_declared_anew():
 def test_whole_has_every_operational_value_and_nothing_else():
     values = keys.whole({'InitiatorName': 'x', 'MaxBurstLength': 1048576, 'HeaderDigest': 'CRC32C'})
     assert values['MaxBurstLength'] == 1048576 and values['HeaderDigest'] == 'CRC32C'
-    assert values['FirstBurstLength'] == 65536 and values['InitialR2T'] is True and values['ImmediateData'] is True
+    assert (
+        values['FirstBurstLength'] == 65536
+        and values['InitialR2T'] is True
+        and values['ImmediateData'] is True
+    )
     assert set(values) == set(keys.OURS)
 
 

@@ -32,23 +32,37 @@ CHAP = FIRST + [('AuthMethod', 'CHAP')]
 
 def policy(discovery=None, window=128, more=(), **target):
     """One target, open to everyone unless the test says otherwise."""
-    for name, value in dict(name=DISK, alias='ERP', portal_group_tag=3, refuse=admit_everyone).items():
+    for name, value in dict(
+        name=DISK, alias='ERP', portal_group_tag=3, refuse=admit_everyone
+    ).items():
         target.setdefault(name, value)
-    return LoginPolicy({DISK: TargetPolicy(**target)}, discovery or TargetPolicy(refuse=admit_everyone), window, *more)
+    return LoginPolicy(
+        {DISK: TargetPolicy(**target)},
+        discovery or TargetPolicy(refuse=admit_everyone),
+        window,
+        *more,
+    )
 
 
 class Initiator(object):
     """Sends requests to a negotiation and keeps what comes back."""
 
     def __init__(self, rules=None, numbering=None, tsih=0, **fields):
-        self.negotiation = LoginNegotiation(rules or policy(), None, lambda count: b'\x07' * count, numbering)
-        self.fields = dict(dict(immediate=True, isid=ISID, tsih=tsih, itt=1, cid=1, cmd_sn=5, exp_stat_sn=100), **fields)
+        self.negotiation = LoginNegotiation(
+            rules or policy(), None, lambda count: b'\x07' * count, numbering
+        )
+        self.fields = dict(
+            dict(immediate=True, isid=ISID, tsih=tsih, itt=1, cid=1, cmd_sn=5, exp_stat_sn=100),
+            **fields,
+        )
         self.failure = None
 
     def send(self, pairs=(), csg=0, nsg=None, **fields):
         """The step. pairs: text pairs or bytes; nsg: sets T."""
         data = pairs if isinstance(pairs, bytes) else text.render(pairs)
-        request = LoginRequest(csg=csg, nsg=nsg or 0, transit=nsg is not None, data=data, **dict(self.fields, **fields))
+        request = LoginRequest(
+            csg=csg, nsg=nsg or 0, transit=nsg is not None, data=data, **dict(self.fields, **fields)
+        )
         step = self.negotiation.receive(request)
         self.fields['exp_stat_sn'] = self.fields['exp_stat_sn'] + 1 & 0xFFFFFFFF
         return step
@@ -66,7 +80,11 @@ class Initiator(object):
         self.failure = error.value
         response = self.negotiation.failure_response(self.failure)
         assert response.status == (self.failure.status_class, self.failure.status_detail)
-        assert not response.transit and self.negotiation.result is None and self.negotiation.state == 'failed'
+        assert (
+            not response.transit
+            and self.negotiation.result is None
+            and self.negotiation.state == 'failed'
+        )
         return response.status
 
     def authenticate(self, secret=SECRET):
@@ -74,7 +92,9 @@ class Initiator(object):
         self.ask(CHAP)
         sent, _ = self.ask([('CHAP_A', '5')])
         sent = dict(sent)
-        proof = hashlib.md5(bytes([int(sent['CHAP_I'])]) + secret + bytes.fromhex(sent['CHAP_C'][2:])).hexdigest()
+        proof = hashlib.md5(
+            bytes([int(sent['CHAP_I'])]) + secret + bytes.fromhex(sent['CHAP_C'][2:])
+        ).hexdigest()
         return [('CHAP_N', 'erp'), ('CHAP_R', '0x' + proof)]
 
 
@@ -89,28 +109,67 @@ def logged_in(initiator, pairs=(), first=NONE, tsih=0x99):
 
 # -- the good ways -----------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.clause('RFC 7143 6.3')
 def test_two_stages_as_windows_does():
     initiator = Initiator()
     pairs, response = initiator.ask(NONE, 0, 1)
     assert pairs == [('TargetPortalGroupTag', '3'), ('TargetAlias', 'ERP'), ('AuthMethod', 'None')]
-    assert response.flags == 0x81 and response.tsih == 0 and response.isid == ISID and response.itt == 1
+    assert (
+        response.flags == 0x81
+        and response.tsih == 0
+        and response.isid == ISID
+        and response.itt == 1
+    )
     assert (response.stat_sn, response.exp_cmd_sn, response.max_cmd_sn) == (100, 5, 132)
-    assert (initiator.negotiation.initiator_name, initiator.negotiation.target_name) == (INITIATOR, DISK)
-    step = initiator.send([('MaxRecvDataSegmentLength', '65536'), ('HeaderDigest', 'None,CRC32C'), ('ErrorRecoveryLevel', '2')],
-                          1, 3)
+    assert (initiator.negotiation.initiator_name, initiator.negotiation.target_name) == (
+        INITIATOR,
+        DISK,
+    )
+    step = initiator.send(
+        [
+            ('MaxRecvDataSegmentLength', '65536'),
+            ('HeaderDigest', 'None,CRC32C'),
+            ('ErrorRecoveryLevel', '2'),
+        ],
+        1,
+        3,
+    )
     claim = step.claim
-    assert (claim.initiator_name, claim.target_name, claim.isid, claim.tsih, claim.cid) == (INITIATOR, DISK, '400001370001', 0,
-                                                                                            1)
-    assert claim.portal_group_tag == 3 and claim.values['MaxRecvDataSegmentLength'] == 65536 and claim.stat_sn is None
+    assert (claim.initiator_name, claim.target_name, claim.isid, claim.tsih, claim.cid) == (
+        INITIATOR,
+        DISK,
+        '400001370001',
+        0,
+        1,
+    )
+    assert (
+        claim.portal_group_tag == 3
+        and claim.values['MaxRecvDataSegmentLength'] == 65536
+        and claim.stat_sn is None
+    )
     assert initiator.negotiation.result is None
     reply = initiator.negotiation.claimed(0x1234)
     final = reply.pdus[0]
-    assert final.flags == 0x87 and final.tsih == 0x1234 and final.stat_sn == 101 and final.status == const.SUCCESS
-    assert text.parse(final.data) == [('HeaderDigest', 'None'), ('ErrorRecoveryLevel', '0'),
-                                      ('MaxRecvDataSegmentLength', '262144')]
+    assert (
+        final.flags == 0x87
+        and final.tsih == 0x1234
+        and final.stat_sn == 101
+        and final.status == const.SUCCESS
+    )
+    assert text.parse(final.data) == [
+        ('HeaderDigest', 'None'),
+        ('ErrorRecoveryLevel', '0'),
+        ('MaxRecvDataSegmentLength', '262144'),
+    ]
     result = initiator.negotiation.result
-    assert (result.tsih, result.stat_sn, result.cmd_sn, result.session_type, result.account) == (0x1234, 102, 5, 'Normal', None)
+    assert (result.tsih, result.stat_sn, result.cmd_sn, result.session_type, result.account) == (
+        0x1234,
+        102,
+        5,
+        'Normal',
+        None,
+    )
     assert result.declared_data_segment == 262144
     assert result.values['FirstBurstLength'] == 65536 and result.values['HeaderDigest'] == 'None'
 
@@ -118,14 +177,27 @@ def test_two_stages_as_windows_does():
 @pytest.mark.clause('RFC 7143 6.3.1')
 def test_one_pdu_from_stage_1_as_linux_does():
     initiator = Initiator()
-    step = initiator.send(FIRST + [('InitiatorAlias', 'host'), ('IFMarker', 'No'), ('OFMarker', 'No'),
-                                   ('MaxOutstandingR2T', '1')], 1, 3)
+    step = initiator.send(
+        FIRST
+        + [
+            ('InitiatorAlias', 'host'),
+            ('IFMarker', 'No'),
+            ('OFMarker', 'No'),
+            ('MaxOutstandingR2T', '1'),
+        ],
+        1,
+        3,
+    )
     assert step.claim.initiator_alias == 'host'
     final = initiator.negotiation.claimed(1).pdus[0]
     assert text.parse(final.data) == [
-        ('TargetPortalGroupTag', '3'), ('TargetAlias', 'ERP'), ('IFMarker', 'No'), ('OFMarker', 'No'),
+        ('TargetPortalGroupTag', '3'),
+        ('TargetAlias', 'ERP'),
+        ('IFMarker', 'No'),
+        ('OFMarker', 'No'),
         ('MaxOutstandingR2T', '1'),
-        ('MaxRecvDataSegmentLength', '262144')]
+        ('MaxRecvDataSegmentLength', '262144'),
+    ]
 
 
 @pytest.mark.clause('RFC 7143 6.3.2')
@@ -142,7 +214,10 @@ def test_from_security_straight_to_full_feature():
 @pytest.mark.clause('RFC 7143 6.3.2', 'RFC 7143 12.1')
 def test_a_security_stage_without_authmethod():
     pairs, response = Initiator().ask(FIRST, 0, 1)
-    assert response.transit and [name for name, _ in pairs] == ['TargetPortalGroupTag', 'TargetAlias']
+    assert response.transit and [name for name, _ in pairs] == [
+        'TargetPortalGroupTag',
+        'TargetAlias',
+    ]
 
 
 @pytest.mark.clause('RFC 7143 6.3')
@@ -154,7 +229,10 @@ def test_exchanges_without_t():
     assert initiator.ask([], 0)[0] == []
     pairs, response = initiator.ask([('InitiatorAlias', 'x')], 0, 1)
     assert pairs == [] and response.flags == 0x81
-    assert initiator.ask([('ImmediateData', 'Yes')], 1)[0] == [('ImmediateData', 'Yes'), ('MaxRecvDataSegmentLength', '262144')]
+    assert initiator.ask([('ImmediateData', 'Yes')], 1)[0] == [
+        ('ImmediateData', 'Yes'),
+        ('MaxRecvDataSegmentLength', '262144'),
+    ]
     assert initiator.ask([('InitialR2T', 'No')], 1)[0] == [('InitialR2T', 'Yes')]
     step = initiator.send([], 1, 3)
     assert step.claim.values['ImmediateData'] is True and step.claim.initiator_alias == 'x'
@@ -166,16 +244,33 @@ def test_discovery():
     initiator = Initiator()
     first = [('InitiatorName', INITIATOR), ('SessionType', 'Discovery'), ('AuthMethod', 'None')]
     assert initiator.ask(first, 0, 1)[0] == [('AuthMethod', 'None')]
-    offers = [('HeaderDigest', 'None,CRC32C'), ('MaxRecvDataSegmentLength', '65536'), ('DefaultTime2Wait', '0'),
-              ('MaxBurstLength', '512')]
+    offers = [
+        ('HeaderDigest', 'None,CRC32C'),
+        ('MaxRecvDataSegmentLength', '65536'),
+        ('DefaultTime2Wait', '0'),
+        ('MaxBurstLength', '512'),
+    ]
     claim = initiator.send(offers, 1, 3).claim
-    assert (claim.session_type, claim.target_name, claim.portal_group_tag) == ('Discovery', None, None)
-    assert dict(text.parse(initiator.negotiation.claimed(1).pdus[0].data))['MaxBurstLength'] == 'Irrelevant'
+    assert (claim.session_type, claim.target_name, claim.portal_group_tag) == (
+        'Discovery',
+        None,
+        None,
+    )
+    assert (
+        dict(text.parse(initiator.negotiation.claimed(1).pdus[0].data))['MaxBurstLength']
+        == 'Irrelevant'
+    )
 
 
 def test_names_are_folded_and_the_target_s_own_spelling_is_kept():
-    result = logged_in(Initiator(), first=[('InitiatorName', INITIATOR.upper()), ('TargetName', DISK.upper())])
-    assert (result.initiator_name, result.target_name, result.session_type) == (INITIATOR, DISK, 'Normal')
+    result = logged_in(
+        Initiator(), first=[('InitiatorName', INITIATOR.upper()), ('TargetName', DISK.upper())]
+    )
+    assert (result.initiator_name, result.target_name, result.session_type) == (
+        INITIATOR,
+        DISK,
+        'Normal',
+    )
 
 
 def test_targets_may_be_a_function():
@@ -187,23 +282,38 @@ def test_numbers_of_the_first_request_are_taken_as_they_are():
     """And the window is open over the wrap (Windows' event 3)."""
     initiator = Initiator(policy(window=16), cmd_sn=0xFFFFFFFE, exp_stat_sn=0xFFFFFFFF)
     _, response = initiator.ask(NONE, 0, 1)
-    assert (response.stat_sn, response.exp_cmd_sn, response.max_cmd_sn) == (0xFFFFFFFF, 0xFFFFFFFE, 13)
+    assert (response.stat_sn, response.exp_cmd_sn, response.max_cmd_sn) == (
+        0xFFFFFFFF,
+        0xFFFFFFFE,
+        13,
+    )
     _, response = initiator.ask([], 1)
     assert response.stat_sn == 0
 
 
 def test_own_values_are_what_is_answered():
-    rules = policy(alias='', keys={'ImmediateData': False, 'MaxRecvDataSegmentLength': 65536, 'HeaderDigest': ('CRC32C',)})
+    rules = policy(
+        alias='',
+        keys={
+            'ImmediateData': False,
+            'MaxRecvDataSegmentLength': 65536,
+            'HeaderDigest': ('CRC32C',),
+        },
+    )
     initiator = Initiator(rules)
     assert initiator.ask(NONE, 0, 1)[0] == [('TargetPortalGroupTag', '3'), ('AuthMethod', 'None')]
     initiator.send([('ImmediateData', 'Yes'), ('HeaderDigest', 'None,CRC32C')], 1, 3)
     final = initiator.negotiation.claimed(1).pdus[0]
-    assert text.parse(final.data) == [('ImmediateData', 'No'), ('HeaderDigest', 'CRC32C'),
-                                      ('MaxRecvDataSegmentLength', '65536')]
+    assert text.parse(final.data) == [
+        ('ImmediateData', 'No'),
+        ('HeaderDigest', 'CRC32C'),
+        ('MaxRecvDataSegmentLength', '65536'),
+    ]
     assert initiator.negotiation.result.values['ImmediateData'] is False
 
 
 # -- CHAP --------------------------------------------------------------------------------------------------------------
+
 
 def test_chap():
     initiator = Initiator(policy(accounts=[('erp', SECRET)]))
@@ -211,7 +321,9 @@ def test_chap():
     assert ('AuthMethod', 'CHAP') in pairs and not response.transit
     sent = dict(initiator.ask([('CHAP_A', '5')], 0, 1)[0])
     assert sent['CHAP_A'] == '5' and not response.transit
-    proof = hashlib.md5(bytes([int(sent['CHAP_I'])]) + SECRET + bytes.fromhex(sent['CHAP_C'][2:])).hexdigest()
+    proof = hashlib.md5(
+        bytes([int(sent['CHAP_I'])]) + SECRET + bytes.fromhex(sent['CHAP_C'][2:])
+    ).hexdigest()
     pairs, response = initiator.ask([('CHAP_N', 'erp'), ('CHAP_R', '0x' + proof)], 0, 1)
     assert pairs == [] and response.flags == 0x81
     assert initiator.send([], 1, 3).claim.account == 'erp'
@@ -222,7 +334,10 @@ def test_mutual_chap():
     pairs = initiator.authenticate() + [('CHAP_I', '9'), ('CHAP_C', '0x01')]
     answer, response = initiator.ask(pairs, 0, 1)
     assert response.transit
-    assert answer == [('CHAP_N', 'back'), ('CHAP_R', '0x' + hashlib.md5(b'\x09another-secret\x01').hexdigest())]
+    assert answer == [
+        ('CHAP_N', 'back'),
+        ('CHAP_R', '0x' + hashlib.md5(b'\x09another-secret\x01').hexdigest()),
+    ]
 
 
 def test_chap_without_t_goes_on_later():
@@ -241,11 +356,21 @@ def test_authentication_is_not_optional(methods):
 
 @pytest.mark.clause('RFC 7143 6.3.2')
 def test_authentication_cannot_be_left_out():
-    assert Initiator(policy(accounts=[('erp', SECRET)])).fails(FIRST, 0, 1) == const.AUTHENTICATION_FAILURE
-    assert Initiator(policy(accounts=[('erp', SECRET)])).fails(FIRST, 1, 3) == const.AUTHENTICATION_FAILURE
+    assert (
+        Initiator(policy(accounts=[('erp', SECRET)])).fails(FIRST, 0, 1)
+        == const.AUTHENTICATION_FAILURE
+    )
+    assert (
+        Initiator(policy(accounts=[('erp', SECRET)])).fails(FIRST, 1, 3)
+        == const.AUTHENTICATION_FAILURE
+    )
     discovering = policy(TargetPolicy(refuse=admit_everyone, accounts=[('finder', SECRET)]))
-    assert Initiator(discovering).fails([('InitiatorName', INITIATOR), ('SessionType', 'Discovery')], 1,
-                                        3) == const.AUTHENTICATION_FAILURE
+    assert (
+        Initiator(discovering).fails(
+            [('InitiatorName', INITIATOR), ('SessionType', 'Discovery')], 1, 3
+        )
+        == const.AUTHENTICATION_FAILURE
+    )
 
 
 @pytest.mark.clause('RFC 7143 6.3.2')
@@ -269,25 +394,36 @@ def test_a_wrong_secret():
 
 
 @pytest.mark.clause('RFC 7143 12.1.3')
-@pytest.mark.parametrize('pairs, status', [
-    ([], const.MISSING_PARAMETER), ([('CHAP_A', '42')], const.AUTHENTICATION_FAILURE),
-    ([('CHAP_N', 'erp'), ('CHAP_R', '0x00')], const.INITIATOR_ERROR), ([('AuthMethod', 'None')], const.INITIATOR_ERROR),
-    ([('CHAP_A', '5'), ('CHAP_A', '5')], const.INITIATOR_ERROR), ([('CHAP_A', 'Reject')], const.INITIATOR_ERROR),
-    ([('CHAP_A', '5'), ('MaxBurstLength', '512')], const.INITIATOR_ERROR),
-])
+@pytest.mark.parametrize(
+    'pairs, status',
+    [
+        ([], const.MISSING_PARAMETER),
+        ([('CHAP_A', '42')], const.AUTHENTICATION_FAILURE),
+        ([('CHAP_N', 'erp'), ('CHAP_R', '0x00')], const.INITIATOR_ERROR),
+        ([('AuthMethod', 'None')], const.INITIATOR_ERROR),
+        ([('CHAP_A', '5'), ('CHAP_A', '5')], const.INITIATOR_ERROR),
+        ([('CHAP_A', 'Reject')], const.INITIATOR_ERROR),
+        ([('CHAP_A', '5'), ('MaxBurstLength', '512')], const.INITIATOR_ERROR),
+    ],
+)
 def test_steps_of_chap_in_their_order(pairs, status):
     initiator = Initiator(policy(accounts=[('erp', SECRET)]))
     initiator.ask(CHAP)
     assert initiator.fails(pairs, 0, 1) == status
 
 
-@pytest.mark.parametrize('change, status', [
-    (lambda pairs: pairs[:1], const.MISSING_PARAMETER), (lambda pairs: pairs[1:], const.MISSING_PARAMETER),
-    (lambda pairs: pairs + [('CHAP_I', '1')], const.MISSING_PARAMETER),
-    (lambda pairs: pairs + [('CHAP_C', '0x01')], const.MISSING_PARAMETER),
-    (lambda pairs: pairs[:1] + [('CHAP_R', 'garbage')], const.INITIATOR_ERROR),
-    (lambda pairs: pairs + [('CHAP_I', '1'), ('CHAP_C', '0x01')], const.AUTHENTICATION_FAILURE),        # no outgoing account
-])
+@pytest.mark.parametrize(
+    'change, status',
+    [
+        (lambda pairs: pairs[:1], const.MISSING_PARAMETER),
+        (lambda pairs: pairs[1:], const.MISSING_PARAMETER),
+        (lambda pairs: pairs + [('CHAP_I', '1')], const.MISSING_PARAMETER),
+        (lambda pairs: pairs + [('CHAP_C', '0x01')], const.MISSING_PARAMETER),
+        (lambda pairs: pairs[:1] + [('CHAP_R', 'garbage')], const.INITIATOR_ERROR),
+        # no outgoing account
+        (lambda pairs: pairs + [('CHAP_I', '1'), ('CHAP_C', '0x01')], const.AUTHENTICATION_FAILURE),
+    ],
+)
 def test_answers_to_the_challenge(change, status):
     initiator = Initiator(policy(accounts=[('erp', SECRET)]))
     assert initiator.fails(change(initiator.authenticate()), 0, 1) == status
@@ -302,36 +438,53 @@ def test_no_second_authentication():
 
 # -- who may, and to what ----------------------------------------------------------------------------------------------
 
+
 @pytest.mark.clause('RFC 7143 6.3.1', 'RFC 7143 11.12.10')
-@pytest.mark.parametrize('pairs, status', [
-    ([], const.MISSING_PARAMETER), (FIRST[1:], const.MISSING_PARAMETER), (FIRST[:2], const.MISSING_PARAMETER),
-    ([('InitiatorName', 'host')] + FIRST[1:], const.INITIATOR_ERROR),
-    ([('InitiatorName', INITIATOR), ('SessionType', 'Sometimes'), ('TargetName', DISK)], const.SESSION_TYPE_NOT_SUPPORTED),
-    (FIRST[:2] + [('TargetName', DISK + 'x')], const.NOT_FOUND),
-    (b'InitiatorName', const.INITIATOR_ERROR),
-    (FIRST + FIRST[:1], const.INITIATOR_ERROR),
-    (FIRST + [('SendTargets', 'All')], const.INITIATOR_ERROR),
-    (FIRST + [('TargetAlias', 'x')], const.INITIATOR_ERROR),
-])
+@pytest.mark.parametrize(
+    'pairs, status',
+    [
+        ([], const.MISSING_PARAMETER),
+        (FIRST[1:], const.MISSING_PARAMETER),
+        (FIRST[:2], const.MISSING_PARAMETER),
+        ([('InitiatorName', 'host')] + FIRST[1:], const.INITIATOR_ERROR),
+        (
+            [('InitiatorName', INITIATOR), ('SessionType', 'Sometimes'), ('TargetName', DISK)],
+            const.SESSION_TYPE_NOT_SUPPORTED,
+        ),
+        (FIRST[:2] + [('TargetName', DISK + 'x')], const.NOT_FOUND),
+        (b'InitiatorName', const.INITIATOR_ERROR),
+        (FIRST + FIRST[:1], const.INITIATOR_ERROR),
+        (FIRST + [('SendTargets', 'All')], const.INITIATOR_ERROR),
+        (FIRST + [('TargetAlias', 'x')], const.INITIATOR_ERROR),
+    ],
+)
 @pytest.mark.parametrize('csg', [0, 1])
 def test_first_texts_that_fail(pairs, status, csg):
     assert Initiator().fails(pairs, csg) == status
 
 
-@pytest.mark.parametrize('target, status', [
-    (dict(portal_group_tag=None), const.NOT_FOUND),
-    (dict(refuse=lambda name: 'no rule admits ' + name), const.AUTHORIZATION_FAILURE),
-    (dict(not_ready='its disk is missing'), const.SERVICE_UNAVAILABLE),
-    (dict(redirect=(False, '10.0.0.2:3260')), const.MOVED_TEMPORARILY),
-    (dict(redirect=(True, '[2001:db8::2]:3260')), const.MOVED_PERMANENTLY),
-    (dict(refuse=lambda name: 'no', redirect=(True, '10.0.0.2:3260')), const.AUTHORIZATION_FAILURE),
-])
+@pytest.mark.parametrize(
+    'target, status',
+    [
+        (dict(portal_group_tag=None), const.NOT_FOUND),
+        (dict(refuse=lambda name: 'no rule admits ' + name), const.AUTHORIZATION_FAILURE),
+        (dict(not_ready='its disk is missing'), const.SERVICE_UNAVAILABLE),
+        (dict(redirect=(False, '10.0.0.2:3260')), const.MOVED_TEMPORARILY),
+        (dict(redirect=(True, '[2001:db8::2]:3260')), const.MOVED_PERMANENTLY),
+        (
+            dict(refuse=lambda name: 'no', redirect=(True, '10.0.0.2:3260')),
+            const.AUTHORIZATION_FAILURE,
+        ),
+    ],
+)
 def test_targets_that_are_not_to_be_had(target, status):
     assert Initiator(policy(**target)).fails(NONE, 0, 1) == status
 
 
 def test_the_rule_stands_in_the_reason():
-    initiator = Initiator(policy(refuse=lambda name: 'initiator-name of the target does not admit ' + name))
+    initiator = Initiator(
+        policy(refuse=lambda name: 'initiator-name of the target does not admit ' + name)
+    )
     initiator.fails(NONE, 0, 1)
     assert initiator.failure.why == 'initiator-name of the target does not admit ' + INITIATOR
 
@@ -339,8 +492,10 @@ def test_the_rule_stands_in_the_reason():
 def test_a_policy_without_a_rule_admits_nobody():
     rules = LoginPolicy({DISK: TargetPolicy(DISK, '', 1)}, TargetPolicy())
     assert Initiator(rules).fails(NONE, 0, 1) == const.AUTHORIZATION_FAILURE
-    assert Initiator(rules).fails([('InitiatorName', INITIATOR), ('SessionType', 'Discovery')], 0,
-                                  1) == const.AUTHORIZATION_FAILURE
+    assert (
+        Initiator(rules).fails([('InitiatorName', INITIATOR), ('SessionType', 'Discovery')], 0, 1)
+        == const.AUTHORIZATION_FAILURE
+    )
 
 
 @pytest.mark.clause('RFC 7143 11.13.5')
@@ -353,21 +508,30 @@ def test_a_redirect_says_where_to():
 
 def test_discovery_that_is_not_served():
     rules = LoginPolicy({}, None)
-    assert Initiator(rules).fails([('InitiatorName', INITIATOR), ('SessionType', 'Discovery')], 0,
-                                  1) == const.SESSION_TYPE_NOT_SUPPORTED
+    assert (
+        Initiator(rules).fails([('InitiatorName', INITIATOR), ('SessionType', 'Discovery')], 0, 1)
+        == const.SESSION_TYPE_NOT_SUPPORTED
+    )
 
 
 # -- headers -----------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.clause('RFC 7143 11.12')
-@pytest.mark.parametrize('fields, status', [
-    (dict(version_min=1), const.UNSUPPORTED_VERSION), (dict(flags=0xC1), const.INITIATOR_ERROR),
-    (dict(flags=0x08), const.INITIATOR_ERROR),
-    (dict(flags=0x0C), const.INITIATOR_ERROR), (dict(flags=0x80), const.INITIATOR_ERROR),
-    (dict(flags=0x82), const.INITIATOR_ERROR),
-    (dict(flags=0x84), const.INITIATOR_ERROR), (dict(flags=0x85), const.INITIATOR_ERROR),
-    (dict(flags=0x86), const.INITIATOR_ERROR),
-])
+@pytest.mark.parametrize(
+    'fields, status',
+    [
+        (dict(version_min=1), const.UNSUPPORTED_VERSION),
+        (dict(flags=0xC1), const.INITIATOR_ERROR),
+        (dict(flags=0x08), const.INITIATOR_ERROR),
+        (dict(flags=0x0C), const.INITIATOR_ERROR),
+        (dict(flags=0x80), const.INITIATOR_ERROR),
+        (dict(flags=0x82), const.INITIATOR_ERROR),
+        (dict(flags=0x84), const.INITIATOR_ERROR),
+        (dict(flags=0x85), const.INITIATOR_ERROR),
+        (dict(flags=0x86), const.INITIATOR_ERROR),
+    ],
+)
 def test_headers_that_fail(fields, status):
     assert Initiator().fails(NONE, **fields) == status
 
@@ -425,7 +589,9 @@ def test_nothing_more_while_the_master_thinks_or_after_the_end():
 def test_the_master_s_refusal_is_the_last_word():
     initiator = Initiator()
     initiator.send(FIRST, 1, 3)
-    response = initiator.negotiation.refused(LoginFailure(3, 2, 'the target has its 4 sessions')).pdus[0]
+    response = initiator.negotiation.refused(
+        LoginFailure(3, 2, 'the target has its 4 sessions')
+    ).pdus[0]
     assert response.status == const.OUT_OF_RESOURCES and not response.transit
     assert response.data == b'' and response.stat_sn == 100
     assert initiator.negotiation.result is None and initiator.negotiation.state == 'failed'
@@ -433,26 +599,30 @@ def test_the_master_s_refusal_is_the_last_word():
 
 # -- long texts --------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.clause('RFC 7143 6.2')
 def test_a_text_in_pieces_is_as_good_as_whole():
     initiator = Initiator()
     data = text.render(NONE)
     for start in range(0, len(data), 10):
         last = start + 10 >= len(data)
-        pairs, response = initiator.ask(data[start:start + 10], 0, 1 if last else None, continues=not last)
+        pairs, response = initiator.ask(
+            data[start : start + 10], 0, 1 if last else None, continues=not last
+        )
         if not last:
             assert pairs == [] and not response.flags & 0xC0
     assert pairs[0] == ('TargetPortalGroupTag', '3') and response.transit
 
 
 def long_answer(initiator, count=500):
-    """Keys whose NotUnderstood takes more than two login PDUs of 8192 bytes; the pieces and the last response."""
+    """Keys whose NotUnderstood takes more than two login PDUs of 8192 bytes; the pieces and the
+    last response."""
     pairs = [('X-%s-%04d' % ('k' * 20, number), '1') for number in range(count)]
     data = text.render(pairs)
     initiator.ask(NONE, 0, 1)
     for start in range(0, len(data) - 4096, 4096):
-        initiator.ask(data[start:start + 4096], 1, continues=True)
-    return pairs, data[start + 4096:]
+        initiator.ask(data[start : start + 4096], 1, continues=True)
+    return pairs, data[start + 4096 :]
 
 
 @pytest.mark.clause('RFC 7143 6.2')
@@ -469,7 +639,9 @@ def test_a_long_answer_comes_in_pieces():
     final = initiator.negotiation.claimed(1).pdus[0]
     assert final.transit and not final.continues
     answers = text.parse(got + final.data)
-    assert answers == [(name, 'NotUnderstood') for name, _ in offers] + [('MaxRecvDataSegmentLength', '262144')]
+    assert answers == [(name, 'NotUnderstood') for name, _ in offers] + [
+        ('MaxRecvDataSegmentLength', '262144')
+    ]
 
 
 @pytest.mark.clause('RFC 7143 6.2', 'RFC 7143 6.3')
@@ -508,15 +680,18 @@ def test_the_request_s_buffer_may_be_used_again():
     """A Framer's data is a view of a buffer that soon holds other bytes."""
     initiator = Initiator()
     buffer = bytearray(text.render(FIRST))
-    initiator.negotiation.receive(LoginRequest(data=memoryview(buffer)[:20], continues=True, **initiator.fields))
+    initiator.negotiation.receive(
+        LoginRequest(data=memoryview(buffer)[:20], continues=True, **initiator.fields)
+    )
     rest = bytes(buffer[20:])
     buffer[:] = bytes(len(buffer))
-    buffer.extend(b'x' * 100)                  # raises BufferError while a view of it is kept
+    buffer.extend(b'x' * 100)  # raises BufferError while a view of it is kept
     pairs, _ = initiator.ask(rest, 0, 1)
     assert pairs[0] == ('TargetPortalGroupTag', '3')
 
 
 # -- digests that are demanded -----------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize('pairs', [[], [('HeaderDigest', 'None')], [('DataDigest', 'CRC32C')]])
 def test_a_digest_that_is_demanded_must_come_about(pairs):
@@ -528,6 +703,7 @@ def test_a_digest_that_is_demanded_must_come_about(pairs):
 
 # -- further connections -----------------------------------------------------------------------------------------------
 
+
 @pytest.mark.clause('RFC 7143 13')
 def test_a_further_connection_gets_no_keys_of_the_session():
     initiator = Initiator(numbering=lambda: (77, 99), tsih=0x55, cid=2)
@@ -537,7 +713,10 @@ def test_a_further_connection_gets_no_keys_of_the_session():
     claim = initiator.send([('MaxBurstLength', '512'), ('DataDigest', 'CRC32C')], 1, 3).claim
     assert (claim.tsih, claim.cid, claim.cmd_sn) == (0x55, 2, 77)
     final = initiator.negotiation.claimed(0x55).pdus[0]
-    assert text.parse(final.data)[:2] == [('MaxBurstLength', 'Irrelevant'), ('DataDigest', 'CRC32C')]
+    assert text.parse(final.data)[:2] == [
+        ('MaxBurstLength', 'Irrelevant'),
+        ('DataDigest', 'CRC32C'),
+    ]
 
 
 @pytest.mark.clause('RFC 7143 4.3')
@@ -549,17 +728,32 @@ def test_discovery_has_one_connection():
 @pytest.mark.clause('RFC 7143 11.13.5')
 @pytest.mark.parametrize('numbering', [None, lambda: None])
 def test_no_session_to_join(numbering):
-    assert Initiator(tsih=0x7777, numbering=numbering).fails(NONE, 0, 1) == const.SESSION_DOES_NOT_EXIST
-    assert Initiator(tsih=0x7777, numbering=numbering).fails(FIRST, 1, 3) == const.SESSION_DOES_NOT_EXIST
+    assert (
+        Initiator(tsih=0x7777, numbering=numbering).fails(NONE, 0, 1)
+        == const.SESSION_DOES_NOT_EXIST
+    )
+    assert (
+        Initiator(tsih=0x7777, numbering=numbering).fails(FIRST, 1, 3)
+        == const.SESSION_DOES_NOT_EXIST
+    )
 
 
 @pytest.mark.clause('RFC 7143 6.3.4')
 def test_joining_keeps_the_session_s_values():
-    leading = logged_in(Initiator(policy(keys={'MaxConnections': 4})), [('MaxConnections', '2'), ('MaxBurstLength', '4096')])
-    claim = logged_in(Initiator(tsih=0x99, cid=2, numbering=lambda: (9, 9)),
-                      [('MaxRecvDataSegmentLength', '4096'), ('DataDigest', 'CRC32C')])
+    leading = logged_in(
+        Initiator(policy(keys={'MaxConnections': 4})),
+        [('MaxConnections', '2'), ('MaxBurstLength', '4096')],
+    )
+    claim = logged_in(
+        Initiator(tsih=0x99, cid=2, numbering=lambda: (9, 9)),
+        [('MaxRecvDataSegmentLength', '4096'), ('DataDigest', 'CRC32C')],
+    )
     values = join(claim, leading, 1)
-    assert (values['MaxBurstLength'], values['MaxRecvDataSegmentLength'], values['DataDigest']) == (4096, 4096, 'CRC32C')
+    assert (values['MaxBurstLength'], values['MaxRecvDataSegmentLength'], values['DataDigest']) == (
+        4096,
+        4096,
+        'CRC32C',
+    )
     assert leading.values['DataDigest'] == 'None'
     with pytest.raises(LoginFailure) as refusal:
         join(claim, leading, 2)
@@ -567,16 +761,28 @@ def test_joining_keeps_the_session_s_values():
 
 
 @pytest.mark.clause('RFC 7143 6.3.1', 'RFC 7143 11.13.5')
-@pytest.mark.parametrize('field, value', [('initiator_name', 'iqn.x:y'), ('isid', '000000000000'), ('target_name', 'iqn.x:z'),
-                                          ('portal_group_tag', 9), ('session_type', 'Discovery')])
+@pytest.mark.parametrize(
+    'field, value',
+    [
+        ('initiator_name', 'iqn.x:y'),
+        ('isid', '000000000000'),
+        ('target_name', 'iqn.x:z'),
+        ('portal_group_tag', 9),
+        ('session_type', 'Discovery'),
+    ],
+)
 def test_joining_another_s_session(field, value):
     leading = logged_in(Initiator())
     with pytest.raises(LoginFailure) as refusal:
         join(leading._replace(**{field: value}), leading, 0)
-    assert (refusal.value.status_class, refusal.value.status_detail) == const.CANNOT_INCLUDE_IN_SESSION
+    assert (
+        refusal.value.status_class,
+        refusal.value.status_detail,
+    ) == const.CANNOT_INCLUDE_IN_SESSION
 
 
 # -- the machine -------------------------------------------------------------------------------------------------------
+
 
 def test_every_state_is_reached_and_can_fail():
     reached = {'start'}
@@ -591,7 +797,11 @@ def test_no_way_round_authentication():
     """Without the step that checks the proof, nothing leads from CHAP to the claim."""
     reached = {'chap-algorithm'}
     for _ in STATES:
-        reached |= {after for (before, event), after in TRANSITIONS.items() if before in reached and event != 'proof'}
+        reached |= {
+            after
+            for (before, event), after in TRANSITIONS.items()
+            if before in reached and event != 'proof'
+        }
     assert 'claiming' not in reached and 'operational' not in reached
 
 

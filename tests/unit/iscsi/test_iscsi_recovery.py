@@ -1,4 +1,5 @@
-"""RecoveringTransfer and Reply: what is asked for again, and what can be sent again (RFC 7143 7.9, 11.16)."""
+"""RecoveringTransfer and Reply: what is asked for again, and what can be sent again (RFC 7143 7.9,
+11.16)."""
 
 import itertools
 
@@ -11,7 +12,9 @@ from targetd.iscsi.transfer import NO_TAG, Limits
 
 
 def transfer(wanted=16, initial_r2t=True, first_burst=8, max_burst=8, outstanding=1):
-    one = RecoveringTransfer(1, wanted, wanted, Limits(initial_r2t, False, first_burst, max_burst, outstanding))
+    one = RecoveringTransfer(
+        1, wanted, wanted, Limits(initial_r2t, False, first_burst, max_burst, outstanding)
+    )
     one.immediate(None, initial_r2t)
     return one, itertools.count(100).__next__
 
@@ -24,7 +27,7 @@ def test_without_a_loss_it_is_a_transfer_like_any_other():
     for offset in (0, 8):
         ((ttt, r2t_sn, at, length),) = one.solicit(tags)
         assert (r2t_sn, at, length) == (offset // 8, offset, 8)
-        one.receive(ttt, at, 0, DATA[at:at + 8], True)
+        one.receive(ttt, at, 0, DATA[at : at + 8], True)
     assert one.is_complete and bytes(one.buffer) == DATA
 
 
@@ -37,7 +40,7 @@ def test_the_rest_of_a_sequence_is_asked_for_again_from_the_first_loss(lost):
         if number in lost:
             one.lost(ttt, number == 3)
         else:
-            one.receive(ttt, number * 2, number, DATA[number * 2:number * 2 + 2], number == 3)
+            one.receive(ttt, number * 2, number, DATA[number * 2 : number * 2 + 2], number == 3)
     assert not one.is_complete
     ((again, r2t_sn, at, length),) = one.solicit(tags)
     assert again != ttt and (r2t_sn, at, length) == (1, lost[0] * 2, 8 - lost[0] * 2)
@@ -86,13 +89,19 @@ def test_on_another_connection_what_was_on_its_way_is_asked_for_under_its_old_nu
     one.reassigned()
     assert [r2t[1:] for r2t in one.solicit(tags)] == [(0, 4, 4), (1, 8, 8)]
     with pytest.raises(PduRejected):
-        one.receive(101, 8, 0, DATA[8:], True)          # the old tag
+        one.receive(101, 8, 0, DATA[8:], True)  # the old tag
 
 
 def reply(count=4, size=8):
     pdus = []
     for number in range(count):
-        one = pdu.DataIn(itt=7, data_sn=number, buffer_offset=number * size, data=DATA[:size], has_status=number == count - 1)
+        one = pdu.DataIn(
+            itt=7,
+            data_sn=number,
+            buffer_offset=number * size,
+            data=DATA[:size],
+            has_status=number == count - 1,
+        )
         one.stat_sn = 50
         pdus.append((one.encode(), one.data))
     return Reply(7, 50, pdus)
@@ -114,7 +123,12 @@ def test_data_in_by_number():
 def test_what_is_acknowledged_is_let_go():
     one = reply()
     one.acknowledge_data(2)
-    assert one.size == 16 and one.data_in(1, 1) == [] and one.data_in(0, 0) == [] and sent(one.data_in(2, 2)) == [2, 3]
+    assert (
+        one.size == 16
+        and one.data_in(1, 1) == []
+        and one.data_in(0, 0) == []
+        and sent(one.data_in(2, 2)) == [2, 3]
+    )
 
 
 @pytest.mark.clause('RFC 7143 11.16')
@@ -124,13 +138,25 @@ def test_other_segments_carry_the_same_data_and_a_status_of_their_own(segment):
     pdus = one.again(1, segment, 16, 0x55)
     data, status = pdus[:-1], pdus[-1]
     assert b''.join(bytes(each.data) for each in data) == DATA[:8] * 3
-    assert data[0].buffer_offset == 8 and [each.data_sn for each in data] == list(range(1, 1 + len(data)))
+    assert data[0].buffer_offset == 8 and [each.data_sn for each in data] == list(
+        range(1, 1 + len(data))
+    )
     assert not any(each.has_status for each in data) and data[-1].final
-    assert (status.opcode, status.snack_tag, status.exp_data_sn, status.itt) == (0x21, 0x55, 1 + len(data), 7)
+    assert (status.opcode, status.snack_tag, status.exp_data_sn, status.itt) == (
+        0x21,
+        0x55,
+        1 + len(data),
+        7,
+    )
 
 
 def test_sense_data_is_kept():
     response = pdu.ScsiResponse(itt=7, status=2, residual_count=9, underflow=True)
     response.sense, response.stat_sn = b'sense', 1
     (again,) = Reply(7, 1, [(response.encode(), response.data)]).again(0, 8, 8, 0)
-    assert (again.status, again.sense, again.underflow, again.residual_count) == (2, b'sense', True, 9)
+    assert (again.status, again.sense, again.underflow, again.residual_count) == (
+        2,
+        b'sense',
+        True,
+        9,
+    )

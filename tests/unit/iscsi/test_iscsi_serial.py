@@ -5,11 +5,19 @@ import pytest
 from targetd.iscsi import serial
 
 
-@pytest.mark.parametrize('first, second, before', [
-    (0, 1, True), (1, 0, False), (5, 5, False),
-    (0xFFFFFFFF, 0, True), (0, 0xFFFFFFFF, False), (0xFFFFFFF0, 0x10, True),
-    (0, 0x7FFFFFFF, True), (0x7FFFFFFF, 0, False),
-])
+@pytest.mark.parametrize(
+    'first, second, before',
+    [
+        (0, 1, True),
+        (1, 0, False),
+        (5, 5, False),
+        (0xFFFFFFFF, 0, True),
+        (0, 0xFFFFFFFF, False),
+        (0xFFFFFFF0, 0x10, True),
+        (0, 0x7FFFFFFF, True),
+        (0x7FFFFFFF, 0, False),
+    ],
+)
 def test_order(first, second, before):
     assert serial.lt(first, second) is before
     assert serial.le(first, second) is (before or first == second)

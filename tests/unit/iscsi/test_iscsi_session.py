@@ -8,10 +8,28 @@ from targetd.iscsi.session import Session
 
 
 def session(cmd_sn=10, window=8):
-    values = {'InitialR2T': True, 'ImmediateData': True, 'FirstBurstLength': 1, 'MaxBurstLength': 1, 'MaxOutstandingR2T': 1}
-    return Session(SimpleNamespace(
-        initiator_name='iqn.i', initiator_alias='', isid='0' * 12, tsih=1, target_name='iqn.t', portal_group_tag=1,
-        account=None, session_type='Normal', values=values, cmd_sn=cmd_sn), window)
+    values = {
+        'InitialR2T': True,
+        'ImmediateData': True,
+        'FirstBurstLength': 1,
+        'MaxBurstLength': 1,
+        'MaxOutstandingR2T': 1,
+    }
+    return Session(
+        SimpleNamespace(
+            initiator_name='iqn.i',
+            initiator_alias='',
+            isid='0' * 12,
+            tsih=1,
+            target_name='iqn.t',
+            portal_group_tag=1,
+            account=None,
+            session_type='Normal',
+            values=values,
+            cmd_sn=cmd_sn,
+        ),
+        window,
+    )
 
 
 @pytest.mark.clause('RFC 7143 4.2.2.1')

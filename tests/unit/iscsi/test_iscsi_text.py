@@ -7,13 +7,17 @@ from targetd.iscsi import text
 
 @pytest.mark.clause('RFC 7143 6.1')
 def test_pairs_keep_their_order_and_their_equals_signs():
-    assert text.parse(b'B=2\0A=1\0CHAP_N=a=b\0X-com.example=\0') == [('B', '2'), ('A', '1'), ('CHAP_N', 'a=b'),
-                                                                     ('X-com.example', '')]
+    assert text.parse(b'B=2\0A=1\0CHAP_N=a=b\0X-com.example=\0') == [
+        ('B', '2'),
+        ('A', '1'),
+        ('CHAP_N', 'a=b'),
+        ('X-com.example', ''),
+    ]
 
 
 def test_render_is_parse_backwards():
-    pairs = [('TargetAlias', u'Büro'), ('TargetPortalGroupTag', '1')]
-    assert text.render(pairs) == u'TargetAlias=Büro\0TargetPortalGroupTag=1\0'.encode('utf-8')
+    pairs = [('TargetAlias', 'Büro'), ('TargetPortalGroupTag', '1')]
+    assert text.render(pairs) == 'TargetAlias=Büro\0TargetPortalGroupTag=1\0'.encode('utf-8')
     assert text.parse(text.render(pairs)) == pairs
     assert text.render([]) == b''
 
@@ -25,21 +29,51 @@ def test_a_missing_or_further_nul_is_forgiven():
 
 
 @pytest.mark.clause('RFC 7143 6.1')
-@pytest.mark.parametrize('data', [
-    b'InitiatorName\0', b'=value\0', b'1A=b\0', b'A B=c\0', b'A=\xff\xfe\0', b'K\xc3\xa4se=1\0',
-    b'A' * 64 + b'=1\0', b'A=' + b'v' * 256 + b'\0', b'A=x,' + b'v' * 256 + b'\0', b'CHAP_C=0x' + b'0' * 8191 + b'\0',
-    b'A=' + b'v,' * 5000 + b'\0',
-], ids=['no-equals', 'no-key', 'digit', 'blank', 'not-utf8', 'not-ascii', 'long-key', 'long-value', 'long-item', 'long-long',
-        'long-list'])
+@pytest.mark.parametrize(
+    'data',
+    [
+        b'InitiatorName\0',
+        b'=value\0',
+        b'1A=b\0',
+        b'A B=c\0',
+        b'A=\xff\xfe\0',
+        b'K\xc3\xa4se=1\0',
+        b'A' * 64 + b'=1\0',
+        b'A=' + b'v' * 256 + b'\0',
+        b'A=x,' + b'v' * 256 + b'\0',
+        b'CHAP_C=0x' + b'0' * 8191 + b'\0',
+        b'A=' + b'v,' * 5000 + b'\0',
+    ],
+    ids=[
+        'no-equals',
+        'no-key',
+        'digit',
+        'blank',
+        'not-utf8',
+        'not-ascii',
+        'long-key',
+        'long-value',
+        'long-item',
+        'long-long',
+        'long-list',
+    ],
+)
 def test_what_is_no_text(data):
     with pytest.raises(text.TextError) as error:
         text.parse(data)
     assert len(str(error.value)) < 120
 
 
-@pytest.mark.parametrize('data',
-                         [b'TargetName=a\nNov 23 root logged in\0', b'no\npair\0', u'A=\u2028x'.encode('utf-8'), b'A=\x7f\0',
-                                  b'a\nb=1\0'])
+@pytest.mark.parametrize(
+    'data',
+    [
+        b'TargetName=a\nNov 23 root logged in\0',
+        b'no\npair\0',
+        'A=\u2028x'.encode('utf-8'),
+        b'A=\x7f\0',
+        b'a\nb=1\0',
+    ],
+)
 def test_nothing_gets_into_a_log_as_a_line_of_its_own(data):
     with pytest.raises(text.TextError) as error:
         text.parse(data)
@@ -50,7 +84,7 @@ def test_nothing_gets_into_a_log_as_a_line_of_its_own(data):
 @pytest.mark.clause('RFC 7143 6.1')
 def test_limits_are_inclusive():
     assert text.parse(b'A' * 63 + b'=' + b'v' * 255)
-    assert text.parse(b'CHAP_C=0x' + b'0' * 2048)                 # Windows' challenge of 1024 bytes
+    assert text.parse(b'CHAP_C=0x' + b'0' * 2048)  # Windows' challenge of 1024 bytes
     assert text.parse(b'HeaderDigest=' + b','.join([b'v' * 255] * 32))
 
 

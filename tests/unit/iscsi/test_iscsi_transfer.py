@@ -1,4 +1,5 @@
-"""Transfer: which data of a write arrives how, what is asked for, what is refused (RFC 7143 4.2.5.2, 11.7, 11.8)."""
+"""Transfer: which data of a write arrives how, what is asked for, what is refused (RFC 7143
+4.2.5.2, 11.7, 11.8)."""
 
 import itertools
 
@@ -10,7 +11,9 @@ from targetd.iscsi.transfer import NO_TAG, Limits, Transfer
 PATTERN = bytes(range(251)) * 100
 
 
-def limits(initial_r2t=True, immediate_data=True, first_burst=4096, max_burst=8192, max_outstanding_r2t=1):
+def limits(
+    initial_r2t=True, immediate_data=True, first_burst=4096, max_burst=8192, max_outstanding_r2t=1
+):
     return Limits(initial_r2t, immediate_data, first_burst, max_burst, max_outstanding_r2t)
 
 
@@ -70,7 +73,7 @@ def test_data_beyond_what_the_command_takes_is_not_kept():
 def test_landed_data_is_not_copied_again():
     transfer = Transfer(1, 8192, 8192, limits())
     transfer.immediate(None, True)
-    (ttt, _, offset, length), = transfer.solicit(lambda: 5)
+    ((ttt, _, offset, length),) = transfer.solicit(lambda: 5)
     view = transfer.place(ttt, offset, 0, length)
     view[:] = PATTERN[:8192]
     transfer.receive(ttt, offset, 0, view, True)
@@ -78,13 +81,16 @@ def test_landed_data_is_not_copied_again():
 
 
 @pytest.mark.clause('RFC 7143 7.9')
-@pytest.mark.parametrize('ttt, offset, data_sn, length', [
-    (6, 0, 0, 100),         # a tag that is not outstanding
-    (NO_TAG, 0, 0, 100),    # unsolicited after its end
-    (5, 0, 1, 100),         # DataSN out of order
-    (5, 100, 0, 100),       # offset out of order
-    (5, 0, 0, 8193),        # more than was asked for
-])
+@pytest.mark.parametrize(
+    'ttt, offset, data_sn, length',
+    [
+        (6, 0, 0, 100),  # a tag that is not outstanding
+        (NO_TAG, 0, 0, 100),  # unsolicited after its end
+        (5, 0, 1, 100),  # DataSN out of order
+        (5, 100, 0, 100),  # offset out of order
+        (5, 0, 0, 8193),  # more than was asked for
+    ],
+)
 def test_data_that_is_not_due_is_refused(ttt, offset, data_sn, length):
     transfer = Transfer(1, 20000, 20000, limits())
     transfer.immediate(None, True)
@@ -112,7 +118,7 @@ def test_an_r2t_that_is_answered_short_is_asked_again_but_not_for_ever():
     transfer.immediate(None, True)
     transfer.solicit(lambda: 5)
     transfer.receive(5, 0, 0, PATTERN[:100], True)
-    (_, r2t_sn, offset, length), = transfer.solicit(lambda: 6)
+    ((_, r2t_sn, offset, length),) = transfer.solicit(lambda: 6)
     assert (r2t_sn, offset, length) == (1, 100, 8092)
     with pytest.raises(PduRejected):
         transfer.receive(6, 100, 0, None, True)

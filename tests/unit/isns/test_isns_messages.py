@@ -1,4 +1,5 @@
-"""iSNSP bytes: recorded responses of servers, PDUs that are torn and joined, and whatever else may come."""
+"""iSNSP bytes: recorded responses of servers, PDUs that are torn and joined, and whatever else may
+come."""
 
 import struct
 
@@ -10,15 +11,20 @@ from targetd.isns import messages as m
 
 NAME = b'iqn.2026-11.com.example:disk'
 
-#: The response of a Windows 2012 R2 server to a DevAttrReg: key, delimiter, then entity, portal, node, portal group tag.
+#: The response of a Windows 2012 R2 server to a DevAttrReg: key, delimiter, then entity, portal,
+#: node, portal group tag.
 WINDOWS = bytes.fromhex(
     '0001 8001 00c8 4c00 0042 0000  00000000'
     '00000001 00000008 7374 6f72 6167 6500  00000000 00000000'
     '00000001 00000008 7374 6f72 6167 6500  00000006 00000004 0000012c  00000002 00000004 00000002'
     '00000010 00000010 00000000000000000000ffffc0a80102  00000011 00000004 00000cbc'
-    '00000020 0000001c' + NAME.hex() +
-    '00000021 00000004 00000001  00000033 00000004 00000001'
-    '00000031 00000010 00000000000000000000ffffc0a80102  00000032 00000004 00000cbc'.replace(' ', ''))
+    '00000020 0000001c'
+    + NAME.hex()
+    + '00000021 00000004 00000001  00000033 00000004 00000001'
+    '00000031 00000010 00000000000000000000ffffc0a80102  00000032 00000004 00000cbc'.replace(
+        ' ', ''
+    )
+)
 
 
 def one(data):
@@ -28,7 +34,11 @@ def one(data):
 
 def test_a_recorded_response_is_understood():
     message = one(WINDOWS)
-    assert message.is_response and message.function == m.REGISTER | m.RESPONSE and message.status == m.SUCCESS
+    assert (
+        message.is_response
+        and message.function == m.REGISTER | m.RESPONSE
+        and message.status == m.SUCCESS
+    )
     assert message.transaction == 0x42
     assert message.number(m.REGISTRATION_PERIOD) == 300 and message.number(m.PORTAL_PORT) == 3260
     assert message.operating[0] == m.text(m.ENTITY_IDENTIFIER, 'storage')
@@ -37,27 +47,51 @@ def test_a_recorded_response_is_understood():
 
 def test_a_refusal_is_understood():
     message = one(bytes.fromhex('0001 8001 0004 4c00 0007 0000 0000000e'))
-    assert message.status == 14 and message.operating == () and m.status_name(14) == 'invalid update (status 14)'
+    assert (
+        message.status == 14
+        and message.operating == ()
+        and m.status_name(14) == 'invalid update (status 14)'
+    )
     assert m.status_name(99) == 'refused (status 99)'
 
 
 def test_a_request_as_it_goes_out():
-    """RFC 4171 5.1, 5.1.2: header, then attributes whose values are padded to four bytes; text is ended by a NUL."""
-    sent = m.encode(m.request(m.DEREGISTER, m.text(m.ISCSI_NAME, 'iqn.x:abc'), m.nothing(m.DELIMITER),
-                              m.number(m.REGISTRATION_PERIOD, 300))._replace(transaction=5))
-    assert sent == (struct.pack('>HHHHHH', 1, 4, 8 + 12 + 8 + 12, 0x8C00, 5, 0) +
-                    struct.pack('>II12s', 32, 12, b'iqn.x:abc') + struct.pack('>II', 0, 0) + struct.pack('>III', 6, 4, 300))
+    """RFC 4171 5.1, 5.1.2: header, then attributes whose values are padded to four bytes; text is
+    ended by a NUL."""
+    sent = m.encode(
+        m.request(
+            m.DEREGISTER,
+            m.text(m.ISCSI_NAME, 'iqn.x:abc'),
+            m.nothing(m.DELIMITER),
+            m.number(m.REGISTRATION_PERIOD, 300),
+        )._replace(transaction=5)
+    )
+    assert sent == (
+        struct.pack('>HHHHHH', 1, 4, 8 + 12 + 8 + 12, 0x8C00, 5, 0)
+        + struct.pack('>II12s', 32, 12, b'iqn.x:abc')
+        + struct.pack('>II', 0, 0)
+        + struct.pack('>III', 6, 4, 300)
+    )
 
 
-@pytest.mark.parametrize('text, packed', [
-    ('192.168.1.2', '00000000000000000000ffffc0a80102'), ('2001:db8::1', '20010db8000000000000000000000001'),
-    ('fe80::1%eth0', 'fe800000000000000000000000000001')])
+@pytest.mark.parametrize(
+    'text, packed',
+    [
+        ('192.168.1.2', '00000000000000000000ffffc0a80102'),
+        ('2001:db8::1', '20010db8000000000000000000000001'),
+        ('fe80::1%eth0', 'fe800000000000000000000000000001'),
+    ],
+)
 def test_addresses_are_sixteen_bytes(text, packed):
     assert m.address(m.PORTAL_ADDRESS, text) == (16, bytes.fromhex(packed))
 
 
-ATTRIBUTES = st.lists(st.tuples(st.integers(0, 0xFFFFFFFF), st.binary(max_size=200).map(lambda b: b + bytes(-len(b) % 4))),
-                      max_size=40)
+ATTRIBUTES = st.lists(
+    st.tuples(
+        st.integers(0, 0xFFFFFFFF), st.binary(max_size=200).map(lambda b: b + bytes(-len(b) % 4))
+    ),
+    max_size=40,
+)
 
 
 @settings(max_examples=60, deadline=None)
@@ -75,7 +109,9 @@ def test_what_is_sent_is_received_however_it_is_torn(attributes, status, longest
 
 
 def test_a_long_message_is_several_pdus_of_bounded_size():
-    message = m.request(m.REGISTER, *[m.text(m.ISCSI_NAME, 'iqn.2026-11.test:%0100d' % n) for n in range(200)])
+    message = m.request(
+        m.REGISTER, *[m.text(m.ISCSI_NAME, 'iqn.2026-11.test:%0100d' % n) for n in range(200)]
+    )
     sent, lengths, flags = m.encode(message), [], []
     at = 0
     while at < len(sent):
@@ -88,19 +124,29 @@ def test_a_long_message_is_several_pdus_of_bounded_size():
     assert flags == [m.FIRST, 0, 0, m.LAST]
 
 
-def header(function=m.NOTIFICATION, length=0, flags=m.FIRST | m.LAST, transaction=1, sequence=0, version=1):
+def header(
+    function=m.NOTIFICATION, length=0, flags=m.FIRST | m.LAST, transaction=1, sequence=0, version=1
+):
     return struct.pack('>HHHHHH', version, function, length, flags, transaction, sequence)
 
 
-@pytest.mark.parametrize('data, why', [
-    (b'GET / HTTP/1.1\r\n\r\n', 'version'), (header(version=2), 'version'),
-    (header(flags=m.FIRST | m.LAST | m.AUTHENTICATED), 'signs'),
-    (header(flags=m.LAST, sequence=1), 'continues no message'),
-    (header(flags=m.FIRST) + header(flags=m.LAST, sequence=2), 'continues no message'),
-    (header(flags=m.FIRST) + header(flags=m.LAST, sequence=1, transaction=9), 'continues no message'),
-    (header(function=m.REGISTER | m.RESPONSE), 'without a status'),
-    (header(length=4) + bytes(4), 'cut off'), (header(length=8) + struct.pack('>II', 1, 4), 'longer than its message'),
-])
+@pytest.mark.parametrize(
+    'data, why',
+    [
+        (b'GET / HTTP/1.1\r\n\r\n', 'version'),
+        (header(version=2), 'version'),
+        (header(flags=m.FIRST | m.LAST | m.AUTHENTICATED), 'signs'),
+        (header(flags=m.LAST, sequence=1), 'continues no message'),
+        (header(flags=m.FIRST) + header(flags=m.LAST, sequence=2), 'continues no message'),
+        (
+            header(flags=m.FIRST) + header(flags=m.LAST, sequence=1, transaction=9),
+            'continues no message',
+        ),
+        (header(function=m.REGISTER | m.RESPONSE), 'without a status'),
+        (header(length=4) + bytes(4), 'cut off'),
+        (header(length=8) + struct.pack('>II', 1, 4), 'longer than its message'),
+    ],
+)
 def test_what_is_no_message_is_refused(data, why):
     with pytest.raises(m.BadMessage, match=why):
         m.Assembler().receive(data)
@@ -110,12 +156,20 @@ def test_a_message_without_end_is_cut_off():
     assembler = m.Assembler(1000)
     with pytest.raises(m.BadMessage, match='1000'):
         for sequence in range(5):
-            assembler.receive(header(length=400, flags=0 if sequence else m.FIRST, sequence=sequence) + bytes(400))
+            assembler.receive(
+                header(length=400, flags=0 if sequence else m.FIRST, sequence=sequence) + bytes(400)
+            )
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.one_of(st.binary(max_size=300), st.tuples(st.integers(0, 65535), st.integers(0, 65535), st.binary(max_size=200)).map(
-    lambda t: header(t[0], len(t[2]), t[1]) + t[2])))
+@given(
+    st.one_of(
+        st.binary(max_size=300),
+        st.tuples(st.integers(0, 65535), st.integers(0, 65535), st.binary(max_size=200)).map(
+            lambda t: header(t[0], len(t[2]), t[1]) + t[2]
+        ),
+    )
+)
 def test_noise_is_a_message_or_refused(data):
     try:
         for message in m.Assembler().receive(data):

@@ -1,4 +1,5 @@
-"""A store in memory, a unit on it, and one call that does to a task what a connection does: admit, data, run, run_blocking."""
+"""A store in memory, a unit on it, and one call that does to a task what a connection does: admit,
+data, run, run_blocking."""
 
 import contextlib
 import errno
@@ -15,13 +16,19 @@ PORTS = (Port(1, 1, 'iqn.2026-11.com.example:disk,t,0x0001'),)
 BLOCKS = 4096
 
 #: Facts of a unit that offers every command of the table.
-EVERY_COMMAND = {'unmap': True, 'zeroes_after_unmap': True, 'maximum_atomic_length': 65536, 'implicit_alua': True,
-                 'explicit_alua': True, 'encrypted': True}
+EVERY_COMMAND = {
+    'unmap': True,
+    'zeroes_after_unmap': True,
+    'maximum_atomic_length': 65536,
+    'implicit_alua': True,
+    'explicit_alua': True,
+    'encrypted': True,
+}
 
 
 class MemoryStore(object):
-    """The verbs. `cached`: try_read answers; `calls`: what was asked, in order; `fail`: {verb: errno}; `bad`: offsets that
-    cannot be read."""
+    """The verbs. `cached`: try_read answers; `calls`: what was asked, in order; `fail`: {verb:
+    errno}; `bad`: offsets that cannot be read."""
 
     durable_is_free = False
     inline_write_limit = 65536
@@ -47,7 +54,7 @@ class MemoryStore(object):
         self._called('read', offset, length)
         if any(offset <= b < offset + length for b in self.bad):
             raise OSError(errno.EIO, 'unreadable')
-        return bytes(self.data[offset:offset + length])
+        return bytes(self.data[offset : offset + length])
 
     def try_read(self, offset, length):
         return self.read(offset, length) if self.cached else None
@@ -55,18 +62,18 @@ class MemoryStore(object):
     def write(self, offset, data, durable):
         self._called('write', offset, len(data), durable)
         assert offset + len(data) <= self.size
-        self.data[offset:offset + len(data)] = data
+        self.data[offset : offset + len(data)] = data
 
     def flush(self, offset, length):
         self._called('flush', offset, length)
 
     def unmap(self, offset, length):
         self._called('unmap', offset, length)
-        self.data[offset:offset + length] = bytes(length)
+        self.data[offset : offset + length] = bytes(length)
 
     def write_zeroes(self, offset, length, may_unmap):
         self._called('write_zeroes', offset, length, may_unmap)
-        self.data[offset:offset + length] = bytes(length)
+        self.data[offset : offset + length] = bytes(length)
 
     def extents(self, offset, length, maximum=None):
         found = []
@@ -137,7 +144,7 @@ def make_task(unit, cdb, data=None, edtl=None, room=1 << 20):
 def finish(task, data):
     """Data, run, and run_blocking where run would block."""
     if task.data_out_length:
-        task.data_out = memoryview(bytes(data or b''))[:min(task.data_out_length, task.edtl)]
+        task.data_out = memoryview(bytes(data or b''))[: min(task.data_out_length, task.edtl)]
     result = task.run(task)
     return task.run_blocking(task) if result is WOULD_BLOCK else result
 
@@ -175,6 +182,7 @@ def status_of(unit, cdb, data=None):
 
 
 # -- CDBs ------------------------------------------------------------------------------------------------------------------
+
 
 def cdb_6(opcode, lba, blocks):
     return struct.pack('>BBHBB', opcode, lba >> 16, lba & 0xFFFF, blocks, 0)

@@ -31,6 +31,7 @@ def unit_in(state, **facts):
 
 # -- the state -----------------------------------------------------------------------------------------------------------
 
+
 def test_groups_are_optimized_unless_the_configuration_says_otherwise():
     assert alua.state_of(TWO, 1) == OPTIMIZED and alua.state_of(TWO, 7) == STANDBY
     assert alua.state_of(TWO, 99) == OPTIMIZED
@@ -56,8 +57,17 @@ def test_what_was_set_outlasts_a_restart_as_long_as_the_configuration_is_the_sam
     assert alua.restore(alua.initial((1,)), kept) == alua.initial((1,))
 
 
-@pytest.mark.parametrize('kept', [[], 7, {'states': {}}, {'configured': {}, 'states': {'1': 3}},
-                                  {'configured': {}, 'states': {'1': [9, 0]}}, {'configured': {}, 'states': {'1': ['x', 0]}}])
+@pytest.mark.parametrize(
+    'kept',
+    [
+        [],
+        7,
+        {'states': {}},
+        {'configured': {}, 'states': {'1': 3}},
+        {'configured': {}, 'states': {'1': [9, 0]}},
+        {'configured': {}, 'states': {'1': ['x', 0]}},
+    ],
+)
 def test_a_damaged_saved_state_is_refused(kept):
     with pytest.raises(ValueError):
         alua.restore(TWO, kept or [1])
@@ -67,20 +77,26 @@ def test_a_reload_changes_what_it_changes_only():
     now = alua.changed(TWO, {'1': STANDBY, '7': OPTIMIZED}, SET_BY_COMMAND)
     fresh = alua.initial((1, 7, 9), {7: UNAVAILABLE}, explicit=False)
     new = alua.reconfigured(now, fresh)
-    assert new['states'] == {'1': [STANDBY, SET_BY_COMMAND], '7': [UNAVAILABLE, SET_IMPLICITLY], '9': [OPTIMIZED, 0]}
+    assert new['states'] == {
+        '1': [STANDBY, SET_BY_COMMAND],
+        '7': [UNAVAILABLE, SET_IMPLICITLY],
+        '9': [OPTIMIZED, 0],
+    }
     assert new['explicit'] is False
 
 
 # -- on the wire -----------------------------------------------------------------------------------------------------------
 
+
 def groups(data):
-    """{tag: (state, supported, status, [relative port …])} of REPORT TARGET PORT GROUPS data without its first four bytes."""
+    """{tag: (state, supported, status, [relative port …])} of REPORT TARGET PORT GROUPS data
+    without its first four bytes."""
     found = {}
     while data:
         state, supported, tag, status, count = struct.unpack_from('>BBHxBxB', data)
         ports = [struct.unpack_from('>2xH', data, 8 + 4 * n)[0] for n in range(count)]
         found[tag] = (state, supported, status, ports)
-        data = data[8 + 4 * count:]
+        data = data[8 + 4 * count :]
     return found
 
 
@@ -98,25 +114,40 @@ def listed(*pairs):
 
 
 def test_the_list_of_set_target_port_groups():
-    assert alua.parse_set(TWO, listed((STANDBY, 1), (OPTIMIZED, 7))) == {'states': {'1': STANDBY, '7': OPTIMIZED}}
+    assert alua.parse_set(TWO, listed((STANDBY, 1), (OPTIMIZED, 7))) == {
+        'states': {'1': STANDBY, '7': OPTIMIZED}
+    }
     assert alua.parse_set(TWO, bytes(4)) == {'states': {}}
 
 
-@pytest.mark.parametrize('data, asc, field', [
-    (bytes(3), 0x1A, None), (listed((0, 1))[:-1], 0x1A, None),
-    (listed((0, 1), (0xF, 7)), 0x26, (8, 3, False)), (listed((0xE, 1)), 0x26, (4, 3, False)),
-    (listed((0, 3)), 0x26, (6, None, False)), (listed((0, 1), (1, 1)), 0x26, (10, None, False)),
-])
+@pytest.mark.parametrize(
+    'data, asc, field',
+    [
+        (bytes(3), 0x1A, None),
+        (listed((0, 1))[:-1], 0x1A, None),
+        (listed((0, 1), (0xF, 7)), 0x26, (8, 3, False)),
+        (listed((0xE, 1)), 0x26, (4, 3, False)),
+        (listed((0, 3)), 0x26, (6, None, False)),
+        (listed((0, 1), (1, 1)), 0x26, (10, None, False)),
+    ],
+)
 def test_lists_that_cannot_be(data, asc, field):
     with pytest.raises(CheckCondition) as e:
         alua.parse_set(TWO, data)
     assert (e.value.key, e.value.asc, e.value.field) == (5, asc, field)
 
 
-@pytest.mark.parametrize('state, arguments', [
-    (TWO, {'states': []}), (TWO, {'states': {'9': 0}}), (TWO, {'states': {'1': 0xE}}), (TWO, {'states': {'1': True}}),
-    (TWO, {'states': {'1': '0'}}), (alua.initial((1,)), {'states': {'1': 0}}),
-])
+@pytest.mark.parametrize(
+    'state, arguments',
+    [
+        (TWO, {'states': []}),
+        (TWO, {'states': {'9': 0}}),
+        (TWO, {'states': {'1': 0xE}}),
+        (TWO, {'states': {'1': True}}),
+        (TWO, {'states': {'1': '0'}}),
+        (alua.initial((1,)), {'states': {'1': 0}}),
+    ],
+)
 def test_the_master_believes_no_worker(state, arguments):
     with pytest.raises((ValueError, TypeError)):
         alua.checked_set(state, arguments)
@@ -124,7 +155,11 @@ def test_the_master_believes_no_worker(state, arguments):
 
 # -- what a unit does ------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize('implicit, explicit, tpgs', [(False, False, 0), (True, False, 1), (False, True, 2), (True, True, 3)])
+
+@pytest.mark.parametrize(
+    'implicit, explicit, tpgs',
+    [(False, False, 0), (True, False, 1), (False, True, 2), (True, True, 3)],
+)
 def test_inquiry_commands_and_pages_agree(implicit, explicit, tpgs):
     unit = make_unit(implicit_alua=implicit, explicit_alua=explicit)
     assert do(unit, bytes.fromhex('12 00 00 00ff 00'))[5] >> 4 & 3 == tpgs
@@ -146,10 +181,14 @@ def test_the_report_is_cut_at_the_allocation_length():
 
 def test_referrals_have_one_segment_with_every_group():
     data = alua.referrals(TWO, 4095)
-    assert data == bytes.fromhex('0000 001c 00000002 0000000000000000 0000000000000fff 00000001 02000007')
+    assert data == bytes.fromhex(
+        '0000 001c 00000002 0000000000000000 0000000000000fff 00000001 02000007'
+    )
     unit = unit_in(NON_OPTIMIZED)
     cdb = struct.pack('>BBQIBB', 0x9E, 0x13, 5, 4096, 1, 0)
-    assert do(unit, cdb) == bytes.fromhex('0000 0018 00000001 0000000000000000 0000000000000fff 01000001')
+    assert do(unit, cdb) == bytes.fromhex(
+        '0000 0018 00000001 0000000000000000 0000000000000fff 01000001'
+    )
     assert do(unit, struct.pack('>BBQIBB', 0x9E, 0x13, 0, 8, 0, 0)) == do(unit, cdb)[:8]
     assert error_of(unit, struct.pack('>BBQIBB', 0x9E, 0x13, 4096, 64, 0, 0)).asc == 0x21
     assert sense_of(make_unit(), cdb) == (5, 0x24, 0)
@@ -158,7 +197,9 @@ def test_referrals_have_one_segment_with_every_group():
 def test_set_target_port_groups_asks_the_master():
     data = listed((STANDBY, 1))
     cdb = struct.pack('>BB4xIxx', 0xA4, 0x0A, len(data))
-    assert do(unit_in(OPTIMIZED), cdb, data) == Change('set-target-port-groups', {'states': {'1': STANDBY}})
+    assert do(unit_in(OPTIMIZED), cdb, data) == Change(
+        'set-target-port-groups', {'states': {'1': STANDBY}}
+    )
     assert sense_of(unit_in(OPTIMIZED), cdb, listed((0, 9))) == (5, 0x26, 0)
 
 
@@ -170,7 +211,9 @@ def test_active_paths_keep_the_short_way(state):
     assert [f.__name__ for f in unit_in(state).dispatch] == [f.__name__ for f in plain.dispatch]
 
 
-@pytest.mark.parametrize('row', opcodes.TABLE, ids=lambda row: '%02X-%s' % (row.opcode, row.service_action))
+@pytest.mark.parametrize(
+    'row', opcodes.TABLE, ids=lambda row: '%02X-%s' % (row.opcode, row.service_action)
+)
 @pytest.mark.parametrize('state', RESTRICTED)
 def test_what_each_state_lets_pass(state, row):
     unit = unit_in(state)
@@ -182,12 +225,14 @@ def test_what_each_state_lets_pass(state, row):
 
 
 def test_what_is_not_there_is_said_not_to_be_on_any_path():
-    assert sense_of(unit_in(STANDBY), b'\xFF' + bytes(9)) == (5, 0x20, 0)
+    assert sense_of(unit_in(STANDBY), b'\xff' + bytes(9)) == (5, 0x20, 0)
 
 
 @pytest.mark.parametrize('state', RESTRICTED)
 def test_request_sense_says_why(state):
-    assert do(unit_in(state), bytes.fromhex('03 00 0000 ff 00'))[12:14] == bytes([0x04, alua.QUALIFIERS[state]])
+    assert do(unit_in(state), bytes.fromhex('03 00 0000 ff 00'))[12:14] == bytes(
+        [0x04, alua.QUALIFIERS[state]]
+    )
 
 
 def test_a_pending_attention_comes_first_and_the_path_heals():
@@ -206,7 +251,8 @@ def test_the_state_is_that_of_the_group_that_the_nexus_came_through():
 
 
 def test_every_restricted_command_is_one_of_the_table_or_another_rooms():
-    """A row of ALLOWED that names no command would let nothing pass, and a slip of the pen is not seen otherwise."""
+    """A row of ALLOWED that names no command would let nothing pass, and a slip of the pen is not
+    seen otherwise."""
     known = {(row.opcode, row.service_action) for row in opcodes.TABLE}
     later = {(0x3B, None), (0x3C, None), (0x4C, None), (0x4D, None)}
     for allowed in alua.ALLOWED.values():

@@ -1,7 +1,17 @@
 import errno
 
 import pytest
-from fake_store import BLOCKS, cdb_16, do, error_of, make_task, make_unit, pattern, sense_of, status_of
+from fake_store import (
+    BLOCKS,
+    cdb_16,
+    do,
+    error_of,
+    make_task,
+    make_unit,
+    pattern,
+    sense_of,
+    status_of,
+)
 
 from targetd.scsi.sam import WOULD_BLOCK
 
@@ -13,9 +23,9 @@ def caw(lba, blocks, flags=0):
 def test_compare_and_write_writes_when_it_is_as_expected():
     unit = make_unit(write_cache=True)
     unit.store.data[:] = pattern(BLOCKS)
-    old, new = pattern(BLOCKS)[5 * 512:7 * 512], b'n' * 1024
+    old, new = pattern(BLOCKS)[5 * 512 : 7 * 512], b'n' * 1024
     assert do(unit, caw(5, 2), old + new) is None
-    assert unit.store.data[5 * 512:7 * 512] == new
+    assert unit.store.data[5 * 512 : 7 * 512] == new
     assert unit.store.verbs() == ['exclusive', 'read', 'write', 'shared']
     assert unit.store.calls[2] == ('write', 2560, 1024, False)
 
@@ -29,7 +39,9 @@ def test_compare_and_write_tells_where_it_differs_and_writes_nothing():
     assert 'write' not in unit.store.verbs()
 
 
-@pytest.mark.parametrize('write_cache, flags, durable', [(True, 0, False), (True, 0x08, True), (False, 0, True)])
+@pytest.mark.parametrize(
+    'write_cache, flags, durable', [(True, 0, False), (True, 0x08, True), (False, 0, True)]
+)
 def test_fua_of_compare_and_write(write_cache, flags, durable):
     unit = make_unit(write_cache=write_cache)
     do(unit, caw(0, 1, flags), bytes(1024))
@@ -42,7 +54,11 @@ def test_compare_and_write_keeps_its_maximum():
     assert error_of(unit, caw(0, 5), bytes(10 * 512)).field == (13, None, True)
     assert sense_of(unit, caw(BLOCKS - 1, 2), bytes(2048)) == (5, 0x21, 0)
     assert do(unit, caw(0, 0), b'') is None
-    assert sense_of(make_unit(maximum_compare_and_write_length=0), caw(0, 1), bytes(1024)) == (5, 0x20, 0)
+    assert sense_of(make_unit(maximum_compare_and_write_length=0), caw(0, 1), bytes(1024)) == (
+        5,
+        0x20,
+        0,
+    )
 
 
 @pytest.mark.parametrize('size', [0, 512, 1023, 2048])
@@ -80,7 +96,11 @@ def test_orwrite_ors():
 def test_write_atomic_is_one_write_within_its_limit():
     unit = make_unit(maximum_atomic_length=8 * 512)
     do(unit, cdb_16(0x9C, 2, 8), b'a' * 4096)
-    assert unit.store.calls == [('atomically', 1024, 4096), ('write', 1024, 4096, True), ('over', 1024, 4096)]
+    assert unit.store.calls == [
+        ('atomically', 1024, 4096),
+        ('write', 1024, 4096, True),
+        ('over', 1024, 4096),
+    ]
     assert error_of(unit, cdb_16(0x9C, 0, 9), bytes(9 * 512)).field == (12, None, True)
     assert sense_of(unit, cdb_16(0x9C, BLOCKS, 1), bytes(512)) == (5, 0x21, 0)
     assert do(unit, cdb_16(0x9C, 0, 0)) is None
@@ -88,9 +108,14 @@ def test_write_atomic_is_one_write_within_its_limit():
     assert sense_of(make_unit(), cdb_16(0x9C, 0, 1), bytes(512)) == (5, 0x20, 0)
 
 
-@pytest.mark.parametrize('cdb, size, verb, verbs', [
-    (caw(0, 1), 1024, 'exclusive', ['exclusive', 'shared']), (cdb_16(0x8B, 0, 1), 512, 'exclusive', ['exclusive', 'shared']),
-    (cdb_16(0x9C, 0, 1), 512, 'atomically', ['atomically', 'over'])])
+@pytest.mark.parametrize(
+    'cdb, size, verb, verbs',
+    [
+        (caw(0, 1), 1024, 'exclusive', ['exclusive', 'shared']),
+        (cdb_16(0x8B, 0, 1), 512, 'exclusive', ['exclusive', 'shared']),
+        (cdb_16(0x9C, 0, 1), 512, 'atomically', ['atomically', 'over']),
+    ],
+)
 def test_aborted_while_waiting_for_the_lock_writes_nothing(cdb, size, verb, verbs):
     unit = make_unit(maximum_atomic_length=4096)
     task = make_task(unit, cdb, bytes(size))
@@ -102,6 +127,7 @@ def test_aborted_while_waiting_for_the_lock_writes_nothing(cdb, size, verb, verb
     def wait(offset, length):
         task.aborted = True
         return original(offset, length)
+
     setattr(unit.store, verb, wait)
     task.run_blocking(task)
     assert unit.store.verbs() == verbs

@@ -63,7 +63,9 @@ def test_one_reset_is_reported_the_most_important():
 def test_a_reset_makes_cleared_commands_stale_and_a_nexus_loss_does_not():
     assert drained(Queue([COMMANDS_CLEARED_BY_ANOTHER_INITIATOR, DEVICE_RESET])) == [DEVICE_RESET]
     assert drained(Queue([COMMANDS_CLEARED_BY_ANOTHER_INITIATOR, NEXUS_LOSS])) == [
-        NEXUS_LOSS, COMMANDS_CLEARED_BY_ANOTHER_INITIATOR]
+        NEXUS_LOSS,
+        COMMANDS_CLEARED_BY_ANOTHER_INITIATOR,
+    ]
 
 
 def test_report_luns_drops_what_it_told():
@@ -86,11 +88,22 @@ def test_clear_forgets_everything():
     assert not queue and queue.take() is None
 
 
-@pytest.mark.parametrize('name, code', [
-    ('POWER_ON', (0x29, 0x01)), ('DEVICE_RESET', (0x29, 0x03)), ('NEXUS_LOSS', (0x29, 0x07)),
-    ('MODE_PARAMETERS_CHANGED', (0x2A, 0x01)), ('RESERVATIONS_PREEMPTED', (0x2A, 0x03)),
-    ('RESERVATIONS_RELEASED', (0x2A, 0x04)), ('REGISTRATIONS_PREEMPTED', (0x2A, 0x05)), ('CAPACITY_CHANGED', (0x2A, 0x09)),
-    ('COMMANDS_CLEARED_BY_ANOTHER_INITIATOR', (0x2F, 0x00)), ('THRESHOLD', (0x38, 0x07)), ('INQUIRY_CHANGED', (0x3F, 0x03)),
-    ('LUNS_CHANGED', (0x3F, 0x0E))])
+@pytest.mark.parametrize(
+    'name, code',
+    [
+        ('POWER_ON', (0x29, 0x01)),
+        ('DEVICE_RESET', (0x29, 0x03)),
+        ('NEXUS_LOSS', (0x29, 0x07)),
+        ('MODE_PARAMETERS_CHANGED', (0x2A, 0x01)),
+        ('RESERVATIONS_PREEMPTED', (0x2A, 0x03)),
+        ('RESERVATIONS_RELEASED', (0x2A, 0x04)),
+        ('REGISTRATIONS_PREEMPTED', (0x2A, 0x05)),
+        ('CAPACITY_CHANGED', (0x2A, 0x09)),
+        ('COMMANDS_CLEARED_BY_ANOTHER_INITIATOR', (0x2F, 0x00)),
+        ('THRESHOLD', (0x38, 0x07)),
+        ('INQUIRY_CHANGED', (0x3F, 0x03)),
+        ('LUNS_CHANGED', (0x3F, 0x0E)),
+    ],
+)
 def test_codes_are_those_of_the_standard(name, code):
     assert getattr(attention, name) == code

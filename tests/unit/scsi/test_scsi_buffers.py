@@ -12,7 +12,9 @@ DATA, DESCRIPTOR, ECHO, ECHO_DESCRIPTOR = 0x02, 0x03, 0x0A, 0x0B
 
 
 def cdb(opcode, mode, length, offset=0, number=0):
-    return struct.pack('>BBB3s3sB', opcode, mode, number, offset.to_bytes(3, 'big'), length.to_bytes(3, 'big'), 0)
+    return struct.pack(
+        '>BBB3s3sB', opcode, mode, number, offset.to_bytes(3, 'big'), length.to_bytes(3, 'big'), 0
+    )
 
 
 def read(unit, mode, length, offset=0, number=0):
@@ -74,9 +76,20 @@ def test_units_do_not_share_buffers():
     assert read(other, DATA, 4) == bytes(4)
 
 
-@pytest.mark.parametrize('opcode, mode, offset, number', [
-    (0x3B, 0x05, 0, 0), (0x3B, 0x03, 0, 0), (0x3C, 0x1C, 0, 0), (0x3C, 0x01, 0, 0), (0x3C, DATA, 0, 1), (0x3B, DATA, 0, 1),
-    (0x3B, ECHO, 4, 0), (0x3C, ECHO, 4, 0), (0x3C, 0x00, 4, 0)])
+@pytest.mark.parametrize(
+    'opcode, mode, offset, number',
+    [
+        (0x3B, 0x05, 0, 0),
+        (0x3B, 0x03, 0, 0),
+        (0x3C, 0x1C, 0, 0),
+        (0x3C, 0x01, 0, 0),
+        (0x3C, DATA, 0, 1),
+        (0x3B, DATA, 0, 1),
+        (0x3B, ECHO, 4, 0),
+        (0x3C, ECHO, 4, 0),
+        (0x3C, 0x00, 4, 0),
+    ],
+)
 def test_modes_offsets_and_buffers_that_are_not_there(opcode, mode, offset, number):
     data = bytes(4) if opcode == 0x3B else None
     assert sense_of(make_unit(), cdb(opcode, mode, 4, offset, number), data) == FIELD_IN_CDB

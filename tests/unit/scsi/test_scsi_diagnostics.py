@@ -20,9 +20,11 @@ def results(unit):
     data = do(unit, RESULTS)
     found = []
     for n in range(20):
-        number, _, length, first, segment, hours, address, key, asc, ascq = struct.unpack_from('>HBBBBHQBBB', data, 4 + 20 * n)
+        number, _, length, first, segment, hours, address, key, asc, ascq = struct.unpack_from(
+            '>HBBBBHQBBB', data, 4 + 20 * n
+        )
         assert number == n + 1 and length == 16
-        if any(data[8 + 20 * n:24 + 20 * n]):
+        if any(data[8 + 20 * n : 24 + 20 * n]):
             found.append((first >> 5, first & 15, segment, hours, address, key, asc, ascq))
     return found
 
@@ -30,8 +32,16 @@ def results(unit):
 NOWHERE = 0xFFFFFFFFFFFFFFFF
 
 
-@pytest.mark.parametrize('cdb, code', [(send_diagnostic(self_test=True), 0), (send_diagnostic(5), 5), (send_diagnostic(6), 6),
-                                       (send_diagnostic(1), 1), (send_diagnostic(2), 2)])
+@pytest.mark.parametrize(
+    'cdb, code',
+    [
+        (send_diagnostic(self_test=True), 0),
+        (send_diagnostic(5), 5),
+        (send_diagnostic(6), 6),
+        (send_diagnostic(1), 1),
+        (send_diagnostic(2), 2),
+    ],
+)
 def test_a_self_test_that_passes_is_in_the_log(cdb, code):
     unit = make_unit()
     unit.since, unit.clock = 0, lambda: 5 * HOUR + 17
@@ -104,6 +114,7 @@ def test_results_are_told_to_the_owner():
 
 # -- power conditions --------------------------------------------------------------------------------------------------------
 
+
 def start_stop(condition, start=0):
     return bytes((0x1B, 0, 0, 0, condition << 4 | start, 0))
 
@@ -113,8 +124,18 @@ def power(unit):
     return data[2] & 0xF, data[12], data[13]
 
 
-@pytest.mark.parametrize('condition, code', [(2, (0, 0x5E, 3)), (0xA, (0, 0x5E, 3)), (3, (0, 0x5E, 4)), (0xB, (0, 0x5E, 4)),
-                                             (1, (0, 0, 0)), (7, (0, 0, 0)), (5, (0, 0, 0))])
+@pytest.mark.parametrize(
+    'condition, code',
+    [
+        (2, (0, 0x5E, 3)),
+        (0xA, (0, 0x5E, 3)),
+        (3, (0, 0x5E, 4)),
+        (0xB, (0, 0x5E, 4)),
+        (1, (0, 0, 0)),
+        (7, (0, 0, 0)),
+        (5, (0, 0, 0)),
+    ],
+)
 def test_request_sense_says_which_power_condition_was_asked_for(condition, code):
     unit = make_unit()
     do(unit, start_stop(condition))

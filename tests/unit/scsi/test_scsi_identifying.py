@@ -20,6 +20,7 @@ def set_information(kind, length):
 
 # -- identifying information -------------------------------------------------------------------------------------------------
 
+
 def test_nothing_is_known_at_first():
     assert do(make_unit(), report(0)) == bytes(4)
     assert do(make_unit(), report(2)) == bytes(4)
@@ -37,8 +38,17 @@ def test_the_types_are_told_with_their_lengths():
     assert do(make_unit(), report(0x7F)) == struct.pack('>xxHBxHBxH', 8, 0, 64, 4, 256)
 
 
-@pytest.mark.parametrize('kind, data, kept', [(0, b'\0\1\xff', '0001ff'), (0, b'x' * 64, '78' * 64), (0, b'', ''), (2, b'', ''),
-                                              (2, b'erp\0', '65727000'), (2, b'erp\0rest\0', '65727000')])
+@pytest.mark.parametrize(
+    'kind, data, kept',
+    [
+        (0, b'\0\1\xff', '0001ff'),
+        (0, b'x' * 64, '78' * 64),
+        (0, b'', ''),
+        (2, b'', ''),
+        (2, b'erp\0', '65727000'),
+        (2, b'erp\0rest\0', '65727000'),
+    ],
+)
 def test_setting_it_is_the_masters_to_do(kind, data, kept):
     change = do(make_unit(), set_information(kind, len(data)), data)
     assert change == Change('set-identifying-information', {'type': str(kind), 'data': kept})
@@ -70,7 +80,10 @@ def clocked(now=1700000000123):
 
 
 def test_the_timestamp_is_the_hosts_clock_until_somebody_sets_it():
-    assert do(clocked(), REPORT) == struct.pack('>HBx', 10, 3) + (1700000000123).to_bytes(6, 'big') + b'\0\0'
+    assert (
+        do(clocked(), REPORT)
+        == struct.pack('>HBx', 10, 3) + (1700000000123).to_bytes(6, 'big') + b'\0\0'
+    )
 
 
 def test_a_timestamp_that_was_set_goes_on_from_there():
@@ -82,11 +95,19 @@ def test_a_timestamp_that_was_set_goes_on_from_there():
     unit.clock = lambda: 5500
     answer = do(unit, REPORT)
     assert answer[2] == 2 and int.from_bytes(answer[4:10], 'big') == 1500
-    unit.clock = lambda: 0                          # the host's clock was set back
+    unit.clock = lambda: 0  # the host's clock was set back
     assert int.from_bytes(do(unit, REPORT)[4:10], 'big') == 0
 
 
 def test_lists_of_other_lengths():
     assert do(clocked(), bytes.fromhex('a4 0f 00000000 00000000 00 00')) is None
-    assert sense_of(clocked(), bytes.fromhex('a4 0f 00000000 0000000b 00 00'), bytes(11)) == (5, 0x1A, 0)
-    assert sense_of(clocked(), bytes.fromhex('a4 0f 00000000 0000000c 00 00'), bytes(11)) == (5, 0x1A, 0)
+    assert sense_of(clocked(), bytes.fromhex('a4 0f 00000000 0000000b 00 00'), bytes(11)) == (
+        5,
+        0x1A,
+        0,
+    )
+    assert sense_of(clocked(), bytes.fromhex('a4 0f 00000000 0000000c 00 00'), bytes(11)) == (
+        5,
+        0x1A,
+        0,
+    )

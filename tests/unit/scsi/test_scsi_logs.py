@@ -35,7 +35,7 @@ def page(unit, code, **words):
     found, offset = {}, 4
     while offset < len(data):
         number, control, length = struct.unpack_from('>HBB', data, offset)
-        found[number] = (control, data[offset + 4:offset + 4 + length])
+        found[number] = (control, data[offset + 4 : offset + 4 + length])
         offset += 4 + length
     assert offset == len(data)
     return found
@@ -43,10 +43,13 @@ def page(unit, code, **words):
 
 # -- which pages -----------------------------------------------------------------------------------------------------------
 
+
 def test_the_pages_are_listed_and_each_is_answered():
     unit = thin_unit()
     data = do(unit, log_sense(0))
-    assert data[:2] == b'\0\0' and data[4:] == bytes([0, 2, 3, 5, 0x0C, 0x0D, 0x0E, 0x10, 0x19, 0x2F])
+    assert data[:2] == b'\0\0' and data[4:] == bytes(
+        [0, 2, 3, 5, 0x0C, 0x0D, 0x0E, 0x10, 0x19, 0x2F]
+    )
     for code in data[5:]:
         assert page(unit, code)
 
@@ -60,7 +63,7 @@ def test_a_unit_that_is_not_thin_has_no_provisioning_page():
 def test_pages_and_subpages_are_listed_ascending():
     data = do(make_unit(), log_sense(0, 0xFF))
     assert data[:2] == b'\x40\xff' and struct.unpack('>H', data[2:4])[0] == len(data) - 4
-    pairs = [tuple(data[n:n + 2]) for n in range(4, len(data), 2)]
+    pairs = [tuple(data[n : n + 2]) for n in range(4, len(data), 2)]
     assert pairs == sorted(pairs) and (0, 0xFF) in pairs and (0x0D, 0) in pairs
     assert do(make_unit(), log_sense(0x0D, 0xFF))[4:] == b'\x0d\x00\x0d\xff'
 
@@ -91,6 +94,7 @@ def test_the_parameter_pointer_leaves_out_what_is_before_it():
 
 # -- what they say -----------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize('control', range(4))
 def test_provisioning_as_windows_wants_it_whatever_the_page_control(control):
     """DS 1, SPF 0, parameters of 8 bytes in format 3."""
@@ -106,6 +110,7 @@ def test_provisioning_of_a_medium_that_fails():
 
     def broken():
         raise OSError(errno.EIO, 'broken')
+
     unit.store.allocated = broken
     assert sense_of(unit, log_sense(0x0C)) == (3, 0x11, 0)
 
@@ -123,7 +128,11 @@ def test_errors_of_the_medium_are_counted():
     assert sense_of(unit, cdb_10(0x2A, 0, 1), bytes(512)) == (7, 0x27, 7)
     for code in (2, 3, 5):
         assert page(unit, code) == {6: (2, struct.pack('>Q', 1))}
-    assert told == [('error', {'kind': 'read'}), ('error', {'kind': 'verify'}), ('error', {'kind': 'write'})]
+    assert told == [
+        ('error', {'kind': 'read'}),
+        ('error', {'kind': 'verify'}),
+        ('error', {'kind': 'write'}),
+    ]
     assert page(unit, 3, control=3) == {6: (2, bytes(8))}
     assert page(unit, 3, control=0) == {6: (2, b'\xff' * 8)}
 
@@ -155,6 +164,7 @@ def test_logs_can_be_read_while_a_sanitize_runs():
 
 # -- LOG SELECT ------------------------------------------------------------------------------------------------------------
 
+
 def select(unit, data, control=1):
     return do(unit, log_select(len(data), control=control), data)
 
@@ -165,7 +175,9 @@ def parameter(page_code, code, value, control=0):
 
 
 def test_the_accounting_date_can_be_set():
-    assert select(make_unit(), parameter(0x0E, 2, b'202647')) == Change('log-select', {'accounting_date': '202647'})
+    assert select(make_unit(), parameter(0x0E, 2, b'202647')) == Change(
+        'log-select', {'accounting_date': '202647'}
+    )
 
 
 def test_counters_can_be_set_several_pages_at_once():
@@ -174,31 +186,57 @@ def test_counters_can_be_set_several_pages_at_once():
     assert select(make_unit(), data, control=0) is None
 
 
-@pytest.mark.parametrize('cdb, arguments', [
-    (log_select(flags=2), {'reset': True}), (log_select(control=3), {'reset': True}),
-    (log_select(flags=2, page=5), {'errors': {'verify': 0}})])
+@pytest.mark.parametrize(
+    'cdb, arguments',
+    [
+        (log_select(flags=2), {'reset': True}),
+        (log_select(control=3), {'reset': True}),
+        (log_select(flags=2, page=5), {'errors': {'verify': 0}}),
+    ],
+)
 def test_counters_can_be_reset(cdb, arguments):
     assert do(make_unit(), cdb) == Change('log-select', arguments)
 
 
-@pytest.mark.parametrize('cdb', [log_select(), log_select(control=0), log_select(flags=2, page=0x0D)])
+@pytest.mark.parametrize(
+    'cdb', [log_select(), log_select(control=0), log_select(flags=2, page=0x0D)]
+)
 def test_a_log_select_that_changes_nothing(cdb):
     assert do(make_unit(), cdb) is None
 
 
-@pytest.mark.parametrize('cdb', [log_select(4, flags=2), log_select(4, page=3), log_select(4, subpage=1), log_select(page=0x3D),
-                                 log_select(page=3, subpage=2), log_select(flags=1), log_select(page=0x0C)])
+@pytest.mark.parametrize(
+    'cdb',
+    [
+        log_select(4, flags=2),
+        log_select(4, page=3),
+        log_select(4, subpage=1),
+        log_select(page=0x3D),
+        log_select(page=3, subpage=2),
+        log_select(flags=1),
+        log_select(page=0x0C),
+    ],
+)
 def test_a_log_select_that_cannot_be(cdb):
     assert sense_of(make_unit(), cdb, bytes(4)) == FIELD_IN_CDB
 
 
-@pytest.mark.parametrize('data, sense', [
-    (b'\x0e\0\0', (5, 0x1A, 0)), (b'\x0e\0\0\x08\0\2\0', (5, 0x1A, 0)), (b'\x0e\0\0\x02\0\2', (5, 0x1A, 0)),
-    (b'\x0e\0\0\x06\0\2\0\6\0\0', (5, 0x1A, 0)), (parameter(0x3D, 0, b'x'), FIELD_IN_LIST),
-    (b'\x4e\1\0\0', FIELD_IN_LIST), (parameter(0x0E, 2, b'2026'), FIELD_IN_LIST),
-    (parameter(0x0E, 2, b'2026xx'), FIELD_IN_LIST),
-    (parameter(0x0E, 4, bytes(4)), FIELD_IN_LIST), (parameter(0x03, 6, bytes(4)), FIELD_IN_LIST),
-    (parameter(0x0D, 0, bytes(2)), FIELD_IN_LIST)])
+@pytest.mark.parametrize(
+    'data, sense',
+    [
+        (b'\x0e\0\0', (5, 0x1A, 0)),
+        (b'\x0e\0\0\x08\0\2\0', (5, 0x1A, 0)),
+        (b'\x0e\0\0\x02\0\2', (5, 0x1A, 0)),
+        (b'\x0e\0\0\x06\0\2\0\6\0\0', (5, 0x1A, 0)),
+        (parameter(0x3D, 0, b'x'), FIELD_IN_LIST),
+        (b'\x4e\1\0\0', FIELD_IN_LIST),
+        (parameter(0x0E, 2, b'2026'), FIELD_IN_LIST),
+        (parameter(0x0E, 2, b'2026xx'), FIELD_IN_LIST),
+        (parameter(0x0E, 4, bytes(4)), FIELD_IN_LIST),
+        (parameter(0x03, 6, bytes(4)), FIELD_IN_LIST),
+        (parameter(0x0D, 0, bytes(2)), FIELD_IN_LIST),
+    ],
+)
 def test_a_parameter_list_that_cannot_be(data, sense):
     assert sense_of(make_unit(), log_select(len(data)), data) == sense
 

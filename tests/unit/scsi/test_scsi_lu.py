@@ -31,6 +31,7 @@ INQUIRY = bytes.fromhex('12 00 00 0060 00')
 
 # -- UnitFacts -------------------------------------------------------------------------------------------------------------
 
+
 def test_facts_have_defaults_and_go_through_a_message():
     facts = UnitFacts.from_message({'block_size': 512, 'physical_block_size': 4096, 'serial': 'x'})
     assert facts.physical_exponent == 3
@@ -43,9 +44,18 @@ def test_unknown_facts_are_left_alone():
     assert UnitFacts.from_message({'from_a_newer_master': 1}) == UnitFacts.from_message({})
 
 
-@pytest.mark.parametrize('facts', [
-    {'block_size': 520}, {'block_size': 256}, {'block_size': 4096, 'physical_block_size': 512}, {'serial': 5},
-    {'maximum_unmap_length': -1}, {'block_size': True}, {'thin': 'yes'}])
+@pytest.mark.parametrize(
+    'facts',
+    [
+        {'block_size': 520},
+        {'block_size': 256},
+        {'block_size': 4096, 'physical_block_size': 512},
+        {'serial': 5},
+        {'maximum_unmap_length': -1},
+        {'block_size': True},
+        {'thin': 'yes'},
+    ],
+)
 def test_facts_that_cannot_be_are_refused(facts):
     with pytest.raises(ValueError):
         UnitFacts.from_message(facts)
@@ -53,10 +63,23 @@ def test_facts_that_cannot_be_are_refused(facts):
 
 # -- addressing ------------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize('field, lun', [
-    (0x0000 << 48, 0), (0x0005 << 48, 5), (0x4005 << 48, 5), (0x4000 << 48, 0), (0x4100 << 48, 256), (0x7FFF << 48, 0x3FFF),
-    (0x0105 << 48, None), (0x8005 << 48, None), (0xC101 << 48, None), ((0x0005 << 48) | 1, None),
-    ((0x0005 << 48) | (1 << 32), None)])
+
+@pytest.mark.parametrize(
+    'field, lun',
+    [
+        (0x0000 << 48, 0),
+        (0x0005 << 48, 5),
+        (0x4005 << 48, 5),
+        (0x4000 << 48, 0),
+        (0x4100 << 48, 256),
+        (0x7FFF << 48, 0x3FFF),
+        (0x0105 << 48, None),
+        (0x8005 << 48, None),
+        (0xC101 << 48, None),
+        ((0x0005 << 48) | 1, None),
+        ((0x0005 << 48) | (1 << 32), None),
+    ],
+)
 def test_single_level_addresses(field, lun):
     assert lun_of(field) == lun
 
@@ -89,6 +112,7 @@ def test_a_new_unit_owes_power_on():
 
 
 # -- where no unit is --------------------------------------------------------------------------------------------------------
+
 
 def absent(lun, *present):
     device = Device(NEXUS, PORTS)
@@ -123,7 +147,10 @@ def test_report_luns_is_answered_everywhere():
     assert data == struct.pack('>I4xQ', 8, 3 << 48)
 
 
-@pytest.mark.parametrize('cdb', ['00 00000000 00', '28 00 00000000 00 0001 00', 'ff 0000000000', '25 00 00000000 000000 00'])
+@pytest.mark.parametrize(
+    'cdb',
+    ['00 00000000 00', '28 00 00000000 00 0001 00', 'ff 0000000000', '25 00 00000000 000000 00'],
+)
 def test_everything_else_is_not_supported(cdb):
     assert sense_of(absent(4), bytes.fromhex(cdb)) == (5, 0x25, 0)
 
@@ -140,7 +167,9 @@ def test_the_report_luns_well_known_unit():
     unit = device.unit(0xC101 << 48)
     assert do(unit, INQUIRY)[0] == 0x1E
     assert status_of(unit, TEST_UNIT_READY) == 0
-    assert do(unit, bytes.fromhex('a0 00 00 000000 00000100 00 00'))[8:] == struct.pack('>Q', 2 << 48)
+    assert do(unit, bytes.fromhex('a0 00 00 000000 00000100 00 00'))[8:] == struct.pack(
+        '>Q', 2 << 48
+    )
     assert do(unit, bytes.fromhex('03 00 0000 12 00'))[2] == 0
     assert sense_of(unit, cdb_10(0x28, 0, 1)) == (5, 0x25, 0)
     assert device.has_unit(0xC101 << 48)
@@ -148,10 +177,21 @@ def test_the_report_luns_well_known_unit():
 
 # -- order of checks -------------------------------------------------------------------------------------------------------
 
+
 def reserved_by_other(kind):
-    return dict(reservations.initial(), type=kind, holder=[OTHER.initiator_port, OTHER.target_port], registrations=[
-        {'initiator_port': OTHER.initiator_port, 'target_port': OTHER.target_port, 'key': '00000000000000aa',
-         'all_tg_pt': False}])
+    return dict(
+        reservations.initial(),
+        type=kind,
+        holder=[OTHER.initiator_port, OTHER.target_port],
+        registrations=[
+            {
+                'initiator_port': OTHER.initiator_port,
+                'target_port': OTHER.target_port,
+                'key': '00000000000000aa',
+                'all_tg_pt': False,
+            }
+        ],
+    )
 
 
 SPC_2 = dict(reservations.initial(), reserved_by=[OTHER.initiator_port, OTHER.target_port])
@@ -160,7 +200,7 @@ SPC_2 = dict(reservations.initial(), reserved_by=[OTHER.initiator_port, OTHER.ta
 def test_checks_come_in_the_order_of_the_standard():
     unit = make_unit(read_only=True)
     unit.update(reservations=reserved_by_other(3), medium='ejected')
-    bad = bytes.fromhex('2a 20 ffffffff 00 0001 00')         # protection bits, beyond the end, write
+    bad = bytes.fromhex('2a 20 ffffffff 00 0001 00')  # protection bits, beyond the end, write
     unit.raise_attention(0x2A, 0x09)
     assert sense_of(unit, bad, bytes(512)) == (6, 0x2A, 0x09)
     assert sense_of(unit, bytes.fromhex('ff')) == (5, 0x20, 0)
@@ -170,7 +210,11 @@ def test_checks_come_in_the_order_of_the_standard():
     unit.update(reservations=reservations.initial())
     assert sense_of(unit, good_bits, bytes(512)) == (2, 0x3A, 0)
     unit.update(medium='ready')
-    assert sense_of(unit, good_bits, bytes(512)) == sense_of(unit, cdb_10(0x28, 0xFFFFFFFF, 1)) == (5, 0x21, 0)
+    assert (
+        sense_of(unit, good_bits, bytes(512))
+        == sense_of(unit, cdb_10(0x28, 0xFFFFFFFF, 1))
+        == (5, 0x21, 0)
+    )
     assert sense_of(unit, cdb_10(0x2A, 0, 1), bytes(500)) == (7, 0x27, 0)
 
 
@@ -209,12 +253,17 @@ def test_a_device_wide_attention_reaches_every_unit():
 
 # -- reservations ------------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize('state, inquiry, ready, read, write', [
-    (reserved_by_other(1), 0, 0, 0, 0x18),
-    (reserved_by_other(3), 0, 0, 0x18, 0x18),
-    (reserved_by_other(5), 0, 0, 0, 0x18),
-    (reserved_by_other(6), 0, 0, 0x18, 0x18),
-    (SPC_2, 0, 0x18, 0x18, 0x18)])
+
+@pytest.mark.parametrize(
+    'state, inquiry, ready, read, write',
+    [
+        (reserved_by_other(1), 0, 0, 0, 0x18),
+        (reserved_by_other(3), 0, 0, 0x18, 0x18),
+        (reserved_by_other(5), 0, 0, 0, 0x18),
+        (reserved_by_other(6), 0, 0, 0x18, 0x18),
+        (SPC_2, 0, 0x18, 0x18, 0x18),
+    ],
+)
 @pytest.mark.parametrize('opcodes', [(0x08, 0x0A), (0x28, 0x2A), (0x88, 0x8A), (0xA8, 0xAA)])
 def test_what_a_foreign_reservation_refuses(state, inquiry, ready, read, write, opcodes):
     unit = make_unit()
@@ -235,16 +284,28 @@ def test_the_holder_is_not_refused():
 
 # -- medium ------------------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize('medium, sense', [('ejected', (2, 0x3A, 0)), ('stopped', (2, 0x04, 0x02)), ('odd', (2, 0x04, 0x03))])
+
+@pytest.mark.parametrize(
+    'medium, sense',
+    [('ejected', (2, 0x3A, 0)), ('stopped', (2, 0x04, 0x02)), ('odd', (2, 0x04, 0x03))],
+)
 @pytest.mark.parametrize('row', [row for row in TABLE if row.medium], ids=lambda row: row.name)
 def test_commands_that_need_the_medium_say_why_they_cannot(medium, sense, row):
-    unit = make_unit(unmap=True, zeroes_after_unmap=True, encrypted=True, maximum_atomic_length=4096, medium=medium)
+    unit = make_unit(
+        unmap=True,
+        zeroes_after_unmap=True,
+        encrypted=True,
+        maximum_atomic_length=4096,
+        medium=medium,
+    )
     cdb = bytearray(len(row.mask))
     cdb[0], cdb[1] = row.opcode, row.service_action or 0
     assert sense_of(unit, bytes(cdb)) == sense
 
 
-@pytest.mark.parametrize('cdb', ['12 00 00 0024 00', '1a 00 3f 00 ff 00', '5e 00 0000000000 0010 00'])
+@pytest.mark.parametrize(
+    'cdb', ['12 00 00 0024 00', '1a 00 3f 00 ff 00', '5e 00 0000000000 0010 00']
+)
 def test_the_rest_works_without_a_medium(cdb):
     assert status_of(make_unit(medium='ejected'), bytes.fromhex(cdb)) == 0
 
@@ -262,32 +323,47 @@ def cdb_of(row, lba, blocks):
     return bytes(cdb)
 
 
-EVERYTHING = {'unmap': True, 'zeroes_after_unmap': True, 'encrypted': True, 'maximum_atomic_length': 4096}
+EVERYTHING = {
+    'unmap': True,
+    'zeroes_after_unmap': True,
+    'encrypted': True,
+    'maximum_atomic_length': 4096,
+}
 EVERYTHING_READ_ONLY = dict(EVERYTHING, read_only=True)
 
 
-@pytest.mark.parametrize('row', [row for row in TABLE if row.writes and row.name != 'UNMAP'], ids=lambda row: row.name)
+@pytest.mark.parametrize(
+    'row', [row for row in TABLE if row.writes and row.name != 'UNMAP'], ids=lambda row: row.name
+)
 def test_a_read_only_unit_refuses_every_write_before_it_looks_at_lengths(row):
     unit = make_unit(**EVERYTHING_READ_ONLY)
     assert sense_of(unit, cdb_of(row, 0, 1)) == (7, 0x27, 0)
     assert unit.store.calls == []
 
 
-@pytest.mark.parametrize('lba, blocks, sense', [(0, 1, (7, 0x27, 0)), (0, 0, None), (BLOCKS, 1, (5, 0x21, 0))])
+@pytest.mark.parametrize(
+    'lba, blocks, sense', [(0, 1, (7, 0x27, 0)), (0, 0, None), (BLOCKS, 1, (5, 0x21, 0))]
+)
 def test_a_read_only_unit_unmaps_what_it_is_told_if_that_is_nothing(lba, blocks, sense):
     unit = make_unit(**EVERYTHING_READ_ONLY)
-    cdb, data = bytes.fromhex('42 00 00000000 00 0018 00'), struct.pack('>HH4xQI4x', 22, 16, lba, blocks)
+    cdb, data = (
+        bytes.fromhex('42 00 00000000 00 0018 00'),
+        struct.pack('>HH4xQI4x', 22, 16, lba, blocks),
+    )
     assert sense_of(unit, cdb, data) == sense if sense else status_of(unit, cdb, data) == 0
     assert unit.store.calls == []
 
 
-@pytest.mark.parametrize('row', [row for row in TABLE if row.function in sbc.BLOCKS_WRITTEN_AT], ids=lambda row: row.name)
+@pytest.mark.parametrize(
+    'row', [row for row in TABLE if row.function in sbc.BLOCKS_WRITTEN_AT], ids=lambda row: row.name
+)
 def test_a_read_only_unit_protects_the_blocks_it_has(row):
-    """No blocks are written by a command that names none, and none that are not there by one that names these."""
+    """No blocks are written by a command that names none, and none that are not there by one that
+    names these."""
     unit = make_unit(**EVERYTHING_READ_ONLY)
     assert sense_of(unit, cdb_of(row, unit.blocks, 1)) == (5, 0x21, 0)
     if row.opcode == 0x0A or row.function == 'provisioning.write_same':
-        assert sense_of(unit, cdb_of(row, 0, 0)) == (7, 0x27, 0)     # 256 blocks, or up to the end
+        assert sense_of(unit, cdb_of(row, 0, 0)) == (7, 0x27, 0)  # 256 blocks, or up to the end
     else:
         assert status_of(unit, cdb_of(row, unit.blocks, 0)) == 0
     assert unit.store.calls == []
@@ -322,6 +398,7 @@ def test_only_known_replicas_are_taken():
 
 
 # -- failures of the store -----------------------------------------------------------------------------------------------------
+
 
 def watched(**facts):
     unit = make_unit(**facts)
@@ -377,6 +454,7 @@ def test_a_unit_without_an_owner_fails_quietly():
 
 # -- the hot path and the general one say the same -----------------------------------------------------------------------------
 
+
 def outcome(admit, unit, cdb, data):
     task = make_task(unit, cdb, data)
     try:
@@ -425,7 +503,8 @@ def test_an_attention_that_another_connection_took_lets_the_command_through():
 
 
 def test_an_attention_that_comes_while_the_last_one_is_taken_is_not_lost():
-    """The control thread may queue between the connection thread's look at the queue and its change of tables."""
+    """The control thread may queue between the connection thread's look at the queue and its change
+    of tables."""
     unit = make_unit()
     unit.raise_attention(0x2A, 0x09)
     queue = unit.attention
@@ -438,11 +517,12 @@ def test_an_attention_that_comes_while_the_last_one_is_taken_is_not_lost():
             count = len(queue)
             if not count and not self.raced:
                 self.raced = True
-                queue.add(0x2A, 0x01)            # after the look, before the change
+                queue.add(0x2A, 0x01)  # after the look, before the change
             return count
 
         def __getattr__(self, name):
             return getattr(queue, name)
+
     unit.attention = Interleaved()
     assert sense_of(unit, TEST_UNIT_READY) == (6, 0x2A, 0x09)
     assert sense_of(unit, TEST_UNIT_READY) == (6, 0x2A, 0x01)

@@ -13,18 +13,42 @@ from targetd.scsi.sense import CheckCondition
 
 BLOCKS = 1 << 21
 PLAIN = UnitFacts.from_message({})
-THIN = UnitFacts.from_message({'thin': True, 'unmap': True, 'threshold_exponent': 11, 'threshold_count': 0x1234})
+THIN = UnitFacts.from_message(
+    {'thin': True, 'unmap': True, 'threshold_exponent': 11, 'threshold_count': 0x1234}
+)
 CURRENT, CHANGEABLE, DEFAULT, SAVED = range(4)
-CODES = [(0x01, 0), (0x02, 0), (0x03, 0), (0x04, 0), (0x07, 0), (0x08, 0), (0x0A, 0), (0x0A, 1), (0x1A, 0), (0x1C, 0),
-         (0x1C, 2)]
+CODES = [
+    (0x01, 0),
+    (0x02, 0),
+    (0x03, 0),
+    (0x04, 0),
+    (0x07, 0),
+    (0x08, 0),
+    (0x0A, 0),
+    (0x0A, 1),
+    (0x1A, 0),
+    (0x1C, 0),
+    (0x1C, 2),
+]
 
 
-def sense(state, page, subpage=0, control=CURRENT, facts=PLAIN, dbd=True, long_header=False, llbaa=False, blocks=BLOCKS):
+def sense(
+    state,
+    page,
+    subpage=0,
+    control=CURRENT,
+    facts=PLAIN,
+    dbd=True,
+    long_header=False,
+    llbaa=False,
+    blocks=BLOCKS,
+):
     return modes.sense(state, facts, page, subpage, control, dbd, long_header, llbaa, blocks)
 
 
 def split(data, long_header=False):
-    """(medium type, device-specific parameter, LONGLBA, block descriptor, {(code, subpage): page with header})."""
+    """(medium type, device-specific parameter, LONGLBA, block descriptor, {(code, subpage): page
+    with header})."""
     if long_header:
         length, medium, specific, long_lba, descriptors = struct.unpack_from('>HBBBxH', data)
         assert length == len(data) - 2
@@ -33,15 +57,19 @@ def split(data, long_header=False):
         length, medium, specific, descriptors = struct.unpack_from('>BBBB', data)
         assert length == len(data) - 1
         offset, long_lba = 4, 0
-    descriptor = data[offset:offset + descriptors]
+    descriptor = data[offset : offset + descriptors]
     offset += descriptors
     pages = {}
     while offset < len(data):
         if data[offset] & 0x40:
-            code, subpage, length = data[offset] & 0x3F, data[offset + 1], 4 + struct.unpack_from('>H', data, offset + 2)[0]
+            code, subpage, length = (
+                data[offset] & 0x3F,
+                data[offset + 1],
+                4 + struct.unpack_from('>H', data, offset + 2)[0],
+            )
         else:
             code, subpage, length = data[offset] & 0x3F, 0, 2 + data[offset + 1]
-        pages[code, subpage] = data[offset:offset + length]
+        pages[code, subpage] = data[offset : offset + length]
         offset += length
     assert offset == len(data)
     return medium, specific, long_lba, descriptor, pages
@@ -64,13 +92,17 @@ def changed(page, offset, bits, on=True):
 def select(state, *pages, **more):
     """The state after MODE SELECT(6) of these pages."""
     save = more.pop('save', False)
-    arguments = modes.parse_select(state, more.pop('facts', PLAIN), bytes(4) + b''.join(pages), False, True, save, BLOCKS)
+    arguments = modes.parse_select(
+        state, more.pop('facts', PLAIN), bytes(4) + b''.join(pages), False, True, save, BLOCKS
+    )
     return modes.apply(state, json.loads(json.dumps(arguments)))
 
 
 def refusal(data, state=None, long_header=False, pf=True, facts=PLAIN, rtd=False):
     with pytest.raises(CheckCondition) as caught:
-        modes.parse_select(state or modes.initial(facts), facts, data, long_header, pf, False, BLOCKS, rtd)
+        modes.parse_select(
+            state or modes.initial(facts), facts, data, long_header, pf, False, BLOCKS, rtd
+        )
     return (caught.value.key, caught.value.asc, caught.value.ascq), caught.value.field
 
 
@@ -87,11 +119,22 @@ def with_cache(state, on, save=False):
 
 # -- MODE SENSE ----------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize('code, subpage', CODES)
 @pytest.mark.parametrize('control', range(4))
 def test_each_page_alone(code, subpage, control):
     page = only_page(modes.initial(THIN), code, subpage, control, THIN)
-    lengths = {0x01: 12, 0x02: 16, 0x03: 24, 0x04: 24, 0x07: 12, 0x08: 20, 0x0A: 12, 0x1A: 40, 0x1C: 12}
+    lengths = {
+        0x01: 12,
+        0x02: 16,
+        0x03: 24,
+        0x04: 24,
+        0x07: 12,
+        0x08: 20,
+        0x0A: 12,
+        0x1A: 40,
+        0x1C: 12,
+    }
     assert len(page) == ({0x0A: 32, 0x1C: 32}[code] if subpage else lengths[code])
 
 
@@ -113,16 +156,32 @@ def test_page_00_is_empty():
     assert len(data) == 12 and split(data)[4] == {}
 
 
-@pytest.mark.parametrize('page, subpage, field', [
-    (0x05, 0, (2, 5, True)), (0x1D, 0xFF, (2, 5, True)), (0x00, 1, (2, 5, True)), (0x08, 1, (3, 7, True)),
-    (0x0A, 2, (3, 7, True)), (0x3F, 1, (3, 7, True)), (0x1C, 2, (3, 7, True))])
+@pytest.mark.parametrize(
+    'page, subpage, field',
+    [
+        (0x05, 0, (2, 5, True)),
+        (0x1D, 0xFF, (2, 5, True)),
+        (0x00, 1, (2, 5, True)),
+        (0x08, 1, (3, 7, True)),
+        (0x0A, 2, (3, 7, True)),
+        (0x3F, 1, (3, 7, True)),
+        (0x1C, 2, (3, 7, True)),
+    ],
+)
 def test_pages_that_are_not_there(page, subpage, field):
     with pytest.raises(CheckCondition) as caught:
         sense(modes.initial(PLAIN), page, subpage)
-    assert (caught.value.key, caught.value.asc, caught.value.ascq, caught.value.field) == (5, 0x24, 0, field)
+    assert (caught.value.key, caught.value.asc, caught.value.ascq, caught.value.field) == (
+        5,
+        0x24,
+        0,
+        field,
+    )
 
 
-@pytest.mark.parametrize('read_only, swp', [(False, False), (True, False), (False, True), (True, True)])
+@pytest.mark.parametrize(
+    'read_only, swp', [(False, False), (True, False), (False, True), (True, True)]
+)
 def test_write_protection_and_dpofua(read_only, swp):
     facts = UnitFacts.from_message({'read_only': read_only})
     state = modes.initial(facts)
@@ -130,7 +189,9 @@ def test_write_protection_and_dpofua(read_only, swp):
         state = select(state, changed(only_page(state, 0x0A), 4, 0x08), facts=facts)
     assert modes.software_write_protect(state) is swp
     for long_header in (False, True):
-        medium, specific = split(sense(state, 0x3F, facts=facts, long_header=long_header), long_header)[:2]
+        medium, specific = split(
+            sense(state, 0x3F, facts=facts, long_header=long_header), long_header
+        )[:2]
         assert (medium, specific) == (0, 0x10 | (0x80 if read_only or swp else 0))
 
 
@@ -140,11 +201,15 @@ def test_block_descriptors(block_size):
     state = modes.initial(facts)
     for control in range(4):
         for long_header in (False, True):
-            descriptor = split(sense(state, 8, 0, control, facts, False, long_header), long_header)[3]
+            descriptor = split(sense(state, 8, 0, control, facts, False, long_header), long_header)[
+                3
+            ]
             assert descriptor == struct.pack('>II', BLOCKS, block_size)
     assert split(sense(state, 8, facts=facts, dbd=True))[3] == b''
     big = 1 << 33
-    assert split(sense(state, 8, facts=facts, dbd=False, blocks=big))[3] == struct.pack('>II', 0xFFFFFFFF, block_size)
+    assert split(sense(state, 8, facts=facts, dbd=False, blocks=big))[3] == struct.pack(
+        '>II', 0xFFFFFFFF, block_size
+    )
     data = sense(state, 8, facts=facts, dbd=False, long_header=True, llbaa=True, blocks=big)
     assert split(data, True)[2:4] == (1, struct.pack('>QII', big, 0, block_size))
     data = sense(state, 8, facts=facts, dbd=True, long_header=True, llbaa=True)
@@ -164,7 +229,11 @@ def test_what_can_be_changed_is_shown_and_savable():
 @pytest.mark.parametrize('write_cache, expected', [(True, True), (False, False)])
 def test_the_write_cache_is_as_configured(write_cache, expected):
     facts = UnitFacts.from_message({'write_cache': write_cache})
-    for state in (modes.initial(facts), modes.initial({'write_cache': write_cache}), modes.initial(PLAIN, write_cache)):
+    for state in (
+        modes.initial(facts),
+        modes.initial({'write_cache': write_cache}),
+        modes.initial(PLAIN, write_cache),
+    ):
         assert modes.write_cache(state) is expected
         assert bool(only_page(state, 0x08)[2] & 0x04) is expected
 
@@ -187,18 +256,25 @@ def test_no_failure_prediction_is_promised():
     assert only_page(modes.initial(PLAIN), 0x1C)[2] & 0x08
 
 
-@pytest.mark.parametrize('blocks, cylinders', [(1, 1), (16065 * 100, 100), (16065 * 100 + 5, 100), (1 << 45, 0xFFFFFF)])
+@pytest.mark.parametrize(
+    'blocks, cylinders', [(1, 1), (16065 * 100, 100), (16065 * 100 + 5, 100), (1 << 45, 0xFFFFFF)]
+)
 def test_there_is_a_geometry_for_systems_that_ask_for_one(blocks, cylinders):
     facts = UnitFacts.from_message({'block_size': 4096, 'rotation_rate': 7200})
     state = modes.initial(facts)
     page = only_page(state, 0x04, facts=facts, blocks=blocks)
-    assert int.from_bytes(page[2:5], 'big') == cylinders and page[5] == 255 and page[20:22] == struct.pack('>H', 7200)
+    assert (
+        int.from_bytes(page[2:5], 'big') == cylinders
+        and page[5] == 255
+        and page[20:22] == struct.pack('>H', 7200)
+    )
     page = only_page(state, 0x03, facts=facts, blocks=blocks)
     assert struct.unpack_from('>HHH', page, 10) == (63, 4096, 1) and page[20] == 0x40
     assert only_page(modes.initial(PLAIN), 0x04)[20:22] == b'\0\0'
 
 
 # -- MODE SELECT ---------------------------------------------------------------------------------------------------------
+
 
 def test_switching_the_write_cache_leaves_saved_and_default_alone():
     old = modes.initial(PLAIN)
@@ -221,8 +297,14 @@ def test_sp_saves_the_other_pages_too():
     assert modes.task_aborted_status(modes.reset(state))
 
 
-@pytest.mark.parametrize('offset, bits, question', [
-    (2, 0x04, modes.descriptor_sense), (4, 0x08, modes.software_write_protect), (5, 0x40, modes.task_aborted_status)])
+@pytest.mark.parametrize(
+    'offset, bits, question',
+    [
+        (2, 0x04, modes.descriptor_sense),
+        (4, 0x08, modes.software_write_protect),
+        (5, 0x40, modes.task_aborted_status),
+    ],
+)
 def test_the_control_page_can_be_changed(offset, bits, question):
     old = modes.initial(PLAIN)
     new = select(old, changed(only_page(old, 0x0A), offset, bits))
@@ -244,7 +326,9 @@ def test_everything_that_sense_shows_can_be_sent_back(long_header, llbaa, dbd):
         state = modes.initial(facts)
         for control in (CURRENT, DEFAULT, SAVED):
             data = modes.sense(state, facts, 0x3F, 0xFF, control, dbd, long_header, llbaa, BLOCKS)
-            arguments = modes.parse_select(state, facts, memoryview(data), long_header, True, True, BLOCKS)
+            arguments = modes.parse_select(
+                state, facts, memoryview(data), long_header, True, True, BLOCKS
+            )
             assert modes.apply(state, arguments) is state
 
 
@@ -277,7 +361,10 @@ def test_a_header_that_is_cut(length):
 
 def test_a_block_descriptor_that_is_cut():
     assert refusal(bytes(3) + b'\x08' + bytes(7)) == LENGTH_ERROR
-    assert refusal(bytes(4) + b'\x01' + bytes(2) + b'\x10' + bytes(15), long_header=True) == LENGTH_ERROR
+    assert (
+        refusal(bytes(4) + b'\x01' + bytes(2) + b'\x10' + bytes(15), long_header=True)
+        == LENGTH_ERROR
+    )
 
 
 def test_the_medium_has_no_type():
@@ -289,7 +376,9 @@ def test_the_medium_has_no_type():
 def test_block_descriptors_of_another_length(length):
     assert refusal(bytes(3) + bytes([length]) + bytes(length)) == bad_list(3)
     if length != 16:
-        assert refusal(bytes(4) + b'\x01\0' + struct.pack('>H', length) + bytes(length), long_header=True) == bad_list(6)
+        assert refusal(
+            bytes(4) + b'\x01\0' + struct.pack('>H', length) + bytes(length), long_header=True
+        ) == bad_list(6)
     assert refusal(bytes(7) + bytes([length]) + bytes(length), long_header=True) == bad_list(6)
 
 
@@ -305,8 +394,12 @@ def test_block_descriptors_that_want_a_change():
     assert refusal(bytes(3) + b'\x08' + struct.pack('>II', BLOCKS - 1, 512)) == bad_list(4)
     assert refusal(bytes(3) + b'\x08' + struct.pack('>II', BLOCKS, 520)) == bad_list(9)
     long_header = bytes(4) + b'\x01\0\0\x10'
-    assert refusal(long_header + struct.pack('>QII', BLOCKS + 1, 0, 512), long_header=True) == bad_list(8)
-    assert refusal(long_header + struct.pack('>QII', BLOCKS, 0, 4096), long_header=True) == bad_list(20)
+    assert refusal(
+        long_header + struct.pack('>QII', BLOCKS + 1, 0, 512), long_header=True
+    ) == bad_list(8)
+    assert refusal(
+        long_header + struct.pack('>QII', BLOCKS, 0, 4096), long_header=True
+    ) == bad_list(20)
     state = modes.initial(PLAIN)
     data = long_header + struct.pack('>QII', (1 << 64) - 1, 0, 512)
     assert modes.parse_select(state, PLAIN, data, True, True, False, BLOCKS)['pages'] == {}
@@ -316,8 +409,10 @@ def test_a_page_that_is_not_there():
     assert refusal(bytes(4) + b'\x05\x1e' + bytes(30)) == bad_list(4, 5)
     assert refusal(bytes(4) + b'\x3f\x00') == bad_list(4, 5)
     assert refusal(bytes(4) + b'\x48\x01\0\x10' + bytes(16)) == bad_list(4, 5)
-    assert refusal(bytes(4) + b'\x48\x00\0\x10' + bytes(16)) == bad_list(4, 5)       # page 08 does not have this format
-    assert refusal(bytes(4) + b'\x5c\x02\0\x0c' + bytes(12)) == bad_list(4, 5)       # provisioning, of a unit that is thick
+    # page 08 does not have this format
+    assert refusal(bytes(4) + b'\x48\x00\0\x10' + bytes(16)) == bad_list(4, 5)
+    # provisioning, of a unit that is thick
+    assert refusal(bytes(4) + b'\x5c\x02\0\x0c' + bytes(12)) == bad_list(4, 5)
 
 
 def test_a_page_of_another_length():
@@ -327,12 +422,17 @@ def test_a_page_of_another_length():
 
 @pytest.mark.parametrize('cut', [1, 2, 10, 19])
 def test_a_page_that_is_cut(cut):
-    assert refusal(bytes(4) + changed(only_page(modes.initial(PLAIN), 8), 2, 4)[:cut]) == LENGTH_ERROR
+    assert (
+        refusal(bytes(4) + changed(only_page(modes.initial(PLAIN), 8), 2, 4)[:cut]) == LENGTH_ERROR
+    )
 
 
 @pytest.mark.parametrize('cut', [1, 2, 3, 4, 31])
 def test_a_subpage_that_is_cut(cut):
-    assert refusal(bytes(4) + changed(only_page(modes.initial(PLAIN), 0x0A, 1), 0, 0)[:cut]) == LENGTH_ERROR
+    assert (
+        refusal(bytes(4) + changed(only_page(modes.initial(PLAIN), 0x0A, 1), 0, 0)[:cut])
+        == LENGTH_ERROR
+    )
 
 
 @pytest.mark.parametrize('code, subpage', CODES)
@@ -359,7 +459,9 @@ def test_the_pointer_shows_the_page_that_is_wrong():
 def test_reverting_to_the_defaults():
     state = with_cache(modes.initial(PLAIN), True, save=True)
     arguments = modes.parse_select(state, PLAIN, b'', False, True, False, BLOCKS, True)
-    assert modes.apply(state, arguments)['current'] == state['default'] and modes.saved(modes.apply(state, arguments))
+    assert modes.apply(state, arguments)['current'] == state['default'] and modes.saved(
+        modes.apply(state, arguments)
+    )
     arguments = modes.parse_select(state, PLAIN, b'', False, True, True, BLOCKS, True)
     assert modes.apply(state, arguments) == modes.initial(PLAIN)
     assert refusal(bytes(4), rtd=True) == ((5, 0x24, 0), (1, 1, True))
@@ -367,24 +469,49 @@ def test_reverting_to_the_defaults():
 
 # -- what the master does ------------------------------------------------------------------------------------------------
 
+
 def test_the_masters_message_has_more_in_it():
     state = modes.initial(PLAIN)
-    arguments = modes.parse_select(state, PLAIN, bytes(4) + changed(only_page(state, 8), 2, 4), False, True, False, BLOCKS)
+    arguments = modes.parse_select(
+        state, PLAIN, bytes(4) + changed(only_page(state, 8), 2, 4), False, True, False, BLOCKS
+    )
     assert modes.write_cache(modes.apply(state, dict(arguments, ask='mode-select', id=4, unit='u')))
 
 
 def test_two_who_change_different_bits_at_once():
     state = modes.initial(PLAIN)
-    one = modes.parse_select(state, PLAIN, bytes(4) + changed(only_page(state, 8), 2, 4), False, True, False, BLOCKS)
-    two = modes.parse_select(state, PLAIN, bytes(4) + changed(only_page(state, 0x0A), 5, 0x40), False, True, False, BLOCKS)
+    one = modes.parse_select(
+        state, PLAIN, bytes(4) + changed(only_page(state, 8), 2, 4), False, True, False, BLOCKS
+    )
+    two = modes.parse_select(
+        state,
+        PLAIN,
+        bytes(4) + changed(only_page(state, 0x0A), 5, 0x40),
+        False,
+        True,
+        False,
+        BLOCKS,
+    )
     both = modes.apply(modes.apply(state, one), two)
     assert modes.write_cache(both) and modes.task_aborted_status(both)
 
 
-@pytest.mark.parametrize('pages', [
-    None, [], {'09-00': '00'}, {'1c-02': '00' * 16}, {'08-00': None}, {'08-00': 'zz' * 20}, {'08-00': '0812'},
-    {'08-00': '08120400ffff0000ffffffff00000000000000001'}, {'08-00': '08120500ffff0000ffffffff0000000000000000'},
-    {'08-00': '08130400ffff0000ffffffff0000000000000000'}], ids=str)
+@pytest.mark.parametrize(
+    'pages',
+    [
+        None,
+        [],
+        {'09-00': '00'},
+        {'1c-02': '00' * 16},
+        {'08-00': None},
+        {'08-00': 'zz' * 20},
+        {'08-00': '0812'},
+        {'08-00': '08120400ffff0000ffffffff00000000000000001'},
+        {'08-00': '08120500ffff0000ffffffff0000000000000000'},
+        {'08-00': '08130400ffff0000ffffffff0000000000000000'},
+    ],
+    ids=str,
+)
 def test_pages_that_no_command_sends(pages):
     with pytest.raises(ValueError):
         modes.apply(modes.initial(PLAIN), {'pages': pages, 'save': False})
@@ -410,9 +537,16 @@ def test_saved_pages_survive_a_restart():
 
 
 def test_a_saved_page_does_not_bring_back_what_the_configuration_has_changed():
-    kept = {'08-00': 'ff' * 20, '0a-00': '0a0a0010000000000032' + '0000', '1c-02': '00' * 16, '99-00': 'whatever'}
+    kept = {
+        '08-00': 'ff' * 20,
+        '0a-00': '0a0a0010000000000032' + '0000',
+        '1c-02': '00' * 16,
+        '99-00': 'whatever',
+    }
     state = modes.restore(PLAIN, kept)
-    assert changed(only_page(state, 8), 2, 0) == changed(only_page(modes.initial(PLAIN), 8), 2, 4), 'WCE alone was taken'
+    assert changed(only_page(state, 8), 2, 0) == changed(
+        only_page(modes.initial(PLAIN), 8), 2, 4
+    ), 'WCE alone was taken'
     assert only_page(state, 0x0A)[2] & 0x02, 'GLTSD cannot be changed'
 
 
@@ -422,7 +556,9 @@ def test_the_configured_write_cache_counts_until_another_is_saved():
     assert not modes.write_cache(modes.restore(PLAIN, off, write_cache=True))
 
 
-@pytest.mark.parametrize('kept', [[], 'text', {'08-00': 7}, {'08-00': '08'}, {'08-00': 'gg' * 20}], ids=str)
+@pytest.mark.parametrize(
+    'kept', [[], 'text', {'08-00': 7}, {'08-00': '08'}, {'08-00': 'gg' * 20}], ids=str
+)
 def test_what_was_kept_and_cannot_be_is_an_error(kept):
     with pytest.raises(ValueError):
         modes.restore(PLAIN, kept)
@@ -443,10 +579,13 @@ def test_any_list_is_answered(data, long_header, pf):
 
 # -- thresholds ----------------------------------------------------------------------------------------------------------
 
+
 def test_the_threshold_of_available_space_is_as_configured_and_the_other_is_off():
     page = only_page(modes.initial(THIN), 0x1C, 2, facts=THIN)
     assert page[16:] == bytes.fromhex('8001 0000 00001234 0102 0000 00000000')
-    assert modes.thresholds(modes.initial(THIN)) == [modes.Threshold(0, modes.AVAILABLE, False, 0x1234)]
+    assert modes.thresholds(modes.initial(THIN)) == [
+        modes.Threshold(0, modes.AVAILABLE, False, 0x1234)
+    ]
     assert modes.thresholds(modes.initial(PLAIN)) == []
 
 
@@ -468,8 +607,12 @@ def test_nobody_is_told_without_lbpere():
 
 # -- pages that the configuration writes ---------------------------------------------------------------------------------
 
-WRITTEN = UnitFacts.from_message({'mode_pages': '08-00:08120400ffff0000ffffffff8014000000000000,02-00:020e8080000a%s,'
-                                                '20-00:2003010203,0a-05:4a050001aa,03-00:0316%s' % ('00' * 10, '11' * 22)})
+WRITTEN = UnitFacts.from_message(
+    {
+        'mode_pages': '08-00:08120400ffff0000ffffffff8014000000000000,02-00:020e8080000a%s,'
+        '20-00:2003010203,0a-05:4a050001aa,03-00:0316%s' % ('00' * 10, '11' * 22)
+    }
+)
 
 
 def test_written_pages_are_shown_as_they_were_written():
@@ -477,7 +620,9 @@ def test_written_pages_are_shown_as_they_were_written():
     pages = split(sense(state, 0x3F, 0xFF, facts=WRITTEN))[4]
     assert list(pages) == sorted(pages)
     assert pages[0x02, 0] == bytes.fromhex('020e8080000a') + bytes(10)
-    assert pages[0x20, 0] == bytes.fromhex('2003010203') and pages[0x0A, 5] == bytes.fromhex('4a050001aa')
+    assert pages[0x20, 0] == bytes.fromhex('2003010203') and pages[0x0A, 5] == bytes.fromhex(
+        '4a050001aa'
+    )
     assert pages[0x03, 0] == bytes([0x03, 22]) + b'\x11' * 22
     assert pages[0x08, 0][12:14] == b'\x80\x14' and modes.write_cache(state)
     assert only_page(state, 0x20, control=CHANGEABLE, facts=WRITTEN) == b'\x20\x03\0\0\0'
@@ -489,7 +634,10 @@ def test_what_may_be_changed_in_them_is_what_may_be_changed_anyway():
     new = select(state, page, facts=WRITTEN)
     assert not modes.write_cache(new)
     unknown = only_page(state, 0x20, facts=WRITTEN)
-    assert modes.parse_select(state, WRITTEN, bytes(4) + unknown, False, True, True, BLOCKS)['pages'] == {}
+    assert (
+        modes.parse_select(state, WRITTEN, bytes(4) + unknown, False, True, True, BLOCKS)['pages']
+        == {}
+    )
     assert refusal(bytes(4) + changed(unknown, 2, 0x80), state, facts=WRITTEN) == bad_list(4 + 2, 7)
     with pytest.raises(ValueError):
         modes.apply(state, {'pages': {'20-00': '2003010203'}, 'save': False})

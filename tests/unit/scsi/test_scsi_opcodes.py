@@ -10,10 +10,21 @@ from targetd.scsi.cdb import length
 from targetd.scsi.facts import UnitFacts
 from targetd.scsi.lu import FUNCTIONS
 
-CLASSES = {reservations.ALWAYS, reservations.STATUS, reservations.READ, reservations.WRITE, reservations.RESERVE,
-           reservations.PR_IN, reservations.PR_OUT, reservations.START_STOP, reservations.PREVENT}
+CLASSES = {
+    reservations.ALWAYS,
+    reservations.STATUS,
+    reservations.READ,
+    reservations.WRITE,
+    reservations.RESERVE,
+    reservations.PR_IN,
+    reservations.PR_OUT,
+    reservations.START_STOP,
+    reservations.PREVENT,
+}
 IDS = ['%02X-%s' % (row.opcode, row.service_action) for row in opcodes.TABLE]
-IDS_OF_WRITES = ['%02X-%s' % (row.opcode, row.service_action) for row in opcodes.TABLE if row.writes]
+IDS_OF_WRITES = [
+    '%02X-%s' % (row.opcode, row.service_action) for row in opcodes.TABLE if row.writes
+]
 
 
 @pytest.mark.parametrize('row', opcodes.TABLE, ids=IDS)
@@ -41,19 +52,31 @@ def test_no_command_stands_twice():
 
 
 def test_exactly_the_commands_of_sam_are_exempt_from_unit_attention():
-    assert {row.name for row in opcodes.TABLE if row.exempt} == {'INQUIRY', 'REPORT LUNS', 'REQUEST SENSE'}
+    assert {row.name for row in opcodes.TABLE if row.exempt} == {
+        'INQUIRY',
+        'REPORT LUNS',
+        'REQUEST SENSE',
+    }
 
 
-# Each may be carried out only where type 2 protection is enabled: SBC-3 5.14; SBC-5 5.19, 5.39, 5.43, 5.47, 5.54.
-NEED_TYPE_2_PROTECTION = {'READ(32)': 0x0009, 'VERIFY(32)': 0x000A, 'WRITE(32)': 0x000B, 'WRITE AND VERIFY(32)': 0x000C,
-                          'WRITE SAME(32)': 0x000D}
+# Each may be carried out only where type 2 protection is enabled: SBC-3 5.14; SBC-5 5.19, 5.39,
+# 5.43, 5.47, 5.54.
+NEED_TYPE_2_PROTECTION = {
+    'READ(32)': 0x0009,
+    'VERIFY(32)': 0x000A,
+    'WRITE(32)': 0x000B,
+    'WRITE AND VERIFY(32)': 0x000C,
+    'WRITE SAME(32)': 0x000D,
+}
 
 
 @pytest.mark.parametrize('name', sorted(NEED_TYPE_2_PROTECTION))
 def test_commands_of_32_bytes_are_refused_where_there_is_no_protection_information(name):
     unit = make_unit(**EVERY_COMMAND)
     assert not do(unit, bytes.fromhex('12 00 00 00FF 00'))[5] & 0x01, 'PROTECT'
-    assert not do(unit, bytes.fromhex('9E 10') + bytes(8) + bytes.fromhex('00000020 0000'))[12] & 0x01, 'PROT_EN'
+    assert (
+        not do(unit, bytes.fromhex('9E 10') + bytes(8) + bytes.fromhex('00000020 0000'))[12] & 0x01
+    ), 'PROT_EN'
     cdb = bytearray(32)
     cdb[0], cdb[7], cdb[9] = 0x7F, 0x18, NEED_TYPE_2_PROTECTION[name]
     error = error_of(unit, bytes(cdb))
@@ -62,11 +85,24 @@ def test_commands_of_32_bytes_are_refused_where_there_is_no_protection_informati
 
 def other_reserves_write_exclusive():
     key = '00000000000000aa'
-    return dict(reservations.initial(), type=1, holder=[OTHER.initiator_port, OTHER.target_port], registrations=[
-        {'initiator_port': OTHER.initiator_port, 'target_port': OTHER.target_port, 'key': key, 'all_tg_pt': False}])
+    return dict(
+        reservations.initial(),
+        type=1,
+        holder=[OTHER.initiator_port, OTHER.target_port],
+        registrations=[
+            {
+                'initiator_port': OTHER.initiator_port,
+                'target_port': OTHER.target_port,
+                'key': key,
+                'all_tg_pt': False,
+            }
+        ],
+    )
 
 
-@pytest.mark.parametrize('row', [row for row in opcodes.TABLE if row.writes], ids=lambda row: row.name)
+@pytest.mark.parametrize(
+    'row', [row for row in opcodes.TABLE if row.writes], ids=lambda row: row.name
+)
 def test_every_command_that_writes_conflicts_with_a_foreign_write_exclusive_reservation(row):
     unit = make_unit(**EVERY_COMMAND)
     unit.update(reservations=other_reserves_write_exclusive())
@@ -81,7 +117,8 @@ def test_what_changes_the_medium_has_the_class_of_a_write(row):
 
 
 def test_a_row_without_a_class_would_conflict():
-    """Fail closed: forgetting the class of a command must not let it past another host's reservation."""
+    """Fail closed: forgetting the class of a command must not let it past another host's
+    reservation."""
     refused = reservations.refused_classes(other_reserves_write_exclusive(), NEXUS)
     assert reservations.conflicts(refused, None, bytes(16))
 
@@ -96,14 +133,23 @@ def empty_cdb(row):
 def test_every_row_is_answered_by_report_supported_operation_codes(row):
     unit = make_unit(**EVERY_COMMAND)
     option = 1 if row.service_action is None else 2
-    cdb = bytes((0xA3, 0x0C, option, row.opcode)) + (row.service_action or 0).to_bytes(2, 'big') + bytes((0, 0, 1, 0, 0, 0))
+    cdb = (
+        bytes((0xA3, 0x0C, option, row.opcode))
+        + (row.service_action or 0).to_bytes(2, 'big')
+        + bytes((0, 0, 1, 0, 0, 0))
+    )
     data = do(unit, cdb)
-    assert data[1] & 7 == 3 and data[4:] == row.usage and len(row.usage) == int.from_bytes(data[2:4], 'big')
+    assert (
+        data[1] & 7 == 3
+        and data[4:] == row.usage
+        and len(row.usage) == int.from_bytes(data[2:4], 'big')
+    )
 
 
 @pytest.mark.parametrize('row', opcodes.TABLE, ids=IDS)
 def test_a_bit_that_is_not_used_is_refused_with_its_place(row):
-    """Each unused bit of each CDB: 05/24/00, and a field pointer to that byte, at or above that bit."""
+    """Each unused bit of each CDB: 05/24/00, and a field pointer to that byte, at or above that
+    bit."""
     unit = make_unit(**EVERY_COMMAND)
     for offset in range(1, len(row.mask)):
         for bit in range(8):
@@ -119,24 +165,36 @@ def refusals_without_a_place(text):
     """[line …] of CheckCondition(…ILLEGAL_REQUEST, 0x24 or 0x26, …) without field=."""
     found = []
     for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Call) and getattr(node.func, 'id', getattr(node.func, 'attr', '')) == 'CheckCondition':
+        if (
+            isinstance(node, ast.Call)
+            and getattr(node.func, 'id', getattr(node.func, 'attr', '')) == 'CheckCondition'
+        ):
             words = [ast.dump(each) for each in node.args]
-            if (len(words) > 1 and 'ILLEGAL_REQUEST' in words[0] and ('=36' in words[1] or '=38' in words[1])
-                    and not any(keyword.arg == 'field' for keyword in node.keywords)):
+            if (
+                len(words) > 1
+                and 'ILLEGAL_REQUEST' in words[0]
+                and ('=36' in words[1] or '=38' in words[1])
+                and not any(keyword.arg == 'field' for keyword in node.keywords)
+            ):
                 found.append(node.lineno)
     return found
 
 
-@pytest.mark.parametrize('path', sorted(glob.glob(os.path.join(os.path.dirname(opcodes.__file__), '*.py'))),
-                         ids=os.path.basename)
+@pytest.mark.parametrize(
+    'path',
+    sorted(glob.glob(os.path.join(os.path.dirname(opcodes.__file__), '*.py'))),
+    ids=os.path.basename,
+)
 def test_every_invalid_field_says_where_it_is(path):
     with open(path, encoding='utf-8') as file:
         assert refusals_without_a_place(file.read()) == []
 
 
 def test_a_refusal_without_a_place_is_found():
-    assert refusals_without_a_place('raise CheckCondition(ILLEGAL_REQUEST, 0x24, 0)\nCheckCondition(sense.ILLEGAL_REQUEST, '
-                                    '0x26, 4)\nCheckCondition(ILLEGAL_REQUEST, 0x26, 4, field=None)') == [1, 2]
+    assert refusals_without_a_place(
+        'raise CheckCondition(ILLEGAL_REQUEST, 0x24, 0)\nCheckCondition(sense.ILLEGAL_REQUEST, '
+        '0x26, 4)\nCheckCondition(ILLEGAL_REQUEST, 0x26, 4, field=None)'
+    ) == [1, 2]
 
 
 def test_reads_do_not_conflict_with_it():
@@ -146,13 +204,17 @@ def test_reads_do_not_conflict_with_it():
     assert status_of(unit, bytes.fromhex('00 00 0000 00 00')) == 0
 
 
-@pytest.mark.parametrize('cdb, where', [
-    ('28 00 00000000 20 0001 00', (6, 7)),        # the two reserved bits above GROUP NUMBER are one field's worth
-    ('28 20 00000000 00 0001 00', (1, 7)),        # RDPROTECT 1 is an error of the three-bit field
-    ('28 01 00000000 00 0001 00', (1, 0)),
-    ('28 00 00000000 00 0001 04', (9, 2)),
-    ('12 02 00 0024 00', (1, 7)),
-])
+@pytest.mark.parametrize(
+    'cdb, where',
+    [
+        # the two reserved bits above GROUP NUMBER are one field's worth
+        ('28 00 00000000 20 0001 00', (6, 7)),
+        ('28 20 00000000 00 0001 00', (1, 7)),  # RDPROTECT 1 is an error of the three-bit field
+        ('28 01 00000000 00 0001 00', (1, 0)),
+        ('28 00 00000000 00 0001 04', (9, 2)),
+        ('12 02 00 0024 00', (1, 7)),
+    ],
+)
 def test_the_pointer_names_the_most_significant_bit_of_the_field(cdb, where):
     data = bytes.fromhex(cdb)
     row = next(row for row in opcodes.TABLE if row.opcode == data[0])

@@ -1,11 +1,19 @@
-"""Long operations as values: what a worker may ask for, what comes back from stable storage, progress, patterns."""
+"""Long operations as values: what a worker may ask for, what comes back from stable storage,
+progress, patterns."""
 
 import pytest
 
 from targetd.scsi import operations
 
 BY = ('iqn.x:h,i,0x1', 'iqn.x:d,t,0x0001')
-OVERWRITE = {'kind': 'sanitize', 'method': 'pattern', 'pattern': 'aa55', 'passes': 2, 'invert': True, 'ause': False}
+OVERWRITE = {
+    'kind': 'sanitize',
+    'method': 'pattern',
+    'pattern': 'aa55',
+    'passes': 2,
+    'invert': True,
+    'ause': False,
+}
 
 
 def test_it_begins_at_the_beginning():
@@ -15,9 +23,21 @@ def test_it_begins_at_the_beginning():
     assert operations.medium(None) is None
 
 
-@pytest.mark.parametrize('change', [{'kind': 'melt'}, {'method': 'zeroes'}, {'pattern': ''}, {'pattern': 'xx'}, {'pattern': 7},
-                                    {'pattern': 'aa' * 70000}, {'passes': 0}, {'passes': 32}, {'passes': '1'},
-                                    {'method': 'erase'}])
+@pytest.mark.parametrize(
+    'change',
+    [
+        {'kind': 'melt'},
+        {'method': 'zeroes'},
+        {'pattern': ''},
+        {'pattern': 'xx'},
+        {'pattern': 7},
+        {'pattern': 'aa' * 70000},
+        {'passes': 0},
+        {'passes': 32},
+        {'passes': '1'},
+        {'method': 'erase'},
+    ],
+)
 def test_what_no_command_can_ask_is_refused(change):
     with pytest.raises(ValueError):
         operations.begun(dict(OVERWRITE, **change), BY)
@@ -31,10 +51,18 @@ def test_it_comes_back_as_it_was_kept():
     assert operations.restored(None) is None
 
 
-@pytest.mark.parametrize('kept', [{}, [], 'x', dict(OVERWRITE, by=list(BY)),
-                                  dict(OVERWRITE, by=list(BY), position=-1, size=1, failed=''),
-                                  dict(OVERWRITE, by=list(BY), position=0, size=0, failed=None),
-                                  dict(OVERWRITE, by=list(BY), position=0, size='x', failed='')])
+@pytest.mark.parametrize(
+    'kept',
+    [
+        {},
+        [],
+        'x',
+        dict(OVERWRITE, by=list(BY)),
+        dict(OVERWRITE, by=list(BY), position=-1, size=1, failed=''),
+        dict(OVERWRITE, by=list(BY), position=0, size=0, failed=None),
+        dict(OVERWRITE, by=list(BY), position=0, size='x', failed=''),
+    ],
+)
 def test_damaged_state_is_said_to_be(kept):
     with pytest.raises(ValueError):
         operations.restored(kept)
@@ -46,10 +74,15 @@ def test_on_a_medium_of_another_size_it_begins_anew():
     assert operations.sized(operation, 16384) == dict(operation, size=16384, position=0)
 
 
-@pytest.mark.parametrize('position, progress', [(0, 0), (512, 0x2000), (2048, 0x8000), (4095, 0xFFF0), (4096, 0xFFFF),
-                                                (9999, 0xFFFF)])
+@pytest.mark.parametrize(
+    'position, progress',
+    [(0, 0), (512, 0x2000), (2048, 0x8000), (4095, 0xFFF0), (4096, 0xFFFF), (9999, 0xFFFF)],
+)
 def test_progress_counts_all_passes(position, progress):
-    assert operations.progress(dict(operations.begun(OVERWRITE, BY), position=position), 2048) == progress
+    assert (
+        operations.progress(dict(operations.begun(OVERWRITE, BY), position=position), 2048)
+        == progress
+    )
 
 
 def test_there_is_no_progress_of_nothing():

@@ -24,8 +24,17 @@ def basic(key=0, service_action_key=0, flags=0):
 
 def move(relative=2, flags=0, name=B, key=1, service_action_key=2, length=None):
     identifier = transport_id.encode(name) if name else b''
-    return struct.pack('>QQxBHI', key, service_action_key, flags, relative,
-                       len(identifier) if length is None else length) + identifier
+    return (
+        struct.pack(
+            '>QQxBHI',
+            key,
+            service_action_key,
+            flags,
+            relative,
+            len(identifier) if length is None else length,
+        )
+        + identifier
+    )
 
 
 def parsed(action, data, ports=PORTS, **more):
@@ -34,7 +43,9 @@ def parsed(action, data, ports=PORTS, **more):
 
 def refusal(action, data, length=None):
     with pytest.raises(CheckCondition) as caught:
-        persistent_reserve.parse_out(cdb(action, len(data) if length is None else length), data, PORTS)
+        persistent_reserve.parse_out(
+            cdb(action, len(data) if length is None else length), data, PORTS
+        )
     return (caught.value.key, caught.value.asc, caught.value.ascq), caught.value.field
 
 
@@ -43,18 +54,27 @@ LENGTH_ERROR = ((5, 0x1A, 0), None)
 
 def state(*registrations, **more):
     result = reservations.initial()
-    result.update(registrations=[{'initiator_port': i, 'target_port': t, 'key': '%016x' % key, 'all_tg_pt': all_ports}
-                                 for i, t, key, all_ports in registrations], **more)
+    result.update(
+        registrations=[
+            {'initiator_port': i, 'target_port': t, 'key': '%016x' % key, 'all_tg_pt': all_ports}
+            for i, t, key, all_ports in registrations
+        ],
+        **more,
+    )
     return result
 
 
 # -- PERSISTENT RESERVE OUT ----------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize('action', range(7))
 def test_scope_type_and_keys_are_read(action):
     arguments = parsed(action, basic(0x1122334455667788, 0xAABBCCDDEEFF0011), scope_and_type=0x25)
     assert (arguments['service_action'], arguments['scope'], arguments['type']) == (action, 2, 5)
-    assert (arguments['key'], arguments['service_action_key']) == ('1122334455667788', 'aabbccddeeff0011')
+    assert (arguments['key'], arguments['service_action_key']) == (
+        '1122334455667788',
+        'aabbccddeeff0011',
+    )
     assert json.loads(json.dumps(arguments)) == arguments
 
 
@@ -111,14 +131,19 @@ def test_a_list_of_transport_ids_that_is_cut():
         assert refusal(0, whole[:cut]) == LENGTH_ERROR
     inside = basic(0, 7, 0x08) + struct.pack('>I', len(identifier) - 4) + identifier
     assert refusal(0, inside) == LENGTH_ERROR
-    assert refusal(0, basic(0, 7, 0x08) + struct.pack('>I', 30) + bytes(30)) == ((5, 0x26, 0), (24, None, False))
+    assert refusal(0, basic(0, 7, 0x08) + struct.pack('>I', 30) + bytes(30)) == (
+        (5, 0x26, 0),
+        (24, None, False),
+    )
 
 
 def test_register_and_move():
     arguments = parsed(7, move(flags=0x03))
     assert (arguments['key'], arguments['service_action_key']) == ('%016x' % 1, '%016x' % 2)
     assert arguments['aptpl'] is arguments['unregister'] is True
-    assert arguments['transport_ids'] == [B] and arguments['target_ports'] == ['iqn.t:disk,t,0x0002']
+    assert arguments['transport_ids'] == [B] and arguments['target_ports'] == [
+        'iqn.t:disk,t,0x0002'
+    ]
     arguments = parsed(7, move(flags=0x00))
     assert arguments['aptpl'] is arguments['unregister'] is False
 
@@ -147,20 +172,29 @@ def test_reserve_for_third_parties_and_of_extents_is_refused(opcode):
 
 # -- PERSISTENT RESERVE IN -----------------------------------------------------------------------------------------------
 
+
 def test_read_keys():
     assert persistent_reserve.read_keys(state(generation=7)) == struct.pack('>II', 7, 0)
-    data = persistent_reserve.read_keys(state((A, PORTS[0].name, 1, False), (B, PORTS[0].name, 2, False), generation=9))
+    data = persistent_reserve.read_keys(
+        state((A, PORTS[0].name, 1, False), (B, PORTS[0].name, 2, False), generation=9)
+    )
     assert data == struct.pack('>IIQQ', 9, 16, 1, 2)
 
 
 def test_read_reservation():
     one = (A, PORTS[0].name, 0x11, False)
     two = (B, PORTS[0].name, 0x22, False)
-    assert persistent_reserve.read_reservation(state(one, two, generation=3)) == struct.pack('>II', 3, 0)
+    assert persistent_reserve.read_reservation(state(one, two, generation=3)) == struct.pack(
+        '>II', 3, 0
+    )
     held = state(one, two, generation=3, type=5, holder=[B, PORTS[0].name])
-    assert persistent_reserve.read_reservation(held) == struct.pack('>IIQ4xBBH', 3, 16, 0x22, 0, 5, 0)
+    assert persistent_reserve.read_reservation(held) == struct.pack(
+        '>IIQ4xBBH', 3, 16, 0x22, 0, 5, 0
+    )
     shared = state(one, two, generation=3, type=8)
-    assert persistent_reserve.read_reservation(shared) == struct.pack('>IIQ4xBBH', 3, 16, 0, 0, 8, 0)
+    assert persistent_reserve.read_reservation(shared) == struct.pack(
+        '>IIQ4xBBH', 3, 16, 0, 0, 8, 0
+    )
 
 
 def test_report_capabilities():
@@ -183,8 +217,14 @@ def statuses(data):
 
 def test_full_status_tells_who_holds_the_reservation():
     first, second = PORTS[0].name, PORTS[1].name
-    registrations = (A, first, 1, False), (B, second, 2, False), (B, 'iqn.t:disk,t,0x0009', 3, False)
-    data = persistent_reserve.read_full_status(state(*registrations, type=3, holder=[B, second]), PORTS)
+    registrations = (
+        (A, first, 1, False),
+        (B, second, 2, False),
+        (B, 'iqn.t:disk,t,0x0009', 3, False),
+    )
+    data = persistent_reserve.read_full_status(
+        state(*registrations, type=3, holder=[B, second]), PORTS
+    )
     assert statuses(data) == [(1, 0, 0, 1, A), (2, 1, 3, 2, B), (3, 0, 0, 0, B)]
     data = persistent_reserve.read_full_status(state(*registrations, type=7), PORTS)
     assert statuses(data) == [(1, 1, 7, 1, A), (2, 1, 7, 2, B), (3, 1, 7, 0, B)]
@@ -195,9 +235,14 @@ def test_full_status_joins_what_was_registered_for_all_target_ports():
     first, second = PORTS[0].name, PORTS[1].name
     both = (A, first, 1, True), (A, second, 1, True)
     assert statuses(persistent_reserve.read_full_status(state(*both), PORTS)) == [(1, 2, 0, 0, A)]
-    assert statuses(persistent_reserve.read_full_status(state(*both, type=8), PORTS)) == [(1, 3, 8, 0, A)]
+    assert statuses(persistent_reserve.read_full_status(state(*both, type=8), PORTS)) == [
+        (1, 3, 8, 0, A)
+    ]
     held = state(*both, type=1, holder=[A, second])
-    assert statuses(persistent_reserve.read_full_status(held, PORTS)) == [(1, 0, 0, 1, A), (1, 1, 1, 2, A)]
+    assert statuses(persistent_reserve.read_full_status(held, PORTS)) == [
+        (1, 0, 0, 1, A),
+        (1, 1, 1, 2, A),
+    ]
     for changed in ((A, second, 5, True), (A, second, 1, False)):
         mixed = statuses(persistent_reserve.read_full_status(state(both[0], changed), PORTS))
         assert [flags for _, flags, _, _, _ in mixed] == [0, 0]

@@ -33,6 +33,7 @@ def unmap(*ranges):
 
 # -- UNMAP -----------------------------------------------------------------------------------------------------------------
 
+
 def test_unmap_gives_back_each_range():
     unit = thin()
     assert do(unit, *unmap((0, 8), (100, 1))) is None
@@ -118,6 +119,7 @@ def test_an_aborted_unmap_stops():
     def abort(offset, length):
         task.aborted = True
         original(offset, length)
+
     unit.store.unmap = abort
     task.run_blocking(task)
     assert unit.store.calls == [('unmap', 0, 4096)]
@@ -125,12 +127,15 @@ def test_an_aborted_unmap_stops():
 
 # -- WRITE SAME ------------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize('opcode', (0x41, 0x93))
 def test_write_same_repeats_the_block(opcode):
     unit = thin(maximum_write_same_length=1 << 30)
     block = pattern(2)[256:768]
     do(unit, block_cdb(opcode, 10, 3000), block)
-    assert bytes(unit.store.data) == b'\xff' * 5120 + block * 3000 + b'\xff' * ((BLOCKS - 3010) * 512)
+    assert bytes(unit.store.data) == b'\xff' * 5120 + block * 3000 + b'\xff' * (
+        (BLOCKS - 3010) * 512
+    )
 
 
 @pytest.mark.parametrize('opcode', (0x41, 0x93))
@@ -162,14 +167,16 @@ def test_write_same_16_without_data_writes_zeroes():
 def test_0_blocks_is_to_the_end(opcode):
     unit = thin()
     do(unit, block_cdb(opcode, BLOCKS - 5, 0), b'\1' * 512)
-    assert unit.store.data[-6 * 512:] == b'\xff' * 512 + b'\1' * 5 * 512
+    assert unit.store.data[-6 * 512 :] == b'\xff' * 512 + b'\1' * 5 * 512
     assert sense_of(unit, block_cdb(opcode, BLOCKS + 1, 0), b'\1' * 512) == (5, 0x21, 0)
 
 
 @pytest.mark.parametrize('opcode', (0x41, 0x93))
 def test_0_blocks_is_refused_where_block_limits_say_so(opcode):
     unit = thin(write_same_zero_refused=True)
-    assert error_of(unit, block_cdb(opcode, 0, 0), bytes(512)).field[0] == (7 if opcode == 0x41 else 10)
+    assert error_of(unit, block_cdb(opcode, 0, 0), bytes(512)).field[0] == (
+        7 if opcode == 0x41 else 10
+    )
 
 
 @pytest.mark.parametrize('opcode', (0x41, 0x93))
@@ -218,6 +225,7 @@ def test_an_aborted_write_same_stops(data):
     def abort(*arguments):
         task.aborted = True
         unit.store.calls.append(arguments)
+
     unit.store.write = unit.store.write_zeroes = abort
     task.run_blocking(task)
     assert len(unit.store.calls) == 1
@@ -225,15 +233,20 @@ def test_an_aborted_write_same_stops(data):
 
 # -- GET LBA STATUS --------------------------------------------------------------------------------------------------------
 
+
 def status(unit, lba, allocation=1024):
     data = do(unit, cdb_16(0x9E, lba, allocation, 0x12))
     length = struct.unpack('>I', data[:4])[0] if len(data) >= 4 else None
-    return length, [struct.unpack('>QIB', data[n:n + 13]) for n in range(8, len(data) - 15, 16)]
+    return length, [struct.unpack('>QIB', data[n : n + 13]) for n in range(8, len(data) - 15, 16)]
 
 
 def test_the_first_descriptor_begins_where_asked():
     unit = thin()
-    unit.store.mapped = [(0, 8192, True), (8192, 4096, False), (12288, unit.store.size - 12288, True)]
+    unit.store.mapped = [
+        (0, 8192, True),
+        (8192, 4096, False),
+        (12288, unit.store.size - 12288, True),
+    ]
     assert status(unit, 4) == (4 + 3 * 16, [(4, 12, 0), (16, 8, 1), (24, BLOCKS - 24, 0)])
     assert status(unit, 20, 24) == (4 + 16, [(20, 4, 1)])
 
@@ -262,4 +275,7 @@ def test_extents_of_a_kind_are_one():
 
 def test_more_blocks_than_a_descriptor_holds_are_two_descriptors():
     size = (1 << 32) + 5
-    assert block_extents([(0, size * 512, False)], 512) == [(0, 0xFFFFFFFF, False), (0xFFFFFFFF, 6, False)]
+    assert block_extents([(0, size * 512, False)], 512) == [
+        (0, 0xFFFFFFFF, False),
+        (0xFFFFFFFF, 6, False),
+    ]

@@ -5,7 +5,17 @@ import pytest
 from targetd.scsi import records
 
 BY = ['iqn.x:h,i,0x1', 'iqn.x:d,t,0x0001']
-TEST = {'code': 2, 'result': 15, 'number': 0, 'hours': 1, 'address': None, 'key': 0, 'asc': 0, 'ascq': 0, 'by': BY}
+TEST = {
+    'code': 2,
+    'result': 15,
+    'number': 0,
+    'hours': 1,
+    'address': None,
+    'key': 0,
+    'asc': 0,
+    'ascq': 0,
+    'by': BY,
+}
 
 
 def changed(kind, message, state=None):
@@ -14,7 +24,12 @@ def changed(kind, message, state=None):
 
 def test_there_is_nothing_to_keep_at_first():
     assert records.saved(records.initial()) == {}
-    assert records.restored(None) == records.restored({}) == records.restored(records.initial()) == records.initial()
+    assert (
+        records.restored(None)
+        == records.restored({})
+        == records.restored(records.initial())
+        == records.initial()
+    )
 
 
 def test_what_was_changed_comes_back():
@@ -28,34 +43,68 @@ def test_what_was_changed_comes_back():
 
 def test_information_is_taken_away_by_nothing():
     state = changed('set-identifying-information', {'type': '0', 'data': 'aa'})
-    assert changed('set-identifying-information', {'type': '0', 'data': ''}, state) == records.initial()
+    assert (
+        changed('set-identifying-information', {'type': '0', 'data': ''}, state)
+        == records.initial()
+    )
 
 
-@pytest.mark.parametrize('kind, message, owed', [
-    ('set-identifying-information', {'type': '0', 'data': 'aa'}, (0x3F, 0x05)), ('set-timestamp', {'offset': 1}, (0x2A, 0x10)),
-    ('log-select', {'accounting_date': '202601'}, (0x2A, 0x02)), ('log-select', {'reset': True}, None),
-    ('self-test', TEST, None), ('error', {'kind': 'read'}, None)])
+@pytest.mark.parametrize(
+    'kind, message, owed',
+    [
+        ('set-identifying-information', {'type': '0', 'data': 'aa'}, (0x3F, 0x05)),
+        ('set-timestamp', {'offset': 1}, (0x2A, 0x10)),
+        ('log-select', {'accounting_date': '202601'}, (0x2A, 0x02)),
+        ('log-select', {'reset': True}, None),
+        ('self-test', TEST, None),
+        ('error', {'kind': 'read'}, None),
+    ],
+)
 def test_the_others_are_owed(kind, message, owed):
     assert records.apply(records.initial(), kind, message)[1] == owed
 
 
-@pytest.mark.parametrize('kind, message', [
-    ('melt', {}), ('set-identifying-information', {'type': '1', 'data': ''}), ('set-identifying-information', {'type': '0'}),
-    ('set-identifying-information', {'type': '0', 'data': 'AA'}),
-    ('set-identifying-information', {'type': '0', 'data': 'aa' * 65}),
-    ('set-timestamp', {'offset': 1 << 48}), ('set-timestamp', {'offset': 'x'}), ('error', {'kind': 'melt'}),
-    ('log-select', {'accounting_date': '2026'}), ('log-select', {'errors': {'melt': 1}}),
-    ('log-select', {'errors': {'read': -1}}),
-    ('self-test', dict(TEST, result=16)), ('self-test', dict(TEST, code='1')), ('self-test', dict(TEST, by=[1, 2])),
-    ('self-test', dict(TEST, address=-1)), ('self-test', {})])
+@pytest.mark.parametrize(
+    'kind, message',
+    [
+        ('melt', {}),
+        ('set-identifying-information', {'type': '1', 'data': ''}),
+        ('set-identifying-information', {'type': '0'}),
+        ('set-identifying-information', {'type': '0', 'data': 'AA'}),
+        ('set-identifying-information', {'type': '0', 'data': 'aa' * 65}),
+        ('set-timestamp', {'offset': 1 << 48}),
+        ('set-timestamp', {'offset': 'x'}),
+        ('error', {'kind': 'melt'}),
+        ('log-select', {'accounting_date': '2026'}),
+        ('log-select', {'errors': {'melt': 1}}),
+        ('log-select', {'errors': {'read': -1}}),
+        ('self-test', dict(TEST, result=16)),
+        ('self-test', dict(TEST, code='1')),
+        ('self-test', dict(TEST, by=[1, 2])),
+        ('self-test', dict(TEST, address=-1)),
+        ('self-test', {}),
+    ],
+)
 def test_what_no_command_can_ask_is_refused(kind, message):
     with pytest.raises((KeyError, ValueError, TypeError)):
         records.apply(records.initial(), kind, message)
 
 
-@pytest.mark.parametrize('kept', [[], {'cycles': -1}, {'cycles': True}, {'identifying': 7}, {'identifying': {'0': 1}},
-                                  {'self_tests': [{}]}, {'self_tests': [TEST] * 21}, {'errors': {}}, {'accounting_date': 'x'},
-                                  {'timestamp_offset': 'x'}])
+@pytest.mark.parametrize(
+    'kept',
+    [
+        [],
+        {'cycles': -1},
+        {'cycles': True},
+        {'identifying': 7},
+        {'identifying': {'0': 1}},
+        {'self_tests': [{}]},
+        {'self_tests': [TEST] * 21},
+        {'errors': {}},
+        {'accounting_date': 'x'},
+        {'timestamp_offset': 'x'},
+    ],
+)
 def test_damaged_records_are_said_to_be(kept):
     with pytest.raises(ValueError):
         records.restored(kept)
@@ -63,7 +112,9 @@ def test_damaged_records_are_said_to_be(kept):
 
 def test_a_test_under_way_is_replaced_by_its_end():
     state = changed('self-test', TEST)
-    assert [t['result'] for t in changed('self-test', dict(TEST, result=0), state)['self_tests']] == [0]
+    assert [
+        t['result'] for t in changed('self-test', dict(TEST, result=0), state)['self_tests']
+    ] == [0]
     other = dict(TEST, result=0, by=['other', BY[1]])
     assert [t['result'] for t in changed('self-test', other, state)['self_tests']] == [0, 15]
 

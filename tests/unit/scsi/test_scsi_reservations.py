@@ -20,8 +20,8 @@ def nexus(host, group=1, isid='00023d000001'):
 
 
 A, B, C = nexus('a'), nexus('b'), nexus('c')
-A2 = nexus('a', 2)                            # the same initiator port at the other target port
-A_AGAIN = nexus('a', 1, '00023d000002')       # another session of the same host
+A2 = nexus('a', 2)  # the same initiator port at the other target port
+A_AGAIN = nexus('a', 1, '00023d000002')  # another session of the same host
 ALL = (A, B, C, A2, A_AGAIN)
 
 REGISTER, RESERVE, RELEASE, CLEAR, PREEMPT, PREEMPT_AND_ABORT, IGNORE, MOVE = range(8)
@@ -49,7 +49,11 @@ class Disk(object):
         assert self.state == before, 'the old state was changed in place'
         assert json.loads(json.dumps(self.outcome.state)) == self.outcome.state
         if self.outcome.status != GOOD:
-            assert self.outcome.state is self.state and not self.outcome.attentions and not self.outcome.aborts
+            assert (
+                self.outcome.state is self.state
+                and not self.outcome.attentions
+                and not self.outcome.aborts
+            )
             assert not self.outcome.persist
         assert (self.outcome.error is not None) == (self.outcome.status == CHECK_CONDITION)
         self.state = self.outcome.state
@@ -68,7 +72,9 @@ class Disk(object):
 
     def move(self, n, key, new, heir, relative=1, flags=0):
         identifier = transport_id.encode(heir)
-        return self.send(n, MOVE, struct.pack('>QQxBHI', key, new, flags, relative, len(identifier)) + identifier)
+        return self.send(
+            n, MOVE, struct.pack('>QQxBHI', key, new, flags, relative, len(identifier)) + identifier
+        )
 
     def reserve(self, n):
         return self.do(n, 'reserve', {})
@@ -125,6 +131,7 @@ def held(kind, *pairs):
 
 # -- registering ---------------------------------------------------------------------------------------------------------
 
+
 def test_a_registration_is_of_one_nexus():
     disk = registered((A, 1))
     assert disk.keys == [1]
@@ -171,11 +178,17 @@ def test_the_generation_counts_what_the_standard_says():
     def generation():
         return struct.unpack_from('>I', reservations.read_keys(disk.state))[0]
 
-    steps = [(lambda: disk.out(A, REGISTER, 0, 1), 1), (lambda: disk.out(B, IGNORE, 0, 2), 1),
-             (lambda: disk.out(A, RESERVE, 1, kind=WE), 0), (lambda: disk.out(A, RELEASE, 1, kind=WE), 0),
-             (lambda: disk.out(A, RESERVE, 1, kind=WE), 0), (lambda: disk.move(A, 1, 5, C.initiator_port), 1),
-             (lambda: disk.out(A, PREEMPT, 1, 5, kind=WE), 1), (lambda: disk.out(A, PREEMPT_AND_ABORT, 1, 2, kind=WE), 1),
-             (lambda: disk.out(A, CLEAR, 1), 1)]
+    steps = [
+        (lambda: disk.out(A, REGISTER, 0, 1), 1),
+        (lambda: disk.out(B, IGNORE, 0, 2), 1),
+        (lambda: disk.out(A, RESERVE, 1, kind=WE), 0),
+        (lambda: disk.out(A, RELEASE, 1, kind=WE), 0),
+        (lambda: disk.out(A, RESERVE, 1, kind=WE), 0),
+        (lambda: disk.move(A, 1, 5, C.initiator_port), 1),
+        (lambda: disk.out(A, PREEMPT, 1, 5, kind=WE), 1),
+        (lambda: disk.out(A, PREEMPT_AND_ABORT, 1, 2, kind=WE), 1),
+        (lambda: disk.out(A, CLEAR, 1), 1),
+    ]
     for step, more in steps:
         before = generation()
         assert step() == GOOD
@@ -198,7 +211,9 @@ def test_all_target_ports_registers_and_unregisters_at_each():
     assert disk.out(A2, RESERVE, 1, kind=EA) == GOOD
     assert disk.out(A, REGISTER, 1, 0) == GOOD and disk.keys == [1]
     assert disk.held == (1, EA)
-    assert disk.out(A2, REGISTER, 1, 0, flags=0x04) == GOOD and disk.keys == [] and disk.held is None
+    assert (
+        disk.out(A2, REGISTER, 1, 0, flags=0x04) == GOOD and disk.keys == [] and disk.held is None
+    )
 
 
 def test_all_target_ports_unregisters_where_there_is_a_registration():
@@ -234,7 +249,10 @@ def test_an_initiator_named_without_isid_is_each_of_its_known_ports():
     disk = Disk(known=(A, B, A_AGAIN, nexus('a-longer-name')))
     assert disk.out(C, REGISTER, 0, 1, ids=['iqn.x:a']) == GOOD
     assert [r['initiator_port'] for r in disk.state['registrations']] == [
-        C.initiator_port, A.initiator_port, A_AGAIN.initiator_port]
+        C.initiator_port,
+        A.initiator_port,
+        A_AGAIN.initiator_port,
+    ]
 
 
 def test_who_is_registered_keeps_its_key_when_specified_by_another():
@@ -253,12 +271,15 @@ def test_specifying_ports_is_for_a_new_registration():
 def test_there_is_an_end_to_registrations():
     disk = registered((A, 1))
     disk.state['registrations'] = [
-        dict(disk.state['registrations'][0], initiator_port='iqn.x:a,i,0x%012x' % i) for i in range(1024)]
+        dict(disk.state['registrations'][0], initiator_port='iqn.x:a,i,0x%012x' % i)
+        for i in range(1024)
+    ]
     assert disk.out(B, REGISTER, 0, 1) == CHECK_CONDITION
     assert disk.sense == (5, 0x55, 0x04)
 
 
 # -- reserving and releasing ---------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize('kind', TYPES)
 def test_reserve_read_back_and_release(kind):
@@ -277,7 +298,9 @@ def test_reserving_again_what_one_has_is_good_and_anything_else_conflicts(kind):
     for other in TYPES:
         if other != kind:
             assert disk.out(A, RESERVE, 1, kind=other) == RESERVATION_CONFLICT
-    assert disk.out(B, RESERVE, 2, kind=kind) == (GOOD if kind in (WEAR, EAAR) else RESERVATION_CONFLICT)
+    assert disk.out(B, RESERVE, 2, kind=kind) == (
+        GOOD if kind in (WEAR, EAAR) else RESERVATION_CONFLICT
+    )
     assert disk.held == (0 if kind in (WEAR, EAAR) else 1, kind)
 
 
@@ -354,6 +377,7 @@ def test_unregistering_another_than_the_holder(kind):
 
 # -- clearing, preempting, moving ----------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize('kind', (0,) + TYPES)
 def test_clear_leaves_nothing_and_tells_the_others(kind):
     disk = held(kind, (A, 1), (B, 2), (C, 3)) if kind else registered((A, 1), (B, 2), (C, 3))
@@ -404,7 +428,8 @@ def test_preempting_oneself_keeps_the_registration_and_may_change_the_type(kind)
 def test_preempting_another_removes_its_registration_only(kind):
     disk = held(kind, (A, 1), (B, 2), (C, 3)) if kind else registered((A, 1), (B, 2), (C, 3))
     before = disk.held
-    assert disk.out(C, PREEMPT_AND_ABORT, 3, 2, kind=15, scope=15) == GOOD      # scope and type are ignored
+    # scope and type are ignored
+    assert disk.out(C, PREEMPT_AND_ABORT, 3, 2, kind=15, scope=15) == GOOD
     assert disk.keys == [1, 3] and disk.held == before
     assert disk.told == [(who(B), REGISTRATION_GONE)] and disk.outcome.aborts == [who(B)]
 
@@ -439,7 +464,12 @@ def test_all_registrants_reservations_go_with_the_last_registrant(kind):
 def test_one_may_preempt_away_ones_own_registration():
     disk = held(WE, (A, 1), (B, 2))
     assert disk.out(B, PREEMPT_AND_ABORT, 2, 2) == GOOD
-    assert disk.keys == [1] and disk.held == (1, WE) and disk.told == [] and disk.outcome.aborts == [who(B)]
+    assert (
+        disk.keys == [1]
+        and disk.held == (1, WE)
+        and disk.told == []
+        and disk.outcome.aborts == [who(B)]
+    )
 
 
 @pytest.mark.parametrize('kind, scope, field', [(2, 0, (2, 3, True)), (WE, 3, (2, 7, True))])
@@ -485,6 +515,7 @@ def test_moving_without_a_key_or_to_oneself():
 
 # -- SPC-2 ---------------------------------------------------------------------------------------------------------------
 
+
 def test_reserve_and_release_of_spc_2():
     disk = Disk()
     assert disk.reserve(A) == GOOD and disk.reserve(A) == GOOD
@@ -503,7 +534,10 @@ def test_persistent_commands_conflict_while_spc_2_reserves():
         for action in range(7):
             assert disk.out(n, action, 0, 1, kind=WE) == RESERVATION_CONFLICT
         assert reservations.conflicts(disk.refused(n), reservations.PR_IN, bytes(10))
-        assert all(reservations.conflicts(disk.refused(n), reservations.PR_OUT, bytes([0x5F, action])) for action in range(8))
+        assert all(
+            reservations.conflicts(disk.refused(n), reservations.PR_OUT, bytes([0x5F, action]))
+            for action in range(8)
+        )
 
 
 def test_spc_2_commands_conflict_while_anybody_is_registered():
@@ -526,8 +560,11 @@ def test_spc_2_commands_of_those_that_hold_or_may_are_good_and_do_nothing(kind):
 
 
 def test_spc_2_reservations_go_with_the_session_and_with_a_reset():
-    for lose in (lambda s: reservations.session_lost(s, A.initiator_port),
-                 lambda s: reservations.session_lost(s, *who(A)), reservations.logical_unit_reset):
+    for lose in (
+        lambda s: reservations.session_lost(s, A.initiator_port),
+        lambda s: reservations.session_lost(s, *who(A)),
+        reservations.logical_unit_reset,
+    ):
         disk = Disk()
         disk.reserve(A)
         disk.state = lose(disk.state)
@@ -554,7 +591,9 @@ def test_persistent_reservations_outlast_sessions_and_resets(kind):
 # Exclusive and Exclusive Access for any other nexus; registrant under Registrants Only or All Registrants; not
 # registered under Write Exclusive and Exclusive Access of these; SPC-2 reservation of another. A allowed, C conflict.
 
-COMMANDS = [(line[:46].strip(), line[46:].split()) for line in '''
+COMMANDS = [
+    (line[:46].strip(), line[46:].split())
+    for line in '''
 INQUIRY                                       A A A A A A
 REPORT LUNS                                   A A A A A A
 REQUEST SENSE                                 A A A A A A
@@ -615,15 +654,22 @@ PREVENT ALLOW MEDIUM REMOVAL, allow           A A A A A A
 PREVENT ALLOW MEDIUM REMOVAL, prevent         C C A C C C
 RELEASE(6)                                    A A A A A A
 RELEASE(10)                                   A A A A A A
-'''.strip().split('\n')]
+'''.strip().split('\n')
+]
 
-VARIANTS = {'start': b'\x1b\0\0\0\x01\0', 'stop': b'\x1b\0\0\0\0\0', 'power condition': b'\x1b\0\0\0\x11\0',
-            'allow': b'\x1e\0\0\0\0\0', 'prevent': b'\x1e\0\0\0\x01\0'}
+VARIANTS = {
+    'start': b'\x1b\0\0\0\x01\0',
+    'stop': b'\x1b\0\0\0\0\0',
+    'power condition': b'\x1b\0\0\0\x11\0',
+    'allow': b'\x1e\0\0\0\0\0',
+    'prevent': b'\x1e\0\0\0\x01\0',
+}
 ROWS = dict((row.name, row) for row in TABLE)
 
 
 def situations():
-    """(state, nexus, column): every type, seen by a registrant and by one that is not registered; SPC-2."""
+    """(state, nexus, column): every type, seen by a registrant and by one that is not registered;
+    SPC-2."""
     for kind in TYPES:
         state = held(kind, (A, 1), (B, 2)).state
         exclusive = kind in (EA, EARO, EAAR)
@@ -648,11 +694,14 @@ SITUATIONS = list(situations())
 def test_commands_conflict_as_the_tables_say(name, allowed):
     row = ROWS.get(name) or ROWS.get(name.split(',')[0])
     if row is None:
-        return                                                  # the unit does not offer it (yet)
+        return  # the unit does not offer it (yet)
     cdb = VARIANTS.get(name.split(', ')[-1], bytes([row.opcode]) + bytes(31))
     for state, n, column in SITUATIONS:
         refused = reservations.refused_classes(state, n)
-        assert reservations.conflicts(refused, row.reservation, cdb) == (allowed[column] == 'C'), (name, column)
+        assert reservations.conflicts(refused, row.reservation, cdb) == (allowed[column] == 'C'), (
+            name,
+            column,
+        )
 
 
 def test_the_holder_is_refused_nothing():
@@ -671,7 +720,9 @@ def test_every_command_that_writes_conflicts_with_a_foreign_reservation(row):
     if row.writes:
         for state, n, column in SITUATIONS:
             refused = reservations.refused_classes(state, n)
-            assert reservations.conflicts(refused, row.reservation, bytes([row.opcode]) + bytes(31)) == (column != 2)
+            assert reservations.conflicts(
+                refused, row.reservation, bytes([row.opcode]) + bytes(31)
+            ) == (column != 2)
 
 
 def test_a_command_without_a_class_conflicts():
@@ -680,8 +731,17 @@ def test_a_command_without_a_class_conflicts():
         assert reservations.conflicts(refused, None, bytes(16)) == (column != 2)
 
 
-# SPC-4 table 71: PERSISTENT RESERVE OUT of a registrant that does not hold, and of one that is not registered
-OUT_TABLE = {REGISTER: 'AA', RESERVE: 'CC', RELEASE: 'AC', CLEAR: 'AC', PREEMPT: 'AC', PREEMPT_AND_ABORT: 'AC', IGNORE: 'AA'}
+# SPC-4 table 71: PERSISTENT RESERVE OUT of a registrant that does not hold, and of one that is not
+# registered
+OUT_TABLE = {
+    REGISTER: 'AA',
+    RESERVE: 'CC',
+    RELEASE: 'AC',
+    CLEAR: 'AC',
+    PREEMPT: 'AC',
+    PREEMPT_AND_ABORT: 'AC',
+    IGNORE: 'AA',
+}
 
 
 @pytest.mark.parametrize('kind', [WE, EA, WERO, EARO])
@@ -689,10 +749,14 @@ OUT_TABLE = {REGISTER: 'AA', RESERVE: 'CC', RELEASE: 'AC', CLEAR: 'AC', PREEMPT:
 def test_persistent_reserve_out_conflicts_as_the_table_says(kind, action):
     for n, key, allowed in ((B, 2, OUT_TABLE[action][0]), (C, 0, OUT_TABLE[action][1])):
         disk = held(kind, (A, 1), (B, 2))
-        refused = reservations.conflicts(disk.refused(n), reservations.PR_OUT, bytes([0x5F, action]))
+        refused = reservations.conflicts(
+            disk.refused(n), reservations.PR_OUT, bytes([0x5F, action])
+        )
         status = disk.out(n, action, key, 1, kind=kind)
         assert status == (GOOD if allowed == 'A' else RESERVATION_CONFLICT)
-        assert not refused or status == RESERVATION_CONFLICT, 'the worker refuses what the master would not'
+        assert not refused or status == RESERVATION_CONFLICT, (
+            'the worker refuses what the master would not'
+        )
 
 
 @pytest.mark.parametrize('kind', TYPES)
@@ -710,8 +774,10 @@ def test_access_of_holder_registrant_and_stranger(kind):
 
 # -- scenarios -----------------------------------------------------------------------------------------------------------
 
+
 def test_windows_cluster_validation():
-    """Per node: unregister, register with REGISTER AND IGNORE; then reserve type 5, preempt, release, clear."""
+    """Per node: unregister, register with REGISTER AND IGNORE; then reserve type 5, preempt,
+    release, clear."""
     disk = Disk()
     for n, key in ((A, 0x66734D6900000001), (B, 0x66734D6900000002)):
         assert disk.out(n, IGNORE, 0, 0) == GOOD
@@ -735,7 +801,8 @@ def test_windows_cluster_validation():
 
 
 def test_fence_scsi_cuts_a_node_off():
-    """Each node registers its own key on every path, one reserves type 5; the others preempt and abort a lost node's key."""
+    """Each node registers its own key on every path, one reserves type 5; the others preempt and
+    abort a lost node's key."""
     disk = held(WERO, (A, 0xA), (A2, 0xA), (B, 0xB), (C, 0xC))
     assert all(disk.writes(n) for n in (A, A2, B, C))
     assert disk.out(B, PREEMPT_AND_ABORT, 0xB, 0xA, kind=WERO) == GOOD
@@ -747,7 +814,8 @@ def test_fence_scsi_cuts_a_node_off():
 
 
 def test_multipath_holds_with_all_registrants_over_both_paths():
-    """dm-multipath registers one key on each path; a path that comes back registers again and has access at once."""
+    """dm-multipath registers one key on each path; a path that comes back registers again and has
+    access at once."""
     disk = held(EAAR, (A, 1), (A2, 1))
     assert disk.reads(A2) and not disk.reads(B)
     disk.out(A2, REGISTER, 1, 0)
@@ -769,13 +837,15 @@ def test_preempting_with_one_registration_left_counts_one_generation():
 
 # -- keeping -------------------------------------------------------------------------------------------------------------
 
+
 def test_what_persists_is_to_be_kept_before_good():
     disk = Disk()
     assert disk.out(A, REGISTER, 0, 1, flags=0x01) == GOOD and disk.outcome.persist
     assert disk.out(A, REGISTER, 1, 1, flags=0x01) == GOOD and not disk.outcome.persist
     assert disk.out(A, RESERVE, 1, kind=WE) == GOOD and disk.outcome.persist
     assert disk.out(A, RESERVE, 1, kind=WE) == GOOD and not disk.outcome.persist
-    assert disk.out(A, REGISTER, 1, 1) == GOOD and disk.outcome.persist          # APTPL off is to be remembered too
+    # APTPL off is to be remembered too
+    assert disk.out(A, REGISTER, 1, 1) == GOOD and disk.outcome.persist
     assert not disk.state['aptpl']
 
 
@@ -798,7 +868,11 @@ def test_reservations_survive_a_loss_of_power(kind):
     kept = json.loads(json.dumps(reservations.aptpl_dump(disk.state)))
     state = reservations.aptpl_load(kept)
     assert state == dict(disk.state, generation=0)
-    assert reservations.refused_classes(state, C) == reservations.refused_classes(disk.state, C) != frozenset()
+    assert (
+        reservations.refused_classes(state, C)
+        == reservations.refused_classes(disk.state, C)
+        != frozenset()
+    )
 
 
 def test_without_aptpl_they_survive_a_restart_of_the_server_only():
@@ -810,15 +884,36 @@ def test_without_aptpl_they_survive_a_restart_of_the_server_only():
 
 def test_nothing_kept_is_nothing_reserved():
     assert reservations.aptpl_load(None) == reservations.initial()
-    assert reservations.aptpl_load(reservations.aptpl_dump(reservations.initial())) == reservations.initial()
+    assert (
+        reservations.aptpl_load(reservations.aptpl_dump(reservations.initial()))
+        == reservations.initial()
+    )
 
 
-@pytest.mark.parametrize('change', [
-    {'version': 2}, {'type': 2}, {'type': 'x'}, {'holder': None}, {'holder': ['a', 'b']}, {'holder': [1, 2]},
-    {'type': 0}, {'type': 7}, {'registrations': []}, {'registrations': None}, {'registrations': [{}]},
-    {'registrations': [{'initiator_port': 'a', 'target_port': 'b', 'key': '12', 'all_tg_pt': False}]},
-    {'type': 7, 'holder': None, 'registrations': []}, {'type': []},
-], ids=str)
+@pytest.mark.parametrize(
+    'change',
+    [
+        {'version': 2},
+        {'type': 2},
+        {'type': 'x'},
+        {'holder': None},
+        {'holder': ['a', 'b']},
+        {'holder': [1, 2]},
+        {'type': 0},
+        {'type': 7},
+        {'registrations': []},
+        {'registrations': None},
+        {'registrations': [{}]},
+        {
+            'registrations': [
+                {'initiator_port': 'a', 'target_port': 'b', 'key': '12', 'all_tg_pt': False}
+            ]
+        },
+        {'type': 7, 'holder': None, 'registrations': []},
+        {'type': []},
+    ],
+    ids=str,
+)
 def test_what_was_kept_and_cannot_be_is_an_error(change):
     kept = reservations.aptpl_dump(held(WE, (A, 1)).state)
     with pytest.raises(ValueError):
@@ -829,13 +924,32 @@ def test_what_was_kept_and_cannot_be_is_an_error(change):
 
 # -- arguments from a worker that cannot be trusted ----------------------------------------------------------------------
 
-@pytest.mark.parametrize('change', [
-    {'service_action': 8}, {'service_action': '0'}, {'service_action': None}, {'key': 'x' * 16}, {'key': 1},
-    {'service_action_key': '00'}, {'type': None}, {'aptpl': 1}, {'target_ports': None}, {'target_ports': [1]},
-    {'transport_ids': 'iqn.b'}, {'transport_ids': [1]}, {'service_action': 7}, {'key': '0' * 17},
-    {'service_action': 7, 'transport_ids': ['iqn.b,i,0x000000000000']}], ids=str)
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        {'service_action': 8},
+        {'service_action': '0'},
+        {'service_action': None},
+        {'key': 'x' * 16},
+        {'key': 1},
+        {'service_action_key': '00'},
+        {'type': None},
+        {'aptpl': 1},
+        {'target_ports': None},
+        {'target_ports': [1]},
+        {'transport_ids': 'iqn.b'},
+        {'transport_ids': [1]},
+        {'service_action': 7},
+        {'key': '0' * 17},
+        {'service_action': 7, 'transport_ids': ['iqn.b,i,0x000000000000']},
+    ],
+    ids=str,
+)
 def test_arguments_that_no_command_has(change):
-    arguments = dict(reservations.parse_out(bytes([0x5F, 0, 0, 0, 0, 0, 0, 0, 24, 0]), bytes(24)), **change)
+    arguments = dict(
+        reservations.parse_out(bytes([0x5F, 0, 0, 0, 0, 0, 0, 0, 24, 0]), bytes(24)), **change
+    )
     with pytest.raises(ValueError):
         reservations.apply(reservations.initial(), A, 'persistent-reserve-out', arguments)
 
@@ -847,8 +961,14 @@ def test_a_kind_of_change_that_is_none():
 
 # -- whatever happens ----------------------------------------------------------------------------------------------------
 
-COMMAND = st.tuples(st.sampled_from(ALL), st.sampled_from(list(range(8)) + ['reserve', 'release']),
-                    st.integers(0, 3), st.integers(0, 3), st.sampled_from(TYPES), st.sampled_from([0, 1, 4, 5]))
+COMMAND = st.tuples(
+    st.sampled_from(ALL),
+    st.sampled_from(list(range(8)) + ['reserve', 'release']),
+    st.integers(0, 3),
+    st.integers(0, 3),
+    st.sampled_from(TYPES),
+    st.sampled_from([0, 1, 4, 5]),
+)
 
 
 @settings(max_examples=60, deadline=None)
@@ -866,7 +986,9 @@ def test_the_invariants_hold_whatever_is_sent(commands):
             status = disk.move(n, key, new, B.initiator_port, flags=flags & 3)
         else:
             status = disk.out(n, action, key, new, kind=kind, flags=flags)
-        if isinstance(action, int) and reservations.conflicts(refused, reservations.PR_OUT, bytes([0x5F, action])):
+        if isinstance(action, int) and reservations.conflicts(
+            refused, reservations.PR_OUT, bytes([0x5F, action])
+        ):
             assert status == RESERVATION_CONFLICT
         if action == 'reserve' and reservations.conflicts(refused, reservations.RESERVE, bytes(6)):
             assert status == RESERVATION_CONFLICT
@@ -875,11 +997,20 @@ def test_the_invariants_hold_whatever_is_sent(commands):
         assert len(set(nexuses)) == len(nexuses)
         assert all(r['key'] != '0' * 16 for r in state['registrations'])
         single = state['type'] in (WE, EA, WERO, EARO)
-        assert (state['holder'] is not None) is single and (not single or tuple(state['holder']) in nexuses)
+        assert (state['holder'] is not None) is single and (
+            not single or tuple(state['holder']) in nexuses
+        )
         assert state['type'] == 0 or nexuses
         assert state['reserved_by'] is None or not nexuses
         assert who(n) not in [owed for owed, _, _ in disk.outcome.attentions]
-        gone = set((r['initiator_port'], r['target_port']) for r in before['registrations']) - set(nexuses)
+        gone = set((r['initiator_port'], r['target_port']) for r in before['registrations']) - set(
+            nexuses
+        )
         if action in (CLEAR, PREEMPT, PREEMPT_AND_ABORT) and status == GOOD:
-            assert gone - {who(n)} == set(owed for owed, asc, ascq in disk.outcome.attentions if ascq != 4)
-        assert reservations.aptpl_load(reservations.aptpl_dump(state), False)['registrations'] == state['registrations']
+            assert gone - {who(n)} == set(
+                owed for owed, asc, ascq in disk.outcome.attentions if ascq != 4
+            )
+        assert (
+            reservations.aptpl_load(reservations.aptpl_dump(state), False)['registrations']
+            == state['registrations']
+        )

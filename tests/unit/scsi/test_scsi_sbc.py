@@ -33,11 +33,15 @@ def filled(**facts):
 
 # -- READ ------------------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize('opcode', READS)
 @pytest.mark.parametrize('lba, blocks', [(0, 1), (7, 8), (BLOCKS - 1, 1), (BLOCKS - 200, 200)])
 def test_read_gives_the_blocks(opcode, lba, blocks):
     unit = filled()
-    assert do(unit, block_cdb(opcode, lba, blocks)) == pattern(BLOCKS)[lba * 512:(lba + blocks) * 512]
+    assert (
+        do(unit, block_cdb(opcode, lba, blocks))
+        == pattern(BLOCKS)[lba * 512 : (lba + blocks) * 512]
+    )
 
 
 @pytest.mark.parametrize('opcode', READS)
@@ -48,7 +52,7 @@ def test_a_read_that_would_wait_goes_to_an_executor(opcode):
     unit.admit(task)
     assert task.run(task) is WOULD_BLOCK
     assert unit.store.calls == []
-    assert task.run_blocking(task) == pattern(BLOCKS)[3 * 512:5 * 512]
+    assert task.run_blocking(task) == pattern(BLOCKS)[3 * 512 : 5 * 512]
 
 
 @pytest.mark.parametrize('opcode', READS + WRITES)
@@ -75,7 +79,10 @@ def test_six_byte_commands_of_0_blocks_mean_256(opcode):
         assert len(do(unit, block_cdb(opcode, 0, 0))) == 256 * 512
     else:
         do(unit, block_cdb(opcode, 0, 0), b'w' * 256 * 512)
-        assert unit.store.data[:256 * 512 + 1] == b'w' * 256 * 512 + pattern(BLOCKS)[256 * 512:256 * 512 + 1]
+        assert (
+            unit.store.data[: 256 * 512 + 1]
+            == b'w' * 256 * 512 + pattern(BLOCKS)[256 * 512 : 256 * 512 + 1]
+        )
 
 
 @pytest.mark.parametrize('opcode', (0x28, 0x88, 0xA8, 0x2A, 0x8A, 0xAA))
@@ -85,20 +92,25 @@ def test_more_than_the_maximum_transfer_length_is_refused_at_that_field(opcode):
     error = error_of(unit, block_cdb(opcode, 0, 9), data)
     assert (error.key, error.asc) == (5, 0x24)
     assert error.field[0] == {0x20: 7, 0x80: 10, 0xA0: 6}[opcode & 0xE0]
-    assert status_of(unit, block_cdb(opcode, 0, 8), data and data[:8 * 512]) == 0
+    assert status_of(unit, block_cdb(opcode, 0, 8), data and data[: 8 * 512]) == 0
 
 
 @pytest.mark.parametrize('opcode', (0x28, 0x88, 0xA8, 0x2A, 0x8A, 0xAA))
 @pytest.mark.parametrize('flags', [0x10, 0x08, 0x18, 0x02])
 def test_dpo_fua_and_the_obsolete_fua_nv_are_accepted(opcode, flags):
     unit = filled()
-    assert status_of(unit, block_cdb(opcode, 0, 1, flags), bytes(512) if opcode in WRITES else None) == 0
+    assert (
+        status_of(unit, block_cdb(opcode, 0, 1, flags), bytes(512) if opcode in WRITES else None)
+        == 0
+    )
 
 
 @pytest.mark.parametrize('opcode', (0x28, 0x88, 0xA8, 0x2A, 0x8A, 0xAA))
 @pytest.mark.parametrize('protect', range(1, 8))
 def test_protection_is_refused_without_protection_information(opcode, protect):
-    error = error_of(filled(), block_cdb(opcode, 0, 1, protect << 5), bytes(512) if opcode in WRITES else None)
+    error = error_of(
+        filled(), block_cdb(opcode, 0, 1, protect << 5), bytes(512) if opcode in WRITES else None
+    )
     assert (error.asc, error.field) == (0x24, (1, 7, True))
 
 
@@ -129,6 +141,7 @@ def test_a_read_that_fails_only_once_names_no_block():
             return original(offset, length)
         finally:
             unit.store.fail = {}
+
     unit.store.read = once
     with pytest.raises(sbc.sense.CheckCondition) as caught:
         task.run_blocking(task)
@@ -146,6 +159,7 @@ def test_an_aborted_read_does_not_touch_the_medium():
 
 # -- WRITE -----------------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize('opcode', WRITES)
 @pytest.mark.parametrize('lba, blocks', [(0, 1), (7, 8), (BLOCKS - 1, 1), (100, 200)])
 def test_write_puts_the_blocks_there_and_nowhere_else(opcode, lba, blocks):
@@ -153,18 +167,23 @@ def test_write_puts_the_blocks_there_and_nowhere_else(opcode, lba, blocks):
     data = pattern(blocks, seed=91)
     assert do(unit, block_cdb(opcode, lba, blocks), data) is None
     whole = pattern(BLOCKS)
-    assert bytes(unit.store.data) == whole[:lba * 512] + data + whole[(lba + blocks) * 512:]
+    assert bytes(unit.store.data) == whole[: lba * 512] + data + whole[(lba + blocks) * 512 :]
 
 
 @pytest.mark.parametrize('opcode', WRITES)
-@pytest.mark.parametrize('write_cache, flags, blocks, inline, durable', [
-    (True, 0x00, 8, True, False),
-    (True, 0x08, 8, False, True),
-    (False, 0x00, 8, False, True),
-    (True, 0x00, 129, False, False),             # more than the store takes without waiting
-])
-def test_a_write_waits_for_the_disk_only_where_it_must(opcode, write_cache, flags, blocks, inline, durable):
-    if opcode == 0x0A and flags:                 # WRITE(6) has no FUA
+@pytest.mark.parametrize(
+    'write_cache, flags, blocks, inline, durable',
+    [
+        (True, 0x00, 8, True, False),
+        (True, 0x08, 8, False, True),
+        (False, 0x00, 8, False, True),
+        (True, 0x00, 129, False, False),  # more than the store takes without waiting
+    ],
+)
+def test_a_write_waits_for_the_disk_only_where_it_must(
+    opcode, write_cache, flags, blocks, inline, durable
+):
+    if opcode == 0x0A and flags:  # WRITE(6) has no FUA
         return
     unit = make_unit(write_cache=write_cache)
     task = make_task(unit, block_cdb(opcode, 0, blocks, flags), bytes(blocks * 512))
@@ -191,10 +210,13 @@ def test_durable_writes_are_inline_where_durability_is_free(opcode):
 
 
 @pytest.mark.parametrize('opcode', WRITES)
-@pytest.mark.parametrize('blocks, edtl, written', [
-    (1, 0, 0), (2, 512, 512), (1, 1024, 512), (1, 10000, 512), (1, 200, 200), (3, 1100, 1100)])
+@pytest.mark.parametrize(
+    'blocks, edtl, written',
+    [(1, 0, 0), (2, 512, 512), (1, 1024, 512), (1, 10000, 512), (1, 200, 200), (3, 1100, 1100)],
+)
 def test_a_write_with_another_edtl_writes_what_both_agree_on(opcode, blocks, edtl, written):
-    """libiscsi's residual tests: the connection reports what is left over, the rest of a block stays as it was."""
+    """libiscsi's residual tests: the connection reports what is left over, the rest of a block
+    stays as it was."""
     unit = filled(write_cache=True)
     task = make_task(unit, block_cdb(opcode, 0, blocks), b'b' * edtl)
     unit.admit(task)
@@ -210,7 +232,7 @@ def test_part_of_a_block_to_compare_with_is_refused_before_any_data_moves(cdb):
     with pytest.raises(sbc.sense.CheckCondition) as caught:
         unit.admit(task)
     assert (caught.value.key, caught.value.asc, caught.value.ascq) == (5, 0x0E, 0x03)
-    assert task.data_out_length == 512           # so that the residual count can be told
+    assert task.data_out_length == 512  # so that the residual count can be told
     assert unit.store.calls == []
 
 
@@ -275,7 +297,7 @@ def test_verify_reads_without_data(opcode):
 @pytest.mark.parametrize('opcode', VERIFIES)
 def test_verify_compares(opcode):
     unit = filled()
-    data = bytearray(pattern(BLOCKS)[10 * 512:20 * 512])
+    data = bytearray(pattern(BLOCKS)[10 * 512 : 20 * 512])
     assert do(unit, block_cdb(opcode, 10, 10, 0x02), bytes(data)) is None
     data[5 * 512 + 17] ^= 1
     error = error_of(unit, block_cdb(opcode, 10, 10, 0x02), bytes(data))
@@ -313,6 +335,7 @@ def test_a_long_verify_goes_in_pieces_and_stops_when_aborted():
     def abort_after_first(offset, length):
         task.aborted = True
         return original(offset, length)
+
     unit.store.read = abort_after_first
     task.run_blocking(task)
     assert unit.store.calls == [('read', 0, sbc.CHUNK)]
@@ -325,8 +348,10 @@ def test_write_and_verify_is_durable_and_reads_back(opcode, flags):
     do(unit, block_cdb(opcode, 4, 2, flags), b'v' * 1024)
     assert unit.store.calls == [('write', 2048, 1024, True), ('read', 2048, 1024)]
     assert unit.store.data[2048:3072] == b'v' * 1024
-    unit.store.write = lambda offset, data, durable: None        # a disk that lies
-    assert sense_of(unit, block_cdb(opcode, 4, 2, flags), b'x' * 1024) == ((0xE, 0x1D, 0) if flags else None)
+    unit.store.write = lambda offset, data, durable: None  # a disk that lies
+    assert sense_of(unit, block_cdb(opcode, 4, 2, flags), b'x' * 1024) == (
+        (0xE, 0x1D, 0) if flags else None
+    )
 
 
 @pytest.mark.parametrize('opcode', (0x2E, 0x8E, 0xAE))
@@ -350,6 +375,7 @@ def test_first_difference_finds_every_place():
 
 
 # -- caches ----------------------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize('opcode', (0x35, 0x91))
 @pytest.mark.parametrize('flags', [0x00, 0x02, 0x06])
@@ -390,11 +416,15 @@ def test_pre_fetch_10_accepts_a_group_number():
 
 # -- capacity --------------------------------------------------------------------------------------------------------------
 
+
 def test_read_capacity_10():
     assert do(make_unit(block_size=4096), cdb_10(0x25)) == struct.pack('>II', BLOCKS - 1, 4096)
 
 
-@pytest.mark.parametrize('blocks, expected', [(0xFFFFFFFF, 0xFFFFFFFE), (0x100000000, 0xFFFFFFFF), (0x100000001, 0xFFFFFFFF)])
+@pytest.mark.parametrize(
+    'blocks, expected',
+    [(0xFFFFFFFF, 0xFFFFFFFE), (0x100000000, 0xFFFFFFFF), (0x100000001, 0xFFFFFFFF)],
+)
 def test_read_capacity_10_around_2_tib(blocks, expected):
     unit = make_unit()
     unit.resized(blocks * 512)
@@ -410,7 +440,13 @@ def test_an_lba_without_pmi_is_refused():
 
 
 def test_read_capacity_16_tells_geometry_and_provisioning():
-    unit = make_unit(physical_block_size=4096, lowest_aligned_block=7, unmap=True, thin=True, zeroes_after_unmap=True)
+    unit = make_unit(
+        physical_block_size=4096,
+        lowest_aligned_block=7,
+        unmap=True,
+        thin=True,
+        zeroes_after_unmap=True,
+    )
     data = do(unit, cdb_16(0x9E, 0, 32, 0x10))
     assert len(data) == 32
     assert data[12] == 0 and data[13] == 3
@@ -425,10 +461,13 @@ def test_read_capacity_16_is_cut_where_windows_2003_wants_it(allocation):
 
 def test_defect_lists_are_empty_in_the_format_asked_for():
     assert do(make_unit(), bytes.fromhex('37 00 1d 00000000 0020 00')) == bytes([0, 0x1D, 0, 0])
-    assert do(make_unit(), bytes.fromhex('b7 18 00000000 00000020 00 00')) == bytes([0, 0x18]) + bytes(6)
+    assert do(make_unit(), bytes.fromhex('b7 18 00000000 00000020 00 00')) == bytes(
+        [0, 0x18]
+    ) + bytes(6)
 
 
 # -- START STOP UNIT, PREVENT ALLOW ------------------------------------------------------------------------------------------
+
 
 def start_stop(unit, flags, condition=0):
     return do(unit, bytes([0x1B, 1, 0, 0, condition << 4 | flags, 0]))
@@ -457,7 +496,9 @@ def test_a_fixed_disk_cannot_be_ejected():
 
 
 def test_start_ends_a_stop():
-    assert start_stop(make_unit(medium='stopped'), 0x01) == Change('start-stop', {'action': 'start'})
+    assert start_stop(make_unit(medium='stopped'), 0x01) == Change(
+        'start-stop', {'action': 'start'}
+    )
     assert start_stop(make_unit(), 0x01) is None
 
 
@@ -477,4 +518,6 @@ def test_a_stop_that_cannot_flush_says_so_and_ejects_nothing():
 @pytest.mark.parametrize('value, prevent', [(0, False), (1, True), (2, True), (3, True)])
 def test_prevent_is_counted_by_the_master_even_without_a_medium(value, prevent):
     cdb = bytes([0x1E, 0, 0, 0, value, 0])
-    assert do(make_unit(removable=True, medium='ejected'), cdb) == Change('prevent', {'prevent': prevent})
+    assert do(make_unit(removable=True, medium='ejected'), cdb) == Change(
+        'prevent', {'prevent': prevent}
+    )

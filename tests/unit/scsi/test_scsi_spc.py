@@ -25,13 +25,14 @@ def inquiry(unit, page=None, allocation=255):
 
 # -- INQUIRY ---------------------------------------------------------------------------------------------------------------
 
+
 def test_standard_inquiry():
     data = inquiry(make_unit(vendor='ACME', product='Disk of 16 chars and more', revision='12'))
     assert len(data) == 96 and data[4] == 91
     assert data[0] == 0x00 and data[1] == 0x00
-    assert data[2] == 0x06                       # SPC-4
-    assert data[3] == 0x12                       # HISUP, response data format 2
-    assert data[6] == 0 and data[7] == 0x02      # one port; CMDQUE
+    assert data[2] == 0x06  # SPC-4
+    assert data[3] == 0x12  # HISUP, response data format 2
+    assert data[6] == 0 and data[7] == 0x02  # one port; CMDQUE
     assert data[8:16] == b'ACME    '
     assert data[16:32] == b'Disk of 16 chars'
     assert data[32:36] == b'12  '
@@ -78,6 +79,7 @@ def test_vital_product_data_come_through():
 
 # -- REQUEST SENSE ---------------------------------------------------------------------------------------------------------
 
+
 def test_request_sense_reports_and_clears_the_pending_attention():
     unit = make_unit()
     unit.raise_attention(0x2A, 0x09)
@@ -102,9 +104,10 @@ def test_request_sense_says_why_the_unit_is_not_ready():
 
 # -- REPORT LUNS -----------------------------------------------------------------------------------------------------------
 
+
 def report_luns(device_unit, select=0, allocation=1024):
     data = do(device_unit, struct.pack('>BBBBBBIBB', 0xA0, 0, select, 0, 0, 0, allocation, 0, 0))
-    return struct.unpack('>I', data[:4])[0], [data[n:n + 8].hex() for n in range(8, len(data), 8)]
+    return struct.unpack('>I', data[:4])[0], [data[n : n + 8].hex() for n in range(8, len(data), 8)]
 
 
 def device_with(*luns):
@@ -117,7 +120,10 @@ def device_with(*luns):
 
 def test_luns_are_listed_in_order_and_in_the_form_that_old_initiators_know():
     device = device_with(300, 0, 5)
-    assert report_luns(device.unit(0)) == (24, ['0000000000000000', '0005000000000000', '412c000000000000'])
+    assert report_luns(device.unit(0)) == (
+        24,
+        ['0000000000000000', '0005000000000000', '412c000000000000'],
+    )
 
 
 def test_the_list_length_is_whole_even_when_the_data_are_cut():
@@ -133,9 +139,16 @@ def test_report_luns_needs_room_for_one():
 def test_well_known_units_are_listed_on_demand():
     device = device_with(1)
     assert report_luns(device.unit(1 << 48), select=1) == (8, ['c101000000000000'])
-    assert report_luns(device.unit(1 << 48), select=2) == (16, ['c101000000000000', '0001000000000000'])
+    assert report_luns(device.unit(1 << 48), select=2) == (
+        16,
+        ['c101000000000000', '0001000000000000'],
+    )
     assert report_luns(device.unit(1 << 48), select=0x10) == (0, [])
-    assert sense_of(device.unit(1 << 48), bytes.fromhex('a0 00 05 000000 00000400 00 00')) == (5, 0x24, 0)
+    assert sense_of(device.unit(1 << 48), bytes.fromhex('a0 00 05 000000 00000400 00 00')) == (
+        5,
+        0x24,
+        0,
+    )
 
 
 def test_report_luns_takes_back_the_attention_that_asked_for_it():
@@ -148,6 +161,7 @@ def test_report_luns_takes_back_the_attention_that_asked_for_it():
 
 
 # -- modes -----------------------------------------------------------------------------------------------------------------
+
 
 def test_mode_sense_in_both_lengths():
     unit = make_unit(write_cache=True)
@@ -209,7 +223,7 @@ def test_mode_select_of_less_than_announced_is_a_length_error():
 def test_mode_select_of_what_cannot_be_changed_is_refused_before_the_master_is_asked():
     unit = make_unit()
     data = bytearray(mode_select_data(unit, True))
-    data[6] |= 0x01                              # RCD
+    data[6] |= 0x01  # RCD
     assert sense_of(unit, bytes([0x15, 0x10, 0, 0, len(data), 0]), bytes(data)) == (5, 0x26, 0)
 
 
@@ -222,7 +236,10 @@ def test_descriptor_sense_follows_d_sense():
 
 # -- reservations ----------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize('opcode, kind', [(0x16, 'reserve'), (0x56, 'reserve'), (0x17, 'release'), (0x57, 'release')])
+
+@pytest.mark.parametrize(
+    'opcode, kind', [(0x16, 'reserve'), (0x56, 'reserve'), (0x17, 'release'), (0x57, 'release')]
+)
 def test_reserve_and_release_are_the_masters_to_decide(opcode, kind):
     change = do(make_unit(), bytes([opcode]) + bytes(9))
     assert isinstance(change, Change) and change.kind == kind
@@ -235,9 +252,20 @@ def test_third_party_reservations_are_refused():
 
 def test_persistent_reserve_in_reads_the_replica():
     unit = make_unit()
-    state = dict(unit.reservations, generation=7, type=5, holder=[OTHER.initiator_port, OTHER.target_port], registrations=[
-        {'initiator_port': OTHER.initiator_port, 'target_port': OTHER.target_port, 'key': '00000000000000aa',
-         'all_tg_pt': False}])
+    state = dict(
+        unit.reservations,
+        generation=7,
+        type=5,
+        holder=[OTHER.initiator_port, OTHER.target_port],
+        registrations=[
+            {
+                'initiator_port': OTHER.initiator_port,
+                'target_port': OTHER.target_port,
+                'key': '00000000000000aa',
+                'all_tg_pt': False,
+            }
+        ],
+    )
     unit.update(reservations=state)
     keys = do(unit, bytes.fromhex('5e 00 0000000000 0100 00'))
     assert keys == struct.pack('>II', 7, 8) + bytes.fromhex('00000000000000aa')
@@ -265,9 +293,22 @@ def test_persistent_reserve_out_with_a_list_of_the_wrong_length(announced, sent)
 
 # -- what is reported from the table -----------------------------------------------------------------------------------------
 
+
 def rsoc(unit, options, opcode=0, service_action=0, timeouts=False, allocation=65535):
-    return do(unit, struct.pack('>BBBBHIBB', 0xA3, 0x0C, options | (0x80 if timeouts else 0), opcode, service_action,
-                                allocation, 0, 0))
+    return do(
+        unit,
+        struct.pack(
+            '>BBBBHIBB',
+            0xA3,
+            0x0C,
+            options | (0x80 if timeouts else 0),
+            opcode,
+            service_action,
+            allocation,
+            0,
+            0,
+        ),
+    )
 
 
 @pytest.mark.parametrize('timeouts, size', [(False, 8), (True, 20)])
@@ -276,7 +317,7 @@ def test_all_commands_are_listed_and_each_is_answered(timeouts, size):
     data = rsoc(unit, 0, timeouts=timeouts)
     assert struct.unpack('>I', data[:4])[0] == len(data) - 4 == size * len(opcodes.TABLE)
     for n in range(4, len(data), size):
-        opcode, service_action, flags, length = struct.unpack('>BxHxBH', data[n:n + 8])
+        opcode, service_action, flags, length = struct.unpack('>BxHxBH', data[n : n + 8])
         assert bool(flags & 2) == timeouts
         one = rsoc(unit, 2 if flags & 1 else 1, opcode, service_action)
         assert one[1] == 3 and struct.unpack('>H', one[2:4])[0] == length == len(one) - 4
@@ -317,10 +358,15 @@ def test_an_unknown_service_action_points_at_its_field():
 
 # -- diagnostics -----------------------------------------------------------------------------------------------------------
 
+
 def test_the_self_test_reads_both_ends_of_the_medium_and_its_middle():
     unit = make_unit()
     assert do(unit, bytes.fromhex('1d 04 00 0000 00')) is None
-    assert [call[1] for call in unit.store.calls] == [0, unit.blocks // 2 * 512, (unit.blocks - 1) * 512]
+    assert [call[1] for call in unit.store.calls] == [
+        0,
+        unit.blocks // 2 * 512,
+        (unit.blocks - 1) * 512,
+    ]
     unit.store.bad = (unit.store.size - 1,)
     assert sense_of(unit, bytes.fromhex('1d 04 00 0000 00')) == (4, 0x3E, 0x03)
 
@@ -338,5 +384,3 @@ def test_the_list_of_diagnostic_pages():
     assert sense_of(unit, bytes.fromhex('1d 10 00 0004 00'), b'\x40\0\0\0') == (5, 0x26, 0)
     assert sense_of(unit, bytes.fromhex('1d 10 00 0002 00'), bytes(2)) == (5, 0x1A, 0)
     assert sense_of(unit, bytes.fromhex('1d 10 00 0004 00'), b'\0\0\0\1') == (5, 0x26, 0)
-
-

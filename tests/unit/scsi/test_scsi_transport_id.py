@@ -52,12 +52,18 @@ def test_another_protocol_is_refused():
 
 @pytest.mark.parametrize('first', [0x85, 0xC5])
 def test_an_unknown_format_is_refused(first):
-    assert refusal(b'pad!' + bytes([first]) + transport_id.encode(PORT)[1:], 4) == ((5, 0x26, 0), (4, 7, False))
+    assert refusal(b'pad!' + bytes([first]) + transport_id.encode(PORT)[1:], 4) == (
+        (5, 0x26, 0),
+        (4, 7, False),
+    )
 
 
 @pytest.mark.parametrize('length', [0, 16, 21, 22, 23])
 def test_an_impossible_length_is_refused(length):
-    assert refusal(framed(b'iqn.a:b\0'.ljust(40, b'\0'), 0x05, length)) == ((5, 0x26, 0), (2, None, False))
+    assert refusal(framed(b'iqn.a:b\0'.ljust(40, b'\0'), 0x05, length)) == (
+        (5, 0x26, 0),
+        (2, None, False),
+    )
 
 
 @pytest.mark.parametrize('cut', [1, 3, 4, 10, 47])
@@ -65,18 +71,25 @@ def test_a_list_that_ends_inside_is_a_length_error(cut):
     assert refusal(transport_id.encode(PORT)[:cut]) == ((5, 0x1A, 0), None)
 
 
-@pytest.mark.parametrize('text, first', [
-    (b'iqn.a:without-null-at-the-end...', 0x05),
-    (b'\0'.ljust(20, b'\0'), 0x05),
-    (b'iqn.a:\xff\xfe\0'.ljust(20, b'\0'), 0x05),
-    (b'i' * 224 + b'\0', 0x05),
-    (b'iqn.a:format-01-without-isid\0', 0x45),
-    (b'iqn.a:b,i,0x00023d000001\0', 0x05),
-], ids=['no terminator', 'empty', 'not UTF-8', 'too long', 'no ISID', 'ISID in format 00'])
+@pytest.mark.parametrize(
+    'text, first',
+    [
+        (b'iqn.a:without-null-at-the-end...', 0x05),
+        (b'\0'.ljust(20, b'\0'), 0x05),
+        (b'iqn.a:\xff\xfe\0'.ljust(20, b'\0'), 0x05),
+        (b'i' * 224 + b'\0', 0x05),
+        (b'iqn.a:format-01-without-isid\0', 0x45),
+        (b'iqn.a:b,i,0x00023d000001\0', 0x05),
+    ],
+    ids=['no terminator', 'empty', 'not UTF-8', 'too long', 'no ISID', 'ISID in format 00'],
+)
 def test_a_name_that_is_none_is_refused(text, first):
     assert refusal(framed(text, first)) == ((5, 0x26, 0), (4, None, False))
 
 
 @pytest.mark.parametrize('isid', [b'', b'00023d', b'00023d00000g', b'00023d0000011'])
 def test_a_malformed_isid_is_refused_where_it_stands(isid):
-    assert refusal(framed(b'iqn.a:b,i,0x' + isid + b'\0'.ljust(12, b'\0'))) == ((5, 0x26, 0), (16, None, False))
+    assert refusal(framed(b'iqn.a:b,i,0x' + isid + b'\0'.ljust(12, b'\0'))) == (
+        (5, 0x26, 0),
+        (16, None, False),
+    )

@@ -14,7 +14,12 @@ SIZE = 8 * MIB
 def losetup(*arguments):
     """What losetup says, or a skip with its complaint."""
     try:
-        ran = subprocess.run(['losetup'] + list(arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
+        ran = subprocess.run(
+            ['losetup'] + list(arguments),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            timeout=60,
+        )
     except OSError as e:
         pytest.skip('no losetup: %s' % e)
     if ran.returncode:
@@ -24,7 +29,8 @@ def losetup(*arguments):
 
 @pytest.fixture
 def loop_device(tmp_path):
-    """make(sector, size=SIZE, image=None, *losetup options) -> path of a loop device of that sector size."""
+    """make(sector, size=SIZE, image=None, *losetup options) -> path of a loop device of that sector
+    size."""
     made = []
 
     def make(sector=512, size=SIZE, image=None, *options):
@@ -56,8 +62,18 @@ def opened():
         each.close()
 
 
-VARIANTS = ('file', 'direct file', 'ram', 'loop 512', 'loop 4096', 'direct loop 4096', 'traced file', 'encrypted file',
-            'encrypted direct file', 'encrypted loop 4096')
+VARIANTS = (
+    'file',
+    'direct file',
+    'ram',
+    'loop 512',
+    'loop 4096',
+    'direct loop 4096',
+    'traced file',
+    'encrypted file',
+    'encrypted direct file',
+    'encrypted loop 4096',
+)
 
 
 @pytest.fixture

@@ -1,4 +1,5 @@
-"""Stores that lock what they read and write, as several processes have them: each with an open file description of its own."""
+"""Stores that lock what they read and write, as several processes have them: each with an open file
+description of its own."""
 
 import errno
 import json
@@ -46,6 +47,7 @@ def house(opened):
     def make(**wanted):
         made.append(House(opened, **wanted))
         return made[-1]
+
     yield make
     for each in made:
         each.close()
@@ -73,6 +75,7 @@ def in_thread(call, *arguments):
 
 # -- locks -------------------------------------------------------------------------------------------------------------
 
+
 def test_readers_are_beside_each_other_and_writers_alone(house, impatient):
     made = house()
     one, two = made.worker(), made.worker()
@@ -89,10 +92,20 @@ def test_readers_are_beside_each_other_and_writers_alone(house, impatient):
     assert bytes(one.read(8192, 512)) == b'y' * 512
 
 
-@pytest.mark.parametrize('verb, arguments', [
-    ('read', (0, 512)), ('write', (0, bytes(512), False)), ('unmap', (0, 512)), ('write_zeroes', (0, 512, False)),
-    ('copy', (None, 0, MIB, 512)), ('copy', (None, MIB, 0, 512))])
-def test_every_verb_waits_for_a_writer_of_another_process_or_thread(house, impatient, verb, arguments):
+@pytest.mark.parametrize(
+    'verb, arguments',
+    [
+        ('read', (0, 512)),
+        ('write', (0, bytes(512), False)),
+        ('unmap', (0, 512)),
+        ('write_zeroes', (0, 512, False)),
+        ('copy', (None, 0, MIB, 512)),
+        ('copy', (None, MIB, 0, 512)),
+    ],
+)
+def test_every_verb_waits_for_a_writer_of_another_process_or_thread(
+    house, impatient, verb, arguments
+):
     made = house()
     one, two = made.worker(), made.worker()
     for writer in (one, two):
@@ -116,7 +129,7 @@ def test_a_writer_that_waits_is_not_kept_out_by_a_stream_of_readers(house):
         while not compat.is_locked(probe, ranges.GATE, 4096):
             assert thread.is_alive()
         os.close(probe)
-        assert three.try_read(0, 512) is None            # though it could be beside the one who reads
+        assert three.try_read(0, 512) is None  # though it could be beside the one who reads
         assert not written.is_set()
     assert written.wait(20) and bytes(three.read(0, 512)) == b'w' * 512
 
@@ -153,11 +166,12 @@ def test_copies_in_both_directions_at_once_do_not_wait_for_each_other(house):
         for _ in range(100):
             target.copy(source, 0, 0, 65536)
         done.append(None)
+
     threads = [in_thread(copy, source, target) for source, target in stores]
     for thread in threads:
         thread.join(60)
     assert len(done) == 2
-    plain.copy(stores[0][1], 0, MIB, 4096)               # into one that nobody locks, out of one that is
+    plain.copy(stores[0][1], 0, MIB, 4096)  # into one that nobody locks, out of one that is
     plain.close()
 
 
@@ -177,6 +191,7 @@ def test_plain_stores_hold_nothing(house):
 
 
 # -- all or nothing ----------------------------------------------------------------------------------------------------
+
 
 def write_atomically(medium, offset, data):
     with medium.atomically(offset, len(data)) as whole:
@@ -208,15 +223,25 @@ with medium.atomically(4096, 8192) as whole:
 '''
 
 
-def test_the_range_of_a_process_that_was_killed_stays_locked_until_it_is_put_right(house, impatient):
+def test_the_range_of_a_process_that_was_killed_stays_locked_until_it_is_put_right(
+    house, impatient
+):
     made = house()
     medium, other = made.worker(), made.worker()
     medium.close()
     made.stores.remove(medium)
     other.write(4096, b'o' * 8192, False)
-    words = [json.dumps(made.made.description()), str(made.made.descriptor), str(made.descriptors[0])]
-    process = subprocess.Popen([sys.executable, '-c', HOLDER] + words, stdout=subprocess.PIPE, cwd=ROOT,
-                               pass_fds=[made.made.descriptor, made.descriptors[0]])
+    words = [
+        json.dumps(made.made.description()),
+        str(made.made.descriptor),
+        str(made.descriptors[0]),
+    ]
+    process = subprocess.Popen(
+        [sys.executable, '-c', HOLDER] + words,
+        stdout=subprocess.PIPE,
+        cwd=ROOT,
+        pass_fds=[made.made.descriptor, made.descriptors[0]],
+    )
     try:
         assert process.stdout.readline() == b'inside\n'
         process.send_signal(signal.SIGKILL)
@@ -254,9 +279,15 @@ def test_what_is_in_doubt_stays_locked_and_is_told_as_lost(house, impatient, cap
 def test_a_journal_without_room_refuses_in_words(house, monkeypatch, caplog):
     made = house()
     one = made.worker()
-    monkeypatch.setattr(one.slot, 'put', lambda *words: (_ for _ in ()).throw(OSError(errno.ENOSPC, 'No space left on device')))
+    monkeypatch.setattr(
+        one.slot,
+        'put',
+        lambda *words: (_ for _ in ()).throw(OSError(errno.ENOSPC, 'No space left on device')),
+    )
     assert number_of(write_atomically, one, 0, b'n' * 4096) == errno.EREMOTEIO
-    assert 'nothing was changed: the journal cannot be written: No space left on device' in caplog.text
+    assert (
+        'nothing was changed: the journal cannot be written: No space left on device' in caplog.text
+    )
     monkeypatch.undo()
     write_atomically(one, 0, b'n' * 4096)
 
@@ -273,11 +304,13 @@ def test_atomic_writes_of_one_worker_take_turns(house):
 
 # -- kernels that cannot -----------------------------------------------------------------------------------------------
 
+
 def test_a_kernel_without_these_locks_is_told(house, monkeypatch):
     assert ranges.why_not(house().journal) == ''
 
     def old(*words):
         raise OSError(errno.EINVAL, 'Invalid argument')
+
     monkeypatch.setattr(compat, 'try_lock', old)
     assert '3.15' in ranges.why_not(house().journal)
     monkeypatch.setattr(compat, 'try_lock', lambda *words: True)

@@ -1,4 +1,5 @@
-"""Encryption: the standard's own example, what stands on the medium and what must not, holes, parts of blocks, other keys."""
+"""Encryption: the standard's own example, what stands on the medium and what must not, holes, parts
+of blocks, other keys."""
 
 import errno
 import os
@@ -11,9 +12,12 @@ SIZE = 8 << 20
 KEY = bytes(range(64))
 OTHER = bytes(range(64, 128))
 
-#: IEEE 1619-2007 annex B, vector 10: XTS-AES-256, data unit number ffh, plaintext 00 01 … ff 00 01 … ff.
-VECTOR_KEY = bytes.fromhex('2718281828459045235360287471352662497757247093699959574966967627'
-                           '3141592653589793238462643383279502884197169399375105820974944592')
+#: IEEE 1619-2007 annex B, vector 10: XTS-AES-256, data unit number ffh, plaintext 00 01 … ff 00 01
+#: … ff.
+VECTOR_KEY = bytes.fromhex(
+    '2718281828459045235360287471352662497757247093699959574966967627'
+    '3141592653589793238462643383279502884197169399375105820974944592'
+)
 VECTOR_TEXT = bytes(range(256)) * 2
 VECTOR_CIPHER = bytes.fromhex(
     '1c3b3a102f770386e4836c99e370cf9bea00803f5e482357a4ae12d414a3e63b5d31e276f8fe4a8d66b317f9ac683f44680a86ac35adfc3345befecb'
@@ -24,22 +28,27 @@ VECTOR_CIPHER = bytes.fromhex(
     '5c849d84f4c333ec4423885143cb47bd71c5edae9be69a2ffeceb1bec9de244fbe15992b11b77c040f12bd8f6a975a44a0f90c29a9abc3d4d8939272'
     '84c58754cce294529f8614dcd2aba991925fedc4ae74ffac6e333b93eb4aff0479da9a410e4450e0dd7ae4c6e2910900575da401fc07059f645e8b7e'
     '9bfdef33943054ff84011493c27b3429eaedb4ed5376441a77ed43851ad77f16f541dfd269d50d6a5f14fb0aab1cbb4c1550be97f7ab4066193c4caa'
-    '773dad38014bd2092fa755c824bb5e54c4f36ffda9fcea70b9c6e693e148c151')
+    '773dad38014bd2092fa755c824bb5e54c4f36ffda9fcea70b9c6e693e148c151'
+)
 
 pytestmark = pytest.mark.skipif(bool(xts.why_not()), reason=xts.why_not() or 'it is there')
 
 
 @pytest.fixture
 def make(tmp_path, opened):
-    """make(key, block_size=512, filters='') -> (encrypting Store, the Store of what is on the medium), 8 MiB of nothing."""
+    """make(key, block_size=512, filters='') -> (encrypting Store, the Store of what is on the
+    medium), 8 MiB of nothing."""
     made = []
 
     def make_(key=KEY, block_size=512, **words):
         path = str(tmp_path / 'disk.img')
         plain = opened({'path': path, 'size': SIZE, 'block_size': block_size})
-        encrypted = opened(dict(words, path=path, size=SIZE, block_size=block_size, cipher_key=key.hex()), [plain])
+        encrypted = opened(
+            dict(words, path=path, size=SIZE, block_size=block_size, cipher_key=key.hex()), [plain]
+        )
         made.extend([encrypted.store(), plain.store()])
         return made[-2:]
+
     yield make_
     for each in made:
         each.close()
@@ -54,7 +63,7 @@ def test_the_standards_example_is_what_stands_on_the_medium(make):
 
 def test_a_long_block_number_is_the_tweak():
     cipher = xts.Xts(VECTOR_KEY)
-    far = cipher.encrypted(0xFFFFFFFFFF, VECTOR_TEXT, 512)          # number of vector 14
+    far = cipher.encrypted(0xFFFFFFFFFF, VECTOR_TEXT, 512)  # number of vector 14
     assert far[:16] == bytes.fromhex('64497e5a831e4a932c09be3e5393376d')
     assert cipher.decrypted(0xFFFFFFFFFF, far, 512) == VECTOR_TEXT
 
@@ -67,7 +76,10 @@ def test_no_block_stands_in_clear_and_equal_blocks_differ(make, block_size, dura
     medium.write(block_size, text, durable)
     on_the_medium = bytes(raw.read(0, SIZE))
     assert b'payroll' not in on_the_medium
-    blocks = {on_the_medium[at:at + block_size] for at in range(block_size, 101 * block_size, block_size)}
+    blocks = {
+        on_the_medium[at : at + block_size]
+        for at in range(block_size, 101 * block_size, block_size)
+    }
     assert len(blocks) == 100
     assert medium.read(block_size, len(text)) == text
 
@@ -80,7 +92,9 @@ def test_each_block_stands_for_itself(make, block_size):
     for number in (0, 1, 33, 63):
         piece = slice(number * block_size, (number + 1) * block_size)
         assert medium.read(number * block_size, block_size) == whole[piece]
-        assert bytes(medium.try_read(number * block_size, block_size) or whole[piece]) == whole[piece]
+        assert (
+            bytes(medium.try_read(number * block_size, block_size) or whole[piece]) == whole[piece]
+        )
 
 
 def test_holes_read_as_zeroes_and_stay_holes(make):
@@ -89,7 +103,10 @@ def test_holes_read_as_zeroes_and_stay_holes(make):
     medium.write(1 << 20, b'x' * (1 << 20), True)
     medium.unmap((1 << 20) + 4096, 4096)
     medium.write_zeroes((1 << 20) + 16384, 1024, False)
-    assert medium.read(1 << 20, 32768) == b'x' * 4096 + bytes(4096) + b'x' * 8192 + bytes(1024) + b'x' * 15360
+    assert (
+        medium.read(1 << 20, 32768)
+        == b'x' * 4096 + bytes(4096) + b'x' * 8192 + bytes(1024) + b'x' * 15360
+    )
     assert not any(raw.read((1 << 20) + 16384, 1024))
     assert medium.extents(0, SIZE)[0] == (0, 1 << 20, False)
     assert medium.allocated() <= 1 << 20
@@ -102,22 +119,27 @@ def test_zeroes_that_are_written_are_encrypted(make):
     assert medium.read(0, 4096) == bytes(4096)
 
 
-@pytest.mark.parametrize('offset, length', [(100, 50), (500, 24), (0, 513), (511, 2), (1000, 5000), (SIZE - 10, 10)])
+@pytest.mark.parametrize(
+    'offset, length', [(100, 50), (500, 24), (0, 513), (511, 2), (1000, 5000), (SIZE - 10, 10)]
+)
 def test_less_than_a_block_leaves_its_neighbours(make, offset, length):
     medium, _ = make()
     expected = bytearray(os.urandom(SIZE))
     medium.write(0, expected, False)
-    expected[offset:offset + length] = os.urandom(length)
-    medium.write(offset, memoryview(expected)[offset:offset + length], False)
+    expected[offset : offset + length] = os.urandom(length)
+    medium.write(offset, memoryview(expected)[offset : offset + length], False)
     assert medium.read(0, SIZE) == expected
-    assert medium.read(offset, length) == expected[offset:offset + length]
+    assert medium.read(offset, length) == expected[offset : offset + length]
 
 
 def test_half_a_block_is_neither_unmapped_nor_zeroed_nor_written_beyond_the_end(make):
     medium, _ = make()
     medium.write(0, b'x' * 512, False)
-    for change in (lambda: medium.unmap(0, 256), lambda: medium.write_zeroes(256, 256, True),
-                   lambda: medium.write(SIZE - 10, b'x' * 20, False)):
+    for change in (
+        lambda: medium.unmap(0, 256),
+        lambda: medium.write_zeroes(256, 256, True),
+        lambda: medium.write(SIZE - 10, b'x' * 20, False),
+    ):
         with pytest.raises(OSError) as caught:
             change()
         assert caught.value.errno == errno.EINVAL
@@ -149,7 +171,9 @@ def test_copies_are_encrypted_anew(make, tmp_path, opened):
     text = os.urandom(1 << 20)
     medium.write(0, text, False)
     medium.copy(medium, 0, 1 << 20, 1 << 20)
-    assert medium.read(1 << 20, 1 << 20) == text and raw.read(0, 1 << 20) != raw.read(1 << 20, 1 << 20)
+    assert medium.read(1 << 20, 1 << 20) == text and raw.read(0, 1 << 20) != raw.read(
+        1 << 20, 1 << 20
+    )
     with opened({'path': str(tmp_path / 'plain.img'), 'size': SIZE}).store() as plain:
         plain.copy(medium, 0, 4096, 1 << 20)
         assert plain.read(4096, 1 << 20) == text
@@ -186,6 +210,7 @@ def test_the_key_is_in_no_text(make, opened, tmp_path):
 def test_without_the_package_the_remedy_is_named(monkeypatch):
     def missing():
         raise ImportError('No module named cryptography')
+
     monkeypatch.setattr(xts, '_loaded', missing)
     assert 'pip install cryptography' in xts.why_not()
     monkeypatch.setattr(xts, '_loaded', lambda: 1 // 0)
@@ -194,5 +219,7 @@ def test_without_the_package_the_remedy_is_named(monkeypatch):
 
 def test_a_store_without_a_key_needs_no_package(monkeypatch, tmp_path):
     monkeypatch.setattr(xts, '_loaded', lambda: 1 // 0)
-    with store.open_store({'path': str(tmp_path / 'disk.img'), 'size': SIZE}) as opened_, opened_.store() as medium:
+    with store.open_store(
+        {'path': str(tmp_path / 'disk.img'), 'size': SIZE}
+    ) as opened_, opened_.store() as medium:
         assert type(medium).__name__ == 'FileStore'

@@ -39,7 +39,13 @@ with medium.exclusive(4096, 4096):
 
 
 def worker(script, made, *arguments):
-    words = [sys.executable, '-c', script, json.dumps(made.description()), str(made.descriptor)] + list(arguments)
+    words = [
+        sys.executable,
+        '-c',
+        script,
+        json.dumps(made.description()),
+        str(made.descriptor),
+    ] + list(arguments)
     return subprocess.Popen(words, pass_fds=[made.descriptor], stdout=subprocess.PIPE, cwd=ROOT)
 
 
@@ -47,7 +53,9 @@ def worker(script, made, *arguments):
 def test_threads_and_processes_together_lose_no_count(kind, tmp_path, opened, loop_device):
     wanted = {'kind': kind, 'size': SIZE}
     if kind != 'ram':
-        wanted['path'] = loop_device(512, SIZE) if kind == 'block' else str(tmp_path / 'counter.img')
+        wanted['path'] = (
+            loop_device(512, SIZE) if kind == 'block' else str(tmp_path / 'counter.img')
+        )
     made = opened(wanted)
     workers = [worker(COUNTER, made, '150') for _ in range(3)]
     for each in workers:
@@ -92,8 +100,10 @@ def test_it_is_free_again_after_an_error(opened):
             raise ZeroDivisionError
     medium.close()
     with pytest.raises(OSError):
-        with opening.RamStore({'kind': 'ram', 'size': SIZE}, os.open(os.devnull, os.O_RDONLY)).exclusive(0, 512):
-            pass                         # a descriptor that cannot be locked for writing
+        with opening.RamStore(
+            {'kind': 'ram', 'size': SIZE}, os.open(os.devnull, os.O_RDONLY)
+        ).exclusive(0, 512):
+            pass  # a descriptor that cannot be locked for writing
     other = opened({'kind': 'ram', 'size': SIZE}).store()
     with other.exclusive(0, 512):
         pass

@@ -39,53 +39,93 @@ def outcome(call, *arguments):
 ALL = ['read', 'write', 'flush', 'unmap', 'write_zeroes', 'extents']
 
 
-@pytest.mark.parametrize('text, parsed', [
-    ('', []),
-    ('readonly', [['readonly', {}]]),
-    ('delay 10ms', [['delay', {'verbs': dict.fromkeys(ALL, 0.01)}]]),
-    ('delay read=10ms write=5us cached=yes', [['delay', {'verbs': {'read': 0.01, 'write': 5e-6}, 'cached': True}]]),
-    ('delay all=1s flush=2', [['delay', {'verbs': dict(dict.fromkeys(ALL, 1.0), flush=2.0)}]]),
-    ('delay write-zeroes=1.5s offset=1M..', [['delay', {'verbs': {'write_zeroes': 1.5}, 'offset': [MIB, None]}]]),
-    ('error', [['error', {'verbs': ALL}]]),
-    ('error write offset=1M..2M errno=enospc',
-     [['error', {'verbs': ['write'], 'offset': [MIB, 2 * MIB], 'errno': 'ENOSPC'}]]),
-    ('error read+write every=100 after=7 count=2 probability=0.5 seed=3',
-     [['error', {'verbs': ['read', 'write'], 'every': 100, 'after': 7, 'count': 2, 'probability': 0.5, 'seed': 3}]]),
-    ('error unmap offset=4096 errno=5', [['error', {'verbs': ['unmap'], 'offset': [4096, 4097], 'errno': 'EIO'}]]),
-    ('tear', [['tear', {}]]),
-    ('tear piece=64K pause=5ms offset=1M..', [['tear', {'piece': 65536, 'pause': 0.005, 'offset': [MIB, None]}]]),
-    ('Error ALL offset=..64k', [['error', {'verbs': ALL, 'offset': [0, 65536]}]]),
-    ('error write, delay 2ms , trace to=/x/y',
-     [['error', {'verbs': ['write']}], ['delay', {'verbs': dict.fromkeys(ALL, 0.002)}], ['trace', {'to': '/x/y'}]]),
-    (['error write', 'readonly'], [['error', {'verbs': ['write']}], ['readonly', {}]]),
-])
+@pytest.mark.parametrize(
+    'text, parsed',
+    [
+        ('', []),
+        ('readonly', [['readonly', {}]]),
+        ('delay 10ms', [['delay', {'verbs': dict.fromkeys(ALL, 0.01)}]]),
+        (
+            'delay read=10ms write=5us cached=yes',
+            [['delay', {'verbs': {'read': 0.01, 'write': 5e-6}, 'cached': True}]],
+        ),
+        ('delay all=1s flush=2', [['delay', {'verbs': dict(dict.fromkeys(ALL, 1.0), flush=2.0)}]]),
+        (
+            'delay write-zeroes=1.5s offset=1M..',
+            [['delay', {'verbs': {'write_zeroes': 1.5}, 'offset': [MIB, None]}]],
+        ),
+        ('error', [['error', {'verbs': ALL}]]),
+        (
+            'error write offset=1M..2M errno=enospc',
+            [['error', {'verbs': ['write'], 'offset': [MIB, 2 * MIB], 'errno': 'ENOSPC'}]],
+        ),
+        (
+            'error read+write every=100 after=7 count=2 probability=0.5 seed=3',
+            [
+                [
+                    'error',
+                    {
+                        'verbs': ['read', 'write'],
+                        'every': 100,
+                        'after': 7,
+                        'count': 2,
+                        'probability': 0.5,
+                        'seed': 3,
+                    },
+                ]
+            ],
+        ),
+        (
+            'error unmap offset=4096 errno=5',
+            [['error', {'verbs': ['unmap'], 'offset': [4096, 4097], 'errno': 'EIO'}]],
+        ),
+        ('tear', [['tear', {}]]),
+        (
+            'tear piece=64K pause=5ms offset=1M..',
+            [['tear', {'piece': 65536, 'pause': 0.005, 'offset': [MIB, None]}]],
+        ),
+        ('Error ALL offset=..64k', [['error', {'verbs': ALL, 'offset': [0, 65536]}]]),
+        (
+            'error write, delay 2ms , trace to=/x/y',
+            [
+                ['error', {'verbs': ['write']}],
+                ['delay', {'verbs': dict.fromkeys(ALL, 0.002)}],
+                ['trace', {'to': '/x/y'}],
+            ],
+        ),
+        (['error write', 'readonly'], [['error', {'verbs': ['write']}], ['readonly', {}]]),
+    ],
+)
 def test_the_setting(text, parsed):
     assert filters.parse(text) == parsed
     assert json.loads(json.dumps(parsed)) == parsed
 
 
-@pytest.mark.parametrize('text, words', [
-    ('eror write', ['"eror"', 'did you mean "error"']),
-    ('compress', ['"compress"', 'delay error readonly tear trace']),
-    ('error wirte', ['"wirte"', 'did you mean "write"']),
-    ('error errnoo=EIO', ['"errnoo"', 'did you mean "errno"']),
-    ('error errno=EWHAT', ['errno', '"EWHAT"']),
-    ('error offset=2M..1M', ['offset', '"2M..1M"']),
-    ('error every=0', ['every', '"0"']),
-    ('error count=-1', ['count', '"-1"']),
-    ('error probability=2', ['probability', '"2"']),
-    ('error count=1 count=2', ['count', 'twice']),
-    ('delay', ['how long']),
-    ('delay cached=yes', ['how long']),
-    ('delay soon', ['"soon"']),
-    ('delay read=10m', ['read', '"10m"']),
-    ('delay 1s cached=maybe', ['cached', '"maybe"']),
-    ('tear 4K', ['"4K"']),
-    ('tear piece=100', ['piece', '"100"']),
-    ('readonly now', ['"now"']),
-    ('readonly at=noon', ['"at"']),
-    ('trace to=/x twice', ['"twice"']),
-])
+@pytest.mark.parametrize(
+    'text, words',
+    [
+        ('eror write', ['"eror"', 'did you mean "error"']),
+        ('compress', ['"compress"', 'delay error readonly tear trace']),
+        ('error wirte', ['"wirte"', 'did you mean "write"']),
+        ('error errnoo=EIO', ['"errnoo"', 'did you mean "errno"']),
+        ('error errno=EWHAT', ['errno', '"EWHAT"']),
+        ('error offset=2M..1M', ['offset', '"2M..1M"']),
+        ('error every=0', ['every', '"0"']),
+        ('error count=-1', ['count', '"-1"']),
+        ('error probability=2', ['probability', '"2"']),
+        ('error count=1 count=2', ['count', 'twice']),
+        ('delay', ['how long']),
+        ('delay cached=yes', ['how long']),
+        ('delay soon', ['"soon"']),
+        ('delay read=10m', ['read', '"10m"']),
+        ('delay 1s cached=maybe', ['cached', '"maybe"']),
+        ('tear 4K', ['"4K"']),
+        ('tear piece=100', ['piece', '"100"']),
+        ('readonly now', ['"now"']),
+        ('readonly at=noon', ['"at"']),
+        ('trace to=/x twice', ['"twice"']),
+    ],
+)
 def test_complaints_quote_the_word(text, words):
     with pytest.raises(ValueError) as caught:
         filters.parse(text)
@@ -102,11 +142,22 @@ def test_an_option_that_parse_never_gives_is_refused(medium):
 
 # -- passing on --------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize('text', ['readonly', 'delay extents=1ms', 'error extents', 'trace'])
 def test_facts_pass_through(medium, text):
     top = on(medium, text)
-    assert (top.kind, top.size, top.block_size, top.thin, top.descriptor) == ('ram', MIB, 512, False, medium.descriptor)
-    assert top.resize_check() == MIB and top.durable_is_free and top.inline_write_limit == medium.inline_write_limit
+    assert (top.kind, top.size, top.block_size, top.thin, top.descriptor) == (
+        'ram',
+        MIB,
+        512,
+        False,
+        medium.descriptor,
+    )
+    assert (
+        top.resize_check() == MIB
+        and top.durable_is_free
+        and top.inline_write_limit == medium.inline_write_limit
+    )
     top.size = 2 * MIB
     assert medium.size == 2 * MIB
 
@@ -124,6 +175,7 @@ def test_closing_the_top_closes_the_medium(medium):
 
 # -- error -------------------------------------------------------------------------------------------------------------
 
+
 def test_error_strikes_where_the_range_touches(medium):
     top = on(medium, 'error write offset=64k..128k errno=ENOSPC')
     data = bytes(BLOCK)
@@ -135,9 +187,17 @@ def test_error_strikes_where_the_range_touches(medium):
     assert bytes(top.read(65536, BLOCK)) == data
 
 
-@pytest.mark.parametrize('verb, arguments', [
-    ('read', (0, BLOCK)), ('write', (0, bytes(BLOCK), False)), ('flush', (0, MIB)), ('unmap', (0, BLOCK)),
-    ('write_zeroes', (0, BLOCK, True)), ('extents', (0, BLOCK))])
+@pytest.mark.parametrize(
+    'verb, arguments',
+    [
+        ('read', (0, BLOCK)),
+        ('write', (0, bytes(BLOCK), False)),
+        ('flush', (0, MIB)),
+        ('unmap', (0, BLOCK)),
+        ('write_zeroes', (0, BLOCK, True)),
+        ('extents', (0, BLOCK)),
+    ],
+)
 def test_error_strikes_the_verbs_it_names(medium, verb, arguments):
     top = on(medium, 'error %s' % verb)
     assert outcome(getattr(top, verb), *arguments) == 'EIO'
@@ -167,7 +227,11 @@ def test_probability_is_the_same_in_every_run(medium):
         return [outcome(top.read, 0, 512) for _ in range(200)]
 
     first = run('error read probability=0.2 seed=7')
-    assert first == run('error read probability=0.2 seed=7') != run('error read probability=0.2 seed=8')
+    assert (
+        first
+        == run('error read probability=0.2 seed=7')
+        != run('error read probability=0.2 seed=8')
+    )
     assert 15 < first.count('EIO') < 75
     assert run('error read probability=0').count('EIO') == 0
 
@@ -197,6 +261,7 @@ def test_copies_meet_the_errors_of_both_ends(medium, opened):
 
 # -- delay -------------------------------------------------------------------------------------------------------------
 
+
 @pytest.fixture
 def naps(monkeypatch):
     slept = []
@@ -217,7 +282,11 @@ def test_delay_waits_as_long_as_told(medium, naps):
 
 
 def test_what_is_delayed_is_not_done_inline(medium):
-    reads, writes, flushes = on(medium, 'delay read=1s'), on(medium, 'delay write=1s'), on(medium, 'delay flush=1s')
+    reads, writes, flushes = (
+        on(medium, 'delay read=1s'),
+        on(medium, 'delay write=1s'),
+        on(medium, 'delay flush=1s'),
+    )
     assert reads.try_read(0, 512) is None and reads.inline_write_limit > 0 and reads.durable_is_free
     assert writes.try_read(0, 512) is not None and writes.inline_write_limit == 0
     assert not flushes.durable_is_free and flushes.inline_write_limit > 0
@@ -241,6 +310,7 @@ def test_filters_are_met_from_the_right(medium, naps):
 
 # -- trace -------------------------------------------------------------------------------------------------------------
 
+
 def test_tear_writes_in_pieces_with_pauses_between_them(medium):
     seen, naps = [], []
     lower = on(medium, 'trace')
@@ -249,7 +319,12 @@ def test_tear_writes_in_pieces_with_pauses_between_them(medium):
     assert top.inline_write_limit == 0
     top.write(512, b'x' * 10000, True)
     top.write(65536, b'y' * 10000, False)
-    assert seen == [(512, 4096, True), (4608, 4096, True), (8704, 1808, True), (65536, 10000, False)]
+    assert seen == [
+        (512, 4096, True),
+        (4608, 4096, True),
+        (8704, 1808, True),
+        (65536, 10000, False),
+    ]
     assert naps == [0.5, 0.5] and bytes(medium.read(512, 10000)) == b'x' * 10000
 
 
@@ -265,8 +340,14 @@ def test_trace_tells_every_verb(medium):
     with pytest.raises(OSError):
         top.unmap(4096, 8192)
     assert [tuple(record[:5]) for record in seen] == [
-        ('write', 0, BLOCK, True, ''), ('read', 0, 512, False, ''), ('read', 512, 512, False, ''), ('flush', 0, MIB, False, ''),
-        ('write_zeroes', 0, 1024, False, ''), ('extents', 0, 2048, False, ''), ('unmap', 4096, 8192, False, 'ENOSPC')]
+        ('write', 0, BLOCK, True, ''),
+        ('read', 0, 512, False, ''),
+        ('read', 512, 512, False, ''),
+        ('flush', 0, MIB, False, ''),
+        ('write_zeroes', 0, 1024, False, ''),
+        ('extents', 0, 2048, False, ''),
+        ('unmap', 4096, 8192, False, 'ENOSPC'),
+    ]
     assert all(record.seconds >= 0 for record in seen)
 
 
@@ -298,8 +379,12 @@ def test_trace_that_cannot_write_its_file_goes_to_the_log(medium, tmp_path, capl
 
 
 def test_filters_travel_to_the_worker(opened):
-    made = opened({'kind': 'ram', 'size': MIB, 'filters': ['error write errno=ENOSPC', 'delay read=1us']})
-    with store.from_descriptor(json.loads(json.dumps(made.description())), None if made.descriptor is None else
-                               os.dup(made.descriptor)) as top:
+    made = opened(
+        {'kind': 'ram', 'size': MIB, 'filters': ['error write errno=ENOSPC', 'delay read=1us']}
+    )
+    with store.from_descriptor(
+        json.loads(json.dumps(made.description())),
+        None if made.descriptor is None else os.dup(made.descriptor),
+    ) as top:
         assert outcome(top.write, 0, bytes(512), False) == 'ENOSPC'
         assert top.try_read(0, 512) is None

@@ -1,4 +1,5 @@
-"""All or nothing: records, torn records, and a process or the power that ends at every step of a write."""
+"""All or nothing: records, torn records, and a process or the power that ends at every step of a
+write."""
 
 import errno
 import os
@@ -37,8 +38,8 @@ class Disk(object):
 
     def __init__(self, size, life):
         self.size, self.life = size, life
-        self.cache = {}                  # sector -> bytes, what every process sees
-        self.platter = {}                # sector -> bytes, what outlasts the power
+        self.cache = {}  # sector -> bytes, what every process sees
+        self.platter = {}  # sector -> bytes, what outlasts the power
         self.fails = {}
 
     def _step(self, verb):
@@ -51,7 +52,7 @@ class Disk(object):
             self._step('read')
         first, last = offset // SECTOR, -(-(offset + length) // SECTOR)
         whole = b''.join(self.cache.get(n, bytes(SECTOR)) for n in range(first, last))
-        return whole[offset - first * SECTOR:][:length]
+        return whole[offset - first * SECTOR :][:length]
 
     def write(self, offset, data, durable):
         data = bytes(data)
@@ -60,7 +61,7 @@ class Disk(object):
             number, start = divmod(offset, SECTOR)
             count = min(len(data), SECTOR - start)
             sector = bytearray(self.cache.get(number, bytes(SECTOR)))
-            sector[start:start + count] = data[:count]
+            sector[start : start + count] = data[:count]
             self.cache[number] = bytes(sector)
             offset, data = offset + count, data[count:]
         if durable:
@@ -105,6 +106,7 @@ class Bench(object):
 
 # -- records -----------------------------------------------------------------------------------------------------------
 
+
 def test_a_record_comes_back():
     head, body = journal.packed(Record(1 << 40, b'abc', b''))
     assert journal.unpacked(head) == (1 << 40, 3, 0x352441C2) and body == b'abc'
@@ -140,6 +142,7 @@ def test_a_torn_record_says_nothing(at):
 
 
 # -- writing -----------------------------------------------------------------------------------------------------------
+
 
 def test_a_write_is_whole_durable_and_leaves_no_record():
     bench = Bench()
@@ -190,8 +193,8 @@ def test_a_death_while_a_record_is_put_back_changes_nothing():
 
 @pytest.mark.parametrize('durable', [True, False])
 def test_what_others_wrote_later_is_never_undone(durable):
-    """A record that was cleared does not come back, however the power went; and the next write does not trip over what plain
-    writes left in the cache."""
+    """A record that was cleared does not come back, however the power went; and the next write does
+    not trip over what plain writes left in the cache."""
     later = b'l' * 2048
     for steps in range(3 * steps_of_a_write()):
         for seed in range(4):
@@ -209,13 +212,16 @@ def test_what_others_wrote_later_is_never_undone(durable):
                 pass
             bench.begin_again(True, random.Random(seed))
             content = bench.content()
-            if len(done) == 2:           # a plain write was under way: any of its blocks may be there
-                assert content == OLD or all(content[n:n + 512] in (NEW[:512], later[:512]) for n in range(0, 2048, 512))
+            if len(done) == 2:  # a plain write was under way: any of its blocks may be there
+                assert content == OLD or all(
+                    content[n : n + 512] in (NEW[:512], later[:512]) for n in range(0, 2048, 512)
+                )
             else:
                 assert content in (done[-1], (OLD, NEW, later, OLD, OLD)[len(done)])
 
 
 # -- failures ----------------------------------------------------------------------------------------------------------
+
 
 def failure(bench, data=NEW):
     with pytest.raises(OSError) as caught:
@@ -227,7 +233,10 @@ def test_a_journal_that_cannot_be_written_refuses_the_write():
     bench = Bench()
     bench.journal.fails = {'write': errno.ENOSPC}
     error = failure(bench)
-    assert (error.errno, isinstance(error, Full)) == (errno.EREMOTEIO, False) and 'No space' in error.strerror
+    assert (error.errno, isinstance(error, Full)) == (
+        errno.EREMOTEIO,
+        False,
+    ) and 'No space' in error.strerror
     assert bench.content() == OLD and bench.slot.is_empty()
 
 
@@ -246,8 +255,9 @@ def test_a_write_that_fails_half_way_is_taken_back():
         if len(calls) == 1:
             write(offset, bytes(data)[:1024], False)
             raise OSError(errno.ENOSPC, 'full')
-        assert offset < 4096 + 1024      # only what differs is written again: it has its space
+        assert offset < 4096 + 1024  # only what differs is written again: it has its space
         write(offset, data, durable)
+
     bench.medium.write = fails_once
     error = failure(bench)
     assert (error.errno, isinstance(error, Full)) == (errno.ENOSPC, False)
@@ -259,7 +269,10 @@ def test_a_write_that_cannot_be_taken_back_is_in_doubt_until_it_is_put_right():
     bench.medium.fails = {'write': errno.EIO}
     bench.medium.cache[9] = b'?' * 512
     calls = []
-    bench.medium.read, read = (lambda *a: calls.append(a) or (OLD if len(calls) == 1 else read(*a))), bench.medium.read
+    bench.medium.read, read = (
+        (lambda *a: calls.append(a) or (OLD if len(calls) == 1 else read(*a))),
+        bench.medium.read,
+    )
     assert isinstance(failure(bench), Full) and not bench.slot.is_empty()
     bench.medium.fails, bench.medium.read = {}, read
     assert bench.slot.put_right(bench.medium) and bench.content() == OLD
@@ -282,9 +295,19 @@ def test_it_has_a_greatest_length():
 
 # -- another medium ------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize('content, is_ours', [
-    (OLD, True), (NEW, True), (NEW[:512] + OLD[:1536], True), (OLD[:1536] + NEW[:512], True),
-    (b'x' * 2048, False), (NEW[:2047] + b'x', False), (OLD[:512] + bytes(512) + NEW[:1024], False)])
+
+@pytest.mark.parametrize(
+    'content, is_ours',
+    [
+        (OLD, True),
+        (NEW, True),
+        (NEW[:512] + OLD[:1536], True),
+        (OLD[:1536] + NEW[:512], True),
+        (b'x' * 2048, False),
+        (NEW[:2047] + b'x', False),
+        (OLD[:512] + bytes(512) + NEW[:1024], False),
+    ],
+)
 def test_a_record_is_not_put_back_on_what_it_does_not_know(content, is_ours):
     """Another disk that has its name now, or a backup that was played back."""
     bench = Bench()
@@ -297,7 +320,7 @@ def test_a_record_is_not_put_back_on_what_it_does_not_know(content, is_ours):
         bench.slot.put_right(bench.medium, False)
     assert 'bytes 4096..6144' in caught.value.strerror
     assert bench.content() == content and not bench.slot.is_empty()
-    assert bench.slot.put_right(bench.medium) and bench.content() == OLD         # who wrote there is known
+    assert bench.slot.put_right(bench.medium) and bench.content() == OLD  # who wrote there is known
 
 
 def test_a_record_is_not_put_back_on_a_medium_that_is_too_short():
@@ -309,6 +332,7 @@ def test_a_record_is_not_put_back_on_a_medium_that_is_too_short():
 
 
 # -- a journal that was left behind --------------------------------------------------------------------------------------
+
 
 def test_a_journal_that_was_cut_short_is_read_to_its_end(tmp_path, opened):
     """A file's length is not durable before its data are."""

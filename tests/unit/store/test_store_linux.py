@@ -10,6 +10,7 @@ from targetd.store import linux
 @pytest.fixture
 def sysfs(tmp_path):
     """make(name, files, partition=None) -> Queue of a device 8:0, or of its partition 8:1."""
+
     def make(files, partition=False):
         disk = tmp_path / 'devices' / 'sda'
         for name, text in files.items():
@@ -17,25 +18,40 @@ def sysfs(tmp_path):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text + '\n')
         (tmp_path / 'block').mkdir()
-        os.symlink(str(disk / 'sda1' if partition else disk), str(tmp_path / 'block' / ('8:%d' % partition)))
+        os.symlink(
+            str(disk / 'sda1' if partition else disk),
+            str(tmp_path / 'block' / ('8:%d' % partition)),
+        )
         return linux.Queue(os.makedev(8, int(partition)), str(tmp_path / 'block'))
 
     return make
 
 
-DISCARDS = {'queue/discard_max_bytes': '2147450880', 'queue/write_zeroes_max_bytes': '33553920', 'queue/rotational': '0'}
+DISCARDS = {
+    'queue/discard_max_bytes': '2147450880',
+    'queue/write_zeroes_max_bytes': '33553920',
+    'queue/rotational': '0',
+}
 MODE = 'device/scsi_disk/0:0:0:0/zeroing_mode'
 
 
-@pytest.mark.parametrize('files, certain', [
-    (dict(DISCARDS), True),                                                  # NVMe, virtio, loop
-    (dict(DISCARDS, **{MODE: 'writesame_16_unmap'}), True),                  # SAS SSD with LBPRZ
-    (dict(DISCARDS, **{MODE: 'writesame'}), False),                          # SAS SSD without: zeroing would write it all
-    (dict(DISCARDS, **{MODE: 'write'}), False),
-    (dict(DISCARDS, **{'queue/write_zeroes_max_bytes': '0'}), False),        # SATA SSD: TRIM promises nothing
-    (dict(DISCARDS, **{'queue/discard_max_bytes': '0', MODE: 'writesame'}), False),      # a spinning SAS disk
-    ({'queue/rotational': '1'}, False),                                      # an old kernel
-])
+@pytest.mark.parametrize(
+    'files, certain',
+    [
+        (dict(DISCARDS), True),  # NVMe, virtio, loop
+        (dict(DISCARDS, **{MODE: 'writesame_16_unmap'}), True),  # SAS SSD with LBPRZ
+        (
+            dict(DISCARDS, **{MODE: 'writesame'}),
+            False,
+        ),  # SAS SSD without: zeroing would write it all
+        (dict(DISCARDS, **{MODE: 'write'}), False),
+        # SATA SSD: TRIM promises nothing
+        (dict(DISCARDS, **{'queue/write_zeroes_max_bytes': '0'}), False),
+        # a spinning SAS disk
+        (dict(DISCARDS, **{'queue/discard_max_bytes': '0', MODE: 'writesame'}), False),
+        ({'queue/rotational': '1'}, False),  # an old kernel
+    ],
+)
 def test_zeroes_after_unmap_are_promised_only_where_they_are_certain(sysfs, files, certain):
     assert sysfs(files).zeroes_by_unmapping() is certain
 
@@ -46,14 +62,31 @@ def test_rotational(sysfs, text, rotational):
 
 
 def test_a_partition_has_its_disks_queue_and_its_own_alignment(sysfs):
-    queue = sysfs(dict(DISCARDS, **{'sda1/discard_alignment': '3584', 'sda1/partition': '1',
-                                    'queue/discard_granularity': '4096'}), partition=True)
-    assert (queue.number('discard_granularity'), queue.discard_alignment(), queue.rotational()) == (4096, 3584, False)
+    queue = sysfs(
+        dict(
+            DISCARDS,
+            **{
+                'sda1/discard_alignment': '3584',
+                'sda1/partition': '1',
+                'queue/discard_granularity': '4096',
+            },
+        ),
+        partition=True,
+    )
+    assert (queue.number('discard_granularity'), queue.discard_alignment(), queue.rotational()) == (
+        4096,
+        3584,
+        False,
+    )
 
 
 def test_a_device_that_says_nothing(tmp_path):
     queue = linux.Queue(os.makedev(8, 0), str(tmp_path))
-    assert (queue.number('discard_max_bytes'), queue.discard_alignment(), queue.rotational()) == (0, 0, None)
+    assert (queue.number('discard_max_bytes'), queue.discard_alignment(), queue.rotational()) == (
+        0,
+        0,
+        None,
+    )
     assert not queue.zeroes_by_unmapping()
     assert queue.zeroing_mode() == ''
 
@@ -61,7 +94,7 @@ def test_a_device_that_says_nothing(tmp_path):
 def test_system_calls_say_what_is_wrong(tmp_path):
     with open(str(tmp_path / 'f'), 'wb') as f:
         with pytest.raises(OSError):
-            linux.fallocate(f.fileno(), linux.PUNCH_HOLE, 0, 512)            # without KEEP_SIZE
+            linux.fallocate(f.fileno(), linux.PUNCH_HOLE, 0, 512)  # without KEEP_SIZE
         with pytest.raises(OSError):
             linux.device_size(f.fileno())
     with pytest.raises(OSError):

@@ -37,7 +37,12 @@ def test_a_missing_file_is_created_sparse_and_private(tmp_path, opened):
     status = os.stat(str(path))
     assert (status.st_size, stat.S_IMODE(status.st_mode)) == (10 << 30, 0o600)
     assert status.st_blocks * 512 < MIB
-    assert (made.kind, made.size, made.block_size, made.physical_block_size) == ('file', 10 << 30, 512, 4096)
+    assert (made.kind, made.size, made.block_size, made.physical_block_size) == (
+        'file',
+        10 << 30,
+        512,
+        4096,
+    )
 
 
 def test_what_is_there_is_kept(image, opened):
@@ -46,21 +51,33 @@ def test_what_is_there_is_kept(image, opened):
     assert bytes(opened({'path': image, 'size': MIB}).store().read(0, 8)) == b'precious'
 
 
-@pytest.mark.parametrize('description, words', [
-    ({}, ['without a path']),
-    ({'kind': 'tape', 'path': '/x'}, ['/x', 'tape', 'block file null ram']),
-    ({'kind': 'ram'}, ['ram', 'size = 1G']),
-    ({'kind': 'null'}, ['null', 'size = 1G']),
-    ({'kind': 'ram', 'size': 1000}, ['ram', '1000', 'multiple', '512']),
-    ({'kind': 'ram', 'size': MIB, 'block_size': 520}, ['520', '4096']),
-    ({'kind': 'ram', 'size': MIB, 'filters': 'dealy 1s'}, ['ram', '"dealy"', 'did you mean "delay"']),
-    ({'kind': 'ram', 'size': MIB, 'filters': [['error', {'nonsense': 1}]]}, ['nonsense']),
-    ({'kind': 'ram', 'size': MIB, 'nonsense': 1}, ['nonsense']),
-    ({'path': '/dev/disk/by-id/ata-GONE'}, ['/dev/disk/by-id/ata-GONE', 'does not exist', 'lsblk']),
-    ({'path': '/dev/null'}, ['/dev/null', 'neither a file nor a block device']),
-    ({'path': '/nowhere/at/all', 'size': MIB}, ['/nowhere/at/all', 'directory', 'create /nowhere/at first']),
-    ({'path': '/etc/passwd/x', 'size': MIB}, ['/etc/passwd/x', 'correct the path']),
-])
+@pytest.mark.parametrize(
+    'description, words',
+    [
+        ({}, ['without a path']),
+        ({'kind': 'tape', 'path': '/x'}, ['/x', 'tape', 'block file null ram']),
+        ({'kind': 'ram'}, ['ram', 'size = 1G']),
+        ({'kind': 'null'}, ['null', 'size = 1G']),
+        ({'kind': 'ram', 'size': 1000}, ['ram', '1000', 'multiple', '512']),
+        ({'kind': 'ram', 'size': MIB, 'block_size': 520}, ['520', '4096']),
+        (
+            {'kind': 'ram', 'size': MIB, 'filters': 'dealy 1s'},
+            ['ram', '"dealy"', 'did you mean "delay"'],
+        ),
+        ({'kind': 'ram', 'size': MIB, 'filters': [['error', {'nonsense': 1}]]}, ['nonsense']),
+        ({'kind': 'ram', 'size': MIB, 'nonsense': 1}, ['nonsense']),
+        (
+            {'path': '/dev/disk/by-id/ata-GONE'},
+            ['/dev/disk/by-id/ata-GONE', 'does not exist', 'lsblk'],
+        ),
+        ({'path': '/dev/null'}, ['/dev/null', 'neither a file nor a block device']),
+        (
+            {'path': '/nowhere/at/all', 'size': MIB},
+            ['/nowhere/at/all', 'directory', 'create /nowhere/at first'],
+        ),
+        ({'path': '/etc/passwd/x', 'size': MIB}, ['/etc/passwd/x', 'correct the path']),
+    ],
+)
 def test_refusals_say_what_and_what_to_do(description, words):
     text = refusal(description)
     for word in words:
@@ -83,7 +100,10 @@ def test_refusals_about_files(tmp_path, image):
     assert 'no multiple of the block size 4096' in refusal({'path': image, 'block_size': 4096})
     os.truncate(image, 0)
     assert 'give it a size' in refusal({'path': image})
-    assert isinstance(pytest.raises(store.StoreError, store.open_store, {'path': image}).value, errors.TargetdError)
+    assert isinstance(
+        pytest.raises(store.StoreError, store.open_store, {'path': image}).value,
+        errors.TargetdError,
+    )
 
 
 def test_a_file_that_cannot_have_its_size_is_not_left_behind(tmp_path):
@@ -98,13 +118,16 @@ def test_a_fifo_does_not_hang_the_master(tmp_path):
     assert 'no regular file' in refusal({'path': str(tmp_path / 'fifo'), 'kind': 'file'})
 
 
-@pytest.mark.parametrize('number, read_only, words', [
-    (errno.EROFS, False, ['read-only = yes']),
-    (errno.EACCES, True, ['as root']),
-    (errno.EBUSY, False, ['in use', 'lsblk']),
-    (errno.ENOMEDIUM, False, ['no medium']),
-    (errno.EIO, False, ['cannot be opened', os.strerror(errno.EIO)]),
-])
+@pytest.mark.parametrize(
+    'number, read_only, words',
+    [
+        (errno.EROFS, False, ['read-only = yes']),
+        (errno.EACCES, True, ['as root']),
+        (errno.EBUSY, False, ['in use', 'lsblk']),
+        (errno.ENOMEDIUM, False, ['no medium']),
+        (errno.EIO, False, ['cannot be opened', os.strerror(errno.EIO)]),
+    ],
+)
 def test_what_open_says_is_put_into_words(image, monkeypatch, number, read_only, words):
     def refuse(path, flags, mode=0):
         raise OSError(number, os.strerror(number), path)
@@ -126,8 +149,12 @@ def test_direct_io_that_cannot_be_is_refused(image, monkeypatch):
 
 def test_nothing_stays_open_after_a_refusal(image, tmp_path):
     before = len(os.listdir('/proc/self/fd'))
-    for description in ({'path': image, 'size': 2 * MIB}, {'path': str(tmp_path / 'huge'), 'size': 1 << 62},
-                        {'path': image, 'filters': 'delay'}, {'path': image, 'block_size': 4 * MIB}):
+    for description in (
+        {'path': image, 'size': 2 * MIB},
+        {'path': str(tmp_path / 'huge'), 'size': 1 << 62},
+        {'path': image, 'filters': 'delay'},
+        {'path': image, 'block_size': 4 * MIB},
+    ):
         refusal(description)
     held = store.open_store({'path': image})
     refusal({'path': image, 'size': 2 * MIB}, [held])
@@ -138,6 +165,7 @@ def test_nothing_stays_open_after_a_refusal(image, tmp_path):
 
 
 # -- claims ------------------------------------------------------------------------------------------------------------
+
 
 def test_a_second_server_is_kept_off_a_file_for_as_long_as_a_worker_has_it(image):
     first = store.open_store({'path': image})
@@ -189,6 +217,7 @@ def test_a_read_only_holder_does_not_make_the_next_one_read_only(image, opened):
 
 
 # -- block devices -----------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize('sector', [512, 4096])
 def test_a_block_device_says_what_it_is(loop_device, opened, sector):
@@ -270,14 +299,21 @@ with store.from_descriptor(json.loads(sys.argv[1]), int(sys.argv[2])) as medium:
 
 
 @pytest.mark.parametrize('kind', ['file', 'ram', 'block'])
-def test_an_unprivileged_worker_needs_nothing_but_the_descriptor(kind, tmp_path, loop_device, opened):
+def test_an_unprivileged_worker_needs_nothing_but_the_descriptor(
+    kind, tmp_path, loop_device, opened
+):
     wanted = {'size': 8 * MIB, 'kind': kind}
     if kind != 'ram':
         wanted['path'] = loop_device() if kind == 'block' else str(tmp_path / 'disk.img')
     made = opened(wanted)
-    ran = subprocess.run([sys.executable, '-c', WORKER, json.dumps(made.description()), str(made.descriptor)],
-                         pass_fds=[made.descriptor], stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60,
-                         cwd=os.path.dirname(os.path.dirname(os.path.dirname(opening.__file__))))
+    ran = subprocess.run(
+        [sys.executable, '-c', WORKER, json.dumps(made.description()), str(made.descriptor)],
+        pass_fds=[made.descriptor],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        timeout=60,
+        cwd=os.path.dirname(os.path.dirname(os.path.dirname(opening.__file__))),
+    )
     said = 'written by nobody %d 512 %s\n' % (8 * MIB, made.capabilities.unmap)
     assert (ran.stdout.decode(), ran.stderr.decode()) == (said, '')
     assert bytes(made.store().read(4096, 17)) == b'written by nobody'
@@ -287,9 +323,13 @@ def test_read_only_is_read_only_in_the_worker(image, opened):
     made = opened({'path': image, 'read_only': True})
     with made.store() as medium:
         assert medium.read_only
-        for change in (lambda: medium.write(0, bytes(512), False), lambda: medium.write(0, bytes(512), True),
-                       lambda: medium.unmap(0, 512), lambda: medium.write_zeroes(0, 512, True),
-                       lambda: medium.copy(medium, 0, 512, 512)):
+        for change in (
+            lambda: medium.write(0, bytes(512), False),
+            lambda: medium.write(0, bytes(512), True),
+            lambda: medium.unmap(0, 512),
+            lambda: medium.write_zeroes(0, 512, True),
+            lambda: medium.copy(medium, 0, 512, 512),
+        ):
             with pytest.raises(OSError) as caught:
                 change()
             assert caught.value.errno == errno.EROFS
@@ -314,6 +354,8 @@ def test_allow_in_use_takes_a_device_that_somebody_has_claimed(loop_device, open
     claim = os.open(device, os.O_RDWR | os.O_EXCL)
     try:
         assert 'in use' in refusal({'path': device})
-        assert opened({'path': device, 'allow_in_use': True}).size == os.lseek(claim, 0, os.SEEK_END)
+        assert opened({'path': device, 'allow_in_use': True}).size == os.lseek(
+            claim, 0, os.SEEK_END
+        )
     finally:
         os.close(claim)

@@ -1,4 +1,5 @@
-"""The verbs, on every kind of store: what is written is what is read, zeroes are zeroes, nothing is half done."""
+"""The verbs, on every kind of store: what is written is what is read, zeroes are zeroes, nothing is
+half done."""
 
 import ctypes
 import errno
@@ -39,7 +40,9 @@ def test_what_is_written_is_read(any_store, durable, length):
     assert bytes(any_store.read(BLOCK + length, BLOCK)) == bytes(BLOCK)
 
 
-@pytest.mark.parametrize('kind', [bytes, bytearray, memoryview, lambda data: memoryview(bytearray(data))])
+@pytest.mark.parametrize(
+    'kind', [bytes, bytearray, memoryview, lambda data: memoryview(bytearray(data))]
+)
 def test_any_buffer_can_be_written(any_store, kind):
     for durable in (False, True):
         any_store.write(BLOCK, kind(block(3)), durable)
@@ -55,11 +58,13 @@ def test_try_read_gives_the_right_bytes_or_none(any_store):
 def test_the_last_block_can_be_written_and_nothing_beyond_it(any_store):
     any_store.write(SIZE - BLOCK, block(5), False)
     assert bytes(any_store.read(SIZE - BLOCK, BLOCK)) == block(5)
-    for change in (lambda: any_store.write(SIZE, block(5), False),
-                   lambda: any_store.write(SIZE - BLOCK, 2 * block(5), True),
-                   lambda: any_store.write_zeroes(SIZE, BLOCK, False),
-                   lambda: any_store.unmap(SIZE - BLOCK, 2 * BLOCK),
-                   lambda: any_store.copy(any_store, 0, SIZE - BLOCK, 2 * BLOCK)):
+    for change in (
+        lambda: any_store.write(SIZE, block(5), False),
+        lambda: any_store.write(SIZE - BLOCK, 2 * block(5), True),
+        lambda: any_store.write_zeroes(SIZE, BLOCK, False),
+        lambda: any_store.unmap(SIZE - BLOCK, 2 * BLOCK),
+        lambda: any_store.copy(any_store, 0, SIZE - BLOCK, 2 * BLOCK),
+    ):
         with pytest.raises(OSError):
             change()
     assert any_store.resize_check() == SIZE
@@ -77,7 +82,7 @@ def test_zeroes_are_zeroes_and_stay_in_their_range(any_store, may_unmap):
     any_store.write(0, block(6, 64 * BLOCK), False)
     any_store.write_zeroes(3 * BLOCK, 40 * BLOCK, may_unmap)
     expected = bytearray(block(6, 64 * BLOCK))
-    expected[3 * BLOCK:43 * BLOCK] = bytes(40 * BLOCK)
+    expected[3 * BLOCK : 43 * BLOCK] = bytes(40 * BLOCK)
     assert bytes(any_store.read(0, 64 * BLOCK)) == expected
 
 
@@ -85,7 +90,7 @@ def test_unmapped_bytes_are_zeroes_where_that_is_promised(any_store):
     any_store.write(0, block(7, 64 * BLOCK), True)
     any_store.unmap(8 * BLOCK, 16 * BLOCK)
     around = bytes(any_store.read(0, 8 * BLOCK)) + bytes(any_store.read(24 * BLOCK, 40 * BLOCK))
-    assert around == block(7, 64 * BLOCK)[:8 * BLOCK] + block(7, 64 * BLOCK)[24 * BLOCK:]
+    assert around == block(7, 64 * BLOCK)[: 8 * BLOCK] + block(7, 64 * BLOCK)[24 * BLOCK :]
     assert any_store.capabilities.zeroes_after_unmap
     assert bytes(any_store.read(8 * BLOCK, 16 * BLOCK)) == bytes(16 * BLOCK)
 
@@ -122,15 +127,23 @@ def test_extents_stop_at_the_maximum(make_store):
     assert medium.extents(0, SIZE, 3) == whole[:3]
 
 
-@pytest.mark.parametrize('source, destination', [(0, 2 << 20), (2 << 20, 0), (1 << 20, (1 << 20) + BLOCK),
-                                                 ((1 << 20) + BLOCK, 1 << 20), (BLOCK, BLOCK)])
+@pytest.mark.parametrize(
+    'source, destination',
+    [
+        (0, 2 << 20),
+        (2 << 20, 0),
+        (1 << 20, (1 << 20) + BLOCK),
+        ((1 << 20) + BLOCK, 1 << 20),
+        (BLOCK, BLOCK),
+    ],
+)
 def test_copies_within_a_store_even_onto_itself(any_store, source, destination):
     model = bytearray(SIZE)
     length = (2 << 20) + BLOCK
-    model[source:source + length] = block(10, length)
+    model[source : source + length] = block(10, length)
     any_store.write(source, block(10, length), False)
     any_store.copy(any_store, source, destination, length)
-    model[destination:destination + length] = model[source:source + length]
+    model[destination : destination + length] = model[source : source + length]
     assert bytes(any_store.read(0, SIZE)) == model
 
 
@@ -152,15 +165,15 @@ def test_a_long_random_walk_agrees_with_a_model(any_store):
         if verb in ('write', 'durable'):
             data = block(step, length)
             any_store.write(start, data, verb == 'durable')
-            model[start:start + length] = data
+            model[start : start + length] = data
         elif verb == 'read':
-            assert bytes(any_store.read(start, length)) == model[start:start + length]
+            assert bytes(any_store.read(start, length)) == model[start : start + length]
         else:
             if verb == 'unmap':
                 any_store.unmap(start, length)
             else:
                 any_store.write_zeroes(start, length, verb == 'zero unmap')
-            model[start:start + length] = bytes(length)
+            model[start : start + length] = bytes(length)
     assert bytes(any_store.read(0, SIZE)) == model
 
 
@@ -181,6 +194,7 @@ def test_a_closed_store_touches_nothing(any_store):
 
 # -- what holds for some kinds only ------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize('variant', ['file', 'ram'])
 def test_unmap_gives_space_back(make_store, variant):
     medium = make_store(variant)
@@ -194,7 +208,11 @@ def test_unmap_gives_space_back(make_store, variant):
 def test_a_files_holes_are_unmapped_extents(make_store):
     medium = make_store('file')
     medium.write(1 << 20, block(13, 1 << 20), True)
-    assert medium.extents(0, SIZE) == [(0, 1 << 20, False), (1 << 20, 1 << 20, True), (2 << 20, 6 << 20, False)]
+    assert medium.extents(0, SIZE) == [
+        (0, 1 << 20, False),
+        (1 << 20, 1 << 20, True),
+        (2 << 20, 6 << 20, False),
+    ]
     medium.unmap(1 << 20, 1 << 19)
     assert medium.extents(0, SIZE)[0] == (0, 3 << 19, False)
 
@@ -210,11 +228,18 @@ def test_zeroes_that_must_not_unmap_keep_their_space(make_store):
 
 def resident(descriptor, offset, length):
     """How many pages of this part of a file are in the page cache, as mincore(2) says."""
-    with mmap.mmap(descriptor, length, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE, offset=offset) as view:
+    with mmap.mmap(
+        descriptor, length, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE, offset=offset
+    ) as view:
         pages = ctypes.create_string_buffer(length // mmap.PAGESIZE)
         start = ctypes.c_char.from_buffer(view)
         try:
-            assert ctypes.CDLL(None).mincore(ctypes.c_void_p(ctypes.addressof(start)), ctypes.c_size_t(length), pages) == 0
+            assert (
+                ctypes.CDLL(None).mincore(
+                    ctypes.c_void_p(ctypes.addressof(start)), ctypes.c_size_t(length), pages
+                )
+                == 0
+            )
         finally:
             del start
         return sum(page & 1 for page in pages.raw)
@@ -235,16 +260,22 @@ def test_cached_reads_do_not_wait_and_uncached_ones_are_refused(make_store):
     if compat.preadv is None or not posix.waits_never(medium.descriptor):
         pytest.skip('no RWF_NOWAIT here')
     medium.write(0, block(14, SIZE), True)
-    assert bytes(medium.try_read(BLOCK, BLOCK)) == block(14, SIZE)[BLOCK:2 * BLOCK]
+    assert bytes(medium.try_read(BLOCK, BLOCK)) == block(14, SIZE)[BLOCK : 2 * BLOCK]
     answers = []
-    for _ in range(50):                  # a disk that is quick enough has read ahead before it can be found waiting
-        answers.append(evicted(medium.descriptor, 4 << 20, 1 << 20) and medium.try_read(4 << 20, 1 << 20))
+    for _ in range(50):  # a disk that is quick enough has read ahead before it can be found waiting
+        answers.append(
+            evicted(medium.descriptor, 4 << 20, 1 << 20) and medium.try_read(4 << 20, 1 << 20)
+        )
         if answers[-1] is None:
             break
     else:
-        pytest.skip('the kernel does not let go of the cached file' if not any(answers) else 'this disk is never waited for')
-    assert bytes(medium.read(4 << 20, BLOCK)) == block(14, SIZE)[4 << 20:(4 << 20) + BLOCK]
-    assert bytes(medium.try_read(4 << 20, BLOCK)) == block(14, SIZE)[4 << 20:(4 << 20) + BLOCK]
+        pytest.skip(
+            'the kernel does not let go of the cached file'
+            if not any(answers)
+            else 'this disk is never waited for'
+        )
+    assert bytes(medium.read(4 << 20, BLOCK)) == block(14, SIZE)[4 << 20 : (4 << 20) + BLOCK]
+    assert bytes(medium.try_read(4 << 20, BLOCK)) == block(14, SIZE)[4 << 20 : (4 << 20) + BLOCK]
 
 
 def test_an_old_kernel_never_reads_inline(make_store, monkeypatch):
@@ -296,7 +327,11 @@ def test_durable_writes_on_an_old_kernel_sync_the_file(make_store, monkeypatch):
 
 def test_short_writes_are_finished(make_store, monkeypatch):
     real = os.pwrite
-    monkeypatch.setattr(posix, '_pwrite', lambda descriptor, data, offset: real(descriptor, memoryview(data)[:1000], offset))
+    monkeypatch.setattr(
+        posix,
+        '_pwrite',
+        lambda descriptor, data, offset: real(descriptor, memoryview(data)[:1000], offset),
+    )
     medium = make_store('file')
     medium.write(BLOCK, block(21, 10000), False)
     assert bytes(medium.read(BLOCK, 10000)) == block(21, 10000)
@@ -306,7 +341,9 @@ def test_short_reads_are_finished(make_store, monkeypatch):
     medium = make_store('file')
     medium.write(0, block(22, 10000), False)
     real = os.pread
-    monkeypatch.setattr(os, 'pread', lambda descriptor, length, offset: real(descriptor, min(length, 1000), offset))
+    monkeypatch.setattr(
+        os, 'pread', lambda descriptor, length, offset: real(descriptor, min(length, 1000), offset)
+    )
     assert bytes(medium.read(0, 10000)) == block(22, 10000)
 
 
@@ -358,8 +395,8 @@ def test_a_512_byte_unit_on_4096_byte_sectors(opened, loop_device):
         medium.write_zeroes(512, 3 * BLOCK - 1024, False)
         medium.write_zeroes(3 * BLOCK + 512, 512, True)
         expected = bytearray(block(24, 4 * BLOCK))
-        expected[512:3 * BLOCK - 512] = bytes(3 * BLOCK - 1024)
-        expected[3 * BLOCK + 512:3 * BLOCK + 1024] = bytes(512)
+        expected[512 : 3 * BLOCK - 512] = bytes(3 * BLOCK - 1024)
+        expected[3 * BLOCK + 512 : 3 * BLOCK + 1024] = bytes(512)
         assert bytes(medium.read(0, 4 * BLOCK)) == expected
         assert medium.capabilities.physical_block_size == 4096
 
@@ -374,7 +411,11 @@ def test_a_discard_leaves_parts_of_granules_alone(opened, loop_device, monkeypat
     assert not master.capabilities.zeroes_after_unmap
     asked = []
     real = linux.discard
-    monkeypatch.setattr(linux, 'discard', lambda fd, offset, length: (asked.append((offset, length)), real(fd, offset, length)))
+    monkeypatch.setattr(
+        linux,
+        'discard',
+        lambda fd, offset, length: (asked.append((offset, length)), real(fd, offset, length)),
+    )
     with master.store() as medium:
         medium.write(0, block(25, 8 * granule), True)
         medium.unmap(granule + 512, 4 * granule)
@@ -382,7 +423,7 @@ def test_a_discard_leaves_parts_of_granules_alone(opened, loop_device, monkeypat
         assert asked == [(2 * granule, 3 * granule)]
         kept = bytes(medium.read(0, 2 * granule)) + bytes(medium.read(5 * granule, 3 * granule))
         whole = block(25, 8 * granule)
-        assert kept == whole[:2 * granule] + whole[5 * granule:]
+        assert kept == whole[: 2 * granule] + whole[5 * granule :]
 
 
 def test_null_reads_zeroes_and_keeps_nothing(opened):

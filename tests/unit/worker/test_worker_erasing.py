@@ -1,4 +1,5 @@
-"""What formatting and sanitizing leave on the medium, how they tell of it, and that they go on where they were."""
+"""What formatting and sanitizing leave on the medium, how they tell of it, and that they go on
+where they were."""
 
 import errno
 import os
@@ -52,7 +53,9 @@ def test_inverted_passes_end_with_what_the_last_one_writes(medium):
 def test_it_goes_on_where_it_was(medium):
     erasing.operate(medium, dict(operation(pattern='77'), position=2 * erasing.STEP), Told(), still)
     assert medium.read(0, 8) == b'old data'
-    assert medium.read(2 * erasing.STEP, SIZE - 2 * erasing.STEP) == b'\x77' * (SIZE - 2 * erasing.STEP)
+    assert medium.read(2 * erasing.STEP, SIZE - 2 * erasing.STEP) == b'\x77' * (
+        SIZE - 2 * erasing.STEP
+    )
 
 
 def test_what_is_done_already_is_not_done_again(medium):
@@ -61,7 +64,10 @@ def test_what_is_done_already_is_not_done_again(medium):
     assert medium.read(0, 8) == b'old data' and told == []
 
 
-@pytest.mark.parametrize('words', [{'method': 'erase', 'pattern': ''}, {'kind': 'format', 'method': 'zeroes', 'pattern': ''}])
+@pytest.mark.parametrize(
+    'words',
+    [{'method': 'erase', 'pattern': ''}, {'kind': 'format', 'method': 'zeroes', 'pattern': ''}],
+)
 def test_erasing_and_formatting_leave_zeroes(medium, words):
     erasing.operate(medium, operation(**words), Told(), still)
     assert medium.read(0, SIZE) == bytes(SIZE)
@@ -93,6 +99,7 @@ def test_lasting_means_flushed(medium):
 def test_a_medium_that_fails_ends_it(medium):
     def broken(offset, data, durable):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
+
     medium.write = broken
     with pytest.raises(OSError):
         erasing.operate(medium, operation(), Told(), still)
@@ -101,7 +108,9 @@ def test_a_medium_that_fails_ends_it(medium):
 def test_a_read_only_medium_is_not_touched(tmp_path):
     path = tmp_path / 'disk'
     path.write_bytes(b'x' * 4096)
-    with store.open_store({'path': str(path), 'read_only': True}) as opened, opened.store() as medium:
+    with store.open_store(
+        {'path': str(path), 'read_only': True}
+    ) as opened, opened.store() as medium:
         with pytest.raises(OSError):
             erasing.operate(medium, operation(), Told(), still)
     assert path.read_bytes() == b'x' * 4096

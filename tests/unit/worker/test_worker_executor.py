@@ -13,6 +13,7 @@ def test_blocked_work_runs_side_by_side_up_to_the_limit():
     def work(_):
         together.wait()
         done.release()
+
     for _ in range(3):
         executor.submit(work, None)
     for _ in range(3):
@@ -36,4 +37,4 @@ def test_an_idle_thread_is_used_again():
         done = threading.Event()
         executor.submit(lambda _: (names.add(threading.current_thread().name), done.set()), None)
         assert done.wait(10)
-    assert 1 <= len(names) <= 3          # a thread that has just finished may not be seen as idle yet
+    assert 1 <= len(names) <= 3  # a thread that has just finished may not be seen as idle yet

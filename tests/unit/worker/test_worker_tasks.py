@@ -1,4 +1,5 @@
-"""Tasks: an abort is answered when nothing can touch the medium any more, and not before (RFC 7143 11.5, plan D3)."""
+"""Tasks: an abort is answered when nothing can touch the medium any more, and not before (RFC 7143
+11.5, plan D3)."""
 
 from types import SimpleNamespace
 
@@ -13,7 +14,9 @@ class Connection(object):
 
     def __init__(self):
         self.told = []
-        self.outbox = SimpleNamespace(put_pdus=lambda pdus, numbered: self.told.append(('window', numbered)))
+        self.outbox = SimpleNamespace(
+            put_pdus=lambda pdus, numbered: self.told.append(('window', numbered))
+        )
 
     def reply(self, task, outcome):
         self.told.append((task.itt, outcome.status))
@@ -38,7 +41,7 @@ def test_a_running_task_holds_the_abort_back_until_it_is_finished():
     assert not tasks.finished(session.tasks[0]) and not quiet
     assert not tasks.finished(session.tasks[1]) and quiet == [True]
     assert connection.told == [('window', True)] * 2
-    assert tasks.finished(session.tasks[2])      # was not concerned: its initiator is answered
+    assert tasks.finished(session.tasks[2])  # was not concerned: its initiator is answered
 
 
 def test_an_abort_of_nothing_is_quiet_at_once():
@@ -63,7 +66,7 @@ def test_a_task_that_waits_for_the_master_does_not_hold_the_abort_back():
     task.asked = True
     quiet = []
     tasks.abort(lambda task: True, lambda: quiet.append(True))
-    assert quiet and not tasks.finished(task)    # the master's late answer goes nowhere
+    assert quiet and not tasks.finished(task)  # the master's late answer goes nowhere
 
 
 def test_two_aborts_of_one_task_are_both_told():

@@ -1,4 +1,5 @@
-"""Which disk was which LUN: another one under the same name is refused, until the administrator accepts it."""
+"""Which disk was which LUN: another one under the same name is refused, until the administrator
+accepts it."""
 
 import pytest
 
@@ -15,11 +16,29 @@ SDB = model.Lun(number=0, backing_store='/dev/sdb')
 @pytest.fixture
 def plug(monkeypatch):
     """plug(key, size): from now on this disk is what every path leads to."""
-    def plug(key, size=10 ** 12, kind='disk'):
-        disk = disks.Disk('sdb', '/dev/sdb', kind, size, 'MODEL', 'MAKER', '', key, '', None, '', False, False, 512, 512)
+
+    def plug(key, size=10**12, kind='disk'):
+        disk = disks.Disk(
+            'sdb',
+            '/dev/sdb',
+            kind,
+            size,
+            'MODEL',
+            'MAKER',
+            '',
+            key,
+            '',
+            None,
+            '',
+            False,
+            False,
+            512,
+            512,
+        )
         monkeypatch.setattr(known_media.identity, 'stable_key', lambda path: key)
         monkeypatch.setattr(known_media.disks, 'describe', lambda path: disk)
         monkeypatch.setattr(known_media.os.path, 'exists', lambda path: True)
+
     return plug
 
 
@@ -28,14 +47,16 @@ def test_the_same_disk_is_served_and_another_is_not(plug):
     known = known_media.seen(SDB, '/dev/sdb')
     require_known(TARGET, SDB, '/dev/sdb', None)
     require_known(TARGET, SDB, '/dev/sdb', known)
-    plug('naa.5000c500a1b2c3d4', 2 * 10 ** 12)               # it has grown
+    plug('naa.5000c500a1b2c3d4', 2 * 10**12)  # it has grown
     require_known(TARGET, SDB, '/dev/sdb', known)
     plug('naa.5000c500ffffffff')
     with pytest.raises(StoreError) as caught:
         require_known(TARGET, SDB, '/dev/sdb', known)
     assert '/dev/sdb is another disk than it was' in str(caught.value)
     assert 'targetctl accept iqn.2026-11.test:disk/0' in str(caught.value)
-    assert 'serial naa.5000c500ffffffff) now, ' in str(caught.value) and 'serial naa.5000c500a1b2c3d4' in str(caught.value)
+    assert 'serial naa.5000c500ffffffff) now, ' in str(
+        caught.value
+    ) and 'serial naa.5000c500a1b2c3d4' in str(caught.value)
 
 
 def test_another_word_in_the_configuration_means_another_disk(plug):
@@ -45,12 +66,14 @@ def test_another_word_in_the_configuration_means_another_disk(plug):
     require_known(TARGET, SDB._replace(backing_store='serial:WD-2'), '/dev/sdb', known)
 
 
-def test_a_disk_without_a_name_of_its_own_is_known_by_model_and_size_and_not_by_the_kernels_name(plug):
+def test_a_disk_without_a_name_of_its_own_is_known_by_model_and_size_and_not_by_the_kernels_name(
+    plug,
+):
     plug('device:/dev/vdb')
     known = known_media.seen(SDB, '/dev/vdb')
     plug('device:/dev/vdc')
     require_known(TARGET, SDB, '/dev/vdc', known)
-    plug('device:/dev/vdb', 5 * 10 ** 11)
+    plug('device:/dev/vdb', 5 * 10**11)
     with pytest.raises(StoreError):
         require_known(TARGET, SDB, '/dev/vdb', known)
 
@@ -64,8 +87,11 @@ def test_a_file_may_move_but_a_lost_one_is_not_made_anew(plug, tmp_path, monkeyp
     monkeypatch.setattr(known_media.os.path, 'exists', lambda path: False)
     with pytest.raises(StoreError) as caught:
         require_known(TARGET, lun, '/srv/disk.img', known)
-    assert '/srv/disk.img is gone, which had 1.0 MB' in str(caught.value) and 'file system mounted' in str(caught.value)
-    require_known(TARGET, lun._replace(size=None), '/srv/disk.img', known)       # opening it says what is wrong
+    assert '/srv/disk.img is gone, which had 1.0 MB' in str(
+        caught.value
+    ) and 'file system mounted' in str(caught.value)
+    # opening it says what is wrong
+    require_known(TARGET, lun._replace(size=None), '/srv/disk.img', known)
 
 
 def test_what_is_known_outlasts_a_restart(tmp_path):
@@ -74,7 +100,11 @@ def test_what_is_known_outlasts_a_restart(tmp_path):
     known = KnownMedia(path)
     known.load()
     assert known.get('a', 0) is None
-    assert known.note('a', 0, seen) and not known.note('a', 0, dict(seen, size=2)) and known.note('a', 1, seen)
+    assert (
+        known.note('a', 0, seen)
+        and not known.note('a', 0, dict(seen, size=2))
+        and known.note('a', 1, seen)
+    )
     known.save()
     again = KnownMedia(path)
     again.load()
@@ -88,7 +118,9 @@ def test_what_is_known_outlasts_a_restart(tmp_path):
     assert third.get('a', 0) is None
 
 
-@pytest.mark.parametrize('content', ['', '{}', '[]', '{"version": 2, "media": []}', '{"version": 1, "media": [{}]}'])
+@pytest.mark.parametrize(
+    'content', ['', '{}', '[]', '{"version": 2, "media": []}', '{"version": 1, "media": [{}]}']
+)
 def test_a_damaged_file_is_said_and_stops_nothing(tmp_path, capfd, content):
     path = tmp_path / 'media.json'
     path.write_text(content)

@@ -1,4 +1,5 @@
-"""The iSNS client's decisions: what it says when, after what failure; who is heard; what it makes of a configuration."""
+"""The iSNS client's decisions: what it says when, after what failure; who is heard; what it makes
+of a configuration."""
 
 import socket
 import struct
@@ -16,8 +17,14 @@ P1 = said.Portal('10.0.0.1', 3260)
 
 
 def entity(*names, **more):
-    values = dict(identifier='storage1', period=300, esi_interval=0, port=0, portals=(P1,),
-                  nodes=tuple(said.Node('iqn.t:' + name, '', ((1, (P1,)),)) for name in names))
+    values = dict(
+        identifier='storage1',
+        period=300,
+        esi_interval=0,
+        port=0,
+        portals=(P1,),
+        nodes=tuple(said.Node('iqn.t:' + name, '', ((1, (P1,)),)) for name in names),
+    )
     values.update(more)
     return said.Entity(**values)
 
@@ -46,7 +53,9 @@ class Talk(object):
                 attributes = [m.nothing(m.DELIMITER)]
                 if knows or message.function != m.QUERY:
                     attributes.append(m.number(m.REGISTRATION_PERIOD, period))
-                answer = m.Message(message.function | m.RESPONSE, m.FROM_SERVER, 0, status, tuple(attributes))
+                answer = m.Message(
+                    message.function | m.RESPONSE, m.FROM_SERVER, 0, status, tuple(attributes)
+                )
         except StopIteration as stop:
             self.done(stop.value)
         except said.Refused as e:
@@ -106,7 +115,7 @@ def test_what_changes_while_we_talk_is_said_afterwards(desk):
     desk.client.follow(entity('a'))
     talk = desk.talk()
     desk.client.follow(entity('a', 'b'))
-    assert desk.rests()                                      # one conversation at a time
+    assert desk.rests()  # one conversation at a time
     talk.goes_on()
     assert desk.talk().goes_on() == ['DevAttrReg', 'DevAttrQry']
     assert desk.client.known == entity('a', 'b')
@@ -142,8 +151,8 @@ def test_failures_are_repeated_ever_more_slowly_and_logged_once(desk, capfd):
     desk.talk().goes_on()
     desk.loop.pass_time(100)
     desk.talk().failed('no answer')
-    desk.loop.pass_time(5)                                   # begins anew with a short pause
-    assert desk.talk().goes_on() == ['DevAttrQry']           # and asks whether it is still known
+    desk.loop.pass_time(5)  # begins anew with a short pause
+    assert desk.talk().goes_on() == ['DevAttrQry']  # and asks whether it is still known
     assert desk.client.state == 'registered as storage1'
 
 
@@ -219,13 +228,16 @@ def test_leaving_with_nothing_known_is_at_once(desk):
 
 # -- from the configuration ----------------------------------------------------------------------------------------------
 
+
 def target(name, **more):
     return model.Target('iqn.t:' + name, **dict(dict(initiator_addresses=('ALL',)), **more))
 
 
 def addresses(family):
-    return {socket.AF_INET: ['127.0.0.1', '10.0.0.1', '169.254.0.7', '10.1.0.1'],
-            socket.AF_INET6: ['::1', 'fe80::1%eth0']}[family]
+    return {
+        socket.AF_INET: ['127.0.0.1', '10.0.0.1', '169.254.0.7', '10.1.0.1'],
+        socket.AF_INET6: ['::1', 'fe80::1%eth0'],
+    }[family]
 
 
 def made(targets, portals, **server):
@@ -234,19 +246,39 @@ def made(targets, portals, **server):
 
 
 def test_an_entity_is_what_can_be_logged_in_to():
-    found = made([target('a', alias='A', portal_groups=(1, 2)), target('offline', state='offline'),
-                  target('nobody', initiator_addresses=()), target('elsewhere', portal_groups=(9,)),
-                  target('b', portal_groups=(2,), initiator_addresses=(), initiator_names=('iqn.x:*',))],
-                 [(1, '10.0.0.1', 3260), (2, '10.0.0.2', 3261)], isns_period=60, isns_esi_interval=30)
+    found = made(
+        [
+            target('a', alias='A', portal_groups=(1, 2)),
+            target('offline', state='offline'),
+            target('nobody', initiator_addresses=()),
+            target('elsewhere', portal_groups=(9,)),
+            target('b', portal_groups=(2,), initiator_addresses=(), initiator_names=('iqn.x:*',)),
+        ],
+        [(1, '10.0.0.1', 3260), (2, '10.0.0.2', 3261)],
+        isns_period=60,
+        isns_esi_interval=30,
+    )
     p1, p2 = said.Portal('10.0.0.1', 3260), said.Portal('10.0.0.2', 3261)
-    assert found == said.Entity('myhost', 60, 30, 4000, (p1, p2), (
-        said.Node('iqn.t:a', 'A', ((1, (p1,)), (2, (p2,)))), said.Node('iqn.t:b', '', ((2, (p2,)),))))
+    assert found == said.Entity(
+        'myhost',
+        60,
+        30,
+        4000,
+        (p1, p2),
+        (
+            said.Node('iqn.t:a', 'A', ((1, (p1,)), (2, (p2,)))),
+            said.Node('iqn.t:b', '', ((2, (p2,)),)),
+        ),
+    )
 
 
 def test_a_wildcard_is_every_address_that_others_can_use():
     found = made([target('a')], [(1, '0.0.0.0', 3260)], isns_entity='named')
-    assert [portal.address for portal in found.portals] == ['10.0.0.1', '10.1.0.1'] and found.identifier == 'named'
-    assert client.usable('::', addresses) == ['::1', 'fe80::1']       # there are no others
+    assert [portal.address for portal in found.portals] == [
+        '10.0.0.1',
+        '10.1.0.1',
+    ] and found.identifier == 'named'
+    assert client.usable('::', addresses) == ['::1', 'fe80::1']  # there are no others
     assert client.usable('fe80::1%eth0', addresses) == ['fe80::1']
 
 
@@ -256,6 +288,7 @@ def test_nothing_to_serve_is_nothing_to_register():
 
 
 # -- sockets -------------------------------------------------------------------------------------------------------------
+
 
 class House(object):
     """An Isns whose only server is 127.0.0.1 at a port where the test listens."""
@@ -271,7 +304,9 @@ class House(object):
 
     def follow(self, *targets, **server):
         server.setdefault('isns_server', (self.listener.getsockname(),))
-        self.isns.follow(model.configuration(model.Server(isns_entity='storage1', **server), (), targets))
+        self.isns.follow(
+            model.configuration(model.Server(isns_entity='storage1', **server), (), targets)
+        )
         self.loop.settle()
 
     def accept(self):
@@ -313,7 +348,9 @@ def house():
 
 
 def reply(message, *attributes):
-    return m.encode(m.Message(message.function | m.RESPONSE, m.FROM_SERVER, message.transaction, 0, attributes))
+    return m.encode(
+        m.Message(message.function | m.RESPONSE, m.FROM_SERVER, message.transaction, 0, attributes)
+    )
 
 
 def inquiry(identifier='storage1'):
@@ -326,7 +363,7 @@ def test_a_conversation_over_a_socket_however_slowly_the_answer_comes(house):
     assert message.function == m.REGISTER
     data = reply(message, m.nothing(m.DELIMITER), m.number(m.REGISTRATION_PERIOD, 77))
     for at in range(len(data)):
-        sock.sendall(data[at:at + 1])
+        sock.sendall(data[at : at + 1])
         house.loop.settle(3)
     house.loop.settle()
     assert m.Assembler().receive(sock.recv(65536))[0].function == m.REGISTER_NOTIFICATION
@@ -360,7 +397,8 @@ def test_inquiries_are_answered_for_our_entity_only(house):
     assert house.hears(sock, inquiry()).attributes == (m.text(m.ENTITY_IDENTIFIER, 'storage1'),)
     sock.sendall(m.encode(inquiry('storage0')))
     house.loop.settle()
-    assert house.hears(sock, inquiry()).function == m.INQUIRY | m.RESPONSE        # the other one got no answer
+    # the other one got no answer
+    assert house.hears(sock, inquiry()).function == m.INQUIRY | m.RESPONSE
 
 
 def test_strangers_and_too_many_callers_and_silent_ones_are_hung_up_on(house, capfd):

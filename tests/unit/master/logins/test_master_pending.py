@@ -1,4 +1,5 @@
-"""Connections before their login: routed by a peek, refused with a status, never waited for by anybody else."""
+"""Connections before their login: routed by a peek, refused with a status, never waited for by
+anybody else."""
 
 import socket
 import struct
@@ -26,7 +27,12 @@ class Door(object):
         self.held = {}
         values = dict(login_timeout=15, pending=8, per_address=4)
         values.update(limits)
-        self.arrivals = Arrivals(self.loop, self.routed.append, lambda address: self.held.get(address, 0), Limits(**values))
+        self.arrivals = Arrivals(
+            self.loop,
+            self.routed.append,
+            lambda address: self.held.get(address, 0),
+            Limits(**values),
+        )
         self.portal = open_portal('127.0.0.1', 0)
         self.arrivals.listen(self.portal, 3)
         self.clients = []
@@ -56,6 +62,7 @@ def door(request):
     def make(**limits):
         doors.append(Door(**limits))
         return doors[-1]
+
     yield make
     for one in doors:
         one.close()
@@ -73,8 +80,14 @@ def test_a_login_is_routed_with_what_was_peeked_and_nothing_is_read(door):
     here = door()
     client = here.connect(login_header(tsih=9) + b'InitiatorName=x')
     (pending,) = here.routed
-    assert pending.header.tsih == 9 and pending.header.isid == ISID.hex() and pending.header.itt == 7
-    assert pending.connection() == {'peer': list(client.getsockname()), 'local': list(client.getpeername()), 'group': 3}
+    assert (
+        pending.header.tsih == 9 and pending.header.isid == ISID.hex() and pending.header.itt == 7
+    )
+    assert pending.connection() == {
+        'peer': list(client.getsockname()),
+        'local': list(client.getpeername()),
+        'group': 3,
+    }
     taken = here.arrivals.hand_over(pending)
     assert taken.recv(100) == login_header(tsih=9) + b'InitiatorName=x'
     assert not here.arrivals.pending
@@ -90,9 +103,10 @@ def test_a_byte_at_a_time_is_routed_once_and_does_not_keep_the_loop_busy(door):
     for byte in login_header()[:-1]:
         client.sendall(bytes([byte]))
         here.loop.settle(3)
-    assert here.routed == [] and len(peeks) < 20      # without SO_RCVLOWAT and the timer: three for each byte
+    # without SO_RCVLOWAT and the timer: three for each byte
+    assert here.routed == [] and len(peeks) < 20
     client.sendall(login_header()[-1:])
-    here.loop.run_once(5)                                    # TCP holds small segments back for a moment
+    here.loop.run_once(5)  # TCP holds small segments back for a moment
     here.loop.pass_time(0.1)
     here.loop.run_once(0 if here.routed else 5)
     assert len(here.routed) == 1
@@ -123,8 +137,14 @@ def test_a_silent_connection_is_closed_after_the_login_timeout(door, capfd):
     assert 'no login within 15 seconds' in capfd.readouterr().err
 
 
-@pytest.mark.parametrize('first', [b'GET / HTTP/1.1\r\nHost: example.com\r\nAccept: */*\r\n\r\n', bytes(48),
-                                   login_header(opcode=0x01)])
+@pytest.mark.parametrize(
+    'first',
+    [
+        b'GET / HTTP/1.1\r\nHost: example.com\r\nAccept: */*\r\n\r\n',
+        bytes(48),
+        login_header(opcode=0x01),
+    ],
+)
 def test_what_is_no_login_is_closed_with_a_line_in_the_log(door, first, capfd):
     here = door()
     assert is_closed(here.connect(first))
@@ -154,7 +174,7 @@ def test_too_many_of_one_address_are_told_out_of_resources(door):
     client.settimeout(5)
     reply = client.recv(100)
     assert len(reply) == 48 and reply[0] == 0x23
-    assert reply[36:38] == b'\x03\x02'                       # out of resources
+    assert reply[36:38] == b'\x03\x02'  # out of resources
     assert reply[8:14] == ISID and reply[16:20] == b'\0\0\x12\x34'
     exp_cmd_sn, max_cmd_sn = struct.unpack('>II', reply[28:36])
     assert max_cmd_sn >= exp_cmd_sn
@@ -174,7 +194,7 @@ def test_a_refused_login_with_data_behind_it_still_reads_its_answer(door):
     assert reply[36:38] == b'\x03\x02'
     client.close()
     here.loop.pass_time(arrivals.LINGER_SECONDS)
-    assert len(here.loop._selector.get_map()) == 1           # the portal
+    assert len(here.loop._selector.get_map()) == 1  # the portal
 
 
 def test_a_flood_costs_its_own_address_the_oldest_and_later_ones_are_heard(door):
@@ -190,11 +210,15 @@ def test_one_origin_has_its_share_of_silence_and_no_more(door, monkeypatch):
     monkeypatch.setattr(arrivals, 'FEWEST_PER_ORIGIN', 3)
     here = door(pending=100, per_address=1)
     silent = [here.connect() for _ in range(5)]
-    assert [is_closed(client) for client in silent[:2]] == [True, True] and len(here.arrivals.pending) == 3
+    assert [is_closed(client) for client in silent[:2]] == [True, True] and len(
+        here.arrivals.pending
+    ) == 3
     for client in silent[2:]:
         client.close()
     here.loop.settle()
-    assert not here.arrivals.pending and not here.arrivals._by_origin and not here.arrivals._by_address
+    assert (
+        not here.arrivals.pending and not here.arrivals._by_origin and not here.arrivals._by_address
+    )
 
 
 def test_who_waits_for_its_turn_stays_when_silent_ones_go(door, monkeypatch):
@@ -249,6 +273,7 @@ def test_no_descriptors_left_is_not_a_busy_loop(door, monkeypatch, capfd):
 
         def fileno(self):
             return here.portal.fileno()
+
     listener = Listener()
     here.arrivals._listeners.append(listener)
     here.arrivals._accept(listener, 1)
@@ -272,4 +297,4 @@ def test_parse_and_refuse_are_each_others_mirror():
     assert (header.tsih, header.itt, header.cid) == (3, 8, 1)
     reply = refusal(header, (2, 10))
     assert reply[14:16] == b'\0\3' and reply[36:38] == b'\x02\x0a' and len(reply) == 48
-    assert reply[1] & 0x83 == 0                              # no transit, no next stage
+    assert reply[1] & 0x83 == 0  # no transit, no next stage

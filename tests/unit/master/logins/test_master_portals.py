@@ -60,6 +60,7 @@ def test_a_foreign_address_names_our_own():
 def test_a_host_without_ipv6_is_told_from_a_busy_port(monkeypatch):
     def refuse(*_):
         raise OSError(97, 'Address family not supported by protocol')
+
     monkeypatch.setattr(portals.socket, 'socket', refuse)
     with pytest.raises(PortalError) as caught:
         open_portal('::', 3260)
@@ -73,8 +74,17 @@ def test_free_port_takes_the_preferred_one_if_it_can():
         assert free_port('127.0.0.1', port) not in (port, 0)
 
 
-@pytest.mark.parametrize('address, answer', [('0.0.0.0', True), ('::', True), ('0:0::0', True), ('127.0.0.1', False),
-                                             ('::1', False), ('nonsense', False)])
+@pytest.mark.parametrize(
+    'address, answer',
+    [
+        ('0.0.0.0', True),
+        ('::', True),
+        ('0:0::0', True),
+        ('127.0.0.1', False),
+        ('::1', False),
+        ('nonsense', False),
+    ],
+)
 def test_is_wildcard(address, answer):
     assert is_wildcard(address) is answer
 

@@ -19,8 +19,15 @@ class Desk(object):
         self.loop = StillLoop()
         self.refused = None
         self.ended = []
-        self.sessions = Sessions(self.loop, self.admit, lambda session: ([{'lun': 0}], ()), send, self.end, kill,
-                                 clock=lambda: 1000.0)
+        self.sessions = Sessions(
+            self.loop,
+            self.admit,
+            lambda session: ([{'lun': 0}], ()),
+            send,
+            self.end,
+            kill,
+            clock=lambda: 1000.0,
+        )
 
     def admit(self, claim, target_name):
         if self.refused:
@@ -29,10 +36,33 @@ class Desk(object):
     def end(self, worker, why, reason):
         self.ended.append((worker, reason))
 
-    def claim(self, worker, name='iqn.2026-11.test:one', target=TARGET, isid=ISID, group=1, tsih=0, cid=0, peer=PEER):
-        message = {'ask': 'claim', 'id': 7, 'peer': peer, 'session': {
-            'initiator_name': name, 'initiator_alias': 'host', 'isid': isid, 'target_name': target, 'group': group,
-            'tsih': tsih, 'cid': cid, 'account': 'erp', 'keys': {'MaxBurstLength': 262144, 'MaxConnections': 2}}}
+    def claim(
+        self,
+        worker,
+        name='iqn.2026-11.test:one',
+        target=TARGET,
+        isid=ISID,
+        group=1,
+        tsih=0,
+        cid=0,
+        peer=PEER,
+    ):
+        message = {
+            'ask': 'claim',
+            'id': 7,
+            'peer': peer,
+            'session': {
+                'initiator_name': name,
+                'initiator_alias': 'host',
+                'isid': isid,
+                'target_name': target,
+                'group': group,
+                'tsih': tsih,
+                'cid': cid,
+                'account': 'erp',
+                'keys': {'MaxBurstLength': 262144, 'MaxConnections': 2},
+            },
+        }
         self.sessions.claim(worker, message)
         return worker.of('answer')[-1] if worker.of('answer') else None
 
@@ -55,11 +85,23 @@ def status(answer):
 def test_a_session_is_granted_with_tsih_units_and_a_line_in_the_log(desk, capfd):
     worker = FakeWorker()
     answer = desk.claim(worker)
-    assert status(answer) == (0, 0) and answer['id'] == 7 and answer['tsih'] > 0 and answer['units'] == [{'lun': 0}]
+    assert (
+        status(answer) == (0, 0)
+        and answer['id'] == 7
+        and answer['tsih'] > 0
+        and answer['units'] == [{'lun': 0}]
+    )
     assert desk.sessions.owner(answer['tsih']) is worker
-    assert 'iqn.2026-11.test:one as erp from 10.0.0.9:40000 logged in to %s' % TARGET in capfd.readouterr().err
+    assert (
+        'iqn.2026-11.test:one as erp from 10.0.0.9:40000 logged in to %s' % TARGET
+        in capfd.readouterr().err
+    )
     (row,) = [s.described() for s in desk.sessions.all()]
-    assert row['initiator_name'] == 'iqn.2026-11.test:one' and row['connections'] == 1 and row['since'] == 1000.0
+    assert (
+        row['initiator_name'] == 'iqn.2026-11.test:one'
+        and row['connections'] == 1
+        and row['since'] == 1000.0
+    )
     assert row['address'] == '10.0.0.9:40000' and row['pid'] == worker.pid
 
 
@@ -84,24 +126,36 @@ def test_a_refusal_carries_status_and_rule_and_is_remembered(desk, capfd):
     assert status(answer) == (2, 2) and 'initiator-address' in answer['why']
     assert 'refused with status 0202: address 10.0.0.9 matches none' in capfd.readouterr().err
     (entry,) = desk.sessions.refusals
-    assert entry['status_class'] == 2 and entry['address'] == '10.0.0.9' and 'initiator-address' in entry['why']
+    assert (
+        entry['status_class'] == 2
+        and entry['address'] == '10.0.0.9'
+        and 'initiator-address' in entry['why']
+    )
     assert desk.sessions.all() == []
 
 
 def test_only_the_newest_refusals_are_kept(desk):
     for number in range(150):
         desk.sessions.note_refusal('n%d' % number, None, PEER, 'why')
-    assert len(desk.sessions.refusals) == 100 and desk.sessions.refusals[-1]['initiator_name'] == 'n149'
+    assert (
+        len(desk.sessions.refusals) == 100
+        and desk.sessions.refusals[-1]['initiator_name'] == 'n149'
+    )
 
 
 def test_a_claim_that_cannot_be_answered_ends_with_its_worker(desk, capfd):
     """What the claim had been given already goes with the worker; the initiator logs in again."""
+
     def none_left(session):
         raise OSError(errno.EMFILE, 'Too many open files')
+
     serve, desk.sessions.units = desk.sessions.units, none_left
     worker = FakeWorker()
     assert desk.claim(worker) is None and worker.killed
-    assert 'iqn.2026-11.test:one from 10.0.0.9:40000 cannot be answered: Too many open files' in capfd.readouterr().err
+    assert (
+        'iqn.2026-11.test:one from 10.0.0.9:40000 cannot be answered: Too many open files'
+        in capfd.readouterr().err
+    )
     desk.die(worker)
     assert desk.sessions.all() == []
     desk.sessions.units = serve
@@ -113,9 +167,10 @@ def test_the_servers_limit(desk):
     first = FakeWorker('a')
     desk.claim(first)
     assert status(desk.claim(FakeWorker('b'), isid='000000000002')) == (3, 2)
-    assert status(desk.claim(FakeWorker('c'), target=None)) == (0, 0)          # asking for targets is always possible
+    # asking for targets is always possible
+    assert status(desk.claim(FakeWorker('c'), target=None)) == (0, 0)
     again = FakeWorker('d')
-    desk.claim(again)                                                          # the same nexus replaces itself
+    desk.claim(again)  # the same nexus replaces itself
     desk.die(first)
     assert status(again.of('answer')[0]) == (0, 0)
 
@@ -166,8 +221,15 @@ def test_a_claimer_that_dies_while_it_waits_is_forgotten(desk):
     assert new.sent == [] and desk.sessions.all() == []
 
 
-@pytest.mark.parametrize('other', [dict(isid='00023d000002'), dict(name='iqn.2026-11.test:two'), dict(group=2),
-                                   dict(target='iqn.2026-11.test:other')])
+@pytest.mark.parametrize(
+    'other',
+    [
+        dict(isid='00023d000002'),
+        dict(name='iqn.2026-11.test:two'),
+        dict(group=2),
+        dict(target='iqn.2026-11.test:other'),
+    ],
+)
 def test_another_nexus_is_another_session(desk, other):
     desk.claim(FakeWorker('a'))
     assert status(desk.claim(FakeWorker('b'), **other)) == (0, 0)
@@ -180,12 +242,19 @@ def test_a_further_connection_of_the_session(desk):
     answer = desk.claim(worker, tsih=tsih, cid=1, peer=['10.0.1.9', 5])
     assert status(answer) == (0, 0) and answer['tsih'] == tsih and answer['units'] == []
     assert desk.sessions.all()[0].described()['connections'] == 2
-    assert status(desk.claim(worker, tsih=tsih, cid=2)) == (2, 6)            # MaxConnections=2 was agreed on
-    assert status(desk.claim(worker, tsih=tsih, cid=1)) == (0, 0)            # the connection is reinstated
+    assert status(desk.claim(worker, tsih=tsih, cid=2)) == (2, 6)  # MaxConnections=2 was agreed on
+    assert status(desk.claim(worker, tsih=tsih, cid=1)) == (0, 0)  # the connection is reinstated
 
 
-@pytest.mark.parametrize('wrong', [dict(name='iqn.2026-11.test:two'), dict(isid='00023d000002'), dict(tsih=999),
-                                   dict(target='iqn.2026-11.test:other')])
+@pytest.mark.parametrize(
+    'wrong',
+    [
+        dict(name='iqn.2026-11.test:two'),
+        dict(isid='00023d000002'),
+        dict(tsih=999),
+        dict(target='iqn.2026-11.test:other'),
+    ],
+)
 def test_a_connection_that_is_not_of_the_session(desk, wrong):
     worker = FakeWorker()
     tsih = desk.claim(worker)['tsih']
@@ -212,14 +281,35 @@ def test_discovery_sessions_have_a_tsih_and_no_nexus(desk):
     assert desk.sessions.leave(one) is not None and one.session is None
 
 
-@pytest.mark.parametrize('spoil', [
-    lambda m: m.pop('session'), lambda m: m.pop('peer'), lambda m: m.update(peer='x'), lambda m: m.update(id=None),
-    lambda m: m['session'].update(isid='XYZ'), lambda m: m['session'].update(initiator_name=''),
-    lambda m: m['session'].update(cid='0'), lambda m: m['session'].update(target_name=5),
-    lambda m: m['session'].update(tsih='x'), lambda m: m['session'].update(keys=[1])])
+@pytest.mark.parametrize(
+    'spoil',
+    [
+        lambda m: m.pop('session'),
+        lambda m: m.pop('peer'),
+        lambda m: m.update(peer='x'),
+        lambda m: m.update(id=None),
+        lambda m: m['session'].update(isid='XYZ'),
+        lambda m: m['session'].update(initiator_name=''),
+        lambda m: m['session'].update(cid='0'),
+        lambda m: m['session'].update(target_name=5),
+        lambda m: m['session'].update(tsih='x'),
+        lambda m: m['session'].update(keys=[1]),
+    ],
+)
 def test_a_claim_that_is_none_costs_the_worker_its_life(desk, spoil):
-    message = {'ask': 'claim', 'id': 7, 'peer': list(PEER), 'session': {
-        'initiator_name': 'iqn.x', 'isid': ISID, 'target_name': TARGET, 'group': 1, 'tsih': 0, 'cid': 0}}
+    message = {
+        'ask': 'claim',
+        'id': 7,
+        'peer': list(PEER),
+        'session': {
+            'initiator_name': 'iqn.x',
+            'isid': ISID,
+            'target_name': TARGET,
+            'group': 1,
+            'tsih': 0,
+            'cid': 0,
+        },
+    }
     spoil(message)
     worker = FakeWorker()
     desk.sessions.claim(worker, message)

@@ -20,9 +20,16 @@ def failed(turns, times, address=BAD):
     return answer
 
 
-@pytest.mark.parametrize('address, origin', [
-    ('192.0.2.7', '192.0.2.7'), ('2001:db8:1:2:3:4:5:6', '2001:db8:1:2::/64'), ('2001:db8:1:2::9', '2001:db8:1:2::/64'),
-    ('fe80::1%eth0', 'fe80::/64'), ('no:address', 'no:address')])
+@pytest.mark.parametrize(
+    'address, origin',
+    [
+        ('192.0.2.7', '192.0.2.7'),
+        ('2001:db8:1:2:3:4:5:6', '2001:db8:1:2::/64'),
+        ('2001:db8:1:2::9', '2001:db8:1:2::/64'),
+        ('fe80::1%eth0', 'fe80::/64'),
+        ('no:address', 'no:address'),
+    ],
+)
 def test_an_origin_is_an_address_or_a_network_of_one_host(address, origin):
     assert origin_of(address) == origin
 
@@ -50,7 +57,7 @@ def test_a_thousand_failures_overflow_nothing(clock):
 
 def test_many_at_once_come_one_after_the_other_and_too_many_are_sent_away(clock):
     one = Turns(clock, 3)
-    failed(one, 6)                                           # 8 s apart
+    failed(one, 6)  # 8 s apart
     assert [one.wait(BAD) for _ in range(9)] == [8, 16, 24, 32, 40, 48, 56, None, None]
     clock.now += 20
     assert one.wait(BAD) == 44
@@ -69,7 +76,7 @@ def test_a_success_forgives_but_not_the_next_failure(clock):
     failed(one, 9)
     one.succeeded(BAD)
     assert one.wait(BAD) == 0.0 and one.wait(BAD) == 0.0
-    assert one.failed(BAD) == (3, 1.0)                       # whoever owns one account guesses another one no faster
+    assert one.failed(BAD) == (3, 1.0)  # whoever owns one account guesses another one no faster
     one.succeeded(GOOD)
     assert one.wait(GOOD) == 0.0
 

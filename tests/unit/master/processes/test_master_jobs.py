@@ -36,7 +36,12 @@ def test_the_work_is_done_elsewhere_and_what_it_returns_comes_back(loop, errands
     errands.send('a', lambda: ({'pid': os.getpid(), 'text': 'ü'}, ()), answers.append)
     until(lambda: (loop.settle(), answers)[1])
     (answer,) = answers
-    assert answer.words['pid'] != os.getpid() and answer.words['text'] == 'ü' and answer.why == '' and not answer.is_late
+    assert (
+        answer.words['pid'] != os.getpid()
+        and answer.words['text'] == 'ü'
+        and answer.why == ''
+        and not answer.is_late
+    )
 
 
 def test_descriptors_that_the_child_opened_are_ours(errands, tmp_path):
@@ -58,7 +63,8 @@ def test_what_is_handed_back_is_nobody_elses_any_more(errands, tmp_path):
     def claim():
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os._exit = lambda code, really=os._exit: (time.sleep(0.2), really(code))     # a child that takes its time to end
+        # a child that takes its time to end
+        os._exit = lambda code, really=os._exit: (time.sleep(0.2), really(code))
         return {}, [descriptor]
 
     errands.send('a', claim, answers.append)
@@ -71,19 +77,26 @@ def test_what_is_handed_back_is_nobody_elses_any_more(errands, tmp_path):
 def test_the_child_has_what_it_is_given_and_nothing_else(errands):
     kept, other = os.open(os.devnull, os.O_RDONLY), os.open(os.devnull, os.O_RDONLY)
     answers = []
-    errands.send('a', lambda: ({'open': [os.path.exists('/proc/self/fd/%d' % d) for d in (kept, other)]}, ()), answers.append,
-                 kept=[kept])
+    errands.send(
+        'a',
+        lambda: ({'open': [os.path.exists('/proc/self/fd/%d' % d) for d in (kept, other)]}, ()),
+        answers.append,
+        kept=[kept],
+    )
     errands.wait()
     assert answers[0].words == {'open': [True, False]}
     os.close(kept)
     os.close(other)
 
 
-@pytest.mark.parametrize('work, why', [
-    (lambda: os._exit(3), 'the process that was to do it died'),
-    (lambda: 1 / 0, 'an unexpected failure: ZeroDivisionError'),
-    (lambda: ({'failed': 'no such disk'}, ()), 'no such disk'),
-])
+@pytest.mark.parametrize(
+    'work, why',
+    [
+        (lambda: os._exit(3), 'the process that was to do it died'),
+        (lambda: 1 / 0, 'an unexpected failure: ZeroDivisionError'),
+        (lambda: ({'failed': 'no such disk'}, ()), 'no such disk'),
+    ],
+)
 def test_work_that_fails_says_why(errands, work, why):
     answers = []
     errands.send('a', work, answers.append)
@@ -99,7 +112,7 @@ def test_who_does_not_answer_is_given_up_and_holds_up_nobody(loop, errands):
     assert 'dead' not in answers
     loop.pass_time(SECONDS)
     assert answers['dead'].is_late and 'within 10 seconds' in answers['dead'].why
-    until(lambda: not errands.is_stuck('dead'))              # it could be killed: it waited for no disk
+    until(lambda: not errands.is_stuck('dead'))  # it could be killed: it waited for no disk
 
 
 def test_one_that_cannot_be_killed_yet_is_known(loop, errands, monkeypatch):
@@ -127,6 +140,7 @@ def test_no_more_than_so_many_at_once(errands):
     def done(answer):
         most.append(len(errands._under_way))
         answers.append(answer.words['n'])
+
     for n in range(AT_ONCE * 2):
         errands.send(n, lambda n=n: ({'n': n}, ()), done)
     errands.wait()
@@ -136,6 +150,7 @@ def test_no_more_than_so_many_at_once(errands):
 def test_a_fork_that_fails_is_an_answer(loop):
     def fork():
         raise BlockingIOError(11, 'Resource temporarily unavailable')
+
     answers, forked = [], []
     Errands(loop, fork).send('a', never, answers.append, forked=lambda: forked.append(True))
     assert 'Resource temporarily unavailable' in answers[0].why and forked

@@ -70,6 +70,7 @@ def test_who_is_forgotten_during_a_pass_is_not_called_in_it(loop):
     def called(mine, other):
         seen.append(mine)
         loop.forget(other)
+
     loop.watch(pairs[0][0], READ, lambda events: called(0, pairs[1][0]))
     loop.watch(pairs[1][0], READ, lambda events: called(1, pairs[0][0]))
     for _, writing in pairs:

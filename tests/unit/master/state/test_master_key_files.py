@@ -1,4 +1,5 @@
-"""Key files: what is refused, that a replaced key is gone wherever the machine stops, which disk is served with which key."""
+"""Key files: what is refused, that a replaced key is gone wherever the machine stops, which disk is
+served with which key."""
 
 import os
 import stat
@@ -26,6 +27,7 @@ def text(path):
 
 
 # -- the file ----------------------------------------------------------------------------------------------------------
+
 
 def test_what_is_made_is_what_is_loaded_and_nobody_else_reads_it(path):
     digits = key_files.make(path)
@@ -72,16 +74,25 @@ def changed(content, old, new):
     return content.replace(old, new, 1)
 
 
-@pytest.mark.parametrize('change, said', [
-    (lambda content: b'', 'no key file'),
-    (lambda content: b'password\n', 'no key file'),
-    (lambda content: changed(content, b'targetd-disk-key 1', b'targetd-disk-key 2'), 'no key file'),
-    (lambda content: content[:-20], 'no key file'),
-    (lambda content: changed(content, b'sum ', b'sum 0'), 'damaged'),
-    (lambda content: content.replace(content.split(b'\n')[3][:1], b'g'), 'no key file|damaged'),
-    (lambda content: b'\n'.join(content.split(b'\n')[:3] + content.split(b'\n')[4:]), 'no key file|damaged'),
-    (lambda content: os.urandom(300), 'no key file'),
-])
+@pytest.mark.parametrize(
+    'change, said',
+    [
+        (lambda content: b'', 'no key file'),
+        (lambda content: b'password\n', 'no key file'),
+        (
+            lambda content: changed(content, b'targetd-disk-key 1', b'targetd-disk-key 2'),
+            'no key file',
+        ),
+        (lambda content: content[:-20], 'no key file'),
+        (lambda content: changed(content, b'sum ', b'sum 0'), 'damaged'),
+        (lambda content: content.replace(content.split(b'\n')[3][:1], b'g'), 'no key file|damaged'),
+        (
+            lambda content: b'\n'.join(content.split(b'\n')[:3] + content.split(b'\n')[4:]),
+            'no key file|damaged',
+        ),
+        (lambda content: os.urandom(300), 'no key file'),
+    ],
+)
 def test_what_is_no_whole_key_is_refused_without_being_shown(path, change, said):
     digits = key_files.make(path)
     content = change(text(path))
@@ -97,8 +108,13 @@ def test_blanks_comments_and_capitals_of_a_copy_that_was_typed_in(path):
     digits = key_files.make(path)
     lines = text(path).decode().split('\n')
     with open(path, 'w') as file:
-        file.write('# mine\r\n\r\n' + '\r\n'.join(line.upper() if set(line) <= set('0123456789abcdef') else line + '  '
-                                              for line in lines))
+        file.write(
+            '# mine\r\n\r\n'
+            + '\r\n'.join(
+                line.upper() if set(line) <= set('0123456789abcdef') else line + '  '
+                for line in lines
+            )
+        )
     assert key_files.load(path) == digits
 
 
@@ -118,7 +134,8 @@ class Dead(BaseException):
 
 
 def stop_at(monkeypatch, number):
-    """From its so-manyth call on, no call of CALLS does anything any more; gives the list of those that did."""
+    """From its so-manyth call on, no call of CALLS does anything any more; gives the list of those
+    that did."""
     done = []
 
     def dying(name):
@@ -129,7 +146,9 @@ def stop_at(monkeypatch, number):
                 raise Dead(name)
             done.append(name)
             return real(*arguments, **more)
+
         return call
+
     for name in CALLS:
         monkeypatch.setattr(key_files.os, name, dying(name))
     return done
@@ -145,7 +164,9 @@ def test_a_replaced_key_is_another_and_the_old_one_is_overwritten(path, tmp_path
     assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
 
 
-def test_wherever_the_machine_stops_the_file_is_whole_and_the_next_run_ends_the_old_key(tmp_path, monkeypatch):
+def test_wherever_the_machine_stops_the_file_is_whole_and_the_next_run_ends_the_old_key(
+    tmp_path, monkeypatch
+):
     number, ended = 0, False
     while not ended:
         directory = tmp_path / str(number)
@@ -153,7 +174,7 @@ def test_wherever_the_machine_stops_the_file_is_whole_and_the_next_run_ends_the_
         path = str(directory / 'disk.key')
         digits = key_files.make(path)
         witness = str(directory / 'witness')
-        os.link(path, witness)                       # shows what becomes of the old file's bytes
+        os.link(path, witness)  # shows what becomes of the old file's bytes
         with monkeypatch.context() as patched:
             done = stop_at(patched, number)
             try:
@@ -186,15 +207,29 @@ def test_without_links_the_old_key_is_overwritten_too(path, tmp_path, monkeypatc
 
     def no_links(*arguments):
         raise PermissionError(1, 'Operation not permitted')
+
     monkeypatch.setattr(key_files.os, 'link', no_links)
     key_files.replace(path)
     assert not any(text(witness))
 
 
-@pytest.mark.parametrize('name, number, half', [
-    ('rename', 1, None), ('fsync', 1, None), ('fsync', 2, None), ('link', 1, None), ('fsync', 3, False), ('pwrite', 1, True),
-    ('fsync', 4, True), ('unlink', 2, True), ('fsync', 6, True)])
-def test_a_disk_that_says_no_leaves_a_whole_key_and_it_is_said_which(path, monkeypatch, name, number, half):
+@pytest.mark.parametrize(
+    'name, number, half',
+    [
+        ('rename', 1, None),
+        ('fsync', 1, None),
+        ('fsync', 2, None),
+        ('link', 1, None),
+        ('fsync', 3, False),
+        ('pwrite', 1, True),
+        ('fsync', 4, True),
+        ('unlink', 2, True),
+        ('fsync', 6, True),
+    ],
+)
+def test_a_disk_that_says_no_leaves_a_whole_key_and_it_is_said_which(
+    path, monkeypatch, name, number, half
+):
     digits = key_files.make(path)
     real, calls = getattr(os, name), []
 
@@ -203,6 +238,7 @@ def test_a_disk_that_says_no_leaves_a_whole_key_and_it_is_said_which(path, monke
         if len(calls) == number:
             raise OSError(5, 'Input/output error')
         return real(*arguments, **more)
+
     with monkeypatch.context() as patched:
         patched.setattr(key_files.os, name, no)
         with pytest.raises(OSError) as caught:
@@ -211,14 +247,20 @@ def test_a_disk_that_says_no_leaves_a_whole_key_and_it_is_said_which(path, monke
     if half is None:
         assert key_files.load(path) == digits
     else:
-        assert key_files.load(path) == caught.value.digits != digits and caught.value.is_lasting == half
+        assert (
+            key_files.load(path) == caught.value.digits != digits
+            and caught.value.is_lasting == half
+        )
 
 
 # -- which disk, which key ---------------------------------------------------------------------------------------------
 
+
 @pytest.fixture
 def disk(tmp_path, path):
-    """take(saved={}, key=path, block_size=512, **words) -> (check, OpenedStore) of a 1 MiB image; .write(data), .image."""
+    """take(saved={}, key=path, block_size=512, **words) -> (check, OpenedStore) of a 1 MiB image;
+    .write(data), .image."""
+
     class Disk(object):
         image = str(tmp_path / 'disk.img')
         opened = []
@@ -229,9 +271,14 @@ def disk(tmp_path, path):
                 file.write(data)
 
         def take(self, saved=(), key=path, **words):
-            self.opened.append(store.open_store(dict({'path': self.image, 'size': SIZE}, **words), self.opened))
+            self.opened.append(
+                store.open_store(dict({'path': self.image, 'size': SIZE}, **words), self.opened)
+            )
             lun = Lun(0, backing_store=self.image, encryption_key_file=key)
-            return key_files.take(lun, self.opened[-1], dict(saved), '/state/units/1.json'), self.opened[-1]
+            return key_files.take(
+                lun, self.opened[-1], dict(saved), '/state/units/1.json'
+            ), self.opened[-1]
+
     made = Disk()
     with open(made.image, 'wb') as file:
         file.truncate(SIZE)
@@ -257,7 +304,9 @@ def refusal(disk, *arguments, **more):
 def test_an_empty_disk_gets_a_key_at_its_first_use(disk, path, warnings):
     check, opened = disk.take()
     (said,) = warnings
-    assert opened.cipher_key == key_files.load(path) and check == key_files.check_of(opened.cipher_key, 512)
+    assert opened.cipher_key == key_files.load(path) and check == key_files.check_of(
+        opened.cipher_key, 512
+    )
     assert 'Keep a copy' in said and opened.cipher_key[:12] not in said
     assert disk.take({'key_check': check})[1].cipher_key == opened.cipher_key
 
@@ -266,7 +315,10 @@ def test_an_empty_disk_gets_a_key_at_its_first_use(disk, path, warnings):
 def test_a_disk_that_holds_something_gets_none(disk, path, offset):
     disk.write(b'x', offset)
     said = refusal(disk)
-    assert 'the key of %s is missing' % disk.image in said and 'without it nothing on the disk can be read' in said
+    assert (
+        'the key of %s is missing' % disk.image in said
+        and 'without it nothing on the disk can be read' in said
+    )
     assert 'targetd --make-key %s' % path in said and not os.path.exists(path)
 
 
@@ -298,7 +350,10 @@ def test_the_wrong_key_is_refused_unless_there_is_nothing_to_lose(disk, path, tm
     assert disk.take({'key_check': check}, other)[0] != check
     disk.write(b'x')
     said = refusal(disk, {'key_check': check}, other)
-    assert '%s is not the key of %s' % (other, disk.image) in said and 'remove /state/units/1.json' in said
+    assert (
+        '%s is not the key of %s' % (other, disk.image) in said
+        and 'remove /state/units/1.json' in said
+    )
     assert disk.take({'key_check': check})[0] == check
 
 
@@ -322,7 +377,9 @@ def test_a_setting_that_got_lost_is_noticed(disk):
     assert disk.take({'key_check': check}, '')[0] == ''
     disk.write(b'x')
     said = refusal(disk, {'key_check': check}, '')
-    assert 'is encrypted, and no encryption-key-file' in said and 'remove /state/units/1.json' in said
+    assert (
+        'is encrypted, and no encryption-key-file' in said and 'remove /state/units/1.json' in said
+    )
     assert disk.take({}, '')[1].cipher_key == ''
 
 

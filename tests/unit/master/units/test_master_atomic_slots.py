@@ -1,4 +1,5 @@
-"""Journals of atomic writes in the master: granted, retired, put right by a spare, found again after a death of the server."""
+"""Journals of atomic writes in the master: granted, retired, put right by a spare, found again
+after a death of the server."""
 
 import errno
 import os
@@ -28,9 +29,13 @@ class House(object):
         self.path = str(path)
         self.loop = StillLoop()
         self.errands = Errands(self.loop)
-        self.units = Units(self.loop, self.send, lambda worker, why: None, StateDirectory(self.path))
+        self.units = Units(
+            self.loop, self.send, lambda worker, why: None, StateDirectory(self.path)
+        )
         self.repaired = []
-        self.units.atomic = atomic_slots.AtomicWrites(self.units, self.errands, lambda: self.repaired.append(None))
+        self.units.atomic = atomic_slots.AtomicWrites(
+            self.units, self.errands, lambda: self.repaired.append(None)
+        )
         self.exports = Exports(self.loop, self.units, self.errands)
         self.exports.server = 'server'
 
@@ -53,7 +58,9 @@ class House(object):
 
     def opened(self, number=0, target=TARGET, **settings):
         """A Unit that is not added. Raises StoreError."""
-        lun = model.Lun(number, **dict({'backing_store': self.image(), 'atomic_writes': True}, **settings))
+        lun = model.Lun(
+            number, **dict({'backing_store': self.image(), 'atomic_writes': True}, **settings)
+        )
         outcomes = {}
         self.exports.open_all([(model.Target(target), lun)], outcomes.update)
         self.errands.wait()
@@ -117,11 +124,14 @@ def house(tmp_path):
 @pytest.fixture
 def failing(monkeypatch):
     """Repairs that fail, until undo() is called."""
-    monkeypatch.setattr(atomic_slots.Repair, 'do', lambda self: ({'failed': 'Input/output error'}, ()))
+    monkeypatch.setattr(
+        atomic_slots.Repair, 'do', lambda self: ({'failed': 'Input/output error'}, ())
+    )
     return monkeypatch
 
 
 # -- granted and retired -------------------------------------------------------------------------------------------------
+
 
 def test_each_session_has_a_slot_and_the_next_one_takes_what_is_free(house):
     unit = house.export()
@@ -161,7 +171,9 @@ def test_a_replaced_store_has_a_slot_of_its_own(house):
     worker, _, _ = house.serve()
     worker.session = type('S', (), {'nexus': nexus('one')})
     house.units.order_units([worker], replace=[unit])
-    assert worker.of('units')[0]['replace'][0]['atomic']['slot'] == 1 and set(unit.atomic.slots) == {0, 1}
+    assert worker.of('units')[0]['replace'][0]['atomic']['slot'] == 1 and set(
+        unit.atomic.slots
+    ) == {0, 1}
     house.loop.settle()
     assert set(unit.atomic.slots) == {1}
 
@@ -178,16 +190,21 @@ def test_a_unit_that_is_closed_before_its_store_was_replaced_leaves_no_slot(hous
 
 # -- put right -----------------------------------------------------------------------------------------------------------
 
+
 def test_a_write_that_a_dead_worker_left_half_done_is_taken_back_by_an_errand(house):
     unit = house.export()
     house.die_amid_a_write(*house.serve())
     assert house.is_locked(unit) and house.units.is_repairing(unit) and not house.repaired
     house.repair()
-    assert house.content() == OLD and not house.is_locked(unit) and not house.units.is_repairing(unit)
+    assert (
+        house.content() == OLD and not house.is_locked(unit) and not house.units.is_repairing(unit)
+    )
     assert house.repaired and unit.atomic.slots == {} and unit.shared.medium == READY
 
 
-def test_what_cannot_be_taken_back_fails_the_unit_and_is_tried_again_when_the_administrator_says(house, failing):
+def test_what_cannot_be_taken_back_fails_the_unit_and_is_tried_again_when_the_administrator_says(
+    house, failing
+):
     unit = house.export()
     house.die_amid_a_write(*house.serve())
     house.repair()
@@ -233,6 +250,7 @@ def test_a_medium_on_which_something_stays_half_done_is_not_opened_by_anybody(ho
 
 # -- after the server's death --------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize('settings', [{}, {'atomic_writes': False}])
 def test_a_later_server_takes_it_back_before_it_serves(house, tmp_path, capfd, settings):
     house.export()
@@ -243,7 +261,10 @@ def test_a_later_server_takes_it_back_before_it_serves(house, tmp_path, capfd, s
     later = House(tmp_path)
     unit = later.export(**settings)
     assert later.content() == OLD and len(later.journals()) == (1 if unit.atomic else 0)
-    assert '1 atomic writes that were under way when targetd died were taken back' in capfd.readouterr().err
+    assert (
+        '1 atomic writes that were under way when targetd died were taken back'
+        in capfd.readouterr().err
+    )
     later.end()
 
 
@@ -257,7 +278,9 @@ def test_what_cannot_be_taken_back_is_not_served(house, tmp_path, settings):
     with pytest.raises(StoreError) as caught:
         later.export(**settings)
     (name,) = later.journals()
-    assert 'half done' in str(caught.value) and os.path.join(later.path, 'atomic', name) in str(caught.value)
+    assert 'half done' in str(caught.value) and os.path.join(later.path, 'atomic', name) in str(
+        caught.value
+    )
     later.export()
     assert later.content() == OLD
     later.end()
@@ -265,9 +288,11 @@ def test_what_cannot_be_taken_back_is_not_served(house, tmp_path, settings):
 
 # -- refusals ------------------------------------------------------------------------------------------------------------
 
+
 def test_a_host_without_these_locks_is_refused_with_reason_and_remedy(house, monkeypatch):
     def old(*words):
         raise OSError(errno.EINVAL, 'Invalid argument')
+
     monkeypatch.setattr(compat, 'try_lock', old)
     with pytest.raises(StoreError) as caught:
         house.export()
@@ -290,5 +315,5 @@ def test_everybody_locks_a_medium_or_nobody(house):
     with pytest.raises(StoreError) as caught:
         house.export(1, target=OTHER, atomic_writes=False)
     assert TARGET in str(caught.value) and 'atomic-writes' in str(caught.value)
-    changed = house.opened(0, atomic_writes=False)       # a reload that changes it
+    changed = house.opened(0, atomic_writes=False)  # a reload that changes it
     house.exports.close_unit(changed)

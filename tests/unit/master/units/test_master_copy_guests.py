@@ -1,4 +1,5 @@
-"""Units of other targets for copies: who gets one, what a guest hears, and that it is gone before the medium is let go."""
+"""Units of other targets for copies: who gets one, what a guest hears, and that it is gone before
+the medium is let go."""
 
 import collections
 
@@ -36,8 +37,15 @@ class House(object):
     def export(self, target, lun, **facts):
         file = str(self.path.join('%s-%d' % (target[-5:], lun)))
         facts = dict({'block_size': 512, 'naa': NAA % lun}, **facts)
-        unit = Unit('%s/%d' % (target, lun), file, target, model.Lun(lun), FakeStore(file), facts,
-                    transitions.initial({'block_size': 512}, {}, 'boot'))
+        unit = Unit(
+            '%s/%d' % (target, lun),
+            file,
+            target,
+            model.Lun(lun),
+            FakeStore(file),
+            facts,
+            transitions.initial({'block_size': 512}, {}, 'boot'),
+        )
         self.units.add(unit)
         return unit
 
@@ -51,8 +59,17 @@ class House(object):
 
     def reach(self, naa=NAA % 2, worker=None, **words):
         worker = worker or self.one
-        message = dict({'ask': 'copy-reach', 'id': len(worker.sent), 'unit': self.mine.id, 'code_set': BINARY, 'kind': TYPE_NAA,
-                        'designator': naa}, **words)
+        message = dict(
+            {
+                'ask': 'copy-reach',
+                'id': len(worker.sent),
+                'unit': self.mine.id,
+                'code_set': BINARY,
+                'kind': TYPE_NAA,
+                'designator': naa,
+            },
+            **words,
+        )
         self.units.ask(worker, message)
         answers = [sent for sent in worker.of('answer') if sent['id'] == message['id']]
         return answers[0]['reached'] if answers and answers[0]['status'] == 0 else answers
@@ -70,7 +87,11 @@ def house(tmpdir):
 
 def test_a_unit_is_given_with_its_descriptor_and_its_target(house):
     given = house.reach()
-    assert given['unit'] == house.theirs.id and given['target_name'] == OTHER and given['descriptor'] == 0
+    assert (
+        given['unit'] == house.theirs.id
+        and given['target_name'] == OTHER
+        and given['descriptor'] == 0
+    )
     assert house.descriptors == [house.theirs.store.descriptor]
     assert house.theirs.guests[house.one][0] == nexus('one', target=OTHER)
 
@@ -96,7 +117,9 @@ def test_a_unit_without_third_party_copies_is_not_given(house):
     assert house.reach(NAA % 4) is None and not house.descriptors
 
 
-@pytest.mark.parametrize('wrong', [{'designator': 'no hex'}, {'designator': None}, {'kind': 'naa'}, {'code_set': None}])
+@pytest.mark.parametrize(
+    'wrong', [{'designator': 'no hex'}, {'designator': None}, {'kind': 'naa'}, {'code_set': None}]
+)
 def test_a_worker_that_asks_nonsense_is_killed(house, wrong):
     house.reach(**wrong)
     assert house.one.killed and not house.descriptors
@@ -112,7 +135,9 @@ def test_a_guest_hears_of_changes_and_is_waited_for(house):
     house.acknowledge(house.one)
     assert done
     house.units.medium(house.theirs, 'stopped')
-    assert house.one.sent[-1]['medium'] == 'stopped' and house.one.sent[-1]['unit'] == house.theirs.id
+    assert (
+        house.one.sent[-1]['medium'] == 'stopped' and house.one.sent[-1]['unit'] == house.theirs.id
+    )
 
 
 def test_a_guest_that_does_not_acknowledge_is_killed(house):
@@ -136,12 +161,25 @@ def test_a_guest_has_left_when_it_said_so_as_often_as_it_came(house):
 
 def test_a_guest_may_revoke_tokens_and_nothing_else(house):
     house.reach()
-    for ask, words in (('token-populate', {'ranges': [[0, 512]], 'seconds': 9}), ('start-stop', {'action': 'stop'}),
-                       ('reserve', {}), ('reset', {'function': 'logical-unit-reset'})):
+    for ask, words in (
+        ('token-populate', {'ranges': [[0, 512]], 'seconds': 9}),
+        ('start-stop', {'action': 'stop'}),
+        ('reserve', {}),
+        ('reset', {'function': 'logical-unit-reset'}),
+    ):
         house.units.ask(house.one, dict(words, ask=ask, id=ask, unit=house.theirs.id))
         assert house.one.sent[-1]['id'] == ask and house.one.sent[-1]['status'] != 0
-    house.units.ask(house.one, {'ask': 'token-revoke', 'id': 'r', 'unit': house.theirs.id, 'offset': 0, 'length': 512})
-    assert house.one.sent[-1] == {'do': 'answer', 'id': 'r', 'status': 0, 'sense': None, 'data': None}
+    house.units.ask(
+        house.one,
+        {'ask': 'token-revoke', 'id': 'r', 'unit': house.theirs.id, 'offset': 0, 'length': 512},
+    )
+    assert house.one.sent[-1] == {
+        'do': 'answer',
+        'id': 'r',
+        'status': 0,
+        'sense': None,
+        'data': None,
+    }
 
 
 def test_lost_data_that_a_guest_tells_of_fails_the_unit(house):

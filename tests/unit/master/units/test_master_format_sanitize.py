@@ -1,4 +1,5 @@
-"""FORMAT UNIT and SANITIZE in the master, and what a unit remembers: begun, told, kept, failed, resumed."""
+"""FORMAT UNIT and SANITIZE in the master, and what a unit remembers: begun, told, kept, failed,
+resumed."""
 
 import errno
 import os
@@ -19,17 +20,37 @@ from targetd.scsi import sam
 
 FACTS = {'block_size': 512}
 ONE, TWO = nexus('one'), nexus('two')
-OVERWRITE = {'ask': 'operate', 'kind': 'sanitize', 'method': 'pattern', 'pattern': 'aa', 'passes': 1, 'invert': False,
-             'ause': False, 'immediate': False}
-FORMAT = {'ask': 'operate', 'kind': 'format', 'method': 'zeroes', 'pattern': '', 'passes': 1, 'immediate': False}
+OVERWRITE = {
+    'ask': 'operate',
+    'kind': 'sanitize',
+    'method': 'pattern',
+    'pattern': 'aa',
+    'passes': 1,
+    'invert': False,
+    'ause': False,
+    'immediate': False,
+}
+FORMAT = {
+    'ask': 'operate',
+    'kind': 'format',
+    'method': 'zeroes',
+    'pattern': '',
+    'passes': 1,
+    'immediate': False,
+}
 SIZE = 1 << 20
 
 
 def sense_of(decision):
-    return None if not decision.sense else (decision.sense[2] & 0xF, decision.sense[12], decision.sense[13])
+    return (
+        None
+        if not decision.sense
+        else (decision.sense[2] & 0xF, decision.sense[12], decision.sense[13])
+    )
 
 
 # -- decisions ---------------------------------------------------------------------------------------------------------------
+
 
 @pytest.fixture
 def shared():
@@ -37,13 +58,19 @@ def shared():
 
 
 def failed(message, ause=False, shared=None):
-    begun = decide(shared or transitions.initial(FACTS, {}, 'boot'), ONE, dict(message, ause=ause), []).shared
+    begun = decide(
+        shared or transitions.initial(FACTS, {}, 'boot'), ONE, dict(message, ause=ause), []
+    ).shared
     return transitions.operation_over(begun, 'the disk said no').shared
 
 
 def test_a_sanitize_takes_the_medium_from_everybody(shared):
     decision = decide(shared, ONE, OVERWRITE, [])
-    assert decision.changed(shared) == {'medium': 'sanitizing'} and decision.persist and decision.begins == 'awaited'
+    assert (
+        decision.changed(shared) == {'medium': 'sanitizing'}
+        and decision.persist
+        and decision.begins == 'awaited'
+    )
     assert decision.abort_of(ONE, True)['tas'] and decision.abort_of(TWO, False)['tas']
     assert decide(shared, ONE, dict(OVERWRITE, immediate=True), []).is_immediate
 
@@ -85,7 +112,9 @@ def test_a_failure_stays_until_it_is_cured():
 def test_a_failed_sanitize_with_ause_can_be_left():
     state = failed(OVERWRITE, ause=True)
     decision = decide(state, TWO, {'ask': 'exit-failure-mode'}, [])
-    assert decision.shared.medium == 'ready' and decision.shared.operation is None and decision.persist
+    assert (
+        decision.shared.medium == 'ready' and decision.shared.operation is None and decision.persist
+    )
 
 
 def test_leaving_no_failure_is_good(shared):
@@ -117,8 +146,14 @@ def test_what_no_command_asks_is_malformed(shared, change):
 @pytest.mark.parametrize('medium', ['ready', 'ejected'])
 def test_a_medium_whose_removal_is_prevented_is_neither_ejected_nor_loaded(shared, action, medium):
     """libiscsi's PreventAllow tests want both."""
-    prevented = decide(shared._replace(medium=medium), ONE, {'ask': 'prevent', 'prevent': True}, []).shared
-    assert sense_of(decide(prevented, TWO, {'ask': 'start-stop', 'action': action}, [])) == (5, 0x53, 2)
+    prevented = decide(
+        shared._replace(medium=medium), ONE, {'ask': 'prevent', 'prevent': True}, []
+    ).shared
+    assert sense_of(decide(prevented, TWO, {'ask': 'start-stop', 'action': action}, [])) == (
+        5,
+        0x53,
+        2,
+    )
 
 
 def test_starts_and_loads_are_counted_and_kept(shared):
@@ -131,19 +166,36 @@ def test_starts_and_loads_are_counted_and_kept(shared):
 
 
 def test_names_and_clocks_are_kept_and_told_to_the_others(shared):
-    decision = decide(shared, ONE, {'ask': 'set-identifying-information', 'type': '0', 'data': 'aa'}, [])
-    assert decision.persist and decision.attentions_of(TWO) == [[0x3F, 5]] and decision.attentions_of(ONE) == []
+    decision = decide(
+        shared, ONE, {'ask': 'set-identifying-information', 'type': '0', 'data': 'aa'}, []
+    )
+    assert (
+        decision.persist
+        and decision.attentions_of(TWO) == [[0x3F, 5]]
+        and decision.attentions_of(ONE) == []
+    )
     assert list(decision.changed(shared)) == ['records']
     again = transitions.initial(FACTS, transitions.saved_state(decision.shared, 'boot'), 'boot')
     assert again.records['identifying'] == {'0': 'aa'}
-    same = decide(decision.shared, ONE, {'ask': 'set-identifying-information', 'type': '0', 'data': 'aa'}, [])
+    same = decide(
+        decision.shared, ONE, {'ask': 'set-identifying-information', 'type': '0', 'data': 'aa'}, []
+    )
     assert same == Refusal(sam.GOOD)
 
 
 # -- the master --------------------------------------------------------------------------------------------------------------
 
+
 class FakeStore(object):
-    kind, path, size, block_size, read_only, descriptor, cipher_key = 'null', None, SIZE, 512, False, None, ''
+    kind, path, size, block_size, read_only, descriptor, cipher_key = (
+        'null',
+        None,
+        SIZE,
+        512,
+        False,
+        None,
+        '',
+    )
 
     def description(self):
         return {'kind': self.kind, 'size': self.size}
@@ -203,12 +255,16 @@ class House(object):
         self.loop.settle()
 
     def tell(self, **words):
-        {'progress': self.operating.told_progress, 'operated': self.operating.told_operated}[words['tell']](self.eraser, words)
+        {'progress': self.operating.told_progress, 'operated': self.operating.told_operated}[
+            words['tell']
+        ](self.eraser, words)
         self.loop.settle()
 
     def answer(self):
         (answer,) = self.one.of('answer')
-        return answer['status'], answer['sense'] and tuple(bytes.fromhex(answer['sense'])[n] for n in (2, 12, 13))
+        return answer['status'], answer['sense'] and tuple(
+            bytes.fromhex(answer['sense'])[n] for n in (2, 12, 13)
+        )
 
 
 @pytest.fixture
@@ -220,11 +276,16 @@ def house(tmp_path):
 
 def test_the_work_begins_when_nobody_can_touch_the_medium_any_more(house):
     house.units.ask(house.one, dict(OVERWRITE, id=7, unit=house.unit.id))
-    assert house.one.of('change')[0]['medium'] == house.two.of('change')[0]['medium'] == 'sanitizing'
+    assert (
+        house.one.of('change')[0]['medium'] == house.two.of('change')[0]['medium'] == 'sanitizing'
+    )
     assert house.eraser.of('operate') == []
     house.loop.settle()
     (order,) = house.eraser.of('operate')
-    assert order['operation']['pattern'] == 'aa' and order['store'] == {'kind': 'null', 'size': SIZE}
+    assert order['operation']['pattern'] == 'aa' and order['store'] == {
+        'kind': 'null',
+        'size': SIZE,
+    }
     assert house.one.of('answer') == []
 
 
@@ -257,7 +318,9 @@ def test_immed_is_answered_at_once(house):
 def test_progress_reaches_every_nexus_and_what_is_lasting_is_kept(house):
     house.ask(OVERWRITE)
     house.tell(tell='progress', position=SIZE // 2, lasting=False)
-    assert house.one.of('change')[-1]['progress'] == house.two.of('change')[-1]['progress'] == 0x8000
+    assert (
+        house.one.of('change')[-1]['progress'] == house.two.of('change')[-1]['progress'] == 0x8000
+    )
     assert house.units.state.load('key')['operation']['position'] == 0
     house.tell(tell='progress', position=SIZE // 4, lasting=True)
     assert house.units.state.load('key')['operation']['position'] == SIZE // 4
@@ -337,6 +400,7 @@ def test_a_full_state_directory_does_not_stop_the_work(house):
 
     def full(key, state):
         raise OSError(errno.ENOSPC, 'No space left on device')
+
     house.units.state.save = full
     house.tell(tell='progress', position=SIZE // 2, lasting=True)
     assert house.one.of('change')[-1]['progress'] == 0x8000 and house.eraser.killed is None
@@ -344,19 +408,24 @@ def test_a_full_state_directory_does_not_stop_the_work(house):
 
 @pytest.mark.parametrize('message', [OVERWRITE, FORMAT])
 def test_an_end_that_cannot_be_kept_is_a_failure(house, message):
-    """The next start would go on with what state-dir says is under way, over what was written since."""
+    """The next start would go on with what state-dir says is under way, over what was written
+    since."""
     house.ask(message)
     save = house.units.state.save
 
     def full(key, state):
         raise OSError(errno.ENOSPC, 'No space left on device')
+
     house.units.state.save = full
     house.tell(tell='operated', failed='')
-    assert house.unit.shared.medium == message['kind'] + '-failed' and house.answer()[0] == sam.CHECK_CONDITION
+    assert (
+        house.unit.shared.medium == message['kind'] + '-failed'
+        and house.answer()[0] == sam.CHECK_CONDITION
+    )
     house.units.state.save = save
     house.one.sent.clear()
     house.workers.spares.append(house.eraser)
-    house.ask(message)                   # there is room again: the initiator has it done once more
+    house.ask(message)  # there is room again: the initiator has it done once more
     house.tell(tell='operated', failed='')
     assert house.unit.shared.medium == 'ready' and house.answer() == (sam.GOOD, None)
 
@@ -384,8 +453,11 @@ def test_the_asker_may_be_gone(house):
 
 # -- notes and logouts -------------------------------------------------------------------------------------------------------
 
+
 def note(house, kind, message):
-    house.units.noted(house.one, {'tell': 'note', 'unit': house.unit.id, 'kind': kind, 'note': message})
+    house.units.noted(
+        house.one, {'tell': 'note', 'unit': house.unit.id, 'kind': kind, 'note': message}
+    )
 
 
 def test_errors_are_collected_before_they_are_told(house):
@@ -398,8 +470,17 @@ def test_errors_are_collected_before_they_are_told(house):
 
 
 def self_test(result, by=ONE):
-    return {'code': 1, 'result': result, 'number': 0, 'hours': 0, 'address': None, 'key': 0, 'asc': 0, 'ascq': 0,
-            'by': list(who(by))}
+    return {
+        'code': 1,
+        'result': result,
+        'number': 0,
+        'hours': 0,
+        'address': None,
+        'key': 0,
+        'asc': 0,
+        'ascq': 0,
+        'by': list(who(by)),
+    }
 
 
 def test_results_of_self_tests_are_kept_and_told_at_once(house):
@@ -414,8 +495,15 @@ def test_a_self_test_ends_with_its_session(house):
     assert house.unit.shared.records['self_tests'][0]['result'] == 2
 
 
-@pytest.mark.parametrize('kind, message', [('set-timestamp', {'offset': 1}), ('error', {'kind': 'melt'}), ('self-test', None),
-                                           ('self-test', self_test(0, TWO))])
+@pytest.mark.parametrize(
+    'kind, message',
+    [
+        ('set-timestamp', {'offset': 1}),
+        ('error', {'kind': 'melt'}),
+        ('self-test', None),
+        ('self-test', self_test(0, TWO)),
+    ],
+)
 def test_a_worker_that_tells_what_cannot_be_is_killed(house, kind, message):
     note(house, kind, message)
     assert house.one.killed and house.unit.shared.records['self_tests'] == []
@@ -425,7 +513,10 @@ def test_a_logout_is_answered_when_what_the_nexus_held_is_free_everywhere(house)
     house.ask({'ask': 'reserve', 'third_party': None})
     house.one.sent.clear()
     house.units.depart(house.one, {'ask': 'leave', 'id': 9})
-    assert house.one.of('answer') == [] and house.two.of('change')[-1]['reservations']['reserved_by'] is None
+    assert (
+        house.one.of('answer') == []
+        and house.two.of('change')[-1]['reservations']['reserved_by'] is None
+    )
     house.loop.settle()
     assert [answer['id'] for answer in house.one.of('answer')] == [9]
 
@@ -437,8 +528,16 @@ def test_a_logout_of_a_nexus_that_holds_nothing_is_answered_at_once(house):
 
 # -- CRYPTOGRAPHIC ERASE -----------------------------------------------------------------------------------------------
 
-ERASE = {'ask': 'operate', 'kind': 'sanitize', 'method': 'key', 'pattern': '', 'passes': 1, 'invert': False, 'ause': False,
-         'immediate': False}
+ERASE = {
+    'ask': 'operate',
+    'kind': 'sanitize',
+    'method': 'key',
+    'pattern': '',
+    'passes': 1,
+    'invert': False,
+    'ause': False,
+    'immediate': False,
+}
 
 
 class EncryptedStore(FakeStore):
@@ -458,8 +557,15 @@ class EncryptedHouse(House):
             key_files.make(path)
         medium = EncryptedStore(path)
         shared = transitions.initial(FACTS, state.load('key'), state.boot_id)
-        unit = Unit(TARGET + '/0', 'key', TARGET, model.Lun(0, encryption_key_file=path), medium, dict(FACTS),
-                    shared._replace(key_check=key_files.check_of(medium.cipher_key, 512)))
+        unit = Unit(
+            TARGET + '/0',
+            'key',
+            TARGET,
+            model.Lun(0, encryption_key_file=path),
+            medium,
+            dict(FACTS),
+            shared._replace(key_check=key_files.check_of(medium.cipher_key, 512)),
+        )
         unit.is_unsaved = True
         self.units.add(unit)
         return unit
@@ -489,7 +595,10 @@ def test_a_new_key_is_everywhere_before_anybody_is_let_in_again(encrypted):
     for worker in (encrypted.one, encrypted.two):
         words = [set(message) & {'medium', 'key'} for message in worker.of('change')]
         assert words == [{'medium'}, {'key'}, {'medium'}] and key_changes(worker) == [new]
-        assert [m['medium'] for m in worker.of('change') if 'medium' in m] == ['sanitizing', 'ready']
+        assert [m['medium'] for m in worker.of('change') if 'medium' in m] == [
+            'sanitizing',
+            'ready',
+        ]
     assert encrypted.units.state.load('key')['key_check'] == key_files.check_of(new, 512)
     assert 'operation' not in encrypted.units.state.load('key') and encrypted.eraser.sent == []
 
@@ -502,6 +611,7 @@ def test_until_every_worker_has_it_the_medium_is_nobodys(encrypted):
             held.append((worker, message))
         else:
             real(worker, message)
+
     encrypted.units.acknowledge = acknowledge
     encrypted.ask(ERASE)
     assert encrypted.unit.shared.medium == 'sanitizing' and encrypted.one.of('answer') == []
@@ -514,26 +624,37 @@ def test_a_key_that_cannot_be_replaced_is_a_failed_sanitize(encrypted, monkeypat
 
     def full(path):
         raise OSError(errno.ENOSPC, 'No space left on device')
+
     monkeypatch.setattr(key_files, 'replace', full)
     encrypted.ask(ERASE)
     assert encrypted.answer() == (sam.CHECK_CONDITION, (3, 0x31, 3))
     assert encrypted.in_file == encrypted.unit.store.cipher_key == old
     state = encrypted.units.state.load('key')
-    assert state['operation']['failed'] == 'No space left on device' and state['key_check'] == key_files.check_of(old, 512)
+    assert state['operation']['failed'] == 'No space left on device' and state[
+        'key_check'
+    ] == key_files.check_of(old, 512)
 
 
 @pytest.mark.parametrize('is_lasting, medium', [(True, 'sanitize-failed'), (False, 'failed')])
-def test_if_it_failed_after_the_file_was_replaced_the_new_key_is_used(encrypted, monkeypatch, is_lasting, medium):
+def test_if_it_failed_after_the_file_was_replaced_the_new_key_is_used(
+    encrypted, monkeypatch, is_lasting, medium
+):
     real = key_files.replace
 
     def half(path):
-        raise key_files.HalfReplaced(OSError(errno.EIO, 'Input/output error'), real(path), is_lasting)
+        raise key_files.HalfReplaced(
+            OSError(errno.EIO, 'Input/output error'), real(path), is_lasting
+        )
+
     monkeypatch.setattr(key_files, 'replace', half)
     old = encrypted.in_file
     encrypted.ask(ERASE)
     new = encrypted.in_file
     assert encrypted.unit.shared.medium == medium and encrypted.unit.store.cipher_key == new != old
-    assert key_changes(encrypted.two) == [new] and encrypted.answer() == (sam.CHECK_CONDITION, (3, 0x31, 3))
+    assert key_changes(encrypted.two) == [new] and encrypted.answer() == (
+        sam.CHECK_CONDITION,
+        (3, 0x31, 3),
+    )
     assert encrypted.units.state.load('key')['key_check'] == key_files.check_of(new, 512)
 
 
@@ -542,7 +663,9 @@ def test_a_key_file_that_is_not_there_now_leaves_the_old_key_in_force(encrypted)
     old, path = encrypted.in_file, encrypted.unit.lun.encryption_key_file
     os.rename(path, path + '.away')
     encrypted.ask(ERASE)
-    assert encrypted.unit.shared.medium == 'sanitize-failed' and encrypted.unit.store.cipher_key == old
+    assert (
+        encrypted.unit.shared.medium == 'sanitize-failed' and encrypted.unit.store.cipher_key == old
+    )
     os.rename(path + '.away', path)
     encrypted.one.sent.clear()
     encrypted.ask(ERASE)
@@ -558,9 +681,13 @@ def test_without_a_place_to_note_it_the_sanitize_has_failed(encrypted):
         if len(kept) > 1:
             raise OSError(errno.ENOSPC, 'No space left on device')
         real(key, state)
+
     real, encrypted.units.state.save = encrypted.units.state.save, full
     encrypted.ask(ERASE)
-    assert encrypted.unit.shared.medium == 'sanitize-failed' and encrypted.answer()[0] == sam.CHECK_CONDITION
+    assert (
+        encrypted.unit.shared.medium == 'sanitize-failed'
+        and encrypted.answer()[0] == sam.CHECK_CONDITION
+    )
 
 
 def test_nothing_is_erased_that_is_not_encrypted(house):
@@ -581,6 +708,7 @@ def test_an_erase_goes_on_after_a_kill(tmp_path, stopped_after, monkeypatch):
         if stopped_after == 'replaced':
             real_replace(*arguments)
         raise Killed()
+
     with monkeypatch.context() as patched:
         if stopped_after == 'noted':
             patched.setattr(first.units, 'tell', killed)
@@ -604,8 +732,17 @@ def test_a_unit_that_takes_anothers_place_takes_over_its_key_and_its_operation(e
     """It was opened before the key was replaced."""
     stale, old = encrypted.in_file, encrypted.unit
     encrypted.ask(ERASE)
-    new = Unit(TARGET + '/0#2', 'key', TARGET, old.lun, EncryptedStore(old.lun.encryption_key_file), dict(FACTS),
-               old.shared._replace(operation=dict(ERASE, by=['i', 't'], position=0, size=0, failed=''), medium='sanitizing'))
+    new = Unit(
+        TARGET + '/0#2',
+        'key',
+        TARGET,
+        old.lun,
+        EncryptedStore(old.lun.encryption_key_file),
+        dict(FACTS),
+        old.shared._replace(
+            operation=dict(ERASE, by=['i', 't'], position=0, size=0, failed=''), medium='sanitizing'
+        ),
+    )
     new.store.encrypt(stale)
     exports.succeed(old, new)
     assert new.store.cipher_key == encrypted.in_file != stale

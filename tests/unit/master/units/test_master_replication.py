@@ -1,4 +1,5 @@
-"""Changes of shared state: persisted, sent, acknowledged, answered, in this order; and a death at each step of one."""
+"""Changes of shared state: persisted, sent, acknowledged, answered, in this order; and a death at
+each step of one."""
 
 import errno
 import json
@@ -56,7 +57,15 @@ class House(object):
 
     def export(self, lun):
         shared = transitions.initial(FACTS, {}, 'boot')
-        unit = Unit('%s/%d' % (TARGET, lun), 'key%d' % lun, TARGET, model.Lun(lun), FakeStore(), dict(FACTS), shared)
+        unit = Unit(
+            '%s/%d' % (TARGET, lun),
+            'key%d' % lun,
+            TARGET,
+            model.Lun(lun),
+            FakeStore(),
+            dict(FACTS),
+            shared,
+        )
         self.units.add(unit)
         return unit
 
@@ -72,17 +81,32 @@ class House(object):
         self.events.append((worker.name, 'killed'))
 
     def ask(self, worker, what, **more):
-        message = dict(more, ask=what, id=len(worker.sent) + 100, unit=more.get('unit', self.unit.id))
+        message = dict(
+            more, ask=what, id=len(worker.sent) + 100, unit=more.get('unit', self.unit.id)
+        )
         self.units.ask(worker, message)
         return message['id']
 
     def register(self, worker, key=KEY, action=6, old='0' * 16, kind=0):
-        return self.ask(worker, 'persistent-reserve-out', service_action=action, scope=0, type=kind, key=old,
-                        service_action_key=key, aptpl=False, all_tg_pt=False, unregister=False, transport_ids=None,
-                        target_ports=[])
+        return self.ask(
+            worker,
+            'persistent-reserve-out',
+            service_action=action,
+            scope=0,
+            type=kind,
+            key=old,
+            service_action_key=key,
+            aptpl=False,
+            all_tg_pt=False,
+            unregister=False,
+            transport_ids=None,
+            target_ports=[],
+        )
 
     def acknowledge(self, worker, index=-1):
-        self.units.acknowledge(worker, {'tell': 'acknowledge', 'id': worker.of('change')[index]['id']})
+        self.units.acknowledge(
+            worker, {'tell': 'acknowledge', 'id': worker.of('change')[index]['id']}
+        )
 
 
 @pytest.fixture
@@ -96,7 +120,10 @@ def house(tmp_path):
 def test_a_claim_gets_units_with_descriptors_and_states(house):
     house.export(7)
     dicts, descriptors = house.serve(FakeWorker('three'))
-    assert [(d['lun'], d['unit'], d['descriptor']) for d in dicts] == [(0, TARGET + '/0', 0), (7, TARGET + '/7', 1)]
+    assert [(d['lun'], d['unit'], d['descriptor']) for d in dicts] == [
+        (0, TARGET + '/0', 0),
+        (7, TARGET + '/7', 1),
+    ]
     assert len(descriptors) == 2
     assert dicts[0]['medium'] == READY and dicts[0]['reservations']['registrations'] == []
     json.dumps(dicts)
@@ -145,6 +172,7 @@ def test_units_do_not_wait_for_each_other(house):
 def test_what_cannot_be_saved_is_refused_and_not_in_force(house):
     def full(key, state):
         raise OSError(errno.ENOSPC, 'No space left on device')
+
     house.state.save = full
     house.register(house.one)
     (answer,) = house.one.of('answer')
@@ -159,7 +187,7 @@ def test_who_does_not_acknowledge_is_killed_and_its_death_counts(house):
     assert house.two.killed is None
     house.loop.pass_time(0.1)
     assert 'acknowledge' in house.two.killed and house.one.killed is None
-    assert house.one.of('answer') == []                    # not before it is dead: until then it may still write
+    assert house.one.of('answer') == []  # not before it is dead: until then it may still write
     house.units.leave(house.two)
     assert house.one.of('answer')[0]['status'] == sam.GOOD
 
@@ -265,7 +293,10 @@ def test_foreign_or_repeated_acknowledgements_are_nothing(house):
 
 
 def test_a_failed_unit_is_fenced_for_everybody_and_said_aloud(house, capfd):
-    house.units.failed(house.one, {'tell': 'failed', 'unit': house.unit.id, 'text': 'fdatasync: Input/output error'})
+    house.units.failed(
+        house.one,
+        {'tell': 'failed', 'unit': house.unit.id, 'text': 'fdatasync: Input/output error'},
+    )
     assert [w.of('change')[-1]['medium'] for w in (house.one, house.two)] == [FAILED, FAILED]
     text = capfd.readouterr().err
     assert 'FAILED' in text and 'Input/output error' in text and 'targetctl acknowledge' in text
@@ -274,7 +305,9 @@ def test_a_failed_unit_is_fenced_for_everybody_and_said_aloud(house, capfd):
 
 
 def test_only_who_serves_a_unit_can_fail_it(house):
-    house.units.failed(FakeWorker('stranger'), {'tell': 'failed', 'unit': house.unit.id, 'text': 'x'})
+    house.units.failed(
+        FakeWorker('stranger'), {'tell': 'failed', 'unit': house.unit.id, 'text': 'x'}
+    )
     assert house.unit.shared.medium == READY
 
 
@@ -295,7 +328,9 @@ def test_orders_of_units_are_done_when_everybody_acknowledged(house):
     done = []
     new = house.export(3)
     house.one.session = house.two.session = type('S', (), {'nexus': nexus('x')})
-    house.units.order_units([house.one, house.two], add=[new], attentions=[(0x3F, 0x0E)], done=lambda: done.append(1))
+    house.units.order_units(
+        [house.one, house.two], add=[new], attentions=[(0x3F, 0x0E)], done=lambda: done.append(1)
+    )
     order = house.two.of('units')[0]
     assert order['add'][0]['lun'] == 3 and order['attentions'] == [[0x3F, 0x0E]]
     house.units.acknowledge(house.one, {'id': order['id']})
@@ -317,10 +352,10 @@ def test_more_units_than_fit_one_message_follow(house):
     assert all(m['add'][0]['descriptor'] == 0 for m in worker.of('units'))
 
 
-@pytest.mark.parametrize('fail, why', [
-    (lambda descriptor: None, ''),
-    (lambda descriptor: broken(), 'Input/output error'),
-])
+@pytest.mark.parametrize(
+    'fail, why',
+    [(lambda descriptor: None, ''), (lambda descriptor: broken(), 'Input/output error')],
+)
 def test_flush_all_says_what_could_not_be_flushed(house, monkeypatch, fail, why):
     monkeypatch.setattr('targetd.master.units.replication.os.fdatasync', fail)
     errands, results = Errands(house.loop), []
@@ -344,6 +379,7 @@ def test_state_files_are_whole_old_or_whole_new(tmp_path, monkeypatch):
 
     def fail(descriptor):
         raise OSError(errno.EIO, 'Input/output error')
+
     with monkeypatch.context() as patch:
         patch.setattr('targetd.master.state.state_directory.os.fsync', fail)
         with pytest.raises(OSError):
@@ -359,14 +395,18 @@ def test_a_state_is_synced_before_and_its_directory_after_the_rename(tmp_path, m
     happened = []
     for name in ('fsync', 'rename'):
         real = getattr(os, name)
-        monkeypatch.setattr('targetd.master.state.state_directory.os.' + name,
-                            lambda *a, real=real, name=name: (happened.append(name), real(*a)))
+        monkeypatch.setattr(
+            'targetd.master.state.state_directory.os.' + name,
+            lambda *a, real=real, name=name: (happened.append(name), real(*a)),
+        )
     StateDirectory(str(tmp_path)).save('a', {'x': 1})
     assert happened == ['fsync', 'rename', 'fsync']
 
 
-@pytest.mark.parametrize('content', ['', '{', '[]', '{"version": 1}', '{"version": 2, "state": {}}',
-                                     '{"version": 1, "state": 3}'])
+@pytest.mark.parametrize(
+    'content',
+    ['', '{', '[]', '{"version": 1}', '{"version": 2, "state": {}}', '{"version": 1, "state": 3}'],
+)
 def test_a_damaged_state_is_never_taken_for_an_empty_one(tmp_path, content):
     state = StateDirectory(str(tmp_path))
     state.save('a', {'x': 1})

@@ -1,4 +1,5 @@
-"""ROD tokens in the master: given out when everybody heeds them, good for everybody, gone at the first write."""
+"""ROD tokens in the master: given out when everybody heeds them, good for everybody, gone at the
+first write."""
 
 import os
 
@@ -14,12 +15,13 @@ OTHER_TARGET = 'iqn.2026-11.test:other'
 
 
 class House(object):
-    """Two units of TARGET, which `one` and `two` see, and one of OTHER_TARGET, which only `far` sees."""
+    """Two units of TARGET, which `one` and `two` see, and one of OTHER_TARGET, which only `far`
+    sees."""
 
     def __init__(self, path):
         self.path = path
         self.loop = StillLoop()
-        self.given = []                  # (may be written?, bytes) of each descriptor that was sent
+        self.given = []  # (may be written?, bytes) of each descriptor that was sent
         self.units = Units(self.loop, self.send, self.kill, StateDirectory(str(path)))
         self.unit, self.second = self.export(TARGET, 0), self.export(TARGET, 1)
         self.other = self.export(OTHER_TARGET, 0)
@@ -32,8 +34,15 @@ class House(object):
         with open(file, 'w') as opened:
             opened.write(file)
         facts = {'block_size': 512, 'naa': '6' * 32}
-        unit = Unit('%s/%d' % (target, lun), file, target, model.Lun(lun), FakeStore(file), facts,
-                    transitions.initial({'block_size': 512}, {}, 'boot'))
+        unit = Unit(
+            '%s/%d' % (target, lun),
+            file,
+            target,
+            model.Lun(lun),
+            FakeStore(file),
+            facts,
+            transitions.initial({'block_size': 512}, {}, 'boot'),
+        )
         self.units.add(unit)
         return unit
 
@@ -92,8 +101,14 @@ def code(answer):
 
 
 def test_a_token_is_given_out_when_every_worker_heeds_it(house):
-    assert house.ask(house.one, 'token-populate', ranges=[[0, 4096], [8192, 512]], seconds=60) is None
-    assert house.one.of('change')[-1]['watched'] == house.two.of('change')[-1]['watched'] == [[0, 4096], [8192, 8704]]
+    assert (
+        house.ask(house.one, 'token-populate', ranges=[[0, 4096], [8192, 512]], seconds=60) is None
+    )
+    assert (
+        house.one.of('change')[-1]['watched']
+        == house.two.of('change')[-1]['watched']
+        == [[0, 4096], [8192, 8704]]
+    )
     assert not house.far.of('change')
     house.acknowledge(house.one)
     assert not house.one.of('answer')
@@ -120,7 +135,11 @@ def test_a_new_session_learns_what_is_watched(house):
 def test_a_worker_that_serves_the_source_gets_no_descriptor(house):
     token = house.populate(ranges=[(512, 512)])
     answer = house.use(house.two, token, house.second)
-    assert answer['status'] == 0 and answer['source'] == house.unit.id and answer['ranges'] == [(512, 512)]
+    assert (
+        answer['status'] == 0
+        and answer['source'] == house.unit.id
+        and answer['ranges'] == [(512, 512)]
+    )
     assert not house.given
 
 
@@ -144,9 +163,15 @@ def test_tokens_for_the_same_bytes_differ(house):
     assert house.populate() != house.populate()
 
 
-@pytest.mark.parametrize('offset, length, revoked', [(0, 1, True), (4095, 1, True), (4096, 512, False), (0, 1 << 20, True)])
+@pytest.mark.parametrize(
+    'offset, length, revoked',
+    [(0, 1, True), (4095, 1, True), (4096, 512, False), (0, 1 << 20, True)],
+)
 def test_a_write_revokes_what_it_touches_and_nothing_else(house, offset, length, revoked):
-    token, other = house.populate(ranges=[(0, 4096)]), house.populate(unit=house.second, ranges=[(0, 4096)])
+    token, other = (
+        house.populate(ranges=[(0, 4096)]),
+        house.populate(unit=house.second, ranges=[(0, 4096)]),
+    )
     assert house.ask(house.two, 'token-revoke', offset=offset, length=length)['status'] == 0
     assert code(house.use(house.one, token)) == ((0x23, 0x06) if revoked else None)
     assert code(house.use(house.one, other)) is None
@@ -216,7 +241,11 @@ def test_tokens_are_bounded(house, monkeypatch):
     first, second = house.populate(), house.populate()
     house.use(house.one, first)
     third = house.populate()
-    assert [code(house.use(house.one, token)) for token in (first, second, third)] == [None, (0x23, 0x04), None]
+    assert [code(house.use(house.one, token)) for token in (first, second, third)] == [
+        None,
+        (0x23, 0x04),
+        None,
+    ]
 
 
 def test_the_list_is_of_the_units_own_and_without_secrets(house):
@@ -225,17 +254,28 @@ def test_the_list_is_of_the_units_own_and_without_secrets(house):
     assert house.ask(house.two, 'token-list')['tokens'] == [token[:192]]
 
 
-@pytest.mark.parametrize('what, words', [
-    ('token-populate', {'ranges': [[0, 1 << 30]], 'seconds': 1}), ('token-populate', {'ranges': [[1 << 20, 1]], 'seconds': 1}),
-    ('token-populate', {'ranges': [], 'seconds': 1}), ('token-populate', {'ranges': [[0, True]], 'seconds': 1}),
-    ('token-populate', {'ranges': [[0, 512]], 'seconds': 10 ** 9}), ('token-populate', {'ranges': 5, 'seconds': 1}),
-    ('token-use', {'token': 'xyz'}), ('token-use', {}), ('token-used', {'token': 5}),
-    ('token-revoke', {'offset': -1, 'length': 1})])
+@pytest.mark.parametrize(
+    'what, words',
+    [
+        ('token-populate', {'ranges': [[0, 1 << 30]], 'seconds': 1}),
+        ('token-populate', {'ranges': [[1 << 20, 1]], 'seconds': 1}),
+        ('token-populate', {'ranges': [], 'seconds': 1}),
+        ('token-populate', {'ranges': [[0, True]], 'seconds': 1}),
+        ('token-populate', {'ranges': [[0, 512]], 'seconds': 10**9}),
+        ('token-populate', {'ranges': 5, 'seconds': 1}),
+        ('token-use', {'token': 'xyz'}),
+        ('token-use', {}),
+        ('token-used', {'token': 5}),
+        ('token-revoke', {'offset': -1, 'length': 1}),
+    ],
+)
 def test_a_worker_that_asks_for_what_cannot_be_is_ended(house, what, words):
     assert house.ask(house.one, what, **words) is None
     assert house.one.killed and not house.one.of('answer')
 
 
 def test_a_worker_cannot_ask_for_a_unit_that_it_does_not_serve(house):
-    assert code(house.ask(house.far, 'token-populate', house.unit, ranges=[[0, 512]], seconds=1)) == (0x25, 0x00)
+    assert code(
+        house.ask(house.far, 'token-populate', house.unit, ranges=[[0, 512]], seconds=1)
+    ) == (0x25, 0x00)
     assert house.unit.watched == []

@@ -29,9 +29,19 @@ def shared():
 
 
 def register(key=KEY, old=NO_KEY, action=0, **more):
-    message = {'ask': 'persistent-reserve-out', 'service_action': action, 'scope': 0, 'type': 0, 'key': old,
-               'service_action_key': key, 'aptpl': False, 'all_tg_pt': False, 'unregister': False, 'transport_ids': None,
-               'target_ports': []}
+    message = {
+        'ask': 'persistent-reserve-out',
+        'service_action': action,
+        'scope': 0,
+        'type': 0,
+        'key': old,
+        'service_action_key': key,
+        'aptpl': False,
+        'all_tg_pt': False,
+        'unregister': False,
+        'transport_ids': None,
+        'target_ports': [],
+    }
     message.update(more)
     return message
 
@@ -51,7 +61,11 @@ def test_a_conflict_changes_nothing(shared):
 def test_a_wrong_list_is_answered_with_sense(shared):
     registered = decide(shared, ONE, register(), []).shared
     refusal = decide(registered, ONE, register(action=1, old=KEY, type=2), [])
-    assert refusal.status == sam.CHECK_CONDITION and refusal.sense[2] == 5 and refusal.sense[12] == 0x24
+    assert (
+        refusal.status == sam.CHECK_CONDITION
+        and refusal.sense[2] == 5
+        and refusal.sense[12] == 0x24
+    )
 
 
 def test_preempt_and_abort_tells_and_aborts_the_victim_only(shared):
@@ -95,9 +109,11 @@ def test_a_saved_page_comes_back_and_a_changed_default_does_not_undo_it(shared):
     assert not modes.write_cache(initial(FACTS, kept, 'other').modes)
     assert transitions.saved_state(shared, 'boot') == {}
     changed = transitions.facts_changed(shared, dict(FACTS, write_cache=False))
-    assert not modes.write_cache(changed.shared.modes) and changed.attentions_of(ONE) == [[0x2A, 0x01]]
+    assert not modes.write_cache(changed.shared.modes) and changed.attentions_of(ONE) == [
+        [0x2A, 0x01]
+    ]
     again = transitions.facts_changed(saved, dict(FACTS, write_cache=False))
-    assert again.attentions_of(ONE) == []                          # the saved page said so already
+    assert again.attentions_of(ONE) == []  # the saved page said so already
 
 
 def with_descriptor_sense(shared):
@@ -111,26 +127,40 @@ def test_a_refusal_has_the_sense_format_that_d_sense_asks_for(shared):
     descriptor = with_descriptor_sense(decide(shared, ONE, register(), []).shared)
     refused = decide(descriptor, ONE, register(action=1, old=KEY, type=2), [])
     assert refused.sense[:4] == bytes([0x72, 5, 0x24, 0x00])
-    assert refused.sense[8:12] == bytes([0x02, 0x06, 0, 0])         # with the field pointer's descriptor
+    assert refused.sense[8:12] == bytes([0x02, 0x06, 0, 0])  # with the field pointer's descriptor
     prevented = descriptor._replace(prevented_by=(who(TWO),))
-    assert decide(prevented, ONE, {'ask': 'start-stop', 'action': 'eject'}, []).sense[:4] == bytes([0x72, 5, 0x53, 0x02])
+    assert decide(prevented, ONE, {'ask': 'start-stop', 'action': 'eject'}, []).sense[:4] == bytes(
+        [0x72, 5, 0x53, 0x02]
+    )
     assert transitions.cannot_persist(descriptor).sense[:4] == bytes([0x72, 4, 0x44, 0x00])
     assert transitions.cannot_persist(shared).sense[0] == 0x70
 
 
-@pytest.mark.parametrize('aptpl, boot_id, survives', [(False, 'boot', True), (False, 'next', False), (True, 'next', True),
-                                                      (True, 'boot', True)])
+@pytest.mark.parametrize(
+    'aptpl, boot_id, survives',
+    [(False, 'boot', True), (False, 'next', False), (True, 'next', True), (True, 'boot', True)],
+)
 def test_what_survives_a_restart_and_what_a_loss_of_power(shared, aptpl, boot_id, survives):
     registered = decide(shared, ONE, register(aptpl=aptpl), []).shared
     again = initial(FACTS, transitions.saved_state(registered, 'boot'), boot_id)
     assert bool(again.reservations['registrations']) is survives
 
 
-@pytest.mark.parametrize('medium, action, then', [
-    (READY, 'stop', STOPPED), (STOPPED, 'start', READY), (READY, 'eject', EJECTED), (EJECTED, 'load', READY),
-    (EJECTED, 'start', EJECTED), (EJECTED, 'stop', EJECTED), (READY, 'start', READY), (FAILED, 'start', FAILED),
-    (FAILED, 'load', FAILED), (FAILED, 'eject', FAILED),
-])
+@pytest.mark.parametrize(
+    'medium, action, then',
+    [
+        (READY, 'stop', STOPPED),
+        (STOPPED, 'start', READY),
+        (READY, 'eject', EJECTED),
+        (EJECTED, 'load', READY),
+        (EJECTED, 'start', EJECTED),
+        (EJECTED, 'stop', EJECTED),
+        (READY, 'start', READY),
+        (FAILED, 'start', FAILED),
+        (FAILED, 'load', FAILED),
+        (FAILED, 'eject', FAILED),
+    ],
+)
 def test_start_stop(shared, medium, action, then):
     before = shared._replace(medium=medium)
     decision = decide(before, ONE, {'ask': 'start-stop', 'action': action}, [])
@@ -139,7 +169,9 @@ def test_start_stop(shared, medium, action, then):
 
 
 def test_a_medium_that_comes_back_is_announced_to_the_others(shared):
-    decision = decide(shared._replace(medium=EJECTED), ONE, {'ask': 'start-stop', 'action': 'load'}, [])
+    decision = decide(
+        shared._replace(medium=EJECTED), ONE, {'ask': 'start-stop', 'action': 'load'}, []
+    )
     assert decision.attentions_of(TWO) == [[0x28, 0x00]] and decision.attentions_of(ONE) == []
 
 
@@ -147,21 +179,33 @@ def test_prevented_removal(shared):
     prevented = decide(shared, TWO, {'ask': 'prevent', 'prevent': True}, []).shared
     refusal = decide(prevented, ONE, {'ask': 'start-stop', 'action': 'eject'}, [])
     assert refusal.status == sam.CHECK_CONDITION and refusal.sense[12:14] == b'\x53\x02'
-    assert decide(prevented, ONE, {'ask': 'prevent', 'prevent': False}, []).shared.prevented_by == (who(TWO),)
+    assert decide(prevented, ONE, {'ask': 'prevent', 'prevent': False}, []).shared.prevented_by == (
+        who(TWO),
+    )
     assert transitions.session_lost(prevented, TWO).shared.prevented_by == ()
     allowed = decide(prevented, TWO, {'ask': 'prevent', 'prevent': False}, []).shared
-    assert decide(allowed, ONE, {'ask': 'start-stop', 'action': 'eject'}, []).shared.medium == EJECTED
+    assert (
+        decide(allowed, ONE, {'ask': 'start-stop', 'action': 'eject'}, []).shared.medium == EJECTED
+    )
 
 
-@pytest.mark.parametrize('function, code', [('logical-unit-reset', [0x29, 0x03]), ('target-warm-reset', [0x29, 0x02]),
-                                            ('target-cold-reset', [0x29, 0x02])])
+@pytest.mark.parametrize(
+    'function, code',
+    [
+        ('logical-unit-reset', [0x29, 0x03]),
+        ('target-warm-reset', [0x29, 0x02]),
+        ('target-cold-reset', [0x29, 0x02]),
+    ],
+)
 def test_resets(shared, function, code):
     state = decide(shared, TWO, {'ask': 'reserve'}, []).shared
     state = decide(state, TWO, select(state, 2, 0), []).shared
     state = decide(state, TWO, {'ask': 'prevent', 'prevent': True}, []).shared
     decision = decide(state, ONE, {'ask': 'reset', 'function': function}, [])
-    assert decision.shared.reservations['reserved_by'] is None and decision.shared.prevented_by == ()
-    assert modes.write_cache(decision.shared.modes)                 # as saved: the default
+    assert (
+        decision.shared.reservations['reserved_by'] is None and decision.shared.prevented_by == ()
+    )
+    assert modes.write_cache(decision.shared.modes)  # as saved: the default
     assert decision.attentions_of(TWO) == [code] == decision.attentions_of(ONE)
     assert decision.abort_of(ONE, True) and decision.abort_of(TWO, False)
 
@@ -171,14 +215,16 @@ def test_a_nexus_reset_takes_what_is_this_nexuss_and_nothing_else(shared):
     for nexus in (ONE, TWO):
         ones = decide(ones, nexus, {'ask': 'prevent', 'prevent': True}, []).shared
     decision = decide(ones, ONE, {'ask': 'reset', 'function': 'i-t-nexus-reset'}, [])
-    assert decision.shared.reservations['reserved_by'] is None and decision.shared.prevented_by == (who(TWO),)
+    assert decision.shared.reservations['reserved_by'] is None and decision.shared.prevented_by == (
+        who(TWO),
+    )
     assert decision.attentions_of(ONE) == [[0x29, 0x07]] and decision.attentions_of(TWO) == []
     assert decision.abort_of(TWO, False) is None
     mine = decide(ones, TWO, {'ask': 'reset', 'function': 'i-t-nexus-reset'}, [])
-    assert mine.shared.reservations == ones.reservations            # the reservation is the other nexus's
+    assert mine.shared.reservations == ones.reservations  # the reservation is the other nexus's
     registered = decide(shared, ONE, register(), []).shared
     after = decide(registered, ONE, {'ask': 'reset', 'function': 'i-t-nexus-reset'}, []).shared
-    assert after.reservations == registered.reservations            # registrations outlast a nexus
+    assert after.reservations == registered.reservations  # registrations outlast a nexus
 
 
 def test_a_reset_leaves_persistent_reservations(shared):
@@ -195,22 +241,36 @@ def test_clear_task_set_ends_the_own_task_set_only(shared):
 
 def test_clear_task_set_of_a_task_set_for_all_with_and_without_task_aborted_status(shared):
     pages = dict(shared.modes['current'])
-    pages['0a-00'] = '0a0a0210000000000032' + '0000'                # TST 000b, by mode-page in the configuration
+    pages['0a-00'] = '0a0a0210000000000032' + '0000'  # TST 000b, by mode-page in the configuration
     shared = shared._replace(modes=dict(shared.modes, current=pages))
     plain = decide(shared, ONE, {'ask': 'reset', 'function': 'clear-task-set'}, [])
     assert plain.attentions_of(TWO) == [[0x2F, 0x00]] and plain.abort_of(TWO, False)['tas'] is False
     pages = dict(shared.modes['current'])
     control = bytearray(bytes.fromhex(pages['0a-00']))
     control[5] |= modes.TAS
-    tas = decide(shared, ONE, {'ask': 'mode-select', 'pages': {'0a-00': control.hex()}, 'save': False, 'revert': False}, [])
+    tas = decide(
+        shared,
+        ONE,
+        {'ask': 'mode-select', 'pages': {'0a-00': control.hex()}, 'save': False, 'revert': False},
+        [],
+    )
     told = decide(tas.shared, ONE, {'ask': 'reset', 'function': 'clear-task-set'}, [])
     assert told.attentions_of(TWO) == [] and told.abort_of(TWO, False)['tas'] is True
-    assert told.abort_of(ONE, True)['tas'] is False                 # nobody tells itself
+    assert told.abort_of(ONE, True)['tas'] is False  # nobody tells itself
 
 
-@pytest.mark.parametrize('message', [{'ask': 'nothing'}, {}, {'ask': 'reset', 'function': 'burn'}, {'ask': 'start-stop'},
-                                     {'ask': 'start-stop', 'action': 'jump'}, {'ask': 'mode-select', 'pages': {'99-00': '00'}},
-                                     {'ask': 'persistent-reserve-out', 'service_action': 'x'}])
+@pytest.mark.parametrize(
+    'message',
+    [
+        {'ask': 'nothing'},
+        {},
+        {'ask': 'reset', 'function': 'burn'},
+        {'ask': 'start-stop'},
+        {'ask': 'start-stop', 'action': 'jump'},
+        {'ask': 'mode-select', 'pages': {'99-00': '00'}},
+        {'ask': 'persistent-reserve-out', 'service_action': 'x'},
+    ],
+)
 def test_what_no_command_can_ask_for(shared, message):
     with pytest.raises(Malformed):
         decide(shared, ONE, message, [])
@@ -242,7 +302,10 @@ def two_groups(shared):
 
 
 def set_groups(**states):
-    return {'ask': 'set-target-port-groups', 'states': {tag[1:]: state for tag, state in states.items()}}
+    return {
+        'ask': 'set-target-port-groups',
+        'states': {tag[1:]: state for tag, state in states.items()},
+    }
 
 
 def test_set_target_port_groups_tells_the_others_and_is_kept(two_groups):
@@ -255,27 +318,41 @@ def test_set_target_port_groups_tells_the_others_and_is_kept(two_groups):
 
 
 def test_groups_that_no_command_may_set(shared, two_groups):
-    for state, message in ((two_groups, set_groups(_9=0)), (two_groups, set_groups(_1=0xE)),
-                           (two_groups._replace(access=alua.initial((1,))), set_groups(_1=0))):
+    for state, message in (
+        (two_groups, set_groups(_9=0)),
+        (two_groups, set_groups(_1=0xE)),
+        (two_groups._replace(access=alua.initial((1,))), set_groups(_1=0)),
+    ):
         with pytest.raises(Malformed):
             decide(state, ONE, message, [])
 
 
 def test_the_administrators_word_on_groups_is_told_to_everybody(two_groups):
     decision = transitions.access_set(two_groups, {'1': alua.OFFLINE})
-    assert decision.attentions_of(ONE) == decision.attentions_of(TWO) == CHANGED and decision.persist
+    assert (
+        decision.attentions_of(ONE) == decision.attentions_of(TWO) == CHANGED and decision.persist
+    )
     assert transitions.access_set(two_groups, {'2': alua.STANDBY}) is None
 
 
 def test_a_reload_tells_of_states_that_are_others_now(two_groups):
     same = alua.initial((1, 2), {2: alua.STANDBY}, explicit=True)
     assert transitions.access_configured(two_groups, same) is None
-    assert transitions.access_configured(two_groups, dict(same, explicit=False)).attentions_of(ONE) == []
+    assert (
+        transitions.access_configured(two_groups, dict(same, explicit=False)).attentions_of(ONE)
+        == []
+    )
     other = alua.initial((1, 2), {}, explicit=True)
     assert transitions.access_configured(two_groups, other).attentions_of(ONE) == CHANGED
 
 
-THIN = {'block_size': 512, 'thin': True, 'unmap': True, 'threshold_exponent': 11, 'threshold_count': 100}
+THIN = {
+    'block_size': 512,
+    'thin': True,
+    'unmap': True,
+    'threshold_exponent': 11,
+    'threshold_count': 100,
+}
 REACHED = [[0x38, 0x07]]
 
 
@@ -299,7 +376,7 @@ def test_a_server_that_starts_below_its_threshold_alarms_nobody():
 def test_a_threshold_that_an_initiator_sets_counts():
     thin = transitions.space_counted(initial(THIN, {}, 'boot'), 500, 7).shared
     page = bytearray(bytes.fromhex(thin.modes['current']['1c-02']))
-    page[24:32] = bytes.fromhex('8102 0000 00000064')                  # used space grows to 100
+    page[24:32] = bytes.fromhex('8102 0000 00000064')  # used space grows to 100
     message = {'ask': 'mode-select', 'pages': {'1c-02': page.hex()}, 'save': False, 'revert': False}
     own = decide(thin, ONE, message, []).shared
     assert transitions.space_counted(own, 500, 99) is None

@@ -31,7 +31,9 @@ def pair(second_block_size=512, medium='ready', **facts):
     first = make_unit(naa=NAA)
     first.store.data[:] = pattern(BLOCKS)
     parsed = UnitFacts.from_message(dict(facts, naa=SECOND_NAA, block_size=second_block_size))
-    second = LogicalUnit(parsed, MemoryStore(BLOCKS * 512, second_block_size), NEXUS, first.device, medium=medium)
+    second = LogicalUnit(
+        parsed, MemoryStore(BLOCKS * 512, second_block_size), NEXUS, first.device, medium=medium
+    )
     second.attention.clear()
     second.drop_attention(0, 0)
     first.device.add(1, second)
@@ -39,19 +41,31 @@ def pair(second_block_size=512, medium='ready', **facts):
 
 
 def cscd(naa, block_size=512, pad=False, kind=0xE4, device_type=0):
-    return struct.pack('>BBxxBBxB16s4xI', kind, device_type, 1, 3, 16, bytes.fromhex(naa),
-                       (0x04000000 if pad else 0) | block_size)
+    return struct.pack(
+        '>BBxxBBxB16s4xI',
+        kind,
+        device_type,
+        1,
+        3,
+        16,
+        bytes.fromhex(naa),
+        (0x04000000 if pad else 0) | block_size,
+    )
 
 
 BOTH = (cscd(NAA), cscd(SECOND_NAA))
 
 
 def blocks_segment(source, destination, count, source_lba, lba, flags=0):
-    return struct.pack('>BBHHHxxHQQ', 0x02, flags, 0x18, source, destination, count, source_lba, lba)
+    return struct.pack(
+        '>BBHHHxxHQQ', 0x02, flags, 0x18, source, destination, count, source_lba, lba
+    )
 
 
 def bytes_segment(source, destination, count, source_lba, lba, source_byte=0, byte=0):
-    return struct.pack('>BBHHHIQQHH', 0x0A, 0, 0x1C, source, destination, count, source_lba, lba, source_byte, byte)
+    return struct.pack(
+        '>BBHHHIQQHH', 0x0A, 0, 0x1C, source, destination, count, source_lba, lba, source_byte, byte
+    )
 
 
 def verify_segment(source, ready):
@@ -60,12 +74,27 @@ def verify_segment(source, ready):
 
 def lid1_list(cscds, segments, name=1, usage=0, inline=0):
     body = b''.join(cscds), b''.join(segments)
-    return struct.pack('>BBH4xII', name, usage << 3, len(body[0]), len(body[1]), inline) + body[0] + body[1]
+    return (
+        struct.pack('>BBH4xII', name, usage << 3, len(body[0]), len(body[1]), inline)
+        + body[0]
+        + body[1]
+    )
 
 
 def lid4_list(cscds, segments, name=1, usage=0, flags=0, kind=0xFF, form=1):
     body = b''.join(cscds), b''.join(segments)
-    head = struct.pack('>BBH11xBB3xI18xHHH', form, usage << 3, 0x20, flags, kind, name, len(body[0]), len(body[1]), 0)
+    head = struct.pack(
+        '>BBH11xBB3xI18xHHH',
+        form,
+        usage << 3,
+        0x20,
+        flags,
+        kind,
+        name,
+        len(body[0]),
+        len(body[1]),
+        0,
+    )
     return head + body[0] + body[1]
 
 
@@ -94,24 +123,31 @@ def told(unit, action, name=0, room=4096):
 
 # -- what is copied ----------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize('action', [LID1, LID4])
 def test_blocks_go_from_one_unit_to_the_other(action):
     first, second = pair()
-    assert copy(first, BOTH, [blocks_segment(0, 1, 8, 16, 100), blocks_segment(0, 1, 1, 5, 0)], action) is None
-    assert second.store.data[100 * 512:108 * 512] == first.store.data[16 * 512:24 * 512]
+    assert (
+        copy(first, BOTH, [blocks_segment(0, 1, 8, 16, 100), blocks_segment(0, 1, 1, 5, 0)], action)
+        is None
+    )
+    assert second.store.data[100 * 512 : 108 * 512] == first.store.data[16 * 512 : 24 * 512]
     assert second.store.data[:512] == bytes([5]) * 512
-    assert not any(second.store.data[108 * 512:])
+    assert not any(second.store.data[108 * 512 :])
 
 
 def test_the_unit_that_is_asked_has_a_number_of_its_own():
     first, second = pair()
     copy(first, BOTH, [blocks_segment(0xFFFF, 1, 1, 7, 0), blocks_segment(0xFFFF, 0xFFFF, 1, 7, 9)])
-    assert second.store.data[:512] == first.store.data[9 * 512:10 * 512] == bytes([7]) * 512
+    assert second.store.data[:512] == first.store.data[9 * 512 : 10 * 512] == bytes([7]) * 512
 
 
 def test_a_unit_is_known_by_each_of_its_designators():
     first = make_unit(naa=NAA, eui='0011223344556677', vendor='V', product='', serial='')
-    for code_set, kind, content in [(1, 2, bytes.fromhex('0011223344556677')), (1, 3, bytes.fromhex(NAA))]:
+    for code_set, kind, content in [
+        (1, 2, bytes.fromhex('0011223344556677')),
+        (1, 3, bytes.fromhex(NAA)),
+    ]:
         assert extended_copy.unit_named(first.device, code_set, kind, content) is first
     assert extended_copy.unit_named(first.device, 2, 3, bytes.fromhex(NAA)) is None
     assert extended_copy.unit_named(first.device, 1, 0x13, bytes.fromhex(NAA)) is None
@@ -123,18 +159,25 @@ def test_ranges_that_overlap_are_copied_as_if_they_did_not(shift, monkeypatch):
     first, _ = pair()
     before = bytes(first.store.data)
     copy(first, BOTH, [blocks_segment(0, 0, 20, 50, 50 + shift)])
-    assert first.store.data[(50 + shift) * 512:(70 + shift) * 512] == before[50 * 512:70 * 512]
+    assert first.store.data[(50 + shift) * 512 : (70 + shift) * 512] == before[50 * 512 : 70 * 512]
 
 
 def test_bytes_may_begin_within_blocks():
     first, second = pair()
     copy(first, BOTH, [bytes_segment(0, 1, 700, 3, 10, 100, 50)])
-    assert second.store.data[10 * 512 + 50:10 * 512 + 750] == first.store.data[3 * 512 + 100:3 * 512 + 800]
-    assert not any(second.store.data[:10 * 512 + 50]) and not any(second.store.data[10 * 512 + 750:])
+    assert (
+        second.store.data[10 * 512 + 50 : 10 * 512 + 750]
+        == first.store.data[3 * 512 + 100 : 3 * 512 + 800]
+    )
+    assert not any(second.store.data[: 10 * 512 + 50]) and not any(
+        second.store.data[10 * 512 + 750 :]
+    )
 
 
-@pytest.mark.parametrize('segment, field', [(bytes_segment(0, 1, 1, 0, 0, 512, 0), 28),
-                                            (bytes_segment(0, 1, 1, 0, 0, 0, 512), 30)])
+@pytest.mark.parametrize(
+    'segment, field',
+    [(bytes_segment(0, 1, 1, 0, 0, 512, 0), 28), (bytes_segment(0, 1, 1, 0, 0, 0, 512), 30)],
+)
 def test_a_byte_beyond_its_block_is_refused(segment, field):
     error = failure(pair()[0], BOTH, [segment])
     assert code(error) == (0x0A, 0x26, 0x00) and error.field == (field, None, True)
@@ -151,6 +194,7 @@ def test_a_copy_is_durable_where_the_cache_is_off():
 
 # -- block sizes that differ -------------------------------------------------------------------------------------------------
 
+
 def large(pad=False, source_pad=False):
     return cscd(NAA, pad=source_pad), cscd(SECOND_NAA, 4096, pad)
 
@@ -158,7 +202,7 @@ def large(pad=False, source_pad=False):
 def test_whole_blocks_fit_whatever_their_size():
     first, second = pair(4096)
     copy(first, large(), [blocks_segment(0, 1, 8, 0, 2), blocks_segment(0, 1, 1, 8, 3, flags=0x02)])
-    assert second.store.data[2 * 4096:4 * 4096] == first.store.data[:2 * 4096]
+    assert second.store.data[2 * 4096 : 4 * 4096] == first.store.data[: 2 * 4096]
 
 
 def test_a_segment_that_ends_within_a_block_needs_pad():
@@ -171,14 +215,18 @@ def test_the_destination_pads_with_zeroes():
     first, second = pair(4096)
     second.store.data[:] = b'x' * len(second.store.data)
     copy(first, large(pad=True), [blocks_segment(0, 1, 9, 1, 0)])
-    assert second.store.data[:9 * 512] == first.store.data[512:10 * 512]
-    assert second.store.data[9 * 512:2 * 4096] == bytes(7 * 512) and second.store.data[2 * 4096] == ord('x')
+    assert second.store.data[: 9 * 512] == first.store.data[512 : 10 * 512]
+    assert second.store.data[9 * 512 : 2 * 4096] == bytes(7 * 512) and second.store.data[
+        2 * 4096
+    ] == ord('x')
 
 
 def test_the_source_drops_what_fills_no_block():
     first, second = pair(4096)
     copy(first, large(source_pad=True), [blocks_segment(0, 1, 9, 1, 0)])
-    assert second.store.data[:4096] == first.store.data[512:9 * 512] and not any(second.store.data[4096:])
+    assert second.store.data[:4096] == first.store.data[512 : 9 * 512] and not any(
+        second.store.data[4096:]
+    )
 
 
 # -- what is wrong with the list ---------------------------------------------------------------------------------------------
@@ -219,15 +267,23 @@ def test_limits_are_those_that_are_reported():
 def test_a_segment_longer_than_reported_is_refused():
     first, _ = pair()
     (longest,) = struct.unpack_from('>I', told(first, 0x03), 16)
-    assert code(failure(first, BOTH, [bytes_segment(0, 1, longest + 1, 0, 0)])) == (0x0A, 0x26, 0x00)
+    assert code(failure(first, BOTH, [bytes_segment(0, 1, longest + 1, 0, 0)])) == (
+        0x0A,
+        0x26,
+        0x00,
+    )
 
 
-@pytest.mark.parametrize('cscds, segments, expected', [
-    ([cscd(NAA, kind=0xE0)], ONE, (5, 0x26, 0x07)),
-    (BOTH, [struct.pack('>BBHHH12x', 0x03, 0, 0x10, 0, 1)], (5, 0x26, 0x09)),
-    (BOTH, [ONE[0][:3] + b'\x17' + ONE[0][4:]], (5, 0x26, 0x00)),
-    (BOTH, [ONE[0][:-1]], (5, 0x1A, 0x00)),
-    ([BOTH[0][:-1]], ONE, (5, 0x26, 0x00))])
+@pytest.mark.parametrize(
+    'cscds, segments, expected',
+    [
+        ([cscd(NAA, kind=0xE0)], ONE, (5, 0x26, 0x07)),
+        (BOTH, [struct.pack('>BBHHH12x', 0x03, 0, 0x10, 0, 1)], (5, 0x26, 0x09)),
+        (BOTH, [ONE[0][:3] + b'\x17' + ONE[0][4:]], (5, 0x26, 0x00)),
+        (BOTH, [ONE[0][:-1]], (5, 0x1A, 0x00)),
+        ([BOTH[0][:-1]], ONE, (5, 0x26, 0x00)),
+    ],
+)
 def test_descriptors_that_cannot_be_used(cscds, segments, expected):
     first, second = pair()
     assert code(failure(first, cscds, segments)) == expected
@@ -238,7 +294,9 @@ def test_inline_data_is_not_taken():
     assert code(failure(pair()[0], BOTH, ONE, inline=1)) == (5, 0x26, 0x0B)
 
 
-@pytest.mark.parametrize('more, field', [({'form': 0}, 0), ({'kind': 0xE4}, 16), ({'flags': 0x02}, 15)])
+@pytest.mark.parametrize(
+    'more, field', [({'form': 0}, 0), ({'kind': 0xE4}, 16), ({'flags': 0x02}, 15)]
+)
 def test_the_lid4_header_is_looked_at(more, field):
     error = failure(pair()[0], BOTH, ONE, LID4, **more)
     assert code(error) == (5, 0x26, 0x00) and error.field[0] == field
@@ -259,13 +317,23 @@ def test_list_id_usage_01_is_reserved():
 
 # -- what is wrong with an end -------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize('cscds, segment, expected, field', [
-    (BOTH, blocks_segment(0, 2, 1, 0, 0), (0x0A, 0x08, 0x04), 6),
-    (BOTH, blocks_segment(9, 1, 1, 0, 0), (0x0A, 0x08, 0x04), 4),
-    ((BOTH[0], cscd('6' + '9' * 31)), blocks_segment(0, 1, 1, 0, 0), (0x0A, 0x0D, 0x02), 6),
-    ((BOTH[0], cscd(SECOND_NAA, device_type=1)), blocks_segment(0, 1, 1, 0, 0), (0x0A, 0x0D, 0x03), 6),
-    (BOTH, blocks_segment(0, 1, 2, BLOCKS - 1, 0), (0x0A, 0x00, 0x00), 12),
-    (BOTH, blocks_segment(0, 1, 2, 0, BLOCKS - 1), (0x0A, 0x00, 0x00), 20)])
+
+@pytest.mark.parametrize(
+    'cscds, segment, expected, field',
+    [
+        (BOTH, blocks_segment(0, 2, 1, 0, 0), (0x0A, 0x08, 0x04), 6),
+        (BOTH, blocks_segment(9, 1, 1, 0, 0), (0x0A, 0x08, 0x04), 4),
+        ((BOTH[0], cscd('6' + '9' * 31)), blocks_segment(0, 1, 1, 0, 0), (0x0A, 0x0D, 0x02), 6),
+        (
+            (BOTH[0], cscd(SECOND_NAA, device_type=1)),
+            blocks_segment(0, 1, 1, 0, 0),
+            (0x0A, 0x0D, 0x03),
+            6,
+        ),
+        (BOTH, blocks_segment(0, 1, 2, BLOCKS - 1, 0), (0x0A, 0x00, 0x00), 12),
+        (BOTH, blocks_segment(0, 1, 2, 0, BLOCKS - 1), (0x0A, 0x00, 0x00), 20),
+    ],
+)
 def test_a_segment_with_an_end_that_cannot_be(cscds, segment, expected, field):
     first, second = pair()
     error = failure(first, cscds, [blocks_segment(0, 0, 0, 0, 0), segment])
@@ -280,12 +348,24 @@ def test_a_block_length_that_is_not_the_units():
 
 
 def reserved(kind):
-    return dict(reservations.initial(), type=kind, holder=[OTHER.initiator_port, OTHER.target_port], registrations=[
-        {'initiator_port': OTHER.initiator_port, 'target_port': OTHER.target_port, 'key': '00000000000000aa',
-         'all_tg_pt': False}])
+    return dict(
+        reservations.initial(),
+        type=kind,
+        holder=[OTHER.initiator_port, OTHER.target_port],
+        registrations=[
+            {
+                'initiator_port': OTHER.initiator_port,
+                'target_port': OTHER.target_port,
+                'key': '00000000000000aa',
+                'all_tg_pt': False,
+            }
+        ],
+    )
 
 
-@pytest.mark.parametrize('kind, source, is_refused', [(1, True, False), (3, True, True), (1, False, True)])
+@pytest.mark.parametrize(
+    'kind, source, is_refused', [(1, True, False), (3, True, True), (1, False, True)]
+)
 def test_reservations_of_others_stop_it_at_either_end(kind, source, is_refused):
     first, second = pair()
     second.update(reservations=reserved(kind))
@@ -303,8 +383,14 @@ def test_a_reservation_of_the_unit_that_is_asked_stops_it_there():
     assert status_of(first, cdb(data), data) == 0x18
 
 
-@pytest.mark.parametrize('facts, medium, said', [
-    ({'read_only': True}, 'ready', (7, 0x27, 0x00)), ({}, 'ejected', (2, 0x3A, 0x00)), ({}, 'failed', (4, 0x44, 0x00))])
+@pytest.mark.parametrize(
+    'facts, medium, said',
+    [
+        ({'read_only': True}, 'ready', (7, 0x27, 0x00)),
+        ({}, 'ejected', (2, 0x3A, 0x00)),
+        ({}, 'failed', (4, 0x44, 0x00)),
+    ],
+)
 def test_a_destination_that_cannot_be_written(facts, medium, said):
     first, second = pair(medium=medium, **facts)
     error = failure(first, BOTH, ONE)
@@ -331,17 +417,24 @@ def test_a_full_destination_is_the_destinations():
     first, second = pair()
     second.store.fail['copy'] = errno.ENOSPC
     error = failure(first, BOTH, ONE)
-    assert not error.copy.is_source and (error.copy.sense[2], error.copy.sense[12], error.copy.sense[13]) == (7, 0x27, 0x07)
+    assert not error.copy.is_source and (
+        error.copy.sense[2],
+        error.copy.sense[12],
+        error.copy.sense[13],
+    ) == (7, 0x27, 0x07)
 
 
-@pytest.mark.parametrize('medium, ready, expected', [('ready', True, None), ('ejected', False, None),
-                                                     ('ejected', True, (0x0A, 0x0D, 0x01))])
+@pytest.mark.parametrize(
+    'medium, ready, expected',
+    [('ready', True, None), ('ejected', False, None), ('ejected', True, (0x0A, 0x0D, 0x01))],
+)
 def test_verify_asks_whether_the_unit_is_there(medium, ready, expected):
     first, _ = pair(medium=medium)
     assert code(failure(first, BOTH, [verify_segment(1, ready)])) == expected
 
 
 # -- how it went -------------------------------------------------------------------------------------------------------------
+
 
 def test_the_status_of_a_copy_is_told_once():
     first, _ = pair()
@@ -375,7 +468,7 @@ def test_the_status_of_a_lid4_copy_and_of_one_that_failed():
     error = failure(first, BOTH, [blocks_segment(0, 5, 1, 0, 0)], LID4, name=0x01020304)
     status = told(first, 0x05, 0x01020304)
     assert status[5] == 2 and status[32:] == error.sense() and status[14] == len(error.sense())
-    assert told(first, 0x06, 0x01020304)[32 + status[13]:] == bytes(4)
+    assert told(first, 0x06, 0x01020304)[32 + status[13] :] == bytes(4)
 
 
 def test_names_of_eight_and_of_32_bits_are_two_spaces():
@@ -436,6 +529,7 @@ def test_a_task_that_is_aborted_stops_between_two_steps(monkeypatch):
     def copy_and_abort(*arguments):
         original(*arguments)
         task.aborted = True
+
     second.store.copy = copy_and_abort
     task.run_blocking(task)
     assert second.store.verbs().count('copy') == 1
@@ -451,25 +545,31 @@ def test_copy_operation_abort(monkeypatch):
     def copy_and_stop(*arguments):
         original(*arguments)
         do(first, struct.pack('>BBI9xx', 0x83, 0x1C, 7))
+
     second.store.copy = copy_and_stop
     with pytest.raises(CheckCondition) as stopped:
         task.run_blocking(task)
     assert code(stopped.value) == (0x0A, 0, 0)
     assert second.store.verbs().count('copy') == 1
-    assert told(first, 0x05, 7)[5] == 0x60 and told(first, 0x05, 7)[16:24] == (512).to_bytes(8, 'big')
+    assert told(first, 0x05, 7)[5] == 0x60 and told(first, 0x05, 7)[16:24] == (512).to_bytes(
+        8, 'big'
+    )
 
 
 def test_an_abort_of_a_copy_that_is_not():
     assert sense_of(pair()[0], struct.pack('>BBI9xx', 0x83, 0x1C, 7)) == (5, 0x24, 0)
 
 
-@pytest.mark.parametrize('length, units, count', [(0, 0, 0), (0xFFFFFFFF, 0, 0xFFFFFFFF), (1 << 32, 1, 1 << 22),
-                                                  (1 << 45, 2, 1 << 25)])
+@pytest.mark.parametrize(
+    'length, units, count',
+    [(0, 0, 0), (0xFFFFFFFF, 0, 0xFFFFFFFF), (1 << 32, 1, 1 << 22), (1 << 45, 2, 1 << 25)],
+)
 def test_counts_fit_their_field(length, units, count):
     assert copy_manager.count_in_units(length) == (units, count)
 
 
 # -- what is reported --------------------------------------------------------------------------------------------------------
+
 
 def third_party_page(unit):
     page = unit.vpd_page(0x8F)
@@ -478,7 +578,7 @@ def third_party_page(unit):
     while at < len(page):
         kind, length = struct.unpack_from('>HH', page, at)
         assert length % 4 == 0 and list(found) == sorted(found)
-        found[kind] = page[at + 4:at + 4 + length]
+        found[kind] = page[at + 4 : at + 4 + length]
         at += 4 + length
     assert at == len(page)
     return found
@@ -489,7 +589,7 @@ def test_page_8f_lists_exactly_what_is_answered():
     commands = third_party_page(first)[0x0001]
     listed, at = {}, 1
     while at < 1 + commands[0]:
-        listed[commands[at]] = set(commands[at + 2:at + 2 + commands[at + 1]])
+        listed[commands[at]] = set(commands[at + 2 : at + 2 + commands[at + 1]])
         at += 2 + commands[at + 1]
     assert listed == {opcode: set(first.commands[opcode]) for opcode in (0x83, 0x84)}
 
@@ -498,7 +598,7 @@ def test_page_8f_and_the_operating_parameters_agree():
     first, _ = pair()
     page, parameters = third_party_page(first), told(first, 0x03)
     assert struct.unpack_from('>HHI', page[0x0004], 4) == struct.unpack_from('>HHI', parameters, 8)
-    assert page[0x0008][1:1 + page[0x0008][0]] == parameters[44:44 + parameters[43]]
+    assert page[0x0008][1 : 1 + page[0x0008][0]] == parameters[44 : 44 + parameters[43]]
     assert struct.unpack_from('>I', page[0x8001], 8) == struct.unpack_from('>I', parameters, 16)
     assert struct.unpack_from('>I', parameters)[0] == len(parameters) - 4
 
@@ -509,7 +609,10 @@ def test_a_unit_that_does_not_offer_copies_does_not_speak_of_them():
     assert 0x8F not in unit.vpd_page(0x00)[4:]
     assert sense_of(unit, bytes.fromhex('12 01 8F 00FF 00')) == (5, 0x24, 0)
     assert not do(unit, bytes.fromhex('12 00 00 00FF 00'))[5] & 0x08
-    assert do(make_unit(), bytes.fromhex('12 00 00 00FF 00'))[5] & 0x08 and 0x8F in make_unit().vpd_page(0x00)[4:]
+    assert (
+        do(make_unit(), bytes.fromhex('12 00 00 00FF 00'))[5] & 0x08
+        and 0x8F in make_unit().vpd_page(0x00)[4:]
+    )
 
 
 def test_a_unit_that_does_not_offer_copies_is_not_copied_from_or_to_by_another():
@@ -520,16 +623,21 @@ def test_a_unit_that_does_not_offer_copies_is_not_copied_from_or_to_by_another()
 
 # -- what goes wrong late ----------------------------------------------------------------------------------------------------
 
+
 def test_padding_and_flushing_fail_as_the_destination():
     first, second = pair(4096)
     second.store.fail['write'] = errno.ENOSPC
     second.store.copy = lambda *arguments: None
     error = failure(first, large(pad=True), [blocks_segment(0, 1, 9, 0, 0)])
-    assert code(error) == (0x0A, 0x0D, 0x01) and not error.copy.is_source and error.copy.sense[2] == 7
+    assert (
+        code(error) == (0x0A, 0x0D, 0x01) and not error.copy.is_source and error.copy.sense[2] == 7
+    )
     first, second = pair(write_cache=False)
     second.store.fail['flush'] = errno.EIO
     error = failure(first, BOTH, ONE)
-    assert code(error) == (0x0A, 0x0D, 0x01) and not error.copy.is_source and error.copy.sense[2] == 3
+    assert (
+        code(error) == (0x0A, 0x0D, 0x01) and not error.copy.is_source and error.copy.sense[2] == 3
+    )
 
 
 def test_a_defect_leaves_a_record_that_says_failed():

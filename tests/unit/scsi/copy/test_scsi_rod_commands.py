@@ -4,7 +4,17 @@ import errno
 import struct
 
 import pytest
-from fake_store import BLOCKS, MemoryStore, block_cdb, do, error_of, make_task, make_unit, pattern, sense_of
+from fake_store import (
+    BLOCKS,
+    MemoryStore,
+    block_cdb,
+    do,
+    error_of,
+    make_task,
+    make_unit,
+    pattern,
+    sense_of,
+)
 
 from targetd.scsi.copy import copy_manager, rod_commands, rod_tokens
 from targetd.scsi.facts import UnitFacts
@@ -82,7 +92,12 @@ def populate_list(pairs, timeout=0, flags=0, kind=0):
 
 def write_list(token, pairs, offset=0, flags=0):
     body = ranges_of(pairs)
-    return struct.pack('>HB5xQ', 534 + len(body), flags, offset) + token + struct.pack('>6xH', len(body)) + body
+    return (
+        struct.pack('>HB5xQ', 534 + len(body), flags, offset)
+        + token
+        + struct.pack('>6xH', len(body))
+        + body
+    )
 
 
 def cdb(action, data, name=1):
@@ -130,22 +145,34 @@ def test_a_token_is_made_and_told():
     assert populate(unit, [(8, 4), (0, 2)], timeout=30) is None
     assert unit.rods.asked == [('populate', [(8 * 512, 4 * 512), (0, 2 * 512)], 30)]
     told = information(unit, 1)
-    assert told[4:6] == b'\x10\x01' and told[15] == 0xF1 and struct.unpack_from('>Q', told, 16)[0] == 6
+    assert (
+        told[4:6] == b'\x10\x01' and told[15] == 0xF1 and struct.unpack_from('>Q', told, 16)[0] == 6
+    )
     assert struct.unpack_from('>I', told)[0] == len(told) - 4
     assert struct.unpack_from('>IH', told, 32) == (514, 0) and told[38:] in unit.rods.given
 
 
 def test_a_token_tells_of_its_maker_and_its_size():
-    token = rod_tokens.make(UnitFacts.from_message({'naa': NAA, 'block_size': 4096}), 77, 1 << 20, 'iqn.x:y', b's' * 64)
+    token = rod_tokens.make(
+        UnitFacts.from_message({'naa': NAA, 'block_size': 4096}), 77, 1 << 20, 'iqn.x:y', b's' * 64
+    )
     assert len(token) == 512 and token[:8] == b'\x00\x80\x00\x01\x00\x00\x01\xf8'
     assert token[8:16] == (77).to_bytes(8, 'big')
-    assert token[16] == 0xE4 and token[20:24] == b'\x01\x03\x00\x10' and token[24:40] == bytes.fromhex(NAA)
-    assert token[48:64] == (1 << 20).to_bytes(16, 'big') and token[96:100] == (4096).to_bytes(4, 'big')
+    assert (
+        token[16] == 0xE4
+        and token[20:24] == b'\x01\x03\x00\x10'
+        and token[24:40] == bytes.fromhex(NAA)
+    )
+    assert token[48:64] == (1 << 20).to_bytes(16, 'big') and token[96:100] == (4096).to_bytes(
+        4, 'big'
+    )
     assert token[-64:] == b's' * 64 and b'iqn.x:y' in token[128:-64]
 
 
 def test_the_longest_target_name_leaves_the_secret_whole():
-    token = rod_tokens.make(UnitFacts.from_message({'naa': NAA}), 1, 512, 'iqn.2026-11.x:' + 'y' * 209, b's' * 64)
+    token = rod_tokens.make(
+        UnitFacts.from_message({'naa': NAA}), 1, 512, 'iqn.2026-11.x:' + 'y' * 209, b's' * 64
+    )
     assert len(token) == 512 and token[-64:] == b's' * 64
 
 
@@ -157,7 +184,8 @@ def test_point_in_time_tokens_may_be_asked_for(kind):
 @pytest.mark.parametrize(
     'pairs, more, expected, field',
     [
-        ([(0, 1)], {'flags': 0x02, 'kind': 0x00010000}, (5, 0x26, 0x00), 8),  # access upon reference: ours is none
+        # access upon reference: ours is none
+        ([(0, 1)], {'flags': 0x02, 'kind': 0x00010000}, (5, 0x26, 0x00), 8),
         ([(0, 1)], {'timeout': copy_manager.MAXIMUM_TIMEOUT + 1}, (5, 0x26, 0x00), 4),
         ([], {}, (5, 0x26, 0x00), 14),
         ([(0, 0)], {}, (5, 0x26, 0x00), 14),
@@ -175,7 +203,9 @@ def test_what_no_token_is_made_for(pairs, more, expected, field):
 def test_limits_are_those_of_page_8f():
     unit = make()
     page = unit.vpd_page(0x8F)
-    assert page[4:8] == b'\x00\x00\x00\x20', 'Windows wants the block device ROD limits in the first place'
+    assert page[4:8] == b'\x00\x00\x00\x20', (
+        'Windows wants the block device ROD limits in the first place'
+    )
     ranges, longest, default, most, optimal = struct.unpack_from('>HIIQQ', page, 14)
     assert populate(unit, [(n, 1) for n in range(ranges)], timeout=longest) is None
     assert populate(unit, [(0, 1)]) is None
@@ -223,10 +253,21 @@ def test_what_a_token_stands_for_is_written():
     populate(unit, [(8, 4), (100, 4)])
     write(unit, token_of(unit), [(1000, 1), (1010, 5)])
     data = unit.store.data
-    assert [data[lba * 512] for lba in (1000, 1010, 1011, 1012, 1013, 1014)] == [8, 9, 10, 11, 100, 101]
+    assert [data[lba * 512] for lba in (1000, 1010, 1011, 1012, 1013, 1014)] == [
+        8,
+        9,
+        10,
+        11,
+        100,
+        101,
+    ]
     assert unit.rods.asked[1:] == [('use', False), ('check',), ('over',)]
     told = information(unit, 2)
-    assert told[4:6] == b'\x11\x01' and struct.unpack_from('>Q', told, 16)[0] == 6 and told[32:36] == bytes(4)
+    assert (
+        told[4:6] == b'\x11\x01'
+        and struct.unpack_from('>Q', told, 16)[0] == 6
+        and told[32:36] == bytes(4)
+    )
 
 
 def test_an_offset_counts_in_blocks_of_the_unit_that_is_written():
@@ -308,7 +349,9 @@ def test_writing_by_token_is_durable_where_the_cache_is_off():
 def test_the_zero_token():
     unit = make()
     write(unit, ZERO, [(3, 2), (9, 1)])
-    assert not any(unit.store.data[3 * 512 : 5 * 512]) and not any(unit.store.data[9 * 512 : 10 * 512])
+    assert not any(unit.store.data[3 * 512 : 5 * 512]) and not any(
+        unit.store.data[9 * 512 : 10 * 512]
+    )
     assert unit.store.data[5 * 512] == 5 and not unit.rods.asked
     unit.store.fail['write_zeroes'] = errno.ENOSPC
     assert code(write_error(unit, ZERO, [(0, 1)])) == (7, 0x27, 0x07)
@@ -375,12 +418,16 @@ def watched(**facts):
 
 
 @pytest.mark.parametrize('opcode', [0x0A, 0x2A, 0xAA, 0x8A, 0x2E, 0x8E])
-@pytest.mark.parametrize('lba, blocks, touches', [(7, 1, False), (7, 2, True), (11, 5, True), (12, 1, False)])
+@pytest.mark.parametrize(
+    'lba, blocks, touches', [(7, 1, False), (7, 2, True), (11, 5, True), (12, 1, False)]
+)
 def test_a_write_revokes_what_it_touches(opcode, lba, blocks, touches):
     unit = watched()
     data = bytes([0xEE]) * (blocks * 512)
     order = []
-    unit.rods.revoke = lambda *arguments: order.append((arguments, bytes(unit.store.data[lba * 512 : lba * 512 + 1])))
+    unit.rods.revoke = lambda *arguments: order.append(
+        (arguments, bytes(unit.store.data[lba * 512 : lba * 512 + 1]))
+    )
     do(unit, block_cdb(opcode, lba, blocks), data)
     assert unit.store.data[lba * 512 : (lba + blocks) * 512] == data
     assert order == ([((lba * 512, blocks * 512), bytes([lba]))] if touches else []), (
@@ -413,7 +460,9 @@ def test_reads_and_units_without_tokens_pay_nothing():
     unit.update(watched=[])
     plain = make()
     for opcode in (0x0A, 0x2A, 0x8A, 0xAA):
-        assert unit.dispatch[opcode].__code__ is plain.dispatch[opcode].__code__, 'the hot admission is back'
+        assert unit.dispatch[opcode].__code__ is plain.dispatch[opcode].__code__, (
+            'the hot admission is back'
+        )
     do(unit, block_cdb(0x2A, 8, 1), bytes(512))
     assert not unit.rods.asked
 
@@ -422,7 +471,9 @@ def test_writing_by_token_revokes_only_its_own_ranges():
     unit = watched()
     populate(unit, [(100, 4)])
     write(unit, token_of(unit), [(20, 2), (11, 2)])
-    assert [asked for asked in unit.rods.asked if asked[0] == 'revoke'] == [('revoke', 11 * 512, 2 * 512)]
+    assert [asked for asked in unit.rods.asked if asked[0] == 'revoke'] == [
+        ('revoke', 11 * 512, 2 * 512)
+    ]
     assert not unit.under_way
     write(unit, ZERO, [(8, 1), (30, 1)])
     assert unit.rods.asked[-1] == ('revoke', 8 * 512, 512)

@@ -1,4 +1,5 @@
-"""Asking for the next command before sleeping: when it is done, when it is left alone, and that nothing else changes."""
+"""Asking for the next command before sleeping: when it is done, when it is left alone, and that
+nothing else changes."""
 
 import socket
 
@@ -11,13 +12,14 @@ LENGTH = 0.0001
 
 
 class Line(object):
-    """A socket and a clock in one: bytes arrive at `arrives`; a question takes a microsecond, sleeping as long as it takes."""
+    """A socket and a clock in one: bytes arrive at `arrives`; a question takes a microsecond,
+    sleeping as long as it takes."""
 
     def __init__(self):
         self.now = 0.0
         self.arrives = 0.0
         self.questions = self.sleeps = 0
-        self.lost_seconds = 0.0          # that another process takes away at the next question
+        self.lost_seconds = 0.0  # that another process takes away at the next question
 
     def clock(self):
         return self.now
@@ -36,7 +38,8 @@ class Line(object):
         return 1
 
     def receive(self, by, after):
-        """One receive of bytes that come `after` so many seconds; True if it was done without sleeping."""
+        """One receive of bytes that come `after` so many seconds; True if it was done without
+        sleeping."""
         self.arrives = self.now + after
         before = self.sleeps
         assert by.receive(self.recv_into, bytearray(8)) == 1
@@ -58,7 +61,8 @@ def test_an_initiator_that_answers_at_once_never_finds_us_asleep(line, asking):
 
 
 def test_an_initiator_that_thinks_for_long_is_not_asked_for_ever(line, asking):
-    """A thousand commands a millisecond apart: what is burnt in vain is a small part of what polling always would burn."""
+    """A thousand commands a millisecond apart: what is burnt in vain is a small part of what
+    polling always would burn."""
     asleep = [not line.receive(asking, 1e-3) for _ in range(1000)]
     assert all(asleep)
     assert line.questions < 1000 * LENGTH / 1e-6 / 50
@@ -99,7 +103,9 @@ def test_the_end_and_errors_pass_through(line, asking):
 
 
 def test_silence_is_told_as_ever(line, asking):
-    """The receive that sleeps ends with BlockingIOError after the keepalive interval; the connection then pings."""
+    """The receive that sleeps ends with BlockingIOError after the keepalive interval; the
+    connection then pings."""
+
     def silent(view, count=0, flags=0):
         line.now += 1e-6
         raise BlockingIOError()
@@ -108,7 +114,9 @@ def test_silence_is_told_as_ever(line, asking):
         asking.receive(silent, bytearray(8))
 
 
-@pytest.mark.parametrize('seconds, processors, asks', [(LENGTH, 2, True), (0, 2, False), (LENGTH, 1, False)])
+@pytest.mark.parametrize(
+    'seconds, processors, asks', [(LENGTH, 2, True), (0, 2, False), (LENGTH, 1, False)]
+)
 def test_neither_without_the_setting_nor_on_one_processor(monkeypatch, seconds, processors, asks):
     monkeypatch.setattr(busy_poll, 'processors', lambda: processors)
     assert (busy_poll.polling(seconds) is not None) is asks

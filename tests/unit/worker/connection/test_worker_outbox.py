@@ -1,4 +1,5 @@
-"""Outbox: what an initiator sees of numbering, segmentation and digests; who sends when several threads want to."""
+"""Outbox: what an initiator sees of numbering, segmentation and digests; who sends when several
+threads want to."""
 
 import socket
 import threading
@@ -17,13 +18,18 @@ def outbox(segment=8192, burst=16384, header_digest='None', data_digest='None', 
     ours, theirs = socket.socketpair()
     theirs.settimeout(10)
     session = SimpleNamespace(exp_cmd_sn=10, max_cmd_sn=19)
-    values = {'MaxRecvDataSegmentLength': segment, 'MaxBurstLength': burst, 'HeaderDigest': header_digest,
-              'DataDigest': data_digest}
+    values = {
+        'MaxRecvDataSegmentLength': segment,
+        'MaxBurstLength': burst,
+        'HeaderDigest': header_digest,
+        'DataDigest': data_digest,
+    }
     return Outbox(ours, session, stat_sn, zlib.crc32, values), theirs, session
 
 
 def receive(sock, count, header_digest=False, data_digest=False):
     """`count` PDUs from the wire, digests checked."""
+
     def exactly(length):
         data = b''
         while len(data) < length:
@@ -31,6 +37,7 @@ def receive(sock, count, header_digest=False, data_digest=False):
             assert more
             data += more
         return data
+
     out = []
     for _ in range(count):
         bhs = exactly(48)
@@ -49,7 +56,13 @@ def test_a_read_of_one_segment_is_one_pdu_with_status():
     box.queue.append((7, b'x' * 4096))
     box.drain()
     (answer,) = receive(wire, 1)
-    assert (answer.itt, answer.has_status, answer.final, answer.status, bytes(answer.data)) == (7, True, True, 0, b'x' * 4096)
+    assert (answer.itt, answer.has_status, answer.final, answer.status, bytes(answer.data)) == (
+        7,
+        True,
+        True,
+        0,
+        b'x' * 4096,
+    )
     assert (answer.stat_sn, answer.exp_cmd_sn, answer.max_cmd_sn) == (5, 10, 20)
 
 
@@ -74,7 +87,9 @@ def test_r2t_and_our_own_pings_use_no_stat_sn(one):
     assert [a.stat_sn for a in receive(wire, 2)] == [5, 5]
 
 
-@pytest.mark.parametrize('digests', [('None', 'None'), ('CRC32C', 'None'), ('None', 'CRC32C'), ('CRC32C', 'CRC32C')])
+@pytest.mark.parametrize(
+    'digests', [('None', 'None'), ('CRC32C', 'None'), ('None', 'CRC32C'), ('CRC32C', 'CRC32C')]
+)
 @pytest.mark.parametrize('length', [1, 8191, 8192, 8193, 40001])
 def test_long_data_goes_in_segments_and_bursts(length, digests):
     box, wire, _ = outbox(header_digest=digests[0], data_digest=digests[1])
@@ -102,13 +117,16 @@ def test_threads_that_find_somebody_sending_leave_their_reply_to_him():
     box, wire, _ = outbox()
     box._lock.acquire()
     box.queue.append((1, None))
-    box.drain()                          # returns at once: somebody else has the lock
+    box.drain()  # returns at once: somebody else has the lock
     wire.setblocking(False)
     with pytest.raises(BlockingIOError):
         wire.recv(1)
     wire.settimeout(10)
     box._lock.release()
-    threads = [threading.Thread(target=lambda n=n: (box.queue.append((n, None)), box.drain())) for n in range(2, 40)]
+    threads = [
+        threading.Thread(target=lambda n=n: (box.queue.append((n, None)), box.drain()))
+        for n in range(2, 40)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -168,7 +186,7 @@ def test_nobody_waits_for_an_initiator_that_does_not_read():
     data = bytes(range(256)) * 256
     for itt in range(20):
         box.queue.append((itt, data))
-        box.drain()                                              # would never come back if it waited
+        box.drain()  # would never come back if it waited
     assert box.queue
     answers = receive(wire, 20 * 8)
     assert [a.stat_sn for a in answers if a.has_status] == list(range(5, 25))
@@ -193,7 +211,7 @@ def test_a_sender_that_fails_says_so():
 def test_reads_are_put_off_until_what_was_asked_for_is_taken():
     box, wire, heard = shared_outbox()
     first, second, third = read_task(ROOM_BYTES), read_task(1 << 20), read_task(1 << 20)
-    assert box.may_read(first, 'put off')                        # as much as there is, but nothing else waits
+    assert box.may_read(first, 'put off')  # as much as there is, but nothing else waits
     assert not box.may_read(second, 'put off') and second.transfer == 'put off'
     assert not box.may_read(third, 'put off')
     box.queue.append((1, bytes(1 << 20)))

@@ -13,13 +13,21 @@ VALUES = {'MaxRecvDataSegmentLength': 1024, 'MaxBurstLength': 2048}
 
 def task(edtl=0, read=False, write=False, takes=0, descriptor=False):
     one = sam.Task()
-    one.itt, one.edtl, one.expects_read, one.expects_write, one.data_out_length = 1, edtl, read, write, takes
+    one.itt, one.edtl, one.expects_read, one.expects_write, one.data_out_length = (
+        1,
+        edtl,
+        read,
+        write,
+        takes,
+    )
     one.unit = SimpleNamespace(sense=lambda error: error.sense(descriptor))
     return one
 
 
-@pytest.mark.parametrize('edtl, returned, sent, overflow, underflow', [
-    (512, 512, 512, 0, 0), (512, 100, 100, 0, 412), (100, 512, 100, 412, 0), (512, 0, 0, 0, 512)])
+@pytest.mark.parametrize(
+    'edtl, returned, sent, overflow, underflow',
+    [(512, 512, 512, 0, 0), (512, 100, 100, 0, 412), (100, 512, 100, 412, 0), (512, 0, 0, 0, 512)],
+)
 def test_residuals_of_reads(edtl, returned, sent, overflow, underflow):
     out = replies(task(edtl, read=True), b'x' * returned, VALUES)
     last = out[-1]
@@ -28,7 +36,9 @@ def test_residuals_of_reads(edtl, returned, sent, overflow, underflow):
     assert last.residual_count == overflow + underflow and last.status == 0
 
 
-@pytest.mark.parametrize('edtl, takes, overflow, underflow', [(512, 512, 0, 0), (1024, 512, 0, 512), (512, 1024, 512, 0)])
+@pytest.mark.parametrize(
+    'edtl, takes, overflow, underflow', [(512, 512, 0, 0), (1024, 512, 0, 512), (512, 1024, 512, 0)]
+)
 def test_residuals_of_writes(edtl, takes, overflow, underflow):
     (response,) = replies(task(edtl, write=True, takes=takes), None, VALUES)
     assert (response.overflow, response.underflow) == (bool(overflow), bool(underflow))

@@ -31,26 +31,45 @@ def made(*tasks):
     return Ordering(Device(), session_tasks, [connection]), session_tasks, connection
 
 
-@pytest.mark.parametrize('there, comes, waits', [
-    ([], SIMPLE, False), ([], ORDERED, False), ([], HEAD, False),
-    ([(SIMPLE, False)], SIMPLE, False), ([(SIMPLE, False)], ORDERED, True), ([(SIMPLE, False)], HEAD, False),
-    ([(ORDERED, False)], SIMPLE, True), ([(ORDERED, False)], ORDERED, True), ([(ORDERED, False)], HEAD, False),
-    ([(ORDERED, True)], SIMPLE, True), ([(SIMPLE, True)], SIMPLE, False), ([(SIMPLE, True)], ORDERED, True),
-    ([(HEAD, False)], SIMPLE, True), ([(HEAD, False)], ORDERED, True), ([(HEAD, False)], HEAD, False),
-])
+@pytest.mark.parametrize(
+    'there, comes, waits',
+    [
+        ([], SIMPLE, False),
+        ([], ORDERED, False),
+        ([], HEAD, False),
+        ([(SIMPLE, False)], SIMPLE, False),
+        ([(SIMPLE, False)], ORDERED, True),
+        ([(SIMPLE, False)], HEAD, False),
+        ([(ORDERED, False)], SIMPLE, True),
+        ([(ORDERED, False)], ORDERED, True),
+        ([(ORDERED, False)], HEAD, False),
+        ([(ORDERED, True)], SIMPLE, True),
+        ([(SIMPLE, True)], SIMPLE, False),
+        ([(SIMPLE, True)], ORDERED, True),
+        ([(HEAD, False)], SIMPLE, True),
+        ([(HEAD, False)], ORDERED, True),
+        ([(HEAD, False)], HEAD, False),
+    ],
+)
 def test_who_waits_on_arrival(there, comes, waits):
     ordering, _, _ = made(*[(attribute, is_parked, 0) for attribute, is_parked in there])
     assert ordering.has_to_wait(0, comes) is waits
-    assert ordering.has_to_wait(LUN_1, comes) is False      # another task set
+    assert ordering.has_to_wait(LUN_1, comes) is False  # another task set
 
 
 def test_those_whose_wait_is_over_start_in_the_order_in_which_they_came():
-    ordering, tasks, _ = made((ORDERED, True, 0), (SIMPLE, True, 0), (SIMPLE, True, 0), (ORDERED, True, 0), (SIMPLE, True, 0))
+    ordering, tasks, _ = made(
+        (ORDERED, True, 0),
+        (SIMPLE, True, 0),
+        (SIMPLE, True, 0),
+        (ORDERED, True, 0),
+        (SIMPLE, True, 0),
+    )
     ordering.close_gate(0)
     started = []
     for task in ordering.startable():
         started.append(task.itt)
-        del tasks[task.itt]                                  # it ends at once
+        del tasks[task.itt]  # it ends at once
     assert started == [0, 1, 2, 3, 4] and not ordering.gates
 
 
@@ -61,19 +80,22 @@ def test_an_ordered_one_that_goes_on_holds_the_rest():
     for task in ordering.startable():
         started.append(task.itt)
         task.transfer = None
-        tasks[task.itt] = tasks.pop(task.itt)                # retained again: it stands last now
+        tasks[task.itt] = tasks.pop(task.itt)  # retained again: it stands last now
     assert started == [0] and ordering.gates == {0}
 
 
 def test_a_gate_stands_in_the_way_of_its_own_task_set_only_and_goes_away():
     ordering, tasks, connection = made((ORDERED, False, 0))
     ordering.close_gate(0)
-    assert isinstance(connection.device.unit(0), Gate) and connection.device.unit(LUN_1) == 'unit %x' % LUN_1
+    assert (
+        isinstance(connection.device.unit(0), Gate)
+        and connection.device.unit(LUN_1) == 'unit %x' % LUN_1
+    )
     with pytest.raises(Waits):
         connection.device.unit(0).admit(None)
     tasks.clear()
     ordering.open_gates()
-    assert connection.device.__class__ is Device             # nothing is left in the way
+    assert connection.device.__class__ is Device  # nothing is left in the way
 
 
 def test_parked_data_is_bounded_by_the_first_burst():

@@ -44,7 +44,9 @@ def test_the_question_names_the_unit_that_was_asked_and_the_designator():
     mine, _ = guests()
     worker = FakeWorker(arrival())
     unit = Reach(worker, 'ours', mine).find(1, 3, b'\x60\x01')
-    assert worker.asked == [('copy-reach', {'unit': 'ours', 'code_set': 1, 'kind': 3, 'designator': '6001'})]
+    assert worker.asked == [
+        ('copy-reach', {'unit': 'ours', 'code_set': 1, 'kind': 3, 'designator': '6001'})
+    ]
     assert mine.unit('theirs') is unit and mine.id_of(unit) == 'theirs'
 
 
@@ -65,7 +67,9 @@ def test_a_unit_is_there_until_the_last_copy_has_left_it():
     reach.leave(units[0], copies[0])
     assert mine.unit('theirs') is units[0] and not units[0].store.closed and left == ['theirs']
     reach.leave(units[0], copies[1])
-    assert mine.unit('theirs') is None and units[0].store.closed == 1 and left == ['theirs', 'theirs']
+    assert (
+        mine.unit('theirs') is None and units[0].store.closed == 1 and left == ['theirs', 'theirs']
+    )
 
 
 def test_a_unit_of_ours_is_not_given_back():
@@ -87,7 +91,7 @@ def test_a_stop_is_quiet_when_every_copy_at_the_unit_has_left_it():
     assert [copy.stopped for copy in copies] == [True, True, False] and not quiet
     mine.leave(here, copies[0])
     mine.leave(here, copies[1])
-    assert not quiet                                       # the first names the unit twice
+    assert not quiet  # the first names the unit twice
     mine.leave(here, copies[0])
     assert quiet == [1]
     mine.stop(lambda unit: unit is here, lambda: quiet.append(2))

@@ -46,7 +46,9 @@ def desk(answer=None, **units):
 def test_a_token_comes_from_the_master():
     made = desk({'data': TOKEN.hex()})
     assert made.populate([(0, 512)], 30) == TOKEN
-    assert made._worker.asked == [('token-populate', {'unit': 'here', 'ranges': [[0, 512]], 'seconds': 30})]
+    assert made._worker.asked == [
+        ('token-populate', {'unit': 'here', 'ranges': [[0, 512]], 'seconds': 30})
+    ]
 
 
 def test_a_refusal_is_an_exception():
@@ -59,7 +61,9 @@ def test_a_refusal_is_an_exception():
     assert refused.value.status == 8
 
 
-def test_a_master_that_does_not_answer_ends_the_command_and_its_late_descriptors_are_closed(monkeypatch):
+def test_a_master_that_does_not_answer_ends_the_command_and_its_late_descriptors_are_closed(
+    monkeypatch,
+):
     monkeypatch.setattr(ask_master, 'ANSWER_SECONDS', 0)
     mute = desk()
     with pytest.raises(CheckCondition):
@@ -81,8 +85,14 @@ def test_another_unit_comes_as_a_descriptor_which_is_closed(tmp_path):
     path = tmp_path / 'disk'
     path.write_bytes(b'd' * 4096)
     descriptor = os.open(str(path), os.O_RDONLY)
-    made = desk({'source': 'far', 'ranges': [[512, 512]], 'descriptors': [descriptor],
-                 'store': {'kind': 'file', 'path': str(path), 'size': 4096}})
+    made = desk(
+        {
+            'source': 'far',
+            'ranges': [[512, 512]],
+            'descriptors': [descriptor],
+            'store': {'kind': 'file', 'path': str(path), 'size': 4096},
+        }
+    )
     with made.use(TOKEN, False) as rod:
         assert bytes(rod.store.read(512, 512)) == b'd' * 512
         with pytest.raises(OSError):
@@ -97,7 +107,10 @@ def test_a_use_that_failed_is_over_too():
     made = desk({'source': 'there', 'ranges': []}, there=FakeUnit())
     with pytest.raises(ZeroDivisionError):
         with made.use(TOKEN, False):
-            made._worker.answer = {'status': 2, 'sense': CheckCondition(5, 0x23, 0x06).sense().hex()}
+            made._worker.answer = {
+                'status': 2,
+                'sense': CheckCondition(5, 0x23, 0x06).sense().hex(),
+            }
             raise ZeroDivisionError
     assert made._worker.asked[-1] == ('token-used', {'unit': 'here', 'token': TOKEN.hex()})
 
