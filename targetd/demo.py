@@ -40,7 +40,7 @@ targetd serves a disk of 1 GiB, as thin as what is written to it, until Ctrl-C:
     target   {name}, LUN 0
     portal   {portal}{moved}
     file     {directory}/disk.img
-    control  targetctl -s {directory}/targetd.sock
+    control  targetdctl -s {directory}/targetd.sock
 
 See it from here (Debian: libiscsi-bin):
     iscsi-ls -s iscsi://{portal}

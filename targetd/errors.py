@@ -12,7 +12,7 @@ EXIT_CONFIG = 3  # the configuration cannot be used; nothing was started or chan
 EXIT_PORTAL = 4  # no portal could be opened (port busy, address not on this host)
 EXIT_STORE = 5  # a backing store is missing, busy or unusable
 EXIT_RUNNING = 6  # another targetd holds the pid file
-EXIT_NOT_RUNNING = 7  # targetctl: no targetd answers on the control socket
+EXIT_NOT_RUNNING = 7  # targetdctl: no targetd answers on the control socket
 
 
 class TargetdError(Exception):

@@ -1,4 +1,4 @@
-"""The `targetctl` command: its arguments and its output come from the table of commands.
+"""The `targetdctl` command: its arguments and its output come from the table of commands.
 
 May import base, config.model and admin. Exit codes as in targetd.errors: 0 done, 1 refused or
 failed, 2 wrong command line, 7 no server answers; a refusal may carry another of them.
@@ -65,9 +65,9 @@ def _add_common(parser, default_socket_text=None, default_json=False):
 def build_parser():
     """The argparse parser made of the table; the parsed arguments have `row`, the Command."""
     parser = argparse.ArgumentParser(
-        prog='targetctl', description='Ask and command a running targetd.'
+        prog='targetdctl', description='Ask and command a running targetd.'
     )
-    parser.add_argument('--version', action='version', version='targetctl ' + __version__)
+    parser.add_argument('--version', action='version', version='targetdctl ' + __version__)
     _add_common(parser)
     verbs = parser.add_subparsers(metavar='COMMAND', dest='verb')
     groups = {}
@@ -211,21 +211,21 @@ def run(parsed):
 
 
 def main(arguments=None):
-    """The entry point of `targetctl`; returns the exit code."""
+    """The entry point of `targetdctl`; returns the exit code."""
     parser = build_parser()
     parsed = parser.parse_args(arguments)
     if not hasattr(parsed, 'row'):
         parser.print_usage(sys.stderr)
-        print('targetctl: a command is missing; targetctl --help lists them', file=sys.stderr)
+        print('targetdctl: a command is missing; targetdctl --help lists them', file=sys.stderr)
         return EXIT_USAGE
     try:
         run(parsed)
         sys.stdout.flush()
         return EXIT_OK
     except TargetdError as e:
-        print('targetctl: %s' % _plain_lines(str(e)), file=sys.stderr)
+        print('targetdctl: %s' % _plain_lines(str(e)), file=sys.stderr)
         return e.exit_code
-    except BrokenPipeError:  # `targetctl show sessions | head`
+    except BrokenPipeError:  # `targetdctl show sessions | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILURE
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""The administrator's commands: one row each, from which `targetctl`, its manual page and the
+"""The administrator's commands: one row each, from which `targetdctl`, its manual page and the
 master's answers come.
 
 Pure; imports nothing of targetd, so that the master may import it. The conversation on the control
@@ -176,7 +176,7 @@ def parse_request(line):
     )
     if row is None or row.local:
         raise BadRequest(
-            'an unknown command; the server and targetctl may be of different versions'
+            'an unknown command; the server and targetdctl may be of different versions'
         )
     arguments = {a.name: False if a.kind == 'flag' else None for a in row.arguments}
     for argument in row.arguments:

@@ -1,4 +1,4 @@
-"""The files made from the table of commands: man/targetctl.8 and etc/targetctl.bash-completion.
+"""The files made from the table of commands: man/targetdctl.8 and etc/targetdctl.bash-completion.
 
 May import base and admin. `python3 -m targetd.admin.render man` (or `completion`) prints one; a
 test compares what is in the tree with what is printed.
@@ -31,13 +31,13 @@ EXITS = (
 )
 
 EXAMPLES = (
-    ('Who is logged in, and to what:', 'targetctl show sessions'),
-    ('Why can the server at 10.0.5.17 not log in?', 'targetctl why 10.0.5.17'),
-    ('What would a changed configuration do?', 'targetctl reload --plan'),
-    ('Which disk is which, and which are free:', 'targetctl disks'),
+    ('Who is logged in, and to what:', 'targetdctl show sessions'),
+    ('Why can the server at 10.0.5.17 not log in?', 'targetdctl why 10.0.5.17'),
+    ('What would a changed configuration do?', 'targetdctl reload --plan'),
+    ('Which disk is which, and which are free:', 'targetdctl disks'),
     (
         'Only the session numbers, for a script:',
-        'targetctl show sessions --json | python3 -c \'import json, sys; print(*[s["tsih"] for s in json.load(sys.stdin)])\'',
+        'targetdctl show sessions --json | python3 -c \'import json, sys; print(*[s["tsih"] for s in json.load(sys.stdin)])\'',
     ),
 )
 
@@ -82,18 +82,18 @@ def _command_lines(row):
 
 
 def man_page():
-    """The text of man/targetctl.8."""
+    """The text of man/targetdctl.8."""
     lines = [
         '.\\" Made by "python3 -m targetd.admin.render man"; change targetd/admin/commands.py and make it again.',
-        '.TH TARGETCTL 8 "" "targetd" "System Administration"',
+        '.TH TARGETDCTL 8 "" "targetd" "System Administration"',
         '.SH NAME',
-        'targetctl \\- ask and command a running targetd',
+        'targetdctl \\- ask and command a running targetd',
         '.SH SYNOPSIS',
-        '.B targetctl',
+        '.B targetdctl',
         '[\\fB\\-s\\fR \\fISOCKET\\fR] [\\fB\\-\\-json\\fR] \\fICOMMAND\\fR [\\fIARGUMENT\\fR ...]',
         '.SH DESCRIPTION',
         _roff(
-            'targetctl speaks with targetd(8) on its control socket: it shows who is logged in and what is served, says why '
+            'targetdctl speaks with targetd(8) on its control socket: it shows who is logged in and what is served, says why '
             'a login was refused, and makes the server reload its configuration, end a session or stop.'
         ),
         '.SH OPTIONS',
@@ -153,12 +153,12 @@ def _words_after():
 
 
 def bash_completion():
-    """The text of etc/targetctl.bash-completion. It asks the running server for session numbers and
+    """The text of etc/targetdctl.bash-completion. It asks the running server for session numbers and
     unit names."""
     asked = {'session': ('show sessions', 'tsih'), 'unit': ('show units', 'unit')}
     lines = [
-        '# Completion of targetctl for bash; made by "python3 -m targetd.admin.render completion".',
-        '_targetctl()',
+        '# Completion of targetdctl for bash; made by "python3 -m targetd.admin.render completion".',
+        '_targetdctl()',
         '{',
         '    local current="${COMP_WORDS[COMP_CWORD]}" typed="" socket="" skip="" word i',
         '    for ((i = 1; i < COMP_CWORD; i++)); do',
@@ -186,7 +186,7 @@ def bash_completion():
                 source, key = asked[argument.name]
                 lines += [
                     '    if [ "$typed" = "%s" ]; then' % row.words,
-                    '        choices="$choices $(targetctl ${socket:+-s "$socket"} %s --json 2>/dev/null |'
+                    '        choices="$choices $(targetdctl ${socket:+-s "$socket"} %s --json 2>/dev/null |'
                     % source,
                     '            sed -n \'s/^ *"%s": "\\{0,1\\}\\([^",]*\\).*/\\1/p\')"' % key,
                     '    fi',
@@ -194,15 +194,15 @@ def bash_completion():
     lines += [
         '    COMPREPLY=($(compgen -W "$choices" -- "$current"))',
         '}',
-        'complete -F _targetctl targetctl',
+        'complete -F _targetdctl targetdctl',
     ]
     return '\n'.join(lines) + '\n'
 
 
 #: what may be asked for -> (where it belongs in the tree, how it is made)
 FILES = {
-    'man': ('man/targetctl.8', man_page),
-    'completion': ('etc/targetctl.bash-completion', bash_completion),
+    'man': ('man/targetdctl.8', man_page),
+    'completion': ('etc/targetdctl.bash-completion', bash_completion),
 }
 
 

@@ -2,7 +2,7 @@
 
 May import the pure iscsi.names. Fails closed: a target in which neither rule is written admits
 nobody; where both are written both must match. Every refusal names the rule, for the log and for
-`targetctl explain`.
+`targetdctl explain`.
 """
 
 import ipaddress

@@ -42,7 +42,7 @@ SAMPLE_HEAD = '''\
 # This sample holds every setting. What begins with "#" is a comment; where a setting follows the
 # "#" directly, it is a default, or, where there is none, an example (marked so): take the "#" away
 # to set it. See targetd.conf(5); `targetd -t` checks this file and says what would be served to
-# whom; `targetctl reload` or SIGHUP puts changes in force, and sessions that they do not concern do
+# whom; `targetdctl reload` or SIGHUP puts changes in force, and sessions that they do not concern do
 # not notice.
 #
 # Blanks separate words, commas separate the items of a list. A word that holds a blank or a comma,

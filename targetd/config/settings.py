@@ -75,7 +75,7 @@ SERVER = (
     _server('pid-file', kinds.Path(), '/var/run/targetd.pid', NEEDS_RESTART,
             'File that holds the process id and is locked while targetd runs.'),
     _server('control-socket', kinds.Path(), '/var/run/targetd.sock', NEEDS_RESTART,
-            'Socket on which targetctl reaches targetd; only root and the owner may use it.'),
+            'Socket on which targetdctl reaches targetd; only root and the owner may use it.'),
     _server('state-dir', kinds.Path(), '/var/lib/targetd', NEEDS_RESTART,
             'Directory for what must outlast a restart: persistent reservations, saved mode pages, journals of atomic writes, '
             'which disk was which LUN.'),
@@ -187,18 +187,18 @@ TARGET = (
             'offline: new logins are refused with "service unavailable"; sessions go on.'),
     _target('redirect', kinds.Redirection(), None, NEXT_LOGIN,
             'Send every login elsewhere: temporary or permanent, and the address where the target is served now.',
-            'Discovery shows the target here as before, sessions go on; "targetctl logout" makes an initiator move. Such a '
+            'Discovery shows the target here as before, sessions go on; "targetdctl logout" makes an initiator move. Such a '
             'target needs no LUN. Initiators forget a temporary redirect and remember a permanent one.',
             'temporary 10.0.5.2:3260'),
     _target('alua', kinds.Choice('auto', 'off', 'implicit', 'explicit', 'both'), 'auto', NEXT_LOGIN,
             'Asymmetric access: whether initiators with several paths are told which portal groups to prefer.',
             'With implicit (and with auto, where several portal groups are written or alua-state is) the states are those of '
-            'alua-state and of "targetctl alua"; with explicit or both initiators set them too. Windows and Linux are known to '
-            'work with off and implicit.'),
+            'alua-state and of "targetdctl alua"; with explicit or both initiators set them too. Windows and Linux are known '
+            'to work with off and implicit.'),
     _target('alua-state', scsi_kinds.GroupStates(), (), LIVE,
             'States of portal groups that are not optimized: nonoptimized (slower), standby, unavailable, offline, '
             'transitioning.',
-            'A state that "targetctl alua" or an initiator has set holds, over restarts too, until this setting changes.',
+            'A state that "targetdctl alua" or an initiator has set holds, over restarts too, until this setting changes.',
             '1 nonoptimized'),
     _target('max-sessions', kinds.Number(0, 10000), 0, NEXT_LOGIN,
             'Sessions of this target at once; 0 is no limit but the server\'s.'),
@@ -214,7 +214,7 @@ LUN = (
          'Also by-id:NAME (by-path:, by-uuid:, by-label:, by-partuuid:, by-partlabel:), model:NAME and size:SIZE, joined by + '
          'where one alone does not tell; part:2 added to them is a partition. In a target, backing-store = A, B is short for '
          'lun 0 and lun 1. Paths like /dev/sdb can mean another disk after a '
-         'boot (which targetd then refuses to serve, see "targetctl accept"); /dev/disk/by-id, serial: and wwn: do not.',
+         'boot (which targetd then refuses to serve, see "targetdctl accept"); /dev/disk/by-id, serial: and wwn: do not.',
          '/dev/disk/by-id/ata-WDC_1', shared=False),
     _lun('direct-store', kinds.StorePath(), '', NEEDS_LOGOUT,
          'Like backing-store, but vendor, product, revision and serial number are the disk\'s own.',

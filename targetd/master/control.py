@@ -1,4 +1,4 @@
-"""The control socket: where `targetctl` asks. One line of JSON each way; the table of commands is
+"""The control socket: where `targetdctl` asks. One line of JSON each way; the table of commands is
 admin.commands.
 
 A client that is slow or silent holds a descriptor, nothing else. The socket is for its owner only
@@ -305,7 +305,7 @@ class Control(object):
         units, word = self.master.units.of_target(target.lower()), state.lower().replace('-', '')
         if not units:
             raise TargetdError(
-                'there is no target %s with units; targetctl show targets lists them' % target
+                'there is no target %s with units; targetdctl show targets lists them' % target
             )
         if word not in alua.STATE_OF_WORD:
             raise TargetdError(
@@ -354,7 +354,7 @@ class Control(object):
         return begin
 
     def _stop(self):
-        self.master.loop.call_later(0, lambda: self.master.stop.begin('targetctl stop'))
+        self.master.loop.call_later(0, lambda: self.master.stop.begin('targetdctl stop'))
         return commands.reply_message('targetd stops')
 
     def _reopen_logs(self):
@@ -367,7 +367,7 @@ class Control(object):
         session = self.master.sessions.by_tsih.get(number)
         if session is None:
             raise TargetdError(
-                'there is no session %d; targetctl show sessions lists them' % number
+                'there is no session %d; targetdctl show sessions lists them' % number
             )
         return session
 
@@ -394,7 +394,7 @@ class Control(object):
     def _acknowledge(self, unit):
         found = self.master.units.find(unit)
         if found is None:
-            raise TargetdError('there is no unit %s; targetctl show units lists them' % unit)
+            raise TargetdError('there is no unit %s; targetdctl show units lists them' % unit)
         if not self.master.exports.recover(found):
             raise TargetdError('unit %s has not failed' % found.id)
         return commands.reply_message('unit %s is used again' % found.id)
@@ -412,7 +412,7 @@ class Control(object):
             target_name,
         )
         return commands.reply_message(
-            'whatever is found for lun %d of %s is taken for it; targetctl show units tells whether '
+            'whatever is found for lun %d of %s is taken for it; targetdctl show units tells whether '
             'it is served' % (number, target_name)
         )
 

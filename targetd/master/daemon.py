@@ -83,7 +83,7 @@ class PidFile(object):
     def _running(self, content):
         pid = content.decode('ascii', 'replace').strip()
         return AlreadyRunning(
-            'targetd runs already%s: %s is locked; stop it with "targetctl stop"'
+            'targetd runs already%s: %s is locked; stop it with "targetdctl stop"'
             % (' (process %s)' % pid if pid else '', self.path)
         )
 

@@ -128,7 +128,7 @@ class _Greeting(object):
             self._send(step.pdus)
 
     def _refuse(self, failure, response):
-        """Say no, tell the master for the log and `targetctl why`, and give up. Raises Gone."""
+        """Say no, tell the master for the log and `targetdctl why`, and give up. Raises Gone."""
         negotiation = self._negotiation
         self._worker.tell(
             'refused',

@@ -92,7 +92,7 @@ SAME_MEANING = {
     '__init__': 'packages',
     '__main__': 'front doors',
     'errors': 'the exceptions of a layer',
-    'cli': 'the command line of a program: targetd, targetctl',
+    'cli': 'the command line of a program: targetd, targetdctl',
     'render': 'what is rendered from a table: settings, commands',
     'rod_tokens': 'ROD tokens as values (scsi), as the master keeps them, as a worker asks for them',
 }

@@ -39,7 +39,7 @@ class TwoPaths(object):
         )
 
     def command(self, *words):
-        """(exit code, output) of targetctl."""
+        """(exit code, output) of targetdctl."""
         done = subprocess.run(
             [
                 self.daemon.python,

@@ -126,7 +126,7 @@ def test_it_is_there_again_after_a_restart_and_nothing_tells_the_key(encrypted, 
     session = ready(encrypted)
     write(session, 8, text(4096)).good()
     session.close()
-    targetctl = [
+    targetdctl = [
         encrypted.python,
         '-m',
         'targetd.admin.cli',
@@ -135,7 +135,7 @@ def test_it_is_there_again_after_a_restart_and_nothing_tells_the_key(encrypted, 
         '--json',
     ]
     shown = subprocess.run(
-        targetctl + ['show', 'units'],
+        targetdctl + ['show', 'units'],
         env=encrypted.environment(),
         stdout=subprocess.PIPE,
         timeout=30,

@@ -106,12 +106,12 @@ def require_known(target, lun, path, known):
     """Raise StoreError if the LUN's medium is not what it was. known: what was seen there, or None."""
     if known is None or known['named'] != lun.backing_store:
         return
-    accept = 'if that is as it should be: targetctl accept %s/%d' % (target.name, lun.number)
+    accept = 'if that is as it should be: targetdctl accept %s/%d' % (target.name, lun.number)
     if not os.path.exists(path):
         if lun.size is not None:  # it would be created
             raise StoreError(
                 '%s is gone, which had %s when it was served last; is its file system mounted? To have an empty '
-                'one made: targetctl accept %s/%d'
+                'one made: targetdctl accept %s/%d'
                 % (path, disks.human_size(known['size']), target.name, lun.number)
             )
         return

@@ -318,7 +318,7 @@ class Isns(object):
         self._check()
 
     def facts(self):
-        """[(what, state)] for `targetctl status`."""
+        """[(what, state)] for `targetdctl status`."""
         return [
             ('iSNS server %s' % shown(*server), client.state)
             for server, client in sorted(self.clients.items())

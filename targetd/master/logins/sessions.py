@@ -111,7 +111,7 @@ class Sessions(object):
         self.by_nexus = {}
         self.by_tsih = {}
         self.waiting = []
-        self.refusals = []  # the newest refused logins, for `targetctl why`
+        self.refusals = []  # the newest refused logins, for `targetdctl why`
         self.limit = 64
         self._last_tsih = 0
 
@@ -309,7 +309,7 @@ class Sessions(object):
         )
 
     def note_refusal(self, initiator_name, target_name, peer, why, status=None):
-        """Log a refused login and keep it for `targetctl why`; the newest 100 are kept."""
+        """Log a refused login and keep it for `targetdctl why`; the newest 100 are kept."""
         log.warning(
             'login of %s from %s to %s refused%s: %s',
             initiator_name or 'a nameless initiator',

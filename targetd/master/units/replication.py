@@ -488,7 +488,7 @@ class Units(object):
         unit.failure = why
         log.error(
             'unit %s (%s) FAILED: %s. Data that was acknowledged may be lost. Every command is refused until the disk '
-            'was checked and "targetctl acknowledge %s" is given',
+            'was checked and "targetdctl acknowledge %s" is given',
             unit.id,
             unit.lun.backing_store,
             unit.failure,

@@ -7,7 +7,7 @@ size=$(blockdev --getsz /dev/vdb)
 dmsetup create hanging --table "0 $size linear /dev/vdb 0"
 udevadm settle
 suspend() { dmsetup suspend --noflush --nolockfs hanging; }
-targetctl() { python3 -m targetd.admin.cli "$@"; }
+targetdctl() { python3 -m targetd.admin.cli "$@"; }
 write() { # target, megabytes: through the initiator, to the disk's cache on the host
     login $1
     dd if=/dev/urandom of="$(iscsi_disk $1 0)" bs=1M count=$2 oflag=direct status=none
@@ -27,8 +27,8 @@ for _ in 1 2 3; do time write $well 1; sleep 3; done 2>&1 | grep real
 
 say "a reload with a change"
 sed -i 's/^stop-timeout = 2/stop-timeout = 3/' /tmp/targetd.conf
-targetctl reload
-targetctl show units
+targetdctl reload
+targetdctl show units
 
 say "it answers again, and is served"
 dmsetup resume hanging

@@ -3,11 +3,11 @@
 set -e
 . /job/common.sh
 b=iqn.2026-11.com.example:b c=iqn.2026-11.com.example:c
-targetctl() { python3 -m targetd.admin.cli "$@"; }
-served() { targetctl show units > /tmp/units; grep "$1" /tmp/units | grep -q ' ready '; }
+targetdctl() { python3 -m targetd.admin.cli "$@"; }
+served() { targetdctl show units > /tmp/units; grep "$1" /tmp/units | grep -q ' ready '; }
 times() { [ "$(grep -c -- "$2" /tmp/targetd.log)" = "$1" ]; }
-without_c() { sed "/^\[target $c\]/,\$d" /job/targetd.conf > /tmp/targetd.conf; targetctl reload > /dev/null; }
-with_c() { cp /job/targetd.conf /tmp/targetd.conf; targetctl reload > /tmp/reload.out 2>&1; }
+without_c() { sed "/^\[target $c\]/,\$d" /job/targetd.conf > /tmp/targetd.conf; targetdctl reload > /dev/null; }
+with_c() { cp /job/targetd.conf /tmp/targetd.conf; targetdctl reload > /tmp/reload.out 2>&1; }
 refused() { # reason: the reload that would serve /dev/vdc says it, and changes nothing
     if with_c; then cat /tmp/reload.out; exit 1; fi
     grep -- "$1" /tmp/reload.out
@@ -24,10 +24,10 @@ stop_targetd
 ln -sfn /dev/mapper/two /dev/served
 start_targetd /job/targetd.conf > /dev/null 2>&1
 times 2 'served for the first time'
-grep "/dev/served is another disk than it was.*targetctl accept $b/0" /tmp/targetd.log
+grep "/dev/served is another disk than it was.*targetdctl accept $b/0" /tmp/targetd.log
 served $c
 if served $b; then exit 1; fi
-targetctl accept $b/0
+targetdctl accept $b/0
 for _ in $(seq 100); do served $b && break; sleep 0.1; done
 served $b
 times 3 'served for the first time'
@@ -43,7 +43,7 @@ without_c
 with_c
 served $c
 grep 'LVM physical volume.*If an initiator made that' /tmp/targetd.log
-targetctl disks | grep vdc | grep 'LVM physical volume'
+targetdctl disks | grep vdc | grep 'LVM physical volume'
 (cd / && python3 -m targetd -t -c /tmp/targetd.conf) 2>&1 | grep 'LVM2_member'
 
 say "a volume group of this host, not active"
@@ -51,7 +51,7 @@ without_c
 vgcfgbackup -q clients
 refused "is a physical volume of the group clients of this host.*allow-in-use"
 sed 's|backing-store = /dev/vdc|&\nallow-in-use = yes|' /job/targetd.conf > /tmp/targetd.conf
-targetctl reload
+targetdctl reload
 served $c
 without_c
 vgremove -q -f -y clients; pvremove -q -y /dev/vdc; wipefs -qa /dev/vdc

@@ -1,4 +1,4 @@
-"""targetctl as it is typed and as it is read, by people and by programs."""
+"""targetdctl as it is typed and as it is read, by people and by programs."""
 
 import json
 import re
@@ -15,7 +15,7 @@ def path(tmp_path):
     return str(tmp_path / 'targetd.sock')
 
 
-def targetctl(path, answer, *arguments):
+def targetdctl(path, answer, *arguments):
     """Run the command against a server that gives one answer; (exit code, the request)."""
     server = FakeServer(path, answer)
     code = cli.main(['-s', path] + list(arguments))
@@ -49,7 +49,7 @@ SESSIONS = [
 
 
 def test_sessions_stand_in_columns(path, capsys):
-    code, request = targetctl(path, commands.reply_rows(SESSIONS), 'show', 'sessions')
+    code, request = targetdctl(path, commands.reply_rows(SESSIONS), 'show', 'sessions')
     assert code == EXIT_OK and request == {'command': 'show-sessions'}
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3
@@ -71,14 +71,14 @@ def test_sessions_stand_in_columns(path, capsys):
 
 
 def test_json_has_every_key_and_is_json(path, capsys):
-    targetctl(path, commands.reply_rows(SESSIONS), 'show', 'sessions', '--json')
+    targetdctl(path, commands.reply_rows(SESSIONS), 'show', 'sessions', '--json')
     assert json.loads(capsys.readouterr().out) == SESSIONS
 
 
 def test_nobody_is_said_in_words_and_as_an_empty_list(path, capsys):
-    targetctl(path, commands.reply_rows([]), 'show', 'sessions')
+    targetdctl(path, commands.reply_rows([]), 'show', 'sessions')
     assert capsys.readouterr().out == 'nobody is logged in\n'
-    targetctl(path, commands.reply_rows([]), '--json', 'show', 'sessions')
+    targetdctl(path, commands.reply_rows([]), '--json', 'show', 'sessions')
     assert json.loads(capsys.readouterr().out) == []
 
 
@@ -104,7 +104,7 @@ def test_options_may_stand_on_either_side(path, capsys):
     ],
 )
 def test_what_is_typed_is_what_the_server_gets(path, capsys, arguments, request_):
-    code, request = targetctl(path, commands.reply_message('done'), *arguments)
+    code, request = targetdctl(path, commands.reply_message('done'), *arguments)
     assert code == EXIT_OK and request == request_
     assert commands.parse_request(commands.pack(request))
     assert capsys.readouterr().out == 'done\n'
@@ -133,7 +133,7 @@ def test_a_wrong_command_line(arguments, capsys):
     with pytest.raises(SystemExit) as caught:
         cli.main(arguments)
     assert caught.value.code == 2
-    assert 'usage: targetctl' in capsys.readouterr().err
+    assert 'usage: targetdctl' in capsys.readouterr().err
 
 
 def test_every_command_has_help(capsys):
@@ -142,7 +142,7 @@ def test_every_command_has_help(capsys):
             cli.main(row.words.split() + ['--help'])
         assert caught.value.code == 0
         text = ' '.join(capsys.readouterr().out.split())
-        assert text.startswith('usage: targetctl %s ' % row.words)
+        assert text.startswith('usage: targetdctl %s ' % row.words)
         assert all(argument.help.split()[-1] in text for argument in row.arguments)
     with pytest.raises(SystemExit):
         cli.main(['--help'])
@@ -157,11 +157,11 @@ def test_no_server_is_exit_code_7(path, capsys):
 
 
 def test_complaints_come_out_on_standard_error_with_their_exit_code(path, capsys):
-    code, _ = targetctl(
+    code, _ = targetdctl(
         path, commands.reply_error('a.conf:1: x\na.conf:2: y', EXIT_CONFIG), 'reload'
     )
     assert code == EXIT_CONFIG
-    assert capsys.readouterr().err == 'targetctl: a.conf:1: x\na.conf:2: y\n'
+    assert capsys.readouterr().err == 'targetdctl: a.conf:1: x\na.conf:2: y\n'
 
 
 def test_a_refused_login_is_explained_with_what_windows_says(path, capsys):
@@ -183,7 +183,7 @@ def test_a_refused_login_is_explained_with_what_windows_says(path, capsys):
             'why': 'wrong secret',
         },
     ]
-    targetctl(path, commands.reply_rows(rows), 'why')
+    targetdctl(path, commands.reply_rows(rows), 'why')
     first, second = capsys.readouterr().out.split('\n\n')
     assert 'why: initiator-name admits iqn.1991-05.com.microsoft:* only' in first
     assert 'status: 0202' in first and 'windows says: "Authorization failure" (0xEFFF000A)' in first
@@ -219,7 +219,7 @@ def test_sizes_are_for_people_in_columns(path, capsys):
         'reserved_by': '',
         'sessions': 1,
     }
-    targetctl(path, commands.reply_rows([row, dict(row, size=None)]), 'show', 'units')
+    targetdctl(path, commands.reply_rows([row, dict(row, size=None)]), 'show', 'units')
     lines = capsys.readouterr().out.splitlines()
     assert '200 GiB' in lines[1] and ' no ' in lines[1] and '200' not in lines[2]
 
@@ -241,15 +241,15 @@ def test_sizes(number, text):
 
 def test_an_initiators_name_cannot_play_with_the_terminal(path, capsys):
     hostile = dict(SESSIONS[0], initiator_name='iqn.\x1b[2Jx\ny\r')
-    targetctl(path, commands.reply_rows([hostile]), 'show', 'sessions')
+    targetdctl(path, commands.reply_rows([hostile]), 'show', 'sessions')
     out = capsys.readouterr().out
     assert '\x1b' not in out and '\r' not in out and len(out.splitlines()) == 2
-    targetctl(path, commands.reply_error('no \x1b[31m'), 'show', 'sessions')
+    targetdctl(path, commands.reply_error('no \x1b[31m'), 'show', 'sessions')
     assert '\x1b' not in capsys.readouterr().err
 
 
 def test_reload_shows_its_plan(path, capsys):
-    targetctl(
+    targetdctl(
         path,
         commands.reply_rows([{'step': 'add target iqn.y', 'effect': 'at once'}]),
         'reload',
@@ -262,7 +262,7 @@ def test_reload_shows_its_plan(path, capsys):
         'at',
         'once',
     ]
-    targetctl(path, commands.reply_rows([]), 'reload')
+    targetdctl(path, commands.reply_rows([]), 'reload')
     assert capsys.readouterr().out == 'nothing changed\n'
 
 
@@ -271,7 +271,7 @@ def test_stop_returns_when_the_server_is_gone(path, capsys):
         yield commands.reply_message('targetd stops')
         server.close_listener()
 
-    code, request = targetctl(path, answer, 'stop')
+    code, request = targetdctl(path, answer, 'stop')
     assert code == EXIT_OK and request == {'command': 'stop'}
 
 

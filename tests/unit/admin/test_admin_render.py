@@ -40,13 +40,13 @@ def test_the_manual_page_is_clean_and_names_every_command():
     text = ' '.join(process.stdout.decode('ascii').split())
     for row in commands.TABLE:
         assert ' %s ' % row.words in text
-    assert 'targetctl show sessions --json | python3' in text
+    assert 'targetdctl show sessions --json | python3' in text
 
 
 def complete(tmp_path, *words):
-    """What bash offers for a command line; the last word is the one being typed. `targetctl` is one
+    """What bash offers for a command line; the last word is the one being typed. `targetdctl` is one
     with sessions 1 and 12."""
-    fake = tmp_path / 'targetctl'
+    fake = tmp_path / 'targetdctl'
     answer = json.dumps(
         [{'pid': 7, 'tsih': 1, 'unit': 'a-0'}, {'tsih': 12}], indent=2, sort_keys=True
     )
@@ -55,7 +55,7 @@ def complete(tmp_path, *words):
     )
     fake.chmod(0o755)
     script = (
-        'source %s; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _targetctl; echo "${COMPREPLY[@]}"'
+        'source %s; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _targetdctl; echo "${COMPREPLY[@]}"'
         % os.path.join(ROOT, render.FILES['completion'][0])
     )
     environment = dict(os.environ, PATH='%s:%s' % (tmp_path, os.environ['PATH']))
@@ -67,15 +67,15 @@ def complete(tmp_path, *words):
 @pytest.mark.parametrize(
     'words, offered',
     [
-        (['targetctl', 'sho'], ['show']),
-        (['targetctl', 'show', ''], ['sessions', 'targets', 'units', 'portals', 'alua']),
-        (['targetctl', '-s', '/tmp/x', 're'], ['reload', 'reopen-logs']),
-        (['targetctl', 'reload', '--p'], ['--plan']),
-        (['targetctl', 'end', '1'], ['1', '12']),
-        (['targetctl', 'logout', '--seconds', '10', '1'], ['1', '12']),
-        (['targetctl', 'logout', '--seconds', ''], []),
-        (['targetctl', 'acknowledge', ''], ['--json', '--socket', '--help', 'a-0']),
-        (['targetctl', 'show', 'sessions', 'x'], []),
+        (['targetdctl', 'sho'], ['show']),
+        (['targetdctl', 'show', ''], ['sessions', 'targets', 'units', 'portals', 'alua']),
+        (['targetdctl', '-s', '/tmp/x', 're'], ['reload', 'reopen-logs']),
+        (['targetdctl', 'reload', '--p'], ['--plan']),
+        (['targetdctl', 'end', '1'], ['1', '12']),
+        (['targetdctl', 'logout', '--seconds', '10', '1'], ['1', '12']),
+        (['targetdctl', 'logout', '--seconds', ''], []),
+        (['targetdctl', 'acknowledge', ''], ['--json', '--socket', '--help', 'a-0']),
+        (['targetdctl', 'show', 'sessions', 'x'], []),
     ],
 )
 def test_bash_completes(tmp_path, words, offered):
@@ -84,5 +84,5 @@ def test_bash_completes(tmp_path, words, offered):
 
 @pytest.mark.skipif(which('bash') is None, reason='bash is not installed')
 def test_completion_asks_the_server_that_was_named(tmp_path):
-    complete(tmp_path, 'targetctl', '-s', '/tmp/other.sock', 'end', '')
+    complete(tmp_path, 'targetdctl', '-s', '/tmp/other.sock', 'end', '')
     assert (tmp_path / 'asked').read_text() == '-s /tmp/other.sock show sessions --json\n'

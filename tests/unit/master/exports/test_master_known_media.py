@@ -53,7 +53,7 @@ def test_the_same_disk_is_served_and_another_is_not(plug):
     with pytest.raises(StoreError) as caught:
         require_known(TARGET, SDB, '/dev/sdb', known)
     assert '/dev/sdb is another disk than it was' in str(caught.value)
-    assert 'targetctl accept iqn.2026-11.test:disk/0' in str(caught.value)
+    assert 'targetdctl accept iqn.2026-11.test:disk/0' in str(caught.value)
     assert 'serial naa.5000c500ffffffff) now, ' in str(
         caught.value
     ) and 'serial naa.5000c500a1b2c3d4' in str(caught.value)

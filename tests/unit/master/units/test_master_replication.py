@@ -299,7 +299,7 @@ def test_a_failed_unit_is_fenced_for_everybody_and_said_aloud(house, capfd):
     )
     assert [w.of('change')[-1]['medium'] for w in (house.one, house.two)] == [FAILED, FAILED]
     text = capfd.readouterr().err
-    assert 'FAILED' in text and 'Input/output error' in text and 'targetctl acknowledge' in text
+    assert 'FAILED' in text and 'Input/output error' in text and 'targetdctl acknowledge' in text
     house.units.failed(house.two, {'tell': 'failed', 'unit': house.unit.id, 'text': 'again'})
     assert house.unit.failure == 'fdatasync: Input/output error'
 
