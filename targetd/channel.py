@@ -5,7 +5,7 @@ because the master does not trust a worker; bytes travel as hex digits. The mast
 `receive`); a worker's end blocks (`send` from any of its threads, `read` from its control thread only).
 
 The catalogue. `do`: order from the master; `ask`: a worker's question, answered by {'do': 'answer', 'id': …};
-`tell`: one-way news from a worker. `unit` is the unit's id (a string that lasts as long as the export).
+`report`: one-way message from a worker. `unit` is the unit's id (a string that lasts as long as the export).
 
 master -> worker
   serve      connection, + [socket]                       a fresh connection for a spare
@@ -28,18 +28,17 @@ master -> worker
   retire                                                  a spare: exit; a busy worker: exit when its session is over
 
 worker -> master
-  tell ready                                              a new spare can serve
-  tell idle      why                                      a session ended by a logout, or a login failed: a spare again
-  tell peer      initiator_name, target_name, stage       who it is, for the session list, as soon as known
-  tell acknowledge  id                                    of change and units
-  tell failed    unit, text                               a flush or write failed and data is lost: the unit is to be fenced
-  tell refused   peer, initiator_name, target_name, why, status_class, status_detail   a login was refused before its claim
-  tell closed    peer, cid                                a connection of a session that goes on is over, or its login failed
-  tell ended     why                                      the session is over, cleanly; the worker exits next
-  tell copy-left unit                                     a unit that `copy-reach` gave is used no more, once for each time
-  tell note      unit, kind, note                         what all nexuses should know of: scsi.records.TOLD
-  tell progress  position, lasting                        bytes of the operation that are done; lasting: on the medium
-  tell operated  failed                                   the operation is over; why it failed, or ''; then tell idle
+  report ready                                            a new spare can serve
+  report idle         why                                 a session ended by a logout, or a login failed: a spare again
+  report acknowledge  id                                  of change and units
+  report failed       unit, text                          a flush or write failed and data is lost: the unit is to be fenced
+  report refused      peer, initiator_name, target_name, why, status_class, status_detail   a login was refused before its claim
+  report closed       peer, cid                           a connection of a session that goes on is over, or its login failed
+  report ended        why                                 the session is over, cleanly; the worker exits next
+  report copy-left    unit                                a unit that `copy-reach` gave is used no more, once for each time
+  report note         unit, kind, note                    what all nexuses should know of: scsi.records.TOLD
+  report progress     position, lasting                   bytes of the operation that are done; lasting: on the medium
+  report operated     failed                              the operation is over; why it failed, or ''; then report idle
   ask claim      session {initiator_name, initiator_alias, isid, target_name, group, tsih, cid, account, keys}, peer
   ask persistent-reserve-out  unit, service_action, scope, type, key, service_action_key, flags, transport_ids, …
   ask reserve | release       unit, third_party …

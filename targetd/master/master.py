@@ -340,19 +340,13 @@ class Master(object):
             if message.get('function') == 'target-cold-reset':
                 self._cold_reset(worker)
         else:
-            told = TOLD.get(message.get('tell'))
+            told = TOLD.get(message.get('report'))
             if told is not None:
                 told(self, worker, message)
 
     def _told_idle(self, worker, message):
         if worker.session is not None:
             self._session_over(worker, str(message.get('why') or ''))
-
-    def _told_peer(self, worker, message):
-        worker.names = {
-            key: str(message.get(key) or '')[:300]
-            for key in ('initiator_name', 'target_name', 'stage')
-        }
 
     def _told_refused(self, worker, message):
         peer = message.get('peer')
@@ -637,7 +631,6 @@ def begin_log(server, foreground):
 
 TOLD = {
     'idle': Master._told_idle,
-    'peer': Master._told_peer,
     'refused': Master._told_refused,
     'closed': Master._told_closed,
     'acknowledge': Master._told_acknowledge,

@@ -54,7 +54,7 @@ def greet(worker, sock, where, members, session):
         sock.close()
         # it would have joined: the master counts the connections of each address
         if greeting.session is not None:
-            worker.tell('closed', peer=where['peer'], cid=greeting.cid)
+            worker.report('closed', peer=where['peer'], cid=greeting.cid)
         return str(e), greeting.session is None
     finally:
         greeting.settle()
@@ -130,7 +130,7 @@ class _Greeting(object):
     def _refuse(self, failure, response):
         """Say no, tell the master for the log and `targetdctl why`, and give up. Raises Gone."""
         negotiation = self._negotiation
-        self._worker.tell(
+        self._worker.report(
             'refused',
             peer=self._where['peer'],
             initiator_name=negotiation.initiator_name or '',

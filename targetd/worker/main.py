@@ -6,9 +6,9 @@ wait, but for `working` of a connection (bounded by one batch) when an abort mus
 half done. A connection has a thread of its own, which asks the master and waits for the answer only
 during login. When the channel ends, the process ends.
 
-     spare --serve--> login --claim granted--> full feature phase --over--> tell ended, exit
+     spare --serve--> login --claim granted--> full feature phase --over--> report ended, exit
        ^                |                            | (discovery, or a session that ended by a logout)
-       +--- tell idle --+--- refused, failed --------+
+       +--- report idle +--- refused, failed --------+
 """
 
 import gc
@@ -64,7 +64,7 @@ class Worker(object):
         self._numbers = itertools.count(1)
         self._answers = {}  # ask id -> function of the answer message
         self._retiring = False
-        self._is_serving = False  # from the serve order until idle or ended is told
+        self._is_serving = False  # from the serve order until idle or ended is reported
         self._sessions_left = SESSIONS_OF_ONE_WORKER
         self._orders = {
             'serve': self._serve,
@@ -84,7 +84,7 @@ class Worker(object):
     def run(self):
         """Obey until the channel ends. [control]"""
         try:
-            self.channel.send({'tell': 'ready'})
+            self.channel.send({'report': 'ready'})
             while True:
                 message, descriptors = self.channel.read()
                 self._orders[message['do']](message, descriptors)
@@ -142,7 +142,7 @@ class Worker(object):
         """State that sessions share has changed: put it in force, end what must end, then say so."""
 
         def acknowledge():
-            self.tell('acknowledge', id=message['id'])
+            self.report('acknowledge', id=message['id'])
 
         if self.replica is None:
             acknowledge()
@@ -198,7 +198,7 @@ class Worker(object):
 
     def _units(self, message, descriptors):
         def acknowledge():
-            self.tell('acknowledge', id=message['id'])
+            self.report('acknowledge', id=message['id'])
 
         if self.replica is None:
             for descriptor in descriptors:
@@ -254,10 +254,10 @@ class Worker(object):
 
     # -- asking and telling ------------------------------------------------------------------------------------------
 
-    def tell(self, what, **words):
-        """Tell the master; nothing if it is gone (the control thread meets that and ends us). Any
-        thread."""
-        words['tell'] = what
+    def report(self, what, **words):
+        """Send a report to the master. If the master is gone, nothing happens here: the control
+        thread notices it and ends the process. [any]"""
+        words['report'] = what
         try:
             self.channel.send(words)
         except (ChannelClosed, OSError):
@@ -315,7 +315,7 @@ class Worker(object):
     def unit_failed(self, unit_id, text):
         """A unit lost data that it may have acknowledged: the master fences it off. Any thread."""
         log.error('unit %s: %s', unit_id, text)
-        self.tell('failed', unit=unit_id, text=text)
+        self.report('failed', unit=unit_id, text=text)
 
     # -- a connection's life -----------------------------------------------------------------------------------------
 
@@ -339,7 +339,7 @@ class Worker(object):
                 erasing.operate(
                     medium,
                     message['operation'],
-                    lambda position, lasting: self.tell(
+                    lambda position, lasting: self.report(
                         'progress', position=position, lasting=lasting
                     ),
                 )
@@ -348,12 +348,12 @@ class Worker(object):
         except Exception as e:  # a defect of ours: the operation failed, the log has the place
             log.exception('an operation met an unexpected failure')
             failed = 'internal failure: %s' % e
-        self.tell('operated', failed=failed)
+        self.report('operated', failed=failed)
         self._is_serving = False
         if self._retiring:
             self.finish()
         else:
-            self.tell('idle')
+            self.report('idle')
 
     def begin_session(self, session):
         """The claim was granted. [connection, during login]"""
@@ -385,9 +385,9 @@ class Worker(object):
         if in_order and not self._retiring and self._sessions_left > 0:
             self._sessions_left -= 1
             self._become_spare()
-            self.tell('idle', why=why)
+            self.report('idle', why=why)
         else:
-            self.tell('ended', why=why)
+            self.report('ended', why=why)
             self.finish()
 
     def _wait_until_quiet(self):

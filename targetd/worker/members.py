@@ -19,7 +19,7 @@ LEAVE_SECONDS = 30.0
 
 
 class Members(object):
-    """worker: gives connections (the list of the living), tasks, working, session, tell."""
+    """worker: gives connections (the list of the living), tasks, working, session, report."""
 
     def __init__(self, worker):
         self._worker = worker
@@ -117,7 +117,7 @@ class Members(object):
             )
         # the command window moves on for those that were aborted
         connection.outbox.drain_and_wait()
-        worker.tell('closed', peer=connection.peer, cid=connection.cid)
+        worker.report('closed', peer=connection.peer, cid=connection.cid)
         if not connection.ended_quietly:
             self._announce_loss(connection)
 

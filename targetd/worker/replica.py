@@ -27,7 +27,7 @@ class Replica(object):
         self._by_id = {}  # unit id -> LogicalUnit
         self._ids = {}  # LogicalUnit -> unit id
         self.device = Device(nexus, ports_of(configuration, nexus))
-        self.guests = Guests(self._guest, lambda unit_id: worker.tell('copy-left', unit=unit_id))
+        self.guests = Guests(self._guest, lambda unit_id: worker.report('copy-left', unit=unit_id))
 
     def begin(self, units, descriptors):
         """The Device with these units of the answer to the claim."""
@@ -139,7 +139,7 @@ class Replica(object):
         unit.since = message.get('since', 0)
         unit.clock = milliseconds
         unit.start = self._start
-        unit.on_note = lambda kind, note: self._worker.tell(
+        unit.on_note = lambda kind, note: self._worker.report(
             'note', unit=unit_id, kind=kind, note=note
         )
         unit.rods = UnitRods(self._worker, unit_id, self)

@@ -3,7 +3,7 @@ they hear.
 
 The test's client sends a Login Request header and then lines of JSON: the first is the session to
 claim, each further one is a message for the master, or {"puppet": word}: 'deaf' (acknowledge
-nothing from now on), 'die', 'leave' (tell ended, exit). Whatever the master sends comes back as a
+nothing from now on), 'die', 'leave' (report ended, exit). Whatever the master sends comes back as a
 line; changes are acknowledged by themselves.
 """
 
@@ -51,7 +51,7 @@ class Puppet(object):
         self.deaf = False
 
     def run(self):
-        self.channel.send({'tell': 'ready'})
+        self.channel.send({'report': 'ready'})
         try:
             while True:
                 readable, _, _ = select.select([self.channel.socket] + list(self.sockets), [], [])
@@ -78,7 +78,7 @@ class Puppet(object):
         if message['do'] == 'retire' and not self.sockets:
             os._exit(0)
         if message['do'] in ('change', 'units') and not self.deaf:
-            self.channel.send({'tell': 'acknowledge', 'id': message['id']})
+            self.channel.send({'report': 'acknowledge', 'id': message['id']})
         if message['do'] == 'reopen-logs':
             from targetd import log
 
@@ -90,13 +90,13 @@ class Puppet(object):
         for sock in self.sockets:
             sock.sendall(line)
         if message['do'] == 'end' and not self.deaf:
-            self.channel.send({'tell': 'ended', 'why': message['why']})
+            self.channel.send({'report': 'ended', 'why': message['why']})
             os._exit(0)
 
     def hear(self, sock):
         data = sock.recv(65536)
         if not data:
-            self.channel.send({'tell': 'ended', 'why': 'the initiator closed the connection'})
+            self.channel.send({'report': 'ended', 'why': 'the initiator closed the connection'})
             os._exit(0)
         *lines, self.sockets[sock] = (self.sockets[sock] + data).split(b'\n')
         for line in lines:
@@ -106,15 +106,17 @@ class Puppet(object):
         word = message.get('puppet')
         if word == 'deaf':
             self.deaf = True
+            for sock in self.sockets:
+                sock.sendall(b'{"do": "deaf"}\n')
         elif word == 'die':
             os.kill(os.getpid(), signal.SIGKILL)
         elif word == 'idle':
             for sock in self.sockets:
                 sock.close()
             self.sockets = {}
-            self.channel.send({'tell': 'idle'})
+            self.channel.send({'report': 'idle'})
         else:
-            if message.get('tell') == 'refused':
+            if message.get('report') == 'refused':
                 message.setdefault('peer', self.where['peer'])
             if message.get('ask') == 'claim':
                 message.update(peer=self.where['peer'])

@@ -49,8 +49,8 @@ class Orders(object):
                             'units': [],
                         }
                     )
-                elif message['tell'] != 'refused':
-                    self.told.append(message['tell'])
+                elif message['report'] != 'refused':
+                    self.told.append(message['report'])
         except (ChannelClosed, OSError):
             pass
 

@@ -131,8 +131,7 @@ def test_a_change_reaches_everybody_before_its_answer(served):
 def test_a_worker_that_does_not_acknowledge_is_fenced(served):
     one, two = served.login(DISK), served.login(DISK, isid='00023d000002')
     two.say(puppet='deaf')
-    two.say(tell='peer', initiator_name='x', target_name='', stage='deaf')
-    served.until(lambda: any(w.names.get('stage') == 'deaf' for w in served.master.workers.all()))
+    two.wait('deaf')
     one.say(ask='reset', id=2, unit=one.answer['units'][0]['unit'], function='logical-unit-reset')
     assert two.wait('change')['abort'] and two.of('change')[0]['attentions'] == [[0x29, 3]]
     served.until(
@@ -213,7 +212,7 @@ def test_a_server_without_any_usable_store_still_runs(stage):
 
 def test_a_failed_unit_is_failed_for_everybody(served):
     one, two = served.login(DISK), served.login(DISK, isid='00023d000002')
-    one.say(tell='failed', unit=one.answer['units'][0]['unit'], text='Input/output error')
+    one.say(report='failed', unit=one.answer['units'][0]['unit'], text='Input/output error')
     assert two.wait('change')['medium'] == 'failed'
     assert served.login(DISK, isid='00023d000003').answer['units'][0]['medium'] == 'failed'
 

@@ -254,7 +254,7 @@ def test_a_late_lun_that_is_changed_is_looked_for_as_changed(stage):
 
 def test_a_failed_unit_is_used_again_after_a_reload(served):
     client = served.login(DISK)
-    client.say(tell='failed', unit=client.answer['units'][0]['unit'], text='Input/output error')
+    client.say(report='failed', unit=client.answer['units'][0]['unit'], text='Input/output error')
     assert client.wait('change')['medium'] == 'failed'
     served.master.reload.run()
     assert client.wait('change', 2)['medium'] == 'ready'
@@ -457,7 +457,7 @@ def test_logout_and_end_by_command(served):
 def test_acknowledge_by_command(served):
     client = served.login(DISK)
     assert not ask(served, 'acknowledge', unit=DISK + '/0')['ok']
-    client.say(tell='failed', unit=DISK + '/0', text='Input/output error')
+    client.say(report='failed', unit=DISK + '/0', text='Input/output error')
     client.wait('change')
     assert 'Input/output error' in ask(served, 'show-units')['rows'][0]['state']
     assert ask(served, 'acknowledge', unit=DISK + '/0')['ok']

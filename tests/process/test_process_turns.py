@@ -56,7 +56,7 @@ def fails(stage, source, times=1):
         client = stage.connect(source=source)
         before = failures(stage, source)
         client.say(
-            tell='refused',
+            report='refused',
             initiator_name='iqn.x:i',
             target_name=DISK,
             why='CHAP',
@@ -164,7 +164,7 @@ def test_a_worker_cannot_accuse_an_address_that_it_never_saw(stage):
     stage.begin('failures-before-delay = 1')
     client = stage.connect(source=BAD)
     client.say(
-        tell='refused',
+        report='refused',
         peer=[OTHER, 5],
         initiator_name='',
         target_name='',
@@ -228,12 +228,12 @@ def test_joins_that_failed_are_forgotten(stage):
     for _ in range(5):
         joining = stage.connect(tsih=tsih, source=BAD)
         stage.until(lambda: worker.peers.count(BAD) == 1)
-        joining.say(tell='closed', peer=list(joining.socket.getsockname()), cid=None)
+        joining.say(report='closed', peer=list(joining.socket.getsockname()), cid=None)
         stage.until(lambda: worker.peers.count(BAD) == 0)
         assert len(worker.session.peers) == 1
     another = stage.connect(tsih=tsih, source=BAD)
     another.claim(DISK, tsih=tsih, cid=0)  # the same CID: it takes the place of the first
     stage.until(lambda: worker.session.peers[0][0] == BAD)
-    one.say(tell='closed', peer=list(one.socket.getsockname()), cid=0)
+    one.say(report='closed', peer=list(one.socket.getsockname()), cid=0)
     stage.until(lambda: '127.0.0.1' not in worker.peers)
     assert worker.session.peers[0][0] == BAD

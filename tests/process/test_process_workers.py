@@ -27,14 +27,14 @@ class Clock(object):
 
 def obey(channel):
     """A worker that says what it is asked."""
-    channel.send({'tell': 'ready'})
+    channel.send({'report': 'ready'})
     try:
         while True:
             message, descriptors = channel.read()
             if message['do'] == 'look':
                 channel.send(
                     {
-                        'tell': 'seen',
+                        'report': 'seen',
                         'descriptors': sorted(int(n) for n in os.listdir('/proc/self/fd')),
                         'own': channel.fileno(),
                         'uid': os.getuid(),
@@ -46,7 +46,7 @@ def obey(channel):
             elif message['do'] == 'serve':
                 with socket.socket(fileno=descriptors[0]) as sock:
                     sock.sendall(b'hello')
-                channel.send({'tell': 'idle'})
+                channel.send({'report': 'idle'})
             elif message['do'] == 'retire':
                 return
             elif message['do'] == 'stop reading':
@@ -82,8 +82,8 @@ class Stable(object):
 
     def look(self, worker):
         self.workers.send(worker, {'do': 'look'})
-        self.until(lambda: any(m.get('tell') == 'seen' and w is worker for w, m in self.told))
-        return [m for w, m in self.told if m.get('tell') == 'seen' and w is worker][-1]
+        self.until(lambda: any(m.get('report') == 'seen' and w is worker for w, m in self.told))
+        return [m for w, m in self.told if m.get('report') == 'seen' and w is worker][-1]
 
 
 @pytest.fixture
@@ -259,7 +259,7 @@ def test_a_spare_that_is_never_ready_is_killed(stable):
 
 def test_a_worker_that_closes_its_channel_and_stays_is_killed(stable):
     def deaf(channel):
-        channel.send({'tell': 'ready'})
+        channel.send({'report': 'ready'})
         channel.close()
         signal.pause()
 

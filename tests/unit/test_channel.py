@@ -62,7 +62,7 @@ def close_all(descriptors):
 def test_messages_arrive_in_order_in_both_directions(ends):
     master, worker = ends
     for i in range(3):
-        worker.send({'tell': 'peer', 'number': i})
+        worker.send({'report': 'progress', 'number': i})
         master.queue({'do': 'answer', 'id': i})
     assert [message['number'] for message, _ in master.receive()] == [0, 1, 2]
     assert [worker.read()[0]['id'] for _ in range(3)] == [0, 1, 2]
@@ -221,9 +221,9 @@ def test_a_worker_that_is_gone_ends_the_queue(ends):
 
 def test_what_came_before_the_end_is_given_out_first(ends):
     master, worker = ends
-    worker.send({'tell': 'ended'})
+    worker.send({'report': 'ended'})
     worker.socket.shutdown(socket.SHUT_RDWR)
-    assert master.receive() == [({'tell': 'ended'}, [])]
+    assert master.receive() == [({'report': 'ended'}, [])]
     with pytest.raises(ChannelClosed):
         master.receive()
 
@@ -241,7 +241,7 @@ def test_messages_of_many_threads_do_not_mix(ends):
     """A worker's threads send at once, each message far larger than what the socket takes in one
     piece."""
     master, worker = ends
-    messages = [{'tell': 'peer', 'number': i, 'filling': str(i) * 300000} for i in range(8)]
+    messages = [{'report': 'progress', 'number': i, 'filling': str(i) * 300000} for i in range(8)]
     threads = [threading.Thread(target=worker.send, args=(message,)) for message in messages]
     for thread in threads:
         thread.start()
@@ -294,9 +294,9 @@ def test_descriptors_that_a_frame_does_not_own_up_to_are_closed_with_the_channel
     master, worker = ends
     sent = pipes(3)
     ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array('i', sent))]
-    worker.socket.sendmsg([framed(b'{"tell": "ready"}')], ancillary)
+    worker.socket.sendmsg([framed(b'{"report": "ready"}')], ancillary)
     close_all(sent)
-    assert master.receive() == [({'tell': 'ready'}, [])]
+    assert master.receive() == [({'report': 'ready'}, [])]
 
 
 def test_a_frame_that_claims_more_descriptors_than_came_closes_those_that_came(ends):
@@ -320,13 +320,13 @@ def test_a_flood_of_descriptors_ends_the_channel(ends):
     ]
     with pytest.raises(ChannelClosed, match='descriptors that no message owns up to'):
         for _ in range(4):
-            worker.socket.sendmsg([framed(b'{"tell": "ready"}')], ancillary)
+            worker.socket.sendmsg([framed(b'{"report": "ready"}')], ancillary)
             master.receive()
 
 
 def test_a_worker_that_never_stops_sending_does_not_keep_the_master(ends, monkeypatch):
     master, worker = ends
-    data = framed(b'{"tell": "ready"}')
+    data = framed(b'{"report": "ready"}')
 
     def endless(size, room, flags):
         return data, [], 0, None
@@ -360,7 +360,7 @@ def test_a_long_frame_is_refused_before_it_is_kept(ends):
 def test_a_message_that_is_too_long_is_not_sent(ends):
     master, worker = ends
     with pytest.raises(ValueError, match='too long for the channel'):
-        worker.send({'tell': 'peer', 'filling': 'x' * MAXIMUM_FRAME})
+        worker.send({'report': 'progress', 'filling': 'x' * MAXIMUM_FRAME})
     before = open_descriptors()
     with pytest.raises(ValueError, match='too long for the channel'):
         master.queue({'do': 'answer', 'filling': 'x' * MAXIMUM_FRAME}, [worker.fileno()])
@@ -373,7 +373,7 @@ def test_an_end_that_closes_with_words_unread_is_a_closed_channel(ends, reader, 
     """The kernel says ECONNRESET then, and not end of file: a worker must end in order all the
     same."""
     mine, other = ends[reader], ends[1 - reader]
-    mine.send({'tell': 'peer'})
+    mine.send({'report': 'progress'})
     other.close()
     with pytest.raises(ChannelClosed):
         getattr(mine, method)()

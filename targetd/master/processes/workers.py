@@ -1,6 +1,6 @@
 """Worker processes: forked ahead, handed out, reaped, replaced.
 
-             fork          tell ready        take()            tell idle (after a logout)
+             fork         report ready       take()           report idle (after a logout)
      (none) ------> starting ------> spare ------> busy -----------------------------> spare
                         |              |             |
                         +--- death ----+-- death ----+--> reaped: descriptors closed, everyone told, spares topped up
@@ -30,9 +30,8 @@ STARTING, SPARE, BUSY = 'starting', 'spare', 'busy'
 class Worker(object):
     """One worker process, as the master sees it.
 
-    session: the Session it owns, or None; peers: addresses of the connections it was given; names:
-    what it told of its initiator (for the session list); retiring: it was told to exit when it has
-    no session.
+    session: the Session it owns, or None; peers: addresses of the connections it was given;
+    retiring: it was told to exit when it has no session.
     """
 
     def __init__(self, pid, channel, born, generation):
@@ -45,7 +44,6 @@ class Worker(object):
         self.ending = None  # why it was told to end, or killed
         self.session = None
         self.peers = []
-        self.names = {}
         self.busy_since = None
         self.ended_cleanly = None
         self.start_timer = None
@@ -173,7 +171,7 @@ class Workers(object):
         if not isinstance(message, dict):
             self.kill(worker, 'it sent what is no message')
             return
-        told = message.get('tell')
+        told = message.get('report')
         if told == 'ended':
             worker.ended_cleanly = str(message.get('why', ''))
         self.on_message(worker, message)
@@ -186,7 +184,7 @@ class Workers(object):
         if worker.state == STARTING:
             worker.start_timer.cancel()
             worker.start_timer = self.loop.call_later(YOUNG_SECONDS, self._grew_up)
-        worker.state, worker.peers, worker.names, worker.busy_since = SPARE, [], {}, None
+        worker.state, worker.peers, worker.busy_since = SPARE, [], None
         if worker.generation != self.generation:
             self.retire(worker)
         self.keep_spares()

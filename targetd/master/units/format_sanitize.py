@@ -1,7 +1,7 @@
 """FORMAT UNIT and SANITIZE under way, each done by a worker process that serves no session: it
 outlives whoever asked.
 
-     decided --begin--> waiting for a spare --operate--> running --tell operated--> over: medium ready, askers answered
+     decided --begin--> waiting for a spare --operate--> running --report operated--> over: medium ready, askers answered
         ^                                                   |
      resume (state-dir had one)                             +--- OSError, or the process died ---> failed
 

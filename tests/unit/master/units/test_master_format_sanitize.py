@@ -256,7 +256,7 @@ class House(object):
 
     def tell(self, **words):
         {'progress': self.operating.told_progress, 'operated': self.operating.told_operated}[
-            words['tell']
+            words['report']
         ](self.eraser, words)
         self.loop.settle()
 
@@ -291,7 +291,7 @@ def test_the_work_begins_when_nobody_can_touch_the_medium_any_more(house):
 
 def test_the_asker_waits_for_the_end_unless_it_said_immed(house):
     house.ask(OVERWRITE)
-    house.tell(tell='operated', failed='')
+    house.tell(report='operated', failed='')
     assert house.answer() == (sam.GOOD, None)
     assert house.two.of('change')[-1]['medium'] == 'ready'
     assert not house.two.of('change')[-1].get('attentions')
@@ -311,18 +311,18 @@ def test_the_asker_waits_until_every_nexus_finds_the_medium_ready(house):
 def test_immed_is_answered_at_once(house):
     house.ask(dict(FORMAT, immediate=True))
     assert house.answer() == (sam.GOOD, None)
-    house.tell(tell='operated', failed='')
+    house.tell(report='operated', failed='')
     assert len(house.one.of('answer')) == 1
 
 
 def test_progress_reaches_every_nexus_and_what_is_lasting_is_kept(house):
     house.ask(OVERWRITE)
-    house.tell(tell='progress', position=SIZE // 2, lasting=False)
+    house.tell(report='progress', position=SIZE // 2, lasting=False)
     assert (
         house.one.of('change')[-1]['progress'] == house.two.of('change')[-1]['progress'] == 0x8000
     )
     assert house.units.state.load('key')['operation']['position'] == 0
-    house.tell(tell='progress', position=SIZE // 4, lasting=True)
+    house.tell(report='progress', position=SIZE // 4, lasting=True)
     assert house.units.state.load('key')['operation']['position'] == SIZE // 4
     dicts, _ = house.units.serve(FakeWorker('late'), nexus('late'))
     assert (dicts[0]['medium'], dicts[0]['progress']) == ('sanitizing', 0x4000)
@@ -331,7 +331,7 @@ def test_progress_reaches_every_nexus_and_what_is_lasting_is_kept(house):
 @pytest.mark.parametrize('message, sense', [(OVERWRITE, (3, 0x31, 3)), (FORMAT, (3, 0x31, 1))])
 def test_a_failure_is_answered_kept_and_told(house, message, sense):
     house.ask(message)
-    house.tell(tell='operated', failed='Input/output error')
+    house.tell(report='operated', failed='Input/output error')
     status, found = house.answer()
     assert status == sam.CHECK_CONDITION and found == sense
     assert house.two.of('change')[-1]['medium'] == message['kind'] + '-failed'
@@ -348,21 +348,21 @@ def test_the_death_of_its_process_is_a_failure(house):
 
 def test_the_end_of_targetd_is_none_and_it_goes_on_after_the_next_start(house):
     house.ask(OVERWRITE)
-    house.tell(tell='progress', position=4096, lasting=True)
+    house.tell(report='progress', position=4096, lasting=True)
     house.workers.stopping = True
     house.operating.on_death(house.eraser)
     later = House(house.path)
     (order,) = later.eraser.of('operate')
     assert order['operation']['position'] == 4096 and order['operation']['failed'] == ''
     assert later.unit.shared.medium == 'sanitizing'
-    later.tell(tell='operated', failed='')
+    later.tell(report='operated', failed='')
     assert later.unit.shared.medium == 'ready' and later.units.state.load('key') == {}
     later.loop.close()
 
 
 def test_what_failed_does_not_go_on_by_itself(house):
     house.ask(OVERWRITE)
-    house.tell(tell='operated', failed='no')
+    house.tell(report='operated', failed='no')
     later = House(house.path)
     assert later.eraser.sent == [] and later.unit.shared.medium == 'sanitize-failed'
     later.loop.close()
@@ -402,7 +402,7 @@ def test_a_full_state_directory_does_not_stop_the_work(house):
         raise OSError(errno.ENOSPC, 'No space left on device')
 
     house.units.state.save = full
-    house.tell(tell='progress', position=SIZE // 2, lasting=True)
+    house.tell(report='progress', position=SIZE // 2, lasting=True)
     assert house.one.of('change')[-1]['progress'] == 0x8000 and house.eraser.killed is None
 
 
@@ -417,7 +417,7 @@ def test_an_end_that_cannot_be_kept_is_a_failure(house, message):
         raise OSError(errno.ENOSPC, 'No space left on device')
 
     house.units.state.save = full
-    house.tell(tell='operated', failed='')
+    house.tell(report='operated', failed='')
     assert (
         house.unit.shared.medium == message['kind'] + '-failed'
         and house.answer()[0] == sam.CHECK_CONDITION
@@ -426,7 +426,7 @@ def test_an_end_that_cannot_be_kept_is_a_failure(house, message):
     house.one.sent.clear()
     house.workers.spares.append(house.eraser)
     house.ask(message)  # there is room again: the initiator has it done once more
-    house.tell(tell='operated', failed='')
+    house.tell(report='operated', failed='')
     assert house.unit.shared.medium == 'ready' and house.answer() == (sam.GOOD, None)
 
 
@@ -447,7 +447,7 @@ def test_news_of_a_worker_that_does_no_such_work_are_ignored(house):
 def test_the_asker_may_be_gone(house):
     house.ask(OVERWRITE)
     house.units.leave(house.one)
-    house.tell(tell='operated', failed='')
+    house.tell(report='operated', failed='')
     assert house.unit.shared.medium == 'ready'
 
 
@@ -456,7 +456,7 @@ def test_the_asker_may_be_gone(house):
 
 def note(house, kind, message):
     house.units.noted(
-        house.one, {'tell': 'note', 'unit': house.unit.id, 'kind': kind, 'note': message}
+        house.one, {'report': 'note', 'unit': house.unit.id, 'kind': kind, 'note': message}
     )
 
 

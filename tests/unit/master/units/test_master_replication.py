@@ -105,7 +105,7 @@ class House(object):
 
     def acknowledge(self, worker, index=-1):
         self.units.acknowledge(
-            worker, {'tell': 'acknowledge', 'id': worker.of('change')[index]['id']}
+            worker, {'report': 'acknowledge', 'id': worker.of('change')[index]['id']}
         )
 
 
@@ -295,18 +295,18 @@ def test_foreign_or_repeated_acknowledgements_are_nothing(house):
 def test_a_failed_unit_is_fenced_for_everybody_and_said_aloud(house, capfd):
     house.units.failed(
         house.one,
-        {'tell': 'failed', 'unit': house.unit.id, 'text': 'fdatasync: Input/output error'},
+        {'report': 'failed', 'unit': house.unit.id, 'text': 'fdatasync: Input/output error'},
     )
     assert [w.of('change')[-1]['medium'] for w in (house.one, house.two)] == [FAILED, FAILED]
     text = capfd.readouterr().err
     assert 'FAILED' in text and 'Input/output error' in text and 'targetdctl acknowledge' in text
-    house.units.failed(house.two, {'tell': 'failed', 'unit': house.unit.id, 'text': 'again'})
+    house.units.failed(house.two, {'report': 'failed', 'unit': house.unit.id, 'text': 'again'})
     assert house.unit.failure == 'fdatasync: Input/output error'
 
 
 def test_only_who_serves_a_unit_can_fail_it(house):
     house.units.failed(
-        FakeWorker('stranger'), {'tell': 'failed', 'unit': house.unit.id, 'text': 'x'}
+        FakeWorker('stranger'), {'report': 'failed', 'unit': house.unit.id, 'text': 'x'}
     )
     assert house.unit.shared.medium == READY
 
