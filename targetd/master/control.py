@@ -35,7 +35,7 @@ class Client(object):
 
 
 class Control(object):
-    """`open`, `close`, and a method for each row of commands.TABLE: from its arguments to the reply."""
+    """The control socket and the answers to the commands of commands.TABLE (see ANSWERS)."""
 
     def __init__(self, master):
         self.master = master
@@ -171,8 +171,8 @@ class Control(object):
         try:
             row, arguments = commands.parse_request(line)
             client.keep_open = row.words == 'stop'
-            reply = self.answer(commands.name_of(row), arguments)
-            if callable(reply):  # it takes its time: it is given the function that sends the reply
+            reply = self.answer(row.words, arguments)
+            if callable(reply):  # the reply comes later: pass the function that sends it
                 reply(lambda later: self._reply(client, later))
                 return None
             return reply
@@ -184,12 +184,16 @@ class Control(object):
             log.exception('a command on the control socket failed')
             return commands.reply_error('an unexpected failure: %s; the log has the details' % e)
 
-    def answer(self, name, arguments):
-        """The reply (bytes) to a command of the table, or a function that will give it to a
-        function. Raises TargetdError."""
-        return getattr(self, '_' + name.replace('-', '_'))(**arguments)
+    def answer(self, words, arguments):
+        """Execute a command of commands.TABLE by its row of ANSWERS.
 
-    def _status(self):
+        words: as in the row, 'show sessions'; arguments: {name: value}. Returns the reply (bytes),
+        or, for a command that takes time, a function that takes the function that sends the reply.
+        Raises TargetdError.
+        """
+        return ANSWERS[words](self, **arguments)
+
+    def _answer_status(self):
         master = self.master
         spares = [w for w in master.workers.all() if w.state == 'spare']
         failing = [u for u in master.units.by_id.values() if u.shared.medium == 'failed']
@@ -212,7 +216,7 @@ class Control(object):
     def _normal(self):
         return [s for s in self.master.sessions.all() if s.nexus is not None]
 
-    def _show_sessions(self):
+    def _answer_show_sessions(self):
         rows = []
         for session in self.master.sessions.all():
             row = session.described()
@@ -220,7 +224,7 @@ class Control(object):
             rows.append(row)
         return commands.reply_rows(rows)
 
-    def _show_targets(self):
+    def _answer_show_targets(self):
         master = self.master
         rows = []
         for target in master.configuration.targets.values():
@@ -237,7 +241,7 @@ class Control(object):
             )
         return commands.reply_rows(rows)
 
-    def _show_units(self):
+    def _answer_show_units(self):
         rows = [self._unit_row(unit) for unit in self.master.units.by_id.values()]
         rows += [
             {
@@ -273,7 +277,7 @@ class Control(object):
             'naa': unit.facts.get('naa'),
         }
 
-    def _show_portals(self):
+    def _answer_show_portals(self):
         master = self.master
         rows = []
         for tag, group in master.configuration.portal_groups.items():
@@ -292,7 +296,7 @@ class Control(object):
                 )
         return commands.reply_rows(rows)
 
-    def _show_alua(self):
+    def _answer_show_alua(self):
         rows = []
         for unit in self.master.units.by_id.values():
             if unit.facts.get('implicit_alua') or unit.facts.get('explicit_alua'):
@@ -301,7 +305,7 @@ class Control(object):
             sorted(rows, key=lambda row: (row['target_name'], row['lun'], row['group']))
         )
 
-    def _alua(self, target, group, state, lun=None):
+    def _answer_alua(self, target, group, state, lun=None):
         units, word = self.master.units.of_target(target.lower()), state.lower().replace('-', '')
         if not units:
             raise TargetdError(
@@ -332,7 +336,7 @@ class Control(object):
         log.info('portal group %d of %s is %s, said the administrator', group, target, word)
         return commands.reply_message('portal group %d of %s is %s' % (group, target, word))
 
-    def _why(self, address=None):
+    def _answer_why(self, address=None):
         rows = [
             dict(entry, time=when(entry['when']))
             for entry in reversed(self.master.sessions.refusals)
@@ -340,8 +344,8 @@ class Control(object):
         ]
         return commands.reply_rows(rows)
 
-    def _reload(self, plan=False):
-        def begin(reply):
+    def _answer_reload(self, plan=False):
+        def reload_and_reply(reply):
             self.master.reload.begin(
                 lambda rows, error: reply(
                     commands.reply_rows(rows)
@@ -351,13 +355,13 @@ class Control(object):
                 plan,
             )
 
-        return begin
+        return reload_and_reply
 
-    def _stop(self):
+    def _answer_stop(self):
         self.master.loop.call_later(0, lambda: self.master.stop.begin('targetdctl stop'))
         return commands.reply_message('targetd stops')
 
-    def _reopen_logs(self):
+    def _answer_reopen_logs(self):
         complaint = self.master.reopen_logs()
         if complaint:
             raise TargetdError(complaint)
@@ -371,7 +375,7 @@ class Control(object):
             )
         return session
 
-    def _logout(self, session, seconds=None):
+    def _answer_logout(self, session, seconds=None):
         session, seconds = self._session(session), 10 if seconds is None else seconds
         self.master.logout_session(
             session, seconds, 'the administrator asked it to log out and it did not'
@@ -381,7 +385,7 @@ class Control(object):
             % (session.initiator_name, session.tsih, seconds)
         )
 
-    def _end(self, session):
+    def _answer_end(self, session):
         session = self._session(session)
         log.info(
             'session %d of %s is ended by the administrator', session.tsih, session.initiator_name
@@ -391,7 +395,7 @@ class Control(object):
             'session %d of %s is ended' % (session.tsih, session.initiator_name)
         )
 
-    def _acknowledge(self, unit):
+    def _answer_acknowledge(self, unit):
         found = self.master.units.find(unit)
         if found is None:
             raise TargetdError('there is no unit %s; targetdctl show units lists them' % unit)
@@ -399,7 +403,7 @@ class Control(object):
             raise TargetdError('unit %s has not failed' % found.id)
         return commands.reply_message('unit %s is used again' % found.id)
 
-    def _accept(self, unit):
+    def _answer_accept(self, unit):
         target_name, number = named_lun(unit)
         if not self.master.exports.accept(target_name, number):
             raise TargetdError(
@@ -415,6 +419,27 @@ class Control(object):
             'whatever is found for lun %d of %s is taken for it; targetdctl show units tells whether '
             'it is served' % (number, target_name)
         )
+
+
+#: Words of a command -> the method that executes it. Complete for every row of commands.TABLE that
+#: is not local; a method named _answer_... without a row is an error (a test compares them).
+ANSWERS = {
+    'status': Control._answer_status,
+    'show sessions': Control._answer_show_sessions,
+    'show targets': Control._answer_show_targets,
+    'show units': Control._answer_show_units,
+    'show portals': Control._answer_show_portals,
+    'show alua': Control._answer_show_alua,
+    'why': Control._answer_why,
+    'reload': Control._answer_reload,
+    'stop': Control._answer_stop,
+    'reopen-logs': Control._answer_reopen_logs,
+    'logout': Control._answer_logout,
+    'end': Control._answer_end,
+    'acknowledge': Control._answer_acknowledge,
+    'accept': Control._answer_accept,
+    'alua': Control._answer_alua,
+}
 
 
 def named_lun(text):

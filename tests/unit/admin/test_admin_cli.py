@@ -303,7 +303,3 @@ def test_the_disks_of_this_host_are_answered(capsys):
             and isinstance(row['used_by'], list)
             and row['backing_store']
         )
-
-
-def test_every_local_command_has_an_answer():
-    assert {row.words for row in commands.TABLE if row.local} == set(local.ANSWERS)
