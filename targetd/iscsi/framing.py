@@ -17,6 +17,7 @@ Invariants
 import struct
 
 from targetd.iscsi import const
+from targetd.iscsi.const import BHS_LENGTH
 from targetd.iscsi.errors import PduRejected
 
 #: opcode (with I bit), flags, bytes 2-3, TotalAHSLength and DataSegmentLength, LUN, ITT, bytes
@@ -117,7 +118,7 @@ class Framer(object):
         position = self._start
         end = self._end = self._end + count
         careful = self._header_digest
-        while end - position >= 48 and self.landing is None:
+        while end - position >= BHS_LENGTH and self.landing is None:
             fields = _BHS_UNPACK(buffer, position)
             if fields[3] or careful:
                 try:
@@ -130,7 +131,7 @@ class Framer(object):
                 position = after
             else:
                 out.append((fields, None, None))
-                position += 48
+                position += BHS_LENGTH
         self._start = position
         return out
 
@@ -139,7 +140,7 @@ class Framer(object):
         one starts, or None."""
         ahs_and_data = fields[3]
         length = ahs_and_data & 0xFFFFFF
-        header = 48 + (ahs_and_data >> 24) * 4
+        header = BHS_LENGTH + (ahs_and_data >> 24) * 4
         body = position + header + self._header_digest
         if length > self._maximum_data:
             raise PduRejected(
@@ -158,10 +159,16 @@ class Framer(object):
                 self.partial = fields
                 self._start = position
                 self._landing_ahs = (
-                    bytes(self._view[position + 48 : position + header]) if header > 48 else None
+                    bytes(self._view[position + BHS_LENGTH : position + header])
+                    if header > BHS_LENGTH
+                    else None
                 )
             return None
-        ahs = bytes(self._view[position + 48 : position + header]) if header > 48 else None
+        ahs = (
+            bytes(self._view[position + BHS_LENGTH : position + header])
+            if header > BHS_LENGTH
+            else None
+        )
         data = self._view[body : body + length] if length else None
         if length and self._data_digest:
             crc = self._crc32c(self._view[body : body + padded], 0)
@@ -188,7 +195,7 @@ class Framer(object):
         fields = self.partial
         length = fields[3] & 0xFFFFFF
         buffer = memoryview(bytearray(length)) if buffer is None else buffer[:length]
-        body = self._start + 48 + (fields[3] >> 24) * 4 + self._header_digest
+        body = self._start + BHS_LENGTH + (fields[3] >> 24) * 4 + self._header_digest
         arrived = min(self._end - body, length)
         buffer[:arrived] = self._view[body : body + arrived]
         self._start = body + arrived

@@ -19,11 +19,12 @@ from collections import Counter, deque
 from targetd import log
 from targetd.config import acl
 from targetd.errors import PortalError, TargetdError
+from targetd.iscsi import const
 from targetd.master.control import Control
 from targetd.master.exports.exports import Exports
 from targetd.master.isns.client import Isns
 from targetd.master.logins import sessions as registry
-from targetd.master.logins.pending import OUT_OF_RESOURCES, Arrivals, Limits
+from targetd.master.logins.pending import Arrivals, Limits
 from targetd.master.logins.portals import open_portal, shown
 from targetd.master.logins.sessions import Refused, Sessions
 from targetd.master.logins.throttle import LOGINS_PER_ORIGIN, Turns, origin_of
@@ -213,7 +214,7 @@ class Master(object):
         if seconds is None:
             self.arrivals.refuse(
                 pending,
-                OUT_OF_RESOURCES,
+                const.OUT_OF_RESOURCES,
                 'too many logins of this address wait, because too many failed',
             )
         elif seconds:
@@ -232,7 +233,7 @@ class Master(object):
                 if self._too_many_join(owner, pending.origin):
                     self.arrivals.refuse(
                         pending,
-                        OUT_OF_RESOURCES,
+                        const.OUT_OF_RESOURCES,
                         'so many connections of session %d are logging in already'
                         % pending.header.tsih,
                     )
@@ -270,7 +271,7 @@ class Master(object):
             else:
                 self.arrivals.refuse(
                     pending,
-                    OUT_OF_RESOURCES,
+                    const.OUT_OF_RESOURCES,
                     'max-sessions (%d) and the logins in progress fill the server'
                     % self.configuration.server.max_sessions,
                 )
@@ -368,7 +369,7 @@ class Master(object):
             status,
         )
 
-        if status == registry.AUTHENTICATION_FAILURE and peer[0] in worker.peers:
+        if status == const.AUTHENTICATION_FAILURE and peer[0] in worker.peers:
             count, seconds = self.turns.failed(peer[0])
             # etc/fail2ban/filter.d/targetd.conf matches this line; what an initiator says of itself
             # does not stand in it
@@ -424,45 +425,43 @@ class Master(object):
         """Raise Refused unless the configuration in force wants this session."""
         configuration, session = self.configuration, claim['session']
         if self.stop.is_stopping:
-            raise Refused(registry.SERVICE_UNAVAILABLE, 'targetd is being stopped')
+            raise Refused(const.SERVICE_UNAVAILABLE, 'targetd is being stopped')
         address = claim['peer'][0]
         if not target_name:
             refusal = acl.discovery_refusal(configuration.server, address)
             if refusal:
-                raise Refused(registry.AUTHORIZATION_FAILURE, refusal)
+                raise Refused(const.AUTHORIZATION_FAILURE, refusal)
             return
         target = configuration.targets.get(target_name)
         if target is None:
-            raise Refused(registry.NOT_FOUND, 'there is no target %s' % target_name)
+            raise Refused(const.NOT_FOUND, 'there is no target %s' % target_name)
         if session['group'] not in target.portal_groups:
             raise Refused(
-                registry.NOT_FOUND,
+                const.NOT_FOUND,
                 'target %s is not reached through portal group %d'
                 % (target.name, session['group']),
             )
         refusal = acl.refusal(target, session['initiator_name'], address)
         if refusal:
-            raise Refused(registry.AUTHORIZATION_FAILURE, refusal)
+            raise Refused(const.AUTHORIZATION_FAILURE, refusal)
         self._admit_to(target, session)
 
     def _admit_to(self, target, session):
         if target.state == 'offline':
-            raise Refused(
-                registry.SERVICE_UNAVAILABLE, 'target %s has state = offline' % target.name
-            )
+            raise Refused(const.SERVICE_UNAVAILABLE, 'target %s has state = offline' % target.name)
         if target.redirect is not None:  # the worker was forked before the reload that says so
             raise Refused(
-                registry.SERVICE_UNAVAILABLE, 'target %s is served elsewhere now' % target.name
+                const.SERVICE_UNAVAILABLE, 'target %s is served elsewhere now' % target.name
             )
         if target.name in self.reload.changing:
             raise Refused(
-                registry.SERVICE_UNAVAILABLE,
+                const.SERVICE_UNAVAILABLE,
                 'target %s is being changed; its old sessions log out first' % target.name,
             )
         missing = self.exports.missing(target.name)
         if missing:
             raise Refused(
-                registry.SERVICE_UNAVAILABLE, 'target %s is not ready: %s' % (target.name, missing)
+                const.SERVICE_UNAVAILABLE, 'target %s is not ready: %s' % (target.name, missing)
             )
         mine = (session['initiator_name'], session['isid'], session['group'])
         others = [
@@ -472,7 +471,7 @@ class Master(object):
         ]
         if target.max_sessions and len(others) >= target.max_sessions:
             raise Refused(
-                registry.OUT_OF_RESOURCES,
+                const.OUT_OF_RESOURCES,
                 'max-sessions (%d) of target %s is reached' % (target.max_sessions, target.name),
             )
 

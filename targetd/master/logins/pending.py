@@ -14,19 +14,16 @@ import socket
 import struct
 
 from targetd import log
+from targetd.iscsi import const
 from targetd.master.logins.portals import plain, shown
 from targetd.master.logins.throttle import origin_of
 from targetd.master.processes.loop import READ
 
-BHS = 48
-LOGIN_REQUEST = 0x03
-LOGIN_RESPONSE = 0x23
 # opcode, flags, isid, tsih, itt, cid, cmd_sn: RFC 7143 11.12
 LOGIN_HEADER = struct.Struct('>BB6x6sHIH2xI20x')
 # opcode, flags, isid, tsih, itt, exp_cmd_sn, max_cmd_sn, status class, status detail: RFC 7143
 # 11.13
 RESPONSE_HEADER = struct.Struct('>BBxx4x6sHI8xIIBB10x')
-OUT_OF_RESOURCES = (3, 2)
 ACCEPTS_PER_PASS = 64
 SHORT_PEEK_SECONDS = 0.05  # where the kernel does not obey SO_RCVLOWAT
 NO_DESCRIPTORS_SECONDS = 1.0
@@ -41,7 +38,7 @@ LoginHeader = collections.namedtuple('LoginHeader', 'flags isid tsih itt cid cmd
 def parse_login(data):
     """LoginHeader of 48 bytes, or None if they are no Login Request."""
     opcode, flags, isid, tsih, itt, cid, cmd_sn = LOGIN_HEADER.unpack(data)
-    if opcode & 0xBF != LOGIN_REQUEST:
+    if opcode & 0xBF != const.LOGIN_REQUEST:
         return None
     return LoginHeader(flags, isid.hex(), tsih, itt, cid, cmd_sn)
 
@@ -49,7 +46,7 @@ def parse_login(data):
 def refusal(header, status):
     """The Login Response that ends a login with (class, detail) before it began, RFC 7143 11.13.5."""
     return RESPONSE_HEADER.pack(
-        LOGIN_RESPONSE,
+        const.LOGIN_RESPONSE,
         header.flags & 0x0C,
         bytes.fromhex(header.isid),
         header.tsih,
@@ -192,7 +189,7 @@ class Arrivals(object):
         if pending.header is not None:
             self.refuse(
                 pending,
-                OUT_OF_RESOURCES,
+                const.OUT_OF_RESOURCES,
                 'its turn did not come within %d seconds' % self.limits.login_timeout,
             )
             return
@@ -228,12 +225,12 @@ class Arrivals(object):
 
     def _readable(self, pending):
         try:
-            data = pending.socket.recv(BHS, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+            data = pending.socket.recv(const.BHS_LENGTH, socket.MSG_PEEK | socket.MSG_DONTWAIT)
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
             data = b''
-        if len(data) == BHS:
+        if len(data) == const.BHS_LENGTH:
             self._header_arrived(pending, data)
         elif not data or _has_ended(pending.socket):
             log.debug('%s: closed before its login', shown(*pending.peer))
@@ -257,7 +254,7 @@ class Arrivals(object):
         elif pending.crowded:
             self.refuse(
                 pending,
-                OUT_OF_RESOURCES,
+                const.OUT_OF_RESOURCES,
                 'there are %d connections from this address already' % self.limits.per_address,
             )
         else:
@@ -351,7 +348,7 @@ def tune(sock):
     for name, value in (('TCP_KEEPIDLE', 60), ('TCP_KEEPINTVL', 10), ('TCP_KEEPCNT', 6)):
         if hasattr(socket, name):
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, BHS)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, const.BHS_LENGTH)
 
 
 def _has_ended(sock):

@@ -18,24 +18,12 @@ import re
 import time
 
 from targetd import log
+from targetd.iscsi import const
 from targetd.master.logins.portals import shown
 from targetd.scsi.sam import Nexus
 
 REINSTATEMENT_SECONDS = 5.0  # how long the old session's worker may take to end by itself
 MAXIMUM_TSIH = 0xFFFF
-
-# Status class and detail, RFC 7143 11.13.5
-SUCCESS = (0, 0)
-INITIATOR_ERROR = (2, 0)
-AUTHENTICATION_FAILURE = (2, 1)
-AUTHORIZATION_FAILURE = (2, 2)
-NOT_FOUND = (2, 3)
-TARGET_REMOVED = (2, 4)
-TOO_MANY_CONNECTIONS = (2, 6)
-CANNOT_INCLUDE_IN_SESSION = (2, 8)
-SESSION_DOES_NOT_EXIST = (2, 10)
-SERVICE_UNAVAILABLE = (3, 1)
-OUT_OF_RESOURCES = (3, 2)
 
 ISID = re.compile('^[0-9a-f]{12}$')
 
@@ -162,7 +150,7 @@ class Sessions(object):
             return
         if session.get('tsih'):
             raise Refused(
-                SESSION_DOES_NOT_EXIST, 'there is no session with TSIH %d' % session['tsih']
+                const.SESSION_DOES_NOT_EXIST, 'there is no session with TSIH %d' % session['tsih']
             )
         self.admit(claim, target_name)
         nexus = None
@@ -174,7 +162,7 @@ class Sessions(object):
                 return
         if sum(1 for s in self.by_tsih.values() if s.nexus) >= self.limit and nexus:
             raise Refused(
-                OUT_OF_RESOURCES, 'max-sessions (%d) of the server is reached' % self.limit
+                const.OUT_OF_RESOURCES, 'max-sessions (%d) of the server is reached' % self.limit
             )
         self._grant(nexus, worker, claim)
 
@@ -188,11 +176,11 @@ class Sessions(object):
         )
         if not same or asked.get('tsih') not in (0, None, session.tsih):
             raise Refused(
-                SESSION_DOES_NOT_EXIST, 'this connection is not of session %d' % session.tsih
+                const.SESSION_DOES_NOT_EXIST, 'this connection is not of session %d' % session.tsih
             )
         if asked['group'] != session.nexus.target_port_group_tag:
             raise Refused(
-                CANNOT_INCLUDE_IN_SESSION,
+                const.CANNOT_INCLUDE_IN_SESSION,
                 'session %d is in portal group %d, the connection in %d'
                 % (session.tsih, session.nexus.target_port_group_tag, asked['group']),
             )
@@ -200,7 +188,7 @@ class Sessions(object):
         agreed = session.keys.get('MaxConnections', 1)
         if isinstance(agreed, int) and others >= agreed:
             raise Refused(
-                TOO_MANY_CONNECTIONS,
+                const.TOO_MANY_CONNECTIONS,
                 'session %d has %d connections, and so many were agreed on (MaxConnections)'
                 % (session.tsih, others),
             )
@@ -285,7 +273,7 @@ class Sessions(object):
             self._last_tsih = self._last_tsih % MAXIMUM_TSIH + 1
             if self._last_tsih not in self.by_tsih:
                 return self._last_tsih
-        raise Refused(OUT_OF_RESOURCES, 'every TSIH is in use')
+        raise Refused(const.OUT_OF_RESOURCES, 'every TSIH is in use')
 
     def _refuse(self, worker, claim, refused):
         session = claim['session']
