@@ -194,7 +194,7 @@ class Worker(object):
         with self.working:
             self.tasks.abort(wanted, on_quiet, status)
         for connection in list(self.connections):
-            connection.drain_soon()
+            connection.drain_in_executor()
 
     def _units(self, message, descriptors):
         def acknowledge():
@@ -373,9 +373,9 @@ class Worker(object):
         with self.working:
             ordering = self.ordering
             for task in ordering.startable() if ordering else ():
-                task.connection.start_parked(task)
+                task.connection.starter.start_parked(task)
         for connection in list(self.connections):
-            connection.drain_from_elsewhere()
+            connection.drain_or_stop()
 
     def _session_over(self, why, in_order):
         """The last connection's thread is about to end. in_order: by a logout, or before there was

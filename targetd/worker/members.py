@@ -133,7 +133,7 @@ class Members(object):
                     parameter3=values['DefaultTime2Retain'],
                 )
             )
-            other.drain_from_elsewhere()
+            other.drain_or_stop()
             return
 
     def _retain(self, connection):

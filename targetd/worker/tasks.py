@@ -103,4 +103,4 @@ class Tasks(object):
         elif task.cmd_sn is not None:
             connection.outbox.put_pdus((), numbered=True)
         if connection.ended is not None:
-            connection.drain_from_elsewhere()  # nobody else does; its outbox only moves the window
+            connection.drain_or_stop()  # nobody else does; its outbox only moves the window

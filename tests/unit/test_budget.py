@@ -25,7 +25,7 @@ from targetd.worker.connection.connection import Connection
 from targetd.worker.main import Worker
 
 #: The folder of the package as the code objects name it.
-PACKAGE = os.path.dirname(os.path.dirname(Connection.run.__code__.co_filename)) + os.sep
+PACKAGE = os.path.dirname(compat.memory_file.__code__.co_filename) + os.sep
 
 NEXUS = Nexus('iqn.2026-11.test:initiator', '00023d000001', 'iqn.2026-11.test:target', 1)
 PORTS = (Port(1, 1, NEXUS.target_port),)

@@ -27,7 +27,6 @@ TO_DIVIDE = (
     'scsi/reservations.py',
     'store/filters.py',
     'store/opening.py',
-    'worker/connection/connection.py',
 )
 
 TABLE_FILES = ('scsi/opcodes.py', 'iscsi/keys.py', 'config/settings.py', 'admin/commands.py')

@@ -53,7 +53,7 @@ class RecoveringOutbox(SharedOutbox):
 
     __slots__ = ('_kept', '_keeping', '_bytes', 'luns')
     # what was read ahead and could not be sent is kept when the connection is lost
-    room_bytes = KEPT_BYTES // 2
+    budget_bytes = KEPT_BYTES // 2
 
     def __init__(self, *arguments):
         super(RecoveringOutbox, self).__init__(*arguments)
@@ -180,7 +180,7 @@ class RecoveringConnection(SharedConnection):
     def __init__(self, *arguments, **more):
         super(RecoveringConnection, self).__init__(*arguments, **more)
         self.keeps_tasks = self.values['ErrorRecoveryLevel'] == 2 and not self.session.is_discovery
-        self._others[const.SNACK_REQUEST] = self._snack
+        self._handlers[const.SNACK_REQUEST] = self._snack
         # StatSN from which on replies are in the segments that are declared now
         self._changed_segments_at = None
         self._snacks = {
@@ -295,7 +295,9 @@ class RecoveringConnection(SharedConnection):
     def _digest_error(self, fields):
         """RFC 7143 7.8: Reject, and ask again for Data-Out. Another PDU counts as never received:
         it will be sent again."""
-        self._reject(fields, PduRejected(const.REJECT_DATA_DIGEST_ERROR, 'a data digest is wrong'))
+        self.reject_pdu(
+            fields, PduRejected(const.REJECT_DATA_DIGEST_ERROR, 'a data digest is wrong')
+        )
         task = self.session.tasks.get(fields[5])
         if (
             fields[0] & 0x3F == const.DATA_OUT
@@ -309,7 +311,7 @@ class RecoveringConnection(SharedConnection):
                 log.info('%s: %s', self.session.initiator_name, e.why)
                 return
             if fields[1] & 0x80:
-                self._solicit(task.transfer, task)
+                self.data_out.solicit(task.transfer, task)
 
     # -- allegiance, RFC 7143 7.2 ------------------------------------------------------------------------------------
 
@@ -318,7 +320,7 @@ class RecoveringConnection(SharedConnection):
             connection = task.connection
             is_answered = connection.finish(task, outcome)
         if is_answered:
-            connection.drain_from_elsewhere()
+            connection.drain_or_stop()
 
     def reassign(self, request, respond):
         """TASK REASSIGN: the task is ours from now on. respond(response). [connection]"""
@@ -341,19 +343,19 @@ class RecoveringConnection(SharedConnection):
         task.connection = self
         respond(const.FUNCTION_COMPLETE)
         if was_put_off:
-            self.worker.executor.submit(self._run_blocking, task)
+            self.worker.executor.submit(self.run_in_executor, task)
         elif task.transfer.__class__ is RecoveringTransfer:
             task.transfer.reassigned()
             if task.transfer.is_complete:
-                self._all_data_here(task)
+                self.data_out.run_complete(task)
             else:
-                self._solicit(task.transfer, task)
+                self.data_out.solicit(task.transfer, task)
 
     def _take_reply(self, request, tag, respond):
         """The task has ended, and its reply did not arrive."""
         for connection in list(self.worker.members.lost.values()) + list(self.worker.connections):
             if connection.ended is not None:
-                connection.send_last_words()  # whatever waited there is numbered, and kept
+                connection.send_remaining()  # whatever waited there is numbered, and kept
             reply = connection.outbox.reply_to(tag)
             if reply is not None and connection.ended is None:
                 respond(const.TASK_STILL_ALLEGIANT)

@@ -85,12 +85,12 @@ class SharedConnection(Connection):
             and fields[1] & const.COMMAND_READ
             and not self.outbox.is_little()
         ):
-            if self.takes(fields, ahs, data):
-                self._with_attribute(fields, ahs, data)
+            if self.is_due(fields, ahs, data):
+                self.starter.start_or_park(fields, ahs, data)
         else:
             super(SharedConnection, self)._command(fields, ahs, data)
 
-    def _try(self, task):
+    def run_task(self, task):
         if (
             task.run_blocking is run_read_blocking
             and task.edtl > SEND_NOW_BYTES
@@ -99,28 +99,28 @@ class SharedConnection(Connection):
             return sam.WOULD_BLOCK  # it may have to be put off
         return task.run(task)
 
-    def _run_blocking(self, task):
+    def run_in_executor(self, task):
         if task.edtl <= SEND_NOW_BYTES or not task.expects_read:
-            self._run_to_its_end(task)
+            self._run_to_completion(task)
         elif self.outbox.may_read(task, PutOff()):
             self._read_and_send(task)
 
     def _read_and_send(self, task):
         """In an executor thread. [any]"""
         try:
-            self._run_to_its_end(task)
+            self._run_to_completion(task)
         finally:
             self.outbox.has_read(task)
 
-    def act_on_held(self, whole, by):
+    def act_on_held(self, held_pdu, runner):
         try:
-            self._dispatch((whole,), False)
+            self._dispatch((held_pdu,), False)
         except ConnectionEnded as e:
-            if by is self:
+            if runner is self:
                 raise
             self.ended = self.ended or str(e)
-        if by is not self:
-            by.acts_for(self)
+        if runner is not self:
+            runner.acts_for(self)
 
     def acts_for(self, other):
         """[connection]"""
@@ -129,6 +129,6 @@ class SharedConnection(Connection):
 
     def send_and_see(self):
         """Send what is queued, and wake our thread if it is to end. [another connection's thread]"""
-        self.drain_from_elsewhere()
+        self.drain_or_stop()
         if self.ended is not None:
             self.stop(self.ended)

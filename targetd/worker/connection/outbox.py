@@ -45,14 +45,14 @@ _WAITING_BYTES = 8 << 20
 
 #: Data of commands in executor threads that is read but not yet sent; those that would make it more
 #: wait.
-ROOM_BYTES = 64 << 20
+READ_BUDGET_BYTES = 64 << 20
 
 #: PDUs that carry the next StatSN without using it up (RFC 7143 11.8.5, 11.19.2); NOP-In only when
 #: it asks for an answer.
 _UNNUMBERED = frozenset((const.READY_TO_TRANSFER, const.DATA_IN))
 
 
-class Room(object):
+class ByteBudget(object):
     """A count of bytes that waits for no less than it has. Any thread."""
 
     def __init__(self, limit):
@@ -94,7 +94,7 @@ class Outbox(object):
     __slots__ = (
         'queue',
         'stat_sn',
-        'room',
+        'read_budget',
         '_socket',
         '_session',
         '_lock',
@@ -108,7 +108,7 @@ class Outbox(object):
     def __init__(self, sock, session, stat_sn, crc32c, values):
         self.queue = deque()
         self.stat_sn = stat_sn
-        self.room = Room(ROOM_BYTES)
+        self.read_budget = ByteBudget(READ_BUDGET_BYTES)
         self._socket = sock
         self._session = session
         self._lock = threading.Lock()
@@ -212,17 +212,10 @@ class Outbox(object):
                 else:
                     length = len(data)
                     if length <= segment:
-                        append(
-                            _DATA_IN_GOOD(
-                                _DATA_IN_GOOD_WORD,
-                                length,
-                                itt,
-                                _NO_TAG,
-                                stat_sn,
-                                exp_cmd_sn,
-                                max_cmd_sn,
-                            )
-                        )
+                        # fmt: off
+                        append(_DATA_IN_GOOD(_DATA_IN_GOOD_WORD, length, itt, _NO_TAG, stat_sn,
+                                             exp_cmd_sn, max_cmd_sn))
+                        # fmt: on
                         append(data)
                         if length & 3:
                             append(_PAD[length & 3])
@@ -360,7 +353,7 @@ class SharedOutbox(Outbox):
     begin(task): starts a read that was put off."""
 
     __slots__ = ('failed', 'begin', '_numbering', '_guard', '_reading', '_put_off')
-    room_bytes = ROOM_BYTES
+    budget_bytes = READ_BUDGET_BYTES
 
     def __init__(self, sock, session, stat_sn, crc32c, values, numbering):
         super(SharedOutbox, self).__init__(sock, session, stat_sn, crc32c, values)
@@ -462,7 +455,7 @@ class SharedOutbox(Outbox):
         off, with `put_off` in place of its transfer, so that it can be aborted meanwhile.
         [executor]"""
         with self._guard:
-            if self._has_room(task.edtl) and not self._put_off:
+            if self._fits_budget(task.edtl) and not self._put_off:
                 self._reading += task.edtl
                 return True
             task.transfer = put_off
@@ -485,7 +478,7 @@ class SharedOutbox(Outbox):
         nothing is begun: its tasks end, or go on elsewhere (take_back). Any thread."""
         while self._put_off and self._socket is not _Nowhere:
             with self._guard:
-                if not self._put_off or not self._has_room(self._put_off[0][0].edtl):
+                if not self._put_off or not self._fits_budget(self._put_off[0][0].edtl):
                     return
                 task, put_off = self._put_off.popleft()
                 if task.transfer is not put_off:
@@ -505,9 +498,9 @@ class SharedOutbox(Outbox):
                 task.transfer = None
         return bool(found)
 
-    def _has_room(self, count):
+    def _fits_budget(self, count):
         used = self._reading + self._waiting()
-        return not used or used + count <= self.room_bytes
+        return not used or used + count <= self.budget_bytes
 
 
 def _without(buffers, sent):

@@ -63,7 +63,7 @@ class Requests(object):
 
     # -- pings -------------------------------------------------------------------------------------------------------
 
-    def silence(self):
+    def on_silence(self):
         """Nothing came for the keepalive interval: ask for a sign of life, or give up."""
         if self.unanswered_pings >= self._ping_limit > 0:
             self._connection.end('the initiator did not answer %d pings' % self.unanswered_pings)
@@ -75,7 +75,7 @@ class Requests(object):
     def _nop_out(self, fields, ahs, data):
         request = pdu.NopOut.decode(BHS.pack(*fields))
         if not request.immediate:
-            if not self._connection.takes(fields, ahs, data):
+            if not self._connection.is_due(fields, ahs, data):
                 return
             self._refuse_reserved_tag(request)
         if request.itt == const.RESERVED_TAG:
@@ -101,7 +101,7 @@ class Requests(object):
     # -- text --------------------------------------------------------------------------------------------------------
 
     def _text_request(self, fields, ahs, data):
-        if not self._connection.takes(fields, ahs, data):
+        if not self._connection.is_due(fields, ahs, data):
             return
         request = pdu.TextRequest.decode(
             BHS.pack(*fields), b'', b'' if data is None else bytes(data)
@@ -125,7 +125,7 @@ class Requests(object):
     # -- task management ---------------------------------------------------------------------------------------------
 
     def _task_management(self, fields, ahs, data):
-        if not self._connection.takes(fields, ahs, data):
+        if not self._connection.is_due(fields, ahs, data):
             return
         request = pdu.TaskManagementRequest.decode(BHS.pack(*fields))
         log.info(
@@ -225,7 +225,7 @@ class Requests(object):
         self._respond(
             request, const.FUNCTION_COMPLETE if answer.status == 0 else const.FUNCTION_REJECTED
         )
-        self._connection.drain_from_elsewhere()
+        self._connection.drain_or_stop()
         if request.function == const.TARGET_COLD_RESET:
             self._connection.stop('the initiator reset the target')
 
@@ -237,12 +237,12 @@ class Requests(object):
             ),
             not request.immediate,
         )
-        self._connection.drain_from_elsewhere()
+        self._connection.drain_or_stop()
 
     # -- logout ------------------------------------------------------------------------------------------------------
 
     def _logout(self, fields, ahs, data):
-        if not self._connection.takes(fields, ahs, data):
+        if not self._connection.is_due(fields, ahs, data):
             return
         request = pdu.LogoutRequest.decode(BHS.pack(*fields))
         if request.reason not in (
@@ -317,7 +317,7 @@ class Requests(object):
         self._answer_logout(request, const.LOGOUT_SUCCESS)
         for connection in leaving:  # before the initiator can know, and close its end
             connection.end('the initiator logged out', quietly=True)
-        self._connection.send_last_words()
+        self._connection.send_remaining()
         worker = self._connection.worker
         for connection in leaving:
             connection.stop('the initiator logged out')
@@ -330,4 +330,4 @@ class Requests(object):
         self._connection.outbox.put_pdu(
             pdu.AsyncMessage(event=const.ASYNC_LOGOUT_REQUESTED, parameter3=seconds)
         )
-        self._connection.drain_from_elsewhere()
+        self._connection.drain_or_stop()

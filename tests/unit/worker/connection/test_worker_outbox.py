@@ -10,7 +10,7 @@ import pytest
 
 from targetd.iscsi import pdu
 from targetd.scsi import sam
-from targetd.worker.connection.outbox import ROOM_BYTES, Outbox, SharedOutbox
+from targetd.worker.connection.outbox import READ_BUDGET_BYTES, Outbox, SharedOutbox
 
 
 def outbox(segment=8192, burst=16384, header_digest='None', data_digest='None', stat_sn=5):
@@ -210,7 +210,7 @@ def test_a_sender_that_fails_says_so():
 
 def test_reads_are_put_off_until_what_was_asked_for_is_taken():
     box, wire, heard = shared_outbox()
-    first, second, third = read_task(ROOM_BYTES), read_task(1 << 20), read_task(1 << 20)
+    first, second, third = read_task(READ_BUDGET_BYTES), read_task(1 << 20), read_task(1 << 20)
     assert box.may_read(first, 'put off')  # as much as there is, but nothing else waits
     assert not box.may_read(second, 'put off') and second.transfer == 'put off'
     assert not box.may_read(third, 'put off')
@@ -225,7 +225,7 @@ def test_reads_are_put_off_until_what_was_asked_for_is_taken():
 
 def test_a_read_that_is_put_off_while_it_is_aborted_ends():
     box, wire, heard = shared_outbox()
-    first, second = read_task(ROOM_BYTES), read_task(1 << 20)
+    first, second = read_task(READ_BUDGET_BYTES), read_task(1 << 20)
     assert box.may_read(first, 'put off')
     second.aborted = True
     assert box.may_read(second, 'put off') and second.transfer is None
