@@ -346,7 +346,7 @@ class Control(object):
 
     def _answer_reload(self, plan=False):
         def reload_and_reply(reply):
-            self.master.reload.begin(
+            self.master.reload.start_reload(
                 lambda rows, error: reply(
                     commands.reply_rows(rows)
                     if error is None
@@ -358,7 +358,7 @@ class Control(object):
         return reload_and_reply
 
     def _answer_stop(self):
-        self.master.loop.call_later(0, lambda: self.master.stop.begin('targetdctl stop'))
+        self.master.loop.call_later(0, lambda: self.master.stop.start_stop('targetdctl stop'))
         return commands.reply_message('targetd stops')
 
     def _answer_reopen_logs(self):

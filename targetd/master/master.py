@@ -24,12 +24,12 @@ from targetd.master.control import Control
 from targetd.master.exports.exports import Exports
 from targetd.master.isns.client import Isns
 from targetd.master.logins import sessions as registry
-from targetd.master.logins.pending import Arrivals, Limits
+from targetd.master.logins.pending import PendingConnections, Limits
 from targetd.master.logins.portals import open_portal, shown
 from targetd.master.logins.sessions import Refused, Sessions
-from targetd.master.logins.throttle import LOGINS_PER_ORIGIN, Turns, origin_of
+from targetd.master.logins.throttle import LOGINS_PER_ORIGIN, LoginThrottle, origin_of
 from targetd.master.processes import child
-from targetd.master.processes.jobs import Errands
+from targetd.master.processes.jobs import Jobs
 from targetd.master.processes.loop import Loop
 from targetd.master.processes.workers import Workers
 from targetd.master.reload import Reload
@@ -91,20 +91,22 @@ class Master(object):
         self.operating = self.units.operating = Operations(self.units, self.workers)
         self.visits = self.units.visits = Visits(self.units)
         self.visits.may_visit = self._may_visit
-        self.errands = Errands(self.loop, fork)
-        self.exports = Exports(self.loop, self.units, self.errands)
-        self.units.atomic = AtomicWrites(self.units, self.errands, self._on_repaired)
+        self.jobs = Jobs(self.loop, fork)
+        self.exports = Exports(self.loop, self.units, self.jobs)
+        self.units.atomic = AtomicWrites(self.units, self.jobs, self._on_repaired)
         self.sessions = Sessions(
             self.loop, self._admit, self._units_for, self.workers.send, self._end, self.workers.kill
         )
-        self.turns = Turns(self.loop.clock)
-        self.arrivals = Arrivals(self.loop, self._route, self._held, self._limits())
+        self.throttle = LoginThrottle(self.loop.clock)
+        self.pending_connections = PendingConnections(
+            self.loop, self._route, self._held, self._limits()
+        )
         self.portals = {}  # (tag, address, port) as configured -> listening socket
         self.isns = Isns(self.loop, self.portals)
         self.control = Control(self)
         self.reload = Reload(self)
         self.stop = Stop(self)
-        self._waiting = deque()  # Pending that wait for a spare
+        self._waiting = deque()  # PendingConnection that wait for a spare
         self.apply_server()
 
     def _limits(self):
@@ -120,8 +122,8 @@ class Master(object):
     def apply_server(self):
         """Obey the [server] section of the configuration in force."""
         server = self.configuration.server
-        self.arrivals.limits = self._limits()
-        self.turns.allowed = server.failures_before_delay
+        self.pending_connections.limits = self._limits()
+        self.throttle.allowed = server.failures_before_delay
         self.sessions.limit = server.max_sessions
         self.workers.wanted_spares = server.spare_workers
         self.workers.limit = server.max_sessions + server.spare_workers + LOGINS_IN_PROGRESS
@@ -147,8 +149,8 @@ class Master(object):
 
     def _heed_signals(self):
         self.loop.on_signal(signal.SIGCHLD, self._reap)
-        self.loop.on_signal(signal.SIGTERM, lambda: self.stop.begin('SIGTERM'))
-        self.loop.on_signal(signal.SIGINT, lambda: self.stop.begin('SIGINT'))
+        self.loop.on_signal(signal.SIGTERM, lambda: self.stop.start_stop('SIGTERM'))
+        self.loop.on_signal(signal.SIGINT, lambda: self.stop.start_stop('SIGINT'))
         self.loop.on_signal(signal.SIGHUP, self.reload.on_signal)
         self.loop.on_signal(signal.SIGUSR1, self.reopen_logs)
 
@@ -172,13 +174,13 @@ class Master(object):
         if (tag, address, port) not in self.portals:
             sock = open_portal(address, port)
             self.portals[tag, address, port] = sock
-            self.arrivals.listen(sock, tag)
+            self.pending_connections.listen(sock, tag)
 
     def close_portal(self, tag, address, port):
         """Listen there no more; sessions that came through it go on."""
         sock = self.portals.pop((tag, address, port), None)
         if sock is not None:
-            self.arrivals.unlisten(sock)
+            self.pending_connections.unlisten(sock)
 
     def run(self):
         """Until stopped. Workers are forked only now: they inherit standard input and output as
@@ -191,17 +193,17 @@ class Master(object):
         """Let go of everything, in whatever state; the end."""
         self.isns.close()
         self.portals.clear()
-        self.arrivals.close_all()
+        self.pending_connections.close_all()
         self.workers.close()
         self.control.close()
         self.exports.close()
-        self.errands.close()
+        self.jobs.close()
         self.units.close_all()
         self.loop.close()
 
     def _reap(self):
         self.workers.reap()
-        self.errands.reap()
+        self.jobs.reap()
 
     # -- arriving connections ----------------------------------------------------------------------------------------
 
@@ -210,15 +212,15 @@ class Master(object):
 
     def _route(self, pending):
         """A login is there: whose turn is it?"""
-        seconds = self.turns.wait(pending.peer[0])
+        seconds = self.throttle.reserve_delay(pending.peer[0])
         if seconds is None:
-            self.arrivals.refuse(
+            self.pending_connections.refuse(
                 pending,
                 const.OUT_OF_RESOURCES,
                 'too many logins of this address wait, because too many failed',
             )
         elif seconds:
-            self.arrivals.hold(pending, seconds, self._take_turn)
+            self.pending_connections.hold(pending, seconds, self._take_turn)
         else:
             self._take_turn(pending)
 
@@ -231,7 +233,7 @@ class Master(object):
                 and owner.session.nexus is not None
             ):
                 if self._too_many_join(owner, pending.origin):
-                    self.arrivals.refuse(
+                    self.pending_connections.refuse(
                         pending,
                         const.OUT_OF_RESOURCES,
                         'so many connections of session %d are logging in already'
@@ -262,14 +264,14 @@ class Master(object):
                 self._waiting.append(pending)
             elif self._has_room(for_spare) or self._make_room(pending.origin, under_way):
                 under_way[pending.origin] += 1
-                worker = self.workers.take()
+                worker = self.workers.take_spare()
                 if worker is not None:
                     self._give(pending, worker, 'serve')
                 else:
                     self._waiting.append(pending)
                     for_spare += 1
             else:
-                self.arrivals.refuse(
+                self.pending_connections.refuse(
                     pending,
                     const.OUT_OF_RESOURCES,
                     'max-sessions (%d) and the logins in progress fill the server'
@@ -318,11 +320,11 @@ class Master(object):
         return True
 
     def _give(self, pending, worker, order):
-        sock = self.arrivals.hand_over(pending)
+        sock = self.pending_connections.hand_over(pending)
         worker.peers.append(pending.peer[0])
         log.debug('%s: connection given to worker %d (%s)', shown(*pending.peer), worker.pid, order)
         self.workers.send(
-            worker, {'do': order, 'connection': pending.connection()}, [sock.fileno()]
+            worker, {'do': order, 'connection': pending.description()}, [sock.fileno()]
         )
         sock.close()
 
@@ -330,7 +332,7 @@ class Master(object):
 
     def _on_message(self, worker, message):
         if message.get('ask') == 'claim':
-            self.sessions.claim(worker, message)
+            self.sessions.process_claim(worker, message)
             self._note_success(worker, message)
             if self._waiting and worker.session is not None:
                 self._on_spare()  # one login of its origin less is under way
@@ -370,7 +372,7 @@ class Master(object):
         )
 
         if status == const.AUTHENTICATION_FAILURE and peer[0] in worker.peers:
-            count, seconds = self.turns.failed(peer[0])
+            count, seconds = self.throttle.note_failure(peer[0])
             # etc/fail2ban/filter.d/targetd.conf matches this line; what an initiator says of itself
             # does not stand in it
             log.warning(
@@ -391,7 +393,7 @@ class Master(object):
             and peer
             and peer[0] in worker.peers
         ):
-            self.turns.succeeded(peer[0])
+            self.throttle.note_success(peer[0])
 
     def _told_closed(self, worker, message):
         """A connection of a session that goes on is over, or did not come about."""
@@ -577,7 +579,7 @@ class Master(object):
                 why or session.ended_why or 'its worker died',
             )
         self.reload.check()
-        self.sessions.retry_waiting()
+        self.sessions.retry_waiting_claims()
         self.stop.check()
 
     # -- logs --------------------------------------------------------------------------------------------------------

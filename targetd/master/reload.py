@@ -52,7 +52,7 @@ class Reload(object):
     # -- doors -------------------------------------------------------------------------------------------------------
 
     def on_signal(self):
-        """SIGHUP: as begin(), but every complaint goes to the log."""
+        """SIGHUP: as start_reload(), but every complaint goes to the log."""
         if self.changing or self._is_opening:
             log.info(
                 'the reload waits until %s',
@@ -62,7 +62,7 @@ class Reload(object):
             )
             self._again = True
         else:
-            self.begin(self._log_outcome)
+            self.start_reload(self._log_outcome)
 
     @staticmethod
     def _log_outcome(rows, error):
@@ -73,18 +73,18 @@ class Reload(object):
         elif not rows:
             log.info('reloaded: nothing changed')
 
-    def run(self, plan_only=False):
-        """begin(), and wait for its end: [{'step', 'effect'} …]. Raises TargetdError, and then
+    def reload_and_wait(self, plan_only=False):
+        """start_reload(), and wait for its end: [{'step', 'effect'} …]. Raises TargetdError, and then
         nothing has changed."""
         outcome = []
-        self.begin(lambda *values: outcome.append(values), plan_only)
-        self.master.errands.wait()
+        self.start_reload(lambda *values: outcome.append(values), plan_only)
+        self.master.jobs.wait()
         ((rows, error),) = outcome
         if error is not None:
             raise error
         return rows
 
-    def begin(self, done, plan_only=False):
+    def start_reload(self, done, plan_only=False):
         """Load, and unless `plan_only` apply. done([{'step', 'effect'} …], None), now or later; or
         done(None, TargetdError): then nothing has changed."""
         try:

@@ -22,10 +22,10 @@ class Stop(object):
 
     @property
     def is_stopping(self):
-        """True from begin() on."""
+        """True from start_stop() on."""
         return self.stage is not None
 
-    def begin(self, why):
+    def start_stop(self, why):
         """Start the stop, or hurry it if it has started."""
         if self.stage is None:
             self._ask(why)
@@ -48,7 +48,7 @@ class Stop(object):
         )
         master.isns.leave()
         master.portals.clear()
-        master.arrivals.close_all()
+        master.pending_connections.close_all()
         master.workers.stopping = True
         for session in sessions:
             master.workers.send(session.worker, {'do': 'logout', 'seconds': seconds})
@@ -98,7 +98,7 @@ class Stop(object):
             return
         self.stage = 'flushing'
         self._timer.cancel()
-        self.master.units.flush_all(self.master.errands, self._flushed)
+        self.master.units.flush_all(self.master.jobs, self._flushed)
 
     def _flushed(self, results):
         self.stage = 'done'

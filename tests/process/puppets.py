@@ -255,7 +255,7 @@ class Stage(object):
     def leap(self, seconds):
         self.clock.leap += seconds
         self.settle()
-        self.master.errands.wait()  # what has become due may have a child open a disk
+        self.master.jobs.wait()  # what has become due may have a child open a disk
 
     @property
     def port(self):

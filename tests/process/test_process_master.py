@@ -309,9 +309,9 @@ def test_a_disk_that_does_not_answer_keeps_no_other_from_being_served(stage, dea
     assert stage.connect().login(DISK)[0] == (3, 1)
     stage.login(OTHER)
     stage.master.loop.call_later(0, stage.master.exports.look_again)
-    stage.until(lambda: not stage.master.errands.is_idle)
+    stage.until(lambda: not stage.master.jobs.is_idle)
     stage.login(OTHER, isid='00023d000002')  # while it is being looked for
-    assert not stage.master.errands.is_idle
+    assert not stage.master.jobs.is_idle
     os.unlink(os.path.join(stage.directory, 'dead'))
     stage.until(lambda: not stage.master.exports.late or (stage.leap(10), False)[1])
     stage.login(DISK)
@@ -320,11 +320,11 @@ def test_a_disk_that_does_not_answer_keeps_no_other_from_being_served(stage, dea
 def test_a_reload_that_meets_such_a_disk_changes_nothing_and_delays_nobody(served, dead):
     served.write(body(served, (DISK, OPEN, {0: RAM[0], 1: ['backing-store = %s' % dead]})))
     outcome = []
-    served.master.reload.begin(lambda rows, error: outcome.append(error))
+    served.master.reload.start_reload(lambda rows, error: outcome.append(error))
     served.login(DISK)
     assert not outcome
     with pytest.raises(TargetdError) as caught:
-        served.master.reload.run()
+        served.master.reload.reload_and_wait()
     assert 'still waits for a disk to answer' in str(caught.value)
     served.until(lambda: outcome)
     assert 'hangs' in str(outcome[0]) and len(served.master.units.by_id) == 1
@@ -335,7 +335,7 @@ def test_a_stop_says_which_disk_does_not_answer_and_ends(stage, dead, monkeypatc
     os.rename(os.path.join(stage.directory, 'dead'), os.path.join(stage.directory, 'dying'))
     stage.start(body(stage, (DISK, OPEN, {0: ['backing-store = %s' % dead]}), (OTHER, OPEN, RAM)))
     os.rename(os.path.join(stage.directory, 'dying'), os.path.join(stage.directory, 'dead'))
-    stage.master.stop.begin('the test')
+    stage.master.stop.start_stop('the test')
     stage.until(lambda: stage.master.stop.stage == 'done')
     report = '\n'.join(stage.master.stop.report)
     assert (
@@ -363,7 +363,7 @@ def test_a_file_that_is_gone_is_not_made_anew_until_that_is_accepted(stage, capf
     os.unlink(path)
     stage.start(body(stage, (DISK, OPEN, lun)))
     stage.master.control.answer('accept', {'unit': DISK + '/0'})
-    stage.master.errands.wait()
+    stage.master.jobs.wait()
     stage.login(DISK)
 
 
@@ -382,7 +382,7 @@ def test_a_lun_that_was_taken_out_of_the_configuration_is_forgotten(stage):
     stage.start(body(stage, (DISK, OPEN, both)))
     for luns in (RAM, both):
         stage.write(body(stage, (DISK, OPEN, luns)))
-        stage.master.reload.run()
+        stage.master.reload.reload_and_wait()
         if luns is RAM:
             os.unlink(path)
     assert os.path.exists(path)

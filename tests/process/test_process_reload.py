@@ -26,15 +26,15 @@ def more(luns):
 
 def reload(stage, text, server=''):
     stage.write(text, server)
-    rows = stage.master.reload.run()
-    stage.master.errands.wait()
+    rows = stage.master.reload.reload_and_wait()
+    stage.master.jobs.wait()
     return rows
 
 
 def test_nothing_changed_is_nothing_done(served):
     client = served.login(DISK)
     spares = {w.pid for w in served.master.workers.all()}
-    assert served.master.reload.run() == []
+    assert served.master.reload.reload_and_wait() == []
     served.settle()
     assert {w.pid for w in served.master.workers.all()} == spares and not client.heard[1:]
 
@@ -49,7 +49,7 @@ def test_a_target_comes_and_others_do_not_notice(served):
 
 def test_a_plan_changes_nothing(served):
     served.write(body(served, (DISK, OPEN, RAM), (OTHER, OPEN, RAM)))
-    assert len(served.master.reload.run(plan_only=True)) == 1
+    assert len(served.master.reload.reload_and_wait(plan_only=True)) == 1
     assert served.connect().login(OTHER)[0] == (2, 3)
 
 
@@ -57,7 +57,7 @@ def test_a_broken_file_changes_nothing_and_every_complaint_is_logged(served, cap
     client = served.login(DISK)
     served.write(body(served, (OTHER, ['initiator-adress = ALL', 'max-sessions = x'], RAM)))
     with pytest.raises(TargetdError):
-        served.master.reload.run()
+        served.master.reload.reload_and_wait()
     os.kill(os.getpid(), signal.SIGHUP)
     served.settle()
     text = capfd.readouterr().err
@@ -181,7 +181,7 @@ def test_another_store_waits_for_the_logout(served):
     status, answer = served.connect(isid='00023d000002').login(DISK)
     assert status == (3, 1) and 'being changed' in answer['why']
     with pytest.raises(TargetdError):
-        served.master.reload.run()
+        served.master.reload.reload_and_wait()
     client.close()
     served.until(lambda: not served.master.reload.changing)
     unit = served.login(DISK, isid='00023d000003').answer['units'][0]
@@ -231,7 +231,7 @@ def test_what_needs_a_restart_stays_as_it_was(served):
     (row,) = reload(served, body(served, (DISK, OPEN, RAM)), 'user = daemon')
     assert 'restart' in row['effect']
     assert served.master.configuration.server.user == 'nobody'
-    assert len(served.master.reload.run(plan_only=True)) == 1
+    assert len(served.master.reload.reload_and_wait(plan_only=True)) == 1
 
 
 def test_spares_are_replaced_by_ones_that_know_the_new_configuration(served):
@@ -256,7 +256,7 @@ def test_a_failed_unit_is_used_again_after_a_reload(served):
     client = served.login(DISK)
     client.say(report='failed', unit=client.answer['units'][0]['unit'], text='Input/output error')
     assert client.wait('change')['medium'] == 'failed'
-    served.master.reload.run()
+    served.master.reload.reload_and_wait()
     assert client.wait('change', 2)['medium'] == 'ready'
     assert client.of('units')[0]['replace'][0]['lun'] == 0
 

@@ -113,7 +113,7 @@ def test_spares_are_kept(stable):
     here.workers.wanted_spares = 2
     here.workers.keep_spares()
     here.ready(2)
-    taken = here.workers.take()
+    taken = here.workers.take_spare()
     assert taken.state == 'busy'
     here.workers.keep_spares()
     here.ready(2)
@@ -127,7 +127,7 @@ def test_a_worker_holds_its_channel_and_nothing_of_the_masters(stable, tmp_path)
         here.workers.wanted_spares = 2
         here.workers.keep_spares()
         here.ready(2)
-        seen = here.look(here.workers.take())
+        seen = here.look(here.workers.take_spare())
         assert (
             disk.fileno() not in seen['descriptors']
             and listener.fileno() not in seen['descriptors']
@@ -148,7 +148,7 @@ def test_a_worker_of_root_is_nobody(stable):
     here.workers.credentials, here.workers.wanted_spares = child.credentials_of('nobody'), 1
     here.workers.keep_spares()
     here.ready(1)
-    seen = here.look(here.workers.take())
+    seen = here.look(here.workers.take_spare())
     entry = pwd.getpwnam('nobody')
     assert seen['uid'] == entry.pw_uid and 0 not in seen['groups']
 
@@ -158,7 +158,7 @@ def test_a_connection_is_served_and_the_worker_is_a_spare_again(stable):
     here.workers.wanted_spares = 1
     here.workers.keep_spares()
     here.ready(1)
-    worker = here.workers.take()
+    worker = here.workers.take_spare()
     ours, theirs = socket.socketpair()
     here.workers.send(worker, {'do': 'serve', 'connection': {}}, [theirs.fileno()])
     theirs.close()
@@ -175,7 +175,7 @@ def test_kill_9_is_noticed_named_and_replaced(stable, capfd):
     here.ready(1)
     here.clock.leap += module.YOUNG_SECONDS + 1
     here.loop.run_once(0)
-    worker = here.workers.take()
+    worker = here.workers.take_spare()
     os.kill(worker.pid, signal.SIGKILL)
     here.until(lambda: here.deaths)
     assert here.deaths[0][0] is worker and not is_alive(worker.pid)
@@ -193,7 +193,7 @@ def test_the_master_dies_and_no_worker_survives_it(tmp_path):
             here.workers.wanted_spares = 2
             here.workers.keep_spares()
             here.ready(2)
-            stuck = here.workers.take()
+            stuck = here.workers.take_spare()
             here.workers.send(stuck, {'do': 'stop reading'})
             os.write(writing, json.dumps([w.pid for w in here.workers.all()]).encode() + b'\n')
             while True:
@@ -277,7 +277,7 @@ def test_a_new_generation_replaces_the_spares_and_lets_the_busy_finish(stable):
     here.workers.keep_spares()
     here.ready(2)
     old = here.workers.all()
-    busy = here.workers.take()
+    busy = here.workers.take_spare()
     busy.session = object()
     here.workers.send(busy, {'do': 'look'})
     here.workers.new_generation()

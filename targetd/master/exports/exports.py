@@ -2,7 +2,7 @@
 saved state loaded.
 
 May import config.model, host, store, scsi.modes, scsi.reservations. What may have to wait for a
-medium is in media, and done by children (opening, errands): a disk that does not answer delays
+medium is in media, and done by children (opening, jobs): a disk that does not answer delays
 nobody but its own target. A medium that is missing or busy does not keep the server from starting:
 its target is not ready (logins are answered 'service unavailable', which initiators retry), the
 other targets are served, and the medium is looked for again every RETRY_SECONDS. A server without
@@ -43,12 +43,12 @@ class Late(object):
 
 class Exports(object):
     """Opens and closes what the configuration exports. `units`: units.Units, which own what is
-    open; `errands`: who opens."""
+    open; `jobs`: who opens."""
 
-    def __init__(self, loop, units, errands):
+    def __init__(self, loop, units, jobs):
         self.loop = loop
         self.units = units
-        self.errands = errands
+        self.jobs = jobs
         self.process = os.getpid()
         self.known = KnownMedia(os.path.join(units.state.path, 'media.json'))
         self.late = {}  # (target name, number) -> Late
@@ -73,7 +73,7 @@ class Exports(object):
         self.known.load()
         self.known.keep_only((target.name, lun.number) for target, lun in wanted)
         self.open_all(wanted, lambda outcomes: self._started(wanted, outcomes))
-        self.errands.wait()
+        self.jobs.wait()
         self._look_at_space()
 
     def _started(self, wanted, outcomes):
@@ -279,7 +279,7 @@ class Exports(object):
             os.close(reading)
             os.close(writing)
 
-        self.errands.send(
+        self.jobs.submit_job(
             ('close', store.path), close_last, lambda answer: None, owned + [reading], forked=forked
         )
 

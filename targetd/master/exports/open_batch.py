@@ -1,4 +1,4 @@
-"""The media of several LUNs opened side by side, each by a child (errands): one that does not
+"""The media of several LUNs opened side by side, each by a child (jobs): one that does not
 answer holds up no other.
 
      round 1: all at once --all answered or given up--> round 2: those that were refused, one after the other --> done
@@ -20,7 +20,7 @@ class Batch(object):
 
     def __init__(self, exports, wanted, done):
         self.exports = exports
-        self.errands = exports.errands
+        self.jobs = exports.jobs
         self.outcomes = {}  # (target name, number) -> Unit or StoreError
         self._wanted = wanted
         self._done = done
@@ -31,7 +31,7 @@ class Batch(object):
 
     def begin(self):
         """Call done, now or later."""
-        self._something_moves = not self.errands.is_idle
+        self._something_moves = not self.jobs.is_idle
         self._missing = len(self._wanted) + 1
         for target, lun in self._wanted:
             self._open(target, lun)
@@ -44,7 +44,7 @@ class Batch(object):
                 target, lun, (), self.exports.server, self.exports.units.state, None, None
             )
             self._take(target, lun, words, list(descriptors), False)
-        elif self.errands.is_stuck(key):
+        elif self.jobs.is_stuck(key):
             self._outcome(
                 key,
                 StoreError(
@@ -64,7 +64,7 @@ class Batch(object):
                 self.exports.process,
                 self.exports.known.get(*key),
             )
-            self.errands.send(
+            self.jobs.submit_job(
                 key,
                 lambda: open_medium.open_medium(*arguments),
                 lambda answer: self._answered(target, lun, answer),
@@ -94,12 +94,12 @@ class Batch(object):
                 (target.name, lun.number),
                 StoreError('%s: %s to opening it; %s' % (lun.backing_store, answer.why, HANGS)),
             )
-        elif answer.why and not answer.words:
+        elif answer.why and not answer.values:
             self._outcome(
                 (target.name, lun.number), StoreError('%s: %s' % (lun.backing_store, answer.why))
             )
         else:
-            self._take(target, lun, answer.words, answer.descriptors, True)
+            self._take(target, lun, answer.values, answer.descriptors, True)
 
     def _take(self, target, lun, words, descriptors, may_share):
         key = (target.name, lun.number)

@@ -2,7 +2,7 @@
 the medium.
 
 May import config.model, host, store, scsi.facts, master.journals, master.keys. `open_medium` runs
-in a child (errands) and touches no state of the master's; what it returns is JSON-able, with the
+in a child (jobs) and touches no state of the master's; what it returns is JSON-able, with the
 descriptors beside it.
 """
 

@@ -58,7 +58,7 @@ def refusal(header, status):
     )
 
 
-class Pending(object):
+class PendingConnection(object):
     """One accepted connection. peer, local: (address, port); group: the portal group's tag; header:
     LoginHeader, once seen."""
 
@@ -73,12 +73,12 @@ class Pending(object):
         self.again = None
         self.crowded = False  # its address holds too many connections
 
-    def connection(self):
+    def description(self):
         """The dict that a worker is given with the socket."""
         return {'peer': list(self.peer), 'local': list(self.local), 'group': self.group}
 
 
-class Arrivals(object):
+class PendingConnections(object):
     """`route(pending)` is called once a Login Request is there and takes the connection over (call `hand_over` or `refuse`);
     `held(address)` says how many connections of an address workers already have."""
 
@@ -87,7 +87,7 @@ class Arrivals(object):
         self.route = route
         self.held = held
         self.limits = limits
-        self.pending = collections.OrderedDict()  # Pending -> None, oldest first
+        self.by_age = collections.OrderedDict()  # PendingConnection -> None, oldest first
         self._by_origin = collections.Counter()  # how many of them
         self._by_address = collections.Counter()
         self._listeners = []
@@ -142,17 +142,19 @@ class Arrivals(object):
         except OSError:  # reset before we looked
             sock.close()
             return
-        pending = Pending(sock, (plain(peer[0]), peer[1]), (plain(local[0]), local[1]), group)
+        pending = PendingConnection(
+            sock, (plain(peer[0]), peer[1]), (plain(local[0]), local[1]), group
+        )
         pending.crowded = (
             self.held(pending.peer[0]) + self._by_address[pending.peer[0]]
             >= self.limits.per_address
         )
-        self.pending[pending] = None
+        self.by_age[pending] = None
         self._count(pending, 1)
         self._set_deadline(pending)
         if self._by_origin[pending.origin] > max(FEWEST_PER_ORIGIN, 2 * self.limits.per_address):
             self._make_room(pending.origin)
-        elif len(self.pending) > self.limits.pending:
+        elif len(self.by_age) > self.limits.pending:
             self._make_room(max(self._by_origin, key=self._by_origin.get))
         if pending.socket is not None:
             self._wait_for_header(pending)
@@ -177,12 +179,12 @@ class Arrivals(object):
         if not self._silent_warned:
             log.warning(
                 '%d connections wait for their login, %d of them from %s; the oldest of these are closed',
-                len(self.pending),
+                len(self.by_age),
                 self._by_origin[origin],
                 origin,
             )
             self._silent_warned = True
-        own = [p for p in self.pending if p.origin == origin]
+        own = [p for p in self.by_age if p.origin == origin]
         self.close(next((p for p in own if p.header is None), own[0]))
 
     def _too_late(self, pending):
@@ -273,8 +275,8 @@ class Arrivals(object):
         return sock
 
     def _take_out(self, pending):
-        if pending in self.pending:
-            del self.pending[pending]
+        if pending in self.by_age:
+            del self.by_age[pending]
             self._count(pending, -1)
         for timer in (pending.deadline, pending.again):
             if timer is not None:
@@ -336,7 +338,7 @@ class Arrivals(object):
         """At the end: no listener and no waiting connection is left."""
         for sock in list(self._listeners):
             self.unlisten(sock)
-        for pending in list(self.pending):
+        for pending in list(self.by_age):
             self.close(pending)
 
 

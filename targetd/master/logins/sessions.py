@@ -37,7 +37,7 @@ class Refused(Exception):
         self.status = status
 
 
-class Session(object):
+class SessionRecord(object):
     """One session. since: wall clock, seconds; peers: {cid: [address, port]}; nexus is None for a
     discovery session."""
 
@@ -75,7 +75,7 @@ class Session(object):
         }
 
 
-class Waiting(object):
+class WaitingClaim(object):
     """A claim that waits for the end of the session it replaces."""
 
     def __init__(self, worker, claim):
@@ -98,7 +98,7 @@ class Sessions(object):
         self.clock = clock
         self.by_nexus = {}
         self.by_tsih = {}
-        self.waiting = []
+        self.waiting_claims = []
         self.refusals = []  # the newest refused logins, for `targetdctl why`
         self.limit = 64
         self._last_tsih = 0
@@ -120,7 +120,7 @@ class Sessions(object):
 
     # -- claims ------------------------------------------------------------------------------------------------------
 
-    def claim(self, worker, message):
+    def process_claim(self, worker, message):
         """A worker asks for a session (or a further connection of its session). Answers now, or
         when an old session ended."""
         problem = malformed(message)
@@ -215,7 +215,7 @@ class Sessions(object):
         )
 
     def _reinstate(self, old, worker, claim):
-        self.waiting.append(Waiting(worker, claim))
+        self.waiting_claims.append(WaitingClaim(worker, claim))
         if old.ended_why is None:
             old.ended_why = 'reinstated'
             log.info(
@@ -237,7 +237,7 @@ class Sessions(object):
             )
 
     def _grant(self, nexus, worker, claim):
-        session = Session(nexus, self._allot(), worker, claim, self.clock())
+        session = SessionRecord(nexus, self._allot(), worker, claim, self.clock())
         session.peers[claim['session']['cid']] = claim['peer']
         worker.session = session
         self.by_tsih[session.tsih] = session
@@ -322,9 +322,9 @@ class Sessions(object):
     # -- ends --------------------------------------------------------------------------------------------------------
 
     def leave(self, worker):
-        """The worker is reaped, or idle after a discovery session. Returns its Session or None;
+        """The worker is reaped, or idle after a discovery session. Returns its SessionRecord or None;
         claims that waited go on."""
-        self.waiting = [w for w in self.waiting if w.worker is not worker]
+        self.waiting_claims = [w for w in self.waiting_claims if w.worker is not worker]
         session, worker.session = worker.session, None
         if session is not None:
             del self.by_tsih[session.tsih]
@@ -332,12 +332,12 @@ class Sessions(object):
                 del self.by_nexus[session.nexus]
         return session
 
-    def retry_waiting(self):
+    def retry_waiting_claims(self):
         """After leave(), when the shared state of the lost session is settled: decide again on the
         claims that waited."""
-        waiting, self.waiting = self.waiting, []
+        waiting, self.waiting_claims = self.waiting_claims, []
         for one in waiting:
-            self.claim(one.worker, one.claim)
+            self.process_claim(one.worker, one.claim)
 
 
 def malformed(message):

@@ -40,7 +40,7 @@ class _Record(object):
         self.failures, self.last, self.free = 0, 0.0, 0.0
 
 
-class Turns(object):
+class LoginThrottle(object):
     """`allowed`: failures before the first delay; 0: nobody is ever delayed. `clock`: monotonic seconds."""
 
     def __init__(self, clock, allowed=5):
@@ -62,7 +62,7 @@ class Turns(object):
             return 0.0
         return min(2.0 ** min(beyond, 10), LONGEST_SECONDS)
 
-    def failed(self, address):
+    def note_failure(self, address):
         """An authentication failed. Gives (how many in a row, seconds that the next login of the
         origin waits)."""
         origin, now = origin_of(address), self._clock()
@@ -77,7 +77,7 @@ class Turns(object):
         record.free = max(record.free, now + step) if step else 0.0
         return record.failures, step
 
-    def succeeded(self, address):
+    def note_success(self, address):
         """An authentication succeeded."""
         origin = origin_of(address)
         record = self._record(origin)
@@ -87,7 +87,7 @@ class Turns(object):
             if record.failures <= 0:
                 del self._records[origin]
 
-    def wait(self, address):
+    def reserve_delay(self, address):
         """Seconds that a login which arrives now has to wait, or None: it is sent away. Takes the
         turn."""
         record, now = self._record(origin_of(address)), self._clock()

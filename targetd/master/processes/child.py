@@ -1,4 +1,4 @@
-"""What a freshly forked child does before it is a worker, or does an errand: it lets go of
+"""What a freshly forked child does before it is a worker, or does a job: it lets go of
 everything that is the master's.
 
 The order matters. Descriptors first (the master holds open disks, listeners and other workers'
@@ -120,10 +120,10 @@ def fork(fork, inside):
     return pid
 
 
-def become_errand(channel, kept, master):
+def become_job_process(channel, kept, master):
     """As become_worker, but with the master's rights and the descriptors `kept`."""
     close_descriptors({0, 1, 2, channel.fileno(), log.descriptor()} | set(kept))
-    name_process('targetd-errand')
+    name_process('targetd-job')
     die_with(master)
 
 

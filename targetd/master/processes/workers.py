@@ -1,6 +1,6 @@
-"""Worker processes: forked ahead, handed out, reaped, replaced.
+"""WorkerProcess processes: forked ahead, handed out, reaped, replaced.
 
-             fork         report ready       take()           report idle (after a logout)
+             fork         report ready       take_spare()           report idle (after a logout)
      (none) ------> starting ------> spare ------> busy -----------------------------> spare
                         |              |             |
                         +--- death ----+-- death ----+--> reaped: descriptors closed, everyone told, spares topped up
@@ -27,7 +27,7 @@ SURPLUS_SECONDS = 30.0
 STARTING, SPARE, BUSY = 'starting', 'spare', 'busy'
 
 
-class Worker(object):
+class WorkerProcess(object):
     """One worker process, as the master sees it.
 
     session: the Session it owns, or None; peers: addresses of the connections it was given;
@@ -104,7 +104,7 @@ class Workers(object):
         self._trim(ahead, SURPLUS)
         for _ in range(wanted - len(ahead)):
             try:
-                self.spawn()
+                self.fork_worker()
             except OSError as e:
                 log.error('no worker can be forked (%s); trying again', e.strerror)
                 self._young_deaths += 1
@@ -126,7 +126,7 @@ class Workers(object):
         if not self.stopping:
             self._trim(self._ahead(), 0)
 
-    def spawn(self):
+    def fork_worker(self):
         """Fork one. Raises OSError."""
         if not self._frozen:
             compat.freeze_collector()
@@ -142,7 +142,7 @@ class Workers(object):
             theirs.close()
             raise
         theirs.close()
-        worker = Worker(pid, ours, self.loop.clock(), self.generation)
+        worker = WorkerProcess(pid, ours, self.loop.clock(), self.generation)
         worker.start_timer = self.loop.call_later(START_SECONDS, lambda: self._never_ready(worker))
         self.by_pid[pid] = worker
         self.loop.watch(ours, READ, lambda events: self._channel_ready(worker, events))
@@ -220,7 +220,7 @@ class Workers(object):
 
     # -- hand out ----------------------------------------------------------------------------------------------------
 
-    def take(self):
+    def take_spare(self):
         """A spare that is ready, now busy; or None."""
         for worker in self.by_pid.values():
             if (

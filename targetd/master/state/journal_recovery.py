@@ -1,7 +1,7 @@
 """Where the journals of atomic writes are, and what becomes of one that a server left that died.
 May import store.
 
-`put_right` runs in a child (errands): it reads and writes the medium. A journal is locked as long as a server uses it.
+`put_right` runs in a child (jobs): it reads and writes the medium. A journal is locked as long as a server uses it.
 """
 
 import errno

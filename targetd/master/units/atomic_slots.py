@@ -4,7 +4,7 @@ which is both.
      open --grant--> a slot for each session that has the medium --retire: its worker is gone--> empty: unlocked, free
                                                                      | amid a write
                                                                      v
-                                     an errand puts the old bytes back --done--> unlocked, free
+                                     a job puts the old bytes back --done--> unlocked, free
                                                                      |
                                                                      +--> it cannot: the unit failed, and the range stays
                                                                           locked until it was tried again, and done
@@ -88,11 +88,11 @@ class Repair(object):
 
 
 class AtomicWrites(object):
-    """`units`: units.Units; `errands`: who repairs; on_repaired(): something is whole again."""
+    """`units`: units.Units; `jobs`: who repairs; on_repaired(): something is whole again."""
 
-    def __init__(self, units, errands, on_repaired):
+    def __init__(self, units, jobs, on_repaired):
         self.units = units
-        self.errands = errands
+        self.jobs = jobs
         self.on_repaired = on_repaired
         self.is_over = False  # the server ends: what is half done is left to the next one
         self._media = {}  # store.key -> Medium
@@ -166,7 +166,7 @@ class AtomicWrites(object):
 
     def _begin(self, repair):
         repair.has_failed = False
-        self.errands.send(
+        self.jobs.submit_job(
             repair.name, repair.do, lambda answer: self._over(repair, answer), repair.kept()
         )
 
@@ -192,7 +192,7 @@ class AtomicWrites(object):
         for repair in [
             repair for repair in self._repairs if repair.medium is unit.atomic and repair.has_failed
         ]:
-            if self.errands.is_stuck(repair.name):
+            if self.jobs.is_stuck(repair.name):
                 self.units.fail(
                     unit,
                     'what was to take an atomic write back still waits for the disk; its blocks cannot be '

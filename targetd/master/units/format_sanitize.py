@@ -74,7 +74,7 @@ class Operations(object):
     def hand_out(self):
         """Give work to spares. Call when there may be one."""
         for unit in [unit for unit in self._waiting if not self.units.is_repairing(unit)]:
-            worker = self.workers.take()
+            worker = self.workers.take_spare()
             if worker is None:
                 break
             self._waiting.remove(unit)

@@ -23,7 +23,7 @@ import time
 from collections import deque
 
 from targetd import log
-from targetd.master.processes.jobs import Answer
+from targetd.master.processes.jobs import JobResult
 from targetd.master.units import transitions
 from targetd.master.units.rod_tokens import Rods
 from targetd.master.units.transitions import Decision, Refusal
@@ -538,7 +538,7 @@ class Units(object):
         """Say of the medium what it is now."""
         self._apply_now(unit, transitions.medium_changed(unit.shared, medium))
 
-    def flush_all(self, errands, done):
+    def flush_all(self, jobs, done):
         """At the end: have everything made durable, by children; done([(unit, '' or why it is
         not)]), within FLUSH_SECONDS."""
         units, results = list(self.by_id.values()), []
@@ -551,9 +551,9 @@ class Units(object):
 
         for unit in units:
             if unit.store.read_only or unit.store.kind not in ('file', 'block'):
-                flushed(unit, Answer({}, [], '', False))
+                flushed(unit, JobResult({}, [], '', False))
             else:
-                errands.send(
+                jobs.submit_job(
                     ('flush', unit.id),
                     functools.partial(flush, unit.store.descriptor),
                     functools.partial(flushed, unit),
@@ -579,7 +579,7 @@ class Units(object):
 
 
 def flush(descriptor):
-    """An errand: make durable what any process wrote."""
+    """A job: make durable what any process wrote."""
     try:
         os.fdatasync(descriptor)
     except OSError as e:

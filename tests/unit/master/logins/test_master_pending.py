@@ -7,8 +7,8 @@ import struct
 import pytest
 from master_fakes import StillLoop
 
-from targetd.master.logins import pending as arrivals
-from targetd.master.logins.pending import Arrivals, Limits, parse_login, refusal
+from targetd.master.logins import pending as module
+from targetd.master.logins.pending import PendingConnections, Limits, parse_login, refusal
 from targetd.master.logins.portals import open_portal
 
 ISID = bytes.fromhex('00023d000001')
@@ -19,7 +19,7 @@ def login_header(opcode=0x43, tsih=0, itt=7, cmd_sn=5):
 
 
 class Door(object):
-    """An Arrivals behind a real portal on loopback; `routed` is who came through."""
+    """An PendingConnections behind a real portal on loopback; `routed` is who came through."""
 
     def __init__(self, **limits):
         self.loop = StillLoop()
@@ -27,14 +27,14 @@ class Door(object):
         self.held = {}
         values = dict(login_timeout=15, pending=8, per_address=4)
         values.update(limits)
-        self.arrivals = Arrivals(
+        self.pending_connections = PendingConnections(
             self.loop,
             self.routed.append,
             lambda address: self.held.get(address, 0),
             Limits(**values),
         )
         self.portal = open_portal('127.0.0.1', 0)
-        self.arrivals.listen(self.portal, 3)
+        self.pending_connections.listen(self.portal, 3)
         self.clients = []
 
     def connect(self, data=b''):
@@ -48,7 +48,7 @@ class Door(object):
     def close(self):
         for client in self.clients:
             client.close()
-        self.arrivals.close_all()
+        self.pending_connections.close_all()
         for pending in self.routed:
             if pending.socket is not None:
                 pending.socket.close()
@@ -83,22 +83,22 @@ def test_a_login_is_routed_with_what_was_peeked_and_nothing_is_read(door):
     assert (
         pending.header.tsih == 9 and pending.header.isid == ISID.hex() and pending.header.itt == 7
     )
-    assert pending.connection() == {
+    assert pending.description() == {
         'peer': list(client.getsockname()),
         'local': list(client.getpeername()),
         'group': 3,
     }
-    taken = here.arrivals.hand_over(pending)
+    taken = here.pending_connections.hand_over(pending)
     assert taken.recv(100) == login_header(tsih=9) + b'InitiatorName=x'
-    assert not here.arrivals.pending
+    assert not here.pending_connections.by_age
     taken.close()
 
 
 def test_a_byte_at_a_time_is_routed_once_and_does_not_keep_the_loop_busy(door):
     here = door()
     peeks = []
-    original = here.arrivals._readable
-    here.arrivals._readable = lambda pending: (peeks.append(1), original(pending))
+    original = here.pending_connections._readable
+    here.pending_connections._readable = lambda pending: (peeks.append(1), original(pending))
     client = here.connect()
     for byte in login_header()[:-1]:
         client.sendall(bytes([byte]))
@@ -115,7 +115,7 @@ def test_a_byte_at_a_time_is_routed_once_and_does_not_keep_the_loop_busy(door):
 def test_where_the_kernel_wakes_us_too_early_a_timer_looks_again(door, monkeypatch):
     here = door()
     client = here.connect()
-    (pending,) = here.arrivals.pending
+    (pending,) = here.pending_connections.by_age
     pending.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
     client.sendall(login_header()[:20])
     here.loop.settle()
@@ -123,7 +123,7 @@ def test_where_the_kernel_wakes_us_too_early_a_timer_looks_again(door, monkeypat
     client.sendall(login_header()[20:])
     here.loop.settle()
     assert not here.routed
-    here.loop.pass_time(arrivals.SHORT_PEEK_SECONDS)
+    here.loop.pass_time(module.SHORT_PEEK_SECONDS)
     assert here.routed == [pending]
 
 
@@ -131,9 +131,9 @@ def test_a_silent_connection_is_closed_after_the_login_timeout(door, capfd):
     here = door(login_timeout=15)
     client = here.connect(b'\x43')
     here.loop.pass_time(14)
-    assert len(here.arrivals.pending) == 1
+    assert len(here.pending_connections.by_age) == 1
     here.loop.pass_time(1)
-    assert is_closed(client) and not here.arrivals.pending
+    assert is_closed(client) and not here.pending_connections.by_age
     assert 'no login within 15 seconds' in capfd.readouterr().err
 
 
@@ -157,7 +157,7 @@ def test_a_connection_that_ends_early_is_forgotten(door):
     client = here.connect(login_header()[:30])
     client.shutdown(socket.SHUT_WR)
     here.loop.pass_time(1)
-    assert not here.arrivals.pending and here.routed == []
+    assert not here.pending_connections.by_age and here.routed == []
 
 
 def test_a_login_without_the_immediate_bit_is_routed_too(door):
@@ -193,7 +193,7 @@ def test_a_refused_login_with_data_behind_it_still_reads_its_answer(door):
         reply += client.recv(48)
     assert reply[36:38] == b'\x03\x02'
     client.close()
-    here.loop.pass_time(arrivals.LINGER_SECONDS)
+    here.loop.pass_time(module.LINGER_SECONDS)
     assert len(here.loop._selector.get_map()) == 1  # the portal
 
 
@@ -201,34 +201,36 @@ def test_a_flood_costs_its_own_address_the_oldest_and_later_ones_are_heard(door)
     here = door(pending=3, per_address=100)
     silent = [here.connect() for _ in range(4)]
     assert is_closed(silent[0])
-    assert len(here.arrivals.pending) == 3
+    assert len(here.pending_connections.by_age) == 3
     here.connect(login_header())
     assert len(here.routed) == 1
 
 
 def test_one_origin_has_its_share_of_silence_and_no_more(door, monkeypatch):
-    monkeypatch.setattr(arrivals, 'FEWEST_PER_ORIGIN', 3)
+    monkeypatch.setattr(module, 'FEWEST_PER_ORIGIN', 3)
     here = door(pending=100, per_address=1)
     silent = [here.connect() for _ in range(5)]
     assert [is_closed(client) for client in silent[:2]] == [True, True] and len(
-        here.arrivals.pending
+        here.pending_connections.by_age
     ) == 3
     for client in silent[2:]:
         client.close()
     here.loop.settle()
     assert (
-        not here.arrivals.pending and not here.arrivals._by_origin and not here.arrivals._by_address
+        not here.pending_connections.by_age
+        and not here.pending_connections._by_origin
+        and not here.pending_connections._by_address
     )
 
 
 def test_who_waits_for_its_turn_stays_when_silent_ones_go(door, monkeypatch):
-    monkeypatch.setattr(arrivals, 'FEWEST_PER_ORIGIN', 2)
+    monkeypatch.setattr(module, 'FEWEST_PER_ORIGIN', 2)
     here = door(pending=100, per_address=1)
     first = here.connect(login_header())
     (waiting,) = here.routed
     silent = here.connect()
     here.connect()
-    assert is_closed(silent) and waiting in here.arrivals.pending
+    assert is_closed(silent) and waiting in here.pending_connections.by_age
     first.close()
 
 
@@ -236,22 +238,22 @@ def test_a_held_connection_goes_on_later_and_has_its_whole_timeout_then(door):
     here, released = door(login_timeout=15), []
     here.connect(login_header())
     (pending,) = here.routed
-    here.arrivals.hold(pending, 30, released.append)
+    here.pending_connections.hold(pending, 30, released.append)
     here.loop.pass_time(29)
-    assert not released and pending in here.arrivals.pending
+    assert not released and pending in here.pending_connections.by_age
     here.loop.pass_time(1)
     assert released == [pending]
     here.loop.pass_time(14)
-    assert pending in here.arrivals.pending
+    assert pending in here.pending_connections.by_age
 
 
 def test_a_held_connection_whose_initiator_gave_up_is_forgotten(door):
     here, released = door(), []
     client = here.connect(login_header())
-    here.arrivals.hold(here.routed[0], 2, released.append)
+    here.pending_connections.hold(here.routed[0], 2, released.append)
     client.close()
     here.loop.pass_time(2)
-    assert not released and not here.arrivals.pending
+    assert not released and not here.pending_connections.by_age
 
 
 def test_a_login_whose_turn_does_not_come_is_told_so(door):
@@ -259,7 +261,7 @@ def test_a_login_whose_turn_does_not_come_is_told_so(door):
     client = here.connect(login_header())
     here.loop.pass_time(15)
     client.settimeout(5)
-    assert client.recv(100)[36:38] == b'\x03\x02' and not here.arrivals.pending
+    assert client.recv(100)[36:38] == b'\x03\x02' and not here.pending_connections.by_age
 
 
 def test_no_descriptors_left_is_not_a_busy_loop(door, monkeypatch, capfd):
@@ -275,18 +277,18 @@ def test_no_descriptors_left_is_not_a_busy_loop(door, monkeypatch, capfd):
             return here.portal.fileno()
 
     listener = Listener()
-    here.arrivals._listeners.append(listener)
-    here.arrivals._accept(listener, 1)
+    here.pending_connections._listeners.append(listener)
+    here.pending_connections._accept(listener, 1)
     here.loop.settle()
     assert len(calls) == 1
     assert 'Too many open files' in capfd.readouterr().err
-    here.arrivals._listeners.remove(listener)
+    here.pending_connections._listeners.remove(listener)
 
 
 def test_close_all_leaves_nothing(door):
     here = door()
     client = here.connect(b'\x43')
-    here.arrivals.close_all()
+    here.pending_connections.close_all()
     assert is_closed(client)
     with pytest.raises(OSError):
         here.portal.getsockname()

@@ -63,12 +63,12 @@ class Desk(object):
                 'keys': {'MaxBurstLength': 262144, 'MaxConnections': 2},
             },
         }
-        self.sessions.claim(worker, message)
+        self.sessions.process_claim(worker, message)
         return worker.of('answer')[-1] if worker.of('answer') else None
 
     def die(self, worker):
         self.sessions.leave(worker)
-        self.sessions.retry_waiting()
+        self.sessions.retry_waiting_claims()
 
 
 @pytest.fixture
@@ -312,7 +312,7 @@ def test_a_claim_that_is_none_costs_the_worker_its_life(desk, spoil):
     }
     spoil(message)
     worker = FakeWorker()
-    desk.sessions.claim(worker, message)
+    desk.sessions.process_claim(worker, message)
     assert worker.killed and desk.sessions.all() == [] and worker.sent == []
 
 

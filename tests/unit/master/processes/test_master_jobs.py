@@ -1,4 +1,4 @@
-"""Errands: children that wait for what the master must not wait for."""
+"""Jobs: children that wait for what the master must not wait for."""
 
 import fcntl
 import os
@@ -8,15 +8,15 @@ import time
 import pytest
 
 from targetd.master.processes import jobs as module
-from targetd.master.processes.jobs import AT_ONCE, SECONDS, Errands
+from targetd.master.processes.jobs import AT_ONCE, SECONDS, Jobs
 
 
 @pytest.fixture
-def errands(loop):
-    errands = Errands(loop)
-    yield errands
-    errands.close()
-    until(lambda: (errands.reap(), not errands._ending)[1])
+def jobs(loop):
+    jobs = Jobs(loop)
+    yield jobs
+    jobs.close()
+    until(lambda: (jobs.reap(), not jobs._ending)[1])
 
 
 def until(question, seconds=10):
@@ -31,31 +31,31 @@ def never():
         signal.pause()
 
 
-def test_the_work_is_done_elsewhere_and_what_it_returns_comes_back(loop, errands):
+def test_the_work_is_done_elsewhere_and_what_it_returns_comes_back(loop, jobs):
     answers = []
-    errands.send('a', lambda: ({'pid': os.getpid(), 'text': 'ü'}, ()), answers.append)
+    jobs.submit_job('a', lambda: ({'pid': os.getpid(), 'text': 'ü'}, ()), answers.append)
     until(lambda: (loop.settle(), answers)[1])
     (answer,) = answers
     assert (
-        answer.words['pid'] != os.getpid()
-        and answer.words['text'] == 'ü'
+        answer.values['pid'] != os.getpid()
+        and answer.values['text'] == 'ü'
         and answer.why == ''
         and not answer.is_late
     )
 
 
-def test_descriptors_that_the_child_opened_are_ours(errands, tmp_path):
+def test_descriptors_that_the_child_opened_are_ours(jobs, tmp_path):
     path = tmp_path / 'file'
     path.write_bytes(b'content')
     answers = []
-    errands.send('a', lambda: ({}, [os.open(str(path), os.O_RDONLY)]), answers.append)
-    errands.wait()
+    jobs.submit_job('a', lambda: ({}, [os.open(str(path), os.O_RDONLY)]), answers.append)
+    jobs.wait()
     (descriptor,) = answers[0].descriptors
     assert os.read(descriptor, 100) == b'content'
     os.close(descriptor)
 
 
-def test_what_is_handed_back_is_nobody_elses_any_more(errands, tmp_path):
+def test_what_is_handed_back_is_nobody_elses_any_more(jobs, tmp_path):
     """A claim that the child let go of only a moment later would make the next attempt fail."""
     path = str(tmp_path / 'file')
     answers = []
@@ -67,24 +67,24 @@ def test_what_is_handed_back_is_nobody_elses_any_more(errands, tmp_path):
         os._exit = lambda code, really=os._exit: (time.sleep(0.2), really(code))
         return {}, [descriptor]
 
-    errands.send('a', claim, answers.append)
-    errands.wait()
+    jobs.submit_job('a', claim, answers.append)
+    jobs.wait()
     os.close(answers[0].descriptors[0])
     with open(path) as again:
         fcntl.flock(again, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def test_the_child_has_what_it_is_given_and_nothing_else(errands):
+def test_the_child_has_what_it_is_given_and_nothing_else(jobs):
     kept, other = os.open(os.devnull, os.O_RDONLY), os.open(os.devnull, os.O_RDONLY)
     answers = []
-    errands.send(
+    jobs.submit_job(
         'a',
         lambda: ({'open': [os.path.exists('/proc/self/fd/%d' % d) for d in (kept, other)]}, ()),
         answers.append,
         kept=[kept],
     )
-    errands.wait()
-    assert answers[0].words == {'open': [True, False]}
+    jobs.wait()
+    assert answers[0].values == {'open': [True, False]}
     os.close(kept)
     os.close(other)
 
@@ -97,53 +97,53 @@ def test_the_child_has_what_it_is_given_and_nothing_else(errands):
         (lambda: ({'failed': 'no such disk'}, ()), 'no such disk'),
     ],
 )
-def test_work_that_fails_says_why(errands, work, why):
+def test_work_that_fails_says_why(jobs, work, why):
     answers = []
-    errands.send('a', work, answers.append)
-    errands.wait()
+    jobs.submit_job('a', work, answers.append)
+    jobs.wait()
     assert answers[0].why.startswith(why) and not answers[0].is_late
 
 
-def test_who_does_not_answer_is_given_up_and_holds_up_nobody(loop, errands):
+def test_who_does_not_answer_is_given_up_and_holds_up_nobody(loop, jobs):
     answers = {}
-    errands.send('dead', never, lambda answer: answers.update(dead=answer))
-    errands.send('well', lambda: ({}, ()), lambda answer: answers.update(well=answer))
+    jobs.submit_job('dead', never, lambda answer: answers.update(dead=answer))
+    jobs.submit_job('well', lambda: ({}, ()), lambda answer: answers.update(well=answer))
     until(lambda: (loop.settle(), 'well' in answers)[1])
     assert 'dead' not in answers
     loop.pass_time(SECONDS)
     assert answers['dead'].is_late and 'within 10 seconds' in answers['dead'].why
-    until(lambda: not errands.is_stuck('dead'))  # it could be killed: it waited for no disk
+    until(lambda: not jobs.is_stuck('dead'))  # it could be killed: it waited for no disk
 
 
-def test_one_that_cannot_be_killed_yet_is_known(loop, errands, monkeypatch):
+def test_one_that_cannot_be_killed_yet_is_known(loop, jobs, monkeypatch):
     killed = []
     monkeypatch.setattr(module.os, 'kill', lambda pid, number: killed.append(pid))
-    errands.send('dead', never, lambda answer: None)
+    jobs.submit_job('dead', never, lambda answer: None)
     loop.pass_time(SECONDS)
     monkeypatch.undo()
-    assert errands.is_stuck('dead') and not errands.is_stuck('well')
+    assert jobs.is_stuck('dead') and not jobs.is_stuck('well')
     os.kill(killed[0], signal.SIGKILL)
-    until(lambda: not errands.is_stuck('dead'))
+    until(lambda: not jobs.is_stuck('dead'))
 
 
-def test_waiting_is_bounded(errands, monkeypatch):
-    errands.loop.clock = time.monotonic
+def test_waiting_is_bounded(jobs, monkeypatch):
+    jobs.loop.clock = time.monotonic
     answers = []
-    errands.send('dead', never, answers.append, seconds=0.2)
-    errands.wait()
+    jobs.submit_job('dead', never, answers.append, seconds=0.2)
+    jobs.wait()
     assert answers[0].is_late
 
 
-def test_no_more_than_so_many_at_once(errands):
+def test_no_more_than_so_many_at_once(jobs):
     answers, most = [], []
 
     def done(answer):
-        most.append(len(errands._under_way))
-        answers.append(answer.words['n'])
+        most.append(len(jobs._under_way))
+        answers.append(answer.values['n'])
 
     for n in range(AT_ONCE * 2):
-        errands.send(n, lambda n=n: ({'n': n}, ()), done)
-    errands.wait()
+        jobs.submit_job(n, lambda n=n: ({'n': n}, ()), done)
+    jobs.wait()
     assert sorted(answers) == list(range(AT_ONCE * 2)) and max(most) <= AT_ONCE
 
 
@@ -152,14 +152,14 @@ def test_a_fork_that_fails_is_an_answer(loop):
         raise BlockingIOError(11, 'Resource temporarily unavailable')
 
     answers, forked = [], []
-    Errands(loop, fork).send('a', never, answers.append, forked=lambda: forked.append(True))
+    Jobs(loop, fork).submit_job('a', never, answers.append, forked=lambda: forked.append(True))
     assert 'Resource temporarily unavailable' in answers[0].why and forked
 
 
 def test_the_end_kills_whoever_is_at_it_and_tells_nobody(loop):
-    errands, answers = Errands(loop), []
-    errands.send('dead', never, answers.append)
-    (pid,) = [errand.pid for errand in errands._under_way]
-    errands.close()
-    until(lambda: (errands.reap(), not errands._ending)[1])
+    jobs, answers = Jobs(loop), []
+    jobs.submit_job('dead', never, answers.append)
+    (pid,) = [job.pid for job in jobs._under_way]
+    jobs.close()
+    until(lambda: (jobs.reap(), not jobs._ending)[1])
     assert not os.path.exists('/proc/%d' % pid) and not answers

@@ -11,7 +11,7 @@ from targetd import compat
 from targetd.config import model
 from targetd.errors import StoreError
 from targetd.master.exports.exports import Exports
-from targetd.master.processes.jobs import Errands
+from targetd.master.processes.jobs import Jobs
 from targetd.master.state.state_directory import StateDirectory
 from targetd.master.units import atomic_slots
 from targetd.master.units.replication import FAILED, READY, Units
@@ -28,15 +28,15 @@ class House(object):
     def __init__(self, path):
         self.path = str(path)
         self.loop = StillLoop()
-        self.errands = Errands(self.loop)
+        self.jobs = Jobs(self.loop)
         self.units = Units(
             self.loop, self.send, lambda worker, why: None, StateDirectory(self.path)
         )
         self.repaired = []
         self.units.atomic = atomic_slots.AtomicWrites(
-            self.units, self.errands, lambda: self.repaired.append(None)
+            self.units, self.jobs, lambda: self.repaired.append(None)
         )
-        self.exports = Exports(self.loop, self.units, self.errands)
+        self.exports = Exports(self.loop, self.units, self.jobs)
         self.exports.server = 'server'
 
     def send(self, worker, message, descriptors):
@@ -63,7 +63,7 @@ class House(object):
         )
         outcomes = {}
         self.exports.open_all([(model.Target(target), lun)], outcomes.update)
-        self.errands.wait()
+        self.jobs.wait()
         if isinstance(outcomes[target, number], StoreError):
             raise outcomes[target, number]
         return outcomes[target, number]
@@ -98,12 +98,12 @@ class House(object):
         self.units.leave(worker)
 
     def repair(self):
-        self.errands.wait()
+        self.jobs.wait()
         self.loop.settle()
 
     def end(self):
         self.units.close_all()
-        self.errands.close()
+        self.jobs.close()
         self.loop.close()
 
     def is_locked(self, unit):
@@ -141,7 +141,7 @@ def test_each_session_has_a_slot_and_the_next_one_takes_what_is_free(house):
     assert len(one[2]) == 2 and one[1]['descriptor'] == 0 and one[1]['atomic']['descriptor'] == 1
     house.units.leave(one[0])
     assert house.serve('three')[1]['atomic']['slot'] == 0
-    assert house.errands.is_idle
+    assert house.jobs.is_idle
 
 
 def test_without_the_setting_nothing_is_granted_made_or_said(house):
@@ -191,7 +191,7 @@ def test_a_unit_that_is_closed_before_its_store_was_replaced_leaves_no_slot(hous
 # -- put right -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_write_that_a_dead_worker_left_half_done_is_taken_back_by_an_errand(house):
+def test_a_write_that_a_dead_worker_left_half_done_is_taken_back_by_a_job(house):
     unit = house.export()
     house.die_amid_a_write(*house.serve())
     assert house.is_locked(unit) and house.units.is_repairing(unit) and not house.repaired
@@ -219,7 +219,7 @@ def test_what_cannot_be_taken_back_fails_the_unit_and_is_tried_again_when_the_ad
 def test_it_is_not_tried_again_while_the_first_try_still_waits_for_the_disk(house, monkeypatch):
     """It might write the old bytes later than those that others have written since."""
     unit = house.export()
-    monkeypatch.setattr(house.errands, 'is_stuck', lambda name: True)
+    monkeypatch.setattr(house.jobs, 'is_stuck', lambda name: True)
     monkeypatch.setattr(atomic_slots.Repair, 'do', lambda self: os._exit(1))
     house.die_amid_a_write(*house.serve())
     house.repair()

@@ -212,7 +212,7 @@ class FakeWorkers(object):
         self.spares = []
         self.stopping = False
 
-    def take(self):
+    def take_spare(self):
         return self.spares.pop(0) if self.spares else None
 
     def send(self, worker, message, descriptors=()):

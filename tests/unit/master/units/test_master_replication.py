@@ -10,7 +10,7 @@ from master_fakes import TARGET, FakeWorker, StillLoop, nexus
 
 from targetd.config import model
 from targetd.errors import StoreError
-from targetd.master.processes.jobs import Errands
+from targetd.master.processes.jobs import Jobs
 from targetd.master.state.state_directory import StateDirectory
 from targetd.master.units import transitions
 from targetd.master.units.replication import ACKNOWLEDGE_SECONDS, FAILED, READY, Unit, Units
@@ -358,9 +358,9 @@ def test_more_units_than_fit_one_message_follow(house):
 )
 def test_flush_all_says_what_could_not_be_flushed(house, monkeypatch, fail, why):
     monkeypatch.setattr('targetd.master.units.replication.os.fdatasync', fail)
-    errands, results = Errands(house.loop), []
-    house.units.flush_all(errands, results.extend)
-    errands.wait()
+    jobs, results = Jobs(house.loop), []
+    house.units.flush_all(jobs, results.extend)
+    jobs.wait()
     assert results == [(house.unit, why)]
 
 

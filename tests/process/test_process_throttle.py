@@ -46,7 +46,7 @@ def under_way(stage):
 
 
 def failures(stage, source):
-    record = stage.master.turns._records.get(source)
+    record = stage.master.throttle._records.get(source)
     return record.failures if record else 0
 
 
@@ -131,9 +131,11 @@ def test_whoever_gives_up_while_it_waits_costs_no_worker(stage):
     fails(stage, BAD, 2)
     stage.until(lambda: not under_way(stage))
     stage.connect(source=BAD).close()
-    stage.until(lambda: [pending for pending in stage.master.arrivals.pending if pending.header])
+    stage.until(
+        lambda: [pending for pending in stage.master.pending_connections.by_age if pending.header]
+    )
     stage.leap(1)
-    stage.until(lambda: not stage.master.arrivals.pending)
+    stage.until(lambda: not stage.master.pending_connections.by_age)
     assert under_way(stage) == 0
 
 
@@ -174,14 +176,14 @@ def test_a_worker_cannot_accuse_an_address_that_it_never_saw(stage):
     )
     client.claim(DISK)
     client.wait('answer')
-    assert not stage.master.turns._records
+    assert not stage.master.throttle._records
 
 
 def test_too_many_that_wait_are_sent_away(stage):
     stage.begin('failures-before-delay = 1')
     fails(stage, BAD, 1)
     for _ in range(5):
-        stage.master.turns.failed(BAD)
+        stage.master.throttle.note_failure(BAD)
     clients = open_logins(stage, 6, BAD)  # 30 s apart, and nobody waits longer than a minute
     stage.until(
         lambda: (
