@@ -1,7 +1,7 @@
-"""The `targetdctl` command: its arguments and its output come from the table of commands.
+"""The `targetdctl` command. Its arguments and its output are derived from the table of commands.
 
-May import base, config.model and admin. Exit codes as in targetd.errors: 0 done, 1 refused or
-failed, 2 wrong command line, 7 no server answers; a refusal may carry another of them.
+May import base, config.model and admin. Exit codes as in targetd.errors: 0 success, 1 refused or
+failed, 2 wrong command line, 7 no server is running; the server may send another one with a refusal.
 """
 
 import argparse
@@ -13,13 +13,17 @@ import sys
 from targetd import __version__
 from targetd.admin import local, windows
 from targetd.admin.commands import TABLE, name_of
-from targetd.admin.protocol import ask, default_socket
+from targetd.admin.protocol import SOCKET_PATH, default_socket, send_request
 from targetd.errors import EXIT_FAILURE, EXIT_OK, EXIT_USAGE, TargetdError
 
 UNITS = ('bytes', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB', 'EiB')
 
+#: Commands of targetctl, the tool of LIO (the Linux kernel's target). An administrator who types
+#: one of them has probably confused the two programs, so the error explains the difference.
+LIO_COMMANDS = ('save', 'restore', 'clear')
 
-# -- the command line --------------------------------------------------------------------------------------------------------
+
+# -- the command line ------------------------------------------------------------------------------
 
 
 def _number(text):
@@ -46,27 +50,22 @@ def _add_argument(parser, argument):
 
 
 def _add_common(parser, default_socket_text=None, default_json=False):
-    """-s and --json may stand before the command or after it."""
+    """Add -s and --json, which are accepted before and after the command."""
     parser.add_argument(
         '-s',
         '--socket',
         metavar='SOCKET',
         default=default_socket_text,
-        help='the control socket of the server (default: $TARGETD_SOCKET or /var/run/targetd.sock)',
+        help='control socket of the server (default: $TARGETD_SOCKET or %s)' % SOCKET_PATH,
     )
     parser.add_argument(
-        '--json',
-        action='store_true',
-        default=default_json,
-        help='print the answer as JSON, for programs',
+        '--json', action='store_true', default=default_json, help='print JSON, for programs'
     )
 
 
 def build_parser():
-    """The argparse parser made of the table; the parsed arguments have `row`, the Command."""
-    parser = argparse.ArgumentParser(
-        prog='targetdctl', description='Ask and command a running targetd.'
-    )
+    """The argparse parser of the table. The parsed arguments have an attribute `row`, the Command."""
+    parser = argparse.ArgumentParser(prog='targetdctl', description='Control a running targetd.')
     parser.add_argument('--version', action='version', version='targetdctl ' + __version__)
     _add_common(parser)
     verbs = parser.add_subparsers(metavar='COMMAND', dest='verb')
@@ -78,8 +77,8 @@ def build_parser():
             if words[0] not in groups:
                 group = verbs.add_parser(
                     words[0],
-                    help='list what the server has',
-                    description='List what the server has.',
+                    help='list sessions, targets, units, portals or ALUA states',
+                    description='List objects of the server.',
                 )
                 groups[words[0]] = group.add_subparsers(metavar='WHAT', dest='what')
             place = groups[words[0]]
@@ -100,12 +99,11 @@ def _request(row, parsed):
     return request
 
 
-# -- what is printed ---------------------------------------------------------------------------------------------------------
+# -- output ----------------------------------------------------------------------------------------
 
 
 def human_bytes(number):
-    """Bytes in the largest unit that leaves a whole number or one digit after the point: '200 GiB',
-    '1.5 TiB'."""
+    """A number of bytes in the largest unit in which it is at least 1: '200 GiB', '1.5 TiB'."""
     figure, unit = float(number), 0
     while figure >= 1024 and unit < len(UNITS) - 1:
         figure, unit = figure / 1024, unit + 1
@@ -113,7 +111,7 @@ def human_bytes(number):
 
 
 def _plain(text):
-    """Text from elsewhere without control characters: an initiator's name may hold anything."""
+    """The text with control characters replaced: an initiator's name may contain any character."""
     return ''.join(c if c.isprintable() else '?' for c in text)
 
 
@@ -130,7 +128,7 @@ def _cell(value, form):
 
 
 def table_text(columns, rows):
-    """Rows (dicts) under their headings, columns lined up, no blanks at the ends of lines."""
+    """Rows (dicts) under their headings, in aligned columns, without blanks at the end of lines."""
     lines = [[column.heading for column in columns]]
     lines += [[_cell(row.get(column.key), column.form) for column in columns] for row in rows]
     widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
@@ -140,7 +138,7 @@ def table_text(columns, rows):
 
 
 def records_text(columns, rows):
-    """Rows with long sentences: one paragraph each, 'heading: value' a line."""
+    """Rows that contain long sentences: one paragraph each, with lines 'heading: value'."""
     blocks = [
         [
             '%s: %s'
@@ -154,14 +152,14 @@ def records_text(columns, rows):
 
 
 def _explained(rows):
-    """The refused logins with what Windows shows for their status and where to look."""
+    """The rows of `why`, each with the message that Windows shows for its status and a hint."""
     explained = []
     for row in rows:
         row = dict(row)
         status = re.match(r'^([0-9A-Fa-f]{2})([0-9A-Fa-f]{2})$', str(row.get('status')))
         if status:
             numbers = int(status.group(1), 16), int(status.group(2), 16)
-            row.setdefault('windows', windows.says(*numbers))
+            row.setdefault('windows', windows.message(*numbers))
             row.setdefault('look_at', windows.advice(*numbers))
         explained.append(row)
     return explained
@@ -192,16 +190,24 @@ def _plain_lines(text):
     return '\n'.join(_plain(line) for line in text.split('\n'))
 
 
-# -- the command -------------------------------------------------------------------------------------------------------------
+# -- the command -----------------------------------------------------------------------------------
 
 
-def run(parsed):
-    """Do what was parsed and print the answer. Raises TargetdError."""
+def lio_command(arguments):
+    """The first word of the command line if it is a command of LIO's targetctl, else None."""
+    options = argparse.ArgumentParser(prog='targetdctl', add_help=False)
+    _add_common(options)
+    _, words = options.parse_known_args(arguments)
+    return words[0] if words and words[0] in LIO_COMMANDS else None
+
+
+def run_command(parsed):
+    """Execute the parsed command and print the reply. Raises TargetdError."""
     row = parsed.row
     if row.local:
         reply = {'ok': True, 'rows': local.ANSWERS[row.words]()}
     else:
-        reply = ask(
+        reply = send_request(
             parsed.socket or default_socket(),
             _request(row, parsed),
             row.seconds,
@@ -212,14 +218,23 @@ def run(parsed):
 
 def main(arguments=None):
     """The entry point of `targetdctl`; returns the exit code."""
+    word = lio_command(arguments)
+    if word:
+        print(
+            'targetdctl: "%s" is a command of targetctl, the tool of LIO, the target in the Linux '
+            'kernel (package python3-rtslib-fb); targetdctl controls targetd, and targetdctl '
+            '--help lists its commands' % word,
+            file=sys.stderr,
+        )
+        return EXIT_USAGE
     parser = build_parser()
     parsed = parser.parse_args(arguments)
     if not hasattr(parsed, 'row'):
         parser.print_usage(sys.stderr)
-        print('targetdctl: a command is missing; targetdctl --help lists them', file=sys.stderr)
+        print('targetdctl: a command is missing; targetdctl --help lists all', file=sys.stderr)
         return EXIT_USAGE
     try:
-        run(parsed)
+        run_command(parsed)
         sys.stdout.flush()
         return EXIT_OK
     except TargetdError as e:

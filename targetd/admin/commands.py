@@ -1,17 +1,19 @@
-"""The administrator's commands: one row each, from which `targetdctl`, its manual page and the
-master's answers come.
+"""The administrator's commands, one row each. `targetdctl`, its manual page and the dispatch in the
+master are derived from this table.
 
-Pure; imports nothing of targetd, so that the master may import it. The conversation on the control
-socket is one line each way, JSON in UTF-8 ended by a newline:
+Pure; imports nothing of targetd, so that the master may import it. Each request and each reply on
+the control socket is one line of JSON in UTF-8 that ends with a newline:
 
-  request   {"command": "end", "session": 3}                 the command's name and its arguments by name
-  reply     {"ok": true, "message": "…"}                     what was done, one sentence; and for a command with columns
-            {"ok": true, "rows": [{"tsih": 1, …}, …]}        one object a row, keys as in `columns`; others show in --json
-            {"ok": false, "error": "…", "exit_code": 1}      one plain sentence; exit_code as in targetd.errors
+  request  {"command": "end", "session": 3}             the command's name; its arguments by name
+  reply    {"ok": true, "message": "…"}                 one sentence that describes what was done
+           {"ok": true, "rows": [{"tsih": 1, …}, …]}    for a command with columns: one object per
+                                                        row; keys as in `columns`; further keys
+                                                        appear with --json only
+           {"ok": false, "error": "…", "exit_code": 1}  one sentence; exit_code as in targetd.errors
 
-The rows of `why` have the login status as four hex digits ('0202', RFC 7143 11.13.5); the client
-adds what Windows says for it. The server may keep the connection of `stop` open until it is gone:
-its end is what the command waits for.
+The rows of `why` contain the login status as four hex digits ('0202', RFC 7143 11.13.5); the client
+adds the message that Windows shows for it. After `stop` the server keeps the connection open until
+the process ends, and the client waits for the end of the connection.
 """
 
 import json
@@ -20,17 +22,17 @@ from collections import namedtuple
 MAXIMUM_REQUEST = 64 << 10  # bytes of one line, newline included
 MAXIMUM_REPLY = 16 << 20
 
-#: An argument. name: as in the request; kind: 'number', 'text' or 'flag' (written --name);
+#: An argument. name: as in the request; kind: 'number', 'text' or 'flag' (typed as --name);
 #: required: bool; help: for --help.
 Argument = namedtuple('Argument', 'name kind required help')
 
-#: A column. key: in a row's object; heading: above it; form: 'text', 'bytes' or 'yes-no'.
+#: A column. key: in a row's object; heading: printed above it; form: 'text', 'bytes' or 'yes-no'.
 Column = namedtuple('Column', 'key heading form')
 
-#: A command. words: as typed, blank between; arguments: Arguments; help: one line; text: a
-#: paragraph for the manual page; columns: () if the answer is a message; empty: what is said when
-#: there are no rows; seconds: how long an answer may take; local: True if it is answered without a
-#: server; records: True if rows are long and print as paragraphs.
+#: A command. words: as typed, separated by a blank; arguments: Arguments; help: one line; text: a
+#: paragraph for the manual page; columns: () if the reply is a message; empty: printed when there
+#: are no rows; seconds: timeout of the reply; local: True if the client answers it without a
+#: server; records: True if the rows are long and are printed as paragraphs.
 Command = namedtuple('Command', 'words arguments help text columns empty seconds local records')
 
 
@@ -46,95 +48,123 @@ def _command(
     return Command(words, tuple(arguments), help, text, columns, empty, seconds, local, records)
 
 
-_SESSION = Argument('session', 'number', True, 'the number in the first column of show sessions')
+_SESSION = Argument('session', 'number', True, 'the number in the first column of "show sessions"')
 
 # fmt: off
 TABLE = (
-    _command('status', 'say whether the server runs and what it serves',
-             'One line for each fact: version, process id, since when, how many sessions, targets, units and spare workers.',
+    _command('status', 'show whether the server is running and what it serves',
+             'One line per fact: version, process id, start time, numbers of sessions, targets, '
+             'logical units and spare worker processes.',
              columns=_columns(('name', 'WHAT'), ('value', 'VALUE'))),
-    _command('show sessions', 'list who is logged in',
-             'One line for each session. The number in the first column is what end and logout want.',
-             columns=_columns(('tsih', 'SESSION'), ('initiator_name', 'INITIATOR'), ('address', 'ADDRESS'),
-                              ('target_name', 'TARGET'), ('account', 'ACCOUNT'), ('connections', 'CONNECTIONS'),
+    _command('show sessions', 'list the sessions',
+             'One line per session. The number in the first column is the argument of "end" and '
+             '"logout".',
+             columns=_columns(('tsih', 'SESSION'), ('initiator_name', 'INITIATOR'),
+                              ('address', 'ADDRESS'),
+                              ('target_name', 'TARGET'), ('account', 'ACCOUNT'),
+                              ('connections', 'CONNECTIONS'),
                               ('since', 'SINCE'), ('pid', 'PROCESS')),
-             empty='nobody is logged in'),
+             empty='no initiator is logged in'),
     _command('show targets', 'list the targets',
-             'One line for each target: how many logical units it has and how many sessions use it.',
-             columns=_columns(('target_name', 'TARGET'), ('alias', 'ALIAS'), ('groups', 'PORTAL-GROUPS'), ('units', 'UNITS'),
+             'One line per target, with the numbers of its logical units and sessions.',
+             columns=_columns(('target_name', 'TARGET'), ('alias', 'ALIAS'),
+                              ('groups', 'PORTAL-GROUPS'), ('units', 'UNITS'),
                               ('sessions', 'SESSIONS'), ('state', 'STATE')),
              empty='no target is configured'),
-    _command('show units', 'list the logical units and what they are made of',
-             'One line for each logical unit: its target and LUN, what is behind it, its size, its state, who has reserved it.',
-             columns=_columns(('unit', 'UNIT'), ('target_name', 'TARGET'), ('lun', 'LUN'), ('path', 'BACKING-STORE'),
-                              ('size', 'SIZE', 'bytes'), ('state', 'STATE'), ('read_only', 'READ-ONLY', 'yes-no'),
-                              ('encrypted', 'ENCRYPTED', 'yes-no'), ('reserved_by', 'RESERVED-BY'), ('sessions', 'SESSIONS')),
+    _command('show units', 'list the logical units and their backing stores',
+             'One line per logical unit: its target and LUN, its backing store, size and state, '
+             'and the initiator that holds a reservation.',
+             columns=_columns(('unit', 'UNIT'), ('target_name', 'TARGET'), ('lun', 'LUN'),
+                              ('path', 'BACKING-STORE'),
+                              ('size', 'SIZE', 'bytes'), ('state', 'STATE'),
+                              ('read_only', 'READ-ONLY', 'yes-no'),
+                              ('encrypted', 'ENCRYPTED', 'yes-no'), ('reserved_by', 'RESERVED-BY'),
+                              ('sessions', 'SESSIONS')),
              empty='no logical unit is configured'),
     _command('show portals', 'list the addresses that the server listens on',
-             'One line for each portal, with its portal group and the connections that came in by it.',
-             columns=_columns(('group', 'GROUP'), ('address', 'ADDRESS'), ('port', 'PORT'), ('connections', 'CONNECTIONS'),
+             'One line per portal, with its portal group and the number of connections of that '
+             'group.',
+             columns=_columns(('group', 'GROUP'), ('address', 'ADDRESS'), ('port', 'PORT'),
+                              ('connections', 'CONNECTIONS'),
                               ('state', 'STATE')),
              empty='no portal is open'),
-    _command('show alua', 'list the states of portal groups that initiators are told',
-             'One line for each portal group of each logical unit: its asymmetric access state and who gave it. Targets whose '
-             'alua setting is off are left out.',
-             columns=_columns(('target_name', 'TARGET'), ('lun', 'LUN'), ('group', 'GROUP'), ('access', 'STATE'),
-                              ('given_by', 'GIVEN-BY'), ('sessions', 'SESSIONS')),
-             empty='no target tells initiators of portal groups'),
-    _command('why', 'say why logins were refused, and what the initiator\'s user sees',
-             'The last refused logins, newest first, with the rule that refused them and the message that Windows shows for '
-             'it. With an address only those that came from it.',
+    _command('show alua', 'list the ALUA states of the portal groups',
+             'One line per portal group of each logical unit: its asymmetric access state, and '
+             'whether the configuration, the administrator or an initiator set it. Targets without '
+             'ALUA (alua = off) are not listed.',
+             columns=_columns(('target_name', 'TARGET'), ('lun', 'LUN'), ('group', 'GROUP'),
+                              ('access', 'STATE'),
+                              ('set_by', 'SET-BY'), ('sessions', 'SESSIONS')),
+             empty='no target reports ALUA states'),
+    _command('why', 'explain why logins were refused, and what the user of the initiator sees',
+             'The last refused logins, newest first, with the rule that refused each of them and '
+             'the message that Windows shows. With an address: only logins from that address.',
              arguments=[Argument('address', 'text', False, 'only logins from this address')],
-             columns=_columns(('time', 'TIME'), ('address', 'ADDRESS'), ('initiator_name', 'INITIATOR'),
-                              ('target_name', 'TARGET'), ('status', 'STATUS'), ('why', 'WHY'), ('windows', 'WINDOWS-SAYS'),
+             columns=_columns(('time', 'TIME'), ('address', 'ADDRESS'),
+                              ('initiator_name', 'INITIATOR'),
+                              ('target_name', 'TARGET'), ('status', 'STATUS'), ('why', 'WHY'),
+                              ('windows', 'WINDOWS-SHOWS'),
                               ('look_at', 'LOOK-AT')),
              empty='no login was refused', records=True),
-    _command('reload', 'read the configuration again and apply what changed',
-             'The whole configuration is checked first; if anything in it cannot be used, all complaints are shown and nothing '
-             'changes. Sessions that a change does not concern do not notice.',
-             arguments=[Argument('plan', 'flag', False, 'only show what would be done')],
+    _command('reload', 'read the configuration again and apply the changes',
+             'The whole configuration is checked first. If it contains an error, all errors are '
+             'shown and nothing changes. Sessions that are not affected by a change continue '
+             'undisturbed.',
+             arguments=[
+                 Argument('plan', 'flag', False, 'only show the changes; do not apply them')],
              columns=_columns(('step', 'STEP'), ('effect', 'EFFECT')),
              empty='nothing changed', seconds=120),
-    _command('stop', 'stop the server in order and wait until it is gone',
-             'No new login is admitted, initiators are asked to log out, every logical unit is flushed; what is still logged '
-             'in after the configured time is ended.',
+    _command('stop', 'stop the server in an orderly way and wait until it has ended',
+             'The server refuses new logins, asks the initiators to log out and flushes every '
+             'logical unit. Sessions that are still logged in after stop-timeout are ended.',
              seconds=120),
-    _command('reopen-logs', 'open the log file anew', 'For log rotation: the file is closed and opened again by its name.'),
+    _command('reopen-logs', 'reopen the log file',
+             'For log rotation: the log file is closed and opened again by its name.'),
     _command('logout', 'ask an initiator to log out',
-             'Sends the initiator an asynchronous message that asks for a logout. Windows logs out and in again by itself; a '
-             'multipath initiator moves to its other path first.',
-             arguments=[_SESSION, Argument('seconds', 'number', False, 'how long the initiator is given; 10 if not said')]),
-    _command('end', 'end a session at once',
-             'The session\'s worker process ends after what it has begun to write. The initiator usually logs in again.',
+             'Sends an asynchronous message that requests a logout (RFC 7143 11.9). Windows logs '
+             'out and logs in again automatically; a multipath initiator first moves its I/O to '
+             'another path.',
+             arguments=[
+                 _SESSION,
+                 Argument('seconds', 'number', False,
+                          'time that the initiator has to log out (default 10)')]),
+    _command('end', 'end a session immediately',
+             'The worker process of the session completes the writes that it has started, and '
+             'ends. The initiator usually logs in again.',
              arguments=[_SESSION]),
     _command('acknowledge', 'make a failed logical unit usable again',
-             'After a write or a flush failed in a way that may have lost data, a logical unit answers every command with an '
-             'error until this is said, so that nobody takes it for whole. Check its content first.',
-             arguments=[Argument('unit', 'text', True, 'the first column of show units, or TARGET/LUN')]),
-    _command('accept', 'take another disk for the one that a LUN had',
-             'A LUN whose backing-store names another disk than when it was served last (or a file that is gone and would be '
-             'made anew) is not served until this is said: the name may have changed its meaning, as /dev/sdb can at a boot.',
+             'After a failed write or flush that may have lost data, a logical unit answers every '
+             'command with an error until you run this command. Check the data first.',
+             arguments=[
+                 Argument('unit', 'text', True, 'the first column of "show units", or TARGET/LUN')]),
+    _command('accept', 'accept a replacement disk for a LUN',
+             'A LUN is not served if its backing-store names another disk than before, or a file '
+             'that has disappeared and would be created again, because a name such as /dev/sdb can '
+             'refer to another disk after a boot. Run this command if the replacement is intended.',
              arguments=[Argument('unit', 'text', True, 'TARGET/LUN')]),
-    _command('alua', 'give a portal group of a target another state',
-             'The state is optimized, nonoptimized, standby, unavailable, offline or transitioning. Initiators are told at '
-             'once, and multipath software moves to the best paths that are left. The state holds, over restarts too, until '
-             'it is given another one or alua-state changes in the configuration.',
+    _command('alua', 'set the ALUA state of a portal group',
+             'The state is optimized, nonoptimized, standby, unavailable, offline or '
+             'transitioning. Initiators are notified immediately, and multipath software moves to '
+             'the best remaining paths. The state persists, across restarts too, until it is set '
+             'again or alua-state changes in the configuration.',
              arguments=[Argument('target', 'text', True, 'the name of the target'),
-                        Argument('group', 'number', True, 'the portal group'),
-                        Argument('state', 'text', True, 'the state'),
-                        Argument('lun', 'number', False, 'only for this logical unit')]),
-    _command('disks', 'list the disks of this host and who uses them',
-             'What may stand in a backing-store: the disks, how they name themselves, what is on them (for root) and who uses '
-             'them on this host. Needs no running server.',
-             columns=_columns(('path', 'PATH'), ('size', 'SIZE', 'bytes'), ('model', 'MODEL'), ('transport', 'ON'),
-                              ('backing_store', 'BACKING-STORE'), ('contents', 'CONTENT'), ('used_by', 'USED-BY')),
+                        Argument('group', 'number', True, 'the tag of the portal group'),
+                        Argument('state', 'text', True, 'the new state'),
+                        Argument('lun', 'number', False, 'only for this LUN')]),
+    _command('disks', 'list the disks of this host and what uses them',
+             'Disks that can be written as backing-store: their persistent names, their contents '
+             '(if you are root) and their users on this host. The server need not be running.',
+             columns=_columns(('path', 'PATH'), ('size', 'SIZE', 'bytes'), ('model', 'MODEL'),
+                              ('transport', 'ON'),
+                              ('backing_store', 'BACKING-STORE'), ('contents', 'CONTENT'),
+                              ('used_by', 'USED-BY')),
              empty='this host has no disk', local=True),
 )
 # fmt: on
 
 
 def name_of(command):
-    """The command as it stands in a request: 'show sessions' is 'show-sessions'."""
+    """The command's name in a request: 'show-sessions' for 'show sessions'."""
     return command.words.replace(' ', '-')
 
 
@@ -142,42 +172,39 @@ BY_NAME = {name_of(row): row for row in TABLE}
 
 
 class BadRequest(ValueError):
-    """A request that no row allows; the text is for the administrator."""
+    """A request that does not fit any row of the table. The text is shown to the administrator."""
 
 
 def _checked(argument, value):
     if argument.kind == 'flag':
-        good = isinstance(value, bool)
+        is_valid = isinstance(value, bool)
     elif argument.kind == 'number':
-        good = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 32
+        is_valid = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 32
     else:
-        good = isinstance(value, str) and 0 < len(value) <= 4096
-    if not good:
-        raise BadRequest('%s: %r is not a %s' % (argument.name, value, argument.kind))
+        is_valid = isinstance(value, str) and 0 < len(value) <= 4096
+    if not is_valid:
+        raise BadRequest('%s: %r is not a valid %s' % (argument.name, value, argument.kind))
     return value
 
 
 def parse_request(line):
-    """One received line (bytes) -> (Command, {argument: value}), arguments not given are None
-    (flags False).
+    """Decode one received line (bytes) to (Command, {argument: value}).
 
-    Raises BadRequest for what is not JSON, names no command of the table or does not fit its row.
+    Arguments that were not given are None (flags: False). Raises BadRequest for a line that is not
+    JSON, does not name a command of the table or does not fit its row.
     """
     if len(line) > MAXIMUM_REQUEST:
-        raise BadRequest('a request of more than %d bytes' % MAXIMUM_REQUEST)
+        raise BadRequest('the request is longer than %d bytes' % MAXIMUM_REQUEST)
     try:
         request = json.loads(line.decode('utf-8'))
     except (ValueError, RecursionError):
-        raise BadRequest('a request that is not JSON')
+        raise BadRequest('the request is not JSON')
     if not isinstance(request, dict):
-        raise BadRequest('a request that is no object')
-    row = BY_NAME.get(
-        request.pop('command', None) if isinstance(request.get('command'), str) else None
-    )
+        raise BadRequest('the request is not a JSON object')
+    name = request.pop('command', None)
+    row = BY_NAME.get(name) if isinstance(name, str) else None
     if row is None or row.local:
-        raise BadRequest(
-            'an unknown command; the server and targetdctl may be of different versions'
-        )
+        raise BadRequest('unknown command; the server and targetdctl may be of different versions')
     arguments = {a.name: False if a.kind == 'flag' else None for a in row.arguments}
     for argument in row.arguments:
         if argument.name in request:
@@ -192,17 +219,17 @@ def parse_request(line):
 
 
 def pack(message):
-    """A request or reply as the bytes of one line."""
+    """Encode a request or reply as one line of bytes."""
     return json.dumps(message, separators=(',', ':')).encode('utf-8') + b'\n'
 
 
 def reply_message(text):
-    """The reply of a command that did something."""
+    """The reply of a command that made a change."""
     return pack({'ok': True, 'message': text})
 
 
 def reply_rows(rows, message=None):
-    """The reply of a command with columns. rows: a list of JSON-able dicts."""
+    """The reply of a command with columns. rows: a list of dicts that JSON can encode."""
     reply = {'ok': True, 'rows': rows}
     if message:
         reply['message'] = message
@@ -210,6 +237,5 @@ def reply_rows(rows, message=None):
 
 
 def reply_error(text, exit_code=1):
-    """The reply of a command that could not be done. text: one plain sentence, or several lines of
-    complaints."""
+    """The reply of a command that failed. text: one sentence, or one line per error."""
     return pack({'ok': False, 'error': text, 'exit_code': exit_code})

@@ -1,4 +1,4 @@
-"""The commands that need no server: what they answer is on this host.
+"""The commands that targetdctl executes itself, without a server.
 
 May import base, host.disks, host.in_use, host.signatures and admin.
 """
@@ -7,8 +7,8 @@ from targetd.host import disks, in_use, signatures
 
 
 def answer_disks():
-    """The rows of `disks`: every disk with a medium, how it may be named in a backing-store, and
-    who uses it."""
+    """The rows of `disks`: every disk with a medium, its persistent name for a backing-store, its
+    contents and its users on this host."""
     rows = []
     for disk in disks.list_disks():
         if disk.transport == 'ram':
@@ -23,12 +23,13 @@ def answer_disks():
 
 
 def contents(path):
-    """What is on a disk, by name; [] if nothing is known or this user may not look."""
+    """Descriptions of the signatures on a disk; [] if there is none or this user may not read it."""
     try:
         return [signatures.one_line(signature) for signature in signatures.on_device(path)]
     except OSError:
         return []
 
 
-#: words -> function without arguments that gives the rows
+#: Words of a local command -> function without arguments that returns the rows. Complete for every
+#: row of commands.TABLE that is local; a test compares them.
 ANSWERS = {'disks': answer_disks}

@@ -1,7 +1,7 @@
-"""The client's end of the control socket: one line of JSON to the server, one line back.
+"""The client's side of the control socket: sends one line of JSON and receives one line.
 
-May import base and admin. Every way in which it can fail ends in one sentence that names the socket
-and what to do.
+May import base and admin. Every failure is a TargetdError whose text is one sentence that names the
+socket and the remedy.
 """
 
 import errno
@@ -18,13 +18,13 @@ CONNECT_SECONDS = 10.0
 
 
 class NotRunning(TargetdError):
-    """No server answers on the control socket."""
+    """No server is running behind the control socket."""
 
     exit_code = EXIT_NOT_RUNNING
 
 
 class Refused(TargetdError):
-    """The server answered that it will not or cannot; `exit_code` is the server's word."""
+    """The server refused the command or failed to execute it. exit_code: as sent by the server."""
 
     def __init__(self, text, exit_code):
         super(Refused, self).__init__(text)
@@ -32,8 +32,8 @@ class Refused(TargetdError):
 
 
 def connect(path):
-    """A connected socket. Raises NotRunning, or TargetdError if the socket is there but may not be
-    used."""
+    """Returns a connected socket. Raises NotRunning, or TargetdError if the socket exists but cannot
+    be used."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connection.settimeout(CONNECT_SECONDS)
     try:
@@ -46,27 +46,25 @@ def connect(path):
 
 def _unreachable(path, error):
     if isinstance(error, PermissionError):
-        return TargetdError(
-            '%s may not be used by this user; be root, or a member of its group' % path
-        )
+        return TargetdError('this user has no permission to use %s; run targetdctl as root' % path)
     if error.errno in (errno.ENOENT, errno.ENOTDIR):
         return NotRunning(
-            'no targetd answers: there is no %s; start targetd, or name its control-socket with -s'
-            % path
+            'targetd is not running: there is no socket %s; start targetd, or pass its '
+            'control-socket with -s' % path
         )
     if error.errno == errno.ECONNREFUSED:
         return NotRunning(
-            'no targetd answers on %s: the socket was left behind by one that is gone; start targetd'
-            % path
+            'targetd is not running: the socket %s was left behind by an earlier process; start '
+            'targetd' % path
         )
     if isinstance(error, socket.timeout) or error.errno in (errno.EAGAIN, errno.ETIMEDOUT):
         return TargetdError(
-            '%s: targetd does not take the connection within %d seconds; it is overloaded or stuck'
+            '%s: targetd did not accept the connection within %d seconds; it is overloaded or hangs'
             % (path, CONNECT_SECONDS)
         )
     if error.errno is None:  # 'AF_UNIX path too long' has no number
         return TargetdError('%s cannot be a control socket: %s' % (path, error))
-    return TargetdError('%s is no control socket of targetd: %s' % (path, error.strerror))
+    return TargetdError('%s is not a control socket of targetd: %s' % (path, error.strerror))
 
 
 def _read_line(connection, path, deadline, seconds):
@@ -80,19 +78,20 @@ def _read_line(connection, path, deadline, seconds):
             data = connection.recv(1 << 16)
         except socket.timeout:
             raise TargetdError(
-                'targetd on %s did not answer within %d seconds; its log may say why'
+                'targetd on %s did not reply within %d seconds; its log may contain the reason'
                 % (path, seconds)
             )
         except OSError as e:
-            raise TargetdError('targetd on %s broke off the conversation: %s' % (path, e.strerror))
+            raise TargetdError('the connection to targetd on %s failed: %s' % (path, e.strerror))
         if not data:
             raise TargetdError(
-                'targetd on %s ended the conversation without an answer; its log may say why' % path
+                'targetd on %s closed the connection without a reply; its log may contain the '
+                'reason' % path
             )
         received += data
         if len(received) > MAXIMUM_REPLY:
             raise TargetdError(
-                '%s: an answer of more than %d bytes; is it targetd that answers?'
+                '%s: the reply is longer than %d bytes; is the server targetd?'
                 % (path, MAXIMUM_REPLY)
             )
     return bytes(received[: received.index(b'\n')])
@@ -104,38 +103,38 @@ def _checked_reply(line, path):
     except (ValueError, RecursionError):
         reply = None
     if not isinstance(reply, dict) or not isinstance(reply.get('ok'), bool):
-        raise TargetdError('%s: what answers does not speak targetd\'s language' % path)
+        raise TargetdError('%s: the reply is not valid; is the server targetd?' % path)
     if not reply['ok']:
         code = reply.get('exit_code')
         raise Refused(
-            str(reply.get('error', 'no reason given')),
+            str(reply.get('error', 'the server sent no reason')),
             code if code in range(1, 126) else EXIT_FAILURE,
         )
     rows = reply.get('rows')
     if rows is not None and not (
         isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
     ):
-        raise TargetdError('%s: what answers does not speak targetd\'s language' % path)
+        raise TargetdError('%s: the reply is not valid; is the server targetd?' % path)
     return reply
 
 
-def ask(path, request, seconds=30.0, until_gone=False):
+def send_request(path, request, seconds=30.0, until_gone=False):
     """Send one request (a dict) and return the reply (a dict with 'ok': True).
 
-    path: the control socket; seconds: the longest that the answer may take; until_gone: wait after
-    the answer, within the same time, until no server answers on the socket any more. Raises
+    path: the control socket; seconds: timeout of the reply; until_gone: after the reply, wait
+    within the same time until no server accepts connections on the socket any more. Raises
     NotRunning, Refused or TargetdError.
     """
     line = pack(request)
     if len(line) > MAXIMUM_REQUEST:
-        raise TargetdError('a request of %d bytes is too long' % len(line))
+        raise TargetdError('the request of %d bytes is too long' % len(line))
     deadline = time.monotonic() + seconds
     connection = connect(path)
     try:
         try:
             connection.sendall(line)
         except (BrokenPipeError, ConnectionResetError):
-            pass  # refused before it was read; the reason may be there to be read
+            pass  # the server may have sent its refusal before it read the request
         reply = _checked_reply(_read_line(connection, path, deadline, seconds), path)
         if until_gone:
             _wait_until_gone(connection, path, deadline, seconds)
@@ -145,23 +144,23 @@ def ask(path, request, seconds=30.0, until_gone=False):
 
 
 def _wait_until_gone(connection, path, deadline, seconds):
-    """Until the server closed the connection and its socket takes no other."""
+    """Wait until the server has closed the connection and its socket accepts no other one."""
     try:
         connection.settimeout(max(0.001, deadline - time.monotonic()))
         while connection.recv(1 << 16):
             connection.settimeout(max(0.001, deadline - time.monotonic()))
     except OSError:
         pass
-    while _answers(path):
+    while _is_listening(path):
         if time.monotonic() > deadline:
             raise TargetdError(
-                'targetd on %s has not ended within %d seconds; its log says what it waits for'
+                'targetd on %s has not ended within %d seconds; its log shows what it waits for'
                 % (path, seconds)
             )
         time.sleep(0.1)
 
 
-def _answers(path):
+def _is_listening(path):
     probe = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         probe.settimeout(1.0)
@@ -176,5 +175,5 @@ def _answers(path):
 
 
 def default_socket():
-    """Where the control socket is unless -s says otherwise: $TARGETD_SOCKET or the shipped place."""
+    """The control socket that is used without -s: $TARGETD_SOCKET, or the default of the settings."""
     return os.environ.get('TARGETD_SOCKET') or SOCKET_PATH

@@ -1,12 +1,15 @@
-"""The files made from the table of commands: man/targetdctl.8 and etc/targetdctl.bash-completion.
+"""Renders the table of commands as man/targetdctl.8 and etc/targetdctl.bash-completion.
 
-May import base and admin. `python3 -m targetd.admin.render man` (or `completion`) prints one; a
-test compares what is in the tree with what is printed.
+May import base and admin. `python3 -m targetd.admin.render man` (or `completion`) prints one file,
+`... write` writes both into the source tree. A test compares the committed files with the rendered
+ones.
 """
 
+import os
 import sys
 
 from targetd.admin.commands import TABLE
+from targetd.admin.protocol import SOCKET_PATH
 from targetd.errors import (
     EXIT_CONFIG,
     EXIT_FAILURE,
@@ -17,33 +20,40 @@ from targetd.errors import (
     EXIT_USAGE,
 )
 
+TREE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
 EXITS = (
-    (EXIT_OK, 'Done.'),
-    (EXIT_FAILURE, 'Refused, or failed; one sentence on standard error says why.'),
-    (EXIT_USAGE, 'Wrong command line.'),
+    (EXIT_OK, 'Success.'),
+    (
+        EXIT_FAILURE,
+        'The command was refused or failed; one sentence on standard error explains why.',
+    ),
+    (EXIT_USAGE, 'The command line is wrong.'),
     (
         EXIT_CONFIG,
-        'The configuration cannot be used; all complaints are on standard error and nothing was changed.',
+        'The configuration contains errors. All of them are printed on standard error, and nothing '
+        'was changed.',
     ),
     (EXIT_PORTAL, 'A portal could not be opened.'),
     (EXIT_STORE, 'A backing store is missing, in use or unusable.'),
-    (EXIT_NOT_RUNNING, 'No targetd answers on the control socket.'),
+    (EXIT_NOT_RUNNING, 'targetd is not running, or it uses another control socket.'),
 )
 
 EXAMPLES = (
-    ('Who is logged in, and to what:', 'targetdctl show sessions'),
-    ('Why can the server at 10.0.5.17 not log in?', 'targetdctl why 10.0.5.17'),
-    ('What would a changed configuration do?', 'targetdctl reload --plan'),
-    ('Which disk is which, and which are free:', 'targetdctl disks'),
+    ('Show which initiators are logged in to which targets:', 'targetdctl show sessions'),
+    ('Show why the initiator at 10.0.5.17 cannot log in:', 'targetdctl why 10.0.5.17'),
+    ('Show what a changed configuration would do:', 'targetdctl reload --plan'),
+    ('List the disks and show which of them are unused:', 'targetdctl disks'),
     (
-        'Only the session numbers, for a script:',
-        'targetdctl show sessions --json | python3 -c \'import json, sys; print(*[s["tsih"] for s in json.load(sys.stdin)])\'',
+        'Print only the session numbers, for a script:',
+        'targetdctl show sessions --json | python3 -c \'import json, sys; print(*[s["tsih"] for s '
+        'in json.load(sys.stdin)])\'',
     ),
 )
 
 
 def _roff(text):
-    """Text as roff takes it literally."""
+    """The text with the characters escaped that roff would interpret."""
     text = text.replace('\\', '\\e').replace('-', '\\-')
     return '\\&' + text if text.startswith(('.', "'")) else text
 
@@ -64,7 +74,7 @@ def _usage(row):
 
 
 def _is_option(argument):
-    """True for what is written with '--'; required arguments and words stand alone."""
+    """True for an argument that is typed with '--': a flag or an optional number."""
     return argument.kind == 'flag' or (argument.kind == 'number' and not argument.required)
 
 
@@ -84,30 +94,39 @@ def _command_lines(row):
 def man_page():
     """The text of man/targetdctl.8."""
     lines = [
-        '.\\" Made by "python3 -m targetd.admin.render man"; change targetd/admin/commands.py and make it again.',
+        '.\\" Rendered by "python3 -m targetd.admin.render write" from targetd/admin/commands.py; '
+        'change that file.',
         '.TH TARGETDCTL 8 "" "targetd" "System Administration"',
         '.SH NAME',
-        'targetdctl \\- ask and command a running targetd',
+        'targetdctl \\- control a running targetd',
         '.SH SYNOPSIS',
         '.B targetdctl',
         '[\\fB\\-s\\fR \\fISOCKET\\fR] [\\fB\\-\\-json\\fR] \\fICOMMAND\\fR [\\fIARGUMENT\\fR ...]',
         '.SH DESCRIPTION',
         _roff(
-            'targetdctl speaks with targetd(8) on its control socket: it shows who is logged in and what is served, says why '
-            'a login was refused, and makes the server reload its configuration, end a session or stop.'
+            'targetdctl controls targetd(8) over its control socket: it lists sessions, targets, '
+            'logical units and portals, explains why a login was refused, and reloads the '
+            'configuration, ends a session or stops the server.'
+        ),
+        '.PP',
+        _roff(
+            'Do not confuse it with targetctl of LIO (package python3-rtslib-fb), which saves, '
+            'restores and clears the configuration of the target in the Linux kernel; targetdctl '
+            'never touches that one.'
         ),
         '.SH OPTIONS',
         '.TP',
         '\\fB\\-s\\fR, \\fB\\-\\-socket\\fR \\fISOCKET\\fR',
         _roff(
-            'The control socket, as control-socket in targetd.conf(5) has it. Without it the environment variable '
-            'TARGETD_SOCKET is used, or /var/run/targetd.sock.'
+            'The control socket of the server (setting control-socket in targetd.conf(5)). Without '
+            'this option, targetdctl uses the environment variable TARGETD_SOCKET, or %s.'
+            % SOCKET_PATH
         ),
         '.TP',
         '\\fB\\-\\-json\\fR',
         _roff(
-            'Print the answer as JSON: a list of objects for a command with columns, with more keys than the columns have. '
-            'Sizes are in bytes.'
+            'Print JSON: for a command with columns a list of objects, which may have more keys '
+            'than there are columns. Sizes are in bytes.'
         ),
         '.TP',
         '\\fB\\-\\-version\\fR',
@@ -128,8 +147,8 @@ def man_page():
     lines += [
         '.SH FILES',
         '.TP',
-        '.I /var/run/targetd.sock',
-        _roff('The control socket. Only root may use it as shipped.'),
+        '.I ' + _roff(SOCKET_PATH),
+        _roff('The control socket. By default only root may use it.'),
         '.SH SEE ALSO',
         '.BR targetd (8),',
         '.BR targetd.conf (5)',
@@ -138,7 +157,7 @@ def man_page():
 
 
 def _words_after():
-    """{words typed so far: words that may follow}, from the table."""
+    """Returns {words typed so far: [words that may follow]}."""
     after = {}
     for row in TABLE:
         words = row.words.split()
@@ -153,11 +172,12 @@ def _words_after():
 
 
 def bash_completion():
-    """The text of etc/targetdctl.bash-completion. It asks the running server for session numbers and
-    unit names."""
-    asked = {'session': ('show sessions', 'tsih'), 'unit': ('show units', 'unit')}
+    """The text of etc/targetdctl.bash-completion, which gets session numbers and unit names from the
+    running server."""
+    # argument: (command that lists its values, key in the rows)
+    value_sources = {'session': ('show sessions', 'tsih'), 'unit': ('show units', 'unit')}
     lines = [
-        '# Completion of targetdctl for bash; made by "python3 -m targetd.admin.render completion".',
+        '# Completion of targetdctl for bash; rendered by "python3 -m targetd.admin.render write".',
         '_targetdctl()',
         '{',
         '    local current="${COMP_WORDS[COMP_CWORD]}" typed="" socket="" skip="" word i',
@@ -182,12 +202,12 @@ def bash_completion():
     lines.append('    esac')
     for row in TABLE:
         for argument in row.arguments:
-            if argument.name in asked and argument.required:
-                source, key = asked[argument.name]
+            if argument.name in value_sources and argument.required:
+                source, key = value_sources[argument.name]
                 lines += [
                     '    if [ "$typed" = "%s" ]; then' % row.words,
-                    '        choices="$choices $(targetdctl ${socket:+-s "$socket"} %s --json 2>/dev/null |'
-                    % source,
+                    '        choices="$choices $(targetdctl ${socket:+-s "$socket"} %s --json '
+                    '2>/dev/null |' % source,
                     '            sed -n \'s/^ *"%s": "\\{0,1\\}\\([^",]*\\).*/\\1/p\')"' % key,
                     '    fi',
                 ]
@@ -199,7 +219,7 @@ def bash_completion():
     return '\n'.join(lines) + '\n'
 
 
-#: what may be asked for -> (where it belongs in the tree, how it is made)
+#: Argument of the command -> (path in the source tree, function that renders the file).
 FILES = {
     'man': ('man/targetdctl.8', man_page),
     'completion': ('etc/targetdctl.bash-completion', bash_completion),
@@ -207,10 +227,16 @@ FILES = {
 
 
 def main(arguments):
-    """Print one of FILES; returns the exit code."""
+    """Print one of FILES, or write all of them; returns the exit code."""
+    if arguments == ['write']:
+        for path, render in FILES.values():
+            with open(os.path.join(TREE, path), 'w', encoding='utf-8') as f:
+                f.write(render())
+        return EXIT_OK
     if len(arguments) != 1 or arguments[0] not in FILES:
         print(
-            'usage: python3 -m targetd.admin.render %s' % '|'.join(sorted(FILES)), file=sys.stderr
+            'usage: python3 -m targetd.admin.render %s|write' % '|'.join(sorted(FILES)),
+            file=sys.stderr,
         )
         return EXIT_USAGE
     sys.stdout.write(FILES[arguments[0]][1]())

@@ -112,7 +112,7 @@ class Checker(object):
         self._check_stores(configuration)
         return configuration
 
-    # -- sections ------------------------------------------------------------------------------------------------------
+    # -- sections ----------------------------------------------------------------------------------
 
     def section(self, section):
         """One section of the top level."""
@@ -209,7 +209,7 @@ class Checker(object):
             'remove one of the two',
         )
 
-    # -- settings ------------------------------------------------------------------------------------------------------
+    # -- settings ----------------------------------------------------------------------------------
 
     def values(self, section, kind):
         """The Found of a section's own settings; complains of all that cannot be used."""
@@ -247,7 +247,7 @@ class Checker(object):
                 self._clash(entry, row.name, gathered[row.name][1])
         return gathered
 
-    # -- targets -------------------------------------------------------------------------------------------------------
+    # -- targets -----------------------------------------------------------------------------------
 
     def _target(self, section):
         found = self.values(section, 'target')
@@ -339,7 +339,7 @@ class Checker(object):
                 values['FirstBurstLength'] = burst
         return values
 
-    # -- accounts ------------------------------------------------------------------------------------------------------
+    # -- accounts ----------------------------------------------------------------------------------
 
     def _accounts(self, found):
         """[((user, secret), Entry)] of incominguser and the files of incominguser-file."""
@@ -413,11 +413,12 @@ class Checker(object):
                 self.complain(
                     entry,
                     '%s %r has the same secret as %s %r' % (outgoing, user, incoming, other),
-                    'give the two directions different secrets: with equal ones the proof is worthless',
+                    'give the two directions different secrets: with equal ones the proof is '
+                    'worthless',
                 )
                 break
 
-    # -- luns ----------------------------------------------------------------------------------------------------------
+    # -- luns --------------------------------------------------------------------------------------
 
     def _luns(self, section, name, found):
         shared = Found((row.name, found[row.name]) for row in _SHARED if row.name in found)
@@ -480,7 +481,7 @@ class Checker(object):
             self.complain(found[setting][1] if setting in found else place, text, remedy)
         return lun
 
-    # -- what only shows when everything is known ----------------------------------------------------------------------
+    # -- what only shows when everything is known --------------------------------------------------
 
     def _check_portals(self, configuration):
         taken = []  # (address object, scope, port, tag)
@@ -534,7 +535,8 @@ class Checker(object):
                         Complaint(here[0], here[1], '', ''),
                         'lun %d of %s serves %s, which lun %d of %s serves already, at %s:%d'
                         % ((lun.number, target.name, path, other_lun.number, other.name) + there),
-                        'serve it once, and let several initiators into that target; or make both readonly',
+                        'serve it once, and let several initiators into that target; or make both '
+                        'readonly',
                     )
                 seen.setdefault(real, (target, lun, here))
                 if lun.encryption_key_file:
@@ -602,7 +604,8 @@ def _contradictions(lun, stores, unusable):
         found.append(
             (
                 'atomic-writes',
-                'what is encrypted on the disk would stand in the journal of atomic-writes as it is',
+                'what is encrypted on the disk would stand in the journal of atomic-writes as it '
+                'is',
                 'write one of the two settings',
             )
         )

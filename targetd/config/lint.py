@@ -93,8 +93,8 @@ def _admission(configuration, target):
                 configuration,
                 place,
                 acl.refusal(target, '', '').split('; ')[0],
-                'write initiator-address = ALL to admit everyone%s, or the addresses or names that may log in'
-                % (' who knows an account' if target.accounts else ''),
+                'write initiator-address = ALL to admit everyone%s, or the addresses or names that '
+                'may log in' % (' who knows an account' if target.accounts else ''),
             )
         ]
     if admits_everyone(target) and not target.accounts:
@@ -103,7 +103,8 @@ def _admission(configuration, target):
                 configuration,
                 place,
                 'target %s admits everyone, without CHAP' % target.name,
-                'write initiator-address, initiator-name or incominguser where the network is not only yours',
+                'write initiator-address, initiator-name or incominguser where the network is not '
+                'only yours',
             )
         ]
     return []
@@ -132,7 +133,8 @@ def _luns(configuration, target):
                 configuration,
                 ('target', target.name),
                 'target %s has no LUN 0' % target.name,
-                'initiators ask LUN 0 for the list of LUNs; targetd answers, but give the first disk number 0',
+                'initiators ask LUN 0 for the list of LUNs; targetd answers, but give the first '
+                'disk number 0',
             )
         )
     for number, lun in target.luns.items():
@@ -185,7 +187,8 @@ def missing_stores(configuration):
                         configuration,
                         ('lun', target.name, number),
                         'its encryption-key-file %s does not exist' % lun.encryption_key_file,
-                        'it is made if the disk is empty; for any other, bring the file back from your copy',
+                        'it is made if the disk is empty; for any other, bring the file back from '
+                        'your copy',
                     )
                 )
             if not os.path.exists(path) and lun.size is None:
@@ -224,8 +227,8 @@ def contents(configuration):
                     configuration,
                     place,
                     'there is %s' % noted,
-                    'if an initiator made that, keep this host from '
-                    'using it (global_filter in lvm.conf, AUTO -all in mdadm.conf); if this host did, take another',
+                    'if an initiator made that, keep this host from using it (global_filter in '
+                    'lvm.conf, AUTO -all in mdadm.conf); if this host did, take another',
                 )
                 for noted in signatures.layers_noted_by_udev(name)
             ]

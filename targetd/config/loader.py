@@ -125,7 +125,7 @@ class Reading(object):
         lines = text[text.startswith('\ufeff') :].split('\n')
         return [line[:-1] if line.endswith('\r') else line for line in lines]
 
-    # -- configobj -----------------------------------------------------------------------------------------------------
+    # -- configobj ---------------------------------------------------------------------------------
 
     def _parse(self, path, lines):
         try:
@@ -182,7 +182,8 @@ class Reading(object):
                         path,
                         number,
                         'a value begins with three quotes',
-                        'a value is one line, in quotes of one kind; a word that begins with one kind stands in the other',
+                        'a value is one line, in quotes of one kind; a word that begins with one '
+                        'kind stands in the other',
                     )
                 )
             elif stripped and not stripped.startswith('#') and skipped is None:
@@ -223,7 +224,7 @@ class Reading(object):
             )
         return sections
 
-    # -- include -------------------------------------------------------------------------------------------------------
+    # -- include -----------------------------------------------------------------------------------
 
     def _include_all(self, entry):
         try:

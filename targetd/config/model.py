@@ -112,7 +112,7 @@ def configuration(server=None, portal_groups=(), targets=(), files=(), places=No
     )
 
 
-# -- from one configuration to another ---------------------------------------------------------------------------------
+# -- from one configuration to another -------------------------------------------------------------
 
 #: Attributes of Target that are not named like their setting.
 SETTING_OF = {

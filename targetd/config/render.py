@@ -34,7 +34,7 @@ def meant(name):
     return '; did you mean %s?' % near if near else ''
 
 
-# -- the sample file ---------------------------------------------------------------------------------------------------
+# -- the sample file -------------------------------------------------------------------------------
 
 SAMPLE_HEAD = '''\
 # targetd.conf - the configuration of targetd, an iSCSI target (storage server)
@@ -95,7 +95,8 @@ def sample():
     parts += [SAMPLE_TARGET, '#\n#[target iqn.2026-11.com.example:disk1]\n']
     parts += ['\n' + _sample_row(row, True) for row in settings.of('target')]
     parts += [
-        '\n# What follows may stand in the target too, for all its LUNs, except where it says "of one LUN only".\n',
+        '\n# What follows may stand in the target too, for all its LUNs, except where it says "of '
+        'one LUN only".\n',
         '  #[[lun 0]]\n',
     ]
     for row in settings.of('lun'):
@@ -108,7 +109,7 @@ def sample():
     return ''.join(parts)
 
 
-# -- the manual pages --------------------------------------------------------------------------------------------------
+# -- the manual pages ------------------------------------------------------------------------------
 
 
 def roff(text):
@@ -149,7 +150,7 @@ def _framed(name):
     )
 
 
-# -- --help-settings ---------------------------------------------------------------------------------------------------
+# -- --help-settings -------------------------------------------------------------------------------
 
 
 def plain_help(name=''):
@@ -181,7 +182,7 @@ def _plain_row(row):
     return '%s\n%s\n\n' % (row.name, indented)
 
 
-# -- the command -------------------------------------------------------------------------------------------------------
+# -- the command -----------------------------------------------------------------------------------
 
 #: What can be rendered: (path in the source tree, function).
 OUTPUTS = {

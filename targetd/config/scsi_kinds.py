@@ -53,7 +53,8 @@ class ModePages(Listed):
         if len(numbers) < 4 or len(numbers) != 3 + numbers[2]:
             raise Unusable(
                 'a mode page with %d bytes and not the length it tells' % max(len(numbers) - 3, 0),
-                'write page:subpage:length and then as many bytes, like 2:0:14:0x80:0x80:0:0xa:0:0:0:0:0:0:0:0:0:0',
+                'write page:subpage:length and then as many bytes, like '
+                '2:0:14:0x80:0x80:0:0xa:0:0:0:0:0:0:0:0:0:0',
             )
         code, subpage, length = numbers[:3]
         if not 0 < code < modes.ALL_PAGES or subpage >= modes.ALL_SUBPAGES:

@@ -15,7 +15,8 @@ FORMER = {
     'isns': _ISNS,
     'isnsserverip': _ISNS,
     'isnsserverport': _ISNS,
-    'isnsaccesscontrol': 'leave it out: initiator-address, initiator-name and incominguser say who may log in',
+    'isnsaccesscontrol': 'leave it out: initiator-address, initiator-name and incominguser say who '
+                         'may log in',
     'controller-tid': 'leave it out: identities do not depend on numbers here',
     'lun': 'write a section [[lun N]]',
     'online': 'write state = offline in the target',
@@ -30,7 +31,8 @@ FORMER = {
     'optimal-xfer-len': 'write optimal-transfer-length as a size (1M), not in blocks',
     'params': 'write each parameter as a setting of its own',
     'thin-provisioning': 'write thin = yes',
-    'scsi-id': 'write naa = DIGITS or eui = DIGITS for an identifier, scsi-sn for the serial number',
+    'scsi-id': 'write naa = DIGITS or eui = DIGITS for an identifier, scsi-sn for the serial '
+               'number',
     'maxxmitdatasegmentlength': 'leave it out: the initiator declares what it takes',
     'datapduinorder': 'leave it out: data always comes in order',
     'datasequenceinorder': 'leave it out: data always comes in order',

@@ -51,7 +51,8 @@ def _quoted(text, start):
     if behind and behind not in BLANKS + ',':
         raise Unusable(
             'something follows the closing quote at character %d of the value directly' % (end + 1),
-            'put a blank or a comma between them, or write the quote twice where it stands for itself',
+            'put a blank or a comma between them, or write the quote twice where it stands for '
+            'itself',
         )
     return ''.join(word), end + 1
 

@@ -454,7 +454,7 @@ def alua_rows(unit):
     """The rows of `show alua` for one unit."""
     state, rows = unit.shared.access, []
     for tag, (now, status) in state['states'].items():
-        given_by = {alua.SET_BY_COMMAND: 'initiator', alua.SET_IMPLICITLY: 'administrator'}.get(
+        set_by = {alua.SET_BY_COMMAND: 'initiator', alua.SET_IMPLICITLY: 'administrator'}.get(
             status, 'configuration'
         )
         rows.append(
@@ -463,7 +463,7 @@ def alua_rows(unit):
                 'lun': unit.lun.number,
                 'group': int(tag),
                 'access': alua.WORD_OF_STATE[now],
-                'given_by': given_by,
+                'set_by': set_by,
                 'sessions': sum(
                     nexus.target_port_group_tag == int(tag) for nexus in unit.workers.values()
                 ),

@@ -1,4 +1,4 @@
-"""A server on a control socket that answers what a test tells it to."""
+"""A fake server on a control socket; each test supplies its replies."""
 
 import json
 import os
@@ -7,11 +7,11 @@ import threading
 
 
 class FakeServer(object):
-    """Takes one connection after the other. `answers`: bytes to send for each, or a function of the
-    received request (a dict).
+    """Accepts one connection after the other. `answers`: the bytes to send to each, or a function of
+    this server that yields them.
 
-    What it was asked stands in `requests`. Its socket is gone after the last answer unless it
-    `stays`.
+    `requests` contains the requests that were received. The socket is removed after the last reply
+    unless `stays` is true.
     """
 
     def __init__(self, path, *answers, **more):

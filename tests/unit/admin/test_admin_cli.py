@@ -1,4 +1,4 @@
-"""targetdctl as it is typed and as it is read, by people and by programs."""
+"""Command line and output of targetdctl."""
 
 import json
 import re
@@ -7,7 +7,7 @@ import pytest
 from fake_server import FakeServer
 
 from targetd.admin import cli, commands, local, windows
-from targetd.errors import EXIT_CONFIG, EXIT_NOT_RUNNING, EXIT_OK
+from targetd.errors import EXIT_CONFIG, EXIT_NOT_RUNNING, EXIT_OK, EXIT_USAGE
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def path(tmp_path):
 
 
 def targetdctl(path, answer, *arguments):
-    """Run the command against a server that gives one answer; (exit code, the request)."""
+    """Run the command against a server that sends one reply; returns (exit code, request)."""
     server = FakeServer(path, answer)
     code = cli.main(['-s', path] + list(arguments))
     server.wait()
@@ -48,7 +48,7 @@ SESSIONS = [
 ]
 
 
-def test_sessions_stand_in_columns(path, capsys):
+def test_sessions_are_printed_in_columns(path, capsys):
     code, request = targetdctl(path, commands.reply_rows(SESSIONS), 'show', 'sessions')
     assert code == EXIT_OK and request == {'command': 'show-sessions'}
     lines = capsys.readouterr().out.splitlines()
@@ -75,14 +75,14 @@ def test_json_has_every_key_and_is_json(path, capsys):
     assert json.loads(capsys.readouterr().out) == SESSIONS
 
 
-def test_nobody_is_said_in_words_and_as_an_empty_list(path, capsys):
+def test_no_rows_print_a_sentence_or_an_empty_list(path, capsys):
     targetdctl(path, commands.reply_rows([]), 'show', 'sessions')
-    assert capsys.readouterr().out == 'nobody is logged in\n'
+    assert capsys.readouterr().out == 'no initiator is logged in\n'
     targetdctl(path, commands.reply_rows([]), '--json', 'show', 'sessions')
     assert json.loads(capsys.readouterr().out) == []
 
 
-def test_options_may_stand_on_either_side(path, capsys):
+def test_options_may_precede_or_follow_the_command(path, capsys):
     server = FakeServer(path, commands.reply_rows([]))
     assert cli.main(['show', 'sessions', '--json', '-s', path]) == EXIT_OK
     server.wait()
@@ -103,7 +103,7 @@ def test_options_may_stand_on_either_side(path, capsys):
         (['reopen-logs'], {'command': 'reopen-logs'}),
     ],
 )
-def test_what_is_typed_is_what_the_server_gets(path, capsys, arguments, request_):
+def test_the_server_receives_what_was_typed(path, capsys, arguments, request_):
     code, request = targetdctl(path, commands.reply_message('done'), *arguments)
     assert code == EXIT_OK and request == request_
     assert commands.parse_request(commands.pack(request))
@@ -111,7 +111,7 @@ def test_what_is_typed_is_what_the_server_gets(path, capsys, arguments, request_
 
 
 @pytest.mark.parametrize('arguments', [[], ['show']])
-def test_a_command_that_is_missing(arguments, capsys):
+def test_a_missing_command(arguments, capsys):
     assert cli.main(arguments) == 2
     assert 'a command is missing' in capsys.readouterr().err
 
@@ -136,6 +136,25 @@ def test_a_wrong_command_line(arguments, capsys):
     assert 'usage: targetdctl' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    'arguments',
+    [
+        ['save'],
+        ['clear', '--help'],
+        ['restore', '/etc/target/saveconfig.json'],
+        ['--json', 'clear'],
+    ],
+)
+def test_a_command_of_targetctl_names_the_other_tool(arguments, capsys):
+    assert cli.main(arguments) == EXIT_USAGE
+    captured = capsys.readouterr()
+    word = next(each for each in arguments if each in cli.LIO_COMMANDS)
+    assert captured.out == ''
+    assert captured.err.startswith('targetdctl: "%s" is a command of targetctl' % word)
+    assert 'LIO' in captured.err and 'python3-rtslib-fb' in captured.err
+    assert not set(cli.LIO_COMMANDS) & {row.words.split()[0] for row in commands.TABLE}
+
+
 def test_every_command_has_help(capsys):
     for row in commands.TABLE:
         with pytest.raises(SystemExit) as caught:
@@ -150,13 +169,13 @@ def test_every_command_has_help(capsys):
     assert all(row.help in text for row in commands.TABLE if ' ' not in row.words)
 
 
-def test_no_server_is_exit_code_7(path, capsys):
+def test_the_exit_code_without_a_server_is_7(path, capsys):
     assert cli.main(['-s', path, 'status']) == EXIT_NOT_RUNNING
     captured = capsys.readouterr()
     assert captured.out == '' and path in captured.err
 
 
-def test_complaints_come_out_on_standard_error_with_their_exit_code(path, capsys):
+def test_errors_are_printed_on_standard_error_with_their_exit_code(path, capsys):
     code, _ = targetdctl(
         path, commands.reply_error('a.conf:1: x\na.conf:2: y', EXIT_CONFIG), 'reload'
     )
@@ -164,7 +183,7 @@ def test_complaints_come_out_on_standard_error_with_their_exit_code(path, capsys
     assert capsys.readouterr().err == 'targetdctl: a.conf:1: x\na.conf:2: y\n'
 
 
-def test_a_refused_login_is_explained_with_what_windows_says(path, capsys):
+def test_a_refused_login_is_explained_with_the_message_of_windows(path, capsys):
     rows = [
         {
             'time': '2026-11-23 10:00',
@@ -186,28 +205,30 @@ def test_a_refused_login_is_explained_with_what_windows_says(path, capsys):
     targetdctl(path, commands.reply_rows(rows), 'why')
     first, second = capsys.readouterr().out.split('\n\n')
     assert 'why: initiator-name admits iqn.1991-05.com.microsoft:* only' in first
-    assert 'status: 0202' in first and 'windows says: "Authorization failure" (0xEFFF000A)' in first
+    assert (
+        'status: 0202' in first and 'windows shows: "Authorization failure" (0xEFFF000A)' in first
+    )
     assert 'look at: initiator-name and initiator-address' in first
     assert '"Authentication failure" (0xEFFF0009)' in second and 'target:' not in second
 
 
 @pytest.mark.parametrize('status_class, status_detail', sorted(windows.STATUSES))
-def test_windows_has_a_word_for_every_login_status(status_class, status_detail):
+def test_every_login_status_has_a_message_of_windows(status_class, status_detail):
     assert re.match(
         r'^"[A-Z][^"]+" \(0xEFFF00[0-9A-F]{2}\), iScsiPrt event 10$',
-        windows.says(status_class, status_detail),
+        windows.message(status_class, status_detail),
     )
 
 
-def test_windows_words_for_what_is_not_known():
+def test_the_message_of_windows_for_an_unknown_status():
     assert (
-        windows.says(0, 0) == ''
-        and windows.says(2, 99).startswith('"Login failed"')
+        windows.message(0, 0) == ''
+        and windows.message(2, 99).startswith('"Login failed"')
         and windows.advice(2, 99) == ''
     )
 
 
-def test_sizes_are_for_people_in_columns(path, capsys):
+def test_sizes_are_readable_in_columns(path, capsys):
     row = {
         'unit': 'a',
         'target_name': 't',
@@ -239,7 +260,7 @@ def test_sizes(number, text):
     assert cli.human_bytes(number) == text
 
 
-def test_an_initiators_name_cannot_play_with_the_terminal(path, capsys):
+def test_control_characters_of_an_initiator_name_are_not_printed(path, capsys):
     hostile = dict(SESSIONS[0], initiator_name='iqn.\x1b[2Jx\ny\r')
     targetdctl(path, commands.reply_rows([hostile]), 'show', 'sessions')
     out = capsys.readouterr().out
@@ -266,7 +287,7 @@ def test_reload_shows_its_plan(path, capsys):
     assert capsys.readouterr().out == 'nothing changed\n'
 
 
-def test_stop_returns_when_the_server_is_gone(path, capsys):
+def test_stop_returns_when_the_server_has_ended(path, capsys):
     def answer(server):
         yield commands.reply_message('targetd stops')
         server.close_listener()
@@ -294,7 +315,7 @@ def test_disks_needs_no_server(monkeypatch, capsys):
     )
 
 
-def test_the_disks_of_this_host_are_answered(capsys):
+def test_disks_lists_the_disks_of_this_host(capsys):
     assert cli.main(['disks', '--json']) == EXIT_OK
     for row in json.loads(capsys.readouterr().out):
         assert (

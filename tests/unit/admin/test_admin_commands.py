@@ -1,5 +1,5 @@
-"""The table of commands is whole, and what a stranger writes to the control socket is refused with
-a reason."""
+"""The table of commands is complete, and an invalid request on the control socket is refused with a
+reason."""
 
 import json
 
@@ -14,7 +14,7 @@ def request(**fields):
 
 
 @pytest.mark.parametrize('row', commands.TABLE, ids=lambda row: row.words)
-def test_every_row_is_whole(row):
+def test_every_row_is_complete(row):
     assert row.help and row.text.endswith('.') and row.seconds > 0
     assert 1 <= len(row.words.split()) <= 2 and row.words == row.words.lower()
     assert bool(row.columns) == bool(row.empty) or row.words == 'status'
@@ -25,7 +25,7 @@ def test_every_row_is_whole(row):
     assert not [a for a in row.arguments if a.kind == 'flag' and a.required]
 
 
-def test_no_two_commands_have_one_name():
+def test_command_names_are_unique():
     assert len(commands.BY_NAME) == len(commands.TABLE)
 
 
@@ -36,7 +36,7 @@ def test_a_request_finds_its_row_and_arguments():
     assert row.words == 'show sessions' and arguments == {}
 
 
-def test_arguments_that_are_not_given_have_their_default():
+def test_missing_optional_arguments_have_their_default():
     assert parse_request(request(command='reload'))[1] == {'plan': False}
     assert parse_request(request(command='why'))[1] == {'address': None}
     assert parse_request(request(command='logout', session=1))[1] == {'session': 1, 'seconds': None}
@@ -49,9 +49,9 @@ def test_arguments_that_are_not_given_have_their_default():
         (b'\xff\xfe', 'not JSON'),
         (b'{"command"', 'not JSON'),
         (b'[' * 5000, 'not JSON'),
-        (b'[]', 'no object'),
-        (b'"status"', 'no object'),
-        (b'null', 'no object'),
+        (b'[]', 'not a JSON object'),
+        (b'"status"', 'not a JSON object'),
+        (b'null', 'not a JSON object'),
         (b'{}', 'unknown command'),
         (b'{"command": "format"}', 'unknown command'),
         (b'{"command": ["status"]}', 'unknown command'),
@@ -59,27 +59,27 @@ def test_arguments_that_are_not_given_have_their_default():
         (b'{"command": {}}', 'unknown command'),
         (b'{"command": "disks"}', 'unknown command'),
         (b'{"command": "end"}', 'end: the session is missing'),
-        (b'{"command": "end", "session": "3"}', "session: '3' is not a number"),
-        (b'{"command": "end", "session": true}', 'is not a number'),
-        (b'{"command": "end", "session": -1}', 'is not a number'),
-        (b'{"command": "end", "session": 1e400}', 'is not a number'),
-        (b'{"command": "end", "session": 99999999999}', 'is not a number'),
-        (b'{"command": "reload", "plan": 1}', 'is not a flag'),
-        (b'{"command": "acknowledge", "unit": ""}', 'is not a text'),
-        (b'{"command": "acknowledge", "unit": ["a"]}', 'is not a text'),
+        (b'{"command": "end", "session": "3"}', "session: '3' is not a valid number"),
+        (b'{"command": "end", "session": true}', 'is not a valid number'),
+        (b'{"command": "end", "session": -1}', 'is not a valid number'),
+        (b'{"command": "end", "session": 1e400}', 'is not a valid number'),
+        (b'{"command": "end", "session": 99999999999}', 'is not a valid number'),
+        (b'{"command": "reload", "plan": 1}', 'is not a valid flag'),
+        (b'{"command": "acknowledge", "unit": ""}', 'is not a valid text'),
+        (b'{"command": "acknowledge", "unit": ["a"]}', 'is not a valid text'),
         (b'{"command": "status", "verbose": true}', "unknown argument 'verbose'"),
     ],
 )
-def test_what_no_row_allows_is_refused(line, words):
+def test_a_request_that_fits_no_row_is_refused(line, words):
     with pytest.raises(BadRequest) as caught:
         parse_request(line)
     assert words in str(caught.value)
 
 
 def test_a_request_that_is_too_long_is_refused():
-    with pytest.raises(BadRequest, match='more than 65536 bytes'):
+    with pytest.raises(BadRequest, match='longer than 65536 bytes'):
         parse_request(request(command='acknowledge', unit='x' * (64 << 10)))
-    with pytest.raises(BadRequest, match='is not a text'):
+    with pytest.raises(BadRequest, match='is not a valid text'):
         parse_request(request(command='acknowledge', unit='x' * 5000))
 
 

@@ -1,5 +1,4 @@
-"""Asking the server: what is said arrives, and everything that can go wrong ends in one sentence
-and the right exit code."""
+"""Requests to the server: every failure is one sentence and the right exit code."""
 
 import errno
 import json
@@ -20,28 +19,30 @@ def path(tmp_path):
 
 def failure(path, seconds=5, **more):
     with pytest.raises(TargetdError) as caught:
-        protocol.ask(path, {'command': 'status'}, seconds, **more)
+        protocol.send_request(path, {'command': 'status'}, seconds, **more)
     return caught.value
 
 
-def test_a_question_and_its_answer(path):
+def test_a_request_and_its_reply(path):
     server = FakeServer(path, commands.reply_rows([{'name': 'version', 'value': 'x'}]))
-    assert protocol.ask(path, {'command': 'status'})['rows'] == [{'name': 'version', 'value': 'x'}]
+    assert protocol.send_request(path, {'command': 'status'})['rows'] == [
+        {'name': 'version', 'value': 'x'}
+    ]
     server.wait()
     assert server.requests == [{'command': 'status'}]
 
 
-def test_an_answer_in_pieces(path):
+def test_a_reply_in_pieces(path):
     line = commands.reply_message('größer')
     server = FakeServer(path, lambda server: [line[i : i + 1] for i in range(len(line))])
-    assert protocol.ask(path, {'command': 'reopen-logs'})['message'] == 'größer'
+    assert protocol.send_request(path, {'command': 'reopen-logs'})['message'] == 'größer'
     server.wait()
 
 
-def test_a_long_answer(path):
+def test_a_long_reply(path):
     rows = [{'initiator_name': 'iqn.2026-11.com.example:%d' % i} for i in range(20000)]
     server = FakeServer(path, commands.reply_rows(rows))
-    assert protocol.ask(path, {'command': 'show-sessions'})['rows'] == rows
+    assert protocol.send_request(path, {'command': 'show-sessions'})['rows'] == rows
     server.wait()
 
 
@@ -60,7 +61,7 @@ def test_a_socket_that_was_left_behind(path):
     assert error.exit_code == EXIT_NOT_RUNNING and 'left behind' in str(error)
 
 
-def test_a_file_that_is_no_socket(path):
+def test_a_file_that_is_not_a_socket(path):
     open(path, 'w').close()
     assert path in str(failure(path))
 
@@ -69,17 +70,17 @@ def test_a_path_that_is_too_long(path):
     assert 'cannot be a control socket' in str(failure('/tmp/' + 'x' * 200))
 
 
-def test_no_permission_is_told_apart_from_no_server(path, monkeypatch):
+def test_a_missing_permission_differs_from_a_missing_server(path, monkeypatch):
     class Forbidden(socket.socket):
         def connect(self, address):
             raise PermissionError(errno.EACCES, 'Permission denied')
 
     monkeypatch.setattr(protocol.socket, 'socket', Forbidden)
     error = failure(path)
-    assert error.exit_code == EXIT_FAILURE and 'may not be used by this user' in str(error)
+    assert error.exit_code == EXIT_FAILURE and 'this user has no permission to use' in str(error)
 
 
-def test_a_refusal_carries_the_servers_words_and_exit_code(path):
+def test_a_refusal_has_the_text_and_exit_code_of_the_server(path):
     server = FakeServer(path, commands.reply_error('targetd.conf:3: no such setting', EXIT_CONFIG))
     error = failure(path)
     server.wait()
@@ -87,7 +88,7 @@ def test_a_refusal_carries_the_servers_words_and_exit_code(path):
 
 
 @pytest.mark.parametrize('code', [0, -1, 300, None, 'x', True])
-def test_a_refusal_never_looks_like_success(path, code):
+def test_a_refusal_never_exits_with_0(path, code):
     server = FakeServer(path, commands.pack({'ok': False, 'error': 'no', 'exit_code': code}))
     error = failure(path)
     server.wait()
@@ -108,40 +109,40 @@ def test_a_refusal_never_looks_like_success(path, code):
         b'[' * 100000 + b'\n',
     ],
 )
-def test_what_is_no_answer_is_said_to_be_none(path, answer):
+def test_an_invalid_reply_is_reported(path, answer):
     server = FakeServer(path, answer)
-    assert "does not speak targetd's language" in str(failure(path))
+    assert 'the reply is not valid' in str(failure(path))
     server.wait()
 
 
 @pytest.mark.parametrize('answer', [b'', b'{"ok": true'])
-def test_a_server_that_goes_away(path, answer):
+def test_a_server_that_closes_the_connection(path, answer):
     server = FakeServer(path, answer)
-    assert 'without an answer' in str(failure(path))
+    assert 'without a reply' in str(failure(path))
     server.wait()
 
 
-def test_a_server_that_does_not_answer(path):
+def test_a_server_that_does_not_reply(path):
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.bind(path)
     listener.listen(1)
-    assert 'did not answer within' in str(failure(path, seconds=0.05))
+    assert 'did not reply within' in str(failure(path, seconds=0.05))
     listener.close()
 
 
-def test_an_answer_without_end_is_cut(path, monkeypatch):
+def test_an_endless_reply_is_refused(path, monkeypatch):
     monkeypatch.setattr(protocol, 'MAXIMUM_REPLY', 1 << 18)
     server = FakeServer(path, lambda server: (b'x' * (1 << 16) for _ in range(64)))
-    assert 'more than 262144 bytes' in str(failure(path))
+    assert 'longer than 262144 bytes' in str(failure(path))
     server.wait()
 
 
 def test_a_request_that_is_too_long_is_not_sent(path):
     with pytest.raises(TargetdError, match='too long'):
-        protocol.ask(path, {'command': 'acknowledge', 'unit': 'x' * (1 << 17)})
+        protocol.send_request(path, {'command': 'acknowledge', 'unit': 'x' * (1 << 17)})
 
 
-def test_stop_waits_until_the_server_is_gone(path):
+def test_stop_waits_until_the_server_has_ended(path):
     gone = []
 
     def answer(server):
@@ -151,27 +152,28 @@ def test_stop_waits_until_the_server_is_gone(path):
 
     server = FakeServer(path, answer)
     assert (
-        protocol.ask(path, {'command': 'stop'}, 10, until_gone=True)['message'] == 'targetd stops'
+        protocol.send_request(path, {'command': 'stop'}, 10, until_gone=True)['message']
+        == 'targetd stops'
     )
     assert gone
     server.wait()
 
 
-def test_stop_says_when_the_server_stays(path):
+def test_stop_reports_a_server_that_does_not_end(path):
     server = FakeServer(path, commands.reply_message('targetd stops'), stays=True)
     error = failure(path, seconds=0.05, until_gone=True)
     assert 'has not ended' in str(error)
     server.wait()
 
 
-def test_the_socket_may_come_from_the_environment(monkeypatch):
+def test_the_socket_can_be_set_in_the_environment(monkeypatch):
     monkeypatch.delenv('TARGETD_SOCKET', raising=False)
     assert protocol.default_socket() == '/var/run/targetd.sock'
     monkeypatch.setenv('TARGETD_SOCKET', '/tmp/other.sock')
     assert protocol.default_socket() == '/tmp/other.sock'
 
 
-def test_a_request_is_what_the_server_reads(path):
+def test_the_server_decodes_a_request(path):
     line = commands.pack({'command': 'end', 'session': 3})
     assert json.loads(line.decode('utf-8')) == {'command': 'end', 'session': 3}
     assert commands.parse_request(line[:-1])[1] == {'session': 3}

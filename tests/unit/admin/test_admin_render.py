@@ -1,4 +1,4 @@
-"""The manual page and the completion in the tree are those that the table of commands makes."""
+"""The committed manual page and completion are those that are rendered from the table of commands."""
 
 import json
 import os
@@ -16,10 +16,15 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(os.path.a
 def test_the_file_in_the_tree_is_up_to_date(name):
     place, make = render.FILES[name]
     with open(os.path.join(ROOT, place), encoding='utf-8') as f:
-        assert f.read() == make(), 'make it again: python3 -m targetd.admin.render %s > %s' % (
-            name,
-            place,
-        )
+        assert f.read() == make(), 'run: python3 -m targetd.admin.render write'
+
+
+def test_write_renders_every_file(tmp_path, monkeypatch):
+    for directory in ('etc', 'man'):
+        (tmp_path / directory).mkdir()
+    monkeypatch.setattr(render, 'TREE', str(tmp_path))
+    assert render.main(['write']) == 0
+    assert (tmp_path / 'man' / 'targetdctl.8').read_text() == render.man_page()
 
 
 def test_rendering_to_standard_output(capsys):
@@ -44,8 +49,8 @@ def test_the_manual_page_is_clean_and_names_every_command():
 
 
 def complete(tmp_path, *words):
-    """What bash offers for a command line; the last word is the one being typed. `targetdctl` is one
-    with sessions 1 and 12."""
+    """What bash offers for a command line whose last word is being typed. A fake `targetdctl` reports
+    sessions 1 and 12."""
     fake = tmp_path / 'targetdctl'
     answer = json.dumps(
         [{'pid': 7, 'tsih': 1, 'unit': 'a-0'}, {'tsih': 12}], indent=2, sort_keys=True
@@ -83,6 +88,6 @@ def test_bash_completes(tmp_path, words, offered):
 
 
 @pytest.mark.skipif(which('bash') is None, reason='bash is not installed')
-def test_completion_asks_the_server_that_was_named(tmp_path):
+def test_completion_uses_the_server_of_the_option(tmp_path):
     complete(tmp_path, 'targetdctl', '-s', '/tmp/other.sock', 'end', '')
     assert (tmp_path / 'asked').read_text() == '-s /tmp/other.sock show sessions --json\n'
