@@ -15,9 +15,9 @@ def answer_disks():
             continue
         row = dict(disk._asdict())
         row['model'] = ' '.join(part for part in (disk.vendor, disk.model) if part)
-        row['used_by'] = in_use.users(disk.path)
+        row['used_by'] = in_use.find_users(disk.path)
         row['contents'] = contents(disk.path)
-        row['backing_store'] = disks.lasting_name(disk)
+        row['backing_store'] = disks.persistent_name(disk)
         rows.append(row)
     return rows
 
@@ -25,7 +25,7 @@ def answer_disks():
 def contents(path):
     """Descriptions of the signatures on a disk; [] if there is none or this user may not read it."""
     try:
-        return [signatures.one_line(signature) for signature in signatures.on_device(path)]
+        return [signatures.one_line(signature) for signature in signatures.device_signatures(path)]
     except OSError:
         return []
 

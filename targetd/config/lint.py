@@ -177,7 +177,7 @@ def missing_stores(configuration):
             if not lun.backing_store:
                 continue
             try:
-                path = disks.resolve(lun.backing_store)
+                path = disks.resolve_backing_store(lun.backing_store)
             except StoreError as e:
                 found.append(_warning(configuration, ('lun', target.name, number), str(e), ''))
                 continue
@@ -220,7 +220,7 @@ def contents(configuration):
                     sentence,
                     'it is refused as long as allow-in-use is not written',
                 )
-                for sentence in claims.claims(path, [], None)
+                for sentence in claims.find_claims(path, [], None)
             ]
             found += [
                 _warning(
@@ -230,7 +230,7 @@ def contents(configuration):
                     'if an initiator made that, keep this host from using it (global_filter in '
                     'lvm.conf, AUTO -all in mdadm.conf); if this host did, take another',
                 )
-                for noted in signatures.layers_noted_by_udev(name)
+                for noted in signatures.auto_assembled_by_udev(name)
             ]
     return found
 
@@ -238,6 +238,10 @@ def contents(configuration):
 def _kernel_name(lun):
     """Of the block device that is served, or None."""
     try:
-        return roots.kernel_name(disks.resolve(lun.backing_store)) if lun.backing_store else None
+        return (
+            roots.kernel_name(disks.resolve_backing_store(lun.backing_store))
+            if lun.backing_store
+            else None
+        )
     except StoreError:
         return None

@@ -1,11 +1,11 @@
-"""Whether this host counts on a disk that it does not use at the moment: its configuration names
-it, or what manages volumes here keeps notes of it. Exporting it writable would destroy the host's
-data as surely as exporting a mounted one.
+"""Finds out whether this host relies on a disk that it does not use at the moment: the host's
+configuration names the disk, or a volume manager of the host has a record of it. Exporting that
+disk writable would destroy the host's data just as exporting a mounted disk would.
 
-May import base and host. What merely *looks* like a host's (an LVM volume, a RAID member) is none
-of this: an initiator may have put it there, and mostly has. Evidence is a note of this host: fstab
-and crypttab, LVM's backups, mdadm.conf or the array's home host, the cache of ZFS pools or the
-pool's host. Every sentence names the note and the line that ends the claim.
+May import base and host. A disk that only *looks* like a host's disk (an LVM volume, a RAID member)
+is not claimed: in most cases an initiator wrote that format. Evidence is a record of this host:
+fstab and crypttab, LVM's backup files, mdadm.conf or the array's home host, the ZFS pool cache or
+the pool's host name. Every sentence names the record and the command or edit that ends the claim.
 """
 
 import os
@@ -24,7 +24,7 @@ LINKS = {
 }
 
 
-# -- fstab and crypttab ------------------------------------------------------------------------------------------------------
+# -- fstab and crypttab ----------------------------------------------------------------------------
 
 
 def _lines(*parts):
@@ -35,7 +35,7 @@ def _lines(*parts):
 
 
 def _named(word, roots):
-    """The device node that a first field of fstab means, or None."""
+    """The device node that the first field of an fstab line refers to, or None."""
     match = re.match(r'^(UUID|LABEL|PARTUUID|PARTLABEL)="?([^"]*)"?$', word)
     path = os.path.join(roots.dev, 'disk', LINKS[match.group(1)], match.group(2)) if match else word
     return os.path.realpath(path) if path.startswith('/') else None
@@ -47,25 +47,25 @@ def _tables(names, roots):
         node = nodes.get(_named(words[0], roots))
         if node and len(words) > 2 and 'noauto' not in (words + [''])[3].split(','):
             what = 'as swap space' if words[2] == 'swap' else 'to be mounted on %s' % words[1]
-            yield '%s stands in /etc/fstab %s; take that line out, or write noauto into it' % (
-                node,
-                what,
+            yield (
+                '%s is listed in /etc/fstab %s; remove that line, or add the option noauto to it'
+                % (node, what)
             )
     for words in _lines(roots.etc, 'crypttab'):
         node = nodes.get(_named(words[1], roots)) if len(words) > 1 else None
         if node and 'noauto' not in (words + ['', ''])[3].split(','):
             yield (
-                '%s stands in /etc/crypttab as %s; take that line out, or write noauto into it'
+                '%s is listed in /etc/crypttab as %s; remove that line, or add the option noauto'
                 % (node, words[0])
             )
 
 
-# -- volume managers ---------------------------------------------------------------------------------------------------------
+# -- volume managers -------------------------------------------------------------------------------
 
 
 def _lvm(signature, descriptor, roots):
-    """LVM writes the names of all physical volumes of a group that it has changed or activated
-    here."""
+    """LVM writes the UUIDs of all physical volumes of a volume group to /etc/lvm/backup when this
+    host changes or activates the group."""
     raw = signature.details
     name = '-'.join(
         (raw[:6], raw[6:10], raw[10:14], raw[14:18], raw[18:22], raw[22:26], raw[26:32])
@@ -75,14 +75,14 @@ def _lvm(signature, descriptor, roots):
             read_text(roots.etc, 'lvm', 'backup', group) or ''
         ):
             yield (
-                'is a physical volume of the group %s of this host (/etc/lvm/backup/%s); take it out with vgreduce, or give '
-                'the group away with: vgexport %s && rm /etc/lvm/backup/%s'
-                % (group, group, group, group)
+                'is a physical volume of the volume group %s of this host (/etc/lvm/backup/%s); remove '
+                'it from the group with vgreduce, or export the group with: vgexport %s && '
+                'rm /etc/lvm/backup/%s' % (group, group, group, group)
             )
 
 
 def _arrays(roots):
-    """The UUIDs in mdadm.conf as 32 hex digits."""
+    """The array UUIDs in mdadm.conf, each as 32 hex digits."""
     found = set()
     for place in (('mdadm', 'mdadm.conf'), ('mdadm.conf',)):
         for words in _lines(roots.etc, *place):
@@ -97,21 +97,21 @@ def _arrays(roots):
 def _md(signature, descriptor, roots):
     block = os.pread(descriptor, 64, signature.offset)
     home, _, name = signature.details.partition(':')
-    remedy = 'if it is not needed any more: mdadm --zero-superblock'
+    remedy = 'if the array is no longer needed, run mdadm --zero-superblock'
     if len(block) == 64 and signature.what.endswith(('1.0)', '1.1)', '1.2)')):
         if block[16:32].hex() in _arrays(roots):
             yield (
-                'is a member of an array of this host (mdadm.conf has its UUID); take it out of there, and %s'
-                % remedy
+                'is a member of an array of this host (mdadm.conf has its UUID); remove the array from '
+                'mdadm.conf, and %s' % remedy
             )
         elif name and home in (os.uname().nodename, os.uname().nodename.split('.')[0]):
-            yield 'is a member of the array %s, which was made on this host; %s' % (name, remedy)
+            yield 'is a member of the array %s, which this host created; %s' % (name, remedy)
 
 
 def _pair(label, name, length):
-    """The value of a name in the label's list of pairs (XDR), `length` bytes of it, or b''."""
+    """The first `length` bytes of the value of a name in the label's nvlist (XDR), or b''."""
     at = label.find(struct.pack('>I', len(name)) + name)
-    start = at + 4 + (len(name) + 3 & ~3) + 8  # behind it: the kind of value, and how many
+    start = at + 4 + (len(name) + 3 & ~3) + 8  # the value's type and count follow the name
     return label[start : start + length] if at >= 0 else b''
 
 
@@ -137,21 +137,23 @@ def _zfs(signature, descriptor, roots):
     )
     if was_here or (len(guid) == 8 and guid in cache):
         yield (
-            'belongs to the ZFS pool "%s" of this host; give it away with: zpool export %s, or zpool destroy'
-            % (pool, pool)
+            'belongs to the ZFS pool "%s" of this host; release it with: zpool export %s, or zpool '
+            'destroy' % (pool, pool)
         )
 
 
 MANAGERS = (('LVM physical volume', _lvm), ('member of a Linux RAID', _md), ('ZFS', _zfs))
 
 
-# -- the door ----------------------------------------------------------------------------------------------------------------
+# -- public functions ------------------------------------------------------------------------------
 
 
-def claims(path, signatures, descriptor, roots=ROOTS):
-    """[sentence]: why this host counts on the block device at `path`; [] if nothing says so.
+def find_claims(path, signatures, descriptor, roots=ROOTS):
+    """Returns a list of sentences: why this host relies on the block device at `path`; [] if there
+    is no evidence.
 
-    signatures: of signatures.recognise(); descriptor: open for reading.
+    signatures: the result of signatures.find_signatures(); descriptor: open for reading. Raises
+    nothing: a record that cannot be read is not evidence.
     """
     name = kernel_name(path, roots)
     if name is None:
@@ -163,13 +165,13 @@ def claims(path, signatures, descriptor, roots=ROOTS):
                 where = ', partition %d,' % signature.partition if signature.partition else ''
                 found += [
                     '%s%s %s' % (path, where, sentence)
-                    for sentence in _notes(reason, signature, descriptor, roots)
+                    for sentence in _records(reason, signature, descriptor, roots)
                 ]
     return found
 
 
-def _notes(reason, signature, descriptor, roots):
+def _records(reason, signature, descriptor, roots):
     try:
         return list(reason(signature, descriptor, roots))
-    except OSError:  # a place that cannot be read says nothing
+    except OSError:  # a record that cannot be read is not evidence
         return []

@@ -1,9 +1,9 @@
-"""The disks of this host: found by a name that survives cabling, and described as they describe
-themselves.
+"""Finds the disks of this host by persistent names (serial number, WWN, …) and describes them by
+their own identification data.
 
-May import base and host. A disk is asked through /sys first (the kernel read it from the device),
-through udev's notes second (old kernels show no VPD page in /sys); no device is opened, so nothing
-spins up and no right is needed.
+May import base and host. The data is read from /sys first (the kernel read it from the device) and
+from the udev database second (old kernels show no VPD pages in /sys). No device is opened, so no
+disk spins up and no permission is needed.
 """
 
 import difflib
@@ -26,10 +26,10 @@ from targetd.host.roots import (
     whole_disk,
 )
 
-# the unit of /sys/class/block/*/size and of a partition's start, whatever the disk's own is
+# the unit of /sys/class/block/*/size, for every logical block size of the disk
 SECTOR = 512
 
-#: What a disk says of itself. name: kernel name, None for a file; path: device node; kind: 'disk',
+#: Description of a disk. name: kernel name, None for a file; path: device node; kind: 'disk',
 #: 'partition' or 'file'; size: bytes; serial, wwn ('naa.…', 'eui.…' as the kernel writes it),
 #: model, vendor, revision: '' if unknown; rotational: bool or None if unknown; transport: 'sata',
 #: 'usb', 'nvme', …, '' if unknown; logical_sector, physical_sector: bytes.
@@ -39,7 +39,7 @@ Disk = namedtuple(
     'logical_sector physical_sector',
 )
 
-#: Words that may stand before a ':' in a backing-store, joined by '+'.
+#: Keywords that may precede a ':' in a backing-store; several terms are joined by '+'.
 KEYS = (
     'serial',
     'wwn',
@@ -54,8 +54,8 @@ KEYS = (
     'by-partlabel',
 )
 
-# a piece of the sysfs path -> what the disk hangs on; the first that fits wins, so what is nearer
-# to the disk stands first
+# (part of the sysfs path, transport); the first match wins, so the layers nearest to the disk are
+# listed first
 TRANSPORTS = (
     (re.compile(r'/session\d+/'), 'iscsi'),
     (re.compile(r'/usb\d+/'), 'usb'),
@@ -78,7 +78,7 @@ _JOINT = re.compile(r'\+(?=(?:%s):)' % '|'.join(KEYS))
 _UNITS = {'': 1, 'k': 1, 'm': 2, 'g': 3, 't': 4, 'p': 5}
 
 
-# -- what a disk says of itself ----------------------------------------------------------------------------------------------
+# -- identification data of a disk -----------------------------------------------------------------
 
 
 def _printable(text):
@@ -94,8 +94,8 @@ def _page_80(directory):
 
 
 def _page_83(directory):
-    """The best designator of VPD page 83h (SPC-4) that names the logical unit, as 'naa.…' or
-    'eui.…', or ''."""
+    """The preferred designator of the logical unit in VPD page 83h (SPC-4), as 'naa.…' or 'eui.…',
+    or ''."""
     page = read_bytes(directory, 'device', 'vpd_pg83') or b''
     found = {}
     offset = 4
@@ -109,8 +109,8 @@ def _page_83(directory):
 
 
 def _ata_model(directory):
-    """The full model of an ATA disk from VPD page 89h (SAT-3): its INQUIRY data holds only 16 of
-    the 40 characters."""
+    """The full model of an ATA disk from VPD page 89h (SAT-3), or ''. INQUIRY data holds only 16 of
+    its 40 characters."""
     page = read_bytes(directory, 'device', 'vpd_pg89')
     if not page or len(page) < 60 + 94:
         return ''
@@ -123,7 +123,7 @@ def _ata_model(directory):
 
 
 def _usb_serial(directory):
-    """The serial number of the USB device that a disk hangs on, or ''."""
+    """The serial number of the USB device that a disk is connected through, or ''."""
     place = os.path.realpath(os.path.join(directory, 'device'))
     while len(place) > 1:
         if os.path.exists(os.path.join(place, 'idVendor')):
@@ -169,7 +169,7 @@ def _model(directory, udev):
 
 def _vendor(directory):
     vendor = _printable(read_text(directory, 'device', 'vendor'))
-    return '' if vendor.startswith('0x') else vendor  # a PCI or virtio device shows a number there
+    return '' if vendor.startswith('0x') else vendor  # PCI and virtio devices have a number here
 
 
 def _transport(directory):
@@ -186,8 +186,8 @@ def _flag(*parts):
 
 
 def describe_name(name, roots=ROOTS):
-    """The Disk with this kernel name. A partition has its own size and name, and its disk's model,
-    serial and the like."""
+    """Returns the Disk with this kernel name. A partition has its own size and name; all other
+    fields (model, serial, …) are those of its disk."""
     parent = whole_disk(name, roots)
     directory = roots.block(parent)
     udev = udev_properties(parent, roots)
@@ -212,9 +212,9 @@ def describe_name(name, roots=ROOTS):
     )
 
 
-def describe(path, roots=ROOTS):
-    """The Disk at a path: a block device, a partition or a file. Raises StoreError if there is
-    nothing or something else."""
+def describe_disk(path, roots=ROOTS):
+    """Returns the Disk at a path: a block device, a partition or a file. Raises StoreError if the
+    path does not exist or is something else."""
     name = kernel_name(path, roots)
     if name is not None:
         return describe_name(name, roots)
@@ -226,26 +226,27 @@ def describe(path, roots=ROOTS):
         raise StoreError('%s is neither a block device nor a file' % path)
     read_only = not status.st_mode & 0o222
     return Disk(
-        None,
-        path,
-        'file',
-        status.st_size,
-        '',
-        '',
-        '',
-        '',
-        '',
-        None,
-        'file',
-        False,
-        read_only,
-        SECTOR,
-        SECTOR,
+        name=None,
+        path=path,
+        kind='file',
+        size=status.st_size,
+        model='',
+        vendor='',
+        revision='',
+        serial='',
+        wwn='',
+        rotational=None,
+        transport='file',
+        removable=False,
+        read_only=read_only,
+        logical_sector=SECTOR,
+        physical_sector=SECTOR,
     )
 
 
 def list_disks(roots=ROOTS):
-    """Every disk of this host that has a medium, as Disks ordered by name; partitions left out."""
+    """Returns the Disk of every disk of this host that has a medium, sorted by name, without
+    partitions."""
     found = []
     for name in listing(roots.block()):
         if not os.path.exists(roots.block(name, 'partition')) and read_number(
@@ -255,20 +256,20 @@ def list_disks(roots=ROOTS):
     return found
 
 
-def lasting_name(disk):
-    """What to write as backing-store so that the disk is found wherever it is plugged in:
-    'serial:…', 'wwn:…' or its path."""
+def persistent_name(disk):
+    """Returns the backing-store value that finds this disk at whatever port it is connected to:
+    'serial:…', 'wwn:…', or its path if it has neither."""
     if disk.serial:
         return 'serial:' + disk.serial
     return 'wwn:' + disk.wwn if disk.wwn else disk.path
 
 
-# -- the names that survive cabling ------------------------------------------------------------------------------------------
+# -- search by persistent name ---------------------------------------------------------------------
 
 
 def _folded(text):
-    """Spaces, underscores and case do not tell two names apart: udev writes '_' where the disk has
-    ' '."""
+    """The text for comparisons that ignore case, and the difference between spaces and underscores:
+    udev writes '_' where the disk has ' '."""
     return re.sub(r'[\s_]+', ' ', text).strip().lower()
 
 
@@ -287,14 +288,15 @@ def _has_serial(disk, wanted, links):
 
 
 def _has_size(disk, wanted):
-    """A plain number is exact; with a unit, the maker's (1000) or the system's (1024) within one
-    part in a hundred."""
+    """A plain number must match exactly. A number with a unit matches within 1 %, with decimal
+    (1000) or binary (1024) units."""
     match = re.match(r'^([0-9.]+)\s*([kmgtp]?)i?b?$', wanted.strip().lower())
     try:
         figure = float(match.group(1))
     except (AttributeError, ValueError):
         raise StoreError(
-            'size:%s is no size; write bytes, or a number with K, M, G, T or P such as 4T' % wanted
+            'size:%s is not a valid size; write a number of bytes, or a number with the unit K, M, G, '
+            'T or P, such as 4T' % wanted
         )
     if not match.group(2):
         return disk.size == int(figure)
@@ -305,7 +307,7 @@ def _has_size(disk, wanted):
 
 
 def _links(name, roots):
-    """The names in /dev/disk/by-id that lead to this kernel name."""
+    """The names in /dev/disk/by-id of the device with this kernel name."""
     directory = os.path.join(roots.dev, 'disk', 'by-id')
     node = os.path.realpath(roots.node(name))
     return [
@@ -315,7 +317,7 @@ def _links(name, roots):
     ]
 
 
-def _fits(disk, key, value, roots):
+def _matches(disk, key, value, roots):
     if key == 'serial':
         return _has_serial(disk, value, () if disk.serial else _links(disk.name, roots))
     if key == 'wwn':
@@ -334,7 +336,7 @@ def _fits(disk, key, value, roots):
 
 def _parse(text):
     """'model:X+size:4T' -> [('model', 'X'), ('size', '4T')]; None for a plain path. Raises
-    StoreError for an unknown word."""
+    StoreError for an unknown keyword."""
     if text.startswith('/') or not _SELECTOR.match(text):
         return None
     pieces = []
@@ -342,19 +344,19 @@ def _parse(text):
         key, value = _SELECTOR.match(piece).groups()
         if key not in KEYS:
             near = difflib.get_close_matches(key, KEYS, 1)
-            known = 'known are a path, %s' % ', '.join(k + ':' for k in KEYS)
+            known = 'write a path or one of %s' % ', '.join(k + ':' for k in KEYS)
             raise StoreError(
                 '%s: %s: is not a way to name a disk; %s'
                 % (text, key, 'did you mean %s:?' % near[0] if near else known)
             )
         if not value.strip():
-            raise StoreError('%s: nothing stands after %s:' % (text, key))
+            raise StoreError('%s: the value after %s: is missing' % (text, key))
         pieces.append((key, value.strip()))
     return pieces
 
 
 def _common_multipath(candidates, roots):
-    """The one multipath device above all candidates, if they are paths to the same disk; else None."""
+    """The multipath device of all candidates if they are paths to the same disk, else None."""
     above = [
         set(
             h
@@ -368,7 +370,7 @@ def _common_multipath(candidates, roots):
 
 
 def one_line(disk):
-    """'/dev/sdb (4.0 TB, WDC WD40EFRX, serial WD-1)': how messages name a disk."""
+    """Returns the text that names a disk in messages: '/dev/sdb (4.0 TB, WDC WD40EFRX, serial WD-1)'."""
     facts = [human_size(disk.size)] + [
         f for f in (' '.join((disk.vendor, disk.model)).strip(),) if f
     ]
@@ -378,7 +380,7 @@ def one_line(disk):
 
 
 def human_size(size):
-    """Bytes as disk makers write them: '4.0 TB'."""
+    """Returns a number of bytes with a decimal unit, as disk vendors write it: '4.0 TB'."""
     figure = float(size)
     for unit in ('bytes', 'kB', 'MB', 'GB', 'TB'):
         if figure < 1000:
@@ -387,19 +389,20 @@ def human_size(size):
     return '%.1f PB' % figure
 
 
-def _the_one(text, candidates, roots):
+def _only_candidate(text, candidates, roots):
     if len(candidates) > 1:
         joint = _common_multipath(candidates, roots)
         if joint is not None:
             return joint
         raise StoreError(
-            '%s fits %d disks: %s; say which one, for example by its serial: or wwn:'
+            '%s matches %d disks: %s; name one of them, for example by its serial: or wwn:'
             % (text, len(candidates), ', '.join(one_line(d) for d in candidates))
         )
     if not candidates:
         known = [one_line(d) for d in list_disks(roots) if d.transport not in ('loop', 'ram')]
         raise StoreError(
-            '%s fits no disk of this host; it has %s' % (text, ', '.join(known) or 'none')
+            '%s matches no disk of this host; its disks are: %s'
+            % (text, ', '.join(known) or 'none')
         )
     return candidates[0].name
 
@@ -412,13 +415,13 @@ def _partition(text, name, number, roots):
 
 
 def _by_link(text, key, value, roots):
-    """A name in /dev/disk may lead to a partition, which is none of the disks that are searched."""
+    """The device node of a name in /dev/disk. It may be a partition; list_disks() has none."""
     link = os.path.join(roots.dev, 'disk', key, value)
     if value in ('.', '..') or '/' in value or not os.path.exists(link):
         near = difflib.get_close_matches(value, listing(roots.dev, 'disk', key), 3)
         raise StoreError(
             '%s: there is no %s%s'
-            % (text, link, '; near it are %s' % ', '.join(near) if near else '')
+            % (text, link, '; similar names are %s' % ', '.join(near) if near else '')
         )
     return os.path.realpath(link)
 
@@ -426,25 +429,26 @@ def _by_link(text, key, value, roots):
 def _resolve_path(text, roots):
     if not text.startswith('/'):
         raise StoreError(
-            '%r is not a path from the root, nor a name such as serial:WD-1, wwn:0x5000…, by-id:…, '
+            '%r is neither an absolute path nor a name such as serial:WD-1, wwn:0x5000…, by-id:…, '
             'model:…+size:…' % text
         )
     path = os.path.realpath(text)
     if not os.path.exists(path) and (text + '/').startswith(roots.dev.rstrip('/') + '/'):
         near = difflib.get_close_matches(os.path.basename(text), listing(os.path.dirname(text)), 3)
         raise StoreError(
-            '%s does not exist%s' % (text, '; near it are %s' % ', '.join(near) if near else '')
+            '%s does not exist%s'
+            % (text, '; similar names are %s' % ', '.join(near) if near else '')
         )
     return path
 
 
-def resolve(text, roots=ROOTS):
-    """The path that a backing-store means, symbolic links resolved.
+def resolve_backing_store(text, roots=ROOTS):
+    """Returns the path that a backing-store value refers to, with symbolic links resolved.
 
     text: a path, or `serial:WD-1`, `wwn:0x5000…`, `by-id:…` (and the other directories of
-    /dev/disk), `model:…`, `size:…`, joined by '+' where one alone does not tell; `part:2` added to
-    them is a partition. A path outside /dev need not exist (a file may yet be created). Raises
-    StoreError, naming the candidates, when none or two fit.
+    /dev/disk), `model:…`, `size:…`, joined by '+' where one term is ambiguous; an additional
+    `part:2` selects a partition. A path outside /dev need not exist (the file may be created
+    later). Raises StoreError, naming the candidates, unless exactly one disk matches.
     """
     pieces = _parse(text)
     if pieces is None:
@@ -459,7 +463,9 @@ def resolve(text, roots=ROOTS):
         if key.startswith('by-'):
             _by_link(text, key, value, roots)
     candidates = [
-        d for d in list_disks(roots) if all(_fits(d, key, value, roots) for key, value in wanted)
+        disk
+        for disk in list_disks(roots)
+        if all(_matches(disk, key, value, roots) for key, value in wanted)
     ]
-    name = _the_one(text, candidates, roots)
+    name = _only_candidate(text, candidates, roots)
     return roots.node(_partition(text, name, parts[0], roots) if parts else name)

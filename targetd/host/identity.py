@@ -1,8 +1,9 @@
-"""Who a disk is to its initiators: names that stay when disks, files and settings change places.
+"""The identity that a logical unit shows to initiators: names that do not change when disks, files
+and settings are moved.
 
-May import base and host. An identity never comes from a position (target number, LUN): it is made
-of this server's UUID and a key that belongs to the data, so two servers never show the same name
-and a re-ordered file renames nothing.
+May import base and host. An identity never depends on a position (target number, LUN). It is
+derived from this server's UUID and a key that belongs to the data, so two servers never show the
+same name, and reordering the configuration renames no disk.
 """
 
 import errno
@@ -13,15 +14,14 @@ import uuid
 from collections import namedtuple
 
 from targetd.errors import TargetdError
-from targetd.host.disks import describe, describe_name
+from targetd.host.disks import describe_disk, describe_name
 from targetd.host.roots import ROOTS, kernel_name, read_number, read_text, whole_disk
 
-#: The company id under which Linux's software targets name their disks; the remaining digits are
-#: ours and are a digest.
+#: The IEEE company id that Linux's software targets use; the remaining digits are a digest.
 COMPANY_ID = '001405'
 
-#: As INQUIRY and VPD show it. vendor: 8, product: 16, revision: 4 characters at most; serial: text;
-#: naa: 16 or 32 hex digits or '' if the disk has no NAA name.
+#: The identity in INQUIRY data and VPD pages. vendor, product, revision: at most 8, 16 and 4
+#: characters; serial: text; naa: 16 or 32 hex digits, '' if the disk has no NAA name.
 DiskIdentity = namedtuple('DiskIdentity', 'vendor product revision serial naa')
 
 
@@ -30,13 +30,18 @@ def _ascii(text, length):
 
 
 def disk_identity(path, roots=ROOTS):
-    """The DiskIdentity of the physical disk behind a path, for direct-store. Raises StoreError if
-    there is nothing there.
+    """Returns the DiskIdentity of the physical disk at a path, for direct-store. Raises StoreError
+    if the path does not exist.
 
-    A partition is not its disk: its serial has '-part2' added and it has no NAA name.
+    A partition differs from its disk: '-part2' is appended to its serial number, and it has no NAA
+    name.
     """
     name = kernel_name(path, roots)
-    disk = describe(path, roots) if name is None else describe_name(whole_disk(name, roots), roots)
+    disk = (
+        describe_disk(path, roots)
+        if name is None
+        else describe_name(whole_disk(name, roots), roots)
+    )
     part = None if name is None else read_number(roots.block(name, 'partition'))
     inquiry_product = read_text(roots.block(disk.name, 'device', 'model')) if disk.name else ''
     serial = _ascii(disk.serial, 64)
@@ -54,8 +59,8 @@ def disk_identity(path, roots=ROOTS):
 
 
 def stable_key(path, roots=ROOTS):
-    """What a disk's identity is made from: its own name if it has one, or its path. For naa6(),
-    serial() and eui64()."""
+    """Returns the key that a disk's identity is derived from, for naa6(), serial() and eui64(): the
+    disk's own name (WWN, UUID, serial number) if it has one, else its path."""
     name = kernel_name(path, roots)
     if name is None:
         return 'file:' + os.path.realpath(path)
@@ -79,39 +84,41 @@ def _digest(server, key):
 
 
 def naa6(server, key):
-    """An NAA IEEE registered extended name (SPC-4) for this server's `key`: 32 hex digits.
+    """Returns an NAA IEEE Registered Extended designator (SPC-4) for this server's `key`: 32 hex
+    digits.
 
-    Type 6 and not the locally assigned type 3: Windows MPIO and clusters accept both, Linux
-    multipath and old arrays' tools know type 6 only.
+    It is of type 6, not of the locally assigned type 3: Windows MPIO and clusters accept both, but
+    Linux multipath and older array tools know only type 6.
     """
     return '6' + COMPANY_ID + _digest(server, key)[:25]
 
 
 def eui64(server, key):
-    """An EUI-64 (SPC-4) for this server's `key`: 16 hex digits."""
+    """Returns an EUI-64 designator (SPC-4) for this server's `key`: 16 hex digits."""
     return COMPANY_ID + _digest(server, 'eui:' + key)[:10]
 
 
 def serial(server, key):
-    """A unit serial number (SPC-4) for this server's `key`: 16 hex digits in upper case."""
+    """Returns a unit serial number (SPC-4) for this server's `key`: 16 upper-case hex digits."""
     return _digest(server, 'serial:' + key)[:16].upper()
 
 
-# -- the server's own name ---------------------------------------------------------------------------------------------------
+# -- the server's UUID -----------------------------------------------------------------------------
 
 
 def _read_server_id(path):
     text = read_text(path)
     if text is None:
         raise TargetdError(
-            '%s cannot be read, so that disks would change their identity; check its rights' % path
+            '%s cannot be read; without it the disks would change their identity; check its permissions'
+            % path
         )
     try:
         return str(uuid.UUID(text))
     except ValueError:
         raise TargetdError(
-            '%s holds no UUID but %r; put the old file back from a backup, or remove it to give every disk a '
-            'new identity' % (path, text[:40])
+            '%s does not contain a UUID but %r; restore the file from a backup, or remove it to give '
+            'every disk a new identity' % (path, text[:40])
         )
 
 
@@ -133,10 +140,10 @@ def _sync_directory(path):
 
 
 def server_id(state_dir):
-    """This server's UUID, made on first use and kept in `state_dir`/server-id; whole on the disk
-    before it is used.
+    """Returns this server's UUID. It is created on first use and written durably to
+    `state_dir`/server-id before it is returned.
 
-    Raises TargetdError naming the file if it can be neither read nor made.
+    Raises TargetdError, naming the file, if it can be neither read nor created.
     """
     path = os.path.join(state_dir, 'server-id')
     if os.path.lexists(path):
@@ -147,17 +154,17 @@ def server_id(state_dir):
             os.makedirs(state_dir, 0o755)
         _write_durably(fresh, '%s\n' % uuid.uuid4())
         try:
-            # fails if another made one meanwhile, where a rename would replace it
+            # link() fails if another process created the file meanwhile; rename() would replace it
             os.link(fresh, path)
         except OSError as e:
             if e.errno == errno.EEXIST:
                 return _read_server_id(path)
-            os.rename(fresh, path)  # a file system without links
+            os.rename(fresh, path)  # the file system has no hard links
         _sync_directory(state_dir)
     except OSError as e:
         raise TargetdError(
-            'the server id cannot be kept in %s: %s; without it disks would change their identity at each start'
-            % (state_dir, e.strerror)
+            'the server id cannot be saved in %s: %s; without it the disks would change their identity '
+            'at each start' % (state_dir, e.strerror)
         )
     finally:
         if os.path.exists(fresh):

@@ -1,10 +1,10 @@
-"""Who on this host uses a disk or an image, asked before it is exported: two writers on one disk
-destroy its content.
+"""Finds out what uses a disk or an image file on this host, before it is exported: two writers on
+one disk destroy its content.
 
-May import base and host. Invariants: nothing is opened for writing and nothing is changed; the
-answer names the user from the disk up ('sdb1 is in md0, which is in dm-2 …') and the line that
-frees it; the search through open files of all processes is made only when the kernel says that
-somebody holds the device and nobody else has owned up, and is bounded in time.
+May import base and host. Invariants: nothing is opened for writing and nothing is changed; each
+sentence names the chain of devices from the disk up to the user ('sdb1 is in md0, which is in dm-2
+…') and the command that frees the disk; the open files of all processes are searched only when the
+kernel reports the device as busy and no other user was found, and the search is bounded in time.
 """
 
 import os
@@ -18,21 +18,21 @@ import psutil
 from targetd.errors import StoreError
 from targetd.host.roots import ROOTS, kernel_name, listing, partitions, read_text, whole_disk
 
-SEARCH_SECONDS = 2.0  # the longest that the search through open files may take
+SEARCH_SECONDS = 2.0  # time limit of the search through the open files of all processes
 MAXIMUM_NAMESPACES = 256  # mount namespaces that are read; a host of containers has fewer
-MAXIMUM_MOUNTS = 4  # mounts of one device that are named; the rest are counted
-MAXIMUM_DEPTH = 16  # devices on devices; the kernel itself stops sooner
+MAXIMUM_MOUNTS = 4  # mounts of one device that are named; the others are only counted
+MAXIMUM_DEPTH = 16  # stacked devices; the kernel's own limit is lower
 
-#: A mount, as any namespace shows it. number: 'major:minor'; source: what was mounted; pid: a
-#: process that sees it.
+#: A mount in any mount namespace. number: 'major:minor'; source: the mounted device; pid: a process
+#: in that namespace.
 Mount = namedtuple('Mount', 'number source point kind pid')
 
 
-# -- what the kernel says ----------------------------------------------------------------------------------------------------
+# -- mounts, swap, loop devices and kernel targets -------------------------------------------------
 
 
 def _unescaped(text):
-    r"""mountinfo and swaps write a space as \040."""
+    r"""Resolves the octal escapes of mountinfo and swaps: a space is written as \040."""
     return re.sub(r'\\([0-7]{3})', lambda m: chr(int(m.group(1), 8)), text)
 
 
@@ -46,7 +46,7 @@ def _parse_mountinfo(text, pid):
 
 
 def _namespaces(roots):
-    """One process id of every mount namespace that may be looked into, our own first."""
+    """Yields one process id of every mount namespace that can be read, this process first."""
     seen = set()
     for pid in ['self'] + [entry for entry in listing(roots.proc) if entry.isdigit()]:
         try:
@@ -63,7 +63,8 @@ def _namespaces(roots):
 
 
 def mounts(roots=ROOTS):
-    """Every Mount of every mount namespace that can be read; each (device, point) once."""
+    """Returns a list of every Mount of every readable mount namespace; each (device, mount point)
+    is listed once."""
     found = {}
     for pid in _namespaces(roots):
         for mount in _parse_mountinfo(read_text(roots.proc, pid, 'mountinfo'), pid):
@@ -77,8 +78,8 @@ def _swaps(roots):
 
 
 def _btrfs_members(roots):
-    """{kernel name: the names of all members of the mounted btrfs that it belongs to}; mountinfo
-    shows one member only."""
+    """{kernel name: the names of all members of the mounted btrfs that it belongs to}. mountinfo
+    shows only one member."""
     members = {}
     for fsid in listing(roots.sys, 'fs', 'btrfs'):
         names = listing(roots.sys, 'fs', 'btrfs', fsid, 'devices')
@@ -87,14 +88,15 @@ def _btrfs_members(roots):
 
 
 def _loops(roots):
-    """[(kernel name of a loop device, the file or device behind it)]."""
+    """[(kernel name of a loop device, its backing file or device)]."""
     names = [name for name in listing(roots.block()) if name.startswith('loop')]
     pairs = [(name, read_text(roots.block(name, 'loop', 'backing_file'))) for name in names]
     return [(name, behind) for name, behind in pairs if behind]
 
 
 def _kernel_targets(roots):
-    """[(what it is, path)] of what the kernel's own SCSI targets export."""
+    """[(description, command that ends the export, path)] of everything that the kernel's SCSI
+    targets export."""
     found = []
     core = os.path.join(roots.sys, 'kernel', 'config', 'target', 'core')
     for plugin in listing(core):
@@ -118,8 +120,8 @@ def _kernel_targets(roots):
     return found
 
 
-class _View(object):
-    """What one question needs to know of the host, read once."""
+class _Users(object):
+    """State of one search for users: the host's tables, read once, and the sentences found."""
 
     def __init__(self, roots, ours=None):
         self.roots = roots
@@ -131,7 +133,7 @@ class _View(object):
         self.targets = _kernel_targets(roots)
         self.sentences = []
 
-    def say(self, sentence):
+    def add(self, sentence):
         if sentence not in self.sentences:
             self.sentences.append(sentence)
 
@@ -140,18 +142,18 @@ class _View(object):
         return os.path.realpath(path) == os.path.realpath(other)
 
 
-# -- who sits on a device ----------------------------------------------------------------------------------------------------
+# -- devices stacked on a device -------------------------------------------------------------------
 
 
 def _lvm_names(name):
-    """A device-mapper name of LVM as (volume group, logical volume): '-' parts them, '--' stands
-    for '-'."""
+    """Splits a device-mapper name of LVM into (volume group, logical volume). The separator is '-';
+    a '-' within a name is written as '--'."""
     match = re.match(r'^((?:[^-]|--)+)-((?:[^-]|--)+)', name)
     return tuple(part.replace('--', '-') for part in match.groups()) if match else (name, '')
 
 
 def _mapped(holder, roots):
-    """(what a device-mapper device is, how it is taken down)."""
+    """(description of a device-mapper device, command that stops it)."""
     name = read_text(roots.block(holder, 'dm', 'name')) or holder
     kind = (read_text(roots.block(holder, 'dm', 'uuid')) or '').split('-')[0]
     if kind == 'LVM':
@@ -167,122 +169,120 @@ def _mapped(holder, roots):
 
 
 def _holder(holder, roots):
-    """(what a device that sits on another is, how it is taken down)."""
+    """(description of a device that is stacked on another, command that stops it)."""
+    node = roots.node(holder)
     if holder.startswith('md'):
         level = read_text(roots.block(holder, 'md', 'level')) or 'array'
-        return 'the %s array %s' % (level, roots.node(holder)), 'mdadm --stop %s' % roots.node(
-            holder
-        )
+        return 'the %s array %s' % (level, node), 'mdadm --stop %s' % node
     if holder.startswith('dm-'):
         return _mapped(holder, roots)
     if holder.startswith('bcache'):
-        return 'the cache device %s' % roots.node(
-            holder
-        ), 'echo 1 > /sys/block/%s/bcache/stop' % holder
+        return 'the cache device %s' % node, 'echo 1 > /sys/block/%s/bcache/stop' % holder
     if holder.startswith('drbd'):
-        return 'the replicated device %s' % roots.node(
-            holder
-        ), 'drbdadm down the resource of %s' % roots.node(holder)
+        return 'the replicated device %s' % node, 'drbdadm down the resource of %s' % node
     if holder.startswith('loop'):
-        return 'the loop device %s' % roots.node(holder), 'losetup -d %s' % roots.node(holder)
-    return 'the device %s' % roots.node(holder), 'take %s down' % roots.node(holder)
+        return 'the loop device %s' % node, 'losetup -d %s' % node
+    return 'the device %s' % node, 'stop %s' % node
 
 
-def _device_mounts(name, view):
-    """The mounts of one device: by number, or by name where a file system has numbers of its own
-    (btrfs)."""
-    number = read_text(view.roots.block(name, 'dev'))
-    node = view.roots.node(name)
+def _device_mounts(name, users):
+    """The mounts of one device: by device number, or by name for a file system that shows other
+    device numbers (btrfs)."""
+    number = read_text(users.roots.block(name, 'dev'))
+    node = users.roots.node(name)
     return [
         m
-        for m in view.mounts
+        for m in users.mounts
         if m.number == number
-        or (m.number.startswith('0:') and m.source.startswith('/') and view.same(m.source, node))
+        or (m.number.startswith('0:') and m.source.startswith('/') and users.same(m.source, node))
     ]
 
 
-def _direct_uses(name, chain, view):
-    """Say how the device itself is used. chain: as in _climb."""
-    node, mounted = view.roots.node(name), _device_mounts(name, view)
+def _add_direct_uses(name, chain, users):
+    """Adds a sentence for each use of the device itself. chain: as in _add_all_uses()."""
+    node, mounted = users.roots.node(name), _device_mounts(name, users)
     for mount in mounted[:MAXIMUM_MOUNTS]:
         where = '' if mount.pid == 'self' else ' for process %s and its container' % mount.pid
-        view.say(
+        users.add(
             '%s is mounted on %s (%s)%s; free it with: umount %s'
             % (chain, mount.point, mount.kind, where, quote(mount.point))
         )
-    for swap in view.swaps:
-        if view.same(swap, node):
-            view.say('%s is swap space; free it with: swapoff %s' % (chain, node))
+    for swap in users.swaps:
+        if users.same(swap, node):
+            users.add('%s is swap space; free it with: swapoff %s' % (chain, node))
     if len(mounted) > MAXIMUM_MOUNTS:
-        view.say('%s is mounted in %d more places' % (chain, len(mounted) - MAXIMUM_MOUNTS))
-    if name in view.btrfs and not mounted:
-        points = [m.point for member in view.btrfs[name] for m in _device_mounts(member, view)]
-        view.say(
+        users.add('%s has %d more mounts' % (chain, len(mounted) - MAXIMUM_MOUNTS))
+    if name in users.btrfs and not mounted:
+        points = [m.point for member in users.btrfs[name] for m in _device_mounts(member, users)]
+        users.add(
             '%s is a member of the btrfs mounted on %s; free it with: umount %s'
             % (
                 chain,
-                ', '.join(points) or 'a place that cannot be seen',
+                ', '.join(points) or 'a mount point that is not visible',
                 ' '.join(quote(point) for point in points),
             )
         )
-    for program, remedy, path in view.targets:
-        if view.same(path, node):
-            view.say('%s is exported by %s; free it with: %s' % (chain, program, remedy))
+    for program, remedy, path in users.targets:
+        if users.same(path, node):
+            users.add('%s is exported by %s; free it with: %s' % (chain, program, remedy))
 
 
-def _above(name, view):
-    """The devices that sit on this one, with what and how each is."""
-    held = listing(view.roots.block(name, 'holders'))
-    looped = [loop for loop, behind in view.loops if view.same(behind, view.roots.node(name))]
+def _stacked_on(name, users):
+    """The kernel names of the devices that are stacked on this one."""
+    held = listing(users.roots.block(name, 'holders'))
+    looped = [loop for loop, behind in users.loops if users.same(behind, users.roots.node(name))]
     return held + [loop for loop in looped if loop not in held]
 
 
-def _climb(name, chain, view, depth=0):
-    """Say every use of a device and of all that sits on it.
+def _add_all_uses(name, chain, users, depth=0):
+    """Adds a sentence for each use of a device and of all devices stacked on it.
 
-    chain: the sentence so far, '/dev/sda1' or '/dev/sda1 is in the logical volume vg/data, which'.
+    chain: the start of the sentence, '/dev/sda1' or '/dev/sda1 is in the logical volume vg/data,
+    which'.
     """
-    _direct_uses(name, chain, view)
-    for holder in _above(name, view)[:64] if depth < MAXIMUM_DEPTH else ():
-        what, remedy = _holder(holder, view.roots)
-        _climb_holder(holder, '%s is in %s' % (chain, what), remedy, view, depth + 1)
+    _add_direct_uses(name, chain, users)
+    for holder in _stacked_on(name, users)[:64] if depth < MAXIMUM_DEPTH else ():
+        what, remedy = _holder(holder, users.roots)
+        _add_holder_uses(holder, '%s is in %s' % (chain, what), remedy, users, depth + 1)
 
 
-def _climb_holder(holder, chain, remedy, view, depth):
-    """Say every use of a holder and its partitions; if there is none, that it holds the device is
-    the use."""
-    before = len(view.sentences)
-    _climb(holder, chain + ', which', view, depth)
-    for part in partitions(holder, view.roots):
-        _climb(part, '%s, whose partition %s' % (chain, view.roots.node(part)), view, depth)
-    if len(view.sentences) == before:
-        view.say('%s; free it with: %s' % (chain, remedy))
+def _add_holder_uses(holder, chain, remedy, users, depth):
+    """Adds a sentence for each use of a holder and its partitions. If there are none, the holder
+    itself is the use."""
+    before = len(users.sentences)
+    _add_all_uses(holder, chain + ', which', users, depth)
+    for part in partitions(holder, users.roots):
+        _add_all_uses(
+            part, '%s, whose partition %s' % (chain, users.roots.node(part)), users, depth
+        )
+    if len(users.sentences) == before:
+        users.add('%s; free it with: %s' % (chain, remedy))
 
 
-def _device_uses(name, view):
-    node = view.roots.node(name)
-    _climb(name, node, view)
-    for part in partitions(name, view.roots):
-        _climb(part, view.roots.node(part), view)
-    parent = whole_disk(name, view.roots)
+def _add_device_uses(name, users):
+    node = users.roots.node(name)
+    _add_all_uses(name, node, users)
+    for part in partitions(name, users.roots):
+        _add_all_uses(part, users.roots.node(part), users)
+    parent = whole_disk(name, users.roots)
     if parent != name:
-        _climb(parent, view.roots.node(parent), view)
+        _add_all_uses(parent, users.roots.node(parent), users)
 
 
-def _file_uses(path, view):
-    for loop, behind in view.loops:
-        if view.same(behind, path):
-            what, remedy = _holder(loop, view.roots)
-            _climb_holder(loop, '%s is in %s' % (path, what), remedy, view, 1)
-    for swap in view.swaps:
-        if view.same(swap, path):
-            view.say('%s is swap space; free it with: swapoff %s' % (path, quote(path)))
-    for program, remedy, exported in view.targets:
-        if view.same(exported, path):
-            view.say('%s is exported by %s; free it with: %s' % (path, program, remedy))
+def _add_file_uses(path, users):
+    for loop, behind in users.loops:
+        if users.same(behind, path):
+            what, remedy = _holder(loop, users.roots)
+            _add_holder_uses(loop, '%s is in %s' % (path, what), remedy, users, 1)
+    for swap in users.swaps:
+        if users.same(swap, path):
+            users.add('%s is swap space; free it with: swapoff %s' % (path, quote(path)))
+    for program, remedy, exported in users.targets:
+        if users.same(exported, path):
+            users.add('%s is exported by %s; free it with: %s' % (path, program, remedy))
 
 
-# -- who has it open ---------------------------------------------------------------------------------------------------------
+# -- processes that have the device open -----------------------------------------------------------
 
 
 def _program(pid, roots):
@@ -295,7 +295,7 @@ def _program(pid, roots):
 
 
 def _holds(pid, wanted, roots):
-    """True if a process has one of the wanted paths or block devices open."""
+    """True if the process has one of the wanted paths or block devices open."""
     for descriptor in listing(roots.proc, pid, 'fd'):
         link = os.path.join(roots.proc, pid, 'fd', descriptor)
         try:
@@ -310,8 +310,8 @@ def _holds(pid, wanted, roots):
 
 
 def _wanted(path, roots):
-    """What an open descriptor of a device, one of its partitions or a file looks like: real path
-    and device numbers."""
+    """The real path and the device numbers by which an open descriptor of a device, its partitions
+    or a file is recognised."""
     wanted = {os.path.realpath(path)}
     name = kernel_name(path, roots)
     if name is not None:
@@ -328,11 +328,11 @@ def _is_ours(pid, ours, roots):
 
 
 def openers(path, roots=ROOTS, seconds=SEARCH_SECONDS, ours=None):
-    """[(process id, program)] of the processes that have a device, one of its partitions or a file
-    open.
+    """Returns [(process id, program)] of the processes that have a device, one of its partitions or
+    a file open.
 
-    This process, or process `ours`, and its children are left out. Stops after `seconds` with what
-    was found. Only root sees other users' files.
+    This process, or the process `ours`, and its children are not listed. The search stops after
+    `seconds` and returns what it has found. Only root sees the open files of other users.
     """
     wanted, ours = _wanted(path, roots), ours or os.getpid()
     found, deadline = [], time.monotonic() + seconds
@@ -344,60 +344,60 @@ def openers(path, roots=ROOTS, seconds=SEARCH_SECONDS, ours=None):
     return found
 
 
-def _say_openers(path, view):
-    for pid, program in openers(path, view.roots, ours=view.ours):
+def _add_openers(path, users):
+    for pid, program in openers(path, users.roots, ours=users.ours):
         if program.startswith(
             ('tgtd', 'istgt', 'targetd', 'iscsi-scstd', 'ietd', 'nvmf_tgt', 'spdk')
         ):
-            view.say(
-                '%s is exported by another target: %s (process %d); free it with: stop that target'
+            users.add(
+                '%s is exported by another target: %s (process %d); stop that target to free it'
                 % (path, program, pid)
             )
         else:
-            view.say(
+            users.add(
                 '%s is open by process %d (%s); free it with: kill %d' % (path, pid, program, pid)
             )
 
 
-# -- the doors ---------------------------------------------------------------------------------------------------------------
+# -- public functions ------------------------------------------------------------------------------
 
 
-def users(path, roots=ROOTS, search=False, ours=None):
-    """Who uses a block device or file: a list of plain sentences, each with the line that frees it;
-    [] if nobody does.
+def find_users(path, roots=ROOTS, search=False, ours=None):
+    """Returns a list of sentences, one for each use of a block device or file, each with the command
+    that frees it; [] if it is not in use.
 
-    search: also look through the open files of all processes, as is done anyway for a device that
-    the kernel calls busy and whose user is not found otherwise. ours: the process that serves, if
-    it is not this one.
+    search: also search the open files of all processes. This is always done for a device that the
+    kernel reports as busy and whose user was not found otherwise. ours: process id of the master,
+    if it is not this process.
     """
-    view = _View(roots, ours)
+    users = _Users(roots, ours)
     name = kernel_name(path, roots)
     if name is None:
-        _file_uses(os.path.realpath(path), view)
+        _add_file_uses(os.path.realpath(path), users)
     else:
-        _device_uses(name, view)
-    busy = name is not None and not view.sentences and roots.is_busy(path)
+        _add_device_uses(name, users)
+    busy = name is not None and not users.sentences and roots.is_busy(path)
     if busy or search:
-        _say_openers(path, view)
-    if busy and not view.sentences and _holds(str(view.ours), _wanted(path, roots), roots):
-        view.say(
-            '%s is exported by this targetd already; free it with: take it out of the other target'
+        _add_openers(path, users)
+    if busy and not users.sentences and _holds(str(users.ours), _wanted(path, roots), roots):
+        users.add(
+            '%s is already exported by this targetd; remove it from the other target to free it'
             % path
         )
-    if busy and not view.sentences:
-        view.say(
-            '%s is held by the kernel or a process that cannot be seen (ZFS pool? another container?); look with: '
-            'lsblk %s, zpool status, fuser -v %s' % (path, path, path)
+    if busy and not users.sentences:
+        users.add(
+            '%s is in use by the kernel or by a process that is not visible (a ZFS pool or another '
+            'container?); find it with: lsblk %s, zpool status, fuser -v %s' % (path, path, path)
         )
-    return view.sentences
+    return users.sentences
 
 
 def require_free(path, roots=ROOTS, ours=None):
-    """Raise StoreError naming every user of the device or file, and what to do; return if nobody
-    uses it."""
-    sentences = users(path, roots, ours=ours)
+    """Raises StoreError if the device or file is in use; the error names each user and the command
+    that frees the device."""
+    sentences = find_users(path, roots, ours=ours)
     if sentences:
         raise StoreError(
-            '%s is in use on this host: %s. Exporting it as well would destroy its content; if it is '
+            '%s is in use on this host: %s. Exporting it as well would destroy its content; if you are '
             'certain that it does not, write allow-in-use = yes' % (path, '. '.join(sentences))
         )

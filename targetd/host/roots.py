@@ -1,9 +1,9 @@
-"""Where this machine is seen: /sys, /dev, /proc, /run and /etc, and how a path becomes a block
-device's kernel name.
+"""Access to the directories that describe this machine (/sys, /dev, /proc, /run and /etc), and the
+conversion of a path to a block device's kernel name.
 
-May import base. Every function of host/ takes `roots`, so that a test can show it another machine;
-nothing is cached, since disks come and go. A kernel name is what stands in /sys/class/block ('sdb',
-'sdb1', 'md0', 'dm-3', 'cciss!c0d0').
+May import base. Every function of host/ takes `roots`, so that a test can substitute another
+machine. Nothing is cached, because disks can be added and removed at any time. A kernel name is a
+name in /sys/class/block ('sdb', 'sdb1', 'md0', 'dm-3', 'cciss!c0d0').
 """
 
 import errno
@@ -12,7 +12,7 @@ import stat
 
 
 class Roots(object):
-    """The five directories, and the two questions that only a device node answers."""
+    """The five directories, and the two queries that need a device node."""
 
     def __init__(self, sys='/sys', dev='/dev', proc='/proc', run='/run', etc='/etc'):
         self.sys = sys
@@ -22,8 +22,7 @@ class Roots(object):
         self.etc = etc
 
     def device_number(self, path):
-        """'major:minor' of the block device at `path`, or None if there is none or it is something
-        else."""
+        """Returns 'major:minor' of the block device at `path`, or None if `path` is not one."""
         try:
             status = os.stat(path)
         except OSError:
@@ -33,8 +32,8 @@ class Roots(object):
         return '%d:%d' % (os.major(status.st_rdev), os.minor(status.st_rdev))
 
     def is_busy(self, path):
-        """True if somebody holds the block device exclusively: mounted, a member of an array, swap,
-        another target."""
+        """True if the kernel or a process holds the block device exclusively: it is mounted, a
+        member of an array, swap space or exported by another target."""
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_EXCL | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as e:
@@ -43,12 +42,12 @@ class Roots(object):
         return False
 
     def block(self, *parts):
-        """A path in /sys/class/block, the directory that has disks and partitions side by side."""
+        """Returns a path in /sys/class/block, which contains both disks and partitions."""
         return os.path.join(self.sys, 'class', 'block', *parts)
 
     def node(self, name):
-        """The device node of a kernel name; a '!' in it stands for a '/' ('cciss!c0d0' is
-        /dev/cciss/c0d0)."""
+        """Returns the device node of a kernel name; '!' replaces '/' in kernel names ('cciss!c0d0'
+        is /dev/cciss/c0d0)."""
         return os.path.join(self.dev, name.replace('!', '/'))
 
 
@@ -56,8 +55,8 @@ ROOTS = Roots()
 
 
 def read_text(*parts):
-    """The stripped text of a small file, or None if it cannot be read (many of /sys exist for some
-    devices only)."""
+    """Returns the stripped text of a small file, or None if it cannot be read (many files of /sys
+    exist only for some devices)."""
     try:
         with open(os.path.join(*parts), 'rb') as f:
             return f.read(1 << 16).decode('utf-8', 'replace').strip(' \t\r\n\0')
@@ -66,7 +65,7 @@ def read_text(*parts):
 
 
 def read_bytes(*parts):
-    """The first 64 KiB of a file, or None if it cannot be read."""
+    """Returns the first 64 KiB of a file, or None if it cannot be read."""
     try:
         with open(os.path.join(*parts), 'rb') as f:
             return f.read(1 << 16)
@@ -75,7 +74,7 @@ def read_bytes(*parts):
 
 
 def read_number(*parts):
-    """The decimal number that a file holds, or None."""
+    """Returns the decimal number in a file, or None."""
     text = read_text(*parts)
     try:
         return int(text)
@@ -84,7 +83,7 @@ def read_number(*parts):
 
 
 def listing(*parts):
-    """The sorted names in a directory; [] if there is no such directory."""
+    """Returns the sorted names in a directory; [] if the directory does not exist."""
     try:
         return sorted(os.listdir(os.path.join(*parts)))
     except OSError:
@@ -92,7 +91,7 @@ def listing(*parts):
 
 
 def kernel_name(path, roots=ROOTS):
-    """The kernel name of the block device at `path`, or None if it is no block device."""
+    """Returns the kernel name of the block device at `path`, or None if it is not a block device."""
     number = roots.device_number(path)
     if number is None:
         return None
@@ -106,14 +105,14 @@ def kernel_name(path, roots=ROOTS):
 
 
 def whole_disk(name, roots=ROOTS):
-    """The kernel name of the disk that a partition lies on; the name itself if it is no partition."""
+    """Returns the kernel name of the disk of a partition; the name itself if it is not a partition."""
     if not os.path.exists(roots.block(name, 'partition')):
         return name
     return os.path.basename(os.path.dirname(os.path.realpath(roots.block(name))))
 
 
 def partitions(name, roots=ROOTS):
-    """The kernel names of a disk's partitions, in numeric order; [] for a partition."""
+    """Returns the kernel names of a disk's partitions, in numeric order; [] for a partition."""
     directory = os.path.realpath(roots.block(name))
     found = [
         entry
@@ -124,8 +123,8 @@ def partitions(name, roots=ROOTS):
 
 
 def udev_properties(name, roots=ROOTS):
-    """What udev noted about a block device ('ID_SERIAL_SHORT', 'ID_WWN', …) as a dict; {} without
-    udev."""
+    """Returns the udev properties of a block device ('ID_SERIAL_SHORT', 'ID_WWN', …) as a dict; {}
+    without udev."""
     number = read_text(roots.block(name, 'dev'))
     if not number:
         return {}

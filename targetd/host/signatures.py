@@ -1,10 +1,10 @@
-"""What is on a disk already: a guard against handing out a disk whose content belongs to this host,
-or to somebody else.
+"""Recognises the formats (file systems, partition tables, RAID members, …) that are already on a
+disk. This protects data of this host, or of another user of the disk, before the disk is exported.
 
-May import base and host. Reads a few blocks at known places through a descriptor and changes
-nothing. What a format is says who reads it: 'host' is what Linux itself would mount or assemble
-(exporting it writable invites two writers), 'client' is what Windows or another initiator writes
-and is expected on an exported disk, 'either' could be both.
+May import base and host. Reads a few blocks at known offsets through a descriptor and changes
+nothing. Each format has an owner: 'host' for formats that Linux itself would mount or assemble
+(exporting the disk writable risks two writers), 'client' for formats that Windows or another
+initiator writes and that are expected on an exported disk, 'either' for all others.
 """
 
 import os
@@ -19,15 +19,15 @@ SECTOR = 512
 MAXIMUM_PARTITIONS = 128
 SECTOR_SIZES = (512, 4096)
 
-#: Something recognised. what: 'ext4', 'NTFS', 'GPT', …; owner: 'host', 'client' or 'either';
-#: offset: byte of its mark; partition: number, or 0 for the whole disk; details: label or UUID, ''
-#: if there is none.
+#: A recognised format. what: 'ext4', 'NTFS', …; owner: 'host', 'client' or 'either'; offset: of its
+#: magic number, in bytes; partition: number, or 0 for the whole disk; details: label or UUID, '' if
+#: there is none.
 Signature = namedtuple('Signature', 'what owner offset partition details')
 
-#: A stretch of a disk: a whole disk or a partition. start, size: bytes.
+#: A range of a disk: the whole disk or a partition. start, size: bytes.
 Stretch = namedtuple('Stretch', 'descriptor start size partition')
 
-# what, owner, offset in bytes, mark; formats that a mark at a fixed place tells
+# what, owner, offset in bytes, magic number: formats with a magic number at a fixed offset
 # fmt: off
 MARKS = (
     ('XFS', 'host', 0, b'XFSB'),
@@ -54,8 +54,9 @@ MARKS = (
 # fmt: on
 
 
-#: Beginnings of `what`, and udev's words, for what a host assembles or uses as soon as it sees it.
-LAYERS = (
+#: Prefixes of `what`, and udev's values of ID_FS_TYPE, of formats that a host assembles or uses
+#: automatically as soon as it sees them.
+AUTO_ASSEMBLED = (
     'LVM',
     'member of a Linux RAID',
     'ZFS',
@@ -64,7 +65,7 @@ LAYERS = (
     'swap',
     'image of a suspended host',
 )
-UDEV_LAYERS = (
+UDEV_AUTO_ASSEMBLED = (
     'LVM2_member',
     'linux_raid_member',
     'zfs_member',
@@ -76,8 +77,8 @@ UDEV_LAYERS = (
 
 
 def read_at(stretch, offset, length):
-    """Up to `length` bytes of a stretch; negative offsets count from its end; b'' outside it or
-    where it cannot be read."""
+    """Returns at most `length` bytes of a Stretch, b'' outside it or if it cannot be read. Negative
+    offsets count from its end."""
     if offset < 0:
         offset += stretch.size
     length = min(length, stretch.size - offset)
@@ -97,7 +98,7 @@ def _label(data):
     return data.split(b'\0')[0].decode('utf-8', 'replace').strip()
 
 
-# -- formats that need a look ------------------------------------------------------------------------------------------------
+# -- one finder for each format --------------------------------------------------------------------
 
 
 def _find_marks(stretch):
@@ -114,7 +115,7 @@ def _find_ext(stretch):
     if incompatible & 0x8:
         what = 'external journal of ext3 or ext4'
     elif incompatible & ~0x16 or read_only_compatible & ~0x7:
-        # beyond what ext3 knows: extents, 64bit, flex_bg, …
+        # features that ext3 does not have: extents, 64bit, flex_bg, …
         what = 'ext4'
     else:
         what = 'ext3' if compatible & 0x4 else 'ext2'
@@ -137,7 +138,7 @@ def _find_lvm(stretch):
 
 
 def _md_places(size):
-    """(offset, version) where a member of a Linux RAID keeps its superblock."""
+    """(offset, version) of each possible superblock of a Linux RAID member."""
     sectors = size // SECTOR
     at_the_end = ((sectors - 16) & ~7) * SECTOR
     return (
@@ -163,8 +164,8 @@ def _find_md(stretch):
 
 
 def _find_zfs(stretch):
-    """Two labels at the beginning and two at the end, each with 128 KiB of uberblocks in its second
-    half."""
+    """ZFS has two labels at the start and two at the end; the second half (128 KiB) of each label
+    holds the uberblocks."""
     aligned = stretch.size & ~(256 * KIB - 1)
     for label in (0, 256 * KIB, aligned - 512 * KIB, aligned - 256 * KIB):
         ring = read_at(stretch, label + 128 * KIB, 128 * KIB) if label >= 0 else b''
@@ -208,8 +209,8 @@ def _find_fat(stretch):
 
 
 def _mbr_rows(block):
-    """The partition table of a master boot record as [(type, first sector, sectors)], or None if it
-    is none."""
+    """The partition table of a master boot record as [(type, first sector, sectors)], or None if
+    the block is not a master boot record."""
     if len(block) < SECTOR or block[510:512] != b'\x55\xaa':
         return None
     rows = [struct.unpack_from('<B3xB3xII', block, 446 + 16 * i) for i in range(4)]
@@ -227,8 +228,8 @@ def _find_mbr(stretch):
 
 
 def _gpt_header(stretch):
-    """(offset, header of 92 bytes, sector size) of the partition table, the backup at the end if
-    the first is gone; or None."""
+    """(offset, header of 92 bytes, sector size) of the partition table, or of the backup at the end
+    if the first one is missing; None if there is neither."""
     for sector in SECTOR_SIZES:
         for offset in (sector, stretch.size - sector):
             header = read_at(stretch, offset, 92) if offset > 0 else b''
@@ -244,14 +245,14 @@ def _find_gpt(stretch):
         what = (
             'GPT partition table'
             if offset == sector
-            else 'backup of a GPT partition table (the first one is gone)'
+            else 'backup of a GPT partition table (the primary table is missing)'
         )
         yield Signature(
             what, 'either', offset, stretch.partition, str(uuid.UUID(bytes_le=header[56:72]))
         )
 
 
-#: every format; the order is that of the answer
+#: every format, in the order of the result
 FINDERS = (
     _find_gpt,
     _find_mbr,
@@ -265,7 +266,7 @@ FINDERS = (
 )
 
 
-# -- partitions --------------------------------------------------------------------------------------------------------------
+# -- partitions ------------------------------------------------------------------------------------
 
 
 def _gpt_partitions(stretch):
@@ -283,7 +284,7 @@ def _gpt_partitions(stretch):
 
 def _mbr_partitions(stretch, sector):
     for i, (kind, first, sectors) in enumerate(_mbr_rows(read_at(stretch, 0, SECTOR)) or ()):
-        # extended partitions hold others, 0xEE stands for a GPT
+        # extended partitions only contain others; 0xEE is the protective entry of a GPT
         if kind not in (0x05, 0x0F, 0x85, 0xEE):
             yield i + 1, first * sector, sectors * sector
 
@@ -296,14 +297,14 @@ def _partitions(stretch, sector):
             yield Stretch(stretch.descriptor, start, size, number)
 
 
-# -- the doors ---------------------------------------------------------------------------------------------------------------
+# -- public functions ------------------------------------------------------------------------------
 
 
-def recognise(descriptor, size, sector=SECTOR):
-    """Every Signature on a disk and in its partitions.
+def find_signatures(descriptor, size, sector=SECTOR):
+    """Returns a list of every Signature on a disk and in its partitions.
 
     descriptor: open for reading; size: bytes; sector: bytes in a logical sector, for partition
-    tables of 4096-byte disks. Places that cannot be read are passed over.
+    tables of 4096-byte disks. Blocks that cannot be read are skipped.
     """
     whole = Stretch(descriptor, 0, size, 0)
     found = [signature for finder in FINDERS for signature in finder(whole)]
@@ -319,34 +320,33 @@ def recognise(descriptor, size, sector=SECTOR):
 
 
 def one_line(signature):
-    """'ext4 "data" in partition 1': how messages name what was found."""
+    """Returns the text that names a Signature in messages: 'ext4 "data" in partition 1'."""
     text = signature.what
     if signature.details:
         text += ' "%s"' % ''.join(c if c.isprintable() else '?' for c in signature.details)
     return text + (' in partition %d' % signature.partition if signature.partition else '')
 
 
-def layers(signatures):
-    """Those of the signatures that a host takes into use by itself, without being told to mount
-    them."""
-    return [signature for signature in signatures if signature.what.startswith(LAYERS)]
+def auto_assembled(signatures):
+    """Returns those signatures whose format a host uses automatically, without a mount command."""
+    return [signature for signature in signatures if signature.what.startswith(AUTO_ASSEMBLED)]
 
 
-def layers_noted_by_udev(name, roots=ROOTS):
-    """['/dev/sdb1: LVM2_member']: the same of a block device and its partitions, without a look at
-    the disk."""
+def auto_assembled_by_udev(name, roots=ROOTS):
+    """Returns the same for a block device and its partitions from the udev database, without
+    reading the disk: ['/dev/sdb1: LVM2_member']."""
     found = []
     for each in [name] + partitions(name, roots):
         kind = udev_properties(each, roots).get('ID_FS_TYPE', '')
-        if kind in UDEV_LAYERS:
+        if kind in UDEV_AUTO_ASSEMBLED:
             found.append('%s: %s' % (roots.node(each), kind))
     return found
 
 
-def on_device(path):
-    """recognise() on the block device at a path. Raises OSError."""
+def device_signatures(path):
+    """Returns find_signatures() of the block device at a path. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        return recognise(descriptor, os.lseek(descriptor, 0, os.SEEK_END))
+        return find_signatures(descriptor, os.lseek(descriptor, 0, os.SEEK_END))
     finally:
         os.close(descriptor)

@@ -397,7 +397,7 @@ def test_a_disk_that_this_host_counts_on_is_refused_with_the_reason(stage, monke
     monkeypatch.setattr(
         open_medium.claims,
         'claims',
-        lambda path, found, descriptor: ['%s stands in /etc/fstab' % path],
+        lambda path, found, descriptor: ['%s is listed in /etc/fstab' % path],
     )
     stage.start(
         body(
@@ -407,7 +407,7 @@ def test_a_disk_that_this_host_counts_on_is_refused_with_the_reason(stage, monke
         )
     )
     assert (
-        'stands in /etc/fstab. To export it all the same write allow-in-use = yes'
+        'is listed in /etc/fstab. To export it all the same write allow-in-use = yes'
         in capfd.readouterr().err
     )
     assert stage.connect().login(DISK)[0] == (3, 1)

@@ -58,7 +58,7 @@ class Exports(object):
         self._is_looking = False  # for late media, at this moment
         self._space_timer = None
 
-    # -- start and end -----------------------------------------------------------------------------------------------
+    # -- start and end -----------------------------------------------------------------------------
 
     def start(self, configuration):
         """Open everything; what cannot be opened is late. Raises TargetdError if the server has no
@@ -192,7 +192,7 @@ class Exports(object):
         if workers:
             self.units.order_units(workers, add=[unit], attentions=[attention.LUNS_CHANGED])
 
-    # -- opening -----------------------------------------------------------------------------------------------------
+    # -- opening -----------------------------------------------------------------------------------
 
     def open_all(self, wanted, done):
         """Open the media of [(target, lun)], none of which holds up another; done({(target name,
@@ -231,7 +231,7 @@ class Exports(object):
                 store.path,
                 words['taken_back'],
             )
-        found = {word: words[word] for word in ('seen', 'contents', 'layers')}
+        found = {word: words[word] for word in ('seen', 'contents', 'auto_assembled')}
         unit = Unit(
             self._new_id(target.name, lun.number),
             key,
@@ -283,7 +283,7 @@ class Exports(object):
             ('close', store.path), close_last, lambda answer: None, owned + [reading], forked=forked
         )
 
-    # -- space -------------------------------------------------------------------------------------------------------
+    # -- space -------------------------------------------------------------------------------------
 
     def _look_at_space(self):
         """Tell initiators whose thresholds are crossed: by the clock, so that no command pays for
@@ -313,7 +313,7 @@ class Exports(object):
                 used,
             )
 
-    # -- what changes while it is served -----------------------------------------------------------------------------
+    # -- what changes while it is served -----------------------------------------------------------
 
     def resize(self, unit, wanted=None):
         """Follow the medium's size, after growing a file to `wanted` bytes. Everybody is told
@@ -383,13 +383,13 @@ def _say_new(unit):
         unit.found['seen']['shown'],
         ', '.join(unit.found['contents']) or 'nothing that is known',
     )
-    if unit.found['layers']:
+    if unit.found['auto_assembled']:
         log.warning(
             'unit %s: %s holds %s. If an initiator made that, keep this host from using it (a global_filter in '
             'lvm.conf, AUTO -all in mdadm.conf); if this host did, it is about to be destroyed',
             unit.id,
             unit.store.path,
-            ', '.join(unit.found['layers']),
+            ', '.join(unit.found['auto_assembled']),
         )
 
 

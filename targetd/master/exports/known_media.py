@@ -90,7 +90,7 @@ def seen(lun, path):
     """What a LUN's medium is: JSON-able. named: the configuration's word; key: what tells it from
     others; shown: for people."""
     key = identity.stable_key(path)
-    disk = disks.describe(path)
+    disk = disks.describe_disk(path)
     if key.startswith('device:'):  # it has no name of its own, and the kernel's is what may change
         key = 'model:%s %s:%d' % (disk.vendor, disk.model, disk.size)
     return {

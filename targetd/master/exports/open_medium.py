@@ -29,7 +29,7 @@ def open_medium(target, lun, held, server, state, master, known):
     before (known_media).
     """
     try:
-        path = disks.resolve(lun.backing_store) if lun.backing_store else None
+        path = disks.resolve_backing_store(lun.backing_store) if lun.backing_store else None
         held = _without_others(path, held)
         if path is not None:
             known_media.require_known(target, lun, path, known)
@@ -58,7 +58,7 @@ def open_medium(target, lun, held, server, state, master, known):
         'taken_back': taken_back,
         'seen': path and known_media.seen(lun, path),
         'contents': [signatures.one_line(each) for each in found],
-        'layers': [signatures.one_line(each) for each in signatures.layers(found)],
+        'auto_assembled': [signatures.one_line(each) for each in signatures.auto_assembled(found)],
     }, store.owned()
 
 
@@ -100,11 +100,11 @@ def _recognised(lun, path):
     there, and mdadm or LVM might take it into use."""
     if lun.readonly or path is None or not _is_disk(path):
         return []
-    sector = disks.describe(path).logical_sector
+    sector = disks.describe_disk(path).logical_sector
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        found = signatures.recognise(descriptor, os.lseek(descriptor, 0, os.SEEK_END), sector)
-        reasons = [] if lun.allow_in_use else claims.claims(path, found, descriptor)
+        found = signatures.find_signatures(descriptor, os.lseek(descriptor, 0, os.SEEK_END), sector)
+        reasons = [] if lun.allow_in_use else claims.find_claims(path, found, descriptor)
     finally:
         os.close(descriptor)
     if reasons:

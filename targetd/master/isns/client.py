@@ -102,7 +102,7 @@ class Client(object):
         self._complaint = None  # the last one that was logged
         self._doubts = []  # names of ours that a notification says are removed
 
-    # -- doors -------------------------------------------------------------------------------------------------------
+    # -- doors -------------------------------------------------------------------------------------
 
     def follow(self, entity):
         """From now on the server is to have this Entity, or None of ours."""
@@ -144,7 +144,7 @@ class Client(object):
             self._timer.cancel()
         self.is_gone = True
 
-    # -- the one decision --------------------------------------------------------------------------------------------
+    # -- the one decision --------------------------------------------------------------------------
 
     def _next(self):
         """Nothing is under way: begin what the server lacks, or rest."""
@@ -224,7 +224,7 @@ class Client(object):
         self._rest(self._pause)
         self._pause = min(2 * self._pause, LONGEST_PAUSE_SECONDS)
 
-    # -- outcomes ----------------------------------------------------------------------------------------------------
+    # -- outcomes ----------------------------------------------------------------------------------
 
     def _register_done(self, entity, registered):
         self.known, self._registered, self._registered_at = entity, registered, self.loop.clock()
@@ -279,7 +279,7 @@ class Isns(object):
         self._configuration = None
         self._on_gone = None
 
-    # -- doors -------------------------------------------------------------------------------------------------------
+    # -- doors -------------------------------------------------------------------------------------
 
     def follow(self, configuration):
         """Let the servers know what this configuration, now in force, serves."""
@@ -324,7 +324,7 @@ class Isns(object):
             for server, client in sorted(self.clients.items())
         ]
 
-    # -- what there is to tell -----------------------------------------------------------------------------------------
+    # -- what there is to tell ---------------------------------------------------------------------
 
     def _update(self):
         """Also from time to time, because the addresses behind a wildcard come and go."""
@@ -350,7 +350,7 @@ class Isns(object):
             on_gone, self._on_gone = self._on_gone, None
             on_gone()
 
-    # -- what servers say --------------------------------------------------------------------------------------------
+    # -- what servers say --------------------------------------------------------------------------
 
     def _of(self, address):
         return [client for server, client in self.clients.items() if plain(server[0]) == address]

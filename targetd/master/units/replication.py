@@ -56,7 +56,7 @@ class Unit(object):
         self.shared = shared
         self.atomic = atomic
         self.slots = {}
-        self.found = found  # seen, contents, layers: see media.open_medium
+        self.found = found  # seen, contents, auto_assembled: of exports.open_medium
         self.workers = {}
         self.guests = {}
         self.watched = []

@@ -58,13 +58,13 @@ vgremove -q -f -y clients; pvremove -q -y /dev/vdc; wipefs -qa /dev/vdc
 
 say "a member of an array of this host, stopped"
 mdadm --create /dev/md/own --run --level=1 --raid-devices=2 --metadata=1.2 /dev/vdc missing; mdadm --stop /dev/md/own
-refused 'is a member of the array own, which was made on this host'
+refused 'is a member of the array own, which this host created'
 for _ in $(seq 10); do mdadm --zero-superblock /dev/vdc && break; mdadm --stop --scan; sleep 1; done    # udev may have it again
 
 say "a file system in fstab, not mounted"
 mkfs.ext4 -q -F /dev/vdc; udevadm settle
 echo "UUID=$(blkid -s UUID -o value /dev/vdc) /data ext4 defaults 0 2" >> /etc/fstab
-refused '/dev/vdc stands in /etc/fstab to be mounted on /data'
+refused '/dev/vdc is listed in /etc/fstab to be mounted on /data'
 sed -i '/\/data/d' /etc/fstab
 with_c
 served $c

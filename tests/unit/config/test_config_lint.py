@@ -107,7 +107,7 @@ def test_a_store_that_is_not_there(warnings):
     found = warnings(GOOD.replace('/srv/x.img\nsize = 1M', '/srv/no-such.img'), look=True)
     assert len(found) == 1 and 'main.conf:4: /srv/no-such.img' in found[0] and 'size = ' in found[0]
     found = warnings(GOOD.replace('/srv/x.img\nsize = 1M', 'serial:NO-SUCH'), look=True)
-    assert len(found) == 1 and 'serial:NO-SUCH fits no disk' in found[0]
+    assert len(found) == 1 and 'serial:NO-SUCH matches no disk' in found[0]
 
 
 @pytest.mark.parametrize(
@@ -116,10 +116,10 @@ def test_a_store_that_is_not_there(warnings):
 def test_a_disk_that_this_host_counts_on_or_would_use(tmp_path, monkeypatch, more, count):
     monkeypatch.setattr(lint.roots, 'kernel_name', lambda path: 'sdb')
     monkeypatch.setattr(
-        lint.claims, 'claims', lambda path, found, descriptor: ['%s stands in /etc/fstab' % path]
+        lint.claims, 'find_claims', lambda path, found, descriptor: ['%s is listed in /etc/fstab' % path]
     )
     monkeypatch.setattr(
-        lint.signatures, 'layers_noted_by_udev', lambda name: ['/dev/%s: linux_raid_member' % name]
+        lint.signatures, 'auto_assembled_by_udev', lambda name: ['/dev/%s: linux_raid_member' % name]
     )
     path = tmp_path / 'main.conf'
     path.write_text(
@@ -129,7 +129,7 @@ def test_a_disk_that_this_host_counts_on_or_would_use(tmp_path, monkeypatch, mor
     texts = [str(warning) for warning in lint.contents(loader.load(str(path)))]
     assert len(texts) == count
     if count:
-        assert 'main.conf:3' in texts[0] and '/dev/sdb stands in /etc/fstab' in texts[0]
+        assert 'main.conf:3' in texts[0] and '/dev/sdb is listed in /etc/fstab' in texts[0]
         assert 'linux_raid_member' in texts[1] and 'AUTO -all' in texts[1]
 
 

@@ -1,5 +1,4 @@
-"""A machine made of plain files: /sys, /dev, /proc, /run and /etc beneath one directory, with
-device nodes that are files."""
+"""A fake machine: /sys, /dev, /proc, /run and /etc in one directory; device nodes are plain files."""
 
 import os
 
@@ -7,8 +6,8 @@ from targetd.host.roots import Roots
 
 
 class FakeHost(Roots):
-    """Add disks and what sits on them, then ask host/ with this as `roots`. A node's file holds its
-    'major:minor'."""
+    """Roots of a fake machine: a test adds disks and stacked devices and passes this object as
+    `roots`. The file of a device node contains its 'major:minor'."""
 
     def __init__(self, top):
         self.top = str(top)
@@ -32,7 +31,7 @@ class FakeHost(Roots):
         return os.path.realpath(path) in self.busy
 
     def write(self, path, content):
-        """A file beneath the top, its directories made."""
+        """Writes a file below the top directory and creates its directories."""
         path = os.path.join(self.top, path)
         if not os.path.isdir(os.path.dirname(path)):
             os.makedirs(os.path.dirname(path))
@@ -41,7 +40,7 @@ class FakeHost(Roots):
         return path
 
     def link(self, path, target):
-        """A symbolic link beneath the top to an absolute path."""
+        """Creates a symbolic link below the top directory to an absolute path."""
         path = os.path.join(self.top, path)
         if not os.path.isdir(os.path.dirname(path)):
             os.makedirs(os.path.dirname(path))
@@ -55,8 +54,8 @@ class FakeHost(Roots):
         size=1000**4,
         **files,
     ):
-        """A block device. place: its directory beneath /sys; files: path with '__' for '/' ->
-        content. Returns its node."""
+        """Adds a block device and returns its node. place: its directory below /sys; files: path
+        (with '__' for '/') -> content."""
         directory = os.path.join(self.sys, place, name)
         self._device(name, directory, size)
         files.setdefault('queue__rotational', '1\n')
@@ -65,7 +64,7 @@ class FakeHost(Roots):
         return self.node(name)
 
     def partition(self, disk, number, size=1000**3):
-        """A partition of a disk. Returns its node's path."""
+        """Adds a partition of a disk and returns its node."""
         name = '%s%s%d' % (disk, 'p' if disk[-1].isdigit() else '', number)
         directory = os.path.join(os.path.realpath(self.block(disk)), name)
         self._device(name, directory, size)
@@ -84,14 +83,14 @@ class FakeHost(Roots):
         self.link(os.path.join(self.sys, 'dev', 'block', number), directory)
 
     def holds(self, holder, held):
-        """`holder` (a kernel name) sits on `held`."""
+        """Makes `holder` (a kernel name) a holder of `held`."""
         os.symlink(
             os.path.realpath(self.block(holder)),
             os.path.join(os.path.realpath(self.block(held)), 'holders', holder),
         )
 
     def mapped(self, name, dm_name, uuid, *held):
-        """A device-mapper device on others."""
+        """Adds a device-mapper device on other devices."""
         self.disk(name, 'devices/virtual/block', dm__name=dm_name + '\n', dm__uuid=uuid + '\n')
         for each in held:
             self.holds(name, each)
@@ -101,7 +100,7 @@ class FakeHost(Roots):
             return f.read().strip()
 
     def mount(self, number, source, point, kind='ext4', process='self', namespace='mnt:[1]'):
-        """A mount as /proc/PROCESS/mountinfo shows it; number: 'major:minor' or a kernel name."""
+        """Adds a mount to /proc/PROCESS/mountinfo; number: 'major:minor' or a kernel name."""
         number = number if ':' in number else self.number(number)
         directory = os.path.join(self.proc, process)
         line = '36 25 %s / %s rw,relatime shared:1 - %s %s rw\n' % (
@@ -117,7 +116,7 @@ class FakeHost(Roots):
             self.link(os.path.join(directory, 'ns', 'mnt'), namespace)
 
     def process(self, pid, program, *opened):
-        """A process with paths open."""
+        """Adds a process that has these paths open."""
         self.write('proc/%d/comm' % pid, program + '\n')
         for i, path in enumerate(opened):
             self.link('proc/%d/fd/%d' % (pid, i), path)

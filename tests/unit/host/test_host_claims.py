@@ -1,5 +1,5 @@
-"""What this host counts on is not exported: its own notes tell, and nothing that an initiator may
-have written does."""
+"""Tests that disks on which this host relies are refused, by records of this host only and not by
+anything that an initiator may have written."""
 
 import os
 import struct
@@ -26,7 +26,7 @@ def host(tmp_path):
 
 @pytest.fixture
 def said(host, tmp_path):
-    """said((offset, bytes), …): the sentences about sdb with this on it."""
+    """said((offset, bytes), …) writes these bytes to sdb and returns the sentences about it."""
 
     def said(*pieces):
         path = str(tmp_path / 'content')
@@ -36,9 +36,9 @@ def said(host, tmp_path):
                 f.seek(offset)
                 f.write(data)
         with open(path, 'rb') as f:
-            found = signatures.recognise(f.fileno(), SIZE)
+            found = signatures.find_signatures(f.fileno(), SIZE)
             assert bool(found) == bool(pieces)
-            return claims.claims(host.node('sdb'), found, f.fileno(), host)
+            return claims.find_claims(host.node('sdb'), found, f.fileno(), host)
 
     return said
 
@@ -77,7 +77,7 @@ def name_of_this_host(monkeypatch):
     )
 
 
-def test_nobody_claims_an_empty_disk_or_what_an_initiator_made(said):
+def test_an_empty_disk_and_initiator_formats_are_not_claimed(said):
     assert said() == []
     assert said((3, b'NTFS    ')) == []
     assert said(lvm()) == [] and said(md(b'client:0')) == [] and said(*zfs(b'client')) == []
@@ -96,36 +96,36 @@ def test_nobody_claims_an_empty_disk_or_what_an_initiator_made(said):
         ('{dev}/sdb1', None),
     ],
 )
-def test_fstab(host, said, line, expected):
+def test_a_device_listed_in_fstab_is_claimed(host, said, line, expected):
     host.link('dev/disk/by-uuid/1234-abcd', host.node('sdb1'))
     host.write('etc/fstab', 'proc /proc proc\n' + line.format(dev=host.dev) + '\n')
     sentences = said()
     assert len(sentences) == bool(expected)
     if expected:
         assert sentences[0].startswith(
-            '%s stands in /etc/fstab %s; ' % (host.node('sdb1'), expected)
+            '%s is listed in /etc/fstab %s; ' % (host.node('sdb1'), expected)
         )
 
 
-def test_crypttab(host, said):
+def test_a_device_listed_in_crypttab_is_claimed(host, said):
     host.write('etc/crypttab', 'secret %s none luks\n' % host.node('sdb'))
-    assert 'stands in /etc/crypttab as secret' in said()[0]
+    assert 'is listed in /etc/crypttab as secret' in said()[0]
     host.write('etc/crypttab', 'secret %s none luks,noauto\n' % host.node('sdb'))
     assert said() == []
 
 
-def test_a_volume_group_of_this_host(host, said):
+def test_a_volume_group_of_this_host_is_claimed(host, said):
     host.write('etc/lvm/backup/data', 'physical_volumes {\n pv0 {\n id = "%s"\n}}' % PV_NAME)
     host.write('etc/lvm/backup/other', 'id = "xxxxxx"')
     (sentence,) = said(lvm())
     assert (
-        'is a physical volume of the group data of this host' in sentence
+        'is a physical volume of the volume group data of this host' in sentence
         and 'vgexport data' in sentence
     )
 
 
-def test_an_array_of_this_host(host, said):
-    assert 'the array 0, which was made on this host' in said(md())[0]
+def test_an_array_of_this_host_is_claimed(host, said):
+    assert 'the array 0, which this host created' in said(md())[0]
     host.write(
         'etc/mdadm/mdadm.conf',
         'DEVICE partitions\nARRAY /dev/md0 metadata=1.2 UUID=%s:%s:%s:%s\n'
@@ -134,16 +134,16 @@ def test_an_array_of_this_host(host, said):
     assert 'mdadm.conf has its UUID' in said(md(b'client:0'))[0]
 
 
-def test_a_pool_of_this_host(host, said):
+def test_a_zfs_pool_in_the_cache_of_this_host_is_claimed(host, said):
     host.write('etc/zfs/zpool.cache', b'..' + struct.pack('>Q', 4711 << 40) + b'..')
     (sentence,) = said(*zfs(b'client'))
     assert 'the ZFS pool "tank" of this host' in sentence
 
 
-def test_a_pool_that_was_used_here_last_unless_it_was_exported(said):
+def test_an_active_zfs_pool_of_this_host_name_is_claimed_and_an_exported_one_is_not(said):
     assert 'zpool export tank' in said(*zfs(b'storage1.example'))[0]
     assert said(*zfs(b'storage1.example', state=1)) == []
 
 
-def test_a_file_is_nobodys(host, tmp_path):
-    assert claims.claims(str(tmp_path), [], None, host) == []
+def test_a_file_is_not_claimed(host, tmp_path):
+    assert claims.find_claims(str(tmp_path), [], None, host) == []

@@ -1,5 +1,5 @@
-"""Disks keep their identity when targets, LUNs and paths change places, and two servers never show
-the same one."""
+"""Tests that disks keep their identity when targets, LUNs and paths change, and that two servers
+never show the same identity."""
 
 import os
 import re
@@ -17,23 +17,23 @@ def host(tmp_path):
     return FakeHost(tmp_path / 'host')
 
 
-def test_a_naa_name_is_of_type_6_with_a_company_id():
+def test_an_naa_designator_is_of_type_6_with_a_company_id():
     name = identity.naa6('server', 'file:/srv/a')
     assert re.match(r'^6001405[0-9a-f]{25}$', name)
 
 
 @pytest.mark.parametrize('make', [identity.naa6, identity.eui64, identity.serial])
-def test_names_differ_by_server_and_by_key_and_stay(make):
+def test_names_depend_on_the_server_and_the_key_and_do_not_change(make):
     assert make('one', 'a') == make('one', 'a')
     assert len({make('one', 'a'), make('two', 'a'), make('one', 'b'), make('on', 'ea')}) == 4
 
 
-def test_forms():
+def test_formats_of_eui64_and_serial():
     assert re.match(r'^[0-9A-F]{16}$', identity.serial('s', 'k'))
     assert re.match(r'^001405[0-9a-f]{10}$', identity.eui64('s', 'k'))
 
 
-def test_direct_store_shows_the_disk_itself(host):
+def test_direct_store_shows_the_identity_of_the_disk(host):
     node = host.disk(
         'sda',
         device__vendor='SEAGATE \n',
@@ -68,7 +68,7 @@ def test_names_fit_their_fields_and_are_ascii(host):
     )
 
 
-def test_a_partition_is_not_its_disk(host):
+def test_a_partition_has_an_identity_different_from_its_disk(host):
     host.disk('sda', serial='S1', device__wwid='naa.5000c50083a1b2c3\n')
     part = host.partition('sda', 2)
     assert identity.disk_identity(part, host)[3:] == ('S1-part2', '')
@@ -84,7 +84,7 @@ def test_the_key_of_a_disk_moves_with_the_disk(tmp_path):
     assert len(keys) == 1
 
 
-def test_the_key_of_a_logical_volume_is_its_own(host):
+def test_the_key_of_a_logical_volume_is_its_dm_uuid(host):
     host.mapped('dm-0', 'vg-a', 'LVM-abc')
     host.mapped('dm-1', 'vg-b', 'LVM-def')
     assert identity.stable_key(host.node('dm-0'), host) != identity.stable_key(
@@ -101,41 +101,41 @@ def test_a_file_on_a_loop_device_has_the_key_of_the_file(host):
     )
 
 
-# -- the server's own name ---------------------------------------------------------------------------------------------------
+# -- the server's own name -------------------------------------------------------------------------
 
 
-def test_the_server_keeps_its_name(tmp_path):
+def test_the_server_id_does_not_change(tmp_path):
     state = str(tmp_path / 'state')
     first = identity.server_id(state)
     assert uuid.UUID(first) and identity.server_id(state) == first
     assert os.listdir(state) == ['server-id']
 
 
-def test_two_servers_have_two_names(tmp_path):
+def test_two_servers_have_different_ids(tmp_path):
     assert identity.server_id(str(tmp_path / 'a')) != identity.server_id(str(tmp_path / 'b'))
 
 
-def test_a_damaged_name_is_not_replaced(tmp_path):
+def test_a_damaged_server_id_file_is_refused_and_kept(tmp_path):
     (tmp_path / 'server-id').write_text('')
-    with pytest.raises(TargetdError, match='server-id holds no UUID'):
+    with pytest.raises(TargetdError, match='server-id does not contain a UUID'):
         identity.server_id(str(tmp_path))
     assert (tmp_path / 'server-id').read_text() == ''
 
 
-def test_a_state_directory_that_cannot_be_used_is_named(tmp_path):
+def test_the_error_names_a_state_directory_that_cannot_be_used(tmp_path):
     (tmp_path / 'file').write_text('x')
-    with pytest.raises(TargetdError, match='cannot be kept in .*file/state: Not a directory'):
+    with pytest.raises(TargetdError, match='cannot be saved in .*file/state: Not a directory'):
         identity.server_id(str(tmp_path / 'file' / 'state'))
 
 
-def test_one_that_came_first_wins(tmp_path, monkeypatch):
-    """Two servers started at once on one state directory agree."""
+def test_the_first_server_id_written_is_used_by_both(tmp_path, monkeypatch):
+    """Two servers that start at the same time on one state directory use the same id."""
     monkeypatch.setattr(identity.os.path, 'lexists', lambda path: False)
     first = identity.server_id(str(tmp_path))
     assert identity.server_id(str(tmp_path)) == first
 
 
-def test_a_half_written_name_never_appears(tmp_path, monkeypatch):
+def test_a_partly_written_server_id_is_never_visible(tmp_path, monkeypatch):
     def broken(descriptor):
         raise OSError(28, 'No space left on device')
 
@@ -145,7 +145,7 @@ def test_a_half_written_name_never_appears(tmp_path, monkeypatch):
     assert os.listdir(str(tmp_path)) == []
 
 
-def test_a_file_system_without_links_will_do(tmp_path, monkeypatch):
+def test_a_file_system_without_hard_links_is_supported(tmp_path, monkeypatch):
     def no_links(old, new):
         raise OSError(1, 'Operation not permitted')
 

@@ -1,5 +1,5 @@
-"""A disk that this host uses is not handed out, whoever uses it and however many devices lie
-between."""
+"""Tests that a disk in use on this host is found, whatever uses it and however many stacked devices
+are between the disk and its user."""
 
 import os
 
@@ -21,32 +21,33 @@ def host(tmp_path):
 
 
 def users(host, name, **more):
-    """The sentences about a device, with the fake's directory taken out so that they read as on a
-    real host."""
+    """Returns the sentences about a device, with the fake's directory removed, so that they read as
+    on a real host."""
     return [
-        sentence.replace(host.top, '') for sentence in in_use.users(host.node(name), host, **more)
+        sentence.replace(host.top, '')
+        for sentence in in_use.find_users(host.node(name), host, **more)
     ]
 
 
-def test_a_free_disk_is_free(host):
+def test_an_unused_disk_is_reported_as_free(host):
     assert users(host, 'sdb') == []
     in_use.require_free(host.node('sdb'), host)
 
 
-def test_a_mounted_partition_names_the_place(host):
+def test_a_mounted_partition_is_reported_with_its_mount_point(host):
     host.mount('sda1', '/dev/sda1', '/data')
     assert users(host, 'sda') == [
         '/dev/sda1 is mounted on /data (ext4); free it with: umount /data'
     ]
 
 
-def test_a_neighbouring_partition_does_not_matter_to_a_partition(host):
+def test_a_partition_is_free_while_another_partition_is_mounted(host):
     host.mount('sda1', '/dev/sda1', '/data')
     assert users(host, 'sda2') == []
     assert len(users(host, 'sda1')) == 1
 
 
-def test_a_mount_in_another_namespace_counts_and_names_the_process(host):
+def test_a_mount_in_another_namespace_is_reported_with_a_process(host):
     host.mount('sdb', '/dev/sdb', '/var lib', process='77', namespace='mnt:[2]')
     assert users(host, 'sdb') == [
         '/dev/sdb is mounted on /var lib (ext4) for process 77 and its container; '
@@ -64,14 +65,14 @@ def test_each_namespace_is_read_once(host, monkeypatch):
     assert read == ['mountinfo']
 
 
-def test_many_mounts_are_counted(host):
+def test_only_the_first_mounts_are_named_and_the_rest_are_counted(host):
     for i in range(9):
         host.mount('sdb', '/dev/sdb', '/pod/%d' % i)
     found = users(host, 'sdb')
-    assert len(found) == 5 and found[-1] == '/dev/sdb is mounted in 5 more places'
+    assert len(found) == 5 and found[-1] == '/dev/sdb has 5 more mounts'
 
 
-def test_swap(host):
+def test_swap_space_is_reported(host):
     host.write(
         'proc/swaps',
         'Filename Type Size Used Priority\n%s partition 100 0 -2\n' % host.node('sda2'),
@@ -79,7 +80,7 @@ def test_swap(host):
     assert users(host, 'sda') == ['/dev/sda2 is swap space; free it with: swapoff /dev/sda2']
 
 
-def test_a_raid_member_names_the_array(host):
+def test_a_raid_member_is_reported_with_its_array(host):
     host.disk('md0', 'devices/virtual/block', md__level='raid1\n')
     host.holds('md0', 'sda1')
     assert users(host, 'sda') == [
@@ -87,18 +88,18 @@ def test_a_raid_member_names_the_array(host):
     ]
 
 
-def test_the_chain_is_followed_to_its_end(host):
+def test_the_whole_chain_of_stacked_devices_is_reported(host):
     host.disk('md0', 'devices/virtual/block', md__level='raid1\n')
     host.holds('md0', 'sda1')
     host.mapped('dm-3', 'vg--data-erp', 'LVM-xyz', 'md0')
     host.mount('dm-3', '/dev/mapper/vg--data-erp', '/erp', 'xfs')
     assert users(host, 'sda') == [
-        '/dev/sda1 is in the raid1 array /dev/md0, which is in the logical volume vg-data/erp, which is mounted on /erp (xfs); '
-        'free it with: umount /erp'
+        '/dev/sda1 is in the raid1 array /dev/md0, which is in the logical volume vg-data/erp, '
+        'which is mounted on /erp (xfs); free it with: umount /erp'
     ]
 
 
-def test_a_partition_of_an_array_is_found(host):
+def test_a_mounted_partition_of_an_array_is_reported(host):
     host.disk('md0', 'devices/virtual/block', md__level='raid5\n')
     host.holds('md0', 'sda1')
     host.partition('md0', 1)
@@ -121,7 +122,9 @@ def test_a_partition_of_an_array_is_found(host):
         ('odd', '', 'the mapped device odd', 'dmsetup remove odd'),
     ],
 )
-def test_an_idle_mapping_is_a_use_and_says_how_to_end_it(host, name, uuid, words, remedy):
+def test_an_unmounted_mapping_is_reported_with_the_command_that_ends_it(
+    host, name, uuid, words, remedy
+):
     host.mapped('dm-0', name, uuid, 'sdb')
     assert users(host, 'sdb') == ['/dev/sdb is in %s; free it with: %s' % (words, remedy)]
 
@@ -130,26 +133,26 @@ def test_an_idle_mapping_is_a_use_and_says_how_to_end_it(host, name, uuid, words
     'holder, words',
     [('bcache0', 'the cache device'), ('drbd1', 'the replicated device'), ('odd0', 'the device')],
 )
-def test_other_holders(host, holder, words):
+def test_bcache_drbd_and_unknown_holders_are_reported(host, holder, words):
     host.disk(holder, 'devices/virtual/block')
     host.holds(holder, 'sdb')
     assert words + ' /dev/' + holder in users(host, 'sdb')[0]
 
 
-def test_a_partition_of_a_disk_that_is_held_whole_is_in_use(host):
+def test_a_partition_is_in_use_when_its_whole_disk_is(host):
     host.mapped('dm-0', 'mpatha', 'mpath-3600', 'sda')
     assert 'is in the multipath device mpatha' in users(host, 'sda1')[0]
 
 
-def test_a_ring_of_devices_ends(host):
+def test_a_cycle_of_holders_terminates(host):
     host.mapped('dm-0', 'a', '', 'sdb')
     host.mapped('dm-1', 'b', '', 'dm-0')
     host.holds('dm-0', 'dm-1')
     assert len(users(host, 'sdb')) == 1
 
 
-def test_the_other_members_of_a_btrfs_are_in_use(host):
-    """mountinfo shows one member, with a device number that belongs to none of them."""
+def test_every_member_of_a_mounted_btrfs_is_in_use(host):
+    """mountinfo shows one member, with a device number that no member has."""
     host.mount('0:42', host.node('sda1'), '/pool', 'btrfs')
     for name in ('sda1', 'sdb'):
         host.write('sys/fs/btrfs/5b0e/devices/' + name, '')
@@ -162,7 +165,7 @@ def test_the_other_members_of_a_btrfs_are_in_use(host):
     ]
 
 
-def test_the_kernels_own_target(host):
+def test_an_export_by_a_kernel_target_is_reported(host):
     host.write('sys/kernel/config/target/core/iblock_0/erp/udev_path', host.node('sdb') + '\n')
     host.write('sys/kernel/config/target/core/iblock_0/erp/enable', '1\n')
     assert users(host, 'sdb') == [
@@ -170,14 +173,14 @@ def test_the_kernels_own_target(host):
     ]
 
 
-# -- files -------------------------------------------------------------------------------------------------------------------
+# -- files -----------------------------------------------------------------------------------------
 
 
-def test_an_image_on_a_loop_device(host):
+def test_an_image_behind_a_loop_device_is_in_use(host):
     image = host.write('srv/erp.img', b'x')
-    assert in_use.users(image, host) == []
+    assert in_use.find_users(image, host) == []
     host.disk('loop3', 'devices/virtual/block', loop__backing_file=image + '\n')
-    assert in_use.users(image, host) == [
+    assert in_use.find_users(image, host) == [
         '%s is in the loop device %s; free it with: losetup -d %s'
         % (image, host.node('loop3'), host.node('loop3'))
     ]
@@ -185,72 +188,70 @@ def test_an_image_on_a_loop_device(host):
     host.mount('loop3p1', '/dev/loop3p1', '/mnt')
     assert (
         'whose partition %s is mounted on /mnt' % host.node('loop3p1')
-        in in_use.users(image, host)[0]
+        in in_use.find_users(image, host)[0]
     )
 
 
-def test_a_swap_file_and_an_exported_file(host):
+def test_a_swap_file_and_an_exported_file_are_in_use(host):
     image = host.write('srv/swap', b'x')
     host.write('proc/swaps', 'Filename Type Size Used Priority\n%s file 100 0 -2\n' % image)
     host.write('sys/kernel/scst_tgt/devices/d1/filename', image + '\n[key]\n')
-    found = in_use.users(image, host)
+    found = in_use.find_users(image, host)
     assert 'is swap space' in found[0] and 'is exported by SCST as d1' in found[1]
 
 
-def test_a_file_that_is_not_there_is_free(host):
-    assert in_use.users(os.path.join(host.top, 'srv', 'new.img'), host) == []
+def test_a_missing_file_is_free(host):
+    assert in_use.find_users(os.path.join(host.top, 'srv', 'new.img'), host) == []
 
 
-# -- open by a process -------------------------------------------------------------------------------------------------------
+# -- open by a process -----------------------------------------------------------------------------
 
 
-def test_open_files_are_not_searched_while_the_kernel_calls_it_free(host, monkeypatch):
+def test_open_files_are_not_searched_when_the_device_is_not_busy(host, monkeypatch):
     host.process(4711, 'dd', host.node('sdb'))
     monkeypatch.setattr(in_use, 'openers', lambda *arguments: pytest.fail('searched'))
     assert users(host, 'sdb') == []
 
 
-def test_who_has_a_busy_disk_open_is_named(host):
+def test_the_process_that_has_a_busy_disk_open_is_named(host):
     host.process(4711, 'dd', host.node('sdb'))
     host.process(12, 'sshd', '/dev/null', 'socket:[1]')
     host.busy.add(host.node('sdb'))
     assert users(host, 'sdb') == ['/dev/sdb is open by process 4711 (dd); free it with: kill 4711']
 
 
-def test_another_target_is_called_by_its_name(host):
+def test_another_target_daemon_is_named(host):
     host.process(99, 'tgtd', host.node('sda2'))
     host.busy.add(host.node('sda'))
     assert users(host, 'sda') == [
-        '/dev/sda is exported by another target: tgtd (process 99); free it with: stop that target'
+        '/dev/sda is exported by another target: tgtd (process 99); stop that target to free it'
     ]
 
 
-def test_searching_is_done_when_asked_for(host):
+def test_open_files_are_searched_on_request(host):
     image = host.write('srv/erp.img', b'x')
     host.process(7, 'qemu', image)
-    assert in_use.users(image, host) == []
-    assert 'open by process 7 (qemu)' in in_use.users(image, host, search=True)[0]
+    assert in_use.find_users(image, host) == []
+    assert 'open by process 7 (qemu)' in in_use.find_users(image, host, search=True)[0]
 
 
-def test_our_own_descriptor_is_no_foreign_use(host):
+def test_a_descriptor_of_this_process_is_not_a_use(host):
     host.process(os.getpid(), 'targetd', host.node('sdb'))
     host.process(4712, 'targetd', host.node('sdb'))
     host.write('proc/4712/stat', '4712 (target) d) S %d 1 1' % os.getpid())
     assert users(host, 'sdb', search=True) == []
     host.busy.add(host.node('sdb'))
     assert users(host, 'sdb') == [
-        '/dev/sdb is exported by this targetd already; free it with: take it out of the other target'
+        '/dev/sdb is already exported by this targetd; remove it from the other target to free it'
     ]
 
 
-def test_busy_and_nobody_to_be_seen(host):
+def test_a_busy_device_without_a_visible_user_is_reported(host):
     host.busy.add(host.node('sdb'))
-    assert (
-        'cannot be seen' in users(host, 'sdb')[0] and 'fuser -v /dev/sdb' in users(host, 'sdb')[0]
-    )
+    assert 'not visible' in users(host, 'sdb')[0] and 'fuser -v /dev/sdb' in users(host, 'sdb')[0]
 
 
-def test_the_search_ends_in_time(host, monkeypatch):
+def test_the_search_stops_at_its_time_limit(host, monkeypatch):
     for pid in range(50):
         host.process(1000 + pid, 'dd', host.node('sdb'))
     clock = iter(range(10000))
@@ -258,7 +259,7 @@ def test_the_search_ends_in_time(host, monkeypatch):
     assert len(in_use.openers(host.node('sdb'), host, seconds=10)) == 11
 
 
-def test_the_refusal_says_everything_and_the_way_round(host):
+def test_the_refusal_names_every_use_and_the_setting_that_allows_it(host):
     host.mount('sda1', '/dev/sda1', '/data')
     host.mapped('dm-0', 'vg-lv', 'LVM-1', 'sda2')
     with pytest.raises(StoreError) as caught:
@@ -273,9 +274,8 @@ def test_the_refusal_says_everything_and_the_way_round(host):
         assert words in str(caught.value)
 
 
-def test_the_real_host_answers():
-    """The root file system's device, if it is one that can be named, is in use on the machine that
-    runs this test."""
+def test_the_root_file_system_of_this_machine_is_in_use():
+    """The device of the root file system, if it has a device node, is in use on this machine."""
     root = [
         m
         for m in in_use.mounts()
@@ -283,4 +283,4 @@ def test_the_real_host_answers():
     ]
     if not root or in_use.kernel_name(root[0].source) is None:
         pytest.skip('the root file system is on no block device that can be seen here')
-    assert any('is mounted on' in sentence for sentence in in_use.users(root[0].source))
+    assert any('is mounted on' in sentence for sentence in in_use.find_users(root[0].source))

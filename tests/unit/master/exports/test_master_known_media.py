@@ -36,7 +36,7 @@ def plug(monkeypatch):
             512,
         )
         monkeypatch.setattr(known_media.identity, 'stable_key', lambda path: key)
-        monkeypatch.setattr(known_media.disks, 'describe', lambda path: disk)
+        monkeypatch.setattr(known_media.disks, 'describe_disk', lambda path: disk)
         monkeypatch.setattr(known_media.os.path, 'exists', lambda path: True)
 
     return plug

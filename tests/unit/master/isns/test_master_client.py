@@ -226,7 +226,7 @@ def test_leaving_with_nothing_known_is_at_once(desk):
     assert desk.gone == [True]
 
 
-# -- from the configuration ----------------------------------------------------------------------------------------------
+# -- from the configuration ------------------------------------------------------------------------
 
 
 def target(name, **more):
@@ -287,7 +287,7 @@ def test_nothing_to_serve_is_nothing_to_register():
     assert made([target('a')], []) is None
 
 
-# -- sockets -------------------------------------------------------------------------------------------------------------
+# -- sockets ---------------------------------------------------------------------------------------
 
 
 class House(object):

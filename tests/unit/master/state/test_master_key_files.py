@@ -26,7 +26,7 @@ def text(path):
         return file.read()
 
 
-# -- the file ----------------------------------------------------------------------------------------------------------
+# -- the file --------------------------------------------------------------------------------------
 
 
 def test_what_is_made_is_what_is_loaded_and_nobody_else_reads_it(path):
@@ -124,7 +124,7 @@ def test_a_directory_is_no_key(tmp_path):
     assert 'no regular file' in str(caught.value)
 
 
-# -- replacing ---------------------------------------------------------------------------------------------------------
+# -- replacing -------------------------------------------------------------------------------------
 
 CALLS = ('open', 'link', 'rename', 'unlink', 'fsync', 'pwrite')
 
@@ -253,7 +253,7 @@ def test_a_disk_that_says_no_leaves_a_whole_key_and_it_is_said_which(
         )
 
 
-# -- which disk, which key ---------------------------------------------------------------------------------------------
+# -- which disk, which key -------------------------------------------------------------------------
 
 
 @pytest.fixture
