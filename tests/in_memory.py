@@ -19,7 +19,7 @@ from targetd.master.exports import open_medium
 from targetd.scsi.lu import Device, LogicalUnit, UnitFacts
 from targetd.scsi.sam import Nexus
 from targetd.store.opening import open_store
-from targetd.worker.connection.error_recovery import class_for
+from targetd.worker.connection.error_recovery import connection_class
 from targetd.worker.main import Worker
 from targetd.worker.policy import Policies
 from targetd.worker.replica import ports_of
@@ -95,7 +95,7 @@ def connection(configuration, result):
         worker.device = device(configuration, result)
     session = Session(result)
     worker.begin_session(session)
-    made = class_for(session.values)(
+    made = connection_class(session.values)(
         worker, sock, session, result.cid, result.stat_sn, result.declared_data_segment, (0, 0)
     )
     made.peer_address = made.local_address = ADDRESS

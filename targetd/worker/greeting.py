@@ -17,7 +17,7 @@ from targetd.iscsi.framing import BHS, Framer
 from targetd.iscsi.login import LOGIN_DATA_SEGMENT, Claim, LoginNegotiation, join
 from targetd.iscsi.session import Session
 from targetd.scsi.sam import Nexus
-from targetd.worker.connection.error_recovery import class_for
+from targetd.worker.connection.error_recovery import connection_class
 
 _TIMEVAL = struct.Struct('@ll')
 SEND_SECONDS = 60  # a peer that takes nothing for so long is gone
@@ -225,7 +225,7 @@ class _Greeting(object):
             self._socket.setsockopt(
                 socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SEND_SECONDS * 1000
             )
-        make = class_for(session.values)
+        make = connection_class(session.values)
         connection = make(
             worker,
             self._socket,

@@ -84,7 +84,7 @@ class Members(object):
     def leave(self, connection):
         """It is over; give its tasks their due. Waits until they are quiet or, if recovery was
         agreed upon, as long as they may be reassigned. [its thread]"""
-        connection.outbox.bury()
+        connection.outbox.discard()
         with self._changed:
             self._living.remove(connection)
             self._leaving += 1

@@ -25,10 +25,10 @@ from targetd.iscsi.session import WINDOW
 from targetd.iscsi.transfer import Transfer
 from targetd.scsi import sam
 from targetd.scsi.sense import HARDWARE_ERROR, CheckCondition, StatusReturned
-from targetd.worker.connection.busy_poll import FEW, polling
+from targetd.worker.connection.busy_poll import FEW, busy_poll
 from targetd.worker.connection.data_out import UNEXPECTED_DATA, DataOut
 from targetd.worker.connection.outbox import Outbox
-from targetd.worker.connection.replies import replies
+from targetd.worker.connection.replies import reply_pdus
 from targetd.worker.connection.requests import Requests
 from targetd.worker.connection.task_ordering import TaskStarter, Waits
 
@@ -104,7 +104,7 @@ class Connection(object):
         self.ended = None  # the reason, once the connection is to end
         self.ended_quietly = False  # it ended by a logout
         self._leftover = leftover
-        self._polling = polling(worker.busy_poll_seconds)
+        self._busy_poll = busy_poll(worker.busy_poll_seconds)
         self._were_few = False  # the last batch was small: polling for the next one may pay
         self._queue = self.outbox.queue
         self._task = sam.Task()
@@ -152,8 +152,8 @@ class Connection(object):
         framer = self.framer
         try:
             if framer.landing is None:
-                if self._were_few and self._polling is not None and not self.session.tasks:
-                    count = self._polling.receive(self.socket.recv_into, framer.wanted())
+                if self._were_few and self._busy_poll is not None and not self.session.tasks:
+                    count = self._busy_poll.receive(self.socket.recv_into, framer.wanted())
                 else:
                     count = self.socket.recv_into(framer.wanted())
             else:
@@ -429,7 +429,7 @@ class Connection(object):
 
     def reply(self, task, outcome):
         """Queue a reply that may have a residual, sense data or a status other than GOOD. [any]"""
-        self.outbox.put_pdus(replies(task, outcome, self.values), task.cmd_sn is not None)
+        self.outbox.put_pdus(reply_pdus(task, outcome, self.values), task.cmd_sn is not None)
         if len(self._queue) > _QUEUE_LENGTH:
             self.drain_or_stop()
 

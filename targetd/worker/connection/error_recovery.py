@@ -1,9 +1,9 @@
 """Connections with ErrorRecoveryLevel 1 or 2 (RFC 7143 7): SNACK, recovery R2T, reassignment of
 tasks.
 
-May import what Connection may. What was sent is kept until ExpStatSN or a DataACK says that it
-arrived; sessions of level 0 never come here (`class_for` chooses once per connection), and pay
-nothing.
+May import what Connection may. Sent PDUs are kept until ExpStatSN or a DataACK acknowledges them.
+Sessions with level 0 do not use this module (connection_class() chooses once per connection) and
+pay nothing for it.
 """
 
 import struct
@@ -19,24 +19,23 @@ from targetd.worker.connection.connection import Connection
 from targetd.worker.connection.multi_connection import SharedConnection
 from targetd.worker.connection.outbox import Outbox, SharedOutbox
 
-_WORD = struct.Struct('>I')
-_THREE_WORDS = struct.Struct('>III')
+_U32 = struct.Struct('>I')
 _MASK = 0xFFFFFFFF
 
-#: Kept for an initiator that does not acknowledge; beyond it the oldest are forgotten, and a SNACK
-#: for them is rejected.
+#: Sent replies that are kept until they are acknowledged. Beyond these limits the oldest ones are
+#: dropped, and a SNACK for them is rejected.
 KEPT_BYTES = 64 << 20
 KEPT_REPLIES = 4096
 
 
-def class_for(values):
-    """The class of a connection whose session agreed upon these values."""
+def connection_class(values):
+    """Return the class of a connection whose session negotiated these values."""
     if values.get('ErrorRecoveryLevel'):
         return RecoveringConnection
     return Connection if values.get('MaxConnections', 1) == 1 else SharedConnection
 
 
-class _Again(object):
+class _Resend(object):
     """An entry of the queue: PDUs that were sent before, [(header, data)]."""
 
     __slots__ = ('pdus',)
@@ -44,15 +43,15 @@ class _Again(object):
     def __init__(self, pdus):
         self.pdus = pdus
 
-    def __getitem__(self, index):  # looks like (None, pdus) to who counts what waits
+    def __getitem__(self, index):  # as (None, ()) for Outbox._queued_bytes
         return None if index == 0 else ()
 
 
 class RecoveringOutbox(SharedOutbox):
-    """Keeps what it sends. allot_ttt: for the tags of DataACKs."""
+    """Send queue that keeps the sent replies until the initiator acknowledges them."""
 
     __slots__ = ('_kept', '_keeping', '_bytes', 'luns')
-    # what was read ahead and could not be sent is kept when the connection is lost
+    # half: data that was read and not yet sent is kept too when the connection is lost
     budget_bytes = KEPT_BYTES // 2
 
     def __init__(self, *arguments):
@@ -60,14 +59,14 @@ class RecoveringOutbox(SharedOutbox):
         self._kept = {}  # StatSN -> Reply, in the order of sending
         self._keeping = threading.Lock()
         self._bytes = 0
-        self.luns = {}  # ITT -> LUN field of reads that are on their way
+        self.luns = {}  # ITT -> LUN field of unfinished reads
 
     def _stamp(self):
         with self._numbering:
             return self._stamp_with_digests()
 
     def _headers(self, entry):
-        if entry.__class__ is _Again:
+        if entry.__class__ is _Resend:
             return [(self._renewed(header), data) for header, data in entry.pdus]
         whole = list(Outbox._headers(self, entry))
         if whole:
@@ -75,13 +74,13 @@ class RecoveringOutbox(SharedOutbox):
         return whole
 
     def _renewed(self, header):
-        """ExpCmdSN and MaxCmdSN are those of now; an R2T shows the StatSN of now, too (RFC 7143
-        11.16)."""
+        """Return the header with the current ExpCmdSN and MaxCmdSN; an R2T also carries the current
+        StatSN (RFC 7143 11.16)."""
         header = bytearray(header)
-        _WORD.pack_into(header, 28, self._session.exp_cmd_sn)
-        _WORD.pack_into(header, 32, self._session.max_cmd_sn)
+        _U32.pack_into(header, 28, self._session.exp_cmd_sn)
+        _U32.pack_into(header, 32, self._session.max_cmd_sn)
         if header[0] == const.READY_TO_TRANSFER:
-            _WORD.pack_into(header, 24, self.stat_sn)
+            _U32.pack_into(header, 24, self.stat_sn)
         return bytes(header)
 
     def _keep(self, whole):
@@ -91,19 +90,20 @@ class RecoveringOutbox(SharedOutbox):
             or header[0] == const.NOP_IN
             and header[20:24] != b'\xff' * 4
         ):
-            return  # these use up no StatSN
-        itt, stat_sn = _WORD.unpack_from(header, 16)[0], _WORD.unpack_from(header, 24)[0]
+            return  # these PDUs use no StatSN
+        itt, stat_sn = _U32.unpack_from(header, 16)[0], _U32.unpack_from(header, 24)[0]
         reply = Reply(itt, stat_sn, whole)
         if len(whole) > 1:
-            self._ask_for_acknowledgement(reply)
+            self._request_data_ack(reply)
         with self._keeping:
             self._kept[stat_sn] = reply
             self._bytes += reply.size
             while self._bytes > KEPT_BYTES or len(self._kept) > KEPT_REPLIES:
                 self._forget(next(iter(self._kept)))
 
-    def _ask_for_acknowledgement(self, reply):
-        """A bit, tag and LUN where a burst ends before the status (RFC 7143 11.7.2)."""
+    def _request_data_ack(self, reply):
+        """Set the A bit, a tag and the LUN in the last Data-In of each burst, except the PDU with
+        the status (RFC 7143 11.7.2)."""
         lun = self.luns.pop(reply.itt, None)
         if lun is None:
             return
@@ -114,16 +114,16 @@ class RecoveringOutbox(SharedOutbox):
                 header = bytearray(header)
                 header[1] |= const.ACKNOWLEDGE
                 header[8:16] = lun.to_bytes(8, 'big')
-                _WORD.pack_into(header, 20, tag)
+                _U32.pack_into(header, 20, tag)
                 reply.pdus[index] = bytes(header), data
 
     def _forget(self, stat_sn):
         self._bytes -= self._kept.pop(stat_sn).size
 
     def acknowledge(self, exp_stat_sn):
-        """What came before this StatSN has arrived. The connection's thread."""
+        """Drop the replies before this StatSN: the initiator has received them. [connection]"""
         if self.stat_sn - exp_stat_sn & _MASK >= 0x80000000:
-            return  # more than was sent
+            return  # the initiator acknowledges more than was sent
         with self._keeping:
             while self._kept:
                 stat_sn = next(iter(self._kept))
@@ -132,7 +132,7 @@ class RecoveringOutbox(SharedOutbox):
                 self._forget(stat_sn)
 
     def kept(self, first=None, count=0):
-        """The Replies with these StatSNs (count 0: from `first` on; first None: all)."""
+        """Return `count` Replies from StatSN `first` on; count 0: all from there; first None: all."""
         with self._keeping:
             replies = list(self._kept.values())
         if first is None:
@@ -140,20 +140,20 @@ class RecoveringOutbox(SharedOutbox):
         return [reply for reply in replies if reply.stat_sn - first & _MASK < (count or 0x80000000)]
 
     def reply_to(self, itt):
-        """The newest kept Reply with this initiator task tag, or None."""
+        """Return the newest kept Reply with this initiator task tag, or None."""
         return next(
             (reply for reply in reversed(self.kept()) if reply.itt == itt and reply.ends_a_command),
             None,
         )
 
     def drop(self, reply):
-        """It is another connection's now."""
+        """Drop the reply: another connection sends it now."""
         with self._keeping:
             if reply.stat_sn in self._kept:
                 self._forget(reply.stat_sn)
 
     def acknowledge_data(self, tag, data_sn):
-        """A DataACK; False if its tag is none that was given out."""
+        """A DataACK; returns False if its tag is not known."""
         for reply in self.kept():
             if tag in reply.tags:
                 with self._keeping:
@@ -165,15 +165,15 @@ class RecoveringOutbox(SharedOutbox):
 
     def send_again(self, pdus):
         """Queue PDUs that were sent before."""
-        self.queue.append(_Again(pdus))
+        self.queue.append(_Resend(pdus))
 
     def segments_of(self, reply, first, snack_tag):
-        """Its PDUs, in the segments that the initiator takes now."""
+        """Return the PDUs of the reply in segments of the current MaxRecvDataSegmentLength."""
         return reply.again(first, self._segment, self._burst, snack_tag)
 
 
 class RecoveringConnection(SharedConnection):
-    """See the module."""
+    """A connection with ErrorRecoveryLevel 1 or 2."""
 
     transfer_class = RecoveringTransfer
 
@@ -181,7 +181,7 @@ class RecoveringConnection(SharedConnection):
         super(RecoveringConnection, self).__init__(*arguments, **more)
         self.keeps_tasks = self.values['ErrorRecoveryLevel'] == 2 and not self.session.is_discovery
         self._handlers[const.SNACK_REQUEST] = self._snack
-        # StatSN from which on replies are in the segments that are declared now
+        # StatSN from which replies have the segment length that is declared now
         self._changed_segments_at = None
         self._snacks = {
             const.SNACK_DATA_OR_R2T: self._snack_data,
@@ -191,7 +191,7 @@ class RecoveringConnection(SharedConnection):
         }
 
     def make_outbox(self, stat_sn):
-        return self.wire(
+        return self.with_callbacks(
             RecoveringOutbox(
                 self.socket, self.session, stat_sn, crc32c, self.values, self.worker.numbering
             )
@@ -214,14 +214,15 @@ class RecoveringConnection(SharedConnection):
         super(RecoveringConnection, self).take_segment_length(length)
         self._changed_segments_at = self.outbox.stat_sn
 
-    # -- SNACK, RFC 7143 11.16 ---------------------------------------------------------------------------------------
+    # -- SNACK, RFC 7143 11.16 ----------------------------------------------------------------
 
     def _snack(self, fields, ahs, data):
         request = pdu.SnackRequest.decode(BHS.pack(*fields))
         serve = self._snacks.get(request.kind)
         if serve is None or not serve(request):
             raise PduRejected(
-                const.REJECT_PROTOCOL_ERROR, 'a SNACK for what was not sent or is acknowledged'
+                const.REJECT_PROTOCOL_ERROR,
+                'a SNACK for PDUs that were not sent or are acknowledged',
             )
 
     def _snack_status(self, request):
@@ -248,7 +249,7 @@ class RecoveringConnection(SharedConnection):
             and (0 < self._changed_segments_at - reply.stat_sn & _MASK < 0x80000000)
         ):
             raise PduRejected(
-                const.REJECT_SNACK, 'a Data SNACK after the segment length was declared anew'
+                const.REJECT_SNACK, 'a Data SNACK after MaxRecvDataSegmentLength was changed'
             )
         self.outbox.send_again(found)
         return bool(found)
@@ -275,12 +276,11 @@ class RecoveringConnection(SharedConnection):
 
     def _data_ack(self, request):
         if not self.outbox.acknowledge_data(request.ttt, request.beg_run):
-            raise PduRejected(const.REJECT_INVALID_DATA_ACK, 'a DataACK that was not asked for')
+            raise PduRejected(const.REJECT_INVALID_DATA_ACK, 'a DataACK that was not requested')
         return True
 
     def _snack_r_data(self, request):
-        """The data once more in other segments, then a response of its own that carries the SNACK's
-        tag."""
+        """Send the data again in other segments, then a response that carries the SNACK tag."""
         reply = self.outbox.reply_to(request.itt)
         if reply is None or request.beg_run < reply.acknowledged:
             return False
@@ -290,11 +290,11 @@ class RecoveringConnection(SharedConnection):
         self.outbox.send_again(reply.pdus)
         return True
 
-    # -- digests -----------------------------------------------------------------------------------------------------
+    # -- digests ------------------------------------------------------------------------------
 
     def _digest_error(self, fields):
-        """RFC 7143 7.8: Reject, and ask again for Data-Out. Another PDU counts as never received:
-        it will be sent again."""
+        """Reject the PDU, and solicit Data-Out again (RFC 7143 7.8). Any other PDU counts as not
+        received: the initiator sends it again."""
         self.reject_pdu(
             fields, PduRejected(const.REJECT_DATA_DIGEST_ERROR, 'a data digest is wrong')
         )
@@ -313,7 +313,7 @@ class RecoveringConnection(SharedConnection):
             if fields[1] & 0x80:
                 self.data_out.solicit(task.transfer, task)
 
-    # -- allegiance, RFC 7143 7.2 ------------------------------------------------------------------------------------
+    # -- allegiance, RFC 7143 7.2 -------------------------------------------------------------
 
     def complete(self, task, outcome):
         with self.worker.allegiance:
@@ -323,7 +323,8 @@ class RecoveringConnection(SharedConnection):
             connection.drain_or_stop()
 
     def reassign(self, request, respond):
-        """TASK REASSIGN: the task is ours from now on. respond(response). [connection]"""
+        """TASK REASSIGN: take the task over from a connection that has ended; calls
+        respond(response). [connection]"""
         if self.values['ErrorRecoveryLevel'] < 2:
             respond(const.REASSIGNMENT_NOT_SUPPORTED)
             return
@@ -339,10 +340,10 @@ class RecoveringConnection(SharedConnection):
         if task.connection is self or task.connection.ended is None:
             respond(const.TASK_STILL_ALLEGIANT)
             return
-        was_put_off = task.connection.outbox.take_back(task)
+        was_postponed = task.connection.outbox.withdraw_postponed(task)
         task.connection = self
         respond(const.FUNCTION_COMPLETE)
-        if was_put_off:
+        if was_postponed:
             self.worker.executor.submit(self.run_in_executor, task)
         elif task.transfer.__class__ is RecoveringTransfer:
             task.transfer.reassigned()
@@ -352,10 +353,10 @@ class RecoveringConnection(SharedConnection):
                 self.data_out.solicit(task.transfer, task)
 
     def _take_reply(self, request, tag, respond):
-        """The task has ended, and its reply did not arrive."""
+        """The task has ended and its reply did not arrive: send the reply here."""
         for connection in list(self.worker.members.lost.values()) + list(self.worker.connections):
             if connection.ended is not None:
-                connection.send_remaining()  # whatever waited there is numbered, and kept
+                connection.send_remaining()  # queued replies get their StatSN and are kept
             reply = connection.outbox.reply_to(tag)
             if reply is not None and connection.ended is None:
                 respond(const.TASK_STILL_ALLEGIANT)

@@ -1,8 +1,8 @@
-"""A connection beside which its session may have others (RFC 7143 4.2.2): command order and the
-window are the session's.
+"""A connection of a session that may have several (RFC 7143 4.2.2): CmdSN order and the command
+window belong to the session.
 
-May import what Connection may. Sessions that agreed upon one connection and ErrorRecoveryLevel 0
-never come here.
+May import what Connection may. Sessions with MaxConnections 1 and ErrorRecoveryLevel 0 do not use
+this module.
 """
 
 import socket
@@ -16,9 +16,9 @@ from targetd.worker.connection.connection import SEND_NOW_BYTES, Connection, Con
 from targetd.worker.connection.outbox import SharedOutbox
 
 
-class PutOff(object):
-    """In place of the Transfer of a read that waits until its initiator takes what it asked for
-    before."""
+class PostponedRead(object):
+    """The transfer of a read that waits until the initiator has received earlier data. Implements
+    Transfer's interface."""
 
     __slots__ = ('failed',)
     is_complete = False
@@ -41,40 +41,41 @@ class PutOff(object):
 
 
 class SharedConnection(Connection):
-    """One of several that a session may have. `working` is the session's, so only one of them acts
-    at a time. None waits in it for an initiator that does not read, and none stops receiving
-    because of that: the commands of the others may have to wait for what is still to come here (RFC
-    7143 4.2.2.1)."""
+    """One of several connections of a session.
+
+    `working` is the session's, so only one connection acts at a time. A connection neither blocks
+    nor stops receiving because its initiator does not read: commands on the other connections may
+    have to wait for a PDU that is still to arrive here (RFC 7143 4.2.2.1)."""
 
     def __init__(self, *arguments, **more):
-        # connections whose held PDUs were acted upon here: what they have to send goes out too
+        # connections whose held PDUs were acted upon here: their replies are sent here too
         self._acted_for = []
         super(SharedConnection, self).__init__(*arguments, **more)
 
     def make_outbox(self, stat_sn):
-        return self.wire(
+        return self.with_callbacks(
             SharedOutbox(
                 self.socket, self.session, stat_sn, crc32c, self.values, self.worker.numbering
             )
         )
 
-    def wire(self, outbox):
-        """The outbox, knowing whom to tell."""
-        outbox.failed = lambda error: self.stop(
+    def with_callbacks(self, outbox):
+        """Set the outbox's callbacks and return it."""
+        outbox.on_failure = lambda error: self.stop(
             'nothing can be sent: %s' % (error.strerror or error)
         )
-        outbox.begin = lambda task: self.worker.executor.submit(self._read_and_send, task)
+        outbox.start_read = lambda task: self.worker.executor.submit(self._read_and_send, task)
         return outbox
 
     def _receive_and_act(self):
         super(SharedConnection, self)._receive_and_act()
         while self._acted_for:
-            self._acted_for.pop().send_and_see()
-        self.outbox.wait_while_much()
+            self._acted_for.pop().send_and_check_end()
+        self.outbox.wait_while_overfull()
 
     def close(self):
         try:
-            self.socket.shutdown(socket.SHUT_RDWR)  # a sender that waits in there is woken
+            self.socket.shutdown(socket.SHUT_RDWR)  # wakes a sender thread that blocks in send()
         except OSError:
             pass
         super(SharedConnection, self).close()
@@ -83,7 +84,7 @@ class SharedConnection(Connection):
         if (
             fields[6] > SEND_NOW_BYTES
             and fields[1] & const.COMMAND_READ
-            and not self.outbox.is_little()
+            and not self.outbox.has_little_queued()
         ):
             if self.is_due(fields, ahs, data):
                 self.starter.start_or_park(fields, ahs, data)
@@ -94,23 +95,23 @@ class SharedConnection(Connection):
         if (
             task.run_blocking is run_read_blocking
             and task.edtl > SEND_NOW_BYTES
-            and not self.outbox.is_little()
+            and not self.outbox.has_little_queued()
         ):
-            return sam.WOULD_BLOCK  # it may have to be put off
+            return sam.WOULD_BLOCK  # it may have to be postponed
         return task.run(task)
 
     def run_in_executor(self, task):
         if task.edtl <= SEND_NOW_BYTES or not task.expects_read:
             self._run_to_completion(task)
-        elif self.outbox.may_read(task, PutOff()):
+        elif self.outbox.reserve_read(task, PostponedRead()):
             self._read_and_send(task)
 
     def _read_and_send(self, task):
-        """In an executor thread. [any]"""
+        """[any: an executor thread]"""
         try:
             self._run_to_completion(task)
         finally:
-            self.outbox.has_read(task)
+            self.outbox.release_read(task)
 
     def act_on_held(self, held_pdu, runner):
         try:
@@ -123,12 +124,13 @@ class SharedConnection(Connection):
             runner.acts_for(self)
 
     def acts_for(self, other):
-        """[connection]"""
+        """A held PDU of the connection `other` was acted upon in this thread. [connection]"""
         if other not in self._acted_for:
             self._acted_for.append(other)
 
-    def send_and_see(self):
-        """Send what is queued, and wake our thread if it is to end. [another connection's thread]"""
+    def send_and_check_end(self):
+        """Send what is queued, and wake the connection's thread if the connection is to end.
+        [another connection's thread]"""
         self.drain_or_stop()
         if self.ended is not None:
             self.stop(self.ended)

@@ -1,14 +1,18 @@
-"""What a connection still has to send: replies wait here, whoever gets the transmit lock without
-waiting sends them all.
+"""The send queue of a connection: replies wait here until a thread that gets the transmit lock
+sends them all.
 
 StatSN, ExpCmdSN and MaxCmdSN are stamped under the lock, so StatSN order is wire order (RFC 7143
 4.2.2.2).
 
 Entries of the queue
-  (itt, data)             the usual case: GOOD, `data` (bytes-like, exactly EDTL bytes) or None (a GOOD SCSI Response)
-  (None, pdus, numbered)  PDU objects in order; numbered: they answer a command that took a CmdSN, so the window moves on
-Any thread may put and drain. At most one thread is ever inside the socket; the others go on. Where a session has several
-connections, nobody but a thread of its own ever waits in there (SharedOutbox).
+  (itt, data)             the hot path: GOOD with `data` (bytes-like, exactly EDTL bytes), or with
+                          None (a SCSI Response with GOOD)
+  (None, pdus, numbered)  PDU objects in order; numbered: they answer a command that used a CmdSN,
+                          so MaxCmdSN increases
+
+Any thread may put and drain. At most one thread at a time sends; the others do not wait for it. If
+the session may have several connections, only a dedicated sender thread may block in send()
+(SharedOutbox).
 """
 
 import errno
@@ -23,7 +27,7 @@ _PAD = (b'', b'\0\0\0', b'\0\0', b'\0')
 _DIGEST = struct.Struct('<I').pack
 
 #: A SCSI Data-In with F and S, status GOOD; Data-In without status; a SCSI Response with GOOD. The
-#: rest of the BHS is zero.
+#: other fields of the BHS are zero.
 _DATA_IN_GOOD = struct.Struct('>II8xIIIII12x').pack
 _DATA_IN = struct.Struct('>II8xII4xIIII4x').pack
 _RESPONSE_GOOD = struct.Struct('>I12xI4xIII12x').pack
@@ -32,36 +36,36 @@ _DATA_IN_LAST_WORD = struct.Struct('>II8xIIIIIII4x').pack
 _NO_TAG = 0xFFFFFFFF
 _MASK = 0xFFFFFFFF
 
-#: A batch is sent when it has this many buffers or bytes; one entry more may make it longer than
-#: the kernel takes in a call.
+#: A batch is sent when it has this many buffers or bytes. The last entry may make it longer than
+#: the kernel accepts in one call.
 _BATCH_BUFFERS = 900
 _KERNEL_BUFFERS = 1024  # IOV_MAX
 _BATCH_BYTES = 4 << 20
 
-#: Who finds more than this waiting behind another thread's send waits as well, and so takes no more
-#: from the initiator.
+#: A thread that finds more than this queued while another thread sends waits for that thread, and
+#: so receives nothing more from the initiator.
 _WAITING_ENTRIES = 512
 _WAITING_BYTES = 8 << 20
 
-#: Data of commands in executor threads that is read but not yet sent; those that would make it more
-#: wait.
+#: Data that executor threads may have read for a connection and not yet sent. A read that would
+#: exceed it waits.
 READ_BUDGET_BYTES = 64 << 20
 
-#: PDUs that carry the next StatSN without using it up (RFC 7143 11.8.5, 11.19.2); NOP-In only when
-#: it asks for an answer.
+#: PDUs that carry the next StatSN without using it (RFC 7143 11.8.5, 11.19.2). A NOP-In does so
+#: only if it requests an answer.
 _UNNUMBERED = frozenset((const.READY_TO_TRANSFER, const.DATA_IN))
 
 
 class ByteBudget(object):
-    """A count of bytes that waits for no less than it has. Any thread."""
+    """Byte budget: take() blocks until enough bytes are free. [any]"""
 
     def __init__(self, limit):
         self._limit = self._left = limit
         self._condition = threading.Condition()
 
     def take(self, count):
-        """Wait until `count` bytes are left (all of them, for one that asks for more) and take
-        them."""
+        """Block until `count` bytes are free, and take them. A count above the limit takes the
+        whole budget."""
         count = min(count, self._limit)
         with self._condition:
             while self._left < count:
@@ -69,14 +73,14 @@ class ByteBudget(object):
             self._left -= count
 
     def give_back(self, count):
-        """What take(count) took."""
+        """Free the bytes that take(count) took."""
         with self._condition:
             self._left += min(count, self._limit)
             self._condition.notify_all()
 
 
-class _Nowhere(object):
-    """In place of the socket of a connection that is over."""
+class _DiscardingSocket(object):
+    """Replaces the socket of a connection that has ended: accepts everything, sends nothing."""
 
     @staticmethod
     def sendmsg(buffers, *_):
@@ -88,8 +92,8 @@ class _Nowhere(object):
 
 
 class Outbox(object):
-    """One connection's. `session`: the numbering that is shared by its connections; limits in
-    bytes."""
+    """Send queue of one connection. session: has the CmdSN window, which the connections of a
+    session share; crc32c: the digest function; values: the negotiated keys."""
 
     __slots__ = (
         'queue',
@@ -119,8 +123,7 @@ class Outbox(object):
         self._data_digest = values.get('DataDigest') == 'CRC32C'
 
     def take_segment_length(self, length):
-        """What the initiator declares as its MaxRecvDataSegmentLength from now on. The connection's
-        thread."""
+        """The initiator has declared this MaxRecvDataSegmentLength, in bytes. [connection]"""
         self._segment = min(length, self._burst)
 
     def put_pdu(self, pdu, numbered=False):
@@ -128,20 +131,20 @@ class Outbox(object):
         self.queue.append((None, (pdu,), numbered))
 
     def put_pdus(self, pdus, numbered=False):
-        """Queue PDUs that must follow each other."""
+        """Queue PDUs that must be sent in this order with nothing between them."""
         self.queue.append((None, pdus, numbered))
 
     def drain(self):
-        """Send what is queued, unless another thread is at it (it will send ours as well). Any
-        thread. Hot, once a batch.
+        """Send what is queued, unless another thread is sending: that thread sends these entries
+        too. Raises OSError if the connection is broken. [any] Hot, once per batch.
 
-        Who finds that too much waits already waits for the other thread: that bounds what an
-        initiator that does not read can make us keep. Raises OSError when the connection is gone.
+        If too much is queued, wait for the other thread. This bounds the memory that an initiator
+        which does not read can occupy.
         """
         queue, lock = self.queue, self._lock
         while queue:
             if not lock.acquire(False):
-                if self._is_little():
+                if self.has_little_queued():
                     return
                 lock.acquire()
             try:
@@ -150,22 +153,23 @@ class Outbox(object):
                 lock.release()
 
     def held(self):
-        """A context in which nothing is sent."""
+        """Return a context manager that holds back all sending."""
         return self._lock
 
-    def bury(self):
-        """The connection is over and its socket shut down: what is queued, now or later, only moves
-        the command window."""
+    def discard(self):
+        """The connection has ended and its socket is shut down: entries that are queued now or
+        later only advance the command window."""
         with self._lock:
-            self._socket = _Nowhere
+            self._socket = _DiscardingSocket
         self.drain_and_wait()
 
-    def _is_little(self):
-        """May what is queued wait for the thread that is sending?"""
-        return len(self.queue) <= _WAITING_ENTRIES and self._waiting() <= _WAITING_BYTES
+    def has_little_queued(self):
+        """Return True if the queued entries may wait for the thread that is sending, and a large
+        read may run at once. [any]"""
+        return len(self.queue) <= _WAITING_ENTRIES and self._queued_bytes() <= _WAITING_BYTES
 
-    def _waiting(self):
-        """Bytes of data that are queued."""
+    def _queued_bytes(self):
+        """Return the number of data bytes in the queue."""
         total = 0
         for entry in list(self.queue):
             if entry[0] is None:
@@ -175,14 +179,14 @@ class Outbox(object):
         return total
 
     def drain_and_wait(self):
-        """Send what is queued; if another thread is sending, wait for it first. For a connection's
-        last words."""
+        """Send what is queued; if another thread is sending, wait for it first. Used before a
+        connection is closed. Raises OSError."""
         with self._lock:
             while self.queue:
                 self._send(self._stamp())
 
     def _stamp(self):
-        """Take entries off the queue and make buffers of them. Under the lock. Hot."""
+        """Take entries from the queue and return them as buffers. Called under the lock. Hot."""
         queue = self.queue
         if self._header_digest or self._data_digest:
             return self._stamp_with_digests()
@@ -225,7 +229,7 @@ class Outbox(object):
                         ):
                             append(header)
                             append(piece)
-                            # not only the last: any segment length may have been declared
+                            # pad every piece: the declared segment length need not be a multiple of 4
                             if len(piece) & 3:
                                 append(_PAD[len(piece) & 3])
                     total += length
@@ -236,7 +240,8 @@ class Outbox(object):
         return buffers
 
     def _segments(self, itt, data, stat_sn, exp_cmd_sn, max_cmd_sn):
-        """(header, piece) of a Data-In sequence that ends with GOOD; F where a burst ends."""
+        """Yield (header, piece) of a Data-In sequence that ends with GOOD; F at the end of each
+        burst."""
         view = memoryview(data)
         length, segment, burst = len(view), self._segment, self._burst
         offset = data_sn = 0
@@ -269,7 +274,7 @@ class Outbox(object):
             data_sn += 1
 
     def _stamp_slow(self, entry):
-        """(header, data) of each PDU object of an entry."""
+        """Yield (header, data) of each PDU object of an entry."""
         session = self._session
         if entry[2]:
             session.max_cmd_sn = session.max_cmd_sn + 1 & _MASK
@@ -289,8 +294,8 @@ class Outbox(object):
             yield pdu.encode(), pdu.data
 
     def _stamp_with_digests(self):
-        """As _stamp, with CRC32C behind each header and each data segment (RFC 7143 11.2.3, 11.2.4;
-        pad bytes count)."""
+        """As _stamp, with CRC32C after each header and each data segment, pad bytes included
+        (RFC 7143 11.2.3, 11.2.4)."""
         buffers = []
         total = 0
         while self.queue and total <= _BATCH_BYTES and len(buffers) <= _BATCH_BUFFERS:
@@ -326,7 +331,7 @@ class Outbox(object):
                 yield pair
 
     def _send(self, buffers):
-        """All of it, in one call where the kernel takes it in one."""
+        """Send all buffers, in one call if the kernel accepts them. Raises OSError."""
         if not buffers:
             return
         while len(buffers) > _KERNEL_BUFFERS:
@@ -339,39 +344,39 @@ class Outbox(object):
         total = sum(map(len, buffers))
         while sent < total:
             total -= sent
-            buffers = _without(buffers, sent)
+            buffers = _unsent(buffers, sent)
             sent = self._socket.sendmsg(buffers)
 
 
 class SharedOutbox(Outbox):
-    """Of a connection beside which the session may have others: who does not read this one must not
-    hold those up.
+    """Send queue of a connection whose session may have others: an initiator that does not read
+    this connection must not delay the others.
 
-    drain() never waits. What the socket does not take is sent by a thread that is made for it; it
-    keeps the lock until the queue is empty. numbering: the lock that the connections' command
-    window is under; failed(error): called by that thread when nothing can be sent any more;
-    begin(task): starts a read that was put off."""
+    drain() never blocks. Data that does not fit into the socket's buffer is sent by a dedicated
+    sender thread, which keeps the lock until the queue is empty. numbering: the lock of the
+    session's command window; on_failure(error): called by the sender thread when sending fails;
+    start_read(task): starts a postponed read."""
 
-    __slots__ = ('failed', 'begin', '_numbering', '_guard', '_reading', '_put_off')
+    __slots__ = ('on_failure', 'start_read', '_numbering', '_guard', '_reading', '_postponed')
     budget_bytes = READ_BUDGET_BYTES
 
     def __init__(self, sock, session, stat_sn, crc32c, values, numbering):
         super(SharedOutbox, self).__init__(sock, session, stat_sn, crc32c, values)
         self._numbering = numbering
         self._guard = threading.Lock()
-        self._reading = 0  # bytes that commands in executor threads are about to queue
-        self._put_off = deque()  # (task, what stands in place of its transfer)
-        self.failed = self.begin = None
+        self._reading = 0  # bytes that executor threads are reading and will queue
+        self._postponed = deque()  # (task, the PostponedRead that is its transfer)
+        self.on_failure = self.start_read = None
 
     def _stamp(self):
         with self._numbering:
             return Outbox._stamp(self)
 
-    # -- sending -----------------------------------------------------------------------------------------------------
+    # -- sending ------------------------------------------------------------------------------
 
     def drain(self):
-        """Send what the socket takes now; the rest is sent as it takes it. Any thread. Raises
-        OSError as Outbox.drain."""
+        """Send what fits into the socket's buffer now; a sender thread sends the rest. Raises
+        OSError as Outbox.drain. [any]"""
         queue, lock = self.queue, self._lock
         while queue and lock.acquire(False):
             rest = ()
@@ -381,36 +386,36 @@ class SharedOutbox(Outbox):
                 if not rest:
                     lock.release()
             if rest:
-                self._begin_sender(rest)
+                self._start_sender(rest)
                 return
-        self.begin_put_off()
+        self.start_postponed()
 
     def _send_what_fits(self, buffers):
-        """What the socket does not take now."""
+        """Send without blocking; returns the buffers that did not fit."""
         while buffers:
             try:
                 sent = self._socket.sendmsg(buffers[:_KERNEL_BUFFERS], (), socket.MSG_DONTWAIT)
             except BlockingIOError:
                 break
-            buffers = _without(buffers, sent)
+            buffers = _unsent(buffers, sent)
         return buffers
 
-    def _begin_sender(self, rest):
+    def _start_sender(self, rest):
         thread = threading.Thread(target=self._send_the_rest, args=(rest,), name='sender')
         thread.daemon = True
         try:
             thread.start()
-        except RuntimeError:  # half of a PDU may be sent: this connection is over
+        except RuntimeError:  # part of a PDU may have been sent: the connection must end
             self._lock.release()
-            raise OSError(errno.EAGAIN, 'there is no thread to send with')
+            raise OSError(errno.EAGAIN, 'no sender thread can be started')
 
     def _send_the_rest(self, buffers):
-        """[sender, who has the lock]"""
+        """[the sender thread, which holds the lock]"""
         error = None
         try:
             self._send(buffers)
             while self.queue:
-                self.begin_put_off()
+                self.start_postponed()
                 self._send(self._stamp())
         except OSError as e:
             error = e
@@ -418,25 +423,25 @@ class SharedOutbox(Outbox):
             self._lock.release()
         if error is None:
             try:
-                self.drain()  # what came between the last look at the queue and the release
+                self.drain()  # entries that were queued just before the lock was released
             except OSError as e:
                 error = e
         if error is not None:
-            self.failed(error)
+            self.on_failure(error)
 
     def drain_and_wait(self):
         super(SharedOutbox, self).drain_and_wait()
-        self.begin_put_off()
+        self.start_postponed()
 
-    def wait_while_much(self):
-        """Wait while more is queued than commands within their window can ask for. Raises OSError.
-        The connection's thread."""
-        while self._is_much():
+    def wait_while_overfull(self):
+        """Block while more PDU objects are queued than the commands of one window can cause. Raises
+        OSError. [connection]"""
+        while self._is_overfull():
             with self._lock:
-                pass  # who had it has sent everything, or failed
+                pass  # the thread that held it has sent everything, or failed
             self.drain()
 
-    def _is_much(self):
+    def _is_overfull(self):
         entries = list(self.queue)
         return (
             len(entries) > _WAITING_ENTRIES
@@ -444,67 +449,63 @@ class SharedOutbox(Outbox):
             > _WAITING_BYTES
         )
 
-    # -- reading no more than can be kept ----------------------------------------------------------------------------
+    # -- reading no more than can be kept -----------------------------------------------------
 
-    def is_little(self):
-        """May a large read be carried out at once? Any thread."""
-        return self._is_little()
-
-    def may_read(self, task, put_off):
-        """True if the data of this task may be read now: has_read() must follow. Else it is put
-        off, with `put_off` in place of its transfer, so that it can be aborted meanwhile.
+    def reserve_read(self, task, postponed):
+        """Return True if the data of this task may be read now; release_read() must follow. Else
+        postpone the task, with `postponed` as its transfer so that it can be aborted meanwhile.
         [executor]"""
         with self._guard:
-            if self._fits_budget(task.edtl) and not self._put_off:
+            if self._fits_budget(task.edtl) and not self._postponed:
                 self._reading += task.edtl
                 return True
-            task.transfer = put_off
-            if task.aborted:  # by one who may have looked before: it ends now
+            task.transfer = postponed
+            if task.aborted:  # perhaps before its transfer was set: it ends now
                 task.transfer = None
                 self._reading += task.edtl
                 return True
-            self._put_off.append((task, put_off))
-        self.begin_put_off()  # the room may have come while we looked
+            self._postponed.append((task, postponed))
+        self.start_postponed()  # the budget may have become free meanwhile
         return False
 
-    def has_read(self, task):
-        """Its data is queued. [executor]"""
+    def release_read(self, task):
+        """The data of the task is queued, or the read has failed. [executor]"""
         with self._guard:
             self._reading -= task.edtl
-        self.begin_put_off()
+        self.start_postponed()
 
-    def begin_put_off(self):
-        """Begin the tasks that were put off, as far as there is room. Once the connection is over
-        nothing is begun: its tasks end, or go on elsewhere (take_back). Any thread."""
-        while self._put_off and self._socket is not _Nowhere:
+    def start_postponed(self):
+        """Start the postponed reads that fit into the budget. Starts nothing after the connection
+        has ended: its tasks are aborted, or reassigned (withdraw_postponed). [any]"""
+        while self._postponed and self._socket is not _DiscardingSocket:
             with self._guard:
-                if not self._put_off or not self._fits_budget(self._put_off[0][0].edtl):
+                if not self._postponed or not self._fits_budget(self._postponed[0][0].edtl):
                     return
-                task, put_off = self._put_off.popleft()
-                if task.transfer is not put_off:
+                task, postponed = self._postponed.popleft()
+                if task.transfer is not postponed:
                     continue  # it was aborted
                 task.transfer = None
                 self._reading += task.edtl
-            self.begin(task)
+            self.start_read(task)
 
-    def take_back(self, task):
-        """True if it was put off; it is not begun here any more, then. Any thread."""
+    def withdraw_postponed(self, task):
+        """Return True if the task was postponed; it is then not started here any more. [any]"""
         with self._guard:
             found = [
-                entry for entry in self._put_off if entry[0] is task and task.transfer is entry[1]
+                entry for entry in self._postponed if entry[0] is task and task.transfer is entry[1]
             ]
             for entry in found:
-                self._put_off.remove(entry)
+                self._postponed.remove(entry)
                 task.transfer = None
         return bool(found)
 
     def _fits_budget(self, count):
-        used = self._reading + self._waiting()
+        used = self._reading + self._queued_bytes()
         return not used or used + count <= self.budget_bytes
 
 
-def _without(buffers, sent):
-    """What is left of `buffers` when their first `sent` bytes are gone."""
+def _unsent(buffers, sent):
+    """Return the buffers that remain after the first `sent` bytes of `buffers` were sent."""
     for index, buffer in enumerate(buffers):
         if sent < len(buffer):
             return [memoryview(buffer)[sent:]] + list(buffers[index + 1 :])

@@ -1,7 +1,7 @@
-"""The PDUs that end a SCSI command when the usual case does not apply: residuals, sense, other
-statuses (RFC 7143 11.4, 11.7).
+"""The PDUs that end a SCSI command outside the hot path: with a residual, sense data or a status
+other than GOOD (RFC 7143 11.4, 11.7).
 
-May import iscsi, scsi. Pure: any thread.
+May import iscsi, scsi. Pure functions. [any]
 """
 
 from targetd.iscsi import pdu
@@ -9,10 +9,10 @@ from targetd.scsi import sam
 from targetd.scsi.sense import CheckCondition, StatusReturned
 
 
-def replies(task, outcome, values):
-    """The PDUs, in order, for a task and what running it gave: data, None, CheckCondition,
-    StatusReturned or MasterAnswer."""
-    status, sense, data = _what_happened(task, outcome)
+def reply_pdus(task, outcome, values):
+    """Return the PDUs, in order, that answer a task. outcome: the result of running it: data, None,
+    CheckCondition, StatusReturned or MasterAnswer."""
+    status, sense, data = _status_sense_data(task, outcome)
     returned = len(data) if data is not None else 0
     if data is not None:
         data = memoryview(data)[: task.edtl if task.expects_read else 0]
@@ -34,7 +34,7 @@ def replies(task, outcome, values):
 
 
 class MasterAnswer(object):
-    """What the master decided about a Change: status, sense (bytes), data (bytes or None)."""
+    """The master's answer to a Change: status, sense (bytes), data (bytes or None)."""
 
     __slots__ = ('status', 'sense', 'data')
 
@@ -44,8 +44,8 @@ class MasterAnswer(object):
         self.data = data
 
 
-def _what_happened(task, outcome):
-    """(status, sense bytes, data or None)"""
+def _status_sense_data(task, outcome):
+    """Return (status, sense bytes, data or None)."""
     if isinstance(outcome, CheckCondition):
         return sam.CHECK_CONDITION, task.unit.sense(outcome), outcome.data
     if isinstance(outcome, StatusReturned):
@@ -56,16 +56,17 @@ def _what_happened(task, outcome):
 
 
 def _residual(task, returned):
-    """(overflow, underflow) in bytes, at most one of them not 0 (RFC 7143 11.4.5)."""
+    """Return (overflow, underflow) in bytes; at least one of them is 0 (RFC 7143 11.4.5)."""
     if task.data_out_length or (task.expects_write and not returned):
-        actual, room = task.data_out_length, task.edtl if task.expects_write else 0
+        actual, expected = task.data_out_length, task.edtl if task.expects_write else 0
     else:
-        actual, room = returned, task.edtl if task.expects_read else 0
-    return max(actual - room, 0), max(room - actual, 0)
+        actual, expected = returned, task.edtl if task.expects_read else 0
+    return max(actual - expected, 0), max(expected - actual, 0)
 
 
 def _data_in(task, data, values):
-    """Data-In PDUs of at most MaxRecvDataSegmentLength, F at the end of each burst, without status."""
+    """Return Data-In PDUs of at most MaxRecvDataSegmentLength bytes, with F at the end of each
+    burst, without status."""
     segment, burst = values['MaxRecvDataSegmentLength'], values['MaxBurstLength']
     out = []
     offset = 0

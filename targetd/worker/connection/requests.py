@@ -1,5 +1,5 @@
-"""The PDUs that are neither commands nor data: NOP-Out, Text, Task Management, Logout, and our own
-NOP-In pings.
+"""The PDUs that are neither commands nor data: NOP-Out, Text, Task Management, Logout, and the
+target's NOP-In pings.
 
 Everything here runs in the connection's thread unless marked [any]. May import what Connection may.
 """
@@ -13,15 +13,15 @@ from targetd.iscsi.framing import BHS
 from targetd.scsi.lu import lun_of
 from targetd.scsi.sense import UNIT_ATTENTION
 
-#: Task management functions that concern other nexuses too, so that the master carries them out
-#: (plan D3).
-_SHARED_FUNCTIONS = {
+#: Task management functions that concern other nexuses too. The master performs them (ARCHITECTURE
+#: D3).
+_MASTER_FUNCTIONS = {
     const.CLEAR_TASK_SET: 'clear-task-set',
     const.LOGICAL_UNIT_RESET: 'logical-unit-reset',
     const.TARGET_WARM_RESET: 'target-warm-reset',
     const.TARGET_COLD_RESET: 'target-cold-reset',
 }
-_OF_A_UNIT = (
+_UNIT_FUNCTIONS = (
     const.ABORT_TASK_SET,
     const.CLEAR_TASK_SET,
     const.LOGICAL_UNIT_RESET,
@@ -31,19 +31,19 @@ _OF_A_UNIT = (
     const.QUERY_ASYNCHRONOUS_EVENT,
 )
 
-#: A text exchange that the initiator does not go on with is forgotten.
+#: A text exchange that the initiator does not continue within this time is dropped.
 TEXT_SECONDS = 30.0
 
 
 class Requests(object):
-    """Of one connection. keepalive: (seconds of silence before a ping, unanswered pings that end
-    the connection)."""
+    """Handles the requests of one connection. keepalive: (seconds of silence before a ping, number
+    of unanswered pings that ends the connection)."""
 
     def __init__(self, connection, keepalive):
         self._connection = connection
         self._session = connection.session
         self._ping_limit = keepalive[1]
-        self._text = None  # the Text exchange that is going on
+        self._text = None  # the unfinished Text exchange
         self._text_until = 0.0
         self.unanswered_pings = 0
         self._queries = {}
@@ -61,10 +61,10 @@ class Requests(object):
             const.LOGOUT_REQUEST: self._logout,
         }
 
-    # -- pings -------------------------------------------------------------------------------------------------------
+    # -- pings --------------------------------------------------------------------------------
 
     def on_silence(self):
-        """Nothing came for the keepalive interval: ask for a sign of life, or give up."""
+        """Nothing arrived for the keepalive interval: ping the initiator, or end the connection."""
         if self.unanswered_pings >= self._ping_limit > 0:
             self._connection.end('the initiator did not answer %d pings' % self.unanswered_pings)
             return
@@ -79,12 +79,9 @@ class Requests(object):
                 return
             self._refuse_reserved_tag(request)
         if request.itt == const.RESERVED_TAG:
-            return  # the answer to a ping of ours
-        echo = (
-            b''
-            if data is None
-            else bytes(data[: self._connection.values['MaxRecvDataSegmentLength']])
-        )
+            return  # the answer to a ping
+        longest = self._connection.values['MaxRecvDataSegmentLength']
+        echo = b'' if data is None else bytes(data[:longest])
         self._connection.outbox.put_pdu(
             pdu.NopIn(itt=request.itt, lun=request.lun, data=echo), not request.immediate
         )
@@ -98,7 +95,7 @@ class Requests(object):
                 numbered=True,
             )
 
-    # -- text --------------------------------------------------------------------------------------------------------
+    # -- text ---------------------------------------------------------------------------------
 
     def _text_request(self, fields, ahs, data):
         if not self._connection.is_due(fields, ahs, data):
@@ -112,7 +109,7 @@ class Requests(object):
             if request.ttt != const.RESERVED_TAG:
                 raise PduRejected(
                     const.REJECT_PROTOCOL_ERROR,
-                    'a text exchange that is over goes on',
+                    'the continuation of a text exchange that is over',
                     numbered=numbered,
                 )
             self._text_until = now + TEXT_SECONDS
@@ -122,7 +119,7 @@ class Requests(object):
             self._text = None
         self._connection.outbox.put_pdu(response, numbered)
 
-    # -- task management ---------------------------------------------------------------------------------------------
+    # -- task management ----------------------------------------------------------------------
 
     def _task_management(self, fields, ahs, data):
         if not self._connection.is_due(fields, ahs, data):
@@ -132,10 +129,10 @@ class Requests(object):
             '%s: %s%s',
             self._session.initiator_name,
             const.TASK_MANAGEMENT_NAMES.get(request.function, 'an unknown function'),
-            ' for LUN %s' % lun_of(request.lun) if request.function in _OF_A_UNIT else '',
+            ' for LUN %s' % lun_of(request.lun) if request.function in _UNIT_FUNCTIONS else '',
         )
         if (
-            request.function in _OF_A_UNIT
+            request.function in _UNIT_FUNCTIONS
             and lun_of(request.lun) not in self._connection.device.luns
         ):
             self._respond(request, const.LUN_DOES_NOT_EXIST)
@@ -143,9 +140,9 @@ class Requests(object):
             self._abort_task(request)
         elif request.function == const.ABORT_TASK_SET:
             self._abort(request, lambda task: task.lun == request.lun)
-        elif request.function in _SHARED_FUNCTIONS:
+        elif request.function in _MASTER_FUNCTIONS:
             self._connection.worker.ask_reset(
-                _SHARED_FUNCTIONS[request.function],
+                _MASTER_FUNCTIONS[request.function],
                 request.lun,
                 lambda answer: self._reset_done(request, answer),
             )
@@ -156,9 +153,10 @@ class Requests(object):
         else:
             self._respond(request, const.FUNCTION_NOT_SUPPORTED)
 
-    # RFC 7144 6.1, once iSCSIProtocolLevel 2 is agreed upon
+    # RFC 7144 6.1, if iSCSIProtocolLevel 2 was negotiated
 
     def _query(self, request, wanted):
+        """Answer "succeeded" if a task of the unit exists for which wanted(task) is true."""
         is_there = any(
             task.lun == request.lun and wanted(task) for task in list(self._session.tasks.values())
         )
@@ -171,14 +169,14 @@ class Requests(object):
         self._query(request, lambda task: True)
 
     def _query_asynchronous_event(self, request):
-        """The unit attention that waits, as SAM-5 has it: UADE DEPTH (1: one, 2: more) and sense
-        key, ASC, ASCQ."""
-        owed = self._connection.device.luns[lun_of(request.lun)].attention
-        first = owed.peek()
+        """Answer with the pending unit attention (SAM-5 7.10): UADE DEPTH (1: one is pending, 2:
+        more) and sense key, ASC, ASCQ."""
+        pending = self._connection.device.luns[lun_of(request.lun)].attention
+        first = pending.peek()
         if first is None:
             self._respond(request, const.FUNCTION_COMPLETE)
         else:
-            depth = 1 if len(owed) == 1 else 2
+            depth = 1 if len(pending) == 1 else 2
             self._respond(
                 request,
                 const.FUNCTION_SUCCEEDED,
@@ -186,8 +184,8 @@ class Requests(object):
             )
 
     def _reset_nexus(self, request):
-        """SAM-5: as if the nexus had been lost, with what it reserved and prevented; the session
-        goes on."""
+        """I_T NEXUS RESET (SAM-5 7.7): the nexus loses its tasks, its reservation and its medium
+        removal prevention; the session continues."""
         worker = self._connection.worker
         worker.tasks.abort(
             lambda task: True,
@@ -207,8 +205,8 @@ class Requests(object):
             self._respond(request, const.TASK_DOES_NOT_EXIST)
 
     def _was_received(self, request):
-        """RFC 7143 11.5.1: a task that is gone counts as aborted if its RefCmdSN lies in the window
-        below the request's."""
+        """Return True if a command with the RefCmdSN was received (RFC 7143 11.5.1): an ABORT TASK
+        for it is answered with "function complete" although the task does not exist."""
         distance = request.cmd_sn - request.ref_cmd_sn & 0xFFFFFFFF
         if distance == 0 or distance >= 0x80000000:
             return False
@@ -239,7 +237,7 @@ class Requests(object):
         )
         self._connection.drain_or_stop()
 
-    # -- logout ------------------------------------------------------------------------------------------------------
+    # -- logout -------------------------------------------------------------------------------
 
     def _logout(self, fields, ahs, data):
         if not self._connection.is_due(fields, ahs, data):
@@ -256,7 +254,7 @@ class Requests(object):
                 numbered=not request.immediate,
             )
         worker = self._connection.worker
-        leaving = self._leaving(request)
+        leaving = self._leaving_connections(request)
         if (
             request.reason == const.REMOVE_CONNECTION_FOR_RECOVERY
             and not self._session.values['ErrorRecoveryLevel'] == 2
@@ -270,11 +268,11 @@ class Requests(object):
             for connection in leaving:
                 connection.keeps_tasks = False
             worker.tasks.abort(
-                lambda task: task.connection in leaving, lambda: self._quiet(request, leaving)
+                lambda task: task.connection in leaving, lambda: self._when_quiet(request, leaving)
             )
 
-    def _leaving(self, request):
-        """The connections that a Logout Request is about, living or lost (RFC 7143 11.14.1)."""
+    def _leaving_connections(self, request):
+        """Return the connections that a Logout Request ends, current or lost (RFC 7143 11.14.1)."""
         worker = self._connection.worker
         if request.reason == const.CLOSE_SESSION:
             worker.members.close()
@@ -298,10 +296,12 @@ class Requests(object):
             not request.immediate,
         )
 
-    def _quiet(self, request, leaving):
-        """Nothing of those connections is going on any more. If the session ends with them, what
-        its nexus held is free for everybody before the initiator hears of it: libiscsi's tests log
-        out and use the other session at once. [any]"""
+    def _when_quiet(self, request, leaving):
+        """No task of the leaving connections runs any more.
+
+        If the session ends with them, the master first releases what the nexus held, and the
+        initiator gets its answer afterwards: libiscsi's tests log out and use another session at
+        once. [any]"""
         worker = self._connection.worker
 
         def answered(_message):
@@ -313,9 +313,10 @@ class Requests(object):
             self._logged_out(request, leaving)
 
     def _logged_out(self, request, leaving):
-        """Nothing of those connections is going on any more, or all of it may be reassigned. [any]"""
+        """The tasks of the leaving connections have ended, or they may be reassigned: answer the
+        request and end the connections. [any]"""
         self._answer_logout(request, const.LOGOUT_SUCCESS)
-        for connection in leaving:  # before the initiator can know, and close its end
+        for connection in leaving:  # before the initiator reads the answer and closes its end
             connection.end('the initiator logged out', quietly=True)
         self._connection.send_remaining()
         worker = self._connection.worker
@@ -325,8 +326,8 @@ class Requests(object):
                 worker.members.drop_lost(connection)
 
     def ask_for_logout(self, seconds):
-        """An asynchronous message asks the initiator to log out within `seconds` (RFC 7143 11.9.1,
-        event 1). [any]"""
+        """Send an asynchronous message that asks the initiator to log out within `seconds` (RFC 7143
+        11.9.1, event 1). [any]"""
         self._connection.outbox.put_pdu(
             pdu.AsyncMessage(event=const.ASYNC_LOGOUT_REQUESTED, parameter3=seconds)
         )

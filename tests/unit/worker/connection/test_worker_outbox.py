@@ -1,5 +1,5 @@
-"""Outbox: what an initiator sees of numbering, segmentation and digests; who sends when several
-threads want to."""
+"""Outbox: numbering, segmentation and digests as the initiator receives them, and sending by
+several threads."""
 
 import socket
 import threading
@@ -28,7 +28,7 @@ def outbox(segment=8192, burst=16384, header_digest='None', data_digest='None', 
 
 
 def receive(sock, count, header_digest=False, data_digest=False):
-    """`count` PDUs from the wire, digests checked."""
+    """Return `count` PDUs from the wire; checks their digests."""
 
     def exactly(length):
         data = b''
@@ -79,7 +79,7 @@ def test_every_status_takes_the_next_stat_sn_and_moves_the_window():
 
 
 @pytest.mark.parametrize('one', [pdu.ReadyToTransfer(itt=1, ttt=2), pdu.NopIn(ttt=3)])
-def test_r2t_and_our_own_pings_use_no_stat_sn(one):
+def test_r2t_and_pings_use_no_stat_sn(one):
     box, wire, _ = outbox()
     box.put_pdu(one)
     box.queue.append((9, None))
@@ -91,7 +91,7 @@ def test_r2t_and_our_own_pings_use_no_stat_sn(one):
     'digests', [('None', 'None'), ('CRC32C', 'None'), ('None', 'CRC32C'), ('CRC32C', 'CRC32C')]
 )
 @pytest.mark.parametrize('length', [1, 8191, 8192, 8193, 40001])
-def test_long_data_goes_in_segments_and_bursts(length, digests):
+def test_long_data_is_sent_in_segments_and_bursts(length, digests):
     box, wire, _ = outbox(header_digest=digests[0], data_digest=digests[1])
     data = bytes(range(256)) * 200
     box.queue.append((7, data[:length]))
@@ -106,18 +106,18 @@ def test_long_data_goes_in_segments_and_bursts(length, digests):
     assert pieces[-1].stat_sn == 5 and box.stat_sn == 6
 
 
-def test_an_empty_numbered_entry_only_moves_the_window():
+def test_an_empty_numbered_entry_only_advances_the_window():
     box, wire, session = outbox()
     box.put_pdus((), numbered=True)
     box.drain()
     assert session.max_cmd_sn == 20 and box.stat_sn == 5
 
 
-def test_threads_that_find_somebody_sending_leave_their_reply_to_him():
+def test_a_thread_leaves_its_reply_to_the_thread_that_is_sending():
     box, wire, _ = outbox()
     box._lock.acquire()
     box.queue.append((1, None))
-    box.drain()  # returns at once: somebody else has the lock
+    box.drain()  # returns at once: another thread holds the lock
     wire.setblocking(False)
     with pytest.raises(BlockingIOError):
         wire.recv(1)
@@ -136,7 +136,7 @@ def test_threads_that_find_somebody_sending_leave_their_reply_to_him():
     assert [a.stat_sn for a in answers] == list(range(5, 44))
 
 
-def test_more_than_the_socket_takes_at_once_arrives_whole():
+def test_more_data_than_the_socket_accepts_at_once_arrives_complete():
     box, wire, _ = outbox(segment=1 << 20, burst=1 << 22)
     data = [bytes([n]) * 700001 for n in range(6)]
     for n, one in enumerate(data):
@@ -148,14 +148,14 @@ def test_more_than_the_socket_takes_at_once_arrives_whole():
     assert [bytes(a.data) for a in answers] == data
 
 
-# -- beside other connections ---------------------------------------------------------------------------------------------
+# -- sessions with several connections --------------------------------------------------------
 
 
-class Heard(object):
-    """What a SharedOutbox tells: errors; tasks that begin."""
+class Callbacks(object):
+    """Records the errors and the tasks that a SharedOutbox reports."""
 
     def __init__(self):
-        self.begun, self.errors, self.failed = [], [], threading.Event()
+        self.started, self.errors, self.failed = [], [], threading.Event()
 
     def fail(self, error):
         self.errors.append(error)
@@ -163,15 +163,16 @@ class Heard(object):
 
 
 def shared_outbox():
-    """(SharedOutbox, the initiator's end, Heard); the socket takes little."""
+    """(SharedOutbox, the initiator's end, Callbacks); the socket's send buffer is small."""
     ours, theirs = socket.socketpair()
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     theirs.settimeout(10)
     session = SimpleNamespace(exp_cmd_sn=10, max_cmd_sn=19)
     values = {'MaxRecvDataSegmentLength': 8192, 'MaxBurstLength': 16384}
-    box, heard = SharedOutbox(ours, session, 5, zlib.crc32, values, threading.Lock()), Heard()
-    box.failed, box.begin = heard.fail, heard.begun.append
-    return box, theirs, heard
+    box = SharedOutbox(ours, session, 5, zlib.crc32, values, threading.Lock())
+    callbacks = Callbacks()
+    box.on_failure, box.start_read = callbacks.fail, callbacks.started.append
+    return box, theirs, callbacks
 
 
 def read_task(length):
@@ -180,52 +181,52 @@ def read_task(length):
     return task
 
 
-def test_nobody_waits_for_an_initiator_that_does_not_read():
-    """What is queued later, by whomever, comes later, and StatSN is in order."""
-    box, wire, heard = shared_outbox()
+def test_drain_does_not_wait_for_an_initiator_that_does_not_read():
+    """Entries are sent in the order in which they were queued, with StatSNs in order."""
+    box, wire, callbacks = shared_outbox()
     data = bytes(range(256)) * 256
     for itt in range(20):
         box.queue.append((itt, data))
-        box.drain()  # would never come back if it waited
+        box.drain()  # must not block
     assert box.queue
     answers = receive(wire, 20 * 8)
     assert [a.stat_sn for a in answers if a.has_status] == list(range(5, 25))
     assert b''.join(bytes(a.data) for a in answers if a.itt == 19) == data
-    box.wait_while_much()
+    box.wait_while_overfull()
     box.queue.append((77, None))
     box.drain()
-    assert receive(wire, 1)[0].itt == 77 and heard.errors == []
+    assert receive(wire, 1)[0].itt == 77 and callbacks.errors == []
 
 
-def test_a_sender_that_fails_says_so():
-    box, wire, heard = shared_outbox()
+def test_a_sender_thread_that_fails_reports_the_error():
+    box, wire, callbacks = shared_outbox()
     box.queue.append((1, bytes(1 << 20)))
     box.drain()
     wire.close()
-    assert heard.failed.wait(10)
+    assert callbacks.failed.wait(10)
     box.queue.append((2, None))
     with pytest.raises(OSError):
         box.drain()
 
 
-def test_reads_are_put_off_until_what_was_asked_for_is_taken():
-    box, wire, heard = shared_outbox()
+def test_reads_are_postponed_until_earlier_data_is_sent():
+    box, wire, callbacks = shared_outbox()
     first, second, third = read_task(READ_BUDGET_BYTES), read_task(1 << 20), read_task(1 << 20)
-    assert box.may_read(first, 'put off')  # as much as there is, but nothing else waits
-    assert not box.may_read(second, 'put off') and second.transfer == 'put off'
-    assert not box.may_read(third, 'put off')
+    assert box.reserve_read(first, 'postponed')  # the whole budget, and nothing else is queued
+    assert not box.reserve_read(second, 'postponed') and second.transfer == 'postponed'
+    assert not box.reserve_read(third, 'postponed')
     box.queue.append((1, bytes(1 << 20)))
     box.drain()
-    box.has_read(first)
-    assert heard.begun == [second, third] and second.transfer is None
+    box.release_read(first)
+    assert callbacks.started == [second, third] and second.transfer is None
     for task in (second, third):
-        box.has_read(task)
+        box.release_read(task)
     receive(wire, 128)
 
 
-def test_a_read_that_is_put_off_while_it_is_aborted_ends():
-    box, wire, heard = shared_outbox()
+def test_a_read_that_is_aborted_while_it_is_postponed_ends():
+    box, wire, callbacks = shared_outbox()
     first, second = read_task(READ_BUDGET_BYTES), read_task(1 << 20)
-    assert box.may_read(first, 'put off')
+    assert box.reserve_read(first, 'postponed')
     second.aborted = True
-    assert box.may_read(second, 'put off') and second.transfer is None
+    assert box.reserve_read(second, 'postponed') and second.transfer is None

@@ -1,4 +1,4 @@
-"""Ordering: who waits for whom in a task set (SAM-5), and that nobody else pays for it."""
+"""Ordering: which commands of a task set wait (SAM-5), and that other task sets are not affected."""
 
 from types import SimpleNamespace
 
@@ -20,7 +20,7 @@ class Device(object):
 
 
 def made(*tasks):
-    """Ordering, session.tasks; tasks: (attribute, is parked, lun)."""
+    """Ordering, session.tasks, connection. tasks: (attribute, is parked, lun)."""
     session_tasks = {}
     for itt, (attribute, is_parked, lun) in enumerate(tasks):
         task = sam.Task()
@@ -51,13 +51,13 @@ def made(*tasks):
         ([(HEAD, False)], HEAD, False),
     ],
 )
-def test_who_waits_on_arrival(there, comes, waits):
+def test_which_commands_wait_on_arrival(there, comes, waits):
     ordering, _, _ = made(*[(attribute, is_parked, 0) for attribute, is_parked in there])
     assert ordering.has_to_wait(0, comes) is waits
     assert ordering.has_to_wait(LUN_1, comes) is False  # another task set
 
 
-def test_those_whose_wait_is_over_start_in_the_order_in_which_they_came():
+def test_parked_commands_start_in_the_order_of_arrival():
     ordering, tasks, _ = made(
         (ORDERED, True, 0),
         (SIMPLE, True, 0),
@@ -73,18 +73,18 @@ def test_those_whose_wait_is_over_start_in_the_order_in_which_they_came():
     assert started == [0, 1, 2, 3, 4] and not ordering.gates
 
 
-def test_an_ordered_one_that_goes_on_holds_the_rest():
+def test_an_ordered_command_that_has_not_ended_holds_the_others():
     ordering, tasks, _ = made((ORDERED, True, 0), (SIMPLE, True, 0))
     ordering.close_gate(0)
     started = []
     for task in ordering.startable():
         started.append(task.itt)
         task.transfer = None
-        tasks[task.itt] = tasks.pop(task.itt)  # retained again: it stands last now
+        tasks[task.itt] = tasks.pop(task.itt)  # retained again: it is the last one now
     assert started == [0] and ordering.gates == {0}
 
 
-def test_a_gate_stands_in_the_way_of_its_own_task_set_only_and_goes_away():
+def test_a_gate_affects_only_its_task_set_and_is_removed():
     ordering, tasks, connection = made((ORDERED, False, 0))
     ordering.close_gate(0)
     assert (
@@ -95,7 +95,7 @@ def test_a_gate_stands_in_the_way_of_its_own_task_set_only_and_goes_away():
         connection.device.unit(0).admit(None)
     tasks.clear()
     ordering.open_gates()
-    assert connection.device.__class__ is Device  # nothing is left in the way
+    assert connection.device.__class__ is Device  # no GatedDevice any more
 
 
 def test_parked_data_is_bounded_by_the_first_burst():
