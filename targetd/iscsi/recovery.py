@@ -11,7 +11,7 @@ from targetd.iscsi import const, pdu
 from targetd.iscsi.errors import PduRejected
 from targetd.iscsi.transfer import NO_TAG, Transfer
 
-_WORD = struct.Struct('>I')
+_U32 = struct.Struct('>I')
 
 
 class RecoveringTransfer(Transfer):
@@ -125,7 +125,7 @@ class Reply(object):
         """The Data-In PDUs with these DataSNs (count 0: from `first` on); [] unless all of them can
         be sent again."""
         have = [
-            (_WORD.unpack_from(header, 36)[0], header, data)
+            (_U32.unpack_from(header, 36)[0], header, data)
             for header, data in self.pdus
             if header[0] == const.DATA_IN
         ]
@@ -142,19 +142,17 @@ class Reply(object):
         self.pdus = [
             (header, data)
             for header, data in self.pdus[:-1]
-            if _WORD.unpack_from(header, 36)[0] >= self.acknowledged
+            if _U32.unpack_from(header, 36)[0] >= self.acknowledged
         ] + self.pdus[-1:]
 
     def again(self, first, segment, burst, snack_tag):
         """PDUs that give the data from DataSN `first` on once more, in other segments, and the status (RFC 7143 11.16.4,
         7.2.1). Their StatSN is not set."""
         kept = [(header, data) for header, data in self.pdus if header[0] == const.DATA_IN]
-        kept = [
-            (header, data) for header, data in kept if _WORD.unpack_from(header, 36)[0] >= first
-        ]
+        kept = [(header, data) for header, data in kept if _U32.unpack_from(header, 36)[0] >= first]
         out = []
         if kept:
-            start = _WORD.unpack_from(kept[0][0], 40)[0]
+            start = _U32.unpack_from(kept[0][0], 40)[0]
             out = _segmented(
                 self.itt,
                 b''.join(bytes(data or b'') for _, data in kept),

@@ -11,8 +11,8 @@ BLOCKS_6 = struct.Struct('>BHBB')  # flags and LBA 20..16, LBA 15..0, blocks (0:
 BLOCKS_10 = struct.Struct('>BIBHB')  # flags, LBA, group, blocks, control
 BLOCKS_12 = struct.Struct('>BIIBB')  # flags, LBA, blocks, group, control
 BLOCKS_16 = struct.Struct('>BQIBB')  # flags, LBA, blocks, group, control
-ALLOCATION_16 = struct.Struct('>H')
-ALLOCATION_32 = struct.Struct('>I')
+U16 = struct.Struct('>H')
+U32 = struct.Struct('>I')
 
 FUA = 0x08  # byte 1 of READ and WRITE (10 and longer)
 DPO = 0x10
@@ -44,11 +44,11 @@ def extent(cdb):
     return flags, lba, blocks
 
 
-def word(cdb, offset):
+def u16(cdb, offset):
     """The 16-bit field at `offset`."""
-    return ALLOCATION_16.unpack_from(cdb, offset)[0]
+    return U16.unpack_from(cdb, offset)[0]
 
 
-def doubleword(cdb, offset):
+def u32(cdb, offset):
     """The 32-bit field at `offset`."""
-    return ALLOCATION_32.unpack_from(cdb, offset)[0]
+    return U32.unpack_from(cdb, offset)[0]

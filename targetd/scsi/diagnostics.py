@@ -7,7 +7,7 @@ threads (unit.start) after the command has ended.
 """
 
 from targetd.scsi import records, sense
-from targetd.scsi.cdb import word
+from targetd.scsi.cdb import u16
 from targetd.scsi.sam import WOULD_BLOCK
 from targetd.scsi.sense import HARDWARE_ERROR, MEDIUM_ERROR, CheckCondition
 from targetd.scsi.spc import answer, parameter_list
@@ -35,7 +35,7 @@ def send_diagnostic(unit, task):
     foreground."""
     cdb = task.cdb
     code, self_test = cdb[1] >> 5, bool(cdb[1] & 0x04)
-    task.length = task.data_out_length = word(cdb, 3)
+    task.length = task.data_out_length = u16(cdb, 3)
     if code and (self_test or task.length or code not in RUNS):
         task.data_out_length = 0
         raise sense.invalid_field_in_cdb(1, 7)
@@ -173,7 +173,7 @@ def _run_page(task):
         raise sense.parameter_list_length_error()
     if data[0]:
         raise sense.invalid_field_in_parameter_list(0)
-    if word(data, 2):
+    if u16(data, 2):
         raise sense.invalid_field_in_parameter_list(2)
     return None
 
@@ -182,4 +182,4 @@ def receive_diagnostic_results(unit, task):
     """RECEIVE DIAGNOSTIC RESULTS, SPC-4 6.27: the list of the one page there is."""
     if task.cdb[2]:
         raise sense.invalid_field_in_cdb(2)
-    answer(task, b'\0\0\0\1\0', word(task.cdb, 3))
+    answer(task, b'\0\0\0\1\0', u16(task.cdb, 3))

@@ -9,7 +9,7 @@ import struct
 
 from targetd.scsi import records as rules
 from targetd.scsi import sense
-from targetd.scsi.cdb import doubleword
+from targetd.scsi.cdb import u32
 from targetd.scsi.sam import Change
 from targetd.scsi.spc import answer, parameter_list
 
@@ -30,7 +30,7 @@ def report_identifying_information(unit, task):
         data = bytes.fromhex(unit.records['identifying'].get(str(kind), ''))
     else:
         raise sense.invalid_field_in_cdb(10, 7)
-    answer(task, struct.pack('>xxH', len(data)) + data, doubleword(task.cdb, 6))
+    answer(task, struct.pack('>xxH', len(data)) + data, u32(task.cdb, 6))
 
 
 def set_identifying_information(unit, task):
@@ -38,9 +38,9 @@ def set_identifying_information(unit, task):
     kind = str(task.cdb[10] >> 1)
     if kind not in rules.MAXIMUM_LENGTH:
         raise sense.invalid_field_in_cdb(10, 7)
-    if doubleword(task.cdb, 6) > rules.MAXIMUM_LENGTH[kind]:
+    if u32(task.cdb, 6) > rules.MAXIMUM_LENGTH[kind]:
         raise sense.invalid_field_in_cdb(6)
-    task.length = task.data_out_length = doubleword(task.cdb, 6)
+    task.length = task.data_out_length = u32(task.cdb, 6)
     task.private = kind
     task.run = _set_identifying
 
@@ -63,14 +63,12 @@ def report_timestamp(unit, task):
     offset = unit.records['timestamp_offset']
     origin = BY_OTHER_MEANS if offset is None else BY_SET_TIMESTAMP
     now = min(max(0, unit.clock() + (offset or 0)), rules.MAXIMUM_TIMESTAMP)
-    answer(
-        task, struct.pack('>HBx6s2x', 10, origin, now.to_bytes(6, 'big')), doubleword(task.cdb, 6)
-    )
+    answer(task, struct.pack('>HBx6s2x', 10, origin, now.to_bytes(6, 'big')), u32(task.cdb, 6))
 
 
 def set_timestamp(unit, task):
     """SET TIMESTAMP, SPC-4 6.46."""
-    task.length = task.data_out_length = doubleword(task.cdb, 6)
+    task.length = task.data_out_length = u32(task.cdb, 6)
     if task.length not in (0, 12):
         task.data_out_length = 0
         raise sense.parameter_list_length_error()

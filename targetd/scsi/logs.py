@@ -12,7 +12,7 @@ import struct
 from collections import namedtuple
 
 from targetd.scsi import sense
-from targetd.scsi.cdb import word
+from targetd.scsi.cdb import u16
 from targetd.scsi.sam import WOULD_BLOCK, Change
 from targetd.scsi.sbc import reading
 from targetd.scsi.spc import answer, parameter_list
@@ -149,13 +149,13 @@ def offered(facts):
 def log_sense(unit, task):
     """LOG SENSE, SPC-4 6.8."""
     cdb = task.cdb
-    code, subpage, pointer = cdb[2] & 0x3F, cdb[3], word(cdb, 5)
+    code, subpage, pointer = cdb[2] & 0x3F, cdb[3], u16(cdb, 5)
     rows = offered(unit.facts)
     if code == 0x00 or subpage == ALL_SUBPAGES:
         data = _list(rows, code, subpage)
         if pointer:
             raise sense.invalid_field_in_cdb(5)
-        answer(task, data, word(cdb, 7))
+        answer(task, data, u16(cdb, 7))
         return
     found = [row for row in rows if row.code == code]
     if not found:
@@ -175,13 +175,13 @@ def _would_block(task):
 @reading
 def _run_page(task):
     row, cdb = task.private, task.cdb
-    pointer = word(cdb, 5)
+    pointer = u16(cdb, 5)
     parameters = row.parameters(task.unit, cdb[2] >> 6)
     wanted = [parameter for parameter in parameters if parameter[0] >= pointer]
     if not wanted:
         raise sense.invalid_field_in_cdb(5)
     return page_bytes(row.code, row.subpage, b''.join(_parameter(*p) for p in wanted))[
-        : word(cdb, 7)
+        : u16(cdb, 7)
     ]
 
 
@@ -218,7 +218,7 @@ def log_select(unit, task):
     """LOG SELECT, SPC-4 6.7: checked here, changed by the master."""
     cdb = task.cdb
     reset, code, subpage = bool(cdb[1] & 0x02), cdb[2] & 0x3F, cdb[3]
-    task.length = word(cdb, 7)
+    task.length = u16(cdb, 7)
     if task.length and (reset or code or subpage):
         raise sense.invalid_field_in_cdb(1, 1) if reset else sense.invalid_field_in_cdb(2, 5)
     if code or subpage:
@@ -254,7 +254,7 @@ def _parse_select(unit, data, control):
     while offset < len(data):
         if len(data) < offset + 4:
             raise sense.parameter_list_length_error()
-        code, subpage, length = data[offset] & 0x3F, data[offset + 1], word(data, offset + 2)
+        code, subpage, length = data[offset] & 0x3F, data[offset + 1], u16(data, offset + 2)
         if code not in codes:
             raise sense.invalid_field_in_parameter_list(offset, 5)
         if subpage or data[offset] & 0x40:

@@ -4,7 +4,7 @@ import errno
 import struct
 
 from targetd.scsi import sense, vpd
-from targetd.scsi.cdb import BLOCKS_AT, extent, length, word
+from targetd.scsi.cdb import BLOCKS_AT, extent, length, u16
 from targetd.scsi.sbc import CHUNK, expect_exactly, place, reading, would_block, writing
 from targetd.scsi.spc import answer
 
@@ -18,7 +18,7 @@ MAPPED, DEALLOCATED = 0, 1  # PROVISIONING STATUS, SBC-3 table 47
 
 def unmap(unit, task):
     """UNMAP, SBC-3 5.28."""
-    task.length = task.data_out_length = word(task.cdb, 7)
+    task.length = task.data_out_length = u16(task.cdb, 7)
     task.offset = 0
     task.run, task.run_blocking = (
         (would_block, run_unmap) if task.length else (lambda task: None, None)
@@ -54,7 +54,7 @@ def unmap_ranges(unit, data, announced):
     """
     if len(data) < announced or announced < 8:
         raise sense.parameter_list_length_error()
-    count = min(word(data, 2), announced - 8) // DESCRIPTOR.size
+    count = min(u16(data, 2), announced - 8) // DESCRIPTOR.size
     facts = unit.facts
     if count > max(facts.maximum_unmap_descriptors, 1):
         raise sense.invalid_field_in_parameter_list(2)

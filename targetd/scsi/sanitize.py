@@ -6,7 +6,7 @@ read as zeroes.
 """
 
 from targetd.scsi import operations, sense
-from targetd.scsi.cdb import doubleword, word
+from targetd.scsi.cdb import u16, u32
 from targetd.scsi.sam import Change
 from targetd.scsi.spc import parameter_list
 
@@ -35,7 +35,7 @@ def _sanitize(task, **words):
 
 def overwrite(unit, task):
     """SANITIZE, OVERWRITE, SBC-3 5.24."""
-    task.length = task.data_out_length = word(task.cdb, 7)
+    task.length = task.data_out_length = u16(task.cdb, 7)
     if not HEADER < task.length <= HEADER + unit.block_size:
         task.data_out_length = 0
         raise sense.invalid_field_in_cdb(7)
@@ -45,7 +45,7 @@ def overwrite(unit, task):
 def _run_overwrite(task):
     """The standard wants 05/24/00 for what is wrong in the list, too."""
     data = parameter_list(task, task.length)
-    passes, length = data[0] & 0x1F, word(data, 2)
+    passes, length = data[0] & 0x1F, u16(data, 2)
     if not passes or data[0] & 0x60 or data[1]:
         raise sense.invalid_field_in_cdb(7)
     if not length or length > task.unit.block_size or length != len(data) - HEADER:
@@ -121,7 +121,7 @@ def _run_format(task):
             1, (flags & (STPF_TO_DPRY | PATTERN)).bit_length() - 1
         )
     # a defect list: nobody tells this medium what is bad
-    if doubleword(data, 4) if long_list else word(data, 2):
+    if u32(data, 4) if long_list else u16(data, 2):
         raise sense.invalid_field_in_parameter_list(4 if long_list else 2)
     pattern = _initialization_pattern(data, size, task.unit.block_size) if flags & PATTERN else b''
     if not pattern.strip(b'\0'):
@@ -142,7 +142,7 @@ def _initialization_pattern(data, start, block_size):
     """The pattern of an initialization pattern descriptor, SBC-3 5.3; b'': whatever we like."""
     if len(data) < start + 4:
         raise sense.parameter_list_length_error()
-    kind, length = data[start + 1], word(data, start + 2)
+    kind, length = data[start + 1], u16(data, start + 2)
     if data[start]:  # IP MODIFIER is obsolete; SI asks for more than is done
         raise sense.invalid_field_in_parameter_list(start)
     if kind == 0x00:

@@ -11,7 +11,7 @@ import functools
 import struct
 
 from targetd.scsi import alua, sense
-from targetd.scsi.cdb import BLOCKS_AT, FUA, LBA_AT, doubleword, extent, length, word
+from targetd.scsi.cdb import BLOCKS_AT, FUA, LBA_AT, extent, length, u16, u32
 from targetd.scsi.sam import WOULD_BLOCK, Change
 from targetd.scsi.spc import answer
 
@@ -329,7 +329,7 @@ def pre_fetch(unit, task):
 def read_capacity_10(unit, task):
     """READ CAPACITY(10), SBC-3 5.15: FFFFFFFFh where the last LBA does not fit."""
     cdb = task.cdb
-    if doubleword(cdb, 2) and not cdb[8] & 1:
+    if u32(cdb, 2) and not cdb[8] & 1:
         raise sense.invalid_field_in_cdb(2)
     answer(task, struct.pack('>II', min(max(0, unit.blocks - 1), 0xFFFFFFFF), unit.block_size), 8)
 
@@ -350,7 +350,7 @@ def read_capacity_16(unit, task):
         facts.physical_exponent & 0x0F,
         provisioning | facts.lowest_aligned_block & 0x3FFF,
     )
-    answer(task, data, doubleword(cdb, 10))
+    answer(task, data, u32(cdb, 10))
 
 
 def report_referrals(unit, task):
@@ -358,20 +358,20 @@ def report_referrals(unit, task):
     lba = int.from_bytes(task.cdb[2:10], 'big')
     if lba >= unit.blocks:
         raise sense.lba_out_of_range()
-    answer(task, alua.referrals(unit.access, unit.blocks - 1), doubleword(task.cdb, 10))
+    answer(task, alua.referrals(unit.access, unit.blocks - 1), u32(task.cdb, 10))
 
 
 def read_defect_data_10(unit, task):
     """READ DEFECT DATA(10), SBC-3 5.17: both lists are there and empty, in whatever format was
     asked for."""
     asked = task.cdb[2] & 0x1F
-    answer(task, struct.pack('>xBH', asked, 0), word(task.cdb, 7))
+    answer(task, struct.pack('>xBH', asked, 0), u16(task.cdb, 7))
 
 
 def read_defect_data_12(unit, task):
     """READ DEFECT DATA(12), SBC-3 5.18."""
     asked = task.cdb[1] & 0x1F
-    answer(task, struct.pack('>xBHI', asked, 0, 0), doubleword(task.cdb, 6))
+    answer(task, struct.pack('>xBHI', asked, 0, 0), u32(task.cdb, 6))
 
 
 # -- start, stop, eject ------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ An admission function takes (unit, task), has seen the CDB checked against its r
 import struct
 
 from targetd.scsi import alua, modes, opcodes, persistent_reserve, sense
-from targetd.scsi.cdb import doubleword, word
+from targetd.scsi.cdb import u16, u32
 from targetd.scsi.sam import Change
 from targetd.scsi.sense import NO_SENSE, CheckCondition
 
@@ -88,7 +88,7 @@ def inquiry(unit, task):
         data = inquiry_data(unit.facts, unit.qualifier, len(unit.device.ports))
     else:
         data = unit.vpd_page(cdb[2])
-    answer(task, data, word(cdb, 3))
+    answer(task, data, u16(cdb, 3))
 
 
 def request_sense(unit, task):
@@ -101,13 +101,13 @@ def request_sense(unit, task):
 def report_luns(unit, task):
     """REPORT LUNS, SPC-4 6.33."""
     cdb = task.cdb
-    if doubleword(cdb, 6) < 16:
+    if u32(cdb, 6) < 16:
         raise sense.invalid_field_in_cdb(6)
     fields = unit.device.lun_fields(cdb[2])
     if fields is None:
         raise sense.invalid_field_in_cdb(2)
     unit.luns_reported()
-    answer(task, struct.pack('>I4x%dQ' % len(fields), 8 * len(fields), *fields), doubleword(cdb, 6))
+    answer(task, struct.pack('>I4x%dQ' % len(fields), 8 * len(fields), *fields), u32(cdb, 6))
 
 
 # -- a unit's own ----------------------------------------------------------------------------------------------------------
@@ -133,15 +133,13 @@ def mode_sense(unit, task):
         bool(cdb[1] & 0x10),
         unit.blocks,
     )
-    answer(task, data, word(cdb, 7) if long_header else cdb[4])
+    answer(task, data, u16(cdb, 7) if long_header else cdb[4])
 
 
 def mode_select(unit, task):
     """MODE SELECT(6) and (10), SPC-4 6.11, 6.12: checked here, changed by the master."""
     cdb = task.cdb
-    task.length = task.data_out_length = (
-        word(cdb, 7) if cdb[0] == opcodes.MODE_SELECT_10 else cdb[4]
-    )
+    task.length = task.data_out_length = u16(cdb, 7) if cdb[0] == opcodes.MODE_SELECT_10 else cdb[4]
     revert = task.cdb[1] & 0x02  # RTD asks for the defaults, without a list
     task.run = _run_mode_select if task.length or revert else _good
 
@@ -191,13 +189,13 @@ def persistent_reserve_in(unit, task):
         data = persistent_reserve.report_capabilities(state)
     else:
         data = persistent_reserve.read_full_status(state, unit.device.ports)
-    answer(task, data, word(task.cdb, 7))
+    answer(task, data, u16(task.cdb, 7))
 
 
 def persistent_reserve_out(unit, task):
     """PERSISTENT RESERVE OUT, SPC-4 6.16: the list is read here, the reservation changed by the
     master."""
-    task.length = task.data_out_length = doubleword(task.cdb, 5)
+    task.length = task.data_out_length = u32(task.cdb, 5)
     if task.length > 1 << 16:  # thousands of TransportIDs; a buffer is sized by it
         raise sense.parameter_list_length_error()
     task.run = _run_persistent_reserve_out
@@ -220,15 +218,13 @@ def report_target_port_groups(unit, task):
     if parameter_format > 1:
         raise sense.invalid_field_in_cdb(1, 7)
     answer(
-        task,
-        alua.report(unit.access, unit.device.ports, parameter_format == 1),
-        doubleword(task.cdb, 6),
+        task, alua.report(unit.access, unit.device.ports, parameter_format == 1), u32(task.cdb, 6)
     )
 
 
 def set_target_port_groups(unit, task):
     """SET TARGET PORT GROUPS, SPC-4 6.45: the list is read here, the states changed by the master."""
-    task.length = task.data_out_length = doubleword(task.cdb, 6)
+    task.length = task.data_out_length = u32(task.cdb, 6)
     if task.length > 1 << 16:
         raise sense.parameter_list_length_error()
     task.run = _run_set_target_port_groups if task.length else _good
@@ -251,7 +247,7 @@ def report_supported_operation_codes(unit, task):
         bool(cdb[2] & 0x80),
         cdb[2] & 7,
         cdb[3],
-        word(cdb, 4),
+        u16(cdb, 4),
     )
     if options == 0:
         data = b''.join(
@@ -264,7 +260,7 @@ def report_supported_operation_codes(unit, task):
         data = _one_command(
             _asked_row(unit.commands.get(opcode), options, service_action), timeouts
         )
-    answer(task, data, doubleword(cdb, 6))
+    answer(task, data, u32(cdb, 6))
 
 
 def _asked_row(rows, options, service_action):
@@ -315,4 +311,4 @@ def report_supported_task_management_functions(unit, task):
     if task.cdb[2] & 0x80:  # REPD: extended, with timeouts; none of them is claimed (TMFTMOV 0)
         data[3] = 12
         data += bytes(12)
-    answer(task, bytes(data), doubleword(task.cdb, 6))
+    answer(task, bytes(data), u32(task.cdb, 6))

@@ -9,7 +9,7 @@ told that all went well; a session that ends takes its records with it.
 import struct
 
 from targetd.scsi import sense
-from targetd.scsi.cdb import doubleword
+from targetd.scsi.cdb import u32
 from targetd.scsi.spc import answer
 
 # The limits that VPD page 8Fh and RECEIVE COPY OPERATING PARAMETERS report, and that are obeyed.
@@ -171,9 +171,7 @@ def receive_status_lid1(unit, task):
     code, count = count_in_units(copy.transferred)
     if copy.state == DONE:
         unit.copies.forget(copy)
-    answer(
-        task, struct.pack('>IBHBI', 8, state, copy.segments, code, count), doubleword(task.cdb, 10)
-    )
+    answer(task, struct.pack('>IBHBI', 8, state, copy.segments, code, count), u32(task.cdb, 10))
 
 
 def receive_data_lid1(unit, task):
@@ -182,7 +180,7 @@ def receive_data_lid1(unit, task):
     copy = unit.copies.find(True, task.cdb[2])
     if copy.state == RUNNING:
         raise sense.invalid_field_in_cdb(2)
-    answer(task, bytes(4), doubleword(task.cdb, 10))
+    answer(task, bytes(4), u32(task.cdb, 10))
 
 
 def receive_operating_parameters(unit, task):
@@ -205,7 +203,7 @@ def receive_operating_parameters(unit, task):
         0,
         len(DESCRIPTOR_TYPES),
     ) + bytes(DESCRIPTOR_TYPES)
-    answer(task, struct.pack('>I', len(data)) + data, doubleword(task.cdb, 10))
+    answer(task, struct.pack('>I', len(data)) + data, u32(task.cdb, 10))
 
 
 def receive_failure_details(unit, task):
@@ -217,7 +215,7 @@ def receive_failure_details(unit, task):
     data = bytes(4)
     if copy.state != DONE:
         data = struct.pack('>I52xBxH', 56 + len(copy.sense), 0x02, len(copy.sense)) + copy.sense
-    answer(task, data, doubleword(task.cdb, 10))
+    answer(task, data, u32(task.cdb, 10))
 
 
 # -- LID4 ------------------------------------------------------------------------------------------------------------------
@@ -249,30 +247,30 @@ def _status(copy, in_blocks, following=b''):
 
 def receive_status_lid4(unit, task):
     """RECEIVE COPY STATUS(LID4), SPC-4 6.24."""
-    copy = unit.copies.find(False, doubleword(task.cdb, 2))
-    answer(task, _status(copy, False), doubleword(task.cdb, 10))
+    copy = unit.copies.find(False, u32(task.cdb, 2))
+    answer(task, _status(copy, False), u32(task.cdb, 10))
 
 
 def receive_data_lid4(unit, task):
     """RECEIVE COPY DATA(LID4), SPC-4 6.20: the status, and held data, which there are none of."""
-    copy = unit.copies.find(False, doubleword(task.cdb, 2))
-    answer(task, _status(copy, False, bytes(4)), doubleword(task.cdb, 10))
+    copy = unit.copies.find(False, u32(task.cdb, 2))
+    answer(task, _status(copy, False, bytes(4)), u32(task.cdb, 10))
 
 
 def receive_token_information(unit, task):
     """RECEIVE ROD TOKEN INFORMATION, SPC-4 6.28, SBC-3 5.22: counts in blocks; the token once
     POPULATE TOKEN is done."""
-    copy = unit.copies.find(False, doubleword(task.cdb, 2))
+    copy = unit.copies.find(False, u32(task.cdb, 2))
     tokens = struct.pack('>I', 0)
     if copy.token is not None:
         tokens = struct.pack('>I2x', TOKEN_DESCRIPTOR_LENGTH) + copy.token
-    answer(task, _status(copy, True, tokens), doubleword(task.cdb, 10))
+    answer(task, _status(copy, True, tokens), u32(task.cdb, 10))
 
 
 def abort(unit, task):
     """COPY OPERATION ABORT, SPC-4 6.3: the copy ends at its next step, its own command with COPY
     ABORTED."""
-    copy = unit.copies.find(False, doubleword(task.cdb, 2))
+    copy = unit.copies.find(False, u32(task.cdb, 2))
     copy.stopped = True
     task.run = done
 

@@ -17,7 +17,7 @@ import struct
 from collections import namedtuple
 
 from targetd.scsi import errno_map, sense, vpd
-from targetd.scsi.cdb import doubleword, word
+from targetd.scsi.cdb import u16, u32
 from targetd.scsi.copy import copy_manager
 from targetd.scsi.reservations import READ, WRITE, conflicts
 from targetd.scsi.sam import CHECK_CONDITION, RESERVATION_CONFLICT, WOULD_BLOCK
@@ -85,7 +85,7 @@ def parse(data, is_lid1):
 def _check_lid4_header(data):
     if data[0] != 0x01:
         raise sense.invalid_field_in_parameter_list(0)
-    if word(data, 2) != 0x20:
+    if u16(data, 2) != 0x20:
         raise sense.invalid_field_in_parameter_list(2)
     if data[15] & 0x02:  # G_SENSE: sense data beside GOOD, which is not offered
         raise sense.invalid_field_in_parameter_list(15, 1)
@@ -126,7 +126,7 @@ def _segments(data, at, length):
             raise CheckCondition(sense.ILLEGAL_REQUEST, 0x26, 0x09, field=(at, None, False))
         if end - at < SEGMENT_LENGTHS[data[at]]:
             raise sense.parameter_list_length_error()
-        if word(data, at + 2) != SEGMENT_LENGTHS[data[at]] - 4:
+        if u16(data, at + 2) != SEGMENT_LENGTHS[data[at]] - 4:
             raise sense.invalid_field_in_parameter_list(at + 2)
         segments.append(Segment(len(segments), at, data[at : at + SEGMENT_LENGTHS[data[at]]]))
         at += SEGMENT_LENGTHS[data[at]]
@@ -139,7 +139,7 @@ def _segments(data, at, length):
 def extended_copy(unit, task):
     """EXTENDED COPY(LID1), SPC-4 6.5, and (LID4), 6.4. A list of no bytes is no error and copies
     nothing."""
-    length = doubleword(task.cdb, 10)
+    length = u32(task.cdb, 10)
     if (
         length
         > 48 + copy_manager.MAXIMUM_DESCRIPTOR_LIST + CSCD_LENGTH * copy_manager.MAXIMUM_CSCDS
@@ -268,7 +268,7 @@ def forwarded(number, is_source, said):
 def _end(task, wanted, segment, ends, field):
     """(LogicalUnit, PAD) of the CSCD whose ID stands at byte `field` of the segment. Raises
     CheckCondition."""
-    number = word(segment.body, field)
+    number = u16(segment.body, field)
     if number == OWN_UNIT:
         return task.unit, False
     if number >= len(wanted.cscds):

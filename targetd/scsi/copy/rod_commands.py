@@ -11,7 +11,7 @@ is done.
 
 import struct
 
-from targetd.scsi.cdb import doubleword
+from targetd.scsi.cdb import u32
 from targetd.scsi.copy import copy_manager, rod_tokens
 from targetd.scsi.copy.extended_copy import carry_out, move
 from targetd.scsi.sam import WOULD_BLOCK
@@ -79,14 +79,14 @@ def _take_list(task):
 
 
 def _expect_list(task, shortest):
-    task.length = task.data_out_length = doubleword(task.cdb, 10)
+    task.length = task.data_out_length = u32(task.cdb, 10)
     if task.length and not shortest <= task.length <= LONGEST_LIST:
         raise parameter_list_length_error()
 
 
 def _begin(task):
     unit = task.unit
-    copy = copy_manager.Copy(task.cdb[1] & 0x1F, doubleword(task.cdb, 6), unit.block_size)
+    copy = copy_manager.Copy(task.cdb[1] & 0x1F, u32(task.cdb, 6), unit.block_size)
     unit.copies.begin(copy)
     return copy
 
@@ -203,4 +203,4 @@ def report_all_tokens(unit, task):
 def _run_report(task):
     """Executor thread."""
     heads = b''.join(head[: rod_tokens.MANAGED_LENGTH] for head in task.unit.rods.tokens())
-    return (struct.pack('>I4x', 4 + len(heads)) + heads)[: doubleword(task.cdb, 10)]
+    return (struct.pack('>I4x', 4 + len(heads)) + heads)[: u32(task.cdb, 10)]

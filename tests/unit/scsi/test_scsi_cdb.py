@@ -47,5 +47,5 @@ def test_field_pointers_point_at_the_fields():
 
 def test_words():
     data = bytes(range(12))
-    assert cdb.word(data, 3) == 0x0304
-    assert cdb.doubleword(data, 5) == 0x05060708
+    assert cdb.u16(data, 3) == 0x0304
+    assert cdb.u32(data, 5) == 0x05060708
