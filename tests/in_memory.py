@@ -16,7 +16,9 @@ from targetd.iscsi.login import LOGIN_DATA_SEGMENT, Claim, LoginNegotiation
 from targetd.iscsi.pdu import LoginRequest
 from targetd.iscsi.session import Session
 from targetd.master.exports import open_medium
-from targetd.scsi.lu import Device, LogicalUnit, UnitFacts
+from targetd.scsi.device import Device
+from targetd.scsi.facts import UnitFacts
+from targetd.scsi.lu import LogicalUnit
 from targetd.scsi.sam import Nexus
 from targetd.store.opening import open_store
 from targetd.worker.connection.error_recovery import connection_class

@@ -18,6 +18,7 @@ from targetd.master.logins.portals import plain
 from targetd.master.processes.loop import READ, WRITE
 from targetd.master.units import transitions
 from targetd.scsi import alua
+from targetd.scsi.medium_state import FAILED
 
 CONVERSATION_SECONDS = 300.0  # longer than the longest answer takes
 MAXIMUM_CLIENTS = 32
@@ -196,7 +197,7 @@ class Control(object):
     def _answer_status(self):
         master = self.master
         spares = [w for w in master.workers.all() if w.state == 'spare']
-        failing = [u for u in master.units.by_id.values() if u.shared.medium == 'failed']
+        failing = [u for u in master.units.by_id.values() if u.shared.medium == FAILED]
         facts = [
             ('version', __version__),
             ('process', os.getpid()),

@@ -1,10 +1,13 @@
-"""Unit attention conditions (SAM-5): the ones that have names here, and the queue of one nexus for
-one logical unit. Pure.
+"""Unit attention conditions (SAM-5): their names, and the queue of one nexus for one logical unit.
+Pure.
 
-A worker keeps a Queue per logical unit and swaps its dispatch table only while the queue holds
-something (ARCHITECTURE D10). Invariants: a code stands in the queue at most once; a reset condition
-stands before all others and has swept away what it covers; at most CAPACITY conditions wait.
+A worker keeps a Queue per logical unit and changes the dispatch table only while the queue is not
+empty (ARCHITECTURE D10). Invariants: a condition is in the queue at most once; a reset condition
+comes before all others and has removed those that it covers; at most CAPACITY conditions are
+pending.
 """
+
+from typing import Iterable, List, Optional, Tuple
 
 # (ASC, ASCQ), SPC-4 annex D
 POWER_ON_OR_RESET = (0x29, 0x00)  # POWER ON, RESET, OR BUS DEVICE RESET OCCURRED
@@ -30,68 +33,67 @@ DEVICE_IDENTIFIER_CHANGED = (0x3F, 0x05)
 LUNS_CHANGED = (0x3F, 0x0E)
 MEDIUM_REMOVAL_REQUESTED = (0x5A, 0x01)
 
-#: The reset conditions, most important first (SAM-5 table 59). A reset makes pointless what an
-#: earlier, lesser one says.
+#: The reset conditions in order of precedence (SAM-5 table 59). A reset condition replaces those of
+#: lower precedence.
 RESETS = (POWER_ON, POWER_ON_OR_RESET, BUS_RESET, DEVICE_RESET, NEXUS_LOSS)
 
-#: What a reset of the logical unit or the power makes stale: commands that another cleared are gone
-#: anyway.
+#: The conditions that power on or a reset makes obsolete: the reset has also ended the commands that
+#: another initiator cleared.
 COVERED_BY_RESET = frozenset([COMMANDS_CLEARED_BY_ANOTHER_INITIATOR])
 
-# more conditions than have names here; beyond it POWER_ON_OR_RESET says 'look at everything'
+# More than there are names above. If there are more, POWER_ON_OR_RESET replaces them all: the
+# initiator then reads everything again.
 CAPACITY = 32
 
 
 class Queue(object):
-    """The unit attention conditions that one nexus is owed by one logical unit, in the order they
-    will be reported."""
+    """The unit attention conditions of one logical unit that are pending for one nexus, in the
+    order in which they will be reported."""
 
     __slots__ = ('_conditions',)
 
-    def __init__(self, conditions=()):
-        self._conditions = []
+    def __init__(self, conditions: Iterable[Tuple[int, int]] = ()) -> None:
+        self._conditions: List[Tuple[int, int]] = []
         for asc, ascq in conditions:
             self.add(asc, ascq)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self._conditions)
 
-    def add(self, asc, ascq):
-        """Owe the nexus this condition. One that already waits keeps its place."""
+    def add(self, asc: int, ascq: int) -> None:
+        """Make this condition pending. If it is pending already, it keeps its place."""
         code = (asc, ascq)
-        waiting = self._conditions
-        if code in waiting:
+        pending = self._conditions
+        if code in pending:
             return
         if code not in RESETS:
-            if len(waiting) >= CAPACITY:
+            if len(pending) >= CAPACITY:
                 self._conditions = [POWER_ON_OR_RESET]
             else:
-                waiting.append(code)
+                pending.append(code)
             return
         rank = RESETS.index(code)
-        if any(c in RESETS and RESETS.index(c) < rank for c in waiting):
+        if any(c in RESETS and RESETS.index(c) < rank for c in pending):
             return
         kept = [
             c
-            for c in waiting
+            for c in pending
             if c not in RESETS and (code == NEXUS_LOSS or c not in COVERED_BY_RESET)
         ]
         self._conditions = [code] + kept
 
-    def peek(self):
-        """The (asc, ascq) that comes next, or None. REQUEST SENSE with nothing else to say takes
-        it, INQUIRY leaves it."""
+    def peek(self) -> Optional[Tuple[int, int]]:
+        """The (asc, ascq) of the next condition, which stays pending; None if there is none."""
         return self._conditions[0] if self._conditions else None
 
-    def take(self):
-        """The (asc, ascq) that comes next, now reported and gone; None if there is none."""
+    def take(self) -> Optional[Tuple[int, int]]:
+        """Remove and return the (asc, ascq) of the next condition; None if there is none."""
         return self._conditions.pop(0) if self._conditions else None
 
-    def drop(self, asc, ascq):
-        """What another command has told already is owed no more: REPORT LUNS clears 3F/0E (SPC-4
-        6.33)."""
+    def drop(self, asc: int, ascq: int) -> None:
+        """Remove this condition, if it is pending: REPORT LUNS clears 3F/0E (SPC-4 6.33)."""
         self._conditions = [c for c in self._conditions if c != (asc, ascq)]
 
-    def clear(self):
-        """Forget everything: the nexus is gone."""
+    def clear(self) -> None:
+        """Remove all conditions: the nexus is lost."""
         self._conditions = []

@@ -3,11 +3,12 @@ diagnostic page. Pure.
 
 A short self-test reads the ends of the medium and its middle, an extended one all of it. The
 results stand in log page 10h for every nexus; a background test goes on in one of the unit's own
-threads (unit.start) after the command has ended.
+threads (unit.services.run_in_thread) after the command has ended.
 """
 
 from targetd.scsi import records, sense
 from targetd.scsi.cdb import u16
+from targetd.scsi.medium_state import READABLE
 from targetd.scsi.sam import WOULD_BLOCK
 from targetd.scsi.sense import HARDWARE_ERROR, MEDIUM_ERROR, CheckCondition
 from targetd.scsi.spc import answer, parameter_list
@@ -17,7 +18,7 @@ BACKGROUND_SHORT, BACKGROUND_EXTENDED, ABORT, FOREGROUND_SHORT, FOREGROUND_EXTEN
 PASSED, ABORTED, FAILED_SEGMENT = 0x0, 0x1, 0x7
 CHUNK = 1 << 20
 READ_SEGMENT = 1  # SELF-TEST NUMBER: what is tested is reading
-HOUR = 3600 * 1000  # of unit.clock()
+HOUR = 3600 * 1000  # of unit.services.milliseconds()
 
 
 class SelfTest(object):
@@ -82,7 +83,7 @@ def _start_background(task):
     unit = task.unit
     unit.self_test = SelfTest(task.private)
     _note(unit, unit.self_test.code, records.IN_PROGRESS)
-    unit.start(_run_background, unit)
+    unit.services.run_in_thread(_run_background, unit)
     return None
 
 
@@ -133,7 +134,7 @@ def _perform(unit, test, is_aborted):
 
 def _pieces(unit, whole):
     """(offset, length) of what a self-test reads; nothing where there is no medium to be read."""
-    if unit.medium not in ('ready', 'failed') or not unit.blocks:
+    if unit.medium not in READABLE or not unit.blocks:
         return
     size = unit.blocks * unit.block_size
     if whole:
@@ -145,7 +146,7 @@ def _pieces(unit, whole):
 
 
 def _note(unit, code, result, address=None, failure=(0, 0, 0)):
-    hours = min(max(0, unit.clock() - unit.since) // HOUR, 0xFFFF)
+    hours = min(max(0, unit.services.milliseconds() - unit.services.started_at) // HOUR, 0xFFFF)
     number = READ_SEGMENT if result == FAILED_SEGMENT else 0
     unit.note(
         'self-test',

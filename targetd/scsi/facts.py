@@ -1,17 +1,18 @@
-"""The facts of a logical unit: what it is, as opposed to what happens to it (reservations, modes,
+"""The facts of a logical unit: its fixed properties, as opposed to its state (reservations, modes,
 medium). Pure.
 
-One row per fact. The master makes the dict (`facts` of a unit in channel.py's catalogue) from
-configuration and store, the worker makes UnitFacts of it, and vpd, modes and lu read attributes.
-Facts do not change during the life of a unit, its size included: size belongs to the store and is
-`lu.blocks`.
+One row per fact. The master makes the dict (`facts` of a unit in the catalogue of channel.py) from
+the configuration and the store, the worker makes UnitFacts of it, and vpd, modes and lu read the
+attributes. Facts do not change while the unit exists. The size, which can change, is not a fact: it
+belongs to the store, and LogicalUnit.blocks has it.
 """
 
 from collections import namedtuple
+from typing import TYPE_CHECKING, Any, Dict
 
 #: (key, default, meaning). Lengths, sizes, granularities and alignments are bytes unless the
-#: meaning says otherwise; for every maximum 0 says 'no limit reported', for compare-and-write and
-#: atomic 'not offered'.
+#: meaning says otherwise. A maximum of 0 means that no limit is reported; for compare-and-write and
+#: atomic, that the command is not offered.
 # fmt: off
 FACTS = (
     ('block_size', 512, 'logical block length; a power of two, 512 or more'),
@@ -22,54 +23,68 @@ FACTS = (
     ('revision', '0001', 'PRODUCT REVISION LEVEL, at most 4 ASCII characters'),
     ('serial', '', 'unit serial number, ASCII'),
     ('naa', '', 'NAA 6 identifier, 32 hex digits, or empty'),
-    ('eui', '', 'EUI-64 identifier, 16 hex digits (24 or 32 are served too), or empty'),
+    ('eui', '', 'EUI-64 identifier, 16 hex digits (24 or 32 are also supported), or empty'),
     ('scsi_name', '', 'SCSI name string of the unit (designator type 8), or empty'),
     ('rotation_rate', 0, '0: not reported, 1: does not rotate, 1025..65534: revolutions per minute'),
     ('thin', False, 'thin provisioned: LBPME 1, provisioning type 2'),
     ('unmap', False, 'UNMAP and WRITE SAME with UNMAP are accepted (LBPU, LBPWS, LBPWS10)'),
-    ('zeroes_after_unmap', False, 'LBPRZ: an unmapped block certainly reads as zeroes'),
+    ('zeroes_after_unmap', False, 'LBPRZ: an unmapped block always reads as zeroes'),
     ('unmap_granularity', 0, 'OPTIMAL UNMAP GRANULARITY; 0: not reported'),
-    ('unmap_alignment', 0, 'UNMAP GRANULARITY ALIGNMENT, offset of the first slab; counts while unmap_granularity is set'),
-    ('maximum_unmap_length', 1 << 30, 'MAXIMUM UNMAP LBA COUNT, all descriptors of one UNMAP together'),
+    ('unmap_alignment', 0,
+     'UNMAP GRANULARITY ALIGNMENT, offset of the first unit of unmap_granularity; used only if that is set'),
+    ('maximum_unmap_length', 1 << 30, 'MAXIMUM UNMAP LBA COUNT, the sum of all descriptors of one UNMAP'),
     ('maximum_unmap_descriptors', 256, 'MAXIMUM UNMAP BLOCK DESCRIPTOR COUNT (a count)'),
     ('maximum_write_same_length', 16 << 20, 'MAXIMUM WRITE SAME LENGTH; 0: no limit'),
-    ('write_same_zero_refused', False, 'WSNZ: a WRITE SAME of 0 blocks is refused instead of running to the end of the medium'),
-    ('maximum_transfer_length', 16 << 20, 'MAXIMUM TRANSFER LENGTH of READ, WRITE, VERIFY and their like; 0: no limit'),
+    ('write_same_zero_refused', False,
+     'WSNZ: a WRITE SAME of 0 blocks is refused instead of running to the end of the medium'),
+    ('maximum_transfer_length', 16 << 20,
+     'MAXIMUM TRANSFER LENGTH of READ, WRITE, VERIFY and similar commands; 0: no limit'),
     ('optimal_transfer_length', 1 << 20, 'OPTIMAL TRANSFER LENGTH'),
     ('optimal_transfer_granularity', 0, 'OPTIMAL TRANSFER LENGTH GRANULARITY; 0: the physical block size'),
-    ('maximum_compare_and_write_length', 65536, 'MAXIMUM COMPARE AND WRITE LENGTH (255 blocks at most); 0: not offered'),
+    ('maximum_compare_and_write_length', 65536,
+     'MAXIMUM COMPARE AND WRITE LENGTH (255 blocks at most); 0: not offered'),
     ('maximum_atomic_length', 0, 'MAXIMUM ATOMIC TRANSFER LENGTH; 0: WRITE ATOMIC is not offered'),
-    ('removable', False, 'RMB: START STOP UNIT can eject, PREVENT ALLOW counts'),
-    ('read_only', False, 'the store cannot be written: WP 1, writes end with 07/27/00'),
-    ('write_cache', False, 'what WCE is before anybody changes it'),
-    ('descriptor_sense', False, 'what D_SENSE is before anybody changes it'),
-    ('implicit_alua', False, 'TPGS bit 0: the states of target port groups are reported, and change by themselves'),
+    ('removable', False, 'RMB: START STOP UNIT can eject, PREVENT ALLOW has effect'),
+    ('read_only', False, 'the store is read-only: WP 1, writes end with 07/27/00'),
+    ('write_cache', False, 'default of WCE'),
+    ('descriptor_sense', False, 'default of D_SENSE'),
+    ('implicit_alua', False,
+     'TPGS bit 0: the states of target port groups are reported, and the target may change them'),
     ('explicit_alua', False, 'TPGS bit 1: they are reported, and SET TARGET PORT GROUPS changes them'),
     ('threshold_exponent', 0, 'a threshold set is 2^this blocks (VPD page B2h); 0: no thresholds'),
-    ('threshold_count', 0, 'threshold sets of available space at which initiators are told, by default; 0: never'),
-    ('mode_pages', '', "mode pages that the configuration writes: 'PP-SS:' and the hex digits of the whole page, by commas"),
+    ('threshold_count', 0,
+     'default threshold: unit attention at this many threshold sets of available space; 0: none'),
+    ('mode_pages', '',
+     "mode pages set by the configuration, separated by commas: 'PP-SS:' and the hex digits of the whole page"),
     ('management_url', '', 'a network address for VPD page 85h, or empty'),
-    ('logical_unit_group', 0, 'designator type 6: units with one number share the states of their groups; 0: not said'),
-    ('encrypted', False, 'the store encrypts: SANITIZE can erase by giving up the key'),
-    ('third_party_copy', True, '3PC, VPD 8Fh: EXTENDED COPY, tokens and what belongs to them are offered'),
+    ('logical_unit_group', 0,
+     'designator type 6: units with the same number share the states of their groups; 0: not reported'),
+    ('encrypted', False, 'the store encrypts: SANITIZE can erase by replacing the key'),
+    ('third_party_copy', True, '3PC, VPD page 8Fh: EXTENDED COPY, ROD tokens and their commands are offered'),
 )
 # fmt: on
 
 NAMES = tuple(key for key, _, _ in FACTS)
-DEFAULTS = dict((key, default) for key, default, _ in FACTS)
+DEFAULTS: Dict[str, Any] = dict((key, default) for key, default, _ in FACTS)
 
 
-class UnitFacts(namedtuple('UnitFacts', NAMES)):
+if TYPE_CHECKING:
+    _Facts = Any
+else:
+    _Facts = namedtuple('UnitFacts', NAMES)
+
+
+class UnitFacts(_Facts):
     """The facts of one unit, as attributes named like the keys of FACTS. Immutable."""
 
     __slots__ = ()
 
     @classmethod
-    def from_message(cls, message):
-        """UnitFacts of the dict in a `units` or `claim` message. Keys that are missing take their
-        default; unknown keys are ignored (a newer master). physical_block_size and
-        optimal_transfer_granularity of 0 are filled in. Raises ValueError if a value has the wrong
-        type or the block sizes cannot be."""
+    def from_message(cls, message: Dict[str, Any]) -> 'UnitFacts':
+        """UnitFacts of the dict in a `units` or `claim` message. Missing keys get their default;
+        unknown keys are ignored (a newer master). A physical_block_size or
+        optimal_transfer_granularity of 0 is replaced by what it means. Raises ValueError if a value
+        has the wrong type or the block sizes are not valid."""
         values = dict(DEFAULTS)
         for key in NAMES:
             if key in message:
@@ -81,7 +96,7 @@ class UnitFacts(namedtuple('UnitFacts', NAMES)):
         )
         for key in ('block_size', 'physical_block_size'):
             if values[key] < 512 or values[key] & (values[key] - 1):
-                raise ValueError('%s %d is no power of two from 512 up' % (key, values[key]))
+                raise ValueError('%s %d is not a power of two from 512 up' % (key, values[key]))
         if values['physical_block_size'] < block_size:
             raise ValueError(
                 'physical_block_size %(physical_block_size)d is less than block_size %(block_size)d'
@@ -90,30 +105,30 @@ class UnitFacts(namedtuple('UnitFacts', NAMES)):
         return cls(**values)
 
     @property
-    def block_erase(self):
-        """Can SANITIZE erase by unmapping? Only where unmapped blocks certainly read as zeroes."""
+    def block_erase(self) -> bool:
+        """Can SANITIZE erase by unmapping? Only if unmapped blocks always read as zeroes."""
         return self.unmap and self.zeroes_after_unmap
 
-    def message(self):
+    def message(self) -> Dict[str, Any]:
         """The dict that from_message() takes."""
         return dict(zip(NAMES, self))
 
     @property
-    def target_port_group_support(self):
-        """TPGS of standard INQUIRY data, SPC-4 table 174; not 0: REPORT TARGET PORT GROUPS is
-        answered."""
+    def target_port_group_support(self) -> int:
+        """TPGS of standard INQUIRY data, SPC-4 table 174; if not 0, REPORT TARGET PORT GROUPS is
+        supported."""
         return (1 if self.implicit_alua else 0) | (2 if self.explicit_alua else 0)
 
     @property
-    def physical_exponent(self):
+    def physical_exponent(self) -> int:
         """LOGICAL BLOCKS PER PHYSICAL BLOCK EXPONENT, SBC-3 5.16.2."""
         return (self.physical_block_size // self.block_size).bit_length() - 1
 
 
-def _typed(key, value):
+def _typed(key: str, value: Any) -> Any:
     wanted = type(DEFAULTS[key])
     if wanted is bool and isinstance(value, int):
         return bool(value)
     if not isinstance(value, wanted) or (wanted is int and (isinstance(value, bool) or value < 0)):
-        raise ValueError('fact %s cannot be %r' % (key, value))
+        raise ValueError('%r is not a valid value of the fact %s' % (value, key))
     return value

@@ -1,7 +1,7 @@
 """Names that initiators give a unit, and its clock: IDENTIFYING INFORMATION (SPC-4 6.32, 6.43),
 TIMESTAMP (6.38, 6.46). Pure.
 
-The clock is the host's, shifted by what SET TIMESTAMP said: unit.clock() gives milliseconds since
+The clock is the host's, shifted by what SET TIMESTAMP said: unit.services.milliseconds() gives milliseconds since
 1970.
 """
 
@@ -62,7 +62,7 @@ def report_timestamp(unit, task):
     """REPORT TIMESTAMP, SPC-4 6.38."""
     offset = unit.records['timestamp_offset']
     origin = BY_OTHER_MEANS if offset is None else BY_SET_TIMESTAMP
-    now = min(max(0, unit.clock() + (offset or 0)), rules.MAXIMUM_TIMESTAMP)
+    now = min(max(0, unit.services.milliseconds() + (offset or 0)), rules.MAXIMUM_TIMESTAMP)
     answer(task, struct.pack('>HBx6s2x', 10, origin, now.to_bytes(6, 'big')), u32(task.cdb, 6))
 
 
@@ -80,5 +80,6 @@ def _set_timestamp(task):
         return None
     data = parameter_list(task, task.length)
     return Change(
-        'set-timestamp', {'offset': int.from_bytes(data[4:10], 'big') - task.unit.clock()}
+        'set-timestamp',
+        {'offset': int.from_bytes(data[4:10], 'big') - task.unit.services.milliseconds()},
     )

@@ -13,6 +13,7 @@ from collections import namedtuple
 
 from targetd.scsi import sense
 from targetd.scsi.cdb import u16
+from targetd.scsi.medium_state import FAILED
 from targetd.scsi.sam import WOULD_BLOCK, Change
 from targetd.scsi.sbc import reading
 from targetd.scsi.spc import answer, parameter_list
@@ -115,7 +116,7 @@ def _statistics(unit, control):
 
 def _exceptions(unit, control):
     """SPC-4: FAILURE PREDICTION THRESHOLD EXCEEDED once acknowledged data was lost."""
-    code = (0x5D, 0x00) if unit.medium == 'failed' else (0, 0)
+    code = (0x5D, 0x00) if unit.medium == FAILED else (0, 0)
     return [(0x0000, BINARY_LIST, bytes(code + (UNKNOWN_TEMPERATURE, UNKNOWN_TEMPERATURE)))]
 
 

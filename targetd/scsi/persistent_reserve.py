@@ -1,14 +1,15 @@
-"""PERSISTENT RESERVE IN and OUT, RESERVE and RELEASE on the wire: CDB and parameter list to
-arguments, state to Data-In. Pure.
+"""The wire formats of PERSISTENT RESERVE IN and OUT, RESERVE and RELEASE: CDB and parameter list
+become arguments, the state of the reservations becomes Data-In. Pure.
 
-The state and the arguments are those of reservations.py, which also gives these functions out under
-its own name; here nothing is decided.
+reservations.py describes the state and decides what the arguments change.
 """
 
 import struct
 from collections import OrderedDict
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from targetd.scsi import transport_id
+from targetd.scsi.sam import Port
 from targetd.scsi.sense import ILLEGAL_REQUEST, CheckCondition
 
 # PERSISTENT RESERVE OUT service actions, SPC-4 table 206
@@ -36,10 +37,10 @@ ALL_REGISTRANTS = frozenset([7, 8])
 # Registrants Only and All Registrants: every registered nexus has access
 REGISTRANTS = frozenset([5, 6, 7, 8])
 
-ZERO = '0' * 16  # the reservation key that stands for none
+ZERO = '0' * 16  # the reservation key that means: no key
 
 
-# -- to arguments ------------------------------------------------------------------------------------------------------
+# -- from CDB and parameter list to arguments -----------------------------------------------------
 
 OUT_LIST = struct.Struct('>8s8s4xBxH')  # RESERVATION KEY, SERVICE ACTION RESERVATION KEY, flags
 # …, flags, RELATIVE TARGET PORT IDENTIFIER, TRANSPORTID LENGTH
@@ -48,9 +49,9 @@ LENGTH = struct.Struct('>I')
 OUT_LENGTH = 24
 
 
-def parse_out(cdb, data, ports=()):
-    """The arguments (JSON-able) of a PERSISTENT RESERVE OUT for `apply`. data: its parameter list;
-    ports: the target's sam.Port rows (for ALL_TG_PT and REGISTER AND MOVE).
+def parse_out(cdb: bytes, data: bytes, ports: Sequence[Port] = ()) -> Dict[str, Any]:
+    """The arguments (JSON-able) of a PERSISTENT RESERVE OUT for reservations.apply_command. data:
+    its parameter list; ports: the ports of the target (for ALL_TG_PT and REGISTER AND MOVE).
 
     Raises CheckCondition: 05/24/00 unknown service action, 05/1A/00 list of the wrong length,
     05/26/00 with field pointer.
@@ -62,7 +63,7 @@ def parse_out(cdb, data, ports=()):
     if length < OUT_LENGTH or len(data) < length:
         raise CheckCondition(ILLEGAL_REQUEST, 0x1A, 0x00)
     data = bytes(data[:length])
-    arguments = {
+    arguments: Dict[str, Any] = {
         'service_action': action,
         'scope': cdb[2] >> 4,
         'type': cdb[2] & 0x0F,
@@ -75,7 +76,7 @@ def parse_out(cdb, data, ports=()):
     return arguments
 
 
-def _parse_basic(arguments, data, ports):
+def _parse_basic(arguments: Dict[str, Any], data: bytes, ports: Sequence[Port]) -> None:
     key, service_action_key, flags, _ = OUT_LIST.unpack_from(data)
     action = arguments['service_action']
     registers = action in (REGISTER, REGISTER_AND_IGNORE_EXISTING_KEY)
@@ -94,7 +95,7 @@ def _parse_basic(arguments, data, ports):
         raise CheckCondition(ILLEGAL_REQUEST, 0x1A, 0x00)
 
 
-def _parse_transport_ids(data):
+def _parse_transport_ids(data: bytes) -> List[str]:
     if len(data) < OUT_LENGTH + LENGTH.size:
         raise CheckCondition(ILLEGAL_REQUEST, 0x1A, 0x00)
     length = LENGTH.unpack_from(data, OUT_LENGTH)[0]
@@ -111,12 +112,12 @@ def _parse_transport_ids(data):
     return names
 
 
-def _parse_move(arguments, data, ports):
+def _parse_move(arguments: Dict[str, Any], data: bytes, ports: Sequence[Port]) -> None:
     key, service_action_key, flags, relative, length = MOVE_LIST.unpack_from(data)
     if len(data) != OUT_LENGTH + length:
         raise CheckCondition(ILLEGAL_REQUEST, 0x1A, 0x00)
     name, end = transport_id.decode(data, OUT_LENGTH)
-    # a device name says not which port to move to
+    # the name of an initiator device does not say to which port to move
     if end != len(data) or not transport_id.is_port(name):
         raise list_error(20 if end != len(data) else OUT_LENGTH)
     target_ports = [port.name for port in ports if port.relative_identifier == relative]
@@ -132,9 +133,10 @@ def _parse_move(arguments, data, ports):
     )
 
 
-def parse_reserve(cdb):
-    """The arguments of RESERVE or RELEASE(6/10): none. Raises CheckCondition 05/24/00 for third
-    parties and extents, which SPC-2 5.5.1 leaves to the target and which name nothing in iSCSI."""
+def parse_reserve(cdb: bytes) -> Dict[str, Any]:
+    """The arguments of RESERVE or RELEASE(6/10): an empty dict. Raises CheckCondition 05/24/00 for
+    third-party reservations and extents: both are optional (SPC-2 5.5.1), and third-party device
+    identifiers are not defined for iSCSI."""
     if cdb[1] & 0x10:
         raise CheckCondition(ILLEGAL_REQUEST, 0x24, 0x00, field=(1, 4, True))
     if cdb[1] & 0x01:
@@ -142,13 +144,14 @@ def parse_reserve(cdb):
     return {}
 
 
-def list_error(offset, bit=None):
-    """05/26/00, pointing at this byte of the parameter list."""
+def list_error(offset: int, bit: Optional[int] = None) -> CheckCondition:
+    """05/26/00 with a field pointer to this byte of the parameter list."""
     return CheckCondition(ILLEGAL_REQUEST, 0x26, 0x00, field=(offset, bit, False))
 
 
-# -- PERSISTENT RESERVE IN ---------------------------------------------------------------------------------------------
-# All of the data, ADDITIONAL LENGTH as if it were all sent; the caller clips to the allocation length.
+# -- PERSISTENT RESERVE IN ------------------------------------------------------------------------
+# The functions return all of the data, with the ADDITIONAL LENGTH of all of it; the caller cuts it at
+# the allocation length.
 
 IN_HEADER = struct.Struct('>II')
 RESERVATION = struct.Struct('>8s4xxBxx')
@@ -156,14 +159,14 @@ FULL_STATUS = struct.Struct('>8s4xBB4xHI')
 CAPABILITIES = struct.Struct('>HBBBBxx')
 # CRH, SIP_C, ATP_C, PTPL_C
 CAPABLE = 0x10 | 0x08 | 0x04 | 0x01
-# TMV; ALLOW COMMANDS 011b: TEST UNIT READY passes every type, MODE SENSE, READ BUFFER, RSOC and
-# their like pass Write Exclusive
+# TMV; ALLOW COMMANDS 011b: every type allows TEST UNIT READY, Write Exclusive also allows MODE SENSE,
+# READ BUFFER, REPORT SUPPORTED OPERATION CODES and other commands (SPC-4 6.15)
 TYPE_MASK_VALID = 0x80 | 0x30
 # WR_EX_AR, EX_AC_RO, WR_EX_RO, EX_AC, WR_EX; EX_AC_AR
 TYPE_MASK = (0x80 | 0x40 | 0x20 | 0x08 | 0x02, 0x01)
 
 
-def holds(state, who):
+def holds(state: Dict[str, Any], who: Tuple[str, str]) -> bool:
     """Is the nexus `who`, (initiator_port, target_port), the persistent reservation holder, or one
     of them?"""
     if state['type'] in ALL_REGISTRANTS:
@@ -171,15 +174,15 @@ def holds(state, who):
     return state['holder'] is not None and tuple(state['holder']) == who
 
 
-def read_keys(state):
+def read_keys(state: Dict[str, Any]) -> bytes:
     """READ KEYS, SPC-4 6.15."""
     keys = b''.join(bytes.fromhex(r['key']) for r in state['registrations'])
     return IN_HEADER.pack(state['generation'], len(keys)) + keys
 
 
-def read_reservation(state):
-    """READ RESERVATION, SPC-4 6.15; the key is 0 where all registrants hold it. Told to every
-    nexus, registered or not: Windows cluster validation asks from the nodes that hold nothing."""
+def read_reservation(state: Dict[str, Any]) -> bytes:
+    """READ RESERVATION, SPC-4 6.15; the key is 0 if all registrants hold the reservation. Every
+    nexus gets the data, registered or not: Windows cluster validation reads it from all nodes."""
     if not state['type']:
         return IN_HEADER.pack(state['generation'], 0)
     key = ZERO
@@ -191,25 +194,26 @@ def read_reservation(state):
     )
 
 
-def report_capabilities(state):
+def report_capabilities(state: Dict[str, Any]) -> bytes:
     """REPORT CAPABILITIES, SPC-4 6.15."""
     return CAPABILITIES.pack(
         CAPABILITIES.size, CAPABLE, TYPE_MASK_VALID | (0x01 if state['aptpl'] else 0), *TYPE_MASK
     )
 
 
-def read_full_status(state, ports=()):
-    """READ FULL STATUS, SPC-4 6.15. ports: the target's sam.Port rows, for the relative identifiers
-    (0 for a target port that is no more). A nexus that registered for all target ports and still is
-    at each is one descriptor with ALL_TG_PT."""
+def read_full_status(state: Dict[str, Any], ports: Sequence[Port] = ()) -> bytes:
+    """READ FULL STATUS, SPC-4 6.15. ports: the ports of the target, for the relative identifiers (0
+    for a target port that does not exist any more). An initiator port that registered for all
+    target ports, and is still registered at each of them, gets one descriptor with ALL_TG_PT."""
     relative = dict((port.name, port.relative_identifier) for port in ports)
     registrations = OrderedDict(
         ((r['initiator_port'], r['target_port']), (r['key'], r['all_tg_pt']))
         for r in state['registrations']
     )
-    descriptors, told = [], set()
+    descriptors = []
+    reported: set = set()
     for who, (key, all_tg_pt) in registrations.items():
-        if who in told:
+        if who in reported:
             continue
         holder = holds(state, who)
         group = [other for other in registrations if other[0] == who[0]]
@@ -221,7 +225,7 @@ def read_full_status(state, ports=()):
                 for other in group
             )
         )
-        told.update(group if whole else [who])
+        reported.update(group if whole else [who])
         identifier = transport_id.encode(who[0])
         descriptors.append(
             FULL_STATUS.pack(

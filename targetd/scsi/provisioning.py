@@ -31,7 +31,7 @@ def run_unmap(task):
     unit = task.unit
     ranges = unmap_ranges(unit, bytes(task.data_out or b''), task.length)
     if ranges and unit.read_only:
-        raise unit.protection()
+        raise unit.write_protect_error()
     for lba, blocks in ranges:
         if task.aborted:
             return None

@@ -1,35 +1,33 @@
-"""Persistent reservations (SPC-4) and the older RESERVE/RELEASE (SPC-2 5.5) as values. Pure.
+"""Persistent reservations (SPC-4) and the older RESERVE and RELEASE (SPC-2 5.5): their state, and
+what each command and event changes in it. Pure.
 
-One logical unit's reservations are one JSON-able dict, never changed in place. The master applies changes (`apply`,
-`session_lost`, `logical_unit_reset`), every worker reads a replica (`refused_classes`, and the PERSISTENT RESERVE IN data).
+The reservations of one logical unit are one JSON-able dict, never changed in place. The master
+applies changes (apply_command, session_lost, logical_unit_reset). Every worker reads a replica:
+reservation_classes.py decides which commands it refuses, persistent_reserve.py makes the PERSISTENT
+RESERVE IN data of it.
 
 The state:
   generation      PRGENERATION, 32 bits
   registrations   [{initiator_port, target_port, key: 16 hex digits, all_tg_pt: bool}, …] in the order of registration;
                   the ports are SCSI port names ('iqn.…,i,0x00023d000001', 'iqn.…,t,0x0001')
   holder          [initiator_port, target_port] of the reservation holder; None if nothing is reserved and for the All
-                  Registrants types, where every registered nexus holds it
+                  Registrants types, where every registered nexus holds the reservation
   type            the persistent reservation type, 0 if nothing is reserved
-  aptpl           what the last REGISTER said: does it outlive a loss of power
+  aptpl           bool, APTPL of the last REGISTER: does the reservation persist through a loss of power?
   reserved_by     [initiator_port, target_port] that holds an SPC-2 reservation, or None
 
-Invariants: holder is registered; type 7 or 8 implies at least one registration; reserved_by
+Invariants: the holder is registered; type 7 or 8 implies at least one registration; reserved_by
 excludes registrations.
-
-The reservation class of a command says which reservations refuse it; opcodes.py names one in each
-row. A row without a class conflicts whenever anything is reserved against the nexus (fail closed).
 """
 
 import re
 from collections import OrderedDict, namedtuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Tuple
 
 from targetd.scsi import attention, sam, transport_id
 from targetd.scsi.persistent_reserve import (
     ALL_REGISTRANTS,
     CLEAR,
-    EXCLUSIVE_ACCESS,
-    EXCLUSIVE_ACCESS_ALL_REGISTRANTS,
-    EXCLUSIVE_ACCESS_REGISTRANTS_ONLY,
     OUT_LENGTH,
     PR_RELEASE,
     PR_RESERVE,
@@ -40,97 +38,34 @@ from targetd.scsi.persistent_reserve import (
     REGISTER_AND_MOVE,
     REGISTRANTS,
     TYPES,
-    WRITE_EXCLUSIVE,
-    WRITE_EXCLUSIVE_ALL_REGISTRANTS,
-    WRITE_EXCLUSIVE_REGISTRANTS_ONLY,
-    WRITE_EXCLUSIVE_TYPES,
     ZERO,
-    holds,
     list_error,
-    parse_out,
-    parse_reserve,
-    read_full_status,
-    read_keys,
-    read_reservation,
-    report_capabilities,
 )
+from targetd.scsi.reservation_classes import port_names
 from targetd.scsi.sense import ILLEGAL_REQUEST, CheckCondition
 
-__all__ = (  # what others use; the types and the wire forms stand in persistent_reserve.py
-    'ALWAYS',
-    'STATUS',
-    'READ',
-    'WRITE',
-    'RESERVE',
-    'PR_IN',
-    'PR_REGISTER',
-    'PR_REGISTERED',
-    'PR_OUT',
-    'START_STOP',
-    'PREVENT',
-    'WRITE_EXCLUSIVE',
-    'EXCLUSIVE_ACCESS',
-    'WRITE_EXCLUSIVE_REGISTRANTS_ONLY',
-    'EXCLUSIVE_ACCESS_REGISTRANTS_ONLY',
-    'WRITE_EXCLUSIVE_ALL_REGISTRANTS',
-    'EXCLUSIVE_ACCESS_ALL_REGISTRANTS',
-    'Outcome',
-    'initial',
-    'apply',
-    'conflicts',
-    'refused_classes',
-    'session_lost',
-    'logical_unit_reset',
-    'aptpl_dump',
-    'aptpl_load',
-    'holds',
-    'parse_out',
-    'parse_reserve',
-    'read_keys',
-    'read_reservation',
-    'report_capabilities',
-    'read_full_status',
-)
-
-# Reservation classes: the rows of SPC-4 tables 70 and 71 and SBC-3 table 13 that differ, and SPC-2
-# 5.5.1 for RESERVE(6/10). never refused: INQUIRY, REPORT LUNS, REQUEST SENSE, READ CAPACITY, LOG
-# SENSE, RTPG, RELEASE …
-ALWAYS = 'always'
-# refused by an SPC-2 reservation only: TEST UNIT READY, REPORT REFERRALS, REPORT TIMESTAMP …
-STATUS = 'status'
-# where the medium may not be read: READ, VERIFY, PRE-FETCH, GET LBA STATUS, MODE SENSE, RSOC …
-READ = 'read'
-# where it may not be written: WRITE, UNMAP, SYNCHRONIZE CACHE, MODE SELECT, LOG SELECT …
-WRITE = 'write'
-RESERVE = 'reserve'  # RESERVE(6/10)
-PR_IN = 'pr-in'  # PERSISTENT RESERVE IN
-PR_REGISTER = 'pr-register'  # PERSISTENT RESERVE OUT: REGISTER, REGISTER AND IGNORE EXISTING KEY
-PR_REGISTERED = 'pr-registered'  # PERSISTENT RESERVE OUT: every other service action
-# Classes that depend on the CDB; `conflicts` turns them into one of the above.
-PR_OUT = 'pr-out'  # by the SERVICE ACTION field
-# START STOP UNIT: START=1 without power condition is ALWAYS, the rest WRITE
-START_STOP = 'start-stop'
-PREVENT = 'prevent'  # PREVENT ALLOW MEDIUM REMOVAL: allowing is ALWAYS, preventing WRITE
-
-# beyond it 05/55/04: a state must stay small enough to send to every worker
+# Further registrations end with 05/55/04: a state must stay small enough to send to every worker.
 MAXIMUM_REGISTRATIONS = 1024
 
-NOTHING = frozenset()
-SPC2_HOLDER = frozenset([PR_IN, PR_REGISTER, PR_REGISTERED])
-SPC2_OTHERS = SPC2_HOLDER | frozenset([STATUS, READ, WRITE, RESERVE])
+#: (initiator port name, target port name)
+PortNames = Tuple[str, str]
+State = Dict[str, Any]
 
 Outcome = namedtuple('Outcome', 'state status error attentions aborts persist')
-Outcome.__doc__ = """What `apply` decided.
+Outcome.__doc__ = """What apply_command decided.
 
-    state: the new state (the old object itself if nothing changed); status: GOOD, RESERVATION_CONFLICT or CHECK_CONDITION;
-    error: CheckCondition or None; attentions: [((initiator_port, target_port), asc, ascq) …] owed to those nexuses;
-    aborts: [(initiator_port, target_port) …] whose tasks PREEMPT AND ABORT ends (may hold the nexus that asks: its other
-    tasks); persist: what persists has changed and must be on stable storage before the command completes.
+    state:       the new state; the old object itself if nothing changed
+    status:      GOOD, RESERVATION_CONFLICT or CHECK_CONDITION
+    error:       CheckCondition, or None
+    attentions:  [((initiator_port, target_port), asc, ascq) …], unit attentions to raise for these nexuses
+    aborts:      [(initiator_port, target_port) …] whose tasks PREEMPT AND ABORT aborts; the nexus that sent the
+                 command may be among them, for its other tasks
+    persist:     bool, the persistent part has changed and must be on stable storage before the command completes
     """
 
 
-def initial():
-    """The state of a unit that nobody has reserved."""
+def initial() -> State:
+    """The state of a unit without reservations."""
     return {
         'generation': 0,
         'registrations': [],
@@ -141,53 +76,7 @@ def initial():
     }
 
 
-# -- what is refused, worker side --------------------------------------------------------------------------------------
-
-
-def refused_classes(state, nexus):
-    """The reservation classes that `state` refuses to this nexus: a frozenset, empty where nothing
-    needs to be checked.
-
-    PERSISTENT RESERVE OUT from a registered nexus is never in it: the master refuses what it must,
-    so a registrant of a Registrants Only reservation (a node of a Windows cluster) pays nothing for
-    commands that it may send.
-    """
-    who = _who(nexus)
-    if state['reserved_by'] is not None:
-        return SPC2_HOLDER if tuple(state['reserved_by']) == who else SPC2_OTHERS
-    kind = state['type']
-    if not kind:
-        return NOTHING
-    registered = any((r['initiator_port'], r['target_port']) == who for r in state['registrations'])
-    if registered and (kind in REGISTRANTS or tuple(state['holder']) == who):
-        return NOTHING
-    refused = [WRITE, RESERVE]
-    if kind not in WRITE_EXCLUSIVE_TYPES:
-        refused.append(READ)
-    if not registered:
-        refused.append(PR_REGISTERED)
-    return frozenset(refused)
-
-
-def conflicts(refused, reservation_class, cdb):
-    """Does the set `refused` (from refused_classes) refuse this command? A class of None: yes,
-    unless the set is empty."""
-    if not refused:
-        return False
-    if reservation_class == PR_OUT:
-        reservation_class = (
-            PR_REGISTER
-            if cdb[1] & 0x1F in (REGISTER, REGISTER_AND_IGNORE_EXISTING_KEY)
-            else PR_REGISTERED
-        )
-    elif reservation_class == START_STOP:
-        reservation_class = ALWAYS if cdb[4] & 0xF1 == 0x01 else WRITE
-    elif reservation_class == PREVENT:
-        reservation_class = WRITE if cdb[4] & 0x03 else ALWAYS
-    return reservation_class is None or reservation_class in refused
-
-
-# -- changes, master side ----------------------------------------------------------------------------------------------
+# -- changes by commands -------------------------------------------------------------------------
 
 
 class _Conflict(Exception):
@@ -195,12 +84,12 @@ class _Conflict(Exception):
 
 
 class _Draft(object):
-    """A state being changed on behalf of the nexus `who`."""
+    """A state that a command of the nexus `who` is changing."""
 
-    def __init__(self, state, who):
+    def __init__(self, state: State, who: PortNames) -> None:
         self.who = who
         self.generation = state['generation']
-        self.registrations = OrderedDict(
+        self.registrations: Dict[PortNames, Tuple[str, bool]] = OrderedDict(
             ((r['initiator_port'], r['target_port']), (r['key'], r['all_tg_pt']))
             for r in state['registrations']
         )
@@ -208,10 +97,11 @@ class _Draft(object):
         self.type = state['type']
         self.aptpl = state['aptpl']
         self.reserved_by = tuple(state['reserved_by']) if state['reserved_by'] else None
-        self.attentions = []
-        self.aborts = []
+        self.attentions: List[Tuple[PortNames, int, int]] = []
+        self.aborts: List[PortNames] = []
 
-    def state(self):
+    def state(self) -> State:
+        """The changed state."""
         return {
             'generation': self.generation & 0xFFFFFFFF,
             'registrations': [
@@ -224,10 +114,11 @@ class _Draft(object):
             'reserved_by': list(self.reserved_by) if self.reserved_by else None,
         }
 
-    def key(self, who):
+    def key(self, who: Optional[PortNames]) -> Optional[str]:
+        """The reservation key of this nexus, or None if it is not registered."""
         return self.registrations[who][0] if who in self.registrations else None
 
-    def holds(self, who):
+    def holds(self, who: PortNames) -> bool:
         """Is this nexus the persistent reservation holder, or one of them?"""
         return (
             bool(self.type)
@@ -235,21 +126,25 @@ class _Draft(object):
             and (self.type in ALL_REGISTRANTS or self.holder == who)
         )
 
-    def register(self, who, key, all_tg_pt=False):
+    def register(self, who: PortNames, key: str, all_tg_pt: bool = False) -> None:
+        """Register this nexus, or change its key. Raises CheckCondition 05/55/04 if there are too
+        many registrations."""
         if who not in self.registrations and len(self.registrations) >= MAXIMUM_REGISTRATIONS:
             raise CheckCondition(ILLEGAL_REQUEST, 0x55, 0x04)
         self.registrations[who] = (key, all_tg_pt)
 
-    def hold(self, kind):
+    def hold(self, kind: int) -> None:
+        """The nexus of the command becomes the holder of a reservation of this type."""
         self.type = kind
         self.holder = None if kind in ALL_REGISTRANTS else self.who
 
-    def free(self):
+    def free(self) -> None:
+        """End the reservation."""
         self.type, self.holder = 0, None
 
-    def remove(self, who):
-        """Remove a registration; what it alone held is reserved no more. Returns the type of a
-        reservation that went so."""
+    def remove(self, who: PortNames) -> int:
+        """Remove a registration, and the reservation if only this nexus held it. Returns the type of
+        the reservation that ended so, or 0."""
         kind = self.type
         last_of_all = kind in ALL_REGISTRANTS and len(self.registrations) == 1
         held = kind and (last_of_all or self.holder == who)
@@ -259,19 +154,28 @@ class _Draft(object):
         self.free()
         return kind
 
-    def tell(self, nexuses, code):
-        """Owe a unit attention to these nexuses, all but the one that asks."""
+    def raise_attention(self, nexuses: Iterable[PortNames], code: Tuple[int, int]) -> None:
+        """Raise a unit attention for these nexuses, except for the one that sent the command."""
         self.attentions.extend((other, code[0], code[1]) for other in nexuses if other != self.who)
 
 
-def apply(state, nexus, kind, arguments, known_ports=()):
-    """The Outcome of a command that changes reservations. kind: 'persistent-reserve-out', 'reserve'
-    or 'release'; arguments: of parse_out or parse_reserve; known_ports: names of the initiator
-    ports that are logged in, which a TransportID without ISID stands for (SPC-4 7.6.4.6).
+def apply_command(
+    state: State,
+    nexus: sam.Nexus,
+    kind: str,
+    arguments: Dict[str, Any],
+    known_ports: Iterable[str] = (),
+) -> Outcome:
+    """The Outcome of a command that changes reservations.
 
-    Raises ValueError if the arguments are not what parse_out makes: they come from a worker.
+    kind: 'persistent-reserve-out', 'reserve' or 'release'; arguments: as returned by
+    persistent_reserve.parse_out or parse_reserve; known_ports: the names of the initiator ports
+    that are logged in: a TransportID without ISID means all of them that belong to its initiator
+    (SPC-4 7.6.4.6).
+
+    Raises ValueError if parse_out cannot have returned the arguments: they come from a worker.
     """
-    draft = _Draft(state, _who(nexus))
+    draft = _Draft(state, port_names(nexus))
     try:
         if kind == 'persistent-reserve-out':
             _persistent_reserve_out(draft, _checked(arguments), known_ports)
@@ -302,19 +206,19 @@ SHAPES = (
 )
 
 
-def _checked(arguments):
+def _checked(arguments: Dict[str, Any]) -> Dict[str, Any]:
     for name, shape in SHAPES:
         if type(arguments.get(name)) is not shape:
             raise ValueError(
-                '%s of a PERSISTENT RESERVE OUT cannot be %r' % (name, arguments.get(name))
+                '%s of a PERSISTENT RESERVE OUT is not valid: %r' % (name, arguments.get(name))
             )
     if not (KEY.match(arguments['key']) and KEY.match(arguments['service_action_key'])):
-        raise ValueError('reservation keys are 16 hex digits')
+        raise ValueError('a reservation key is not 16 hex digits')
     names = arguments['transport_ids'] if arguments.get('transport_ids') is not None else []
     if type(names) is not list or any(
         type(name) is not str for name in names + arguments['target_ports']
     ):
-        raise ValueError('ports of a PERSISTENT RESERVE OUT are lists of names')
+        raise ValueError('the ports of a PERSISTENT RESERVE OUT are not lists of names')
     move = arguments['service_action'] == REGISTER_AND_MOVE
     if arguments['service_action'] not in ACTIONS or (
         move and not (len(names) == 1 and arguments['target_ports'])
@@ -323,11 +227,7 @@ def _checked(arguments):
     return arguments
 
 
-def _who(nexus):
-    return (nexus.initiator_port, nexus.target_port)
-
-
-def _spc2(draft, kind):
+def _spc2(draft: _Draft, kind: str) -> None:
     """RESERVE and RELEASE: SPC-2 5.5.1, with the exceptions of SPC-4 (CRH)."""
     who = draft.who
     if draft.registrations:
@@ -339,14 +239,16 @@ def _spc2(draft, kind):
             raise _Conflict()
         draft.reserved_by = who
     elif kind == 'release':
-        if draft.reserved_by == who:  # from others: GOOD, and nothing changes
+        if draft.reserved_by == who:  # from another nexus: GOOD, and nothing changes
             draft.reserved_by = None
     else:
-        raise ValueError('%r changes no reservation' % (kind,))
+        raise ValueError('%r is not a command that changes reservations' % (kind,))
 
 
-def _persistent_reserve_out(draft, arguments, known_ports):
-    if draft.reserved_by is not None:  # whoever holds it, SPC-2 5.5.1
+def _persistent_reserve_out(
+    draft: _Draft, arguments: Dict[str, Any], known_ports: Iterable[str]
+) -> None:
+    if draft.reserved_by is not None:  # even by this nexus, SPC-2 5.5.1
         raise _Conflict()
     action = arguments['service_action']
     if action == REGISTER:
@@ -361,13 +263,13 @@ def _persistent_reserve_out(draft, arguments, known_ports):
         ACTIONS[action](draft, arguments)
 
 
-def _register(draft, arguments, known_ports):
-    """REGISTER and REGISTER AND IGNORE EXISTING KEY, SPC-4: the key has been checked for the nexus
-    that asks."""
+def _register(draft: _Draft, arguments: Dict[str, Any], known_ports: Iterable[str]) -> None:
+    """REGISTER and REGISTER AND IGNORE EXISTING KEY, SPC-4. The key of the nexus that sent the
+    command has been checked."""
     who, new = draft.who, arguments['service_action_key']
     names = arguments['transport_ids']
     if names is not None and who in draft.registrations:
-        raise list_error(20, 3)  # SPEC_I_PT is for a nexus that registers anew
+        raise list_error(20, 3)  # SPEC_I_PT is allowed only if this nexus is not registered yet
     target_ports = [who[1]]
     if arguments['all_tg_pt']:
         target_ports += [name for name in arguments['target_ports'] if name != who[1]]
@@ -378,7 +280,7 @@ def _register(draft, arguments, known_ports):
     for target_port in target_ports:
         _register_one(draft, (who[0], target_port), arguments)
     if new != ZERO:
-        for initiator_port in _expanded(names or (), known_ports):
+        for initiator_port in _initiator_ports(names or (), known_ports):
             for target_port in target_ports:
                 if (initiator_port, target_port) not in draft.registrations:
                     draft.register((initiator_port, target_port), new, arguments['all_tg_pt'])
@@ -386,9 +288,9 @@ def _register(draft, arguments, known_ports):
     draft.generation += 1
 
 
-def _register_one(draft, nexus, arguments):
-    """As if the request had come through this target port too (ALL_TG_PT); a key that is wrong
-    there changes nothing there."""
+def _register_one(draft: _Draft, nexus: PortNames, arguments: Dict[str, Any]) -> None:
+    """Register as if the command had come through the target port of this nexus (ALL_TG_PT). A key
+    that is wrong there changes nothing there."""
     ignore = arguments['service_action'] == REGISTER_AND_IGNORE_EXISTING_KEY
     if not ignore and (draft.key(nexus) or ZERO) != arguments['key']:
         return
@@ -398,16 +300,16 @@ def _register_one(draft, nexus, arguments):
         _unregister(draft, nexus)
 
 
-def _unregister(draft, nexus):
-    """SPC-4: if the holder of a Registrants Only reservation goes, the others are told that it is
-    released."""
+def _unregister(draft: _Draft, nexus: PortNames) -> None:
+    """Remove a registration. If that ends a Registrants Only or All Registrants reservation, the
+    other nexuses get unit attention RESERVATIONS RELEASED (SPC-4)."""
     if draft.remove(nexus) in REGISTRANTS:
-        draft.tell(draft.registrations, attention.RESERVATIONS_RELEASED)
+        draft.raise_attention(draft.registrations, attention.RESERVATIONS_RELEASED)
 
 
-def _expanded(names, known_ports):
-    """The initiator ports that TransportIDs name; one without ISID names the known ports of that
-    initiator."""
+def _initiator_ports(names: Iterable[str], known_ports: Iterable[str]) -> Iterator[str]:
+    """The initiator ports that TransportIDs name; a TransportID without ISID names the known ports
+    of that initiator."""
     for name in names:
         if transport_id.is_port(name):
             yield name
@@ -417,9 +319,9 @@ def _expanded(names, known_ports):
                     yield port
 
 
-def _scope_and_type(arguments):
-    """The type asked for. Raises CheckCondition 05/24/00: LU_SCOPE is the only scope left (SPC-4
-    6.15)."""
+def _requested_type(arguments: Dict[str, Any]) -> int:
+    """The TYPE field. Raises CheckCondition 05/24/00 if it is not a type, or if SCOPE is not
+    LU_SCOPE, the only scope of SPC-4 6.15."""
     if arguments['scope']:
         raise CheckCondition(ILLEGAL_REQUEST, 0x24, 0x00, field=(2, 7, True))
     if arguments['type'] not in TYPES:
@@ -427,45 +329,45 @@ def _scope_and_type(arguments):
     return arguments['type']
 
 
-def _reserve(draft, arguments):
-    """RESERVE (SPC-4). The holder may ask again for what it has; whoever asks for anything else
-    conflicts."""
-    kind = _scope_and_type(arguments)
+def _reserve(draft: _Draft, arguments: Dict[str, Any]) -> None:
+    """RESERVE (SPC-4). While a reservation exists, only its holder may repeat the same command;
+    everything else conflicts."""
+    kind = _requested_type(arguments)
     if not draft.type:
         draft.hold(kind)
     elif not (draft.holds(draft.who) and draft.type == kind):
         raise _Conflict()
 
 
-def _release(draft, arguments):
-    """RELEASE (SPC-4): GOOD for a registrant that holds nothing; scope and type must be those of
-    the reservation."""
+def _release(draft: _Draft, arguments: Dict[str, Any]) -> None:
+    """RELEASE (SPC-4): GOOD for a registered nexus that is not a holder; scope and type must be
+    those of the reservation."""
     if not draft.holds(draft.who):
         return
     if arguments['scope'] or arguments['type'] != draft.type:
-        # INVALID RELEASE OF PERSISTENT RESERVATION: scope and type stand in the CDB
+        # INVALID RELEASE OF PERSISTENT RESERVATION; scope and type are fields of the CDB
         raise CheckCondition(
             ILLEGAL_REQUEST, 0x26, 0x04, field=(2, 7 if arguments['scope'] else 3, True)
         )
     if draft.type in REGISTRANTS:
-        draft.tell(draft.registrations, attention.RESERVATIONS_RELEASED)
+        draft.raise_attention(draft.registrations, attention.RESERVATIONS_RELEASED)
     draft.free()
 
 
-def _clear(draft, arguments):
+def _clear(draft: _Draft, arguments: Dict[str, Any]) -> None:
     """CLEAR, SPC-4."""
-    draft.tell(draft.registrations, attention.RESERVATIONS_PREEMPTED)
+    draft.raise_attention(draft.registrations, attention.RESERVATIONS_PREEMPTED)
     draft.registrations.clear()
     draft.free()
     draft.generation += 1
 
 
-def _preempt(draft, arguments):
+def _preempt(draft: _Draft, arguments: Dict[str, Any]) -> None:
     """PREEMPT and PREEMPT AND ABORT, SPC-4.
 
-    Takes the reservation over if SERVICE ACTION RESERVATION KEY is the holder's (or 0 where all
-    registrants hold it), else it only removes registrations, scope and type being ignored. A key of
-    0 names nothing elsewhere.
+    If SERVICE ACTION RESERVATION KEY is the key of the holder (or 0 for an All Registrants
+    reservation), the command takes the reservation over. Otherwise it only removes registrations,
+    and scope and type are ignored. For other reservations a key of 0 is refused with 05/26/00.
     """
     victim_key = arguments['service_action_key']
     shared = draft.type in ALL_REGISTRANTS
@@ -477,21 +379,22 @@ def _preempt(draft, arguments):
         victims = [who for who in draft.registrations if draft.key(who) == victim_key]
         takes_over = bool(draft.type) and not shared and draft.key(draft.holder) == victim_key
     if takes_over:
-        victims = _take_over(draft, _scope_and_type(arguments), victims)
+        victims = _take_over(draft, _requested_type(arguments), victims)
     elif not victims:
         raise _Conflict()
     else:
         for who in victims:
             draft.remove(who)
-    draft.tell(victims, attention.REGISTRATIONS_PREEMPTED)
+    draft.raise_attention(victims, attention.REGISTRATIONS_PREEMPTED)
     if arguments['service_action'] == PREEMPT_AND_ABORT:
         draft.aborts.extend(victims)
     draft.generation += 1
 
 
-def _take_over(draft, kind, victims):
-    """The reservation changes hands; who keeps a registration learns if it is another type now.
-    Returns who was removed."""
+def _take_over(draft: _Draft, kind: int, victims: List[PortNames]) -> List[PortNames]:
+    """The nexus of the command becomes the holder of a reservation of type `kind`, and the victims
+    lose their registrations. If the type changes, the nexuses that stay registered get unit
+    attention RESERVATIONS RELEASED. Returns the nexuses that were removed."""
     victims = [who for who in victims if who != draft.who]
     old = draft.type
     draft.free()
@@ -499,29 +402,29 @@ def _take_over(draft, kind, victims):
         draft.remove(who)
     draft.hold(kind)
     if kind != old:
-        draft.tell(draft.registrations, attention.RESERVATIONS_RELEASED)
+        draft.raise_attention(draft.registrations, attention.RESERVATIONS_RELEASED)
     return victims
 
 
-def _move(draft, arguments):
+def _move(draft: _Draft, arguments: Dict[str, Any]) -> None:
     """REGISTER AND MOVE, SPC-4."""
-    if draft.holder != draft.who:  # nothing reserved, another holds it, or all registrants do
+    if draft.holder != draft.who:  # not reserved, another nexus holds it, or all registrants do
         raise _Conflict()
     new = arguments['service_action_key']
     if new == ZERO:
         raise list_error(8)
-    heir = (arguments['transport_ids'][0], arguments['target_ports'][0])
-    if heir == draft.who:
+    new_holder = (arguments['transport_ids'][0], arguments['target_ports'][0])
+    if new_holder == draft.who:
         raise list_error(OUT_LENGTH)
-    draft.register(heir, new)
-    draft.holder = heir
+    draft.register(new_holder, new)
+    draft.holder = new_holder
     if arguments['unregister']:
         draft.remove(draft.who)
     draft.aptpl = arguments['aptpl']
     draft.generation += 1
 
 
-ACTIONS = {
+ACTIONS: Dict[int, Callable[..., None]] = {
     REGISTER: _register,
     PR_RESERVE: _reserve,
     PR_RELEASE: _release,
@@ -533,27 +436,27 @@ ACTIONS = {
 }
 
 
-# -- what happens to a unit --------------------------------------------------------------------------------------------
+# -- other events ----------------------------------------------------------------------------------
 
 
-def session_lost(state, initiator_port, target_port=None):
-    """The state after an I_T nexus is lost: its SPC-2 reservation goes, persistent ones and
-    registrations stay (SPC-4). Without target_port: the initiator port's nexuses with any target
-    port."""
+def session_lost(state: State, initiator_port: str, target_port: Optional[str] = None) -> State:
+    """The state after an I_T nexus loss: the SPC-2 reservation of the nexus ends, persistent
+    reservations and registrations stay (SPC-4). target_port None: all nexuses of the initiator
+    port. Returns the old object itself if nothing changes."""
     held = state['reserved_by']
     if held is None or held[0] != initiator_port or target_port not in (None, held[1]):
         return state
     return dict(state, reserved_by=None)
 
 
-def logical_unit_reset(state):
-    """The state after LOGICAL UNIT RESET or a target reset: an SPC-2 reservation goes, persistent
-    ones stay."""
+def logical_unit_reset(state: State) -> State:
+    """The state after LOGICAL UNIT RESET or a target reset: an SPC-2 reservation ends, persistent
+    reservations stay. Returns the old object itself if nothing changes."""
     return state if state['reserved_by'] is None else dict(state, reserved_by=None)
 
 
-def aptpl_dump(state):
-    """What goes to stable storage, JSON-able: enough for aptpl_load."""
+def aptpl_dump(state: State) -> Dict[str, Any]:
+    """The JSON-able dict to keep in stable storage for aptpl_load."""
     return {
         'version': 1,
         'aptpl': state['aptpl'],
@@ -563,13 +466,12 @@ def aptpl_dump(state):
     }
 
 
-def aptpl_load(saved, power_lost=True):
-    """The state after a start from what aptpl_dump gave (None: nothing was saved).
+def aptpl_load(saved: Any, power_lost: bool = True) -> State:
+    """The state after a start. saved: as returned by aptpl_dump, or None if nothing was saved.
 
-    power_lost: the machine has lost its memory, so only what was registered with APTPL=1 survives;
-    False for a restart of targetd alone, which clients need not notice more than a lost session.
-    PRGENERATION begins at 0 again (SPC-4 6.15). Raises ValueError if `saved` is not what aptpl_dump
-    gives.
+    power_lost: the machine was restarted, so only what was registered with APTPL=1 persists;
+    False if only targetd was restarted, which clients see as a lost session.
+    PRGENERATION starts at 0 again (SPC-4 6.15). Raises ValueError if `saved` is damaged.
     """
     if saved is None:
         return initial()
@@ -589,17 +491,17 @@ def aptpl_load(saved, power_lost=True):
         state['holder'] = [_text(name) for name in saved['holder']] if saved['holder'] else None
         _check_saved(state, saved['version'])
     except (KeyError, TypeError) as e:
-        raise ValueError('not saved reservations: %r' % e)
+        raise ValueError('the saved reservations are damaged: %r' % e)
     return initial() if power_lost and not state['aptpl'] else state
 
 
-def _text(value, pattern=None):
+def _text(value: Any, pattern: Any = None) -> str:
     if type(value) is not str or (pattern and not pattern.match(value)):
-        raise ValueError('not saved reservations: %r' % (value,))
+        raise ValueError('the saved reservations are damaged: %r' % (value,))
     return value
 
 
-def _check_saved(state, version):
+def _check_saved(state: State, version: Any) -> None:
     nexuses = [[r['initiator_port'], r['target_port']] for r in state['registrations']]
     kind = state['type']
     single = kind in TYPES and kind not in ALL_REGISTRANTS
@@ -610,4 +512,4 @@ def _check_saved(state, version):
         or single != (state['holder'] is not None)
         or (single and state['holder'] not in nexuses)
     ):
-        raise ValueError('saved reservations contradict themselves')
+        raise ValueError('the saved reservations contradict each other')

@@ -1,11 +1,11 @@
-"""The words that SCSI and its transport share (SAM-5): statuses, nexus, task, and what running a
-task can give.
+"""The terms that SCSI and its transport share (SAM-5): statuses, nexus, task, and what executing a
+task can return.
 
-Pure; imports nothing of targetd. iscsi/ and worker/ may import this module, and no other of scsi/
-may be imported by iscsi/.
+Pure; imports nothing of targetd. It is the only module of scsi/ that iscsi/ may import.
 """
 
 from collections import namedtuple
+from typing import Any, Callable, Optional
 
 # Status codes, SAM-5
 GOOD = 0x00
@@ -17,7 +17,7 @@ TASK_SET_FULL = 0x28
 ACA_ACTIVE = 0x30
 TASK_ABORTED = 0x40
 
-# Task attributes as iSCSI numbers them, RFC 7143 11.3.1
+# Task attributes by their iSCSI numbers, RFC 7143 11.3.1
 UNTAGGED, SIMPLE, ORDERED, HEAD_OF_QUEUE, ACA = range(5)
 
 
@@ -27,34 +27,45 @@ class Nexus(namedtuple('Nexus', 'initiator_name isid target_name target_port_gro
     __slots__ = ()
 
     @property
-    def initiator_port(self):
+    def initiator_port(self) -> str:
         """The SCSI initiator port name, RFC 7143 4.4.2: 'iqn.…,i,0x00023d000001'."""
         return '%s,i,0x%s' % (self.initiator_name, self.isid)
 
     @property
-    def target_port(self):
+    def target_port(self) -> str:
         """The SCSI target port name, RFC 7143 4.4.2: 'iqn.…,t,0x0001'."""
         return '%s,t,0x%04x' % (self.target_name, self.target_port_group_tag)
 
 
 class Port(namedtuple('Port', 'relative_identifier target_port_group_tag name')):
-    """A SCSI target port of the device. `relative_identifier`: 1..65535 (SPC-4); `name`:
+    """A SCSI target port of the target. `relative_identifier`: 1..65535 (SPC-4); `name`:
     'iqn.…,t,0x0001'."""
 
     __slots__ = ()
 
 
 class Task(object):
-    """One SCSI command in flight (SAM-5). Filled in by two hands:
+    """One SCSI command that is being executed (SAM-5).
 
-    the session, from the PDU: itt, lun (8-byte field as int), cdb (bytes, 16 or more), attribute,
-    edtl (expected data transfer length, bytes), expects_read, expects_write, cmd_sn, unit (what
-    device.unit(lun) gave); the logical unit, in admit(): run, run_blocking (callables taking the
-    task), data_out_length (bytes of Data-Out this CDB consumes, 0 if none), and for the command's
-    own use offset, length (bytes), durable (bool), private (anything). The connection sets data_out
-    (memoryview or bytes of data_out_length bytes, or shorter if the initiator's EDTL is shorter)
-    before it calls run; `aborted` is set by task management from another thread and only ever
-    becomes True.
+    The session sets, from the PDU:
+      itt, cmd_sn     initiator task tag, CmdSN
+      lun             the 8-byte LUN field as an int
+      cdb             bytes, 16 or more
+      attribute       task attribute
+      edtl            expected data transfer length, bytes
+      expects_read, expects_write  bool, the directions of the command
+      unit            as returned by device.unit(lun)
+      data_out        memoryview or bytes of data_out_length bytes, or fewer if EDTL is less; before run() is called
+    The logical unit sets, in admit():
+      run, run_blocking  callables that take the task, see WOULD_BLOCK
+      data_out_length    bytes of Data-Out that the CDB consumes, 0 if none
+      offset, length     bytes, for use by the command
+      durable            bool, for use by the command
+      private            anything, for use by the command
+    Others:
+      aborted                           task management sets it from another thread; it only ever becomes True
+      transfer, connection              of iscsi.transfer and worker.connection
+      asked, abort_status               of the worker: the master is asked to decide; the status to send if aborted
     """
 
     __slots__ = (
@@ -82,7 +93,30 @@ class Task(object):
         'abort_status',
     )
 
-    def __init__(self):
+    itt: int
+    lun: int
+    cdb: bytes
+    attribute: int
+    edtl: int
+    expects_read: bool
+    expects_write: bool
+    cmd_sn: int
+    run: Callable[['Task'], Any]
+    run_blocking: Optional[Callable[['Task'], Any]]
+    data_out_length: int
+    offset: int
+    length: int
+    durable: bool
+    private: Any
+    data_out: Any
+    aborted: bool
+    unit: Any
+    transfer: Any
+    connection: Any
+    asked: bool
+    abort_status: Optional[int]
+
+    def __init__(self) -> None:
         self.attribute = SIMPLE
         self.data_out_length = 0
         self.data_out = None
@@ -93,21 +127,21 @@ class Task(object):
 
 
 class _WouldBlock(object):
-    def __repr__(self):
+    def __repr__(self) -> str:
         return 'WOULD_BLOCK'
 
 
-#: What task.run(task) returns when task.run_blocking(task) must do it in an executor thread.
+#: What task.run(task) returns if an executor thread must call task.run_blocking(task) instead.
 WOULD_BLOCK = _WouldBlock()
 
 
 class Change(namedtuple('Change', 'kind arguments')):
-    """What task.run(task) returns when the answer is the master's to give: a change of state that
-    sessions share.
+    """What task.run(task) returns if the command changes state that all sessions share, so the
+    master must execute it.
 
-    kind: a word of the catalogue in channel.py ('persistent-reserve-out', 'reserve', 'release',
-    'mode-select', …); arguments: a JSON-able dict, bytes as hex. The master's answer has the
-    status, sense and data that end the task.
+    kind: the name of a request in channel.py ('persistent-reserve-out', 'reserve', 'release',
+    'mode-select', …); arguments: a JSON-able dict, bytes as hex digits. The answer of the master
+    contains the status, sense data and Data-In of the task.
     """
 
     __slots__ = ()

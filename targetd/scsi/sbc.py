@@ -12,6 +12,7 @@ import struct
 
 from targetd.scsi import alua, sense
 from targetd.scsi.cdb import BLOCKS_AT, FUA, LBA_AT, extent, length, u16, u32
+from targetd.scsi.medium_state import READY, STOPPED
 from targetd.scsi.sam import WOULD_BLOCK, Change
 from targetd.scsi.spc import answer
 
@@ -77,10 +78,10 @@ def place(unit, task, lba, blocks, maximum=None):
 BLOCKS_WRITTEN_AT = {
     'sbc.write': None,
     'sbc.write_and_verify': None,
-    'atomic.orwrite': None,
+    'atomic_commands.orwrite': None,
     'provisioning.write_same': None,
-    'atomic.compare_and_write': slice(13, 14),
-    'atomic.write_atomic': slice(12, 14),
+    'atomic_commands.compare_and_write': slice(13, 14),
+    'atomic_commands.write_atomic': slice(12, 14),
 }
 
 
@@ -408,9 +409,9 @@ def start_stop_unit(unit, task):
             raise sense.invalid_field_in_cdb(4, 1)
         if load_eject:
             task.private = Change('start-stop', {'action': 'load' if start else 'eject'})
-        elif start and unit.medium == 'stopped':
+        elif start and unit.medium == STOPPED:
             task.private = Change('start-stop', {'action': 'start'})
-    flushes = not flags & 0x04 and not start and unit.medium == 'ready' and not unit.read_only
+    flushes = not flags & 0x04 and not start and unit.medium == READY and not unit.read_only
     task.offset, task.length = 0, unit.blocks * unit.block_size
     task.run, task.run_blocking = (would_block, run_stop) if flushes else (run_change, None)
 

@@ -48,7 +48,7 @@ class Worker(object):
         self.executor = Executor(configuration.server.executor_threads)
         self.keepalive = (configuration.server.nop_interval, configuration.server.nop_count)
         self.busy_poll_seconds = configuration.server.busy_poll / 1e6
-        self.device = None  # scsi.lu.Device of the session, once there is one
+        self.device = None  # scsi.device.Device of the session, once there is one
         self.replica = None
         self.tasks = None
         self.ordering = None  # of the session's task sets
@@ -179,8 +179,10 @@ class Worker(object):
         if self.tasks is None or unit is None:
             return
         with self.working:
-            ranges = self.tasks.each(lambda task: unit.heed(task) if task.unit is unit else None)
-            ranges += unit.under_way
+            ranges = self.tasks.each(
+                lambda task: unit.guard_from_new_tokens(task) if task.unit is unit else None
+            )
+            ranges += unit.copy_writes
         for offset, length in filter(None, ranges):
             self.ask(
                 'token-revoke', lambda answer: None, unit=unit_id, offset=offset, length=length

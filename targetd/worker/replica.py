@@ -10,7 +10,10 @@ import os
 import time
 
 from targetd import log, store
-from targetd.scsi.lu import Device, LogicalUnit, UnitFacts
+from targetd.scsi.copy.extended_copy import NoReach
+from targetd.scsi.device import Device
+from targetd.scsi.facts import UnitFacts
+from targetd.scsi.lu import LogicalUnit, UnitServices
 from targetd.scsi.sam import Port
 from targetd.worker.copy.guests import Guests, Reach
 from targetd.worker.copy.rod_tokens import UnitRods
@@ -66,15 +69,13 @@ class Replica(object):
             return
         replicas = {
             name: message[name]
-            for name in ('reservations', 'modes', 'medium', 'access', 'records')
+            for name in ('reservations', 'modes', 'medium', 'access', 'records', 'progress')
             if name in message
         }
         if message.get('watched', unit.watched) != unit.watched:
             replicas['watched'] = message['watched']
         if replicas:
-            unit.update(**replicas)
-        if 'progress' in message:
-            unit.progress = message['progress']
+            unit.replace_shared_state(**replicas)
         if 'key' in message:
             unit.store.rekey(bytes.fromhex(message['key']))
         if 'size' in message:
@@ -99,8 +100,9 @@ class Replica(object):
         return [unit for unit in gone if unit is not None]
 
     def _add(self, message, descriptors):
-        unit, unit_id = self._made(message, descriptors, self._nexus, self.device), message['unit']
-        unit.reach = Reach(self._worker, unit_id, self.guests)
+        unit_id = message['unit']
+        guests = Reach(self._worker, unit_id, self.guests)
+        unit = self._made(message, descriptors, self._nexus, self.device, guests)
         self._by_id[unit_id] = unit
         self._ids[unit] = unit_id
         self.device.add(message['lun'], unit)
@@ -109,10 +111,14 @@ class Replica(object):
         """The LogicalUnit of another target, as the nexus would find it there. [control]"""
         nexus = self._nexus._replace(target_name=message['target_name'])
         return self._made(
-            message, descriptors, nexus, Device(nexus, ports_of(self._configuration, nexus))
+            message,
+            descriptors,
+            nexus,
+            Device(nexus, ports_of(self._configuration, nexus)),
+            NoReach,
         )
 
-    def _made(self, message, descriptors, nexus, device):
+    def _made(self, message, descriptors, nexus, device, copy_guests):
         index = message['descriptor']
         medium = store.from_descriptor(
             message['store'], None if index is None else descriptors[index]
@@ -122,7 +128,7 @@ class Replica(object):
             medium = store.Atomic(
                 medium, descriptors[locked['descriptor']], locked['slot'], locked['path']
             )
-        unit = LogicalUnit(
+        return LogicalUnit(
             UnitFacts.from_message(message['facts']),
             medium,
             nexus,
@@ -133,31 +139,10 @@ class Replica(object):
             lun=message['lun'],
             access=message.get('access'),
             records=message.get('records'),
+            watched=message.get('watched') or (),
+            progress=message.get('progress', 0),
+            services=WorkerServices(self._worker, self, message, copy_guests),
         )
-        unit.progress = message.get('progress', 0)
-        unit_id = message['unit']
-        unit.since = message.get('since', 0)
-        unit.clock = milliseconds
-        unit.start = self._start
-        unit.on_note = lambda kind, note: self._worker.report(
-            'note', unit=unit_id, kind=kind, note=note
-        )
-        unit.rods = UnitRods(self._worker, unit_id, self)
-        if message.get('watched'):
-            unit.update(watched=message['watched'])
-        unit.on_failure = lambda text: self._worker.unit_failed(unit_id, text)
-        return unit
-
-    def _start(self, work, argument):
-        """Run it in an executor thread. Any thread."""
-
-        def guarded(_):
-            try:
-                work(argument)
-            except Exception:  # a defect of ours must not take the thread along
-                log.exception('a background self-test failed unexpectedly')
-
-        self._worker.executor.submit(guarded, None)
 
     def _remove(self, lun):
         unit = self.device.remove(lun)
@@ -176,9 +161,39 @@ class Replica(object):
                 os.close(descriptor)
 
 
-def milliseconds():
-    """Since 1970."""
-    return int(time.time() * 1000)
+class WorkerServices(UnitServices):
+    """UnitServices of a unit in this worker process.
+
+    worker: worker.main.Worker; message: the unit, in the words of channel.py; copy_guests: how its
+    copies find units of other targets.
+    """
+
+    def __init__(self, worker, replica, message, copy_guests):
+        self._worker = worker
+        self._unit_id = message['unit']
+        self.started_at = message.get('since', 0)
+        self.rod_tokens = UnitRods(worker, self._unit_id, replica)
+        self.copy_guests = copy_guests
+
+    def milliseconds(self):
+        return int(time.time() * 1000)
+
+    def run_in_thread(self, work, argument):
+        """Run work(argument) in an executor thread. [any]"""
+
+        def guarded(_):
+            try:
+                work(argument)
+            except Exception:  # a defect of targetd must not end the thread
+                log.exception('a background self-test failed unexpectedly')
+
+        self._worker.executor.submit(guarded, None)
+
+    def note(self, kind, message):
+        self._worker.report('note', unit=self._unit_id, kind=kind, note=message)
+
+    def data_lost(self, text):
+        self._worker.unit_failed(self._unit_id, text)
 
 
 def ports_of(configuration, nexus):

@@ -17,8 +17,10 @@ import pytest
 from targetd import compat
 from targetd.config import model
 from targetd.iscsi.session import Session
-from targetd.scsi import attention, reservations
-from targetd.scsi.lu import Device, LogicalUnit, UnitFacts
+from targetd.scsi import attention, persistent_reserve, reservations
+from targetd.scsi.device import Device
+from targetd.scsi.facts import UnitFacts
+from targetd.scsi.lu import LogicalUnit
 from targetd.scsi.sam import Nexus, Port
 from targetd.store.ram import RamStore
 from targetd.worker.connection.connection import Connection
@@ -245,13 +247,13 @@ def reserved(holder):
         generation=2,
         registrations=rows,
         holder=list(holder),
-        type=reservations.WRITE_EXCLUSIVE_REGISTRANTS_ONLY,
+        type=persistent_reserve.WRITE_EXCLUSIVE_REGISTRANTS_ONLY,
     )
 
 
 def reserve_for_a_cluster(bench):
     """As a node of a cluster finds it: another node holds the reservation, we are registered."""
-    bench.unit.update(reservations=reserved(OTHER))
+    bench.unit.replace_shared_state(reservations=reserved(OTHER))
 
 
 def take_an_attention(bench):

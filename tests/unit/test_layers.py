@@ -72,6 +72,7 @@ PURE_MAY_IMPORT = {
     'stringprep',
     'struct',
     'types',
+    'typing',
     'unicodedata',
     'zlib',
 }

@@ -23,8 +23,6 @@ TO_DIVIDE = (
     'iscsi/login.py',
     'master/master.py',
     'master/units/replication.py',
-    'scsi/lu.py',
-    'scsi/reservations.py',
     'store/filters.py',
     'store/opening.py',
 )

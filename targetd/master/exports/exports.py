@@ -23,8 +23,9 @@ from targetd.master.exports.open_batch import Batch
 from targetd.master.exports.open_medium import grow
 from targetd.master.state import key_files
 from targetd.master.units import transitions
-from targetd.master.units.replication import FAILED, READY, Unit
+from targetd.master.units.replication import Unit
 from targetd.scsi import alua, attention, modes, operations
+from targetd.scsi.medium_state import FAILED, READY
 from targetd.store import adopted, journal
 
 RETRY_SECONDS = 10.0

@@ -10,11 +10,12 @@ May import scsi.facts, scsi.third_party.
 """
 
 from targetd import log
-from targetd.master.units.replication import EJECTED, with_descriptors
+from targetd.master.units.replication import with_descriptors
 from targetd.master.units.transitions import Malformed, Refusal
 from targetd.scsi import sam
 from targetd.scsi.copy import extended_copy
 from targetd.scsi.facts import UnitFacts
+from targetd.scsi.medium_state import EJECTED
 
 
 def nobody(worker, target_name):

@@ -21,8 +21,8 @@ from collections import deque
 from targetd import log
 from targetd.master.state import key_files
 from targetd.master.units import transitions
-from targetd.master.units.transitions import FAILED
 from targetd.scsi import operations
+from targetd.scsi.medium_state import FAILED
 
 
 class Operations(object):

@@ -28,13 +28,13 @@ from targetd.master.units import transitions
 from targetd.master.units.rod_tokens import Rods
 from targetd.master.units.transitions import Decision, Refusal
 from targetd.scsi import operations
+from targetd.scsi.medium_state import FAILED
 
 ACKNOWLEDGE_SECONDS = 10.0
 FLUSH_SECONDS = 30.0  # at the end; with the stages of the stop less than a service manager waits
 TELL_SECONDS = 1.0  # how long errors are collected before every nexus is told their number
 # with two descriptors each, that travel with one message, below channel.MAXIMUM_DESCRIPTORS
 UNITS_PER_MESSAGE = 120
-READY, STOPPED, EJECTED, FAILED = 'ready', 'stopped', 'ejected', 'failed'
 
 
 class Unit(object):
@@ -616,4 +616,4 @@ def with_descriptors(worker, units):
     return dicts, descriptors
 
 
-__all__ = ('Unit', 'Units', 'with_descriptors', 'READY', 'STOPPED', 'EJECTED', 'FAILED')
+__all__ = ('Unit', 'Units', 'with_descriptors')

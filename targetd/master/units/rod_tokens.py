@@ -19,6 +19,7 @@ from targetd.master.units.transitions import Malformed, Refusal
 from targetd.scsi import sam
 from targetd.scsi.copy import copy_manager, rod_tokens
 from targetd.scsi.facts import UnitFacts
+from targetd.scsi.medium_state import READABLE
 from targetd.scsi.sense import HARDWARE_ERROR, ILLEGAL_REQUEST, CheckCondition
 
 MAXIMUM_TOKENS = 1024  # the one that was used the longest time ago makes room
@@ -98,7 +99,7 @@ class Rods(object):
         if rod is None:
             answer(refusal)
             return
-        if rod.unit.shared.medium not in ('ready', 'failed'):
+        if rod.unit.shared.medium not in READABLE:
             answer(_refusal(0x00))
             return
         descriptors = []

@@ -10,6 +10,7 @@ changes what it was given. units.py persists, distributes and answers.
 from collections import namedtuple
 
 from targetd.scsi import alua, attention, modes, operations, records, reservations, sam
+from targetd.scsi.medium_state import EJECTED, FAILED, READY, STOPPED
 from targetd.scsi.sense import (
     HARDWARE_ERROR,
     ILLEGAL_REQUEST,
@@ -18,7 +19,6 @@ from targetd.scsi.sense import (
     invalid_field_in_cdb,
 )
 
-READY, STOPPED, EJECTED, FAILED = 'ready', 'stopped', 'ejected', 'failed'
 #: Functions that concern every unit of the target.
 OF_A_TARGET = ('target-warm-reset', 'target-cold-reset', 'i-t-nexus-reset')
 
@@ -181,7 +181,9 @@ def decide(shared, nexus, message, known_ports):
 
 
 def _reservations(shared, nexus, message, known_ports):
-    outcome = reservations.apply(shared.reservations, nexus, message['ask'], message, known_ports)
+    outcome = reservations.apply_command(
+        shared.reservations, nexus, message['ask'], message, known_ports
+    )
     if outcome.error:
         return refusal(shared, outcome.error)
     if outcome.status != sam.GOOD:

@@ -105,16 +105,16 @@ class Writing(object):
 
     def __enter__(self):
         # before `watched` is looked at: one of two threads sees the other's change
-        self._unit.under_way.append(self._range)
+        self._unit.copy_writes.append(self._range)
         try:
             self._unit.before_write(*self._range)
         except BaseException:
-            self._unit.under_way.remove(self._range)
+            self._unit.copy_writes.remove(self._range)
             raise
         return self
 
     def __exit__(self, *failure):
-        self._unit.under_way.remove(self._range)
+        self._unit.copy_writes.remove(self._range)
 
 
 class Copies(object):

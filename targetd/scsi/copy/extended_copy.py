@@ -16,10 +16,10 @@ the status comes when the copy is done.
 import struct
 from collections import namedtuple
 
-from targetd.scsi import errno_map, sense, vpd
+from targetd.scsi import errno_map, medium_state, sense, vpd
 from targetd.scsi.cdb import u16, u32
 from targetd.scsi.copy import copy_manager
-from targetd.scsi.reservations import READ, WRITE, conflicts
+from targetd.scsi.reservation_classes import READ, WRITE, conflicts
 from targetd.scsi.sam import CHECK_CONDITION, RESERVATION_CONFLICT, WOULD_BLOCK
 from targetd.scsi.sense import (
     COPY_ABORTED,
@@ -232,9 +232,11 @@ class Ends(object):
         designator."""
         unit = self._found.get(named)
         if unit is None:
-            unit = unit_named(self._unit.device, *named) or self._unit.reach.find(*named)
+            unit = unit_named(self._unit.device, *named) or self._unit.services.copy_guests.find(
+                *named
+            )
             if unit is not None and unit is not self._unit:
-                self._unit.reach.enter(unit, self._copy)
+                self._unit.services.copy_guests.enter(unit, self._copy)
                 self._found[named] = unit
         return unit
 
@@ -243,7 +245,7 @@ class Ends(object):
 
     def __exit__(self, *failure):
         for unit in self._found.values():
-            self._unit.reach.leave(unit, self._copy)
+            self._unit.services.copy_guests.leave(unit, self._copy)
 
 
 def _failed(segment, asc, ascq, field=None):
@@ -322,8 +324,8 @@ def require_writable(unit, number, cdb=PLAIN_CDB):
         raise forwarded(number, False, RESERVATION_CONFLICT)
     refusal = unit.path_refusal() or unit.not_ready()
     if refusal is None and unit.read_only:
-        refusal = unit.protection()
-    if refusal is None and unit.medium == 'failed':
+        refusal = unit.write_protect_error()
+    if refusal is None and unit.medium == medium_state.FAILED:
         refusal = CheckCondition(HARDWARE_ERROR, 0x44, 0x00)
     if refusal:
         raise forwarded(number, False, refusal)

@@ -1,7 +1,7 @@
 """Copying by token, which Windows calls offloaded data transfer: POPULATE TOKEN, WRITE USING TOKEN.
 Pure.
 
-The tokens are the master's (unit.rods asks it, and waits: executor threads only), so that one that
+The tokens are the master's (unit.services.rod_tokens asks it, and waits: executor threads only), so that one that
 was made in one session is good in every other. While a unit has tokens it has `watched` ranges, and
 guard() stands before every command that writes: a write that touches a range revokes the tokens
 first, and then is done. A WRITE USING TOKEN asks at its end whether the token was good all the
@@ -34,9 +34,9 @@ EXACT = frozenset(
         'sbc.write',
         'sbc.write_and_verify',
         'provisioning.write_same',
-        'atomic.compare_and_write',
-        'atomic.orwrite',
-        'atomic.write_atomic',
+        'atomic_commands.compare_and_write',
+        'atomic_commands.orwrite',
+        'atomic_commands.write_atomic',
     )
 )
 
@@ -49,7 +49,7 @@ def would_block(task):
 def written(unit, row, task):
     """(offset, length) of what an admitted command of this row may write; None: nothing, or it
     heeds tokens by itself."""
-    if not row.writes or row.function == 'rods.write_using_token':
+    if not row.writes or row.function == 'rod_commands.write_using_token':
         return None
     if row.function in EXACT:
         return task.offset, task.length
@@ -111,7 +111,7 @@ def _run_populate(task):
     ranges, seconds, copy = task.private
 
     def work():
-        copy.token = task.unit.rods.populate(ranges, seconds)
+        copy.token = task.unit.services.rod_tokens.populate(ranges, seconds)
         copy.moved(rod_tokens.total(ranges))
 
     return carry_out(task, copy, work)
@@ -160,7 +160,7 @@ def _write_zeroes(task, copy, ranges):
 
 def _write_from(task, copy, token, skip, ranges, is_last):
     unit = task.unit
-    with unit.rods.use(token, is_last) as rod:
+    with unit.services.rod_tokens.use(token, is_last) as rod:
         if skip > rod_tokens.total(rod.ranges):
             raise invalid_field_in_parameter_list(8)
         found = rod_tokens.pieces(rod.ranges, skip, ranges)
@@ -202,5 +202,7 @@ def report_all_tokens(unit, task):
 
 def _run_report(task):
     """Executor thread."""
-    heads = b''.join(head[: rod_tokens.MANAGED_LENGTH] for head in task.unit.rods.tokens())
+    heads = b''.join(
+        head[: rod_tokens.MANAGED_LENGTH] for head in task.unit.services.rod_tokens.tokens()
+    )
     return (struct.pack('>I4x', 4 + len(heads)) + heads)[: u32(task.cdb, 10)]

@@ -10,7 +10,7 @@ from targetd import log
 from targetd.iscsi import const, pdu
 from targetd.iscsi.errors import PduRejected
 from targetd.iscsi.framing import BHS
-from targetd.scsi.lu import lun_of
+from targetd.scsi.device import lun_of
 from targetd.scsi.sense import UNIT_ATTENTION
 
 #: Task management functions that concern other nexuses too. The master performs them (ARCHITECTURE

@@ -18,7 +18,7 @@ Everything here is called with `working` held, unless marked [any]. May import w
 from targetd.iscsi import const, pdu
 from targetd.iscsi.errors import PduRejected
 from targetd.scsi import sam
-from targetd.scsi.lu import lun_of
+from targetd.scsi.device import lun_of
 from targetd.scsi.sense import ILLEGAL_REQUEST, CheckCondition, StatusReturned
 from targetd.worker.connection.data_out import UNEXPECTED_DATA
 
@@ -46,7 +46,7 @@ class Gate(object):
 
 
 class GatedDevice(object):
-    """A scsi.lu.Device in which the units with a LUN in `gates` are replaced by a Gate."""
+    """A scsi.device.Device in which the units with a LUN in `gates` are replaced by a Gate."""
 
     def __init__(self, device, gates):
         self._device = device

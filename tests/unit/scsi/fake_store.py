@@ -6,7 +6,9 @@ import errno
 import os
 import struct
 
-from targetd.scsi.lu import Device, LogicalUnit, UnitFacts
+from targetd.scsi.device import Device
+from targetd.scsi.facts import UnitFacts
+from targetd.scsi.lu import LogicalUnit
 from targetd.scsi.sam import WOULD_BLOCK, Nexus, Port, Task
 from targetd.scsi.sense import CheckCondition, StatusReturned
 

@@ -25,7 +25,7 @@ TEST_UNIT_READY, REPORT_GROUPS = bytes(6), bytes.fromhex('a3 0a 00000000 0000100
 
 def unit_in(state, **facts):
     unit = make_unit(**dict(EVERY_COMMAND, **facts))
-    unit.update(access=alua.initial((1,), {1: state}, explicit=True))
+    unit.replace_shared_state(access=alua.initial((1,), {1: state}, explicit=True))
     return unit
 
 
@@ -240,13 +240,13 @@ def test_a_pending_attention_comes_first_and_the_path_heals():
     unit.raise_attention(0x2A, 0x06)
     assert sense_of(unit, TEST_UNIT_READY) == (6, 0x2A, 0x06)
     assert sense_of(unit, TEST_UNIT_READY) == (2, 0x04, 0x0B)
-    unit.update(access=alua.initial((1,)))
+    unit.replace_shared_state(access=alua.initial((1,)))
     assert sense_of(unit, TEST_UNIT_READY) is None
 
 
 def test_the_state_is_that_of_the_group_that_the_nexus_came_through():
     unit = make_unit(**EVERY_COMMAND)
-    unit.update(access=alua.initial((1, 7), {7: OFFLINE}))
+    unit.replace_shared_state(access=alua.initial((1, 7), {7: OFFLINE}))
     assert sense_of(unit, TEST_UNIT_READY) is None
 
 

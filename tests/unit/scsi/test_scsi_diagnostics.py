@@ -44,7 +44,7 @@ NOWHERE = 0xFFFFFFFFFFFFFFFF
 )
 def test_a_self_test_that_passes_is_in_the_log(cdb, code):
     unit = make_unit()
-    unit.since, unit.clock = 0, lambda: 5 * HOUR + 17
+    unit.services.started_at, unit.services.milliseconds = 0, lambda: 5 * HOUR + 17
     assert do(unit, cdb) is None
     assert results(unit) == [(code, 0, 0, 5, NOWHERE, 0, 0, 0)]
 
@@ -65,7 +65,7 @@ def test_a_self_test_that_fails_says_where():
 def test_a_background_test_goes_on_after_its_command():
     unit = make_unit()
     started = []
-    unit.start = lambda work, argument: started.append((work, argument))
+    unit.services.run_in_thread = lambda work, argument: started.append((work, argument))
     unit.store.bad = (0,)
     assert do(unit, send_diagnostic(2)) is None
     assert [test[:2] for test in results(unit)] == [(2, 15)]
@@ -79,7 +79,7 @@ def test_a_background_test_goes_on_after_its_command():
 def test_a_background_test_can_be_aborted():
     unit = make_unit()
     started = []
-    unit.start = lambda work, argument: started.append((work, argument))
+    unit.services.run_in_thread = lambda work, argument: started.append((work, argument))
     assert sense_of(unit, send_diagnostic(4)) == (5, 0x24, 0)
     do(unit, send_diagnostic(2))
     assert do(unit, send_diagnostic(4)) is None
@@ -106,7 +106,7 @@ def test_a_unit_without_medium_passes_what_can_be_tested(medium):
 def test_results_are_told_to_the_owner():
     unit = make_unit()
     told = []
-    unit.on_note = lambda kind, message: told.append((kind, message['result'], message['by']))
+    unit.services.note = lambda kind, message: told.append((kind, message['result'], message['by']))
     do(unit, send_diagnostic(1))
     by = [unit.nexus.initiator_port, unit.nexus.target_port]
     assert told == [('self-test', records.IN_PROGRESS, by), ('self-test', 0, by)]

@@ -28,7 +28,7 @@ def test_nothing_is_known_at_first():
 
 def test_what_was_set_is_reported():
     unit = make_unit()
-    unit.update(records=dict(unit.records, identifying={'0': '0102', '2': 'c3a400'}))
+    unit.replace_shared_state(records=dict(unit.records, identifying={'0': '0102', '2': 'c3a400'}))
     assert do(unit, report(0)) == b'\0\0\0\2\1\2'
     assert do(unit, report(2)) == b'\0\0\0\3\xc3\xa4\0'
     assert do(unit, report(2, 5)) == b'\0\0\0\3\xc3'
@@ -75,7 +75,7 @@ REPORT = bytes.fromhex('a3 0f 00000000 00000100 00 00')
 
 def clocked(now=1700000000123):
     unit = make_unit()
-    unit.clock = lambda: now
+    unit.services.milliseconds = lambda: now
     return unit
 
 
@@ -91,11 +91,11 @@ def test_a_timestamp_that_was_set_goes_on_from_there():
     data = bytes(4) + (1000).to_bytes(6, 'big') + bytes(2)
     change = do(unit, bytes.fromhex('a4 0f 00000000 0000000c 00 00'), data)
     assert change == Change('set-timestamp', {'offset': -4000})
-    unit.update(records=dict(unit.records, timestamp_offset=-4000))
-    unit.clock = lambda: 5500
+    unit.replace_shared_state(records=dict(unit.records, timestamp_offset=-4000))
+    unit.services.milliseconds = lambda: 5500
     answer = do(unit, REPORT)
     assert answer[2] == 2 and int.from_bytes(answer[4:10], 'big') == 1500
-    unit.clock = lambda: 0  # the host's clock was set back
+    unit.services.milliseconds = lambda: 0  # the host's clock was set back
     assert int.from_bytes(do(unit, REPORT)[4:10], 'big') == 0
 
 

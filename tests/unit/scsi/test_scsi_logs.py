@@ -118,7 +118,7 @@ def test_provisioning_of_a_medium_that_fails():
 def test_errors_of_the_medium_are_counted():
     unit = make_unit()
     told = []
-    unit.on_note = lambda kind, message: told.append((kind, message))
+    unit.services.note = lambda kind, message: told.append((kind, message))
     unit.store.bad = (512,)
     assert sense_of(unit, cdb_10(0x28, 0, 4)) == (3, 0x11, 0)
     assert sense_of(unit, cdb_10(0x2F, 0, 4)) == (3, 0x11, 0)
@@ -143,7 +143,9 @@ def test_the_temperature_is_not_known():
 
 def test_starts_loads_and_dates():
     unit = make_unit()
-    unit.update(records=dict(unit.records, cycles=3, loads=4, accounting_date='202647'))
+    unit.replace_shared_state(
+        records=dict(unit.records, cycles=3, loads=4, accounting_date='202647')
+    )
     found = page(unit, 0x0E)
     assert found[2] == (1, b'202647') and found[1] == (1, b' ' * 6)
     assert found[4] == (3, struct.pack('>I', 3)) and found[6] == (3, struct.pack('>I', 4))

@@ -21,7 +21,9 @@ from fake_store import (
 )
 
 from targetd.scsi import modes, reservations, sbc
-from targetd.scsi.lu import Device, LogicalUnit, UnitFacts, lun_of
+from targetd.scsi.device import AbsentUnit, Device, ReportLunsUnit, lun_of
+from targetd.scsi.facts import UnitFacts
+from targetd.scsi.lu import LogicalUnit
 from targetd.scsi.opcodes import TABLE
 from targetd.scsi.sense import CheckCondition
 
@@ -91,15 +93,15 @@ def test_a_unit_is_found_by_both_addressing_methods():
     device.add(300, large)
     assert device.unit(5 << 48) is small and device.unit(0x4005 << 48) is small
     assert device.unit(0x412C << 48) is large
-    assert small.lun == 5 and device.has_unit(5 << 48)
-    assert device.unit(300 << 48) is not large and not device.has_unit(300 << 48)
+    assert small.lun == 5
+    assert isinstance(device.unit(300 << 48), AbsentUnit)
 
 
 def test_units_come_and_go_while_the_session_lasts():
     device = Device(NEXUS, PORTS)
     first, second = make_unit(), make_unit()
     device.add(1, first)
-    device.replace(1, second)
+    device.add(1, second)
     assert device.unit(1 << 48) is second
     assert device.remove(1) is second and device.remove(1) is None
     assert sense_of(device.unit(1 << 48), TEST_UNIT_READY) == (5, 0x25, 0)
@@ -172,7 +174,7 @@ def test_the_report_luns_well_known_unit():
     )
     assert do(unit, bytes.fromhex('03 00 0000 12 00'))[2] == 0
     assert sense_of(unit, cdb_10(0x28, 0, 1)) == (5, 0x25, 0)
-    assert device.has_unit(0xC101 << 48)
+    assert isinstance(device.unit(0xC101 << 48), ReportLunsUnit)
 
 
 # -- order of checks -------------------------------------------------------------------------------------------------------
@@ -199,7 +201,7 @@ SPC_2 = dict(reservations.initial(), reserved_by=[OTHER.initiator_port, OTHER.ta
 
 def test_checks_come_in_the_order_of_the_standard():
     unit = make_unit(read_only=True)
-    unit.update(reservations=reserved_by_other(3), medium='ejected')
+    unit.replace_shared_state(reservations=reserved_by_other(3), medium='ejected')
     bad = bytes.fromhex('2a 20 ffffffff 00 0001 00')  # protection bits, beyond the end, write
     unit.raise_attention(0x2A, 0x09)
     assert sense_of(unit, bad, bytes(512)) == (6, 0x2A, 0x09)
@@ -207,9 +209,9 @@ def test_checks_come_in_the_order_of_the_standard():
     assert sense_of(unit, bad, bytes(512)) == (5, 0x24, 0)
     good_bits = cdb_10(0x2A, 0xFFFFFFFF, 1)
     assert status_of(unit, good_bits, bytes(512)) == 0x18
-    unit.update(reservations=reservations.initial())
+    unit.replace_shared_state(reservations=reservations.initial())
     assert sense_of(unit, good_bits, bytes(512)) == (2, 0x3A, 0)
-    unit.update(medium='ready')
+    unit.replace_shared_state(medium='ready')
     assert (
         sense_of(unit, good_bits, bytes(512))
         == sense_of(unit, cdb_10(0x28, 0xFFFFFFFF, 1))
@@ -267,18 +269,18 @@ def test_a_device_wide_attention_reaches_every_unit():
 @pytest.mark.parametrize('opcodes', [(0x08, 0x0A), (0x28, 0x2A), (0x88, 0x8A), (0xA8, 0xAA)])
 def test_what_a_foreign_reservation_refuses(state, inquiry, ready, read, write, opcodes):
     unit = make_unit()
-    unit.update(reservations=state)
+    unit.replace_shared_state(reservations=state)
     assert status_of(unit, INQUIRY) == inquiry
     assert status_of(unit, TEST_UNIT_READY) == ready
     assert status_of(unit, block_cdb(opcodes[0], 0, 1)) == read
     assert status_of(unit, block_cdb(opcodes[1], 0, 1), bytes(512)) == write
-    unit.update(reservations=reservations.initial())
+    unit.replace_shared_state(reservations=reservations.initial())
     assert status_of(unit, block_cdb(opcodes[1], 0, 1), bytes(512)) == 0
 
 
 def test_the_holder_is_not_refused():
     unit = make_unit(nexus=OTHER)
-    unit.update(reservations=reserved_by_other(3))
+    unit.replace_shared_state(reservations=reserved_by_other(3))
     assert status_of(unit, cdb_10(0x2A, 0, 1), bytes(512)) == 0
 
 
@@ -374,10 +376,10 @@ def test_software_write_protect_follows_the_mode_page():
     state = modes.initial(unit.facts)
     page = bytearray.fromhex(state['current']['0a-00'])
     page[4] |= 0x08
-    unit.update(modes=modes.apply(state, {'pages': {'0a-00': page.hex()}}))
+    unit.replace_shared_state(modes=modes.apply(state, {'pages': {'0a-00': page.hex()}}))
     assert sense_of(unit, cdb_10(0x2A, 0, 1), bytes(512)) == (7, 0x27, 0x02)
     assert status_of(unit, cdb_10(0x28, 0, 1)) == 0
-    unit.update(modes=state)
+    unit.replace_shared_state(modes=state)
     assert status_of(unit, cdb_10(0x2A, 0, 1), bytes(512)) == 0
 
 
@@ -394,7 +396,7 @@ def test_the_size_follows_the_store():
 
 def test_only_known_replicas_are_taken():
     with pytest.raises(TypeError):
-        make_unit().update(nonsense=1)
+        make_unit().replace_shared_state(nonsense=1)
 
 
 # -- failures of the store -----------------------------------------------------------------------------------------------------
@@ -403,7 +405,7 @@ def test_only_known_replicas_are_taken():
 def watched(**facts):
     unit = make_unit(**facts)
     told = []
-    unit.on_failure = told.append
+    unit.services.data_lost = told.append
     return unit, told
 
 
@@ -413,8 +415,8 @@ def test_a_failed_flush_is_told_once_until_it_is_acknowledged():
     assert sense_of(unit, cdb_10(0x35)) == (3, 0x0C, 0)
     assert sense_of(unit, cdb_10(0x35)) == (3, 0x0C, 0)
     assert len(told) == 1 and 'flush' in told[0]
-    unit.update(medium='failed')
-    unit.update(medium='ready')
+    unit.replace_shared_state(medium='failed')
+    unit.replace_shared_state(medium='ready')
     assert sense_of(unit, cdb_10(0x35)) == (3, 0x0C, 0)
     assert len(told) == 2
 
@@ -442,7 +444,7 @@ def test_a_failed_unit_serves_reads_and_refuses_writes_and_flushes():
         assert sense_of(unit, block_cdb(opcode, 0, 1), bytes(512)) == (4, 0x44, 0)
     assert sense_of(unit, cdb_10(0x35)) == (4, 0x44, 0)
     assert sense_of(unit, cdb_16(0x93, 0, 1), bytes(512)) == (4, 0x44, 0)
-    unit.update(medium='ready')
+    unit.replace_shared_state(medium='ready')
     assert status_of(unit, cdb_10(0x2A, 0, 1), bytes(512)) == 0
 
 

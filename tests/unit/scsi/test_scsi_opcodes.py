@@ -5,21 +5,21 @@ import os
 import pytest
 from fake_store import EVERY_COMMAND, NEXUS, OTHER, do, error_of, make_unit, status_of
 
-from targetd.scsi import opcodes, reservations
+from targetd.scsi import opcodes, reservation_classes, reservations
 from targetd.scsi.cdb import length
+from targetd.scsi.dispatch import FUNCTIONS
 from targetd.scsi.facts import UnitFacts
-from targetd.scsi.lu import FUNCTIONS
 
 CLASSES = {
-    reservations.ALWAYS,
-    reservations.STATUS,
-    reservations.READ,
-    reservations.WRITE,
-    reservations.RESERVE,
-    reservations.PR_IN,
-    reservations.PR_OUT,
-    reservations.START_STOP,
-    reservations.PREVENT,
+    reservation_classes.ALWAYS,
+    reservation_classes.STATUS,
+    reservation_classes.READ,
+    reservation_classes.WRITE,
+    reservation_classes.RESERVE,
+    reservation_classes.PR_IN,
+    reservation_classes.PR_OUT,
+    reservation_classes.START_STOP,
+    reservation_classes.PREVENT,
 }
 IDS = ['%02X-%s' % (row.opcode, row.service_action) for row in opcodes.TABLE]
 IDS_OF_WRITES = [
@@ -105,7 +105,7 @@ def other_reserves_write_exclusive():
 )
 def test_every_command_that_writes_conflicts_with_a_foreign_write_exclusive_reservation(row):
     unit = make_unit(**EVERY_COMMAND)
-    unit.update(reservations=other_reserves_write_exclusive())
+    unit.replace_shared_state(reservations=other_reserves_write_exclusive())
     cdb = bytearray(len(row.mask))
     cdb[0], cdb[1] = row.opcode, row.service_action or 0
     assert status_of(unit, bytes(cdb)) == 0x18
@@ -113,14 +113,14 @@ def test_every_command_that_writes_conflicts_with_a_foreign_write_exclusive_rese
 
 @pytest.mark.parametrize('row', [row for row in opcodes.TABLE if row.writes], ids=IDS_OF_WRITES)
 def test_what_changes_the_medium_has_the_class_of_a_write(row):
-    assert row.reservation == reservations.WRITE and row.medium
+    assert row.reservation == reservation_classes.WRITE and row.medium
 
 
 def test_a_row_without_a_class_would_conflict():
     """Fail closed: forgetting the class of a command must not let it past another host's
     reservation."""
-    refused = reservations.refused_classes(other_reserves_write_exclusive(), NEXUS)
-    assert reservations.conflicts(refused, None, bytes(16))
+    refused = reservation_classes.refused_classes(other_reserves_write_exclusive(), NEXUS)
+    assert reservation_classes.conflicts(refused, None, bytes(16))
 
 
 def empty_cdb(row):
@@ -199,7 +199,7 @@ def test_a_refusal_without_a_place_is_found():
 
 def test_reads_do_not_conflict_with_it():
     unit = make_unit()
-    unit.update(reservations=other_reserves_write_exclusive())
+    unit.replace_shared_state(reservations=other_reserves_write_exclusive())
     assert status_of(unit, bytes.fromhex('28 00 00000000 00 0001 00')) == 0
     assert status_of(unit, bytes.fromhex('00 00 0000 00 00')) == 0
 

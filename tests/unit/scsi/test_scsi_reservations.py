@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from targetd.scsi import reservations, transport_id
+from targetd.scsi import persistent_reserve, reservation_classes, reservations, transport_id
 from targetd.scsi.opcodes import TABLE
 from targetd.scsi.sam import CHECK_CONDITION, GOOD, RESERVATION_CONFLICT, Nexus, Port
 
@@ -45,7 +45,7 @@ class Disk(object):
     def do(self, n, kind, arguments):
         before = copy.deepcopy(self.state)
         arguments = json.loads(json.dumps(arguments))
-        self.outcome = reservations.apply(self.state, n, kind, arguments, self.known)
+        self.outcome = reservations.apply_command(self.state, n, kind, arguments, self.known)
         assert self.state == before, 'the old state was changed in place'
         assert json.loads(json.dumps(self.outcome.state)) == self.outcome.state
         if self.outcome.status != GOOD:
@@ -61,7 +61,7 @@ class Disk(object):
 
     def send(self, n, action, data, kind=0, scope=0):
         cdb = struct.pack('>BBBxxIx', 0x5F, action, scope << 4 | kind, len(data))
-        return self.do(n, 'persistent-reserve-out', reservations.parse_out(cdb, data, PORTS))
+        return self.do(n, 'persistent-reserve-out', persistent_reserve.parse_out(cdb, data, PORTS))
 
     def out(self, n, action, key=0, new=0, kind=0, scope=0, flags=0, ids=None):
         data = struct.pack('>QQ4xBxxx', key, new, flags | (0x08 if ids is not None else 0))
@@ -94,23 +94,27 @@ class Disk(object):
 
     @property
     def keys(self):
-        data = reservations.read_keys(self.state)
+        data = persistent_reserve.read_keys(self.state)
         return list(struct.unpack('>%dQ' % ((len(data) - 8) // 8), data[8:]))
 
     @property
     def held(self):
         """(key, type) of READ RESERVATION, or None."""
-        data = reservations.read_reservation(self.state)
+        data = persistent_reserve.read_reservation(self.state)
         return (struct.unpack_from('>Q', data, 8)[0], data[21]) if len(data) > 8 else None
 
     def refused(self, n):
-        return reservations.refused_classes(self.state, n)
+        return reservation_classes.refused_classes(self.state, n)
 
     def reads(self, n):
-        return not reservations.conflicts(self.refused(n), reservations.READ, bytes(16))
+        return not reservation_classes.conflicts(
+            self.refused(n), reservation_classes.READ, bytes(16)
+        )
 
     def writes(self, n):
-        return not reservations.conflicts(self.refused(n), reservations.WRITE, bytes(16))
+        return not reservation_classes.conflicts(
+            self.refused(n), reservation_classes.WRITE, bytes(16)
+        )
 
 
 def registered(*pairs):
@@ -176,7 +180,7 @@ def test_the_generation_counts_what_the_standard_says():
     disk = Disk()
 
     def generation():
-        return struct.unpack_from('>I', reservations.read_keys(disk.state))[0]
+        return struct.unpack_from('>I', persistent_reserve.read_keys(disk.state))[0]
 
     steps = [
         (lambda: disk.out(A, REGISTER, 0, 1), 1),
@@ -533,9 +537,11 @@ def test_persistent_commands_conflict_while_spc_2_reserves():
     for n in (A, B):
         for action in range(7):
             assert disk.out(n, action, 0, 1, kind=WE) == RESERVATION_CONFLICT
-        assert reservations.conflicts(disk.refused(n), reservations.PR_IN, bytes(10))
+        assert reservation_classes.conflicts(disk.refused(n), reservation_classes.PR_IN, bytes(10))
         assert all(
-            reservations.conflicts(disk.refused(n), reservations.PR_OUT, bytes([0x5F, action]))
+            reservation_classes.conflicts(
+                disk.refused(n), reservation_classes.PR_OUT, bytes([0x5F, action])
+            )
             for action in range(8)
         )
 
@@ -555,7 +561,10 @@ def test_spc_2_commands_of_those_that_hold_or_may_are_good_and_do_nothing(kind):
     for n, good in ((A, True), (B, kind not in (WE, EA)), (C, False)):
         for command in (disk.reserve, disk.release):
             assert command(n) == (GOOD if good else RESERVATION_CONFLICT)
-        assert reservations.conflicts(disk.refused(n), reservations.RESERVE, bytes(6)) is not good
+        assert (
+            reservation_classes.conflicts(disk.refused(n), reservation_classes.RESERVE, bytes(6))
+            is not good
+        )
     assert disk.state is old
 
 
@@ -697,11 +706,10 @@ def test_commands_conflict_as_the_tables_say(name, allowed):
         return  # the unit does not offer it (yet)
     cdb = VARIANTS.get(name.split(', ')[-1], bytes([row.opcode]) + bytes(31))
     for state, n, column in SITUATIONS:
-        refused = reservations.refused_classes(state, n)
-        assert reservations.conflicts(refused, row.reservation, cdb) == (allowed[column] == 'C'), (
-            name,
-            column,
-        )
+        refused = reservation_classes.refused_classes(state, n)
+        assert reservation_classes.conflicts(refused, row.reservation, cdb) == (
+            allowed[column] == 'C'
+        ), (name, column)
 
 
 def test_the_holder_is_refused_nothing():
@@ -712,23 +720,23 @@ def test_the_holder_is_refused_nothing():
     assert registered((A, 1)).refused(B) == frozenset()
     disk.reserve(A)
     assert disk.reads(A) and disk.writes(A)
-    assert not reservations.conflicts(disk.refused(A), reservations.STATUS, bytes(6))
+    assert not reservation_classes.conflicts(disk.refused(A), reservation_classes.STATUS, bytes(6))
 
 
 @pytest.mark.parametrize('row', TABLE, ids=[row.name for row in TABLE])
 def test_every_command_that_writes_conflicts_with_a_foreign_reservation(row):
     if row.writes:
         for state, n, column in SITUATIONS:
-            refused = reservations.refused_classes(state, n)
-            assert reservations.conflicts(
+            refused = reservation_classes.refused_classes(state, n)
+            assert reservation_classes.conflicts(
                 refused, row.reservation, bytes([row.opcode]) + bytes(31)
             ) == (column != 2)
 
 
 def test_a_command_without_a_class_conflicts():
     for state, n, column in SITUATIONS:
-        refused = reservations.refused_classes(state, n)
-        assert reservations.conflicts(refused, None, bytes(16)) == (column != 2)
+        refused = reservation_classes.refused_classes(state, n)
+        assert reservation_classes.conflicts(refused, None, bytes(16)) == (column != 2)
 
 
 # SPC-4 table 71: PERSISTENT RESERVE OUT of a registrant that does not hold, and of one that is not
@@ -749,8 +757,8 @@ OUT_TABLE = {
 def test_persistent_reserve_out_conflicts_as_the_table_says(kind, action):
     for n, key, allowed in ((B, 2, OUT_TABLE[action][0]), (C, 0, OUT_TABLE[action][1])):
         disk = held(kind, (A, 1), (B, 2))
-        refused = reservations.conflicts(
-            disk.refused(n), reservations.PR_OUT, bytes([0x5F, action])
+        refused = reservation_classes.conflicts(
+            disk.refused(n), reservation_classes.PR_OUT, bytes([0x5F, action])
         )
         status = disk.out(n, action, key, 1, kind=kind)
         assert status == (GOOD if allowed == 'A' else RESERVATION_CONFLICT)
@@ -789,7 +797,7 @@ def test_windows_cluster_validation():
     assert disk.out(B, RESERVE, two, kind=WERO) == RESERVATION_CONFLICT
     assert disk.held == (one, WERO)
     assert disk.writes(B) and not disk.writes(C) and disk.reads(C)
-    assert not reservations.conflicts(disk.refused(C), reservations.PR_IN, bytes(10))
+    assert not reservation_classes.conflicts(disk.refused(C), reservation_classes.PR_IN, bytes(10))
     assert disk.out(B, PREEMPT, two, 0x1234, kind=WERO) == RESERVATION_CONFLICT
     assert disk.out(B, PREEMPT, two, one, kind=WERO) == GOOD
     assert disk.told == [(who(A), REGISTRATION_GONE)]
@@ -855,7 +863,7 @@ def test_the_last_registration_says_what_outlives_the_power():
     disk.out(B, REGISTER, 0, 2)
     assert not disk.state['aptpl']
     disk.out(B, IGNORE, 0, 2, flags=0x01)
-    assert disk.state['aptpl'] and reservations.report_capabilities(disk.state)[3] & 1
+    assert disk.state['aptpl'] and persistent_reserve.report_capabilities(disk.state)[3] & 1
     disk.out(B, RESERVE, 2, kind=EA)
     disk.move(B, 2, 2, A2.initiator_port, relative=2)
     assert not disk.state['aptpl']
@@ -869,8 +877,8 @@ def test_reservations_survive_a_loss_of_power(kind):
     state = reservations.aptpl_load(kept)
     assert state == dict(disk.state, generation=0)
     assert (
-        reservations.refused_classes(state, C)
-        == reservations.refused_classes(disk.state, C)
+        reservation_classes.refused_classes(state, C)
+        == reservation_classes.refused_classes(disk.state, C)
         != frozenset()
     )
 
@@ -948,15 +956,15 @@ def test_what_was_kept_and_cannot_be_is_an_error(change):
 )
 def test_arguments_that_no_command_has(change):
     arguments = dict(
-        reservations.parse_out(bytes([0x5F, 0, 0, 0, 0, 0, 0, 0, 24, 0]), bytes(24)), **change
+        persistent_reserve.parse_out(bytes([0x5F, 0, 0, 0, 0, 0, 0, 0, 24, 0]), bytes(24)), **change
     )
     with pytest.raises(ValueError):
-        reservations.apply(reservations.initial(), A, 'persistent-reserve-out', arguments)
+        reservations.apply_command(reservations.initial(), A, 'persistent-reserve-out', arguments)
 
 
 def test_a_kind_of_change_that_is_none():
     with pytest.raises(ValueError):
-        reservations.apply(reservations.initial(), A, 'start-stop', {})
+        reservations.apply_command(reservations.initial(), A, 'start-stop', {})
 
 
 # -- whatever happens ----------------------------------------------------------------------------------------------------
@@ -986,11 +994,13 @@ def test_the_invariants_hold_whatever_is_sent(commands):
             status = disk.move(n, key, new, B.initiator_port, flags=flags & 3)
         else:
             status = disk.out(n, action, key, new, kind=kind, flags=flags)
-        if isinstance(action, int) and reservations.conflicts(
-            refused, reservations.PR_OUT, bytes([0x5F, action])
+        if isinstance(action, int) and reservation_classes.conflicts(
+            refused, reservation_classes.PR_OUT, bytes([0x5F, action])
         ):
             assert status == RESERVATION_CONFLICT
-        if action == 'reserve' and reservations.conflicts(refused, reservations.RESERVE, bytes(6)):
+        if action == 'reserve' and reservation_classes.conflicts(
+            refused, reservation_classes.RESERVE, bytes(6)
+        ):
             assert status == RESERVATION_CONFLICT
         state = disk.state
         nexuses = [(r['initiator_port'], r['target_port']) for r in state['registrations']]

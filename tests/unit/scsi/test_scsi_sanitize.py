@@ -223,13 +223,13 @@ def test_a_defect_list_is_pointed_at():
 @pytest.mark.parametrize('row', opcodes.TABLE, ids=lambda row: row.name)
 def test_every_command_but_those_that_tell_of_the_unit_is_refused(medium, sense, row):
     unit = make_unit(**EVERY_COMMAND)
-    unit.update(medium=medium)
+    unit.replace_shared_state(medium=medium)
     unit.progress = 0x1234
     cdb = bytearray(len(row.mask))
     cdb[0], cdb[1] = row.opcode, row.service_action or 0
     error = error_of(unit, bytes(cdb))
     found = (error.key, error.asc, error.ascq) if error else None
-    if (row.opcode, row.service_action) in opcodes.WHILE_OPERATING:
+    if row.during_operation:
         assert found != sense
     else:
         assert found == sense and error.progress == 0x1234
@@ -281,5 +281,5 @@ def test_after_a_failure_only_its_cure_works(medium, sense, cure):
 def test_when_it_is_over_everything_works_at_once():
     unit = make_unit(medium='sanitizing')
     assert sense_of(unit, cdb_10(0x28, 0, 1)) == (2, 0x04, 0x1B)
-    unit.update(medium='ready')
+    unit.replace_shared_state(medium='ready')
     assert len(do(unit, cdb_10(0x28, 0, 1))) == 512

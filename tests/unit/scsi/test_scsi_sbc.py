@@ -486,7 +486,7 @@ def test_eject_flushes_first_and_asks_the_master():
     unit = make_unit(removable=True)
     assert start_stop(unit, 0x02) == Change('start-stop', {'action': 'eject'})
     assert unit.store.verbs() == ['flush']
-    unit.update(medium='ejected')
+    unit.replace_shared_state(medium='ejected')
     assert start_stop(unit, 0x03) == Change('start-stop', {'action': 'load'})
 
 

@@ -15,7 +15,8 @@ from fake_store import (
 )
 
 from targetd.scsi import modes, opcodes, persistent_reserve
-from targetd.scsi.lu import Device, LogicalUnit
+from targetd.scsi.device import Device
+from targetd.scsi.lu import LogicalUnit
 from targetd.scsi.sam import Change, Port
 
 
@@ -197,7 +198,7 @@ def test_mode_select_asks_the_master_and_the_change_takes_effect_on_writes():
     data = mode_select_data(unit, wce=True)
     change = do(unit, bytes([0x15, 0x11, 0, 0, len(data), 0]), data)
     assert isinstance(change, Change) and change.kind == 'mode-select' and change.arguments['save']
-    unit.update(modes=modes.apply(unit.modes, change.arguments))
+    unit.replace_shared_state(modes=modes.apply(unit.modes, change.arguments))
     do(unit, bytes.fromhex('2a 00 00000000 00 0001 00'), bytes(512))
     assert unit.store.calls[-1] == ('write', 0, 512, False)
 
@@ -266,7 +267,7 @@ def test_persistent_reserve_in_reads_the_replica():
             }
         ],
     )
-    unit.update(reservations=state)
+    unit.replace_shared_state(reservations=state)
     keys = do(unit, bytes.fromhex('5e 00 0000000000 0100 00'))
     assert keys == struct.pack('>II', 7, 8) + bytes.fromhex('00000000000000aa')
     assert do(unit, bytes.fromhex('5e 00 0000000000 0008 00')) == struct.pack('>II', 7, 8)

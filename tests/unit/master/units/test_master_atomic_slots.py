@@ -14,7 +14,8 @@ from targetd.master.exports.exports import Exports
 from targetd.master.processes.jobs import Jobs
 from targetd.master.state.state_directory import StateDirectory
 from targetd.master.units import atomic_slots
-from targetd.master.units.replication import FAILED, READY, Units
+from targetd.master.units.replication import Units
+from targetd.scsi.medium_state import FAILED, READY
 from targetd.store import journal, ranges
 
 MIB = 1 << 20

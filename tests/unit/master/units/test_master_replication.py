@@ -13,8 +13,9 @@ from targetd.errors import StoreError
 from targetd.master.processes.jobs import Jobs
 from targetd.master.state.state_directory import StateDirectory
 from targetd.master.units import transitions
-from targetd.master.units.replication import ACKNOWLEDGE_SECONDS, FAILED, READY, Unit, Units
+from targetd.master.units.replication import ACKNOWLEDGE_SECONDS, Unit, Units
 from targetd.scsi import sam
+from targetd.scsi.medium_state import FAILED, READY
 
 KEY = '00000000000000aa'
 FACTS = {'block_size': 512}

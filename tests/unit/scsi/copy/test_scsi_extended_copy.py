@@ -18,7 +18,8 @@ from fake_store import (
 
 from targetd.scsi import reservations
 from targetd.scsi.copy import copy_manager, extended_copy
-from targetd.scsi.lu import LogicalUnit, UnitFacts
+from targetd.scsi.facts import UnitFacts
+from targetd.scsi.lu import LogicalUnit
 from targetd.scsi.sam import WOULD_BLOCK
 from targetd.scsi.sense import CheckCondition
 
@@ -368,7 +369,7 @@ def reserved(kind):
 )
 def test_reservations_of_others_stop_it_at_either_end(kind, source, is_refused):
     first, second = pair()
-    second.update(reservations=reserved(kind))
+    second.replace_shared_state(reservations=reserved(kind))
     segment = blocks_segment(1, 0, 1, 0, 0) if source else blocks_segment(0, 1, 1, 0, 0)
     error = failure(first, BOTH, [segment])
     assert code(error) == ((0x0A, 0x0D, 0x01) if is_refused else None)
@@ -378,7 +379,7 @@ def test_reservations_of_others_stop_it_at_either_end(kind, source, is_refused):
 
 def test_a_reservation_of_the_unit_that_is_asked_stops_it_there():
     first, _ = pair()
-    first.update(reservations=reserved(1))
+    first.replace_shared_state(reservations=reserved(1))
     data = lid1_list(BOTH, ONE)
     assert status_of(first, cdb(data), data) == 0x18
 

@@ -25,7 +25,7 @@ ZERO = struct.pack('>I2xH', 0xFFFF0001, 0x1F8).ljust(512, b'\0')
 
 
 class Desk(object):
-    """unit.rods: what was asked stands in `asked`; `source`: the store that tokens stand for."""
+    """unit.services.rod_tokens: what was asked stands in `asked`; `source`: the store that tokens stand for."""
 
     def __init__(self, source):
         self.source = source
@@ -77,7 +77,7 @@ class Use(object):
 def make(**facts):
     unit = make_unit(naa=NAA, **facts)
     unit.store.data[:] = pattern(len(unit.store.data) // unit.block_size, unit.block_size)
-    unit.rods = Desk(unit.store)
+    unit.services.rod_tokens = Desk(unit.store)
     return unit
 
 
@@ -143,13 +143,16 @@ def code(error):
 def test_a_token_is_made_and_told():
     unit = make()
     assert populate(unit, [(8, 4), (0, 2)], timeout=30) is None
-    assert unit.rods.asked == [('populate', [(8 * 512, 4 * 512), (0, 2 * 512)], 30)]
+    assert unit.services.rod_tokens.asked == [('populate', [(8 * 512, 4 * 512), (0, 2 * 512)], 30)]
     told = information(unit, 1)
     assert (
         told[4:6] == b'\x10\x01' and told[15] == 0xF1 and struct.unpack_from('>Q', told, 16)[0] == 6
     )
     assert struct.unpack_from('>I', told)[0] == len(told) - 4
-    assert struct.unpack_from('>IH', told, 32) == (514, 0) and told[38:] in unit.rods.given
+    assert (
+        struct.unpack_from('>IH', told, 32) == (514, 0)
+        and told[38:] in unit.services.rod_tokens.given
+    )
 
 
 def test_a_token_tells_of_its_maker_and_its_size():
@@ -197,7 +200,7 @@ def test_what_no_token_is_made_for(pairs, more, expected, field):
     unit = make()
     error = populate_error(unit, pairs, **more)
     assert code(error) == expected and error.field == (field, None, False)
-    assert not unit.rods.asked
+    assert not unit.services.rod_tokens.asked
 
 
 def test_limits_are_those_of_page_8f():
@@ -209,10 +212,10 @@ def test_limits_are_those_of_page_8f():
     ranges, longest, default, most, optimal = struct.unpack_from('>HIIQQ', page, 14)
     assert populate(unit, [(n, 1) for n in range(ranges)], timeout=longest) is None
     assert populate(unit, [(0, 1)]) is None
-    assert unit.rods.asked[-1][2] == default and optimal <= most
+    assert unit.services.rod_tokens.asked[-1][2] == default and optimal <= most
     assert code(populate_error(unit, [(n, 1) for n in range(ranges + 1)])) == (5, 0x26, 0x08)
     large = make_unit(store=Endless(), naa=NAA)
-    large.rods = Desk(large.store)
+    large.services.rod_tokens = Desk(large.store)
     assert populate(large, [(0, most)]) is None
     assert code(populate_error(large, [(0, most + 1)])) == (5, 0x26, 0x00)
 
@@ -261,7 +264,7 @@ def test_what_a_token_stands_for_is_written():
         100,
         101,
     ]
-    assert unit.rods.asked[1:] == [('use', False), ('check',), ('over',)]
+    assert unit.services.rod_tokens.asked[1:] == [('use', False), ('check',), ('over',)]
     told = information(unit, 2)
     assert (
         told[4:6] == b'\x11\x01'
@@ -275,7 +278,7 @@ def test_an_offset_counts_in_blocks_of_the_unit_that_is_written():
     populate(unit, [(8, 4)])
     write(unit, token_of(unit), [(1000, 2)], offset=2, flags=0x02)
     assert unit.store.data[1000 * 512] == 10 and unit.store.data[1001 * 512] == 11
-    assert unit.rods.asked[1] == ('use', True)
+    assert unit.services.rod_tokens.asked[1] == ('use', True)
 
 
 def test_less_than_the_ranges_is_no_error_and_is_told():
@@ -297,7 +300,7 @@ def test_an_offset_beyond_the_token():
 
 def test_part_of_a_large_block_is_not_written():
     small, large = make(), make_unit(blocks=512, block_size=4096)
-    large.rods = small.rods
+    large.services.rod_tokens = small.services.rod_tokens
     populate(small, [(0, 9)])
     assert code(write_error(large, token_of(small), [(0, 2)])) == (0x0A, 0x26, 0x0A)
     assert not any(large.store.data)
@@ -306,7 +309,7 @@ def test_part_of_a_large_block_is_not_written():
 def test_a_token_revoked_meanwhile_fails_the_command():
     unit = make()
     populate(unit, [(8, 4)])
-    unit.rods.refuse_at_the_end = CheckCondition(5, 0x23, 0x06)
+    unit.services.rod_tokens.refuse_at_the_end = CheckCondition(5, 0x23, 0x06)
     assert code(write_error(unit, token_of(unit), [(1000, 4)])) == (5, 0x23, 0x06)
     assert information(unit, 1)[5] == 0x02, 'the failed command took the name 1'
 
@@ -327,9 +330,9 @@ def test_what_is_no_token(token, expected):
 def test_an_error_says_which_end_it_is_of(source):
     unit = make()
     populate(unit, [(8, 4)])
-    unit.rods.source = MemoryStore(1 << 20)
+    unit.services.rod_tokens.source = MemoryStore(1 << 20)
     if source:
-        unit.rods.source.fail['read'] = errno.EIO
+        unit.services.rod_tokens.source.fail['read'] = errno.EIO
     else:
         unit.store.fail['write'] = errno.ENOSPC
     error = write_error(unit, token_of(unit), [(1000, 4)])
@@ -352,7 +355,7 @@ def test_the_zero_token():
     assert not any(unit.store.data[3 * 512 : 5 * 512]) and not any(
         unit.store.data[9 * 512 : 10 * 512]
     )
-    assert unit.store.data[5 * 512] == 5 and not unit.rods.asked
+    assert unit.store.data[5 * 512] == 5 and not unit.services.rod_tokens.asked
     unit.store.fail['write_zeroes'] = errno.ENOSPC
     assert code(write_error(unit, ZERO, [(0, 1)])) == (7, 0x27, 0x07)
 
@@ -397,7 +400,7 @@ def test_an_aborted_task_stops_and_its_use_of_the_token_is_over():
     task = begun(unit, write_list(token_of(unit), [(1000, 2)]))
     task.aborted = True
     assert task.run_blocking(task) is None
-    assert 'copy' not in unit.store.verbs() and unit.rods.asked[-1] == ('over',)
+    assert 'copy' not in unit.store.verbs() and unit.services.rod_tokens.asked[-1] == ('over',)
     assert information(unit, 9)[5] == 0x60
 
 
@@ -413,7 +416,7 @@ def test_report_all_rod_tokens_keeps_the_secrets():
 
 def watched(**facts):
     unit = make(**facts)
-    unit.update(watched=[[8 * 512, 12 * 512]])
+    unit.replace_shared_state(watched=[[8 * 512, 12 * 512]])
     return unit
 
 
@@ -425,7 +428,7 @@ def test_a_write_revokes_what_it_touches(opcode, lba, blocks, touches):
     unit = watched()
     data = bytes([0xEE]) * (blocks * 512)
     order = []
-    unit.rods.revoke = lambda *arguments: order.append(
+    unit.services.rod_tokens.revoke = lambda *arguments: order.append(
         (arguments, bytes(unit.store.data[lba * 512 : lba * 512 + 1]))
     )
     do(unit, block_cdb(opcode, lba, blocks), data)
@@ -441,7 +444,7 @@ def test_a_write_that_cannot_revoke_writes_nothing():
     def refuse(*arguments):
         raise CheckCondition(4, 0x44, 0)
 
-    unit.rods.revoke = refuse
+    unit.services.rod_tokens.revoke = refuse
     assert sense_of(unit, block_cdb(0x2A, 8, 1), bytes([0xEE]) * 512) == (4, 0x44, 0)
     assert unit.store.data[8 * 512] == 8
 
@@ -450,33 +453,33 @@ def test_a_command_that_does_not_say_what_it_writes_revokes_everything():
     unit = watched(unmap=True)
     data = struct.pack('>HH4xQI4x', 22, 16, 100, 1)
     do(unit, bytes.fromhex('42 00 00000000 00') + struct.pack('>Hx', len(data)), data)
-    assert unit.rods.asked == [('revoke', 0, BLOCKS * 512)]
+    assert unit.services.rod_tokens.asked == [('revoke', 0, BLOCKS * 512)]
 
 
 def test_reads_and_units_without_tokens_pay_nothing():
     unit = watched()
     do(unit, block_cdb(0x28, 8, 1))
-    assert not unit.rods.asked
-    unit.update(watched=[])
+    assert not unit.services.rod_tokens.asked
+    unit.replace_shared_state(watched=[])
     plain = make()
     for opcode in (0x0A, 0x2A, 0x8A, 0xAA):
         assert unit.dispatch[opcode].__code__ is plain.dispatch[opcode].__code__, (
             'the hot admission is back'
         )
     do(unit, block_cdb(0x2A, 8, 1), bytes(512))
-    assert not unit.rods.asked
+    assert not unit.services.rod_tokens.asked
 
 
 def test_writing_by_token_revokes_only_its_own_ranges():
     unit = watched()
     populate(unit, [(100, 4)])
     write(unit, token_of(unit), [(20, 2), (11, 2)])
-    assert [asked for asked in unit.rods.asked if asked[0] == 'revoke'] == [
+    assert [asked for asked in unit.services.rod_tokens.asked if asked[0] == 'revoke'] == [
         ('revoke', 11 * 512, 2 * 512)
     ]
-    assert not unit.under_way
+    assert not unit.copy_writes
     write(unit, ZERO, [(8, 1), (30, 1)])
-    assert unit.rods.asked[-1] == ('revoke', 8 * 512, 512)
+    assert unit.services.rod_tokens.asked[-1] == ('revoke', 8 * 512, 512)
 
 
 def test_extended_copy_revokes_too():
@@ -484,7 +487,7 @@ def test_extended_copy_revokes_too():
     segment = struct.pack('>BBHHHxxHQQ', 0x02, 0, 0x18, 0xFFFF, 0xFFFF, 2, 100, 7)
     data = struct.pack('>BBH4xII', 1, 0, 0, len(segment), 0) + segment
     do(unit, struct.pack('>BB8xIxx', 0x83, 0, len(data)), data)
-    assert unit.rods.asked == [('revoke', 7 * 512, 2 * 512)]
+    assert unit.services.rod_tokens.asked == [('revoke', 7 * 512, 2 * 512)]
 
 
 def test_a_task_that_was_admitted_before_heeds_tokens_made_later():
@@ -492,12 +495,12 @@ def test_a_task_that_was_admitted_before_heeds_tokens_made_later():
     task = make_task(unit, block_cdb(0x2A, 8, 1), bytes(512))
     unit.admit(task)
     task.transfer = object()
-    unit.update(watched=[[0, 1 << 20]])
-    assert unit.heed(task) is None
+    unit.replace_shared_state(watched=[[0, 1 << 20]])
+    assert unit.guard_from_new_tokens(task) is None
     task.data_out = bytes(512)
     task.run(task)
     task.run_blocking(task)
-    assert unit.rods.asked == [('revoke', 8 * 512, 512)]
+    assert unit.services.rod_tokens.asked == [('revoke', 8 * 512, 512)]
 
 
 @pytest.mark.parametrize(
@@ -512,12 +515,12 @@ def test_what_is_being_written_when_tokens_are_made(cdb, data, expected):
     unit = make(unmap=True)
     task = make_task(unit, cdb, data)
     unit.admit(task)
-    assert unit.heed(task) == expected
+    assert unit.guard_from_new_tokens(task) == expected
 
 
 def test_a_task_that_is_not_admitted_yet_will_heed_tokens_then():
     unit = make()
-    assert unit.heed(make_task(unit, block_cdb(0x2A, 8, 1), bytes(512))) is None
+    assert unit.guard_from_new_tokens(make_task(unit, block_cdb(0x2A, 8, 1), bytes(512))) is None
 
 
 def test_what_a_copy_writes_now_is_under_way():
@@ -525,9 +528,9 @@ def test_what_a_copy_writes_now_is_under_way():
     populate(unit, [(0, 1)])
     seen = []
     original = unit.store.copy
-    unit.store.copy = lambda *arguments: (seen.append(list(unit.under_way)), original(*arguments))
+    unit.store.copy = lambda *arguments: (seen.append(list(unit.copy_writes)), original(*arguments))
     write(unit, token_of(unit), [(1000, 1)])
-    assert seen == [[[1000 * 512, 512]]] and unit.under_way == []
+    assert seen == [[[1000 * 512, 512]]] and unit.copy_writes == []
 
 
 # -- ranges -----------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,51 @@
+"""From a row of the opcode table to the admission function of its command. Pure.
+
+An admission function takes (unit, task). It finds the bits of the CDB checked against the row,
+checks the fields itself, sets task.run, run_blocking and data_out_length, and returns. It raises
+CheckCondition or StatusReturned.
+"""
+
+from targetd.scsi import (
+    atomic_commands,
+    buffers,
+    diagnostics,
+    identifying,
+    logs,
+    opcodes,
+    provisioning,
+    sanitize,
+    sbc,
+    sense,
+    spc,
+)
+from targetd.scsi.copy import copy_manager, extended_copy, rod_commands
+
+_MODULES = (
+    atomic_commands,
+    buffers,
+    copy_manager,
+    diagnostics,
+    extended_copy,
+    identifying,
+    logs,
+    provisioning,
+    rod_commands,
+    sanitize,
+    sbc,
+    spc,
+)
+_BY_NAME = dict((module.__name__.rpartition('.')[2], module) for module in _MODULES)
+
+#: {'module.name' of a row: admission function}
+FUNCTIONS = dict(
+    (row.function, getattr(_BY_NAME[row.function.split('.')[0]], row.function.split('.')[1]))
+    for row in opcodes.TABLE
+)
+
+
+def refuse_unused_bits(row: opcodes.Row, cdb: bytes) -> None:
+    """Raise CheckCondition 05/24/00 with field pointer if a bit is set that is not in the mask of
+    the row."""
+    refused = row.first_refused_bit(cdb)
+    if refused:
+        raise sense.invalid_field_in_cdb(*refused)

@@ -1,0 +1,46 @@
+"""The states of a logical unit's medium, and the sense data of commands that cannot use it. Pure.
+
+       READY ──STOP──► STOPPED ──eject──► EJECTED
+         │ ▲─────START────┘  ▲              │
+         │ └──────────────load──────────────┘
+         └──acknowledged data may be lost──► FAILED ──the administrator resumes it──► READY
+
+While a FORMAT UNIT or a SANITIZE runs, and after it has failed, the state is one of
+scsi.operations instead. The states are words of the messages between master and worker.
+"""
+
+from typing import Dict, Optional, Tuple
+
+from targetd.scsi import operations
+from targetd.scsi.sense import NOT_READY, CheckCondition
+
+READY, STOPPED, EJECTED, FAILED = 'ready', 'stopped', 'ejected', 'failed'
+
+#: The states in which the data can be read. FAILED refuses writes and flushes only.
+READABLE = frozenset((READY, FAILED))
+
+#: {state: (sense key, ASC, ASCQ) of every command that needs the medium, None where there is none}
+NOT_READY_SENSE: Dict[str, Optional[Tuple[int, int, int]]] = dict(operations.SENSE)
+NOT_READY_SENSE[READY] = NOT_READY_SENSE[FAILED] = None
+# INITIALIZING COMMAND REQUIRED: START STOP UNIT with START
+NOT_READY_SENSE[STOPPED] = (NOT_READY, 0x04, 0x02)
+NOT_READY_SENSE[EJECTED] = (NOT_READY, 0x3A, 0x00)
+#: The same for a state that this version does not know: MANUAL INTERVENTION REQUIRED.
+UNKNOWN_STATE_SENSE = (NOT_READY, 0x04, 0x03)
+
+
+def is_ready(state: str) -> bool:
+    """Do commands that need the medium run in this state? (Writes are refused while it is FAILED.)"""
+    return NOT_READY_SENSE.get(state, UNKNOWN_STATE_SENSE) is None
+
+
+def not_ready(state: str, progress: int = 0) -> Optional[CheckCondition]:
+    """The CheckCondition of a command that needs the medium, None if the medium is ready.
+    progress: PROGRESS INDICATION (SPC-4), 0..65535, reported while an operation runs."""
+    found = NOT_READY_SENSE.get(state, UNKNOWN_STATE_SENSE)
+    if found is None:
+        return None
+    key, asc, ascq = found
+    return CheckCondition(
+        key, asc, ascq, progress=progress if operations.is_running(state) else None
+    )
