@@ -110,7 +110,7 @@ def make_key(path):
 
     if xts.why_not():
         return complain(xts.why_not(), EXIT_FAILURE)
-    key_files.make(path)
+    key_files.make_key(path)
     say(
         'The key is in %s. Keep a copy of it in a safe place: without it nothing on its disk can be read.\n'
         % path

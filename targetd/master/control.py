@@ -207,7 +207,7 @@ class Control(object):
             ('targets', len(master.configuration.targets)),
             ('units', len(master.units.by_id)),
             ('failed units', len(failing)),
-            ('missing stores', len(master.exports.late)),
+            ('missing stores', len(master.exports.unavailable)),
             ('spare workers', len(spares)),
             ('state', 'stopping' if master.stop.is_stopping else 'running'),
         ]
@@ -229,7 +229,7 @@ class Control(object):
         master = self.master
         rows = []
         for target in master.configuration.targets.values():
-            missing = master.exports.missing(target.name)
+            missing = master.exports.why_unavailable(target.name)
             rows.append(
                 {
                     'target_name': target.name,
@@ -257,7 +257,7 @@ class Control(object):
                 'reserved_by': '',
                 'sessions': 0,
             }
-            for late in self.master.exports.late.values()
+            for late in self.master.exports.unavailable.values()
         ]
         return commands.reply_rows(sorted(rows, key=lambda row: (row['target_name'], row['lun'])))
 
@@ -400,13 +400,13 @@ class Control(object):
         found = self.master.units.find(unit)
         if found is None:
             raise TargetdError('there is no unit %s; targetdctl show units lists them' % unit)
-        if not self.master.exports.recover(found):
+        if not self.master.exports.recover_unit(found):
             raise TargetdError('unit %s has not failed' % found.id)
         return commands.reply_message('unit %s is used again' % found.id)
 
     def _answer_accept(self, unit):
         target_name, number = named_lun(unit)
-        if not self.master.exports.accept(target_name, number):
+        if not self.master.exports.accept_medium(target_name, number):
             raise TargetdError(
                 'nothing is known of lun %d of %s: whatever is found for it is taken'
                 % (number, target_name)

@@ -460,7 +460,7 @@ class Master(object):
                 const.SERVICE_UNAVAILABLE,
                 'target %s is being changed; its old sessions log out first' % target.name,
             )
-        missing = self.exports.missing(target.name)
+        missing = self.exports.why_unavailable(target.name)
         if missing:
             raise Refused(
                 const.SERVICE_UNAVAILABLE, 'target %s is not ready: %s' % (target.name, missing)

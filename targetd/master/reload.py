@@ -99,7 +99,7 @@ class Reload(object):
             return
         wanted = [(new.targets[target_name], lun) for target_name, lun in wanted_luns(steps)]
         self._is_opening = True
-        self.master.exports.open_all(
+        self.master.exports.open_media(
             wanted, lambda outcomes: self._opened(new, steps, rows, outcomes, done)
         )
 
@@ -150,7 +150,7 @@ class Reload(object):
         master.apply_server()
         for step in steps:
             STEPS.get(type(step), Reload._nothing)(self, step, prepared)
-        master.exports.look_again()
+        master.exports.retry_now()
         self._follow_media()
         self._end_unwelcome()
         self.check()
@@ -222,37 +222,37 @@ class Reload(object):
 
     def _add_target(self, step, prepared):
         for number in step.target.luns:
-            self.master.exports.add(prepared.units[step.target.name, number])
+            self.master.exports.add_unit(prepared.units[step.target.name, number])
 
     def _remove_target(self, step, prepared):
         name = step.target.name
         for number in step.target.luns:
-            self.master.exports.forget(name, number)
+            self.master.exports.forget_lun(name, number)
         swaps = [(unit, None) for unit in self.master.units.of_target(name).values()]
         self._swap_after_logout(name, swaps, 'target %s is removed' % name)
 
     def _change_target(self, step, prepared):
         """States of target port groups are in force at once; TPGS is what a session found when it
         logged in."""
-        for late in self.master.exports.late.values():
+        for late in self.master.exports.unavailable.values():
             if late.target_name == step.new.name:
                 late.target = step.new
         if set(ACCESS_FIELDS) & set(step.fields):
             for unit in self.master.units.of_target(step.new.name).values():
                 unit.facts.update(open_medium.alua_facts(step.new, unit.lun))
-                configured = exports.configured_access(step.new)
+                configured = exports.configured_alua(step.new)
                 self.master.units.change(
                     unit, transitions.access_configured(unit.shared, configured)
                 )
 
     def _add_lun(self, step, prepared):
         unit = prepared.units[step.target_name, step.lun.number]
-        self.master.exports.add(unit)
+        self.master.exports.add_unit(unit)
         workers = [s.worker for s in self.master.sessions.of_target(step.target_name)]
         self.master.units.order_units(workers, add=[unit], attentions=[attention.LUNS_CHANGED])
 
     def _remove_lun(self, step, prepared):
-        self.master.exports.forget(step.target_name, step.lun.number)
+        self.master.exports.forget_lun(step.target_name, step.lun.number)
         unit = self.master.units.of_target(step.target_name).get(step.lun.number)
         if unit is None:
             return
@@ -272,11 +272,11 @@ class Reload(object):
     def _change_lun(self, step, prepared):
         unit = self.master.units.of_target(step.target_name).get(step.new.number)
         fresh = prepared.units.get((step.target_name, step.new.number))
-        late = self.master.exports.late.get((step.target_name, step.new.number))
+        late = self.master.exports.unavailable.get((step.target_name, step.new.number))
         if late is not None:
             late.lun = step.new
         if fresh is not None:
-            self.master.exports.forget_late(step.target_name, step.new.number)
+            self.master.exports.forget_unavailable(step.target_name, step.new.number)
             self._swap_after_logout(
                 step.target_name,
                 [(unit, fresh)],
@@ -335,8 +335,8 @@ class Reload(object):
                     self.master.exports.close_unit(old)
                 if new is not None:
                     if old is not None and old.key == new.key:
-                        exports.succeed(old, new)
-                    self.master.exports.add(new)
+                        exports.carry_over_state(old, new)
+                    self.master.exports.add_unit(new)
         if self._again and not self.changing and not self._is_opening:
             self._again = False
             self.master.loop.call_later(0, self.on_signal)
@@ -347,9 +347,9 @@ class Reload(object):
         for unit in list(self.master.units.by_id.values()):
             if unit.target_name in self.changing:
                 continue
-            self.master.exports.recover(unit)
+            self.master.exports.recover_unit(unit)
             try:
-                self.master.exports.resize(unit, unit.lun.size)
+                self.master.exports.resize_unit(unit, unit.lun.size)
             except StoreError as e:
                 log.error('%s', e)
 

@@ -202,7 +202,7 @@ def test_a_missing_file_makes_its_target_wait_and_no_other(stage, capfd):
         f.truncate(1 << 20)
     stage.leap(10)
     assert stage.login(DISK).answer['units'][0]['store']['size'] == 1 << 20
-    assert 'is there now' in capfd.readouterr().err
+    assert 'is available now' in capfd.readouterr().err
 
 
 def test_a_server_without_any_usable_store_still_runs(stage):
@@ -304,16 +304,17 @@ def dead(stage, monkeypatch):
 def test_a_disk_that_does_not_answer_keeps_no_other_from_being_served(stage, dead, capfd):
     stage.start(body(stage, (DISK, OPEN, {0: ['backing-store = %s' % dead]}), (OTHER, OPEN, RAM)))
     assert (
-        'disk.img: there was no answer within 0.5 seconds to opening it' in capfd.readouterr().err
+        'disk.img cannot be opened: there was no answer within 0.5 seconds'
+        in capfd.readouterr().err
     )
     assert stage.connect().login(DISK)[0] == (3, 1)
     stage.login(OTHER)
-    stage.master.loop.call_later(0, stage.master.exports.look_again)
+    stage.master.loop.call_later(0, stage.master.exports.retry_now)
     stage.until(lambda: not stage.master.jobs.is_idle)
     stage.login(OTHER, isid='00023d000002')  # while it is being looked for
     assert not stage.master.jobs.is_idle
     os.unlink(os.path.join(stage.directory, 'dead'))
-    stage.until(lambda: not stage.master.exports.late or (stage.leap(10), False)[1])
+    stage.until(lambda: not stage.master.exports.unavailable or (stage.leap(10), False)[1])
     stage.login(DISK)
 
 
@@ -327,7 +328,7 @@ def test_a_reload_that_meets_such_a_disk_changes_nothing_and_delays_nobody(serve
         served.master.reload.reload_and_wait()
     assert 'still waits for a disk to answer' in str(caught.value)
     served.until(lambda: outcome)
-    assert 'hangs' in str(outcome[0]) and len(served.master.units.by_id) == 1
+    assert 'does not respond' in str(outcome[0]) and len(served.master.units.by_id) == 1
 
 
 def test_a_stop_says_which_disk_does_not_answer_and_ends(stage, dead, monkeypatch, capfd):
@@ -396,7 +397,7 @@ def test_a_disk_that_this_host_counts_on_is_refused_with_the_reason(stage, monke
     monkeypatch.setattr(open_medium, '_is_disk', lambda path: True)
     monkeypatch.setattr(
         open_medium.claims,
-        'claims',
+        'find_claims',
         lambda path, found, descriptor: ['%s is listed in /etc/fstab' % path],
     )
     stage.start(
@@ -407,7 +408,7 @@ def test_a_disk_that_this_host_counts_on_is_refused_with_the_reason(stage, monke
         )
     )
     assert (
-        'is listed in /etc/fstab. To export it all the same write allow-in-use = yes'
+        'is listed in /etc/fstab. To export it nevertheless, write allow-in-use = yes'
         in capfd.readouterr().err
     )
     assert stage.connect().login(DISK)[0] == (3, 1)

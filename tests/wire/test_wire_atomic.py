@@ -242,7 +242,7 @@ def test_the_master_is_killed_amid_a_write_and_nothing_is_half_done(daemon, read
     assert len(set(content(image))) == 2
     daemon.start()
     assert ready(daemon).read(0, BLOCKS) == filled(b'o')
-    daemon.logged('1 atomic writes that were under way when targetd died were taken back')
+    daemon.logged('1 atomic writes that were in progress when targetd died were rolled back')
 
 
 def test_what_a_killed_server_left_is_put_right_though_the_setting_is_gone(daemon, ready):

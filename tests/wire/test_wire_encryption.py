@@ -81,7 +81,7 @@ def state(session):
 
 
 def key_of(daemon):
-    return key_files.load(path_of(daemon, 'disk.key'))
+    return key_files.load_key(path_of(daemon, 'disk.key'))
 
 
 def refused(daemon, expression):
@@ -253,16 +253,16 @@ def test_a_wrong_key_another_block_size_and_a_lost_setting_are_refused(encrypted
     assert encrypted.stop() == 0
     key, before = path_of(encrypted, 'disk.key'), image(encrypted)
     os.rename(key, key + '.right')
-    key_files.make(key)
+    key_files.make_key(key)
     refused(encrypted, '%s is not the key of' % key)
     os.rename(key + '.right', key)
     configure(encrypted, 'block-size = 4096')
-    refused(encrypted, 'the block size is another')
+    refused(encrypted, 'the block size differs')
     encrypted.target(luns={0: ['backing-store = %s' % path_of(encrypted, 'disk.img')]})
-    refused(encrypted, 'is encrypted, and no encryption-key-file is written')
+    refused(encrypted, 'is encrypted, and no encryption-key-file is configured')
     os.chmod(key, 0o644)
     configure(encrypted)
-    refused(encrypted, 'can be used by others')
+    refused(encrypted, 'is accessible to users other than its owner')
     assert image(encrypted) == before
     os.chmod(key, 0o600)
     configure(encrypted)
@@ -278,7 +278,7 @@ def test_a_reload_encrypts_an_empty_disk_and_takes_encryption_off_none_that_is_u
     write(session, 0, text(4096)).good()
     assert TEXT not in image(daemon)
     daemon.target(luns={0: ['backing-store = %s' % path_of(daemon, 'disk.img'), 'size = 24M']})
-    daemon.reload('is encrypted, and no encryption-key-file is written')
+    daemon.reload('is encrypted, and no encryption-key-file is configured')
     assert 'nothing was changed' in daemon.log and read(session, 0, 8) == text(4096)
     session.logout()
     os.rename(path_of(daemon, 'disk.key'), path_of(daemon, 'moved.key'))
@@ -321,7 +321,7 @@ def test_make_key(daemon):
         )
 
     done = make()
-    digits = key_files.load(path)
+    digits = key_files.load_key(path)
     assert (
         done.returncode == 0
         and b'Keep a copy' in done.stdout
@@ -331,7 +331,7 @@ def test_make_key(daemon):
     assert (
         again.returncode == 5
         and b'never overwritten' in again.stdout
-        and key_files.load(path) == digits
+        and key_files.load_key(path) == digits
     )
 
 
@@ -450,7 +450,7 @@ def test_kill_9_during_an_erase(daemon, ready, sessions, call, number):
     start, with either key."""
     configure(daemon)
     with open(path_of(daemon, 'mortal.py'), 'w') as file:
-        file.write(MORTAL % (call, number))
+        file.write(KILLED_DURING_REPLACE % (call, number))
     command, daemon.command = (
         daemon.command,
         lambda *words: [daemon.python, path_of(daemon, 'mortal.py')] + list(words),
@@ -477,12 +477,12 @@ def test_kill_9_during_an_erase(daemon, ready, sessions, call, number):
     ]
 
 
-#: A targetd whose keys.replace() kills its process before the so-manyth call of that name.
-MORTAL = '''
+#: A targetd whose key_files.replace_key() kills the process before call number N of an os function.
+KILLED_DURING_REPLACE = '''
 import os, signal, sys
 from targetd import cli
-from targetd.master import keys
-call, left, replace = %r, [%d], keys.replace
+from targetd.master.state import key_files
+call, left, replace_key = %r, [%d], key_files.replace_key
 real = getattr(os, call)
 def counted(*arguments, **more):
     left[0] -= 1
@@ -491,7 +491,7 @@ def counted(*arguments, **more):
     return real(*arguments, **more)
 def armed(path):
     setattr(os, call, counted)
-    return replace(path)
-keys.replace = armed
+    return replace_key(path)
+key_files.replace_key = armed
 sys.exit(cli.main())
 '''

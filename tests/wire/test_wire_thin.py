@@ -81,7 +81,7 @@ def test_a_threshold_is_told_to_everybody_before_the_space_is_gone(thin, ready):
     assert thin.process.poll() is None
     assert write_until_full(one, 0, 10) is None
     assert told(one) == told(other) == THRESHOLD_REACHED
-    thin.logged('threshold of its space is reached')
+    thin.logged('thin provisioning threshold is reached')
     assert one.run(TEST_UNIT_READY).status == GOOD
 
 

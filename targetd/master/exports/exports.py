@@ -1,16 +1,16 @@
-"""From a LUN of the configuration to a Unit: its store opened and claimed, its facts found, its
-saved state loaded.
+"""Creates the Unit of each LUN of the configuration: opens and claims its store, determines its
+facts and loads its saved state.
 
-May import config.model, host, store, scsi.modes, scsi.reservations. What may have to wait for a
-medium is in media, and done by children (opening, jobs): a disk that does not answer delays
-nobody but its own target. A medium that is missing or busy does not keep the server from starting:
-its target is not ready (logins are answered 'service unavailable', which initiators retry), the
-other targets are served, and the medium is looked for again every RETRY_SECONDS. A server without
-any usable medium still runs.
+May import config.model, host, store, scsi.modes, scsi.reservations. All steps that may block on a
+medium are in open_medium and run in child processes (open_batch, processes.jobs), so a disk that
+does not respond delays only its own target. A medium that is missing or busy does not prevent the
+server from starting: its target is not ready (logins are answered with 'service unavailable', which
+initiators retry), the other targets are served, and opening the medium is retried every
+RETRY_SECONDS. A server without any usable medium runs, too.
 
-An identity (serial number, NAA) is made of the server's id, the target's name and a key that
-belongs to the data (a disk's own name, a file's path), never of a position: moving a LUN to another
-number renames no disk.
+An identity (serial number, NAA) is derived from the server's id, the target's name and a key that
+belongs to the data (a disk's own name, a file's path), never from a position: moving a LUN to
+another number does not rename the disk.
 """
 
 import os
@@ -19,7 +19,7 @@ from targetd import log
 from targetd.errors import StoreError, TargetdError
 from targetd.host import identity
 from targetd.master.exports.known_media import KnownMedia
-from targetd.master.exports.open_batch import Batch
+from targetd.master.exports.open_batch import OpenBatch
 from targetd.master.exports.open_medium import grow
 from targetd.master.state import key_files
 from targetd.master.units import transitions
@@ -29,11 +29,11 @@ from targetd.scsi.medium_state import FAILED, READY
 from targetd.store import adopted, journal
 
 RETRY_SECONDS = 10.0
-SPACE_SECONDS = 5.0  # how often the space that thin media can still get is looked at
+SPACE_SECONDS = 5.0  # interval at which the free space for thin media is checked
 
 
-class Late(object):
-    """A LUN whose medium could not be opened yet. why: the sentence of the last attempt."""
+class UnavailableLun(object):
+    """A LUN whose medium could not be opened yet. why: the error message of the last attempt."""
 
     def __init__(self, target, lun, why):
         self.target = target
@@ -43,8 +43,8 @@ class Late(object):
 
 
 class Exports(object):
-    """Opens and closes what the configuration exports. `units`: units.Units, which own what is
-    open; `jobs`: who opens."""
+    """Opens and closes the media that the configuration exports. `units`: replication.Units, which
+    owns the open units; `jobs`: the jobs that open media in child processes."""
 
     def __init__(self, loop, units, jobs):
         self.loop = loop
@@ -52,18 +52,18 @@ class Exports(object):
         self.jobs = jobs
         self.process = os.getpid()
         self.known = KnownMedia(os.path.join(units.state.path, 'media.json'))
-        self.late = {}  # (target name, number) -> Late
+        self.unavailable = {}  # (target name, number) -> UnavailableLun
         self.server = None
         self._generations = {}
         self._timer = None
-        self._is_looking = False  # for late media, at this moment
+        self._is_retrying = False  # an attempt to open unavailable media is in progress
         self._space_timer = None
 
     # -- start and end -----------------------------------------------------------------------------
 
     def start(self, configuration):
-        """Open everything; what cannot be opened is late. Raises TargetdError if the server has no
-        identity."""
+        """Opens all media; those that cannot be opened become `unavailable`. Raises TargetdError if
+        the server id can be neither read nor created."""
         server = configuration.server
         self.server = server.server_id or identity.server_id(server.state_dir)
         wanted = [
@@ -73,9 +73,9 @@ class Exports(object):
         ]
         self.known.load()
         self.known.keep_only((target.name, lun.number) for target, lun in wanted)
-        self.open_all(wanted, lambda outcomes: self._started(wanted, outcomes))
+        self.open_media(wanted, lambda outcomes: self._started(wanted, outcomes))
         self.jobs.wait()
-        self._look_at_space()
+        self._check_space()
 
     def _started(self, wanted, outcomes):
         for target, lun in wanted:
@@ -83,10 +83,10 @@ class Exports(object):
             if isinstance(outcome, Unit):
                 self._add(outcome)
                 continue
-            self.late[target.name, lun.number] = Late(target, lun, str(outcome))
+            self.unavailable[target.name, lun.number] = UnavailableLun(target, lun, str(outcome))
             log.error(
-                'lun %d of %s is not served, and the target refuses logins until it is: %s; looking again every %d '
-                'seconds',
+                'lun %d of %s is not available, and the target refuses logins until it is: %s; retrying '
+                'every %d seconds',
                 lun.number,
                 target.name,
                 outcome,
@@ -95,8 +95,8 @@ class Exports(object):
         self.known.save()
         self._retry_later()
 
-    def add(self, unit):
-        """Serve it, and remember what it is."""
+    def add_unit(self, unit):
+        """Starts to serve a unit, and saves the identity of its medium."""
         self._add(unit)
         self.known.save()
 
@@ -105,88 +105,93 @@ class Exports(object):
         if unit.found['seen'] is not None and self.known.note(
             unit.target_name, unit.lun.number, unit.found['seen']
         ):
-            _say_new(unit)
+            _log_new_medium(unit)
 
-    def accept(self, target_name, number):
-        """Whatever is found for this LUN next is right, says the administrator. False if nothing is
-        known of it."""
+    def accept_medium(self, target_name, number):
+        """The administrator accepts any medium that is found for this LUN next. Returns False if no
+        earlier medium of this LUN is known."""
         if not self.known.forget(target_name, number):
             return False
         self.known.save()
-        self.look_again()
+        self.retry_now()
         return True
 
     def close(self):
-        """Look for late media no more."""
+        """Cancels the timers: unavailable media are not retried any more."""
         for timer in (self._timer, self._space_timer):
             if timer is not None:
                 timer.cancel()
 
-    def missing(self, target_name):
-        """A sentence on what this target still waits for, or ''."""
+    def why_unavailable(self, target_name):
+        """Returns a sentence that names the unavailable LUNs of this target, or ''."""
         return '; '.join(
-            'lun %d: %s' % (late.lun.number, late.why)
-            for late in self.late.values()
-            if late.target_name == target_name
+            'lun %d: %s' % (missing.lun.number, missing.why)
+            for missing in self.unavailable.values()
+            if missing.target_name == target_name
         )
 
-    def forget_late(self, target_name, number):
-        """It is not waited for any more."""
-        self.late.pop((target_name, number), None)
+    def forget_unavailable(self, target_name, number):
+        """Stops the attempts to open the medium of this LUN."""
+        self.unavailable.pop((target_name, number), None)
 
-    def forget(self, target_name, number):
-        """The configuration has no such LUN any more."""
-        self.forget_late(target_name, number)
+    def forget_lun(self, target_name, number):
+        """Removes all data about a LUN that is no longer in the configuration."""
+        self.forget_unavailable(target_name, number)
         self.known.forget(target_name, number)
         self.known.save()
 
     def _retry_later(self):
-        if self._timer is None and self.late and not self._is_looking:
+        if self._timer is None and self.unavailable and not self._is_retrying:
             self._timer = self.loop.call_later(RETRY_SECONDS, self._retry)
 
-    def look_again(self):
-        """Look for late media now: the administrator reloaded, perhaps because one is there."""
+    def retry_now(self):
+        """Retries unavailable media immediately, because a reload may mean that one is back."""
         if self._timer is not None:
             self._timer.cancel()
             self._retry()
 
     def _retry(self):
-        self._timer, self._is_looking = None, True
-        looked_for = {key: (late, late.target, late.lun) for key, late in self.late.items()}
-        wanted = [(target, lun) for _, target, lun in looked_for.values()]
-        self.open_all(wanted, lambda outcomes: self._retried(looked_for, outcomes))
+        self._timer, self._is_retrying = None, True
+        retried = {
+            key: (missing, missing.target, missing.lun) for key, missing in self.unavailable.items()
+        }
+        wanted = [(target, lun) for _, target, lun in retried.values()]
+        self.open_media(wanted, lambda outcomes: self._retried(retried, outcomes))
 
-    def _retried(self, looked_for, outcomes):
-        """What a reload changed or took away meanwhile is not what was looked for."""
-        self._is_looking = False
+    def _retried(self, retried, outcomes):
+        """Handles the outcomes of a retry. The outcome of a LUN that a reload changed or removed in
+        the meantime is discarded."""
+        self._is_retrying = False
         for key, outcome in outcomes.items():
-            late = self.late.get(key)
-            is_wanted = late is not None and (late, late.target, late.lun) == looked_for[key]
+            missing = self.unavailable.get(key)
+            is_wanted = (
+                missing is not None and (missing, missing.target, missing.lun) == retried[key]
+            )
             if isinstance(outcome, Unit) and is_wanted:
-                del self.late[key]
+                del self.unavailable[key]
                 log.info(
-                    'lun %d of %s is there now: %s',
-                    late.lun.number,
-                    late.target_name,
-                    late.lun.backing_store,
+                    'lun %d of %s is available now: %s',
+                    missing.lun.number,
+                    missing.target_name,
+                    missing.lun.backing_store,
                 )
-                self.add(outcome)
-                self.tell_new(outcome)
+                self.add_unit(outcome)
+                self.announce_unit(outcome)
             elif isinstance(outcome, Unit):
                 self.units.release(outcome)
                 outcome.store.close()
-            elif is_wanted and str(outcome) != late.why:
+            elif is_wanted and str(outcome) != missing.why:
                 log.error(
-                    'lun %d of %s is still not served: %s',
-                    late.lun.number,
-                    late.target_name,
+                    'lun %d of %s is still not available: %s',
+                    missing.lun.number,
+                    missing.target_name,
                     outcome,
                 )
-                late.why = str(outcome)
+                missing.why = str(outcome)
         self._retry_later()
 
-    def tell_new(self, unit):
-        """Give a unit that was just added to the sessions that its target has already."""
+    def announce_unit(self, unit):
+        """Adds a new unit to the existing sessions of its target."""
         workers = {
             w for other in self.units.of_target(unit.target_name).values() for w in other.workers
         }
@@ -195,42 +200,37 @@ class Exports(object):
 
     # -- opening -----------------------------------------------------------------------------------
 
-    def open_all(self, wanted, done):
-        """Open the media of [(target, lun)], none of which holds up another; done({(target name,
+    def open_media(self, wanted, done):
+        """Opens the media of [(target, lun)]; none of them delays another. Calls done({(target name,
         number): Unit that is not added yet, or StoreError})."""
-        Batch(self, wanted, done).begin()
+        OpenBatch(self, wanted, done).open_all()
 
-    def made(self, target, lun, words, descriptors, others=()):
-        """The Unit of what media.open_medium gave. others: the Units there will be beside it.
-        Raises StoreError, and then nothing stays open."""
+    def make_unit(self, target, lun, words, descriptors, others=()):
+        """Returns the Unit for a result of open_medium.open_medium. others: the Units that will be
+        served besides it. Raises StoreError after closing everything it opened."""
         store = adopted(words['store'], words['medium'], descriptors)
         medium = None
         try:
             key, facts = words['key'], words['facts']
-            require_agreement(lun, store, others)
+            require_same_atomic_writes(lun, store, others)
             if lun.atomic_writes:
                 medium = self.units.atomic.open(store, words['journal'])
                 facts['maximum_atomic_length'] = journal.LONGEST
             shared = transitions.initial(
-                facts,
-                self.units.state.load(key),
-                self.units.state.boot_id,
-                configured_access(target),
+                facts, self.units.state.load(key), self.units.state.boot_id, configured_alua(target)
             )
         except (ValueError, OSError, TargetdError) as e:
             if medium is not None:
                 self.units.atomic.close(medium)
             store.close()
-            raise (
-                e
-                if isinstance(e, StoreError)
-                else StoreError('%s: %s' % (lun.backing_store or lun.type, e))
-            )
-        if words['taken_back']:
+            if isinstance(e, StoreError):
+                raise
+            raise StoreError('%s: %s' % (lun.backing_store or lun.type, e))
+        if words['rolled_back']:
             log.warning(
-                '%s: %d atomic writes that were under way when targetd died were taken back',
+                '%s: %d atomic writes that were in progress when targetd died were rolled back',
                 store.path,
-                words['taken_back'],
+                words['rolled_back'],
             )
         found = {word: words[word] for word in ('seen', 'contents', 'auto_assembled')}
         unit = Unit(
@@ -252,25 +252,25 @@ class Exports(object):
         self._generations[name] = self._generations.get(name, 0) + 1
         return name if self._generations[name] == 1 else '%s#%d' % (name, self._generations[name])
 
-    def held(self):
-        """Every store that is open."""
+    def open_stores(self):
+        """Returns a list of all open stores."""
         return [unit.store for unit in self.units.by_id.values()]
 
     def close_unit(self, unit):
-        """A Unit that nobody serves any more."""
+        """Closes a Unit that no session uses any more."""
         self.units.release(unit)
         self.close_store(unit.store)
 
     def close_store(self, store):
-        """Close it without waiting. The last close of a disk writes what is not on it yet: that is
-        a child's."""
+        """Closes a store without blocking. The last close of a block device writes its cached data
+        and may block, so a child process does it."""
         if store.kind != 'block':
             store.close()
             return
         owned, (reading, writing) = store.owned(), os.pipe()
 
         def close_last():
-            os.read(reading, 1)  # until ours are closed
+            os.read(reading, 1)  # blocks until the master has closed its descriptors
             for descriptor in owned:
                 os.close(descriptor)
             return {}, ()
@@ -286,19 +286,19 @@ class Exports(object):
 
     # -- space -------------------------------------------------------------------------------------
 
-    def _look_at_space(self):
-        """Tell initiators whose thresholds are crossed: by the clock, so that no command pays for
-        it."""
+    def _check_space(self):
+        """Checks the thin provisioning thresholds of all units. A timer does it, so that no command
+        is slower because of it."""
         for unit in list(self.units.by_id.values()):
             if unit.facts.get('threshold_exponent') and modes.thresholds(unit.shared.modes):
                 self._count_space(unit)
-        self._space_timer = self.loop.call_later(SPACE_SECONDS, self._look_at_space)
+        self._space_timer = self.loop.call_later(SPACE_SECONDS, self._check_space)
 
     def _count_space(self, unit):
         try:
             available, used = space_of(unit.store)
         except OSError as e:
-            log.debug('unit %s: its space cannot be looked at: %s', unit.id, e.strerror)
+            log.debug('unit %s: its free space cannot be determined: %s', unit.id, e.strerror)
             return
         size = unit.store.block_size << unit.facts['threshold_exponent']
         was = unit.shared.crossed or ()
@@ -307,40 +307,41 @@ class Exports(object):
         )
         if set(unit.shared.crossed or ()) - set(was):
             log.warning(
-                'unit %s: a threshold of its space is reached: %d bytes are available to %s, which uses %d',
+                'unit %s: a thin provisioning threshold is reached: %d bytes are available to %s, which '
+                'uses %d bytes',
                 unit.id,
                 available,
                 unit.store.path,
                 used,
             )
 
-    # -- what changes while it is served -----------------------------------------------------------
+    # -- changes of a unit in service --------------------------------------------------------------
 
-    def resize(self, unit, wanted=None):
-        """Follow the medium's size, after growing a file to `wanted` bytes. Everybody is told
-        2A/09. Raises StoreError."""
+    def resize_unit(self, unit, wanted=None):
+        """Adopts the present size of the medium, after growing a file to `wanted` bytes. All
+        initiators get unit attention 2A/09 (CAPACITY DATA HAS CHANGED). Raises StoreError."""
         store = unit.store
         if wanted and store.kind == 'file':
             grow(store, wanted)
         try:
             size = store.resize_check()
         except OSError as e:
-            raise StoreError('%s: its size cannot be found: %s' % (store.path, e.strerror))
+            raise StoreError('%s: its size cannot be determined: %s' % (store.path, e.strerror))
         size -= size % store.block_size
         if size > 0 and size != unit.told_size:
-            log.info('unit %s: %d bytes now, %d before', unit.id, size, unit.told_size)
+            log.info('unit %s: resized from %d to %d bytes', unit.id, unit.told_size, size)
             store.resized(size)
             unit.told_size = size
             self.units.change(unit, transitions.resized(unit.shared, size))
 
-    def recover(self, unit):
-        """The administrator has seen that the unit failed, and wants it used again. False if it had
-        not failed."""
+    def recover_unit(self, unit):
+        """Puts a failed unit into service again at the administrator's request. Returns False if
+        the unit had not failed."""
         if unit.shared.medium != FAILED:
             return False
-        log.warning('unit %s is used again although it failed (%s)', unit.id, unit.failure)
+        log.warning('unit %s is put into service again after a failure (%s)', unit.id, unit.failure)
         unit.failure = None
-        # new Stores in the workers: the old remember the failure
+        # the workers get new Stores, because the old ones keep the failure state
         self.units.order_units(unit.workers, replace=[unit])
         self.units.medium(unit, READY)
         if unit.atomic is not None:
@@ -348,9 +349,9 @@ class Exports(object):
         return True
 
 
-def succeed(old, new):
-    """One medium, another Unit: what happened to the old one after the new was opened (a sanitize,
-    another key) holds."""
+def carry_over_state(old, new):
+    """Copies the state of a Unit to the new Unit of the same medium that replaces it, including
+    changes made after the new one was opened (a sanitize operation, a replaced key)."""
     shared = new.shared._replace(
         reservations=old.shared.reservations,
         operation=old.shared.operation,
@@ -359,35 +360,38 @@ def succeed(old, new):
     if old.store.cipher_key and old.lun.encryption_key_file == new.lun.encryption_key_file:
         new.store.encrypt(old.store.cipher_key)
         shared = shared._replace(
-            key_check=key_files.check_of(old.store.cipher_key, new.store.block_size)
+            key_check=key_files.key_check(old.store.cipher_key, new.store.block_size)
         )
     new.shared, new.is_unsaved = shared, True
 
 
-def require_agreement(lun, store, others):
-    """Everybody who has a medium locks what he reads and writes, or nobody does. Raises StoreError."""
+def require_same_atomic_writes(lun, store, others):
+    """Raises StoreError unless all LUNs of one medium have the same atomic-writes setting: either
+    all of them lock the blocks that they read and write, or none does."""
     for other in others:
         if other.store.key == store.key and other.lun.atomic_writes != lun.atomic_writes:
             raise StoreError(
-                '%s is lun %d of %s too, with another atomic-writes; write the same for both'
-                % (store.path, other.lun.number, other.target_name)
+                '%s is also lun %d of %s, with another value of atomic-writes; write the same value for '
+                'both' % (store.path, other.lun.number, other.target_name)
             )
 
 
-def _say_new(unit):
-    """What an administrator wants to have read when a disk is served for the first time."""
+def _log_new_medium(unit):
+    """Logs the content of a disk that is served for the first time, so that the administrator can
+    notice a wrong disk."""
     if unit.store.kind != 'block':
         return
     log.info(
-        'unit %s: %s is served for the first time; on it is %s',
+        'unit %s: %s is served for the first time; its content: %s',
         unit.id,
         unit.found['seen']['shown'],
-        ', '.join(unit.found['contents']) or 'nothing that is known',
+        ', '.join(unit.found['contents']) or 'no known format',
     )
     if unit.found['auto_assembled']:
         log.warning(
-            'unit %s: %s holds %s. If an initiator made that, keep this host from using it (a global_filter in '
-            'lvm.conf, AUTO -all in mdadm.conf); if this host did, it is about to be destroyed',
+            'unit %s: %s contains %s. If an initiator created that, prevent this host from using it (a '
+            'global_filter in lvm.conf, AUTO -all in mdadm.conf); if this host created it, initiators are '
+            'going to overwrite it',
             unit.id,
             unit.store.path,
             ', '.join(unit.found['auto_assembled']),
@@ -395,18 +399,15 @@ def _say_new(unit):
 
 
 def space_of(store):
-    """(bytes that a file can still get from its file system, bytes that it takes). Raises OSError."""
+    """Returns (bytes available to a file in its file system, bytes allocated to it). Raises OSError."""
     space, status = os.fstatvfs(store.descriptor), os.fstat(store.descriptor)
     return space.f_bavail * space.f_frsize, status.st_blocks * 512
 
 
-def configured_access(target):
-    """The scsi.access state that the configuration gives every LUN of the target."""
+def configured_alua(target):
+    """Returns the scsi.alua state that the configuration assigns to every LUN of the target."""
     return alua.initial(
         target.portal_groups,
         dict((tag, alua.STATE_OF_WORD[word]) for tag, word in target.alua_state),
         target.alua in ('explicit', 'both'),
     )
-
-
-__all__ = ('Exports', 'Late', 'configured_access')

@@ -1,10 +1,11 @@
-"""Which disk was served as which LUN, so that another one under the same name is not mistaken for
-it: /dev/sdb after a boot with one disk more, a by-path name after a change of cables, a file whose
-file system is not mounted.
+"""Records which medium was served as which LUN, so that another medium under the same name is not
+mistaken for it: /dev/sdb after a boot with an additional disk, a by-path name after cables were
+exchanged, a file whose file system is not mounted.
 
-A LUN whose `backing-store` was written anew is taken as it is; one that names the same thing and
-finds another is refused until the administrator accepts it. Kept in state-dir/media.json; without
-that file (or with one that cannot be read, which is said) every disk is new.
+A LUN whose `backing-store` setting has changed is accepted. A LUN whose setting is unchanged but
+leads to another medium is refused until the administrator accepts it. The records are in
+state-dir/media.json; if that file is missing (or unreadable, which is logged), every medium is
+new.
 """
 
 import json
@@ -19,59 +20,64 @@ VERSION = 1
 
 
 class KnownMedia(object):
-    """{(target name, number): what media.open_medium saw there}. path: of the file."""
+    """The records: {(target name, number): result of describe_medium()}. path: of the file."""
 
     def __init__(self, path):
         self.path = path
-        self._seen = {}
+        self._records = {}
         self._is_changed = False
 
     def load(self):
-        """At the start."""
+        """Reads the file. An unreadable file is logged and counts as empty."""
         try:
             with open(self.path, encoding='utf-8') as f:
                 document = json.load(f)
             if document['version'] != VERSION:
                 raise ValueError('unknown version %r' % document['version'])
-            self._seen = {(row['target'], row['lun']): row['seen'] for row in document['media']}
+            self._records = {(row['target'], row['lun']): row['seen'] for row in document['media']}
         except FileNotFoundError:
             pass
         except (OSError, ValueError, KeyError, TypeError) as e:
             log.error(
-                '%s cannot be read (%s): a disk that changed its name since the last start is not noticed',
+                '%s cannot be read (%s): a disk that changed its name since the last start will not be '
+                'detected',
                 self.path,
                 e,
             )
 
     def get(self, target_name, number):
-        """What was seen there, or None."""
-        return self._seen.get((target_name, number))
+        """Returns the record of this LUN, or None."""
+        return self._records.get((target_name, number))
 
-    def note(self, target_name, number, seen):
-        """This is served there now. True if it is new there."""
-        old = self._seen.get((target_name, number))
-        if old != seen:
-            self._seen[target_name, number] = seen
+    def note(self, target_name, number, description):
+        """Records the medium of this LUN. Returns True if it is new for this LUN."""
+        old = self._records.get((target_name, number))
+        if old != description:
+            self._records[target_name, number] = description
             self._is_changed = True
-        return old is None or (old['named'], old['key']) != (seen['named'], seen['key'])
+        return old is None or (old['named'], old['key']) != (
+            description['named'],
+            description['key'],
+        )
 
     def forget(self, target_name, number):
-        """Whatever is found there next is right. False if nothing was known."""
-        self._is_changed = self._is_changed or (target_name, number) in self._seen
-        return self._seen.pop((target_name, number), None) is not None
+        """Removes the record of this LUN: any medium is accepted next. Returns False if there was
+        none."""
+        self._is_changed = self._is_changed or (target_name, number) in self._records
+        return self._records.pop((target_name, number), None) is not None
 
     def keep_only(self, keys):
-        """The configuration has no other LUNs."""
-        for key in set(self._seen) - set(keys):
+        """Removes the records of all LUNs that are not in `keys`."""
+        for key in set(self._records) - set(keys):
             self.forget(*key)
 
     def save(self):
-        """Put it on stable storage, if it changed."""
+        """Writes the file to stable storage if a record has changed. An error is logged."""
         if not self._is_changed:
             return
         rows = [
-            {'target': target_name, 'lun': number, 'seen': seen}
-            for (target_name, number), seen in sorted(self._seen.items())
+            {'target': target_name, 'lun': number, 'seen': description}
+            for (target_name, number), description in sorted(self._records.items())
         ]
         try:
             write_durably(
@@ -80,18 +86,19 @@ class KnownMedia(object):
             self._is_changed = False
         except OSError as e:
             log.error(
-                '%s cannot be written (%s): a disk that changes its name until the next start is not noticed',
+                '%s cannot be written (%s): a disk that changes its name before the next start will not '
+                'be detected',
                 self.path,
                 e.strerror,
             )
 
 
-def seen(lun, path):
-    """What a LUN's medium is: JSON-able. named: the configuration's word; key: what tells it from
-    others; shown: for people."""
+def describe_medium(lun, path):
+    """Returns the JSON-able record of a LUN's medium. named: the backing-store setting; key:
+    identifies the medium; shown: its description in messages. Raises StoreError."""
     key = identity.stable_key(path)
     disk = disks.describe_disk(path)
-    if key.startswith('device:'):  # it has no name of its own, and the kernel's is what may change
+    if key.startswith('device:'):  # the disk has only a kernel name, and that name may change
         key = 'model:%s %s:%d' % (disk.vendor, disk.model, disk.size)
     return {
         'named': lun.backing_store,
@@ -103,21 +110,22 @@ def seen(lun, path):
 
 
 def require_known(target, lun, path, known):
-    """Raise StoreError if the LUN's medium is not what it was. known: what was seen there, or None."""
+    """Raises StoreError if the medium of the LUN is not the recorded one. known: the record or None."""
     if known is None or known['named'] != lun.backing_store:
         return
-    accept = 'if that is as it should be: targetdctl accept %s/%d' % (target.name, lun.number)
+    accept = 'if this is intended: targetdctl accept %s/%d' % (target.name, lun.number)
     if not os.path.exists(path):
-        if lun.size is not None:  # it would be created
+        if lun.size is not None:  # opening would create an empty file
             raise StoreError(
-                '%s is gone, which had %s when it was served last; is its file system mounted? To have an empty '
-                'one made: targetdctl accept %s/%d'
+                '%s no longer exists; it had %s when it was last served; is its file system mounted? To '
+                'create an empty file instead: targetdctl accept %s/%d'
                 % (path, disks.human_size(known['size']), target.name, lun.number)
             )
         return
-    now = seen(lun, path)
+    now = describe_medium(lun, path)
     if now['is_file'] != known['is_file'] or (now['key'] != known['key'] and not now['is_file']):
         raise StoreError(
-            '%s is another disk than it was: %s now, %s when it was served last; name disks by serial:, wwn: or '
-            '/dev/disk/by-id; %s' % (lun.backing_store, now['shown'], known['shown'], accept)
+            '%s is another disk than before: %s now, %s when it was last served; name disks by serial:, '
+            'wwn: or /dev/disk/by-id; %s'
+            % (lun.backing_store, now['shown'], known['shown'], accept)
         )

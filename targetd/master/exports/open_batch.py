@@ -1,10 +1,10 @@
-"""The media of several LUNs opened side by side, each by a child (jobs): one that does not
-answer holds up no other.
+"""Opens the media of several LUNs in parallel, each in a child process (processes.jobs), so that a
+medium that does not respond delays no other.
 
-     round 1: all at once --all answered or given up--> round 2: those that were refused, one after the other --> done
+     round 1: all in parallel --(all answered or timed out)--> round 2: the refused ones, one by one --> done
 
-Round 2 is for LUNs that share a medium: the second can share the claim of the first only when the
-first has it. There is none if nothing was opened meanwhile that could make a difference.
+Round 2 is for LUNs that share a medium: the second LUN can share the claim of the first only after
+the first is open. It is skipped if nothing was opened in the meantime that could change the result.
 """
 
 from collections import deque
@@ -12,11 +12,11 @@ from collections import deque
 from targetd.errors import StoreError
 from targetd.master.exports import open_medium
 
-HANGS = 'the disk, or what leads to it, hangs: dmesg may say why'
+HANGS = 'the disk, or the path to it, does not respond; see dmesg'
 
 
-class Batch(object):
-    """One call of Exports.open_all."""
+class OpenBatch(object):
+    """The media opened by one call of Exports.open_media."""
 
     def __init__(self, exports, wanted, done):
         self.exports = exports
@@ -27,11 +27,11 @@ class Batch(object):
         self._missing = 0
         self._refused = deque()  # (target, lun) for round 2
         self._is_second = False
-        self._something_moves = False  # others open or close media at the same time
+        self._others_active = False  # other jobs open or close media at the same time
 
-    def begin(self):
-        """Call done, now or later."""
-        self._something_moves = not self.jobs.is_idle
+    def open_all(self):
+        """Starts to open all media; calls done now or later."""
+        self._others_active = not self.jobs.is_idle
         self._missing = len(self._wanted) + 1
         for target, lun in self._wanted:
             self._open(target, lun)
@@ -39,7 +39,7 @@ class Batch(object):
 
     def _open(self, target, lun):
         key = (target.name, lun.number)
-        if not lun.backing_store:  # memory, or nothing
+        if not lun.backing_store:  # a memory disk or the null store: opening never blocks
             words, descriptors = open_medium.open_medium(
                 target, lun, (), self.exports.server, self.exports.units.state, None, None
             )
@@ -48,12 +48,12 @@ class Batch(object):
             self._outcome(
                 key,
                 StoreError(
-                    '%s: the last attempt to open it has no answer yet; %s'
+                    '%s: the last attempt to open it has not finished yet; %s'
                     % (lun.backing_store, HANGS)
                 ),
             )
         else:
-            held = self.held()
+            held = self.open_stores()
             kept = [descriptor for store in held for descriptor in store.owned()]
             arguments = (
                 target,
@@ -71,16 +71,16 @@ class Batch(object):
                 kept,
             )
 
-    def held(self):
-        """Every store that is open: those of others, and of this batch so far."""
-        return self.exports.held() + [
+    def open_stores(self):
+        """Returns all open stores: those of served units and those that this batch has opened."""
+        return self.exports.open_stores() + [
             outcome.store
             for outcome in self.outcomes.values()
             if not isinstance(outcome, StoreError)
         ]
 
-    def others(self):
-        """The Units there will be beside one of this batch."""
+    def other_units(self):
+        """Returns the Units that will be served besides a unit of this batch."""
         places = {(target.name, lun.number) for target, lun in self._wanted}
         return [
             unit
@@ -92,7 +92,7 @@ class Batch(object):
         if answer.is_late:
             self._outcome(
                 (target.name, lun.number),
-                StoreError('%s: %s to opening it; %s' % (lun.backing_store, answer.why, HANGS)),
+                StoreError('%s cannot be opened: %s; %s' % (lun.backing_store, answer.why, HANGS)),
             )
         elif answer.why and not answer.values:
             self._outcome(
@@ -109,9 +109,11 @@ class Batch(object):
             self._outcome(key, StoreError(words['failed']))
             return
         try:
-            self._outcome(key, self.exports.made(target, lun, words, descriptors, self.others()))
+            unit = self.exports.make_unit(target, lun, words, descriptors, self.other_units())
         except StoreError as e:
             self._outcome(key, e)
+        else:
+            self._outcome(key, unit)
 
     def _outcome(self, key, outcome):
         self.outcomes[key] = outcome
@@ -123,7 +125,7 @@ class Batch(object):
             return
         opened = any(not isinstance(outcome, StoreError) for outcome in self.outcomes.values())
         self._is_second = True
-        if self._refused and (opened or self._something_moves):
+        if self._refused and (opened or self._others_active):
             self._missing = 1
             self._open(*self._refused.popleft())
         else:

@@ -1,9 +1,9 @@
-"""A LUN's medium, looked at, opened and described: the part of an export that may have to wait for
-the medium.
+"""Examines, opens and describes the medium of a LUN: the part of an export that may block on the
+medium.
 
-May import config.model, host, store, scsi.facts, master.journals, master.keys. `open_medium` runs
-in a child (jobs) and touches no state of the master's; what it returns is JSON-able, with the
-descriptors beside it.
+May import config.model, host, store, scsi.facts, master.state. `open_medium` runs in a child
+process (processes.jobs) and does not use any state of the master; it returns a JSON-able dict and
+the open descriptors.
 """
 
 import os
@@ -20,13 +20,13 @@ PRODUCT_REVISION = '0001'
 
 
 def open_medium(target, lun, held, server, state, master, known):
-    """(words, descriptors): the store that the LUN wants, with what encrypts it, its facts and the
-    key of its state; or what failed. What a server that died left half done on the medium is put
-    right first (journals).
+    """Opens the medium of a LUN. Returns (words, descriptors): the store's description with its
+    encryption key, the LUN's facts and the key of its saved state; or {'failed': message} and no
+    descriptors. Incomplete atomic writes of a server that died are rolled back first.
 
-    held: OpenedStores of the master's; server: what identities are made of; state:
-    persistent.StateDirectory; master: the process that serves; known: what was seen at this LUN
-    before (known_media).
+    held: OpenedStores of the master; server: the server id from which identities are derived;
+    state: state_directory.StateDirectory; master: process id of the master; known: the medium that
+    this LUN had before (known_media), or None.
     """
     try:
         path = disks.resolve_backing_store(lun.backing_store) if lun.backing_store else None
@@ -35,13 +35,13 @@ def open_medium(target, lun, held, server, state, master, known):
             known_media.require_known(target, lun, path, known)
             if not lun.allow_in_use and not held:
                 in_use.require_free(path, ours=master)
-        found = _recognised(lun, path)
+        found = _checked_signatures(lun, path)
         store = _open_store(lun, path, held)
         data_key = identity.stable_key(path) if path else ''
         key = '%s\0%s' % (target.name, data_key or '%s:%d' % (lun.type, lun.number))
-        left = journal_recovery.path_of(state.path, data_key)
-        taken_back = 0 if held else journal_recovery.put_right(left, store)
-        check = key_files.take(lun, store, state.load(key), state.file_of(key))
+        left = journal_recovery.journal_path(state.path, data_key)
+        rolled_back = 0 if held else journal_recovery.roll_back_writes(left, store)
+        check = key_files.set_store_key(lun, store, state.load(key), state.file_of(key))
         facts = facts_of(lun, store, _identity(lun, path, key, server))
         facts.update(alua_facts(target, lun))
     except StoreError as e:
@@ -55,16 +55,16 @@ def open_medium(target, lun, held, server, state, master, known):
         'key_check': check,
         'facts': facts,
         'journal': left,
-        'taken_back': taken_back,
-        'seen': path and known_media.seen(lun, path),
+        'rolled_back': rolled_back,
+        'seen': path and known_media.describe_medium(lun, path),
         'contents': [signatures.one_line(each) for each in found],
         'auto_assembled': [signatures.one_line(each) for each in signatures.auto_assembled(found)],
     }, store.owned()
 
 
 def _without_others(path, held):
-    """Those of `held` that are on the same medium. The others are let go of: this process may get
-    stuck with them."""
+    """Returns those stores of `held` that use the same medium and closes the others: this process
+    may get stuck and would keep them open."""
     same = [store for store in held if path is not None and same_medium(path, store.path)]
     for store in held:
         if store not in same:
@@ -94,10 +94,13 @@ def _open_store(lun, path, held):
     return store
 
 
-def _recognised(lun, path):
-    """What is on a disk that will be written. Raises StoreError if it belongs to this host. Looked
-    at before it is opened for writing: when such a descriptor is closed, udev looks anew at what is
-    there, and mdadm or LVM might take it into use."""
+def _checked_signatures(lun, path):
+    """Returns the signatures on a disk that will be written. Raises StoreError if this host relies
+    on it.
+
+    They are read before the disk is opened for writing: when such a descriptor is closed, udev
+    examines the disk again, and mdadm or LVM might start to use it.
+    """
     if lun.readonly or path is None or not _is_disk(path):
         return []
     sector = disks.describe_disk(path).logical_sector
@@ -109,7 +112,7 @@ def _recognised(lun, path):
         os.close(descriptor)
     if reasons:
         raise StoreError(
-            '%s. To export it all the same write allow-in-use = yes' % '. '.join(reasons)
+            '%s. To export it nevertheless, write allow-in-use = yes' % '. '.join(reasons)
         )
     return found
 
@@ -119,7 +122,7 @@ def _is_disk(path):
 
 
 def _identity(lun, path, key, server):
-    """{vendor, product, revision, serial, naa, eui} of the facts."""
+    """The facts {vendor, product, revision, serial, naa, eui}: configured, of the disk, or derived."""
     own = identity.disk_identity(path) if lun.direct and path else None
     return {
         'vendor': lun.vendor_id or own and own.vendor or DEFAULTS['vendor'],
@@ -134,23 +137,26 @@ def _identity(lun, path, key, server):
 
 
 def grow(store, size):
-    """Make a file at least this long (bytes); never shorter. Raises StoreError."""
+    """Extends a file to this size (bytes). Raises StoreError if it is larger already: a file is
+    never made shorter."""
     now = store.resize_check()
     if now > size:
         raise StoreError(
-            '%s has %d bytes, more than size = %d; a file is never made shorter: write size = %d, or leave it out'
-            % (store.path, now, size, now)
+            '%s has %d bytes, more than size = %d; a file is never made shorter: write size = %d, or omit '
+            'the setting' % (store.path, now, size, now)
         )
     if now < size:
         try:
             os.ftruncate(store.descriptor, size)
         except OSError as e:
-            raise StoreError('%s cannot grow to %d bytes: %s' % (store.path, size, e.strerror))
+            raise StoreError(
+                '%s cannot be extended to %d bytes: %s' % (store.path, size, e.strerror)
+            )
         store.resized(size)
 
 
 def same_medium(path, other):
-    """True if both paths lead to the same file or device."""
+    """True if both paths refer to the same file or device."""
     try:
         return other is not None and os.path.samefile(path, other)
     except OSError:
@@ -158,8 +164,8 @@ def same_medium(path, other):
 
 
 def facts_of(lun, store, names):
-    """The facts dict (scsi.facts) of a LUN on an opened store; names: vendor, product, revision,
-    serial, naa, eui."""
+    """Returns the facts dict (scsi.facts) of a LUN on an opened store; names: vendor, product,
+    revision, serial, naa, eui."""
     can = store.capabilities
     block_size = store.block_size
     facts = dict(
@@ -200,9 +206,9 @@ def facts_of(lun, store, names):
 
 
 def alua_facts(target, lun):
-    """The facts that say how target port groups are served. With auto there is something to say
-    when the target is reached by several groups, or one is configured; Windows and Linux are known
-    to work with implicit."""
+    """Returns the facts about asymmetric logical unit access (SPC-4 5.15). With `auto`, ALUA is
+    implicit when the target has several portal groups or a configured state, and off otherwise;
+    Windows and Linux are known to work with implicit ALUA."""
     mode = target.alua
     if mode == 'auto':
         mode = 'implicit' if len(target.portal_groups) > 1 or target.alua_state else 'off'
@@ -214,9 +220,9 @@ def alua_facts(target, lun):
 
 
 def threshold_facts(lun, store):
-    """{threshold_exponent, threshold_count} of a thin file: threshold sets of THRESHOLD_SET bytes,
-    more if their number would not fit 31 bits, and thin-threshold percent of the file system in
-    these."""
+    """Returns {threshold_exponent, threshold_count} of a thin file, {} for other media. A threshold
+    set has THRESHOLD_SET bytes, or more if their number would not fit into 31 bits; the count is
+    thin-threshold percent of the file system."""
     if not (lun.thin and store.kind == 'file'):
         return {}
     exponent = 0
@@ -231,16 +237,16 @@ def threshold_facts(lun, store):
 
 
 def physical_block_size(lun, store):
-    """What is configured, else a disk's own. A file has none: its file system maps any block, and
-    initiators that align to more than they must would leave blocks mapped that could be given back.
-    """
+    """Returns the configured physical block size, else the disk's. A file has none: its file system
+    maps any block, and initiators that align to larger blocks would leave blocks mapped that they
+    could unmap."""
     own = store.capabilities.physical_block_size if store.kind == 'block' else 0
     return max(lun.physical_block_size or own, store.block_size)
 
 
 def rotation_rate(lun, capabilities):
-    """For VPD page B1h: what is configured, else 1 for a medium that does not rotate; a disk's
-    speed is not known."""
+    """Returns the MEDIUM ROTATION RATE of VPD page B1h (SBC-3): the configured value, else 1 for a
+    non-rotating medium, else 0 (not reported), because the speed of a disk is not known."""
     if lun.rotation_rate is not None:
         return lun.rotation_rate
     return 1 if capabilities.rotational is False else 0

@@ -1,7 +1,8 @@
-"""Where the journals of atomic writes are, and what becomes of one that a server left that died.
-May import store.
+"""The paths of the journals of atomic writes, and the recovery of a journal left by a server that
+died. May import store.
 
-`put_right` runs in a child (jobs): it reads and writes the medium. A journal is locked as long as a server uses it.
+`roll_back_writes` runs in a child process (processes.jobs), because it reads and writes the medium. A
+journal is locked while a server uses it.
 """
 
 import errno
@@ -13,18 +14,18 @@ from targetd.errors import StoreError
 from targetd.store import journal
 
 
-def path_of(state_path, key):
-    """The journal of the medium with this key (text that belongs to the data); None for data that
-    does not outlast us ('')."""
+def journal_path(state_path, key):
+    """Returns the path of the journal of the medium with this key (identity.stable_key); None for a
+    volatile medium (key '')."""
     if not key:
         return None
     digest = hashlib.sha256(key.encode('utf-8', 'surrogateescape')).hexdigest()
     return os.path.join(state_path, 'atomic', digest[:32])
 
 
-def put_right(path, store):
-    """Take back what was left half done on this opened store: how many writes; the journal is
-    removed. Raises StoreError."""
+def roll_back_writes(path, store):
+    """Rolls back the incomplete atomic writes on this opened store, removes the journal and returns
+    the number of writes. Raises StoreError."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC) if path else None
     except OSError as e:
@@ -37,27 +38,28 @@ def put_right(path, store):
     if descriptor is None:
         return 0
     try:
-        claim(descriptor, path)
+        lock_journal(descriptor, path)
         with store.store() as medium:
             count = journal.put_all_right(os.dup(descriptor), medium, path)
         os.unlink(path)
         return count
     except OSError as e:
         raise StoreError(
-            '%s: an atomic write that was left half done when targetd died cannot be taken back: %s; see to the '
-            'disk, or remove %s to have it served as it is, half written'
+            '%s: an atomic write that was incomplete when targetd died cannot be rolled back: %s; repair '
+            'the disk, or remove %s to serve it with the incomplete write'
             % (store.path, e.strerror or e, path)
         )
     finally:
         os.close(descriptor)
 
 
-def claim(descriptor, path):
-    """Keep others away from a journal while its descriptor is open. Raises StoreError."""
+def lock_journal(descriptor, path):
+    """Locks a journal until its descriptor is closed. Raises StoreError if another process has
+    locked it."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         raise StoreError(
-            'the journal %s is in use: another targetd, or this one under another name, serves its disk'
-            % path
+            'the journal %s is in use: its disk is served by another targetd, or by this one under '
+            'another name' % path
         )

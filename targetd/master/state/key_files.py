@@ -1,13 +1,17 @@
-"""Key files of encrypted disks: read, made, replaced; and which disk may be served with which key.
+"""Key files of encrypted disks: reads, creates and replaces them, and decides whether a disk may be
+served with a key.
 
-May import base, config.model, store, scsi.operations, master.persistent. Invariants:
-1. A key stands in its file, in this process and in the workers that serve its disk; in no log line, complaint or answer.
-2. The file is a whole old or a whole new key at every moment, power failures included.
-3. A key is made unasked only for a disk that holds nothing and never had one. A missing key is never replaced by another.
+May import base, config.model, store, scsi.operations, master.state. Invariants:
+1. A key exists only in its file, in this process and in the workers that serve its disk, never in a
+   log line, an error message or a response.
+2. At every moment, even after a power failure, the file contains either the complete old or the
+   complete new key.
+3. A key is created automatically only for a blank disk that never had one. A missing key is never
+   replaced by another.
 
-What the state directory keeps of a disk's key is its `check`: a digest of the key and of the block
-size, which is a part of the cipher. So a wrong file, a changed block size and a setting that got
-lost are refused before anything is read or written.
+The state directory keeps only a `check` of a disk's key: a digest of the key and of the block size,
+which the cipher depends on. A wrong key file, a changed block size and a removed setting are
+therefore refused before anything is read or written.
 """
 
 import errno
@@ -24,29 +28,29 @@ from targetd.store import from_descriptor
 
 HEAD = 'targetd-disk-key 1'
 LONGEST_FILE = 4096
-# so much of a medium is looked through before it counts as one that holds something
+# a medium with more allocated data than this counts as not blank, even if the data is all zeroes
 BLANK_BYTES = 64 << 20
 STEP = 4 << 20
 
 TEXT = '''\
-# The key of a disk that targetd encrypts. Without it nothing on the disk can be read, by nobody:
-# keep a copy in a safe place, away from the disk. Whoever has it and the disk can read all of it.
+# The key of a disk that targetd encrypts. Without this key the data on the disk is lost: keep a copy
+# in a safe place, not on that disk. Anyone who has both the key and the disk can read all the data.
 %s
 %s
 sum %s
 '''
 
 
-class Missing(StoreError):
-    """There is no such key file."""
+class MissingKeyFile(StoreError):
+    """The key file does not exist."""
 
 
-class HalfReplaced(OSError):
-    """The new key (digits) is in force, but the old one may not be overwritten; is_lasting: and a
-    loss of power would not bring the old one back."""
+class KeyHalfReplaced(OSError):
+    """The new key (digits) is in effect, but the old key may not have been overwritten. is_lasting:
+    True if a power failure would not restore the old key."""
 
     def __init__(self, error, digits, is_lasting):
-        super(HalfReplaced, self).__init__(error.errno, error.strerror)
+        super(KeyHalfReplaced, self).__init__(error.errno, error.strerror)
         self.digits = digits
         self.is_lasting = is_lasting
 
@@ -58,8 +62,8 @@ def _sum(digits):
     return hashlib.sha256(('%s\0%s' % (HEAD, digits)).encode('ascii')).hexdigest()[:8]
 
 
-def check_of(digits, block_size):
-    """What tells this key from others without telling anything of it."""
+def key_check(digits, block_size):
+    """Returns a digest that identifies this key and block size without revealing the key."""
     return hashlib.sha256(
         ('targetd check\0%s\0%d' % (digits, block_size)).encode('ascii')
     ).hexdigest()[:16]
@@ -72,13 +76,13 @@ def _new_digits():
             return key.hex()
 
 
-def load(path):
-    """The key in this file, as hex digits. Raises Missing, StoreError."""
+def load_key(path):
+    """Returns the key in this file, as hex digits. Raises MissingKeyFile, StoreError."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as e:
         if e.errno in (errno.ENOENT, errno.ENOTDIR):
-            raise Missing('the key file %s does not exist' % path)
+            raise MissingKeyFile('the key file %s does not exist' % path)
         raise StoreError('the key file %s cannot be read: %s' % (path, e.strerror))
     try:
         _require_private(path, os.fstat(descriptor))
@@ -93,16 +97,18 @@ def load(path):
 def _require_private(path, status):
     if not stat.S_ISREG(status.st_mode):
         raise StoreError(
-            'the key file %s is no regular file; name the file that "targetd --make-key" made'
+            'the key file %s is not a regular file; name the file that "targetd --make-key" created'
             % path
         )
     if status.st_mode & 0o077:
         raise StoreError(
-            'the key file %s can be used by others than its owner; "chmod 600 %s"; whoever has read it can read '
-            'its disk' % (path, path)
+            'the key file %s is accessible to users other than its owner; run "chmod 600 %s"; anyone who '
+            'has read it can read its disk' % (path, path)
         )
     if status.st_uid not in (0, os.geteuid()):
-        raise StoreError('the key file %s belongs to another user; "chown root %s"' % (path, path))
+        raise StoreError(
+            'the key file %s belongs to another user; run "chown root %s"' % (path, path)
+        )
 
 
 def _parsed(path, text):
@@ -110,7 +116,7 @@ def _parsed(path, text):
     words = [line for line in words if line and not line.startswith('#')]
     if len(words) < 3 or words[0] != HEAD or words[-1][:4] != 'sum ':
         raise StoreError(
-            '%s is no key file of this targetd (its first line would be "%s"); bring back the copy that you kept'
+            '%s is not a key file of targetd (its first line is not "%s"); restore it from your copy'
             % (path, HEAD)
         )
     digits = ''.join(words[1:-1]).lower()
@@ -120,13 +126,13 @@ def _parsed(path, text):
         or _sum(digits) != words[-1][4:]
     ):
         raise StoreError(
-            'the key file %s is damaged: its sum is wrong; bring back the copy that you kept' % path
+            'the key file %s is damaged: its checksum is wrong; restore it from your copy' % path
         )
     return digits
 
 
 def _write(path, digits):
-    """A new file at this path, on stable storage but for its name. Raises OSError."""
+    """Creates a key file and syncs its content, but not its directory. Raises OSError."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         with os.fdopen(descriptor, 'w', encoding='ascii') as file:
@@ -139,8 +145,8 @@ def _write(path, digits):
         raise
 
 
-def make(path):
-    """Make a key file; gives its key. Raises StoreError, also if there is a file already: that is
+def make_key(path):
+    """Creates a key file and returns its key. Raises StoreError, also if the file exists: it is
     never overwritten."""
     digits = _new_digits()
     try:
@@ -148,23 +154,22 @@ def make(path):
         sync_directory(os.path.dirname(path) or '.')
     except FileExistsError:
         raise StoreError(
-            '%s exists; a key is never overwritten: choose another name, or move the file away'
-            % path
+            '%s exists; a key is never overwritten: choose another name, or rename the file' % path
         )
     except OSError as e:
-        raise StoreError('the key file %s cannot be made: %s' % (path, e.strerror))
+        raise StoreError('the key file %s cannot be created: %s' % (path, e.strerror))
     return digits
 
 
-def replace(path):
-    """CRYPTOGRAPHIC ERASE: put a new key in the place of the old one, and overwrite the old one
-    where it was; gives the new key. Raises OSError if the old one is still in force, HalfReplaced
-    if the new one is but not all was done.
+def replace_key(path):
+    """Replaces the key by a new one and overwrites the old one in place, for the CRYPTOGRAPHIC ERASE
+    service action of SANITIZE (SBC-3). Returns the new key.
 
-    Called again after an interruption at any point, it does all that was left.
+    Raises OSError if the old key is still in effect, KeyHalfReplaced if the new key is in effect but
+    a later step failed. After an interruption at any point, another call completes what is left.
 
-        FILE.being-made written -> FILE.being-erased = the old one, too -> FILE = the new one -> FILE.being-erased overwritten
-        -> it is removed
+        FILE.being-made is written -> FILE.being-erased links to the old key -> FILE is the new key
+        -> FILE.being-erased is overwritten -> FILE.being-erased is removed
     """
     path = os.path.realpath(path)
     directory, fresh, old = os.path.dirname(path), path + '.being-made', path + '.being-erased'
@@ -184,7 +189,7 @@ def replace(path):
 
 
 def _finish(descriptor, old, directory, digits):
-    """The new key has taken its place; the old file is behind the descriptor."""
+    """Completes replace_key() after the rename; the descriptor refers to the old key file."""
     is_lasting = False
     try:
         sync_directory(directory)
@@ -193,21 +198,22 @@ def _finish(descriptor, old, directory, digits):
         _remove(old)
         sync_directory(directory)
     except OSError as e:
-        raise HalfReplaced(e, digits, is_lasting)
+        raise KeyHalfReplaced(e, digits, is_lasting)
 
 
 def _link(path, old):
     try:
         os.link(path, old)
     except OSError as e:
-        # a file system without links: the descriptor will
+        # On a file system without hard links the old key is overwritten through its descriptor,
+        # unless the machine crashes before that.
         if e.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK):
-            raise  # do, unless the machine dies just then
+            raise
 
 
 def _overwrite_left(path, old):
-    """An earlier replace() was interrupted: FILE.being-erased is the old key, or still the same
-    file as FILE."""
+    """Removes the FILE.being-erased of an interrupted replace_key(): it is the old key, which is
+    overwritten, or still the same file as FILE."""
     try:
         descriptor = os.open(old, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
@@ -222,8 +228,8 @@ def _overwrite_left(path, old):
 
 
 def _overwrite(descriptor):
-    """Other bytes over all of this file, on the medium, as far as its file system and medium write
-    in place."""
+    """Overwrites the whole file and syncs it. This erases the old bytes only if the file system and
+    the medium write in place."""
     length = os.fstat(descriptor).st_size
     for content in (os.urandom(length), bytes(length)):
         done = 0
@@ -239,12 +245,12 @@ def _remove(path):
         pass
 
 
-# -- which disk, which key -------------------------------------------------------------------------
+# -- the key of a disk -----------------------------------------------------------------------------
 
 
-def take(lun, store, saved, state_file):
-    """Give an opened store the key that its LUN names. Returns the check to be kept, '' where
-    nothing is encrypted.
+def set_store_key(lun, store, saved, state_file):
+    """Sets the key of an opened store to the one that its LUN names. Returns the check to be saved,
+    '' for a disk that is not encrypted.
 
     lun: config.model.Lun; store: OpenedStore; saved: the unit's saved state; state_file: its path.
     Raises StoreError."""
@@ -252,24 +258,24 @@ def take(lun, store, saved, state_file):
     if not path:
         if known and not is_blank(store):
             raise StoreError(
-                '%s is encrypted, and no encryption-key-file is written for it; write it again; or, if what is on '
-                'the disk is given up, remove %s' % (store.path, state_file)
+                '%s is encrypted, and no encryption-key-file is configured for it; add that setting '
+                'again; or, to abandon the data on the disk, remove %s' % (store.path, state_file)
             )
         return ''
     if xts.why_not():
         raise StoreError('%s cannot be encrypted: %s' % (store.path, xts.why_not()))
     digits = _loaded_or_made(path, store, known)
-    check = check_of(digits, store.block_size)
+    check = key_check(digits, store.block_size)
     if known and check != known and not _is_erased(saved) and not is_blank(store):
         raise StoreError(
-            '%s is not the key of %s, or the block size is another than when it was encrypted; bring the right '
-            'file from your copy; or, if what is on the disk is given up, remove %s'
+            '%s is not the key of %s, or the block size differs from the one it was encrypted with; restore '
+            'the right file from your copy; or, to abandon the data on the disk, remove %s'
             % (path, store.path, state_file)
         )
     if not known and not is_blank(store):
         log.warning(
-            '%s holds something, and is used with the key %s for the first time: what was written there without this '
-            'key reads as noise',
+            '%s contains data and is used with the key %s for the first time: data that was written without '
+            'this key cannot be read',
             store.path,
             path,
         )
@@ -279,17 +285,18 @@ def take(lun, store, saved, state_file):
 
 def _loaded_or_made(path, store, known):
     try:
-        return load(path)
-    except Missing:
+        return load_key(path)
+    except MissingKeyFile:
         if known or store.read_only or not is_blank(store):
             raise StoreError(
-                'the key of %s is missing: %s does not exist; without it nothing on the disk can be read; bring '
-                'the file back from your copy; for a disk whose content is given up, "targetd --make-key %s" '
-                'makes a new one' % (store.path, path, path)
+                'the key of %s is missing: %s does not exist; without it nothing on the disk can be read; '
+                'restore the file from your copy; or, to abandon the data on the disk, run "targetd '
+                '--make-key %s" to create a new key' % (store.path, path, path)
             )
-    digits = make(path)
+    digits = make_key(path)
     log.warning(
-        '%s holds nothing yet: its key was made, %s. Keep a copy of that file: without it nothing can be read',
+        '%s is blank: its key was created in %s. Keep a copy of that file: without it nothing on the disk '
+        'can be read',
         store.path,
         path,
     )
@@ -297,14 +304,14 @@ def _loaded_or_made(path, store, known):
 
 
 def _is_erased(saved):
-    """Was a CRYPTOGRAPHIC ERASE begun? Then the file has the old key or a new one."""
+    """True if a CRYPTOGRAPHIC ERASE was started: the file then contains the old or a new key."""
     operation = saved.get('operation')
     return isinstance(operation, dict) and operation.get('method') == operations.NEW_KEY
 
 
 def is_blank(opened):
-    """Does the medium hold nothing but zeroes? False too where that would take long to find out.
-    Raises StoreError."""
+    """Returns True if the medium contains only zeroes; False also if more than BLANK_BYTES would
+    have to be read to find out. Raises StoreError."""
     left = BLANK_BYTES
     try:
         with from_descriptor(

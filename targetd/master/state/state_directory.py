@@ -1,9 +1,10 @@
-"""State that outlasts a restart: small JSON files under state-dir, one per logical unit.
+"""Persistent state: small JSON files under state-dir, one for each logical unit.
 
-Invariant: a file holds a whole old or a whole new state at every moment, power failures included:
-the new one is written beside it, synced, renamed over it, and the directory synced, before `save`
-returns. A file that cannot be read is never silently replaced by an empty state: reservations that
-guard a cluster's disk would be gone.
+Invariant: at every moment, even after a power failure, a file contains either the complete old or
+the complete new state. Before `save` returns, the new state has been written to a temporary file,
+synced, renamed to the final name, and the directory has been synced. A file that cannot be read is
+never silently replaced by an empty state, because that would drop the reservations that protect a
+cluster's disk.
 """
 
 import errno
@@ -18,20 +19,22 @@ BOOT_ID = '/proc/sys/kernel/random/boot_id'
 
 
 class StateDirectory(object):
-    """`path`: state-dir. Makes the directory on first use (mode 0700). boot_id: another one after each boot of the machine."""
+    """Loads and saves the state of units. `path`: state-dir, created on first use (mode 0700);
+    `boot_id`: differs after each boot of the machine."""
 
     def __init__(self, path):
         self.path = path
         self.boot_id = boot_id()
 
     def file_of(self, key):
-        """The file of the unit with this key (text that belongs to its data, not to its place)."""
+        """Returns the path of the state file of the unit with this key, which is derived from the
+        target's name and from the data, not from the LUN."""
         digest = hashlib.sha256(key.encode('utf-8', 'surrogateescape')).hexdigest()
         return os.path.join(self.path, 'units', digest[:32] + '.json')
 
     def load(self, key):
-        """The dict that was saved for this key; {} if there is none. Raises StoreError if it is
-        there and cannot be read."""
+        """Returns the dict that was saved for this key; {} if there is none. Raises StoreError if
+        the file exists but is unreadable or damaged."""
         path = self.file_of(key)
         try:
             with open(path, encoding='utf-8') as f:
@@ -54,8 +57,8 @@ class StateDirectory(object):
             )
 
     def save(self, key, state):
-        """Put this dict on stable storage; an empty one removes the file. Raises OSError, and then
-        the old state stands."""
+        """Writes this dict to stable storage; an empty dict removes the file. Raises OSError, in
+        which case the old state is kept."""
         path = self.file_of(key)
         if not state:
             self._remove(path)
@@ -76,7 +79,7 @@ class StateDirectory(object):
 
 
 def write_durably(path, text):
-    """Replace a file, whole or not at all; its directory is made. Raises OSError."""
+    """Replaces a file atomically and syncs it; creates its directory. Raises OSError."""
     directory, fresh = os.path.dirname(path), path + '.new'
     os.makedirs(directory, 0o700, exist_ok=True)
     descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
@@ -93,7 +96,7 @@ def write_durably(path, text):
 
 
 def boot_id():
-    """The kernel's name for this boot; '' if it has none."""
+    """Returns the kernel's id of this boot; '' if it has none."""
     try:
         with open(BOOT_ID) as f:
             return f.read().strip()
@@ -102,7 +105,7 @@ def boot_id():
 
 
 def sync_directory(path):
-    """Make what was renamed or removed in there lasting. Raises OSError."""
+    """Makes renames and removals in this directory durable. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

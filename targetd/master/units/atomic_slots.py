@@ -12,7 +12,7 @@ which is both.
 Invariants: a slot's locks are those of an open file description that the worker and the master
 have, so they last as long as the master wants; they end when the slot is known to be empty. A
 medium has one file, whoever serves it: by the data's key, so that a later server finds what an
-earlier one left (media.open_medium). May import store, master.persistent, master.journals.
+earlier one left (exports.open_medium). May import store, master.state.
 """
 
 import os
@@ -222,7 +222,7 @@ def create(path):
         )
     try:
         if path is not None:
-            journal_recovery.claim(descriptor, path)
+            journal_recovery.lock_journal(descriptor, path)
             sync_directory(os.path.dirname(path))
         os.fchmod(descriptor, 0o666)
         why_not = ranges.why_not(descriptor)

@@ -8,7 +8,7 @@ outlives whoever asked.
 A CRYPTOGRAPHIC ERASE is the exception: the master alone has the key files, and replaces the key
 itself: a few writes.
 
-     decided --> FILE replaced (keys.replace) --> kept that it is --> told to every worker --> acknowledged --> over
+     decided --> FILE replaced (key_files.replace_key) --> kept that it is --> told to every worker --> acknowledged --> over
 
 Invariants: a unit has one operation at most, and it is in shared.operation from before the first
 byte until after the last; a targetd that ends, however, leaves it there unfailed, and resume()
@@ -126,8 +126,8 @@ class Operations(object):
         if not unit.store.cipher_key:
             raise OSError(errno.EOPNOTSUPP, 'it is not encrypted')
         try:
-            _use(unit, key_files.replace(unit.lun.encryption_key_file))
-        except key_files.HalfReplaced as e:
+            _use(unit, key_files.replace_key(unit.lun.encryption_key_file))
+        except key_files.KeyHalfReplaced as e:
             _use(unit, e.digits)
             if not e.is_lasting:  # what is written with this key now could be lost with it
                 unit.failure = 'the new key in %s may not last: %s' % (
@@ -205,7 +205,7 @@ class Operations(object):
 
 def _use(unit, digits):
     unit.store.encrypt(digits)
-    unit.shared = unit.shared._replace(key_check=key_files.check_of(digits, unit.store.block_size))
+    unit.shared = unit.shared._replace(key_check=key_files.key_check(digits, unit.store.block_size))
 
 
 def _is_done(operation):

@@ -117,7 +117,7 @@ class Acknowledgements(object):
 
 
 class Units(object):
-    """`send(worker, message, descriptors)`, `kill(worker, why)`; `state`: persistent.StateDirectory."""
+    """`send(worker, message, descriptors)`, `kill(worker, why)`; `state`: state_directory.StateDirectory."""
 
     def __init__(self, loop, send, kill, state):
         self.loop = loop

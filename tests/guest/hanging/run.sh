@@ -19,7 +19,7 @@ suspend
 start_targetd /job/targetd.conf
 start_iscsid
 discover
-grep 'lun 0 of iqn.2026-11.com.example:hanging is not served.*no answer within 10 seconds' /tmp/targetd.log
+grep 'lun 0 of iqn.2026-11.com.example:hanging is not available.*no answer within 10 seconds' /tmp/targetd.log
 write $well 2
 
 say "the other disk goes on while the first is looked for again"
@@ -32,7 +32,7 @@ targetdctl show units
 
 say "it answers again, and is served"
 dmsetup resume hanging
-for _ in $(seq 400); do grep -q 'lun 0 of iqn.2026-11.com.example:hanging is there now' /tmp/targetd.log && break; sleep 0.1; done
+for _ in $(seq 400); do grep -q 'lun 0 of iqn.2026-11.com.example:hanging is available now' /tmp/targetd.log && break; sleep 0.1; done
 write $hanging 4
 
 say "it hangs again, with data that is not on it yet: the stop says so, and ends"
@@ -51,6 +51,6 @@ say "another targetd serves the other disk meanwhile"
 start_targetd /job/targetd.conf
 write $well 1
 dmsetup resume hanging
-for _ in $(seq 400); do grep -q 'lun 0 of iqn.2026-11.com.example:hanging is there now' /tmp/targetd.log && break; sleep 0.1; done
+for _ in $(seq 400); do grep -q 'lun 0 of iqn.2026-11.com.example:hanging is available now' /tmp/targetd.log && break; sleep 0.1; done
 write $hanging 1
 stop_targetd

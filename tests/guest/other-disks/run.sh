@@ -19,12 +19,12 @@ dmsetup create two --uuid two-2 --table "0 409600 linear /dev/vdb 204800"
 ln -s /dev/mapper/one /dev/served
 start_targetd /job/targetd.conf > /dev/null 2>&1
 served $b; served $c
-times 2 'served for the first time; on it is nothing that is known'
+times 2 'served for the first time; its content: no known format'
 stop_targetd
 ln -sfn /dev/mapper/two /dev/served
 start_targetd /job/targetd.conf > /dev/null 2>&1
 times 2 'served for the first time'
-grep "/dev/served is another disk than it was.*targetdctl accept $b/0" /tmp/targetd.log
+grep "/dev/served is another disk than before.*targetdctl accept $b/0" /tmp/targetd.log
 served $c
 if served $b; then exit 1; fi
 targetdctl accept $b/0

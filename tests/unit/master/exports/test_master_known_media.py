@@ -1,5 +1,5 @@
-"""Which disk was which LUN: another one under the same name is refused, until the administrator
-accepts it."""
+"""Tests of the record of served media: another medium under the same name is refused until the
+administrator accepts it."""
 
 import pytest
 
@@ -15,7 +15,7 @@ SDB = model.Lun(number=0, backing_store='/dev/sdb')
 
 @pytest.fixture
 def plug(monkeypatch):
-    """plug(key, size): from now on this disk is what every path leads to."""
+    """plug(key, size) makes every path refer to this disk from now on."""
 
     def plug(key, size=10**12, kind='disk'):
         disk = disks.Disk(
@@ -42,9 +42,9 @@ def plug(monkeypatch):
     return plug
 
 
-def test_the_same_disk_is_served_and_another_is_not(plug):
+def test_the_recorded_disk_is_served_and_another_is_refused(plug):
     plug('naa.5000c500a1b2c3d4')
-    known = known_media.seen(SDB, '/dev/sdb')
+    known = known_media.describe_medium(SDB, '/dev/sdb')
     require_known(TARGET, SDB, '/dev/sdb', None)
     require_known(TARGET, SDB, '/dev/sdb', known)
     plug('naa.5000c500a1b2c3d4', 2 * 10**12)  # it has grown
@@ -52,25 +52,23 @@ def test_the_same_disk_is_served_and_another_is_not(plug):
     plug('naa.5000c500ffffffff')
     with pytest.raises(StoreError) as caught:
         require_known(TARGET, SDB, '/dev/sdb', known)
-    assert '/dev/sdb is another disk than it was' in str(caught.value)
+    assert '/dev/sdb is another disk than before' in str(caught.value)
     assert 'targetdctl accept iqn.2026-11.test:disk/0' in str(caught.value)
     assert 'serial naa.5000c500ffffffff) now, ' in str(
         caught.value
     ) and 'serial naa.5000c500a1b2c3d4' in str(caught.value)
 
 
-def test_another_word_in_the_configuration_means_another_disk(plug):
+def test_a_changed_backing_store_setting_accepts_another_disk(plug):
     plug('naa.5000c500a1b2c3d4')
-    known = known_media.seen(SDB, '/dev/sdb')
+    known = known_media.describe_medium(SDB, '/dev/sdb')
     plug('naa.5000c500ffffffff')
     require_known(TARGET, SDB._replace(backing_store='serial:WD-2'), '/dev/sdb', known)
 
 
-def test_a_disk_without_a_name_of_its_own_is_known_by_model_and_size_and_not_by_the_kernels_name(
-    plug,
-):
+def test_a_disk_without_a_persistent_name_is_identified_by_model_and_size(plug):
     plug('device:/dev/vdb')
-    known = known_media.seen(SDB, '/dev/vdb')
+    known = known_media.describe_medium(SDB, '/dev/vdb')
     plug('device:/dev/vdc')
     require_known(TARGET, SDB, '/dev/vdc', known)
     plug('device:/dev/vdb', 5 * 10**11)
@@ -78,23 +76,23 @@ def test_a_disk_without_a_name_of_its_own_is_known_by_model_and_size_and_not_by_
         require_known(TARGET, SDB, '/dev/vdb', known)
 
 
-def test_a_file_may_move_but_a_lost_one_is_not_made_anew(plug, tmp_path, monkeypatch):
+def test_a_moved_file_is_served_and_a_missing_one_is_not_created_again(plug, tmp_path, monkeypatch):
     lun = SDB._replace(backing_store='/srv/disk.img', size=1 << 20)
     plug('file:/srv/a.img', 1 << 20, 'file')
-    known = known_media.seen(lun, '/srv/disk.img')
+    known = known_media.describe_medium(lun, '/srv/disk.img')
     plug('file:/srv/b.img', 1 << 20, 'file')
     require_known(TARGET, lun, '/srv/disk.img', known)
     monkeypatch.setattr(known_media.os.path, 'exists', lambda path: False)
     with pytest.raises(StoreError) as caught:
         require_known(TARGET, lun, '/srv/disk.img', known)
-    assert '/srv/disk.img is gone, which had 1.0 MB' in str(
+    assert '/srv/disk.img no longer exists; it had 1.0 MB' in str(
         caught.value
     ) and 'file system mounted' in str(caught.value)
     # opening it says what is wrong
     require_known(TARGET, lun._replace(size=None), '/srv/disk.img', known)
 
 
-def test_what_is_known_outlasts_a_restart(tmp_path):
+def test_the_records_are_kept_over_a_restart(tmp_path):
     path = str(tmp_path / 'state' / 'media.json')
     seen = {'named': '/dev/sdb', 'key': 'naa.1', 'is_file': False, 'size': 1, 'shown': 'it'}
     known = KnownMedia(path)
@@ -121,14 +119,14 @@ def test_what_is_known_outlasts_a_restart(tmp_path):
 @pytest.mark.parametrize(
     'content', ['', '{}', '[]', '{"version": 2, "media": []}', '{"version": 1, "media": [{}]}']
 )
-def test_a_damaged_file_is_said_and_stops_nothing(tmp_path, capfd, content):
+def test_a_damaged_file_is_logged_and_ignored(tmp_path, capfd, content):
     path = tmp_path / 'media.json'
     path.write_text(content)
     KnownMedia(str(path)).load()
     assert 'media.json cannot be read' in capfd.readouterr().err
 
 
-def test_a_directory_that_cannot_be_written_is_said(tmp_path, capfd):
+def test_a_directory_that_is_not_writable_is_logged(tmp_path, capfd):
     (tmp_path / 'file').write_text('')
     known = KnownMedia(str(tmp_path / 'file' / 'media.json'))
     known.note('a', 0, {'named': '', 'key': ''})

@@ -1,5 +1,5 @@
-"""Key files: what is refused, that a replaced key is gone wherever the machine stops, which disk is
-served with which key."""
+"""Tests of key files: which files are refused, that a replaced key is erased at whatever point the
+machine crashes, and which disk is served with which key."""
 
 import os
 import stat
@@ -29,43 +29,43 @@ def text(path):
 # -- the file --------------------------------------------------------------------------------------
 
 
-def test_what_is_made_is_what_is_loaded_and_nobody_else_reads_it(path):
-    digits = key_files.make(path)
-    assert key_files.load(path) == digits and len(bytes.fromhex(digits)) == 64
+def test_a_created_key_is_loaded_again_and_its_file_is_private(path):
+    digits = key_files.make_key(path)
+    assert key_files.load_key(path) == digits and len(bytes.fromhex(digits)) == 64
     assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
     assert b'keep a copy' in text(path)
-    assert key_files.make(path + '2') != digits
+    assert key_files.make_key(path + '2') != digits
 
 
-def test_a_key_is_never_overwritten_by_making_one(path):
-    digits = key_files.make(path)
+def test_make_key_never_overwrites_a_file(path):
+    digits = key_files.make_key(path)
     with pytest.raises(StoreError) as caught:
-        key_files.make(path)
-    assert 'never overwritten' in str(caught.value) and key_files.load(path) == digits
+        key_files.make_key(path)
+    assert 'never overwritten' in str(caught.value) and key_files.load_key(path) == digits
 
 
-def test_a_directory_that_is_not_there(path):
+def test_a_missing_directory_is_refused(path):
     with pytest.raises(StoreError):
-        key_files.make(os.path.join(path, 'no', 'such'))
-    with pytest.raises(key_files.Missing):
-        key_files.load(path)
+        key_files.make_key(os.path.join(path, 'no', 'such'))
+    with pytest.raises(key_files.MissingKeyFile):
+        key_files.load_key(path)
 
 
 @pytest.mark.parametrize('mode', [0o640, 0o604, 0o660, 0o610])
-def test_others_may_not_use_it(path, mode):
-    key_files.make(path)
+def test_a_file_accessible_to_other_users_is_refused(path, mode):
+    key_files.make_key(path)
     os.chmod(path, mode)
     with pytest.raises(StoreError) as caught:
-        key_files.load(path)
+        key_files.load_key(path)
     assert 'chmod 600 %s' % path in str(caught.value)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason='only root can give files away')
-def test_it_belongs_to_root_or_to_us(path):
-    key_files.make(path)
+@pytest.mark.skipif(os.geteuid() != 0, reason='only root can change the owner of a file')
+def test_a_file_of_another_user_is_refused(path):
+    key_files.make_key(path)
     os.chown(path, 65534, 65534)
     with pytest.raises(StoreError) as caught:
-        key_files.load(path)
+        key_files.load_key(path)
     assert 'another user' in str(caught.value)
 
 
@@ -77,35 +77,38 @@ def changed(content, old, new):
 @pytest.mark.parametrize(
     'change, said',
     [
-        (lambda content: b'', 'no key file'),
-        (lambda content: b'password\n', 'no key file'),
+        (lambda content: b'', 'not a key file'),
+        (lambda content: b'password\n', 'not a key file'),
         (
             lambda content: changed(content, b'targetd-disk-key 1', b'targetd-disk-key 2'),
-            'no key file',
+            'not a key file',
         ),
-        (lambda content: content[:-20], 'no key file'),
+        (lambda content: content[:-20], 'not a key file'),
         (lambda content: changed(content, b'sum ', b'sum 0'), 'damaged'),
-        (lambda content: content.replace(content.split(b'\n')[3][:1], b'g'), 'no key file|damaged'),
+        (
+            lambda content: content.replace(content.split(b'\n')[3][:1], b'g'),
+            'not a key file|damaged',
+        ),
         (
             lambda content: b'\n'.join(content.split(b'\n')[:3] + content.split(b'\n')[4:]),
-            'no key file|damaged',
+            'not a key file|damaged',
         ),
-        (lambda content: os.urandom(300), 'no key file'),
+        (lambda content: os.urandom(300), 'not a key file'),
     ],
 )
-def test_what_is_no_whole_key_is_refused_without_being_shown(path, change, said):
-    digits = key_files.make(path)
+def test_a_malformed_key_file_is_refused_and_its_content_is_not_shown(path, change, said):
+    digits = key_files.make_key(path)
     content = change(text(path))
     with open(path, 'wb') as file:
         file.write(content)
     with pytest.raises(StoreError) as caught:
-        key_files.load(path)
+        key_files.load_key(path)
     assert any(word in str(caught.value) for word in said.split('|'))
     assert digits[:16] not in str(caught.value) and digits[64:80] not in str(caught.value)
 
 
-def test_blanks_comments_and_capitals_of_a_copy_that_was_typed_in(path):
-    digits = key_files.make(path)
+def test_blanks_comments_and_capital_letters_are_accepted(path):
+    digits = key_files.make_key(path)
     lines = text(path).decode().split('\n')
     with open(path, 'w') as file:
         file.write(
@@ -115,13 +118,13 @@ def test_blanks_comments_and_capitals_of_a_copy_that_was_typed_in(path):
                 for line in lines
             )
         )
-    assert key_files.load(path) == digits
+    assert key_files.load_key(path) == digits
 
 
-def test_a_directory_is_no_key(tmp_path):
+def test_a_directory_is_not_a_valid_key_file(tmp_path):
     with pytest.raises(StoreError) as caught:
-        key_files.load(str(tmp_path))
-    assert 'no regular file' in str(caught.value)
+        key_files.load_key(str(tmp_path))
+    assert 'not a regular file' in str(caught.value)
 
 
 # -- replacing -------------------------------------------------------------------------------------
@@ -129,13 +132,13 @@ def test_a_directory_is_no_key(tmp_path):
 CALLS = ('open', 'link', 'rename', 'unlink', 'fsync', 'pwrite')
 
 
-class Dead(BaseException):
-    """The machine stopped."""
+class MachineCrashed(BaseException):
+    """Simulates a crash of the machine."""
 
 
 def stop_at(monkeypatch, number):
-    """From its so-manyth call on, no call of CALLS does anything any more; gives the list of those
-    that did."""
+    """Makes the calls of CALLS fail from number `number` on; returns the list of those that were
+    executed."""
     done = []
 
     def dying(name):
@@ -143,7 +146,7 @@ def stop_at(monkeypatch, number):
 
         def call(*arguments, **more):
             if len(done) >= number:
-                raise Dead(name)
+                raise MachineCrashed(name)
             done.append(name)
             return real(*arguments, **more)
 
@@ -154,17 +157,17 @@ def stop_at(monkeypatch, number):
     return done
 
 
-def test_a_replaced_key_is_another_and_the_old_one_is_overwritten(path, tmp_path):
-    digits = key_files.make(path)
+def test_a_replaced_key_is_different_and_the_old_one_is_overwritten(path, tmp_path):
+    digits = key_files.make_key(path)
     copy = str(tmp_path / 'same.key')
     os.link(path, copy)
-    new = key_files.replace(path)
-    assert key_files.load(path) == new != digits
+    new = key_files.replace_key(path)
+    assert key_files.load_key(path) == new != digits
     assert not any(text(copy)) and sorted(os.listdir(str(tmp_path))) == ['disk.key', 'same.key']
     assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
 
 
-def test_wherever_the_machine_stops_the_file_is_whole_and_the_next_run_ends_the_old_key(
+def test_after_a_crash_at_any_call_the_file_is_complete_and_the_next_run_erases_the_old_key(
     tmp_path, monkeypatch
 ):
     number, ended = 0, False
@@ -172,36 +175,40 @@ def test_wherever_the_machine_stops_the_file_is_whole_and_the_next_run_ends_the_
         directory = tmp_path / str(number)
         directory.mkdir()
         path = str(directory / 'disk.key')
-        digits = key_files.make(path)
+        digits = key_files.make_key(path)
         witness = str(directory / 'witness')
         os.link(path, witness)  # shows what becomes of the old file's bytes
         with monkeypatch.context() as patched:
             done = stop_at(patched, number)
             try:
-                key_files.replace(path)
+                key_files.replace_key(path)
                 ended = True
-            except Dead:
+            except MachineCrashed:
                 pass
-        found = key_files.load(path)
+        found = key_files.load_key(path)
         assert found == digits or done.index('rename') < len(done)
-        last = key_files.replace(path)
-        assert key_files.load(path) == last not in (found, digits)
+        last = key_files.replace_key(path)
+        assert key_files.load_key(path) == last not in (found, digits)
         assert not any(text(witness)), 'stopped after %r' % done
         assert sorted(os.listdir(str(directory))) == ['disk.key', 'witness']
         number += 1
     assert number > 12
 
 
-def test_a_link_is_followed_and_stays(path, tmp_path):
-    digits = key_files.make(path)
+def test_a_symbolic_link_is_followed_and_kept(path, tmp_path):
+    digits = key_files.make_key(path)
     link = str(tmp_path / 'link.key')
     os.symlink(path, link)
-    new = key_files.replace(link)
-    assert key_files.load(path) == key_files.load(link) == new != digits and os.path.islink(link)
+    new = key_files.replace_key(link)
+    assert key_files.load_key(path) == key_files.load_key(link) == new != digits and os.path.islink(
+        link
+    )
 
 
-def test_without_links_the_old_key_is_overwritten_too(path, tmp_path, monkeypatch):
-    key_files.make(path)
+def test_the_old_key_is_overwritten_on_a_file_system_without_hard_links(
+    path, tmp_path, monkeypatch
+):
+    key_files.make_key(path)
     witness = str(tmp_path / 'witness')
     os.link(path, witness)
 
@@ -209,7 +216,7 @@ def test_without_links_the_old_key_is_overwritten_too(path, tmp_path, monkeypatc
         raise PermissionError(1, 'Operation not permitted')
 
     monkeypatch.setattr(key_files.os, 'link', no_links)
-    key_files.replace(path)
+    key_files.replace_key(path)
     assert not any(text(witness))
 
 
@@ -227,10 +234,8 @@ def test_without_links_the_old_key_is_overwritten_too(path, tmp_path, monkeypatc
         ('fsync', 6, True),
     ],
 )
-def test_a_disk_that_says_no_leaves_a_whole_key_and_it_is_said_which(
-    path, monkeypatch, name, number, half
-):
-    digits = key_files.make(path)
+def test_an_io_error_leaves_a_complete_key_and_reports_which(path, monkeypatch, name, number, half):
+    digits = key_files.make_key(path)
     real, calls = getattr(os, name), []
 
     def no(*arguments, **more):
@@ -242,13 +247,13 @@ def test_a_disk_that_says_no_leaves_a_whole_key_and_it_is_said_which(
     with monkeypatch.context() as patched:
         patched.setattr(key_files.os, name, no)
         with pytest.raises(OSError) as caught:
-            key_files.replace(path)
-    assert isinstance(caught.value, key_files.HalfReplaced) == (half is not None)
+            key_files.replace_key(path)
+    assert isinstance(caught.value, key_files.KeyHalfReplaced) == (half is not None)
     if half is None:
-        assert key_files.load(path) == digits
+        assert key_files.load_key(path) == digits
     else:
         assert (
-            key_files.load(path) == caught.value.digits != digits
+            key_files.load_key(path) == caught.value.digits != digits
             and caught.value.is_lasting == half
         )
 
@@ -258,8 +263,8 @@ def test_a_disk_that_says_no_leaves_a_whole_key_and_it_is_said_which(
 
 @pytest.fixture
 def disk(tmp_path, path):
-    """take(saved={}, key=path, block_size=512, **words) -> (check, OpenedStore) of a 1 MiB image;
-    .write(data), .image."""
+    """disk(saved={}, key=path, block_size=512, **words) -> (check, OpenedStore) of a 1 MiB image;
+    disk.write(data) writes the image, disk.image is its path."""
 
     class Disk(object):
         image = str(tmp_path / 'disk.img')
@@ -275,7 +280,7 @@ def disk(tmp_path, path):
                 store.open_store(dict({'path': self.image, 'size': SIZE}, **words), self.opened)
             )
             lun = Lun(0, backing_store=self.image, encryption_key_file=key)
-            return key_files.take(
+            return key_files.set_store_key(
                 lun, self.opened[-1], dict(saved), '/state/units/1.json'
             ), self.opened[-1]
 
@@ -289,7 +294,7 @@ def disk(tmp_path, path):
 
 @pytest.fixture
 def warnings(monkeypatch):
-    """What is logged as a warning."""
+    """Returns the list of logged warnings."""
     said = []
     monkeypatch.setattr(key_files.log, 'warning', lambda text, *words: said.append(text % words))
     return said
@@ -301,10 +306,10 @@ def refusal(disk, *arguments, **more):
     return str(caught.value)
 
 
-def test_an_empty_disk_gets_a_key_at_its_first_use(disk, path, warnings):
+def test_a_key_is_created_for_a_blank_disk_at_its_first_use(disk, path, warnings):
     check, opened = disk.take()
     (said,) = warnings
-    assert opened.cipher_key == key_files.load(path) and check == key_files.check_of(
+    assert opened.cipher_key == key_files.load_key(path) and check == key_files.key_check(
         opened.cipher_key, 512
     )
     assert 'Keep a copy' in said and opened.cipher_key[:12] not in said
@@ -312,7 +317,7 @@ def test_an_empty_disk_gets_a_key_at_its_first_use(disk, path, warnings):
 
 
 @pytest.mark.parametrize('offset', [0, SIZE // 2, SIZE - 1])
-def test_a_disk_that_holds_something_gets_none(disk, path, offset):
+def test_no_key_is_created_for_a_disk_with_data(disk, path, offset):
     disk.write(b'x', offset)
     said = refusal(disk)
     assert (
@@ -322,31 +327,31 @@ def test_a_disk_that_holds_something_gets_none(disk, path, offset):
     assert 'targetd --make-key %s' % path in said and not os.path.exists(path)
 
 
-def test_zeroes_that_were_written_are_nothing(disk):
+def test_a_disk_with_written_zeroes_is_blank(disk):
     disk.write(bytes(SIZE))
     assert disk.take()[0]
 
 
-def test_a_disk_that_had_a_key_gets_no_other_though_it_is_empty(disk, path):
+def test_no_new_key_is_created_for_a_blank_disk_that_had_one(disk, path):
     check, _ = disk.take()
     os.rename(path, path + '.away')
     assert 'is missing' in refusal(disk, {'key_check': check}) and not os.path.exists(path)
 
 
-def test_a_disk_that_cannot_be_written_gets_none(disk, path):
+def test_no_key_is_created_for_a_read_only_disk(disk, path):
     assert 'is missing' in refusal(disk, read_only=True, size=None) and not os.path.exists(path)
 
 
-def test_a_large_disk_is_not_looked_through(disk, monkeypatch):
+def test_a_disk_with_more_than_blank_bytes_counts_as_not_blank(disk, monkeypatch):
     disk.write(bytes(SIZE))
     monkeypatch.setattr(key_files, 'BLANK_BYTES', SIZE // 2)
     assert 'is missing' in refusal(disk)
 
 
-def test_the_wrong_key_is_refused_unless_there_is_nothing_to_lose(disk, path, tmp_path):
+def test_a_wrong_key_is_refused_unless_the_disk_is_blank(disk, path, tmp_path):
     check, _ = disk.take()
     other = str(tmp_path / 'other.key')
-    key_files.make(other)
+    key_files.make_key(other)
     assert disk.take({'key_check': check}, other)[0] != check
     disk.write(b'x')
     said = refusal(disk, {'key_check': check}, other)
@@ -357,22 +362,22 @@ def test_the_wrong_key_is_refused_unless_there_is_nothing_to_lose(disk, path, tm
     assert disk.take({'key_check': check})[0] == check
 
 
-def test_another_block_size_is_refused_like_another_key(disk):
+def test_a_changed_block_size_is_refused_like_a_wrong_key(disk):
     check, _ = disk.take()
     disk.write(b'x')
-    assert 'the block size is another' in refusal(disk, {'key_check': check}, block_size=4096)
+    assert 'the block size differs' in refusal(disk, {'key_check': check}, block_size=4096)
 
 
-def test_while_the_key_is_being_replaced_either_is_right(disk, tmp_path):
+def test_both_keys_are_accepted_while_the_key_is_being_replaced(disk, tmp_path):
     check, _ = disk.take()
     disk.write(b'x')
     other = str(tmp_path / 'other.key')
-    digits = key_files.make(other)
+    digits = key_files.make_key(other)
     saved = {'key_check': check, 'operation': {'kind': 'sanitize', 'method': 'key'}}
     assert disk.take(saved, other)[1].cipher_key == digits and disk.take(saved)[0] == check
 
 
-def test_a_setting_that_got_lost_is_noticed(disk):
+def test_a_removed_setting_is_refused(disk):
     check, _ = disk.take()
     assert disk.take({'key_check': check}, '')[0] == ''
     disk.write(b'x')
@@ -383,13 +388,13 @@ def test_a_setting_that_got_lost_is_noticed(disk):
     assert disk.take({}, '')[1].cipher_key == ''
 
 
-def test_a_key_made_before_may_be_used_for_what_held_something(disk, path, warnings):
+def test_an_existing_key_may_be_used_for_a_disk_with_data(disk, path, warnings):
     disk.write(b'x')
-    key_files.make(path)
+    key_files.make_key(path)
     assert disk.take()[0]
     assert 'for the first time' in warnings[0]
 
 
-def test_filters_do_not_hide_what_the_disk_holds(disk):
+def test_filters_do_not_hide_data_on_the_disk(disk):
     disk.write(b'x')
     assert 'is missing' in refusal(disk, filters='error read, delay 1s')

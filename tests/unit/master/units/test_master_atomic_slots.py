@@ -63,7 +63,7 @@ class House(object):
             number, **dict({'backing_store': self.image(), 'atomic_writes': True}, **settings)
         )
         outcomes = {}
-        self.exports.open_all([(model.Target(target), lun)], outcomes.update)
+        self.exports.open_media([(model.Target(target), lun)], outcomes.update)
         self.jobs.wait()
         if isinstance(outcomes[target, number], StoreError):
             raise outcomes[target, number]
@@ -212,7 +212,7 @@ def test_what_cannot_be_taken_back_fails_the_unit_and_is_tried_again_when_the_ad
     assert unit.shared.medium == FAILED and 'Input/output error' in unit.failure
     assert house.is_locked(unit) and house.units.is_repairing(unit) and house.content() == HALF
     failing.undo()
-    assert house.exports.recover(unit)
+    assert house.exports.recover_unit(unit)
     house.repair()
     assert house.content() == OLD and not house.is_locked(unit) and unit.shared.medium == READY
 
@@ -225,7 +225,7 @@ def test_it_is_not_tried_again_while_the_first_try_still_waits_for_the_disk(hous
     house.die_amid_a_write(*house.serve())
     house.repair()
     monkeypatch.setattr(atomic_slots.Repair, 'do', None)
-    assert unit.shared.medium == FAILED and house.exports.recover(unit)
+    assert unit.shared.medium == FAILED and house.exports.recover_unit(unit)
     house.repair()
     assert unit.shared.medium == FAILED and 'still waits' in unit.failure and house.is_locked(unit)
 
@@ -263,7 +263,7 @@ def test_a_later_server_takes_it_back_before_it_serves(house, tmp_path, capfd, s
     unit = later.export(**settings)
     assert later.content() == OLD and len(later.journals()) == (1 if unit.atomic else 0)
     assert (
-        '1 atomic writes that were under way when targetd died were taken back'
+        '1 atomic writes that were in progress when targetd died were rolled back'
         in capfd.readouterr().err
     )
     later.end()
@@ -279,9 +279,9 @@ def test_what_cannot_be_taken_back_is_not_served(house, tmp_path, settings):
     with pytest.raises(StoreError) as caught:
         later.export(**settings)
     (name,) = later.journals()
-    assert 'half done' in str(caught.value) and os.path.join(later.path, 'atomic', name) in str(
-        caught.value
-    )
+    assert 'was incomplete' in str(caught.value) and os.path.join(
+        later.path, 'atomic', name
+    ) in str(caught.value)
     later.export()
     assert later.content() == OLD
     later.end()

@@ -542,7 +542,7 @@ ERASE = {
 
 class EncryptedStore(FakeStore):
     def __init__(self, path):
-        self.cipher_key = key_files.load(path)
+        self.cipher_key = key_files.load_key(path)
 
     def encrypt(self, digits):
         self.cipher_key = digits
@@ -554,7 +554,7 @@ class EncryptedHouse(House):
     def export(self):
         state, path = self.units.state, self.path + '/disk.key'
         if not state.load('key'):
-            key_files.make(path)
+            key_files.make_key(path)
         medium = EncryptedStore(path)
         shared = transitions.initial(FACTS, state.load('key'), state.boot_id)
         unit = Unit(
@@ -564,7 +564,7 @@ class EncryptedHouse(House):
             model.Lun(0, encryption_key_file=path),
             medium,
             dict(FACTS),
-            shared._replace(key_check=key_files.check_of(medium.cipher_key, 512)),
+            shared._replace(key_check=key_files.key_check(medium.cipher_key, 512)),
         )
         unit.is_unsaved = True
         self.units.add(unit)
@@ -572,7 +572,7 @@ class EncryptedHouse(House):
 
     @property
     def in_file(self):
-        return key_files.load(self.path + '/disk.key')
+        return key_files.load_key(self.path + '/disk.key')
 
 
 @pytest.fixture
@@ -599,7 +599,7 @@ def test_a_new_key_is_everywhere_before_anybody_is_let_in_again(encrypted):
             'sanitizing',
             'ready',
         ]
-    assert encrypted.units.state.load('key')['key_check'] == key_files.check_of(new, 512)
+    assert encrypted.units.state.load('key')['key_check'] == key_files.key_check(new, 512)
     assert 'operation' not in encrypted.units.state.load('key') and encrypted.eraser.sent == []
 
 
@@ -625,28 +625,28 @@ def test_a_key_that_cannot_be_replaced_is_a_failed_sanitize(encrypted, monkeypat
     def full(path):
         raise OSError(errno.ENOSPC, 'No space left on device')
 
-    monkeypatch.setattr(key_files, 'replace', full)
+    monkeypatch.setattr(key_files, 'replace_key', full)
     encrypted.ask(ERASE)
     assert encrypted.answer() == (sam.CHECK_CONDITION, (3, 0x31, 3))
     assert encrypted.in_file == encrypted.unit.store.cipher_key == old
     state = encrypted.units.state.load('key')
     assert state['operation']['failed'] == 'No space left on device' and state[
         'key_check'
-    ] == key_files.check_of(old, 512)
+    ] == key_files.key_check(old, 512)
 
 
 @pytest.mark.parametrize('is_lasting, medium', [(True, 'sanitize-failed'), (False, 'failed')])
 def test_if_it_failed_after_the_file_was_replaced_the_new_key_is_used(
     encrypted, monkeypatch, is_lasting, medium
 ):
-    real = key_files.replace
+    real = key_files.replace_key
 
     def half(path):
-        raise key_files.HalfReplaced(
+        raise key_files.KeyHalfReplaced(
             OSError(errno.EIO, 'Input/output error'), real(path), is_lasting
         )
 
-    monkeypatch.setattr(key_files, 'replace', half)
+    monkeypatch.setattr(key_files, 'replace_key', half)
     old = encrypted.in_file
     encrypted.ask(ERASE)
     new = encrypted.in_file
@@ -655,7 +655,7 @@ def test_if_it_failed_after_the_file_was_replaced_the_new_key_is_used(
         sam.CHECK_CONDITION,
         (3, 0x31, 3),
     )
-    assert encrypted.units.state.load('key')['key_check'] == key_files.check_of(new, 512)
+    assert encrypted.units.state.load('key')['key_check'] == key_files.key_check(new, 512)
 
 
 def test_a_key_file_that_is_not_there_now_leaves_the_old_key_in_force(encrypted):
@@ -699,7 +699,7 @@ def test_nothing_is_erased_that_is_not_encrypted(house):
 @pytest.mark.parametrize('stopped_after', ['nothing', 'replaced', 'noted'])
 def test_an_erase_goes_on_after_a_kill(tmp_path, stopped_after, monkeypatch):
     first = EncryptedHouse(tmp_path)
-    old, real_replace = first.in_file, key_files.replace
+    old, real_replace = first.in_file, key_files.replace_key
 
     class Killed(BaseException):
         pass
@@ -713,7 +713,7 @@ def test_an_erase_goes_on_after_a_kill(tmp_path, stopped_after, monkeypatch):
         if stopped_after == 'noted':
             patched.setattr(first.units, 'tell', killed)
         else:
-            patched.setattr(key_files, 'replace', killed)
+            patched.setattr(key_files, 'replace_key', killed)
         with pytest.raises(Killed):
             first.ask(ERASE)
     assert first.units.state.load('key')['operation']['method'] == 'key'
@@ -723,7 +723,7 @@ def test_an_erase_goes_on_after_a_kill(tmp_path, stopped_after, monkeypatch):
     assert later.unit.shared.medium == 'ready' and later.in_file != old
     assert later.unit.store.cipher_key == later.in_file
     assert (later.in_file == between) == (stopped_after == 'noted')
-    assert later.units.state.load('key')['key_check'] == key_files.check_of(later.in_file, 512)
+    assert later.units.state.load('key')['key_check'] == key_files.key_check(later.in_file, 512)
     for house in (first, later):
         house.loop.close()
 
@@ -744,7 +744,7 @@ def test_a_unit_that_takes_anothers_place_takes_over_its_key_and_its_operation(e
         ),
     )
     new.store.encrypt(stale)
-    exports.succeed(old, new)
+    exports.carry_over_state(old, new)
     assert new.store.cipher_key == encrypted.in_file != stale
     assert new.shared.operation is None and new.shared.medium == 'ready' and new.is_unsaved
-    assert new.shared.key_check == key_files.check_of(encrypted.in_file, 512)
+    assert new.shared.key_check == key_files.key_check(encrypted.in_file, 512)
