@@ -16,7 +16,7 @@ master -> worker
   answer     id, status, sense, data                      to the other asks; sense, data: hex or null
   change     id, unit, and any of: reservations, modes, medium, access, progress, watched (see units), size (bytes),
              records, key (hex: what the medium is encrypted with from now on), attentions [[asc, ascq], …],
-             abort {initiator_port: null, own_too: true, tas: bool}: end every task of this nexus at the unit but the one that
+             abort {tas: bool}: end every task of this nexus at the unit but the one that
              asked (tas: with TASK ABORTED status); acknowledged when in force and the aborted are quiet
   units      id, add [unit…], remove [lun…], replace [unit…], attentions [[asc, ascq], …] + [descriptors]   the nexus's units
              come, go, or have another store (same `unit`, maybe another size, a fresh descriptor); the attentions are owed by

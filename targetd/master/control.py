@@ -331,7 +331,7 @@ class Control(object):
                     'target %s is not reached through portal group %d' % (target, group)
                 )
         for unit in chosen:
-            self.master.units.change(
+            self.master.units.replication.apply_decision(
                 unit, transitions.access_set(unit.shared, {str(group): alua.STATE_OF_WORD[word]})
             )
         log.info('portal group %d of %s is %s, said the administrator', group, target, word)

@@ -3,7 +3,7 @@ never touches a medium.
 
      arrivals --route--> workers --on_message--> sessions (claims), units (changes), control
         ^                   |                        |
-     portals             reaped --on_death--> units.leave, sessions.leave, waiting claims go on, a new spare
+     portals             reaped --on_death--> units.end_session, sessions.leave, waiting claims go on, a new spare
 
 Invariants: every descriptor that listens is in arrivals; every session is in sessions until its
 worker is reaped; shared state changes in units only; the configuration in force is `configuration`,
@@ -24,7 +24,7 @@ from targetd.master.control import Control
 from targetd.master.exports.exports import Exports
 from targetd.master.isns.client import Isns
 from targetd.master.logins import sessions as registry
-from targetd.master.logins.pending import PendingConnections, Limits
+from targetd.master.logins.pending import Limits, PendingConnections
 from targetd.master.logins.portals import open_portal, shown
 from targetd.master.logins.sessions import Refused, Sessions
 from targetd.master.logins.throttle import LOGINS_PER_ORIGIN, LoginThrottle, origin_of
@@ -36,9 +36,11 @@ from targetd.master.reload import Reload
 from targetd.master.state.state_directory import StateDirectory
 from targetd.master.stop import Stop
 from targetd.master.units.atomic_slots import AtomicWrites
-from targetd.master.units.copy_guests import Visits
-from targetd.master.units.format_sanitize import Operations
-from targetd.master.units.replication import Units
+from targetd.master.units.copy_guests import CopyGuests
+from targetd.master.units.format_sanitize import FormatSanitize
+from targetd.master.units.logical_units import Units
+from targetd.master.units.replication import Replication
+from targetd.master.units.rod_tokens import RodTokens
 from targetd.worker import main as worker_main
 
 MAXIMUM_PENDING = 1024  # connections that have not sent their login yet
@@ -82,18 +84,21 @@ class Master(object):
             self._on_spare,
             fork,
         )
-        self.units = Units(
+        self.jobs = Jobs(self.loop, fork)
+        self.atomic_writes = AtomicWrites(self.jobs, self._on_repair_failed, self._on_repaired)
+        self.replication = Replication(
             self.loop,
             self.workers.send,
             self.workers.kill,
             StateDirectory(configuration.server.state_dir),
+            self.atomic_writes,
         )
-        self.operating = self.units.operating = Operations(self.units, self.workers)
-        self.visits = self.units.visits = Visits(self.units)
-        self.visits.may_visit = self._may_visit
-        self.jobs = Jobs(self.loop, fork)
+        self.copy_guests = CopyGuests(self.replication, self._may_log_in)
+        self.format_sanitize = FormatSanitize(self.replication, self.workers, self._request_spare)
+        self.units = Units(
+            self.replication, RodTokens(self.replication), self.copy_guests, self.format_sanitize
+        )
         self.exports = Exports(self.loop, self.units, self.jobs)
-        self.units.atomic = AtomicWrites(self.units, self.jobs, self._on_repaired)
         self.sessions = Sessions(
             self.loop, self._admit, self._units_for, self.workers.send, self._end, self.workers.kill
         )
@@ -106,6 +111,7 @@ class Master(object):
         self.control = Control(self)
         self.reload = Reload(self)
         self.stop = Stop(self)
+        self._is_running = False
         self._waiting = deque()  # PendingConnection that wait for a spare
         self.apply_server()
 
@@ -185,7 +191,7 @@ class Master(object):
     def run(self):
         """Until stopped. Workers are forked only now: they inherit standard input and output as
         they are to stay."""
-        self.operating.on_waiting = self._on_spare
+        self._is_running = True
         self._on_spare()
         self.loop.run()
 
@@ -277,13 +283,21 @@ class Master(object):
                     'max-sessions (%d) and the logins in progress fill the server'
                     % self.configuration.server.max_sessions,
                 )
-        self.operating.hand_out()
-        self.workers.waiting = for_spare + self.operating.waiting
+        self.format_sanitize.assign_workers()
+        self.workers.waiting = for_spare + self.format_sanitize.spares_wanted
         self.workers.keep_spares()
 
+    def _request_spare(self):
+        """A formatting or sanitizing operation waits for a spare. No worker is forked before run()."""
+        if self._is_running:
+            self._on_spare()
+
+    def _on_repair_failed(self, unit, why):
+        self.replication.fail_unit(unit, why)
+
     def _on_repaired(self):
-        """A medium is whole again: what waited for that goes on."""
-        self.operating.hand_out()
+        """An incomplete atomic write was written back: continue what waited for that."""
+        self.format_sanitize.assign_workers()
         self.reload.check()
 
     def _logging_in(self):
@@ -337,9 +351,9 @@ class Master(object):
             if self._waiting and worker.session is not None:
                 self._on_spare()  # one login of its origin less is under way
         elif message.get('ask') == 'leave':
-            self.units.depart(worker, message)
+            self.units.log_out_session(worker, message)
         elif 'ask' in message:
-            self.units.ask(worker, message)
+            self.units.on_request(worker, message)
             if message.get('function') == 'target-cold-reset':
                 self._cold_reset(worker)
         else:
@@ -404,22 +418,22 @@ class Master(object):
             del session.peers[cid]  # unless another connection has taken its place
 
     def _told_acknowledge(self, worker, message):
-        self.units.acknowledge(worker, message)
+        self.replication.on_acknowledge(worker, message)
 
     def _told_progress(self, worker, message):
-        self.operating.told_progress(worker, message)
+        self.format_sanitize.on_progress(worker, message)
 
     def _told_operated(self, worker, message):
-        self.operating.told_operated(worker, message)
+        self.format_sanitize.on_operated(worker, message)
 
     def _told_note(self, worker, message):
-        self.units.noted(worker, message)
+        self.replication.on_note(worker, message)
 
     def _told_failed(self, worker, message):
-        self.units.failed(worker, message)
+        self.replication.on_failed(worker, message)
 
     def _told_copy_left(self, worker, message):
-        self.visits.left(worker, message)
+        self.copy_guests.on_copy_left(worker, message)
 
     # -- sessions ----------------------------------------------------------------------------------------------------
 
@@ -484,9 +498,9 @@ class Master(object):
             if target
             else []
         )
-        return self.units.serve(session.worker, session.nexus)
+        return self.units.serve_session(session.worker, session.nexus)
 
-    def _may_visit(self, worker, target_name):
+    def _may_log_in(self, worker, target_name):
         """May the initiator of the worker's session log in to this target too, as it is, with what
         it has proved?"""
         session, target = worker.session, self.configuration.targets.get(target_name)
@@ -562,13 +576,13 @@ class Master(object):
                 )
 
     def _on_death(self, worker, status):
-        self.operating.on_death(worker)
+        self.format_sanitize.on_worker_death(worker)
         self._session_over(worker, worker.ended_cleanly or worker.ending or '')
 
     def _session_over(self, worker, why):
         """The worker serves its session no more: it is dead, or, after a logout, a spare again."""
         session = worker.session
-        self.units.leave(worker)
+        self.units.end_session(worker)
         self.sessions.leave(worker)
         if session is not None and session.nexus is not None:
             log.info(

@@ -241,7 +241,7 @@ class Reload(object):
             for unit in self.master.units.of_target(step.new.name).values():
                 unit.facts.update(open_medium.alua_facts(step.new, unit.lun))
                 configured = exports.configured_alua(step.new)
-                self.master.units.change(
+                self.master.units.replication.apply_decision(
                     unit, transitions.access_configured(unit.shared, configured)
                 )
 
@@ -249,19 +249,21 @@ class Reload(object):
         unit = prepared.units[step.target_name, step.lun.number]
         self.master.exports.add_unit(unit)
         workers = [s.worker for s in self.master.sessions.of_target(step.target_name)]
-        self.master.units.order_units(workers, add=[unit], attentions=[attention.LUNS_CHANGED])
+        self.master.units.replication.order_units(
+            workers, add=[unit], attentions=[attention.LUNS_CHANGED]
+        )
 
     def _remove_lun(self, step, prepared):
         self.master.exports.forget_lun(step.target_name, step.lun.number)
         unit = self.master.units.of_target(step.target_name).get(step.lun.number)
         if unit is None:
             return
-        self.master.units.remove(unit)
+        self.master.units.remove_unit(unit)
         workers = list(unit.workers)
         unit.workers = {}
-        self.master.visits.end(
+        self.master.copy_guests.end_copies(
             unit,
-            lambda: self.master.units.order_units(
+            lambda: self.master.units.replication.order_units(
                 workers,
                 remove=[step.lun.number],
                 attentions=[attention.LUNS_CHANGED],
@@ -290,7 +292,9 @@ class Reload(object):
                     descriptor_sense=step.new.sense_format == 'descriptor',
                 )
                 unit.facts.update(open_medium.threshold_facts(step.new, unit.store))
-                self.master.units.change(unit, transitions.facts_changed(unit.shared, unit.facts))
+                self.master.units.replication.apply_decision(
+                    unit, transitions.facts_changed(unit.shared, unit.facts)
+                )
 
     # -- what has to wait for sessions -------------------------------------------------------------------------------
 
@@ -300,7 +304,7 @@ class Reload(object):
         seconds = master.configuration.server.stop_timeout
         for unit in filter(None, (unit for unit, _ in swaps)):
             self.visited.append(unit)
-            master.visits.end(unit, lambda unit=unit: self._left(unit))
+            master.copy_guests.end_copies(unit, lambda unit=unit: self._left(unit))
         for session in master.sessions.of_target(target_name):
             log.info(
                 'session %d of %s is asked to log out: %s',
@@ -325,13 +329,13 @@ class Reload(object):
             if name not in used and not self.master.sessions.of_target(name)
         ]:
             if any(
-                old is not None and self.master.units.is_repairing(old)
+                old is not None and self.master.atomic_writes.is_repairing(old)
                 for old, _ in self.changing[target_name]
             ):
                 continue
             for old, new in self.changing.pop(target_name):
                 if old is not None:
-                    self.master.units.remove(old)
+                    self.master.units.remove_unit(old)
                     self.master.exports.close_unit(old)
                 if new is not None:
                     if old is not None and old.key == new.key:

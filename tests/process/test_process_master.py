@@ -12,7 +12,7 @@ from targetd.errors import TargetdError
 from targetd.master.exports import open_medium
 from targetd.master.logins.portals import free_port
 from targetd.master.processes import jobs
-from targetd.master.units import replication
+from targetd.master.units import logical_units
 
 
 def test_a_login_is_claimed_and_gets_its_units_with_descriptors(served):
@@ -135,7 +135,13 @@ def test_a_worker_that_does_not_acknowledge_is_fenced(served):
     one.say(ask='reset', id=2, unit=one.answer['units'][0]['unit'], function='logical-unit-reset')
     assert two.wait('change')['abort'] and two.of('change')[0]['attentions'] == [[0x29, 3]]
     served.until(
-        lambda: [len(each.awaited) for each in served.master.units._awaiting.values()] == [1]
+        lambda: (
+            [
+                len(workers)
+                for workers in served.master.replication.acknowledgements.awaited_workers()
+            ]
+            == [1]
+        )
     )
     assert len(one.of('answer')) == 1
     served.leap(10)
@@ -281,7 +287,7 @@ def dead(stage, monkeypatch):
         while os.path.exists(stays):
             time.sleep(0.01)
 
-    real_open, real_flush = open_medium.open_store, replication.flush
+    real_open, real_flush = open_medium.open_store, logical_units.flush_medium
     monkeypatch.setattr(
         open_medium,
         'open_store',
@@ -290,8 +296,8 @@ def dead(stage, monkeypatch):
         ],
     )
     monkeypatch.setattr(
-        replication,
-        'flush',
+        logical_units,
+        'flush_medium',
         lambda descriptor: (
             os.readlink('/proc/self/fd/%d' % descriptor) == path and wait_in_vain(),
             real_flush(descriptor),
@@ -332,7 +338,7 @@ def test_a_reload_that_meets_such_a_disk_changes_nothing_and_delays_nobody(serve
 
 
 def test_a_stop_says_which_disk_does_not_answer_and_ends(stage, dead, monkeypatch, capfd):
-    monkeypatch.setattr(replication, 'FLUSH_SECONDS', 0.5)
+    monkeypatch.setattr(logical_units, 'FLUSH_SECONDS', 0.5)
     os.rename(os.path.join(stage.directory, 'dead'), os.path.join(stage.directory, 'dying'))
     stage.start(body(stage, (DISK, OPEN, {0: ['backing-store = %s' % dead]}), (OTHER, OPEN, RAM)))
     os.rename(os.path.join(stage.directory, 'dying'), os.path.join(stage.directory, 'dead'))

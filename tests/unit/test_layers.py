@@ -314,7 +314,7 @@ def test_imports_between_inner_folders_follow_the_table(path, modules):
         ),
         ('targetd.master.units.replication', 'from targetd.master.exports import exports', 1),
         ('targetd.master.exports.exports', 'from targetd.master.units import transitions', 0),
-        ('targetd.master.master', 'from targetd.master.units.replication import Units', 0),
+        ('targetd.master.master', 'from targetd.master.units.logical_units import Units', 0),
         ('targetd.scsi.copy.rod_tokens', 'from targetd.scsi.sense import CheckCondition', 0),
         ('targetd.worker.copy.guests', 'from targetd.worker.main import Worker', 1),
     ],

@@ -22,7 +22,6 @@ TO_DIVIDE = (
     'config/kinds.py',
     'iscsi/login.py',
     'master/master.py',
-    'master/units/replication.py',
     'store/filters.py',
     'store/opening.py',
 )

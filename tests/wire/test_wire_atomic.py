@@ -221,7 +221,7 @@ def test_a_worker_that_is_killed_amid_a_write_leaves_nothing_half_done(daemon, r
     tag = bystander.submit(cdb(0x88, 0, BLOCKS), read=LENGTH)  # waits for the lock
     daemon.worker_of(victim).kill()
     assert bystander.wait(tag).good().data == filled(b'o')
-    daemon.logged('atomic write was taken back')
+    daemon.logged('atomic write was rolled back')
     assert content(image) == filled(b'o')
     bystander.write(0, filled(b'p', 512))
     assert write_atomic(ready(daemon, name=THREE), 2048, filled(b'q')).good()
@@ -275,7 +275,7 @@ def test_a_write_in_doubt_is_locked_until_the_administrator_has_looked(daemon, r
         env=daemon.environment(),
         check=True,
     )
-    daemon.logged('atomic write was taken back')
+    daemon.logged('atomic write was rolled back')
     reader.clear_attentions(0)
     assert reader.read(0, BLOCKS) == filled(b'o') == content(image)
     reader.write(0, filled(b'p'))

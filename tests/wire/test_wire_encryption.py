@@ -466,7 +466,7 @@ def test_kill_9_during_an_erase(daemon, ready, sessions, call, number):
     between = key_of(daemon)
     daemon.command = command
     daemon.start()
-    daemon.logged('goes on')
+    daemon.logged('is resumed')
     again = sessions(daemon)
     eventually(lambda: state(again) == GOOD, 10, 'the end of the sanitize')
     assert key_of(daemon) not in (old, between) and TEXT not in read(again, 0, 128)

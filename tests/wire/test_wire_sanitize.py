@@ -157,7 +157,7 @@ def test_a_unit_that_is_taken_away_meanwhile_goes_on_when_it_comes_back(slow, re
     assert content(slow)[-512:] == b'x' * 512
     slow.text.targets[TARGET] = kept
     slow.reload()
-    slow.logged('goes on', 5)
+    slow.logged('is resumed', 5)
     again = sessions(slow, name=TWO)
     eventually(lambda: state(again) == GOOD, 30, 'the end of the sanitize')
     assert content(slow) == b'\xc3' * SIZE

@@ -23,7 +23,7 @@ from targetd.master.exports.open_batch import OpenBatch
 from targetd.master.exports.open_medium import grow
 from targetd.master.state import key_files
 from targetd.master.units import transitions
-from targetd.master.units.replication import Unit
+from targetd.master.units.unit import Unit
 from targetd.scsi import alua, attention, modes, operations
 from targetd.scsi.medium_state import FAILED, READY
 from targetd.store import adopted, journal
@@ -51,7 +51,7 @@ class Exports(object):
         self.units = units
         self.jobs = jobs
         self.process = os.getpid()
-        self.known = KnownMedia(os.path.join(units.state.path, 'media.json'))
+        self.known = KnownMedia(os.path.join(units.replication.state.path, 'media.json'))
         self.unavailable = {}  # (target name, number) -> UnavailableLun
         self.server = None
         self._generations = {}
@@ -101,7 +101,7 @@ class Exports(object):
         self.known.save()
 
     def _add(self, unit):
-        self.units.add(unit)
+        self.units.add_unit(unit)
         if unit.found['seen'] is not None and self.known.note(
             unit.target_name, unit.lun.number, unit.found['seen']
         ):
@@ -178,7 +178,7 @@ class Exports(object):
                 self.add_unit(outcome)
                 self.announce_unit(outcome)
             elif isinstance(outcome, Unit):
-                self.units.release(outcome)
+                self.units.replication.release_journal(outcome)
                 outcome.store.close()
             elif is_wanted and str(outcome) != missing.why:
                 log.error(
@@ -196,7 +196,9 @@ class Exports(object):
             w for other in self.units.of_target(unit.target_name).values() for w in other.workers
         }
         if workers:
-            self.units.order_units(workers, add=[unit], attentions=[attention.LUNS_CHANGED])
+            self.units.replication.order_units(
+                workers, add=[unit], attentions=[attention.LUNS_CHANGED]
+            )
 
     # -- opening -----------------------------------------------------------------------------------
 
@@ -214,14 +216,17 @@ class Exports(object):
             key, facts = words['key'], words['facts']
             require_same_atomic_writes(lun, store, others)
             if lun.atomic_writes:
-                medium = self.units.atomic.open(store, words['journal'])
+                medium = self.units.replication.atomic_writes.open_medium(store, words['journal'])
                 facts['maximum_atomic_length'] = journal.LONGEST
             shared = transitions.initial(
-                facts, self.units.state.load(key), self.units.state.boot_id, configured_alua(target)
+                facts,
+                self.units.replication.state.load(key),
+                self.units.replication.state.boot_id,
+                configured_alua(target),
             )
         except (ValueError, OSError, TargetdError) as e:
             if medium is not None:
-                self.units.atomic.close(medium)
+                self.units.replication.atomic_writes.close_medium(medium)
             store.close()
             if isinstance(e, StoreError):
                 raise
@@ -258,7 +263,7 @@ class Exports(object):
 
     def close_unit(self, unit):
         """Closes a Unit that no session uses any more."""
-        self.units.release(unit)
+        self.units.replication.release_journal(unit)
         self.close_store(unit.store)
 
     def close_store(self, store):
@@ -302,7 +307,7 @@ class Exports(object):
             return
         size = unit.store.block_size << unit.facts['threshold_exponent']
         was = unit.shared.crossed or ()
-        self.units.change(
+        self.units.replication.apply_decision(
             unit, transitions.space_counted(unit.shared, available // size, used // size)
         )
         if set(unit.shared.crossed or ()) - set(was):
@@ -328,11 +333,11 @@ class Exports(object):
         except OSError as e:
             raise StoreError('%s: its size cannot be determined: %s' % (store.path, e.strerror))
         size -= size % store.block_size
-        if size > 0 and size != unit.told_size:
-            log.info('unit %s: resized from %d to %d bytes', unit.id, unit.told_size, size)
+        if size > 0 and size != unit.replicated_size:
+            log.info('unit %s: resized from %d to %d bytes', unit.id, unit.replicated_size, size)
             store.resized(size)
-            unit.told_size = size
-            self.units.change(unit, transitions.resized(unit.shared, size))
+            unit.replicated_size = size
+            self.units.replication.apply_decision(unit, transitions.resized(unit.shared, size))
 
     def recover_unit(self, unit):
         """Puts a failed unit into service again at the administrator's request. Returns False if
@@ -342,10 +347,10 @@ class Exports(object):
         log.warning('unit %s is put into service again after a failure (%s)', unit.id, unit.failure)
         unit.failure = None
         # the workers get new Stores, because the old ones keep the failure state
-        self.units.order_units(unit.workers, replace=[unit])
-        self.units.medium(unit, READY)
+        self.units.replication.order_units(unit.workers, replace=[unit])
+        self.units.replication.set_medium(unit, READY)
         if unit.atomic is not None:
-            self.units.atomic.retry(unit)
+            self.units.replication.atomic_writes.retry_repairs(unit)
         return True
 
 

@@ -41,7 +41,13 @@ class OpenBatch(object):
         key = (target.name, lun.number)
         if not lun.backing_store:  # a memory disk or the null store: opening never blocks
             words, descriptors = open_medium.open_medium(
-                target, lun, (), self.exports.server, self.exports.units.state, None, None
+                target,
+                lun,
+                (),
+                self.exports.server,
+                self.exports.units.replication.state,
+                None,
+                None,
             )
             self._take(target, lun, words, list(descriptors), False)
         elif self.jobs.is_stuck(key):
@@ -60,7 +66,7 @@ class OpenBatch(object):
                 lun,
                 held,
                 self.exports.server,
-                self.exports.units.state,
+                self.exports.units.replication.state,
                 self.exports.process,
                 self.exports.known.get(*key),
             )

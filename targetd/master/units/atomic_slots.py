@@ -1,18 +1,18 @@
-"""The locks and journals of atomic writes (the setting atomic-writes): one file for each medium,
-which is both.
+"""The journals of atomic writes (the setting atomic-writes): one file for each medium holds both
+the locks and the saved old blocks.
 
-     open --grant--> a slot for each session that has the medium --retire: its worker is gone--> empty: unlocked, free
-                                                                     | amid a write
-                                                                     v
-                                     a job puts the old bytes back --done--> unlocked, free
-                                                                     |
-                                                                     +--> it cannot: the unit failed, and the range stays
-                                                                          locked until it was tried again, and done
+     open --grant_slot--> a slot for each session --retire_slot: the worker is gone--> empty: free
+                                                       | a write was in progress
+                                                       v
+           a child process writes the old blocks back --done--> free
+                                                       |
+                                                       +--> failed: the unit has failed, and the range
+                                                            stays locked until a retry succeeds
 
-Invariants: a slot's locks are those of an open file description that the worker and the master
-have, so they last as long as the master wants; they end when the slot is known to be empty. A
-medium has one file, whoever serves it: by the data's key, so that a later server finds what an
-earlier one left (exports.open_medium). May import store, master.state.
+Invariants: the locks of a slot belong to an open file description that both the worker and the
+master have, so they outlast the worker; the master unlocks them when it knows that the slot is
+empty. A medium has one journal, whichever server serves it: the file is named by the data's key, so
+that a later server finds what an earlier one left (exports.open_medium).
 """
 
 import os
@@ -24,19 +24,19 @@ from targetd.master.state.state_directory import sync_directory
 from targetd.store import from_descriptor, journal, ranges
 
 
-class Medium(object):
-    """One medium. descriptor: of its file; path: of that, or None (memory); users: how many units
-    have it."""
+class JournaledMedium(object):
+    """A medium with atomic writes. descriptor: of its journal; path: of the journal, or None if it
+    is in memory; users: the number of units that use the medium."""
 
     def __init__(self, key, descriptor, path):
         self.key = key
         self.descriptor = descriptor
         self.path = path
         self.users = 0
-        self.slots = {}  # number -> journal.Slot that a worker has, or that has to be put right
+        self.slots = {}  # number -> journal.Slot: granted to a worker, or to be repaired
 
-    def grant(self):
-        """A Slot for a worker. Raises OSError."""
+    def grant_slot(self):
+        """A free journal.Slot for a worker. Raises OSError."""
         number = next(n for n in range(len(self.slots) + 1) if n not in self.slots)
         descriptor = ranges.another(self.descriptor)
         try:
@@ -48,16 +48,17 @@ class Medium(object):
         self.slots[number] = slot = journal.opened(descriptor, number, self.path)
         return slot
 
-    def free(self, slot):
-        """The slot is empty and nobody has it: its locks end, whoever else may still have the
-        description."""
+    def free_slot(self, slot):
+        """The slot is empty and no worker uses it: unlock its ranges. (Closing is not enough: a
+        process that is about to end may still have the description.)"""
         compat.unlock(slot.descriptor)
         slot.close()
         del self.slots[slot.number]
 
 
 class Repair(object):
-    """A slot to be put right. descriptor: of the unit's medium, its own, or None."""
+    """The write-back of one slot's old blocks, in a child process. It has its own descriptor of the
+    unit's medium, because the unit's store may be closed meanwhile."""
 
     def __init__(self, unit, slot):
         self.unit = unit
@@ -68,12 +69,12 @@ class Repair(object):
         self._description = unit.store.description()
         self._descriptor = None if unit.store.descriptor is None else os.dup(unit.store.descriptor)
 
-    def kept(self):
-        """The descriptors that do() needs."""
+    def descriptors(self):
+        """The descriptors that the child process needs."""
         return [self.slot.descriptor] + ([] if self._descriptor is None else [self._descriptor])
 
-    def do(self):
-        """In a child."""
+    def write_back(self):
+        """Runs in the child process."""
         try:
             with from_descriptor(self._description, self._descriptor) as medium:
                 self.slot.put_right(medium)
@@ -82,43 +83,45 @@ class Repair(object):
         return {}, ()
 
     def close(self):
-        """It is done."""
+        """Close the descriptor of the medium."""
         if self._descriptor is not None:
             os.close(self._descriptor)
 
 
 class AtomicWrites(object):
-    """`units`: units.Units; `jobs`: who repairs; on_repaired(): something is whole again."""
+    """The journals of all media, and their repairs.
 
-    def __init__(self, units, jobs, on_repaired):
-        self.units = units
+    jobs runs a repair in a child process; on_failed(unit, why): a repair failed; on_repaired(): a
+    repair is done."""
+
+    def __init__(self, jobs, on_failed, on_repaired):
         self.jobs = jobs
+        self.on_failed = on_failed
         self.on_repaired = on_repaired
-        self.is_over = False  # the server ends: what is half done is left to the next one
-        self._media = {}  # store.key -> Medium
-        self._repairs = []  # under way, or failed
+        self.is_stopping = False  # the server stops: repairs are left to the next start
+        self._media = {}  # store.key -> JournaledMedium
+        self._repairs = []  # in progress, or failed
 
-    # -- media -------------------------------------------------------------------------------------------------------
+    # -- media -------------------------------------------------------------------------------------
 
-    def open(self, store, path):
-        """The Medium of an opened store; path: of its journal, or None. Raises StoreError."""
+    def open_medium(self, store, path):
+        """The JournaledMedium of an opened store. path: of its journal, or None for one in memory.
+        Raises StoreError."""
         medium = self._media.get(store.key)
         if medium is None:
-            medium = self._media[store.key] = Medium(store.key, create(path), path)
+            medium = self._media[store.key] = JournaledMedium(store.key, create_journal(path), path)
         medium.users += 1
         return medium
 
-    def close(self, medium):
-        """One unit less has it."""
+    def close_medium(self, medium):
+        """One unit less uses the medium. The journal is removed with the last unit, unless a repair
+        still needs it."""
         medium.users -= 1
-        self._end(medium)
+        self._close_if_unused(medium)
 
-    def _end(self, medium):
-        if (
-            medium.users
-            or (medium.slots and not self.is_over)
-            or self._media.get(medium.key) is not medium
-        ):
+    def _close_if_unused(self, medium):
+        has_slots = bool(medium.slots) and not self.is_stopping
+        if medium.users or has_slots or self._media.get(medium.key) is not medium:
             return
         del self._media[medium.key]
         if medium.path is not None and not medium.slots:
@@ -127,11 +130,11 @@ class AtomicWrites(object):
             slot.close()
         os.close(medium.descriptor)
 
-    # -- slots -------------------------------------------------------------------------------------------------------
+    # -- slots -------------------------------------------------------------------------------------
 
-    def retire(self, unit, slot):
-        """The worker that had the slot is gone, or has closed it. Before the unit's store is
-        closed."""
+    def retire_slot(self, unit, slot):
+        """The worker that had the slot is gone, or has closed it. If an atomic write was in
+        progress, its old blocks are written back. Call before the unit's store is closed."""
         medium = unit.atomic
         try:
             is_empty = slot.is_empty()
@@ -139,74 +142,78 @@ class AtomicWrites(object):
             log.error('%s: %s', medium.path, e.strerror)
             is_empty = False
         if is_empty:
-            medium.free(slot)
-            self._end(medium)
-        elif self.is_over:
+            medium.free_slot(slot)
+            self._close_if_unused(medium)
+        elif self.is_stopping:
             log.warning(
-                'unit %s: an atomic write was under way; the next start takes it back (%s)',
+                'unit %s: an atomic write was in progress; the next start of targetd writes its old '
+                'blocks back (%s)',
                 unit.id,
                 medium.path,
             )
         else:
             log.warning(
-                'unit %s: an atomic write was under way in a worker that is gone; it is taken back',
+                'unit %s: a worker died during an atomic write; its old blocks are being written back',
                 unit.id,
             )
             repair = Repair(unit, slot)
             self._repairs.append(repair)
-            self._begin(repair)
+            self._start_repair(repair)
 
-    # -- repairs -----------------------------------------------------------------------------------------------------
+    # -- repairs -----------------------------------------------------------------------------------
 
     def is_repairing(self, unit):
-        """Is something on this unit's medium half done?"""
+        """True if an atomic write on this unit's medium is incomplete and not written back yet."""
         return unit.atomic is not None and any(
             repair.medium is unit.atomic for repair in self._repairs
         )
 
-    def _begin(self, repair):
+    def _start_repair(self, repair):
         repair.has_failed = False
         self.jobs.submit_job(
-            repair.name, repair.do, lambda answer: self._over(repair, answer), repair.kept()
+            repair.name,
+            repair.write_back,
+            lambda answer: self._on_repair_ended(repair, answer),
+            repair.descriptors(),
         )
 
-    def _over(self, repair, answer):
+    def _on_repair_ended(self, repair, answer):
         if answer.why:
             repair.has_failed = True
-            self.units.fail(
+            self.on_failed(
                 repair.unit,
-                'an atomic write that was left half done cannot be taken back: %s; its blocks cannot '
-                'be read or written' % answer.why,
+                'the old blocks of an incomplete atomic write cannot be written back: %s; these '
+                'blocks cannot be read or written' % answer.why,
             )
             return
-        log.info('unit %s: the atomic write was taken back', repair.unit.id)
+        log.info('unit %s: the atomic write was rolled back', repair.unit.id)
         self._repairs.remove(repair)
         repair.close()
-        repair.medium.free(repair.slot)
-        self._end(repair.medium)
+        repair.medium.free_slot(repair.slot)
+        self._close_if_unused(repair.medium)
         self.on_repaired()
 
-    def retry(self, unit):
-        """The administrator has seen to it: try again what failed. One that got no answer may still
-        be at it: not before."""
-        for repair in [
-            repair for repair in self._repairs if repair.medium is unit.atomic and repair.has_failed
-        ]:
+    def retry_repairs(self, unit):
+        """The administrator acknowledged the failure: repeat the failed repairs of the medium. One
+        whose child process is still blocked in the disk is not repeated, because that process could
+        write old blocks over newer ones."""
+        for repair in list(self._repairs):
+            if repair.medium is not unit.atomic or not repair.has_failed:
+                continue
             if self.jobs.is_stuck(repair.name):
-                self.units.fail(
+                self.on_failed(
                     unit,
-                    'what was to take an atomic write back still waits for the disk; its blocks cannot be '
-                    'read or written',
+                    'the process that writes the old blocks of an incomplete atomic write back is '
+                    'still waiting for the disk; these blocks cannot be read or written',
                 )
             else:
-                self._begin(repair)
+                self._start_repair(repair)
 
 
-def create(path):
-    """The descriptor of a new journal. Nobody but workers gets at it, and these may open it. Raises
-    StoreError.
-
-    path: None for one in memory. One that is there was put right."""
+def create_journal(path):
+    """The descriptor of a new journal, or of an empty one that exists; path: None for one in memory.
+    Its directory is closed to other users, the file itself is not: workers open it through their
+    descriptor. Raises StoreError."""
     try:
         if path is None:
             descriptor = compat.memory_file('targetd-atomic', 0)

@@ -1,18 +1,20 @@
-"""FORMAT UNIT and SANITIZE under way, each done by a worker process that serves no session: it
-outlives whoever asked.
+"""FORMAT UNIT and SANITIZE in progress (SBC-3 5.3, 5.24). A worker process that serves no session
+does each of them, so that it continues when the requesting session ends.
 
-     decided --begin--> waiting for a spare --operate--> running --report operated--> over: medium ready, askers answered
-        ^                                                   |
-     resume (state-dir had one)                             +--- OSError, or the process died ---> failed
+     decided --start_operation--> waiting for a spare --operate--> running --report operated--> done
+        ^                                                            |
+     resume_operation (state-dir has one)                            +-- OSError, the process died --> failed
 
-A CRYPTOGRAPHIC ERASE is the exception: the master alone has the key files, and replaces the key
-itself: a few writes.
+The exception is CRYPTOGRAPHIC ERASE (ARCHITECTURE D18). Only the master has the key files, and
+replacing the key takes a few writes, so the master does it:
 
-     decided --> FILE replaced (key_files.replace_key) --> kept that it is --> told to every worker --> acknowledged --> over
+     decided --> key file replaced (key_files.replace_key) --> end saved --> new key sent to every worker
+                                                                                |
+                                                                       done <-- acknowledged
 
-Invariants: a unit has one operation at most, and it is in shared.operation from before the first
-byte until after the last; a targetd that ends, however, leaves it there unfailed, and resume()
-takes it up again.
+Invariants: a unit has at most one operation; shared.operation has it from before the first byte is
+written until after the last. If targetd stops meanwhile, the saved operation is not marked as
+failed, and resume_operation() continues it at the next start.
 """
 
 import errno
@@ -25,61 +27,66 @@ from targetd.scsi import operations
 from targetd.scsi.medium_state import FAILED
 
 
-class Operations(object):
-    """`units`: units.Units; `workers`: workers.Workers, which give and take the processes."""
+class FormatSanitize(object):
+    """The operations of all units. replication: Replication; workers: Workers, the source of spare
+    workers; request_spare(): called when a spare is wanted, to call assign_workers() once there is
+    one."""
 
-    def __init__(self, units, workers):
-        self.units = units
+    def __init__(self, replication, workers, request_spare):
+        self.replication = replication
         self.workers = workers
-        self._waiting = deque()  # units whose operation has no process yet
+        self.request_spare = request_spare
+        self._waiting = deque()  # units whose operation has no worker yet
         self._running = {}  # worker -> unit
-        self._askers = {}  # unit -> [done, …] of those that wait for the end
-        self.on_waiting = self.hand_out  # a spare is wanted: whoever sees to that calls hand_out()
+        self._answers = {}  # unit -> [answer function] of the requests that wait for the end
 
     @property
-    def waiting(self):
-        """How many spares are wanted."""
+    def spares_wanted(self):
+        """The number of spare workers that operations wait for."""
         return len(self._waiting)
 
-    def begin(self, unit, decision, done):
-        """The decision is in force: do it. `done` is answered at once if the asker said IMMED, else
-        at the end."""
+    def start_operation(self, unit, decision, answer):
+        """The decision is in force: start its operation. answer() is called at once if the command
+        has IMMED set, else at the end."""
         operation = unit.shared.operation
         log.warning(
-            'unit %s: %s begins, asked for by %s', unit.id, _named(operation), operation['by'][0]
+            'unit %s: %s starts, requested by %s',
+            unit.id,
+            _described(operation),
+            operation['by'][0],
         )
         if decision.is_immediate:
-            done(decision)
+            answer(decision)
         else:
-            self._askers.setdefault(unit, []).append(done)
-        self._do(unit)
+            self._answers.setdefault(unit, []).append(answer)
+        self._run(unit)
 
-    def resume(self, unit):
-        """A unit was exported: its operation, if it has one, goes on."""
+    def resume_operation(self, unit):
+        """The unit was exported: continue the operation that was in progress, if there is one."""
         operation = unit.shared.operation
         if operation is not None and not operation['failed']:
-            log.warning('unit %s: %s goes on', unit.id, _named(operation))
-            self._do(unit)
+            log.warning('unit %s: %s is resumed', unit.id, _described(operation))
+            self._run(unit)
 
-    def _do(self, unit):
+    def _run(self, unit):
         if unit.shared.operation['method'] == operations.NEW_KEY:
             self._change_key(unit)
         else:
-            self._enqueue(unit)
+            self._waiting.append(unit)
+            self.request_spare()
 
-    def _enqueue(self, unit):
-        self._waiting.append(unit)
-        self.on_waiting()
-
-    def hand_out(self):
-        """Give work to spares. Call when there may be one."""
-        for unit in [unit for unit in self._waiting if not self.units.is_repairing(unit)]:
+    def assign_workers(self):
+        """Send waiting operations to spare workers. Call when there may be a spare. An operation
+        waits until the old blocks of an incomplete atomic write are written back: that would
+        otherwise overwrite sanitized blocks."""
+        is_repairing = self.replication.atomic_writes.is_repairing
+        for unit in [unit for unit in self._waiting if not is_repairing(unit)]:
             worker = self.workers.take_spare()
             if worker is None:
                 break
             self._waiting.remove(unit)
             self._running[worker] = unit
-            log.info('unit %s: worker %d does it', unit.id, worker.pid)
+            log.info('unit %s: running in worker %d', unit.id, worker.pid)
             unit.shared = unit.shared._replace(
                 operation=operations.sized(unit.shared.operation, unit.store.size)
             )
@@ -94,127 +101,133 @@ class Operations(object):
                 () if descriptor is None else (descriptor,),
             )
 
-    def drop(self, unit):
-        """The unit is exported no more. What was begun goes on when it is exported again."""
+    def cancel_operation(self, unit):
+        """The unit is not exported any more: kill its worker. The saved operation is resumed when
+        the unit is exported again."""
         if unit in self._waiting:
             self._waiting.remove(unit)
-        self._askers.pop(unit, None)
+        self._answers.pop(unit, None)
         for worker in [w for w, u in self._running.items() if u is unit]:
             del self._running[worker]
-            self.workers.kill(worker, 'its unit %s is exported no more' % unit.id)
+            self.workers.kill(worker, 'its unit %s is not exported any more' % unit.id)
 
-    # -- CRYPTOGRAPHIC ERASE -----------------------------------------------------------------------------------------
+    # -- CRYPTOGRAPHIC ERASE -----------------------------------------------------------------------
 
     def _change_key(self, unit):
-        """Nobody is at the medium now, and nobody gets there before every worker has the new key.
-        An erase that was begun before and of whose end no word was kept is done again: nothing was
-        written since."""
+        """Replace the key while no worker accesses the medium, and send it to every worker before
+        the medium is ready. An erase that was started before a restart, and whose end was not
+        saved, is repeated: no block was written since."""
         failed = ''
         try:
-            if not _is_done(unit.shared.operation):
+            if not _is_complete(unit.shared.operation):
                 self._replace_key(unit)
         except OSError as e:
             failed = e.strerror or str(e)
-        self.units.tell(
-            unit,
-            {'key': unit.store.cipher_key} if unit.store.cipher_key else {},
-            lambda: self.units.by_id.get(unit.id) is unit and self._over(unit, failed),
-        )
+
+        def in_force():
+            if self.replication.by_id.get(unit.id) is unit:
+                self._end_operation(unit, failed)
+
+        words = {'key': unit.store.cipher_key} if unit.store.cipher_key else {}
+        self.replication.send_change(unit, words, in_force)
 
     def _replace_key(self, unit):
-        """Raises OSError. In any case the store has the key afterwards that is in the file."""
+        """Replace the key file, and save that this was done. The store uses the key that is in the
+        file afterwards, even if OSError is raised."""
         if not unit.store.cipher_key:
             raise OSError(errno.EOPNOTSUPP, 'it is not encrypted')
         try:
-            _use(unit, key_files.replace_key(unit.lun.encryption_key_file))
+            _use_key(unit, key_files.replace_key(unit.lun.encryption_key_file))
         except key_files.KeyHalfReplaced as e:
-            _use(unit, e.digits)
-            if not e.is_lasting:  # what is written with this key now could be lost with it
+            _use_key(unit, e.digits)
+            if not e.is_lasting:  # data written with this key could become unreadable
                 unit.failure = 'the new key in %s may not last: %s' % (
                     unit.lun.encryption_key_file,
                     e.strerror,
                 )
-                self.units.medium(unit, FAILED)
+                self.replication.set_medium(unit, FAILED)
             raise
         size = unit.store.size
         shared = unit.shared._replace(
             operation=dict(unit.shared.operation, size=size, position=size)
         )
-        self.units.save(unit, shared)
+        self.replication.save_state(unit, shared)
         unit.shared = shared
 
-    # -- what the process tells --------------------------------------------------------------------------------------
+    # -- reports of the worker ---------------------------------------------------------------------
 
-    def told_progress(self, worker, message):
-        """So many bytes are done."""
+    def on_progress(self, worker, message):
+        """`report progress`: this many bytes are done. Ignored from other workers."""
         unit, position = self._running.get(worker), message.get('position')
         if unit is None or not isinstance(position, int):
             return
         shared = unit.shared._replace(operation=dict(unit.shared.operation, position=position))
         if message.get('lasting'):
             try:
-                self.units.save(unit, shared)
-            except OSError as e:  # it would begin further back: no more
-                log.error('unit %s: how far it is cannot be kept: %s', unit.id, e.strerror)
+                self.replication.save_state(unit, shared)
+            except OSError as e:  # a restart would resume further back, which is harmless
+                log.error('unit %s: its progress cannot be saved: %s', unit.id, e.strerror)
         unit.shared = shared
-        self.units.tell_progress(unit)
+        self.replication.send_progress(unit)
 
-    def told_operated(self, worker, message):
-        """It is over; `failed`: why, or ''."""
+    def on_operated(self, worker, message):
+        """`report operated`: the operation has ended; failed: why it failed, or ''."""
         unit = self._running.pop(worker, None)
         if unit is not None:
-            self._over(unit, str(message.get('failed') or ''))
+            self._end_operation(unit, str(message.get('failed') or ''))
 
-    def on_death(self, worker):
-        """A worker is gone. At the end of targetd that is no failure."""
+    def on_worker_death(self, worker):
+        """The operation of a dead worker has failed, unless targetd itself is stopping."""
         unit = self._running.pop(worker, None)
         if unit is not None and not self.workers.stopping:
-            self._over(unit, 'the process that did it died')
+            self._end_operation(unit, 'the worker process died')
 
-    def _over(self, unit, failed):
+    def _end_operation(self, unit, failed):
         operation = unit.shared.operation
-        failed = failed or self._kept(unit)
+        failed = failed or self._save_end(unit)
         if failed:
             log.error(
-                'unit %s: %s FAILED: %s. Its data can be anything',
+                'unit %s: %s FAILED: %s. The contents of the medium are undefined',
                 unit.id,
-                _named(operation),
+                _described(operation),
                 failed,
             )
         else:
-            log.warning('unit %s: %s is done', unit.id, _named(operation))
-        askers = self._askers.pop(unit, ())
+            log.warning('unit %s: %s is done', unit.id, _described(operation))
+        answers = self._answers.pop(unit, ())
 
-        def answer():
-            """Every nexus finds the medium as it is now: whoever asked may tell others to go on."""
+        def answer_requests():
+            """The command is answered after every replica has the new medium state, because its
+            initiator may then tell others to use the unit."""
             result = transitions.operation_result(unit.shared, operation, failed)
-            for done in askers:
-                done(result)
+            for answer in answers:
+                answer(result)
 
-        self.units.change(unit, transitions.operation_over(unit.shared, failed), answer)
+        decision = transitions.operation_over(unit.shared, failed)
+        self.replication.apply_decision(unit, decision, answer_requests)
 
-    def _kept(self, unit):
-        """Keep that the operation is over, before anybody may write again: else the next start
-        would go on with it, over what was written. Gives why that cannot be, or ''."""
+    def _save_end(self, unit):
+        """Save that the operation has ended, before any session may write again: otherwise the next
+        start would resume it, over data written since. Returns why that failed, or ''."""
         try:
-            self.units.save(unit, transitions.operation_over(unit.shared, '').shared)
+            self.replication.save_state(unit, transitions.operation_over(unit.shared, '').shared)
         except OSError as e:
-            return 'its end cannot be kept in %s: %s' % (self.units.state.path, e.strerror)
+            return 'its end cannot be saved in %s: %s' % (self.replication.state.path, e.strerror)
         return ''
 
 
-def _use(unit, digits):
+def _use_key(unit, digits):
     unit.store.encrypt(digits)
     unit.shared = unit.shared._replace(key_check=key_files.key_check(digits, unit.store.block_size))
 
 
-def _is_done(operation):
+def _is_complete(operation):
     return (
         operation['size'] > 0 and operation['position'] >= operation['passes'] * operation['size']
     )
 
 
-def _named(operation):
+def _described(operation):
     if operation['method'] == operations.NEW_KEY:
         return 'a cryptographic erase'
     kind = {'format': 'formatting', 'sanitize': 'sanitizing'}[operation['kind']]

@@ -1,12 +1,14 @@
-"""ROD tokens, which are the server's: made in one session, good in every other (SPC-4, SBC-3).
+"""ROD tokens (SPC-4; SBC-3 POPULATE TOKEN, WRITE USING TOKEN; ARCHITECTURE D14): made in one session,
+valid in every session of the server.
 
-A token stands for byte ranges of a unit as long as nobody writes to them. Every worker that serves
-the unit knows the ranges (`watched`, told and acknowledged before the token is given out), and asks
-for its tokens to be revoked before it writes to them; so a unit without tokens pays nothing, and a
-token is never good for other bytes than it was made for. A worker that copies by a token asks again
-when it is done (`token-used`).
+A token represents byte ranges of a unit and is valid until one of these bytes is written. Every
+worker that serves the unit knows the ranges (`watched`): they are sent, and acknowledged, before
+the token is returned. A worker asks the master to revoke the tokens before it writes to their
+ranges. So a unit without tokens has no extra work, and a token never represents changed bytes. A
+worker that copies by a token asks once more when the copy is done (`token-used`), and the copy
+fails if the token was revoked meanwhile.
 
-May import scsi.tokens, scsi.facts, scsi.sense. Tokens do not outlast the master.
+Tokens are lost when the master stops.
 """
 
 import fcntl
@@ -22,15 +24,16 @@ from targetd.scsi.facts import UnitFacts
 from targetd.scsi.medium_state import READABLE
 from targetd.scsi.sense import HARDWARE_ERROR, ILLEGAL_REQUEST, CheckCondition
 
-MAXIMUM_TOKENS = 1024  # the one that was used the longest time ago makes room
-REMEMBERED = 1024  # why so many tokens are good no more is remembered
-UNKNOWN, REVOKED, EXPIRED, DELETED = 0x04, 0x06, 0x07, 0x09  # ASCQ of 05/23
+MAXIMUM_TOKENS = 1024  # when there are more, the least recently used one is dropped
+MAXIMUM_ENDED = 1024  # ended tokens of which the reason is kept
+#: ASCQ of 05/23, INVALID TOKEN OPERATION
+CAUSE_NOT_REPORTABLE, UNKNOWN, REVOKED, EXPIRED, DELETED = 0x00, 0x04, 0x06, 0x07, 0x09
 
 
-class Rod(object):
-    """One token. digest: of it; head: what may be shown of it; ranges: [(offset, length)] bytes of
-    the unit's store; users: the workers that copy by it now, as often as they do; is_last: it is
-    good no more when they are done."""
+class RodToken(object):
+    """One token. digest: SHA-256 of it; head: the part without the secret; ranges: [(offset, length)]
+    bytes of the unit's store; users: [worker], once for each copy that uses it now; is_last: it is
+    deleted when these copies are done."""
 
     def __init__(self, digest, head, unit, ranges, seconds):
         self.digest = digest
@@ -44,16 +47,16 @@ class Rod(object):
         self.is_last = False
 
 
-class Rods(object):
-    """units: units.Units, which tell the workers what is watched."""
+class RodTokens(object):
+    """All tokens of the server. replication: Replication, which sends workers the token ranges."""
 
-    def __init__(self, units):
-        self.units = units
-        self.loop = units.loop
-        self._rods = OrderedDict()  # digest -> Rod, the one used last at the end
-        self._gone = OrderedDict()  # digest -> ASCQ
+    def __init__(self, replication):
+        self.replication = replication
+        self.loop = replication.loop
+        self._tokens = OrderedDict()  # digest -> RodToken, the most recently used at the end
+        self._ended = OrderedDict()  # digest -> ASCQ that says why
         self._numbers = itertools.count(int.from_bytes(os.urandom(7), 'big'))
-        self.asks = {
+        self.requests = {
             'token-populate': self._populate,
             'token-use': self._use,
             'token-used': self._used,
@@ -61,14 +64,14 @@ class Rods(object):
             'token-list': self._list,
         }
 
-    def ask(self, unit, worker, message, answer):
-        """A worker's ask about tokens; answer(decision, words, descriptors). Raises Malformed."""
+    def on_request(self, unit, worker, message, answer):
+        """A worker's `ask token-…`; answer(decision, words, descriptors). Raises Malformed."""
         try:
-            self.asks[message['ask']](unit, worker, message, answer)
+            self.requests[message['ask']](unit, worker, message, answer)
         except (KeyError, ValueError, TypeError) as e:
             raise Malformed('%r: %s' % (message.get('ask'), e))
 
-    # -- asks --------------------------------------------------------------------------------------------------------
+    # -- requests ----------------------------------------------------------------------------------
 
     def _populate(self, unit, worker, message, answer):
         ranges = [
@@ -80,147 +83,142 @@ class Rods(object):
             offset + length > unit.store.size for offset, length in ranges
         ):
             raise ValueError('ranges %r' % (ranges,))
-        token = rod_tokens.make(
+        data = rod_tokens.make(
             UnitFacts.from_message(unit.facts),
             next(self._numbers) & (1 << 64) - 1,
             rod_tokens.total(ranges),
             unit.target_name,
             os.urandom(rod_tokens.SECRET_LENGTH),
         )
-        rod = Rod(_digest(token), token[: rod_tokens.MANAGED_LENGTH], unit, ranges, max(1, seconds))
-        if len(self._rods) >= MAXIMUM_TOKENS:
-            self._end([next(iter(self._rods.values()))], UNKNOWN)
-        self._rods[rod.digest] = rod
-        self._rearm(rod)
-        self._watch(unit, lambda: answer(Refusal(sam.GOOD, data=token)))
+        head = data[: rod_tokens.MANAGED_LENGTH]
+        token = RodToken(_digest(data), head, unit, ranges, max(1, seconds))
+        if len(self._tokens) >= MAXIMUM_TOKENS:
+            self._end_tokens([next(iter(self._tokens.values()))], UNKNOWN)
+        self._tokens[token.digest] = token
+        self._restart_timer(token)
+        self._send_ranges(unit, lambda: answer(Refusal(sam.GOOD, data=data)))
 
     def _use(self, unit, worker, message, answer):
-        rod, refusal = self._find(message['token'])
-        if rod is None:
+        token, refusal = self._find(message['token'])
+        if token is None:
             answer(refusal)
             return
-        if rod.unit.shared.medium not in READABLE:
-            answer(_refusal(0x00))
+        if token.unit.shared.medium not in READABLE:
+            answer(_refusal(CAUSE_NOT_REPORTABLE))
             return
         descriptors = []
-        if worker not in rod.unit.workers and rod.store.descriptor is not None:
+        if worker not in token.unit.workers and token.store.descriptor is not None:
             try:
-                descriptors.append(for_reading(rod.store.descriptor))
+                descriptors.append(reopened_read_only(token.store.descriptor))
             except OSError:
-                answer(
-                    Refusal(sam.CHECK_CONDITION, CheckCondition(HARDWARE_ERROR, 0x44, 0x00).sense())
-                )
+                error = CheckCondition(HARDWARE_ERROR, 0x44, 0x00)
+                answer(Refusal(sam.CHECK_CONDITION, error.sense()))
                 return
-        rod.users.append(worker)
-        self._rods.move_to_end(rod.digest)
-        self._rearm(rod)
-        rod.is_last = rod.is_last or bool(message.get('last'))
+        token.users.append(worker)
+        self._tokens.move_to_end(token.digest)
+        self._restart_timer(token)
+        token.is_last = token.is_last or bool(message.get('last'))
         answer(
             Refusal(sam.GOOD),
-            {'source': rod.unit.id, 'ranges': rod.ranges, 'store': rod.store.description()},
+            {'source': token.unit.id, 'ranges': token.ranges, 'store': token.store.description()},
             descriptors,
         )
         for descriptor in descriptors:
             os.close(descriptor)
 
     def _used(self, unit, worker, message, answer):
-        rod, refusal = self._find(message['token'])
-        if rod is None:
+        token, refusal = self._find(message['token'])
+        if token is None:
             answer(refusal)
             return
-        if worker in rod.users:
-            rod.users.remove(worker)
-        if rod.is_last and not rod.users:
-            self._end([rod], DELETED)
+        if worker in token.users:
+            token.users.remove(worker)
+        if token.is_last and not token.users:
+            self._end_tokens([token], DELETED)
         else:
-            self._rearm(rod)
+            self._restart_timer(token)
         answer(Refusal(sam.GOOD))
 
     def _revoke(self, unit, worker, message, answer):
-        offset, length = (
-            _number(message['offset'], unit.store.size),
-            _number(message['length'], unit.store.size),
-        )
-        self._end(
-            [
-                rod
-                for rod in self._rods.values()
-                if rod.unit is unit
-                and rod_tokens.touches(rod_tokens.union(rod.ranges), offset, length)
-            ],
-            REVOKED,
-        )
+        offset = _number(message['offset'], unit.store.size)
+        length = _number(message['length'], unit.store.size)
+        touched = [
+            token
+            for token in self._tokens_of(unit)
+            if rod_tokens.touches(rod_tokens.union(token.ranges), offset, length)
+        ]
+        self._end_tokens(touched, REVOKED)
         answer(Refusal(sam.GOOD))
 
     def _list(self, unit, worker, message, answer):
-        answer(
-            Refusal(sam.GOOD),
-            {'tokens': [rod.head.hex() for rod in self._rods.values() if rod.unit is unit]},
-        )
+        answer(Refusal(sam.GOOD), {'tokens': [token.head.hex() for token in self._tokens_of(unit)]})
+
+    def _tokens_of(self, unit):
+        return [token for token in self._tokens.values() if token.unit is unit]
 
     def _find(self, text):
-        """(Rod, None) of a token in hex digits, or (None, the Refusal)."""
+        """(RodToken, None) for a token in hex digits, or (None, the Refusal)."""
         digest = _digest(bytes.fromhex(text))
-        rod = self._rods.get(digest)
-        if rod is not None and rod.store is not rod.unit.store:  # the unit has another medium now
-            self._end([rod], REVOKED)
-            rod = None
-        return (rod, None) if rod is not None else (None, _refusal(self._gone.get(digest, UNKNOWN)))
+        token = self._tokens.get(digest)
+        if token is not None and token.store is not token.unit.store:  # the medium was replaced
+            self._end_tokens([token], REVOKED)
+            token = None
+        if token is None:
+            return None, _refusal(self._ended.get(digest, UNKNOWN))
+        return token, None
 
-    # -- ends --------------------------------------------------------------------------------------------------------
+    # -- ends --------------------------------------------------------------------------------------
 
-    def forget(self, unit):
-        """The unit is exported no more."""
-        self._end([rod for rod in self._rods.values() if rod.unit is unit], REVOKED)
+    def revoke_tokens_of(self, unit):
+        """The unit is not exported any more: revoke its tokens."""
+        self._end_tokens(self._tokens_of(unit), REVOKED)
 
-    def leave(self, worker):
-        """The worker is gone; it uses nothing any more."""
-        for rod in self._rods.values():
-            rod.users = [user for user in rod.users if user is not worker]
+    def worker_gone(self, worker):
+        """The worker serves no session any more, so none of its copies uses a token."""
+        for token in self._tokens.values():
+            token.users = [user for user in token.users if user is not worker]
 
-    def _end(self, rods, ascq):
-        """These tokens are good no more."""
-        for rod in rods:
-            del self._rods[rod.digest]
-            rod.timer.cancel()
-            self._gone[rod.digest] = ascq
-            if len(self._gone) > REMEMBERED:
-                self._gone.popitem(False)
-        for unit in {rod.unit for rod in rods}:
-            self._watch(unit)
+    def _end_tokens(self, tokens, ascq):
+        for token in tokens:
+            del self._tokens[token.digest]
+            token.timer.cancel()
+            self._ended[token.digest] = ascq
+            if len(self._ended) > MAXIMUM_ENDED:
+                self._ended.popitem(False)
+        for unit in {token.unit for token in tokens}:
+            self._send_ranges(unit)
 
-    def _rearm(self, rod):
-        if rod.timer is not None:
-            rod.timer.cancel()
-        rod.timer = self.loop.call_later(rod.seconds, lambda: self._expire(rod))
+    def _restart_timer(self, token):
+        if token.timer is not None:
+            token.timer.cancel()
+        token.timer = self.loop.call_later(token.seconds, lambda: self._expire(token))
 
-    def _expire(self, rod):
-        if rod.users:
-            self._rearm(rod)
+    def _expire(self, token):
+        if token.users:
+            self._restart_timer(token)
         else:
-            self._end([rod], EXPIRED)
+            self._end_tokens([token], EXPIRED)
 
-    def _watch(self, unit, done=None):
-        """Tell the unit's workers which bytes tokens stand for; done() when all of them heed it."""
-        unit.watched = rod_tokens.union(
-            r for rod in self._rods.values() if rod.unit is unit for r in rod.ranges
-        )
-        self.units.tell(unit, {'watched': unit.watched}, done)
+    def _send_ranges(self, unit, done=None):
+        """Send the workers of the unit the bytes that its tokens represent; done() when all of them
+        have acknowledged."""
+        unit.watched = rod_tokens.union(r for t in self._tokens_of(unit) for r in t.ranges)
+        self.replication.send_change(unit, {'watched': unit.watched}, done)
 
 
-def for_reading(descriptor):
-    """Another descriptor of the same medium, which cannot write. Raises OSError."""
+def reopened_read_only(descriptor):
+    """A new descriptor of the same medium, open for reading only. Raises OSError."""
     direct = fcntl.fcntl(descriptor, fcntl.F_GETFL) & getattr(os, 'O_DIRECT', 0)
     return os.open('/proc/self/fd/%d' % descriptor, os.O_RDONLY | os.O_CLOEXEC | direct)
 
 
-def _digest(token):
-    return hashlib.sha256(token).digest()
+def _digest(data):
+    return hashlib.sha256(data).digest()
 
 
 def _number(value, most):
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
-        raise ValueError('%r is no number up to %d' % (value, most))
+        raise ValueError('%r is not a number from 0 to %d' % (value, most))
     return value
 
 

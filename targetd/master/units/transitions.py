@@ -45,29 +45,28 @@ class Refusal(namedtuple('Refusal', 'status sense data')):
     def __new__(cls, status, sense=None, data=None):
         return super(Refusal, cls).__new__(cls, status, sense, data)
 
-    concerns_others = False
 
-
-class Decision(namedtuple('Decision', 'shared attentions aborts persist size begins')):
+class Decision(namedtuple('Decision', 'shared attentions aborts persist size operation_start')):
     """shared: the new state; attentions: [((initiator_port, target_port) or Others, asc, ascq) …];
     aborts: nexuses whose tasks end, as (initiator_port, target_port), or None for everybody's;
-    persist: bool; size: the new one in bytes, or None; begins: '' or how shared.operation begins:
+    persist: bool; size: the new one in bytes, or None; operation_start: '' or how shared.operation starts:
     'immediate' (the asker is answered), 'awaited' (at the end)."""
 
     __slots__ = ()
 
-    def __new__(cls, shared, attentions=(), aborts=(), persist=False, size=None, begins=''):
+    def __new__(
+        cls, shared, attentions=(), aborts=(), persist=False, size=None, operation_start=''
+    ):
         return super(Decision, cls).__new__(
-            cls, shared, tuple(attentions), aborts, persist, size, begins
+            cls, shared, tuple(attentions), aborts, persist, size, operation_start
         )
 
     status, sense, data = sam.GOOD, None, None
-    concerns_others = True
 
     @property
     def is_immediate(self):
         """Is the asker answered before the operation is over?"""
-        return self.begins == 'immediate'
+        return self.operation_start == 'immediate'
 
     def changed(self, old):
         """The parts of the state that a replica must be told of."""
@@ -80,7 +79,7 @@ class Decision(namedtuple('Decision', 'shared attentions aborts persist size beg
 
     def attentions_of(self, nexus):
         """[[asc, ascq] …] owed to this nexus."""
-        mine = who(nexus)
+        mine = nexus_ports(nexus)
         return [
             [asc, ascq]
             for owed, asc, ascq in self.attentions
@@ -90,10 +89,12 @@ class Decision(namedtuple('Decision', 'shared attentions aborts persist size beg
     def abort_of(self, nexus, is_asker):
         """The `abort` for this nexus's worker, or None. TASK ABORTED status is for those that did
         not ask (SPC-4)."""
-        if self.aborts is not None and who(nexus) not in self.aborts:
+        if self.aborts is not None and nexus_ports(nexus) not in self.aborts:
             return None
-        tas = bool(self.begins) or not is_asker and is_task_aborted_status(self.shared.modes)
-        return {'initiator_port': None, 'own_too': True, 'tas': tas}
+        tas = (
+            bool(self.operation_start) or not is_asker and is_task_aborted_status(self.shared.modes)
+        )
+        return {'tas': tas}
 
 
 class Others(namedtuple('Others', 'by')):
@@ -158,7 +159,7 @@ def cannot_persist(shared):
     return refusal(shared, CheckCondition(HARDWARE_ERROR, 0x44, 0x00))
 
 
-def who(nexus):
+def nexus_ports(nexus):
     """(initiator port name, target port name)."""
     return (nexus.initiator_port, nexus.target_port)
 
@@ -177,7 +178,7 @@ def decide(shared, nexus, message, known_ports):
         raise Malformed('%r: %s' % (message.get('ask'), e))
 
 
-# -- reservations ----------------------------------------------------------------------------------------------------
+# -- reservations ----------------------------------------------------------------------------------
 
 
 def _reservations(shared, nexus, message, known_ports):
@@ -200,14 +201,14 @@ def session_lost(shared, nexus):
     """What goes with a nexus: its SPC-2 reservation, what it prevented. A Decision, or None if
     nothing changes."""
     new = shared._replace(
-        reservations=reservations.session_lost(shared.reservations, *who(nexus)),
-        prevented_by=tuple(p for p in shared.prevented_by if p != who(nexus)),
-        records=records.nexus_lost(shared.records, who(nexus)),
+        reservations=reservations.session_lost(shared.reservations, *nexus_ports(nexus)),
+        prevented_by=tuple(p for p in shared.prevented_by if p != nexus_ports(nexus)),
+        records=records.nexus_lost(shared.records, nexus_ports(nexus)),
     )
     return Decision(new) if new != shared else None
 
 
-# -- mode parameters -------------------------------------------------------------------------------------------------
+# -- mode parameters -------------------------------------------------------------------------------
 
 
 def _mode_select(shared, nexus, message, _known_ports):
@@ -217,7 +218,7 @@ def _mode_select(shared, nexus, message, _known_ports):
         return Refusal(sam.GOOD)
     attentions = []
     if new['current'] != shared.modes['current']:
-        attentions = [(Others(who(nexus)),) + attention.MODE_PARAMETERS_CHANGED]
+        attentions = [(Others(nexus_ports(nexus)),) + attention.MODE_PARAMETERS_CHANGED]
     return Decision(
         shared._replace(modes=new), attentions, persist=new['saved'] != shared.modes['saved']
     )
@@ -233,7 +234,7 @@ def facts_changed(shared, facts):
     return Decision(shared._replace(modes=new), attentions)
 
 
-# -- target port groups ----------------------------------------------------------------------------------------------
+# -- target port groups ----------------------------------------------------------------------------
 
 
 def _set_target_port_groups(shared, nexus, message, _known_ports):
@@ -243,7 +244,7 @@ def _set_target_port_groups(shared, nexus, message, _known_ports):
         return Refusal(sam.GOOD)
     return Decision(
         shared._replace(access=new),
-        [(Others(who(nexus)),) + attention.ASYMMETRIC_ACCESS_STATE_CHANGED],
+        [(Others(nexus_ports(nexus)),) + attention.ASYMMETRIC_ACCESS_STATE_CHANGED],
         persist=True,
     )
 
@@ -273,7 +274,7 @@ def access_configured(shared, configured):
     return Decision(shared._replace(access=new), attentions, persist=True)
 
 
-# -- space -----------------------------------------------------------------------------------------------------------
+# -- space -----------------------------------------------------------------------------------------
 
 
 def space_counted(shared, available, used):
@@ -295,7 +296,7 @@ def space_counted(shared, available, used):
     return Decision(shared._replace(crossed=crossed), attentions)
 
 
-# -- records ---------------------------------------------------------------------------------------------------------
+# -- records ---------------------------------------------------------------------------------------
 
 
 def _records(shared, nexus, message, _known_ports):
@@ -305,7 +306,9 @@ def _records(shared, nexus, message, _known_ports):
     if new == shared.records:
         return Refusal(sam.GOOD)
     return Decision(
-        shared._replace(records=new), [(Others(who(nexus)),) + owed] if owed else (), persist=True
+        shared._replace(records=new),
+        [(Others(nexus_ports(nexus)),) + owed] if owed else (),
+        persist=True,
     )
 
 
@@ -314,7 +317,11 @@ def noted(shared, nexus, message):
     when something else is. Raises Malformed."""
     try:
         kind, note = message['kind'], message['note']
-        if kind not in records.TOLD or kind == 'self-test' and tuple(note['by']) != who(nexus):
+        if (
+            kind not in records.TOLD
+            or kind == 'self-test'
+            and tuple(note['by']) != nexus_ports(nexus)
+        ):
             raise ValueError('not its own to tell')
         new, _ = records.apply(shared.records, kind, note)
     except (KeyError, ValueError, TypeError, AttributeError) as e:
@@ -322,7 +329,7 @@ def noted(shared, nexus, message):
     return Decision(shared._replace(records=new), persist=kind == 'self-test')
 
 
-# -- medium ----------------------------------------------------------------------------------------------------------
+# -- medium ----------------------------------------------------------------------------------------
 
 #: START STOP UNIT: (medium now, action) -> medium then; what is not here changes nothing. A failed
 #: medium stays failed.
@@ -351,7 +358,7 @@ def _start_stop(shared, nexus, message, _known_ports):
         return Refusal(sam.GOOD)
     attentions = []
     if shared.medium == EJECTED:
-        attentions = [(Others(who(nexus)),) + attention.MEDIUM_MAY_HAVE_CHANGED]
+        attentions = [(Others(nexus_ports(nexus)),) + attention.MEDIUM_MAY_HAVE_CHANGED]
     new = shared._replace(medium=medium)
     if medium == READY:
         counted = 'loads' if shared.medium == EJECTED else 'cycles'
@@ -361,8 +368,8 @@ def _start_stop(shared, nexus, message, _known_ports):
 
 def _prevent(shared, nexus, message, _known_ports):
     """PREVENT ALLOW MEDIUM REMOVAL (SBC-3 5.10): each nexus prevents and allows for itself."""
-    others = tuple(p for p in shared.prevented_by if p != who(nexus))
-    prevented_by = others + (who(nexus),) if message.get('prevent') else others
+    others = tuple(p for p in shared.prevented_by if p != nexus_ports(nexus))
+    prevented_by = others + (nexus_ports(nexus),) if message.get('prevent') else others
     return Decision(shared._replace(prevented_by=prevented_by))
 
 
@@ -382,13 +389,13 @@ def resized(shared, size):
     return Decision(shared, [(Others(None),) + attention.CAPACITY_CHANGED], size=size)
 
 
-# -- formatting and sanitizing ---------------------------------------------------------------------------------------
+# -- formatting and sanitizing ---------------------------------------------------------------------
 
 
 def _operate(shared, nexus, message, _known_ports):
     """FORMAT UNIT, SANITIZE (SBC-3 5.3, 5.24): everybody's tasks end, and the medium is nobody's
     until it is over."""
-    operation = operations.begun(message, who(nexus))
+    operation = operations.begun(message, nexus_ports(nexus))
     if shared.medium not in (READY, FAILED) and not operations.is_failed(shared.medium):
         return refusal(
             shared, CheckCondition(*operations.SENSE.get(shared.medium, (NOT_READY, 0x3A, 0x00)))
@@ -402,7 +409,7 @@ def _operate(shared, nexus, message, _known_ports):
         shared._replace(medium=operations.medium(operation), operation=operation),
         aborts=None,
         persist=True,
-        begins='immediate' if message.get('immediate') else 'awaited',
+        operation_start='immediate' if message.get('immediate') else 'awaited',
     )
 
 
@@ -456,7 +463,7 @@ def operation_result(shared, operation, failed):
     )
 
 
-# -- task management -------------------------------------------------------------------------------------------------
+# -- task management -------------------------------------------------------------------------------
 
 
 def _reset(shared, nexus, message, _known_ports):
@@ -468,10 +475,12 @@ def _clear_task_set(shared, nexus):
     own; where TST says that all have one, everybody's, and who is not told by TASK ABORTED gets a
     unit attention."""
     if modes.has_separate_task_sets(shared.modes):
-        return Decision(shared, aborts=(who(nexus),))
+        return Decision(shared, aborts=(nexus_ports(nexus),))
     attentions = []
     if not is_task_aborted_status(shared.modes):
-        attentions = [(Others(who(nexus)),) + attention.COMMANDS_CLEARED_BY_ANOTHER_INITIATOR]
+        attentions = [
+            (Others(nexus_ports(nexus)),) + attention.COMMANDS_CLEARED_BY_ANOTHER_INITIATOR
+        ]
     return Decision(shared, attentions, None)
 
 
@@ -495,7 +504,7 @@ def _nexus_reset(shared, nexus):
     told so."""
     return Decision(
         (session_lost(shared, nexus) or Decision(shared)).shared,
-        [(who(nexus),) + attention.NEXUS_LOSS],
+        [(nexus_ports(nexus),) + attention.NEXUS_LOSS],
     )
 
 

@@ -1,15 +1,22 @@
-"""What the tests of the master's parts use instead of workers and time."""
+"""Replacements for worker processes, stores and time in the tests of the master."""
 
 import os
 
 from targetd.master.processes.loop import Loop
+from targetd.master.state.state_directory import StateDirectory
+from targetd.master.units.atomic_slots import AtomicWrites
+from targetd.master.units.copy_guests import CopyGuests
+from targetd.master.units.format_sanitize import FormatSanitize
+from targetd.master.units.logical_units import Units
+from targetd.master.units.replication import Replication
+from targetd.master.units.rod_tokens import RodTokens
 from targetd.scsi.sam import Nexus
 
 TARGET = 'iqn.2026-11.test:disk'
 
 
 class Clock(object):
-    """A monotonic clock that only the test moves."""
+    """A monotonic clock that only the test advances."""
 
     def __init__(self):
         self.now = 100.0
@@ -19,14 +26,15 @@ class Clock(object):
 
 
 class StillLoop(Loop):
-    """A real loop on a Clock: `pass_time` moves the clock and runs what is due, descriptors too."""
+    """A real Loop on a Clock: pass_time() advances the clock, and runs the timers that are due and
+    the handlers of ready descriptors."""
 
     def __init__(self):
         self.time = Clock()
         super(StillLoop, self).__init__(self.time)
 
     def settle(self, passes=20):
-        """Let everything happen that can happen now."""
+        """Run everything that is due now."""
         for _ in range(passes):
             self.run_once(0)
 
@@ -36,7 +44,7 @@ class StillLoop(Loop):
 
 
 class FakeWorker(object):
-    """A worker as units and sessions see it: what it was sent is in `sent`."""
+    """Implements what units and sessions use of a WorkerProcess; `sent` has the messages to it."""
 
     def __init__(self, name='one', pid=1000):
         self.name = name
@@ -50,7 +58,7 @@ class FakeWorker(object):
         return '<fake %s>' % self.name
 
     def of(self, word):
-        """The messages with this `do`."""
+        """The messages whose `do` is this word."""
         return [message for message in self.sent if message['do'] == word]
 
 
@@ -67,7 +75,7 @@ def nexus(name='one', isid='00023d000001', group=1, target=TARGET):
 
 
 class FakeStore(object):
-    """What the master needs of an opened store; a real descriptor."""
+    """Implements what the master uses of an opened Store; its descriptor is a real one."""
 
     kind, path, size, block_size, read_only = 'file', '/disk.img', 1 << 20, 512, False
 
@@ -79,3 +87,47 @@ class FakeStore(object):
 
     def close(self):
         os.close(self.descriptor)
+
+
+class FakeWorkers(object):
+    """Implements what FormatSanitize uses of Workers: the spares are in `spares`."""
+
+    def __init__(self, send=send):
+        self.send = send
+        self.kill = kill
+        self.spares = []
+        self.stopping = False
+
+    def take_spare(self):
+        return self.spares.pop(0) if self.spares else None
+
+
+def refuse_login(worker, target_name):
+    return False
+
+
+def do_nothing(*arguments):
+    pass
+
+
+def make_units(
+    loop,
+    path,
+    send=send,
+    kill=kill,
+    workers=None,
+    jobs=None,
+    may_log_in=refuse_login,
+    on_repaired=do_nothing,
+):
+    """Units with all its parts, as the master wires them; path: of the state directory."""
+    atomic_writes = AtomicWrites(
+        jobs, lambda unit, why: replication.fail_unit(unit, why), on_repaired
+    )
+    replication = Replication(loop, send, kill, StateDirectory(str(path)), atomic_writes)
+    format_sanitize = FormatSanitize(
+        replication, workers or FakeWorkers(send), lambda: format_sanitize.assign_workers()
+    )
+    return Units(
+        replication, RodTokens(replication), CopyGuests(replication, may_log_in), format_sanitize
+    )

@@ -8,7 +8,7 @@ import pytest
 from master_fakes import StillLoop
 
 from targetd.master.logins import pending as module
-from targetd.master.logins.pending import PendingConnections, Limits, parse_login, refusal
+from targetd.master.logins.pending import Limits, PendingConnections, parse_login, refusal
 from targetd.master.logins.portals import open_portal
 
 ISID = bytes.fromhex('00023d000001')

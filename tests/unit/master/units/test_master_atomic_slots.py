@@ -5,16 +5,14 @@ import errno
 import os
 
 import pytest
-from master_fakes import TARGET, FakeWorker, StillLoop, nexus
+from master_fakes import TARGET, FakeWorker, StillLoop, make_units, nexus
 
 from targetd import compat
 from targetd.config import model
 from targetd.errors import StoreError
 from targetd.master.exports.exports import Exports
 from targetd.master.processes.jobs import Jobs
-from targetd.master.state.state_directory import StateDirectory
 from targetd.master.units import atomic_slots
-from targetd.master.units.replication import Units
 from targetd.scsi.medium_state import FAILED, READY
 from targetd.store import journal, ranges
 
@@ -30,12 +28,13 @@ class House(object):
         self.path = str(path)
         self.loop = StillLoop()
         self.jobs = Jobs(self.loop)
-        self.units = Units(
-            self.loop, self.send, lambda worker, why: None, StateDirectory(self.path)
-        )
         self.repaired = []
-        self.units.atomic = atomic_slots.AtomicWrites(
-            self.units, self.jobs, lambda: self.repaired.append(None)
+        self.units = make_units(
+            self.loop,
+            self.path,
+            self.send,
+            jobs=self.jobs,
+            on_repaired=lambda: self.repaired.append(None),
         )
         self.exports = Exports(self.loop, self.units, self.jobs)
         self.exports.server = 'server'
@@ -43,7 +42,9 @@ class House(object):
     def send(self, worker, message, descriptors):
         worker.sent.append(message)
         if message.get('id'):
-            self.loop.call_later(0, lambda: self.units.acknowledge(worker, {'id': message['id']}))
+            self.loop.call_later(
+                0, lambda: self.units.replication.on_acknowledge(worker, {'id': message['id']})
+            )
 
     def image(self, name='disk.img'):
         path = os.path.join(self.path, name)
@@ -54,7 +55,7 @@ class House(object):
 
     def export(self, number=0, target=TARGET, **settings):
         unit = self.opened(number, target, **settings)
-        self.units.add(unit)
+        self.units.add_unit(unit)
         return unit
 
     def opened(self, number=0, target=TARGET, **settings):
@@ -70,13 +71,13 @@ class House(object):
         return outcomes[target, number]
 
     def close(self, unit):
-        self.units.remove(unit)
+        self.units.remove_unit(unit)
         self.exports.close_unit(unit)
 
     def serve(self, name='one'):
         """(worker, its unit dict, its descriptors)."""
         worker = FakeWorker(name)
-        (message,), descriptors = self.units.serve(worker, nexus(name))
+        (message,), descriptors = self.units.serve_session(worker, nexus(name))
         return worker, message, descriptors
 
     def journals(self):
@@ -96,7 +97,7 @@ class House(object):
         slot = journal.opened(os.dup(descriptor), locked['slot'])
         slot.put(journal.Record(0, OLD, journal.sums_of(b'n' * 8192)))
         slot.close()
-        self.units.leave(worker)
+        self.units.end_session(worker)
 
     def repair(self):
         self.jobs.wait()
@@ -126,12 +127,12 @@ def house(tmp_path):
 def failing(monkeypatch):
     """Repairs that fail, until undo() is called."""
     monkeypatch.setattr(
-        atomic_slots.Repair, 'do', lambda self: ({'failed': 'Input/output error'}, ())
+        atomic_slots.Repair, 'write_back', lambda self: ({'failed': 'Input/output error'}, ())
     )
     return monkeypatch
 
 
-# -- granted and retired -------------------------------------------------------------------------------------------------
+# -- granted and retired ---------------------------------------------------------------------------
 
 
 def test_each_session_has_a_slot_and_the_next_one_takes_what_is_free(house):
@@ -140,7 +141,7 @@ def test_each_session_has_a_slot_and_the_next_one_takes_what_is_free(house):
     one, two = house.serve('one'), house.serve('two')
     assert [found[1]['atomic']['slot'] for found in (one, two)] == [0, 1]
     assert len(one[2]) == 2 and one[1]['descriptor'] == 0 and one[1]['atomic']['descriptor'] == 1
-    house.units.leave(one[0])
+    house.units.end_session(one[0])
     assert house.serve('three')[1]['atomic']['slot'] == 0
     assert house.jobs.is_idle
 
@@ -171,7 +172,7 @@ def test_a_replaced_store_has_a_slot_of_its_own(house):
     unit = house.export()
     worker, _, _ = house.serve()
     worker.session = type('S', (), {'nexus': nexus('one')})
-    house.units.order_units([worker], replace=[unit])
+    house.units.replication.order_units([worker], replace=[unit])
     assert worker.of('units')[0]['replace'][0]['atomic']['slot'] == 1 and set(
         unit.atomic.slots
     ) == {0, 1}
@@ -183,22 +184,28 @@ def test_a_unit_that_is_closed_before_its_store_was_replaced_leaves_no_slot(hous
     unit = house.export()
     worker, _, _ = house.serve()
     worker.session = type('S', (), {'nexus': nexus('one')})
-    house.units.order_units([worker], replace=[unit])
+    house.units.replication.order_units([worker], replace=[unit])
     house.close(unit)
     house.loop.settle()
     assert house.journals() == []
 
 
-# -- put right -----------------------------------------------------------------------------------------------------------
+# -- put right -------------------------------------------------------------------------------------
 
 
 def test_a_write_that_a_dead_worker_left_half_done_is_taken_back_by_a_job(house):
     unit = house.export()
     house.die_amid_a_write(*house.serve())
-    assert house.is_locked(unit) and house.units.is_repairing(unit) and not house.repaired
+    assert (
+        house.is_locked(unit)
+        and house.units.replication.atomic_writes.is_repairing(unit)
+        and not house.repaired
+    )
     house.repair()
     assert (
-        house.content() == OLD and not house.is_locked(unit) and not house.units.is_repairing(unit)
+        house.content() == OLD
+        and not house.is_locked(unit)
+        and not house.units.replication.atomic_writes.is_repairing(unit)
     )
     assert house.repaired and unit.atomic.slots == {} and unit.shared.medium == READY
 
@@ -210,7 +217,11 @@ def test_what_cannot_be_taken_back_fails_the_unit_and_is_tried_again_when_the_ad
     house.die_amid_a_write(*house.serve())
     house.repair()
     assert unit.shared.medium == FAILED and 'Input/output error' in unit.failure
-    assert house.is_locked(unit) and house.units.is_repairing(unit) and house.content() == HALF
+    assert (
+        house.is_locked(unit)
+        and house.units.replication.atomic_writes.is_repairing(unit)
+        and house.content() == HALF
+    )
     failing.undo()
     assert house.exports.recover_unit(unit)
     house.repair()
@@ -221,13 +232,15 @@ def test_it_is_not_tried_again_while_the_first_try_still_waits_for_the_disk(hous
     """It might write the old bytes later than those that others have written since."""
     unit = house.export()
     monkeypatch.setattr(house.jobs, 'is_stuck', lambda name: True)
-    monkeypatch.setattr(atomic_slots.Repair, 'do', lambda self: os._exit(1))
+    monkeypatch.setattr(atomic_slots.Repair, 'write_back', lambda self: os._exit(1))
     house.die_amid_a_write(*house.serve())
     house.repair()
-    monkeypatch.setattr(atomic_slots.Repair, 'do', None)
+    monkeypatch.setattr(atomic_slots.Repair, 'write_back', None)
     assert unit.shared.medium == FAILED and house.exports.recover_unit(unit)
     house.repair()
-    assert unit.shared.medium == FAILED and 'still waits' in unit.failure and house.is_locked(unit)
+    assert (
+        unit.shared.medium == FAILED and 'still waiting' in unit.failure and house.is_locked(unit)
+    )
 
 
 def test_a_unit_that_is_closed_meanwhile_is_repaired_all_the_same(house):
@@ -249,13 +262,13 @@ def test_a_medium_on_which_something_stays_half_done_is_not_opened_by_anybody(ho
     assert house.content() == HALF
 
 
-# -- after the server's death --------------------------------------------------------------------------------------------
+# -- after the server's death ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('settings', [{}, {'atomic_writes': False}])
 def test_a_later_server_takes_it_back_before_it_serves(house, tmp_path, capfd, settings):
     house.export()
-    house.units.atomic.is_over = True
+    house.units.replication.atomic_writes.is_stopping = True
     house.die_amid_a_write(*house.serve())
     house.units.close_all()
     assert house.content() == HALF and len(house.journals()) == 1
@@ -272,7 +285,7 @@ def test_a_later_server_takes_it_back_before_it_serves(house, tmp_path, capfd, s
 @pytest.mark.parametrize('settings', [{'filter': ('error write',)}, {'readonly': True}])
 def test_what_cannot_be_taken_back_is_not_served(house, tmp_path, settings):
     house.export()
-    house.units.atomic.is_over = True
+    house.units.replication.atomic_writes.is_stopping = True
     house.die_amid_a_write(*house.serve())
     house.units.close_all()
     later = House(tmp_path)
@@ -287,7 +300,7 @@ def test_what_cannot_be_taken_back_is_not_served(house, tmp_path, settings):
     later.end()
 
 
-# -- refusals ------------------------------------------------------------------------------------------------------------
+# -- refusals --------------------------------------------------------------------------------------
 
 
 def test_a_host_without_these_locks_is_refused_with_reason_and_remedy(house, monkeypatch):

@@ -4,13 +4,12 @@ the medium is let go."""
 import collections
 
 import pytest
-from master_fakes import TARGET, FakeStore, FakeWorker, StillLoop, nexus
+from master_fakes import TARGET, FakeStore, FakeWorker, StillLoop, make_units, nexus
 
 from targetd.config import model
-from targetd.master.state.state_directory import StateDirectory
 from targetd.master.units import transitions
-from targetd.master.units.copy_guests import Visits
-from targetd.master.units.replication import ACKNOWLEDGE_SECONDS, Unit, Units
+from targetd.master.units.acknowledgements import ACKNOWLEDGE_SECONDS
+from targetd.master.units.unit import Unit
 
 OTHER = 'iqn.2026-11.test:other'
 NAA = '6001405' + '0' * 24 + '%d'
@@ -22,17 +21,16 @@ Session = collections.namedtuple('Session', 'nexus')
 class House(object):
     """`mine` of TARGET, which `one` serves, and `theirs` of OTHER, which `far` serves."""
 
-    def __init__(self, path):
+    def __init__(self, path, **parts):
         self.path = path
         self.loop = StillLoop()
         self.descriptors = []
-        self.units = Units(self.loop, self.send, self.kill, StateDirectory(str(path)))
-        self.visits = self.units.visits = Visits(self.units)
+        self.units = make_units(self.loop, path, self.send, self.kill, **parts)
         self.mine, self.theirs = self.export(TARGET, 1), self.export(OTHER, 2)
         self.one, self.far = FakeWorker('one'), FakeWorker('far')
         for worker, target in ((self.one, TARGET), (self.far, OTHER)):
             worker.session = Session(nexus(worker.name, target=target))
-            self.units.serve(worker, worker.session.nexus)
+            self.units.serve_session(worker, worker.session.nexus)
 
     def export(self, target, lun, **facts):
         file = str(self.path.join('%s-%d' % (target[-5:], lun)))
@@ -46,7 +44,7 @@ class House(object):
             facts,
             transitions.initial({'block_size': 512}, {}, 'boot'),
         )
-        self.units.add(unit)
+        self.units.add_unit(unit)
         return unit
 
     def send(self, worker, message, descriptors):
@@ -70,19 +68,17 @@ class House(object):
             },
             **words,
         )
-        self.units.ask(worker, message)
+        self.units.on_request(worker, message)
         answers = [sent for sent in worker.of('answer') if sent['id'] == message['id']]
         return answers[0]['reached'] if answers and answers[0]['status'] == 0 else answers
 
     def acknowledge(self, worker):
-        self.units.acknowledge(worker, worker.sent[-1])
+        self.units.replication.on_acknowledge(worker, worker.sent[-1])
 
 
 @pytest.fixture
 def house(tmpdir):
-    house = House(tmpdir)
-    house.visits.may_visit = lambda worker, target_name: True
-    return house
+    return House(tmpdir, may_log_in=lambda worker, target_name: True)
 
 
 def test_a_unit_is_given_with_its_descriptor_and_its_target(house):
@@ -101,9 +97,11 @@ def test_nobody_is_admitted_before_the_master_says_who(tmpdir):
     assert house.reach() is None and not house.descriptors and not house.theirs.guests
 
 
-def test_the_question_is_asked_of_the_target_of_the_unit_that_was_named(house):
+def test_the_login_check_is_for_the_target_of_the_named_unit(tmpdir):
     asked = []
-    house.visits.may_visit = lambda worker, target_name: asked.append((worker, target_name))
+    house = House(
+        tmpdir, may_log_in=lambda worker, target_name: asked.append((worker, target_name))
+    )
     assert house.reach() is None and asked == [(house.one, OTHER)] and not house.descriptors
 
 
@@ -128,13 +126,15 @@ def test_a_worker_that_asks_nonsense_is_killed(house, wrong):
 def test_a_guest_hears_of_changes_and_is_waited_for(house):
     house.reach()
     house.far.sent, done = [], []
-    house.units.tell(house.theirs, {'watched': [[0, 512]]}, lambda: done.append(True))
+    house.units.replication.send_change(
+        house.theirs, {'watched': [[0, 512]]}, lambda: done.append(True)
+    )
     assert [worker.sent[-1]['watched'] for worker in (house.one, house.far)] == [[[0, 512]]] * 2
     house.acknowledge(house.far)
     assert not done
     house.acknowledge(house.one)
     assert done
-    house.units.medium(house.theirs, 'stopped')
+    house.units.replication.set_medium(house.theirs, 'stopped')
     assert (
         house.one.sent[-1]['medium'] == 'stopped' and house.one.sent[-1]['unit'] == house.theirs.id
     )
@@ -142,7 +142,7 @@ def test_a_guest_hears_of_changes_and_is_waited_for(house):
 
 def test_a_guest_that_does_not_acknowledge_is_killed(house):
     house.reach()
-    house.units.tell(house.theirs, {'watched': []})
+    house.units.replication.send_change(house.theirs, {'watched': []})
     house.acknowledge(house.far)
     house.loop.pass_time(ACKNOWLEDGE_SECONDS)
     assert house.one.killed and not house.far.killed
@@ -152,10 +152,10 @@ def test_a_guest_has_left_when_it_said_so_as_often_as_it_came(house):
     house.reach()
     house.reach()
     for is_guest in (True, False, False):
-        house.visits.left(house.one, {'unit': house.theirs.id})
+        house.units.copy_guests.on_copy_left(house.one, {'unit': house.theirs.id})
         assert (house.one in house.theirs.guests) is is_guest
     house.one.sent = []
-    house.units.medium(house.theirs, 'stopped')
+    house.units.replication.set_medium(house.theirs, 'stopped')
     assert not house.one.sent
 
 
@@ -167,9 +167,9 @@ def test_a_guest_may_revoke_tokens_and_nothing_else(house):
         ('reserve', {}),
         ('reset', {'function': 'logical-unit-reset'}),
     ):
-        house.units.ask(house.one, dict(words, ask=ask, id=ask, unit=house.theirs.id))
+        house.units.on_request(house.one, dict(words, ask=ask, id=ask, unit=house.theirs.id))
         assert house.one.sent[-1]['id'] == ask and house.one.sent[-1]['status'] != 0
-    house.units.ask(
+    house.units.on_request(
         house.one,
         {'ask': 'token-revoke', 'id': 'r', 'unit': house.theirs.id, 'offset': 0, 'length': 512},
     )
@@ -183,19 +183,19 @@ def test_a_guest_may_revoke_tokens_and_nothing_else(house):
 
 
 def test_lost_data_that_a_guest_tells_of_fails_the_unit(house):
-    house.units.failed(house.one, {'unit': house.theirs.id, 'text': 'flush failed'})
+    house.units.replication.on_failed(house.one, {'unit': house.theirs.id, 'text': 'flush failed'})
     assert house.theirs.shared.medium == 'ready'
     house.reach()
-    house.units.failed(house.one, {'unit': house.theirs.id, 'text': 'flush failed'})
+    house.units.replication.on_failed(house.one, {'unit': house.theirs.id, 'text': 'flush failed'})
     assert house.theirs.shared.medium == 'failed'
 
 
 def test_the_end_of_visits_is_told_and_waited_for(house):
     done = []
-    house.visits.end(house.theirs, lambda: done.append('nobody'))
+    house.units.copy_guests.end_copies(house.theirs, lambda: done.append('nobody'))
     assert done == ['nobody']
     house.reach()
-    house.visits.end(house.theirs, lambda: done.append('one'))
+    house.units.copy_guests.end_copies(house.theirs, lambda: done.append('one'))
     order = house.one.sent[-1]
     assert order['unit'] == house.theirs.id and order['medium'] == 'ejected' and order['abort']
     assert done == ['nobody'] and not house.theirs.guests
@@ -206,6 +206,6 @@ def test_the_end_of_visits_is_told_and_waited_for(house):
 def test_a_dead_worker_is_no_guest(house):
     house.reach()
     done = []
-    house.visits.end(house.theirs, lambda: done.append(True))
-    house.units.leave(house.one)
+    house.units.copy_guests.end_copies(house.theirs, lambda: done.append(True))
+    house.units.end_session(house.one)
     assert done and not house.theirs.guests

@@ -3,19 +3,17 @@ resumed."""
 
 import errno
 import os
-from types import SimpleNamespace
 
 import pytest
-from master_fakes import TARGET, FakeWorker, StillLoop, nexus
+from master_fakes import TARGET, FakeWorker, FakeWorkers, StillLoop, make_units, nexus
 
 from targetd.config import model
 from targetd.master.exports import exports
 from targetd.master.state import key_files
-from targetd.master.state.state_directory import StateDirectory
 from targetd.master.units import transitions
-from targetd.master.units.format_sanitize import Operations
-from targetd.master.units.replication import TELL_SECONDS, Unit, Units
-from targetd.master.units.transitions import Malformed, Refusal, decide, who
+from targetd.master.units.replication import RECORDS_SECONDS
+from targetd.master.units.transitions import Malformed, Refusal, decide, nexus_ports
+from targetd.master.units.unit import Unit
 from targetd.scsi import sam
 
 FACTS = {'block_size': 512}
@@ -49,7 +47,7 @@ def sense_of(decision):
     )
 
 
-# -- decisions ---------------------------------------------------------------------------------------------------------------
+# -- decisions -------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -69,7 +67,7 @@ def test_a_sanitize_takes_the_medium_from_everybody(shared):
     assert (
         decision.changed(shared) == {'medium': 'sanitizing'}
         and decision.persist
-        and decision.begins == 'awaited'
+        and decision.operation_start == 'awaited'
     )
     assert decision.abort_of(ONE, True)['tas'] and decision.abort_of(TWO, False)['tas']
     assert decide(shared, ONE, dict(OVERWRITE, immediate=True), []).is_immediate
@@ -183,7 +181,7 @@ def test_names_and_clocks_are_kept_and_told_to_the_others(shared):
     assert same == Refusal(sam.GOOD)
 
 
-# -- the master --------------------------------------------------------------------------------------------------------------
+# -- the master ------------------------------------------------------------------------------------
 
 
 class FakeStore(object):
@@ -204,60 +202,44 @@ class FakeStore(object):
         pass
 
 
-class FakeWorkers(object):
-    """Spares that are there, and who was killed."""
-
-    def __init__(self, house):
-        self.house = house
-        self.spares = []
-        self.stopping = False
-
-    def take_spare(self):
-        return self.spares.pop(0) if self.spares else None
-
-    def send(self, worker, message, descriptors=()):
-        self.house.send(worker, message, descriptors)
-
-    def kill(self, worker, why):
-        worker.killed = why
-
-
 class House(object):
     """One unit, two nexuses, one spare named eraser."""
 
     def __init__(self, path):
         self.path = str(path)
         self.loop = StillLoop()
-        self.workers = FakeWorkers(self)
-        self.units = Units(self.loop, self.send, self.workers.kill, StateDirectory(self.path))
-        self.operating = self.units.operating = Operations(self.units, self.workers)
+        self.workers = FakeWorkers(self.send)
+        self.units = make_units(self.loop, self.path, self.send, workers=self.workers)
         self.eraser = FakeWorker('eraser')
         self.workers.spares.append(self.eraser)
         self.unit = self.export()
         self.one, self.two = FakeWorker('one'), FakeWorker('two')
         for worker in (self.one, self.two):
-            self.units.serve(worker, nexus(worker.name))
+            self.units.serve_session(worker, nexus(worker.name))
 
     def export(self):
-        state = self.units.state
+        state = self.units.replication.state
         shared = transitions.initial(FACTS, state.load('key'), state.boot_id)
         unit = Unit(TARGET + '/0', 'key', TARGET, model.Lun(0), FakeStore(), dict(FACTS), shared)
-        self.units.add(unit)
+        self.units.add_unit(unit)
         return unit
 
     def send(self, worker, message, descriptors=()):
         worker.sent.append(message)
         if message['do'] == 'change' and message['id']:
-            self.loop.call_later(0, lambda: self.units.acknowledge(worker, {'id': message['id']}))
+            self.loop.call_later(
+                0, lambda: self.units.replication.on_acknowledge(worker, {'id': message['id']})
+            )
 
     def ask(self, message):
-        self.units.ask(self.one, dict(message, id=7, unit=self.unit.id))
+        self.units.on_request(self.one, dict(message, id=7, unit=self.unit.id))
         self.loop.settle()
 
     def tell(self, **words):
-        {'progress': self.operating.told_progress, 'operated': self.operating.told_operated}[
-            words['report']
-        ](self.eraser, words)
+        {
+            'progress': self.units.format_sanitize.on_progress,
+            'operated': self.units.format_sanitize.on_operated,
+        }[words['report']](self.eraser, words)
         self.loop.settle()
 
     def answer(self):
@@ -275,7 +257,7 @@ def house(tmp_path):
 
 
 def test_the_work_begins_when_nobody_can_touch_the_medium_any_more(house):
-    house.units.ask(house.one, dict(OVERWRITE, id=7, unit=house.unit.id))
+    house.units.on_request(house.one, dict(OVERWRITE, id=7, unit=house.unit.id))
     assert (
         house.one.of('change')[0]['medium'] == house.two.of('change')[0]['medium'] == 'sanitizing'
     )
@@ -295,13 +277,13 @@ def test_the_asker_waits_for_the_end_unless_it_said_immed(house):
     assert house.answer() == (sam.GOOD, None)
     assert house.two.of('change')[-1]['medium'] == 'ready'
     assert not house.two.of('change')[-1].get('attentions')
-    assert house.units.state.load('key') == {}
+    assert house.units.replication.state.load('key') == {}
 
 
 def test_the_asker_waits_until_every_nexus_finds_the_medium_ready(house):
     """Who is told GOOD tells the next one to go on."""
     house.ask(OVERWRITE)
-    house.operating.told_operated(house.eraser, {'failed': ''})
+    house.units.format_sanitize.on_operated(house.eraser, {'failed': ''})
     assert house.two.of('change')[-1]['medium'] == 'ready'
     assert house.one.of('answer') == []
     house.loop.settle()
@@ -321,10 +303,10 @@ def test_progress_reaches_every_nexus_and_what_is_lasting_is_kept(house):
     assert (
         house.one.of('change')[-1]['progress'] == house.two.of('change')[-1]['progress'] == 0x8000
     )
-    assert house.units.state.load('key')['operation']['position'] == 0
+    assert house.units.replication.state.load('key')['operation']['position'] == 0
     house.tell(report='progress', position=SIZE // 4, lasting=True)
-    assert house.units.state.load('key')['operation']['position'] == SIZE // 4
-    dicts, _ = house.units.serve(FakeWorker('late'), nexus('late'))
+    assert house.units.replication.state.load('key')['operation']['position'] == SIZE // 4
+    dicts, _ = house.units.serve_session(FakeWorker('late'), nexus('late'))
     assert (dicts[0]['medium'], dicts[0]['progress']) == ('sanitizing', 0x4000)
 
 
@@ -335,12 +317,12 @@ def test_a_failure_is_answered_kept_and_told(house, message, sense):
     status, found = house.answer()
     assert status == sam.CHECK_CONDITION and found == sense
     assert house.two.of('change')[-1]['medium'] == message['kind'] + '-failed'
-    assert house.units.state.load('key')['operation']['failed'] == 'Input/output error'
+    assert house.units.replication.state.load('key')['operation']['failed'] == 'Input/output error'
 
 
 def test_the_death_of_its_process_is_a_failure(house):
     house.ask(OVERWRITE)
-    house.operating.on_death(house.eraser)
+    house.units.format_sanitize.on_worker_death(house.eraser)
     house.loop.settle()
     assert house.unit.shared.medium == 'sanitize-failed'
     assert house.answer()[0] == sam.CHECK_CONDITION
@@ -350,13 +332,13 @@ def test_the_end_of_targetd_is_none_and_it_goes_on_after_the_next_start(house):
     house.ask(OVERWRITE)
     house.tell(report='progress', position=4096, lasting=True)
     house.workers.stopping = True
-    house.operating.on_death(house.eraser)
+    house.units.format_sanitize.on_worker_death(house.eraser)
     later = House(house.path)
     (order,) = later.eraser.of('operate')
     assert order['operation']['position'] == 4096 and order['operation']['failed'] == ''
     assert later.unit.shared.medium == 'sanitizing'
     later.tell(report='operated', failed='')
-    assert later.unit.shared.medium == 'ready' and later.units.state.load('key') == {}
+    assert later.unit.shared.medium == 'ready' and later.units.replication.state.load('key') == {}
     later.loop.close()
 
 
@@ -368,31 +350,33 @@ def test_what_failed_does_not_go_on_by_itself(house):
     later.loop.close()
 
 
-def test_it_waits_until_nothing_on_the_medium_is_half_done(house):
+def test_it_waits_until_nothing_on_the_medium_is_half_done(house, monkeypatch):
     """What an atomic write left half done would else be put back upon what was sanitized."""
     left = [house.unit]
-    house.units.atomic = SimpleNamespace(is_repairing=lambda unit: unit in left)
+    monkeypatch.setattr(
+        house.units.replication.atomic_writes, 'is_repairing', lambda unit: unit in left
+    )
     house.ask(OVERWRITE)
-    assert house.eraser.of('operate') == [] and house.operating.waiting == 1
+    assert house.eraser.of('operate') == [] and house.units.format_sanitize.spares_wanted == 1
     left.clear()
-    house.operating.hand_out()
+    house.units.format_sanitize.assign_workers()
     assert len(house.eraser.of('operate')) == 1
 
 
 def test_it_waits_for_a_spare(house):
     house.workers.spares.clear()
     house.ask(OVERWRITE)
-    assert house.operating.waiting == 1
+    assert house.units.format_sanitize.spares_wanted == 1
     house.workers.spares.append(house.eraser)
-    house.operating.hand_out()
-    assert house.operating.waiting == 0 and len(house.eraser.of('operate')) == 1
+    house.units.format_sanitize.assign_workers()
+    assert house.units.format_sanitize.spares_wanted == 0 and len(house.eraser.of('operate')) == 1
 
 
 def test_a_unit_that_is_exported_no_more_waits_no_more(house):
     house.workers.spares.clear()
     house.ask(OVERWRITE)
-    house.units.remove(house.unit)
-    assert house.operating.waiting == 0
+    house.units.remove_unit(house.unit)
+    assert house.units.format_sanitize.spares_wanted == 0
 
 
 def test_a_full_state_directory_does_not_stop_the_work(house):
@@ -401,7 +385,7 @@ def test_a_full_state_directory_does_not_stop_the_work(house):
     def full(key, state):
         raise OSError(errno.ENOSPC, 'No space left on device')
 
-    house.units.state.save = full
+    house.units.replication.state.save = full
     house.tell(report='progress', position=SIZE // 2, lasting=True)
     assert house.one.of('change')[-1]['progress'] == 0x8000 and house.eraser.killed is None
 
@@ -411,18 +395,18 @@ def test_an_end_that_cannot_be_kept_is_a_failure(house, message):
     """The next start would go on with what state-dir says is under way, over what was written
     since."""
     house.ask(message)
-    save = house.units.state.save
+    save = house.units.replication.state.save
 
     def full(key, state):
         raise OSError(errno.ENOSPC, 'No space left on device')
 
-    house.units.state.save = full
+    house.units.replication.state.save = full
     house.tell(report='operated', failed='')
     assert (
         house.unit.shared.medium == message['kind'] + '-failed'
         and house.answer()[0] == sam.CHECK_CONDITION
     )
-    house.units.state.save = save
+    house.units.replication.state.save = save
     house.one.sent.clear()
     house.workers.spares.append(house.eraser)
     house.ask(message)  # there is room again: the initiator has it done once more
@@ -432,30 +416,30 @@ def test_an_end_that_cannot_be_kept_is_a_failure(house, message):
 
 def test_a_unit_that_is_exported_no_more_takes_its_process_along(house):
     house.ask(OVERWRITE)
-    house.units.remove(house.unit)
+    house.units.remove_unit(house.unit)
     assert house.eraser.killed
-    house.operating.on_death(house.eraser)
-    assert house.units.state.load('key')['operation']['failed'] == ''
+    house.units.format_sanitize.on_worker_death(house.eraser)
+    assert house.units.replication.state.load('key')['operation']['failed'] == ''
 
 
 def test_news_of_a_worker_that_does_no_such_work_are_ignored(house):
-    house.operating.told_progress(house.one, {'position': 5, 'lasting': True})
-    house.operating.told_operated(house.one, {'failed': 'x'})
+    house.units.format_sanitize.on_progress(house.one, {'position': 5, 'lasting': True})
+    house.units.format_sanitize.on_operated(house.one, {'failed': 'x'})
     assert house.unit.shared.medium == 'ready'
 
 
 def test_the_asker_may_be_gone(house):
     house.ask(OVERWRITE)
-    house.units.leave(house.one)
+    house.units.end_session(house.one)
     house.tell(report='operated', failed='')
     assert house.unit.shared.medium == 'ready'
 
 
-# -- notes and logouts -------------------------------------------------------------------------------------------------------
+# -- notes and logouts -----------------------------------------------------------------------------
 
 
 def note(house, kind, message):
-    house.units.noted(
+    house.units.replication.on_note(
         house.one, {'report': 'note', 'unit': house.unit.id, 'kind': kind, 'note': message}
     )
 
@@ -465,7 +449,7 @@ def test_errors_are_collected_before_they_are_told(house):
         note(house, 'error', {'kind': 'read'})
     house.loop.settle()
     assert house.two.of('change') == []
-    house.loop.pass_time(TELL_SECONDS + 0.1)
+    house.loop.pass_time(RECORDS_SECONDS + 0.1)
     assert [change['records']['errors']['read'] for change in house.two.of('change')] == [5]
 
 
@@ -479,19 +463,19 @@ def self_test(result, by=ONE):
         'key': 0,
         'asc': 0,
         'ascq': 0,
-        'by': list(who(by)),
+        'by': list(nexus_ports(by)),
     }
 
 
 def test_results_of_self_tests_are_kept_and_told_at_once(house):
     note(house, 'self-test', self_test(0))
     assert house.two.of('change')[0]['records']['self_tests'][0]['result'] == 0
-    assert house.units.state.load('key')['records']['self_tests'][0]['code'] == 1
+    assert house.units.replication.state.load('key')['records']['self_tests'][0]['code'] == 1
 
 
 def test_a_self_test_ends_with_its_session(house):
     note(house, 'self-test', self_test(15))
-    house.units.leave(house.one)
+    house.units.end_session(house.one)
     assert house.unit.shared.records['self_tests'][0]['result'] == 2
 
 
@@ -512,7 +496,7 @@ def test_a_worker_that_tells_what_cannot_be_is_killed(house, kind, message):
 def test_a_logout_is_answered_when_what_the_nexus_held_is_free_everywhere(house):
     house.ask({'ask': 'reserve', 'third_party': None})
     house.one.sent.clear()
-    house.units.depart(house.one, {'ask': 'leave', 'id': 9})
+    house.units.log_out_session(house.one, {'ask': 'leave', 'id': 9})
     assert (
         house.one.of('answer') == []
         and house.two.of('change')[-1]['reservations']['reserved_by'] is None
@@ -522,11 +506,11 @@ def test_a_logout_is_answered_when_what_the_nexus_held_is_free_everywhere(house)
 
 
 def test_a_logout_of_a_nexus_that_holds_nothing_is_answered_at_once(house):
-    house.units.depart(house.one, {'ask': 'leave', 'id': 9})
+    house.units.log_out_session(house.one, {'ask': 'leave', 'id': 9})
     assert [answer['id'] for answer in house.one.of('answer')] == [9]
 
 
-# -- CRYPTOGRAPHIC ERASE -----------------------------------------------------------------------------------------------
+# -- CRYPTOGRAPHIC ERASE ---------------------------------------------------------------------------
 
 ERASE = {
     'ask': 'operate',
@@ -552,7 +536,7 @@ class EncryptedHouse(House):
     """Its unit has a key in a file."""
 
     def export(self):
-        state, path = self.units.state, self.path + '/disk.key'
+        state, path = self.units.replication.state, self.path + '/disk.key'
         if not state.load('key'):
             key_files.make_key(path)
         medium = EncryptedStore(path)
@@ -567,7 +551,7 @@ class EncryptedHouse(House):
             shared._replace(key_check=key_files.key_check(medium.cipher_key, 512)),
         )
         unit.is_unsaved = True
-        self.units.add(unit)
+        self.units.add_unit(unit)
         return unit
 
     @property
@@ -599,12 +583,17 @@ def test_a_new_key_is_everywhere_before_anybody_is_let_in_again(encrypted):
             'sanitizing',
             'ready',
         ]
-    assert encrypted.units.state.load('key')['key_check'] == key_files.key_check(new, 512)
-    assert 'operation' not in encrypted.units.state.load('key') and encrypted.eraser.sent == []
+    assert encrypted.units.replication.state.load('key')['key_check'] == key_files.key_check(
+        new, 512
+    )
+    assert (
+        'operation' not in encrypted.units.replication.state.load('key')
+        and encrypted.eraser.sent == []
+    )
 
 
 def test_until_every_worker_has_it_the_medium_is_nobodys(encrypted):
-    held, real = [], encrypted.units.acknowledge
+    held, real = [], encrypted.units.replication.on_acknowledge
 
     def acknowledge(worker, message):
         if worker is encrypted.two and key_changes(worker):
@@ -612,7 +601,7 @@ def test_until_every_worker_has_it_the_medium_is_nobodys(encrypted):
         else:
             real(worker, message)
 
-    encrypted.units.acknowledge = acknowledge
+    encrypted.units.replication.on_acknowledge = acknowledge
     encrypted.ask(ERASE)
     assert encrypted.unit.shared.medium == 'sanitizing' and encrypted.one.of('answer') == []
     real(*held.pop())
@@ -629,7 +618,7 @@ def test_a_key_that_cannot_be_replaced_is_a_failed_sanitize(encrypted, monkeypat
     encrypted.ask(ERASE)
     assert encrypted.answer() == (sam.CHECK_CONDITION, (3, 0x31, 3))
     assert encrypted.in_file == encrypted.unit.store.cipher_key == old
-    state = encrypted.units.state.load('key')
+    state = encrypted.units.replication.state.load('key')
     assert state['operation']['failed'] == 'No space left on device' and state[
         'key_check'
     ] == key_files.key_check(old, 512)
@@ -655,7 +644,9 @@ def test_if_it_failed_after_the_file_was_replaced_the_new_key_is_used(
         sam.CHECK_CONDITION,
         (3, 0x31, 3),
     )
-    assert encrypted.units.state.load('key')['key_check'] == key_files.key_check(new, 512)
+    assert encrypted.units.replication.state.load('key')['key_check'] == key_files.key_check(
+        new, 512
+    )
 
 
 def test_a_key_file_that_is_not_there_now_leaves_the_old_key_in_force(encrypted):
@@ -682,7 +673,7 @@ def test_without_a_place_to_note_it_the_sanitize_has_failed(encrypted):
             raise OSError(errno.ENOSPC, 'No space left on device')
         real(key, state)
 
-    real, encrypted.units.state.save = encrypted.units.state.save, full
+    real, encrypted.units.replication.state.save = encrypted.units.replication.state.save, full
     encrypted.ask(ERASE)
     assert (
         encrypted.unit.shared.medium == 'sanitize-failed'
@@ -711,19 +702,21 @@ def test_an_erase_goes_on_after_a_kill(tmp_path, stopped_after, monkeypatch):
 
     with monkeypatch.context() as patched:
         if stopped_after == 'noted':
-            patched.setattr(first.units, 'tell', killed)
+            patched.setattr(first.units.replication, 'send_change', killed)
         else:
             patched.setattr(key_files, 'replace_key', killed)
         with pytest.raises(Killed):
             first.ask(ERASE)
-    assert first.units.state.load('key')['operation']['method'] == 'key'
+    assert first.units.replication.state.load('key')['operation']['method'] == 'key'
     between = first.in_file
     assert (between == old) == (stopped_after == 'nothing')
     later = EncryptedHouse(tmp_path)
     assert later.unit.shared.medium == 'ready' and later.in_file != old
     assert later.unit.store.cipher_key == later.in_file
     assert (later.in_file == between) == (stopped_after == 'noted')
-    assert later.units.state.load('key')['key_check'] == key_files.key_check(later.in_file, 512)
+    assert later.units.replication.state.load('key')['key_check'] == key_files.key_check(
+        later.in_file, 512
+    )
     for house in (first, later):
         house.loop.close()
 

@@ -6,14 +6,15 @@ import json
 import os
 
 import pytest
-from master_fakes import TARGET, FakeWorker, StillLoop, nexus
+from master_fakes import TARGET, FakeWorker, StillLoop, make_units, nexus
 
 from targetd.config import model
 from targetd.errors import StoreError
 from targetd.master.processes.jobs import Jobs
 from targetd.master.state.state_directory import StateDirectory
 from targetd.master.units import transitions
-from targetd.master.units.replication import ACKNOWLEDGE_SECONDS, Unit, Units
+from targetd.master.units.acknowledgements import ACKNOWLEDGE_SECONDS
+from targetd.master.units.unit import Unit
 from targetd.scsi import sam
 from targetd.scsi.medium_state import FAILED, READY
 
@@ -47,8 +48,8 @@ class House(object):
     def __init__(self, path):
         self.loop = StillLoop()
         self.events = []
-        self.state = StateDirectory(str(path))
-        self.units = Units(self.loop, self.send, self.kill, self.state)
+        self.units = make_units(self.loop, path, self.send, self.kill)
+        self.state = self.units.replication.state
         save = self.state.save
         self.state.save = lambda key, state: (save(key, state), self.events.append('saved'))
         self.unit = self.export(0)
@@ -67,11 +68,11 @@ class House(object):
             dict(FACTS),
             shared,
         )
-        self.units.add(unit)
+        self.units.add_unit(unit)
         return unit
 
     def serve(self, worker):
-        return self.units.serve(worker, nexus(worker.name))
+        return self.units.serve_session(worker, nexus(worker.name))
 
     def send(self, worker, message, descriptors):
         worker.sent.append(message)
@@ -85,7 +86,7 @@ class House(object):
         message = dict(
             more, ask=what, id=len(worker.sent) + 100, unit=more.get('unit', self.unit.id)
         )
-        self.units.ask(worker, message)
+        self.units.on_request(worker, message)
         return message['id']
 
     def register(self, worker, key=KEY, action=6, old='0' * 16, kind=0):
@@ -105,7 +106,7 @@ class House(object):
         )
 
     def acknowledge(self, worker, index=-1):
-        self.units.acknowledge(
+        self.units.replication.on_acknowledge(
             worker, {'report': 'acknowledge', 'id': worker.of('change')[index]['id']}
         )
 
@@ -189,20 +190,20 @@ def test_who_does_not_acknowledge_is_killed_and_its_death_counts(house):
     house.loop.pass_time(0.1)
     assert 'acknowledge' in house.two.killed and house.one.killed is None
     assert house.one.of('answer') == []  # not before it is dead: until then it may still write
-    house.units.leave(house.two)
+    house.units.end_session(house.two)
     assert house.one.of('answer')[0]['status'] == sam.GOOD
 
 
 def test_the_other_dies_before_it_acknowledges(house):
     house.register(house.one)
     house.acknowledge(house.one)
-    house.units.leave(house.two)
+    house.units.end_session(house.two)
     assert house.one.of('answer')[0]['status'] == sam.GOOD
 
 
 def test_the_asker_dies_while_its_change_is_under_way(house):
     house.register(house.one)
-    house.units.leave(house.one)
+    house.units.end_session(house.one)
     house.acknowledge(house.two)
     assert house.unit.shared.reservations['registrations'] and not house.unit.is_busy
     house.register(house.two, key='00000000000000bb')
@@ -213,7 +214,7 @@ def test_the_asker_dies_while_its_change_is_under_way(house):
 def test_the_asker_dies_while_its_ask_waits(house):
     house.register(house.one)
     house.register(house.two, key='00000000000000bb')
-    house.units.leave(house.two)
+    house.units.end_session(house.two)
     house.acknowledge(house.one)
     assert len(house.unit.shared.reservations['registrations']) == 1
     assert len(house.one.of('answer')) == 1
@@ -223,7 +224,7 @@ def test_a_lost_session_frees_its_reservation_and_the_others_are_told_without_de
     house.ask(house.one, 'reserve')
     house.acknowledge(house.one)
     house.acknowledge(house.two)
-    house.units.leave(house.one)
+    house.units.end_session(house.one)
     assert house.two.of('change')[-1]['reservations']['reserved_by'] is None
     house.ask(house.two, 'reserve')
     assert house.unit.shared.reservations['reserved_by'] is not None
@@ -232,7 +233,7 @@ def test_a_lost_session_frees_its_reservation_and_the_others_are_told_without_de
 def test_a_session_that_is_lost_while_a_change_is_under_way(house):
     """Replicas get whole states in order: the last one they get is the one in force."""
     house.ask(house.one, 'reserve')
-    house.units.leave(house.one)
+    house.units.end_session(house.one)
     assert house.unit.shared.reservations['reserved_by'] is None
     assert house.two.of('change')[-1]['reservations'] == house.unit.shared.reservations
     assert not house.unit.is_busy or house.two.of('answer') == []
@@ -247,7 +248,7 @@ def test_preempt_and_abort_answers_when_the_victim_is_quiet(house):
     house.acknowledge(house.two)
     house.register(house.two, key=KEY, action=5, old='00000000000000bb', kind=1)
     change = house.one.of('change')[-1]
-    assert change['abort']['own_too'] and change['attentions'] == [[0x2A, 0x05]]
+    assert 'abort' in change and change['attentions'] == [[0x2A, 0x05]]
     assert 'abort' not in house.two.of('change')[-1]
     house.acknowledge(house.two)
     assert len(house.two.of('answer')) == 1
@@ -271,9 +272,9 @@ def test_a_target_reset_is_answered_when_every_unit_is_reset(house):
 
 def test_asks_for_units_that_are_not_the_askers_are_refused(house):
     stranger = FakeWorker('stranger')
-    house.units.ask(stranger, {'ask': 'reserve', 'id': 1, 'unit': house.unit.id})
+    house.units.on_request(stranger, {'ask': 'reserve', 'id': 1, 'unit': house.unit.id})
     assert stranger.of('answer')[0]['status'] == sam.CHECK_CONDITION
-    house.units.ask(house.one, {'ask': 'reserve', 'id': 2, 'unit': 'nothing'})
+    house.units.on_request(house.one, {'ask': 'reserve', 'id': 2, 'unit': 'nothing'})
     assert bytes.fromhex(house.one.of('answer')[0]['sense'])[12] == 0x25
     assert house.unit.shared.reservations['reserved_by'] is None
 
@@ -287,33 +288,37 @@ def test_nonsense_costs_the_worker_its_life_and_nothing_else(house):
 
 def test_foreign_or_repeated_acknowledgements_are_nothing(house):
     house.register(house.one)
-    house.units.acknowledge(house.two, {'id': 'x'})
+    house.units.replication.on_acknowledge(house.two, {'id': 'x'})
     house.acknowledge(house.one)
     house.acknowledge(house.one)
     assert house.one.of('answer') == []
 
 
 def test_a_failed_unit_is_fenced_for_everybody_and_said_aloud(house, capfd):
-    house.units.failed(
+    house.units.replication.on_failed(
         house.one,
         {'report': 'failed', 'unit': house.unit.id, 'text': 'fdatasync: Input/output error'},
     )
     assert [w.of('change')[-1]['medium'] for w in (house.one, house.two)] == [FAILED, FAILED]
     text = capfd.readouterr().err
     assert 'FAILED' in text and 'Input/output error' in text and 'targetdctl acknowledge' in text
-    house.units.failed(house.two, {'report': 'failed', 'unit': house.unit.id, 'text': 'again'})
+    house.units.replication.on_failed(
+        house.two, {'report': 'failed', 'unit': house.unit.id, 'text': 'again'}
+    )
     assert house.unit.failure == 'fdatasync: Input/output error'
 
 
 def test_only_who_serves_a_unit_can_fail_it(house):
-    house.units.failed(
+    house.units.replication.on_failed(
         FakeWorker('stranger'), {'report': 'failed', 'unit': house.unit.id, 'text': 'x'}
     )
     assert house.unit.shared.medium == READY
 
 
 def test_a_resize_tells_the_size_with_the_attention(house):
-    house.units.change(house.unit, transitions.resized(house.unit.shared, 2 << 20))
+    house.units.replication.apply_decision(
+        house.unit, transitions.resized(house.unit.shared, 2 << 20)
+    )
     change = house.two.of('change')[-1]
     assert change['size'] == 2 << 20 and change['attentions'] == [[0x2A, 0x09]]
 
@@ -321,7 +326,7 @@ def test_a_resize_tells_the_size_with_the_attention(house):
 def test_a_unit_that_goes_answers_what_still_waits(house):
     house.register(house.one)
     house.register(house.two, key='00000000000000bb')
-    house.units.remove(house.unit)
+    house.units.remove_unit(house.unit)
     assert bytes.fromhex(house.two.of('answer')[0]['sense'])[12] == 0x25
 
 
@@ -329,14 +334,14 @@ def test_orders_of_units_are_done_when_everybody_acknowledged(house):
     done = []
     new = house.export(3)
     house.one.session = house.two.session = type('S', (), {'nexus': nexus('x')})
-    house.units.order_units(
+    house.units.replication.order_units(
         [house.one, house.two], add=[new], attentions=[(0x3F, 0x0E)], done=lambda: done.append(1)
     )
     order = house.two.of('units')[0]
     assert order['add'][0]['lun'] == 3 and order['attentions'] == [[0x3F, 0x0E]]
-    house.units.acknowledge(house.one, {'id': order['id']})
+    house.units.replication.on_acknowledge(house.one, {'id': order['id']})
     assert not done
-    house.units.leave(house.two)
+    house.units.end_session(house.two)
     assert done == [1]
     assert new.workers and house.two not in new.workers
 
@@ -358,7 +363,7 @@ def test_more_units_than_fit_one_message_follow(house):
     [(lambda descriptor: None, ''), (lambda descriptor: broken(), 'Input/output error')],
 )
 def test_flush_all_says_what_could_not_be_flushed(house, monkeypatch, fail, why):
-    monkeypatch.setattr('targetd.master.units.replication.os.fdatasync', fail)
+    monkeypatch.setattr('targetd.master.units.logical_units.os.fdatasync', fail)
     jobs, results = Jobs(house.loop), []
     house.units.flush_all(jobs, results.extend)
     jobs.wait()

@@ -4,12 +4,12 @@ first write."""
 import os
 
 import pytest
-from master_fakes import TARGET, FakeStore, FakeWorker, StillLoop, nexus
+from master_fakes import TARGET, FakeStore, FakeWorker, StillLoop, make_units, nexus
 
 from targetd.config import model
-from targetd.master.state.state_directory import StateDirectory
 from targetd.master.units import rod_tokens, transitions
-from targetd.master.units.replication import ACKNOWLEDGE_SECONDS, Unit, Units
+from targetd.master.units.acknowledgements import ACKNOWLEDGE_SECONDS
+from targetd.master.units.unit import Unit
 
 OTHER_TARGET = 'iqn.2026-11.test:other'
 
@@ -22,12 +22,12 @@ class House(object):
         self.path = path
         self.loop = StillLoop()
         self.given = []  # (may be written?, bytes) of each descriptor that was sent
-        self.units = Units(self.loop, self.send, self.kill, StateDirectory(str(path)))
+        self.units = make_units(self.loop, path, self.send, self.kill)
         self.unit, self.second = self.export(TARGET, 0), self.export(TARGET, 1)
         self.other = self.export(OTHER_TARGET, 0)
         self.one, self.two, self.far = FakeWorker('one'), FakeWorker('two'), FakeWorker('far')
         for worker, target in ((self.one, TARGET), (self.two, TARGET), (self.far, OTHER_TARGET)):
-            self.units.serve(worker, nexus(worker.name, target=target))
+            self.units.serve_session(worker, nexus(worker.name, target=target))
 
     def export(self, target, lun):
         file = str(self.path.join('%s-%d' % (target[-5:], lun)))
@@ -43,7 +43,7 @@ class House(object):
             facts,
             transitions.initial({'block_size': 512}, {}, 'boot'),
         )
-        self.units.add(unit)
+        self.units.add_unit(unit)
         return unit
 
     def send(self, worker, message, descriptors):
@@ -63,14 +63,14 @@ class House(object):
     def ask(self, worker, what, unit=None, **words):
         """The answer, or None if there is none yet; changes are not acknowledged."""
         message = dict(words, ask=what, id='q%d' % len(worker.sent), unit=(unit or self.unit).id)
-        self.units.ask(worker, message)
+        self.units.on_request(worker, message)
         self.loop.settle()
         return next((sent for sent in worker.of('answer') if sent['id'] == message['id']), None)
 
     def acknowledge(self, *workers):
         for worker in workers or (self.one, self.two, self.far):
             for message in worker.of('change'):
-                self.units.acknowledge(worker, message)
+                self.units.replication.on_acknowledge(worker, message)
         self.loop.settle()
 
     def populate(self, worker=None, unit=None, ranges=((0, 4096),), seconds=60):
@@ -122,13 +122,13 @@ def test_a_worker_that_does_not_heed_it_is_killed_and_then_it_is_given_out(house
     house.acknowledge(house.one)
     house.loop.pass_time(ACKNOWLEDGE_SECONDS + 1)
     assert house.two.killed and not house.one.of('answer')
-    house.units.leave(house.two)
+    house.units.end_session(house.two)
     assert house.one.of('answer')[-1]['status'] == 0
 
 
 def test_a_new_session_learns_what_is_watched(house):
     house.populate(ranges=[(512, 512)])
-    units, _ = house.units.serve(FakeWorker('late'), nexus('late'))
+    units, _ = house.units.serve_session(FakeWorker('late'), nexus('late'))
     assert [unit['watched'] for unit in units] == [[[512, 1024]], []]
 
 
@@ -213,14 +213,14 @@ def test_a_token_in_use_does_not_expire_unless_its_user_is_gone(house):
     house.loop.pass_time(6)
     house.loop.pass_time(6)
     assert house.unit.watched
-    house.units.leave(house.two)
+    house.units.end_session(house.two)
     house.loop.pass_time(6)
     assert code(house.use(house.one, token)) == (0x23, 0x07)
 
 
 def test_a_unit_that_is_exported_no_more_takes_its_tokens_along(house):
     token = house.populate(house.far, house.other)
-    house.units.remove(house.other)
+    house.units.remove_unit(house.other)
     assert code(house.use(house.one, token)) == (0x23, 0x06)
 
 
@@ -232,7 +232,7 @@ def test_a_unit_with_another_medium_has_no_tokens(house):
 
 def test_an_ejected_source_is_not_read(house):
     token = house.populate()
-    house.units.medium(house.unit, 'ejected')
+    house.units.replication.set_medium(house.unit, 'ejected')
     assert code(house.use(house.one, token)) == (0x23, 0x00)
 
 

@@ -14,7 +14,7 @@ from targetd.master.units.transitions import (
     Refusal,
     decide,
     initial,
-    who,
+    nexus_ports,
 )
 from targetd.scsi import alua, modes, reservations, sam
 
@@ -55,7 +55,7 @@ def test_a_registration_persists_and_is_told(shared):
 
 def test_a_conflict_changes_nothing(shared):
     refusal = decide(shared, ONE, register(old=OTHER_KEY), [])
-    assert refusal == Refusal(sam.RESERVATION_CONFLICT) and not refusal.concerns_others
+    assert refusal == Refusal(sam.RESERVATION_CONFLICT)
 
 
 def test_a_wrong_list_is_answered_with_sense(shared):
@@ -74,7 +74,7 @@ def test_preempt_and_abort_tells_and_aborts_the_victim_only(shared):
     state = decide(state, TWO, register(action=1, old=OTHER_KEY, key=NO_KEY, type=5), []).shared
     decision = decide(state, ONE, register(action=5, old=KEY, key=OTHER_KEY, type=5), [])
     assert decision.attentions_of(TWO) == [[0x2A, 0x05]] and decision.attentions_of(ONE) == []
-    assert decision.abort_of(TWO, False) == {'initiator_port': None, 'own_too': True, 'tas': False}
+    assert decision.abort_of(TWO, False) == {'tas': False}
     assert decision.abort_of(ONE, True) is None
 
 
@@ -128,7 +128,7 @@ def test_a_refusal_has_the_sense_format_that_d_sense_asks_for(shared):
     refused = decide(descriptor, ONE, register(action=1, old=KEY, type=2), [])
     assert refused.sense[:4] == bytes([0x72, 5, 0x24, 0x00])
     assert refused.sense[8:12] == bytes([0x02, 0x06, 0, 0])  # with the field pointer's descriptor
-    prevented = descriptor._replace(prevented_by=(who(TWO),))
+    prevented = descriptor._replace(prevented_by=(nexus_ports(TWO),))
     assert decide(prevented, ONE, {'ask': 'start-stop', 'action': 'eject'}, []).sense[:4] == bytes(
         [0x72, 5, 0x53, 0x02]
     )
@@ -180,7 +180,7 @@ def test_prevented_removal(shared):
     refusal = decide(prevented, ONE, {'ask': 'start-stop', 'action': 'eject'}, [])
     assert refusal.status == sam.CHECK_CONDITION and refusal.sense[12:14] == b'\x53\x02'
     assert decide(prevented, ONE, {'ask': 'prevent', 'prevent': False}, []).shared.prevented_by == (
-        who(TWO),
+        nexus_ports(TWO),
     )
     assert transitions.session_lost(prevented, TWO).shared.prevented_by == ()
     allowed = decide(prevented, TWO, {'ask': 'prevent', 'prevent': False}, []).shared
@@ -216,7 +216,7 @@ def test_a_nexus_reset_takes_what_is_this_nexuss_and_nothing_else(shared):
         ones = decide(ones, nexus, {'ask': 'prevent', 'prevent': True}, []).shared
     decision = decide(ones, ONE, {'ask': 'reset', 'function': 'i-t-nexus-reset'}, [])
     assert decision.shared.reservations['reserved_by'] is None and decision.shared.prevented_by == (
-        who(TWO),
+        nexus_ports(TWO),
     )
     assert decision.attentions_of(ONE) == [[0x29, 0x07]] and decision.attentions_of(TWO) == []
     assert decision.abort_of(TWO, False) is None
@@ -235,7 +235,7 @@ def test_a_reset_leaves_persistent_reservations(shared):
 
 def test_clear_task_set_ends_the_own_task_set_only(shared):
     decision = decide(shared, ONE, {'ask': 'reset', 'function': 'clear-task-set'}, [])
-    assert decision.abort_of(ONE, True) == {'initiator_port': None, 'own_too': True, 'tas': False}
+    assert decision.abort_of(ONE, True) == {'tas': False}
     assert decision.abort_of(TWO, False) is None and decision.attentions_of(TWO) == []
 
 
@@ -291,7 +291,7 @@ def test_damaged_saved_state_is_not_taken_for_an_empty_one():
     assert reservations.initial() == initial(FACTS, {}, 'boot').reservations
 
 
-# -- target port groups and space ------------------------------------------------------------------------------------
+# -- target port groups and space ------------------------------------------------------------------
 
 CHANGED = [[0x2A, 0x06]]
 

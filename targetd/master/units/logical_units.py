@@ -1,0 +1,272 @@
+"""The logical units of the server: exported, served to sessions, changed at the request of a worker
+(ARCHITECTURE D3: the master alone owns the state that sessions share).
+
+A request for a change takes these steps; the next change of the same unit starts only after it:
+
+     request --> queued --> decided --> saved, if it must persist --> distributed (replication)
+                               |                 |                         |
+                               v refused         v failed                  every replica has it in force
+                             answer            answer                      |
+                                                                         answer
+
+A change that the master makes by itself (a nexus is lost, a medium failed, a reload) does not wait
+in the queue.
+"""
+
+import functools
+import os
+from collections import deque
+
+from targetd import log
+from targetd.master.processes.jobs import JobResult
+from targetd.master.units import transitions
+from targetd.master.units.transitions import Decision, Refusal
+from targetd.master.units.unit import to_message_with_descriptors
+
+# shorter, together with the other stages of the stop, than a service manager waits
+FLUSH_SECONDS = 30.0
+# Each unit can have two descriptors, and a message at most channel.MAXIMUM_DESCRIPTORS.
+UNITS_PER_MESSAGE = 120
+
+
+class Units(object):
+    """The units and the requests of workers about them. The parts are given: replication:
+    Replication; rod_tokens: RodTokens; copy_guests: CopyGuests; format_sanitize: FormatSanitize."""
+
+    def __init__(self, replication, rod_tokens, copy_guests, format_sanitize):
+        self.replication = replication
+        self.rod_tokens = rod_tokens
+        self.copy_guests = copy_guests
+        self.format_sanitize = format_sanitize
+        self.by_id = replication.by_id
+        self.of_target = replication.of_target
+
+    def add_unit(self, unit):
+        """Export the unit. An operation that was in progress at the last stop is resumed."""
+        self.by_id[unit.id] = unit
+        if unit.is_unsaved:
+            self.replication.apply_decision(unit, Decision(unit.shared, persist=True))
+            unit.is_unsaved = False
+        self.format_sanitize.resume_operation(unit)
+
+    def remove_unit(self, unit):
+        """End the export. Requests that are queued are refused with LOGICAL UNIT NOT SUPPORTED."""
+        self.by_id.pop(unit.id, None)
+        self.rod_tokens.revoke_tokens_of(unit)
+        self.format_sanitize.cancel_operation(unit)
+        while unit.queue:
+            _, _, answer = unit.queue.popleft()
+            answer(Refusal(*transitions.UNIT_IS_GONE))
+
+    def find(self, text):
+        """The unit with this id, or named TARGET/LUN; None if there is none."""
+        if text in self.by_id:
+            return self.by_id[text]
+        target_name, _, number = text.rpartition('/')
+        return self.of_target(target_name).get(int(number)) if number.isdigit() else None
+
+    # -- sessions ----------------------------------------------------------------------------------
+
+    def serve_session(self, worker, nexus):
+        """(unit dicts, descriptors) for the answer to a session claim. The worker holds a replica of
+        each unit of the target from now on. Units that do not fit in one message follow in `units`
+        orders. Raises OSError."""
+        mine = [unit for _, unit in sorted(self.of_target(nexus.target_name).items())]
+        for unit in mine:
+            unit.workers[worker] = nexus
+        for start in range(UNITS_PER_MESSAGE, len(mine), UNITS_PER_MESSAGE):
+            rest = mine[start : start + UNITS_PER_MESSAGE]
+            self.replication.loop.call_later(
+                0, lambda more=rest: self.replication.order_units([worker], add=more)
+            )
+        return to_message_with_descriptors(worker, mine[:UNITS_PER_MESSAGE])
+
+    def end_session(self, worker):
+        """The worker is dead, or serves its session no more: its nexus is lost, its acknowledgements
+        count as received, and its queued requests are dropped."""
+        for unit in list(self.by_id.values()):
+            nexus = unit.workers.pop(worker, None)
+            unit.guests.pop(worker, None)
+            unit.queue = deque(entry for entry in unit.queue if entry[0] is not worker)
+            if worker in unit.slots:
+                self.replication.atomic_writes.retire_slot(unit, unit.slots.pop(worker))
+            if nexus is not None:
+                self.replication.apply_decision(unit, transitions.session_lost(unit.shared, nexus))
+        self.rod_tokens.worker_gone(worker)
+        self.replication.acknowledgements.worker_gone(worker)
+
+    def log_out_session(self, worker, message):
+        """`ask leave`: the session logs out, so its nexus is lost now. The request is answered when
+        every replica has that in force."""
+        pending = [1]
+
+        def one_done():
+            pending[0] -= 1
+            if not pending[0]:
+                self.replication.send(worker, _answer(message, Refusal(0)), ())
+
+        for unit in list(self.by_id.values()):
+            nexus = unit.workers.get(worker)
+            decision = transitions.session_lost(unit.shared, nexus) if nexus is not None else None
+            if decision is not None:
+                pending[0] += 1
+                self.replication.apply_decision(unit, decision, one_done)
+        one_done()
+
+    # -- requests ----------------------------------------------------------------------------------
+
+    def on_request(self, worker, message):
+        """An `ask` of a worker about a unit. The answer is sent when the change is in force in every
+        replica. A malformed request ends the worker."""
+
+        def answer(decision, words=None, descriptors=()):
+            self.replication.send(worker, _answer(message, decision, words), descriptors)
+
+        unit, kind = self.by_id.get(message.get('unit')), message.get('ask')
+        is_serving = unit is not None and worker in unit.workers
+        is_guests_revocation = unit is not None and kind == 'token-revoke' and worker in unit.guests
+        if not is_serving and not is_guests_revocation:
+            answer(Refusal(*transitions.UNIT_IS_GONE))
+        elif kind == 'reset' and message.get('function') in transitions.OF_A_TARGET:
+            self._reset_target(worker, unit.target_name, message, answer)
+        elif kind in self.rod_tokens.requests:
+            self._handle(self.rod_tokens.on_request, unit, worker, message, answer)
+        elif kind == 'copy-reach':
+            self._handle(self.copy_guests.on_copy_reach, unit, worker, message, answer)
+        else:
+            self._enqueue(unit, worker, message, answer)
+
+    def _handle(self, handler, unit, worker, message, answer):
+        try:
+            handler(unit, worker, message, answer)
+        except transitions.Malformed as e:
+            self._kill_malformed(worker, e)
+
+    def _kill_malformed(self, worker, error):
+        log.error('worker %d sent an invalid request: %s', worker.pid, error)
+        self.replication.kill(worker, 'it sent an invalid request')
+
+    def _reset_target(self, worker, target_name, message, answer):
+        units = list(self.of_target(target_name).values())
+        pending = [len(units)]
+
+        def one_done(decision):
+            pending[0] -= 1
+            if not pending[0]:
+                answer(decision)
+
+        for unit in units:
+            self._enqueue(unit, worker, message, one_done)
+
+    def _enqueue(self, unit, worker, message, answer):
+        unit.queue.append((worker, message, answer))
+        self._process_queue(unit)
+
+    def _process_queue(self, unit):
+        while unit.queue and not unit.is_busy:
+            worker, message, answer = unit.queue.popleft()
+            nexus = unit.workers.get(worker)
+            if nexus is not None:
+                self._decide(unit, worker, nexus, message, answer)
+
+    def _decide(self, unit, worker, nexus, message, answer):
+        try:
+            decision = transitions.decide(unit.shared, nexus, message, unit.initiator_ports())
+        except transitions.Malformed as e:
+            self._kill_malformed(worker, e)
+            return
+        if isinstance(decision, Decision) and decision.persist:
+            decision = self._saved(unit, decision)
+        if isinstance(decision, Refusal):
+            answer(decision)
+            return
+        unit.is_busy = True
+
+        def in_force():
+            unit.is_busy = False
+            if decision.operation_start:
+                self.format_sanitize.start_operation(unit, decision, answer)
+            else:
+                answer(decision)
+            self._process_queue(unit)
+
+        self.replication.distribute(unit, decision, worker, in_force)
+
+    def _saved(self, unit, decision):
+        """The Decision, or, if it cannot be saved, the Refusal of the command."""
+        try:
+            self.replication.save_state(unit, decision.shared)
+        except OSError as e:
+            log.error(
+                'unit %s: its reservations or saved mode pages cannot be saved in %s: %s; the '
+                'command is refused',
+                unit.id,
+                self.replication.state.path,
+                e.strerror,
+            )
+            return transitions.cannot_persist(unit.shared)
+        return decision
+
+    # -- stop --------------------------------------------------------------------------------------
+
+    def flush_all(self, jobs, done):
+        """At the stop: make every medium durable, in child processes. done([(unit, '' or why it
+        failed)]) is called within FLUSH_SECONDS."""
+        units, results = list(self.by_id.values()), []
+
+        def flushed(unit, answer):
+            unit.has_flush_timed_out = answer.is_late
+            results.append((unit, answer.why))
+            if len(results) == len(units):
+                done(results)
+
+        for unit in units:
+            if unit.store.read_only or unit.store.kind not in ('file', 'block'):
+                flushed(unit, JobResult({}, [], '', False))
+            else:
+                jobs.submit_job(
+                    ('flush', unit.id),
+                    functools.partial(flush_medium, unit.store.descriptor),
+                    functools.partial(flushed, unit),
+                    [unit.store.descriptor],
+                    FLUSH_SECONDS,
+                )
+        if not units:
+            done(results)
+
+    def close_all(self):
+        """Close every store. A store whose flush timed out is left to the kernel, because close()
+        could block."""
+        self.replication.atomic_writes.is_stopping = True
+        for unit in self.by_id.values():
+            try:
+                self.replication.release_journal(unit)
+                if not unit.has_flush_timed_out:
+                    unit.store.close()
+            except OSError as e:
+                log.error('unit %s: %s', unit.id, e.strerror)
+        self.by_id.clear()
+
+
+def _answer(message, decision, words=None):
+    """The answer to this request: its status, sense and data, and further words."""
+    return dict(
+        words or {},
+        do='answer',
+        id=message.get('id'),
+        status=decision.status,
+        sense=decision.sense.hex() if decision.sense else None,
+        data=decision.data.hex() if decision.data else None,
+    )
+
+
+def flush_medium(descriptor):
+    """A job in a child process: make durable what any process wrote."""
+    try:
+        os.fdatasync(descriptor)
+    except OSError as e:
+        return {'failed': e.strerror}, ()
+    return {}, ()
+
+
+__all__ = ('Units',)

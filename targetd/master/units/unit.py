@@ -1,0 +1,112 @@
+"""One exported logical unit in the master: its configuration, its store, its shared state and the
+workers that hold a replica of that state."""
+
+import time
+from collections import deque
+
+from targetd.scsi import operations
+
+
+class Unit(object):
+    """A logical unit that is exported.
+
+    id: str, unique as long as the export lasts; key: str, belongs to the data and names the saved
+    state; lun: config.model.Lun; store: the Store that the master opened; facts: dict of the unit's
+    properties; shared: transitions.Shared; atomic: atomic_slots.JournaledMedium or None; found:
+    dict with seen, contents, auto_assembled (exports.open_medium).
+
+    workers: {worker: Nexus}, the workers whose sessions serve the unit; guests: {worker: (Nexus,
+    count of copies)}, the workers whose copies read or write the unit (copy_guests); watched: byte
+    ranges that ROD tokens represent (rod_tokens); slots: {worker, or (message id, worker) for a
+    store that is being replaced: journal.Slot}, the journal slots that were granted."""
+
+    def __init__(
+        self, unit_id, key, target_name, lun, store, facts, shared, atomic=None, found=None
+    ):
+        self.id = unit_id
+        self.key = key
+        self.target_name = target_name
+        self.lun = lun
+        self.store = store
+        self.facts = facts
+        self.shared = shared
+        self.atomic = atomic
+        self.slots = {}
+        self.found = found
+        self.workers = {}
+        self.guests = {}
+        self.watched = []
+        self.queue = deque()  # (worker, message, answer): requests for a change, oldest first
+        self.is_busy = False  # a change is being distributed; the queue waits for it
+        self.failure = None  # why the medium failed, as a worker reported it
+        self.replicated_size = store.size  # bytes, as the replicas know it
+        self.since = int(time.time() * 1000)
+        self.has_flush_timed_out = False
+        self.are_records_scheduled = False  # changed records will be sent within RECORDS_SECONDS
+        self.is_unsaved = False  # `shared` differs from the saved state
+
+    @property
+    def progress(self):
+        """How much of the operation in progress is done, 0..65535."""
+        return operations.progress(self.shared.operation, self.store.size)
+
+    def replica_holders(self):
+        """[(worker, Nexus)] of the workers that must receive changes of this unit."""
+        return list(self.workers.items()) + [
+            (worker, nexus) for worker, (nexus, _) in self.guests.items()
+        ]
+
+    def has_replica_in(self, worker):
+        """True if this worker has a descriptor of the medium."""
+        return worker in self.workers or worker in self.guests
+
+    def initiator_ports(self):
+        """Sorted initiator port names that are logged in to the unit's target."""
+        return sorted({nexus.initiator_port for nexus in self.workers.values()})
+
+    def to_message(self, descriptor):
+        """The unit as a dict (catalogue in channel.py). descriptor: index of the medium's
+        descriptor in the message, or None."""
+        shared = self.shared
+        return {
+            'lun': self.lun.number,
+            'unit': self.id,
+            'descriptor': descriptor,
+            'store': self.store.description(),
+            'facts': self.facts,
+            'reservations': shared.reservations,
+            'modes': shared.modes,
+            'medium': shared.medium,
+            'access': shared.access,
+            'progress': self.progress,
+            'records': shared.records,
+            'since': self.since,
+            'watched': self.watched,
+        }
+
+    def __repr__(self):
+        return '<unit %s>' % self.id
+
+
+def to_message_with_descriptors(worker, units):
+    """(dicts, descriptors): these units, for a message to this worker, or to a copy's guest if
+    worker is None. Each dict has the index of the medium's descriptor and, if writes are atomic,
+    that of the journal, in which a worker (not a guest) is granted a slot. Raises OSError."""
+    dicts, descriptors = [], []
+    for unit in units:
+        index = None
+        if unit.store.descriptor is not None:
+            index = len(descriptors)
+            descriptors.append(unit.store.descriptor)
+        dicts.append(unit.to_message(index))
+        if unit.atomic is not None:
+            slot = None
+            if worker is not None:
+                slot = unit.slots[worker] = unit.atomic.grant_slot()
+            dicts[-1]['atomic'] = {
+                'descriptor': len(descriptors),
+                'slot': slot and slot.number,
+                'path': unit.atomic.path,
+            }
+            descriptors.append(slot.descriptor if slot else unit.atomic.descriptor)
+    return dicts, descriptors
