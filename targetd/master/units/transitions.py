@@ -1,10 +1,8 @@
-"""What becomes of a unit's shared state when a nexus asks for a change, or when something happens
-to it. Pure.
+"""Transitions of a unit's shared state: at the request of a nexus, or after an event. Pure.
 
-May import scsi.sam, scsi.sense, scsi.reservations, scsi.modes, scsi.access, scsi.attention,
-scsi.operations, scsi.records. A function takes the Shared state and gives a Decision (a new Shared
-state and what follows from it) or a Refusal (the status and sense that end the command); it never
-changes what it was given. units.py persists, distributes and answers.
+A function takes the Shared state and returns a Decision (the new Shared state and its consequences)
+or a Refusal (the status and sense data that end the command). It never changes its arguments.
+logical_units and replication save, distribute and answer.
 """
 
 from collections import namedtuple
@@ -19,14 +17,17 @@ from targetd.scsi.sense import (
     invalid_field_in_cdb,
 )
 
-#: Functions that concern every unit of the target.
+#: Task management functions that apply to every unit of the target.
 OF_A_TARGET = ('target-warm-reset', 'target-cold-reset', 'i-t-nexus-reset')
 
-#: reservations, modes: see scsi; medium: READY …, or a word of scsi.operations; prevented_by:
-#: ((initiator_port, target_port) …) that prevent removal; operation: see scsi.operations, or None;
-#: access: see scsi.access; crossed: indices of the thresholds (scsi.modes) that are reached, None
-#: before they were looked at; records: see scsi.records; key_check: what tells the key that the
-#: medium is encrypted with from others (master.keys), '' where it is not.
+#: The state that all sessions of a unit share.
+#:
+#: reservations, modes, access (alua), records: values of the scsi module of that name
+#: medium: READY …, or a state of scsi.operations
+#: prevented_by: ((initiator_port, target_port) …) that prevent medium removal
+#: operation: the FORMAT UNIT or SANITIZE in progress or failed (scsi.operations), or None
+#: crossed: indices of the thresholds (scsi.modes) that are reached; None before the first check
+#: key_check: identifies the encryption key of the medium (state.key_files); '' if not encrypted
 Shared = namedtuple(
     'Shared', 'reservations modes medium prevented_by operation access crossed records key_check'
 )
@@ -34,11 +35,11 @@ Shared.__new__.__defaults__ = (READY, (), None, alua.initial(), None, records.in
 
 
 class Malformed(ValueError):
-    """A worker asked for what no command can ask for: the worker is broken or hostile."""
+    """A worker sent a request that no command leads to: the worker is broken or hostile."""
 
 
 class Refusal(namedtuple('Refusal', 'status sense data')):
-    """The command ends so, and nothing changes."""
+    """The status, sense data (bytes or None) and data that end a command; no state changes."""
 
     __slots__ = ()
 
@@ -47,10 +48,13 @@ class Refusal(namedtuple('Refusal', 'status sense data')):
 
 
 class Decision(namedtuple('Decision', 'shared attentions aborts persist size operation_start')):
-    """shared: the new state; attentions: [((initiator_port, target_port) or Others, asc, ascq) …];
-    aborts: nexuses whose tasks end, as (initiator_port, target_port), or None for everybody's;
-    persist: bool; size: the new one in bytes, or None; operation_start: '' or how shared.operation starts:
-    'immediate' (the asker is answered), 'awaited' (at the end)."""
+    """A new state and its consequences.
+
+    shared: the new Shared state; attentions: [((initiator_port, target_port) or Others, asc, ascq)
+    …], unit attention conditions to establish; aborts: [(initiator_port, target_port) …] of the
+    nexuses whose tasks end, or None for all nexuses; persist: bool; size: the new one in bytes, or
+    None; operation_start: 'immediate' (the command is answered now) or 'awaited' (at the end) if
+    shared.operation starts, else ''."""
 
     __slots__ = ()
 
@@ -65,11 +69,11 @@ class Decision(namedtuple('Decision', 'shared attentions aborts persist size ope
 
     @property
     def is_immediate(self):
-        """Is the asker answered before the operation is over?"""
+        """True if the command is answered before its operation has ended."""
         return self.operation_start == 'immediate'
 
     def changed(self, old):
-        """The parts of the state that a replica must be told of."""
+        """{part: value}: the parts of the state that differ from `old` and that replicas have."""
         parts = ('reservations', 'modes', 'medium', 'access', 'records')
         return {
             part: getattr(self.shared, part)
@@ -78,17 +82,17 @@ class Decision(namedtuple('Decision', 'shared attentions aborts persist size ope
         }
 
     def attentions_of(self, nexus):
-        """[[asc, ascq] …] owed to this nexus."""
+        """[[asc, ascq] …]: the unit attention conditions for this nexus."""
         mine = nexus_ports(nexus)
         return [
             [asc, ascq]
-            for owed, asc, ascq in self.attentions
-            if owed == mine or isinstance(owed, Others) and owed.by != mine
+            for for_whom, asc, ascq in self.attentions
+            if for_whom == mine or isinstance(for_whom, Others) and for_whom.by != mine
         ]
 
     def abort_of(self, nexus, is_asker):
-        """The `abort` for this nexus's worker, or None. TASK ABORTED status is for those that did
-        not ask (SPC-4)."""
+        """The `abort` part of the message to this nexus's worker, or None. Tasks of the nexus that
+        requested the change never end with TASK ABORTED status because of TAS (SPC-4)."""
         if self.aborts is not None and nexus_ports(nexus) not in self.aborts:
             return None
         tas = (
@@ -98,15 +102,16 @@ class Decision(namedtuple('Decision', 'shared attentions aborts persist size ope
 
 
 class Others(namedtuple('Others', 'by')):
-    """Every nexus but `by` (which may be None: every nexus)."""
+    """All nexuses except `by`; by None: all nexuses."""
 
     __slots__ = ()
 
 
 def initial(facts, saved, boot_id, configured=None):
-    """The Shared state of a unit at its export. saved: what saved_state gave, or {}; boot_id: of
-    this boot of the machine, which tells a restart of targetd, that reservations outlast, from a
-    loss of power, that only those with APTPL do. Raises ValueError if `saved` is damaged."""
+    """The Shared state of a unit when it is exported. saved: the dict that saved_state() returned,
+    or {}; boot_id: identifies this boot of the machine. Reservations outlast a restart of targetd in
+    the same boot; after another boot (loss of power) only those with APTPL are restored. configured:
+    the alua state that the configuration gives. Raises ValueError if `saved` is damaged."""
     same_boot = bool(boot_id) and saved.get('boot_id') == boot_id
     operation = operations.restored(saved.get('operation'))
     return Shared(
@@ -122,7 +127,7 @@ def initial(facts, saved, boot_id, configured=None):
 
 
 def saved_state(shared, boot_id):
-    """What goes to stable storage: {} if there is nothing to remember."""
+    """The dict to save on stable storage; {} if nothing has to be restored."""
     state = {}
     if shared.reservations['registrations']:
         state['reservations'] = reservations.aptpl_dump(shared.reservations)
@@ -144,34 +149,34 @@ def saved_state(shared, boot_id):
     return state
 
 
-#: Of a unit that is no more, nobody knows what D_SENSE was.
+#: (status, sense), in fixed format, because the D_SENSE bit of a removed unit is not known.
 UNIT_IS_GONE = (sam.CHECK_CONDITION, CheckCondition(ILLEGAL_REQUEST, 0x25, 0x00).sense())
 
 
 def refusal(shared, error):
-    """The Refusal that ends a command with this CheckCondition, in the sense format that the unit's
-    D_SENSE asks for."""
+    """The Refusal that ends a command with this CheckCondition, in the sense data format that the
+    D_SENSE bit of the unit selects."""
     return Refusal(sam.CHECK_CONDITION, error.sense(modes.descriptor_sense(shared.modes)))
 
 
 def cannot_persist(shared):
-    """What the command asked for cannot be kept on stable storage, and so it is not done."""
+    """The Refusal of a command whose effect cannot be saved on stable storage."""
     return refusal(shared, CheckCondition(HARDWARE_ERROR, 0x44, 0x00))
 
 
 def nexus_ports(nexus):
-    """(initiator port name, target port name)."""
+    """(initiator port name, target port name), which identify a nexus."""
     return (nexus.initiator_port, nexus.target_port)
 
 
 def is_task_aborted_status(mode_state):
-    """The TAS bit of the control mode page."""
+    """True if the TAS bit of the control mode page is set."""
     return modes.parameters(mode_state).tas
 
 
 def decide(shared, nexus, message, known_ports):
-    """A Decision or Refusal on a worker's `ask`. known_ports: initiator ports logged in to the
-    unit. Raises Malformed."""
+    """The Decision or Refusal for an `ask` of a worker. known_ports: the initiator ports that are
+    logged in to the unit. Raises Malformed."""
     try:
         return KINDS[message.get('ask')](shared, nexus, message, known_ports)
     except (KeyError, ValueError, TypeError) as e:
@@ -191,15 +196,15 @@ def _reservations(shared, nexus, message, known_ports):
         return Refusal(outcome.status)
     return Decision(
         shared._replace(reservations=outcome.state),
-        [(tuple(owed), asc, ascq) for owed, asc, ascq in outcome.attentions],
+        [(tuple(ports), asc, ascq) for ports, asc, ascq in outcome.attentions],
         frozenset(tuple(victim) for victim in outcome.aborts),
         outcome.persist,
     )
 
 
 def session_lost(shared, nexus):
-    """What goes with a nexus: its SPC-2 reservation, what it prevented. A Decision, or None if
-    nothing changes."""
+    """The nexus is lost: its RESERVE and its prevention of medium removal end, its self-test is
+    aborted. A Decision, or None if nothing changes."""
     new = shared._replace(
         reservations=reservations.session_lost(shared.reservations, *nexus_ports(nexus)),
         prevented_by=tuple(p for p in shared.prevented_by if p != nexus_ports(nexus)),
@@ -212,7 +217,8 @@ def session_lost(shared, nexus):
 
 
 def _mode_select(shared, nexus, message, _known_ports):
-    """MODE SELECT (SPC-4 6.11, 6.12): the others are told, if a current value is another one now."""
+    """MODE SELECT (SPC-4 6.11, 6.12): a unit attention for the other nexuses if a current value
+    changes."""
     new = modes.apply(shared.modes, message)
     if new is shared.modes:
         return Refusal(sam.GOOD)
@@ -225,8 +231,8 @@ def _mode_select(shared, nexus, message, _known_ports):
 
 
 def facts_changed(shared, facts):
-    """The administrator changed what mode parameters are by default; saved ones stand. A Decision:
-    every nexus is told, if a current value is another one now."""
+    """The administrator changed default mode parameters; saved values stay in force. A Decision, with
+    a unit attention for all nexuses if a current value changes."""
     new = modes.restore(facts, modes.saved(shared.modes))
     attentions = []
     if new['current'] != shared.modes['current']:
@@ -238,7 +244,7 @@ def facts_changed(shared, facts):
 
 
 def _set_target_port_groups(shared, nexus, message, _known_ports):
-    """SET TARGET PORT GROUPS (SPC-4 6.45): the others are told."""
+    """SET TARGET PORT GROUPS (SPC-4 6.45): a unit attention for the other nexuses."""
     new = alua.changed(shared.access, alua.checked_set(shared.access, message), alua.SET_BY_COMMAND)
     if new is shared.access:
         return Refusal(sam.GOOD)
@@ -250,8 +256,8 @@ def _set_target_port_groups(shared, nexus, message, _known_ports):
 
 
 def access_set(shared, states):
-    """The administrator gives groups other states, {tag as text: state}. A Decision: every nexus is
-    told; None if nothing changes. Raises KeyError."""
+    """The administrator sets states of target port groups: {tag as text: state}. A Decision, with a
+    unit attention for all nexuses, or None if nothing changes. Raises KeyError for an unknown tag."""
     new = alua.changed(shared.access, states, alua.SET_IMPLICITLY)
     if new is shared.access:
         return None
@@ -263,8 +269,8 @@ def access_set(shared, states):
 
 
 def access_configured(shared, configured):
-    """The configuration says something else of the groups now. A Decision, or None if nothing
-    changes."""
+    """The configuration of the target port groups was reloaded. A Decision, with a unit attention
+    for all nexuses if a state changes, or None if nothing changes."""
     new = alua.reconfigured(shared.access, configured)
     if new == shared.access:
         return None
@@ -278,9 +284,9 @@ def access_configured(shared, configured):
 
 
 def space_counted(shared, available, used):
-    """So many threshold sets are available to the medium, and so many it uses. A Decision, None if
-    no threshold was crossed: every nexus is told once when one is reached (SBC-3), and again after
-    it was left."""
+    """Compare the counts of available and used threshold sets with the thresholds. A Decision, or
+    None if none was crossed. All nexuses get one unit attention when a threshold is reached (SBC-3),
+    and another one only after the count has left it."""
     counts = {modes.AVAILABLE: available, modes.USED: used}
     crossed = tuple(
         t.index
@@ -300,21 +306,22 @@ def space_counted(shared, available, used):
 
 
 def _records(shared, nexus, message, _known_ports):
-    """SET IDENTIFYING INFORMATION, SET TIMESTAMP, LOG SELECT (SPC-4 6.43, 6.46, 6.7): the others
-    are told."""
-    new, owed = records.apply(shared.records, message['ask'], message)
+    """SET IDENTIFYING INFORMATION, SET TIMESTAMP, LOG SELECT (SPC-4 6.43, 6.46, 6.7): a unit
+    attention for the other nexuses."""
+    new, code = records.apply(shared.records, message['ask'], message)
     if new == shared.records:
         return Refusal(sam.GOOD)
     return Decision(
         shared._replace(records=new),
-        [(Others(nexus_ports(nexus)),) + owed] if owed else (),
+        [(Others(nexus_ports(nexus)),) + code] if code else (),
         persist=True,
     )
 
 
 def noted(shared, nexus, message):
-    """A worker tells what happened to its nexus. A Decision; errors of the medium are kept only
-    when something else is. Raises Malformed."""
+    """A worker reports an error of the medium, or a step of its nexus's self-test. A Decision. Error
+    counts alone do not make the state persist; they are saved with the next change that does.
+    Raises Malformed."""
     try:
         kind, note = message['kind'], message['note']
         if (
@@ -322,7 +329,7 @@ def noted(shared, nexus, message):
             or kind == 'self-test'
             and tuple(note['by']) != nexus_ports(nexus)
         ):
-            raise ValueError('not its own to tell')
+            raise ValueError('it may not report this')
         new, _ = records.apply(shared.records, kind, note)
     except (KeyError, ValueError, TypeError, AttributeError) as e:
         raise Malformed('note: %s' % e)
@@ -331,8 +338,8 @@ def noted(shared, nexus, message):
 
 # -- medium ----------------------------------------------------------------------------------------
 
-#: START STOP UNIT: (medium now, action) -> medium then; what is not here changes nothing. A failed
-#: medium stays failed.
+#: START STOP UNIT: (state of the medium, action) -> new state. Other pairs change nothing: a failed
+#: medium, for example, stays failed.
 START_STOP = {
     (READY, 'stop'): STOPPED,
     (READY, 'eject'): EJECTED,
@@ -345,9 +352,9 @@ ACTIONS = frozenset(action for _, action in START_STOP)
 
 
 def _start_stop(shared, nexus, message, _known_ports):
-    """START STOP UNIT, SBC-3 5.25. While anybody prevents removal, nobody ejects or loads:
-    libiscsi's PreventAllow.Eject wants both. (Linux prevents removal when it opens a removable
-    /dev/sdX, so it loads through /dev/sgX.)"""
+    """START STOP UNIT (SBC-3 5.25). While a nexus prevents medium removal, both eject and load are
+    refused: libiscsi's test PreventAllow.Eject expects that. (Linux prevents removal when it opens a
+    removable /dev/sdX, so loading is possible only through /dev/sgX.)"""
     action = message['action']
     if action not in ACTIONS:
         raise ValueError('action %r' % (action,))
@@ -367,15 +374,15 @@ def _start_stop(shared, nexus, message, _known_ports):
 
 
 def _prevent(shared, nexus, message, _known_ports):
-    """PREVENT ALLOW MEDIUM REMOVAL (SBC-3 5.10): each nexus prevents and allows for itself."""
+    """PREVENT ALLOW MEDIUM REMOVAL (SBC-3 5.10): each nexus has a prevention of its own."""
     others = tuple(p for p in shared.prevented_by if p != nexus_ports(nexus))
     prevented_by = others + (nexus_ports(nexus),) if message.get('prevent') else others
     return Decision(shared._replace(prevented_by=prevented_by))
 
 
 def medium_changed(shared, medium):
-    """The master found the medium to be so. A medium that comes back is announced; but not while an
-    operation is at it."""
+    """The master found the medium in another state. If it becomes ready again, all nexuses get a unit
+    attention; if an operation is in progress, its state of the medium takes precedence over ready."""
     attentions = []
     if medium == READY and shared.operation is not None:
         medium = operations.medium(shared.operation)
@@ -385,7 +392,7 @@ def medium_changed(shared, medium):
 
 
 def resized(shared, size):
-    """The medium has this many bytes now: every nexus is told."""
+    """The medium has this many bytes now: a unit attention for all nexuses."""
     return Decision(shared, [(Others(None),) + attention.CAPACITY_CHANGED], size=size)
 
 
@@ -393,8 +400,8 @@ def resized(shared, size):
 
 
 def _operate(shared, nexus, message, _known_ports):
-    """FORMAT UNIT, SANITIZE (SBC-3 5.3, 5.24): everybody's tasks end, and the medium is nobody's
-    until it is over."""
+    """FORMAT UNIT, SANITIZE (SBC-3 5.3, 5.24): the tasks of all nexuses end, and no command accesses
+    the medium until the operation has ended."""
     operation = operations.begun(message, nexus_ports(nexus))
     if shared.medium not in (READY, FAILED) and not operations.is_failed(shared.medium):
         return refusal(
@@ -403,7 +410,7 @@ def _operate(shared, nexus, message, _known_ports):
     if shared.medium == FAILED:
         return refusal(shared, CheckCondition(HARDWARE_ERROR, 0x44, 0x00))
     if is_restricted(shared.operation) and (operation['kind'] == 'format' or operation['ause']):
-        # SBC-3: only a sanitize as strict as the failed one
+        # SBC-3 5.24: only a SANITIZE that is as strict as the failed one
         return refusal(shared, invalid_field_in_cdb(1))
     return Decision(
         shared._replace(medium=operations.medium(operation), operation=operation),
@@ -414,7 +421,7 @@ def _operate(shared, nexus, message, _known_ports):
 
 
 def is_restricted(operation):
-    """Did a SANITIZE without AUSE fail? Then nothing but another such SANITIZE ends it."""
+    """True if a SANITIZE without AUSE has failed; only another such SANITIZE ends that state."""
     return (
         operation is not None
         and operation['kind'] == 'sanitize'
@@ -424,7 +431,7 @@ def is_restricted(operation):
 
 
 def _exit_failure_mode(shared, nexus, message, _known_ports):
-    """SANITIZE, EXIT FAILURE MODE (SBC-3 5.24): GOOD where nothing has failed."""
+    """SANITIZE, EXIT FAILURE MODE (SBC-3 5.24): GOOD if no SANITIZE has failed."""
     if shared.medium != operations.FAILED['sanitize']:
         return Refusal(sam.GOOD)
     if is_restricted(shared.operation):
@@ -433,20 +440,21 @@ def _exit_failure_mode(shared, nexus, message, _known_ports):
 
 
 def operation_over(shared, failed):
-    """A Decision: the operation has ended; failed: why, or ''. Of a format those who did not ask
-    are told that the data are others now. SBC-3 names no unit attention for a sanitize, and
-    libiscsi's tests take one on a second session for a mistake; whoever asked meanwhile got
-    02/04/1B."""
+    """The operation has ended; failed: why it failed, or ''. A Decision. After a format, the other
+    nexuses get MEDIUM MAY HAVE CHANGED. SBC-3 specifies no unit attention after a sanitize, and
+    libiscsi's tests fail on one; commands that other nexuses sent meanwhile ended with 02/04/1B."""
     operation = dict(shared.operation, failed=failed) if failed else None
     by = tuple(shared.operation['by'])
-    # not, say, a medium that failed for good meanwhile
-    is_its = operations.is_running(shared.medium)
+    # false, for example, if the medium has failed meanwhile
+    is_medium_of_operation = operations.is_running(shared.medium)
     attentions = []
     if not failed and shared.operation['kind'] == 'format':
         attentions = [(Others(by),) + attention.MEDIUM_MAY_HAVE_CHANGED]
     return Decision(
         shared._replace(
-            medium=(operations.medium(operation) or READY) if is_its else shared.medium,
+            medium=(operations.medium(operation) or READY)
+            if is_medium_of_operation
+            else shared.medium,
             operation=operation,
         ),
         attentions,
@@ -455,12 +463,10 @@ def operation_over(shared, failed):
 
 
 def operation_result(shared, operation, failed):
-    """How the command ends that asked for it, as a Refusal."""
-    return (
-        refusal(shared, CheckCondition(*operations.COMMAND_FAILED[operation['kind']]))
-        if failed
-        else Refusal(sam.GOOD)
-    )
+    """The Refusal (it may be GOOD) that ends the command that requested the operation."""
+    if failed:
+        return refusal(shared, CheckCondition(*operations.COMMAND_FAILED[operation['kind']]))
+    return Refusal(sam.GOOD)
 
 
 # -- task management -------------------------------------------------------------------------------
@@ -471,9 +477,9 @@ def _reset(shared, nexus, message, _known_ports):
 
 
 def _clear_task_set(shared, nexus):
-    """CLEAR TASK SET (RFC 7143 11.5.1, SAM-5): the tasks of the task set end. That is the nexus's
-    own; where TST says that all have one, everybody's, and who is not told by TASK ABORTED gets a
-    unit attention."""
+    """CLEAR TASK SET (RFC 7143 11.5.1, SAM-5): the tasks of the task set end. If TST selects one task
+    set per nexus, that is the task set of this nexus. If TST selects one task set for all, the tasks
+    of the other nexuses end too, with TASK ABORTED status or a unit attention, as TAS selects."""
     if modes.has_separate_task_sets(shared.modes):
         return Decision(shared, aborts=(nexus_ports(nexus),))
     attentions = []
@@ -485,8 +491,8 @@ def _clear_task_set(shared, nexus):
 
 
 def _logical_unit_reset(shared, nexus, code=attention.DEVICE_RESET):
-    """LOGICAL UNIT RESET (SAM-5): everybody's tasks end, SPC-2 reservations and prevented removals
-    go, mode parameters are the saved ones. Every nexus is told, the one that asked too."""
+    """LOGICAL UNIT RESET (SAM-5): all tasks, the RESERVE and preventions of removal end, and the saved
+    mode parameters become current. All nexuses get a unit attention, the requesting one too."""
     new = shared._replace(
         reservations=reservations.logical_unit_reset(shared.reservations),
         prevented_by=(),
@@ -500,12 +506,10 @@ def _target_reset(shared, nexus):
 
 
 def _nexus_reset(shared, nexus):
-    """I_T NEXUS RESET (SAM-5): what the loss of this nexus would do, but that it goes on and is
-    told so."""
-    return Decision(
-        (session_lost(shared, nexus) or Decision(shared)).shared,
-        [(nexus_ports(nexus),) + attention.NEXUS_LOSS],
-    )
+    """I_T NEXUS RESET (SAM-5): the effects of the loss of this nexus; the session continues and gets a
+    unit attention."""
+    decision = session_lost(shared, nexus) or Decision(shared)
+    return Decision(decision.shared, [(nexus_ports(nexus),) + attention.NEXUS_LOSS])
 
 
 RESETS = {
