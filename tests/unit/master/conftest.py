@@ -1,4 +1,4 @@
-"""What the tests of the master share."""
+"""Fixtures of the tests of the master."""
 
 import pytest
 from master_fakes import StillLoop

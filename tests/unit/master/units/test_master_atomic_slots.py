@@ -1,5 +1,5 @@
-"""Journals of atomic writes in the master: granted, retired, put right by a spare, found again
-after a death of the server."""
+"""Journals of atomic writes in the master: slots are granted and retired, incomplete writes are rolled
+back, also by the next server."""
 
 import errno
 import os
@@ -21,8 +21,8 @@ OTHER = 'iqn.2026-11.test:other'
 OLD, HALF = b'o' * 8192, b'n' * 4096 + b'o' * 4096
 
 
-class House(object):
-    """A server's exports, without workers."""
+class Harness(object):
+    """The exports and units of a server, without worker processes."""
 
     def __init__(self, path):
         self.path = str(path)
@@ -59,7 +59,7 @@ class House(object):
         return unit
 
     def opened(self, number=0, target=TARGET, **settings):
-        """A Unit that is not added. Raises StoreError."""
+        """A Unit that is opened but not exported. Raises StoreError."""
         lun = model.Lun(
             number, **dict({'backing_store': self.image(), 'atomic_writes': True}, **settings)
         )
@@ -88,7 +88,8 @@ class House(object):
             return f.read(8192)
 
     def die_amid_a_write(self, worker, message, descriptors):
-        """The worker locked, kept the old bytes, wrote half of the new ones, and is gone."""
+        """The worker locked the range, saved the old bytes in its journal, wrote half of the new ones,
+        and died."""
         with open(self.image(), 'r+b') as f:
             f.write(HALF)
         locked = message['atomic']
@@ -117,162 +118,162 @@ class House(object):
 
 
 @pytest.fixture
-def house(tmp_path):
-    house = House(tmp_path)
-    yield house
-    house.end()
+def harness(tmp_path):
+    harness = Harness(tmp_path)
+    yield harness
+    harness.end()
 
 
 @pytest.fixture
 def failing(monkeypatch):
-    """Repairs that fail, until undo() is called."""
+    """Repairs fail until undo() is called."""
     monkeypatch.setattr(
         atomic_slots.Repair, 'write_back', lambda self: ({'failed': 'Input/output error'}, ())
     )
     return monkeypatch
 
 
-# -- granted and retired ---------------------------------------------------------------------------
+# -- granting and retiring slots ---------------------------------------------------------------------------
 
 
-def test_each_session_has_a_slot_and_the_next_one_takes_what_is_free(house):
-    unit = house.export()
+def test_each_session_gets_a_slot_and_a_freed_slot_is_granted_again(harness):
+    unit = harness.export()
     assert unit.facts['maximum_atomic_length'] == journal.LONGEST
-    one, two = house.serve('one'), house.serve('two')
+    one, two = harness.serve('one'), harness.serve('two')
     assert [found[1]['atomic']['slot'] for found in (one, two)] == [0, 1]
     assert len(one[2]) == 2 and one[1]['descriptor'] == 0 and one[1]['atomic']['descriptor'] == 1
-    house.units.end_session(one[0])
-    assert house.serve('three')[1]['atomic']['slot'] == 0
-    assert house.jobs.is_idle
+    harness.units.end_session(one[0])
+    assert harness.serve('three')[1]['atomic']['slot'] == 0
+    assert harness.jobs.is_idle
 
 
-def test_without_the_setting_nothing_is_granted_made_or_said(house):
-    unit = house.export(atomic_writes=False)
+def test_without_the_setting_there_is_no_journal_and_no_slot(harness):
+    unit = harness.export(atomic_writes=False)
     assert unit.atomic is None and 'maximum_atomic_length' not in unit.facts
-    _, message, descriptors = house.serve()
+    _, message, descriptors = harness.serve()
     assert 'atomic' not in message and len(descriptors) == 1
-    assert not os.path.exists(os.path.join(house.path, 'atomic'))
+    assert not os.path.exists(os.path.join(harness.path, 'atomic'))
 
 
-def test_the_journal_goes_with_the_last_unit_of_its_medium(house):
-    one, two = house.export(0), house.export(1, target=OTHER)
-    assert one.atomic is two.atomic and len(house.journals()) == 1
+def test_the_journal_is_removed_with_the_last_unit_of_its_medium(harness):
+    one, two = harness.export(0), harness.export(1, target=OTHER)
+    assert one.atomic is two.atomic and len(harness.journals()) == 1
     for unit in (one, two):
-        house.close(unit)
-    assert house.journals() == []
+        harness.close(unit)
+    assert harness.journals() == []
 
 
-def test_memory_has_its_journal_in_memory(house):
-    unit = house.export(backing_store='', type='ram', size=MIB)
-    assert unit.atomic.path is None and house.serve()[1]['atomic']['path'] is None
-    assert not os.path.exists(os.path.join(house.path, 'atomic'))
+def test_a_ram_disk_has_its_journal_in_memory(harness):
+    unit = harness.export(backing_store='', type='ram', size=MIB)
+    assert unit.atomic.path is None and harness.serve()[1]['atomic']['path'] is None
+    assert not os.path.exists(os.path.join(harness.path, 'atomic'))
 
 
-def test_a_replaced_store_has_a_slot_of_its_own(house):
-    unit = house.export()
-    worker, _, _ = house.serve()
+def test_a_replaced_store_gets_another_slot(harness):
+    unit = harness.export()
+    worker, _, _ = harness.serve()
     worker.session = type('S', (), {'nexus': nexus('one')})
-    house.units.replication.order_units([worker], replace=[unit])
+    harness.units.replication.order_units([worker], replace=[unit])
     assert worker.of('units')[0]['replace'][0]['atomic']['slot'] == 1 and set(
         unit.atomic.slots
     ) == {0, 1}
-    house.loop.settle()
+    harness.loop.settle()
     assert set(unit.atomic.slots) == {1}
 
 
-def test_a_unit_that_is_closed_before_its_store_was_replaced_leaves_no_slot(house):
-    unit = house.export()
-    worker, _, _ = house.serve()
+def test_closing_a_unit_during_the_replacement_of_its_store_retires_both_slots(harness):
+    unit = harness.export()
+    worker, _, _ = harness.serve()
     worker.session = type('S', (), {'nexus': nexus('one')})
-    house.units.replication.order_units([worker], replace=[unit])
-    house.close(unit)
-    house.loop.settle()
-    assert house.journals() == []
+    harness.units.replication.order_units([worker], replace=[unit])
+    harness.close(unit)
+    harness.loop.settle()
+    assert harness.journals() == []
 
 
-# -- put right -------------------------------------------------------------------------------------
+# -- rollback -------------------------------------------------------------------------------------
 
 
-def test_a_write_that_a_dead_worker_left_half_done_is_taken_back_by_a_job(house):
-    unit = house.export()
-    house.die_amid_a_write(*house.serve())
+def test_an_incomplete_write_of_a_dead_worker_is_rolled_back_by_a_job(harness):
+    unit = harness.export()
+    harness.die_amid_a_write(*harness.serve())
     assert (
-        house.is_locked(unit)
-        and house.units.replication.atomic_writes.is_repairing(unit)
-        and not house.repaired
+        harness.is_locked(unit)
+        and harness.units.replication.atomic_writes.is_repairing(unit)
+        and not harness.repaired
     )
-    house.repair()
+    harness.repair()
     assert (
-        house.content() == OLD
-        and not house.is_locked(unit)
-        and not house.units.replication.atomic_writes.is_repairing(unit)
+        harness.content() == OLD
+        and not harness.is_locked(unit)
+        and not harness.units.replication.atomic_writes.is_repairing(unit)
     )
-    assert house.repaired and unit.atomic.slots == {} and unit.shared.medium == READY
+    assert harness.repaired and unit.atomic.slots == {} and unit.shared.medium == READY
 
 
-def test_what_cannot_be_taken_back_fails_the_unit_and_is_tried_again_when_the_administrator_says(
-    house, failing
-):
-    unit = house.export()
-    house.die_amid_a_write(*house.serve())
-    house.repair()
+def test_a_failed_rollback_fails_the_unit_and_is_retried_after_acknowledge(harness, failing):
+    unit = harness.export()
+    harness.die_amid_a_write(*harness.serve())
+    harness.repair()
     assert unit.shared.medium == FAILED and 'Input/output error' in unit.failure
     assert (
-        house.is_locked(unit)
-        and house.units.replication.atomic_writes.is_repairing(unit)
-        and house.content() == HALF
+        harness.is_locked(unit)
+        and harness.units.replication.atomic_writes.is_repairing(unit)
+        and harness.content() == HALF
     )
     failing.undo()
-    assert house.exports.recover_unit(unit)
-    house.repair()
-    assert house.content() == OLD and not house.is_locked(unit) and unit.shared.medium == READY
+    assert harness.exports.recover_unit(unit)
+    harness.repair()
+    assert harness.content() == OLD and not harness.is_locked(unit) and unit.shared.medium == READY
 
 
-def test_it_is_not_tried_again_while_the_first_try_still_waits_for_the_disk(house, monkeypatch):
-    """It might write the old bytes later than those that others have written since."""
-    unit = house.export()
-    monkeypatch.setattr(house.jobs, 'is_stuck', lambda name: True)
+def test_a_rollback_is_not_retried_while_the_first_one_waits_for_the_disk(harness, monkeypatch):
+    """Its old bytes could overwrite newer ones."""
+    unit = harness.export()
+    monkeypatch.setattr(harness.jobs, 'is_stuck', lambda name: True)
     monkeypatch.setattr(atomic_slots.Repair, 'write_back', lambda self: os._exit(1))
-    house.die_amid_a_write(*house.serve())
-    house.repair()
+    harness.die_amid_a_write(*harness.serve())
+    harness.repair()
     monkeypatch.setattr(atomic_slots.Repair, 'write_back', None)
-    assert unit.shared.medium == FAILED and house.exports.recover_unit(unit)
-    house.repair()
+    assert unit.shared.medium == FAILED and harness.exports.recover_unit(unit)
+    harness.repair()
     assert (
-        unit.shared.medium == FAILED and 'still waiting' in unit.failure and house.is_locked(unit)
+        unit.shared.medium == FAILED and 'still waiting' in unit.failure and harness.is_locked(unit)
     )
 
 
-def test_a_unit_that_is_closed_meanwhile_is_repaired_all_the_same(house):
-    unit = house.export()
-    house.die_amid_a_write(*house.serve())
-    house.close(unit)
-    house.repair()
-    assert house.content() == OLD and house.journals() == []
+def test_a_rollback_is_completed_after_its_unit_was_closed(harness):
+    unit = harness.export()
+    harness.die_amid_a_write(*harness.serve())
+    harness.close(unit)
+    harness.repair()
+    assert harness.content() == OLD and harness.journals() == []
 
 
-def test_a_medium_on_which_something_stays_half_done_is_not_opened_by_anybody(house, failing):
-    unit = house.export()
-    house.die_amid_a_write(*house.serve())
-    house.close(unit)
-    house.repair()
+def test_a_medium_with_an_incomplete_write_cannot_be_opened(harness, failing):
+    unit = harness.export()
+    harness.die_amid_a_write(*harness.serve())
+    harness.close(unit)
+    harness.repair()
     for settings in ({}, {'atomic_writes': False}):
         with pytest.raises(StoreError):
-            house.opened(**settings)
-    assert house.content() == HALF
+            harness.opened(**settings)
+    assert harness.content() == HALF
 
 
-# -- after the server's death ----------------------------------------------------------------------
+# -- after the death of the server ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('settings', [{}, {'atomic_writes': False}])
-def test_a_later_server_takes_it_back_before_it_serves(house, tmp_path, capfd, settings):
-    house.export()
-    house.units.replication.atomic_writes.is_stopping = True
-    house.die_amid_a_write(*house.serve())
-    house.units.close_all()
-    assert house.content() == HALF and len(house.journals()) == 1
-    later = House(tmp_path)
+def test_the_next_server_rolls_an_incomplete_write_back_before_it_serves(
+    harness, tmp_path, capfd, settings
+):
+    harness.export()
+    harness.units.replication.atomic_writes.is_stopping = True
+    harness.die_amid_a_write(*harness.serve())
+    harness.units.close_all()
+    assert harness.content() == HALF and len(harness.journals()) == 1
+    later = Harness(tmp_path)
     unit = later.export(**settings)
     assert later.content() == OLD and len(later.journals()) == (1 if unit.atomic else 0)
     assert (
@@ -283,12 +284,12 @@ def test_a_later_server_takes_it_back_before_it_serves(house, tmp_path, capfd, s
 
 
 @pytest.mark.parametrize('settings', [{'filter': ('error write',)}, {'readonly': True}])
-def test_what_cannot_be_taken_back_is_not_served(house, tmp_path, settings):
-    house.export()
-    house.units.replication.atomic_writes.is_stopping = True
-    house.die_amid_a_write(*house.serve())
-    house.units.close_all()
-    later = House(tmp_path)
+def test_a_medium_whose_rollback_fails_at_the_start_is_not_served(harness, tmp_path, settings):
+    harness.export()
+    harness.units.replication.atomic_writes.is_stopping = True
+    harness.die_amid_a_write(*harness.serve())
+    harness.units.close_all()
+    later = Harness(tmp_path)
     with pytest.raises(StoreError) as caught:
         later.export(**settings)
     (name,) = later.journals()
@@ -303,31 +304,31 @@ def test_what_cannot_be_taken_back_is_not_served(house, tmp_path, settings):
 # -- refusals --------------------------------------------------------------------------------------
 
 
-def test_a_host_without_these_locks_is_refused_with_reason_and_remedy(house, monkeypatch):
+def test_a_kernel_without_these_locks_is_refused_with_reason_and_remedy(harness, monkeypatch):
     def old(*words):
         raise OSError(errno.EINVAL, 'Invalid argument')
 
     monkeypatch.setattr(compat, 'try_lock', old)
     with pytest.raises(StoreError) as caught:
-        house.export()
+        harness.export()
     assert '3.15' in str(caught.value) and 'atomic-writes = no' in str(caught.value)
-    assert house.journals() == []
+    assert harness.journals() == []
     monkeypatch.undo()
-    house.export()
+    harness.export()
 
 
-def test_a_journal_that_cannot_be_made_is_refused(house):
-    with open(os.path.join(house.path, 'atomic'), 'w'):
+def test_a_journal_that_cannot_be_created_is_refused(harness):
+    with open(os.path.join(harness.path, 'atomic'), 'w'):
         pass
     with pytest.raises(StoreError) as caught:
-        house.export()
+        harness.export()
     assert 'journal' in str(caught.value) and 'atomic-writes = no' in str(caught.value)
 
 
-def test_everybody_locks_a_medium_or_nobody(house):
-    house.export(0)
+def test_all_luns_of_a_medium_must_have_the_same_atomic_writes(harness):
+    harness.export(0)
     with pytest.raises(StoreError) as caught:
-        house.export(1, target=OTHER, atomic_writes=False)
+        harness.export(1, target=OTHER, atomic_writes=False)
     assert TARGET in str(caught.value) and 'atomic-writes' in str(caught.value)
-    changed = house.opened(0, atomic_writes=False)  # a reload that changes it
-    house.exports.close_unit(changed)
+    changed = harness.opened(0, atomic_writes=False)  # as a reload that changes the setting does
+    harness.exports.close_unit(changed)

@@ -1,5 +1,5 @@
-"""Units of other targets for copies: who gets one, what a guest hears, and that it is gone before
-the medium is let go."""
+"""Units of other targets for copies: which worker is granted one, which messages a guest receives, and
+that its copies end before the medium is released."""
 
 import collections
 
@@ -18,8 +18,8 @@ BINARY, TYPE_NAA = 1, 3
 Session = collections.namedtuple('Session', 'nexus')
 
 
-class House(object):
-    """`mine` of TARGET, which `one` serves, and `theirs` of OTHER, which `far` serves."""
+class Harness(object):
+    """Unit `mine` of TARGET, which worker `one` serves; unit `theirs` of OTHER, which `far` serves."""
 
     def __init__(self, path, **parts):
         self.path = path
@@ -77,103 +77,104 @@ class House(object):
 
 
 @pytest.fixture
-def house(tmpdir):
-    return House(tmpdir, may_log_in=lambda worker, target_name: True)
+def harness(tmpdir):
+    return Harness(tmpdir, may_log_in=lambda worker, target_name: True)
 
 
-def test_a_unit_is_given_with_its_descriptor_and_its_target(house):
-    given = house.reach()
+def test_a_unit_is_granted_with_its_descriptor_and_its_target(harness):
+    given = harness.reach()
     assert (
-        given['unit'] == house.theirs.id
+        given['unit'] == harness.theirs.id
         and given['target_name'] == OTHER
         and given['descriptor'] == 0
     )
-    assert house.descriptors == [house.theirs.store.descriptor]
-    assert house.theirs.guests[house.one][0] == nexus('one', target=OTHER)
+    assert harness.descriptors == [harness.theirs.store.descriptor]
+    assert harness.theirs.guests[harness.one][0] == nexus('one', target=OTHER)
 
 
-def test_nobody_is_admitted_before_the_master_says_who(tmpdir):
-    house = House(tmpdir)
-    assert house.reach() is None and not house.descriptors and not house.theirs.guests
+def test_no_unit_is_granted_if_the_login_check_refuses(tmpdir):
+    harness = Harness(tmpdir)
+    assert harness.reach() is None and not harness.descriptors and not harness.theirs.guests
 
 
 def test_the_login_check_is_for_the_target_of_the_named_unit(tmpdir):
     asked = []
-    house = House(
+    harness = Harness(
         tmpdir, may_log_in=lambda worker, target_name: asked.append((worker, target_name))
     )
-    assert house.reach() is None and asked == [(house.one, OTHER)] and not house.descriptors
+    assert harness.reach() is None and asked == [(harness.one, OTHER)] and not harness.descriptors
 
 
 @pytest.mark.parametrize('naa', [NAA % 1, NAA % 3])
-def test_only_units_of_other_targets_are_reached_so(house, naa):
-    assert house.reach(naa) is None and not house.descriptors
+def test_only_units_of_other_targets_are_granted(harness, naa):
+    assert harness.reach(naa) is None and not harness.descriptors
 
 
-def test_a_unit_without_third_party_copies_is_not_given(house):
-    house.export(OTHER, 4, third_party_copy=False)
-    assert house.reach(NAA % 4) is None and not house.descriptors
+def test_a_unit_without_third_party_copy_is_not_granted(harness):
+    harness.export(OTHER, 4, third_party_copy=False)
+    assert harness.reach(NAA % 4) is None and not harness.descriptors
 
 
 @pytest.mark.parametrize(
     'wrong', [{'designator': 'no hex'}, {'designator': None}, {'kind': 'naa'}, {'code_set': None}]
 )
-def test_a_worker_that_asks_nonsense_is_killed(house, wrong):
-    house.reach(**wrong)
-    assert house.one.killed and not house.descriptors
+def test_a_worker_that_sends_a_malformed_request_is_killed(harness, wrong):
+    harness.reach(**wrong)
+    assert harness.one.killed and not harness.descriptors
 
 
-def test_a_guest_hears_of_changes_and_is_waited_for(house):
-    house.reach()
-    house.far.sent, done = [], []
-    house.units.replication.send_change(
-        house.theirs, {'watched': [[0, 512]]}, lambda: done.append(True)
+def test_a_guest_receives_changes_and_must_acknowledge_them(harness):
+    harness.reach()
+    harness.far.sent, done = [], []
+    harness.units.replication.send_change(
+        harness.theirs, {'watched': [[0, 512]]}, lambda: done.append(True)
     )
-    assert [worker.sent[-1]['watched'] for worker in (house.one, house.far)] == [[[0, 512]]] * 2
-    house.acknowledge(house.far)
+    assert [worker.sent[-1]['watched'] for worker in (harness.one, harness.far)] == [[[0, 512]]] * 2
+    harness.acknowledge(harness.far)
     assert not done
-    house.acknowledge(house.one)
+    harness.acknowledge(harness.one)
     assert done
-    house.units.replication.set_medium(house.theirs, 'stopped')
+    harness.units.replication.set_medium(harness.theirs, 'stopped')
     assert (
-        house.one.sent[-1]['medium'] == 'stopped' and house.one.sent[-1]['unit'] == house.theirs.id
+        harness.one.sent[-1]['medium'] == 'stopped'
+        and harness.one.sent[-1]['unit'] == harness.theirs.id
     )
 
 
-def test_a_guest_that_does_not_acknowledge_is_killed(house):
-    house.reach()
-    house.units.replication.send_change(house.theirs, {'watched': []})
-    house.acknowledge(house.far)
-    house.loop.pass_time(ACKNOWLEDGE_SECONDS)
-    assert house.one.killed and not house.far.killed
+def test_a_guest_that_does_not_acknowledge_is_killed(harness):
+    harness.reach()
+    harness.units.replication.send_change(harness.theirs, {'watched': []})
+    harness.acknowledge(harness.far)
+    harness.loop.pass_time(ACKNOWLEDGE_SECONDS)
+    assert harness.one.killed and not harness.far.killed
 
 
-def test_a_guest_has_left_when_it_said_so_as_often_as_it_came(house):
-    house.reach()
-    house.reach()
+def test_a_worker_is_a_guest_until_its_last_copy_has_ended(harness):
+    harness.reach()
+    harness.reach()
     for is_guest in (True, False, False):
-        house.units.copy_guests.on_copy_left(house.one, {'unit': house.theirs.id})
-        assert (house.one in house.theirs.guests) is is_guest
-    house.one.sent = []
-    house.units.replication.set_medium(house.theirs, 'stopped')
-    assert not house.one.sent
+        harness.units.copy_guests.on_copy_left(harness.one, {'unit': harness.theirs.id})
+        assert (harness.one in harness.theirs.guests) is is_guest
+    harness.one.sent = []
+    harness.units.replication.set_medium(harness.theirs, 'stopped')
+    assert not harness.one.sent
 
 
-def test_a_guest_may_revoke_tokens_and_nothing_else(house):
-    house.reach()
+def test_a_guest_may_revoke_tokens_and_nothing_else(harness):
+    harness.reach()
     for ask, words in (
         ('token-populate', {'ranges': [[0, 512]], 'seconds': 9}),
         ('start-stop', {'action': 'stop'}),
         ('reserve', {}),
         ('reset', {'function': 'logical-unit-reset'}),
     ):
-        house.units.on_request(house.one, dict(words, ask=ask, id=ask, unit=house.theirs.id))
-        assert house.one.sent[-1]['id'] == ask and house.one.sent[-1]['status'] != 0
-    house.units.on_request(
-        house.one,
-        {'ask': 'token-revoke', 'id': 'r', 'unit': house.theirs.id, 'offset': 0, 'length': 512},
+        harness.units.on_request(harness.one, dict(words, ask=ask, id=ask, unit=harness.theirs.id))
+        assert harness.one.sent[-1]['id'] == ask and harness.one.sent[-1]['status'] != 0
+    harness.units.on_request(
+        harness.one,
+        {'ask': 'token-revoke', 'id': 'r', 'unit': harness.theirs.id, 'offset': 0, 'length': 512},
     )
-    assert house.one.sent[-1] == {
+    assert harness.one.sent[-1] == {
         'do': 'answer',
         'id': 'r',
         'status': 0,
@@ -182,30 +183,34 @@ def test_a_guest_may_revoke_tokens_and_nothing_else(house):
     }
 
 
-def test_lost_data_that_a_guest_tells_of_fails_the_unit(house):
-    house.units.replication.on_failed(house.one, {'unit': house.theirs.id, 'text': 'flush failed'})
-    assert house.theirs.shared.medium == 'ready'
-    house.reach()
-    house.units.replication.on_failed(house.one, {'unit': house.theirs.id, 'text': 'flush failed'})
-    assert house.theirs.shared.medium == 'failed'
+def test_a_guest_that_reports_lost_data_fails_the_unit(harness):
+    harness.units.replication.on_failed(
+        harness.one, {'unit': harness.theirs.id, 'text': 'flush failed'}
+    )
+    assert harness.theirs.shared.medium == 'ready'
+    harness.reach()
+    harness.units.replication.on_failed(
+        harness.one, {'unit': harness.theirs.id, 'text': 'flush failed'}
+    )
+    assert harness.theirs.shared.medium == 'failed'
 
 
-def test_the_end_of_visits_is_told_and_waited_for(house):
+def test_end_copies_waits_for_the_acknowledgement_of_every_guest(harness):
     done = []
-    house.units.copy_guests.end_copies(house.theirs, lambda: done.append('nobody'))
-    assert done == ['nobody']
-    house.reach()
-    house.units.copy_guests.end_copies(house.theirs, lambda: done.append('one'))
-    order = house.one.sent[-1]
-    assert order['unit'] == house.theirs.id and order['medium'] == 'ejected' and order['abort']
-    assert done == ['nobody'] and not house.theirs.guests
-    house.acknowledge(house.one)
-    assert done == ['nobody', 'one']
+    harness.units.copy_guests.end_copies(harness.theirs, lambda: done.append('without guests'))
+    assert done == ['without guests']
+    harness.reach()
+    harness.units.copy_guests.end_copies(harness.theirs, lambda: done.append('one'))
+    order = harness.one.sent[-1]
+    assert order['unit'] == harness.theirs.id and order['medium'] == 'ejected' and order['abort']
+    assert done == ['without guests'] and not harness.theirs.guests
+    harness.acknowledge(harness.one)
+    assert done == ['without guests', 'one']
 
 
-def test_a_dead_worker_is_no_guest(house):
-    house.reach()
+def test_a_dead_worker_is_not_a_guest_any_more(harness):
+    harness.reach()
     done = []
-    house.units.copy_guests.end_copies(house.theirs, lambda: done.append(True))
-    house.units.end_session(house.one)
-    assert done and not house.theirs.guests
+    harness.units.copy_guests.end_copies(harness.theirs, lambda: done.append(True))
+    harness.units.end_session(harness.one)
+    assert done and not harness.theirs.guests

@@ -1,5 +1,5 @@
-"""FORMAT UNIT and SANITIZE in the master, and what a unit remembers: begun, told, kept, failed,
-resumed."""
+"""FORMAT UNIT and SANITIZE in the master: start, progress, end, failure and resumption; and the records
+of a unit."""
 
 import errno
 import os
@@ -59,10 +59,10 @@ def failed(message, ause=False, shared=None):
     begun = decide(
         shared or transitions.initial(FACTS, {}, 'boot'), ONE, dict(message, ause=ause), []
     ).shared
-    return transitions.operation_over(begun, 'the disk said no').shared
+    return transitions.operation_over(begun, 'Input/output error').shared
 
 
-def test_a_sanitize_takes_the_medium_from_everybody(shared):
+def test_a_sanitize_ends_all_tasks_and_blocks_the_medium(shared):
     decision = decide(shared, ONE, OVERWRITE, [])
     assert (
         decision.changed(shared) == {'medium': 'sanitizing'}
@@ -74,32 +74,32 @@ def test_a_sanitize_takes_the_medium_from_everybody(shared):
 
 
 @pytest.mark.parametrize('message, sense', [(OVERWRITE, (2, 4, 0x1B)), (FORMAT, (2, 4, 0x1B))])
-def test_one_at_a_time(shared, message, sense):
+def test_a_second_operation_is_refused(shared, message, sense):
     assert sense_of(decide(decide(shared, ONE, OVERWRITE, []).shared, TWO, message, [])) == sense
 
 
-def test_not_without_a_medium_and_not_where_data_were_lost(shared):
+def test_an_operation_is_refused_without_a_medium_and_on_a_failed_one(shared):
     assert sense_of(decide(shared._replace(medium='ejected'), ONE, OVERWRITE, [])) == (2, 0x3A, 0)
     assert sense_of(decide(shared._replace(medium='failed'), ONE, FORMAT, [])) == (4, 0x44, 0)
 
 
-@pytest.mark.parametrize('message, told', [(OVERWRITE, []), (FORMAT, [[0x28, 0]])])
-def test_the_end_of_a_format_is_told_to_those_who_did_not_ask(shared, message, told):
+@pytest.mark.parametrize('message, attentions', [(OVERWRITE, []), (FORMAT, [[0x28, 0]])])
+def test_after_a_format_the_other_nexuses_get_a_unit_attention(shared, message, attentions):
     begun = decide(shared, ONE, message, []).shared
     over = transitions.operation_over(begun, '')
     assert over.shared.medium == 'ready' and over.shared.operation is None and over.persist
-    assert over.attentions_of(TWO) == told and over.attentions_of(ONE) == []
+    assert over.attentions_of(TWO) == attentions and over.attentions_of(ONE) == []
     lost = transitions.operation_over(begun._replace(medium='failed'), '')
     assert lost.shared.medium == 'failed'
 
 
-def test_a_medium_that_failed_meanwhile_is_not_ready_before_the_operation_is_over(shared):
+def test_a_recovered_medium_is_not_ready_before_the_operation_has_ended(shared):
     begun = decide(shared, ONE, OVERWRITE, []).shared
     found = transitions.medium_changed(begun._replace(medium='failed'), 'ready')
     assert found.shared.medium == 'sanitizing' and found.attentions == ()
 
 
-def test_a_failure_stays_until_it_is_cured():
+def test_a_failed_sanitize_lasts_until_another_one_succeeds():
     state = failed(OVERWRITE)
     assert state.medium == 'sanitize-failed'
     assert sense_of(decide(state, ONE, {'ask': 'exit-failure-mode'}, [])) == (5, 0x24, 0)
@@ -107,7 +107,7 @@ def test_a_failure_stays_until_it_is_cured():
     assert decide(state, ONE, OVERWRITE, []).shared.medium == 'sanitizing'
 
 
-def test_a_failed_sanitize_with_ause_can_be_left():
+def test_exit_failure_mode_ends_a_failed_sanitize_with_ause():
     state = failed(OVERWRITE, ause=True)
     decision = decide(state, TWO, {'ask': 'exit-failure-mode'}, [])
     assert (
@@ -115,18 +115,18 @@ def test_a_failed_sanitize_with_ause_can_be_left():
     )
 
 
-def test_leaving_no_failure_is_good(shared):
+def test_exit_failure_mode_without_a_failure_returns_good(shared):
     assert decide(shared, ONE, {'ask': 'exit-failure-mode'}, []) == Refusal(sam.GOOD)
 
 
-def test_a_failed_format_is_cured_by_another():
+def test_a_failed_format_can_be_repeated():
     state = failed(FORMAT)
     assert state.medium == 'format-failed'
     assert decide(state, ONE, FORMAT, []).shared.medium == 'formatting'
     assert sense_of(transitions.operation_result(state, state.operation, 'x')) == (3, 0x31, 1)
 
 
-def test_it_comes_back_with_the_unit(shared):
+def test_an_operation_is_restored_with_the_unit(shared):
     state = decide(shared, ONE, OVERWRITE, []).shared
     again = transitions.initial(FACTS, transitions.saved_state(state, 'boot'), 'another boot')
     assert again.medium == 'sanitizing' and again.operation == state.operation
@@ -135,15 +135,15 @@ def test_it_comes_back_with_the_unit(shared):
 
 
 @pytest.mark.parametrize('change', [{'passes': 99}, {'method': 'melt'}, {'pattern': None}])
-def test_what_no_command_asks_is_malformed(shared, change):
+def test_an_invalid_operate_request_is_malformed(shared, change):
     with pytest.raises(Malformed):
         decide(shared, ONE, dict(OVERWRITE, **change), [])
 
 
 @pytest.mark.parametrize('action', ['eject', 'load'])
 @pytest.mark.parametrize('medium', ['ready', 'ejected'])
-def test_a_medium_whose_removal_is_prevented_is_neither_ejected_nor_loaded(shared, action, medium):
-    """libiscsi's PreventAllow tests want both."""
+def test_prevented_removal_refuses_eject_and_load(shared, action, medium):
+    """libiscsi's PreventAllow tests require both."""
     prevented = decide(
         shared._replace(medium=medium), ONE, {'ask': 'prevent', 'prevent': True}, []
     ).shared
@@ -154,7 +154,7 @@ def test_a_medium_whose_removal_is_prevented_is_neither_ejected_nor_loaded(share
     )
 
 
-def test_starts_and_loads_are_counted_and_kept(shared):
+def test_starts_and_loads_are_counted_and_saved(shared):
     state = shared
     for action in ('stop', 'start', 'eject', 'load'):
         state = decide(state, ONE, {'ask': 'start-stop', 'action': action}, []).shared
@@ -163,7 +163,7 @@ def test_starts_and_loads_are_counted_and_kept(shared):
     assert again.records == state.records
 
 
-def test_names_and_clocks_are_kept_and_told_to_the_others(shared):
+def test_identifying_information_is_saved_and_other_nexuses_get_a_unit_attention(shared):
     decision = decide(
         shared, ONE, {'ask': 'set-identifying-information', 'type': '0', 'data': 'aa'}, []
     )
@@ -202,8 +202,8 @@ class FakeStore(object):
         pass
 
 
-class House(object):
-    """One unit, two nexuses, one spare named eraser."""
+class Harness(object):
+    """One unit, two nexuses, one spare worker named eraser."""
 
     def __init__(self, path):
         self.path = str(path)
@@ -250,90 +250,96 @@ class House(object):
 
 
 @pytest.fixture
-def house(tmp_path):
-    house = House(tmp_path)
-    yield house
-    house.loop.close()
+def harness(tmp_path):
+    harness = Harness(tmp_path)
+    yield harness
+    harness.loop.close()
 
 
-def test_the_work_begins_when_nobody_can_touch_the_medium_any_more(house):
-    house.units.on_request(house.one, dict(OVERWRITE, id=7, unit=house.unit.id))
+def test_the_operation_starts_after_every_worker_has_blocked_the_medium(harness):
+    harness.units.on_request(harness.one, dict(OVERWRITE, id=7, unit=harness.unit.id))
     assert (
-        house.one.of('change')[0]['medium'] == house.two.of('change')[0]['medium'] == 'sanitizing'
+        harness.one.of('change')[0]['medium']
+        == harness.two.of('change')[0]['medium']
+        == 'sanitizing'
     )
-    assert house.eraser.of('operate') == []
-    house.loop.settle()
-    (order,) = house.eraser.of('operate')
+    assert harness.eraser.of('operate') == []
+    harness.loop.settle()
+    (order,) = harness.eraser.of('operate')
     assert order['operation']['pattern'] == 'aa' and order['store'] == {
         'kind': 'null',
         'size': SIZE,
     }
-    assert house.one.of('answer') == []
+    assert harness.one.of('answer') == []
 
 
-def test_the_asker_waits_for_the_end_unless_it_said_immed(house):
-    house.ask(OVERWRITE)
-    house.tell(report='operated', failed='')
-    assert house.answer() == (sam.GOOD, None)
-    assert house.two.of('change')[-1]['medium'] == 'ready'
-    assert not house.two.of('change')[-1].get('attentions')
-    assert house.units.replication.state.load('key') == {}
+def test_without_immed_the_command_is_answered_at_the_end(harness):
+    harness.ask(OVERWRITE)
+    harness.tell(report='operated', failed='')
+    assert harness.answer() == (sam.GOOD, None)
+    assert harness.two.of('change')[-1]['medium'] == 'ready'
+    assert not harness.two.of('change')[-1].get('attentions')
+    assert harness.units.replication.state.load('key') == {}
 
 
-def test_the_asker_waits_until_every_nexus_finds_the_medium_ready(house):
-    """Who is told GOOD tells the next one to go on."""
-    house.ask(OVERWRITE)
-    house.units.format_sanitize.on_operated(house.eraser, {'failed': ''})
-    assert house.two.of('change')[-1]['medium'] == 'ready'
-    assert house.one.of('answer') == []
-    house.loop.settle()
-    assert house.answer() == (sam.GOOD, None)
+def test_the_command_is_answered_after_every_replica_is_ready(harness):
+    """Its initiator may tell another one to use the unit as soon as it has GOOD status."""
+    harness.ask(OVERWRITE)
+    harness.units.format_sanitize.on_operated(harness.eraser, {'failed': ''})
+    assert harness.two.of('change')[-1]['medium'] == 'ready'
+    assert harness.one.of('answer') == []
+    harness.loop.settle()
+    assert harness.answer() == (sam.GOOD, None)
 
 
-def test_immed_is_answered_at_once(house):
-    house.ask(dict(FORMAT, immediate=True))
-    assert house.answer() == (sam.GOOD, None)
-    house.tell(report='operated', failed='')
-    assert len(house.one.of('answer')) == 1
+def test_with_immed_the_command_is_answered_at_once(harness):
+    harness.ask(dict(FORMAT, immediate=True))
+    assert harness.answer() == (sam.GOOD, None)
+    harness.tell(report='operated', failed='')
+    assert len(harness.one.of('answer')) == 1
 
 
-def test_progress_reaches_every_nexus_and_what_is_lasting_is_kept(house):
-    house.ask(OVERWRITE)
-    house.tell(report='progress', position=SIZE // 2, lasting=False)
+def test_progress_is_sent_to_every_nexus_and_lasting_progress_is_saved(harness):
+    harness.ask(OVERWRITE)
+    harness.tell(report='progress', position=SIZE // 2, lasting=False)
     assert (
-        house.one.of('change')[-1]['progress'] == house.two.of('change')[-1]['progress'] == 0x8000
+        harness.one.of('change')[-1]['progress']
+        == harness.two.of('change')[-1]['progress']
+        == 0x8000
     )
-    assert house.units.replication.state.load('key')['operation']['position'] == 0
-    house.tell(report='progress', position=SIZE // 4, lasting=True)
-    assert house.units.replication.state.load('key')['operation']['position'] == SIZE // 4
-    dicts, _ = house.units.serve_session(FakeWorker('late'), nexus('late'))
+    assert harness.units.replication.state.load('key')['operation']['position'] == 0
+    harness.tell(report='progress', position=SIZE // 4, lasting=True)
+    assert harness.units.replication.state.load('key')['operation']['position'] == SIZE // 4
+    dicts, _ = harness.units.serve_session(FakeWorker('late'), nexus('late'))
     assert (dicts[0]['medium'], dicts[0]['progress']) == ('sanitizing', 0x4000)
 
 
 @pytest.mark.parametrize('message, sense', [(OVERWRITE, (3, 0x31, 3)), (FORMAT, (3, 0x31, 1))])
-def test_a_failure_is_answered_kept_and_told(house, message, sense):
-    house.ask(message)
-    house.tell(report='operated', failed='Input/output error')
-    status, found = house.answer()
+def test_a_failed_operation_is_saved_sent_and_answered(harness, message, sense):
+    harness.ask(message)
+    harness.tell(report='operated', failed='Input/output error')
+    status, found = harness.answer()
     assert status == sam.CHECK_CONDITION and found == sense
-    assert house.two.of('change')[-1]['medium'] == message['kind'] + '-failed'
-    assert house.units.replication.state.load('key')['operation']['failed'] == 'Input/output error'
+    assert harness.two.of('change')[-1]['medium'] == message['kind'] + '-failed'
+    assert (
+        harness.units.replication.state.load('key')['operation']['failed'] == 'Input/output error'
+    )
 
 
-def test_the_death_of_its_process_is_a_failure(house):
-    house.ask(OVERWRITE)
-    house.units.format_sanitize.on_worker_death(house.eraser)
-    house.loop.settle()
-    assert house.unit.shared.medium == 'sanitize-failed'
-    assert house.answer()[0] == sam.CHECK_CONDITION
+def test_the_death_of_the_worker_fails_the_operation(harness):
+    harness.ask(OVERWRITE)
+    harness.units.format_sanitize.on_worker_death(harness.eraser)
+    harness.loop.settle()
+    assert harness.unit.shared.medium == 'sanitize-failed'
+    assert harness.answer()[0] == sam.CHECK_CONDITION
 
 
-def test_the_end_of_targetd_is_none_and_it_goes_on_after_the_next_start(house):
-    house.ask(OVERWRITE)
-    house.tell(report='progress', position=4096, lasting=True)
-    house.workers.stopping = True
-    house.units.format_sanitize.on_worker_death(house.eraser)
-    later = House(house.path)
+def test_an_operation_is_resumed_after_a_restart_of_targetd(harness):
+    harness.ask(OVERWRITE)
+    harness.tell(report='progress', position=4096, lasting=True)
+    harness.workers.stopping = True
+    harness.units.format_sanitize.on_worker_death(harness.eraser)
+    later = Harness(harness.path)
     (order,) = later.eraser.of('operate')
     assert order['operation']['position'] == 4096 and order['operation']['failed'] == ''
     assert later.unit.shared.medium == 'sanitizing'
@@ -342,115 +348,116 @@ def test_the_end_of_targetd_is_none_and_it_goes_on_after_the_next_start(house):
     later.loop.close()
 
 
-def test_what_failed_does_not_go_on_by_itself(house):
-    house.ask(OVERWRITE)
-    house.tell(report='operated', failed='no')
-    later = House(house.path)
+def test_a_failed_operation_is_not_resumed(harness):
+    harness.ask(OVERWRITE)
+    harness.tell(report='operated', failed='no')
+    later = Harness(harness.path)
     assert later.eraser.sent == [] and later.unit.shared.medium == 'sanitize-failed'
     later.loop.close()
 
 
-def test_it_waits_until_nothing_on_the_medium_is_half_done(house, monkeypatch):
-    """What an atomic write left half done would else be put back upon what was sanitized."""
-    left = [house.unit]
+def test_an_operation_waits_until_incomplete_writes_are_rolled_back(harness, monkeypatch):
+    """Otherwise the old blocks of an atomic write would overwrite sanitized blocks."""
+    left = [harness.unit]
     monkeypatch.setattr(
-        house.units.replication.atomic_writes, 'is_repairing', lambda unit: unit in left
+        harness.units.replication.atomic_writes, 'is_repairing', lambda unit: unit in left
     )
-    house.ask(OVERWRITE)
-    assert house.eraser.of('operate') == [] and house.units.format_sanitize.spares_wanted == 1
+    harness.ask(OVERWRITE)
+    assert harness.eraser.of('operate') == [] and harness.units.format_sanitize.spares_wanted == 1
     left.clear()
-    house.units.format_sanitize.assign_workers()
-    assert len(house.eraser.of('operate')) == 1
+    harness.units.format_sanitize.assign_workers()
+    assert len(harness.eraser.of('operate')) == 1
 
 
-def test_it_waits_for_a_spare(house):
-    house.workers.spares.clear()
-    house.ask(OVERWRITE)
-    assert house.units.format_sanitize.spares_wanted == 1
-    house.workers.spares.append(house.eraser)
-    house.units.format_sanitize.assign_workers()
-    assert house.units.format_sanitize.spares_wanted == 0 and len(house.eraser.of('operate')) == 1
+def test_an_operation_waits_for_a_spare_worker(harness):
+    harness.workers.spares.clear()
+    harness.ask(OVERWRITE)
+    assert harness.units.format_sanitize.spares_wanted == 1
+    harness.workers.spares.append(harness.eraser)
+    harness.units.format_sanitize.assign_workers()
+    assert (
+        harness.units.format_sanitize.spares_wanted == 0 and len(harness.eraser.of('operate')) == 1
+    )
 
 
-def test_a_unit_that_is_exported_no_more_waits_no_more(house):
-    house.workers.spares.clear()
-    house.ask(OVERWRITE)
-    house.units.remove_unit(house.unit)
-    assert house.units.format_sanitize.spares_wanted == 0
+def test_removing_a_unit_cancels_its_waiting_operation(harness):
+    harness.workers.spares.clear()
+    harness.ask(OVERWRITE)
+    harness.units.remove_unit(harness.unit)
+    assert harness.units.format_sanitize.spares_wanted == 0
 
 
-def test_a_full_state_directory_does_not_stop_the_work(house):
-    house.ask(OVERWRITE)
+def test_a_full_state_directory_does_not_stop_the_operation(harness):
+    harness.ask(OVERWRITE)
 
     def full(key, state):
         raise OSError(errno.ENOSPC, 'No space left on device')
 
-    house.units.replication.state.save = full
-    house.tell(report='progress', position=SIZE // 2, lasting=True)
-    assert house.one.of('change')[-1]['progress'] == 0x8000 and house.eraser.killed is None
+    harness.units.replication.state.save = full
+    harness.tell(report='progress', position=SIZE // 2, lasting=True)
+    assert harness.one.of('change')[-1]['progress'] == 0x8000 and harness.eraser.killed is None
 
 
 @pytest.mark.parametrize('message', [OVERWRITE, FORMAT])
-def test_an_end_that_cannot_be_kept_is_a_failure(house, message):
-    """The next start would go on with what state-dir says is under way, over what was written
-    since."""
-    house.ask(message)
-    save = house.units.replication.state.save
+def test_an_operation_whose_end_cannot_be_saved_has_failed(harness, message):
+    """Otherwise the next start would resume it and overwrite data written since."""
+    harness.ask(message)
+    save = harness.units.replication.state.save
 
     def full(key, state):
         raise OSError(errno.ENOSPC, 'No space left on device')
 
-    house.units.replication.state.save = full
-    house.tell(report='operated', failed='')
+    harness.units.replication.state.save = full
+    harness.tell(report='operated', failed='')
     assert (
-        house.unit.shared.medium == message['kind'] + '-failed'
-        and house.answer()[0] == sam.CHECK_CONDITION
+        harness.unit.shared.medium == message['kind'] + '-failed'
+        and harness.answer()[0] == sam.CHECK_CONDITION
     )
-    house.units.replication.state.save = save
-    house.one.sent.clear()
-    house.workers.spares.append(house.eraser)
-    house.ask(message)  # there is room again: the initiator has it done once more
-    house.tell(report='operated', failed='')
-    assert house.unit.shared.medium == 'ready' and house.answer() == (sam.GOOD, None)
+    harness.units.replication.state.save = save
+    harness.one.sent.clear()
+    harness.workers.spares.append(harness.eraser)
+    harness.ask(message)  # there is space again: the initiator repeats the command
+    harness.tell(report='operated', failed='')
+    assert harness.unit.shared.medium == 'ready' and harness.answer() == (sam.GOOD, None)
 
 
-def test_a_unit_that_is_exported_no_more_takes_its_process_along(house):
-    house.ask(OVERWRITE)
-    house.units.remove_unit(house.unit)
-    assert house.eraser.killed
-    house.units.format_sanitize.on_worker_death(house.eraser)
-    assert house.units.replication.state.load('key')['operation']['failed'] == ''
+def test_removing_a_unit_kills_the_worker_of_its_operation(harness):
+    harness.ask(OVERWRITE)
+    harness.units.remove_unit(harness.unit)
+    assert harness.eraser.killed
+    harness.units.format_sanitize.on_worker_death(harness.eraser)
+    assert harness.units.replication.state.load('key')['operation']['failed'] == ''
 
 
-def test_news_of_a_worker_that_does_no_such_work_are_ignored(house):
-    house.units.format_sanitize.on_progress(house.one, {'position': 5, 'lasting': True})
-    house.units.format_sanitize.on_operated(house.one, {'failed': 'x'})
-    assert house.unit.shared.medium == 'ready'
+def test_reports_of_a_worker_without_an_operation_are_ignored(harness):
+    harness.units.format_sanitize.on_progress(harness.one, {'position': 5, 'lasting': True})
+    harness.units.format_sanitize.on_operated(harness.one, {'failed': 'x'})
+    assert harness.unit.shared.medium == 'ready'
 
 
-def test_the_asker_may_be_gone(house):
-    house.ask(OVERWRITE)
-    house.units.end_session(house.one)
-    house.tell(report='operated', failed='')
-    assert house.unit.shared.medium == 'ready'
+def test_an_operation_ends_normally_after_its_session_has_ended(harness):
+    harness.ask(OVERWRITE)
+    harness.units.end_session(harness.one)
+    harness.tell(report='operated', failed='')
+    assert harness.unit.shared.medium == 'ready'
 
 
 # -- notes and logouts -----------------------------------------------------------------------------
 
 
-def note(house, kind, message):
-    house.units.replication.on_note(
-        house.one, {'report': 'note', 'unit': house.unit.id, 'kind': kind, 'note': message}
+def note(harness, kind, message):
+    harness.units.replication.on_note(
+        harness.one, {'report': 'note', 'unit': harness.unit.id, 'kind': kind, 'note': message}
     )
 
 
-def test_errors_are_collected_before_they_are_told(house):
+def test_error_counts_are_collected_before_they_are_sent(harness):
     for _ in range(5):
-        note(house, 'error', {'kind': 'read'})
-    house.loop.settle()
-    assert house.two.of('change') == []
-    house.loop.pass_time(RECORDS_SECONDS + 0.1)
-    assert [change['records']['errors']['read'] for change in house.two.of('change')] == [5]
+        note(harness, 'error', {'kind': 'read'})
+    harness.loop.settle()
+    assert harness.two.of('change') == []
+    harness.loop.pass_time(RECORDS_SECONDS + 0.1)
+    assert [change['records']['errors']['read'] for change in harness.two.of('change')] == [5]
 
 
 def self_test(result, by=ONE):
@@ -467,16 +474,16 @@ def self_test(result, by=ONE):
     }
 
 
-def test_results_of_self_tests_are_kept_and_told_at_once(house):
-    note(house, 'self-test', self_test(0))
-    assert house.two.of('change')[0]['records']['self_tests'][0]['result'] == 0
-    assert house.units.replication.state.load('key')['records']['self_tests'][0]['code'] == 1
+def test_self_test_results_are_saved_and_sent_at_once(harness):
+    note(harness, 'self-test', self_test(0))
+    assert harness.two.of('change')[0]['records']['self_tests'][0]['result'] == 0
+    assert harness.units.replication.state.load('key')['records']['self_tests'][0]['code'] == 1
 
 
-def test_a_self_test_ends_with_its_session(house):
-    note(house, 'self-test', self_test(15))
-    house.units.end_session(house.one)
-    assert house.unit.shared.records['self_tests'][0]['result'] == 2
+def test_a_self_test_is_aborted_with_its_session(harness):
+    note(harness, 'self-test', self_test(15))
+    harness.units.end_session(harness.one)
+    assert harness.unit.shared.records['self_tests'][0]['result'] == 2
 
 
 @pytest.mark.parametrize(
@@ -488,26 +495,26 @@ def test_a_self_test_ends_with_its_session(house):
         ('self-test', self_test(0, TWO)),
     ],
 )
-def test_a_worker_that_tells_what_cannot_be_is_killed(house, kind, message):
-    note(house, kind, message)
-    assert house.one.killed and house.unit.shared.records['self_tests'] == []
+def test_a_worker_that_sends_a_malformed_note_is_killed(harness, kind, message):
+    note(harness, kind, message)
+    assert harness.one.killed and harness.unit.shared.records['self_tests'] == []
 
 
-def test_a_logout_is_answered_when_what_the_nexus_held_is_free_everywhere(house):
-    house.ask({'ask': 'reserve', 'third_party': None})
-    house.one.sent.clear()
-    house.units.log_out_session(house.one, {'ask': 'leave', 'id': 9})
+def test_a_logout_is_answered_after_every_replica_has_released_the_reservation(harness):
+    harness.ask({'ask': 'reserve', 'third_party': None})
+    harness.one.sent.clear()
+    harness.units.log_out_session(harness.one, {'ask': 'leave', 'id': 9})
     assert (
-        house.one.of('answer') == []
-        and house.two.of('change')[-1]['reservations']['reserved_by'] is None
+        harness.one.of('answer') == []
+        and harness.two.of('change')[-1]['reservations']['reserved_by'] is None
     )
-    house.loop.settle()
-    assert [answer['id'] for answer in house.one.of('answer')] == [9]
+    harness.loop.settle()
+    assert [answer['id'] for answer in harness.one.of('answer')] == [9]
 
 
-def test_a_logout_of_a_nexus_that_holds_nothing_is_answered_at_once(house):
-    house.units.log_out_session(house.one, {'ask': 'leave', 'id': 9})
-    assert [answer['id'] for answer in house.one.of('answer')] == [9]
+def test_a_logout_without_a_reservation_is_answered_at_once(harness):
+    harness.units.log_out_session(harness.one, {'ask': 'leave', 'id': 9})
+    assert [answer['id'] for answer in harness.one.of('answer')] == [9]
 
 
 # -- CRYPTOGRAPHIC ERASE ---------------------------------------------------------------------------
@@ -532,8 +539,8 @@ class EncryptedStore(FakeStore):
         self.cipher_key = digits
 
 
-class EncryptedHouse(House):
-    """Its unit has a key in a file."""
+class EncryptedHarness(Harness):
+    """Its unit is encrypted with a key in a file."""
 
     def export(self):
         state, path = self.units.replication.state, self.path + '/disk.key'
@@ -561,16 +568,16 @@ class EncryptedHouse(House):
 
 @pytest.fixture
 def encrypted(tmp_path):
-    house = EncryptedHouse(tmp_path)
-    yield house
-    house.loop.close()
+    harness = EncryptedHarness(tmp_path)
+    yield harness
+    harness.loop.close()
 
 
 def key_changes(worker):
     return [message['key'] for message in worker.of('change') if 'key' in message]
 
 
-def test_a_new_key_is_everywhere_before_anybody_is_let_in_again(encrypted):
+def test_every_worker_gets_the_new_key_before_the_medium_is_ready(encrypted):
     old = encrypted.in_file
     encrypted.ask(ERASE)
     assert encrypted.answer() == (sam.GOOD, None)
@@ -592,7 +599,7 @@ def test_a_new_key_is_everywhere_before_anybody_is_let_in_again(encrypted):
     )
 
 
-def test_until_every_worker_has_it_the_medium_is_nobodys(encrypted):
+def test_the_medium_is_not_ready_until_every_worker_has_acknowledged_the_key(encrypted):
     held, real = [], encrypted.units.replication.on_acknowledge
 
     def acknowledge(worker, message):
@@ -608,7 +615,7 @@ def test_until_every_worker_has_it_the_medium_is_nobodys(encrypted):
     assert encrypted.unit.shared.medium == 'ready'
 
 
-def test_a_key_that_cannot_be_replaced_is_a_failed_sanitize(encrypted, monkeypatch):
+def test_a_key_that_cannot_be_replaced_fails_the_sanitize(encrypted, monkeypatch):
     old = encrypted.in_file
 
     def full(path):
@@ -625,7 +632,7 @@ def test_a_key_that_cannot_be_replaced_is_a_failed_sanitize(encrypted, monkeypat
 
 
 @pytest.mark.parametrize('is_lasting, medium', [(True, 'sanitize-failed'), (False, 'failed')])
-def test_if_it_failed_after_the_file_was_replaced_the_new_key_is_used(
+def test_an_error_after_the_file_was_replaced_keeps_the_new_key(
     encrypted, monkeypatch, is_lasting, medium
 ):
     real = key_files.replace_key
@@ -649,8 +656,8 @@ def test_if_it_failed_after_the_file_was_replaced_the_new_key_is_used(
     )
 
 
-def test_a_key_file_that_is_not_there_now_leaves_the_old_key_in_force(encrypted):
-    """It is on a stick, say, that was taken away."""
+def test_a_missing_key_file_leaves_the_old_key_in_force(encrypted):
+    """The file can be on a USB stick, for example, that was removed."""
     old, path = encrypted.in_file, encrypted.unit.lun.encryption_key_file
     os.rename(path, path + '.away')
     encrypted.ask(ERASE)
@@ -663,8 +670,8 @@ def test_a_key_file_that_is_not_there_now_leaves_the_old_key_in_force(encrypted)
     assert encrypted.answer() == (sam.GOOD, None) and encrypted.in_file != old
 
 
-def test_without_a_place_to_note_it_the_sanitize_has_failed(encrypted):
-    """After a restart it would be done again, and destroy what was written meanwhile."""
+def test_an_erase_that_cannot_be_saved_has_failed(encrypted):
+    """Otherwise it would be repeated after a restart, and destroy data written meanwhile."""
     kept = []
 
     def full(key, state):
@@ -681,15 +688,15 @@ def test_without_a_place_to_note_it_the_sanitize_has_failed(encrypted):
     )
 
 
-def test_nothing_is_erased_that_is_not_encrypted(house):
-    """What its worker says is not believed."""
-    house.ask(ERASE)
-    assert house.unit.shared.medium == 'sanitize-failed'
+def test_an_erase_of_an_unencrypted_unit_fails(harness):
+    """The master checks this itself, because it does not trust the worker."""
+    harness.ask(ERASE)
+    assert harness.unit.shared.medium == 'sanitize-failed'
 
 
 @pytest.mark.parametrize('stopped_after', ['nothing', 'replaced', 'noted'])
-def test_an_erase_goes_on_after_a_kill(tmp_path, stopped_after, monkeypatch):
-    first = EncryptedHouse(tmp_path)
+def test_an_erase_is_resumed_after_a_kill(tmp_path, stopped_after, monkeypatch):
+    first = EncryptedHarness(tmp_path)
     old, real_replace = first.in_file, key_files.replace_key
 
     class Killed(BaseException):
@@ -710,19 +717,19 @@ def test_an_erase_goes_on_after_a_kill(tmp_path, stopped_after, monkeypatch):
     assert first.units.replication.state.load('key')['operation']['method'] == 'key'
     between = first.in_file
     assert (between == old) == (stopped_after == 'nothing')
-    later = EncryptedHouse(tmp_path)
+    later = EncryptedHarness(tmp_path)
     assert later.unit.shared.medium == 'ready' and later.in_file != old
     assert later.unit.store.cipher_key == later.in_file
     assert (later.in_file == between) == (stopped_after == 'noted')
     assert later.units.replication.state.load('key')['key_check'] == key_files.key_check(
         later.in_file, 512
     )
-    for house in (first, later):
-        house.loop.close()
+    for harness in (first, later):
+        harness.loop.close()
 
 
-def test_a_unit_that_takes_anothers_place_takes_over_its_key_and_its_operation(encrypted):
-    """It was opened before the key was replaced."""
+def test_a_replacement_unit_takes_over_the_key_and_the_operation(encrypted):
+    """The replacement was opened before the key was replaced."""
     stale, old = encrypted.in_file, encrypted.unit
     encrypted.ask(ERASE)
     new = Unit(

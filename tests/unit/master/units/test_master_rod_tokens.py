@@ -1,5 +1,5 @@
-"""ROD tokens in the master: given out when everybody heeds them, good for everybody, gone at the
-first write."""
+"""ROD tokens in the master: returned after every worker has acknowledged their ranges, valid in every
+session, revoked by the first write."""
 
 import os
 
@@ -14,14 +14,14 @@ from targetd.master.units.unit import Unit
 OTHER_TARGET = 'iqn.2026-11.test:other'
 
 
-class House(object):
-    """Two units of TARGET, which `one` and `two` see, and one of OTHER_TARGET, which only `far`
-    sees."""
+class Harness(object):
+    """Two units of TARGET, which workers `one` and `two` serve, and one of OTHER_TARGET, which only
+    `far` serves."""
 
     def __init__(self, path):
         self.path = path
         self.loop = StillLoop()
-        self.given = []  # (may be written?, bytes) of each descriptor that was sent
+        self.given = []  # (is writable, bytes) of each descriptor that was sent
         self.units = make_units(self.loop, path, self.send, self.kill)
         self.unit, self.second = self.export(TARGET, 0), self.export(TARGET, 1)
         self.other = self.export(OTHER_TARGET, 0)
@@ -61,7 +61,7 @@ class House(object):
         worker.killed = why
 
     def ask(self, worker, what, unit=None, **words):
-        """The answer, or None if there is none yet; changes are not acknowledged."""
+        """The answer, or None if it is still pending; changes are not acknowledged."""
         message = dict(words, ask=what, id='q%d' % len(worker.sent), unit=(unit or self.unit).id)
         self.units.on_request(worker, message)
         self.loop.settle()
@@ -84,15 +84,15 @@ class House(object):
 
 
 @pytest.fixture
-def house(tmpdir):
-    house = House(tmpdir)
-    yield house
-    house.units.close_all()
-    house.loop.close()
+def harness(tmpdir):
+    harness = Harness(tmpdir)
+    yield harness
+    harness.units.close_all()
+    harness.loop.close()
 
 
 def code(answer):
-    """(asc, ascq) of a refusal, None of GOOD."""
+    """(asc, ascq) of a refusal, or None for GOOD status."""
     if answer['status'] == 0:
         return None
     sense = bytes.fromhex(answer['sense'])
@@ -100,158 +100,159 @@ def code(answer):
     return sense[12], sense[13]
 
 
-def test_a_token_is_given_out_when_every_worker_heeds_it(house):
+def test_a_token_is_returned_after_every_worker_has_acknowledged_its_ranges(harness):
     assert (
-        house.ask(house.one, 'token-populate', ranges=[[0, 4096], [8192, 512]], seconds=60) is None
+        harness.ask(harness.one, 'token-populate', ranges=[[0, 4096], [8192, 512]], seconds=60)
+        is None
     )
     assert (
-        house.one.of('change')[-1]['watched']
-        == house.two.of('change')[-1]['watched']
+        harness.one.of('change')[-1]['watched']
+        == harness.two.of('change')[-1]['watched']
         == [[0, 4096], [8192, 8704]]
     )
-    assert not house.far.of('change')
-    house.acknowledge(house.one)
-    assert not house.one.of('answer')
-    house.acknowledge(house.two)
-    answer = house.one.of('answer')[-1]
+    assert not harness.far.of('change')
+    harness.acknowledge(harness.one)
+    assert not harness.one.of('answer')
+    harness.acknowledge(harness.two)
+    answer = harness.one.of('answer')[-1]
     assert answer['status'] == 0 and len(answer['data']) == 1024
 
 
-def test_a_worker_that_does_not_heed_it_is_killed_and_then_it_is_given_out(house):
-    house.ask(house.one, 'token-populate', ranges=[[0, 512]], seconds=60)
-    house.acknowledge(house.one)
-    house.loop.pass_time(ACKNOWLEDGE_SECONDS + 1)
-    assert house.two.killed and not house.one.of('answer')
-    house.units.end_session(house.two)
-    assert house.one.of('answer')[-1]['status'] == 0
+def test_a_worker_that_does_not_acknowledge_the_ranges_is_killed(harness):
+    harness.ask(harness.one, 'token-populate', ranges=[[0, 512]], seconds=60)
+    harness.acknowledge(harness.one)
+    harness.loop.pass_time(ACKNOWLEDGE_SECONDS + 1)
+    assert harness.two.killed and not harness.one.of('answer')
+    harness.units.end_session(harness.two)
+    assert harness.one.of('answer')[-1]['status'] == 0
 
 
-def test_a_new_session_learns_what_is_watched(house):
-    house.populate(ranges=[(512, 512)])
-    units, _ = house.units.serve_session(FakeWorker('late'), nexus('late'))
+def test_a_new_session_receives_the_token_ranges(harness):
+    harness.populate(ranges=[(512, 512)])
+    units, _ = harness.units.serve_session(FakeWorker('late'), nexus('late'))
     assert [unit['watched'] for unit in units] == [[[512, 1024]], []]
 
 
-def test_a_worker_that_serves_the_source_gets_no_descriptor(house):
-    token = house.populate(ranges=[(512, 512)])
-    answer = house.use(house.two, token, house.second)
+def test_a_worker_that_serves_the_source_gets_no_descriptor(harness):
+    token = harness.populate(ranges=[(512, 512)])
+    answer = harness.use(harness.two, token, harness.second)
     assert (
         answer['status'] == 0
-        and answer['source'] == house.unit.id
+        and answer['source'] == harness.unit.id
         and answer['ranges'] == [(512, 512)]
     )
-    assert not house.given
+    assert not harness.given
 
 
-def test_another_gets_one_that_cannot_write(house):
-    token = house.populate()
+def test_another_worker_gets_a_read_only_descriptor(harness):
+    token = harness.populate()
     before = len(os.listdir('/proc/self/fd'))
-    answer = house.use(house.far, token, house.other)
-    assert answer['store'] == house.unit.store.description()
-    assert house.given == [(False, house.unit.key)]
+    answer = harness.use(harness.far, token, harness.other)
+    assert answer['store'] == harness.unit.store.description()
+    assert harness.given == [(False, harness.unit.key)]
     assert len(os.listdir('/proc/self/fd')) == before
 
 
-def test_what_nobody_made_is_unknown(house):
-    token = house.populate()
+def test_a_forged_token_is_unknown(harness):
+    token = harness.populate()
     forged = token[:-2] + ('00' if token[-2:] != '00' else '01')
-    assert code(house.use(house.one, forged)) == (0x23, 0x04)
-    assert code(house.use(house.one, token)) is None
+    assert code(harness.use(harness.one, forged)) == (0x23, 0x04)
+    assert code(harness.use(harness.one, token)) is None
 
 
-def test_tokens_for_the_same_bytes_differ(house):
-    assert house.populate() != house.populate()
+def test_tokens_for_the_same_bytes_differ(harness):
+    assert harness.populate() != harness.populate()
 
 
 @pytest.mark.parametrize(
     'offset, length, revoked',
     [(0, 1, True), (4095, 1, True), (4096, 512, False), (0, 1 << 20, True)],
 )
-def test_a_write_revokes_what_it_touches_and_nothing_else(house, offset, length, revoked):
+def test_a_write_revokes_only_the_tokens_whose_ranges_it_touches(harness, offset, length, revoked):
     token, other = (
-        house.populate(ranges=[(0, 4096)]),
-        house.populate(unit=house.second, ranges=[(0, 4096)]),
+        harness.populate(ranges=[(0, 4096)]),
+        harness.populate(unit=harness.second, ranges=[(0, 4096)]),
     )
-    assert house.ask(house.two, 'token-revoke', offset=offset, length=length)['status'] == 0
-    assert code(house.use(house.one, token)) == ((0x23, 0x06) if revoked else None)
-    assert code(house.use(house.one, other)) is None
-    assert house.unit.watched == ([] if revoked else [[0, 4096]])
-    assert not revoked or house.two.of('change')[-1]['watched'] == []
+    assert harness.ask(harness.two, 'token-revoke', offset=offset, length=length)['status'] == 0
+    assert code(harness.use(harness.one, token)) == ((0x23, 0x06) if revoked else None)
+    assert code(harness.use(harness.one, other)) is None
+    assert harness.unit.watched == ([] if revoked else [[0, 4096]])
+    assert not revoked or harness.two.of('change')[-1]['watched'] == []
 
 
-def test_a_revocation_during_the_use_is_met_at_its_end(house):
-    token = house.populate()
-    assert code(house.use(house.far, token, house.other)) is None
-    house.ask(house.two, 'token-revoke', offset=0, length=512)
-    assert code(house.ask(house.far, 'token-used', house.other, token=token)) == (0x23, 0x06)
+def test_a_token_that_was_revoked_during_its_use_is_reported_at_the_end(harness):
+    token = harness.populate()
+    assert code(harness.use(harness.far, token, harness.other)) is None
+    harness.ask(harness.two, 'token-revoke', offset=0, length=512)
+    assert code(harness.ask(harness.far, 'token-used', harness.other, token=token)) == (0x23, 0x06)
 
 
-def test_the_last_use(house):
-    token = house.populate()
-    house.use(house.one, token, last=True)
-    assert code(house.ask(house.one, 'token-used', token=token)) is None
-    assert code(house.use(house.one, token)) == (0x23, 0x09)
-    assert house.unit.watched == []
+def test_a_token_is_deleted_after_its_last_use(harness):
+    token = harness.populate()
+    harness.use(harness.one, token, last=True)
+    assert code(harness.ask(harness.one, 'token-used', token=token)) is None
+    assert code(harness.use(harness.one, token)) == (0x23, 0x09)
+    assert harness.unit.watched == []
 
 
-def test_a_token_that_is_not_used_expires(house):
-    token = house.populate(seconds=5)
-    house.loop.pass_time(4)
-    house.use(house.one, token)
-    house.ask(house.one, 'token-used', token=token)
-    house.loop.pass_time(4)
-    assert code(house.use(house.one, token)) is None
-    house.ask(house.one, 'token-used', token=token)
-    house.loop.pass_time(6)
-    assert code(house.use(house.one, token)) == (0x23, 0x07)
-    assert house.unit.watched == []
+def test_a_token_that_is_not_used_expires(harness):
+    token = harness.populate(seconds=5)
+    harness.loop.pass_time(4)
+    harness.use(harness.one, token)
+    harness.ask(harness.one, 'token-used', token=token)
+    harness.loop.pass_time(4)
+    assert code(harness.use(harness.one, token)) is None
+    harness.ask(harness.one, 'token-used', token=token)
+    harness.loop.pass_time(6)
+    assert code(harness.use(harness.one, token)) == (0x23, 0x07)
+    assert harness.unit.watched == []
 
 
-def test_a_token_in_use_does_not_expire_unless_its_user_is_gone(house):
-    token = house.populate(seconds=5)
-    house.use(house.two, token)
-    house.loop.pass_time(6)
-    house.loop.pass_time(6)
-    assert house.unit.watched
-    house.units.end_session(house.two)
-    house.loop.pass_time(6)
-    assert code(house.use(house.one, token)) == (0x23, 0x07)
+def test_a_token_in_use_does_not_expire_until_its_worker_is_gone(harness):
+    token = harness.populate(seconds=5)
+    harness.use(harness.two, token)
+    harness.loop.pass_time(6)
+    harness.loop.pass_time(6)
+    assert harness.unit.watched
+    harness.units.end_session(harness.two)
+    harness.loop.pass_time(6)
+    assert code(harness.use(harness.one, token)) == (0x23, 0x07)
 
 
-def test_a_unit_that_is_exported_no_more_takes_its_tokens_along(house):
-    token = house.populate(house.far, house.other)
-    house.units.remove_unit(house.other)
-    assert code(house.use(house.one, token)) == (0x23, 0x06)
+def test_removing_a_unit_revokes_its_tokens(harness):
+    token = harness.populate(harness.far, harness.other)
+    harness.units.remove_unit(harness.other)
+    assert code(harness.use(harness.one, token)) == (0x23, 0x06)
 
 
-def test_a_unit_with_another_medium_has_no_tokens(house):
-    token = house.populate()
-    house.unit.store = FakeStore(str(house.path.join('new')))
-    assert code(house.use(house.one, token)) == (0x23, 0x06)
+def test_replacing_the_medium_revokes_its_tokens(harness):
+    token = harness.populate()
+    harness.unit.store = FakeStore(str(harness.path.join('new')))
+    assert code(harness.use(harness.one, token)) == (0x23, 0x06)
 
 
-def test_an_ejected_source_is_not_read(house):
-    token = house.populate()
-    house.units.replication.set_medium(house.unit, 'ejected')
-    assert code(house.use(house.one, token)) == (0x23, 0x00)
+def test_a_token_of_an_ejected_medium_cannot_be_used(harness):
+    token = harness.populate()
+    harness.units.replication.set_medium(harness.unit, 'ejected')
+    assert code(harness.use(harness.one, token)) == (0x23, 0x00)
 
 
-def test_tokens_are_bounded(house, monkeypatch):
+def test_the_number_of_tokens_is_bounded(harness, monkeypatch):
     monkeypatch.setattr(rod_tokens, 'MAXIMUM_TOKENS', 2)
-    first, second = house.populate(), house.populate()
-    house.use(house.one, first)
-    third = house.populate()
-    assert [code(house.use(house.one, token)) for token in (first, second, third)] == [
+    first, second = harness.populate(), harness.populate()
+    harness.use(harness.one, first)
+    third = harness.populate()
+    assert [code(harness.use(harness.one, token)) for token in (first, second, third)] == [
         None,
         (0x23, 0x04),
         None,
     ]
 
 
-def test_the_list_is_of_the_units_own_and_without_secrets(house):
-    token = house.populate()
-    house.populate(unit=house.second)
-    assert house.ask(house.two, 'token-list')['tokens'] == [token[:192]]
+def test_the_token_list_has_only_the_units_tokens_without_secrets(harness):
+    token = harness.populate()
+    harness.populate(unit=harness.second)
+    assert harness.ask(harness.two, 'token-list')['tokens'] == [token[:192]]
 
 
 @pytest.mark.parametrize(
@@ -269,13 +270,13 @@ def test_the_list_is_of_the_units_own_and_without_secrets(house):
         ('token-revoke', {'offset': -1, 'length': 1}),
     ],
 )
-def test_a_worker_that_asks_for_what_cannot_be_is_ended(house, what, words):
-    assert house.ask(house.one, what, **words) is None
-    assert house.one.killed and not house.one.of('answer')
+def test_a_worker_that_sends_a_malformed_token_request_is_killed(harness, what, words):
+    assert harness.ask(harness.one, what, **words) is None
+    assert harness.one.killed and not harness.one.of('answer')
 
 
-def test_a_worker_cannot_ask_for_a_unit_that_it_does_not_serve(house):
+def test_a_token_request_for_a_unit_that_the_worker_does_not_serve_is_refused(harness):
     assert code(
-        house.ask(house.far, 'token-populate', house.unit, ranges=[[0, 512]], seconds=1)
+        harness.ask(harness.far, 'token-populate', harness.unit, ranges=[[0, 512]], seconds=1)
     ) == (0x25, 0x00)
-    assert house.unit.watched == []
+    assert harness.unit.watched == []

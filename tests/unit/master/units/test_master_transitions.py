@@ -1,4 +1,4 @@
-"""What becomes of shared state, as values in and values out."""
+"""Transitions of shared state: values in, values out."""
 
 import pytest
 from master_fakes import nexus
@@ -46,19 +46,19 @@ def register(key=KEY, old=NO_KEY, action=0, **more):
     return message
 
 
-def test_a_registration_persists_and_is_told(shared):
+def test_a_registration_is_saved_and_sent(shared):
     decision = decide(shared, ONE, register(), [])
     assert decision.persist and decision.status == sam.GOOD
     assert list(decision.changed(shared)) == ['reservations']
     assert decision.attentions_of(TWO) == [] and decision.abort_of(TWO, False) is None
 
 
-def test_a_conflict_changes_nothing(shared):
+def test_a_reservation_conflict_changes_nothing(shared):
     refusal = decide(shared, ONE, register(old=OTHER_KEY), [])
     assert refusal == Refusal(sam.RESERVATION_CONFLICT)
 
 
-def test_a_wrong_list_is_answered_with_sense(shared):
+def test_an_invalid_parameter_list_ends_with_sense_data(shared):
     registered = decide(shared, ONE, register(), []).shared
     refusal = decide(registered, ONE, register(action=1, old=KEY, type=2), [])
     assert (
@@ -68,7 +68,7 @@ def test_a_wrong_list_is_answered_with_sense(shared):
     )
 
 
-def test_preempt_and_abort_tells_and_aborts_the_victim_only(shared):
+def test_preempt_and_abort_concerns_only_the_preempted_nexus(shared):
     state = decide(shared, ONE, register(), []).shared
     state = decide(state, TWO, register(OTHER_KEY), []).shared
     state = decide(state, TWO, register(action=1, old=OTHER_KEY, key=NO_KEY, type=5), []).shared
@@ -78,7 +78,7 @@ def test_preempt_and_abort_tells_and_aborts_the_victim_only(shared):
     assert decision.abort_of(ONE, True) is None
 
 
-def test_reserve_and_a_lost_session(shared):
+def test_a_lost_session_ends_its_reserve(shared):
     reserved = decide(shared, ONE, {'ask': 'reserve'}, []).shared
     assert decide(reserved, TWO, {'ask': 'reserve'}, []).status == sam.RESERVATION_CONFLICT
     assert transitions.session_lost(reserved, TWO) is None
@@ -94,7 +94,7 @@ def select(state, offset, value, save=False):
     return {'ask': 'mode-select', 'pages': {'08-00': data.hex()}, 'save': save, 'revert': False}
 
 
-def test_mode_select_is_told_to_the_others_and_saved_only_when_asked(shared):
+def test_mode_select_causes_a_unit_attention_and_is_saved_only_with_sp(shared):
     decision = decide(shared, ONE, select(shared, 2, 0), [])
     assert not modes.write_cache(decision.shared.modes) and not decision.persist
     assert decision.attentions_of(TWO) == [[0x2A, 0x01]] and decision.attentions_of(ONE) == []
@@ -103,7 +103,7 @@ def test_mode_select_is_told_to_the_others_and_saved_only_when_asked(shared):
     assert decide(shared, ONE, select(shared, 2, 4), []) == Refusal(sam.GOOD)
 
 
-def test_a_saved_page_comes_back_and_a_changed_default_does_not_undo_it(shared):
+def test_a_saved_page_is_restored_and_overrides_a_changed_default(shared):
     saved = decide(shared, ONE, select(shared, 2, 0, save=True), []).shared
     kept = transitions.saved_state(saved, 'boot')
     assert not modes.write_cache(initial(FACTS, kept, 'other').modes)
@@ -113,7 +113,7 @@ def test_a_saved_page_comes_back_and_a_changed_default_does_not_undo_it(shared):
         [0x2A, 0x01]
     ]
     again = transitions.facts_changed(saved, dict(FACTS, write_cache=False))
-    assert again.attentions_of(ONE) == []  # the saved page said so already
+    assert again.attentions_of(ONE) == []  # the saved page had this value already
 
 
 def with_descriptor_sense(shared):
@@ -123,11 +123,11 @@ def with_descriptor_sense(shared):
     return shared._replace(modes=dict(shared.modes, current=dict(pages, **{'0a-00': data.hex()})))
 
 
-def test_a_refusal_has_the_sense_format_that_d_sense_asks_for(shared):
+def test_a_refusal_has_the_sense_format_that_d_sense_selects(shared):
     descriptor = with_descriptor_sense(decide(shared, ONE, register(), []).shared)
     refused = decide(descriptor, ONE, register(action=1, old=KEY, type=2), [])
     assert refused.sense[:4] == bytes([0x72, 5, 0x24, 0x00])
-    assert refused.sense[8:12] == bytes([0x02, 0x06, 0, 0])  # with the field pointer's descriptor
+    assert refused.sense[8:12] == bytes([0x02, 0x06, 0, 0])  # with a field pointer descriptor
     prevented = descriptor._replace(prevented_by=(nexus_ports(TWO),))
     assert decide(prevented, ONE, {'ask': 'start-stop', 'action': 'eject'}, []).sense[:4] == bytes(
         [0x72, 5, 0x53, 0x02]
@@ -140,7 +140,9 @@ def test_a_refusal_has_the_sense_format_that_d_sense_asks_for(shared):
     'aptpl, boot_id, survives',
     [(False, 'boot', True), (False, 'next', False), (True, 'next', True), (True, 'boot', True)],
 )
-def test_what_survives_a_restart_and_what_a_loss_of_power(shared, aptpl, boot_id, survives):
+def test_which_registrations_outlast_a_restart_and_a_loss_of_power(
+    shared, aptpl, boot_id, survives
+):
     registered = decide(shared, ONE, register(aptpl=aptpl), []).shared
     again = initial(FACTS, transitions.saved_state(registered, 'boot'), boot_id)
     assert bool(again.reservations['registrations']) is survives
@@ -168,7 +170,7 @@ def test_start_stop(shared, medium, action, then):
     assert (decision.shared.medium if isinstance(decision, Decision) else medium) == then
 
 
-def test_a_medium_that_comes_back_is_announced_to_the_others(shared):
+def test_loading_a_medium_causes_a_unit_attention_for_the_other_nexuses(shared):
     decision = decide(
         shared._replace(medium=EJECTED), ONE, {'ask': 'start-stop', 'action': 'load'}, []
     )
@@ -205,15 +207,15 @@ def test_resets(shared, function, code):
     assert (
         decision.shared.reservations['reserved_by'] is None and decision.shared.prevented_by == ()
     )
-    assert modes.write_cache(decision.shared.modes)  # as saved: the default
+    assert modes.write_cache(decision.shared.modes)  # the saved value is the default
     assert decision.attentions_of(TWO) == [code] == decision.attentions_of(ONE)
     assert decision.abort_of(ONE, True) and decision.abort_of(TWO, False)
 
 
-def test_a_nexus_reset_takes_what_is_this_nexuss_and_nothing_else(shared):
+def test_a_nexus_reset_affects_only_its_nexus(shared):
     ones = decide(shared, ONE, {'ask': 'reserve'}, []).shared
-    for nexus in (ONE, TWO):
-        ones = decide(ones, nexus, {'ask': 'prevent', 'prevent': True}, []).shared
+    for each in (ONE, TWO):
+        ones = decide(ones, each, {'ask': 'prevent', 'prevent': True}, []).shared
     decision = decide(ones, ONE, {'ask': 'reset', 'function': 'i-t-nexus-reset'}, [])
     assert decision.shared.reservations['reserved_by'] is None and decision.shared.prevented_by == (
         nexus_ports(TWO),
@@ -221,25 +223,25 @@ def test_a_nexus_reset_takes_what_is_this_nexuss_and_nothing_else(shared):
     assert decision.attentions_of(ONE) == [[0x29, 0x07]] and decision.attentions_of(TWO) == []
     assert decision.abort_of(TWO, False) is None
     mine = decide(ones, TWO, {'ask': 'reset', 'function': 'i-t-nexus-reset'}, [])
-    assert mine.shared.reservations == ones.reservations  # the reservation is the other nexus's
+    assert mine.shared.reservations == ones.reservations  # the other nexus holds the reservation
     registered = decide(shared, ONE, register(), []).shared
     after = decide(registered, ONE, {'ask': 'reset', 'function': 'i-t-nexus-reset'}, []).shared
     assert after.reservations == registered.reservations  # registrations outlast a nexus
 
 
-def test_a_reset_leaves_persistent_reservations(shared):
+def test_a_reset_keeps_persistent_reservations(shared):
     registered = decide(shared, TWO, register(), []).shared
     decision = decide(registered, ONE, {'ask': 'reset', 'function': 'logical-unit-reset'}, [])
     assert decision.shared.reservations == registered.reservations
 
 
-def test_clear_task_set_ends_the_own_task_set_only(shared):
+def test_clear_task_set_ends_only_the_task_set_of_the_nexus(shared):
     decision = decide(shared, ONE, {'ask': 'reset', 'function': 'clear-task-set'}, [])
     assert decision.abort_of(ONE, True) == {'tas': False}
     assert decision.abort_of(TWO, False) is None and decision.attentions_of(TWO) == []
 
 
-def test_clear_task_set_of_a_task_set_for_all_with_and_without_task_aborted_status(shared):
+def test_clear_task_set_of_one_task_set_for_all_with_and_without_tas(shared):
     pages = dict(shared.modes['current'])
     pages['0a-00'] = '0a0a0210000000000032' + '0000'  # TST 000b, by mode-page in the configuration
     shared = shared._replace(modes=dict(shared.modes, current=pages))
@@ -254,9 +256,9 @@ def test_clear_task_set_of_a_task_set_for_all_with_and_without_task_aborted_stat
         {'ask': 'mode-select', 'pages': {'0a-00': control.hex()}, 'save': False, 'revert': False},
         [],
     )
-    told = decide(tas.shared, ONE, {'ask': 'reset', 'function': 'clear-task-set'}, [])
-    assert told.attentions_of(TWO) == [] and told.abort_of(TWO, False)['tas'] is True
-    assert told.abort_of(ONE, True)['tas'] is False  # nobody tells itself
+    cleared = decide(tas.shared, ONE, {'ask': 'reset', 'function': 'clear-task-set'}, [])
+    assert cleared.attentions_of(TWO) == [] and cleared.abort_of(TWO, False)['tas'] is True
+    assert cleared.abort_of(ONE, True)['tas'] is False  # not for the requesting nexus
 
 
 @pytest.mark.parametrize(
@@ -271,12 +273,12 @@ def test_clear_task_set_of_a_task_set_for_all_with_and_without_task_aborted_stat
         {'ask': 'persistent-reserve-out', 'service_action': 'x'},
     ],
 )
-def test_what_no_command_can_ask_for(shared, message):
+def test_an_invalid_request_is_malformed(shared, message):
     with pytest.raises(Malformed):
         decide(shared, ONE, message, [])
 
 
-def test_medium_and_size(shared):
+def test_unit_attentions_for_the_medium_and_its_size(shared):
     failed = transitions.medium_changed(shared, FAILED)
     assert failed.changed(shared) == {'medium': FAILED} and failed.attentions_of(ONE) == []
     ready = transitions.medium_changed(failed.shared, READY)
@@ -285,7 +287,7 @@ def test_medium_and_size(shared):
     assert resized.size == 1 << 20 and resized.attentions_of(ONE) == [[0x2A, 0x09]]
 
 
-def test_damaged_saved_state_is_not_taken_for_an_empty_one():
+def test_a_damaged_saved_state_is_an_error():
     with pytest.raises(ValueError):
         initial(FACTS, {'reservations': {'version': 1}}, 'boot')
     assert reservations.initial() == initial(FACTS, {}, 'boot').reservations
@@ -308,7 +310,7 @@ def set_groups(**states):
     }
 
 
-def test_set_target_port_groups_tells_the_others_and_is_kept(two_groups):
+def test_set_target_port_groups_causes_a_unit_attention_and_is_saved(two_groups):
     decision = decide(two_groups, ONE, set_groups(_1=alua.STANDBY, _2=alua.OPTIMIZED), [])
     assert list(decision.changed(two_groups)) == ['access'] and decision.persist
     assert decision.attentions_of(TWO) == CHANGED and decision.attentions_of(ONE) == []
@@ -317,7 +319,7 @@ def test_set_target_port_groups_tells_the_others_and_is_kept(two_groups):
     assert decide(two_groups, ONE, set_groups(_2=alua.STANDBY), []) == Refusal(sam.GOOD)
 
 
-def test_groups_that_no_command_may_set(shared, two_groups):
+def test_invalid_set_target_port_groups_requests_are_malformed(shared, two_groups):
     for state, message in (
         (two_groups, set_groups(_9=0)),
         (two_groups, set_groups(_1=0xE)),
@@ -327,7 +329,7 @@ def test_groups_that_no_command_may_set(shared, two_groups):
             decide(state, ONE, message, [])
 
 
-def test_the_administrators_word_on_groups_is_told_to_everybody(two_groups):
+def test_states_set_by_the_administrator_cause_a_unit_attention_for_all(two_groups):
     decision = transitions.access_set(two_groups, {'1': alua.OFFLINE})
     assert (
         decision.attentions_of(ONE) == decision.attentions_of(TWO) == CHANGED and decision.persist
@@ -335,7 +337,7 @@ def test_the_administrators_word_on_groups_is_told_to_everybody(two_groups):
     assert transitions.access_set(two_groups, {'2': alua.STANDBY}) is None
 
 
-def test_a_reload_tells_of_states_that_are_others_now(two_groups):
+def test_a_reload_that_changes_states_causes_a_unit_attention(two_groups):
     same = alua.initial((1, 2), {2: alua.STANDBY}, explicit=True)
     assert transitions.access_configured(two_groups, same) is None
     assert (
@@ -356,7 +358,7 @@ THIN = {
 REACHED = [[0x38, 0x07]]
 
 
-def test_a_threshold_is_told_once_and_again_after_it_was_left():
+def test_a_threshold_causes_one_unit_attention_each_time_it_is_reached():
     thin = initial(THIN, {}, 'boot')
     first = transitions.space_counted(thin, 500, 7)
     assert first.attentions_of(ONE) == [] and first.changed(thin) == {}
@@ -369,11 +371,11 @@ def test_a_threshold_is_told_once_and_again_after_it_was_left():
     assert transitions.space_counted(left.shared, 99, 7).attentions_of(ONE) == REACHED
 
 
-def test_a_server_that_starts_below_its_threshold_alarms_nobody():
+def test_a_start_beyond_the_threshold_causes_no_unit_attention():
     assert transitions.space_counted(initial(THIN, {}, 'boot'), 3, 7).attentions_of(ONE) == []
 
 
-def test_a_threshold_that_an_initiator_sets_counts():
+def test_a_threshold_set_by_an_initiator_is_used():
     thin = transitions.space_counted(initial(THIN, {}, 'boot'), 500, 7).shared
     page = bytearray(bytes.fromhex(thin.modes['current']['1c-02']))
     page[24:32] = bytes.fromhex('8102 0000 00000064')  # used space grows to 100
