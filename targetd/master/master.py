@@ -56,7 +56,7 @@ PATIENCE_SECONDS = 5.0
 def serve(channel, configuration):
     """What a forked child does: be a worker. (Loaded before the fork: its memory is shared, and its
     user may read no file.)"""
-    worker_main.run(channel, configuration)
+    worker_main.run_worker(channel, configuration)
 
 
 class Master(object):

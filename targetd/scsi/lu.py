@@ -64,7 +64,7 @@ class UnitServices(object):
     worker process, as in tests; targetd.worker.replica has a subclass.
 
     started_at:   when the unit was created, in milliseconds() of its clock
-    rod_tokens:   object that creates and resolves ROD tokens (worker.copy.rod_tokens.UnitRods), or None
+    rod_tokens:   creates and resolves ROD tokens (worker.copy.rod_tokens.UnitRodTokens), or None
     copy_guests:  object that finds units of other targets for copies (extended_copy.NoReach)
     """
 

@@ -1,9 +1,8 @@
-"""Formatting and sanitizing a medium: what a worker process does that was ordered to `operate`
-instead of to serve.
+"""Formatting and sanitizing a medium, in a worker process that received the order `operate`.
 
-May import base, scsi.operations, store. The work is done in steps, through the unit's own store
-with its filters; whatever is told to be done is on the medium, so that it can go on from there
-after a restart or a loss of power. Runs in one thread.
+May import base, scsi.operations, store. The work is done in steps, through the unit's store with
+its filters. Progress that is reported as lasting is on the medium, so that the operation can
+continue from there after a restart or a power failure. Runs in one thread.
 """
 
 import errno
@@ -11,41 +10,41 @@ import time
 
 from targetd.scsi import operations
 
-STEP = 1 << 20  # bytes written at a time
-ERASE_STEP = 64 << 20  # bytes unmapped or zeroed at a time, by the medium itself
-TELL_SECONDS = 0.5  # how often progress is told at most
-KEEP_SECONDS = 10.0  # how often it is made lasting at most
+STEP = 1 << 20  # bytes per write
+ERASE_STEP = 64 << 20  # bytes per unmap or write_zeroes, which the medium itself performs
+REPORT_SECONDS = 0.5  # shortest time between two progress reports
+FLUSH_SECONDS = 10.0  # shortest time between two flushes within a pass
 
 
-def operate(store, operation, tell, clock=time.monotonic):
-    """Do what is left of the operation. tell(position, lasting): bytes done so far; lasting: they
-    would survive a loss of power. Raises OSError."""
+def run_operation(store, operation, report_progress, clock=time.monotonic):
+    """Perform the rest of the operation. Calls report_progress(position, lasting): position: bytes
+    done so far; lasting: True if they would survive a power failure. Raises OSError."""
     if store.read_only:
         raise OSError(errno.EROFS, 'the medium cannot be written')
     size, position = operation['size'], operation['position']
-    do = (
+    do_step = (
         _pattern_writer(store, operation)
         if operation['method'] == 'pattern'
         else _zeroer(store, operation)
     )
-    told = kept = clock()
+    reported = flushed = clock()
     while position < operation['passes'] * size:
         number, offset = divmod(position, size)
-        position += do(number, offset, size - offset)
+        position += do_step(number, offset, size - offset)
         now = clock()
-        # each pass reaches the medium before the next begins
-        if not position % size or now - kept >= KEEP_SECONDS:
+        # each pass must be on the medium before the next begins
+        if not position % size or now - flushed >= FLUSH_SECONDS:
             store.flush(0, size)
-            kept = told = clock()
-            tell(position, True)
-        elif now - told >= TELL_SECONDS:
-            told = now
-            tell(position, False)
+            flushed = reported = clock()
+            report_progress(position, True)
+        elif now - reported >= REPORT_SECONDS:
+            reported = now
+            report_progress(position, False)
 
 
 def _pattern_writer(store, operation):
     block_size = store.block_size
-    chunks = {}  # number of the pass, even or odd -> bytes
+    chunks = {}  # parity of the pass number -> bytes
 
     def write(number, offset, left):
         parity = number % 2

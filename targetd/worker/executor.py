@@ -1,19 +1,19 @@
-"""The threads that run what would block, so that a connection's thread never waits for a disk.
+"""The threads that run work which would block, so that a connection's thread never waits for a disk.
 
-May import base only. Threads start when there is work and no idle thread, up to the configured number, and then stay.
-`submit` may be called by any thread; the work itself says where its result goes.
+May import base only. A thread is started when there is work and no idle thread, up to the
+configured number; threads do not end. Any thread may call submit().
 """
 
 import queue
 import threading
 
-#: A thread of ours needs little stack; the default of 8 MiB of address space each would be charged
-#: on old kernels.
+#: The threads need little stack. Old kernels count the default of 8 MiB of address space for each
+#: thread as used memory.
 STACK_BYTES = 512 << 10
 
 
 class Executor(object):
-    """At most `limit` threads. Work is a callable and one argument; it must not raise."""
+    """A pool of at most `limit` threads. Work is a callable and one argument; it must not raise."""
 
     def __init__(self, limit):
         self._limit = limit
@@ -23,7 +23,7 @@ class Executor(object):
         self._lock = threading.Lock()
 
     def submit(self, work, argument):
-        """Run work(argument) in one of the threads. Any thread."""
+        """Run work(argument) in one of the threads. [any]"""
         if not self._idle.acquire(False):
             self._start_one()
         self._queue.put((work, argument))

@@ -1,10 +1,10 @@
-"""A worker process: its control thread, which obeys the master, and the state that its connections
-share.
+"""A worker process: its control thread, which executes the master's orders, and the state that its
+connections share.
 
-The control thread is the process's main thread: it reads the channel and nothing else makes it
-wait, but for `working` of a connection (bounded by one batch) when an abort must find no command
-half done. A connection has a thread of its own, which asks the master and waits for the answer only
-during login. When the channel ends, the process ends.
+The control thread is the main thread of the process. It reads the channel and blocks on nothing
+else, except on `working` of the session (for at most one batch) when an abort must find no command
+half done. Each connection has its own thread, which waits for an answer of the master only during
+login. When the channel ends, the process ends.
 
      spare --serve--> login --claim granted--> full feature phase --over--> report ended, exit
        ^                |                            | (discovery, or a session that ended by a logout)
@@ -20,7 +20,7 @@ import threading
 from targetd import log, store
 from targetd.channel import ChannelClosed
 from targetd.scsi import sam
-from targetd.worker import erasing, greeting
+from targetd.worker import connection_login, erasing
 from targetd.worker.connection.replies import MasterAnswer
 from targetd.worker.connection.task_ordering import Ordering
 from targetd.worker.executor import Executor
@@ -28,18 +28,18 @@ from targetd.worker.members import Members
 from targetd.worker.policy import Policies
 from targetd.worker.replica import Replica
 from targetd.worker.tasks import Tasks
-from targetd.worker.texts import TextExchange
+from targetd.worker.text_exchange import TextExchange
 
-#: A worker exits after so many sessions, so that whatever a long life leaks is bounded.
+#: A worker exits after so many sessions. This bounds memory leaks.
 SESSIONS_OF_ONE_WORKER = 256
 
-#: How long the end of a session waits for commands that are in executor threads.
+#: How long the end of a session waits for commands that run in executor threads.
 QUIET_SECONDS = 30.0
 
 
 class Worker(object):
-    """One process. `configuration`: the config.model.Configuration that was in force when it was
-    forked (D11)."""
+    """The state of one worker process. configuration: the config.model.Configuration that was in
+    force when the process was forked (ARCHITECTURE D11)."""
 
     def __init__(self, channel, configuration):
         self.channel = channel
@@ -48,15 +48,15 @@ class Worker(object):
         self.executor = Executor(configuration.server.executor_threads)
         self.keepalive = (configuration.server.nop_interval, configuration.server.nop_count)
         self.busy_poll_seconds = configuration.server.busy_poll / 1e6
-        self.device = None  # scsi.device.Device of the session, once there is one
+        self.device = None  # scsi.device.Device of the session
         self.replica = None
         self.tasks = None
-        self.ordering = None  # of the session's task sets
-        # of the session: held by the connection that acts on what it received
+        self.ordering = None  # Ordering of the session's task sets
+        # held by the connection of the session that acts on received PDUs
         self.working = threading.Lock()
-        # which connection a task belongs to, where that can change
+        # guards Task.connection where it can change (ErrorRecoveryLevel 2)
         self.allegiance = threading.RLock()
-        # the command window of a session with several connections
+        # guards the command window of a session with several connections
         self.numbering = threading.Lock()
         self.connections = []
         self.members = Members(self)
@@ -79,10 +79,10 @@ class Worker(object):
             'operate': self._operate,
         }
 
-    # -- the control thread ------------------------------------------------------------------------------------------
+    # -- the control thread -------------------------------------------------------------------
 
     def run(self):
-        """Obey until the channel ends. [control]"""
+        """Execute orders until the channel ends. [control]"""
         try:
             self.channel.send({'report': 'ready'})
             while True:
@@ -90,16 +90,16 @@ class Worker(object):
                 self._orders[message['do']](message, descriptors)
         except ChannelClosed:
             pass
-        self._stop_connections('the worker ends')
+        self._stop_connections('the worker process ends')
 
     def _serve(self, message, descriptors):
         self._is_serving = True
-        self._begin_greeting(message, descriptors, self.members, None)
+        self._start_connection(message, descriptors, self.members, None)
 
-    def _begin_greeting(self, message, descriptors, members, session):
+    def _start_connection(self, message, descriptors, members, session):
         sock = socket.socket(fileno=descriptors[0])
         thread = threading.Thread(
-            target=self._greet,
+            target=self._serve_connection,
             args=(sock, message['connection'], members, session),
             name='connection',
         )
@@ -107,10 +107,10 @@ class Worker(object):
         thread.start()
 
     def _operate(self, message, descriptors):
-        """No session: a medium to format or sanitize."""
+        """Format or sanitize a medium, without a session."""
         self._is_serving = True
         thread = threading.Thread(
-            target=self._erase,
+            target=self._run_operation,
             args=(message, descriptors[0] if descriptors else None),
             name='erasing',
         )
@@ -118,14 +118,14 @@ class Worker(object):
         thread.start()
 
     def _join(self, message, descriptors):
-        """A further connection for our session: the login machine decides whether it may be one.
+        """A further connection for the session; the login decides whether it may join.
 
-        The session may have come to its end while the order was under way, and another one may
-        begin beside this login: it is refused as whoever joins what is not there, and nothing of
-        the worker's is its own."""
-        members = self.members  # first: _become_spare, in another thread, goes the other way round
+        The session may have ended while the order was sent, and the worker may already serve the
+        next one. The login is then refused because its session does not exist, and it must not
+        touch the state of the next session."""
+        members = self.members  # read first: _become_spare, in another thread, resets it last
         session = self.session
-        self._begin_greeting(
+        self._start_connection(
             message, descriptors, members if session is not None else None, session
         )
 
@@ -139,7 +139,8 @@ class Worker(object):
             answered(message)
 
     def _change(self, message, descriptors):
-        """State that sessions share has changed: put it in force, end what must end, then say so."""
+        """Apply a change of state that sessions share, abort the tasks that must end, then
+        acknowledge."""
 
         def acknowledge():
             self.report('acknowledge', id=message['id'])
@@ -147,10 +148,10 @@ class Worker(object):
         if self.replica is None:
             acknowledge()
             return
-        self.replica.change(message)
-        unit = self.replica.concerned(message['unit'])
+        self.replica.apply_change(message)
+        unit = self.replica.unit_or_guest(message['unit'])
         if message.get('watched'):
-            self._heed_tokens(message['unit'], unit)
+            self._revoke_overwritten_tokens(message['unit'], unit)
         abort = message.get('abort')
         if not abort:
             acknowledge()
@@ -159,9 +160,9 @@ class Worker(object):
         self._end_tasks(lambda other: other is unit, acknowledge, status)
 
     def _end_tasks(self, wanted, on_quiet, status):
-        """End the tasks at the units for which wanted(unit) is true, and the copies that use these;
-        on_quiet() when nothing of that can touch the medium. [control]"""
-        left = [True, False]  # each pops one: only who pops the last does more
+        """Abort the tasks of the units for which wanted(unit) is true, and stop the copies that use
+        these units; call on_quiet() when none of them can touch the medium. [control]"""
+        left = [True, False]  # each call pops one; only the call that pops the last goes on
 
         def one_quiet():
             if left.pop():
@@ -170,12 +171,12 @@ class Worker(object):
         self.replica.guests.stop(wanted, one_quiet)
         self._abort(lambda task: wanted(task.unit) and not task.asked, one_quiet, status)
 
-    def _heed_tokens(self, unit_id, unit):
-        """Tokens were made: commands of the unit that were admitted before must not change what
-        they stand for. [control]
+    def _revoke_overwritten_tokens(self, unit_id, unit):
+        """ROD tokens were created for the unit: commands that were admitted before must not change
+        the data that the tokens represent. [control]
 
-        Those that wait for their data will ask; what is being written now is revoked before the
-        token is given out."""
+        Commands that wait for their Data-Out revoke the tokens when they run. Tokens for ranges
+        that are being written now are revoked here, before the token is returned."""
         if self.tasks is None or unit is None:
             return
         with self.working:
@@ -184,12 +185,13 @@ class Worker(object):
             )
             ranges += unit.copy_writes
         for offset, length in filter(None, ranges):
-            self.ask(
+            self.ask_master(
                 'token-revoke', lambda answer: None, unit=unit_id, offset=offset, length=length
             )
 
     def _abort(self, wanted, on_quiet, status):
-        """Abort tasks of every connection; on_quiet() when none can touch the medium. [control]"""
+        """Abort tasks of every connection; call on_quiet() when none can touch the medium.
+        [control]"""
         if self.tasks is None:
             on_quiet()
             return
@@ -207,54 +209,54 @@ class Worker(object):
                 os.close(descriptor)
             acknowledge()
             return
-        gone = self.replica.units(message, descriptors)
-        if not gone:
+        removed = self.replica.apply_units(message, descriptors)
+        if not removed:
             acknowledge()
             return
 
         def close_and_acknowledge():
-            for unit in gone:
+            for unit in removed:
                 unit.store.close()
             acknowledge()
 
-        self._end_tasks(lambda unit: unit in gone, close_and_acknowledge, None)
+        self._end_tasks(lambda unit: unit in removed, close_and_acknowledge, None)
 
     def _logout(self, message, descriptors):
-        # a connection that is or gets lost cannot be asked: its tasks wait for no other
-        self.members.give_up()
+        # a lost connection cannot be asked: its tasks must not wait for a reassignment
+        self.members.abandon_lost()
         for connection in list(self.connections):
             connection.requests.ask_for_logout(int(message['seconds']))
 
     def _end(self, message, descriptors):
         self._retiring = True
-        self.members.give_up()
+        self.members.abandon_lost()
         if not self._stop_connections(message['why']):
-            self.finish()  # nothing to wait for but a login, which may be cut off
+            self.exit()  # at most a login is unfinished, and it may be cut off
 
     def _retire(self, message, descriptors):
         self._retiring = True
         if not self._is_serving:
-            self.finish()
+            self.exit()
 
     def _reopen_logs(self, message, descriptors):
         if descriptors:
             log.adopt(descriptors[0])
 
     def _stop_connections(self, why):
-        """End every connection; gives how many there were. Their threads do the rest. [control]"""
+        """Stop every connection and return their number. Their threads end them. [control]"""
         connections = list(self.connections)
         for connection in connections:
             connection.stop(why)
         return len(connections)
 
-    def finish(self):
-        """Let the control thread, and with it the process, come to its end. Any thread."""
+    def exit(self):
+        """End the control thread and with it the process. [any]"""
         try:
             self.channel.socket.shutdown(socket.SHUT_RDWR)
         except OSError:
             pass
 
-    # -- asking and telling ------------------------------------------------------------------------------------------
+    # -- messages to the master ---------------------------------------------------------------
 
     def report(self, what, **words):
         """Send a report to the master. If the master is gone, nothing happens here: the control
@@ -265,8 +267,8 @@ class Worker(object):
         except (ChannelClosed, OSError):
             pass
 
-    def ask(self, what, answered, **words):
-        """Ask the master; answered(message) is called in the control thread. Any thread."""
+    def ask_master(self, what, answered, **words):
+        """Send a question to the master; answered(message) is called in the control thread. [any]"""
         number = next(self._numbers)
         self._answers[number] = answered
         words['ask'], words['id'] = what, number
@@ -276,69 +278,69 @@ class Worker(object):
             self._answers.pop(number, None)
 
     def claim(self, nexus, seconds, **words):
-        """Ask the master for a session and wait; gives the answer, or None if none came in time.
+        """Ask the master for a session; returns the answer, or None if none arrives in time.
         [connection, during login]
 
-        The units are put up in the control thread as soon as they arrive, so that a change which
-        the master sends right behind them finds them."""
+        The control thread creates the units when the answer arrives, so that they exist before it
+        reads a change that the master sends next."""
         answers = []
         arrived = threading.Event()
 
         def answered(message):
             if nexus is not None and not message['status_class'] and self.replica is None:
                 replica = Replica(self, nexus, self.configuration)
-                self.device = replica.begin(message['units'], message['descriptors'])
+                self.device = replica.create_units(message['units'], message['descriptors'])
                 self.replica = replica
             answers.append(message)
             arrived.set()
 
-        self.ask('claim', answered, **words)
+        self.ask_master('claim', answered, **words)
         arrived.wait(seconds)
         return answers[0] if answers else None
 
     def ask_change(self, task, change, complete):
-        """A command's Change goes to the master; complete(task, MasterAnswer) when it is in force
-        everywhere. Any thread."""
+        """Send a command's Change to the master; complete(task, MasterAnswer) is called when the
+        change is in force in every worker. [any]"""
         task.asked = True
         words = dict(change.arguments, unit=self.replica.unit_id(task.unit))
-        self.ask(change.kind, lambda answer: complete(task, _master_answer(answer)), **words)
+        self.ask_master(change.kind, lambda answer: complete(task, _master_answer(answer)), **words)
 
     def ask_reset(self, function, lun_field, done):
-        """A task management function that concerns other nexuses too; done(MasterAnswer) in the
-        control thread."""
+        """Send a task management function that concerns other nexuses too to the master;
+        done(MasterAnswer) is called in the control thread. [any]"""
         unit_id = self.replica.unit_id(self.device.unit(lun_field)) or self.replica.any_unit_id()
         if unit_id is None:
             done(MasterAnswer(sam.GOOD, b'', None))
             return
-        self.ask(
+        self.ask_master(
             'reset', lambda answer: done(_master_answer(answer)), function=function, unit=unit_id
         )
 
     def unit_failed(self, unit_id, text):
-        """A unit lost data that it may have acknowledged: the master fences it off. Any thread."""
+        """Report that a unit lost data which it may have acknowledged: the master fences it. [any]"""
         log.error('unit %s: %s', unit_id, text)
         self.report('failed', unit=unit_id, text=text)
 
-    # -- a connection's life -----------------------------------------------------------------------------------------
+    # -- connections and operations -----------------------------------------------------------
 
-    def _greet(self, sock, where, members, session):
-        """Login, full feature phase, end. members: of the session that it begins or joins, None: of
-        none. [connection]"""
+    def _serve_connection(self, sock, where, members, session):
+        """Login, full feature phase, end. members: those of the session that the connection begins
+        or joins, None if it can do neither. [connection]"""
         try:
-            why, in_order = greeting.greet(self, sock, where, members, session)
-        except Exception:  # a defect of ours: the session ends, the log has the place
-            log.exception('a connection met an unexpected failure')
+            why, in_order = connection_login.serve_connection(self, sock, where, members, session)
+        except Exception:  # a defect in targetd: the session ends, the log has the traceback
+            log.exception('a connection failed unexpectedly')
             why, in_order = 'internal failure', False
             sock.close()
         if members is not None and members.is_over():
             self._session_over(why, in_order)
 
-    def _erase(self, message, descriptor):
+    def _run_operation(self, message, descriptor):
         """[erasing]"""
         failed = ''
         try:
             with store.from_descriptor(message['store'], descriptor) as medium:
-                erasing.operate(
+                erasing.run_operation(
                     medium,
                     message['operation'],
                     lambda position, lasting: self.report(
@@ -347,18 +349,20 @@ class Worker(object):
                 )
         except OSError as e:
             failed = e.strerror or str(e)
-        except Exception as e:  # a defect of ours: the operation failed, the log has the place
-            log.exception('an operation met an unexpected failure')
+        except (
+            Exception
+        ) as e:  # a defect in targetd: the operation fails, the log has the traceback
+            log.exception('an operation failed unexpectedly')
             failed = 'internal failure: %s' % e
         self.report('operated', failed=failed)
         self._is_serving = False
         if self._retiring:
-            self.finish()
+            self.exit()
         else:
             self.report('idle')
 
     def begin_session(self, session):
-        """The claim was granted. [connection, during login]"""
+        """The master has granted the claim. [connection, during login]"""
         self.session = session
         if self.device is None:
             self.tasks = Tasks(session)
@@ -367,7 +371,7 @@ class Worker(object):
         self.tasks = Tasks(session, self.ordering.gates, self._resume_soon)
 
     def _resume_soon(self):
-        """A task that others waited for is over: let those start whose turn it is. Any thread."""
+        """A task has ended for which others may wait: start those that may start now. [any]"""
         self.executor.submit(Worker._resume, self)
 
     def _resume(self):
@@ -380,8 +384,8 @@ class Worker(object):
             connection.drain_or_stop()
 
     def _session_over(self, why, in_order):
-        """The last connection's thread is about to end. in_order: by a logout, or before there was
-        a session. [connection]"""
+        """The last connection has ended. in_order: it ended by a logout, or before there was a
+        session. [connection]"""
         if self.tasks is not None and not self._wait_until_quiet():
             in_order = False
         if in_order and not self._retiring and self._sessions_left > 0:
@@ -390,22 +394,24 @@ class Worker(object):
             self.report('idle', why=why)
         else:
             self.report('ended', why=why)
-            self.finish()
+            self.exit()
 
     def _wait_until_quiet(self):
-        """True when no command of the session that ended can touch a medium any more."""
+        """Return True when no command of the ended session can touch a medium any more, False after
+        QUIET_SECONDS."""
         quiet = threading.Event()
         self.tasks.abort(lambda task: True, quiet.set)
         if quiet.wait(QUIET_SECONDS):
             return True
         log.warning(
-            'a command was still at its disk %d seconds after its session ended', QUIET_SECONDS
+            'a command was still waiting for the disk %d seconds after its session ended',
+            QUIET_SECONDS,
         )
         return False
 
     def _become_spare(self):
-        """Keep nothing of the session: a worker that ended one in order serves the next, which
-        saves a fork per login."""
+        """Drop all state of the session. A worker whose session ended by a logout serves the next
+        one, which saves a fork for each login (ARCHITECTURE D13)."""
         replica, self.replica = self.replica, None
         self.tasks = self.device = self.ordering = self.session = None
         self.members = Members(self)
@@ -415,7 +421,7 @@ class Worker(object):
             replica.close()
 
     def text_exchange(self, connection):
-        """Who answers this connection's Text Requests."""
+        """Return a TextExchange for this connection."""
         return TextExchange(self.policies, connection)
 
 
@@ -428,10 +434,10 @@ def _master_answer(message):
     )
 
 
-def run(channel, configuration):
-    """The whole life of a worker process, from its fork to its end.
+def run_worker(channel, configuration):
+    """Run the worker in a forked process; returns when the process is to exit.
 
-    A command leaves nothing for the collector; each collection would make pages our own that we
-    share with the master."""
+    Garbage collection is made rare: a command creates no reference cycles, and each collection
+    would copy memory pages that the process shares with the master."""
     gc.set_threshold(100000, 20, 20)
     Worker(channel, configuration).run()

@@ -1,12 +1,13 @@
-"""Which connections a session has: they join, they leave, they are replaced (RFC 7143 6.3.4, 6.3.5,
-7.2, 8.2).
+"""The connections of a session: how they join, leave and are replaced (RFC 7143 6.3.4, 6.3.5, 7.2,
+8.2).
 
-    login with the session's TSIH --expect--> (an old connection with that CID leaves) --claim--> add --> living
-    living --leave--> its tasks end, or with ErrorRecoveryLevel 2 wait, lost, for a reassignment as long as was agreed
-    the last one left, nobody expected, no wait --> the session is over
+    login with the session's TSIH --expect--> (an old connection with the CID leaves)
+        --claim--> add --> living
+    living --leave--> its tasks are aborted; with ErrorRecoveryLevel 2 the connection is lost and
+        its tasks wait for a reassignment, as long as was negotiated
+    no connection is living, expected, leaving or lost --> the session is over
 
-One Members for a session. A lock of its own guards who belongs; it is never held while anything
-waits for I/O.
+There is one Members object for a session. Its lock guards the lists; it is never held during I/O.
 """
 
 import threading
@@ -14,12 +15,13 @@ import threading
 from targetd import log
 from targetd.iscsi import const, pdu
 
-#: How long a connection that is replaced, or the end of tasks of one that was lost, may take.
+#: How long a replaced connection may take to end, and the tasks of a connection to become quiet.
 LEAVE_SECONDS = 30.0
 
 
 class Members(object):
-    """worker: gives connections (the list of the living), tasks, working, session, report."""
+    """The connections of one session. worker: has connections (the living ones), tasks, working,
+    session, report()."""
 
     def __init__(self, worker):
         self._worker = worker
@@ -28,26 +30,26 @@ class Members(object):
         self._expected = []  # CIDs
         self._leaving = 0
         self._is_over = False
-        self._is_closed = False  # the initiator logged out of the session, or the master ends it
-        self.lost = {}  # CID -> a connection whose tasks may be reassigned
+        self._is_closed = False  # the initiator has logged out, or the master ends the session
+        self.lost = {}  # CID -> ended connection whose tasks may be reassigned
 
     def with_cid(self, cid):
-        """The living connection with this CID, or None. Any thread."""
+        """Return the living connection with this CID, or None. [any]"""
         for connection in list(self._living):
             if connection.cid == cid:
                 return connection
         return None
 
-    def besides(self, cid):
-        """How many living connections have another CID. Any thread."""
+    def count_others(self, cid):
+        """Return the number of living connections with another CID. [any]"""
         return sum(1 for connection in list(self._living) if connection.cid != cid)
 
-    # -- joining -----------------------------------------------------------------------------------------------------
+    # -- joining ------------------------------------------------------------------------------
 
     def expect(self, cid):
-        """A further connection is about to be added: one with its CID leaves first (RFC 7143
-        6.3.4). False: the session ends, or the old connection does not leave. settle() must follow
-        in any case. [the new connection's thread]"""
+        """Announce a connection that is to be added; first stop a living one with the same CID (RFC
+        7143 6.3.4). Returns False if the session ends or the old connection does not end in time.
+        settle() must follow in both cases. [the new connection's thread]"""
         with self._changed:
             self._changed.wait_for(lambda: cid not in self._expected, LEAVE_SECONDS)
             if self._is_over or self._is_closed:
@@ -60,7 +62,8 @@ class Members(object):
         return old.has_left.wait(LEAVE_SECONDS)
 
     def add(self, connection):
-        """Raises ConnectionError if the session was closed meanwhile. [its thread]"""
+        """Add an expected connection. Raises ConnectionError if the session was closed meanwhile.
+        [the new connection's thread]"""
         with self._changed:
             if self._is_over or self._is_closed:
                 raise ConnectionError('the session was closed')
@@ -68,40 +71,41 @@ class Members(object):
             self._changed.notify_all()
 
     def remove(self, connection):
-        """It was added too early: its login failed after all. [its thread]"""
+        """Remove a connection whose last login response could not be sent. [its thread]"""
         with self._changed:
             self._living.remove(connection)
 
     def settle(self, cid):
-        """The expected connection was added, or never will be. [its thread]"""
+        """The expected connection was added, or its login has failed. [its thread]"""
         with self._changed:
             if cid in self._expected:
                 self._expected.remove(cid)
             self._changed.notify_all()
 
-    # -- leaving -----------------------------------------------------------------------------------------------------
+    # -- leaving ------------------------------------------------------------------------------
 
     def leave(self, connection):
-        """It is over; give its tasks their due. Waits until they are quiet or, if recovery was
-        agreed upon, as long as they may be reassigned. [its thread]"""
+        """The connection has ended. Blocks until its tasks are quiet; with ErrorRecoveryLevel 2
+        until they have been reassigned or may not be reassigned any more. [its thread]"""
         connection.outbox.discard()
         with self._changed:
             self._living.remove(connection)
             self._leaving += 1
             if connection.keeps_tasks and not self._is_closed:
                 self.lost[connection.cid] = connection
-            goes_on = bool(self._living or self._expected or self._leaving > 1)
+            session_continues = bool(self._living or self._expected or self._leaving > 1)
         try:
-            if goes_on or connection.keeps_tasks:
-                self._part(connection)
+            if session_continues or connection.keeps_tasks:
+                self._end_tasks(connection)
             connection.has_left.set()
             if connection.keeps_tasks:
-                self._retain(connection)
+                self._wait_for_reassignment(connection)
         finally:
             with self._changed:
                 self._leaving -= 1
 
-    def _part(self, connection):
+    def _end_tasks(self, connection):
+        """Abort the tasks of the connection unless they may be reassigned, and report its end."""
         worker = self._worker
         quiet = threading.Event()
         with worker.working:
@@ -112,17 +116,18 @@ class Members(object):
                 worker.tasks.abort(lambda task: task.connection is connection, quiet.set)
         if not quiet.wait(LEAVE_SECONDS):
             log.warning(
-                'a command was still at its disk %d seconds after its connection ended',
+                'a command was still waiting for the disk %d seconds after its connection ended',
                 LEAVE_SECONDS,
             )
-        # the command window moves on for those that were aborted
+        # the command window advances for the aborted tasks
         connection.outbox.drain_and_wait()
         worker.report('closed', peer=connection.peer, cid=connection.cid)
         if not connection.ended_quietly:
             self._announce_loss(connection)
 
     def _announce_loss(self, connection):
-        """RFC 7143 11.9.1, event 2."""
+        """Send the asynchronous message "connection dropped" on another connection (RFC 7143
+        11.9.1, event 2)."""
         values = connection.values
         for other in list(self._living):
             other.outbox.put_pdu(
@@ -136,16 +141,16 @@ class Members(object):
             other.drain_or_stop()
             return
 
-    def _retain(self, connection):
-        """The lost tasks wait for Time2Wait and Time2Retain to pass (RFC 7143 7.2.2), in this
-        thread; then they end."""
+    def _wait_for_reassignment(self, connection):
+        """Wait in this thread for DefaultTime2Wait plus DefaultTime2Retain seconds (RFC 7143
+        7.2.2), then abort the tasks that were not reassigned."""
         seconds = connection.values['DefaultTime2Wait'] + connection.values['DefaultTime2Retain']
         with self._changed:
             self._changed.wait_for(lambda: self.lost.get(connection.cid) is not connection, seconds)
-        self.forget(connection)
+        self.abort_lost_tasks(connection)
 
-    def forget(self, connection):
-        """Its tasks can be reassigned no more: those that are left end. [any]"""
+    def abort_lost_tasks(self, connection):
+        """The tasks of the connection cannot be reassigned any more: abort those that remain. [any]"""
         worker = self._worker
         with worker.working:
             if self.lost.get(connection.cid) is connection:
@@ -155,28 +160,29 @@ class Members(object):
             self._changed.notify_all()
 
     def close(self):
-        """The initiator logged out of the session: nobody joins any more. Any thread."""
+        """The initiator has logged out of the session: no connection may join any more. [any]"""
         with self._changed:
             self._is_closed = True
 
     def drop_lost(self, connection):
-        """It was logged out: nobody waits for it any more. Any thread."""
+        """The initiator has logged out a lost connection: its thread stops waiting. [any]"""
         with self._changed:
             if self.lost.get(connection.cid) is connection:
                 del self.lost[connection.cid]
             self._changed.notify_all()
 
     def is_over(self):
-        """True, once, when nobody is left and nobody is expected: the caller ends the session. Any
-        thread."""
+        """Return True, once, when no connection is living, expected, leaving or lost: the caller
+        then ends the session. [any]"""
         with self._changed:
             if self._is_over or self._living or self._expected or self._leaving or self.lost:
                 return False
             self._is_over = True
             return True
 
-    def give_up(self):
-        """The session is ended by the master: nobody joins, nobody waits for the lost. [control]"""
+    def abandon_lost(self):
+        """The master ends the session: no connection may join, and no thread waits for a
+        reassignment. [control]"""
         with self._changed:
             self._is_closed = True
             self.lost.clear()

@@ -1,8 +1,8 @@
-"""What the configuration says to a login, in the login machine's words; and what discovery may
-show.
+"""The configuration's rules for logins, as the login negotiation's LoginPolicy, and the targets that
+discovery may report.
 
-May import iscsi, config. Plain values, made once in the worker and used by its connections'
-threads.
+May import iscsi, config. A Policies object is created once in the worker; its connections' threads
+read it.
 """
 
 from targetd.config import acl
@@ -14,16 +14,16 @@ WILDCARDS = {'0.0.0.0': 4, '::': 6}
 
 
 def secret_bytes(account):
-    """(user, secret as it travels) of an account of the model."""
+    """Return (user, secret in UTF-8) of an account of the configuration."""
     return account[0], account[1].encode('utf-8')
 
 
 def reachable(portal, local_address):
-    """The address at which an initiator that arrived at `local_address` reaches this portal, or
-    None: a wildcard stands for the address of arrival, in its own family only."""
+    """Return the address at which an initiator that connected to `local_address` reaches this
+    portal, or None. A wildcard portal has the address `local_address` if the family is the same."""
     address, _ = portal
     if address not in WILDCARDS:
-        return address.partition('%')[0]  # the scope is this host's own word for the interface
+        return address.partition('%')[0]  # the scope names an interface of this host
     mapped = (
         local_address[7:]
         if local_address.startswith('::ffff:') and '.' in local_address
@@ -34,8 +34,8 @@ def reachable(portal, local_address):
 
 
 def redirection(target):
-    """(permanent, 'address:port') of a target that is served elsewhere, or None. Without a tag: RFC
-    7143 13.8."""
+    """Return (permanent, 'address:port') of a target that another server provides, or None. The
+    address has no portal group tag (RFC 7143 13.8)."""
     if target.redirect is None:
         return None
     permanent, host, port = target.redirect
@@ -43,7 +43,7 @@ def redirection(target):
 
 
 class Policies(object):
-    """Of one configuration."""
+    """The login and discovery rules of one configuration."""
 
     def __init__(self, configuration):
         self._configuration = configuration
@@ -51,7 +51,7 @@ class Policies(object):
         self._algorithms = tuple(chap.NUMBERS[word] for word in server.chap_algorithms)
 
     def login(self, peer_address, tag):
-        """The LoginPolicy of a connection from this address that arrived at a portal of this group."""
+        """Return the LoginPolicy for a connection from this address to a portal of this group."""
         server = self._configuration.server
         discovery_policy = TargetPolicy(
             refuse=lambda name: acl.discovery_refusal(server, peer_address),
@@ -85,8 +85,8 @@ class Policies(object):
         )
 
     def visible(self, initiator_name, peer_address, local_address):
-        """[(target name, [discovery.Portal, …])]: every target that this initiator may log in to,
-        and where."""
+        """Return [(target name, [discovery.Portal, …]), …]: the targets that this initiator may log
+        in to, with their portals."""
         found = []
         for target in self._configuration.targets.values():
             if acl.refusal(target, initiator_name, peer_address) is None:

@@ -1,9 +1,8 @@
-"""The worker's side of what sessions share (plan D3): the units of its nexus, and the master's
-changes to them.
+"""The worker's replicas of state that sessions share (ARCHITECTURE D3): the units of its nexus, and
+the master's changes to them.
 
-May import scsi, store, channel's words. begin() in the connection's thread before the login is
-answered; everything else in the control thread. Units read their replicas as plain attributes, so a
-command pays nothing for them.
+May import scsi, store. Everything here runs in the control thread. Units read their replicas as
+plain attributes, so they cost a command nothing.
 """
 
 import os
@@ -15,13 +14,13 @@ from targetd.scsi.device import Device
 from targetd.scsi.facts import UnitFacts
 from targetd.scsi.lu import LogicalUnit, UnitServices
 from targetd.scsi.sam import Port
-from targetd.worker.copy.guests import Guests, Reach
-from targetd.worker.copy.rod_tokens import UnitRods
+from targetd.worker.copy.guest_units import GuestFinder, GuestUnits
+from targetd.worker.copy.rod_tokens import UnitRodTokens
 
 
 class Replica(object):
-    """Of one session. worker: is told when a unit lost data; nexus: sam.Nexus; ports: of the
-    target, see ports_of()."""
+    """The units of one session. worker: sends questions and reports to the master; nexus: sam.Nexus;
+    configuration: config.model.Configuration."""
 
     def __init__(self, worker, nexus, configuration):
         self._worker = worker
@@ -30,41 +29,44 @@ class Replica(object):
         self._by_id = {}  # unit id -> LogicalUnit
         self._ids = {}  # LogicalUnit -> unit id
         self.device = Device(nexus, ports_of(configuration, nexus))
-        self.guests = Guests(self._guest, lambda unit_id: worker.report('copy-left', unit=unit_id))
+        self.guests = GuestUnits(
+            self._new_guest, lambda unit_id: worker.report('copy-left', unit=unit_id)
+        )
 
-    def begin(self, units, descriptors):
-        """The Device with these units of the answer to the claim."""
+    def create_units(self, units, descriptors):
+        """Create the units in the answer to the claim; returns the Device."""
         for message in units:
             self._add(message, descriptors)
         self._close_untaken(units, descriptors)
         return self.device
 
     def close(self):
-        """The session is over: let go of every medium."""
+        """The session is over: close every store."""
         for unit in self._ids:
             unit.store.close()
         self.guests.close()
 
     def unit(self, unit_id):
-        """The LogicalUnit of this session with this id, or None."""
+        """Return the LogicalUnit of this session with this id, or None."""
         return self._by_id.get(unit_id)
 
-    def concerned(self, unit_id):
-        """The LogicalUnit with this id, or None; also of another target, where a copy reached it."""
+    def unit_or_guest(self, unit_id):
+        """Return the LogicalUnit with this id, or None; includes units of other targets that copies
+        use."""
         return self._by_id.get(unit_id) or self.guests.unit(unit_id)
 
     def unit_id(self, unit):
-        """The id of a LogicalUnit, or None for an absent one."""
+        """Return the id of a LogicalUnit, or None if it does not exist."""
         return self._ids.get(unit)
 
     def any_unit_id(self):
-        """The id of some unit of the target, or None if it has none: target resets are asked
-        through it."""
+        """Return the id of any unit of the target, or None if it has none. Questions about target
+        resets need one."""
         return next(iter(self._by_id), None)
 
-    def change(self, message):
-        """A `change`: new replicas and unit attentions of one unit."""
-        unit = self.concerned(message['unit'])
+    def apply_change(self, message):
+        """Apply a `change` order: new replicas and unit attentions of one unit."""
+        unit = self.unit_or_guest(message['unit'])
         if unit is None:
             return
         replicas = {
@@ -84,11 +86,11 @@ class Replica(object):
         for asc, ascq in message.get('attentions', ()):
             unit.raise_attention(asc, ascq)
 
-    def units(self, message, descriptors):
-        """A `units` order. Gives the LogicalUnits that are gone; their stores are still open."""
-        gone = [self._remove(lun) for lun in message.get('remove', ())]
+    def apply_units(self, message, descriptors):
+        """Apply a `units` order. Returns the removed LogicalUnits; their stores are still open."""
+        removed = [self._remove(lun) for lun in message.get('remove', ())]
         for replacement in message.get('replace', ()):
-            gone.append(self._remove(replacement['lun']))
+            removed.append(self._remove(replacement['lun']))
             self._add(replacement, descriptors)
         for addition in message.get('add', ()):
             self._add(addition, descriptors)
@@ -97,20 +99,21 @@ class Replica(object):
         )
         for asc, ascq in message.get('attentions', ()):
             self.device.raise_attention(asc, ascq)
-        return [unit for unit in gone if unit is not None]
+        return [unit for unit in removed if unit is not None]
 
     def _add(self, message, descriptors):
         unit_id = message['unit']
-        guests = Reach(self._worker, unit_id, self.guests)
-        unit = self._made(message, descriptors, self._nexus, self.device, guests)
+        guests = GuestFinder(self._worker, unit_id, self.guests)
+        unit = self._new_unit(message, descriptors, self._nexus, self.device, guests)
         self._by_id[unit_id] = unit
         self._ids[unit] = unit_id
         self.device.add(message['lun'], unit)
 
-    def _guest(self, message, descriptors):
-        """The LogicalUnit of another target, as the nexus would find it there. [control]"""
+    def _new_guest(self, message, descriptors):
+        """Return a LogicalUnit of another target, with the nexus that the initiator would have
+        there."""
         nexus = self._nexus._replace(target_name=message['target_name'])
-        return self._made(
+        return self._new_unit(
             message,
             descriptors,
             nexus,
@@ -118,15 +121,15 @@ class Replica(object):
             NoReach,
         )
 
-    def _made(self, message, descriptors, nexus, device, copy_guests):
+    def _new_unit(self, message, descriptors, nexus, device, copy_guests):
         index = message['descriptor']
         medium = store.from_descriptor(
             message['store'], None if index is None else descriptors[index]
         )
-        locked = message.get('atomic')
-        if locked:
+        journal = message.get('atomic')
+        if journal:
             medium = store.Atomic(
-                medium, descriptors[locked['descriptor']], locked['slot'], locked['path']
+                medium, descriptors[journal['descriptor']], journal['slot'], journal['path']
             )
         return LogicalUnit(
             UnitFacts.from_message(message['facts']),
@@ -147,7 +150,7 @@ class Replica(object):
     def _remove(self, lun):
         unit = self.device.remove(lun)
         if unit is None:
-            log.debug('the master takes away LUN %d, which was not there', lun)
+            log.debug('the master removes LUN %d, which does not exist', lun)
             return None
         self._by_id.pop(self._ids.pop(unit), None)
         return unit
@@ -164,15 +167,15 @@ class Replica(object):
 class WorkerServices(UnitServices):
     """UnitServices of a unit in this worker process.
 
-    worker: worker.main.Worker; message: the unit, in the words of channel.py; copy_guests: how its
-    copies find units of other targets.
+    worker: worker.main.Worker; message: the unit as described in channel.py; copy_guests: finds units
+    of other targets for its copies.
     """
 
     def __init__(self, worker, replica, message, copy_guests):
         self._worker = worker
         self._unit_id = message['unit']
         self.started_at = message.get('since', 0)
-        self.rod_tokens = UnitRods(worker, self._unit_id, replica)
+        self.rod_tokens = UnitRodTokens(worker, self._unit_id, replica)
         self.copy_guests = copy_guests
 
     def milliseconds(self):
@@ -184,7 +187,7 @@ class WorkerServices(UnitServices):
         def guarded(_):
             try:
                 work(argument)
-            except Exception:  # a defect of targetd must not end the thread
+            except Exception:  # a defect in targetd must not end the thread
                 log.exception('a background self-test failed unexpectedly')
 
         self._worker.executor.submit(guarded, None)
@@ -197,8 +200,8 @@ class WorkerServices(UnitServices):
 
 
 def ports_of(configuration, nexus):
-    """The target's ports: one for each portal group, relative identifiers in the order of the
-    groups' tags."""
+    """Return the target's ports: one for each portal group, with relative port identifiers in the
+    order of the groups' tags."""
     target = configuration.targets.get(nexus.target_name)
     tags = sorted(target.portal_groups) if target else [nexus.target_port_group_tag]
     return [

@@ -1,9 +1,9 @@
-"""Ending tasks before their time: task management, other nexuses' preemptions, the end of a session
+"""Aborting tasks: by task management, by other nexuses' preemptions, at the end of a session
 (SAM-5, RFC 7143 11.5).
 
-Whoever asks for an abort is told when it is *quiet*: when no aborted task can touch the medium any
-more. A task that runs in an executor thread is let to finish, its reply is dropped. May import
-base, scsi.sam. Any thread, as marked in Connection.
+The caller of abort() is called back when the tasks are *quiet*: no aborted task can touch the
+medium any more. A task that runs in an executor thread is allowed to finish; its reply is dropped.
+May import base, scsi.sam. Threads are marked as in Connection.
 """
 
 import threading
@@ -13,6 +13,8 @@ from targetd.scsi.sense import StatusReturned
 
 
 class _Abort(object):
+    """An unfinished abort: the tasks that still run, and the callback."""
+
     __slots__ = ('tasks', 'on_quiet')
 
     def __init__(self, tasks, on_quiet):
@@ -21,7 +23,8 @@ class _Abort(object):
 
 
 class Tasks(object):
-    """Of one session. on_end: called, by any thread, when a task that others may wait for is gone."""
+    """Task table of one session. gates: Ordering.gates; on_end: called by any thread when a task has
+    ended and other tasks may wait for it."""
 
     def __init__(self, session, gates=(), on_end=None):
         self._session = session
@@ -34,8 +37,8 @@ class Tasks(object):
         """Abort the tasks for which wanted(task) is true; call on_quiet() when none of them can
         touch the medium.
 
-        The caller holds the connection's `working`. status: what the initiator is told of each
-        (TAS), None: nothing.
+        The caller holds the session's `working`. status: the SCSI status that ends each task (TAS),
+        None: the tasks get no reply.
         """
         running = set()
         for task in list(self._session.tasks.values()):
@@ -45,9 +48,9 @@ class Tasks(object):
                 continue
             task.abort_status = status
             task.aborted = True
-            if task.asked:  # waits for the master, which may itself wait for this abort
+            if task.asked:  # it waits for the master, which may wait for this abort
                 self._forget(task)
-            elif task.transfer is not None:  # still waiting for its data: nobody else holds it
+            elif task.transfer is not None:  # it waits for Data-Out: no other thread uses it
                 task.transfer.fail()
                 task.transfer = None
                 self._session.discard(task.itt)
@@ -62,12 +65,12 @@ class Tasks(object):
         on_quiet()
 
     def each(self, act):
-        """[act(task)] of each retained task. The caller holds the connections' `working`."""
+        """Return [act(task), …] for the retained tasks. The caller holds the session's `working`."""
         return [act(task) for task in list(self._session.tasks.values())]
 
     def finished(self, task):
-        """A retained task will not touch the medium again. True if its initiator is to be answered
-        as usual. Any thread."""
+        """A retained task will not touch the medium again. Returns True if it gets a normal reply,
+        False if it was aborted. [any]"""
         with self._lock:
             known = self._session.tasks.get(task.itt) is task
             if known:
@@ -96,11 +99,11 @@ class Tasks(object):
 
     @staticmethod
     def _answer_aborted(task):
-        """No answer, or TASK ABORTED; the command window moves on either way."""
+        """Reply with TASK ABORTED or not at all; the command window advances in both cases."""
         connection = task.connection
         if task.abort_status == sam.TASK_ABORTED:
             connection.reply(task, StatusReturned(sam.TASK_ABORTED))
         elif task.cmd_sn is not None:
             connection.outbox.put_pdus((), numbered=True)
         if connection.ended is not None:
-            connection.drain_or_stop()  # nobody else does; its outbox only moves the window
+            connection.drain_or_stop()  # no other thread drains it; this only advances the window

@@ -316,7 +316,7 @@ def test_imports_between_inner_folders_follow_the_table(path, modules):
         ('targetd.master.exports.exports', 'from targetd.master.units import transitions', 0),
         ('targetd.master.master', 'from targetd.master.units.logical_units import Units', 0),
         ('targetd.scsi.copy.rod_tokens', 'from targetd.scsi.sense import CheckCondition', 0),
-        ('targetd.worker.copy.guests', 'from targetd.worker.main import Worker', 1),
+        ('targetd.worker.copy.guest_units', 'from targetd.worker.main import Worker', 1),
     ],
 )
 def test_a_wrong_inner_arrow_is_found(source, text, count, modules):

@@ -60,7 +60,7 @@ class ConnectionEnded(Exception):
 class Connection(object):
     """A connection of a session that has one connection and ErrorRecoveryLevel 0.
 
-    worker: the Worker, for its device, executor, tasks and ask(); session: iscsi.session.Session;
+    worker: the Worker, for its device, executor and tasks; session: iscsi.session.Session;
     declared: the MaxRecvDataSegmentLength that the target declared; leftover: bytes that arrived
     after the last login request; values: the keys negotiated for this connection; peer: [address,
     port]."""

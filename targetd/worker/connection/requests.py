@@ -308,7 +308,7 @@ class Requests(object):
             worker.executor.submit(lambda _: self._logged_out(request, leaving), None)
 
         if worker.replica is not None and set(worker.connections) <= set(leaving):
-            worker.ask('leave', answered)
+            worker.ask_master('leave', answered)
         else:
             self._logged_out(request, leaving)
 

@@ -1,7 +1,7 @@
-"""A question to the master whose answer an executor thread waits for. Executor threads only.
+"""Questions to the master for whose answer an executor thread waits.
 
-Closing a descriptor would drop the POSIX locks that this process holds on the same file
-(store.base.Exclusive), so it is done while no thread holds any.
+Closing a descriptor drops the POSIX locks that this process holds on the same file
+(store.base.Exclusive). So descriptors are closed only while no thread holds such a lock.
 """
 
 import os
@@ -11,14 +11,15 @@ from targetd.scsi import sam
 from targetd.scsi.sense import HARDWARE_ERROR, CheckCondition, StatusReturned
 from targetd.store.base import Exclusive
 
-#: Longer than the master needs to fence a worker that does not acknowledge.
+#: Longer than the master takes to fence a worker that does not acknowledge.
 ANSWER_SECONDS = 30.0
 
 
-def ask(worker, what, arrived=None, too_late=None, **words):
-    """The master's answer, with descriptors. arrived(answer): in the control thread, as soon as it
-    is there; too_late(answer): likewise, when nobody waits for it any more. Raises CheckCondition,
-    StatusReturned."""
+def wait_for_answer(worker, what, arrived=None, too_late=None, **words):
+    """Ask the master and return its answer, with descriptors. [executor]
+
+    arrived(answer) is called in the control thread when the answer arrives; so is too_late(answer)
+    if this function has already timed out. Raises CheckCondition, StatusReturned."""
     answers, waited, lock = [], threading.Event(), threading.Lock()
 
     def answered(message):
@@ -31,7 +32,7 @@ def ask(worker, what, arrived=None, too_late=None, **words):
         if is_late:
             (too_late or close_all)(message)
 
-    worker.ask(what, answered, **words)
+    worker.ask_master(what, answered, **words)
     waited.wait(ANSWER_SECONDS)
     with lock:
         waited.set()
@@ -52,13 +53,13 @@ def close_all(answer):
 
 
 def close_store(opened):
-    """Close a store."""
+    """Close a store while no thread holds a POSIX lock."""
     with Exclusive(-1, 0, 0, local=True):
         opened.close()
 
 
 def _refusal(answer):
-    """The exception for an answer that is not GOOD; its sense data are in fixed format."""
+    """Return the exception for an answer that is not GOOD; its sense data has fixed format."""
     if not answer.get('sense'):
         return StatusReturned(answer['status'])
     sense = bytes.fromhex(answer['sense'])

@@ -1,8 +1,8 @@
-"""ROD tokens as a unit of this session sees them: each call asks the master, and waits. Executor
-threads only.
+"""The ROD tokens of a unit of this session: each call asks the master and waits for its answer.
+Executor threads only.
 
-The master's answer to the use of a token brings a descriptor of the source, for reading only,
-unless this session has that unit itself. May import scsi.sense, store.
+The master's answer to the use of a token has a read-only descriptor of the source, unless the
+session has that unit. May import scsi.sense, store.
 """
 
 from targetd import store
@@ -10,9 +10,9 @@ from targetd.scsi.sense import CheckCondition, StatusReturned
 from targetd.worker.copy import ask_master
 
 
-class UnitRods(object):
-    """Of one unit. worker: asks; unit_id: the unit's; replica: finds the units that this session
-    has."""
+class UnitRodTokens(object):
+    """The ROD tokens of one unit. worker: sends the questions; replica: finds the units of this
+    session."""
 
     def __init__(self, worker, unit_id, replica):
         self._worker = worker
@@ -20,18 +20,18 @@ class UnitRods(object):
         self._replica = replica
 
     def _ask(self, kind, **words):
-        """The master's answer, with descriptors. Raises CheckCondition, StatusReturned."""
-        return ask_master.ask(self._worker, kind, unit=self._unit_id, **words)
+        """Return the master's answer, with descriptors. Raises CheckCondition, StatusReturned."""
+        return ask_master.wait_for_answer(self._worker, kind, unit=self._unit_id, **words)
 
     def populate(self, ranges, seconds):
-        """A token, 512 bytes, for these byte ranges of the unit; good until they change, or for so
-        long without use."""
+        """Return a token of 512 bytes for these byte ranges [(offset, length), …] of the unit. It
+        is valid until the data changes or it was not used for `seconds`."""
         return bytes.fromhex(
             self._ask('token-populate', ranges=[list(r) for r in ranges], seconds=seconds)['data']
         )
 
     def use(self, token, is_last):
-        """The Rod that the token stands for; is_last: it is good no more afterwards."""
+        """Return the Rod that the token represents; is_last: the token becomes invalid afterwards."""
         answer = self._ask('token-use', token=token.hex(), last=is_last)
         unit = self._replica.unit(answer['source'])
         if unit is not None:
@@ -44,25 +44,25 @@ class UnitRods(object):
         return Rod(self, token, opened, answer['ranges'], opened)
 
     def revoke(self, offset, length):
-        """Revoke the tokens that stand for any of these bytes of the unit; returns when they are
-        good no more."""
+        """Revoke the tokens that represent any of these bytes of the unit; returns when they are
+        invalid."""
         self._ask('token-revoke', offset=offset, length=length)
 
     def tokens(self):
-        """The tokens that stand for data of the unit, without their secrets."""
+        """Return the tokens that represent data of the unit, without their secrets."""
         return [bytes.fromhex(head) for head in self._ask('token-list')['tokens']]
 
     def used(self, token):
-        """The use of a token is over. Raises CheckCondition if it was revoked meanwhile."""
+        """The use of a token has ended. Raises CheckCondition if it was revoked meanwhile."""
         self._ask('token-used', token=token.hex())
 
 
 class Rod(object):
-    """What a token stands for, while it is used: store and byte ranges in it. A context manager;
-    check() at the end of it."""
+    """The data that a token represents, while it is used: store, and byte ranges in it. A context
+    manager; its user calls check() at the end."""
 
-    def __init__(self, rods, token, medium, ranges, opened):
-        self._rods = rods
+    def __init__(self, tokens, token, medium, ranges, opened):
+        self._tokens = tokens
         self._token = token
         self._opened = opened
         self._is_checked = False
@@ -70,9 +70,9 @@ class Rod(object):
         self.ranges = [tuple(r) for r in ranges]
 
     def check(self):
-        """Raise CheckCondition unless the token was good all the time."""
+        """Raise CheckCondition if the token became invalid during its use."""
         self._is_checked = True
-        self._rods.used(self._token)
+        self._tokens.used(self._token)
 
     def __enter__(self):
         return self
@@ -84,4 +84,4 @@ class Rod(object):
             try:
                 self.check()
             except (CheckCondition, StatusReturned):
-                pass  # the command has failed anyway
+                pass  # the command has failed for another reason

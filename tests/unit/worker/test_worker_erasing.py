@@ -1,5 +1,5 @@
-"""What formatting and sanitizing leave on the medium, how they tell of it, and that they go on
-where they were."""
+"""Formatting and sanitizing: the contents of the medium afterwards, the progress reports, and
+continuing an interrupted operation."""
 
 import errno
 import os
@@ -27,41 +27,45 @@ def operation(**words):
     return operations.sized(operations.begun(dict(base, **words), BY), SIZE)
 
 
-class Told(list):
+class Reports(list):
     def __call__(self, position, lasting):
         self.append((position, lasting))
 
 
-def still():
+def frozen_clock():
     return 0.0
 
 
-def test_an_overwrite_leaves_its_pattern_in_every_block(medium):
-    told = Told()
-    erasing.operate(medium, operation(), told, still)
+def test_an_overwrite_writes_its_pattern_to_every_block(medium):
+    reports = Reports()
+    erasing.run_operation(medium, operation(), reports, frozen_clock)
     assert medium.read(0, SIZE) == (b'\xa1\xb2\xc3' * 171)[:512] * (SIZE // 512)
-    assert told == [(SIZE, True)]
+    assert reports == [(SIZE, True)]
 
 
-def test_inverted_passes_end_with_what_the_last_one_writes(medium):
-    told = Told()
-    erasing.operate(medium, operation(pattern='0f', passes=2, invert=True), told, still)
+def test_inverted_passes_end_with_the_pattern_of_the_last_pass(medium):
+    reports = Reports()
+    erasing.run_operation(
+        medium, operation(pattern='0f', passes=2, invert=True), reports, frozen_clock
+    )
     assert medium.read(0, SIZE) == b'\xf0' * SIZE
-    assert told == [(SIZE, True), (2 * SIZE, True)]
+    assert reports == [(SIZE, True), (2 * SIZE, True)]
 
 
-def test_it_goes_on_where_it_was(medium):
-    erasing.operate(medium, dict(operation(pattern='77'), position=2 * erasing.STEP), Told(), still)
+def test_an_interrupted_operation_continues_at_its_position(medium):
+    erasing.run_operation(
+        medium, dict(operation(pattern='77'), position=2 * erasing.STEP), Reports(), frozen_clock
+    )
     assert medium.read(0, 8) == b'old data'
     assert medium.read(2 * erasing.STEP, SIZE - 2 * erasing.STEP) == b'\x77' * (
         SIZE - 2 * erasing.STEP
     )
 
 
-def test_what_is_done_already_is_not_done_again(medium):
-    told = Told()
-    erasing.operate(medium, dict(operation(), position=SIZE), told, still)
-    assert medium.read(0, 8) == b'old data' and told == []
+def test_a_completed_operation_writes_nothing(medium):
+    reports = Reports()
+    erasing.run_operation(medium, dict(operation(), position=SIZE), reports, frozen_clock)
+    assert medium.read(0, 8) == b'old data' and reports == []
 
 
 @pytest.mark.parametrize(
@@ -69,48 +73,48 @@ def test_what_is_done_already_is_not_done_again(medium):
     [{'method': 'erase', 'pattern': ''}, {'kind': 'format', 'method': 'zeroes', 'pattern': ''}],
 )
 def test_erasing_and_formatting_leave_zeroes(medium, words):
-    erasing.operate(medium, operation(**words), Told(), still)
+    erasing.run_operation(medium, operation(**words), Reports(), frozen_clock)
     assert medium.read(0, SIZE) == bytes(SIZE)
 
 
-def test_a_block_erase_gives_the_space_back(medium):
+def test_a_block_erase_unmaps_the_medium(medium):
     if not medium.capabilities.unmap:
         pytest.skip('this file system cannot punch holes')
-    erasing.operate(medium, operation(method='erase', pattern=''), Told(), still)
+    erasing.run_operation(medium, operation(method='erase', pattern=''), Reports(), frozen_clock)
     assert all(not mapped for _, _, mapped in medium.extents(0, SIZE))
 
 
-def test_progress_is_told_often_and_made_lasting_now_and_then(medium):
+def test_progress_is_reported_often_and_sometimes_flushed(medium):
     times = iter(range(0, 1000, 4))
-    told = Told()
-    erasing.operate(medium, operation(), told, lambda: float(next(times)))
-    assert told[0] == (erasing.STEP, False)
-    assert [lasting for _, lasting in told].count(True) >= 2 and told[-1] == (SIZE, True)
+    reports = Reports()
+    erasing.run_operation(medium, operation(), reports, lambda: float(next(times)))
+    assert reports[0] == (erasing.STEP, False)
+    assert [lasting for _, lasting in reports].count(True) >= 2 and reports[-1] == (SIZE, True)
 
 
-def test_lasting_means_flushed(medium):
+def test_the_medium_is_flushed_before_progress_is_reported_as_lasting(medium):
     flushed = []
     flush = medium.flush
     medium.flush = lambda offset, length: (flushed.append((offset, length)), flush(offset, length))
-    erasing.operate(medium, operation(passes=3), Told(), still)
+    erasing.run_operation(medium, operation(passes=3), Reports(), frozen_clock)
     assert flushed == [(0, SIZE)] * 3
 
 
-def test_a_medium_that_fails_ends_it(medium):
+def test_a_failed_write_ends_the_operation(medium):
     def broken(offset, data, durable):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     medium.write = broken
     with pytest.raises(OSError):
-        erasing.operate(medium, operation(), Told(), still)
+        erasing.run_operation(medium, operation(), Reports(), frozen_clock)
 
 
-def test_a_read_only_medium_is_not_touched(tmp_path):
+def test_a_read_only_medium_is_not_written(tmp_path):
     path = tmp_path / 'disk'
     path.write_bytes(b'x' * 4096)
     with store.open_store(
         {'path': str(path), 'read_only': True}
     ) as opened, opened.store() as medium:
         with pytest.raises(OSError):
-            erasing.operate(medium, operation(), Told(), still)
+            erasing.run_operation(medium, operation(), Reports(), frozen_clock)
     assert path.read_bytes() == b'x' * 4096

@@ -1,4 +1,4 @@
-"""Policies: what the configuration says to a login, and where SendTargets sends an initiator."""
+"""Policies: the configuration's rules for logins, and the portals that SendTargets reports."""
 
 import pytest
 
@@ -22,7 +22,7 @@ from targetd.worker.policy import Policies, reachable
         (('0.0.0.0', 3260), 'fd00::1', None),
     ],
 )
-def test_a_wildcard_stands_for_the_address_of_arrival(portal, local, expected):
+def test_a_wildcard_portal_has_the_address_of_arrival(portal, local, expected):
     assert reachable(portal, local) == expected
 
 
@@ -46,7 +46,7 @@ def policies():
     return Policies(model.configuration(model.Server(), groups, targets))
 
 
-def test_discovery_shows_only_what_may_be_logged_in_to():
+def test_discovery_reports_only_targets_that_admit_the_initiator():
     seen = dict(policies().visible('iqn.i', '192.168.1.1', '10.0.0.9'))
     assert sorted(seen) == ['iqn.2026-11.t:chap', 'iqn.2026-11.t:open']
     assert [str(portal) for portal in seen['iqn.2026-11.t:open']] == [
@@ -63,7 +63,7 @@ def test_a_target_is_only_reached_through_its_own_groups():
     assert policy.target('iqn.2026-11.t:none') is None
 
 
-def test_the_access_rule_knows_the_address_and_secrets_travel_as_utf_8():
+def test_the_access_rule_checks_the_address_and_secrets_are_utf_8():
     policy = policies().login('192.168.1.1', 2)
     assert 'initiator-address' in policy.target('iqn.2026-11.t:net').refuse('iqn.i')
     assert policy.target('iqn.2026-11.t:open').refuse('iqn.i') is None

@@ -1,5 +1,5 @@
-"""Tasks: an abort is answered when nothing can touch the medium any more, and not before (RFC 7143
-11.5, plan D3)."""
+"""Tasks: an abort is answered only when no aborted task can touch the medium any more (RFC 7143
+11.5, ARCHITECTURE D3)."""
 
 from types import SimpleNamespace
 
@@ -8,18 +8,18 @@ from targetd.worker.tasks import Tasks
 
 
 class Connection(object):
-    """Remembers what initiators would be told."""
+    """Records the replies to initiators."""
 
     ended = None
 
     def __init__(self):
-        self.told = []
+        self.replies = []
         self.outbox = SimpleNamespace(
-            put_pdus=lambda pdus, numbered: self.told.append(('window', numbered))
+            put_pdus=lambda pdus, numbered: self.replies.append(('window', numbered))
         )
 
     def reply(self, task, outcome):
-        self.told.append((task.itt, outcome.status))
+        self.replies.append((task.itt, outcome.status))
 
 
 def made(count=3):
@@ -33,25 +33,25 @@ def made(count=3):
     return Tasks(session), session, connection
 
 
-def test_a_running_task_holds_the_abort_back_until_it_is_finished():
+def test_an_abort_waits_for_a_running_task():
     tasks, session, connection = made()
     quiet = []
     tasks.abort(lambda task: task.itt < 2, lambda: quiet.append(True))
     assert not quiet
     assert not tasks.finished(session.tasks[0]) and not quiet
     assert not tasks.finished(session.tasks[1]) and quiet == [True]
-    assert connection.told == [('window', True)] * 2
-    assert tasks.finished(session.tasks[2])  # was not concerned: its initiator is answered
+    assert connection.replies == [('window', True)] * 2
+    assert tasks.finished(session.tasks[2])  # not aborted: it gets a normal reply
 
 
-def test_an_abort_of_nothing_is_quiet_at_once():
+def test_an_abort_of_no_task_is_quiet_at_once():
     tasks, _, _ = made()
     quiet = []
     tasks.abort(lambda task: False, lambda: quiet.append(True))
     assert quiet == [True]
 
 
-def test_a_task_that_waits_for_data_is_dropped_at_once_and_its_data_discarded():
+def test_a_task_that_waits_for_data_ends_at_once_and_its_data_is_discarded():
     tasks, session, _ = made(1)
     failed = []
     session.tasks[0].transfer = SimpleNamespace(fail=lambda: failed.append(True))
@@ -60,16 +60,16 @@ def test_a_task_that_waits_for_data_is_dropped_at_once_and_its_data_discarded():
     assert quiet and failed and session.discarded == [0] and not session.tasks
 
 
-def test_a_task_that_waits_for_the_master_does_not_hold_the_abort_back():
+def test_an_abort_does_not_wait_for_a_task_that_waits_for_the_master():
     tasks, session, _ = made(1)
     task = session.tasks[0]
     task.asked = True
     quiet = []
     tasks.abort(lambda task: True, lambda: quiet.append(True))
-    assert quiet and not tasks.finished(task)  # the master's late answer goes nowhere
+    assert quiet and not tasks.finished(task)  # the master's late answer is dropped
 
 
-def test_two_aborts_of_one_task_are_both_told():
+def test_two_aborts_of_one_task_are_both_answered():
     tasks, session, _ = made(1)
     quiet = []
     tasks.abort(lambda task: True, lambda: quiet.append(1))
@@ -78,8 +78,8 @@ def test_two_aborts_of_one_task_are_both_told():
     assert quiet == [1, 2]
 
 
-def test_task_aborted_status_is_told_when_asked_for():
+def test_task_aborted_status_is_sent_if_requested():
     tasks, session, connection = made(1)
     tasks.abort(lambda task: True, lambda: None, sam.TASK_ABORTED)
     tasks.finished(session.tasks[0])
-    assert connection.told == [(0, sam.TASK_ABORTED)]
+    assert connection.replies == [(0, sam.TASK_ABORTED)]

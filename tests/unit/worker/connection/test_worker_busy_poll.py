@@ -56,7 +56,7 @@ def polling(line):
 
 
 def test_polling_never_blocks_while_the_initiator_is_quick(line, polling):
-    assert all([line.receive(polling, 20e-6) for _ in range(1000)])
+    assert all(line.receive(polling, 20e-6) for _ in range(1000))
 
 
 def test_polling_pauses_while_the_initiator_is_slow(line, polling):

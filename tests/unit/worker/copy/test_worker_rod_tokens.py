@@ -1,4 +1,4 @@
-"""What a worker makes of the master's answers about tokens."""
+"""ROD tokens in a worker: the questions to the master, and how its answers are handled."""
 
 import os
 import threading
@@ -12,14 +12,14 @@ TOKEN = b't' * 512
 
 
 class FakeWorker(object):
-    """ask() is answered with `answer` from another thread; `asked` is what was asked."""
+    """Answers questions with `answer` from another thread; `asked`: the questions."""
 
     def __init__(self, answer=None):
         self.answer = answer
         self.asked = []
         self.answered = None
 
-    def ask(self, what, answered, **words):
+    def ask_master(self, what, answered, **words):
         self.asked.append((what, words))
         self.answered = answered
         if self.answer is not None:
@@ -39,53 +39,51 @@ class FakeUnit(object):
     store = object()
 
 
-def desk(answer=None, **units):
-    return rod_tokens.UnitRods(FakeWorker(answer), 'here', FakeReplica(**units))
+def unit_tokens(answer=None, **units):
+    return rod_tokens.UnitRodTokens(FakeWorker(answer), 'here', FakeReplica(**units))
 
 
-def test_a_token_comes_from_the_master():
-    made = desk({'data': TOKEN.hex()})
+def test_a_token_is_created_by_the_master():
+    made = unit_tokens({'data': TOKEN.hex()})
     assert made.populate([(0, 512)], 30) == TOKEN
     assert made._worker.asked == [
         ('token-populate', {'unit': 'here', 'ranges': [[0, 512]], 'seconds': 30})
     ]
 
 
-def test_a_refusal_is_an_exception():
+def test_a_refusal_raises_an_exception():
     sense = CheckCondition(5, 0x23, 0x06).sense().hex()
     with pytest.raises(CheckCondition) as refused:
-        desk({'status': 2, 'sense': sense}).use(TOKEN, False)
+        unit_tokens({'status': 2, 'sense': sense}).use(TOKEN, False)
     assert (refused.value.key, refused.value.asc, refused.value.ascq) == (5, 0x23, 0x06)
     with pytest.raises(StatusReturned) as refused:
-        desk({'status': 8}).revoke(0, 512)
+        unit_tokens({'status': 8}).revoke(0, 512)
     assert refused.value.status == 8
 
 
-def test_a_master_that_does_not_answer_ends_the_command_and_its_late_descriptors_are_closed(
-    monkeypatch,
-):
+def test_a_late_answer_fails_the_command_and_its_descriptors_are_closed(monkeypatch):
     monkeypatch.setattr(ask_master, 'ANSWER_SECONDS', 0)
-    mute = desk()
+    waiting = unit_tokens()
     with pytest.raises(CheckCondition):
-        mute.use(TOKEN, False)
+        waiting.use(TOKEN, False)
     late = os.open(os.devnull, os.O_RDONLY)
-    mute._worker.answered({'status': 0, 'descriptors': [late]})
+    waiting._worker.answered({'status': 0, 'descriptors': [late]})
     with pytest.raises(OSError):
         os.fstat(late)
 
 
-def test_a_unit_of_this_session_is_read_by_its_own_store():
-    made = desk({'source': 'there', 'ranges': [[0, 512]]}, there=FakeUnit())
+def test_a_unit_of_this_session_is_read_through_its_store():
+    made = unit_tokens({'source': 'there', 'ranges': [[0, 512]]}, there=FakeUnit())
     with made.use(TOKEN, True) as rod:
         assert rod.store is FakeUnit.store and rod.ranges == [(0, 512)]
     assert [what for what, _ in made._worker.asked] == ['token-use', 'token-used']
 
 
-def test_another_unit_comes_as_a_descriptor_which_is_closed(tmp_path):
+def test_the_descriptor_of_another_unit_is_read_only_and_closed_afterwards(tmp_path):
     path = tmp_path / 'disk'
     path.write_bytes(b'd' * 4096)
     descriptor = os.open(str(path), os.O_RDONLY)
-    made = desk(
+    made = unit_tokens(
         {
             'source': 'far',
             'ranges': [[512, 512]],
@@ -100,11 +98,11 @@ def test_another_unit_comes_as_a_descriptor_which_is_closed(tmp_path):
         rod.check()
     with pytest.raises(OSError):
         os.fstat(descriptor)
-    assert [what for what, _ in made._worker.asked] == ['token-use', 'token-used'], 'told once'
+    assert [what for what, _ in made._worker.asked] == ['token-use', 'token-used'], 'reported once'
 
 
-def test_a_use_that_failed_is_over_too():
-    made = desk({'source': 'there', 'ranges': []}, there=FakeUnit())
+def test_a_failed_use_is_reported_as_ended():
+    made = unit_tokens({'source': 'there', 'ranges': []}, there=FakeUnit())
     with pytest.raises(ZeroDivisionError):
         with made.use(TOKEN, False):
             made._worker.answer = {
@@ -116,4 +114,4 @@ def test_a_use_that_failed_is_over_too():
 
 
 def test_the_list_of_tokens():
-    assert desk({'tokens': ['00ff']}).tokens() == [b'\x00\xff']
+    assert unit_tokens({'tokens': ['00ff']}).tokens() == [b'\x00\xff']

@@ -1,8 +1,8 @@
-"""A connection from its first byte to full feature phase and on to its end: the login, the claim,
-then Connection.
+"""A connection from its first byte to its end: the login, the session claim, then a Connection in
+full feature phase.
 
-Runs in the connection's thread. May import iscsi, scsi.sam, config through policy. Blocking socket
-with a deadline.
+Runs in the connection's thread. May import iscsi, scsi.sam, config through policy. The socket is
+blocking, with timeouts.
 """
 
 import os
@@ -20,16 +20,16 @@ from targetd.scsi.sam import Nexus
 from targetd.worker.connection.error_recovery import connection_class
 
 _TIMEVAL = struct.Struct('@ll')
-SEND_SECONDS = 60  # a peer that takes nothing for so long is gone
-CLAIM_SECONDS = 30.0  # the master may first have to end the session that is reinstated
+SEND_SECONDS = 60  # a peer that receives nothing for so long is considered lost
+CLAIM_SECONDS = 30.0  # the master may first have to end a session that is reinstated
 
 
-class Gone(Exception):
-    """The login is over without a session; the message says why."""
+class LoginEnded(Exception):
+    """The login has ended without a session; the message is the reason."""
 
 
 def set_timeouts(sock, receive_seconds, send_seconds=SEND_SECONDS):
-    """Let blocking receives and sends end with BlockingIOError; 0 waits for ever."""
+    """Let blocking receives and sends raise BlockingIOError after so many seconds; 0: never."""
     for option, seconds in (
         (socket.SO_RCVTIMEO, receive_seconds),
         (socket.SO_SNDTIMEO, send_seconds),
@@ -40,29 +40,30 @@ def set_timeouts(sock, receive_seconds, send_seconds=SEND_SECONDS):
         )
 
 
-def greet(worker, sock, where, members, session):
-    """Serve one connection from login to end; gives (why it ended, True if that was in order).
-    where: the `connection` of the order; session: the one that it may join, or None; members: that
-    one's, or of the session that it may begin; None: it can only be refused."""
+def serve_connection(worker, sock, where, members, session):
+    """Serve one connection from login to end; returns (reason, True if it ended in order).
+
+    where: the `connection` of the order; session: the session that it may join, or None; members:
+    those of the session that it may join or begin, None if the login can only be refused."""
     sock.setblocking(True)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    greeting = _Greeting(worker, sock, where, members, session)
+    login = _Login(worker, sock, where, members, session)
     try:
-        connection = greeting.login()
-    except (Gone, OSError) as e:
+        connection = login.login()
+    except (LoginEnded, OSError) as e:
         log.debug('%s: no session: %s', _shown(where), e)
         sock.close()
-        # it would have joined: the master counts the connections of each address
-        if greeting.session is not None:
-            worker.report('closed', peer=where['peer'], cid=greeting.cid)
-        return str(e), greeting.session is None
+        # it would have joined a session: the master counts the connections of each address
+        if login.session is not None:
+            worker.report('closed', peer=where['peer'], cid=login.cid)
+        return str(e), login.session is None
     finally:
-        greeting.settle()
+        login.settle()
     try:
         why = connection.run()
     finally:
         members.leave(connection)
-        # the connection refers to itself, and may stay until the collector comes
+        # the connection is in a reference cycle: free its buffer before the garbage collection
         connection.framer.release()
     log.info(
         '%s from %s: connection %d is over: %s',
@@ -75,8 +76,8 @@ def greet(worker, sock, where, members, session):
 
 
 def _numbering_of(session):
-    """For the LoginNegotiation; knows nothing of the _Greeting, so that this one is gone as soon as
-    its login is over."""
+    """Return a function for the LoginNegotiation that returns ExpCmdSN and MaxCmdSN, or None. It
+    holds no reference to the _Login, which is freed when the login is over."""
     if session is None or session.is_discovery:
         return None
     return lambda: (session.exp_cmd_sn, session.max_cmd_sn)
@@ -87,11 +88,11 @@ def _shown(where):
     return ('[%s]:%d' if ':' in address else '%s:%d') % (address, port)
 
 
-class _Greeting(object):
-    """One login. where: {peer: [address, port], local: [address, port], group}."""
+class _Login(object):
+    """The login of one connection. where: {peer: [address, port], local: [address, port], group}."""
 
     def __init__(self, worker, sock, where, members, session):
-        self.session = session  # the worker's, once this connection may be of it
+        self.session = session  # the session that the connection joins or has begun
         self._worker = worker
         self._members = members
         self._socket = sock
@@ -99,23 +100,23 @@ class _Greeting(object):
         self._framer = Framer(LOGIN_DATA_SEGMENT, batch_bytes=2 * (LOGIN_DATA_SEGMENT + 1068))
         self._pending = []
         self._deadline = time.monotonic() + worker.configuration.server.login_timeout
-        self._joined = None  # values of a further connection of the worker's session
-        self._expected = None  # the CID that the session's members know of already
+        self._joined = None  # negotiated keys of a connection that joins a session
+        self._expected = None  # the CID that `members` expects
         policy = worker.policies.login(where['peer'][0], where['group'])
         self._negotiation = LoginNegotiation(policy, where, os.urandom, _numbering_of(session))
 
     @property
     def cid(self):
-        """The CID that was claimed, or None if it did not come to that."""
+        """The CID, or None before it was claimed."""
         return self._expected
 
     def settle(self):
-        """The login is over, one way or the other."""
+        """The login is over, with or without success."""
         if self._expected is not None:
             self._members.settle(self._expected)
 
     def login(self):
-        """The Connection, once the master agreed. Raises Gone, OSError."""
+        """Return the Connection when the master has granted the claim. Raises LoginEnded, OSError."""
         negotiation = self._negotiation
         while True:
             request = self._next_request()
@@ -128,7 +129,8 @@ class _Greeting(object):
             self._send(step.pdus)
 
     def _refuse(self, failure, response):
-        """Say no, tell the master for the log and `targetdctl why`, and give up. Raises Gone."""
+        """Refuse the login, and report it to the master for the log and `targetdctl why`. Raises
+        LoginEnded."""
         negotiation = self._negotiation
         self._worker.report(
             'refused',
@@ -140,13 +142,12 @@ class _Greeting(object):
             status_detail=failure.status_detail,
         )
         self._send([response])
-        raise Gone(failure.why)
+        raise LoginEnded(failure.why)
 
     def _join(self, claim):
-        """The claim is for a further connection of the worker's session, or for one in place of
-        another."""
+        """The claim is for a further connection of the session, or for one that replaces another."""
         try:
-            values = join(claim, self.session.login, self._members.besides(claim.cid))
+            values = join(claim, self.session.login, self._members.count_others(claim.cid))
         except LoginFailure as e:
             self._fail(e)
         self._joined = values
@@ -197,11 +198,10 @@ class _Greeting(object):
 
     def _fail(self, refusal):
         self._send(self._negotiation.refused(refusal).pdus)
-        raise Gone(refusal.why)
+        raise LoginEnded(refusal.why)
 
     def _granted(self, answer):
-        """The last login response goes out; everything that the session needs is there before it
-        does."""
+        """Send the last login response, after everything that the session needs is in place."""
         if self._pending:
             self._fail(
                 LoginFailure(
@@ -240,7 +240,7 @@ class _Greeting(object):
         )
         connection.peer_address = self._where['peer'][0]
         connection.local_address = self._where['local'][0]
-        # it belongs to the session before the initiator can know, but sends nothing earlier
+        # the connection is added before the last login response, but sends nothing before it
         with connection.outbox.held():
             self._members.add(connection)
             try:
@@ -250,13 +250,13 @@ class _Greeting(object):
                 raise
         return connection
 
-    # -- the socket --------------------------------------------------------------------------------------------------
+    # -- the socket ---------------------------------------------------------------------------
 
     def _next_request(self):
         while not self._pending:
             left = self._deadline - time.monotonic()
             if left <= 0:
-                raise Gone('the login took longer than login-timeout')
+                raise LoginEnded('the login took longer than login-timeout')
             set_timeouts(self._socket, max(left, 0.01))
             try:
                 if self._framer.landing is None:
@@ -266,7 +266,7 @@ class _Greeting(object):
             except BlockingIOError:
                 continue
             if not count:
-                raise Gone('the initiator closed the connection during login')
+                raise LoginEnded('the initiator closed the connection during login')
             self._received(count)
         fields, ahs, data = self._pending.pop(0)
         return self._decoded(fields, ahs, data)
@@ -277,14 +277,14 @@ class _Greeting(object):
             if self._framer.partial is not None:
                 self._framer.land(None)
         except PduRejected as e:
-            raise Gone('what came is no login: %s' % e.why)
+            raise LoginEnded('the initiator sent no valid login: %s' % e.why)
 
     def _decoded(self, fields, ahs, data):
         bhs = BHS.pack(*fields)
         try:
             request = pdu.decode(bhs, ahs or b'', b'' if data is None else bytes(data))
         except PduRejected as e:
-            raise Gone(e.why)
+            raise LoginEnded(e.why)
         return request
 
     def _send(self, pdus):

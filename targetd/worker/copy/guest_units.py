@@ -1,10 +1,10 @@
-"""Units of other targets of this server, which copies of this session reach; and who uses which
-unit for a copy besides the one that was asked (scsi.third_party.NoReach says what for).
+"""Guest units: units of other targets of this server that copies of this session use (ARCHITECTURE
+D16); and which copies use which unit (see scsi.copy.extended_copy.NoReach).
 
-The master's answer brings a unit with its descriptor, if the initiator of this session may log in
-to its target. The session is that unit's guest until it leaves it: it hears of every change of it,
-so that reservations, tokens and the medium's word are heeded as at the units of its own. May import
-scsi, store.
+The master answers with the unit and its descriptor if the initiator of this session may log in to
+the unit's target. The worker is a guest of the unit until the copy has ended: the master sends it
+every change of the unit, so that reservations, ROD tokens and the state of the medium are enforced
+as for the session's units. May import scsi, store.
 """
 
 import threading
@@ -12,25 +12,25 @@ import threading
 from targetd.worker.copy import ask_master
 
 
-class Guests(object):
-    """Of one session. make(unit message, descriptors) -> LogicalUnit that is in no Device;
-    tell(unit id): it was left."""
+class GuestUnits(object):
+    """The guest units and the running copies of one session. make(unit message, descriptors) ->
+    LogicalUnit that is in no Device; report_left(unit id): one use of the unit has ended."""
 
-    def __init__(self, make, tell):
+    def __init__(self, make, report_left):
         self._make = make
-        self._tell = tell
+        self._report_left = report_left
         self._lock = threading.Lock()
-        self._units = {}  # unit id -> [LogicalUnit, how many use it]
-        self._copies = []  # (LogicalUnit, Copy) of what is going on
-        self._stops = []  # (set of those that have to be over, on_quiet)
+        self._units = {}  # unit id -> [LogicalUnit, number of uses]
+        self._copies = []  # (LogicalUnit, Copy) of running copies
+        self._stops = []  # (set of (LogicalUnit, Copy) that must end, on_quiet)
 
     def unit(self, unit_id):
-        """The LogicalUnit with this id, or None. Any thread."""
+        """Return the LogicalUnit with this id, or None. [any]"""
         entry = self._units.get(unit_id)
         return entry[0] if entry else None
 
     def arrive(self, message):
-        """A unit arrived with an answer, or did not. [control]"""
+        """Count one use of the unit in an answer, if it has one. [control]"""
         words = message.get('reached')
         if message['status'] or not words:
             return
@@ -40,10 +40,10 @@ class Guests(object):
                 self._units[words['unit']] = [self._make(words, message['descriptors']), 1]
                 message['descriptors'] = ()
             else:
-                entry[1] += 1  # it has a descriptor: whoever asked closes this one
+                entry[1] += 1  # the store is open already: the caller closes this descriptor
 
     def give_back(self, unit_id):
-        """One use of a unit is over. [executor]"""
+        """One use of a unit has ended. [executor]"""
         with self._lock:
             entry = self._units[unit_id]
             entry[1] -= 1
@@ -51,21 +51,21 @@ class Guests(object):
                 del self._units[unit_id]
         if not entry[1]:
             ask_master.close_store(entry[0].store)
-        self._tell(unit_id)
+        self._report_left(unit_id)
 
     def id_of(self, unit):
-        """The id of a unit of another target; None for one of ours."""
+        """Return the id of a guest unit; None for a unit of the session."""
         return next(
             (unit_id for unit_id, entry in list(self._units.items()) if entry[0] is unit), None
         )
 
     def enter(self, unit, copy):
-        """A copy uses this unit."""
+        """A copy starts to use this unit. [executor]"""
         with self._lock:
             self._copies.append((unit, copy))
 
     def leave(self, unit, copy):
-        """It does so no more."""
+        """A copy does not use this unit any more. [executor]"""
         unit_id = self.id_of(unit)
         quiet = []
         with self._lock:
@@ -82,8 +82,8 @@ class Guests(object):
             on_quiet()
 
     def stop(self, wanted, on_quiet):
-        """Tasks at the units for which wanted(unit) is true are ended: so are the copies that use
-        them; on_quiet() when none of these does any more, in this thread or another. [control]"""
+        """Stop the copies that use units for which wanted(unit) is true. on_quiet() is called when
+        none of them uses such a unit any more, in this thread or another. [control]"""
         with self._lock:
             running = {(unit, copy) for unit, copy in self._copies if wanted(unit)}
             for _, copy in running:
@@ -94,13 +94,14 @@ class Guests(object):
         on_quiet()
 
     def close(self):
-        """The session is over, and quiet: let go of every medium."""
+        """The session is over and quiet: close every store."""
         for unit, _ in list(self._units.values()):
             unit.store.close()
 
 
-class Reach(object):
-    """Of one unit of ours, scsi.third_party.NoReach's verbs. Executor threads."""
+class GuestFinder(object):
+    """Finds guest units for the copies of one unit of the session. Implements the interface of
+    scsi.copy.extended_copy.NoReach. Executor threads only."""
 
     def __init__(self, worker, unit_id, guests):
         self._worker = worker
@@ -110,9 +111,9 @@ class Reach(object):
         self.leave = guests.leave
 
     def find(self, code_set, kind, designator):
-        """The LogicalUnit of another target that has this designator, or None. Raises
+        """Return the LogicalUnit of another target that has this designator, or None. Raises
         CheckCondition, StatusReturned."""
-        answer = ask_master.ask(
+        answer = ask_master.wait_for_answer(
             self._worker,
             'copy-reach',
             self._guests.arrive,

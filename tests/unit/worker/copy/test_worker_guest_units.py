@@ -1,6 +1,6 @@
-"""Copies and the units of other targets that they use, as a session keeps count of them."""
+"""Guest units: the units of other targets that the copies of a session use."""
 
-from targetd.worker.copy.guests import Guests, Reach
+from targetd.worker.copy.guest_units import GuestFinder, GuestUnits
 
 
 class FakeStore(object):
@@ -20,45 +20,45 @@ class FakeCopy(object):
 
 
 class FakeWorker(object):
-    """Answers at once, as if the control thread did."""
+    """Answers at once, in place of the control thread."""
 
     def __init__(self, answer):
         self.answer = answer
         self.asked = []
 
-    def ask(self, what, answered, **words):
+    def ask_master(self, what, answered, **words):
         self.asked.append((what, words))
         answered(dict({'status': 0, 'sense': None, 'descriptors': []}, **self.answer))
 
 
 def guests():
     left = []
-    return Guests(lambda message, descriptors: FakeUnit(), left.append), left
+    return GuestUnits(lambda message, descriptors: FakeUnit(), left.append), left
 
 
 def arrival(unit_id='theirs'):
     return {'status': 0, 'reached': {'unit': unit_id}, 'descriptors': []}
 
 
-def test_the_question_names_the_unit_that_was_asked_and_the_designator():
+def test_the_question_has_the_unit_of_the_copy_and_the_designator():
     mine, _ = guests()
     worker = FakeWorker(arrival())
-    unit = Reach(worker, 'ours', mine).find(1, 3, b'\x60\x01')
+    unit = GuestFinder(worker, 'ours', mine).find(1, 3, b'\x60\x01')
     assert worker.asked == [
         ('copy-reach', {'unit': 'ours', 'code_set': 1, 'kind': 3, 'designator': '6001'})
     ]
     assert mine.unit('theirs') is unit and mine.id_of(unit) == 'theirs'
 
 
-def test_nothing_is_reached_where_the_master_gives_nothing():
+def test_no_unit_is_found_if_the_master_refuses():
     mine, left = guests()
-    assert Reach(FakeWorker({'reached': None}), 'ours', mine).find(1, 3, b'\x60\x01') is None
+    assert GuestFinder(FakeWorker({'reached': None}), 'ours', mine).find(1, 3, b'\x60\x01') is None
     assert not left
 
 
-def test_a_unit_is_there_until_the_last_copy_has_left_it():
+def test_a_guest_unit_is_open_until_the_last_copy_has_left_it():
     mine, left = guests()
-    reach = Reach(FakeWorker(arrival()), 'ours', mine)
+    reach = GuestFinder(FakeWorker(arrival()), 'ours', mine)
     copies = [FakeCopy(), FakeCopy()]
     units = [reach.find(1, 3, b'\x60\x01') for _ in copies]
     assert units[0] is units[1]
@@ -72,7 +72,7 @@ def test_a_unit_is_there_until_the_last_copy_has_left_it():
     )
 
 
-def test_a_unit_of_ours_is_not_given_back():
+def test_a_unit_of_the_session_is_not_closed():
     mine, left = guests()
     unit, copy = FakeUnit(), FakeCopy()
     mine.enter(unit, copy)
@@ -80,7 +80,7 @@ def test_a_unit_of_ours_is_not_given_back():
     assert not left and not unit.store.closed
 
 
-def test_a_stop_is_quiet_when_every_copy_at_the_unit_has_left_it():
+def test_a_stop_is_quiet_when_every_copy_has_left_the_unit():
     mine, _ = guests()
     here, there = FakeUnit(), FakeUnit()
     copies = [FakeCopy() for _ in range(3)]
@@ -91,15 +91,15 @@ def test_a_stop_is_quiet_when_every_copy_at_the_unit_has_left_it():
     assert [copy.stopped for copy in copies] == [True, True, False] and not quiet
     mine.leave(here, copies[0])
     mine.leave(here, copies[1])
-    assert not quiet  # the first names the unit twice
+    assert not quiet  # the first copy uses the unit twice
     mine.leave(here, copies[0])
     assert quiet == [1]
     mine.stop(lambda unit: unit is here, lambda: quiet.append(2))
     assert quiet == [1, 2]
 
 
-def test_the_end_of_the_session_closes_what_is_still_reached():
+def test_the_end_of_the_session_closes_guest_units():
     mine, _ = guests()
-    unit = Reach(FakeWorker(arrival()), 'ours', mine).find(1, 3, b'\x60\x01')
+    unit = GuestFinder(FakeWorker(arrival()), 'ours', mine).find(1, 3, b'\x60\x01')
     mine.close()
     assert unit.store.closed == 1

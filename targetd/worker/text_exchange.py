@@ -1,8 +1,7 @@
 """Text Requests in full feature phase (RFC 7143 11.10): SendTargets, and the few keys that may be
-negotiated there.
+negotiated then.
 
-May import iscsi. One TextExchange from a first Text Request to the last response; the connection's
-thread.
+May import iscsi. Runs in the connection's thread.
 """
 
 from targetd.iscsi import const, discovery, keys, text
@@ -11,8 +10,8 @@ from targetd.iscsi.pdu import TextResponse
 
 
 class TextExchange(object):
-    """policies: worker.policy.Policies; connection: whose session asks, with peer_address and
-    local_address."""
+    """One exchange, from its first Text Request to its last Text Response. policies:
+    worker.policy.Policies; connection: has session, values, peer_address and local_address."""
 
     def __init__(self, policies, connection):
         self._policies = policies
@@ -22,7 +21,7 @@ class TextExchange(object):
         self._ttt = connection.session.allot_ttt()
 
     def receive(self, request):
-        """The TextResponse to a TextRequest. Raises PduRejected."""
+        """Return the TextResponse to a TextRequest. Raises PduRejected."""
         if self._answer is not None:
             return self._answer.go_on(request)
         try:
@@ -32,7 +31,6 @@ class TextExchange(object):
             pairs = self._answers(text.parse(whole))
         except text.TextError as e:
             raise PduRejected(const.REJECT_PROTOCOL_ERROR, str(e), numbered=not request.immediate)
-        session = self._connection.session
         self._answer = discovery.TextAnswer(
             text.render(pairs), self._connection.values['MaxRecvDataSegmentLength'], self._ttt
         )
