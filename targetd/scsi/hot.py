@@ -1,24 +1,31 @@
-"""READ and WRITE as they come every day: the hot path. Pure.
+"""The hot path: admission of ordinary READ and WRITE commands. Pure.
 
-Budget: 1 µs of Python for admit and run of a READ(10) beside the store's own call. bind() makes the
-admission functions of one unit in one state; everything they need is a local of the closure, so a
-change of state makes new ones (ARCHITECTURE D10). They do one thing: recognize the ordinary
-command. Whatever is not ordinary (a refused bit, a range that does not fit, no blocks at all, an
-EDTL that is short, …) is left to `general`, which knows every rule and says what is wrong.
+Budget: 1 µs of Python for admit and run of a READ(10), without the call of the store. bind() makes
+the admission functions of one unit in one state; everything they need is a local of the closure, so
+a change of the state makes new functions (ARCHITECTURE D10). They only recognize the ordinary
+command. Every other command (a refused bit, a range beyond the medium, 0 blocks, a short EDTL, …)
+goes to `general`, which knows all rules and raises the error.
 """
 
+from typing import TYPE_CHECKING, Any, Callable, Dict, Tuple
+
 from targetd.scsi.cdb import BLOCKS_6, BLOCKS_10, BLOCKS_12, BLOCKS_16
-from targetd.scsi.sam import WOULD_BLOCK
+from targetd.scsi.sam import WOULD_BLOCK, Task
 from targetd.scsi.sbc import run_read_blocking, run_write, would_block
 
+if TYPE_CHECKING:
+    from targetd.scsi.lu import LogicalUnit
+
+#: An admission function, and what bind() falls back to.
+Admit = Callable[[Task], None]
+
 READS = (0x08, 0x28, 0x88, 0xA8)
-WRITES = (0x0A, 0x2A, 0x8A, 0xAA)
 LONG = {0x88: BLOCKS_16, 0x8A: BLOCKS_16, 0xA8: BLOCKS_12, 0xAA: BLOCKS_12}
 
 
-def bind(unit, general):
-    """{opcode: admission function} for all eight opcodes. `general(task)`: the admission that knows
-    every rule."""
+def bind(unit: 'LogicalUnit', general: Admit) -> Dict[int, Admit]:
+    """{opcode: admission function} of the eight READ and WRITE opcodes. general(task): the admission
+    that knows all rules."""
     bound = {
         0x08: _read_6(unit, general),
         0x28: _read_10(unit, general),
@@ -32,26 +39,22 @@ def bind(unit, general):
     return bound
 
 
-def _run_read(unit):
+def _run_read(unit: 'LogicalUnit') -> Callable[[Task], Any]:
     try_read = unit.store.try_read
 
     def run(task):
         try:
             data = try_read(task.offset, task.length)
         except OSError:
-            return WOULD_BLOCK  # the executor meets it again and finds the block
+            return WOULD_BLOCK  # the executor thread gets the error again and locates the block
         return WOULD_BLOCK if data is None else data
 
     return run
 
 
-def _read_10(unit, general):
-    unpack, block_size, size, limit = (
-        BLOCKS_10.unpack_from,
-        unit.block_size,
-        unit.blocks,
-        unit.maximum_blocks,
-    )
+def _read_10(unit: 'LogicalUnit', general: Admit) -> Admit:
+    unpack, block_size = BLOCKS_10.unpack_from, unit.block_size
+    size, limit = unit.blocks, unit.maximum_blocks
     run = _run_read(unit)
 
     def admit(task):
@@ -66,13 +69,11 @@ def _read_10(unit, general):
     return admit
 
 
-def _read_long(unit, general, unpack):
-    block_size, size, limit, run = (
-        unit.block_size,
-        unit.blocks,
-        unit.maximum_blocks,
-        _run_read(unit),
-    )
+def _read_long(
+    unit: 'LogicalUnit', general: Admit, unpack: Callable[..., Tuple[Any, ...]]
+) -> Admit:
+    block_size, size, limit = unit.block_size, unit.blocks, unit.maximum_blocks
+    run = _run_read(unit)
 
     def admit(task):
         flags, lba, blocks, group, control = unpack(task.cdb, 1)
@@ -86,13 +87,9 @@ def _read_long(unit, general, unpack):
     return admit
 
 
-def _read_6(unit, general):
-    unpack, block_size, size, limit = (
-        BLOCKS_6.unpack_from,
-        unit.block_size,
-        unit.blocks,
-        unit.maximum_blocks,
-    )
+def _read_6(unit: 'LogicalUnit', general: Admit) -> Admit:
+    unpack, block_size = BLOCKS_6.unpack_from, unit.block_size
+    size, limit = unit.blocks, unit.maximum_blocks
     run = _run_read(unit)
 
     def admit(task):
@@ -109,21 +106,17 @@ def _read_6(unit, general):
     return admit
 
 
-def _write_limits(unit):
-    """(bytes up to which a plain write need not wait, the same of a durable one, are all writes
+def _write_limits(unit: 'LogicalUnit') -> Tuple[int, int, bool]:
+    """(bytes up to which a write does not block, the same for a durable write, are all writes
     durable?)"""
     store = unit.store
     plain = store.inline_write_limit
     return plain, plain if store.durable_is_free else 0, unit.write_through
 
 
-def _write_10(unit, general):
-    unpack, block_size, size, limit = (
-        BLOCKS_10.unpack_from,
-        unit.block_size,
-        unit.blocks,
-        unit.maximum_blocks,
-    )
+def _write_10(unit: 'LogicalUnit', general: Admit) -> Admit:
+    unpack, block_size = BLOCKS_10.unpack_from, unit.block_size
+    size, limit = unit.blocks, unit.maximum_blocks
     plain, durable, write_through = _write_limits(unit)
 
     def admit(task):
@@ -146,7 +139,9 @@ def _write_10(unit, general):
     return admit
 
 
-def _write_long(unit, general, unpack):
+def _write_long(
+    unit: 'LogicalUnit', general: Admit, unpack: Callable[..., Tuple[Any, ...]]
+) -> Admit:
     block_size, size, limit = unit.block_size, unit.blocks, unit.maximum_blocks
     plain, durable, write_through = _write_limits(unit)
 
@@ -170,13 +165,9 @@ def _write_long(unit, general, unpack):
     return admit
 
 
-def _write_6(unit, general):
-    unpack, block_size, size, limit = (
-        BLOCKS_6.unpack_from,
-        unit.block_size,
-        unit.blocks,
-        unit.maximum_blocks,
-    )
+def _write_6(unit: 'LogicalUnit', general: Admit) -> Admit:
+    unpack, block_size = BLOCKS_6.unpack_from, unit.block_size
+    size, limit = unit.blocks, unit.maximum_blocks
     plain, durable, write_through = _write_limits(unit)
     inline = durable if write_through else plain
 

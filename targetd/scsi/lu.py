@@ -254,7 +254,7 @@ class LogicalUnit(object):
         opcode, state = task.cdb[0], self._access_state()
         service_action = None if None in self.commands[opcode] else task.cdb[1] & 0x1F
         refusal = alua.refusal(state)
-        if refusal and not alua.passes(state, opcode, service_action):
+        if refusal and not alua.allows(state, opcode, service_action):
             raise refusal
         self._admit(task)
 

@@ -359,7 +359,7 @@ def report_referrals(unit, task):
     lba = int.from_bytes(task.cdb[2:10], 'big')
     if lba >= unit.blocks:
         raise sense.lba_out_of_range()
-    answer(task, alua.referrals(unit.access, unit.blocks - 1), u32(task.cdb, 10))
+    answer(task, alua.referrals_data(unit.access, unit.blocks - 1), u32(task.cdb, 10))
 
 
 def read_defect_data_10(unit, task):

@@ -2,6 +2,7 @@
 
 import struct
 from collections import namedtuple
+from typing import Optional, Tuple
 
 # Sense keys, SPC-4 table 48
 NO_SENSE = 0x0
@@ -20,13 +21,14 @@ MISCOMPARE = 0xE
 COMPLETED = 0xF
 
 # fmt: off
-KEYS = ('NO SENSE', 'RECOVERED ERROR', 'NOT READY', 'MEDIUM ERROR', 'HARDWARE ERROR', 'ILLEGAL REQUEST', 'UNIT ATTENTION',
-        'DATA PROTECT', 'BLANK CHECK', 'VENDOR SPECIFIC', 'COPY ABORTED', 'ABORTED COMMAND', 'RESERVED', 'VOLUME OVERFLOW',
-        'MISCOMPARE', 'COMPLETED')
+KEYS = (
+    'NO SENSE', 'RECOVERED ERROR', 'NOT READY', 'MEDIUM ERROR', 'HARDWARE ERROR', 'ILLEGAL REQUEST',
+    'UNIT ATTENTION', 'DATA PROTECT', 'BLANK CHECK', 'VENDOR SPECIFIC', 'COPY ABORTED',
+    'ABORTED COMMAND', 'RESERVED', 'VOLUME OVERFLOW', 'MISCOMPARE', 'COMPLETED',
+)
 # fmt: on
 
-# The additional sense codes that targetd gives, SPC-4 annex E: (ASC, ASCQ) -> the standard's words,
-# for logs and traces. fmt: off
+#: {(ASC, ASCQ): text of SPC-4 annex E, for logs and traces} of the codes that targetd reports.
 CODES = {
     (0x00, 0x00): 'no additional sense information',
     (0x00, 0x06): 'I/O process terminated',
@@ -109,16 +111,15 @@ CODES = {
     (0x53, 0x02): 'medium removal prevented',
     (0x55, 0x03): 'insufficient resources',
     (0x55, 0x04): 'insufficient registration resources',
+    (0x55, 0x0D): 'insufficient resources to create ROD token',
     (0x5D, 0x00): 'failure prediction threshold exceeded',
     (0x5E, 0x03): 'idle condition activated by command',
     (0x5E, 0x04): 'standby condition activated by command',
-    (0x55, 0x0D): 'insufficient resources to create ROD token',
 }
-# fmt: on
 
 
-def describe(key, asc, ascq):
-    """One line for people: 'ILLEGAL REQUEST: invalid field in CDB (5/24/00)'."""
+def describe(key: int, asc: int, ascq: int) -> str:
+    """Text for logs: 'ILLEGAL REQUEST: invalid field in CDB (5/24/00)'."""
     return '%s: %s (%X/%02X/%02X)' % (
         KEYS[key & 0xF],
         CODES.get((asc, ascq), 'additional sense'),
@@ -132,7 +133,7 @@ class StatusReturned(Exception):
     """A command ends with a status that carries no sense data (RESERVATION CONFLICT, BUSY,
     CONDITION MET, …)."""
 
-    def __init__(self, status):
+    def __init__(self, status: int) -> None:
         super(StatusReturned, self).__init__('status %02Xh' % status)
         self.status = status
 
@@ -140,17 +141,28 @@ class StatusReturned(Exception):
 class CheckCondition(Exception):
     """A command ends with CHECK CONDITION.
 
-    key: sense key; asc, ascq: additional sense code and qualifier; information: 64-bit int or None
-    (INFORMATION field, SPC-4); field: (byte offset, bit or None, in_cdb bool) or None, the field
-    pointer of SPC-4; progress: 0..65535 or None, the progress indication of SPC-4; data: Data-In
-    that goes before the status, or None; copy: CopyFailure or None. With COPY ABORTED `field` is a
-    segment pointer (SPC-4), its bool says that the offset counts from the segment descriptor, not
-    from the parameter list.
+    key          sense key
+    asc, ascq    additional sense code and qualifier
+    information  64-bit int or None, the INFORMATION field (SPC-4)
+    field        (byte offset, bit or None, is the field in the CDB?) or None: the field pointer (SPC-4). With
+                 COPY ABORTED it is a segment pointer, and the bool says that the offset is relative to the
+                 segment descriptor, not to the parameter list
+    progress     0..65535 or None, the progress indication (SPC-4)
+    data         Data-In to send before the status, or None
+    copy         CopyFailure or None
     """
 
     def __init__(
-        self, key, asc, ascq, information=None, field=None, progress=None, data=None, copy=None
-    ):
+        self,
+        key: int,
+        asc: int,
+        ascq: int,
+        information: Optional[int] = None,
+        field: Optional[Tuple[int, Optional[int], bool]] = None,
+        progress: Optional[int] = None,
+        data: Optional[bytes] = None,
+        copy: Optional['CopyFailure'] = None,
+    ) -> None:
         super(CheckCondition, self).__init__('%02X/%02X/%02X' % (key, asc, ascq))
         self.key = key
         self.asc = asc
@@ -161,23 +173,28 @@ class CheckCondition(Exception):
         self.data = data
         self.copy = copy
 
-    def sense(self, descriptor=False):
-        """The sense data as bytes, in fixed (SPC-4) or descriptor format (SPC-4)."""
+    def sense(self, descriptor: bool = False) -> bytes:
+        """The sense data in fixed or descriptor format (SPC-4)."""
         return (descriptor_format if descriptor else fixed_format)(self)
 
 
 class CopyFailure(namedtuple('CopyFailure', 'segment is_source status sense')):
-    """What stopped a third-party copy (SPC-4): the number of the segment; and of the command that
-    failed at one end of it: at the source?, its status, its sense data in fixed format (b'' if
-    none). status None: no command failed."""
+    """Why a third-party copy ended (SPC-4).
+
+    segment: the number of the segment. If a command failed at the source or the destination:
+    is_source: bool, where; status: its status; sense: its sense data in fixed format, or b''. If no
+    command failed, status is None.
+    """
 
     __slots__ = ()
 
-    def __new__(cls, segment, is_source=False, status=None, sense=b''):
+    def __new__(
+        cls, segment: int, is_source: bool = False, status: Optional[int] = None, sense: bytes = b''
+    ) -> 'CopyFailure':
         return super(CopyFailure, cls).__new__(cls, segment, is_source, status, sense)
 
 
-def sense_key_specific(error):
+def sense_key_specific(error: CheckCondition) -> Optional[bytes]:
     """The three sense key specific bytes (SPC-4), or None."""
     if error.field is not None:
         offset, bit, in_cdb = error.field
@@ -189,18 +206,20 @@ def sense_key_specific(error):
     return None
 
 
-def fixed_format(error, response_code=0x70):
-    """18 bytes, SPC-4. An INFORMATION that does not fit 32 bits leaves VALID at 0."""
-    fits = error.information is not None and error.information <= 0xFFFFFFFF
+def fixed_format(error: CheckCondition, response_code: int = 0x70) -> bytes:
+    """Fixed format sense data (SPC-4): 18 bytes, and forwarded sense data. If INFORMATION does not
+    fit 32 bits, VALID is 0."""
+    information = error.information
+    is_valid = information is not None and information <= 0xFFFFFFFF
     specific = sense_key_specific(error) or b'\0\0\0'
     about_command, forwarded = _fixed_copy_failure(error.copy) if error.copy else (0, b'')
     return (
         struct.pack(
             '>BBBIBIBBB3s',
-            response_code | (0x80 if fits else 0),
+            response_code | (0x80 if is_valid else 0),
             0,
             error.key,
-            error.information if fits else 0,
+            information if is_valid else 0,
             10 + len(forwarded),
             about_command,
             error.asc,
@@ -212,16 +231,17 @@ def fixed_format(error, response_code=0x70):
     )
 
 
-def _fixed_copy_failure(copy):
-    """(COMMAND-SPECIFIC INFORMATION, what follows the 18 bytes): where the status and sense data of
-    the source and of the destination start, 0: not there; and the segment number (SPC-3)."""
+def _fixed_copy_failure(copy: CopyFailure) -> Tuple[int, bytes]:
+    """(COMMAND-SPECIFIC INFORMATION, forwarded sense data after the 18 bytes): the former has the
+    offsets of the status and sense data of the source and of the destination, 0 if there are none,
+    and the segment number (SPC-3)."""
     if copy.status is None:
         return copy.segment, b''
     return 18 << (24 if copy.is_source else 16) | copy.segment, bytes([copy.status]) + copy.sense
 
 
-def descriptor_format(error, response_code=0x72):
-    """8 bytes and the descriptors that apply, SPC-4."""
+def descriptor_format(error: CheckCondition, response_code: int = 0x72) -> bytes:
+    """Descriptor format sense data (SPC-4): 8 bytes, and the descriptors that apply."""
     descriptors = b''
     if error.information is not None:
         descriptors += struct.pack('>BBBBQ', 0x00, 0x0A, 0x80, 0, error.information)
@@ -231,62 +251,55 @@ def descriptor_format(error, response_code=0x72):
     if error.copy:
         descriptors += struct.pack('>BBxxQ', 0x01, 0x0A, error.copy.segment)
         if error.copy.status is not None:  # forwarded sense data, SPC-4
-            descriptors += (
-                struct.pack(
-                    '>BBBB',
-                    0x0C,
-                    2 + len(error.copy.sense),
-                    1 if error.copy.is_source else 2,
-                    error.copy.status,
-                )
-                + error.copy.sense
-            )
-    return (
-        struct.pack('>BBBB3xB', response_code, error.key, error.asc, error.ascq, len(descriptors))
-        + descriptors
+            end, forwarded = 1 if error.copy.is_source else 2, error.copy.sense
+            descriptors += struct.pack('>BBBB', 0x0C, 2 + len(forwarded), end, error.copy.status)
+            descriptors += forwarded
+    header = struct.pack(
+        '>BBBB3xB', response_code, error.key, error.asc, error.ascq, len(descriptors)
     )
+    return header + descriptors
 
 
-# What commands most often end with. `offset`: byte, `bit`: most significant bit of the field in
-# error, or None for all of it.
+# The most frequent errors. offset: byte of the field in error; bit: its most significant bit, or None
+# for a field of whole bytes.
 
 
-def invalid_opcode():
+def invalid_opcode() -> CheckCondition:
     """05/20/00, SPC-4 annex E."""
     return CheckCondition(ILLEGAL_REQUEST, 0x20, 0x00, field=(0, None, True))
 
 
-def invalid_field_in_cdb(offset, bit=None):
+def invalid_field_in_cdb(offset: int, bit: Optional[int] = None) -> CheckCondition:
     """05/24/00 with its field pointer, SPC-4."""
     return CheckCondition(ILLEGAL_REQUEST, 0x24, 0x00, field=(offset, bit, True))
 
 
-def invalid_field_in_parameter_list(offset, bit=None):
+def invalid_field_in_parameter_list(offset: int, bit: Optional[int] = None) -> CheckCondition:
     """05/26/00 with its field pointer, counted from the first byte of the parameter list."""
     return CheckCondition(ILLEGAL_REQUEST, 0x26, 0x00, field=(offset, bit, False))
 
 
-def parameter_list_length_error():
-    """05/1A/00: the parameter list is cut where it must not be."""
+def parameter_list_length_error() -> CheckCondition:
+    """05/1A/00: the length of the parameter list is not valid, or it cuts the list inside a field."""
     return CheckCondition(ILLEGAL_REQUEST, 0x1A, 0x00)
 
 
-def invalid_field_in_information_unit():
-    """05/0E/03: EDTL and CDB do not agree and the command cannot be done in part."""
+def invalid_field_in_information_unit() -> CheckCondition:
+    """05/0E/03: EDTL does not match the CDB, and the command cannot be executed in part."""
     return CheckCondition(ILLEGAL_REQUEST, 0x0E, 0x03)
 
 
-def lba_out_of_range(offset=2):
-    """05/21/00. `offset`: the byte of the CDB where the LBA stands."""
+def lba_out_of_range(offset: int = 2) -> CheckCondition:
+    """05/21/00. offset: the byte of the CDB where the LBA starts."""
     return CheckCondition(ILLEGAL_REQUEST, 0x21, 0x00, field=(offset, None, True))
 
 
-def unit_not_supported():
-    """05/25/00: there is no such logical unit."""
+def unit_not_supported() -> CheckCondition:
+    """05/25/00: the logical unit does not exist."""
     return CheckCondition(ILLEGAL_REQUEST, 0x25, 0x00)
 
 
-def miscompare(information=None):
-    """0E/1D/00. `information`: byte offset of the first difference in the Data-Out (SBC-3 5.2), or
+def miscompare(information: Optional[int] = None) -> CheckCondition:
+    """0E/1D/00. information: byte offset of the first difference in the Data-Out (SBC-3 5.2), or
     None."""
     return CheckCondition(MISCOMPARE, 0x1D, 0x00, information=information)

@@ -218,7 +218,9 @@ def report_target_port_groups(unit, task):
     if parameter_format > 1:
         raise sense.invalid_field_in_cdb(1, 7)
     answer(
-        task, alua.report(unit.access, unit.device.ports, parameter_format == 1), u32(task.cdb, 6)
+        task,
+        alua.report_data(unit.access, unit.device.ports, parameter_format == 1),
+        u32(task.cdb, 6),
     )
 
 

@@ -101,10 +101,10 @@ def groups(data):
 
 
 def test_the_report_has_every_group_with_its_ports_and_no_preferred_one():
-    data = alua.report(TWO, PORTS, extended=False)
+    data = alua.report_data(TWO, PORTS, extended=False)
     assert struct.unpack_from('>I', data)[0] == len(data) - 4
     assert groups(data[4:]) == {1: (OPTIMIZED, 0xCF, 0, [1]), 7: (STANDBY, 0xCF, 0, [2])}
-    longer = alua.report(TWO, PORTS, extended=True)
+    longer = alua.report_data(TWO, PORTS, extended=True)
     assert longer[4:8] == b'\x10\0\0\0' and longer[8:] == data[4:]
     assert struct.unpack_from('>I', longer)[0] == len(longer) - 4
 
@@ -180,7 +180,7 @@ def test_the_report_is_cut_at_the_allocation_length():
 
 
 def test_referrals_have_one_segment_with_every_group():
-    data = alua.referrals(TWO, 4095)
+    data = alua.referrals_data(TWO, 4095)
     assert data == bytes.fromhex(
         '0000 001c 00000002 0000000000000000 0000000000000fff 00000001 02000007'
     )
