@@ -66,7 +66,7 @@ ALLOWED = {
 # fmt: on
 
 
-# -- the state -----------------------------------------------------------------------------------
+# -- the state -------------------------------------------------------------------------------------
 
 
 def initial(
@@ -148,7 +148,7 @@ def is_same(access: Dict[str, Any], other: Dict[str, Any]) -> bool:
     )
 
 
-# -- which commands a state allows --------------------------------------------------------------
+# -- which commands a state allows -----------------------------------------------------------------
 
 
 def refusal(state: int) -> Optional[CheckCondition]:
@@ -162,7 +162,7 @@ def allows(state: int, opcode: int, service_action: Optional[int]) -> bool:
     return state not in ALLOWED or (opcode, service_action) in ALLOWED[state]
 
 
-# -- wire formats --------------------------------------------------------------------------------
+# -- wire formats ----------------------------------------------------------------------------------
 
 GROUP = struct.Struct('>BBHxBxB')  # state, what is supported, tag, STATUS CODE, number of ports
 PORT = struct.Struct('>2xH')

@@ -149,7 +149,7 @@ class LogicalUnit(object):
         self.dispatch: List[Callable[[Task], None]] = []
         self._rebuild_tables()
 
-    # -- connection threads ----------------------------------------------------------------------
+    # -- connection threads ------------------------------------------------------------------------
 
     def admit(self, task: Task) -> None:
         """Check everything that does not need data; set task.run, run_blocking and data_out_length.
@@ -177,13 +177,13 @@ class LogicalUnit(object):
 
     def vpd_page(self, code: int) -> bytes:
         """The vital product data page. Raises CheckCondition 05/24/00 if the unit does not have it."""
-        return vpd.page(code, self.facts, self.nexus, self.device.ports, self.blocks)
+        return vpd.page(code, self.facts, self.nexus, self.device.ports)
 
     def luns_reported(self) -> None:
         """REPORT LUNS has reported the LUNs to this nexus."""
         self.device.luns_reported()
 
-    # -- control thread --------------------------------------------------------------------------
+    # -- control thread ----------------------------------------------------------------------------
 
     def raise_attention(self, asc: int, ascq: int) -> None:
         """Make this unit attention pending for the nexus."""
@@ -215,7 +215,7 @@ class LogicalUnit(object):
         self.blocks = size // self.block_size
         self._rebuild_tables()
 
-    # -- dispatch tables -------------------------------------------------------------------------
+    # -- dispatch tables ---------------------------------------------------------------------------
 
     def _rebuild_tables(self) -> None:
         current = mode_pages.parameters(self.modes)
@@ -362,7 +362,7 @@ class LogicalUnit(object):
             self.power = code
             self._rebuild_tables()
 
-    # -- records for all nexuses -----------------------------------------------------------------
+    # -- records for all nexuses -------------------------------------------------------------------
 
     def note(self, kind: str, message: Dict[str, Any]) -> None:
         """Apply a record to the replica here at once, and distribute it. Any thread."""
@@ -373,7 +373,7 @@ class LogicalUnit(object):
         if error.errno in errno_map.LOCALIZED:
             self.note('error', {'kind': kind})
 
-    # -- failures of the store -------------------------------------------------------------------
+    # -- failures of the store ---------------------------------------------------------------------
 
     def refuse_if_failed(self) -> None:
         """Raise CheckCondition 04/44/00 for writes and flushes after data was lost: GOOD could be

@@ -1,10 +1,10 @@
-"""Mode parameters (SPC-4, SBC-3): pages, what may be changed in them, MODE SENSE and MODE SELECT
-data. Pure.
+"""Mode parameters (SPC-4, SBC-3): the pages, their changeable bits, MODE SENSE and MODE SELECT data.
+Pure.
 
-One logical unit's mode parameters are one JSON-able dict, never changed in place: {'current':
-pages, 'saved': pages, 'default': pages}, pages being {'08-00': the whole page as hex digits, PS 0,
-…}. They are shared by all nexuses (VPD page 87h): the master applies changes (`apply`, `reset`),
-every worker reads a replica (`sense`, `parameters`).
+The mode parameters of one logical unit are one JSON-able dict, never changed in place: {'current':
+pages, 'saved': pages, 'default': pages}, where pages is {'08-00': the whole page as hex digits with
+PS 0, …}. All nexuses share them (VPD page 87h): the master applies changes (apply_mode_select,
+reset), every worker reads a replica (mode_sense_data, parameters).
 
 Invariant: the three sets differ in changeable bits only.
 """
@@ -12,6 +12,7 @@ Invariant: the three sets differ in changeable bits only.
 import re
 import struct
 from collections import namedtuple
+from typing import Any, Dict, List, Mapping, Optional, Tuple, Union
 
 from targetd.scsi.facts import UnitFacts
 from targetd.scsi.sense import ILLEGAL_REQUEST, CheckCondition
@@ -22,23 +23,26 @@ VENDOR_PAGE = 0x00
 
 
 class Page(namedtuple('Page', 'code subpage length mask name')):
-    """One mode page. length: all of its bytes; mask: {offset: bits that MODE SELECT may change}; a
-    page with any is savable."""
+    """One mode page. code, subpage: page and subpage code; length: bytes of the whole page; mask:
+    {offset: bits that MODE SELECT may change}; name: in the standard. A page with changeable bits is
+    savable."""
 
     __slots__ = ()
 
     @property
-    def key(self):
+    def key(self) -> str:
+        """The key of the page in the state: '08-00'."""
         return '%02x-%02x' % (self.code, self.subpage)
 
     @property
-    def header(self):
+    def header(self) -> bytes:
+        """The page header: page code, subpage code if it has one, and length; PS 0."""
         if self.subpage:
             return struct.pack('>BBH', 0x40 | self.code, self.subpage, self.length - 4)
         return struct.pack('>BB', self.code, self.length - 2)
 
-    def changeable(self):
-        """The page as PAGE CONTROL 01b shows it: a mask."""
+    def changeable(self) -> bytes:
+        """The page with the changeable bits set (PAGE CONTROL 01b)."""
         data = bytearray(self.header + bytes(self.length - len(self.header)))
         for offset, bits in self.mask.items():
             data[offset] = bits
@@ -46,22 +50,17 @@ class Page(namedtuple('Page', 'code subpage length mask name')):
 
 
 READ_WRITE_ERROR_RECOVERY, DISCONNECT_RECONNECT, FORMAT_DEVICE, RIGID_DISK = 0x01, 0x02, 0x03, 0x04
-VERIFY_ERROR_RECOVERY, CACHING, CONTROL, POWER_CONDITION, INFORMATIONAL_EXCEPTIONS = (
-    0x07,
-    0x08,
-    0x0A,
-    0x1A,
-    0x1C,
-)
+VERIFY_ERROR_RECOVERY, CACHING, CONTROL, POWER_CONDITION = 0x07, 0x08, 0x0A, 0x1A
+INFORMATIONAL_EXCEPTIONS = 0x1C
 
-LBPERE = 0x80  # READ-WRITE ERROR RECOVERY byte 3: thresholds are told
+LBPERE = 0x80  # READ-WRITE ERROR RECOVERY byte 3: thresholds are reported
 WCE = 0x04  # CACHING byte 2
 D_SENSE = 0x04  # CONTROL byte 2
 SWP = 0x08  # CONTROL byte 4
 TST, SEPARATE_TASK_SETS = 0xE0, 0x20  # CONTROL byte 2
 TAS = 0x40  # CONTROL byte 5
 IALUAE = 0x01  # CONTROL EXTENSION byte 4
-SCSIP = 0x02  # SET TIMESTAMP goes before the host's clock
+SCSIP = 0x02  # SET TIMESTAMP has precedence over the clock of the host
 TCMOS = 0x04
 
 # Threshold descriptors of LOGICAL BLOCK PROVISIONING, SBC-3
@@ -72,41 +71,40 @@ ENABLED, ARM_DECREASING, ARM_INCREASING = 0x80, 0, 1
 # THRESHOLD RESOURCE: the log parameters of page 0Ch, in threshold sets
 AVAILABLE, USED = 0x01, 0x02
 
+#: offsets of both thresholds: ENABLED may change, and THRESHOLD COUNT
+_THRESHOLD_BITS = {
+    at + offset: bits
+    for at in THRESHOLDS_AT
+    for offset, bits in ((0, ENABLED), (4, 0xFF), (5, 0xFF), (6, 0xFF), (7, 0xFF))
+}
+
 # fmt: off
 TABLE = (
-    Page(READ_WRITE_ERROR_RECOVERY, 0x00, 12, {3: LBPERE}, 'Read-Write Error Recovery'),            # SBC-3
-    Page(DISCONNECT_RECONNECT, 0x00, 16, {}, 'Disconnect-Reconnect'),                               # SPC-4
-    Page(FORMAT_DEVICE, 0x00, 24, {}, 'Format Device'),                                             # SCSI-2 9.3.3.3
-    Page(RIGID_DISK, 0x00, 24, {}, 'Rigid Disk Device Geometry'),                                   # SCSI-2 9.3.3.7
-    Page(VERIFY_ERROR_RECOVERY, 0x00, 12, {}, 'Verify Error Recovery'),                             # SBC-3
-    Page(CACHING, 0x00, 20, {2: WCE}, 'Caching'),                                                   # SBC-3
-    Page(CONTROL, 0x00, 12, {2: D_SENSE, 4: SWP, 5: TAS}, 'Control'),                               # SPC-4
-    Page(CONTROL, 0x01, 32, {}, 'Control Extension'),                                               # SPC-4
-    Page(POWER_CONDITION, 0x00, 40, {}, 'Power Condition'),                                         # SPC-4
-    Page(INFORMATIONAL_EXCEPTIONS, 0x00, 12, {}, 'Informational Exceptions Control'),               # SPC-4
-    Page(INFORMATIONAL_EXCEPTIONS, 0x02, 32, {16: ENABLED, 20: 0xFF, 21: 0xFF, 22: 0xFF, 23: 0xFF, 24: ENABLED, 28: 0xFF,
-                                              # SBC-3
-                                              29: 0xFF, 30: 0xFF, 31: 0xFF}, 'Logical Block Provisioning'),
+    Page(READ_WRITE_ERROR_RECOVERY, 0x00, 12, {3: LBPERE}, 'Read-Write Error Recovery'),  # SBC-3
+    Page(DISCONNECT_RECONNECT, 0x00, 16, {}, 'Disconnect-Reconnect'),                     # SPC-4
+    Page(FORMAT_DEVICE, 0x00, 24, {}, 'Format Device'),                                   # SCSI-2 9.3.3.3
+    Page(RIGID_DISK, 0x00, 24, {}, 'Rigid Disk Device Geometry'),                         # SCSI-2 9.3.3.7
+    Page(VERIFY_ERROR_RECOVERY, 0x00, 12, {}, 'Verify Error Recovery'),                   # SBC-3
+    Page(CACHING, 0x00, 20, {2: WCE}, 'Caching'),                                         # SBC-3
+    Page(CONTROL, 0x00, 12, {2: D_SENSE, 4: SWP, 5: TAS}, 'Control'),                     # SPC-4
+    Page(CONTROL, 0x01, 32, {}, 'Control Extension'),                                     # SPC-4
+    Page(POWER_CONDITION, 0x00, 40, {}, 'Power Condition'),                               # SPC-4
+    Page(INFORMATIONAL_EXCEPTIONS, 0x00, 12, {}, 'Informational Exceptions Control'),     # SPC-4
+    Page(INFORMATIONAL_EXCEPTIONS, 0x02, 32, _THRESHOLD_BITS, 'Logical Block Provisioning'),  # SBC-3
 )
 # fmt: on
 BY_KEY = dict((page.key, page) for page in TABLE)
 
 
-def _defaults(facts, write_cache):
+def _defaults(facts: UnitFacts, write_cache: bool) -> Dict[str, Dict[int, int]]:
     """{key: {offset: value}} of the bytes that are not 0."""
+    caching = dict.fromkeys((4, 5, 8, 9, 10, 11), 0xFF)  # prefetch limits: none
+    caching[2] = WCE if write_cache else 0
     return {
-        # AWRE, ARRE: who keeps the medium moves bad blocks
+        # AWRE, ARRE: the disk behind the store reassigns bad blocks
         '01-00': {2: 0xC0, 3: LBPERE if facts.threshold_exponent else 0},
-        '08-00': {
-            2: WCE if write_cache else 0,
-            4: 0xFF,
-            5: 0xFF,
-            8: 0xFF,
-            9: 0xFF,
-            10: 0xFF,
-            11: 0xFF,
-        },
-        # TST, GLTSD; QUEUE ALGORITHM MODIFIER 1: commands run side by side; BUSY TIMEOUT PERIOD 5 s
+        '08-00': caching,
+        # TST, GLTSD; QUEUE ALGORITHM MODIFIER 1: commands are reordered; BUSY TIMEOUT PERIOD 5 s
         '0a-00': {
             2: SEPARATE_TASK_SETS | 0x02 | (D_SENSE if facts.descriptor_sense else 0),
             3: 0x10,
@@ -128,25 +126,27 @@ def _defaults(facts, write_cache):
     }
 
 
-def configured(facts):
-    """{key: whole page} of the pages that the configuration writes. Raises ValueError."""
+def configured(facts: UnitFacts) -> Dict[str, bytes]:
+    """{key: whole page} of the pages that the configuration sets. Raises ValueError if a page has
+    the wrong length."""
     pages = {}
     for written in facts.mode_pages.split(',') if facts.mode_pages else ():
         key, _, digits = written.partition(':')
         pages[key] = bytes.fromhex(digits)
         if key in BY_KEY and len(pages[key]) != BY_KEY[key].length:
             raise ValueError(
-                'mode page %s has %d bytes and not %d' % (key, BY_KEY[key].length, len(pages[key]))
+                'mode page %s must have %d bytes, not %d'
+                % (key, BY_KEY[key].length, len(pages[key]))
             )
     return pages
 
 
-def _page_of(key, data):
+def _page_of(key: str, data: bytes) -> Page:
     return Page(int(key[:2], 16), int(key[3:], 16), len(data), {}, 'as configured')
 
 
-def offered(facts):
-    """The Page rows that a unit with these facts has, by page and subpage code."""
+def offered(facts: UnitFacts) -> Tuple[Page, ...]:
+    """The Page rows that a unit with these facts has, in the order of page and subpage code."""
     written = configured(facts)
     rows = [
         page
@@ -160,12 +160,14 @@ def offered(facts):
     )
 
 
-# -- the state -----------------------------------------------------------------------------------------------------------
+# -- the state -------------------------------------------------------------------------------------
 
 
-def initial(facts, write_cache=None):
-    """The state of a unit that nobody has changed. facts: UnitFacts, or its dict; write_cache: WCE,
-    by default the fact."""
+def initial(
+    facts: Union[UnitFacts, Dict[str, Any]], write_cache: Optional[bool] = None
+) -> Dict[str, Any]:
+    """The state in which all pages have their default values. facts: UnitFacts, or the dict in a
+    message; write_cache: WCE, None: as in the facts."""
     facts = _facts(facts)
     values = _defaults(facts, facts.write_cache if write_cache is None else write_cache)
     written = configured(facts)
@@ -178,27 +180,29 @@ def initial(facts, write_cache=None):
     return {'current': pages, 'saved': pages, 'default': pages}
 
 
-def _facts(facts):
+def _facts(facts: Union[UnitFacts, Dict[str, Any]]) -> UnitFacts:
     return UnitFacts.from_message(facts) if isinstance(facts, dict) else facts
 
 
-def saved(state):
-    """What goes to stable storage, JSON-able: the saved pages that are not as the defaults. Empty
-    if there are none."""
+def saved(state: Dict[str, Any]) -> Dict[str, str]:
+    """The JSON-able dict to keep in stable storage for restore(): the saved pages that differ from
+    the defaults."""
     return dict(
         (key, data) for key, data in state['saved'].items() if data != state['default'][key]
     )
 
 
-def restore(facts, kept, write_cache=None):
-    """The state after a start, from what `saved` gave (None or {}: nothing was). Bits that may not
-    be changed, and pages that the unit has no more, are as they are by default. Raises ValueError
-    if `kept` is not what `saved` gives."""
+def restore(
+    facts: Union[UnitFacts, Dict[str, Any]], kept: Any, write_cache: Optional[bool] = None
+) -> Dict[str, Any]:
+    """The state after a start. kept: as returned by saved(), or None if nothing was saved. Bits that
+    are not changeable get their defaults, and pages that the unit no longer has are ignored. Raises
+    ValueError if `kept` is damaged."""
     state = initial(facts, write_cache)
     if kept is None:
         return state
     if not isinstance(kept, dict):
-        raise ValueError('not saved mode pages: %r' % (kept,))
+        raise ValueError('the saved mode pages are damaged: %r' % (kept,))
     pages = dict(state['default'])
     for key, data in kept.items():
         if key in pages and key in BY_KEY:
@@ -208,7 +212,7 @@ def restore(facts, kept, write_cache=None):
     return {'current': pages, 'saved': pages, 'default': state['default']}
 
 
-def _merged(old, new, mask):
+def _merged(old: bytes, new: bytes, mask: Mapping[int, int]) -> bytearray:
     data = bytearray(old)
     for offset, bits in mask.items():
         data[offset] = old[offset] & ~bits | new[offset] & bits
@@ -218,28 +222,28 @@ def _merged(old, new, mask):
 HEX = re.compile('(?:[0-9a-f]{2})*$')
 
 
-def _page_bytes(key, data):
+def _page_bytes(key: str, data: Any) -> bytes:
     if (
         key not in BY_KEY
         or not isinstance(data, str)
         or not HEX.match(data)
         or len(data) != 2 * BY_KEY[key].length
     ):
-        raise ValueError('mode page %s cannot be %r' % (key, data))
+        raise ValueError('not a valid mode page %s: %r' % (key, data))
     return bytes.fromhex(data)
 
 
-def apply(state, arguments):
-    """The state after a MODE SELECT; the old object itself if nothing changes. arguments: of
-    parse_select (other keys are ignored). Raises ValueError if they are not what parse_select
-    makes: they come from a worker."""
+def apply_mode_select(state: Dict[str, Any], arguments: Dict[str, Any]) -> Dict[str, Any]:
+    """The state after a MODE SELECT; the old object itself if nothing changes. arguments: as
+    returned by parse_select (other keys are ignored). Raises ValueError if parse_select cannot have
+    returned them: they come from a worker."""
     pages = arguments.get('pages')
     if not isinstance(pages, dict) or not all(key in state['current'] for key in pages):
         raise ValueError('not mode pages: %r' % (pages,))
     base = state['default'] if arguments.get('revert') else state['current']
     for key, data in pages.items():
         if _first_difference(_page_bytes(key, data), bytes.fromhex(base[key]), BY_KEY[key].mask):
-            raise ValueError('mode page %s: bits that may not be changed' % key)
+            raise ValueError('mode page %s: bits that are not changeable' % key)
     current = dict(base, **pages)
     new = {'current': current, 'saved': state['saved'], 'default': state['default']}
     if arguments.get('save'):  # all savable pages, not just those that were sent (SPC-4 6.11)
@@ -247,27 +251,27 @@ def apply(state, arguments):
     return state if new == state else new
 
 
-def reset(state):
-    """The state after a reset: current values are the saved ones (SPC-4)."""
+def reset(state: Dict[str, Any]) -> Dict[str, Any]:
+    """The state after a reset: the current values become the saved ones (SPC-4)."""
     return state if state['current'] == state['saved'] else dict(state, current=state['saved'])
 
 
-def has_separate_task_sets(state):
-    """TST: has each nexus a task set of its own, or (a page that the configuration gives) all of
-    them one?"""
+def has_separate_task_sets(state: Dict[str, Any]) -> bool:
+    """TST: does each nexus have a separate task set? False if the configuration sets a control mode
+    page with one task set for all."""
     return bytes.fromhex(state['current']['0a-00'])[2] & TST == SEPARATE_TASK_SETS
 
 
 Parameters = namedtuple('Parameters', 'wce d_sense swp tas')
-Parameters.__doc__ = """The current parameters that change what the unit does, as bools. Make them once per change."""
+Parameters.__doc__ = (
+    """The current mode parameters that change the behaviour of the unit, as bools."""
+)
 
 
-def parameters(state):
-    """The Parameters of this state."""
-    caching, control = (
-        bytes.fromhex(state['current']['08-00']),
-        bytes.fromhex(state['current']['0a-00']),
-    )
+def parameters(state: Dict[str, Any]) -> Parameters:
+    """The Parameters of this state. They are computed: call this once for each change."""
+    caching = bytes.fromhex(state['current']['08-00'])
+    control = bytes.fromhex(state['current']['0a-00'])
     return Parameters(
         bool(caching[2] & WCE),
         bool(control[2] & D_SENSE),
@@ -277,42 +281,22 @@ def parameters(state):
 
 
 Threshold = namedtuple('Threshold', 'index resource increasing count')
-Threshold.__doc__ = """An enabled threshold. index: which descriptor; resource: AVAILABLE or USED; increasing: reached by
-growing; count: in threshold sets."""
+Threshold.__doc__ = """An enabled threshold. index: number of the descriptor; resource: AVAILABLE or USED;
+increasing: bool, is it reached when the resource grows? count: in threshold sets."""
 
 
-def thresholds(state):
-    """The Thresholds that are enabled now; [] for a unit without the page, or whose LBPERE is 0."""
+def thresholds(state: Dict[str, Any]) -> List[Threshold]:
+    """The enabled Thresholds; [] if the unit does not have the page, or LBPERE is 0."""
     page, found = state['current'].get('1c-02'), []
-    is_told = bytes.fromhex(state['current']['01-00'])[3] & LBPERE
-    for index, offset in enumerate(THRESHOLDS_AT if page and is_told else ()):
+    is_reported = bytes.fromhex(state['current']['01-00'])[3] & LBPERE
+    for index, offset in enumerate(THRESHOLDS_AT if page and is_reported else ()):
         flags, resource, count = THRESHOLD.unpack_from(bytes.fromhex(page), offset)
         if flags & ENABLED:
             found.append(Threshold(index, resource, flags & 0x07 == ARM_INCREASING, count))
     return found
 
 
-def write_cache(state):
-    """WCE: may GOOD come before data are on the medium?"""
-    return parameters(state).wce
-
-
-def descriptor_sense(state):
-    """D_SENSE: is sense data in descriptor format?"""
-    return parameters(state).d_sense
-
-
-def software_write_protect(state):
-    """SWP: is writing refused (07/27/02)?"""
-    return parameters(state).swp
-
-
-def task_aborted_status(state):
-    """TAS: do tasks that another nexus aborts end with TASK ABORTED status?"""
-    return parameters(state).tas
-
-
-# -- MODE SENSE ----------------------------------------------------------------------------------------------------------
+# -- MODE SENSE ------------------------------------------------------------------------------------
 
 # MODE DATA LENGTH, MEDIUM TYPE, DEVICE-SPECIFIC PARAMETER, descriptor length
 HEADER_6 = struct.Struct('>BBBB')
@@ -320,22 +304,32 @@ HEADER_10 = struct.Struct('>HBBBxH')  # …, LONGLBA, …
 SHORT_DESCRIPTOR = struct.Struct('>II')  # NUMBER OF LOGICAL BLOCKS, LOGICAL BLOCK LENGTH (24 bits)
 LONG_DESCRIPTOR = struct.Struct('>Q4xI')
 WP, DPOFUA = 0x80, 0x10
-HEADS, SECTORS = 255, 63  # what a geometry is made of for systems that ask for one
+HEADS, SECTORS = 255, 63  # of the geometry that is reported
 
 
-def sense(state, facts, page, subpage, control, dbd, long_header, llbaa, blocks):
-    """The MODE SENSE(6/10) data, all of it; the caller clips to the allocation length. page,
-    subpage, control (PAGE CONTROL), dbd, llbaa: of the CDB; long_header: MODE SENSE(10); blocks:
-    the capacity in logical blocks.
+def mode_sense_data(
+    state: Dict[str, Any],
+    facts: UnitFacts,
+    page: int,
+    subpage: int,
+    control: int,
+    dbd: bool,
+    long_header: bool,
+    llbaa: bool,
+    blocks: int,
+) -> bytes:
+    """The MODE SENSE(6/10) data, all of it; the caller cuts it at the allocation length. page,
+    subpage, control (PAGE CONTROL), dbd, llbaa: fields of the CDB; long_header: MODE SENSE(10);
+    blocks: the capacity in logical blocks.
 
-    Page 00h is answered without pages: Windows 2000 asks for it and gives up on an error.
-    Raises CheckCondition 05/24/00 for a page or subpage that is not there.
+    For page 00h the data has no pages: Windows 2000 reads it and fails on an error.
+    Raises CheckCondition 05/24/00 for a page or subpage that the unit does not have.
     """
     data = b''.join(
         _shown(state, facts, row, control, blocks) for row in _wanted(facts, page, subpage)
     )
     descriptor = b'' if dbd else _block_descriptor(facts, blocks, long_header and llbaa)
-    specific = DPOFUA | (WP if facts.read_only or software_write_protect(state) else 0)
+    specific = DPOFUA | (WP if facts.read_only or parameters(state).swp else 0)
     if long_header:
         length = HEADER_10.size + len(descriptor) + len(data)
         header = HEADER_10.pack(
@@ -348,7 +342,7 @@ def sense(state, facts, page, subpage, control, dbd, long_header, llbaa, blocks)
     return header + descriptor + data
 
 
-def _wanted(facts, code, subpage):
+def _wanted(facts: UnitFacts, code: int, subpage: int) -> List[Page]:
     rows = offered(facts)
     if code == ALL_PAGES and subpage in (0x00, ALL_SUBPAGES):
         return [row for row in rows if subpage == ALL_SUBPAGES or not row.subpage]
@@ -363,7 +357,8 @@ def _wanted(facts, code, subpage):
     return wanted
 
 
-def _shown(state, facts, row, control, blocks):
+def _shown(state: Dict[str, Any], facts: UnitFacts, row: Page, control: int, blocks: int) -> bytes:
+    """The page with the values that PAGE CONTROL selects, and PS."""
     if control == CHANGEABLE:
         data = row.changeable()
     else:
@@ -372,8 +367,8 @@ def _shown(state, facts, row, control, blocks):
     return bytes([data[0] | (0x80 if row.mask else 0)]) + data[1:]
 
 
-def _value(pages, facts, row, blocks):
-    """All bytes of a page with its size-dependent fields filled in; the state knows no size."""
+def _value(pages: Dict[str, str], facts: UnitFacts, row: Page, blocks: int) -> bytes:
+    """The whole page with its fields that depend on the capacity, which the state does not contain."""
     data = bytes.fromhex(pages[row.key])
     if row.key in configured(facts):
         return data
@@ -384,7 +379,7 @@ def _value(pages, facts, row, blocks):
     return data
 
 
-def _format_device(data, facts):
+def _format_device(data: bytes, facts: UnitFacts) -> bytes:
     """SECTORS PER TRACK, DATA BYTES PER PHYSICAL SECTOR, INTERLEAVE 1; HSEC."""
     return (
         data[:10]
@@ -395,7 +390,7 @@ def _format_device(data, facts):
     )
 
 
-def _rigid_disk(data, facts, blocks):
+def _rigid_disk(data: bytes, facts: UnitFacts, blocks: int) -> bytes:
     """NUMBER OF CYLINDERS, NUMBER OF HEADS; MEDIUM ROTATION RATE."""
     cylinders = min(max(blocks // (HEADS * SECTORS), 1), 0xFFFFFF)
     rate = facts.rotation_rate if facts.rotation_rate > 1 else 0
@@ -415,15 +410,25 @@ def _block_descriptor(facts, blocks, long_lba):
     return SHORT_DESCRIPTOR.pack(min(blocks, 0xFFFFFFFF), facts.block_size)
 
 
-# -- MODE SELECT ---------------------------------------------------------------------------------------------------------
+# -- MODE SELECT -----------------------------------------------------------------------------------
 
 
-def parse_select(state, facts, data, long_header, pf, sp, blocks, rtd=False):
-    """The arguments (JSON-able) of a MODE SELECT(6/10) for `apply`. data: the parameter list;
-    long_header: MODE SELECT(10); pf, sp, rtd: of the CDB; blocks: the capacity in logical blocks.
+def parse_select(
+    state: Dict[str, Any],
+    facts: UnitFacts,
+    data: bytes,
+    long_header: bool,
+    pf: bool,
+    sp: bool,
+    blocks: int,
+    rtd: bool = False,
+) -> Dict[str, Any]:
+    """The arguments (JSON-able) of a MODE SELECT(6/10) for apply_mode_select. data: the parameter
+    list; long_header: MODE SELECT(10); pf, sp, rtd: fields of the CDB; blocks: the capacity in
+    logical blocks.
 
-    Raises CheckCondition: 05/1A/00 where the list ends too early, 05/26/00 with field pointer for
-    what cannot be set, 05/24/00 for pages without PF and a list with RTD.
+    Raises CheckCondition: 05/1A/00 if the list ends too early, 05/26/00 with field pointer for
+    values that cannot be set, 05/24/00 for pages without PF and for a list with RTD.
     """
     data = bytes(data)
     if rtd and data:
@@ -444,7 +449,8 @@ def parse_select(state, facts, data, long_header, pf, sp, blocks, rtd=False):
 
 
 def _after_block_descriptors(facts, data, long_header, blocks):
-    """The offset of the first page, header and block descriptor being acceptable."""
+    """The offset of the first page. Raises CheckCondition if the header or the block descriptor is
+    not acceptable."""
     header = HEADER_10 if long_header else HEADER_6
     if len(data) < header.size:
         raise CheckCondition(ILLEGAL_REQUEST, 0x1A, 0x00)
@@ -465,7 +471,8 @@ def _after_block_descriptors(facts, data, long_header, blocks):
 
 
 def _check_block_descriptor(facts, data, offset, descriptor, blocks):
-    """Neither length nor number of blocks can be changed; 0 and all ones say 'as it is' (SBC-3)."""
+    """Raise CheckCondition 05/26/00 if the block descriptor would change the length or the number of
+    blocks; 0 and all ones mean no change (SBC-3)."""
     number, block_length = descriptor.unpack_from(data, offset)
     long_lba = descriptor is LONG_DESCRIPTOR
     if not long_lba:
@@ -486,11 +493,9 @@ def _page_at(rows, data, offset):
     row = rows.get('%02x-%02x' % (code, subpage))
     if row is None or (row.subpage == 0) != (header_length == 2):
         raise _refused(offset, 5)
-    if (
-        data[offset + header_length // 2 : offset + header_length]
-        != row.header[header_length // 2 :]
-    ):
-        raise _refused(offset + header_length // 2)
+    at = header_length // 2  # of PAGE LENGTH
+    if data[offset + at : offset + header_length] != row.header[at:]:
+        raise _refused(offset + at)
     if len(data) < offset + row.length:
         raise CheckCondition(ILLEGAL_REQUEST, 0x1A, 0x00)
     return row, bytes([data[offset] & 0x7F]) + data[offset + 1 : offset + row.length]
@@ -503,7 +508,7 @@ def _check_page(state, facts, row, page, offset, blocks):
 
 
 def _first_difference(new, old, mask):
-    """(offset, bit) of the first bit that differs though `mask` does not allow it, or None."""
+    """(offset, bit) of the first bit that differs and is not in the mask, or None."""
     for offset, (a, b) in enumerate(zip(new, old)):
         bits = (a ^ b) & ~mask.get(offset, 0)
         if bits:
@@ -511,5 +516,5 @@ def _first_difference(new, old, mask):
     return None
 
 
-def _refused(offset, bit=None):
+def _refused(offset: int, bit: Optional[int] = None) -> CheckCondition:
     return CheckCondition(ILLEGAL_REQUEST, 0x26, 0x00, field=(offset, bit, False))

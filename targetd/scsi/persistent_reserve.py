@@ -40,7 +40,7 @@ REGISTRANTS = frozenset([5, 6, 7, 8])
 ZERO = '0' * 16  # the reservation key that means: no key
 
 
-# -- from CDB and parameter list to arguments -----------------------------------------------------
+# -- from CDB and parameter list to arguments ------------------------------------------------------
 
 OUT_LIST = struct.Struct('>8s8s4xBxH')  # RESERVATION KEY, SERVICE ACTION RESERVATION KEY, flags
 # …, flags, RELATIVE TARGET PORT IDENTIFIER, TRANSPORTID LENGTH
@@ -149,7 +149,7 @@ def list_error(offset: int, bit: Optional[int] = None) -> CheckCondition:
     return CheckCondition(ILLEGAL_REQUEST, 0x26, 0x00, field=(offset, bit, False))
 
 
-# -- PERSISTENT RESERVE IN ------------------------------------------------------------------------
+# -- PERSISTENT RESERVE IN -------------------------------------------------------------------------
 # The functions return all of the data, with the ADDITIONAL LENGTH of all of it; the caller cuts it at
 # the allocation length.
 

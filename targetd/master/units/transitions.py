@@ -156,7 +156,7 @@ UNIT_IS_GONE = (sam.CHECK_CONDITION, CheckCondition(ILLEGAL_REQUEST, 0x25, 0x00)
 def refusal(shared, error):
     """The Refusal that ends a command with this CheckCondition, in the sense data format that the
     D_SENSE bit of the unit selects."""
-    return Refusal(sam.CHECK_CONDITION, error.sense(modes.descriptor_sense(shared.modes)))
+    return Refusal(sam.CHECK_CONDITION, error.sense(modes.parameters(shared.modes).d_sense))
 
 
 def cannot_persist(shared):
@@ -219,7 +219,7 @@ def session_lost(shared, nexus):
 def _mode_select(shared, nexus, message, _known_ports):
     """MODE SELECT (SPC-4 6.11, 6.12): a unit attention for the other nexuses if a current value
     changes."""
-    new = modes.apply(shared.modes, message)
+    new = modes.apply_mode_select(shared.modes, message)
     if new is shared.modes:
         return Refusal(sam.GOOD)
     attentions = []

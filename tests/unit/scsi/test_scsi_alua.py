@@ -29,7 +29,7 @@ def unit_in(state, **facts):
     return unit
 
 
-# -- the state -----------------------------------------------------------------------------------------------------------
+# -- the state -------------------------------------------------------------------------------------
 
 
 def test_groups_are_optimized_unless_the_configuration_says_otherwise():
@@ -85,7 +85,7 @@ def test_a_reload_changes_what_it_changes_only():
     assert new['explicit'] is False
 
 
-# -- on the wire -----------------------------------------------------------------------------------------------------------
+# -- on the wire -----------------------------------------------------------------------------------
 
 
 def groups(data):
@@ -153,7 +153,7 @@ def test_the_master_believes_no_worker(state, arguments):
         alua.checked_set(state, arguments)
 
 
-# -- what a unit does ------------------------------------------------------------------------------------------------------
+# -- what a unit does ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

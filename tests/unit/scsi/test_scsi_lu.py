@@ -31,7 +31,7 @@ TEST_UNIT_READY = bytes(6)
 INQUIRY = bytes.fromhex('12 00 00 0060 00')
 
 
-# -- UnitFacts -------------------------------------------------------------------------------------------------------------
+# -- UnitFacts -------------------------------------------------------------------------------------
 
 
 def test_facts_have_defaults_and_go_through_a_message():
@@ -63,7 +63,7 @@ def test_facts_that_cannot_be_are_refused(facts):
         UnitFacts.from_message(facts)
 
 
-# -- addressing ------------------------------------------------------------------------------------------------------------
+# -- addressing ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_a_new_unit_owes_power_on():
     assert status_of(unit, TEST_UNIT_READY) == 0
 
 
-# -- where no unit is --------------------------------------------------------------------------------------------------------
+# -- where no unit is ------------------------------------------------------------------------------
 
 
 def absent(lun, *present):
@@ -177,7 +177,7 @@ def test_the_report_luns_well_known_unit():
     assert isinstance(device.unit(0xC101 << 48), ReportLunsUnit)
 
 
-# -- order of checks -------------------------------------------------------------------------------------------------------
+# -- order of checks -------------------------------------------------------------------------------
 
 
 def reserved_by_other(kind):
@@ -253,7 +253,7 @@ def test_a_device_wide_attention_reaches_every_unit():
     assert [sense_of(unit, TEST_UNIT_READY) for unit in units] == [(6, 0x3F, 0x0E)] * 2
 
 
-# -- reservations ------------------------------------------------------------------------------------------------------------
+# -- reservations ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -284,7 +284,7 @@ def test_the_holder_is_not_refused():
     assert status_of(unit, cdb_10(0x2A, 0, 1), bytes(512)) == 0
 
 
-# -- medium ------------------------------------------------------------------------------------------------------------------
+# -- medium ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -376,7 +376,9 @@ def test_software_write_protect_follows_the_mode_page():
     state = modes.initial(unit.facts)
     page = bytearray.fromhex(state['current']['0a-00'])
     page[4] |= 0x08
-    unit.replace_shared_state(modes=modes.apply(state, {'pages': {'0a-00': page.hex()}}))
+    unit.replace_shared_state(
+        modes=modes.apply_mode_select(state, {'pages': {'0a-00': page.hex()}})
+    )
     assert sense_of(unit, cdb_10(0x2A, 0, 1), bytes(512)) == (7, 0x27, 0x02)
     assert status_of(unit, cdb_10(0x28, 0, 1)) == 0
     unit.replace_shared_state(modes=state)
@@ -399,7 +401,7 @@ def test_only_known_replicas_are_taken():
         make_unit().replace_shared_state(nonsense=1)
 
 
-# -- failures of the store -----------------------------------------------------------------------------------------------------
+# -- failures of the store -------------------------------------------------------------------------
 
 
 def watched(**facts):
@@ -454,7 +456,7 @@ def test_a_unit_without_an_owner_fails_quietly():
     assert sense_of(unit, cdb_10(0x35)) == (3, 0x0C, 0)
 
 
-# -- the hot path and the general one say the same -----------------------------------------------------------------------------
+# -- the hot path and the general one say the same -------------------------------------------------
 
 
 def outcome(admit, unit, cdb, data):

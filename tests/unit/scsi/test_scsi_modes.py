@@ -43,7 +43,9 @@ def sense(
     llbaa=False,
     blocks=BLOCKS,
 ):
-    return modes.sense(state, facts, page, subpage, control, dbd, long_header, llbaa, blocks)
+    return modes.mode_sense_data(
+        state, facts, page, subpage, control, dbd, long_header, llbaa, blocks
+    )
 
 
 def split(data, long_header=False):
@@ -95,7 +97,7 @@ def select(state, *pages, **more):
     arguments = modes.parse_select(
         state, more.pop('facts', PLAIN), bytes(4) + b''.join(pages), False, True, save, BLOCKS
     )
-    return modes.apply(state, json.loads(json.dumps(arguments)))
+    return modes.apply_mode_select(state, json.loads(json.dumps(arguments)))
 
 
 def refusal(data, state=None, long_header=False, pf=True, facts=PLAIN, rtd=False):
@@ -117,7 +119,7 @@ def with_cache(state, on, save=False):
     return select(state, changed(only_page(state, 0x08), 2, 0x04, on), save=save)
 
 
-# -- MODE SENSE ----------------------------------------------------------------------------------------------------------
+# -- MODE SENSE ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('code, subpage', CODES)
@@ -187,7 +189,7 @@ def test_write_protection_and_dpofua(read_only, swp):
     state = modes.initial(facts)
     if swp:
         state = select(state, changed(only_page(state, 0x0A), 4, 0x08), facts=facts)
-    assert modes.software_write_protect(state) is swp
+    assert modes.parameters(state).swp is swp
     for long_header in (False, True):
         medium, specific = split(
             sense(state, 0x3F, facts=facts, long_header=long_header), long_header
@@ -234,14 +236,14 @@ def test_the_write_cache_is_as_configured(write_cache, expected):
         modes.initial({'write_cache': write_cache}),
         modes.initial(PLAIN, write_cache),
     ):
-        assert modes.write_cache(state) is expected
+        assert modes.parameters(state).wce is expected
         assert bool(only_page(state, 0x08)[2] & 0x04) is expected
 
 
 def test_descriptor_sense_is_as_configured():
     state = modes.initial(UnitFacts.from_message({'descriptor_sense': True}))
-    assert modes.descriptor_sense(state) and only_page(state, 0x0A)[2] & 0x04
-    assert not modes.descriptor_sense(modes.initial(PLAIN))
+    assert modes.parameters(state).d_sense and only_page(state, 0x0A)[2] & 0x04
+    assert not modes.parameters(modes.initial(PLAIN)).d_sense
 
 
 def test_the_control_page_is_one_that_libiscsi_accepts():
@@ -273,13 +275,13 @@ def test_there_is_a_geometry_for_systems_that_ask_for_one(blocks, cylinders):
     assert only_page(modes.initial(PLAIN), 0x04)[20:22] == b'\0\0'
 
 
-# -- MODE SELECT ---------------------------------------------------------------------------------------------------------
+# -- MODE SELECT -----------------------------------------------------------------------------------
 
 
 def test_switching_the_write_cache_leaves_saved_and_default_alone():
     old = modes.initial(PLAIN)
     new = with_cache(old, True)
-    assert modes.write_cache(new) and not modes.write_cache(old)
+    assert modes.parameters(new).wce and not modes.parameters(old).wce
     assert [only_page(new, 8, control=c)[2] & 4 for c in (CURRENT, DEFAULT, SAVED)] == [4, 0, 0]
     assert with_cache(new, True) is new
 
@@ -292,17 +294,17 @@ def test_switching_with_sp_is_saved():
 
 def test_sp_saves_the_other_pages_too():
     state = select(modes.initial(PLAIN), changed(only_page(modes.initial(PLAIN), 0x0A), 5, 0x40))
-    assert modes.task_aborted_status(state) and not modes.saved(state)
+    assert modes.parameters(state).tas and not modes.saved(state)
     state = with_cache(state, True, save=True)
-    assert modes.task_aborted_status(modes.reset(state))
+    assert modes.parameters(modes.reset(state)).tas
 
 
 @pytest.mark.parametrize(
     'offset, bits, question',
     [
-        (2, 0x04, modes.descriptor_sense),
-        (4, 0x08, modes.software_write_protect),
-        (5, 0x40, modes.task_aborted_status),
+        (2, 0x04, lambda state: modes.parameters(state).d_sense),
+        (4, 0x08, lambda state: modes.parameters(state).swp),
+        (5, 0x40, lambda state: modes.parameters(state).tas),
     ],
 )
 def test_the_control_page_can_be_changed(offset, bits, question):
@@ -325,11 +327,13 @@ def test_everything_that_sense_shows_can_be_sent_back(long_header, llbaa, dbd):
     for facts in (PLAIN, THIN):
         state = modes.initial(facts)
         for control in (CURRENT, DEFAULT, SAVED):
-            data = modes.sense(state, facts, 0x3F, 0xFF, control, dbd, long_header, llbaa, BLOCKS)
+            data = modes.mode_sense_data(
+                state, facts, 0x3F, 0xFF, control, dbd, long_header, llbaa, BLOCKS
+            )
             arguments = modes.parse_select(
                 state, facts, memoryview(data), long_header, True, True, BLOCKS
             )
-            assert modes.apply(state, arguments) is state
+            assert modes.apply_mode_select(state, arguments) is state
 
 
 def test_windows_writes_the_cache_page_with_its_block_descriptor():
@@ -337,7 +341,10 @@ def test_windows_writes_the_cache_page_with_its_block_descriptor():
     data = bytearray(sense(state, 0x08, dbd=False))
     data[0], data[12], data[14] = 0, data[12] & 0x7F, data[14] | 0x04
     arguments = modes.parse_select(state, PLAIN, data, False, True, True, BLOCKS)
-    assert modes.write_cache(modes.apply(state, arguments)) and arguments['save'] is True
+    assert (
+        modes.parameters(modes.apply_mode_select(state, arguments)).wce
+        and arguments['save'] is True
+    )
 
 
 def test_an_empty_list_and_a_list_without_pages_change_nothing():
@@ -345,7 +352,7 @@ def test_an_empty_list_and_a_list_without_pages_change_nothing():
     for data in (b'', bytes(4), bytes(3) + b'\x08' + bytes(8)):
         for pf in (False, True):
             arguments = modes.parse_select(state, PLAIN, data, False, pf, False, BLOCKS)
-            assert modes.apply(state, arguments) is state
+            assert modes.apply_mode_select(state, arguments) is state
 
 
 def test_pages_want_pf():
@@ -459,15 +466,15 @@ def test_the_pointer_shows_the_page_that_is_wrong():
 def test_reverting_to_the_defaults():
     state = with_cache(modes.initial(PLAIN), True, save=True)
     arguments = modes.parse_select(state, PLAIN, b'', False, True, False, BLOCKS, True)
-    assert modes.apply(state, arguments)['current'] == state['default'] and modes.saved(
-        modes.apply(state, arguments)
+    assert modes.apply_mode_select(state, arguments)['current'] == state['default'] and modes.saved(
+        modes.apply_mode_select(state, arguments)
     )
     arguments = modes.parse_select(state, PLAIN, b'', False, True, True, BLOCKS, True)
-    assert modes.apply(state, arguments) == modes.initial(PLAIN)
+    assert modes.apply_mode_select(state, arguments) == modes.initial(PLAIN)
     assert refusal(bytes(4), rtd=True) == ((5, 0x24, 0), (1, 1, True))
 
 
-# -- what the master does ------------------------------------------------------------------------------------------------
+# -- what the master does --------------------------------------------------------------------------
 
 
 def test_the_masters_message_has_more_in_it():
@@ -475,7 +482,9 @@ def test_the_masters_message_has_more_in_it():
     arguments = modes.parse_select(
         state, PLAIN, bytes(4) + changed(only_page(state, 8), 2, 4), False, True, False, BLOCKS
     )
-    assert modes.write_cache(modes.apply(state, dict(arguments, ask='mode-select', id=4, unit='u')))
+    assert modes.parameters(
+        modes.apply_mode_select(state, dict(arguments, ask='mode-select', id=4, unit='u'))
+    ).wce
 
 
 def test_two_who_change_different_bits_at_once():
@@ -492,8 +501,8 @@ def test_two_who_change_different_bits_at_once():
         False,
         BLOCKS,
     )
-    both = modes.apply(modes.apply(state, one), two)
-    assert modes.write_cache(both) and modes.task_aborted_status(both)
+    both = modes.apply_mode_select(modes.apply_mode_select(state, one), two)
+    assert modes.parameters(both).wce and modes.parameters(both).tas
 
 
 @pytest.mark.parametrize(
@@ -514,14 +523,14 @@ def test_two_who_change_different_bits_at_once():
 )
 def test_pages_that_no_command_sends(pages):
     with pytest.raises(ValueError):
-        modes.apply(modes.initial(PLAIN), {'pages': pages, 'save': False})
+        modes.apply_mode_select(modes.initial(PLAIN), {'pages': pages, 'save': False})
 
 
 def test_a_reset_goes_back_to_what_was_saved():
     state = with_cache(modes.initial(PLAIN), True, save=True)
     assert modes.reset(state) is state
     changed_since = with_cache(state, False)
-    assert not modes.write_cache(changed_since)
+    assert not modes.parameters(changed_since).wce
     assert modes.reset(changed_since) == state
     assert modes.reset(with_cache(modes.initial(PLAIN), True)) == modes.initial(PLAIN)
 
@@ -551,9 +560,9 @@ def test_a_saved_page_does_not_bring_back_what_the_configuration_has_changed():
 
 
 def test_the_configured_write_cache_counts_until_another_is_saved():
-    assert modes.write_cache(modes.restore(PLAIN, {}, write_cache=True))
+    assert modes.parameters(modes.restore(PLAIN, {}, write_cache=True)).wce
     off = modes.saved(with_cache(modes.initial(PLAIN, True), False, save=True))
-    assert not modes.write_cache(modes.restore(PLAIN, off, write_cache=True))
+    assert not modes.parameters(modes.restore(PLAIN, off, write_cache=True)).wce
 
 
 @pytest.mark.parametrize(
@@ -574,10 +583,10 @@ def test_any_list_is_answered(data, long_header, pf):
         assert (e.key, e.asc, e.ascq) in ((5, 0x1A, 0), (5, 0x26, 0), (5, 0x24, 0))
         assert e.asc != 0x26 or e.field[0] < len(data)
     else:
-        modes.apply(state, arguments)
+        modes.apply_mode_select(state, arguments)
 
 
-# -- thresholds ----------------------------------------------------------------------------------------------------------
+# -- thresholds ------------------------------------------------------------------------------------
 
 
 def test_the_threshold_of_available_space_is_as_configured_and_the_other_is_off():
@@ -605,7 +614,7 @@ def test_nobody_is_told_without_lbpere():
     assert modes.thresholds(select(state, changed(page, 3, 0x80, on=False), facts=THIN)) == []
 
 
-# -- pages that the configuration writes ---------------------------------------------------------------------------------
+# -- pages that the configuration writes -----------------------------------------------------------
 
 WRITTEN = UnitFacts.from_message(
     {
@@ -624,7 +633,7 @@ def test_written_pages_are_shown_as_they_were_written():
         '4a050001aa'
     )
     assert pages[0x03, 0] == bytes([0x03, 22]) + b'\x11' * 22
-    assert pages[0x08, 0][12:14] == b'\x80\x14' and modes.write_cache(state)
+    assert pages[0x08, 0][12:14] == b'\x80\x14' and modes.parameters(state).wce
     assert only_page(state, 0x20, control=CHANGEABLE, facts=WRITTEN) == b'\x20\x03\0\0\0'
 
 
@@ -632,7 +641,7 @@ def test_what_may_be_changed_in_them_is_what_may_be_changed_anyway():
     state = modes.initial(WRITTEN)
     page = changed(only_page(state, 8, facts=WRITTEN), 2, 4, on=False)
     new = select(state, page, facts=WRITTEN)
-    assert not modes.write_cache(new)
+    assert not modes.parameters(new).wce
     unknown = only_page(state, 0x20, facts=WRITTEN)
     assert (
         modes.parse_select(state, WRITTEN, bytes(4) + unknown, False, True, True, BLOCKS)['pages']
@@ -640,7 +649,7 @@ def test_what_may_be_changed_in_them_is_what_may_be_changed_anyway():
     )
     assert refusal(bytes(4) + changed(unknown, 2, 0x80), state, facts=WRITTEN) == bad_list(4 + 2, 7)
     with pytest.raises(ValueError):
-        modes.apply(state, {'pages': {'20-00': '2003010203'}, 'save': False})
+        modes.apply_mode_select(state, {'pages': {'20-00': '2003010203'}, 'save': False})
 
 
 def test_a_written_page_of_another_length_cannot_be():

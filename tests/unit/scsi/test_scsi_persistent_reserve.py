@@ -64,7 +64,7 @@ def state(*registrations, **more):
     return result
 
 
-# -- PERSISTENT RESERVE OUT ----------------------------------------------------------------------------------------------
+# -- PERSISTENT RESERVE OUT ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('action', range(7))
@@ -170,7 +170,7 @@ def test_reserve_for_third_parties_and_of_extents_is_refused(opcode):
         assert (caught.value.asc, caught.value.field) == (0x24, (1, bit, True))
 
 
-# -- PERSISTENT RESERVE IN -----------------------------------------------------------------------------------------------
+# -- PERSISTENT RESERVE IN -------------------------------------------------------------------------
 
 
 def test_read_keys():

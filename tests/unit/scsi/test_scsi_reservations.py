@@ -133,7 +133,7 @@ def held(kind, *pairs):
     return disk
 
 
-# -- registering ---------------------------------------------------------------------------------------------------------
+# -- registering -----------------------------------------------------------------------------------
 
 
 def test_a_registration_is_of_one_nexus():
@@ -282,7 +282,7 @@ def test_there_is_an_end_to_registrations():
     assert disk.sense == (5, 0x55, 0x04)
 
 
-# -- reserving and releasing ---------------------------------------------------------------------------------------------
+# -- reserving and releasing -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('kind', TYPES)
@@ -379,7 +379,7 @@ def test_unregistering_another_than_the_holder(kind):
     assert disk.held is not None and disk.told == [] and disk.keys == [1]
 
 
-# -- clearing, preempting, moving ----------------------------------------------------------------------------------------
+# -- clearing, preempting, moving ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('kind', (0,) + TYPES)
@@ -517,7 +517,7 @@ def test_moving_without_a_key_or_to_oneself():
     assert disk.move(A, 1, 9, A.initiator_port, relative=2) == GOOD and disk.held == (9, WE)
 
 
-# -- SPC-2 ---------------------------------------------------------------------------------------------------------------
+# -- SPC-2 -----------------------------------------------------------------------------------------
 
 
 def test_reserve_and_release_of_spc_2():
@@ -595,7 +595,7 @@ def test_persistent_reservations_outlast_sessions_and_resets(kind):
     assert reservations.logical_unit_reset(disk.state) is disk.state
 
 
-# -- who is refused what -------------------------------------------------------------------------------------------------
+# -- who is refused what ---------------------------------------------------------------------------
 # Written down from SPC-4 tables 70 and 71, SBC-3 table 13 and SPC-2 table 11 independently of the classes. Columns: Write
 # Exclusive and Exclusive Access for any other nexus; registrant under Registrants Only or All Registrants; not
 # registered under Write Exclusive and Exclusive Access of these; SPC-2 reservation of another. A allowed, C conflict.
@@ -780,7 +780,7 @@ def test_access_of_holder_registrant_and_stranger(kind):
     assert disk.reads(B) and disk.writes(B)
 
 
-# -- scenarios -----------------------------------------------------------------------------------------------------------
+# -- scenarios -------------------------------------------------------------------------------------
 
 
 def test_windows_cluster_validation():
@@ -843,7 +843,7 @@ def test_preempting_with_one_registration_left_counts_one_generation():
     assert disk.keys == [2] and disk.state['generation'] == before + 1 and disk.held is None
 
 
-# -- keeping -------------------------------------------------------------------------------------------------------------
+# -- keeping ---------------------------------------------------------------------------------------
 
 
 def test_what_persists_is_to_be_kept_before_good():
@@ -930,7 +930,7 @@ def test_what_was_kept_and_cannot_be_is_an_error(change):
         reservations.aptpl_load('text')
 
 
-# -- arguments from a worker that cannot be trusted ----------------------------------------------------------------------
+# -- arguments from a worker that cannot be trusted ------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -967,7 +967,7 @@ def test_a_kind_of_change_that_is_none():
         reservations.apply_command(reservations.initial(), A, 'start-stop', {})
 
 
-# -- whatever happens ----------------------------------------------------------------------------------------------------
+# -- whatever happens ------------------------------------------------------------------------------
 
 COMMAND = st.tuples(
     st.sampled_from(ALL),

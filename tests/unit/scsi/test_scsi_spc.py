@@ -24,7 +24,7 @@ def inquiry(unit, page=None, allocation=255):
     return do(unit, struct.pack('>BBBHB', 0x12, page is not None, page or 0, allocation, 0))
 
 
-# -- INQUIRY ---------------------------------------------------------------------------------------------------------------
+# -- INQUIRY ---------------------------------------------------------------------------------------
 
 
 def test_standard_inquiry():
@@ -78,7 +78,7 @@ def test_vital_product_data_come_through():
     assert sense_of(unit, bytes.fromhex('12 01 7f 00ff 00')) == (5, 0x24, 0)
 
 
-# -- REQUEST SENSE ---------------------------------------------------------------------------------------------------------
+# -- REQUEST SENSE ---------------------------------------------------------------------------------
 
 
 def test_request_sense_reports_and_clears_the_pending_attention():
@@ -103,7 +103,7 @@ def test_request_sense_says_why_the_unit_is_not_ready():
     assert data[2] == 2 and data[12:14] == b'\x3a\x00'
 
 
-# -- REPORT LUNS -----------------------------------------------------------------------------------------------------------
+# -- REPORT LUNS -----------------------------------------------------------------------------------
 
 
 def report_luns(device_unit, select=0, allocation=1024):
@@ -161,7 +161,7 @@ def test_report_luns_takes_back_the_attention_that_asked_for_it():
     assert status_of(device.unit(1 << 48), bytes(6)) == 0
 
 
-# -- modes -----------------------------------------------------------------------------------------------------------------
+# -- modes -----------------------------------------------------------------------------------------
 
 
 def test_mode_sense_in_both_lengths():
@@ -198,7 +198,7 @@ def test_mode_select_asks_the_master_and_the_change_takes_effect_on_writes():
     data = mode_select_data(unit, wce=True)
     change = do(unit, bytes([0x15, 0x11, 0, 0, len(data), 0]), data)
     assert isinstance(change, Change) and change.kind == 'mode-select' and change.arguments['save']
-    unit.replace_shared_state(modes=modes.apply(unit.modes, change.arguments))
+    unit.replace_shared_state(modes=modes.apply_mode_select(unit.modes, change.arguments))
     do(unit, bytes.fromhex('2a 00 00000000 00 0001 00'), bytes(512))
     assert unit.store.calls[-1] == ('write', 0, 512, False)
 
@@ -235,7 +235,7 @@ def test_descriptor_sense_follows_d_sense():
     assert make_unit().sense(error)[0] in (0x70, 0xF0)
 
 
-# -- reservations ----------------------------------------------------------------------------------------------------------
+# -- reservations ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -292,7 +292,7 @@ def test_persistent_reserve_out_with_a_list_of_the_wrong_length(announced, sent)
     assert sense_of(make_unit(), cdb, bytes(sent)) == (5, 0x1A, 0)
 
 
-# -- what is reported from the table -----------------------------------------------------------------------------------------
+# -- what is reported from the table ---------------------------------------------------------------
 
 
 def rsoc(unit, options, opcode=0, service_action=0, timeouts=False, allocation=65535):
@@ -357,7 +357,7 @@ def test_an_unknown_service_action_points_at_its_field():
     assert (error.asc, error.field) == (0x24, (1, 4, True))
 
 
-# -- diagnostics -----------------------------------------------------------------------------------------------------------
+# -- diagnostics -----------------------------------------------------------------------------------
 
 
 def test_the_self_test_reads_both_ends_of_the_medium_and_its_middle():

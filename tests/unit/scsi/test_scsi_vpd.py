@@ -22,8 +22,8 @@ IDENTITY = {
 }
 
 
-def page(code, ports=PORTS, nexus=NEXUS, blocks=1 << 21, **facts):
-    data = vpd.page(code, UnitFacts.from_message(facts), nexus, ports, blocks)
+def page(code, ports=PORTS, nexus=NEXUS, **facts):
+    data = vpd.page(code, UnitFacts.from_message(facts), nexus, ports)
     kind, shown, length = struct.unpack_from('>BBH', data)
     assert (kind, shown, length) == (0, code, len(data) - 4)
     return data
@@ -58,7 +58,7 @@ def test_what_is_listed_is_ascending_and_can_be_read(facts):
     listed = list(page(0x00, **facts)[4:])
     assert listed == sorted(set(listed)) and listed[0] == 0x00
     assert {0x00, 0x80, 0x83, 0x86, 0x87, 0x88, 0xB0, 0xB1, 0xB2} <= set(listed)
-    assert tuple(listed) == vpd.pages(UnitFacts.from_message(facts))
+    assert tuple(listed) == vpd.page_codes(UnitFacts.from_message(facts))
     for code in listed:
         page(code, **facts)
 
@@ -266,7 +266,7 @@ def test_logical_block_provisioning(facts, expected):
     assert page(0xB2, **facts)[4:].hex() == expected
 
 
-# -- pages that not every unit has -----------------------------------------------------------------------------------------
+# -- pages that not every unit has -----------------------------------------------------------------
 
 
 def test_management_addresses():

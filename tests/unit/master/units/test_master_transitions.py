@@ -96,7 +96,7 @@ def select(state, offset, value, save=False):
 
 def test_mode_select_causes_a_unit_attention_and_is_saved_only_with_sp(shared):
     decision = decide(shared, ONE, select(shared, 2, 0), [])
-    assert not modes.write_cache(decision.shared.modes) and not decision.persist
+    assert not modes.parameters(decision.shared.modes).wce and not decision.persist
     assert decision.attentions_of(TWO) == [[0x2A, 0x01]] and decision.attentions_of(ONE) == []
     saved = decide(shared, ONE, select(shared, 2, 0, save=True), [])
     assert saved.persist
@@ -106,10 +106,10 @@ def test_mode_select_causes_a_unit_attention_and_is_saved_only_with_sp(shared):
 def test_a_saved_page_is_restored_and_overrides_a_changed_default(shared):
     saved = decide(shared, ONE, select(shared, 2, 0, save=True), []).shared
     kept = transitions.saved_state(saved, 'boot')
-    assert not modes.write_cache(initial(FACTS, kept, 'other').modes)
+    assert not modes.parameters(initial(FACTS, kept, 'other').modes).wce
     assert transitions.saved_state(shared, 'boot') == {}
     changed = transitions.facts_changed(shared, dict(FACTS, write_cache=False))
-    assert not modes.write_cache(changed.shared.modes) and changed.attentions_of(ONE) == [
+    assert not modes.parameters(changed.shared.modes).wce and changed.attentions_of(ONE) == [
         [0x2A, 0x01]
     ]
     again = transitions.facts_changed(saved, dict(FACTS, write_cache=False))
@@ -207,7 +207,7 @@ def test_resets(shared, function, code):
     assert (
         decision.shared.reservations['reserved_by'] is None and decision.shared.prevented_by == ()
     )
-    assert modes.write_cache(decision.shared.modes)  # the saved value is the default
+    assert modes.parameters(decision.shared.modes).wce  # the saved value is the default
     assert decision.attentions_of(TWO) == [code] == decision.attentions_of(ONE)
     assert decision.abort_of(ONE, True) and decision.abort_of(TWO, False)
 
