@@ -22,7 +22,7 @@ from targetd.errors import PortalError, TargetdError
 from targetd.iscsi import const
 from targetd.master.control import Control
 from targetd.master.exports.exports import Exports
-from targetd.master.isns.client import Isns
+from targetd.master.isns.client import IsnsClients
 from targetd.master.logins import sessions as registry
 from targetd.master.logins.pending import Limits, PendingConnections
 from targetd.master.logins.portals import open_portal, shown
@@ -107,7 +107,7 @@ class Master(object):
             self.loop, self._route, self._held, self._limits()
         )
         self.portals = {}  # (tag, address, port) as configured -> listening socket
-        self.isns = Isns(self.loop, self.portals)
+        self.isns = IsnsClients(self.loop, self.portals)
         self.control = Control(self)
         self.reload = Reload(self)
         self.stop = Stop(self)
@@ -148,7 +148,7 @@ class Master(object):
             self.exports.start(self.configuration)
             self.control.open(self.configuration.server.control_socket)
             self.open_portals()
-            self.isns.follow(self.configuration)
+            self.isns.apply_configuration(self.configuration)
         except BaseException:
             self.close()
             raise

@@ -154,7 +154,7 @@ class Reload(object):
         self._follow_media()
         self._end_unwelcome()
         self.check()
-        master.isns.follow(master.configuration)
+        master.isns.apply_configuration(master.configuration)
         if steps:
             master.workers.new_generation()
 

@@ -46,7 +46,7 @@ class Stop(object):
             len(sessions),
             seconds,
         )
-        master.isns.leave()
+        master.isns.deregister_all()
         master.portals.clear()
         master.pending_connections.close_all()
         master.workers.stopping = True
@@ -94,7 +94,7 @@ class Stop(object):
             self._finish()
 
     def _finish(self):
-        if self.stage in ('flushing', 'done') or self.master.isns.is_leaving(self._finish):
+        if self.stage in ('flushing', 'done') or self.master.isns.is_deregistering(self._finish):
             return
         self.stage = 'flushing'
         self._timer.cancel()

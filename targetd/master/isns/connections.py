@@ -1,8 +1,7 @@
-"""The connections of the iSNS client: a conversation that we lead, and servers that call us.
-Non-blocking, in the loop.
+"""The connections of the iSNS client: one to a server for a conversation, and those that servers
+open to us for notifications. All are non-blocking and run in the loop.
 
-Knows of isns.messages and of what a conversation is (isns.entity); what is said, and when, is
-isns.py's business.
+May import isns.messages and isns.entity (conversations). isns.client decides what is sent, and when.
 """
 
 import errno
@@ -11,21 +10,21 @@ import socket
 
 from targetd import log
 from targetd.errors import PortalError
-from targetd.isns import entity as said
+from targetd.isns import entity as isns_entity
 from targetd.isns import messages
 from targetd.master.logins.portals import family_of, open_portal, plain, shown
 from targetd.master.processes.loop import READ, WRITE
 
-ANSWER_SECONDS = 10.0  # for a connection, and for each response
-CALLERS = 16  # connections of servers at once
-CALL_SECONDS = 60.0  # a server's connection that is silent for so long is closed
-STRANGERS = 100  # others that called, of which the log tells
+ANSWER_SECONDS = 10.0  # time limit of connecting, and of each response
+MAXIMUM_CONNECTIONS = 16  # simultaneous connections from servers
+IDLE_SECONDS = 60.0  # a server's connection is closed after this time without a message
+MAXIMUM_LOGGED_ADDRESSES = 100  # refused addresses that are logged
 RECEIVE = 65536
 
 
-class Talk(object):
-    """One conversation over one connection. done(outcome) or failed(why) is called once, and the
-    connection is closed."""
+class ClientConnection(object):
+    """A connection to a server for one conversation. done(outcome) or failed(why) is called once,
+    after the connection was closed."""
 
     def __init__(self, loop, server, conversation, done, failed):
         self._loop = loop
@@ -54,7 +53,7 @@ class Talk(object):
             loop.call_later(0, lambda: self._fail(os.strerror(problem)))
 
     def close(self):
-        """Drop it; nobody is told. Harmless afterwards."""
+        """Closes the connection without a callback; does nothing if it is closed already."""
         if self._socket is not None:
             self._timer.cancel()
             self._loop.forget(self._socket)
@@ -67,24 +66,24 @@ class Talk(object):
             self._failed(why)
 
     def _late(self):
-        self._fail('no answer within %d seconds' % ANSWER_SECONDS)
+        self._fail('no response within %d seconds' % ANSWER_SECONDS)
 
     def _connected(self, _events):
         problem = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if problem:
             self._fail(os.strerror(problem))
         else:
-            self._say(None)
+            self._advance(None)
 
-    def _say(self, answer):
-        """Give the conversation what it waited for, and send what it says then."""
+    def _advance(self, response):
+        """Passes the response to the conversation and sends its next message."""
         try:
-            message = self._conversation.send(answer)
+            message = self._conversation.send(response)
         except StopIteration as stop:
             self.close()
             self._done(stop.value)
             return
-        except said.Refused as e:
+        except isns_entity.Refused as e:
             self._fail('%s' % e)
             return
         self._transaction += 1
@@ -110,18 +109,15 @@ class Talk(object):
 
     def _received(self, data):
         if not data:
-            raise messages.BadMessage('it closed the connection')
+            raise messages.BadMessage('the server closed the connection')
         for message in self._assembler.receive(data):
-            if (
-                message.is_response
-                and message.transaction == self._transaction & 0xFFFF
-                and self._socket is not None
-            ):
-                self._say(message)
+            is_expected = message.is_response and message.transaction == self._transaction & 0xFFFF
+            if is_expected and self._socket is not None:
+                self._advance(message)
 
 
-class Caller(object):
-    """A connection that a server made to us."""
+class ServerConnection(object):
+    """A connection that a server opened to us."""
 
     def __init__(self, sock, peer):
         self.socket = sock
@@ -131,23 +127,24 @@ class Caller(object):
         self.timer = None
 
 
-class Callers(object):
-    """Where servers ask whether we are there (ESI) and say what changed (SCN). `is_known(address)`;
-    `heard(address, message)` gives the Message to answer with, or None."""
+class NotificationListener(object):
+    """Receives Entity Status Inquiries (ESI) and State Change Notifications (SCN) of servers.
+    `is_known(address)`: True for a configured server; `answer(address, message)`: returns the Message
+    to respond with, or None."""
 
-    def __init__(self, loop, is_known, heard):
+    def __init__(self, loop, is_known, answer):
         self.loop = loop
         self.is_known = is_known
-        self.heard = heard
-        self.port = 0  # where we listen; 0: nowhere
+        self.answer = answer
+        self.port = 0  # the port we listen on; 0: none
         self._wanted = None
         self._listeners = []
-        self._callers = []
-        self._strangers = set()
+        self._connections = []
+        self._logged_addresses = set()
 
     def listen(self, wanted):
-        """Listen at this port (0: any) of every address, if not done already. `port` says where, 0
-        if it cannot be."""
+        """Listens on this TCP port (0: any) of every address, unless it does already. Sets `port`,
+        to 0 on failure."""
         if self._listeners and wanted == self._wanted:
             return
         self.close()
@@ -166,12 +163,12 @@ class Callers(object):
             )
 
     def close(self):
-        """Listen no more."""
+        """Closes the listening sockets and all connections."""
         for listener in self._listeners:
             self.loop.forget(listener)
             listener.close()
-        for caller in list(self._callers):
-            self._drop(caller)
+        for connection in list(self._connections):
+            self._drop(connection)
         self._listeners, self.port = [], 0
 
     def _accept(self, listener):
@@ -180,58 +177,62 @@ class Callers(object):
         except OSError:
             return
         address = plain(peer[0])
-        if len(self._callers) >= CALLERS or not self.is_known(address):
-            if address not in self._strangers and len(self._strangers) < STRANGERS:
-                self._strangers.add(address)
-                log.warning(
-                    '%s called at isns-port and was not heard: %s',
-                    shown(address, peer[1]),
-                    'there are %d calls already' % CALLERS
-                    if self.is_known(address)
-                    else 'it is no isns-server',
-                )
+        if len(self._connections) >= MAXIMUM_CONNECTIONS or not self.is_known(address):
+            self._log_refused(address, peer[1])
             sock.close()
             return
         sock.setblocking(False)
-        caller = Caller(sock, address)
-        self._callers.append(caller)
-        self._wait(caller)
+        connection = ServerConnection(sock, address)
+        self._connections.append(connection)
+        self._wait(connection)
 
-    def _wait(self, caller):
-        if caller.timer is not None:
-            caller.timer.cancel()
-        caller.timer = self.loop.call_later(CALL_SECONDS, lambda: self._drop(caller))
+    def _log_refused(self, address, port):
+        logged = self._logged_addresses
+        if address not in logged and len(logged) < MAXIMUM_LOGGED_ADDRESSES:
+            logged.add(address)
+            log.warning(
+                'connection from %s to isns-port refused: %s',
+                shown(address, port),
+                'there are %d connections already' % MAXIMUM_CONNECTIONS
+                if self.is_known(address)
+                else 'it is not an isns-server',
+            )
+
+    def _wait(self, connection):
+        if connection.timer is not None:
+            connection.timer.cancel()
+        connection.timer = self.loop.call_later(IDLE_SECONDS, lambda: self._drop(connection))
         self.loop.watch(
-            caller.socket,
-            WRITE if caller.outgoing else READ,
-            lambda events: self._ready(caller, events),
+            connection.socket,
+            WRITE if connection.outgoing else READ,
+            lambda events: self._ready(connection, events),
         )
 
-    def _drop(self, caller):
-        if caller in self._callers:
-            self._callers.remove(caller)
-            caller.timer.cancel()
-            self.loop.forget(caller.socket)
-            caller.socket.close()
+    def _drop(self, connection):
+        if connection in self._connections:
+            self._connections.remove(connection)
+            connection.timer.cancel()
+            self.loop.forget(connection.socket)
+            connection.socket.close()
 
-    def _ready(self, caller, events):
+    def _ready(self, connection, events):
         try:
             if events & READ:
-                data = caller.socket.recv(RECEIVE)
+                data = connection.socket.recv(RECEIVE)
                 if not data:
-                    self._drop(caller)
+                    self._drop(connection)
                     return
-                for message in caller.assembler.receive(data):
-                    answer = self.heard(caller.peer, message)
-                    caller.outgoing += b'' if answer is None else messages.encode(answer)
-            if caller.outgoing:
-                caller.outgoing = caller.outgoing[
-                    caller.socket.send(caller.outgoing, socket.MSG_NOSIGNAL) :
+                for message in connection.assembler.receive(data):
+                    answer = self.answer(connection.peer, message)
+                    connection.outgoing += b'' if answer is None else messages.encode(answer)
+            if connection.outgoing:
+                connection.outgoing = connection.outgoing[
+                    connection.socket.send(connection.outgoing, socket.MSG_NOSIGNAL) :
                 ]
         except BlockingIOError:
             pass
         except (OSError, messages.BadMessage) as e:
-            log.debug('iSNS server %s: %s', caller.peer, e)
-            self._drop(caller)
+            log.debug('iSNS server %s: %s', connection.peer, e)
+            self._drop(connection)
             return
-        self._wait(caller)
+        self._wait(connection)
