@@ -150,8 +150,8 @@ def render(table):
     lines = [
         '# Clauses and their tests',
         '',
-        'Made of the markers `clause` by `python3 tests/clauses.py write`; a unit test compares. Paths are below '
-        '`tests/`.',
+        'Generated from the `clause` markers by `python3 tests/clauses.py write`; a unit test checks '
+        'that it is current. Paths are below `tests/`.',
         '',
         '| Clause | Subject | Tests |',
         '|---|---|---|',

@@ -118,7 +118,7 @@ class Daemon(object):
         # regular expressions of log lines that look like trouble and are wanted
         self.expected_trouble = []
 
-    # -- files ---------------------------------------------------------------------------------------------------------------
+    # -- files -------------------------------------------------------------------------------------
 
     @property
     def address(self):
@@ -163,7 +163,7 @@ class Daemon(object):
             lambda: 'a log line like %r in:\n%s' % (expression, self.log),
         )
 
-    # -- life ----------------------------------------------------------------------------------------------------------------
+    # -- life --------------------------------------------------------------------------------------
 
     def command(self, *arguments):
         return [self.python, '-m', 'targetd'] + list(arguments)

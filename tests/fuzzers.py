@@ -43,12 +43,13 @@ TASK_REASSIGN = 8
 
 
 class Fuzzer(threading.Thread):
-    """Sends to `target` what it draws from `seed` until `over` is set. others: TSIHs of sessions
-    that are not its own.
+    """Sends random requests to `target`, generated from `seed`, until `over` is set. others: TSIHs of
+    other initiators' sessions.
 
-    `count`: connections made; `logged_in`: those that reached full feature phase; `joined`: connections it added to sessions
-    of its own; `refused`: logins into the sessions of others, all in vain; `reassigned`: tasks it was given on another
-    connection than theirs; `wrong`: what it met that no peer may do to it, or None."""
+    `count`: connections opened; `logged_in`: those that reached full feature phase; `joined`:
+    connections added to the fuzzer's own sessions; `refused`: refused logins into sessions of other
+    initiators; `reassigned`: tasks reassigned to another connection; `wrong`: a violation by the
+    target, or None."""
 
     def __init__(self, address, target, seed, over, others=()):
         super(Fuzzer, self).__init__(daemon=True)
@@ -117,7 +118,7 @@ class Fuzzer(threading.Thread):
         if way == 1:
             session.wire.reset()
 
-    # -- what it sends ---------------------------------------------------------------------------------------------------
+    # -- what it sends -----------------------------------------------------------------------------
 
     def garbage(self):
         with self.session() as session:
@@ -258,7 +259,7 @@ class Fuzzer(threading.Thread):
             pass
         session.wire.socket.settimeout(2.0)
 
-    # -- several connections ---------------------------------------------------------------------------------------------
+    # -- several connections -----------------------------------------------------------------------
 
     def further(self, first, cid):
         """A further connection of a session of its own, or one in place of that with this CID."""
@@ -432,7 +433,7 @@ class Fuzzer(threading.Thread):
                 self.reassigned += pdu.bhs[2] == 0
             self.end(second)
 
-    # -- sessions of others ----------------------------------------------------------------------------------------------
+    # -- sessions of others ------------------------------------------------------------------------
 
     def trespass(self):
         """A login with the TSIH of somebody else's session, or a guessed one: whole, half, mutated;

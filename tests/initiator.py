@@ -1,9 +1,8 @@
-"""A small blocking initiator for tests, which shares no line with the target it judges.
+"""A small blocking initiator for tests. It shares no code with the target.
 
-It is strict: each PDU that arrives is checked against what RFC 7143 promises an initiator (StatSN
-in order, DataSN and offsets in order, segments and bursts within what was negotiated, R2Ts within
-the transfer), and a breach raises Violation, whatever the test is about. Every wait ends after
-`timeout` seconds.
+It is strict: every received PDU is checked against RFC 7143 (StatSN, DataSN and offsets in order,
+segments and bursts within the negotiated limits, R2Ts within the transfer), and a violation raises
+Violation in every test. Every wait ends after `timeout` seconds.
 """
 
 import collections
@@ -208,7 +207,7 @@ class Session(object):
     def close(self):
         self.wire.close()
 
-    # -- login -----------------------------------------------------------------------------------------------------------
+    # -- login -------------------------------------------------------------------------------------
 
     def login_pdu(
         self, pairs, csg, nsg=None, more=False, tsih=0, version=b'\0\0', raw_flags=None, itt=0
@@ -267,8 +266,9 @@ class Session(object):
         return keys
 
     def login(self, target=None, keys=None, chap=None, security=None, tsih=0):
-        """Log in; no target means a discovery session. `keys` change what OPERATIONAL offers (None takes one away);
-        `security` False skips the security stage, as Linux does without CHAP. Returns self."""
+        """Logs in and returns self; without a target it is a discovery session. `keys` change the keys
+        that OPERATIONAL offers (None removes a key); `security` False skips the security stage, as
+        Linux does without CHAP."""
         offer = collections.OrderedDict(DISCOVERY if target is None else OPERATIONAL)
         offer.update(keys or {})
         self.offered = collections.OrderedDict((k, v) for k, v in offer.items() if v is not None)
@@ -333,7 +333,7 @@ class Session(object):
         self.send_limit = int(self.value('MaxRecvDataSegmentLength'))
         self.receive_limit = int(self.offered.get('MaxRecvDataSegmentLength', 8192))
 
-    # -- receiving -------------------------------------------------------------------------------------------------------
+    # -- receiving ---------------------------------------------------------------------------------
 
     def receive(self):
         """The next Pdu, its sequence numbers checked."""
@@ -555,7 +555,7 @@ class Session(object):
             data_sn += 1
             offset += len(part)
 
-    # -- full feature phase ----------------------------------------------------------------------------------------------
+    # -- full feature phase ------------------------------------------------------------------------
 
     def next_tag(self):
         self.itt += 1
@@ -584,8 +584,9 @@ class Session(object):
         immediate_limit=None,
         ahs=b'',
     ):
-        """Send a command with all the unsolicited data that was negotiated. `edtl` overrides the expected length.
-        `immediate`: I bit. Returns a Command; command.result is None until it is done."""
+        """Sends a command with all the unsolicited data that was negotiated, and returns a Command;
+        command.result is None until the command is complete. `edtl` overrides the expected data
+        transfer length. `immediate`: I bit."""
         if not immediate:
             self.wait_for_window()
         expected = edtl if edtl is not None else (len(out) if out is not None else read)

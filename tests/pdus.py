@@ -42,7 +42,7 @@ def require(condition, text, *arguments):
         raise Violation(text % arguments)
 
 
-# -- CRC32C, RFC 7143 11.2.3: polynomial 1EDC6F41, reflected ---------------------------------------------------------------
+# -- CRC32C, RFC 7143 11.2.3: polynomial 1EDC6F41, reflected ---------------------------------------
 
 
 def _crc_table():
@@ -65,7 +65,7 @@ def crc32c(data):
     return struct.pack('<I', crc ^ 0xFFFFFFFF)
 
 
-# -- PDUs ----------------------------------------------------------------------------------------------------------------
+# -- PDUs ------------------------------------------------------------------------------------------
 
 
 def lun_field(lun):
@@ -241,7 +241,7 @@ def _spoil(digest, spoilt):
     return bytes([digest[0] ^ 0x55]) + digest[1:] if spoilt else digest
 
 
-# -- CHAP, RFC 7143 12.1.3 -----------------------------------------------------------------------------------------------
+# -- CHAP, RFC 7143 12.1.3 -------------------------------------------------------------------------
 
 _HASH = {5: hashlib.md5, 6: hashlib.sha1, 7: hashlib.sha256, 8: getattr(hashlib, 'sha3_256', None)}
 

@@ -92,7 +92,7 @@ class Load(object):
         self._probe_sent = None
         self.probes = []
 
-    # -- sending -------------------------------------------------------------------------------------------------------
+    # -- sending -----------------------------------------------------------------------------------
 
     def _put(self, header, data=b'', digest=None):
         """Queue a PDU; data: bytes-like; digest: its data digest, if it is known."""
@@ -249,7 +249,7 @@ class Load(object):
             if sent < total:
                 self._socket.sendall(b''.join(batch)[sent:])
 
-    # -- receiving -----------------------------------------------------------------------------------------------------
+    # -- receiving ---------------------------------------------------------------------------------
 
     def _receive(self, view, start, end):
         """Act on the whole PDUs in view[start:end]; gives where the first one that is not whole
@@ -314,7 +314,7 @@ class Load(object):
         else:
             self._completed.append(tag)
 
-    # -- the loop ------------------------------------------------------------------------------------------------------
+    # -- the loop ----------------------------------------------------------------------------------
 
     def run(self, seconds):
         """(operations that ended, seconds). Nothing is on its way afterwards."""

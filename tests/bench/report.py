@@ -67,9 +67,10 @@ def limit_line(row):
 
 def machine_line(machine):
     """One sentence."""
-    return '{processor}, {cores} cores, {memory}, Linux {kernel}, {python}, tgt {tgt}, libiscsi {libiscsi}, qemu {qemu}'.format(
-        **machine
-    )
+    return (
+        '{processor}, {cores} cores, {memory}, Linux {kernel}, {python}, '
+        'tgt {tgt}, libiscsi {libiscsi}, qemu {qemu}'
+    ).format(**machine)
 
 
 def markdown(found):
@@ -115,7 +116,7 @@ def markdown(found):
     return '\n'.join(out) + '\n'
 
 
-# -- the plot ------------------------------------------------------------------------------------------------------------------
+# -- the plot --------------------------------------------------------------------------------------
 
 
 def _text(x, y, words, colour=INK, anchor='start', size=12):
@@ -164,7 +165,8 @@ def svg(found):
     scale = WIDTH / most
     bottom = TOP + len(rows) * (BAR + GAP)
     out = [
-        '<svg xmlns="http://www.w3.org/2000/svg" width="%d" height="%d" viewBox="0 0 %d %d" font-family="sans-serif">'
+        '<svg xmlns="http://www.w3.org/2000/svg" width="%d" height="%d" '
+        'viewBox="0 0 %d %d" font-family="sans-serif">'
         % (LEFT + WIDTH + RIGHT, bottom + 44, LEFT + WIDTH + RIGHT, bottom + 44)
     ]
     out.append('<rect width="100%" height="100%" fill="#ffffff" rx="6"/>')

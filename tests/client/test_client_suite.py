@@ -134,8 +134,9 @@ REASONS = (
     (r'4kN|block size', 'the test is for another block size'),
     (
         r'LBPPB',
-        'physical blocks are as long as logical ones; the second disk has longer ones. GetLBAStatus.UnmapSingle is not '
-        'for that one: it asks at i + 1 and wants the answer for i + LBPPB (SBC-3 5.4 begins where it was asked)',
+        'physical blocks have the size of logical blocks; on the second disk they are larger. '
+        'GetLBAStatus.UnmapSingle does not apply to that disk: it requests the status at LBA i + 1 and '
+        'expects the answer for i + LBPPB (SBC-3 5.4: the answer starts at the requested LBA)',
     ),
     (r'UNMAP|LBPU|LBPWS|LBPRZ|thin', 'a thick disk does not unmap'),
 )

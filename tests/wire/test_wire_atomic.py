@@ -50,7 +50,7 @@ def limits(session):
     return struct.unpack_from('>5I', session.inquiry(0, 0xB0), 44)
 
 
-# -- what is offered -----------------------------------------------------------------------------------------------------
+# -- what is offered -------------------------------------------------------------------------------
 
 
 def test_it_is_offered_where_the_administrator_wants_it(atomic, ready):
@@ -79,12 +79,11 @@ def test_nothing_is_left_of_it_after_an_orderly_end(daemon, ready):
     assert os.listdir(os.path.join(daemon.directory, 'state', 'atomic')) == []
 
 
-# -- others --------------------------------------------------------------------------------------------------------------
+# -- others ----------------------------------------------------------------------------------------
 
 
 class Reader(threading.Thread):
-    """Reads the range again and again, until told to stop; `seen`: every content that a command
-    found."""
+    """Reads the range repeatedly until `stopping` is set. `seen`: every content that was read."""
 
     def __init__(self, session):
         super(Reader, self).__init__(daemon=True)
@@ -103,9 +102,15 @@ class Reader(threading.Thread):
             self.failure = e
 
 
+def wait_for_reads(readers):
+    """Waits until each reader has completed another read, or has failed."""
+    before = [reader.count for reader in readers]
+    eventually(lambda: all(r.count > b or r.failure for r, b in zip(readers, before)), 20)
+
+
 def mixtures(daemon, ready, write, rounds=12):
-    """What two readers in sessions of their own found that is neither old nor new, while `write`
-    went on."""
+    """Returns the contents that are neither old nor new and that two readers in separate sessions
+    have read while `write` was in progress."""
     writer = ready(daemon, name=ONE)
     writer.write(0, filled(b'\0'))
     readers = [Reader(ready(daemon, name=name)) for name in (TWO, THREE)]
@@ -113,15 +118,14 @@ def mixtures(daemon, ready, write, rounds=12):
         reader.start()
     for number in range(1, rounds + 1):
         write(writer, bytes([number]) * LENGTH)
-        before = [reader.count for reader in readers]
-        eventually(lambda: all(r.count > b or r.failure for r, b in zip(readers, before)), 20)
+        wait_for_reads(readers)
     for reader in readers:
         reader.stopping = True
         reader.join(20)
         assert reader.failure is None and not reader.is_alive()
     whole = {bytes([number]) * LENGTH for number in range(rounds + 1)}
     found = set().union(*(reader.seen for reader in readers))
-    assert len(found & whole) > 1  # they did not all come too late
+    assert len(found & whole) > 1  # some reads were in time
     return found - whole
 
 
@@ -197,7 +201,7 @@ def test_a_copy_out_of_a_disk_of_another_target_takes_old_or_new(daemon, session
     assert len(found) > 1 and all(len(set(each)) == 1 for each in found)
 
 
-# -- deaths --------------------------------------------------------------------------------------------------------------
+# -- deaths ----------------------------------------------------------------------------------------
 
 
 def content(image):

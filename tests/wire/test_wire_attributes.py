@@ -153,7 +153,7 @@ def test_an_attribute_that_has_no_place_is_an_invalid_message(session, attribute
     assert (result.status, result.key) == (2, (5, 0x49, 0))
 
 
-# -- RFC 7144 --------------------------------------------------------------------------------------------------------------
+# -- RFC 7144 --------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -40,7 +40,7 @@ pytestmark = pytest.mark.wire
 TEST_UNIT_READY = bytes(6)
 
 
-# -- sense ---------------------------------------------------------------------------------------------------------------
+# -- sense -----------------------------------------------------------------------------------------
 
 
 def test_a_new_session_meets_power_on_once(shared, sessions):
@@ -96,7 +96,7 @@ def test_lun_zero_without_a_disk(daemon, ready):
     assert session.read(7, 1, 3) == pattern(1, 512)
 
 
-# -- residuals (RFC 7143 11.4.5) -----------------------------------------------------------------------------------------
+# -- residuals (RFC 7143 11.4.5) -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('expected, blocks', [(8192, 1), (512, 16), (1024, 3), (1000, 2), (1, 1)])
@@ -148,7 +148,7 @@ def test_no_unwritten_memory_is_ever_sent(shared, ready):
     assert session.read(131072 - 256, 256) == bytes(256 * 512)  # a sparse file reads zeroes
 
 
-# -- data ----------------------------------------------------------------------------------------------------------------
+# -- data ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('blocks', [1, 7, 128, 513, 2048, 8192])
@@ -206,7 +206,7 @@ def test_write_that_arrives_with_a_reset_is_whole_or_absent(shared, ready):
         assert again.read(9000, 128) == pattern(1, 65536)
 
 
-# -- the command window (RFC 7143 4.2.2.1) -------------------------------------------------------------------------------
+# -- the command window (RFC 7143 4.2.2.1) ---------------------------------------------------------
 
 
 @pytest.mark.clause('RFC 7143 4.2.2.1')
@@ -244,7 +244,7 @@ def test_commands_run_in_the_order_of_their_numbers(shared, ready):
     session.run(TEST_UNIT_READY).good()
 
 
-# -- pings ---------------------------------------------------------------------------------------------------------------
+# -- pings -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.clause('RFC 7143 11.18', 'RFC 7143 11.19')
@@ -285,7 +285,7 @@ def test_silent_initiators_are_asked_and_dropped(daemon, ready):
     daemon.logged('(?i)nop|answer|silent')
 
 
-# -- task management -----------------------------------------------------------------------------------------------------
+# -- task management -------------------------------------------------------------------------------
 
 
 def held_write(session, lba=300, blocks=16):
@@ -389,7 +389,7 @@ def test_cold_reset_ends_every_session(served, ready):
         again.clear_attentions()
 
 
-# -- logout and text -----------------------------------------------------------------------------------------------------
+# -- logout and text -------------------------------------------------------------------------------
 
 
 @pytest.mark.clause('RFC 7143 11.14', 'RFC 7143 11.15')
@@ -420,7 +420,7 @@ def test_text_in_a_normal_session(shared, ready):
     session.run(TEST_UNIT_READY).good()
 
 
-# -- identity and modes --------------------------------------------------------------------------------------------------
+# -- identity and modes ----------------------------------------------------------------------------
 
 
 def test_identity_is_the_same_in_every_session_and_after_a_restart(served, ready):

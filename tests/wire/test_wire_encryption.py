@@ -92,7 +92,7 @@ def refused(daemon, expression):
     assert daemon.stop() == 0
 
 
-# -- data --------------------------------------------------------------------------------------------------------------
+# -- data ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def test_a_token_brings_an_encrypted_disk_to_a_target_that_has_it_not(daemon, re
     assert two.read(64, 128) == text(65536)
 
 
-# -- keys that are refused -------------------------------------------------------------------------------------------------
+# -- keys that are refused -------------------------------------------------------------------------
 
 
 def test_a_missing_key_is_refused_and_the_disk_served_when_it_is_back(encrypted, ready):
@@ -335,7 +335,7 @@ def test_make_key(daemon):
     )
 
 
-# -- CRYPTOGRAPHIC ERASE ---------------------------------------------------------------------------------------------------
+# -- CRYPTOGRAPHIC ERASE ---------------------------------------------------------------------------
 
 
 def test_an_erase_in_one_session_is_one_in_all(encrypted, ready):

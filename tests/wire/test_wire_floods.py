@@ -62,7 +62,7 @@ def is_open(sock):
         return False
 
 
-# -- floods --------------------------------------------------------------------------------------------------------------
+# -- floods ----------------------------------------------------------------------------------------
 
 
 def test_half_open_connections_lock_out_nobody(daemon, flood):
@@ -143,7 +143,7 @@ def test_logins_thrown_at_the_door_and_dropped(daemon, flood):
     assert count >= 100 and not daemon.trouble()
 
 
-# -- guessed secrets -----------------------------------------------------------------------------------------------------
+# -- guessed secrets -------------------------------------------------------------------------------
 
 
 def guess(

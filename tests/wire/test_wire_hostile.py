@@ -101,7 +101,7 @@ def goes_on(session):
         return False
 
 
-# -- before any login ----------------------------------------------------------------------------------------------------
+# -- before any login ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_login_cut_off_in_the_text(shared):
         ends_somehow(session)
 
 
-# -- framing, in full feature phase --------------------------------------------------------------------------------------
+# -- framing, in full feature phase ----------------------------------------------------------------
 
 
 @pytest.mark.clause('RFC 7143 7.14')
@@ -271,7 +271,7 @@ def test_snack_at_level_zero_is_rejected(shared, ready):
     assert goes_on(session)
 
 
-# -- digests -------------------------------------------------------------------------------------------------------------
+# -- digests ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.clause('RFC 7143 7.8')
@@ -322,7 +322,7 @@ def test_bad_data_digest_writes_nothing(shared, ready, bystander, how):
     assert bystander.read(0, 16) == OLD
 
 
-# -- data that does not fit ----------------------------------------------------------------------------------------------
+# -- data that does not fit ------------------------------------------------------------------------
 
 
 def solicited(session):
@@ -454,7 +454,7 @@ def test_a_tag_in_use(shared, ready, bystander):
     assert bystander.read(0, 16) == OLD
 
 
-# -- requests out of place -----------------------------------------------------------------------------------------------
+# -- requests out of place -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

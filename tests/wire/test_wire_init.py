@@ -104,7 +104,7 @@ def test_life(init):
     for action in ('reload', 'force-reload'):
         before = daemon.log.count('reload')
         assert init(action)[0] == 0
-        eventually(lambda: daemon.log.count('reload') > before, 5)
+        eventually(lambda before=before: daemon.log.count('reload') > before, 5)
         assert init.pid == pid
     assert init('restart')[0] == 0
     assert init.pid != pid

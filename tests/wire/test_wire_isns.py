@@ -304,7 +304,7 @@ def test_nobody_but_the_server_is_heard(daemon, isnsd):
     daemon.logged('127.0.0.2.* to isns-port refused')
 
 
-# -- servers that are none ---------------------------------------------------------------------------------------------
+# -- servers that are none -------------------------------------------------------------------------
 
 
 def test_a_dead_server_disturbs_nobody(daemon):

@@ -82,7 +82,7 @@ def gone(process, seconds=10):
         pass
 
 
-# -- a worker dies -------------------------------------------------------------------------------------------------------
+# -- a worker dies ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('write_cache', ['on', 'off'])
@@ -121,7 +121,7 @@ def test_workers_are_forked_anew(served, ready):
     assert ready(served).capacity() == (131072, 512)
 
 
-# -- the master stops ----------------------------------------------------------------------------------------------------
+# -- the master stops ------------------------------------------------------------------------------
 
 
 @pytest.mark.clause('RFC 7143 11.9', 'RFC 7143 7.5')
@@ -226,7 +226,7 @@ def test_a_stopped_master_does_not_stop_its_sessions(served, ready):
     assert ready(served, name=TWO).read(0, 128) == pattern(1, 65536)
 
 
-# -- reload --------------------------------------------------------------------------------------------------------------
+# -- reload ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -430,7 +430,7 @@ def test_log_is_opened_again(served):
     assert 'after-rotation' not in open(moved).read()
 
 
-# -- the disk ------------------------------------------------------------------------------------------------------------
+# -- the disk --------------------------------------------------------------------------------------
 
 
 def test_a_disk_that_is_missing_harms_its_own_target_only(daemon, ready):

@@ -62,7 +62,7 @@ def status_of(daemon, *arguments, **more):
     return 0
 
 
-# -- who may log in ------------------------------------------------------------------------------------------------------
+# -- who may log in --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_the_log_says_who_logged_in_and_out(many):
     many.logged(r'(?i)iqn\.2026-11\.test:logged.*log.*out|log.*out.*iqn\.2026-11\.test:logged')
 
 
-# -- logins that make no sense -------------------------------------------------------------------------------------------
+# -- logins that make no sense ---------------------------------------------------------------------
 
 
 def fails(daemon, act):
@@ -220,7 +220,7 @@ def test_alias_and_portal_group_tag(many):
         assert session.keys['TargetPortalGroupTag'] == '1'
 
 
-# -- CHAP ----------------------------------------------------------------------------------------------------------------
+# -- CHAP ------------------------------------------------------------------------------------------
 
 ODD = 'a secret, with # and =='
 
@@ -348,7 +348,7 @@ def test_secrets_stay_out_of_the_log(many):
     )
 
 
-# -- discovery -----------------------------------------------------------------------------------------------------------
+# -- discovery -------------------------------------------------------------------------------------
 
 
 def discover(daemon, value='All', **more):
@@ -462,7 +462,7 @@ def test_a_target_is_reached_through_its_own_portal_group_only(daemon):
         assert session.keys['TargetPortalGroupTag'] == '7'
 
 
-# -- limits --------------------------------------------------------------------------------------------------------------
+# -- limits ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.clause('RFC 7143 11.13.5')

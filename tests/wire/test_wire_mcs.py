@@ -45,7 +45,8 @@ def several(tmp_path_factory):
 
 @pytest.fixture
 def members(several):
-    """open(count, target=TARGET) -> connections of one new session; open.more(first, cid) -> a further one."""
+    """open(count, target=TARGET) -> the connections of a new session; open.more(first, cid) -> an
+    additional connection."""
     opened = []
 
     def more(first, cid, target=TARGET, **keys):

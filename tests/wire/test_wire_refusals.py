@@ -53,7 +53,7 @@ def refused(daemon, pairs, csg=0, nsg=1, tsih=0, isid=ISID, cid=1, version=b'\0\
         return pdu.bhs[36] << 8 | pdu.bhs[37], unpack_pairs(pdu.data)
 
 
-# -- redirects -----------------------------------------------------------------------------------------------------------
+# -- redirects -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_following_a_redirect_leads_to_the_disk(daemon, tmp_path_factory):
             assert session.capacity() == (16384, 512)
 
 
-# -- the statuses that say why not ---------------------------------------------------------------------------------------
+# -- the statuses that say why not -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def test_joins_that_fail_use_nothing_up(daemon, ready):
     assert session.capacity() == (131072, 512)
 
 
-# -- a disk that is not there yet ----------------------------------------------------------------------------------------
+# -- a disk that is not there yet ------------------------------------------------------------------
 
 
 def late(daemon):

@@ -254,7 +254,7 @@ def test_windows_cluster_validation(two):
     assert keys_of(other) == []
 
 
-# -- SPC-2 reservations --------------------------------------------------------------------------------------------------
+# -- SPC-2 reservations ----------------------------------------------------------------------------
 
 
 def simple(session, opcode):
@@ -307,7 +307,7 @@ def test_reserve_and_persistent_reservations_exclude_each_other(two):
     assert simple(one, 0x16) == RESERVATION_CONFLICT
 
 
-# -- sessions ------------------------------------------------------------------------------------------------------------
+# -- sessions --------------------------------------------------------------------------------------
 
 
 def test_reinstatement_by_isid(served, ready):

@@ -163,7 +163,7 @@ def test_a_unit_that_is_taken_away_meanwhile_goes_on_when_it_comes_back(slow, re
     assert content(slow) == b'\xc3' * SIZE
 
 
-# -- what a unit remembers ---------------------------------------------------------------------------------------------------
+# -- what a unit remembers -------------------------------------------------------------------------
 
 
 def identify(session, text):

@@ -142,7 +142,7 @@ def test_a_thick_file_has_no_threshold(served, ready):
     assert session.run(cdb, read=255).key == (5, 0x24, 0)
 
 
-# -- mode pages ------------------------------------------------------------------------------------------------------------
+# -- mode pages ------------------------------------------------------------------------------------
 
 
 def with_cache(page, on):
@@ -200,7 +200,7 @@ def test_sense_of_the_masters_refusals_has_the_format_that_was_chosen(served, re
     assert refused.sense[0] == 0x72 and refused.key == (5, 0x24, 0)
 
 
-# -- a counter -------------------------------------------------------------------------------------------------------------
+# -- a counter -------------------------------------------------------------------------------------
 
 ROUNDS = 300
 

@@ -1,8 +1,9 @@
-"""In the guest: an initiator that reserves a unit and is never heard of again, and another one that
-wants it.
+"""In the guest: an initiator that reserves a unit and disappears, and another one that waits for the
+unit.
 
-vanish.py reserve     logs in from 127.0.0.2, reserves LUN 0, says so, and waits to be killed
-vanish.py wait        logs in from 127.0.0.1, meets the reservation, and says after how many seconds it is gone
+vanish.py reserve     logs in from 127.0.0.2, reserves LUN 0, prints that, and waits to be killed
+vanish.py wait        logs in from 127.0.0.1, gets RESERVATION CONFLICT, and prints after how many seconds
+                      the reservation has ended
 """
 
 import sys
