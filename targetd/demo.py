@@ -7,7 +7,7 @@ import os
 import sys
 import tempfile
 
-from targetd.config import kinds, loader, words
+from targetd.config import loader, network_kinds, words
 from targetd.errors import EXIT_OK, EXIT_USAGE, TargetdError
 
 ADDRESS = '127.0.0.1'
@@ -66,7 +66,7 @@ def write_configuration(directory, address, port):
     """Write DIRECTORY/targetd.conf for this portal; returns its path."""
     path = os.path.join(directory, 'targetd.conf')
     with open(path, 'w', encoding='utf-8') as f:
-        portal = words.join_word(kinds.Portal().write((address, port)))
+        portal = words.join_word(network_kinds.Portal().write((address, port)))
         f.write(CONFIGURATION.format(portal=portal, name=TARGET_NAME, size=SIZE))
     os.mkdir(os.path.join(directory, 'state'))
     return path
@@ -78,7 +78,7 @@ def speech(directory, address, port):
     loopback = address.startswith('127.') or address == '::1'
     return SPEECH.format(
         name=TARGET_NAME,
-        portal=kinds.Portal().write((address, port)),
+        portal=network_kinds.Portal().write((address, port)),
         moved=moved,
         directory=directory,
         elsewhere=ELSEWHERE if loopback else '',
@@ -93,7 +93,7 @@ def run(address):
     from targetd.master.logins import portals as listen
 
     try:
-        address, _ = kinds.Portal().parse('[%s]' % address if ':' in address else address)
+        address, _ = network_kinds.Portal().parse('[%s]' % address if ':' in address else address)
     except words.Unusable as e:
         sys.stderr.write('targetd: --demo: %s\n' % e)
         return EXIT_USAGE

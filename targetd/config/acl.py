@@ -1,28 +1,27 @@
-"""Who may log in where: the rules initiator-address and initiator-name, and discovery-address.
+"""Rules of admission: initiator-address and initiator-name of a target, and discovery-address.
 
-May import the pure iscsi.names. Fails closed: a target in which neither rule is written admits
-nobody; where both are written both must match. Every refusal names the rule, for the log and for
-`targetdctl explain`.
+May import the pure iscsi.names. Fails closed: a target without both rules admits no initiator; if
+both are written, both must match. Every refusal names the rule, for the log and `targetdctl why`.
 """
 
 import ipaddress
 
-from targetd.config.kinds import ALL, SCOPE
+from targetd.config.network_kinds import ALL, SCOPE
 from targetd.iscsi import names
 
 
 def parsed_address(address):
-    """The ipaddress object of a peer's address: without scope, and an IPv4-mapped IPv6 address as
-    the IPv4 one that it is.
+    """The ipaddress object of a peer's address, without scope; an IPv4-mapped IPv6 address becomes
+    an IPv4 address.
 
-    Raises ValueError for what is no address.
+    Raises ValueError if the text is not an address.
     """
     parsed = ipaddress.ip_address(address.partition(SCOPE)[0])
     return getattr(parsed, 'ipv4_mapped', None) or parsed
 
 
 def address_matches(rules, address):
-    """True if one of the networks (or ALL) in `rules` holds this peer address."""
+    """True if one of the networks (or ALL) in `rules` contains this peer address."""
     if ALL in rules:
         return True
     try:
@@ -43,12 +42,12 @@ def name_matches(rules, initiator_name):
 
 def refusal(target, initiator_name, address):
     """None if this initiator at this address may log in to the target, else a sentence that names
-    the rule that refused."""
+    the rule that refuses it."""
     addresses, patterns = target.initiator_addresses, target.initiator_names
     if not addresses and not patterns:
         return (
-            'target %s admits nobody: neither initiator-address nor initiator-name is written; '
-            'write initiator-address = ALL to admit everyone' % target.name
+            'target %s admits no initiator: neither initiator-address nor initiator-name is '
+            'written; write initiator-address = ALL to admit every initiator' % target.name
         )
     if addresses and not address_matches(addresses, address):
         return 'address %s matches none of initiator-address = %s of target %s' % (
@@ -66,7 +65,7 @@ def refusal(target, initiator_name, address):
 
 
 def discovery_refusal(server, address):
-    """None if this address may ask for the list of targets, else a sentence that names the rule."""
+    """None if this address may request the list of targets, else a sentence that names the rule."""
     if address_matches(server.discovery_address, address):
         return None
     return 'address %s matches none of discovery-address = %s' % (

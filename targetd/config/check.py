@@ -1,17 +1,15 @@
-"""From sections to a Configuration: every value read by its kind, everything that contradicts
-something else found.
+"""Builds a Configuration from sections: reads every value by its kind and finds contradictions.
 
-May import config and iscsi.names. Works on what config.loader gives (its Section and Entry) and
-never stops at the first complaint. A complaint about an account names the user and never the
-secret.
+May import config and iscsi.names. The input is the Section and Entry of config.loader. All
+complaints are collected; the first one does not end the check. A complaint about an account
+contains the user and never the secret. Rules within one LUN are in config.lun_rules, those between
+targets and portal groups in config.conflicts.
 """
 
-import ipaddress
 import os
 from collections import OrderedDict
 
-from targetd import xts
-from targetd.config import kinds, model, settings
+from targetd.config import conflicts, kinds, lun_rules, model, settings
 from targetd.config.tgt_settings import FORMER
 from targetd.config.words import Unusable, split
 from targetd.errors import Complaint
@@ -21,7 +19,7 @@ MAXIMUM_LUN = 16383  # flat space addressing, SAM-5
 STORES = ('backing-store', 'direct-store')
 _LUN_ROWS = settings.of('lun')
 _SHARED = tuple(row for row in _LUN_ROWS if row.shared)
-#: The settings that a kind of section may hold. In a target the stores are lists: lun 0, lun 1, ...
+#: Rows of the settings of each kind of section. In a target the stores are lists: lun 0, lun 1, ...
 KNOWN = {
     'server': settings.of('server'),
     'portal-group': settings.of('portal-group'),
@@ -46,17 +44,20 @@ _ROW_BY_NAME = dict(
 
 
 class Found(OrderedDict):
-    """{setting name: (value, Entry)} of one section. pieces: {name: [(value, Entry)]} of a setting
-    that may be repeated, line by line; unusable: names of settings that were written and complained
-    of, which count as written."""
+    """The settings of one section: {setting name: (value, Entry)}.
+
+    pieces: {name: [(value, Entry)]}, one item per line, for settings that may be repeated;
+    unusable: names of settings that were written with a value that cannot be used. They count as
+    written, so that there is no further complaint that they are missing.
+    """
 
     def __init__(self, *args, **kwargs):
         super(Found, self).__init__(*args, **kwargs)
         self.pieces = {}
         self.unusable = set()
 
-    def over(self, other):
-        """These settings, and those of `other` that are not among them."""
+    def with_defaults(self, other):
+        """A Found with these settings and, for the names that are missing here, those of `other`."""
         both = Found(other, **self)
         both.unusable = self.unusable | other.unusable
         return both
@@ -66,7 +67,7 @@ class Found(OrderedDict):
 
 
 def build(sections, files):
-    """(Configuration, complaints). The Configuration is to be used only if there is no complaint."""
+    """Returns (Configuration, [Complaint]). Use the Configuration only if there is no complaint."""
     checker = Checker(files)
     for section in sections:
         checker.section(section)
@@ -74,7 +75,7 @@ def build(sections, files):
 
 
 class Checker(object):
-    """Collects the parts of a Configuration, their places, and the complaints."""
+    """Collects the parts of a Configuration, their places and the complaints, section by section."""
 
     def __init__(self, files):
         self.complaints = []
@@ -86,12 +87,12 @@ class Checker(object):
         self._tags_wanted = []  # (tag, Entry)
 
     def complain(self, place, text, remedy=''):
-        """place: anything with file and line."""
+        """Add a Complaint. place: an object with the attributes file and line."""
         self.complaints.append(Complaint(place.file, place.line, text, remedy))
 
     def configuration(self):
-        """The Configuration of all sections so far; complains of what only shows when all are
-        known."""
+        """The Configuration of all sections so far. Adds the complaints that depend on several
+        sections."""
         server = model.Server(
             **dict(
                 (settings_field('server', name), value) for name, (value, _) in self._server.items()
@@ -105,17 +106,16 @@ class Checker(object):
                 self.complain(
                     entry,
                     'there is no portal group %d' % tag,
-                    'write a section [portal-group %d] with its portal, or one of %s'
+                    'write a section [portal-group %d] with a portal, or one of the tags %s'
                     % (tag, ', '.join(str(t) for t in configuration.portal_groups)),
                 )
-        self._check_portals(configuration)
-        self._check_stores(configuration)
+        self.complaints += conflicts.conflicts(configuration)
         return configuration
 
     # -- sections ----------------------------------------------------------------------------------
 
     def section(self, section):
-        """One section of the top level."""
+        """Check one section of the top level."""
         kind = {
             'server': self._server_section,
             'portal-group': self._portal_group,
@@ -139,15 +139,15 @@ class Checker(object):
         for nested in section.sections:
             self.complain(
                 nested,
-                'a section %r stands inside a [%s]' % (nested.kind, section.kind),
-                'only a [target NAME] holds sections, [[lun N]]',
+                'there is a section %r inside [%s]' % (nested.kind, section.kind),
+                'only a [target NAME] may contain sections, [[lun N]]',
             )
 
     def _server_section(self, section):
         self._nothing_nested(section)
         if section.argument:
             self.complain(
-                section, '[server] is followed by %r' % section.argument, 'write [server]'
+                section, '[server] has an argument %r' % section.argument, 'write [server]'
             )
         self.places.setdefault(('server',), (section.file, section.line))
         found = self.values(section, 'server')
@@ -173,7 +173,7 @@ class Checker(object):
             self.complain(
                 section,
                 'portal group %d has no portal' % tag,
-                'write portal = 0.0.0.0:3260, [::]:3260 or like it',
+                'write a portal, for example portal = 0.0.0.0:3260, [::]:3260',
             )
         portals = found.get('portal', ((), None))[0]
         self._groups[tag] = model.PortalGroup(tag, tuple(OrderedDict.fromkeys(portals)))
@@ -184,14 +184,13 @@ class Checker(object):
         except Unusable:
             self.complain(
                 section,
-                '%r is no number of %s' % (section.argument, what),
+                '%r is not a valid number of %s' % (section.argument, what),
                 'write %s with a number from %d to %d' % (settings.HEADINGS[kind], low, high),
             )
             return None
 
     def _is_new(self, section, key, what):
-        """True, and the place noted, if nothing like it stood before; else complains with both
-        places."""
+        """If `key` is new, record its place and return True; else add a complaint with both places."""
         if key in self.places:
             self.complain(
                 section,
@@ -212,14 +211,14 @@ class Checker(object):
     # -- settings ----------------------------------------------------------------------------------
 
     def values(self, section, kind):
-        """The Found of a section's own settings; complains of all that cannot be used."""
+        """The Found of the settings of one section. Adds a complaint for each unusable value."""
         gathered = Found()
         for entry in section.entries:
             row = _ROW_BY_NAME[kind].get(_folded(entry.name))
             if row is None:
                 self.complain(
                     entry,
-                    '%s is no setting of %s' % (entry.name, settings.HEADINGS[kind]),
+                    '%s is not a setting of %s' % (entry.name, settings.HEADINGS[kind]),
                     remedy_for_unknown(entry.name, kind),
                 )
                 continue
@@ -256,7 +255,7 @@ class Checker(object):
         if flaw:
             self.complain(
                 section,
-                '%r is no iSCSI name: %s' % (section.argument, flaw),
+                '%r is not an iSCSI name: %s' % (section.argument, flaw),
                 'write a name like iqn.2026-11.com.example:disk1',
             )
         if flaw or not self._is_new(section, ('target', name), 'target %s' % name):
@@ -282,16 +281,16 @@ class Checker(object):
             if tag not in groups:
                 self.complain(
                     entry,
-                    'the target is not reached through portal group %d' % tag,
+                    'portal group %d is not a portal-group of the target' % tag,
                     'write one of %s' % ', '.join(str(each) for each in groups),
                 )
         if len(set(tag for tag, _ in states)) < len(states):
-            self.complain(entry, 'a portal group has two states', 'write each group once')
+            self.complain(entry, 'a portal group has two states', 'write each portal group once')
         if found.get('alua', ('auto', None))[0] == 'off':
             self.complain(
                 entry,
-                'alua-state with alua = off',
-                'write alua = implicit, or leave alua-state out',
+                'alua-state has no effect with alua = off',
+                'write alua = implicit, or remove alua-state',
             )
 
     @staticmethod
@@ -332,7 +331,7 @@ class Checker(object):
             if 'FirstBurstLength' in found:
                 self.complain(
                     found['FirstBurstLength'][1],
-                    'FirstBurstLength %d is more than MaxBurstLength %d' % (first, burst),
+                    'FirstBurstLength %d is greater than MaxBurstLength %d' % (first, burst),
                     'write at most %d (RFC 7143 13.14)' % burst,
                 )
             else:
@@ -342,7 +341,7 @@ class Checker(object):
     # -- accounts ----------------------------------------------------------------------------------
 
     def _accounts(self, found):
-        """[((user, secret), Entry)] of incominguser and the files of incominguser-file."""
+        """[((user, secret), Entry)] of incominguser and of the files of incominguser-file."""
         accounts = self._pieces(found, 'incominguser')
         for path, entry in self._pieces(found, 'incominguser-file'):
             accounts += self._accounts_of_file(path, entry)
@@ -350,7 +349,7 @@ class Checker(object):
 
     @staticmethod
     def _pieces(found, name):
-        """[(item, Entry)] of a setting that is a list, each with its own line."""
+        """[(item, Entry)] of a setting that is a list; each item has the Entry of its line."""
         return [(item, entry) for value, entry in found.pieces.get(name, ()) for item in value]
 
     def _note_accounts(self, target, found, accounts, outgoing):
@@ -386,8 +385,8 @@ class Checker(object):
         return accounts
 
     def _check_accounts(self, found, incoming, outgoing, accounts):
-        """One secret for each user; mutual CHAP needs one-way CHAP and a secret of its own (RFC
-        7143 12.1.3)."""
+        """Check that each user has one secret, that there is no mutual CHAP without one-way CHAP, and
+        that its secret differs from the others (RFC 7143 12.1.3)."""
         secrets = {}
         for (user, secret), entry in accounts:
             if secrets.setdefault(user, (secret, entry))[0] != secret:
@@ -404,17 +403,16 @@ class Checker(object):
         if not accounts and not found.is_written(incoming):
             self.complain(
                 entry,
-                '%s without %s: a target proves itself only to an initiator that proves itself'
+                '%s without %s: a target authenticates itself only to an initiator that does so too'
                 % (outgoing, incoming),
-                'write %s = NAME SECRET too' % incoming,
+                'also write %s = NAME SECRET' % incoming,
             )
         for (other, theirs), _ in accounts:
             if theirs == secret:
                 self.complain(
                     entry,
                     '%s %r has the same secret as %s %r' % (outgoing, user, incoming, other),
-                    'give the two directions different secrets: with equal ones the proof is '
-                    'worthless',
+                    'write different secrets for the two directions: equal ones prove nothing',
                 )
                 break
 
@@ -433,13 +431,13 @@ class Checker(object):
         if len(set(store for store, _, _ in stores)) > 1:
             self.complain(
                 found['direct-store'][1],
-                'backing-store and direct-store both stand in the target',
-                'write a section [[lun N]] for each, so that their numbers are certain',
+                'the target has both backing-store and direct-store',
+                'write a section [[lun N]] for each, so that their numbers are defined',
             )
         for number, (store, entry, path) in enumerate(stores):
             self.places['lun', name, number] = (entry.file, entry.line)
             luns[number] = self._made_lun(
-                number, entry, Found([(store, (path, entry))]).over(shared)
+                number, entry, Found([(store, (path, entry))]).with_defaults(shared)
             )
         for nested in section.sections:
             self._lun_section(nested, name, shared, luns)
@@ -448,7 +446,7 @@ class Checker(object):
     def _lun_section(self, nested, name, shared, luns):
         for deeper in nested.sections:
             self.complain(
-                deeper, 'a section stands inside a [[lun N]]', 'a lun holds settings only'
+                deeper, 'there is a section inside a [[lun N]]', 'a lun contains only settings'
             )
         if nested.kind != 'lun':
             near = kinds.nearest(nested.kind, ['lun'])
@@ -465,7 +463,7 @@ class Checker(object):
             nested, ('lun', name, number), 'lun %d of target %s' % (number, name)
         ):
             return
-        luns[number] = self._made_lun(number, nested, own.over(shared))
+        luns[number] = self._made_lun(number, nested, own.with_defaults(shared))
 
     def _made_lun(self, number, place, found):
         fields = dict(
@@ -477,195 +475,18 @@ class Checker(object):
         for setting in stores:
             fields.update(backing_store=found[setting][0], direct=setting == 'direct-store')
         lun = model.Lun(number=number, **fields)
-        for setting, text, remedy in _contradictions(lun, stores, found.unusable):
+        for setting, text, remedy in lun_rules.contradictions(lun, stores, found.unusable):
             self.complain(found[setting][1] if setting in found else place, text, remedy)
         return lun
 
-    # -- what only shows when everything is known --------------------------------------------------
-
-    def _check_portals(self, configuration):
-        taken = []  # (address object, scope, port, tag)
-        for tag, group in configuration.portal_groups.items():
-            for address, port in group.portals:
-                plain, _, scope = address.partition(kinds.SCOPE)
-                parsed = ipaddress.ip_address(plain)
-                for other, other_scope, other_port, other_tag in taken:
-                    same = other == parsed and scope == other_scope
-                    if (
-                        port == other_port
-                        and parsed.version == other.version
-                        and (same or other.is_unspecified or parsed.is_unspecified)
-                    ):
-                        self._complain_of_portal(
-                            configuration, (tag, parsed, port), (other_tag, other)
-                        )
-                taken.append((parsed, scope, port, tag))
-
-    def _complain_of_portal(self, configuration, this, other):
-        tag, address, port = this
-        place = Complaint(
-            *(configuration.places.get(('portal-group', tag), (None, None)) + ('', ''))
-        )
-        where = configuration.places.get(('portal-group', other[0]), (None, 0))
-        text = (
-            'portal %s stands twice'
-            if address == other[1]
-            else 'portal %s overlaps with {}'.format(kinds.Portal().write((str(other[1]), port)))
-        ) % kinds.Portal().write((str(address), port))
-        self.complain(
-            place,
-            '%s; the other place is portal group %d at %s:%d' % ((text, other[0]) + where),
-            'remove one of the two, or give it another port',
-        )
-
-    def _check_stores(self, configuration):
-        """Two LUNs on one store would not know of each other's reservations and caches; two disks
-        with one key would show where they are equal."""
-        seen, keys = {}, {}
-        for target in configuration.targets.values():
-            for lun in target.luns.values():
-                path = lun.backing_store
-                if not path:
-                    continue
-                real = os.path.realpath(path) if path.startswith('/') else path
-                here = configuration.places['lun', target.name, lun.number]
-                if real in seen and not (lun.readonly and seen[real][1].readonly):
-                    other, other_lun, there = seen[real]
-                    self.complain(
-                        Complaint(here[0], here[1], '', ''),
-                        'lun %d of %s serves %s, which lun %d of %s serves already, at %s:%d'
-                        % ((lun.number, target.name, path, other_lun.number, other.name) + there),
-                        'serve it once, and let several initiators into that target; or make both '
-                        'readonly',
-                    )
-                seen.setdefault(real, (target, lun, here))
-                if lun.encryption_key_file:
-                    other = keys.setdefault(
-                        os.path.realpath(lun.encryption_key_file), (real, target, lun, here)
-                    )
-                    self._check_key(other, real, target, lun, here)
-
-    def _check_key(self, other, real, target, lun, here):
-        other_real, other_target, other_lun, there = other
-        if other_real != real:
-            self.complain(
-                Complaint(here[0], here[1], '', ''),
-                'lun %d of %s has the encryption-key-file of lun %d of %s, at %s:%d'
-                % ((lun.number, target.name, other_lun.number, other_target.name) + there),
-                'give each disk a key of its own',
-            )
-
 
 def settings_field(section, name):
-    """The model's attribute of a setting."""
+    """The attribute of the model that contains the setting."""
     return _ROW_BY_NAME[section][_folded(name)].field
 
 
-def _contradictions(lun, stores, unusable):
-    """[(setting that it is about, text, remedy)] of values of one Lun that do not go together.
-    unusable: as in Found."""
-    found = []
-    if len(stores) > 1:
-        found.append(
-            (
-                'direct-store',
-                'lun %d has a backing-store and a direct-store' % lun.number,
-                'write one of the two',
-            )
-        )
-    if lun.type in ('ram', 'null'):
-        if stores:
-            found.append(
-                (
-                    stores[0],
-                    'a lun of type %s has no %s' % (lun.type, stores[0]),
-                    'remove one of the two settings',
-                )
-            )
-        if lun.size is None and 'size' not in unusable:
-            found.append(
-                ('type', 'a lun of type %s needs a size' % lun.type, 'write size = 1G or like it')
-            )
-    elif not stores and not unusable & {'backing-store', 'direct-store', 'type'}:
-        found.append(
-            ('lun', 'lun %d has no backing-store' % lun.number, 'write backing-store = PATH')
-        )
-    if lun.type in ('ram', 'null') and lun.encryption_key_file:
-        found.append(
-            (
-                'encryption-key-file',
-                'a lun of type %s keeps nothing that could be encrypted' % lun.type,
-                'remove encryption-key-file',
-            )
-        )
-    elif lun.encryption_key_file and xts.why_not():
-        found.append(('encryption-key-file', 'nothing can be encrypted here', xts.why_not()))
-    if lun.encryption_key_file and lun.atomic_writes:
-        found.append(
-            (
-                'atomic-writes',
-                'what is encrypted on the disk would stand in the journal of atomic-writes as it '
-                'is',
-                'write one of the two settings',
-            )
-        )
-    if lun.type == 'block' and lun.size is not None:
-        found.append(('size', 'a lun of type block has the size of its disk', 'remove size'))
-    return found + _contradicting_numbers(lun)
-
-
-def _contradicting_numbers(lun):
-    found = []
-    block, physical = lun.block_size or 512, lun.physical_block_size
-    if lun.size is not None and lun.size % block:
-        found.append(
-            (
-                'size',
-                'size %d is no multiple of the block size %d' % (lun.size, block),
-                'write a whole number of blocks',
-            )
-        )
-    if physical is not None and physical < block:
-        found.append(
-            (
-                'physical-block-size',
-                'physical-block-size %d is less than block-size %d' % (physical, block),
-                'write %d or more' % block,
-            )
-        )
-    ratio = max(physical or 4096, block) // block
-    if lun.lowest_aligned_block >= ratio and lun.lowest_aligned_block:
-        found.append(
-            (
-                'lowest-aligned-block',
-                'lowest-aligned-block %d is beyond the first physical block'
-                % (lun.lowest_aligned_block),
-                'write a number from 0 to %d' % (ratio - 1),
-            )
-        )
-    if lun.rotation_rate is not None and 1 < lun.rotation_rate < 1025 or lun.rotation_rate == 65535:
-        found.append(
-            (
-                'rotation-rate',
-                'rotation-rate %d has no meaning (SBC-3)' % lun.rotation_rate,
-                'write 0, 1 or a number from 1025 to 65534',
-            )
-        )
-    for setting in ('optimal-transfer-length', 'optimal-transfer-granularity'):
-        value = getattr(lun, settings_field('lun', setting))
-        if value is not None and value % block:
-            found.append(
-                (
-                    setting,
-                    '%s %d is no multiple of the block size %d' % (setting, value, block),
-                    'write a whole number of blocks',
-                )
-            )
-    return found
-
-
 def remedy_for_unknown(name, kind):
-    """What to write instead of a setting that this kind of section does not know."""
+    """The remedy for the name of a setting that this kind of section does not have."""
     folded = _folded(name)
     homes = [
         section
@@ -673,7 +494,7 @@ def remedy_for_unknown(name, kind):
         if folded in _ROW_BY_NAME[section]
     ]
     if homes:
-        return 'it belongs into %s' % ' or '.join(settings.HEADINGS[section] for section in homes)
+        return 'write it in %s' % ' or '.join(settings.HEADINGS[section] for section in homes)
     if folded in FORMER:
         return FORMER[folded]
     near = kinds.nearest(name, [row.name for row in KNOWN[kind]])

@@ -1,17 +1,18 @@
-"""A Configuration in plain words: what would be served, where, and to whom. For `targetd -t`.
+"""Describes a Configuration in words for `targetd -t`: what would be served, where, and to whom.
 
-May import config. Shows no secret.
+May import config. The text contains no secret.
 """
 
-from targetd.config import kinds, lint, model, settings
+from targetd.config import kinds, lint, model, network_kinds, settings
+from targetd.config.words import counted
 
 
 def explained(configuration):
-    """Lines of text, with a line end after each."""
-    lines = ['The configuration can be used (%s).' % _files(configuration.files)]
+    """The description: lines of text, each with a line end."""
+    lines = ['The configuration is valid (%s).' % _files(configuration.files)]
     for tag, group in configuration.portal_groups.items():
-        portals = ', '.join(kinds.Portal().write(portal) for portal in group.portals)
-        lines.append('Portal group %d listens at %s.' % (tag, portals))
+        portals = ', '.join(network_kinds.Portal().write(portal) for portal in group.portals)
+        lines.append('Portal group %d listens on %s.' % (tag, portals))
     if not configuration.targets:
         lines.append('There is no target: nothing would be served.')
     for target in configuration.targets.values():
@@ -27,7 +28,7 @@ def _files(files):
     return (
         files[0]
         if len(files) == 1
-        else '%s and %d more file%s' % (files[0], len(files) - 1, 's' if len(files) > 2 else '')
+        else '%s and %s' % (files[0], counted(len(files) - 1, 'more file'))
     )
 
 
@@ -43,8 +44,11 @@ def _target(target):
     if target.redirect is not None:
         permanent, host, port = target.redirect
         lines.append(
-            'sends every login to %s, %s'
-            % (kinds.Portal().write((host, port)), 'for good' if permanent else 'for now')
+            'redirects every login to %s, %s'
+            % (
+                network_kinds.Portal().write((host, port)),
+                'permanently' if permanent else 'temporarily',
+            )
         )
     lines.append(admission(target))
     lines.append(_accounts(target))
@@ -62,11 +66,11 @@ def _target(target):
 
 
 def admission(target):
-    """Whom the two rules let in, as one clause."""
+    """Which initiators the two rules admit, as one clause."""
     addresses, patterns = target.initiator_addresses, target.initiator_names
     if not addresses and not patterns:
-        return 'admits nobody: neither initiator-address nor initiator-name is written'
-    if lint.admits_everyone(target):
+        return 'admits no initiator: neither initiator-address nor initiator-name is written'
+    if lint.admits_all(target):
         return 'admits every initiator'
     rules = []
     if patterns and 'ALL' not in patterns:
@@ -78,9 +82,11 @@ def admission(target):
 
 def _accounts(target):
     if not target.accounts:
-        return 'asks for no CHAP'
-    users = 'demands CHAP of %s' % ' or '.join(user for user, _ in target.accounts)
-    return users + (', and proves itself as %s' % target.outgoing[0] if target.outgoing else '')
+        return 'requires no CHAP'
+    users = 'requires CHAP as %s' % ' or '.join(user for user, _ in target.accounts)
+    if target.outgoing is None:
+        return users
+    return '%s, and authenticates itself as %s (mutual CHAP)' % (users, target.outgoing[0])
 
 
 def _lun(lun):

@@ -1,26 +1,26 @@
-"""What is allowed and probably not meant: warnings, which stop nothing.
+"""Warnings about settings that are allowed but probably not intended.
 
-May import base, config and host. `warnings(configuration)` looks at the configuration and at the rights of its files,
-`missing_stores(configuration)` and `contents(configuration)` at the disks of this host too (for `targetd -t`), without reading
-them: that could wait.
+May import base, config and host. `warnings(configuration)` examines the configuration and the
+permissions of its files. `missing_stores(configuration)` and `contents(configuration)`, for
+`targetd -t`, also examine the disks of this host, but do not read from them: a read may block.
 """
 
 import os
 import re
 import stat
 
-from targetd.config import acl, kinds
+from targetd.config import acl, network_kinds
 from targetd.errors import Complaint, StoreError
 from targetd.host import claims, disks, roots, signatures
 
-SHORTEST_SECRET, LONGEST_SECRET = 12, 16  # what the Windows initiator takes without IPsec, in bytes
+SHORTEST_SECRET, LONGEST_SECRET = 12, 16  # bytes that the Windows initiator accepts without IPsec
 UNSTABLE = re.compile(
     '/dev/(sd[a-z]+|hd[a-z]|vd[a-z]+|xvd[a-z]+|nvme[0-9]+n[0-9]+|mmcblk[0-9]+)p?[0-9]*$'
 )
 
 
 def warnings(configuration):
-    """[Complaint] in file order."""
+    """Warnings that do not depend on the disks: [Complaint] in file order."""
     found = _open_secrets(configuration) + _discovery(configuration)
     for target in configuration.targets.values():
         found += _accounts(configuration, target.name, target.accounts, target.outgoing)
@@ -52,7 +52,7 @@ def _open_secrets(configuration):
                 Complaint(
                     path,
                     None,
-                    'holds secrets and every user of this host can read it',
+                    'contains secrets, and every user of this host can read it',
                     'chmod 600 %s' % path,
                 )
             )
@@ -78,7 +78,7 @@ def _accounts(configuration, target, accounts, outgoing):
                     configuration,
                     ('account', target, key),
                     'the secret of %r is %d bytes long' % (user, length),
-                    'Windows takes %d to %d; other initiators take it'
+                    'Windows accepts only secrets of %d to %d bytes; other initiators accept it'
                     % (SHORTEST_SECRET, LONGEST_SECRET),
                 )
             )
@@ -93,25 +93,25 @@ def _admission(configuration, target):
                 configuration,
                 place,
                 acl.refusal(target, '', '').split('; ')[0],
-                'write initiator-address = ALL to admit everyone%s, or the addresses or names that '
-                'may log in' % (' who knows an account' if target.accounts else ''),
+                'write initiator-address = ALL to admit every initiator%s, or the addresses or '
+                'names that may log in' % (' with an account' if target.accounts else ''),
             )
         ]
-    if admits_everyone(target) and not target.accounts:
+    if admits_all(target) and not target.accounts:
         return [
             _warning(
                 configuration,
                 place,
-                'target %s admits everyone, without CHAP' % target.name,
-                'write initiator-address, initiator-name or incominguser where the network is not '
-                'only yours',
+                'target %s admits every initiator, without CHAP' % target.name,
+                'write initiator-address, initiator-name or incominguser if other hosts can reach '
+                'the network',
             )
         ]
     return []
 
 
-def admits_everyone(target):
-    """True if no address and no name is refused (CHAP apart)."""
+def admits_all(target):
+    """True if the rules refuse no address and no name; CHAP may still refuse the login."""
     rules = [rules for rules in (target.initiator_addresses, target.initiator_names) if rules]
     return bool(rules) and all({'ALL', '*', '0.0.0.0/0'} & set(r) for r in rules)
 
@@ -133,8 +133,8 @@ def _luns(configuration, target):
                 configuration,
                 ('target', target.name),
                 'target %s has no LUN 0' % target.name,
-                'initiators ask LUN 0 for the list of LUNs; targetd answers, but give the first '
-                'disk number 0',
+                'initiators request the list of LUNs from LUN 0; this works, but number the first '
+                'disk 0',
             )
         )
     for number, lun in target.luns.items():
@@ -143,8 +143,8 @@ def _luns(configuration, target):
                 _warning(
                     configuration,
                     ('lun', target.name, number),
-                    '%s may be another disk after a boot' % lun.backing_store,
-                    'name it by /dev/disk/by-id/..., serial: or wwn:',
+                    '%s may refer to another disk after a boot' % lun.backing_store,
+                    'write /dev/disk/by-id/..., serial: or wwn:',
                 )
             )
     return found
@@ -163,14 +163,14 @@ def _redirect(configuration, target):
             configuration,
             ('target', target.name),
             'target %s is redirected to its own portal %s'
-            % (target.name, kinds.Portal().write(target.redirect[1:])),
-            'initiators would go round in circles; write the other address',
+            % (target.name, network_kinds.Portal().write(target.redirect[1:])),
+            'initiators would be redirected endlessly; write the address of the other server',
         )
     ]
 
 
 def missing_stores(configuration):
-    """[Complaint] of LUNs whose store is not there now, with what is there instead."""
+    """[Complaint] about LUNs whose store or key file does not exist now."""
     found = []
     for target in configuration.targets.values():
         for number, lun in target.luns.items():
@@ -187,8 +187,8 @@ def missing_stores(configuration):
                         configuration,
                         ('lun', target.name, number),
                         'its encryption-key-file %s does not exist' % lun.encryption_key_file,
-                        'it is made if the disk is empty; for any other, bring the file back from '
-                        'your copy',
+                        'it is created if the disk is empty; for any other disk, restore the file '
+                        'from your copy',
                     )
                 )
             if not os.path.exists(path) and lun.size is None:
@@ -197,15 +197,15 @@ def missing_stores(configuration):
                         configuration,
                         ('lun', target.name, number),
                         '%s does not exist' % path,
-                        'write size = 10G or like it to have a sparse file created',
+                        'write a size, for example size = 10G, to create a sparse file',
                     )
                 )
     return found
 
 
 def contents(configuration):
-    """[Complaint] of LUNs on disks that this host counts on, or takes into use by itself; as far as
-    that is noted elsewhere."""
+    """[Complaint] about LUNs on disks that this host is configured to use, or would activate
+    automatically, according to its configuration files and udev."""
     found = []
     for target in configuration.targets.values():
         for number, lun in target.luns.items():
@@ -218,7 +218,7 @@ def contents(configuration):
                     configuration,
                     place,
                     sentence,
-                    'it is refused as long as allow-in-use is not written',
+                    'targetd refuses to serve it without allow-in-use = yes',
                 )
                 for sentence in claims.find_claims(path, [], None)
             ]
@@ -226,9 +226,10 @@ def contents(configuration):
                 _warning(
                     configuration,
                     place,
-                    'there is %s' % noted,
-                    'if an initiator made that, keep this host from using it (global_filter in '
-                    'lvm.conf, AUTO -all in mdadm.conf); if this host did, take another',
+                    'the disk contains %s' % noted,
+                    'if an initiator created it, prevent this host from using it (global_filter in '
+                    'lvm.conf, AUTO -all in mdadm.conf); if this host created it, serve another '
+                    'disk',
                 )
                 for noted in signatures.auto_assembled_by_udev(name)
             ]
@@ -236,7 +237,7 @@ def contents(configuration):
 
 
 def _kernel_name(lun):
-    """Of the block device that is served, or None."""
+    """The kernel's name of the block device that the Lun serves, or None."""
     try:
         return (
             roots.kernel_name(disks.resolve_backing_store(lun.backing_store))

@@ -1,11 +1,11 @@
-"""From files to a Configuration: reading, includes, sections. The only importer of configobj.
+"""Loads a Configuration from files: reads them, follows includes and parses sections.
 
-May import base and config. configobj gives sections, nesting and `name = value` lines; what stands
-behind the equals sign is ours (config.words), because secrets may hold any character. configobj
-neither tells the line of a setting nor lets a setting or heading be repeated, so each is handed to
-it with its line number in front (`[target x]` on line 7 as `[7 target x]`): the number comes back
-with the name, nothing is ever a duplicate, and repetition is judged by config.check, which knows
-both places.
+May import base and config; the only importer of configobj. configobj parses sections, nesting and
+`name = value` lines. config.words parses the values, because secrets may contain any character.
+configobj neither reports the line of a setting nor accepts a repeated setting or heading. Therefore
+each name is passed to it with its line number in front (`[target x]` on line 7 as `[7 target x]`):
+this makes every name unique and returns the line number. config.check, which knows both places,
+decides whether a repetition is an error.
 """
 
 import glob
@@ -22,8 +22,8 @@ from targetd.errors import Complaint, ConfigError
 
 #: One `name = text`. name: as written.
 Entry = namedtuple('Entry', 'name text file line')
-#: One section. kind, argument: of '[kind argument]'; entries: [Entry]; sections: [Section] nested
-#: in it.
+#: One section. kind, argument: of '[kind argument]'; entries: [Entry]; sections: the nested
+#: [Section].
 Section = namedtuple('Section', 'kind argument file line entries sections')
 
 TRIPLE = re.compile(r'''[^=]*=\s*("{3}|'{3})''')
@@ -32,7 +32,8 @@ NUMBERED = re.compile(r'([0-9]+)(?:\s+(.*))?$', re.DOTALL)
 
 
 def load(path):
-    """The Configuration of this file and all it includes. Raises ConfigError with every complaint."""
+    """The Configuration of this file and of the files that it includes. Raises ConfigError with all
+    complaints."""
     reading = Reading()
     reading.include(os.path.abspath(path), None)
     configuration, complaints = check.build(reading.sections, reading.files)
@@ -51,8 +52,8 @@ def _in_file_order(complaints, files):
 
 
 class Reading(object):
-    """Files read so far: `sections` ([Section]), `files` (paths in the order of reading),
-    `complaints`."""
+    """The result of reading files: `sections` ([Section]), `files` (paths in the order of reading)
+    and `complaints`."""
 
     def __init__(self):
         self.sections = []
@@ -62,19 +63,22 @@ class Reading(object):
         self._seen = {}  # real path: Entry that included it, or None
 
     def include(self, path, entry):
-        """Read one file. entry: the include that names it, None for the main file."""
+        """Read one file. entry: the Entry of the include, or None for the main file."""
         real = os.path.realpath(path)
         if real in self._open:
             return self._complain(
-                entry,
-                'includes %s, which includes this file in turn' % path,
-                'remove one of the includes',
+                entry, 'includes %s, which includes this file' % path, 'remove one of the includes'
             )
         if real in self._seen:
             first = self._seen[real]
-            where = ' at %s:%d' % (first.file, first.line) if first else ' from the start'
+            if first is None:
+                return self._complain(
+                    entry, '%s is the main configuration file' % path, 'remove the include'
+                )
             return self._complain(
-                entry, '%s is included already%s' % (path, where), 'remove one of the two'
+                entry,
+                '%s is already included at %s:%d' % (path, first.file, first.line),
+                'remove one of the two',
             )
         try:
             with open(path, 'rb') as f:
@@ -93,14 +97,16 @@ class Reading(object):
     def _unreadable(self, path, entry, error):
         text = '%s cannot be read: %s' % (path, error.strerror)
         if entry:
-            self._complain(entry, text, 'correct the path; wildcards (*.conf) may match nothing')
+            self._complain(
+                entry, text, 'correct the path; only wildcards (*.conf) may match no file'
+            )
         else:
             self.complaints.append(
                 Complaint(
                     path,
                     None,
                     'cannot be read: %s' % error.strerror,
-                    'name the configuration with -c, or try targetd --demo',
+                    'pass the path of the configuration with -c, or try targetd --demo',
                 )
             )
 
@@ -118,7 +124,7 @@ class Reading(object):
                 Complaint(
                     path,
                     text.count('\n', 0, text.index('\0')) + 1,
-                    'a NUL stands in this line',
+                    'this line contains a NUL character',
                     'the configuration is a text file',
                 )
             )
@@ -141,23 +147,24 @@ class Reading(object):
                 self._include_all(entry)
             else:
                 self._complain(
-                    entry, '%s stands before the first section' % entry.name, _home_of(entry.name)
+                    entry, '%s is before the first section' % entry.name, _home_of(entry.name)
                 )
         for section in self._sections(path, root):
             for entry in [e for e in section.entries if e.name.lower() == 'include']:
                 self._complain(
                     entry,
-                    'include stands in a section',
+                    'there is an include in a section',
                     'move it before the first section of the file',
                 )
                 section.entries.remove(entry)
             self.sections.append(section)
 
     def _numbered(self, path, lines):
-        """The lines as configobj gets them: with their number before the name; empty where they
-        only disturb it: comments, and what stands under a heading that cannot be used and so
-        belongs nowhere."""
-        # skipped: depth of the unusable heading that we are under
+        """The lines for configobj, with their number before the name.
+
+        Comments, and lines below a heading that cannot be used, are replaced by empty lines.
+        """
+        # skipped: nesting depth of the unusable heading above this line, or None
         numbered, depth, skipped = [], 0, None
         for number, line in enumerate(lines, 1):
             stripped, result = line.strip(), ''
@@ -182,8 +189,8 @@ class Reading(object):
                         path,
                         number,
                         'a value begins with three quotes',
-                        'a value is one line, in quotes of one kind; a word that begins with one '
-                        'kind stands in the other',
+                        'a value is one line; enclose a word that begins with one kind of quote in '
+                        'the other kind',
                     )
                 )
             elif stripped and not stripped.startswith('#') and skipped is None:
@@ -197,7 +204,7 @@ class Reading(object):
             number, name = _take_number(key)
             if not name:
                 self.complaints.append(
-                    Complaint(path, number, 'no setting stands before the equals sign', '')
+                    Complaint(path, number, 'the name before the equals sign is missing', '')
                 )
             else:
                 entries.append(Entry(name, section[key], path, number))
@@ -232,7 +239,7 @@ class Reading(object):
         except Unusable as e:
             return self._complain(entry, e.text, e.remedy)
         if not patterns:
-            self._complain(entry, 'include names no file', 'write a path; wildcards are allowed')
+            self._complain(entry, 'include has no path', 'write a path; wildcards are allowed')
         for pattern in patterns:
             absolute = os.path.join(os.path.dirname(entry.file), pattern)
             found = sorted(glob.glob(absolute)) if glob.has_magic(absolute) else [absolute]
@@ -241,8 +248,10 @@ class Reading(object):
 
 
 def _heading(line, depth):
-    """(opening brackets, name, None or (what is wrong, remedy)) of a heading that stands under one
-    of this depth."""
+    """(number of opening brackets, name, None or (flaw, remedy)) of a heading line.
+
+    depth: the depth of the heading above it.
+    """
     match = HEADING.match(line)
     if not match:
         opened = len(line) - len(line.lstrip(' \t['))
@@ -262,7 +271,7 @@ def _heading(line, depth):
         return (
             opened,
             '',
-            ('is a heading that fits nowhere here', 'write [target NAME], and below it [[lun N]]'),
+            ('is nested too deeply here', 'write [target NAME], and below it [[lun N]]'),
         )
     return opened, match.group(2), None
 
@@ -273,19 +282,19 @@ def _take_number(key):
 
 
 def _home_of(name):
-    """The remedy for a setting in no section: where it belongs."""
+    """The remedy for a setting before the first section: the section in which to write it."""
     homes = []
     for row in settings.TABLE:
         if row.name.lower() == name.lower().replace('_', '-'):
             homes.append(settings.HEADINGS[row.section])
     if homes:
-        return 'write it into a section %s' % ' or '.join(homes)
+        return 'write it in a section %s' % ' or '.join(homes)
     near = nearest(name, ['include'])
-    return 'did you mean %s?' % near if near else 'only include may stand there'
+    return 'did you mean %s?' % near if near else 'only include is allowed there'
 
 
 def _structural(path, error, lines):
-    """The complaint of an error that configobj found."""
+    """The Complaint about an error that configobj reported."""
     line = lines[error.line_number - 1].strip()
     text, remedy = '%r is neither a [section] nor a setting with an equals sign' % line, ''
     if line.startswith('<'):
@@ -293,10 +302,10 @@ def _structural(path, error, lines):
         remedy = (
             'write [target %s]' % match.group(1)
             if match
-            else 'sections have no end mark here: leave it out'
+            else 'sections have no end mark: remove the line'
         )
     elif line.startswith(';'):
-        remedy = 'comments begin with #'
+        remedy = 'write comments with #'
     else:
         word, _, rest = line.partition(' ')
         near = nearest(word, [row.name for row in settings.TABLE] + ['include'])

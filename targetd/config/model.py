@@ -1,40 +1,46 @@
-"""The configuration as the rest of targetd sees it: immutable values, and the steps from one
-configuration to another.
+"""The configuration as immutable values, and the steps from one configuration to another.
 
-May import config.settings. A class has one attribute per setting of its section, named like it with
-underscores (`login-timeout` -> `server.login_timeout`), with the value that settings.TABLE's kind
-gives; `help(Server)` lists them. Text keys are in `target.keys`. Every attribute has its default,
-so `Server()` is a server section with nothing written.
+May import config.settings. A class has one attribute per setting of its section, named like the
+setting with underscores (`login-timeout` -> `server.login_timeout`), with a value of the kind in
+settings.TABLE; `help(Server)` lists them. Text keys are in `target.keys`. Every attribute has a
+default, so `Server()` is an empty server section.
 
     Configuration   server: Server
                     portal_groups: {tag (int): PortalGroup}; never empty
                     targets: {folded name: Target}, in the order of the files
-                    files: (path, ...) read, includes and account files too, the main file first
-                    places: {('target', name) | ('lun', name, number) | ('portal-group', tag) | ('server',)
-                              | ('account', target name or None, user, or None for the outgoing one): (file, line)}
-    Server          see settings.SERVER; times in seconds, accounts as ((user, secret), ...) and (user, secret) or None
-    PortalGroup     tag, portals: ((address, port), ...), numeric addresses, '0.0.0.0' and '::' for all
-    Target          name (folded), see settings.TARGET; and
+                    files: (path, ...) of all files, with includes and account files; the main file
+                        is the first
+                    places: {key: (file, line)}; the keys are ('server',), ('portal-group', tag),
+                        ('target', name), ('lun', name, number) and ('account', target name or None
+                        for discovery, user or None for the outgoing account)
+    Server          see settings.SERVER; times in seconds; accounts as ((user, secret), ...), an
+                    outgoing account as (user, secret) or None
+    PortalGroup     tag; portals: ((address, port), ...) with numeric addresses; '0.0.0.0' and '::'
+                    are the wildcards
+    Target          name (folded); see settings.TARGET; and
                     portal_groups: (tag, ...)
-                    accounts: ((user, secret), ...), of incominguser and the files of incominguser-file together
+                    accounts: ((user, secret), ...) of incominguser and of incominguser-file
                     outgoing: (user, secret) or None (outgoinguser)
-                    initiator_addresses, initiator_names: tuples of what config.access judges; 'ALL' stands for itself
+                    initiator_addresses, initiator_names: tuples of the rules of config.acl
                     luns: {number: Lun}, ascending
-                    keys: {key of RFC 7143 13: value}: tuple of words, bool or int; every key of settings.TEXT_KEYS
-    Lun             number; see settings.LUN; backing_store: absolute path, 'serial:…', 'wwn:…' or '' (type ram, null);
+                    keys: {key of RFC 7143 13: value (tuple of words, bool or int)}, with every key
+                        of settings.TEXT_KEYS
+    Lun             number; see settings.LUN;
+                    backing_store: absolute path, 'serial:…', 'wwn:…' or '' (types ram and null)
                     direct: True if it was written as direct-store
 
-Secrets are str; they travel over the wire as UTF-8.
+Secrets are str; they are encoded as UTF-8 for CHAP.
 """
 
 from collections import OrderedDict, namedtuple
 
-from targetd.config import kinds, settings
+from targetd.config import network_kinds, settings
+from targetd.config.words import counted
 
 
 def _class(name, rows, first=(), without=(), more=()):
-    """A namedtuple class of `first` (required), the rows' fields and `more` ((field, default,
-    help), ...), with defaults."""
+    """Returns a namedtuple class with the fields `first` (without default), those of the rows, and
+    `more` ((field, default, help), ...)."""
     fields = [(row.field, row.default, row.help) for row in rows if row.name not in without] + list(
         more
     )
@@ -61,7 +67,7 @@ Lun = _class(
     settings.LUN,
     first=('number',),
     without=('direct-store',),
-    more=[('direct', False, 'Identity is the disk\'s own: written as direct-store.')],
+    more=[('direct', False, 'True for direct-store: initiators see the identity of the disk.')],
 )
 
 DEFAULT_KEYS = OrderedDict((row.name, row.default) for row in settings.TEXT_KEYS)
@@ -79,7 +85,7 @@ Target = _class(
         'outgoinguser',
     ),
     more=[
-        ('portal_groups', (1,), 'Tags of the groups through which it is reached.'),
+        ('portal_groups', (1,), 'Tags of the portal groups through which it is reached.'),
         ('initiator_addresses', (), 'Networks that may log in, or ALL.'),
         ('initiator_names', (), 'Name patterns that may log in, or ALL.'),
         ('accounts', (), 'CHAP accounts of initiators.'),
@@ -91,7 +97,7 @@ Target = _class(
 
 
 class Configuration(namedtuple('Configuration', 'server portal_groups targets files places')):
-    """All of it."""
+    """The complete configuration; see the module."""
 
     __slots__ = ()
 
@@ -100,8 +106,8 @@ DEFAULT_PORTAL_GROUP = PortalGroup(1, (('0.0.0.0', 3260), ('::', 3260)))
 
 
 def configuration(server=None, portal_groups=(), targets=(), files=(), places=None):
-    """A Configuration of a Server, PortalGroups and Targets; without a portal group, the default
-    one."""
+    """Returns a Configuration of a Server, PortalGroups and Targets. Without a portal group it has
+    DEFAULT_PORTAL_GROUP."""
     groups = tuple(portal_groups) or (DEFAULT_PORTAL_GROUP,)
     return Configuration(
         server or Server(),
@@ -114,7 +120,7 @@ def configuration(server=None, portal_groups=(), targets=(), files=(), places=No
 
 # -- from one configuration to another -------------------------------------------------------------
 
-#: Attributes of Target that are not named like their setting.
+#: Attributes of Target and Lun whose name differs from that of the setting.
 SETTING_OF = {
     'portal_groups': 'portal-group',
     'initiator_addresses': 'initiator-address',
@@ -157,53 +163,54 @@ def _changes(section, fields, old, new):
     def of(thing, field):
         return thing.keys[field] if field[0].isupper() else getattr(thing, field)
 
-    told = []
+    texts = []
     for field in fields:
         before, after = (
             _shown(section, field, of(old, field)),
             _shown(section, field, of(new, field)),
         )
         name = row_of(section, field).name
-        told.append(
+        texts.append(
             '%s from %s to %s' % (name, before, after) if before != after else '%s (secrets)' % name
         )
-    return ', '.join(told)
+    return ', '.join(texts)
 
 
 class AddPortal(namedtuple('AddPortal', 'tag portal')):
-    """Listen at `portal` (address, port) for group `tag`."""
+    """Step: listen on `portal` (address, port) for group `tag`."""
 
     __slots__ = ()
     when = settings.LIVE
     text = property(
         lambda self: (
-            'listen at %s for portal group %d' % (kinds.Portal().write(self.portal), self.tag)
+            'listen on %s for portal group %d'
+            % (network_kinds.Portal().write(self.portal), self.tag)
         )
     )
 
 
 class RemovePortal(namedtuple('RemovePortal', 'tag portal')):
-    """No longer listen there; sessions that came through it go on."""
+    """Step: close the listening socket of `portal`. Existing sessions continue."""
 
     __slots__ = ()
     when = settings.LIVE
     text = property(
         lambda self: (
-            'no longer listen at %s for portal group %d'
-            % (kinds.Portal().write(self.portal), self.tag)
+            'no longer listen on %s for portal group %d'
+            % (network_kinds.Portal().write(self.portal), self.tag)
         )
     )
 
 
 class ChangeServer(namedtuple('ChangeServer', 'field old new')):
-    """One attribute of Server; old, new: its values."""
+    """Step: change one attribute of Server. old, new: its values."""
 
     __slots__ = ()
     when = property(lambda self: row_of('server', self.field).live)
 
     @property
     def text(self):
-        """What changes, without secrets."""
+        """The change in words, without secrets."""
         before, after = (_shown('server', self.field, value) for value in (self.old, self.new))
         return 'change %s %s' % (
             row_of('server', self.field).name,
@@ -212,20 +219,19 @@ class ChangeServer(namedtuple('ChangeServer', 'field old new')):
 
 
 class AddTarget(namedtuple('AddTarget', 'target')):
-    """Serve this Target with all its luns."""
+    """Step: serve this Target with all its LUNs."""
 
     __slots__ = ()
     when = settings.LIVE
     text = property(
         lambda self: (
-            'add target %s with %d LUN%s'
-            % (self.target.name, len(self.target.luns), '' if len(self.target.luns) == 1 else 's')
+            'add target %s with %s' % (self.target.name, counted(len(self.target.luns), 'LUN'))
         )
     )
 
 
 class RemoveTarget(namedtuple('RemoveTarget', 'target')):
-    """End this Target, its sessions and luns."""
+    """Step: end this Target, its sessions and LUNs."""
 
     __slots__ = ()
     when = settings.NEEDS_LOGOUT
@@ -233,8 +239,8 @@ class RemoveTarget(namedtuple('RemoveTarget', 'target')):
 
 
 class ChangeTarget(namedtuple('ChangeTarget', 'old new fields')):
-    """Two Targets of one name; fields: the attributes, and the text keys, that differ (luns have
-    steps of their own)."""
+    """Step: change a Target. fields: the attributes and text keys that differ, without the LUNs,
+    which have separate steps."""
 
     __slots__ = ()
     when = property(lambda self: _latest('target', self.fields))
@@ -247,7 +253,7 @@ class ChangeTarget(namedtuple('ChangeTarget', 'old new fields')):
 
 
 class AddLun(namedtuple('AddLun', 'target_name lun')):
-    """Serve a further Lun of a target that stays."""
+    """Step: serve a further Lun of an existing target."""
 
     __slots__ = ()
     when = settings.LIVE
@@ -260,7 +266,7 @@ class AddLun(namedtuple('AddLun', 'target_name lun')):
 
 
 class RemoveLun(namedtuple('RemoveLun', 'target_name lun')):
-    """End one Lun of a target that stays."""
+    """Step: end one Lun of a target that continues."""
 
     __slots__ = ()
     when = settings.LIVE
@@ -273,7 +279,7 @@ class RemoveLun(namedtuple('RemoveLun', 'target_name lun')):
 
 
 class ChangeLun(namedtuple('ChangeLun', 'target_name old new fields')):
-    """Two Luns of one number in one target; fields: the attributes that differ."""
+    """Step: change a Lun of a target. fields: the attributes that differ."""
 
     __slots__ = ()
     when = property(lambda self: _latest('lun', self.fields))
@@ -286,7 +292,7 @@ class ChangeLun(namedtuple('ChangeLun', 'target_name old new fields')):
 
 
 def described(step):
-    """A step in one sentence, with the time at which it takes effect."""
+    """A step in one sentence, with the time when it takes effect."""
     return '%s (%s)' % (step.text, settings.WHEN[step.when])
 
 
@@ -307,7 +313,7 @@ def _portal_steps(old, new):
 
 
 def _lun_steps(old, new):
-    """(removals, changes, additions) of the luns of one target."""
+    """(removals, changes, additions) of the LUNs of one target."""
     removed = [
         RemoveLun(old.name, lun) for number, lun in old.luns.items() if number not in new.luns
     ]
@@ -327,9 +333,11 @@ def _target_change(old, new):
 
 
 def diff(old, new):
-    """The steps from one Configuration to another, in an order in which they can be made: what
-    frees an address or a store comes before what may need it. Files and places do not count;
-    secrets never appear in a step's text."""
+    """The steps from one Configuration to another.
+
+    Steps that free an address or a store precede those that may need it. Differences in files and
+    places are no steps. Secrets never appear in the text of a step.
+    """
     steps = [
         ChangeServer(field, getattr(old.server, field), getattr(new.server, field))
         for field in _different(old.server, new.server)

@@ -1,10 +1,10 @@
-"""What is made from the settings table: the sample file, the manual pages' settings,
+"""Renders the settings table as the sample file, as sections of the manual pages and as the text of
 --help-settings.
 
 May import config. `python3 -m targetd.config.render WHAT` prints one of OUTPUTS, `... write` writes
 all of them into the source tree. The frames of the manual pages are man/*.in, in which a line
-`@settings SECTION@` stands for the settings of a section. tests/unit/test_rendered_files.py
-compares what is committed with what is rendered.
+`@settings SECTION@` is replaced by the settings of a section. tests/unit/test_rendered_files.py
+compares the committed files with the rendered ones.
 """
 
 import os
@@ -21,7 +21,7 @@ SECTIONS = ('server', 'portal-group', 'target', 'lun')
 
 
 def default_text(row):
-    """The default as it would be written, or None where nothing written is the default."""
+    """The default as it would be written, or None if the setting has no default."""
     nothing = (
         row.default in ('', ()) or row.default is None and not isinstance(row.kind, kinds.Auto)
     )
@@ -39,23 +39,23 @@ def meant(name):
 SAMPLE_HEAD = '''\
 # targetd.conf - the configuration of targetd, an iSCSI target (storage server)
 #
-# This sample holds every setting. What begins with "#" is a comment; where a setting follows the
-# "#" directly, it is a default, or, where there is none, an example (marked so): take the "#" away
-# to set it. See targetd.conf(5); `targetd -t` checks this file and says what would be served to
-# whom; `targetdctl reload` or SIGHUP puts changes in force, and sessions that they do not concern do
-# not notice.
+# This sample contains every setting. A line that begins with "#" is a comment. If a setting directly
+# follows the "#", its value is the default or, if it is marked so, an example: remove the "#" to set
+# it. See targetd.conf(5). `targetd -t` checks this file and explains what would be served to whom;
+# `targetdctl reload` or SIGHUP applies changes. Sessions that are not affected by a change continue
+# undisturbed.
 #
-# Blanks separate words, commas separate the items of a list. A word that holds a blank or a comma,
-# or begins with # or a quote, stands in "double" or 'single' quotes; the enclosing quote itself is
-# written twice. Nothing else is special.
+# Blanks separate words, commas separate the items of a list. Enclose a word that contains a blank or
+# a comma, or begins with # or a quote, in "double" or 'single' quotes, and double the enclosing
+# quote inside the word. Nothing else is special.
 
-# Further files with [portal-group ...] and [target ...] sections; wildcards may match nothing.
+# Further files with [portal-group ...] and [target ...] sections; wildcards may match no file.
 #include = /etc/targetd.d/*.conf        # an example
 '''
 
 SAMPLE_TARGET = '''
-# A complete target: one disk, for one network, with CHAP. Remove the leading "#" and change what is
-# written.
+# A complete target: one disk, for one network, with CHAP. Remove the leading "#" and change the
+# values.
 #
 #[target iqn.2026-11.com.example:erp]
 #alias = ERP data
@@ -77,7 +77,7 @@ def _commented(text, indent=''):
 def _sample_row(row, hide, indent=''):
     text = _commented(row.help + (' ' + row.more if row.more else ''), indent)
     text += _commented(
-        '(%s; a change is in force %s)' % (row.kind.says, settings.WHEN[row.live]), indent
+        '(%s; a change takes effect %s)' % (row.kind.says, settings.WHEN[row.live]), indent
     )
     default = default_text(row)
     value = '%s = %s' % (row.name, row.example if default is None else default)
@@ -86,7 +86,7 @@ def _sample_row(row, hide, indent=''):
 
 
 def sample():
-    """etc/targetd.conf: a file that can be used as it is and serves nothing yet."""
+    """The text of etc/targetd.conf: a valid configuration that serves nothing."""
     parts = [SAMPLE_HEAD, '\n[server]\n']
     parts += ['\n' + _sample_row(row, True) for row in settings.of('server')]
     parts += ['\n[portal-group 1]\n'] + [
@@ -95,8 +95,8 @@ def sample():
     parts += [SAMPLE_TARGET, '#\n#[target iqn.2026-11.com.example:disk1]\n']
     parts += ['\n' + _sample_row(row, True) for row in settings.of('target')]
     parts += [
-        '\n# What follows may stand in the target too, for all its LUNs, except where it says "of '
-        'one LUN only".\n',
+        '\n# The following settings may also be written in the target, for all its LUNs, unless '
+        'they are marked "Of one LUN only".\n',
         '  #[[lun 0]]\n',
     ]
     for row in settings.of('lun'):
@@ -113,8 +113,7 @@ def sample():
 
 
 def roff(text):
-    """Text as roff wants it: backslashes, minus signs and control characters at the start of a
-    line."""
+    """The text with the characters escaped that roff would interpret."""
     text = text.replace('\\', '\\e').replace('-', '\\-').replace("'", '\\(aq').replace('"', '\\(dq')
     text = re.sub(r'[^\x00-\x7f]', lambda match: '\\[u%04X]' % ord(match.group()), text)
     return '\n'.join('\\&' + line if line.startswith('.') else line for line in text.split('\n'))
@@ -129,7 +128,7 @@ def _man_row(row):
     lines.append('Default: %s.' % ('none' if default is None else '\\fB%s\\fR' % roff(default)))
     if row.example:
         lines.append('Example: \\fB%s = %s\\fR.' % (roff(row.name), roff(row.example)))
-    lines.append('A change is in force %s.' % settings.WHEN[row.live])
+    lines.append('A change takes effect %s.' % settings.WHEN[row.live])
     return '\n'.join(lines) + '\n'
 
 
@@ -154,8 +153,8 @@ def _framed(name):
 
 
 def plain_help(name=''):
-    """Every setting (or the one of this name, in every section that has it) as text for a terminal;
-    '' if there is none."""
+    """The text of --help-settings: every setting, or the one of this name in every section that has
+    it; '' if there is none."""
     wanted = name.lower().replace('_', '-')
     parts = []
     for section in SECTIONS:
@@ -175,7 +174,7 @@ def _plain_row(row):
     ]
     if row.example:
         facts.append('Example: %s = %s' % (row.name, row.example))
-    facts.append('A change is in force %s.' % settings.WHEN[row.live])
+    facts.append('A change takes effect %s.' % settings.WHEN[row.live])
     indented = '\n'.join(
         textwrap.fill(fact, 78, initial_indent='    ', subsequent_indent='    ') for fact in facts
     )
@@ -193,7 +192,7 @@ OUTPUTS = {
 
 
 def main(arguments):
-    """Print one output, or write all."""
+    """Print one of OUTPUTS, or write all of them; returns the exit code."""
     if arguments == ['write']:
         for path, function in OUTPUTS.values():
             with open(os.path.join(TREE, path), 'w', encoding='utf-8') as f:

@@ -1,7 +1,7 @@
-"""The kinds of value that settings of SCSI have: states of portal groups, whole mode pages.
+"""The kinds of value of SCSI settings: states of portal groups, and mode pages.
 
-May import config.kinds and the pure tables scsi.access and scsi.modes, so that a state's word and a
-page's length stand in one row and not two.
+May import config.kinds and the pure tables scsi.alua and scsi.modes, so that the name of a state
+and the length of a page are defined once.
 """
 
 from targetd.config.kinds import Listed, Number
@@ -10,7 +10,7 @@ from targetd.scsi import alua, modes
 
 
 class GroupStates(Listed):
-    """Portal groups with a state each, `1 optimized, 2 standby` -> ((tag, word), …)."""
+    """Portal groups, each with a state: `1 optimized, 2 standby` -> ((tag, word), …)."""
 
     says = 'portal groups, each with one of the states %s' % ', '.join(
         word for word, _ in alua.WORDS
@@ -24,7 +24,8 @@ class GroupStates(Listed):
     def item(self, words):
         if len(words) != 2:
             raise Unusable(
-                '%r is not a portal group and its state' % ' '.join(words), 'write like 2 standby'
+                '%r is not a portal group and a state' % ' '.join(words),
+                'write, for example, 2 standby',
             )
         word = words[1].lower().replace('-', '').replace('_', '')
         if word not in alua.STATE_OF_WORD:
@@ -39,8 +40,8 @@ class GroupStates(Listed):
 
 
 class ModePages(Listed):
-    """Whole mode pages as tgt has them, page:subpage:length:byte:byte:… -> ('PP-SS:' and the page
-    in hex digits, …)."""
+    """Mode pages in the notation of tgt, page:subpage:length:byte:byte:… -> ('PP-SS:' and the
+    page in hex digits, …)."""
 
     def __init__(self):
         super(ModePages, self).__init__(Number(0, 255))
@@ -52,7 +53,8 @@ class ModePages(Listed):
         numbers = [self.number(text) for text in ''.join(words).split(':')]
         if len(numbers) < 4 or len(numbers) != 3 + numbers[2]:
             raise Unusable(
-                'a mode page with %d bytes and not the length it tells' % max(len(numbers) - 3, 0),
+                'the mode page has %d bytes, which differs from its length'
+                % max(len(numbers) - 3, 0),
                 'write page:subpage:length and then as many bytes, like '
                 '2:0:14:0x80:0x80:0:0xa:0:0:0:0:0:0:0:0:0:0',
             )
@@ -66,9 +68,9 @@ class ModePages(Listed):
         known = modes.BY_KEY.get(row.key, row)
         if known.length != row.length:
             raise Unusable(
-                'mode page %d has %d bytes behind its length'
+                'mode page %d has %d bytes after its length'
                 % (code, known.length - len(known.header)),
-                'write as many bytes',
+                'write that number of bytes',
             )
         return '%s:%s' % (row.key, (row.header + bytes(numbers[3:])).hex())
 
@@ -78,10 +80,10 @@ class ModePages(Listed):
             value = int(text.strip(), 0)
         except ValueError:
             raise Unusable(
-                '%r is no byte' % text, 'write numbers like 18 or 0x12 with : between them'
+                '%r is not a number' % text, 'write numbers like 18 or 0x12, separated by :'
             )
         if not 0 <= value <= 255:
-            raise Unusable('%s is no byte' % text, 'write numbers from 0 to 255')
+            raise Unusable('%s is not a byte' % text, 'write numbers from 0 to 255')
         return value
 
     def written(self, item):

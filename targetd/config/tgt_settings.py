@@ -1,30 +1,30 @@
-"""FORMER: words of tgt's targets.conf that targetd does not have, and what takes their place.
+"""FORMER: settings of tgt's targets.conf that targetd does not have, each with a remedy.
 
-For the complaint that meets them. Imports nothing.
+The remedy is part of the complaint about the setting. Imports nothing.
 """
 
-_ISNS = 'write isns-server = ADDRESS or ADDRESS:PORT in [server], or nothing where there is none'
-_OBSOLETE = 'leave it out: markers are obsolete (RFC 7143 13.25)'
+_ISNS = 'write isns-server = ADDRESS or ADDRESS:PORT in [server], or remove it'
+_OBSOLETE = 'remove it: markers are obsolete (RFC 7143 13.25)'
 
 # fmt: off
 FORMER = {
-    'driver': 'leave it out: targetd speaks iSCSI only',
-    'default-driver': 'leave it out: targetd speaks iSCSI only',
-    'ignore-errors': 'leave it out: a configuration with errors is never half used',
-    'control-port': 'write control-socket = PATH in [server] where several instances run',
+    'driver': 'remove it: targetd supports iSCSI only',
+    'default-driver': 'remove it: targetd supports iSCSI only',
+    'ignore-errors': 'remove it: a configuration with errors is never used in part',
+    'control-port': 'write control-socket = PATH in [server] if several instances run',
     'isns': _ISNS,
     'isnsserverip': _ISNS,
     'isnsserverport': _ISNS,
-    'isnsaccesscontrol': 'leave it out: initiator-address, initiator-name and incominguser say who '
+    'isnsaccesscontrol': 'remove it: initiator-address, initiator-name and incominguser say who '
                          'may log in',
-    'controller-tid': 'leave it out: identities do not depend on numbers here',
+    'controller-tid': 'remove it: identities do not depend on target numbers',
     'lun': 'write a section [[lun N]]',
     'online': 'write state = offline in the target',
     'path': 'write backing-store = PATH',
-    'device-type': 'leave it out: targetd serves disks',
-    'bs-type': 'write type = file, block, ram or null, or leave it out',
-    'bsopts': 'leave it out',
-    'bsoflags': 'write direct-io = yes for direct, write-cache = off for sync',
+    'device-type': 'remove it: targetd serves disks only',
+    'bs-type': 'write type = file, block, ram or null, or remove it',
+    'bsopts': 'remove it',
+    'bsoflags': 'write direct-io = yes instead of direct, write-cache = off instead of sync',
     'lbppbe': 'write physical-block-size in bytes (lbppbe 3 with blocks of 512 bytes is 4096)',
     'la-lba': 'write lowest-aligned-block',
     'optimal-xfer-gran': 'write optimal-transfer-granularity as a size (64K), not in blocks',
@@ -33,13 +33,13 @@ FORMER = {
     'thin-provisioning': 'write thin = yes',
     'scsi-id': 'write naa = DIGITS or eui = DIGITS for an identifier, scsi-sn for the serial '
                'number',
-    'maxxmitdatasegmentlength': 'leave it out: the initiator declares what it takes',
-    'datapduinorder': 'leave it out: data always comes in order',
-    'datasequenceinorder': 'leave it out: data always comes in order',
+    'maxxmitdatasegmentlength': 'remove it: the initiator declares the maximum',
+    'datapduinorder': 'remove it: data is always in order',
+    'datasequenceinorder': 'remove it: data is always in order',
     'ifmarker': _OBSOLETE,
     'ofmarker': _OBSOLETE,
     'ifmarkint': _OBSOLETE,
     'ofmarkint': _OBSOLETE,
-    'maxqueuecmd': 'leave it out: the command window follows from the worker',
+    'maxqueuecmd': 'remove it: the worker process determines the command window',
 }
 # fmt: on

@@ -1,13 +1,13 @@
-"""The words of a value: how blanks, commas, quotes and # are read in the configuration, and how a
-word is written back.
+"""Splits the value of a setting into words and items, and joins words to a value.
 
 May import nothing. The rules, which targetd.conf(5) repeats for the administrator:
 
 * Blanks (space, tab) separate words, commas separate the items of a list.
-* `#` begins a comment where a word could begin; inside a word it is itself (`secret#1`).
-* A word that begins with " or ' ends with the same character, and everything between stands for itself: blanks, commas, #, $,
-  backslashes. The enclosing quote itself is written twice ('it''s').
-* A quote inside a word that does not begin with one is itself (`o'brien`). Nothing else is special: no escapes, no variables.
+* `#` begins a comment where a word could begin; inside a word it is literal (`secret#1`).
+* A word that begins with " or ' ends with the same character. Everything in between is literal:
+  blanks, commas, #, $, backslashes. The enclosing quote itself is doubled ('it''s').
+* A quote inside a word that does not begin with a quote is literal (`o'brien`). Nothing else is
+  special: there are no escapes and no variables.
 
 Invariant: split(join(items)) == items, for words without line ends and NUL.
 """
@@ -18,11 +18,11 @@ FORBIDDEN = '\n\r\0'
 
 
 class Unusable(ValueError):
-    """A value that cannot be used. text: what is wrong with it, as a clause; remedy: what to write
+    """A value that cannot be used. text: a clause that describes the error; remedy: what to write
     instead, or ''.
 
-    The value may hold a secret and the text ends in logs: this module counts characters and quotes
-    none.
+    The value may contain a secret and the text is logged. Therefore this module reports positions
+    of characters and never the characters.
     """
 
     def __init__(self, text, remedy=''):
@@ -32,15 +32,14 @@ class Unusable(ValueError):
 
 
 def _quoted(text, start):
-    """(word, index behind the closing quote) of the quoted word that begins at text[start]."""
+    """(word, index after the closing quote) of the quoted word that begins at text[start]."""
     quote, word, at = text[start], [], start + 1
     while True:
         end = text.find(quote, at)
         if end < 0:
             raise Unusable(
-                'the quote that begins at character %d of the value is never closed' % (start + 1),
-                'close it with %s; inside the quotes write it twice where it stands for itself'
-                % quote,
+                'the quote at character %d of the value is never closed' % (start + 1),
+                'close it with %s; inside the quotes, double a literal one' % quote,
             )
         word.append(text[at:end])
         if text[end + 1 : end + 2] != quote:
@@ -50,9 +49,9 @@ def _quoted(text, start):
     behind = text[end + 1 : end + 2]
     if behind and behind not in BLANKS + ',':
         raise Unusable(
-            'something follows the closing quote at character %d of the value directly' % (end + 1),
-            'put a blank or a comma between them, or write the quote twice where it stands for '
-            'itself',
+            'a character directly follows the closing quote at character %d of the value'
+            % (end + 1),
+            'write a blank or a comma between them, or double the quote if it is literal',
         )
     return ''.join(word), end + 1
 
@@ -76,7 +75,7 @@ def split(text):
         elif character == ',':
             if not items[-1]:
                 raise Unusable(
-                    'a comma stands where a word is wanted', 'write one comma between two items'
+                    'there is a comma where a word is expected', 'write one comma between two items'
                 )
             items.append([])
             at += 1
@@ -89,10 +88,11 @@ def split(text):
 
 
 def join_word(word):
-    """The word as it is written: bare where that is safe, else quoted. Raises ValueError for line
-    ends and NUL."""
+    """The word as written in a value: quoted if necessary. Raises ValueError for line ends and NUL."""
     if any(character in word for character in FORBIDDEN):
-        raise ValueError('a word of the configuration cannot hold a line end or a NUL: %r' % word)
+        raise ValueError(
+            'a word of the configuration cannot contain a line end or a NUL: %r' % word
+        )
     if (
         word
         and word[0] not in QUOTES + '#'
@@ -108,3 +108,8 @@ def join_word(word):
 def join(items):
     """The inverse of split: [['a', 'b'], ['c, d']] -> 'a b, "c, d"'."""
     return ', '.join(' '.join(join_word(word) for word in item) for item in items)
+
+
+def counted(number, noun):
+    """'1 LUN', '2 LUNs': a number with the singular or plural of a noun."""
+    return '%d %s%s' % (number, noun, '' if number == 1 else 's')

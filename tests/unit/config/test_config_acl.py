@@ -1,4 +1,4 @@
-"""Who may log in: address AND name, nothing written admits nobody."""
+"""Rules of admission: address and name must match; a target without rules admits no initiator."""
 
 import pytest
 
@@ -32,7 +32,7 @@ def target(addresses=(), names=()):
         (['1.2.3.4'], ['iqn.1991-05.com.microsoft:host'], '1.2.3.4'),
     ],
 )
-def test_who_matches_every_written_rule_is_admitted(addresses, names, address):
+def test_an_initiator_that_matches_every_rule_is_admitted(addresses, names, address):
     assert acl.refusal(target(addresses, names), NAME, address) is None
     assert acl.refusal(target(addresses, names), NAME.upper(), address) is None
 
@@ -50,7 +50,7 @@ def test_who_matches_every_written_rule_is_admitted(addresses, names, address):
         ([], ['iqn.1991-05.com.microsoft'], '1.2.3.4', 'initiator-name'),
     ],
 )
-def test_everybody_else_is_refused_by_a_named_rule(addresses, names, address, rule):
+def test_a_refusal_names_the_rule(addresses, names, address, rule):
     assert rule in acl.refusal(target(addresses, names), NAME, address)
 
 

@@ -1,4 +1,4 @@
-"""The command `targetd`, up to where the server starts, and what the demo prepares and says."""
+"""The command `targetd` up to the start of the server, and the configuration and output of the demo."""
 
 import os
 import subprocess
@@ -39,9 +39,9 @@ def conf(tmp_path):
 
 @pytest.fixture
 def server(monkeypatch):
-    """Stands where master.daemon is; `runs`: what it was called with; `result`: what run() returns
-    or raises."""
-    import targetd.master as room
+    """Replaces master.daemon. `runs`: the arguments of its calls; `result`: what run() returns or
+    raises."""
+    import targetd.master as package
 
     runs = []
     daemon = types.ModuleType('targetd.master.daemon')
@@ -55,7 +55,7 @@ def server(monkeypatch):
 
     daemon.run = run
     monkeypatch.setitem(sys.modules, 'targetd.master.daemon', daemon)
-    monkeypatch.setattr(room, 'daemon', daemon, raising=False)
+    monkeypatch.setattr(package, 'daemon', daemon, raising=False)
     return daemon
 
 
@@ -64,11 +64,11 @@ def test_t_explains_what_would_be_served_to_whom(conf, capsys, server):
     out, err = capsys.readouterr()
     assert err == '' and not server.runs
     for words in (
-        'listens at 0.0.0.0:3260, [::]:3260',
+        'listens on 0.0.0.0:3260, [::]:3260',
         'iqn.2026-11.com.example:erp ("ERP data")',
         'portal group 1',
         'named iqn.1991-05.com.microsoft:*, at 10.0.5.0/24',
-        'demands CHAP of erp, and proves itself as back',
+        'requires CHAP as erp, and authenticates itself as back (mutual CHAP)',
         'MaxBurstLength = 262144',
         'lun 0: /srv/erp.img, 200G (created sparse if missing), thin, every write durable',
     ):
@@ -80,18 +80,18 @@ def test_t_explains_what_would_be_served_to_whom(conf, capsys, server):
     'text, words',
     [
         ('', 'nothing would be served'),
-        (GOOD.replace('initiator-', '#'), 'admits nobody'),
+        (GOOD.replace('initiator-', '#'), 'admits no initiator'),
         (
             GOOD.replace('10.0.5.0/24', 'ALL').replace('iqn.1991-05.com.microsoft:*', 'ALL'),
             'admits every initiator',
         ),
         (GOOD.replace('[[', 'state = offline\n[['), 'offline'),
         (GOOD.split('[[')[0], 'has no LUN'),
-        (GOOD.replace('incominguser', '#').replace('outgoinguser', '#'), 'asks for no CHAP'),
+        (GOOD.replace('incominguser', '#').replace('outgoinguser', '#'), 'requires no CHAP'),
         (GOOD.replace('backing-store = /srv/erp.img', 'type = ram'), 'lun 0: a ram store, 200G'),
     ],
 )
-def test_t_says_what_it_means(conf, capsys, text, words):
+def test_t_explains_a_setting(conf, capsys, text, words):
     assert cli.main(['-t', '-c', conf(text)]) == EXIT_OK
     assert words in capsys.readouterr().out
 
@@ -123,7 +123,7 @@ def test_the_server_is_started_with_path_configuration_and_foreground(conf, serv
     ]
 
 
-def test_what_the_server_raises_is_a_sentence_and_an_exit_code(conf, server, capsys):
+def test_an_error_of_the_server_is_printed_and_sets_the_exit_code(conf, server, capsys):
     server.result = PortalError('portal 0.0.0.0:3260 cannot be opened: the port is taken')
     assert cli.main(['-c', conf(GOOD)]) == EXIT_PORTAL
     assert (
@@ -132,7 +132,7 @@ def test_what_the_server_raises_is_a_sentence_and_an_exit_code(conf, server, cap
     )
 
 
-def test_help_version_and_wrong_words(capsys):
+def test_help_version_and_wrong_arguments(capsys):
     for arguments, code in (
         (['--version'], 0),
         (['-h'], 0),
@@ -151,7 +151,7 @@ def test_help_version_and_wrong_words(capsys):
     assert 'did you mean max-sessions?' in capsys.readouterr().err
 
 
-def test_the_demo_s_configuration_needs_nothing_of_the_host(tmp_path):
+def test_the_configuration_of_the_demo_uses_its_directory_only(tmp_path):
     configuration = loader.load(demo.write_configuration(str(tmp_path), '::1', 3261))
     here = str(tmp_path)
     server, (target,) = configuration.server, configuration.targets.values()
@@ -165,7 +165,7 @@ def test_the_demo_s_configuration_needs_nothing_of_the_host(tmp_path):
     assert target.luns[0].backing_store == here + '/disk.img' and target.luns[0].size == 1 << 30
 
 
-def test_the_demo_says_the_exact_lines(tmp_path):
+def test_the_demo_prints_the_exact_commands(tmp_path):
     text = demo.speech('/d', '127.0.0.1', 3260)
     for line in (
         'iscsi-ls -s iscsi://127.0.0.1:3260',
@@ -188,7 +188,7 @@ def test_the_demo_says_the_exact_lines(tmp_path):
 
 
 @pytest.mark.parametrize('result', [EXIT_OK, KeyboardInterrupt()])
-def test_the_demo_runs_in_the_foreground_and_says_at_the_end_where_the_file_is(
+def test_the_demo_runs_in_the_foreground_and_prints_the_path_of_the_disk(
     server, capsys, monkeypatch, tmp_path, result
 ):
     monkeypatch.setattr(demo.tempfile, 'tempdir', str(tmp_path))
@@ -202,7 +202,7 @@ def test_the_demo_runs_in_the_foreground_and_says_at_the_end_where_the_file_is(
     assert address == '127.0.0.1' and 'iscsi://127.0.0.1:%d' % port in out
 
 
-def test_the_demo_at_no_address(server, capsys):
+def test_the_demo_at_an_invalid_address(server, capsys):
     assert cli.main(['--demo', 'localhost']) == EXIT_USAGE
     assert 'localhost' in capsys.readouterr().err and not server.runs
 
@@ -216,8 +216,8 @@ def test_the_demo_at_a_wildcard_names_an_address_of_this_host(
     assert server.runs[0][1].portal_groups[1].portals[0][0] == '0.0.0.0'
 
 
-def test_the_locale_of_init_scripts_is_no_obstacle(tmp_path):
-    """LANG=C: an alias is shown and a file is found whose names are not ASCII."""
+def test_the_locale_of_init_scripts_is_supported(tmp_path):
+    """With LANG=C an alias is shown, and a file found, whose name is not ASCII."""
     (tmp_path / 'gr\u00f6\u00dfe.img').write_bytes(b'x')
     path = tmp_path / 'targetd.conf'
     text = GOOD.replace('ERP data', 'Gr\u00f6\u00dfe').replace(

@@ -1,4 +1,4 @@
-"""encryption-key-file in a configuration: where it may stand, with what, and what is said of it."""
+"""encryption-key-file in a configuration: where it is allowed, and the complaints and warnings about it."""
 
 import pytest
 
@@ -12,8 +12,8 @@ LUN = '[[lun %d]]\nbacking-store = disk%d.img\nsize = 1M\nencryption-key-file = 
 
 @pytest.fixture
 def load(tmp_path, monkeypatch):
-    """load(text, why_not=''): the Configuration of a file with this text; why_not: what keeps this
-    host from encrypting."""
+    """load(text, why_not=''): the Configuration of a file with this text; why_not: the reason why
+    this host cannot encrypt."""
 
     def load_(text, why_not=''):
         monkeypatch.setattr(xts, 'why_not', lambda: why_not)
@@ -36,10 +36,10 @@ def test_the_path_is_taken_from_the_directory_of_the_file(load, tmp_path):
     assert load('backing-store = disk.img').targets[target.name].luns[0].encryption_key_file == ''
 
 
-def test_where_nothing_can_be_encrypted_the_setting_is_refused_with_the_remedy(load):
+def test_without_encryption_the_setting_is_refused_with_the_remedy(load):
     said = complaint(load, LUN % (0, 0, 'a.key'), 'the package is missing; install it: so')
     assert said.endswith(
-        ':6: nothing can be encrypted here; the package is missing; install it: so'
+        ':6: encryption is not available on this host; the package is missing; install it: so'
     )
     load('backing-store = disk.img', 'the package is missing')
 
@@ -48,9 +48,9 @@ def test_a_key_belongs_to_one_disk(load):
     said = complaint(load, LUN % (0, 0, 'a.key') + LUN % (1, 1, 'a.key'))
     assert (
         'lun 1 of iqn.2026-11.test:t has the encryption-key-file of lun 0' in said
-        and 'a key of its own' in said
+        and 'a different key file' in said
     )
-    assert 'it belongs into [[lun N]]' in complaint(
+    assert 'write it in [[lun N]]' in complaint(
         load, 'encryption-key-file = a.key\nbacking-store = a.img'
     )
     both = [(LUN % (number, 0, 'a.key')) + 'readonly = yes\n' for number in (0, 1)]
@@ -58,9 +58,9 @@ def test_a_key_belongs_to_one_disk(load):
 
 
 @pytest.mark.parametrize('kind', ['ram', 'null'])
-def test_what_keeps_nothing_is_not_encrypted(load, kind):
+def test_a_store_without_a_medium_cannot_be_encrypted(load, kind):
     said = complaint(load, '[[lun 0]]\ntype = %s\nsize = 1M\nencryption-key-file = a.key\n' % kind)
-    assert 'keeps nothing that could be encrypted' in said
+    assert 'cannot be encrypted' in said
 
 
 def test_the_explanation_names_the_file_and_a_missing_one_is_a_warning(load, tmp_path):
@@ -72,6 +72,6 @@ def test_the_explanation_names_the_file_and_a_missing_one_is_a_warning(load, tmp
     assert lint.missing_stores(configuration) == []
 
 
-def test_an_encrypted_disk_has_no_journal_in_the_clear(load):
+def test_an_encrypted_disk_has_no_journal(load):
     assert 'journal' in complaint(load, LUN % (0, 0, 'a.key') + 'atomic-writes = yes\n')
     assert load(LUN % (0, 0, 'a.key') + 'atomic-writes = no\n')

@@ -1,10 +1,10 @@
-"""The kinds of value: what is read, what is refused, and that everything can be written back."""
+"""The kinds of value: what they read and refuse, and that every value can be written back."""
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from targetd.config import kinds
+from targetd.config import kinds, network_kinds
 from targetd.config import settings as table
 from targetd.config.words import Unusable, split
 
@@ -42,30 +42,38 @@ def read(kind, text):
         (kinds.LogPlace(), '/var/log/x', '/var/log/x'),
         (kinds.Hex(16), '0x0014-0512-3456-7890', '0014051234567890'),
         (kinds.Naa(), 'naa.5000C500AAAA0001', '5000c500aaaa0001'),
-        (kinds.Portal(), '10.0.0.1', ('10.0.0.1', 3260)),
-        (kinds.Portal(), '[2001:DB8::1]:3261', ('2001:db8::1', 3261)),
-        (kinds.Portal(), '[::]', ('::', 3260)),
-        (kinds.Portal(), '[fe80::1%eth0]:1', ('fe80::1%eth0', 1)),
-        (kinds.Portal(3205, of_others=True), '10.0.0.1', ('10.0.0.1', 3205)),
-        (kinds.Redirection(), 'temporary 10.0.0.2', (False, '10.0.0.2', 3260)),
-        (kinds.Redirection(), 'Permanent [2001:DB8::1]:3261', (True, '2001:db8::1', 3261)),
+        (network_kinds.Portal(), '10.0.0.1', ('10.0.0.1', 3260)),
+        (network_kinds.Portal(), '[2001:DB8::1]:3261', ('2001:db8::1', 3261)),
+        (network_kinds.Portal(), '[::]', ('::', 3260)),
+        (network_kinds.Portal(), '[fe80::1%eth0]:1', ('fe80::1%eth0', 1)),
+        (network_kinds.Portal(3205, of_others=True), '10.0.0.1', ('10.0.0.1', 3205)),
+        (network_kinds.Redirection(), 'temporary 10.0.0.2', (False, '10.0.0.2', 3260)),
+        (network_kinds.Redirection(), 'Permanent [2001:DB8::1]:3261', (True, '2001:db8::1', 3261)),
         (
-            kinds.Redirection(),
+            network_kinds.Redirection(),
             'permanent Storage2.example.com:1',
             (True, 'storage2.example.com', 1),
         ),
-        (kinds.Network(), '10.0.5.0/24', '10.0.5.0/24'),
-        (kinds.Network(), '10.0.5.7', '10.0.5.7'),
-        (kinds.Network(), '2001:db8::/64', '2001:db8::/64'),
-        (kinds.Network(), 'all', 'ALL'),
-        (kinds.Network(), '10.0.5.7/32', '10.0.5.7'),
-        (kinds.NamePattern(), 'IQN.1991-05.com.Microsoft:*', 'iqn.1991-05.com.microsoft:*'),
-        (kinds.NamePattern(), 'ALL', 'ALL'),
-        (kinds.NamePattern(), 'i*', 'i*'),
-        (kinds.NamePattern(), 'iqn.2020-01.org.x:under_score', 'iqn.2020-01.org.x:under_score'),
+        (network_kinds.Network(), '10.0.5.0/24', '10.0.5.0/24'),
+        (network_kinds.Network(), '10.0.5.7', '10.0.5.7'),
+        (network_kinds.Network(), '2001:db8::/64', '2001:db8::/64'),
+        (network_kinds.Network(), 'all', 'ALL'),
+        (network_kinds.Network(), '10.0.5.7/32', '10.0.5.7'),
+        (network_kinds.NamePattern(), 'IQN.1991-05.com.Microsoft:*', 'iqn.1991-05.com.microsoft:*'),
+        (network_kinds.NamePattern(), 'ALL', 'ALL'),
+        (network_kinds.NamePattern(), 'i*', 'i*'),
+        (
+            network_kinds.NamePattern(),
+            'iqn.2020-01.org.x:under_score',
+            'iqn.2020-01.org.x:under_score',
+        ),
         (kinds.Account(), 'erp "s, #"', ('erp', 's, #')),
         (kinds.Accounts(), 'a b, c d', (('a', 'b'), ('c', 'd'))),
-        (kinds.Several(kinds.Network()), '10.0.0.1 10.0.0.2, ::1', ('10.0.0.1', '10.0.0.2', '::1')),
+        (
+            kinds.Several(network_kinds.Network()),
+            '10.0.0.1 10.0.0.2, ::1',
+            ('10.0.0.1', '10.0.0.2', '::1'),
+        ),
         (kinds.KeyWords('None', 'CRC32C'), 'crc32c,none', ('CRC32C', 'None')),
         (kinds.StorePath(), 'serial:WD-1', 'serial:WD-1'),
         (kinds.StorePath(), '/srv/a b.img', '/srv/a b.img'),
@@ -102,35 +110,39 @@ def test_a_value_is_understood(kind, text, value):
         (kinds.Hex(16), '12', '16 hex digits'),
         (kinds.Naa(), '1000000000000000', 'begin'),
         (kinds.Naa(), '5' + '0' * 31, 'begin'),
-        (kinds.Portal(), 'storage.example.com', 'not a host name'),
-        (kinds.Portal(), '1.2.3.4:0', '65535'),
-        (kinds.Portal(), '::1', 'in brackets'),
-        (kinds.Portal(), '[1', 'like'),
-        (kinds.Portal(3205, of_others=True), '0.0.0.0', 'no address of another host'),
-        (kinds.Redirection(), 'temporary 10.0.0.2:3260,1', 'RFC 7143 13.8'),
-        (kinds.Redirection(), '10.0.0.2', 'two words'),
-        (kinds.Redirection(), 'temporary 10.0.0.2 10.0.0.3', 'two words'),
-        (kinds.Redirection(), 'temp 10.0.0.2', 'temporary'),
-        (kinds.Redirection(), 'permanent 300.0.0.1', 'no address'),
-        (kinds.Redirection(), 'permanent [::]', 'no address of another'),
-        (kinds.Redirection(), 'permanent under_score.example', 'no address'),
-        (kinds.Redirection(), 'permanent [x]:1', 'no address'),
-        (kinds.Redirection(), 'temporary 10.0.0.2:0', '65535'),
-        (kinds.Redirection(), 'temporary ::1', 'in brackets'),
-        (kinds.Network(), '10.0.5.7/24', '10.0.5.0/24 for the net or 10.0.5.7 for the one'),
-        (kinds.Network(), 'lan', 'neither'),
-        (kinds.NamePattern(), 'disk1', 'iqn.'),
-        (kinds.NamePattern(), 'x*', 'iqn.'),
-        (kinds.Account(), 'a b c', 'quotes'),
+        (network_kinds.Portal(), 'storage.example.com', 'not a host name'),
+        (network_kinds.Portal(), '1.2.3.4:0', '65535'),
+        (network_kinds.Portal(), '::1', 'in brackets'),
+        (network_kinds.Portal(), '[1', 'like'),
+        (network_kinds.Portal(3205, of_others=True), '0.0.0.0', 'not an address of another host'),
+        (network_kinds.Redirection(), 'temporary 10.0.0.2:3260,1', 'RFC 7143 13.8'),
+        (network_kinds.Redirection(), '10.0.0.2', 'two words'),
+        (network_kinds.Redirection(), 'temporary 10.0.0.2 10.0.0.3', 'two words'),
+        (network_kinds.Redirection(), 'temp 10.0.0.2', 'temporary'),
+        (network_kinds.Redirection(), 'permanent 300.0.0.1', 'not a valid address'),
+        (network_kinds.Redirection(), 'permanent [::]', 'not an address of another'),
+        (network_kinds.Redirection(), 'permanent under_score.example', 'not a valid address'),
+        (network_kinds.Redirection(), 'permanent [x]:1', 'not a valid address'),
+        (network_kinds.Redirection(), 'temporary 10.0.0.2:0', '65535'),
+        (network_kinds.Redirection(), 'temporary ::1', 'in brackets'),
+        (
+            network_kinds.Network(),
+            '10.0.5.7/24',
+            '10.0.5.0/24 for the network or 10.0.5.7 for the single',
+        ),
+        (network_kinds.Network(), 'lan', 'neither'),
+        (network_kinds.NamePattern(), 'disk1', 'iqn.'),
+        (network_kinds.NamePattern(), 'x*', 'iqn.'),
+        (kinds.Account(), 'a b c', 'quote a secret'),
         (kinds.Account(), 'a ""', 'empty secret'),
         (kinds.Account(), '"" b', 'empty name'),
         (kinds.Account(), 'a b, c d', 'one account'),
         (kinds.StorePath(), 'seriall:1', 'did you mean serial:'),
-        (kinds.StorePath(), 'wwn:', 'nothing stands after'),
+        (kinds.StorePath(), 'wwn:', 'the value after wwn: is missing'),
         (kinds.Filters(), 'dealy 1s', 'did you mean delay'),
     ],
 )
-def test_a_value_that_cannot_be_used_says_what_can(kind, text, says):
+def test_an_unusable_value_is_refused_with_a_remedy(kind, text, says):
     with pytest.raises(Unusable) as caught:
         read(kind, text)
     assert says in str(caught.value)
@@ -155,7 +167,7 @@ def test_every_example_can_be_used(row):
     assert read(row.kind, row.example) not in (None, '', ())
 
 
-def test_every_row_says_what_it_is_and_when_it_changes():
+def test_every_row_is_complete():
     for row in table.TABLE:
         assert row.help.endswith('.') and row.live in table.WHEN and row.kind.says, row.name
         assert (row.default in (None, '', ())) <= bool(
@@ -169,17 +181,17 @@ def test_every_row_says_what_it_is_and_when_it_changes():
 @given(
     st.integers(0, 1 << 60), st.integers(0, 600000), st.integers(0, 2**32 - 1), st.integers(0, 32)
 )
-def test_numbers_come_back_as_they_were(size, milliseconds, address, prefix):
+def test_a_number_survives_being_written_and_read(size, milliseconds, address, prefix):
     assert read(kinds.Size(), kinds.Size().show(size)) == size
     time = kinds.Duration(0, 600)
     assert read(time, time.show(milliseconds / 1000)) == milliseconds / 1000
     net = '%d.%d.%d.%d/%d' % tuple(
-        [b for b in (address >> (32 - prefix) << (32 - prefix)).to_bytes(4, 'big')] + [prefix]
+        list((address >> (32 - prefix) << (32 - prefix)).to_bytes(4, 'big')) + [prefix]
     )
-    shown = kinds.Network().parse(net)
-    assert kinds.Network().parse(kinds.Network().write(shown)) == shown
+    shown = network_kinds.Network().parse(net)
+    assert network_kinds.Network().parse(network_kinds.Network().write(shown)) == shown
 
 
-def test_nearest_takes_hyphens_and_underscores_as_alike():
+def test_nearest_treats_hyphens_and_underscores_as_equal():
     assert kinds.nearest('max_sesions', ['max-sessions', 'user']) == 'max-sessions'
     assert kinds.nearest('zzz', ['max-sessions']) is None

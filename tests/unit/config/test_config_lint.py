@@ -1,4 +1,4 @@
-"""Warnings: what is allowed and probably not meant."""
+"""Warnings about settings that are allowed but probably not intended."""
 
 import os
 
@@ -44,21 +44,21 @@ def test_a_good_file_has_no_warning(warnings):
         (
             GOOD.replace('initiator-address = 10.0.0.0/8', '#'),
             1,
-            ['admits nobody', 'initiator-address = ALL', 'who knows an account'],
+            ['admits no initiator', 'initiator-address = ALL', 'with an account'],
         ),
         (
             HEAD + 'initiator-address = ALL\nbacking-store = /x\n',
             1,
-            ['admits everyone', 'incominguser'],
+            ['admits every initiator', 'incominguser'],
         ),
-        (HEAD + 'initiator-name = *\nbacking-store = /x\n', 1, ['admits everyone']),
+        (HEAD + 'initiator-name = *\nbacking-store = /x\n', 1, ['admits every initiator']),
         (HEAD + 'initiator-address = 10.0.0.1\n', 1, ['has no LUN', '[[lun 0]]']),
         (GOOD.replace('lun 0', 'lun 1'), 1, ['no LUN 0']),
         (
             '[portal-group 1]\nportal = 10.0.0.1\n'
             + GOOD.replace('incoming', 'redirect = temporary 10.0.0.1\nincoming'),
             3,
-            ['its own portal 10.0.0.1:3260', 'the other address'],
+            ['its own portal 10.0.0.1:3260', 'the other server'],
         ),
         (
             GOOD.replace('/srv/x.img\nsize = 1M', '/dev/sdb'),
@@ -76,11 +76,11 @@ def test_a_warning_names_the_place_and_what_to_write(warnings, text, line, words
         assert word in found[0]
 
 
-def test_a_target_that_is_elsewhere_needs_no_lun(warnings):
+def test_a_redirected_target_needs_no_lun(warnings):
     assert warnings(HEAD + 'initiator-address = 10.0.0.1\nredirect = permanent 10.0.0.2\n') == []
 
 
-def test_secrets_that_all_may_read(warnings):
+def test_secrets_that_every_user_can_read(warnings):
     assert 'chmod 600' in warnings(GOOD, 0o644)[0] and len(warnings(GOOD, 0o644)) == 1
     assert warnings(GOOD, 0o640) == []
 
@@ -93,16 +93,16 @@ def test_secrets_in_a_file_of_their_own(warnings, tmp_path):
     )
     assert (
         len(found) == 2
-        and str(tmp_path / 's') + ': holds secrets' in found[0]
+        and str(tmp_path / 's') + ': contains secrets' in found[0]
         and '/s:2: ' in found[1]
     )
 
 
-def test_a_network_for_everyone_with_chap_is_no_open_door(warnings):
+def test_a_target_for_every_address_with_chap_has_no_warning(warnings):
     assert warnings(GOOD.replace('10.0.0.0/8', 'ALL')) == []
 
 
-def test_a_store_that_is_not_there(warnings):
+def test_a_missing_store(warnings):
     assert warnings(GOOD, look=True) == []
     found = warnings(GOOD.replace('/srv/x.img\nsize = 1M', '/srv/no-such.img'), look=True)
     assert len(found) == 1 and 'main.conf:4: /srv/no-such.img' in found[0] and 'size = ' in found[0]
@@ -113,7 +113,7 @@ def test_a_store_that_is_not_there(warnings):
 @pytest.mark.parametrize(
     'more, count', [('', 2), ('readonly = yes\n', 0), ('allow-in-use = yes\n', 0)]
 )
-def test_a_disk_that_this_host_counts_on_or_would_use(tmp_path, monkeypatch, more, count):
+def test_a_disk_that_this_host_is_configured_to_use(tmp_path, monkeypatch, more, count):
     monkeypatch.setattr(lint.roots, 'kernel_name', lambda path: 'sdb')
     monkeypatch.setattr(
         lint.claims, 'find_claims', lambda path, found, descriptor: ['%s is listed in /etc/fstab' % path]
@@ -133,7 +133,7 @@ def test_a_disk_that_this_host_counts_on_or_would_use(tmp_path, monkeypatch, mor
         assert 'linux_raid_member' in texts[1] and 'AUTO -all' in texts[1]
 
 
-def test_what_is_no_disk_is_not_looked_at(tmp_path):
+def test_stores_that_are_not_disks_are_skipped(tmp_path):
     path = tmp_path / 'main.conf'
     path.write_text(
         HEAD

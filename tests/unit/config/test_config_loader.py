@@ -1,4 +1,4 @@
-"""From files to a Configuration, and every complaint on the way."""
+"""Loading a Configuration from files, and every complaint."""
 
 import os
 
@@ -71,7 +71,7 @@ def target(body, name=NAME):
     return '[target %s]\ninitiator-address = ALL\n%s\n' % (name, body)
 
 
-def test_the_plan_s_file_means_what_the_plan_says(load):
+def test_a_complete_file_is_loaded(load):
     configuration = load(PLAN)
     assert configuration.server == model.Server(max_sessions=70)
     assert configuration.portal_groups == {
@@ -128,7 +128,7 @@ def test_a_lun_s_own_setting_wins_over_its_target_s(load):
     ]
 
 
-def test_lists_may_stand_on_several_lines(load):
+def test_a_list_may_be_written_on_several_lines(load):
     text = target('incominguser = a secret1, b secret2\nincominguser = c "sec, ret3"\n')
     assert load(text).targets[NAME].accounts == (
         ('a', 'secret1'),
@@ -213,7 +213,7 @@ def test_windows_line_ends_and_a_byte_order_mark_do_not_matter(load):
     assert configuration.targets[NAME].outgoing == ('erp-back', 'another-secret')
 
 
-# -- include -----------------------------------------------------------------------------------------------------------
+# -- include ---------------------------------------------------------------------------------------
 
 
 def test_included_files_are_read_in_order(load, tmp_path):
@@ -230,7 +230,7 @@ def test_included_files_are_read_in_order(load, tmp_path):
     )
 
 
-def test_paths_are_taken_from_the_file_they_stand_in(load, tmp_path):
+def test_paths_are_relative_to_the_file_that_contains_them(load, tmp_path):
     (tmp_path / 'd').mkdir()
     (tmp_path / 'd' / 'x.conf').write_text('include = y.inc\n')
     (tmp_path / 'd' / 'y.inc').write_text(target('backing-store = disk.img'))
@@ -243,12 +243,16 @@ def test_a_cycle_of_includes_is_refused(complaints):
     found = complaints(
         'include = a.conf\n', a_conf='\ninclude = b.conf\n', b_conf='include = a.conf\n'
     )
-    assert len(found) == 1 and 'b.conf:1: includes' in found[0][1] and 'in turn' in found[0][1]
+    assert (
+        len(found) == 1
+        and 'b.conf:1: includes' in found[0][1]
+        and 'which includes this file' in found[0][1]
+    )
 
 
 def test_a_file_included_twice_is_refused_with_both_places(complaints, tmp_path):
     found = complaints('include = a.conf\ninclude = ./a.conf\n', a_conf='')
-    assert found[0][0] == 2 and 'already at %s:1' % (tmp_path / 'main.conf') in found[0][1]
+    assert found[0][0] == 2 and 'already included at %s:1' % (tmp_path / 'main.conf') in found[0][1]
 
 
 @pytest.mark.parametrize('body', ['', '[[lun 0]]\nbacking-store = /a\n'])
@@ -271,7 +275,7 @@ def test_a_missing_file_is_one_complaint(complaints, tmp_path):
     )
 
 
-# -- complaints --------------------------------------------------------------------------------------------------------
+# -- complaints ------------------------------------------------------------------------------------
 
 CHAP = 'incominguser = a same-secret-12\n'
 #: (text, line, words that the complaint must hold)
@@ -281,28 +285,28 @@ COMPLAINTS = [
     ('[server]\nuser = "a\0b"\n', 2, ['NUL']),
     ('[server]\nuser nobody\n', 2, ['equals sign', 'user = ']),
     ('[server]\nnonsense\n', 2, ['nonsense', 'neither']),
-    ('[server]\n= 5\n', 2, ['no setting stands before']),
+    ('[server]\n= 5\n', 2, ['name before the equals sign is missing']),
     ('[server\nmax-sessions = 3\n', 1, ['not closed']),
     ('[target a=b\n', 1, ['not closed']),
     ('<target iqn.2026-11.com.example:x>\n', 1, ['[target iqn.2026-11.com.example:x]']),
     ('</target>\n', 1, ['no end mark']),
-    ('; comment\n', 1, ['comments begin with #']),
+    ('; comment\n', 1, ['write comments with #']),
     ('[server]\nuser = """a\n', 2, ['three quotes']),
     ('[target "x]\n', 1, ['never closed']),
-    ('[[lun 0]]\n', 1, ['fits nowhere', '[target NAME]']),
+    ('[[lun 0]]\n', 1, ['nested too deeply', '[target NAME]']),
     (target('[[lun 0]\nthin = x\n'), 3, ['2 [ and 1 ]']),
     ('[target x\nincominguser = a hidden\n [[lun 0]]\nthin = x\n', 1, ['not closed']),
     ('incominguser a hidden\n', 1, ['equals sign', 'incominguser = ...']),
-    ('include =\n', 1, ['names no file']),
+    ('include =\n', 1, ['include has no path']),
     ('include = "x\n', 1, ['never closed']),
     ('includ = x\n', 1, ['did you mean include']),
-    ('max-sessions = 3\n', 1, ['before the first section', '[server]']),
+    ('max-sessions = 3\n', 1, ['before the first section', 'in a section [server]']),
     ('[server]\ninclude = x\n', 2, ['before the first section']),
     # sections
     ('[serve]\n', 1, ['serve', 'did you mean [server]']),
     ('[something]\n', 1, ['[target NAME]']),
     ('[lun 0]\n', 1, ['[[lun 0]]', 'inside']),
-    ('[server x]\n', 1, ['followed by']),
+    ('[server x]\n', 1, ['has an argument']),
     ('[server]\n[[lun 0]]\n', 2, ['only a [target NAME]']),
     ('[portal-group 1]\nportal = 0.0.0.0\n[[x]]\n', 3, ['only a [target NAME]']),
     ('[portal-group 0]\nportal = 0.0.0.0\n', 1, ['from 1 to 65535']),
@@ -316,7 +320,7 @@ COMPLAINTS = [
     (
         '[portal-group 1]\nportal = 10.0.0.1\n[portal-group 2]\nportal = 10.0.0.1:3260\n',
         3,
-        ['stands twice', 'main.conf:1'],
+        ['defined twice', 'main.conf:1'],
     ),
     (
         '[portal-group 1]\nportal = 10.0.0.1\n[portal-group 2]\nportal = 0.0.0.0\n',
@@ -341,16 +345,16 @@ COMPLAINTS = [
     ),
     # settings
     ('[server]\nmax-session = 3\n', 2, ['max-session ', 'did you mean max-sessions?']),
-    ('[server]\nportal = 0.0.0.0\n', 2, ['belongs into [portal-group TAG]']),
+    ('[server]\nportal = 0.0.0.0\n', 2, ['write it in [portal-group TAG]']),
     (
         '[server]\nMaxBurstLenght = 512\n',
         2,
-        ['did you mean MaxBurstLength? it belongs into [target NAME]'],
+        ['did you mean MaxBurstLength? write it in [target NAME]'],
     ),
     ('[server]\nqqqqqqq = 1\n', 2, ['targetd.conf(5)']),
     (target('driver = iscsi'), 3, ['iSCSI only']),
-    (target('controller_tid = 3'), 3, ['leave it out']),
-    (target('scsi-sn = 1\nbacking-store = /a'), 3, ['belongs into [[lun N]]']),
+    (target('controller_tid = 3'), 3, ['remove it']),
+    (target('scsi-sn = 1\nbacking-store = /a'), 3, ['write it in [[lun N]]']),
     ('[server]\nmax-sessions =\n', 2, ['max-sessions has no value']),
     ('[server]\nmax-sessions = # 3\n', 2, ['max-sessions has no value']),
     ('[server]\nmax-sessions = 70000\n', 2, ['max-sessions: 70000', 'from 1 to 10000']),
@@ -360,7 +364,7 @@ COMPLAINTS = [
     (target('FirstBurstLength = 128K\nMaxBurstLength = 64K'), 3, ['131072', '65536']),
     (target('HeaderDigest = CRC'), 3, ['CRC32C']),
     # accounts
-    (target('incominguser = hidden'), 3, ['one word']),
+    (target('incominguser = hidden'), 3, ['only one word']),
     (
         target('incominguser = a hidden\nincominguser = a hidden2\n'),
         4,
@@ -394,7 +398,7 @@ COMPLAINTS = [
     (
         target('backing-store = /a\nsize = 1049088\nblock-size = 4096'),
         4,
-        ['no multiple of the block size 4096'],
+        ['not a multiple of the block size 4096'],
     ),
     (
         target('backing-store = /a\nblock-size = 4096\nphysical-block-size = 512'),
@@ -417,7 +421,7 @@ COMPLAINTS = [
 
 
 @pytest.mark.parametrize('text, line, words', COMPLAINTS)
-def test_a_complaint_names_line_offence_and_remedy(complaints, text, line, words):
+def test_a_complaint_names_line_error_and_remedy(complaints, text, line, words):
     found = complaints(text)
     assert len(found) == 1, found
     assert found[0][0] == line
@@ -442,7 +446,7 @@ def test_all_complaints_come_at_once_in_file_order(complaints):
     ]
 
 
-def test_what_cannot_be_used_is_not_complained_of_as_missing(complaints):
+def test_an_unusable_value_is_not_reported_as_missing_too(complaints):
     for text in (
         '[portal-group 1]\nportal = host\n',
         target('incominguser = x\noutgoinguser = a b'),
@@ -452,7 +456,7 @@ def test_what_cannot_be_used_is_not_complained_of_as_missing(complaints):
         assert len(complaints(text)) == 1
 
 
-def test_a_broken_line_in_a_file_of_accounts_has_its_place(complaints):
+def test_a_complaint_about_a_file_of_accounts_names_its_line(complaints):
     found = complaints(target('incominguser-file = s'), s='a hidden\nb\n')
     assert found[0][0] == 2 and '/s:2: ' in found[0][1] and 'hidden' not in found[0][1]
 

@@ -17,12 +17,12 @@ def one(old, new):
     return steps[0]
 
 
-def test_nothing_different_is_no_step():
+def test_equal_configurations_need_no_step():
     old = configuration(model.Target(A, luns={0: model.Lun(0, '/a')}))
     assert model.diff(old, old._replace(files=('x',), places={('server',): ('x', 1)})) == []
 
 
-def test_the_classes_hold_every_setting_and_cannot_be_changed():
+def test_the_classes_have_every_setting_and_are_immutable():
     for row in settings.SERVER:
         assert getattr(model.Server(), row.field) == row.default
     assert set(model.Target(A).keys) == {row.name for row in settings.TEXT_KEYS}
@@ -43,7 +43,7 @@ def test_every_attribute_belongs_to_a_row(section, cls):
 def test_a_changed_server_setting():
     step = one(configuration(), configuration(server=model.Server(max_sessions=3)))
     assert step == model.ChangeServer('max_sessions', 64, 3)
-    assert model.described(step) == 'change max-sessions from 64 to 3 (at once)'
+    assert model.described(step) == 'change max-sessions from 64 to 3 (immediately)'
     assert (
         one(configuration(), configuration(server=model.Server(pid_file='/x'))).when
         == settings.NEEDS_RESTART
@@ -63,17 +63,18 @@ def test_portals():
         model.AddPortal(1, ('::1', 3260)),
     ]
     assert [step.text for step in model.diff(old, new)] == [
-        'no longer listen at [::1]:3260 for portal group 2',
-        'listen at [::1]:3260 for portal group 1',
+        'no longer listen on [::1]:3260 for portal group 2',
+        'listen on [::1]:3260 for portal group 1',
     ]
 
 
-def test_targets_come_and_go():
+def test_targets_are_added_and_removed():
     a, b = model.Target(A, luns={0: model.Lun(0, '/a')}), model.Target(B)
     steps = model.diff(configuration(a), configuration(b))
     assert steps == [model.RemoveTarget(a), model.AddTarget(b)]
     assert [step.when for step in steps] == [settings.NEEDS_LOGOUT, settings.LIVE]
     assert [step.text for step in steps] == ['remove target ' + A, 'add target %s with 0 LUNs' % B]
+    assert model.AddTarget(a).text == 'add target %s with 1 LUN' % A
 
 
 def test_a_changed_target_lists_what_changed_and_the_latest_effect():
@@ -107,7 +108,7 @@ def test_a_step_never_shows_a_secret():
     assert one(old, secret_only).text == 'change target %s: incominguser (secrets)' % A
 
 
-def test_luns_come_go_and_change():
+def test_luns_are_added_removed_and_changed():
     old = configuration(
         model.Target(A, luns={0: model.Lun(0, '/a'), 1: model.Lun(1, '/b'), 2: model.Lun(2, '/c')})
     )
@@ -140,7 +141,7 @@ def test_luns_come_go_and_change():
     assert steps[3].text == 'add lun 3 (/b) to target %s' % A
 
 
-def test_what_frees_a_store_or_address_comes_before_what_may_need_it():
+def test_steps_that_free_a_store_precede_those_that_need_it():
     old = configuration(model.Target(A, luns={0: model.Lun(0, '/a'), 1: model.Lun(1, '/b')}))
     new = configuration(
         model.Target(A, luns={0: model.Lun(0, '/c')}), model.Target(B, luns={0: model.Lun(0, '/b')})
@@ -152,7 +153,7 @@ def test_what_frees_a_store_or_address_comes_before_what_may_need_it():
     ]
 
 
-def test_direct_store_is_a_change_of_its_own():
+def test_direct_store_is_a_change_of_the_lun():
     old, new = (
         configuration(model.Target(A, luns={0: model.Lun(0, '/a', direct=d)}))
         for d in (False, True)

@@ -1,4 +1,4 @@
-"""Settings with SCSI in them: states of portal groups, mode pages."""
+"""Kinds of SCSI settings: states of portal groups, mode pages."""
 
 import pytest
 
@@ -18,7 +18,7 @@ DISCONNECT = '2:0:14:0x80:0x80:0:0xa:0:0:0:0:0:0:0:0:0:0'  # as in tgtadm(8)
         (ModePages(), '0x20:0:3:1:2:255, 10:5:1:0xaa', ('20-00:20030102ff', '0a-05:4a050001aa')),
     ],
 )
-def test_values_come_back(kind, text, value):
+def test_values_survive_being_written_and_read(kind, text, value):
     assert kind.read(split(text)) == value
     assert kind.read(split(kind.show(value))) == value
 
@@ -40,7 +40,7 @@ def test_values_come_back(kind, text, value):
         (ModePages(), '32:0:0'),
     ],
 )
-def test_values_that_cannot_be(kind, text):
+def test_invalid_values(kind, text):
     with pytest.raises(Unusable) as caught:
         kind.read(split(text))
     assert caught.value.remedy
@@ -56,7 +56,7 @@ def load(tmp_path, *lines):
     return loader.load(str(path)).targets['iqn.2026-11.com.example:x']
 
 
-def test_they_arrive_in_the_model(tmp_path):
+def test_the_model_contains_the_values(tmp_path):
     target = load(
         tmp_path,
         'portal-group = 1, 2',

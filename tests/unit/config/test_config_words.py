@@ -1,4 +1,4 @@
-"""Words, lists and quotes: what an administrator writes and what targetd understands."""
+"""Words, lists and quotes of a value."""
 
 import pytest
 from hypothesis import given, settings
@@ -40,7 +40,7 @@ def test_a_value_is_split_as_the_manual_page_says(text, items):
 
 
 @pytest.mark.parametrize('text', ['"abc', "erp 'abc", '"a"b', 'a,,b', ',a', '"a""'])
-def test_what_has_two_meanings_is_refused(text):
+def test_an_ambiguous_value_is_refused(text):
     with pytest.raises(Unusable) as caught:
         split(text)
     assert caught.value.remedy

@@ -1,0 +1,122 @@
+"""Conflicts between parts of a complete Configuration: portals, stores and keys that are used twice.
+
+May import base, config.model and config.network_kinds. Each function returns [Complaint].
+"""
+
+import ipaddress
+import os
+
+from targetd.config import network_kinds
+from targetd.errors import Complaint
+
+
+def conflicts(configuration):
+    """All conflicts of a Configuration: [Complaint]."""
+    return _portals(configuration) + _stores(configuration)
+
+
+# -- portals ---------------------------------------------------------------------------------------
+
+
+def _portals(configuration):
+    """Portals of which only one could be opened: the same port, and an address that is equal or a
+    wildcard."""
+    found, taken = [], []  # taken: (address object, scope, port, tag)
+    for tag, group in configuration.portal_groups.items():
+        for address, port in group.portals:
+            plain, _, scope = address.partition(network_kinds.SCOPE)
+            parsed = ipaddress.ip_address(plain)
+            for other in taken:
+                if _overlap((parsed, scope, port), other[:3]):
+                    found.append(_portal_complaint(configuration, (tag, parsed, port), other))
+            taken.append((parsed, scope, port, tag))
+    return found
+
+
+def _overlap(one, other):
+    (address, scope, port), (other_address, other_scope, other_port) = one, other
+    if port != other_port or address.version != other_address.version:
+        return False
+    is_same = address == other_address and scope == other_scope
+    return is_same or address.is_unspecified or other_address.is_unspecified
+
+
+def _portal_complaint(configuration, this, other):
+    tag, address, port = this
+    other_address, _, _, other_tag = other
+    places = configuration.places
+    file, line = places.get(('portal-group', tag), (None, None))
+    other_file, other_line = places.get(('portal-group', other_tag), (None, 0))
+    shown = network_kinds.Portal().write((str(address), port))
+    if address == other_address:
+        text = 'portal %s is defined twice' % shown
+    else:
+        other_shown = network_kinds.Portal().write((str(other_address), port))
+        text = 'portal %s overlaps with %s' % (shown, other_shown)
+    return Complaint(
+        file,
+        line,
+        '%s; the other place is portal group %d at %s:%d'
+        % (text, other_tag, other_file, other_line),
+        'remove one of the two, or change the port of one',
+    )
+
+
+# -- stores and keys -------------------------------------------------------------------------------
+
+
+def _stores(configuration):
+    """Stores that two LUNs share, and keys that two stores share.
+
+    Two LUNs with one store would not know each other's reservations and caches; two disks with one
+    key would reveal which of their blocks are equal.
+    """
+    found, stores, keys = [], {}, {}
+    for target in configuration.targets.values():
+        for lun in target.luns.values():
+            if not lun.backing_store:
+                continue
+            real = _real_path(lun.backing_store)
+            place = configuration.places['lun', target.name, lun.number]
+            this = (target, lun, place)
+            if real in stores and not (lun.readonly and stores[real][1].readonly):
+                found.append(_store_complaint(this, stores[real]))
+            stores.setdefault(real, this)
+            if lun.encryption_key_file:
+                key = os.path.realpath(lun.encryption_key_file)
+                other_real, other = keys.setdefault(key, (real, this))
+                if other_real != real:
+                    found.append(_key_complaint(this, other))
+    return found
+
+
+def _real_path(path):
+    """The path without symbolic links; a selector such as serial:X as it is."""
+    return os.path.realpath(path) if path.startswith('/') else path
+
+
+def _store_complaint(this, other):
+    target, lun, (file, line) = this
+    other_target, other_lun, other_place = other
+    return Complaint(
+        file,
+        line,
+        'lun %d of %s serves %s, which lun %d of %s serves already, at %s:%d'
+        % (
+            (lun.number, target.name, lun.backing_store, other_lun.number, other_target.name)
+            + other_place
+        ),
+        'serve it once, and admit several initiators to that target; or make both readonly',
+    )
+
+
+def _key_complaint(this, other):
+    target, lun, (file, line) = this
+    other_target, other_lun, other_place = other
+    return Complaint(
+        file,
+        line,
+        'lun %d of %s has the encryption-key-file of lun %d of %s, at %s:%d'
+        % ((lun.number, target.name, other_lun.number, other_target.name) + other_place),
+        'write a different key file for each disk',
+    )

@@ -1,0 +1,103 @@
+"""Values of one LUN that contradict each other.
+
+May import config.model's Lun and xts (whether this host can encrypt). Pure apart from that.
+"""
+
+from targetd import xts
+
+#: SBC-3: values of MEDIUM ROTATION RATE between 1 and 1025 are reserved, as is FFFFh.
+LOWEST_ROTATION_RATE, RESERVED_ROTATION_RATE = 1025, 65535
+
+
+def contradictions(lun, stores, unusable):
+    """[(setting that the complaint is about, text, remedy)] of one model.Lun.
+
+    stores: which of 'backing-store' and 'direct-store' are written; unusable: names of settings
+    that were written with a value that cannot be used, so that they do not count as missing.
+    """
+    return (
+        _store_and_type(lun, stores, unusable)
+        + _encryption(lun)
+        + _sizes(lun)
+        + _alignment(lun)
+        + _rotation_rate(lun)
+    )
+
+
+def _store_and_type(lun, stores, unusable):
+    found = []
+    if len(stores) > 1:
+        text = 'lun %d has a backing-store and a direct-store' % lun.number
+        found.append(('direct-store', text, 'write one of the two'))
+    if lun.type in ('ram', 'null'):
+        if stores:
+            text = 'a lun of type %s has no %s' % (lun.type, stores[0])
+            found.append((stores[0], text, 'remove one of the two settings'))
+        if lun.size is None and 'size' not in unusable:
+            text = 'a lun of type %s needs a size' % lun.type
+            found.append(('type', text, 'write a size, for example size = 1G'))
+    elif not stores and not unusable & {'backing-store', 'direct-store', 'type'}:
+        text = 'lun %d has no backing-store' % lun.number
+        found.append(('lun', text, 'write backing-store = PATH'))
+    if lun.type == 'block' and lun.size is not None:
+        found.append(('size', 'a lun of type block has the size of its disk', 'remove size'))
+    return found
+
+
+def _encryption(lun):
+    if not lun.encryption_key_file:
+        return []
+    found = []
+    if lun.type in ('ram', 'null'):
+        text = 'a lun of type %s cannot be encrypted' % lun.type
+        found.append(('encryption-key-file', text, 'remove encryption-key-file'))
+    elif xts.why_not():
+        text = 'encryption is not available on this host'
+        found.append(('encryption-key-file', text, xts.why_not()))
+    if lun.atomic_writes:
+        text = 'the journal of atomic-writes would contain the data of an encrypted disk in clear'
+        found.append(('atomic-writes', text, 'write one of the two settings'))
+    return found
+
+
+def _sizes(lun):
+    """Sizes that must be multiples of the block size."""
+    found = []
+    block = lun.block_size or 512
+    if lun.size is not None and lun.size % block:
+        text = 'size %d is not a multiple of the block size %d' % (lun.size, block)
+        found.append(('size', text, 'write a whole number of blocks'))
+    for setting, value in (
+        ('optimal-transfer-length', lun.optimal_transfer_length),
+        ('optimal-transfer-granularity', lun.optimal_transfer_granularity),
+    ):
+        if value is not None and value % block:
+            text = '%s %d is not a multiple of the block size %d' % (setting, value, block)
+            found.append((setting, text, 'write a whole number of blocks'))
+    return found
+
+
+def _alignment(lun):
+    found = []
+    block, physical = lun.block_size or 512, lun.physical_block_size
+    if physical is not None and physical < block:
+        text = 'physical-block-size %d is less than block-size %d' % (physical, block)
+        found.append(('physical-block-size', text, 'write %d or more' % block))
+    ratio = max(physical or 4096, block) // block
+    if lun.lowest_aligned_block >= ratio and lun.lowest_aligned_block:
+        text = 'lowest-aligned-block %d is outside the first physical block' % (
+            lun.lowest_aligned_block
+        )
+        found.append(('lowest-aligned-block', text, 'write a number from 0 to %d' % (ratio - 1)))
+    return found
+
+
+def _rotation_rate(lun):
+    rate = lun.rotation_rate
+    is_reserved = rate is not None and (
+        1 < rate < LOWEST_ROTATION_RATE or rate == RESERVED_ROTATION_RATE
+    )
+    if not is_reserved:
+        return []
+    text = 'rotation-rate %d is reserved (SBC-3)' % rate
+    return [('rotation-rate', text, 'write 0, 1 or a number from 1025 to 65534')]

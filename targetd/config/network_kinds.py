@@ -1,0 +1,151 @@
+"""The kinds of value that name hosts and initiators: portals, redirections, networks, name patterns.
+
+May import config.kinds, config.words and the pure iscsi.names.
+"""
+
+import ipaddress
+import re
+
+from targetd.config.kinds import Choice, Kind
+from targetd.config.words import Unusable
+from targetd.iscsi import names
+
+ALL = 'ALL'  # the word that admits every address or name
+ISCSI_PORT = 3260
+SCOPE = '%'  # separates an IPv6 address from its scope: fe80::1%eth0
+
+
+class Portal(Kind):
+    """A numeric address and a port -> (address, port).
+
+    port: the default port; of_others: True for an address of another host, which cannot be a
+    wildcard.
+    """
+
+    def __init__(self, port=ISCSI_PORT, of_others=False):
+        self.port, self.of_others = port, of_others
+        self.says = 'an address and a port, like 10.0.0.1:%d, [2001:db8::1]:%d' % (port, port)
+        if not of_others:
+            self.says += ', 0.0.0.0 or [::] for every address of this host'
+
+    def parse(self, text):
+        address, number = self.split_port(text)
+        plain, _, scope = address.partition(SCOPE)
+        try:
+            parsed = ipaddress.ip_address(plain)
+        except ValueError:
+            raise Unusable(
+                '%r is not a valid address' % text,
+                'write %s (numeric, not a host name)' % self.says,
+            )
+        if self.of_others and parsed.is_unspecified:
+            raise Unusable('%s is not an address of another host' % parsed, 'write ' + self.says)
+        return str(parsed) + (SCOPE + scope if scope else ''), number
+
+    def split_port(self, text):
+        """(address or host name, port) of a text; the default port if it contains none."""
+        match = re.match(r'\[([^\]]*)\](?::([0-9]+))?$', text) or re.match(
+            r'([^:\[\]]+)(?::([0-9]+))?$', text
+        )
+        if not match and text.count(':') > 1 and '[' not in text:
+            raise Unusable(
+                '%r does not separate the address from the port' % text,
+                'write an IPv6 address in brackets, like [::1]:%d' % self.port,
+            )
+        address, port = match.groups() if match else (text, None)
+        number = int(port) if port else self.port
+        if not 1 <= number <= 65535:
+            raise Unusable('port %s is out of range' % port, 'write a port from 1 to 65535')
+        return address, number
+
+    def write(self, value):
+        return ('[%s]:%d' if ':' in value[0] else '%s:%d') % tuple(value)
+
+
+class Redirection(Kind):
+    """The word temporary or permanent, and an address or host name -> (permanent: bool, address,
+    port)."""
+
+    says = (
+        'temporary or permanent, and an address and port like 10.0.0.2:3260 or storage2.example.com'
+    )
+    HOST = re.compile(r'(?=.{1,253}$)(?!-)[A-Za-z0-9-]{1,63}(?:\.(?!-)[A-Za-z0-9-]{1,63})*$')
+    WORDS = Choice('temporary', 'permanent')
+    PORTAL = Portal(of_others=True)
+
+    def read(self, items):
+        if len(items) > 1:
+            raise Unusable(
+                'there is a portal group tag or a second address after a comma',
+                'write one address without a tag: a redirect has none (RFC 7143 13.8)',
+            )
+        if len(items[0]) != 2:
+            raise Unusable(
+                'two words are expected, but there are %d' % len(items[0]), 'write ' + self.says
+            )
+        word = self.WORDS.parse(items[0][0])
+        host, port = self.PORTAL.split_port(items[0][1])
+        if not self.HOST.match(host) or re.match(r'[0-9.]+$', host) or items[0][1].startswith('['):
+            host, port = self.PORTAL.parse(items[0][1])
+        return word == 'permanent', host.lower(), port
+
+    def show(self, value):
+        permanent, host, port = value
+        return '%s %s' % (
+            'permanent' if permanent else 'temporary',
+            self.PORTAL.write((host, port)),
+        )
+
+
+class Network(Kind):
+    """An address, a network, or ALL -> the canonical text of the network, or 'ALL'."""
+
+    says = 'an address like 10.0.5.7, a network like 10.0.5.0/24 or 2001:db8::/64, or ALL'
+
+    def parse(self, text):
+        if text.upper() == ALL:
+            return ALL
+        try:
+            return self.write(ipaddress.ip_network(text))
+        except ValueError:
+            pass
+        try:
+            net = ipaddress.ip_network(text, strict=False)
+        except ValueError:
+            raise Unusable('%r is neither an address nor a network' % text, 'write ' + self.says)
+        raise Unusable(
+            '%s has host bits set after its prefix' % text,
+            'write %s for the network or %s for the single address' % (net, text.split('/')[0]),
+        )
+
+    def write(self, value):
+        if value == ALL:
+            return ALL
+        value = ipaddress.ip_network(value)
+        return str(value.network_address) if value.prefixlen == value.max_prefixlen else str(value)
+
+
+class NamePattern(Kind):
+    """A pattern of iSCSI names with the wildcards * and ?, or ALL -> the case-folded pattern, or
+    'ALL'."""
+
+    says = 'an iSCSI name, in which * matches any characters and ? matches one, or ALL'
+
+    def parse(self, text):
+        if text.upper() == ALL:
+            return ALL
+        folded = names.fold(text)
+        literal = re.split('[*?]', folded)[0]
+        if literal == folded:
+            flaw = names.flaw(folded, lenient=True)
+        elif not any(kind.startswith(literal[:4]) for kind in ('iqn.', 'eui.', 'naa.')):
+            flaw = 'it does not begin with iqn., eui. or naa.'
+        else:
+            flaw = (
+                None
+                if folded.isprintable() and ' ' not in folded
+                else 'it contains a blank or an unprintable character'
+            )
+        if flaw:
+            raise Unusable('%r is not an iSCSI name: %s' % (text, flaw), 'write ' + self.says)
+        return folded
