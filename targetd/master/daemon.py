@@ -20,7 +20,8 @@ import psutil
 
 from targetd import crc32c, log
 from targetd.errors import EXIT_FAILURE, EXIT_OK, AlreadyRunning, TargetdError
-from targetd.master.master import Master, begin_log
+from targetd.master.log_files import start_log
+from targetd.master.master import Master
 from targetd.master.processes import child
 
 OOM_SCORE = '-500'  # when memory runs out, others go before everybody's disks
@@ -213,7 +214,7 @@ def _serve(path, configuration, report, foreground):
 
 def _start_log(server, foreground):
     try:
-        begin_log(server, foreground)
+        start_log(server, foreground)
     except OSError as e:
         raise TargetdError(
             'the log cannot be written to %s: %s; write another log' % (server.log, e.strerror)
@@ -240,7 +241,7 @@ def _be_important():
 
 
 def _say_started(master):
-    configuration = master.configuration
+    configuration = master.state.configuration
     portals = ', '.join(
         '[%s]:%d' % (a, p) if ':' in a else '%s:%d' % (a, p) for _, a, p in sorted(master.portals)
     )

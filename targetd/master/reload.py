@@ -1,16 +1,15 @@
-"""Reload: read the configuration again, check all of it, and apply what is different. A broken file
+"""Reload: read the configuration again, check all of it, and apply the differences. An invalid file
 changes nothing.
 
      load --> diff --> open new stores ···> open new portals --> apply the steps (cannot fail) --> new spares
        |                    |                   |
-       +------ any failure: what was opened is closed, everything stays as it was
+       +------ any failure: what was opened is closed, nothing has changed
 
-The master goes on with its work (···) while children open the stores.
+The master continues its work (···) while child processes open the stores.
 
-A LUN that becomes another (another store, another block size) cannot change under a session's feet:
-the target's sessions are asked to log out, ended after stop-timeout, and the target refuses logins
-('service unavailable', which initiators retry) until the last old session is gone and the new units
-are in their place.
+A LUN that gets another store or block size cannot be changed while a session uses it. The sessions of
+the target are asked to log out, and ended after stop-timeout. The target refuses logins ('service
+unavailable', which initiators retry) until its last session is over and the new units are exported.
 """
 
 from targetd import log
@@ -25,42 +24,64 @@ ACCESS_FIELDS = ('alua', 'alua_state', 'portal_groups')
 
 
 class Prepared(object):
-    """What was opened before anything changed. units: {(target name, number): Unit};
-    close_unit(unit): lets go of one."""
+    """The units that were opened for a reload, before anything has changed. units: {(target name,
+    number): Unit}; close_unit(unit) releases one."""
 
     def __init__(self, units, close_unit):
         self.units = units
         self._close_unit = close_unit
 
     def close(self):
-        """Nothing of it is wanted."""
+        """The reload failed: release the units."""
         for unit in self.units.values():
             self._close_unit(unit)
 
 
 class Reload(object):
-    """The reloads of one Master."""
+    """The reloads of a master. apply_server() applies the [server] section; for the other arguments
+    see Master."""
 
-    def __init__(self, master):
-        self.master = master
-        # target name -> [(old Unit, new Unit or None)] that wait for its sessions' end
-        self.changing = {}
-        self._is_opening = False  # stores, for a reload that is under way
-        self.visited = []  # units of these that copies reach yet
-        self._again = False  # a SIGHUP came meanwhile
+    def __init__(
+        self,
+        loop,
+        state,
+        workers,
+        sessions,
+        units,
+        exports,
+        jobs,
+        listeners,
+        isns,
+        log_files,
+        apply_server,
+    ):
+        self.loop = loop
+        self.state = state
+        self.workers = workers
+        self.sessions = sessions
+        self.units = units
+        self.exports = exports
+        self.jobs = jobs
+        self.listeners = listeners
+        self.isns = isns
+        self.log_files = log_files
+        self.apply_server = apply_server
+        self._is_opening = False  # True while child processes open stores for a reload
+        self._with_copies = []  # old units that copies of other targets' sessions still use
+        self._is_requested_again = False  # SIGHUP arrived during a reload
 
-    # -- doors -------------------------------------------------------------------------------------------------------
+    # -- start -------------------------------------------------------------------------------------
 
     def on_signal(self):
-        """SIGHUP: as start_reload(), but every complaint goes to the log."""
-        if self.changing or self._is_opening:
+        """SIGHUP: start_reload() with the outcome in the log. During a reload it is postponed."""
+        if self.state.changing or self._is_opening:
             log.info(
                 'the reload waits until %s',
-                'the sessions of %s have logged out' % ', '.join(sorted(self.changing))
-                if self.changing
-                else 'the one that is under way is done',
+                'the sessions of %s have logged out' % ', '.join(sorted(self.state.changing))
+                if self.state.changing
+                else 'the reload in progress is done',
             )
-            self._again = True
+            self._is_requested_again = True
         else:
             self.start_reload(self._log_outcome)
 
@@ -74,53 +95,55 @@ class Reload(object):
             log.info('reloaded: nothing changed')
 
     def reload_and_wait(self, plan_only=False):
-        """start_reload(), and wait for its end: [{'step', 'effect'} …]. Raises TargetdError, and then
-        nothing has changed."""
+        """start_reload(), and wait for its end. Returns [{'step', 'effect'} …]. Raises TargetdError;
+        then nothing has changed."""
         outcome = []
         self.start_reload(lambda *values: outcome.append(values), plan_only)
-        self.master.jobs.wait()
+        self.jobs.wait()
         ((rows, error),) = outcome
         if error is not None:
             raise error
         return rows
 
     def start_reload(self, done, plan_only=False):
-        """Load, and unless `plan_only` apply. done([{'step', 'effect'} …], None), now or later; or
-        done(None, TargetdError): then nothing has changed."""
+        """Load the configuration and, unless `plan_only`, apply it. Calls, now or later,
+        done([{'step', 'effect'} …], None), or done(None, TargetdError) if nothing has changed."""
         try:
             new = self._loaded()
         except TargetdError as e:
             done(None, e)
             return
-        steps = model.diff(self.master.configuration, new)
+        steps = model.diff(self.state.configuration, new)
         rows = [{'step': step.text, 'effect': settings.WHEN[step.when]} for step in steps]
         if plan_only:
             done(rows, None)
             return
         wanted = [(new.targets[target_name], lun) for target_name, lun in wanted_luns(steps)]
         self._is_opening = True
-        self.master.exports.open_media(
+        self.exports.open_media(
             wanted, lambda outcomes: self._opened(new, steps, rows, outcomes, done)
         )
 
     def _loaded(self):
-        master = self.master
-        if master.stop.is_stopping:
+        if self.state.is_stopping:
             raise TargetdError('targetd is being stopped')
-        if self.changing:
+        if self.state.changing:
             raise TargetdError(
                 'the last reload still waits for sessions of %s to log out; try again in %d seconds'
-                % (', '.join(sorted(self.changing)), master.configuration.server.stop_timeout + 5)
+                % (
+                    ', '.join(sorted(self.state.changing)),
+                    self.state.configuration.server.stop_timeout + 5,
+                )
             )
         if self._is_opening:
             raise TargetdError(
                 'the last reload still waits for a disk to answer; try again in some seconds'
             )
-        if not master.path:
+        if not self.state.path:
             raise TargetdError(
                 'targetd runs without a configuration file; there is nothing to reload'
             )
-        return loader.load(master.path)
+        return loader.load(self.state.path)
 
     def _opened(self, new, steps, rows, outcomes, done):
         self._is_opening = False
@@ -128,17 +151,16 @@ class Reload(object):
             self._apply(new, steps, self._prepared(outcomes))
         except TargetdError as e:
             done(None, e)
-        except Exception as e:  # the boundary: somebody waits for the outcome
+        except Exception as e:  # the boundary: done() must be called
             log.exception('a reload met an unexpected failure')
             done(None, TargetdError('an unexpected failure: %s; the log has the details' % e))
         else:
             done(rows, None)
         self.check()
 
-    # -- apply -------------------------------------------------------------------------------------------------------
+    # -- apply -------------------------------------------------------------------------------------
 
     def _apply(self, new, steps, prepared):
-        master = self.master
         try:
             self._change_portals(steps)
         except BaseException:
@@ -146,33 +168,34 @@ class Reload(object):
             raise
         for step in steps:
             log.info('reload: %s', model.described(step))
-        master.configuration = self._with_server(new, steps)
-        master.apply_server()
+        self.state.configuration = self._with_server(new, steps)
+        self.apply_server()
         for step in steps:
             STEPS.get(type(step), Reload._nothing)(self, step, prepared)
-        master.exports.retry_now()
-        self._follow_media()
-        self._end_unwelcome()
+        self.exports.retry_now()
+        self._check_media()
+        self._end_inadmissible_sessions()
         self.check()
-        master.isns.apply_configuration(master.configuration)
+        self.isns.apply_configuration(self.state.configuration)
         if steps:
-            master.workers.new_generation()
+            self.workers.new_generation()
 
     def _nothing(self, step, prepared):
-        """A step that was made already, or that is in force by being in the configuration."""
+        """The step was applied already, or is in force because it is in the configuration."""
 
     def _prepared(self, outcomes):
-        """What was opened. Raises TargetdError with all that cannot be, and nothing stays open."""
+        """The Prepared units. Raises StoreError, which names every store that cannot be opened; then
+        none stays open."""
         prepared = Prepared(
             {key: unit for key, unit in outcomes.items() if not isinstance(unit, StoreError)},
-            self.master.exports.close_unit,
+            self.exports.close_unit,
         )
         failures = [
             'lun %d of %s: %s' % (number, target_name, outcomes[target_name, number])
             for target_name, number in outcomes
             if (target_name, number) not in prepared.units
         ]
-        if self.master.stop.is_stopping:
+        if self.state.is_stopping:
             failures = ['targetd is being stopped']
         if failures:
             prepared.close()
@@ -180,33 +203,32 @@ class Reload(object):
         return prepared
 
     def _change_portals(self, steps):
-        """Close the removed, then open the added, because one may need the other's port; all or
-        nothing."""
-        master = self.master
+        """Close the removed portals, then open the added ones, which may need the same port. If one
+        cannot be opened, restore all of them and raise TargetdError."""
         removed = [s for s in steps if isinstance(s, model.RemovePortal)]
         added = [s for s in steps if isinstance(s, model.AddPortal)]
         opened = []
         for step in removed:
-            master.close_portal(step.tag, *step.portal)
+            self.listeners.close_portal(step.tag, *step.portal)
         try:
             for step in added:
-                master.open_portal(step.tag, *step.portal)
+                self.listeners.listen_on(step.tag, *step.portal)
                 opened.append(step)
         except TargetdError:
             for step in opened:
-                master.close_portal(step.tag, *step.portal)
+                self.listeners.close_portal(step.tag, *step.portal)
             for step in removed:
                 self._reopen(step)
             raise
 
     def _reopen(self, step):
         try:
-            self.master.open_portal(step.tag, *step.portal)
+            self.listeners.listen_on(step.tag, *step.portal)
         except TargetdError as e:
             log.error('%s', e)
 
     def _with_server(self, new, steps):
-        """The new configuration, with the old value of what only a restart can change."""
+        """The new configuration, but with the old values of the settings that need a restart."""
         kept = {
             s.field: s.old
             for s in steps
@@ -214,71 +236,69 @@ class Reload(object):
         }
         return new._replace(server=new.server._replace(**kept))
 
-    # -- steps -------------------------------------------------------------------------------------------------------
+    # -- steps -------------------------------------------------------------------------------------
 
     def _change_server(self, step, prepared):
         if step.field in ('log', 'log_level'):
-            self.master.start_log()
+            self.log_files.restart_log()
 
     def _add_target(self, step, prepared):
         for number in step.target.luns:
-            self.master.exports.add_unit(prepared.units[step.target.name, number])
+            self.exports.add_unit(prepared.units[step.target.name, number])
 
     def _remove_target(self, step, prepared):
         name = step.target.name
         for number in step.target.luns:
-            self.master.exports.forget_lun(name, number)
-        swaps = [(unit, None) for unit in self.master.units.of_target(name).values()]
+            self.exports.forget_lun(name, number)
+        swaps = [(unit, None) for unit in self.units.of_target(name).values()]
         self._swap_after_logout(name, swaps, 'target %s is removed' % name)
 
     def _change_target(self, step, prepared):
-        """States of target port groups are in force at once; TPGS is what a session found when it
-        logged in."""
-        for late in self.master.exports.unavailable.values():
+        """The states of target port groups change at once. The TPGS field of INQUIRY data does not
+        change for sessions that exist."""
+        for late in self.exports.unavailable.values():
             if late.target_name == step.new.name:
                 late.target = step.new
         if set(ACCESS_FIELDS) & set(step.fields):
-            for unit in self.master.units.of_target(step.new.name).values():
+            for unit in self.units.of_target(step.new.name).values():
                 unit.facts.update(open_medium.alua_facts(step.new, unit.lun))
                 configured = exports.configured_alua(step.new)
-                self.master.units.replication.apply_decision(
+                self.units.replication.apply_decision(
                     unit, transitions.access_configured(unit.shared, configured)
                 )
 
     def _add_lun(self, step, prepared):
         unit = prepared.units[step.target_name, step.lun.number]
-        self.master.exports.add_unit(unit)
-        workers = [s.worker for s in self.master.sessions.of_target(step.target_name)]
-        self.master.units.replication.order_units(
-            workers, add=[unit], attentions=[attention.LUNS_CHANGED]
-        )
+        self.exports.add_unit(unit)
+        workers = [s.worker for s in self.sessions.of_target(step.target_name)]
+        self.units.replication.order_units(workers, add=[unit], attentions=[attention.LUNS_CHANGED])
 
     def _remove_lun(self, step, prepared):
-        self.master.exports.forget_lun(step.target_name, step.lun.number)
-        unit = self.master.units.of_target(step.target_name).get(step.lun.number)
+        self.exports.forget_lun(step.target_name, step.lun.number)
+        unit = self.units.of_target(step.target_name).get(step.lun.number)
         if unit is None:
             return
-        self.master.units.remove_unit(unit)
+        self.units.remove_unit(unit)
         workers = list(unit.workers)
         unit.workers = {}
-        self.master.copy_guests.end_copies(
+        self.units.copy_guests.end_copies(
             unit,
-            lambda: self.master.units.replication.order_units(
+            lambda: self.units.replication.order_units(
                 workers,
                 remove=[step.lun.number],
                 attentions=[attention.LUNS_CHANGED],
-                done=lambda: self.master.exports.close_unit(unit),
+                done=lambda: self.exports.close_unit(unit),
             ),
         )
 
     def _change_lun(self, step, prepared):
-        unit = self.master.units.of_target(step.target_name).get(step.new.number)
+        unit = self.units.of_target(step.target_name).get(step.new.number)
         fresh = prepared.units.get((step.target_name, step.new.number))
-        late = self.master.exports.unavailable.get((step.target_name, step.new.number))
+        late = self.exports.unavailable.get((step.target_name, step.new.number))
         if late is not None:
             late.lun = step.new
         if fresh is not None:
-            self.master.exports.forget_unavailable(step.target_name, step.new.number)
+            self.exports.forget_unavailable(step.target_name, step.new.number)
             self._swap_after_logout(
                 step.target_name,
                 [(unit, fresh)],
@@ -292,77 +312,75 @@ class Reload(object):
                     descriptor_sense=step.new.sense_format == 'descriptor',
                 )
                 unit.facts.update(open_medium.threshold_facts(step.new, unit.store))
-                self.master.units.replication.apply_decision(
+                self.units.replication.apply_decision(
                     unit, transitions.facts_changed(unit.shared, unit.facts)
                 )
 
-    # -- what has to wait for sessions -------------------------------------------------------------------------------
+    # -- units that are replaced when their sessions have ended -------------------------------------------------------------
 
     def _swap_after_logout(self, target_name, swaps, why):
-        master = self.master
-        self.changing.setdefault(target_name, []).extend(swaps)
-        seconds = master.configuration.server.stop_timeout
+        self.state.changing.setdefault(target_name, []).extend(swaps)
+        seconds = self.state.configuration.server.stop_timeout
         for unit in filter(None, (unit for unit, _ in swaps)):
-            self.visited.append(unit)
-            master.copy_guests.end_copies(unit, lambda unit=unit: self._left(unit))
-        for session in master.sessions.of_target(target_name):
+            self._with_copies.append(unit)
+            self.units.copy_guests.end_copies(unit, lambda unit=unit: self._copies_ended(unit))
+        for session in self.sessions.of_target(target_name):
             log.info(
                 'session %d of %s is asked to log out: %s',
                 session.tsih,
                 session.initiator_name,
                 why,
             )
-            master.logout_session(session, seconds, why)
+            self.sessions.logout_session(session, seconds, why)
 
-    def _left(self, unit):
-        """No copy of another target's session reaches the unit any more."""
-        self.visited.remove(unit)
-        self.master.loop.call_later(0, self.check)
+    def _copies_ended(self, unit):
+        """No copy of another target's session uses the unit any more."""
+        self._with_copies.remove(unit)
+        self.loop.call_later(0, self.check)
 
     def check(self):
-        """After a death, or when the last copy has left: put new units in place where nobody uses
-        the old, and nothing on their media is half done."""
-        used = {unit.target_name for unit in self.visited}
+        """Replace units that no session and no copy uses any more, and whose media have no incomplete
+        atomic write. Call when a session, a copy or a repair has ended."""
+        used = {unit.target_name for unit in self._with_copies}
         for target_name in [
             name
-            for name in self.changing
-            if name not in used and not self.master.sessions.of_target(name)
+            for name in self.state.changing
+            if name not in used and not self.sessions.of_target(name)
         ]:
             if any(
-                old is not None and self.master.atomic_writes.is_repairing(old)
-                for old, _ in self.changing[target_name]
+                old is not None and self.units.replication.atomic_writes.is_repairing(old)
+                for old, _ in self.state.changing[target_name]
             ):
                 continue
-            for old, new in self.changing.pop(target_name):
+            for old, new in self.state.changing.pop(target_name):
                 if old is not None:
-                    self.master.units.remove_unit(old)
-                    self.master.exports.close_unit(old)
+                    self.units.remove_unit(old)
+                    self.exports.close_unit(old)
                 if new is not None:
                     if old is not None and old.key == new.key:
                         exports.carry_over_state(old, new)
-                    self.master.exports.add_unit(new)
-        if self._again and not self.changing and not self._is_opening:
-            self._again = False
-            self.master.loop.call_later(0, self.on_signal)
+                    self.exports.add_unit(new)
+        if self._is_requested_again and not self.state.changing and not self._is_opening:
+            self._is_requested_again = False
+            self.loop.call_later(0, self.on_signal)
 
-    # -- what a reload looks at besides ------------------------------------------------------------------------------
+    # -- what a reload checks besides the steps ------------------------------------------------------------
 
-    def _follow_media(self):
-        for unit in list(self.master.units.by_id.values()):
-            if unit.target_name in self.changing:
+    def _check_media(self):
+        for unit in list(self.units.by_id.values()):
+            if unit.target_name in self.state.changing:
                 continue
-            self.master.exports.recover_unit(unit)
+            self.exports.recover_unit(unit)
             try:
-                self.master.exports.resize_unit(unit, unit.lun.size)
+                self.exports.resize_unit(unit, unit.lun.size)
             except StoreError as e:
                 log.error('%s', e)
 
-    def _end_unwelcome(self):
+    def _end_inadmissible_sessions(self):
         """End the sessions that the rules no longer admit."""
-        master = self.master
-        for session in master.sessions.all():
+        for session in self.sessions.all():
             target = (
-                master.configuration.targets.get(session.nexus.target_name)
+                self.state.configuration.targets.get(session.nexus.target_name)
                 if session.nexus
                 else None
             )
@@ -377,11 +395,11 @@ class Reload(object):
                 log.warning(
                     'session %d of %s is ended: %s', session.tsih, session.initiator_name, why
                 )
-                master.end_session(session, why, 'administrator')
+                self.sessions.end_session(session, why, 'administrator')
 
 
 def wanted_luns(steps):
-    """[(target name, Lun)] of the stores that have to be opened for these steps."""
+    """[(target name, Lun)] of the stores that must be opened for these steps."""
     found = []
     for step in steps:
         if isinstance(step, model.AddTarget):

@@ -1,116 +1,115 @@
-"""The ordered stop: no new login, initiators asked to log out, a bounded wait, the rest ended,
-everything flushed.
+"""The ordered stop: no new logins, initiators are asked to log out, the wait is bounded, the other
+sessions are ended, every unit is flushed.
 
-serving --SIGTERM--> asking to log out --all gone, or stop-timeout, or a second signal--> ending
-        --all gone, or END_SECONDS, or a further signal--> killing --all reaped--> flushing --done, or time over--> gone
+serving --SIGTERM--> asking --all workers reaped, or stop-timeout, or a second signal--> ending
+     --all reaped, or END_SECONDS, or a further signal--> killing --all reaped--> flushing --done, or time over--> done
 """
 
 from targetd import log
 
-END_SECONDS = 5.0  # what a worker may take to end, after its initiator had its time
+END_SECONDS = 5.0  # a worker that was ordered to end and takes longer is killed
+
+END_ORDER = {'do': 'end', 'why': 'targetd stops', 'reason': 'stopped'}
 
 
 class Stop(object):
-    """The stop of one Master. `report`: what became of sessions and units, plain sentences, when it
-    is done."""
+    """The stop of a master. report: sentences on the outcome for each session and unit, complete when
+    stage is 'done'."""
 
-    def __init__(self, master):
-        self.master = master
-        self.stage = None  # None, 'asking', 'ending', 'killing', 'done'
+    def __init__(self, loop, state, workers, sessions, units, jobs, listeners, isns):
+        self.loop = loop
+        self.state = state
+        self.workers = workers
+        self.sessions = sessions
+        self.units = units
+        self.jobs = jobs
+        self.listeners = listeners
+        self.isns = isns
+        self.stage = None  # None, 'asking', 'ending', 'killing', 'flushing', 'done'
         self.report = []
         self._timer = None
 
-    @property
-    def is_stopping(self):
-        """True from start_stop() on."""
-        return self.stage is not None
-
     def start_stop(self, why):
-        """Start the stop, or hurry it if it has started."""
+        """Start the stop; if it has started, go to its next stage now."""
         if self.stage is None:
-            self._ask(why)
+            self._ask_for_logout(why)
         elif self.stage == 'asking':
             log.info('%s: not waiting any longer', why)
-            self._end()
+            self._end_sessions()
         elif self.stage == 'ending':
-            self._kill()
+            self._kill_workers()
 
-    def _ask(self, why):
-        master = self.master
+    def _ask_for_logout(self, why):
         self.stage = 'asking'
-        seconds = master.configuration.server.stop_timeout
-        sessions = [s for s in master.sessions.all() if s.nexus is not None]
+        self.state.is_stopping = True
+        seconds = self.state.configuration.server.stop_timeout
+        sessions = self.sessions.normal()
         log.info(
             'stopping (%s): %d sessions are asked to log out within %d seconds',
             why,
             len(sessions),
             seconds,
         )
-        master.isns.deregister_all()
-        master.portals.clear()
-        master.pending_connections.close_all()
-        master.workers.stopping = True
+        self.isns.deregister_all()
+        self.listeners.close_all()
+        self.workers.stopping = True
         for session in sessions:
-            master.workers.send(session.worker, {'do': 'logout', 'seconds': seconds})
-        for worker in master.workers.all():
-            master.workers.retire(worker)
-            if worker.busy_since is not None and (
-                worker.session is None or worker.session.nexus is None
-            ):
-                master.workers.send(
-                    worker, {'do': 'end', 'why': 'targetd stops', 'reason': 'stopped'}
-                )
-        self._timer = master.loop.call_later(seconds if sessions else END_SECONDS, self._end)
+            self.workers.send(session.worker, {'do': 'logout', 'seconds': seconds})
+        for worker in self.workers.all():
+            self.workers.retire(worker)
+            has_session = worker.session is not None and worker.session.nexus is not None
+            if worker.busy_since is not None and not has_session:
+                self.workers.send(worker, END_ORDER)
+        self._timer = self.loop.call_later(seconds if sessions else END_SECONDS, self._end_sessions)
         self.check()
 
-    def _next_in(self, seconds, step):
+    def _restart_timer(self, seconds, next_stage):
         self._timer.cancel()
-        self._timer = self.master.loop.call_later(seconds, step)
+        self._timer = self.loop.call_later(seconds, next_stage)
 
-    def _end(self):
-        master = self.master
+    def _end_sessions(self):
         self.stage = 'ending'
-        for worker in master.workers.all():
+        for worker in self.workers.all():
             if worker.session is not None and worker.session.nexus is not None:
-                self._say(
+                self._report(
                     'session %d of %s with %s did not log out and is ended',
                     worker.session.tsih,
                     worker.session.initiator_name,
                     worker.session.nexus.target_name,
                 )
                 worker.session.ended_why = 'stopped'
-            master.workers.send(worker, {'do': 'end', 'why': 'targetd stops', 'reason': 'stopped'})
-        self._next_in(END_SECONDS, self._kill)
+            self.workers.send(worker, END_ORDER)
+        self._restart_timer(END_SECONDS, self._kill_workers)
 
-    def _kill(self):
+    def _kill_workers(self):
         self.stage = 'killing'
-        for worker in self.master.workers.all():
-            self.master.workers.kill(worker, 'targetd stops and it did not end')
-        self._next_in(END_SECONDS, self._finish)
+        for worker in self.workers.all():
+            self.workers.kill(worker, 'targetd stops and it did not end')
+        self._restart_timer(END_SECONDS, self._flush)
 
     def check(self):
-        """After a death: when nobody is left, flush and be gone."""
-        if self.stage in ('asking', 'ending', 'killing') and not self.master.workers.by_pid:
-            self._finish()
+        """Flush the units if no worker is left. Call after a worker was reaped."""
+        if self.stage in ('asking', 'ending', 'killing') and not self.workers.by_pid:
+            self._flush()
 
-    def _finish(self):
-        if self.stage in ('flushing', 'done') or self.master.isns.is_deregistering(self._finish):
+    def _flush(self):
+        if self.stage in ('flushing', 'done') or self.isns.is_deregistering(self._flush):
             return
         self.stage = 'flushing'
         self._timer.cancel()
-        self.master.units.flush_all(self.master.jobs, self._flushed)
+        self.units.flush_all(self.jobs, self._flushed)
 
     def _flushed(self, results):
         self.stage = 'done'
         for unit, why in results:
             if not why:
-                self._say('unit %s is flushed', unit.id)
+                self._report('unit %s is flushed', unit.id)
             else:
                 log.error('unit %s could NOT be flushed: %s', unit.id, why)
                 self.report.append('unit %s could NOT be flushed: %s' % (unit.id, why))
         log.info('stopped')
-        self.master.loop.stop()
+        self.loop.stop()
 
-    def _say(self, text, *values):
+    def _report(self, text, *values):
         self.report.append(text % values)
         log.info(text, *values)

@@ -236,7 +236,7 @@ class Stage(object):
         self.write(body, server)
         self.master = Master(self.path, loader.load(self.path), serve, self.clock)
         self.master.start()
-        self.master.workers.keep_spares()
+        self.master.fork_workers()
         return self.master
 
     def until(self, question, seconds=10):

@@ -170,7 +170,7 @@ def test_in_the_foreground_ctrl_c_is_an_ordered_stop(home):
     assert 'is flushed' in home.log
 
 
-# -- the pid file ------------------------------------------------------------------------------------------------------------
+# -- the pid file ----------------------------------------------------------------------------------
 
 
 def test_a_pid_file_is_locked_written_and_removed(tmp_path):

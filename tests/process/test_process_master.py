@@ -271,7 +271,7 @@ def test_logs_are_opened_again_by_everybody(stage, tmp_path):
         log.stop()
 
 
-# -- disks that do not answer ------------------------------------------------------------------------------------------------
+# -- disks that do not answer ----------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -351,7 +351,7 @@ def test_a_stop_says_which_disk_does_not_answer_and_ends(stage, dead, monkeypatc
     )
 
 
-# -- disks that are not what they were ---------------------------------------------------------------------------------------
+# -- disks that are not what they were -------------------------------------------------------------
 
 
 def test_a_file_that_is_gone_is_not_made_anew_until_that_is_accepted(stage, capfd):
@@ -369,7 +369,7 @@ def test_a_file_that_is_gone_is_not_made_anew_until_that_is_accepted(stage, capf
     stage.close()
     os.unlink(path)
     stage.start(body(stage, (DISK, OPEN, lun)))
-    stage.master.control.answer('accept', {'unit': DISK + '/0'})
+    stage.master.answers.answer('accept', {'unit': DISK + '/0'})
     stage.master.jobs.wait()
     stage.login(DISK)
 
@@ -379,7 +379,7 @@ def test_a_file_that_is_gone_is_not_made_anew_until_that_is_accepted(stage, capf
 )
 def test_accepting_what_is_not_there(served, unit, complaint):
     with pytest.raises(TargetdError) as caught:
-        served.master.control.answer('accept', {'unit': unit})
+        served.master.answers.answer('accept', {'unit': unit})
     assert complaint in str(caught.value)
 
 

@@ -183,7 +183,7 @@ def test_another_store_waits_for_the_logout(served):
     with pytest.raises(TargetdError):
         served.master.reload.reload_and_wait()
     client.close()
-    served.until(lambda: not served.master.reload.changing)
+    served.until(lambda: not served.master.state.changing)
     unit = served.login(DISK, isid='00023d000003').answer['units'][0]
     assert unit['store']['size'] == 2 << 20 and unit['unit'] != client.answer['units'][0]['unit']
 
@@ -205,9 +205,9 @@ def test_a_second_hangup_waits_for_the_first_to_be_done(served):
     served.write(body(served, (DISK, OPEN, RAM)))
     os.kill(os.getpid(), signal.SIGHUP)
     served.settle()
-    assert list(served.master.configuration.targets) == [OTHER]
+    assert list(served.master.state.configuration.targets) == [OTHER]
     client.close()
-    served.until(lambda: list(served.master.configuration.targets) == [DISK])
+    served.until(lambda: list(served.master.state.configuration.targets) == [DISK])
 
 
 def test_who_is_not_admitted_any_more_is_ended_and_others_stay(served):
@@ -230,7 +230,7 @@ def test_limits_are_obeyed_from_now_on(served):
 def test_what_needs_a_restart_stays_as_it_was(served):
     (row,) = reload(served, body(served, (DISK, OPEN, RAM)), 'user = daemon')
     assert 'restart' in row['effect']
-    assert served.master.configuration.server.user == 'nobody'
+    assert served.master.state.configuration.server.user == 'nobody'
     assert len(served.master.reload.reload_and_wait(plan_only=True)) == 1
 
 
@@ -261,7 +261,7 @@ def test_a_failed_unit_is_used_again_after_a_reload(served):
     assert client.of('units')[0]['replace'][0]['lun'] == 0
 
 
-# -- the ordered stop --------------------------------------------------------------------------------------------------------
+# -- the ordered stop ------------------------------------------------------------------------------
 
 
 def stopped(stage):
@@ -327,7 +327,7 @@ def test_a_stop_during_a_login_does_not_wait_for_it(served):
     stopped(served)
 
 
-# -- the control socket ------------------------------------------------------------------------------------------------------
+# -- the control socket ----------------------------------------------------------------------------
 
 
 class Caller(object):

@@ -4,7 +4,7 @@ import pytest
 from puppets import Stage
 
 from targetd.master import master as masters
-from targetd.master.logins import throttle
+from targetd.master.logins import routing, throttle
 
 DISK = 'iqn.2026-11.test:disk'
 BODY = '''[portal-group 1]
@@ -42,7 +42,7 @@ def open_logins(stage, count, source):
 
 
 def under_way(stage):
-    return len(stage.master._logging_in())
+    return len(stage.master.router.workers_logging_in())
 
 
 def failures(stage, source):
@@ -104,7 +104,7 @@ def test_when_the_server_is_full_slow_logins_give_way_to_other_addresses(stage):
     early = stage.connect(source='127.0.0.9')
     stage.until(lambda: (early.listen(), early.received)[1])
     assert early.received[36:38] == b'\x03\x02'  # they had no time yet
-    stage.leap(masters.PATIENCE_SECONDS)
+    stage.leap(routing.PATIENCE_SECONDS)
     late = stage.connect(source='127.0.0.9')
     assert late.login(DISK)[0] == (0, 0)
 
@@ -206,7 +206,7 @@ def test_joins_of_one_session_are_bounded_for_each_origin(stage):
     stage.begin()
     one = stage.connect()
     tsih = one.login(DISK)[1]['tsih']
-    strangers = [stage.connect(tsih=tsih, source=BAD) for _ in range(masters.JOINS_PER_ORIGIN + 3)]
+    strangers = [stage.connect(tsih=tsih, source=BAD) for _ in range(routing.JOINS_PER_ORIGIN + 3)]
     stage.until(lambda: refused(strangers) == 3)
     another = stage.connect(tsih=tsih)
     another.claim(DISK, tsih=tsih, cid=1)
@@ -217,7 +217,7 @@ def test_joins_of_one_session_are_bounded(stage):
     stage.begin()
     one = stage.connect()
     tsih = one.login(DISK)[1]['tsih']
-    sources = ['127.0.1.%d' % (number % 6 + 1) for number in range(masters.JOINS_IN_PROGRESS + 3)]
+    sources = ['127.0.1.%d' % (number % 6 + 1) for number in range(routing.JOINS_IN_PROGRESS + 3)]
     joining = [stage.connect(tsih=tsih, source=source) for source in sources]
     stage.until(lambda: refused(joining) == 3)
 

@@ -233,7 +233,7 @@ def test_spares_that_die_young_are_forked_with_growing_pauses(stable, capfd):
         here.clock.leap += 0.5
         here.loop.run_once(0)
         assert len(here.workers.by_pid) == 1
-    assert 'die young; the next is forked in 30 seconds' in capfd.readouterr().err
+    assert 'the next is forked in 30 seconds' in capfd.readouterr().err
 
 
 def test_the_pauses_begin_anew_after_a_spare_grew_up(stable):

@@ -1,10 +1,10 @@
-"""Connections that have not said yet whose they are.
+"""Pending connections: accepted, but their Login Request has not arrived or waits for its turn.
 
-The master waits, without reading, until the 48 bytes of a Basic Header Segment are there
-(SO_RCVLOWAT lets the kernel do the waiting), peeks opcode, ISID and TSIH, and hands the connection
-on (D2). A silent connection costs a descriptor until the login timeout; when there are too many,
-the oldest of the origin (turns.origin_of) that holds the most goes first, so that a flood from one
-address cannot lock out another.
+The master waits, without reading, until the 48 bytes of a Basic Header Segment are in the receive
+buffer (SO_RCVLOWAT makes the kernel wake it only then), peeks opcode, ISID and TSIH, and routes the
+connection (ARCHITECTURE D2). A silent connection costs a descriptor until the login timeout. When
+there are too many connections, the oldest one of the origin (throttle.origin_of) that has the most is
+closed, so that a flood from one address does not lock out another.
 """
 
 import collections
@@ -25,10 +25,10 @@ LOGIN_HEADER = struct.Struct('>BB6x6sHIH2xI20x')
 # 11.13
 RESPONSE_HEADER = struct.Struct('>BBxx4x6sHI8xIIBB10x')
 ACCEPTS_PER_PASS = 64
-SHORT_PEEK_SECONDS = 0.05  # where the kernel does not obey SO_RCVLOWAT
+SHORT_PEEK_SECONDS = 0.05  # poll interval where the kernel ignores SO_RCVLOWAT
 NO_DESCRIPTORS_SECONDS = 1.0
 LINGER_SECONDS = 2.0
-# pending connections that an origin may have, or twice its connections if that is more
+# pending connections that an origin may have; twice max-connections-per-address if that is more
 FEWEST_PER_ORIGIN = 64
 
 Limits = collections.namedtuple('Limits', 'login_timeout pending per_address')
@@ -36,7 +36,7 @@ LoginHeader = collections.namedtuple('LoginHeader', 'flags isid tsih itt cid cmd
 
 
 def parse_login(data):
-    """LoginHeader of 48 bytes, or None if they are no Login Request."""
+    """The LoginHeader in 48 bytes, or None if they are not a Login Request (RFC 7143 11.12)."""
     opcode, flags, isid, tsih, itt, cid, cmd_sn = LOGIN_HEADER.unpack(data)
     if opcode & 0xBF != const.LOGIN_REQUEST:
         return None
@@ -44,7 +44,8 @@ def parse_login(data):
 
 
 def refusal(header, status):
-    """The Login Response that ends a login with (class, detail) before it began, RFC 7143 11.13.5."""
+    """The Login Response (48 bytes) that refuses the login with this (class, detail), RFC 7143
+    11.13.5."""
     return RESPONSE_HEADER.pack(
         const.LOGIN_RESPONSE,
         header.flags & 0x0C,
@@ -59,8 +60,9 @@ def refusal(header, status):
 
 
 class PendingConnection(object):
-    """One accepted connection. peer, local: (address, port); group: the portal group's tag; header:
-    LoginHeader, once seen."""
+    """An accepted connection. peer, local: (address, port); group: the portal group tag; header:
+    LoginHeader, or None until it has arrived; socket: None once the connection was closed or handed
+    over."""
 
     def __init__(self, sock, peer, local, group):
         self.socket = sock
@@ -71,38 +73,41 @@ class PendingConnection(object):
         self.header = None
         self.deadline = None
         self.again = None
-        self.crowded = False  # its address holds too many connections
+        self.crowded = False  # its address has too many connections
 
     def description(self):
-        """The dict that a worker is given with the socket."""
+        """The `connection` of the orders serve and join (channel.py)."""
         return {'peer': list(self.peer), 'local': list(self.local), 'group': self.group}
 
 
 class PendingConnections(object):
-    """`route(pending)` is called once a Login Request is there and takes the connection over (call `hand_over` or `refuse`);
-    `held(address)` says how many connections of an address workers already have."""
+    """The pending connections, and the listening sockets that accept them.
 
-    def __init__(self, loop, route, held, limits):
+    on_login(pending): a Login Request has arrived; it calls hand_over(), refuse() or delay();
+    connections_of(address): how many connections of an address the workers have; limits: Limits.
+    """
+
+    def __init__(self, loop, on_login, connections_of, limits):
         self.loop = loop
-        self.route = route
-        self.held = held
+        self.on_login = on_login
+        self.connections_of = connections_of
         self.limits = limits
         self.by_age = collections.OrderedDict()  # PendingConnection -> None, oldest first
-        self._by_origin = collections.Counter()  # how many of them
+        self._by_origin = collections.Counter()  # how many pending connections
         self._by_address = collections.Counter()
         self._listeners = []
         self._silent_warned = False
 
-    # -- accept ------------------------------------------------------------------------------------------------------
+    # -- accept ------------------------------------------------------------------------------------
 
     def listen(self, sock, group):
-        """Accept on this listening socket, for the portal group with this tag."""
+        """Accept connections on this listening socket, for the portal group with this tag."""
         self._listeners.append(sock)
         self.loop.watch(sock, READ, lambda _events: self._accept(sock, group))
 
     def unlisten(self, sock):
-        """Accept there no more, and close it. Shut down first: a child that was just forked may
-        hold a copy for a moment, and the port is to be free, and deaf, now."""
+        """Stop accepting on this socket, and close it. It is shut down first, because a child that was
+        just forked may still have a copy: the port must be free now, and must not accept."""
         if sock in self._listeners:
             self._listeners.remove(sock)
         self.loop.forget(sock)
@@ -122,7 +127,7 @@ class PendingConnections(object):
                 if e.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                     self._pause(listener, group, e)
                     return
-                continue  # ECONNABORTED and its kin: that one is gone, the next may be fine
+                continue  # this connection was reset (ECONNABORTED); the next one may be accepted
             self._arrived(sock, peer, group)
 
     def _pause(self, listener, group, error):
@@ -139,14 +144,14 @@ class PendingConnections(object):
         try:
             tune(sock)
             local = sock.getsockname()
-        except OSError:  # reset before we looked
+        except OSError:  # the peer has reset it already
             sock.close()
             return
         pending = PendingConnection(
             sock, (plain(peer[0]), peer[1]), (plain(local[0]), local[1]), group
         )
         pending.crowded = (
-            self.held(pending.peer[0]) + self._by_address[pending.peer[0]]
+            self.connections_of(pending.peer[0]) + self._by_address[pending.peer[0]]
             >= self.limits.per_address
         )
         self.by_age[pending] = None
@@ -170,12 +175,12 @@ class PendingConnections(object):
 
     def _set_deadline(self, pending):
         pending.deadline = self.loop.call_later(
-            self.limits.login_timeout, lambda: self._too_late(pending)
+            self.limits.login_timeout, lambda: self._login_timed_out(pending)
         )
 
     def _make_room(self, origin):
-        """Close the oldest connection of this origin, rather a silent one than one that waits for
-        its turn."""
+        """Close the oldest connection of this origin: the oldest silent one if there is any, else the
+        oldest whose login waits."""
         if not self._silent_warned:
             log.warning(
                 '%d connections wait for their login, %d of them from %s; the oldest of these are closed',
@@ -184,15 +189,15 @@ class PendingConnections(object):
                 origin,
             )
             self._silent_warned = True
-        own = [p for p in self.by_age if p.origin == origin]
-        self.close(next((p for p in own if p.header is None), own[0]))
+        of_origin = [p for p in self.by_age if p.origin == origin]
+        self.close(next((p for p in of_origin if p.header is None), of_origin[0]))
 
-    def _too_late(self, pending):
+    def _login_timed_out(self, pending):
         if pending.header is not None:
             self.refuse(
                 pending,
                 const.OUT_OF_RESOURCES,
-                'its turn did not come within %d seconds' % self.limits.login_timeout,
+                'no worker was free for it within %d seconds' % self.limits.login_timeout,
             )
             return
         log.info(
@@ -202,11 +207,11 @@ class PendingConnections(object):
         )
         self.close(pending)
 
-    def hold(self, pending, seconds, then):
-        """Call then(pending) after so many seconds, if the initiator is still there. Its login
-        timeout begins then."""
+    def delay(self, pending, seconds, then):
+        """Call then(pending) after so many seconds, unless the initiator has closed the connection.
+        The login timeout is restarted then."""
 
-        def over():
+        def delay_over():
             if pending.socket is None:
                 return
             if _has_ended(pending.socket):
@@ -216,9 +221,9 @@ class PendingConnections(object):
             then(pending)
 
         pending.deadline.cancel()
-        pending.again = self.loop.call_later(seconds, over)
+        pending.again = self.loop.call_later(seconds, delay_over)
 
-    # -- peek --------------------------------------------------------------------------------------------------------
+    # -- peek --------------------------------------------------------------------------------------
 
     def _wait_for_header(self, pending):
         pending.again = None
@@ -248,7 +253,7 @@ class PendingConnections(object):
         pending.header = parse_login(data)
         if pending.header is None:
             log.info(
-                '%s: what it sent first is no iSCSI login (it begins with %s); the connection is closed',
+                '%s: the first bytes are not an iSCSI login (they begin with %s); the connection is closed',
                 shown(*pending.peer),
                 data[:8].hex(),
             )
@@ -260,12 +265,12 @@ class PendingConnections(object):
                 'there are %d connections from this address already' % self.limits.per_address,
             )
         else:
-            self.route(pending)
+            self.on_login(pending)
 
-    # -- leave -------------------------------------------------------------------------------------------------------
+    # -- leave -------------------------------------------------------------------------------------
 
     def hand_over(self, pending):
-        """The socket, ready to be sent to a worker, who reads what was only peeked. The caller
+        """The socket, to be sent to a worker, which reads the bytes that were only peeked. The caller
         closes it."""
         sock = self._take_out(pending)
         try:
@@ -287,14 +292,14 @@ class PendingConnections(object):
         return sock
 
     def close(self, pending):
-        """End it without a word."""
+        """Close the connection without an answer."""
         sock = self._take_out(pending)
         if sock is not None:
             sock.close()
 
     def refuse(self, pending, status, why):
-        """Answer its Login Request with this (class, detail) and close once the initiator has had a
-        chance to read it."""
+        """Answer the Login Request with this (class, detail), and close the connection when the
+        initiator has closed it or LINGER_SECONDS are over."""
         log.info(
             '%s: login refused with status %02X%02X: %s',
             shown(*pending.peer),
@@ -313,8 +318,8 @@ class PendingConnections(object):
         self._linger(sock)
 
     def _linger(self, sock):
-        """Read and forget until the initiator closes: closing over unread bytes would reset away
-        our answer."""
+        """Discard received bytes until the initiator closes: close() with unread bytes would send a
+        reset, and the initiator could lose the answer."""
 
         def close():
             timer.cancel()
@@ -335,7 +340,7 @@ class PendingConnections(object):
         self.loop.watch(sock, READ, readable)
 
     def close_all(self):
-        """At the end: no listener and no waiting connection is left."""
+        """Close every listening socket and every pending connection."""
         for sock in list(self._listeners):
             self.unlisten(sock)
         for pending in list(self.by_age):
@@ -343,8 +348,8 @@ class PendingConnections(object):
 
 
 def tune(sock):
-    """What every iSCSI connection wants: no Nagle, keepalive that finds a vanished peer in two
-    minutes. Raises OSError."""
+    """Set the options of an iSCSI connection: no Nagle algorithm, and keepalive that detects a lost
+    peer in two minutes. Raises OSError."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in (('TCP_KEEPIDLE', 60), ('TCP_KEEPINTVL', 10), ('TCP_KEEPCNT', 6)):
@@ -354,7 +359,7 @@ def tune(sock):
 
 
 def _has_ended(sock):
-    """True when the peer has closed its side: the rest of a header will never come."""
+    """True if the peer has closed its side: the rest of a header will not arrive."""
     poll = select.poll()
     poll.register(sock, getattr(select, 'POLLRDHUP', 0x2000))
     return bool(poll.poll(0))

@@ -1,7 +1,6 @@
-"""Portals: the listening sockets, and what their addresses mean to an initiator.
+"""Portals: the listening sockets and their addresses.
 
-May import base and psutil. A portal is (address, port) with a numeric address; '0.0.0.0' and '::'
-stand for every address.
+A portal is (address, port) with a numeric address; '0.0.0.0' and '::' mean every address of the host.
 """
 
 import errno
@@ -10,6 +9,7 @@ import socket
 
 import psutil
 
+from targetd import log
 from targetd.errors import PortalError
 
 BACKLOG = 1024
@@ -27,8 +27,7 @@ def shown(address, port):
 
 
 def plain(address):
-    """A peer's or local address as the kernel gives it, without scope and without the IPv4-mapped
-    prefix."""
+    """An address as the kernel returns it, without its scope and without the IPv4-mapped prefix."""
     address = address.split(SCOPE_SEPARATOR)[0]
     return address[7:] if address.startswith('::ffff:') and '.' in address else address
 
@@ -42,8 +41,8 @@ def is_wildcard(address):
 
 
 def open_portal(address, port):
-    """A listening, non-blocking socket. Raises PortalError that says who holds the port or which
-    addresses there are."""
+    """A listening, non-blocking socket. Raises PortalError; its text names the process that has the
+    port, or the addresses of this host."""
     try:
         sock = socket.socket(family_of(address), socket.SOCK_STREAM)
     except OSError as e:  # a kernel without IPv6
@@ -81,7 +80,7 @@ def _described(address, port, error):
         holder = holder_of(address, port)
         return PortalError(
             portal
-            + 'the port is taken%s; stop that program or write another port in the portal group'
+            + 'the port is in use%s; stop that program or write another port in the portal group'
             % (' by %s' % holder if holder else '')
         )
     if number == errno.EADDRNOTAVAIL:
@@ -104,7 +103,7 @@ def _described(address, port, error):
 
 
 def holder_of(address, port):
-    """'tgtd (process 4711)' for whoever listens there, as far as we may see; else ''."""
+    """'tgtd (process 4711)' for the process that listens there; '' if it cannot be found."""
     try:
         for connection in psutil.net_connections('tcp'):
             if (
@@ -125,7 +124,7 @@ def holder_of(address, port):
 
 
 def own_addresses(family):
-    """The numeric addresses of this host's interfaces, IPv6 with its scope where it has one."""
+    """The numeric addresses of this host's interfaces, sorted; IPv6 addresses with their scope."""
     found = []
     for addresses in psutil.net_if_addrs().values():
         found.extend(a.address for a in addresses if a.family == family)
@@ -133,7 +132,8 @@ def own_addresses(family):
 
 
 def free_port(address, preferred):
-    """`preferred` if it can be opened on this address, else a port that the kernel finds free. Raises PortalError."""
+    """`preferred` if it can be opened on this address, else a free port that the kernel chooses.
+    Raises PortalError."""
     try:
         sock = open_portal(address, preferred)
     except PortalError:
@@ -141,3 +141,45 @@ def free_port(address, preferred):
     port = sock.getsockname()[1]
     sock.close()
     return port
+
+
+class PortalListeners(object):
+    """The listening sockets of the configured portals. connections: pending.PendingConnections, which
+    accepts on them; sockets: {(portal group tag, address, port) as configured: socket}."""
+
+    def __init__(self, connections):
+        self.connections = connections
+        self.sockets = {}
+
+    def open_configured(self, portal_groups):
+        """Listen on every portal of {tag: config.model.PortalGroup}. Raises PortalError; but '[::]' on
+        a host without IPv6 only causes a warning if another portal is open."""
+        errors = []
+        for tag, group in portal_groups.items():
+            for address, port in group.portals:
+                try:
+                    self.listen_on(tag, address, port)
+                except PortalError as e:
+                    errors.append(e)
+        for error in errors:
+            if not (self.sockets and error.is_family_absent):
+                raise error
+            log.warning('%s', error)
+
+    def listen_on(self, tag, address, port):
+        """Listen on this portal, unless it is open already. Raises PortalError."""
+        if (tag, address, port) not in self.sockets:
+            sock = open_portal(address, port)
+            self.sockets[tag, address, port] = sock
+            self.connections.listen(sock, tag)
+
+    def close_portal(self, tag, address, port):
+        """Stop listening on this portal; its sessions continue."""
+        sock = self.sockets.pop((tag, address, port), None)
+        if sock is not None:
+            self.connections.unlisten(sock)
+
+    def close_all(self):
+        """Stop listening, and close the connections that are pending."""
+        self.sockets.clear()
+        self.connections.close_all()

@@ -1,17 +1,16 @@
-"""The registry of sessions: which nexus is served by which worker, and what a login must pass
-before it becomes one.
+"""The registry of sessions: which worker process serves which I_T nexus.
 
-The master decides here and nowhere else (D3). A claim is checked against the configuration that is
-in force *now*, whatever the worker knew when it was forked. Invariants: a nexus has at most one
-session; a TSIH names at most one session; a session is in the registry from the answer to its first
-claim until its worker is reaped (or, for discovery, idle again).
+Only the master decides on session claims (ARCHITECTURE D3), by the configuration that is in force
+now (logins.admission). Invariants: a nexus has at most one session; a TSIH names at most one session;
+a session is in the registry from the answer to its first claim until its worker is reaped, or idle
+again.
 
-     claim --> refused                          answer with a status, nothing is kept
+     claim --> refused: answered with a status
        |
        +--> the nexus is free ----------------> granted: TSIH, units
        |
-       +--> the nexus has a session --> its worker is told to end ('reinstated') --> reaped --> the claim is tried again
-                                           not gone in time: SIGKILL --^
+       +--> the nexus has a session --> its worker ends it ('reinstated') --> reaped --> the claim is decided again
+                                          not reaped after END_SECONDS: SIGKILL --^
 """
 
 import re
@@ -19,27 +18,20 @@ import time
 
 from targetd import log
 from targetd.iscsi import const
+from targetd.master.logins.admission import Refused
 from targetd.master.logins.portals import shown
 from targetd.scsi.sam import Nexus
 
-REINSTATEMENT_SECONDS = 5.0  # how long the old session's worker may take to end by itself
+END_SECONDS = 5.0  # a worker that was ordered to end its session and takes longer is killed
 MAXIMUM_TSIH = 0xFFFF
 
 ISID = re.compile('^[0-9a-f]{12}$')
 
 
-class Refused(Exception):
-    """A claim is refused. status: (class, detail), RFC 7143 11.13.5; the text is one plain sentence
-    naming the rule."""
-
-    def __init__(self, status, why):
-        super(Refused, self).__init__(why)
-        self.status = status
-
-
 class SessionRecord(object):
-    """One session. since: wall clock, seconds; peers: {cid: [address, port]}; nexus is None for a
-    discovery session."""
+    """What the master knows about a session. nexus: scsi.sam.Nexus, None for a discovery session;
+    since: wall clock, seconds; peers: {CID: [address, port]}; ended_why: None, or the reason of the
+    `end` order."""
 
     def __init__(self, nexus, tsih, worker, claim, now):
         session = claim['session']
@@ -49,7 +41,7 @@ class SessionRecord(object):
         self.initiator_name = session['initiator_name']
         self.initiator_alias = session.get('initiator_alias') or ''
         self.account = session.get('account') or ''
-        self.proved = []  # (user, secret) with which it logged in, of its target's accounts
+        self.proved = []  # [(user, secret)] of its target with which the initiator logged in
         self.keys = session.get('keys') or {}
         self.group = session.get('group')
         self.since = now
@@ -57,7 +49,7 @@ class SessionRecord(object):
         self.ended_why = None
 
     def described(self):
-        """The JSON-able dict of the session list."""
+        """A row of `targetdctl show sessions`; JSON-able."""
         return {
             'tsih': self.tsih,
             'initiator_name': self.initiator_name,
@@ -76,7 +68,7 @@ class SessionRecord(object):
 
 
 class WaitingClaim(object):
-    """A claim that waits for the end of the session it replaces."""
+    """A claim that waits for the end of the session that it replaces."""
 
     def __init__(self, worker, claim):
         self.worker = worker
@@ -84,16 +76,18 @@ class WaitingClaim(object):
 
 
 class Sessions(object):
-    """`admit(claim, target_name)` raises Refused when the configuration does not want it; `units(session)` gives
-    (unit dicts, descriptors); `answer(worker, message, descriptors)` sends; `end(worker, why, reason)` tells it to end;
-    `kill(worker, why)` is the fence. `clock` gives the wall time for the session list."""
+    """The sessions of the server.
 
-    def __init__(self, loop, admit, units, answer, end, kill, clock=time.time):
+    admission: Admission; serve_units(worker, nexus) -> (unit dicts, descriptors) for the answer to a
+    claim; send(worker, message, descriptors) and kill(worker, why) of Workers; clock(): wall clock,
+    seconds.
+    """
+
+    def __init__(self, loop, admission, serve_units, send, kill, clock=time.time):
         self.loop = loop
-        self.admit = admit
-        self.units = units
-        self.answer = answer
-        self.end = end
+        self.admission = admission
+        self.serve_units = serve_units
+        self.send = send
         self.kill = kill
         self.clock = clock
         self.by_nexus = {}
@@ -103,37 +97,41 @@ class Sessions(object):
         self.limit = 64
         self._last_tsih = 0
 
-    # -- what there is -----------------------------------------------------------------------------------------------
+    # -- state -------------------------------------------------------------------------------------
 
     def all(self):
-        """Every session, the oldest first."""
+        """Every session, discovery sessions too, the oldest first."""
         return sorted(self.by_tsih.values(), key=lambda s: s.since)
 
+    def normal(self):
+        """Every normal session (RFC 7143 2.2), the oldest first."""
+        return [session for session in self.all() if session.nexus is not None]
+
     def of_target(self, target_name):
-        """The sessions of this target."""
+        """The sessions of this target, as a list."""
         return [s for s in self.by_nexus.values() if s.nexus.target_name == target_name]
 
     def owner(self, tsih):
-        """The worker that owns this TSIH, or None."""
+        """The worker that serves the session with this TSIH, or None."""
         session = self.by_tsih.get(tsih)
         return session.worker if session else None
 
-    # -- claims ------------------------------------------------------------------------------------------------------
+    # -- claims ------------------------------------------------------------------------------------
 
     def process_claim(self, worker, message):
-        """A worker asks for a session (or a further connection of its session). Answers now, or
-        when an old session ended."""
+        """A worker claims a session, or a further connection of its session. The answer is sent now,
+        or when the session that the new one replaces has ended."""
         problem = malformed(message)
         if problem:
-            log.error('worker %d made a claim that is none: %s', worker.pid, problem)
-            self.kill(worker, 'it made a claim that is none')
+            log.error('worker %d sent a malformed session claim: %s', worker.pid, problem)
+            self.kill(worker, 'it sent a malformed session claim')
             return
         try:
             self._decide(worker, message)
         except Refused as e:
             self._refuse(worker, message, e)
         except OSError as e:
-            # no descriptor is left, say: what was granted in part ends with the worker
+            # For example, no descriptor is left. What was granted already ends with the worker.
             log.error(
                 'the login of %s from %s cannot be answered: %s',
                 message['session']['initiator_name'],
@@ -152,7 +150,8 @@ class Sessions(object):
             raise Refused(
                 const.SESSION_DOES_NOT_EXIST, 'there is no session with TSIH %d' % session['tsih']
             )
-        self.admit(claim, target_name)
+        sessions = self.of_target(target_name) if target_name else []
+        self.admission.check_claim(claim, target_name, sessions)
         nexus = None
         if target_name:
             nexus = Nexus(session['initiator_name'], session['isid'], target_name, session['group'])
@@ -189,7 +188,7 @@ class Sessions(object):
         if isinstance(agreed, int) and others >= agreed:
             raise Refused(
                 const.TOO_MANY_CONNECTIONS,
-                'session %d has %d connections, and so many were agreed on (MaxConnections)'
+                'session %d has %d connections, as many as were negotiated (MaxConnections)'
                 % (session.tsih, others),
             )
         session.peers[asked['cid']] = claim['peer']
@@ -200,7 +199,7 @@ class Sessions(object):
             asked['cid'],
             session.tsih,
         )
-        self.answer(
+        self.send(
             worker,
             {
                 'do': 'answer',
@@ -224,27 +223,26 @@ class Sessions(object):
                 old.nexus.target_name,
                 old.tsih,
             )
-            self.end(old.worker, 'the initiator logged in again', 'reinstated')
+            self._order_end(old.worker, 'the initiator logged in again', 'reinstated')
         victim = old.worker
-        self.loop.call_later(REINSTATEMENT_SECONDS, lambda: self._insist(old, victim))
+        self.loop.call_later(END_SECONDS, lambda: self._kill_reinstated(old, victim))
 
-    def _insist(self, old, victim):
+    def _kill_reinstated(self, old, victim):
         if self.by_tsih.get(old.tsih) is old:
             self.kill(
-                victim,
-                'its session was reinstated and did not end within %d seconds'
-                % REINSTATEMENT_SECONDS,
+                victim, 'its session was reinstated and did not end within %d seconds' % END_SECONDS
             )
 
     def _grant(self, nexus, worker, claim):
-        session = SessionRecord(nexus, self._allot(), worker, claim, self.clock())
+        session = SessionRecord(nexus, self._free_tsih(), worker, claim, self.clock())
         session.peers[claim['session']['cid']] = claim['peer']
         worker.session = session
         self.by_tsih[session.tsih] = session
         units, descriptors = [], ()
         if nexus is not None:
             self.by_nexus[nexus] = session
-            units, descriptors = self.units(session)
+            session.proved = self.admission.proved_accounts(session)
+            units, descriptors = self.serve_units(worker, nexus)
         log.info(
             '%s%s from %s logged in to %s (session %d, worker %d)',
             session.initiator_name,
@@ -254,7 +252,7 @@ class Sessions(object):
             session.tsih,
             worker.pid,
         )
-        self.answer(
+        self.send(
             worker,
             {
                 'do': 'answer',
@@ -268,7 +266,7 @@ class Sessions(object):
             descriptors,
         )
 
-    def _allot(self):
+    def _free_tsih(self):
         for _ in range(MAXIMUM_TSIH):
             self._last_tsih = self._last_tsih % MAXIMUM_TSIH + 1
             if self._last_tsih not in self.by_tsih:
@@ -284,7 +282,7 @@ class Sessions(object):
             str(refused),
             refused.status,
         )
-        self.answer(
+        self.send(
             worker,
             {
                 'do': 'answer',
@@ -297,10 +295,13 @@ class Sessions(object):
         )
 
     def note_refusal(self, initiator_name, target_name, peer, why, status=None):
-        """Log a refused login and keep it for `targetdctl why`; the newest 100 are kept."""
+        """Log a refused login and keep it for `targetdctl why`, which has the newest 100.
+
+        peer: [address, port]; status: (class, detail), or None if unknown.
+        """
         log.warning(
             'login of %s from %s to %s refused%s: %s',
-            initiator_name or 'a nameless initiator',
+            initiator_name or 'an initiator without a name',
             shown(*peer),
             target_name or 'discovery',
             ' with status %02X%02X' % status if status else '',
@@ -319,11 +320,69 @@ class Sessions(object):
         )
         del self.refusals[:-100]
 
-    # -- ends --------------------------------------------------------------------------------------------------------
+    # -- end of a session --------------------------------------------------------------------------
 
-    def leave(self, worker):
-        """The worker is reaped, or idle after a discovery session. Returns its SessionRecord or None;
-        claims that waited go on."""
+    def end_session(self, session, why, reason):
+        """Order the session to end now; its worker exits, and is killed if it does not within
+        END_SECONDS. reason: of the `end` order (channel.py)."""
+        worker = session.worker
+        self._order_end(worker, why, reason)
+
+        def kill_late():
+            if worker.session is session:
+                self.kill(worker, 'it was ordered to end: ' + why)
+
+        self.loop.call_later(END_SECONDS, kill_late)
+
+    def _order_end(self, worker, why, reason):
+        if worker.session is not None and worker.session.ended_why is None:
+            worker.session.ended_why = reason
+        self.send(worker, {'do': 'end', 'why': why, 'reason': reason}, ())
+
+    def logout_session(self, session, seconds, why, reason='administrator'):
+        """Ask the initiator to log out (RFC 7143 11.9.1); end the session if it has not done so after
+        so many seconds."""
+        worker = session.worker
+        self.send(worker, {'do': 'logout', 'seconds': seconds}, ())
+
+        def end_late():
+            if worker.session is session and session.ended_why is None:
+                self.end_session(session, why, reason)
+
+        self.loop.call_later(seconds, end_late)
+
+    def reset_target(self, worker):
+        """TARGET COLD RESET, RFC 7143 11.5.1: end every session of the target but the one that
+        requested it, whose worker ends its session itself."""
+        session = worker.session
+        if session is None or session.nexus is None:
+            return
+        log.warning(
+            '%s resets target %s; its sessions end',
+            session.initiator_name,
+            session.nexus.target_name,
+        )
+        for other in self.of_target(session.nexus.target_name):
+            if other is not session:
+                self.end_session(
+                    other,
+                    'the target was reset by %s' % session.initiator_name,
+                    'target-cold-reset',
+                )
+
+    def on_closed(self, worker, message):
+        """`report closed`: a connection of a session has ended, or its login has failed; the session
+        continues."""
+        peer, session, cid = message.get('peer'), worker.session, message.get('cid')
+        if isinstance(peer, list) and peer and peer[0] in worker.peers:
+            worker.peers.remove(peer[0])
+        # another connection may have taken the place of this one
+        if session is not None and isinstance(cid, int) and session.peers.get(cid) == peer:
+            del session.peers[cid]
+
+    def remove_session_of(self, worker):
+        """The worker is reaped, or idle again: forget its session and its waiting claims. Returns its
+        SessionRecord, or None."""
         self.waiting_claims = [w for w in self.waiting_claims if w.worker is not worker]
         session, worker.session = worker.session, None
         if session is not None:
@@ -333,15 +392,15 @@ class Sessions(object):
         return session
 
     def retry_waiting_claims(self):
-        """After leave(), when the shared state of the lost session is settled: decide again on the
-        claims that waited."""
-        waiting, self.waiting_claims = self.waiting_claims, []
-        for one in waiting:
-            self.process_claim(one.worker, one.claim)
+        """Decide again on the claims that wait. Call after remove_session_of(), when the units'
+        shared state no longer has the lost nexus."""
+        claims, self.waiting_claims = self.waiting_claims, []
+        for waiting in claims:
+            self.process_claim(waiting.worker, waiting.claim)
 
 
 def malformed(message):
-    """What keeps this from being a claim (a worker is not trusted), or ''."""
+    """What is malformed in a session claim, or ''. A worker is not trusted."""
     session, peer = message.get('session'), message.get('peer')
     if not isinstance(session, dict) or not isinstance(message.get('id'), int):
         return 'no session or no id'

@@ -1,14 +1,15 @@
-"""Whose login is next: so that nobody can keep others out, and guessing secrets is slow.
+"""Login throttling: one origin cannot lock out the others, and guessing secrets is slow.
 
-Two rules, both by origin (an IPv4 address, or the /64 of an IPv6 one, which is one host's or one
-network's):
+Two rules, both by origin (an IPv4 address, or the /64 network of an IPv6 address):
 
-* An origin has at most LOGINS_PER_ORIGIN logins under way at once; further ones wait until one of them is over.
-* After `allowed` failed authentications in a row the origin's logins come one at a time, 1, 2, 4 … LONGEST_SECONDS apart. A
-  success forgives all but the last step, so that whoever knows one secret cannot guess another one any faster.
+* An origin has at most LOGINS_PER_ORIGIN logins in progress at once; further ones wait
+  (logins.routing).
+* After `allowed` failed authentications in a row the logins of the origin are processed one at a
+  time, 1, 2, 4 … LONGEST_SECONDS seconds apart. A success reduces the count to one below `allowed`,
+  so that an initiator that knows one secret cannot guess another one faster.
 
-Knows nothing of sockets; the clock is the loop's. Bounded: ORIGINS origins are remembered, each
-until QUIET_SECONDS after its last failure.
+The module does not use sockets; its clock is the loop's. It is bounded: it remembers ORIGINS origins,
+each until QUIET_SECONDS after its last failure.
 """
 
 import ipaddress
@@ -17,12 +18,12 @@ from collections import OrderedDict
 LOGINS_PER_ORIGIN = 8
 LONGEST_SECONDS = 30.0
 QUIET_SECONDS = 600.0
-LONGEST_QUEUE_SECONDS = 60.0  # who would have to wait longer is sent away
+LONGEST_QUEUE_SECONDS = 60.0  # a login that would wait longer is refused
 ORIGINS = 1024
 
 
 def origin_of(address):
-    """The key by which an address is judged."""
+    """The origin of an address: the key that limits are applied to."""
     if ':' not in address:
         return address
     try:
@@ -32,7 +33,7 @@ def origin_of(address):
 
 
 class _Record(object):
-    """What is remembered of an origin. free: when its next login may go on."""
+    """The failures of an origin. last: time of the last one; free: time of its next login."""
 
     __slots__ = ('failures', 'last', 'free')
 
@@ -41,7 +42,8 @@ class _Record(object):
 
 
 class LoginThrottle(object):
-    """`allowed`: failures before the first delay; 0: nobody is ever delayed. `clock`: monotonic seconds."""
+    """Delays by origin. clock(): monotonic seconds; allowed: failures before the first delay, 0: no
+    delays at all."""
 
     def __init__(self, clock, allowed=5):
         self.allowed = allowed
@@ -56,15 +58,15 @@ class LoginThrottle(object):
         return record
 
     def _step(self, record):
-        """Seconds between two logins of it."""
+        """Seconds between two logins of the origin."""
         beyond = record.failures - self.allowed
         if not self.allowed or beyond < 0:
             return 0.0
         return min(2.0 ** min(beyond, 10), LONGEST_SECONDS)
 
     def note_failure(self, address):
-        """An authentication failed. Gives (how many in a row, seconds that the next login of the
-        origin waits)."""
+        """An authentication failed. Returns (failures in a row, seconds that the next login of the
+        origin is delayed)."""
         origin, now = origin_of(address), self._clock()
         record = self._record(origin) or _Record()
         self._records[origin] = record
@@ -88,8 +90,8 @@ class LoginThrottle(object):
                 del self._records[origin]
 
     def reserve_delay(self, address):
-        """Seconds that a login which arrives now has to wait, or None: it is sent away. Takes the
-        turn."""
+        """Seconds that a login that arrives now must wait, or None if it must be refused. Reserves
+        that time for it."""
         record, now = self._record(origin_of(address)), self._clock()
         step = self._step(record) if record is not None else 0.0
         if not step:

@@ -1,10 +1,11 @@
-"""What a freshly forked child does before it is a worker, or does a job: it lets go of
-everything that is the master's.
+"""What a newly forked child does before it runs as a worker or runs a job: it gives up everything
+that belongs to the master.
 
-The order matters. Descriptors first (the master holds open disks, listeners and other workers'
-channels: D4), then signals, then privileges, then the death signal (changing credentials clears
-it), then the check that the master still lives. The Python objects of the closed descriptors stay
-referenced from the frames below, so no finalizer closes a reused number.
+The order matters. The child first closes descriptors (the master holds open disks, listening sockets
+and the channels of other workers: ARCHITECTURE D4). Then it resets signals, drops privileges and sets
+its death signal (a change of credentials clears it), and last it checks that the master still runs.
+The Python objects of the closed descriptors stay referenced from the frames of the master's code, so
+no finalizer closes a descriptor number that is in use again.
 """
 
 import ctypes
@@ -19,8 +20,8 @@ from targetd import log
 PR_SET_PDEATHSIG = 1
 PR_SET_NAME = 15
 
-#: What the master acts on; held back around a fork, because its handlers write to the master's
-#: pipe.
+#: The signals that the master handles. They are blocked around a fork, because until the child has
+#: reset them a signal would be written to the master's wakeup pipe.
 SIGNALS = (
     signal.SIGTERM,
     signal.SIGINT,
@@ -35,7 +36,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def name_process(name):
-    """What ps and top show for this process (15 bytes at most)."""
+    """Set the name that ps and top show for this process (15 bytes at most)."""
     _libc.prctl(PR_SET_NAME, ctypes.c_char_p(name.encode('ascii')), 0, 0, 0)
 
 
@@ -45,13 +46,14 @@ def close_descriptors(kept):
         if int(name) not in kept:
             try:
                 os.close(int(name))
-            except OSError:  # the listing's own
+            except OSError:  # the descriptor of the listing itself
                 pass
 
 
 def reset_signals():
-    """What stops, reloads or hangs up the server is the master's to act on, and often comes to the
-    whole process group (Ctrl-C, init systems): a worker obeys its channel, and SIGKILL."""
+    """Ignore the signals that stop, reload or hang up the server: only the master handles them, and
+    they often go to the whole process group (Ctrl-C, init systems). A child obeys its channel, and
+    SIGKILL."""
     signal.set_wakeup_fd(-1)
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
@@ -62,8 +64,8 @@ def credentials_of(user):
     """(uid, gid, groups) of a user name or number, for drop_privileges. Raises KeyError if there is
     no such user.
 
-    Looked up in the master, once: the libraries that this loads would cost each worker half a
-    megabyte of its own.
+    Call it once, in the master: the libraries that it loads would cost each worker half a megabyte
+    of private memory.
     """
     entry = pwd.getpwuid(int(user)) if user.isdigit() else pwd.getpwnam(user)
     groups = sorted(
@@ -73,8 +75,8 @@ def credentials_of(user):
 
 
 def drop_privileges(credentials):
-    """Become this user for good; nothing unless we are root. credentials: of credentials_of, or
-    None. Raises OSError."""
+    """Become this user permanently. Does nothing unless the process runs as root. credentials: what
+    credentials_of() returned, or None. Raises OSError."""
     if os.geteuid() != 0 or credentials is None:
         return
     uid, gid, groups = credentials
@@ -84,13 +86,15 @@ def drop_privileges(credentials):
 
 
 def die_with(master):
-    """Be killed when the master dies, whatever kills it; at once if it is dead already."""
+    """Have the kernel kill this process when the master dies. Exit now if it is dead already.
+
+    master: its process id."""
     _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != master:
         os._exit(0)
 
 
-def _be_expendable():
+def _reset_oom_score():
     try:
         with open('/proc/self/oom_score_adj', 'w') as f:
             f.write('0')
@@ -99,17 +103,16 @@ def _be_expendable():
 
 
 def fork(fork, inside):
-    """Fork: inside() runs in the child, which ends when that returns or raises. Returns the child's
-    process id. Raises OSError.
+    """Fork a child that runs inside() and exits when that returns or raises.
 
-    fork: os.fork, or what a test puts in its place.
+    fork: os.fork, or a substitute of a test. Returns the child's process id. Raises OSError.
     """
     held = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         pid = fork()
         if pid == 0:
             try:
-                # before they are let in again: the pipe of set_wakeup_fd is the master's
+                # before they are unblocked: the pipe of set_wakeup_fd belongs to the master
                 reset_signals()
                 signal.pthread_sigmask(signal.SIG_SETMASK, held)
                 inside()
@@ -121,25 +124,25 @@ def fork(fork, inside):
 
 
 def become_job_process(channel, kept, master):
-    """As become_worker, but with the master's rights and the descriptors `kept`."""
+    """Make this child a job process: it keeps the master's privileges and the descriptors `kept`."""
     close_descriptors({0, 1, 2, channel.fileno(), log.descriptor()} | set(kept))
     name_process('targetd-job')
     die_with(master)
 
 
 def become_worker(channel, credentials, master):
-    """All of the above. After it the process holds its channel, standard input, output and error,
-    and the log."""
+    """Make this child a worker process. Afterwards its descriptors are its channel, standard input,
+    output and error, and the log. Raises OSError."""
     close_descriptors({0, 1, 2, channel.fileno(), log.descriptor()})
     reset_signals()
     name_process('targetd-worker')
-    _be_expendable()
+    _reset_oom_score()
     drop_privileges(credentials)
     die_with(master)
 
 
-def run(channel, credentials, master, serve):
-    """Become a worker, call serve(channel), exit. Never returns, whatever happens."""
+def run_worker(channel, credentials, master, serve):
+    """Become a worker, call serve(channel), exit. Never returns."""
     code = 1
     try:
         become_worker(channel, credentials, master)

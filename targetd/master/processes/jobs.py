@@ -1,13 +1,13 @@
-"""Jobs: what may have to wait for a medium (to open, sync or close it) is done by a child, so
-that the master never waits.
+"""Jobs: work that may have to wait for a medium (to open, sync or close it) runs in a child process,
+so that the master never waits (ARCHITECTURE D15).
 
-     submit_job --(AT_ONCE at a time)--> forked --one message, with descriptors--> done(JobResult)
-                                     |------ it ends without a word -------> done(JobResult with `why`)
-                                     |------ SECONDS are over: killed -----> done(JobResult with `why`, is_late)
+     submit_job --(MAXIMUM_RUNNING at a time)--> running --one message, with descriptors--> done(JobResult)
+                                                    |------ exits without a message ---> done(JobResult with `why`)
+                                                    |------ SECONDS are over: killed --> done(JobResult with `why`, is_late)
 
-A process that waits for a dying disk cannot be killed until the disk answers, which may be never:
-it is left behind, and while it is there nothing else is sent under its name. It holds nothing but
-what it was given (`kept`).
+A process that waits for a dying disk cannot be killed until the disk answers, which may be never. The
+master gives it up, and is_stuck() reports it for as long as it exists. It holds no descriptors but
+those that it was given (`kept`).
 """
 
 import os
@@ -21,17 +21,20 @@ from targetd.channel import ChannelClosed
 from targetd.master.processes import child
 from targetd.master.processes.loop import READ
 
-SECONDS = 10.0  # within which a disk that spins up answers, and nobody minds waiting once
-AT_ONCE = 16
+SECONDS = 10.0  # enough for a disk to spin up; the reload or the start waits this long
+MAXIMUM_RUNNING = 16
 
-#: What became of a job. values: dict that the work returned; descriptors: that it opened, ours
-#: now; why: '' or why there is no answer; is_late: because there was none in time.
+#: The outcome of a job. values: dict that the work returned; descriptors: those that it opened, which
+#: the receiver owns now; why: '', or why there is no outcome; is_late: True if the time was over.
 JobResult = namedtuple('JobResult', 'values descriptors why is_late')
 
 
 class Job(object):
-    """One. work() -> (JSON-able dict, descriptors) runs in the child; kept: the descriptors of ours
-    that it needs."""
+    """A job that runs in a forked child process.
+
+    name: hashable, for is_stuck(); work() -> (JSON-able dict, descriptors) runs in the child; kept:
+    descriptors of the master that the child needs.
+    """
 
     def __init__(self, name, work, done, kept, seconds, forked):
         self.name = name
@@ -43,39 +46,42 @@ class Job(object):
         self.pid = None
         self.channel = None
         self.timer = None
-        self.due = None
-        self.answer = None  # it came; the child is about to end
+        self.deadline = None
+        self.result = None  # set when the child has sent it and is about to exit
 
 
 class Jobs(object):
-    """The jobs of one master. `fork`: as of Workers."""
+    """The queue of jobs, and the children that run them. fork: os.fork, or a substitute of a test."""
 
     def __init__(self, loop, fork=os.fork):
         self.loop = loop
         self.fork = fork
         self._queue = deque()
-        self._under_way = []
-        self._ending = {}  # pid -> name: answered, or given up and killed; not reaped yet
-        self._stuck = set()  # pids that were given up
+        self._running = []
+        self._unreaped = {}  # pid -> name of jobs that have ended or were killed, until reaped
+        self._stuck = set()  # pids of jobs that were killed because their time was over
 
     def submit_job(self, name, work, done, kept=(), seconds=None, forked=lambda: None):
-        """Have work() done, soon; done(JobResult) is called from the loop or from wait(). name:
-        hashable, of what it is about; forked() is called when the child has its own `kept`, or will
-        never have them."""
+        """Run work() in a child process as soon as fewer than MAXIMUM_RUNNING are running.
+
+        done(JobResult) is called from the loop or from wait(). forked() is called when the child has
+        its copies of `kept`, or when it is certain that it will never have them.
+        """
         self._queue.append(Job(name, work, done, tuple(kept), seconds or SECONDS, forked))
-        self._start()
+        self._start_queued()
 
     def is_stuck(self, name):
-        """True if the last job of this name got no answer, and still waits for one."""
+        """True if a job of this name was killed because its time was over, and still exists."""
         self.reap()
-        return any(self._ending[pid] == name for pid in self._stuck)
+        return any(self._unreaped[pid] == name for pid in self._stuck)
 
     @property
     def is_idle(self):
-        return not (self._queue or self._under_way)
+        """True if no job is queued or running."""
+        return not (self._queue or self._running)
 
-    def _start(self):
-        while self._queue and len(self._under_way) < AT_ONCE:
+    def _start_queued(self):
+        while self._queue and len(self._running) < MAXIMUM_RUNNING:
             job = self._queue.popleft()
             try:
                 self._fork(job)
@@ -90,105 +96,104 @@ class Jobs(object):
         ours, theirs = channels.pair()
         master = os.getpid()
         try:
-            job.pid = child.fork(self.fork, lambda: _do(job, theirs, master))
+            job.pid = child.fork(self.fork, lambda: _run_in_child(job, theirs, master))
         except OSError:
             ours.close()
             raise
         finally:
             theirs.close()
         job.channel = ours
-        job.due = self.loop.clock() + job.seconds
+        job.deadline = self.loop.clock() + job.seconds
         job.timer = self.loop.call_later(job.seconds, lambda: self._expired(job))
-        self._under_way.append(job)
-        self.loop.watch(ours, READ, lambda events: self._ready(job))
+        self._running.append(job)
+        self.loop.watch(ours, READ, lambda events: self._readable(job))
 
     def wait(self):
-        """Until nothing is under way, without the loop: at the start, when nobody is served yet.
-        Bounded as they are."""
+        """Block until no job is queued or running, without the loop: at the start, before the server
+        serves any initiator. The time limits of the jobs bound it."""
         while not self.is_idle:
             poll, by_descriptor = select.poll(), {}
-            for job in self._under_way:
+            for job in self._running:
                 by_descriptor[job.channel.fileno()] = job
                 poll.register(job.channel.fileno(), select.POLLIN)
-            soonest = min(job.due for job in self._under_way)
+            soonest = min(job.deadline for job in self._running)
             for descriptor, _ in poll.poll(max(0.0, soonest - self.loop.clock()) * 1000 + 1):
-                self._ready(by_descriptor[descriptor])
-            for job in list(self._under_way):
-                if job.due <= self.loop.clock():
+                self._readable(by_descriptor[descriptor])
+            for job in list(self._running):
+                if job.deadline <= self.loop.clock():
                     self._expired(job)
 
-    # -- ends --------------------------------------------------------------------------------------------------------
+    # -- end of a job ------------------------------------------------------------------------------
 
-    def _ready(self, job):
-        """It is over at the end of the channel: what was handed back, a claim above all, is then
-        the master's alone."""
+    def _readable(self, job):
+        """The job ends at the end of file of its channel, not at its message: only then has the
+        child closed its copies of the descriptors that it sends, exclusive claims above all."""
         try:
             messages = job.channel.receive()
         except ChannelClosed:
-            self._over(
-                job, job.answer or JobResult({}, [], 'the process that was to do it died', False)
-            )
+            died = JobResult({}, [], 'the process that was to do it died', False)
+            self._end(job, job.result or died)
             return
         for message, descriptors in messages[:1]:
-            job.answer = JobResult(message, descriptors, str(message.get('failed') or ''), False)
+            job.result = JobResult(message, descriptors, str(message.get('failed') or ''), False)
 
     def _expired(self, job):
-        if job in self._under_way:
+        if job in self._running:
             self._stuck.add(job.pid)
-            try:
-                os.kill(job.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
+            _kill(job.pid)
             late = JobResult({}, [], 'there was no answer within %g seconds' % job.seconds, True)
-            self._over(job, job.answer or late)
+            self._end(job, job.result or late)
 
-    def _over(self, job, answer):
-        self._under_way.remove(job)
-        self._ending[job.pid] = job.name
+    def _end(self, job, result):
+        self._running.remove(job)
+        self._close_channel(job)
+        try:
+            job.done(result)
+        finally:
+            self.reap()
+            self._start_queued()
+
+    def _close_channel(self, job):
+        self._unreaped[job.pid] = job.name
         job.timer.cancel()
         self.loop.forget(job.channel)
         job.channel.close()
-        try:
-            job.done(answer)
-        finally:
-            self.reap()
-            self._start()
 
     def reap(self):
-        """After SIGCHLD: take leave of those that have ended."""
-        for pid in list(self._ending):
+        """Reap the children that have exited. Call after SIGCHLD."""
+        for pid in list(self._unreaped):
             try:
-                gone, _ = os.waitpid(pid, os.WNOHANG)
+                reaped, _ = os.waitpid(pid, os.WNOHANG)
             except ChildProcessError:
-                gone = pid
-            if gone:
-                del self._ending[pid]
+                reaped = pid
+            if reaped:
+                del self._unreaped[pid]
                 self._stuck.discard(pid)
 
     def close(self):
-        """The end: whoever is still at it is killed, and nobody is told."""
+        """Drop the queue and kill the running jobs; their done() is not called."""
         self._queue.clear()
-        for job in self._under_way:
-            job.timer.cancel()
-            self.loop.forget(job.channel)
-            job.channel.close()
-            self._ending[job.pid] = job.name
-            try:
-                os.kill(job.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
-        del self._under_way[:]
+        for job in self._running:
+            self._close_channel(job)
+            _kill(job.pid)
+        del self._running[:]
         self.reap()
 
 
-def _do(job, channel, master):
-    """In the child."""
+def _kill(pid):
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
+def _run_in_child(job, channel, master):
     child.become_job_process(channel, job.kept, master)
     try:
-        words, descriptors = job.work()
+        values, descriptors = job.work()
     except Exception as e:  # the boundary: the process ends here
         log.exception('a job for %s met an unexpected failure', job.name)
-        words, descriptors = {'failed': 'an unexpected failure: %r' % e}, ()
-    channel.send(words, descriptors)
+        values, descriptors = {'failed': 'an unexpected failure: %r' % e}, ()
+    channel.send(values, descriptors)
     child.close_descriptors({channel.fileno()})
     os._exit(0)

@@ -1,9 +1,9 @@
-"""The master's one loop: descriptors that are ready, timers that are due, signals that arrived.
+"""The master's event loop: it calls back for ready descriptors, due timers and received signals.
 Single-threaded.
 
-Knows nothing of iSCSI. Invariants: a callback never blocks; an exception that leaves a callback is
-logged and ends nothing else; what is forgotten or cancelled during a pass is not called any more in
-that pass.
+It has no knowledge of iSCSI. Invariants: a callback never blocks; an exception that leaves a callback
+is logged and does not end the loop; a descriptor that is forgotten, or a timer that is cancelled,
+during a pass is not called any more in that pass.
 """
 
 import heapq
@@ -32,12 +32,12 @@ class Timer(object):
         return (self.when, self.number) < (other.when, other.number)
 
     def cancel(self):
-        """Never call it. Harmless afterwards."""
+        """Do not call the callback. Has no effect on a timer that has expired."""
         self.callback = None
 
 
 class Loop(object):
-    """`clock`: a monotonic clock in seconds, for tests to inject."""
+    """An event loop. clock(): monotonic seconds; tests inject theirs."""
 
     def __init__(self, clock=time.monotonic):
         self.clock = clock
@@ -49,33 +49,34 @@ class Loop(object):
         self._previous = {}
         self._wakeup = None
 
-    # -- descriptors -------------------------------------------------------------------------------------------------
+    # -- descriptors -------------------------------------------------------------------------------
 
     def watch(self, fileobj, events, callback):
-        """Call callback(events) whenever the object is READ or WRITE ready; replaces an earlier
-        watch of it."""
+        """Call callback(events) whenever the object is ready for READ or WRITE. Replaces an earlier
+        watch of the object."""
         try:
             self._selector.modify(fileobj, events, callback)
         except KeyError:
             self._selector.register(fileobj, events, callback)
 
     def forget(self, fileobj):
-        """Watch it no more; before it is closed. Harmless if it was not watched."""
+        """Stop watching the object; call it before the object is closed. An object that is not watched
+        is ignored."""
         try:
             self._selector.unregister(fileobj)
         except (KeyError, ValueError):
             pass
 
-    # -- timers ------------------------------------------------------------------------------------------------------
+    # -- timers ------------------------------------------------------------------------------------
 
     def call_later(self, seconds, callback):
-        """Call callback() once, when so many seconds are over. Returns a Timer."""
+        """Call callback() once, after so many seconds. Returns a Timer."""
         self._number += 1
         timer = Timer(self.clock() + seconds, self._number, callback)
         heapq.heappush(self._timers, timer)
         return timer
 
-    def _wait(self):
+    def _seconds_to_next_timer(self):
         while self._timers and self._timers[0].callback is None:
             heapq.heappop(self._timers)
         if not self._timers:
@@ -89,7 +90,7 @@ class Loop(object):
             if callback is not None:
                 self._call(callback)
 
-    # -- signals -----------------------------------------------------------------------------------------------------
+    # -- signals -----------------------------------------------------------------------------------
 
     def on_signal(self, number, callback):
         """Call callback() from the loop after this signal arrived."""
@@ -100,7 +101,7 @@ class Loop(object):
             signal.set_wakeup_fd(self._wakeup[1])
             self.watch(self._wakeup[0], READ, self._signalled)
         self._signals[number] = callback
-        self._previous.setdefault(number, signal.signal(number, _noted))
+        self._previous.setdefault(number, signal.signal(number, _ignore))
         signal.siginterrupt(number, False)
 
     def _signalled(self, _events):
@@ -113,18 +114,18 @@ class Loop(object):
             if callback is not None:
                 self._call(callback)
 
-    # -- running -----------------------------------------------------------------------------------------------------
+    # -- running -----------------------------------------------------------------------------------
 
     @staticmethod
     def _call(callback, *values):
         try:
             callback(*values)
-        except Exception:  # the boundary: one broken step must not end everybody's sessions
+        except Exception:  # the boundary: one failed callback must not end every session
             log.exception('an unexpected failure in the master; it goes on')
 
     def run_once(self, timeout=None):
-        """One pass: wait (no longer than `timeout` seconds) and call what is ready or due."""
-        wait = self._wait()
+        """One pass: wait, at most `timeout` seconds, and call the callbacks that are ready or due."""
+        wait = self._seconds_to_next_timer()
         if timeout is not None:
             wait = timeout if wait is None else min(wait, timeout)
         for key, events in self._selector.select(wait):
@@ -133,17 +134,17 @@ class Loop(object):
         self._run_timers()
 
     def run(self):
-        """Until stop()."""
+        """Run passes until stop() is called."""
         self._running = True
         while self._running:
             self.run_once()
 
     def stop(self):
-        """run() returns after this pass."""
+        """Make run() return after this pass."""
         self._running = False
 
     def close(self):
-        """Give back signals and descriptors."""
+        """Restore the signal handlers and close the descriptors of the loop."""
         for number, previous in self._previous.items():
             signal.signal(number, previous)
         self._previous.clear()
@@ -156,6 +157,6 @@ class Loop(object):
         self._selector.close()
 
 
-def _noted(_number, _frame):
-    """The signal's number is in the pipe already (signal.set_wakeup_fd); all else happens in the
-    loop."""
+def _ignore(_number, _frame):
+    """The interpreter has written the signal's number to the pipe of signal.set_wakeup_fd, and the
+    loop reads it there. SIG_IGN would suppress the signal."""

@@ -1,13 +1,13 @@
-"""WorkerProcess processes: forked ahead, handed out, reaped, replaced.
+"""Worker processes: forked ahead of use, assigned to connections, reaped, replaced.
 
              fork         report ready       take_spare()           report idle (after a logout)
      (none) ------> starting ------> spare ------> busy -----------------------------> spare
                         |              |             |
-                        +--- death ----+-- death ----+--> reaped: descriptors closed, everyone told, spares topped up
+                        +--- death ----+-- death ----+--> reaped: descriptors closed, on_death(), missing spares forked
 
-Invariants: a worker is in `by_pid` from its fork until it is reaped; its channel's end of file only
-starts the wait for its death (with a kill, so that the wait is bounded); `on_death` is called
-exactly once per worker, after the process is gone.
+Invariants: a worker is in `by_pid` from its fork until it is reaped. The end of file of its channel
+only starts the wait for its death; a kill after a second bounds that wait. `on_death` is called
+exactly once per worker, after the process has exited.
 """
 
 import os
@@ -19,19 +19,19 @@ from targetd.channel import ChannelClosed
 from targetd.master.processes import child
 from targetd.master.processes.loop import READ, WRITE
 
-YOUNG_SECONDS = 5.0  # a spare that dies younger than this makes the next fork wait
+YOUNG_SECONDS = 5.0  # a spare that dies younger than this delays the next fork
 LONGEST_BACK_OFF_SECONDS = 30.0
 START_SECONDS = 30.0  # a fork that is not ready by then is killed
-SURPLUS = 4  # spares beyond those wanted that are kept for a while after their sessions ended
+SURPLUS = 4  # spares beyond wanted_spares that are kept for SURPLUS_SECONDS after their sessions
 SURPLUS_SECONDS = 30.0
 STARTING, SPARE, BUSY = 'starting', 'spare', 'busy'
 
 
 class WorkerProcess(object):
-    """One worker process, as the master sees it.
+    """A worker process, as the master sees it.
 
-    session: the Session it owns, or None; peers: addresses of the connections it was given;
-    retiring: it was told to exit when it has no session.
+    session: the SessionRecord of the session that it serves, or None; peers: the addresses of its
+    connections; retiring: True if it was ordered to exit as soon as it has no session.
     """
 
     def __init__(self, pid, channel, born, generation):
@@ -41,7 +41,7 @@ class WorkerProcess(object):
         self.generation = generation
         self.state = STARTING
         self.retiring = False
-        self.ending = None  # why it was told to end, or killed
+        self.ending = None  # why the master killed it
         self.session = None
         self.peers = []
         self.busy_since = None
@@ -53,8 +53,12 @@ class WorkerProcess(object):
 
 
 class Workers(object):
-    """`serve(channel)` runs in the child; `on_message(worker, message, descriptors)`, `on_death(worker, status)`,
-    `on_spare()` are called in the master. `fork` is for tests: it returns a pid like os.fork."""
+    """The worker processes of the master.
+
+    serve(channel) runs in the child. on_message(worker, message), on_death(worker, wait status) and
+    on_spare() (there may be a spare) are called in the master. fork: os.fork, or a substitute of a
+    test.
+    """
 
     def __init__(self, loop, serve, on_message, on_death, on_spare, fork=os.fork):
         self.loop = loop
@@ -65,7 +69,7 @@ class Workers(object):
         self.fork = fork
         self.by_pid = {}
         self.wanted_spares = 0
-        self.waiting = 0  # connections that wait for a spare
+        self.waiting = 0  # connections and operations that wait for a spare
         self.limit = 1 << 30  # workers there may be at once
         self.credentials = None  # child.credentials_of the user that workers run as
         self.generation = 0
@@ -75,15 +79,19 @@ class Workers(object):
         self._frozen = False
         self._trimming = None
 
-    # -- what there is -----------------------------------------------------------------------------------------------
+    # -- state -------------------------------------------------------------------------------------
 
     def all(self):
-        """Every worker that is not reaped yet."""
+        """Every worker that is not reaped yet, as a list."""
         return list(self.by_pid.values())
 
     def busy(self):
-        """The workers that were given a connection and are not idle again."""
+        """The workers that have a connection or an operation and have not reported idle since."""
         return [w for w in self.by_pid.values() if w.state == BUSY]
+
+    def connections_of(self, address):
+        """How many connections of this address the workers have."""
+        return sum(worker.peers.count(address) for worker in self.by_pid.values())
 
     def _ahead(self):
         return [
@@ -92,11 +100,11 @@ class Workers(object):
             if w.state in (STARTING, SPARE) and not w.retiring and w.ending is None
         ]
 
-    # -- fork --------------------------------------------------------------------------------------------------------
+    # -- fork --------------------------------------------------------------------------------------
 
     def keep_spares(self):
-        """Fork what is missing to the wanted number of spares, unless a back-off is under way;
-        retire what is too many."""
+        """Fork workers up to the wanted number of spares, unless a fork is being delayed; retire
+        spares that are too many."""
         ahead = self._ahead()
         wanted = min(self.wanted_spares + self.waiting, self.limit - len(self.by_pid) + len(ahead))
         if self.stopping or self._back_off is not None:
@@ -112,8 +120,8 @@ class Workers(object):
                 return
 
     def _trim(self, ahead, surplus):
-        """Retire the spares beyond those wanted and `surplus` more; the rest of these later, unless
-        logins want them."""
+        """Retire the spares beyond wanted_spares and `surplus`. The surplus is retired after
+        SURPLUS_SECONDS, unless logins use it before."""
         spares = [w for w in ahead if w.state == SPARE]
         too_many = len(ahead) - self.wanted_spares - self.waiting
         for worker in spares[: max(0, too_many - surplus)]:
@@ -127,7 +135,7 @@ class Workers(object):
             self._trim(self._ahead(), 0)
 
     def fork_worker(self):
-        """Fork one. Raises OSError."""
+        """Fork one worker. Returns its WorkerProcess. Raises OSError."""
         if not self._frozen:
             compat.freeze_collector()
             self._frozen = True
@@ -135,7 +143,7 @@ class Workers(object):
         master = os.getpid()
         try:
             pid = child.fork(
-                self.fork, lambda: child.run(theirs, self.credentials, master, self.serve)
+                self.fork, lambda: child.run_worker(theirs, self.credentials, master, self.serve)
             )
         except OSError:
             ours.close()
@@ -152,7 +160,7 @@ class Workers(object):
         if worker.state == STARTING:
             self.kill(worker, 'it was not ready within %d seconds' % START_SECONDS)
 
-    # -- channel -----------------------------------------------------------------------------------------------------
+    # -- channel -----------------------------------------------------------------------------------
 
     def _channel_ready(self, worker, events):
         try:
@@ -161,26 +169,26 @@ class Workers(object):
                 self._watch(worker)
             if events & READ:
                 for message, descriptors in worker.channel.receive():
-                    self._take(worker, message, descriptors)
+                    self._message_received(worker, message, descriptors)
         except ChannelClosed:
             self._lost(worker)
 
-    def _take(self, worker, message, descriptors):
-        for descriptor in descriptors:  # a worker has none to give
+    def _message_received(self, worker, message, descriptors):
+        for descriptor in descriptors:  # no message of a worker has descriptors
             os.close(descriptor)
         if not isinstance(message, dict):
-            self.kill(worker, 'it sent what is no message')
+            self.kill(worker, 'it sent a malformed frame')
             return
-        told = message.get('report')
-        if told == 'ended':
+        report = message.get('report')
+        if report == 'ended':
             worker.ended_cleanly = str(message.get('why', ''))
         self.on_message(worker, message)
-        if told in ('ready', 'idle'):
+        if report in ('ready', 'idle'):
             self._became_spare(worker)
 
     def _became_spare(self, worker):
         if worker.session is not None or worker.state == SPARE:
-            return  # it serves a session, or says it twice: whatever it says, nothing is new
+            return  # a worker is not trusted: it serves a session, or repeats the report
         if worker.state == STARTING:
             worker.start_timer.cancel()
             worker.start_timer = self.loop.call_later(YOUNG_SECONDS, self._grew_up)
@@ -198,7 +206,7 @@ class Workers(object):
         self.loop.watch(worker.channel, events, lambda ready: self._channel_ready(worker, ready))
 
     def send(self, worker, message, descriptors=()):
-        """Queue a message to it. A worker that is dying swallows it: its death will be told."""
+        """Queue a message to the worker. It is dropped if the worker is dying; on_death() follows."""
         if worker.pid not in self.by_pid or worker.channel is None:
             return
         try:
@@ -209,19 +217,17 @@ class Workers(object):
             self._lost(worker)
 
     def _lost(self, worker):
-        """Its end of the channel is closed: it exits, or it is stuck and is helped."""
+        """The worker has closed its end of the channel: it exits, or is killed after a second."""
         if worker.channel is not None:
-            self.loop.forget(worker.channel)
-            worker.channel.close()
-            worker.channel = None
+            self._close_channel(worker)
             self.loop.call_later(
                 1.0, lambda: self.kill(worker, 'it closed its channel and did not exit')
             )
 
-    # -- hand out ----------------------------------------------------------------------------------------------------
+    # -- assignment --------------------------------------------------------------------------------
 
     def take_spare(self):
-        """A spare that is ready, now busy; or None."""
+        """A spare that is ready, which is busy from now on; or None."""
         for worker in self.by_pid.values():
             if (
                 worker.state == SPARE
@@ -234,20 +240,21 @@ class Workers(object):
         return None
 
     def retire(self, worker):
-        """A spare exits; a busy worker exits when its session is over."""
+        """Order the worker to exit: a spare now, a busy worker when its session is over."""
         if not worker.retiring:
             worker.retiring = True
             self.send(worker, {'do': 'retire'})
 
     def new_generation(self):
-        """The configuration changed: whoever was forked before serves no new connection (D11)."""
+        """The configuration has changed: workers that were forked before serve no new connection
+        (ARCHITECTURE D11)."""
         self.generation += 1
         for worker in self.all():
             self.retire(worker)
         self.keep_spares()
 
     def kill(self, worker, why):
-        """SIGKILL: the fence. Its death is told as any other."""
+        """SIGKILL: the fence. on_death() follows as for any other death."""
         if self.by_pid.get(worker.pid) is worker:
             worker.ending = why
             try:
@@ -255,29 +262,26 @@ class Workers(object):
             except ProcessLookupError:
                 pass
 
-    # -- reap --------------------------------------------------------------------------------------------------------
+    # -- reap --------------------------------------------------------------------------------------
 
     def reap(self):
-        """After SIGCHLD: take leave of every worker that is gone."""
+        """Reap the workers that have exited. Call after SIGCHLD."""
         for pid in list(self.by_pid):
             try:
-                gone, status = os.waitpid(pid, os.WNOHANG)
+                reaped, status = os.waitpid(pid, os.WNOHANG)
             except ChildProcessError:
-                gone, status = pid, 0
-            if gone == pid:
-                self._gone(self.by_pid[pid], status)
+                reaped, status = pid, 0
+            if reaped == pid:
+                self._reaped(self.by_pid[pid], status)
         self.keep_spares()
 
-    def _gone(self, worker, status):
-        if worker.channel is not None:  # its last words
+    def _reaped(self, worker, status):
+        if worker.channel is not None:  # messages that it sent before it exited
             self._channel_ready(worker, READ)
         if worker.start_timer is not None:
             worker.start_timer.cancel()
         del self.by_pid[worker.pid]
-        if worker.channel is not None:
-            self.loop.forget(worker.channel)
-            worker.channel.close()
-            worker.channel = None
+        self._close_channel(worker)
         failed = status != 0 and worker.ending is None
         if failed or worker.ending is not None:
             log.warning(
@@ -295,7 +299,10 @@ class Workers(object):
     def _start_back_off(self):
         seconds = min(LONGEST_BACK_OFF_SECONDS, 2.0 ** (self._young_deaths - 1))
         if self._back_off is None:
-            log.warning('spare workers die young; the next is forked in %d seconds', seconds)
+            log.warning(
+                'spare workers exit soon after their fork; the next is forked in %d seconds',
+                seconds,
+            )
             self._back_off = self.loop.call_later(seconds, self._end_back_off)
 
     def _end_back_off(self):
@@ -303,7 +310,7 @@ class Workers(object):
         self.keep_spares()
 
     def close(self):
-        """Kill and reap whoever is left; for the very end."""
+        """Kill and reap every worker that is left."""
         self.stopping = True
         for worker in self.all():
             self.kill(worker, 'targetd stops')
@@ -313,14 +320,17 @@ class Workers(object):
             except ChildProcessError:
                 pass
             del self.by_pid[worker.pid]
-            if worker.channel is not None:
-                self.loop.forget(worker.channel)
-                worker.channel.close()
-                worker.channel = None
+            self._close_channel(worker)
+
+    def _close_channel(self, worker):
+        if worker.channel is not None:
+            self.loop.forget(worker.channel)
+            worker.channel.close()
+            worker.channel = None
 
 
 def death(status):
-    """A wait status in plain words: 'was killed by signal 9 (SIGKILL)', 'exited with code 1'."""
+    """A wait status in words: 'was killed by signal 9 (SIGKILL)', 'exited with code 1'."""
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
         try:

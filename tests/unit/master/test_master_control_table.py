@@ -1,19 +1,22 @@
-"""Every command of the table is answered by exactly one method of Control or one local function."""
+"""Every command of the table is answered by exactly one method of
+ControlAnswers or one local function."""
 
 import inspect
 
 import pytest
 
 from targetd.admin import commands, local
-from targetd.master import control
+from targetd.master import control_answers
 
 REMOTE = [row for row in commands.TABLE if not row.local]
 
 
 def answer_methods():
-    """The methods of Control that are meant to answer a command."""
+    """The methods of ControlAnswers that are meant to answer a command."""
     return {
-        function for name, function in vars(control.Control).items() if name.startswith('_answer_')
+        function
+        for name, function in vars(control_answers.ControlAnswers).items()
+        if name.startswith('_answer_')
     }
 
 
@@ -23,20 +26,20 @@ def answer_functions():
 
 
 def test_every_row_has_a_function():
-    assert set(control.ANSWERS) == {row.words for row in REMOTE}
+    assert set(control_answers.ANSWERS) == {row.words for row in REMOTE}
     assert set(local.ANSWERS) == {row.words for row in commands.TABLE if row.local}
 
 
 def test_every_function_has_one_row():
-    assert len(set(control.ANSWERS.values())) == len(control.ANSWERS)
-    assert set(control.ANSWERS.values()) == answer_methods()
+    assert len(set(control_answers.ANSWERS.values())) == len(control_answers.ANSWERS)
+    assert set(control_answers.ANSWERS.values()) == answer_methods()
     assert len(set(local.ANSWERS.values())) == len(local.ANSWERS)
     assert set(local.ANSWERS.values()) == answer_functions()
 
 
 @pytest.mark.parametrize('row', REMOTE, ids=lambda row: row.words)
 def test_the_function_takes_the_arguments_of_its_row(row):
-    parameters = list(inspect.signature(control.ANSWERS[row.words]).parameters)[1:]
+    parameters = list(inspect.signature(control_answers.ANSWERS[row.words]).parameters)[1:]
     assert sorted(parameters) == sorted(argument.name for argument in row.arguments)
 
 
@@ -46,9 +49,8 @@ def test_a_command_is_dispatched_by_the_table():
         def all():
             return []
 
-    class Master(object):
-        sessions = Sessions()
-
-    assert control.Control(Master()).answer('show sessions', {}) == commands.reply_rows([])
+    parts = dict.fromkeys(inspect.signature(control_answers.ControlAnswers).parameters)
+    answers = control_answers.ControlAnswers(**dict(parts, sessions=Sessions()))
+    assert answers.answer('show sessions', {}) == commands.reply_rows([])
     with pytest.raises(KeyError):
-        control.Control(Master()).answer('format', {})
+        answers.answer('format', {})

@@ -149,7 +149,7 @@ def test_what_is_no_login_is_closed_with_a_line_in_the_log(door, first, capfd):
     here = door()
     assert is_closed(here.connect(first))
     assert here.routed == []
-    assert 'no iSCSI login' in capfd.readouterr().err
+    assert 'not an iSCSI login' in capfd.readouterr().err
 
 
 def test_a_connection_that_ends_early_is_forgotten(door):
@@ -238,7 +238,7 @@ def test_a_held_connection_goes_on_later_and_has_its_whole_timeout_then(door):
     here, released = door(login_timeout=15), []
     here.connect(login_header())
     (pending,) = here.routed
-    here.pending_connections.hold(pending, 30, released.append)
+    here.pending_connections.delay(pending, 30, released.append)
     here.loop.pass_time(29)
     assert not released and pending in here.pending_connections.by_age
     here.loop.pass_time(1)
@@ -250,7 +250,7 @@ def test_a_held_connection_goes_on_later_and_has_its_whole_timeout_then(door):
 def test_a_held_connection_whose_initiator_gave_up_is_forgotten(door):
     here, released = door(), []
     client = here.connect(login_header())
-    here.pending_connections.hold(here.routed[0], 2, released.append)
+    here.pending_connections.delay(here.routed[0], 2, released.append)
     client.close()
     here.loop.pass_time(2)
     assert not released and not here.pending_connections.by_age

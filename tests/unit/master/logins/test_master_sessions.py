@@ -1,4 +1,5 @@
-"""The registry: claims granted, refused, and reinstatement that waits for the old session's end."""
+"""The registry of sessions: claims granted and refused, and reinstatement, which waits for the end of
+the old session."""
 
 import errno
 
@@ -6,14 +7,15 @@ import pytest
 from master_fakes import TARGET, FakeWorker, StillLoop, kill, send
 
 from targetd.master.logins import sessions as registry
-from targetd.master.logins.sessions import REINSTATEMENT_SECONDS, Refused, Sessions
+from targetd.master.logins.admission import Refused
+from targetd.master.logins.sessions import END_SECONDS, Sessions
 
 ISID = '00023d000001'
 PEER = ['10.0.0.9', 40000]
 
 
 class Desk(object):
-    """Sessions with workers that only listen."""
+    """A Sessions whose workers only record what they are sent; it is its own Admission."""
 
     def __init__(self):
         self.loop = StillLoop()
@@ -21,20 +23,25 @@ class Desk(object):
         self.ended = []
         self.sessions = Sessions(
             self.loop,
-            self.admit,
-            lambda session: ([{'lun': 0}], ()),
-            send,
-            self.end,
+            self,
+            lambda worker, nexus: ([{'lun': 0}], ()),
+            self.send,
             kill,
             clock=lambda: 1000.0,
         )
 
-    def admit(self, claim, target_name):
+    def check_claim(self, claim, target_name, sessions):
         if self.refused:
             raise self.refused
 
-    def end(self, worker, why, reason):
-        self.ended.append((worker, reason))
+    def proved_accounts(self, session):
+        return []
+
+    def send(self, worker, message, descriptors=()):
+        if message['do'] == 'end':
+            self.ended.append((worker, message['reason']))
+        else:
+            send(worker, message, descriptors)
 
     def claim(
         self,
@@ -67,7 +74,7 @@ class Desk(object):
         return worker.of('answer')[-1] if worker.of('answer') else None
 
     def die(self, worker):
-        self.sessions.leave(worker)
+        self.sessions.remove_session_of(worker)
         self.sessions.retry_waiting_claims()
 
 
@@ -110,7 +117,7 @@ def test_every_session_has_its_own_tsih(desk):
     assert len({a['tsih'] for a in answers}) == 20
 
 
-def test_a_tsih_is_not_given_twice_after_the_numbers_ran_out(desk, monkeypatch):
+def test_a_tsih_is_not_allocated_twice_after_all_were_used(desk, monkeypatch):
     monkeypatch.setattr(registry, 'MAXIMUM_TSIH', 3)
     workers = [FakeWorker(str(n)) for n in range(4)]
     given = [desk.claim(w, isid='0002%08x' % n)['tsih'] for n, w in enumerate(workers[:3])]
@@ -120,7 +127,7 @@ def test_a_tsih_is_not_given_twice_after_the_numbers_ran_out(desk, monkeypatch):
     assert desk.claim(FakeWorker('5'), isid='ffffffffffff')['tsih'] == given[1]
 
 
-def test_a_refusal_carries_status_and_rule_and_is_remembered(desk, capfd):
+def test_a_refusal_has_status_and_rule_and_is_kept(desk, capfd):
     desk.refused = Refused((2, 2), 'address 10.0.0.9 matches none of initiator-address')
     answer = desk.claim(FakeWorker())
     assert status(answer) == (2, 2) and 'initiator-address' in answer['why']
@@ -144,12 +151,12 @@ def test_only_the_newest_refusals_are_kept(desk):
 
 
 def test_a_claim_that_cannot_be_answered_ends_with_its_worker(desk, capfd):
-    """What the claim had been given already goes with the worker; the initiator logs in again."""
+    """What was granted already ends with the worker; the initiator logs in again."""
 
-    def none_left(session):
+    def none_left(worker, nexus):
         raise OSError(errno.EMFILE, 'Too many open files')
 
-    serve, desk.sessions.units = desk.sessions.units, none_left
+    serve, desk.sessions.serve_units = desk.sessions.serve_units, none_left
     worker = FakeWorker()
     assert desk.claim(worker) is None and worker.killed
     assert (
@@ -158,11 +165,11 @@ def test_a_claim_that_cannot_be_answered_ends_with_its_worker(desk, capfd):
     )
     desk.die(worker)
     assert desk.sessions.all() == []
-    desk.sessions.units = serve
+    desk.sessions.serve_units = serve
     assert status(desk.claim(FakeWorker('next'))) == (0, 0)
 
 
-def test_the_servers_limit(desk):
+def test_max_sessions_of_the_server(desk):
     desk.sessions.limit = 1
     first = FakeWorker('a')
     desk.claim(first)
@@ -180,7 +187,7 @@ def test_reinstatement_answers_only_after_the_old_worker_is_gone(desk):
     first = desk.claim(old)
     assert desk.claim(new) is None
     assert desk.ended == [(old, 'reinstated')]
-    desk.loop.pass_time(REINSTATEMENT_SECONDS - 0.1)
+    desk.loop.pass_time(END_SECONDS - 0.1)
     assert old.killed is None
     desk.die(old)
     answer = new.of('answer')[0]
@@ -193,7 +200,7 @@ def test_an_old_worker_that_does_not_end_is_killed(desk):
     old, new = FakeWorker('old'), FakeWorker('new')
     desk.claim(old)
     desk.claim(new)
-    desk.loop.pass_time(REINSTATEMENT_SECONDS)
+    desk.loop.pass_time(END_SECONDS)
     assert 'reinstated' in old.killed and new.of('answer') == []
     desk.die(old)
     assert status(new.of('answer')[0]) == (0, 0)
@@ -212,7 +219,7 @@ def test_two_claims_for_one_nexus_at_once_end_with_the_last_of_them(desk):
     assert [s.worker for s in desk.sessions.all()] == [third]
 
 
-def test_a_claimer_that_dies_while_it_waits_is_forgotten(desk):
+def test_the_waiting_claim_of_a_dead_worker_is_dropped(desk):
     old, new = FakeWorker('old'), FakeWorker('new')
     desk.claim(old)
     desk.claim(new)
@@ -269,7 +276,7 @@ def test_a_connection_through_another_portal_group(desk):
     assert status(desk.claim(worker, tsih=tsih, cid=1, group=2)) == (2, 8)
 
 
-def test_a_tsih_that_nobody_has(desk):
+def test_a_tsih_of_no_session(desk):
     assert status(desk.claim(FakeWorker(), tsih=4711)) == (2, 10)
 
 
@@ -278,7 +285,7 @@ def test_discovery_sessions_have_a_tsih_and_no_nexus(desk):
     assert desk.claim(one, target=None)['units'] == []
     desk.claim(two, target=None)
     assert desk.ended == [] and len({s.tsih for s in desk.sessions.all()}) == 2
-    assert desk.sessions.leave(one) is not None and one.session is None
+    assert desk.sessions.remove_session_of(one) is not None and one.session is None
 
 
 @pytest.mark.parametrize(
@@ -296,7 +303,7 @@ def test_discovery_sessions_have_a_tsih_and_no_nexus(desk):
         lambda m: m['session'].update(keys=[1]),
     ],
 )
-def test_a_claim_that_is_none_costs_the_worker_its_life(desk, spoil):
+def test_a_worker_that_sends_a_malformed_claim_is_killed(desk, spoil):
     message = {
         'ask': 'claim',
         'id': 7,

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from targetd.master.processes import jobs as module
-from targetd.master.processes.jobs import AT_ONCE, SECONDS, Jobs
+from targetd.master.processes.jobs import MAXIMUM_RUNNING, SECONDS, Jobs
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def jobs(loop):
     jobs = Jobs(loop)
     yield jobs
     jobs.close()
-    until(lambda: (jobs.reap(), not jobs._ending)[1])
+    until(lambda: (jobs.reap(), not jobs._unreaped)[1])
 
 
 def until(question, seconds=10):
@@ -138,13 +138,13 @@ def test_no_more_than_so_many_at_once(jobs):
     answers, most = [], []
 
     def done(answer):
-        most.append(len(jobs._under_way))
+        most.append(len(jobs._running))
         answers.append(answer.values['n'])
 
-    for n in range(AT_ONCE * 2):
+    for n in range(MAXIMUM_RUNNING * 2):
         jobs.submit_job(n, lambda n=n: ({'n': n}, ()), done)
     jobs.wait()
-    assert sorted(answers) == list(range(AT_ONCE * 2)) and max(most) <= AT_ONCE
+    assert sorted(answers) == list(range(MAXIMUM_RUNNING * 2)) and max(most) <= MAXIMUM_RUNNING
 
 
 def test_a_fork_that_fails_is_an_answer(loop):
@@ -159,7 +159,7 @@ def test_a_fork_that_fails_is_an_answer(loop):
 def test_the_end_kills_whoever_is_at_it_and_tells_nobody(loop):
     jobs, answers = Jobs(loop), []
     jobs.submit_job('dead', never, answers.append)
-    (pid,) = [job.pid for job in jobs._under_way]
+    (pid,) = [job.pid for job in jobs._running]
     jobs.close()
-    until(lambda: (jobs.reap(), not jobs._ending)[1])
+    until(lambda: (jobs.reap(), not jobs._unreaped)[1])
     assert not os.path.exists('/proc/%d' % pid) and not answers

@@ -1,0 +1,345 @@
+"""The answers to the commands of targetdctl that the server executes: a method for each row of
+admin.commands.TABLE that is not local.
+"""
+
+import os
+import time
+
+from targetd import __version__, log
+from targetd.admin import commands
+from targetd.errors import TargetdError
+from targetd.master.logins.portals import plain
+from targetd.master.units import transitions
+from targetd.scsi import alua
+from targetd.scsi.medium_state import FAILED
+
+
+class ControlAnswers(object):
+    """Executes commands. portals: {(tag, address, port): socket} of the open portals; for the other
+    arguments see Master."""
+
+    def __init__(
+        self, loop, state, workers, sessions, units, exports, portals, isns, log_files, reload, stop
+    ):
+        self.loop = loop
+        self.state = state
+        self.workers = workers
+        self.sessions = sessions
+        self.units = units
+        self.exports = exports
+        self.portals = portals
+        self.isns = isns
+        self.log_files = log_files
+        self.reload = reload
+        self.stop = stop
+
+    def answer(self, words, arguments):
+        """Execute a command of commands.TABLE by its row of ANSWERS.
+
+        words: as in the row, 'show sessions'; arguments: {name: value}. Returns the reply (bytes),
+        or, for a command that takes time, a function that takes the function that sends the reply.
+        Raises TargetdError.
+        """
+        return ANSWERS[words](self, **arguments)
+
+    def _answer_status(self):
+        spares = [w for w in self.workers.all() if w.state == 'spare']
+        failing = [u for u in self.units.by_id.values() if u.shared.medium == FAILED]
+        facts = [
+            ('version', __version__),
+            ('process', os.getpid()),
+            ('since', when(self.state.started)),
+            ('configuration', self.state.path or '(none)'),
+            ('sessions', len(self.sessions.normal())),
+            ('targets', len(self.state.configuration.targets)),
+            ('units', len(self.units.by_id)),
+            ('failed units', len(failing)),
+            ('missing stores', len(self.exports.unavailable)),
+            ('spare workers', len(spares)),
+            ('state', 'stopping' if self.state.is_stopping else 'running'),
+        ]
+        facts += self.isns.facts()
+        return commands.reply_rows([{'name': name, 'value': str(value)} for name, value in facts])
+
+    def _answer_show_sessions(self):
+        rows = []
+        for session in self.sessions.all():
+            row = session.described()
+            row.update(since=when(session.since))
+            rows.append(row)
+        return commands.reply_rows(rows)
+
+    def _answer_show_targets(self):
+        rows = []
+        for target in self.state.configuration.targets.values():
+            missing = self.exports.why_unavailable(target.name)
+            rows.append(
+                {
+                    'target_name': target.name,
+                    'alias': target.alias,
+                    'groups': ', '.join(str(tag) for tag in target.portal_groups),
+                    'units': len(target.luns),
+                    'sessions': len(self.sessions.of_target(target.name)),
+                    'state': 'not ready: %s' % missing if missing else target.state,
+                }
+            )
+        return commands.reply_rows(rows)
+
+    def _answer_show_units(self):
+        rows = [self._unit_row(unit) for unit in self.units.by_id.values()]
+        rows += [
+            {
+                'unit': '',
+                'target_name': late.target_name,
+                'lun': late.lun.number,
+                'path': late.lun.backing_store,
+                'size': None,
+                'state': 'missing: %s' % late.why,
+                'read_only': None,
+                'encrypted': None,
+                'reserved_by': '',
+                'sessions': 0,
+            }
+            for late in self.exports.unavailable.values()
+        ]
+        return commands.reply_rows(sorted(rows, key=lambda row: (row['target_name'], row['lun'])))
+
+    @staticmethod
+    def _unit_row(unit):
+        return {
+            'unit': unit.id,
+            'target_name': unit.target_name,
+            'lun': unit.lun.number,
+            'path': unit.store.path or unit.store.kind,
+            'size': unit.store.size,
+            'state': state_of(unit),
+            'read_only': bool(unit.facts.get('read_only')),
+            'encrypted': bool(unit.facts.get('encrypted')),
+            'reserved_by': reserved_by(unit.shared.reservations),
+            'sessions': len(unit.workers),
+            'serial': unit.facts.get('serial'),
+            'naa': unit.facts.get('naa'),
+        }
+
+    def _answer_show_portals(self):
+        rows = []
+        for tag, group in self.state.configuration.portal_groups.items():
+            for address, port in group.portals:
+                is_open = (tag, address, port) in self.portals
+                rows.append(
+                    {
+                        'group': tag,
+                        'address': address,
+                        'port': port,
+                        'state': 'open' if is_open else 'closed',
+                        'connections': sum(
+                            len(s.peers) for s in self.sessions.all() if s.group == tag
+                        ),
+                    }
+                )
+        return commands.reply_rows(rows)
+
+    def _answer_show_alua(self):
+        rows = []
+        for unit in self.units.by_id.values():
+            if unit.facts.get('implicit_alua') or unit.facts.get('explicit_alua'):
+                rows += alua_rows(unit)
+        return commands.reply_rows(
+            sorted(rows, key=lambda row: (row['target_name'], row['lun'], row['group']))
+        )
+
+    def _answer_alua(self, target, group, state, lun=None):
+        units, word = self.units.of_target(target.lower()), state.lower().replace('-', '')
+        if not units:
+            raise TargetdError(
+                'there is no target %s with units; targetdctl show targets lists them' % target
+            )
+        if word not in alua.STATE_OF_WORD:
+            raise TargetdError(
+                'there is no state %s; write one of %s'
+                % (state, ', '.join(each for each, _ in alua.WORDS))
+            )
+        if lun is not None and lun not in units:
+            raise TargetdError('target %s has no lun %d' % (target, lun))
+        chosen = [unit for number, unit in units.items() if lun in (None, number)]
+        for unit in chosen:
+            if not (unit.facts.get('implicit_alua') or unit.facts.get('explicit_alua')):
+                raise TargetdError(
+                    'initiators of target %s are not told of portal groups; write alua = implicit in the '
+                    'target and reload' % target
+                )
+            if str(group) not in unit.shared.access['states']:
+                raise TargetdError(
+                    'target %s is not reached through portal group %d' % (target, group)
+                )
+        for unit in chosen:
+            self.units.replication.apply_decision(
+                unit, transitions.access_set(unit.shared, {str(group): alua.STATE_OF_WORD[word]})
+            )
+        log.info('portal group %d of %s is %s, said the administrator', group, target, word)
+        return commands.reply_message('portal group %d of %s is %s' % (group, target, word))
+
+    def _answer_why(self, address=None):
+        rows = [
+            dict(entry, time=when(entry['when']))
+            for entry in reversed(self.sessions.refusals)
+            if address is None or plain(address) == entry['address']
+        ]
+        return commands.reply_rows(rows)
+
+    def _answer_reload(self, plan=False):
+        def reload_and_reply(reply):
+            self.reload.start_reload(
+                lambda rows, error: reply(
+                    commands.reply_rows(rows)
+                    if error is None
+                    else commands.reply_error(str(error), error.exit_code)
+                ),
+                plan,
+            )
+
+        return reload_and_reply
+
+    def _answer_stop(self):
+        self.loop.call_later(0, lambda: self.stop.start_stop('targetdctl stop'))
+        return commands.reply_message('targetd stops')
+
+    def _answer_reopen_logs(self):
+        complaint = self.log_files.reopen_logs()
+        if complaint:
+            raise TargetdError(complaint)
+        return commands.reply_message('the log was opened again')
+
+    def _session(self, number):
+        session = self.sessions.by_tsih.get(number)
+        if session is None:
+            raise TargetdError(
+                'there is no session %d; targetdctl show sessions lists them' % number
+            )
+        return session
+
+    def _answer_logout(self, session, seconds=None):
+        session, seconds = self._session(session), 10 if seconds is None else seconds
+        self.sessions.logout_session(
+            session, seconds, 'the administrator asked it to log out and it did not'
+        )
+        return commands.reply_message(
+            '%s is asked to log out of session %d within %d seconds'
+            % (session.initiator_name, session.tsih, seconds)
+        )
+
+    def _answer_end(self, session):
+        session = self._session(session)
+        log.info(
+            'session %d of %s is ended by the administrator', session.tsih, session.initiator_name
+        )
+        self.sessions.end_session(session, 'the administrator ended it', 'administrator')
+        return commands.reply_message(
+            'session %d of %s is ended' % (session.tsih, session.initiator_name)
+        )
+
+    def _answer_acknowledge(self, unit):
+        found = self.units.find(unit)
+        if found is None:
+            raise TargetdError('there is no unit %s; targetdctl show units lists them' % unit)
+        if not self.exports.recover_unit(found):
+            raise TargetdError('unit %s has not failed' % found.id)
+        return commands.reply_message('unit %s is used again' % found.id)
+
+    def _answer_accept(self, unit):
+        target_name, number = named_lun(unit)
+        if not self.exports.accept_medium(target_name, number):
+            raise TargetdError(
+                'nothing is known of lun %d of %s: whatever is found for it is taken'
+                % (number, target_name)
+            )
+        log.warning(
+            'whatever is found for lun %d of %s is taken for it, said the administrator',
+            number,
+            target_name,
+        )
+        return commands.reply_message(
+            'whatever is found for lun %d of %s is taken for it; targetdctl show units tells whether '
+            'it is served' % (number, target_name)
+        )
+
+
+#: Words of a command -> the method that executes it. Complete for every row of commands.TABLE that
+#: is not local; a method named _answer_... without a row is an error (a test compares them).
+ANSWERS = {
+    'status': ControlAnswers._answer_status,
+    'show sessions': ControlAnswers._answer_show_sessions,
+    'show targets': ControlAnswers._answer_show_targets,
+    'show units': ControlAnswers._answer_show_units,
+    'show portals': ControlAnswers._answer_show_portals,
+    'show alua': ControlAnswers._answer_show_alua,
+    'why': ControlAnswers._answer_why,
+    'reload': ControlAnswers._answer_reload,
+    'stop': ControlAnswers._answer_stop,
+    'reopen-logs': ControlAnswers._answer_reopen_logs,
+    'logout': ControlAnswers._answer_logout,
+    'end': ControlAnswers._answer_end,
+    'acknowledge': ControlAnswers._answer_acknowledge,
+    'accept': ControlAnswers._answer_accept,
+    'alua': ControlAnswers._answer_alua,
+}
+
+
+def named_lun(text):
+    """('iqn…', 0) of 'iqn…/0'. Raises TargetdError."""
+    target_name, _, number = text.lower().rpartition('/')
+    if not (target_name and number.isdigit()):
+        raise TargetdError('%s is no TARGET/LUN, such as iqn.2026-11.com.example:erp/0' % text)
+    return target_name, int(number)
+
+
+def alua_rows(unit):
+    """The rows of `show alua` for one unit."""
+    state, rows = unit.shared.access, []
+    for tag, (now, status) in state['states'].items():
+        set_by = {alua.SET_BY_COMMAND: 'initiator', alua.SET_IMPLICITLY: 'administrator'}.get(
+            status, 'configuration'
+        )
+        rows.append(
+            {
+                'target_name': unit.target_name,
+                'lun': unit.lun.number,
+                'group': int(tag),
+                'access': alua.WORD_OF_STATE[now],
+                'set_by': set_by,
+                'sessions': sum(
+                    nexus.target_port_group_tag == int(tag) for nexus in unit.workers.values()
+                ),
+            }
+        )
+    return rows
+
+
+def when(seconds):
+    """A wall clock time for people."""
+    return time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(seconds))
+
+
+def state_of(unit):
+    """The word for its medium, and what is to be said of it: why it failed, how far it is."""
+    operation = unit.shared.operation
+    if unit.failure:
+        return '%s: %s' % (unit.shared.medium, unit.failure)
+    if operation is None:
+        return unit.shared.medium
+    return '%s: %s' % (
+        unit.shared.medium,
+        operation['failed'] or '%d %%' % (unit.progress * 100 >> 16),
+    )
+
+
+def reserved_by(state):
+    """Who has reserved a unit, for people: an initiator port, or 'all registrants'; '' if nobody."""
+    if state.get('reserved_by'):
+        return '%s (RESERVE)' % state['reserved_by'][0]
+    if state.get('holder'):
+        return '%s (persistent, type %d)' % (state['holder'][0], state['type'])
+    return 'all registrants (persistent, type %d)' % state['type'] if state.get('type') else ''
+
+
+__all__ = ('ControlAnswers', 'when', 'reserved_by')

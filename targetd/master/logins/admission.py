@@ -1,0 +1,117 @@
+"""Admission: may this initiator have a session with this target, by the configuration that is in
+force now?
+
+A worker may have been forked before a reload, so the master checks every session claim again
+(ARCHITECTURE D3). EXTENDED COPY asks the same question about the other targets of the server
+(ARCHITECTURE D16).
+"""
+
+from targetd.config import acl
+from targetd.iscsi import const
+
+
+class Refused(Exception):
+    """A login is refused. status: (class, detail), RFC 7143 11.13.5; the text is one sentence that
+    names the rule."""
+
+    def __init__(self, status, why):
+        super(Refused, self).__init__(why)
+        self.status = status
+
+
+class Admission(object):
+    """The rules for session claims.
+
+    state: server_state.ServerState; missing_stores(target name): why a LUN of the target is not
+    available, or ''.
+    """
+
+    def __init__(self, state, missing_stores):
+        self.state = state
+        self.missing_stores = missing_stores
+
+    def check_claim(self, claim, target_name, sessions):
+        """Raise Refused unless the configuration admits this session.
+
+        claim: the `claim` request of a worker (channel.py); target_name: None for discovery;
+        sessions: the SessionRecords of the target.
+        """
+        configuration, session = self.state.configuration, claim['session']
+        if self.state.is_stopping:
+            raise Refused(const.SERVICE_UNAVAILABLE, 'targetd is being stopped')
+        address = claim['peer'][0]
+        if not target_name:
+            refusal = acl.discovery_refusal(configuration.server, address)
+            if refusal:
+                raise Refused(const.AUTHORIZATION_FAILURE, refusal)
+            return
+        target = configuration.targets.get(target_name)
+        if target is None:
+            raise Refused(const.NOT_FOUND, 'there is no target %s' % target_name)
+        if session['group'] not in target.portal_groups:
+            raise Refused(
+                const.NOT_FOUND,
+                'target %s is not reached through portal group %d'
+                % (target.name, session['group']),
+            )
+        refusal = acl.refusal(target, session['initiator_name'], address)
+        if refusal:
+            raise Refused(const.AUTHORIZATION_FAILURE, refusal)
+        self._check_target_available(target)
+        _check_target_limit(target, session, sessions)
+
+    def _check_target_available(self, target):
+        why = self._unavailable(target)
+        missing = '' if why else self.missing_stores(target.name)
+        if missing:
+            why = 'target %s is not ready: %s' % (target.name, missing)
+        if why:
+            raise Refused(const.SERVICE_UNAVAILABLE, why)
+
+    def _unavailable(self, target):
+        """Why the target admits no session now, or ''."""
+        if target.state == 'offline':
+            return 'target %s has state = offline' % target.name
+        if target.redirect is not None:  # the worker was forked before the reload that added it
+            return 'target %s is served elsewhere now' % target.name
+        if target.name in self.state.changing:
+            return 'target %s is being changed; its old sessions log out first' % target.name
+        return ''
+
+    def proved_accounts(self, session):
+        """[(user, secret)] of the session's target that belong to the account with which the
+        initiator logged in."""
+        target = self.state.configuration.targets.get(session.nexus.target_name)
+        accounts = target.accounts if target else ()
+        return [account for account in accounts if account[0] == session.account]
+
+    def may_log_in(self, worker, target_name):
+        """True if the initiator of the worker's session could log in to this target too, through the
+        same portal group and with the accounts that it has proved."""
+        session, target = worker.session, self.state.configuration.targets.get(target_name)
+        if session is None or session.ended_why is not None or not session.peers:
+            return False
+        if target is None or self.state.is_stopping or self._unavailable(target):
+            return False
+        if session.group not in target.portal_groups:
+            return False
+        if target.accounts and not set(session.proved) & set(target.accounts):
+            return False
+        return not any(
+            acl.refusal(target, session.initiator_name, peer[0]) for peer in session.peers.values()
+        )
+
+
+def _check_target_limit(target, session, sessions):
+    """max-sessions of the target. A session of the same nexus does not count: the new one replaces
+    it."""
+    mine = (session['initiator_name'], session['isid'], session['group'])
+    others = [s for s in sessions if (s.initiator_name, s.nexus.isid, s.group) != mine]
+    if target.max_sessions and len(others) >= target.max_sessions:
+        raise Refused(
+            const.OUT_OF_RESOURCES,
+            'max-sessions (%d) of target %s is reached' % (target.max_sessions, target.name),
+        )
+
+
+__all__ = ('Admission', 'Refused')

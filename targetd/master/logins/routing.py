@@ -1,0 +1,191 @@
+"""Routing: which worker process gets a connection whose login has arrived.
+
+     PendingConnections --> delay after failed authentications --> TSIH != 0: the worker of that session
+                                                                   TSIH = 0:  a spare worker, or wait for one
+
+A login with TSIH 0 waits while its origin (throttle.origin_of) has LOGINS_PER_ORIGIN logins in
+progress. When every worker that the server may have is in use, the oldest login in progress of the
+origin that has the most is ended, if that is fair to the new one; else the new one is refused.
+"""
+
+from collections import Counter, deque
+
+from targetd import log
+from targetd.iscsi import const
+from targetd.master.logins.portals import shown
+from targetd.master.logins.throttle import LOGINS_PER_ORIGIN, origin_of
+
+# Connections of a session's worker that may be logging in at once: in all, and from one origin. The
+# second limit leaves room for the initiator when another host has guessed the TSIH.
+JOINS_IN_PROGRESS = 32
+JOINS_PER_ORIGIN = 8
+# on a full server, a login or discovery session that takes longer can be ended in favour of others
+PATIENCE_SECONDS = 5.0
+
+
+class LoginRouter(object):
+    """Assigns connections to worker processes.
+
+    state: server_state.ServerState; workers: processes.workers.Workers; sessions: Sessions; throttle:
+    LoginThrottle; connections: PendingConnections, which calls route_login(); request_spare(): makes
+    the master call assign_spares() and fork workers.
+    """
+
+    def __init__(self, loop, state, workers, sessions, throttle, connections, request_spare):
+        self.loop = loop
+        self.state = state
+        self.workers = workers
+        self.sessions = sessions
+        self.throttle = throttle
+        self.connections = connections
+        self.request_spare = request_spare
+        self._waiting = deque()  # PendingConnections that wait for a spare
+
+    def route_login(self, pending):
+        """A Login Request has arrived on this PendingConnection."""
+        seconds = self.throttle.reserve_delay(pending.peer[0])
+        if seconds is None:
+            self.connections.refuse(
+                pending,
+                const.OUT_OF_RESOURCES,
+                'too many logins of this address wait, because too many failed',
+            )
+        elif seconds:
+            self.connections.delay(pending, seconds, self._assign)
+        else:
+            self._assign(pending)
+
+    def _assign(self, pending):
+        tsih = pending.header.tsih
+        owner = self.sessions.owner(tsih) if tsih else None
+        is_session_live = (
+            owner is not None
+            and owner.session.ended_why is None
+            and owner.session.nexus is not None
+        )
+        if not is_session_live:  # a worker refuses a TSIH of a session that does not exist
+            self._waiting.append(pending)
+            self.request_spare()
+        elif _too_many_joins(owner, pending.origin):
+            self.connections.refuse(
+                pending,
+                const.OUT_OF_RESOURCES,
+                'so many connections of session %d are logging in already' % tsih,
+            )
+        else:
+            self._send_to(owner, pending, 'join')
+
+    def assign_spares(self):
+        """Give spare workers to the waiting logins, the oldest first. Returns how many logins still
+        wait for a spare; those that wait for their origin do not count."""
+        in_progress = Counter(origin_of(worker.peers[0]) for worker in self.workers_logging_in())
+        waiting, self._waiting, for_spare = self._waiting, deque(), 0
+        for pending in waiting:
+            if pending.socket is None:
+                continue
+            if in_progress[pending.origin] >= LOGINS_PER_ORIGIN:
+                self._waiting.append(pending)
+            elif self._has_room(for_spare) or self._make_room(pending.origin, in_progress):
+                in_progress[pending.origin] += 1
+                worker = self.workers.take_spare()
+                if worker is not None:
+                    self._send_to(worker, pending, 'serve')
+                else:
+                    self._waiting.append(pending)
+                    for_spare += 1
+            else:
+                self.connections.refuse(
+                    pending,
+                    const.OUT_OF_RESOURCES,
+                    'max-sessions (%d) and the logins in progress fill the server'
+                    % self.state.configuration.server.max_sessions,
+                )
+        return for_spare
+
+    def workers_logging_in(self):
+        """The workers with a login in progress or a discovery session."""
+        return [
+            worker
+            for worker in self.workers.busy()
+            if worker.peers
+            and worker.ending is None
+            and (worker.session is None or worker.session.nexus is None)
+        ]
+
+    def _has_room(self, for_spare):
+        spares = self.state.configuration.server.spare_workers
+        return len(self.workers.busy()) + for_spare < self.workers.limit - spares
+
+    def _make_room(self, origin, in_progress):
+        """End the oldest login or discovery session of the origin that has the most, if that origin
+        then still has no fewer than `origin`. Returns whether one was ended."""
+        before = self.loop.clock() - PATIENCE_SECONDS
+        slow = [worker for worker in self.workers_logging_in() if worker.busy_since <= before]
+        if not slow:
+            return False
+        victim = max(
+            slow, key=lambda worker: (in_progress[origin_of(worker.peers[0])], -worker.busy_since)
+        )
+        loser = origin_of(victim.peers[0])
+        if in_progress[loser] <= in_progress[origin] + 1:
+            return False
+        in_progress[loser] -= 1
+        self.workers.kill(victim, 'its login took long, and others wait for theirs')
+        return True
+
+    def _send_to(self, worker, pending, order):
+        sock = self.connections.hand_over(pending)
+        worker.peers.append(pending.peer[0])
+        log.debug('%s: connection given to worker %d (%s)', shown(*pending.peer), worker.pid, order)
+        self.workers.send(
+            worker, {'do': order, 'connection': pending.description()}, [sock.fileno()]
+        )
+        sock.close()
+
+    # -- outcomes of logins ------------------------------------------------------------------------
+
+    def on_refused(self, worker, message):
+        """`report refused`: a login was refused before its session claim."""
+        peer = message.get('peer')
+        if not (isinstance(peer, list) and len(peer) == 2 and isinstance(peer[1], int)):
+            peer = ['?', 0]
+        status = message.get('status_class'), message.get('status_detail')
+        if isinstance(status[0], int) and isinstance(status[1], int):
+            status = (status[0] & 0xFF, status[1] & 0xFF)
+        else:
+            status = None
+        self.sessions.note_refusal(
+            str(message.get('initiator_name') or ''),
+            str(message.get('target_name') or ''),
+            [str(peer[0]), peer[1]],
+            str(message.get('why') or 'no reason given'),
+            status,
+        )
+        if status == const.AUTHENTICATION_FAILURE and peer[0] in worker.peers:
+            count, seconds = self.throttle.note_failure(peer[0])
+            # etc/fail2ban/filter.d/targetd.conf matches this line. It contains nothing that the
+            # initiator sent: a forged name could imitate another line.
+            log.warning(
+                'authentication failed from %s port %d, %d in a row%s',
+                peer[0],
+                peer[1],
+                count,
+                '; the next login from there waits %d s' % seconds if seconds else '',
+            )
+
+    def on_claim(self, worker, message):
+        """`ask claim`: the initiator of this login has passed authentication, if there was any."""
+        self.sessions.process_claim(worker, message)
+        session, peer = message.get('session'), message.get('peer')
+        has_account = isinstance(session, dict) and session.get('account')
+        if has_account and isinstance(peer, list) and peer and peer[0] in worker.peers:
+            self.throttle.note_success(peer[0])
+        if self._waiting and worker.session is not None:
+            self.request_spare()  # its origin has one login in progress less
+
+
+def _too_many_joins(owner, origin):
+    """True if too many connections of the session are logging in, or too many of this origin."""
+    joining = Counter(origin_of(address) for address in owner.peers)
+    joining.subtract(origin_of(address) for address, _ in owner.session.peers.values())
+    return sum(joining.values()) >= JOINS_IN_PROGRESS or joining[origin] >= JOINS_PER_ORIGIN
