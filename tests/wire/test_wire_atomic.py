@@ -259,7 +259,7 @@ def test_what_a_killed_server_left_is_put_right_though_the_setting_is_gone(daemo
 
 
 def test_a_write_in_doubt_is_locked_until_the_administrator_has_looked(daemon, ready):
-    """The disk fails to flush amid it, and when it is to be taken back. Other blocks are read as
+    """The disk fails to flush amid it, and when it is to be rolled back. Other blocks are read as
     ever."""
     image = serve(
         daemon, 'atomic-writes = yes', 'filter = error flush after=1 count=1 offset=0..1M'

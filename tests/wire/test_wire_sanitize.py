@@ -59,7 +59,7 @@ def state(session):
 
 def eraser(daemon):
     """The pid of the process that does the work now."""
-    return int(re.findall(r'worker (\d+) does it', daemon.log)[-1])
+    return int(re.findall(r'running in worker (\d+)', daemon.log)[-1])
 
 
 def content(daemon):
@@ -115,7 +115,7 @@ def test_format_unit(slow, ready):
 def test_kill_9_of_the_process_is_a_failure_that_must_be_left_in_order(slow, ready, ause):
     session = ready(slow)
     command = overwrite(session, immediate=False, ause=ause, wait=False)
-    eventually(lambda: 'does it' in slow.log, 5, 'the process')
+    eventually(lambda: 'running in worker' in slow.log, 5, 'the process')
     os.kill(eraser(slow), signal.SIGKILL)
     result = session.wait(command)
     assert result.key == SANITIZE_FAILED
