@@ -1,6 +1,6 @@
 """Commands that read, decide and write as one: COMPARE AND WRITE, ORWRITE, WRITE ATOMIC. Pure.
 
-Atomic against each other in every session: they do their work inside store.exclusive(), a lock that
+Atomic against each other in every session: they do their work inside store.exclusive_range(), a lock that
 threads and processes share. Plain writes do not ask for it, and whoever mixes them with these on
 the same blocks must synchronize otherwise; but with a store that can write all or nothing (the
 setting atomic-writes) every command locks what it reads and writes.
@@ -42,7 +42,7 @@ def run_compare_and_write(task):
     """Executor thread. INFORMATION of a miscompare is the offset of the first byte that differs
     (SBC-3 5.2)."""
     store, data, half = task.unit.store, data_out(task), task.length // 2
-    with store.exclusive(task.offset, half) as medium:
+    with store.exclusive_range(task.offset, half) as medium:
         if task.aborted:
             return None
         try:
@@ -70,7 +70,7 @@ def orwrite(unit, task):
 def run_orwrite(task):
     """Executor thread."""
     store, data = task.unit.store, data_out(task)
-    with store.exclusive(task.offset, task.length) as medium:
+    with store.exclusive_range(task.offset, task.length) as medium:
         if task.aborted:
             return None
         try:
@@ -101,7 +101,7 @@ def write_atomic(unit, task):
 def run_write_atomic(task):
     """Executor thread."""
     data = data_out(task)
-    with task.unit.store.atomically(task.offset, task.length) as medium:
+    with task.unit.store.atomic_write(task.offset, task.length) as medium:
         if not task.aborted:
             medium.write(task.offset, data)
     return None

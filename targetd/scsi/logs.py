@@ -41,7 +41,7 @@ def _parameter(code, control, value):
     return PARAMETER.pack(code, control, len(value)) + value
 
 
-# -- pages -----------------------------------------------------------------------------------------------------------------
+# -- pages -----------------------------------------------------------------------------------------
 
 
 def _error_counter(page):
@@ -144,7 +144,7 @@ def offered(facts):
     return tuple(page for page in TABLE if not page.needs or getattr(facts, page.needs))
 
 
-# -- LOG SENSE -------------------------------------------------------------------------------------------------------------
+# -- LOG SENSE -------------------------------------------------------------------------------------
 
 
 def log_sense(unit, task):
@@ -212,7 +212,7 @@ def _list(rows, code, subpage):
     return struct.pack('>BBH', 0x40 | code, ALL_SUBPAGES, len(body)) + body
 
 
-# -- LOG SELECT ------------------------------------------------------------------------------------------------------------
+# -- LOG SELECT ------------------------------------------------------------------------------------
 
 
 def log_select(unit, task):

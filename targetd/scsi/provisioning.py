@@ -13,7 +13,7 @@ MAXIMUM_STATUS_DESCRIPTORS = 4096
 MAPPED, DEALLOCATED = 0, 1  # PROVISIONING STATUS, SBC-3 table 47
 
 
-# -- UNMAP -----------------------------------------------------------------------------------------------------------------
+# -- UNMAP -----------------------------------------------------------------------------------------
 
 
 def unmap(unit, task):
@@ -71,7 +71,7 @@ def unmap_ranges(unit, data, announced):
     return ranges
 
 
-# -- WRITE SAME ------------------------------------------------------------------------------------------------------------
+# -- WRITE SAME ------------------------------------------------------------------------------------
 
 
 def write_same(unit, task):
@@ -103,7 +103,7 @@ def run_write_same(task):
     if task.data_out_length and len(block) < unit.block_size:
         raise sense.invalid_field_in_information_unit()
     is_zeroes = (task.private and unit.facts.zeroes_after_unmap) or not block.strip(b'\0')
-    with unit.store.held(task.offset, task.length, True) as medium:
+    with unit.store.locked_range(task.offset, task.length, True) as medium:
         if is_zeroes:
             for start in range(0, task.length, 64 * CHUNK):
                 if task.aborted:
@@ -124,7 +124,7 @@ def run_write_same(task):
     return None
 
 
-# -- GET LBA STATUS --------------------------------------------------------------------------------------------------------
+# -- GET LBA STATUS --------------------------------------------------------------------------------
 
 
 def get_lba_status(unit, task):

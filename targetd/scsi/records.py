@@ -82,7 +82,7 @@ def nexus_lost(records, by):
     return records if tests == records['self_tests'] else dict(records, self_tests=tests)
 
 
-# -- checks: everything comes from a worker or from a file --------------------------------------------------------------------
+# -- checks: everything comes from a worker or from a file -----------------------------------------
 
 
 def _number(value, most=(1 << 64) - 1):
@@ -155,7 +155,7 @@ CHECKS = {
 }
 
 
-# -- changes -----------------------------------------------------------------------------------------------------------------
+# -- changes ---------------------------------------------------------------------------------------
 
 
 def _set_identifying(records, message):

@@ -58,7 +58,7 @@ def writing(function):
     return run
 
 
-# -- ranges and Data-Out ---------------------------------------------------------------------------------------------------
+# -- ranges and Data-Out ---------------------------------------------------------------------------
 
 
 def place(unit, task, lba, blocks, maximum=None):
@@ -128,7 +128,7 @@ def data_out(task):
     return data[: task.length]
 
 
-# -- READ and WRITE --------------------------------------------------------------------------------------------------------
+# -- READ and WRITE --------------------------------------------------------------------------------
 
 
 def read(unit, task):
@@ -192,13 +192,13 @@ def run_write_in_part(task):
     tests write 512 bytes to 4096-byte blocks so."""
     unit, data = task.unit, bytes(data_out(task))
     kept = len(data) % unit.block_size
-    with unit.store.held(task.offset, len(data) - kept + unit.block_size, True) as medium:
+    with unit.store.locked_range(task.offset, len(data) - kept + unit.block_size, True) as medium:
         block = medium.read(task.offset + len(data) - kept, unit.block_size)
         medium.write(task.offset, data + bytes(block[kept:]), task.durable)
     return None
 
 
-# -- VERIFY, WRITE AND VERIFY -----------------------------------------------------------------------------------------------
+# -- VERIFY, WRITE AND VERIFY ----------------------------------------------------------------------
 
 NO_COMPARE, COMPARE, _, COMPARE_ONE_BLOCK = range(4)  # BYTCHK, SBC-3 table 113
 
@@ -231,7 +231,7 @@ def run_verify(task):
         compare_medium(task, unit.store, lambda start, count: pattern[:count])
     elif check == COMPARE:
         data = data_out(task)
-        with unit.store.held(task.offset, task.length, False) as medium:
+        with unit.store.locked_range(task.offset, task.length, False) as medium:
             compare_medium(task, medium, lambda start, count: data[start : start + count])
     else:
         compare_medium(task, unit.store, None)
@@ -292,7 +292,7 @@ def run_write_and_verify(task):
     return run_verify(task)
 
 
-# -- caches ------------------------------------------------------------------------------------------------------------------
+# -- caches ----------------------------------------------------------------------------------------
 
 
 def synchronize_cache(unit, task):
@@ -324,7 +324,7 @@ def pre_fetch(unit, task):
     task.run, task.run_blocking = would_block, run_verify
 
 
-# -- capacity and defects ----------------------------------------------------------------------------------------------------
+# -- capacity and defects --------------------------------------------------------------------------
 
 
 def read_capacity_10(unit, task):
@@ -375,7 +375,7 @@ def read_defect_data_12(unit, task):
     answer(task, struct.pack('>xBHI', asked, 0, 0), u32(task.cdb, 6))
 
 
-# -- start, stop, eject ------------------------------------------------------------------------------------------------------
+# -- start, stop, eject ----------------------------------------------------------------------------
 
 #: POWER CONDITION -> (ASC, ASCQ) that REQUEST SENSE then has: START_VALID, ACTIVE and LU_CONTROL
 #: none; IDLE, STANDBY and their FORCE_ variants 'activated by command'. The other values change

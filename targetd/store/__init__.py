@@ -1,18 +1,19 @@
-"""Media: bytes at offsets and OSError, nothing of SCSI. The door of the room.
+"""Media: bytes at offsets and OSError, without SCSI. This is the public interface of the package.
 
-The master: open_store(description, held) -> OpenedStore, which owns the descriptor and the claim on
-the medium, and whose description() travels to the worker beside the descriptor;
-adopted(description, key, descriptors) -> the same, of what a child has opened. The worker:
-from_descriptor(description, descriptor) -> Store, which has the verbs (base.Store says what each
-promises); Atomic(store, …) stands on top of it where writes can be all or nothing. The setting
-`filter` is explained, and parsed, in filters.
+In the master, open_store(description, held) returns an OpenedStore, which owns the descriptor and
+the claim on the medium; its description() is sent to the worker with the descriptor.
+adopt_store(description, key, descriptors) returns the OpenedStore for a medium that a child process
+has opened. In a worker, from_descriptor(description, descriptor) returns a Store, which has the
+verbs (base.Store documents each). Atomic(store, …) on top of it supports all-or-nothing writes.
+filter_settings describes and parses the setting `filter`.
 """
 
 from ..errors import StoreError
 from . import journal
 from .atomic import Atomic
 from .base import Capabilities, Store
-from .opening import OpenedStore, adopted, from_descriptor, open_store
+from .opened_store import OpenedStore, adopt_store, from_descriptor
+from .opening import open_store
 
 __all__ = [
     'Atomic',
@@ -20,7 +21,7 @@ __all__ = [
     'OpenedStore',
     'Store',
     'StoreError',
-    'adopted',
+    'adopt_store',
     'from_descriptor',
     'journal',
     'open_store',

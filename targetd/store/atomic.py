@@ -1,141 +1,154 @@
-"""A store whose medium everybody locks while they are at it, and which can write all or nothing:
-the setting atomic-writes.
+"""A store that locks the range of every verb and supports all-or-nothing writes: the setting
+atomic-writes.
 
-Imports base, filters, journal, ranges. It stands on top of the store and its filters. Every verb
-locks its range: readers beside each other, a writer alone. So does everyone else who has the
-medium, in whatever process (the master sees to that); the lock file is the journal's. A worker has
-one slot of the journal and one open file description, which the master has too: if the worker ends
-amid a write, the range stays locked until somebody has put the slot right.
+Imports base, filters, journal, range_locks. It is on top of the store and its filters. Every verb
+locks its range: readers share it, a writer has it exclusively. All users of the medium, in any
+process, do the same (the master ensures that); the lock file is that of the journal. A worker has
+one journal slot and one open file description, which the master shares: if the worker ends during a
+write, the range stays locked until the slot has been recovered.
 """
 
 import errno
 import logging
 import queue
+from typing import Any, Optional
 
 from .. import compat
-from . import journal, ranges
-from .base import failure
+from . import journal, range_locks
+from .base import BytesLike, Store, failure
 from .filters import Filter
 
 _log = logging.getLogger('targetd.store')
 
 
 class Atomic(Filter):
-    """store: with its filters; descriptor: of the journal, this worker's own description, which
-    this takes over; number: of its slot, or None for one who writes nothing atomically; path: of
-    the journal, for people."""
+    """See the module. store: with its filters; descriptor: an open file description of the journal
+    that only this worker and the master have (taken over); number: that of the slot, or None if
+    this worker never writes atomically; path: of the journal, for messages."""
 
-    inline_write_limit = 0  # a write may have to wait for a lock
+    inline_write_limit = 0  # a write may wait for a lock
 
-    def __init__(self, store, descriptor, number, path=None):
+    def __init__(
+        self, store: 'Store', descriptor: int, number: Optional[int], path: Optional[str] = None
+    ) -> None:
         super(Atomic, self).__init__(store)
-        self.slot = journal.opened(descriptor, number or 0, path)
-        self.ranges = ranges.Ranges(descriptor)
-        self.turn = queue.Queue()  # who has taken its token has the slot
-        self.turn.put(None)
+        self.slot = journal.open_slot(descriptor, number or 0, path)
+        self.range_locks = range_locks.RangeLocks(descriptor)
+        # the thread that has taken its one item may use the slot
+        self.slot_token: 'queue.Queue[None]' = queue.Queue()
+        self.slot_token.put(None)
         self.is_in_doubt = False
         self._is_guest = number is None
 
-    # -- verbs -------------------------------------------------------------------------------------------------------
+    # -- verbs -------------------------------------------------------------------------------------
 
     def _locked(self, is_exclusive, offset, length):
-        return ranges.Held(self.store, [(self.ranges, is_exclusive, offset, length)])
+        return range_locks.LockedRanges(
+            self.store, [(self.range_locks, is_exclusive, offset, length)]
+        )
 
-    def exclusive(self, offset, length):
+    def exclusive_range(self, offset: int, length: int) -> Any:
         return self._locked(True, offset, length)
 
-    def held(self, offset, length, alone):
-        return self._locked(alone, offset, length)
+    def locked_range(self, offset: int, length: int, exclusive: bool) -> Any:
+        return self._locked(exclusive, offset, length)
 
-    def read(self, offset, length):
+    def read(self, offset: int, length: int) -> BytesLike:
         with self._locked(False, offset, length) as store:
             return store.read(offset, length)
 
-    def try_read(self, offset, length):
-        descriptor = self.ranges.get()
+    def try_read(self, offset: int, length: int) -> Optional[BytesLike]:
+        descriptor = self.range_locks.get_description()
         try:
-            if ranges.try_shared(descriptor, offset, length):
+            if range_locks.try_lock_shared(descriptor, offset, length):
                 return self.store.try_read(offset, length)
             return None
         finally:
-            self.ranges.give_back(descriptor)
+            self.range_locks.return_description(descriptor)
 
-    def write(self, offset, data, durable):
+    def write(self, offset: int, data: BytesLike, durable: bool) -> None:
         with self._locked(True, offset, len(data)) as store:
             store.write(offset, data, durable)
 
-    def unmap(self, offset, length):
+    def unmap(self, offset: int, length: int) -> None:
         with self._locked(True, offset, length) as store:
             store.unmap(offset, length)
 
-    def write_zeroes(self, offset, length, may_unmap):
+    def write_zeroes(self, offset: int, length: int, may_unmap: bool) -> None:
         with self._locked(True, offset, length) as store:
             store.write_zeroes(offset, length, may_unmap)
 
-    def copy(self, source, source_offset, offset, length):
-        wanted = [(self.ranges, True, offset, length)]
+    def copy(self, source: 'Store', source_offset: int, offset: int, length: int) -> None:
+        wanted = [(self.range_locks, True, offset, length)]
         if isinstance(source, Atomic):
             start, end = min(source_offset, offset), max(source_offset, offset) + length
-            if source.ranges.identity == self.ranges.identity and end - start < 2 * length:
-                wanted = [(self.ranges, True, start, end - start)]
+            if (
+                source.range_locks.identity == self.range_locks.identity
+                and end - start < 2 * length
+            ):
+                wanted = [(self.range_locks, True, start, end - start)]
             else:
-                wanted.append((source.ranges, False, source_offset, length))
+                wanted.append((source.range_locks, False, source_offset, length))
             source = self.store if source is self else source.store
-        with ranges.Held(self.store, wanted) as store:
+        with range_locks.LockedRanges(self.store, wanted) as store:
             store.copy(source, source_offset, offset, length)
 
-    def atomically(self, offset, length):
-        """A context manager: write() inside writes bytes of this range all or nothing, as
-        journal.write says."""
+    def atomic_write(self, offset: int, length: int) -> 'AtomicWrite':
+        """Returns a context manager; its write() writes bytes of this range all or nothing, see
+        journal.write(). Raises OSError(EREMOTEIO) without a journal slot."""
         if self._is_guest:
-            raise OSError(errno.EREMOTEIO, 'no slot of the journal', self.path)
-        return Atomically(self, offset, length)
+            raise OSError(errno.EREMOTEIO, 'there is no journal slot', self.path)
+        return AtomicWrite(self, offset, length)
 
-    def close(self):
-        self.ranges.close()
+    def close(self) -> None:
+        self.range_locks.close()
         self.slot.close()
         self.store.close()
 
 
-class Atomically(object):
-    """See Atomic.atomically(). Raises OSError: ETIMEDOUT, or EREMOTEIO if a write of before is in
-    doubt."""
+class AtomicWrite(object):
+    """The context manager of Atomic.atomic_write(). Entering it raises OSError: ETIMEDOUT, or
+    EREMOTEIO if the result of an earlier write is in doubt."""
 
     __slots__ = ('_store', '_offset', '_length')
 
-    def __init__(self, store, offset, length):
+    def __init__(self, store: Atomic, offset: int, length: int) -> None:
         self._store = store
         self._offset = offset
         self._length = length
 
-    def __enter__(self):
-        store, end = self._store, ranges.deadline()
+    def __enter__(self) -> 'AtomicWrite':
+        store, end = self._store, range_locks.deadline()
         try:
-            store.turn.get(timeout=ranges.LOCK_SECONDS)
+            store.slot_token.get(timeout=range_locks.LOCK_SECONDS)
         except queue.Empty:
             raise failure(errno.ETIMEDOUT, store.path)
         try:
             if store.is_in_doubt:
-                raise OSError(errno.EREMOTEIO, 'an atomic write of before is in doubt', store.path)
-            ranges.take(store.slot.descriptor, True, self._offset, max(1, self._length), end)
+                raise OSError(
+                    errno.EREMOTEIO, 'the result of an earlier atomic write is in doubt', store.path
+                )
+            range_locks.lock_range(
+                store.slot.descriptor, True, self._offset, max(1, self._length), end
+            )
         except BaseException:
-            store.turn.put(None)
+            store.slot_token.put(None)
             raise
         return self
 
-    def write(self, offset, data):
-        """Raises OSError."""
+    def write(self, offset: int, data: BytesLike) -> None:
+        """Write `data` all or nothing. Raises OSError."""
         store = self._store
         store.is_in_doubt = True
         try:
             journal.write(store.store, store.slot, offset, data)
-        except journal.Full:
+        except journal.RecordPending:
             raise
         except OSError as e:
             store.is_in_doubt = False
             if e.errno == errno.EREMOTEIO:
                 _log.error(
-                    '%s: an atomic write is refused, nothing was changed: %s (%s)',
+                    '%s: an atomic write was refused, nothing was changed: %s (%s)',
                     store.path or store.kind,
                     e.strerror,
                     store.slot.path or 'in memory',
@@ -143,13 +156,13 @@ class Atomically(object):
             raise
         store.is_in_doubt = False
 
-    def __exit__(self, kind, *failure_of_it):
+    def __exit__(self, kind: Any, *failure_of_it: Any) -> None:
         store = self._store
         try:
             if store.is_in_doubt:
                 store.lost = store.lost or errno.EIO
                 _log.error(
-                    '%s: bytes %d..%d are in doubt, and locked: %s',
+                    '%s: bytes %d..%d are in doubt, and stay locked: %s',
                     store.path or store.kind,
                     self._offset,
                     self._offset + self._length,
@@ -158,4 +171,4 @@ class Atomically(object):
             else:
                 compat.unlock(store.slot.descriptor)
         finally:
-            store.turn.put(None)
+            store.slot_token.put(None)

@@ -1,13 +1,17 @@
-"""What every store is: its verbs, its facts, and what they promise. Knows bytes at offsets and
-OSError; no SCSI.
+"""The interface of every store: its verbs, its attributes, and what they guarantee. Stores know
+bytes at offsets and OSError, but not SCSI.
 
 Imports base only. Invariants:
-1. A verb does all of what it was asked or raises OSError; there is no short read or short write.
-2. Offsets and lengths are bytes, within 0..size; a write beyond `size` raises OSError(EINVAL), so a file never grows by a bug.
-3. Any thread may call any verb at any time. No verb uses the file position: workers share one open file description, and
-   with it one position (lseek for SEEK_DATA and SEEK_HOLE moves it; nothing reads it).
-4. Once a flush has failed, data that was acknowledged may be gone and the kernel will not say so again: `lost` remembers
-   it, and every later flush and durable write fails with the same errno until the store is opened anew.
+
+  1. A verb does all that was requested or raises OSError; there is no short read or short write.
+  2. Offsets and lengths are bytes, within 0..size; a write beyond `size` raises OSError(EINVAL),
+     so a defect cannot make a file grow.
+  3. Any thread may call any verb at any time. No verb depends on the file position, because
+     workers share one open file description and so one position (lseek for SEEK_DATA and
+     SEEK_HOLE moves it; nothing reads it).
+  4. After a failed flush, acknowledged data may be lost, and the kernel reports the error only
+     once. `lost` stores the errno, and every later flush and durable write fails with it until
+     the store is opened again.
 """
 
 import errno
@@ -15,12 +19,18 @@ import fcntl
 import os
 import queue
 from collections import namedtuple
+from typing import Any, Dict, List, Optional, Tuple, Union
+
+BytesLike = Union[bytes, bytearray, memoryview]
+
+#: Extents: (offset, length, is mapped), in bytes.
+Extents = List[Tuple[int, int, bool]]
 
 #: Bytes that copy() and the writing of zeroes move at a time.
 CHUNK = 1 << 20
 
-#: Bytes up to which a write that only fills the page cache is done by the connection's own thread
-#: (plan D5).
+#: Up to this number of bytes, the connection's thread itself does a write that only fills the page
+#: cache (ARCHITECTURE D5).
 INLINE_WRITE_LIMIT = 1 << 20
 
 
@@ -28,21 +38,21 @@ class Capabilities(
     namedtuple(
         'Capabilities',
         (
-            'unmap zeroes_after_unmap unmap_granularity unmap_alignment maximum_unmap_length physical_block_size '
-            'alignment_offset minimum_io_size optimal_io_size rotational extents'
+            'unmap zeroes_after_unmap unmap_granularity unmap_alignment maximum_unmap_length '
+            'physical_block_size alignment_offset minimum_io_size optimal_io_size rotational extents'
         ),
     )
 ):
-    """What the medium can do; of one that is served read-only too: it says what it is, and
-    read_only that it stays so.
+    """What the medium can do. A medium that is served read-only has the capabilities of the medium
+    too.
 
-    unmap: bool, unmap() gives space back; zeroes_after_unmap: bool, reads after unmap() are certain
-    to give zeroes; unmap_granularity, unmap_alignment: bytes, what unmap() gives back are whole
-    granules that start at alignment + n * granularity; maximum_unmap_length: bytes that are
-    reasonable in one call, 0 without limit; physical_block_size: bytes; alignment_offset: bytes
-    from the start of the medium to its first physical block boundary; minimum_io_size,
-    optimal_io_size: bytes, 0 where the medium names none; rotational: True, False, None (unknown);
-    extents: bool, extents() tells mapped from unmapped.
+    unmap: bool, unmap() frees space; zeroes_after_unmap: bool, reads after unmap() are guaranteed
+    to return zeroes; unmap_granularity, unmap_alignment: bytes, unmap() frees whole granules that
+    start at alignment + n * granularity; maximum_unmap_length: reasonable bytes per call, 0 means
+    unlimited; physical_block_size: bytes; alignment_offset: bytes from the start of the medium to
+    its first physical block boundary; minimum_io_size, optimal_io_size: bytes, 0 if the medium does
+    not report them; rotational: True, False, None (unknown); extents: bool, extents() distinguishes
+    mapped from unmapped ranges.
     """
 
     __slots__ = ()
@@ -50,35 +60,45 @@ class Capabilities(
 
 NO_CAPABILITIES = Capabilities(False, False, 0, 0, 0, 512, 0, 0, 0, None, False)
 
-# Whoever of this process's threads is inside exclusive() has taken the baton. One for all stores:
-# the kernel counts POSIX locks per process, and would see a deadlock between two processes whose
-# *threads* wait for each other's different files.
-_baton = queue.Queue()
-_baton.put(None)
+# The thread of this process that is inside exclusive_range() has taken this token. There is one token
+# for all stores: POSIX locks belong to processes, so the kernel would report a deadlock between two
+# processes whose threads wait for locks on different files.
+_exclusive_token: 'queue.Queue[None]' = queue.Queue()
+_exclusive_token.put(None)
 
 
-class Exclusive(object):
-    """A range that nobody else who asks for it has: no thread of this process, no other process
-    (see Store.exclusive). store: what the context manager gives."""
+class ExclusiveRange(object):
+    """Context manager for a range that only one caller of Store.exclusive_range() can have at a
+    time, among all threads and processes. Entering it returns `store`.
+
+    local: True if only the threads of this process are excluded.
+    """
 
     __slots__ = ('_descriptor', '_offset', '_length', '_local', '_store')
 
-    def __init__(self, descriptor, offset, length, local=False, store=None):
+    def __init__(
+        self,
+        descriptor: int,
+        offset: int,
+        length: int,
+        local: bool = False,
+        store: Optional['Store'] = None,
+    ) -> None:
         self._descriptor = descriptor
         self._offset = offset
         self._length = length
         self._local = local
         self._store = store
 
-    def __enter__(self):
-        _baton.get()
+    def __enter__(self) -> Any:
+        _exclusive_token.get()
         if not self._local:
             try:
                 fcntl.lockf(
                     self._descriptor, fcntl.LOCK_EX, self._length, self._offset, os.SEEK_SET
                 )
             except BaseException:
-                _baton.put(None)
+                _exclusive_token.put(None)
                 raise
         return self._store
 
@@ -89,39 +109,41 @@ class Exclusive(object):
                     self._descriptor, fcntl.LOCK_UN, self._length, self._offset, os.SEEK_SET
                 )
         finally:
-            _baton.put(None)
+            _exclusive_token.put(None)
 
 
-class Unheld(object):
-    """What held() gives of a medium that nobody locks: the store, and nothing else."""
+class UnlockedRange(object):
+    """Context manager that locks nothing: the result of locked_range() of a store without locks.
+    Entering it returns the store."""
 
     __slots__ = ('_store',)
 
-    def __init__(self, store):
+    def __init__(self, store: 'Store') -> None:
         self._store = store
 
-    def __enter__(self):
+    def __enter__(self) -> 'Store':
         return self._store
 
     def __exit__(self, *failure):
-        """Nothing was held."""
+        """Does nothing: no lock is held."""
 
 
 class Store(object):
-    """The verbs, and those of them that can be made from the others.
+    """Base class of stores: declares the verbs, and implements those that can be built from the
+    others.
 
-    Attributes, all plain: kind 'file' 'block' 'ram' 'null'; path or None; size, block_size bytes;
+    Plain attributes: kind 'file' 'block' 'ram' 'null'; path or None; size, block_size bytes;
     read_only, direct, thin bool; capabilities; inline_write_limit: bytes up to which write(…,
-    durable=False) does not wait for a disk, 0 if it may; durable_is_free: bool, writes are as
-    durable as they will ever be, so durable ones may be inline too; lost: errno of the flush that
-    failed, or None.
+    durable=False) does not wait for a disk, 0 if it may always wait; durable_is_free: bool, a
+    durable write costs no more than another one, so it may be done inline too; lost: errno of the
+    flush that failed, or None.
     """
 
     inline_write_limit = 0
     durable_is_free = False
-    lost = None
+    lost: Optional[int] = None
 
-    def __init__(self, description, descriptor):
+    def __init__(self, description: Dict[str, Any], descriptor: Optional[int]) -> None:
         self.kind = description['kind']
         self.path = description.get('path')
         self.size = description['size']
@@ -134,48 +156,45 @@ class Store(object):
         )
         self.descriptor = -1 if descriptor is None else descriptor
 
-    # -- the verbs ---------------------------------------------------------------------------------------------------
+    # -- the verbs ---------------------------------------------------------------------------------
 
-    def read(self, offset, length):
-        """All `length` bytes at `offset`, bytes-like; may wait. Raises OSError; EIO where the
+    def read(self, offset: int, length: int) -> BytesLike:
+        """Returns all `length` bytes at `offset`; may wait for the disk. Raises OSError; EIO if the
         medium ends early."""
         raise NotImplementedError
 
-    def try_read(self, offset, length):
-        """The same bytes if no disk has to be waited for, else None: then ask read() where waiting
-        is allowed."""
+    def try_read(self, offset: int, length: int) -> Optional[BytesLike]:
+        """Returns the same bytes as read() if no disk access is needed, otherwise None. The caller
+        then calls read() in a thread that may wait."""
         raise NotImplementedError
 
-    def write(self, offset, data, durable):
-        """Write all of `data` (bytes-like, of bytes); `durable`: and return only when it would
-        survive a power failure."""
+    def write(self, offset: int, data: BytesLike, durable: bool) -> None:
+        """Write all of `data`. With `durable`, returns only when the data would survive a power
+        failure."""
         raise NotImplementedError
 
-    def flush(self, offset, length):
-        """Make everything written there durable (in fact: everything written anywhere)."""
+    def flush(self, offset: int, length: int) -> None:
+        """Make all data of this range durable (the implementations flush the whole medium)."""
         raise NotImplementedError
 
-    def unmap(self, offset, length):
-        """Give the space back. Reads give zeroes afterwards if capabilities.zeroes_after_unmap,
-        else anything."""
+    def unmap(self, offset: int, length: int) -> None:
+        """Free the space. Later reads return zeroes if capabilities.zeroes_after_unmap is True;
+        otherwise their data is undefined."""
         raise NotImplementedError
 
-    def write_zeroes(self, offset, length, may_unmap):
-        """Make reads give zeroes; with `may_unmap` the space may be given back, without it stays
-        reserved where it can."""
+    def write_zeroes(self, offset: int, length: int, may_unmap: bool) -> None:
+        """Make reads return zeroes. With `may_unmap` the space may be freed; without it the space
+        stays reserved if the medium can do that."""
         raise NotImplementedError
 
-    def extents(self, offset, length, maximum=None):
-        """[(offset, length, mapped)], adjoining, covering exactly the range; at most `maximum`
-        (then covering its start).
-
-        Unmapped extents read as zeroes.
-        """
+    def extents(self, offset: int, length: int, maximum: Optional[int] = None) -> Extents:
+        """Returns adjoining extents that cover exactly the range; or at most `maximum` of them,
+        which then cover its start. Unmapped extents read as zeroes."""
         return [(offset, length, True)] if length else []
 
-    def copy(self, source, source_offset, offset, length):
-        """Copy from another store, or from this one (overlapping ranges too). Not durable before
-        flush()."""
+    def copy(self, source: 'Store', source_offset: int, offset: int, length: int) -> None:
+        """Copy from another store, or from this one (the ranges may overlap). The data is not
+        durable before flush()."""
         backwards = source is self and source_offset < offset < source_offset + length
         done = 0
         while done < length:
@@ -184,57 +203,62 @@ class Store(object):
             self.write(offset + at, source.read(source_offset + at, count), False)
             done += count
 
-    def exclusive(self, offset, length):
-        """A context manager: nobody else is inside exclusive() for these bytes, in no thread and no
-        process. It gives the store to use inside.
+    def exclusive_range(self, offset: int, length: int) -> Any:
+        """Returns a context manager that only one caller at a time can enter for these bytes, among
+        all threads and processes. Entering it returns the store to use inside.
 
-        It does not keep plain reads and writes out. Across processes it is a POSIX lock, because
-        those belong to processes: the locks of open file descriptions would not tell workers apart,
-        who share one. It ends when the process does. A process must not close another descriptor of
-        the same file meanwhile, which would drop the lock.
+        It does not exclude plain reads and writes. Between processes it is a POSIX lock, because a
+        POSIX lock belongs to a process; a lock of an open file description would not distinguish
+        workers, which share one description. The lock ends with the process. While it is held, the
+        process must not close another descriptor of the same file, because that would release the
+        lock.
         """
-        return Exclusive(
+        return ExclusiveRange(
             self.descriptor, offset, length, local=self.descriptor < 0 or self.read_only, store=self
         )
 
-    def held(self, offset, length, alone):
-        """A context manager for work on one range in several steps; it gives the store to use
-        inside. Where every verb locks its range (atomic.Atomic) all of the range is locked
-        meanwhile, for writers too (`alone`); elsewhere nothing is.
-        """
-        return Unheld(self)
+    def locked_range(self, offset: int, length: int, exclusive: bool) -> Any:
+        """Returns a context manager for several steps on one range; entering it returns the store
+        to use inside.
 
-    def rekey(self, key):
-        """Encrypt and decrypt with this key (bytes) from now on. Only stores that encrypt can
-        (store.encrypting)."""
+        If every verb locks its range (atomic.Atomic), the whole range is locked meanwhile, for one
+        writer (`exclusive`) or for readers. Other stores lock nothing.
+        """
+        return UnlockedRange(self)
+
+    def rekey(self, key: bytes) -> None:
+        """Encrypt and decrypt with this key from now on. Only a store that encrypts
+        (store.encrypting) supports it; others raise OSError(EOPNOTSUPP)."""
         raise failure(errno.EOPNOTSUPP, self.path)
 
-    def reading(self):
-        """The store that gives the same bytes as this one and has a descriptor to copy from."""
+    def reading(self) -> 'Store':
+        """Returns the store below that reads the same bytes as this one and has a descriptor to
+        copy from."""
         return self
 
-    # -- the rest ----------------------------------------------------------------------------------------------------
+    # -- the rest ----------------------------------------------------------------------------------
 
-    def resize_check(self):
-        """The medium's size now, in bytes. `size` is not touched: whoever asked decides what
-        becomes of the news."""
+    def resize_check(self) -> int:
+        """Returns the current size of the medium in bytes. Does not change `size`; the caller
+        decides what to do."""
         return self.size
 
-    def allocated(self):
-        """Bytes of space that the medium takes now."""
+    def allocated(self) -> int:
+        """Returns the bytes of space that the medium occupies now."""
         return self.size
 
-    def available(self):
-        """Bytes of space that the medium could still take, as far as its surroundings have them."""
+    def available(self) -> int:
+        """Returns the bytes of space that the medium could still occupy, limited by its file system
+        or memory."""
         return max(0, self.size - self.allocated())
 
-    def close(self):
+    def close(self) -> None:
         """Close the descriptor. Verbs raise OSError(EBADF) afterwards; closing twice is harmless."""
         descriptor, self.descriptor = self.descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
 
-    def __enter__(self):
+    def __enter__(self) -> 'Store':
         return self
 
     def __exit__(self, *failure):
@@ -244,15 +268,15 @@ class Store(object):
         return '<%s %s %d bytes>' % (type(self).__name__, self.path or self.kind, self.size)
 
 
-def failure(number, path=None):
-    """An OSError with the system's own words."""
+def failure(number: int, path: Optional[str] = None) -> OSError:
+    """Returns an OSError with the system's message for this errno."""
     return OSError(number, os.strerror(number), path)
 
 
-def beyond(store, offset, length):
-    """The OSError for a range that does not lie within the store."""
+def beyond(store: 'Store', offset: int, length: int) -> OSError:
+    """Returns the OSError for a range that is not within the store."""
     return OSError(
         errno.EINVAL,
-        'bytes %d..%d do not lie within %d' % (offset, offset + length, store.size),
+        'bytes %d..%d are not within %d' % (offset, offset + length, store.size),
         store.path,
     )

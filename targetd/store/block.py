@@ -1,28 +1,30 @@
 """A block device as a medium.
 
-Imports base, linux, posix. Unmapping is honest about zeroes (SBC-3, LBPRZ): where the device makes
-zeroes itself and gives the space back in doing so, unmap is fallocate(PUNCH_HOLE) on the device,
-which zeroes or fails (Linux 4.9), and zeroes_after_unmap is True; where it only discards, unmap is
-BLKDISCARD for the whole granules of the range, the rest is left alone, and zeroes_after_unmap is
-False, whatever the device happens to read as afterwards.
+Imports base, linux, posix. LBPRZ (SBC-3) is reported only where zeroes are guaranteed. If the
+device zeroes and frees space in one operation, unmap() is fallocate(PUNCH_HOLE) on the device,
+which zeroes or fails (Linux 4.9), and zeroes_after_unmap is True. If the device only discards,
+unmap() is BLKDISCARD for the whole granules of the range, the rest is left unchanged, and
+zeroes_after_unmap is False, even if the device happens to return zeroes.
 """
+
+from typing import Any, Dict
 
 from . import linux
 from .posix import PosixStore
 
-#: One ioctl is not longer than this: it cannot be interrupted, and a task management function may
-#: be waiting for it.
+#: Bytes of one ioctl at most: it cannot be interrupted, and a task management function may be waiting
+#: for it.
 LONGEST_CALL = 1 << 30
 
 
 class BlockStore(PosixStore):
-    """A disk, partition, logical volume, loop device."""
+    """A store on a disk, partition, logical volume or loop device."""
 
-    def __init__(self, description, descriptor):
+    def __init__(self, description: Dict[str, Any], descriptor: int) -> None:
         super(BlockStore, self).__init__(description, descriptor)
         self.sector = description.get('sector') or 512  # the device's own logical block size, bytes
 
-    def unmap(self, offset, length):
+    def unmap(self, offset: int, length: int) -> None:
         self._check_range(offset, length)
         if self.capabilities.zeroes_after_unmap:
             self._make_zeroes(offset, length, linux.PUNCH_HOLE)
@@ -35,14 +37,14 @@ class BlockStore(PosixStore):
             for at in range(start, end, LONGEST_CALL):
                 linux.discard(self.descriptor, at, min(LONGEST_CALL, end - at))
 
-    def write_zeroes(self, offset, length, may_unmap):
+    def write_zeroes(self, offset: int, length: int, may_unmap: bool) -> None:
         self._check_range(offset, length)
         may_unmap = may_unmap and self.capabilities.unmap
         self._make_zeroes(offset, length, linux.PUNCH_HOLE if may_unmap else linux.ZERO_RANGE)
 
     def _make_zeroes(self, offset, length, mode):
-        """Zeroes, by the device for whole sectors, through the page cache for what is left at the
-        edges."""
+        """Write zeroes: the device zeroes whole sectors, the page cache the remaining bytes at both
+        ends."""
         start, end = _whole(offset, length, self.sector, 0)
         if start >= end:
             self._put_zeroes(offset, length)
@@ -61,7 +63,8 @@ class BlockStore(PosixStore):
             self._zero_sectors_slowly(offset, length)
 
     def _zero_sectors_slowly(self, offset, length):
-        """Linux before 4.9, or a device without WRITE ZEROES: the kernel writes them, or we do."""
+        """For Linux before 4.9 or a device without WRITE ZEROES: the kernel writes the zeroes, or
+        else this process."""
         try:
             linux.zero_out(self.descriptor, offset, length)
         except OSError as e:
@@ -69,15 +72,16 @@ class BlockStore(PosixStore):
                 raise
             self._put_zeroes(offset, length)
 
-    def resize_check(self):
+    def resize_check(self) -> int:
         return linux.device_size(self.descriptor)
 
-    def allocated(self):
+    def allocated(self) -> int:
         return self.size
 
 
 def _whole(offset, length, granule, alignment):
-    """(start, end) of the whole granules within a range; start >= end if there are none. All bytes."""
+    """Returns (start, end) in bytes of the whole granules within a range; start >= end if there are
+    none."""
     start = offset + (alignment - offset) % granule
     end = offset + length
     return start, end - (end - alignment) % granule

@@ -1,31 +1,32 @@
-"""Transfers past the page cache (O_DIRECT): through aligned buffers of our own.
+"""Transfers that bypass the page cache (O_DIRECT), through aligned buffers.
 
-Imports base, compat. Offsets and lengths must be multiples of the alignment; opening sees to it
-that a unit's blocks are. (A read-modify-write of smaller pieces would undo what another session
-writes beside them at the same moment.)
+Imports base, compat. Offsets and lengths must be multiples of the alignment; opening ensures this
+for the blocks of a unit. (A read-modify-write of smaller pieces could overwrite what another
+session writes next to them at the same time.)
 """
 
 import errno
 import mmap
 import os
+from typing import Dict, List
 
 from .. import compat
-from .base import failure
+from .base import BytesLike, failure
 
-#: Bytes of buffers that are kept for the next transfer.
+#: Bytes of free buffers that are kept for later transfers.
 KEEP = 8 << 20
 
 
-class Buffers(object):
-    """Page-aligned buffers by size class (powers of two from 4 KiB), handed out and taken back. Any
-    thread: list.pop is atomic."""
+class AlignedBuffers(object):
+    """Page-aligned buffers by size class (powers of two from 4 KiB), reused after they are
+    returned. [any]: list.pop is atomic."""
 
-    def __init__(self):
-        self._free = {}
+    def __init__(self) -> None:
+        self._free: Dict[int, List[mmap.mmap]] = {}
         self._kept = 0
 
-    def take(self, length):
-        """An mmap of at least `length` bytes."""
+    def take(self, length: int) -> mmap.mmap:
+        """Returns an mmap of at least `length` bytes."""
         size = max(4096, 1 << (length - 1).bit_length())
         try:
             buffer = self._free.setdefault(size, []).pop()
@@ -34,8 +35,8 @@ class Buffers(object):
         self._kept -= size
         return buffer
 
-    def give_back(self, buffer):
-        """The caller must hold no view of it."""
+    def give_back(self, buffer: mmap.mmap) -> None:
+        """Return a buffer for reuse. The caller must hold no view of it."""
         size = len(buffer)
         if self._kept + size <= KEEP:
             self._kept += size
@@ -44,17 +45,18 @@ class Buffers(object):
             try:
                 buffer.close()
             except BufferError:
-                # the traceback of a failed call still has a view (ctypes on 3.6): it goes with that
+                # The traceback of a failed call still refers to a view (ctypes on Python 3.6); the
+                # buffer is freed with it.
                 pass
 
 
-_buffers = Buffers()
+_buffers = AlignedBuffers()
 
 
 class DirectAccess(object):
-    """read and write of a descriptor opened with O_DIRECT, which it does not own."""
+    """Reads and writes through a descriptor opened with O_DIRECT, which this object does not own."""
 
-    def __init__(self, descriptor, alignment):
+    def __init__(self, descriptor: int, alignment: int) -> None:
         self._descriptor = descriptor
         self._alignment = alignment
 
@@ -64,8 +66,8 @@ class DirectAccess(object):
                 errno.EINVAL, 'direct transfers are in multiples of %d bytes' % self._alignment
             )
 
-    def read(self, offset, length):
-        """All of it, as bytes. Raises OSError."""
+    def read(self, offset: int, length: int) -> bytes:
+        """Returns all `length` bytes. Raises OSError."""
         self._check(offset, length)
         if not length:
             return b''
@@ -85,8 +87,8 @@ class DirectAccess(object):
         finally:
             _buffers.give_back(buffer)
 
-    def write(self, offset, data):
-        """All of it. Raises OSError."""
+    def write(self, offset: int, data: BytesLike) -> None:
+        """Write all of `data`. Raises OSError."""
         length = len(data)
         self._check(offset, length)
         if not length:
@@ -102,6 +104,6 @@ class DirectAccess(object):
         finally:
             _buffers.give_back(buffer)
 
-    def close(self):
-        """Forget the descriptor."""
+    def close(self) -> None:
+        """Forget the descriptor without closing it."""
         self._descriptor = -1

@@ -5,18 +5,20 @@ Imports base, linux, posix.
 
 import errno
 import os
+from typing import Optional
 
 from . import linux
+from .base import Extents
 from .posix import PosixStore
 
 
 class FileStore(PosixStore):
-    """A file. Thin in itself: what was never written or was unmapped takes no space; a full file
-    system is OSError(ENOSPC)."""
+    """A store on a file. It is thin by nature: bytes that were never written or were unmapped
+    occupy no space. A full file system raises OSError(ENOSPC)."""
 
-    def unmap(self, offset, length):
-        """Punch a hole. The file system zeroes the parts of its blocks that lie at the edges, so
-        every range is honoured."""
+    def unmap(self, offset: int, length: int) -> None:
+        """Punch a hole. The file system zeroes the incomplete blocks at its ends, so any range is
+        possible."""
         self._check_range(offset, length)
         if (
             length
@@ -25,14 +27,14 @@ class FileStore(PosixStore):
         ):
             self._put_zeroes(offset, length)
 
-    def write_zeroes(self, offset, length, may_unmap):
+    def write_zeroes(self, offset: int, length: int, may_unmap: bool) -> None:
         self._check_range(offset, length)
         mode = linux.PUNCH_HOLE if may_unmap else linux.ZERO_RANGE
         if length and not self._allocate(mode, offset, length):
             self._put_zeroes(offset, length)
 
     def _allocate(self, mode, offset, length):
-        """False where the file system cannot."""
+        """Returns False if the file system does not support this mode."""
         try:
             linux.fallocate(self.descriptor, mode | linux.KEEP_SIZE, offset, length)
         except OSError as e:
@@ -41,22 +43,23 @@ class FileStore(PosixStore):
             return False
         return True
 
-    def available(self):
-        # all of it: what other files may take first is what thresholds are for
+    def available(self) -> int:
+        # the whole free space: other files may use it first, which the thresholds allow for
         room = os.fstatvfs(self.descriptor)
         return room.f_bavail * room.f_frsize
 
-    def extents(self, offset, length, maximum=None):
+    def extents(self, offset: int, length: int, maximum: Optional[int] = None) -> Extents:
         self._check_range(offset, length)
         if not self.capabilities.extents:
             return super(FileStore, self).extents(offset, length)
-        found, end = [], offset + length
+        found: Extents = []
+        end = offset + length
         while offset < end and (maximum is None or len(found) < maximum):
             edge = min(self._seek(offset, os.SEEK_DATA), end)
             mapped = edge <= offset
             if mapped:
                 edge = min(self._seek(offset, os.SEEK_HOLE), end)
-            if edge > offset:  # else a hole was punched between the two questions: ask again
+            if edge > offset:  # else a hole was punched between the two calls: repeat them
                 found.append((offset, edge - offset, mapped))
                 offset = edge
         return found

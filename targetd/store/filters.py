@@ -1,42 +1,36 @@
-"""Filters: stores on top of stores, with the same verbs, for tests and for proving an initiator's
-behaviour.
+"""Filters: stores that wrap another store and change its behaviour, for tests and for checking how
+an initiator reacts to errors.
 
-Imports base. A filter passes on every verb that it does not touch as the lower store's own bound
-method, so it costs nothing there. The setting is a list, applied from the left: the last one is met
-first.
-
-    filter = readonly
-    filter = delay 10ms                              every verb takes 10 ms longer
-    filter = delay read=10ms write=5ms cached=yes    reads that the page cache answers are not delayed: a slow disk
-    filter = delay read=1s offset=1M..2M             only where the range touches these bytes
-    filter = error write offset=1M..2M errno=EIO     writes that touch these bytes fail
-    filter = error flush count=1                     the first flush fails, and all later ones: data is lost
-    filter = error read+write every=100 after=1000   every hundredth from the thousandth on
-    filter = error all probability=0.01 seed=7       one in a hundred, the same ones in every run
-    filter = tear piece=64K pause=10ms               a write is done in pieces, with a pause before each but the first
-    filter = trace to=/var/tmp/targetd.trace         a line per verb; without `to` they go to the log
-    filter = error write errno=ENOSPC, delay 2ms, trace
-
-Verbs: read write flush unmap write_zeroes extents; several joined by + or by spaces; `all`. A
-durable write (FUA, or write-cache off) is a write and a flush. Sizes take K M G T (powers of 1024),
-times ns us ms s. Counters are each worker's own.
+Imports base. A filter forwards each verb that it does not change as the bound method of the lower
+store, so forwarding adds no cost. The setting `filter`, which builds a stack of filters, is
+described in filter_settings. Each worker process has separate counters.
 """
 
-import difflib
 import errno
 import itertools
 import logging
 import os
 import random
-import re
 import time
 from collections import namedtuple
+from typing import Callable, Dict, Iterable, List, Optional, Sequence, Tuple
 
-from .base import Store, failure
+from .base import BytesLike, Store, failure
 
 VERBS = ('read', 'write', 'flush', 'unmap', 'write_zeroes', 'extents')
 
-_PASSED = VERBS + ('try_read', 'copy', 'rekey', 'resize_check', 'allocated', 'available', 'close')
+_PASSED_VERBS = VERBS + (
+    'try_read',
+    'copy',
+    'rekey',
+    'resize_check',
+    'allocated',
+    'available',
+    'close',
+)
+#: (first byte, end); end None: to the end of the medium.
+ByteRange = Sequence[Optional[int]]
+
 _FACTS = (
     'kind',
     'path',
@@ -51,8 +45,6 @@ _FACTS = (
     'lost',
     'descriptor',
 )
-_SIZES = {'': 1, 'k': 1 << 10, 'm': 1 << 20, 'g': 1 << 30, 't': 1 << 40}
-_PER_SECOND = {'ns': 1e9, 'us': 1e6, 'ms': 1e3, 's': 1.0}
 
 _log = logging.getLogger('targetd.store')
 
@@ -67,19 +59,23 @@ def _fact(name):
     return property(get, put)
 
 
-class Filter(Store):
-    """Passes everything on to `store`, facts and verbs; a subclass defines the verbs it touches."""
+def _overlaps(start, end, offset, length):
+    return (end is None or offset < end) and offset + length > start
 
-    def __init__(self, store):
+
+class Filter(Store):
+    """A store that forwards all attributes and verbs to `store`. A subclass overrides the verbs
+    that it changes."""
+
+    def __init__(self, store: 'Store') -> None:
         self.store = store
-        for verb in _PASSED:
-            if getattr(type(self), verb) is getattr(Store, verb) and (
-                verb != 'copy' or not self._touches_data()
-            ):
+        for verb in _PASSED_VERBS:
+            is_overridden = getattr(type(self), verb) is not getattr(Store, verb)
+            if not is_overridden and (verb != 'copy' or not self._touches_data()):
                 setattr(self, verb, getattr(store, verb))
 
     def _touches_data(self):
-        """True if copying must go through this filter's own read and write."""
+        """Returns True if copy() must use the read() and write() of this filter."""
         return any(
             getattr(type(self), verb) is not getattr(Store, verb) for verb in ('read', 'write')
         )
@@ -93,43 +89,43 @@ for _name in _FACTS:
 
 
 class ReadOnly(Filter):
-    """Nothing that changes the medium passes: OSError(EROFS)."""
+    """Rejects every verb that changes the medium with OSError(EROFS)."""
 
     read_only = True
 
-    def reading(self):
+    def reading(self) -> Store:
         return self.store.reading()
 
-    def write(self, offset, data, durable):
+    def write(self, offset: int, data: BytesLike, durable: bool) -> None:
         raise failure(errno.EROFS, self.path)
 
-    def unmap(self, offset, length):
+    def unmap(self, offset: int, length: int) -> None:
         raise failure(errno.EROFS, self.path)
 
-    def write_zeroes(self, offset, length, may_unmap):
+    def write_zeroes(self, offset: int, length: int, may_unmap: bool) -> None:
         raise failure(errno.EROFS, self.path)
 
-    def copy(self, source, source_offset, offset, length):
+    def copy(self, source: 'Store', source_offset: int, offset: int, length: int) -> None:
         raise failure(errno.EROFS, self.path)
 
-    def flush(self, offset, length):
-        """Nothing was written, so nothing is to be done."""
+    def flush(self, offset: int, length: int) -> None:
+        """Does nothing: no data was written through this store."""
 
 
 class _Ruled(Filter):
-    """A filter that does something before a verb that touches its range."""
+    """Base class of filters that act before each verb whose range overlaps theirs."""
 
     def __init__(self, store, offset=None):
         super(_Ruled, self).__init__(store)
         self._start, self._end = offset or (0, None)
 
     def _touches(self, offset, length):
-        return (self._end is None or offset < self._end) and offset + length > self._start
+        return _overlaps(self._start, self._end, offset, length)
 
     def _before(self, verb, offset, length):
         raise NotImplementedError
 
-    def read(self, offset, length):
+    def read(self, offset: int, length: int) -> BytesLike:
         self._before('read', offset, length)
         return self.store.read(offset, length)
 
@@ -151,37 +147,47 @@ class _Ruled(Filter):
         self._before('write_zeroes', offset, length)
         self.store.write_zeroes(offset, length, may_unmap)
 
-    def extents(self, offset, length, maximum=None):
+    def extents(
+        self, offset: int, length: int, maximum: Optional[int] = None
+    ) -> List[Tuple[int, int, bool]]:
         self._before('extents', offset, length)
         return self.store.extents(offset, length, maximum)
 
 
+def _errno_number(name):
+    return getattr(errno, name)
+
+
 class Error(_Ruled):
-    """Fails what its rule describes. verbs: words of VERBS; offset: (first byte, end) or None;
-    errno: a name; after: matches that pass first; every: then each so-manyth fails; count: so many
-    failures at most, 0 without end; probability, seed."""
+    """Fails the verbs that its rule selects.
+
+    verbs: items of VERBS; offset: (first byte, end) or None for the whole medium; errno: a name
+    such as 'EIO'; after: number of matches that succeed first; every: of the later matches, each
+    n-th fails; count: maximum number of failures, 0 means unlimited; probability: 0..1 and seed: of
+    the random generator.
+    """
 
     def __init__(
         self,
-        store,
-        verbs=VERBS,
-        offset=None,
-        errno='EIO',
-        every=1,
-        after=0,
-        count=0,
-        probability=1.0,
-        seed=None,
-    ):
+        store: 'Store',
+        verbs: Iterable[str] = VERBS,
+        offset: Optional[ByteRange] = None,
+        errno: str = 'EIO',
+        every: int = 1,
+        after: int = 0,
+        count: int = 0,
+        probability: float = 1.0,
+        seed: Optional[int] = None,
+    ) -> None:
         super(Error, self).__init__(store, offset)
         self._verbs = frozenset(verbs)
-        self._number = _errno(errno)
+        self._number = _errno_number(errno)
         self._every, self._after, self._count, self._probability = every, after, count, probability
         self._matches, self._failures = itertools.count(1), itertools.count()
         self._random = random.Random(seed)
 
-    def try_read(self, offset, length):
-        """Where the rule might strike it is read() that decides, so that a match is counted once."""
+    def try_read(self, offset: int, length: int) -> 'Optional[BytesLike]':
+        """Returns None where the rule may apply, so that only read() counts the match."""
         if 'read' in self._verbs and self._touches(offset, length):
             return None
         return self.store.try_read(offset, length)
@@ -202,22 +208,32 @@ class Error(_Ruled):
 
 
 class Delay(_Ruled):
-    """Waits before a verb. verbs: {verb: seconds}; offset: (first byte, end) or None; cached: bool,
-    what the page cache answers at once is not delayed."""
+    """Waits before each selected verb.
 
-    def __init__(self, store, verbs, offset=None, cached=False, sleep=time.sleep):
+    verbs: {verb: seconds}; offset: (first byte, end) or None for the whole medium; cached: True if
+    reads that the page cache can answer are not delayed.
+    """
+
+    def __init__(
+        self,
+        store: 'Store',
+        verbs: Dict[str, float],
+        offset: Optional[ByteRange] = None,
+        cached: bool = False,
+        sleep: Callable[[float], object] = time.sleep,
+    ) -> None:
         super(Delay, self).__init__(store, offset)
         self._seconds, self._cached, self._sleep = dict(verbs), cached, sleep
 
     @property
-    def inline_write_limit(self):
+    def inline_write_limit(self) -> int:  # type: ignore[override]
         return 0 if self._seconds.get('write') else self.store.inline_write_limit
 
     @property
-    def durable_is_free(self):
+    def durable_is_free(self) -> bool:  # type: ignore[override]
         return self.store.durable_is_free and not self._seconds.get('flush')
 
-    def try_read(self, offset, length):
+    def try_read(self, offset: int, length: int) -> 'Optional[BytesLike]':
         if not self._cached and self._seconds.get('read') and self._touches(offset, length):
             return None
         return self.store.try_read(offset, length)
@@ -229,18 +245,28 @@ class Delay(_Ruled):
 
 
 class Tear(Filter):
-    """Writes in pieces, so that a reader, or a death, can come in between. piece: bytes; pause:
-    seconds before each but the first; offset: (first byte, end) or None."""
+    """Writes in pieces, so that a concurrent read or a crash can occur between two pieces.
+
+    piece: bytes; pause: seconds before each piece except the first; offset: (first byte, end) or
+    None for the whole medium.
+    """
 
     inline_write_limit = 0
 
-    def __init__(self, store, piece=4096, pause=0.01, offset=None, sleep=time.sleep):
+    def __init__(
+        self,
+        store: 'Store',
+        piece: int = 4096,
+        pause: float = 0.01,
+        offset: Optional[ByteRange] = None,
+        sleep: Callable[[float], object] = time.sleep,
+    ) -> None:
         super(Tear, self).__init__(store)
         self._piece, self._pause, self._sleep = piece, pause, sleep
         self._start, self._end = offset or (0, None)
 
-    def write(self, offset, data, durable):
-        if (self._end is not None and offset >= self._end) or offset + len(data) <= self._start:
+    def write(self, offset: int, data: BytesLike, durable: bool) -> None:
+        if not _overlaps(self._start, self._end, offset, len(data)):
             self.store.write(offset, data, durable)
             return
         data = memoryview(data)
@@ -251,7 +277,8 @@ class Tear(Filter):
 
 
 class Record(namedtuple('Record', 'verb offset length durable errno seconds')):
-    """One verb as a Trace saw it. durable: of writes; errno: name or ''; seconds: how long it took."""
+    """One traced call of a verb. durable: bool, for writes; errno: its name, or '' for success;
+    seconds: duration."""
 
     __slots__ = ()
 
@@ -267,38 +294,43 @@ class Record(namedtuple('Record', 'verb offset length durable errno seconds')):
 
 
 class Trace(Filter):
-    """Gives a Record of every verb to `sink`: a callable, else lines to the file `to`, else to the
-    log.
+    """Passes a Record of every verb to `sink` (a callable), or writes it as a line to the file
+    `to`, or to the log.
 
-    The file is opened by the worker when it has something to write, so the workers' user must be
-    allowed to.
+    The worker opens the file when it writes the first line, so the user of the worker processes
+    needs write permission.
     """
 
-    def __init__(self, store, to=None, sink=None):
+    def __init__(
+        self,
+        store: 'Store',
+        to: Optional[str] = None,
+        sink: Optional[Callable[[Record], object]] = None,
+    ) -> None:
         super(Trace, self).__init__(store)
         self._to, self._file = to, None
         self._sink = sink or (self._to_file if to else self._to_log)
 
-    def read(self, offset, length):
+    def read(self, offset: int, length: int) -> BytesLike:
         return self._traced('read', offset, length, False, self.store.read, offset, length)
 
-    def try_read(self, offset, length):
+    def try_read(self, offset: int, length: int) -> 'Optional[BytesLike]':
         began = time.monotonic()
         data = self.store.try_read(offset, length)
         if data is not None:
             self._sink(Record('read', offset, length, False, '', time.monotonic() - began))
         return data
 
-    def write(self, offset, data, durable):
+    def write(self, offset: int, data: BytesLike, durable: bool) -> None:
         self._traced('write', offset, len(data), durable, self.store.write, offset, data, durable)
 
-    def flush(self, offset, length):
+    def flush(self, offset: int, length: int) -> None:
         self._traced('flush', offset, length, False, self.store.flush, offset, length)
 
-    def unmap(self, offset, length):
+    def unmap(self, offset: int, length: int) -> None:
         self._traced('unmap', offset, length, False, self.store.unmap, offset, length)
 
-    def write_zeroes(self, offset, length, may_unmap):
+    def write_zeroes(self, offset: int, length: int, may_unmap: bool) -> None:
         self._traced(
             'write_zeroes',
             offset,
@@ -310,12 +342,14 @@ class Trace(Filter):
             may_unmap,
         )
 
-    def extents(self, offset, length, maximum=None):
+    def extents(
+        self, offset: int, length: int, maximum: Optional[int] = None
+    ) -> List[Tuple[int, int, bool]]:
         return self._traced(
             'extents', offset, length, False, self.store.extents, offset, length, maximum
         )
 
-    def close(self):
+    def close(self) -> None:
         opened, self._file = self._file, None
         if opened is not None:
             os.close(opened)
@@ -350,217 +384,3 @@ class Trace(Filter):
         except OSError as e:
             _log.warning('filter trace: %s: %s; its records go to the log', self._to, e.strerror)
             self._sink = self._to_log
-
-
-# -- the setting -------------------------------------------------------------------------------------------------------
-
-
-def parse(value):
-    """[[name, options], …], JSON-able, from the setting: a string, or the list of strings that
-    commas made of it.
-
-    Raises ValueError with a sentence that quotes the offending word and names what is possible.
-    """
-    texts = (
-        value.split(',')
-        if isinstance(value, str)
-        else [part for item in value for part in item.split(',')]
-    )
-    return [_parse_one(text.split()) for text in texts if text.strip()]
-
-
-def _parse_one(words):
-    name = words[0].lower()
-    if name not in _PARSERS:
-        raise ValueError('there is no filter "%s"%s' % (words[0], _nearest(name, _PARSERS)))
-    bare, options = [], {}
-    for word in words[1:]:
-        key, equals, value = word.partition('=')
-        if not equals:
-            bare.append(word)
-        elif key.lower() in options:
-            raise ValueError('filter %s: %s stands twice' % (name, key))
-        else:
-            options[key.lower().replace('-', '_')] = value
-    return [name, _PARSERS[name](bare, options)]
-
-
-def _parse_error(bare, options):
-    result = {'verbs': _verbs('error', bare)}
-    for key, value in options.items():
-        result[key] = _option(
-            'error',
-            key,
-            value,
-            {
-                'offset': parse_range,
-                'errno': _errno_name,
-                'every': _positive,
-                'after': int,
-                'count': int,
-                'probability': _probability,
-                'seed': int,
-            },
-        )
-    return result
-
-
-def _parse_delay(bare, options):
-    verbs, result = {}, {}
-    known = dict(
-        {'offset': parse_range, 'cached': _boolean, 'all': parse_seconds},
-        **dict.fromkeys(VERBS, parse_seconds),
-    )
-    for word in bare:
-        verbs.update(dict.fromkeys(VERBS, _option('delay', 'all', word, known)))
-    for key, value in options.items():
-        parsed = _option('delay', key, value, known)
-        if key == 'all':
-            verbs = dict(dict.fromkeys(VERBS, parsed), **verbs)
-        elif key in VERBS:
-            verbs[key] = parsed
-        else:
-            result[key] = parsed
-    if not verbs:
-        raise ValueError('filter delay: how long? write "delay 10ms" or "delay read=10ms"')
-    return dict(result, verbs=verbs)
-
-
-def _parse_tear(bare, options):
-    _no_words('tear', bare)
-    return {
-        key: _option(
-            'tear', key, value, {'piece': _piece, 'pause': parse_seconds, 'offset': parse_range}
-        )
-        for key, value in options.items()
-    }
-
-
-def _parse_readonly(bare, options):
-    _no_words('readonly', bare)
-    for key in options:
-        raise ValueError('filter readonly has no option "%s"' % key)
-    return {}
-
-
-def _parse_trace(bare, options):
-    _no_words('trace', bare)
-    return {key: _option('trace', key, value, {'to': str}) for key, value in options.items()}
-
-
-_PARSERS = {
-    'error': _parse_error,
-    'delay': _parse_delay,
-    'readonly': _parse_readonly,
-    'tear': _parse_tear,
-    'trace': _parse_trace,
-}
-_CLASSES = {'error': Error, 'delay': Delay, 'readonly': ReadOnly, 'tear': Tear, 'trace': Trace}
-
-
-def stack(store, filters):
-    """The store with the filters [[name, options], …] of parse() on top. Raises ValueError,
-    TypeError for others."""
-    for name, options in filters:
-        if name not in _CLASSES:
-            raise ValueError('there is no filter "%s"' % name)
-        store = _CLASSES[name](store, **options)
-    return store
-
-
-def _nearest(word, known):
-    near = difflib.get_close_matches(word, list(known), 1)
-    return ', did you mean "%s"?' % near[0] if near else '; there are: %s' % ' '.join(sorted(known))
-
-
-def _no_words(name, bare):
-    if bare:
-        raise ValueError('filter %s takes no word "%s"' % (name, bare[0]))
-
-
-def _verbs(name, bare):
-    verbs = []
-    for word in [w for text in bare for w in text.lower().replace('-', '_').split('+') if w]:
-        if word != 'all' and word not in VERBS:
-            raise ValueError(
-                'filter %s: there is no verb "%s"%s'
-                % (name, word, _nearest(word, VERBS + ('all',)))
-            )
-        verbs.extend(VERBS if word == 'all' else [word])
-    return [verb for verb in VERBS if verb in verbs] if verbs else list(VERBS)
-
-
-def _option(name, key, value, known):
-    if key not in known:
-        raise ValueError('filter %s has no option "%s"%s' % (name, key, _nearest(key, known)))
-    try:
-        parsed = known[key](value)
-        if isinstance(parsed, int) and parsed < 0:
-            raise ValueError
-    except ValueError:
-        raise ValueError('filter %s: %s = "%s" cannot be used' % (name, key, value))
-    return parsed
-
-
-def parse_seconds(text):
-    """Seconds as float from '10ms', '1.5s', '200us'; a number alone is seconds."""
-    match = re.match(r'^([0-9]*\.?[0-9]+)(ns|us|ms|s|)$', text.lower())
-    if not match:
-        raise ValueError('"%s" is no time' % text)
-    return float(match.group(1)) / _PER_SECOND[match.group(2) or 's']
-
-
-def _bytes(text):
-    match = re.match(r'^([0-9]+)([kmgt]?)i?b?$', text.lower())
-    if not match:
-        raise ValueError('"%s" is no size' % text)
-    return int(match.group(1)) * _SIZES[match.group(2)]
-
-
-def _piece(text):
-    if _bytes(text) < 512 or _bytes(text) % 512:
-        raise ValueError
-    return _bytes(text)
-
-
-def parse_range(text):
-    """[first byte, end] from '1M..2M' (the end does not belong to it), '1M..' (to the end: None),
-    or one offset '4096'."""
-    first, dots, last = text.partition('..')
-    start = _bytes(first or '0')
-    if not dots:
-        return [start, start + 1]
-    end = _bytes(last) if last else None
-    if end is not None and end <= start:
-        raise ValueError('"%s" is empty' % text)
-    return [start, end]
-
-
-def _errno(name):
-    return getattr(errno, name)
-
-
-def _errno_name(text):
-    if text.isdigit() and int(text) in errno.errorcode:
-        return errno.errorcode[int(text)]
-    if not isinstance(getattr(errno, text.upper(), None), int):
-        raise ValueError
-    return text.upper()
-
-
-def _positive(text):
-    if int(text) < 1:
-        raise ValueError
-    return int(text)
-
-
-def _probability(text):
-    if not 0 <= float(text) <= 1:
-        raise ValueError
-    return float(text)
-
-
-def _boolean(text):
-    if text.lower() not in ('yes', 'no', 'on', 'off', 'true', 'false', '1', '0'):
-        raise ValueError
-    return text.lower() in ('yes', 'on', 'true', '1')

@@ -1,19 +1,20 @@
-"""What makes a write all or nothing: what the bytes were before it is kept in a journal until all
-of it is on the medium.
+"""The journal of all-or-nothing writes: it keeps the old data of a range until the new data is on
+the medium.
 
-Imports base, file. A journal is a store of its own; each session that writes to a medium has a slot
-in it:
+Imports base, file. A journal is a store; each session that writes to a medium has one slot in it:
 
-     empty --put (what the bytes were), durable--> full --the medium is written, durable--> cleared, durable: empty
+     empty --put_record (old data)--> full --the new data is written--> clear_record --> empty
 
-A process, the server or the power may end anywhere: an empty slot, and one whose record is not
-whole, say that the medium was not begun or is done; a full one that the old bytes have to be put
-back (restore, which may be done twice). The range must stay locked while its slot is full: a record
-must not be put back over what others wrote since.
+Each step is durable before the next one begins.
 
-A record that outlived its server may meet another disk of the same name, or a backup that was
-played back meanwhile. So it has sums of what was being written, too, and is put back only if each
-sector is what it was, or what it was to be. (That is why what is in the cache is made durable
+A process, the server or the power may fail at any point. A slot that is empty or contains an
+incomplete record means that the write has not begun or has finished. A full slot means that the old
+data must be restored (restore(), which may be repeated). The range must stay locked while its slot
+is full, so that a record never overwrites what another session wrote later.
+
+A record that is left from an earlier start of the server may meet a different disk with the same
+name, or a backup that was restored. So it also contains checksums of the new data, and is restored
+only if each sector contains its old or its new data. (This is why cached data is made durable
 before a write.)
 """
 
@@ -22,7 +23,9 @@ import os
 import struct
 import zlib
 from collections import namedtuple
+from typing import List, Optional, Tuple
 
+from .base import BytesLike, Store
 from .file import FileStore
 
 HEAD = 4096  # bytes of a slot before its data
@@ -38,8 +41,8 @@ MAGIC = b'targetd1'
 Record = namedtuple('Record', 'offset data sums')
 
 
-def sums_of(data):
-    """A checksum of each sector of `data`, four bytes each."""
+def sums_of(data: BytesLike) -> bytes:
+    """Returns a checksum (CRC-32, four bytes) of each sector of `data`."""
     found = [
         zlib.crc32(data[start : start + SECTOR]) & 0xFFFFFFFF
         for start in range(0, len(data), SECTOR)
@@ -47,61 +50,63 @@ def sums_of(data):
     return struct.pack('>%dI' % len(found), *found)
 
 
-def packed(record):
-    """(head, body) of a Record: the bytes that were at `offset`, and the sums of those that are to
-    be there."""
+def pack_record(record: Record) -> Tuple[bytes, bytes]:
+    """Returns (head, body) of a Record: the old bytes of `offset`, and the checksums of the new
+    ones."""
     body = record.data + record.sums
     fields = _FIELDS.pack(MAGIC, record.offset, len(record.data), zlib.crc32(body) & 0xFFFFFFFF)
     return fields + _CHECKSUM.pack(zlib.crc32(fields) & 0xFFFFFFFF), body
 
 
-def unpacked(head):
-    """(offset, length, checksum of the body), or None if this is no whole head."""
+def unpack_head(head: BytesLike) -> Optional[Tuple[int, int, int]]:
+    """Returns (offset, length, checksum of the body), or None if this is not a complete head."""
     fields = bytes(head[: _FIELDS.size])
     magic, offset, length, checksum = _FIELDS.unpack(fields)
     whole = _CHECKSUM.unpack_from(head, _FIELDS.size)[0] == zlib.crc32(fields) & 0xFFFFFFFF
     return (offset, length, checksum) if whole and magic == MAGIC and length <= LONGEST else None
 
 
-def opened(descriptor, number, path=None):
-    """The Slot of this number, in the journal that this descriptor is of; it takes the descriptor
-    over. path: for people."""
+def open_slot(descriptor: int, number: int, path: Optional[str] = None) -> 'Slot':
+    """Returns the Slot with this number in the journal of this descriptor, which it takes over.
+    path: for messages."""
     return Slot(
         FileStore({'kind': 'file', 'path': path, 'size': (number + 1) * SLOT}, descriptor), number
     )
 
 
 class Slot(object):
-    """One slot. store: the journal's, which this owns; number: which."""
+    """One journal slot. store: that of the journal, owned by this object; number: that of the slot."""
 
-    def __init__(self, store, number):
+    def __init__(self, store: Store, number: int) -> None:
         self._store = store
         self._at = number * SLOT
         self.number = number
 
-    def put(self, record):
-        """Keep a Record, durable when this returns. Raises Full, then the slot may hold it; else
-        OSError, then it is empty."""
-        head, body = packed(record)
+    def put_record(self, record: Record) -> None:
+        """Store a Record durably. Raises RecordPending if the slot may contain it, or another
+        OSError if the slot is empty."""
+        head, body = pack_record(record)
         self._store.write(self._at + HEAD, body, False)
-        self._store.write(self._at, head, False)  # within one block: all of it or nothing
+        self._store.write(
+            self._at, head, False
+        )  # within one block, so it is written all or nothing
         try:
             self._store.flush(self._at, HEAD + len(body))
         except OSError as e:
-            raise Full(e.errno, e.strerror)
+            raise RecordPending(e.errno, e.strerror)
 
-    def clear(self):
-        """Forget the record, durable when this returns. Raises OSError: then it may be there still."""
+    def clear_record(self) -> None:
+        """Delete the record durably. Raises OSError; the record may then still exist."""
         self._store.write(self._at, bytes(_FIELDS.size + _CHECKSUM.size), False)
         self._store.flush(self._at, HEAD)
 
-    def is_empty(self):
-        """True if there is no record, without looking at the data. Raises OSError."""
-        return unpacked(self._store.read(self._at, _FIELDS.size + _CHECKSUM.size)) is None
+    def is_empty(self) -> bool:
+        """Returns True if there is no record, without reading its data. Raises OSError."""
+        return unpack_head(self._store.read(self._at, _FIELDS.size + _CHECKSUM.size)) is None
 
-    def record(self):
-        """The Record, or None if there is no whole one. Raises OSError."""
-        found = unpacked(self._store.read(self._at, _FIELDS.size + _CHECKSUM.size))
+    def record(self) -> Optional[Record]:
+        """Returns the Record, or None if there is no complete one. Raises OSError."""
+        found = unpack_head(self._store.read(self._at, _FIELDS.size + _CHECKSUM.size))
         if found is None:
             return None
         offset, length, checksum = found
@@ -113,64 +118,73 @@ class Slot(object):
         )
 
     @property
-    def descriptor(self):
-        """Of the journal."""
+    def descriptor(self) -> int:
+        """The descriptor of the journal."""
         return self._store.descriptor
 
     @property
-    def path(self):
-        """Of the journal, or None."""
+    def path(self) -> Optional[str]:
+        """The path of the journal, or None."""
         return self._store.path
 
-    def close(self):
+    def close(self) -> None:
         """Close the journal."""
         self._store.close()
 
-    def put_right(self, medium, is_known=True):
-        """Put back what a record says, and forget it. True if there was one. is_known: nobody but
-        the writer can have written there. Raises OSError: then it is there still."""
+    def recover(self, medium: Store, only_writer: bool = True) -> bool:
+        """Restore the data of the record, if there is one, and delete the record. Returns True if
+        there was one.
+
+        only_writer: True if no other session can have written to the range. Raises OSError; the
+        record then remains.
+        """
         found = self.record()
         if found is not None:
-            if not is_known and not is_amid(medium, found):
+            if not only_writer and not matches_record(medium, found):
                 raise OSError(
                     errno.ESTALE,
-                    'bytes %d..%d are neither what they were nor what they were to be: it is another '
-                    'medium, or others have written to it since'
+                    'bytes %d..%d contain neither the old nor the new data of the write: it is another '
+                    'medium, or it was written to since'
                     % (found.offset, found.offset + len(found.data)),
                 )
             restore(medium, found.offset, found.data)
-        self.clear()
+        self.clear_record()
         return found is not None
 
 
-class Full(OSError):
-    """A slot holds, or may hold, a record: its range must stay locked until that was put right."""
+class RecordPending(OSError):
+    """A slot contains, or may contain, a record: its range must stay locked until Slot.recover()."""
 
 
-def sectors(medium, offset, length):
-    """[(start, bytes, or None where they cannot be read)] of the pieces of a range, as long as a
-    block or a sector."""
+def sectors(medium: Store, offset: int, length: int) -> List[Tuple[int, Optional[bytes]]]:
+    """Returns [(start, bytes, or None if unreadable)] for each piece of the range; a piece is a
+    block or a sector, the longer of both."""
     step = max(SECTOR, medium.block_size)
     try:
         found = bytes(medium.read(offset, length))
         return [(start, found[start : start + step]) for start in range(0, length, step)]
     except OSError:
         pass
-    pieces = []
+    pieces: List[Tuple[int, Optional[bytes]]] = []
     for start in range(0, length, step):
         try:
             pieces.append((start, bytes(medium.read(offset + start, min(step, length - start)))))
         except OSError:
-            pieces.append((start, None))  # it was half written: writing it may heal it
+            pieces.append(
+                (start, None)
+            )  # the interrupted write may have damaged it; a write repairs it
     return pieces
 
 
-def is_amid(medium, record):
-    """True if every sector is what it was, or what it was to be, or cannot be read. Raises OSError."""
+def matches_record(medium: Store, record: Record) -> bool:
+    """Returns True if each sector contains its old or its new data, or is unreadable. Raises
+    OSError."""
     if record.offset + len(record.data) > medium.size:
         return False
     for start, found in sectors(medium, record.offset, len(record.data)):
-        for at in range(0, len(found or b''), SECTOR):
+        if found is None:
+            continue
+        for at in range(0, len(found), SECTOR):
             piece, place = found[at : at + SECTOR], start + at
             sum_at = place // SECTOR * 4
             if (
@@ -181,9 +195,9 @@ def is_amid(medium, record):
     return True
 
 
-def restore(medium, offset, data):
-    """Give the medium these bytes back, durable when this returns: those that differ, for which
-    there is space. Raises OSError."""
+def restore(medium: Store, offset: int, data: bytes) -> None:
+    """Write the old data back, durable on return. Writes only pieces that differ, for which space
+    is allocated. Raises OSError."""
     for start, found in sectors(medium, offset, len(data)):
         piece = data[start : start + max(SECTOR, medium.block_size)]
         if found != piece:
@@ -191,19 +205,20 @@ def restore(medium, offset, data):
     medium.flush(offset, len(data))
 
 
-def write(medium, slot, offset, data):
-    """Write all of `data` (bytes-like, LONGEST at most) or nothing; durable when this returns. The
-    caller has locked the range.
+def write(medium: Store, slot: Slot, offset: int, data: BytesLike) -> None:
+    """Write `data` (at most LONGEST bytes) all or nothing, durable on return. The caller has locked
+    the range.
 
-    Raises Full: all or nothing it will be when somebody has put the slot right. Raises OSError:
-    nothing was done."""
+    Raises RecordPending if the outcome is decided only by Slot.recover(); raises another OSError if
+    nothing was changed.
+    """
     if len(data) > LONGEST:
-        raise OSError(errno.EINVAL, 'no more than %d bytes are written at once' % LONGEST)
+        raise OSError(errno.EINVAL, 'an atomic write is limited to %d bytes' % LONGEST)
     before = bytes(medium.read(offset, len(data)))
     medium.flush(offset, len(data))
     try:
-        slot.put(Record(offset, before, sums_of(data)))
-    except Full:
+        slot.put_record(Record(offset, before, sums_of(data)))
+    except RecordPending:
         raise
     except OSError as e:
         raise OSError(errno.EREMOTEIO, 'the journal cannot be written: %s' % e.strerror)
@@ -212,26 +227,26 @@ def write(medium, slot, offset, data):
             medium.write(offset, data, True)
         except OSError as e:
             restore(medium, offset, before)
-            slot.clear()
-            raise Undone(e)
-        slot.clear()
+            slot.clear_record()
+            raise WriteUndone(e)
+        slot.clear_record()
     except OSError as e:
-        raise Full(e.errno, e.strerror)
-    except Undone as e:
+        raise RecordPending(e.errno, e.strerror)
+    except WriteUndone as e:
         raise e.why
 
 
-class Undone(Exception):
-    """A write failed, and the medium is as before."""
+class WriteUndone(Exception):
+    """A write failed, and the old data of the medium has been restored."""
 
-    def __init__(self, why):
-        super(Undone, self).__init__(str(why))
+    def __init__(self, why: OSError) -> None:
+        super(WriteUndone, self).__init__(str(why))
         self.why = why
 
 
-def put_all_right(descriptor, medium, path=None):
-    """Put every slot of a journal right that nobody uses: how many held a record. Takes the
-    descriptor over. Raises OSError."""
+def recover_all_slots(descriptor: int, medium: Store, path: Optional[str] = None) -> int:
+    """Recover every slot of a journal that no session uses. Returns the number of slots with a
+    record. Takes over the descriptor. Raises OSError."""
     try:
         count = -(-os.fstat(descriptor).st_size // SLOT)
         os.ftruncate(descriptor, count * SLOT)
@@ -239,4 +254,4 @@ def put_all_right(descriptor, medium, path=None):
         os.close(descriptor)
         raise
     with FileStore({'kind': 'file', 'path': path, 'size': count * SLOT}, descriptor) as store:
-        return sum(Slot(store, number).put_right(medium, False) for number in range(count))
+        return sum(Slot(store, number).recover(medium, False) for number in range(count))

@@ -1,4 +1,4 @@
-"""What Linux has and Python has not: fallocate, copy_file_range, the ioctls of block devices,
+"""Linux interfaces that Python lacks: fallocate, copy_file_range, the ioctls of block devices,
 /sys/dev/block.
 
 Imports base only. Every function raises OSError.
@@ -10,6 +10,7 @@ import errno
 import fcntl
 import os
 import struct
+from typing import Optional, Tuple
 
 # fallocate(2) modes
 KEEP_SIZE = 0x01
@@ -27,8 +28,8 @@ BLKPBSZGET = 0x127B
 BLKZEROOUT = 0x127F
 BLKGETSIZE64 = 0x80081272 if struct.calcsize('P') == 8 else 0x80041272  # _IOR(0x12, 114, size_t)
 
-#: What fallocate and ioctl answer where the kernel, the file system or the device cannot do what
-#: was asked.
+#: Errors of fallocate and ioctl if the kernel, the file system or the device does not support the
+#: operation.
 UNSUPPORTED = frozenset(
     [errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOTTY, errno.ENODEV, errno.EINVAL, errno.EREMOTEIO]
 )
@@ -79,14 +80,17 @@ def _called(function, *arguments):
             raise OSError(number, os.strerror(number))
 
 
-def fallocate(descriptor, mode, offset, length):
-    """fallocate(2); on a block device PUNCH_HOLE and ZERO_RANGE make zeroes or fail (Linux 4.9)."""
+def fallocate(descriptor: int, mode: int, offset: int, length: int) -> None:
+    """Call fallocate(2). On a block device PUNCH_HOLE and ZERO_RANGE write zeroes or fail (Linux
+    4.9)."""
     _called(_fallocate, descriptor, mode, offset, length)
 
 
-def copy_file_range(source, destination, count, source_offset, offset):
-    """copy_file_range(2): bytes copied, 0 at the end of the source. ENOSYS, EXDEV, EINVAL where it
-    cannot."""
+def copy_file_range(
+    source: int, destination: int, count: int, source_offset: int, offset: int
+) -> int:
+    """Call copy_file_range(2). Returns the bytes copied, 0 at the end of the source. Raises ENOSYS,
+    EXDEV or EINVAL if the copy is not supported."""
     return _called(
         _copy_file_range,
         source,
@@ -104,18 +108,19 @@ def _number(descriptor, request, code):
     return answer[0]
 
 
-def device_size(descriptor):
-    """Bytes of a block device."""
+def device_size(descriptor: int) -> int:
+    """Returns the size of a block device in bytes."""
     return _number(descriptor, BLKGETSIZE64, 'Q')
 
 
-def device_is_read_only(descriptor):
-    """True if the kernel refuses writes to this block device."""
+def device_is_read_only(descriptor: int) -> bool:
+    """Returns True if the kernel refuses writes to this block device."""
     return bool(_number(descriptor, BLKROGET, 'i'))
 
 
-def device_geometry(descriptor):
-    """(logical block size, physical block size, alignment offset, minimum I/O, optimal I/O), bytes."""
+def device_geometry(descriptor: int) -> Tuple[int, int, int, int, int]:
+    """Returns (logical block size, physical block size, alignment offset, minimum I/O, optimal I/O)
+    in bytes."""
     return (
         _number(descriptor, BLKSSZGET, 'i'),
         _number(descriptor, BLKPBSZGET, 'I'),
@@ -125,29 +130,28 @@ def device_geometry(descriptor):
     )
 
 
-def discard(descriptor, offset, length):
-    """BLKDISCARD: the device may forget these bytes; what they read as afterwards is up to it."""
+def discard(descriptor: int, offset: int, length: int) -> None:
+    """BLKDISCARD: the device may discard these bytes; the data of later reads is undefined."""
     fcntl.ioctl(descriptor, BLKDISCARD, _RANGE.pack(offset, length))
 
 
-def zero_out(descriptor, offset, length):
-    """BLKZEROOUT: zeroes, written by the device if it can and by the kernel if not; space stays
-    reserved."""
+def zero_out(descriptor: int, offset: int, length: int) -> None:
+    """BLKZEROOUT: the device writes zeroes, or else the kernel does; the space stays reserved."""
     fcntl.ioctl(descriptor, BLKZEROOUT, _RANGE.pack(offset, length))
 
 
-class Queue(object):
-    """What /sys says about a block device (st_rdev) or the disk below it, if it is a partition.
-    Answers 0 or '' if nothing."""
+class DeviceQueue(object):
+    """What /sys reports about a block device (st_rdev), or about the disk that a partition is on.
+    Missing values are 0 or ''."""
 
-    def __init__(self, device, root='/sys/dev/block'):
+    def __init__(self, device: int, root: str = '/sys/dev/block') -> None:
         self.directory = os.path.realpath('%s/%d:%d' % (root, os.major(device), os.minor(device)))
         self.disk = self.directory
         if not os.path.isdir(os.path.join(self.directory, 'queue')):
             self.disk = os.path.dirname(self.directory)
 
-    def text(self, *path):
-        """The one line of a file below the disk's directory."""
+    def text(self, *path: str) -> str:
+        """Returns the one line of a file below the directory of the disk."""
         return self._text(os.path.join(self.disk, *path))
 
     @staticmethod
@@ -158,32 +162,33 @@ class Queue(object):
         except (OSError, UnicodeDecodeError):
             return ''
 
-    def number(self, name):
-        """queue/NAME as int, 0 if there is none."""
+    def number(self, name: str) -> int:
+        """Returns queue/NAME as an int, 0 if it does not exist."""
         text = self.text('queue', name)
         return int(text) if text.isdigit() else 0
 
-    def rotational(self):
-        """True, False, or None where the kernel does not say."""
+    def rotational(self) -> Optional[bool]:
+        """Returns True, False, or None if the kernel does not report it."""
         return {'0': False, '1': True}.get(self.text('queue', 'rotational'))
 
-    def discard_alignment(self):
-        """Bytes from the start of this device or partition to its first granule."""
+    def discard_alignment(self) -> int:
+        """Returns the bytes from the start of this device or partition to its first granule."""
         text = self._text(os.path.join(self.directory, 'discard_alignment'))
         return int(text) if text.isdigit() else 0
 
-    def zeroes_by_unmapping(self):
-        """True if the device makes zeroes itself and gives the space back in doing so.
+    def zeroes_by_unmapping(self) -> bool:
+        """Returns True if the device zeroes and frees space in one operation.
 
-        A SCSI disk whose way of zeroing is a plain WRITE SAME would write all of it: not an unmap.
+        A SCSI disk that zeroes with a plain WRITE SAME would write the whole range, which is not an
+        unmap.
         """
         if not self.number('discard_max_bytes') or not self.number('write_zeroes_max_bytes'):
             return False
         mode = self.zeroing_mode()
         return not mode or mode.endswith('_unmap')
 
-    def zeroing_mode(self):
-        """What a SCSI disk does to make zeroes ('writesame_16_unmap', 'write', …); '' for other
+    def zeroing_mode(self) -> str:
+        """Returns how a SCSI disk writes zeroes ('writesame_16_unmap', 'write', …), '' for other
         devices."""
         directory = os.path.join(self.disk, 'device', 'scsi_disk')
         try:

@@ -1,45 +1,48 @@
-"""No medium at all: reads zeroes, forgets writes. For measuring everything but the disk.
+"""A store without a medium: reads return zeroes, writes are discarded. For measuring everything
+except the disk.
 
 Imports base.
 """
 
-from .base import CHUNK, Store, beyond
+from typing import Optional
+
+from .base import CHUNK, BytesLike, Extents, Store, beyond
 
 _ZEROES = bytes(CHUNK)
 
 
 class NullStore(Store):
-    """A store without a descriptor."""
+    """A store without a descriptor and without data."""
 
     inline_write_limit = 1 << 30
     durable_is_free = True
 
-    def read(self, offset, length):
+    def read(self, offset: int, length: int) -> BytesLike:
         self._check_range(offset, length)
         return _ZEROES[:length] if length <= CHUNK else bytes(length)
 
     try_read = read
 
-    def write(self, offset, data, durable):
+    def write(self, offset: int, data: BytesLike, durable: bool) -> None:
         self._check_range(offset, len(data))
 
-    def flush(self, offset, length):
-        """Nothing to do."""
+    def flush(self, offset: int, length: int) -> None:
+        """Does nothing."""
 
-    def unmap(self, offset, length):
+    def unmap(self, offset: int, length: int) -> None:
         self._check_range(offset, length)
 
-    def write_zeroes(self, offset, length, may_unmap):
+    def write_zeroes(self, offset: int, length: int, may_unmap: bool) -> None:
         self._check_range(offset, length)
 
-    def extents(self, offset, length, maximum=None):
+    def extents(self, offset: int, length: int, maximum: Optional[int] = None) -> Extents:
         self._check_range(offset, length)
         return [(offset, length, False)] if length else []
 
-    def copy(self, source, source_offset, offset, length):
+    def copy(self, source: 'Store', source_offset: int, offset: int, length: int) -> None:
         self._check_range(offset, length)
 
-    def allocated(self):
+    def allocated(self) -> int:
         return 0
 
     def _check_range(self, offset, length):

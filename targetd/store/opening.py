@@ -1,273 +1,65 @@
-"""The master's side: opening a medium, claiming it for the life of the export, and describing it to
-a worker.
+"""Opens a medium in the master and claims it as long as it is exported.
 
-Imports base, linux, filters, encrypting and the kinds. Every refusal is a StoreError that names path, cause and remedy.
+Imports base, linux, opened_store, store_request. Every refusal is a StoreError that names path,
+cause and remedy.
+
 Invariants:
-1. A block device is opened with O_EXCL, a file is flocked: while any process holds the descriptor nobody mounts the device, and
-   no second server serves either. A claim outlives the master as long as an orphaned worker might still write.
-2. What is opened is what was looked at: type and size are asked of the descriptor, not of the path.
-3. Opening changes nothing on the medium; it creates a missing file, and takes it away again if it cannot be given its size.
+
+  1. A block device is opened with O_EXCL, a file is locked with flock: while any process holds
+     the descriptor, the device cannot be mounted and no other server can serve the device or the
+     file. A claim outlives the master as long as an orphaned worker process may still write.
+  2. Type and size are read from the descriptor, not from the path, so they belong to the medium
+     that is served.
+  3. Opening does not change the medium. It creates a missing file, and deletes it again if the
+     file cannot get its size.
 """
 
 import errno
 import fcntl
 import os
 import stat
+from typing import Any, Dict, Iterable
 
 from .. import compat
 from ..errors import StoreError
-from . import filters, linux
-from .base import NO_CAPABILITIES, Capabilities
-from .block import BlockStore
-from .encrypting import Encrypting
-from .file import FileStore
-from .null import NullStore
-from .ram import RamStore
-
-KINDS = {'file': FileStore, 'block': BlockStore, 'ram': RamStore, 'null': NullStore}
-
-_WORDS = (
-    'kind',
-    'path',
-    'size',
-    'read_only',
-    'direct',
-    'thin',
-    'block_size',
-    'filters',
-    'cipher_key',
-)
+from . import linux
+from .base import NO_CAPABILITIES
+from .opened_store import OpenedStore
+from .store_request import StoreRequest
 
 
-class OpenedStore(object):
-    """A medium that this process has opened and claimed.
+def open_store(description: Dict[str, Any], held: Iterable[OpenedStore] = ()) -> OpenedStore:
+    """Open and claim the medium that a description asks for. Raises StoreError.
 
-    descriptor: int, or None (null); kind, path, size, block_size, physical_block_size, read_only,
-    direct, thin, capabilities (Capabilities); filters as filters.parse gives them; key: equal for
-    two stores on the same medium; cipher_key: hex digits, '' where nothing is encrypted. It travels
-    with the description and stands in no other text.
+    description: dict with kind ('file' 'block' 'ram' 'null'; if absent, determined from the path),
+    path, size (bytes; None: the current size), read_only, direct, thin, block_size (bytes; None:
+    that of the medium, or 512), filters (the setting, or the result of parse_filters), allow_in_use
+    (a block device is opened without a claim, as the administrator asked), cipher_key (hex digits).
+    held: OpenedStores of this process; a medium among them does not count as in use, and its claim
+    is shared.
     """
-
-    def __init__(self, facts, descriptor, key, claims=()):
-        self._facts = facts
-        self.descriptor = descriptor
-        self.key = key
-        self.claims = list(claims)  # further descriptors that hold the claim
-
-    def __getattr__(self, name):
-        if name.startswith('_') or name not in self._facts:
-            raise AttributeError(name)
-        return self._facts[name]
-
-    @property
-    def physical_block_size(self):
-        return self.capabilities.physical_block_size
-
-    def description(self):
-        """The JSON-able dict that from_descriptor needs in the worker, together with the
-        descriptor."""
-        return dict(self._facts, capabilities=dict(self.capabilities._asdict()))
-
-    def store(self):
-        """A Store in this process, on a duplicate of the descriptor. Raises OSError."""
-        return from_descriptor(
-            self.description(), None if self.descriptor is None else os.dup(self.descriptor)
-        )
-
-    def resize_check(self):
-        """The medium's size now, bytes. Raises OSError."""
-        if self.kind == 'block':
-            return linux.device_size(self.descriptor)
-        return self.size if self.descriptor is None else os.fstat(self.descriptor).st_size
-
-    def flush(self, offset, length):
-        """Make durable what any process wrote through this descriptor or another. Raises OSError."""
-        if self.kind in ('file', 'block') and not self.read_only:
-            os.fdatasync(self.descriptor)
-
-    def encrypt(self, cipher_key):
-        """Encrypt with this key, hex digits: later descriptions and stores have it; '': they do not
-        encrypt."""
-        self._facts['cipher_key'] = cipher_key
-
-    def resized(self, size):
-        """Take note of a new size: later descriptions have it."""
-        self._facts['size'] = size
-
-    def owned(self):
-        """Every descriptor of ours: its own and those that hold the claim."""
-        return ([] if self.descriptor is None else [self.descriptor]) + self.claims
-
-    def close(self):
-        """Give up the descriptor and with it, once the workers have closed theirs, the claim.
-        Closing twice is harmless."""
-        owned, self.claims, self.descriptor = self.owned(), [], None
-        for descriptor in owned:
-            os.close(descriptor)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *failure):
-        self.close()
-
-    def __repr__(self):
-        return '<OpenedStore %s %s %d bytes>' % (self.kind, self.path, self.size)
-
-
-def from_descriptor(description, descriptor):
-    """The Store, with its filters, that a description and a descriptor stand for. Takes the
-    descriptor over, also on failure.
-
-    Opens no path. Raises KeyError or ValueError for a description that OpenedStore.description()
-    did not make.
-    """
-    try:
-        store = KINDS[description['kind']](description, descriptor)
-        if description.get('cipher_key'):
-            store = Encrypting(store, bytes.fromhex(description['cipher_key']))
-        if store.read_only:
-            store = filters.ReadOnly(store)
-        return filters.stack(store, description.get('filters') or ())
-    except Exception:
-        if descriptor is not None:
-            os.close(descriptor)
-        raise
-
-
-def adopted(description, key, descriptors):
-    """The OpenedStore that another process has opened and described, with its descriptors: its own,
-    then those of its claim."""
-    facts = dict(description, capabilities=Capabilities(**description['capabilities']))
-    own = None if description['kind'] == 'null' else descriptors[0]
-    return OpenedStore(facts, own, tuple(key), descriptors[1:])
-
-
-def open_store(description, held=()):
-    """Open and claim what a description asks for: an OpenedStore. Raises StoreError.
-
-    description: dict with kind ('file' 'block' 'ram' 'null', or absent: found out from the path),
-    path, size (bytes or None: as large as it is), read_only, direct, thin, block_size (None: the
-    medium's own, or 512), filters (the setting, or parsed), allow_in_use (a block device is opened
-    without claiming it: the administrator asked for that), cipher_key (hex digits). held:
-    OpenedStores of this process; a medium among them is not busy, its claim is shared.
-    """
-    wanted = _Wanted(description)
+    wanted = StoreRequest(description)
     kind = wanted.kind or _kind_of(wanted)
     return {'file': _open_file, 'block': _open_block, 'ram': _open_ram, 'null': _open_null}[kind](
         wanted, tuple(held)
     )
 
 
-class _Wanted(object):
-    """A description, checked as far as it can be without looking at the medium."""
-
-    def __init__(self, description):
-        for word in description:
-            if word not in _WORDS and word not in ('capabilities', 'allow_in_use'):
-                raise StoreError('a store has no property "%s"' % word)
-        self.kind = description.get('kind')
-        self.path = description.get('path')
-        self.size = description.get('size')
-        self.read_only = bool(description.get('read_only'))
-        self.direct = bool(description.get('direct'))
-        self.thin = bool(description.get('thin'))
-        self.block_size = description.get('block_size')
-        self.allow_in_use = bool(description.get('allow_in_use'))
-        self.cipher_key = description.get('cipher_key') or ''
-        self.name = self.path or self.kind
-        if self.kind not in KINDS and self.kind is not None:
-            raise StoreError(
-                '%s: there is no kind of store "%s"; there are: %s'
-                % (self.name, self.kind, ' '.join(sorted(KINDS)))
-            )
-        if self.kind in (None, 'file', 'block') and not self.path:
-            raise StoreError(
-                'a store without a path; name a file or a block device, or choose kind ram or null'
-            )
-        self._check_numbers()
-        self.filters = self._filters(description.get('filters') or [])
-
-    def _check_numbers(self):
-        size, block_size = self.size, self.block_size
-        if block_size is not None and (
-            block_size < 512 or block_size > 65536 or block_size & (block_size - 1)
-        ):
-            raise StoreError(
-                '%s: a block size of %s cannot be used; 512 and 4096 are usual'
-                % (self.name, block_size)
-            )
-        if size is not None and (size <= 0 or size % (block_size or 512)):
-            raise StoreError(
-                '%s: size = %s cannot be used; it must be a multiple of the block size, %d'
-                % (self.name, size, block_size or 512)
-            )
-
-    def _filters(self, value):
-        try:
-            parsed = (
-                filters.parse(value)
-                if isinstance(value, str) or any(isinstance(f, str) for f in value)
-                else value
-            )
-            filters.stack(NullStore({'kind': 'null', 'size': 0}, None), parsed)
-        except (ValueError, TypeError) as e:
-            raise StoreError('%s: %s' % (self.name, e))
-        return [list(f) for f in parsed]
-
-    def facts(self, kind, size, block_size, capabilities, **more):
-        """The dict of an OpenedStore."""
-        if not size or size % block_size:
-            raise StoreError(
-                '%s has %d bytes, no multiple of the block size %d; %s'
-                % (
-                    self.name,
-                    size,
-                    block_size,
-                    'choose another block size'
-                    if kind == 'block'
-                    else 'make it larger with "truncate -s %%%d"' % block_size
-                    if size
-                    else 'give it a size',
-                )
-            )
-        return dict(
-            more,
-            kind=kind,
-            path=self.path,
-            size=size,
-            read_only=self.read_only,
-            direct=self.direct,
-            thin=self.thin,
-            block_size=block_size,
-            filters=self.filters,
-            cipher_key=self.cipher_key,
-            capabilities=capabilities,
-        )
-
-    def flags(self):
-        """For open(2)."""
-        return (
-            (os.O_RDONLY if self.read_only else os.O_RDWR)
-            | os.O_CLOEXEC
-            | (os.O_DIRECT if self.direct else 0)
-        )
-
-
 def _kind_of(wanted):
-    """'file' or 'block', from what is there; a missing path is a file to create, but not in /dev."""
+    """Returns 'file' or 'block' according to the path. A missing path outside /dev is a file to
+    create."""
     try:
         mode = os.stat(wanted.path).st_mode
     except FileNotFoundError:
         real = os.path.realpath(wanted.path)
         if real.startswith('/dev/') and not real.startswith('/dev/shm/'):
             raise StoreError(
-                '%s does not exist; is the disk there? "lsblk -o NAME,SIZE,SERIAL,WWN" lists those that are'
-                % wanted.path
+                '%s does not exist; check that the disk is attached: '
+                '"lsblk -o NAME,SIZE,SERIAL,WWN" lists the disks' % wanted.path
             )
         return 'file'
     except OSError as e:
-        raise _refusal(wanted, e)
+        raise _open_error(wanted, e)
     if stat.S_ISBLK(mode):
         return 'block'
     if stat.S_ISREG(mode):
@@ -276,13 +68,13 @@ def _kind_of(wanted):
     raise StoreError('%s is %s; name a file or a block device' % (wanted.path, what))
 
 
-def _refusal(wanted, error):
-    """The StoreError that an OSError from looking or opening amounts to."""
+def _open_error(wanted, error):
+    """Returns the StoreError for an OSError from stat() or open()."""
     path, number = wanted.path, error.errno
     if number == errno.EBUSY:
         return StoreError(
             '%s is in use: mounted, or part of a RAID, an LVM group or a multipath map, or served by another '
-            'program; "lsblk %s" shows by what; free it, or name another disk' % (path, path)
+            'program; "lsblk %s" shows by which; free it, or name another disk' % (path, path)
         )
     if number == errno.EROFS or (
         number in (errno.EACCES, errno.EPERM) and not wanted.read_only and os.access(path, os.R_OK)
@@ -298,25 +90,25 @@ def _refusal(wanted, error):
         )
     if number == errno.EINVAL and wanted.direct:
         return StoreError(
-            '%s cannot be opened for direct I/O: its file system has none; set direct-io = no'
+            '%s cannot be opened for direct I/O: its file system does not support it; set direct-io = no'
             % path
         )
     if number == errno.ENOMEDIUM:
         return StoreError('%s has no medium; insert one' % path)
     if number == errno.ENOTDIR or number == errno.ENOENT:
         return StoreError(
-            '%s does not exist, and neither does its directory; create %s first, or correct the path'
+            '%s and its directory do not exist; create %s first, or correct the path'
             % (path, os.path.dirname(path) or path)
         )
     return StoreError(
-        '%s cannot be opened: %s; correct that, or name another' % (path, error.strerror)
+        '%s cannot be opened: %s; correct that, or name another path' % (path, error.strerror)
     )
 
 
-# -- claims ------------------------------------------------------------------------------------------------------------
+# -- claims ----------------------------------------------------------------------------------------
 
 
-def _holder(key, held):
+def _claim_holder(key, held):
     for opened in held:
         if opened.key == key and opened.descriptor is not None:
             return opened
@@ -324,7 +116,7 @@ def _holder(key, held):
 
 
 def _shared(wanted, flags, holder):
-    """(descriptor, claims) on a medium that this process has claimed already."""
+    """Returns (descriptor, claims) for a medium that this process has already claimed."""
     if (holder.read_only, holder.direct) == (wanted.read_only, wanted.direct):
         descriptor = os.dup(holder.descriptor)
     else:
@@ -333,22 +125,22 @@ def _shared(wanted, flags, holder):
 
 
 def _claim_file(wanted, descriptor):
-    """flock the open file description. A file system without flock is better served unclaimed than
-    refused."""
+    """Lock the open file description with flock. A file system without flock is served without a
+    claim."""
     try:
         fcntl.flock(
             descriptor, (fcntl.LOCK_SH if wanted.read_only else fcntl.LOCK_EX) | fcntl.LOCK_NB
         )
     except BlockingIOError:
         raise StoreError(
-            '%s is in use: another server has claimed it; "fuser -v %s" shows which; stop it, or name another file'
-            % (wanted.path, wanted.path)
+            '%s is in use: another server has claimed it; "fuser -v %s" shows which; '
+            'stop it, or name another file' % (wanted.path, wanted.path)
         )
     except OSError:
         pass
 
 
-# -- the kinds ---------------------------------------------------------------------------------------------------------
+# -- the kinds -------------------------------------------------------------------------------------
 
 
 def _open_file(wanted, held):
@@ -357,7 +149,7 @@ def _open_file(wanted, held):
         status = os.fstat(descriptor)
         if wanted.size is not None and wanted.size != status.st_size:
             raise StoreError(
-                '%s has %d bytes, and not the %d that size asks for; set size = %d, or leave size out, or change '
+                '%s has %d bytes, but the setting size is %d; set size = %d, or leave size out, or change '
                 'the file with "truncate -s %d %s" (which %s)'
                 % (
                     wanted.path,
@@ -369,12 +161,13 @@ def _open_file(wanted, held):
                     'adds zeroes' if wanted.size > status.st_size else 'CUTS OFF its end',
                 )
             )
-        queue = linux.Queue(status.st_dev)
+        queue = linux.DeviceQueue(status.st_dev)
         block_size, alignment = wanted.block_size or 512, queue.number('logical_block_size') or 4096
         if wanted.direct and block_size < alignment:
             raise StoreError(
-                '%s: direct I/O is in units of %d bytes there, more than the block size %d; set block-size = %d, '
-                'or direct-io = no' % (wanted.path, alignment, block_size, alignment)
+                '%s: direct I/O needs multiples of %d bytes, more than the block size %d; '
+                'set block-size = %d, or direct-io = no'
+                % (wanted.path, alignment, block_size, alignment)
             )
         capabilities = _file_capabilities(wanted, descriptor, status, queue, block_size)
         facts = wanted.facts(
@@ -392,21 +185,21 @@ def _close(descriptor, claims):
 
 
 def _file_descriptor(wanted, held):
-    """(descriptor, claims) of a file that is there, or is now."""
+    """Returns (descriptor, claims) of an existing or new file."""
     try:
         status = os.stat(wanted.path)
-        holder = _holder(('file', status.st_dev, status.st_ino), held)
+        holder = _claim_holder(('file', status.st_dev, status.st_ino), held)
         if holder:
             return _shared(wanted, wanted.flags(), holder)
         if not stat.S_ISREG(status.st_mode):
             raise StoreError(
-                '%s is no regular file; leave the kind out, or name a file' % wanted.path
+                '%s is not a regular file; leave the kind out, or name a file' % wanted.path
             )
         descriptor = os.open(wanted.path, wanted.flags())
     except FileNotFoundError:
         return _create(wanted), []
     except OSError as e:
-        raise _refusal(wanted, e)
+        raise _open_error(wanted, e)
     try:
         _claim_file(wanted, descriptor)
     except BaseException:
@@ -416,20 +209,20 @@ def _file_descriptor(wanted, held):
 
 
 def _create(wanted):
-    """The descriptor of a new sparse file."""
+    """Returns the descriptor of a new sparse file."""
     if wanted.read_only:
         raise StoreError(
-            '%s does not exist, and to serve it read-only it must; correct the path' % wanted.path
+            '%s does not exist, so it cannot be served read-only; correct the path' % wanted.path
         )
     if wanted.size is None:
         raise StoreError(
-            '%s does not exist; correct the path, or write size = 10G to have it created'
+            '%s does not exist; correct the path, or set for example size = 10G to create it'
             % wanted.path
         )
     try:
         descriptor = os.open(wanted.path, wanted.flags() | os.O_CREAT | os.O_EXCL, 0o600)
     except OSError as e:
-        raise _refusal(wanted, e)
+        raise _open_error(wanted, e)
     try:
         _claim_file(wanted, descriptor)
         os.ftruncate(descriptor, wanted.size)
@@ -447,8 +240,8 @@ def _create(wanted):
 
 
 def _file_capabilities(wanted, descriptor, status, queue, block_size):
-    """What the file system can do, found out by trying where that changes nothing (a hole beyond
-    the end). What is served read-only cannot be tried, and will not be unmapped either."""
+    """Returns the Capabilities of the file system, tested where the test changes nothing (a hole
+    beyond the end). A read-only medium cannot be tested, and is not unmapped either."""
     granularity = max(status.st_blksize, block_size)
     physical = 4096 if granularity % 4096 == 0 else block_size
     return NO_CAPABILITIES._replace(
@@ -475,7 +268,7 @@ def _knows_holes(descriptor):
     try:
         os.lseek(descriptor, 0, os.SEEK_DATA)
     except OSError as e:
-        return e.errno == errno.ENXIO  # nothing but a hole
+        return e.errno == errno.ENXIO  # the file is one hole
     return True
 
 
@@ -485,19 +278,19 @@ def _open_block(wanted, held):
         status = os.stat(wanted.path)
         if not stat.S_ISBLK(status.st_mode):
             raise StoreError(
-                '%s is no block device; leave the kind out, or name a disk' % wanted.path
+                '%s is not a block device; leave the kind out, or name a disk' % wanted.path
             )
-        holder = _holder(('block', status.st_rdev), held)
+        holder = _claim_holder(('block', status.st_rdev), held)
         descriptor, claims = (
             _shared(wanted, flags, holder) if holder else (os.open(wanted.path, flags), [])
         )
     except OSError as e:
-        raise _refusal(wanted, e)
+        raise _open_error(wanted, e)
     try:
         return _describe_block(wanted, descriptor, claims)
     except OSError as e:
         _close(descriptor, claims)
-        raise _refusal(wanted, e)
+        raise _open_error(wanted, e)
     except BaseException:
         _close(descriptor, claims)
         raise
@@ -509,7 +302,7 @@ def _describe_block(wanted, descriptor, claims):
     block_size = wanted.block_size or logical
     if wanted.size is not None and wanted.size != size:
         raise StoreError(
-            '%s has %d bytes, and not the %d that size asks for; leave size out, or correct the path'
+            '%s has %d bytes, but the setting size is %d; leave size out, or correct the path'
             % (wanted.path, size, wanted.size)
         )
     if not wanted.read_only and linux.device_is_read_only(descriptor):
@@ -520,7 +313,7 @@ def _describe_block(wanted, descriptor, claims):
             % (wanted.path, logical, block_size, logical)
         )
     device = os.fstat(descriptor).st_rdev
-    queue = linux.Queue(device)
+    queue = linux.DeviceQueue(device)
     discards = queue.number('discard_max_bytes') > 0
     capabilities = NO_CAPABILITIES._replace(
         unmap=discards,
@@ -542,12 +335,12 @@ def _describe_block(wanted, descriptor, claims):
 
 def _open_ram(wanted, held):
     if wanted.size is None:
-        raise StoreError('%s: memory has no size of its own; write size = 1G' % wanted.name)
+        raise StoreError('%s: kind ram needs a size; set for example size = 1G' % wanted.name)
     try:
         descriptor = compat.memory_file('targetd', wanted.size)
     except OSError as e:
         raise StoreError(
-            '%s: %d bytes of memory cannot be had: %s; choose a smaller size'
+            '%s: %d bytes of memory cannot be allocated: %s; choose a smaller size'
             % (wanted.name, wanted.size, e.strerror)
         )
     block_size = wanted.block_size or 512
@@ -570,7 +363,7 @@ def _open_ram(wanted, held):
 
 def _open_null(wanted, held):
     if wanted.size is None:
-        raise StoreError('%s: nothing has no size of its own; write size = 1G' % wanted.name)
+        raise StoreError('%s: kind null needs a size; set for example size = 1G' % wanted.name)
     block_size = wanted.block_size or 512
     wanted.direct = False
     capabilities = NO_CAPABILITIES._replace(

@@ -1,36 +1,37 @@
-"""Reading and writing a descriptor at offsets: what files, memory and block devices share.
+"""Reads and writes a descriptor at offsets: the common part of files, memory and block devices.
 
-Imports base, compat, linux. The hot path is try_read: for 4 KiB that is one system call into a
-fresh bytearray, and the budget is two Python calls beside it. Measured on Python 3.11 for 4 KiB in
-the page cache: os.preadv(RWF_NOWAIT) into a fresh bytearray 0.8 us, into a reused buffer 0.7,
-os.pread without the promise not to wait 0.5, a probe of one byte before os.pread 1.1.
+Imports base, compat, linux. The hot path is try_read: for 4 KiB it is one system call into a new
+bytearray, with a budget of two other Python calls. Measured on Python 3.11 for 4 KiB in the page
+cache: os.preadv(RWF_NOWAIT) into a new bytearray 0.8 us, into a reused buffer 0.7, os.pread, which
+may wait, 0.5, a probe of one byte before os.pread 1.1.
 """
 
 import errno
 import os
+from typing import Any, Callable, Dict, Optional
 
 from .. import compat
 from . import linux
-from .base import CHUNK, INLINE_WRITE_LIMIT, Store, beyond, failure
+from .base import CHUNK, INLINE_WRITE_LIMIT, BytesLike, Store, beyond, failure
 from .direct import DirectAccess
 
 _pwrite = os.pwrite
 
-#: Bytes from which zeroing a fresh buffer costs more than asking for one as it comes.
+#: From this number of bytes, a zeroed buffer costs more than an uninitialized one.
 LARGE = 48 << 10
 
-# fdatasync failing with these says nothing about the data
+# fdatasync errors that do not mean a loss of data
 _HARMLESS = frozenset([errno.EBADF, errno.EINVAL, errno.EROFS])
 
 
-def never(offset, length):
-    """try_read of a store that cannot promise not to wait."""
+def try_read_unsupported(offset: int, length: int) -> None:
+    """try_read() of a store that cannot read without the risk of waiting: always None."""
     return None
 
 
-def waits_never(descriptor):
-    """True if preadv(RWF_NOWAIT) works on this descriptor: Linux 4.14 or later, and a file system
-    that supports it."""
+def supports_nowait(descriptor: int) -> bool:
+    """Returns True if preadv(RWF_NOWAIT) works on this descriptor: Linux 4.14 or later and a file
+    system that supports it."""
     if compat.preadv is None:
         return False
     try:
@@ -43,30 +44,36 @@ def waits_never(descriptor):
 
 
 class PosixStore(Store):
-    """A store on a descriptor, which it owns. Through the page cache, or past it (`direct`)."""
+    """A store on a descriptor, which it owns; through the page cache, or bypassing it (`direct`)."""
 
     inline_write_limit = INLINE_WRITE_LIMIT
 
-    def __init__(self, description, descriptor):
+    def __init__(self, description: Dict[str, Any], descriptor: int) -> None:
         super(PosixStore, self).__init__(description, descriptor)
         self._durable_flag_works = compat.pwritev is not None
         if self.direct:
             access = DirectAccess(descriptor, description.get('direct_alignment') or 4096)
-            self.read, self._put = access.read, access.write
-            self.try_read, self._forget = never, access.close
+            self._replace_verb('read', access.read)
+            self._replace_verb('_put', access.write)
+            self._replace_verb('try_read', try_read_unsupported)
+            self._forget_descriptor: Optional[Callable[[], None]] = access.close
             self._durable_flag_works = False
             self.inline_write_limit = 0
         else:
-            self.try_read, self._forget = self._make_try_read()
+            try_read, self._forget_descriptor = self._make_try_read()
+            self._replace_verb('try_read', try_read)
 
-    # -- reading -----------------------------------------------------------------------------------------------------
+    def _replace_verb(self, name, function):
+        setattr(self, name, function)
+
+    # -- reading -----------------------------------------------------------------------------------
 
     def _make_try_read(self):
-        """(try_read, forget): the function, bound to nothing but the descriptor, and what makes it
-        forget that one."""
+        """Returns (try_read, forget): the function, bound only to the descriptor, and a function
+        that makes it forget the descriptor."""
         descriptor = self.descriptor
-        if not waits_never(descriptor):
-            return never, None
+        if not supports_nowait(descriptor):
+            return try_read_unsupported, None
         preadv, flag, zeroed, raw, large = (
             compat.preadv,
             compat.RWF_NOWAIT,
@@ -80,7 +87,7 @@ class PosixStore(Store):
             try:
                 if preadv(descriptor, (data,), offset, flag) == length:
                     return data
-            except OSError:  # EAGAIN; any other will be met again, and raised, by read()
+            except OSError:  # EAGAIN; read() raises any other error
                 pass
             return None
 
@@ -90,7 +97,7 @@ class PosixStore(Store):
 
         return try_read, forget
 
-    def read(self, offset, length):
+    def read(self, offset: int, length: int) -> BytesLike:
         data = os.pread(self.descriptor, length, offset)
         if len(data) == length:
             return data
@@ -107,9 +114,9 @@ class PosixStore(Store):
             done += len(data)
         return b''.join(parts)
 
-    # -- writing -----------------------------------------------------------------------------------------------------
+    # -- writing -----------------------------------------------------------------------------------
 
-    def write(self, offset, data, durable):
+    def write(self, offset: int, data: BytesLike, durable: bool) -> None:
         if offset + len(data) > self.size:
             raise beyond(self, offset, len(data))
         if durable:
@@ -118,7 +125,7 @@ class PosixStore(Store):
             self._put(offset, data)
 
     def _put(self, offset, data):
-        """All of `data`, into the page cache."""
+        """Write all of `data` into the page cache."""
         done = _pwrite(self.descriptor, data, offset)
         if done != len(data):
             view = memoryview(data)
@@ -128,12 +135,12 @@ class PosixStore(Store):
     @staticmethod
     def _some(count):
         if not count:
-            # POSIX lets a write of nothing at all stand for a full medium
+            # POSIX allows write() to return 0 if the medium is full
             raise failure(errno.ENOSPC)
         return count
 
     def _write_durably(self, offset, data):
-        """One call that writes and syncs this range only (RWF_DSYNC), where that works; else two."""
+        """Write and sync this range only, in one call (RWF_DSYNC) if that works, otherwise in two."""
         if self.lost:
             raise failure(self.lost, self.path)
         if self._durable_flag_works:
@@ -146,10 +153,10 @@ class PosixStore(Store):
         self.flush(offset, len(data))
 
     def _durable_write_failed(self, error, offset, data):
-        """Returns if two calls are to do what one could not; else raises.
+        """Returns if write and sync have to be separate calls; otherwise raises.
 
-        EIO may come from this write, or be what became of earlier ones when they were written back
-        (invariant 4): if the write alone succeeds, it was the writing back.
+        EIO may come from this write, or from writing back earlier data (invariant 4 of base): if
+        the write alone succeeds, it came from writing back.
         """
         if error.errno in linux.UNSUPPORTED:
             self._durable_flag_works = False
@@ -159,7 +166,7 @@ class PosixStore(Store):
             self.lost = errno.EIO
         raise error
 
-    def flush(self, offset, length):
+    def flush(self, offset: int, length: int) -> None:
         if self.lost:
             raise failure(self.lost, self.path)
         try:
@@ -181,9 +188,9 @@ class PosixStore(Store):
         if offset < 0 or length < 0 or offset + length > self.size:
             raise beyond(self, offset, length)
 
-    # -- copying -----------------------------------------------------------------------------------------------------
+    # -- copying -----------------------------------------------------------------------------------
 
-    def copy(self, source, source_offset, offset, length):
+    def copy(self, source: 'Store', source_offset: int, offset: int, length: int) -> None:
         self._check_range(offset, length)
         done = 0
         source = source.reading()
@@ -197,8 +204,8 @@ class PosixStore(Store):
             super(PosixStore, self).copy(source, source_offset + done, offset + done, length - done)
 
     def _copy_in_kernel(self, source, source_offset, offset, length):
-        """Bytes copied by the kernel (by reference, where the file system can) before it said that
-        it cannot."""
+        """Copy in the kernel (by reference if the file system can) and return the number of bytes
+        copied; less than `length` if the kernel cannot copy."""
         if source is self and abs(source_offset - offset) < length:
             return 0
         done = 0
@@ -223,15 +230,15 @@ class PosixStore(Store):
                 raise
         return done
 
-    # -- the rest ----------------------------------------------------------------------------------------------------
+    # -- the rest ----------------------------------------------------------------------------------
 
-    def resize_check(self):
+    def resize_check(self) -> int:
         return os.fstat(self.descriptor).st_size
 
-    def allocated(self):
+    def allocated(self) -> int:
         return os.fstat(self.descriptor).st_blocks * 512
 
-    def close(self):
-        if self._forget:
-            self._forget()
+    def close(self) -> None:
+        if self._forget_descriptor:
+            self._forget_descriptor()
         super(PosixStore, self).close()

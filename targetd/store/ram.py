@@ -1,17 +1,18 @@
-"""Memory as a medium: a memory file whose descriptor all workers share. Gone when the last of them
-and the master are.
+"""Memory as a medium: a memory file whose descriptor the master and all workers share. The data is
+lost when the last of them closes it.
 
 Imports base, compat, file, posix.
 """
 
 import os
 
+from .base import BytesLike
 from .file import FileStore
 
 
 class RamStore(FileStore):
-    """Every write is as durable as it will ever be, and nothing waits, so everything may run in the
-    connection's thread."""
+    """A store in memory. A durable write costs no more than another one and nothing waits, so every
+    verb may run in the connection's thread."""
 
     durable_is_free = True
 
@@ -28,8 +29,8 @@ class RamStore(FileStore):
 
         return try_read, forget
 
-    def write(self, offset, data, durable):
+    def write(self, offset: int, data: BytesLike, durable: bool) -> None:
         super(RamStore, self).write(offset, data, False)
 
-    def flush(self, offset, length):
-        """Nothing to do."""
+    def flush(self, offset: int, length: int) -> None:
+        """Does nothing."""

@@ -13,7 +13,7 @@ MIB = 1 << 20
 
 
 def failure(call, *arguments):
-    """The errno that a call fails with."""
+    """Returns the errno that a call fails with."""
     with pytest.raises(OSError) as caught:
         call(*arguments)
     return caught.value.errno
@@ -40,7 +40,7 @@ def folder(small_disk):
     return small_disk(1)
 
 
-def test_a_full_disk_is_enospc_and_heals_by_unmapping(folder, medium_of):
+def test_a_full_disk_is_enospc_until_space_is_unmapped(folder, medium_of):
     medium = medium_of({'path': folder + '/thin.img', 'size': 8 * MIB})
     medium.write(0, b'k' * 4096, False)
     assert (
@@ -59,20 +59,20 @@ def test_a_full_disk_is_enospc_and_heals_by_unmapping(folder, medium_of):
     assert medium.lost is None
 
 
-def test_zeroes_that_find_no_space_are_an_error(folder, medium_of):
+def test_write_zeroes_without_free_space_fails(folder, medium_of):
     medium = medium_of({'path': folder + '/thin.img', 'size': 8 * MIB})
     assert failure(medium.write_zeroes, 0, 8 * MIB, False) == errno.ENOSPC
     medium.write_zeroes(0, 8 * MIB, True)
     assert medium.allocated() == 0
 
 
-def test_a_copy_that_finds_no_space_is_an_error(folder, medium_of):
+def test_a_copy_without_free_space_fails(folder, medium_of):
     medium = medium_of({'path': folder + '/thin.img', 'size': 8 * MIB})
     medium.write(0, b'x' * (MIB * 3 // 4), False)
     assert failure(medium.copy, medium, 0, 4 * MIB, MIB * 3 // 4) == errno.ENOSPC
 
 
-def test_a_limit_on_file_sizes_is_an_error_and_not_a_death(tmp_path, medium_of):
+def test_a_file_size_limit_is_an_error_and_does_not_kill_the_process(tmp_path, medium_of):
     medium = medium_of({'path': str(tmp_path / 'limited.img'), 'size': 4 * MIB})
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (MIB, hard))
@@ -105,19 +105,21 @@ def losing_device(folder):
     subprocess.run(['losetup', '-d', device], timeout=60)
 
 
-def test_lost_data_is_told_at_every_flush_until_the_store_is_opened_anew(losing_device, medium_of):
+def test_lost_data_fails_every_flush_until_the_store_is_opened_again(losing_device, medium_of):
     medium = medium_of({'path': losing_device})
     for at in range(0, 4 * MIB, 65536):
         medium.write(at, b'x' * 65536, False)
     assert medium.lost is None
     first = failure(medium.flush, 0, 4 * MIB)
     assert first in (errno.EIO, errno.ENOSPC) and medium.lost == first
-    os.fdatasync(medium.descriptor)  # the kernel has said it, and says nothing more
+    os.fdatasync(
+        medium.descriptor
+    )  # the kernel has reported the error once, and does not repeat it
     assert failure(medium.flush, 0, 4 * MIB) == first
     assert failure(medium.write, 0, b'y' * 4096, True) == first
 
 
-def test_a_durable_write_that_is_lost_is_an_error(losing_device, medium_of):
+def test_a_lost_durable_write_is_an_error(losing_device, medium_of):
     medium = medium_of({'path': losing_device})
     number = failure(
         lambda: [medium.write(at, b'x' * 65536, True) for at in range(0, 4 * MIB, 65536)]
@@ -145,7 +147,7 @@ def test_a_failing_fdatasync(tmp_path, medium_of, monkeypatch, number, sticks):
     assert bytes(medium.read(0, 512)) == bytes(512)
 
 
-def test_eio_of_a_durable_write_is_the_writing_back_if_the_write_alone_succeeds(
+def test_eio_of_a_durable_write_means_writing_back_failed_if_the_write_alone_succeeds(
     tmp_path, medium_of, monkeypatch
 ):
     def fail(descriptor, buffers, offset, flags=0):
@@ -157,7 +159,7 @@ def test_eio_of_a_durable_write_is_the_writing_back_if_the_write_alone_succeeds(
     assert medium.lost == errno.EIO and failure(medium.flush, 0, MIB) == errno.EIO
 
 
-def test_eio_of_the_write_itself_leaves_the_rest_trustworthy(tmp_path, medium_of, monkeypatch):
+def test_eio_of_the_write_itself_does_not_mark_other_data_as_lost(tmp_path, medium_of, monkeypatch):
     from targetd.store import posix
 
     def fail(descriptor, data, offset, flags=0):

@@ -26,7 +26,7 @@ from targetd.master.units import transitions
 from targetd.master.units.unit import Unit
 from targetd.scsi import alua, attention, modes, operations
 from targetd.scsi.medium_state import FAILED, READY
-from targetd.store import adopted, journal
+from targetd.store import adopt_store, journal
 
 RETRY_SECONDS = 10.0
 SPACE_SECONDS = 5.0  # interval at which the free space for thin media is checked
@@ -210,7 +210,7 @@ class Exports(object):
     def make_unit(self, target, lun, words, descriptors, others=()):
         """Returns the Unit for a result of open_medium.open_medium. others: the Units that will be
         served besides it. Raises StoreError after closing everything it opened."""
-        store = adopted(words['store'], words['medium'], descriptors)
+        store = adopt_store(words['store'], words['medium'], descriptors)
         medium = None
         try:
             key, facts = words['key'], words['facts']
@@ -272,7 +272,7 @@ class Exports(object):
         if store.kind != 'block':
             store.close()
             return
-        owned, (reading, writing) = store.owned(), os.pipe()
+        owned, (reading, writing) = store.descriptors(), os.pipe()
 
         def close_last():
             os.read(reading, 1)  # blocks until the master has closed its descriptors
@@ -335,7 +335,7 @@ class Exports(object):
         size -= size % store.block_size
         if size > 0 and size != unit.replicated_size:
             log.info('unit %s: resized from %d to %d bytes', unit.id, unit.replicated_size, size)
-            store.resized(size)
+            store.set_size(size)
             unit.replicated_size = size
             self.units.replication.apply_decision(unit, transitions.resized(unit.shared, size))
 
@@ -363,7 +363,7 @@ def carry_over_state(old, new):
         medium=operations.medium(old.shared.operation) or READY,
     )
     if old.store.cipher_key and old.lun.encryption_key_file == new.lun.encryption_key_file:
-        new.store.encrypt(old.store.cipher_key)
+        new.store.set_cipher_key(old.store.cipher_key)
         shared = shared._replace(
             key_check=key_files.key_check(old.store.cipher_key, new.store.block_size)
         )

@@ -60,7 +60,7 @@ class OpenBatch(object):
             )
         else:
             held = self.open_stores()
-            kept = [descriptor for store in held for descriptor in store.owned()]
+            kept = [descriptor for store in held for descriptor in store.descriptors()]
             arguments = (
                 target,
                 lun,

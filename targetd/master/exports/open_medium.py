@@ -59,7 +59,7 @@ def open_medium(target, lun, held, server, state, master, known):
         'seen': path and known_media.describe_medium(lun, path),
         'contents': [signatures.one_line(each) for each in found],
         'auto_assembled': [signatures.one_line(each) for each in signatures.auto_assembled(found)],
-    }, store.owned()
+    }, store.descriptors()
 
 
 def _without_others(path, held):
@@ -152,7 +152,7 @@ def grow(store, size):
             raise StoreError(
                 '%s cannot be extended to %d bytes: %s' % (store.path, size, e.strerror)
             )
-        store.resized(size)
+        store.set_size(size)
 
 
 def same_medium(path, other):

@@ -40,7 +40,7 @@ def roll_back_writes(path, store):
     try:
         lock_journal(descriptor, path)
         with store.store() as medium:
-            count = journal.put_all_right(os.dup(descriptor), medium, path)
+            count = journal.recover_all_slots(os.dup(descriptor), medium, path)
         os.unlink(path)
         return count
     except OSError as e:

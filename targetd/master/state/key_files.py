@@ -279,7 +279,7 @@ def set_store_key(lun, store, saved, state_file):
             store.path,
             path,
         )
-    store.encrypt(digits)
+    store.set_cipher_key(digits)
     return check
 
 

@@ -21,7 +21,7 @@ from targetd import compat, log
 from targetd.errors import StoreError
 from targetd.master.state import journal_recovery
 from targetd.master.state.state_directory import sync_directory
-from targetd.store import from_descriptor, journal, ranges
+from targetd.store import from_descriptor, journal, range_locks
 
 
 class JournaledMedium(object):
@@ -38,14 +38,14 @@ class JournaledMedium(object):
     def grant_slot(self):
         """A free journal.Slot for a worker. Raises OSError."""
         number = next(n for n in range(len(self.slots) + 1) if n not in self.slots)
-        descriptor = ranges.another(self.descriptor)
+        descriptor = range_locks.reopen(self.descriptor)
         try:
             if os.fstat(descriptor).st_size < (number + 1) * journal.SLOT:
                 os.ftruncate(descriptor, (number + 1) * journal.SLOT)
         except BaseException:
             os.close(descriptor)
             raise
-        self.slots[number] = slot = journal.opened(descriptor, number, self.path)
+        self.slots[number] = slot = journal.open_slot(descriptor, number, self.path)
         return slot
 
     def free_slot(self, slot):
@@ -77,7 +77,7 @@ class Repair(object):
         """Runs in the child process."""
         try:
             with from_descriptor(self._description, self._descriptor) as medium:
-                self.slot.put_right(medium)
+                self.slot.recover(medium)
         except OSError as e:
             return {'failed': e.strerror or str(e)}, ()
         return {}, ()
@@ -232,7 +232,7 @@ def create_journal(path):
             journal_recovery.lock_journal(descriptor, path)
             sync_directory(os.path.dirname(path))
         os.fchmod(descriptor, 0o666)
-        why_not = ranges.why_not(descriptor)
+        why_not = range_locks.unsupported_reason(descriptor)
         if why_not:
             if path is not None:
                 os.unlink(path)

@@ -217,7 +217,7 @@ class FormatSanitize(object):
 
 
 def _use_key(unit, digits):
-    unit.store.encrypt(digits)
+    unit.store.set_cipher_key(digits)
     unit.shared = unit.shared._replace(key_check=key_files.key_check(digits, unit.store.block_size))
 
 

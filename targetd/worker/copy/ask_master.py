@@ -1,7 +1,7 @@
 """Questions to the master for whose answer an executor thread waits.
 
 Closing a descriptor drops the POSIX locks that this process holds on the same file
-(store.base.Exclusive). So descriptors are closed only while no thread holds such a lock.
+(store.base.ExclusiveRange). So descriptors are closed only while no thread holds such a lock.
 """
 
 import os
@@ -9,7 +9,7 @@ import threading
 
 from targetd.scsi import sam
 from targetd.scsi.sense import HARDWARE_ERROR, CheckCondition, StatusReturned
-from targetd.store.base import Exclusive
+from targetd.store.base import ExclusiveRange
 
 #: Longer than the master takes to fence a worker that does not acknowledge.
 ANSWER_SECONDS = 30.0
@@ -48,13 +48,13 @@ def wait_for_answer(worker, what, arrived=None, too_late=None, **words):
 def close_all(answer):
     """Close the descriptors of an answer."""
     for descriptor in answer['descriptors']:
-        with Exclusive(-1, 0, 0, local=True):
+        with ExclusiveRange(-1, 0, 0, local=True):
             os.close(descriptor)
 
 
 def close_store(opened):
     """Close a store while no thread holds a POSIX lock."""
-    with Exclusive(-1, 0, 0, local=True):
+    with ExclusiveRange(-1, 0, 0, local=True):
         opened.close()
 
 

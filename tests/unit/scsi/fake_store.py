@@ -90,18 +90,18 @@ class MemoryStore(object):
         self.write(offset, source.read(source_offset, length), False)
 
     @contextlib.contextmanager
-    def exclusive(self, offset, length):
-        self.calls.append(('exclusive', offset, length))
+    def exclusive_range(self, offset, length):
+        self.calls.append(('exclusive_range', offset, length))
         yield self
         self.calls.append(('shared', offset, length))
 
     @contextlib.contextmanager
-    def held(self, offset, length, alone):
+    def locked_range(self, offset, length, alone):
         yield self
 
     @contextlib.contextmanager
-    def atomically(self, offset, length):
-        self.calls.append(('atomically', offset, length))
+    def atomic_write(self, offset, length):
+        self.calls.append(('atomic_write', offset, length))
         yield Whole(self)
         self.calls.append(('over', offset, length))
 
@@ -110,7 +110,7 @@ class MemoryStore(object):
 
 
 class Whole(object):
-    """What atomically() gives."""
+    """What atomic_write() gives."""
 
     def __init__(self, store):
         self.store = store

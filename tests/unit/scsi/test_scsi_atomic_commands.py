@@ -26,7 +26,7 @@ def test_compare_and_write_writes_when_it_is_as_expected():
     old, new = pattern(BLOCKS)[5 * 512 : 7 * 512], b'n' * 1024
     assert do(unit, caw(5, 2), old + new) is None
     assert unit.store.data[5 * 512 : 7 * 512] == new
-    assert unit.store.verbs() == ['exclusive', 'read', 'write', 'shared']
+    assert unit.store.verbs() == ['exclusive_range', 'read', 'write', 'shared']
     assert unit.store.calls[2] == ('write', 2560, 1024, False)
 
 
@@ -97,7 +97,7 @@ def test_write_atomic_is_one_write_within_its_limit():
     unit = make_unit(maximum_atomic_length=8 * 512)
     do(unit, cdb_16(0x9C, 2, 8), b'a' * 4096)
     assert unit.store.calls == [
-        ('atomically', 1024, 4096),
+        ('atomic_write', 1024, 4096),
         ('write', 1024, 4096, True),
         ('over', 1024, 4096),
     ]
@@ -111,9 +111,9 @@ def test_write_atomic_is_one_write_within_its_limit():
 @pytest.mark.parametrize(
     'cdb, size, verb, verbs',
     [
-        (caw(0, 1), 1024, 'exclusive', ['exclusive', 'shared']),
-        (cdb_16(0x8B, 0, 1), 512, 'exclusive', ['exclusive', 'shared']),
-        (cdb_16(0x9C, 0, 1), 512, 'atomically', ['atomically', 'over']),
+        (caw(0, 1), 1024, 'exclusive_range', ['exclusive_range', 'shared']),
+        (cdb_16(0x8B, 0, 1), 512, 'exclusive_range', ['exclusive_range', 'shared']),
+        (cdb_16(0x9C, 0, 1), 512, 'atomic_write', ['atomic_write', 'over']),
     ],
 )
 def test_aborted_while_waiting_for_the_lock_writes_nothing(cdb, size, verb, verbs):

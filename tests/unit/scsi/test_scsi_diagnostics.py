@@ -112,7 +112,7 @@ def test_results_are_told_to_the_owner():
     assert told == [('self-test', records.IN_PROGRESS, by), ('self-test', 0, by)]
 
 
-# -- power conditions --------------------------------------------------------------------------------------------------------
+# -- power conditions ------------------------------------------------------------------------------
 
 
 def start_stop(condition, start=0):

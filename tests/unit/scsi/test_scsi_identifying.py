@@ -18,7 +18,7 @@ def set_information(kind, length):
     return struct.pack('>BB4xIBB', 0xA4, 0x06, length, kind << 1, 0)
 
 
-# -- identifying information -------------------------------------------------------------------------------------------------
+# -- identifying information -----------------------------------------------------------------------
 
 
 def test_nothing_is_known_at_first():
@@ -68,7 +68,7 @@ def test_other_types_cannot_be_reported():
     assert sense_of(make_unit(), report(1)) == FIELD_IN_CDB
 
 
-# -- timestamp ---------------------------------------------------------------------------------------------------------------
+# -- timestamp -------------------------------------------------------------------------------------
 
 REPORT = bytes.fromhex('a3 0f 00000000 00000100 00 00')
 

@@ -41,7 +41,7 @@ def page(unit, code, **words):
     return found
 
 
-# -- which pages -----------------------------------------------------------------------------------------------------------
+# -- which pages -----------------------------------------------------------------------------------
 
 
 def test_the_pages_are_listed_and_each_is_answered():
@@ -92,7 +92,7 @@ def test_the_parameter_pointer_leaves_out_what_is_before_it():
     assert sense_of(unit, log_sense(0x00, pointer=1)) == FIELD_IN_CDB
 
 
-# -- what they say -----------------------------------------------------------------------------------------------------------
+# -- what they say ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('control', range(4))
@@ -164,7 +164,7 @@ def test_logs_can_be_read_while_a_sanitize_runs():
     assert page(make_unit(medium='sanitizing'), 0x0D)
 
 
-# -- LOG SELECT ------------------------------------------------------------------------------------------------------------
+# -- LOG SELECT ------------------------------------------------------------------------------------
 
 
 def select(unit, data, control=1):

@@ -12,7 +12,7 @@ SIZE = 8 * MIB
 
 
 def losetup(*arguments):
-    """What losetup says, or a skip with its complaint."""
+    """Returns the output of losetup, or skips the test with its error message."""
     try:
         ran = subprocess.run(
             ['losetup'] + list(arguments),
@@ -78,7 +78,7 @@ VARIANTS = (
 
 @pytest.fixture
 def make_store(tmp_path, loop_device, opened):
-    """make(variant) -> Store, as a worker gets it."""
+    """make(variant) -> Store, as in a worker."""
     stores = []
 
     def make(variant):
@@ -112,5 +112,5 @@ def make_store(tmp_path, loop_device, opened):
 
 @pytest.fixture(params=VARIANTS)
 def any_store(request, make_store):
-    """Every kind of store that keeps what is written to it; SIZE bytes of zeroes."""
+    """Every kind of store that keeps its data; SIZE bytes of zeroes."""
     return make_store(request.param)

@@ -1,5 +1,5 @@
-"""Encryption: the standard's own example, what stands on the medium and what must not, holes, parts
-of blocks, other keys."""
+"""Encryption: the example of the standard, what is and what must not be on the medium, holes, parts of
+blocks, other keys."""
 
 import errno
 import os
@@ -54,7 +54,7 @@ def make(tmp_path, opened):
         each.close()
 
 
-def test_the_standards_example_is_what_stands_on_the_medium(make):
+def test_the_medium_contains_the_example_of_the_standard(make):
     medium, raw = make(VECTOR_KEY)
     medium.write(255 * 512, VECTOR_TEXT, False)
     assert raw.read(255 * 512, 512) == VECTOR_CIPHER
@@ -70,7 +70,7 @@ def test_a_long_block_number_is_the_tweak():
 
 @pytest.mark.parametrize('block_size', [512, 4096])
 @pytest.mark.parametrize('durable', [False, True])
-def test_no_block_stands_in_clear_and_equal_blocks_differ(make, block_size, durable):
+def test_no_block_is_plain_text_and_equal_blocks_differ(make, block_size, durable):
     medium, raw = make(block_size=block_size)
     text = (b'payroll of November ' * block_size)[:block_size] * 100
     medium.write(block_size, text, durable)
@@ -85,7 +85,7 @@ def test_no_block_stands_in_clear_and_equal_blocks_differ(make, block_size, dura
 
 
 @pytest.mark.parametrize('block_size', [512, 4096])
-def test_each_block_stands_for_itself(make, block_size):
+def test_each_block_can_be_read_and_written_independently(make, block_size):
     medium, _ = make(block_size=block_size)
     whole = os.urandom(64 * block_size)
     medium.write(0, whole, False)
@@ -122,7 +122,7 @@ def test_zeroes_that_are_written_are_encrypted(make):
 @pytest.mark.parametrize(
     'offset, length', [(100, 50), (500, 24), (0, 513), (511, 2), (1000, 5000), (SIZE - 10, 10)]
 )
-def test_less_than_a_block_leaves_its_neighbours(make, offset, length):
+def test_a_partial_block_write_keeps_the_other_bytes(make, offset, length):
     medium, _ = make()
     expected = bytearray(os.urandom(SIZE))
     medium.write(0, expected, False)
@@ -132,7 +132,7 @@ def test_less_than_a_block_leaves_its_neighbours(make, offset, length):
     assert medium.read(offset, length) == expected[offset : offset + length]
 
 
-def test_half_a_block_is_neither_unmapped_nor_zeroed_nor_written_beyond_the_end(make):
+def test_part_of_a_block_cannot_be_unmapped_or_zeroed_or_written_beyond_the_end(make):
     medium, _ = make()
     medium.write(0, b'x' * 512, False)
     for change in (
@@ -146,7 +146,7 @@ def test_half_a_block_is_neither_unmapped_nor_zeroed_nor_written_beyond_the_end(
     assert medium.read(0, 512) == b'x' * 512
 
 
-def test_another_key_reads_noise_and_holes(make):
+def test_a_different_key_reads_random_data_and_holes(make):
     medium, _ = make()
     medium.write(4096, b'x' * 4096, False)
     medium.rekey(OTHER)
@@ -157,7 +157,7 @@ def test_another_key_reads_noise_and_holes(make):
     assert medium.read(4096, 4096) == b'x' * 4096
 
 
-def test_filters_lie_above_and_pass_a_new_key_on(make):
+def test_filters_are_above_encryption_and_forward_a_new_key(make):
     medium, _ = make(filters='error read errno=EIO after=1, delay 0ms, trace')
     medium.write(0, b'x' * 512, False)
     medium.rekey(OTHER)
@@ -166,7 +166,7 @@ def test_filters_lie_above_and_pass_a_new_key_on(make):
         medium.read(0, 512)
 
 
-def test_copies_are_encrypted_anew(make, tmp_path, opened):
+def test_copies_are_encrypted_again(make, tmp_path, opened):
     medium, raw = make()
     text = os.urandom(1 << 20)
     medium.write(0, text, False)
@@ -181,7 +181,7 @@ def test_copies_are_encrypted_anew(make, tmp_path, opened):
         assert medium.read(512, 1 << 20) == text
 
 
-def test_what_is_short_is_done_inline(make):
+def test_short_transfers_are_done_inline(make):
     medium, raw = make(block_size=4096)
     medium.write(0, b'x' * (1 << 20), True)
     assert 0 < medium.inline_write_limit < raw.inline_write_limit
@@ -195,7 +195,7 @@ def test_a_store_that_does_not_encrypt_has_no_key(make):
 
 
 @pytest.mark.parametrize('key', ['00' * 64, '01' * 32, 'zz' * 64])
-def test_what_is_no_key_is_refused(opened, tmp_path, key):
+def test_an_invalid_key_is_refused(opened, tmp_path, key):
     with pytest.raises(ValueError):
         opened({'path': str(tmp_path / 'disk.img'), 'size': SIZE, 'cipher_key': key}).store()
 

@@ -1,4 +1,4 @@
-"""exclusive(): for the same bytes one thread of one process at a time, however many ask."""
+"""exclusive_range(): one thread of one process at a time can have the same bytes."""
 
 import json
 import os
@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from targetd.store import opening
+from targetd.store import opened_store, opening
 
 SIZE = 1 << 20
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(opening.__file__)))
@@ -20,7 +20,7 @@ from targetd import store
 medium = store.from_descriptor(json.loads(sys.argv[1]), int(sys.argv[2]))
 def count():
     for _ in range(int(sys.argv[3])):
-        with medium.exclusive(0, 512):
+        with medium.exclusive_range(0, 512):
             value = int.from_bytes(medium.read(0, 8), "little")
             medium.write(0, (value + 1).to_bytes(8, "little"), False)
 threads = [threading.Thread(target=count) for _ in range(2)]
@@ -32,7 +32,7 @@ HOLDER = '''
 import json, sys, time
 from targetd import store
 medium = store.from_descriptor(json.loads(sys.argv[1]), int(sys.argv[2]))
-with medium.exclusive(4096, 4096):
+with medium.exclusive_range(4096, 4096):
     print("inside", flush=True)
     time.sleep(600)
 '''
@@ -50,7 +50,7 @@ def worker(script, made, *arguments):
 
 
 @pytest.mark.parametrize('kind', ['file', 'ram', 'block'])
-def test_threads_and_processes_together_lose_no_count(kind, tmp_path, opened, loop_device):
+def test_threads_and_processes_exclude_each_other(kind, tmp_path, opened, loop_device):
     wanted = {'kind': kind, 'size': SIZE}
     if kind != 'ram':
         wanted['path'] = (
@@ -65,20 +65,20 @@ def test_threads_and_processes_together_lose_no_count(kind, tmp_path, opened, lo
         assert int.from_bytes(medium.read(0, 8), 'little') == 3 * 2 * 150
 
 
-def test_another_range_is_free_and_a_killed_holder_lets_go(opened):
+def test_another_range_is_free_and_the_lock_of_a_killed_process_is_released(opened):
     made = opened({'kind': 'ram', 'size': SIZE})
     holder = worker(HOLDER, made)
     medium = made.store()
     try:
         assert holder.stdout.readline() == b'inside\n'
-        with medium.exclusive(0, 4096):
+        with medium.exclusive_range(0, 4096):
             pass
-        with medium.exclusive(8192, 4096):
+        with medium.exclusive_range(8192, 4096):
             pass
         entered = threading.Event()
 
         def enter():
-            with medium.exclusive(8191 - 512, 512):
+            with medium.exclusive_range(8191 - 512, 512):
                 entered.set()
 
         waiting = threading.Thread(target=enter)
@@ -93,18 +93,18 @@ def test_another_range_is_free_and_a_killed_holder_lets_go(opened):
         medium.close()
 
 
-def test_it_is_free_again_after_an_error(opened):
+def test_the_range_is_released_after_an_error(opened):
     medium = opened({'kind': 'ram', 'size': SIZE}).store()
     with pytest.raises(ZeroDivisionError):
-        with medium.exclusive(0, 512):
+        with medium.exclusive_range(0, 512):
             raise ZeroDivisionError
     medium.close()
     with pytest.raises(OSError):
-        with opening.RamStore(
+        with opened_store.RamStore(
             {'kind': 'ram', 'size': SIZE}, os.open(os.devnull, os.O_RDONLY)
-        ).exclusive(0, 512):
+        ).exclusive_range(0, 512):
             pass  # a descriptor that cannot be locked for writing
     other = opened({'kind': 'ram', 'size': SIZE}).store()
-    with other.exclusive(0, 512):
+    with other.exclusive_range(0, 512):
         pass
     other.close()

@@ -1,4 +1,4 @@
-"""The filters: the words of the setting, and what an initiator would notice of each."""
+"""The filters: parsing of the setting, and the effect of each filter."""
 
 import errno
 import json
@@ -8,7 +8,7 @@ import os
 import pytest
 
 from targetd import store
-from targetd.store import filters
+from targetd.store import filter_settings, filters
 
 MIB = 1 << 20
 BLOCK = 4096
@@ -22,11 +22,11 @@ def medium(opened):
 
 
 def on(medium, text):
-    return filters.stack(medium, filters.parse(text))
+    return filter_settings.stack_filters(medium, filter_settings.parse_filters(text))
 
 
 def outcome(call, *arguments):
-    """'ok', or the name of the errno."""
+    """Returns 'ok' or the name of the errno."""
     try:
         call(*arguments)
         return 'ok'
@@ -34,7 +34,7 @@ def outcome(call, *arguments):
         return errno.errorcode[e.errno]
 
 
-# -- the words ---------------------------------------------------------------------------------------------------------
+# -- the words -------------------------------------------------------------------------------------
 
 ALL = ['read', 'write', 'flush', 'unmap', 'write_zeroes', 'extents']
 
@@ -96,8 +96,8 @@ ALL = ['read', 'write', 'flush', 'unmap', 'write_zeroes', 'extents']
         (['error write', 'readonly'], [['error', {'verbs': ['write']}], ['readonly', {}]]),
     ],
 )
-def test_the_setting(text, parsed):
-    assert filters.parse(text) == parsed
+def test_the_setting_is_parsed(text, parsed):
+    assert filter_settings.parse_filters(text) == parsed
     assert json.loads(json.dumps(parsed)) == parsed
 
 
@@ -114,8 +114,8 @@ def test_the_setting(text, parsed):
         ('error count=-1', ['count', '"-1"']),
         ('error probability=2', ['probability', '"2"']),
         ('error count=1 count=2', ['count', 'twice']),
-        ('delay', ['how long']),
-        ('delay cached=yes', ['how long']),
+        ('delay', ['the time is missing']),
+        ('delay cached=yes', ['the time is missing']),
         ('delay soon', ['"soon"']),
         ('delay read=10m', ['read', '"10m"']),
         ('delay 1s cached=maybe', ['cached', '"maybe"']),
@@ -126,21 +126,21 @@ def test_the_setting(text, parsed):
         ('trace to=/x twice', ['"twice"']),
     ],
 )
-def test_complaints_quote_the_word(text, words):
+def test_complaints_quote_the_invalid_word(text, words):
     with pytest.raises(ValueError) as caught:
-        filters.parse(text)
+        filter_settings.parse_filters(text)
     for word in words:
         assert word in str(caught.value)
 
 
-def test_an_option_that_parse_never_gives_is_refused(medium):
+def test_an_unknown_option_is_refused_when_the_stack_is_built(medium):
     with pytest.raises(ValueError):
-        filters.stack(medium, [['compress', {}]])
+        filter_settings.stack_filters(medium, [['compress', {}]])
     with pytest.raises(TypeError):
-        filters.stack(medium, [['error', {'nonsense': 1}]])
+        filter_settings.stack_filters(medium, [['error', {'nonsense': 1}]])
 
 
-# -- passing on --------------------------------------------------------------------------------------------------------
+# -- passing on ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('text', ['readonly', 'delay extents=1ms', 'error extents', 'trace'])
@@ -162,7 +162,7 @@ def test_facts_pass_through(medium, text):
     assert medium.size == 2 * MIB
 
 
-def test_what_a_filter_does_not_touch_costs_nothing(medium):
+def test_unchanged_verbs_are_those_of_the_lower_store(medium):
     assert on(medium, 'readonly').try_read is medium.try_read
     assert on(medium, 'readonly').read == medium.read
 
@@ -173,10 +173,10 @@ def test_closing_the_top_closes_the_medium(medium):
     assert medium.descriptor == -1
 
 
-# -- error -------------------------------------------------------------------------------------------------------------
+# -- error -----------------------------------------------------------------------------------------
 
 
-def test_error_strikes_where_the_range_touches(medium):
+def test_error_applies_to_overlapping_ranges(medium):
     top = on(medium, 'error write offset=64k..128k errno=ENOSPC')
     data = bytes(BLOCK)
     assert outcome(top.write, 65536 - BLOCK, data, False) == 'ok'
@@ -198,7 +198,7 @@ def test_error_strikes_where_the_range_touches(medium):
         ('extents', (0, BLOCK)),
     ],
 )
-def test_error_strikes_the_verbs_it_names(medium, verb, arguments):
+def test_error_applies_to_the_named_verbs(medium, verb, arguments):
     top = on(medium, 'error %s' % verb)
     assert outcome(getattr(top, verb), *arguments) == 'EIO'
     for other in ALL:
@@ -208,7 +208,7 @@ def test_error_strikes_the_verbs_it_names(medium, verb, arguments):
     assert outcome(getattr(spared, verb), *arguments) == 'ok'
 
 
-def test_a_read_that_may_fail_is_not_answered_inline(medium):
+def test_a_read_that_may_fail_is_not_done_inline(medium):
     top = on(medium, 'error read offset=0..4k count=1')
     assert top.try_read(0, 512) is None and top.try_read(BLOCK, 512) is not None
     assert outcome(top.read, 0, 512) == 'EIO'
@@ -236,8 +236,8 @@ def test_probability_is_the_same_in_every_run(medium):
     assert run('error read probability=0').count('EIO') == 0
 
 
-def test_a_failed_flush_is_not_forgotten(medium):
-    """As with a real disk, whose kernel tells of lost data once only."""
+def test_a_failed_flush_makes_later_flushes_fail(medium):
+    """A real disk behaves like this: the kernel reports lost data only once."""
     top = on(medium, 'error flush count=1')
     top.write(0, bytes(BLOCK), False)
     assert [outcome(top.flush, 0, MIB) for _ in range(3)] == ['EIO'] * 3
@@ -245,13 +245,13 @@ def test_a_failed_flush_is_not_forgotten(medium):
     assert top.lost == medium.lost == errno.EIO
 
 
-def test_a_durable_write_is_a_flush_too(medium):
+def test_a_durable_write_counts_as_a_flush(medium):
     assert outcome(on(medium, 'error flush').write, 0, bytes(512), True) == 'EIO'
     medium.lost = None
     assert outcome(on(medium, 'error flush').write, 0, bytes(512), False) == 'ok'
 
 
-def test_copies_meet_the_errors_of_both_ends(medium, opened):
+def test_copies_fail_with_the_errors_of_source_and_destination(medium, opened):
     other = opened({'kind': 'ram', 'size': MIB}).store()
     assert outcome(medium.copy, on(other, 'error read'), 0, 0, BLOCK) == 'EIO'
     assert outcome(on(medium, 'error write').copy, other, 0, 0, BLOCK) == 'EIO'
@@ -259,7 +259,7 @@ def test_copies_meet_the_errors_of_both_ends(medium, opened):
     other.close()
 
 
-# -- delay -------------------------------------------------------------------------------------------------------------
+# -- delay -----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -269,7 +269,7 @@ def naps(monkeypatch):
     return slept
 
 
-def test_delay_waits_as_long_as_told(medium, naps):
+def test_delay_waits_for_the_configured_time(medium, naps):
     top = on(medium, 'delay read=10ms write=20ms flush=1s')
     top.read(0, 512)
     top.write(0, bytes(512), False)
@@ -281,7 +281,7 @@ def test_delay_waits_as_long_as_told(medium, naps):
     assert naps == [0.01, 0.02, 0.02, 1.0, 1.0]
 
 
-def test_what_is_delayed_is_not_done_inline(medium):
+def test_a_delayed_verb_is_not_done_inline(medium):
     reads, writes, flushes = (
         on(medium, 'delay read=1s'),
         on(medium, 'delay write=1s'),
@@ -292,7 +292,7 @@ def test_what_is_delayed_is_not_done_inline(medium):
     assert not flushes.durable_is_free and flushes.inline_write_limit > 0
 
 
-def test_delay_spares_other_ranges_and_the_cache(medium, naps):
+def test_delay_does_not_apply_to_other_ranges_or_cached_reads(medium, naps):
     top = on(medium, 'delay read=1s offset=64k..128k')
     assert top.try_read(0, 512) is not None and top.try_read(65536, 512) is None
     top.read(0, 512)
@@ -303,12 +303,12 @@ def test_delay_spares_other_ranges_and_the_cache(medium, naps):
     assert naps == [1.0]
 
 
-def test_filters_are_met_from_the_right(medium, naps):
+def test_the_last_filter_is_passed_first(medium, naps):
     assert outcome(on(medium, 'delay read=1s, error read').read, 0, 512) == 'EIO' and naps == []
     assert outcome(on(medium, 'error read, delay read=1s').read, 0, 512) == 'EIO' and naps == [1.0]
 
 
-# -- trace -------------------------------------------------------------------------------------------------------------
+# -- trace -----------------------------------------------------------------------------------------
 
 
 def test_tear_writes_in_pieces_with_pauses_between_them(medium):
@@ -328,7 +328,7 @@ def test_tear_writes_in_pieces_with_pauses_between_them(medium):
     assert naps == [0.5, 0.5] and bytes(medium.read(512, 10000)) == b'x' * 10000
 
 
-def test_trace_tells_every_verb(medium):
+def test_trace_records_every_verb(medium):
     seen = []
     top = filters.Trace(filters.Error(medium, ['unmap'], errno='ENOSPC'), sink=seen.append)
     top.write(0, bytes(BLOCK), True)
@@ -351,7 +351,7 @@ def test_trace_tells_every_verb(medium):
     assert all(record.seconds >= 0 for record in seen)
 
 
-def test_a_read_that_would_block_is_told_once(medium):
+def test_a_read_that_would_block_is_recorded_once(medium):
     seen = []
     top = filters.Trace(on(medium, 'delay read=1us'), sink=seen.append)
     assert top.try_read(0, 512) is None and seen == []
@@ -362,7 +362,7 @@ def test_a_read_that_would_block_is_told_once(medium):
 def test_trace_to_a_file(medium, tmp_path):
     path = tmp_path / 'trace'
     for _ in range(2):
-        top = filters.stack(medium, [['trace', {'to': str(path)}]])
+        top = filter_settings.stack_filters(medium, [['trace', {'to': str(path)}]])
         top.write(512, bytes(1024), True)
         top._traced('flush', 0, 0, False, lambda: None)
     lines = path.read_text().splitlines()
@@ -371,14 +371,16 @@ def test_trace_to_a_file(medium, tmp_path):
 
 def test_trace_that_cannot_write_its_file_goes_to_the_log(medium, tmp_path, caplog):
     caplog.set_level(logging.INFO, 'targetd.store')
-    top = filters.stack(medium, [['trace', {'to': str(tmp_path / 'no' / 'such' / 'place')}]])
+    top = filter_settings.stack_filters(
+        medium, [['trace', {'to': str(tmp_path / 'no' / 'such' / 'place')}]]
+    )
     top.write(0, bytes(512), False)
     top.write(0, bytes(1024), False)
     assert [record.levelname for record in caplog.records] == ['WARNING', 'INFO']
     assert 'length=1024' in caplog.text
 
 
-def test_filters_travel_to_the_worker(opened):
+def test_filters_apply_in_the_worker(opened):
     made = opened(
         {'kind': 'ram', 'size': MIB, 'filters': ['error write errno=ENOSPC', 'delay read=1us']}
     )

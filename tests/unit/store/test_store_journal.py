@@ -1,5 +1,5 @@
-"""All or nothing: records, torn records, and a process or the power that ends at every step of a
-write."""
+"""All-or-nothing writes: records, incomplete records, and a crash of the process or a loss of power at
+every step of a write."""
 
 import errno
 import os
@@ -8,7 +8,7 @@ import random
 import pytest
 
 from targetd.store import journal
-from targetd.store.journal import HEAD, LONGEST, SLOT, Full, Record, Slot, sums_of
+from targetd.store.journal import HEAD, LONGEST, SLOT, Record, RecordPending, Slot, sums_of
 
 SECTOR = 512
 OLD, NEW = b'o' * 2048, b'n' * 2048
@@ -16,11 +16,11 @@ RECORD = Record(4096, OLD, sums_of(NEW))
 
 
 class Death(BaseException):
-    """Nothing runs after it."""
+    """Raised where the simulated process or power fails."""
 
 
 class Life(object):
-    """What is left of it: so many steps of media."""
+    """Counts the remaining steps of media before the simulated crash."""
 
     def __init__(self, steps=1 << 30):
         self.steps = steps
@@ -32,7 +32,7 @@ class Life(object):
 
 
 class Disk(object):
-    """A store with a cache. `fails`: {verb: errno}."""
+    """A store with a write cache. `fails`: {verb: errno}."""
 
     path, kind, lost, block_size = '/disk', 'file', None, SECTOR
 
@@ -83,7 +83,7 @@ class Disk(object):
 
 
 class Bench(object):
-    """A medium with OLD at 4096 and a journal, both in the same life."""
+    """A medium with OLD at 4096 and a journal, which crash at the same step."""
 
     def __init__(self, steps=1 << 30):
         self.life = Life()
@@ -101,50 +101,50 @@ class Bench(object):
         for disk in (self.medium, self.journal):
             if power_is_lost:
                 disk.lose_power(chance)
-        return sum(Slot(self.journal, number).put_right(self.medium, False) for number in (0, 1))
+        return sum(Slot(self.journal, number).recover(self.medium, False) for number in (0, 1))
 
 
-# -- records -----------------------------------------------------------------------------------------------------------
+# -- records ---------------------------------------------------------------------------------------
 
 
-def test_a_record_comes_back():
-    head, body = journal.packed(Record(1 << 40, b'abc', b''))
-    assert journal.unpacked(head) == (1 << 40, 3, 0x352441C2) and body == b'abc'
+def test_a_record_is_packed_and_unpacked():
+    head, body = journal.pack_record(Record(1 << 40, b'abc', b''))
+    assert journal.unpack_head(head) == (1 << 40, 3, 0x352441C2) and body == b'abc'
 
 
 @pytest.mark.parametrize('at', range(28))
-def test_a_damaged_head_is_none(at):
-    head = bytearray(journal.packed(RECORD)[0])
+def test_a_damaged_head_is_rejected(at):
+    head = bytearray(journal.pack_record(RECORD)[0])
     head[at] ^= 0x10
-    assert journal.unpacked(head) is None
-    assert journal.unpacked(bytes(28)) is None
+    assert journal.unpack_head(head) is None
+    assert journal.unpack_head(bytes(28)) is None
 
 
 def test_a_slot_holds_one_record_until_it_is_cleared():
     bench = Bench()
     assert bench.slot.is_empty() and bench.slot.record() is None
-    bench.slot.put(RECORD)
+    bench.slot.put_record(RECORD)
     assert not bench.slot.is_empty() and bench.slot.record() == RECORD
     assert Slot(bench.journal, 0).is_empty()
-    bench.slot.clear()
+    bench.slot.clear_record()
     assert bench.slot.is_empty() and bench.slot.record() is None
 
 
 @pytest.mark.parametrize('at', [0, 511, 1024, 2047, 2048, 2063])
-def test_a_torn_record_says_nothing(at):
-    """Its head arrived and a part of its data did not: the medium was not touched yet."""
+def test_an_incomplete_record_is_ignored(at):
+    """Its head is on the medium and part of its data is not: the write itself has not begun."""
     bench = Bench()
-    bench.slot.put(RECORD)
+    bench.slot.put_record(RECORD)
     bench.journal.write(SLOT + HEAD + at, b'?', True)
     bench.medium.write(4096, NEW, True)
-    assert bench.slot.record() is None and not bench.slot.put_right(bench.medium)
+    assert bench.slot.record() is None and not bench.slot.recover(bench.medium)
     assert bench.content() == NEW and bench.slot.is_empty()
 
 
-# -- writing -----------------------------------------------------------------------------------------------------------
+# -- writing ---------------------------------------------------------------------------------------
 
 
-def test_a_write_is_whole_durable_and_leaves_no_record():
+def test_a_write_is_complete_and_durable_and_leaves_no_record():
     bench = Bench()
     journal.write(bench.medium, bench.slot, 4096, memoryview(NEW))
     bench.begin_again(True, random.Random(1))
@@ -159,7 +159,7 @@ def steps_of_a_write():
 
 
 @pytest.mark.parametrize('power_is_lost', [False, True])
-def test_a_death_at_any_step_leaves_old_or_new(power_is_lost):
+def test_a_crash_at_any_step_leaves_the_old_or_the_new_data(power_is_lost):
     seen = set()
     for steps in range(steps_of_a_write()):
         for seed in range(8 if power_is_lost else 1):
@@ -173,7 +173,7 @@ def test_a_death_at_any_step_leaves_old_or_new(power_is_lost):
     assert seen == {OLD, NEW}
 
 
-def test_a_death_while_a_record_is_put_back_changes_nothing():
+def test_a_crash_during_recovery_can_be_recovered():
     for steps in range(steps_of_a_write()):
         for again in range(12):
             bench = Bench(steps)
@@ -184,7 +184,7 @@ def test_a_death_while_a_record_is_put_back_changes_nothing():
                 disk.lose_power(chance)
             bench.life.steps = again
             try:
-                bench.slot.put_right(bench.medium)
+                bench.slot.recover(bench.medium)
             except Death:
                 pass
             bench.begin_again(True, chance)
@@ -192,7 +192,7 @@ def test_a_death_while_a_record_is_put_back_changes_nothing():
 
 
 @pytest.mark.parametrize('durable', [True, False])
-def test_what_others_wrote_later_is_never_undone(durable):
+def test_later_writes_of_others_are_never_undone(durable):
     """A record that was cleared does not come back, however the power went; and the next write does
     not trip over what plain writes left in the cache."""
     later = b'l' * 2048
@@ -220,7 +220,7 @@ def test_what_others_wrote_later_is_never_undone(durable):
                 assert content in (done[-1], (OLD, NEW, later, OLD, OLD)[len(done)])
 
 
-# -- failures ----------------------------------------------------------------------------------------------------------
+# -- failures --------------------------------------------------------------------------------------
 
 
 def failure(bench, data=NEW):
@@ -233,7 +233,7 @@ def test_a_journal_that_cannot_be_written_refuses_the_write():
     bench = Bench()
     bench.journal.fails = {'write': errno.ENOSPC}
     error = failure(bench)
-    assert (error.errno, isinstance(error, Full)) == (
+    assert (error.errno, isinstance(error, RecordPending)) == (
         errno.EREMOTEIO,
         False,
     ) and 'No space' in error.strerror
@@ -243,10 +243,10 @@ def test_a_journal_that_cannot_be_written_refuses_the_write():
 def test_a_journal_that_cannot_be_flushed_leaves_the_medium_alone_and_is_in_doubt():
     bench = Bench()
     bench.journal.fails = {'flush': errno.EIO}
-    assert isinstance(failure(bench), Full) and bench.content() == OLD
+    assert isinstance(failure(bench), RecordPending) and bench.content() == OLD
 
 
-def test_a_write_that_fails_half_way_is_taken_back():
+def test_a_write_that_fails_half_way_is_undone():
     bench = Bench()
     write, calls = bench.medium.write, []
 
@@ -260,11 +260,11 @@ def test_a_write_that_fails_half_way_is_taken_back():
 
     bench.medium.write = fails_once
     error = failure(bench)
-    assert (error.errno, isinstance(error, Full)) == (errno.ENOSPC, False)
+    assert (error.errno, isinstance(error, RecordPending)) == (errno.ENOSPC, False)
     assert bench.content() == OLD and bench.slot.is_empty()
 
 
-def test_a_write_that_cannot_be_taken_back_is_in_doubt_until_it_is_put_right():
+def test_a_write_that_cannot_be_undone_is_in_doubt_until_recovery():
     bench = Bench()
     bench.medium.fails = {'write': errno.EIO}
     bench.medium.cache[9] = b'?' * 512
@@ -273,27 +273,27 @@ def test_a_write_that_cannot_be_taken_back_is_in_doubt_until_it_is_put_right():
         (lambda *a: calls.append(a) or (OLD if len(calls) == 1 else read(*a))),
         bench.medium.read,
     )
-    assert isinstance(failure(bench), Full) and not bench.slot.is_empty()
+    assert isinstance(failure(bench), RecordPending) and not bench.slot.is_empty()
     bench.medium.fails, bench.medium.read = {}, read
-    assert bench.slot.put_right(bench.medium) and bench.content() == OLD
+    assert bench.slot.recover(bench.medium) and bench.content() == OLD
 
 
-def test_blocks_that_cannot_be_read_are_put_back_all_the_same():
+def test_unreadable_blocks_are_restored():
     bench = Bench()
-    bench.slot.put(RECORD)
+    bench.slot.put_record(RECORD)
     bench.medium.write(4096, NEW[:1024], True)
     bench.medium.fails = {'read': errno.EIO}
-    bench.slot.put_right(bench.medium)
+    bench.slot.recover(bench.medium)
     bench.medium.fails = {}
     assert bench.content() == OLD
 
 
-def test_it_has_a_greatest_length():
+def test_the_length_of_an_atomic_write_is_limited():
     bench = Bench()
     assert failure(bench, bytes(LONGEST + 512)).errno == errno.EINVAL and bench.slot.is_empty()
 
 
-# -- another medium ------------------------------------------------------------------------------------------------------
+# -- another medium --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -308,45 +308,45 @@ def test_it_has_a_greatest_length():
         (OLD[:512] + bytes(512) + NEW[:1024], False),
     ],
 )
-def test_a_record_is_not_put_back_on_what_it_does_not_know(content, is_ours):
-    """Another disk that has its name now, or a backup that was played back."""
+def test_a_record_is_not_restored_over_unknown_data(content, is_ours):
+    """Another disk that has the same name now, or a backup that was restored."""
     bench = Bench()
-    bench.slot.put(RECORD)
+    bench.slot.put_record(RECORD)
     bench.medium.write(4096, content, True)
     if is_ours:
-        assert bench.slot.put_right(bench.medium, False) and bench.content() == OLD
+        assert bench.slot.recover(bench.medium, False) and bench.content() == OLD
         return
     with pytest.raises(OSError) as caught:
-        bench.slot.put_right(bench.medium, False)
+        bench.slot.recover(bench.medium, False)
     assert 'bytes 4096..6144' in caught.value.strerror
     assert bench.content() == content and not bench.slot.is_empty()
-    assert bench.slot.put_right(bench.medium) and bench.content() == OLD  # who wrote there is known
+    assert bench.slot.recover(bench.medium) and bench.content() == OLD  # who wrote there is known
 
 
-def test_a_record_is_not_put_back_on_a_medium_that_is_too_short():
+def test_a_record_is_not_restored_on_a_medium_that_is_too_short():
     bench = Bench()
-    bench.slot.put(RECORD)
+    bench.slot.put_record(RECORD)
     bench.medium.size = 4096
     with pytest.raises(OSError):
-        bench.slot.put_right(bench.medium, False)
+        bench.slot.recover(bench.medium, False)
 
 
-# -- a journal that was left behind --------------------------------------------------------------------------------------
+# -- a journal that was left behind ----------------------------------------------------------------
 
 
-def test_a_journal_that_was_cut_short_is_read_to_its_end(tmp_path, opened):
+def test_a_truncated_journal_is_read_to_its_end(tmp_path, opened):
     """A file's length is not durable before its data are."""
     made = opened({'path': str(tmp_path / 'disk.img'), 'size': 1 << 20}).store()
     made.write(4096, OLD, False)
     path = str(tmp_path / 'journal')
-    slot = journal.opened(os.open(path, os.O_RDWR | os.O_CREAT), 1, path)
-    slot.put(RECORD)
+    slot = journal.open_slot(os.open(path, os.O_RDWR | os.O_CREAT), 1, path)
+    slot.put_record(RECORD)
     slot.close()
     for length, count in [(SLOT + HEAD + 2064, 1), (SLOT + HEAD + 100, 0), (SLOT + 100, 0), (0, 0)]:
-        slot = journal.opened(os.open(path, os.O_RDWR), 1, path)
-        slot.put(RECORD)
+        slot = journal.open_slot(os.open(path, os.O_RDWR), 1, path)
+        slot.put_record(RECORD)
         slot.close()
         os.truncate(path, length)
-        assert journal.put_all_right(os.open(path, os.O_RDWR), made, path) == count
+        assert journal.recover_all_slots(os.open(path, os.O_RDWR), made, path) == count
         assert not count or made.read(4096, 2048) == OLD
     made.close()

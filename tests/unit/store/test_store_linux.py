@@ -1,4 +1,4 @@
-"""What /sys says about block devices of all sorts, from copies of what real ones say."""
+"""What /sys reports about block devices of all kinds, from copies of real devices."""
 
 import os
 
@@ -22,7 +22,7 @@ def sysfs(tmp_path):
             str(disk / 'sda1' if partition else disk),
             str(tmp_path / 'block' / ('8:%d' % partition)),
         )
-        return linux.Queue(os.makedev(8, int(partition)), str(tmp_path / 'block'))
+        return linux.DeviceQueue(os.makedev(8, int(partition)), str(tmp_path / 'block'))
 
     return make
 
@@ -52,7 +52,7 @@ MODE = 'device/scsi_disk/0:0:0:0/zeroing_mode'
         ({'queue/rotational': '1'}, False),  # an old kernel
     ],
 )
-def test_zeroes_after_unmap_are_promised_only_where_they_are_certain(sysfs, files, certain):
+def test_zeroes_after_unmap_is_reported_only_if_guaranteed(sysfs, files, certain):
     assert sysfs(files).zeroes_by_unmapping() is certain
 
 
@@ -61,7 +61,7 @@ def test_rotational(sysfs, text, rotational):
     assert sysfs({'queue/rotational': text}).rotational() is rotational
 
 
-def test_a_partition_has_its_disks_queue_and_its_own_alignment(sysfs):
+def test_a_partition_uses_the_queue_of_its_disk_and_a_separate_alignment(sysfs):
     queue = sysfs(
         dict(
             DISCARDS,
@@ -80,8 +80,8 @@ def test_a_partition_has_its_disks_queue_and_its_own_alignment(sysfs):
     )
 
 
-def test_a_device_that_says_nothing(tmp_path):
-    queue = linux.Queue(os.makedev(8, 0), str(tmp_path))
+def test_a_device_without_attributes_in_sysfs(tmp_path):
+    queue = linux.DeviceQueue(os.makedev(8, 0), str(tmp_path))
     assert (queue.number('discard_max_bytes'), queue.discard_alignment(), queue.rotational()) == (
         0,
         0,
@@ -91,7 +91,7 @@ def test_a_device_that_says_nothing(tmp_path):
     assert queue.zeroing_mode() == ''
 
 
-def test_system_calls_say_what_is_wrong(tmp_path):
+def test_system_calls_raise_their_errno(tmp_path):
     with open(str(tmp_path / 'f'), 'wb') as f:
         with pytest.raises(OSError):
             linux.fallocate(f.fileno(), linux.PUNCH_HOLE, 0, 512)  # without KEEP_SIZE

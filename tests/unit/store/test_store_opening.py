@@ -1,4 +1,4 @@
-"""The master's side: what can be opened, what is refused and in which words, who else is kept out."""
+"""Opening in the master: what can be opened, what is refused with which message, claims."""
 
 import errno
 import fcntl
@@ -17,7 +17,7 @@ MIB = 1 << 20
 
 
 def refusal(description, held=()):
-    """The words of the StoreError."""
+    """Returns the message of the StoreError."""
     with pytest.raises(store.StoreError) as caught:
         store.open_store(description, held).close()
     return str(caught.value)
@@ -45,7 +45,7 @@ def test_a_missing_file_is_created_sparse_and_private(tmp_path, opened):
     )
 
 
-def test_what_is_there_is_kept(image, opened):
+def test_existing_data_is_kept(image, opened):
     with open(image, 'r+b') as f:
         f.write(b'precious')
     assert bytes(opened({'path': image, 'size': MIB}).store().read(0, 8)) == b'precious'
@@ -54,7 +54,7 @@ def test_what_is_there_is_kept(image, opened):
 @pytest.mark.parametrize(
     'description, words',
     [
-        ({}, ['without a path']),
+        ({}, ['path of the store is missing']),
         ({'kind': 'tape', 'path': '/x'}, ['/x', 'tape', 'block file null ram']),
         ({'kind': 'ram'}, ['ram', 'size = 1G']),
         ({'kind': 'null'}, ['null', 'size = 1G']),
@@ -78,7 +78,7 @@ def test_what_is_there_is_kept(image, opened):
         ({'path': '/etc/passwd/x', 'size': MIB}, ['/etc/passwd/x', 'correct the path']),
     ],
 )
-def test_refusals_say_what_and_what_to_do(description, words):
+def test_refusals_name_cause_and_remedy(description, words):
     text = refusal(description)
     for word in words:
         assert word in text
@@ -86,36 +86,38 @@ def test_refusals_say_what_and_what_to_do(description, words):
 
 def test_refusals_about_files(tmp_path, image):
     assert 'is a directory' in refusal({'path': str(tmp_path)})
-    assert 'is no regular file' in refusal({'path': str(tmp_path), 'kind': 'file'})
-    assert 'is no block device' in refusal({'path': image, 'kind': 'block'})
+    assert 'is not a regular file' in refusal({'path': str(tmp_path), 'kind': 'file'})
+    assert 'is not a block device' in refusal({'path': image, 'kind': 'block'})
     missing = str(tmp_path / 'missing.img')
     assert 'size = 10G' in refusal({'path': missing})
-    assert 'read-only it must' in refusal({'path': missing, 'size': MIB, 'read_only': True})
+    assert 'cannot be served read-only' in refusal(
+        {'path': missing, 'size': MIB, 'read_only': True}
+    )
     assert not os.path.exists(missing)
     text = refusal({'path': image, 'size': 2 * MIB})
     assert image in text and str(MIB) in text and str(2 * MIB) in text and 'adds zeroes' in text
     assert 'CUTS OFF' in refusal({'path': image, 'size': MIB // 2})
     assert os.path.getsize(image) == MIB
     os.truncate(image, MIB + 512)
-    assert 'no multiple of the block size 4096' in refusal({'path': image, 'block_size': 4096})
+    assert 'not a multiple of the block size 4096' in refusal({'path': image, 'block_size': 4096})
     os.truncate(image, 0)
-    assert 'give it a size' in refusal({'path': image})
+    assert 'set a size' in refusal({'path': image})
     assert isinstance(
         pytest.raises(store.StoreError, store.open_store, {'path': image}).value,
         errors.TargetdError,
     )
 
 
-def test_a_file_that_cannot_have_its_size_is_not_left_behind(tmp_path):
+def test_a_file_that_cannot_get_its_size_is_deleted(tmp_path):
     path = str(tmp_path / 'huge.img')
     assert 'smaller size' in refusal({'path': path, 'size': 1 << 62})
     assert not os.path.exists(path)
 
 
-def test_a_fifo_does_not_hang_the_master(tmp_path):
+def test_a_fifo_does_not_block_the_master(tmp_path):
     os.mkfifo(str(tmp_path / 'fifo'))
     assert 'neither' in refusal({'path': str(tmp_path / 'fifo')})
-    assert 'no regular file' in refusal({'path': str(tmp_path / 'fifo'), 'kind': 'file'})
+    assert 'not a regular file' in refusal({'path': str(tmp_path / 'fifo'), 'kind': 'file'})
 
 
 @pytest.mark.parametrize(
@@ -128,7 +130,7 @@ def test_a_fifo_does_not_hang_the_master(tmp_path):
         (errno.EIO, False, ['cannot be opened', os.strerror(errno.EIO)]),
     ],
 )
-def test_what_open_says_is_put_into_words(image, monkeypatch, number, read_only, words):
+def test_errors_of_open_are_explained(image, monkeypatch, number, read_only, words):
     def refuse(path, flags, mode=0):
         raise OSError(number, os.strerror(number), path)
 
@@ -139,7 +141,7 @@ def test_what_open_says_is_put_into_words(image, monkeypatch, number, read_only,
         assert word in text
 
 
-def test_direct_io_that_cannot_be_is_refused(image, monkeypatch):
+def test_unsupported_direct_io_is_refused(image, monkeypatch):
     def refuse(path, flags, mode=0):
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), path)
 
@@ -164,10 +166,10 @@ def test_nothing_stays_open_after_a_refusal(image, tmp_path):
     assert len(os.listdir('/proc/self/fd')) == before
 
 
-# -- claims ------------------------------------------------------------------------------------------------------------
+# -- claims ----------------------------------------------------------------------------------------
 
 
-def test_a_second_server_is_kept_off_a_file_for_as_long_as_a_worker_has_it(image):
+def test_a_file_is_claimed_as_long_as_a_worker_has_it_open(image):
     first = store.open_store({'path': image})
     workers = first.store()
     assert 'is in use' in refusal({'path': image})
@@ -178,7 +180,7 @@ def test_a_second_server_is_kept_off_a_file_for_as_long_as_a_worker_has_it(image
     store.open_store({'path': image}).close()
 
 
-def test_readers_do_not_keep_each_other_out(image, opened):
+def test_several_read_only_servers_may_share_a_file(image, opened):
     opened({'path': image, 'read_only': True})
     opened({'path': image, 'read_only': True})
     assert 'is in use' in refusal({'path': image})
@@ -193,7 +195,7 @@ def test_a_file_system_without_flock_is_served(image, opened, monkeypatch):
 
 
 @pytest.mark.parametrize('again', [{}, {'read_only': True}, {'direct': True, 'block_size': 4096}])
-def test_what_this_process_holds_is_shared_and_not_busy(image, opened, again):
+def test_a_medium_claimed_by_this_process_is_shared_and_not_in_use(image, opened, again):
     first = opened({'path': image})
     try:
         second = opened(dict(again, path=image), [first])
@@ -208,7 +210,7 @@ def test_what_this_process_holds_is_shared_and_not_busy(image, opened, again):
     store.open_store({'path': image}).close()
 
 
-def test_a_read_only_holder_does_not_make_the_next_one_read_only(image, opened):
+def test_sharing_a_read_only_claim_allows_writing(image, opened):
     first = opened({'path': image, 'read_only': True})
     second = opened({'path': image}, [first])
     with second.store() as medium:
@@ -216,11 +218,11 @@ def test_a_read_only_holder_does_not_make_the_next_one_read_only(image, opened):
         assert bytes(medium.read(0, 1)) == b'x'
 
 
-# -- block devices -----------------------------------------------------------------------------------------------------
+# -- block devices ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('sector', [512, 4096])
-def test_a_block_device_says_what_it_is(loop_device, opened, sector):
+def test_a_block_device_reports_its_properties(loop_device, opened, sector):
     device = loop_device(sector)
     made = opened({'path': device})
     assert (made.kind, made.size, made.block_size) == ('block', 8 * MIB, sector)
@@ -231,7 +233,7 @@ def test_a_block_device_says_what_it_is(loop_device, opened, sector):
     assert json.loads(json.dumps(made.description())) == made.description()
 
 
-def test_a_block_device_is_nobody_elses_while_it_is_served(loop_device, opened):
+def test_a_block_device_cannot_be_claimed_while_it_is_served(loop_device, opened):
     device = loop_device()
     first = opened({'path': device})
     text = refusal({'path': device})
@@ -245,7 +247,7 @@ def test_a_block_device_is_nobody_elses_while_it_is_served(loop_device, opened):
     store.open_store({'path': device}).close()
 
 
-def test_what_others_hold_is_refused(loop_device):
+def test_a_device_claimed_by_another_process_is_refused(loop_device):
     device = loop_device()
     other = os.open(device, os.O_RDWR | os.O_EXCL)
     try:
@@ -270,7 +272,7 @@ def test_a_block_device_of_another_size_or_sector_is_refused(loop_device):
     assert 'block-size = 4096' in refusal({'path': device, 'direct': True, 'block_size': 512})
 
 
-def test_a_device_that_grows_is_noticed(loop_device, opened, tmp_path):
+def test_a_growing_device_is_detected(loop_device, opened, tmp_path):
     image = tmp_path / 'grows.img'
     device = loop_device(512, 8 * MIB, image)
     made = opened({'path': device})
@@ -280,7 +282,7 @@ def test_a_device_that_grows_is_noticed(loop_device, opened, tmp_path):
         assert medium.resize_check() == made.resize_check() == 16 * MIB
 
 
-# -- the way to the worker ---------------------------------------------------------------------------------------------
+# -- the way to the worker -------------------------------------------------------------------------
 
 WORKER = '''
 import json, os, sys
@@ -293,15 +295,14 @@ with store.from_descriptor(json.loads(sys.argv[1]), int(sys.argv[2])) as medium:
     medium.write(4096, b"written by nobody".ljust(4096), True)
     medium.unmap(0, 4096)
     medium.write_zeroes(8192, 4096, False)
-    with medium.exclusive(0, 4096):
-        print(bytes(medium.read(4096, 17)).decode(), medium.size, medium.block_size, medium.capabilities.unmap)
+    with medium.exclusive_range(0, 4096):
+        text = bytes(medium.read(4096, 17)).decode()
+        print(text, medium.size, medium.block_size, medium.capabilities.unmap)
 '''
 
 
 @pytest.mark.parametrize('kind', ['file', 'ram', 'block'])
-def test_an_unprivileged_worker_needs_nothing_but_the_descriptor(
-    kind, tmp_path, loop_device, opened
-):
+def test_an_unprivileged_worker_needs_only_the_descriptor(kind, tmp_path, loop_device, opened):
     wanted = {'size': 8 * MIB, 'kind': kind}
     if kind != 'ram':
         wanted['path'] = loop_device() if kind == 'block' else str(tmp_path / 'disk.img')
@@ -319,7 +320,7 @@ def test_an_unprivileged_worker_needs_nothing_but_the_descriptor(
     assert bytes(made.store().read(4096, 17)) == b'written by nobody'
 
 
-def test_read_only_is_read_only_in_the_worker(image, opened):
+def test_read_only_applies_in_the_worker(image, opened):
     made = opened({'path': image, 'read_only': True})
     with made.store() as medium:
         assert medium.read_only
@@ -335,7 +336,7 @@ def test_read_only_is_read_only_in_the_worker(image, opened):
             assert caught.value.errno == errno.EROFS
         medium.flush(0, MIB)
         assert bytes(medium.read(0, 512)) == bytes(512)
-        with medium.exclusive(0, 512):
+        with medium.exclusive_range(0, 512):
             pass
 
 
@@ -349,7 +350,7 @@ def test_the_masters_flush_reaches_the_medium(image, opened, monkeypatch):
     assert synced == [made.descriptor]
 
 
-def test_allow_in_use_takes_a_device_that_somebody_has_claimed(loop_device, opened):
+def test_allow_in_use_opens_a_device_that_is_claimed(loop_device, opened):
     device = loop_device(512)
     claim = os.open(device, os.O_RDWR | os.O_EXCL)
     try:

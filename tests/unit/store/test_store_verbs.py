@@ -1,5 +1,5 @@
-"""The verbs, on every kind of store: what is written is what is read, zeroes are zeroes, nothing is
-half done."""
+"""The verbs, on every kind of store: written data is read back, zeroes are zeroes, no verb does
+only part of its work."""
 
 import ctypes
 import errno
@@ -31,7 +31,7 @@ def test_a_new_store_reads_as_zeroes(any_store):
 
 @pytest.mark.parametrize('durable', [False, True])
 @pytest.mark.parametrize('length', [BLOCK, 3 * BLOCK, 1 << 20])
-def test_what_is_written_is_read(any_store, durable, length):
+def test_written_data_is_read_back(any_store, durable, length):
     data = block(2, length)
     any_store.write(BLOCK, data, durable)
     any_store.flush(BLOCK, length)
@@ -49,7 +49,7 @@ def test_any_buffer_can_be_written(any_store, kind):
         assert bytes(any_store.read(BLOCK, BLOCK)) == block(3)
 
 
-def test_try_read_gives_the_right_bytes_or_none(any_store):
+def test_try_read_returns_the_right_bytes_or_none(any_store):
     any_store.write(BLOCK, block(4), False)
     data = any_store.try_read(BLOCK, BLOCK)
     assert data is None or bytes(data) == block(4)
@@ -78,7 +78,7 @@ def test_reading_beyond_the_end_is_an_error_and_not_a_short_answer(any_store):
 
 
 @pytest.mark.parametrize('may_unmap', [False, True])
-def test_zeroes_are_zeroes_and_stay_in_their_range(any_store, may_unmap):
+def test_write_zeroes_zeroes_exactly_the_range(any_store, may_unmap):
     any_store.write(0, block(6, 64 * BLOCK), False)
     any_store.write_zeroes(3 * BLOCK, 40 * BLOCK, may_unmap)
     expected = bytearray(block(6, 64 * BLOCK))
@@ -86,7 +86,7 @@ def test_zeroes_are_zeroes_and_stay_in_their_range(any_store, may_unmap):
     assert bytes(any_store.read(0, 64 * BLOCK)) == expected
 
 
-def test_unmapped_bytes_are_zeroes_where_that_is_promised(any_store):
+def test_unmapped_bytes_are_zeroes_if_guaranteed(any_store):
     any_store.write(0, block(7, 64 * BLOCK), True)
     any_store.unmap(8 * BLOCK, 16 * BLOCK)
     around = bytes(any_store.read(0, 8 * BLOCK)) + bytes(any_store.read(24 * BLOCK, 40 * BLOCK))
@@ -95,7 +95,7 @@ def test_unmapped_bytes_are_zeroes_where_that_is_promised(any_store):
     assert bytes(any_store.read(8 * BLOCK, 16 * BLOCK)) == bytes(16 * BLOCK)
 
 
-def test_nothing_at_all_can_be_done_too(any_store):
+def test_a_length_of_zero_is_allowed(any_store):
     any_store.write(0, block(8), False)
     any_store.write(0, b'', False)
     any_store.unmap(0, 0)
@@ -111,7 +111,7 @@ def test_extents_cover_the_range_and_what_is_unmapped_reads_as_zeroes(any_store)
     any_store.write(5 << 20, block(9, 1 << 16), True)
     found = any_store.extents(BLOCK, SIZE - 2 * BLOCK)
     assert found[0][0] == BLOCK and sum(length for _, length, _ in found) == SIZE - 2 * BLOCK
-    for (offset, length, mapped), (following, _, _) in zip(found, found[1:]):
+    for (offset, length, _), (following, _, _) in zip(found, found[1:]):
         assert offset + length == following
     for offset, length, mapped in found:
         if not mapped:
@@ -137,7 +137,7 @@ def test_extents_stop_at_the_maximum(make_store):
         (BLOCK, BLOCK),
     ],
 )
-def test_copies_within_a_store_even_onto_itself(any_store, source, destination):
+def test_copies_within_a_store_may_overlap(any_store, source, destination):
     model = bytearray(SIZE)
     length = (2 << 20) + BLOCK
     model[source : source + length] = block(10, length)
@@ -155,7 +155,7 @@ def test_copies_between_stores(any_store, make_store, variant):
     assert bytes(any_store.read(4 * BLOCK, 1 << 20)) == block(11, 1 << 20)
 
 
-def test_a_long_random_walk_agrees_with_a_model(any_store):
+def test_many_random_operations_agree_with_a_model(any_store):
     chance, model = random.Random(42), bytearray(SIZE)
     for step in range(150):
         start = chance.randrange(0, SIZE // BLOCK)
@@ -177,7 +177,7 @@ def test_a_long_random_walk_agrees_with_a_model(any_store):
     assert bytes(any_store.read(0, SIZE)) == model
 
 
-def test_a_closed_store_touches_nothing(any_store):
+def test_verbs_of_a_closed_store_fail(any_store):
     try_read, write = any_store.try_read, any_store.write
     any_store.close()
     any_store.close()
@@ -192,11 +192,11 @@ def test_a_closed_store_touches_nothing(any_store):
         assert e.errno == errno.EBADF
 
 
-# -- what holds for some kinds only ------------------------------------------------------------------------------------
+# -- what holds for some kinds only ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize('variant', ['file', 'ram'])
-def test_unmap_gives_space_back(make_store, variant):
+def test_unmap_frees_space(make_store, variant):
     medium = make_store(variant)
     medium.write(0, block(12, 4 << 20), True)
     before = medium.allocated()
@@ -205,7 +205,7 @@ def test_unmap_gives_space_back(make_store, variant):
     assert medium.allocated() <= before - (3 << 20)
 
 
-def test_a_files_holes_are_unmapped_extents(make_store):
+def test_holes_of_a_file_are_unmapped_extents(make_store):
     medium = make_store('file')
     medium.write(1 << 20, block(13, 1 << 20), True)
     assert medium.extents(0, SIZE) == [
@@ -217,7 +217,7 @@ def test_a_files_holes_are_unmapped_extents(make_store):
     assert medium.extents(0, SIZE)[0] == (0, 3 << 19, False)
 
 
-def test_zeroes_that_must_not_unmap_keep_their_space(make_store):
+def test_write_zeroes_without_unmap_keeps_the_space(make_store):
     medium = make_store('file')
     medium.write_zeroes(0, 1 << 20, False)
     medium.flush(0, 1 << 20)
@@ -227,7 +227,7 @@ def test_zeroes_that_must_not_unmap_keep_their_space(make_store):
 
 
 def resident(descriptor, offset, length):
-    """How many pages of this part of a file are in the page cache, as mincore(2) says."""
+    """How many pages of this part of a file are in the page cache, according to mincore(2)."""
     with mmap.mmap(
         descriptor, length, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE, offset=offset
     ) as view:
@@ -246,7 +246,7 @@ def resident(descriptor, offset, length):
 
 
 def evicted(descriptor, offset, length):
-    """Ask the kernel to forget its copy until it has; False if it does not (advice is only advice)."""
+    """Ask the kernel to drop its cached pages until it has. Returns False if it does not."""
     for _ in range(50):
         os.fsync(descriptor)
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -257,7 +257,7 @@ def evicted(descriptor, offset, length):
 
 def test_cached_reads_do_not_wait_and_uncached_ones_are_refused(make_store):
     medium = make_store('file')
-    if compat.preadv is None or not posix.waits_never(medium.descriptor):
+    if compat.preadv is None or not posix.supports_nowait(medium.descriptor):
         pytest.skip('no RWF_NOWAIT here')
     medium.write(0, block(14, SIZE), True)
     assert bytes(medium.try_read(BLOCK, BLOCK)) == block(14, SIZE)[BLOCK : 2 * BLOCK]
@@ -290,7 +290,7 @@ def test_an_old_kernel_never_reads_inline(make_store, monkeypatch):
     assert make_store('file').try_read(0, BLOCK) is None
 
 
-def test_memory_is_read_inline_and_shared_by_all_who_have_the_descriptor(make_store, opened):
+def test_memory_is_read_inline_and_shared_through_the_descriptor(make_store, opened):
     master = opened({'kind': 'ram', 'size': SIZE})
     first, second = master.store(), master.store()
     first.write(BLOCK, block(16), True)
@@ -347,7 +347,7 @@ def test_short_reads_are_finished(make_store, monkeypatch):
     assert bytes(medium.read(0, 10000)) == block(22, 10000)
 
 
-def test_a_file_that_was_cut_off_gives_errors_and_not_short_data(make_store):
+def test_reads_of_a_truncated_file_fail_and_are_not_short(make_store):
     medium = make_store('file')
     os.truncate(medium.path, 4 << 20)
     assert medium.resize_check() == 4 << 20 and medium.size == SIZE
@@ -377,7 +377,7 @@ def test_without_fallocate_zeroes_are_written(make_store, monkeypatch, unsupport
         monkeypatch.undo()
 
 
-def test_real_errors_of_fallocate_come_out(make_store, monkeypatch):
+def test_other_errors_of_fallocate_are_raised(make_store, monkeypatch):
     def full(*arguments):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -401,9 +401,9 @@ def test_a_512_byte_unit_on_4096_byte_sectors(opened, loop_device):
         assert medium.capabilities.physical_block_size == 4096
 
 
-def test_a_discard_leaves_parts_of_granules_alone(opened, loop_device, monkeypatch):
-    """A device that only discards: whole granules go, with BLKDISCARD, and nothing is promised."""
-    monkeypatch.setattr(linux.Queue, 'zeroes_by_unmapping', lambda self: False)
+def test_a_discard_leaves_parts_of_granules_unchanged(opened, loop_device, monkeypatch):
+    """A device that only discards: whole granules are discarded with BLKDISCARD, without guarantee."""
+    monkeypatch.setattr(linux.DeviceQueue, 'zeroes_by_unmapping', lambda self: False)
     master = opened({'path': loop_device(512)})
     if not master.capabilities.unmap:
         pytest.skip('this loop device cannot discard')
@@ -426,7 +426,7 @@ def test_a_discard_leaves_parts_of_granules_alone(opened, loop_device, monkeypat
         assert kept == whole[: 2 * granule] + whole[5 * granule :]
 
 
-def test_null_reads_zeroes_and_keeps_nothing(opened):
+def test_null_reads_zeroes_and_discards_writes(opened):
     medium = opened({'kind': 'null', 'size': SIZE}).store()
     medium.write(0, block(26), True)
     medium.flush(0, SIZE)
@@ -437,11 +437,11 @@ def test_null_reads_zeroes_and_keeps_nothing(opened):
         medium.write(SIZE, b'x', False)
     with pytest.raises(OSError):
         medium.read(SIZE, 1)
-    with medium.exclusive(0, BLOCK):
+    with medium.exclusive_range(0, BLOCK):
         pass
 
 
-def test_a_growing_medium_is_noticed(opened, tmp_path):
+def test_a_growing_medium_is_detected(opened, tmp_path):
     master = opened({'path': str(tmp_path / 'grows.img'), 'size': SIZE})
     with master.store() as medium:
         os.truncate(medium.path, 2 * SIZE)
@@ -450,11 +450,11 @@ def test_a_growing_medium_is_noticed(opened, tmp_path):
             medium.write(SIZE, block(1), False)
         medium.size = 2 * SIZE
         medium.write(SIZE, block(1), False)
-        master.resized(2 * SIZE)
+        master.set_size(2 * SIZE)
         assert master.size == master.description()['size'] == 2 * SIZE
 
 
-def test_descriptions_of_nothing_known_are_refused_and_the_descriptor_is_closed(tmp_path):
+def test_an_unknown_description_is_refused_and_the_descriptor_is_closed(tmp_path):
     descriptor = os.open(str(tmp_path), os.O_RDONLY)
     with pytest.raises((KeyError, ValueError)):
         store.from_descriptor({'kind': 'tape', 'size': 1}, descriptor)

@@ -14,7 +14,7 @@ from targetd.master.exports.exports import Exports
 from targetd.master.processes.jobs import Jobs
 from targetd.master.units import atomic_slots
 from targetd.scsi.medium_state import FAILED, READY
-from targetd.store import journal, ranges
+from targetd.store import journal, range_locks
 
 MIB = 1 << 20
 OTHER = 'iqn.2026-11.test:other'
@@ -95,8 +95,8 @@ class Harness(object):
         locked = message['atomic']
         descriptor = descriptors[locked['descriptor']]
         assert compat.try_lock(descriptor, True, 0, 8192)
-        slot = journal.opened(os.dup(descriptor), locked['slot'])
-        slot.put(journal.Record(0, OLD, journal.sums_of(b'n' * 8192)))
+        slot = journal.open_slot(os.dup(descriptor), locked['slot'])
+        slot.put_record(journal.Record(0, OLD, journal.sums_of(b'n' * 8192)))
         slot.close()
         self.units.end_session(worker)
 
@@ -110,7 +110,7 @@ class Harness(object):
         self.loop.close()
 
     def is_locked(self, unit):
-        descriptor = ranges.another(unit.atomic.descriptor)
+        descriptor = range_locks.reopen(unit.atomic.descriptor)
         try:
             return compat.is_locked(descriptor, 4096, 512)
         finally:

@@ -535,7 +535,7 @@ class EncryptedStore(FakeStore):
     def __init__(self, path):
         self.cipher_key = key_files.load_key(path)
 
-    def encrypt(self, digits):
+    def set_cipher_key(self, digits):
         self.cipher_key = digits
 
 
@@ -743,7 +743,7 @@ def test_a_replacement_unit_takes_over_the_key_and_the_operation(encrypted):
             operation=dict(ERASE, by=['i', 't'], position=0, size=0, failed=''), medium='sanitizing'
         ),
     )
-    new.store.encrypt(stale)
+    new.store.set_cipher_key(stale)
     exports.carry_over_state(old, new)
     assert new.store.cipher_key == encrypted.in_file != stale
     assert new.shared.operation is None and new.shared.medium == 'ready' and new.is_unsaved

@@ -122,7 +122,7 @@ def told(unit, action, name=0, room=4096):
     return bytes(do(unit, struct.pack('>BB', 0x84, action) + names + struct.pack('>Ixx', room)))
 
 
-# -- what is copied ----------------------------------------------------------------------------------------------------------
+# -- what is copied --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('action', [LID1, LID4])
@@ -193,7 +193,7 @@ def test_a_copy_is_durable_where_the_cache_is_off():
     assert 'flush' not in second.store.verbs()
 
 
-# -- block sizes that differ -------------------------------------------------------------------------------------------------
+# -- block sizes that differ -----------------------------------------------------------------------
 
 
 def large(pad=False, source_pad=False):
@@ -230,7 +230,7 @@ def test_the_source_drops_what_fills_no_block():
     )
 
 
-# -- what is wrong with the list ---------------------------------------------------------------------------------------------
+# -- what is wrong with the list -------------------------------------------------------------------
 
 ONE = [blocks_segment(0, 1, 1, 0, 0)]
 
@@ -316,7 +316,7 @@ def test_list_id_usage_01_is_reserved():
     assert code(failure(pair()[0], BOTH, ONE, usage=1)) == (5, 0x26, 0x00)
 
 
-# -- what is wrong with an end -------------------------------------------------------------------------------------------------
+# -- what is wrong with an end ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -434,7 +434,7 @@ def test_verify_asks_whether_the_unit_is_there(medium, ready, expected):
     assert code(failure(first, BOTH, [verify_segment(1, ready)])) == expected
 
 
-# -- how it went -------------------------------------------------------------------------------------------------------------
+# -- how it went -----------------------------------------------------------------------------------
 
 
 def test_the_status_of_a_copy_is_told_once():
@@ -569,7 +569,7 @@ def test_counts_fit_their_field(length, units, count):
     assert copy_manager.count_in_units(length) == (units, count)
 
 
-# -- what is reported --------------------------------------------------------------------------------------------------------
+# -- what is reported ------------------------------------------------------------------------------
 
 
 def third_party_page(unit):
@@ -622,7 +622,7 @@ def test_a_unit_that_does_not_offer_copies_is_not_copied_from_or_to_by_another()
     assert code(failure(first, BOTH, ONE)) == (0x0A, 0x0D, 0x02)
 
 
-# -- what goes wrong late ----------------------------------------------------------------------------------------------------
+# -- what goes wrong late --------------------------------------------------------------------------
 
 
 def test_padding_and_flushing_fail_as_the_destination():

@@ -137,7 +137,7 @@ def code(error):
     return error and (error.key, error.asc, error.ascq)
 
 
-# -- POPULATE TOKEN ---------------------------------------------------------------------------------------------------------
+# -- POPULATE TOKEN --------------------------------------------------------------------------------
 
 
 def test_a_token_is_made_and_told():
@@ -248,7 +248,7 @@ def test_a_list_of_no_bytes_is_no_error(action):
     assert do(make(), cdb(action, b'')) is None
 
 
-# -- WRITE USING TOKEN ------------------------------------------------------------------------------------------------------
+# -- WRITE USING TOKEN -----------------------------------------------------------------------------
 
 
 def test_what_a_token_stands_for_is_written():
@@ -411,7 +411,7 @@ def test_report_all_rod_tokens_keeps_the_secrets():
     assert told == struct.pack('>I4x', 100) + token_of(unit)[:96]
 
 
-# -- what revokes -----------------------------------------------------------------------------------------------------------
+# -- what revokes ----------------------------------------------------------------------------------
 
 
 def watched(**facts):
@@ -533,7 +533,7 @@ def test_what_a_copy_writes_now_is_under_way():
     assert seen == [[[1000 * 512, 512]]] and unit.copy_writes == []
 
 
-# -- ranges -----------------------------------------------------------------------------------------------------------------
+# -- ranges ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,140 @@
+"""An open medium in the process that claimed it, and how a worker process makes a Store from its
+description and descriptor.
+
+Imports base, linux, filters, filter_settings, encrypting and the classes of stores.
+"""
+
+import os
+from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Tuple
+
+from . import filters, linux
+from .base import Capabilities, Store
+from .block import BlockStore
+from .encrypting import Encrypting
+from .file import FileStore
+from .filter_settings import stack_filters
+from .null import NullStore
+from .ram import RamStore
+
+STORE_CLASSES: Dict[str, Callable[..., Store]] = {
+    'file': FileStore,
+    'block': BlockStore,
+    'ram': RamStore,
+    'null': NullStore,
+}
+
+
+class OpenedStore(object):
+    """A medium that this process has opened and claimed.
+
+    descriptor: int, or None (kind null). Attributes from the description: kind, path, size,
+    block_size, read_only, direct, thin, capabilities (Capabilities), filters (from parse_filters),
+    cipher_key: hex digits, '' if the medium is not encrypted; it is passed to the worker in the
+    description and appears in no other text. key: equal for two stores on the same medium. claims:
+    additional descriptors that hold the claim.
+    """
+
+    def __init__(
+        self,
+        facts: Dict[str, Any],
+        descriptor: Optional[int],
+        key: Tuple[Any, ...],
+        claims: Iterable[int] = (),
+    ) -> None:
+        self._facts = facts
+        self.descriptor = descriptor
+        self.key = key
+        self.claims = list(claims)  # additional descriptors that hold the claim
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith('_') or name not in self._facts:
+            raise AttributeError(name)
+        return self._facts[name]
+
+    @property
+    def physical_block_size(self) -> int:
+        return self.capabilities.physical_block_size
+
+    def description(self) -> Dict[str, Any]:
+        """Returns the JSON-able dict that from_descriptor() needs in the worker, together with the
+        descriptor."""
+        return dict(self._facts, capabilities=dict(self.capabilities._asdict()))
+
+    def store(self) -> Store:
+        """Returns a Store in this process, on a duplicate of the descriptor. Raises OSError."""
+        return from_descriptor(
+            self.description(), None if self.descriptor is None else os.dup(self.descriptor)
+        )
+
+    def resize_check(self) -> int:
+        """Returns the current size of the medium in bytes. Raises OSError."""
+        if self.descriptor is None:
+            return self.size
+        if self.kind == 'block':
+            return linux.device_size(self.descriptor)
+        return os.fstat(self.descriptor).st_size
+
+    def flush(self, offset: int, length: int) -> None:
+        """Make durable all data that any process wrote to the medium, through any descriptor.
+        Raises OSError."""
+        if self.descriptor is not None and self.kind in ('file', 'block') and not self.read_only:
+            os.fdatasync(self.descriptor)
+
+    def set_cipher_key(self, cipher_key: str) -> None:
+        """Use this key (hex digits, '' for no encryption) in later descriptions and stores."""
+        self._facts['cipher_key'] = cipher_key
+
+    def set_size(self, size: int) -> None:
+        """Use this size (bytes) in later descriptions."""
+        self._facts['size'] = size
+
+    def descriptors(self) -> List[int]:
+        """Returns every descriptor that this object owns: the medium's and those that hold the
+        claim."""
+        return ([] if self.descriptor is None else [self.descriptor]) + self.claims
+
+    def close(self) -> None:
+        """Close all descriptors. The claim ends when the workers have closed theirs too. Closing
+        twice is harmless."""
+        owned, self.claims, self.descriptor = self.descriptors(), [], None
+        for descriptor in owned:
+            os.close(descriptor)
+
+    def __enter__(self) -> 'OpenedStore':
+        return self
+
+    def __exit__(self, *failure):
+        self.close()
+
+    def __repr__(self):
+        return '<OpenedStore %s %s %d bytes>' % (self.kind, self.path, self.size)
+
+
+def from_descriptor(description: Dict[str, Any], descriptor: Optional[int]) -> Store:
+    """Returns the Store, with its filters, for a description and a descriptor. Takes ownership of
+    the descriptor, also when it raises.
+
+    Opens no path. Raises KeyError or ValueError for a description that does not come from
+    OpenedStore.description().
+    """
+    try:
+        store: Store = STORE_CLASSES[description['kind']](description, descriptor)
+        if description.get('cipher_key'):
+            store = Encrypting(store, bytes.fromhex(description['cipher_key']))
+        if store.read_only:
+            store = filters.ReadOnly(store)
+        return stack_filters(store, description.get('filters') or ())
+    except Exception:
+        if descriptor is not None:
+            os.close(descriptor)
+        raise
+
+
+def adopt_store(
+    description: Dict[str, Any], key: Iterable[Any], descriptors: Sequence[int]
+) -> OpenedStore:
+    """Returns the OpenedStore for a medium that another process has opened. description, key: from
+    that process; descriptors: the medium's (none for kind null), then those that hold the claim."""
+    facts = dict(description, capabilities=Capabilities(**description['capabilities']))
+    own = None if description['kind'] == 'null' else descriptors[0]
+    return OpenedStore(facts, own, tuple(key), descriptors[1:])

@@ -1,0 +1,123 @@
+"""What the caller of open_store() asks for, checked as far as possible without the medium.
+
+Imports filter_settings, null.
+"""
+
+import os
+from typing import Any, Dict
+
+from ..errors import StoreError
+from .base import Capabilities
+from .filter_settings import parse_filters, stack_filters
+from .null import NullStore
+
+KINDS = ('block', 'file', 'null', 'ram')
+
+_PROPERTIES = (
+    'kind',
+    'path',
+    'size',
+    'read_only',
+    'direct',
+    'thin',
+    'block_size',
+    'filters',
+    'cipher_key',
+)
+
+
+class StoreRequest(object):
+    """A description of a store, checked as far as possible without the medium. Raises StoreError."""
+
+    def __init__(self, description: Dict[str, Any]) -> None:
+        for word in description:
+            if word not in _PROPERTIES and word not in ('capabilities', 'allow_in_use'):
+                raise StoreError('a store has no property "%s"' % word)
+        self.kind = description.get('kind')
+        self.path = description.get('path')
+        self.size = description.get('size')
+        self.read_only = bool(description.get('read_only'))
+        self.direct = bool(description.get('direct'))
+        self.thin = bool(description.get('thin'))
+        self.block_size = description.get('block_size')
+        self.allow_in_use = bool(description.get('allow_in_use'))
+        self.cipher_key = description.get('cipher_key') or ''
+        self.name = self.path or self.kind
+        if self.kind not in KINDS and self.kind is not None:
+            raise StoreError(
+                '%s: "%s" is not a kind of store; the kinds are: %s'
+                % (self.name, self.kind, ' '.join(sorted(KINDS)))
+            )
+        if self.kind in (None, 'file', 'block') and not self.path:
+            raise StoreError(
+                'the path of the store is missing; name a file or a block device, or choose kind ram or null'
+            )
+        self._check_numbers()
+        self.filters = self._filters(description.get('filters') or [])
+
+    def _check_numbers(self):
+        size, block_size = self.size, self.block_size
+        if block_size is not None and (
+            block_size < 512 or block_size > 65536 or block_size & (block_size - 1)
+        ):
+            raise StoreError(
+                '%s: %s is not a valid block size; 512 and 4096 are usual' % (self.name, block_size)
+            )
+        if size is not None and (size <= 0 or size % (block_size or 512)):
+            raise StoreError(
+                '%s: size = %s is not valid; it must be a multiple of the block size, %d'
+                % (self.name, size, block_size or 512)
+            )
+
+    def _filters(self, value):
+        try:
+            parsed = (
+                parse_filters(value)
+                if isinstance(value, str) or any(isinstance(f, str) for f in value)
+                else value
+            )
+            stack_filters(NullStore({'kind': 'null', 'size': 0}, None), parsed)
+        except (ValueError, TypeError) as e:
+            raise StoreError('%s: %s' % (self.name, e))
+        return [list(f) for f in parsed]
+
+    def facts(
+        self, kind: str, size: int, block_size: int, capabilities: Capabilities, **more: Any
+    ) -> Dict[str, Any]:
+        """Returns the facts of an OpenedStore. `more`: attributes of one kind. Raises StoreError if
+        `size` is not a positive multiple of `block_size`."""
+        if not size or size % block_size:
+            raise StoreError(
+                '%s has %d bytes, which is not a multiple of the block size %d; %s'
+                % (
+                    self.name,
+                    size,
+                    block_size,
+                    'choose another block size'
+                    if kind == 'block'
+                    else 'make it larger with "truncate -s %%%d"' % block_size
+                    if size
+                    else 'set a size',
+                )
+            )
+        return dict(
+            more,
+            kind=kind,
+            path=self.path,
+            size=size,
+            read_only=self.read_only,
+            direct=self.direct,
+            thin=self.thin,
+            block_size=block_size,
+            filters=self.filters,
+            cipher_key=self.cipher_key,
+            capabilities=capabilities,
+        )
+
+    def flags(self) -> int:
+        """Returns the flags for open(2)."""
+        return (
+            (os.O_RDONLY if self.read_only else os.O_RDWR)
+            | os.O_CLOEXEC
+            | (os.O_DIRECT if self.direct else 0)
+        )
