@@ -134,15 +134,8 @@ def test_a_worker_that_does_not_acknowledge_is_fenced(served):
     two.wait('deaf')
     one.say(ask='reset', id=2, unit=one.answer['units'][0]['unit'], function='logical-unit-reset')
     assert two.wait('change')['abort'] and two.of('change')[0]['attentions'] == [[0x29, 3]]
-    served.until(
-        lambda: (
-            [
-                len(workers)
-                for workers in served.master.replication.acknowledgements.awaited_workers()
-            ]
-            == [1]
-        )
-    )
+    pending = served.master.replication.acknowledgements._pending
+    served.until(lambda: [len(each.workers) for each in pending.values()] == [1])
     assert len(one.of('answer')) == 1
     served.leap(10)
     two.wait_closed()

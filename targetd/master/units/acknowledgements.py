@@ -67,10 +67,6 @@ class Acknowledgements(object):
         for message_id in waiting:
             self.acknowledge(worker, message_id)
 
-    def awaited_workers(self):
-        """[set of workers]: for each message that is not acknowledged yet, who has to do so."""
-        return [set(pending.workers) for pending in self._pending.values()]
-
     def _kill_late_workers(self, message_id):
         for worker in list(self._pending[message_id].workers):
             self.kill(
