@@ -1,7 +1,7 @@
-"""The `targetd` command: check the configuration, start the server, or show it off.
+"""The `targetd` command: checks the configuration, starts the server, or runs the demo.
 
-The front door: may import base, config, master. Everything that goes wrong ends here as one plain
-sentence on stderr and one of the exit codes in targetd.errors.
+Entry point: may import base, config, master. Every error is printed here as one sentence per line
+on stderr and sets one of the exit codes of targetd.errors.
 """
 
 import argparse
@@ -9,28 +9,28 @@ import sys
 
 import targetd
 from targetd import demo, xts
-from targetd.config import explain, lint, loader, render
+from targetd.config import explain, lint, loader, render, words
 from targetd.errors import EXIT_CONFIG, EXIT_FAILURE, EXIT_OK, EXIT_USAGE, ConfigError, TargetdError
 
 CONFIGURATION = '/etc/targetd.conf'
 
 
 def parser():
-    """The command line; also what targetd(8) describes."""
+    """The argparse parser of the command line, which targetd(8) describes."""
     command = argparse.ArgumentParser(
         prog='targetd',
         add_help=False,
         description='An iSCSI target (storage server).',
-        epilog='Exit codes: 0 all right, 1 failure, 2 wrong command line, 3 configuration, '
+        epilog='Exit codes: 0 success, 1 failure, 2 wrong command line, 3 configuration, '
         '4 portal, 5 backing store, 6 already running.',
     )
     add = command.add_argument
-    add('-c', '--config', metavar='FILE', help='the configuration; %s if not given' % CONFIGURATION)
+    add('-c', '--config', metavar='FILE', help='configuration file (default: %s)' % CONFIGURATION)
     add(
         '-f',
         '--foreground',
         action='store_true',
-        help='stay in the foreground, for service managers and for trying out',
+        help='stay in the foreground, for service managers and for tests',
     )
     add(
         '-t',
@@ -43,20 +43,20 @@ def parser():
         nargs='?',
         const=demo.ADDRESS,
         metavar='ADDRESS',
-        help='serve a sparse 1 GiB disk at this address (%s) in the foreground, without any configuration'
-        % demo.ADDRESS,
+        help='serve a sparse 1 GiB disk on this address (default: %s) in the foreground, without a '
+        'configuration' % demo.ADDRESS,
     )
     add(
         '--help-settings',
         nargs='?',
         const='',
         metavar='NAME',
-        help='explain all settings of the configuration, or this one',
+        help='explain all settings of the configuration, or one',
     )
     add(
         '--make-key',
         metavar='FILE',
-        help='make a key for an encrypted disk, and exit; an existing file is left alone',
+        help='create a key for an encrypted disk, and exit; an existing file is not overwritten',
     )
     add('--version', action='version', version='targetd %s' % targetd.__version__)
     add('-h', '--help', action='help', help='show this and exit')
@@ -64,72 +64,73 @@ def parser():
 
 
 def main(arguments=None):
-    """Run the command; returns the exit code. arguments: without the program's name, sys.argv if
-    None."""
+    """The entry point of `targetd`; returns the exit code. arguments: without the name of the
+    program; None for those of sys.argv."""
     command = parser()
     chosen = command.parse_args(arguments)
     if chosen.demo is not None and (chosen.config or chosen.test):
-        return complain('--demo brings its own configuration: leave -c and -t out', EXIT_USAGE)
+        return print_errors('--demo needs no configuration; remove -c and -t', EXIT_USAGE)
     try:
         if chosen.help_settings is not None:
-            return help_settings(chosen.help_settings)
+            return print_settings(chosen.help_settings)
         if chosen.make_key is not None:
             return make_key(chosen.make_key)
         if chosen.demo is not None:
-            return demo.run(chosen.demo)
+            return demo.run_demo(chosen.demo)
         return serve(chosen.config or CONFIGURATION, chosen.foreground, chosen.test)
     except TargetdError as e:
-        return complain(str(e), e.exit_code)
+        return print_errors(str(e), e.exit_code)
 
 
-def complain(text, exit_code):
-    """Every line to stderr with the program's name; returns the exit code."""
+def print_errors(text, exit_code):
+    """Print every line to stderr with the name of the program; returns the exit code."""
     for line in text.split('\n'):
         sys.stderr.write('targetd: %s\n' % line)
     return exit_code
 
 
-def say(text):
-    """To stdout, in a locale without the characters too (LANG=C)."""
+def print_text(text):
+    """Print to stdout. Characters that the locale (LANG=C) cannot encode are escaped."""
     encoding = sys.stdout.encoding or 'ascii'
     sys.stdout.write(text.encode(encoding, 'backslashreplace').decode(encoding))
 
 
-def help_settings(name):
-    """Print what the manual page says of all settings, or of one."""
+def print_settings(name):
+    """Print the description of all settings (name ''), or of one; returns the exit code."""
     text = render.plain_help(name)
     if not text:
-        return complain('there is no setting %s%s' % (name, render.meant(name)), EXIT_USAGE)
-    say(text)
+        return print_errors('there is no setting %s%s' % (name, render.meant(name)), EXIT_USAGE)
+    print_text(text)
     return EXIT_OK
 
 
 def make_key(path):
-    """A key file for encryption-key-file."""
+    """Create a key file for encryption-key-file; returns the exit code. Raises TargetdError."""
     from targetd.master.state import key_files
 
     if xts.why_not():
-        return complain(xts.why_not(), EXIT_FAILURE)
+        return print_errors(xts.why_not(), EXIT_FAILURE)
     key_files.make_key(path)
-    say(
-        'The key is in %s. Keep a copy of it in a safe place: without it nothing on its disk can be read.\n'
-        % path
+    print_text(
+        'The key is in %s. Keep a copy of it in a safe place: without the key the data on the disk '
+        'cannot be read.\n' % path
     )
     return EXIT_OK
 
 
 def serve(path, foreground, only_test):
-    """Load and check the configuration; explain it, or start the server."""
+    """Load and check the configuration; explain it (only_test), or start the server.
+
+    Returns the exit code. Raises TargetdError if the server cannot start.
+    """
     try:
         configuration = loader.load(path)
     except ConfigError as e:
-        count = len(e.complaints)
-        complain(str(e), e.exit_code)
-        return complain(
-            '%d complaint%s; nothing was started' % (count, '' if count == 1 else 's'), EXIT_CONFIG
-        )
+        print_errors(str(e), e.exit_code)
+        errors = words.counted(len(e.complaints), 'error')
+        return print_errors('%s in the configuration; nothing was started' % errors, EXIT_CONFIG)
     if only_test:
-        say(explain.explained(configuration))
+        print_text(explain.explained(configuration))
         for warning in (
             lint.warnings(configuration)
             + lint.missing_stores(configuration)
@@ -139,7 +140,7 @@ def serve(path, foreground, only_test):
         return EXIT_OK
     for warning in lint.warnings(configuration):
         sys.stderr.write('targetd: warning: %s\n' % str(warning))
-    # not before it is needed: -t works where no socket is allowed
+    # imported only here, so that -t also works in an environment without sockets
     from targetd.master import daemon
 
     return daemon.run(path, configuration, foreground)

@@ -1,6 +1,6 @@
-"""`targetd --demo`: a disk to play with, from nothing, without root: one sparse file, one target, one portal.
+"""`targetd --demo`: serves one sparse file as one target on one portal, without configuration and root.
 
-The front door: may import config, host and master.
+Entry point: may import config, host and master.
 """
 
 import os
@@ -34,15 +34,15 @@ size = {size}
 thin = yes
 '''
 
-SPEECH = '''\
-targetd serves a disk of 1 GiB, as thin as what is written to it, until Ctrl-C:
+INSTRUCTIONS = '''\
+targetd serves a sparse disk of 1 GiB until Ctrl-C:
 
     target   {name}, LUN 0
     portal   {portal}{moved}
     file     {directory}/disk.img
     control  targetdctl -s {directory}/targetd.sock
 
-See it from here (Debian: libiscsi-bin):
+List it from this host (Debian: libiscsi-bin):
     iscsi-ls -s iscsi://{portal}
 
 Use it on Linux, as root (Debian: open-iscsi):
@@ -51,15 +51,15 @@ Use it on Linux, as root (Debian: open-iscsi):
     lsblk --scsi
     iscsiadm -m node -T {name} -p {portal} --logout
 
-Use it on Windows, in a PowerShell of an administrator{elsewhere}:
+Use it on Windows, in a PowerShell of an administrator{loopback_hint}:
     Start-Service MSiSCSI
     New-IscsiTargetPortal -TargetPortalAddress {address} -TargetPortalPortNumber {port}
     Connect-IscsiTarget -NodeAddress {name}
     Get-Disk | Where-Object BusType -eq iSCSI
 '''
 
-ELSEWHERE = ''' (127.0.0.1 is this machine only:
-for others, start targetd --demo ADDRESS with an address of this machine that they reach)'''
+LOOPBACK_HINT = ''' (127.0.0.1 is reachable from this machine only:
+for other hosts, start targetd --demo ADDRESS with an address of this machine)'''
 
 
 def write_configuration(directory, address, port):
@@ -72,63 +72,63 @@ def write_configuration(directory, address, port):
     return path
 
 
-def speech(directory, address, port):
-    """What the demo says: what it serves and the exact lines to reach it."""
-    moved = '' if port == PORT else '   (port %d is taken, so this one was chosen)' % PORT
+def instructions(directory, address, port):
+    """The text that the demo prints: what it serves, and the exact commands to connect to it."""
+    moved = '' if port == PORT else '   (port %d is in use, so this one was chosen)' % PORT
     loopback = address.startswith('127.') or address == '::1'
-    return SPEECH.format(
+    return INSTRUCTIONS.format(
         name=TARGET_NAME,
         portal=network_kinds.Portal().write((address, port)),
         moved=moved,
         directory=directory,
-        elsewhere=ELSEWHERE if loopback else '',
+        loopback_hint=LOOPBACK_HINT if loopback else '',
         address=address,
         port=port,
     )
 
 
-def run(address):
+def run_demo(address):
     """Serve until Ctrl-C or SIGTERM; returns the exit code. Raises TargetdError."""
     from targetd.master import daemon
-    from targetd.master.logins import portals as listen
+    from targetd.master.logins import portals
 
     try:
         address, _ = network_kinds.Portal().parse('[%s]' % address if ':' in address else address)
     except words.Unusable as e:
         sys.stderr.write('targetd: --demo: %s\n' % e)
         return EXIT_USAGE
-    port = listen.free_port(address, PORT)
+    port = portals.free_port(address, PORT)
     directory = tempfile.mkdtemp(prefix='targetd-demo-')
     path = write_configuration(directory, address, port)
     configuration = loader.load(path)
-    sys.stdout.write(speech(directory, _reached(listen, address), port) + '\n')
+    sys.stdout.write(instructions(directory, _reachable(portals, address), port) + '\n')
     sys.stdout.flush()
     try:
         result = daemon.run(path, configuration, True)
     except KeyboardInterrupt:
         result = EXIT_OK
     except TargetdError:
-        _say_where(directory)
+        _print_directory(directory)
         raise
-    _say_where(directory)
+    _print_directory(directory)
     return result
 
 
-def _reached(listen, address):
-    """An address that others can use: the wildcards stand for this host's own."""
-    if not listen.is_wildcard(address):
+def _reachable(portals, address):
+    """The address that initiators can connect to: for a wildcard, an address of this host."""
+    if not portals.is_wildcard(address):
         return address
     own = [
         a
-        for a in listen.own_addresses(listen.family_of(address))
+        for a in portals.own_addresses(portals.family_of(address))
         if not a.startswith(('127.', 'fe80:')) and a != '::1'
     ]
     return own[0] if own else '::1' if ':' in address else ADDRESS
 
 
-def _say_where(directory):
+def _print_directory(directory):
     sys.stdout.write(
-        '\nThe disk is still there: %s/disk.img\nTo remove all of it: rm -r %s\n'
+        '\nThe file of the disk was not removed: %s/disk.img\nTo remove all files: rm -r %s\n'
         % (directory, directory)
     )
     sys.stdout.flush()

@@ -112,4 +112,4 @@ def join(items):
 
 def counted(number, noun):
     """'1 LUN', '2 LUNs': a number with the singular or plural of a noun."""
-    return '%d %s%s' % (number, noun, '' if number == 1 else 's')
+    return '%s %s%s' % (number, noun, '' if number == 1 else 's')

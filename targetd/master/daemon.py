@@ -19,6 +19,7 @@ import sys
 import psutil
 
 from targetd import crc32c, log
+from targetd.config.words import counted
 from targetd.errors import EXIT_FAILURE, EXIT_OK, AlreadyRunning, TargetdError
 from targetd.master.log_files import start_log
 from targetd.master.master import Master
@@ -246,9 +247,9 @@ def _say_started(master):
         '[%s]:%d' % (a, p) if ':' in a else '%s:%d' % (a, p) for _, a, p in sorted(master.portals)
     )
     log.info(
-        'serving %d targets with %d units at %s (process %d)',
-        len(configuration.targets),
-        len(master.units.by_id),
+        'serving %s, %s, on %s (process %d)',
+        counted(len(configuration.targets), 'target'),
+        counted(len(master.units.by_id), 'LUN'),
         portals,
         os.getpid(),
     )

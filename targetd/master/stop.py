@@ -6,6 +6,7 @@ serving --SIGTERM--> asking --all workers reaped, or stop-timeout, or a second s
 """
 
 from targetd import log
+from targetd.config.words import counted
 
 END_SECONDS = 5.0  # a worker that was ordered to end and takes longer is killed
 
@@ -45,10 +46,10 @@ class Stop(object):
         seconds = self.state.configuration.server.stop_timeout
         sessions = self.sessions.normal()
         log.info(
-            'stopping (%s): %d sessions are asked to log out within %d seconds',
+            'stopping (%s): asking %s to log out within %s',
             why,
-            len(sessions),
-            seconds,
+            counted(len(sessions), 'session'),
+            counted(seconds, 'second'),
         )
         self.isns.deregister_all()
         self.listeners.close_all()

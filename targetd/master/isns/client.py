@@ -18,6 +18,7 @@ from the wanted entity and the entity that the server is known to have.
 import socket
 
 from targetd import log
+from targetd.config.words import counted
 from targetd.isns import entity as isns_entity
 from targetd.isns import messages
 from targetd.master.isns.connections import ClientConnection, NotificationListener
@@ -235,11 +236,11 @@ class Client(object):
         self._logged_failure, self._to_verify = None, []
         self.state = 'registered as %s' % entity.identifier
         log.info(
-            'iSNS server %s: registered as %s with %d targets and %d portals, for a period of %d seconds%s',
+            'iSNS server %s: registered as %s with %s and %s, for a period of %d seconds%s',
             shown(*self.server),
             entity.identifier,
-            len(entity.nodes),
-            len(entity.portals),
+            counted(len(entity.nodes), 'target'),
+            counted(len(entity.portals), 'portal'),
             registered.period,
             ''.join('; ' + note for note in registered.notes),
         )

@@ -111,7 +111,7 @@ def test_a_configuration_with_complaints_starts_nothing(conf, capsys, server, ar
     assert lines[0].startswith('targetd: %s:2: ' % path) and lines[1].startswith(
         'targetd: %s:3: ' % path
     )
-    assert '2 complaints; nothing was started' in lines[2]
+    assert '2 errors in the configuration; nothing was started' in lines[2]
 
 
 def test_the_server_is_started_with_path_configuration_and_foreground(conf, server):
@@ -166,7 +166,7 @@ def test_the_configuration_of_the_demo_uses_its_directory_only(tmp_path):
 
 
 def test_the_demo_prints_the_exact_commands(tmp_path):
-    text = demo.speech('/d', '127.0.0.1', 3260)
+    text = demo.instructions('/d', '127.0.0.1', 3260)
     for line in (
         'iscsi-ls -s iscsi://127.0.0.1:3260',
         'iscsiadm -m discovery -t sendtargets -p 127.0.0.1:3260',
@@ -174,15 +174,15 @@ def test_the_demo_prints_the_exact_commands(tmp_path):
         'New-IscsiTargetPortal -TargetPortalAddress 127.0.0.1 -TargetPortalPortNumber 3260',
         'Connect-IscsiTarget -NodeAddress ' + demo.TARGET_NAME,
         '/d/disk.img',
-        'this machine only',
+        'from this machine only',
     ):
         assert line in text
-    assert 'taken' not in text
-    text = demo.speech('/d', '2001:db8::1', 4000)
+    assert 'in use' not in text
+    text = demo.instructions('/d', '2001:db8::1', 4000)
     assert (
-        'port 3260 is taken' in text
+        'port 3260 is in use' in text
         and 'iscsi://[2001:db8::1]:4000' in text
-        and 'this machine only' not in text
+        and 'from this machine only' not in text
     )
     assert '-TargetPortalAddress 2001:db8::1 ' in text
 
@@ -197,7 +197,7 @@ def test_the_demo_runs_in_the_foreground_and_prints_the_path_of_the_disk(
     ((path, configuration, foreground),) = server.runs
     out = capsys.readouterr().out
     assert foreground and path.startswith(str(tmp_path / 'targetd-demo-'))
-    assert 'The disk is still there: %s/disk.img' % os.path.dirname(path) in out
+    assert 'The file of the disk was not removed: %s/disk.img' % os.path.dirname(path) in out
     ((address, port),) = configuration.portal_groups[1].portals
     assert address == '127.0.0.1' and 'iscsi://127.0.0.1:%d' % port in out
 

@@ -116,10 +116,14 @@ def test_a_missing_store(warnings):
 def test_a_disk_that_this_host_is_configured_to_use(tmp_path, monkeypatch, more, count):
     monkeypatch.setattr(lint.roots, 'kernel_name', lambda path: 'sdb')
     monkeypatch.setattr(
-        lint.claims, 'find_claims', lambda path, found, descriptor: ['%s is listed in /etc/fstab' % path]
+        lint.claims,
+        'find_claims',
+        lambda path, found, descriptor: ['%s is listed in /etc/fstab' % path],
     )
     monkeypatch.setattr(
-        lint.signatures, 'auto_assembled_by_udev', lambda name: ['/dev/%s: linux_raid_member' % name]
+        lint.signatures,
+        'auto_assembled_by_udev',
+        lambda name: ['/dev/%s: linux_raid_member' % name],
     )
     path = tmp_path / 'main.conf'
     path.write_text(

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from targetd.config.words import FORBIDDEN, Unusable, join, join_word, split
+from targetd.config.words import FORBIDDEN, Unusable, counted, join, join_word, split
 
 WORDS = st.text(
     st.characters(blacklist_characters=FORBIDDEN, blacklist_categories=('Cs',)), max_size=12
@@ -70,3 +70,8 @@ def test_no_written_word_begins_with_three_quotes(word):
 def test_a_line_end_cannot_be_written(word):
     with pytest.raises(ValueError):
         join_word(word)
+
+
+@pytest.mark.parametrize('number, text', [(0, '0 LUNs'), (1, '1 LUN'), (2, '2 LUNs')])
+def test_a_counted_noun_has_singular_and_plural(number, text):
+    assert counted(number, 'LUN') == text
