@@ -12,7 +12,8 @@ import record
 from targetd.config import loader
 from targetd.iscsi.errors import LoginFailure
 from targetd.iscsi.framing import BHS, Framer
-from targetd.iscsi.login import LOGIN_DATA_SEGMENT, Claim, LoginNegotiation
+from targetd.iscsi.login import LOGIN_DATA_SEGMENT, LoginNegotiation
+from targetd.iscsi.login_result import SessionClaim
 from targetd.iscsi.pdu import LoginRequest
 from targetd.iscsi.session import Session
 from targetd.master.exports import open_medium
@@ -147,8 +148,8 @@ class Target(object):
     def feed(self, data):
         """Bytes from the initiator, however they are cut."""
         if self.connection is None:
-            self._framer.wanted()[: len(data)] = data
-            for bhs, ahs, segment in self._framer.received(len(data)):
+            self._framer.receive_buffer()[: len(data)] = data
+            for bhs, ahs, segment in self._framer.parse_received(len(data)):
                 self._login(LoginRequest.decode(BHS.pack(*bhs), ahs, segment))
             return
         self.socket.incoming += data
@@ -157,12 +158,12 @@ class Target(object):
 
     def _login(self, request):
         try:
-            step = self._negotiation.receive(request)
+            step = self._negotiation.receive_request(request)
         except LoginFailure as refusal:
             self._send([self._negotiation.failure_response(refusal)])
             return
-        if isinstance(step, Claim):
-            step = self._negotiation.claimed(TSIH)
+        if isinstance(step, SessionClaim):
+            step = self._negotiation.claim_granted(TSIH)
             self.connection, sock = connection(self.configuration, self._negotiation.result)
             sock.sent, self.socket = self.socket.sent, sock
         self._send(step.pdus)

@@ -37,7 +37,7 @@ def address_matches(rules, address):
 
 def name_matches(rules, initiator_name):
     """True if one of the patterns (or ALL) in `rules` matches this initiator name, case folded."""
-    return names.admits(rules, initiator_name)
+    return names.matches_any(rules, initiator_name)
 
 
 def refusal(target, initiator_name, address):

@@ -137,7 +137,7 @@ class NamePattern(Kind):
         folded = names.fold(text)
         literal = re.split('[*?]', folded)[0]
         if literal == folded:
-            flaw = names.flaw(folded, lenient=True)
+            flaw = names.name_error(folded, lenient=True)
         elif not any(kind.startswith(literal[:4]) for kind in ('iqn.', 'eui.', 'naa.')):
             flaw = 'it does not begin with iqn., eui. or naa.'
         else:

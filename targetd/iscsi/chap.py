@@ -29,7 +29,7 @@ HASHES = OrderedDict(
 )
 
 #: Algorithm numbers by what people call them.
-NUMBERS = {
+ALGORITHM_NUMBERS = {
     'MD5': const.CHAP_MD5,
     'SHA1': const.CHAP_SHA1,
     'SHA-1': const.CHAP_SHA1,
@@ -47,7 +47,7 @@ class ChapError(Exception):
     """What the initiator sent is malformed. The message is one plain sentence."""
 
 
-class ProofFailed(ChapError):
+class AuthenticationFailed(ChapError):
     """The initiator could not prove who it is, or may not be given the proof that it asks for."""
 
 
@@ -68,12 +68,12 @@ def new_hash(algorithm, data):
             raise ValueError('this host does not have %s' % name)
 
 
-def digest(algorithm, identifier, secret, challenge):
+def chap_response(algorithm, identifier, secret, challenge):
     """The response of RFC 1994 4.1 to a challenge. identifier: 0..255; secret, challenge: bytes."""
     return new_hash(algorithm, bytes((identifier,)) + secret + challenge).digest()
 
 
-def available(algorithms):
+def available_algorithms(algorithms):
     """Those of the algorithm numbers that this host can compute, in the same order."""
     usable = []
     for algorithm in algorithms:
@@ -88,14 +88,14 @@ def available(algorithms):
 # -- encodings, RFC 7143 6.1 -------------------------------------------------------------------------------------------
 
 
-def encode(data, as_base64=False):
+def encode_binary(data, as_base64=False):
     """A binary value as text: 0x…, or 0b… if wished. data: one byte at least."""
     if as_base64:
         return '0b' + base64.b64encode(data).decode('ascii')
     return '0x' + binascii.hexlify(data).decode('ascii')
 
 
-def decode(value, maximum):
+def decode_binary(value, maximum):
     """The bytes of a binary value (hex, base64, or a decimal number). maximum: bytes. Raises
     ChapError."""
     if _HEX.match(value):
@@ -139,11 +139,11 @@ class Chap(object):
         self.account = None
         self._accounts = accounts
         self._outgoing = outgoing
-        self._algorithms = available(algorithms)
+        self._algorithms = available_algorithms(algorithms)
         self._random_bytes = random_bytes
         self._algorithm = None
 
-    def choose(self, offered):
+    def choose_algorithm(self, offered):
         """[(key, value)] that answers CHAP_A: algorithm, identifier, challenge. Raises ChapError.
 
         Our order of preference decides among what the initiator offers.
@@ -154,53 +154,53 @@ class Chap(object):
                 self._algorithm = number
                 break
         else:
-            raise ProofFailed('none of the CHAP algorithms %s is accepted here' % offered)
+            raise AuthenticationFailed('none of the CHAP algorithms %s is accepted here' % offered)
         self._identifier = self._random_bytes(1)[0]
         self._challenge = self._random_bytes(CHALLENGE_BYTES)
         return [
             ('CHAP_A', str(self._algorithm)),
             ('CHAP_I', str(self._identifier)),
-            ('CHAP_C', encode(self._challenge)),
+            ('CHAP_C', encode_binary(self._challenge)),
         ]
 
-    def verify(self, values):
+    def verify_response(self, values):
         """[(key, value)] that proves the target if the initiator asked for it, else []. values:
         {key: value} of the initiator with CHAP_N and CHAP_R, perhaps CHAP_I and CHAP_C. Raises
-        ChapError, ProofFailed."""
-        response = decode(values['CHAP_R'], MAXIMUM_CHALLENGE)
-        secret = self._check(values['CHAP_N'], response)
+        ChapError, AuthenticationFailed."""
+        response = decode_binary(values['CHAP_R'], MAXIMUM_CHALLENGE)
+        secret = self._authenticate(values['CHAP_N'], response)
         if 'CHAP_C' not in values:
             return []
-        return self._prove(values['CHAP_I'], values['CHAP_C'], secret)
+        return self._mutual_response(values['CHAP_I'], values['CHAP_C'], secret)
 
-    def _check(self, name, response):
+    def _authenticate(self, name, response):
         found = None
         wanted = name.encode('utf-8')
         for user, secret in self._accounts:
-            right = digest(self._algorithm, self._identifier, secret, self._challenge)
+            right = chap_response(self._algorithm, self._identifier, secret, self._challenge)
             # every account costs the same, so that time does not tell which names exist
             if hmac.compare_digest(right, response) & hmac.compare_digest(
                 user.encode('utf-8'), wanted
             ):
                 found = user, secret
         if found is None:
-            raise ProofFailed('the CHAP name "%s" or its secret is wrong' % name)
+            raise AuthenticationFailed('the CHAP name "%s" or its secret is wrong' % name)
         self.account = found[0]
         return found[1]
 
-    def _prove(self, identifier, challenge, secret):
-        number = decode(identifier, 1)[0]
-        challenge = decode(challenge, MAXIMUM_CHALLENGE)
+    def _mutual_response(self, identifier, challenge, secret):
+        number = decode_binary(identifier, 1)[0]
+        challenge = decode_binary(challenge, MAXIMUM_CHALLENGE)
         if challenge == self._challenge:
-            raise ProofFailed('the initiator sent our own CHAP challenge back')
+            raise AuthenticationFailed('the initiator sent our own CHAP challenge back')
         if self._outgoing is None:
-            raise ProofFailed(
+            raise AuthenticationFailed(
                 'the initiator asks the target to prove itself, and the target has no account for that'
             )
         user, own = self._outgoing
         if hmac.compare_digest(own, secret):
-            raise ProofFailed('the secrets of both directions are the same')
+            raise AuthenticationFailed('the secrets of both directions are the same')
         return [
             ('CHAP_N', user),
-            ('CHAP_R', encode(digest(self._algorithm, number, own, challenge))),
+            ('CHAP_R', encode_binary(chap_response(self._algorithm, number, own, challenge))),
         ]

@@ -59,30 +59,30 @@ class TextAnswer(object):
 
     def __init__(self, data, maximum, ttt):
         self.ttt = ttt
-        self._pieces = text.split(data, maximum)
+        self._pieces = text.split_text(data, maximum)
 
     @property
-    def is_over(self):
+    def is_finished(self):
         """True when the last piece was given out."""
         return not self._pieces
 
-    def respond(self, request):
+    def next_response(self, request):
         """The next TextResponse, numbers not stamped. request: the TextRequest that asks for it:
         the first one, or one that is empty and repeats `ttt`."""
         piece = self._pieces.pop(0)
         return TextResponse(
             itt=request.itt,
             lun=request.lun,
-            final=self.is_over,
-            continues=not self.is_over,
-            ttt=RESERVED_TAG if self.is_over else self.ttt,
+            final=self.is_finished,
+            continues=not self.is_finished,
+            ttt=RESERVED_TAG if self.is_finished else self.ttt,
             data=piece,
         )
 
-    def go_on(self, request):
+    def continue_answer(self, request):
         """respond() to a request that should be a continuation. Raises PduRejected when it is none."""
-        if self.is_over or request.ttt != self.ttt or request.data:
+        if self.is_finished or request.ttt != self.ttt or request.data:
             raise PduRejected(
                 REJECT_INVALID_PDU_FIELD, 'a Text Request that continues no answer of ours'
             )
-        return self.respond(request)
+        return self.next_response(request)

@@ -3,9 +3,9 @@ lands large data in place.
 
 Pure; imports iscsi only. One Framer is one direction of one connection, used by one thread.
 
-    view = framer.wanted(); n = recv_into(view)            # or recvmsg_into(framer.wanted_parts()) while data is landing
-    for fields, ahs, data in framer.received(n): …         # whole PDUs, in order
-    if framer.partial is not None: framer.land(buffer)     # a header is there, its (large) data is not: say where it lands
+    view = framer.receive_buffer(); n = recv_into(view)            # or recvmsg_into(framer.receive_buffers()) while data is landing
+    for fields, ahs, data in framer.parse_received(n): …         # whole PDUs, in order
+    if framer.partial is not None: framer.land_data(buffer)     # a header is there, its (large) data is not: say where it lands
 
 Invariants
  1. `received` never looks at a byte twice except a header whose data is not yet there.
@@ -70,9 +70,9 @@ class Framer(object):
         self.buffer = bytearray(batch_bytes) if buffer is None else buffer
         self._view = memoryview(self.buffer)
         self._start = self._end = 0
-        self.renegotiated(maximum_data, crc32c, header_digest, data_digest)
+        self.apply_negotiated(maximum_data, crc32c, header_digest, data_digest)
 
-    def renegotiated(self, maximum_data, crc32c, header_digest, data_digest):
+    def apply_negotiated(self, maximum_data, crc32c, header_digest, data_digest):
         """What the login's last response changed; called between PDUs."""
         self._maximum_data = maximum_data
         self._crc32c = crc32c
@@ -86,7 +86,7 @@ class Framer(object):
 
     # -- receiving ---------------------------------------------------------------------------------------------------
 
-    def wanted(self):
+    def receive_buffer(self):
         """A writable view for the next bytes; never empty. Hot."""
         if self._start == self._end:
             self._start = self._end = 0
@@ -94,17 +94,17 @@ class Framer(object):
             self._move_to_front()
         return self._view[self._end :]
 
-    def wanted_parts(self):
+    def receive_buffers(self):
         """While landing: [the rest of the landing buffer, the batch buffer], for a scattering
         receive."""
-        return [self.landing, self.wanted()]
+        return [self.landing, self.receive_buffer()]
 
     def _move_to_front(self):
         rest = bytes(self._view[self._start : self._end])
         self._view[: len(rest)] = rest
         self._start, self._end = 0, len(rest)
 
-    def received(self, count):
+    def parse_received(self, count):
         """`count` more bytes are where wanted() (or wanted_parts()) said. Gives the PDUs that are now whole, in order, as
         (fields, ahs, data): fields as unpacked by BHS; ahs: bytes or None; data: memoryview or None. Hot.
 
@@ -182,14 +182,14 @@ class Framer(object):
         if crc != _DIGEST.unpack_from(self.buffer, position + header)[0]:
             raise PduRejected(const.REJECT_PROTOCOL_ERROR, 'a header digest is wrong', fatal=True)
 
-    def rest(self):
+    def remaining_bytes(self):
         """What arrived behind the last whole PDU, as bytes: for the framer that takes over when the
         login is done."""
         return bytes(self._view[self._start : self._end])
 
     # -- landing -----------------------------------------------------------------------------------------------------
 
-    def land(self, buffer):
+    def land_data(self, buffer):
         """The data of the partial PDU goes into `buffer` (writable, at least its DataSegmentLength;
         None: into one of ours)."""
         fields = self.partial

@@ -374,7 +374,7 @@ _STAGE_NAMES = {
 }
 
 
-def check_use(name, value, stage):
+def check_key_use(name, value, stage):
     """The TextKey of an initiator's offer, or None when there is nothing to do with it but
     NotUnderstood. Raises KeyMisused."""
     key = KEYS.get(name)
@@ -391,7 +391,9 @@ def check_use(name, value, stage):
     return key
 
 
-def negotiate(offers, ours=None, stage=OPERATIONAL, session_type=NORMAL, leading=True, settled=()):
+def negotiate_keys(
+    offers, ours=None, stage=OPERATIONAL, session_type=NORMAL, leading=True, settled=()
+):
     """Negotiated, from an initiator's offers [(key, value), …]. Raises KeyMisused.
 
     ours: {key: typed own value}, OURS where missing; leading: False on a further connection of a
@@ -410,7 +412,7 @@ def negotiate(offers, ours=None, stage=OPERATIONAL, session_type=NORMAL, leading
             raise KeyMisused('%s was sent twice' % name)
     # FirstBurstLength depends on MaxBurstLength, wherever that stands
     for name, value in sorted(offers, key=lambda offer: offer[0] == 'FirstBurstLength'):
-        key = check_use(name, value, stage)
+        key = check_key_use(name, value, stage)
         if key is None:
             answered[name] = None if value in RESERVED_VALUES else NOT_UNDERSTOOD
         elif value in RESERVED_VALUES:
@@ -475,7 +477,7 @@ _RESULTS = {
 # fmt: on
 
 
-def whole(settled):
+def effective_values(settled):
     """Every operational value in force after a login that settled these: {key: typed value}.
     MaxRecvDataSegmentLength is the initiator's. FirstBurstLength is never above MaxBurstLength (RFC
     7143 13.14), even if that was settled later."""

@@ -26,7 +26,7 @@ def fold(name):
     return unicodedata.normalize('NFKC', unicodedata.normalize('NFKC', name).casefold())
 
 
-def flaw(name, lenient=False):
+def name_error(name, lenient=False):
     """Why this is no iSCSI name, as a plain phrase, or None if it is one.
 
     lenient: for names that initiators bring: printable ASCII that RFC 3722 prohibits passes ('_' is
@@ -36,11 +36,11 @@ def flaw(name, lenient=False):
     if len(folded.encode('utf-8', 'surrogatepass')) > MAXIMUM_BYTES:
         return 'it is longer than %d bytes' % MAXIMUM_BYTES
     for character in () if _ASCII.issuperset(folded) else folded:
-        if not _may_stand_in(character, lenient):
+        if not _is_allowed(character, lenient):
             return 'it may not hold %s' % _shown(character)
     kind = folded[:4]
     if kind == 'iqn.':
-        return None if lenient and len(folded) > 4 else _flaw_of_iqn(folded)
+        return None if lenient and len(folded) > 4 else _iqn_error(folded)
     if kind == 'eui.':
         return None if _EUI.match(folded) else 'eui. is followed by 16 hexadecimal digits'
     if kind == 'naa.':
@@ -48,7 +48,7 @@ def flaw(name, lenient=False):
     return 'it begins with none of iqn., eui. and naa.'
 
 
-def _may_stand_in(character, lenient):
+def _is_allowed(character, lenient):
     if character in _ASCII:
         return True
     if character < '\x80':
@@ -62,7 +62,7 @@ def _shown(character):
     return '"%s"' % character if character.isprintable() else 'U+%04X' % ord(character)
 
 
-def _flaw_of_iqn(folded):
+def _iqn_error(folded):
     match = _IQN.match(folded)
     if not match:
         return 'iqn. is followed by year-month, a dot and a domain written backwards, as in iqn.2026-11.com.example:disk'
@@ -84,12 +84,12 @@ def _compiled(pattern):
     )
 
 
-def matches(pattern, name):
+def matches_pattern(pattern, name):
     """True when `name` is one that the pattern admits: * stands for any characters, ? for any one,
     ALL for every name."""
     return pattern == EVERYONE or _compiled(pattern).match(fold(name)) is not None
 
 
-def admits(patterns, name):
+def matches_any(patterns, name):
     """True when any of the patterns admits the name."""
-    return any(matches(pattern, name) for pattern in patterns)
+    return any(matches_pattern(pattern, name) for pattern in patterns)

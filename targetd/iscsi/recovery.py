@@ -31,19 +31,19 @@ class RecoveringTransfer(Transfer):
         """As Transfer.is_complete."""
         return not self._again and super(RecoveringTransfer, self).is_complete
 
-    def receive(self, ttt, offset, data_sn, data, final):
+    def receive_data_out(self, ttt, offset, data_sn, data, final):
         """As Transfer.receive, but a gap is no error: what is missing is asked for again at the end
         of the sequence."""
-        sequence = self._unsolicited if ttt == NO_TAG else self._asked.get(ttt)
+        sequence = self._unsolicited if ttt == NO_TAG else self._outstanding.get(ttt)
         if sequence is not None and (ttt in self._broken or data_sn > sequence.next_data_sn):
-            self.lost(ttt, final)
+            self.data_out_lost(ttt, final)
         else:
-            super(RecoveringTransfer, self).receive(ttt, offset, data_sn, data, final)
+            super(RecoveringTransfer, self).receive_data_out(ttt, offset, data_sn, data, final)
 
-    def lost(self, ttt, final):
+    def data_out_lost(self, ttt, final):
         """A PDU of this sequence was discarded; final: its F bit. Raises PduRejected for a TTT that
         is not outstanding."""
-        sequence = self._unsolicited if ttt == NO_TAG else self._asked.get(ttt)
+        sequence = self._unsolicited if ttt == NO_TAG else self._outstanding.get(ttt)
         if sequence is None:
             raise PduRejected(
                 const.REJECT_PROTOCOL_ERROR,
@@ -56,20 +56,20 @@ class RecoveringTransfer(Transfer):
         if ttt == NO_TAG:
             self._end_unsolicited()
         else:
-            del self._asked[ttt]
+            del self._outstanding[ttt]
             self._again.append((None, sequence.next_offset, sequence.end))
 
-    def solicit(self, allot_ttt):
-        """As Transfer.solicit; what is asked for again comes first."""
+    def next_r2ts(self, allot_ttt):
+        """As Transfer.next_r2ts; what is asked for again comes first."""
         out = []
-        while self._again and len(self._asked) < self._limits.max_outstanding_r2t:
+        while self._again and len(self._outstanding) < self._limits.max_outstanding_r2t:
             r2t_sn, offset, end = self._again.pop(0)
             if r2t_sn is None:
                 r2t_sn, self._r2t_sn = self._r2t_sn, self._r2t_sn + 1
             ttt = allot_ttt()
-            self._ask(ttt, offset, end)
+            self._add_outstanding(ttt, offset, end)
             out.append((ttt, r2t_sn, offset, end - offset))
-        out.extend(super(RecoveringTransfer, self).solicit(allot_ttt))
+        out.extend(super(RecoveringTransfer, self).next_r2ts(allot_ttt))
         self._r2ts.update((r2t[0], r2t) for r2t in out)
         return out
 
@@ -78,26 +78,26 @@ class RecoveringTransfer(Transfer):
         answered yet."""
         found = [
             self._r2ts[ttt]
-            for ttt in self._asked
+            for ttt in self._outstanding
             if first <= self._r2ts[ttt][1] and (not count or self._r2ts[ttt][1] < first + count)
         ]
         return sorted(found, key=lambda r2t: r2t[1])
 
-    def reassigned(self):
+    def reassign(self):
         """The task goes on on another connection: whatever was on its way is asked for again, under
         its old R2TSN."""
         if self._unsolicited is not None:
             self._end_unsolicited()
         waiting = [
             (self._r2ts[ttt][1], sequence.next_offset, sequence.end)
-            for ttt, sequence in self._asked.items()
+            for ttt, sequence in self._outstanding.items()
         ]
         self._again = sorted(waiting) + self._again
-        self._asked.clear()
+        self._outstanding.clear()
         self._broken.clear()
 
 
-class Reply(object):
+class SentReply(object):
     """What was sent to answer one PDU and is not acknowledged. pdus: [(header, data or None)], the
     one with StatSN last; acknowledged: the first DataSN that the initiator did not acknowledge;
     tag: of the DataACK that was asked for, or None."""
@@ -117,11 +117,11 @@ class Reply(object):
         return sum(len(data) for _, data in self.pdus if data)
 
     @property
-    def ends_a_command(self):
+    def is_scsi_reply(self):
         """Is it the reply to a SCSI command?"""
         return self.pdus[-1][0][0] in (const.SCSI_RESPONSE, const.DATA_IN)
 
-    def data_in(self, first, count):
+    def data_in_pdus(self, first, count):
         """The Data-In PDUs with these DataSNs (count 0: from `first` on); [] unless all of them can
         be sent again."""
         have = [
@@ -145,7 +145,7 @@ class Reply(object):
             if _U32.unpack_from(header, 36)[0] >= self.acknowledged
         ] + self.pdus[-1:]
 
-    def again(self, first, segment, burst, snack_tag):
+    def resegmented(self, first, segment, burst, snack_tag):
         """PDUs that give the data from DataSN `first` on once more, in other segments, and the status (RFC 7143 11.16.4,
         7.2.1). Their StatSN is not set."""
         kept = [(header, data) for header, data in self.pdus if header[0] == const.DATA_IN]

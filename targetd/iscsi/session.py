@@ -64,7 +64,7 @@ class Session(object):
         self._ttt = self._ttt + 1 & 0x7FFFFFFF
         return self._ttt
 
-    def takes(self, cmd_sn, pdu):
+    def accept_command_number(self, cmd_sn, pdu):
         """True if the numbered command is the next one (ExpCmdSN moves on); else it is held for its
         turn, or, outside the window or a repetition, dropped without an answer (RFC 7143 4.2.2.1).
         """
@@ -92,7 +92,7 @@ class Session(object):
         """The held PDU whose turn it is now, or None; it still has to be taken."""
         return self.held.pop(self.exp_cmd_sn, None)
 
-    def discard(self, itt):
+    def discard_data_out(self, itt):
         """Data-Out that still comes for this ITT is dropped in silence. Bounded: the oldest are
         forgotten."""
         self.discarding[itt] = True

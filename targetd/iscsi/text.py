@@ -34,7 +34,7 @@ class TextError(Exception):
     plain sentence."""
 
 
-def parse(data):
+def parse_text(data):
     """[(key, value), …] in the order sent. Raises TextError.
 
     The NUL after the last pair may be missing, and further NULs (padding that was counted) are
@@ -80,17 +80,17 @@ def _shown(part):
     return _CONTROL.sub('?', part[:40].decode('ascii', 'replace'))
 
 
-def render(pairs):
+def render_text(pairs):
     """The bytes of [(key, value), …]."""
     return b''.join(('%s=%s' % pair).encode('utf-8') + b'\0' for pair in pairs)
 
 
-def split(data, maximum):
+def split_text(data, maximum):
     """`data` cut into pieces of at most `maximum` bytes, at least one piece. maximum: bytes of a data segment."""
     return [data[start : start + maximum] for start in range(0, len(data), maximum)] or [b'']
 
 
-class Collector(object):
+class TextCollector(object):
     """Puts a text together that comes in pieces. limit: bytes of one whole text."""
 
     __slots__ = ('_limit', '_pieces')
@@ -104,7 +104,7 @@ class Collector(object):
         """True between texts."""
         return not self._pieces
 
-    def add(self, data, continues):
+    def add_piece(self, data, continues):
         """The whole text as bytes, or None while more is to come. Raises TextError when it grows
         beyond the limit."""
         if len(self._pieces) + len(data) > self._limit:

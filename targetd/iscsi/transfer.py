@@ -1,9 +1,9 @@
 """The Data-Out of one command (RFC 7143 11.7, 11.8, 4.2.5.2): immediate, unsolicited, and asked for
 by R2T. Pure.
 
-    transfer = Transfer(task.itt, wanted, edtl, limits); transfer.immediate(data, final)
-    while not transfer.is_complete: for r2t in transfer.solicit(allot_ttt): send it …
-    on Data-Out: view = transfer.place(…) (where the data may land), then transfer.receive(…) when it is whole
+    transfer = Transfer(task.itt, wanted, edtl, limits); transfer.receive_immediate(data, final)
+    while not transfer.is_complete: for r2t in transfer.next_r2ts(allot_ttt): send it …
+    on Data-Out: view = transfer.place_data_out(…) (where the data may land), then transfer.receive_data_out(…) when it is whole
 
 Invariants
  1. The buffer is as long as the CDB and EDTL both allow, never longer; what an initiator sends beyond it is not kept.
@@ -65,8 +65,8 @@ class Transfer(object):
         'failed',
         '_limits',
         '_unsolicited',
-        '_asked',
-        '_next_ask',
+        '_outstanding',
+        '_next_r2t_offset',
         '_r2t_sn',
         '_placed',
     )
@@ -79,8 +79,8 @@ class Transfer(object):
         self.failed = False
         self._limits = limits
         self._unsolicited = _Sequence(0, min(limits.first_burst, edtl))
-        self._asked = {}  # TTT -> _Sequence
-        self._next_ask = 0
+        self._outstanding = {}  # TTT -> _Sequence
+        self._next_r2t_offset = 0
         self._r2t_sn = 0
         self._placed = None
 
@@ -92,7 +92,7 @@ class Transfer(object):
         self._placed = self.buffer[:length] if length <= self.wanted else None
         return self._placed
 
-    def immediate(self, data, final):
+    def receive_immediate(self, data, final):
         """The command's own data (None or bytes-like) and its F bit. Raises PduRejected for more
         than FirstBurstLength."""
         sequence = self._unsolicited
@@ -113,7 +113,7 @@ class Transfer(object):
             self._end_unsolicited()
 
     def _end_unsolicited(self):
-        self._next_ask = self._unsolicited.next_offset
+        self._next_r2t_offset = self._unsolicited.next_offset
         self._unsolicited = None
 
     @property
@@ -125,11 +125,15 @@ class Transfer(object):
     def is_complete(self):
         """True when nothing more can come: every byte wanted is in the buffer and every sequence
         has ended."""
-        return self._unsolicited is None and not self._asked and self._next_ask >= self.wanted
+        return (
+            self._unsolicited is None
+            and not self._outstanding
+            and self._next_r2t_offset >= self.wanted
+        )
 
     # -- Data-Out ----------------------------------------------------------------------------------------------------
 
-    def place(self, ttt, offset, data_sn, length):
+    def place_data_out(self, ttt, offset, data_sn, length):
         """A view where this PDU's data may land, or None if it is not (all) wanted. Raises
         PduRejected: see receive()."""
         self._sequence(ttt, offset, data_sn, length)
@@ -138,7 +142,7 @@ class Transfer(object):
         )
         return self._placed
 
-    def receive(self, ttt, offset, data_sn, data, final):
+    def receive_data_out(self, ttt, offset, data_sn, data, final):
         """One whole Data-Out; data: bytes-like or None. Raises PduRejected if it is not what was
         asked for."""
         length = len(data) if data is not None else 0
@@ -152,19 +156,19 @@ class Transfer(object):
         if sequence is self._unsolicited:
             self._end_unsolicited()
             return
-        del self._asked[ttt]
+        del self._outstanding[ttt]
         if sequence.next_offset < sequence.end:
             if sequence.next_offset == sequence.start:
                 raise PduRejected(const.REJECT_PROTOCOL_ERROR, 'an R2T was answered without data')
-            if self._asked:
+            if self._outstanding:
                 raise PduRejected(
                     const.REJECT_PROTOCOL_ERROR,
                     'an R2T was answered short while others were unanswered',
                 )
-            self._next_ask = sequence.next_offset
+            self._next_r2t_offset = sequence.next_offset
 
     def _sequence(self, ttt, offset, data_sn, length):
-        sequence = self._unsolicited if ttt == NO_TAG else self._asked.get(ttt)
+        sequence = self._unsolicited if ttt == NO_TAG else self._outstanding.get(ttt)
         if sequence is None:
             raise PduRejected(
                 const.REJECT_PROTOCOL_ERROR,
@@ -196,22 +200,27 @@ class Transfer(object):
         """The command is answered; what still comes for it is to be discarded."""
         self.failed = True
 
-    def _ask(self, ttt, offset, end):
-        self._asked[ttt] = _Sequence(offset, end)
+    def _add_outstanding(self, ttt, offset, end):
+        self._outstanding[ttt] = _Sequence(offset, end)
 
     # -- R2T ---------------------------------------------------------------------------------------------------------
 
-    def solicit(self, allot_ttt):
+    def next_r2ts(self, allot_ttt):
         """The R2Ts that may go out now, as (ttt, r2t_sn, offset, length). allot_ttt: gives a TTT
         unused in the session."""
         out = []
         if self._unsolicited is not None:
             return out
-        while self._next_ask < self.wanted and len(self._asked) < self._limits.max_outstanding_r2t:
-            length = min(self.wanted - self._next_ask, self._limits.max_burst)
+        while (
+            self._next_r2t_offset < self.wanted
+            and len(self._outstanding) < self._limits.max_outstanding_r2t
+        ):
+            length = min(self.wanted - self._next_r2t_offset, self._limits.max_burst)
             ttt = allot_ttt()
-            self._asked[ttt] = _Sequence(self._next_ask, self._next_ask + length)
-            out.append((ttt, self._r2t_sn, self._next_ask, length))
-            self._next_ask += length
+            self._outstanding[ttt] = _Sequence(
+                self._next_r2t_offset, self._next_r2t_offset + length
+            )
+            out.append((ttt, self._r2t_sn, self._next_r2t_offset, length))
+            self._next_r2t_offset += length
             self._r2t_sn += 1
         return out

@@ -121,7 +121,7 @@ class _Login(object):
         while True:
             request = self._next_request()
             try:
-                step = negotiation.receive(request)
+                step = negotiation.receive_request(request)
             except LoginFailure as e:
                 self._refuse(e, negotiation.failure_response(e))
             if isinstance(step, Claim):
@@ -197,7 +197,7 @@ class _Login(object):
         return self._granted(answer)
 
     def _fail(self, refusal):
-        self._send(self._negotiation.refused(refusal).pdus)
+        self._send(self._negotiation.claim_refused(refusal).pdus)
         raise LoginEnded(refusal.why)
 
     def _granted(self, answer):
@@ -210,7 +210,7 @@ class _Login(object):
                     'a PDU came before the login was over',
                 )
             )
-        reply = self._negotiation.claimed(answer['tsih'])
+        reply = self._negotiation.claim_granted(answer['tsih'])
         result = self._negotiation.result
         worker = self._worker
         if self._joined is None:
@@ -234,7 +234,7 @@ class _Login(object):
             result.stat_sn,
             result.declared_data_segment,
             (interval, count if interval else 0),
-            self._framer.rest(),
+            self._framer.remaining_bytes(),
             self._joined,
             self._where['peer'],
         )
@@ -260,9 +260,9 @@ class _Login(object):
             set_timeouts(self._socket, max(left, 0.01))
             try:
                 if self._framer.landing is None:
-                    count = self._socket.recv_into(self._framer.wanted())
+                    count = self._socket.recv_into(self._framer.receive_buffer())
                 else:
-                    count = self._socket.recvmsg_into(self._framer.wanted_parts())[0]
+                    count = self._socket.recvmsg_into(self._framer.receive_buffers())[0]
             except BlockingIOError:
                 continue
             if not count:
@@ -273,9 +273,9 @@ class _Login(object):
 
     def _received(self, count):
         try:
-            self._pending.extend(self._framer.received(count))
+            self._pending.extend(self._framer.parse_received(count))
             if self._framer.partial is not None:
-                self._framer.land(None)
+                self._framer.land_data(None)
         except PduRejected as e:
             raise LoginEnded('the initiator sent no valid login: %s' % e.why)
 

@@ -7,7 +7,7 @@ read it.
 
 from targetd.config import acl
 from targetd.iscsi import chap, discovery
-from targetd.iscsi.login import LoginPolicy, TargetPolicy
+from targetd.iscsi.login_policy import LoginPolicy, TargetPolicy
 from targetd.iscsi.session import WINDOW
 
 WILDCARDS = {'0.0.0.0': 4, '::': 6}
@@ -48,7 +48,7 @@ class Policies(object):
     def __init__(self, configuration):
         self._configuration = configuration
         server = configuration.server
-        self._algorithms = tuple(chap.NUMBERS[word] for word in server.chap_algorithms)
+        self._algorithms = tuple(chap.ALGORITHM_NUMBERS[word] for word in server.chap_algorithms)
 
     def login(self, peer_address, tag):
         """Return the LoginPolicy for a connection from this address to a portal of this group."""

@@ -53,7 +53,7 @@ class Tasks(object):
             elif task.transfer is not None:  # it waits for Data-Out: no other thread uses it
                 task.transfer.fail()
                 task.transfer = None
-                self._session.discard(task.itt)
+                self._session.discard_data_out(task.itt)
                 self._forget(task)
             else:
                 running.add(task)

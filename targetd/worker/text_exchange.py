@@ -16,29 +16,29 @@ class TextExchange(object):
     def __init__(self, policies, connection):
         self._policies = policies
         self._connection = connection
-        self._collector = text.Collector()
+        self._collector = text.TextCollector()
         self._answer = None
         self._ttt = connection.session.allot_ttt()
 
     def receive(self, request):
         """Return the TextResponse to a TextRequest. Raises PduRejected."""
         if self._answer is not None:
-            return self._answer.go_on(request)
+            return self._answer.continue_answer(request)
         try:
-            whole = self._collector.add(request.data, request.continues)
+            whole = self._collector.add_piece(request.data, request.continues)
             if whole is None:
                 return TextResponse(itt=request.itt, lun=request.lun, final=False, ttt=self._ttt)
-            pairs = self._answers(text.parse(whole))
+            pairs = self._answers(text.parse_text(whole))
         except text.TextError as e:
             raise PduRejected(const.REJECT_PROTOCOL_ERROR, str(e), numbered=not request.immediate)
         self._answer = discovery.TextAnswer(
-            text.render(pairs), self._connection.values['MaxRecvDataSegmentLength'], self._ttt
+            text.render_text(pairs), self._connection.values['MaxRecvDataSegmentLength'], self._ttt
         )
-        return self._answer.respond(request)
+        return self._answer.next_response(request)
 
     def _answers(self, offers):
         session, connection = self._connection.session, self._connection
-        negotiated = keys.negotiate(
+        negotiated = keys.negotiate_keys(
             offers,
             stage=keys.FULL_FEATURE,
             session_type=keys.DISCOVERY if session.is_discovery else keys.NORMAL,

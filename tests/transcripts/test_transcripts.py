@@ -27,14 +27,9 @@ import pytest
 from targetd.iscsi import keys
 from targetd.iscsi.errors import LoginFailure
 from targetd.iscsi.framing import BHS, Framer
-from targetd.iscsi.login import (
-    LOGIN_DATA_SEGMENT,
-    Claim,
-    LoginNegotiation,
-    LoginPolicy,
-    TargetPolicy,
-    admit_everyone,
-)
+from targetd.iscsi.login import LOGIN_DATA_SEGMENT, LoginNegotiation
+from targetd.iscsi.login_policy import LoginPolicy, TargetPolicy, refuse_no_initiator
+from targetd.iscsi.login_result import SessionClaim
 from targetd.iscsi.pdu import LoginRequest
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
@@ -75,7 +70,7 @@ def policy_of(transcript):
             own.update((key, keys.KEYS[key].parse(value)) for key, value in fields(words).items())
     accounts = [account(said['account'])] if 'account' in said else []
     outgoing = account(said['outgoing']) if 'outgoing' in said else None
-    common = dict(refuse=admit_everyone, accounts=accounts, outgoing=outgoing, keys=own)
+    common = dict(refuse=refuse_no_initiator, accounts=accounts, outgoing=outgoing, keys=own)
     target = TargetPolicy(TARGET, said.get('alias', ''), int(said.get('tag', 1)), **common)
     return LoginPolicy({TARGET: target}, TargetPolicy(**common), int(said.get('window', 32)))
 
@@ -153,21 +148,21 @@ class Replay(object):
     def request(self, data):
         arrived = []
         for chunk in self.chunks(data):
-            self.framer.wanted()[: len(chunk)] = chunk
-            for bhs, ahs, segment in self.framer.received(len(chunk)):
+            self.framer.receive_buffer()[: len(chunk)] = chunk
+            for bhs, ahs, segment in self.framer.parse_received(len(chunk)):
                 arrived.append(LoginRequest.decode(BHS.pack(*bhs), ahs, segment))
                 self.answer(arrived[-1])
         assert len(arrived) == 1
 
     def answer(self, request):
         try:
-            step = self.negotiation.receive(request)
+            step = self.negotiation.receive_request(request)
         except LoginFailure as refusal:
             self.replies.append(self.negotiation.failure_response(refusal))
             return
-        if isinstance(step, Claim):
+        if isinstance(step, SessionClaim):
             self.claim = step.claim
-            step = self.negotiation.claimed(TSIH)
+            step = self.negotiation.claim_granted(TSIH)
         self.replies.extend(step.pdus)
 
     @staticmethod

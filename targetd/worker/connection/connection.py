@@ -127,7 +127,7 @@ class Connection(object):
             # other threads may have queued PDUs since the session knows this connection
             self.outbox.drain()
             if self._leftover:
-                self.framer.wanted()[: len(self._leftover)] = self._leftover
+                self.framer.receive_buffer()[: len(self._leftover)] = self._leftover
                 self._act(len(self._leftover))
                 self.outbox.drain()
             while self.ended is None:
@@ -153,11 +153,11 @@ class Connection(object):
         try:
             if framer.landing is None:
                 if self._were_few and self._busy_poll is not None and not self.session.tasks:
-                    count = self._busy_poll.receive(self.socket.recv_into, framer.wanted())
+                    count = self._busy_poll.receive(self.socket.recv_into, framer.receive_buffer())
                 else:
-                    count = self.socket.recv_into(framer.wanted())
+                    count = self.socket.recv_into(framer.receive_buffer())
             else:
-                count = self.socket.recvmsg_into(framer.wanted_parts())[0]
+                count = self.socket.recvmsg_into(framer.receive_buffers())[0]
         except BlockingIOError:
             self.requests.on_silence()
             self.outbox.drain()
@@ -173,14 +173,14 @@ class Connection(object):
         framer = self.framer
         with self.working:
             try:
-                pdus = framer.received(count)
+                pdus = framer.parse_received(count)
             except PduRejected as e:
                 self._dispatch(e.before)
                 raise
             self._were_few = len(pdus) <= FEW
             self._dispatch(pdus)
             if framer.partial is not None:
-                framer.land(self.data_out.place(framer.partial))
+                framer.land_data(self.data_out.place(framer.partial))
 
     def _dispatch(self, pdus, then_held=True):
         """Act on PDUs in order. [connection] Hot."""
@@ -322,7 +322,7 @@ class Connection(object):
                 'too much data with commands whose CmdSN is not due',
                 fatal=True,
             )
-        return self.session.takes(
+        return self.session.accept_command_number(
             fields[7], (fields, ahs, None if data is None else bytes(data), self)
         )
 
@@ -330,7 +330,7 @@ class Connection(object):
         """End a command before its Data-Out has arrived; Data-Out that still arrives for it is
         dropped. [connection]"""
         if flags & _WRITE and not flags & 0x80:
-            self.session.discard(task.itt)
+            self.session.discard_data_out(task.itt)
         task.transfer = None
         self.reply(task, refusal)
 

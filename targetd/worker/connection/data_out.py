@@ -57,7 +57,7 @@ class DataOut(object):
             task.itt, wanted, task.edtl, self._session.limits
         )
         try:
-            transfer.immediate(data, flags & 0x80)
+            transfer.receive_immediate(data, flags & 0x80)
         except PduRejected as e:
             log.info('%s: a write is refused: %s', self._session.initiator_name, e.why)
             raise CheckCondition(*UNEXPECTED_DATA)
@@ -91,7 +91,7 @@ class DataOut(object):
             return None
         data_sn, offset = _DATA_OUT_TAIL(fields[9])
         try:
-            return task.transfer.place(fields[6], offset, data_sn, fields[3] & 0xFFFFFF)
+            return task.transfer.place_data_out(fields[6], offset, data_sn, fields[3] & 0xFFFFFF)
         except PduRejected:
             return None  # receive() rejects it when it is complete
 
@@ -114,7 +114,7 @@ class DataOut(object):
         """Data-Out for a task that waits for it. arguments: those of Transfer.receive."""
         transfer = task.transfer
         try:
-            transfer.receive(*arguments)
+            transfer.receive_data_out(*arguments)
         except PduRejected as e:
             log.info('%s: a write is aborted: %s', self._session.initiator_name, e.why)
             self.fail(task)
@@ -146,13 +146,13 @@ class DataOut(object):
     def fail(self, task):
         """End a command whose Data-Out did not arrive as negotiated; Data-Out that still arrives
         for it is dropped (RFC 7143 7.9, ErrorRecoveryLevel 0)."""
-        self._session.discard(task.itt)
+        self._session.discard_data_out(task.itt)
         task.transfer = None
         self._connection.complete(task, CheckCondition(*_BAD_DATA_OUT))
 
     def solicit(self, transfer, task):
         """Queue the R2Ts that the transfer may send now."""
-        for ttt, r2t_sn, offset, length in transfer.solicit(self._session.allot_ttt):
+        for ttt, r2t_sn, offset, length in transfer.next_r2ts(self._session.allot_ttt):
             self._connection.outbox.put_pdu(
                 pdu.ReadyToTransfer(
                     lun=task.lun,

@@ -14,7 +14,7 @@ from targetd.crc32c import crc32c
 from targetd.iscsi import const, pdu
 from targetd.iscsi.errors import PduRejected
 from targetd.iscsi.framing import BHS
-from targetd.iscsi.recovery import RecoveringTransfer, Reply
+from targetd.iscsi.recovery import RecoveringTransfer, SentReply
 from targetd.worker.connection.connection import Connection
 from targetd.worker.connection.multi_connection import SharedConnection
 from targetd.worker.connection.outbox import Outbox, SharedOutbox
@@ -56,7 +56,7 @@ class RecoveringOutbox(SharedOutbox):
 
     def __init__(self, *arguments):
         super(RecoveringOutbox, self).__init__(*arguments)
-        self._kept = {}  # StatSN -> Reply, in the order of sending
+        self._kept = {}  # StatSN -> SentReply, in the order of sending
         self._keeping = threading.Lock()
         self._bytes = 0
         self.luns = {}  # ITT -> LUN field of unfinished reads
@@ -92,7 +92,7 @@ class RecoveringOutbox(SharedOutbox):
         ):
             return  # these PDUs use no StatSN
         itt, stat_sn = _U32.unpack_from(header, 16)[0], _U32.unpack_from(header, 24)[0]
-        reply = Reply(itt, stat_sn, whole)
+        reply = SentReply(itt, stat_sn, whole)
         if len(whole) > 1:
             self._request_data_ack(reply)
         with self._keeping:
@@ -140,9 +140,9 @@ class RecoveringOutbox(SharedOutbox):
         return [reply for reply in replies if reply.stat_sn - first & _MASK < (count or 0x80000000)]
 
     def reply_to(self, itt):
-        """Return the newest kept Reply with this initiator task tag, or None."""
+        """Return the newest kept SentReply with this initiator task tag, or None."""
         return next(
-            (reply for reply in reversed(self.kept()) if reply.itt == itt and reply.ends_a_command),
+            (reply for reply in reversed(self.kept()) if reply.itt == itt and reply.is_scsi_reply),
             None,
         )
 
@@ -169,7 +169,7 @@ class RecoveringOutbox(SharedOutbox):
 
     def segments_of(self, reply, first, snack_tag):
         """Return the PDUs of the reply in segments of the current MaxRecvDataSegmentLength."""
-        return reply.again(first, self._segment, self._burst, snack_tag)
+        return reply.resegmented(first, self._segment, self._burst, snack_tag)
 
 
 class RecoveringConnection(SharedConnection):
@@ -242,7 +242,7 @@ class RecoveringConnection(SharedConnection):
         ):
             return self._snack_r2t(request, task)
         reply = self.outbox.reply_to(request.itt)
-        found = reply.data_in(request.beg_run, request.run_length) if reply is not None else []
+        found = reply.data_in_pdus(request.beg_run, request.run_length) if reply is not None else []
         if (
             found
             and self._changed_segments_at is not None
@@ -306,7 +306,7 @@ class RecoveringConnection(SharedConnection):
             and (task.transfer.__class__ is RecoveringTransfer)
         ):
             try:
-                task.transfer.lost(fields[6], fields[1] & 0x80)
+                task.transfer.data_out_lost(fields[6], fields[1] & 0x80)
             except PduRejected as e:
                 log.info('%s: %s', self.session.initiator_name, e.why)
                 return
@@ -346,7 +346,7 @@ class RecoveringConnection(SharedConnection):
         if was_postponed:
             self.worker.executor.submit(self.run_in_executor, task)
         elif task.transfer.__class__ is RecoveringTransfer:
-            task.transfer.reassigned()
+            task.transfer.reassign()
             if task.transfer.is_complete:
                 self.data_out.run_complete(task)
             else:

@@ -20,7 +20,7 @@ class Dice(object):
 
 def begun(offered='5', accounts=(('erp', SECRET),), outgoing=None, algorithms=ALL):
     machine = chap.Chap(accounts, outgoing, algorithms, Dice())
-    return machine, dict(machine.choose(offered))
+    return machine, dict(machine.choose_algorithm(offered))
 
 
 def response(sent, secret=SECRET):
@@ -32,7 +32,9 @@ def response(sent, secret=SECRET):
 
 
 def test_digest_is_that_of_rfc_1994():
-    assert chap.digest(const.CHAP_MD5, 1, b'abc', b'xyz') == hashlib.md5(b'\x01abcxyz').digest()
+    assert (
+        chap.chap_response(const.CHAP_MD5, 1, b'abc', b'xyz') == hashlib.md5(b'\x01abcxyz').digest()
+    )
 
 
 @pytest.mark.clause('RFC 7143 12.1.3')
@@ -43,7 +45,7 @@ def test_right_answers_get_in(number, as_base64):
     assert sent['CHAP_A'] == number and sent['CHAP_I'] == '7' and len(sent['CHAP_C']) == 2 + 64
     answer = response(sent)
     value = '0b' + base64.b64encode(answer).decode() if as_base64 else '0X' + answer.hex().upper()
-    assert machine.verify({'CHAP_N': 'erp', 'CHAP_R': value}) == []
+    assert machine.verify_response({'CHAP_N': 'erp', 'CHAP_R': value}) == []
     assert machine.account == 'erp'
 
 
@@ -54,8 +56,10 @@ def test_right_answers_get_in(number, as_base64):
 )
 def test_wrong_answers_do_not(name, secret):
     machine, sent = begun(accounts=[('erp', SECRET), ('second', b'another-secret')])
-    with pytest.raises(chap.ProofFailed) as refusal:
-        machine.verify({'CHAP_N': name, 'CHAP_R': chap.encode(response(sent, secret))})
+    with pytest.raises(chap.AuthenticationFailed) as refusal:
+        machine.verify_response(
+            {'CHAP_N': name, 'CHAP_R': chap.encode_binary(response(sent, secret))}
+        )
     assert machine.account is None
     assert 'secret-of' not in str(refusal.value)
 
@@ -63,13 +67,17 @@ def test_wrong_answers_do_not(name, secret):
 @pytest.mark.clause('RFC 7143 12.1.3')
 def test_the_answer_to_another_algorithm_is_wrong():
     machine, sent = begun('7')
-    with pytest.raises(chap.ProofFailed):
-        machine.verify({'CHAP_N': 'erp', 'CHAP_R': chap.encode(response(dict(sent, CHAP_A='5')))})
+    with pytest.raises(chap.AuthenticationFailed):
+        machine.verify_response(
+            {'CHAP_N': 'erp', 'CHAP_R': chap.encode_binary(response(dict(sent, CHAP_A='5')))}
+        )
 
 
 def test_any_account_of_several_will_do():
     machine, sent = begun(accounts=[('erp', SECRET), ('second', b'another-secret')])
-    machine.verify({'CHAP_N': 'second', 'CHAP_R': chap.encode(response(sent, b'another-secret'))})
+    machine.verify_response(
+        {'CHAP_N': 'second', 'CHAP_R': chap.encode_binary(response(sent, b'another-secret'))}
+    )
     assert machine.account == 'second'
 
 
@@ -78,7 +86,7 @@ def test_our_preference_decides_among_what_is_offered():
     assert begun('5,6,7')[1]['CHAP_A'] == '7'
     assert begun('5,6,7', algorithms=(const.CHAP_MD5, const.CHAP_SHA256))[1]['CHAP_A'] == '5'
     for offered in ('42', '7', '', '05', 'MD5'):
-        with pytest.raises(chap.ProofFailed):
+        with pytest.raises(chap.AuthenticationFailed):
             begun(offered, algorithms=(const.CHAP_MD5,))
 
 
@@ -87,10 +95,10 @@ def test_our_preference_decides_among_what_is_offered():
 
 def mutual(challenge, identifier='0x11', outgoing=('back', b'another-secret')):
     machine, sent = begun(outgoing=outgoing)
-    return sent, machine.verify(
+    return sent, machine.verify_response(
         {
             'CHAP_N': 'erp',
-            'CHAP_R': chap.encode(response(sent)),
+            'CHAP_R': chap.encode_binary(response(sent)),
             'CHAP_I': identifier,
             'CHAP_C': challenge,
         }
@@ -102,7 +110,7 @@ def mutual(challenge, identifier='0x11', outgoing=('back', b'another-secret')):
 @pytest.mark.parametrize('as_base64', [False, True])
 def test_the_target_proves_itself(size, as_base64):
     challenge = b'\xa5' * size
-    _, proof = mutual(chap.encode(challenge, as_base64))
+    _, proof = mutual(chap.encode_binary(challenge, as_base64))
     assert proof == [
         ('CHAP_N', 'back'),
         ('CHAP_R', '0x' + hashlib.md5(b'\x11another-secret' + challenge).hexdigest()),
@@ -117,19 +125,19 @@ def test_a_challenge_of_odd_hex_digits_and_a_decimal_identifier():
 
 @pytest.mark.clause('RFC 7143 9.2.1')
 def test_reflection_is_refused():
-    with pytest.raises(chap.ProofFailed):
-        mutual(chap.encode(b'\x41' * chap.CHALLENGE_BYTES))
+    with pytest.raises(chap.AuthenticationFailed):
+        mutual(chap.encode_binary(b'\x41' * chap.CHALLENGE_BYTES))
 
 
 @pytest.mark.clause('RFC 7143 12.1.3')
 def test_no_account_for_a_proof():
-    with pytest.raises(chap.ProofFailed):
+    with pytest.raises(chap.AuthenticationFailed):
         mutual('0x01', outgoing=None)
 
 
 @pytest.mark.clause('RFC 7143 9.2.1')
 def test_one_secret_for_both_directions_is_refused():
-    with pytest.raises(chap.ProofFailed):
+    with pytest.raises(chap.AuthenticationFailed):
         mutual('0x01', outgoing=('back', SECRET))
 
 
@@ -152,7 +160,7 @@ def test_values_that_are_too_long_or_empty(identifier, challenge):
 )
 def test_what_is_no_binary_value(value):
     with pytest.raises(chap.ChapError):
-        chap.decode(value, 1024)
+        chap.decode_binary(value, 1024)
 
 
 @pytest.mark.clause('RFC 7143 6.1')
@@ -170,7 +178,7 @@ def test_what_is_no_binary_value(value):
     ],
 )
 def test_binary_values(value, data):
-    assert chap.decode(value, 1024) == data
+    assert chap.decode_binary(value, 1024) == data
 
 
 # -- hosts without an algorithm ----------------------------------------------------------------------------------------
@@ -185,8 +193,8 @@ def test_a_fips_host_computes_md5_where_python_can_ask_for_it(monkeypatch):
         return real(name, data)
 
     monkeypatch.setattr(chap.hashlib, 'new', new)
-    assert chap.available((5, 7)) == (5, 7)
-    assert chap.digest(5, 1, b'abc', b'xyz') == real('md5', b'\x01abcxyz').digest()
+    assert chap.available_algorithms((5, 7)) == (5, 7)
+    assert chap.chap_response(5, 1, b'abc', b'xyz') == real('md5', b'\x01abcxyz').digest()
 
 
 def test_an_algorithm_that_the_host_does_not_have_is_never_chosen(monkeypatch):
@@ -200,11 +208,16 @@ def test_an_algorithm_that_the_host_does_not_have_is_never_chosen(monkeypatch):
         return real(name, data)
 
     monkeypatch.setattr(chap.hashlib, 'new', new)
-    assert chap.available((5, 7)) == (7,)
-    with pytest.raises(chap.ProofFailed):
+    assert chap.available_algorithms((5, 7)) == (7,)
+    with pytest.raises(chap.AuthenticationFailed):
         begun('5')
 
 
 def test_people_s_words_for_the_algorithms():
-    assert [chap.NUMBERS[word] for word in ('MD5', 'SHA1', 'SHA-256', 'SHA3-256')] == [5, 6, 7, 8]
-    assert set(chap.NUMBERS.values()) == set(chap.HASHES) == set(const.CHAP_NAMES)
+    assert [chap.ALGORITHM_NUMBERS[word] for word in ('MD5', 'SHA1', 'SHA-256', 'SHA3-256')] == [
+        5,
+        6,
+        7,
+        8,
+    ]
+    assert set(chap.ALGORITHM_NUMBERS.values()) == set(chap.HASHES) == set(const.CHAP_NAMES)

@@ -15,7 +15,7 @@ TARGETS = [(A, [Portal('10.0.0.1', 3260, 1), Portal('2001:db8::1', 3260, 2)]), (
 @pytest.mark.clause('RFC 7143 C', 'RFC 7143 13.8')
 def test_all_with_addresses_as_windows_wants_them():
     """Without the portal group tag the Windows service reports invalid SendTargets text."""
-    assert text.render(send_targets('All', TARGETS)) == (
+    assert text.render_text(send_targets('All', TARGETS)) == (
         b'TargetName=iqn.2026-11.com.example:a\0TargetAddress=10.0.0.1:3260,1\0TargetAddress=[2001:db8::1]:3260,2\0'
         b'TargetName=iqn.2026-11.com.example:b\0'
     )
@@ -43,30 +43,30 @@ def test_each_in_its_session_only(value, own_name):
 
 def test_a_short_answer_is_one_pdu():
     answer = TextAnswer(b'A=1\0', 8192, 5)
-    response = answer.respond(TextRequest(itt=9, lun=3, final=True))
+    response = answer.next_response(TextRequest(itt=9, lun=3, final=True))
     assert (response.itt, response.lun, response.ttt, response.data) == (
         9,
         3,
         const.RESERVED_TAG,
         b'A=1\0',
     )
-    assert response.final and not response.continues and answer.is_over
+    assert response.final and not response.continues and answer.is_finished
 
 
 @pytest.mark.clause('RFC 7143 11.11')
 def test_a_long_answer_goes_on_as_long_as_it_is_asked_for():
-    data = text.render(send_targets('All', TARGETS * 20))
+    data = text.render_text(send_targets('All', TARGETS * 20))
     answer = TextAnswer(data, 512, 0x77)
-    response = answer.respond(TextRequest(itt=9, final=True))
+    response = answer.next_response(TextRequest(itt=9, final=True))
     got = response.data
     while not response.final:
         assert (
             response.continues
             and response.ttt == 0x77
             and len(response.data) == 512
-            and not answer.is_over
+            and not answer.is_finished
         )
-        response = answer.go_on(TextRequest(itt=9, final=True, ttt=response.ttt))
+        response = answer.continue_answer(TextRequest(itt=9, final=True, ttt=response.ttt))
         got += response.data
     assert response.ttt == const.RESERVED_TAG and not response.continues
     assert got == data
@@ -79,13 +79,13 @@ def test_a_long_answer_goes_on_as_long_as_it_is_asked_for():
 )
 def test_only_an_empty_request_with_the_tag_goes_on(request_pdu):
     answer = TextAnswer(b'x' * 600, 512, 0x77)
-    answer.respond(TextRequest(itt=9))
+    answer.next_response(TextRequest(itt=9))
     with pytest.raises(PduRejected):
-        answer.go_on(request_pdu)
+        answer.continue_answer(request_pdu)
 
 
 def test_what_is_over_does_not_go_on():
     answer = TextAnswer(b'', 512, 0x77)
-    assert answer.respond(TextRequest(itt=9)).data == b''
+    assert answer.next_response(TextRequest(itt=9)).data == b''
     with pytest.raises(PduRejected):
-        answer.go_on(TextRequest(itt=9, ttt=0x77))
+        answer.continue_answer(TextRequest(itt=9, ttt=0x77))

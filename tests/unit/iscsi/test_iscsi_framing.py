@@ -34,14 +34,16 @@ def feed(framer, stream, cuts, land=None):
     position = 0
     while position < len(stream):
         size = cuts()
-        parts = framer.wanted_parts() if framer.landing is not None else [framer.wanted()]
+        parts = (
+            framer.receive_buffers() if framer.landing is not None else [framer.receive_buffer()]
+        )
         count = 0
         for part in parts:
             piece = stream[position : position + min(size - count, len(part))]
             part[: len(piece)] = piece
             position += len(piece)
             count += len(piece)
-        for fields, ahs, data in framer.received(count):
+        for fields, ahs, data in framer.parse_received(count):
             out.append(
                 (
                     BHS.pack(*fields),
@@ -50,7 +52,7 @@ def feed(framer, stream, cuts, land=None):
                 )
             )
         if framer.partial is not None:
-            framer.land(land(framer.partial) if land else None)
+            framer.land_data(land(framer.partial) if land else None)
     return out
 
 
@@ -123,10 +125,10 @@ def test_a_wrong_header_digest_ends_the_stream_after_what_came_before():
     bad[20] ^= 1
     framer = Framer(1 << 20, crc32c, True, False)
     stream = wire(pdu.NopOut(itt=8), True) + bytes(bad)
-    view = framer.wanted()
+    view = framer.receive_buffer()
     view[: len(stream)] = stream
     with pytest.raises(PduRejected) as caught:
-        framer.received(len(stream))
+        framer.parse_received(len(stream))
     assert caught.value.fatal and [fields[5] for fields, _, _ in caught.value.before] == [8]
     assert caught.value.fields[5] != 8
 
@@ -135,19 +137,19 @@ def test_a_wrong_header_digest_ends_the_stream_after_what_came_before():
 def test_a_data_segment_longer_than_declared_is_refused_before_it_arrives():
     framer = Framer(8192)
     header = pdu.NopOut(itt=1, data=b'x' * 8193).encode()
-    framer.wanted()[:48] = header
+    framer.receive_buffer()[:48] = header
     with pytest.raises(PduRejected) as caught:
-        framer.received(48)
+        framer.parse_received(48)
     assert caught.value.fatal and '8193' in caught.value.why
 
 
 def test_a_header_is_not_given_out_before_all_of_it_is_there():
     framer = Framer(8192)
     stream = wire(pdu.NopOut(itt=1))
-    framer.wanted()[:47] = stream[:47]
-    assert framer.received(47) == []
-    framer.wanted()[:1] = stream[47:]
-    assert len(framer.received(1)) == 1
+    framer.receive_buffer()[:47] = stream[:47]
+    assert framer.parse_received(47) == []
+    framer.receive_buffer()[:1] = stream[47:]
+    assert len(framer.parse_received(1)) == 1
 
 
 def test_the_batch_buffer_never_runs_full():
@@ -161,7 +163,7 @@ def test_the_batch_buffer_never_runs_full():
 def test_a_pdu_outlasts_the_buffer_that_it_came_in():
     framer = Framer(8192)
     data = BHS.pack(0x40, 0x80, 0, 4, 0, 7, 0xFFFFFFFF, 0, 0, bytes(16)) + b'data'
-    framer.wanted()[: len(data)] = data
-    ((_, _, kept),) = framer.received(len(data))
+    framer.receive_buffer()[: len(data)] = data
+    ((_, _, kept),) = framer.parse_received(len(data))
     framer.release()
     assert framer.buffer is None and bytes(kept) == b'data'

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from targetd.iscsi import const, keys, names, pdu, text  # noqa: E402
 from targetd.iscsi.errors import LoginFailure, PduRejected  # noqa: E402
 from targetd.iscsi.framing import DIGEST_ERROR, Framer  # noqa: E402
-from targetd.iscsi.login import Claim, LoginNegotiation, LoginPolicy, TargetPolicy, admit_everyone  # noqa: E402
+from targetd.iscsi.login import LoginNegotiation  # noqa: E402
+from targetd.iscsi.login_policy import LoginPolicy, TargetPolicy, refuse_no_initiator  # noqa: E402
+from targetd.iscsi.login_result import SessionClaim  # noqa: E402
 from targetd.iscsi.recovery import RecoveringTransfer  # noqa: E402
 from targetd.iscsi.session import Session  # noqa: E402
 from targetd.iscsi.transfer import Limits, Transfer  # noqa: E402
@@ -52,10 +54,10 @@ PAIRS = st.lists(st.tuples(st.sampled_from(list(keys.KEYS) + ['X-a', 'X-b']), VA
 @given(st.binary(max_size=200))
 def test_any_bytes_are_a_text_or_a_text_error(data):
     try:
-        pairs = text.parse(data)
+        pairs = text.parse_text(data)
     except text.TextError:
         return
-    assert text.parse(text.render(pairs)) == pairs
+    assert text.parse_text(text.render_text(pairs)) == pairs
 
 
 @settings(max_examples=80, deadline=None)
@@ -72,8 +74,11 @@ def test_any_ahs_is_parsed_or_rejected(data):
 @given(st.text(max_size=40))
 def test_folding_is_stable(name):
     assert names.fold(names.fold(name)) == names.fold(name)
-    if names.flaw(name) is None:
-        assert names.flaw(name, lenient=True) is None and names.flaw(names.fold(name)) is None
+    if names.name_error(name) is None:
+        assert (
+            names.name_error(name, lenient=True) is None
+            and names.name_error(names.fold(name)) is None
+        )
 
 
 @settings(max_examples=100, deadline=None)
@@ -85,7 +90,7 @@ def test_every_answer_is_to_an_offer_and_within_its_range(offers, stage, session
         if pair[0] not in keys.KEYS or keys.KEYS[pair[0]].result != keys.AUTHENTICATION
     ]
     try:
-        negotiated = keys.negotiate(offers, None, stage, session_type, leading)
+        negotiated = keys.negotiate_keys(offers, None, stage, session_type, leading)
     except keys.KeyMisused:
         return
     offered = [name for name, _ in offers]
@@ -109,7 +114,7 @@ def test_no_sequence_of_requests_claims_without_a_proof_where_accounts_are_set(
     requests, polite, accounts
 ):
     target = TargetPolicy(
-        DISK, 'x', 1, admit_everyone, [('erp', b'a-secret-nobody-guesses')] if accounts else []
+        DISK, 'x', 1, refuse_no_initiator, [('erp', b'a-secret-nobody-guesses')] if accounts else []
     )
     negotiation = LoginNegotiation(
         LoginPolicy({DISK: target}, target), None, lambda count: b'\x01' * count
@@ -121,14 +126,14 @@ def test_no_sequence_of_requests_claims_without_a_proof_where_accounts_are_set(
                 for pair in pairs
                 if pair[0] not in ('InitiatorName', 'TargetName', 'SessionType')
             ]
-        request = pdu.LoginRequest(flags=flags, data=text.render(pairs))
+        request = pdu.LoginRequest(flags=flags, data=text.render_text(pairs))
         try:
-            step = negotiation.receive(request)
+            step = negotiation.receive_request(request)
         except LoginFailure as refusal:
             assert (refusal.status_class, refusal.status_detail) in const.LOGIN_STATUS_NAMES
             assert len(negotiation.failure_response(refusal).encode()) == 48
             return
-        if isinstance(step, Claim):
+        if isinstance(step, SessionClaim):
             assert not accounts
             return
         assert all(len(response.data) <= 8192 and not response.tsih for response in step.pdus)
@@ -160,11 +165,11 @@ def test_any_bytes_are_pdus_or_a_refusal_whatever_the_cuts(
         found, position, number = [], 0, 0
         try:
             while position < len(stream):
-                room = framer.wanted()
+                room = framer.receive_buffer()
                 piece = stream[position : position + min(pieces[number % len(pieces)], len(room))]
                 room[: len(piece)] = piece
                 position, number = position + len(piece), number + 1
-                for fields, ahs, data in framer.received(len(piece)):
+                for fields, ahs, data in framer.parse_received(len(piece)):
                     found.append(
                         (fields, ahs, data if data is None or data is DIGEST_ERROR else bytes(data))
                     )
@@ -225,23 +230,23 @@ def carry_out(transfer, immediate, final, outs, most):
     may reach."""
     due = {0xFFFFFFFF: [immediate, 0]}  # TTT -> offset and DataSN that come next
 
-    def solicit():
-        for ttt, _, offset, length in transfer.solicit(lambda: len(due)):
+    def next_r2ts():
+        for ttt, _, offset, length in transfer.next_r2ts(lambda: len(due)):
             assert 0 <= offset < offset + length <= most
             due[ttt] = [offset, 0]
 
-    transfer.immediate(b'i' * immediate or None, final)
+    transfer.receive_immediate(b'i' * immediate or None, final)
     if not transfer.awaits_unsolicited:
         del due[0xFFFFFFFF]
         due[0] = [0, 0]  # a tag that was never given
-    solicit()
+    next_r2ts()
     for tag, wrong_offset, wrong_number, length, ends, is_lost in outs:
         ttt = sorted(due)[-1 - tag % len(due)]
         offset, data_sn = due[ttt]
         if is_lost and isinstance(transfer, RecoveringTransfer):
-            transfer.lost(ttt, ends)
+            transfer.data_out_lost(ttt, ends)
         else:
-            transfer.receive(
+            transfer.receive_data_out(
                 ttt,
                 max(0, offset + wrong_offset),
                 max(0, data_sn + wrong_number),
@@ -249,7 +254,7 @@ def carry_out(transfer, immediate, final, outs, most):
                 ends,
             )
         due[ttt] = [offset + length, data_sn + 1]
-        solicit()
+        next_r2ts()
 
 
 @settings(max_examples=100, deadline=None)
@@ -310,7 +315,7 @@ def test_commands_are_taken_once_and_in_order_whatever_comes(start, arrivals):
         while number is not None:
             number = (
                 (taken.append(number) or session.next_held())
-                if session.takes(number, number)
+                if session.accept_command_number(number, number)
                 else None
             )
         assert len(session.held) < 8
@@ -322,11 +327,11 @@ def test_commands_are_taken_once_and_in_order_whatever_comes(start, arrivals):
 @settings(max_examples=80, deadline=None)
 @given(st.lists(st.tuples(st.binary(max_size=60), st.booleans()), max_size=8))
 def test_text_over_many_requests_is_bounded_and_parsed_or_refused(parts):
-    collector = text.Collector(limit=128)
+    collector = text.TextCollector(limit=128)
     for data, continues in parts:
         try:
-            whole = collector.add(data, continues)
+            whole = collector.add_piece(data, continues)
             assert (whole is None) == continues and (whole is None or len(whole) <= 128)
-            assert whole is None or isinstance(text.parse(whole), list)
+            assert whole is None or isinstance(text.parse_text(whole), list)
         except text.TextError:
             return

@@ -10,13 +10,13 @@ from targetd.iscsi.keys import (
     OPERATIONAL,
     SECURITY,
     KeyMisused,
-    negotiate,
+    negotiate_keys,
 )
 
 
 def answer(name, value, ours=None, **more):
     """(the text that is answered or None, the typed value that was settled or None)."""
-    negotiated = negotiate([(name, value)], ours, **more)
+    negotiated = negotiate_keys([(name, value)], ours, **more)
     return dict(negotiated.answers).get(name), negotiated.values.get(name)
 
 
@@ -161,7 +161,7 @@ def test_answers_come_in_the_order_of_the_offers_and_nothing_is_added():
         ('MaxBurstLength', '4096'),
         ('ImmediateData', 'Yes'),
     ]
-    negotiated = negotiate(offers)
+    negotiated = negotiate_keys(offers)
     assert [name for name, _ in negotiated.answers] == [
         'FirstBurstLength',
         'X-a',
@@ -177,7 +177,7 @@ def test_the_first_burst_is_never_above_the_burst():
         [('FirstBurstLength', '16776192'), ('MaxBurstLength', '4096')],
         [('MaxBurstLength', '4096'), ('FirstBurstLength', '65536')],
     ):
-        assert dict(negotiate(offers).answers) == {
+        assert dict(negotiate_keys(offers).answers) == {
             'FirstBurstLength': '4096',
             'MaxBurstLength': '4096',
         }
@@ -188,7 +188,10 @@ def test_the_first_burst_is_never_above_the_burst():
     )
     assert answer('FirstBurstLength', '65536', settled={'MaxBurstLength': 1024}) == ('1024', 1024)
     assert (
-        keys.whole({'FirstBurstLength': 65536, 'MaxBurstLength': 1024})['FirstBurstLength'] == 1024
+        keys.effective_values({'FirstBurstLength': 65536, 'MaxBurstLength': 1024})[
+            'FirstBurstLength'
+        ]
+        == 1024
     )
 
 
@@ -261,7 +264,7 @@ def test_keys_of_the_session_are_irrelevant_on_further_connections():
 )
 def test_misuse(name, value, stage):
     with pytest.raises(KeyMisused) as error:
-        negotiate([(name, value)], stage=stage)
+        negotiate_keys([(name, value)], stage=stage)
     assert name in str(error.value)
 
 
@@ -275,23 +278,24 @@ def test_an_initiator_may_not_understand_our_declarations(name):
 @pytest.mark.clause('RFC 7143 6.2')
 def test_nothing_is_negotiated_twice():
     with pytest.raises(KeyMisused):
-        negotiate([('ImmediateData', 'Yes'), ('ImmediateData', 'Yes')])
+        negotiate_keys([('ImmediateData', 'Yes'), ('ImmediateData', 'Yes')])
     with pytest.raises(KeyMisused):
-        negotiate([('X-a', '1'), ('X-a', '2')])
+        negotiate_keys([('X-a', '1'), ('X-a', '2')])
     with pytest.raises(KeyMisused):
-        negotiate([('ImmediateData', 'Yes')], settled={'ImmediateData': True})
+        negotiate_keys([('ImmediateData', 'Yes')], settled={'ImmediateData': True})
 
 
 def test_who_one_is_may_be_said_again_but_not_changed():
     settled = {'InitiatorName': 'iqn.2026-11.com.example:i', 'MaxRecvDataSegmentLength': 8192}
     assert (
-        negotiate([('InitiatorName', 'iqn.2026-11.com.example:i')], settled=settled).answers == []
+        negotiate_keys([('InitiatorName', 'iqn.2026-11.com.example:i')], settled=settled).answers
+        == []
     )
-    assert negotiate([('MaxRecvDataSegmentLength', '65536')], settled=settled).values == {
+    assert negotiate_keys([('MaxRecvDataSegmentLength', '65536')], settled=settled).values == {
         'MaxRecvDataSegmentLength': 65536
     }
     with pytest.raises(KeyMisused):
-        negotiate([('InitiatorName', 'iqn.2026-11.com.example:other')], settled=settled)
+        negotiate_keys([('InitiatorName', 'iqn.2026-11.com.example:other')], settled=settled)
 
 
 @pytest.mark.clause('RFC 7143 6.4', 'RFC 7143 13.12')
@@ -301,7 +305,9 @@ def test_in_full_feature_phase_a_data_segment_length_is_declared_anew():
 
 
 def test_whole_has_every_operational_value_and_nothing_else():
-    values = keys.whole({'InitiatorName': 'x', 'MaxBurstLength': 1048576, 'HeaderDigest': 'CRC32C'})
+    values = keys.effective_values(
+        {'InitiatorName': 'x', 'MaxBurstLength': 1048576, 'HeaderDigest': 'CRC32C'}
+    )
     assert values['MaxBurstLength'] == 1048576 and values['HeaderDigest'] == 'CRC32C'
     assert (
         values['FirstBurstLength'] == 65536
@@ -313,5 +319,5 @@ def test_whole_has_every_operational_value_and_nothing_else():
 
 def test_a_text_of_many_keys_is_judged_in_no_time():
     """Quadratic work on 64 KiB of text would be an open door."""
-    negotiated = negotiate([('X%04d' % number, '') for number in range(9000)])
+    negotiated = negotiate_keys([('X%04d' % number, '') for number in range(9000)])
     assert len(negotiated.answers) == 9000

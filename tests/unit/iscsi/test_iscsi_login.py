@@ -6,18 +6,9 @@ import pytest
 
 from targetd.iscsi import const, keys, text
 from targetd.iscsi.errors import LoginFailure
-from targetd.iscsi.login import (
-    STATES,
-    TRANSITIONS,
-    Claim,
-    LoginNegotiation,
-    LoginPolicy,
-    Redirected,
-    Reply,
-    TargetPolicy,
-    admit_everyone,
-    join,
-)
+from targetd.iscsi.login import STATES, TRANSITIONS, LoginNegotiation
+from targetd.iscsi.login_policy import LoginPolicy, TargetPolicy, refuse_no_initiator
+from targetd.iscsi.login_result import LoginReply, Redirected, SessionClaim, joined_session_values
 from targetd.iscsi.pdu import LoginRequest, NopOut
 
 DISK = 'iqn.2026-11.com.example:disk'
@@ -33,12 +24,12 @@ CHAP = FIRST + [('AuthMethod', 'CHAP')]
 def policy(discovery=None, window=128, more=(), **target):
     """One target, open to everyone unless the test says otherwise."""
     for name, value in dict(
-        name=DISK, alias='ERP', portal_group_tag=3, refuse=admit_everyone
+        name=DISK, alias='ERP', portal_group_tag=3, refuse=refuse_no_initiator
     ).items():
         target.setdefault(name, value)
     return LoginPolicy(
         {DISK: TargetPolicy(**target)},
-        discovery or TargetPolicy(refuse=admit_everyone),
+        discovery or TargetPolicy(refuse=refuse_no_initiator),
         window,
         *more,
     )
@@ -59,19 +50,19 @@ class Initiator(object):
 
     def send(self, pairs=(), csg=0, nsg=None, **fields):
         """The step. pairs: text pairs or bytes; nsg: sets T."""
-        data = pairs if isinstance(pairs, bytes) else text.render(pairs)
+        data = pairs if isinstance(pairs, bytes) else text.render_text(pairs)
         request = LoginRequest(
             csg=csg, nsg=nsg or 0, transit=nsg is not None, data=data, **dict(self.fields, **fields)
         )
-        step = self.negotiation.receive(request)
+        step = self.negotiation.receive_request(request)
         self.fields['exp_stat_sn'] = self.fields['exp_stat_sn'] + 1 & 0xFFFFFFFF
         return step
 
     def ask(self, *arguments, **more):
         """(pairs of the one response, the response)."""
         step = self.send(*arguments, **more)
-        assert isinstance(step, Reply) and len(step.pdus) == 1
-        return text.parse(step.pdus[0].data), step.pdus[0]
+        assert isinstance(step, LoginReply) and len(step.pdus) == 1
+        return text.parse_text(step.pdus[0].data), step.pdus[0]
 
     def fails(self, *arguments, **more):
         """(class, detail) of the failure, which the response carries too."""
@@ -102,8 +93,8 @@ def logged_in(initiator, pairs=(), first=NONE, tsih=0x99):
     """The result of a plain login."""
     initiator.ask(first, 0, 1)
     step = initiator.send(pairs, 1, 3)
-    assert isinstance(step, Claim)
-    initiator.negotiation.claimed(tsih)
+    assert isinstance(step, SessionClaim)
+    initiator.negotiation.claim_granted(tsih)
     return initiator.negotiation.result
 
 
@@ -149,7 +140,7 @@ def test_two_stages_as_windows_does():
         and claim.stat_sn is None
     )
     assert initiator.negotiation.result is None
-    reply = initiator.negotiation.claimed(0x1234)
+    reply = initiator.negotiation.claim_granted(0x1234)
     final = reply.pdus[0]
     assert (
         final.flags == 0x87
@@ -157,7 +148,7 @@ def test_two_stages_as_windows_does():
         and final.stat_sn == 101
         and final.status == const.SUCCESS
     )
-    assert text.parse(final.data) == [
+    assert text.parse_text(final.data) == [
         ('HeaderDigest', 'None'),
         ('ErrorRecoveryLevel', '0'),
         ('MaxRecvDataSegmentLength', '262144'),
@@ -189,8 +180,8 @@ def test_one_pdu_from_stage_1_as_linux_does():
         3,
     )
     assert step.claim.initiator_alias == 'host'
-    final = initiator.negotiation.claimed(1).pdus[0]
-    assert text.parse(final.data) == [
+    final = initiator.negotiation.claim_granted(1).pdus[0]
+    assert text.parse_text(final.data) == [
         ('TargetPortalGroupTag', '3'),
         ('TargetAlias', 'ERP'),
         ('IFMarker', 'No'),
@@ -204,11 +195,11 @@ def test_one_pdu_from_stage_1_as_linux_does():
 def test_from_security_straight_to_full_feature():
     """Nothing is negotiated then, so nothing of ours is declared either."""
     initiator = Initiator()
-    assert isinstance(initiator.send(NONE, 0, 3), Claim)
-    final = initiator.negotiation.claimed(1).pdus[0]
-    assert final.flags == 0x83 and ('AuthMethod', 'None') in text.parse(final.data)
+    assert isinstance(initiator.send(NONE, 0, 3), SessionClaim)
+    final = initiator.negotiation.claim_granted(1).pdus[0]
+    assert final.flags == 0x83 and ('AuthMethod', 'None') in text.parse_text(final.data)
     assert initiator.negotiation.result.declared_data_segment == 8192
-    assert initiator.negotiation.result.values == keys.whole({})
+    assert initiator.negotiation.result.values == keys.effective_values({})
 
 
 @pytest.mark.clause('RFC 7143 6.3.2', 'RFC 7143 12.1')
@@ -236,7 +227,7 @@ def test_exchanges_without_t():
     assert initiator.ask([('InitialR2T', 'No')], 1)[0] == [('InitialR2T', 'Yes')]
     step = initiator.send([], 1, 3)
     assert step.claim.values['ImmediateData'] is True and step.claim.initiator_alias == 'x'
-    final = initiator.negotiation.claimed(1).pdus[0]
+    final = initiator.negotiation.claim_granted(1).pdus[0]
     assert final.data == b'' and final.stat_sn == 106
 
 
@@ -257,7 +248,7 @@ def test_discovery():
         None,
     )
     assert (
-        dict(text.parse(initiator.negotiation.claimed(1).pdus[0].data))['MaxBurstLength']
+        dict(text.parse_text(initiator.negotiation.claim_granted(1).pdus[0].data))['MaxBurstLength']
         == 'Irrelevant'
     )
 
@@ -274,7 +265,7 @@ def test_names_are_folded_and_the_target_s_own_spelling_is_kept():
 
 
 def test_targets_may_be_a_function():
-    rules = LoginPolicy(lambda name: TargetPolicy(name, '', 1, admit_everyone), None)
+    rules = LoginPolicy(lambda name: TargetPolicy(name, '', 1, refuse_no_initiator), None)
     assert logged_in(Initiator(rules)).target_name == DISK
 
 
@@ -303,8 +294,8 @@ def test_own_values_are_what_is_answered():
     initiator = Initiator(rules)
     assert initiator.ask(NONE, 0, 1)[0] == [('TargetPortalGroupTag', '3'), ('AuthMethod', 'None')]
     initiator.send([('ImmediateData', 'Yes'), ('HeaderDigest', 'None,CRC32C')], 1, 3)
-    final = initiator.negotiation.claimed(1).pdus[0]
-    assert text.parse(final.data) == [
+    final = initiator.negotiation.claim_granted(1).pdus[0]
+    assert text.parse_text(final.data) == [
         ('ImmediateData', 'No'),
         ('HeaderDigest', 'CRC32C'),
         ('MaxRecvDataSegmentLength', '65536'),
@@ -364,7 +355,7 @@ def test_authentication_cannot_be_left_out():
         Initiator(policy(accounts=[('erp', SECRET)])).fails(FIRST, 1, 3)
         == const.AUTHENTICATION_FAILURE
     )
-    discovering = policy(TargetPolicy(refuse=admit_everyone, accounts=[('finder', SECRET)]))
+    discovering = policy(TargetPolicy(refuse=refuse_no_initiator, accounts=[('finder', SECRET)]))
     assert (
         Initiator(discovering).fails(
             [('InitiatorName', INITIATOR), ('SessionType', 'Discovery')], 1, 3
@@ -503,7 +494,7 @@ def test_a_redirect_says_where_to():
     initiator = Initiator(policy(redirect=(False, '10.0.0.2:3260')))
     initiator.fails(NONE, 0, 1)
     response = initiator.negotiation.failure_response(initiator.failure)
-    assert text.parse(response.data) == [('TargetAddress', '10.0.0.2:3260')]
+    assert text.parse_text(response.data) == [('TargetAddress', '10.0.0.2:3260')]
 
 
 def test_discovery_that_is_not_served():
@@ -569,7 +560,7 @@ def test_the_stage_does_not_change_before_the_first_text_is_whole():
 def test_only_login_requests_while_logging_in():
     negotiation = LoginNegotiation(policy(), None, None)
     with pytest.raises(LoginFailure) as refusal:
-        negotiation.receive(NopOut())
+        negotiation.receive_request(NopOut())
     assert (refusal.value.status_class, refusal.value.status_detail) == const.INVALID_DURING_LOGIN
     response = negotiation.failure_response(refusal.value)
     assert response.status == const.INVALID_DURING_LOGIN and response.stat_sn == 0
@@ -589,7 +580,7 @@ def test_nothing_more_while_the_master_thinks_or_after_the_end():
 def test_the_master_s_refusal_is_the_last_word():
     initiator = Initiator()
     initiator.send(FIRST, 1, 3)
-    response = initiator.negotiation.refused(
+    response = initiator.negotiation.claim_refused(
         LoginFailure(3, 2, 'the target has its 4 sessions')
     ).pdus[0]
     assert response.status == const.OUT_OF_RESOURCES and not response.transit
@@ -603,7 +594,7 @@ def test_the_master_s_refusal_is_the_last_word():
 @pytest.mark.clause('RFC 7143 6.2')
 def test_a_text_in_pieces_is_as_good_as_whole():
     initiator = Initiator()
-    data = text.render(NONE)
+    data = text.render_text(NONE)
     for start in range(0, len(data), 10):
         last = start + 10 >= len(data)
         pairs, response = initiator.ask(
@@ -618,7 +609,7 @@ def long_answer(initiator, count=500):
     """Keys whose NotUnderstood takes more than two login PDUs of 8192 bytes; the pieces and the
     last response."""
     pairs = [('X-%s-%04d' % ('k' * 20, number), '1') for number in range(count)]
-    data = text.render(pairs)
+    data = text.render_text(pairs)
     initiator.ask(NONE, 0, 1)
     for start in range(0, len(data) - 4096, 4096):
         initiator.ask(data[start : start + 4096], 1, continues=True)
@@ -631,14 +622,14 @@ def test_a_long_answer_comes_in_pieces():
     offers, rest = long_answer(initiator)
     got = b''
     step = initiator.send(rest, 1, 3)
-    while isinstance(step, Reply):
+    while isinstance(step, LoginReply):
         response = step.pdus[0]
         assert response.continues and not response.transit and len(response.data) == 8192
         got += response.data
         step = initiator.send(b'', 1, 3)
-    final = initiator.negotiation.claimed(1).pdus[0]
+    final = initiator.negotiation.claim_granted(1).pdus[0]
     assert final.transit and not final.continues
-    answers = text.parse(got + final.data)
+    answers = text.parse_text(got + final.data)
     assert answers == [(name, 'NotUnderstood') for name, _ in offers] + [
         ('MaxRecvDataSegmentLength', '262144')
     ]
@@ -652,7 +643,7 @@ def test_the_last_piece_waits_for_t():
     while step.pdus[0].continues:
         step = initiator.send(b'', 1)
     assert not step.pdus[0].transit
-    assert isinstance(initiator.send(b'', 1, 3), Claim)
+    assert isinstance(initiator.send(b'', 1, 3), SessionClaim)
 
 
 @pytest.mark.clause('RFC 7143 6.2')
@@ -679,8 +670,8 @@ def test_limits_of_text_and_of_requests():
 def test_the_request_s_buffer_may_be_used_again():
     """A Framer's data is a view of a buffer that soon holds other bytes."""
     initiator = Initiator()
-    buffer = bytearray(text.render(FIRST))
-    initiator.negotiation.receive(
+    buffer = bytearray(text.render_text(FIRST))
+    initiator.negotiation.receive_request(
         LoginRequest(data=memoryview(buffer)[:20], continues=True, **initiator.fields)
     )
     rest = bytes(buffer[20:])
@@ -712,8 +703,8 @@ def test_a_further_connection_gets_no_keys_of_the_session():
     assert (response.tsih, response.exp_cmd_sn, response.max_cmd_sn) == (0x55, 77, 99)
     claim = initiator.send([('MaxBurstLength', '512'), ('DataDigest', 'CRC32C')], 1, 3).claim
     assert (claim.tsih, claim.cid, claim.cmd_sn) == (0x55, 2, 77)
-    final = initiator.negotiation.claimed(0x55).pdus[0]
-    assert text.parse(final.data)[:2] == [
+    final = initiator.negotiation.claim_granted(0x55).pdus[0]
+    assert text.parse_text(final.data)[:2] == [
         ('MaxBurstLength', 'Irrelevant'),
         ('DataDigest', 'CRC32C'),
     ]
@@ -748,7 +739,7 @@ def test_joining_keeps_the_session_s_values():
         Initiator(tsih=0x99, cid=2, numbering=lambda: (9, 9)),
         [('MaxRecvDataSegmentLength', '4096'), ('DataDigest', 'CRC32C')],
     )
-    values = join(claim, leading, 1)
+    values = joined_session_values(claim, leading, 1)
     assert (values['MaxBurstLength'], values['MaxRecvDataSegmentLength'], values['DataDigest']) == (
         4096,
         4096,
@@ -756,7 +747,7 @@ def test_joining_keeps_the_session_s_values():
     )
     assert leading.values['DataDigest'] == 'None'
     with pytest.raises(LoginFailure) as refusal:
-        join(claim, leading, 2)
+        joined_session_values(claim, leading, 2)
     assert (refusal.value.status_class, refusal.value.status_detail) == const.TOO_MANY_CONNECTIONS
 
 
@@ -774,7 +765,7 @@ def test_joining_keeps_the_session_s_values():
 def test_joining_another_s_session(field, value):
     leading = logged_in(Initiator())
     with pytest.raises(LoginFailure) as refusal:
-        join(leading._replace(**{field: value}), leading, 0)
+        joined_session_values(leading._replace(**{field: value}), leading, 0)
     assert (
         refusal.value.status_class,
         refusal.value.status_detail,

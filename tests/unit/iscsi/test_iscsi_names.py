@@ -23,8 +23,8 @@ from targetd.iscsi import names
     ],
 )
 def test_good_names(name):
-    assert names.flaw(name) is None
-    assert names.flaw(name, lenient=True) is None
+    assert names.name_error(name) is None
+    assert names.name_error(name, lenient=True) is None
 
 
 @pytest.mark.clause('RFC 7143 4.2.7')
@@ -53,16 +53,16 @@ def test_good_names(name):
     ],
 )
 def test_flaws_are_told(name, word):
-    assert word in names.flaw(name)
+    assert word in names.name_error(name)
 
 
 def test_initiators_may_bring_less_tidy_names():
-    assert names.flaw('iqn.2026-11.com.example:host_1', lenient=True) is None
-    assert names.flaw('iqn.anything/goes', lenient=True) is None
-    assert names.flaw('iqn.', lenient=True)
-    assert names.flaw('iqn.a b', lenient=True)
-    assert names.flaw('host_1', lenient=True)
-    assert names.flaw('eui.12', lenient=True)
+    assert names.name_error('iqn.2026-11.com.example:host_1', lenient=True) is None
+    assert names.name_error('iqn.anything/goes', lenient=True) is None
+    assert names.name_error('iqn.', lenient=True)
+    assert names.name_error('iqn.a b', lenient=True)
+    assert names.name_error('host_1', lenient=True)
+    assert names.name_error('eui.12', lenient=True)
 
 
 @pytest.mark.clause('RFC 7143 4.2.7')
@@ -105,10 +105,10 @@ def test_names_that_are_the_same(one, other):
     ],
 )
 def test_patterns(pattern, name, matched):
-    assert names.matches(pattern, name) is matched
+    assert names.matches_pattern(pattern, name) is matched
 
 
 def test_any_pattern_of_several_admits():
-    assert names.admits(('iqn.a:*', 'iqn.b:*'), 'iqn.b:1')
-    assert not names.admits(('iqn.a:*', 'iqn.b:*'), 'iqn.c:1')
-    assert not names.admits((), 'iqn.c:1')
+    assert names.matches_any(('iqn.a:*', 'iqn.b:*'), 'iqn.b:1')
+    assert not names.matches_any(('iqn.a:*', 'iqn.b:*'), 'iqn.c:1')
+    assert not names.matches_any((), 'iqn.c:1')

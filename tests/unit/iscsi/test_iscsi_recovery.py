@@ -1,4 +1,4 @@
-"""RecoveringTransfer and Reply: what is asked for again, and what can be sent again (RFC 7143 7.9,
+"""RecoveringTransfer and SentReply: what is asked for again, and what can be sent again (RFC 7143 7.9,
 11.16)."""
 
 import itertools
@@ -7,7 +7,7 @@ import pytest
 
 from targetd.iscsi import pdu
 from targetd.iscsi.errors import PduRejected
-from targetd.iscsi.recovery import RecoveringTransfer, Reply
+from targetd.iscsi.recovery import RecoveringTransfer, SentReply
 from targetd.iscsi.transfer import NO_TAG, Limits
 
 
@@ -15,7 +15,7 @@ def transfer(wanted=16, initial_r2t=True, first_burst=8, max_burst=8, outstandin
     one = RecoveringTransfer(
         1, wanted, wanted, Limits(initial_r2t, False, first_burst, max_burst, outstanding)
     )
-    one.immediate(None, initial_r2t)
+    one.receive_immediate(None, initial_r2t)
     return one, itertools.count(100).__next__
 
 
@@ -25,9 +25,9 @@ DATA = bytes(range(1, 17))
 def test_without_a_loss_it_is_a_transfer_like_any_other():
     one, tags = transfer()
     for offset in (0, 8):
-        ((ttt, r2t_sn, at, length),) = one.solicit(tags)
+        ((ttt, r2t_sn, at, length),) = one.next_r2ts(tags)
         assert (r2t_sn, at, length) == (offset // 8, offset, 8)
-        one.receive(ttt, at, 0, DATA[at : at + 8], True)
+        one.receive_data_out(ttt, at, 0, DATA[at : at + 8], True)
     assert one.is_complete and bytes(one.buffer) == DATA
 
 
@@ -35,61 +35,63 @@ def test_without_a_loss_it_is_a_transfer_like_any_other():
 @pytest.mark.parametrize('lost', [(0,), (1,), (3,), (0, 3), (0, 1, 2, 3)])
 def test_the_rest_of_a_sequence_is_asked_for_again_from_the_first_loss(lost):
     one, tags = transfer(wanted=8)
-    ((ttt, _, _, _),) = one.solicit(tags)
+    ((ttt, _, _, _),) = one.next_r2ts(tags)
     for number in range(4):
         if number in lost:
-            one.lost(ttt, number == 3)
+            one.data_out_lost(ttt, number == 3)
         else:
-            one.receive(ttt, number * 2, number, DATA[number * 2 : number * 2 + 2], number == 3)
+            one.receive_data_out(
+                ttt, number * 2, number, DATA[number * 2 : number * 2 + 2], number == 3
+            )
     assert not one.is_complete
-    ((again, r2t_sn, at, length),) = one.solicit(tags)
+    ((again, r2t_sn, at, length),) = one.next_r2ts(tags)
     assert again != ttt and (r2t_sn, at, length) == (1, lost[0] * 2, 8 - lost[0] * 2)
-    one.receive(again, at, 0, DATA[at:8], True)
+    one.receive_data_out(again, at, 0, DATA[at:8], True)
     assert one.is_complete and bytes(one.buffer) == DATA[:8]
 
 
 @pytest.mark.clause('RFC 7143 7.9')
 def test_a_gap_in_data_sn_is_a_loss():
     one, tags = transfer(wanted=8)
-    ((ttt, _, _, _),) = one.solicit(tags)
-    one.receive(ttt, 4, 1, DATA[4:8], True)
-    assert one.solicit(tags)[0][2:] == (0, 8)
+    ((ttt, _, _, _),) = one.next_r2ts(tags)
+    one.receive_data_out(ttt, 4, 1, DATA[4:8], True)
+    assert one.next_r2ts(tags)[0][2:] == (0, 8)
 
 
 @pytest.mark.clause('RFC 7143 7.8')
 def test_lost_unsolicited_data_is_solicited():
     one, tags = transfer(initial_r2t=False)
-    one.receive(NO_TAG, 0, 0, DATA[:4], False)
-    one.lost(NO_TAG, True)
-    assert [r2t[2:] for r2t in one.solicit(tags)] == [(4, 8)]
+    one.receive_data_out(NO_TAG, 0, 0, DATA[:4], False)
+    one.data_out_lost(NO_TAG, True)
+    assert [r2t[2:] for r2t in one.next_r2ts(tags)] == [(4, 8)]
 
 
 def test_a_tag_that_is_not_outstanding_is_refused():
     one, _ = transfer()
     with pytest.raises(PduRejected):
-        one.lost(5, True)
+        one.data_out_lost(5, True)
     with pytest.raises(PduRejected):
-        one.receive(5, 0, 0, DATA[:8], True)
+        one.receive_data_out(5, 0, 0, DATA[:8], True)
 
 
 @pytest.mark.clause('RFC 7143 11.16')
 def test_an_r2t_can_be_shown_again_until_it_is_answered():
     one, tags = transfer(outstanding=2)
-    first, second = one.solicit(tags)
+    first, second = one.next_r2ts(tags)
     assert one.outstanding(0, 0) == [first, second] and one.outstanding(1, 1) == [second]
-    one.receive(first[0], 0, 0, DATA[:8], True)
+    one.receive_data_out(first[0], 0, 0, DATA[:8], True)
     assert one.outstanding(0, 0) == [second] and one.outstanding(0, 1) == []
 
 
 @pytest.mark.clause('RFC 7143 7.2.2')
 def test_on_another_connection_what_was_on_its_way_is_asked_for_under_its_old_number():
     one, tags = transfer(outstanding=2)
-    one.solicit(tags)
-    one.receive(100, 0, 0, DATA[:4], False)
-    one.reassigned()
-    assert [r2t[1:] for r2t in one.solicit(tags)] == [(0, 4, 4), (1, 8, 8)]
+    one.next_r2ts(tags)
+    one.receive_data_out(100, 0, 0, DATA[:4], False)
+    one.reassign()
+    assert [r2t[1:] for r2t in one.next_r2ts(tags)] == [(0, 4, 4), (1, 8, 8)]
     with pytest.raises(PduRejected):
-        one.receive(101, 8, 0, DATA[8:], True)  # the old tag
+        one.receive_data_out(101, 8, 0, DATA[8:], True)  # the old tag
 
 
 def reply(count=4, size=8):
@@ -104,7 +106,7 @@ def reply(count=4, size=8):
         )
         one.stat_sn = 50
         pdus.append((one.encode(), one.data))
-    return Reply(7, 50, pdus)
+    return SentReply(7, 50, pdus)
 
 
 def sent(pdus):
@@ -114,9 +116,9 @@ def sent(pdus):
 @pytest.mark.clause('RFC 7143 11.16')
 def test_data_in_by_number():
     one = reply()
-    assert one.ends_a_command and one.size == 32
-    assert sent(one.data_in(1, 2)) == [1, 2] and sent(one.data_in(2, 0)) == [2, 3]
-    assert one.data_in(3, 2) == [] and one.data_in(4, 1) == []
+    assert one.is_scsi_reply and one.size == 32
+    assert sent(one.data_in_pdus(1, 2)) == [1, 2] and sent(one.data_in_pdus(2, 0)) == [2, 3]
+    assert one.data_in_pdus(3, 2) == [] and one.data_in_pdus(4, 1) == []
 
 
 @pytest.mark.clause('RFC 7143 11.16')
@@ -125,9 +127,9 @@ def test_what_is_acknowledged_is_let_go():
     one.acknowledge_data(2)
     assert (
         one.size == 16
-        and one.data_in(1, 1) == []
-        and one.data_in(0, 0) == []
-        and sent(one.data_in(2, 2)) == [2, 3]
+        and one.data_in_pdus(1, 1) == []
+        and one.data_in_pdus(0, 0) == []
+        and sent(one.data_in_pdus(2, 2)) == [2, 3]
     )
 
 
@@ -135,7 +137,7 @@ def test_what_is_acknowledged_is_let_go():
 @pytest.mark.parametrize('segment', [3, 8, 100])
 def test_other_segments_carry_the_same_data_and_a_status_of_their_own(segment):
     one = reply()
-    pdus = one.again(1, segment, 16, 0x55)
+    pdus = one.resegmented(1, segment, 16, 0x55)
     data, status = pdus[:-1], pdus[-1]
     assert b''.join(bytes(each.data) for each in data) == DATA[:8] * 3
     assert data[0].buffer_offset == 8 and [each.data_sn for each in data] == list(
@@ -153,7 +155,7 @@ def test_other_segments_carry_the_same_data_and_a_status_of_their_own(segment):
 def test_sense_data_is_kept():
     response = pdu.ScsiResponse(itt=7, status=2, residual_count=9, underflow=True)
     response.sense, response.stat_sn = b'sense', 1
-    (again,) = Reply(7, 1, [(response.encode(), response.data)]).again(0, 8, 8, 0)
+    (again,) = SentReply(7, 1, [(response.encode(), response.data)]).resegmented(0, 8, 8, 0)
     assert (again.status, again.sense, again.underflow, again.residual_count) == (
         2,
         b'sense',

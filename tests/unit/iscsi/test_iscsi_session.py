@@ -37,18 +37,20 @@ def session(cmd_sn=10, window=8):
 def test_in_order_commands_are_taken_and_numbers_wrap(start):
     one = session(start)
     for number in range(4):
-        assert one.takes(start + number & 0xFFFFFFFF, None)
+        assert one.accept_command_number(start + number & 0xFFFFFFFF, None)
     assert one.exp_cmd_sn == start + 4 & 0xFFFFFFFF
 
 
 @pytest.mark.clause('RFC 7143 4.2.2.1')
 def test_early_commands_wait_for_their_turn():
     one = session()
-    assert not one.takes(12, 'third') and not one.takes(11, 'second')
+    assert not one.accept_command_number(12, 'third') and not one.accept_command_number(
+        11, 'second'
+    )
     assert one.next_held() is None
-    assert one.takes(10, 'first')
-    assert one.next_held() == 'second' and one.takes(11, 'second')
-    assert one.next_held() == 'third' and one.takes(12, 'third')
+    assert one.accept_command_number(10, 'first')
+    assert one.next_held() == 'second' and one.accept_command_number(11, 'second')
+    assert one.next_held() == 'third' and one.accept_command_number(12, 'third')
     assert one.next_held() is None and one.exp_cmd_sn == 13
 
 
@@ -56,14 +58,14 @@ def test_early_commands_wait_for_their_turn():
 @pytest.mark.parametrize('number', [9, 18, 0x80000010])
 def test_repetitions_and_commands_outside_the_window_are_dropped(number):
     one = session()
-    assert not one.takes(number, 'x')
+    assert not one.accept_command_number(number, 'x')
     assert not one.held and one.exp_cmd_sn == 10
 
 
 def test_what_is_to_be_discarded_is_remembered_within_bounds():
     one = session()
     for itt in range(5000):
-        one.discard(itt)
+        one.discard_data_out(itt)
     assert 4999 in one.discarding and len(one.discarding) <= 1024
 
 

@@ -7,7 +7,7 @@ from targetd.iscsi import text
 
 @pytest.mark.clause('RFC 7143 6.1')
 def test_pairs_keep_their_order_and_their_equals_signs():
-    assert text.parse(b'B=2\0A=1\0CHAP_N=a=b\0X-com.example=\0') == [
+    assert text.parse_text(b'B=2\0A=1\0CHAP_N=a=b\0X-com.example=\0') == [
         ('B', '2'),
         ('A', '1'),
         ('CHAP_N', 'a=b'),
@@ -17,15 +17,15 @@ def test_pairs_keep_their_order_and_their_equals_signs():
 
 def test_render_is_parse_backwards():
     pairs = [('TargetAlias', 'Büro'), ('TargetPortalGroupTag', '1')]
-    assert text.render(pairs) == 'TargetAlias=Büro\0TargetPortalGroupTag=1\0'.encode('utf-8')
-    assert text.parse(text.render(pairs)) == pairs
-    assert text.render([]) == b''
+    assert text.render_text(pairs) == 'TargetAlias=Büro\0TargetPortalGroupTag=1\0'.encode('utf-8')
+    assert text.parse_text(text.render_text(pairs)) == pairs
+    assert text.render_text([]) == b''
 
 
 def test_a_missing_or_further_nul_is_forgiven():
-    assert text.parse(b'A=1\0B=2') == [('A', '1'), ('B', '2')]
-    assert text.parse(memoryview(b'A=1\0\0\0')) == [('A', '1')]
-    assert text.parse(b'') == []
+    assert text.parse_text(b'A=1\0B=2') == [('A', '1'), ('B', '2')]
+    assert text.parse_text(memoryview(b'A=1\0\0\0')) == [('A', '1')]
+    assert text.parse_text(b'') == []
 
 
 @pytest.mark.clause('RFC 7143 6.1')
@@ -60,7 +60,7 @@ def test_a_missing_or_further_nul_is_forgiven():
 )
 def test_what_is_no_text(data):
     with pytest.raises(text.TextError) as error:
-        text.parse(data)
+        text.parse_text(data)
     assert len(str(error.value)) < 120
 
 
@@ -76,38 +76,38 @@ def test_what_is_no_text(data):
 )
 def test_nothing_gets_into_a_log_as_a_line_of_its_own(data):
     with pytest.raises(text.TextError) as error:
-        text.parse(data)
+        text.parse_text(data)
     assert str(error.value).isprintable() or '\ufffd' in str(error.value)
     assert len(str(error.value).splitlines()) == 1
 
 
 @pytest.mark.clause('RFC 7143 6.1')
 def test_limits_are_inclusive():
-    assert text.parse(b'A' * 63 + b'=' + b'v' * 255)
-    assert text.parse(b'CHAP_C=0x' + b'0' * 2048)  # Windows' challenge of 1024 bytes
-    assert text.parse(b'HeaderDigest=' + b','.join([b'v' * 255] * 32))
+    assert text.parse_text(b'A' * 63 + b'=' + b'v' * 255)
+    assert text.parse_text(b'CHAP_C=0x' + b'0' * 2048)  # Windows' challenge of 1024 bytes
+    assert text.parse_text(b'HeaderDigest=' + b','.join([b'v' * 255] * 32))
 
 
 def test_split_gives_one_piece_at_least():
-    assert text.split(b'', 512) == [b'']
-    assert text.split(b'x' * 512, 512) == [b'x' * 512]
-    assert text.split(b'x' * 513, 512) == [b'x' * 512, b'x']
+    assert text.split_text(b'', 512) == [b'']
+    assert text.split_text(b'x' * 512, 512) == [b'x' * 512]
+    assert text.split_text(b'x' * 513, 512) == [b'x' * 512, b'x']
 
 
 @pytest.mark.clause('RFC 7143 6.2')
 def test_collector_puts_pieces_together_and_begins_anew():
-    collector = text.Collector(10)
+    collector = text.TextCollector(10)
     assert collector.is_empty
-    assert collector.add(memoryview(b'A='), True) is None
+    assert collector.add_piece(memoryview(b'A='), True) is None
     assert not collector.is_empty
-    assert collector.add(b'1\0', False) == b'A=1\0'
+    assert collector.add_piece(b'1\0', False) == b'A=1\0'
     assert collector.is_empty
-    assert collector.add(b'0123456789', False) == b'0123456789'
+    assert collector.add_piece(b'0123456789', False) == b'0123456789'
 
 
 def test_collector_keeps_no_more_than_its_limit():
-    collector = text.Collector(10)
-    collector.add(b'x' * 10, True)
+    collector = text.TextCollector(10)
+    collector.add_piece(b'x' * 10, True)
     with pytest.raises(text.TextError):
-        collector.add(b'x', True)
+        collector.add_piece(b'x', True)
     assert collector.is_empty

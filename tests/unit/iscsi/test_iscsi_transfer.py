@@ -22,7 +22,7 @@ def answer(transfer, r2t, segment=3000):
     ttt, _, offset, length = r2t
     for data_sn, start in enumerate(range(offset, offset + length, segment)):
         end = min(start + segment, offset + length)
-        transfer.receive(ttt, start, data_sn, PATTERN[start:end], end == offset + length)
+        transfer.receive_data_out(ttt, start, data_sn, PATTERN[start:end], end == offset + length)
 
 
 def finish(transfer):
@@ -30,7 +30,7 @@ def finish(transfer):
     asked = []
     ttts = itertools.count(1)
     while not transfer.is_complete:
-        r2ts = transfer.solicit(lambda: next(ttts))
+        r2ts = transfer.next_r2ts(lambda: next(ttts))
         assert r2ts
         asked += r2ts
         for r2t in r2ts:
@@ -45,10 +45,10 @@ def finish(transfer):
 def test_every_way_gives_the_same_buffer(initial_r2t, immediate, max_outstanding):
     transfer = Transfer(1, 20000, 20000, limits(initial_r2t, max_outstanding_r2t=max_outstanding))
     unsolicited = not initial_r2t and immediate < 4096
-    transfer.immediate(PATTERN[:immediate] or None, not unsolicited)
+    transfer.receive_immediate(PATTERN[:immediate] or None, not unsolicited)
     if unsolicited:
-        assert transfer.solicit(lambda: 1) == []
-        transfer.receive(NO_TAG, immediate, 0, PATTERN[immediate:4096], True)
+        assert transfer.next_r2ts(lambda: 1) == []
+        transfer.receive_data_out(NO_TAG, immediate, 0, PATTERN[immediate:4096], True)
     asked = finish(transfer)
     assert bytes(transfer.buffer) == PATTERN[:20000]
     assert all(length <= 8192 for _, _, _, length in asked)
@@ -58,25 +58,25 @@ def test_every_way_gives_the_same_buffer(initial_r2t, immediate, max_outstanding
 @pytest.mark.clause('RFC 7143 13.17')
 def test_no_more_r2ts_than_agreed_are_unanswered():
     transfer = Transfer(1, 65536, 65536, limits(max_outstanding_r2t=2))
-    transfer.immediate(None, True)
+    transfer.receive_immediate(None, True)
     ttts = itertools.count(1)
-    first = transfer.solicit(lambda: next(ttts))
-    assert len(first) == 2 and transfer.solicit(lambda: next(ttts)) == []
+    first = transfer.next_r2ts(lambda: next(ttts))
+    assert len(first) == 2 and transfer.next_r2ts(lambda: next(ttts)) == []
 
 
 def test_data_beyond_what_the_command_takes_is_not_kept():
     transfer = Transfer(1, 512, 4096, limits())
-    transfer.immediate(PATTERN[:1024], True)
+    transfer.receive_immediate(PATTERN[:1024], True)
     assert transfer.is_complete and bytes(transfer.buffer) == PATTERN[:512]
 
 
 def test_landed_data_is_not_copied_again():
     transfer = Transfer(1, 8192, 8192, limits())
-    transfer.immediate(None, True)
-    ((ttt, _, offset, length),) = transfer.solicit(lambda: 5)
-    view = transfer.place(ttt, offset, 0, length)
+    transfer.receive_immediate(None, True)
+    ((ttt, _, offset, length),) = transfer.next_r2ts(lambda: 5)
+    view = transfer.place_data_out(ttt, offset, 0, length)
     view[:] = PATTERN[:8192]
-    transfer.receive(ttt, offset, 0, view, True)
+    transfer.receive_data_out(ttt, offset, 0, view, True)
     assert transfer.is_complete and bytes(transfer.buffer) == PATTERN[:8192]
 
 
@@ -93,32 +93,32 @@ def test_landed_data_is_not_copied_again():
 )
 def test_data_that_is_not_due_is_refused(ttt, offset, data_sn, length):
     transfer = Transfer(1, 20000, 20000, limits())
-    transfer.immediate(None, True)
-    transfer.solicit(lambda: 5)
+    transfer.receive_immediate(None, True)
+    transfer.next_r2ts(lambda: 5)
     with pytest.raises(PduRejected):
-        transfer.receive(ttt, offset, data_sn, PATTERN[:length], False)
+        transfer.receive_data_out(ttt, offset, data_sn, PATTERN[:length], False)
 
 
 @pytest.mark.clause('RFC 7143 13.14')
 def test_immediate_data_beyond_first_burst_is_refused():
     with pytest.raises(PduRejected):
-        Transfer(1, 20000, 20000, limits()).immediate(PATTERN[:4097], True)
+        Transfer(1, 20000, 20000, limits()).receive_immediate(PATTERN[:4097], True)
     with pytest.raises(PduRejected):
-        Transfer(1, 20000, 20000, limits(immediate_data=False)).immediate(PATTERN[:4], True)
+        Transfer(1, 20000, 20000, limits(immediate_data=False)).receive_immediate(PATTERN[:4], True)
 
 
 @pytest.mark.clause('RFC 7143 13.10')
 def test_unsolicited_data_although_initial_r2t_is_refused():
     with pytest.raises(PduRejected):
-        Transfer(1, 20000, 20000, limits(initial_r2t=True)).immediate(None, False)
+        Transfer(1, 20000, 20000, limits(initial_r2t=True)).receive_immediate(None, False)
 
 
 def test_an_r2t_that_is_answered_short_is_asked_again_but_not_for_ever():
     transfer = Transfer(1, 8192, 8192, limits())
-    transfer.immediate(None, True)
-    transfer.solicit(lambda: 5)
-    transfer.receive(5, 0, 0, PATTERN[:100], True)
-    ((_, r2t_sn, offset, length),) = transfer.solicit(lambda: 6)
+    transfer.receive_immediate(None, True)
+    transfer.next_r2ts(lambda: 5)
+    transfer.receive_data_out(5, 0, 0, PATTERN[:100], True)
+    ((_, r2t_sn, offset, length),) = transfer.next_r2ts(lambda: 6)
     assert (r2t_sn, offset, length) == (1, 100, 8092)
     with pytest.raises(PduRejected):
-        transfer.receive(6, 100, 0, None, True)
+        transfer.receive_data_out(6, 100, 0, None, True)

@@ -24,7 +24,7 @@ class Connection(object):
 
 def made(count=3):
     session = SimpleNamespace(tasks={}, discarded=[])
-    session.discard = session.discarded.append
+    session.discard_data_out = session.discarded.append
     connection = Connection()
     for itt in range(count):
         task = sam.Task()
