@@ -1,20 +1,9 @@
 """The target's side of a login (RFC 7143 6.3, 11.12, 11.13, 12) as a state machine. Pure; imports the
 rest of iscsi.
 
-    START --CSG 0--> SECURITY --AuthMethod=CHAP--> CHAP_ALGORITHM --CHAP_A--> CHAP_RESPONSE
-      |                 |                                                          | CHAP_N, CHAP_R
-      |                 +--T bit, no account is required--> SECURED <--------------+
-      |                                                     |     |
-      +--CSG 1--> OPERATIONAL <--NSG 1----------------------+     |
-                      |                                           |
-                      +--T bit--> CLAIMING <--NSG 3---------------+
-                                      |
-                                      +--claim_granted(tsih)--> DONE        any state --failure--> FAILED
-
-`receive_request` takes a decoded LoginRequest and returns a step: LoginReply (send the PDUs and wait
-for the next request) or SessionClaim (ask the master, then call `claim_granted` or `claim_refused`).
-It raises LoginFailure when the login has failed; `failure_response(failure)` is then the last PDU to
-send.
+The states and their transitions are in `login_states`. `receive_request` takes a decoded
+LoginRequest and returns a step: LoginReply (send the PDUs and wait for the next request) or
+SessionClaim (ask the master, then call `claim_granted` or `claim_refused`). It raises LoginFailure when the login has failed; `failure_response(failure)` is then the last PDU to send.
 
 Invariants
  1. An initiator that reaches CLAIMING has authenticated if accounts are configured, and has passed
@@ -40,6 +29,17 @@ from targetd.iscsi.login_result import (
     SessionClaim,
     login_failure,
 )
+from targetd.iscsi.login_states import (
+    CHAP_ALGORITHM,
+    CHAP_RESPONSE,
+    FINISHED,
+    OPERATIONAL,
+    SECURED,
+    SECURITY,
+    STAGES,
+    START,
+    TRANSITIONS,
+)
 from targetd.iscsi.pdu import LoginRequest, LoginResponse, Pdu
 
 Pairs = List[Tuple[str, str]]
@@ -47,46 +47,6 @@ Step = Union[LoginReply, SessionClaim]
 
 # MaxRecvDataSegmentLength of both sides until the login is over, RFC 7143 13.12
 LOGIN_DATA_SEGMENT = 8192
-
-START = 'start'
-SECURITY = 'security'
-CHAP_ALGORITHM = 'chap-algorithm'
-CHAP_RESPONSE = 'chap-response'
-SECURED = 'secured'
-OPERATIONAL = 'operational'
-CLAIMING = 'claiming'
-DONE = 'done'
-FAILED = 'failed'
-STATES = (
-    START,
-    SECURITY,
-    CHAP_ALGORITHM,
-    CHAP_RESPONSE,
-    SECURED,
-    OPERATIONAL,
-    CLAIMING,
-    DONE,
-    FAILED,
-)
-
-# fmt: off
-TRANSITIONS = {
-    (START, 'csg-0'): SECURITY,
-    (START, 'csg-1'): OPERATIONAL,
-    (SECURITY, 'chap'): CHAP_ALGORITHM,
-    (SECURITY, 'none'): SECURED,
-    (CHAP_ALGORITHM, 'challenge'): CHAP_RESPONSE,
-    (CHAP_RESPONSE, 'proof'): SECURED,
-    (SECURED, 'nsg-1'): OPERATIONAL,
-    (SECURED, 'nsg-3'): CLAIMING,
-    (OPERATIONAL, 'nsg-3'): CLAIMING,
-    (CLAIMING, 'claimed'): DONE,
-}
-# fmt: on
-TRANSITIONS.update(((state, 'failure'), FAILED) for state in STATES)
-
-_STAGES = {SECURITY: 0, CHAP_ALGORITHM: 0, CHAP_RESPONSE: 0, SECURED: 0, OPERATIONAL: 1}
-_FINISHED = (CLAIMING, DONE, FAILED)
 
 
 class LoginNegotiation(object):
@@ -196,7 +156,7 @@ class LoginNegotiation(object):
     def _check_sequence(self, request: Pdu) -> None:
         """Check the fields that every request must repeat (RFC 7143 11.12) and the number of
         requests."""
-        if self.state in _FINISHED or not isinstance(request, LoginRequest):
+        if self.state in FINISHED or not isinstance(request, LoginRequest):
             raise login_failure(
                 const.INVALID_DURING_LOGIN,
                 'a PDU that is not allowed in login state "%s"' % self.state,
@@ -235,7 +195,7 @@ class LoginNegotiation(object):
             raise login_failure(
                 const.INITIATOR_ERROR, '%d is not a valid current login stage (CSG)' % request.csg
             )
-        stage = _STAGES.get(self.state, self._first.csg)
+        stage = STAGES.get(self.state, self._first.csg)
         if request.csg != stage:
             raise login_failure(
                 const.INITIATOR_ERROR,

@@ -6,9 +6,10 @@ import pytest
 
 from targetd.iscsi import const, keys, text
 from targetd.iscsi.errors import LoginFailure
-from targetd.iscsi.login import STATES, TRANSITIONS, LoginNegotiation
+from targetd.iscsi.login import LoginNegotiation
 from targetd.iscsi.login_policy import LoginPolicy, TargetPolicy, refuse_no_initiator
 from targetd.iscsi.login_result import LoginReply, Redirected, SessionClaim, joined_session_values
+from targetd.iscsi.login_states import STATES, TRANSITIONS
 from targetd.iscsi.pdu import LoginRequest, NopOut
 
 DISK = 'iqn.2026-11.com.example:disk'
