@@ -123,7 +123,7 @@ class Channel(object):
     def fileno(self):
         return self.socket.fileno()
 
-    # -- either end --------------------------------------------------------------------------------------------------
+    # -- either end --------------------------------------------------------------------------------
 
     def _take_frames(self):
         """Move every whole message from the received bytes to the frames. Raises ChannelClosed at
@@ -200,7 +200,7 @@ class Channel(object):
             waiting.clear()
         self.socket.close()
 
-    # -- the worker's end, blocking ----------------------------------------------------------------------------------
+    # -- the worker's end, blocking ----------------------------------------------------------------
 
     def send(self, message, descriptors=()):
         """Send all of it. Any thread of a worker. Raises ChannelClosed."""
@@ -219,7 +219,7 @@ class Channel(object):
                 self._recvmsg()
         return self._frames.popleft()
 
-    # -- the master's end, non-blocking ------------------------------------------------------------------------------
+    # -- the master's end, non-blocking ------------------------------------------------------------
 
     def queue(self, message, descriptors=()):
         """Queue a message and try to send. Descriptors are duplicated: the caller keeps its own.

@@ -134,7 +134,7 @@ def _raw_buffer():
 raw_buffer = _raw_buffer()
 
 
-# -- locks of open file descriptions (store/range_locks.py) -----------------------------------------------------------------
+# -- locks of open file descriptions (store/range_locks.py) ----------------------------------------
 
 F_OFD_GETLK, F_OFD_SETLK = 36, 37  # Linux 3.15; in fcntl from Python 3.9 on
 # type, whence, start, length, process: always 0 with these locks

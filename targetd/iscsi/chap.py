@@ -1,9 +1,9 @@
 """CHAP (RFC 1994, RFC 7143 12.1.3 and 9.2.1): challenges, responses and their encodings. Pure;
 imports const.
 
-Invariants: secrets are compared in constant time; a challenge of ours that comes back is refused
-(reflection), and so is a proof of ours with the secret that the initiator has just used; an unknown
-name and a wrong secret give the same error.
+Invariants: secrets are compared in constant time; the target's own challenge is refused when the
+initiator sends it back (reflection); the target never authenticates itself with the secret that the
+initiator has just used; an unknown name and a wrong secret cause the same error.
 """
 
 import base64
@@ -12,11 +12,12 @@ import hashlib
 import hmac
 import re
 from collections import OrderedDict
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 from targetd.iscsi import const
 
 MAXIMUM_CHALLENGE = 1024  # bytes, RFC 7143 12.1.3
-CHALLENGE_BYTES = 32  # of ours; Windows takes up to 1024
+CHALLENGE_BYTES = 32  # length of the target's challenges; Windows accepts up to 1024
 DEFAULT_ALGORITHMS = (const.CHAP_SHA3_256, const.CHAP_SHA256, const.CHAP_SHA1, const.CHAP_MD5)
 
 HASHES = OrderedDict(
@@ -28,7 +29,7 @@ HASHES = OrderedDict(
     )
 )
 
-#: Algorithm numbers by what people call them.
+#: Algorithm numbers by the names that the configuration accepts.
 ALGORITHM_NUMBERS = {
     'MD5': const.CHAP_MD5,
     'SHA1': const.CHAP_SHA1,
@@ -44,19 +45,19 @@ _DECIMAL = re.compile(r'[0-9]{1,20}\Z')
 
 
 class ChapError(Exception):
-    """What the initiator sent is malformed. The message is one plain sentence."""
+    """A value that the initiator sent is malformed. The message is one plain sentence."""
 
 
 class AuthenticationFailed(ChapError):
-    """The initiator could not prove who it is, or may not be given the proof that it asks for."""
+    """The initiator failed to authenticate, or requested an authentication of the target that is not
+    allowed."""
 
 
-def new_hash(algorithm, data):
-    """The hash object of a CHAP algorithm number. Raises ValueError where the host does not have
-    it.
+def new_hash(algorithm: int, data: bytes) -> Any:
+    """Return the hash object of a CHAP algorithm number. Raises ValueError if this host does not
+    support the algorithm.
 
-    MD5 and SHA-1 are asked for as 'not used for security' (Python 3.9) where a FIPS host would
-    refuse them otherwise.
+    On a host in FIPS mode MD5 and SHA-1 are available only with usedforsecurity=False (Python 3.9).
     """
     name = HASHES[algorithm]
     try:
@@ -65,16 +66,17 @@ def new_hash(algorithm, data):
         try:
             return hashlib.new(name, data, usedforsecurity=False)
         except TypeError:
-            raise ValueError('this host does not have %s' % name)
+            raise ValueError('this host does not support %s' % name)
 
 
-def chap_response(algorithm, identifier, secret, challenge):
-    """The response of RFC 1994 4.1 to a challenge. identifier: 0..255; secret, challenge: bytes."""
+def chap_response(algorithm: int, identifier: int, secret: bytes, challenge: bytes) -> bytes:
+    """Return the response (RFC 1994 4.1) to a challenge. identifier: 0..255; secret, challenge:
+    bytes."""
     return new_hash(algorithm, bytes((identifier,)) + secret + challenge).digest()
 
 
-def available_algorithms(algorithms):
-    """Those of the algorithm numbers that this host can compute, in the same order."""
+def available_algorithms(algorithms: Sequence[int]) -> Tuple[int, ...]:
+    """Return the algorithm numbers that this host supports, in the same order."""
     usable = []
     for algorithm in algorithms:
         try:
@@ -85,19 +87,19 @@ def available_algorithms(algorithms):
     return tuple(usable)
 
 
-# -- encodings, RFC 7143 6.1 -------------------------------------------------------------------------------------------
+# -- encodings, RFC 7143 6.1 -----------------------------------------------------------------------
 
 
-def encode_binary(data, as_base64=False):
-    """A binary value as text: 0x…, or 0b… if wished. data: one byte at least."""
+def encode_binary(data: bytes, as_base64: bool = False) -> str:
+    """Return a binary value as text: 0x… (hexadecimal), or 0b… (base64). data: at least one byte."""
     if as_base64:
         return '0b' + base64.b64encode(data).decode('ascii')
     return '0x' + binascii.hexlify(data).decode('ascii')
 
 
-def decode_binary(value, maximum):
-    """The bytes of a binary value (hex, base64, or a decimal number). maximum: bytes. Raises
-    ChapError."""
+def decode_binary(value: str, maximum: int) -> bytes:
+    """Return the bytes of a binary value in hexadecimal, base64 or decimal form. maximum: the
+    longest result, bytes. Raises ChapError."""
     if _HEX.match(value):
         digits = value[2:]
         data = binascii.unhexlify('0' * (len(digits) % 2) + digits)
@@ -107,21 +109,23 @@ def decode_binary(value, maximum):
         number = int(value)
         data = number.to_bytes((number.bit_length() + 7) // 8 or 1, 'big')
     else:
-        raise ChapError('a value is neither hexadecimal nor base64')
+        raise ChapError('a value is neither hexadecimal, base64 nor decimal')
     if len(data) > maximum:
-        raise ChapError('a value has %d bytes where %d are allowed' % (len(data), maximum))
+        raise ChapError('a value has %d bytes, and at most %d are allowed' % (len(data), maximum))
     return data
 
 
-# -- the target's side -------------------------------------------------------------------------------------------------
+# -- the target's side of an authentication --------------------------------------------------------
 
 
 class Chap(object):
-    """One authentication: choose(CHAP_A) → pairs to send, then verify(pairs) → pairs to send.
+    """The target's side of one CHAP authentication.
 
-    accounts: [(user, secret bytes)] of which the initiator must know one; outgoing: (user, secret
-    bytes) that proves the target, or None; algorithms: numbers, the preferred first; random_bytes:
-    a function of a count. `account` is the user that proved itself, None until then.
+    choose_algorithm(CHAP_A) returns the pairs of the challenge, then verify_response(values) returns
+    the pairs of the last answer. accounts: [(user, secret bytes)], one of which the initiator must
+    know; outgoing: (user, secret bytes) with which the target authenticates itself, or None;
+    algorithms: CHAP algorithm numbers, the preferred one first; random_bytes: callable(count) ->
+    bytes. `account` is the user that authenticated, None until then.
     """
 
     __slots__ = (
@@ -135,26 +139,33 @@ class Chap(object):
         '_challenge',
     )
 
-    def __init__(self, accounts, outgoing, algorithms, random_bytes):
-        self.account = None
+    def __init__(
+        self,
+        accounts: Sequence[Tuple[str, bytes]],
+        outgoing: Optional[Tuple[str, bytes]],
+        algorithms: Sequence[int],
+        random_bytes: Callable[[int], bytes],
+    ) -> None:
+        self.account: Optional[str] = None
         self._accounts = accounts
         self._outgoing = outgoing
         self._algorithms = available_algorithms(algorithms)
         self._random_bytes = random_bytes
-        self._algorithm = None
+        self._algorithm: Any = None
 
-    def choose_algorithm(self, offered):
-        """[(key, value)] that answers CHAP_A: algorithm, identifier, challenge. Raises ChapError.
-
-        Our order of preference decides among what the initiator offers.
-        """
+    def choose_algorithm(self, offered: str) -> List[Tuple[str, str]]:
+        """Return [(key, value)] that answers CHAP_A: algorithm, identifier, challenge. The target's
+        order of preference decides. offered: algorithm numbers separated by commas. Raises
+        AuthenticationFailed if the target accepts none of them."""
         words = offered.split(',')
         for number in self._algorithms:
             if str(number) in words:
                 self._algorithm = number
                 break
         else:
-            raise AuthenticationFailed('none of the CHAP algorithms %s is accepted here' % offered)
+            raise AuthenticationFailed(
+                'the target accepts none of the CHAP algorithms %s' % offered
+            )
         self._identifier = self._random_bytes(1)[0]
         self._challenge = self._random_bytes(CHALLENGE_BYTES)
         return [
@@ -163,10 +174,10 @@ class Chap(object):
             ('CHAP_C', encode_binary(self._challenge)),
         ]
 
-    def verify_response(self, values):
-        """[(key, value)] that proves the target if the initiator asked for it, else []. values:
-        {key: value} of the initiator with CHAP_N and CHAP_R, perhaps CHAP_I and CHAP_C. Raises
-        ChapError, AuthenticationFailed."""
+    def verify_response(self, values: Dict[str, str]) -> List[Tuple[str, str]]:
+        """Check the initiator's response. Returns [(key, value)] that authenticates the target if the
+        initiator requested it, else []. values: {key: value} from the initiator: CHAP_N and CHAP_R, and
+        for mutual authentication CHAP_I and CHAP_C. Raises ChapError, AuthenticationFailed."""
         response = decode_binary(values['CHAP_R'], MAXIMUM_CHALLENGE)
         secret = self._authenticate(values['CHAP_N'], response)
         if 'CHAP_C' not in values:
@@ -178,7 +189,7 @@ class Chap(object):
         wanted = name.encode('utf-8')
         for user, secret in self._accounts:
             right = chap_response(self._algorithm, self._identifier, secret, self._challenge)
-            # every account costs the same, so that time does not tell which names exist
+            # Every account takes the same time, so that timing does not reveal which names exist.
             if hmac.compare_digest(right, response) & hmac.compare_digest(
                 user.encode('utf-8'), wanted
             ):
@@ -192,10 +203,10 @@ class Chap(object):
         number = decode_binary(identifier, 1)[0]
         challenge = decode_binary(challenge, MAXIMUM_CHALLENGE)
         if challenge == self._challenge:
-            raise AuthenticationFailed('the initiator sent our own CHAP challenge back')
+            raise AuthenticationFailed("the initiator sent the target's own CHAP challenge back")
         if self._outgoing is None:
             raise AuthenticationFailed(
-                'the initiator asks the target to prove itself, and the target has no account for that'
+                'the initiator requests mutual authentication, and the target has no account for it'
             )
         user, own = self._outgoing
         if hmac.compare_digest(own, secret):

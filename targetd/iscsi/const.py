@@ -1,14 +1,14 @@
-"""The numbers of RFC 7143 and RFC 7144, and what they are called in a log. Pure; imports nothing.
+"""The numbers of RFC 7143 and RFC 7144, and their names for the log. Pure; imports nothing.
 
-Hex in the source looks as the RFCs print it, so that a number found in a capture can be searched
-for here.
+Hexadecimal numbers are written as the RFCs print them, so that a number from a packet capture can be
+found here.
 """
 
 BHS_LENGTH = 48
 AHS_UNIT = 4  # TotalAHSLength counts words of four bytes
-RESERVED_TAG = 0xFFFFFFFF  # an Initiator or Target Transfer Tag that means 'none'
+RESERVED_TAG = 0xFFFFFFFF  # value of an Initiator or Target Transfer Tag that means 'no tag'
 DEFAULT_PORT = 3260
-DRAFT_VERSION = 0x00  # the only version there is, RFC 7143 11.12.4
+DRAFT_VERSION = 0x00  # the only defined version, RFC 7143 11.12.4
 MAXIMUM_DATA_SEGMENT = 0xFFFFFF
 
 # Opcodes, RFC 7143 11.2.1.2; byte 0 also has the I bit
@@ -58,7 +58,7 @@ OPCODE_NAMES = {
 # fmt: on
 
 # Byte 1
-FINAL = 0x80  # in every PDU; reads 1 where the RFC draws a constant 1
+FINAL = 0x80  # in every PDU; 1 where the RFC shows a constant 1
 
 COMMAND_READ = 0x40  # SCSI Command, RFC 7143 11.3.1
 COMMAND_WRITE = 0x20
@@ -136,8 +136,8 @@ LOGIN_STATUS_NAMES = {
 # fmt: on
 
 
-def login_status_name(status_class, status_detail):
-    """'0203 target not found', for a log."""
+def login_status_name(status_class: int, status_detail: int) -> str:
+    """Return a text for the log such as '0203 target not found'."""
     name = LOGIN_STATUS_NAMES.get((status_class, status_detail), 'unknown login status')
     return '%02X%02X %s' % (status_class, status_detail, name)
 

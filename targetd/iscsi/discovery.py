@@ -1,23 +1,25 @@
-"""SendTargets (RFC 7143 appendix C), and texts that are too long for one PDU. Pure; imports the
-rest of iscsi."""
+"""SendTargets (RFC 7143 appendix C), and answers that are too long for one PDU. Pure; imports the rest
+of iscsi."""
 
 from collections import namedtuple
+from typing import Iterable, List, Optional, Sequence, Tuple
 
 from targetd.iscsi import names, text
 from targetd.iscsi.const import REJECT_INVALID_PDU_FIELD, REJECT_PROTOCOL_ERROR, RESERVED_TAG
 from targetd.iscsi.errors import PduRejected
-from targetd.iscsi.pdu import TextResponse
+from targetd.iscsi.pdu import TextRequest, TextResponse
 
 ALL = 'All'
 
 
 class Portal(namedtuple('Portal', 'address port tag')):
-    """Where a target is reached. address: numeric, IPv6 without brackets; tag: of the portal group."""
+    """A portal through which a target is reached. address: numeric, IPv6 without brackets; tag: of
+    the portal group."""
 
     __slots__ = ()
 
-    def __str__(self):
-        """As in TargetAddress, RFC 7143 13.8: '10.0.0.1:3260,1', '[2001:db8::1]:3260,1'."""
+    def __str__(self) -> str:
+        """Return the value of TargetAddress, RFC 7143 13.8: '10.0.0.1:3260,1', '[2001:db8::1]:3260,1'."""
         return ('[%s]:%d,%d' if ':' in self.address else '%s:%d,%d') % (
             self.address,
             self.port,
@@ -25,14 +27,16 @@ class Portal(namedtuple('Portal', 'address port tag')):
         )
 
 
-def send_targets(value, targets, own_name=None):
-    """The pairs that answer SendTargets=value. targets: [(name, [Portal, …])], all that this
-    initiator may see, at addresses that it can reach; own_name: of the target that the session is
-    with, None in a discovery session. Raises PduRejected.
+def send_targets(
+    value: str, targets: Iterable[Tuple[str, Sequence[Portal]]], own_name: Optional[str] = None
+) -> List[Tuple[str, str]]:
+    """Return the pairs that answer SendTargets=value. targets: [(name, [Portal, …])] of all targets
+    that this initiator may see, with the portals that it can reach; own_name: the target of the
+    session, None in a discovery session. Raises PduRejected.
 
-    'All' is for discovery sessions, the empty value for normal ones, a name for both (RFC 7143
-    appendix C); a name that the initiator may not see is answered as one that does not exist, with
-    nothing.
+    'All' is allowed in discovery sessions, the empty value in normal sessions, a name in both (RFC
+    7143 appendix C). The answer for a target that the initiator may not see is empty, like the answer
+    for a target that does not exist.
     """
     if value == ALL and own_name is not None:
         raise PduRejected(REJECT_PROTOCOL_ERROR, 'SendTargets=All outside a discovery session')
@@ -48,27 +52,26 @@ def send_targets(value, targets, own_name=None):
 
 
 class TextAnswer(object):
-    """The text of an answer on its way out over as many Text Responses as it takes (RFC 7143
-    11.11).
+    """The text of an answer, which is sent in as many Text Responses as necessary (RFC 7143 11.11).
 
-    data: the whole text; maximum: the initiator's MaxRecvDataSegmentLength; ttt: a Target Transfer
-    Tag that nothing else uses, which the initiator repeats to get the next piece.
+    data: the whole text; maximum: the initiator's MaxRecvDataSegmentLength, bytes; ttt: an unused
+    Target Transfer Tag, which the initiator repeats to request the next piece.
     """
 
     __slots__ = ('ttt', '_pieces')
 
-    def __init__(self, data, maximum, ttt):
+    def __init__(self, data: bytes, maximum: int, ttt: int) -> None:
         self.ttt = ttt
         self._pieces = text.split_text(data, maximum)
 
     @property
-    def is_finished(self):
-        """True when the last piece was given out."""
+    def is_finished(self) -> bool:
+        """True when the last piece was returned."""
         return not self._pieces
 
-    def next_response(self, request):
-        """The next TextResponse, numbers not stamped. request: the TextRequest that asks for it:
-        the first one, or one that is empty and repeats `ttt`."""
+    def next_response(self, request: TextRequest) -> TextResponse:
+        """Return the next TextResponse, without sequence numbers. request: the TextRequest that
+        it answers: the first one, or an empty one that repeats `ttt`."""
         piece = self._pieces.pop(0)
         return TextResponse(
             itt=request.itt,
@@ -79,10 +82,11 @@ class TextAnswer(object):
             data=piece,
         )
 
-    def continue_answer(self, request):
-        """respond() to a request that should be a continuation. Raises PduRejected when it is none."""
+    def continue_answer(self, request: TextRequest) -> TextResponse:
+        """Return next_response() to a continuation request. Raises PduRejected if the request does
+        not continue this answer."""
         if self.is_finished or request.ttt != self.ttt or request.data:
             raise PduRejected(
-                REJECT_INVALID_PDU_FIELD, 'a Text Request that continues no answer of ours'
+                REJECT_INVALID_PDU_FIELD, 'the Text Request does not continue the pending answer'
             )
         return self.next_response(request)

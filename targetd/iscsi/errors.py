@@ -1,15 +1,17 @@
-"""The two ways in which iSCSI itself refuses: a login status and a Reject (RFC 7143 11.13.5,
-11.17). Pure."""
+"""The two kinds of refusal at the iSCSI level: a login status (RFC 7143 11.13.5) and a Reject (RFC
+7143 11.17). Pure."""
+
+from typing import Any, Optional, Sequence, Tuple
 
 
 class LoginFailure(Exception):
-    """The login ends with this status; the connection closes after the response is sent.
+    """A login fails with this status; the connection is closed after the response was sent.
 
-    status_class, status_detail: RFC 7143 11.13.5; why: one plain sentence for the log, naming the
+    status_class, status_detail: RFC 7143 11.13.5; why: one plain sentence for the log that names the
     rule.
     """
 
-    def __init__(self, status_class, status_detail, why):
+    def __init__(self, status_class: int, status_detail: int, why: str) -> None:
         super(LoginFailure, self).__init__(why)
         self.status_class = status_class
         self.status_detail = status_detail
@@ -17,12 +19,18 @@ class LoginFailure(Exception):
 
 
 class PduRejected(Exception):
-    """The PDU is answered with Reject. reason: RFC 7143 11.17.1; why: for the log; fatal: the
-    connection ends as well; numbered: the PDU took a CmdSN that the Reject answers."""
+    """A PDU is answered with Reject.
 
-    def __init__(self, reason, why, fatal=False, numbered=False):
+    reason: RFC 7143 11.17.1; why: one plain sentence for the log; fatal: True if the connection ends
+    as well; numbered: True if the PDU used a CmdSN, which the Reject then answers. Framer adds
+    `before` (the whole PDUs before this one) and `fields` (its header).
+    """
+
+    def __init__(self, reason: int, why: str, fatal: bool = False, numbered: bool = False) -> None:
         super(PduRejected, self).__init__(why)
         self.reason = reason
         self.why = why
         self.fatal = fatal
         self.numbered = numbered
+        self.before: Sequence[Any] = ()
+        self.fields: Optional[Tuple[Any, ...]] = None

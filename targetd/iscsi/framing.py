@@ -1,44 +1,55 @@
-"""Bytes to PDUs (RFC 7143 11.1, 11.2): finds PDUs in what a connection received, checks digests,
-lands large data in place.
+"""Bytes to PDUs (RFC 7143 11.1, 11.2): finds PDUs in what a connection received, checks digests and
+receives large data directly into its final buffer.
 
-Pure; imports iscsi only. One Framer is one direction of one connection, used by one thread.
+Pure; imports iscsi only. One Framer handles one direction of one connection and is used by one thread.
 
-    view = framer.receive_buffer(); n = recv_into(view)            # or recvmsg_into(framer.receive_buffers()) while data is landing
-    for fields, ahs, data in framer.parse_received(n): …         # whole PDUs, in order
-    if framer.partial is not None: framer.land_data(buffer)     # a header is there, its (large) data is not: say where it lands
+    view = framer.receive_buffer(); n = recv_into(view)    # while landing: recvmsg_into(receive_buffers())
+    for fields, ahs, data in framer.parse_received(n): ... # whole PDUs, in order
+    if framer.partial is not None:                         # a header has arrived, its (large) data has not:
+        framer.land_data(buffer)                           # the data is received into this buffer ("lands")
 
 Invariants
- 1. `received` never looks at a byte twice except a header whose data is not yet there.
- 2. `data` of a PDU is a view of the batch buffer, valid until the next wanted(), unless it was landed in the caller's buffer.
- 3. `partial` is only set when every PDU before it has been given out, so the caller has already acted on them.
- 4. Nothing is allocated by a length that the peer sent, except through land().
+ 1. `parse_received` looks at no byte twice, except for a header whose data has not arrived yet.
+ 2. `data` of a PDU is a view of the batch buffer and is valid until the next receive_buffer(), unless it
+    landed in the caller's buffer.
+ 3. `partial` is set only after every PDU before it was returned, so the caller has already acted on those.
+ 4. A length that the peer sent never causes an allocation, except through land_data().
 """
 
 import struct
+from typing import Any, Callable, List, Optional, Tuple
 
 from targetd.iscsi import const
 from targetd.iscsi.const import BHS_LENGTH
 from targetd.iscsi.errors import PduRejected
 
-#: opcode (with I bit), flags, bytes 2-3, TotalAHSLength and DataSegmentLength, LUN, ITT, bytes
-#: 20-23, CmdSN, ExpStatSN, rest. Every byte of a BHS is in it, so BHS.pack(*fields) gives the
-#: header back.
+#: Basic Header Segment: opcode (with I bit), flags, bytes 2-3, TotalAHSLength and DataSegmentLength,
+#: LUN, ITT, bytes 20-23, CmdSN, ExpStatSN, rest. It covers every byte, so BHS.pack(*fields) returns
+#: the header again.
 BHS = struct.Struct('>BBHIQIIII16s')
 _BHS_UNPACK = BHS.unpack_from
 _DIGEST = struct.Struct('<I')
 
 BATCH_BYTES = 256 << 10
-#: What stands in place of a PDU's data when its digest is wrong (RFC 7143 7.8).
+#: Replaces a PDU's data when its data digest is wrong (RFC 7143 7.8).
 DIGEST_ERROR = object()
 
-# data segments from here on land in their own buffer when they are not there at once
+# A data segment of at least this length is landed in a separate buffer if it has not arrived whole.
 LANDING_BYTES = 32 << 10
 
 
+#: (fields as unpacked by BHS, AHS bytes or None, data as a memoryview, None or DIGEST_ERROR)
+ParsedPdu = Tuple[Tuple[Any, ...], Optional[bytes], Any]
+Crc32c = Callable[..., int]
+
+
 class Framer(object):
-    """See the module. maximum_data: the MaxRecvDataSegmentLength that we declared, bytes; crc32c: a
-    function of (bytes, value) for the digests that were negotiated, or None; buffer: a bytearray to
-    receive into, whatever is in it, in place of one of batch_bytes."""
+    """The receive buffer of one connection and the parser of what is in it; see the module.
+
+    maximum_data: the MaxRecvDataSegmentLength that the target declared, bytes; crc32c: function
+    (bytes, value) for the negotiated digests, or None; buffer: a bytearray to receive into, with any
+    contents, instead of a new one of batch_bytes.
+    """
 
     __slots__ = (
         'partial',
@@ -58,45 +69,49 @@ class Framer(object):
 
     def __init__(
         self,
-        maximum_data,
-        crc32c=None,
-        header_digest=False,
-        data_digest=False,
-        batch_bytes=BATCH_BYTES,
-        buffer=None,
-    ):
-        self.partial = None
-        self.landing = None  # the rest of the landing buffer, while data is on its way into it
-        self.buffer = bytearray(batch_bytes) if buffer is None else buffer
-        self._view = memoryview(self.buffer)
+        maximum_data: int,
+        crc32c: Optional[Crc32c] = None,
+        header_digest: bool = False,
+        data_digest: bool = False,
+        batch_bytes: int = BATCH_BYTES,
+        buffer: Optional[bytearray] = None,
+    ) -> None:
+        self.partial: Optional[Tuple[Any, ...]] = None
+        # the unfilled part of the landing buffer while data is received into it
+        self.landing: Any = None
+        self.buffer: Any = bytearray(batch_bytes) if buffer is None else buffer
+        self._view: Any = memoryview(self.buffer)
         self._start = self._end = 0
+        self._landing_data: Any = None
         self.apply_negotiated(maximum_data, crc32c, header_digest, data_digest)
 
-    def apply_negotiated(self, maximum_data, crc32c, header_digest, data_digest):
-        """What the login's last response changed; called between PDUs."""
+    def apply_negotiated(
+        self, maximum_data: int, crc32c: Optional[Crc32c], header_digest: bool, data_digest: bool
+    ) -> None:
+        """Apply the values that the login negotiated. Called between PDUs."""
         self._maximum_data = maximum_data
-        self._crc32c = crc32c
+        self._crc32c: Any = crc32c
         self._header_digest = 4 if header_digest else 0
         self._data_digest = 4 if data_digest else 0
 
-    def release(self):
-        """Nothing will be received any more: let go of the buffer. PDUs that were given out keep
-        what they need."""
+    def release(self) -> None:
+        """Release the buffers; nothing can be received afterwards. PDUs that were returned stay
+        valid."""
         self.buffer = self._view = self.landing = self._landing_data = None
 
-    # -- receiving ---------------------------------------------------------------------------------------------------
+    # -- receiving ---------------------------------------------------------------------------------
 
-    def receive_buffer(self):
-        """A writable view for the next bytes; never empty. Hot."""
+    def receive_buffer(self) -> memoryview:
+        """Return a writable view for the next bytes; it is never empty. Hot."""
         if self._start == self._end:
             self._start = self._end = 0
         elif self._end > len(self.buffer) >> 1:
             self._move_to_front()
         return self._view[self._end :]
 
-    def receive_buffers(self):
-        """While landing: [the rest of the landing buffer, the batch buffer], for a scattering
-        receive."""
+    def receive_buffers(self) -> List[memoryview]:
+        """Return [the unfilled part of the landing buffer, the batch buffer] for a scattered receive
+        while data is landing."""
         return [self.landing, self.receive_buffer()]
 
     def _move_to_front(self):
@@ -104,14 +119,16 @@ class Framer(object):
         self._view[: len(rest)] = rest
         self._start, self._end = 0, len(rest)
 
-    def parse_received(self, count):
-        """`count` more bytes are where wanted() (or wanted_parts()) said. Gives the PDUs that are now whole, in order, as
-        (fields, ahs, data): fields as unpacked by BHS; ahs: bytes or None; data: memoryview or None. Hot.
+    def parse_received(self, count: int) -> List[ParsedPdu]:
+        """Return the PDUs that are complete after `count` more bytes, in order, as (fields, ahs, data).
+        The bytes are in the view that receive_buffer() (or receive_buffers()) returned. Hot.
 
-        data is DIGEST_ERROR where a data digest is wrong. Raises PduRejected (fatal) for what makes
-        the stream unreadable; the PDUs before it come with the exception, as its `before`.
+        fields: as unpacked by BHS; ahs: bytes or None; data: memoryview, None without data,
+        DIGEST_ERROR if the data digest is wrong. Raises PduRejected (fatal) for an error after which
+        no further PDU can be found; its `before` has the complete PDUs before the error, its
+        `fields` the header.
         """
-        out = []
+        out: List[ParsedPdu] = []
         if self.landing is not None:
             count = self._received_landing(count, out)
         buffer = self.buffer
@@ -122,7 +139,7 @@ class Framer(object):
             fields = _BHS_UNPACK(buffer, position)
             if fields[3] or careful:
                 try:
-                    after = self._whole(fields, position, end, out)
+                    after = self._parse_whole_pdu(fields, position, end, out)
                 except PduRejected as refusal:
                     refusal.before, refusal.fields = out, fields
                     raise
@@ -135,9 +152,9 @@ class Framer(object):
         self._start = position
         return out
 
-    def _whole(self, fields, position, end, out):
-        """A PDU with more than a BHS: appended to `out` if all of it is there. Gives where the next
-        one starts, or None."""
+    def _parse_whole_pdu(self, fields, position, end, out):
+        """Append a PDU that has more than a BHS to `out` if all of it has arrived. Returns the
+        position after it, or None."""
         ahs_and_data = fields[3]
         length = ahs_and_data & 0xFFFFFF
         header = BHS_LENGTH + (ahs_and_data >> 24) * 4
@@ -145,7 +162,8 @@ class Framer(object):
         if length > self._maximum_data:
             raise PduRejected(
                 const.REJECT_PROTOCOL_ERROR,
-                'a data segment of %d bytes where %d were declared' % (length, self._maximum_data),
+                'a data segment has %d bytes, and the target declared a maximum of %d'
+                % (length, self._maximum_data),
                 fatal=True,
             )
         if end < body:
@@ -180,19 +198,19 @@ class Framer(object):
     def _check_header_digest(self, position, header):
         crc = self._crc32c(self._view[position : position + header], 0)
         if crc != _DIGEST.unpack_from(self.buffer, position + header)[0]:
-            raise PduRejected(const.REJECT_PROTOCOL_ERROR, 'a header digest is wrong', fatal=True)
+            raise PduRejected(const.REJECT_PROTOCOL_ERROR, 'the header digest is wrong', fatal=True)
 
-    def remaining_bytes(self):
-        """What arrived behind the last whole PDU, as bytes: for the framer that takes over when the
-        login is done."""
+    def remaining_bytes(self) -> bytes:
+        """Return the bytes that arrived after the last whole PDU, for the framer that follows when
+        the login is over."""
         return bytes(self._view[self._start : self._end])
 
-    # -- landing -----------------------------------------------------------------------------------------------------
+    # -- landing -----------------------------------------------------------------------------------
 
-    def land_data(self, buffer):
-        """The data of the partial PDU goes into `buffer` (writable, at least its DataSegmentLength;
-        None: into one of ours)."""
-        fields = self.partial
+    def land_data(self, buffer: Optional[memoryview]) -> None:
+        """Receive the data of the partial PDU into `buffer` (a writable memoryview of at least its
+        DataSegmentLength; None: a new buffer)."""
+        fields: Any = self.partial
         length = fields[3] & 0xFFFFFF
         buffer = memoryview(bytearray(length)) if buffer is None else buffer[:length]
         body = self._start + BHS_LENGTH + (fields[3] >> 24) * 4 + self._header_digest
@@ -205,8 +223,8 @@ class Framer(object):
         self.partial = None
 
     def _received_landing(self, count, out):
-        """Account `count` bytes that came while landing; gives how many of them are in the batch
-        buffer."""
+        """Account for `count` bytes that arrived while landing. Returns how many of them are in the
+        batch buffer."""
         landed = min(count, len(self.landing))
         if landed:
             self.landing = self.landing[landed:]
@@ -216,15 +234,15 @@ class Framer(object):
         trailer = (-len(self._landing_data) & 3) + self._data_digest
         self._end += count
         if self._end - self._start >= trailer:
-            data = self._landing_data if self._landed_whole(trailer) else DIGEST_ERROR
+            data = self._landing_data if self._is_landed_digest_right(trailer) else DIGEST_ERROR
             out.append((self._landing_fields, self._landing_ahs, data))
             self._start += trailer
             self.landing = self._landing_data = None
         return 0
 
-    def _landed_whole(self, trailer):
-        """True if the data digest, whose last byte has arrived behind the pad bytes, is right; or
-        there is none."""
+    def _is_landed_digest_right(self, trailer):
+        """Return True if the data digest behind the pad bytes is right, or if no data digest was
+        negotiated. Everything has arrived."""
         if not self._data_digest:
             return True
         digest = self._start + trailer - 4

@@ -1,17 +1,18 @@
-"""TABLE: every text key, one row (RFC 7143 12, 13; RFC 7144 for the levels), and the negotiation
-that follows from it.
+"""TABLE: every text key, one row (RFC 7143 12, 13; RFC 7144 for the protocol levels), and the
+negotiation that follows from it.
 
-Pure; imports text. Public: KEYS, one TextKey for each; SETTABLE, those that the configuration may
-set; `negotiate`, the target's answers to an initiator's offers; `whole`, all values that are in
-force after a login. A key that is not in the table is answered NotUnderstood (RFC 7143 6.2), a
-value out of range Reject. Nothing is sent here that was not offered.
+Pure; imports text. Public: KEYS, one TextKey for each key; SETTABLE, the keys that the configuration
+may set; `negotiate_keys`, the target's answers to an initiator's offers; `effective_values`, all values
+that are in force after a login. The answer to a key that is not in the table is NotUnderstood (RFC
+7143 6.2), the answer to a value out of range is Reject. This module answers offers only.
 
-Typed values: NUMBER int, BOOLEAN bool, LIST the chosen word as str (own values and offers: tuple of
-words), TEXT str.
+Typed values: NUMBER int, BOOLEAN bool, LIST the chosen word as str (the target's values and offers:
+tuple of words), TEXT str.
 """
 
 import re
 from collections import OrderedDict, namedtuple
+from typing import Any, Callable, Dict, Mapping, Optional, Sequence, Tuple
 
 from targetd.iscsi.text import (
     IRRELEVANT,
@@ -33,9 +34,9 @@ MINIMUM = 'minimum'
 MAXIMUM = 'maximum'
 AND = 'and'
 OR = 'or'
-FIRST_MATCH = 'first match'  # the first word of the offer that the other side knows
+FIRST_MATCH = 'first match'  # the first word of the offer that the target supports
 DECLARED = 'declared'  # no answer
-AUTHENTICATION = 'authentication'  # in the hands of login and chap
+AUTHENTICATION = 'authentication'  # handled by login and chap
 OBSOLETE_NO = 'No'  # RFC 7143 13.25: always answered No
 OBSOLETE_REJECT = 'Reject'  # RFC 7143 13.25: always answered Reject
 
@@ -63,22 +64,26 @@ class TextKey(
         'leading_only irrelevant_in_discovery ours settable help',
     )
 ):
-    """One row. clause: of RFC 7143; senders: 'I', 'T' or 'IT'; stages: letters of where it may be
-    sent; scope: SESSION or CONNECTION; default: typed, what holds when nobody sends it, or None;
-    minimum, maximum: of a NUMBER (bytes, seconds or a count) or None; values: words of a LIST or
-    None; leading_only: may only be negotiated on the first connection of a session; ours: what
-    targetd offers or answers with unless configured, typed; settable: (minimum, maximum) or True
-    when the configuration may set it, None when not; help: for the manual page.
+    """One text key: a row of the table.
+
+    clause: of RFC 7143; senders: 'I', 'T' or 'IT'; stages: letters of the stages in which the key may
+    be sent; scope: SESSION or CONNECTION; default: the typed value that applies if the key is not
+    sent, or None; minimum, maximum: of a NUMBER (bytes, seconds or a count) or None; values: words of
+    a LIST or None; leading_only: True if the key may be negotiated only on the first connection of a
+    session; ours: the typed value that targetd offers or answers with unless configured; settable:
+    (minimum, maximum) or True if the configuration may set the key, else None; help: text for the
+    manual page.
     """
 
     __slots__ = ()
 
-    def parse(self, value):
-        """The typed value. Raises ValueError with a plain reason when it cannot be one of this key."""
+    def parse(self, value: str) -> Any:
+        """Return the typed value. Raises ValueError with a plain reason if it is not a valid value of
+        this key."""
         return _PARSERS[self.kind](self, value)
 
-    def render(self, value):
-        """The text of a typed value."""
+    def render(self, value: Any) -> str:
+        """Return the text of a typed value."""
         if self.kind == BOOLEAN:
             return 'Yes' if value else 'No'
         if self.kind == LIST and not isinstance(value, str):
@@ -88,7 +93,7 @@ class TextKey(
 
 def _parse_number(key, value):
     if not _NUMBER.match(value):
-        raise ValueError('"%s" is no number' % value)
+        raise ValueError('"%s" is not a number' % value)
     number = int(value, 16 if value[:2] in ('0x', '0X') else 10)
     if not key.minimum <= number <= key.maximum:
         raise ValueError('%d is not within %d..%d' % (number, key.minimum, key.maximum))
@@ -104,13 +109,13 @@ def _parse_boolean(key, value):
 def _parse_list(key, value):
     words = tuple(value.split(','))
     if '' in words:
-        raise ValueError('"%s" is no list of words' % value)
+        raise ValueError('"%s" is not a list of words' % value)
     return words
 
 
 def _parse_text(key, value):
     if key.values is not None and value not in key.values:
-        raise ValueError('"%s" is none of %s' % (value, ', '.join(key.values)))
+        raise ValueError('"%s" is not one of %s' % (value, ', '.join(key.values)))
     if len(value.encode('utf-8')) > MAXIMUM_VALUE:
         raise ValueError('it is longer than %d bytes' % MAXIMUM_VALUE)
     return value
@@ -119,7 +124,7 @@ def _parse_text(key, value):
 _PARSERS = {NUMBER: _parse_number, BOOLEAN: _parse_boolean, LIST: _parse_list, TEXT: _parse_text}
 
 
-# -- the table ---------------------------------------------------------------------------------------------------------
+# -- the table -------------------------------------------------------------------------------------
 
 
 def _number(
@@ -280,57 +285,62 @@ def _obsolete(name, result):
 _ROWS = (
     # Authentication, RFC 7143 12
     _list('AuthMethod', '12.1', ('CHAP', 'SRP', 'KRB5', 'SPKM1', 'SPKM2', 'None'), 'None', ('None',), None,
-          'How the initiator proves who it is.', stages='S', result=AUTHENTICATION),
+          'Method by which the initiator authenticates.', stages='S', result=AUTHENTICATION),
     _authentication('CHAP_A', '12.1.3', 'CHAP algorithms, by number.'),
     _authentication('CHAP_I', '12.1.3', 'CHAP identifier.'),
     _authentication('CHAP_C', '12.1.3', 'CHAP challenge.'),
     _authentication('CHAP_N', '12.1.3', 'CHAP name.'),
     _authentication('CHAP_R', '12.1.3', 'CHAP response.'),
-    # Who
+    # Names
     _declared('InitiatorName', '13.5', 'I', 'SO', 'The initiator\'s iSCSI name.'),
-    _declared('InitiatorAlias', '13.7', 'I', 'SOF', 'The initiator\'s name for people.'),
+    _declared('InitiatorAlias', '13.7', 'I', 'SOF', 'A descriptive name of the initiator.'),
     _declared('TargetName', '13.4', 'IT', 'SOF', 'The target\'s iSCSI name.'),
-    _declared('TargetAlias', '13.6', 'T', 'SOF', 'The target\'s name for people.'),
+    _declared('TargetAlias', '13.6', 'T', 'SOF', 'A descriptive name of the target.'),
     _declared('TargetAddress', '13.8', 'T', 'SOF', 'Address, port and portal group tag of a portal.'),
     _declared('TargetPortalGroupTag', '13.9', 'T', 'SO', 'The portal group that the session is in.'),
-    _declared('SessionType', '13.21', 'I', 'SO', 'What the session is for.', (DISCOVERY, NORMAL), NORMAL, True),
-    _declared('SendTargets', '13.3', 'I', 'F', 'Asks for the list of targets.'),
-    _declared('NodeArchitecture', 'RFC 4850 2', 'IT', 'SOF', 'What the node is made of.'),
+    _declared('SessionType', '13.21', 'I', 'SO', 'Purpose of the session.',
+              (DISCOVERY, NORMAL), NORMAL, True),
+    _declared('SendTargets', '13.3', 'I', 'F', 'Requests the list of targets.'),
+    _declared('NodeArchitecture', 'RFC 4850 2', 'IT', 'SOF', 'Hardware and software of the node.'),
     # Digests
     _list('HeaderDigest', '13.1', ('None', 'CRC32C'), 'None', ('CRC32C', 'None'), True,
-          'Checksums of headers that are accepted; the initiator chooses. CRC32C alone demands one.'),
+          'Accepted header digests; the initiator chooses. CRC32C alone requires a digest.'),
     _list('DataDigest', '13.1', ('None', 'CRC32C'), 'None', ('CRC32C', 'None'), True,
-          'Checksums of data that are accepted; the initiator chooses. CRC32C alone demands one.'),
+          'Accepted data digests; the initiator chooses. CRC32C alone requires a digest.'),
     # Sessions
     _number('MaxConnections', '13.2', MINIMUM, 1, 65535, 1, 1, (1, 8),
-            'Connections that one session may have.', irrelevant_in_discovery=True),
+            'Maximum number of connections of a session.', irrelevant_in_discovery=True),
     _number('ErrorRecoveryLevel', '13.20', MINIMUM, 0, 2, 0, 0, (0, 2),
-            'What is recovered: 0 the session, 1 also lost PDUs, 2 also lost connections.'),
+            'Error recovery: 0 by a new session, 1 of lost PDUs too, 2 of connections too.'),
     _number('DefaultTime2Wait', '13.15', MAXIMUM, 0, 3600, 2, 2, (0, 3600),
-            'Seconds that an initiator waits before it connects again.'),
+            'Seconds that an initiator waits before it reconnects.'),
     _number('DefaultTime2Retain', '13.16', MINIMUM, 0, 3600, 20, 20, (0, 3600),
-            'Seconds after that for which the tasks of a lost connection are kept.'),
+            'Seconds after DefaultTime2Wait for which the tasks of a lost connection are kept.'),
     # Data
     _boolean('InitialR2T', '13.10', OR, True, True, True,
-             'Yes: written data beyond the immediate one waits until the target asks for it.'),
-    _boolean('ImmediateData', '13.11', AND, True, True, True, 'Yes: written data may come with the command.'),
-    _number('MaxRecvDataSegmentLength', '13.12', DECLARED, 512, MEGABYTES_16, 8192, 262144, (512, MEGABYTES_16),
-            'Bytes of data that targetd takes in one PDU.', stages='SOF', scope=CONNECTION, leading_only=False),
+             'Yes: the initiator sends write data after the immediate data only on an R2T.'),
+    _boolean('ImmediateData', '13.11', AND, True, True, True,
+             'Yes: write data may be sent with the command.'),
+    _number('MaxRecvDataSegmentLength', '13.12', DECLARED, 512, MEGABYTES_16, 8192, 262144,
+            (512, MEGABYTES_16), 'Maximum bytes of data in one PDU that targetd receives.',
+            stages='SOF', scope=CONNECTION, leading_only=False),
     _number('MaxBurstLength', '13.13', MINIMUM, 512, MEGABYTES_16, 262144, 1048576, (512, MEGABYTES_16),
-            'Bytes of data in one sequence, read or asked for.', irrelevant_in_discovery=True),
-    # RFC 7143 13.14 also calls it irrelevant with InitialR2T=Yes and ImmediateData=No; a number
-    # harms nobody there, while initiators that read 'Irrelevant' as a number get 0.
+            'Maximum bytes of data in one Data-In sequence or for one R2T.', irrelevant_in_discovery=True),
+    # According to RFC 7143 13.14 this key is also irrelevant with InitialR2T=Yes and ImmediateData=No. The
+    # answer is a number even then, because some initiators read 'Irrelevant' as the number 0.
     _number('FirstBurstLength', '13.14', MINIMUM, 512, MEGABYTES_16, 65536, 262144, (512, MEGABYTES_16),
-            'Bytes of written data that may come unasked; at most MaxBurstLength.', irrelevant_in_discovery=True),
+            'Maximum bytes of unsolicited write data of a command; at most MaxBurstLength.',
+            irrelevant_in_discovery=True),
     _number('MaxOutstandingR2T', '13.17', MINIMUM, 1, 65535, 1, 1, (1, 16),
-            'Requests for data that a command may have open at once.', irrelevant_in_discovery=True),
-    _boolean('DataPDUInOrder', '13.18', OR, True, True, None, 'Data PDUs of a sequence come in order.'),
-    _boolean('DataSequenceInOrder', '13.19', OR, True, True, None, 'Sequences of a command come in order.'),
+            'Maximum number of unanswered R2Ts of a command.', irrelevant_in_discovery=True),
+    _boolean('DataPDUInOrder', '13.18', OR, True, True, None, 'The data PDUs of a sequence are in order.'),
+    _boolean('DataSequenceInOrder', '13.19', OR, True, True, None, 'The sequences are in order.'),
     # Task management and levels
     _list('TaskReporting', '13.23', ('RFC3720', 'ResponseFence', 'FastAbort'), 'RFC3720', ('RFC3720',), None,
-          'What task management responses promise.', scope=SESSION, leading_only=True, irrelevant_in_discovery=True),
+          'Meaning of task management responses.', scope=SESSION, leading_only=True,
+          irrelevant_in_discovery=True),
     _number('iSCSIProtocolLevel', '13.24', MINIMUM, 0, 31, 1, 2, None,
-            '1: RFC 7143; 2: RFC 7144 too.', irrelevant_in_discovery=True),
+            '1: RFC 7143; 2: also RFC 7144.', irrelevant_in_discovery=True),
     # Obsolete, RFC 7143 13.25
     _obsolete('IFMarker', OBSOLETE_NO),
     _obsolete('OFMarker', OBSOLETE_NO),
@@ -344,25 +354,26 @@ KEYS = OrderedDict((row.name, row) for row in _ROWS)
 #: Names of the keys that the configuration may set; KEYS[name].settable has the range of a NUMBER.
 SETTABLE = tuple(row.name for row in _ROWS if row.settable)
 
-#: What targetd answers with unless configured: {name: typed value}.
+#: The values that targetd answers with unless configured: {name: typed value}.
 OURS = {
     row.name: row.ours for row in _ROWS if row.ours is not None and row.result != AUTHENTICATION
 }
 
-#: What holds when nobody sent a key: {name: typed value}, operational keys only.
+#: The values that apply to keys that were not sent: {name: typed value}, operational keys only.
 DEFAULTS = {row.name: row.default for row in _ROWS if row.name in OURS}
 
 
-# -- negotiation -------------------------------------------------------------------------------------------------------
+# -- negotiation -----------------------------------------------------------------------------------
 
 
 class KeyMisused(TextError):
-    """A key that may not be sent now, here, by an initiator, or not again (RFC 7143 6.2, 6.3)."""
+    """A key was sent twice, in a stage in which it is not allowed, or by the wrong side (RFC 7143 6.2,
+    6.3)."""
 
 
 class Negotiated(namedtuple('Negotiated', 'answers values')):
-    """answers: [(key, text)] in the order of the offers; values: {key: typed value} that these
-    offers settled."""
+    """The outcome of a negotiation. answers: [(key, text)] in the order of the offers; values: {key:
+    typed value} that these offers determined."""
 
     __slots__ = ()
 
@@ -374,33 +385,39 @@ _STAGE_NAMES = {
 }
 
 
-def check_key_use(name, value, stage):
-    """The TextKey of an initiator's offer, or None when there is nothing to do with it but
-    NotUnderstood. Raises KeyMisused."""
+def check_key_use(name: str, value: str, stage: str) -> Optional[TextKey]:
+    """Return the TextKey of an initiator's offer, or None if the answer is NotUnderstood. Raises
+    KeyMisused. stage: SECURITY, OPERATIONAL or FULL_FEATURE."""
     key = KEYS.get(name)
     if key is None:
         return None
     if value in RESERVED_VALUES:
         if key.result == DECLARED and 'T' in key.senders:
-            return key  # what the initiator thinks of our own declaration
-        raise KeyMisused('%s=%s answers nothing that was asked' % (name, value))
+            return key  # the initiator's reaction to a value that the target declared
+        raise KeyMisused('%s=%s does not answer an offer of the target' % (name, value))
     if 'I' not in key.senders:
-        raise KeyMisused('%s is not for initiators to send' % name)
+        raise KeyMisused('an initiator may not send %s' % name)
     if stage not in key.stages:
         raise KeyMisused('%s may not be sent in %s' % (name, _STAGE_NAMES[stage]))
     return key
 
 
 def negotiate_keys(
-    offers, ours=None, stage=OPERATIONAL, session_type=NORMAL, leading=True, settled=()
-):
-    """Negotiated, from an initiator's offers [(key, value), …]. Raises KeyMisused.
+    offers: Sequence[Tuple[str, str]],
+    ours: Optional[Mapping[str, Any]] = None,
+    stage: str = OPERATIONAL,
+    session_type: str = NORMAL,
+    leading: bool = True,
+    settled: Optional[Mapping[str, Any]] = None,
+) -> Negotiated:
+    """Return Negotiated for an initiator's offers [(key, value), …]. Raises KeyMisused.
 
-    ours: {key: typed own value}, OURS where missing; leading: False on a further connection of a
-    session, where keys of the whole session are irrelevant; settled: {key: typed value} of this
-    login so far. Keys of AUTHENTICATION are not for this function.
+    ours: {key: typed value of the target}; OURS has the others; stage: SECURITY, OPERATIONAL or
+    FULL_FEATURE; leading: False on a further connection of a session, where keys of the whole session
+    are irrelevant; settled: {key: typed value} that this login has determined so far. Keys of
+    AUTHENTICATION must not be passed.
     """
-    known = dict(settled)
+    known = dict(settled or {})
     answered = {}
     names = [name for name, _ in offers]
     if len(set(names)) < len(names):
@@ -410,19 +427,14 @@ def negotiate_keys(
     for name, value in offers:
         if name in known and not _may_be_repeated(KEYS[name], value, known[name]):
             raise KeyMisused('%s was sent twice' % name)
-    # FirstBurstLength depends on MaxBurstLength, wherever that stands
+    # FirstBurstLength depends on MaxBurstLength, so it is evaluated last.
     for name, value in sorted(offers, key=lambda offer: offer[0] == 'FirstBurstLength'):
         key = check_key_use(name, value, stage)
         if key is None:
             answered[name] = None if value in RESERVED_VALUES else NOT_UNDERSTOOD
         elif value in RESERVED_VALUES:
             answered[name] = None
-        elif (
-            key.irrelevant_in_discovery
-            and session_type == DISCOVERY
-            or key.leading_only
-            and not leading
-        ):
+        elif _is_irrelevant(key, session_type, leading):
             answered[name] = IRRELEVANT if key.result != DECLARED else None
         else:
             answered[name] = _answer(key, value, ours or {}, known)
@@ -432,8 +444,14 @@ def negotiate_keys(
     )
 
 
+def _is_irrelevant(key, session_type, leading):
+    if session_type == DISCOVERY and key.irrelevant_in_discovery:
+        return True
+    return key.leading_only and not leading
+
+
 def _answer(key, value, ours, known):
-    """The answer's text or None; what was settled goes into `known`."""
+    """Return the text of the answer or None; add the determined value to `known`."""
     if key.result in (OBSOLETE_NO, OBSOLETE_REJECT):
         return key.result
     try:
@@ -455,7 +473,8 @@ def _answer(key, value, ours, known):
 
 
 def _may_be_repeated(key, value, before):
-    """Some initiators say who they are in every stage; a data segment length may be declared anew."""
+    """Return True if the key may be sent again: some initiators send their name in every stage, and a
+    data segment length may be declared again."""
     return key.result == DECLARED and (key.kind == NUMBER or value == before)
 
 
@@ -467,7 +486,7 @@ def _first_match(offered, ours):
 
 
 # fmt: off
-_RESULTS = {
+_RESULTS: Dict[str, Callable[[Any, Any], Any]] = {
     MINIMUM: min,
     MAXIMUM: max,
     AND: lambda offered, ours: offered and ours,
@@ -477,10 +496,13 @@ _RESULTS = {
 # fmt: on
 
 
-def effective_values(settled):
-    """Every operational value in force after a login that settled these: {key: typed value}.
+def effective_values(settled: Mapping[str, Any]) -> Dict[str, Any]:
+    """Return every operational value that is in force after a login: {key: typed value}. settled: the
+    values that the login determined.
+
     MaxRecvDataSegmentLength is the initiator's. FirstBurstLength is never above MaxBurstLength (RFC
-    7143 13.14), even if that was settled later."""
+    7143 13.14), even if MaxBurstLength was negotiated later.
+    """
     values = dict(DEFAULTS)
     values.update((name, value) for name, value in settled.items() if name in DEFAULTS)
     values['FirstBurstLength'] = min(values['FirstBurstLength'], values['MaxBurstLength'])

@@ -3,7 +3,8 @@ rest of iscsi.
 
 The states and their transitions are in `login_states`. `receive_request` takes a decoded
 LoginRequest and returns a step: LoginReply (send the PDUs and wait for the next request) or
-SessionClaim (ask the master, then call `claim_granted` or `claim_refused`). It raises LoginFailure when the login has failed; `failure_response(failure)` is then the last PDU to send.
+SessionClaim (ask the master, then call `claim_granted` or `claim_refused`). It raises
+LoginFailure when the login has failed; `failure_response(failure)` is then the last PDU to send.
 
 Invariants
  1. An initiator that reaches CLAIMING has authenticated if accounts are configured, and has passed
@@ -70,23 +71,23 @@ class LoginNegotiation(object):
     ) -> None:
         self.state = START
         self.portal = portal
-        self.initiator_name = None
-        self.target_name = None
-        self.result = None
+        self.initiator_name: Optional[str] = None
+        self.target_name: Optional[str] = None
+        self.result: Optional[LoginResult] = None
         self._policy = policy
         self._random_bytes = random_bytes
         self._numbering = numbering
-        self._target = None  # TargetPolicy, once identified
-        self._chap = None
+        self._target: Any = None  # TargetPolicy, once identified
+        self._chap: Any = None
         self._session_type = keys.NORMAL
-        self._settled = {}
-        self._first = None  # the first request; later ones must repeat its fields
-        self._request = None  # the request that is being answered
+        self._settled: Dict[str, Any] = {}
+        self._first: Any = None  # the first request; later ones must repeat its fields
+        self._request: Any = None  # the request that is being answered
         self._count = 0
         self._collector = text.TextCollector(policy.maximum_text)
-        self._pieces = []  # pieces of the answer that are still to be sent
+        self._pieces: List[bytes] = []  # pieces of the answer that are still to be sent
         self._may_transit = False  # True if the answer that is being sent grants the T bit
-        self._unoffered = []  # pairs for the next answer that the initiator did not offer
+        self._unoffered: Pairs = []  # pairs for the next answer that the initiator did not offer
         self._declared = False  # True when the target's MaxRecvDataSegmentLength was sent
         self._stat_sn = 0
 

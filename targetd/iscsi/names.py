@@ -1,13 +1,14 @@
 """iSCSI names: iqn., eui. and naa. (RFC 7143 4.2.7, RFC 3722, RFC 3980): syntax, folding, patterns
 for access lists. Pure.
 
-Two names are the same when their folded forms are. Folding is Unicode NFKC and case folding, which
-for what a name may hold is what the stringprep profile of RFC 3722 does.
+Two names are the same if their folded forms are equal. Folding is Unicode NFKC normalization and case
+folding; for the characters that a name may contain, this is the stringprep profile of RFC 3722.
 """
 
 import functools
 import re
 import unicodedata
+from typing import Iterable, Optional
 
 MAXIMUM_BYTES = 223  # RFC 7143 4.2.7.2, in UTF-8, folded
 EVERYONE = 'ALL'  # a pattern that every name matches
@@ -20,24 +21,24 @@ _ASCII = frozenset('abcdefghijklmnopqrstuvwxyz0123456789-.:')
 _PROHIBITED = frozenset(('Cc', 'Cf', 'Cs', 'Co', 'Cn', 'Zs', 'Zl', 'Zp'))
 
 
-def fold(name):
-    """The one form in which names are compared and kept (RFC 3722): 'IQN.2026-11.Com.Example:X' is
-    in small letters."""
+def fold(name: str) -> str:
+    """Return the form in which names are compared and kept (RFC 3722):
+    'IQN.2026-11.Com.Example:X' becomes 'iqn.2026-11.com.example:x'."""
     return unicodedata.normalize('NFKC', unicodedata.normalize('NFKC', name).casefold())
 
 
-def name_error(name, lenient=False):
-    """Why this is no iSCSI name, as a plain phrase, or None if it is one.
+def name_error(name: str, lenient: bool = False) -> Optional[str]:
+    """Return why this is not a valid iSCSI name, as a plain phrase, or None if it is valid.
 
-    lenient: for names that initiators bring: printable ASCII that RFC 3722 prohibits passes ('_' is
-    common), so do dates and domains of any form.
+    lenient: for the names of initiators: allows printable ASCII characters that RFC 3722 prohibits
+    ('_' is common), and dates and domains of any form.
     """
     folded = fold(name)
     if len(folded.encode('utf-8', 'surrogatepass')) > MAXIMUM_BYTES:
         return 'it is longer than %d bytes' % MAXIMUM_BYTES
     for character in () if _ASCII.issuperset(folded) else folded:
         if not _is_allowed(character, lenient):
-            return 'it may not hold %s' % _shown(character)
+            return 'it must not contain %s' % _shown(character)
     kind = folded[:4]
     if kind == 'iqn.':
         return None if lenient and len(folded) > 4 else _iqn_error(folded)
@@ -45,7 +46,7 @@ def name_error(name, lenient=False):
         return None if _EUI.match(folded) else 'eui. is followed by 16 hexadecimal digits'
     if kind == 'naa.':
         return None if _NAA.match(folded) else 'naa. is followed by 16 or 32 hexadecimal digits'
-    return 'it begins with none of iqn., eui. and naa.'
+    return 'it does not begin with iqn., eui. or naa.'
 
 
 def _is_allowed(character, lenient):
@@ -65,13 +66,16 @@ def _shown(character):
 def _iqn_error(folded):
     match = _IQN.match(folded)
     if not match:
-        return 'iqn. is followed by year-month, a dot and a domain written backwards, as in iqn.2026-11.com.example:disk'
+        return (
+            'iqn. is followed by year-month, a dot and a reversed domain name, '
+            'as in iqn.2026-11.com.example:disk'
+        )
     _, month, rest = match.groups()
     if not '01' <= month <= '12':
-        return 'there is no month %s' % month
+        return '%s is not a valid month' % month
     domain = rest.partition(':')[0]
     if not all(_LABEL.match(label) for label in domain.split('.')):
-        return '"%s" is no domain written backwards' % domain
+        return '"%s" is not a valid reversed domain name' % domain
     return None
 
 
@@ -84,12 +88,12 @@ def _compiled(pattern):
     )
 
 
-def matches_pattern(pattern, name):
-    """True when `name` is one that the pattern admits: * stands for any characters, ? for any one,
-    ALL for every name."""
+def matches_pattern(pattern: str, name: str) -> bool:
+    """Return True if the pattern matches `name`. In a pattern * matches any characters and ? one
+    character; the pattern ALL matches every name."""
     return pattern == EVERYONE or _compiled(pattern).match(fold(name)) is not None
 
 
-def matches_any(patterns, name):
-    """True when any of the patterns admits the name."""
+def matches_any(patterns: Iterable[str], name: str) -> bool:
+    """Return True if any of the patterns matches the name."""
     return any(matches_pattern(pattern, name) for pattern in patterns)

@@ -1,17 +1,19 @@
 """Every PDU of RFC 7143 11: its 48-byte layout, and a small class around it for both directions.
 
-Pure; imports const, errors. The `struct.Struct` layouts are public: the hot path packs and unpacks
-them directly, and their tuples are in the order of the classes' `fields`: opcode byte first, flags
-byte second, and the word of TotalAHSLength and DataSegmentLength where the Struct has it.
-Invariants:
+Pure; imports const, errors. The `struct.Struct` layouts are public because the hot path packs and
+unpacks them directly. Their tuples are in the order of the classes' `fields`: opcode byte, flags byte,
+then the fields, with the word of TotalAHSLength and DataSegmentLength at its position. Invariants:
 
-* `Class.decode(bhs, ahs, data).encode()` is `bhs` again, except for bits that RFC 7143 reserves.
-* encode() takes both lengths from `ahs` and `data`; padding and digests are the sender's and receiver's.
-* a constructor takes any field or bit by name and leaves the others 0 (tags: none; flags: what the RFC draws as constant).
+* `Class.decode(bhs, ahs, data).encode()` equals `bhs`, except for bits that RFC 7143 reserves.
+* encode() computes both lengths from `ahs` and `data`; the sender and the receiver handle padding and
+  digests.
+* A constructor accepts any field or bit by name and sets the others to 0 (tags: RESERVED_TAG; flags:
+  the bits that the RFC shows as constant).
 """
 
 import struct
 from collections import namedtuple
+from typing import TYPE_CHECKING, Any, Dict, Mapping, Optional, Sequence, Type, Union
 
 from targetd.iscsi import const
 from targetd.iscsi.errors import PduRejected
@@ -46,71 +48,82 @@ ASYNC_MESSAGE = struct.Struct('>BBxxIQI4xIIIBBHHH4x')
 REJECT = struct.Struct('>BBBxI8xI4xIIII8x')  # reason; itt, SNs, data_sn
 
 
-class Bit(object):
-    """A bit of the flags byte, read as bool and written as truth."""
+#: AHS or data of a PDU
+BytesLike = Union[bytes, bytearray, memoryview]
 
-    def __init__(self, mask):
+
+class Bit(object):
+    """A bit of the flags byte, read and written as a bool."""
+
+    def __init__(self, mask: int) -> None:
         self.mask = mask
 
-    def __get__(self, pdu, owner=None):
+    def __get__(self, pdu: Any, owner: Any = None) -> Any:
         if pdu is None:
             return self
         return bool(pdu.flags & self.mask)
 
-    def __set__(self, pdu, value):
+    def __set__(self, pdu: Any, value: Any) -> None:
         pdu.flags = pdu.flags | self.mask if value else pdu.flags & ~self.mask
 
 
 class Bits(object):
-    """Some adjacent bits of the flags byte, read and written as an int."""
+    """Adjacent bits of the flags byte, read and written as an int."""
 
-    def __init__(self, mask, shift=0):
+    def __init__(self, mask: int, shift: int = 0) -> None:
         self.mask = mask
         self.shift = shift
 
-    def __get__(self, pdu, owner=None):
+    def __get__(self, pdu: Any, owner: Any = None) -> Any:
         if pdu is None:
             return self
         return pdu.flags >> self.shift & self.mask
 
-    def __set__(self, pdu, value):
+    def __set__(self, pdu: Any, value: int) -> None:
         if value & ~self.mask:
-            raise ValueError('%d does not fit the field' % value)
+            raise ValueError('%d does not fit into the field' % value)
         pdu.flags = pdu.flags & ~(self.mask << self.shift) | value << self.shift
 
 
 class Pdu(object):
-    """What all PDUs share. A subclass has `opcode`, `layout`, `fields` (names in the layout's
-    order, None for the length word, the opcode and flags bytes left out) and `initial` (fields that
-    do not begin as 0).
+    """Base class of all PDUs. A subclass has `opcode`, `layout`, `fields` (names in the layout's
+    order without the opcode and flags bytes, None for the length word) and `initial` (fields whose
+    initial value is not 0).
 
-    `immediate`: the I bit; `flags`: byte 1 as it stands on the wire; `ahs`, `data`: bytes-like, without padding.
+    `immediate`: the I bit; `flags`: byte 1 of the header; `ahs`, `data`: bytes-like, without padding.
     """
 
     __slots__ = ('flags', 'immediate', 'ahs', 'data')
 
-    opcode = None
-    layout = None
-    fields = ()
-    initial = {}
+    opcode: Any = None
+    layout: Any = None
+    fields: Sequence[Optional[str]] = ()
+    initial: Dict[str, Any] = {}
     constant_flags = 0
     final = Bit(const.FINAL)
 
-    def __init__(self, **values):
+    def __init__(self, **values: Any) -> None:
         self.flags = self.constant_flags
         self.immediate = False
-        self.ahs = b''
-        self.data = b''
+        self.ahs: BytesLike = b''
+        self.data: BytesLike = b''
         for name in self.fields:
             if name is not None:
                 setattr(self, name, self.initial.get(name, 0))
         for name, value in values.items():
             setattr(self, name, value)
 
+    if TYPE_CHECKING:  # the attributes are those that `fields` names
+
+        def __getattr__(self, name: str) -> Any: ...
+        def __setattr__(self, name: str, value: Any) -> None: ...
+
     @classmethod
-    def decode(cls, bhs, ahs=b'', data=b''):
-        """The PDU of a 48-byte header of this class's opcode. ahs, data: bytes-like, or None as a
-        Framer gives them."""
+    def decode(
+        cls, bhs: BytesLike, ahs: Optional[BytesLike] = b'', data: Optional[BytesLike] = b''
+    ) -> Any:
+        """Return the PDU of a 48-byte header with this class's opcode. ahs, data: bytes-like, or
+        None, as a Framer returns them."""
         pdu = cls.__new__(cls)
         values = cls.layout.unpack(bhs)
         pdu.immediate = bool(values[0] & const.IMMEDIATE)
@@ -122,8 +135,8 @@ class Pdu(object):
                 setattr(pdu, name, value)
         return pdu
 
-    def encode(self):
-        """The 48-byte header. Raises struct.error when a field does not fit."""
+    def encode(self) -> bytes:
+        """Return the 48-byte header. Raises struct.error if a field does not fit."""
         lengths = len(self.ahs) // const.AHS_UNIT << 24 | len(self.data)
         return self.layout.pack(
             self.opcode | (const.IMMEDIATE if self.immediate else 0),
@@ -131,7 +144,7 @@ class Pdu(object):
             *[lengths if name is None else getattr(self, name) for name in self.fields],
         )
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         shown = ['%s=%r' % (name, getattr(self, name)) for name in self.fields if name is not None]
         return '<%s flags=%02X %s, %d bytes>' % (
             type(self).__name__,
@@ -141,7 +154,7 @@ class Pdu(object):
         )
 
 
-# -- initiator to target -----------------------------------------------------------------------------------------------
+# -- initiator to target ---------------------------------------------------------------------------
 
 
 class NopOut(Pdu):
@@ -156,7 +169,7 @@ class NopOut(Pdu):
 
 
 class ScsiCommand(Pdu):
-    """RFC 7143 11.3. `cdb`: the 16 bytes of the header; a longer CDB goes on in an AHS
+    """RFC 7143 11.3. `cdb`: the 16 bytes in the header; a longer CDB continues in an AHS
     (`whole_cdb`)."""
 
     __slots__ = ('priority', 'lun', 'itt', 'edtl', 'cmd_sn', 'exp_stat_sn', 'cdb')
@@ -168,8 +181,8 @@ class ScsiCommand(Pdu):
     write = Bit(const.COMMAND_WRITE)
     attribute = Bits(const.ATTRIBUTE_MASK)
 
-    def whole_cdb(self):
-        """The CDB with what an extended CDB AHS adds (RFC 7143 11.2.2.3). Raises PduRejected."""
+    def whole_cdb(self) -> bytes:
+        """Return the CDB including an extended CDB AHS (RFC 7143 11.2.2.3). Raises PduRejected."""
         return bytes(self.cdb) + decode_ahs(self.ahs).extended_cdb
 
 
@@ -261,8 +274,9 @@ class SnackRequest(Pdu):
     kind = Bits(const.SNACK_TYPE_MASK)
 
 
-# -- target to initiator: the sender stamps stat_sn, exp_cmd_sn, max_cmd_sn right before encode() ----------------------
+# -- target to initiator ----------------------------------------------------------------------------
 
+#: Fields that the sender sets just before encode().
 STAMPED = ('stat_sn', 'exp_cmd_sn', 'max_cmd_sn')
 
 
@@ -296,15 +310,15 @@ class ScsiResponse(Pdu):
     bidi_underflow = Bit(const.BIDI_UNDERFLOW)
 
     @property
-    def sense(self):
-        """The sense data, b'' when there is none (RFC 7143 11.4.7)."""
+    def sense(self) -> bytes:
+        """The sense data, b'' if there is none (RFC 7143 11.4.7)."""
         if len(self.data) < 2:
             return b''
         length = int.from_bytes(self.data[:2], 'big')
         return bytes(self.data[2 : 2 + length])
 
     @sense.setter
-    def sense(self, sense):
+    def sense(self, sense: bytes) -> None:
         self.data = len(sense).to_bytes(2, 'big') + sense if sense else b''
 
 
@@ -337,8 +351,8 @@ class LoginResponse(Pdu):
     nsg = Bits(3)
 
     @property
-    def status(self):
-        """(class, detail), as const names them."""
+    def status(self) -> Any:
+        """(class, detail), as in `const`."""
         return self.status_class, self.status_detail
 
 
@@ -354,7 +368,7 @@ class TextResponse(Pdu):
 
 
 class DataIn(Pdu):
-    """RFC 7143 11.7. `status` and `residual_count` count only with `has_status`, the S bit."""
+    """RFC 7143 11.7. `status` and `residual_count` are valid only with `has_status`, the S bit."""
 
     __slots__ = (
         ('status', 'lun', 'itt', 'ttt') + STAMPED + ('data_sn', 'buffer_offset', 'residual_count')
@@ -380,7 +394,7 @@ class LogoutResponse(Pdu):
 
 
 class ReadyToTransfer(Pdu):
-    """RFC 7143 11.8. `stat_sn` is the next one and is not consumed."""
+    """RFC 7143 11.8. `stat_sn` is the next StatSN, which the PDU does not use up."""
 
     __slots__ = ('lun', 'itt', 'ttt') + STAMPED + ('r2t_sn', 'buffer_offset', 'desired_length')
     opcode = const.READY_TO_TRANSFER
@@ -390,7 +404,8 @@ class ReadyToTransfer(Pdu):
 
 
 class AsyncMessage(Pdu):
-    """RFC 7143 11.9. The data segment of event 0 is as in SCSI Response: sense length, sense data."""
+    """RFC 7143 11.9. The data segment of event 0 has the form of a SCSI Response: sense length,
+    sense data."""
 
     __slots__ = (
         ('lun', 'itt')
@@ -445,9 +460,14 @@ FROM_TARGET = {
 }
 
 
-def decode(bhs, ahs=b'', data=b'', classes=FROM_INITIATOR):
-    """The PDU that the header's opcode says. Raises PduRejected(command not supported) for an
-    opcode not in `classes`."""
+def decode(
+    bhs: BytesLike,
+    ahs: Optional[BytesLike] = b'',
+    data: Optional[BytesLike] = b'',
+    classes: Mapping[int, Type[Pdu]] = FROM_INITIATOR,
+) -> Any:
+    """Return the PDU of the class that the header's opcode selects. Raises PduRejected (command not
+    supported) for an opcode that is not in `classes`."""
     cls = classes.get(bhs[0] & const.OPCODE_MASK)
     if cls is None:
         raise PduRejected(
@@ -457,12 +477,12 @@ def decode(bhs, ahs=b'', data=b'', classes=FROM_INITIATOR):
     return cls.decode(bhs, ahs, data)
 
 
-# -- additional header segments, RFC 7143 11.2.2 -----------------------------------------------------------------------
+# -- additional header segments, RFC 7143 11.2.2 ---------------------------------------------------
 
 
 class AdditionalHeaders(namedtuple('AdditionalHeaders', 'extended_cdb read_length')):
-    """What the additional header segments say. extended_cdb: bytes after the 16 of the header, b''
-    if none; read_length: bidirectional read data length in bytes, None if not sent."""
+    """The contents of the additional header segments. extended_cdb: the CDB bytes after the 16 bytes
+    in the header, b'' if none; read_length: bidirectional read data length in bytes, None if absent."""
 
     __slots__ = ()
 
@@ -474,9 +494,9 @@ def _invalid(why):
     return PduRejected(const.REJECT_INVALID_PDU_FIELD, why)
 
 
-def decode_ahs(ahs):
-    """AdditionalHeaders of the bytes that TotalAHSLength counts. Raises PduRejected(invalid PDU
-    field)."""
+def decode_ahs(ahs: BytesLike) -> AdditionalHeaders:
+    """Return the AdditionalHeaders of the bytes that TotalAHSLength counts. Raises PduRejected
+    (invalid PDU field)."""
     if not ahs:
         return NO_ADDITIONAL_HEADERS
     extended_cdb = b''
@@ -484,7 +504,7 @@ def decode_ahs(ahs):
     position = 0
     while position < len(ahs):
         if position + 3 > len(ahs):
-            raise _invalid('an additional header segment is cut short')
+            raise _invalid('an additional header segment is truncated')
         length = int.from_bytes(ahs[position : position + 2], 'big')
         kind = ahs[position + 2] & 0x3F
         end = position + 3 + length
@@ -501,15 +521,15 @@ def decode_ahs(ahs):
             read_length = int.from_bytes(content, 'big')
         else:
             raise _invalid(
-                'an additional header segment of type %d with length %d cannot stand here'
+                'an additional header segment of type %d with length %d is not allowed here'
                 % (kind, length)
             )
         position = end + -end % const.AHS_UNIT
     return AdditionalHeaders(extended_cdb, read_length)
 
 
-def encode_ahs(extended_cdb=b'', read_length=None):
-    """The bytes of the additional header segments, padded."""
+def encode_ahs(extended_cdb: bytes = b'', read_length: Optional[int] = None) -> bytes:
+    """Return the bytes of the additional header segments, with padding."""
     segments = b''
     if extended_cdb:
         segments += (

@@ -1,48 +1,58 @@
-"""Recovery within a command (RFC 7143 7.2, 7.9, 11.16): Data-Out that is asked for again, replies
-kept for a SNACK. Pure.
+"""Recovery within a command (RFC 7143 7.2, 7.9, 11.16): lost Data-Out is requested again, and sent
+replies are kept for a SNACK. Pure.
 
-Used on connections with ErrorRecoveryLevel 1 or 2 only. TCP loses nothing, so what is missing was
-discarded for its data digest: its header is known, and so is the end of each sequence.
+Used only on connections with ErrorRecoveryLevel 1 or 2. TCP does not lose data, so a missing PDU was
+discarded because of its data digest: its header is known, and so is the end of each sequence.
 """
 
 import struct
+from typing import Any, Callable, Dict, List, Optional, Set, Tuple
 
 from targetd.iscsi import const, pdu
 from targetd.iscsi.errors import PduRejected
-from targetd.iscsi.transfer import NO_TAG, Transfer
+from targetd.iscsi.transfer import NO_TAG, BytesLike, Limits, R2t, Transfer
 
 _U32 = struct.Struct('>I')
 
+#: (header of 48 bytes, data or None)
+SentPdu = Tuple[bytes, Optional[BytesLike]]
+
 
 class RecoveringTransfer(Transfer):
-    """A Transfer that asks again for what did not come whole: the rest of a sequence from the first
-    PDU that was lost."""
+    """A Transfer that requests lost data again: the rest of a sequence from the first PDU that was
+    lost."""
 
-    __slots__ = ('_broken', '_again', '_r2ts')
+    __slots__ = ('_broken', '_to_request_again', '_r2ts')
 
-    def __init__(self, itt, wanted, edtl, limits, buffer=None):
+    def __init__(
+        self, itt: int, wanted: int, edtl: int, limits: Limits, buffer: Optional[memoryview] = None
+    ) -> None:
         super(RecoveringTransfer, self).__init__(itt, wanted, edtl, limits, buffer)
-        self._broken = set()  # TTTs of sequences whose rest is dropped
-        self._again = []  # (r2t_sn or None, offset, end) still to be asked for again
-        self._r2ts = {}  # TTT -> (ttt, r2t_sn, offset, length)
+        self._broken: Set[int] = set()  # TTTs of sequences in which a PDU was lost
+        self._to_request_again: List[
+            Tuple[Optional[int], int, int]
+        ] = []  # (r2t_sn or None, offset, end) of data to request again
+        self._r2ts: Dict[int, R2t] = {}  # TTT -> (ttt, r2t_sn, offset, length)
 
     @property
-    def is_complete(self):
-        """As Transfer.is_complete."""
-        return not self._again and super(RecoveringTransfer, self).is_complete
+    def is_complete(self) -> bool:
+        """Like Transfer.is_complete."""
+        return not self._to_request_again and super(RecoveringTransfer, self).is_complete
 
-    def receive_data_out(self, ttt, offset, data_sn, data, final):
-        """As Transfer.receive, but a gap is no error: what is missing is asked for again at the end
-        of the sequence."""
+    def receive_data_out(
+        self, ttt: int, offset: int, data_sn: int, data: Optional[BytesLike], final: bool
+    ) -> None:
+        """Like Transfer.receive_data_out, but a gap is not an error: the missing data is requested
+        again at the end of the sequence."""
         sequence = self._unsolicited if ttt == NO_TAG else self._outstanding.get(ttt)
         if sequence is not None and (ttt in self._broken or data_sn > sequence.next_data_sn):
             self.data_out_lost(ttt, final)
         else:
             super(RecoveringTransfer, self).receive_data_out(ttt, offset, data_sn, data, final)
 
-    def data_out_lost(self, ttt, final):
-        """A PDU of this sequence was discarded; final: its F bit. Raises PduRejected for a TTT that
-        is not outstanding."""
+    def data_out_lost(self, ttt: int, final: bool) -> None:
+        """Note that a PDU of this sequence was discarded; final: its F bit. Raises PduRejected if
+        the TTT is not outstanding."""
         sequence = self._unsolicited if ttt == NO_TAG else self._outstanding.get(ttt)
         if sequence is None:
             raise PduRejected(
@@ -57,13 +67,13 @@ class RecoveringTransfer(Transfer):
             self._end_unsolicited()
         else:
             del self._outstanding[ttt]
-            self._again.append((None, sequence.next_offset, sequence.end))
+            self._to_request_again.append((None, sequence.next_offset, sequence.end))
 
-    def next_r2ts(self, allot_ttt):
-        """As Transfer.next_r2ts; what is asked for again comes first."""
+    def next_r2ts(self, allot_ttt: Callable[[], int]) -> List[R2t]:
+        """Like Transfer.next_r2ts; R2Ts for lost data come first."""
         out = []
-        while self._again and len(self._outstanding) < self._limits.max_outstanding_r2t:
-            r2t_sn, offset, end = self._again.pop(0)
+        while self._to_request_again and len(self._outstanding) < self._limits.max_outstanding_r2t:
+            r2t_sn, offset, end = self._to_request_again.pop(0)
             if r2t_sn is None:
                 r2t_sn, self._r2t_sn = self._r2t_sn, self._r2t_sn + 1
             ttt = allot_ttt()
@@ -73,9 +83,9 @@ class RecoveringTransfer(Transfer):
         self._r2ts.update((r2t[0], r2t) for r2t in out)
         return out
 
-    def outstanding(self, first, count):
-        """The R2Ts, as solicit gave them, with these R2TSNs (count 0: from `first` on) that are not
-        answered yet."""
+    def outstanding(self, first: int, count: int) -> List[R2t]:
+        """Return the unanswered R2Ts, as next_r2ts returned them, with the R2TSNs from `first` on;
+        `count` of them, or all if count is 0."""
         found = [
             self._r2ts[ttt]
             for ttt in self._outstanding
@@ -83,47 +93,49 @@ class RecoveringTransfer(Transfer):
         ]
         return sorted(found, key=lambda r2t: r2t[1])
 
-    def reassign(self):
-        """The task goes on on another connection: whatever was on its way is asked for again, under
-        its old R2TSN."""
+    def reassign(self) -> None:
+        """Continue the transfer on another connection: the outstanding data is requested again, with
+        the same R2TSNs."""
         if self._unsolicited is not None:
             self._end_unsolicited()
-        waiting = [
+        outstanding = [
             (self._r2ts[ttt][1], sequence.next_offset, sequence.end)
             for ttt, sequence in self._outstanding.items()
         ]
-        self._again = sorted(waiting) + self._again
+        self._to_request_again = sorted(outstanding) + self._to_request_again
         self._outstanding.clear()
         self._broken.clear()
 
 
 class SentReply(object):
-    """What was sent to answer one PDU and is not acknowledged. pdus: [(header, data or None)], the
-    one with StatSN last; acknowledged: the first DataSN that the initiator did not acknowledge;
-    tag: of the DataACK that was asked for, or None."""
+    """The PDUs that answered one request and that the initiator has not acknowledged.
+
+    pdus: [(header, data or None)], the one with StatSN last; acknowledged: the first DataSN that the
+    initiator has not acknowledged; tags: target transfer tags of the DataACKs that were requested.
+    """
 
     __slots__ = ('itt', 'stat_sn', 'pdus', 'acknowledged', 'tags')
 
-    def __init__(self, itt, stat_sn, pdus):
+    def __init__(self, itt: int, stat_sn: int, pdus: List[SentPdu]) -> None:
         self.itt = itt
         self.stat_sn = stat_sn
         self.pdus = pdus
         self.acknowledged = 0
-        self.tags = set()
+        self.tags: Set[int] = set()
 
     @property
-    def size(self):
-        """Bytes of data that are kept."""
+    def size(self) -> int:
+        """Number of data bytes that are kept."""
         return sum(len(data) for _, data in self.pdus if data)
 
     @property
-    def is_scsi_reply(self):
-        """Is it the reply to a SCSI command?"""
+    def is_scsi_reply(self) -> bool:
+        """True if this is the reply to a SCSI command."""
         return self.pdus[-1][0][0] in (const.SCSI_RESPONSE, const.DATA_IN)
 
-    def data_in_pdus(self, first, count):
-        """The Data-In PDUs with these DataSNs (count 0: from `first` on); [] unless all of them can
-        be sent again."""
+    def data_in_pdus(self, first: int, count: int) -> List[SentPdu]:
+        """Return the Data-In PDUs with the DataSNs from `first` on; `count` of them, or all if count
+        is 0. Returns [] unless all of them can be sent again."""
         have = [
             (_U32.unpack_from(header, 36)[0], header, data)
             for header, data in self.pdus
@@ -136,8 +148,8 @@ class SentReply(object):
         ]
         return found if len(found) == count or not count and first >= self.acknowledged else []
 
-    def acknowledge_data(self, data_sn):
-        """Data-In before this DataSN has arrived and is let go of."""
+    def acknowledge_data(self, data_sn: int) -> None:
+        """Release the Data-In PDUs before this DataSN, which have arrived."""
         self.acknowledged = max(self.acknowledged, data_sn)
         self.pdus = [
             (header, data)
@@ -145,9 +157,9 @@ class SentReply(object):
             if _U32.unpack_from(header, 36)[0] >= self.acknowledged
         ] + self.pdus[-1:]
 
-    def resegmented(self, first, segment, burst, snack_tag):
-        """PDUs that give the data from DataSN `first` on once more, in other segments, and the status (RFC 7143 11.16.4,
-        7.2.1). Their StatSN is not set."""
+    def resegmented(self, first: int, segment: int, burst: int, snack_tag: int) -> List[Any]:
+        """Return PDUs that carry the data from DataSN `first` on again in segments of another size,
+        and the status (RFC 7143 11.16.4, 7.2.1). Their StatSN is not set. segment, burst: bytes."""
         kept = [(header, data) for header, data in self.pdus if header[0] == const.DATA_IN]
         kept = [(header, data) for header, data in kept if _U32.unpack_from(header, 36)[0] >= first]
         out = []
@@ -175,8 +187,9 @@ class SentReply(object):
 
 
 def _segmented(itt, data, start, data_sn, segment, burst):
-    """Data-In PDUs of `data`, whose first byte is at offset `start`; F where a burst ends."""
-    out = []
+    """Return Data-In PDUs of `data`, whose first byte is at offset `start`. The F bit is set where a
+    burst ends."""
+    out: List[pdu.DataIn] = []
     offset = 0
     while offset < len(data):
         size = min(segment, burst - offset % burst, len(data) - offset)

@@ -1,24 +1,38 @@
-"""One iSCSI session in full feature phase (RFC 7143 4.2.2, 4.3): who it is, what was agreed,
-command numbering. Pure.
+"""One iSCSI session in full feature phase (RFC 7143 4.2.2, 4.3): its names, its negotiated values and
+its command numbering. Pure.
 
 Invariants
- 1. ExpCmdSN only moves past a CmdSN whose command was given out to be acted upon; out of order ones wait in `held`.
- 2. MaxCmdSN moves by one for each numbered command that was answered, so commands not yet answered never exceed the window.
- 3. A task stands in `tasks` exactly while it is neither answered nor known to be quiet after an abort; commands that are
-    executed and answered in one go (the hot path) never stand there.
+ 1. ExpCmdSN passes a CmdSN only when its command was accepted for execution; commands that arrive out of
+    order wait in `held`.
+ 2. MaxCmdSN increases by one for each numbered command that was answered, so the number of unanswered
+    commands never exceeds the window.
+ 3. A task is in `tasks` from its start until it is answered or, after an abort, known to be quiet.
+    Commands that are executed and answered at once (the hot path) are never in `tasks`.
 """
 
+from typing import Any, Dict, Optional, Tuple
+
+from targetd.iscsi.login_result import LoginResult
 from targetd.iscsi.transfer import Limits
 
 MASK = 0xFFFFFFFF
 
-#: How many commands an initiator may have unanswered; the deepest queues seen in the field are 128
-#: and 256.
+#: Number of commands that an initiator may have outstanding; the deepest queues of known initiators
+#: are 128 and 256.
 WINDOW = 256
 
 
+#: (fields, ahs, data, connection)
+HeldPdu = Tuple[Any, Optional[bytes], Any, Any]
+
+
 class Session(object):
-    """`login`: the LoginNegotiation's result. Read by every thread of the worker; numbering is the connection thread's."""
+    """The state that all connections of one session share.
+
+    login: the LoginResult of its first connection; window: number of commands that the initiator may
+    have outstanding. Every thread of the worker may read it; only the connection thread changes the
+    numbering.
+    """
 
     __slots__ = (
         'login',
@@ -40,7 +54,7 @@ class Session(object):
         '_ttt',
     )
 
-    def __init__(self, login, window=WINDOW):
+    def __init__(self, login: LoginResult, window: int = WINDOW) -> None:
         self.login = login
         self.initiator_name = login.initiator_name
         self.initiator_alias = login.initiator_alias
@@ -54,19 +68,26 @@ class Session(object):
         self.limits = None if self.is_discovery else Limits.of(login.values)
         self.exp_cmd_sn = login.cmd_sn
         self.max_cmd_sn = (login.cmd_sn + window - 1) & MASK
-        self.held = {}  # CmdSN -> PDU that came before its turn: (fields, ahs, data, connection)
-        self.tasks = {}  # ITT -> Task
-        self.discarding = {}  # ITT of answered commands whose Data-Out may still come -> True
+        self.held: Dict[
+            int, HeldPdu
+        ] = {}  # CmdSN -> (fields, ahs, data, connection) of a PDU that arrived too early
+        self.tasks: Dict[int, Any] = {}  # ITT -> Task
+        self.discarding: Dict[
+            int, bool
+        ] = {}  # ITT of an answered command whose Data-Out may still arrive -> True
         self._ttt = 0
 
-    def allot_ttt(self):
-        """A target transfer tag; never FFFFFFFF. Unique while fewer than 2**31 are outstanding."""
+    def allot_ttt(self) -> int:
+        """Return a new target transfer tag, never FFFFFFFFh. It is unique while fewer than 2**31 tags
+        are outstanding."""
         self._ttt = self._ttt + 1 & 0x7FFFFFFF
         return self._ttt
 
-    def accept_command_number(self, cmd_sn, pdu):
-        """True if the numbered command is the next one (ExpCmdSN moves on); else it is held for its
-        turn, or, outside the window or a repetition, dropped without an answer (RFC 7143 4.2.2.1).
+    def accept_command_number(self, cmd_sn: int, pdu: HeldPdu) -> bool:
+        """Return True if this numbered command is the next one; ExpCmdSN then increases.
+
+        Otherwise the command is held until its turn. A repetition, or a command outside the window,
+        is dropped without an answer (RFC 7143 4.2.2.1). pdu: (fields, ahs, data, connection). Hot.
         """
         if cmd_sn == self.exp_cmd_sn:
             self.exp_cmd_sn = cmd_sn + 1 & MASK
@@ -76,25 +97,26 @@ class Session(object):
             self.held.setdefault(cmd_sn, pdu)
         return False
 
-    def held_bytes(self):
-        """Data segments of the PDUs that wait for their turn, bytes."""
+    def held_bytes(self) -> int:
+        """Return the bytes of data in the PDUs that are held."""
         return (
             sum(len(pdu[2]) for pdu in self.held.values() if pdu[2] is not None) if self.held else 0
         )
 
-    def forget_held(self, connection):
-        """PDUs that came on a connection which is over count as never received: they may be sent
-        again on another one."""
+    def forget_held(self, connection: Any) -> None:
+        """Drop the held PDUs of a connection that has ended. They count as never received: the
+        initiator may send them again on another connection."""
         for cmd_sn in [cmd_sn for cmd_sn, pdu in self.held.items() if pdu[3] is connection]:
             del self.held[cmd_sn]
 
-    def next_held(self):
-        """The held PDU whose turn it is now, or None; it still has to be taken."""
+    def next_held(self) -> Optional[HeldPdu]:
+        """Remove and return the held PDU whose CmdSN is next, or None. The caller still has to call
+        accept_command_number for it."""
         return self.held.pop(self.exp_cmd_sn, None)
 
-    def discard_data_out(self, itt):
-        """Data-Out that still comes for this ITT is dropped in silence. Bounded: the oldest are
-        forgotten."""
+    def discard_data_out(self, itt: int) -> None:
+        """Drop later Data-Out for this ITT without an answer. Only the newest 4 * WINDOW such ITTs
+        are kept."""
         self.discarding[itt] = True
         while len(self.discarding) > 4 * WINDOW:
             self.discarding.pop(next(iter(self.discarding)))

@@ -1,39 +1,47 @@
-"""The Data-Out of one command (RFC 7143 11.7, 11.8, 4.2.5.2): immediate, unsolicited, and asked for
-by R2T. Pure.
+"""The Data-Out of one command (RFC 7143 11.7, 11.8, 4.2.5.2): immediate, unsolicited, and solicited by
+R2T. Pure.
 
     transfer = Transfer(task.itt, wanted, edtl, limits); transfer.receive_immediate(data, final)
-    while not transfer.is_complete: for r2t in transfer.next_r2ts(allot_ttt): send it …
-    on Data-Out: view = transfer.place_data_out(…) (where the data may land), then transfer.receive_data_out(…) when it is whole
+    while not transfer.is_complete: for r2t in transfer.next_r2ts(allot_ttt): send it
+    for each Data-Out: view = transfer.place_data_out(...) (the data may be received into this view),
+                       then transfer.receive_data_out(...) when it is whole
 
 Invariants
- 1. The buffer is as long as the CDB and EDTL both allow, never longer; what an initiator sends beyond it is not kept.
- 2. Data is taken in order (DataPDUInOrder and DataSequenceInOrder are Yes): a DataSN or offset that is not due is refused.
- 3. At most MaxOutstandingR2T R2Ts are unanswered, each of at most MaxBurstLength, none before the unsolicited data ended.
+ 1. The buffer is as long as the CDB and the EDTL both allow, never longer; further data is not kept.
+ 2. Data is accepted in order (DataPDUInOrder and DataSequenceInOrder are Yes): a DataSN or offset that is
+    not the next one is refused.
+ 3. At most MaxOutstandingR2T R2Ts are unanswered, each for at most MaxBurstLength bytes, and none is sent
+    before the unsolicited data has ended.
 """
 
 from collections import namedtuple
+from typing import Any, Callable, Dict, List, Optional, Tuple, Union
 
 from targetd.iscsi import const
 from targetd.iscsi.errors import PduRejected
 
-NO_TAG = 0xFFFFFFFF
+NO_TAG = const.RESERVED_TAG
+
+BytesLike = Union[bytes, bytearray, memoryview]
+#: (target transfer tag, R2TSN, offset in bytes, length in bytes)
+R2t = Tuple[int, int, int, int]
 
 
 class Limits(
     namedtuple('Limits', 'initial_r2t immediate_data first_burst max_burst max_outstanding_r2t')
 ):
-    """What the login negotiated: two bools, bytes, bytes, a count."""
+    """The negotiated values that limit a data transfer: two bools, bytes, bytes, a count."""
 
     __slots__ = ()
 
     @property
-    def max_immediate(self):
-        """Bytes of immediate data that a command may bring."""
+    def max_immediate(self) -> int:
+        """Maximum bytes of immediate data of a command."""
         return self.first_burst if self.immediate_data else 0
 
     @classmethod
-    def of(cls, values):
-        """From the negotiated text keys."""
+    def of(cls, values: Dict[str, Any]) -> 'Limits':
+        """Return the Limits of the negotiated values {text key: typed value}."""
         return cls(
             values['InitialR2T'],
             values['ImmediateData'],
@@ -44,19 +52,22 @@ class Limits(
 
 
 class _Sequence(object):
-    """One run of Data-Out PDUs: what was asked for by one R2T, or the unsolicited ones."""
+    """One sequence of Data-Out PDUs: the answer to one R2T, or the unsolicited data."""
 
     __slots__ = ('next_offset', 'end', 'next_data_sn', 'start')
 
-    def __init__(self, start, end):
+    def __init__(self, start: int, end: int) -> None:
         self.start = self.next_offset = start
         self.end = end
         self.next_data_sn = 0
 
 
 class Transfer(object):
-    """See the module. wanted: bytes of Data-Out that the command takes; edtl: bytes the initiator
-    said it would send."""
+    """The Data-Out of one command; see the module.
+
+    itt: of the command; wanted: bytes of Data-Out that the command uses; edtl: Expected Data Transfer
+    Length, bytes; buffer: a writable memoryview of at least `wanted` bytes, or None for a new one.
+    """
 
     __slots__ = (
         'itt',
@@ -71,43 +82,46 @@ class Transfer(object):
         '_placed',
     )
 
-    def __init__(self, itt, wanted, edtl, limits, buffer=None):
+    def __init__(
+        self, itt: int, wanted: int, edtl: int, limits: Limits, buffer: Optional[memoryview] = None
+    ) -> None:
         self.itt = itt
         self.wanted = wanted
         self.buffer = memoryview(bytearray(wanted)) if buffer is None else buffer[:wanted]
-        # a sequence error: what still comes is discarded, the command has been answered
+        # True after a sequence error: the command has been answered, further data is discarded.
         self.failed = False
         self._limits = limits
-        self._unsolicited = _Sequence(0, min(limits.first_burst, edtl))
-        self._outstanding = {}  # TTT -> _Sequence
+        self._unsolicited: Any = _Sequence(0, min(limits.first_burst, edtl))
+        self._outstanding: Dict[int, _Sequence] = {}  # TTT -> _Sequence
         self._next_r2t_offset = 0
         self._r2t_sn = 0
-        self._placed = None
+        self._placed: Optional[memoryview] = None
 
-    # -- what comes with, or right behind, the command ----------------------------------------------------------------
+    # -- immediate and unsolicited data ---------------------------------------------
 
-    def place_immediate(self, length):
-        """A view for `length` bytes of immediate data, or None if the command does not take all of
-        them."""
+    def place_immediate(self, length: int) -> Optional[memoryview]:
+        """Return a view for `length` bytes of immediate data, or None if the command does not use
+        all of them."""
         self._placed = self.buffer[:length] if length <= self.wanted else None
         return self._placed
 
-    def receive_immediate(self, data, final):
-        """The command's own data (None or bytes-like) and its F bit. Raises PduRejected for more
-        than FirstBurstLength."""
+    def receive_immediate(self, data: Optional[BytesLike], final: bool) -> None:
+        """Accept the immediate data (None or bytes-like) and the F bit of the command. Raises
+        PduRejected if the data is longer than negotiated, or if unsolicited data is announced and
+        InitialR2T=Yes was negotiated."""
         sequence = self._unsolicited
         if data is not None:
             if len(data) > min(sequence.end, self._limits.max_immediate):
                 raise PduRejected(
                     const.REJECT_PROTOCOL_ERROR,
-                    '%d bytes of immediate data, more than was agreed' % len(data),
+                    '%d bytes of immediate data are more than was negotiated' % len(data),
                 )
             self._keep(0, data)
             sequence.next_offset = len(data)
         if not final and self._limits.initial_r2t:
             raise PduRejected(
                 const.REJECT_PROTOCOL_ERROR,
-                'unsolicited data announced although InitialR2T=Yes was agreed',
+                'unsolicited data was announced although InitialR2T=Yes was negotiated',
             )
         if final or sequence.next_offset >= sequence.end:
             self._end_unsolicited()
@@ -117,34 +131,38 @@ class Transfer(object):
         self._unsolicited = None
 
     @property
-    def awaits_unsolicited(self):
+    def awaits_unsolicited(self) -> bool:
         """True until the unsolicited data that the command announced has ended."""
         return self._unsolicited is not None
 
     @property
-    def is_complete(self):
-        """True when nothing more can come: every byte wanted is in the buffer and every sequence
-        has ended."""
+    def is_complete(self) -> bool:
+        """True when every byte that the command uses is in the buffer and every sequence has
+        ended."""
         return (
             self._unsolicited is None
             and not self._outstanding
             and self._next_r2t_offset >= self.wanted
         )
 
-    # -- Data-Out ----------------------------------------------------------------------------------------------------
+    # -- Data-Out ----------------------------------------------------------------------------------
 
-    def place_data_out(self, ttt, offset, data_sn, length):
-        """A view where this PDU's data may land, or None if it is not (all) wanted. Raises
-        PduRejected: see receive()."""
+    def place_data_out(
+        self, ttt: int, offset: int, data_sn: int, length: int
+    ) -> Optional[memoryview]:
+        """Return a view into which this PDU's data may be received, or None if the command does not
+        use all of it. Raises PduRejected as receive_data_out() does. Bytes."""
         self._sequence(ttt, offset, data_sn, length)
         self._placed = (
             self.buffer[offset : offset + length] if offset + length <= self.wanted else None
         )
         return self._placed
 
-    def receive_data_out(self, ttt, offset, data_sn, data, final):
-        """One whole Data-Out; data: bytes-like or None. Raises PduRejected if it is not what was
-        asked for."""
+    def receive_data_out(
+        self, ttt: int, offset: int, data_sn: int, data: Optional[BytesLike], final: bool
+    ) -> None:
+        """Accept one whole Data-Out. offset: bytes; data: bytes-like or None; final: the F bit.
+        Raises PduRejected if the PDU is not the next one of an outstanding sequence."""
         length = len(data) if data is not None else 0
         sequence = self._sequence(ttt, offset, data_sn, length)
         if length:
@@ -163,7 +181,7 @@ class Transfer(object):
             if self._outstanding:
                 raise PduRejected(
                     const.REJECT_PROTOCOL_ERROR,
-                    'an R2T was answered short while others were unanswered',
+                    'an R2T was answered with too little data while other R2Ts were unanswered',
                 )
             self._next_r2t_offset = sequence.next_offset
 
@@ -177,38 +195,39 @@ class Transfer(object):
         if data_sn != sequence.next_data_sn:
             raise PduRejected(
                 const.REJECT_PROTOCOL_ERROR,
-                'DataSN %d where %d was due' % (data_sn, sequence.next_data_sn),
+                'DataSN is %d, and %d was expected' % (data_sn, sequence.next_data_sn),
             )
         if offset != sequence.next_offset or offset + length > sequence.end:
             raise PduRejected(
                 const.REJECT_PROTOCOL_ERROR,
-                'Data-Out for bytes %d+%d where %d to %d were due'
+                'Data-Out is for bytes %d+%d, and bytes %d to %d were expected'
                 % (offset, length, sequence.next_offset, sequence.end),
             )
         return sequence
 
     def _keep(self, offset, data):
         if data is self._placed:
-            self._placed = None  # it landed where it belongs
+            self._placed = None  # the data was received directly into the buffer
             return
         room = self.wanted - offset
         if room > 0:
             piece = data[:room]
             self.buffer[offset : offset + len(piece)] = piece
 
-    def fail(self):
-        """The command is answered; what still comes for it is to be discarded."""
+    def fail(self) -> None:
+        """Mark the transfer as failed: the command has been answered, further data for it is to be
+        discarded."""
         self.failed = True
 
     def _add_outstanding(self, ttt, offset, end):
         self._outstanding[ttt] = _Sequence(offset, end)
 
-    # -- R2T ---------------------------------------------------------------------------------------------------------
+    # -- R2T ---------------------------------------------------------------------------------------
 
-    def next_r2ts(self, allot_ttt):
-        """The R2Ts that may go out now, as (ttt, r2t_sn, offset, length). allot_ttt: gives a TTT
-        unused in the session."""
-        out = []
+    def next_r2ts(self, allot_ttt: Callable[[], int]) -> List[R2t]:
+        """Return the R2Ts that may be sent now, as (ttt, r2t_sn, offset, length); bytes. allot_ttt:
+        callable that returns a TTT that is unused in the session."""
+        out: List[R2t] = []
         if self._unsolicited is not None:
             return out
         while (

@@ -57,7 +57,7 @@ class Refused(Exception):
         self.status = status
 
 
-# -- messages ------------------------------------------------------------------------------------------------------------
+# -- messages --------------------------------------------------------------------------------------
 
 
 def _registration(entity, flags, *attributes):
@@ -129,7 +129,7 @@ def registrations(entity):
     ]
 
 
-# -- conversations -------------------------------------------------------------------------------------------------------
+# -- conversations ---------------------------------------------------------------------------------
 
 
 def _demand(answer, what):
@@ -215,7 +215,7 @@ def deregistration(entity):
         _demand(answer, 'the deregistration')
 
 
-# -- what a server says of its own accord --------------------------------------------------------------------------------
+# -- what a server says of its own accord ----------------------------------------------------------
 
 
 def answered(message):

@@ -213,7 +213,7 @@ def test_chap_in_both_directions(configuration, seed):
     session.read_and_compare()
 
 
-# -- spoilt bytes ----------------------------------------------------------------------------------------------------------
+# -- spoilt bytes ----------------------------------------------------------------------------------
 
 
 class Lossy(Initiator):

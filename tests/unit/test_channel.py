@@ -56,7 +56,7 @@ def close_all(descriptors):
         os.close(descriptor)
 
 
-# -- both directions ---------------------------------------------------------------------------------------------------------
+# -- both directions -------------------------------------------------------------------------------
 
 
 def test_messages_arrive_in_order_in_both_directions(ends):
@@ -112,7 +112,7 @@ def test_frames_may_be_split_anywhere(messages, cuts):
     master.close()
 
 
-# -- descriptors -------------------------------------------------------------------------------------------------------------
+# -- descriptors -----------------------------------------------------------------------------------
 
 
 def test_descriptors_come_with_their_message_and_in_order(ends):
@@ -186,7 +186,7 @@ def test_closing_closes_descriptors_that_were_not_sent(ends):
     assert master.wants_write
 
 
-# -- the master never waits --------------------------------------------------------------------------------------------------
+# -- the master never waits ------------------------------------------------------------------------
 
 
 def fill(master):
@@ -254,7 +254,7 @@ def test_messages_of_many_threads_do_not_mix(ends):
     assert all(set(message['filling']) == {str(message['number'])} for message, _ in received)
 
 
-# -- a worker is not trusted -------------------------------------------------------------------------------------------------
+# -- a worker is not trusted -----------------------------------------------------------------------
 
 
 def framed(body):

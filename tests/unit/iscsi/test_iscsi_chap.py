@@ -90,7 +90,7 @@ def test_our_preference_decides_among_what_is_offered():
             begun(offered, algorithms=(const.CHAP_MD5,))
 
 
-# -- mutual ------------------------------------------------------------------------------------------------------------
+# -- mutual ----------------------------------------------------------------------------------------
 
 
 def mutual(challenge, identifier='0x11', outgoing=('back', b'another-secret')):
@@ -151,7 +151,7 @@ def test_values_that_are_too_long_or_empty(identifier, challenge):
         mutual(challenge, identifier)
 
 
-# -- encodings ---------------------------------------------------------------------------------------------------------
+# -- encodings -------------------------------------------------------------------------------------
 
 
 @pytest.mark.clause('RFC 7143 6.1')
@@ -181,7 +181,7 @@ def test_binary_values(value, data):
     assert chap.decode_binary(value, 1024) == data
 
 
-# -- hosts without an algorithm ----------------------------------------------------------------------------------------
+# -- hosts without an algorithm --------------------------------------------------------------------
 
 
 def test_a_fips_host_computes_md5_where_python_can_ask_for_it(monkeypatch):

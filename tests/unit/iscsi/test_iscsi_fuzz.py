@@ -139,7 +139,7 @@ def test_no_sequence_of_requests_claims_without_a_proof_where_accounts_are_set(
         assert all(len(response.data) <= 8192 and not response.tsih for response in step.pdus)
 
 
-# -- framing and full feature --------------------------------------------------------------------------------------------
+# -- framing and full feature ----------------------------------------------------------------------
 
 
 def crc(data, value):

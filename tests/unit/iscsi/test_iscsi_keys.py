@@ -20,7 +20,7 @@ def answer(name, value, ours=None, **more):
     return dict(negotiated.answers).get(name), negotiated.values.get(name)
 
 
-# -- the table ---------------------------------------------------------------------------------------------------------
+# -- the table -------------------------------------------------------------------------------------
 
 
 @pytest.mark.clause('RFC 7143 13')
@@ -74,7 +74,7 @@ def test_values_are_written_as_the_rfc_has_them():
     assert KEYS['MaxBurstLength'].render(512) == '512'
 
 
-# -- result functions --------------------------------------------------------------------------------------------------
+# -- result functions ------------------------------------------------------------------------------
 
 
 @pytest.mark.clause('RFC 7143 6.2.1', 'RFC 7143 6.2.2')
@@ -195,7 +195,7 @@ def test_the_first_burst_is_never_above_the_burst():
     )
 
 
-# -- who, when, twice --------------------------------------------------------------------------------------------------
+# -- who, when, twice ------------------------------------------------------------------------------
 
 
 @pytest.mark.clause('RFC 7143 13')

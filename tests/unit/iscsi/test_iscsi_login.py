@@ -99,7 +99,7 @@ def logged_in(initiator, pairs=(), first=NONE, tsih=0x99):
     return initiator.negotiation.result
 
 
-# -- the good ways -----------------------------------------------------------------------------------------------------
+# -- the good ways ---------------------------------------------------------------------------------
 
 
 @pytest.mark.clause('RFC 7143 6.3')
@@ -304,7 +304,7 @@ def test_own_values_are_what_is_answered():
     assert initiator.negotiation.result.values['ImmediateData'] is False
 
 
-# -- CHAP --------------------------------------------------------------------------------------------------------------
+# -- CHAP ------------------------------------------------------------------------------------------
 
 
 def test_chap():
@@ -428,7 +428,7 @@ def test_no_second_authentication():
     assert initiator.fails([('AuthMethod', 'None')]) == const.INITIATOR_ERROR
 
 
-# -- who may, and to what ----------------------------------------------------------------------------------------------
+# -- who may, and to what --------------------------------------------------------------------------
 
 
 @pytest.mark.clause('RFC 7143 6.3.1', 'RFC 7143 11.12.10')
@@ -506,7 +506,7 @@ def test_discovery_that_is_not_served():
     )
 
 
-# -- headers -----------------------------------------------------------------------------------------------------------
+# -- headers ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.clause('RFC 7143 11.12')
@@ -589,7 +589,7 @@ def test_the_master_s_refusal_is_the_last_word():
     assert initiator.negotiation.result is None and initiator.negotiation.state == 'failed'
 
 
-# -- long texts --------------------------------------------------------------------------------------------------------
+# -- long texts ------------------------------------------------------------------------------------
 
 
 @pytest.mark.clause('RFC 7143 6.2')
@@ -682,7 +682,7 @@ def test_the_request_s_buffer_may_be_used_again():
     assert pairs[0] == ('TargetPortalGroupTag', '3')
 
 
-# -- digests that are demanded -----------------------------------------------------------------------------------------
+# -- digests that are demanded ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('pairs', [[], [('HeaderDigest', 'None')], [('DataDigest', 'CRC32C')]])
@@ -693,7 +693,7 @@ def test_a_digest_that_is_demanded_must_come_about(pairs):
     assert 'HeaderDigest' in initiator.failure.why
 
 
-# -- further connections -----------------------------------------------------------------------------------------------
+# -- further connections ---------------------------------------------------------------------------
 
 
 @pytest.mark.clause('RFC 7143 13')
@@ -773,7 +773,7 @@ def test_joining_another_s_session(field, value):
     ) == const.CANNOT_INCLUDE_IN_SESSION
 
 
-# -- the machine -------------------------------------------------------------------------------------------------------
+# -- the machine -----------------------------------------------------------------------------------
 
 
 def test_every_state_is_reached_and_can_fail():

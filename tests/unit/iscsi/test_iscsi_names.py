@@ -31,13 +31,13 @@ def test_good_names(name):
 @pytest.mark.parametrize(
     'name, word',
     [
-        ('', 'begins'),
-        ('disk1', 'begins'),
+        ('', 'begin'),
+        ('disk1', 'begin'),
         ('iqn.', 'year-month'),
         ('iqn.2026.com.example', 'year-month'),
         ('iqn.2026-11.', 'year-month'),
-        ('iqn.2026-13.com.example', 'month 13'),
-        ('iqn.2026-00.com.example', 'month 00'),
+        ('iqn.2026-13.com.example', '13 is not a valid month'),
+        ('iqn.2026-00.com.example', '00 is not a valid month'),
         ('iqn.2026-11.com..example', 'domain'),
         ('iqn.2026-11.-com.example', 'domain'),
         ('iqn.2026-11.com.example:a_b', '"_"'),

@@ -302,7 +302,7 @@ def test_unknown_opcodes_are_rejected(opcode):
     assert refusal.value.reason == const.REJECT_COMMAND_NOT_SUPPORTED
 
 
-# -- additional header segments ----------------------------------------------------------------------------------------
+# -- additional header segments --------------------------------------------------------------------
 
 
 @pytest.mark.clause('RFC 7143 11.2.2')
