@@ -14,7 +14,8 @@ from targetd import log
 from targetd.iscsi import const, pdu
 from targetd.iscsi.errors import LoginFailure, PduRejected
 from targetd.iscsi.framing import BHS, Framer
-from targetd.iscsi.login import LOGIN_DATA_SEGMENT, Claim, LoginNegotiation, join
+from targetd.iscsi.login import LOGIN_DATA_SEGMENT, LoginNegotiation
+from targetd.iscsi.login_result import SessionClaim, joined_session_values
 from targetd.iscsi.session import Session
 from targetd.scsi.sam import Nexus
 from targetd.worker.connection.error_recovery import connection_class
@@ -124,7 +125,7 @@ class _Login(object):
                 step = negotiation.receive_request(request)
             except LoginFailure as e:
                 self._refuse(e, negotiation.failure_response(e))
-            if isinstance(step, Claim):
+            if isinstance(step, SessionClaim):
                 return self._claim(step.claim)
             self._send(step.pdus)
 
@@ -147,7 +148,9 @@ class _Login(object):
     def _join(self, claim):
         """The claim is for a further connection of the session, or for one that replaces another."""
         try:
-            values = join(claim, self.session.login, self._members.count_others(claim.cid))
+            values = joined_session_values(
+                claim, self.session.login, self._members.count_others(claim.cid)
+            )
         except LoginFailure as e:
             self._fail(e)
         self._joined = values
