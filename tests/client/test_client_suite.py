@@ -278,7 +278,7 @@ def is_protected(outcome):
 
 
 @pytest.mark.parametrize('variant', list(VARIANTS))
-def test_nothing_fails(runs, variant):
+def test_no_test_of_the_suite_fails(runs, variant):
     run = runs[variant]
     if run.why_not:
         pytest.skip(run.why_not)
@@ -311,7 +311,7 @@ def test_nothing_fails(runs, variant):
     assert len({each.name for each in found}) >= TESTS
 
 
-def test_each_test_passes_somewhere(runs):
+def test_each_test_passes_in_at_least_one_variant(runs):
     """Unskipped, in one variant at least."""
     found = [
         outcome
@@ -329,7 +329,7 @@ def test_each_test_passes_somewhere(runs):
         pytest.skip('%s were skipped: %s' % (', '.join(sorted(ENCRYPTED)), without))
 
 
-def test_a_failure_and_a_skip_are_seen():
+def test_failures_and_skips_of_the_suite_are_detected():
     """The reader of the suite's output is judged on what the suite prints."""
     text = (
         'Suite: One\n  Test: A ...passed\n  Test: B ...    [SKIPPED] no unmap\npassed\n'

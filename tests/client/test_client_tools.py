@@ -133,7 +133,7 @@ def test_wrong_chap_is_refused_with_the_right_status(world, target, account, opt
     assert 'Authentication failure(513)' in output, output  # 0201h
 
 
-def test_a_target_that_proves_nothing_is_noticed_by_the_client(world):
+def test_the_client_detects_a_target_that_fails_mutual_chap(world):
     need('iscsi-inq')
     options = 'target_user=x&target_password=not-this-one'
     code, _ = run('iscsi-inq', url(world.address, MUTUAL, account=ACCOUNT, options=options))

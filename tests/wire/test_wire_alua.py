@@ -109,7 +109,7 @@ def tpgs(session):
     return session.run(bytes.fromhex('12 00 00 0060 00'), read=96).good().data[5] >> 4 & 3
 
 
-def test_one_portal_group_says_nothing_of_groups(served, ready):
+def test_a_target_with_one_portal_group_reports_no_target_port_groups(served, ready):
     session = ready(served)
     assert tpgs(session) == 0
     assert session.run(bytes.fromhex('a3 0a 00000000 00001104 00 00'), read=4356).key == (
@@ -133,7 +133,7 @@ def test_two_portal_groups_are_implicit_and_optimized(paths):
     assert set_groups(one, (STANDBY, 2)).key == (5, 0x24, 0)
 
 
-def test_the_configuration_gives_a_state_and_a_reload_another(paths):
+def test_the_configured_state_is_reported_and_changed_by_a_reload(paths):
     paths.start('alua-state = 2 nonoptimized')
     one, two = paths.path(1), paths.path(2, TWO)
     assert states(one) == {1: OPTIMIZED, 2: NON_OPTIMIZED}
@@ -178,7 +178,7 @@ def test_the_administrator_closes_a_path_and_opens_it_again(paths, word, state, 
     assert two.run(READ, read=512).status == GOOD
 
 
-def test_a_fresh_session_finds_what_the_administrator_said(paths):
+def test_a_new_session_sees_the_state_set_by_the_administrator(paths):
     paths.start()
     paths.set(2, 'standby')
     assert states(paths.path(1)) == {1: OPTIMIZED, 2: STANDBY}
@@ -186,7 +186,7 @@ def test_a_fresh_session_finds_what_the_administrator_said(paths):
     assert any('standby' in row and 'administrator' in row for row in rows)
 
 
-def test_what_the_administrator_cannot_say(paths):
+def test_invalid_states_are_refused(paths):
     paths.start()
     for words in (
         ['iqn.2026-11.none:x', '1', 'standby'],
@@ -197,7 +197,7 @@ def test_what_the_administrator_cannot_say(paths):
         assert code == 1 and text.strip()
 
 
-def test_explicit_mode(paths):
+def test_explicit_alua_changes_both_paths(paths):
     """An initiator moves the disk to the other path: it is told nothing, the other one is."""
     paths.start('alua = both')
     one, two = paths.path(1), paths.path(2, TWO)
@@ -218,7 +218,7 @@ def test_explicit_mode(paths):
     assert refused.status == CHECK_CONDITION and refused.key == (5, 0x1A, 0)
 
 
-def test_states_outlast_a_kill_of_the_server(paths):
+def test_alua_states_are_kept_after_a_kill_of_the_server(paths):
     paths.start('alua = explicit')
     one = paths.path(1)
     assert tpgs(one) == 2

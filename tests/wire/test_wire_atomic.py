@@ -53,7 +53,7 @@ def limits(session):
 # -- what is offered -------------------------------------------------------------------------------
 
 
-def test_it_is_offered_where_the_administrator_wants_it(atomic, ready):
+def test_write_atomic_is_supported_when_configured(atomic, ready):
     session = ready(atomic)
     assert limits(session) == (2048, 0, 0, 0, 0)
     assert write_atomic(session, 7, filled(b'a', 1 << 20)).good()
@@ -63,14 +63,14 @@ def test_it_is_offered_where_the_administrator_wants_it(atomic, ready):
     assert os.listdir(os.path.join(atomic.directory, 'state', 'atomic'))
 
 
-def test_it_is_not_offered_as_shipped(served, ready):
+def test_write_atomic_is_not_supported_by_default(served, ready):
     session = ready(served)
     assert limits(session) == (0, 0, 0, 0, 0)
     assert write_atomic(session, 0, filled(b'a')).key == (5, 0x20, 0)
     assert not os.path.exists(os.path.join(served.directory, 'state', 'atomic'))
 
 
-def test_nothing_is_left_of_it_after_an_orderly_end(daemon, ready):
+def test_no_journal_remains_after_a_normal_stop(daemon, ready):
     daemon.text.server['stop-timeout'] = '1'
     serve(daemon, 'atomic-writes = yes')
     session = ready(daemon)
@@ -129,14 +129,14 @@ def mixtures(daemon, ready, write, rounds=12):
     return found - whole
 
 
-def test_readers_find_plain_writes_half_done_where_nobody_locks(daemon, ready):
+def test_readers_see_incomplete_writes_without_atomic_writes(daemon, ready):
     """The instrument: with it the next test can fail."""
     serve(daemon, TEAR % '2ms')
     assert mixtures(daemon, ready, lambda session, data: session.write(0, data))
 
 
 @pytest.mark.parametrize('command', ['WRITE ATOMIC', 'WRITE'])
-def test_readers_never_find_a_write_half_done(daemon, ready, command):
+def test_readers_never_see_an_incomplete_atomic_write(daemon, ready, command):
     serve(daemon, 'atomic-writes = yes', TEAR % '2ms')
     write = {
         'WRITE ATOMIC': lambda session, data: write_atomic(session, 0, data).good(),
@@ -164,7 +164,7 @@ def lost_writes(daemon, ready, rounds=12):
     return lost
 
 
-def test_compare_and_write_undoes_plain_writes_where_nobody_locks(daemon, ready):
+def test_compare_and_write_can_overwrite_a_concurrent_write_without_atomic_writes(daemon, ready):
     """Which is why the manual says so; and the instrument of the next test."""
     serve(daemon, 'filter = delay read=1ms write=10ms')
     assert lost_writes(daemon, ready)
@@ -175,7 +175,7 @@ def test_compare_and_write_is_atomic_against_plain_writes(daemon, ready):
     assert lost_writes(daemon, ready) == []
 
 
-def test_a_copy_out_of_a_disk_of_another_target_takes_old_or_new(daemon, sessions, ready):
+def test_a_copy_from_another_target_reads_old_or_new_data(daemon, sessions, ready):
     """EXTENDED COPY: the worker that copies is no session of that target, and locks all the same."""
     daemon.target(TARGET)
     daemon.target(
@@ -218,7 +218,7 @@ def begin(daemon, ready, image):
     return session
 
 
-def test_a_worker_that_is_killed_amid_a_write_leaves_nothing_half_done(daemon, ready):
+def test_an_atomic_write_is_rolled_back_after_its_worker_is_killed(daemon, ready):
     image = serve(daemon, 'atomic-writes = yes', TEAR % '300ms')
     victim = begin(daemon, ready, image)
     bystander = ready(daemon, name=TWO)
@@ -240,7 +240,7 @@ def kill_amid_a_write(daemon, ready, image):
     eventually(lambda: not daemon.survivors(), 10)
 
 
-def test_the_master_is_killed_amid_a_write_and_nothing_is_half_done(daemon, ready):
+def test_an_atomic_write_is_rolled_back_after_the_master_is_killed(daemon, ready):
     image = serve(daemon, 'atomic-writes = yes', TEAR % '300ms')
     kill_amid_a_write(daemon, ready, image)
     assert len(set(content(image))) == 2
@@ -249,7 +249,7 @@ def test_the_master_is_killed_amid_a_write_and_nothing_is_half_done(daemon, read
     daemon.logged('1 atomic writes that were in progress when targetd died were rolled back')
 
 
-def test_what_a_killed_server_left_is_put_right_though_the_setting_is_gone(daemon, ready):
+def test_an_incomplete_write_is_rolled_back_even_if_the_setting_was_removed(daemon, ready):
     image = serve(daemon, 'atomic-writes = yes', TEAR % '300ms')
     kill_amid_a_write(daemon, ready, image)
     daemon.target(TARGET, luns={0: ['backing-store = %s' % image]})
@@ -258,9 +258,9 @@ def test_what_a_killed_server_left_is_put_right_though_the_setting_is_gone(daemo
     assert os.listdir(os.path.join(daemon.directory, 'state', 'atomic')) == []
 
 
-def test_a_write_in_doubt_is_locked_until_the_administrator_has_looked(daemon, ready):
-    """The disk fails to flush amid it, and when it is to be rolled back. Other blocks are read as
-    ever."""
+def test_blocks_of_an_undetermined_write_are_locked_until_recovery(daemon, ready):
+    """The disk fails to flush during the write and again during the rollback. Other blocks remain
+    readable."""
     image = serve(
         daemon, 'atomic-writes = yes', 'filter = error flush after=1 count=1 offset=0..1M'
     )

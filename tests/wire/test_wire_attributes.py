@@ -112,7 +112,7 @@ def test_data_of_a_waiting_write_is_kept(session):
     assert session.read(128, 64) == data
 
 
-def test_after_the_ordered_ones_everything_is_as_before(session):
+def test_simple_commands_overtake_again_after_the_ordered_ones(session):
     commands = [session.submit(read_10(0, 8), read=4096), session.submit(READY, attribute=ORDERED)]
     assert order_of_ends(session, commands) == [0, 1]
     commands = [session.submit(read_10(0, 8), read=4096), session.submit(READY)]
@@ -130,13 +130,13 @@ def test_a_waiting_command_can_be_aborted(session):
     assert commands[1].result is None
 
 
-def test_the_end_of_the_one_waited_for_lets_the_others_go_on(session):
+def test_waiting_commands_start_when_the_ordered_one_is_aborted(session):
     commands = [session.submit(read_10(0, 8), read=4096, attribute=ORDERED), session.submit(READY)]
     assert session.manage(ABORT_TASK, task=commands[0]) == 0
     session.wait(commands[1]).good()
 
 
-def test_abort_task_set_takes_the_waiting_ones_too(session):
+def test_abort_task_set_also_aborts_waiting_commands(session):
     commands = [
         session.submit(read_10(0, 8), read=4096),
         session.submit(READY, attribute=ORDERED),
@@ -148,7 +148,7 @@ def test_abort_task_set_takes_the_waiting_ones_too(session):
 
 
 @pytest.mark.parametrize('attribute', [ACA, 5, 7])
-def test_an_attribute_that_has_no_place_is_an_invalid_message(session, attribute):
+def test_an_unsupported_task_attribute_is_an_invalid_message_error(session, attribute):
     result = session.run(READY, attribute=attribute)
     assert (result.status, result.key) == (2, (5, 0x49, 0))
 
@@ -190,11 +190,11 @@ def test_query_task(level_2):
     assert manage(level_2, QUERY_TASK_SET)[0] == 0
 
 
-def test_query_of_a_unit_that_is_not_there(level_2):
+def test_query_task_of_a_missing_unit(level_2):
     assert manage(level_2, QUERY_TASK_SET, lun=9)[0] == 2
 
 
-def test_query_asynchronous_event_tells_the_unit_attention_and_leaves_it(slow, sessions):
+def test_query_asynchronous_event_reports_the_unit_attention_and_keeps_it(slow, sessions):
     session = sessions(slow, SLOW, keys={'iSCSIProtocolLevel': '2'})
     assert manage(session, QUERY_ASYNCHRONOUS_EVENT) == (7, b'\x16\x29\x00')
     assert session.run(READY).key == (6, 0x29, 0)
@@ -210,7 +210,7 @@ def test_i_t_nexus_reset(level_2):
 
 
 @pytest.mark.clause('RFC 7144 6.1')
-def test_i_t_nexus_reset_frees_what_the_nexus_reserved(slow, level_2, ready):
+def test_i_t_nexus_reset_releases_the_reservation_of_the_nexus(slow, level_2, ready):
     other = ready(slow, SLOW, name='iqn.2026-11.test.targetd:other')
     level_2.run(RESERVE_6).good()
     assert other.run(read_10(0, 1), read=512).status == RESERVATION_CONFLICT
@@ -224,5 +224,5 @@ def test_i_t_nexus_reset_frees_what_the_nexus_reserved(slow, level_2, ready):
     other.run(b'\x17' + bytes(5)).good()
 
 
-def test_the_queries_are_not_known_at_level_1(session):
+def test_queries_are_not_supported_at_protocol_level_1(session):
     assert manage(session, QUERY_TASK_SET)[0] == 5

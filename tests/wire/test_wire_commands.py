@@ -43,7 +43,7 @@ TEST_UNIT_READY = bytes(6)
 # -- sense -----------------------------------------------------------------------------------------
 
 
-def test_a_new_session_meets_power_on_once(shared, sessions):
+def test_a_new_session_gets_the_power_on_unit_attention_once(shared, sessions):
     session = sessions(shared)
     met = session.clear_attentions()
     assert met and met[0][:2] == (6, 0x29)
@@ -137,7 +137,7 @@ def test_write_residuals(shared, ready, sent, blocks, immediate):
 
 
 @pytest.mark.clause('RFC 7143 11.4.5')
-def test_a_read_that_expects_nothing(shared, ready):
+def test_a_read_with_an_expected_length_of_zero(shared, ready):
     session = ready(shared)
     result = session.run(read_10(0, 4))
     assert (result.data, result.overflow) == (b'', 2048)
@@ -266,7 +266,7 @@ def test_nop_out_without_a_tag_is_not_answered(shared, ready):
 
 
 @pytest.mark.clause('RFC 7143 11.19')
-def test_silent_initiators_are_asked_and_dropped(daemon, ready):
+def test_silent_initiators_get_a_nop_in_and_are_disconnected(daemon, ready):
     daemon.target()
     daemon.text.server.update({'nop-interval': '1', 'nop-count': '2'})
     daemon.start()
@@ -315,7 +315,7 @@ def test_aborts(served, ready, function):
 
 
 @pytest.mark.clause('RFC 7143 11.5')
-def test_clearing_a_task_set_is_no_others_business(served, ready):
+def test_clear_task_set_does_not_affect_other_sessions(served, ready):
     """The task set is the nexus's own: TST of the Control mode page says so."""
     one, two = (
         ready(served),
@@ -332,7 +332,7 @@ def test_clearing_a_task_set_is_no_others_business(served, ready):
 
 
 @pytest.mark.clause('RFC 7143 11.5', 'RFC 7143 11.6')
-def test_abort_of_a_task_that_is_not_there(shared, ready):
+def test_abort_of_a_missing_task(shared, ready):
     session = ready(shared)
     done = session.submit(TEST_UNIT_READY)
     session.wait(done).good()
@@ -342,7 +342,7 @@ def test_abort_of_a_task_that_is_not_there(shared, ready):
 
 
 @pytest.mark.clause('RFC 7143 11.6')
-def test_management_that_is_refused(shared, ready):
+def test_refused_task_management_functions(shared, ready):
     session = ready(shared)
     assert session.manage(CLEAR_ACA) in (4, 5)
     assert session.manage(ABORT_TASK_SET, lun=9) == 2
@@ -355,7 +355,7 @@ def test_management_that_is_refused(shared, ready):
     'function, key', [(LOGICAL_UNIT_RESET, (6, 0x29)), (TARGET_WARM_RESET, (6, 0x29))]
 )
 @pytest.mark.clause('RFC 7143 11.5')
-def test_resets_are_told_to_everyone(served, ready, function, key):
+def test_resets_are_reported_to_all_sessions(served, ready, function, key):
     one = ready(served)
     two = ready(served, name='iqn.2026-11.test:two')
     assert one.manage(function) == 0
@@ -466,7 +466,7 @@ def write_cache(session):
 
 
 @pytest.mark.parametrize('setting, wce', [('on', True), ('off', False)])
-def test_write_cache_is_what_mode_sense_says(daemon, ready, setting, wce):
+def test_mode_sense_reports_the_configured_write_cache(daemon, ready, setting, wce):
     image = daemon.image()
     daemon.target(TARGET, luns={0: ['backing-store = %s' % image, 'write-cache = %s' % setting]})
     daemon.start()
@@ -504,7 +504,7 @@ def test_readonly(daemon, ready):
     assert session.read(0, 1) == bytes(512)
 
 
-def test_thin_file_gives_space_back(daemon, ready):
+def test_unmap_frees_the_space_of_a_thin_file(daemon, ready):
     path = daemon.image('thin.img')
     daemon.target(TARGET, luns={0: ['backing-store = %s' % path, 'thin = yes']})
     daemon.start()

@@ -87,7 +87,7 @@ def test_a_digest_that_is_not_offered_is_rejected_and_the_login_goes_on(world):
 
 
 @pytest.mark.clause('RFC 7143 4.4.3', 'RFC 7143 6.3.5')
-def test_sessions_side_by_side(world):
+def test_simultaneous_sessions_and_session_reinstatement(world):
     """Another ISID, another initiator and another target each make another session; the same nexus
     reinstates its own."""
     isid = bytes.fromhex('80abcdef0042')
@@ -109,7 +109,7 @@ def test_sessions_side_by_side(world):
 
 
 @pytest.mark.clause('RFC 7143 9.2.1', 'RFC 7143 12.1.3')
-def test_every_login_has_a_challenge_of_its_own(world):
+def test_every_login_has_a_different_challenge(world):
     challenges = set()
     for _ in range(5):
         with Session(world.address) as session:
@@ -147,7 +147,7 @@ def test_every_login_has_a_challenge_of_its_own(world):
         'again',
     ],
 )
-def test_an_answer_that_proves_nothing_ends_the_login(world, answer):
+def test_an_invalid_chap_response_ends_the_login(world, answer):
     with Session(world.address) as session:
         session.exchange(
             [('InitiatorName', session.name), ('TargetName', SECRET), ('AuthMethod', 'CHAP')], 0
@@ -265,7 +265,7 @@ def test_data_in_at_level_0_asks_for_no_acknowledgement(world, ready):
 
 
 @pytest.mark.clause('RFC 7143 13.12', 'RFC 7143 6.4')
-def test_a_segment_length_declared_anew_holds_from_then_on(world, ready):
+def test_a_segment_length_declared_again_takes_effect(world, ready):
     session = ready(world)
     itt = session.next_tag()
     session.wire.send(
@@ -283,7 +283,7 @@ def test_a_segment_length_declared_anew_holds_from_then_on(world, ready):
 
 
 @pytest.mark.clause('RFC 7143 11.10', 'RFC 7143 6.2')
-def test_a_text_exchange_begins_anew_with_the_reserved_tag(world, ready):
+def test_the_reserved_tag_starts_a_new_text_exchange(world, ready):
     """What was said in an exchange that its initiator gave up is forgotten (RFC 7143 11.10.4)."""
     session = ready(world)
     itt = session.next_tag()
@@ -300,7 +300,7 @@ def test_a_text_exchange_begins_anew_with_the_reserved_tag(world, ready):
 
 
 @pytest.mark.clause('RFC 7143 11.14', 'RFC 7143 11.17')
-def test_a_logout_for_no_known_reason_is_rejected(world, ready):
+def test_a_logout_with_an_unknown_reason_code_is_rejected(world, ready):
     session = ready(world)
     session.wire.send(
         pack_bhs(
@@ -327,7 +327,7 @@ def test_a_logout_for_no_known_reason_is_rejected(world, ready):
     [(0, 5), (3, 5), (8, 4), (13, 5), (0x7F, 5)],
     ids=['none', 'clear-aca', 'reassign', 'unknown', 'last'],
 )
-def test_task_management_that_is_not_done_here(world, ready, function, response):
+def test_unsupported_task_management_functions(world, ready, function, response):
     """CLEAR ACA where there is no ACA, TASK REASSIGN at level 0, and numbers that mean nothing."""
     session = ready(world)
     assert session.manage(function) == response
@@ -351,7 +351,7 @@ def test_r2ts_of_a_write_are_numbered_and_data_begins_at_0_for_each(world, ready
 
 
 @pytest.mark.clause('RFC 7143 4.3', 'RFC 7143 11.14')
-def test_a_discovery_session_knows_text_ping_and_logout(world):
+def test_a_discovery_session_supports_text_nop_and_logout(world):
     session = Session(world.address).login()
     assert session.ping(b'there?') == b'there?'
     assert {name for name, _ in session.send_targets()} == {TARGET, OTHER, SECRET}

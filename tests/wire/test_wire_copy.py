@@ -68,7 +68,7 @@ def code(result):
     return (result.sense[2] & 15, result.sense[12], result.sense[13])
 
 
-def test_blocks_go_from_unit_to_unit_without_passing_the_initiator(copying, sessions):
+def test_extended_copy_copies_blocks_between_units(copying, sessions):
     session = sessions(copying)
     for lun in (0, 1):
         session.clear_attentions(lun)
@@ -87,7 +87,7 @@ def test_blocks_go_from_unit_to_unit_without_passing_the_initiator(copying, sess
     assert told[4] == 1 and struct.unpack_from('>I', told, 8)[0] == BLOCKS * 512
 
 
-def test_a_token_is_good_in_another_session(copying, sessions):
+def test_a_token_is_valid_in_another_session(copying, sessions):
     one, two = (
         sessions(copying, name=HOST_ONE),
         sessions(copying, name=HOST_TWO, isid=b'\x80\0\0\0\0\2'),
@@ -107,7 +107,7 @@ def test_a_token_is_good_in_another_session(copying, sessions):
     )
 
 
-def test_a_token_brings_data_of_a_target_that_the_session_does_not_see(copying, sessions):
+def test_a_token_copies_data_from_a_target_that_the_session_cannot_access(copying, sessions):
     one = sessions(copying, name=HOST_ONE)
     two = sessions(copying, OTHER_TARGET, name=HOST_TWO)
     one.clear_attentions(0)
@@ -138,7 +138,7 @@ def test_a_write_to_its_data_revokes_the_token(copying, sessions):
     assert code(write_using(one, token, [(2000, 16)])) == (5, 0x23, 0x06)
 
 
-def test_a_write_that_waited_for_its_data_revokes_it_too(copying, sessions):
+def test_a_write_that_was_waiting_for_its_data_also_revokes_the_token(copying, sessions):
     """The command was admitted before there was a token, its data came after."""
     one = sessions(copying, name=HOST_ONE, keys={'InitialR2T': 'Yes', 'ImmediateData': 'No'})
     two = sessions(copying, name=HOST_TWO, isid=b'\x80\0\0\0\0\2')
@@ -166,7 +166,7 @@ def test_zeroes_need_no_token(copying, sessions):
     assert session.read(0, 8) == bytes(expected)
 
 
-def test_nobody_guesses_a_token(copying, sessions):
+def test_a_guessed_token_is_refused(copying, sessions):
     session = sessions(copying)
     session.clear_attentions(0)
     assert (
@@ -182,7 +182,7 @@ def test_nobody_guesses_a_token(copying, sessions):
     assert listed[8:] == first[:96] + second[:96]
 
 
-def test_a_token_that_nobody_uses_expires(copying, sessions):
+def test_an_unused_token_expires(copying, sessions):
     session = sessions(copying)
     session.clear_attentions(0)
     assert populate(session, [(0, 8)], timeout=1).status == 0
@@ -195,7 +195,7 @@ def test_a_token_that_nobody_uses_expires(copying, sessions):
     assert code(write_using(session, token, [(100, 8)])) == (5, 0x23, 0x07)
 
 
-def test_an_administrator_turns_copies_off(daemon, sessions):
+def test_copies_can_be_disabled_by_the_configuration(daemon, sessions):
     daemon.target(
         luns={
             n: ['backing-store = %s' % daemon.image('disk%d' % n)]

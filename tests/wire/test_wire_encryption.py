@@ -99,7 +99,7 @@ def refused(daemon, expression):
     'more',
     [[], ['write-cache = off'], ['direct-io = yes', 'block-size = 4096'], ['filter = trace']],
 )
-def test_the_image_does_not_hold_what_was_written(daemon, ready, more):
+def test_the_image_does_not_contain_the_plain_text(daemon, ready, more):
     configure(daemon, *more)
     session = ready(daemon.start())
     blocks = 8 if 'block-size = 4096' in more else 1
@@ -122,7 +122,7 @@ def test_the_image_does_not_hold_what_was_written(daemon, ready, more):
     assert on_disk[2 << 20 : (2 << 20) + 4096] != on_disk[:4096]
 
 
-def test_it_is_there_again_after_a_restart_and_nothing_tells_the_key(encrypted, ready):
+def test_the_data_is_readable_after_a_restart_and_the_key_is_never_shown(encrypted, ready):
     session = ready(encrypted)
     write(session, 8, text(4096)).good()
     session.close()
@@ -195,7 +195,7 @@ def copy(session, source, lba, destination, to, blocks):
 
 
 @pytest.mark.parametrize('source, destination', [(0, 0), (0, 1), (1, 0), (0, 2)])
-def test_a_copy_is_encrypted_for_its_new_place(daemon, three, source, destination):
+def test_a_copy_is_encrypted_with_the_key_of_the_destination(daemon, three, source, destination):
     three.write(8, text(65536), lun=source)
     copy(three, source, 8, destination, 4096, 128)
     assert three.read(4096, 128, lun=destination) == text(65536)
@@ -207,7 +207,7 @@ def test_a_copy_is_encrypted_for_its_new_place(daemon, three, source, destinatio
     assert TEXT not in stored[0] and TEXT not in stored[2]
 
 
-def test_a_token_of_an_encrypted_disk_is_good_until_the_erase(three, ready):
+def test_a_token_of_an_encrypted_disk_is_valid_until_the_erase(three, ready):
     three.write(0, text(65536))
     assert populate(three, [(0, 128)]).status == GOOD
     token = token_of(three)
@@ -217,7 +217,7 @@ def test_a_token_of_an_encrypted_disk_is_good_until_the_erase(three, ready):
     assert write_using(three, token, [(512, 128)], lun=2).key[:2] == (5, 0x23)
 
 
-def test_a_token_brings_an_encrypted_disk_to_a_target_that_has_it_not(daemon, ready):
+def test_a_token_copies_an_encrypted_disk_to_another_target(daemon, ready):
     configure(daemon)
     daemon.target('iqn.2026-11.test.targetd:second')
     one, two = ready(daemon.start()), ready(daemon, 'iqn.2026-11.test.targetd:second')
@@ -230,7 +230,7 @@ def test_a_token_brings_an_encrypted_disk_to_a_target_that_has_it_not(daemon, re
 # -- keys that are refused -------------------------------------------------------------------------
 
 
-def test_a_missing_key_is_refused_and_the_disk_served_when_it_is_back(encrypted, ready):
+def test_a_disk_with_a_missing_key_is_refused_until_the_key_is_restored(encrypted, ready):
     session = ready(encrypted)
     write(session, 0, text(512)).good()
     session.close()
@@ -246,7 +246,7 @@ def test_a_missing_key_is_refused_and_the_disk_served_when_it_is_back(encrypted,
     assert read(ready(encrypted), 0, 1) == text(512)
 
 
-def test_a_wrong_key_another_block_size_and_a_lost_setting_are_refused(encrypted, ready):
+def test_a_wrong_key_a_changed_block_size_and_a_removed_setting_are_refused(encrypted, ready):
     session = ready(encrypted)
     write(session, 0, text(512)).good()
     session.close()
@@ -269,7 +269,7 @@ def test_a_wrong_key_another_block_size_and_a_lost_setting_are_refused(encrypted
     assert read(ready(encrypted.start()), 0, 1) == text(512)
 
 
-def test_a_reload_encrypts_an_empty_disk_and_takes_encryption_off_none_that_is_used(daemon, ready):
+def test_a_reload_encrypts_a_blank_disk_and_refuses_to_disable_encryption_of_a_used_one(daemon, ready):
     daemon.target(luns={0: ['backing-store = %s' % path_of(daemon, 'disk.img'), 'size = 24M']})
     daemon.start()
     configure(daemon)
@@ -290,7 +290,7 @@ def test_a_reload_encrypts_an_empty_disk_and_takes_encryption_off_none_that_is_u
     )
 
 
-def test_what_cannot_be_is_refused_by_the_check_of_the_configuration(daemon):
+def test_invalid_settings_are_refused_by_the_configuration_check(daemon):
     lines = ['encryption-key-file = %s' % path_of(daemon, 'disk.key'), 'size = 1M']
     daemon.target(
         luns={
@@ -338,7 +338,7 @@ def test_make_key(daemon):
 # -- CRYPTOGRAPHIC ERASE ---------------------------------------------------------------------------
 
 
-def test_an_erase_in_one_session_is_one_in_all(encrypted, ready):
+def test_an_erase_is_effective_in_all_sessions(encrypted, ready):
     one, two = ready(encrypted, name=ONE), ready(encrypted, name=TWO)
     write(one, 0, text(65536)).good()
     write(two, 4096, text(65536)).good()
@@ -363,7 +363,7 @@ def test_an_erase_in_one_session_is_one_in_all(encrypted, ready):
     assert names == ['disk.key']
 
 
-def test_it_is_offered_where_a_disk_is_encrypted_and_nowhere_else(daemon, ready):
+def test_cryptographic_erase_is_supported_only_by_encrypted_disks(daemon, ready):
     configure(daemon)
     daemon.text.targets[TARGET][1][1] = ['backing-store = %s' % daemon.image('plain.img')]
     session = ready(daemon.start())
@@ -393,7 +393,7 @@ def test_overwrite_block_erase_and_format_work_on_encrypted_disks(encrypted, rea
     assert not any(read(session, 0, 8))
 
 
-def test_writes_at_full_speed_meet_an_erase_and_none_is_lost_after_it(encrypted, ready):
+def test_concurrent_writes_are_either_refused_or_kept_after_an_erase(encrypted, ready):
     """What the other session writes is refused or done; what was done after the erase can be read,
     after a restart too."""
     one, two = ready(encrypted, name=ONE), ready(encrypted, name=TWO)

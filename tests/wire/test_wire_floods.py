@@ -65,7 +65,7 @@ def is_open(sock):
 # -- floods ----------------------------------------------------------------------------------------
 
 
-def test_half_open_connections_lock_out_nobody(daemon, flood):
+def test_half_open_connections_do_not_prevent_logins_from_other_addresses(daemon, flood):
     daemon.target()
     daemon.start()
     silent = flood(daemon, 400)
@@ -78,7 +78,7 @@ def test_half_open_connections_lock_out_nobody(daemon, flood):
     )
 
 
-def test_few_descriptors_are_enough(daemon, flood):
+def test_a_low_descriptor_limit_is_sufficient(daemon, flood):
     """A host that allows 128 descriptors: connections that say nothing take half of them at most."""
     daemon.target()
     daemon.command = lambda *arguments: (
@@ -117,7 +117,7 @@ BEGUN = header(
 @pytest.mark.parametrize(
     'data', [header(bytes(8192))[:60], BEGUN], ids=['cut-off', 'security-stage']
 )
-def test_logins_that_never_end_lock_out_nobody(daemon, flood, data):
+def test_unfinished_logins_do_not_prevent_logins_from_other_addresses(daemon, flood, data):
     """The server has room for two sessions and 16 logins; 30 logins of one address get eight of
     these."""
     daemon.text.server['max-sessions'] = '2'
@@ -130,7 +130,7 @@ def test_logins_that_never_end_lock_out_nobody(daemon, flood, data):
     assert len(daemon.workers()) <= 16
 
 
-def test_logins_thrown_at_the_door_and_dropped(daemon, flood):
+def test_many_logins_that_are_disconnected_immediately(daemon, flood):
     daemon.target()
     daemon.start()
     end = time.monotonic() + 3
@@ -165,7 +165,7 @@ def guarded(daemon, allowed):
     return daemon.start()
 
 
-def test_guessing_gets_slow_and_costs_others_nothing(daemon):
+def test_secret_guessing_is_throttled_and_does_not_delay_others(daemon):
     guarded(daemon, 2)
     times = []
     for _ in range(4):
@@ -211,7 +211,7 @@ def forge(daemon):
             )
 
 
-def test_the_fail2ban_filter_finds_the_address_and_no_other(daemon):
+def test_the_fail2ban_filter_matches_only_the_address_of_the_initiator(daemon):
     guarded(daemon, 0)
     for _ in range(3):
         guess(daemon)
@@ -226,7 +226,7 @@ def test_the_fail2ban_filter_finds_the_address_and_no_other(daemon):
 @pytest.mark.skipif(
     not shutil.which('fail2ban-regex'), reason='fail2ban is not installed (Debian: fail2ban)'
 )
-def test_fail2ban_itself_finds_them(daemon):
+def test_fail2ban_bans_the_address(daemon):
     guarded(daemon, 0)
     for _ in range(3):
         guess(daemon)

@@ -126,7 +126,7 @@ def test_garbage(shared, data):
 
 
 @pytest.mark.clause('RFC 7143 9.1')
-def test_half_open_and_silent_connections_cost_no_worker(shared, bystander):
+def test_half_open_and_silent_connections_use_no_worker_process(shared, bystander):
     before = len(shared.workers())
     silent = [Session(shared.address) for _ in range(10)]
     for number, session in enumerate(silent):
@@ -137,7 +137,7 @@ def test_half_open_and_silent_connections_cost_no_worker(shared, bystander):
         session.wire.reset()
 
 
-def test_connections_that_come_and_go(shared):
+def test_connections_that_are_closed_immediately(shared):
     for _ in range(50):
         socket.create_connection(shared.address, 5).close()
 
@@ -347,7 +347,7 @@ def solicited(session):
     ids=['data-sn', 'hole', 'outside', 'too-much', 'ttt', 'itt', 'no-task', 'unasked'],
 )
 @pytest.mark.clause('RFC 7143 7.9', 'RFC 7143 11.7')
-def test_data_out_that_does_not_fit(shared, ready, bystander, itt, ttt, data_sn, offset, data):
+def test_invalid_data_out_is_refused(shared, ready, bystander, itt, ttt, data_sn, offset, data):
     """It is said (CHECK CONDITION or Reject) or the connection ends; the medium is untouched."""
     session = ready(shared, keys={'ImmediateData': 'No'})
     command, r2t = solicited(session)
@@ -376,7 +376,7 @@ def test_data_out_that_does_not_fit(shared, ready, bystander, itt, ttt, data_sn,
 
 
 @pytest.mark.clause('RFC 7143 11.7', 'RFC 7143 11.8')
-def test_data_out_that_ends_early_is_asked_for_again(shared, ready, bystander):
+def test_missing_data_out_is_requested_again(shared, ready, bystander):
     """F before all of an R2T's data came: the rest is asked for, or the command fails; half of it
     is never written."""
     session = ready(shared, keys={'ImmediateData': 'No'})
@@ -399,7 +399,7 @@ def test_data_out_that_ends_early_is_asked_for_again(shared, ready, bystander):
         pytest.param('FirstBurstLength', '4096', marks=pytest.mark.clause('RFC 7143 13.14')),
     ],
 )
-def test_more_immediate_data_than_was_agreed(shared, ready, bystander, key, value):
+def test_more_immediate_data_than_negotiated(shared, ready, bystander, key, value):
     session = ready(shared, keys={key: value})
     head = pack_bhs(
         SCSI_COMMAND, FINAL | 0x21, 0, 0x70, 8192, session.next_cmd_sn(), session.exp_stat_sn
@@ -417,7 +417,7 @@ def test_more_immediate_data_than_was_agreed(shared, ready, bystander, key, valu
 
 
 @pytest.mark.clause('RFC 7143 11.3', 'RFC 7143 11.4.5')
-def test_data_with_a_command_that_takes_none(shared, ready):
+def test_immediate_data_with_a_command_without_data_out(shared, ready):
     session = ready(shared)
     result = session.run(bytes(6), out=b'z' * 4096)  # TEST UNIT READY with W and data
     assert result.status == CHECK_CONDITION or result.underflow == 4096
@@ -435,7 +435,7 @@ def test_read_and_write_bits_that_contradict_the_command(shared, ready, bystande
 
 
 @pytest.mark.clause('RFC 7143 11.2.1.8', 'RFC 7143 11.17')
-def test_a_tag_in_use(shared, ready, bystander):
+def test_a_command_with_a_task_tag_in_use_is_rejected(shared, ready, bystander):
     """A second write under a tag that waits for its data is rejected; the first one's data is not
     mixed up."""
     session = ready(shared, keys={'ImmediateData': 'No'})
@@ -516,7 +516,7 @@ def test_an_initiator_that_never_reads(shared, bystander):
 
 
 @pytest.mark.clause('RFC 7143 9.1')
-def test_a_flood_of_logins_that_go_nowhere(shared):
+def test_a_flood_of_unfinished_logins(shared):
     for _ in range(20):
         session = Session(shared.address)
         session.login_pdu(

@@ -92,7 +92,7 @@ def init(daemon, request):
         pass
 
 
-def test_life(init):
+def test_every_action_of_the_init_script(init):
     daemon = init.daemon
     assert init('status')[0] == 3
     code, output = init('start')
@@ -125,13 +125,13 @@ def plain(daemon):
     return Init(daemon, ['sh'], False)
 
 
-def test_usage(plain):
+def test_an_unknown_action_prints_the_usage(plain):
     for action in ('', 'nonsense'):
         code, output = plain(action)
         assert code == 2 and 'Usage' in output
 
 
-def test_a_broken_configuration_stops_nothing(plain):
+def test_an_invalid_configuration_does_not_stop_the_daemon(plain):
     assert plain('start')[0] == 0
     pid = plain.pid
     with open(plain.daemon.config, 'a') as file:
@@ -145,7 +145,7 @@ def test_a_broken_configuration_stops_nothing(plain):
     assert code == 6 and plain.daemon.config in output
 
 
-def test_what_is_missing(plain):
+def test_missing_programs_and_files_have_lsb_exit_codes(plain):
     with open(plain.defaults, 'a') as file:
         file.write('DAEMON=/nonexistent/targetd\n')
     assert plain('start')[0] == 5
@@ -159,7 +159,7 @@ def test_only_root_starts(plain):
     assert plain('start', ALLOW_USER='')[0] == 4
 
 
-def test_a_dead_pid_file(plain):
+def test_a_stale_pid_file(plain):
     assert plain('start')[0] == 0
     master = psutil.Process(plain.pid)
     workers = master.children()
@@ -170,7 +170,7 @@ def test_a_dead_pid_file(plain):
     assert plain('stop')[0] == 0
 
 
-def test_another_program_under_the_number_of_the_pid_file(plain):
+def test_a_pid_file_that_names_another_program(plain):
     with subprocess.Popen(['sleep', '60']) as other:
         with open(os.path.join(plain.daemon.directory, 'targetd.pid'), 'w') as file:
             file.write('%d\n' % other.pid)
@@ -180,7 +180,7 @@ def test_another_program_under_the_number_of_the_pid_file(plain):
         other.kill()
 
 
-def test_port_busy_is_said(plain):
+def test_a_busy_port_is_reported(plain):
     with socket.socket() as taken:
         taken.bind(plain.daemon.address)
         taken.listen(1)

@@ -159,7 +159,7 @@ def begin(daemon, server, **more):
     return daemon
 
 
-def test_what_is_served_is_registered(daemon, isnsd):
+def test_targets_and_portals_are_registered(daemon, isnsd):
     server = isnsd()
     second = free_port()
     daemon.text.portal('127.0.0.1:%d' % second, group=7)
@@ -189,7 +189,7 @@ def test_what_is_served_is_registered(daemon, isnsd):
     )
 
 
-def test_an_ordered_stop_takes_it_back(daemon, isnsd):
+def test_a_normal_stop_deregisters(daemon, isnsd):
     server = isnsd()
     begin(daemon, server)
     daemon.logged('registered as storage1')
@@ -198,7 +198,7 @@ def test_an_ordered_stop_takes_it_back(daemon, isnsd):
     assert 'deregistered storage1' in daemon.log
 
 
-def test_a_reload_is_followed(daemon, isnsd):
+def test_a_reload_updates_the_registration(daemon, isnsd):
     server = isnsd()
     begin(daemon, server)
     daemon.logged('registered as storage1')
@@ -247,7 +247,7 @@ def test_a_registration_is_renewed_and_ends_with_the_daemon(daemon, isnsd):
     eventually(lambda: server.entities() == [], 10 + 3 * server.period)
 
 
-def test_a_server_that_forgot_us_is_told_again(daemon, isnsd):
+def test_a_registration_lost_by_the_server_is_registered_again(daemon, isnsd):
     server = isnsd(period=3)
     begin(daemon, server)
     daemon.logged('registered as storage1')
@@ -269,7 +269,7 @@ def test_inquiries_are_answered(daemon, isnsd):
     eventually(lambda: server.entities() == [], 20, lambda: server.log[-3000:])
 
 
-def test_notifications_are_heard_and_answered(daemon, isnsd):
+def test_notifications_are_logged_and_answered(daemon, isnsd):
     server = isnsd()
     begin(daemon, server)
     daemon.logged('registered as storage1')
@@ -291,7 +291,7 @@ def test_notifications_are_heard_and_answered(daemon, isnsd):
     daemon.logged('%s is removed' % re.escape(INITIATOR))
 
 
-def test_nobody_but_the_server_is_heard(daemon, isnsd):
+def test_connections_from_other_addresses_are_refused(daemon, isnsd):
     server = isnsd()
     port = free_port('127.0.0.2')
     begin(daemon, server, isns_port=str(port))
@@ -307,7 +307,7 @@ def test_nobody_but_the_server_is_heard(daemon, isnsd):
 # -- servers that are none -------------------------------------------------------------------------
 
 
-def test_a_dead_server_disturbs_nobody(daemon):
+def test_an_unreachable_server_does_not_affect_sessions(daemon):
     daemon.target()
     daemon.text.server['isns-server'] = '127.0.0.1:%d' % free_port()
     begun = time.monotonic()
@@ -338,7 +338,7 @@ def test_a_server_that_never_answers_delays_the_stop_by_no_more_than_two_seconds
     'answer',
     [b'HTTP/1.0 400 Bad Request\r\n\r\n', bytes(64), b'\x00\x01\x80\x01\xff\xff' + bytes(100)],
 )
-def test_a_server_that_talks_nonsense(daemon, answer):
+def test_malformed_responses_of_a_server(daemon, answer):
     with socket.socket() as mad:
         mad.bind(('127.0.0.1', 0))
         mad.listen(8)
@@ -354,7 +354,7 @@ def test_a_server_that_talks_nonsense(daemon, answer):
         connect(daemon.address, TARGET).close()
 
 
-def test_status_tells_how_it_stands(daemon, isnsd):
+def test_status_reports_the_registration(daemon, isnsd):
     server = isnsd()
     begin(daemon, server)
     daemon.logged('registered as storage1')

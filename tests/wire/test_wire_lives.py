@@ -113,7 +113,7 @@ def test_kill_of_one_worker_under_load(daemon, ready, write_cache):
     daemon.logged(r'worker %d .*(?:signal|SIGKILL|killed)' % doomed.pid)
 
 
-def test_workers_are_forked_anew(served, ready):
+def test_ended_workers_are_replaced(served, ready):
     for _ in range(6):
         session = ready(served)
         served.worker_of(session).kill()
@@ -147,7 +147,7 @@ def test_stop_under_load_asks_for_logout(served, ready):
 
 
 @pytest.mark.clause('RFC 7143 11.9')
-def test_stop_does_not_wait_for_the_deaf(daemon, ready):
+def test_stop_does_not_wait_for_initiators_that_ignore_the_logout_request(daemon, ready):
     daemon.target()
     daemon.text.server['stop-timeout'] = '1'
     daemon.start()
@@ -433,7 +433,7 @@ def test_log_is_opened_again(served):
 # -- the disk --------------------------------------------------------------------------------------
 
 
-def test_a_disk_that_is_missing_harms_its_own_target_only(daemon, ready):
+def test_a_missing_disk_affects_only_its_own_target(daemon, ready):
     missing = os.path.join(daemon.directory, 'not-there.img')
     daemon.target()
     daemon.target(OTHER, luns={0: ['backing-store = %s' % missing]})
@@ -446,7 +446,7 @@ def test_a_disk_that_is_missing_harms_its_own_target_only(daemon, ready):
     eventually(lambda: status(daemon, OTHER) == 0, 25)
 
 
-def test_errors_of_the_medium_are_told_as_such(daemon, ready):
+def test_medium_errors_are_reported_as_medium_error(daemon, ready):
     """Only where the medium is bad; what is good is read and written as before."""
     daemon.target(
         TARGET,
@@ -466,7 +466,7 @@ def test_errors_of_the_medium_are_told_as_such(daemon, ready):
     assert session.ping(b'x') == b'x'
 
 
-def test_a_full_store_is_told_as_such(daemon, ready):
+def test_a_full_store_is_reported_as_space_allocation_failed(daemon, ready):
     daemon.target(
         TARGET,
         luns={0: ['backing-store = %s' % daemon.image(), 'filter = error write errno=ENOSPC']},
@@ -477,7 +477,7 @@ def test_a_full_store_is_told_as_such(daemon, ready):
     assert session.run(write_10(0), out=bytes(512)).key == (7, 0x27, 7)
 
 
-def test_a_flush_that_failed_is_never_forgotten(daemon, ready):
+def test_a_failed_flush_fails_the_unit_permanently(daemon, ready):
     """What was acknowledged may be lost: from then on every command of every session is refused,
     and the log says so."""
     daemon.target(
@@ -493,7 +493,7 @@ def test_a_flush_that_failed_is_never_forgotten(daemon, ready):
     daemon.logged('FAILED')
 
 
-def test_a_slow_disk_does_not_hold_up_pings_and_other_sessions(daemon, ready):
+def test_a_slow_disk_does_not_delay_nops_and_other_sessions(daemon, ready):
     slow = ['backing-store = %s' % daemon.image('slow.img'), 'filter = delay read=1500ms']
     daemon.target(TARGET, luns={0: ['backing-store = %s' % daemon.image()], 1: slow})
     daemon.start()
@@ -513,7 +513,7 @@ def test_a_slow_disk_does_not_hold_up_pings_and_other_sessions(daemon, ready):
 
 
 @pytest.mark.clause('RFC 7143 11.14')
-def test_a_logout_right_behind_an_abort_is_answered(daemon, ready):
+def test_a_logout_directly_after_an_abort_is_answered(daemon, ready):
     """The abort's answer comes from another thread than the logout's; the connection must not close
     before both are sent."""
     daemon.target(
@@ -528,7 +528,7 @@ def test_a_logout_right_behind_an_abort_is_answered(daemon, ready):
 
 
 @pytest.mark.clause('RFC 7143 11.14')
-def test_logout_waits_for_what_is_running(daemon, ready):
+def test_logout_waits_for_running_commands(daemon, ready):
     daemon.target(
         TARGET, luns={0: ['backing-store = %s' % daemon.image(), 'filter = delay write=300ms']}
     )
@@ -557,7 +557,7 @@ def test_abort_waits_until_the_write_cannot_touch_the_medium(daemon, ready):
     assert other.read(0, 8) == first
 
 
-def test_sessions_at_once(daemon):
+def test_forty_simultaneous_sessions(daemon):
     """Forty sessions, each with its own worker, each with its own data."""
     daemon.text.server['max-connections-per-address'] = '100'
     daemon.target()

@@ -87,13 +87,13 @@ def test_who_may_log_in(many, target, name, status):
     assert status_of(many, target, name=name) == status
 
 
-def test_the_log_says_who_was_refused_and_by_which_rule(many):
+def test_the_log_names_the_refused_initiator_and_the_rule(many):
     assert status_of(many, NAMED, name='iqn.2026-11.test:curious') == 0x0202
     line = many.logged(r'.*iqn\.2026-11\.test:curious.*').group()
     assert '127.0.0.1' in line and NAMED in line and 'initiator-name' in line
 
 
-def test_the_log_says_who_logged_in_and_out(many):
+def test_the_log_names_the_initiator_of_each_login_and_logout(many):
     session = connect(many.address, TARGET, name='iqn.2026-11.test:logged')
     line = many.logged(r'.*iqn\.2026-11\.test:logged.*').group()
     assert '127.0.0.1' in line and TARGET in line
@@ -188,7 +188,7 @@ def test_other_requests_before_the_login_is_over(many):
 
 
 @pytest.mark.clause('RFC 7143 6.3.1')
-def test_first_pdu_is_no_login(many):
+def test_a_first_pdu_that_is_not_a_login_request(many):
     with Session(many.address) as session:
         session.wire.send(pack_bhs(NOP_OUT, FINAL, 0, 1, 0xFFFFFFFF, 1, 1))
         with pytest.raises((LoginFailed, Closed)):
@@ -196,7 +196,7 @@ def test_first_pdu_is_no_login(many):
 
 
 @pytest.mark.clause('RFC 7143 6.2')
-def test_text_without_end_is_cut_off(many):
+def test_an_endless_login_text_is_refused(many):
     """C bit for ever: the target says no before it has kept a megabyte."""
     with Session(many.address) as session:
         with pytest.raises((LoginFailed, Closed)):
@@ -391,7 +391,7 @@ def test_send_targets_in_a_normal_session(many):
 
 
 @pytest.mark.clause('RFC 7143 11.10', 'RFC 7143 11.11')
-def test_a_long_list_comes_in_pieces(daemon):
+def test_a_long_target_list_is_sent_in_several_responses(daemon):
     names = ['iqn.2026-11.test.targetd:%s-%03d' % ('x' * 150, number) for number in range(60)]
     for name in names:
         daemon.target(name, luns={0: ['type = null', 'size = 1M']})
@@ -412,7 +412,7 @@ def test_discovery_accounts(daemon):
 
 
 @pytest.mark.clause('RFC 7143 4.3', 'RFC 7143 13.21')
-def test_a_discovery_session_reaches_no_disk(many):
+def test_a_discovery_session_cannot_access_disks(many):
     with connect(many.address) as session:
         command = session.submit(bytes(6))
         session.wire.socket.settimeout(5)
@@ -442,7 +442,7 @@ def test_ipv6_portal_and_address_rules(daemon):
 
 
 @pytest.mark.clause('RFC 7143 13.8')
-def test_wildcard_portal_is_told_as_the_address_of_arrival(daemon):
+def test_a_wildcard_portal_is_reported_as_the_local_address_of_the_connection(daemon):
     daemon.text.groups = {1: ['0.0.0.0:%d' % daemon.port]}
     daemon.target()
     daemon.start()

@@ -84,7 +84,7 @@ def logout(connection, reason, cid):
 
 
 @pytest.mark.clause('RFC 7143 4.2.2', 'RFC 7143 13.2')
-def test_what_one_connection_writes_the_others_read(members):
+def test_data_written_on_one_connection_is_read_on_the_others(members):
     connections = members(4)
     for number, connection in enumerate(connections):
         connection.write(number * 8, pattern(number, 4096))
@@ -95,7 +95,7 @@ def test_what_one_connection_writes_the_others_read(members):
 
 
 @pytest.mark.clause('RFC 7143 13.1', 'RFC 7143 13.12')
-def test_each_connection_has_digests_and_segments_of_its_own(members):
+def test_digests_and_segment_lengths_are_per_connection(members):
     (one,) = members(1)
     two = members.more(
         one, 2, HeaderDigest='CRC32C', DataDigest='CRC32C', MaxRecvDataSegmentLength='512'
@@ -124,7 +124,7 @@ def test_keys_of_the_session_are_not_negotiated_again(members):
 
 
 @pytest.mark.clause('RFC 7143 4.2.2.2')
-def test_status_numbers_are_each_connections_own(members):
+def test_stat_sn_is_per_connection(members):
     one, two = members(2)
     before = two.exp_stat_sn
     for _ in range(10):
@@ -134,7 +134,7 @@ def test_status_numbers_are_each_connections_own(members):
 
 
 @pytest.mark.clause('RFC 7143 13.2')
-def test_no_more_connections_than_agreed(members):
+def test_no_more_connections_than_negotiated(members):
     connections = members(4)
     with pytest.raises(LoginFailed) as refused:
         members.more(connections[0], 9)
@@ -201,7 +201,7 @@ def test_logout_of_another_connection_closes_that_one_only(members):
 
 
 @pytest.mark.clause('RFC 7143 11.14')
-def test_logout_of_its_own_connection_leaves_the_others(members):
+def test_a_connection_logout_does_not_affect_the_other_connections(members):
     one, two = members(2)
     assert logout(one, 1, 1) == 0
     one.wait_closed()
@@ -310,7 +310,7 @@ def test_the_only_connection_is_replaced_and_the_session_goes_on(members):
 
 
 @pytest.mark.clause('RFC 7143 6.3.4', 'RFC 7143 7.6')
-def test_tasks_of_a_replaced_connection_end_without_a_word(members):
+def test_tasks_of_a_replaced_connection_end_without_a_response(members):
     (one,) = members(1, SLOW)
     one.submit(read_10(0, 8), read=4096)
     one.ping(immediate=True)
@@ -360,7 +360,7 @@ def test_a_session_is_reinstated_at_once(several, members):
 
 @pytest.mark.clause('RFC 7143 4.2.2')
 @pytest.mark.parametrize('target', [TARGET, SLOW])
-def test_a_connection_that_is_not_read_stalls_no_other(several, members, target):
+def test_a_connection_whose_initiator_does_not_read_does_not_block_others(several, members, target):
     """Far more data asked for on one than its socket takes; what is answered in its thread, and in
     executor threads."""
     one, two = members(2, target)
@@ -377,7 +377,7 @@ def test_a_connection_that_is_not_read_stalls_no_other(several, members, target)
 
 @pytest.mark.clause('RFC 7143 11.5')
 @pytest.mark.parametrize('target', [TARGET, SLOW])
-def test_reads_that_nobody_takes_are_aborted_at_once(several, members, target):
+def test_unreceived_reads_are_aborted_immediately(several, members, target):
     one, two = members(2, target)
     for _ in range(40):
         one.submit(read_10(0, 8192), read=4 << 20)

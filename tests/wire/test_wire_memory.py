@@ -74,7 +74,7 @@ def test_writes_whose_data_does_not_come(served_both_ways, ready):
 
 
 @pytest.mark.clause('RFC 7143 4.2.2.1', 'RFC 7143 11.17')
-def test_immediate_commands_are_not_without_end(served_both_ways, ready):
+def test_the_number_of_immediate_commands_is_limited(served_both_ways, ready):
     session = ready(served_both_ways, keys={'ImmediateData': 'No'})
     for number in range(500):
         session.wire.send(

@@ -132,7 +132,7 @@ def test_odd_lengths_are_padded(two_targets, ready, header, data):
 
 
 @pytest.mark.clause('RFC 7143 11.8', 'RFC 7143 13.17')
-def test_r2ts_outstanding_reach_what_was_negotiated_and_no_more(two_targets, ready):
+def test_outstanding_r2ts_reach_but_do_not_exceed_the_negotiated_limit(two_targets, ready):
     session = ready(
         two_targets,
         WIDE,
@@ -158,7 +158,7 @@ def test_r2ts_outstanding_reach_what_was_negotiated_and_no_more(two_targets, rea
 
 
 @pytest.mark.clause('RFC 7143 11.8')
-def test_r2ts_answered_out_of_order_are_each_put_in_their_place(two_targets, ready):
+def test_data_for_r2ts_sent_out_of_order_is_written_at_the_right_offsets(two_targets, ready):
     session = ready(
         two_targets,
         WIDE,
@@ -270,7 +270,7 @@ def test_answer_to_one_key(two_targets, key, value, answer):
 
 
 @pytest.mark.clause('RFC 7143 6.2')
-def test_nothing_is_answered_that_was_not_asked(two_targets):
+def test_keys_that_were_not_offered_are_not_answered(two_targets):
     """An answer to a key that was not offered restarts the negotiation of some initiators; three
     may be volunteered."""
     with Session(two_targets.address) as session:
@@ -324,7 +324,7 @@ def test_nop_out_is_echoed_up_to_the_negotiated_length(two_targets, ready):
     assert answer == long[: len(answer)] and len(answer) == 1024
 
 
-def test_the_initiator_itself_finds_violations():
+def test_the_test_initiator_detects_violations():
     """The judge is judged: a StatSN out of order is seen."""
     session = Session.__new__(Session)
     session.exp_stat_sn, session.full_feature = 7, False

@@ -66,7 +66,7 @@ def both(sessions):
     return connect
 
 
-def test_data_goes_to_a_unit_of_another_target_and_comes_back(daemon, both):
+def test_data_is_copied_to_a_unit_of_another_target_and_back(daemon, both):
     one, two, mine, others = both(serve(daemon))
     data = pattern(1, BLOCKS * 512)
     one.write(0, data)
@@ -90,7 +90,7 @@ def test_data_goes_to_a_unit_of_another_target_and_comes_back(daemon, both):
         ('initiator-address = ALL', 'incominguser = erp secret-of-16-chr'),
     ],
 )
-def test_a_unit_of_a_target_that_admits_others_only_is_not_reached(daemon, sessions, other):
+def test_a_unit_of_a_target_that_refuses_this_initiator_is_not_accessible(daemon, sessions, other):
     serve(daemon, other)
     one = sessions(daemon, name=ONE)
     one.clear_attentions(0)
@@ -107,7 +107,7 @@ def test_a_unit_of_a_target_that_admits_others_only_is_not_reached(daemon, sessi
         ('crm secret-of-16-chr', False),
     ],
 )
-def test_a_target_with_chap_is_reached_with_the_account_that_was_proved(
+def test_a_target_with_chap_is_accessible_with_the_authenticated_account(
     daemon, sessions, mine, reached
 ):
     serve(
@@ -119,18 +119,18 @@ def test_a_target_with_chap_is_reached_with_the_account_that_was_proved(
     assert result.status == GOOD if reached else code(result) == NOT_REACHABLE
 
 
-def test_a_unit_without_third_party_copies_is_not_reached(daemon, both):
+def test_a_unit_with_third_party_copies_disabled_is_not_accessible(daemon, both):
     one, _, mine, others = both(serve(daemon, rows=['third-party-copy = no']))
     assert code(copy(one, others, mine)) == NOT_REACHABLE
 
 
-def test_a_read_only_unit_is_copied_from_and_not_to(daemon, both):
+def test_a_read_only_unit_can_only_be_the_source(daemon, both):
     one, two, mine, others = both(serve(daemon, rows=['readonly = yes']))
     assert copy(one, others, mine).status == GOOD
     assert code(copy(one, mine, others)) == AN_END_FAILED
 
 
-def test_a_reservation_at_the_other_target_counts(daemon, both):
+def test_a_reservation_of_the_other_targets_unit_is_honoured(daemon, both):
     one, two, mine, others = both(serve(daemon))
     register = struct.pack('>BB3xIx', 0x5F, 0x00, 24)
     assert two.run(register, 3, out=struct.pack('>QQ8x', 0, 0xA1)).status == GOOD
@@ -174,7 +174,7 @@ def test_a_copy_revokes_the_tokens_of_what_it_overwrites(daemon, both):
     assert code(use()) == REVOKED
 
 
-def test_a_path_in_standby_is_no_way(daemon, both):
+def test_a_standby_path_is_not_used_for_a_copy(daemon, both):
     one, two, mine, others = both(serve(daemon, ALL + ('alua = both',)))
     states = struct.pack('>4xBxH', 0x02, 1)
     assert two.run(struct.pack('>BB4xI2x', 0xA4, 0x0A, len(states)), 3, out=states).status == GOOD
@@ -212,7 +212,7 @@ def test_a_reset_at_the_destination_ends_the_copy_before_it_is_answered(daemon, 
     assert two.read(0, 8, lun=lun) == bytes(4096)
 
 
-def test_a_lun_that_is_removed_is_reached_no_more(daemon, both):
+def test_a_removed_lun_is_no_longer_accessible(daemon, both):
     serve(daemon)
     daemon.text.targets[OTHER][1][4] = ['backing-store = %s' % daemon.image('more.img', 1 << 20)]
     daemon.reload('reload: add')

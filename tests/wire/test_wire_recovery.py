@@ -127,7 +127,7 @@ def rejected(session, reason):
 
 
 @pytest.mark.clause('RFC 7143 11.16')
-def test_a_status_is_sent_again_as_it_was(login):
+def test_a_status_snack_repeats_the_response(login):
     session = login()
     _, pdus = run_and_keep(session, write_10(0, 1), out=bytes(512))
     snack(session, STATUS, first=pdus[-1].stat_sn, count=1, exp_stat_sn=pdus[-1].stat_sn)
@@ -135,7 +135,7 @@ def test_a_status_is_sent_again_as_it_was(login):
 
 
 @pytest.mark.clause('RFC 7143 11.16')
-def test_all_statuses_that_are_not_acknowledged(login):
+def test_a_status_snack_repeats_all_unacknowledged_responses(login):
     session = login()
     session.ping()
     before = session.exp_stat_sn
@@ -146,7 +146,7 @@ def test_all_statuses_that_are_not_acknowledged(login):
 
 
 @pytest.mark.clause('RFC 7143 4.2.2.2', 'RFC 7143 11.16')
-def test_what_is_acknowledged_is_not_sent_again(login):
+def test_acknowledged_responses_are_not_sent_again(login):
     session = login()
     _, pdus = run_and_keep(session, bytes(6))
     session.ping()
@@ -155,7 +155,7 @@ def test_what_is_acknowledged_is_not_sent_again(login):
 
 
 @pytest.mark.clause('RFC 7143 11.16')
-def test_data_is_sent_again_as_it_was(login):
+def test_a_data_snack_repeats_the_data(login):
     session = login(MaxRecvDataSegmentLength='4096')
     session.write(0, pattern(1, 65536))
     _, pdus = run_and_keep(session, read_10(0, 128), read=65536)
@@ -193,7 +193,7 @@ def test_an_r2t_is_sent_again(login):
 
 
 @pytest.mark.clause('RFC 7143 11.7', 'RFC 7143 11.16')
-def test_data_is_acknowledged_where_a_burst_ends(login):
+def test_data_acknowledgement_is_requested_at_the_end_of_a_burst(login):
     session = login(MaxBurstLength='8192', MaxRecvDataSegmentLength='4096')
     command = session.submit(read_10(0, 64), read=32768)
     pdus = [session.step() for _ in range(8)]
@@ -209,14 +209,14 @@ def test_data_is_acknowledged_where_a_burst_ends(login):
 
 
 @pytest.mark.clause('RFC 7143 11.16')
-def test_a_data_ack_that_nobody_asked_for(login):
+def test_an_unrequested_data_ack_is_rejected(login):
     session = login()
     snack(session, DATA_ACK, first=1, tag=77)
     rejected(session, 8)
 
 
 @pytest.mark.clause('RFC 7143 11.16', 'RFC 7143 13.12')
-def test_data_in_new_segments(login):
+def test_r_data_snack_repeats_data_with_new_segment_lengths(login):
     """R-Data SNACK, RFC 7143 11.16.4: the status comes in a response that carries the SNACK tag."""
     session = login(MaxRecvDataSegmentLength='8192')
     data = pattern(3, 32768)
@@ -242,7 +242,7 @@ def test_data_in_new_segments(login):
 
 
 @pytest.mark.clause('RFC 7143 11.16', 'RFC 7143 13.20')
-def test_level_0_knows_no_snack(login):
+def test_snack_is_rejected_at_level_0(login):
     session = login(0)
     snack(session, STATUS)
     rejected(session, 5)
@@ -276,7 +276,7 @@ def spoilt_data_out(session, command, r2t, spoilt):
 
 @pytest.mark.parametrize('spoilt', [(0,), (1,), (3,), (1, 3), (0, 1, 2, 3)])
 @pytest.mark.clause('RFC 7143 7.8')
-def test_data_that_arrives_spoilt_is_asked_for_again(login, spoilt):
+def test_data_out_with_a_wrong_digest_is_requested_again(login, spoilt):
     """RFC 7143 7.9: Reject, then a recovery R2T for what is missing."""
     session = login(
         DataDigest='CRC32C', ImmediateData='No', MaxBurstLength='16384', FirstBurstLength='16384'
@@ -298,7 +298,7 @@ def test_data_that_arrives_spoilt_is_asked_for_again(login, spoilt):
 
 
 @pytest.mark.clause('RFC 7143 7.2.1', 'RFC 7143 7.8')
-def test_a_command_that_arrives_spoilt_is_sent_again(login):
+def test_a_command_with_a_wrong_digest_may_be_sent_again(login):
     """RFC 7143 7.9, 7.1.3: it was never received; its number is still to come."""
     session = login(DataDigest='CRC32C')
     data = pattern(5, 4096)
@@ -341,7 +341,7 @@ def reassign(session, command, exp_data_sn=0):
 
 
 @pytest.mark.clause('RFC 7143 7.2.2')
-def test_a_running_read_goes_on_on_a_new_connection(login):
+def test_a_running_read_continues_on_a_new_connection(login):
     old = login(2, SLOW)
     command = old.submit(read_10(0, 8), read=4096)
     old.ping(immediate=True)
@@ -352,7 +352,7 @@ def test_a_running_read_goes_on_on_a_new_connection(login):
 
 
 @pytest.mark.clause('RFC 7143 7.2.2')
-def test_reads_that_nobody_took_go_on_on_a_new_connection(login):
+def test_unreceived_reads_continue_on_a_new_connection(login):
     """Far more than is kept for a lost connection: what was not read yet is read when it is asked
     for again."""
     old = login(2, MaxBurstLength='1048576', DefaultTime2Retain='60')
@@ -370,7 +370,7 @@ def test_reads_that_nobody_took_go_on_on_a_new_connection(login):
 
 
 @pytest.mark.clause('RFC 7143 7.2.2')
-def test_a_read_whose_answer_was_lost_is_answered_again(login):
+def test_a_lost_read_response_is_sent_again(login):
     old = login(2, MaxRecvDataSegmentLength='4096')
     data = pattern(6, 16384)
     old.write(0, data)
@@ -383,7 +383,7 @@ def test_a_read_whose_answer_was_lost_is_answered_again(login):
 
 
 @pytest.mark.clause('RFC 7143 7.2.2')
-def test_what_was_acknowledged_is_not_sent_on_the_new_connection(login):
+def test_acknowledged_data_is_not_sent_on_the_new_connection(login):
     old = login(2, MaxRecvDataSegmentLength='4096')
     data = pattern(7, 16384)
     old.write(0, data)
@@ -397,7 +397,7 @@ def test_what_was_acknowledged_is_not_sent_on_the_new_connection(login):
 
 
 @pytest.mark.clause('RFC 7143 7.2.2')
-def test_a_write_goes_on_where_it_was(login):
+def test_a_write_continues_on_a_new_connection(login):
     old = login(2, ImmediateData='No', MaxBurstLength='8192', FirstBurstLength='8192')
     data = pattern(8, 32768)
     old.hold_r2t = True
@@ -414,7 +414,7 @@ def test_a_write_goes_on_where_it_was(login):
 
 
 @pytest.mark.clause('RFC 7143 7.2.2')
-def test_a_write_that_ended_is_not_carried_out_twice(login):
+def test_a_completed_write_is_not_executed_twice(login):
     old = login(2)
     command = old.submit(write_10(0, 1), out=pattern(9, 512))
     old.wire.receive()
@@ -440,7 +440,7 @@ def test_only_lost_tasks_are_reassigned(login):
 
 
 @pytest.mark.clause('RFC 7143 7.2.2', 'RFC 7143 11.14')
-def test_logout_for_recovery_hands_the_tasks_over(login):
+def test_tasks_are_reassigned_after_a_logout_for_recovery(login):
     old = login(2, SLOW)
     other = login(2, SLOW, like=old, cid=2)
     command = old.submit(read_10(0, 8), read=4096)
@@ -465,7 +465,7 @@ def test_level_1_reassigns_nothing(login):
 
 
 @pytest.mark.clause('RFC 7143 7.5', 'RFC 7143 13.16')
-def test_tasks_are_kept_no_longer_than_agreed(recovering, login):
+def test_tasks_are_kept_no_longer_than_negotiated(recovering, login):
     old = login(2, SLOW, DefaultTime2Wait='0', DefaultTime2Retain='0')
     tsih = old.tsih
     old.submit(read_10(0, 8), read=4096)
@@ -474,7 +474,7 @@ def test_tasks_are_kept_no_longer_than_agreed(recovering, login):
 
 
 @pytest.mark.clause('RFC 7143 11.16', 'RFC 7143 11.17')
-def test_a_rejected_snack_does_no_harm(login):
+def test_the_session_continues_after_a_rejected_snack(login):
     session = login(2)
     snack(session, 9)
     with pytest.raises(Rejected):
@@ -483,7 +483,7 @@ def test_a_rejected_snack_does_no_harm(login):
 
 
 @pytest.mark.clause('RFC 7143 7.2.2')
-def test_a_stop_waits_for_nobody_who_cannot_be_asked(daemon):
+def test_a_stop_does_not_wait_for_a_session_without_connections(daemon):
     """The only connection is lost and its tasks wait for a reassignment: there is nobody to ask for
     a logout."""
     daemon.text.server['stop-timeout'] = '60'

@@ -70,7 +70,7 @@ def test_a_redirect_names_the_address_and_no_tag(many, target, status, address, 
     assert answer == (status, [('TargetAddress', address)])
 
 
-def test_whoever_may_not_log_in_is_not_told_where_to(many):
+def test_a_refused_initiator_is_not_redirected(many):
     assert refused(many, first(GUARDED)) == (0x0202, [])
 
 
@@ -80,7 +80,7 @@ def test_discovery_shows_redirected_targets_here(many):
     assert found[TEMPORARY] == found[PERMANENT] == ['127.0.0.1:%d,1' % many.port]
 
 
-def test_a_redirect_comes_and_goes_with_a_reload_and_sessions_stay(daemon, ready):
+def test_a_reload_adds_and_removes_a_redirect_and_sessions_continue(daemon, ready):
     daemon.target()
     daemon.start()
     session = ready(daemon)
@@ -95,7 +95,7 @@ def test_a_redirect_comes_and_goes_with_a_reload_and_sessions_stay(daemon, ready
     assert session.capacity() == (131072, 512)
 
 
-def test_following_a_redirect_leads_to_the_disk(daemon, tmp_path_factory):
+def test_an_initiator_that_follows_a_redirect_reaches_the_disk(daemon, tmp_path_factory):
     """Two servers: the first sends the initiator to the second, where the target of the same name
     is."""
     with watched(tmp_path_factory.mktemp('second')) as second:
@@ -133,12 +133,12 @@ def test_following_a_redirect_leads_to_the_disk(daemon, tmp_path_factory):
     ids=['0201', '0202', '0203', '0205', '0207-initiator', '0207-target', '0208', '0209', '020A'],
 )
 @pytest.mark.clause('RFC 7143 11.13.5')
-def test_a_refusal_says_why(many, status, question):
+def test_each_refusal_has_its_login_status(many, status, question):
     assert refused(many, **question) == (status, [])
 
 
 @pytest.mark.clause('RFC 7143 13.2', 'RFC 7143 11.13.5')
-def test_one_connection_more_than_agreed_on(many, ready):
+def test_one_connection_more_than_negotiated(many, ready):
     """MaxConnections=1 was agreed on; a second connection of the session is told 0206, and the
     session goes on."""
     session = ready(many, keys={'MaxConnections': '1'})
@@ -159,7 +159,7 @@ def test_one_connection_more_than_agreed_on(many, ready):
     ids=['name', 'isid', 'target'],
 )
 @pytest.mark.clause('RFC 7143 6.3.1', 'RFC 7143 11.13.5')
-def test_nobody_joins_the_session_of_another(many, ready, what):
+def test_a_connection_cannot_join_the_session_of_another_initiator(many, ready, what):
     """The TSIH alone opens no door: name, ISID and target must be the session's too."""
     session = ready(many)
     target = what.pop('target', TARGET)
@@ -170,7 +170,7 @@ def test_nobody_joins_the_session_of_another(many, ready, what):
     assert session.capacity() == (131072, 512)
 
 
-def test_joins_that_fail_use_nothing_up(daemon, ready):
+def test_failed_joins_do_not_use_up_limits(daemon, ready):
     """Neither the places of their address nor those of the session."""
     daemon.text.server['max-connections-per-address'] = '4'
     daemon.target()
@@ -208,7 +208,7 @@ def admits(daemon):
 
 
 @pytest.mark.clause('RFC 7143 11.13.5')
-def test_a_target_is_not_ready_until_its_disks_are_there(daemon):
+def test_a_target_is_not_ready_until_its_disks_are_available(daemon):
     """0301, which initiators retry; other targets are served, and discovery shows it all the while."""
     path = late(daemon)
     assert not admits(daemon)
@@ -226,7 +226,7 @@ def test_a_target_is_not_ready_until_its_disks_are_there(daemon):
 
 
 @pytest.mark.slow
-def test_a_disk_that_appears_is_found_without_being_told(daemon):
+def test_a_disk_that_appears_is_opened_without_a_command(daemon):
     path = late(daemon)
     assert not admits(daemon)
     with open(path, 'wb') as file:

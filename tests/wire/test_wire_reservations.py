@@ -70,7 +70,7 @@ def register(session, key):
     assert reserve_out(session, REGISTER_AND_IGNORE, action_key=key).status == GOOD
 
 
-def test_keys_are_seen_by_everyone(two):
+def test_registered_keys_are_visible_to_all_initiators(two):
     _, one, other = two
     register(one, KEY_ONE)
     generation = reserve_in(other, 0)[0]
@@ -99,7 +99,7 @@ def test_keys_are_seen_by_everyone(two):
         (EA_ALL, RESERVATION_CONFLICT, RESERVATION_CONFLICT, GOOD, GOOD),
     ],
 )
-def test_types(two, kind, reads, writes, reads_registered, writes_registered):
+def test_each_reservation_type_allows_the_commands_of_the_standard(two, kind, reads, writes, reads_registered, writes_registered):
     """SPC-4 table 64 and SBC-3 table 13 for READ and WRITE, from a nexus that is not registered,
     then from one that is."""
     _, one, other = two
@@ -145,7 +145,7 @@ def test_preempt(two):
     assert write(one) == RESERVATION_CONFLICT
 
 
-def test_preempt_and_abort_fences_a_write_that_waits_for_its_data(two, ready):
+def test_preempt_and_abort_ends_a_write_that_waits_for_its_data(two, ready):
     """The other's write, whose data is on its way, must not reach the medium after GOOD."""
     served, one, _ = two
     victim = ready(served, name=THREE, keys={'ImmediateData': 'No'})
@@ -177,7 +177,7 @@ def test_clear(two):
     assert write(one) == GOOD
 
 
-def test_registrations_outlive_the_session(two, ready):
+def test_registrations_are_kept_after_the_session(two, ready):
     served, one, other = two
     register(one, KEY_ONE)
     assert reserve_out(one, RESERVE, WRITE_EXCLUSIVE, KEY_ONE).status == GOOD
@@ -197,7 +197,7 @@ def kill_and_start(served):
 
 
 @pytest.mark.parametrize('aptpl', [0, 1])
-def test_registrations_outlive_a_crash_of_the_server(two, ready, aptpl):
+def test_registrations_are_kept_after_a_crash_of_the_server(two, ready, aptpl):
     """kill -9 of the master is no loss of power for a cluster: its fences stand when targetd is
     there again."""
     served, one, _ = two
@@ -211,7 +211,7 @@ def test_registrations_outlive_a_crash_of_the_server(two, ready, aptpl):
 
 
 @pytest.mark.parametrize('aptpl', [0, 1])
-def test_registrations_after_a_loss_of_power(two, ready, aptpl):
+def test_only_aptpl_keeps_registrations_after_a_power_failure(two, ready, aptpl):
     """What the state says of this machine's boot is changed while targetd is down; only APTPL keeps
     the registrations."""
     served, one, other = two
@@ -280,7 +280,7 @@ def test_reserve_and_release(two, reserve, release):
 
 
 @pytest.mark.parametrize('end', ['logout', 'crash', 'reset', 'kill'])
-def test_a_reserve_goes_with_its_holder(two, end):
+def test_a_reserve_6_reservation_ends_with_its_session_or_a_reset(two, end):
     served, one, other = two
     assert simple(one, 0x16) == GOOD
     assert write(other) == RESERVATION_CONFLICT
@@ -353,14 +353,14 @@ def test_sessions_in_parallel_of_one_initiator(served, ready):
         ]
 
 
-def test_a_stop_does_not_take_the_disk_from_the_others(two):
+def test_start_stop_unit_stop_does_not_affect_other_initiators(two):
     """Windows stops its disks when it shuts down."""
     _, one, other = two
     assert one.run(bytes([0x1B, 0, 0, 0, 0, 0])).status == GOOD
     assert (write(other), write(one)) == (GOOD, GOOD)
 
 
-def test_eject_and_load_are_for_all(daemon, ready):
+def test_eject_and_load_affect_all_initiators(daemon, ready):
     daemon.target(luns={0: ['backing-store = %s' % daemon.image(), 'removable = yes']})
     daemon.start()
     one, other = ready(daemon, name=ONE), ready(daemon, name=TWO)

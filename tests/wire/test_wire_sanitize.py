@@ -67,7 +67,7 @@ def content(daemon):
         return file.read()
 
 
-def test_a_sanitize_is_seen_by_everybody_and_outlives_who_asked(slow, ready):
+def test_a_sanitize_is_visible_to_all_sessions_and_continues_after_the_session(slow, ready):
     one, two = ready(slow, name=ONE), ready(slow, name=TWO)
     assert overwrite(one).status == GOOD
     assert state(one) == state(two) == SANITIZING
@@ -86,13 +86,13 @@ def test_a_sanitize_is_seen_by_everybody_and_outlives_who_asked(slow, ready):
     assert content(slow) == b'\xc3' * SIZE
 
 
-def test_without_immed_the_answer_comes_at_the_end(slow, ready):
+def test_without_immed_the_response_is_sent_at_the_end(slow, ready):
     session = ready(slow)
     assert overwrite(session, b'\x11\x22', immediate=False).status == GOOD
     assert content(slow) == b'\x11\x22' * (SIZE // 2)
 
 
-def test_block_erase_gives_the_space_back(slow, ready):
+def test_block_erase_frees_the_space(slow, ready):
     session = ready(slow)
     session.run(bytes.fromhex('48 02 0000000000 0000 00')).good()
     assert content(slow) == bytes(SIZE)
@@ -112,7 +112,7 @@ def test_format_unit(slow, ready):
 
 
 @pytest.mark.parametrize('ause', [True, False])
-def test_kill_9_of_the_process_is_a_failure_that_must_be_left_in_order(slow, ready, ause):
+def test_a_sanitize_whose_process_is_killed_fails_and_must_be_exited_properly(slow, ready, ause):
     session = ready(slow)
     command = overwrite(session, immediate=False, ause=ause, wait=False)
     eventually(lambda: 'running in worker' in slow.log, 5, 'the process')
@@ -130,7 +130,7 @@ def test_kill_9_of_the_process_is_a_failure_that_must_be_left_in_order(slow, rea
 
 
 @pytest.mark.parametrize('number', [signal.SIGKILL, signal.SIGTERM])
-def test_a_sanitize_goes_on_after_the_master_was_killed_or_stopped(slow, ready, sessions, number):
+def test_a_sanitize_continues_after_the_master_was_killed_or_stopped(slow, ready, sessions, number):
     session = ready(slow)
     assert overwrite(session).status == GOOD
     slow.workers()
@@ -146,7 +146,7 @@ def test_a_sanitize_goes_on_after_the_master_was_killed_or_stopped(slow, ready, 
     assert content(slow) == b'\xc3' * SIZE
 
 
-def test_a_unit_that_is_taken_away_meanwhile_goes_on_when_it_comes_back(slow, ready, sessions):
+def test_a_sanitize_of_a_removed_unit_continues_when_the_unit_is_added_again(slow, ready, sessions):
     session = ready(slow)
     assert overwrite(session).status == GOOD
     session.logout()
@@ -186,7 +186,7 @@ def self_tests(session):
     return [(data[n] >> 5, data[n] & 15) for n in range(8, len(data), 20) if any(data[n : n + 16])]
 
 
-def test_names_and_clock_are_shared_and_survive_kill_9(served, ready):
+def test_identifying_information_and_timestamp_are_shared_and_kept_after_a_kill(served, ready):
     one, two = ready(served, name=ONE), ready(served, name=TWO)
     identify(one, b'payroll\0')
     assert state(two) == (6, 0x3F, 0x05) and identified(two) == b'payroll\0'
@@ -207,7 +207,7 @@ def test_names_and_clock_are_shared_and_survive_kill_9(served, ready):
     assert timestamp(again)[0] == 2 and timestamp(again)[1] >= now
 
 
-def test_results_of_self_tests_are_there_for_everybody(served, ready):
+def test_self_test_results_are_visible_to_all_sessions(served, ready):
     one, two = ready(served, name=ONE), ready(served, name=TWO)
     one.run(bytes.fromhex('1d a0 00 0000 00')).good()
     assert self_tests(one) == [(5, 0)]
@@ -232,7 +232,7 @@ def test_windows_finds_the_provisioning_page(daemon, ready):
     assert data[0] == 0x8C and (len(data) - 4) % 12 == 0 and data[6:8] == b'\x03\x08'
 
 
-def test_without_spare_workers_one_is_made_for_it(daemon, ready):
+def test_a_worker_is_forked_when_there_is_no_spare_one(daemon, ready):
     daemon.text.server['spare-workers'] = '0'
     daemon.target(size=4 << 20)
     daemon.start()

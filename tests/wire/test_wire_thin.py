@@ -70,7 +70,7 @@ def lba_status(session, lba):
     return [struct.unpack_from('>QIB', data, at) for at in range(8, len(data), 16)]
 
 
-def test_a_threshold_is_told_to_everybody_before_the_space_is_gone(thin, ready):
+def test_all_sessions_get_the_threshold_unit_attention_before_the_space_is_exhausted(thin, ready):
     one, other = ready(thin, name=ONE), ready(thin, name=TWO)
     exponent = one.inquiry(page=0xB2)[4]
     assert 512 << exponent == MIB
@@ -85,7 +85,7 @@ def test_a_threshold_is_told_to_everybody_before_the_space_is_gone(thin, ready):
     assert one.run(TEST_UNIT_READY).status == GOOD
 
 
-def test_exhausted_space_is_told_as_such_and_heals_by_unmapping(thin, ready):
+def test_exhausted_space_is_reported_and_unmap_ends_the_condition(thin, ready):
     session = ready(thin)
     session.write(0, pattern(3, 65536))
     met = write_until_full(session, 1, 64)
@@ -149,7 +149,7 @@ def with_cache(page, on):
     return page[:2] + bytes([page[2] & ~4 | (4 if on else 0)]) + page[3:]
 
 
-def test_a_saved_page_outlasts_a_kill_of_the_server(served, ready):
+def test_a_saved_mode_page_is_kept_after_a_kill_of_the_server(served, ready):
     session, other = ready(served, name=ONE), ready(served, name=TWO)
     page = mode_page(session, 0x08)
     assert page[2] & 4
@@ -167,7 +167,7 @@ def test_a_saved_page_outlasts_a_kill_of_the_server(served, ready):
     assert [mode_page(again, 0x08, control=control)[2] & 4 for control in (0, 2, 3)] == [4, 4, 0]
 
 
-def test_pages_that_the_configuration_writes(daemon, ready):
+def test_mode_pages_set_by_the_configuration(daemon, ready):
     daemon.target(
         luns={
             0: [
@@ -188,7 +188,7 @@ def test_pages_that_the_configuration_writes(daemon, ready):
         assert session.inquiry(page=code)[1] == code
 
 
-def test_sense_of_the_masters_refusals_has_the_format_that_was_chosen(served, ready):
+def test_sense_data_from_the_master_has_the_selected_format(served, ready):
     """PERSISTENT RESERVE OUT is refused by the master; D_SENSE holds for it as for everything."""
     session = ready(served)
     page = mode_page(session, 0x0A)
