@@ -269,7 +269,9 @@ def test_a_wrong_key_a_changed_block_size_and_a_removed_setting_are_refused(encr
     assert read(ready(encrypted.start()), 0, 1) == text(512)
 
 
-def test_a_reload_encrypts_a_blank_disk_and_refuses_to_disable_encryption_of_a_used_one(daemon, ready):
+def test_a_reload_encrypts_a_blank_disk_and_refuses_to_disable_encryption_of_a_used_one(
+    daemon, ready
+):
     daemon.target(luns={0: ['backing-store = %s' % path_of(daemon, 'disk.img'), 'size = 24M']})
     daemon.start()
     configure(daemon)

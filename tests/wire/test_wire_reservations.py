@@ -99,7 +99,9 @@ def test_registered_keys_are_visible_to_all_initiators(two):
         (EA_ALL, RESERVATION_CONFLICT, RESERVATION_CONFLICT, GOOD, GOOD),
     ],
 )
-def test_each_reservation_type_allows_the_commands_of_the_standard(two, kind, reads, writes, reads_registered, writes_registered):
+def test_each_reservation_type_allows_the_commands_of_the_standard(
+    two, kind, reads, writes, reads_registered, writes_registered
+):
     """SPC-4 table 64 and SBC-3 table 13 for READ and WRITE, from a nexus that is not registered,
     then from one that is."""
     _, one, other = two
