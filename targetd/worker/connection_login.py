@@ -210,7 +210,7 @@ class _Login(object):
                 LoginFailure(
                     const.INITIATOR_ERROR[0],
                     const.INITIATOR_ERROR[1],
-                    'a PDU came before the login was over',
+                    'a PDU arrived before the login was over',
                 )
             )
         reply = self._negotiation.claim_granted(answer['tsih'])

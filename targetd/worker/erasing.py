@@ -22,11 +22,8 @@ def run_operation(store, operation, report_progress, clock=time.monotonic):
     if store.read_only:
         raise OSError(errno.EROFS, 'the medium cannot be written')
     size, position = operation['size'], operation['position']
-    do_step = (
-        _pattern_writer(store, operation)
-        if operation['method'] == 'pattern'
-        else _zeroer(store, operation)
-    )
+    make_step = _pattern_writer if operation['method'] == 'pattern' else _zeroer
+    do_step = make_step(store, operation)
     reported = flushed = clock()
     while position < operation['passes'] * size:
         number, offset = divmod(position, size)

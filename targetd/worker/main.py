@@ -162,7 +162,7 @@ class Worker(object):
     def _end_tasks(self, wanted, on_quiet, status):
         """Abort the tasks of the units for which wanted(unit) is true, and stop the copies that use
         these units; call on_quiet() when none of them can touch the medium. [control]"""
-        left = [True, False]  # each call pops one; only the call that pops the last goes on
+        left = [True, False]  # each call pops one; only the second call continues
 
         def one_quiet():
             if left.pop():

@@ -24,13 +24,10 @@ def reachable(portal, local_address):
     address, _ = portal
     if address not in WILDCARDS:
         return address.partition('%')[0]  # the scope names an interface of this host
-    mapped = (
-        local_address[7:]
-        if local_address.startswith('::ffff:') and '.' in local_address
-        else local_address
-    )
-    family = 6 if ':' in mapped else 4
-    return mapped.partition('%')[0] if WILDCARDS[address] == family else None
+    is_mapped = local_address.startswith('::ffff:') and '.' in local_address
+    arrival = local_address[7:] if is_mapped else local_address
+    family = 6 if ':' in arrival else 4
+    return arrival.partition('%')[0] if WILDCARDS[address] == family else None
 
 
 def redirection(target):

@@ -85,11 +85,8 @@ class RecoveringOutbox(SharedOutbox):
 
     def _keep(self, whole):
         header = whole[-1][0]
-        if (
-            header[0] == const.READY_TO_TRANSFER
-            or header[0] == const.NOP_IN
-            and header[20:24] != b'\xff' * 4
-        ):
+        is_ping = header[0] == const.NOP_IN and header[20:24] != b'\xff' * 4
+        if header[0] == const.READY_TO_TRANSFER or is_ping:
             return  # these PDUs use no StatSN
         itt, stat_sn = _U32.unpack_from(header, 16)[0], _U32.unpack_from(header, 24)[0]
         reply = SentReply(itt, stat_sn, whole)
@@ -235,24 +232,29 @@ class RecoveringConnection(SharedConnection):
 
     def _snack_data(self, request):
         task = self.session.tasks.get(request.itt)
-        if (
-            task is not None
-            and task.connection is self
-            and task.transfer.__class__ is RecoveringTransfer
-        ):
+        if self._waits_for_data(task):
             return self._snack_r2t(request, task)
         reply = self.outbox.reply_to(request.itt)
         found = reply.data_in_pdus(request.beg_run, request.run_length) if reply is not None else []
-        if (
-            found
-            and self._changed_segments_at is not None
-            and (0 < self._changed_segments_at - reply.stat_sn & _MASK < 0x80000000)
-        ):
+        if found and self._is_from_before_the_change(reply):
             raise PduRejected(
                 const.REJECT_SNACK, 'a Data SNACK after MaxRecvDataSegmentLength was changed'
             )
         self.outbox.send_again(found)
         return bool(found)
+
+    def _waits_for_data(self, task):
+        """Return True if the task is one of this connection and waits for Data-Out."""
+        return (
+            task is not None
+            and task.connection is self
+            and task.transfer.__class__ is RecoveringTransfer
+        )
+
+    def _is_from_before_the_change(self, reply):
+        """Return True if the reply was sent before the initiator changed the segment length."""
+        changed_at = self._changed_segments_at
+        return changed_at is not None and 0 < changed_at - reply.stat_sn & _MASK < 0x80000000
 
     def _snack_r2t(self, request, task):
         r2ts = task.transfer.outstanding(request.beg_run, request.run_length)
@@ -299,12 +301,7 @@ class RecoveringConnection(SharedConnection):
             fields, PduRejected(const.REJECT_DATA_DIGEST_ERROR, 'a data digest is wrong')
         )
         task = self.session.tasks.get(fields[5])
-        if (
-            fields[0] & 0x3F == const.DATA_OUT
-            and task is not None
-            and task.connection is self
-            and (task.transfer.__class__ is RecoveringTransfer)
-        ):
+        if fields[0] & 0x3F == const.DATA_OUT and self._waits_for_data(task):
             try:
                 task.transfer.data_out_lost(fields[6], fields[1] & 0x80)
             except PduRejected as e:
@@ -364,11 +361,7 @@ class RecoveringConnection(SharedConnection):
             if reply is not None:
                 connection.outbox.drop(reply)
                 respond(const.FUNCTION_COMPLETE)
-                first = (
-                    request.exp_data_sn
-                    if request.exp_data_sn >= reply.acknowledged
-                    else reply.acknowledged
-                )
+                first = max(request.exp_data_sn, reply.acknowledged)
                 self.outbox.put_pdus(self.outbox.segments_of(reply, first, 0))
                 return
         respond(const.TASK_DOES_NOT_EXIST)

@@ -81,22 +81,16 @@ class SharedConnection(Connection):
         super(SharedConnection, self).close()
 
     def _command(self, fields, ahs, data):
-        if (
-            fields[6] > SEND_NOW_BYTES
-            and fields[1] & const.COMMAND_READ
-            and not self.outbox.has_little_queued()
-        ):
+        is_large_read = fields[6] > SEND_NOW_BYTES and fields[1] & const.COMMAND_READ
+        if is_large_read and not self.outbox.has_little_queued():
             if self.is_due(fields, ahs, data):
                 self.starter.start_or_park(fields, ahs, data)
         else:
             super(SharedConnection, self)._command(fields, ahs, data)
 
     def run_task(self, task):
-        if (
-            task.run_blocking is run_read_blocking
-            and task.edtl > SEND_NOW_BYTES
-            and not self.outbox.has_little_queued()
-        ):
+        is_large_read = task.run_blocking is run_read_blocking and task.edtl > SEND_NOW_BYTES
+        if is_large_read and not self.outbox.has_little_queued():
             return sam.WOULD_BLOCK  # it may have to be postponed
         return task.run(task)
 

@@ -51,10 +51,6 @@ _WAITING_BYTES = 8 << 20
 #: exceed it waits.
 READ_BUDGET_BYTES = 64 << 20
 
-#: PDUs that carry the next StatSN without using it (RFC 7143 11.8.5, 11.19.2). A NOP-In does so
-#: only if it requests an answer.
-_UNNUMBERED = frozenset((const.READY_TO_TRANSFER, const.DATA_IN))
-
 
 class ByteBudget(object):
     """Byte budget: take() blocks until enough bytes are free. [any]"""
@@ -285,11 +281,10 @@ class Outbox(object):
                 pdu.stat_sn = 0
             else:
                 pdu.stat_sn = self.stat_sn
-                if (
-                    opcode not in _UNNUMBERED
-                    and not (opcode == const.NOP_IN and pdu.ttt != _NO_TAG)
-                    or (opcode == const.DATA_IN)
-                ):
+                # an R2T or a ping carries the next StatSN but does not use it (RFC 7143 11.8.5,
+                # 11.19.2)
+                is_ping = opcode == const.NOP_IN and pdu.ttt != _NO_TAG
+                if opcode != const.READY_TO_TRANSFER and not is_ping:
                     self.stat_sn = self.stat_sn + 1 & _MASK
             yield pdu.encode(), pdu.data
 

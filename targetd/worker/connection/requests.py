@@ -131,10 +131,8 @@ class Requests(object):
             const.TASK_MANAGEMENT_NAMES.get(request.function, 'an unknown function'),
             ' for LUN %s' % lun_of(request.lun) if request.function in _UNIT_FUNCTIONS else '',
         )
-        if (
-            request.function in _UNIT_FUNCTIONS
-            and lun_of(request.lun) not in self._connection.device.luns
-        ):
+        has_unit = lun_of(request.lun) in self._connection.device.luns
+        if request.function in _UNIT_FUNCTIONS and not has_unit:
             self._respond(request, const.LUN_DOES_NOT_EXIST)
         elif request.function == const.ABORT_TASK:
             self._abort_task(request)
@@ -255,14 +253,12 @@ class Requests(object):
             )
         worker = self._connection.worker
         leaving = self._leaving_connections(request)
-        if (
-            request.reason == const.REMOVE_CONNECTION_FOR_RECOVERY
-            and not self._session.values['ErrorRecoveryLevel'] == 2
-        ):
+        for_recovery = request.reason == const.REMOVE_CONNECTION_FOR_RECOVERY
+        if for_recovery and self._session.values['ErrorRecoveryLevel'] != 2:
             self._answer_logout(request, const.LOGOUT_RECOVERY_NOT_SUPPORTED)
         elif not leaving:
             self._answer_logout(request, const.LOGOUT_CID_NOT_FOUND)
-        elif request.reason == const.REMOVE_CONNECTION_FOR_RECOVERY:
+        elif for_recovery:
             self._logged_out(request, leaving)
         else:
             for connection in leaving:
