@@ -288,6 +288,10 @@ def test_many_sessions_worth_of_units_cost_a_command_nothing(bench):
     assert bench.per_command('READ(10)') == plain
 
 
+def test_the_whole_package_is_counted():
+    assert os.path.basename(os.path.dirname(PACKAGE)) == 'targetd'
+
+
 def test_the_counting_counts(bench):
     """A path that is dearer by one call of one line shows as exactly that."""
     plain = bench.per_command('READ(10)')

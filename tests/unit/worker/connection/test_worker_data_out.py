@@ -1,0 +1,167 @@
+"""DataOut and TaskStarter: the collaborators of Connection that receive Data-Out and start ordered
+commands (RFC 7143 11.7, 11.8; SAM-5)."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from targetd.iscsi import const
+from targetd.iscsi.errors import PduRejected
+from targetd.iscsi.transfer import Limits, Transfer
+from targetd.scsi import sam
+from targetd.scsi.sense import CheckCondition, StatusReturned
+from targetd.worker.connection import data_out
+from targetd.worker.connection.data_out import DataOut
+from targetd.worker.connection.task_ordering import Ordering, Parked, TaskStarter
+
+KEYS = {
+    'InitialR2T': True,
+    'ImmediateData': True,
+    'FirstBurstLength': 1024,
+    'MaxBurstLength': 1024,
+    'MaxOutstandingR2T': 1,
+    'DataSequenceInOrder': True,
+    'DataPDUInOrder': True,
+    'ErrorRecoveryLevel': 0,
+    'MaxRecvDataSegmentLength': 8192,
+}
+FINAL, WRITE = 0x80, const.COMMAND_WRITE
+ACA = 4
+
+
+class FakeConnection(object):
+    """Records what its collaborators do."""
+
+    def __init__(self):
+        self.session = SimpleNamespace(
+            limits=Limits.of(KEYS),
+            tasks={},
+            discarding={},
+            initiator_name='iqn.2026-11.test:initiator',
+            allot_ttt=lambda: 77,
+        )
+        self.session.discard = lambda itt: self.session.discarding.update({itt: True})
+        self.sent, self.completed, self.refused, self.results = [], [], [], []
+        self.outbox = SimpleNamespace(put_pdu=self.sent.append)
+        self.data_out = DataOut(self, Transfer)
+
+    def retain(self, task):
+        self.session.tasks[task.itt] = task
+
+    def complete(self, task, outcome):
+        self.completed.append((task.itt, outcome))
+
+    def refuse(self, task, flags, data, refusal):
+        self.refused.append((task.itt, refusal))
+
+    def run_task(self, task):
+        return task.run(task)
+
+    def handle_result(self, task, result):
+        self.results.append((task.itt, result))
+
+
+def write_task(connection, length):
+    task = sam.Task()
+    task.itt, task.edtl, task.data_out_length, task.connection = 5, length, length, connection
+    task.lun = 0
+    task.run = lambda task: None
+    return task
+
+
+def data_out_fields(itt, ttt, offset, data_sn, final=True):
+    """The fields of a Data-Out header, as the Framer returns them."""
+    tail = bytes(4) + data_sn.to_bytes(4, 'big') + offset.to_bytes(4, 'big') + bytes(4)
+    return (const.DATA_OUT, FINAL if final else 0, 0, 0, 0, itt, ttt, 0, 1, tail)
+
+
+def test_immediate_data_is_complete_at_once():
+    connection = FakeConnection()
+    task = write_task(connection, 512)
+    assert connection.data_out.has_all(task, WRITE | FINAL, b'x' * 512)
+    assert task.data_out == b'x' * 512 and not connection.session.tasks
+
+
+def test_missing_data_is_solicited_and_the_command_runs_when_it_has_arrived():
+    connection = FakeConnection()
+    task = write_task(connection, 512)
+    assert not connection.data_out.has_all(task, WRITE | FINAL, None)
+    (r2t,) = connection.sent
+    assert (r2t.ttt, r2t.buffer_offset, r2t.desired_length) == (77, 0, 512)
+    connection.data_out.receive(data_out_fields(5, 77, 0, 0), None, b'y' * 512)
+    assert connection.completed == [(5, None)] and bytes(task.data_out) == b'y' * 512
+
+
+def test_data_with_a_wrong_offset_ends_the_command_and_later_data_is_dropped():
+    connection = FakeConnection()
+    connection.data_out.has_all(write_task(connection, 512), WRITE | FINAL, None)
+    connection.data_out.receive(data_out_fields(5, 77, 256, 0), None, b'y' * 256)
+    ((itt, outcome),) = connection.completed
+    assert itt == 5 and (outcome.key, outcome.asc, outcome.ascq) == (0x0B, 0x47, 0x05)
+    del connection.session.tasks[5]
+    connection.data_out.receive(data_out_fields(5, 77, 0, 0), None, b'y' * 512)
+    assert len(connection.completed) == 1
+
+
+def test_data_for_an_unknown_task_is_rejected():
+    with pytest.raises(PduRejected):
+        FakeConnection().data_out.receive(data_out_fields(9, 77, 0, 0), None, b'y')
+
+
+def test_more_unfinished_data_than_the_budget_is_task_set_full(monkeypatch):
+    monkeypatch.setattr(data_out, 'DATA_OUT_BYTES', 1 << 20)
+    connection = FakeConnection()
+    connection.data_out.has_all(write_task(connection, 1 << 20), WRITE | FINAL, None)
+    with pytest.raises(StatusReturned) as refusal:
+        connection.data_out.has_all(write_task(connection, 1 << 20), WRITE | FINAL, None)
+    assert refusal.value.status == sam.TASK_SET_FULL
+
+
+class FakeUnit(object):
+    """Admits every command; running it returns its ITT."""
+
+    def admit(self, task):
+        task.data_out_length = 0
+        task.run = lambda task: task.itt
+
+
+def starter():
+    """(FakeConnection, Ordering, TaskStarter)"""
+    connection = FakeConnection()
+    unit = FakeUnit()
+    device = SimpleNamespace(unit=lambda lun_field: unit)
+    ordering = Ordering(device, connection.session.tasks, [connection])
+    return connection, ordering, TaskStarter(connection, ordering, device)
+
+
+def command_fields(itt, attribute):
+    return (const.SCSI_COMMAND, FINAL | attribute, 0, 0, 0, itt, 0, itt, 1, bytes(16))
+
+
+def test_an_aca_command_is_refused():
+    connection, _, start = starter()
+    start.start_or_park(command_fields(1, ACA), None, None)
+    ((itt, refusal),) = connection.refused
+    assert itt == 1 and isinstance(refusal, CheckCondition)
+    assert (refusal.key, refusal.asc, refusal.ascq) == (0x05, 0x49, 0x00)
+
+
+def test_an_ordered_command_starts_at_once_if_it_is_alone():
+    connection, ordering, start = starter()
+    start.start_or_park(command_fields(1, sam.ORDERED), None, None)
+    assert connection.results == [(1, 1)] and not ordering.gates
+
+
+def test_an_ordered_command_is_parked_until_older_ones_have_ended():
+    connection, ordering, start = starter()
+    older = sam.Task()
+    older.itt, older.lun, older.attribute, older.transfer = 1, 0, sam.SIMPLE, None
+    connection.session.tasks[1] = older
+    start.start_or_park(command_fields(2, sam.ORDERED), None, None)
+    parked = connection.session.tasks[2]
+    assert isinstance(parked.transfer, Parked) and not connection.results
+    assert list(ordering.startable()) == []
+    del connection.session.tasks[1]
+    for task in ordering.startable():
+        start.start_parked(task)
+    assert connection.results == [(2, 2)]
