@@ -57,4 +57,4 @@ def test_a_row_names_an_existing_module_and_existing_files(module):
 def test_the_path_of_a_mirrored_file():
     assert mirrored_file('log') == 'unit/test_log.py'
     assert mirrored_file('scsi.alua') == 'unit/scsi/test_scsi_alua.py'
-    assert mirrored_file('worker.copy.guests') == 'unit/worker/copy/test_worker_guests.py'
+    assert mirrored_file('worker.copy.guest_units') == 'unit/worker/copy/test_worker_guest_units.py'
