@@ -40,7 +40,7 @@ class FakeConnection(object):
             initiator_name='iqn.2026-11.test:initiator',
             allot_ttt=lambda: 77,
         )
-        self.session.discard = lambda itt: self.session.discarding.update({itt: True})
+        self.session.discard_data_out = lambda itt: self.session.discarding.update({itt: True})
         self.sent, self.completed, self.refused, self.results = [], [], [], []
         self.outbox = SimpleNamespace(put_pdu=self.sent.append)
         self.data_out = DataOut(self, Transfer)
