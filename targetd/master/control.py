@@ -163,7 +163,7 @@ class Control(object):
         else:
             self.loop.watch(client.socket, READ, lambda events: self._ready(client, events))
 
-    # -- commands -----------------------------------------------------------------------------------
+    # -- commands ----------------------------------------------------------------------------------
 
     def _execute(self, client, line):
         try:

@@ -90,17 +90,17 @@ class ControlAnswers(object):
         rows += [
             {
                 'unit': '',
-                'target_name': late.target_name,
-                'lun': late.lun.number,
-                'path': late.lun.backing_store,
+                'target_name': missing.target_name,
+                'lun': missing.lun.number,
+                'path': missing.lun.backing_store,
                 'size': None,
-                'state': 'missing: %s' % late.why,
+                'state': 'missing: %s' % missing.why,
                 'read_only': None,
                 'encrypted': None,
                 'reserved_by': '',
                 'sessions': 0,
             }
-            for late in self.exports.unavailable.values()
+            for missing in self.exports.unavailable.values()
         ]
         return commands.reply_rows(sorted(rows, key=lambda row: (row['target_name'], row['lun'])))
 
@@ -165,8 +165,8 @@ class ControlAnswers(object):
         for unit in chosen:
             if not (unit.facts.get('implicit_alua') or unit.facts.get('explicit_alua')):
                 raise TargetdError(
-                    'initiators of target %s are not told of portal groups; write alua = implicit in the '
-                    'target and reload' % target
+                    'target %s does not report the states of portal groups to initiators; write '
+                    'alua = implicit in the target and reload' % target
                 )
             if str(group) not in unit.shared.access['states']:
                 raise TargetdError(
@@ -176,7 +176,7 @@ class ControlAnswers(object):
             self.units.replication.apply_decision(
                 unit, transitions.access_set(unit.shared, {str(group): alua.STATE_OF_WORD[word]})
             )
-        log.info('portal group %d of %s is %s, said the administrator', group, target, word)
+        log.info('the administrator set portal group %d of %s to %s', group, target, word)
         return commands.reply_message('portal group %d of %s is %s' % (group, target, word))
 
     def _answer_why(self, address=None):
@@ -250,17 +250,17 @@ class ControlAnswers(object):
         target_name, number = named_lun(unit)
         if not self.exports.accept_medium(target_name, number):
             raise TargetdError(
-                'nothing is known of lun %d of %s: whatever is found for it is taken'
+                'no medium is recorded for lun %d of %s: the next one that is found is accepted anyway'
                 % (number, target_name)
             )
         log.warning(
-            'whatever is found for lun %d of %s is taken for it, said the administrator',
+            'the administrator accepts the next medium that is found for lun %d of %s',
             number,
             target_name,
         )
         return commands.reply_message(
-            'whatever is found for lun %d of %s is taken for it; targetdctl show units tells whether '
-            'it is served' % (number, target_name)
+            'the next medium that is found for lun %d of %s is accepted; targetdctl show units shows '
+            'whether it is served' % (number, target_name)
         )
 
 
@@ -289,7 +289,7 @@ def named_lun(text):
     """('iqn…', 0) of 'iqn…/0'. Raises TargetdError."""
     target_name, _, number = text.lower().rpartition('/')
     if not (target_name and number.isdigit()):
-        raise TargetdError('%s is no TARGET/LUN, such as iqn.2026-11.com.example:erp/0' % text)
+        raise TargetdError('%s is not TARGET/LUN, such as iqn.2026-11.com.example:erp/0' % text)
     return target_name, int(number)
 
 
@@ -316,12 +316,12 @@ def alua_rows(unit):
 
 
 def when(seconds):
-    """A wall clock time for people."""
+    """A wall clock time as text, in the local time zone."""
     return time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(seconds))
 
 
 def state_of(unit):
-    """The word for its medium, and what is to be said of it: why it failed, how far it is."""
+    """The state of the unit's medium, with the reason of a failure or the progress of an operation."""
     operation = unit.shared.operation
     if unit.failure:
         return '%s: %s' % (unit.shared.medium, unit.failure)
@@ -334,7 +334,8 @@ def state_of(unit):
 
 
 def reserved_by(state):
-    """Who has reserved a unit, for people: an initiator port, or 'all registrants'; '' if nobody."""
+    """What has reserved a unit, as text: an initiator port, or 'all registrants'; '' if there is no
+    reservation. state: see scsi.reservations."""
     if state.get('reserved_by'):
         return '%s (RESERVE)' % state['reserved_by'][0]
     if state.get('holder'):

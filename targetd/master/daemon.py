@@ -1,12 +1,11 @@
-"""From the command `targetd` to a server: pid file, background, the master's run, and the exit
-code.
+"""The server process of the command `targetd`: pid file, background, the run of the master, exit code.
 
      starting command ---fork---> session leader ---fork---> the server
             |                                                   | opens stores, control socket, portals
             +<------------- one line on the status pipe --------+
 
-The command that starts a server in the background returns only when it serves, or with the reason
-and the exit code why not.
+The command that starts a server in the background returns when the server accepts logins, or with the
+reason and the exit code if it cannot.
 """
 
 import errno
@@ -25,39 +24,41 @@ from targetd.master.log_files import start_log
 from targetd.master.master import Master
 from targetd.master.processes import child
 
-OOM_SCORE = '-500'  # when memory runs out, others go before everybody's disks
+OOM_SCORE = (
+    '-500'  # the kernel kills other processes first: many hosts depend on the disks of this one
+)
 DIGESTS = ('HeaderDigest', 'DataDigest')
-DESCRIPTORS = 16384  # as many as the host allows, up to this: connections and disks need one each
+DESCRIPTORS = 16384  # limit of open files, if the host allows it: one per connection and disk
 
 
 class PidFile(object):
-    """The file with our process id, locked as long as we live: a crash leaves the file, not the
-    lock."""
+    """The file with the process id of the server, which locks it as long as it runs: a crash leaves
+    the file, but not the lock."""
 
     def __init__(self, path):
         self.path = path
         self._descriptor = None
 
-    def take(self):
-        """Create and lock it. Raises AlreadyRunning, TargetdError."""
+    def lock_file(self):
+        """Create and lock the file. Raises AlreadyRunning, TargetdError."""
         try:
             os.makedirs(os.path.dirname(self.path) or '.', 0o755, exist_ok=True)
             while self._descriptor is None:
-                self._take_once()
+                self._lock_once()
         except OSError as e:
             raise TargetdError(
                 'the pid file %s cannot be written: %s; write another pid-file'
                 % (self.path, e.strerror)
             )
 
-    def _take_once(self):
+    def _lock_once(self):
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not self._is_still_there(descriptor):
-                os.close(descriptor)  # removed by its owner between our open and our lock
+                os.close(descriptor)  # removed by its owner between open and lock
                 return
-            self._refuse_living(os.read(descriptor, 32))
+            self._check_process(os.read(descriptor, 32))
         except OSError as e:
             pid = os.read(descriptor, 32)
             os.close(descriptor)
@@ -75,9 +76,9 @@ class PidFile(object):
         except FileNotFoundError:
             return False
 
-    def _refuse_living(self, content):
-        """Where locks do not work (NFS): the process that the file names may be a targetd that
-        lives."""
+    def _check_process(self, content):
+        """Raise AlreadyRunning if the process that the file names is a targetd: on NFS the lock may
+        have no effect."""
         pid = int(content) if content.strip().isdigit() else 0
         if pid and pid != os.getpid() and is_targetd(pid):
             raise self._running(content)
@@ -85,18 +86,18 @@ class PidFile(object):
     def _running(self, content):
         pid = content.decode('ascii', 'replace').strip()
         return AlreadyRunning(
-            'targetd runs already%s: %s is locked; stop it with "targetdctl stop"'
+            'targetd is running already%s: %s is locked; stop it with "targetdctl stop"'
             % (' (process %s)' % pid if pid else '', self.path)
         )
 
     def write(self):
-        """Put our process id in it. POSIX locks do not pass a fork: the process that writes must be
-        the one that took."""
+        """Write the process id. A child does not inherit POSIX locks, so call it in the process that
+        called lock_file()."""
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, b'%d\n' % os.getpid(), 0)
 
     def remove(self):
-        """At the end."""
+        """Remove and unlock the file. Does nothing if it is not locked."""
         if self._descriptor is not None:
             try:
                 os.unlink(self.path)
@@ -107,7 +108,7 @@ class PidFile(object):
 
 
 def is_targetd(pid):
-    """True if this process lives and is a targetd."""
+    """True if this process exists and is a targetd."""
     try:
         process = psutil.Process(pid)
         words = [process.name()] + process.cmdline()
@@ -117,14 +118,14 @@ def is_targetd(pid):
 
 
 class Report(object):
-    """How the starting command learns what became of the start: one JSON line on a pipe, or nothing
-    if we die."""
+    """Reports the outcome of the start to the starting command: one JSON line on a pipe. The pipe is
+    closed without a line if the server dies."""
 
     def __init__(self, descriptor=None):
         self.descriptor = descriptor
 
-    def say(self, exit_code, text=''):
-        """Tell it, once."""
+    def send_outcome(self, exit_code, text=''):
+        """Send the outcome; only the first call has an effect."""
         if self.descriptor is not None:
             os.write(
                 self.descriptor,
@@ -135,8 +136,8 @@ class Report(object):
 
 
 def run(path, configuration, foreground=False):
-    """Serve. In the foreground until stopped; in the background it returns once the server serves.
-    Returns the exit code, or raises TargetdError if the server cannot start."""
+    """Run a server: in the foreground until it is stopped, in the background until it accepts logins.
+    Returns the exit code. Raises TargetdError if the server cannot start."""
     if foreground:
         return _serve(path, configuration, Report(), True)
     return _in_background(path, configuration)
@@ -167,7 +168,7 @@ def _in_background(path, configuration):
 
 
 def _second_fork(path, configuration, report):
-    """In the child: become a session of our own, and let the server be nobody's child."""
+    """In the child: start a new session, and fork the server so that init becomes its parent."""
     os.setsid()
     if os.fork() != 0:
         return EXIT_OK
@@ -178,18 +179,18 @@ def _second_fork(path, configuration, report):
         code = _serve(path, configuration, report, False)
     except TargetdError as e:
         log.error('%s', e)
-        report.say(e.exit_code, str(e))
+        report.send_outcome(e.exit_code, str(e))
         code = e.exit_code
-    except BaseException as e:  # the end of the process: somebody has to be told
-        log.exception('targetd ends: an unexpected failure')
-        report.say(EXIT_FAILURE, 'an unexpected failure: %r; the log has the details' % e)
+    except BaseException as e:  # the process ends here: the starting command must learn why
+        log.exception('targetd ends because of an unexpected failure')
+        report.send_outcome(EXIT_FAILURE, 'an unexpected failure: %r; the log has the details' % e)
     return code
 
 
 def _serve(path, configuration, report, foreground):
     server = configuration.server
     pid_file = PidFile(server.pid_file)
-    pid_file.take()
+    pid_file.lock_file()
     try:
         _start_log(server, foreground)
         _raise_limits()
@@ -199,10 +200,10 @@ def _serve(path, configuration, report, foreground):
         master.start()
         try:
             pid_file.write()
-            _be_important()
-            _say_started(master)
-            _say_digests(configuration)
-            report.say(EXIT_OK)
+            _protect_from_oom_killer()
+            _log_started(master)
+            _log_digests(configuration)
+            report.send_outcome(EXIT_OK)
             if not foreground:
                 _leave_terminal()
             master.run()
@@ -232,7 +233,7 @@ def _raise_limits():
             log.warning('no more than %d files and connections can be open at once: %s', soft, e)
 
 
-def _be_important():
+def _protect_from_oom_killer():
     child.name_process('targetd')
     try:
         with open('/proc/self/oom_score_adj', 'w') as f:
@@ -241,7 +242,7 @@ def _be_important():
         pass
 
 
-def _say_started(master):
+def _log_started(master):
     configuration = master.state.configuration
     portals = ', '.join(
         '[%s]:%d' % (a, p) if ':' in a else '%s:%d' % (a, p) for _, a, p in sorted(master.portals)
@@ -255,17 +256,18 @@ def _say_started(master):
     )
 
 
-def _say_digests(configuration):
-    """Once, and only where an initiator could be made to wait for it."""
+def _log_digests(configuration):
+    """Warn once if digests are slow on this host and a target may use them."""
     log.debug('digests (CRC32C) are computed by: %s', crc32c.NAME)
     asked = any(
         'CRC32C' in target.keys[key] for target in configuration.targets.values() for key in DIGESTS
     )
     if asked and not crc32c.IS_FAST:
         log.warning(
-            'digests (CRC32C) are slow here, some tens of megabytes per second, because neither the Python package '
-            'crc32c nor CRC32C of the kernel (AF_ALG) is there: install one ("pip install crc32c", "modprobe '
-            'algif_hash"), or write HeaderDigest = None and DataDigest = None so that no initiator uses them'
+            'digests (CRC32C) are slow on this host, some tens of megabytes per second, because neither '
+            'the Python package crc32c nor CRC32C of the kernel (AF_ALG) is available: install one '
+            '("pip install crc32c", "modprobe algif_hash"), or write HeaderDigest = None and '
+            'DataDigest = None so that no initiator uses them'
         )
 
 

@@ -14,7 +14,7 @@ unavailable', which initiators retry) until its last session is over and the new
 
 from targetd import log
 from targetd.config import acl, loader, model, settings
-from targetd.errors import ConfigError, StoreError, TargetdError
+from targetd.errors import StoreError, TargetdError
 from targetd.master.exports import exports, open_medium
 from targetd.master.units import transitions
 from targetd.scsi import attention
@@ -256,9 +256,9 @@ class Reload(object):
     def _change_target(self, step, prepared):
         """The states of target port groups change at once. The TPGS field of INQUIRY data does not
         change for sessions that exist."""
-        for late in self.exports.unavailable.values():
-            if late.target_name == step.new.name:
-                late.target = step.new
+        for unavailable in self.exports.unavailable.values():
+            if unavailable.target_name == step.new.name:
+                unavailable.target = step.new
         if set(ACCESS_FIELDS) & set(step.fields):
             for unit in self.units.of_target(step.new.name).values():
                 unit.facts.update(open_medium.alua_facts(step.new, unit.lun))
@@ -294,15 +294,15 @@ class Reload(object):
     def _change_lun(self, step, prepared):
         unit = self.units.of_target(step.target_name).get(step.new.number)
         fresh = prepared.units.get((step.target_name, step.new.number))
-        late = self.exports.unavailable.get((step.target_name, step.new.number))
-        if late is not None:
-            late.lun = step.new
+        unavailable = self.exports.unavailable.get((step.target_name, step.new.number))
+        if unavailable is not None:
+            unavailable.lun = step.new
         if fresh is not None:
             self.exports.forget_unavailable(step.target_name, step.new.number)
             self._swap_after_logout(
                 step.target_name,
                 [(unit, fresh)],
-                'lun %d of %s becomes another' % (step.new.number, step.target_name),
+                'lun %d of %s gets another store' % (step.new.number, step.target_name),
             )
         elif unit is not None:
             unit.lun = step.new
@@ -316,7 +316,7 @@ class Reload(object):
                     unit, transitions.facts_changed(unit.shared, unit.facts)
                 )
 
-    # -- units that are replaced when their sessions have ended -------------------------------------------------------------
+    # -- units that are replaced when their sessions have ended ------------------------------------
 
     def _swap_after_logout(self, target_name, swaps, why):
         self.state.changing.setdefault(target_name, []).extend(swaps)
@@ -353,18 +353,21 @@ class Reload(object):
             ):
                 continue
             for old, new in self.state.changing.pop(target_name):
-                if old is not None:
-                    self.units.remove_unit(old)
-                    self.exports.close_unit(old)
-                if new is not None:
-                    if old is not None and old.key == new.key:
-                        exports.carry_over_state(old, new)
-                    self.exports.add_unit(new)
+                self._replace(old, new)
         if self._is_requested_again and not self.state.changing and not self._is_opening:
             self._is_requested_again = False
             self.loop.call_later(0, self.on_signal)
 
-    # -- what a reload checks besides the steps ------------------------------------------------------------
+    def _replace(self, old, new):
+        if old is not None:
+            self.units.remove_unit(old)
+            self.exports.close_unit(old)
+        if new is not None:
+            if old is not None and old.key == new.key:
+                exports.carry_over_state(old, new)
+            self.exports.add_unit(new)
+
+    # -- what a reload checks besides the steps ----------------------------------------------------
 
     def _check_media(self):
         for unit in list(self.units.by_id.values()):
@@ -378,20 +381,16 @@ class Reload(object):
 
     def _end_inadmissible_sessions(self):
         """End the sessions that the rules no longer admit."""
-        for session in self.sessions.all():
-            target = (
-                self.state.configuration.targets.get(session.nexus.target_name)
-                if session.nexus
-                else None
-            )
+        for session in self.sessions.normal():
+            target = self.state.configuration.targets.get(session.nexus.target_name)
             if target is None or session.ended_why is not None:
                 continue
             refusals = [
                 acl.refusal(target, session.initiator_name, peer[0])
                 for peer in session.peers.values()
             ]
-            if any(refusals):
-                why = next(r for r in refusals if r)
+            why = next((refusal for refusal in refusals if refusal), None)
+            if why is not None:
                 log.warning(
                     'session %d of %s is ended: %s', session.tsih, session.initiator_name, why
                 )
@@ -421,4 +420,4 @@ STEPS = {
     model.ChangeLun: Reload._change_lun,
 }
 
-__all__ = ('Reload', 'ConfigError', 'wanted_luns')
+__all__ = ('Reload', 'wanted_luns')

@@ -2,7 +2,7 @@
 sessions are ended, every unit is flushed.
 
 serving --SIGTERM--> asking --all workers reaped, or stop-timeout, or a second signal--> ending
-     --all reaped, or END_SECONDS, or a further signal--> killing --all reaped--> flushing --done, or time over--> done
+     --all reaped, or END_SECONDS, or a further signal--> killing --all reaped--> flushing --> done
 """
 
 from targetd import log

@@ -1,10 +1,9 @@
-"""A real Master with puppet workers: forked processes that do what the test says and tell it what
-they hear.
+"""A real Master with puppet workers: forked processes that a test controls.
 
-The test's client sends a Login Request header and then lines of JSON: the first is the session to
-claim, each further one is a message for the master, or {"puppet": word}: 'deaf' (acknowledge
-nothing from now on), 'die', 'leave' (report ended, exit). Whatever the master sends comes back as a
-line; changes are acknowledged by themselves.
+The test's client sends a Login Request header and then lines of JSON. Each line is a message that the
+puppet sends to the master, or {"puppet": word}: 'deaf' (send no acknowledgement from now on), 'die',
+'idle' (close the connections and report idle). The puppet sends every message of the master back to
+the client as a line, and acknowledges changes.
 """
 
 import json
@@ -43,7 +42,7 @@ def header(tsih=0, isid=ISID, itt=1):
 
 
 class Puppet(object):
-    """In the worker process."""
+    """The worker process."""
 
     def __init__(self, channel):
         self.channel = channel
@@ -129,8 +128,7 @@ def serve(channel, configuration):
 
 
 class Client(object):
-    """An initiator that speaks JSON to its puppet. `stage.until` must run the loop for it to hear
-    anything."""
+    """An initiator that sends JSON to its puppet. It receives only while stage.until runs the loop."""
 
     def __init__(self, stage, port, tsih=0, isid=ISID, source='127.0.0.1'):
         self.stage = stage
@@ -176,7 +174,7 @@ class Client(object):
         self.stage.until(lambda: (self.listen(), self.is_closed)[1])
 
     def claim(self, target, name='iqn.2026-11.test:one', tsih=0, cid=0):
-        """Ask for a session; does not wait."""
+        """Claim a session; does not wait for the answer."""
         self.say(
             ask='claim',
             id=1,
@@ -193,7 +191,7 @@ class Client(object):
         )
 
     def login(self, target, **more):
-        """Ask for a session and wait; (status class, detail) and the answer."""
+        """Claim a session and wait. Returns (status class, detail) and the answer."""
         self.claim(target, **more)
         answer = self.wait('answer')
         return (answer['status_class'], answer['status_detail']), answer
@@ -203,7 +201,7 @@ class Client(object):
 
 
 class Clock(object):
-    """The real clock and a leap."""
+    """The real clock plus `leap` seconds."""
 
     def __init__(self):
         self.leap = 0.0
@@ -213,8 +211,7 @@ class Clock(object):
 
 
 class Stage(object):
-    """A Master in this process on a configuration in `directory`; lines of [server] and the rest
-    are the test's."""
+    """A Master in this process, with a configuration in `directory` that the test writes."""
 
     def __init__(self, directory):
         self.directory = str(directory)
@@ -245,7 +242,7 @@ class Stage(object):
             answer = question()
             if answer:
                 return answer
-            assert time.monotonic() < end, 'waited in vain'
+            assert time.monotonic() < end, 'the condition did not become true'
             self.master.loop.run_once(0.02)
 
     def settle(self, passes=5):
@@ -255,7 +252,7 @@ class Stage(object):
     def leap(self, seconds):
         self.clock.leap += seconds
         self.settle()
-        self.master.jobs.wait()  # what has become due may have a child open a disk
+        self.master.jobs.wait()  # a timer that expired may have started a job
 
     @property
     def port(self):

@@ -1,4 +1,4 @@
-"""`targetd` as a command: the background, the pid file, and exit codes that init scripts rely on."""
+"""The command `targetd`: background, pid file, and the exit codes that init scripts use."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 
 
 class Home(object):
-    """A folder with a configuration."""
+    """A directory with a configuration."""
 
     def __init__(self, directory):
         self.directory = str(directory)
@@ -114,7 +114,7 @@ def test_a_second_one_is_refused_with_the_first_ones_process_id(home):
     home.stop()
 
 
-def test_a_busy_port_is_an_exit_code_and_a_sentence_and_leaves_nothing(home):
+def test_a_busy_port_has_an_exit_code_and_a_message_and_leaves_no_files(home):
     with socket.socket() as busy:
         busy.bind(('127.0.0.1', home.port))
         busy.listen(1)
@@ -127,7 +127,7 @@ def test_a_busy_port_is_an_exit_code_and_a_sentence_and_leaves_nothing(home):
     )
 
 
-def test_a_user_that_is_not_there(home):
+def test_a_user_that_does_not_exist(home):
     home.write('user = nobody-of-that-name')
     result = home.run()
     if os.geteuid() == 0:
@@ -143,7 +143,7 @@ def test_a_log_that_cannot_be_written(home):
     assert result.returncode == 1 and b'the log cannot be written' in result.stderr
 
 
-def test_kill_9_leaves_nobody_and_the_next_start_works(home):
+def test_kill_9_ends_every_process_and_the_next_start_works(home):
     assert home.run().returncode == EXIT_OK
     first = home.pid
     home.stop(signal.SIGKILL)
@@ -176,7 +176,7 @@ def test_in_the_foreground_ctrl_c_is_an_ordered_stop(home):
 def test_a_pid_file_is_locked_written_and_removed(tmp_path):
     path = str(tmp_path / 'deep' / 'pid')
     one = PidFile(path)
-    one.take()
+    one.lock_file()
     one.write()
     with open(path) as f:
         assert int(f.read()) == os.getpid()
@@ -192,7 +192,7 @@ def test_a_pid_file_of_a_process_that_is_gone_is_taken(tmp_path):
     with open(path, 'w') as f:
         f.write('%d\n' % child.pid)
     one = PidFile(path)
-    one.take()
+    one.lock_file()
     one.remove()
 
 
@@ -202,26 +202,26 @@ def test_a_pid_file_that_names_another_program_is_taken(tmp_path):
         f.write('1\n')
     assert not is_targetd(1)
     one = PidFile(path)
-    one.take()
+    one.lock_file()
     one.remove()
 
 
 def test_a_pid_file_that_names_a_living_targetd_is_not_taken(tmp_path, monkeypatch):
-    """Where file locks do not work, the process decides."""
+    """On a file system without locks."""
     path = str(tmp_path / 'pid')
     with open(path, 'w') as f:
         f.write('1\n')
     monkeypatch.setattr('targetd.master.daemon.is_targetd', lambda pid: pid == 1)
     with pytest.raises(AlreadyRunning) as caught:
-        PidFile(path).take()
+        PidFile(path).lock_file()
     assert 'process 1' in str(caught.value)
 
 
-def test_a_pid_file_where_none_can_be(tmp_path):
+def test_a_pid_file_that_cannot_be_created(tmp_path):
     with open(str(tmp_path / 'file'), 'w'):
         pass
     with pytest.raises(TargetdError) as caught:
-        PidFile(str(tmp_path / 'file' / 'pid')).take()
+        PidFile(str(tmp_path / 'file' / 'pid')).lock_file()
     assert 'pid file' in str(caught.value)
 
 
@@ -229,7 +229,7 @@ def test_a_pid_file_where_none_can_be(tmp_path):
     'is_fast, offered, warnings',
     [(False, ('CRC32C', 'None'), 1), (True, ('CRC32C', 'None'), 0), (False, ('None',), 0)],
 )
-def test_slow_digests_are_said_once_where_an_initiator_may_ask_for_them(
+def test_slow_digests_are_logged_once_if_a_target_offers_them(
     monkeypatch, is_fast, offered, warnings
 ):
     said = []
@@ -240,5 +240,5 @@ def test_slow_digests_are_said_once_where_an_initiator_may_ask_for_them(
         name: model.Target(name=name, keys=keys)
         for name in ('iqn.2026-11.test:a', 'iqn.2026-11.test:b')
     }
-    daemon._say_digests(model.Configuration(model.Server(), {}, targets, (), {}))
+    daemon._log_digests(model.Configuration(model.Server(), {}, targets, (), {}))
     assert len(said) == warnings and all('pip install crc32c' in line for line in said)

@@ -1,5 +1,4 @@
-"""A real Worker, in a thread of ours, and a master that is the test: orders that cross the end of a
-session."""
+"""A real Worker in a thread, with the test as its master: orders that cross the end of a session."""
 
 import socket
 import threading
@@ -14,7 +13,7 @@ from targetd.worker.main import Worker
 
 
 class Orders(object):
-    """The master's end: gives sockets away, grants every claim, keeps what it is told but refusals."""
+    """The master's end: sends sockets, grants every claim, and keeps the reports except `refused`."""
 
     def __init__(self, configuration):
         self.channel, theirs = pair()
@@ -55,7 +54,7 @@ class Orders(object):
             pass
 
     def order(self, do, **more):
-        """A Session whose connection the worker was given."""
+        """A Session whose connection was sent to the worker."""
         session = Session(self.listener.getsockname(), timeout=10, **more)
         sock, peer = self.listener.accept()
         with sock:
@@ -96,8 +95,8 @@ def orders(tmp_path):
 
 @pytest.mark.clause('RFC 7143 6.3.1')
 def test_a_login_into_a_session_that_has_ended_is_refused_beside_the_next(orders):
-    """The order to join crossed the word that the session is over: the worker is a spare, and soon
-    somebody else's."""
+    """The order to join crossed the report that the session is over: the worker is a spare, and then
+    serves another session."""
     late = orders.order('join')
     fresh = orders.order('serve')
     fresh.login_pdu(
@@ -109,7 +108,7 @@ def test_a_login_into_a_session_that_has_ended_is_refused_beside_the_next(orders
     assert refused.value.status == 0x20A
     late.wait_closed()
     fresh.exchange(DISCOVERY, 1, 3)
-    assert orders.told == ['ready']  # it is no spare, and its session is not over
+    assert orders.told == ['ready']  # it is not a spare, and its session is not over
     assert fresh.ping(b'here') == b'here'
     assert fresh.logout() == 0
     eventually(lambda: orders.told == ['ready', 'idle'], 10, lambda: orders.told)
@@ -120,7 +119,7 @@ def test_the_late_login_may_outlast_the_next_session(orders):
     for number in range(1, 3):
         fresh = orders.order('serve').login()
         assert fresh.logout() == 0
-        eventually(lambda: orders.told == ['ready'] + ['idle'] * number, 10, lambda: orders.told)
+        eventually(lambda number=number: orders.told == ['ready'] + ['idle'] * number, 10, lambda: orders.told)
     with pytest.raises(LoginFailed) as refused:
         late.login(TARGET, tsih=7, security=False)
     assert refused.value.status == 0x20A

@@ -1,5 +1,5 @@
-"""The master and real processes: who is routed where, who is let in, what becomes of a session when
-somebody dies."""
+"""The master with real worker processes: routing, admission, and what happens to a session when a
+process dies."""
 
 import os
 import signal
@@ -47,7 +47,7 @@ def test_an_identity_outlasts_the_server_and_the_lun_number(served, tmp_path):
         (['initiator-name = iqn.2026-11.test:*'], (0, 0)),
     ],
 )
-def test_who_is_let_in(stage, lines, status, capfd):
+def test_admission(stage, lines, status, capfd):
     stage.start(body(stage, (DISK, lines, RAM)))
     got, answer = stage.connect().login(DISK)
     assert got == status
@@ -115,7 +115,7 @@ def test_reinstatement_of_a_worker_that_does_not_end(served):
     one.wait_closed()
 
 
-def test_a_change_reaches_everybody_before_its_answer(served):
+def test_a_change_is_in_force_in_every_worker_before_its_answer(served):
     one, two = served.login(DISK), served.login(DISK, isid='00023d000002')
     unit = one.answer['units'][0]['unit']
     one.say(ask='reserve', id=2, unit=unit)
@@ -142,7 +142,7 @@ def test_a_worker_that_does_not_acknowledge_is_fenced(served):
     assert one.wait('answer', 2)['status'] == 0
 
 
-def test_kill_9_of_the_asker_in_the_middle_of_its_change(served):
+def test_kill_9_of_the_worker_that_requested_a_change_during_it(served):
     one, two = served.login(DISK), served.login(DISK, isid='00023d000002')
     unit = one.answer['units'][0]['unit']
     one.say(ask='reserve', id=2, unit=unit)
@@ -168,7 +168,7 @@ def test_a_burst_of_logins_waits_for_workers_and_is_served(stage):
     assert [c.wait('answer')['status_class'] for c in clients] == [0] * 10
 
 
-def test_more_connections_than_the_server_holds_are_told_so(stage):
+def test_logins_beyond_the_limit_of_a_full_server_are_refused(stage):
     stage.start(body(stage, (DISK, OPEN, RAM)), 'max-sessions = 1')
     clients = [
         stage.connect(isid='00023d0001%02d' % n, source='127.0.0.%d' % (n // 4 + 1))
@@ -181,7 +181,7 @@ def test_more_connections_than_the_server_holds_are_told_so(stage):
     assert all(c.received[36:38] == b'\x03\x02' for c in refused) and len(refused) < 20
 
 
-def test_discovery_gives_its_worker_back(served):
+def test_the_worker_of_a_discovery_session_becomes_a_spare(served):
     client = served.connect()
     assert client.login(None)[0] == (0, 0)
     (session,) = served.master.sessions.all()
@@ -191,7 +191,7 @@ def test_discovery_gives_its_worker_back(served):
     assert served.master.sessions.all() == []
 
 
-def test_a_missing_file_makes_its_target_wait_and_no_other(stage, capfd):
+def test_a_missing_file_makes_only_its_target_unavailable(stage, capfd):
     path = stage.directory + '/late.img'
     stage.start(body(stage, (DISK, OPEN, {0: ['backing-store = %s' % path]}), (OTHER, OPEN, RAM)))
     status, answer = stage.connect().login(DISK)
@@ -209,7 +209,7 @@ def test_a_server_without_any_usable_store_still_runs(stage):
     assert stage.connect().login(DISK)[0] == (3, 1)
 
 
-def test_a_failed_unit_is_failed_for_everybody(served):
+def test_a_failed_unit_is_failed_in_every_session(served):
     one, two = served.login(DISK), served.login(DISK, isid='00023d000002')
     one.say(report='failed', unit=one.answer['units'][0]['unit'], text='Input/output error')
     assert two.wait('change')['medium'] == 'failed'
@@ -236,7 +236,7 @@ def test_an_aptpl_registration_is_on_disk_before_its_answer(stage):
         target_ports=[],
     )
     assert one.wait('answer', 2)['status'] == 0
-    for worker in stage.master.workers.all():  # as kill -9 of everything leaves it
+    for worker in stage.master.workers.all():  # as after kill -9 of every process
         os.kill(worker.pid, signal.SIGKILL)
     stage.close()
     stage.start(body(stage, (DISK, OPEN, {0: ['backing-store = %s' % path]})))
@@ -244,7 +244,7 @@ def test_an_aptpl_registration_is_on_disk_before_its_answer(stage):
     assert registration['key'] == '00000000000000aa'
 
 
-def test_logs_are_opened_again_by_everybody(stage, tmp_path):
+def test_the_log_is_opened_again_in_every_process(stage, tmp_path):
     from targetd import log
 
     log_file, rotated = str(tmp_path / 'log'), str(tmp_path / 'log.1')
@@ -269,14 +269,14 @@ def test_logs_are_opened_again_by_everybody(stage, tmp_path):
 
 @pytest.fixture
 def dead(stage, monkeypatch):
-    """The path of a medium that nobody who opens it, or flushes it, hears of again, as long as the
-    file `dead` is there."""
+    """The path of a medium: a process that opens or flushes it blocks as long as the file `dead`
+    exists."""
     path = os.path.join(stage.directory, 'disk.img')
     stays = os.path.join(stage.directory, 'dead')
     with open(path, 'wb') as f, open(stays, 'wb'):
         f.truncate(1 << 20)
 
-    def wait_in_vain():
+    def block():
         while os.path.exists(stays):
             time.sleep(0.01)
 
@@ -284,15 +284,13 @@ def dead(stage, monkeypatch):
     monkeypatch.setattr(
         open_medium,
         'open_store',
-        lambda wanted, held: (wanted['path'] == path and wait_in_vain(), real_open(wanted, held))[
-            1
-        ],
+        lambda wanted, held: (wanted['path'] == path and block(), real_open(wanted, held))[1],
     )
     monkeypatch.setattr(
         logical_units,
         'flush_medium',
         lambda descriptor: (
-            os.readlink('/proc/self/fd/%d' % descriptor) == path and wait_in_vain(),
+            os.readlink('/proc/self/fd/%d' % descriptor) == path and block(),
             real_flush(descriptor),
         )[1],
     )
@@ -300,7 +298,7 @@ def dead(stage, monkeypatch):
     return path
 
 
-def test_a_disk_that_does_not_answer_keeps_no_other_from_being_served(stage, dead, capfd):
+def test_a_disk_that_does_not_answer_does_not_delay_other_targets(stage, dead, capfd):
     stage.start(body(stage, (DISK, OPEN, {0: ['backing-store = %s' % dead]}), (OTHER, OPEN, RAM)))
     assert (
         'disk.img cannot be opened: there was no answer within 0.5 seconds'
@@ -317,7 +315,7 @@ def test_a_disk_that_does_not_answer_keeps_no_other_from_being_served(stage, dea
     stage.login(DISK)
 
 
-def test_a_reload_that_meets_such_a_disk_changes_nothing_and_delays_nobody(served, dead):
+def test_a_reload_with_such_a_disk_changes_nothing_and_delays_no_login(served, dead):
     served.write(body(served, (DISK, OPEN, {0: RAM[0], 1: ['backing-store = %s' % dead]})))
     outcome = []
     served.master.reload.start_reload(lambda rows, error: outcome.append(error))
@@ -330,7 +328,7 @@ def test_a_reload_that_meets_such_a_disk_changes_nothing_and_delays_nobody(serve
     assert 'does not respond' in str(outcome[0]) and len(served.master.units.by_id) == 1
 
 
-def test_a_stop_says_which_disk_does_not_answer_and_ends(stage, dead, monkeypatch, capfd):
+def test_a_stop_reports_the_disk_that_does_not_answer_and_ends(stage, dead, monkeypatch, capfd):
     monkeypatch.setattr(logical_units, 'FLUSH_SECONDS', 0.5)
     os.rename(os.path.join(stage.directory, 'dead'), os.path.join(stage.directory, 'dying'))
     stage.start(body(stage, (DISK, OPEN, {0: ['backing-store = %s' % dead]}), (OTHER, OPEN, RAM)))
@@ -344,10 +342,10 @@ def test_a_stop_says_which_disk_does_not_answer_and_ends(stage, dead, monkeypatc
     )
 
 
-# -- disks that are not what they were -------------------------------------------------------------
+# -- disks that were exchanged -------------------------------------------------------------
 
 
-def test_a_file_that_is_gone_is_not_made_anew_until_that_is_accepted(stage, capfd):
+def test_a_file_that_is_gone_is_not_created_again_until_accepted(stage, capfd):
     path = os.path.join(stage.directory, 'disk.img')
     lun = {0: ['backing-store = %s' % path, 'size = 1M']}
     stage.start(body(stage, (DISK, OPEN, lun)))
@@ -368,9 +366,10 @@ def test_a_file_that_is_gone_is_not_made_anew_until_that_is_accepted(stage, capf
 
 
 @pytest.mark.parametrize(
-    'unit, complaint', [(DISK, 'is no TARGET/LUN'), (DISK + '/7', 'nothing is known of lun 7')]
+    'unit, complaint',
+    [(DISK, 'is not TARGET/LUN'), (DISK + '/7', 'no medium is recorded for lun 7')],
 )
-def test_accepting_what_is_not_there(served, unit, complaint):
+def test_accept_for_an_unknown_lun(served, unit, complaint):
     with pytest.raises(TargetdError) as caught:
         served.master.answers.answer('accept', {'unit': unit})
     assert complaint in str(caught.value)

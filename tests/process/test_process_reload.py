@@ -1,4 +1,4 @@
-"""Reloads and stops: what changes, who notices, and that a broken file changes nothing."""
+"""Reload, ordered stop and control socket, with real worker processes."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def reload(stage, text, server=''):
     return rows
 
 
-def test_nothing_changed_is_nothing_done(served):
+def test_a_reload_of_an_unchanged_file_does_nothing(served):
     client = served.login(DISK)
     spares = {w.pid for w in served.master.workers.all()}
     assert served.master.reload.reload_and_wait() == []
@@ -39,7 +39,7 @@ def test_nothing_changed_is_nothing_done(served):
     assert {w.pid for w in served.master.workers.all()} == spares and not client.heard[1:]
 
 
-def test_a_target_comes_and_others_do_not_notice(served):
+def test_a_target_is_added_without_effect_on_other_sessions(served):
     client = served.login(DISK)
     (row,) = reload(served, body(served, (DISK, OPEN, RAM), (OTHER, OPEN, RAM)))
     assert OTHER in row['step'] and row['effect']
@@ -53,7 +53,7 @@ def test_a_plan_changes_nothing(served):
     assert served.connect().login(OTHER)[0] == (2, 3)
 
 
-def test_a_broken_file_changes_nothing_and_every_complaint_is_logged(served, capfd):
+def test_an_invalid_file_changes_nothing_and_every_complaint_is_logged(served, capfd):
     client = served.login(DISK)
     served.write(body(served, (OTHER, ['initiator-adress = ALL', 'max-sessions = x'], RAM)))
     with pytest.raises(TargetdError):
@@ -114,7 +114,7 @@ def test_the_wildcard_can_take_over_the_port_of_an_address(served):
     served.login(DISK)
 
 
-def test_luns_come_and_go_with_attentions(served):
+def test_luns_are_added_and_removed_with_unit_attentions(served):
     client = served.login(DISK)
     path = image(served, 'one.img')
     reload(served, body(served, (DISK, OPEN, more({1: ['backing-store = %s' % path]}))))
@@ -163,7 +163,7 @@ def test_a_file_that_grew_outside_is_noticed_at_the_reload(served):
     assert client.wait('change')['size'] == 5 << 20
 
 
-def test_the_write_cache_is_switched_for_everybody(served):
+def test_the_write_cache_is_switched_in_every_session(served):
     client = served.login(DISK)
     reload(served, body(served, (DISK, OPEN, {0: RAM[0] + ['write-cache = off']})))
     change = client.wait('change')
@@ -188,7 +188,7 @@ def test_another_store_waits_for_the_logout(served):
     assert unit['store']['size'] == 2 << 20 and unit['unit'] != client.answer['units'][0]['unit']
 
 
-def test_who_does_not_log_out_is_ended(served):
+def test_a_session_that_does_not_log_out_is_ended(served):
     client = served.login(DISK)
     reload(served, body(served, (OTHER, OPEN, RAM)))
     client.wait('logout')
@@ -210,7 +210,7 @@ def test_a_second_hangup_waits_for_the_first_to_be_done(served):
     served.until(lambda: list(served.master.state.configuration.targets) == [DISK])
 
 
-def test_who_is_not_admitted_any_more_is_ended_and_others_stay(served):
+def test_a_session_that_is_not_admitted_any_more_is_ended_and_others_continue(served):
     one, two = (
         served.login(DISK),
         served.login(DISK, isid='00023d000002', name='iqn.2026-11.test:two'),
@@ -221,20 +221,20 @@ def test_who_is_not_admitted_any_more_is_ended_and_others_stay(served):
     assert not two.of('end')
 
 
-def test_limits_are_obeyed_from_now_on(served):
+def test_a_changed_limit_applies_at_once(served):
     served.login(DISK)
     reload(served, body(served, (DISK, OPEN, RAM)), 'max-sessions = 1')
     assert served.connect(isid='00023d000002').login(DISK)[0] == (3, 2)
 
 
-def test_what_needs_a_restart_stays_as_it_was(served):
+def test_a_setting_that_needs_a_restart_keeps_its_value(served):
     (row,) = reload(served, body(served, (DISK, OPEN, RAM)), 'user = daemon')
     assert 'restart' in row['effect']
     assert served.master.state.configuration.server.user == 'nobody'
     assert len(served.master.reload.reload_and_wait(plan_only=True)) == 1
 
 
-def test_spares_are_replaced_by_ones_that_know_the_new_configuration(served):
+def test_spares_are_replaced_by_spares_with_the_new_configuration(served):
     served.until(lambda: [w for w in served.master.workers.all() if w.state == 'spare'])
     old = {w.pid for w in served.master.workers.all()}
     reload(served, body(served, (DISK, OPEN, RAM), (OTHER, OPEN, RAM)))
@@ -242,7 +242,7 @@ def test_spares_are_replaced_by_ones_that_know_the_new_configuration(served):
     served.login(OTHER)
 
 
-def test_a_late_lun_that_is_changed_is_looked_for_as_changed(stage):
+def test_an_unavailable_lun_is_retried_with_its_changed_settings(stage):
     stage.start(body(stage, (DISK, OPEN, {0: ['backing-store = %s/a' % stage.directory]})))
     reload(
         stage,
@@ -282,7 +282,7 @@ def test_a_stop_asks_for_logout_waits_and_flushes(served):
     assert served.master.workers.all() == []
 
 
-def test_who_does_not_log_out_is_cut_and_named(served):
+def test_a_stop_ends_and_names_a_session_that_does_not_log_out(served):
     client = served.login(DISK)
     os.kill(os.getpid(), signal.SIGTERM)
     client.wait('logout')
@@ -304,7 +304,7 @@ def test_a_worker_that_does_not_end_is_killed(served):
     stopped(served)
 
 
-def test_a_second_signal_hurries(served):
+def test_a_second_signal_ends_the_wait(served):
     client = served.login(DISK)
     os.kill(os.getpid(), signal.SIGTERM)
     client.wait('logout')
@@ -360,7 +360,7 @@ def ask(stage, command, **arguments):
     return reply
 
 
-def test_the_control_socket_is_its_owners_only(served):
+def test_only_the_owner_may_use_the_control_socket(served):
     path = os.path.join(served.directory, 'control-socket')
     assert os.stat(path).st_mode & 0o777 == 0o600
     served.close()
@@ -368,7 +368,7 @@ def test_the_control_socket_is_its_owners_only(served):
     served.master = None
 
 
-def test_what_there_is(served):
+def test_status_and_lists(served):
     client = served.login(DISK)
     facts = {row['name']: row['value'] for row in ask(served, 'status')['rows']}
     assert (
@@ -465,7 +465,7 @@ def test_acknowledge_by_command(served):
     assert not ask(served, 'acknowledge', unit='nothing')['ok']
 
 
-def test_stop_by_command_keeps_the_conversation_open_until_it_is_gone(served):
+def test_stop_by_command_keeps_the_connection_open_until_the_end(served):
     caller = Caller(served)
     assert caller.ask(command='stop')['ok']
     stopped(served)
@@ -487,7 +487,7 @@ def test_stop_by_command_keeps_the_conversation_open_until_it_is_gone(served):
         b'x' * 70000,
     ],
 )
-def test_nonsense_is_answered_and_disturbs_nobody(served, line):
+def test_a_malformed_request_is_answered_with_an_error(served, line):
     caller = Caller(served)
     caller.socket.setblocking(True)
     caller.socket.sendall(line)
@@ -497,7 +497,7 @@ def test_nonsense_is_answered_and_disturbs_nobody(served, line):
     assert ask(served, 'status')['ok']
 
 
-def test_a_caller_that_says_nothing_is_forgotten(served):
+def test_a_silent_client_is_disconnected(served):
     caller = Caller(served)
     served.until(lambda: served.master.control._clients)
     served.leap(301)
@@ -506,7 +506,7 @@ def test_a_caller_that_says_nothing_is_forgotten(served):
     assert caller.socket.recv(1) == b''
 
 
-def test_a_socket_left_behind_is_replaced_and_a_served_one_is_not(served):
+def test_a_stale_socket_is_replaced_and_one_in_use_is_not(served):
     other = Stage(served.directory)
     other.port_number = free_port('127.0.0.1', 0)
     with pytest.raises(TargetdError) as caught:

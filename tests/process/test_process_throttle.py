@@ -1,4 +1,4 @@
-"""Floods of logins and failed authentications: whoever makes them waits, others log in."""
+"""Floods of logins and of failed authentications: their origin waits, other initiators log in."""
 
 import pytest
 from puppets import Stage
@@ -37,7 +37,7 @@ def isid(number):
 
 
 def open_logins(stage, count, source):
-    """So many connections with a login that goes no further than its header."""
+    """Connections whose login stops after its header."""
     return [stage.connect(isid=isid(number), source=source) for number in range(count)]
 
 
@@ -51,7 +51,7 @@ def failures(stage, source):
 
 
 def fails(stage, source, times=1):
-    """Logins whose worker says that the authentication failed."""
+    """Logins whose worker reports that the authentication failed."""
     for _ in range(times):
         client = stage.connect(source=source)
         before = failures(stage, source)
@@ -63,11 +63,11 @@ def fails(stage, source, times=1):
             status_class=2,
             status_detail=1,
         )
-        stage.until(lambda: failures(stage, source) == before + 1)
+        stage.until(lambda before=before: failures(stage, source) == before + 1)
         client.say(puppet='idle')
 
 
-def test_a_flood_of_logins_takes_its_share_and_no_more(stage):
+def test_a_flood_of_logins_gets_no_more_than_the_share_of_one_origin(stage):
     stage.begin('max-sessions = 4')
     flood = open_logins(stage, 20, BAD)
     stage.until(lambda: under_way(stage) == throttle.LOGINS_PER_ORIGIN)
@@ -77,7 +77,7 @@ def test_a_flood_of_logins_takes_its_share_and_no_more(stage):
     assert under_way(stage) == throttle.LOGINS_PER_ORIGIN
     flood[0].close()
     flood[0].is_closed = True
-    stage.leap(15)  # the login timeout: those that waited are told
+    stage.leap(15)  # the login timeout: those that waited are refused
     stage.until(
         lambda: (
             [c.listen() for c in flood[1:]],
@@ -86,16 +86,16 @@ def test_a_flood_of_logins_takes_its_share_and_no_more(stage):
     )
 
 
-def test_logins_of_one_address_go_on_as_others_of_it_are_over(stage):
+def test_logins_of_one_address_continue_when_others_of_it_have_ended(stage):
     stage.begin()
     clients = open_logins(stage, 12, BAD)
     stage.until(lambda: under_way(stage) == throttle.LOGINS_PER_ORIGIN)
-    for client in clients:  # each finishes its login when its turn has come
+    for client in clients:
         assert client.login(DISK)[0] == (0, 0)
     assert len(stage.master.sessions.all()) == 12 and under_way(stage) == 0
 
 
-def test_when_the_server_is_full_slow_logins_give_way_to_other_addresses(stage):
+def test_on_a_full_server_slow_logins_are_ended_for_other_addresses(stage):
     stage.begin('max-sessions = 1')
     for number in range(3):
         open_logins(stage, 8, '127.0.0.%d' % (number + 2))
@@ -103,20 +103,20 @@ def test_when_the_server_is_full_slow_logins_give_way_to_other_addresses(stage):
     stage.until(lambda: len(stage.master.workers.busy()) == full)
     early = stage.connect(source='127.0.0.9')
     stage.until(lambda: (early.listen(), early.received)[1])
-    assert early.received[36:38] == b'\x03\x02'  # they had no time yet
+    assert early.received[36:38] == b'\x03\x02'  # the others are not slow yet
     stage.leap(routing.PATIENCE_SECONDS)
     late = stage.connect(source='127.0.0.9')
     assert late.login(DISK)[0] == (0, 0)
 
 
-def test_failed_authentications_slow_their_own_address_down(stage, capfd):
+def test_failed_authentications_delay_their_address(stage, capfd):
     stage.begin('failures-before-delay = 2')
     fails(stage, BAD, 2)
     client = stage.connect(source=BAD)
     client.claim(DISK)
     stage.settle(20)
     stage.connect(source=OTHER, isid=isid(7)).login(DISK)
-    assert not client.heard  # it waits; the other one did not
+    assert not client.heard  # it is delayed; the other one was not
     stage.leap(1)
     stage.until(lambda: (client.listen(), client.of('answer'))[1])
     errors = capfd.readouterr().err
@@ -126,7 +126,7 @@ def test_failed_authentications_slow_their_own_address_down(stage, capfd):
     )
 
 
-def test_whoever_gives_up_while_it_waits_costs_no_worker(stage):
+def test_an_initiator_that_disconnects_while_it_waits_uses_no_worker(stage):
     stage.begin('failures-before-delay = 2')
     fails(stage, BAD, 2)
     stage.until(lambda: not under_way(stage))
@@ -139,7 +139,7 @@ def test_whoever_gives_up_while_it_waits_costs_no_worker(stage):
     assert under_way(stage) == 0
 
 
-def test_a_success_ends_it(stage):
+def test_a_success_ends_the_delays(stage):
     stage.begin('failures-before-delay = 2')
     fails(stage, BAD, 2)
     client = stage.connect(source=BAD)
@@ -162,7 +162,7 @@ def test_a_success_ends_it(stage):
     assert stage.connect(source=BAD, isid=isid(2)).login(DISK)[0] == (0, 0)
 
 
-def test_a_worker_cannot_accuse_an_address_that_it_never_saw(stage):
+def test_a_worker_cannot_report_failures_for_an_address_it_does_not_have(stage):
     stage.begin('failures-before-delay = 1')
     client = stage.connect(source=BAD)
     client.say(
@@ -179,12 +179,12 @@ def test_a_worker_cannot_accuse_an_address_that_it_never_saw(stage):
     assert not stage.master.throttle._records
 
 
-def test_too_many_that_wait_are_sent_away(stage):
+def test_too_many_delayed_logins_are_refused(stage):
     stage.begin('failures-before-delay = 1')
     fails(stage, BAD, 1)
     for _ in range(5):
         stage.master.throttle.note_failure(BAD)
-    clients = open_logins(stage, 6, BAD)  # 30 s apart, and nobody waits longer than a minute
+    clients = open_logins(stage, 6, BAD)  # 30 s apart, and none waits longer than a minute
     stage.until(
         lambda: (
             [c.listen() for c in clients],
@@ -194,15 +194,14 @@ def test_too_many_that_wait_are_sent_away(stage):
 
 
 def refused(clients):
-    """How many of them were told that the server is out of resources."""
+    """How many of them were refused with `out of resources`."""
     for client in clients:
         client.listen()
     return sum(client.received[36:38] == b'\x03\x02' for client in clients)
 
 
 def test_joins_of_one_session_are_bounded_for_each_origin(stage):
-    """A stranger who guessed the TSIH fills its own places; the initiator's further connections
-    have theirs."""
+    """A host that has guessed the TSIH uses only its own share; the initiator can add connections."""
     stage.begin()
     one = stage.connect()
     tsih = one.login(DISK)[1]['tsih']
@@ -222,7 +221,7 @@ def test_joins_of_one_session_are_bounded(stage):
     stage.until(lambda: refused(joining) == 3)
 
 
-def test_joins_that_failed_are_forgotten(stage):
+def test_failed_joins_do_not_count(stage):
     stage.begin('max-connections-per-address = 2')
     one = stage.connect()
     tsih = one.login(DISK)[1]['tsih']

@@ -1,4 +1,4 @@
-"""Worker processes, really forked: what they keep, how they end, how they are replaced."""
+"""Worker processes, forked: the descriptors they keep, their end and their replacement."""
 
 import json
 import os
@@ -26,7 +26,7 @@ class Clock(object):
 
 
 def obey(channel):
-    """A worker that says what it is asked."""
+    """A worker that reports its state when it gets the order `look`."""
     channel.send({'report': 'ready'})
     try:
         while True:
@@ -55,7 +55,7 @@ def obey(channel):
         pass
 
 
-class Stable(object):
+class WorkersOnALoop(object):
     """Workers on a real loop."""
 
     def __init__(self, serve=obey):
@@ -74,7 +74,7 @@ class Stable(object):
     def until(self, question, seconds=10):
         end = time.monotonic() + seconds
         while not question():
-            assert time.monotonic() < end, 'waited in vain'
+            assert time.monotonic() < end, 'the condition did not become true'
             self.loop.run_once(0.2)
 
     def ready(self, count):
@@ -91,7 +91,7 @@ def stable():
     stables = []
 
     def make(serve=obey):
-        stables.append(Stable(serve))
+        stables.append(WorkersOnALoop(serve))
         return stables[-1]
 
     yield make
@@ -132,7 +132,7 @@ def test_a_worker_holds_its_channel_and_nothing_of_the_masters(stable, tmp_path)
             disk.fileno() not in seen['descriptors']
             and listener.fileno() not in seen['descriptors']
         )
-    listing = 1  # the descriptor of its own look into /proc
+    listing = 1  # the descriptor of the listing of /proc
     assert (
         len([d for d in seen['descriptors'] if d > 2]) == 1 + listing
         and seen['own'] in seen['descriptors']
@@ -140,8 +140,8 @@ def test_a_worker_holds_its_channel_and_nothing_of_the_masters(stable, tmp_path)
     assert seen['parent'] == os.getpid() and seen['ignored']
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason='only root can become somebody else')
-def test_a_worker_of_root_is_nobody(stable):
+@pytest.mark.skipif(os.geteuid() != 0, reason='only root can change its user')
+def test_a_worker_of_a_root_master_runs_as_its_user(stable):
     import pwd
 
     here = stable()
@@ -184,12 +184,12 @@ def test_kill_9_is_noticed_named_and_replaced(stable, capfd):
 
 
 def test_the_master_dies_and_no_worker_survives_it(tmp_path):
-    """kill -9 of the master: workers get the kernel's word, whatever they are doing."""
+    """kill -9 of the master: the kernel kills the workers, whatever they are doing."""
     reading, writing = os.pipe()
     master = os.fork()
     if master == 0:
         try:
-            here = Stable()
+            here = WorkersOnALoop()
             here.workers.wanted_spares = 2
             here.workers.keep_spares()
             here.ready(2)
@@ -221,12 +221,12 @@ def is_running(pid):
         return False
 
 
-def test_spares_that_die_young_are_forked_with_growing_pauses(stable, capfd):
+def test_spares_that_exit_early_are_forked_with_growing_delays(stable, capfd):
     here = stable(lambda channel: None)
     here.workers.wanted_spares = 1
     here.workers.keep_spares()
     for number, pause in enumerate((1, 2, 4, 8, 16, 30, 30), 1):
-        here.until(lambda: len(here.deaths) == number)
+        here.until(lambda number=number: len(here.deaths) == number)
         here.clock.leap += pause - 0.5
         here.loop.run_once(0)
         assert not here.workers.by_pid, 'forked again before %d seconds were over' % pause
@@ -236,7 +236,7 @@ def test_spares_that_die_young_are_forked_with_growing_pauses(stable, capfd):
     assert 'the next is forked in 30 seconds' in capfd.readouterr().err
 
 
-def test_the_pauses_begin_anew_after_a_spare_grew_up(stable):
+def test_the_delays_are_reset_after_a_spare_has_lived_long_enough(stable):
     here = stable()
     here.workers._young_deaths = 4
     here.workers.wanted_spares = 1
@@ -271,7 +271,7 @@ def test_a_worker_that_closes_its_channel_and_stays_is_killed(stable):
     here.until(lambda: here.deaths)
 
 
-def test_a_new_generation_replaces_the_spares_and_lets_the_busy_finish(stable):
+def test_a_new_generation_replaces_the_spares_and_not_the_busy_workers(stable):
     here = stable()
     here.workers.wanted_spares = 2
     here.workers.keep_spares()
@@ -289,7 +289,7 @@ def test_a_new_generation_replaces_the_spares_and_lets_the_busy_finish(stable):
     )
 
 
-def test_what_a_worker_cannot_say_is_no_harm(stable):
+def test_a_worker_that_sends_a_malformed_frame_is_killed(stable):
     def rude(channel):
         channel.send(['no', 'object'])
         signal.pause()
@@ -334,5 +334,5 @@ def test_a_failing_fork_is_tried_again(stable, capfd):
         (63, 'was killed by signal 63'),
     ],
 )
-def test_deaths_in_words(status, words):
+def test_the_text_for_a_wait_status(status, words):
     assert death(status) == words

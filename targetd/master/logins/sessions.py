@@ -9,7 +9,7 @@ again.
        |
        +--> the nexus is free ----------------> granted: TSIH, units
        |
-       +--> the nexus has a session --> its worker ends it ('reinstated') --> reaped --> the claim is decided again
+       +--> the nexus has a session --> its worker ends it --> reaped --> the claim is decided again
                                           not reaped after END_SECONDS: SIGKILL --^
 """
 

@@ -1,9 +1,9 @@
 """Jobs: work that may have to wait for a medium (to open, sync or close it) runs in a child process,
 so that the master never waits (ARCHITECTURE D15).
 
-     submit_job --(MAXIMUM_RUNNING at a time)--> running --one message, with descriptors--> done(JobResult)
-                                                    |------ exits without a message ---> done(JobResult with `why`)
-                                                    |------ SECONDS are over: killed --> done(JobResult with `why`, is_late)
+     submit_job --> queued --> running --one message, with descriptors--> done(JobResult)
+                                  |------ exits without a message ------> done(JobResult with `why`)
+                                  |------ SECONDS are over: killed -----> done(JobResult with `why`, is_late)
 
 A process that waits for a dying disk cannot be killed until the disk answers, which may be never. The
 master gives it up, and is_stuck() reports it for as long as it exists. It holds no descriptors but

@@ -3,7 +3,7 @@
              fork         report ready       take_spare()           report idle (after a logout)
      (none) ------> starting ------> spare ------> busy -----------------------------> spare
                         |              |             |
-                        +--- death ----+-- death ----+--> reaped: descriptors closed, on_death(), missing spares forked
+                        +--- death ----+-- death ----+--> reaped: on_death(), missing spares forked
 
 Invariants: a worker is in `by_pid` from its fork until it is reaped. The end of file of its channel
 only starts the wait for its death; a kill after a second bounds that wait. `on_death` is called

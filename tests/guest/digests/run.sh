@@ -34,5 +34,5 @@ echo 'install af_alg /bin/false' > /etc/modprobe.d/none.conf
 start_targetd /job/targetd.conf
 use
 [ -z "$sockets" ]
-[ "$(grep -c 'digests (CRC32C) are slow here' /tmp/targetd.log)" = 1 ]
+[ "$(grep -c 'digests (CRC32C) are slow on this host' /tmp/targetd.log)" = 1 ]
 stop_targetd

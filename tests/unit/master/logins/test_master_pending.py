@@ -1,5 +1,4 @@
-"""Connections before their login: routed by a peek, refused with a status, never waited for by
-anybody else."""
+"""Pending connections: routed after a peek, refused with a status, and never delaying each other."""
 
 import socket
 import struct
@@ -19,7 +18,8 @@ def login_header(opcode=0x43, tsih=0, itt=7, cmd_sn=5):
 
 
 class Door(object):
-    """An PendingConnections behind a real portal on loopback; `routed` is who came through."""
+    """A PendingConnections with a real portal on loopback; `routed`: the connections whose login
+    arrived."""
 
     def __init__(self, **limits):
         self.loop = StillLoop()
@@ -112,7 +112,7 @@ def test_a_byte_at_a_time_is_routed_once_and_does_not_keep_the_loop_busy(door):
     assert len(here.routed) == 1
 
 
-def test_where_the_kernel_wakes_us_too_early_a_timer_looks_again(door, monkeypatch):
+def test_where_the_kernel_wakes_too_early_a_timer_polls(door, monkeypatch):
     here = door()
     client = here.connect()
     (pending,) = here.pending_connections.by_age
@@ -145,7 +145,7 @@ def test_a_silent_connection_is_closed_after_the_login_timeout(door, capfd):
         login_header(opcode=0x01),
     ],
 )
-def test_what_is_no_login_is_closed_with_a_line_in_the_log(door, first, capfd):
+def test_a_connection_that_does_not_start_with_a_login_is_closed_and_logged(door, first, capfd):
     here = door()
     assert is_closed(here.connect(first))
     assert here.routed == []
@@ -166,7 +166,7 @@ def test_a_login_without_the_immediate_bit_is_routed_too(door):
     assert len(here.routed) == 1
 
 
-def test_too_many_of_one_address_are_told_out_of_resources(door):
+def test_too_many_connections_of_one_address_are_refused(door):
     here = door(per_address=2)
     here.held['127.0.0.1'] = 1
     here.connect()
@@ -197,7 +197,7 @@ def test_a_refused_login_with_data_behind_it_still_reads_its_answer(door):
     assert len(here.loop._selector.get_map()) == 1  # the portal
 
 
-def test_a_flood_costs_its_own_address_the_oldest_and_later_ones_are_heard(door):
+def test_a_flood_closes_its_own_oldest_connections_and_later_logins_pass(door):
     here = door(pending=3, per_address=100)
     silent = [here.connect() for _ in range(4)]
     assert is_closed(silent[0])
@@ -206,7 +206,7 @@ def test_a_flood_costs_its_own_address_the_oldest_and_later_ones_are_heard(door)
     assert len(here.routed) == 1
 
 
-def test_one_origin_has_its_share_of_silence_and_no_more(door, monkeypatch):
+def test_the_silent_connections_of_one_origin_are_limited(door, monkeypatch):
     monkeypatch.setattr(module, 'FEWEST_PER_ORIGIN', 3)
     here = door(pending=100, per_address=1)
     silent = [here.connect() for _ in range(5)]
@@ -223,7 +223,7 @@ def test_one_origin_has_its_share_of_silence_and_no_more(door, monkeypatch):
     )
 
 
-def test_who_waits_for_its_turn_stays_when_silent_ones_go(door, monkeypatch):
+def test_silent_connections_are_closed_before_delayed_ones(door, monkeypatch):
     monkeypatch.setattr(module, 'FEWEST_PER_ORIGIN', 2)
     here = door(pending=100, per_address=1)
     first = here.connect(login_header())
@@ -234,7 +234,7 @@ def test_who_waits_for_its_turn_stays_when_silent_ones_go(door, monkeypatch):
     first.close()
 
 
-def test_a_held_connection_goes_on_later_and_has_its_whole_timeout_then(door):
+def test_a_delayed_login_continues_with_a_new_login_timeout(door):
     here, released = door(login_timeout=15), []
     here.connect(login_header())
     (pending,) = here.routed
@@ -247,7 +247,7 @@ def test_a_held_connection_goes_on_later_and_has_its_whole_timeout_then(door):
     assert pending in here.pending_connections.by_age
 
 
-def test_a_held_connection_whose_initiator_gave_up_is_forgotten(door):
+def test_a_delayed_login_whose_initiator_disconnected_is_closed(door):
     here, released = door(), []
     client = here.connect(login_header())
     here.pending_connections.delay(here.routed[0], 2, released.append)
@@ -256,7 +256,7 @@ def test_a_held_connection_whose_initiator_gave_up_is_forgotten(door):
     assert not released and not here.pending_connections.by_age
 
 
-def test_a_login_whose_turn_does_not_come_is_told_so(door):
+def test_a_login_that_no_worker_took_in_time_is_refused(door):
     here = door(login_timeout=15)
     client = here.connect(login_header())
     here.loop.pass_time(15)
@@ -294,7 +294,7 @@ def test_close_all_leaves_nothing(door):
         here.portal.getsockname()
 
 
-def test_parse_and_refuse_are_each_others_mirror():
+def test_the_refusal_answers_the_parsed_login():
     header = parse_login(login_header(tsih=3, itt=8))
     assert (header.tsih, header.itt, header.cid) == (3, 8, 1)
     reply = refusal(header, (2, 10))

@@ -1,4 +1,4 @@
-"""Portals: what is opened, what is said when it cannot be, and what SendTargets shows."""
+"""Portals: listening sockets, and the messages when one cannot be opened."""
 
 import os
 import socket
@@ -30,7 +30,7 @@ def test_a_portal_accepts():
 
 
 @needs_ipv6
-def test_both_wildcards_stand_on_one_port():
+def test_both_wildcards_can_use_one_port():
     with open_portal('0.0.0.0', 0) as four:
         port = four.getsockname()[1]
         with open_portal('::', port):
@@ -50,14 +50,14 @@ def test_a_busy_port_names_address_port_holder_and_remedy():
     assert caught.value.exit_code == EXIT_PORTAL
 
 
-def test_a_foreign_address_names_our_own():
+def test_for_a_foreign_address_the_message_names_the_addresses_of_the_host():
     with pytest.raises(PortalError) as caught:
         open_portal('192.0.2.77', 3260)
     assert '192.0.2.77:3260' in str(caught.value) and '127.0.0.1' in str(caught.value)
     assert not caught.value.is_family_absent
 
 
-def test_a_host_without_ipv6_is_told_from_a_busy_port(monkeypatch):
+def test_a_host_without_ipv6_is_distinguished_from_a_busy_port(monkeypatch):
     def refuse(*_):
         raise OSError(97, 'Address family not supported by protocol')
 
@@ -89,7 +89,7 @@ def test_is_wildcard(address, answer):
     assert is_wildcard(address) is answer
 
 
-def test_addresses_as_people_write_them():
+def test_addresses_as_text():
     assert shown('10.0.0.1', 3260) == '10.0.0.1:3260'
     assert shown('fe80::1', 3260) == '[fe80::1]:3260'
     assert plain('::ffff:10.0.0.1') == '10.0.0.1'

@@ -1,4 +1,4 @@
-"""Whose login is next: failed authentications slow their own address down and nobody else."""
+"""Login throttling: failed authentications delay their own origin and no other."""
 
 import pytest
 from master_fakes import Clock
@@ -34,13 +34,13 @@ def test_an_origin_is_an_address_or_a_network_of_one_host(address, origin):
     assert origin_of(address) == origin
 
 
-def test_a_few_mistakes_cost_nothing(clock):
+def test_a_few_failures_cause_no_delay(clock):
     one = LoginThrottle(clock, 3)
     assert [one.note_failure(BAD) for _ in range(2)] == [(1, 0.0), (2, 0.0)]
     assert one.reserve_delay(BAD) == 0.0 and one.reserve_delay(BAD) == 0.0
 
 
-def test_further_ones_wait_twice_as_long_each_time_up_to_half_a_minute(clock):
+def test_each_further_failure_doubles_the_delay_up_to_30_seconds(clock):
     one, steps = LoginThrottle(clock, 3), []
     failed(one, 2)
     for _ in range(8):
@@ -55,7 +55,7 @@ def test_a_thousand_failures_overflow_nothing(clock):
     assert failed(LoginThrottle(clock, 1), 3000) == (3000, 30.0)
 
 
-def test_many_at_once_come_one_after_the_other_and_too_many_are_sent_away(clock):
+def test_many_logins_at_once_are_queued_and_too_many_are_refused(clock):
     one = LoginThrottle(clock, 3)
     failed(one, 6)  # 8 s apart
     assert [one.reserve_delay(BAD) for _ in range(9)] == [8, 16, 24, 32, 40, 48, 56, None, None]
@@ -63,7 +63,7 @@ def test_many_at_once_come_one_after_the_other_and_too_many_are_sent_away(clock)
     assert one.reserve_delay(BAD) == 44
 
 
-def test_others_do_not_notice(clock):
+def test_other_origins_are_not_delayed(clock):
     one = LoginThrottle(clock, 3)
     failed(one, 100)
     assert one.reserve_delay(GOOD) == 0.0
@@ -73,27 +73,24 @@ def test_others_do_not_notice(clock):
     )
 
 
-def test_a_success_forgives_but_not_the_next_failure(clock):
+def test_a_success_ends_the_delay_until_the_next_failure(clock):
     one = LoginThrottle(clock, 3)
     failed(one, 9)
     one.note_success(BAD)
     assert one.reserve_delay(BAD) == 0.0 and one.reserve_delay(BAD) == 0.0
-    assert one.note_failure(BAD) == (
-        3,
-        1.0,
-    )  # whoever owns one account guesses another one no faster
+    assert one.note_failure(BAD) == (3, 1.0)  # a known account does not help to guess another one
     one.note_success(GOOD)
     assert one.reserve_delay(GOOD) == 0.0
 
 
-def test_it_is_forgotten_in_time(clock):
+def test_failures_are_forgotten_after_a_quiet_time(clock):
     one = LoginThrottle(clock, 3)
     failed(one, 9)
     clock.now += module.QUIET_SECONDS
     assert one.reserve_delay(BAD) == 0.0 and one.note_failure(BAD) == (1, 0.0)
 
 
-def test_what_is_remembered_is_bounded_and_the_latest_stay(clock):
+def test_the_number_of_origins_is_bounded_and_the_latest_are_kept(clock):
     one = LoginThrottle(clock, 1)
     for number in range(module.ORIGINS + 500):
         failed(one, 2, '10.%d.%d.1' % divmod(number, 256))
@@ -101,7 +98,7 @@ def test_what_is_remembered_is_bounded_and_the_latest_stay(clock):
     assert one.reserve_delay('10.5.240.1') == 2.0 and one.reserve_delay('10.0.0.1') == 0.0
 
 
-def test_it_can_be_switched_off(clock):
+def test_delays_can_be_disabled(clock):
     one = LoginThrottle(clock, 0)
     assert failed(one, 100) == (100, 0.0) and one.reserve_delay(BAD) == 0.0
     one.note_success(BAD)

@@ -1,4 +1,4 @@
-"""Jobs: children that wait for what the master must not wait for."""
+"""Jobs: child processes that do what may block."""
 
 import fcntl
 import os
@@ -22,7 +22,7 @@ def jobs(loop):
 def until(question, seconds=10):
     end = time.monotonic() + seconds
     while not question():
-        assert time.monotonic() < end, 'waited in vain'
+        assert time.monotonic() < end, 'the condition did not become true'
         time.sleep(0.005)
 
 
@@ -31,7 +31,7 @@ def never():
         signal.pause()
 
 
-def test_the_work_is_done_elsewhere_and_what_it_returns_comes_back(loop, jobs):
+def test_the_work_runs_in_a_child_and_its_values_come_back(loop, jobs):
     answers = []
     jobs.submit_job('a', lambda: ({'pid': os.getpid(), 'text': 'ü'}, ()), answers.append)
     until(lambda: (loop.settle(), answers)[1])
@@ -44,7 +44,7 @@ def test_the_work_is_done_elsewhere_and_what_it_returns_comes_back(loop, jobs):
     )
 
 
-def test_descriptors_that_the_child_opened_are_ours(jobs, tmp_path):
+def test_descriptors_that_the_child_opened_come_back(jobs, tmp_path):
     path = tmp_path / 'file'
     path.write_bytes(b'content')
     answers = []
@@ -55,15 +55,15 @@ def test_descriptors_that_the_child_opened_are_ours(jobs, tmp_path):
     os.close(descriptor)
 
 
-def test_what_is_handed_back_is_nobody_elses_any_more(jobs, tmp_path):
-    """A claim that the child let go of only a moment later would make the next attempt fail."""
+def test_a_returned_descriptor_is_closed_in_the_child(jobs, tmp_path):
+    """A claim that the child released only later would make the next attempt fail."""
     path = str(tmp_path / 'file')
     answers = []
 
     def claim():
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # a child that takes its time to end
+        # a child that exits late
         os._exit = lambda code, really=os._exit: (time.sleep(0.2), really(code))
         return {}, [descriptor]
 
@@ -74,7 +74,7 @@ def test_what_is_handed_back_is_nobody_elses_any_more(jobs, tmp_path):
         fcntl.flock(again, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def test_the_child_has_what_it_is_given_and_nothing_else(jobs):
+def test_the_child_has_only_the_descriptors_that_it_is_given(jobs):
     kept, other = os.open(os.devnull, os.O_RDONLY), os.open(os.devnull, os.O_RDONLY)
     answers = []
     jobs.submit_job(
@@ -97,14 +97,14 @@ def test_the_child_has_what_it_is_given_and_nothing_else(jobs):
         (lambda: ({'failed': 'no such disk'}, ()), 'no such disk'),
     ],
 )
-def test_work_that_fails_says_why(jobs, work, why):
+def test_failed_work_has_a_reason(jobs, work, why):
     answers = []
     jobs.submit_job('a', work, answers.append)
     jobs.wait()
     assert answers[0].why.startswith(why) and not answers[0].is_late
 
 
-def test_who_does_not_answer_is_given_up_and_holds_up_nobody(loop, jobs):
+def test_a_job_without_an_answer_is_given_up_and_delays_no_other(loop, jobs):
     answers = {}
     jobs.submit_job('dead', never, lambda answer: answers.update(dead=answer))
     jobs.submit_job('well', lambda: ({}, ()), lambda answer: answers.update(well=answer))
@@ -112,10 +112,12 @@ def test_who_does_not_answer_is_given_up_and_holds_up_nobody(loop, jobs):
     assert 'dead' not in answers
     loop.pass_time(SECONDS)
     assert answers['dead'].is_late and 'within 10 seconds' in answers['dead'].why
-    until(lambda: not jobs.is_stuck('dead'))  # it could be killed: it waited for no disk
+    until(
+        lambda: not jobs.is_stuck('dead')
+    )  # it could be killed, because it did not wait for a disk
 
 
-def test_one_that_cannot_be_killed_yet_is_known(loop, jobs, monkeypatch):
+def test_a_job_that_cannot_be_killed_yet_is_stuck(loop, jobs, monkeypatch):
     killed = []
     monkeypatch.setattr(module.os, 'kill', lambda pid, number: killed.append(pid))
     jobs.submit_job('dead', never, lambda answer: None)
@@ -134,7 +136,7 @@ def test_waiting_is_bounded(jobs, monkeypatch):
     assert answers[0].is_late
 
 
-def test_no_more_than_so_many_at_once(jobs):
+def test_the_number_of_running_jobs_is_limited(jobs):
     answers, most = [], []
 
     def done(answer):
@@ -147,7 +149,7 @@ def test_no_more_than_so_many_at_once(jobs):
     assert sorted(answers) == list(range(MAXIMUM_RUNNING * 2)) and max(most) <= MAXIMUM_RUNNING
 
 
-def test_a_fork_that_fails_is_an_answer(loop):
+def test_a_failed_fork_is_a_result(loop):
     def fork():
         raise BlockingIOError(11, 'Resource temporarily unavailable')
 
@@ -156,7 +158,7 @@ def test_a_fork_that_fails_is_an_answer(loop):
     assert 'Resource temporarily unavailable' in answers[0].why and forked
 
 
-def test_the_end_kills_whoever_is_at_it_and_tells_nobody(loop):
+def test_close_kills_the_running_jobs_without_a_result(loop):
     jobs, answers = Jobs(loop), []
     jobs.submit_job('dead', never, answers.append)
     (pid,) = [job.pid for job in jobs._running]

@@ -1,4 +1,4 @@
-"""The loop: timers, descriptors, signals, and that one broken step does not end the others."""
+"""The event loop: timers, descriptors, signals, and failing callbacks."""
 
 import os
 import signal
@@ -41,7 +41,7 @@ def test_a_cancelled_timer_does_not_run(loop):
     assert ran == []
 
 
-def test_a_readable_descriptor_is_told_until_it_is_forgotten(loop, ends):
+def test_a_readable_descriptor_is_called_back_until_it_is_forgotten(loop, ends):
     seen = []
     loop.watch(ends[0], READ, seen.append)
     loop.settle()
@@ -63,7 +63,7 @@ def test_a_second_watch_replaces_the_first(loop, ends):
     assert seen == ['new']
 
 
-def test_who_is_forgotten_during_a_pass_is_not_called_in_it(loop):
+def test_a_descriptor_forgotten_during_a_pass_is_not_called_in_it(loop):
     pairs = [os.pipe(), os.pipe()]
     seen = []
 
@@ -91,7 +91,7 @@ def test_a_failing_callback_is_logged_and_the_next_runs(loop, capfd):
     assert 'ZeroDivisionError' in capfd.readouterr().err
 
 
-def test_signals_arrive_in_the_loop_and_their_old_actions_come_back():
+def test_signals_are_called_back_and_close_restores_their_handlers():
     before = signal.getsignal(signal.SIGUSR1)
     loop, seen = Loop(), []
     loop.on_signal(signal.SIGUSR1, lambda: seen.append('usr1'))
