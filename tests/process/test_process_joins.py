@@ -119,7 +119,11 @@ def test_the_late_login_may_outlast_the_next_session(orders):
     for number in range(1, 3):
         fresh = orders.order('serve').login()
         assert fresh.logout() == 0
-        eventually(lambda number=number: orders.told == ['ready'] + ['idle'] * number, 10, lambda: orders.told)
+        eventually(
+            lambda number=number: orders.told == ['ready'] + ['idle'] * number,
+            10,
+            lambda: orders.told,
+        )
     with pytest.raises(LoginFailed) as refused:
         late.login(TARGET, tsih=7, security=False)
     assert refused.value.status == 0x20A

@@ -196,7 +196,7 @@ def test_a_session_that_does_not_log_out_is_ended(served):
     served.leap(10)
     client.wait('end')
     client.wait_closed()
-    served.until(lambda: list(u.target_name for u in served.master.units.by_id.values()) == [OTHER])
+    served.until(lambda: [u.target_name for u in served.master.units.by_id.values()] == [OTHER])
 
 
 def test_a_second_hangup_waits_for_the_first_to_be_done(served):
