@@ -1,79 +1,120 @@
 """Frames and descriptors between the master and a worker, over a Unix stream socket pair.
 
-A frame is a 4-byte big-endian length and a JSON object; descriptors travel with SCM_RIGHTS beside the frame's first byte. JSON,
-because the master does not trust a worker; bytes travel as hex digits. The master's end is non-blocking (`queue`, `flush`,
-`receive`); a worker's end blocks (`send` from any of its threads, `read` from its control thread only).
+A frame is a 4-byte big-endian length and a JSON object; descriptors travel with SCM_RIGHTS beside
+the frame's first byte. JSON,
+because the master does not trust a worker; bytes travel as hex digits. The master's end is
+non-blocking (`queue`, `flush`,
+`receive`); a worker's end blocks (`send` from any of its threads, `read` from its control thread
+only).
 
-The catalogue. `do`: order from the master; `ask`: a worker's question, answered by {'do': 'answer', 'id': …};
-`report`: one-way message from a worker. `unit` is the unit's id (a string that lasts as long as the export).
+The catalogue. `do`: order from the master; `ask`: a worker's question, answered by {'do':
+'answer', 'id': …};
+`report`: one-way message from a worker. `unit` is the unit's id (a string that lasts as long as
+the export).
 
 master -> worker
-  serve      connection, + [socket]                       a fresh connection for a spare
-  join       connection, + [socket]                       a further connection for the session this worker owns (TSIH matched)
+  serve      connection, + [socket]                       a new connection for a spare
+  join       connection, + [socket]                       a further connection for the session this
+             worker owns (TSIH matched)
              connection: {peer: [address, port], local: [address, port], group: portal group tag}
   answer     id, status_class, status_detail, why         to ask claim, refused (class != 0)
-             id, status_class 0, tsih, units + [descriptors]      units is [] for a further connection, and for discovery
-  answer     id, status, sense, data                      to the other asks; sense, data: hex or null
-  change     id, unit, and any of: reservations, modes, medium, access, progress, watched (see units), size (bytes),
-             records, key (hex: what the medium is encrypted with from now on), attentions [[asc, ascq], …],
-             abort {tas: bool}: end every task of this nexus at the unit but the one that
-             asked (tas: with TASK ABORTED status); acknowledged when in force and the aborted are quiet
-  units      id, add [unit…], remove [lun…], replace [unit…], attentions [[asc, ascq], …] + [descriptors]   the nexus's units
-             come, go, or have another store (same `unit`, maybe another size, a fresh descriptor); the attentions are owed by
-             every unit that the nexus had before and keeps; acknowledged when in force
-  operate    operation, store, + [descriptor]             a spare formats or sanitizes this medium (scsi.operations)
-  logout     seconds                                      send an asynchronous message asking for logout (RFC 7143 11.9.1)
-  end        why, reason                                  end the session now: 'reinstated', 'stopped', 'administrator', …
-  reopen-logs  + [descriptor]                             the log file was rotated: log.adopt(descriptor); none if it is no file
-  retire                                                  a spare: exit; a busy worker: exit when its session is over
+             id, status_class 0, tsih, units + [descriptors]      units is [] for a further
+             connection, and for discovery
+  answer     id, status, sense, data                      to the other asks; sense, data: hex or
+             null
+  change     id, unit, and any of: reservations, modes, medium, access, progress, watched (see
+             units), size (bytes),
+             records, key (hex: the new key of the medium), attentions [[asc, ascq], …],
+             abort {tas: bool}: end every task of this nexus at the unit except the one that
+             asked (tas: with TASK ABORTED status); acknowledged when the change is in force and
+             the aborted
+             tasks are quiet
+  units      id, add [unit…], remove [lun…], replace [unit…], attentions [[asc, ascq], …] +
+             [descriptors]   the nexus's units
+             are added, removed, or have another store (same `unit`, perhaps another size, a new
+             descriptor); the attentions become pending in every unit that the nexus keeps;
+             acknowledged when in force
+  operate    operation, store, + [descriptor]             a spare formats or sanitizes this medium
+             (scsi.operations)
+  logout     seconds                                      send an asynchronous message asking for
+             logout (RFC 7143 11.9.1)
+  end        why, reason                                  end the session now: 'reinstated',
+             'stopped', 'administrator', …
+  reopen-logs  + [descriptor]                             the log file was rotated:
+             log.adopt(descriptor); no descriptor if the log is not a file
+  retire                                                  a spare: exit; a busy worker: exit when
+             its session is over
 
 worker -> master
   report ready                                            a new spare can serve
-  report idle         why                                 a session ended by a logout, or a login failed: a spare again
+  report idle         why                                 the worker is a spare again: its session
+             ended by a logout, or a login failed
   report acknowledge  id                                  of change and units
-  report failed       unit, text                          a flush or write failed and data is lost: the unit is to be fenced
-  report refused      peer, initiator_name, target_name, why, status_class, status_detail   a login was refused before its claim
-  report closed       peer, cid                           a connection of a session that goes on is over, or its login failed
-  report ended        why                                 the session is over, cleanly; the worker exits next
-  report copy-left    unit                                a unit that `copy-reach` gave is used no more, once for each time
-  report note         unit, kind, note                    what all nexuses should know of: scsi.records.TOLD
-  report progress     position, lasting                   bytes of the operation that are done; lasting: on the medium
-  report operated     failed                              the operation is over; why it failed, or ''; then report idle
-  ask claim      session {initiator_name, initiator_alias, isid, target_name, group, tsih, cid, account, keys}, peer
-  ask persistent-reserve-out  unit, service_action, scope, type, key, service_action_key, flags, transport_ids, …
+  report failed       unit, text                          a flush or write failed and data is lost:
+             the master must fence the unit
+  report refused      peer, initiator_name, target_name, why, status_class, status_detail   a login
+             was refused before its claim
+  report closed       peer, cid                           a connection ended, or its login failed,
+             and the session continues
+  report ended        why                                 the session is over, cleanly; the worker
+             exits next
+  report copy-left    unit                                a unit that `copy-reach` returned is no
+             longer used; once for each copy-reach
+  report note         unit, kind, note                    an event that all nexuses must know: see
+             scsi.records
+  report progress     position, lasting                   bytes of the operation that are done;
+             lasting: on the medium
+  report operated     failed                              the operation is over; why it failed, or
+             ''; then report idle
+  ask claim      session {initiator_name, initiator_alias, isid, target_name, group, tsih, cid,
+             account, keys}, peer
+  ask persistent-reserve-out  unit, service_action, scope, type, key, service_action_key, flags,
+             transport_ids, …
   ask reserve | release       unit, third_party …
   ask mode-select             unit, pages, save, revert
-  ask operate                 unit, kind: 'format' | 'sanitize', method, pattern, passes, invert, ause, immediate; see
+  ask operate                 unit, kind: 'format' | 'sanitize', method, pattern, passes, invert,
+             ause, immediate; see
                               scsi.operations
   ask exit-failure-mode       unit
   ask set-identifying-information | set-timestamp | log-select    unit, …: see scsi.records
-  ask set-target-port-groups  unit, states {tag: state}, see scsi.access
-  ask token-populate          unit, ranges [[offset, length] …] bytes, seconds: data of the answer is the token (master.rods)
-  ask token-use               unit: that is written to, token: hex, last: bool; answer has source: unit, ranges, store, and
-                              + [descriptor] that cannot write, unless the worker serves the source itself
+  ask set-target-port-groups  unit, states {tag: state}, see scsi.alua
+  ask token-populate          unit, ranges [[offset, length] …] bytes, seconds: data of the answer
+             is the token (master.units.rod_tokens)
+  ask token-use               unit: the unit that is written, token: hex, last: bool; answer has
+             source: unit, ranges, store, and
+                              + [a read-only descriptor], unless the worker serves the source itself
   ask token-used              unit, token: hex         refused if the token was revoked meanwhile
-  ask token-revoke            unit, offset, length     before these bytes are written; tokens for them are good no more
-  ask token-list              unit: answer has tokens [hex …], of each the part without a secret
-  ask copy-reach              unit: that was asked for the copy, code_set, kind (ASSOCIATION and type), designator: hex; answer
-                              has reached: the unit of another target that is named so, as below, and target_name, +
-                              [descriptor], if the initiator may log in there; else null. Its changes follow until `copy-left`
+  ask token-revoke            unit, offset, length     before these bytes are written; revokes the
+             tokens for them
+  ask token-list              unit: answer has tokens [hex …], of each the part that is not secret
+  ask copy-reach              unit: the unit that received the copy command, code_set, kind
+             (ASSOCIATION and type), designator: hex; answer
+                              has reached: the unit of another target with this designator, as
+                              below, and target_name, +
+                              [descriptor], if the initiator may log in there, else null. Changes
+                              of it are sent until `copy-left`
   ask start-stop              unit, action: 'start' | 'stop' | 'load' | 'eject'
   ask prevent                 unit, prevent: bool
-  ask leave                                               the session logs out: answered when what its nexus held is free
-  ask reset                   function: 'clear-task-set' | 'logical-unit-reset' | 'target-warm-reset' | 'target-cold-reset' |
+  ask leave                                               the session logs out; answered when the
+             resources of its nexus are released
+  ask reset                   function: 'clear-task-set' | 'logical-unit-reset' |
+             'target-warm-reset' | 'target-cold-reset' |
                               'i-t-nexus-reset', unit
 
 A unit, as sent in answer (claim) and in units:
   {lun, unit, descriptor: index into the descriptors or null,
-   store: {kind: 'file'|'block'|'ram'|'null', path, size, read_only, direct, filters: [[name, {…}], …],
-           cipher_key: hex digits of the key that it is encrypted with, or '', capabilities…},
-   facts: {block_size, physical_block_size, lowest_aligned_block, vendor, product, revision, serial, naa, eui, scsi_name,
+   store: {kind: 'file'|'block'|'ram'|'null', path, size, read_only, direct, filters: [[name, {…}],
+   …],
+           cipher_key: hex digits of its encryption key, or '', capabilities…},
+   facts: {block_size, physical_block_size, lowest_aligned_block, vendor, product, revision,
+   serial, naa, eui, scsi_name,
            rotation_rate, thin, removable, read_only, …},
-   reservations: see scsi.reservations, modes: see scsi.modes, access: see scsi.access,
-   medium: 'ready'|'stopped'|'ejected'|'failed', or a word of scsi.operations, progress: 0..65535,
-   records: see scsi.records, since: milliseconds since 1970 when it was exported,
-   watched: [[offset, end] …], bytes that ROD tokens stand for (master.rods),
-   atomic: {descriptor: index, slot: number or null, path} of the journal, or absent (master.atomic, store.atomic)}
+   reservations: see scsi.reservations, modes: see scsi.modes, access: see scsi.alua,
+   medium: 'ready'|'stopped'|'ejected'|'failed', or a state of scsi.operations, progress: 0..65535,
+   records: see scsi.records, since: time of its export, milliseconds since 1970,
+   watched: [[offset, end] …], bytes that ROD tokens represent (master.units.rod_tokens),
+   atomic: {descriptor: index, slot: number or null, path} of the journal, or absent
+   (master.units.atomic_slots, store.atomic)}
 """
 
 import array
@@ -85,18 +126,18 @@ import threading
 from collections import deque
 
 LENGTH = struct.Struct('>I')
-# far above a reload of every unit; a longer one is a broken or hostile peer
+# Far above the message of a reload with every unit; a longer frame comes from a broken or hostile peer.
 MAXIMUM_FRAME = 8 << 20
 RECEIVES_PER_CALL = MAXIMUM_FRAME >> 16
-MAXIMUM_DESCRIPTORS = 250  # the kernel's SCM_MAX_FD is 253; more travel in further frames' company
+MAXIMUM_DESCRIPTORS = 250  # the kernel's SCM_MAX_FD is 253; more descriptors need further frames
 
 
 class ChannelClosed(Exception):
-    """The other end is gone, or sent what is no frame."""
+    """The other end is closed, or it sent a malformed frame."""
 
 
 def pair():
-    """Two connected Channels: (master's, worker's)."""
+    """Return two connected Channels: (the master's, the worker's)."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     ours.setblocking(False)
     return Channel(ours), Channel(theirs)
@@ -110,13 +151,13 @@ def _pack(message):
 
 
 class Channel(object):
-    """One end. Closing it closes the descriptors that arrived and were not taken."""
+    """One end of a channel. close() also closes the descriptors that arrived and were not read."""
 
     def __init__(self, sock):
         self.socket = sock
         self._received = bytearray()
         self._descriptors = deque()
-        self._frames = deque()  # whole messages that read() has not yet given out
+        self._frames = deque()  # whole messages that read() has not returned yet
         self._outgoing = deque()  # [bytes still to send, descriptors that travel with them]
         self._lock = threading.Lock()  # a worker's threads send one at a time
 
@@ -126,8 +167,8 @@ class Channel(object):
     # -- either end --------------------------------------------------------------------------------
 
     def _take_frames(self):
-        """Move every whole message from the received bytes to the frames. Raises ChannelClosed at
-        the first that is none."""
+        """Move every whole message from the received bytes to `_frames`. Raises ChannelClosed at the
+        first malformed frame."""
         while len(self._received) >= LENGTH.size:
             (length,) = LENGTH.unpack_from(self._received)
             if length > MAXIMUM_FRAME:
@@ -144,7 +185,7 @@ class Channel(object):
             count = message.pop('_descriptors', 0)
             if not 0 <= count <= len(self._descriptors):
                 raise ValueError(
-                    'it claims %r descriptors where %d arrived' % (count, len(self._descriptors))
+                    'it claims %r descriptors, and %d arrived' % (count, len(self._descriptors))
                 )
             return message, [self._descriptors.popleft() for _ in range(count)]
         except (ValueError, AttributeError, TypeError, RecursionError) as e:
@@ -156,7 +197,7 @@ class Channel(object):
             data, ancillary, _, _ = self.socket.recvmsg(
                 1 << 16, room, getattr(socket, 'MSG_CMSG_CLOEXEC', 0)
             )
-        except ConnectionResetError as e:  # the other end closed with words of ours unread
+        except ConnectionResetError as e:  # the other end closed while messages to it were unread
             raise ChannelClosed(str(e))
         for level, kind, content in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
@@ -164,11 +205,11 @@ class Channel(object):
                 arrived.frombytes(content[: len(content) - len(content) % arrived.itemsize])
                 self._descriptors.extend(arrived)
         if not data:
-            raise ChannelClosed('the other end is gone')
-        # those of the frame under way and of the one after it
+            raise ChannelClosed('the other end is closed')
+        # enough for the incomplete frame and the one after it
         if len(self._descriptors) > 2 * MAXIMUM_DESCRIPTORS:
             raise ChannelClosed(
-                '%d descriptors that no message owns up to' % len(self._descriptors)
+                '%d descriptors arrived that belong to no message' % len(self._descriptors)
             )
         self._received += data
 
@@ -190,7 +231,7 @@ class Channel(object):
             raise ChannelClosed(str(e))
 
     def close(self):
-        """Close the socket and every descriptor that nobody took. Any thread."""
+        """Close the socket and every descriptor that was not read or sent. [any]"""
         for descriptors in [self._descriptors] + [
             waiting[1] for waiting in list(self._frames) + list(self._outgoing)
         ]:
@@ -203,7 +244,7 @@ class Channel(object):
     # -- the worker's end, blocking ----------------------------------------------------------------
 
     def send(self, message, descriptors=()):
-        """Send all of it. Any thread of a worker. Raises ChannelClosed."""
+        """Send the whole message; blocks. Any thread of a worker. Raises ChannelClosed."""
         data = memoryview(self._framed(message, descriptors))
         with self._lock:
             while data:
@@ -211,7 +252,7 @@ class Channel(object):
                 descriptors = ()
 
     def read(self):
-        """The next (message, descriptors); waits. A worker's control thread only. Raises
+        """Return the next (message, descriptors); blocks. A worker's control thread only. Raises
         ChannelClosed."""
         while not self._frames:
             self._take_frames()
@@ -222,8 +263,8 @@ class Channel(object):
     # -- the master's end, non-blocking ------------------------------------------------------------
 
     def queue(self, message, descriptors=()):
-        """Queue a message and try to send. Descriptors are duplicated: the caller keeps its own.
-        Raises ChannelClosed."""
+        """Queue a message and send what the socket accepts now. The descriptors are duplicated: the
+        caller still owns its descriptors. Raises ChannelClosed."""
         entry = [memoryview(self._framed(message, descriptors)), []]
         self._outgoing.append(entry)
         try:
@@ -237,11 +278,11 @@ class Channel(object):
 
     @property
     def wants_write(self):
-        """True while queued bytes wait for room."""
+        """True while queued bytes are waiting for space in the socket."""
         return bool(self._outgoing)
 
     def flush(self):
-        """Send what fits now. Raises ChannelClosed."""
+        """Send what the socket accepts now. Raises ChannelClosed."""
         while self._outgoing:
             entry = self._outgoing[0]
             try:
@@ -255,12 +296,11 @@ class Channel(object):
                 self._outgoing.popleft()
 
     def receive(self):
-        """The whole (message, descriptors) that are there; [] if none. Raises ChannelClosed once
-        all before it was given out.
+        """Return [(message, descriptors), …] of the whole messages that have arrived. Raises
+        ChannelClosed when the channel is closed and every message before that was returned.
 
-        One call takes no more than a frame of the greatest length: a worker that never stops
-        sending must not keep the master from its other work. What is left makes the socket readable
-        again.
+        One call receives at most the length of the longest frame: a worker that never stops sending
+        must not keep the master from its other work. The socket stays readable for the rest.
         """
         for _ in range(RECEIVES_PER_CALL):
             try:
@@ -269,7 +309,7 @@ class Channel(object):
                 break
             except ChannelClosed as e:
                 if self._frames:
-                    break  # the next call meets the end again
+                    break  # the next call raises ChannelClosed
                 raise ChannelClosed(str(e))
             self._take_frames()
         frames = list(self._frames)

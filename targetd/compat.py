@@ -1,7 +1,6 @@
-"""Every difference between Python 3.6 and 3.13, and between old and new kernels, that the rest of
-targetd would notice.
+"""The differences between Python 3.6 and 3.13, and between old and new kernels, that affect targetd.
 
-May be imported by anyone; version checks stand here and nowhere else.
+Base: any module may import it. Version checks are in this module only.
 """
 
 import ctypes
@@ -17,8 +16,8 @@ assert sys.version_info >= (3, 6), 'targetd needs Python 3.6 or newer'
 
 
 def freeze_collector():
-    """Keep what was loaded before a fork out of the collector's sight, so that its pages stay
-    shared (gc.freeze, 3.7)."""
+    """Exclude all existing objects from garbage collection before a fork, so that their memory pages
+    stay shared (gc.freeze, Python 3.7)."""
     gc.collect()
     if hasattr(gc, 'freeze'):
         gc.freeze()
@@ -27,15 +26,15 @@ def freeze_collector():
 # -- reading and writing at an offset (store/) -------------------------------------------------------------------------
 
 RWF_DSYNC = 0x2  # Linux 4.7: this write is durable when the call returns
-RWF_NOWAIT = 0x8  # Linux 4.14: fail with EAGAIN where the call would wait for a disk
+RWF_NOWAIT = 0x8  # Linux 4.14: fail with EAGAIN if the call would wait for a disk
 
 
 def _ctypes_transfer(name):
-    """preadv2 or pwritev2 of the C library as f(fd, [one buffer], offset, flags=0) -> bytes moved;
-    None where it has neither.
+    """Return preadv2 or pwritev2 of the C library as f(fd, [one buffer], offset, flags=0) -> bytes
+    moved, or None if the library does not have it.
 
-    For Python 3.6, and for interpreters built against a C library older than glibc 2.26. Slower
-    than os.preadv, and still many times cheaper than handing the command to another thread.
+    Used with Python 3.6, and with interpreters that were built against a C library older than glibc
+    2.26. Slower than os.preadv, but much faster than handing the command to another thread.
     """
     library = ctypes.CDLL(None, use_errno=True)
     call = getattr(library, name + '64v2', None) or getattr(library, name + '2', None)
@@ -73,26 +72,26 @@ def _ctypes_transfer(name):
 
 
 def _transfer(name):
-    """os.preadv or os.pwritev where flags work (Python 3.7 built against glibc 2.26), else by
-    ctypes, else None."""
+    """Return os.preadv or os.pwritev if it supports flags (Python 3.7 built against glibc 2.26), else
+    the C library's function by ctypes, else None."""
     if hasattr(os, name) and hasattr(os, 'RWF_NOWAIT') and hasattr(os, 'RWF_DSYNC'):
         return getattr(os, name)
     return _ctypes_transfer(name)
 
 
-#: preadv(descriptor, [buffer], offset, flags=0) -> bytes read, with ONE buffer; None where this
-#: host cannot.
+#: preadv(descriptor, [buffer], offset, flags=0) -> bytes read, with ONE buffer; None if this host does
+#: not support it.
 preadv = _transfer('preadv')
-#: pwritev(descriptor, [buffer], offset, flags=0) -> bytes written, with ONE buffer; None where this
-#: host cannot.
+#: pwritev(descriptor, [buffer], offset, flags=0) -> bytes written, with ONE buffer; None if this host
+#: does not support it.
 pwritev = _transfer('pwritev')
 
 
 def memory_file(name, size):
-    """A descriptor of `size` bytes of memory, all zeroes, that can be passed to other processes.
+    """Return a descriptor of `size` bytes of zeroed memory that can be passed to other processes.
     Raises OSError.
 
-    os.memfd_create is Python 3.8 and Linux 3.17; else an unlinked file in /dev/shm, or in the
+    Uses os.memfd_create (Python 3.8, Linux 3.17), otherwise an unlinked file in /dev/shm or in the
     directory for temporary files.
     """
     if hasattr(os, 'memfd_create'):
@@ -128,9 +127,9 @@ def _raw_buffer():
     return lambda length: make(None, length)
 
 
-#: raw_buffer(length) -> a bytearray with anything in it. Quicker than bytearray(length) from 48 KiB
-#: on, where zeroing is what costs: for 1 MiB 1 us and not 24. Whoever takes one must fill all of it
-#: before showing it to anybody.
+#: raw_buffer(length) -> a bytearray with undefined contents. Faster than bytearray(length) from 48 KiB
+#: on, because nothing is zeroed: 1 us instead of 24 us for 1 MiB. The caller must fill all of it
+#: before it uses or sends the contents.
 raw_buffer = _raw_buffer()
 
 
@@ -146,9 +145,9 @@ def _flock(kind, start, length):
 
 
 def try_lock(descriptor, is_exclusive, start, length):
-    """Lock bytes for this open file description, which is who owns them, however many processes
-    have it: True, or False if another has them. Waits never. Raises OSError: EINVAL where the
-    kernel has no such locks."""
+    """Lock bytes for this open file description, which owns the lock whatever processes share it.
+    Returns False if another open file description has a conflicting lock; never blocks. start,
+    length: bytes. Raises OSError: EINVAL if the kernel does not support these locks."""
     try:
         fcntl.fcntl(
             descriptor,
@@ -163,11 +162,12 @@ def try_lock(descriptor, is_exclusive, start, length):
 
 
 def is_locked(descriptor, start, length):
-    """True if another open file description has an exclusive lock there. Raises OSError."""
+    """Return True if another open file description has an exclusive lock on these bytes. Raises
+    OSError."""
     found = fcntl.fcntl(descriptor, F_OFD_GETLK, _flock(fcntl.F_RDLCK, start, length))
     return _FLOCK.unpack(found)[0] != fcntl.F_UNLCK
 
 
 def unlock(descriptor):
-    """Give up every lock of this open file description. Raises OSError."""
+    """Release every lock of this open file description. Raises OSError."""
     fcntl.fcntl(descriptor, F_OFD_SETLK, _flock(fcntl.F_UNLCK, 0, 0))

@@ -1,10 +1,10 @@
-"""CRC32C, the digest of iSCSI (RFC 7143 13.1, B.4 of RFC 3720 has examples): by a C extension, or
+"""CRC32C, the digest of iSCSI (RFC 7143 13.1; RFC 3720 B.4 has examples), computed by a C extension,
 the kernel, or tables.
 
-May be imported by anyone. `crc32c` is the function, NAME says whose it is, IS_FAST whether digests
-cost next to nothing.
+Base: any module may import it. `crc32c` is the function, NAME its implementation, IS_FAST is True if
+the implementation is not the tables.
 
-The tables work in a way that is ten times faster than a loop over the bytes. The CRC is linear, so
+The method with tables is ten times faster than a loop over the bytes. The CRC is linear, so
 a message of w words of 32 bits has the same CRC as one of h < w words, h a power of two, in which
 the first w - h words, each advanced over 4 * h bytes of zeroes, are XORed onto the words h places
 later. Advancing a word is a linear map, thus four look-ups, one per byte; bytes.translate does such
@@ -15,8 +15,8 @@ rounds of about thirty calls leave a few words for the loop, whatever the length
 from targetd.kernel_crc32c import KernelDigest
 
 _POLYNOMIAL = 0x82F63B78  # Castagnoli, bits reversed: the wire's bit order
-_SHORT = 384  # bytes below which the plain loop is quicker
-_FEW = 32  # words below which another round is not worth its calls
+_SHORT = 384  # bytes below which the plain loop is faster
+_FEW = 32  # words below which the loop is faster than another round
 
 
 def _byte_table():
@@ -51,7 +51,7 @@ def _advance_four_bytes(word):
 
 
 def _map(power):
-    """Tables [from byte][to byte], 256 bytes each, for 2**power words."""
+    """Return the tables [from byte][to byte], 256 bytes each, that advance over 2**power words."""
     while len(_maps) <= power:
         if _columns:
             last = _columns[-1]
@@ -80,14 +80,14 @@ def _loop(data, register):
 
 
 def _python_crc32c(data, value=0):
-    """CRC32C of `data` (bytes-like), going on from `value`, the CRC of what came before."""
+    """Return the CRC32C of `data` (bytes-like); `value` is the CRC of the bytes before it."""
     register = value ^ 0xFFFFFFFF
     data = bytes(data)
     if len(data) < _SHORT:
         return _loop(data, register) ^ 0xFFFFFFFF
     extra = len(data) % 4
     register = _loop(data[:extra], register)
-    # the lowest bytes of all words, the next ones, …
+    # planes[0] has the lowest byte of every word, planes[1] the next byte, and so on
     planes = [data[extra + place :: 4] for place in range(4)]
     planes = [
         bytes([plane[0] ^ (register >> 8 * place & 0xFF)]) + plane[1:]
@@ -104,11 +104,11 @@ def _python_crc32c(data, value=0):
 
 
 def _fold(planes, words, power):
-    """The planes of 2**power words that have the CRC of these."""
+    """Return the planes of 2**power words that have the same CRC as these planes."""
     kept = 1 << power
     moved = words - kept
     total = int.from_bytes(b''.join([plane[moved:] for plane in planes]), 'little')
-    # nothing is XORed onto the first words kept, unless as many are moved
+    # nothing is XORed onto the first kept words if fewer words are moved than kept
     gap = bytes(kept - moved)
     for plane, tables in zip(planes, _map(power)):
         first = plane[:moved]
@@ -120,7 +120,7 @@ def _fold(planes, words, power):
 
 
 def _choose():
-    """(function, name, is fast)."""
+    """Return (function, its name, True if it is fast)."""
     try:
         from crc32c import crc32c as function
 

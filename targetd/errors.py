@@ -1,14 +1,14 @@
-"""What can go wrong outside the protocols, and the exit codes that init scripts rely on.
+"""The errors outside the protocols, and the exit codes that init scripts rely on.
 
-May be imported by anyone; imports nothing.
+Base: any module may import it; it imports no other module of targetd.
 """
 
 from collections import namedtuple
 
 EXIT_OK = 0
-EXIT_FAILURE = 1  # an unexpected failure; the log has it
+EXIT_FAILURE = 1  # an unexpected failure; see the log
 EXIT_USAGE = 2  # wrong command line
-EXIT_CONFIG = 3  # the configuration cannot be used; nothing was started or changed
+EXIT_CONFIG = 3  # the configuration is not valid; nothing was started or changed
 EXIT_PORTAL = 4  # no portal could be opened (port busy, address not on this host)
 EXIT_STORE = 5  # a backing store is missing, busy or unusable
 EXIT_RUNNING = 6  # another targetd holds the pid file
@@ -16,16 +16,16 @@ EXIT_NOT_RUNNING = 7  # targetdctl: no targetd answers on the control socket
 
 
 class TargetdError(Exception):
-    """Base of the errors that are shown to the administrator as one plain sentence."""
+    """Base class of the errors that are shown to the administrator as one plain sentence."""
 
     exit_code = EXIT_FAILURE
 
 
 class Complaint(namedtuple('Complaint', 'file line text remedy')):
-    """One thing wrong with the configuration: where it stands, what it says, what to write instead.
+    """One error in the configuration: its place, what is wrong, and the remedy.
 
-    file: path or None; line: 1-based or None; text: what is wrong, quoting the offending word;
-    remedy: may be ''.
+    file: path or None; line: 1-based or None; text: what is wrong, with the offending word in
+    quotes; remedy: what to write instead, may be ''.
     """
 
     __slots__ = ()
@@ -40,7 +40,7 @@ class Complaint(namedtuple('Complaint', 'file line text remedy')):
 
 
 class ConfigError(TargetdError):
-    """The configuration cannot be used. `complaints`: every Complaint found, in file order."""
+    """The configuration is not valid. `complaints`: every Complaint, in file order."""
 
     exit_code = EXIT_CONFIG
 

@@ -1,14 +1,14 @@
-"""CRC32C by the kernel, which is asked through sockets of the family AF_ALG: quick wherever there
-is no C extension.
+"""CRC32C computed by the kernel through sockets of the family AF_ALG: fast on hosts without a C
+extension.
 
-Base. A request is one message (the bytes) and its answer another (the CRC, little endian). It costs
-two system calls whatever the length, which is less than a loop over half a PDU header; the kernel
-reads the bytes where they lie. The algorithm always begins with the register 0xFFFFFFFF: to go on
-from a value, the value is XORed onto the first four bytes, as the register would have been.
+Base. A request is one message (the bytes), the answer another message (the CRC, little endian). A
+request takes two system calls whatever its length, less than a loop over half a PDU header; the
+kernel does not copy the bytes. The algorithm always starts with the register 0xFFFFFFFF: to continue
+from an earlier value, that value is XORed onto the first four bytes.
 
-Invariants: a socket carries one request at a time, and one process's only (another process that
-inherited it would get our answers); anything that goes wrong is answered by the tables, never by an
-error, and said once.
+Invariants: a socket carries one request at a time, and is used by one process only (a process that
+inherited it would receive the answers of its parent); after any failure the tables compute the
+digest, no error is raised, and one warning is logged.
 """
 
 import os
@@ -17,12 +17,12 @@ import struct
 
 from targetd import log
 
-#: Bytes below which two system calls cost more than the tables' loop (0.1 us a byte against 2 us).
+#: Bytes below which the loop over the tables (0.1 us a byte) is faster than two system calls (2 us).
 SHORT = 32
 
 _ANSWER = struct.Struct('<I').unpack
 
-#: What a kernel must get right before it is believed: (data, value to go on from, CRC).
+#: Test vectors that the kernel must compute correctly before it is used: (data, earlier value, CRC).
 _SAMPLE = bytes(range(256)) * 17
 KNOWN = (
     (b'\0' * 32, 0, 0x8A9136AA),
@@ -32,8 +32,8 @@ KNOWN = (
 
 
 def open_request():
-    """A socket that takes messages and answers with their CRC32C. Raises OSError or AttributeError
-    where there is none."""
+    """Return a socket that answers each message with its CRC32C. Raises OSError or AttributeError if
+    this host does not support it."""
     algorithm = socket.socket(socket.AF_ALG, socket.SOCK_SEQPACKET, 0)
     try:
         algorithm.bind(('hash', 'crc32c'))
@@ -43,15 +43,17 @@ def open_request():
 
 
 class KernelDigest(object):
-    """`crc32c(data, value)`, from any thread. fallback: a function like it, for what is short and for what fails."""
+    """The kernel's CRC32C, for any thread. fallback: a function crc32c(data, value) for short data and
+    after failures."""
 
     def __init__(self, fallback):
         self._fallback = fallback
-        self._idle = {}  # process id -> its sockets that are not in use
+        self._idle = {}  # process id -> its idle sockets
         self._has_complained = False
 
     def crc32c(self, data, value=0):
-        """CRC32C of `data` (bytes-like), going on from `value`. Hot, with digests."""
+        """Return the CRC32C of `data` (bytes-like); `value` is the CRC of the bytes before it. Hot if
+        digests are used."""
         if len(data) < SHORT:
             return self._fallback(data, value)
         idle = self._idle.get(os.getpid())
@@ -74,7 +76,7 @@ class KernelDigest(object):
         return result
 
     def is_right(self):
-        """True if the kernel has CRC32C and computes it as the standard does. Keeps nothing open."""
+        """Return True if the kernel supports CRC32C and computes it correctly. Keeps no socket open."""
         try:
             with open_request() as request:
                 return all(_ask(request, data, value) == crc for data, value, crc in KNOWN)
@@ -85,13 +87,13 @@ class KernelDigest(object):
         if not self._has_complained:
             self._has_complained = True
             log.warning(
-                'the kernel did not compute a digest (%s); the slow way does, now and whenever that happens',
+                'the kernel failed to compute a digest (%s); it was computed in Python, which is slower',
                 error,
             )
 
 
 def _ask(request, data, value):
-    """Raises OSError."""
+    """Return the kernel's answer for one request. Raises OSError."""
     if value:
         first = int.from_bytes(data[:4], 'little') ^ value
         sent = request.sendmsg((first.to_bytes(4, 'little'), memoryview(data)[4:]))

@@ -1,10 +1,10 @@
-"""The log: plain words to syslog, to stderr or to a file. Base: may be imported by anyone but the
-pure iscsi/ and scsi/.
+"""The log: lines to syslog, to stderr or to a file. Base: any module may import it except those of the
+pure iscsi/, isns/ and scsi/.
 
-One line is one write, so lines of the master and of all workers, who share the open file, never
-mix. A file that is rotated away is opened again by `reopen()` in the master; a worker, who may not
-open it any more, is handed the new descriptor and calls `adopt()`. Before `start()` everything goes
-to stderr. Any thread may write.
+Each line is one write, so the lines of the master and of the workers, which share the open file, never
+mix. After a rotation the master opens the file again with `reopen()`; a worker, which may not open it
+any more, receives the new descriptor from the master and calls `adopt()`. Before `start()` all lines
+go to stderr. Any thread may write.
 """
 
 import os
@@ -17,12 +17,12 @@ DEBUG, INFO, WARNING, ERROR = range(4)
 LEVELS = {'debug': DEBUG, 'info': INFO, 'warning': WARNING, 'error': ERROR}
 PRIORITIES = (syslog.LOG_DEBUG, syslog.LOG_INFO, syslog.LOG_WARNING, syslog.LOG_ERR)
 WORDS = ('debug: ', '', 'warning: ', 'error: ')
-MAXIMUM_LINE = 4000  # what a peer can make us say is bounded
+MAXIMUM_LINE = 4000  # characters; bounds what a peer can write into the log
 
 
 class _Log(object):
-    """Where lines go. `kind`: 'syslog', 'stderr' or 'file'; `descriptor`: of the file, kept for the
-    life of the process."""
+    """The destination of the lines. `kind`: 'syslog', 'stderr' or 'file'; `descriptor`: of the file,
+    the same number for the life of the process."""
 
     def __init__(self):
         self.kind = 'stderr'
@@ -34,13 +34,14 @@ class _Log(object):
 
 
 _log = _Log()
-# loads the codec now: a worker may be a user that can read no library
+# Loads the codec now, because a worker may run as a user that cannot read the Python library.
 '\0'.encode('unicode_escape')
 
 
 def start(where='stderr', level='info', name='targetd', facility='daemon'):
-    """Log to 'syslog', 'stderr' or the file with this path from now on. level: of LEVELS; facility:
-    of syslog, in lower case. Raises OSError if the file cannot be opened; then nothing has changed.
+    """Log to 'syslog', 'stderr' or the file with this path from now on. level: one of LEVELS;
+    facility: of syslog, in lower case. Raises OSError if the file cannot be opened; then the log is
+    unchanged.
     """
     descriptor = None
     if where not in ('syslog', 'stderr'):
@@ -59,7 +60,7 @@ def start(where='stderr', level='info', name='targetd', facility='daemon'):
 
 
 def stop():
-    """Back to stderr; the file is closed."""
+    """Close the file or syslog and log to stderr from now on."""
     if _log.descriptor is not None:
         os.close(_log.descriptor)
     elif _log.kind == 'syslog':
@@ -68,13 +69,13 @@ def stop():
 
 
 def descriptor():
-    """The log file's descriptor, for a worker's adopt(); None when the log is no file."""
+    """Return the log file's descriptor, for a worker's adopt(); None if the log is not a file."""
     return _log.descriptor
 
 
 def reopen():
-    """Open the log file again under its name (it was rotated). The descriptor's number stays.
-    Raises OSError."""
+    """Open the log file again by its path after a rotation. The descriptor keeps its number. Raises
+    OSError."""
     if _log.kind == 'file':
         adopt(_open(_log.path))
     elif _log.kind == 'syslog':
@@ -83,7 +84,8 @@ def reopen():
 
 
 def adopt(new):
-    """Write to this descriptor, of the same log, from now on; it is closed under its own number."""
+    """Write to this new descriptor of the log file from now on. The descriptor is duplicated and
+    closed."""
     if _log.descriptor is None:
         os.close(new)
         return
@@ -92,37 +94,37 @@ def adopt(new):
 
 
 def set_level(level):
-    """From now on, say what is of this level ('debug', 'info', 'warning', 'error') and above."""
+    """Write lines of this level ('debug', 'info', 'warning', 'error') and above from now on."""
     _log.level = LEVELS[level]
 
 
 def is_debug():
-    """True when debug lines are written: ask before you build an expensive one."""
+    """Return True if debug lines are written. Check it before an expensive line is built."""
     return _log.level <= DEBUG
 
 
 def debug(text, *values):
-    """What only somebody who looks for a fault wants to read."""
+    """Log details that help to find a fault."""
     _write(DEBUG, text, values)
 
 
 def info(text, *values):
-    """What happens: logins, logouts, reloads."""
+    """Log an event: a login, a logout, a reload."""
     _write(INFO, text, values)
 
 
 def warning(text, *values):
-    """What goes on, but should not be so."""
+    """Log a problem that does not stop the operation."""
     _write(WARNING, text, values)
 
 
 def error(text, *values):
-    """What does not go on."""
+    """Log a failure of an operation."""
     _write(ERROR, text, values)
 
 
 def exception(text, *values):
-    """An error with the traceback of the exception that is being handled."""
+    """Log an error with the traceback of the exception that is being handled."""
     _write(ERROR, text, values)
     for line in traceback.format_exc().rstrip().split('\n'):
         _write(ERROR, '    %s', (line,))
@@ -133,8 +135,8 @@ def _open(path):
 
 
 def printable(text):
-    """The text with what could forge or break a line (control characters, lone surrogates) shown as
-    escapes."""
+    """Return the text with escapes for the characters that could forge or break a line (control
+    characters, lone surrogates)."""
     shown = ''.join(
         c if c.isprintable() else c.encode('unicode_escape').decode('ascii') for c in text
     )

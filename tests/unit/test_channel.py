@@ -305,7 +305,7 @@ def test_a_frame_that_claims_more_descriptors_than_came_closes_those_that_came(e
     ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array('i', sent))]
     worker.socket.sendmsg([framed(b'{"_descriptors": 2}')], ancillary)
     close_all(sent)
-    with pytest.raises(ChannelClosed, match='claims 2 descriptors where 1 arrived'):
+    with pytest.raises(ChannelClosed, match='claims 2 descriptors, and 1 arrived'):
         master.receive()
 
 
@@ -318,7 +318,7 @@ def test_a_flood_of_descriptors_ends_the_channel(ends):
             array.array('i', [worker.fileno()] * MAXIMUM_DESCRIPTORS),
         )
     ]
-    with pytest.raises(ChannelClosed, match='descriptors that no message owns up to'):
+    with pytest.raises(ChannelClosed, match='descriptors arrived that belong to no message'):
         for _ in range(4):
             worker.socket.sendmsg([framed(b'{"report": "ready"}')], ancillary)
             master.receive()
