@@ -8,10 +8,12 @@ RESERVE IN data of it.
 
 The state:
   generation      PRGENERATION, 32 bits
-  registrations   [{initiator_port, target_port, key: 16 hex digits, all_tg_pt: bool}, …] in the order of registration;
-                  the ports are SCSI port names ('iqn.…,i,0x00023d000001', 'iqn.…,t,0x0001')
-  holder          [initiator_port, target_port] of the reservation holder; None if nothing is reserved and for the All
-                  Registrants types, where every registered nexus holds the reservation
+  registrations   [{initiator_port, target_port, key: 16 hex digits, all_tg_pt: bool}, …] in the
+                  order of registration; the ports are SCSI port names ('iqn.…,i,0x00023d000001',
+                  'iqn.…,t,0x0001')
+  holder          [initiator_port, target_port] of the reservation holder; None if nothing is
+                  reserved, and for the All Registrants types, where every registered nexus holds
+                  the reservation
   type            the persistent reservation type, 0 if nothing is reserved
   aptpl           bool, APTPL of the last REGISTER: does the reservation persist through a loss of power?
   reserved_by     [initiator_port, target_port] that holds an SPC-2 reservation, or None
@@ -57,10 +59,12 @@ Outcome.__doc__ = """What apply_command decided.
     state:       the new state; the old object itself if nothing changed
     status:      GOOD, RESERVATION_CONFLICT or CHECK_CONDITION
     error:       CheckCondition, or None
-    attentions:  [((initiator_port, target_port), asc, ascq) …], unit attentions to raise for these nexuses
-    aborts:      [(initiator_port, target_port) …] whose tasks PREEMPT AND ABORT aborts; the nexus that sent the
-                 command may be among them, for its other tasks
-    persist:     bool, the persistent part has changed and must be on stable storage before the command completes
+    attentions:  [((initiator_port, target_port), asc, ascq) …], unit attentions to raise for these
+                 nexuses
+    aborts:      [(initiator_port, target_port) …] whose tasks PREEMPT AND ABORT aborts; the nexus
+                 that sent the command may be among them, for its other tasks
+    persist:     bool, the persistent part has changed and must be on stable storage before the
+                 command completes
     """
 
 

@@ -1,5 +1,5 @@
-"""A store in memory, a unit on it, and one call that does to a task what a connection does: admit,
-data, run, run_blocking."""
+"""A store in memory, a unit with it, and functions that process a command as a connection does:
+admit, data, run, run_blocking."""
 
 import contextlib
 import errno
@@ -29,8 +29,8 @@ EVERY_COMMAND = {
 
 
 class MemoryStore(object):
-    """The verbs. `cached`: try_read answers; `calls`: what was asked, in order; `fail`: {verb:
-    errno}; `bad`: offsets that cannot be read."""
+    """The verbs of a store. cached: bool, try_read returns data; calls: the calls in order; fail:
+    {verb: errno}; bad: offsets that cannot be read."""
 
     durable_is_free = False
     inline_write_limit = 65536
@@ -110,7 +110,7 @@ class MemoryStore(object):
 
 
 class Whole(object):
-    """What atomic_write() gives."""
+    """What atomic_write() yields."""
 
     def __init__(self, store):
         self.store = store
@@ -120,7 +120,7 @@ class Whole(object):
 
 
 def make_unit(store=None, blocks=BLOCKS, nexus=NEXUS, medium='ready', attention=False, **facts):
-    """A LogicalUnit at LUN 0 that owes nothing (unless attention)."""
+    """A LogicalUnit at LUN 0; no unit attention is pending unless attention is true."""
     parsed = UnitFacts.from_message(facts)
     store = store or MemoryStore(blocks * parsed.block_size, parsed.block_size)
     device = Device(nexus, PORTS)
@@ -133,7 +133,7 @@ def make_unit(store=None, blocks=BLOCKS, nexus=NEXUS, medium='ready', attention=
 
 
 def make_task(unit, cdb, data=None, edtl=None, room=1 << 20):
-    """A Task as a connection makes it. data: Data-Out; room: EDTL of a task without Data-Out."""
+    """A Task as a connection creates it. data: Data-Out; room: EDTL of a task without Data-Out."""
     task = Task()
     task.unit = unit
     task.cdb = cdb.ljust(16, b'\0')
@@ -144,7 +144,7 @@ def make_task(unit, cdb, data=None, edtl=None, room=1 << 20):
 
 
 def finish(task, data):
-    """Data, run, and run_blocking where run would block."""
+    """Set the data, call run(), and run_blocking() if run() would block."""
     if task.data_out_length:
         task.data_out = memoryview(bytes(data or b''))[: min(task.data_out_length, task.edtl)]
     result = task.run(task)
@@ -152,14 +152,14 @@ def finish(task, data):
 
 
 def do(unit, cdb, data=None, edtl=None):
-    """The command's whole life; gives what run gave. Raises CheckCondition, StatusReturned."""
+    """Execute a command; returns what run() returned. Raises CheckCondition, StatusReturned."""
     task = make_task(unit, cdb, data, edtl)
     unit.admit(task)
     return finish(task, data)
 
 
 def sense_of(unit, cdb, data=None, edtl=None):
-    """(key, asc, ascq) of the CHECK CONDITION that the command ends with, or None."""
+    """(key, asc, ascq) of the CHECK CONDITION with which the command ends, or None."""
     error = error_of(unit, cdb, data, edtl)
     return (error.key, error.asc, error.ascq) if error else None
 
@@ -173,7 +173,7 @@ def error_of(unit, cdb, data=None, edtl=None):
 
 
 def status_of(unit, cdb, data=None):
-    """The SCSI status."""
+    """The SCSI status with which the command ends."""
     try:
         do(unit, cdb, data)
     except CheckCondition:

@@ -37,7 +37,7 @@ def test_groups_are_optimized_unless_the_configuration_says_otherwise():
     assert alua.state_of(TWO, 99) == OPTIMIZED
 
 
-def test_a_change_to_what_is_so_already_is_none():
+def test_setting_the_current_state_changes_nothing():
     assert alua.changed(TWO, {'7': STANDBY}, SET_BY_COMMAND) is TWO
     new = alua.changed(TWO, {'1': NON_OPTIMIZED, '7': STANDBY}, SET_BY_COMMAND)
     assert new['states'] == {'1': [NON_OPTIMIZED, SET_BY_COMMAND], '7': [STANDBY, 0]}
@@ -47,7 +47,7 @@ def test_a_change_to_what_is_so_already_is_none():
         alua.changed(TWO, {'2': STANDBY}, SET_BY_COMMAND)
 
 
-def test_what_was_set_outlasts_a_restart_as_long_as_the_configuration_is_the_same():
+def test_a_set_state_persists_while_the_configuration_is_unchanged():
     assert alua.saved(TWO) == {}
     new = alua.changed(TWO, {'1': STANDBY, '7': OPTIMIZED}, SET_BY_COMMAND)
     kept = alua.saved(new)
@@ -73,7 +73,7 @@ def test_a_damaged_saved_state_is_refused(kept):
         alua.restore(TWO, kept or [1])
 
 
-def test_a_reload_changes_what_it_changes_only():
+def test_a_reload_changes_only_groups_whose_configuration_changed():
     now = alua.changed(TWO, {'1': STANDBY, '7': OPTIMIZED}, SET_BY_COMMAND)
     fresh = alua.initial((1, 7, 9), {7: UNAVAILABLE}, explicit=False)
     new = alua.reconfigured(now, fresh)
@@ -131,7 +131,7 @@ def test_the_list_of_set_target_port_groups():
         (listed((0, 1), (1, 1)), 0x26, (10, None, False)),
     ],
 )
-def test_lists_that_cannot_be(data, asc, field):
+def test_invalid_lists_are_refused(data, asc, field):
     with pytest.raises(CheckCondition) as e:
         alua.parse_set(TWO, data)
     assert (e.value.key, e.value.asc, e.value.field) == (5, asc, field)
@@ -148,7 +148,7 @@ def test_lists_that_cannot_be(data, asc, field):
         (alua.initial((1,)), {'states': {'1': 0}}),
     ],
 )
-def test_the_master_believes_no_worker(state, arguments):
+def test_the_master_refuses_invalid_arguments_of_a_worker(state, arguments):
     with pytest.raises((ValueError, TypeError)):
         alua.checked_set(state, arguments)
 
@@ -194,7 +194,7 @@ def test_referrals_have_one_segment_with_every_group():
     assert sense_of(make_unit(), cdb) == (5, 0x24, 0)
 
 
-def test_set_target_port_groups_asks_the_master():
+def test_set_target_port_groups_is_executed_by_the_master():
     data = listed((STANDBY, 1))
     cdb = struct.pack('>BB4xIxx', 0xA4, 0x0A, len(data))
     assert do(unit_in(OPTIMIZED), cdb, data) == Change(
@@ -204,7 +204,7 @@ def test_set_target_port_groups_asks_the_master():
 
 
 @pytest.mark.parametrize('state', [OPTIMIZED, NON_OPTIMIZED])
-def test_active_paths_keep_the_short_way(state):
+def test_active_paths_keep_the_hot_functions(state):
     assert unit_in(state).dispatch[0x28] is not unit_in(state)._admit
     assert len(do(unit_in(state), block_cdb(0x28, 0, 1))) == 512
     plain = make_unit(**EVERY_COMMAND)
@@ -215,7 +215,7 @@ def test_active_paths_keep_the_short_way(state):
     'row', opcodes.TABLE, ids=lambda row: '%02X-%s' % (row.opcode, row.service_action)
 )
 @pytest.mark.parametrize('state', RESTRICTED)
-def test_what_each_state_lets_pass(state, row):
+def test_commands_that_each_state_allows(state, row):
     unit = unit_in(state)
     cdb = bytearray(len(row.mask))
     cdb[0], cdb[1] = row.opcode, row.service_action or 0
@@ -224,18 +224,18 @@ def test_what_each_state_lets_pass(state, row):
     assert (sense_of(unit, bytes(cdb), b'') == refused) != passes
 
 
-def test_what_is_not_there_is_said_not_to_be_on_any_path():
+def test_an_unsupported_command_is_refused_as_such_on_every_path():
     assert sense_of(unit_in(STANDBY), b'\xff' + bytes(9)) == (5, 0x20, 0)
 
 
 @pytest.mark.parametrize('state', RESTRICTED)
-def test_request_sense_says_why(state):
+def test_request_sense_reports_the_access_state(state):
     assert do(unit_in(state), bytes.fromhex('03 00 0000 ff 00'))[12:14] == bytes(
         [0x04, alua.QUALIFIERS[state]]
     )
 
 
-def test_a_pending_attention_comes_first_and_the_path_heals():
+def test_a_pending_attention_comes_before_the_access_state():
     unit = unit_in(STANDBY)
     unit.raise_attention(0x2A, 0x06)
     assert sense_of(unit, TEST_UNIT_READY) == (6, 0x2A, 0x06)
@@ -244,15 +244,14 @@ def test_a_pending_attention_comes_first_and_the_path_heals():
     assert sense_of(unit, TEST_UNIT_READY) is None
 
 
-def test_the_state_is_that_of_the_group_that_the_nexus_came_through():
+def test_the_state_is_that_of_the_group_of_the_nexus():
     unit = make_unit(**EVERY_COMMAND)
     unit.replace_shared_state(access=alua.initial((1, 7), {7: OFFLINE}))
     assert sense_of(unit, TEST_UNIT_READY) is None
 
 
-def test_every_restricted_command_is_one_of_the_table_or_another_rooms():
-    """A row of ALLOWED that names no command would let nothing pass, and a slip of the pen is not
-    seen otherwise."""
+def test_every_allowed_command_exists_in_the_table():
+    """A wrong opcode in ALLOWED would allow nothing, and no other test would find it."""
     known = {(row.opcode, row.service_action) for row in opcodes.TABLE}
     later = {(0x3B, None), (0x3C, None), (0x4C, None), (0x4D, None)}
     for allowed in alua.ALLOWED.values():

@@ -26,7 +26,7 @@ def drained(queue):
     return taken
 
 
-def test_an_empty_queue_has_nothing_to_say():
+def test_an_empty_queue_returns_none():
     queue = Queue()
     assert not queue and queue.peek() is None and queue.take() is None
 
@@ -46,13 +46,13 @@ def test_a_condition_that_was_reported_can_come_again():
     assert queue.peek() == CAPACITY_CHANGED
 
 
-def test_a_reset_goes_before_what_waits():
+def test_a_reset_comes_before_pending_conditions():
     queue = Queue([MODE_PARAMETERS_CHANGED, CAPACITY_CHANGED])
     queue.add(*DEVICE_RESET)
     assert drained(queue) == [DEVICE_RESET, MODE_PARAMETERS_CHANGED, CAPACITY_CHANGED]
 
 
-def test_one_reset_is_reported_the_most_important():
+def test_only_the_most_important_reset_is_reported():
     order = (POWER_ON, POWER_ON_OR_RESET, BUS_RESET, DEVICE_RESET, NEXUS_LOSS)
     for i, major in enumerate(order):
         for minor in order[i:]:
@@ -60,7 +60,7 @@ def test_one_reset_is_reported_the_most_important():
             assert drained(Queue([minor, major])) == [major]
 
 
-def test_a_reset_makes_cleared_commands_stale_and_a_nexus_loss_does_not():
+def test_a_reset_removes_commands_cleared_but_a_nexus_loss_does_not():
     assert drained(Queue([COMMANDS_CLEARED_BY_ANOTHER_INITIATOR, DEVICE_RESET])) == [DEVICE_RESET]
     assert drained(Queue([COMMANDS_CLEARED_BY_ANOTHER_INITIATOR, NEXUS_LOSS])) == [
         NEXUS_LOSS,
@@ -68,7 +68,7 @@ def test_a_reset_makes_cleared_commands_stale_and_a_nexus_loss_does_not():
     ]
 
 
-def test_report_luns_drops_what_it_told():
+def test_drop_removes_one_condition():
     queue = Queue([LUNS_CHANGED, RESERVATIONS_RELEASED])
     queue.drop(*LUNS_CHANGED)
     queue.drop(*LUNS_CHANGED)
@@ -82,7 +82,7 @@ def test_too_many_conditions_become_the_one_that_covers_them():
     assert drained(queue) == [POWER_ON_OR_RESET]
 
 
-def test_clear_forgets_everything():
+def test_clear_removes_all_conditions():
     queue = Queue([DEVICE_RESET, CAPACITY_CHANGED])
     queue.clear()
     assert not queue and queue.take() is None

@@ -31,7 +31,7 @@ def test_six_byte_commands_have_no_flags_in_the_old_lun_bits():
     'opcode, length',
     [(0x12, 6), (0x28, 10), (0x5A, 10), (0x88, 16), (0xA0, 12), (0x7F, 0), (0xC1, 0)],
 )
-def test_the_group_tells_the_length(opcode, length):
+def test_the_group_code_determines_the_length(opcode, length):
     assert cdb.length(opcode) == length
 
 
@@ -45,7 +45,7 @@ def test_field_pointers_point_at_the_fields():
     assert packed[cdb.BLOCKS_AT[12] :][:4] == b'\xff' * 4
 
 
-def test_words():
+def test_16_and_32_bit_fields():
     data = bytes(range(12))
     assert cdb.u16(data, 3) == 0x0304
     assert cdb.u32(data, 5) == 0x05060708

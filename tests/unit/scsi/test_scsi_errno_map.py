@@ -27,7 +27,7 @@ def failure(number):
         (errno.ENOMEDIUM, (2, 0x3A, 0x00), (2, 0x3A, 0x00)),
     ],
 )
-def test_what_initiators_are_told(number, read, write):
+def test_sense_of_each_errno(number, read, write):
     assert sense_of(errno_map.read_failure(failure(number))) == read
     assert sense_of(errno_map.write_failure(failure(number))) == write
 
@@ -43,8 +43,8 @@ def test_a_write_that_is_not_allowed_is_write_protected(number):
 
 
 @pytest.mark.parametrize('number', [errno.EAGAIN, errno.ENOMEM, errno.ETIMEDOUT])
-def test_what_may_pass_is_retried(number):
-    """Windows and Linux retry ABORTED COMMAND, and nothing of MEDIUM or HARDWARE ERROR."""
+def test_temporary_failures_are_retried(number):
+    """Windows and Linux retry after ABORTED COMMAND, but not after MEDIUM or HARDWARE ERROR."""
     assert errno_map.write_failure(failure(number)).key == sense.ABORTED_COMMAND
 
 
@@ -58,7 +58,7 @@ def test_the_block_is_named_when_it_is_known():
     assert errno_map.read_failure(failure(errno.EIO)).information is None
 
 
-def test_every_row_has_words_for_the_log():
+def test_every_row_has_a_text_for_the_log():
     for row in errno_map.ROWS.values():
         for _, asc, ascq in row:
             assert (asc, ascq) in sense.CODES

@@ -34,7 +34,7 @@ INQUIRY = bytes.fromhex('12 00 00 0060 00')
 # -- UnitFacts -------------------------------------------------------------------------------------
 
 
-def test_facts_have_defaults_and_go_through_a_message():
+def test_facts_have_defaults_and_survive_a_message():
     facts = UnitFacts.from_message({'block_size': 512, 'physical_block_size': 4096, 'serial': 'x'})
     assert facts.physical_exponent == 3
     assert facts.optimal_transfer_granularity == 4096
@@ -42,7 +42,7 @@ def test_facts_have_defaults_and_go_through_a_message():
     assert UnitFacts.from_message(facts.message()) == facts
 
 
-def test_unknown_facts_are_left_alone():
+def test_unknown_facts_are_ignored():
     assert UnitFacts.from_message({'from_a_newer_master': 1}) == UnitFacts.from_message({})
 
 
@@ -58,7 +58,7 @@ def test_unknown_facts_are_left_alone():
         {'thin': 'yes'},
     ],
 )
-def test_facts_that_cannot_be_are_refused(facts):
+def test_invalid_facts_are_refused(facts):
     with pytest.raises(ValueError):
         UnitFacts.from_message(facts)
 
@@ -82,7 +82,7 @@ def test_facts_that_cannot_be_are_refused(facts):
         ((0x0005 << 48) | (1 << 32), None),
     ],
 )
-def test_single_level_addresses(field, lun):
+def test_lun_of_single_level_addresses(field, lun):
     assert lun_of(field) == lun
 
 
@@ -97,7 +97,7 @@ def test_a_unit_is_found_by_both_addressing_methods():
     assert isinstance(device.unit(300 << 48), AbsentUnit)
 
 
-def test_units_come_and_go_while_the_session_lasts():
+def test_units_are_added_replaced_and_removed():
     device = Device(NEXUS, PORTS)
     first, second = make_unit(), make_unit()
     device.add(1, first)
@@ -107,7 +107,7 @@ def test_units_come_and_go_while_the_session_lasts():
     assert sense_of(device.unit(1 << 48), TEST_UNIT_READY) == (5, 0x25, 0)
 
 
-def test_a_new_unit_owes_power_on():
+def test_a_new_unit_has_power_on_attention_pending():
     unit = make_unit(attention=True)
     assert sense_of(unit, TEST_UNIT_READY) == (6, 0x29, 0)
     assert status_of(unit, TEST_UNIT_READY) == 0
@@ -123,28 +123,28 @@ def absent(lun, *present):
     return device.unit(lun << 48)
 
 
-def test_absent_lun_0_says_that_a_unit_could_be_there():
+def test_absent_lun_0_has_peripheral_qualifier_001b():
     """Peripheral qualifier 011b at LUN 0 makes old Windows skip the whole target."""
     data = do(absent(0, 3), INQUIRY)
     assert data[0] == 0x3F and len(data) == 96
 
 
-def test_other_absent_luns_say_that_none_can():
+def test_other_absent_luns_have_peripheral_qualifier_011b():
     assert do(absent(7), INQUIRY)[0] == 0x7F
     assert do(Device(NEXUS, PORTS).unit((5 << 48) | 99), INQUIRY)[0] == 0x7F
 
 
-def test_absent_luns_list_no_pages_but_the_list():
+def test_absent_luns_have_vpd_page_00_only():
     assert do(absent(0), bytes.fromhex('12 01 00 00ff 00')) == b'\x3f\0\0\1\0'
     assert sense_of(absent(0), bytes.fromhex('12 01 83 00ff 00')) == (5, 0x24, 0)
 
 
-def test_request_sense_at_an_absent_lun_is_good_and_says_so():
+def test_request_sense_at_an_absent_lun_reports_lun_not_supported():
     data = do(absent(4), bytes.fromhex('03 00 0000 12 00'))
     assert data[2] == 5 and data[12:14] == b'\x25\0'
 
 
-def test_report_luns_is_answered_everywhere():
+def test_report_luns_works_at_every_lun():
     data = do(absent(0, 3), bytes.fromhex('a0 00 00 000000 00000100 00 00'))
     assert data == struct.pack('>I4xQ', 8, 3 << 48)
 
@@ -153,17 +153,17 @@ def test_report_luns_is_answered_everywhere():
     'cdb',
     ['00 00000000 00', '28 00 00000000 00 0001 00', 'ff 0000000000', '25 00 00000000 000000 00'],
 )
-def test_everything_else_is_not_supported(cdb):
+def test_absent_luns_refuse_all_other_commands(cdb):
     assert sense_of(absent(4), bytes.fromhex(cdb)) == (5, 0x25, 0)
 
 
-def test_bits_are_refused_there_too():
+def test_absent_luns_refuse_unused_cdb_bits():
     assert sense_of(absent(0), bytes.fromhex('12 80 00 0024 00')) == (5, 0x24, 0)
     unit = absent(0)
     assert unit.sense(error_of(unit, TEST_UNIT_READY))[:1] == b'\x70'
 
 
-def test_the_report_luns_well_known_unit():
+def test_report_luns_well_known_unit():
     device = Device(NEXUS, PORTS)
     device.add(2, make_unit())
     unit = device.unit(0xC101 << 48)
@@ -199,7 +199,7 @@ def reserved_by_other(kind):
 SPC_2 = dict(reservations.initial(), reserved_by=[OTHER.initiator_port, OTHER.target_port])
 
 
-def test_checks_come_in_the_order_of_the_standard():
+def test_admission_checks_in_the_order_of_the_standard():
     unit = make_unit(read_only=True)
     unit.replace_shared_state(reservations=reserved_by_other(3), medium='ejected')
     bad = bytes.fromhex('2a 20 ffffffff 00 0001 00')  # protection bits, beyond the end, write
@@ -220,14 +220,14 @@ def test_checks_come_in_the_order_of_the_standard():
     assert sense_of(unit, cdb_10(0x2A, 0, 1), bytes(500)) == (7, 0x27, 0)
 
 
-def test_an_unknown_opcode_waits_for_the_attention_too():
+def test_a_pending_attention_comes_before_an_unknown_opcode():
     unit = make_unit(attention=True)
     assert sense_of(unit, bytes.fromhex('ff')) == (6, 0x29, 0)
     assert sense_of(unit, bytes.fromhex('ff')) == (5, 0x20, 0)
     assert error_of(unit, bytes.fromhex('7f')).field == (0, None, True)
 
 
-def test_exempt_commands_leave_the_attention_for_others():
+def test_exempt_commands_leave_the_attention_pending():
     unit = make_unit(attention=True)
     assert do(unit, INQUIRY)[0] == 0
     assert do(unit, bytes.fromhex('a0 00 00 000000 00000100 00 00'))
@@ -267,7 +267,9 @@ def test_a_device_wide_attention_reaches_every_unit():
     ],
 )
 @pytest.mark.parametrize('opcodes', [(0x08, 0x0A), (0x28, 0x2A), (0x88, 0x8A), (0xA8, 0xAA)])
-def test_what_a_foreign_reservation_refuses(state, inquiry, ready, read, write, opcodes):
+def test_commands_that_the_reservation_of_another_nexus_refuses(
+    state, inquiry, ready, read, write, opcodes
+):
     unit = make_unit()
     unit.replace_shared_state(reservations=state)
     assert status_of(unit, INQUIRY) == inquiry
@@ -292,7 +294,7 @@ def test_the_holder_is_not_refused():
     [('ejected', (2, 0x3A, 0)), ('stopped', (2, 0x04, 0x02)), ('odd', (2, 0x04, 0x03))],
 )
 @pytest.mark.parametrize('row', [row for row in TABLE if row.medium], ids=lambda row: row.name)
-def test_commands_that_need_the_medium_say_why_they_cannot(medium, sense, row):
+def test_commands_that_need_the_medium_report_why_it_is_not_ready(medium, sense, row):
     unit = make_unit(
         unmap=True,
         zeroes_after_unmap=True,
@@ -308,12 +310,12 @@ def test_commands_that_need_the_medium_say_why_they_cannot(medium, sense, row):
 @pytest.mark.parametrize(
     'cdb', ['12 00 00 0024 00', '1a 00 3f 00 ff 00', '5e 00 0000000000 0010 00']
 )
-def test_the_rest_works_without_a_medium(cdb):
+def test_other_commands_work_without_a_medium(cdb):
     assert status_of(make_unit(medium='ejected'), bytes.fromhex(cdb)) == 0
 
 
 def cdb_of(row, lba, blocks):
-    """The command on these blocks, if it names any in its CDB."""
+    """The CDB of this row with LBA and number of blocks, if it has these fields."""
     cdb = bytearray(len(row.mask))
     cdb[0], cdb[1] = row.opcode, row.service_action or 0
     if row.function in sbc.BLOCKS_WRITTEN_AT:
@@ -346,7 +348,7 @@ def test_a_read_only_unit_refuses_every_write_before_it_looks_at_lengths(row):
 @pytest.mark.parametrize(
     'lba, blocks, sense', [(0, 1, (7, 0x27, 0)), (0, 0, None), (BLOCKS, 1, (5, 0x21, 0))]
 )
-def test_a_read_only_unit_unmaps_what_it_is_told_if_that_is_nothing(lba, blocks, sense):
+def test_a_read_only_unit_accepts_an_unmap_of_no_blocks(lba, blocks, sense):
     unit = make_unit(**EVERYTHING_READ_ONLY)
     cdb, data = (
         bytes.fromhex('42 00 00000000 00 0018 00'),
@@ -359,9 +361,9 @@ def test_a_read_only_unit_unmaps_what_it_is_told_if_that_is_nothing(lba, blocks,
 @pytest.mark.parametrize(
     'row', [row for row in TABLE if row.function in sbc.BLOCKS_WRITTEN_AT], ids=lambda row: row.name
 )
-def test_a_read_only_unit_protects_the_blocks_it_has(row):
-    """No blocks are written by a command that names none, and none that are not there by one that
-    names these."""
+def test_a_read_only_unit_refuses_writes_only_to_existing_blocks(row):
+    """A command with 0 blocks, or with blocks beyond the medium, writes nothing and is not refused
+    with DATA PROTECT."""
     unit = make_unit(**EVERYTHING_READ_ONLY)
     assert sense_of(unit, cdb_of(row, unit.blocks, 1)) == (5, 0x21, 0)
     if row.opcode == 0x0A or row.function == 'provisioning.write_same':
@@ -396,7 +398,7 @@ def test_the_size_follows_the_store():
     assert do(unit, cdb_10(0x25))[:4] == struct.pack('>I', BLOCKS + 9)
 
 
-def test_only_known_replicas_are_taken():
+def test_only_parts_of_the_shared_state_are_replaced():
     with pytest.raises(TypeError):
         make_unit().replace_shared_state(nonsense=1)
 
@@ -411,7 +413,7 @@ def watched(**facts):
     return unit, told
 
 
-def test_a_failed_flush_is_told_once_until_it_is_acknowledged():
+def test_a_failed_flush_is_reported_once_until_the_medium_is_ready_again():
     unit, told = watched(write_cache=True)
     unit.store.fail = {'flush': errno.EIO}
     assert sense_of(unit, cdb_10(0x35)) == (3, 0x0C, 0)
@@ -423,7 +425,7 @@ def test_a_failed_flush_is_told_once_until_it_is_acknowledged():
     assert len(told) == 2
 
 
-def test_a_durable_write_whose_flush_failed_is_told():
+def test_a_durable_write_whose_flush_failed_is_reported():
     unit, told = watched()
     unit.store.fail = {'write': errno.EIO}
     unit.store.lost = errno.EIO
@@ -431,14 +433,14 @@ def test_a_durable_write_whose_flush_failed_is_told():
     assert len(told) == 1
 
 
-def test_a_write_that_failed_without_losing_anything_concerns_only_its_initiator():
+def test_a_failed_write_that_lost_no_acknowledged_data_is_not_reported():
     unit, told = watched()
     unit.store.fail = {'write': errno.EIO}
     assert error_of(unit, cdb_10(0x2A, 7, 1), bytes(512)).information == 7
     assert told == []
 
 
-def test_a_failed_unit_serves_reads_and_refuses_writes_and_flushes():
+def test_a_failed_medium_allows_reads_and_refuses_writes_and_flushes():
     unit = make_unit(medium='failed', removable=True)
     assert status_of(unit, TEST_UNIT_READY) == 0
     assert status_of(unit, cdb_10(0x28, 0, 1)) == 0
@@ -450,7 +452,7 @@ def test_a_failed_unit_serves_reads_and_refuses_writes_and_flushes():
     assert status_of(unit, cdb_10(0x2A, 0, 1), bytes(512)) == 0
 
 
-def test_a_unit_without_an_owner_fails_quietly():
+def test_a_unit_without_services_ignores_failures():
     unit = make_unit()
     unit.store.fail = {'flush': errno.EIO}
     assert sense_of(unit, cdb_10(0x35)) == (3, 0x0C, 0)
@@ -488,7 +490,7 @@ def test_hot_and_general_admission_agree(write_cache, opcode, lba, flags):
     assert outcome(hot.admit, hot, cdb, data) == outcome(general._admit, general, cdb, data)
 
 
-def test_the_table_in_force_is_the_clean_one_after_the_last_attention():
+def test_the_normal_table_is_in_force_after_the_last_attention():
     unit = make_unit()
     clean = unit.dispatch[0x28]
     unit.raise_attention(0x2A, 0x09)
@@ -497,7 +499,7 @@ def test_the_table_in_force_is_the_clean_one_after_the_last_attention():
     assert unit.dispatch[0x28] is clean
 
 
-def test_an_attention_that_another_connection_took_lets_the_command_through():
+def test_a_command_runs_if_another_connection_has_taken_the_attention():
     unit = make_unit()
     unit.raise_attention(0x2A, 0x09)
     task = make_task(unit, cdb_10(0x28, 0, 1))
@@ -507,8 +509,8 @@ def test_an_attention_that_another_connection_took_lets_the_command_through():
 
 
 def test_an_attention_that_comes_while_the_last_one_is_taken_is_not_lost():
-    """The control thread may queue between the connection thread's look at the queue and its change
-    of tables."""
+    """The control thread may add to the queue after the connection thread has checked it and before
+    it has changed the table."""
     unit = make_unit()
     unit.raise_attention(0x2A, 0x09)
     queue = unit.attention
@@ -521,7 +523,7 @@ def test_an_attention_that_comes_while_the_last_one_is_taken_is_not_lost():
             count = len(queue)
             if not count and not self.raced:
                 self.raced = True
-                queue.add(0x2A, 0x01)  # after the look, before the change
+                queue.add(0x2A, 0x01)  # after the check, before the change
             return count
 
         def __getattr__(self, name):
@@ -532,7 +534,7 @@ def test_an_attention_that_comes_while_the_last_one_is_taken_is_not_lost():
     assert sense_of(unit, TEST_UNIT_READY) == (6, 0x2A, 0x01)
 
 
-def test_units_of_two_nexuses_do_not_share_what_they_owe():
+def test_units_of_two_nexuses_have_separate_attentions():
     store = MemoryStore(4096)
     facts = UnitFacts.from_message({})
     one, two = (LogicalUnit(facts, store, nexus, Device(nexus, PORTS)) for nexus in (NEXUS, OTHER))

@@ -1,4 +1,4 @@
-"""Mode pages: what MODE SENSE shows, what MODE SELECT may change, what is kept."""
+"""Mode pages: MODE SENSE data, changes by MODE SELECT, and the saved pages."""
 
 import json
 import struct
@@ -84,7 +84,7 @@ def only_page(state, code, subpage=0, control=CURRENT, facts=PLAIN, blocks=BLOCK
 
 
 def changed(page, offset, bits, on=True):
-    """The page as MODE SELECT wants it: PS 0, and these bits set or cleared."""
+    """The page for MODE SELECT: PS 0, and these bits set or cleared."""
     data = bytearray(page)
     data[0] &= 0x7F
     data[offset] = data[offset] | bits if on else data[offset] & ~bits
@@ -148,7 +148,7 @@ def test_all_pages():
     assert list(split(sense(state, 0x1C, 0xFF))[4]) == [(0x1C, 0)]
 
 
-def test_all_pages_fit_what_windows_and_mode_sense_6_have_room_for():
+def test_all_pages_fit_the_buffers_of_windows_and_mode_sense_6():
     assert len(sense(modes.initial(THIN), 0x3F, facts=THIN, dbd=False)) <= 192
     assert len(sense(modes.initial(THIN), 0x3F, 0xFF, facts=THIN, dbd=False)) <= 256
 
@@ -170,7 +170,7 @@ def test_page_00_is_empty():
         (0x1C, 2, (3, 7, True)),
     ],
 )
-def test_pages_that_are_not_there(page, subpage, field):
+def test_unsupported_pages_are_refused(page, subpage, field):
     with pytest.raises(CheckCondition) as caught:
         sense(modes.initial(PLAIN), page, subpage)
     assert (caught.value.key, caught.value.asc, caught.value.ascq, caught.value.field) == (
@@ -218,7 +218,7 @@ def test_block_descriptors(block_size):
     assert split(data, True)[2:4] == (0, b'')
 
 
-def test_what_can_be_changed_is_shown_and_savable():
+def test_changeable_bits_are_reported_and_savable():
     state = modes.initial(PLAIN)
     pages = split(sense(state, 0x3F, 0xFF, CHANGEABLE))[4]
     assert pages[0x08, 0] == b'\x88\x12\x04' + bytes(17)
@@ -254,14 +254,14 @@ def test_the_control_page_is_one_that_libiscsi_accepts():
     assert struct.unpack_from('>H', page, 8)[0] > 0
 
 
-def test_no_failure_prediction_is_promised():
+def test_failure_prediction_is_disabled():
     assert only_page(modes.initial(PLAIN), 0x1C)[2] & 0x08
 
 
 @pytest.mark.parametrize(
     'blocks, cylinders', [(1, 1), (16065 * 100, 100), (16065 * 100 + 5, 100), (1 << 45, 0xFFFFFF)]
 )
-def test_there_is_a_geometry_for_systems_that_ask_for_one(blocks, cylinders):
+def test_the_geometry_pages_report_a_geometry(blocks, cylinders):
     facts = UnitFacts.from_message({'block_size': 4096, 'rotation_rate': 7200})
     state = modes.initial(facts)
     page = only_page(state, 0x04, facts=facts, blocks=blocks)
@@ -278,7 +278,7 @@ def test_there_is_a_geometry_for_systems_that_ask_for_one(blocks, cylinders):
 # -- MODE SELECT -----------------------------------------------------------------------------------
 
 
-def test_switching_the_write_cache_leaves_saved_and_default_alone():
+def test_switching_the_write_cache_changes_current_values_only():
     old = modes.initial(PLAIN)
     new = with_cache(old, True)
     assert modes.parameters(new).wce and not modes.parameters(old).wce
@@ -315,7 +315,7 @@ def test_the_control_page_can_be_changed(offset, bits, question):
     assert not question(back) and back == old
 
 
-def test_parameters_are_what_the_questions_say():
+def test_parameters_reflect_the_current_pages():
     state = with_cache(modes.initial(PLAIN), True)
     assert modes.parameters(state) == (True, False, False, False) and modes.parameters(state).wce
 
@@ -323,7 +323,7 @@ def test_parameters_are_what_the_questions_say():
 @pytest.mark.parametrize('long_header', [False, True])
 @pytest.mark.parametrize('llbaa', [False, True])
 @pytest.mark.parametrize('dbd', [False, True])
-def test_everything_that_sense_shows_can_be_sent_back(long_header, llbaa, dbd):
+def test_mode_sense_data_can_be_sent_back(long_header, llbaa, dbd):
     for facts in (PLAIN, THIN):
         state = modes.initial(facts)
         for control in (CURRENT, DEFAULT, SAVED):
@@ -355,18 +355,18 @@ def test_an_empty_list_and_a_list_without_pages_change_nothing():
             assert modes.apply_mode_select(state, arguments) is state
 
 
-def test_pages_want_pf():
+def test_pages_without_pf_are_refused():
     page = changed(only_page(modes.initial(PLAIN), 8), 2, 4)
     assert refusal(bytes(4) + page, pf=False) == ((5, 0x24, 0), (1, 4, True))
 
 
 @pytest.mark.parametrize('length', [1, 2, 3])
-def test_a_header_that_is_cut(length):
+def test_a_truncated_header_is_a_length_error(length):
     assert refusal(bytes(length)) == LENGTH_ERROR
     assert refusal(bytes(length + 4), long_header=True) == LENGTH_ERROR
 
 
-def test_a_block_descriptor_that_is_cut():
+def test_a_truncated_block_descriptor_is_a_length_error():
     assert refusal(bytes(3) + b'\x08' + bytes(7)) == LENGTH_ERROR
     assert (
         refusal(bytes(4) + b'\x01' + bytes(2) + b'\x10' + bytes(15), long_header=True)
@@ -374,13 +374,13 @@ def test_a_block_descriptor_that_is_cut():
     )
 
 
-def test_the_medium_has_no_type():
+def test_a_medium_type_is_refused():
     assert refusal(b'\0\x01\0\0') == bad_list(1)
     assert refusal(b'\0\0\x01' + bytes(5), long_header=True) == bad_list(2)
 
 
 @pytest.mark.parametrize('length', [1, 7, 9, 16, 255])
-def test_block_descriptors_of_another_length(length):
+def test_block_descriptors_of_wrong_length_are_refused(length):
     assert refusal(bytes(3) + bytes([length]) + bytes(length)) == bad_list(3)
     if length != 16:
         assert refusal(
@@ -391,13 +391,13 @@ def test_block_descriptors_of_another_length(length):
 
 @pytest.mark.parametrize('number', [0, 0xFFFFFFFF, BLOCKS])
 @pytest.mark.parametrize('size', [0, 512, 0xAB000200])
-def test_block_descriptors_that_say_as_it_is(number, size):
+def test_block_descriptors_without_a_change_are_accepted(number, size):
     state = modes.initial(PLAIN)
     data = bytes(3) + b'\x08' + struct.pack('>II', number, size)
     assert modes.parse_select(state, PLAIN, data, False, True, False, BLOCKS)['pages'] == {}
 
 
-def test_block_descriptors_that_want_a_change():
+def test_block_descriptors_with_a_change_are_refused():
     assert refusal(bytes(3) + b'\x08' + struct.pack('>II', BLOCKS - 1, 512)) == bad_list(4)
     assert refusal(bytes(3) + b'\x08' + struct.pack('>II', BLOCKS, 520)) == bad_list(9)
     long_header = bytes(4) + b'\x01\0\0\x10'
@@ -412,7 +412,7 @@ def test_block_descriptors_that_want_a_change():
     assert modes.parse_select(state, PLAIN, data, True, True, False, BLOCKS)['pages'] == {}
 
 
-def test_a_page_that_is_not_there():
+def test_an_unsupported_page_is_refused():
     assert refusal(bytes(4) + b'\x05\x1e' + bytes(30)) == bad_list(4, 5)
     assert refusal(bytes(4) + b'\x3f\x00') == bad_list(4, 5)
     assert refusal(bytes(4) + b'\x48\x01\0\x10' + bytes(16)) == bad_list(4, 5)
@@ -422,20 +422,20 @@ def test_a_page_that_is_not_there():
     assert refusal(bytes(4) + b'\x5c\x02\0\x0c' + bytes(12)) == bad_list(4, 5)
 
 
-def test_a_page_of_another_length():
+def test_a_page_of_wrong_length_is_refused():
     assert refusal(bytes(4) + b'\x08\x0a' + bytes(10)) == bad_list(5)
     assert refusal(bytes(4) + b'\x4a\x01\0\x1d' + bytes(29)) == bad_list(6)
 
 
 @pytest.mark.parametrize('cut', [1, 2, 10, 19])
-def test_a_page_that_is_cut(cut):
+def test_a_truncated_page_is_a_length_error(cut):
     assert (
         refusal(bytes(4) + changed(only_page(modes.initial(PLAIN), 8), 2, 4)[:cut]) == LENGTH_ERROR
     )
 
 
 @pytest.mark.parametrize('cut', [1, 2, 3, 4, 31])
-def test_a_subpage_that_is_cut(cut):
+def test_a_truncated_subpage_is_a_length_error(cut):
     assert (
         refusal(bytes(4) + changed(only_page(modes.initial(PLAIN), 0x0A, 1), 0, 0)[:cut])
         == LENGTH_ERROR
@@ -457,7 +457,7 @@ def test_no_other_bit_can_be_changed(code, subpage):
                 assert refusal(sent, state, facts=THIN) == bad_list(4 + offset, bit)
 
 
-def test_the_pointer_shows_the_page_that_is_wrong():
+def test_the_field_pointer_is_in_the_page_in_error():
     state = modes.initial(PLAIN)
     good, bad = changed(only_page(state, 8), 2, 4), changed(only_page(state, 0x0A), 3, 0x80)
     assert refusal(bytes(4) + good + bad) == bad_list(4 + 20 + 3, 7)
@@ -477,7 +477,7 @@ def test_reverting_to_the_defaults():
 # -- what the master does --------------------------------------------------------------------------
 
 
-def test_the_masters_message_has_more_in_it():
+def test_other_keys_of_the_arguments_are_ignored():
     state = modes.initial(PLAIN)
     arguments = modes.parse_select(
         state, PLAIN, bytes(4) + changed(only_page(state, 8), 2, 4), False, True, False, BLOCKS
@@ -487,7 +487,7 @@ def test_the_masters_message_has_more_in_it():
     ).wce
 
 
-def test_two_who_change_different_bits_at_once():
+def test_concurrent_changes_of_different_bits():
     state = modes.initial(PLAIN)
     one = modes.parse_select(
         state, PLAIN, bytes(4) + changed(only_page(state, 8), 2, 4), False, True, False, BLOCKS
@@ -521,12 +521,12 @@ def test_two_who_change_different_bits_at_once():
     ],
     ids=str,
 )
-def test_pages_that_no_command_sends(pages):
+def test_invalid_pages_of_a_worker_are_refused(pages):
     with pytest.raises(ValueError):
         modes.apply_mode_select(modes.initial(PLAIN), {'pages': pages, 'save': False})
 
 
-def test_a_reset_goes_back_to_what_was_saved():
+def test_a_reset_restores_the_saved_pages():
     state = with_cache(modes.initial(PLAIN), True, save=True)
     assert modes.reset(state) is state
     changed_since = with_cache(state, False)
@@ -535,7 +535,7 @@ def test_a_reset_goes_back_to_what_was_saved():
     assert modes.reset(with_cache(modes.initial(PLAIN), True)) == modes.initial(PLAIN)
 
 
-def test_saved_pages_survive_a_restart():
+def test_saved_pages_persist_through_a_restart():
     state = with_cache(modes.initial(THIN), True, save=True)
     kept = json.loads(json.dumps(modes.saved(state)))
     assert list(kept) == ['08-00']
@@ -545,7 +545,7 @@ def test_saved_pages_survive_a_restart():
         assert modes.restore(THIN, nothing) == modes.initial(THIN)
 
 
-def test_a_saved_page_does_not_bring_back_what_the_configuration_has_changed():
+def test_a_saved_page_does_not_restore_unchangeable_bits():
     kept = {
         '08-00': 'ff' * 20,
         '0a-00': '0a0a0010000000000032' + '0000',
@@ -559,7 +559,7 @@ def test_a_saved_page_does_not_bring_back_what_the_configuration_has_changed():
     assert only_page(state, 0x0A)[2] & 0x02, 'GLTSD cannot be changed'
 
 
-def test_the_configured_write_cache_counts_until_another_is_saved():
+def test_the_configured_write_cache_is_used_until_a_value_is_saved():
     assert modes.parameters(modes.restore(PLAIN, {}, write_cache=True)).wce
     off = modes.saved(with_cache(modes.initial(PLAIN, True), False, save=True))
     assert not modes.parameters(modes.restore(PLAIN, off, write_cache=True)).wce
@@ -568,14 +568,14 @@ def test_the_configured_write_cache_counts_until_another_is_saved():
 @pytest.mark.parametrize(
     'kept', [[], 'text', {'08-00': 7}, {'08-00': '08'}, {'08-00': 'gg' * 20}], ids=str
 )
-def test_what_was_kept_and_cannot_be_is_an_error(kept):
+def test_damaged_saved_state_is_an_error(kept):
     with pytest.raises(ValueError):
         modes.restore(PLAIN, kept)
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.binary(max_size=80), st.booleans(), st.booleans())
-def test_any_list_is_answered(data, long_header, pf):
+def test_any_list_is_parsed_or_refused(data, long_header, pf):
     state = modes.initial(THIN)
     try:
         arguments = modes.parse_select(state, THIN, data, long_header, pf, False, BLOCKS)
@@ -598,7 +598,7 @@ def test_the_threshold_of_available_space_is_as_configured_and_the_other_is_off(
     assert modes.thresholds(modes.initial(PLAIN)) == []
 
 
-def test_an_initiator_sets_thresholds_of_its_own():
+def test_an_initiator_sets_thresholds():
     page = bytearray(only_page(modes.initial(THIN), 0x1C, 2, facts=THIN))
     page[0] &= 0x7F
     page[16] = 0
@@ -607,7 +607,7 @@ def test_an_initiator_sets_thresholds_of_its_own():
     assert modes.thresholds(state) == [modes.Threshold(1, modes.USED, True, 0x777)]
 
 
-def test_nobody_is_told_without_lbpere():
+def test_no_threshold_is_enabled_without_lbpere():
     state = modes.initial(THIN)
     page = only_page(state, 0x01, facts=THIN)
     assert page[3] & 0x80 and not only_page(modes.initial(PLAIN), 0x01)[3] & 0x80
@@ -624,7 +624,7 @@ WRITTEN = UnitFacts.from_message(
 )
 
 
-def test_written_pages_are_shown_as_they_were_written():
+def test_configured_pages_are_reported_as_configured():
     state = modes.initial(WRITTEN)
     pages = split(sense(state, 0x3F, 0xFF, facts=WRITTEN))[4]
     assert list(pages) == sorted(pages)
@@ -637,7 +637,7 @@ def test_written_pages_are_shown_as_they_were_written():
     assert only_page(state, 0x20, control=CHANGEABLE, facts=WRITTEN) == b'\x20\x03\0\0\0'
 
 
-def test_what_may_be_changed_in_them_is_what_may_be_changed_anyway():
+def test_configured_pages_have_the_same_changeable_bits():
     state = modes.initial(WRITTEN)
     page = changed(only_page(state, 8, facts=WRITTEN), 2, 4, on=False)
     new = select(state, page, facts=WRITTEN)
@@ -652,6 +652,6 @@ def test_what_may_be_changed_in_them_is_what_may_be_changed_anyway():
         modes.apply_mode_select(state, {'pages': {'20-00': '2003010203'}, 'save': False})
 
 
-def test_a_written_page_of_another_length_cannot_be():
+def test_a_configured_page_of_wrong_length_is_refused():
     with pytest.raises(ValueError):
         modes.initial(UnitFacts.from_message({'mode_pages': '08-00:080a' + '00' * 10}))

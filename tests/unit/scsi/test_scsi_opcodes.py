@@ -37,14 +37,14 @@ def test_a_row_is_complete(row):
 
 
 @pytest.mark.parametrize('row', opcodes.TABLE, ids=IDS)
-def test_usage_data_give_opcode_and_service_action_by_value(row):
+def test_usage_data_contain_opcode_and_service_action_by_value(row):
     assert row.usage[0] == row.opcode
     assert len(row.usage) == len(row.mask)
     if row.service_action is not None:
         assert row.usage[1] & 0x1F == row.service_action
 
 
-def test_no_command_stands_twice():
+def test_no_command_is_in_the_table_twice():
     seen = [(row.opcode, row.service_action) for row in opcodes.TABLE]
     assert len(set(seen)) == len(seen)
     with_actions = {opcode for opcode, action in seen if action is not None}
@@ -59,7 +59,7 @@ def test_exactly_the_commands_of_sam_are_exempt_from_unit_attention():
     }
 
 
-# Each may be carried out only where type 2 protection is enabled: SBC-3 5.14; SBC-5 5.19, 5.39,
+# Each may be executed only with type 2 protection enabled: SBC-3 5.14; SBC-5 5.19, 5.39,
 # 5.43, 5.47, 5.54.
 NEED_TYPE_2_PROTECTION = {
     'READ(32)': 0x0009,
@@ -103,7 +103,7 @@ def other_reserves_write_exclusive():
 @pytest.mark.parametrize(
     'row', [row for row in opcodes.TABLE if row.writes], ids=lambda row: row.name
 )
-def test_every_command_that_writes_conflicts_with_a_foreign_write_exclusive_reservation(row):
+def test_every_command_that_writes_conflicts_with_write_exclusive_of_another_nexus(row):
     unit = make_unit(**EVERY_COMMAND)
     unit.replace_shared_state(reservations=other_reserves_write_exclusive())
     cdb = bytearray(len(row.mask))
@@ -112,13 +112,12 @@ def test_every_command_that_writes_conflicts_with_a_foreign_write_exclusive_rese
 
 
 @pytest.mark.parametrize('row', [row for row in opcodes.TABLE if row.writes], ids=IDS_OF_WRITES)
-def test_what_changes_the_medium_has_the_class_of_a_write(row):
+def test_commands_that_change_the_medium_have_the_write_class(row):
     assert row.reservation == reservation_classes.WRITE and row.medium
 
 
-def test_a_row_without_a_class_would_conflict():
-    """Fail closed: forgetting the class of a command must not let it past another host's
-    reservation."""
+def test_a_row_without_a_class_conflicts():
+    """Fail closed: a command without a class must not bypass the reservation of another host."""
     refused = reservation_classes.refused_classes(other_reserves_write_exclusive(), NEXUS)
     assert reservation_classes.conflicts(refused, None, bytes(16))
 
@@ -130,7 +129,7 @@ def empty_cdb(row):
 
 
 @pytest.mark.parametrize('row', opcodes.TABLE, ids=IDS)
-def test_every_row_is_answered_by_report_supported_operation_codes(row):
+def test_report_supported_operation_codes_returns_every_row(row):
     unit = make_unit(**EVERY_COMMAND)
     option = 1 if row.service_action is None else 2
     cdb = (
@@ -147,7 +146,7 @@ def test_every_row_is_answered_by_report_supported_operation_codes(row):
 
 
 @pytest.mark.parametrize('row', opcodes.TABLE, ids=IDS)
-def test_a_bit_that_is_not_used_is_refused_with_its_place(row):
+def test_an_unused_bit_is_refused_with_a_field_pointer(row):
     """Each unused bit of each CDB: 05/24/00, and a field pointer to that byte, at or above that
     bit."""
     unit = make_unit(**EVERY_COMMAND)
@@ -185,12 +184,12 @@ def refusals_without_a_place(text):
     sorted(glob.glob(os.path.join(os.path.dirname(opcodes.__file__), '*.py'))),
     ids=os.path.basename,
 )
-def test_every_invalid_field_says_where_it_is(path):
+def test_every_invalid_field_error_has_a_field_pointer(path):
     with open(path, encoding='utf-8') as file:
         assert refusals_without_a_place(file.read()) == []
 
 
-def test_a_refusal_without_a_place_is_found():
+def test_an_invalid_field_error_without_field_pointer_is_found():
     assert refusals_without_a_place(
         'raise CheckCondition(ILLEGAL_REQUEST, 0x24, 0)\nCheckCondition(sense.ILLEGAL_REQUEST, '
         '0x26, 4)\nCheckCondition(ILLEGAL_REQUEST, 0x26, 4, field=None)'
@@ -207,7 +206,7 @@ def test_reads_do_not_conflict_with_it():
 @pytest.mark.parametrize(
     'cdb, where',
     [
-        # the two reserved bits above GROUP NUMBER are one field's worth
+        # the reserved bits above GROUP NUMBER count as one field
         ('28 00 00000000 20 0001 00', (6, 7)),
         ('28 20 00000000 00 0001 00', (1, 7)),  # RDPROTECT 1 is an error of the three-bit field
         ('28 01 00000000 00 0001 00', (1, 0)),
@@ -221,7 +220,7 @@ def test_the_pointer_names_the_most_significant_bit_of_the_field(cdb, where):
     assert row.first_refused_bit(data) == where
 
 
-def test_a_clean_cdb_points_nowhere():
+def test_a_valid_cdb_has_no_refused_bit():
     for row in opcodes.TABLE:
         assert row.first_refused_bit(row.mask) is None
 

@@ -1,4 +1,4 @@
-"""PERSISTENT RESERVE OUT parameter lists to arguments, and PERSISTENT RESERVE IN data."""
+"""PERSISTENT RESERVE OUT parameter lists, and PERSISTENT RESERVE IN data."""
 
 import json
 import struct
@@ -78,7 +78,7 @@ def test_scope_type_and_keys_are_read(action):
     assert json.loads(json.dumps(arguments)) == arguments
 
 
-def test_aptpl_and_all_tg_pt_count_for_the_registering_actions_only():
+def test_aptpl_and_all_tg_pt_apply_to_registering_actions_only():
     for action in range(7):
         arguments = parsed(action, basic(flags=0x05))
         registers = action in (0, 6)
@@ -86,13 +86,13 @@ def test_aptpl_and_all_tg_pt_count_for_the_registering_actions_only():
         assert arguments['target_ports'] == ([port.name for port in PORTS] if registers else [])
 
 
-def test_a_memoryview_will_do_and_what_follows_the_list_is_ignored():
+def test_a_memoryview_is_accepted_and_data_after_the_list_is_ignored():
     data = memoryview(basic(1, 2) + b'more')
     assert persistent_reserve.parse_out(cdb(0, 24), data)['service_action_key'] == '%016x' % 2
 
 
 @pytest.mark.parametrize('action', range(8, 32))
-def test_unknown_service_actions(action):
+def test_unknown_service_actions_are_refused(action):
     assert refusal(action, basic()) == ((5, 0x24, 0), (1, 4, True))
 
 
@@ -107,7 +107,7 @@ def test_a_long_list_is_a_length_error(action):
     assert refusal(action, basic() + bytes(4)) == LENGTH_ERROR
 
 
-def test_less_data_than_the_cdb_says_is_a_length_error():
+def test_less_data_than_announced_is_a_length_error():
     assert refusal(0, basic()[:20], 24) == LENGTH_ERROR
 
 
@@ -124,7 +124,7 @@ def test_specified_initiator_ports():
     assert parsed(0, basic(0, 7))['transport_ids'] is None
 
 
-def test_a_list_of_transport_ids_that_is_cut():
+def test_a_truncated_transport_id_list_is_a_length_error():
     identifier = transport_id.encode(B)
     whole = basic(0, 7, 0x08) + struct.pack('>I', len(identifier)) + identifier
     for cut in (24, 27, 28, 40, len(whole) - 1):
@@ -148,12 +148,12 @@ def test_register_and_move():
     assert arguments['aptpl'] is arguments['unregister'] is False
 
 
-def test_register_and_move_to_a_port_that_is_none():
+def test_register_and_move_to_an_unknown_port_is_refused():
     assert refusal(7, move(relative=3)) == ((5, 0x26, 0), (18, None, False))
     assert refusal(7, move(name='iqn.b:host')) == ((5, 0x26, 0), (24, None, False))
 
 
-def test_register_and_move_with_a_wrong_length():
+def test_register_and_move_with_a_wrong_length_is_refused():
     assert refusal(7, move(length=20)) == LENGTH_ERROR
     assert refusal(7, move(name=None)) == LENGTH_ERROR
     identifier = transport_id.encode(B) + bytes(4)
@@ -215,7 +215,7 @@ def statuses(data):
     return found
 
 
-def test_full_status_tells_who_holds_the_reservation():
+def test_full_status_reports_the_holder():
     first, second = PORTS[0].name, PORTS[1].name
     registrations = (
         (A, first, 1, False),
@@ -231,7 +231,7 @@ def test_full_status_tells_who_holds_the_reservation():
     assert persistent_reserve.read_full_status(state(generation=4)) == struct.pack('>II', 4, 0)
 
 
-def test_full_status_joins_what_was_registered_for_all_target_ports():
+def test_full_status_joins_registrations_for_all_target_ports():
     first, second = PORTS[0].name, PORTS[1].name
     both = (A, first, 1, True), (A, second, 1, True)
     assert statuses(persistent_reserve.read_full_status(state(*both), PORTS)) == [(1, 2, 0, 0, A)]

@@ -1,4 +1,4 @@
-"""Persistent and SPC-2 reservations: what changes them, who is told, who is refused."""
+"""Persistent and SPC-2 reservations: changes, unit attentions, refused commands."""
 
 import copy
 import json
@@ -35,7 +35,7 @@ def who(n):
 
 
 class Disk(object):
-    """A unit whose reservations are reached as on the wire: CDB and parameter list."""
+    """The reservations of a unit, changed by commands in wire format: CDB and parameter list."""
 
     def __init__(self, known=()):
         self.state = reservations.initial()
@@ -126,17 +126,17 @@ def registered(*pairs):
 
 
 def held(kind, *pairs):
-    """A Disk where these are registered and the first reserved it."""
+    """A Disk where these are registered and the first one holds a reservation."""
     disk = registered(*pairs)
     n, key = pairs[0]
     assert disk.out(n, RESERVE, key, kind=kind) == GOOD
     return disk
 
 
-# -- registering -----------------------------------------------------------------------------------
+# -- registration -----------------------------------------------------------------------------------
 
 
-def test_a_registration_is_of_one_nexus():
+def test_a_registration_belongs_to_one_nexus():
     disk = registered((A, 1))
     assert disk.keys == [1]
     for other in (B, A2, A_AGAIN):
@@ -144,7 +144,7 @@ def test_a_registration_is_of_one_nexus():
     assert disk.out(A, RESERVE, 1, kind=WE) == GOOD
 
 
-def test_register_needs_the_key_that_is_registered():
+def test_register_needs_the_registered_key():
     disk = Disk()
     assert disk.out(A, REGISTER, 5, 1) == RESERVATION_CONFLICT
     assert disk.out(A, REGISTER, 0, 1) == GOOD
@@ -156,14 +156,14 @@ def test_register_needs_the_key_that_is_registered():
     assert disk.keys == []
 
 
-def test_register_and_ignore_needs_none():
+def test_register_and_ignore_needs_no_key():
     disk = registered((A, 1))
     assert disk.out(A, IGNORE, 99, 2) == GOOD and disk.keys == [2]
     assert disk.out(A, IGNORE, 99, 0) == GOOD and disk.keys == []
 
 
 @pytest.mark.parametrize('action', [REGISTER, IGNORE])
-def test_unregistering_what_is_not_registered_is_good_and_changes_nothing(action):
+def test_unregistering_an_unregistered_nexus_changes_nothing(action):
     disk = registered((B, 7))
     old = disk.state
     assert disk.out(A, action, 0, 0, flags=0x01) == GOOD
@@ -176,7 +176,7 @@ def test_a_new_key_keeps_the_reservation():
     assert disk.held == (9, WERO) and disk.told == []
 
 
-def test_the_generation_counts_what_the_standard_says():
+def test_the_generation_counts_as_in_the_standard():
     disk = Disk()
 
     def generation():
@@ -220,13 +220,13 @@ def test_all_target_ports_registers_and_unregisters_at_each():
     )
 
 
-def test_all_target_ports_unregisters_where_there_is_a_registration():
+def test_all_target_ports_unregisters_at_registered_ports():
     disk = registered((A2, 8), (B, 2))
     assert disk.out(A, IGNORE, 0, 0, flags=0x04) == GOOD
     assert disk.keys == [2]
 
 
-def test_all_target_ports_leaves_another_key_there_alone():
+def test_all_target_ports_does_not_change_a_different_key():
     disk = registered((A2, 8))
     assert disk.out(A, REGISTER, 0, 1, flags=0x04) == GOOD
     assert sorted(disk.keys) == [1, 8]
@@ -249,7 +249,7 @@ def test_specified_initiator_ports_at_all_target_ports():
     assert disk.out(nexus('b', 2), RESERVE, 1, kind=WE) == GOOD
 
 
-def test_an_initiator_named_without_isid_is_each_of_its_known_ports():
+def test_an_initiator_device_name_means_all_its_known_ports():
     disk = Disk(known=(A, B, A_AGAIN, nexus('a-longer-name')))
     assert disk.out(C, REGISTER, 0, 1, ids=['iqn.x:a']) == GOOD
     assert [r['initiator_port'] for r in disk.state['registrations']] == [
@@ -259,20 +259,20 @@ def test_an_initiator_named_without_isid_is_each_of_its_known_ports():
     ]
 
 
-def test_who_is_registered_keeps_its_key_when_specified_by_another():
+def test_a_registered_port_keeps_its_key_if_another_specifies_it():
     disk = registered((B, 2))
     assert disk.out(A, REGISTER, 0, 1, ids=[B.initiator_port, A.initiator_port]) == GOOD
     assert disk.keys == [2, 1]
 
 
-def test_specifying_ports_is_for_a_new_registration():
+def test_specifying_ports_needs_a_new_registration():
     disk = registered((A, 1))
     assert disk.out(A, REGISTER, 1, 2, ids=[B.initiator_port]) == CHECK_CONDITION
     assert disk.sense == (5, 0x26, 0) and disk.outcome.error.field == (20, 3, False)
     assert disk.out(B, REGISTER, 0, 0, ids=[C.initiator_port]) == GOOD and disk.keys == [1]
 
 
-def test_there_is_an_end_to_registrations():
+def test_the_number_of_registrations_is_limited():
     disk = registered((A, 1))
     disk.state['registrations'] = [
         dict(disk.state['registrations'][0], initiator_port='iqn.x:a,i,0x%012x' % i)
@@ -282,7 +282,7 @@ def test_there_is_an_end_to_registrations():
     assert disk.sense == (5, 0x55, 0x04)
 
 
-# -- reserving and releasing -----------------------------------------------------------------------
+# -- reserve and release -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('kind', TYPES)
@@ -295,7 +295,7 @@ def test_reserve_read_back_and_release(kind):
 
 
 @pytest.mark.parametrize('kind', TYPES)
-def test_reserving_again_what_one_has_is_good_and_anything_else_conflicts(kind):
+def test_the_holder_may_repeat_reserve_and_everything_else_conflicts(kind):
     disk = held(kind, (A, 1), (B, 2))
     old = disk.state
     assert disk.out(A, RESERVE, 1, kind=kind) == GOOD and disk.state is old
@@ -323,20 +323,20 @@ def test_move_needs_the_key():
 
 
 @pytest.mark.parametrize('kind', [0, 2, 4, 9, 15])
-def test_types_that_are_none(kind):
+def test_unknown_types_are_refused(kind):
     disk = registered((A, 1))
     assert disk.out(A, RESERVE, 1, kind=kind) == CHECK_CONDITION
     assert disk.sense == (5, 0x24, 0) and disk.outcome.error.field == (2, 3, True)
 
 
 @pytest.mark.parametrize('scope', [1, 2, 15])
-def test_scopes_that_are_no_more(scope):
+def test_obsolete_scopes_are_refused(scope):
     disk = registered((A, 1))
     assert disk.out(A, RESERVE, 1, kind=WE, scope=scope) == CHECK_CONDITION
     assert disk.sense == (5, 0x24, 0) and disk.outcome.error.field == (2, 7, True)
 
 
-def test_releasing_with_another_type_or_scope():
+def test_releasing_with_a_wrong_type_or_scope_is_refused():
     disk = held(WE, (A, 1))
     for kind, scope in ((EA, 0), (0, 0), (WE, 1)):
         assert disk.out(A, RELEASE, 1, kind=kind, scope=scope) == CHECK_CONDITION
@@ -345,7 +345,7 @@ def test_releasing_with_another_type_or_scope():
 
 
 @pytest.mark.parametrize('kind', TYPES)
-def test_release_by_a_registrant_that_holds_nothing(kind):
+def test_release_by_a_registrant_that_is_not_the_holder(kind):
     disk = held(kind, (A, 1), (B, 2))
     assert disk.out(B, RELEASE, 2, kind=kind) == GOOD
     assert (disk.held is None) == (kind in (WEAR, EAAR))
@@ -353,7 +353,7 @@ def test_release_by_a_registrant_that_holds_nothing(kind):
 
 
 @pytest.mark.parametrize('kind', TYPES)
-def test_a_release_is_told_to_those_that_had_access(kind):
+def test_a_release_raises_attentions_for_registrants(kind):
     disk = held(kind, (A, 1), (B, 2), (A2, 3))
     assert disk.out(A, RELEASE, 1, kind=kind) == GOOD
     assert disk.told == ([(who(B), RELEASED), (who(A2), RELEASED)] if kind not in (WE, EA) else [])
@@ -373,7 +373,7 @@ def test_unregistering_the_holder(kind):
 
 
 @pytest.mark.parametrize('kind', TYPES)
-def test_unregistering_another_than_the_holder(kind):
+def test_unregistering_a_nexus_that_is_not_the_holder(kind):
     disk = held(kind, (A, 1), (B, 2))
     assert disk.out(B, IGNORE, 0, 0) == GOOD
     assert disk.held is not None and disk.told == [] and disk.keys == [1]
@@ -383,7 +383,7 @@ def test_unregistering_another_than_the_holder(kind):
 
 
 @pytest.mark.parametrize('kind', (0,) + TYPES)
-def test_clear_leaves_nothing_and_tells_the_others(kind):
+def test_clear_removes_everything_and_raises_attentions(kind):
     disk = held(kind, (A, 1), (B, 2), (C, 3)) if kind else registered((A, 1), (B, 2), (C, 3))
     assert disk.out(B, CLEAR, 2) == GOOD
     assert disk.keys == [] and disk.held is None
@@ -402,7 +402,7 @@ def test_preempting_the_holder_takes_the_reservation_over(kind, action):
 
 @pytest.mark.parametrize('old', [WE, EA, WERO, EARO])
 @pytest.mark.parametrize('new', TYPES)
-def test_preempting_with_another_type_tells_who_stays(old, new):
+def test_preempting_with_another_type_raises_attentions_for_remaining_registrants(old, new):
     disk = held(old, (A, 1), (B, 2), (C, 3))
     assert disk.out(B, PREEMPT, 2, 1, kind=new) == GOOD
     assert disk.held == (0 if new in (WEAR, EAAR) else 2, new)
@@ -411,7 +411,7 @@ def test_preempting_with_another_type_tells_who_stays(old, new):
 
 
 @pytest.mark.parametrize('kind', [WE, EA, WERO, EARO])
-def test_preempting_a_key_that_several_have(kind):
+def test_preempting_a_key_of_several_nexuses(kind):
     disk = held(kind, (A, 1), (B, 2), (C, 1), (A2, 1))
     assert disk.out(B, PREEMPT_AND_ABORT, 2, 1, kind=kind) == GOOD
     assert disk.keys == [2]
@@ -420,7 +420,7 @@ def test_preempting_a_key_that_several_have(kind):
 
 
 @pytest.mark.parametrize('kind', [WE, EA, WERO, EARO])
-def test_preempting_oneself_keeps_the_registration_and_may_change_the_type(kind):
+def test_preempting_the_own_key_keeps_the_registration_and_may_change_the_type(kind):
     disk = held(kind, (A, 1), (B, 2), (C, 1))
     assert disk.out(A, PREEMPT_AND_ABORT, 1, 1, kind=WEAR) == GOOD
     assert disk.keys == [1, 2] and disk.held == (0, WEAR)
@@ -459,13 +459,13 @@ def test_preempting_key_zero_is_for_all_registrants(kind):
 
 
 @pytest.mark.parametrize('kind', [WEAR, EAAR])
-def test_all_registrants_reservations_go_with_the_last_registrant(kind):
+def test_all_registrants_reservations_end_with_the_last_registrant(kind):
     disk = held(kind, (A, 1), (B, 1))
     assert disk.out(B, PREEMPT, 1, 1, kind=kind) == GOOD
     assert disk.keys == [] and disk.held is None and disk.told == [(who(A), REGISTRATION_GONE)]
 
 
-def test_one_may_preempt_away_ones_own_registration():
+def test_a_nexus_may_preempt_its_own_registration():
     disk = held(WE, (A, 1), (B, 2))
     assert disk.out(B, PREEMPT_AND_ABORT, 2, 2) == GOOD
     assert (
@@ -477,7 +477,7 @@ def test_one_may_preempt_away_ones_own_registration():
 
 
 @pytest.mark.parametrize('kind, scope, field', [(2, 0, (2, 3, True)), (WE, 3, (2, 7, True))])
-def test_a_takeover_needs_a_scope_and_type_that_are_ones(kind, scope, field):
+def test_a_takeover_needs_a_valid_scope_and_type(kind, scope, field):
     disk = held(WE, (A, 1), (B, 2))
     assert disk.out(B, PREEMPT, 2, 1, kind=kind, scope=scope) == CHECK_CONDITION
     assert disk.sense == (5, 0x24, 0) and disk.outcome.error.field == field
@@ -495,20 +495,20 @@ def test_moving_a_reservation(kind, unregister):
     assert disk.out(heir, RELEASE, 9, kind=kind) == GOOD and disk.held is None
 
 
-def test_moving_to_one_that_is_registered_gives_it_the_new_key():
+def test_moving_to_a_registered_nexus_sets_its_key():
     disk = held(EA, (A, 1), (B, 2))
     assert disk.move(A, 1, 9, B.initiator_port) == GOOD
     assert disk.keys == [1, 9] and disk.held == (9, EA)
 
 
-def test_moving_what_one_does_not_hold_alone():
+def test_moving_by_a_nexus_that_is_not_the_only_holder_conflicts():
     assert registered((A, 1)).move(A, 1, 9, B.initiator_port) == RESERVATION_CONFLICT
     assert held(WE, (A, 1), (B, 2)).move(B, 2, 9, C.initiator_port) == RESERVATION_CONFLICT
     for kind in (WEAR, EAAR):
         assert held(kind, (A, 1)).move(A, 1, 9, B.initiator_port) == RESERVATION_CONFLICT
 
 
-def test_moving_without_a_key_or_to_oneself():
+def test_moving_without_a_key_or_to_the_same_nexus_is_refused():
     disk = held(WE, (A, 1))
     assert disk.move(A, 1, 0, B.initiator_port) == CHECK_CONDITION
     assert disk.sense == (5, 0x26, 0) and disk.outcome.error.field == (8, None, False)
@@ -531,7 +531,7 @@ def test_reserve_and_release_of_spc_2():
     assert disk.reserve(B) == GOOD and not disk.outcome.persist
 
 
-def test_persistent_commands_conflict_while_spc_2_reserves():
+def test_persistent_commands_conflict_with_an_spc_2_reservation():
     disk = Disk()
     disk.reserve(A)
     for n in (A, B):
@@ -546,7 +546,7 @@ def test_persistent_commands_conflict_while_spc_2_reserves():
         )
 
 
-def test_spc_2_commands_conflict_while_anybody_is_registered():
+def test_spc_2_commands_conflict_with_registrations():
     disk = registered((A, 1))
     for n in (A, B):
         assert disk.reserve(n) == RESERVATION_CONFLICT and disk.release(n) == RESERVATION_CONFLICT
@@ -555,7 +555,7 @@ def test_spc_2_commands_conflict_while_anybody_is_registered():
 
 
 @pytest.mark.parametrize('kind', TYPES)
-def test_spc_2_commands_of_those_that_hold_or_may_are_good_and_do_nothing(kind):
+def test_spc_2_commands_of_holders_and_registrants_change_nothing(kind):
     disk = held(kind, (A, 1), (B, 2))
     old = disk.state
     for n, good in ((A, True), (B, kind not in (WE, EA)), (C, False)):
@@ -568,7 +568,7 @@ def test_spc_2_commands_of_those_that_hold_or_may_are_good_and_do_nothing(kind):
     assert disk.state is old
 
 
-def test_spc_2_reservations_go_with_the_session_and_with_a_reset():
+def test_spc_2_reservations_end_with_the_session_and_with_a_reset():
     for lose in (
         lambda s: reservations.session_lost(s, A.initiator_port),
         lambda s: reservations.session_lost(s, *who(A)),
@@ -580,7 +580,7 @@ def test_spc_2_reservations_go_with_the_session_and_with_a_reset():
         assert disk.reserve(B) == GOOD
 
 
-def test_spc_2_reservations_stay_when_another_session_goes():
+def test_spc_2_reservations_stay_when_another_session_ends():
     disk = Disk()
     disk.reserve(A)
     for other in (B, A2, A_AGAIN):
@@ -589,16 +589,17 @@ def test_spc_2_reservations_stay_when_another_session_goes():
 
 
 @pytest.mark.parametrize('kind', TYPES)
-def test_persistent_reservations_outlast_sessions_and_resets(kind):
+def test_persistent_reservations_persist_through_session_loss_and_resets(kind):
     disk = held(kind, (A, 1), (B, 2))
     assert reservations.session_lost(disk.state, *who(A)) is disk.state
     assert reservations.logical_unit_reset(disk.state) is disk.state
 
 
-# -- who is refused what ---------------------------------------------------------------------------
-# Written down from SPC-4 tables 70 and 71, SBC-3 table 13 and SPC-2 table 11 independently of the classes. Columns: Write
-# Exclusive and Exclusive Access for any other nexus; registrant under Registrants Only or All Registrants; not
-# registered under Write Exclusive and Exclusive Access of these; SPC-2 reservation of another. A allowed, C conflict.
+# -- refused commands --------------------------------------------------------------------------------
+# From SPC-4 tables 70 and 71, SBC-3 table 13 and SPC-2 table 11, written independently of the classes.
+# Columns: Write Exclusive and Exclusive Access for any other nexus; registrant under Registrants Only or
+# All Registrants; not registered under Write Exclusive and Exclusive Access of these; SPC-2 reservation
+# of another nexus. A: allowed, C: conflict.
 
 COMMANDS = [
     (line[:46].strip(), line[46:].split())
@@ -677,8 +678,7 @@ ROWS = dict((row.name, row) for row in TABLE)
 
 
 def situations():
-    """(state, nexus, column): every type, seen by a registrant and by one that is not registered;
-    SPC-2."""
+    """(state, nexus, column): every type, for a registered and an unregistered nexus; SPC-2."""
     for kind in TYPES:
         state = held(kind, (A, 1), (B, 2)).state
         exclusive = kind in (EA, EARO, EAAR)
@@ -700,10 +700,10 @@ SITUATIONS = list(situations())
 
 
 @pytest.mark.parametrize('name, allowed', COMMANDS, ids=[name for name, _ in COMMANDS])
-def test_commands_conflict_as_the_tables_say(name, allowed):
+def test_commands_conflict_as_in_the_tables(name, allowed):
     row = ROWS.get(name) or ROWS.get(name.split(',')[0])
     if row is None:
-        return  # the unit does not offer it (yet)
+        return  # the unit does not offer it
     cdb = VARIANTS.get(name.split(', ')[-1], bytes([row.opcode]) + bytes(31))
     for state, n, column in SITUATIONS:
         refused = reservation_classes.refused_classes(state, n)
@@ -724,7 +724,7 @@ def test_the_holder_is_refused_nothing():
 
 
 @pytest.mark.parametrize('row', TABLE, ids=[row.name for row in TABLE])
-def test_every_command_that_writes_conflicts_with_a_foreign_reservation(row):
+def test_every_command_that_writes_conflicts_with_a_reservation_of_another_nexus(row):
     if row.writes:
         for state, n, column in SITUATIONS:
             refused = reservation_classes.refused_classes(state, n)
@@ -754,7 +754,7 @@ OUT_TABLE = {
 
 @pytest.mark.parametrize('kind', [WE, EA, WERO, EARO])
 @pytest.mark.parametrize('action', sorted(OUT_TABLE))
-def test_persistent_reserve_out_conflicts_as_the_table_says(kind, action):
+def test_persistent_reserve_out_conflicts_as_in_the_table(kind, action):
     for n, key, allowed in ((B, 2, OUT_TABLE[action][0]), (C, 0, OUT_TABLE[action][1])):
         disk = held(kind, (A, 1), (B, 2))
         refused = reservation_classes.conflicts(
@@ -768,7 +768,7 @@ def test_persistent_reserve_out_conflicts_as_the_table_says(kind, action):
 
 
 @pytest.mark.parametrize('kind', TYPES)
-def test_access_of_holder_registrant_and_stranger(kind):
+def test_access_of_holder_registrant_and_unregistered_nexus(kind):
     disk = held(kind, (A, 1), (B, 2))
     shared = kind not in (WE, EA)
     write_exclusive = kind in (WE, WERO, WEAR)
@@ -808,9 +808,9 @@ def test_windows_cluster_validation():
     assert disk.keys == []
 
 
-def test_fence_scsi_cuts_a_node_off():
-    """Each node registers its own key on every path, one reserves type 5; the others preempt and
-    abort a lost node's key."""
+def test_fence_scsi_removes_the_access_of_a_node():
+    """Each node registers a key on every path, one node reserves type 5; the others preempt and
+    abort the key of a lost node."""
     disk = held(WERO, (A, 0xA), (A2, 0xA), (B, 0xB), (C, 0xC))
     assert all(disk.writes(n) for n in (A, A2, B, C))
     assert disk.out(B, PREEMPT_AND_ABORT, 0xB, 0xA, kind=WERO) == GOOD
@@ -821,9 +821,9 @@ def test_fence_scsi_cuts_a_node_off():
     assert disk.out(A, REGISTER, 0, 0xA) == GOOD and disk.writes(A)
 
 
-def test_multipath_holds_with_all_registrants_over_both_paths():
-    """dm-multipath registers one key on each path; a path that comes back registers again and has
-    access at once."""
+def test_multipath_with_all_registrants_on_both_paths():
+    """dm-multipath registers one key on each path; a path that returns registers again and has
+    access immediately."""
     disk = held(EAAR, (A, 1), (A2, 1))
     assert disk.reads(A2) and not disk.reads(B)
     disk.out(A2, REGISTER, 1, 0)
@@ -843,21 +843,21 @@ def test_preempting_with_one_registration_left_counts_one_generation():
     assert disk.keys == [2] and disk.state['generation'] == before + 1 and disk.held is None
 
 
-# -- keeping ---------------------------------------------------------------------------------------
+# -- saved state -----------------------------------------------------------------------------------------
 
 
-def test_what_persists_is_to_be_kept_before_good():
+def test_persistent_changes_are_marked_to_be_saved():
     disk = Disk()
     assert disk.out(A, REGISTER, 0, 1, flags=0x01) == GOOD and disk.outcome.persist
     assert disk.out(A, REGISTER, 1, 1, flags=0x01) == GOOD and not disk.outcome.persist
     assert disk.out(A, RESERVE, 1, kind=WE) == GOOD and disk.outcome.persist
     assert disk.out(A, RESERVE, 1, kind=WE) == GOOD and not disk.outcome.persist
-    # APTPL off is to be remembered too
+    # APTPL 0 must be saved, too
     assert disk.out(A, REGISTER, 1, 1) == GOOD and disk.outcome.persist
     assert not disk.state['aptpl']
 
 
-def test_the_last_registration_says_what_outlives_the_power():
+def test_the_last_registration_sets_aptpl():
     disk = Disk()
     disk.out(A, REGISTER, 0, 1, flags=0x01)
     disk.out(B, REGISTER, 0, 2)
@@ -870,7 +870,7 @@ def test_the_last_registration_says_what_outlives_the_power():
 
 
 @pytest.mark.parametrize('kind', TYPES)
-def test_reservations_survive_a_loss_of_power(kind):
+def test_reservations_persist_through_a_loss_of_power(kind):
     disk = held(kind, (A, 1), (B, 2))
     disk.out(B, REGISTER, 2, 2, flags=0x01)
     kept = json.loads(json.dumps(reservations.aptpl_dump(disk.state)))
@@ -883,14 +883,14 @@ def test_reservations_survive_a_loss_of_power(kind):
     )
 
 
-def test_without_aptpl_they_survive_a_restart_of_the_server_only():
+def test_without_aptpl_they_persist_through_a_restart_of_the_server_only():
     disk = held(WE, (A, 1))
     kept = reservations.aptpl_dump(disk.state)
     assert reservations.aptpl_load(kept) == reservations.initial()
     assert reservations.aptpl_load(kept, power_lost=False) == dict(disk.state, generation=0)
 
 
-def test_nothing_kept_is_nothing_reserved():
+def test_without_saved_state_nothing_is_reserved():
     assert reservations.aptpl_load(None) == reservations.initial()
     assert (
         reservations.aptpl_load(reservations.aptpl_dump(reservations.initial()))
@@ -922,7 +922,7 @@ def test_nothing_kept_is_nothing_reserved():
     ],
     ids=str,
 )
-def test_what_was_kept_and_cannot_be_is_an_error(change):
+def test_damaged_saved_state_is_an_error(change):
     kept = reservations.aptpl_dump(held(WE, (A, 1)).state)
     with pytest.raises(ValueError):
         reservations.aptpl_load(dict(kept, **change))
@@ -954,7 +954,7 @@ def test_what_was_kept_and_cannot_be_is_an_error(change):
     ],
     ids=str,
 )
-def test_arguments_that_no_command_has(change):
+def test_invalid_arguments_of_a_worker_are_refused(change):
     arguments = dict(
         persistent_reserve.parse_out(bytes([0x5F, 0, 0, 0, 0, 0, 0, 0, 24, 0]), bytes(24)), **change
     )
@@ -962,12 +962,12 @@ def test_arguments_that_no_command_has(change):
         reservations.apply_command(reservations.initial(), A, 'persistent-reserve-out', arguments)
 
 
-def test_a_kind_of_change_that_is_none():
+def test_an_unknown_kind_of_change_is_refused():
     with pytest.raises(ValueError):
         reservations.apply_command(reservations.initial(), A, 'start-stop', {})
 
 
-# -- whatever happens ------------------------------------------------------------------------------
+# -- invariants ---------------------------------------------------------------------------------------
 
 COMMAND = st.tuples(
     st.sampled_from(ALL),
@@ -981,7 +981,7 @@ COMMAND = st.tuples(
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(COMMAND, max_size=15))
-def test_the_invariants_hold_whatever_is_sent(commands):
+def test_the_invariants_hold_for_any_commands(commands):
     disk = Disk(known=ALL)
     for n, action, key, new, kind, flags in commands:
         before = disk.state

@@ -221,7 +221,7 @@ def test_a_defect_list_is_pointed_at():
     'medium, sense', [('sanitizing', (2, 0x04, 0x1B)), ('formatting', (2, 0x04, 0x04))]
 )
 @pytest.mark.parametrize('row', opcodes.TABLE, ids=lambda row: row.name)
-def test_every_command_but_those_that_tell_of_the_unit_is_refused(medium, sense, row):
+def test_only_commands_about_the_unit_run_during_an_operation(medium, sense, row):
     unit = make_unit(**EVERY_COMMAND)
     unit.replace_shared_state(medium=medium)
     unit.progress = 0x1234

@@ -71,15 +71,15 @@ def test_progress_is_reported_in_both_formats():
         ),
     ],
 )
-def test_people_can_read_it(error, words):
+def test_describe_returns_readable_text(error, words):
     assert sense.describe(error.key, error.asc, error.ascq) == words
 
 
-def test_an_unknown_code_still_gives_its_numbers():
+def test_describe_contains_the_numbers_of_an_unknown_code():
     assert sense.describe(4, 0x80, 0x01).endswith('(4/80/01)')
 
 
-def test_a_copy_that_failed_points_into_its_segment_and_forwards_what_the_source_said():
+def test_a_failed_copy_has_a_segment_pointer_and_forwarded_sense_data():
     said = CheckCondition(MEDIUM_ERROR, 0x11, 0x00).sense()
     error = CheckCondition(
         COPY_ABORTED, 0x0D, 0x01, field=(12, None, True), copy=CopyFailure(3, True, 0x02, said)
@@ -94,6 +94,6 @@ def test_a_copy_that_failed_points_into_its_segment_and_forwards_what_the_source
     assert bytes([0x0C, 2 + len(said), 1, 0x02]) + said in descriptors
 
 
-def test_a_copy_that_failed_by_itself_has_only_its_segment():
+def test_a_copy_without_a_failed_command_has_only_its_segment():
     fixed = CheckCondition(COPY_ABORTED, 0x08, 0x04, copy=CopyFailure(7)).sense()
     assert len(fixed) == 18 and fixed[8:12] == bytes([0, 0, 0, 7])

@@ -39,7 +39,7 @@ def test_standard_inquiry():
     assert data[32:36] == b'12  '
 
 
-def test_standard_inquiry_claims_the_standards_that_clients_look_for():
+def test_standard_inquiry_lists_version_descriptors():
     claimed = struct.unpack_from('>8H', inquiry(make_unit()), 58)
     assert {0x0960, 0x0460, 0x04C0, 0x00A0} <= set(claimed)
 
@@ -68,7 +68,7 @@ def test_a_page_code_without_evpd_is_refused_at_that_byte():
     assert (error.key, error.asc, error.field) == (5, 0x24, (2, None, True))
 
 
-def test_vital_product_data_come_through():
+def test_inquiry_returns_vpd_pages():
     unit = make_unit(serial='SN-1')
     supported = inquiry(unit, 0x00)
     assert supported[1] == 0x00 and 0x80 in supported[4:] and 0x83 in supported[4:]
@@ -98,7 +98,7 @@ def test_request_sense_in_descriptor_format():
     assert data[:4] == bytes([0x72, 6, 0x29, 0])
 
 
-def test_request_sense_says_why_the_unit_is_not_ready():
+def test_request_sense_reports_why_the_unit_is_not_ready():
     data = do(make_unit(medium='ejected'), bytes.fromhex('03 00 0000 12 00'))
     assert data[2] == 2 and data[12:14] == b'\x3a\x00'
 
@@ -119,7 +119,7 @@ def device_with(*luns):
     return device
 
 
-def test_luns_are_listed_in_order_and_in_the_form_that_old_initiators_know():
+def test_luns_are_listed_in_order_with_peripheral_addressing():
     device = device_with(300, 0, 5)
     assert report_luns(device.unit(0)) == (
         24,
@@ -132,12 +132,12 @@ def test_the_list_length_is_whole_even_when_the_data_are_cut():
     assert report_luns(device.unit(0), allocation=16) == (24, ['0000000000000000'])
 
 
-def test_report_luns_needs_room_for_one():
+def test_report_luns_refuses_an_allocation_length_below_16():
     error = error_of(make_unit(), bytes.fromhex('a0 00 00 000000 0000000f 00 00'))
     assert (error.asc, error.field) == (0x24, (6, None, True))
 
 
-def test_well_known_units_are_listed_on_demand():
+def test_well_known_units_are_listed_if_selected():
     device = device_with(1)
     assert report_luns(device.unit(1 << 48), select=1) == (8, ['c101000000000000'])
     assert report_luns(device.unit(1 << 48), select=2) == (
@@ -152,7 +152,7 @@ def test_well_known_units_are_listed_on_demand():
     )
 
 
-def test_report_luns_takes_back_the_attention_that_asked_for_it():
+def test_report_luns_clears_luns_changed():
     device = device_with(0, 1)
     for lun in (0, 1):
         device.luns[lun].attention.clear()
@@ -174,7 +174,7 @@ def test_mode_sense_in_both_lengths():
     assert long[8] & 0x3F == 0x08
 
 
-def test_mode_sense_10_gives_long_lba_descriptors_when_they_are_accepted():
+def test_mode_sense_10_returns_long_lba_descriptors_with_llbaa():
     assert do(make_unit(), bytes.fromhex('5a 10 08 00 000000 00ff 00'))[4] & 1
     assert not do(make_unit(), bytes.fromhex('5a 00 08 00 000000 00ff 00'))[4] & 1
 
@@ -193,7 +193,7 @@ def mode_select_data(unit, wce):
     return bytes(page)
 
 
-def test_mode_select_asks_the_master_and_the_change_takes_effect_on_writes():
+def test_mode_select_is_executed_by_the_master_and_affects_writes():
     unit = make_unit(write_cache=False)
     data = mode_select_data(unit, wce=True)
     change = do(unit, bytes([0x15, 0x11, 0, 0, len(data), 0]), data)
@@ -215,13 +215,13 @@ def test_mode_select_without_a_list_changes_nothing():
     assert do(make_unit(), bytes.fromhex('15 10 0000 00 00')) is None
 
 
-def test_mode_select_of_less_than_announced_is_a_length_error():
+def test_mode_select_with_less_data_than_announced_is_a_length_error():
     unit = make_unit()
     data = mode_select_data(unit, True)
     assert sense_of(unit, bytes([0x15, 0x10, 0, 0, len(data), 0]), data[:10]) == (5, 0x1A, 0)
 
 
-def test_mode_select_of_what_cannot_be_changed_is_refused_before_the_master_is_asked():
+def test_mode_select_of_unchangeable_bits_is_refused_without_the_master():
     unit = make_unit()
     data = bytearray(mode_select_data(unit, True))
     data[6] |= 0x01  # RCD
@@ -241,7 +241,7 @@ def test_descriptor_sense_follows_d_sense():
 @pytest.mark.parametrize(
     'opcode, kind', [(0x16, 'reserve'), (0x56, 'reserve'), (0x17, 'release'), (0x57, 'release')]
 )
-def test_reserve_and_release_are_the_masters_to_decide(opcode, kind):
+def test_reserve_and_release_are_executed_by_the_master(opcode, kind):
     change = do(make_unit(), bytes([opcode]) + bytes(9))
     assert isinstance(change, Change) and change.kind == kind
 
@@ -278,7 +278,7 @@ def test_persistent_reserve_in_reads_the_replica():
     assert sense_of(unit, bytes.fromhex('5e 04 0000000000 0400 00')) == (5, 0x24, 0)
 
 
-def test_persistent_reserve_out_is_parsed_here_and_decided_by_the_master():
+def test_persistent_reserve_out_is_executed_by_the_master():
     data = struct.pack('>8s8s4xBxxx', b'', b'\0' * 7 + b'\x0a', 0)
     change = do(make_unit(), bytes.fromhex('5f 06 05 0000 00000018 00'), data)
     assert change.kind == 'persistent-reserve-out'
@@ -313,7 +313,7 @@ def rsoc(unit, options, opcode=0, service_action=0, timeouts=False, allocation=6
 
 
 @pytest.mark.parametrize('timeouts, size', [(False, 8), (True, 20)])
-def test_all_commands_are_listed_and_each_is_answered(timeouts, size):
+def test_all_commands_are_listed_and_each_can_be_queried(timeouts, size):
     unit = make_unit(**EVERY_COMMAND)
     data = rsoc(unit, 0, timeouts=timeouts)
     assert struct.unpack('>I', data[:4])[0] == len(data) - 4 == size * len(opcodes.TABLE)
@@ -329,7 +329,7 @@ def test_all_commands_are_listed_and_each_is_answered(timeouts, size):
         assert sense_of(unit, cdb) == (5, 0x24, 0)
 
 
-def test_a_command_that_is_not_there_is_said_not_to_be():
+def test_a_command_without_a_row_is_reported_as_unsupported():
     unit = make_unit()
     assert rsoc(unit, 1, 0x42)[1] == 1
     assert rsoc(unit, 2, 0x9E, 0x1F)[1] == 1
@@ -352,7 +352,7 @@ def test_task_management_functions():
     assert long[0] == short[0] and long[3] == 12 and len(long) == 16
 
 
-def test_an_unknown_service_action_points_at_its_field():
+def test_an_unknown_service_action_has_a_field_pointer():
     error = error_of(make_unit(), bytes.fromhex('a3 1f 00 000000 00000010 00 00'))
     assert (error.asc, error.field) == (0x24, (1, 4, True))
 
@@ -373,7 +373,7 @@ def test_the_self_test_reads_both_ends_of_the_medium_and_its_middle():
 
 
 @pytest.mark.parametrize('cdb', ['1d 24 00 0000 00', '1d 80 00 0000 00', '1d 04 00 0004 00'])
-def test_self_tests_that_contradict_themselves_are_refused(cdb):
+def test_contradictory_self_test_fields_are_refused(cdb):
     assert sense_of(make_unit(), bytes.fromhex(cdb), bytes(4)) == (5, 0x24, 0)
 
 

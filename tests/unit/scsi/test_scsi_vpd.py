@@ -1,4 +1,4 @@
-"""Vital product data pages, as an initiator takes them apart."""
+"""Vital product data pages, parsed as by an initiator."""
 
 import struct
 
@@ -54,7 +54,7 @@ def of(association, kind, data):
 
 
 @pytest.mark.parametrize('facts', [{}, {'thin': True, 'unmap': True}], ids=['thick', 'thin'])
-def test_what_is_listed_is_ascending_and_can_be_read(facts):
+def test_listed_pages_are_ascending_and_can_be_read(facts):
     listed = list(page(0x00, **facts)[4:])
     assert listed == sorted(set(listed)) and listed[0] == 0x00
     assert {0x00, 0x80, 0x83, 0x86, 0x87, 0x88, 0xB0, 0xB1, 0xB2} <= set(listed)
@@ -63,7 +63,7 @@ def test_what_is_listed_is_ascending_and_can_be_read(facts):
         page(code, **facts)
 
 
-def test_what_is_not_listed_cannot_be_read():
+def test_other_pages_cannot_be_read():
     listed = set(page(0x00)[4:])
     for code in set(range(256)) - listed:
         with pytest.raises(CheckCondition) as caught:
@@ -118,7 +118,7 @@ def test_the_port_is_the_one_of_the_nexus():
     assert all(protocol == 5 for association, _, _, protocol, _ in designators(data) if association)
 
 
-def test_a_port_that_is_not_in_the_table_has_no_number():
+def test_an_unknown_port_has_no_relative_identifier():
     data = page(0x83, ports=PORTS[:1], **IDENTITY)
     assert not of(1, 4, data) and not of(1, 5, data) and of(1, 8, data)
 
@@ -144,11 +144,11 @@ def test_extended_inquiry_is_64_bytes():
     assert not any(data[7:])
 
 
-def test_mode_pages_are_shared():
+def test_mode_page_policy_is_shared():
     assert page(0x87)[4:] == b'\x3f\xff\x00\x00'
 
 
-def test_every_target_port_is_told():
+def test_scsi_ports_lists_every_target_port():
     data, offset, found = page(0x88), 4, []
     while offset < len(data):
         relative, initiators, length = struct.unpack_from('>2xH2xH2xH', data, offset)
@@ -162,8 +162,8 @@ def test_every_target_port_is_told():
 
 
 LIMITS = (
-    'flags compare_and_write granularity maximum optimal prefetch unmap unmap_descriptors unmap_granularity alignment '
-    'write_same atomic'
+    'flags compare_and_write granularity maximum optimal prefetch unmap unmap_descriptors '
+    'unmap_granularity alignment write_same atomic'
 ).split()
 
 
@@ -205,7 +205,7 @@ def test_block_limits_are_counted_in_blocks(block_size):
     }
 
 
-def test_limits_that_do_not_fit_their_field():
+def test_limits_are_capped_to_their_field():
     found = limits(
         maximum_compare_and_write_length=1 << 20,
         optimal_transfer_granularity=1 << 30,
@@ -221,14 +221,14 @@ def test_limits_that_do_not_fit_their_field():
     assert found['unmap'] == 1 << 20
 
 
-def test_no_limits_and_no_contradictions():
+def test_unlimited_values_are_consistent():
     assert limits(maximum_transfer_length=0, optimal_transfer_length=1 << 20)['optimal'] == 2048
     found = limits(maximum_transfer_length=1 << 16, optimal_transfer_length=1 << 20)
     assert found['optimal'] == found['maximum'] == 128
     assert limits(write_same_zero_refused=True)['flags'] == 1
 
 
-def test_a_unit_that_cannot_unmap_says_nothing_about_it():
+def test_a_unit_without_unmap_reports_no_unmap_limits():
     found = limits(unmap=False, unmap_granularity=1 << 20, unmap_alignment=512)
     assert not (
         found['unmap']
@@ -238,7 +238,7 @@ def test_a_unit_that_cannot_unmap_says_nothing_about_it():
     )
 
 
-def test_a_unit_that_can_unmap_takes_at_least_one_block():
+def test_a_unit_with_unmap_accepts_at_least_one_block():
     found = limits(unmap=True, maximum_unmap_length=0, maximum_unmap_descriptors=0)
     assert (found['unmap'], found['unmap_descriptors']) == (1, 1)
     assert found['alignment'] == 0, 'no granularity, no alignment'
@@ -281,7 +281,7 @@ def test_feature_sets():
     assert page(0x92)[4:] == bytes(4) + b'\0\1'
 
 
-def test_referrals_stand_and_fall_with_target_port_groups():
+def test_referrals_exist_with_target_port_groups_only():
     assert {0xB3} & set(page(0x00)[4:]) == set() and page(0x86)[8] == 0
     assert (
         page(0xB3, implicit_alua=True)[4:] == bytes(12)
@@ -294,6 +294,6 @@ def test_the_threshold_exponent():
     assert page(0xB2, thin=True, unmap=True)[4] == 0
 
 
-def test_a_logical_unit_group_is_told_when_there_is_one():
+def test_a_logical_unit_group_is_reported_if_configured():
     assert of(0, 6, page(0x83, **IDENTITY)) == []
     assert of(0, 6, page(0x83, logical_unit_group=5, **IDENTITY)) == [struct.pack('>HH', 0, 5)]
