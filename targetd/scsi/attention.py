@@ -82,10 +82,6 @@ class Queue(object):
         ]
         self._conditions = [code] + kept
 
-    def peek(self) -> Optional[Tuple[int, int]]:
-        """The (asc, ascq) of the next condition, which stays pending; None if there is none."""
-        return self._conditions[0] if self._conditions else None
-
     def take(self) -> Optional[Tuple[int, int]]:
         """Remove and return the (asc, ascq) of the next condition; None if there is none."""
         return self._conditions.pop(0) if self._conditions else None
@@ -93,7 +89,3 @@ class Queue(object):
     def drop(self, asc: int, ascq: int) -> None:
         """Remove this condition, if it is pending: REPORT LUNS clears 3F/0E (SPC-4 6.33)."""
         self._conditions = [c for c in self._conditions if c != (asc, ascq)]
-
-    def clear(self) -> None:
-        """Remove all conditions: the nexus is lost."""
-        self._conditions = []

@@ -127,8 +127,7 @@ def make_unit(store=None, blocks=BLOCKS, nexus=NEXUS, medium='ready', attention=
     unit = LogicalUnit(parsed, store, nexus, device, medium=medium)
     device.add(0, unit)
     if not attention:
-        unit.attention.clear()
-        unit.drop_attention(0, 0)
+        unit.take_sense()
     return unit
 
 

@@ -21,7 +21,7 @@ from fake_store import (
 )
 
 from targetd.scsi import modes, reservations, sbc
-from targetd.scsi.device import AbsentUnit, Device, ReportLunsUnit, lun_of
+from targetd.scsi.device import Device
 from targetd.scsi.facts import UnitFacts
 from targetd.scsi.lu import LogicalUnit
 from targetd.scsi.opcodes import TABLE
@@ -31,150 +31,10 @@ TEST_UNIT_READY = bytes(6)
 INQUIRY = bytes.fromhex('12 00 00 0060 00')
 
 
-# -- UnitFacts -------------------------------------------------------------------------------------
-
-
-def test_facts_have_defaults_and_survive_a_message():
-    facts = UnitFacts.from_message({'block_size': 512, 'physical_block_size': 4096, 'serial': 'x'})
-    assert facts.physical_exponent == 3
-    assert facts.optimal_transfer_granularity == 4096
-    assert not facts.write_cache and not facts.unmap
-    assert UnitFacts.from_message(facts.message()) == facts
-
-
-def test_unknown_facts_are_ignored():
-    assert UnitFacts.from_message({'from_a_newer_master': 1}) == UnitFacts.from_message({})
-
-
-@pytest.mark.parametrize(
-    'facts',
-    [
-        {'block_size': 520},
-        {'block_size': 256},
-        {'block_size': 4096, 'physical_block_size': 512},
-        {'serial': 5},
-        {'maximum_unmap_length': -1},
-        {'block_size': True},
-        {'thin': 'yes'},
-    ],
-)
-def test_invalid_facts_are_refused(facts):
-    with pytest.raises(ValueError):
-        UnitFacts.from_message(facts)
-
-
-# -- addressing ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    'field, lun',
-    [
-        (0x0000 << 48, 0),
-        (0x0005 << 48, 5),
-        (0x4005 << 48, 5),
-        (0x4000 << 48, 0),
-        (0x4100 << 48, 256),
-        (0x7FFF << 48, 0x3FFF),
-        (0x0105 << 48, None),
-        (0x8005 << 48, None),
-        (0xC101 << 48, None),
-        ((0x0005 << 48) | 1, None),
-        ((0x0005 << 48) | (1 << 32), None),
-    ],
-)
-def test_lun_of_single_level_addresses(field, lun):
-    assert lun_of(field) == lun
-
-
-def test_a_unit_is_found_by_both_addressing_methods():
-    device = Device(NEXUS, PORTS)
-    small, large = make_unit(), make_unit()
-    device.add(5, small)
-    device.add(300, large)
-    assert device.unit(5 << 48) is small and device.unit(0x4005 << 48) is small
-    assert device.unit(0x412C << 48) is large
-    assert small.lun == 5
-    assert isinstance(device.unit(300 << 48), AbsentUnit)
-
-
-def test_units_are_added_replaced_and_removed():
-    device = Device(NEXUS, PORTS)
-    first, second = make_unit(), make_unit()
-    device.add(1, first)
-    device.add(1, second)
-    assert device.unit(1 << 48) is second
-    assert device.remove(1) is second and device.remove(1) is None
-    assert sense_of(device.unit(1 << 48), TEST_UNIT_READY) == (5, 0x25, 0)
-
-
 def test_a_new_unit_has_power_on_attention_pending():
     unit = make_unit(attention=True)
     assert sense_of(unit, TEST_UNIT_READY) == (6, 0x29, 0)
     assert status_of(unit, TEST_UNIT_READY) == 0
-
-
-# -- where no unit is ------------------------------------------------------------------------------
-
-
-def absent(lun, *present):
-    device = Device(NEXUS, PORTS)
-    for each in present:
-        device.add(each, make_unit())
-    return device.unit(lun << 48)
-
-
-def test_absent_lun_0_has_peripheral_qualifier_001b():
-    """Peripheral qualifier 011b at LUN 0 makes old Windows skip the whole target."""
-    data = do(absent(0, 3), INQUIRY)
-    assert data[0] == 0x3F and len(data) == 96
-
-
-def test_other_absent_luns_have_peripheral_qualifier_011b():
-    assert do(absent(7), INQUIRY)[0] == 0x7F
-    assert do(Device(NEXUS, PORTS).unit((5 << 48) | 99), INQUIRY)[0] == 0x7F
-
-
-def test_absent_luns_have_vpd_page_00_only():
-    assert do(absent(0), bytes.fromhex('12 01 00 00ff 00')) == b'\x3f\0\0\1\0'
-    assert sense_of(absent(0), bytes.fromhex('12 01 83 00ff 00')) == (5, 0x24, 0)
-
-
-def test_request_sense_at_an_absent_lun_reports_lun_not_supported():
-    data = do(absent(4), bytes.fromhex('03 00 0000 12 00'))
-    assert data[2] == 5 and data[12:14] == b'\x25\0'
-
-
-def test_report_luns_works_at_every_lun():
-    data = do(absent(0, 3), bytes.fromhex('a0 00 00 000000 00000100 00 00'))
-    assert data == struct.pack('>I4xQ', 8, 3 << 48)
-
-
-@pytest.mark.parametrize(
-    'cdb',
-    ['00 00000000 00', '28 00 00000000 00 0001 00', 'ff 0000000000', '25 00 00000000 000000 00'],
-)
-def test_absent_luns_refuse_all_other_commands(cdb):
-    assert sense_of(absent(4), bytes.fromhex(cdb)) == (5, 0x25, 0)
-
-
-def test_absent_luns_refuse_unused_cdb_bits():
-    assert sense_of(absent(0), bytes.fromhex('12 80 00 0024 00')) == (5, 0x24, 0)
-    unit = absent(0)
-    assert unit.sense(error_of(unit, TEST_UNIT_READY))[:1] == b'\x70'
-
-
-def test_report_luns_well_known_unit():
-    device = Device(NEXUS, PORTS)
-    device.add(2, make_unit())
-    unit = device.unit(0xC101 << 48)
-    assert do(unit, INQUIRY)[0] == 0x1E
-    assert status_of(unit, TEST_UNIT_READY) == 0
-    assert do(unit, bytes.fromhex('a0 00 00 000000 00000100 00 00'))[8:] == struct.pack(
-        '>Q', 2 << 48
-    )
-    assert do(unit, bytes.fromhex('03 00 0000 12 00'))[2] == 0
-    assert sense_of(unit, cdb_10(0x28, 0, 1)) == (5, 0x25, 0)
-    assert isinstance(device.unit(0xC101 << 48), ReportLunsUnit)
 
 
 # -- order of checks -------------------------------------------------------------------------------
@@ -242,15 +102,6 @@ def test_attentions_are_reported_one_by_one_on_the_hot_path_too():
     assert sense_of(unit, cdb_10(0x2A, 0, 1), bytes(512)) == (6, 0x2A, 0x09)
     assert unit.store.calls == []
     assert status_of(unit, cdb_10(0x28, 0, 1)) == 0
-
-
-def test_a_device_wide_attention_reaches_every_unit():
-    device = Device(NEXUS, PORTS)
-    units = [make_unit(), make_unit()]
-    for lun, unit in enumerate(units):
-        device.add(lun, unit)
-    device.raise_attention(0x3F, 0x0E)
-    assert [sense_of(unit, TEST_UNIT_READY) for unit in units] == [(6, 0x3F, 0x0E)] * 2
 
 
 # -- reservations ----------------------------------------------------------------------------------
@@ -458,7 +309,7 @@ def test_a_unit_without_services_ignores_failures():
     assert sense_of(unit, cdb_10(0x35)) == (3, 0x0C, 0)
 
 
-# -- the hot path and the general one say the same -------------------------------------------------
+# -- hot and general admission ----------------------------------------------------------------------
 
 
 def outcome(admit, unit, cdb, data):
@@ -503,7 +354,7 @@ def test_a_command_runs_if_another_connection_has_taken_the_attention():
     unit = make_unit()
     unit.raise_attention(0x2A, 0x09)
     task = make_task(unit, cdb_10(0x28, 0, 1))
-    unit.attention.clear()
+    unit.attention.take()
     unit.admit(task)
     assert task.run(task) == bytes(512)
 

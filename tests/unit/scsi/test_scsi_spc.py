@@ -155,7 +155,7 @@ def test_well_known_units_are_listed_if_selected():
 def test_report_luns_clears_luns_changed():
     device = device_with(0, 1)
     for lun in (0, 1):
-        device.luns[lun].attention.clear()
+        device.luns[lun].take_sense()
     device.raise_attention(0x3F, 0x0E)
     report_luns(device.unit(0))
     assert status_of(device.unit(1 << 48), bytes(6)) == 0

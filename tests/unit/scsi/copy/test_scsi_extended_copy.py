@@ -35,7 +35,7 @@ def pair(second_block_size=512, medium='ready', **facts):
     second = LogicalUnit(
         parsed, MemoryStore(BLOCKS * 512, second_block_size), NEXUS, first.device, medium=medium
     )
-    second.attention.clear()
+    second.take_sense()
     second.drop_attention(0, 0)
     first.device.add(1, second)
     return first, second
