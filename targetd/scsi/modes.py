@@ -404,7 +404,7 @@ def _rigid_disk(data: bytes, facts: UnitFacts, blocks: int) -> bytes:
     )
 
 
-def _block_descriptor(facts, blocks, long_lba):
+def _block_descriptor(facts: UnitFacts, blocks: int, long_lba: bool) -> bytes:
     if long_lba:
         return LONG_DESCRIPTOR.pack(blocks, facts.block_size)
     return SHORT_DESCRIPTOR.pack(min(blocks, 0xFFFFFFFF), facts.block_size)
@@ -448,7 +448,7 @@ def parse_select(
     return {'pages': pages, 'save': bool(sp), 'revert': bool(rtd)}
 
 
-def _after_block_descriptors(facts, data, long_header, blocks):
+def _after_block_descriptors(facts: UnitFacts, data: bytes, long_header: bool, blocks: int) -> int:
     """The offset of the first page. Raises CheckCondition if the header or the block descriptor is
     not acceptable."""
     header = HEADER_10 if long_header else HEADER_6
@@ -470,7 +470,9 @@ def _after_block_descriptors(facts, data, long_header, blocks):
     return header.size + length
 
 
-def _check_block_descriptor(facts, data, offset, descriptor, blocks):
+def _check_block_descriptor(
+    facts: UnitFacts, data: bytes, offset: int, descriptor: struct.Struct, blocks: int
+) -> None:
     """Raise CheckCondition 05/26/00 if the block descriptor would change the length or the number of
     blocks; 0 and all ones mean no change (SBC-3)."""
     number, block_length = descriptor.unpack_from(data, offset)
@@ -484,7 +486,7 @@ def _check_block_descriptor(facts, data, offset, descriptor, blocks):
         raise _refused(offset + (12 if long_lba else 5))
 
 
-def _page_at(rows, data, offset):
+def _page_at(rows: Mapping[str, Page], data: bytes, offset: int) -> Tuple[Page, bytes]:
     """(Page row, its bytes with PS 0) of the page at `offset`."""
     header_length = 4 if data[offset] & 0x40 else 2
     if len(data) < offset + header_length:
@@ -507,7 +509,7 @@ def _check_page(state, facts, row, page, offset, blocks):
         raise _refused(offset + difference[0], difference[1])
 
 
-def _first_difference(new, old, mask):
+def _first_difference(new: bytes, old: bytes, mask: Mapping[int, int]) -> Optional[Tuple[int, int]]:
     """(offset, bit) of the first bit that differs and is not in the mask, or None."""
     for offset, (a, b) in enumerate(zip(new, old)):
         bits = (a ^ b) & ~mask.get(offset, 0)

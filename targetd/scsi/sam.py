@@ -48,24 +48,26 @@ class Task(object):
     """One SCSI command that is being executed (SAM-5).
 
     The session sets, from the PDU:
-      itt, cmd_sn     initiator task tag, CmdSN
-      lun             the 8-byte LUN field as an int
-      cdb             bytes, 16 or more
-      attribute       task attribute
-      edtl            expected data transfer length, bytes
-      expects_read, expects_write  bool, the directions of the command
-      unit            as returned by device.unit(lun)
-      data_out        memoryview or bytes of data_out_length bytes, or fewer if EDTL is less; before run() is called
+      itt, cmd_sn            initiator task tag, CmdSN
+      lun                    the 8-byte LUN field as an int
+      cdb                    bytes, 16 or more
+      attribute              task attribute
+      edtl                   expected data transfer length, bytes
+      expects_read, expects_write  bools, the directions of the data
+      unit                   as returned by device.unit(lun)
+      data_out               memoryview or bytes of data_out_length bytes, or fewer if EDTL is less;
+                             set before run() is called
     The logical unit sets, in admit():
-      run, run_blocking  callables that take the task, see WOULD_BLOCK
-      data_out_length    bytes of Data-Out that the CDB consumes, 0 if none
-      offset, length     bytes, for use by the command
-      durable            bool, for use by the command
-      private            anything, for use by the command
-    Others:
-      aborted                           task management sets it from another thread; it only ever becomes True
-      transfer, connection              of iscsi.transfer and worker.connection
-      asked, abort_status               of the worker: the master is asked to decide; the status to send if aborted
+      run, run_blocking      callables that take the task, see WOULD_BLOCK
+      data_out_length        bytes of Data-Out that the CDB consumes, 0 if none
+      offset, length         bytes, for use by the command
+      durable                bool, for use by the command
+      private                anything, for use by the command
+    The worker sets:
+      transfer, connection   the iscsi.transfer.Transfer of the Data-Out, the connection of the task
+      aborted                bool; task management sets it from another thread, it only becomes True
+      sent_to_master         bool, the master executes the command now
+      abort_status           the status to send if the task is aborted, or None
     """
 
     __slots__ = (
@@ -89,7 +91,7 @@ class Task(object):
         'unit',
         'transfer',
         'connection',
-        'asked',
+        'sent_to_master',
         'abort_status',
     )
 
@@ -113,7 +115,7 @@ class Task(object):
     unit: Any
     transfer: Any
     connection: Any
-    asked: bool
+    sent_to_master: bool
     abort_status: Optional[int]
 
     def __init__(self) -> None:
@@ -122,7 +124,7 @@ class Task(object):
         self.data_out = None
         self.aborted = False
         self.transfer = None
-        self.asked = False
+        self.sent_to_master = False
         self.abort_status = None
 
 

@@ -144,9 +144,9 @@ class CheckCondition(Exception):
     key          sense key
     asc, ascq    additional sense code and qualifier
     information  64-bit int or None, the INFORMATION field (SPC-4)
-    field        (byte offset, bit or None, is the field in the CDB?) or None: the field pointer (SPC-4). With
-                 COPY ABORTED it is a segment pointer, and the bool says that the offset is relative to the
-                 segment descriptor, not to the parameter list
+    field        (byte offset, bit or None, is the field in the CDB?) or None: the field pointer
+                 (SPC-4). With COPY ABORTED it is a segment pointer, and the bool means that the offset
+                 is relative to the segment descriptor, not to the parameter list
     progress     0..65535 or None, the progress indication (SPC-4)
     data         Data-In to send before the status, or None
     copy         CopyFailure or None

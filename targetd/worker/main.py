@@ -169,7 +169,7 @@ class Worker(object):
                 on_quiet()
 
         self.replica.guests.stop(wanted, one_quiet)
-        self._abort(lambda task: wanted(task.unit) and not task.asked, one_quiet, status)
+        self._abort(lambda task: wanted(task.unit) and not task.sent_to_master, one_quiet, status)
 
     def _revoke_overwritten_tokens(self, unit_id, unit):
         """ROD tokens were created for the unit: commands that were admitted before must not change
@@ -301,7 +301,7 @@ class Worker(object):
     def ask_change(self, task, change, complete):
         """Send a command's Change to the master; complete(task, MasterAnswer) is called when the
         change is in force in every worker. [any]"""
-        task.asked = True
+        task.sent_to_master = True
         words = dict(change.arguments, unit=self.replica.unit_id(task.unit))
         self.ask_master(change.kind, lambda answer: complete(task, _master_answer(answer)), **words)
 

@@ -48,7 +48,7 @@ class Tasks(object):
                 continue
             task.abort_status = status
             task.aborted = True
-            if task.asked:  # it waits for the master, which may wait for this abort
+            if task.sent_to_master:  # it waits for the master, which may wait for this abort
                 self._forget(task)
             elif task.transfer is not None:  # it waits for Data-Out: no other thread uses it
                 task.transfer.fail()

@@ -63,7 +63,7 @@ def test_a_task_that_waits_for_data_ends_at_once_and_its_data_is_discarded():
 def test_an_abort_does_not_wait_for_a_task_that_waits_for_the_master():
     tasks, session, _ = made(1)
     task = session.tasks[0]
-    task.asked = True
+    task.sent_to_master = True
     quiet = []
     tasks.abort(lambda task: True, lambda: quiet.append(True))
     assert quiet and not tasks.finished(task)  # the master's late answer is dropped
