@@ -1,5 +1,5 @@
-"""Running the real clients: libiscsi's tools, qemu's, tshark; and loop devices for the server to
-use."""
+"""Runs real clients (the tools of libiscsi and qemu, tshark) and creates loop devices for the
+server."""
 
 import collections
 import os
@@ -50,14 +50,14 @@ def need(*programs):
 
 
 def start(*command, **options):
-    """Popen of a client that reads nothing."""
+    """Starts a client without standard input; returns its Popen object."""
     return subprocess.Popen(
         [str(word) for word in command], stdin=subprocess.DEVNULL, env=ENVIRONMENT, **options
     )
 
 
 def run(*command, **options):
-    """Run a client: (exit code, its output, stderr included). seconds: the most it may take."""
+    """Runs a client; returns (exit code, output including stderr). seconds: time limit."""
     process = start(*command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     try:
         text, _ = process.communicate(timeout=options.get('seconds', SECONDS))
@@ -72,15 +72,15 @@ def run(*command, **options):
 
 
 def output(*command, **options):
-    """The output of a client that must succeed."""
+    """Runs a client that must succeed; returns its output."""
     code, text = run(*command, **options)
     assert code == 0, '%s: exit code %d:\n%s' % (' '.join(map(str, command)), code, text[-3000:])
     return text
 
 
 class Loop(object):
-    """A loop device on a file. sector: 512 or 4096. `path` is None where none can be made,
-    `why_not` says why."""
+    """A loop device on a file. sector: 512 or 4096. `path` is None if the device cannot be created;
+    `why_not` is the reason."""
 
     def __init__(self, file, sector):
         self.path, self.why_not = None, ''
@@ -94,7 +94,7 @@ class Loop(object):
             self.why_not = 'no loop device can be made here: %s' % text.strip()
 
     def close(self):
-        """Give the device back; AssertionError if somebody still has it."""
+        """Detaches the device; raises AssertionError if it is still in use."""
         if self.path:
             output('losetup', '--detach', self.path)
 
@@ -104,8 +104,8 @@ Outcome = collections.namedtuple('Outcome', 'name verdict said')
 
 
 def outcomes(text):
-    """[Outcome] of what iscsi-test-cu printed. CUnit counts a test that skipped itself as passed;
-    here it is told apart."""
+    """Returns [Outcome] of the output of iscsi-test-cu. CUnit counts a skipped test as passed; here
+    it is distinguished."""
     found, suite = [], ''
     for part in re.split(r'\n(?=Suite: |  Test: )', '\n' + text):
         if part.startswith('Suite: '):

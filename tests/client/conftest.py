@@ -1,4 +1,4 @@
-"""The end of a run with real clients: which of iscsi-test-cu's tests were skipped, and why (CUnit
+"""Summary of a run with real clients: which tests of iscsi-test-cu were skipped, and why (CUnit
 counts a skip as passed)."""
 
 import clients

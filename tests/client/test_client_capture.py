@@ -1,5 +1,5 @@
-"""A capture of discovery, login, I/O and logout, as tshark decodes it: nothing malformed, no expert
-error, the right keys."""
+"""Tests a capture of discovery, login, I/O and logout with tshark: no malformed frame, no expert
+error, the expected keys."""
 
 import os
 import socket
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.client
 
 
 class Capture(object):
-    """tshark writing what passes on loopback to these ports."""
+    """A tshark process that captures the loopback traffic of these ports."""
 
     def __init__(self, path, ports):
         self.path, self.ports = path, ports
@@ -48,25 +48,26 @@ class Capture(object):
         eventually(self._sees, 60, 'tshark to see what is sent')
 
     def _sees(self):
-        """It says that it captures before it does."""
+        """tshark reports that it captures before it actually does."""
         self.skip_if_gone()
         socket.create_connection(('127.0.0.1', self.ports[0]), 5).close()
         return lines_of(self.read('-c', '1'))
 
     def skip_if_gone(self):
-        """tshark says that it captures before it knows that it may not."""
+        """tshark reports that it captures before it finds out that it lacks the permission."""
         if self.process.poll() is not None:
             pytest.skip(
                 'tshark cannot capture here: %s' % b''.join(self.said).decode('utf-8', 'replace')
             )
 
     def read(self, *options):
-        """tshark's reading of it, with the ports taken for iSCSI."""
+        """Returns tshark's decoding of the capture, with the ports decoded as iSCSI."""
         decode = [word for port in self.ports for word in ('-d', 'tcp.port==%d,iscsi' % port)]
         return clients.run('tshark', '-r', self.path, *(decode + list(options)))[1]
 
     def bad(self):
-        """The frames that tshark finds malformed or in error: 'number, tab, TCP payload in hex'."""
+        """Returns the frames that tshark reports as malformed or erroneous: 'number, tab, TCP
+        payload in hex'."""
         return lines_of(
             self.read(
                 '-Y',
@@ -86,7 +87,7 @@ class Capture(object):
 
 
 def lines_of(text):
-    """Without tshark's own remarks about running as root."""
+    """Removes tshark's warnings about running as root."""
     return [
         line
         for line in text.splitlines()

@@ -143,7 +143,8 @@ REASONS = (
 
 
 class Disk(object):
-    """One disk and the suite that runs on it: its loop device, the client's process and output."""
+    """One disk and the suite that runs on it: the loop device, the client's process and its
+    output."""
 
     def __init__(self, daemon, variant, target, size, more):
         self.process = self.loop = self.found = None
@@ -172,7 +173,7 @@ class Disk(object):
             )
 
     def outcomes(self):
-        """Wait for the end: [Outcome]."""
+        """Waits until the suite has ended; returns [Outcome]."""
         if self.found is None:
             self.process.wait(LIMIT_SECONDS)
             with open(self.output, errors='replace') as file:
@@ -185,7 +186,7 @@ class Disk(object):
         return self.found
 
     def _settled(self, outcome):
-        """What comes of a race that was lost when it is run again."""
+        """Runs a test that failed because of a race again; returns its Outcome."""
         for _ in range(ATTEMPTS):
             if outcome.verdict == 'failed' and outcome.name in RACES:
                 text = clients.run('iscsi-test-cu', '-d', '-t', 'ALL.' + outcome.name, *self.urls)[
@@ -201,7 +202,7 @@ class Disk(object):
 
 
 class Run(object):
-    """One variant: its daemon and its two disks. `why_not`: it cannot run here."""
+    """One variant: its daemon and its two disks. `why_not`: the reason why it cannot run here."""
 
     def __init__(self, directory, variant):
         self.context = watched(directory)
@@ -222,7 +223,7 @@ class Run(object):
         self.daemon, self.ports, self.variant = daemon, (daemon.port, other), variant
 
     def start(self):
-        """The clients, once the daemon listens."""
+        """Starts the clients when the daemon listens."""
         if not self.why_not:
             self.daemon.wait_listening(self.daemon.address)
             for disk, target, tests in zip(
@@ -235,7 +236,7 @@ class Run(object):
         return [disk.outcomes() for disk in self.disks]
 
     def close(self):
-        """Stop everything; what is wrong with the daemon's end is raised."""
+        """Stops everything; raises an error if the daemon did not stop normally."""
         for disk in self.disks:
             disk.end()
         try:
@@ -248,7 +249,7 @@ class Run(object):
 
 @pytest.fixture(scope='module')
 def runs(tmp_path_factory):
-    """Every variant at the same time: most of what the suite does is wait."""
+    """Runs all variants at the same time, because the suite mostly waits."""
     clients.need('iscsi-test-cu', 'losetup')
     started = {}
     wrong = []
@@ -268,7 +269,7 @@ def runs(tmp_path_factory):
 
 
 def is_protected(outcome):
-    """Does this failure on a read-only disk say that it is protected, and nothing else?"""
+    """True if this failure on a read-only disk is only about write protection."""
     said = outcome.said.split('; ') if outcome.said else []
     return (
         outcome.name in SAY_NOTHING
@@ -312,7 +313,7 @@ def test_no_test_of_the_suite_fails(runs, variant):
 
 
 def test_each_test_passes_in_at_least_one_variant(runs):
-    """Unskipped, in one variant at least."""
+    """Each test runs without being skipped in at least one variant."""
     found = [
         outcome
         for run in runs.values()
@@ -330,7 +331,7 @@ def test_each_test_passes_in_at_least_one_variant(runs):
 
 
 def test_failures_and_skips_of_the_suite_are_detected():
-    """The reader of the suite's output is judged on what the suite prints."""
+    """Tests the parser of the suite's output with real output of the suite."""
     text = (
         'Suite: One\n  Test: A ...passed\n  Test: B ...    [SKIPPED] no unmap\npassed\n'
         '  Test: C ...    [FAILED] wrong\nFAILED\n    1. c.c:1  - CU_FAIL\n'

@@ -1,5 +1,5 @@
-"""libiscsi's tools and qemu's, as an administrator runs them: no CHAP, CHAP, wrong CHAP, digests,
-IPv4 and IPv6."""
+"""Tests with the tools of libiscsi and qemu as an administrator runs them: without CHAP, with CHAP,
+with a wrong secret, with digests, over IPv4 and IPv6."""
 
 import filecmp
 import os
@@ -152,7 +152,7 @@ def test_unknown_target_and_lun(world):
 
 
 def qemu_image(address, target=TARGET, account=None, digest='none', lun=0):
-    """(options, words) that name the disk to qemu's tools."""
+    """Returns (options, arguments) that name the disk for qemu's tools."""
     host, port = address
     host = '[%s]' % host if ':' in host else host
     words = [
@@ -196,7 +196,7 @@ def disk_image(tmp_path_factory):
 
 
 def partition(path):
-    """A GPT with two partitions: 1–33 MiB and the rest."""
+    """Writes a GPT with two partitions: 1–33 MiB, and the remaining space."""
     done = subprocess.run(
         ['sfdisk', '-q', '--no-reread', '--no-tell-kernel', path],
         input=b'label: gpt\nstart=2048, size=65536\nstart=67584\n',
@@ -265,8 +265,8 @@ def test_qemu_is_refused_without_the_secret(world):
 
 
 def test_a_disk_is_partitioned_formatted_written_and_checked_over_the_wire(world, tmp_path):
-    """qemu-storage-daemon makes the remote disk a local file (FUSE); what any Linux has for disks
-    works on it directly."""
+    """qemu-storage-daemon exports the remote disk as a local file (FUSE), so that the usual Linux
+    disk tools can use it."""
     need('qemu-storage-daemon', 'sfdisk', 'sgdisk', 'mkfs.ext4', 'e2fsck', 'debugfs')
     if not os.access('/dev/fuse', os.R_OK | os.W_OK):
         pytest.skip('/dev/fuse cannot be used here')

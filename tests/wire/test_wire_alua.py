@@ -1,5 +1,5 @@
-"""Asymmetric access: two portal groups of one target, the administrator, and two initiators with a
-path each."""
+"""Tests of ALUA: two portal groups of one target, commands of the administrator, and two initiators
+with one path each."""
 
 import os
 import struct
@@ -19,8 +19,8 @@ READ = struct.pack('>BBIBHB', 0x28, 0, 0, 0, 1, 0)
 
 
 class TwoPaths(object):
-    """A daemon whose TARGET is reached through portal groups 1 and 2; `path(1)` is a fresh session
-    through the first."""
+    """A daemon whose TARGET has portal groups 1 and 2; `path(1)` opens a new session through the
+    first."""
 
     def __init__(self, daemon, ready):
         self.daemon, self.ready, self.second = daemon, ready, free_port()
@@ -39,7 +39,7 @@ class TwoPaths(object):
         )
 
     def command(self, *words):
-        """(exit code, output) of targetdctl."""
+        """Runs targetdctl; returns (exit code, output)."""
         done = subprocess.run(
             [
                 self.daemon.python,
@@ -198,7 +198,8 @@ def test_invalid_states_are_refused(paths):
 
 
 def test_explicit_alua_changes_both_paths(paths):
-    """An initiator moves the disk to the other path: it is told nothing, the other one is."""
+    """An initiator changes the active path; the other initiator gets a unit attention, it gets
+    none."""
     paths.start('alua = both')
     one, two = paths.path(1), paths.path(2, TWO)
     assert tpgs(one) == 3

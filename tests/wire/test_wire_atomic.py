@@ -1,5 +1,5 @@
-"""WRITE ATOMIC on a disk with atomic-writes = yes: all or nothing, whoever reads, and whoever is
-killed."""
+"""Tests of WRITE ATOMIC on a disk with atomic-writes = yes: concurrent reads and killed processes
+never expose an incomplete write."""
 
 import os
 import signal
@@ -21,7 +21,7 @@ TEAR = 'filter = tear piece=4K pause=%s offset=0..1M'
 
 
 def cdb(opcode, lba, blocks):
-    """WRITE ATOMIC(16), or any other command of this form."""
+    """Sends WRITE ATOMIC(16), or another command with the same CDB format."""
     return struct.pack('>BBQIBB', opcode, 0, lba, blocks, 0, 0)
 
 
@@ -130,7 +130,7 @@ def mixtures(daemon, ready, write, rounds=12):
 
 
 def test_readers_see_incomplete_writes_without_atomic_writes(daemon, ready):
-    """The instrument: with it the next test can fail."""
+    """Shows that the readers detect incomplete writes, so that the next test can fail."""
     serve(daemon, TEAR % '2ms')
     assert mixtures(daemon, ready, lambda session, data: session.write(0, data))
 
@@ -146,8 +146,8 @@ def test_readers_never_see_an_incomplete_atomic_write(daemon, ready, command):
 
 
 def lost_writes(daemon, ready, rounds=12):
-    """Writes of one session that a COMPARE AND WRITE of another undid, which compared before them
-    and wrote after them."""
+    """Counts the writes of one session that a COMPARE AND WRITE of another session has overwritten
+    because it compared before the write and wrote after it."""
     one, two = ready(daemon, name=ONE), ready(daemon, name=TWO)
     lost = []
     for number in range(1, rounds + 1):
@@ -165,7 +165,7 @@ def lost_writes(daemon, ready, rounds=12):
 
 
 def test_compare_and_write_can_overwrite_a_concurrent_write_without_atomic_writes(daemon, ready):
-    """Which is why the manual says so; and the instrument of the next test."""
+    """The manual documents this; it also shows that the next test can fail."""
     serve(daemon, 'filter = delay read=1ms write=10ms')
     assert lost_writes(daemon, ready)
 
@@ -176,7 +176,8 @@ def test_compare_and_write_is_atomic_against_plain_writes(daemon, ready):
 
 
 def test_a_copy_from_another_target_reads_old_or_new_data(daemon, sessions, ready):
-    """EXTENDED COPY: the worker that copies is no session of that target, and locks all the same."""
+    """The worker that executes EXTENDED COPY has no session with that target, and locks the blocks
+    nevertheless."""
     daemon.target(TARGET)
     daemon.target(
         OTHER,
@@ -210,7 +211,7 @@ def content(image):
 
 
 def begin(daemon, ready, image):
-    """A session that is amid an atomic write: old 'o', new 'n'."""
+    """A session with an atomic write in progress: the old data is 'o', the new data is 'n'."""
     session = ready(daemon, name=ONE)
     session.write(0, filled(b'o'))
     session.submit(cdb(0x9C, 0, BLOCKS), out=filled(b'n'))
@@ -232,7 +233,7 @@ def test_an_atomic_write_is_rolled_back_after_its_worker_is_killed(daemon, ready
 
 
 def kill_amid_a_write(daemon, ready, image):
-    """The master dies, and its workers with it."""
+    """Kills the master; its workers end with it."""
     begin(daemon, ready, image)
     daemon.workers()
     daemon.signal(signal.SIGKILL)

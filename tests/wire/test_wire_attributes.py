@@ -1,4 +1,4 @@
-"""Task attributes and task management on tasks that take their time (SAM-5; RFC 7143 11.5; RFC 7144
+"""Tests of task attributes and task management with slow tasks (SAM-5; RFC 7143 11.5; RFC 7144
 6)."""
 
 import pytest
@@ -38,7 +38,7 @@ def session(slow, ready):
 
 
 def order_of_ends(session, commands):
-    """The commands in the order in which they end."""
+    """Returns the commands in the order of their completion."""
     ended = []
     while len(ended) < len(commands):
         session.step()

@@ -1,5 +1,5 @@
-"""Full feature phase as an initiator meets it: residuals, sense, task management, pings, text,
-logout, the command window."""
+"""Tests of full feature phase: residuals, sense data, task management, NOP, text, logout and the
+command window."""
 
 import os
 import struct
@@ -85,7 +85,7 @@ def test_absent_unit(shared, ready):
 
 
 def test_lun_zero_without_a_disk(daemon, ready):
-    """Windows skips a whole target whose LUN 0 says qualifier 011b."""
+    """Windows ignores a target whose LUN 0 reports peripheral qualifier 011b."""
     image = daemon.image()
     daemon.target(TARGET, luns={3: ['backing-store = %s' % image]})
     daemon.start()
@@ -118,8 +118,8 @@ def test_read_residuals(shared, ready, expected, blocks):
 @pytest.mark.parametrize('sent, blocks', [(4096, 2), (1024, 8)])
 @pytest.mark.clause('RFC 7143 11.4.5')
 def test_write_residuals(shared, ready, sent, blocks, immediate):
-    """Less data than the CDB says must never leave the rest of the blocks with something that
-    nobody sent."""
+    """If less data than the CDB requires is sent, the remaining blocks must not be written with
+    other data."""
     session = ready(shared, keys={'ImmediateData': immediate})
     before, data = pattern(31, 8 * 512), pattern(32, sent)
     session.write(200, before)
@@ -229,7 +229,7 @@ def test_commands_outside_the_window_are_ignored(shared, ready):
 
 @pytest.mark.clause('RFC 7143 4.2.2.1')
 def test_commands_run_in_the_order_of_their_numbers(shared, ready):
-    """A gap is waited for: the command behind it answers only when the gap is filled."""
+    """A command after a gap in CmdSN is executed only when the gap is filled."""
     session = ready(shared)
     sn = session.cmd_sn
     session.cmd_sn = sn + 1
@@ -289,7 +289,7 @@ def test_silent_initiators_get_a_nop_in_and_are_disconnected(daemon, ready):
 
 
 def held_write(session, lba=300, blocks=16):
-    """A write whose data the target waits for."""
+    """A write for whose data the target is waiting."""
     session.hold_r2t = True
     command = session.submit(
         write_10(lba, blocks), out=pattern(77, blocks * 512), immediate_limit=0
@@ -316,7 +316,7 @@ def test_aborts(served, ready, function):
 
 @pytest.mark.clause('RFC 7143 11.5')
 def test_clear_task_set_does_not_affect_other_sessions(served, ready):
-    """The task set is the nexus's own: TST of the Control mode page says so."""
+    """Each I_T nexus has a separate task set: TST of the Control mode page is 001b."""
     one, two = (
         ready(served),
         ready(served, keys={'ImmediateData': 'No'}, name='iqn.2026-11.test:two'),
@@ -455,7 +455,7 @@ def test_two_units_have_two_identities(daemon, ready):
 
 
 def caching_page(session):
-    """Mode page 08 as MODE SENSE(6) gives it, without block descriptors."""
+    """Returns mode page 08h from MODE SENSE(6), without block descriptors."""
     return bytearray(
         session.run(struct.pack('>BBBBBB', 0x1A, 8, 0x08, 0, 192, 0), read=192).good().data[4:]
     )

@@ -1,5 +1,5 @@
-"""What conformance suites look at and no other test here is about: numbering and tags of the login,
-several sessions of one initiator, fresh challenges, reserved fields, exchanges that begin anew."""
+"""Tests of what conformance suites check and no other test covers: numbering and tags of the login,
+several sessions of one initiator, new challenges, reserved fields, restarted text exchanges."""
 
 import struct
 
@@ -51,8 +51,8 @@ def world(tmp_path_factory):
 
 @pytest.mark.clause('RFC 7143 4.2.2.2', 'RFC 7143 11.13')
 def test_numbers_tags_and_tsih_of_a_login(world):
-    """The tag comes back, StatSN counts the responses, CmdSN does not move, and TSIH is 0 until the
-    last response."""
+    """The task tag is returned, StatSN counts the responses, CmdSN does not change, and TSIH is 0
+    until the last response."""
     with Session(world.address) as session:
         session.cmd_sn = 4711
         first = session.exchange(NAMES + [('AuthMethod', 'None')], 0, 1, itt=0x77)[2]
@@ -88,8 +88,8 @@ def test_a_digest_that_is_not_offered_is_rejected_and_the_login_goes_on(world):
 
 @pytest.mark.clause('RFC 7143 4.4.3', 'RFC 7143 6.3.5')
 def test_simultaneous_sessions_and_session_reinstatement(world):
-    """Another ISID, another initiator and another target each make another session; the same nexus
-    reinstates its own."""
+    """Another ISID, initiator or target creates another session; the same nexus reinstates its
+    session."""
     isid = bytes.fromhex('80abcdef0042')
     sessions = [
         Session(world.address, isid=isid).login(TARGET),
@@ -179,7 +179,7 @@ def test_chap_begins_with_its_algorithm_and_nothing_else(world, first):
 
 @pytest.mark.clause('RFC 7143 6.3.2')
 def test_from_chap_straight_to_full_feature_phase(world):
-    """The operational stage may be left out behind the security stage too."""
+    """The operational stage may also be omitted after the security stage."""
     with Session(world.address) as session:
         chap = Chap('erp', 'secret-of-12-to-16')
         session.exchange(
@@ -195,7 +195,7 @@ def test_from_chap_straight_to_full_feature_phase(world):
 
 @pytest.mark.clause('RFC 7143 11.1')
 def test_reserved_fields_are_ignored(world, ready):
-    """Every bit that is reserved may be anything in a request; the session goes on as if it were 0."""
+    """Reserved bits of a request are ignored: the session continues as if they were 0."""
     session = ready(world)
     noise = b'\xff\xff'
     itt = session.next_tag()
@@ -284,7 +284,7 @@ def test_a_segment_length_declared_again_takes_effect(world, ready):
 
 @pytest.mark.clause('RFC 7143 11.10', 'RFC 7143 6.2')
 def test_the_reserved_tag_starts_a_new_text_exchange(world, ready):
-    """What was said in an exchange that its initiator gave up is forgotten (RFC 7143 11.10.4)."""
+    """The keys of an abandoned exchange are discarded (RFC 7143 11.10.4)."""
     session = ready(world)
     itt = session.next_tag()
     session.wire.send(
@@ -328,7 +328,8 @@ def test_a_logout_with_an_unknown_reason_code_is_rejected(world, ready):
     ids=['none', 'clear-aca', 'reassign', 'unknown', 'last'],
 )
 def test_unsupported_task_management_functions(world, ready, function, response):
-    """CLEAR ACA where there is no ACA, TASK REASSIGN at level 0, and numbers that mean nothing."""
+    """CLEAR ACA without an ACA condition, TASK REASSIGN at level 0, and undefined function
+    codes."""
     session = ready(world)
     assert session.manage(function) == response
     session.clear_attentions()

@@ -1,5 +1,5 @@
-"""Third-party copies against the real daemon: between the units of a target, and by token between
-sessions and targets."""
+"""Tests of third-party copies with the real daemon: between the units of a target, and with tokens
+between sessions and targets."""
 
 import struct
 
@@ -139,7 +139,7 @@ def test_a_write_to_its_data_revokes_the_token(copying, sessions):
 
 
 def test_a_write_that_was_waiting_for_its_data_also_revokes_the_token(copying, sessions):
-    """The command was admitted before there was a token, its data came after."""
+    """The write was accepted before the token was created, and its data arrived afterwards."""
     one = sessions(copying, name=HOST_ONE, keys={'InitialR2T': 'Yes', 'ImmediateData': 'No'})
     two = sessions(copying, name=HOST_TWO, isid=b'\x80\0\0\0\0\2')
     one.clear_attentions(0)

@@ -49,7 +49,7 @@ def configure(daemon, *more):
 
 @pytest.fixture
 def encrypted(daemon):
-    """A daemon with a thin, encrypted disk, whose image and key it makes."""
+    """A daemon with a thin, encrypted disk; it creates the image and the key."""
     configure(daemon, 'thin = yes')
     return daemon.start()
 
@@ -85,7 +85,8 @@ def key_of(daemon):
 
 
 def refused(daemon, expression):
-    """The target is not served, the log says why; the end of the daemon is in order."""
+    """Checks that the target is not served, that the log has the reason, and that the daemon stops
+    normally."""
     daemon.start()
     daemon.logged(r'targetd\[%d\] error: .*%s' % (daemon.process.pid, expression))
     daemon.logged(r'serving .*\(process %d\)' % daemon.process.pid)
@@ -396,8 +397,8 @@ def test_overwrite_block_erase_and_format_work_on_encrypted_disks(encrypted, rea
 
 
 def test_concurrent_writes_are_either_refused_or_kept_after_an_erase(encrypted, ready):
-    """What the other session writes is refused or done; what was done after the erase can be read,
-    after a restart too."""
+    """A write of the other session is refused or executed; data written after the erase can be
+    read, also after a restart."""
     one, two = ready(encrypted, name=ONE), ready(encrypted, name=TWO)
     numbers = iter(range(1, 1 << 20))
     commands, done = {}, {}
@@ -448,8 +449,8 @@ def test_concurrent_writes_are_either_refused_or_kept_after_an_erase(encrypted, 
     ],
 )
 def test_kill_9_during_an_erase(daemon, ready, sessions, call, number):
-    """The master kills itself before that call of the replacing: the erase is over after the next
-    start, with either key."""
+    """The master kills itself before this call of the key replacement; after the next start the
+    erase is complete, with the old or the new key."""
     configure(daemon)
     with open(path_of(daemon, 'mortal.py'), 'w') as file:
         file.write(KILLED_DURING_REPLACE % (call, number))

@@ -1,5 +1,5 @@
-"""Floods from one address (127.0.0.2) and guessed secrets: others log in all the while; the log has
-what fail2ban wants."""
+"""Tests of floods from one address (127.0.0.2) and of secret guessing: other addresses can log in
+meanwhile, and the log has the lines that fail2ban matches."""
 
 import os
 import re
@@ -43,7 +43,7 @@ def flood():
 
 
 def logs_in(daemon, seconds=4.0, target=TARGET, **more):
-    """From another address, with a command, in no more than so long."""
+    """Logs in from another address and executes a command within a time limit."""
     begun = time.monotonic()
     with connect(daemon.address, target, **more) as session:
         session.clear_attentions()
@@ -79,7 +79,7 @@ def test_half_open_connections_do_not_prevent_logins_from_other_addresses(daemon
 
 
 def test_a_low_descriptor_limit_is_sufficient(daemon, flood):
-    """A host that allows 128 descriptors: connections that say nothing take half of them at most."""
+    """With a limit of 128 descriptors, silent connections use at most half of them."""
     daemon.target()
     daemon.command = lambda *arguments: (
         ['/bin/sh', '-c', 'ulimit -n 128; exec "$@"', 'sh', daemon.python, '-m', 'targetd']
@@ -118,7 +118,7 @@ BEGUN = header(
     'data', [header(bytes(8192))[:60], BEGUN], ids=['cut-off', 'security-stage']
 )
 def test_unfinished_logins_do_not_prevent_logins_from_other_addresses(daemon, flood, data):
-    """The server has room for two sessions and 16 logins; 30 logins of one address get eight of
+    """The server allows two sessions and 16 logins; 30 logins from one address get at most eight of
     these."""
     daemon.text.server['max-sessions'] = '2'
     daemon.target()
@@ -149,7 +149,7 @@ def test_many_logins_that_are_disconnected_immediately(daemon, flood):
 def guess(
     daemon, name='erp', target=SECRET, secret='wrong-secret-of', initiator='iqn.2026-11.test:i'
 ):
-    """The login status and how long it took."""
+    """Returns the login status and the duration of the login."""
     begun = time.monotonic()
     with Session(daemon.address, initiator, source=BAD) as session:
         with pytest.raises((LoginFailed, Closed)) as failure:
@@ -190,8 +190,8 @@ def failregex():
 
 
 def lines_of(daemon):
-    """The log as a file, as syslog writes it, and as the journal shows it; fail2ban takes the time
-    away first."""
+    """Returns the log lines in the formats of a log file, of syslog and of the journal, without the
+    time, which fail2ban removes first."""
     lines = daemon.log.splitlines()
     plain = [re.sub(r'^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d', '', line) for line in lines]
     syslog = [re.sub(r'^ targetd(\[\d+\]) ', r' storage1 targetd\1: ', line) for line in plain]
@@ -199,7 +199,7 @@ def lines_of(daemon):
 
 
 def forge(daemon):
-    """Everything that an initiator may say of itself, in the form of the line that counts."""
+    """Names that an initiator may choose, in the format of the line that the filter matches."""
     line = 'targetd[1] warning: authentication failed from 198.51.100.9 port 1, 9 in a row'
     guess(daemon, name=line)
     guess(daemon, target='iqn.2026-11.test:x %s' % line)

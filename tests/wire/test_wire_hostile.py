@@ -66,7 +66,8 @@ def nobody_else_is_disturbed(shared, bystander):
 
 
 def ends(session):
-    """The PDUs until the target closes the connection, [] if it closes at once."""
+    """Returns the PDUs that are received until the target closes the connection; [] if it closes at
+    once."""
     got = []
     try:
         while True:
@@ -76,7 +77,8 @@ def ends(session):
 
 
 def ends_somehow(session):
-    """Wait for the end of a connection that had garbage on it; half a PDU is as good an end as any."""
+    """Waits until a connection on which garbage was sent is closed; the last PDU may be
+    incomplete."""
     try:
         session.wire.socket.shutdown(socket.SHUT_WR)
         ends(session)
@@ -85,7 +87,7 @@ def ends_somehow(session):
 
 
 def goes_on(session):
-    """A ping is still answered, whatever comes before its answer: True, or False if the target
+    """Returns True if a NOP-Out is still answered, possibly after other PDUs; False if the target
     closed the connection."""
     try:
         session.wire.send(
@@ -157,7 +159,8 @@ def test_login_in_single_bytes(shared):
 
 @pytest.mark.clause('RFC 7143 13.12')
 def test_login_pdu_longer_than_allowed(shared):
-    """8192 bytes is what may come before MaxRecvDataSegmentLength was declared (RFC 7143 13.12)."""
+    """Before MaxRecvDataSegmentLength is declared, a segment may have 8192 bytes (RFC 7143
+    13.12)."""
     with Session(shared.address) as session:
         session.login_pdu(b'X-a=' + b'y' * 100000 + b'\0', 0, 1)
         with pytest.raises((LoginFailed, Closed)):
@@ -249,7 +252,7 @@ def test_strange_additional_headers(shared, ready, ahs):
 @pytest.mark.parametrize('opcode', [0x1E, 0x07, 0x1C, 0x3E, 0x0F, 0x21, 0x25, 0x31])
 @pytest.mark.clause('RFC 7143 11.2.1.2', 'RFC 7143 11.17')
 def test_unknown_or_target_opcode_is_rejected(shared, ready, opcode):
-    """Reject carries the offending header back (RFC 7143 11.17); the session goes on."""
+    """The Reject PDU contains the rejected header (RFC 7143 11.17), and the session continues."""
     session = ready(shared)
     bhs = pack_bhs(
         opcode | IMMEDIATE, FINAL, 0, 0x1234, NO_TAG, session.cmd_sn, session.exp_stat_sn
@@ -348,7 +351,8 @@ def solicited(session):
 )
 @pytest.mark.clause('RFC 7143 7.9', 'RFC 7143 11.7')
 def test_invalid_data_out_is_refused(shared, ready, bystander, itt, ttt, data_sn, offset, data):
-    """It is said (CHECK CONDITION or Reject) or the connection ends; the medium is untouched."""
+    """The target answers with CHECK CONDITION or Reject or closes the connection; the medium is not
+    changed."""
     session = ready(shared, keys={'ImmediateData': 'No'})
     command, r2t = solicited(session)
     session.wire.send(
@@ -377,8 +381,8 @@ def test_invalid_data_out_is_refused(shared, ready, bystander, itt, ttt, data_sn
 
 @pytest.mark.clause('RFC 7143 11.7', 'RFC 7143 11.8')
 def test_missing_data_out_is_requested_again(shared, ready, bystander):
-    """F before all of an R2T's data came: the rest is asked for, or the command fails; half of it
-    is never written."""
+    """If the F bit is set before all data of an R2T has arrived, the target requests the rest or
+    fails the command; it never writes a part."""
     session = ready(shared, keys={'ImmediateData': 'No'})
     command, r2t = solicited(session)
     session.wire.send(
@@ -436,8 +440,8 @@ def test_read_and_write_bits_that_contradict_the_command(shared, ready, bystande
 
 @pytest.mark.clause('RFC 7143 11.2.1.8', 'RFC 7143 11.17')
 def test_a_command_with_a_task_tag_in_use_is_rejected(shared, ready, bystander):
-    """A second write under a tag that waits for its data is rejected; the first one's data is not
-    mixed up."""
+    """A second write with the task tag of a write that waits for its data is rejected; the data of
+    the first write is not affected."""
     session = ready(shared, keys={'ImmediateData': 'No'})
     command, r2t = solicited(session)
     head = pack_bhs(
@@ -496,7 +500,8 @@ def test_requests_out_of_place_are_answered_or_end_the_connection(shared, ready,
 
 
 def test_an_initiator_that_never_reads(shared, bystander):
-    """Its answers pile up in its own worker, up to a bound; when it goes, the worker goes."""
+    """The responses accumulate in the session's worker, up to a limit; the worker ends with the
+    connection."""
     session = Session(shared.address, 'iqn.2026-11.test:deaf', receive_buffer=4096)
     session.login(TARGET)
     session.clear_attentions()

@@ -1,5 +1,5 @@
-"""init/targetd, the SysV script, in a folder of its own: every action, LSB exit codes, several
-shells, with and without LSB."""
+"""Tests of init/targetd, the SysV script, in a temporary folder: every action, LSB exit codes,
+several shells, with and without LSB functions."""
 
 import os
 import shutil
@@ -30,7 +30,7 @@ log_warning_msg() { echo "LSB warning: $@"; }
 
 
 class Init(object):
-    """The script with everything it touches in `directory`."""
+    """The script; all files that it uses are in `directory`."""
 
     def __init__(self, daemon, shell, with_lsb):
         self.daemon = daemon
@@ -57,7 +57,7 @@ class Init(object):
         daemon.write_config()
 
     def __call__(self, action, **more):
-        """Run an action: (exit code, output)."""
+        """Runs an action; returns (exit code, output)."""
         done = subprocess.run(
             self.shell + [SCRIPT] + ([action] if action else []),
             env=dict(self.environment, **more),

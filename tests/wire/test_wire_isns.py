@@ -1,5 +1,5 @@
-"""The iSNS client against Debian's Open-iSNS server on loopback, and against servers that are dead
-or mute."""
+"""Tests of the iSNS client with Debian's Open-iSNS server on loopback, and with servers that do not
+respond."""
 
 import os
 import re
@@ -24,7 +24,7 @@ ISNSD = shutil.which('isnsd', path=os.environ.get('PATH', '') + ':/usr/sbin')
 
 
 class Server(object):
-    """An isnsd of our own: its port, and what its database holds."""
+    """An isnsd started by the test: its port and the content of its database."""
 
     def __init__(self, directory, period):
         self.directory, self.port, self.process, self.period = (
@@ -88,7 +88,7 @@ class Server(object):
             return file.read()
 
     def objects(self, kind):
-        """[{name: value}, …] of this kind that are registered now."""
+        """Returns [{name: value}, …] of the registered objects of this kind."""
         done = subprocess.run(
             [ISNSD, '--config', self.config, '--dump-db'],
             stdin=subprocess.DEVNULL,
@@ -122,7 +122,7 @@ class Server(object):
         )
 
     def ask(self, *messages):
-        """Say something as another client would."""
+        """Sends a request as another client."""
         with socket.create_connection(('127.0.0.1', self.port), 5) as sock:
             assembler = m.Assembler()
             for message in messages:
@@ -258,7 +258,7 @@ def test_a_registration_lost_by_the_server_is_registered_again(daemon, isnsd):
 
 
 def test_inquiries_are_answered(daemon, isnsd):
-    """ESI: three that are not answered, and the server drops the portal."""
+    """The server removes a portal after three unanswered Entity Status Inquiries (ESI)."""
     server = isnsd()
     begin(daemon, server, isns_esi_interval='1s')
     daemon.logged('registered as storage1')

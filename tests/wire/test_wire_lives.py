@@ -1,4 +1,4 @@
-"""Deaths, stops and reloads of the real daemon, under load."""
+"""Tests of killed processes, stops and reloads of the real daemon under load."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ OTHER = 'iqn.2026-11.test.targetd:other'
 
 
 class Load(threading.Thread):
-    """Writes pattern after pattern in a thread until the connection ends; knows what was
+    """Writes patterns in a thread until the connection ends, and records which writes were
     acknowledged."""
 
     def __init__(self, session, first_block, slots=64, blocks=128):
@@ -126,7 +126,8 @@ def test_ended_workers_are_replaced(served, ready):
 
 @pytest.mark.clause('RFC 7143 11.9', 'RFC 7143 7.5')
 def test_stop_under_load_asks_for_logout(served, ready):
-    """An asynchronous message with event 1; initiators that log out find the stop quick and clean."""
+    """The target sends an Asynchronous Message with event 1; the stop is quick if the initiators
+    log out."""
     loads = [Load(ready(served, name=ONE), 0), Load(ready(served, name=TWO), 65536)]
     for load in loads:
         load.start()
@@ -199,7 +200,7 @@ def test_data_is_there_after_a_stop(served, ready):
 
 
 def test_kill_of_the_master(served, ready):
-    """No worker survives, nothing keeps the port or the disk, and what was acknowledged is there."""
+    """No worker survives, the port and the disk are free, and acknowledged data is on the disk."""
     load = Load(ready(served, name=ONE), 0)
     load.start()
     load.wait_until_busy()
@@ -215,7 +216,8 @@ def test_kill_of_the_master(served, ready):
 
 
 def test_a_stopped_master_does_not_stop_its_sessions(served, ready):
-    """SIGSTOP: what needs no master goes on, and all is well after SIGCONT."""
+    """During SIGSTOP, commands that do not need the master are executed; after SIGCONT all commands
+    are."""
     session = ready(served)
     served.signal(signal.SIGSTOP)
     try:
@@ -231,7 +233,8 @@ def test_a_stopped_master_does_not_stop_its_sessions(served, ready):
 
 @pytest.fixture
 def busy(daemon, ready):
-    """(daemon, load): a daemon with one target under load, whose session must notice nothing."""
+    """(daemon, load): a daemon with one target under load; the load's session must not be
+    affected."""
     daemon.target()
     daemon.text.server['stop-timeout'] = '3'
     daemon.start()
@@ -318,8 +321,8 @@ def test_grow_a_lun(daemon, ready):
 
 
 def test_change_of_a_lun_that_is_in_use(busy, ready):
-    """Another file under the same number: the session is asked to log out and finds the new one
-    when it comes back."""
+    """If the LUN gets another file, the session is asked to log out and finds the new file after
+    its next login."""
     daemon, _ = busy
     daemon.target(OTHER, luns={0: ['backing-store = %s' % daemon.image('first.img')]})
     daemon.reload()
@@ -447,7 +450,7 @@ def test_a_missing_disk_affects_only_its_own_target(daemon, ready):
 
 
 def test_medium_errors_are_reported_as_medium_error(daemon, ready):
-    """Only where the medium is bad; what is good is read and written as before."""
+    """Only defective blocks fail; all other blocks are read and written as before."""
     daemon.target(
         TARGET,
         luns={
@@ -478,8 +481,8 @@ def test_a_full_store_is_reported_as_space_allocation_failed(daemon, ready):
 
 
 def test_a_failed_flush_fails_the_unit_permanently(daemon, ready):
-    """What was acknowledged may be lost: from then on every command of every session is refused,
-    and the log says so."""
+    """Acknowledged data may be lost, so every later command of every session is refused, and this
+    is logged."""
     daemon.target(
         TARGET, luns={0: ['backing-store = %s' % daemon.image(), 'filter = error flush count=1']}
     )
@@ -514,8 +517,8 @@ def test_a_slow_disk_does_not_delay_nops_and_other_sessions(daemon, ready):
 
 @pytest.mark.clause('RFC 7143 11.14')
 def test_a_logout_directly_after_an_abort_is_answered(daemon, ready):
-    """The abort's answer comes from another thread than the logout's; the connection must not close
-    before both are sent."""
+    """The responses of the abort and of the logout come from different threads; the connection must
+    not be closed before both are sent."""
     daemon.target(
         TARGET, luns={0: ['backing-store = %s' % daemon.image(), 'filter = delay write=5ms']}
     )
@@ -558,7 +561,7 @@ def test_abort_waits_until_the_write_cannot_touch_the_medium(daemon, ready):
 
 
 def test_forty_simultaneous_sessions(daemon):
-    """Forty sessions, each with its own worker, each with its own data."""
+    """Forty sessions, each with a separate worker and separate data."""
     daemon.text.server['max-connections-per-address'] = '100'
     daemon.target()
     daemon.start()

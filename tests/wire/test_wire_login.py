@@ -1,5 +1,5 @@
-"""Logins that must fail, with which status, and that the reason stands in the log; CHAP; discovery;
-who may see what."""
+"""Tests of refused logins, their status and log lines; of CHAP; and of discovery and its access
+rules."""
 
 import pytest
 from daemon import TARGET, eventually, free_port, has_ipv6, watched
@@ -197,7 +197,7 @@ def test_a_first_pdu_that_is_not_a_login_request(many):
 
 @pytest.mark.clause('RFC 7143 6.2')
 def test_an_endless_login_text_is_refused(many):
-    """C bit for ever: the target says no before it has kept a megabyte."""
+    """The C bit is always set: the target refuses the login before it has stored one megabyte."""
     with Session(many.address) as session:
         with pytest.raises((LoginFailed, Closed)):
             for number in range(1200):
@@ -284,7 +284,7 @@ def test_second_account(many):
 
 @pytest.mark.clause('RFC 7143 6.3.2', 'RFC 7143 12.1')
 def test_chap_is_not_optional(many):
-    """A target with accounts lets nobody in who skips, declines or leaves out CHAP."""
+    """A target with accounts refuses initiators that skip, decline or omit CHAP."""
     # AuthMethod=None
     assert fails(many, lambda s: s.exchange(replaced('TargetName', SECRET), 0, 1)) == 0x0201
     first = [pair for pair in replaced('TargetName', SECRET) if pair[0] != 'AuthMethod']
@@ -314,8 +314,7 @@ def test_only_an_unknown_algorithm(many):
 
 @pytest.mark.clause('RFC 7143 9.2.1')
 def test_reflected_challenge_is_refused(many):
-    """An initiator that sends the target's own challenge back gets no answer to it (RFC 7143
-    9.2.1)."""
+    """A challenge that the target sent itself is not answered (RFC 7143 9.2.1)."""
 
     class Mirror(Chap):
         def answer(self, keys):
@@ -492,8 +491,7 @@ def test_max_sessions_of_one_target(daemon):
 
 
 def test_connections_of_one_address(daemon):
-    """One more than allowed is told so, in a login response, and does not simply find the door
-    shut."""
+    """A connection above the limit gets a Login Response with a status; it is not just closed."""
     daemon.target()
     daemon.text.server['max-connections-per-address'] = '2'
     daemon.start()

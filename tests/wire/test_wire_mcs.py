@@ -1,5 +1,5 @@
-"""Several connections in one session (RFC 7143 4.2.2, 6.3.4, 11.14): joining, ordering, allegiance,
-leaving, being lost."""
+"""Tests of several connections in one session (RFC 7143 4.2.2, 6.3.4, 11.14): adding, ordering,
+allegiance, logout and loss."""
 
 import struct
 
@@ -144,8 +144,8 @@ def test_no_more_connections_than_negotiated(members):
 
 @pytest.mark.clause('RFC 7143 4.2.2.1')
 def test_commands_are_carried_out_in_the_order_of_their_numbers(members):
-    """RFC 7143 4.2.2.1: the second write is sent first, on the other connection; the first one's
-    data must not win."""
+    """RFC 7143 4.2.2.1: the second write is sent first, on the other connection; the blocks must
+    contain its data, not that of the first write."""
     one, two = members(2)
     early, late = pattern(1, 4096), pattern(2, 4096)
     sn = one.cmd_sn
@@ -213,7 +213,7 @@ def test_a_connection_logout_does_not_affect_the_other_connections(members):
 
 @pytest.mark.clause('RFC 7143 11.14', 'RFC 7143 7.6')
 def test_logout_of_a_connection_waits_for_its_tasks(members):
-    """RFC 7143 11.15.1: the response says that nothing of it is going on."""
+    """RFC 7143 11.15.1: the response is sent when no task of the connection is active."""
     one, two = members(2, SLOW)
     two.submit(read_10(0, 8), read=4096)
     two.ping(immediate=True)
@@ -348,7 +348,7 @@ def test_load_on_all_connections_at_once(members):
 
 @pytest.mark.clause('RFC 7143 6.3.5')
 def test_a_session_is_reinstated_at_once(several, members):
-    """RFC 7143 6.3.5: the old session's worker ends by itself; nobody has to kill it."""
+    """RFC 7143 6.3.5: the worker of the old session ends without being killed."""
     old = members(3)
     again = members(1)[0]
     for connection in old:
@@ -361,8 +361,8 @@ def test_a_session_is_reinstated_at_once(several, members):
 @pytest.mark.clause('RFC 7143 4.2.2')
 @pytest.mark.parametrize('target', [TARGET, SLOW])
 def test_a_connection_whose_initiator_does_not_read_does_not_block_others(several, members, target):
-    """Far more data asked for on one than its socket takes; what is answered in its thread, and in
-    executor threads."""
+    """One connection requests far more data than its socket buffers; with responses from its own
+    thread and from executor threads."""
     one, two = members(2, target)
     big = [one.submit(read_10(0, 8192), read=4 << 20) for _ in range(40)]
     for number in range(8):

@@ -1,4 +1,5 @@
-"""What an initiator can make a session keep in memory is bounded (targetd(8), MEMORY)."""
+"""Tests of the limits on the memory that an initiator can make a session use (targetd(8),
+MEMORY)."""
 
 import struct
 
@@ -14,7 +15,7 @@ MEGABYTE = 1 << 20
 
 @pytest.fixture(scope='module')
 def served_both_ways(tmp_path_factory):
-    """A target that answers in the connection's thread (cache), and one that answers in executor
+    """A target that responds in the connection's thread (cache), and one that responds in executor
     threads."""
     with watched(tmp_path_factory.mktemp('memory')) as daemon:
         lines = ['initiator-address = ALL', 'MaxConnections = 2']
@@ -42,7 +43,7 @@ def write_16(blocks):
 @pytest.mark.parametrize('connections', ['1', '2'])
 @pytest.mark.parametrize('target', ['iqn.2026-11.test.targetd:disk', SLOW])
 def test_an_initiator_that_does_not_read(served_both_ways, ready, target, connections):
-    """100 reads of 4 MiB, and not one answer taken for a while."""
+    """100 reads of 4 MiB whose responses are not received for a while."""
     session = ready(
         served_both_ways,
         target,
@@ -62,7 +63,8 @@ def test_an_initiator_that_does_not_read(served_both_ways, ready, target, connec
 
 @pytest.mark.clause('RFC 7143 11.8')
 def test_writes_whose_data_does_not_come(served_both_ways, ready):
-    """TASK SET FULL where more than 256 MiB would be held; the window stays open (SAM-5)."""
+    """A write that would exceed 256 MiB of buffers gets TASK SET FULL; the command window stays
+    open (SAM-5)."""
     session = ready(served_both_ways, keys={'ImmediateData': 'No'})
     session.hold_r2t = True
     data = bytes(8 * MEGABYTE)

@@ -1,5 +1,5 @@
-"""What two sides agree on, and that writes and reads work by it: every combination of the keys that
-shape a transfer."""
+"""Tests of negotiated keys: writes and reads with every combination of the keys that affect a
+transfer."""
 
 import itertools
 
@@ -57,7 +57,7 @@ def agreed(own, offer):
 
 
 def round_trip(session, seed, sizes):
-    """Write patterns of these sizes one behind another, then read each back."""
+    """Writes consecutive patterns of these sizes, then reads each of them back."""
     at = seed % 97
     places = []
     for size in sizes:
@@ -205,7 +205,7 @@ def test_digests(two_targets, sessions, header, data):
 
 @pytest.mark.clause('RFC 7143 6.2')
 def test_text_keys_over_many_pdus(two_targets, sessions):
-    """The C bit: a request in small pieces, cut in the middle of a word (RFC 7143 6.2)."""
+    """The C bit: a request is divided into small PDUs, also within a key (RFC 7143 6.2)."""
     session = Session(two_targets.address)
     text = pack_text(
         [
@@ -271,8 +271,8 @@ def test_answer_to_one_key(two_targets, key, value, answer):
 
 @pytest.mark.clause('RFC 7143 6.2')
 def test_keys_that_were_not_offered_are_not_answered(two_targets):
-    """An answer to a key that was not offered restarts the negotiation of some initiators; three
-    may be volunteered."""
+    """An answer to a key that was not offered makes some initiators negotiate again; only three
+    keys may be sent unasked."""
     with Session(two_targets.address) as session:
         first, _, _ = session.exchange(
             [
@@ -325,7 +325,7 @@ def test_nop_out_is_echoed_up_to_the_negotiated_length(two_targets, ready):
 
 
 def test_the_test_initiator_detects_violations():
-    """The judge is judged: a StatSN out of order is seen."""
+    """The test initiator detects a StatSN that is out of order."""
     session = Session.__new__(Session)
     session.exp_stat_sn, session.full_feature = 7, False
     with pytest.raises(Violation):

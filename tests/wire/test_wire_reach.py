@@ -1,5 +1,5 @@
-"""EXTENDED COPY between units of two targets of one server, against the real daemon: whom it
-serves, and what stops it."""
+"""Tests of EXTENDED COPY between units of two targets of one server with the real daemon: which
+initiators may use it, and what aborts it."""
 
 import struct
 
@@ -184,7 +184,7 @@ def test_a_standby_path_is_not_used_for_a_copy(daemon, both):
 
 @pytest.mark.parametrize('name', [TARGET, OTHER])
 def test_a_reset_at_the_destination_ends_the_copy_before_it_is_answered(daemon, sessions, name):
-    """At a unit of another target, and at another unit of the same one."""
+    """The destination is a unit of another target, or another unit of the same target."""
     lun = 3
     slow = [
         'backing-store = %s' % daemon.image('slow.img', 256 << 20),

@@ -1,4 +1,4 @@
-"""ErrorRecoveryLevel 1 and 2 over the wire (RFC 7143 7): SNACK, recovery R2T, command retry,
+"""Tests of ErrorRecoveryLevel 1 and 2 (RFC 7143 7): SNACK, recovery R2T, command retry,
 reassignment of tasks."""
 
 import pytest
@@ -103,7 +103,7 @@ def snack(session, kind, itt=NO_TAG, first=0, count=0, tag=NO_TAG, exp_stat_sn=N
 
 
 def run_and_keep(session, *arguments, **more):
-    """(Command, every PDU that answered it)"""
+    """Returns (Command, all PDUs of its response)."""
     command = session.submit(*arguments, **more)
     pdus = []
     while command.result is None:
@@ -114,7 +114,7 @@ def run_and_keep(session, *arguments, **more):
 
 
 def same(pdu, other):
-    """The same but for ExpCmdSN and MaxCmdSN."""
+    """True if both PDUs are equal except for ExpCmdSN and MaxCmdSN."""
     return pdu.bhs[:28] + pdu.bhs[36:] == other.bhs[:28] + other.bhs[36:] and pdu.data == other.data
 
 
@@ -217,7 +217,8 @@ def test_an_unrequested_data_ack_is_rejected(login):
 
 @pytest.mark.clause('RFC 7143 11.16', 'RFC 7143 13.12')
 def test_r_data_snack_repeats_data_with_new_segment_lengths(login):
-    """R-Data SNACK, RFC 7143 11.16.4: the status comes in a response that carries the SNACK tag."""
+    """R-Data SNACK, RFC 7143 11.16.4: the status is sent in a response that contains the SNACK
+    tag."""
     session = login(MaxRecvDataSegmentLength='8192')
     data = pattern(3, 32768)
     session.write(0, data)
@@ -252,7 +253,7 @@ def test_snack_is_rejected_at_level_0(login):
 
 
 def spoilt_data_out(session, command, r2t, spoilt):
-    """Answer an R2T in four PDUs, of which `spoilt` have a wrong digest."""
+    """Sends the data of an R2T in four PDUs, of which those in `spoilt` have a wrong digest."""
     offset, length = r2t.word40, r2t.word44 // 4
     for number in range(4):
         at = offset + number * length
@@ -277,7 +278,7 @@ def spoilt_data_out(session, command, r2t, spoilt):
 @pytest.mark.parametrize('spoilt', [(0,), (1,), (3,), (1, 3), (0, 1, 2, 3)])
 @pytest.mark.clause('RFC 7143 7.8')
 def test_data_out_with_a_wrong_digest_is_requested_again(login, spoilt):
-    """RFC 7143 7.9: Reject, then a recovery R2T for what is missing."""
+    """RFC 7143 7.9: the target sends Reject, then a recovery R2T for the missing data."""
     session = login(
         DataDigest='CRC32C', ImmediateData='No', MaxBurstLength='16384', FirstBurstLength='16384'
     )
@@ -299,7 +300,7 @@ def test_data_out_with_a_wrong_digest_is_requested_again(login, spoilt):
 
 @pytest.mark.clause('RFC 7143 7.2.1', 'RFC 7143 7.8')
 def test_a_command_with_a_wrong_digest_may_be_sent_again(login):
-    """RFC 7143 7.9, 7.1.3: it was never received; its number is still to come."""
+    """RFC 7143 7.9, 7.1.3: the command counts as not received, and its CmdSN is still expected."""
     session = login(DataDigest='CRC32C')
     data = pattern(5, 4096)
     sn, itt = session.cmd_sn, session.next_tag()
@@ -321,7 +322,7 @@ def test_a_command_with_a_wrong_digest_may_be_sent_again(login):
 
 
 def reassign(session, command, exp_data_sn=0):
-    """The response; the task's PDUs come behind it."""
+    """Returns the response; the PDUs of the task follow it."""
     itt = session.next_tag()
     session.wire.send(
         pack_bhs(
@@ -353,8 +354,8 @@ def test_a_running_read_continues_on_a_new_connection(login):
 
 @pytest.mark.clause('RFC 7143 7.2.2')
 def test_unreceived_reads_continue_on_a_new_connection(login):
-    """Far more than is kept for a lost connection: what was not read yet is read when it is asked
-    for again."""
+    """The reads are larger than the data kept for a lost connection; the rest is read again when it
+    is requested."""
     old = login(2, MaxBurstLength='1048576', DefaultTime2Retain='60')
     old.write(0, pattern(12, 4 << 20))
     new = login(2, like=old, cid=2)
@@ -484,8 +485,8 @@ def test_the_session_continues_after_a_rejected_snack(login):
 
 @pytest.mark.clause('RFC 7143 7.2.2')
 def test_a_stop_does_not_wait_for_a_session_without_connections(daemon):
-    """The only connection is lost and its tasks wait for a reassignment: there is nobody to ask for
-    a logout."""
+    """The only connection is lost and its tasks wait for a reassignment, so a logout cannot be
+    requested."""
     daemon.text.server['stop-timeout'] = '60'
     daemon.target(lines=['initiator-address = ALL', 'ErrorRecoveryLevel = 2'])
     daemon.start()

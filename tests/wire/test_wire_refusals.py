@@ -1,5 +1,5 @@
-"""Logins that are sent elsewhere or refused: each login status of RFC 7143 11.13.5 reached over the
-wire, and the way back."""
+"""Tests of redirected and refused logins: each login status of RFC 7143 11.13.5, and the end of
+each condition."""
 
 import os
 
@@ -43,8 +43,8 @@ def first(target, name='iqn.2026-11.test:i', method='None', kind='Normal'):
 
 
 def refused(daemon, pairs, csg=0, nsg=1, tsih=0, isid=ISID, cid=1, version=b'\0\0'):
-    """(status, text keys) of the answer to a first Login Request that must be the last word on its
-    connection."""
+    """Returns (status, text keys) of the response to a first Login Request, after which the target
+    must close the connection."""
     with Session(daemon.address, 'iqn.2026-11.test:i', isid=isid, cid=cid) as session:
         session.login_pdu(pairs, csg, nsg, tsih=tsih, version=version)
         pdu = session.wire.receive()
@@ -96,8 +96,8 @@ def test_a_reload_adds_and_removes_a_redirect_and_sessions_continue(daemon, read
 
 
 def test_an_initiator_that_follows_a_redirect_reaches_the_disk(daemon, tmp_path_factory):
-    """Two servers: the first sends the initiator to the second, where the target of the same name
-    is."""
+    """The first server redirects the initiator to the second one, which has the target of the same
+    name."""
     with watched(tmp_path_factory.mktemp('second')) as second:
         second.target(size=8 << 20)
         second.start()
@@ -139,8 +139,8 @@ def test_each_refusal_has_its_login_status(many, status, question):
 
 @pytest.mark.clause('RFC 7143 13.2', 'RFC 7143 11.13.5')
 def test_one_connection_more_than_negotiated(many, ready):
-    """MaxConnections=1 was agreed on; a second connection of the session is told 0206, and the
-    session goes on."""
+    """With MaxConnections=1, a second connection of the session gets status 0206h, and the session
+    continues."""
     session = ready(many, keys={'MaxConnections': '1'})
     with Session(many.address, session.name, cid=2) as second:
         with pytest.raises(LoginFailed) as failure:
@@ -160,7 +160,7 @@ def test_one_connection_more_than_negotiated(many, ready):
 )
 @pytest.mark.clause('RFC 7143 6.3.1', 'RFC 7143 11.13.5')
 def test_a_connection_cannot_join_the_session_of_another_initiator(many, ready, what):
-    """The TSIH alone opens no door: name, ISID and target must be the session's too."""
+    """The TSIH is not sufficient: the name, the ISID and the target must also match the session."""
     session = ready(many)
     target = what.pop('target', TARGET)
     with Session(many.address, cid=2, **dict(dict(name=session.name), **what)) as second:
@@ -171,7 +171,7 @@ def test_a_connection_cannot_join_the_session_of_another_initiator(many, ready, 
 
 
 def test_failed_joins_do_not_use_up_limits(daemon, ready):
-    """Neither the places of their address nor those of the session."""
+    """Failed joins do not count towards the limits of their address or of the session."""
     daemon.text.server['max-connections-per-address'] = '4'
     daemon.target()
     daemon.start()
@@ -189,7 +189,8 @@ def test_failed_joins_do_not_use_up_limits(daemon, ready):
 
 
 def late(daemon):
-    """A target whose second disk is missing, beside a whole one; the path where the disk will be."""
+    """A target whose second disk is missing, another target that is complete, and the path of the
+    missing disk."""
     path = os.path.join(daemon.directory, 'late.img')
     here = daemon.image('here.img', 1 << 20)
     daemon.target(TARGET, luns={0: ['backing-store = %s' % here], 1: ['backing-store = %s' % path]})
@@ -209,7 +210,8 @@ def admits(daemon):
 
 @pytest.mark.clause('RFC 7143 11.13.5')
 def test_a_target_is_not_ready_until_its_disks_are_available(daemon):
-    """0301, which initiators retry; other targets are served, and discovery shows it all the while."""
+    """The status is 0301h, which initiators retry; other targets are served, and discovery lists
+    the target all the time."""
     path = late(daemon)
     assert not admits(daemon)
     connect(daemon.address, OTHER).close()

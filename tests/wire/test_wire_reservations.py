@@ -1,5 +1,5 @@
-"""Reservations and what else sessions share, between two initiators that two worker processes
-serve."""
+"""Tests of reservations and other shared state, with two initiators served by two worker
+processes."""
 
 import glob
 import json
@@ -20,7 +20,7 @@ KEY_ONE, KEY_TWO = 0x1111222233334444, 0xAAAABBBBCCCCDDDD
 
 
 def reserve_out(session, action, kind=0, key=0, action_key=0, flags=0):
-    """PERSISTENT RESERVE OUT (SPC-4 6.16): the Result."""
+    """Sends PERSISTENT RESERVE OUT (SPC-4 6.16) and returns the Result."""
     parameters = struct.pack('>QQ4xBxH', key, action_key, flags, 0)
     return session.run(
         struct.pack('>BBB2xIB', 0x5F, action, kind, len(parameters), 0), out=parameters
@@ -28,7 +28,7 @@ def reserve_out(session, action, kind=0, key=0, action_key=0, flags=0):
 
 
 def reserve_in(session, action):
-    """PERSISTENT RESERVE IN (SPC-4 6.15): (generation, the rest)."""
+    """Sends PERSISTENT RESERVE IN (SPC-4 6.15) and returns (generation, remaining bytes)."""
     data = session.run(struct.pack('>BB5xHB', 0x5E, action, 1024, 0), read=1024).good().data
     generation, length = struct.unpack_from('>II', data)
     assert length == len(data) - 8
@@ -60,7 +60,7 @@ def read(session):
 
 @pytest.fixture
 def two(served, ready):
-    """(daemon, one, two): two initiators, each in its own worker."""
+    """(daemon, one, two): two initiators, each served by a separate worker."""
     one, other = ready(served, name=ONE), ready(served, name=TWO)
     assert served.worker_of(one).pid != served.worker_of(other).pid
     return served, one, other
@@ -148,7 +148,8 @@ def test_preempt(two):
 
 
 def test_preempt_and_abort_ends_a_write_that_waits_for_its_data(two, ready):
-    """The other's write, whose data is on its way, must not reach the medium after GOOD."""
+    """A write of the other initiator whose data is in transit must not reach the medium after GOOD
+    status."""
     served, one, _ = two
     victim = ready(served, name=THREE, keys={'ImmediateData': 'No'})
     one.write(0, pattern(1, 8192))
@@ -200,8 +201,8 @@ def kill_and_start(served):
 
 @pytest.mark.parametrize('aptpl', [0, 1])
 def test_registrations_are_kept_after_a_crash_of_the_server(two, ready, aptpl):
-    """kill -9 of the master is no loss of power for a cluster: its fences stand when targetd is
-    there again."""
+    """For a cluster, kill -9 of the master is not a power failure: the registrations are in effect
+    after a restart."""
     served, one, _ = two
     assert reserve_out(one, REGISTER_AND_IGNORE, action_key=KEY_ONE, flags=aptpl).status == GOOD
     assert reserve_out(one, RESERVE, WRITE_EXCLUSIVE, KEY_ONE).status == GOOD
@@ -214,8 +215,8 @@ def test_registrations_are_kept_after_a_crash_of_the_server(two, ready, aptpl):
 
 @pytest.mark.parametrize('aptpl', [0, 1])
 def test_only_aptpl_keeps_registrations_after_a_power_failure(two, ready, aptpl):
-    """What the state says of this machine's boot is changed while targetd is down; only APTPL keeps
-    the registrations."""
+    """The saved boot id is changed while targetd is stopped; the registrations are kept only with
+    APTPL."""
     served, one, other = two
     other.logout()
     assert reserve_out(one, REGISTER_AND_IGNORE, action_key=KEY_ONE, flags=aptpl).status == GOOD
@@ -235,8 +236,7 @@ def test_only_aptpl_keeps_registrations_after_a_power_failure(two, ready, aptpl)
 
 
 def test_windows_cluster_validation(two):
-    """The steps of a Windows failover cluster's storage validation, as the clusters' protocol has
-    them."""
+    """The steps of the storage validation of a Windows failover cluster."""
     _, one, other = two
     for session, key in ((one, KEY_ONE), (other, KEY_TWO)):
         assert reserve_out(session, REGISTER_AND_IGNORE, action_key=0).status == GOOD
@@ -313,7 +313,7 @@ def test_reserve_and_persistent_reservations_exclude_each_other(two):
 
 
 def test_reinstatement_by_isid(served, ready):
-    """The same name, ISID and target: the new session takes the old one's place (RFC 7143 6.3.5)."""
+    """A login with the same name, ISID and target reinstates the session (RFC 7143 6.3.5)."""
     old = ready(served, name=ONE)
     worker = served.worker_of(old)
     assert simple(old, 0x16) == GOOD
@@ -342,7 +342,7 @@ def test_reinstatement_waits_until_the_old_session_is_quiet(served, ready):
 
 
 def test_sessions_in_parallel_of_one_initiator(served, ready):
-    """Other ISIDs are other nexuses (multipath, boot loaders): nobody is thrown out."""
+    """Other ISIDs are other nexuses (multipath, boot loaders): no session is ended."""
     sessions = [
         ready(served, name=ONE, isid=b'\x80\0\0\0\0' + bytes([number])) for number in range(4)
     ]

@@ -52,13 +52,13 @@ def progress(session):
 
 
 def state(session):
-    """(status, sense) of TEST UNIT READY."""
+    """Sends TEST UNIT READY and returns (status, sense)."""
     result = session.run(TEST_UNIT_READY)
     return result.key if result.status == CHECK_CONDITION else result.status
 
 
 def eraser(daemon):
-    """The pid of the process that does the work now."""
+    """Returns the process id of the process that executes the operation."""
     return int(re.findall(r'running in worker (\d+)', daemon.log)[-1])
 
 
@@ -181,7 +181,7 @@ def timestamp(session):
 
 
 def self_tests(session):
-    """Codes and results in log page 10h."""
+    """Returns the self-test codes and results of log page 10h."""
     data = session.run(bytes.fromhex('4d 00 50 00 00 0000 ffff 00'), read=65535).good().data
     return [(data[n] >> 5, data[n] & 15) for n in range(8, len(data), 20) if any(data[n : n + 16])]
 

@@ -30,8 +30,8 @@ COUNTED = ('count', 'logged_in', 'joined', 'refused', 'reassigned')
 
 
 def write_and_verify(sessions, seed, number):
-    """One round in a place of its own: writes of several sizes, each read back at once and once
-    more later."""
+    """One round in a separate block range: writes of several sizes, each read back immediately and
+    again later."""
     place = number % 16 * 512
     blocks = (1, 8, 128, 512)[number % 4]
     data = pattern(seed + number, blocks * 512)
@@ -41,14 +41,14 @@ def write_and_verify(sessions, seed, number):
 
 
 def around_trouble(log):
-    """The log from a little before its first traceback on."""
+    """Returns the log from shortly before its first traceback."""
     at = log.find('Traceback')
     return log[max(0, at - 1500) : at + 3500]
 
 
 class Memory(object):
-    """What some processes hold, as time goes on. `grown`: the most that one has more than after the
-    first quarter."""
+    """Resources of some processes over time. `grown`: the largest growth of one process since the
+    first quarter of the run."""
 
     def __init__(self, **processes):
         self.processes = {name: psutil.Process(pid) for name, pid in processes.items()}
@@ -105,7 +105,8 @@ def verified_sessions(daemon):
 
 
 def fuzz(daemon, sessions, fuzzers, over, memory):
-    """Let the fuzzers go while data is written and compared: ({place: (blocks, data)}, rounds)."""
+    """Runs the fuzzers while data is written and compared; returns ({LBA: (blocks, data)},
+    rounds)."""
     for fuzzer in fuzzers:
         fuzzer.start()
     began, rounds, kept = time.monotonic(), 0, {}

@@ -1,5 +1,5 @@
-"""Thin provisioning on a file system that runs full, and the mode pages that go with it and that
-outlast the server."""
+"""Tests of thin provisioning on a file system that becomes full, and of the related mode pages,
+also after a restart."""
 
 import struct
 import threading
@@ -18,7 +18,7 @@ THRESHOLD_REACHED, NO_SPACE, PARAMETERS_CHANGED = (6, 0x38, 0x07), (7, 0x27, 0x0
 
 @pytest.fixture
 def thin(small_disk, daemon):
-    """The daemon, serving 64 MiB thin on 16."""
+    """A daemon with a thin disk of 64 MiB on a file system of 16 MiB."""
     daemon.target(
         luns={
             0: [
@@ -49,12 +49,12 @@ def select(session, page, save=False):
 
 
 def told(session):
-    """Ask until there is a unit attention: its sense."""
+    """Sends commands until there is a unit attention; returns its sense."""
     return eventually(lambda: session.run(TEST_UNIT_READY).key, 15, 'a unit attention')
 
 
 def write_until_full(session, start, end):
-    """Write MiB after MiB; the sense that ends it, or None."""
+    """Writes one MiB after another; returns the sense data of the first failure, or None."""
     for lba in range(start * 2048, end * 2048, 2048):
         result = session.run(
             struct.pack('>BBQIBB', 0x8A, 0, lba, 2048, 0, 0), out=pattern(lba, MIB)
@@ -120,8 +120,8 @@ def test_lba_status_follows_what_is_written_and_unmapped(thin, ready):
 
 
 def test_a_thin_file_that_is_served_read_only_stays_thin(daemon, ready):
-    """It offers what it would offer if it could be written, and protects every mapped and unmapped
-    block."""
+    """A read-only unit reports the same provisioning as a writable one, and all blocks are write-
+    protected."""
     path = daemon.image(size=8 * MIB)
     with open(path, 'r+b') as file:
         file.write(pattern(1, MIB))
@@ -189,7 +189,7 @@ def test_mode_pages_set_by_the_configuration(daemon, ready):
 
 
 def test_sense_data_from_the_master_has_the_selected_format(served, ready):
-    """PERSISTENT RESERVE OUT is refused by the master; D_SENSE holds for it as for everything."""
+    """PERSISTENT RESERVE OUT is refused by the master; D_SENSE also applies to this sense data."""
     session = ready(served)
     page = mode_page(session, 0x0A)
     assert select(session, page[:2] + bytes([page[2] | 4]) + page[3:]).status == GOOD
@@ -211,8 +211,8 @@ def compare_and_write(session, lba, old, new):
 
 
 def count_up(session, successes):
-    """ROUNDS attempts to add one to the counter in block 7; a miscompare says where, and the next
-    attempt reads anew."""
+    """Tries ROUNDS times to increment the counter in block 7; a miscompare must report its offset,
+    and the next attempt reads the block again."""
     for _ in range(ROUNDS):
         old = session.read(7, 1)
         new = struct.pack('<Q', struct.unpack_from('<Q', old)[0] + 1) + old[8:]
@@ -226,7 +226,7 @@ def count_up(session, successes):
 
 
 def test_two_workers_count_with_compare_and_write(served, ready):
-    """The counter ends at the number of successes: no increment is lost, none is done twice."""
+    """The final counter equals the number of successes: no increment is lost or executed twice."""
     one, other = ready(served, name=ONE), ready(served, name=TWO)
     assert served.worker_of(one).pid != served.worker_of(other).pid
     results, failures = ([], []), []
