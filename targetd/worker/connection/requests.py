@@ -167,7 +167,7 @@ class Requests(object):
         self._query(request, lambda task: True)
 
     def _query_asynchronous_event(self, request):
-        """Answer with the pending unit attention (SAM-5 7.10): UADE DEPTH (1: one is pending, 2:
+        """Answer with the pending unit attention (SAM-5): UADE DEPTH (1: one is pending, 2:
         more) and sense key, ASC, ASCQ."""
         pending = self._connection.device.luns[lun_of(request.lun)].attention
         first = pending.peek()
@@ -182,7 +182,7 @@ class Requests(object):
             )
 
     def _reset_nexus(self, request):
-        """I_T NEXUS RESET (SAM-5 7.7): the nexus loses its tasks, its reservation and its medium
+        """I_T NEXUS RESET (SAM-5): the nexus loses its tasks, its reservation and its medium
         removal prevention; the session continues."""
         worker = self._connection.worker
         worker.tasks.abort(
