@@ -1,5 +1,4 @@
-"""FORMAT UNIT and SANITIZE in the master: start, progress, end, failure and resumption; and the records
-of a unit."""
+"""FORMAT UNIT and SANITIZE in the master: start, progress, end, failure and resumption."""
 
 import errno
 import os
@@ -11,8 +10,7 @@ from targetd.config import model
 from targetd.master.exports import exports
 from targetd.master.state import key_files
 from targetd.master.units import transitions
-from targetd.master.units.replication import RECORDS_SECONDS
-from targetd.master.units.transitions import Malformed, Refusal, decide, nexus_ports
+from targetd.master.units.transitions import Malformed, Refusal, decide
 from targetd.master.units.unit import Unit
 from targetd.scsi import sam
 
@@ -440,81 +438,6 @@ def test_an_operation_ends_normally_after_its_session_has_ended(harness):
     harness.units.end_session(harness.one)
     harness.tell(report='operated', failed='')
     assert harness.unit.shared.medium == 'ready'
-
-
-# -- notes and logouts -----------------------------------------------------------------------------
-
-
-def note(harness, kind, message):
-    harness.units.replication.on_note(
-        harness.one, {'report': 'note', 'unit': harness.unit.id, 'kind': kind, 'note': message}
-    )
-
-
-def test_error_counts_are_collected_before_they_are_sent(harness):
-    for _ in range(5):
-        note(harness, 'error', {'kind': 'read'})
-    harness.loop.settle()
-    assert harness.two.of('change') == []
-    harness.loop.pass_time(RECORDS_SECONDS + 0.1)
-    assert [change['records']['errors']['read'] for change in harness.two.of('change')] == [5]
-
-
-def self_test(result, by=ONE):
-    return {
-        'code': 1,
-        'result': result,
-        'number': 0,
-        'hours': 0,
-        'address': None,
-        'key': 0,
-        'asc': 0,
-        'ascq': 0,
-        'by': list(nexus_ports(by)),
-    }
-
-
-def test_self_test_results_are_saved_and_sent_at_once(harness):
-    note(harness, 'self-test', self_test(0))
-    assert harness.two.of('change')[0]['records']['self_tests'][0]['result'] == 0
-    assert harness.units.replication.state.load('key')['records']['self_tests'][0]['code'] == 1
-
-
-def test_a_self_test_is_aborted_with_its_session(harness):
-    note(harness, 'self-test', self_test(15))
-    harness.units.end_session(harness.one)
-    assert harness.unit.shared.records['self_tests'][0]['result'] == 2
-
-
-@pytest.mark.parametrize(
-    'kind, message',
-    [
-        ('set-timestamp', {'offset': 1}),
-        ('error', {'kind': 'melt'}),
-        ('self-test', None),
-        ('self-test', self_test(0, TWO)),
-    ],
-)
-def test_a_worker_that_sends_a_malformed_note_is_killed(harness, kind, message):
-    note(harness, kind, message)
-    assert harness.one.killed and harness.unit.shared.records['self_tests'] == []
-
-
-def test_a_logout_is_answered_after_every_replica_has_released_the_reservation(harness):
-    harness.ask({'ask': 'reserve', 'third_party': None})
-    harness.one.sent.clear()
-    harness.units.log_out_session(harness.one, {'ask': 'leave', 'id': 9})
-    assert (
-        harness.one.of('answer') == []
-        and harness.two.of('change')[-1]['reservations']['reserved_by'] is None
-    )
-    harness.loop.settle()
-    assert [answer['id'] for answer in harness.one.of('answer')] == [9]
-
-
-def test_a_logout_without_a_reservation_is_answered_at_once(harness):
-    harness.units.log_out_session(harness.one, {'ask': 'leave', 'id': 9})
-    assert [answer['id'] for answer in harness.one.of('answer')] == [9]
 
 
 # -- CRYPTOGRAPHIC ERASE ---------------------------------------------------------------------------

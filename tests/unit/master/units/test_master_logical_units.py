@@ -237,6 +237,28 @@ def test_a_session_that_is_lost_while_a_change_is_pending(harness):
     assert not harness.unit.is_busy or harness.two.of('answer') == []
 
 
+def log_out(harness):
+    harness.units.log_out_session(harness.one, {'ask': 'leave', 'id': 9})
+    return [answer['id'] for answer in harness.one.of('answer')]
+
+
+def test_a_logout_is_answered_after_every_replica_has_released_the_reservation(harness):
+    harness.ask(harness.one, 'reserve')
+    for worker in (harness.one, harness.two):
+        harness.acknowledge(worker)
+    harness.one.sent.remove(harness.one.of('answer')[0])
+    assert log_out(harness) == []
+    assert harness.two.of('change')[-1]['reservations']['reserved_by'] is None
+    for worker in (harness.one, harness.two):
+        assert harness.one.of('answer') == []
+        harness.acknowledge(worker)
+    assert [answer['id'] for answer in harness.one.of('answer')] == [9]
+
+
+def test_a_logout_without_a_reservation_is_answered_at_once(harness):
+    assert log_out(harness) == [9]
+
+
 def test_preempt_and_abort_is_answered_after_the_preempted_worker_acknowledges(harness):
     harness.register(harness.one)
     harness.acknowledge(harness.one)

@@ -1,0 +1,90 @@
+"""Reports of workers that change the records of a unit: collected, saved and sent to every replica."""
+
+import pytest
+from master_fakes import TARGET, FakeStore, FakeWorker, make_units, nexus
+
+from targetd.config import model
+from targetd.master.units import transitions
+from targetd.master.units.replication import RECORDS_SECONDS
+from targetd.master.units.transitions import nexus_ports
+from targetd.master.units.unit import Unit
+
+FACTS = {'block_size': 512}
+ONE, TWO = nexus('one'), nexus('two')
+
+
+class Harness(object):
+    """One unit and two workers; `sent` of each worker has the messages to it."""
+
+    def __init__(self, loop, path):
+        self.loop = loop
+        self.units = make_units(loop, path)
+        shared = transitions.initial(FACTS, {}, 'boot')
+        store = FakeStore(str(path / 'disk.img'))
+        self.unit = Unit(TARGET + '/0', 'key', TARGET, model.Lun(0), store, dict(FACTS), shared)
+        self.units.add_unit(self.unit)
+        self.one, self.two = FakeWorker('one'), FakeWorker('two')
+        for worker in (self.one, self.two):
+            self.units.serve_session(worker, nexus(worker.name))
+
+
+@pytest.fixture
+def harness(loop, tmp_path):
+    harness = Harness(loop, tmp_path)
+    yield harness
+    harness.units.close_all()
+
+
+def note(harness, kind, message):
+    harness.units.replication.on_note(
+        harness.one, {'report': 'note', 'unit': harness.unit.id, 'kind': kind, 'note': message}
+    )
+
+
+def test_error_counts_are_collected_before_they_are_sent(harness):
+    for _ in range(5):
+        note(harness, 'error', {'kind': 'read'})
+    harness.loop.settle()
+    assert harness.two.of('change') == []
+    harness.loop.pass_time(RECORDS_SECONDS + 0.1)
+    assert [change['records']['errors']['read'] for change in harness.two.of('change')] == [5]
+
+
+def self_test(result, by=ONE):
+    return {
+        'code': 1,
+        'result': result,
+        'number': 0,
+        'hours': 0,
+        'address': None,
+        'key': 0,
+        'asc': 0,
+        'ascq': 0,
+        'by': list(nexus_ports(by)),
+    }
+
+
+def test_self_test_results_are_saved_and_sent_at_once(harness):
+    note(harness, 'self-test', self_test(0))
+    assert harness.two.of('change')[0]['records']['self_tests'][0]['result'] == 0
+    assert harness.units.replication.state.load('key')['records']['self_tests'][0]['code'] == 1
+
+
+def test_a_self_test_is_aborted_with_its_session(harness):
+    note(harness, 'self-test', self_test(15))
+    harness.units.end_session(harness.one)
+    assert harness.unit.shared.records['self_tests'][0]['result'] == 2
+
+
+@pytest.mark.parametrize(
+    'kind, message',
+    [
+        ('set-timestamp', {'offset': 1}),
+        ('error', {'kind': 'melt'}),
+        ('self-test', None),
+        ('self-test', self_test(0, TWO)),
+    ],
+)
+def test_a_worker_that_sends_a_malformed_note_is_killed(harness, kind, message):
+    note(harness, kind, message)
+    assert harness.one.killed and harness.unit.shared.records['self_tests'] == []
