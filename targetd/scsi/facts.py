@@ -55,7 +55,7 @@ FACTS = (
     ('threshold_count', 0,
      'default threshold: unit attention at this many threshold sets of available space; 0: none'),
     ('mode_pages', '',
-     "mode pages set by the configuration, separated by commas: 'PP-SS:' and the hex digits of the whole page"),
+     "mode pages of the configuration, separated by commas: 'PP-SS:' and the hex digits of the whole page"),
     ('management_url', '', 'a network address for VPD page 85h, or empty'),
     ('logical_unit_group', 0,
      'designator type 6: units with the same number share the states of their groups; 0: not reported'),
