@@ -1,16 +1,13 @@
 """Frames and descriptors between the master and a worker, over a Unix stream socket pair.
 
-A frame is a 4-byte big-endian length and a JSON object; descriptors travel with SCM_RIGHTS beside
-the frame's first byte. JSON,
-because the master does not trust a worker; bytes travel as hex digits. The master's end is
-non-blocking (`queue`, `flush`,
-`receive`); a worker's end blocks (`send` from any of its threads, `read` from its control thread
-only).
+A frame is a 4-byte big-endian length and a JSON object; descriptors travel with SCM_RIGHTS beside the
+frame's first byte. The format is JSON because the master does not trust a worker; bytes are sent as
+hex digits. The master's end is non-blocking (`queue`, `flush`, `receive`); a worker's end blocks
+(`send` from any of its threads, `read` from its control thread only).
 
-The catalogue. `do`: order from the master; `ask`: a worker's question, answered by {'do':
-'answer', 'id': …};
-`report`: one-way message from a worker. `unit` is the unit's id (a string that lasts as long as
-the export).
+The catalogue. `do`: an order from the master; `ask`: a worker's request, answered by {'do': 'answer',
+'id': ...}; `report`: a one-way message from a worker. `unit` is the unit's id, a string that is the same
+for the life of the export.
 
 master -> worker
   serve      connection, + [socket]                       a new connection for a spare

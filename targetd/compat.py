@@ -23,7 +23,7 @@ def freeze_collector():
         gc.freeze()
 
 
-# -- reading and writing at an offset (store/) -------------------------------------------------------------------------
+# -- reading and writing at an offset (store/) -----------------------------------------------------
 
 RWF_DSYNC = 0x2  # Linux 4.7: this write is durable when the call returns
 RWF_NOWAIT = 0x8  # Linux 4.14: fail with EAGAIN if the call would wait for a disk

@@ -12,7 +12,7 @@ import pytest
 from daemon import TARGET, eventually, free_port
 from initiator import connect
 
-from targetd.isns import messages as m
+from targetd.isns import isnsp
 
 pytestmark = pytest.mark.wire
 
@@ -124,13 +124,13 @@ class Server(object):
     def ask(self, *messages):
         """Sends a request as another client."""
         with socket.create_connection(('127.0.0.1', self.port), 5) as sock:
-            assembler = m.Assembler()
+            assembler = isnsp.Assembler()
             for message in messages:
-                sock.sendall(m.encode(message))
+                sock.sendall(isnsp.encode(message))
                 answers = []
                 while not answers:
                     answers = assembler.receive(sock.recv(65536))
-                assert answers[0].status == m.SUCCESS
+                assert answers[0].status == isnsp.SUCCESS
         return answers[0]
 
 
@@ -273,21 +273,28 @@ def test_notifications_are_logged_and_answered(daemon, isnsd):
     server = isnsd()
     begin(daemon, server)
     daemon.logged('registered as storage1')
-    name, identifier = m.text(m.ISCSI_NAME, INITIATOR), m.text(m.ENTITY_IDENTIFIER, 'host1')
-    register = m.request(
-        m.REGISTER,
+    name, identifier = (
+        isnsp.text_attribute(isnsp.ISCSI_NAME, INITIATOR),
+        isnsp.text_attribute(isnsp.ENTITY_IDENTIFIER, 'host1'),
+    )
+    register = isnsp.request_message(
+        isnsp.REGISTER,
         name,
         identifier,
-        m.nothing(m.DELIMITER),
+        isnsp.empty_attribute(isnsp.DELIMITER),
         identifier,
-        m.number(m.ENTITY_PROTOCOL, 2),
+        isnsp.number_attribute(isnsp.ENTITY_PROTOCOL, 2),
         name,
-        m.number(m.ISCSI_NODE_TYPE, 2),
+        isnsp.number_attribute(isnsp.ISCSI_NODE_TYPE, 2),
     )
     server.ask(register)
     daemon.logged('%s is added' % re.escape(INITIATOR))
     eventually(lambda: 'acknowledged notification' in server.log, 10, lambda: server.log[-3000:])
-    server.ask(m.request(m.DEREGISTER, name, m.nothing(m.DELIMITER), identifier))
+    server.ask(
+        isnsp.request_message(
+            isnsp.DEREGISTER, name, isnsp.empty_attribute(isnsp.DELIMITER), identifier
+        )
+    )
     daemon.logged('%s is removed' % re.escape(INITIATOR))
 
 

@@ -20,7 +20,7 @@ import socket
 from targetd import log
 from targetd.config.words import counted
 from targetd.isns import entity as isns_entity
-from targetd.isns import messages
+from targetd.isns import isnsp
 from targetd.master.isns.connections import ClientConnection, NotificationListener
 from targetd.master.logins.portals import family_of, is_wildcard, own_addresses, plain, shown
 
@@ -115,9 +115,12 @@ class Client(object):
         names = [node.name for node in self.known.nodes] if self.known else []
         if name not in names:
             log.info(
-                'iSNS server %s: %s is %s', shown(*self.server), name, isns_entity.event(bitmap)
+                'iSNS server %s: %s is %s',
+                shown(*self.server),
+                name,
+                isns_entity.event_text(bitmap),
             )
-        elif bitmap & messages.OBJECT_REMOVED and name not in self._to_verify:
+        elif bitmap & isnsp.OBJECT_REMOVED and name not in self._to_verify:
             self._to_verify.append(name)
             if self._connection is None:
                 self._wait(SETTLE_SECONDS)
@@ -155,18 +158,18 @@ class Client(object):
         if self.is_gone:
             return
         if known is not None and not self._can_update(known, wanted):
-            self._start(isns_entity.deregistration(known), self._deregistered)
+            self._start(isns_entity.deregistration_conversation(known), self._deregistered)
         elif wanted is None:
             self.state = 'nothing to register'
             if self._is_deregistering:
                 self._finish()
         elif known != wanted or self._is_blind_renewal_due():
             self._start(
-                isns_entity.registration(wanted),
+                isns_entity.registration_conversation(wanted),
                 lambda outcome: self._register_done(wanted, outcome),
             )
         elif self._to_verify:
-            self._start(isns_entity.presence(self._to_verify.pop()), self._verified)
+            self._start(isns_entity.presence_conversation(self._to_verify.pop()), self._verified)
         else:
             self._wait(max(1.0, self._registered.period / 3.0))
 
@@ -197,7 +200,7 @@ class Client(object):
         if not is_current or self._to_verify or self._is_blind_renewal_due():
             self._next()
         else:
-            self._start(isns_entity.renewal(self.known), self._renewed)
+            self._start(isns_entity.renewal_conversation(self.known), self._renewed)
 
     def _start(self, conversation, done):
         def finished(outcome):
@@ -372,15 +375,15 @@ class IsnsClients(object):
 
     def _answer(self, address, message):
         clients = self._of(address)
-        if message.function == messages.INQUIRY:
+        if message.function == isnsp.ENTITY_STATUS_INQUIRY:
             names = [
-                messages.text_of(value)
+                isnsp.attribute_text(value)
                 for tag, value in message.attributes
-                if tag == messages.ENTITY_IDENTIFIER
+                if tag == isnsp.ENTITY_IDENTIFIER
             ]
             if not any(client.has_entity(name) for client in clients for name in names):
                 return None  # without an answer the server removes an earlier entity of ours
-        for bitmap, name in isns_entity.notices(message):
+        for bitmap, name in isns_entity.notified_events(message):
             for client in clients:
                 client.handle_notification(bitmap, name)
-        return isns_entity.answered(message)
+        return isns_entity.response_to(message)

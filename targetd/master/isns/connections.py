@@ -1,7 +1,7 @@
 """The connections of the iSNS client: one to a server for a conversation, and those that servers
 open to us for notifications. All are non-blocking and run in the loop.
 
-May import isns.messages and isns.entity (conversations). isns.client decides what is sent, and when.
+May import isns.isnsp and isns.entity (conversations). isns.client decides what is sent, and when.
 """
 
 import errno
@@ -11,7 +11,7 @@ import socket
 from targetd import log
 from targetd.errors import PortalError
 from targetd.isns import entity as isns_entity
-from targetd.isns import messages
+from targetd.isns import isnsp
 from targetd.master.logins.portals import family_of, open_portal, plain, shown
 from targetd.master.processes.loop import READ, WRITE
 
@@ -30,7 +30,7 @@ class ClientConnection(object):
         self._loop = loop
         self._conversation = conversation
         self._done, self._failed = done, failed
-        self._assembler = messages.Assembler()
+        self._assembler = isnsp.Assembler()
         self._outgoing = b''
         self._transaction = 0
         self._socket = socket.socket(
@@ -87,7 +87,7 @@ class ClientConnection(object):
             self._fail('%s' % e)
             return
         self._transaction += 1
-        self._outgoing = messages.encode(message._replace(transaction=self._transaction & 0xFFFF))
+        self._outgoing = isnsp.encode(message._replace(transaction=self._transaction & 0xFFFF))
         self._timer.cancel()
         self._timer = self._loop.call_later(ANSWER_SECONDS, self._late)
         self._ready(WRITE)
@@ -102,14 +102,14 @@ class ClientConnection(object):
                 self._received(self._socket.recv(RECEIVE))
         except BlockingIOError:
             pass
-        except (OSError, messages.BadMessage) as e:
+        except (OSError, isnsp.BadMessage) as e:
             self._fail(getattr(e, 'strerror', None) or str(e))
         if self._socket is not None:
             self._loop.watch(self._socket, READ | WRITE if self._outgoing else READ, self._ready)
 
     def _received(self, data):
         if not data:
-            raise messages.BadMessage('the server closed the connection')
+            raise isnsp.BadMessage('the server closed the connection')
         for message in self._assembler.receive(data):
             is_expected = message.is_response and message.transaction == self._transaction & 0xFFFF
             if is_expected and self._socket is not None:
@@ -122,7 +122,7 @@ class ServerConnection(object):
     def __init__(self, sock, peer):
         self.socket = sock
         self.peer = peer
-        self.assembler = messages.Assembler()
+        self.assembler = isnsp.Assembler()
         self.outgoing = b''
         self.timer = None
 
@@ -224,14 +224,14 @@ class NotificationListener(object):
                     return
                 for message in connection.assembler.receive(data):
                     answer = self.answer(connection.peer, message)
-                    connection.outgoing += b'' if answer is None else messages.encode(answer)
+                    connection.outgoing += b'' if answer is None else isnsp.encode(answer)
             if connection.outgoing:
                 connection.outgoing = connection.outgoing[
                     connection.socket.send(connection.outgoing, socket.MSG_NOSIGNAL) :
                 ]
         except BlockingIOError:
             pass
-        except (OSError, messages.BadMessage) as e:
+        except (OSError, isnsp.BadMessage) as e:
             log.debug('iSNS server %s: %s', connection.peer, e)
             self._drop(connection)
             return

@@ -9,7 +9,7 @@ from master_fakes import StillLoop
 
 from targetd.config import model
 from targetd.isns import entity as isns_entity
-from targetd.isns import messages as m
+from targetd.isns import isnsp
 from targetd.master.isns import client, connections
 
 SERVER = ('10.0.0.9', 3205)
@@ -49,12 +49,16 @@ class FakeConnection(object):
         try:
             while True:
                 message = self.conversation.send(answer)
-                self.words.append(m.FUNCTION_NAMES[message.function])
-                attributes = [m.nothing(m.DELIMITER)]
-                if knows or message.function != m.QUERY:
-                    attributes.append(m.number(m.REGISTRATION_PERIOD, period))
-                answer = m.Message(
-                    message.function | m.RESPONSE, m.FROM_SERVER, 0, status, tuple(attributes)
+                self.words.append(isnsp.FUNCTION_NAMES[message.function])
+                attributes = [isnsp.empty_attribute(isnsp.DELIMITER)]
+                if knows or message.function != isnsp.QUERY:
+                    attributes.append(isnsp.number_attribute(isnsp.REGISTRATION_PERIOD, period))
+                answer = isnsp.Message(
+                    message.function | isnsp.RESPONSE,
+                    isnsp.FROM_SERVER,
+                    0,
+                    status,
+                    tuple(attributes),
                 )
         except StopIteration as stop:
             self.done(stop.value)
@@ -186,8 +190,8 @@ def test_a_refused_deregistration_does_not_prevent_the_registration(bench):
 @pytest.mark.parametrize('is_there', [True, False])
 def test_a_notification_of_our_removal_is_verified(bench, is_there):
     bench.registered(entity('a', 'b'))
-    bench.client.handle_notification(m.OBJECT_REMOVED, 'iqn.t:b')
-    bench.client.handle_notification(m.OBJECT_REMOVED, 'iqn.t:b')
+    bench.client.handle_notification(isnsp.OBJECT_REMOVED, 'iqn.t:b')
+    bench.client.handle_notification(isnsp.OBJECT_REMOVED, 'iqn.t:b')
     bench.loop.pass_time(0.5)
     assert bench.is_idle()
     bench.loop.pass_time(0.5)
@@ -199,7 +203,7 @@ def test_a_notification_of_our_removal_is_verified(bench, is_there):
 
 def test_notifications_about_other_nodes_are_only_logged(bench, capfd):
     bench.registered(entity('a'))
-    bench.client.handle_notification(m.OBJECT_ADDED, 'iqn.t:initiator')
+    bench.client.handle_notification(isnsp.OBJECT_ADDED, 'iqn.t:initiator')
     bench.loop.pass_time(2)
     assert bench.is_idle() and 'iqn.t:initiator is added' in capfd.readouterr().err
 
@@ -317,7 +321,7 @@ class ServerBench(object):
         sock.settimeout(5)
         self.opened.append(sock)
         self.loop.settle()
-        return sock, m.Assembler().receive(sock.recv(65536))
+        return sock, isnsp.Assembler().receive(sock.recv(65536))
 
     def call(self, source='127.0.0.1'):
         sock = socket.socket()
@@ -330,9 +334,9 @@ class ServerBench(object):
         return sock
 
     def response_to(self, sock, message):
-        sock.sendall(m.encode(message))
+        sock.sendall(isnsp.encode(message))
         self.loop.settle()
-        (answer,) = m.Assembler().receive(sock.recv(65536))
+        (answer,) = isnsp.Assembler().receive(sock.recv(65536))
         return answer
 
     def close(self):
@@ -350,25 +354,37 @@ def server_bench():
 
 
 def reply(message, *attributes):
-    return m.encode(
-        m.Message(message.function | m.RESPONSE, m.FROM_SERVER, message.transaction, 0, attributes)
+    return isnsp.encode(
+        isnsp.Message(
+            message.function | isnsp.RESPONSE, isnsp.FROM_SERVER, message.transaction, 0, attributes
+        )
     )
 
 
 def inquiry(identifier='storage1'):
-    return m.Message(m.INQUIRY, m.FROM_SERVER, 5, None, (m.text(m.ENTITY_IDENTIFIER, identifier),))
+    return isnsp.Message(
+        isnsp.ENTITY_STATUS_INQUIRY,
+        isnsp.FROM_SERVER,
+        5,
+        None,
+        (isnsp.text_attribute(isnsp.ENTITY_IDENTIFIER, identifier),),
+    )
 
 
 def test_a_conversation_over_a_socket_with_a_slow_response(server_bench):
     server_bench.configure(target('a'))
     sock, (message,) = server_bench.accept()
-    assert message.function == m.REGISTER
-    data = reply(message, m.nothing(m.DELIMITER), m.number(m.REGISTRATION_PERIOD, 77))
+    assert message.function == isnsp.REGISTER
+    data = reply(
+        message,
+        isnsp.empty_attribute(isnsp.DELIMITER),
+        isnsp.number_attribute(isnsp.REGISTRATION_PERIOD, 77),
+    )
     for at in range(len(data)):
         sock.sendall(data[at : at + 1])
         server_bench.loop.settle(3)
     server_bench.loop.settle()
-    assert m.Assembler().receive(sock.recv(65536))[0].function == m.REGISTER_NOTIFICATION
+    assert isnsp.Assembler().receive(sock.recv(65536))[0].function == isnsp.REGISTER_SCN
 
 
 def test_a_response_to_an_earlier_transaction_is_ignored(server_bench):
@@ -397,12 +413,15 @@ def test_inquiries_are_answered_only_for_our_entity(server_bench):
     server_bench.configure(target('a'))
     sock = server_bench.call()
     assert server_bench.response_to(sock, inquiry()).attributes == (
-        m.text(m.ENTITY_IDENTIFIER, 'storage1'),
+        isnsp.text_attribute(isnsp.ENTITY_IDENTIFIER, 'storage1'),
     )
-    sock.sendall(m.encode(inquiry('storage0')))
+    sock.sendall(isnsp.encode(inquiry('storage0')))
     server_bench.loop.settle()
     # the other one got no answer
-    assert server_bench.response_to(sock, inquiry()).function == m.INQUIRY | m.RESPONSE
+    assert (
+        server_bench.response_to(sock, inquiry()).function
+        == isnsp.ENTITY_STATUS_INQUIRY | isnsp.RESPONSE
+    )
 
 
 def test_unknown_excess_and_idle_connections_are_closed(server_bench, capfd):
@@ -452,5 +471,5 @@ def test_a_server_that_is_configured_again_is_not_deregistered(server_bench):
     server_bench.configure(target('a'), isns_server=())
     server_bench.configure(target('a'))
     _, (message,) = server_bench.accept()
-    assert message.function == m.REGISTER
+    assert message.function == isnsp.REGISTER
     assert len(server_bench.isns._active_clients()) == 1

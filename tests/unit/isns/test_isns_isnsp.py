@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from targetd.isns import messages as m
+from targetd.isns import isnsp
 
 NAME = b'iqn.2026-11.com.example:disk'
 
@@ -28,7 +28,7 @@ WINDOWS = bytes.fromhex(
 
 
 def one(data):
-    (message,) = m.Assembler().receive(data)
+    (message,) = isnsp.Assembler().receive(data)
     return message
 
 
@@ -36,13 +36,16 @@ def test_a_recorded_response_is_understood():
     message = one(WINDOWS)
     assert (
         message.is_response
-        and message.function == m.REGISTER | m.RESPONSE
-        and message.status == m.SUCCESS
+        and message.function == isnsp.REGISTER | isnsp.RESPONSE
+        and message.status == isnsp.SUCCESS
     )
     assert message.transaction == 0x42
-    assert message.number(m.REGISTRATION_PERIOD) == 300 and message.number(m.PORTAL_PORT) == 3260
-    assert message.operating[0] == m.text(m.ENTITY_IDENTIFIER, 'storage')
-    assert dict(message.attributes)[m.ISCSI_NAME] == NAME
+    assert (
+        message.number(isnsp.REGISTRATION_PERIOD) == 300
+        and message.number(isnsp.PORTAL_PORT) == 3260
+    )
+    assert message.operating[0] == isnsp.text_attribute(isnsp.ENTITY_IDENTIFIER, 'storage')
+    assert dict(message.attributes)[isnsp.ISCSI_NAME] == NAME
 
 
 def test_a_refusal_is_understood():
@@ -50,20 +53,20 @@ def test_a_refusal_is_understood():
     assert (
         message.status == 14
         and message.operating == ()
-        and m.status_name(14) == 'invalid update (status 14)'
+        and isnsp.status_name(14) == 'invalid update (status 14)'
     )
-    assert m.status_name(99) == 'refused (status 99)'
+    assert isnsp.status_name(99) == 'refused (status 99)'
 
 
 def test_a_request_as_it_goes_out():
     """RFC 4171 5.1, 5.1.2: header, then attributes whose values are padded to four bytes; text is
     ended by a NUL."""
-    sent = m.encode(
-        m.request(
-            m.DEREGISTER,
-            m.text(m.ISCSI_NAME, 'iqn.x:abc'),
-            m.nothing(m.DELIMITER),
-            m.number(m.REGISTRATION_PERIOD, 300),
+    sent = isnsp.encode(
+        isnsp.request_message(
+            isnsp.DEREGISTER,
+            isnsp.text_attribute(isnsp.ISCSI_NAME, 'iqn.x:abc'),
+            isnsp.empty_attribute(isnsp.DELIMITER),
+            isnsp.number_attribute(isnsp.REGISTRATION_PERIOD, 300),
         )._replace(transaction=5)
     )
     assert sent == (
@@ -83,7 +86,7 @@ def test_a_request_as_it_goes_out():
     ],
 )
 def test_addresses_are_sixteen_bytes(text, packed):
-    assert m.address(m.PORTAL_ADDRESS, text) == (16, bytes.fromhex(packed))
+    assert isnsp.address_attribute(isnsp.PORTAL_ADDRESS, text) == (16, bytes.fromhex(packed))
 
 
 ATTRIBUTES = st.lists(
@@ -97,10 +100,10 @@ ATTRIBUTES = st.lists(
 @settings(max_examples=60, deadline=None)
 @given(ATTRIBUTES, st.one_of(st.none(), st.integers(0, 30)), st.integers(230, 2000), st.data())
 def test_what_is_sent_is_received_however_it_is_torn(attributes, status, longest, data):
-    function = m.REGISTER if status is None else m.REGISTER | m.RESPONSE
-    message = m.Message(function, m.FROM_CLIENT, 77, status, tuple(attributes))
-    sent = m.encode(message, longest) + m.encode(message._replace(transaction=78), longest)
-    assembler, received = m.Assembler(), []
+    function = isnsp.REGISTER if status is None else isnsp.REGISTER | isnsp.RESPONSE
+    message = isnsp.Message(function, isnsp.FROM_CLIENT, 77, status, tuple(attributes))
+    sent = isnsp.encode(message, longest) + isnsp.encode(message._replace(transaction=78), longest)
+    assembler, received = isnsp.Assembler(), []
     while sent:
         cut = data.draw(st.integers(1, len(sent)))
         received += assembler.receive(sent[:cut])
@@ -109,10 +112,14 @@ def test_what_is_sent_is_received_however_it_is_torn(attributes, status, longest
 
 
 def test_a_long_message_is_several_pdus_of_bounded_size():
-    message = m.request(
-        m.REGISTER, *[m.text(m.ISCSI_NAME, 'iqn.2026-11.test:%0100d' % n) for n in range(200)]
+    message = isnsp.request_message(
+        isnsp.REGISTER,
+        *[
+            isnsp.text_attribute(isnsp.ISCSI_NAME, 'iqn.2026-11.test:%0100d' % n)
+            for n in range(200)
+        ],
     )
-    sent, lengths, flags = m.encode(message), [], []
+    sent, lengths, flags = isnsp.encode(message), [], []
     at = 0
     while at < len(sent):
         _, _, length, flag, _, sequence = struct.unpack_from('>HHHHHH', sent, at)
@@ -121,11 +128,16 @@ def test_a_long_message_is_several_pdus_of_bounded_size():
         flags.append(flag & 0x0C00)
         at += length + 12
     assert max(lengths) <= 8192 and len(lengths) == 4
-    assert flags == [m.FIRST, 0, 0, m.LAST]
+    assert flags == [isnsp.FIRST, 0, 0, isnsp.LAST]
 
 
 def header(
-    function=m.NOTIFICATION, length=0, flags=m.FIRST | m.LAST, transaction=1, sequence=0, version=1
+    function=isnsp.STATE_CHANGE_NOTIFICATION,
+    length=0,
+    flags=isnsp.FIRST | isnsp.LAST,
+    transaction=1,
+    sequence=0,
+    version=1,
 ):
     return struct.pack('>HHHHHH', version, function, length, flags, transaction, sequence)
 
@@ -135,29 +147,33 @@ def header(
     [
         (b'GET / HTTP/1.1\r\n\r\n', 'version'),
         (header(version=2), 'version'),
-        (header(flags=m.FIRST | m.LAST | m.AUTHENTICATED), 'signs'),
-        (header(flags=m.LAST, sequence=1), 'continues no message'),
-        (header(flags=m.FIRST) + header(flags=m.LAST, sequence=2), 'continues no message'),
+        (header(flags=isnsp.FIRST | isnsp.LAST | isnsp.AUTHENTICATED), 'signs'),
+        (header(flags=isnsp.LAST, sequence=1), 'does not continue a message'),
         (
-            header(flags=m.FIRST) + header(flags=m.LAST, sequence=1, transaction=9),
-            'continues no message',
+            header(flags=isnsp.FIRST) + header(flags=isnsp.LAST, sequence=2),
+            'does not continue a message',
         ),
-        (header(function=m.REGISTER | m.RESPONSE), 'without a status'),
-        (header(length=4) + bytes(4), 'cut off'),
+        (
+            header(flags=isnsp.FIRST) + header(flags=isnsp.LAST, sequence=1, transaction=9),
+            'does not continue a message',
+        ),
+        (header(function=isnsp.REGISTER | isnsp.RESPONSE), 'has no status'),
+        (header(length=4) + bytes(4), 'truncated'),
         (header(length=8) + struct.pack('>II', 1, 4), 'longer than its message'),
     ],
 )
 def test_what_is_no_message_is_refused(data, why):
-    with pytest.raises(m.BadMessage, match=why):
-        m.Assembler().receive(data)
+    with pytest.raises(isnsp.BadMessage, match=why):
+        isnsp.Assembler().receive(data)
 
 
 def test_a_message_without_end_is_cut_off():
-    assembler = m.Assembler(1000)
-    with pytest.raises(m.BadMessage, match='1000'):
+    assembler = isnsp.Assembler(1000)
+    with pytest.raises(isnsp.BadMessage, match='1000'):
         for sequence in range(5):
             assembler.receive(
-                header(length=400, flags=0 if sequence else m.FIRST, sequence=sequence) + bytes(400)
+                header(length=400, flags=0 if sequence else isnsp.FIRST, sequence=sequence)
+                + bytes(400)
             )
 
 
@@ -172,8 +188,8 @@ def test_a_message_without_end_is_cut_off():
 )
 def test_noise_is_a_message_or_refused(data):
     try:
-        for message in m.Assembler().receive(data):
+        for message in isnsp.Assembler().receive(data):
             assert isinstance(message.attributes, tuple)
-            message.number(m.PORTAL_PORT), message.operating
-    except m.BadMessage:
+            message.number(isnsp.PORTAL_PORT), message.operating
+    except isnsp.BadMessage:
         pass

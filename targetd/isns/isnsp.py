@@ -4,14 +4,14 @@ Pure; no other import.
 A message is one or more PDUs of one transaction, a PDU a header of 12 bytes and its part of the
 payload:
 
-    version 2 | function 2 | payload length 2 | flags 2 | transaction 2 | sequence 2          RFC 4171 5.1
-    payload of a request:   source, keys, delimiter, operating attributes                     RFC 4171 5.6
-    payload of a response:  status 4, keys, delimiter, operating attributes                   RFC 4171 5.7
-    attribute:              tag 4 | length 4 | value, padded to a multiple of four            RFC 4171 5.1.2, 6
+    version 2 | function 2 | payload length 2 | flags 2 | transaction 2 | sequence 2      RFC 4171 5.1
+    payload of a request:   source, keys, delimiter, operating attributes      RFC 4171 5.6
+    payload of a response:  status 4, keys, delimiter, operating attributes      RFC 4171 5.7
+    attribute:              tag 4 | length 4 | value, padded to a multiple of four      RFC 4171 5.1.2, 6
 
-Here the payload is a tuple of (tag, value bytes); the delimiter is DELIMITER among them, and a
-value of no bytes is 'nothing', which asks for an attribute in a query and denies access in a portal
-group.
+In this module the payload is a tuple of (tag, value bytes). The delimiter is an attribute with the tag
+DELIMITER. An attribute with an empty value requests the attribute in a query, and denies access in a
+portal group.
 """
 
 import ipaddress
@@ -25,18 +25,18 @@ PORT = 3205
 REGISTER = 0x0001  # DevAttrReg
 QUERY = 0x0002  # DevAttrQry
 DEREGISTER = 0x0004  # DevDereg
-REGISTER_NOTIFICATION = 0x0005  # SCNReg
-NOTIFICATION = 0x0008  # SCN: a state changed
-INQUIRY = 0x000D  # ESI: are you there?
+REGISTER_SCN = 0x0005  # SCNReg
+STATE_CHANGE_NOTIFICATION = 0x0008  # SCN
+ENTITY_STATUS_INQUIRY = 0x000D  # ESI
 HEARTBEAT = 0x000E
 RESPONSE = 0x8000
 FUNCTION_NAMES = {
     REGISTER: 'DevAttrReg',
     QUERY: 'DevAttrQry',
     DEREGISTER: 'DevDereg',
-    REGISTER_NOTIFICATION: 'SCNReg',
-    NOTIFICATION: 'SCN',
-    INQUIRY: 'ESI',
+    REGISTER_SCN: 'SCNReg',
+    STATE_CHANGE_NOTIFICATION: 'SCN',
+    ENTITY_STATUS_INQUIRY: 'ESI',
     HEARTBEAT: 'Heartbeat',
 }
 
@@ -111,18 +111,18 @@ HEADER = struct.Struct('>HHHHHH')
 ATTRIBUTE = struct.Struct('>II')
 NUMBER = struct.Struct('>I')
 
-LONGEST_PDU = 8192  # header included; Open-iSNS reads no longer one
-MAXIMUM_MESSAGE = 1 << 20  # of a payload that we assemble
+LONGEST_PDU = 8192  # including the header; Open-iSNS cannot read a longer PDU
+MAXIMUM_MESSAGE = 1 << 20  # bytes of a payload that is assembled
 MAPPED = b'\0' * 10 + b'\xff\xff'
 
 
 class BadMessage(ValueError):
-    """What came is no iSNSP message; the text says why."""
+    """A received message is not a valid iSNSP message; the text is the reason."""
 
 
 class Message(namedtuple('Message', 'function flags transaction status attributes')):
-    """function: with RESPONSE if it is one; flags: without FIRST and LAST; status: None in a
-    request; attributes: see above."""
+    """One iSNSP message. function: includes RESPONSE in a response; flags: without FIRST and LAST;
+    status: None in a request; attributes: ((tag, value bytes), …)."""
 
     __slots__ = ()
 
@@ -132,7 +132,7 @@ class Message(namedtuple('Message', 'function flags transaction status attribute
 
     @property
     def operating(self):
-        """The attributes behind the delimiter that have a value."""
+        """The attributes after the delimiter that have a value."""
         tags = [tag for tag, _ in self.attributes]
         return (
             tuple(a for a in self.attributes[tags.index(DELIMITER) + 1 :] if a[1])
@@ -141,7 +141,7 @@ class Message(namedtuple('Message', 'function flags transaction status attribute
         )
 
     def number(self, tag):
-        """The first value of this tag that is a number of four bytes, or None."""
+        """Return the first four-byte value with this tag as an int, or None."""
         return next(
             (
                 NUMBER.unpack(value)[0]
@@ -152,51 +152,51 @@ class Message(namedtuple('Message', 'function flags transaction status attribute
         )
 
 
-def request(function, *attributes, **more):
-    """A Message from us with these attributes. more: flags (REPLACE)."""
+def request_message(function, *attributes, **more):
+    """Return a request of targetd with these attributes. more: flags (REPLACE)."""
     return Message(function, FROM_CLIENT | more.get('flags', 0), 0, None, attributes)
 
 
-def response(message, status, *attributes):
-    """Our Message in answer to a server's."""
+def response_message(message, status, *attributes):
+    """Return the response to a message of a server."""
     return Message(
         message.function | RESPONSE, FROM_CLIENT, message.transaction, status, attributes
     )
 
 
 def status_name(status):
-    """'no such entry (status 9)', for a log."""
+    """Return a text for the log such as 'no such entry (status 9)'."""
     return '%s (status %d)' % (STATUS_NAMES.get(status, 'refused'), status)
 
 
 # -- attributes ------------------------------------------------------------------------------------
 
 
-def nothing(tag):
-    """An attribute without a value."""
+def empty_attribute(tag):
+    """Return an attribute without a value."""
     return tag, b''
 
 
-def number(tag, value):
-    """An attribute that is a number of four bytes."""
+def number_attribute(tag, value):
+    """Return an attribute whose value is a four-byte number."""
     return tag, NUMBER.pack(value)
 
 
-def text(tag, value):
-    """An attribute that is UTF-8 text: ended by a NUL, padded with more."""
+def text_attribute(tag, value):
+    """Return an attribute whose value is UTF-8 text, terminated and padded with NULs."""
     data = value.encode('utf-8', 'replace') + b'\0'
     return tag, data + bytes(-len(data) % 4)
 
 
-def address(tag, value):
-    """An attribute that is an IP address: 16 bytes, an IPv4 address mapped into IPv6 (RFC 4171
-    6.3.1). A scope is dropped."""
+def address_attribute(tag, value):
+    """Return an attribute whose value is an IP address: 16 bytes, an IPv4 address is mapped into IPv6
+    (RFC 4171 6.3.1). A scope is removed."""
     packed = ipaddress.ip_address(value.partition('%')[0]).packed
     return tag, packed if len(packed) == 16 else MAPPED + packed
 
 
-def text_of(value):
-    """The text of a value as it came."""
+def attribute_text(value):
+    """Return the text of a received value."""
     return value.partition(b'\0')[0].decode('utf-8', 'replace')
 
 
@@ -204,7 +204,7 @@ def text_of(value):
 
 
 def encode(message, longest=LONGEST_PDU):
-    """The bytes of a message: as few PDUs as its attributes, which are not torn, allow."""
+    """Return the bytes of a message in as few PDUs as possible; no attribute is divided."""
     room = longest - HEADER.size
     parts = [b'' if message.status is None else NUMBER.pack(message.status)]
     for tag, value in message.attributes:
@@ -228,17 +228,17 @@ def encode(message, longest=LONGEST_PDU):
 
 
 class Assembler(object):
-    """Bytes of one connection in, whole Messages out."""
+    """Assembles the bytes of one connection to whole Messages."""
 
     def __init__(self, maximum=MAXIMUM_MESSAGE):
         self._maximum = maximum
         self._received = bytearray()
-        self._payload = None  # of the message under way
+        self._payload = None  # of the incomplete message
         self._expected = None  # (function, transaction, sequence) of its next PDU
 
     def receive(self, data):
-        """[Message, …] that are whole now. Raises BadMessage; then the connection is of no more
-        use."""
+        """Return [Message, …] of the messages that are complete now. Raises BadMessage; the connection
+        cannot be used afterwards."""
         self._received += data
         messages = []
         while len(self._received) >= HEADER.size:
@@ -246,7 +246,7 @@ class Assembler(object):
                 self._received
             )
             if version != VERSION:
-                raise BadMessage('version %d of iSNSP, or no iSNSP at all' % version)
+                raise BadMessage('the iSNSP version is %d, or the protocol is not iSNSP' % version)
             if len(self._received) < HEADER.size + length:
                 break
             payload = bytes(self._received[HEADER.size : HEADER.size + length])
@@ -260,10 +260,10 @@ class Assembler(object):
         if flags & FIRST:
             self._payload, self._expected = bytearray(), (function, transaction, sequence)
         if self._payload is None or (function, transaction, sequence) != self._expected:
-            raise BadMessage('a PDU that continues no message')
+            raise BadMessage('a PDU does not continue a message')
         self._payload += payload
         if len(self._payload) > self._maximum:
-            raise BadMessage('a message of more than %d bytes' % self._maximum)
+            raise BadMessage('a message is longer than %d bytes' % self._maximum)
         self._expected = (function, transaction, sequence + 1 & 0xFFFF)
         if not flags & LAST:
             return []
@@ -272,21 +272,21 @@ class Assembler(object):
 
 
 def decode(function, flags, transaction, payload):
-    """The Message of a whole payload. Raises BadMessage."""
+    """Return the Message of a whole payload. Raises BadMessage."""
     status, at = None, 0
     if function & RESPONSE:
         if len(payload) < 4:
-            raise BadMessage('a response without a status')
+            raise BadMessage('a response has no status')
         (status,) = NUMBER.unpack_from(payload)
         at = 4
     attributes = []
     while at < len(payload):
         if at + ATTRIBUTE.size > len(payload):
-            raise BadMessage('an attribute that is cut off')
+            raise BadMessage('an attribute is truncated')
         tag, length = ATTRIBUTE.unpack_from(payload, at)
         at += ATTRIBUTE.size
         if at + length > len(payload):
-            raise BadMessage('an attribute longer than its message')
+            raise BadMessage('an attribute is longer than its message')
         attributes.append((tag, payload[at : at + length]))
         at += length + -length % 4
     return Message(function, flags, transaction, status, tuple(attributes))
