@@ -1,29 +1,34 @@
-"""READ BUFFER and WRITE BUFFER (SPC-4 6.18, 6.49): memory of the unit for testing the way to it.
+"""READ BUFFER and WRITE BUFFER (SPC-4 6.18, 6.49): memory of the unit for testing the data path.
 Pure.
 
-Each nexus has a data buffer and an echo buffer of its own at each unit, so nobody overwrites what
-another tests with. There is no microcode to download and no error history.
+Each nexus has a separate data buffer and echo buffer at each unit, so the tests of two initiators
+do not interfere. Microcode download and error history are not supported.
 """
 
 import struct
+from typing import TYPE_CHECKING
 
 from targetd.scsi import sense
 from targetd.scsi.sense import ILLEGAL_REQUEST, CheckCondition
 from targetd.scsi.spc import answer, parameter_list
 
+if TYPE_CHECKING:
+    from targetd.scsi.lu import LogicalUnit
+    from targetd.scsi.sam import Task
+
 HEADER_AND_DATA, DATA, DESCRIPTOR, ECHO, ECHO_DESCRIPTOR = 0x00, 0x02, 0x03, 0x0A, 0x0B  # MODE
 CAPACITY = 64 << 10  # bytes of the data buffer
-_BLANK = bytes(CAPACITY)  # one for all until somebody writes
+_BLANK = bytes(CAPACITY)  # shared by all nexuses that have not written
 ECHO_CAPACITY = 4096  # bytes of the echo buffer; the field has 13 bits
 
 
 class Buffers(object):
-    """Of one nexus at one unit. data: all of the data buffer; echo: what was written to the echo
-    buffer last, or None."""
+    """The buffers of one nexus at one unit. data: the whole data buffer; echo: the last data
+    written to the echo buffer, or None."""
 
     __slots__ = ('data', 'echo')
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.data = _BLANK
         self.echo = None
 
@@ -32,7 +37,7 @@ def _three_bytes(cdb, offset):
     return int.from_bytes(cdb[offset : offset + 3], 'big')
 
 
-def read_buffer(unit, task):
+def read_buffer(unit: 'LogicalUnit', task: 'Task') -> None:
     """READ BUFFER, SPC-4 6.18."""
     cdb = task.cdb
     mode, offset, length = cdb[1] & 0x1F, _three_bytes(cdb, 3), _three_bytes(cdb, 6)
@@ -56,7 +61,7 @@ def _read_data(unit, number, offset, length):
 
 
 def _read_descriptor(unit, number, offset, length):
-    """OFFSET BOUNDARY 0: any byte. A buffer that is not there has no capacity."""
+    """OFFSET BOUNDARY 0 allows any byte. A buffer that does not exist has capacity 0."""
     return struct.pack('>B3s', 0, (0 if number else CAPACITY).to_bytes(3, 'big'))
 
 
@@ -79,7 +84,7 @@ READS = {
 }
 
 
-def write_buffer(unit, task):
+def write_buffer(unit: 'LogicalUnit', task: 'Task') -> None:
     """WRITE BUFFER, SPC-4 6.49."""
     cdb = task.cdb
     mode, offset, length = cdb[1] & 0x1F, _three_bytes(cdb, 3), _three_bytes(cdb, 6)

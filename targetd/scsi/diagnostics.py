@@ -6,12 +6,18 @@ results stand in log page 10h for every nexus; a background test goes on in one 
 threads (unit.services.run_in_thread) after the command has ended.
 """
 
+from typing import TYPE_CHECKING
+
 from targetd.scsi import records, sense
 from targetd.scsi.cdb import u16
 from targetd.scsi.medium_state import READABLE
 from targetd.scsi.sam import WOULD_BLOCK
 from targetd.scsi.sense import HARDWARE_ERROR, MEDIUM_ERROR, CheckCondition
 from targetd.scsi.spc import answer, parameter_list
+
+if TYPE_CHECKING:
+    from targetd.scsi.lu import LogicalUnit
+    from targetd.scsi.sam import Task
 
 # SELF-TEST CODE
 BACKGROUND_SHORT, BACKGROUND_EXTENDED, ABORT, FOREGROUND_SHORT, FOREGROUND_EXTENDED = 1, 2, 4, 5, 6
@@ -22,17 +28,17 @@ HOUR = 3600 * 1000  # of unit.services.milliseconds()
 
 
 class SelfTest(object):
-    """One that runs. `aborted` only ever becomes True."""
+    """A self-test that is running. `aborted` changes only from False to True."""
 
     __slots__ = ('code', 'aborted')
 
-    def __init__(self, code):
+    def __init__(self, code: int) -> None:
         self.code = code
         self.aborted = False
 
 
-def send_diagnostic(unit, task):
-    """SEND DIAGNOSTIC, SPC-4 6.42. SELFTEST 1 asks for the default self-test: the short one, in the
+def send_diagnostic(unit: 'LogicalUnit', task: 'Task') -> None:
+    """SEND DIAGNOSTIC, SPC-4 6.42. SELFTEST 1 requests the default self-test: the short one in the
     foreground."""
     cdb = task.cdb
     code, self_test = cdb[1] >> 5, bool(cdb[1] & 0x04)
@@ -88,7 +94,7 @@ def _start_background(task):
 
 
 def _run_background(unit):
-    """A thread of the unit's own."""
+    """Runs in a thread of the unit."""
     test = unit.self_test
     try:
         _perform(unit, test, lambda: test.aborted)
@@ -113,7 +119,8 @@ RUNS = {
 
 
 def _perform(unit, test, is_aborted):
-    """Read what the test is to read, and note how it ended. False if it failed."""
+    """Read the blocks that the test covers, and record the result. Returns False if the test
+    failed."""
     offset = 0
     try:
         for offset, length in _pieces(
@@ -133,7 +140,8 @@ def _perform(unit, test, is_aborted):
 
 
 def _pieces(unit, whole):
-    """(offset, length) of what a self-test reads; nothing where there is no medium to be read."""
+    """Yields (offset, length) of the ranges that a self-test reads; none if the medium is not
+    readable."""
     if unit.medium not in READABLE or not unit.blocks:
         return
     size = unit.blocks * unit.block_size
@@ -168,7 +176,7 @@ def _note(unit, code, result, address=None, failure=(0, 0, 0)):
 
 
 def _run_page(task):
-    """Only page 00h, supported diagnostic pages (SPC-4), is known, and it has no content."""
+    """Only page 00h, supported diagnostic pages (SPC-4), is supported; it has no content."""
     data = parameter_list(task, task.length)
     if len(data) < 4:
         raise sense.parameter_list_length_error()
@@ -179,8 +187,8 @@ def _run_page(task):
     return None
 
 
-def receive_diagnostic_results(unit, task):
-    """RECEIVE DIAGNOSTIC RESULTS, SPC-4 6.27: the list of the one page there is."""
+def receive_diagnostic_results(unit: 'LogicalUnit', task: 'Task') -> None:
+    """RECEIVE DIAGNOSTIC RESULTS, SPC-4 6.27: the list of the one supported page."""
     if task.cdb[2]:
         raise sense.invalid_field_in_cdb(2)
     answer(task, b'\0\0\0\1\0', u16(task.cdb, 3))

@@ -1,29 +1,37 @@
-"""LOG SENSE and LOG SELECT (SPC-4 6.8, 6.7): what the unit counted and noticed. Pure.
+"""LOG SENSE and LOG SELECT (SPC-4 6.8, 6.7): counters and events of the unit. Pure.
 
-One row per page. Nothing is counted per command: READ and WRITE pay nothing for their statistics.
-So page 19h has neither numbers of commands (0001h) nor idle time (0002h), which SPC-4 7.3.6 wants
-there: to leave them out is more honest than zeroes, and sg_logs shows the page in hex. The error
-counter pages have what was met in the slow path only. Nothing is saved by SP (DS is 1): what lasts
-is kept without being asked, see records.py. Windows asks for page 0Ch with PC 0 and does not want
-to be refused; list parameters have no thresholds, so PC is ignored there.
+TABLE has one row per page. Commands are not counted, so the log pages cost READ and WRITE nothing.
+Page 19h therefore has neither the numbers of commands (0001h) nor the idle time (0002h) that SPC-4
+7.3.6 requires: omitting them is better than reporting zeroes, and sg_logs shows the page in hex.
+The error counter pages count errors of the slow path only. SP saves nothing (DS is 1): persistent
+values are always kept, see records.py. Windows requests page 0Ch with PC 0 and expects an answer;
+list parameters have no thresholds, so PC is ignored there.
 """
 
 import struct
 from collections import namedtuple
+from typing import TYPE_CHECKING, Any, Tuple
 
 from targetd.scsi import sense
 from targetd.scsi.cdb import u16
 from targetd.scsi.medium_state import FAILED
 from targetd.scsi.sam import WOULD_BLOCK, Change
-from targetd.scsi.sbc import reading
+from targetd.scsi.sbc import read_errors
 from targetd.scsi.spc import answer, parameter_list
+
+if TYPE_CHECKING:
+    from targetd.scsi.lu import LogicalUnit
+    from targetd.scsi.sam import Task
 
 THRESHOLD, CUMULATIVE, DEFAULT_THRESHOLD, DEFAULT_CUMULATIVE = range(4)  # PAGE CONTROL
 ALL_SUBPAGES = 0xFF
 PARAMETER = struct.Struct('>HBB')
 COUNTER, ASCII_LIST, BINARY_LIST = 0x02, 0x01, 0x03  # FORMAT AND LINKING
 UNKNOWN_TEMPERATURE = 0xFF
-DEDICATED, SHARED = 1, 2  # SCOPE of a resource count: with whatever else the store lies on
+DEDICATED, SHARED = (
+    1,
+    2,
+)  # SCOPE of a resource count; shared: with other data on the same file system
 UNCORRECTED = 0x0006  # parameter of the error counter pages
 ACCOUNTING_DATE = 0x0002
 COUNTED = {0x02: 'write', 0x03: 'read', 0x05: 'verify'}  # page -> key of records['errors']
@@ -31,8 +39,9 @@ START_STOP_CYCLES = 0x0E
 
 
 class Page(namedtuple('Page', 'code subpage name parameters blocks needs')):
-    """parameters(unit, page_control) -> [(code, control byte, value bytes)]; blocks: it may wait
-    for the store; needs: name of the fact without which the unit does not have the page, or ''."""
+    """One log page. parameters(unit, page_control) -> [(code, control byte, value bytes)]; blocks:
+    True if it may wait for the store; needs: name of the fact without which the unit does not have
+    the page, or ''."""
 
     __slots__ = ()
 
@@ -49,15 +58,15 @@ def _error_counter(page):
         """SPC-4: errors that the medium corrected by itself are not seen from here."""
         count = unit.records['errors'][COUNTED[page]] if control == CUMULATIVE else 0
         if control in (THRESHOLD, DEFAULT_THRESHOLD):
-            count = (1 << 64) - 1  # no threshold: never reached
+            count = (1 << 64) - 1  # there is no threshold, so it is never reached
         return [(UNCORRECTED, COUNTER, struct.pack('>Q', count))]
 
     return parameters
 
 
 def _provisioning(unit, control):
-    """Logical Block Provisioning, SBC-3, in threshold sets: what the store could still take, and
-    what it takes now."""
+    """Logical Block Provisioning, SBC-3, in threshold sets: the space that is still available to
+    the store and the space that it occupies."""
     one = unit.block_size << unit.facts.threshold_exponent
     counts = [
         (0x0001, unit.store.available() // one, SHARED),
@@ -70,12 +79,12 @@ def _provisioning(unit, control):
 
 
 def _temperature(unit, control):
-    """SPC-4: nobody knows it, and there is no maximum."""
+    """SPC-4: the temperature is unknown, and there is no maximum."""
     return [(code, BINARY_LIST, bytes((0, UNKNOWN_TEMPERATURE))) for code in (0x0000, 0x0001)]
 
 
 def _start_stop(unit, control):
-    """SPC-4. Dates are four digits of the year and two of the week."""
+    """SPC-4. A date is four digits of the year and two of the week."""
     records = unit.records
     date = records['accounting_date'] or ' ' * 6
     return [
@@ -87,7 +96,7 @@ def _start_stop(unit, control):
 
 
 def _self_tests(unit, control):
-    """SPC-4: twenty parameters, the newest first, zeroes where there was no test."""
+    """SPC-4: twenty parameters, newest first; zeroes for tests that did not take place."""
     tests = unit.records['self_tests']
     parameters = []
     for n in range(20):
@@ -110,12 +119,12 @@ def _self_tests(unit, control):
 
 
 def _statistics(unit, control):
-    """SPC-4: only the time interval, a millisecond, in which any would be told."""
+    """SPC-4: only the time interval, one millisecond."""
     return [(0x0003, BINARY_LIST, struct.pack('>II', 3, 1))]
 
 
 def _exceptions(unit, control):
-    """SPC-4: FAILURE PREDICTION THRESHOLD EXCEEDED once acknowledged data was lost."""
+    """SPC-4: FAILURE PREDICTION THRESHOLD EXCEEDED after acknowledged data was lost."""
     code = (0x5D, 0x00) if unit.medium == FAILED else (0, 0)
     return [(0x0000, BINARY_LIST, bytes(code + (UNKNOWN_TEMPERATURE, UNKNOWN_TEMPERATURE)))]
 
@@ -139,19 +148,19 @@ TABLE = (
 # fmt: on
 
 
-def offered(facts):
-    """The Page rows that a unit with these facts has."""
+def offered_pages(facts: Any) -> Tuple[Page, ...]:
+    """Returns the Page rows that a unit with these facts has."""
     return tuple(page for page in TABLE if not page.needs or getattr(facts, page.needs))
 
 
 # -- LOG SENSE -------------------------------------------------------------------------------------
 
 
-def log_sense(unit, task):
+def log_sense(unit: 'LogicalUnit', task: 'Task') -> None:
     """LOG SENSE, SPC-4 6.8."""
     cdb = task.cdb
     code, subpage, pointer = cdb[2] & 0x3F, cdb[3], u16(cdb, 5)
-    rows = offered(unit.facts)
+    rows = offered_pages(unit.facts)
     if code == 0x00 or subpage == ALL_SUBPAGES:
         data = _list(rows, code, subpage)
         if pointer:
@@ -173,7 +182,7 @@ def _would_block(task):
     return WOULD_BLOCK
 
 
-@reading
+@read_errors
 def _run_page(task):
     row, cdb = task.private, task.cdb
     pointer = u16(cdb, 5)
@@ -186,14 +195,14 @@ def _run_page(task):
     ]
 
 
-def page_bytes(code, subpage, body):
-    """The page with its header: DS 1, SPF where it is a subpage."""
+def page_bytes(code: int, subpage: int, body: bytes) -> bytes:
+    """Returns the page with its header: DS 1, SPF for a subpage."""
     return struct.pack('>BBH', 0x80 | (0x40 if subpage else 0) | code, subpage, len(body)) + body
 
 
 def _list(rows, code, subpage):
-    """The pages of lists, SPC-4: 00/00 page codes, 00/FF all pages and subpages, xx/FF those of one
-    page."""
+    """Returns a list page, SPC-4: 00/00 page codes, 00/FF all pages and subpages, xx/FF the
+    subpages of one page."""
     if code == 0x00 and subpage == 0x00:
         body = bytes([0x00] + sorted({row.code for row in rows if not row.subpage}))
         return struct.pack('>BBH', 0x00, 0x00, len(body)) + body
@@ -215,8 +224,8 @@ def _list(rows, code, subpage):
 # -- LOG SELECT ------------------------------------------------------------------------------------
 
 
-def log_select(unit, task):
-    """LOG SELECT, SPC-4 6.7: checked here, changed by the master."""
+def log_select(unit: 'LogicalUnit', task: 'Task') -> None:
+    """LOG SELECT, SPC-4 6.7: checked here; the master changes the records."""
     cdb = task.cdb
     reset, code, subpage = bool(cdb[1] & 0x02), cdb[2] & 0x3F, cdb[3]
     task.length = u16(cdb, 7)
@@ -224,7 +233,7 @@ def log_select(unit, task):
         raise sense.invalid_field_in_cdb(1, 1) if reset else sense.invalid_field_in_cdb(2, 5)
     if code or subpage:
         if subpage not in (0x00, ALL_SUBPAGES) or not any(
-            row.code == code for row in offered(unit.facts)
+            row.code == code for row in offered_pages(unit.facts)
         ):
             raise sense.invalid_field_in_cdb(2, 5)
     task.data_out_length = task.length
@@ -249,9 +258,9 @@ def _run_select(task):
 
 
 def _parse_select(unit, data, control):
-    """{'accounting_date': …, 'errors': …} of the pages in a parameter list."""
+    """Returns {'accounting_date': …, 'errors': …} of the pages in a parameter list."""
     changes, offset = {}, 0
-    codes = {row.code for row in offered(unit.facts)}
+    codes = {row.code for row in offered_pages(unit.facts)}
     while offset < len(data):
         if len(data) < offset + 4:
             raise sense.parameter_list_length_error()
@@ -270,7 +279,7 @@ def _parse_select(unit, data, control):
 
 
 def _parse_parameter(data, offset, end, page, control, changes):
-    """Take one parameter over; gives the offset of the next."""
+    """Store one parameter in `changes`; returns the offset of the next one."""
     if end < offset + PARAMETER.size:
         raise sense.parameter_list_length_error()
     code, _, length = PARAMETER.unpack_from(data, offset)
@@ -284,7 +293,7 @@ def _parse_parameter(data, offset, end, page, control, changes):
     elif page in COUNTED and code == UNCORRECTED:
         if length != 8:
             raise sense.invalid_field_in_parameter_list(offset + 3)
-        if control == CUMULATIVE:  # there is no threshold to be changed
+        if control == CUMULATIVE:  # there are no thresholds to change
             changes.setdefault('errors', {})[COUNTED[page]] = int.from_bytes(value, 'big')
     else:
         raise sense.invalid_field_in_parameter_list(offset)

@@ -65,12 +65,12 @@ class UnitServices(object):
 
     started_at:   when the unit was created, in milliseconds() of its clock
     rod_tokens:   creates and resolves ROD tokens (worker.copy.rod_tokens.UnitRodTokens), or None
-    copy_guests:  object that finds units of other targets for copies (extended_copy.NoReach)
+    copy_guests:  object that finds units of other targets for copies (extended_copy.NoCopyGuests)
     """
 
     started_at = 0
     rod_tokens: Any = None
-    copy_guests: Any = extended_copy.NoReach
+    copy_guests: Any = extended_copy.NoCopyGuests
 
     def milliseconds(self) -> int:
         """The clock: milliseconds since 1970."""
@@ -81,7 +81,7 @@ class UnitServices(object):
         work(argument)
 
     def note(self, kind: str, message: Dict[str, Any]) -> None:
-        """Distribute a record to all nexuses; kind: one of scsi.records.TOLD. Any thread."""
+        """Distribute a record to all nexuses; kind: one of scsi.records.NOTE_KINDS. Any thread."""
 
     def data_lost(self, text: str) -> None:
         """The store has lost data that it had acknowledged. Called once, by any thread, until the
@@ -141,7 +141,7 @@ class LogicalUnit(object):
         # of this nexus
         self.attention = attention.Queue([attention.POWER_ON_OR_RESET])
         self.buffers = buffers.Buffers()
-        self.copies = copy_manager.Copies()
+        self.copies = copy_manager.CopyOperations()
         self.copy_writes: List[Tuple[int, int]] = []  # (offset, length) that copies are writing
         self.self_test = None  # diagnostics.SelfTest that runs in the background
         self.power: Optional[Tuple[int, int]] = None  # sense of a low power condition
@@ -308,7 +308,7 @@ class LogicalUnit(object):
         task.run_blocking = None
         FUNCTIONS[row.function](self, task)
         if self.watched and row.writes:
-            rod_commands.guard(self, row, task)
+            rod_commands.revoke_tokens_before(self, row, task)
 
     def guard_from_new_tokens(self, task: Task) -> Optional[Tuple[int, int]]:
         """Tokens were created after this command was admitted.
@@ -321,14 +321,14 @@ class LogicalUnit(object):
         rows = self.commands[task.cdb[0]]
         row = rows[None] if None in rows else rows.get(task.cdb[1] & 0x1F)
         if task.transfer is None:
-            return rod_commands.written(self, row, task)
-        rod_commands.guard(self, row, task)
+            return rod_commands.written_range(self, row, task)
+        rod_commands.revoke_tokens_before(self, row, task)
         return None
 
     def before_write(self, offset: int, length: int) -> None:
         """These bytes are about to change: revoke the tokens that represent them. Executor threads.
         Raises CheckCondition."""
-        if rod_tokens.touches(self.watched, offset, length):
+        if rod_tokens.overlaps(self.watched, offset, length):
             self.services.rod_tokens.revoke(offset, length)
 
     def _refuse_medium(self, row: opcodes.Row, cdb: bytes) -> None:
@@ -336,7 +336,7 @@ class LogicalUnit(object):
         if not_ready and not self._runs_anyway(row):
             raise not_ready
         if row.writes:
-            if self.read_only and not sbc.writes_nothing(self, row, cdb):
+            if self.read_only and not sbc.may_pass_write_protection(self, row, cdb):
                 raise self.write_protect_error()
             self.refuse_if_failed()
 
@@ -366,7 +366,7 @@ class LogicalUnit(object):
 
     def note(self, kind: str, message: Dict[str, Any]) -> None:
         """Apply a record to the replica here at once, and distribute it. Any thread."""
-        self.records = unit_records.apply(self.records, kind, message)[0]
+        self.records = unit_records.apply_change(self.records, kind, message)[0]
         self.services.note(kind, message)
 
     def _note_error(self, error: OSError, kind: str) -> None:

@@ -1,28 +1,30 @@
-"""Long operations on a medium, FORMAT UNIT and SANITIZE, as values: what is to be done, how far it
-is, how it ended. Pure.
+"""Long operations on a medium, FORMAT UNIT and SANITIZE, as values: what is to be done, the
+progress, and the result. Pure.
 
-One operation is a JSON-able dict, never changed in place. The master owns it, keeps it in stable
-storage and has it done by a process of its own (worker.erasing); the sessions only see the word for
-the medium and the progress.
+One operation is a JSON-able dict that is never changed in place. The master owns it, keeps it in
+stable storage and starts a separate process for it (worker.erasing); the sessions only see the
+state of the medium and the progress.
 
   kind        'format' | 'sanitize'
-  method      'pattern': write `pattern` to every block, `passes` times | 'zeroes': make every block read as zeroes, by
-              whatever way the medium has | 'erase': give all space back and make every block read as zeroes | 'key': put
-              another key in the place of the one that the medium is encrypted with; the master does that itself
-  pattern     hex digits, at most a block; it begins anew in every block
+  method      'pattern': write `pattern` to every block, `passes` times
+              'zeroes': make every block read as zeroes, in the way that suits the medium
+              'erase': free all space and make every block read as zeroes
+              'key': replace the encryption key of the medium, which the master itself does
+  pattern     hex digits, at most one block; it starts again in every block
   passes      1..31; invert: bool, every other pass writes the complement
   ause        ALLOW UNRESTRICTED SANITIZE EXIT, SBC-3 5.24
-  by          [initiator_port, target_port] that asked; it knows without a unit attention
+  by          [initiator_port, target_port] of the nexus that started it, which gets no unit attention
   position    bytes done, of passes * size, all of them durable
-  size        bytes of the medium that position counts in; 0 before it is known
-  failed      '' while it runs, else why it failed
+  size        bytes of the medium that position refers to; 0 before it is known
+  failed      '' while it runs, otherwise the reason of the failure
 
-       ready --asked--> formatting, sanitizing ---done--> ready
+       ready --started--> formatting, sanitizing ---done--> ready
                               |              |---error, process died--> format-failed, sanitize-failed
-                              +-- targetd ends: goes on from `position` after its next start
+                              +-- targetd ends: continues from `position` after the next start
 """
 
 import re
+from typing import Any, Dict, Iterable, Optional
 
 from targetd.scsi.sense import MEDIUM_ERROR, NOT_READY
 
@@ -41,15 +43,15 @@ SENSE = {
     'format-failed': (MEDIUM_ERROR, 0x31, 0x00),  # MEDIUM FORMAT CORRUPTED
     'sanitize-failed': (MEDIUM_ERROR, 0x31, 0x03),  # SANITIZE COMMAND FAILED
 }
-#: how the command itself ends whose operation failed
+#: sense of the command itself if its operation failed
 COMMAND_FAILED = {'format': (MEDIUM_ERROR, 0x31, 0x01), 'sanitize': (MEDIUM_ERROR, 0x31, 0x03)}
 
 _HEX = re.compile('(?:[0-9a-f]{2})*$')
 
 
-def begun(message, by):
-    """The operation that an ask (of a worker, so it may be anything) means. Raises KeyError,
-    ValueError, TypeError."""
+def new_operation(message: Dict[str, Any], by: Iterable[str]) -> Dict[str, Any]:
+    """Returns the operation that a worker asks for. The message is checked, because a worker is not
+    trusted. Raises KeyError, ValueError, TypeError."""
     kind, method, pattern, passes = (
         message['kind'],
         message['method'],
@@ -63,7 +65,7 @@ def begun(message, by):
         or not _HEX.match(pattern)
         or len(pattern) > 2 * MAXIMUM_PATTERN
     ):
-        raise ValueError('no pattern')
+        raise ValueError('the pattern is not valid')
     if bool(pattern) != (method == 'pattern'):
         raise ValueError('a pattern with %s' % method)
     if not isinstance(passes, int) or not 1 <= passes <= MAXIMUM_PASSES:
@@ -82,12 +84,12 @@ def begun(message, by):
     }
 
 
-def restored(kept):
-    """The operation that stable storage held, or None. Raises ValueError if it is damaged."""
+def operation_from_storage(kept: Any) -> Optional[Dict[str, Any]]:
+    """Returns the operation from stable storage, or None. Raises ValueError if it is damaged."""
     if kept is None:
         return None
     try:
-        operation = begun(kept, kept['by'])
+        operation = new_operation(kept, kept['by'])
         position, size, failed = kept['position'], kept['size'], kept['failed']
         if not all(
             isinstance(number, int) and number >= 0 for number in (position, size)
@@ -98,20 +100,21 @@ def restored(kept):
     return dict(operation, position=position, size=size, failed=failed)
 
 
-def sized(operation, size):
-    """The operation for a medium of so many bytes: one of another size than before is begun anew."""
+def for_medium_size(operation: Dict[str, Any], size: int) -> Dict[str, Any]:
+    """Returns the operation for a medium of this size in bytes. If the size differs from before,
+    the operation starts again."""
     return operation if operation['size'] == size else dict(operation, size=size, position=0)
 
 
-def medium(operation):
-    """The word for a medium with this operation, or None where there is none."""
+def medium_state_of(operation: Optional[Dict[str, Any]]) -> Optional[str]:
+    """Returns the state of a medium with this operation, or None if there is no operation."""
     if operation is None:
         return None
     return (FAILED if operation['failed'] else RUNNING)[operation['kind']]
 
 
-def progress(operation, size):
-    """PROGRESS INDICATION, 0..65535 of 65536 (SPC-4); size: bytes of the medium."""
+def progress(operation: Optional[Dict[str, Any]], size: int) -> int:
+    """Returns PROGRESS INDICATION, 0..65535 of 65536 (SPC-4). size: bytes of the medium."""
     if operation is None or not size:
         return 0
     return min(
@@ -120,18 +123,18 @@ def progress(operation, size):
     )
 
 
-def is_running(word):
-    """Is this the word for a medium that is being formatted or sanitized?"""
-    return word in RUNNING.values()
+def is_running(state: str) -> bool:
+    """Returns True for the state of a medium that is being formatted or sanitized."""
+    return state in RUNNING.values()
 
 
-def is_failed(word):
-    """Is this the word for a medium whose formatting or sanitizing failed?"""
-    return word in FAILED.values()
+def is_failed(state: str) -> bool:
+    """Returns True for the state of a medium whose formatting or sanitizing failed."""
+    return state in FAILED.values()
 
 
-def block_content(operation, block_size, number):
-    """What one block holds after pass `number` (from 0), SBC-3 5.24."""
+def block_content(operation: Dict[str, Any], block_size: int, number: int) -> bytes:
+    """Returns the content of one block after pass `number` (from 0), SBC-3 5.24."""
     pattern = bytes.fromhex(operation['pattern'])
     block = (pattern * (block_size // len(pattern) + 1))[:block_size]
     return block.translate(COMPLEMENT) if operation['invert'] and number % 2 else block

@@ -2,11 +2,23 @@
 
 import errno
 import struct
+from typing import TYPE_CHECKING, Any, List, Sequence, Tuple
 
 from targetd.scsi import sense, vpd
 from targetd.scsi.cdb import BLOCKS_AT, extent, length, u16
-from targetd.scsi.sbc import CHUNK, expect_exactly, place, reading, would_block, writing
+from targetd.scsi.sbc import (
+    CHUNK,
+    expect_exactly,
+    read_errors,
+    set_range,
+    would_block,
+    write_errors,
+)
 from targetd.scsi.spc import answer
+
+if TYPE_CHECKING:
+    from targetd.scsi.lu import LogicalUnit
+    from targetd.scsi.sam import Task
 
 DESCRIPTOR = struct.Struct('>QI4x')
 MAXIMUM_STATUS_DESCRIPTORS = 4096
@@ -16,7 +28,7 @@ MAPPED, DEALLOCATED = 0, 1  # PROVISIONING STATUS, SBC-3 table 47
 # -- UNMAP -----------------------------------------------------------------------------------------
 
 
-def unmap(unit, task):
+def unmap(unit: 'LogicalUnit', task: 'Task') -> None:
     """UNMAP, SBC-3 5.28."""
     task.length = task.data_out_length = u16(task.cdb, 7)
     task.offset = 0
@@ -25,9 +37,9 @@ def unmap(unit, task):
     )
 
 
-@writing
-def run_unmap(task):
-    """Executor thread. Everything is checked before anything is unmapped."""
+@write_errors
+def run_unmap(task: 'Task') -> None:
+    """Executor thread. The whole list is checked before the first block is unmapped."""
     unit = task.unit
     ranges = unmap_ranges(unit, bytes(task.data_out or b''), task.length)
     if ranges and unit.read_only:
@@ -38,7 +50,7 @@ def run_unmap(task):
         try:
             unit.store.unmap(lba * unit.block_size, blocks * unit.block_size)
         except OSError as e:
-            # a hint that the medium does not take; the data stays, which is allowed
+            # UNMAP is a hint: a medium that does not support it keeps the data, which is allowed
             if e.errno != errno.EOPNOTSUPP:
                 raise
     if ranges and unit.write_through:
@@ -46,11 +58,11 @@ def run_unmap(task):
     return None
 
 
-def unmap_ranges(unit, data, announced):
-    """[(lba, blocks)] of an UNMAP parameter list, without the empty ones; LBAs of empty ones are
-    not looked at.
+def unmap_ranges(unit: 'LogicalUnit', data: bytes, announced: int) -> List[Tuple[int, int]]:
+    """Returns [(lba, blocks)] of an UNMAP parameter list without empty ranges, whose LBAs are not
+    checked. announced: PARAMETER LIST LENGTH.
 
-    Raises CheckCondition 05/1A/00, 05/26/00 (more than block limits allow), 05/21/00.
+    Raises CheckCondition 05/1A/00, 05/26/00 (more than the block limits allow), 05/21/00.
     """
     if len(data) < announced or announced < 8:
         raise sense.parameter_list_length_error()
@@ -74,9 +86,9 @@ def unmap_ranges(unit, data, announced):
 # -- WRITE SAME ------------------------------------------------------------------------------------
 
 
-def write_same(unit, task):
-    """WRITE SAME(10), (16), SBC-3 5.43, 5.44. A length of 0 runs to the end of the medium unless
-    WSNZ forbids it."""
+def write_same(unit: 'LogicalUnit', task: 'Task') -> None:
+    """WRITE SAME(10), (16), SBC-3 5.43, 5.44. A length of 0 means up to the end of the medium,
+    unless WSNZ forbids it."""
     flags, lba, blocks = extent(task.cdb)
     facts, size = unit.facts, length(task.cdb[0])
     no_data, unmaps = size == 16 and bool(flags & 0x01), bool(flags & 0x08)
@@ -85,7 +97,7 @@ def write_same(unit, task):
     if not blocks and facts.write_same_zero_refused:
         raise sense.invalid_field_in_cdb(BLOCKS_AT[size])
     maximum = facts.maximum_write_same_length // unit.block_size or None
-    place(unit, task, lba, blocks or max(0, unit.blocks - lba), maximum)
+    set_range(unit, task, lba, blocks or max(0, unit.blocks - lba), maximum)
     task.durable = unit.write_through
     task.private = unmaps
     if not no_data:
@@ -93,11 +105,11 @@ def write_same(unit, task):
     task.run, task.run_blocking = would_block, run_write_same
 
 
-@writing
-def run_write_same(task):
-    """Executor thread. UNMAP is obeyed whatever the data where unmapped blocks certainly read as
-    zeroes: every other target does, and libiscsi's tests ask for it. Where they may read as
-    anything, data other than zeroes are written."""
+@write_errors
+def run_write_same(task: 'Task') -> None:
+    """Executor thread. If unmapped blocks are guaranteed to read as zeroes, UNMAP is obeyed
+    whatever the data is: all other targets do this, and the tests of libiscsi require it. Otherwise
+    data other than zeroes is written."""
     unit = task.unit
     block = bytes(task.data_out or b'') if task.data_out_length else b'\0'
     if task.data_out_length and len(block) < unit.block_size:
@@ -127,20 +139,20 @@ def run_write_same(task):
 # -- GET LBA STATUS --------------------------------------------------------------------------------
 
 
-def get_lba_status(unit, task):
-    """GET LBA STATUS, SBC-3 5.4, from the store's extents."""
+def get_lba_status(unit: 'LogicalUnit', task: 'Task') -> None:
+    """GET LBA STATUS, SBC-3 5.4, from the extents of the store."""
     _, lba, allocation_length = extent(task.cdb)
     if lba >= unit.blocks:
         raise sense.lba_out_of_range()
     task.private = allocation_length
-    place(unit, task, lba, unit.blocks - lba)
+    set_range(unit, task, lba, unit.blocks - lba)
     task.run, task.run_blocking = would_block, run_get_lba_status
 
 
-@reading
-def run_get_lba_status(task):
-    """Executor thread: data for what fits into the allocation length; the first descriptor begins
-    at the LBA asked for."""
+@read_errors
+def run_get_lba_status(task: 'Task') -> Any:
+    """Executor thread: returns the descriptors that fit into the allocation length; the first one
+    begins at the requested LBA."""
     unit, allocation_length = task.unit, task.private
     count = min(max(1, (allocation_length - 8) // 16), MAXIMUM_STATUS_DESCRIPTORS)
     extents = unit.store.extents(task.offset, task.length, 2 * count + 1)
@@ -152,10 +164,12 @@ def run_get_lba_status(task):
     return task.private
 
 
-def block_extents(extents, block_size):
-    """[(lba, blocks, mapped)] of adjoining byte extents: a block of which any byte is mapped is
-    mapped."""
-    found = []
+def block_extents(
+    extents: Sequence[Tuple[int, int, bool]], block_size: int
+) -> List[Tuple[int, int, bool]]:
+    """Returns [(lba, blocks, mapped)] for adjoining byte extents. A block is mapped if any of its
+    bytes is mapped."""
+    found: List[Tuple[int, int, bool]] = []
     for offset, count, mapped in extents:
         if not count:
             continue

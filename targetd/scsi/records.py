@@ -1,19 +1,20 @@
-"""What a logical unit remembers about itself: names that initiators gave it, its clock, its logs.
-Pure.
+"""Persistent records of a logical unit: identifying information, timestamp offset, logs. Pure.
 
-One logical unit's records are one JSON-able dict, never changed in place, shared by all nexuses:
-the master applies changes (`apply`) and keeps them in stable storage, every worker reads a replica.
+The records of one logical unit are one JSON-able dict that is never changed in place and is shared
+by all nexuses: the master applies changes (`apply_change`) and keeps them in stable storage; every
+worker has a replica.
 
   identifying       {'0' | '2': hex digits}: IDENTIFYING INFORMATION by type, SPC-4 6.32
-  timestamp_offset  milliseconds that SET TIMESTAMP put between the host's clock and the unit's, SPC-4; None: never set
-  self_tests        the last 20, newest first: {code, result, number, hours, address (int or None), key, asc, ascq,
-                    by: [initiator_port, target_port]}, Self-Test Results of SPC-4
+  timestamp_offset  offset of the unit's clock in milliseconds, SPC-4; None: never set
+  self_tests        the last 20, newest first: {code, result, number, hours, address (int or None), key, asc,
+                    ascq, by: [initiator_port, target_port]}, Self-Test Results of SPC-4
   accounting_date   'YYYYWW', or '', Start-Stop Cycle Counter of SPC-4
   cycles            starts of the unit after a stop; loads: media loaded after an eject
-  errors            {'read' | 'write' | 'verify': commands that met an error of the medium}
+  errors            {'read' | 'write' | 'verify': number of commands that met an error of the medium}
 """
 
 import re
+from typing import Any, Dict, Tuple
 
 from targetd.scsi import attention
 
@@ -27,8 +28,8 @@ _HEX = re.compile('(?:[0-9a-f]{2})*$')
 _DATE = re.compile('[0-9 ]{6}$')
 
 
-def initial():
-    """The records of a unit that nobody has told anything."""
+def initial() -> Dict[str, Any]:
+    """Returns the records of a new unit."""
     return {
         'identifying': {},
         'timestamp_offset': None,
@@ -40,15 +41,15 @@ def initial():
     }
 
 
-def saved(records):
-    """What goes to stable storage: the parts that are not as at first; {} if there is nothing to
-    remember."""
+def records_for_storage(records: Dict[str, Any]) -> Dict[str, Any]:
+    """Returns the part of the records that differs from the initial one and goes to stable storage;
+    may be {}."""
     first = initial()
     return {key: value for key, value in records.items() if value != first[key]}
 
 
-def restored(kept):
-    """The records after a start. A self-test that was under way was ended by that. Raises
+def records_from_storage(kept: Any) -> Dict[str, Any]:
+    """Returns the records after a start, which aborts a self-test that was running. Raises
     ValueError if `kept` is damaged."""
     records = initial()
     if kept is None:
@@ -65,14 +66,17 @@ def restored(kept):
     return nexus_lost(records, None)
 
 
-def apply(records, kind, message):
-    """(new records, the unit attention that the others are owed, or None) of a change that a worker
-    asks for or tells of. Raises KeyError, ValueError, TypeError if it is none."""
+def apply_change(
+    records: Dict[str, Any], kind: str, message: Dict[str, Any]
+) -> Tuple[Dict[str, Any], Any]:
+    """Returns (new records, unit attention for the other nexuses or None) for a change or a note
+    from a worker. Raises KeyError, ValueError, TypeError if it is not valid."""
     return KINDS[kind](records, message)
 
 
-def nexus_lost(records, by):
-    """Background self-tests of this nexus (None: of any) have ended with it."""
+def nexus_lost(records: Dict[str, Any], by: Any) -> Dict[str, Any]:
+    """Returns the records after the loss of this nexus (None: of all), which aborts its background
+    self-tests."""
     tests = [
         dict(test, result=ABORTED_BY_RESET)
         if test['result'] == IN_PROGRESS and (by is None or tuple(test['by']) == tuple(by))
@@ -121,7 +125,7 @@ def _check_errors(value):
 def _checked_test(value):
     address = value.get('address')
     if not all(isinstance(name, str) for name in value['by']) or len(value['by']) != 2:
-        raise ValueError('a self-test of nobody')
+        raise ValueError('the nexus of a self-test is not valid')
     test = {
         key: _number(value[key], most)
         for key, most in (
@@ -173,7 +177,7 @@ def _set_timestamp(records, message):
 
 
 def _self_test(records, message):
-    """The end of one that is under way takes its place."""
+    """The result of a self-test replaces its entry 'in progress'."""
     test = _checked_test(message)
     earlier = list(records['self_tests'])
     if earlier and earlier[0]['result'] == IN_PROGRESS and earlier[0]['by'] == test['by']:
@@ -191,7 +195,7 @@ def _error(records, message):
 
 
 def _log_select(records, message):
-    """What LOG SELECT sets; reset: every counter that can be is 0 again."""
+    """Apply LOG SELECT; reset: set every resettable counter to 0."""
     new = dict(records)
     if message.get('reset'):
         new['errors'] = dict.fromkeys(ERRORS, 0)
@@ -212,6 +216,6 @@ KINDS = {
     'log-select': _log_select,
 }
 
-#: what a worker asks for, and what it tells of
-ASKED = frozenset(('set-identifying-information', 'set-timestamp', 'log-select'))
-TOLD = frozenset(('self-test', 'error'))
+#: changes that a worker asks the master for, and notes that it sends
+CHANGE_KINDS = frozenset(('set-identifying-information', 'set-timestamp', 'log-select'))
+NOTE_KINDS = frozenset(('self-test', 'error'))

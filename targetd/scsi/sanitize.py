@@ -1,14 +1,20 @@
-"""FORMAT UNIT and SANITIZE (SBC-3 5.3, 5.24): the commands. Pure; the master has the operation
-done, see operations.py.
+"""The commands FORMAT UNIT and SANITIZE (SBC-3 5.3, 5.24). Pure. The master starts the operation,
+see operations.py.
 
-CRYPTOGRAPHIC ERASE is offered where the store encrypts, BLOCK ERASE where unmapped blocks certainly
-read as zeroes.
+CRYPTOGRAPHIC ERASE is supported if the store encrypts, BLOCK ERASE if unmapped blocks are
+guaranteed to read as zeroes.
 """
+
+from typing import TYPE_CHECKING
 
 from targetd.scsi import operations, sense
 from targetd.scsi.cdb import u16, u32
 from targetd.scsi.sam import Change
 from targetd.scsi.spc import parameter_list
+
+if TYPE_CHECKING:
+    from targetd.scsi.lu import LogicalUnit
+    from targetd.scsi.sam import Task
 
 OVERWRITE, BLOCK_ERASE, CRYPTOGRAPHIC_ERASE, EXIT_FAILURE_MODE = 0x01, 0x02, 0x03, 0x1F
 
@@ -21,19 +27,19 @@ LONG_LIST, FORMAT_DATA = 0x20, 0x10  # FORMAT UNIT byte 1
 FOV, STPF_TO_DPRY, PATTERN, FORMAT_IMMEDIATE = 0x80, 0x70, 0x08, 0x02
 
 
-def _ask(task):
+def _operation_change(task):
     return Change('operate', task.private)
 
 
 # -- SANITIZE --------------------------------------------------------------------------------------
 
 
-def _sanitize(task, **words):
+def _sanitize_operation(task, **words):
     flags = task.cdb[1]
     return dict(words, kind='sanitize', immediate=bool(flags & IMMEDIATE), ause=bool(flags & AUSE))
 
 
-def overwrite(unit, task):
+def overwrite(unit: 'LogicalUnit', task: 'Task') -> None:
     """SANITIZE, OVERWRITE, SBC-3 5.24."""
     task.length = task.data_out_length = u16(task.cdb, 7)
     if not HEADER < task.length <= HEADER + unit.block_size:
@@ -43,7 +49,7 @@ def overwrite(unit, task):
 
 
 def _run_overwrite(task):
-    """The standard wants 05/24/00 for what is wrong in the list, too."""
+    """The standard requires 05/24/00 for errors in the parameter list too."""
     data = parameter_list(task, task.length)
     passes, length = data[0] & 0x1F, u16(data, 2)
     if not passes or data[0] & 0x60 or data[1]:
@@ -52,7 +58,7 @@ def _run_overwrite(task):
         raise sense.invalid_field_in_cdb(7)
     return Change(
         'operate',
-        _sanitize(
+        _sanitize_operation(
             task,
             method='pattern',
             pattern=data[HEADER:].hex(),
@@ -62,21 +68,22 @@ def _run_overwrite(task):
     )
 
 
-def block_erase(unit, task):
+def block_erase(unit: 'LogicalUnit', task: 'Task') -> None:
     """SANITIZE, BLOCK ERASE, SBC-3 5.24."""
-    task.private = _sanitize(task, method='erase', pattern='', passes=1)
-    task.run = _ask
+    task.private = _sanitize_operation(task, method='erase', pattern='', passes=1)
+    task.run = _operation_change
 
 
-def cryptographic_erase(unit, task):
-    """SANITIZE, CRYPTOGRAPHIC ERASE, SBC-3 5.24. What was written reads as noise afterwards, what
-    was not as zeroes."""
-    task.private = _sanitize(task, method=operations.NEW_KEY, pattern='', passes=1)
-    task.run = _ask
+def cryptographic_erase(unit: 'LogicalUnit', task: 'Task') -> None:
+    """SANITIZE, CRYPTOGRAPHIC ERASE, SBC-3 5.24. Blocks that were written read as random data
+    afterwards, other blocks as zeroes."""
+    task.private = _sanitize_operation(task, method=operations.NEW_KEY, pattern='', passes=1)
+    task.run = _operation_change
 
 
-def exit_failure_mode(unit, task):
-    """SANITIZE, EXIT FAILURE MODE, SBC-3 5.24: the master knows whether it may be left."""
+def exit_failure_mode(unit: 'LogicalUnit', task: 'Task') -> None:
+    """SANITIZE, EXIT FAILURE MODE, SBC-3 5.24: the master decides whether the failure mode may be
+    left."""
     task.run = _exit_failure_mode
 
 
@@ -87,9 +94,9 @@ def _exit_failure_mode(task):
 # -- FORMAT UNIT -----------------------------------------------------------------------------------
 
 
-def format_unit(unit, task):
-    """FORMAT UNIT, SBC-3 5.3. Its CDB does not say how long the list is: what the initiator means
-    to send, at most what a list without defects can have."""
+def format_unit(unit: 'LogicalUnit', task: 'Task') -> None:
+    """FORMAT UNIT, SBC-3 5.3. The CDB does not contain the length of the list, so the EDTL is used,
+    up to the longest list without defects."""
     if task.cdb[1] & FORMAT_DATA:
         room = task.edtl if task.expects_write else 0
         task.length = task.data_out_length = min(room, 8 + 4 + unit.block_size)
@@ -104,7 +111,7 @@ def format_unit(unit, task):
             'passes': 1,
             'immediate': False,
         }
-        task.run = _ask
+        task.run = _operation_change
 
 
 def _run_format(task):
@@ -120,7 +127,7 @@ def _run_format(task):
         raise sense.invalid_field_in_parameter_list(
             1, (flags & (STPF_TO_DPRY | PATTERN)).bit_length() - 1
         )
-    # a defect list: nobody tells this medium what is bad
+    # A defect list is not accepted: the medium has no defects to manage.
     if u32(data, 4) if long_list else u16(data, 2):
         raise sense.invalid_field_in_parameter_list(4 if long_list else 2)
     pattern = _initialization_pattern(data, size, task.unit.block_size) if flags & PATTERN else b''
@@ -139,7 +146,8 @@ def _run_format(task):
 
 
 def _initialization_pattern(data, start, block_size):
-    """The pattern of an initialization pattern descriptor, SBC-3 5.3; b'': whatever we like."""
+    """Returns the pattern of an initialization pattern descriptor, SBC-3 5.3; b'' if the target may
+    choose."""
     if len(data) < start + 4:
         raise sense.parameter_list_length_error()
     kind, length = data[start + 1], u16(data, start + 2)

@@ -1,14 +1,15 @@
-"""The block commands (SBC-3): capacity, read, write, verify, flush, start and stop. Pure: the store
-does the work.
+"""The block commands (SBC-3): capacity, read, write, verify, flush, start and stop. Pure: all I/O
+is done by the store.
 
-Admission functions as in spc. READ and WRITE stand here in full, with every check and every
-exception; the everyday case of them is answered by hot.py, which comes here whenever anything is
-out of the ordinary. FUA on a READ changes nothing: there is one cache, and what it holds is what
-the medium will hold.
+Admission functions work as described in spc. The functions for READ and WRITE contain every check
+and every exception; hot.py has a shorter path for the common case and calls these functions for all
+other cases. FUA on a READ changes nothing: there is only one cache, and its content is what will be
+written to the medium.
 """
 
 import functools
 import struct
+from typing import TYPE_CHECKING, Any, Callable, Optional
 
 from targetd.scsi import alua, sense
 from targetd.scsi.cdb import BLOCKS_AT, FUA, LBA_AT, extent, length, u16, u32
@@ -16,22 +17,27 @@ from targetd.scsi.medium_state import READY, STOPPED
 from targetd.scsi.sam import WOULD_BLOCK, Change
 from targetd.scsi.spc import answer
 
-CHUNK = 1 << 20  # bytes that VERIFY, WRITE SAME and their like hold at a time
+if TYPE_CHECKING:
+    from targetd.scsi.lu import LogicalUnit
+    from targetd.scsi.sam import Task
+
+CHUNK = 1 << 20  # bytes in memory at a time during VERIFY, WRITE SAME and similar commands
 PRE_FETCH_MAXIMUM = 64 << 20  # bytes; a PRE-FETCH of more is GOOD with that much read
 
 
-def would_block(task):
+def would_block(task: 'Task') -> Any:
     """run() of a command that always waits for the store."""
     return WOULD_BLOCK
 
 
-def good(task):
-    """run() of a command that has nothing left to do."""
+def good(task: 'Task') -> None:
+    """run() of a command that has no work left."""
     return None
 
 
-def reading(function):
-    """A run function whose OSErrors are read errors within task.offset, task.length."""
+def read_errors(function: Callable[['Task'], Any]) -> Callable[['Task'], Any]:
+    """Decorator for a run function: reports its OSErrors as read errors within task.offset,
+    task.length."""
 
     @functools.wraps(function)
     def run(task):
@@ -43,8 +49,9 @@ def reading(function):
     return run
 
 
-def writing(function):
-    """A run function whose OSErrors are write errors."""
+def write_errors(function: Callable[['Task'], Any]) -> Callable[['Task'], Any]:
+    """Decorator for a run function: reports its OSErrors as write errors; does nothing for an
+    aborted task."""
 
     @functools.wraps(function)
     def run(task):
@@ -61,9 +68,11 @@ def writing(function):
 # -- ranges and Data-Out ---------------------------------------------------------------------------
 
 
-def place(unit, task, lba, blocks, maximum=None):
-    """Set task.offset and task.length (bytes). Raises CheckCondition if blocks are not there, or
-    more than `maximum`."""
+def set_range(
+    unit: 'LogicalUnit', task: 'Task', lba: int, blocks: int, maximum: Optional[int] = None
+) -> None:
+    """Set task.offset and task.length (bytes). Raises CheckCondition if the blocks are beyond the
+    end of the medium, or more than `maximum`."""
     size = length(task.cdb[0])
     if lba + blocks > unit.blocks:
         raise sense.lba_out_of_range(LBA_AT[size])
@@ -73,8 +82,8 @@ def place(unit, task, lba, blocks, maximum=None):
     task.length = blocks * unit.block_size
 
 
-#: Function of commands that write blocks -> where their number stands in the CDB; None: where its
-#: length says (cdb.extent).
+#: Function of commands that write blocks -> position of the number of blocks in the CDB; None: the
+#: usual position for the length of the CDB (cdb.extent).
 BLOCKS_WRITTEN_AT = {
     'sbc.write': None,
     'sbc.write_and_verify': None,
@@ -85,12 +94,14 @@ BLOCKS_WRITTEN_AT = {
 }
 
 
-def writes_nothing(unit, row, cdb):
-    """May a write-protected unit let this command pass, though its row writes? It names no blocks
-    at all, which is no error (SBC-3 5.33), or blocks that are not there, which is wrong on any
-    unit, and its admission function says so. Whatever else might be wrong with a command, the
-    protection is told first: no order is prescribed (SBC-3 4.12). UNMAP looks itself, for the
-    blocks in its list."""
+def may_pass_write_protection(unit: 'LogicalUnit', row: Any, cdb: bytes) -> bool:
+    """Returns True if a write-protected unit admits this command although its row writes.
+
+    Such a command addresses no blocks, which is not an error (SBC-3 5.33), or blocks beyond the
+    end, which its admission function reports. For other errors the write protection has precedence;
+    the standard prescribes no order (SBC-3 4.12). UNMAP checks the protection itself when it has
+    the list of blocks.
+    """
     if row.function not in BLOCKS_WRITTEN_AT:
         return row.function == 'provisioning.unmap'
     _, lba, blocks = extent(cdb)
@@ -100,10 +111,10 @@ def writes_nothing(unit, row, cdb):
     return lba + blocks > unit.blocks or not blocks and row.function != 'provisioning.write_same'
 
 
-def expect_blocks(unit, task):
-    """Ask for task.length bytes of Data-Out. If the initiator's EDTL is less, only the whole blocks
-    of it are done and the rest is residual (SAM-5); part of a block is refused before any data
-    moves."""
+def expect_blocks(unit: 'LogicalUnit', task: 'Task') -> None:
+    """Ask for task.length bytes of Data-Out. If the EDTL is smaller, only the whole blocks within
+    it are processed and the rest is residual (SAM-5). An EDTL that ends within a block is rejected
+    before any data transfer."""
     task.data_out_length = task.length
     available = task.edtl if task.expects_write else 0
     if available < task.length:
@@ -112,16 +123,15 @@ def expect_blocks(unit, task):
         task.length = available
 
 
-def expect_exactly(task, count):
+def expect_exactly(task: 'Task', count: int) -> None:
     """Ask for `count` bytes of Data-Out of a command that cannot be done in part."""
     task.data_out_length = count
     if (task.edtl if task.expects_write else 0) != count:
         raise sense.invalid_field_in_information_unit()
 
 
-def data_out(task):
-    """The Data-Out that task.length says, as a memoryview of bytes. Raises CheckCondition if the
-    initiator sent less."""
+def data_out(task: 'Task') -> memoryview:
+    """Returns task.length bytes of Data-Out. Raises CheckCondition if the initiator sent fewer."""
     data = memoryview(task.data_out if task.data_out is not None else b'')
     if len(data) < task.length:
         raise sense.invalid_field_in_information_unit()
@@ -131,19 +141,19 @@ def data_out(task):
 # -- READ and WRITE --------------------------------------------------------------------------------
 
 
-def read(unit, task):
-    """READ(6) of SBC-2, READ(10), (12), (16) of SBC-3 5.11 to 5.13, every case."""
+def read(unit: 'LogicalUnit', task: 'Task') -> None:
+    """READ(6) of SBC-2, READ(10), (12), (16) of SBC-3 5.11 to 5.13, all cases."""
     _, lba, blocks = extent(task.cdb)
-    place(unit, task, lba, blocks, unit.maximum_blocks)
+    set_range(unit, task, lba, blocks, unit.maximum_blocks)
     if not blocks:
         task.run = good
         return
     task.run, task.run_blocking = run_read, run_read_blocking
 
 
-def run_read(task):
-    """Connection thread: the data if the store need not wait. A failure is met again, and looked
-    into, by an executor."""
+def run_read(task: 'Task') -> Any:
+    """Connection thread: returns the data if the store need not wait. An error is left to the
+    executor, which repeats the read and examines the error."""
     try:
         data = task.unit.store.try_read(task.offset, task.length)
     except OSError:
@@ -151,16 +161,16 @@ def run_read(task):
     return WOULD_BLOCK if data is None else data
 
 
-@reading
-def run_read_blocking(task):
+@read_errors
+def run_read_blocking(task: 'Task') -> Any:
     """Executor thread."""
     return None if task.aborted else task.unit.store.read(task.offset, task.length)
 
 
-def write(unit, task):
-    """WRITE(6) of SBC-2, WRITE(10), (12), (16) of SBC-3 5.33 to 5.35, every case."""
+def write(unit: 'LogicalUnit', task: 'Task') -> None:
+    """WRITE(6) of SBC-2, WRITE(10), (12), (16) of SBC-3 5.33 to 5.35, all cases."""
     flags, lba, blocks = extent(task.cdb)
-    place(unit, task, lba, blocks, unit.maximum_blocks)
+    set_range(unit, task, lba, blocks, unit.maximum_blocks)
     task.data_out_length = task.length
     task.length = min(task.length, task.edtl if task.expects_write else 0)
     store = unit.store
@@ -175,9 +185,9 @@ def write(unit, task):
         task.run = run_write
 
 
-@writing
-def run_write(task):
-    """Either thread."""
+@write_errors
+def run_write(task: 'Task') -> None:
+    """Connection or executor thread."""
     data = task.data_out
     if data is None or len(data) != task.length:
         data = data_out(task)
@@ -185,11 +195,11 @@ def run_write(task):
     return None
 
 
-@writing
-def run_write_in_part(task):
-    """Executor thread: the EDTL ends within a block, of which the rest stays as it is. Data beyond
-    the EDTL is not transferred, everything else is as in any write (SAM-5); libiscsi's reservation
-    tests write 512 bytes to 4096-byte blocks so."""
+@write_errors
+def run_write_in_part(task: 'Task') -> None:
+    """Executor thread: the EDTL ends within a block; the rest of this block keeps its data. Data
+    beyond the EDTL is not transferred, everything else is as in any write (SAM-5). The reservation
+    tests of libiscsi write 512 bytes to blocks of 4096 bytes this way."""
     unit, data = task.unit, bytes(data_out(task))
     kept = len(data) % unit.block_size
     with unit.store.locked_range(task.offset, len(data) - kept + unit.block_size, True) as medium:
@@ -203,14 +213,14 @@ def run_write_in_part(task):
 NO_COMPARE, COMPARE, _, COMPARE_ONE_BLOCK = range(4)  # BYTCHK, SBC-3 table 113
 
 
-def verify(unit, task):
-    """VERIFY(10), (12), (16), SBC-3 5.29 to 5.31: read, and compare if BYTCHK says so. Windows
+def verify(unit: 'LogicalUnit', task: 'Task') -> None:
+    """VERIFY(10), (12), (16), SBC-3 5.29 to 5.31: read, and compare if BYTCHK requests it. Windows
     formats disks with BYTCHK 0."""
     flags, lba, blocks = extent(task.cdb)
     check = flags >> 1 & 3
     if check == 2:
         raise sense.invalid_field_in_cdb(1, 2)
-    place(unit, task, lba, blocks, unit.maximum_blocks if check == COMPARE else None)
+    set_range(unit, task, lba, blocks, unit.maximum_blocks if check == COMPARE else None)
     task.private = check
     if check == COMPARE:
         expect_blocks(unit, task)
@@ -219,8 +229,8 @@ def verify(unit, task):
     task.run, task.run_blocking = (would_block, run_verify) if task.length else (good, None)
 
 
-@reading
-def run_verify(task):
+@read_errors
+def run_verify(task: 'Task') -> None:
     """Executor thread."""
     unit, check = task.unit, task.private
     if check == COMPARE_ONE_BLOCK:
@@ -238,9 +248,11 @@ def run_verify(task):
     return None
 
 
-def compare_medium(task, medium, expected):
-    """Read the task's range of the store in chunks; `expected(start, count)`: what should be there,
-    or None to read only.
+def compare_medium(
+    task: 'Task', medium: Any, expected: Optional[Callable[[int, int], Any]]
+) -> None:
+    """Read the range of the task in chunks and compare it with expected(start, count), or only read
+    it if `expected` is None.
 
     Raises CheckCondition MISCOMPARE with the LBA of the first block that differs.
     """
@@ -256,13 +268,14 @@ def compare_medium(task, medium, expected):
                 raise sense.miscompare((task.offset + start + difference) // unit.block_size)
 
 
-def first_difference(one, other):
-    """Index of the first byte in which two equally long bytes-likes differ, or None."""
-    # memoryviews would be compared byte by byte, a hundred times slower
+def first_difference(one: Any, other: Any) -> Optional[int]:
+    """Returns the index of the first byte in which two bytes-like objects of equal length differ,
+    or None."""
+    # Comparing memoryviews is a hundred times slower, because it compares byte by byte.
     one, other = bytes(one), bytes(other)
     if one == other:
         return None
-    start, end = 0, len(one)  # the first difference lies in start..end
+    start, end = 0, len(one)  # the first difference is in start..end
     while end - start > 1:
         middle = (start + end) // 2
         if one[start:middle] != other[start:middle]:
@@ -272,13 +285,13 @@ def first_difference(one, other):
     return start
 
 
-def write_and_verify(unit, task):
-    """WRITE AND VERIFY(10), (12), (16), SBC-3 5.37 to 5.39: durable, then read back."""
+def write_and_verify(unit: 'LogicalUnit', task: 'Task') -> None:
+    """WRITE AND VERIFY(10), (12), (16), SBC-3 5.37 to 5.39: a durable write, then a read."""
     flags, lba, blocks = extent(task.cdb)
     task.private = flags >> 1 & 3
     if task.private > COMPARE:
         raise sense.invalid_field_in_cdb(1, 2)
-    place(unit, task, lba, blocks, unit.maximum_blocks)
+    set_range(unit, task, lba, blocks, unit.maximum_blocks)
     expect_blocks(unit, task)
     task.durable = True
     task.run, task.run_blocking = (
@@ -286,7 +299,7 @@ def write_and_verify(unit, task):
     )
 
 
-def run_write_and_verify(task):
+def run_write_and_verify(task: 'Task') -> Any:
     """Executor thread."""
     run_write(task)
     return run_verify(task)
@@ -295,11 +308,11 @@ def run_write_and_verify(task):
 # -- caches ----------------------------------------------------------------------------------------
 
 
-def synchronize_cache(unit, task):
-    """SYNCHRONIZE CACHE(10), (16), SBC-3 5.26, 5.27. With IMMED too it is answered when the data is
-    safe, which is what every initiator that sends it hopes for."""
+def synchronize_cache(unit: 'LogicalUnit', task: 'Task') -> None:
+    """SYNCHRONIZE CACHE(10), (16), SBC-3 5.26, 5.27. The status is sent when the data is durable,
+    also with IMMED, because that is what initiators rely on."""
     _, lba, blocks = extent(task.cdb)
-    place(unit, task, lba, blocks or max(0, unit.blocks - lba))
+    set_range(unit, task, lba, blocks or max(0, unit.blocks - lba))
     unit.refuse_if_failed()
     if unit.store.durable_is_free:
         task.run = good
@@ -307,18 +320,18 @@ def synchronize_cache(unit, task):
         task.run, task.run_blocking = would_block, run_flush
 
 
-@writing
-def run_flush(task):
+@write_errors
+def run_flush(task: 'Task') -> None:
     """Executor thread."""
     task.unit.flush(task.offset, task.length)
     return None
 
 
-def pre_fetch(unit, task):
-    """PRE-FETCH(10), (16), SBC-3 5.8, 5.9: into the page cache. GOOD and not CONDITION MET, because
-    nobody promises that it stays there."""
+def pre_fetch(unit: 'LogicalUnit', task: 'Task') -> None:
+    """PRE-FETCH(10), (16), SBC-3 5.8, 5.9: read into the page cache. The status is GOOD, not
+    CONDITION MET, because the data is not guaranteed to stay in the cache."""
     _, lba, blocks = extent(task.cdb)
-    place(unit, task, lba, blocks or max(0, unit.blocks - lba))
+    set_range(unit, task, lba, blocks or max(0, unit.blocks - lba))
     task.length = min(task.length, PRE_FETCH_MAXIMUM)
     task.private = NO_COMPARE
     task.run, task.run_blocking = would_block, run_verify
@@ -327,16 +340,16 @@ def pre_fetch(unit, task):
 # -- capacity and defects --------------------------------------------------------------------------
 
 
-def read_capacity_10(unit, task):
-    """READ CAPACITY(10), SBC-3 5.15: FFFFFFFFh where the last LBA does not fit."""
+def read_capacity_10(unit: 'LogicalUnit', task: 'Task') -> None:
+    """READ CAPACITY(10), SBC-3 5.15: FFFFFFFFh if the last LBA does not fit."""
     cdb = task.cdb
     if u32(cdb, 2) and not cdb[8] & 1:
         raise sense.invalid_field_in_cdb(2)
     answer(task, struct.pack('>II', min(max(0, unit.blocks - 1), 0xFFFFFFFF), unit.block_size), 8)
 
 
-def read_capacity_16(unit, task):
-    """READ CAPACITY(16), SBC-3 5.16: 32 bytes, of which Windows 2003 wants 12 and takes no more."""
+def read_capacity_16(unit: 'LogicalUnit', task: 'Task') -> None:
+    """READ CAPACITY(16), SBC-3 5.16: 32 bytes. Windows 2003 requests 12."""
     cdb, facts = task.cdb, unit.facts
     if any(cdb[2:10]) and not cdb[14] & 1:
         raise sense.invalid_field_in_cdb(2)
@@ -354,7 +367,7 @@ def read_capacity_16(unit, task):
     answer(task, data, u32(cdb, 10))
 
 
-def report_referrals(unit, task):
+def report_referrals(unit: 'LogicalUnit', task: 'Task') -> None:
     """REPORT REFERRALS, SBC-3 5.23. There is one user data segment, so ONE_SEG changes nothing."""
     lba = int.from_bytes(task.cdb[2:10], 'big')
     if lba >= unit.blocks:
@@ -362,14 +375,13 @@ def report_referrals(unit, task):
     answer(task, alua.referrals_data(unit.access, unit.blocks - 1), u32(task.cdb, 10))
 
 
-def read_defect_data_10(unit, task):
-    """READ DEFECT DATA(10), SBC-3 5.17: both lists are there and empty, in whatever format was
-    asked for."""
+def read_defect_data_10(unit: 'LogicalUnit', task: 'Task') -> None:
+    """READ DEFECT DATA(10), SBC-3 5.17: both lists exist and are empty, in the requested format."""
     asked = task.cdb[2] & 0x1F
     answer(task, struct.pack('>xBH', asked, 0), u16(task.cdb, 7))
 
 
-def read_defect_data_12(unit, task):
+def read_defect_data_12(unit: 'LogicalUnit', task: 'Task') -> None:
     """READ DEFECT DATA(12), SBC-3 5.18."""
     asked = task.cdb[1] & 0x1F
     answer(task, struct.pack('>xBHI', asked, 0, 0), u32(task.cdb, 6))
@@ -377,9 +389,9 @@ def read_defect_data_12(unit, task):
 
 # -- start, stop, eject ----------------------------------------------------------------------------
 
-#: POWER CONDITION -> (ASC, ASCQ) that REQUEST SENSE then has: START_VALID, ACTIVE and LU_CONTROL
-#: none; IDLE, STANDBY and their FORCE_ variants 'activated by command'. The other values change
-#: nothing, and are no error: libiscsi's tests send them.
+#: POWER CONDITION -> (ASC, ASCQ) that REQUEST SENSE then returns: none for START_VALID, ACTIVE and
+#: LU_CONTROL; 'activated by command' for IDLE, STANDBY and their FORCE_ variants. The other values
+#: change nothing and are not an error, because the tests of libiscsi send them.
 POWER_CONDITIONS = {
     0x0: None,
     0x1: None,
@@ -391,20 +403,20 @@ POWER_CONDITIONS = {
 }
 
 
-def start_stop_unit(unit, task):
+def start_stop_unit(unit: 'LogicalUnit', task: 'Task') -> None:
     """START STOP UNIT, SBC-3 5.25.
 
-    Without LOEJ a stop only flushes: Windows stops its disks at shutdown, and a stopped unit would
-    stop for the other initiators as well. Power conditions change nothing a virtual disk has, but
-    REQUEST SENSE says what this nexus asked for until it asks for another or uses the medium. START
-    ends a stop that the administrator ordered.
+    A stop without LOEJ only flushes: Windows stops its disks at shutdown, and a stopped unit would
+    be stopped for all other initiators too. Power conditions have no effect on a virtual disk, but
+    REQUEST SENSE reports the one that this nexus requested until it requests another one or
+    accesses the medium. START ends a stop that the administrator ordered.
     """
     flags = task.cdb[4]
     if flags >> 4 in POWER_CONDITIONS:
         unit.set_power(POWER_CONDITIONS[flags >> 4])
     load_eject, start = bool(flags & 0x02), bool(flags & 0x01)
     task.private = None
-    if flags >> 4 == 0:  # else POWER CONDITION rules, and LOEJ and START are ignored
+    if flags >> 4 == 0:  # for other values of POWER CONDITION, LOEJ and START are ignored
         if load_eject and not unit.facts.removable:
             raise sense.invalid_field_in_cdb(4, 1)
         if load_eject:
@@ -416,18 +428,18 @@ def start_stop_unit(unit, task):
     task.run, task.run_blocking = (would_block, run_stop) if flushes else (run_change, None)
 
 
-def run_stop(task):
-    """Executor thread: what is in the cache must not depend on what comes next."""
+def run_stop(task: 'Task') -> Any:
+    """Executor thread: flush, then return the change for the master, if there is one."""
     run_flush(task)
     return task.private
 
 
-def run_change(task):
-    """What the master must do, or None."""
+def run_change(task: 'Task') -> Any:
+    """Returns the change for the master, or None."""
     return task.private
 
 
-def prevent_allow(unit, task):
-    """PREVENT ALLOW MEDIUM REMOVAL, SBC-3 5.10; per nexus, so the master keeps count."""
+def prevent_allow(unit: 'LogicalUnit', task: 'Task') -> None:
+    """PREVENT ALLOW MEDIUM REMOVAL, SBC-3 5.10. The state is per nexus, so the master keeps it."""
     task.private = Change('prevent', {'prevent': bool(task.cdb[4] & 3)})
     task.run = run_change

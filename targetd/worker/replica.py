@@ -9,7 +9,7 @@ import os
 import time
 
 from targetd import log, store
-from targetd.scsi.copy.extended_copy import NoReach
+from targetd.scsi.copy.extended_copy import NoCopyGuests
 from targetd.scsi.device import Device
 from targetd.scsi.facts import UnitFacts
 from targetd.scsi.lu import LogicalUnit, UnitServices
@@ -118,7 +118,7 @@ class Replica(object):
             descriptors,
             nexus,
             Device(nexus, ports_of(self._configuration, nexus)),
-            NoReach,
+            NoCopyGuests,
         )
 
     def _new_unit(self, message, descriptors, nexus, device, copy_guests):

@@ -360,7 +360,7 @@ def carry_over_state(old, new):
     shared = new.shared._replace(
         reservations=old.shared.reservations,
         operation=old.shared.operation,
-        medium=operations.medium(old.shared.operation) or READY,
+        medium=operations.medium_state_of(old.shared.operation) or READY,
     )
     if old.store.cipher_key and old.lun.encryption_key_file == new.lun.encryption_key_file:
         new.store.set_cipher_key(old.store.cipher_key)

@@ -56,7 +56,7 @@ class CopyGuests(object):
         for other in self.replication.by_id.values():
             if (
                 other.target_name != unit.target_name
-                and extended_copy.is_named(UnitFacts.from_message(other.facts), *designator)
+                and extended_copy.has_designator(UnitFacts.from_message(other.facts), *designator)
                 and self.may_log_in(worker, other.target_name)
             ):
                 return other

@@ -88,7 +88,7 @@ class FormatSanitize(object):
             self._running[worker] = unit
             log.info('unit %s: running in worker %d', unit.id, worker.pid)
             unit.shared = unit.shared._replace(
-                operation=operations.sized(unit.shared.operation, unit.store.size)
+                operation=operations.for_medium_size(unit.shared.operation, unit.store.size)
             )
             descriptor = unit.store.descriptor
             self.workers.send(

@@ -83,10 +83,10 @@ class RodTokens(object):
             offset + length > unit.store.size for offset, length in ranges
         ):
             raise ValueError('ranges %r' % (ranges,))
-        data = rod_tokens.make(
+        data = rod_tokens.make_token(
             UnitFacts.from_message(unit.facts),
             next(self._numbers) & (1 << 64) - 1,
-            rod_tokens.total(ranges),
+            rod_tokens.total_length(ranges),
             unit.target_name,
             os.urandom(rod_tokens.SECRET_LENGTH),
         )
@@ -145,7 +145,7 @@ class RodTokens(object):
         touched = [
             token
             for token in self._tokens_of(unit)
-            if rod_tokens.touches(rod_tokens.union(token.ranges), offset, length)
+            if rod_tokens.overlaps(rod_tokens.merge_ranges(token.ranges), offset, length)
         ]
         self._end_tokens(touched, REVOKED)
         answer(Refusal(sam.GOOD))
@@ -202,7 +202,7 @@ class RodTokens(object):
     def _send_ranges(self, unit, done=None):
         """Send the workers of the unit the bytes that its tokens represent; done() when all of them
         have acknowledged."""
-        unit.watched = rod_tokens.union(r for t in self._tokens_of(unit) for r in t.ranges)
+        unit.watched = rod_tokens.merge_ranges(r for t in self._tokens_of(unit) for r in t.ranges)
         self.replication.send_change(unit, {'watched': unit.watched}, done)
 
 

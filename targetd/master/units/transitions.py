@@ -113,15 +113,15 @@ def initial(facts, saved, boot_id, configured=None):
     the same boot; after another boot (loss of power) only those with APTPL are restored. configured:
     the alua state that the configuration gives. Raises ValueError if `saved` is damaged."""
     same_boot = bool(boot_id) and saved.get('boot_id') == boot_id
-    operation = operations.restored(saved.get('operation'))
+    operation = operations.operation_from_storage(saved.get('operation'))
     return Shared(
         reservations.aptpl_load(saved.get('reservations'), power_lost=not same_boot),
         modes.restore(facts, saved.get('modes')),
-        operations.medium(operation) or READY,
+        operations.medium_state_of(operation) or READY,
         (),
         operation,
         alua.restore(configured or alua.initial(), saved.get('access')),
-        records=records.restored(saved.get('records')),
+        records=records.records_from_storage(saved.get('records')),
         key_check=saved.get('key_check') or '',
     )
 
@@ -136,7 +136,7 @@ def saved_state(shared, boot_id):
         state['modes'] = kept
     if shared.operation is not None:
         state['operation'] = shared.operation
-    remembered = records.saved(shared.records)
+    remembered = records.records_for_storage(shared.records)
     if remembered:
         state['records'] = remembered
     paths = alua.saved(shared.access)
@@ -308,7 +308,7 @@ def space_counted(shared, available, used):
 def _records(shared, nexus, message, _known_ports):
     """SET IDENTIFYING INFORMATION, SET TIMESTAMP, LOG SELECT (SPC-4 6.43, 6.46, 6.7): a unit
     attention for the other nexuses."""
-    new, code = records.apply(shared.records, message['ask'], message)
+    new, code = records.apply_change(shared.records, message['ask'], message)
     if new == shared.records:
         return Refusal(sam.GOOD)
     return Decision(
@@ -325,12 +325,12 @@ def noted(shared, nexus, message):
     try:
         kind, note = message['kind'], message['note']
         if (
-            kind not in records.TOLD
+            kind not in records.NOTE_KINDS
             or kind == 'self-test'
             and tuple(note['by']) != nexus_ports(nexus)
         ):
             raise ValueError('it may not report this')
-        new, _ = records.apply(shared.records, kind, note)
+        new, _ = records.apply_change(shared.records, kind, note)
     except (KeyError, ValueError, TypeError, AttributeError) as e:
         raise Malformed('note: %s' % e)
     return Decision(shared._replace(records=new), persist=kind == 'self-test')
@@ -385,7 +385,7 @@ def medium_changed(shared, medium):
     attention; if an operation is in progress, its state of the medium takes precedence over ready."""
     attentions = []
     if medium == READY and shared.operation is not None:
-        medium = operations.medium(shared.operation)
+        medium = operations.medium_state_of(shared.operation)
     if medium == READY and shared.medium in (EJECTED, FAILED):
         attentions = [(Others(None),) + attention.MEDIUM_MAY_HAVE_CHANGED]
     return Decision(shared._replace(medium=medium), attentions)
@@ -402,7 +402,7 @@ def resized(shared, size):
 def _operate(shared, nexus, message, _known_ports):
     """FORMAT UNIT, SANITIZE (SBC-3 5.3, 5.24): the tasks of all nexuses end, and no command accesses
     the medium until the operation has ended."""
-    operation = operations.begun(message, nexus_ports(nexus))
+    operation = operations.new_operation(message, nexus_ports(nexus))
     if shared.medium not in (READY, FAILED) and not operations.is_failed(shared.medium):
         return refusal(
             shared, CheckCondition(*operations.SENSE.get(shared.medium, (NOT_READY, 0x3A, 0x00)))
@@ -413,7 +413,7 @@ def _operate(shared, nexus, message, _known_ports):
         # SBC-3 5.24: only a SANITIZE that is as strict as the failed one
         return refusal(shared, invalid_field_in_cdb(1))
     return Decision(
-        shared._replace(medium=operations.medium(operation), operation=operation),
+        shared._replace(medium=operations.medium_state_of(operation), operation=operation),
         aborts=None,
         persist=True,
         operation_start='immediate' if message.get('immediate') else 'awaited',
@@ -452,7 +452,7 @@ def operation_over(shared, failed):
         attentions = [(Others(by),) + attention.MEDIUM_MAY_HAVE_CHANGED]
     return Decision(
         shared._replace(
-            medium=(operations.medium(operation) or READY)
+            medium=(operations.medium_state_of(operation) or READY)
             if is_medium_of_operation
             else shared.medium,
             operation=operation,

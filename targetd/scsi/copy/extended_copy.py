@@ -1,20 +1,21 @@
-"""EXTENDED COPY (SPC-4 6.4, 6.5): data goes from unit to unit of this server, and no initiator
-carries it. Pure.
+"""EXTENDED COPY (SPC-4 6.4, 6.5): copies data between units of this server without a transfer to
+the initiator. Pure.
 
-A parameter list names the ends (CSCD descriptors, by the designators of VPD page 83h) and says what
-goes where (segment descriptors). Everything about the list is checked before anything moves, 05/26;
-what is wrong with a segment or with one of its ends is 0A (COPY ABORTED), with the segment's number
-and, where a store or a reservation refused, what that end said.
+A parameter list names the units (CSCD descriptors, with the designators of VPD page 83h) and the
+ranges to copy (segment descriptors). The whole list is checked before data is copied; errors in it
+are 05/26. An error of a segment or of one of its units is 0A (COPY ABORTED), with the number of the
+segment and, if a store or a reservation refused, with the status of that unit.
 
-The copy manager acts for the nexus that asks: it reaches the units of its target, and those of the
-server's other targets to which its initiator may log in (`reach`). A reservation of another nexus
-stops it at either end as it would stop a READ or a WRITE; what ends the tasks at one of the ends (a
-reset, a preemption with abort, a sanitize) ends the copy, with COPY ABORTED. IMMED is taken, and
-the status comes when the copy is done.
+The copy manager acts for the nexus that sent the command. It reaches the units of its target and
+those of other targets of the server to which the initiator may log in (`services.copy_guests`). A
+reservation of another nexus stops it at both units as it would stop a READ or a WRITE. An event
+that units the tasks of one of the units (a reset, a preemption with abort, a sanitize) units the copy
+with COPY ABORTED. IMMED is accepted, and the status is sent when the copy has ended.
 """
 
 import struct
 from collections import namedtuple
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Tuple
 
 from targetd.scsi import errno_map, medium_state, sense, vpd
 from targetd.scsi.cdb import u16, u32
@@ -29,17 +30,21 @@ from targetd.scsi.sense import (
     StatusReturned,
 )
 
-# bytes that one call of the store copies; between two of them a copy can be stopped
+if TYPE_CHECKING:
+    from targetd.scsi.lu import LogicalUnit
+    from targetd.scsi.sam import Task
+
+# bytes of one copy() call of the store; a copy can be stopped between two calls
 STEP = 16 << 20
 CSCD_LENGTH = 32
-OWN_UNIT = 0xFFFF  # CSCD descriptor ID: the unit that was asked, SPC-4 table 128
+OWN_UNIT = 0xFFFF  # CSCD descriptor ID: the unit that received the command, SPC-4 table 128
 PLAIN_CDB = bytes(16)
 DISK = 0x00  # PERIPHERAL DEVICE TYPE
 NAME_IS_KEPT = (0x00, 0x10)  # LIST ID USAGE 00b, 10b
 NAMELESS = 0x18  # LIST ID USAGE 11b
 
 Segment = namedtuple('Segment', 'number offset body')
-List = namedtuple('List', 'list_identifier is_named cscds cscds_at segments')
+ParameterList = namedtuple('ParameterList', 'list_identifier is_named cscds cscds_at segments')
 
 SEGMENT_LENGTHS = {
     copy_manager.BLOCK_TO_BLOCK: 28,
@@ -51,9 +56,9 @@ SEGMENT_LENGTHS = {
 # -- the parameter list ----------------------------------------------------------------------------
 
 
-def parse(data, is_lid1):
-    """The List of an EXTENDED COPY. Raises CheckCondition 05/1A/00 where it is cut, 05/26 where it
-    is wrong."""
+def parse(data: bytes, is_lid1: bool) -> ParameterList:
+    """Returns the ParameterList of an EXTENDED COPY. Raises CheckCondition 05/1A/00 if it is
+    truncated, 05/26 if it is not valid."""
     if len(data) < (16 if is_lid1 else 48):
         raise sense.parameter_list_length_error()
     if is_lid1:
@@ -79,7 +84,7 @@ def parse(data, is_lid1):
     is_named = _is_named(usage & 0x18, list_identifier, usage_at, 0 if is_lid1 else 20)
     cscds = _cscds(data, at, cscd_length, 2 if is_lid1 else 42)
     segments = _segments(data, at + cscd_length, segment_length)
-    return List(list_identifier, is_named, cscds, at, segments)
+    return ParameterList(list_identifier, is_named, cscds, at, segments)
 
 
 def _check_lid4_header(data):
@@ -87,7 +92,7 @@ def _check_lid4_header(data):
         raise sense.invalid_field_in_parameter_list(0)
     if u16(data, 2) != 0x20:
         raise sense.invalid_field_in_parameter_list(2)
-    if data[15] & 0x02:  # G_SENSE: sense data beside GOOD, which is not offered
+    if data[15] & 0x02:  # G_SENSE: sense data with GOOD status, which is not supported
         raise sense.invalid_field_in_parameter_list(15, 1)
     if data[16] != 0xFF:
         raise sense.invalid_field_in_parameter_list(16)
@@ -136,8 +141,8 @@ def _segments(data, at, length):
 # -- the command -----------------------------------------------------------------------------------
 
 
-def extended_copy(unit, task):
-    """EXTENDED COPY(LID1), SPC-4 6.5, and (LID4), 6.4. A list of no bytes is no error and copies
+def extended_copy(unit: 'LogicalUnit', task: 'Task') -> None:
+    """EXTENDED COPY(LID1), SPC-4 6.5, and (LID4), 6.4. A list of 0 bytes is not an error and copies
     nothing."""
     length = u32(task.cdb, 10)
     if (
@@ -150,7 +155,7 @@ def extended_copy(unit, task):
 
 
 def _begin(task):
-    """Connection thread: what can be said without waiting is said."""
+    """Connection thread: checks everything that needs no waiting."""
     unit, data = task.unit, bytes(task.data_out or b'')[: task.length]
     if len(data) < task.length:
         raise sense.parameter_list_length_error()
@@ -158,7 +163,7 @@ def _begin(task):
     wanted = parse(data, service_action == copy_manager.LID1)
     copy = copy_manager.Copy(service_action, wanted.list_identifier, unit.block_size)
     if wanted.is_named:
-        unit.copies.begin(copy)
+        unit.copies.add_copy(copy)
     task.private = wanted, copy
     return WOULD_BLOCK
 
@@ -166,73 +171,73 @@ def _begin(task):
 def _run(task):
     """Executor thread."""
     wanted, copy = task.private
-    with Ends(task.unit, copy) as ends:
-        return carry_out(task, copy, lambda: _run_segments(task, wanted, copy, ends))
+    with CopyUnits(task.unit, copy) as units:
+        return run_copy(task, copy, lambda: _run_segments(task, wanted, copy, units))
 
 
-def carry_out(task, copy, work):
-    """Run the work of a copy; however it ends, its record says so. Gives None; raises what work()
-    raises."""
+def run_copy(task: 'Task', copy: copy_manager.Copy, work: Callable[[], Any]) -> None:
+    """Run the work of a copy and record how it ended. Raises what work() raises."""
     try:
         work()
     except CheckCondition as e:
-        copy.end(copy_manager.TERMINATED if copy.stopped else copy_manager.FAILED, e.sense())
+        copy.finish(copy_manager.TERMINATED if copy.stopped else copy_manager.FAILED, e.sense())
         raise
     except StatusReturned:
-        copy.end(copy_manager.FAILED)
+        copy.finish(copy_manager.FAILED)
         raise
-    except Exception:  # a defect of ours, which is met, and logged, further up
-        copy.end(copy_manager.FAILED, CheckCondition(HARDWARE_ERROR, 0x44, 0x00).sense())
+    except Exception:  # a defect of targetd, which the caller logs
+        copy.finish(copy_manager.FAILED, CheckCondition(HARDWARE_ERROR, 0x44, 0x00).sense())
         raise
     if copy.state == copy_manager.RUNNING:
-        copy.end(copy_manager.TERMINATED if task.aborted else copy_manager.DONE)
+        copy.finish(copy_manager.TERMINATED if task.aborted else copy_manager.DONE)
 
 
-def _run_segments(task, wanted, copy, ends):
+def _run_segments(task, wanted, copy, units):
     for segment in wanted.segments:
-        _SEGMENTS[segment.body[0]](task, wanted, copy, segment, ends)
+        _SEGMENTS[segment.body[0]](task, wanted, copy, segment, units)
         if task.aborted:
             return
         copy.segments += 1
 
 
-# -- the ends --------------------------------------------------------------------------------------
+# -- the units --------------------------------------------------------------------------------------
 
 
-class NoReach(object):
-    """The `reach` of a unit whose owner gave it none: beyond the unit's own target there is
-    nothing. worker.reach has another. Executor threads."""
+class NoCopyGuests(object):
+    """The `copy_guests` of a unit without access to units of other targets; worker.copy.guests has
+    the real one. Executor threads."""
 
     @staticmethod
-    def find(code_set, kind, designator):
-        """The LogicalUnit of another target that has this designator, or None; it is to be left."""
+    def find(code_set: int, kind: int, designator: bytes) -> Any:
+        """Returns the LogicalUnit of another target that has this designator, or None. The caller
+        calls leave() for it later."""
         return None
 
     @staticmethod
-    def enter(unit, copy):
-        """The copy uses this unit besides the one that was asked: `copy.stopped` is set when tasks
-        at the unit are ended."""
+    def enter(unit: 'LogicalUnit', copy: copy_manager.Copy) -> None:
+        """The copy uses this unit in addition to the one that received the command: `copy.stopped`
+        is set when tasks at the unit are ended."""
 
     @staticmethod
-    def leave(unit, copy):
-        """It does so no more."""
+    def leave(unit: 'LogicalUnit', copy: copy_manager.Copy) -> None:
+        """The copy no longer uses the unit."""
 
 
-class Ends(object):
-    """A context manager: the units that one copy uses besides `unit`, which was asked. Executor
-    thread."""
+class CopyUnits(object):
+    """Context manager: the units that one copy uses in addition to `unit`, which received the
+    command. Executor thread."""
 
-    def __init__(self, unit, copy):
+    def __init__(self, unit: 'LogicalUnit', copy: copy_manager.Copy) -> None:
         self._unit = unit
         self._copy = copy
-        self._found = {}  # (code set, kind, designator) -> LogicalUnit
+        self._found: Dict[Tuple[Any, ...], Any] = {}  # (code set, kind, designator) -> LogicalUnit
 
-    def find(self, *named):
-        """The LogicalUnit that is named so, or None. named: code set, ASSOCIATION and type,
+    def find(self, *named: Any) -> Any:
+        """Returns the LogicalUnit with this name, or None. named: code set, ASSOCIATION and type,
         designator."""
         unit = self._found.get(named)
         if unit is None:
-            unit = unit_named(self._unit.device, *named) or self._unit.services.copy_guests.find(
+            unit = find_unit(self._unit.device, *named) or self._unit.services.copy_guests.find(
                 *named
             )
             if unit is not None and unit is not self._unit:
@@ -258,8 +263,9 @@ def _failed(segment, asc, ascq, field=None):
     )
 
 
-def forwarded(number, is_source, said):
-    """COPY ABORTED because of what one end said: a CheckCondition or a status (SPC-4)."""
+def third_party_failure(number: int, is_source: bool, said: Any) -> CheckCondition:
+    """Returns COPY ABORTED because of the answer of one unit: a CheckCondition or a status (SPC-4).
+    number: of the segment."""
     if isinstance(said, CheckCondition):
         failure = CopyFailure(number, is_source, CHECK_CONDITION, said.sense())
     else:
@@ -267,8 +273,8 @@ def forwarded(number, is_source, said):
     return CheckCondition(COPY_ABORTED, 0x0D, 0x01, copy=failure)
 
 
-def _end(task, wanted, segment, ends, field):
-    """(LogicalUnit, PAD) of the CSCD whose ID stands at byte `field` of the segment. Raises
+def _copy_unit(task, wanted, segment, units, field):
+    """Returns (LogicalUnit, PAD) of the CSCD whose ID is at byte `field` of the segment. Raises
     CheckCondition."""
     number = u16(segment.body, field)
     if number == OWN_UNIT:
@@ -278,7 +284,7 @@ def _end(task, wanted, segment, ends, field):
     cscd = wanted.cscds[number]
     if cscd[1] & 0x1F != DISK:
         raise _failed(segment, 0x0D, 0x03, field)
-    unit = ends.find(cscd[4] & 0x0F, cscd[5] & 0x3F, bytes(cscd[8 : 8 + min(cscd[7], 20)]))
+    unit = units.find(cscd[4] & 0x0F, cscd[5] & 0x3F, bytes(cscd[8 : 8 + min(cscd[7], 20)]))
     if unit is None:
         raise _failed(segment, 0x0D, 0x02, field)
     block_size = int.from_bytes(cscd[29:32], 'big')
@@ -293,51 +299,52 @@ def _end(task, wanted, segment, ends, field):
     return unit, bool(cscd[28] & 0x04)
 
 
-def is_named(facts, code_set, kind, designator):
-    """Is this a designator of the unit with these facts, and may the unit be copied from and to?"""
+def has_designator(facts: Any, code_set: int, kind: int, designator: bytes) -> bool:
+    """Returns True if the unit with these facts has this designator and supports third-party
+    copies."""
     return facts.third_party_copy and (code_set, kind, bytes(designator)) in vpd.unit_designators(
         facts
     )
 
 
-def unit_named(device, code_set, kind, designator):
-    """The unit of the device that has this designator among those of VPD page 83h, or None, also
-    where it is not to be copied from or to. kind: ASSOCIATION and type."""
+def find_unit(device: Any, code_set: int, kind: int, designator: bytes) -> Any:
+    """Returns the unit of the device that has this designator in VPD page 83h and supports
+    third-party copies, or None. kind: ASSOCIATION and type."""
     for unit in list(device.luns.values()):
-        if is_named(unit.facts, code_set, kind, designator):
+        if has_designator(unit.facts, code_set, kind, designator):
             return unit
     return None
 
 
-def require_readable(unit, number, cdb=PLAIN_CDB):
-    """Raise COPY ABORTED if this nexus could not read the unit now. number: of the segment."""
+def require_readable(unit: 'LogicalUnit', number: int, cdb: bytes = PLAIN_CDB) -> None:
+    """Raise COPY ABORTED if this nexus cannot read the unit now. number: of the segment."""
     if conflicts(unit.refused, READ, cdb):
-        raise forwarded(number, True, RESERVATION_CONFLICT)
+        raise third_party_failure(number, True, RESERVATION_CONFLICT)
     refusal = unit.path_refusal() or unit.not_ready()
     if refusal:
-        raise forwarded(number, True, refusal)
+        raise third_party_failure(number, True, refusal)
 
 
-def require_writable(unit, number, cdb=PLAIN_CDB):
-    """Raise COPY ABORTED if this nexus could not write to the unit now."""
+def require_writable(unit: 'LogicalUnit', number: int, cdb: bytes = PLAIN_CDB) -> None:
+    """Raise COPY ABORTED if this nexus cannot write to the unit now. number: of the segment."""
     if conflicts(unit.refused, WRITE, cdb):
-        raise forwarded(number, False, RESERVATION_CONFLICT)
+        raise third_party_failure(number, False, RESERVATION_CONFLICT)
     refusal = unit.path_refusal() or unit.not_ready()
     if refusal is None and unit.read_only:
         refusal = unit.write_protect_error()
     if refusal is None and unit.medium == medium_state.FAILED:
         refusal = CheckCondition(HARDWARE_ERROR, 0x44, 0x00)
     if refusal:
-        raise forwarded(number, False, refusal)
+        raise third_party_failure(number, False, refusal)
 
 
 # -- segments --------------------------------------------------------------------------------------
 
 
-def _block_to_block(task, wanted, copy, segment, ends):
-    """02h, SPC-4: the blocks are those of the source, with DC those of the destination."""
+def _block_to_block(task, wanted, copy, segment, units):
+    """02h, SPC-4: the count is in blocks of the source, with DC in blocks of the destination."""
     (source, source_pads), (unit, pads) = [
-        _end(task, wanted, segment, ends, field) for field in (4, 6)
+        _copy_unit(task, wanted, segment, units, field) for field in (4, 6)
     ]
     blocks, source_lba, lba = struct.unpack_from('>HQQ', segment.body, 10)
     count = blocks * (unit if segment.body[1] & 0x02 else source).block_size
@@ -354,9 +361,9 @@ def _block_to_block(task, wanted, copy, segment, ends):
     )
 
 
-def _block_to_block_offset(task, wanted, copy, segment, ends):
-    """0Ah, SPC-4: bytes, which may begin within a block at either end."""
-    (source, _), (unit, _) = [_end(task, wanted, segment, ends, field) for field in (4, 6)]
+def _block_to_block_offset(task, wanted, copy, segment, units):
+    """0Ah, SPC-4: the count is in bytes; the ranges may begin within a block."""
+    (source, _), (unit, _) = [_copy_unit(task, wanted, segment, units, field) for field in (4, 6)]
     count, source_lba, lba, source_byte, byte = struct.unpack_from('>IQQHH', segment.body, 8)
     if source_byte >= source.block_size:
         raise _failed(segment, 0x26, 0x00, 28)
@@ -384,13 +391,13 @@ def _copy_segment(task, copy, segment, source, source_offset, unit, offset, coun
     if offset + count + padding > unit.blocks * unit.block_size:
         raise _failed(segment, 0x00, 0x00, 20)
     require_writable(unit, segment.number)
-    move(task, copy, source.store, source_offset, unit, offset, count, segment.number, source)
+    copy_bytes(task, copy, source.store, source_offset, unit, offset, count, segment.number, source)
     if padding and not task.aborted:
         try:
-            with copy_manager.Writing(unit, offset + count, padding):
+            with copy_manager.CopyWrite(unit, offset + count, padding):
                 unit.store.write(offset + count, bytes(padding), False)
         except OSError as e:
-            raise forwarded(segment.number, False, unit.write_failure(e, task))
+            raise third_party_failure(segment.number, False, unit.write_failure(e, task))
     make_durable(unit, offset, count, segment.number)
 
 
@@ -399,9 +406,9 @@ def _require_both(source, unit, number):
     require_writable(unit, number)
 
 
-def _verify_cscd(task, wanted, copy, segment, ends):
-    """07h, SPC-4: is the unit there; with TUR: and ready."""
-    unit, _ = _end(task, wanted, segment, ends, 4)
+def _verify_cscd(task, wanted, copy, segment, units):
+    """07h, SPC-4: checks that the unit exists; with TUR also that it is ready."""
+    unit, _ = _copy_unit(task, wanted, segment, units, 4)
     if segment.body[8] & 1:
         require_readable(unit, segment.number)
 
@@ -416,50 +423,64 @@ _SEGMENTS = {
 # -- moving ----------------------------------------------------------------------------------------
 
 
-def steps(source_offset, offset, count, overlaps):
-    """[(source offset, offset, length)] that make up a copy; from the end where the ranges overlap
-    and it is needed."""
+def copy_steps(
+    source_offset: int, offset: int, count: int, overlaps: bool
+) -> List[Tuple[int, int, int]]:
+    """Returns [(source offset, offset, length)] of the steps of a copy; in reverse order if the
+    ranges overlap so that it is necessary."""
     found = [(source_offset + n, offset + n, min(STEP, count - n)) for n in range(0, count, STEP)]
     if overlaps and source_offset < offset < source_offset + count:
         found.reverse()
     return found
 
 
-def move(task, copy, store, source_offset, unit, offset, count, number, source=None):
-    """Copy bytes from a store into a unit, in steps; stops where the task or the copy was ended.
-    source: the LogicalUnit the store is of, or None. Raises CheckCondition COPY ABORTED."""
-    for start, at, length in steps(source_offset, offset, count, store is unit.store):
+def copy_bytes(
+    task: 'Task',
+    copy: copy_manager.Copy,
+    store: Any,
+    source_offset: int,
+    unit: 'LogicalUnit',
+    offset: int,
+    count: int,
+    number: int,
+    source: Any = None,
+) -> None:
+    """Copy bytes from a store into a unit in steps, until the task or the copy is ended. source:
+    the LogicalUnit of the store, or None; number: of the segment. Raises CheckCondition COPY
+    ABORTED."""
+    for start, at, length in copy_steps(source_offset, offset, count, store is unit.store):
         if copy.stopped:
             raise CheckCondition(COPY_ABORTED, 0x00, 0x00, copy=CopyFailure(number))
         if task.aborted:
             return
-        if source is not None:  # each step, as if it were a READ and a WRITE
+        if source is not None:  # each step is checked like a READ and a WRITE
             _require_both(source, unit, number)
         try:
-            with copy_manager.Writing(unit, at, length):
+            with copy_manager.CopyWrite(unit, at, length):
                 unit.store.copy(store, start, at, length)
         except OSError as e:
-            raise _whose_failure(task, store, start, unit, at, length, number, source, e)
-        copy.moved(length)
+            raise _copy_failure(task, store, start, unit, at, length, number, source, e)
+        copy.add_transferred(length)
 
 
-def _whose_failure(task, store, start, unit, offset, length, number, source, error):
-    """The CheckCondition for an OSError of copy(): it is the source's if that cannot be read now."""
+def _copy_failure(task, store, start, unit, offset, length, number, source, error):
+    """Returns the CheckCondition for an OSError of copy(): it belongs to the source if the source
+    cannot be read now."""
     task.offset, task.length = start, length
     try:
         for at in range(start, start + length, 1 << 20):
             store.read(at, min(1 << 20, start + length - at))
     except OSError as e:
         said = source.read_failure(e, task) if source is not None else errno_map.read_failure(e)
-        return forwarded(number, True, said)
+        return third_party_failure(number, True, said)
     task.offset, task.length = offset, length
-    return forwarded(number, False, unit.write_failure(error, task))
+    return third_party_failure(number, False, unit.write_failure(error, task))
 
 
-def make_durable(unit, offset, count, number):
-    """Flush what was copied, where the unit's cache is off."""
+def make_durable(unit: 'LogicalUnit', offset: int, count: int, number: int) -> None:
+    """Flush the copied data if the write cache of the unit is disabled."""
     if unit.write_through and count:
         try:
             unit.flush(offset, count)
         except OSError as e:
-            raise forwarded(number, False, errno_map.write_failure(e))
+            raise third_party_failure(number, False, errno_map.write_failure(e))

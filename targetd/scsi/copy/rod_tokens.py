@@ -1,14 +1,15 @@
-"""ROD tokens: 512 bytes that stand for blocks of a unit, and how Windows copies by them (ODX).
-Pure.
+"""ROD tokens: 512 bytes that represent blocks of a unit, and the parameter lists of the commands
+that use them (ODX of Windows). Pure.
 
-A token of ours is a point in time copy that is vulnerable to change (SPC-4 table 103, ROD type 0080
-0001h): as long as it is good it stands for the very bytes that were there when it was made, and the
-first write to any of them revokes it. Nothing is copied when it is made. The block zero token
-stands for as many zeroes as one likes, and nobody has to make it. The token tells nothing that a
-key is made of but its last 64 bytes, which are random: who has them has been given them.
+A token of this target is a point in time copy that is vulnerable to change (SPC-4 table 103, ROD
+type 0080 0001h): while it is valid, it represents the data at the time of its creation, and the
+first write to any of that data revokes it. Creating it copies nothing. The block zero token
+represents any number of zeroes and is not created by a command. Only the last 64 bytes of a token,
+which are random, authorize its user.
 """
 
 import struct
+from typing import TYPE_CHECKING, Any, Iterable, List, Sequence, Tuple
 
 from targetd.scsi import vpd
 from targetd.scsi.copy.copy_manager import (
@@ -28,6 +29,9 @@ from targetd.scsi.sense import (
     parameter_list_length_error,
 )
 
+if TYPE_CHECKING:
+    from targetd.scsi.lu import LogicalUnit
+
 TOKEN_LENGTH = 512
 SECRET_LENGTH = 64
 MANAGED_LENGTH = 96  # of a token in REPORT ALL ROD TOKENS
@@ -39,9 +43,9 @@ RANGE = struct.Struct('>QI4x')
 # -- the token -------------------------------------------------------------------------------------
 
 
-def make(facts, identifier, length, target_name, secret):
-    """A token (SPC-4, SBC-3) for `length` bytes of a unit with these facts. identifier: 64-bit,
-    never used before; secret: SECRET_LENGTH random bytes."""
+def make_token(facts: Any, identifier: int, length: int, target_name: str, secret: bytes) -> bytes:
+    """Returns a token (SPC-4, SBC-3) for `length` bytes of a unit with these facts. identifier: 64
+    bits, unique; secret: SECRET_LENGTH random bytes."""
     code_set, kind, name = next(
         (d for d in vpd.unit_designators(facts) if len(d[2]) <= 20), (vpd.BINARY, vpd.NAA, b'')
     )
@@ -65,9 +69,9 @@ def make(facts, identifier, length, target_name, secret):
     return (head + device + target).ljust(TOKEN_LENGTH - SECRET_LENGTH, b'\0') + secret
 
 
-def is_zero(token):
-    """Is it the block zero token (SBC-3)? Raises CheckCondition 05/23 for what is no token of 512
-    bytes."""
+def is_zero_token(token: bytes) -> bool:
+    """Returns True for the block zero token (SBC-3). Raises CheckCondition 05/23 if this is not a
+    token of 512 bytes."""
     kind, length = HEADER.unpack_from(token)
     if length != TOKEN_LENGTH - 8:
         raise CheckCondition(ILLEGAL_REQUEST, 0x23, 0x0A)
@@ -79,8 +83,8 @@ def is_zero(token):
 # -- parameter lists -------------------------------------------------------------------------------
 
 
-def parse_populate(data, unit):
-    """(byte ranges, timeout in seconds) of a POPULATE TOKEN list (SBC-3 5.7). Raises
+def parse_populate(data: bytes, unit: 'LogicalUnit') -> Tuple[List[Tuple[int, int]], int]:
+    """Returns (byte ranges, timeout in seconds) of a POPULATE TOKEN list (SBC-3 5.7). Raises
     CheckCondition."""
     _check_length(data, 16)
     timeout, kind = struct.unpack_from('>II', data, 4)
@@ -94,9 +98,9 @@ def parse_populate(data, unit):
     return ranges, timeout or DEFAULT_TIMEOUT
 
 
-def parse_write(data, unit):
-    """(token, offset into the ROD in bytes, byte ranges, is it to be deleted?) of a WRITE USING
-    TOKEN list (SBC-3 5.46)."""
+def parse_write(data: bytes, unit: 'LogicalUnit') -> Tuple[bytes, int, List[Tuple[int, int]], bool]:
+    """Returns (token, offset into the ROD in bytes, byte ranges, whether to delete the token) of a
+    WRITE USING TOKEN list (SBC-3 5.46). Raises CheckCondition."""
     _check_length(data, 536)
     (offset,) = struct.unpack_from('>Q', data, 8)
     return data[16:528], offset * unit.block_size, _ranges(data, 534, unit), bool(data[2] & 0x02)
@@ -110,8 +114,8 @@ def _check_length(data, head):
 
 
 def _ranges(data, at, unit):
-    """[(offset, length)] in bytes, in the list's order, without the empty ones. `at`: where the
-    list's length stands."""
+    """Returns [(offset, length)] in bytes, in the order of the list, without empty ranges. `at`:
+    position of the length of the list."""
     length = int.from_bytes(data[at : at + 2], 'big')
     if length % RANGE.size or int.from_bytes(data[:2], 'big') < at + length:
         raise invalid_field_in_parameter_list(at)
@@ -134,8 +138,8 @@ def _ranges(data, at, unit):
     return found
 
 
-def lba_out_of_range_in_list(offset):
-    """05/21/00 with a pointer into the parameter list."""
+def lba_out_of_range_in_list(offset: int) -> CheckCondition:
+    """Returns 05/21/00 with a field pointer into the parameter list."""
     error = lba_out_of_range()
     error.field = (offset, None, False)
     return error
@@ -144,14 +148,17 @@ def lba_out_of_range_in_list(offset):
 # -- ranges ----------------------------------------------------------------------------------------
 
 
-def total(ranges):
-    """Bytes of them all."""
+def total_length(ranges: Iterable[Sequence[int]]) -> int:
+    """Returns the total of the lengths in bytes."""
     return sum(length for _, length in ranges)
 
 
-def pieces(source, skip, destination):
-    """[(source offset, destination offset, length)]: the bytes of the source ranges from `skip` on,
-    in their order, go to the destination ranges in theirs, as many as there are on both sides."""
+def match_ranges(
+    source: Iterable[Sequence[int]], skip: int, destination: Iterable[Sequence[int]]
+) -> List[Tuple[int, int, int]]:
+    """Returns [(source offset, destination offset, length)]: the bytes of the source ranges after
+    the first `skip`, in order, matched with those of the destination ranges, as many as exist on
+    both sides."""
     found, left = [], []
     for offset, length in source:
         drop = min(skip, length)
@@ -172,9 +179,9 @@ def pieces(source, skip, destination):
     return found
 
 
-def union(ranges):
-    """The ranges, merged and ascending: [[offset, end], …]."""
-    merged = []
+def merge_ranges(ranges: Iterable[Any]) -> List[List[int]]:
+    """Returns the ranges merged and ascending: [[offset, end], …]."""
+    merged: List[List[int]] = []
     for offset, length in sorted(ranges):
         if merged and offset <= merged[-1][1]:
             merged[-1][1] = max(merged[-1][1], offset + length)
@@ -183,6 +190,6 @@ def union(ranges):
     return merged
 
 
-def touches(watched, offset, length):
-    """Does the range meet one of a union()?"""
+def overlaps(watched: Iterable[Sequence[int]], offset: int, length: int) -> bool:
+    """Returns True if the range overlaps one of the ranges from merge_ranges()."""
     return any(start < offset + length and offset < end for start, end in watched)

@@ -1,5 +1,5 @@
 """Guest units: units of other targets of this server that copies of this session use (ARCHITECTURE
-D16); and which copies use which unit (see scsi.copy.extended_copy.NoReach).
+D16); and which copies use which unit (see scsi.copy.extended_copy.NoCopyGuests).
 
 The master answers with the unit and its descriptor if the initiator of this session may log in to
 the unit's target. The worker is a guest of the unit until the copy has ended: the master sends it
@@ -101,7 +101,7 @@ class GuestUnits(object):
 
 class GuestFinder(object):
     """Finds guest units for the copies of one unit of the session. Implements the interface of
-    scsi.copy.extended_copy.NoReach. Executor threads only."""
+    scsi.copy.extended_copy.NoCopyGuests. Executor threads only."""
 
     def __init__(self, worker, unit_id, guests):
         self._worker = worker

@@ -17,10 +17,10 @@ OVERWRITE = {
 
 
 def test_it_begins_at_the_beginning():
-    operation = operations.begun(OVERWRITE, BY)
+    operation = operations.new_operation(OVERWRITE, BY)
     assert operation['position'] == 0 and operation['failed'] == '' and operation['by'] == list(BY)
-    assert operations.medium(operation) == 'sanitizing'
-    assert operations.medium(None) is None
+    assert operations.medium_state_of(operation) == 'sanitizing'
+    assert operations.medium_state_of(None) is None
 
 
 @pytest.mark.parametrize(
@@ -40,15 +40,15 @@ def test_it_begins_at_the_beginning():
 )
 def test_what_no_command_can_ask_is_refused(change):
     with pytest.raises(ValueError):
-        operations.begun(dict(OVERWRITE, **change), BY)
+        operations.new_operation(dict(OVERWRITE, **change), BY)
 
 
 def test_it_comes_back_as_it_was_kept():
-    operation = dict(operations.begun(OVERWRITE, BY), position=4096, size=8192)
-    assert operations.restored(operation) == operation
+    operation = dict(operations.new_operation(OVERWRITE, BY), position=4096, size=8192)
+    assert operations.operation_from_storage(operation) == operation
     failed = dict(operation, failed='the disk said no')
-    assert operations.medium(operations.restored(failed)) == 'sanitize-failed'
-    assert operations.restored(None) is None
+    assert operations.medium_state_of(operations.operation_from_storage(failed)) == 'sanitize-failed'
+    assert operations.operation_from_storage(None) is None
 
 
 @pytest.mark.parametrize(
@@ -65,13 +65,13 @@ def test_it_comes_back_as_it_was_kept():
 )
 def test_damaged_state_is_said_to_be(kept):
     with pytest.raises(ValueError):
-        operations.restored(kept)
+        operations.operation_from_storage(kept)
 
 
 def test_on_a_medium_of_another_size_it_begins_anew():
-    operation = dict(operations.sized(operations.begun(OVERWRITE, BY), 8192), position=4096)
-    assert operations.sized(operation, 8192)['position'] == 4096
-    assert operations.sized(operation, 16384) == dict(operation, size=16384, position=0)
+    operation = dict(operations.for_medium_size(operations.new_operation(OVERWRITE, BY), 8192), position=4096)
+    assert operations.for_medium_size(operation, 8192)['position'] == 4096
+    assert operations.for_medium_size(operation, 16384) == dict(operation, size=16384, position=0)
 
 
 @pytest.mark.parametrize(
@@ -80,18 +80,18 @@ def test_on_a_medium_of_another_size_it_begins_anew():
 )
 def test_progress_counts_all_passes(position, progress):
     assert (
-        operations.progress(dict(operations.begun(OVERWRITE, BY), position=position), 2048)
+        operations.progress(dict(operations.new_operation(OVERWRITE, BY), position=position), 2048)
         == progress
     )
 
 
 def test_there_is_no_progress_of_nothing():
     assert operations.progress(None, 2048) == 0
-    assert operations.progress(operations.begun(OVERWRITE, BY), 0) == 0
+    assert operations.progress(operations.new_operation(OVERWRITE, BY), 0) == 0
 
 
 def test_the_pattern_begins_anew_in_each_block_and_every_other_pass_is_its_complement():
-    operation = operations.begun(dict(OVERWRITE, pattern='010203'), BY)
+    operation = operations.new_operation(dict(OVERWRITE, pattern='010203'), BY)
     block = (b'\x01\x02\x03' * 171)[:512]
     assert operations.block_content(operation, 512, 0) == block
     assert operations.block_content(operation, 512, 1) == bytes(255 - b for b in block)

@@ -19,15 +19,15 @@ TEST = {
 
 
 def changed(kind, message, state=None):
-    return records.apply(state or records.initial(), kind, message)[0]
+    return records.apply_change(state or records.initial(), kind, message)[0]
 
 
 def test_there_is_nothing_to_keep_at_first():
-    assert records.saved(records.initial()) == {}
+    assert records.records_for_storage(records.initial()) == {}
     assert (
-        records.restored(None)
-        == records.restored({})
-        == records.restored(records.initial())
+        records.records_from_storage(None)
+        == records.records_from_storage({})
+        == records.records_from_storage(records.initial())
         == records.initial()
     )
 
@@ -37,8 +37,8 @@ def test_what_was_changed_comes_back():
     state = changed('set-timestamp', {'offset': -5}, state)
     state = changed('log-select', {'accounting_date': '202601', 'errors': {'read': 7}}, state)
     state = changed('self-test', dict(TEST, result=0), state)
-    assert records.restored(records.saved(state)) == state
-    assert records.restored(dict(records.saved(state), of_a_newer_version=1)) == state
+    assert records.records_from_storage(records.records_for_storage(state)) == state
+    assert records.records_from_storage(dict(records.records_for_storage(state), of_a_newer_version=1)) == state
 
 
 def test_information_is_taken_away_by_nothing():
@@ -61,7 +61,7 @@ def test_information_is_taken_away_by_nothing():
     ],
 )
 def test_the_others_are_owed(kind, message, owed):
-    assert records.apply(records.initial(), kind, message)[1] == owed
+    assert records.apply_change(records.initial(), kind, message)[1] == owed
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_the_others_are_owed(kind, message, owed):
 )
 def test_what_no_command_can_ask_is_refused(kind, message):
     with pytest.raises((KeyError, ValueError, TypeError)):
-        records.apply(records.initial(), kind, message)
+        records.apply_change(records.initial(), kind, message)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_what_no_command_can_ask_is_refused(kind, message):
 )
 def test_damaged_records_are_said_to_be(kept):
     with pytest.raises(ValueError):
-        records.restored(kept)
+        records.records_from_storage(kept)
 
 
 def test_a_test_under_way_is_replaced_by_its_end():
@@ -123,7 +123,7 @@ def test_a_test_ends_with_its_nexus_or_with_targetd():
     state = changed('self-test', TEST)
     assert records.nexus_lost(state, ('other', BY[1])) is state
     assert [t['result'] for t in records.nexus_lost(state, tuple(BY))['self_tests']] == [2]
-    assert [t['result'] for t in records.restored(records.saved(state))['self_tests']] == [2]
+    assert [t['result'] for t in records.records_from_storage(records.records_for_storage(state))['self_tests']] == [2]
 
 
 def test_counters_count_and_are_reset():

@@ -24,7 +24,7 @@ def medium(tmp_path):
 
 def operation(**words):
     base = {'kind': 'sanitize', 'method': 'pattern', 'pattern': 'a1b2c3', 'passes': 1}
-    return operations.sized(operations.begun(dict(base, **words), BY), SIZE)
+    return operations.for_medium_size(operations.new_operation(dict(base, **words), BY), SIZE)
 
 
 class Reports(list):

@@ -149,9 +149,9 @@ def test_a_unit_is_known_by_each_of_its_designators():
         (1, 2, bytes.fromhex('0011223344556677')),
         (1, 3, bytes.fromhex(NAA)),
     ]:
-        assert extended_copy.unit_named(first.device, code_set, kind, content) is first
-    assert extended_copy.unit_named(first.device, 2, 3, bytes.fromhex(NAA)) is None
-    assert extended_copy.unit_named(first.device, 1, 0x13, bytes.fromhex(NAA)) is None
+        assert extended_copy.find_unit(first.device, code_set, kind, content) is first
+    assert extended_copy.find_unit(first.device, 2, 3, bytes.fromhex(NAA)) is None
+    assert extended_copy.find_unit(first.device, 1, 0x13, bytes.fromhex(NAA)) is None
 
 
 @pytest.mark.parametrize('shift', [-3, 3])

@@ -35,10 +35,10 @@ class Desk(object):
 
     def populate(self, ranges, seconds):
         self.asked.append(('populate', ranges, seconds))
-        token = rod_tokens.make(
+        token = rod_tokens.make_token(
             UnitFacts.from_message({'naa': NAA}),
             len(self.given),
-            rod_tokens.total(ranges),
+            rod_tokens.total_length(ranges),
             'iqn.x:y',
             bytes([len(self.given)]) * rod_tokens.SECRET_LENGTH,
         )
@@ -156,7 +156,7 @@ def test_a_token_is_made_and_told():
 
 
 def test_a_token_tells_of_its_maker_and_its_size():
-    token = rod_tokens.make(
+    token = rod_tokens.make_token(
         UnitFacts.from_message({'naa': NAA, 'block_size': 4096}), 77, 1 << 20, 'iqn.x:y', b's' * 64
     )
     assert len(token) == 512 and token[:8] == b'\x00\x80\x00\x01\x00\x00\x01\xf8'
@@ -173,7 +173,7 @@ def test_a_token_tells_of_its_maker_and_its_size():
 
 
 def test_the_longest_target_name_leaves_the_secret_whole():
-    token = rod_tokens.make(
+    token = rod_tokens.make_token(
         UnitFacts.from_message({'naa': NAA}), 1, 512, 'iqn.2026-11.x:' + 'y' * 209, b's' * 64
     )
     assert len(token) == 512 and token[-64:] == b's' * 64
@@ -546,13 +546,13 @@ def test_what_a_copy_writes_now_is_under_way():
     ],
 )
 def test_pieces(source, skip, destination, expected):
-    assert rod_tokens.pieces(source, skip, destination) == expected
+    assert rod_tokens.match_ranges(source, skip, destination) == expected
 
 
 def test_union_and_touches():
-    merged = rod_tokens.union([(10, 5), (0, 5), (5, 2), (12, 10)])
+    merged = rod_tokens.merge_ranges([(10, 5), (0, 5), (5, 2), (12, 10)])
     assert merged == [[0, 7], [10, 22]]
-    assert [rod_tokens.touches(merged, offset, 1) for offset in (6, 7, 9, 10, 21, 22)] == [
+    assert [rod_tokens.overlaps(merged, offset, 1) for offset in (6, 7, 9, 10, 21, 22)] == [
         True,
         False,
         False,
