@@ -15,7 +15,7 @@ FORMER = {
     'isns': _ISNS,
     'isnsserverip': _ISNS,
     'isnsserverport': _ISNS,
-    'isnsaccesscontrol': 'remove it: initiator-address, initiator-name and incominguser say who '
+    'isnsaccesscontrol': 'remove it: initiator-address, initiator-name and incominguser define who '
                          'may log in',
     'controller-tid': 'remove it: identities do not depend on target numbers',
     'lun': 'write a section [[lun N]]',
@@ -29,7 +29,7 @@ FORMER = {
     'la-lba': 'write lowest-aligned-block',
     'optimal-xfer-gran': 'write optimal-transfer-granularity as a size (64K), not in blocks',
     'optimal-xfer-len': 'write optimal-transfer-length as a size (1M), not in blocks',
-    'params': 'write each parameter as a setting of its own',
+    'params': 'write each parameter as a separate setting',
     'thin-provisioning': 'write thin = yes',
     'scsi-id': 'write naa = DIGITS or eui = DIGITS for an identifier, scsi-sn for the serial '
                'number',
