@@ -158,7 +158,7 @@ def _in_background(path, configuration):
         line = pipe.readline()
     os.waitpid(pid, 0)
     if not line:
-        raise TargetdError('targetd died while it started; its log may say why')
+        raise TargetdError('targetd died while it started; its log may contain the reason')
     outcome = json.loads(line.decode('utf-8'))
     if outcome['exit_code'] != EXIT_OK:
         error = TargetdError(outcome['text'])

@@ -4,7 +4,7 @@ from targetd import log
 
 
 def start_log(server, foreground):
-    """Log as the [server] section says; in the foreground standard error replaces syslog. Raises
+    """Start the log by the [server] section; in the foreground standard error replaces syslog. Raises
     OSError."""
     where = 'stderr' if foreground and server.log == 'syslog' else server.log
     log.start(where, server.log_level)

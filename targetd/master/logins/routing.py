@@ -136,7 +136,7 @@ class LoginRouter(object):
     def _send_to(self, worker, pending, order):
         sock = self.connections.hand_over(pending)
         worker.peers.append(pending.peer[0])
-        log.debug('%s: connection given to worker %d (%s)', shown(*pending.peer), worker.pid, order)
+        log.debug('%s: connection sent to worker %d (%s)', shown(*pending.peer), worker.pid, order)
         self.workers.send(
             worker, {'do': order, 'connection': pending.description()}, [sock.fileno()]
         )
@@ -158,7 +158,7 @@ class LoginRouter(object):
             str(message.get('initiator_name') or ''),
             str(message.get('target_name') or ''),
             [str(peer[0]), peer[1]],
-            str(message.get('why') or 'no reason given'),
+            str(message.get('why') or 'no reason was reported'),
             status,
         )
         if status == const.AUTHENTICATION_FAILURE and peer[0] in worker.peers:

@@ -121,7 +121,7 @@ class Loop(object):
         try:
             callback(*values)
         except Exception:  # the boundary: one failed callback must not end every session
-            log.exception('an unexpected failure in the master; it goes on')
+            log.exception('an unexpected failure in the master, which continues')
 
     def run_once(self, timeout=None):
         """One pass: wait, at most `timeout` seconds, and call the callbacks that are ready or due."""
