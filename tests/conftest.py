@@ -24,7 +24,7 @@ if hasattr(sys, 'pycache_prefix'):
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item, call):
-    """Beside a failure stands what the daemon said."""
+    """Adds the log of the daemon to the report of a failed test."""
     outcome = yield
     report = outcome.get_result()
     if report.failed:
@@ -34,8 +34,8 @@ def pytest_runtest_makereport(item, call):
 
 @pytest.fixture
 def daemon(tmp_path):
-    """A Daemon, not started: the test adds targets and calls start(). Stopped and judged
-    afterwards."""
+    """A Daemon that is not started: the test adds targets and calls start(). It is stopped and
+    checked afterwards."""
     with watched(tmp_path) as each:
         yield each
 
@@ -49,7 +49,7 @@ def served(daemon):
 
 @pytest.fixture(scope='module')
 def shared(tmp_path_factory):
-    """The same, one for a module whose tests leave no state behind."""
+    """The same Daemon for all tests of a module; the tests must not leave changed state."""
     with watched(tmp_path_factory.mktemp('shared')) as each:
         each.target()
         yield each.start()
@@ -57,7 +57,8 @@ def shared(tmp_path_factory):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """small_disk(mebibytes) -> a file system of that size, as the path of its folder. Needs root."""
+    """small_disk(mebibytes) mounts a file system of this size and returns the path of its folder.
+    Needs root."""
     mounted = []
 
     def mount(mebibytes):
@@ -98,7 +99,7 @@ def sessions():
 
 @pytest.fixture
 def ready(sessions):
-    """Like sessions, with the unit attentions of LUN 0 (or lun=…) taken away."""
+    """Like sessions, after the pending unit attentions of LUN 0 (or lun=…) have been cleared."""
 
     def connect(daemon, *arguments, **more):
         lun = more.pop('lun', 0)

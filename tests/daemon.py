@@ -24,8 +24,8 @@ TARGET = 'iqn.2026-11.test.targetd:disk'
 
 
 def eventually(question, seconds=10.0, what=None):
-    """Ask until the answer is true, and give it back; AssertionError after `seconds`. `what`: text,
-    or a callable giving it."""
+    """Calls a function until its result is true and returns the result; raises AssertionError after
+    `seconds`. `what`: description of the awaited event, or a callable that returns it."""
     end = time.monotonic() + seconds
     while True:
         answer = question()
@@ -39,7 +39,7 @@ def eventually(question, seconds=10.0, what=None):
 
 
 def free_port(address='127.0.0.1'):
-    """A TCP port that nothing listens on, on that address and on the wildcard."""
+    """Returns a TCP port that is free on this address and on the wildcard address."""
     family = socket.AF_INET6 if ':' in address else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.bind((address, 0))
@@ -56,7 +56,7 @@ def has_ipv6():
 
 
 def is_listening(address):
-    """True if somebody accepts on (host, port)."""
+    """True if a connection to (host, port) is accepted."""
     try:
         socket.create_connection(address, 1).close()
     except OSError:
@@ -65,7 +65,7 @@ def is_listening(address):
 
 
 class Text(object):
-    """A configuration file in the making. Sections keep their order; `write` gives the text."""
+    """The content of a configuration file. Sections keep their order; `write` returns the text."""
 
     def __init__(self, directory):
         self.directory = directory
@@ -102,7 +102,8 @@ class Text(object):
 
 
 class Daemon(object):
-    """One targetd. `text`: its configuration, changed by the test before start() or reload()."""
+    """One targetd process. `text`: its configuration, which the test changes before start() or
+    reload()."""
 
     def __init__(self, directory, python=None):
         self.directory = str(directory)
@@ -115,7 +116,7 @@ class Daemon(object):
         self.python = python or sys.executable
         self.process = None
         self.seen_workers = {}  # pid -> psutil.Process, every worker this test has met
-        # regular expressions of log lines that look like trouble and are wanted
+        # regular expressions of log lines that look like errors but are expected
         self.expected_trouble = []
 
     # -- files -------------------------------------------------------------------------------------
@@ -125,7 +126,7 @@ class Daemon(object):
         return ('127.0.0.1', self.port)
 
     def image(self, name='disk.img', size=64 << 20):
-        """The path of a sparse file of that size."""
+        """Creates a sparse file of this size and returns its path."""
         path = os.path.join(self.directory, name)
         with open(path, 'ab') as file:
             file.truncate(size)
@@ -134,7 +135,7 @@ class Daemon(object):
     def target(
         self, name=TARGET, lines=('initiator-address = ALL',), luns=None, group=1, size=64 << 20
     ):
-        """Add a target; without `luns` it has a sparse file of `size` bytes as LUN 0."""
+        """Adds a target; without `luns`, its LUN 0 is a sparse file of `size` bytes."""
         if luns is None:
             luns = {0: ['backing-store = %s' % self.image(name.rsplit(':', 1)[-1] + '.img', size)]}
         self.text.target(name, lines, luns, group)
@@ -147,7 +148,7 @@ class Daemon(object):
 
     @property
     def log(self):
-        """Everything it logged or printed so far."""
+        """All output and log lines so far."""
         parts = []
         for path in (self.log_file, self.output_file):
             if os.path.exists(path):
@@ -156,7 +157,7 @@ class Daemon(object):
         return '\n'.join(parts)
 
     def logged(self, expression, seconds=15):
-        """Wait until a line of the log matches."""
+        """Waits until a line of the log matches the regular expression."""
         return eventually(
             lambda: re.search(expression, self.log),
             seconds,
@@ -172,7 +173,7 @@ class Daemon(object):
         return dict(os.environ, PYTHONPATH=ROOT, PYTHONUNBUFFERED='1')
 
     def launch(self, *arguments):
-        """Start without waiting."""
+        """Starts targetd without waiting."""
         self.write_config()
         os.makedirs(os.path.join(self.directory, 'state'), exist_ok=True)
         with open(self.output_file, 'ab') as output:
@@ -187,7 +188,7 @@ class Daemon(object):
         return self
 
     def start(self, *arguments):
-        """Start and wait until the first portal listens."""
+        """Starts targetd and waits until the first portal listens."""
         self.launch(*arguments)
         self.wait_listening(self.address)
         return self
@@ -203,14 +204,14 @@ class Daemon(object):
         eventually(question, seconds, lambda: 'targetd listening on %s:\n%s' % (address, self.log))
 
     def run_once(self, *arguments):
-        """A run that is expected to end by itself: (exit code, what it printed and logged)."""
+        """Runs targetd until it ends; returns (exit code, output and log)."""
         self.launch(*arguments)
         code = self.process.wait(START_SECONDS)
         self.process = None
         return code, self.log
 
     def check(self, *arguments):
-        """`targetd -t`: (exit code, output)."""
+        """Runs `targetd -t`; returns (exit code, output)."""
         self.write_config()
         done = subprocess.run(
             self.command('-t', '-c', self.config, *arguments),
@@ -224,7 +225,7 @@ class Daemon(object):
         return done.returncode, done.stdout.decode('utf-8', 'replace')
 
     def workers(self):
-        """The processes below the master, spares included."""
+        """Returns the worker processes of the master, including the spare ones."""
         try:
             children = psutil.Process(self.process.pid).children(recursive=True)
         except psutil.NoSuchProcess:
@@ -234,8 +235,8 @@ class Daemon(object):
         return children
 
     def worker_of(self, session):
-        """The worker that holds this initiator's TCP connection, found by the port that the
-        initiator has."""
+        """Returns the worker that serves this initiator's TCP connection, found by the initiator's
+        port."""
         port = session.wire.socket.getsockname()[1]
 
         def question():
@@ -247,7 +248,7 @@ class Daemon(object):
         os.kill(self.process.pid, number)
 
     def reload(self, text='reload', seconds=10):
-        """Write the configuration, SIGHUP, and wait until the log says how it went."""
+        """Writes the configuration, sends SIGHUP, and waits until the result is logged."""
         before = len(re.findall(text, self.log, re.I))
         self.write_config()
         self.signal(signal.SIGHUP)
@@ -258,7 +259,7 @@ class Daemon(object):
         )
 
     def stop(self, seconds=STOP_SECONDS):
-        """SIGTERM; the exit code."""
+        """Sends SIGTERM; returns the exit code."""
         self.workers()
         if self.process.poll() is None:
             self.signal(signal.SIGTERM)
@@ -273,8 +274,7 @@ class Daemon(object):
         return code
 
     def kill(self):
-        """SIGKILL to the master and whoever is left of its workers; for the end of a test that
-        failed."""
+        """Sends SIGKILL to the master and its remaining workers, after a failed test."""
         for process in [self.process] + list(self.seen_workers.values()) + self.workers():
             try:
                 process.kill()
@@ -282,12 +282,12 @@ class Daemon(object):
                 pass
         self.process.wait(5)
         self.process = None
-        # a child that was being forked has the port a moment longer: whoever starts again would
-        # take it for the new server
+        # a child that was just being forked keeps the port for a moment; a restarted Daemon would
+        # mistake it for the new server
         eventually(lambda: not is_listening(self.address), 10, 'the port free')
 
     def survivors(self):
-        """Workers met earlier that are still alive."""
+        """Returns the workers seen earlier that are still alive."""
         return [
             worker
             for worker in self.seen_workers.values()
@@ -295,8 +295,8 @@ class Daemon(object):
         ]
 
     def trouble(self):
-        """Lines of the log that no test wants: tracebacks, and what Python says of forgotten
-        things."""
+        """Returns unwanted lines of the log: tracebacks, and Python's warnings about unclosed
+        resources."""
         found = re.findall(
             r'^.*(?:Traceback|Exception ignored|Fatal Python error|Segmentation).*$', self.log, re.M
         )
@@ -307,7 +307,8 @@ class Daemon(object):
         ]
 
     def finish(self):
-        """The end of each test: an ordered stop, exit code 0, nobody left, no traceback."""
+        """Ends each test: checks for a normal stop with exit code 0, no remaining process and no
+        traceback."""
         if self.process is not None:
             code = self.stop()
             assert code == 0, 'exit code %s after SIGTERM:\n%s' % (code, self.log)
@@ -321,8 +322,8 @@ class Daemon(object):
 
 @contextlib.contextmanager
 def watched(directory):
-    """A Daemon, not started, that is stopped and judged at the end; whatever the test did, nothing
-    of it is left afterwards."""
+    """Yields a Daemon that is not started. It is stopped and checked at the end, and all its
+    processes are ended in every case."""
     daemon = Daemon(directory)
     LIVING.append(daemon)
     try:

@@ -94,7 +94,7 @@ class Fuzzer(threading.Thread):
         )
 
     def mutated(self, data):
-        """A few bytes of `data` changed, some taken away, or some put in."""
+        """Returns `data` with a few bytes changed, removed or inserted."""
         data = bytearray(data)
         for _ in range(self.draw.randrange(1, 5)):
             if data:
@@ -105,7 +105,7 @@ class Fuzzer(threading.Thread):
         return bytes(data)
 
     def end(self, session):
-        """Take what comes for a moment, then go in one of the three ways."""
+        """Receives for a moment, then ends the connection in one of three ways."""
         way = self.draw.randrange(3)
         session.wire.socket.settimeout(0.05)
         try:
@@ -126,7 +126,7 @@ class Fuzzer(threading.Thread):
             self.end(session)
 
     def login_bytes(self, session, pairs, tsih=0):
-        """A login in one PDU."""
+        """Sends a login in one PDU."""
         text = pack_text(pairs)
         if self.draw.randrange(2):
             text = self.mutated(text)
@@ -144,7 +144,7 @@ class Fuzzer(threading.Thread):
         return head + text + bytes(-len(text) % 4)
 
     def login(self):
-        """A login in one PDU, mutated; sometimes in pieces."""
+        """Sends a mutated login in one PDU, sometimes in several parts."""
         with self.session() as session:
             pairs = [
                 ('InitiatorName', session.name),
@@ -175,8 +175,8 @@ class Fuzzer(threading.Thread):
         }
 
     def full_feature(self):
-        """A valid login with keys it draws, valid commands, and mutated PDUs with right lengths and
-        digests."""
+        """Sends a valid login with random keys, valid commands, and mutated PDUs with correct
+        lengths and digests."""
         draw = self.draw
         with self.session() as session:
             session.login(self.target, keys=self.drawn_keys())
@@ -222,7 +222,7 @@ class Fuzzer(threading.Thread):
             )
             head = head[:32] + cdb.ljust(16, b'\0')[:16]
         else:
-            # mostly for a command of late, with a tag that may be outstanding
+            # mostly for a recent command, with a tag that may be outstanding
             if opcode == DATA_OUT:
                 words[0], words[4] = draw.choice([1, 2, 3, 4, NO_TAG]), draw.choice([0, 0, 1])
                 words[5] = draw.choice([0, 0, 512])
@@ -250,7 +250,7 @@ class Fuzzer(threading.Thread):
         )
 
     def take(self, session):
-        """What has come so far, unread by anyone."""
+        """Receives and discards pending data."""
         session.wire.socket.settimeout(0.01)
         try:
             while session.wire.socket.recv(65536):
@@ -262,7 +262,8 @@ class Fuzzer(threading.Thread):
     # -- several connections -----------------------------------------------------------------------
 
     def further(self, first, cid):
-        """A further connection of a session of its own, or one in place of that with this CID."""
+        """Adds a connection to one of the fuzzer's sessions, or reinstates the one with this
+        CID."""
         connection = Session(self.address, first.name, first.isid, timeout=2.0, cid=cid)
         connection.keys.update((key, first.keys[key]) for key in SESSION_KEYS if key in first.keys)
         connection.cmd_sn = first.cmd_sn
@@ -277,7 +278,7 @@ class Fuzzer(threading.Thread):
         return connection
 
     def half_join(self, first, cid):
-        """A login into a session of its own that comes to no end."""
+        """Starts a login into one of the fuzzer's sessions and does not finish it."""
         connection = Session(self.address, first.name, first.isid, timeout=2.0, cid=cid)
         pairs = [
             ('InitiatorName', first.name),
@@ -289,8 +290,8 @@ class Fuzzer(threading.Thread):
         return connection
 
     def several(self):
-        """A session to which it adds connections, loses, replaces and logs out some, and sends on
-        all of them."""
+        """Runs a session of several connections: adds, drops, reinstates and logs out connections
+        and sends on all of them."""
         draw = self.draw
         keys = dict(self.drawn_keys(), MaxConnections='4')
         with contextlib.ExitStack() as opened:
@@ -315,7 +316,7 @@ class Fuzzer(threading.Thread):
                 self.end(member)
 
     def change(self, members, cid, first, opened):
-        """Another connection comes, or one goes."""
+        """Adds or removes a connection."""
         what = self.draw.randrange(5)
         try:
             if what == 0 and cid in members:
@@ -330,7 +331,7 @@ class Fuzzer(threading.Thread):
             pass  # one too many, or the session has come to its end
 
     def to_a_member(self, member, number):
-        """A PDU of any kind, or one of those that concern other connections."""
+        """Sends a PDU of any kind, or one that affects other connections."""
         draw = self.draw
         what = draw.randrange(10)
         tag = max(0, number - draw.randrange(8))
@@ -384,7 +385,7 @@ class Fuzzer(threading.Thread):
             self.take(member)
 
     def lose_and_reassign(self):
-        """Commands under way on a connection that is lost; another one takes them over."""
+        """Drops a connection with outstanding commands and reassigns them to another one."""
         draw = self.draw
         keys = dict(
             self.drawn_keys(), MaxConnections='4', ErrorRecoveryLevel='2', DefaultTime2Retain='2'
@@ -436,8 +437,8 @@ class Fuzzer(threading.Thread):
     # -- sessions of others ------------------------------------------------------------------------
 
     def trespass(self):
-        """A login with the TSIH of somebody else's session, or a guessed one: whole, half, mutated;
-        it never succeeds."""
+        """Sends a complete, incomplete or mutated login with the TSIH of another initiator's
+        session, or with a guessed TSIH; it must never succeed."""
         draw = self.draw
         tsih = draw.choice(
             list(self.others) * 2 + [draw.randrange(1, 64), draw.randrange(1, 0x10000)]

@@ -32,7 +32,8 @@ TSIH = 7
 
 
 def configuration(directory, target_lines=()):
-    """The Configuration of recorded.conf. target_lines: put at the head of each of its targets."""
+    """Returns the Configuration of recorded.conf. target_lines: inserted at the start of each
+    target."""
     path = directory / 'targetd.conf'
     with open(record.CONFIGURATION) as file:
         text = file.read().replace(
@@ -44,7 +45,8 @@ def configuration(directory, target_lines=()):
 
 
 class Socket(object):
-    """In place of a connection's: gives what it is fed, keeps what is sent, by whichever thread."""
+    """Replaces the socket of a connection: receives the bytes that the test feeds, and stores the
+    bytes that any thread sends."""
 
     def __init__(self):
         self.incoming = b''
@@ -74,7 +76,7 @@ class Socket(object):
         self.sendmsg([data])
 
     def take(self, count):
-        """So many bytes of what was sent, as soon as they are there."""
+        """Waits for this many sent bytes and returns them."""
         with self._changed:
             assert self._changed.wait_for(lambda: len(self.sent) >= count, 10), (
                 'only %r was answered' % bytes(self.sent[:48])
@@ -91,7 +93,7 @@ class Socket(object):
 
 
 def connection(configuration, result):
-    """(Connection, Socket) behind the login that gave this LoginResult."""
+    """Returns (Connection, Socket) of a login with this LoginResult."""
     sock = Socket()
     worker = Worker(None, configuration)
     if result.target_name is not None:
@@ -107,7 +109,7 @@ def connection(configuration, result):
 
 
 def device(configuration, result):
-    """The Device that the target of the configuration has for this login, its units in memory."""
+    """Returns the Device of the configured target for this login, with its units in memory."""
     nexus = Nexus(result.initiator_name, result.isid, result.target_name, 1)
     made = Device(nexus, ports_of(configuration, nexus))
     target = configuration.targets[result.target_name]
@@ -133,7 +135,7 @@ def device(configuration, result):
 
 
 class Target(object):
-    """One connection from its login on. After feed(data) what it answers can be taken from
+    """One connection, starting with its login. After feed(data), the responses can be read from
     `socket`."""
 
     def __init__(self, configuration, random_bytes):
@@ -146,7 +148,7 @@ class Target(object):
         )
 
     def feed(self, data):
-        """Bytes from the initiator, however they are cut."""
+        """Feeds bytes from the initiator, divided in any way."""
         if self.connection is None:
             self._framer.receive_buffer()[: len(data)] = data
             for bhs, ahs, segment in self._framer.parse_received(len(data)):

@@ -70,8 +70,8 @@ GOOD, CHECK_CONDITION, RESERVATION_CONFLICT, TASK_ABORTED = 0x00, 0x02, 0x18, 0x
 INITIATOR = 'iqn.2026-11.test.targetd:initiator'
 ISID = bytes.fromhex('80abcdef0001')
 
-#: What login() offers unless told otherwise: the values of a plain initiator, everything said
-#: aloud.
+#: Keys that login() offers by default: the values of a plain initiator, all of them sent
+#: explicitly.
 OPERATIONAL = collections.OrderedDict(
     [
         ('HeaderDigest', 'None'),
@@ -104,7 +104,7 @@ DISCOVERY = collections.OrderedDict(
 
 
 class LoginFailed(Exception):
-    """A login response with a status class other than 0."""
+    """The target sent a Login Response with a status class other than 0."""
 
     def __init__(self, status_class, detail):
         super(LoginFailed, self).__init__('login status %02x%02x' % (status_class, detail))
@@ -112,8 +112,8 @@ class LoginFailed(Exception):
 
 
 class Rejected(Exception):
-    """A Reject PDU arrived. `reason`: RFC 7143 11.17.1; `header`: the offending header as it came
-    back."""
+    """The target sent a Reject PDU. `reason`: RFC 7143 11.17.1; `header`: the rejected header in
+    it."""
 
     def __init__(self, pdu):
         super(Rejected, self).__init__('Reject, reason %02x' % pdu.bhs[2])
@@ -123,8 +123,8 @@ class Rejected(Exception):
 
 
 class Result(object):
-    """How a command ended: status, sense (bytes), data (bytes), overflow and underflow (residual
-    counts, 0 if none)."""
+    """The result of a command: status, sense (bytes), data (bytes), overflow and underflow
+    (residual counts, 0 if none)."""
 
     def __init__(self, status, sense, data, overflow, underflow, response=0):
         self.status, self.sense, self.data, self.response = status, sense, data, response
@@ -136,7 +136,7 @@ class Result(object):
 
     @property
     def key(self):
-        """(sense key, ASC, ASCQ) of either format, or None."""
+        """Returns (sense key, ASC, ASCQ) of sense data in fixed or descriptor format, or None."""
         if not self.sense:
             return None
         if self.sense[0] & 0x7F in (0x72, 0x73):
@@ -144,13 +144,13 @@ class Result(object):
         return (self.sense[2] & 0xF, self.sense[12], self.sense[13])
 
     def good(self):
-        """self, if the status is GOOD."""
+        """Returns self; raises AssertionError unless the status is GOOD."""
         assert self.status == GOOD and self.response == 0, repr(self)
         return self
 
 
 class Command(object):
-    """One command on its way."""
+    """One outstanding command."""
 
     def __init__(self, itt, lun, edtl, out, cdb):
         self.itt, self.lun, self.edtl, self.out, self.cdb = itt, lun, edtl, out, cdb
@@ -212,7 +212,7 @@ class Session(object):
     def login_pdu(
         self, pairs, csg, nsg=None, more=False, tsih=0, version=b'\0\0', raw_flags=None, itt=0
     ):
-        """Send one Login request. `nsg` None: no transition."""
+        """Sends one Login Request. `nsg` None: no stage transition."""
         flags = (csg << 2) | (0x40 if more else 0)
         if nsg is not None:
             flags |= 0x80 | nsg
@@ -233,7 +233,8 @@ class Session(object):
         )
 
     def login_response(self):
-        """The next Login response, checked; LoginFailed if it says so."""
+        """Returns the next Login Response after checking it; raises LoginFailed if its status is
+        not 0."""
         pdu = self.receive()
         require(pdu.opcode == LOGIN_RESPONSE, 'expected a Login response, got %r', pdu)
         if pdu.bhs[36]:
@@ -243,7 +244,8 @@ class Session(object):
         return pdu
 
     def exchange(self, pairs, csg, nsg=None, **flags):
-        """One Login request and the whole answer, however many PDUs: (keys, transit bit, last Pdu)."""
+        """Sends one Login Request and receives all PDUs of the response; returns (keys, transit
+        bit, last Pdu)."""
         self.login_pdu(pairs, csg, nsg, **flags)
         data, pdu = b'', self.login_response()
         while pdu.flags & 0x40:  # C: more text comes (RFC 7143 6.2)
@@ -308,7 +310,8 @@ class Session(object):
         require(went, 'no transition out of the security stage')
 
     def value(self, key):
-        """What holds for a key after login: the target's answer, else the RFC's default."""
+        """Returns the value of a key after the login: the target's answer, else the default of RFC
+        7143."""
         defaults = {
             'InitialR2T': 'Yes',
             'ImmediateData': 'Yes',
@@ -336,7 +339,7 @@ class Session(object):
     # -- receiving ---------------------------------------------------------------------------------
 
     def receive(self):
-        """The next Pdu, its sequence numbers checked."""
+        """Returns the next Pdu after checking its sequence numbers."""
         pdu = self.wire.receive()
         if self.full_feature:
             require(
@@ -372,8 +375,8 @@ class Session(object):
         self.exp_stat_sn = (self.exp_stat_sn + 1) & 0xFFFFFFFF
 
     def step(self):
-        """Take one PDU and do what it asks: collect data, answer R2T and pings, note the rest.
-        Returns the Pdu."""
+        """Receives one PDU, handles it (collects data, answers R2T and NOP-In, records others) and
+        returns it."""
         pdu = self.receive()
         if pdu.opcode == DATA_IN:
             self._data_in(pdu)
@@ -402,19 +405,17 @@ class Session(object):
         return pdu
 
     def _steps(self):
-        """Step after step, but for no longer than the timeout in all: keep-alive pings must not
-        keep a test alive."""
+        """Yields the PDUs of further steps within one total timeout, which NOP-Ins of the target
+        cannot extend."""
         end = time.monotonic() + self.timeout
         while True:
             yield self.step()
             require(
-                time.monotonic() < end,
-                'what the test waits for did not come within %g s',
-                self.timeout,
+                time.monotonic() < end, 'the awaited PDU did not arrive within %g s', self.timeout
             )
 
     def until(self, opcode, itt=None):
-        """Steps until a PDU of that opcode (and ITT) came: the Pdu. A Reject that was not awaited
+        """Steps until a PDU with this opcode (and ITT) arrives; returns it. An unexpected Reject
         raises Rejected."""
         for pdu in self._steps():
             if pdu.opcode == opcode and (itt is None or pdu.itt == itt):
@@ -527,12 +528,12 @@ class Session(object):
             self.answer_r2t(command)
 
     def answer_r2t(self, command):
-        """Send the data of the oldest R2T that is not answered yet."""
+        """Sends the data of the oldest unanswered R2T."""
         pdu = command.r2ts.pop(0)
         self.data_out(command, pdu.word40, pdu.word44, pdu.ttt)
 
     def data_out(self, command, offset, length, ttt, data_sn=0):
-        """A sequence of Data-Outs, each as long as the target takes."""
+        """Sends a sequence of Data-Out PDUs of the largest length that the target accepts."""
         end = offset + length
         while offset < end:
             part = command.out[offset : min(offset + self.send_limit, end)]
@@ -627,7 +628,7 @@ class Session(object):
         return command
 
     def wait(self, command):
-        """The Result of a submitted command."""
+        """Waits for a submitted command; returns its Result."""
         steps = self._steps()
         while command.result is None:
             pdu = next(steps)
@@ -636,11 +637,12 @@ class Session(object):
         return command.result
 
     def run(self, cdb, lun=0, read=0, out=None, **more):
-        """Submit and wait: a Result."""
+        """Submits a command and waits for it; returns its Result."""
         return self.wait(self.submit(cdb, lun, read, out, **more))
 
     def clear_attentions(self, lun=0, count=5):
-        """TEST UNIT READY until it is GOOD; the unit attentions met, as sense triples."""
+        """Sends TEST UNIT READY until the status is GOOD; returns the unit attentions as (key, ASC,
+        ASCQ)."""
         met = []
         for _ in range(count):
             result = self.run(bytes(6), lun)
@@ -652,7 +654,7 @@ class Session(object):
         raise AssertionError('still not ready after %s' % met)
 
     def read(self, lba, blocks, lun=0, size=512):
-        """READ(16): the data."""
+        """Sends READ(16); returns the data."""
         return (
             self.run(struct.pack('>BBQIBB', 0x88, 0, lba, blocks, 0, 0), lun, read=blocks * size)
             .good()
@@ -660,7 +662,7 @@ class Session(object):
         )
 
     def write(self, lba, data, lun=0, size=512, fua=False):
-        """WRITE(16)."""
+        """Sends WRITE(16)."""
         cdb = struct.pack('>BBQIBB', 0x8A, 8 if fua else 0, lba, len(data) // size, 0, 0)
         return self.run(cdb, lun, out=data).good()
 
@@ -669,7 +671,7 @@ class Session(object):
         return self.run(cdb, lun, read=length).good().data
 
     def capacity(self, lun=0):
-        """(blocks, block size) by READ CAPACITY(16)."""
+        """Sends READ CAPACITY(16); returns (blocks, block size)."""
         data = self.run(struct.pack('>BBQIBB', 0x9E, 0x10, 0, 32, 0, 0), lun, read=32).good().data
         last, size = struct.unpack_from('>QI', data)
         return last + 1, size
@@ -680,7 +682,7 @@ class Session(object):
         return [struct.unpack_from('>H', data, 8 + at)[0] & 0x3FFF for at in range(0, length, 8)]
 
     def ping(self, data=b'', immediate=False, itt=None):
-        """NOP-Out with a tag; the NOP-In's data."""
+        """Sends a NOP-Out with a tag; returns the data of the NOP-In."""
         itt = self.next_tag() if itt is None else itt
         sn = self.cmd_sn if immediate else self.next_cmd_sn()
         self.wire.send(
@@ -698,7 +700,7 @@ class Session(object):
         return self.until(NOP_IN, itt).data
 
     def text(self, pairs):
-        """A Text exchange, whole: [(key, value), …]."""
+        """Executes a complete text exchange; returns [(key, value), …]."""
         itt, ttt, request, collected = self.next_tag(), NO_TAG, pack_text(pairs), b''
         while True:
             self.wire.send(
@@ -714,7 +716,7 @@ class Session(object):
             ttt, request = pdu.ttt, b''
 
     def send_targets(self, value='All'):
-        """SendTargets: [(name, [address, …]), …]."""
+        """Sends SendTargets; returns [(name, [address, …]), …]."""
         targets = []
         for key, text in self.text([('SendTargets', value)]):
             if key == 'TargetName':
@@ -724,7 +726,7 @@ class Session(object):
         return targets
 
     def manage(self, function, lun=0, task=None):
-        """A task management request: the response code."""
+        """Sends a task management request; returns the response code."""
         itt = self.next_tag()
         self.wire.send(
             pack_bhs(
@@ -741,7 +743,7 @@ class Session(object):
         return self.until(TASK_MANAGEMENT_RESPONSE, itt).bhs[2]
 
     def logout(self, reason=0):
-        """Log out and close: the response code."""
+        """Logs out and closes the connection; returns the response code."""
         itt = self.next_tag()
         self.wire.send(
             pack_bhs(
@@ -768,7 +770,7 @@ class Session(object):
 
 
 def connect(address, target=None, name=INITIATOR, isid=ISID, timeout=20.0, **login):
-    """A Session, logged in; unit attentions of LUN 0 are left for the test."""
+    """Returns a Session that is logged in; unit attentions of LUN 0 remain pending."""
     session = Session(address, name, isid, timeout)
     try:
         return session.login(target, **login)
@@ -778,7 +780,7 @@ def connect(address, target=None, name=INITIATOR, isid=ISID, timeout=20.0, **log
 
 
 def pattern(seed, length):
-    """`length` bytes that differ from block to block and from seed to seed."""
+    """Returns `length` bytes that differ for each block and seed."""
     block = hashlib.sha256(b'%d' % seed).digest()
     return b''.join(struct.pack('>Q', number) + block[8:] for number in range(length // 32 + 1))[
         :length

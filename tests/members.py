@@ -1,9 +1,9 @@
-"""Connections of one session, for tests: each an initiator.Session of its own, with the session's
-CmdSN and window."""
+"""Connections of one session, for tests. Each is an initiator.Session that shares the CmdSN and the
+command window of the session."""
 
 from initiator import OPERATIONAL, Session
 
-#: Keys that are said once for a session; a further connection says only the others.
+#: Keys that are negotiated once for a session; an additional connection sends only the others.
 SESSION_KEYS = [
     key
     for key in OPERATIONAL
@@ -12,14 +12,14 @@ SESSION_KEYS = [
 
 
 class Numbering(object):
-    """Of one session."""
+    """CmdSN and command window of one session."""
 
     cmd_sn = 1
     max_cmd_sn = None
 
 
 class Member(Session):
-    """A connection of a session. Its tags say which connection they are of."""
+    """A connection of a session. Its task tags contain the number of the connection."""
 
     def __init__(self, address, cid, numbering, **more):
         self.numbering = numbering
@@ -51,8 +51,8 @@ class Member(Session):
         return self.first.value(key) if value == 'Irrelevant' else value
 
     def join(self, first, target, **keys):
-        """Log in as a further connection of the session that `first` has, or as one in place of its
-        own. Returns self."""
+        """Logs in as an additional connection of the session of `first`, or reinstates a connection
+        with this CID. Returns self."""
         self.first = first
         self.keys.update((key, first.keys[key]) for key in SESSION_KEYS if key in first.keys)
         return self.login(
@@ -61,7 +61,8 @@ class Member(Session):
 
 
 def join(first, cid, target, **keys):
-    """A further connection of first's session, or one in place of that with this CID."""
+    """Returns an additional connection of the session of `first`, or reinstates the one with this
+    CID."""
     connection = Member(
         first.address, cid, first.numbering, name=first.name, isid=first.isid, timeout=first.timeout
     )

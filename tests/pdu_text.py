@@ -89,7 +89,7 @@ FEWEST = 32  # as many of the same byte in a row are a `fill`
 
 
 def show(bhs, data):
-    """[line …]: the header, then the data, indented."""
+    """Returns [line, …]: the header, then the indented data."""
     opcode = bhs[0] & 0x3F
     name, fields = PDUS[opcode]
     words = [name] + (['immediate'] if bhs[0] & 0x40 else [])
@@ -108,7 +108,7 @@ def show(bhs, data):
 
 
 def show_data(data, is_text):
-    """[line …]"""
+    """Returns [line, …]."""
     if is_text and data.endswith(b'\0') and re.match(rb'[ -~\0]*\Z', data):
         return ['text ' + pair.decode('ascii') for pair in data[:-1].split(b'\0')]
     lines, position = [], 0

@@ -58,7 +58,7 @@ _CRC = _crc_table()
 
 
 def crc32c(data):
-    """The digest of `data` as the four bytes that go on the wire."""
+    """Returns the digest of `data` as four bytes in wire order."""
     crc = 0xFFFFFFFF
     for byte in data:
         crc = _CRC[(crc ^ byte) & 0xFF] ^ (crc >> 8)
@@ -69,7 +69,8 @@ def crc32c(data):
 
 
 def lun_field(lun):
-    """The 8-byte LUN field: peripheral addressing up to 255, flat space above (SAM-5)."""
+    """Returns the 8-byte LUN field: peripheral device addressing up to 255, flat space addressing
+    above (SAM-5)."""
     return struct.pack('>H6x', lun if lun < 256 else 0x4000 | lun)
 
 
@@ -87,7 +88,7 @@ def pack_bhs(
     word44=0,
     second=b'\0\0',
 ):
-    """48 bytes; the lengths are filled in by Wire.send. `second`: bytes 2 and 3."""
+    """Returns a header of 48 bytes; Wire.send sets the lengths. `second`: bytes 2 and 3."""
     return struct.pack(
         '>BB2s4x8s8I',
         opcode,
@@ -106,7 +107,7 @@ def pack_bhs(
 
 
 class Pdu(object):
-    """A PDU that arrived: bhs (48 bytes), ahs, data."""
+    """A received PDU: bhs (48 bytes), ahs, data."""
 
     def __init__(self, bhs, ahs, data):
         self.bhs, self.ahs, self.data = bhs, ahs, data
@@ -133,29 +134,29 @@ class Pdu(object):
 
 
 def read_10(lba, blocks=1):
-    """A CDB (SBC-3)."""
+    """Returns a CDB (SBC-3)."""
     return struct.pack('>BBIBHB', 0x28, 0, lba, 0, blocks, 0)
 
 
 def write_10(lba, blocks=1, fua=False):
-    """A CDB (SBC-3)."""
+    """Returns a CDB (SBC-3)."""
     return struct.pack('>BBIBHB', 0x2A, 8 if fua else 0, lba, 0, blocks, 0)
 
 
 def pack_text(pairs):
-    """Text keys as they go on the wire. `pairs`: a mapping or (key, value) pairs."""
+    """Returns text keys in wire format. `pairs`: a mapping or (key, value) pairs."""
     pairs = pairs.items() if hasattr(pairs, 'items') else pairs
     return b''.join(('%s=%s' % pair).encode('utf-8') + b'\0' for pair in pairs)
 
 
 def unpack_pairs(data):
-    """[(key, value), …] in the order they came."""
+    """Returns [(key, value), …] in the order of arrival."""
     require(not data or data.endswith(b'\0'), 'text does not end with NUL: %r', data[-20:])
     return [tuple(word.decode('utf-8').split('=', 1)) for word in data.split(b'\0') if word]
 
 
 def unpack_text(data):
-    """The keys as a dict; a key that comes twice is a violation."""
+    """Returns the keys as a dict; a duplicate key raises Violation."""
     pairs = unpack_pairs(data)
     keys = [key for key, _ in pairs]
     require(len(set(keys)) == len(keys), 'a key was sent twice: %s', keys)
@@ -163,7 +164,7 @@ def unpack_text(data):
 
 
 class Wire(object):
-    """One TCP connection and its framing; knows digests, sequence numbers of nothing."""
+    """One TCP connection and its PDU framing, with digests but without sequence numbers."""
 
     def __init__(self, address, timeout=20.0, receive_buffer=None, source=None):
         family = socket.AF_INET6 if ':' in address[0] else socket.AF_INET
@@ -178,7 +179,7 @@ class Wire(object):
         self.header_digest = self.data_digest = False
 
     def send(self, bhs, data=b'', ahs=b'', spoil_header=False, spoil_data=False):
-        """Send a PDU; `spoil_…` sends a wrong digest."""
+        """Sends a PDU; `spoil_…` sends a wrong digest."""
         require(len(ahs) % 4 == 0, 'an AHS of %d bytes in a test', len(ahs))
         head = bhs[:4] + struct.pack('>I', ((len(ahs) // 4) << 24) | len(data)) + bhs[8:] + ahs
         parts = [head]
@@ -192,7 +193,7 @@ class Wire(object):
         self.raw(b''.join(parts))
 
     def raw(self, data):
-        """Send bytes as they are."""
+        """Sends unchanged bytes."""
         try:
             self.socket.sendall(data)
         except (BrokenPipeError, ConnectionResetError) as e:
@@ -217,7 +218,7 @@ class Wire(object):
         return bytes(data)
 
     def receive(self):
-        """The next Pdu. Raises Closed, or socket.timeout."""
+        """Returns the next Pdu. Raises Closed or socket.timeout."""
         bhs = self._exactly(48)
         ahs = self._exactly(4 * bhs[4])
         if self.header_digest:
@@ -232,7 +233,7 @@ class Wire(object):
         self.socket.close()
 
     def reset(self):
-        """Close with a TCP reset, as a crashed host does."""
+        """Closes the connection with a TCP reset, as after a crash of the host."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
         self.socket.close()
 
@@ -264,8 +265,7 @@ def chap_response(algorithm, identifier, secret, challenge):
 
 
 class Chap(object):
-    """What the initiator knows. `back`: (name, secret) that the target must prove to know, for
-    mutual CHAP."""
+    """The initiator's side of CHAP. `back`: (name, secret) of the target, for mutual CHAP."""
 
     def __init__(self, name, secret, algorithms='5', back=None, encoding='hex', challenge=None):
         self.name, self.secret, self.algorithms, self.back, self.encoding = (
@@ -280,7 +280,8 @@ class Chap(object):
         self.algorithm = None  # what the target chose
 
     def answer(self, keys):
-        """CHAP_N and CHAP_R (and CHAP_I, CHAP_C) for the target's CHAP_A, CHAP_I, CHAP_C."""
+        """Returns CHAP_N and CHAP_R (and CHAP_I, CHAP_C) for the target's CHAP_A, CHAP_I,
+        CHAP_C."""
         self.algorithm = int(keys['CHAP_A'])
         require(
             str(self.algorithm) in self.algorithms.split(','),
@@ -299,7 +300,7 @@ class Chap(object):
         return pairs
 
     def verify(self, keys):
-        """Check the target's own CHAP_N and CHAP_R."""
+        """Checks the CHAP_N and CHAP_R of the target."""
         if not self.back:
             return
         name, secret = self.back

@@ -52,8 +52,8 @@ class Direction(object):
             self.next = self.next + len(payload) & 0xFFFFFFFF
 
     def pdus(self, digests):
-        """Take the whole PDUs off. digests: (bytes behind a header, bytes behind data), looked at
-        before each."""
+        """Removes and returns the complete PDUs. digests: (digest bytes after a header, after
+        data), read before each PDU."""
         while len(self.data) >= 48:
             ahs, length = 4 * self.data[4], int.from_bytes(self.data[5:8], 'big')
             assert not ahs, 'additional headers cannot be written down'
@@ -125,14 +125,16 @@ class Connection(object):
         self.lines += ['  ' + pair for pair in text]
 
     def _note_randomness(self, said):
-        """Before the request that made targetd draw it."""
+        """Inserts the random challenge of targetd before the login request that made targetd
+        generate it."""
         drawn = '%02x%s' % (int(said['CHAP_I']), said['CHAP_C'][2:])
         self.lines.insert(self.last_login, 'random ' + drawn)
         self.last_login += 1
 
 
 class Ear(threading.Thread):
-    """Listens on the loopback interface: `connections`, in the order of their beginning."""
+    """Captures the traffic on the loopback interface. `connections`: in the order of their
+    start."""
 
     def __init__(self):
         super(Ear, self).__init__(daemon=True)
@@ -171,14 +173,14 @@ class Ear(threading.Thread):
 
 
 def server_section(directory):
-    """The [server] section that recorded.conf does not have."""
+    """Returns the [server] section that recorded.conf lacks."""
     names = {'pid-file': 'pid', 'control-socket': 'sock', 'state-dir': 'state', 'log': 'log'}
     rows = ['%s = %s' % (key, os.path.join(directory, name)) for key, name in sorted(names.items())]
     return '\n'.join(['[server]', 'nop-interval = 0'] + rows) + '\n\n'
 
 
 def start(directory):
-    """targetd, listening."""
+    """Starts targetd and waits until it listens."""
     os.mkdir(os.path.join(directory, 'state'))
     path = os.path.join(directory, 'targetd.conf')
     with open(path, 'w') as file, open(CONFIGURATION) as rest:
