@@ -16,7 +16,13 @@ from targetd.admin import commands
 from targetd.config import acl, model, settings, tgt_settings
 
 APPLYING = ('config/acl.py',)
-DISPLAYING = ('master/control.py', 'master/reload.py', 'admin/', 'demo.py')
+DISPLAYING = (
+    'master/control.py',
+    'master/control_answers.py',
+    'master/reload.py',
+    'admin/',
+    'demo.py',
+)
 #: the negotiation treats all text keys alike; a reader uses the negotiated value
 NEGOTIATING = ('iscsi/keys.py', 'iscsi/login.py')
 
