@@ -7,7 +7,7 @@ import os
 import pytest
 from source_tree import PACKAGE, python_files, read, relative
 
-ROOMS_WITH_ANNOTATIONS = ('iscsi', 'store')
+ROOMS_WITH_ANNOTATIONS = ('iscsi', 'scsi', 'store')
 
 FILES = [
     path
