@@ -31,7 +31,7 @@ from targetd.master.logins.throttle import LoginThrottle
 from targetd.master.processes import child
 from targetd.master.processes.jobs import Jobs
 from targetd.master.processes.loop import Loop
-from targetd.master.processes.messages import MessageHandlers
+from targetd.master.processes.worker_messages import MessageHandlers
 from targetd.master.processes.workers import Workers
 from targetd.master.reload import Reload
 from targetd.master.server_state import ServerState

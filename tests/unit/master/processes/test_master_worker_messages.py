@@ -3,7 +3,7 @@
 import pytest
 from master_fakes import FakeWorker
 
-from targetd.master.processes.messages import MessageHandlers
+from targetd.master.processes.worker_messages import MessageHandlers
 
 
 @pytest.fixture
