@@ -131,8 +131,9 @@ SERVER = (
             'Time that initiators have to log out when targetd stops or a target is removed.'),
     _server('chap-algorithms', kinds.KeyWords('MD5', 'SHA1', 'SHA-256', 'SHA3-256'),
             ('SHA3-256', 'SHA-256', 'SHA1', 'MD5'),
-            NEXT_LOGIN, 'Accepted CHAP algorithms, in order of preference.',
-            'Windows, and the Linux kernel before 5.4, support MD5 only.', 'SHA3-256, SHA-256'),
+            NEXT_LOGIN, 'Accepted CHAP algorithms, in any order.',
+            'The first algorithm of the initiator\'s list that is accepted here is used (RFC 7143 '
+            '6.2.1). Windows, and the Linux kernel before 5.4, support MD5 only.', 'SHA3-256, SHA-256'),
     _server('incomingdiscoveryuser', kinds.Accounts(), (), NEXT_LOGIN,
             'Accounts for discovery: an initiator must authenticate with one of them to request '
             'the list of targets. If none is written, discovery requires no CHAP.',

@@ -124,7 +124,7 @@ class Chap(object):
     choose_algorithm(CHAP_A) returns the pairs of the challenge, then verify_response(values) returns
     the pairs of the last answer. accounts: [(user, secret bytes)], one of which the initiator must
     know; outgoing: (user, secret bytes) with which the target authenticates itself, or None;
-    algorithms: CHAP algorithm numbers, the preferred one first; random_bytes: callable(count) ->
+    algorithms: CHAP algorithm numbers that the target accepts; random_bytes: callable(count) ->
     bytes. `account` is the user that authenticated, None until then.
     """
 
@@ -154,13 +154,14 @@ class Chap(object):
         self._algorithm: Any = None
 
     def choose_algorithm(self, offered: str) -> List[Tuple[str, str]]:
-        """Return [(key, value)] that answers CHAP_A: algorithm, identifier, challenge. The target's
-        order of preference decides. offered: algorithm numbers separated by commas. Raises
-        AuthenticationFailed if the target accepts none of them."""
-        words = offered.split(',')
-        for number in self._algorithms:
-            if str(number) in words:
-                self._algorithm = number
+        """Return [(key, value)] that answers CHAP_A: algorithm, identifier, challenge. The first
+        algorithm of the initiator's list that the target accepts is chosen (RFC 7143 6.2.1).
+        offered: algorithm numbers separated by commas. Raises AuthenticationFailed if the target
+        accepts none of them."""
+        accepted = {str(number): number for number in self._algorithms}
+        for word in offered.split(','):
+            if word in accepted:
+                self._algorithm = accepted[word]
                 break
         else:
             raise AuthenticationFailed(

@@ -35,7 +35,7 @@ class TargetPolicy(object):
     refuses; the callable already knows the initiator's address.
     accounts: [(user, secret bytes)], any one of which admits; empty: no authentication is required.
     outgoing: (user, secret bytes) with which the target authenticates itself, or None.
-    algorithms: CHAP algorithm numbers, the preferred one first.
+    algorithms: CHAP algorithm numbers that the target accepts.
     keys: {text key: typed value of the target}; keys.OURS holds the others.
     redirect: None or (permanent: bool, 'address:port').
     not_ready: None, or a sentence that says why the target cannot be used now.

@@ -255,10 +255,11 @@ def test_challenges_of_any_size_are_answered(many, size, encoding):
 
 
 @pytest.mark.clause('RFC 7143 6.2.1', 'RFC 7143 12.1.3')
-def test_the_preferred_algorithm_of_several_is_taken(many):
-    chap = Chap('erp', ODD, '5,6,7')
+@pytest.mark.parametrize('offered, used', [('5,6,7', 5), ('7,6,5', 7), ('42,6,5', 6)])
+def test_the_first_chap_algorithm_of_the_initiator_s_list_is_used(many, offered, used):
+    chap = Chap('erp', ODD, offered)
     assert status_of(many, SECRET, chap=chap) == 0
-    assert chap.algorithm == 7
+    assert chap.algorithm == used
 
 
 @pytest.mark.parametrize(

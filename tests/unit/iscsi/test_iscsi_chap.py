@@ -81,10 +81,12 @@ def test_any_account_of_several_will_do():
     assert machine.account == 'second'
 
 
-@pytest.mark.clause('RFC 7143 12.1.3')
-def test_our_preference_decides_among_what_is_offered():
-    assert begun('5,6,7')[1]['CHAP_A'] == '7'
-    assert begun('5,6,7', algorithms=(const.CHAP_MD5, const.CHAP_SHA256))[1]['CHAP_A'] == '5'
+@pytest.mark.clause('RFC 7143 6.2.1', 'RFC 7143 12.1.3')
+def test_the_first_algorithm_of_the_initiator_s_list_that_is_accepted_is_used():
+    assert begun('5,6,7')[1]['CHAP_A'] == '5'
+    assert begun('7,5')[1]['CHAP_A'] == '7'
+    assert begun('8,6,5', algorithms=(const.CHAP_MD5, const.CHAP_SHA1))[1]['CHAP_A'] == '6'
+    assert begun('7,6,5', algorithms=(const.CHAP_MD5, const.CHAP_SHA1))[1]['CHAP_A'] == '6'
     for offered in ('42', '7', '', '05', 'MD5'):
         with pytest.raises(chap.AuthenticationFailed):
             begun(offered, algorithms=(const.CHAP_MD5,))

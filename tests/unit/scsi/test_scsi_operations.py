@@ -47,7 +47,9 @@ def test_it_comes_back_as_it_was_kept():
     operation = dict(operations.new_operation(OVERWRITE, BY), position=4096, size=8192)
     assert operations.operation_from_storage(operation) == operation
     failed = dict(operation, failed='the disk said no')
-    assert operations.medium_state_of(operations.operation_from_storage(failed)) == 'sanitize-failed'
+    assert (
+        operations.medium_state_of(operations.operation_from_storage(failed)) == 'sanitize-failed'
+    )
     assert operations.operation_from_storage(None) is None
 
 
@@ -69,7 +71,9 @@ def test_damaged_state_is_said_to_be(kept):
 
 
 def test_on_a_medium_of_another_size_it_begins_anew():
-    operation = dict(operations.for_medium_size(operations.new_operation(OVERWRITE, BY), 8192), position=4096)
+    operation = dict(
+        operations.for_medium_size(operations.new_operation(OVERWRITE, BY), 8192), position=4096
+    )
     assert operations.for_medium_size(operation, 8192)['position'] == 4096
     assert operations.for_medium_size(operation, 16384) == dict(operation, size=16384, position=0)
 

@@ -38,7 +38,10 @@ def test_what_was_changed_comes_back():
     state = changed('log-select', {'accounting_date': '202601', 'errors': {'read': 7}}, state)
     state = changed('self-test', dict(TEST, result=0), state)
     assert records.records_from_storage(records.records_for_storage(state)) == state
-    assert records.records_from_storage(dict(records.records_for_storage(state), of_a_newer_version=1)) == state
+    assert (
+        records.records_from_storage(dict(records.records_for_storage(state), of_a_newer_version=1))
+        == state
+    )
 
 
 def test_information_is_taken_away_by_nothing():
@@ -123,7 +126,10 @@ def test_a_test_ends_with_its_nexus_or_with_targetd():
     state = changed('self-test', TEST)
     assert records.nexus_lost(state, ('other', BY[1])) is state
     assert [t['result'] for t in records.nexus_lost(state, tuple(BY))['self_tests']] == [2]
-    assert [t['result'] for t in records.records_from_storage(records.records_for_storage(state))['self_tests']] == [2]
+    assert [
+        t['result']
+        for t in records.records_from_storage(records.records_for_storage(state))['self_tests']
+    ] == [2]
 
 
 def test_counters_count_and_are_reset():
