@@ -116,7 +116,9 @@ SERVER = (
     _server('spare-workers', kinds.Number(0, 64), 2, LIVE,
             'Number of worker processes that are kept ready for the next logins.'),
     _server('executor-threads', kinds.Number(1, 128), 32, NEXT_LOGIN,
-            'Number of threads per session for disk accesses that block.'),
+            'Number of threads for disk accesses that block, for each LUN of a session.',
+            'Threads are started when they are needed. A disk that hangs uses only the threads of '
+            'its LUN; the other LUNs of the session are not delayed.'),
     _server('busy-poll', kinds.Number(0, 1000), 100, NEXT_LOGIN,
             'Microseconds for which a session with few commands in flight polls for the next '
             'command instead of sleeping; 0: no polling.',

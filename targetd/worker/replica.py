@@ -181,16 +181,16 @@ class WorkerServices(UnitServices):
     def milliseconds(self):
         return int(time.time() * 1000)
 
-    def run_in_thread(self, work, argument):
-        """Run work(argument) in an executor thread. [any]"""
+    def run_in_thread(self, work, unit):
+        """Run work(unit) in an executor thread. [any]"""
 
         def guarded(_):
             try:
-                work(argument)
+                work(unit)
             except Exception:  # a defect in targetd must not end the thread
                 log.exception('a background self-test failed unexpectedly')
 
-        self._worker.executor.submit(guarded, None)
+        self._worker.executor.submit(guarded, None, unit)
 
     def note(self, kind, message):
         self._worker.report('note', unit=self._unit_id, kind=kind, note=message)

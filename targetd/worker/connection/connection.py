@@ -367,7 +367,7 @@ class Connection(object):
             data = task.data_out
             if data.__class__ is memoryview and data.obj is self.framer.buffer:
                 task.data_out = bytes(data)  # the next receive overwrites the buffer
-            self.worker.executor.submit(self.run_in_executor, task)
+            self.worker.executor.submit(self.run_in_executor, task, task.unit)
         elif result.__class__ is sam.Change:
             self.retain(task)
             self.worker.ask_change(task, result, self.complete)
@@ -380,11 +380,11 @@ class Connection(object):
             self._run_to_completion(task)
             return
         budget = self.outbox.read_budget
-        budget.take(task.edtl)  # blocks while the initiator does not read earlier data
+        budget.take(task.edtl, task.unit)  # blocks while the initiator does not read earlier data
         try:
             self._run_to_completion(task)
         finally:
-            budget.give_back(task.edtl)
+            budget.give_back(task.edtl, task.unit)
 
     def _run_to_completion(self, task):
         """[any: an executor thread]"""

@@ -137,7 +137,7 @@ class DataOut(object):
         except (CheckCondition, StatusReturned) as refusal:
             result = refusal
         if result is sam.WOULD_BLOCK:
-            connection.worker.executor.submit(connection.run_in_executor, task)
+            connection.worker.executor.submit(connection.run_in_executor, task, task.unit)
         elif result.__class__ is sam.Change:
             connection.worker.ask_change(task, result, connection.complete)
         else:

@@ -341,7 +341,7 @@ class RecoveringConnection(SharedConnection):
         task.connection = self
         respond(const.FUNCTION_COMPLETE)
         if was_postponed:
-            self.worker.executor.submit(self.run_in_executor, task)
+            self.worker.executor.submit(self.run_in_executor, task, task.unit)
         elif task.transfer.__class__ is RecoveringTransfer:
             task.transfer.reassign()
             if task.transfer.is_complete:

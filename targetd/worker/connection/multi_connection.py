@@ -64,7 +64,9 @@ class SharedConnection(Connection):
         outbox.on_failure = lambda error: self.stop(
             'nothing can be sent: %s' % (error.strerror or error)
         )
-        outbox.start_read = lambda task: self.worker.executor.submit(self._read_and_send, task)
+        outbox.start_read = lambda task: self.worker.executor.submit(
+            self._read_and_send, task, task.unit
+        )
         return outbox
 
     def _receive_and_act(self):
