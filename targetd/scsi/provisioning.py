@@ -107,16 +107,15 @@ def write_same(unit: 'LogicalUnit', task: 'Task') -> None:
 
 @write_errors
 def run_write_same(task: 'Task') -> None:
-    """Executor thread. If unmapped blocks are guaranteed to read as zeroes, UNMAP is obeyed
-    whatever the data is: all other targets do this, and the tests of libiscsi require it. Otherwise
-    data other than zeroes is written."""
+    """Executor thread. Later reads return the block that was received, whatever is done here
+    (SBC-3 5.43): blocks are unmapped only if the block is zeroes, which is what the store then
+    reads. The test WriteSame10.UnmapUntilEnd of libiscsi expects otherwise; it is wrong."""
     unit = task.unit
     block = bytes(task.data_out or b'') if task.data_out_length else b'\0'
     if task.data_out_length and len(block) < unit.block_size:
         raise sense.invalid_field_in_information_unit()
-    is_zeroes = (task.private and unit.facts.zeroes_after_unmap) or not block.strip(b'\0')
     with unit.store.locked_range(task.offset, task.length, True) as medium:
-        if is_zeroes:
+        if not block.strip(b'\0'):
             for start in range(0, task.length, 64 * CHUNK):
                 if task.aborted:
                     return None

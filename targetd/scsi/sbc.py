@@ -391,7 +391,7 @@ def read_defect_data_12(unit: 'LogicalUnit', task: 'Task') -> None:
 
 #: POWER CONDITION -> (ASC, ASCQ) that REQUEST SENSE then returns: none for START_VALID, ACTIVE and
 #: LU_CONTROL; 'activated by command' for IDLE, STANDBY and their FORCE_ variants. The other values
-#: change nothing and are not an error, because the tests of libiscsi send them.
+#: are reserved or obsolete (SBC-3 5.25), so they are an error.
 POWER_CONDITIONS = {
     0x0: None,
     0x1: None,
@@ -412,8 +412,9 @@ def start_stop_unit(unit: 'LogicalUnit', task: 'Task') -> None:
     accesses the medium. START ends a stop that the administrator ordered.
     """
     flags = task.cdb[4]
-    if flags >> 4 in POWER_CONDITIONS:
-        unit.set_power(POWER_CONDITIONS[flags >> 4])
+    if flags >> 4 not in POWER_CONDITIONS:
+        raise sense.invalid_field_in_cdb(4, 7)
+    unit.set_power(POWER_CONDITIONS[flags >> 4])
     load_eject, start = bool(flags & 0x02), bool(flags & 0x01)
     task.private = None
     if flags >> 4 == 0:  # for other values of POWER CONDITION, LOEJ and START are ignored

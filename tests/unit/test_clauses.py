@@ -2,6 +2,8 @@
 
 import clauses
 
+STANDARDS = {'RFC 7143', 'RFC 7144', 'SAM-5', 'SPC-4', 'SBC-3'}
+
 
 def test_the_committed_table_is_the_rendered_one():
     with open(clauses.TABLE, encoding='utf-8') as file:
@@ -12,7 +14,7 @@ def test_the_committed_table_is_the_rendered_one():
 
 def test_every_marker_names_a_clause_that_is_known():
     named = set(clauses.collect())
-    assert {clause.rpartition(' ')[0] for clause in named} == {'RFC 7143', 'RFC 7144'}
+    assert {clause.rpartition(' ')[0] for clause in named} <= STANDARDS
     assert named == {
         subject if ' ' in subject else clauses.RFC + subject for subject in clauses.SUBJECTS
     }

@@ -119,6 +119,29 @@ def test_lba_status_follows_what_is_written_and_unmapped(thin, ready):
     )
 
 
+@pytest.mark.clause('SBC-3 5.43', 'SBC-3 5.44')
+@pytest.mark.parametrize('opcode', [0x41, 0x93], ids=['write-same-10', 'write-same-16'])
+def test_write_same_with_unmap_reads_back_as_the_block_that_was_sent(thin, ready, opcode):
+    """An initiator may set UNMAP with any block: later reads behave as if it had been written."""
+    session = ready(thin)
+    session.write(0, pattern(1, 65536))
+
+    def write_same(lba, blocks, block):
+        if opcode == 0x41:
+            cdb = struct.pack('>BBIxHB', opcode, 0x08, lba, blocks, 0)
+        else:
+            cdb = struct.pack('>BBQIBB', opcode, 0x08, lba, blocks, 0, 0)
+        return session.run(cdb, out=block)
+
+    ones = b'\xff' * 512
+    write_same(8, 16, ones).good()
+    assert session.read(8, 16) == ones * 16
+    assert lba_status(session, 8)[0][2] == 0, 'the blocks are mapped'
+    write_same(0, 128, bytes(512)).good()
+    assert session.read(0, 128) == bytes(65536)
+    assert lba_status(session, 0)[0][:2] == (0, 64 * 2048), 'the blocks are unmapped'
+
+
 def test_a_thin_file_that_is_served_read_only_stays_thin(daemon, ready):
     """A read-only unit reports the same provisioning as a writable one, and all blocks are write-
     protected."""

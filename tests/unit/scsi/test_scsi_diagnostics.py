@@ -133,7 +133,6 @@ def power(unit):
         (0xB, (0, 0x5E, 4)),
         (1, (0, 0, 0)),
         (7, (0, 0, 0)),
-        (5, (0, 0, 0)),
     ],
 )
 def test_request_sense_says_which_power_condition_was_asked_for(condition, code):

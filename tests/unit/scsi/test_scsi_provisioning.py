@@ -146,14 +146,17 @@ def test_zeroes_are_left_to_the_store(opcode, flags, may_unmap):
     assert unit.store.calls == [('write_zeroes', 4096, 4096, may_unmap)]
 
 
+@pytest.mark.clause('SBC-3 5.43')
 @pytest.mark.parametrize('opcode', (0x41, 0x93))
-def test_unmap_with_data_writes_them_only_where_an_unmapped_block_may_read_as_anything(opcode):
-    unit = thin()
-    do(unit, block_cdb(opcode, 0, 4, 0x08), b'\xa6' * 512)
-    assert unit.store.calls == [('write_zeroes', 0, 2048, True)]
-    unsure = make_unit(unmap=True, thin=True)
-    do(unsure, block_cdb(opcode, 0, 4, 0x08), b'\xa6' * 512)
-    assert unsure.store.data[:2049] == b'\xa6' * 2048 + b'\0'
+@pytest.mark.parametrize('zeroes_after_unmap', [True, False])
+def test_write_same_with_unmap_and_a_block_that_is_not_zeroes_reads_back_as_that_block(
+    opcode, zeroes_after_unmap
+):
+    unit = make_unit(unmap=True, thin=True, zeroes_after_unmap=zeroes_after_unmap)
+    block = bytes(511) + b'\1'
+    do(unit, block_cdb(opcode, 0, 4, 0x08), block)
+    assert unit.store.data[:2049] == block * 4 + b'\0'
+    assert not {'unmap', 'write_zeroes'} & set(unit.store.verbs())
 
 
 def test_write_same_16_without_data_writes_zeroes():

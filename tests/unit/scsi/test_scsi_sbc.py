@@ -502,10 +502,19 @@ def test_start_ends_a_stop():
     assert start_stop(make_unit(), 0x01) is None
 
 
-@pytest.mark.parametrize('condition', range(1, 16))
+@pytest.mark.parametrize('condition', (0x1, 0x2, 0x3, 0x7, 0xA, 0xB))
 def test_power_conditions_change_nothing(condition):
     unit = make_unit(removable=True)
     assert start_stop(unit, 0x02, condition) is None
+    assert status_of(unit, bytes(6)) == 0
+
+
+@pytest.mark.clause('SBC-3 5.25')
+@pytest.mark.parametrize('condition', (0x4, 0x5, 0x6, 0x8, 0x9, 0xC, 0xD, 0xE, 0xF))
+def test_reserved_power_conditions_are_an_error(condition):
+    unit = make_unit(removable=True)
+    error = error_of(unit, bytes((0x1B, 0, 0, 0, condition << 4 | 0x02, 0)))
+    assert (error.asc, error.field) == (0x24, (4, 7, True))
     assert status_of(unit, bytes(6)) == 0
 
 
