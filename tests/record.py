@@ -1,7 +1,8 @@
-"""Record what a real initiator and targetd say to each other, as transcripts that
+"""Record the PDUs that a real initiator and targetd exchange, as transcripts that
 tests/transcripts/test_recorded.py replays.
 
-    unshare -n sh -c 'ip link set lo up; python3 -m tests.record NAME "what it is" -- iscsi-ls -s iscsi://127.0.0.1:3260'
+    unshare -n sh -c 'ip link set lo up
+        python3 -m tests.record NAME "what it is" -- iscsi-ls -s iscsi://127.0.0.1:3260'
 
 As root, where nothing else listens on port 3260: an empty network namespace, or a guest. targetd
 serves tests/transcripts/recorded.conf while the command runs; each of the command's connections

@@ -143,7 +143,7 @@ def test_there_are_recordings(client):
 def test_lines_say_everything():
     """Whatever a header and data are, they come back from their lines."""
     data = bytes(range(256)) + bytes(5000) + b'\x55' * 33
-    for opcode, (name, fields) in pdu_text.PDUS.items():
+    for opcode, (name, _) in pdu_text.PDUS.items():
         bhs = bytearray((opcode * 7 + at * 11) % 251 for at in range(48))
         bhs[0], bhs[4:8] = opcode | 0x40, (len(data)).to_bytes(4, 'big')
         assert pdu_text.parse(pdu_text.show(bytes(bhs), data)) == (bytes(bhs), data), name

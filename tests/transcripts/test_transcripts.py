@@ -1,20 +1,26 @@
-"""Replays the logins in this folder against the pure login machine, through the Framer, in pieces
-of three kinds.
+"""Replays the logins in this folder against the login negotiation, through the Framer. The bytes
+arrive at once, byte by byte, or in random pieces.
 
-A transcript is lines of text:
+A transcript consists of lines of text:
 
-  # comment
-  policy alias=ERP tag=1 window=32 account=user#secret outgoing=user#secret    what the target is like; all of it optional
-  own MaxBurstLength=262144                                                    an own value of a text key
-  > 43 87 isid=400001370001 itt=1 cid=1 cmdsn=1 expstatsn=2                    the initiator sends: byte 0, byte 1, fields
-    HeaderDigest=None,CRC32C                                                   ... and its text, a pair to a line (a pair
-                                                                               that is cut there ends with a backslash)
-  < 87 status=0000 tsih=0007 statsn=2 expcmdsn=1 maxcmdsn=32                   the target answers: byte 1, fields that count
-    HeaderDigest=None                                                          ... with this text and no other
-  = claim initiator_name=... tsih=0                                            the machine asks the master, who gives TSIH 7
-  = result account=erp MaxBurstLength=262144                                   what the session begins with
+  # a comment
+  policy alias=ERP tag=1 window=32 account=user#secret outgoing=user#secret
+      The target's policy. Every word is optional.
+  own MaxBurstLength=262144
+      The target's value of a text key.
+  > 43 87 isid=400001370001 itt=1 cid=1 cmdsn=1 expstatsn=2
+    HeaderDigest=None,CRC32C
+      The initiator sends a PDU: byte 0, byte 1, fields; then its text, one key=value pair per line.
+      A pair that continues in the next PDU ends with a backslash.
+  < 87 status=0000 tsih=0007 statsn=2 expcmdsn=1 maxcmdsn=32
+    HeaderDigest=None
+      The target answers: byte 1, the fields to be compared; then exactly this text.
+  = claim initiator_name=... tsih=0
+      The negotiation sends a session claim to the master, which assigns TSIH 7.
+  = result account=erp MaxBurstLength=262144
+      The values with which the session starts.
 
-Random numbers are bytes of 07 here, so that CHAP has one outcome.
+Every random byte is 07 here, so that CHAP has one outcome.
 """
 
 import glob

@@ -1,9 +1,10 @@
-"""What a READ and a WRITE cost, counted and not timed, so that it cannot creep up unnoticed.
+"""The cost of a READ and of a WRITE, counted and not timed, so that it cannot grow unnoticed.
 
-The whole path of a command: a batch of bytes from a socket → Framer → Connection → the unit's admission → its store (memory)
-→ Outbox → one sendmsg. Counted are, inside the package, the calls of Python functions, the calls of C functions, and the
-lines that run; everything outside counts for nothing. A count is the same on every run and every machine. Whoever makes the
-path dearer on purpose raises a figure here and says in the commit what it buys; whoever makes it cheaper lowers it.
+The whole path of a command is measured: a batch of bytes from a socket → Framer → Connection →
+task admission of the LUN → its store (memory) → Outbox → one sendmsg. The test counts the calls of
+Python functions, the calls of C functions and the lines that run, inside the package only. A count
+is the same on every run and every machine. A change that makes the path more expensive raises a
+figure here, and its commit message states the benefit; a change that makes it cheaper lowers it.
 """
 
 import itertools

@@ -22,7 +22,8 @@ def test_every_marker_names_a_clause_that_is_known():
 
 def test_markers_are_found_and_sorted_by_number():
     text = (
-        "import pytest\n@pytest.mark.clause('RFC 7143 11.10', 'RFC 7143 9.1')\n@pytest.mark.parametrize('a', [1])\n"
+        "import pytest\n@pytest.mark.clause('RFC 7143 11.10', 'RFC 7143 9.1')\n"
+        "@pytest.mark.parametrize('a', [1])\n"
         "def test_one(a):\n    pass\n\n\ndef test_two():\n    pass\n"
     )
     assert clauses.marked(text) == [('test_one', ['RFC 7143 11.10', 'RFC 7143 9.1'])]

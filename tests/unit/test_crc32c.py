@@ -166,8 +166,11 @@ class FakeRequest(object):
     def close(self):
         self.is_open = False
 
-    __enter__ = lambda self: self
-    __exit__ = lambda self, *failure: self.close()
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *failure):
+        self.close()
 
 
 @pytest.fixture

@@ -1,5 +1,4 @@
-"""The sizes of the house plan: short functions, files that fit in a head, lines that fit on a
-screen, Python 3.6."""
+"""Limits on the length of functions, files and lines; the syntax is that of Python 3.6."""
 
 import ast
 import os
@@ -13,12 +12,9 @@ SOURCE = python_files('targetd')
 
 LONGEST_FUNCTION = 70
 LONGEST_FILE = 550
-LONGEST_LINE = 128  # pyproject.toml asks for less in code that is touched
+LONGEST_LINE = 110  # max-line-length in pyproject.toml
 
-#: files that are mostly one table, one row a fact
-#: Too long since the formatter spread them; each is to be divided.
-TO_DIVIDE = ()
-
+#: Files that consist mostly of one table.
 TABLE_FILES = ('scsi/opcodes.py', 'iscsi/keys.py', 'config/settings.py', 'admin/commands.py')
 
 
@@ -53,7 +49,7 @@ def test_most_functions_are_short():
 
 @pytest.mark.parametrize('path', SOURCE, ids=relative)
 def test_no_file_is_too_long(path):
-    if os.path.relpath(path, PACKAGE) not in TABLE_FILES + TO_DIVIDE:
+    if os.path.relpath(path, PACKAGE) not in TABLE_FILES:
         assert len(read(path).splitlines()) <= LONGEST_FILE
 
 
@@ -84,7 +80,7 @@ def test_it_is_python_3_6(path):
 
 
 @pytest.mark.parametrize('path', SOURCE, ids=relative)
-def test_every_module_says_what_it_is_for(path):
+def test_every_module_has_a_docstring(path):
     text = read(path)
     assert not text.strip() or ast.get_docstring(ast.parse(text))
 

@@ -101,7 +101,8 @@ def test_udev_properties_are_used_when_sysfs_has_no_vpd_pages(host):
     node = host.disk('sda')
     host.write(
         'run/udev/data/b' + host.number('sda'),
-        'S:disk/by-id/x\nE:ID_SERIAL_SHORT=WD-9\nE:ID_WWN=0x50014ee2b1234567\nE:ID_MODEL_ENC=WDC\\x20WD10\\x20\\x20\n',
+        'S:disk/by-id/x\nE:ID_SERIAL_SHORT=WD-9\nE:ID_WWN=0x50014ee2b1234567\n'
+        'E:ID_MODEL_ENC=WDC\\x20WD10\\x20\\x20\n',
     )
     disk = disks.describe_disk(node, host)
     assert (disk.serial, disk.wwn, disk.model) == ('WD-9', 'naa.50014ee2b1234567', 'WDC WD10')

@@ -16,7 +16,9 @@ TARGETS = [(A, [Portal('10.0.0.1', 3260, 1), Portal('2001:db8::1', 3260, 2)]), (
 def test_all_with_addresses_as_windows_wants_them():
     """Without the portal group tag the Windows service reports invalid SendTargets text."""
     assert text.render_text(send_targets('All', TARGETS)) == (
-        b'TargetName=iqn.2026-11.com.example:a\0TargetAddress=10.0.0.1:3260,1\0TargetAddress=[2001:db8::1]:3260,2\0'
+        b'TargetName=iqn.2026-11.com.example:a\0'
+        b'TargetAddress=10.0.0.1:3260,1\0'
+        b'TargetAddress=[2001:db8::1]:3260,2\0'
         b'TargetName=iqn.2026-11.com.example:b\0'
     )
     assert send_targets('All', []) == []

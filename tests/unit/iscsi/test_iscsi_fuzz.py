@@ -9,7 +9,7 @@ import pytest
 hypothesis = pytest.importorskip('hypothesis')
 
 from hypothesis import given, settings  # noqa: E402
-from hypothesis import strategies as st
+from hypothesis import strategies as st  # noqa: E402
 
 from targetd.iscsi import const, keys, names, pdu, text  # noqa: E402
 from targetd.iscsi.errors import LoginFailure, PduRejected  # noqa: E402

@@ -25,7 +25,8 @@ ZERO = struct.pack('>I2xH', 0xFFFF0001, 0x1F8).ljust(512, b'\0')
 
 
 class Desk(object):
-    """unit.services.rod_tokens: what was asked stands in `asked`; `source`: the store that tokens stand for."""
+    """A fake of unit.services.rod_tokens. `asked` has the requests; `source` is the store whose
+    data the tokens represent."""
 
     def __init__(self, source):
         self.source = source
