@@ -5,6 +5,7 @@ Also `Text`, which writes configuration files. For tests; every wait is bounded.
 """
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -223,6 +224,25 @@ class Daemon(object):
             timeout=START_SECONDS,
         )
         return done.returncode, done.stdout.decode('utf-8', 'replace')
+
+    def targetdctl(self, *words, seconds=30):
+        """Runs targetdctl; returns (exit code, output)."""
+        done = subprocess.run(
+            [self.python, '-m', 'targetd.admin.cli']
+            + ['-s', os.path.join(self.directory, 'targetd.sock')]
+            + list(words),
+            env=self.environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=seconds,
+        )
+        return done.returncode, done.stdout.decode('utf-8', 'replace')
+
+    def units(self):
+        """Returns the rows of `show units` as {lun number: row}."""
+        code, output = self.targetdctl('--json', 'show', 'units')
+        assert code == 0, output
+        return {row['lun']: row for row in json.loads(output)}
 
     def workers(self):
         """Returns the worker processes of the master, including the spare ones."""

@@ -234,6 +234,7 @@ class Master(object):
             # first, because a signal may arrive as soon as another process can see this one
             self._watch_signals()
             self.workers.credentials = credentials(self.state.configuration.server.user)
+            self.replication.state.lock()
             self.exports.start(self.state.configuration)
             self.control.open(self.state.configuration.server.control_socket)
             self.listeners.open_configured(self.state.configuration.portal_groups)
@@ -269,6 +270,7 @@ class Master(object):
         self.exports.close()
         self.jobs.close()
         self.units.close_all()
+        self.replication.state.unlock()
         self.loop.close()
 
     # -- workers -----------------------------------------------------------------------------------

@@ -109,7 +109,13 @@ class Exports(object):
 
     def accept_medium(self, target_name, number):
         """The administrator accepts any medium that is found for this LUN next. Returns False if no
-        earlier medium of this LUN is known."""
+        earlier medium of this LUN is known. Raises TargetdError, and keeps the record, if the LUN
+        is served: its medium is the recorded one."""
+        if number in self.units.of_target(target_name):
+            raise TargetdError(
+                'lun %d of %s is served with its recorded medium, so there is nothing to accept'
+                % (number, target_name)
+            )
         if not self.known.forget(target_name, number):
             return False
         self.known.save()

@@ -8,14 +8,20 @@ cluster's disk.
 """
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
 
-from targetd.errors import StoreError
+from targetd import log
+from targetd.errors import AlreadyRunning, StoreError, TargetdError
 
 VERSION = 1
 BOOT_ID = '/proc/sys/kernel/random/boot_id'
+
+#: Errors of a disk that is full, failing or read-only: no other server can change the files either,
+#: and what does not need state-dir works without it.
+UNUSABLE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
 class StateDirectory(object):
@@ -25,6 +31,57 @@ class StateDirectory(object):
     def __init__(self, path):
         self.path = path
         self.boot_id = boot_id()
+        self._lock = None  # descriptor of the locked file
+
+    def lock(self):
+        """Locks the directory for this process: two servers would overwrite each other's records.
+        The lock ends with the process, however it ends, and a child process does not inherit it.
+        Raises AlreadyRunning, TargetdError."""
+        path = os.path.join(self.path, 'lock')
+        try:
+            os.makedirs(self.path, 0o755, exist_ok=True)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as e:
+            if e.errno not in UNUSABLE_DISK:
+                raise TargetdError(
+                    'state-dir %s cannot be locked: %s; correct its permissions, or write another '
+                    'state-dir' % (self.path, e.strerror)
+                )
+            log.error(
+                'state-dir %s cannot be locked: %s; make certain that no other server uses it',
+                self.path,
+                e.strerror,
+            )
+            return
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as e:
+            holder = os.pread(descriptor, 300, 0).decode('utf-8', 'replace').strip()
+            os.close(descriptor)
+            if e.errno not in (errno.EACCES, errno.EAGAIN):
+                raise TargetdError('state-dir %s cannot be locked: %s' % (self.path, e.strerror))
+            raise AlreadyRunning(
+                'state-dir %s is in use by another targetd%s; stop that server, or write another '
+                'state-dir for this one' % (self.path, ' (%s)' % holder if holder else '')
+            )
+        self._lock = descriptor
+        self._write_holder(descriptor)
+
+    @staticmethod
+    def _write_holder(descriptor):
+        """Writes who holds the lock, for the message of a second server."""
+        try:
+            os.ftruncate(descriptor, 0)
+            holder = 'process %d on %s\n' % (os.getpid(), os.uname().nodename)
+            os.pwrite(descriptor, holder.encode('utf-8', 'surrogateescape'), 0)
+        except OSError:
+            pass  # the lock itself is in force
+
+    def unlock(self):
+        """Ends the lock. Does nothing without one."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def file_of(self, key):
         """Returns the path of the state file of the unit with this key, which is derived from the
