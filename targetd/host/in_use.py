@@ -120,17 +120,30 @@ def _kernel_targets(roots):
     return found
 
 
-class _Users(object):
-    """State of one search for users: the host's tables, read once, and the sentences found."""
+class HostTables(object):
+    """What the host uses at this moment: mounts, swap areas, loop devices, exports of the kernel.
+    Reading it takes milliseconds, so that a process that examines many files reads it once."""
 
-    def __init__(self, roots, ours=None):
-        self.roots = roots
-        self.ours = ours or os.getpid()
+    def __init__(self, roots=ROOTS):
         self.mounts = mounts(roots)
         self.swaps = _swaps(roots)
         self.btrfs = _btrfs_members(roots)
         self.loops = _loops(roots)
         self.targets = _kernel_targets(roots)
+
+
+class _Users(object):
+    """State of one search for users: the host's tables, and the sentences found."""
+
+    def __init__(self, roots, ours=None, tables=None):
+        tables = tables or HostTables(roots)
+        self.roots = roots
+        self.ours = ours or os.getpid()
+        self.mounts = tables.mounts
+        self.swaps = tables.swaps
+        self.btrfs = tables.btrfs
+        self.loops = tables.loops
+        self.targets = tables.targets
         self.sentences = []
 
     def add(self, sentence):
@@ -362,15 +375,15 @@ def _add_openers(path, users):
 # -- public functions ------------------------------------------------------------------------------
 
 
-def find_users(path, roots=ROOTS, search=False, ours=None):
+def find_users(path, roots=ROOTS, search=False, ours=None, tables=None):
     """Returns a list of sentences, one for each use of a block device or file, each with the command
     that frees it; [] if it is not in use.
 
     search: also search the open files of all processes. This is always done for a device that the
     kernel reports as busy and whose user was not found otherwise. ours: process id of the master,
-    if it is not this process.
+    if it is not this process. tables: HostTables, if they have been read already.
     """
-    users = _Users(roots, ours)
+    users = _Users(roots, ours, tables)
     name = kernel_name(path, roots)
     if name is None:
         _add_file_uses(os.path.realpath(path), users)
@@ -392,10 +405,10 @@ def find_users(path, roots=ROOTS, search=False, ours=None):
     return users.sentences
 
 
-def require_free(path, roots=ROOTS, ours=None):
+def require_free(path, roots=ROOTS, ours=None, tables=None):
     """Raises StoreError if the device or file is in use; the error names each user and the command
-    that frees the device."""
-    sentences = find_users(path, roots, ours=ours)
+    that frees the device. tables: HostTables, if they have been read already."""
+    sentences = find_users(path, roots, ours=ours, tables=tables)
     if sentences:
         raise StoreError(
             '%s is in use on this host: %s. Exporting it as well would destroy its content; if you are '

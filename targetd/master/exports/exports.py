@@ -214,8 +214,8 @@ class Exports(object):
         OpenBatch(self, wanted, done).open_all()
 
     def make_unit(self, target, lun, words, descriptors, others=()):
-        """Returns the Unit for a result of open_medium.open_medium. others: the Units that will be
-        served besides it. Raises StoreError after closing everything it opened."""
+        """Returns the Unit for a result of open_medium.open_medium. others: the Units of the same
+        medium that will be served besides it. Raises StoreError after closing everything it opened."""
         store = adopt_store(words['store'], words['medium'], descriptors)
         medium = None
         try:
@@ -378,9 +378,10 @@ def carry_over_state(old, new):
 
 def require_same_atomic_writes(lun, store, others):
     """Raises StoreError unless all LUNs of one medium have the same atomic-writes setting: either
-    all of them lock the blocks that they read and write, or none does."""
+    all of them lock the blocks that they read and write, or none does. others: the Units of the same
+    medium."""
     for other in others:
-        if other.store.key == store.key and other.lun.atomic_writes != lun.atomic_writes:
+        if other.lun.atomic_writes != lun.atomic_writes:
             raise StoreError(
                 '%s is also lun %d of %s, with another value of atomic-writes; write the same value for '
                 'both' % (store.path, other.lun.number, other.target_name)

@@ -1,16 +1,27 @@
-"""Opens the media of several LUNs in parallel, each in a child process (processes.jobs), so that a
-medium that does not respond delays no other.
+"""Opens the media of several LUNs in parallel, in child processes (processes.jobs), so that a medium
+that does not respond delays no other.
 
      round 1: all in parallel --(all answered or timed out)--> round 2: the refused ones, one by one --> done
 
-Round 2 is for LUNs that share a medium: the second LUN can share the claim of the first only after
-the first is open. It is skipped if nothing was opened in the meantime that could change the result.
+Each disk has a job of its own. Files of one directory share a job, since a thousand forks take far
+longer than opening a thousand files; if such a job does not answer in time, each of its files gets a
+job of its own. Round 2 is for LUNs that share a medium: the second LUN can share the claim of the
+first only after the first is open. It is skipped if nothing was opened in the meantime that could
+change the result.
 """
 
+import os
 from collections import deque
 
 from targetd.errors import StoreError
 from targetd.master.exports import open_medium
+from targetd.master.processes import jobs
+
+#: Files that one job opens: their descriptors must fit into one message of the channel.
+FILES_PER_JOB = 64
+
+#: What each file adds to the time limit of a job: far more than opening it takes on a busy host.
+SECONDS_PER_FILE = 0.2
 
 HANGS = 'the disk, or the path to it, does not respond; see dmesg'
 
@@ -28,14 +39,48 @@ class OpenBatch(object):
         self._refused = deque()  # (target, lun) for round 2
         self._is_second = False
         self._others_active = False  # other jobs open or close media at the same time
+        # key of a medium -> the Units on it that will be served, those of this batch included
+        self._units_by_medium = self._index_units()
 
     def open_all(self):
         """Starts to open all media; calls done now or later."""
         self._others_active = not self.jobs.is_idle
         self._missing = len(self._wanted) + 1
-        for target, lun in self._wanted:
-            self._open(target, lun)
+        for group in grouped_by_directory(self._wanted):
+            if len(group) == 1:
+                self._open(*group[0])
+            else:
+                self._open_group(group)
         self._one_less()
+
+    def _open_group(self, group):
+        """Opens several files in one job."""
+        arguments = [
+            (target, lun, self.exports.known.get(target.name, lun.number)) for target, lun in group
+        ]
+        held = self.open_stores()
+        exports = self.exports
+        self.jobs.submit_job(
+            tuple((target.name, lun.number) for target, lun in group),
+            lambda: open_medium.open_files(
+                arguments, held, exports.server, exports.units.replication.state, exports.process
+            ),
+            lambda answer: self._group_answered(group, answer),
+            [descriptor for store in held for descriptor in store.descriptors()],
+            jobs.SECONDS + SECONDS_PER_FILE * len(group),
+        )
+
+    def _group_answered(self, group, answer):
+        media = answer.values.get('media')
+        if media is None:
+            for target, lun in group:
+                self._open(target, lun)
+            return
+        taken = 0
+        for (target, lun), words in zip(group, media):
+            own = answer.descriptors[taken : taken + words['descriptors']]
+            taken += words['descriptors']
+            self._take(target, lun, words, own, True)
 
     def _open(self, target, lun):
         key = (target.name, lun.number)
@@ -85,14 +130,13 @@ class OpenBatch(object):
             if not isinstance(outcome, StoreError)
         ]
 
-    def other_units(self):
-        """Returns the Units that will be served besides a unit of this batch."""
+    def _index_units(self):
         places = {(target.name, lun.number) for target, lun in self._wanted}
-        return [
-            unit
-            for unit in self.exports.units.by_id.values()
-            if (unit.target_name, unit.lun.number) not in places
-        ] + [outcome for outcome in self.outcomes.values() if not isinstance(outcome, StoreError)]
+        index = {}
+        for unit in self.exports.units.by_id.values():
+            if (unit.target_name, unit.lun.number) not in places:
+                index.setdefault(unit.store.key, []).append(unit)
+        return index
 
     def _answered(self, target, lun, answer):
         if answer.is_late:
@@ -114,11 +158,13 @@ class OpenBatch(object):
                 self._refused.append((target, lun))
             self._outcome(key, StoreError(words['failed']))
             return
+        others = self._units_by_medium.setdefault(tuple(words['medium']), [])
         try:
-            unit = self.exports.make_unit(target, lun, words, descriptors, self.other_units())
+            unit = self.exports.make_unit(target, lun, words, descriptors, others)
         except StoreError as e:
             self._outcome(key, e)
         else:
+            others.append(unit)
             self._outcome(key, unit)
 
     def _outcome(self, key, outcome):
@@ -136,3 +182,21 @@ class OpenBatch(object):
             self._open(*self._refused.popleft())
         else:
             self._done(self.outcomes)
+
+
+def grouped_by_directory(wanted):
+    """Returns [[(target, lun), ...], ...]: files whose paths have the same directory together, at most
+    FILES_PER_JOB of them; everything else alone. Looks at the text of the paths only: the master must
+    not wait for a file system."""
+    groups, by_directory = [], {}
+    for target, lun in wanted:
+        path = lun.backing_store or ''
+        if not path.startswith('/') or path.startswith('/dev/'):
+            groups.append([(target, lun)])
+            continue
+        group = by_directory.get(os.path.dirname(path))
+        if group is None or len(group) == FILES_PER_JOB:
+            group = by_directory[os.path.dirname(path)] = []
+            groups.append(group)
+        group.append((target, lun))
+    return groups

@@ -13,20 +13,20 @@ from targetd.host import claims, disks, identity, in_use, roots, signatures
 from targetd.master.exports import known_media
 from targetd.master.state import journal_recovery, key_files
 from targetd.scsi.facts import DEFAULTS
-from targetd.store import open_store
+from targetd.store import adopt_store, open_store
 
 THRESHOLD_SET = 1 << 20  # bytes
 PRODUCT_REVISION = '0001'
 
 
-def open_medium(target, lun, held, server, state, master, known):
+def open_medium(target, lun, held, server, state, master, known, tables=None):
     """Opens the medium of a LUN. Returns (words, descriptors): the store's description with its
     encryption key, the LUN's facts and the key of its saved state; or {'failed': message} and no
     descriptors. Incomplete atomic writes of a server that died are rolled back first.
 
     held: OpenedStores of the master; server: the server id from which identities are derived;
     state: state_directory.StateDirectory; master: process id of the master; known: the medium that
-    this LUN had before (known_media), or None.
+    this LUN had before (known_media), or None; tables: in_use.HostTables, if they were read already.
     """
     try:
         path = disks.resolve_backing_store(lun.backing_store) if lun.backing_store else None
@@ -34,7 +34,7 @@ def open_medium(target, lun, held, server, state, master, known):
         if path is not None:
             known_media.require_known(target, lun, path, known)
             if not lun.allow_in_use and not held:
-                in_use.require_free(path, ours=master)
+                in_use.require_free(path, ours=master, tables=tables)
         found = _checked_signatures(lun, path)
         store = _open_store(lun, path, held)
         data_key = identity.stable_key(path) if path else ''
@@ -60,6 +60,47 @@ def open_medium(target, lun, held, server, state, master, known):
         'contents': [signatures.one_line(each) for each in found],
         'auto_assembled': [signatures.one_line(each) for each in signatures.auto_assembled(found)],
     }, store.descriptors()
+
+
+def open_files(requests, held, server, state, master):
+    """Opens the files of several LUNs, one after the other. requests: [(target, lun, known)]; the
+    other arguments as for open_medium. Returns ({'media': [words of open_medium, with the number of
+    its descriptors]}, all descriptors)."""
+    shared = _stores_by_file(held, [lun.backing_store for _, lun, _ in requests])
+    tables = in_use.HostTables()
+    media, descriptors = [], []
+    for target, lun, known in requests:
+        same = shared.get(_file_identity(lun.backing_store), [])
+        words, own = open_medium(target, lun, same, server, state, master, known, tables)
+        media.append(dict(words, descriptors=len(own)))
+        descriptors += own
+        if own:
+            opened = adopt_store(words['store'], words['medium'], own)
+            shared.setdefault(_file_identity(lun.backing_store), []).append(opened)
+    return {'media': media}, descriptors
+
+
+def _file_identity(path):
+    """Returns (device, inode), or None if there is no such file yet."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _stores_by_file(held, paths):
+    """Returns {(device, inode): stores of `held`} for these paths, and closes the other stores: this
+    process may get stuck and would keep them open."""
+    wanted = {_file_identity(path) for path in paths} - {None}
+    found = {}
+    for store in held:
+        file = _file_identity(store.path) if store.path else None
+        if file in wanted:
+            found.setdefault(file, []).append(store)
+        else:
+            store.close()
+    return found
 
 
 def _without_others(path, held):
