@@ -84,7 +84,7 @@ class Units(object):
     def end_session(self, worker):
         """The worker is dead, or serves its session no more: its nexus is lost, its acknowledgements
         count as received, and its queued requests are dropped."""
-        for unit in list(self.by_id.values()):
+        for unit in [unit for unit in self.by_id.values() if unit.involves(worker)]:
             nexus = unit.workers.pop(worker, None)
             unit.guests.pop(worker, None)
             unit.queue = deque(entry for entry in unit.queue if entry[0] is not worker)

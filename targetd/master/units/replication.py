@@ -13,7 +13,7 @@ order and carry whole states.
 from targetd import log
 from targetd.master.units import transitions
 from targetd.master.units.acknowledgements import Acknowledgements
-from targetd.master.units.unit import to_message_with_descriptors
+from targetd.master.units.unit import UnitTable, to_message_with_descriptors
 from targetd.scsi.medium_state import FAILED
 
 RECORDS_SECONDS = 1.0  # errors of the medium are collected this long before they are sent
@@ -33,11 +33,8 @@ class Replication(object):
         self.state = state
         self.atomic_writes = atomic_writes
         self.acknowledgements = Acknowledgements(loop, kill)
-        self.by_id = {}  # Unit.id -> Unit
-
-    def of_target(self, target_name):
-        """{lun number: Unit} of a target."""
-        return {u.lun.number: u for u in self.by_id.values() if u.target_name == target_name}
+        self.by_id = UnitTable()
+        self.of_target = self.by_id.of_target
 
     def save_state(self, unit, shared):
         """Write the persistent part of `shared` to stable storage. Raises OSError."""

@@ -64,6 +64,15 @@ class Unit(object):
         """Sorted initiator port names that are logged in to the unit's target."""
         return sorted({nexus.initiator_port for nexus in self.workers.values()})
 
+    def involves(self, worker):
+        """True if the worker holds a replica, a journal slot or a queued request of the unit."""
+        return (
+            worker in self.workers
+            or worker in self.guests
+            or worker in self.slots
+            or bool(self.queue)
+        )
+
     def to_message(self, descriptor):
         """The unit as a dict (catalogue in channel.py). descriptor: index of the medium's
         descriptor in the message, or None."""
@@ -110,3 +119,38 @@ def to_message_with_descriptors(worker, units):
             }
             descriptors.append(slot.descriptor if slot else unit.atomic.descriptor)
     return dicts, descriptors
+
+
+class UnitTable(dict):
+    """{Unit.id: Unit} of all exported units, with an index by target: a login looks at the units of
+    its target, however many others the server has."""
+
+    def __init__(self):
+        super(UnitTable, self).__init__()
+        self._by_target = {}
+
+    def __setitem__(self, unit_id, unit):
+        self.pop(unit_id, None)
+        super(UnitTable, self).__setitem__(unit_id, unit)
+        self._by_target.setdefault(unit.target_name, {})[unit_id] = unit
+
+    def __delitem__(self, unit_id):
+        self.pop(unit_id)
+
+    def pop(self, unit_id, *default):
+        """Remove the unit and return it; without it, return the default or raise KeyError."""
+        if unit_id in self:
+            target_name = self[unit_id].target_name
+            del self._by_target[target_name][unit_id]
+            if not self._by_target[target_name]:
+                del self._by_target[target_name]
+        return super(UnitTable, self).pop(unit_id, *default)
+
+    def clear(self):
+        """Remove every unit."""
+        super(UnitTable, self).clear()
+        self._by_target.clear()
+
+    def of_target(self, target_name):
+        """{lun number: Unit} of a target."""
+        return {unit.lun.number: unit for unit in self._by_target.get(target_name, {}).values()}

@@ -1,0 +1,42 @@
+"""The table of exported units and its index by target."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from targetd.master.units.unit import UnitTable
+
+
+def unit(target_name, number):
+    return SimpleNamespace(target_name=target_name, lun=SimpleNamespace(number=number))
+
+
+@pytest.fixture
+def table():
+    made = UnitTable()
+    made['a/0'], made['a/1'], made['b/0'] = unit('a', 0), unit('a', 1), unit('b', 0)
+    return made
+
+
+def test_a_target_has_its_own_units(table):
+    assert table.of_target('a') == {0: table['a/0'], 1: table['a/1']}
+    assert table.of_target('b') == {0: table['b/0']}
+    assert table.of_target('c') == {}
+
+
+def test_a_removed_unit_is_in_no_target(table):
+    removed = table['a/0']
+    assert table.pop('a/0') is removed
+    assert table.of_target('a') == {1: table['a/1']}
+    assert table.pop('a/0', None) is None
+    del table['a/1']
+    assert table.of_target('a') == {}
+    with pytest.raises(KeyError):
+        table.pop('a/1')
+
+
+def test_a_replaced_unit_moves_to_its_new_target(table):
+    table['a/0'] = unit('b', 7)
+    assert set(table.of_target('a')) == {1} and set(table.of_target('b')) == {0, 7}
+    table.clear()
+    assert table.of_target('b') == {} and not table
