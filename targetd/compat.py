@@ -8,6 +8,7 @@ import errno
 import fcntl
 import gc
 import os
+import re
 import struct
 import sys
 import tempfile
@@ -25,22 +26,21 @@ def freeze_collector():
 
 # -- reading and writing at an offset (store/) -----------------------------------------------------
 
-RWF_DSYNC = 0x2  # Linux 4.7: this write is durable when the call returns
 RWF_NOWAIT = 0x8  # Linux 4.14: fail with EAGAIN if the call would wait for a disk
 
 
-def _ctypes_transfer(name):
-    """Return preadv2 or pwritev2 of the C library as f(fd, [one buffer], offset, flags=0) -> bytes
-    moved, or None if the library does not have it.
+def _ctypes_preadv():
+    """Return preadv2 of the C library as f(fd, [one buffer], offset, flags=0) -> bytes read, or None if
+    the library does not have it.
 
     Used with Python 3.6, and with interpreters that were built against a C library older than glibc
     2.26. Slower than os.preadv, but much faster than handing the command to another thread.
     """
     library = ctypes.CDLL(None, use_errno=True)
-    call = getattr(library, name + '64v2', None) or getattr(library, name + '2', None)
+    call = getattr(library, 'preadv64v2', None) or getattr(library, 'preadv2', None)
     if call is None:
         return None
-    off_t = ctypes.c_int64 if hasattr(library, name + '64v2') else ctypes.c_long
+    off_t = ctypes.c_int64 if hasattr(library, 'preadv64v2') else ctypes.c_long
 
     class Vector(ctypes.Structure):
         _fields_ = [('base', ctypes.c_void_p), ('length', ctypes.c_size_t)]
@@ -49,42 +49,48 @@ def _ctypes_transfer(name):
     call.argtypes = [ctypes.c_int, ctypes.POINTER(Vector), ctypes.c_int, off_t, ctypes.c_int]
     address_of, char = ctypes.addressof, ctypes.c_char
 
-    def transfer(descriptor, buffers, offset, flags=0):
+    def read(descriptor, buffers, offset, flags=0):
         view = memoryview(buffers[0])
         if not view.nbytes:
             return 0
-        if view.readonly:
-            data = view.tobytes()
-            base = ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p).value
-        else:
-            data = char.from_buffer(view)
-            base = address_of(data)
-        vector = Vector(base, view.nbytes)
+        data = char.from_buffer(view)
+        vector = Vector(address_of(data), view.nbytes)
         while True:
-            moved = call(descriptor, vector, 1, offset, flags)
-            if moved >= 0:
-                return moved
+            count = call(descriptor, vector, 1, offset, flags)
+            if count >= 0:
+                return count
             number = ctypes.get_errno()
             if number != errno.EINTR:
                 raise OSError(number, os.strerror(number))
 
-    return transfer
+    return read
 
 
-def _transfer(name):
-    """Return os.preadv or os.pwritev if it supports flags (Python 3.7 built against glibc 2.26), else
-    the C library's function by ctypes, else None."""
-    if hasattr(os, name) and hasattr(os, 'RWF_NOWAIT') and hasattr(os, 'RWF_DSYNC'):
-        return getattr(os, name)
-    return _ctypes_transfer(name)
+def _preadv():
+    """Return os.preadv if it supports flags (Python 3.7 built against glibc 2.26), else the C library's
+    function by ctypes, else None."""
+    if hasattr(os, 'preadv') and hasattr(os, 'RWF_NOWAIT'):
+        return os.preadv
+    return _ctypes_preadv()
 
 
 #: preadv(descriptor, [buffer], offset, flags=0) -> bytes read, with ONE buffer; None if this host does
 #: not support it.
-preadv = _transfer('preadv')
-#: pwritev(descriptor, [buffer], offset, flags=0) -> bytes written, with ONE buffer; None if this host
-#: does not support it.
-pwritev = _transfer('pwritev')
+preadv = _preadv()
+
+
+# -- errors of writing back (store/failure_flags.py) -----------------------------------------------
+
+
+def kernel_version(release):
+    """Return the (major, minor) of a kernel release such as '5.10.0-28-amd64'."""
+    numbers = re.match(r'(\d+)\.(\d+)', release)
+    return (int(numbers.group(1)), int(numbers.group(2))) if numbers else (0, 0)
+
+
+#: Linux 4.13 reports a failed write-back once to each open file description; older kernels report it
+#: once for each file, to whoever flushes first.
+HAS_ERROR_PER_DESCRIPTION = kernel_version(os.uname().release) >= (4, 13)
 
 
 def memory_file(name, size):

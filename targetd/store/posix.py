@@ -1,17 +1,18 @@
 """Reads and writes a descriptor at offsets: the common part of files, memory and block devices.
 
-Imports base, compat, linux. The hot path is try_read: for 4 KiB it is one system call into a new
-bytearray, with a budget of two other Python calls. Measured on Python 3.11 for 4 KiB in the page
-cache: os.preadv(RWF_NOWAIT) into a new bytearray 0.8 us, into a reused buffer 0.7, os.pread, which
-may wait, 0.5, a probe of one byte before os.pread 1.1.
+Imports base, compat, direct, failure_flags. The hot path is try_read: for 4 KiB it is one system
+call into a new bytearray, with a budget of two other Python calls. Measured on Python 3.11 for 4 KiB
+in the page cache: os.preadv(RWF_NOWAIT) into a new bytearray 0.8 us, into a reused buffer 0.7,
+os.pread, which may wait, 0.5, a probe of one byte before os.pread 1.1.
 """
 
 import errno
 import os
+import queue
 from typing import Any, Callable, Dict, Optional
 
 from .. import compat
-from . import linux
+from . import failure_flags, linux
 from .base import CHUNK, INLINE_WRITE_LIMIT, BytesLike, Store, beyond, failure
 from .direct import DirectAccess
 
@@ -19,9 +20,6 @@ _pwrite = os.pwrite
 
 #: From this number of bytes, a zeroed buffer costs more than an uninitialized one.
 LARGE = 48 << 10
-
-# fdatasync errors that do not mean a loss of data
-_HARMLESS = frozenset([errno.EBADF, errno.EINVAL, errno.EROFS])
 
 
 def try_read_unsupported(offset: int, length: int) -> None:
@@ -50,14 +48,18 @@ class PosixStore(Store):
 
     def __init__(self, description: Dict[str, Any], descriptor: int) -> None:
         super(PosixStore, self).__init__(description, descriptor)
-        self._durable_flag_works = compat.pwritev is not None
+        self._flag = description.get('flag') or failure_flags.NO_FLAG
+        self._is_shared = bool(description.get('is_shared'))
+        # the thread that has taken its one item may flush
+        self._flush_turn: Any = getattr(queue, 'SimpleQueue', queue.Queue)()
+        self._flush_turn.put(None)
+        self._begun = self._succeeded = 0  # numbers of the latest flushes
         if self.direct:
             access = DirectAccess(descriptor, description.get('direct_alignment') or 4096)
             self._replace_verb('read', access.read)
             self._replace_verb('_put', access.write)
             self._replace_verb('try_read', try_read_unsupported)
             self._forget_descriptor: Optional[Callable[[], None]] = access.close
-            self._durable_flag_works = False
             self.inline_write_limit = 0
         else:
             try_read, self._forget_descriptor = self._make_try_read()
@@ -140,41 +142,36 @@ class PosixStore(Store):
         return count
 
     def _write_durably(self, offset, data):
-        """Write and sync this range only, in one call (RWF_DSYNC) if that works, otherwise in two."""
+        """Write and flush, in two calls: of two writes with RWF_DSYNC at the same time, the kernel may
+        report the loss of the one to the other."""
         if self.lost:
             raise failure(self.lost, self.path)
-        if self._durable_flag_works:
-            try:
-                if compat.pwritev(self.descriptor, [data], offset, compat.RWF_DSYNC) == len(data):
-                    return
-            except OSError as e:
-                self._durable_write_failed(e, offset, data)
         self._put(offset, data)
         self.flush(offset, len(data))
 
-    def _durable_write_failed(self, error, offset, data):
-        """Returns if write and sync have to be separate calls; otherwise raises.
-
-        EIO may come from this write, or from writing back earlier data (invariant 4 of base): if
-        the write alone succeeds, it came from writing back.
-        """
-        if error.errno in linux.UNSUPPORTED:
-            self._durable_flag_works = False
-            return
-        if error.errno == errno.EIO:
-            self._put(offset, data)
-            self.lost = errno.EIO
-        raise error
-
     def flush(self, offset: int, length: int) -> None:
-        if self.lost:
-            raise failure(self.lost, self.path)
+        """One thread at a time flushes, for all that wait. A flush that began before this call does
+        not count, because it need not include the caller's data. After a failed flush every waiting
+        call fails (invariant 4 of base)."""
+        wanted = self._begun + 1
+        self._flush_turn.get()
         try:
-            os.fdatasync(self.descriptor)
+            if self.lost:
+                raise failure(self.lost, self.path)
+            if self._succeeded < wanted:
+                self._flush_now()
+        finally:
+            self._flush_turn.put(None)
+
+    def _flush_now(self):
+        self._begun = number = self._begun + 1
+        try:
+            failure_flags.sync(self.descriptor, self._flag, self._is_shared)
         except OSError as e:
-            if e.errno not in _HARMLESS:
+            if e.errno not in failure_flags.HARMLESS:
                 self.lost = e.errno
             raise
+        self._succeeded = number
 
     def _put_zeroes(self, offset, length):
         zeroes = memoryview(bytes(min(length, CHUNK)))

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from targetd import compat, store
+from targetd import store
 
 MIB = 1 << 20
 
@@ -147,25 +147,25 @@ def test_a_failing_fdatasync(tmp_path, medium_of, monkeypatch, number, sticks):
     assert bytes(medium.read(0, 512)) == bytes(512)
 
 
-def test_eio_of_a_durable_write_means_writing_back_failed_if_the_write_alone_succeeds(
+def test_a_durable_write_that_cannot_be_flushed_marks_the_store_lost(
     tmp_path, medium_of, monkeypatch
 ):
-    def fail(descriptor, buffers, offset, flags=0):
+    def fail(descriptor):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(compat, 'pwritev', fail)
     medium = medium_of({'path': str(tmp_path / 'disk.img'), 'size': MIB})
+    monkeypatch.setattr(os, 'fdatasync', fail)
     assert failure(medium.write, 0, bytes(512), True) == errno.EIO
+    monkeypatch.undo()
     assert medium.lost == errno.EIO and failure(medium.flush, 0, MIB) == errno.EIO
 
 
 def test_eio_of_the_write_itself_does_not_mark_other_data_as_lost(tmp_path, medium_of, monkeypatch):
     from targetd.store import posix
 
-    def fail(descriptor, data, offset, flags=0):
+    def fail(descriptor, data, offset):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(compat, 'pwritev', fail)
     monkeypatch.setattr(posix, '_pwrite', fail)
     medium = medium_of({'path': str(tmp_path / 'disk.img'), 'size': MIB})
     assert failure(medium.write, 0, bytes(512), True) == errno.EIO

@@ -1,0 +1,82 @@
+"""Which media have lost data, in memory that all processes of the server share: one byte for each
+medium.
+
+Imports compat. Linux reports a failed write-back once to each open file description, and kernels
+before 4.13 once for each file. The process that gets the error sets the medium's flag, and every
+process looks at the flag after each flush of its own. So a process that the kernel does not tell
+(its description was opened later, or it shares one) fails too. The memory exists before the first
+fork, because it is made when this module is imported.
+"""
+
+import errno
+import fcntl
+import itertools
+import mmap
+import os
+
+from .. import compat
+from .base import failure
+
+#: Numbers are given out in turn, so a process of a unit that is gone does not meet a new unit's flag.
+COUNT = 1 << 16
+NO_FLAG = 0  # the number of a store that other processes do not use
+
+#: Byte of the medium that sync_in_turn() locks; no medium has so many bytes.
+TURN = (1 << 62) + (1 << 61)
+
+#: Errors of fdatasync that do not mean a loss of data.
+HARMLESS = frozenset([errno.EBADF, errno.EINVAL, errno.EROFS])
+
+_memory = mmap.mmap(-1, COUNT)
+_numbers = itertools.count()
+
+
+def new_flag() -> int:
+    """Returns the number of a flag that is not set."""
+    number = 1 + next(_numbers) % (COUNT - 1)
+    _memory[number] = 0
+    return number
+
+
+def set_flag(number: int) -> None:
+    """Data of this medium is lost."""
+    if number != NO_FLAG:
+        _memory[number] = 1
+
+
+def is_set(number: int) -> bool:
+    """Returns True if data of this medium is lost."""
+    return _memory[number] != 0
+
+
+def sync(descriptor: int, number: int, is_shared: bool) -> None:
+    """Make durable what any process wrote to the medium; set the flag if that fails. Raises OSError,
+    also if the flag was set by another process.
+
+    is_shared: other processes flush through the same open file description, so the kernel would
+    report an error to one of them only: they take turns.
+    """
+    if is_shared or not compat.HAS_ERROR_PER_DESCRIPTION:
+        _sync_in_turn(descriptor, number)
+    else:
+        _sync(descriptor, number)
+    if is_set(number):
+        raise failure(errno.EIO)  # errno is not harmless: the caller's store has lost data, too
+
+
+def _sync(descriptor, number):
+    try:
+        os.fdatasync(descriptor)
+    except OSError as e:
+        if e.errno not in HARMLESS:
+            set_flag(number)
+        raise
+
+
+def _sync_in_turn(descriptor, number):
+    """The lock is a POSIX lock, because it must tell apart processes that share one description."""
+    fcntl.lockf(descriptor, fcntl.LOCK_EX, 1, TURN, os.SEEK_SET)
+    try:
+        _sync(descriptor, number)
+    finally:
+        fcntl.lockf(descriptor, fcntl.LOCK_UN, 1, TURN, os.SEEK_SET)
