@@ -126,6 +126,8 @@ LENGTH = struct.Struct('>I')
 # Far above the message of a reload with every unit; a longer frame comes from a broken or hostile peer.
 MAXIMUM_FRAME = 8 << 20
 RECEIVES_PER_CALL = MAXIMUM_FRAME >> 16
+MAXIMUM_REQUEST = 1 << 20  # the longest frame of a worker; the longest request has some 200 KiB
+MAXIMUM_DIGITS = 64  # of a number: the time to convert digits grows with their square
 MAXIMUM_DESCRIPTORS = 250  # the kernel's SCM_MAX_FD is 253; more descriptors need further frames
 
 
@@ -133,11 +135,29 @@ class ChannelClosed(Exception):
     """The other end is closed, or it sent a malformed frame."""
 
 
-def pair():
-    """Return two connected Channels: (the master's, the worker's)."""
+class MalformedFrame(ChannelClosed):
+    """The other end sent a malformed frame, so nothing can be received any more."""
+
+
+def pair(longest_frame=MAXIMUM_FRAME):
+    """Return two connected Channels: (the master's, the worker's). longest_frame: bytes that the
+    master accepts in one frame."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     ours.setblocking(False)
-    return Channel(ours), Channel(theirs)
+    return Channel(ours, longest_frame), Channel(theirs)
+
+
+def _integer(digits):
+    if len(digits) > MAXIMUM_DIGITS:
+        raise ValueError('a number of %d digits' % len(digits))
+    return int(digits)
+
+
+def _no_constant(word):
+    raise ValueError('%s is not a JSON number' % word)
+
+
+_decode = json.JSONDecoder(parse_int=_integer, parse_constant=_no_constant).decode
 
 
 def _pack(message):
@@ -150,8 +170,9 @@ def _pack(message):
 class Channel(object):
     """One end of a channel. close() also closes the descriptors that arrived and were not read."""
 
-    def __init__(self, sock):
+    def __init__(self, sock, longest_frame=MAXIMUM_FRAME):
         self.socket = sock
+        self._longest_frame = longest_frame
         self._received = bytearray()
         self._descriptors = deque()
         self._frames = deque()  # whole messages that read() has not returned yet
@@ -168,8 +189,8 @@ class Channel(object):
         first malformed frame."""
         while len(self._received) >= LENGTH.size:
             (length,) = LENGTH.unpack_from(self._received)
-            if length > MAXIMUM_FRAME:
-                raise ChannelClosed('a frame of %d bytes' % length)
+            if length > self._longest_frame:
+                raise MalformedFrame('a frame of %d bytes' % length)
             if len(self._received) < LENGTH.size + length:
                 break
             body = bytes(self._received[LENGTH.size : LENGTH.size + length])
@@ -178,7 +199,9 @@ class Channel(object):
 
     def _with_descriptors(self, body):
         try:
-            message = json.loads(body.decode('utf-8'))
+            message = _decode(body.decode('utf-8'))
+            if not isinstance(message, dict):
+                raise ValueError('it is not a JSON object')
             count = message.pop('_descriptors', 0)
             if not 0 <= count <= len(self._descriptors):
                 raise ValueError(
@@ -186,7 +209,7 @@ class Channel(object):
                 )
             return message, [self._descriptors.popleft() for _ in range(count)]
         except (ValueError, AttributeError, TypeError, RecursionError) as e:
-            raise ChannelClosed('not a message: %s' % e)
+            raise MalformedFrame('not a message: %s' % e)
 
     def _recvmsg(self):
         room = socket.CMSG_LEN(MAXIMUM_DESCRIPTORS * 4)
@@ -205,7 +228,7 @@ class Channel(object):
             raise ChannelClosed('the other end is closed')
         # enough for the incomplete frame and the one after it
         if len(self._descriptors) > 2 * MAXIMUM_DESCRIPTORS:
-            raise ChannelClosed(
+            raise MalformedFrame(
                 '%d descriptors arrived that belong to no message' % len(self._descriptors)
             )
         self._received += data
@@ -304,10 +327,10 @@ class Channel(object):
                 self._recvmsg()
             except BlockingIOError:
                 break
-            except ChannelClosed as e:
+            except ChannelClosed:
                 if self._frames:
-                    break  # the next call raises ChannelClosed
-                raise ChannelClosed(str(e))
+                    break  # the next call raises it again
+                raise
             self._take_frames()
         frames = list(self._frames)
         self._frames.clear()

@@ -31,7 +31,7 @@ from targetd.master.logins.throttle import LoginThrottle
 from targetd.master.processes import child
 from targetd.master.processes.jobs import Jobs
 from targetd.master.processes.loop import Loop
-from targetd.master.processes.worker_messages import MessageHandlers
+from targetd.master.processes.worker_messages import BadMessage, MessageHandlers
 from targetd.master.processes.workers import Workers
 from targetd.master.reload import Reload
 from targetd.master.server_state import ServerState
@@ -296,9 +296,10 @@ class Master(object):
         return self.exports.why_unavailable(target_name)
 
     def _on_message(self, worker, message):
-        is_handled = self.messages.dispatch_message(worker, message)
-        if 'ask' in message and not is_handled:
-            self.workers.kill(worker, 'it sent a request of an unknown kind')
+        try:
+            self.messages.dispatch_message(worker, message)
+        except BadMessage as e:
+            self.workers.distrust(worker, 'an invalid message', str(e))
 
     def _on_reset(self, worker, message):
         self.units.on_request(worker, message)

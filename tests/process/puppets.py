@@ -2,8 +2,9 @@
 
 The test's client sends a Login Request header and then lines of JSON. Each line is a message that the
 puppet sends to the master, or {"puppet": word}: 'deaf' (send no acknowledgement from now on), 'die',
-'idle' (close the connections and report idle). The puppet sends every message of the master back to
-the client as a line, and acknowledges changes.
+'raw' (send these bytes, `data` in hex digits, to the master), 'idle' (close the connections and report
+idle). The puppet sends every message of the master back to the client as a line, and acknowledges
+changes.
 """
 
 import json
@@ -107,6 +108,8 @@ class Puppet(object):
             self.deaf = True
             for sock in self.sockets:
                 sock.sendall(b'{"do": "deaf"}\n')
+        elif word == 'raw':
+            self.channel.socket.sendall(bytes.fromhex(message['data']))
         elif word == 'die':
             os.kill(os.getpid(), signal.SIGKILL)
         elif word == 'idle':

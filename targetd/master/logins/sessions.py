@@ -20,12 +20,16 @@ from targetd import log
 from targetd.iscsi import const
 from targetd.master.logins.admission import Refused
 from targetd.master.logins.portals import shown
+from targetd.master.processes.worker_messages import BadMessage
 from targetd.scsi.sam import Nexus
 
 END_SECONDS = 5.0  # a worker that was ordered to end its session and takes longer is killed
 MAXIMUM_TSIH = 0xFFFF
 
-ISID = re.compile('^[0-9a-f]{12}$')
+ISID = re.compile('[0-9a-f]{12}\\Z')
+# characters of an iSCSI name (RFC 7143 4.2.7.1), also of a text key's value; of an alias
+LONGEST_NAME, LONGEST_ALIAS = 255, 1024
+MAXIMUM_KEYS = 64
 
 
 class SessionRecord(object):
@@ -121,11 +125,7 @@ class Sessions(object):
     def process_claim(self, worker, message):
         """A worker claims a session, or a further connection of its session. The answer is sent now,
         or when the session that the new one replaces has ended."""
-        problem = malformed(message)
-        if problem:
-            log.error('worker %d sent a malformed session claim: %s', worker.pid, problem)
-            self.kill(worker, 'it sent a malformed session claim')
-            return
+        check_claim_fields(message)
         try:
             self._decide(worker, message)
         except Refused as e:
@@ -399,29 +399,30 @@ class Sessions(object):
             self.process_claim(waiting.worker, waiting.claim)
 
 
-def malformed(message):
-    """What is malformed in a session claim, or ''. A worker is not trusted."""
-    session, peer = message.get('session'), message.get('peer')
-    if not isinstance(session, dict) or not isinstance(message.get('id'), int):
-        return 'no session or no id'
-    if not (
-        isinstance(peer, list)
-        and len(peer) == 2
-        and isinstance(peer[0], str)
-        and isinstance(peer[1], int)
-    ):
-        return 'no peer'
-    if not isinstance(session.get('initiator_name'), str) or not session['initiator_name']:
-        return 'no initiator name'
-    if not isinstance(session.get('isid'), str) or not ISID.match(session['isid']):
-        return 'no ISID'
-    for key in ('cid', 'group'):
-        if not isinstance(session.get(key), int):
-            return 'no %s' % key
-    if not isinstance(session.get('tsih', 0) or 0, int) or not isinstance(
-        session.get('target_name') or '', str
-    ):
-        return 'no TSIH or no target name'
-    if not isinstance(session.get('keys') or {}, dict):
-        return 'no keys'
-    return ''
+def check_claim_fields(message):
+    """Raise BadMessage if a session claim is malformed. A worker is not trusted."""
+    session = message['session']
+    name, alias, isid = (session.get(key) for key in ('initiator_name', 'initiator_alias', 'isid'))
+    if not isinstance(name, str) or not 0 < len(name) <= LONGEST_NAME:
+        raise BadMessage('a session claim without initiator name')
+    if not isinstance(alias, (str, type(None))) or len(alias or '') > LONGEST_ALIAS:
+        raise BadMessage('a session claim with a malformed alias')
+    if not isinstance(isid, str) or not ISID.match(isid):
+        raise BadMessage('a session claim without ISID')
+    for key in ('cid', 'group', 'tsih'):
+        number = 0 if key == 'tsih' and session.get(key) is None else session.get(key)
+        if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number <= 0xFFFF:
+            raise BadMessage('a session claim without %s' % key)
+    for key in ('target_name', 'account'):
+        text = session.get(key)
+        if not isinstance(text, (str, type(None))) or len(text or '') > LONGEST_NAME:
+            raise BadMessage('a session claim with a malformed %s' % key)
+    keys = session.get('keys') or {}
+    if not isinstance(keys, dict) or len(keys) > MAXIMUM_KEYS:
+        raise BadMessage('a session claim without text keys')
+    for value in keys.values():
+        words = value if isinstance(value, list) else [value]
+        if len(words) > MAXIMUM_KEYS or any(
+            not isinstance(word, (str, int)) or len(str(word)) > LONGEST_NAME for word in words
+        ):
+            raise BadMessage('a session claim with the malformed text key %.100r' % (value,))

@@ -2,11 +2,90 @@
 handles.
 
 A worker sends reports (one-way) and requests (`ask`, answered with the same id); channel.py lists
-them. A worker is not trusted: a handler checks the fields of its message, and a message of an unknown
-kind is logged and dropped.
+them. A worker is not trusted: dispatch_message() checks the values of every message and the fields of
+its kind before a handler is called, and raises BadMessage otherwise. A handler checks what only it can
+know (ranges, what the session may do).
 """
 
-from targetd import log
+MAXIMUM_DEPTH = 8  # of nested lists and objects; the deepest valid message has 4 levels
+MAXIMUM_NUMBER = (1 << 64) - 1  # in magnitude
+MAXIMUM_TEXT = 1 << 18  # characters
+MAXIMUM_ID = (1 << 53) - 1
+
+#: What a handler may raise for a value that it cannot interpret; the handler's module turns it into
+#: the end of the worker.
+VALUE_ERRORS = (KeyError, IndexError, ValueError, TypeError, AttributeError, OverflowError)
+
+
+class BadMessage(ValueError):
+    """A worker sent a message that no worker sends: it is broken or hostile. The text says what is
+    wrong."""
+
+
+def _is_number(value):
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_text(value):
+    return isinstance(value, str)
+
+
+def _is_flag(value):
+    return isinstance(value, bool)
+
+
+def _is_object(value):
+    return isinstance(value, dict)
+
+
+def _is_list(value):
+    return isinstance(value, list)
+
+
+def _is_peer(value):
+    return (
+        isinstance(value, list)
+        and len(value) == 2
+        and isinstance(value[0], str)
+        and _is_number(value[1])
+        and 0 <= value[1] <= 0xFFFF
+    )
+
+
+def _is_number_or_null(value):
+    return value is None or _is_number(value)
+
+
+def _is_text_or_null(value):
+    return value is None or isinstance(value, str)
+
+
+# Fields that are not listed here are checked by the handler. A name with '?' may be absent.
+# fmt: off
+REPORTS = {
+    'ready':       {},
+    'idle':        {'?why': _is_text},
+    'ended':       {'?why': _is_text},
+    'acknowledge': {'id': _is_number},
+    'failed':      {'unit': _is_text, '?text': _is_text},
+    'refused':     {'?peer': _is_peer, '?initiator_name': _is_text_or_null,
+                    '?target_name': _is_text_or_null, '?why': _is_text,
+                    '?status_class': _is_number_or_null, '?status_detail': _is_number_or_null},
+    'closed':      {'peer': _is_peer, '?cid': _is_number_or_null},
+    'copy-left':   {'unit': _is_text},
+    'note':        {'unit': _is_text, 'kind': _is_text, 'note': _is_object},
+    'progress':    {'position': _is_number, '?lasting': _is_flag},
+    'operated':    {'?failed': _is_text},
+}
+REQUESTS = {
+    'claim':       {'session': _is_object, 'peer': _is_peer},
+    'leave':       {},
+}
+_OF_A_UNIT = {
+    'unit': _is_text, '?function': _is_text, '?kind': None, '?action': _is_text, '?prevent': _is_flag,
+    '?token': _is_text, '?ranges': _is_list, '?states': _is_object, '?pages': _is_list,
+}
+# fmt: on
 
 
 class MessageHandlers(object):
@@ -26,17 +105,20 @@ class MessageHandlers(object):
         _add(self._of_requests, handlers)
 
     def dispatch_message(self, worker, message):
-        """Call the handler of the message's kind. Returns False if there is none, and logs that."""
+        """Call the handler of the message's kind. Raises BadMessage."""
+        check_values(message)
         if 'ask' in message:
-            word, kind, handlers = 'request', message['ask'], self._of_requests
+            word, kind, handlers, known = 'request', message['ask'], self._of_requests, REQUESTS
+            number = message.get('id')
+            if not _is_number(number) or not 0 <= number <= MAXIMUM_ID:
+                raise BadMessage('a request without an id')
         else:
-            word, kind, handlers = 'report', message.get('report'), self._of_reports
+            word, kind, handlers, known = 'report', message.get('report'), self._of_reports, REPORTS
         handler = handlers.get(kind) if isinstance(kind, str) else None
         if handler is None:
-            log.error('worker %d sent a %s of an unknown kind: %.100r', worker.pid, word, kind)
-            return False
+            raise BadMessage('a %s of an unknown kind: %.100r' % (word, kind))
+        _check_fields(kind, message, known.get(kind, _OF_A_UNIT))
         handler(worker, message)
-        return True
 
 
 def _add(table, handlers):
@@ -44,3 +126,47 @@ def _add(table, handlers):
         if kind in table:
             raise ValueError('%s has a handler already' % kind)
         table[kind] = handler
+
+
+def _check_fields(kind, message, fields):
+    for name, is_valid in fields.items():
+        is_optional = name.startswith('?')
+        name = name.lstrip('?')
+        if name not in message:
+            if is_optional:
+                continue
+            raise BadMessage('%s without %s' % (kind, name))
+        if is_valid is not None and not is_valid(message[name]):
+            raise BadMessage('%s with a malformed %s: %.100r' % (kind, name, message[name]))
+
+
+def check_values(value, depth=0):
+    """Raise BadMessage unless a message consists of objects, lists, text that UTF-8 can encode, 64-bit
+    numbers, true, false and null, nested at most MAXIMUM_DEPTH levels deep."""
+    if isinstance(value, str):
+        _check_text(value)
+    elif isinstance(value, (dict, list)):
+        if depth >= MAXIMUM_DEPTH:
+            raise BadMessage('objects nested more than %d levels deep' % MAXIMUM_DEPTH)
+        if isinstance(value, dict):
+            for name in value:
+                _check_text(name)
+            value = value.values()
+        for item in value:
+            check_values(item, depth + 1)
+    elif isinstance(value, float):
+        raise BadMessage('the number %r is not an integer' % value)
+    elif isinstance(value, int) and abs(value) > MAXIMUM_NUMBER:
+        raise BadMessage('a number of more than 64 bits')
+
+
+def _check_text(text):
+    if len(text) > MAXIMUM_TEXT:
+        raise BadMessage('a text of %d characters' % len(text))
+    try:
+        text.encode('utf-8')
+    except UnicodeEncodeError:
+        raise BadMessage('a text with half of a surrogate pair')
+
+
+__all__ = ('BadMessage', 'MessageHandlers', 'VALUE_ERRORS', 'check_values')

@@ -15,7 +15,7 @@ import signal
 
 from targetd import channel as channels
 from targetd import compat, log
-from targetd.channel import ChannelClosed
+from targetd.channel import ChannelClosed, MalformedFrame
 from targetd.master.processes import child
 from targetd.master.processes.loop import READ, WRITE
 
@@ -42,6 +42,7 @@ class WorkerProcess(object):
         self.state = STARTING
         self.retiring = False
         self.ending = None  # why the master killed it
+        self.is_distrusted = False  # it sent an invalid message; what else it sends is ignored
         self.session = None
         self.peers = []
         self.busy_since = None
@@ -139,7 +140,7 @@ class Workers(object):
         if not self._frozen:
             compat.freeze_collector()
             self._frozen = True
-        ours, theirs = channels.pair()
+        ours, theirs = channels.pair(channels.MAXIMUM_REQUEST)
         master = os.getpid()
         try:
             pid = child.fork(
@@ -170,20 +171,28 @@ class Workers(object):
             if events & READ:
                 for message, descriptors in worker.channel.receive():
                     self._message_received(worker, message, descriptors)
+        except MalformedFrame as e:
+            self.distrust(worker, 'a malformed frame', str(e))
+            self._lost(worker)
         except ChannelClosed:
             self._lost(worker)
 
     def _message_received(self, worker, message, descriptors):
         for descriptor in descriptors:  # no message of a worker has descriptors
             os.close(descriptor)
-        if not isinstance(message, dict):
-            self.kill(worker, 'it sent a malformed frame')
+        if worker.is_distrusted:
             return
+        try:
+            self.on_message(worker, message)
+        except Exception:  # a defect of the master: the worker ends, the loop logs the traceback
+            self.distrust(worker, 'a message that the master cannot handle', 'see the traceback')
+            raise
         report = message.get('report')
+        if worker.is_distrusted:
+            return
         if report == 'ended':
-            worker.ended_cleanly = str(message.get('why', ''))
-        self.on_message(worker, message)
-        if report in ('ready', 'idle'):
+            worker.ended_cleanly = message.get('why', '')
+        elif report in ('ready', 'idle'):
             self._became_spare(worker)
 
     def _became_spare(self, worker):
@@ -261,6 +270,14 @@ class Workers(object):
                 os.kill(worker.pid, signal.SIGKILL)
             except ProcessLookupError:
                 pass
+
+    def distrust(self, worker, what, details):
+        """The worker sent an invalid message, so it is broken or hostile: kill it, and ignore its other
+        messages."""
+        if not worker.is_distrusted:
+            worker.is_distrusted = True
+            log.error('worker %d sent %s: %s', worker.pid, what, details)
+            self.kill(worker, 'it sent ' + what)
 
     # -- reap --------------------------------------------------------------------------------------
 

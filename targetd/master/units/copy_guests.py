@@ -9,6 +9,7 @@ reservation, no prevention of removal, and no unit attention condition that an i
 """
 
 from targetd import log
+from targetd.master.processes.worker_messages import VALUE_ERRORS
 from targetd.master.units.transitions import Malformed, Refusal
 from targetd.master.units.unit import to_message_with_descriptors
 from targetd.scsi import sam
@@ -34,7 +35,7 @@ class CopyGuests(object):
                 int(message['kind']),
                 bytes.fromhex(message['designator']),
             )
-        except (KeyError, ValueError, TypeError) as e:
+        except VALUE_ERRORS as e:
             raise Malformed('copy-reach: %s' % e)
         found = self._find(unit, worker, designator)
         if found is None:

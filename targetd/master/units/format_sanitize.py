@@ -21,6 +21,7 @@ import errno
 from collections import deque
 
 from targetd import log
+from targetd.master.processes.worker_messages import BadMessage
 from targetd.master.state import key_files
 from targetd.master.units import transitions
 from targetd.scsi import operations
@@ -159,8 +160,10 @@ class FormatSanitize(object):
     def on_progress(self, worker, message):
         """`report progress`: this many bytes are done. Ignored from other workers."""
         unit, position = self._running.get(worker), message.get('position')
-        if unit is None or not isinstance(position, int):
+        if unit is None:
             return
+        if not 0 <= position <= unit.shared.operation['passes'] * unit.shared.operation['size']:
+            raise BadMessage('progress beyond the end of the operation: %d' % position)
         shared = unit.shared._replace(operation=dict(unit.shared.operation, position=position))
         if message.get('lasting'):
             try:

@@ -17,6 +17,7 @@ import itertools
 import os
 from collections import OrderedDict
 
+from targetd.master.processes.worker_messages import VALUE_ERRORS
 from targetd.master.units.transitions import Malformed, Refusal
 from targetd.scsi import sam
 from targetd.scsi.copy import copy_manager, rod_tokens
@@ -68,7 +69,7 @@ class RodTokens(object):
         """A worker's `ask token-…`; answer(decision, words, descriptors). Raises Malformed."""
         try:
             self.requests[message['ask']](unit, worker, message, answer)
-        except (KeyError, ValueError, TypeError) as e:
+        except VALUE_ERRORS as e:
             raise Malformed('%r: %s' % (message.get('ask'), e))
 
     # -- requests ----------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ logical_units and replication save, distribute and answer.
 
 from collections import namedtuple
 
+from targetd.master.processes.worker_messages import VALUE_ERRORS
 from targetd.scsi import alua, attention, modes, operations, records, reservations, sam
 from targetd.scsi.medium_state import EJECTED, FAILED, READY, STOPPED
 from targetd.scsi.sense import (
@@ -179,7 +180,7 @@ def decide(shared, nexus, message, known_ports):
     logged in to the unit. Raises Malformed."""
     try:
         return KINDS[message.get('ask')](shared, nexus, message, known_ports)
-    except (KeyError, ValueError, TypeError) as e:
+    except VALUE_ERRORS as e:
         raise Malformed('%r: %s' % (message.get('ask'), e))
 
 
@@ -331,7 +332,7 @@ def noted(shared, nexus, message):
         ):
             raise ValueError('it may not report this')
         new, _ = records.apply_change(shared.records, kind, note)
-    except (KeyError, ValueError, TypeError, AttributeError) as e:
+    except VALUE_ERRORS as e:
         raise Malformed('note: %s' % e)
     return Decision(shared._replace(records=new), persist=kind == 'self-test')
 

@@ -9,6 +9,7 @@ from master_fakes import TARGET, FakeWorker, StillLoop, kill, send
 from targetd.master.logins import sessions as registry
 from targetd.master.logins.admission import Refused
 from targetd.master.logins.sessions import END_SECONDS, Sessions
+from targetd.master.processes.worker_messages import BadMessage
 
 ISID = '00023d000001'
 PEER = ['10.0.0.9', 40000]
@@ -291,11 +292,13 @@ def test_discovery_sessions_have_a_tsih_and_no_nexus(desk):
 @pytest.mark.parametrize(
     'spoil',
     [
-        lambda m: m.pop('session'),
-        lambda m: m.pop('peer'),
-        lambda m: m.update(peer='x'),
-        lambda m: m.update(id=None),
         lambda m: m['session'].update(isid='XYZ'),
+        lambda m: m['session'].update(isid='0' * 12 + '\n'),
+        lambda m: m['session'].update(initiator_name='x' * 256),
+        lambda m: m['session'].update(initiator_alias=[]),
+        lambda m: m['session'].update(group=True),
+        lambda m: m['session'].update(account={}),
+        lambda m: m['session'].update(keys={'MaxBurstLength': {'a': 1}}),
         lambda m: m['session'].update(initiator_name=''),
         lambda m: m['session'].update(cid='0'),
         lambda m: m['session'].update(target_name=5),
@@ -303,7 +306,7 @@ def test_discovery_sessions_have_a_tsih_and_no_nexus(desk):
         lambda m: m['session'].update(keys=[1]),
     ],
 )
-def test_a_worker_that_sends_a_malformed_claim_is_killed(desk, spoil):
+def test_a_malformed_claim_is_a_bad_message(desk, spoil):
     message = {
         'ask': 'claim',
         'id': 7,
@@ -319,8 +322,9 @@ def test_a_worker_that_sends_a_malformed_claim_is_killed(desk, spoil):
     }
     spoil(message)
     worker = FakeWorker()
-    desk.sessions.process_claim(worker, message)
-    assert worker.killed and desk.sessions.all() == [] and worker.sent == []
+    with pytest.raises(BadMessage):
+        desk.sessions.process_claim(worker, message)
+    assert desk.sessions.all() == [] and worker.sent == []
 
 
 def test_sessions_of_a_target(desk):
