@@ -278,6 +278,22 @@ class Daemon(object):
             lambda: 'a log line about the reload:\n' + self.log,
         )
 
+    def control(self, *words):
+        """Runs targetdctl; returns its output. Raises AssertionError if it fails."""
+        path = os.path.join(self.directory, 'targetd.sock')
+        done = subprocess.run(
+            [self.python, '-m', 'targetd.admin.cli', '-s', path] + list(words),
+            cwd=self.directory,
+            env=self.environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=60,
+        )
+        text = done.stdout.decode('utf-8', 'replace')
+        assert done.returncode == 0, text
+        return text
+
     def stop(self, seconds=STOP_SECONDS):
         """Sends SIGTERM; returns the exit code."""
         self.workers()

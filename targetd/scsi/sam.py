@@ -67,7 +67,8 @@ class Task(object):
       transfer, connection   the iscsi.transfer.Transfer of the Data-Out, the connection of the task
       aborted                bool; task management sets it from another thread, it only becomes True
       sent_to_master         bool, the master executes the command now
-      abort_status           the status to send if the task is aborted, or None
+      abort_reply            CheckCondition or StatusReturned that ends the task if it is aborted, or
+                             None: it gets no reply
     """
 
     __slots__ = (
@@ -92,7 +93,7 @@ class Task(object):
         'transfer',
         'connection',
         'sent_to_master',
-        'abort_status',
+        'abort_reply',
     )
 
     itt: int
@@ -116,7 +117,7 @@ class Task(object):
     transfer: Any
     connection: Any
     sent_to_master: bool
-    abort_status: Optional[int]
+    abort_reply: Optional[Exception]
 
     def __init__(self) -> None:
         self.attribute = SIMPLE
@@ -125,7 +126,7 @@ class Task(object):
         self.aborted = False
         self.transfer = None
         self.sent_to_master = False
-        self.abort_status = None
+        self.abort_reply = None
 
 
 class _WouldBlock(object):

@@ -20,6 +20,7 @@ import threading
 from targetd import log, store
 from targetd.channel import ChannelClosed
 from targetd.scsi import sam
+from targetd.scsi.sense import ABORTED_COMMAND, CheckCondition, StatusReturned, unit_not_supported
 from targetd.worker import connection_login, erasing
 from targetd.worker.connection.replies import MasterAnswer
 from targetd.worker.connection.task_ordering import Ordering
@@ -32,6 +33,10 @@ from targetd.worker.text_exchange import TextExchange
 
 #: A worker exits after so many sessions. This bounds memory leaks.
 SESSIONS_OF_ONE_WORKER = 256
+
+#: COMMANDS CLEARED BY DEVICE SERVER: ends the tasks of a unit whose store is replaced. Initiators
+#: send such a command again.
+_COMMANDS_CLEARED = (ABORTED_COMMAND, 0x2F, 0x02)
 
 #: How long the end of a session waits for commands that run in executor threads.
 QUIET_SECONDS = 30.0
@@ -156,20 +161,25 @@ class Worker(object):
         if not abort:
             acknowledge()
             return
-        status = sam.TASK_ABORTED if abort.get('tas') else None
-        self._end_tasks(lambda other: other is unit, acknowledge, status)
+        reply = StatusReturned(sam.TASK_ABORTED) if abort.get('tas') else None
+        self._end_tasks({unit: reply}, acknowledge)
 
-    def _end_tasks(self, wanted, on_quiet, status):
-        """Abort the tasks of the units for which wanted(unit) is true, and stop the copies that use
-        these units; call on_quiet() when none of them can touch the medium. [control]"""
+    def _end_tasks(self, replies, on_quiet):
+        """Abort the tasks of these units, and stop the copies that use them; call on_quiet() when none
+        of them can touch the medium. replies: {unit: reply to its tasks, as in Tasks.abort}.
+        [control]"""
         left = [True, False]  # each call pops one; only the second call continues
 
         def one_quiet():
             if left.pop():
                 on_quiet()
 
-        self.replica.guests.stop(wanted, one_quiet)
-        self._abort(lambda task: wanted(task.unit) and not task.sent_to_master, one_quiet, status)
+        self.replica.guests.stop(lambda unit: unit in replies, one_quiet)
+        self._abort(
+            lambda task: task.unit in replies and not task.sent_to_master,
+            one_quiet,
+            lambda task: replies[task.unit],
+        )
 
     def _revoke_overwritten_tokens(self, unit_id, unit):
         """ROD tokens were created for the unit: commands that were admitted before must not change
@@ -189,14 +199,14 @@ class Worker(object):
                 'token-revoke', lambda answer: None, unit=unit_id, offset=offset, length=length
             )
 
-    def _abort(self, wanted, on_quiet, status):
+    def _abort(self, wanted, on_quiet, reply_to):
         """Abort tasks of every connection; call on_quiet() when none can touch the medium.
         [control]"""
         if self.tasks is None:
             on_quiet()
             return
         with self.working:
-            self.tasks.abort(wanted, on_quiet, status)
+            self.tasks.abort(wanted, on_quiet, reply_to)
         for connection in list(self.connections):
             connection.drain_in_executor()
 
@@ -209,17 +219,19 @@ class Worker(object):
                 os.close(descriptor)
             acknowledge()
             return
-        removed = self.replica.apply_units(message, descriptors)
-        if not removed:
+        removed, replaced = self.replica.apply_units(message, descriptors)
+        replies = dict.fromkeys(removed, unit_not_supported())
+        replies.update(dict.fromkeys(replaced, CheckCondition(*_COMMANDS_CLEARED)))
+        if not replies:
             acknowledge()
             return
 
         def close_and_acknowledge():
-            for unit in removed:
+            for unit in replies:
                 unit.store.close()
             acknowledge()
 
-        self._end_tasks(lambda unit: unit in removed, close_and_acknowledge, None)
+        self._end_tasks(replies, close_and_acknowledge)
 
     def _logout(self, message, descriptors):
         # a lost connection cannot be asked: its tasks must not wait for a reassignment
@@ -400,7 +412,8 @@ class Worker(object):
         """Return True when no command of the ended session can touch a medium any more, False after
         QUIET_SECONDS."""
         quiet = threading.Event()
-        self.tasks.abort(lambda task: True, quiet.set)
+        with self.working:  # an executor thread may be starting tasks that were parked
+            self.tasks.abort(lambda task: True, quiet.set)
         if quiet.wait(QUIET_SECONDS):
             return True
         log.warning(

@@ -87,10 +87,12 @@ class Replica(object):
             unit.raise_attention(asc, ascq)
 
     def apply_units(self, message, descriptors):
-        """Apply a `units` order. Returns the removed LogicalUnits; their stores are still open."""
+        """Apply a `units` order. Returns (the removed LogicalUnits, those that were replaced by
+        others); their stores are still open."""
         removed = [self._remove(lun) for lun in message.get('remove', ())]
+        replaced = []
         for replacement in message.get('replace', ()):
-            removed.append(self._remove(replacement['lun']))
+            replaced.append(self._remove(replacement['lun']))
             self._add(replacement, descriptors)
         for addition in message.get('add', ()):
             self._add(addition, descriptors)
@@ -99,7 +101,7 @@ class Replica(object):
         )
         for asc, ascq in message.get('attentions', ()):
             self.device.raise_attention(asc, ascq)
-        return [unit for unit in removed if unit is not None]
+        return [unit for unit in removed if unit], [unit for unit in replaced if unit]
 
     def _add(self, message, descriptors):
         unit_id = message['unit']

@@ -3,13 +3,14 @@
 
 The caller of abort() is called back when the tasks are *quiet*: no aborted task can touch the
 medium any more. A task that runs in an executor thread is allowed to finish; its reply is dropped.
-May import base, scsi.sam. Threads are marked as in Connection.
+May import base. Threads are marked as in Connection.
 """
 
 import threading
 
-from targetd.scsi import sam
-from targetd.scsi.sense import StatusReturned
+
+def _no_reply(task):
+    return None
 
 
 class _Abort(object):
@@ -33,12 +34,12 @@ class Tasks(object):
         self._lock = threading.Lock()
         self._aborts = []
 
-    def abort(self, wanted, on_quiet, status=None):
+    def abort(self, wanted, on_quiet, reply_to=_no_reply):
         """Abort the tasks for which wanted(task) is true; call on_quiet() when none of them can
         touch the medium.
 
-        The caller holds the session's `working`. status: the SCSI status that ends each task (TAS),
-        None: the tasks get no reply.
+        The caller holds the session's `working`. reply_to(task): the StatusReturned (TAS) or
+        CheckCondition that ends the task, None: it gets no reply.
         """
         running = set()
         for task in list(self._session.tasks.values()):
@@ -46,7 +47,7 @@ class Tasks(object):
                 if task.aborted and wanted(task):
                     running.add(task)
                 continue
-            task.abort_status = status
+            task.abort_reply = reply_to(task)
             task.aborted = True
             if task.sent_to_master:  # it waits for the master, which may wait for this abort
                 self._forget(task)
@@ -99,10 +100,10 @@ class Tasks(object):
 
     @staticmethod
     def _answer_aborted(task):
-        """Reply with TASK ABORTED or not at all; the command window advances in both cases."""
+        """Reply as the abort has decided, or not at all; the command window advances in both cases."""
         connection = task.connection
-        if task.abort_status == sam.TASK_ABORTED:
-            connection.reply(task, StatusReturned(sam.TASK_ABORTED))
+        if task.abort_reply is not None:
+            connection.reply(task, task.abort_reply)
         elif task.cmd_sn is not None:
             connection.outbox.put_pdus((), numbered=True)
         if connection.ended is not None:

@@ -107,7 +107,8 @@ class FormatSanitize(object):
         the unit is exported again."""
         if unit in self._waiting:
             self._waiting.remove(unit)
-        self._answers.pop(unit, None)
+        for answer in self._answers.pop(unit, ()):
+            answer(transitions.Refusal(*transitions.UNIT_IS_GONE))
         for worker in [w for w, u in self._running.items() if u is unit]:
             del self._running[worker]
             self.workers.kill(worker, 'its unit %s is not exported any more' % unit.id)

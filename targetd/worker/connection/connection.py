@@ -57,6 +57,10 @@ class ConnectionEnded(Exception):
     """The connection has ended; the message is the reason, for the log."""
 
 
+def _act_on_nothing(pdus, then_held=True):
+    """Takes the place of Connection._dispatch when the connection executes nothing any more."""
+
+
 class Connection(object):
     """A connection of a session that has one connection and ErrorRecoveryLevel 0.
 
@@ -104,6 +108,7 @@ class Connection(object):
         self.ended = None  # the reason, once the connection is to end
         self.ended_quietly = False  # it ended by a logout
         self._leftover = leftover
+        self._batch = []  # the PDUs that its thread is acting on
         self._busy_poll = busy_poll(worker.busy_poll_seconds)
         self._were_few = False  # the last batch was small: polling for the next one may pay
         self._queue = self.outbox.queue
@@ -173,8 +178,9 @@ class Connection(object):
         framer = self.framer
         with self.working:
             try:
-                pdus = framer.parse_received(count)
+                pdus = self._batch = framer.parse_received(count)
             except PduRejected as e:
+                self._batch = e.before
                 self._dispatch(e.before)
                 raise
             self._were_few = len(pdus) <= FEW
@@ -219,10 +225,18 @@ class Connection(object):
         self.ended_quietly = quietly
         self.ended = why
 
+    def stop_acting(self):
+        """Act on no PDU that arrives from now on, on none that is held, and on none of the rest of the
+        batch. Its replies are still sent. [any, with `working` held]"""
+        self._dispatch = _act_on_nothing
+        self._batch.clear()
+        self.session.forget_held(self)
+
     def stop(self, why):
         """End the connection from another thread: its own thread wakes up and run() returns `why`.
-        [control]"""
+        It acts on no further batch of PDUs. [any]"""
         self.ended = self.ended or why
+        self._dispatch = _act_on_nothing
         try:
             self.socket.shutdown(socket.SHUT_RDWR)
         except OSError:

@@ -139,6 +139,9 @@ class Requests(object):
         elif request.function == const.ABORT_TASK_SET:
             self._abort(request, lambda task: task.lun == request.lun)
         elif request.function in _MASTER_FUNCTIONS:
+            if request.function == const.TARGET_COLD_RESET:  # it ends the session
+                self._connection.worker.members.close()
+                self._stop_acting(list(self._connection.worker.connections))
             self._connection.worker.ask_reset(
                 _MASTER_FUNCTIONS[request.function],
                 request.lun,
@@ -223,7 +226,8 @@ class Requests(object):
         )
         self._connection.drain_or_stop()
         if request.function == const.TARGET_COLD_RESET:
-            self._connection.stop('the initiator reset the target')
+            for connection in list(self._connection.worker.connections):
+                connection.stop('the initiator reset the target')
 
     def _respond(self, request, response, information=bytes(3)):
         """[any]"""
@@ -259,13 +263,22 @@ class Requests(object):
         elif not leaving:
             self._answer_logout(request, const.LOGOUT_CID_NOT_FOUND)
         elif for_recovery:
+            self._stop_acting(leaving)
             self._logged_out(request, leaving)
         else:
+            self._stop_acting(leaving)
             for connection in leaving:
                 connection.keeps_tasks = False
             worker.tasks.abort(
                 lambda task: task.connection in leaving, lambda: self._when_quiet(request, leaving)
             )
+
+    @staticmethod
+    def _stop_acting(connections):
+        """These connections end. What arrives on them from now on must not be executed after the
+        response: the initiator may have begun another session."""
+        for connection in connections:
+            connection.stop_acting()
 
     def _leaving_connections(self, request):
         """Return the connections that a Logout Request ends, current or lost (RFC 7143 11.14.1)."""

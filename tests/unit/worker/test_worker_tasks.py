@@ -4,6 +4,7 @@
 from types import SimpleNamespace
 
 from targetd.scsi import sam
+from targetd.scsi.sense import StatusReturned
 from targetd.worker.tasks import Tasks
 
 
@@ -80,6 +81,6 @@ def test_two_aborts_of_one_task_are_both_answered():
 
 def test_task_aborted_status_is_sent_if_requested():
     tasks, session, connection = made(1)
-    tasks.abort(lambda task: True, lambda: None, sam.TASK_ABORTED)
+    tasks.abort(lambda task: True, lambda: None, lambda task: StatusReturned(sam.TASK_ABORTED))
     tasks.finished(session.tasks[0])
     assert connection.replies == [(0, sam.TASK_ABORTED)]
