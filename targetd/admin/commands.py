@@ -133,8 +133,9 @@ TABLE = (
              'ends. The initiator usually logs in again.',
              arguments=[_SESSION]),
     _command('acknowledge', 'make a failed logical unit usable again',
-             'After a failed write or flush that may have lost data, a logical unit answers every '
-             'command with an error until you run this command. Check the data first.',
+             'After a failed write or flush that may have lost data, a logical unit refuses writes '
+             'and flushes, also after a reload or a restart, until you run this command; reads are '
+             'answered. Check the data first. See FAILED LOGICAL UNITS in targetd(8).',
              arguments=[
                  Argument('unit', 'text', True, 'the first column of "show units", or TARGET/LUN')]),
     _command('accept', 'accept a replacement disk for a LUN',

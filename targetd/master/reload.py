@@ -373,7 +373,6 @@ class Reload(object):
         for unit in list(self.units.by_id.values()):
             if unit.target_name in self.state.changing:
                 continue
-            self.exports.recover_unit(unit)
             try:
                 self.exports.resize_unit(unit, unit.lun.size)
             except StoreError as e:

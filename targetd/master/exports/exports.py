@@ -22,10 +22,10 @@ from targetd.master.exports.known_media import KnownMedia
 from targetd.master.exports.open_batch import OpenBatch
 from targetd.master.exports.open_medium import grow
 from targetd.master.state import key_files
-from targetd.master.units import transitions
+from targetd.master.units import shared_state, transitions
 from targetd.master.units.unit import Unit
-from targetd.scsi import alua, attention, modes, operations
-from targetd.scsi.medium_state import FAILED, READY
+from targetd.scsi import alua, attention, modes
+from targetd.scsi.medium_state import FAILED
 from targetd.store import adopt_store, journal
 
 RETRY_SECONDS = 10.0
@@ -224,7 +224,7 @@ class Exports(object):
             if lun.atomic_writes:
                 medium = self.units.replication.atomic_writes.open_medium(store, words['journal'])
                 facts['maximum_atomic_length'] = journal.LONGEST
-            shared = transitions.initial(
+            shared = shared_state.initial_state(
                 facts,
                 self.units.replication.state.load(key),
                 self.units.replication.state.boot_id,
@@ -347,16 +347,24 @@ class Exports(object):
 
     def recover_unit(self, unit):
         """Puts a failed unit into service again at the administrator's request. Returns False if
-        the unit had not failed."""
+        the unit had not failed. Raises TargetdError if that cannot be saved."""
         if unit.shared.medium != FAILED:
             return False
+        replication = self.units.replication
+        decision = transitions.failure_acknowledged(unit.shared)
+        try:
+            replication.save_state(unit, decision.shared)
+        except OSError as e:
+            raise TargetdError(
+                'unit %s stays failed, because its state cannot be saved in %s: %s'
+                % (unit.id, replication.state.path, e.strerror)
+            )
         log.warning('unit %s is put into service again after a failure (%s)', unit.id, unit.failure)
-        unit.failure = None
         # the workers get new Stores, because the old ones keep the failure state
-        self.units.replication.order_units(unit.workers, replace=[unit])
-        self.units.replication.set_medium(unit, READY)
+        replication.order_units(unit.workers, replace=[unit])
+        replication.distribute(unit, decision, None, lambda: None)
         if unit.atomic is not None:
-            self.units.replication.atomic_writes.retry_repairs(unit)
+            replication.atomic_writes.retry_repairs(unit)
         return True
 
 
@@ -366,7 +374,8 @@ def carry_over_state(old, new):
     shared = new.shared._replace(
         reservations=old.shared.reservations,
         operation=old.shared.operation,
-        medium=operations.medium_state_of(old.shared.operation) or READY,
+        failure=old.shared.failure,
+        medium=shared_state.medium_of(old.shared.operation, old.shared.failure),
     )
     if old.store.cipher_key and old.lun.encryption_key_file == new.lun.encryption_key_file:
         new.store.set_cipher_key(old.store.cipher_key)

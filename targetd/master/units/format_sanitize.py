@@ -25,7 +25,6 @@ from targetd.master.processes.worker_messages import BadMessage
 from targetd.master.state import key_files
 from targetd.master.units import transitions
 from targetd.scsi import operations
-from targetd.scsi.medium_state import FAILED
 
 
 class FormatSanitize(object):
@@ -143,11 +142,11 @@ class FormatSanitize(object):
         except key_files.KeyHalfReplaced as e:
             _use_key(unit, e.digits)
             if not e.is_lasting:  # data written with this key could become unreadable
-                unit.failure = 'the new key in %s may not last: %s' % (
-                    unit.lun.encryption_key_file,
-                    e.strerror,
+                self.replication.fail_unit(
+                    unit,
+                    'the new key in %s may not last: %s'
+                    % (unit.lun.encryption_key_file, e.strerror),
                 )
-                self.replication.set_medium(unit, FAILED)
             raise
         size = unit.store.size
         shared = unit.shared._replace(

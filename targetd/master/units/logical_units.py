@@ -45,8 +45,16 @@ class Units(object):
         """Export the unit. An operation that was in progress at the last stop is resumed."""
         self.by_id[unit.id] = unit
         if unit.is_unsaved:
-            self.replication.apply_decision(unit, Decision(unit.shared, persist=True))
-            unit.is_unsaved = False
+            self.replication.save_when_possible(unit, unit.shared)
+        if unit.failure:
+            log.error(
+                'unit %s (%s) has FAILED before: %s. Writes and flushes are refused until you check the '
+                'disk and run "targetdctl acknowledge %s"',
+                unit.id,
+                unit.lun.backing_store,
+                unit.failure,
+                unit.id,
+            )
         self.format_sanitize.resume_operation(unit)
 
     def remove_unit(self, unit):
@@ -175,7 +183,9 @@ class Units(object):
         except transitions.Malformed as e:
             self._kill_malformed(worker, e)
             return
-        if isinstance(decision, Decision) and decision.persist:
+        if isinstance(decision, Decision) and decision.persist == transitions.WHEN_POSSIBLE:
+            self.replication.save_when_possible(unit, decision.shared)
+        elif isinstance(decision, Decision) and decision.persist:
             decision = self._saved(unit, decision)
         if isinstance(decision, Refusal):
             answer(decision)

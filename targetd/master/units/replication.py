@@ -11,11 +11,12 @@ order and carry whole states.
 """
 
 from targetd import log
-from targetd.master.units import transitions
+from targetd.master.units import shared_state, transitions
 from targetd.master.units.acknowledgements import Acknowledgements
 from targetd.master.units.unit import UnitTable, to_message_with_descriptors
 from targetd.scsi.medium_state import FAILED
 
+SAVE_SECONDS = 10.0  # interval at which a state that could not be saved is saved again
 RECORDS_SECONDS = 1.0  # errors of the medium are collected this long before they are sent
 NO_ACKNOWLEDGEMENT = 0  # the id of a message that no worker's acknowledgement is awaited for
 
@@ -35,29 +36,60 @@ class Replication(object):
         self.acknowledgements = Acknowledgements(loop, kill)
         self.by_id = UnitTable()
         self.of_target = self.by_id.of_target
+        self._save_timer = None
 
     def save_state(self, unit, shared):
         """Write the persistent part of `shared` to stable storage. Raises OSError."""
-        self.state.save(unit.key, transitions.saved_state(shared, self.state.boot_id))
+        self.state.save(unit.key, shared_state.saved_state(shared, self.state.boot_id))
+        unit.is_unsaved = False
+
+    def save_when_possible(self, unit, shared):
+        """Write the persistent part of `shared` to stable storage, later if it cannot be written
+        now."""
+        try:
+            self.save_state(unit, shared)
+        except OSError as e:
+            log.error(
+                'unit %s: its state cannot be saved in %s: %s; trying again every %d seconds',
+                unit.id,
+                self.state.path,
+                e.strerror,
+                SAVE_SECONDS,
+            )
+            unit.is_unsaved = True
+            if self._save_timer is None:
+                self._save_timer = self.loop.call_later(SAVE_SECONDS, self._save_unsaved)
+
+    def _save_unsaved(self):
+        self._save_timer = None
+        self.save_unsaved()
+        if self.unsaved_units():
+            self._save_timer = self.loop.call_later(SAVE_SECONDS, self._save_unsaved)
+
+    def save_unsaved(self):
+        """Try once to save the states that could not be saved."""
+        for unit in self.unsaved_units():
+            try:
+                self.save_state(unit, unit.shared)
+            except OSError as e:
+                log.debug('unit %s: its state cannot be saved yet: %s', unit.id, e.strerror)
+            else:
+                log.info('unit %s: its state is saved now', unit.id)
+
+    def unsaved_units(self):
+        """The units whose state could not be saved."""
+        return [unit for unit in self.by_id.values() if unit.is_unsaved]
 
     # -- decisions ---------------------------------------------------------------------------------
 
     def apply_decision(self, unit, decision, done=lambda: None):
         """Save and distribute a Decision that the master made by itself (a nexus is lost, a medium
         failed, a reload); done() when every replica has it in force. It takes effect even if it
-        cannot be saved. A decision of None changes nothing, and done() is not called."""
+        cannot be saved now. A decision of None changes nothing, and done() is not called."""
         if decision is None:
             return
         if decision.persist:
-            try:
-                self.save_state(unit, decision.shared)
-            except OSError as e:
-                log.error(
-                    'unit %s: its state cannot be saved in %s: %s',
-                    unit.id,
-                    self.state.path,
-                    e.strerror,
-                )
+            self.save_when_possible(unit, decision.shared)
         self.distribute(unit, decision, None, done)
 
     def distribute(self, unit, decision, asker, done):
@@ -155,24 +187,20 @@ class Replication(object):
             self.fail_unit(unit, str(message.get('text', '')))
 
     def fail_unit(self, unit, why):
-        """Set the medium to failed, because data may be lost: every command is refused until the
-        administrator acknowledges it."""
+        """Set the medium to failed, because data may be lost: writes and flushes are refused until
+        the administrator acknowledges it."""
         if unit.shared.medium == FAILED:
             return
-        unit.failure = why
         log.error(
-            'unit %s (%s) FAILED: %s. Data that was acknowledged may be lost. Every command is '
-            'refused until you check the disk and run "targetdctl acknowledge %s"',
+            'unit %s (%s) FAILED: %s. Data that was acknowledged may be lost. Writes and flushes are '
+            'refused, also after a restart, until you check the disk and run "targetdctl acknowledge '
+            '%s"; reads are answered',
             unit.id,
             unit.lun.backing_store,
-            unit.failure,
+            why,
             unit.id,
         )
-        self.set_medium(unit, FAILED)
-
-    def set_medium(self, unit, medium):
-        """Put another state of the medium in force, as the master found it."""
-        self.apply_decision(unit, transitions.medium_changed(unit.shared, medium))
+        self.apply_decision(unit, transitions.medium_failed(unit.shared, why))
 
     def on_note(self, worker, message):
         """`report note`: an error of the medium, or a step of a self-test. Errors can be many, so

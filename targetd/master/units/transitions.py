@@ -8,6 +8,7 @@ logical_units and replication save, distribute and answer.
 from collections import namedtuple
 
 from targetd.master.processes.worker_messages import VALUE_ERRORS
+from targetd.master.units import shared_state
 from targetd.scsi import alua, attention, modes, operations, records, reservations, sam
 from targetd.scsi.medium_state import EJECTED, FAILED, READY, STOPPED
 from targetd.scsi.sense import (
@@ -21,18 +22,8 @@ from targetd.scsi.sense import (
 #: Task management functions that apply to every unit of the target.
 OF_A_TARGET = ('target-warm-reset', 'target-cold-reset', 'i-t-nexus-reset')
 
-#: The state that all sessions of a unit share.
-#:
-#: reservations, modes, access (alua), records: values of the scsi module of that name
-#: medium: READY …, or a state of scsi.operations
-#: prevented_by: ((initiator_port, target_port) …) that prevent medium removal
-#: operation: the FORMAT UNIT or SANITIZE in progress or failed (scsi.operations), or None
-#: crossed: indices of the thresholds (scsi.modes) that are reached; None before the first check
-#: key_check: identifies the encryption key of the medium (state.key_files); '' if not encrypted
-Shared = namedtuple(
-    'Shared', 'reservations modes medium prevented_by operation access crossed records key_check'
-)
-Shared.__new__.__defaults__ = (READY, (), None, alua.initial(), None, records.initial(), '')
+#: Decision.persist of a change that takes effect at once and is saved as soon as that is possible.
+WHEN_POSSIBLE = 'when-possible'
 
 
 class Malformed(ValueError):
@@ -53,9 +44,10 @@ class Decision(namedtuple('Decision', 'shared attentions aborts persist size ope
 
     shared: the new Shared state; attentions: [((initiator_port, target_port) or Others, asc, ascq)
     …], unit attention conditions to establish; aborts: [(initiator_port, target_port) …] of the
-    nexuses whose tasks end, or None for all nexuses; persist: bool; size: the new one in bytes, or
-    None; operation_start: 'immediate' (the command is answered now) or 'awaited' (at the end) if
-    shared.operation starts, else ''."""
+    nexuses whose tasks end, or None for all nexuses; persist: True (a command is refused if the state
+    cannot be saved), WHEN_POSSIBLE or False; size: the new one in bytes, or None; operation_start:
+    'immediate' (the command is answered now) or 'awaited' (at the end) if shared.operation starts,
+    else ''."""
 
     __slots__ = ()
 
@@ -106,48 +98,6 @@ class Others(namedtuple('Others', 'by')):
     """All nexuses except `by`; by None: all nexuses."""
 
     __slots__ = ()
-
-
-def initial(facts, saved, boot_id, configured=None):
-    """The Shared state of a unit when it is exported. saved: the dict that saved_state() returned,
-    or {}; boot_id: identifies this boot of the machine. Reservations outlast a restart of targetd in
-    the same boot; after another boot (loss of power) only those with APTPL are restored. configured:
-    the alua state that the configuration gives. Raises ValueError if `saved` is damaged."""
-    same_boot = bool(boot_id) and saved.get('boot_id') == boot_id
-    operation = operations.operation_from_storage(saved.get('operation'))
-    return Shared(
-        reservations.aptpl_load(saved.get('reservations'), power_lost=not same_boot),
-        modes.restore(facts, saved.get('modes')),
-        operations.medium_state_of(operation) or READY,
-        (),
-        operation,
-        alua.restore(configured or alua.initial(), saved.get('access')),
-        records=records.records_from_storage(saved.get('records')),
-        key_check=saved.get('key_check') or '',
-    )
-
-
-def saved_state(shared, boot_id):
-    """The dict to save on stable storage; {} if nothing has to be restored."""
-    state = {}
-    if shared.reservations['registrations']:
-        state['reservations'] = reservations.aptpl_dump(shared.reservations)
-    kept = modes.saved(shared.modes)
-    if kept:
-        state['modes'] = kept
-    if shared.operation is not None:
-        state['operation'] = shared.operation
-    remembered = records.records_for_storage(shared.records)
-    if remembered:
-        state['records'] = remembered
-    paths = alua.saved(shared.access)
-    if paths:
-        state['access'] = paths
-    if shared.key_check:
-        state['key_check'] = shared.key_check
-    if state:
-        state['boot_id'] = boot_id
-    return state
 
 
 #: (status, sense), in fixed format, because the D_SENSE bit of a removed unit is not known.
@@ -334,7 +284,9 @@ def noted(shared, nexus, message):
         new, _ = records.apply_change(shared.records, kind, note)
     except VALUE_ERRORS as e:
         raise Malformed('note: %s' % e)
-    return Decision(shared._replace(records=new), persist=kind == 'self-test')
+    return Decision(
+        shared._replace(records=new), persist=WHEN_POSSIBLE if kind == 'self-test' else False
+    )
 
 
 # -- medium ----------------------------------------------------------------------------------------
@@ -371,7 +323,7 @@ def _start_stop(shared, nexus, message, _known_ports):
     if medium == READY:
         counted = 'loads' if shared.medium == EJECTED else 'cycles'
         new = new._replace(records=dict(shared.records, **{counted: shared.records[counted] + 1}))
-    return Decision(new, attentions, persist=medium == READY)
+    return Decision(new, attentions, persist=WHEN_POSSIBLE if medium == READY else False)
 
 
 def _prevent(shared, nexus, message, _known_ports):
@@ -381,15 +333,20 @@ def _prevent(shared, nexus, message, _known_ports):
     return Decision(shared._replace(prevented_by=prevented_by))
 
 
-def medium_changed(shared, medium):
-    """The master found the medium in another state. If it becomes ready again, all nexuses get a unit
-    attention; if an operation is in progress, its state of the medium takes precedence over ready."""
+def medium_failed(shared, why):
+    """Acknowledged data may be lost. The state lasts, also across restarts, until the administrator
+    acknowledges it."""
+    return Decision(shared._replace(medium=FAILED, failure=why), persist=True)
+
+
+def failure_acknowledged(shared):
+    """The administrator acknowledged the failure: all nexuses get a unit attention, unless an
+    operation is in progress or has failed."""
+    medium = shared_state.medium_of(shared.operation, '')
     attentions = []
-    if medium == READY and shared.operation is not None:
-        medium = operations.medium_state_of(shared.operation)
-    if medium == READY and shared.medium in (EJECTED, FAILED):
+    if medium == READY:
         attentions = [(Others(None),) + attention.MEDIUM_MAY_HAVE_CHANGED]
-    return Decision(shared._replace(medium=medium), attentions)
+    return Decision(shared._replace(medium=medium, failure=''), attentions, persist=True)
 
 
 def resized(shared, size):

@@ -12,7 +12,7 @@ class Unit(object):
 
     id: str, unique as long as the export lasts; key: str, belongs to the data and names the saved
     state; lun: config.model.Lun; store: the Store that the master opened; facts: dict of the unit's
-    properties; shared: transitions.Shared; atomic: atomic_slots.JournaledMedium or None; found:
+    properties; shared: shared_state.Shared; atomic: atomic_slots.JournaledMedium or None; found:
     dict with seen, contents, auto_assembled (exports.open_medium).
 
     workers: {worker: Nexus}, the workers whose sessions serve the unit; guests: {worker: (Nexus,
@@ -38,12 +38,16 @@ class Unit(object):
         self.watched = []
         self.queue = deque()  # (worker, message, answer): requests for a change, oldest first
         self.is_busy = False  # a change is being distributed; the queue waits for it
-        self.failure = None  # why the medium failed, as a worker reported it
         self.replicated_size = store.size  # bytes, as the replicas know it
         self.since = int(time.time() * 1000)
         self.has_flush_timed_out = False
         self.are_records_scheduled = False  # changed records will be sent within RECORDS_SECONDS
         self.is_unsaved = False  # `shared` differs from the saved state
+
+    @property
+    def failure(self):
+        """Why acknowledged data may be lost; '' if the medium has not failed."""
+        return self.shared.failure
 
     @property
     def progress(self):

@@ -10,6 +10,7 @@ from targetd.master.units.format_sanitize import FormatSanitize
 from targetd.master.units.logical_units import Units
 from targetd.master.units.replication import Replication
 from targetd.master.units.rod_tokens import RodTokens
+from targetd.master.units.transitions import Decision
 from targetd.scsi.sam import Nexus
 
 TARGET = 'iqn.2026-11.test:disk'
@@ -131,3 +132,8 @@ def make_units(
     return Units(
         replication, RodTokens(replication), CopyGuests(replication, may_log_in), format_sanitize
     )
+
+
+def change_medium(units, unit, medium):
+    """Puts another state of the unit's medium in force."""
+    units.replication.apply_decision(unit, Decision(unit.shared._replace(medium=medium)))

@@ -4,10 +4,10 @@ that its copies end before the medium is released."""
 import collections
 
 import pytest
-from master_fakes import TARGET, FakeStore, FakeWorker, StillLoop, make_units, nexus
+from master_fakes import TARGET, FakeStore, FakeWorker, StillLoop, change_medium, make_units, nexus
 
 from targetd.config import model
-from targetd.master.units import transitions
+from targetd.master.units import shared_state
 from targetd.master.units.acknowledgements import ACKNOWLEDGE_SECONDS
 from targetd.master.units.unit import Unit
 
@@ -42,7 +42,7 @@ class Harness(object):
             model.Lun(lun),
             FakeStore(file),
             facts,
-            transitions.initial({'block_size': 512}, {}, 'boot'),
+            shared_state.initial_state({'block_size': 512}, {}, 'boot'),
         )
         self.units.add_unit(unit)
         return unit
@@ -134,7 +134,7 @@ def test_a_guest_receives_changes_and_must_acknowledge_them(harness):
     assert not done
     harness.acknowledge(harness.one)
     assert done
-    harness.units.replication.set_medium(harness.theirs, 'stopped')
+    change_medium(harness.units, harness.theirs, 'stopped')
     assert (
         harness.one.sent[-1]['medium'] == 'stopped'
         and harness.one.sent[-1]['unit'] == harness.theirs.id
@@ -156,7 +156,7 @@ def test_a_worker_is_a_guest_until_its_last_copy_has_ended(harness):
         harness.units.copy_guests.on_copy_left(harness.one, {'unit': harness.theirs.id})
         assert (harness.one in harness.theirs.guests) is is_guest
     harness.one.sent = []
-    harness.units.replication.set_medium(harness.theirs, 'stopped')
+    change_medium(harness.units, harness.theirs, 'stopped')
     assert not harness.one.sent
 
 

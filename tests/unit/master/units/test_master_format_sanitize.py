@@ -9,7 +9,7 @@ from master_fakes import TARGET, FakeWorker, FakeWorkers, StillLoop, make_units,
 from targetd.config import model
 from targetd.master.exports import exports
 from targetd.master.state import key_files
-from targetd.master.units import transitions
+from targetd.master.units import shared_state, transitions
 from targetd.master.units.transitions import Malformed, Refusal, decide
 from targetd.master.units.unit import Unit
 from targetd.scsi import sam
@@ -50,12 +50,12 @@ def sense_of(decision):
 
 @pytest.fixture
 def shared():
-    return transitions.initial(FACTS, {}, 'boot')
+    return shared_state.initial_state(FACTS, {}, 'boot')
 
 
 def failed(message, ause=False, shared=None):
     begun = decide(
-        shared or transitions.initial(FACTS, {}, 'boot'), ONE, dict(message, ause=ause), []
+        shared or shared_state.initial_state(FACTS, {}, 'boot'), ONE, dict(message, ause=ause), []
     ).shared
     return transitions.operation_over(begun, 'Input/output error').shared
 
@@ -93,7 +93,7 @@ def test_after_a_format_the_other_nexuses_get_a_unit_attention(shared, message, 
 
 def test_a_recovered_medium_is_not_ready_before_the_operation_has_ended(shared):
     begun = decide(shared, ONE, OVERWRITE, []).shared
-    found = transitions.medium_changed(begun._replace(medium='failed'), 'ready')
+    found = transitions.failure_acknowledged(transitions.medium_failed(begun, 'EIO').shared)
     assert found.shared.medium == 'sanitizing' and found.attentions == ()
 
 
@@ -126,10 +126,12 @@ def test_a_failed_format_can_be_repeated():
 
 def test_an_operation_is_restored_with_the_unit(shared):
     state = decide(shared, ONE, OVERWRITE, []).shared
-    again = transitions.initial(FACTS, transitions.saved_state(state, 'boot'), 'another boot')
+    again = shared_state.initial_state(
+        FACTS, shared_state.saved_state(state, 'boot'), 'another boot'
+    )
     assert again.medium == 'sanitizing' and again.operation == state.operation
-    kept = transitions.saved_state(failed(FORMAT), 'boot')
-    assert transitions.initial(FACTS, kept, 'boot').medium == 'format-failed'
+    kept = shared_state.saved_state(failed(FORMAT), 'boot')
+    assert shared_state.initial_state(FACTS, kept, 'boot').medium == 'format-failed'
 
 
 @pytest.mark.parametrize('change', [{'passes': 99}, {'method': 'melt'}, {'pattern': None}])
@@ -157,7 +159,7 @@ def test_starts_and_loads_are_counted_and_saved(shared):
     for action in ('stop', 'start', 'eject', 'load'):
         state = decide(state, ONE, {'ask': 'start-stop', 'action': action}, []).shared
     assert (state.records['cycles'], state.records['loads']) == (1, 1)
-    again = transitions.initial(FACTS, transitions.saved_state(state, 'boot'), 'boot')
+    again = shared_state.initial_state(FACTS, shared_state.saved_state(state, 'boot'), 'boot')
     assert again.records == state.records
 
 
@@ -171,7 +173,9 @@ def test_identifying_information_is_saved_and_other_nexuses_get_a_unit_attention
         and decision.attentions_of(ONE) == []
     )
     assert list(decision.changed(shared)) == ['records']
-    again = transitions.initial(FACTS, transitions.saved_state(decision.shared, 'boot'), 'boot')
+    again = shared_state.initial_state(
+        FACTS, shared_state.saved_state(decision.shared, 'boot'), 'boot'
+    )
     assert again.records['identifying'] == {'0': 'aa'}
     same = decide(
         decision.shared, ONE, {'ask': 'set-identifying-information', 'type': '0', 'data': 'aa'}, []
@@ -217,7 +221,7 @@ class Harness(object):
 
     def export(self):
         state = self.units.replication.state
-        shared = transitions.initial(FACTS, state.load('key'), state.boot_id)
+        shared = shared_state.initial_state(FACTS, state.load('key'), state.boot_id)
         unit = Unit(TARGET + '/0', 'key', TARGET, model.Lun(0), FakeStore(), dict(FACTS), shared)
         self.units.add_unit(unit)
         return unit
@@ -470,7 +474,7 @@ class EncryptedHarness(Harness):
         if not state.load('key'):
             key_files.make_key(path)
         medium = EncryptedStore(path)
-        shared = transitions.initial(FACTS, state.load('key'), state.boot_id)
+        shared = shared_state.initial_state(FACTS, state.load('key'), state.boot_id)
         unit = Unit(
             TARGET + '/0',
             'key',

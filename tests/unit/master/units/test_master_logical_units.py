@@ -10,7 +10,7 @@ from master_fakes import TARGET, FakeWorker, StillLoop, make_units, nexus
 
 from targetd.config import model
 from targetd.master.processes.jobs import Jobs
-from targetd.master.units import transitions
+from targetd.master.units import shared_state, transitions
 from targetd.master.units.acknowledgements import ACKNOWLEDGE_SECONDS
 from targetd.master.units.unit import Unit
 from targetd.scsi import sam
@@ -56,7 +56,7 @@ class Harness(object):
         self.serve(self.two)
 
     def export(self, lun):
-        shared = transitions.initial(FACTS, {}, 'boot')
+        shared = shared_state.initial_state(FACTS, {}, 'boot')
         unit = Unit(
             '%s/%d' % (TARGET, lun),
             'key%d' % lun,

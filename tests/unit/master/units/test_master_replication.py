@@ -1,11 +1,13 @@
 """Reports of workers that change the records of a unit: collected, saved and sent to every replica."""
 
+import errno
+
 import pytest
 from master_fakes import TARGET, FakeStore, FakeWorker, make_units, nexus
 
 from targetd.config import model
-from targetd.master.units import transitions
-from targetd.master.units.replication import RECORDS_SECONDS
+from targetd.master.units import shared_state
+from targetd.master.units.replication import RECORDS_SECONDS, SAVE_SECONDS
 from targetd.master.units.transitions import nexus_ports
 from targetd.master.units.unit import Unit
 
@@ -19,7 +21,7 @@ class Harness(object):
     def __init__(self, loop, path):
         self.loop = loop
         self.units = make_units(loop, path)
-        shared = transitions.initial(FACTS, {}, 'boot')
+        shared = shared_state.initial_state(FACTS, {}, 'boot')
         store = FakeStore(str(path / 'disk.img'))
         self.unit = Unit(TARGET + '/0', 'key', TARGET, model.Lun(0), store, dict(FACTS), shared)
         self.units.add_unit(self.unit)
@@ -88,3 +90,25 @@ def test_a_self_test_is_aborted_with_its_session(harness):
 def test_a_worker_that_sends_a_malformed_note_is_killed(harness, kind, message):
     note(harness, kind, message)
     assert harness.one.killed and harness.unit.shared.records['self_tests'] == []
+
+
+def test_a_failure_that_cannot_be_saved_is_in_force_and_saved_as_soon_as_possible(
+    harness, monkeypatch, capfd
+):
+    replication, save = harness.units.replication, harness.units.replication.state.save
+
+    def fail(key, state):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    monkeypatch.setattr(replication.state, 'save', fail)
+    replication.fail_unit(harness.unit, 'flush failed')
+    harness.loop.settle()
+    assert harness.two.of('change')[0]['medium'] == 'failed'
+    assert replication.state.load('key') == {} and replication.unsaved_units() == [harness.unit]
+    harness.loop.pass_time(SAVE_SECONDS + 1)
+    assert replication.unsaved_units() == [harness.unit]
+    monkeypatch.setattr(replication.state, 'save', save)
+    harness.loop.pass_time(SAVE_SECONDS + 1)
+    assert replication.state.load('key')['failure'] == 'flush failed'
+    assert replication.unsaved_units() == []
+    assert 'its state is saved now' in capfd.readouterr().err

@@ -4,10 +4,10 @@ session, revoked by the first write."""
 import os
 
 import pytest
-from master_fakes import TARGET, FakeStore, FakeWorker, StillLoop, make_units, nexus
+from master_fakes import TARGET, FakeStore, FakeWorker, StillLoop, change_medium, make_units, nexus
 
 from targetd.config import model
-from targetd.master.units import rod_tokens, transitions
+from targetd.master.units import rod_tokens, shared_state
 from targetd.master.units.acknowledgements import ACKNOWLEDGE_SECONDS
 from targetd.master.units.unit import Unit
 
@@ -41,7 +41,7 @@ class Harness(object):
             model.Lun(lun),
             FakeStore(file),
             facts,
-            transitions.initial({'block_size': 512}, {}, 'boot'),
+            shared_state.initial_state({'block_size': 512}, {}, 'boot'),
         )
         self.units.add_unit(unit)
         return unit
@@ -233,7 +233,7 @@ def test_replacing_the_medium_revokes_its_tokens(harness):
 
 def test_a_token_of_an_ejected_medium_cannot_be_used(harness):
     token = harness.populate()
-    harness.units.replication.set_medium(harness.unit, 'ejected')
+    change_medium(harness.units, harness.unit, 'ejected')
     assert code(harness.use(harness.one, token)) == (0x23, 0x00)
 
 

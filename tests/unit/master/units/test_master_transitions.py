@@ -3,7 +3,8 @@
 import pytest
 from master_fakes import nexus
 
-from targetd.master.units import transitions
+from targetd.master.units import shared_state, transitions
+from targetd.master.units.shared_state import initial_state
 from targetd.master.units.transitions import (
     EJECTED,
     FAILED,
@@ -13,7 +14,6 @@ from targetd.master.units.transitions import (
     Malformed,
     Refusal,
     decide,
-    initial,
     nexus_ports,
 )
 from targetd.scsi import alua, modes, reservations, sam
@@ -25,7 +25,7 @@ KEY, OTHER_KEY, NO_KEY = '00000000000000aa', '00000000000000bb', '0' * 16
 
 @pytest.fixture
 def shared():
-    return initial(FACTS, {}, 'boot')
+    return initial_state(FACTS, {}, 'boot')
 
 
 def register(key=KEY, old=NO_KEY, action=0, **more):
@@ -105,9 +105,9 @@ def test_mode_select_causes_a_unit_attention_and_is_saved_only_with_sp(shared):
 
 def test_a_saved_page_is_restored_and_overrides_a_changed_default(shared):
     saved = decide(shared, ONE, select(shared, 2, 0, save=True), []).shared
-    kept = transitions.saved_state(saved, 'boot')
-    assert not modes.parameters(initial(FACTS, kept, 'other').modes).wce
-    assert transitions.saved_state(shared, 'boot') == {}
+    kept = shared_state.saved_state(saved, 'boot')
+    assert not modes.parameters(initial_state(FACTS, kept, 'other').modes).wce
+    assert shared_state.saved_state(shared, 'boot') == {}
     changed = transitions.facts_changed(shared, dict(FACTS, write_cache=False))
     assert not modes.parameters(changed.shared.modes).wce and changed.attentions_of(ONE) == [
         [0x2A, 0x01]
@@ -144,7 +144,7 @@ def test_which_registrations_outlast_a_restart_and_a_loss_of_power(
     shared, aptpl, boot_id, survives
 ):
     registered = decide(shared, ONE, register(aptpl=aptpl), []).shared
-    again = initial(FACTS, transitions.saved_state(registered, 'boot'), boot_id)
+    again = initial_state(FACTS, shared_state.saved_state(registered, 'boot'), boot_id)
     assert bool(again.reservations['registrations']) is survives
 
 
@@ -279,18 +279,29 @@ def test_an_invalid_request_is_malformed(shared, message):
 
 
 def test_unit_attentions_for_the_medium_and_its_size(shared):
-    failed = transitions.medium_changed(shared, FAILED)
+    failed = transitions.medium_failed(shared, 'EIO')
     assert failed.changed(shared) == {'medium': FAILED} and failed.attentions_of(ONE) == []
-    ready = transitions.medium_changed(failed.shared, READY)
+    ready = transitions.failure_acknowledged(failed.shared)
+    assert ready.changed(failed.shared) == {'medium': READY} and ready.shared.failure == ''
     assert ready.attentions_of(ONE) == [[0x28, 0x00]]
     resized = transitions.resized(shared, 1 << 20)
     assert resized.size == 1 << 20 and resized.attentions_of(ONE) == [[0x2A, 0x09]]
 
 
+def test_a_failure_is_saved_until_it_is_acknowledged(shared):
+    failed = transitions.medium_failed(shared, 'flush failed: EIO')
+    assert failed.persist is True
+    again = initial_state(FACTS, shared_state.saved_state(failed.shared, 'boot'), 'another boot')
+    assert (again.medium, again.failure) == (FAILED, 'flush failed: EIO')
+    acknowledged = transitions.failure_acknowledged(again)
+    assert acknowledged.persist is True
+    assert shared_state.saved_state(acknowledged.shared, 'boot') == {}
+
+
 def test_a_damaged_saved_state_is_an_error():
     with pytest.raises(ValueError):
-        initial(FACTS, {'reservations': {'version': 1}}, 'boot')
-    assert reservations.initial() == initial(FACTS, {}, 'boot').reservations
+        initial_state(FACTS, {'reservations': {'version': 1}}, 'boot')
+    assert reservations.initial() == initial_state(FACTS, {}, 'boot').reservations
 
 
 # -- target port groups and space ------------------------------------------------------------------
@@ -314,8 +325,8 @@ def test_set_target_port_groups_causes_a_unit_attention_and_is_saved(two_groups)
     decision = decide(two_groups, ONE, set_groups(_1=alua.STANDBY, _2=alua.OPTIMIZED), [])
     assert list(decision.changed(two_groups)) == ['access'] and decision.persist
     assert decision.attentions_of(TWO) == CHANGED and decision.attentions_of(ONE) == []
-    kept = transitions.saved_state(decision.shared, 'boot')
-    assert initial(FACTS, kept, 'next', two_groups.access).access == decision.shared.access
+    kept = shared_state.saved_state(decision.shared, 'boot')
+    assert initial_state(FACTS, kept, 'next', two_groups.access).access == decision.shared.access
     assert decide(two_groups, ONE, set_groups(_2=alua.STANDBY), []) == Refusal(sam.GOOD)
 
 
@@ -359,7 +370,7 @@ REACHED = [[0x38, 0x07]]
 
 
 def test_a_threshold_causes_one_unit_attention_each_time_it_is_reached():
-    thin = initial(THIN, {}, 'boot')
+    thin = initial_state(THIN, {}, 'boot')
     first = transitions.space_counted(thin, 500, 7)
     assert first.attentions_of(ONE) == [] and first.changed(thin) == {}
     assert transitions.space_counted(first.shared, 101, 7) is None
@@ -372,11 +383,11 @@ def test_a_threshold_causes_one_unit_attention_each_time_it_is_reached():
 
 
 def test_a_start_beyond_the_threshold_causes_no_unit_attention():
-    assert transitions.space_counted(initial(THIN, {}, 'boot'), 3, 7).attentions_of(ONE) == []
+    assert transitions.space_counted(initial_state(THIN, {}, 'boot'), 3, 7).attentions_of(ONE) == []
 
 
 def test_a_threshold_set_by_an_initiator_is_used():
-    thin = transitions.space_counted(initial(THIN, {}, 'boot'), 500, 7).shared
+    thin = transitions.space_counted(initial_state(THIN, {}, 'boot'), 500, 7).shared
     page = bytearray(bytes.fromhex(thin.modes['current']['1c-02']))
     page[24:32] = bytes.fromhex('8102 0000 00000064')  # used space grows to 100
     message = {'ask': 'mode-select', 'pages': {'1c-02': page.hex()}, 'save': False, 'revert': False}

@@ -1,0 +1,75 @@
+"""The state of a unit that all sessions share: its value, and what of it is kept in state-dir. Pure.
+
+units.transitions has the functions that change it.
+"""
+
+from collections import namedtuple
+
+from targetd.scsi import alua, modes, operations, records, reservations
+from targetd.scsi.medium_state import FAILED, READY
+
+#: The state that all sessions of a unit share.
+#:
+#: reservations, modes, access (alua), records: values of the scsi module of that name
+#: medium: READY …, or a state of scsi.operations
+#: prevented_by: ((initiator_port, target_port) …) that prevent medium removal
+#: operation: the FORMAT UNIT or SANITIZE in progress or failed (scsi.operations), or None
+#: crossed: indices of the thresholds (scsi.modes) that are reached; None before the first check
+#: key_check: identifies the encryption key of the medium (state.key_files); '' if not encrypted
+#: failure: why the medium is FAILED, '' if it is not
+Shared = namedtuple(
+    'Shared',
+    'reservations modes medium prevented_by operation access crossed records key_check failure',
+)
+Shared.__new__.__defaults__ = (READY, (), None, alua.initial(), None, records.initial(), '', '')
+
+
+def initial_state(facts, saved, boot_id, configured=None):
+    """The Shared state of a unit when it is exported. saved: the dict that saved_state() returned,
+    or {}; boot_id: identifies this boot of the machine. Reservations outlast a restart of targetd in
+    the same boot; after another boot (loss of power) only those with APTPL are restored. configured:
+    the alua state that the configuration gives. Raises ValueError if `saved` is damaged."""
+    same_boot = bool(boot_id) and saved.get('boot_id') == boot_id
+    operation = operations.operation_from_storage(saved.get('operation'))
+    failure = str(saved.get('failure') or '')
+    return Shared(
+        reservations.aptpl_load(saved.get('reservations'), power_lost=not same_boot),
+        modes.restore(facts, saved.get('modes')),
+        medium_of(operation, failure),
+        (),
+        operation,
+        alua.restore(configured or alua.initial(), saved.get('access')),
+        records=records.records_from_storage(saved.get('records')),
+        key_check=saved.get('key_check') or '',
+        failure=failure,
+    )
+
+
+def medium_of(operation, failure):
+    """The state of a medium with this operation (or None) and this failure (or '')."""
+    return FAILED if failure else operations.medium_state_of(operation) or READY
+
+
+def saved_state(shared, boot_id):
+    """The dict to save on stable storage; {} if nothing has to be restored."""
+    state = {}
+    if shared.reservations['registrations']:
+        state['reservations'] = reservations.aptpl_dump(shared.reservations)
+    kept = modes.saved(shared.modes)
+    if kept:
+        state['modes'] = kept
+    if shared.operation is not None:
+        state['operation'] = shared.operation
+    remembered = records.records_for_storage(shared.records)
+    if remembered:
+        state['records'] = remembered
+    paths = alua.saved(shared.access)
+    if paths:
+        state['access'] = paths
+    if shared.key_check:
+        state['key_check'] = shared.key_check
+    if shared.failure:
+        state['failure'] = shared.failure
+    if state:
+        state['boot_id'] = boot_id
+    return state
