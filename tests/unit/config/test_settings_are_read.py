@@ -110,8 +110,8 @@ ASSIGNED = re.compile(r'(?<![\w.=-])([A-Za-z]+(?:[-_][A-Za-z]+)*) = ')
 HYPHENATED = re.compile(r'(?<![\w./:-])[a-z]+(?:-[a-z]+)+(?![\w/:.*-]*[/:])')
 #: hyphenated words and names that are not settings
 OTHER_WORDS = set(
-    'aes-xts-plain apt-get copy-on-write dm-crypt erp-back iscsi-ls log-structured secret-of '
-    'solid-state'.split()
+    'aes-xts-plain apt-get copy-on-write dm-crypt erp-back grub-mkstandalone iscsi-ls log-structured '
+    'reverse-password reverse-username secret-of solid-state'.split()
 )
 OTHER_ASSIGNMENTS = {'FILE', 's'}  # placeholders of messages: 'FILE = ', '%s = '
 
