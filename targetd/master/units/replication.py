@@ -191,6 +191,7 @@ class Replication(object):
         the administrator acknowledges it."""
         if unit.shared.medium == FAILED:
             return
+        self.apply_decision(unit, transitions.medium_failed(unit.shared, why))
         log.error(
             'unit %s (%s) FAILED: %s. Data that was acknowledged may be lost. Writes and flushes are '
             'refused, also after a restart, until you check the disk and run "targetdctl acknowledge '
@@ -200,7 +201,6 @@ class Replication(object):
             why,
             unit.id,
         )
-        self.apply_decision(unit, transitions.medium_failed(unit.shared, why))
 
     def on_note(self, worker, message):
         """`report note`: an error of the medium, or a step of a self-test. Errors can be many, so
