@@ -224,8 +224,8 @@ TARGET = (
             'Initiators store a permanent redirect, but not a temporary one.',
             'temporary 10.0.5.2:3260'),
     _target('alua', kinds.Choice('auto', 'off', 'implicit', 'explicit', 'both'), 'auto', NEXT_LOGIN,
-            'Asymmetric logical unit access (ALUA): whether initiators with several paths are told '
-            'which portal groups to prefer.',
+            'Asymmetric logical unit access (ALUA): reports to initiators with several paths '
+            'which portal groups they should prefer.',
             'implicit: the states come from alua-state and "targetdctl alua". auto: implicit if '
             'several portal groups or alua-state are written, else off. explicit, both: initiators '
             'may set the states too. Windows and Linux are known to work with off and implicit.'),

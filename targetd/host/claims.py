@@ -149,8 +149,8 @@ MANAGERS = (('LVM physical volume', _lvm), ('member of a Linux RAID', _md), ('ZF
 
 
 def find_claims(path, signatures, descriptor, roots=ROOTS):
-    """Returns a list of sentences: why this host relies on the block device at `path`; [] if there
-    is no evidence.
+    """Returns a list of sentences: why this host relies on the block device at `path`; [] if no
+    evidence is found.
 
     signatures: the result of signatures.find_signatures(); descriptor: open for reading. Raises
     nothing: a record that cannot be read is not evidence.

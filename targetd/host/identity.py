@@ -117,8 +117,8 @@ def _read_server_id(path):
         return str(uuid.UUID(text))
     except ValueError:
         raise TargetdError(
-            '%s does not contain a UUID but %r; restore the file from a backup, or remove it to give '
-            'every disk a new identity' % (path, text[:40])
+            '%s does not contain a UUID but %r; restore the file from a backup, or remove it, and '
+            'every disk gets a new identity' % (path, text[:40])
         )
 
 

@@ -125,8 +125,8 @@ class AbsentUnit(object):
         FUNCTIONS[row.function](self, task)
 
     def vpd_page(self, code: int) -> bytes:
-        """VPD page 00h, the only one, which lists itself: Windows reads it from LUN 0 even if there
-        is no disk. Raises CheckCondition 05/24/00 for other pages."""
+        """VPD page 00h, the only one, which lists itself: Windows reads it from LUN 0 even if LUN 0
+        has no disk. Raises CheckCondition 05/24/00 for other pages."""
         if code:
             raise sense.invalid_field_in_cdb(2)
         return bytes((self.qualifier, 0, 0, 1, 0))

@@ -2,8 +2,8 @@
 diagnostic page. Pure.
 
 A short self-test reads the ends of the medium and its middle, an extended one all of it. The
-results stand in log page 10h for every nexus; a background test goes on in one of the unit's own
-threads (unit.services.run_in_thread) after the command has ended.
+results are in log page 10h, for every nexus. A background test continues in a thread of the unit
+(unit.services.run_in_thread) after the command has ended.
 """
 
 from typing import TYPE_CHECKING

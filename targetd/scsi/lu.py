@@ -161,8 +161,8 @@ class LogicalUnit(object):
         return error.sense(self.descriptor_sense)
 
     def take_sense(self) -> Optional[CheckCondition]:
-        """What REQUEST SENSE reports, or None: the next unit attention, which is no longer pending
-        then, or why the unit is not ready, or the power condition."""
+        """Returns what REQUEST SENSE reports, or None: the next unit attention, which this call removes
+        from the queue, or why the unit is not ready, or the power condition."""
         pending = self._take_attention()
         if pending:
             return CheckCondition(UNIT_ATTENTION, *pending)
@@ -210,8 +210,8 @@ class LogicalUnit(object):
             self._rebuild_tables()
 
     def resized(self, size: int) -> None:
-        """The medium has `size` bytes now. The caller has told the store, and raises the unit
-        attention."""
+        """The medium has `size` bytes now. The caller has resized the store, and establishes
+        the unit attention."""
         self.blocks = size // self.block_size
         self._rebuild_tables()
 

@@ -1,5 +1,5 @@
-"""What the house-rule tests share: every Python file of the package and of the tests, parsed once,
-and the import table."""
+"""Helpers of the tests that check the source itself: the Python files, their imports, and the
+import tables of ARCHITECTURE.md."""
 
 import ast
 import os
@@ -7,8 +7,8 @@ import re
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 PACKAGE = os.path.join(ROOT, 'targetd')
-ROOMS = ('iscsi', 'isns', 'scsi', 'store', 'host', 'config', 'master', 'worker', 'admin')
-FRONT_DOOR = ('cli', 'demo', '__main__')
+PACKAGES = ('iscsi', 'isns', 'scsi', 'store', 'host', 'config', 'master', 'worker', 'admin')
+ENTRY_POINTS = ('cli', 'demo', '__main__')
 
 
 def read(path):
@@ -17,8 +17,8 @@ def read(path):
 
 
 def python_files(*tops):
-    """Paths of the Python files beneath the given directories of the tree, sorted; what others made
-    (builds) left out."""
+    """Paths of the Python files in the given directories of the tree, sorted, without
+    the results of builds."""
     found = []
     for top in tops:
         for directory, names, files in os.walk(os.path.join(ROOT, top)):
@@ -44,7 +44,7 @@ def module_name(path):
 def imports(tree, module, is_package):
     """(line, imported dotted name) of every import anywhere in a module, relative ones resolved.
 
-    `from a import b` gives 'a.b', since b may be a module; whoever asks knows which of them exist.
+    `from a import b` yields 'a.b', because b may be a module; the caller knows which modules exist.
     """
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -76,7 +76,7 @@ def folder_table():
 
 
 def import_table():
-    """The matrix of ARCHITECTURE.md: {room: {column: True or the set of modules that may be
+    """The matrix of ARCHITECTURE.md: {package: {column: True or the set of modules that may be
     imported}}."""
     rows = [
         line

@@ -1,14 +1,14 @@
-"""Who may import whom: the table in ARCHITECTURE.md and the rules beneath it, held against the
-source."""
+"""Which module may import which: the source follows the table in ARCHITECTURE.md and the rules
+below it."""
 
 import ast
 import os
 
 import pytest
 from source_tree import (
-    FRONT_DOOR,
+    ENTRY_POINTS,
     PACKAGE,
-    ROOMS,
+    PACKAGES,
     ROOT,
     folder_table,
     import_table,
@@ -21,8 +21,8 @@ from source_tree import (
 
 FILES = python_files('targetd')
 
-#: standard and foreign modules that only some may import: module -> the rooms, base files and
-#: single modules that may
+#: Standard and third-party modules that only some modules may import: module -> the packages, base
+#: files and single modules that may import it.
 ONLY_IN = {
     'socket': {'master', 'worker', 'channel', 'admin', 'kernel_crc32c'},
     'threading': {'worker', 'channel'},
@@ -36,7 +36,7 @@ ONLY_IN = {
     'cryptography': {'xts'},
 }
 
-#: functions that only some may call
+#: Functions that only some modules may call.
 CALLED_ONLY_IN = {
     'os.fork': {'master'},
     'os.forkpty': set(),
@@ -46,8 +46,8 @@ CALLED_ONLY_IN = {
     'platform.python_version': {'compat', 'cli'},
 }
 
-#: what a pure room may import from outside targetd: values in, values out, no clock, file, socket,
-#: thread, randomness, log
+#: What a pure package may import from outside targetd: it takes and returns values, and uses no
+#: clock, file, socket, thread, random number or log.
 PURE = ('iscsi', 'isns', 'scsi')
 PURE_MAY_IMPORT = {
     'abc',
@@ -79,25 +79,25 @@ PURE_MAY_IMPORT = {
 PURE_MAY_NOT_CALL = {'open', 'input', 'print', 'exec', 'eval', '__import__'}
 
 
-def room_of(module):
-    """'targetd.scsi.sam' -> 'scsi'; a file at the top of the package is 'base', 'channel' or 'front
-    door'."""
+def layer_of(module):
+    """'targetd.scsi.sam' -> 'scsi'; a file at the top of the package is 'base', 'channel' or
+    'entry point'."""
     parts = module.split('.')
-    if len(parts) > 1 and parts[1] in ROOMS:
+    if len(parts) > 1 and parts[1] in PACKAGES:
         return parts[1]
-    if len(parts) > 1 and parts[1] in FRONT_DOOR:
-        return 'front door'
+    if len(parts) > 1 and parts[1] in ENTRY_POINTS:
+        return 'entry point'
     return 'channel' if module == 'targetd.channel' else 'base'
 
 
 def may_import(table, source, target):
-    """True if the table lets module `source` import module `target` (dotted names within targetd)."""
-    here, there = room_of(source), room_of(target)
+    """True if the table allows module `source` to import module `target` (dotted names within targetd)."""
+    here, there = layer_of(source), layer_of(target)
     if here == there:
         return True
-    if here == 'front door':
+    if here == 'entry point':
         return there in ('base', 'config', 'master', 'admin')
-    if here == 'base' or there == 'front door':
+    if here == 'base' or there == 'entry point':
         return False
     row = table[here]
     if target == 'targetd.scsi.sam' and row['scsi.sam'] is True:
@@ -114,9 +114,9 @@ def resolved(name, modules):
     return name
 
 
-def wrong_arrows(table, source, text, modules, is_package=False):
+def forbidden_imports(table, source, text, modules, is_package=False):
     """['line 3: targetd.scsi.cdb', …]: the imports of targetd in `text` that the table does not
-    have."""
+    allow."""
     wrong = []
     for line, name in imports(ast.parse(text), source, is_package):
         if name.split('.')[0] == 'targetd':
@@ -127,27 +127,27 @@ def wrong_arrows(table, source, text, modules, is_package=False):
                 and not may_import(table, source, target)
             ):
                 # `from targetd import scsi` imports no content
-                if not any(target == 'targetd.' + room for room in ROOMS):
+                if not any(target == 'targetd.' + package for package in PACKAGES):
                     wrong.append('line %d: %s' % (line, target))
-                elif room_of(source) != room_of(target) and import_is_whole_room(
+                elif layer_of(source) != layer_of(target) and imports_whole_package(
                     table, source, target
                 ):
                     wrong.append('line %d: all of %s' % (line, target))
     return wrong
 
 
-def import_is_whole_room(table, source, target):
-    """True if importing a room's package as such goes beyond the table (its modules would be
+def imports_whole_package(table, source, target):
+    """True if importing a whole package goes beyond the table (its modules would be
     reached as attributes)."""
-    row = table.get(room_of(source))
-    return row is None or row[room_of(target)] is not True
+    row = table.get(layer_of(source))
+    return row is None or row[layer_of(target)] is not True
 
 
 def owners(module):
-    """Every name by which a rule may allow a module: its room, its path within targetd, its base
+    """Every name by which a rule may allow a module: its package, its path within targetd, its base
     file."""
     inner = module.split('.')[1:]
-    return {room_of(module), '.'.join(inner), inner[0] if inner else ''}
+    return {layer_of(module), '.'.join(inner), inner[0] if inner else ''}
 
 
 def dotted(node):
@@ -157,8 +157,8 @@ def dotted(node):
     return node.id if isinstance(node, ast.Name) else ''
 
 
-def wrong_modules(source, text):
-    """The imports of foreign modules in `text` that ONLY_IN or the purity of the room forbids."""
+def forbidden_modules(source, text):
+    """The imports of foreign modules in `text` that ONLY_IN or the purity of the package forbids."""
     wrong = []
     for line, name in imports(ast.parse(text), source, False):
         top = name.split('.')[0]
@@ -166,13 +166,13 @@ def wrong_modules(source, text):
             continue
         if top in ONLY_IN and not owners(source) & ONLY_IN[top]:
             wrong.append('line %d: %s' % (line, top))
-        if room_of(source) in PURE and top not in PURE_MAY_IMPORT:
-            wrong.append('line %d: %s in a pure room' % (line, top))
+        if layer_of(source) in PURE and top not in PURE_MAY_IMPORT:
+            wrong.append('line %d: %s in a pure package' % (line, top))
     return wrong
 
 
-def wrong_calls(source, text):
-    """The names used in `text` that CALLED_ONLY_IN or the purity of the room forbids."""
+def forbidden_calls(source, text):
+    """The names used in `text` that CALLED_ONLY_IN or the purity of the package forbids."""
     wrong = []
     tree = ast.parse(text)
     froms = {name for _, name in imports(tree, source, False)}
@@ -182,10 +182,10 @@ def wrong_calls(source, text):
             wrong.append('line %d: %s' % (node.lineno, name))
         if (
             isinstance(node, ast.Call)
-            and room_of(source) in PURE
+            and layer_of(source) in PURE
             and dotted(node.func) in PURE_MAY_NOT_CALL
         ):
-            wrong.append('line %d: %s() in a pure room' % (node.lineno, dotted(node.func)))
+            wrong.append('line %d: %s() in a pure package' % (node.lineno, dotted(node.func)))
     for name in froms & set(CALLED_ONLY_IN):
         if not owners(source) & CALLED_ONLY_IN[name]:
             wrong.append('import of %s' % name)
@@ -202,45 +202,45 @@ def modules():
     return {module_name(path) for path in FILES}
 
 
-def test_the_table_has_a_row_for_every_room(table):
-    assert set(table) == set(ROOMS) | {'channel'}
-    there = {'base', 'scsi.sam', 'channel'} | set(ROOMS)
+def test_the_table_has_a_row_for_every_package(table):
+    assert set(table) == set(PACKAGES) | {'channel'}
+    there = {'base', 'scsi.sam', 'channel'} | set(PACKAGES)
     assert all(set(row) == there for row in table.values())
 
 
-def test_every_directory_of_the_package_is_a_room():
+def test_every_directory_is_in_the_table():
     directories = {
         name
         for name in os.listdir(PACKAGE)
         if os.path.isdir(os.path.join(PACKAGE, name)) and name != '__pycache__'
     }
-    assert directories == set(ROOMS)
+    assert directories == set(PACKAGES)
 
 
 @pytest.mark.parametrize('path', FILES, ids=relative)
 def test_imports_follow_the_table(path, table, modules):
     source = module_name(path)
-    assert wrong_arrows(table, source, read(path), modules, path.endswith('__init__.py')) == []
+    assert forbidden_imports(table, source, read(path), modules, path.endswith('__init__.py')) == []
 
 
 @pytest.mark.parametrize('path', FILES, ids=relative)
-def test_foreign_modules_stay_in_their_rooms(path):
-    assert wrong_modules(module_name(path), read(path)) == []
+def test_foreign_modules_are_imported_only_where_allowed(path):
+    assert forbidden_modules(module_name(path), read(path)) == []
 
 
 @pytest.mark.parametrize('path', FILES, ids=relative)
-def test_forks_and_version_checks_stay_in_their_rooms(path):
-    assert wrong_calls(module_name(path), read(path)) == []
+def test_forks_and_version_checks_are_only_where_allowed(path):
+    assert forbidden_calls(module_name(path), read(path)) == []
 
 
 @pytest.mark.parametrize(
-    'path', [p for p in FILES if room_of(module_name(p)) == 'base'], ids=relative
+    'path', [p for p in FILES if layer_of(module_name(p)) == 'base'], ids=relative
 )
 def test_base_imports_only_base(path, table, modules):
-    assert wrong_arrows(table, module_name(path), read(path), modules) == []
+    assert forbidden_imports(table, module_name(path), read(path), modules) == []
 
 
-def test_the_rules_beneath_the_table_are_the_rules_held_here():
+def test_architecture_has_the_rules_that_are_checked_here():
     text = read(os.path.join(ROOT, 'ARCHITECTURE.md'))
     for rule in (
         '`socket` only in master, worker, channel, admin',
@@ -253,7 +253,7 @@ def test_the_rules_beneath_the_table_are_the_rules_held_here():
         assert rule in text
 
 
-def test_nobody_starts_a_thread_in_the_channel():
+def test_the_channel_starts_no_thread():
     tree = ast.parse(read(os.path.join(PACKAGE, 'channel.py')))
     used = {dotted(node) for node in ast.walk(tree) if dotted(node).startswith('threading.')}
     assert used <= {'threading.Lock'}
@@ -265,9 +265,9 @@ def folder_of(module):
     return module.rpartition('.')[0] if module.count('.') > 2 else ''
 
 
-def may_import_within_room(folders, source, target):
-    """True if the table of inner folders lets module `source` import module `target` of the same
-    room."""
+def may_import_within_package(folders, source, target):
+    """True if the table of inner folders allows module `source` to import module `target` of the same
+    package."""
     here = folder_of(source)
     if not here or here == folder_of(target):
         return True
@@ -275,9 +275,9 @@ def may_import_within_room(folders, source, target):
     return target in allowed or target.rpartition('.')[0] in allowed
 
 
-def wrong_inner_arrows(folders, source, text, modules):
-    """['line 3: targetd.master.reload', …]: the imports of the source's own room that the inner
-    table does not have."""
+def forbidden_inner_imports(folders, source, text, modules):
+    """['line 3: targetd.master.reload', …]: the imports within the source's package that the inner
+    table does not allow."""
     wrong = []
     for line, name in imports(ast.parse(text), source, False):
         target = resolved(name, modules)
@@ -286,7 +286,7 @@ def wrong_inner_arrows(folders, source, text, modules):
             and target.split('.')[:2] == source.split('.')[:2]
             and target.count('.') > 1
         ):
-            if target + '.__init__' != source and not may_import_within_room(
+            if target + '.__init__' != source and not may_import_within_package(
                 folders, source, target
             ):
                 wrong.append('line %d: %s' % (line, target))
@@ -300,7 +300,7 @@ def test_every_inner_folder_has_a_row():
 
 @pytest.mark.parametrize('path', FILES, ids=relative)
 def test_imports_between_inner_folders_follow_the_table(path, modules):
-    assert wrong_inner_arrows(folder_table(), module_name(path), read(path), modules) == []
+    assert forbidden_inner_imports(folder_table(), module_name(path), read(path), modules) == []
 
 
 @pytest.mark.parametrize(
@@ -319,8 +319,8 @@ def test_imports_between_inner_folders_follow_the_table(path, modules):
         ('targetd.worker.copy.guest_units', 'from targetd.worker.main import Worker', 1),
     ],
 )
-def test_a_wrong_inner_arrow_is_found(source, text, count, modules):
-    assert len(wrong_inner_arrows(folder_table(), source, text, modules)) == count
+def test_a_forbidden_inner_import_is_found(source, text, count, modules):
+    assert len(forbidden_inner_imports(folder_table(), source, text, modules)) == count
 
 
 KNOWN = {
@@ -361,8 +361,8 @@ KNOWN = {
         ('targetd.cli', 'from targetd.worker.main import run', 1),
     ],
 )
-def test_a_wrong_arrow_is_found(table, source, text, count):
-    assert len(wrong_arrows(table, source, text, KNOWN)) == count
+def test_a_forbidden_import_is_found(table, source, text, count):
+    assert len(forbidden_imports(table, source, text, KNOWN)) == count
 
 
 @pytest.mark.parametrize(
@@ -381,8 +381,8 @@ def test_a_wrong_arrow_is_found(table, source, text, count):
         ('targetd.iscsi.session', 'import time', 1),
     ],
 )
-def test_a_wrong_module_is_found(source, text, count):
-    assert len(wrong_modules(source, text)) == count
+def test_a_forbidden_module_is_found(source, text, count):
+    assert len(forbidden_modules(source, text)) == count
 
 
 @pytest.mark.parametrize(
@@ -396,5 +396,5 @@ def test_a_wrong_module_is_found(source, text, count):
         ('targetd.scsi.sbc', 'open("/etc/passwd")', 1),
     ],
 )
-def test_a_wrong_call_is_found(source, text, count):
-    assert len(wrong_calls(source, text)) == count
+def test_a_forbidden_call_is_found(source, text, count):
+    assert len(forbidden_calls(source, text)) == count

@@ -90,7 +90,7 @@ def test_no_shared_names_file_hides_in_the_tree():
 #: Modules of one base name that mean the same thing in two places: base name -> why
 SAME_MEANING = {
     '__init__': 'packages',
-    '__main__': 'front doors',
+    '__main__': 'entry points',
     'errors': 'the exceptions of a layer',
     'cli': 'the command line of a program: targetd, targetdctl',
     'render': 'what is rendered from a table: settings, commands',

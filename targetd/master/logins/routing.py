@@ -76,7 +76,7 @@ class LoginRouter(object):
             self._send_to(owner, pending, 'join')
 
     def assign_spares(self):
-        """Give spare workers to the waiting logins, the oldest first. Returns how many logins still
+        """Assign spare workers to the waiting logins, the oldest first. Returns how many logins still
         wait for a spare; those that wait for their origin do not count."""
         in_progress = Counter(origin_of(worker.peers[0]) for worker in self.workers_logging_in())
         waiting, self._waiting, for_spare = self._waiting, deque(), 0

@@ -1,5 +1,5 @@
-"""What a newly forked child does before it runs as a worker or runs a job: it gives up everything
-that belongs to the master.
+"""What a newly forked child does before it runs as a worker or runs a job: it closes or resets
+everything that belongs to the master.
 
 The order matters. The child first closes descriptors (the master holds open disks, listening sockets
 and the channels of other workers: ARCHITECTURE D4). Then it resets signals, drops privileges and sets

@@ -6,8 +6,8 @@ so that the master never waits (ARCHITECTURE D15).
                                   |------ SECONDS are over: killed -----> done(JobResult with `why`, is_late)
 
 A process that waits for a dying disk cannot be killed until the disk answers, which may be never. The
-master gives it up, and is_stuck() reports it for as long as it exists. It holds no descriptors but
-those that it was given (`kept`).
+master reports it as late and continues; is_stuck() is true for as long as the process exists. It
+holds no descriptors except those that were passed to it (`kept`).
 """
 
 import os

@@ -200,8 +200,8 @@ class FormatSanitize(object):
         answers = self._answers.pop(unit, ())
 
         def answer_requests():
-            """The command is answered after every replica has the new medium state, because its
-            initiator may then tell others to use the unit."""
+            """The command is answered after every replica has the new medium state, because then
+            its initiator may have other initiators use the unit."""
             result = transitions.operation_result(unit.shared, operation, failed)
             for answer in answers:
                 answer(result)

@@ -13,6 +13,182 @@ EVERY = sorted(
 )
 
 
+#: (PDU, its header in hexadecimal as RFC 7143 11 shows it)
+FIGURES = [
+    (
+        pdu.ScsiCommand(
+            final=True,
+            read=True,
+            attribute=1,
+            lun=0x0001000000000000,
+            itt=0x10,
+            edtl=0x200,
+            cmd_sn=7,
+            exp_stat_sn=8,
+            cdb=bytes.fromhex('28000000000000000100') + bytes(6),
+        ),
+        '01c10000 00000000 0001000000000000 00000010 00000200 '
+        '00000007 00000008 28000000 00000000 01000000 00000000',
+    ),
+    (
+        pdu.ScsiResponse(
+            status=2,
+            underflow=True,
+            itt=0x10,
+            stat_sn=1,
+            exp_cmd_sn=2,
+            max_cmd_sn=3,
+            exp_data_sn=4,
+            residual_count=5,
+        ),
+        '21820002 00000000 0000000000000000 00000010 00000000 '
+        '00000001 00000002 00000003 00000004 00000000 00000005',
+    ),
+    (
+        pdu.TaskManagementRequest(
+            immediate=True,
+            function=const.ABORT_TASK,
+            lun=1,
+            itt=2,
+            referenced_task_tag=3,
+            cmd_sn=4,
+            exp_stat_sn=5,
+            ref_cmd_sn=6,
+            exp_data_sn=7,
+        ),
+        '42810000 00000000 0000000000000001 00000002 00000003 '
+        '00000004 00000005 00000006 00000007 00000000 00000000',
+    ),
+    (
+        pdu.TaskManagementResponse(
+            response=const.FUNCTION_NOT_SUPPORTED, itt=2, stat_sn=3, exp_cmd_sn=4, max_cmd_sn=5
+        ),
+        '22800500 00000000 0000000000000000 00000002 00000000 '
+        '00000003 00000004 00000005 00000000 00000000 00000000',
+    ),
+    (
+        pdu.DataOut(final=True, lun=1, itt=2, ttt=3, exp_stat_sn=4, data_sn=5, buffer_offset=6),
+        '05800000 00000000 0000000000000001 00000002 00000003 '
+        '00000000 00000004 00000000 00000005 00000006 00000000',
+    ),
+    (
+        pdu.DataIn(
+            final=True,
+            has_status=True,
+            underflow=True,
+            itt=2,
+            stat_sn=3,
+            exp_cmd_sn=4,
+            max_cmd_sn=5,
+            data_sn=6,
+            buffer_offset=7,
+            residual_count=8,
+        ),
+        '25830000 00000000 0000000000000000 00000002 ffffffff '
+        '00000003 00000004 00000005 00000006 00000007 00000008',
+    ),
+    (
+        pdu.ReadyToTransfer(
+            lun=1,
+            itt=2,
+            ttt=3,
+            stat_sn=4,
+            exp_cmd_sn=5,
+            max_cmd_sn=6,
+            r2t_sn=7,
+            buffer_offset=8,
+            desired_length=9,
+        ),
+        '31800000 00000000 0000000000000001 00000002 00000003 '
+        '00000004 00000005 00000006 00000007 00000008 00000009',
+    ),
+    (
+        pdu.AsyncMessage(
+            event=const.ASYNC_LOGOUT_REQUESTED, stat_sn=1, exp_cmd_sn=2, max_cmd_sn=3, parameter3=10
+        ),
+        '32800000 00000000 0000000000000000 ffffffff 00000000 '
+        '00000001 00000002 00000003 01000000 0000000a 00000000',
+    ),
+    (
+        pdu.TextRequest(final=True, itt=1, cmd_sn=2, exp_stat_sn=3),
+        '04800000 00000000 0000000000000000 00000001 ffffffff '
+        '00000002 00000003 00000000 00000000 00000000 00000000',
+    ),
+    (
+        pdu.TextResponse(continues=True, itt=1, ttt=2, stat_sn=3, exp_cmd_sn=4, max_cmd_sn=5),
+        '24400000 00000000 0000000000000000 00000001 00000002 '
+        '00000003 00000004 00000005 00000000 00000000 00000000',
+    ),
+    (
+        pdu.LoginRequest(
+            immediate=True,
+            transit=True,
+            csg=1,
+            nsg=3,
+            isid=bytes.fromhex('400001370000'),
+            tsih=9,
+            itt=1,
+            cid=1,
+            cmd_sn=2,
+            exp_stat_sn=3,
+        ),
+        '43870000 00000000 4000013700000009 00000001 00010000 '
+        '00000002 00000003 00000000 00000000 00000000 00000000',
+    ),
+    (
+        pdu.LoginResponse(
+            csg=1,
+            continues=True,
+            isid=bytes.fromhex('400001370000'),
+            itt=1,
+            stat_sn=2,
+            exp_cmd_sn=3,
+            max_cmd_sn=4,
+            status_class=2,
+            status_detail=3,
+        ),
+        '23440000 00000000 4000013700000000 00000001 00000000 '
+        '00000002 00000003 00000004 02030000 00000000 00000000',
+    ),
+    (
+        pdu.LogoutRequest(
+            immediate=True, reason=const.CLOSE_CONNECTION, itt=1, cid=2, cmd_sn=3, exp_stat_sn=4
+        ),
+        '46810000 00000000 0000000000000000 00000001 00020000 '
+        '00000003 00000004 00000000 00000000 00000000 00000000',
+    ),
+    (
+        pdu.LogoutResponse(
+            response=1, itt=1, stat_sn=2, exp_cmd_sn=3, max_cmd_sn=4, time2wait=5, time2retain=6
+        ),
+        '26800100 00000000 0000000000000000 00000001 00000000 '
+        '00000002 00000003 00000004 00000000 00050006 00000000',
+    ),
+    (
+        pdu.SnackRequest(kind=const.SNACK_STATUS, exp_stat_sn=1, beg_run=2, run_length=3),
+        '10810000 00000000 0000000000000000 ffffffff ffffffff '
+        '00000000 00000001 00000000 00000000 00000002 00000003',
+    ),
+    (
+        pdu.Reject(
+            reason=const.REJECT_PROTOCOL_ERROR, stat_sn=1, exp_cmd_sn=2, max_cmd_sn=3, data_sn=4
+        ),
+        '3f800400 00000000 0000000000000000 ffffffff 00000000 '
+        '00000001 00000002 00000003 00000004 00000000 00000000',
+    ),
+    (
+        pdu.NopOut(immediate=True, itt=1, cmd_sn=2, exp_stat_sn=3),
+        '40800000 00000000 0000000000000000 00000001 ffffffff '
+        '00000002 00000003 00000000 00000000 00000000 00000000',
+    ),
+    (
+        pdu.NopIn(ttt=1, stat_sn=2, exp_cmd_sn=3, max_cmd_sn=4),
+        '20800000 00000000 0000000000000000 ffffffff 00000001 '
+        '00000002 00000003 00000004 00000000 00000000 00000000',
+    ),
+]
+
+
 def distinct(cls):
     """A PDU with another value in each field, small enough for the narrowest."""
     filled = cls()
@@ -76,187 +252,8 @@ def test_none_from_a_framer_is_no_data():
     assert got.ahs == b'' and got.data == b''
 
 
-@pytest.mark.parametrize(
-    'sent, text',
-    [
-        (
-            pdu.ScsiCommand(
-                final=True,
-                read=True,
-                attribute=1,
-                lun=0x0001000000000000,
-                itt=0x10,
-                edtl=0x200,
-                cmd_sn=7,
-                exp_stat_sn=8,
-                cdb=bytes.fromhex('28000000000000000100') + bytes(6),
-            ),
-            '01c10000 00000000 0001000000000000 00000010 00000200 '
-            '00000007 00000008 28000000 00000000 01000000 00000000',
-        ),
-        (
-            pdu.ScsiResponse(
-                status=2,
-                underflow=True,
-                itt=0x10,
-                stat_sn=1,
-                exp_cmd_sn=2,
-                max_cmd_sn=3,
-                exp_data_sn=4,
-                residual_count=5,
-            ),
-            '21820002 00000000 0000000000000000 00000010 00000000 '
-            '00000001 00000002 00000003 00000004 00000000 00000005',
-        ),
-        (
-            pdu.TaskManagementRequest(
-                immediate=True,
-                function=const.ABORT_TASK,
-                lun=1,
-                itt=2,
-                referenced_task_tag=3,
-                cmd_sn=4,
-                exp_stat_sn=5,
-                ref_cmd_sn=6,
-                exp_data_sn=7,
-            ),
-            '42810000 00000000 0000000000000001 00000002 00000003 '
-            '00000004 00000005 00000006 00000007 00000000 00000000',
-        ),
-        (
-            pdu.TaskManagementResponse(
-                response=const.FUNCTION_NOT_SUPPORTED, itt=2, stat_sn=3, exp_cmd_sn=4, max_cmd_sn=5
-            ),
-            '22800500 00000000 0000000000000000 00000002 00000000 '
-            '00000003 00000004 00000005 00000000 00000000 00000000',
-        ),
-        (
-            pdu.DataOut(final=True, lun=1, itt=2, ttt=3, exp_stat_sn=4, data_sn=5, buffer_offset=6),
-            '05800000 00000000 0000000000000001 00000002 00000003 '
-            '00000000 00000004 00000000 00000005 00000006 00000000',
-        ),
-        (
-            pdu.DataIn(
-                final=True,
-                has_status=True,
-                underflow=True,
-                itt=2,
-                stat_sn=3,
-                exp_cmd_sn=4,
-                max_cmd_sn=5,
-                data_sn=6,
-                buffer_offset=7,
-                residual_count=8,
-            ),
-            '25830000 00000000 0000000000000000 00000002 ffffffff '
-            '00000003 00000004 00000005 00000006 00000007 00000008',
-        ),
-        (
-            pdu.ReadyToTransfer(
-                lun=1,
-                itt=2,
-                ttt=3,
-                stat_sn=4,
-                exp_cmd_sn=5,
-                max_cmd_sn=6,
-                r2t_sn=7,
-                buffer_offset=8,
-                desired_length=9,
-            ),
-            '31800000 00000000 0000000000000001 00000002 00000003 '
-            '00000004 00000005 00000006 00000007 00000008 00000009',
-        ),
-        (
-            pdu.AsyncMessage(
-                event=const.ASYNC_LOGOUT_REQUESTED,
-                stat_sn=1,
-                exp_cmd_sn=2,
-                max_cmd_sn=3,
-                parameter3=10,
-            ),
-            '32800000 00000000 0000000000000000 ffffffff 00000000 '
-            '00000001 00000002 00000003 01000000 0000000a 00000000',
-        ),
-        (
-            pdu.TextRequest(final=True, itt=1, cmd_sn=2, exp_stat_sn=3),
-            '04800000 00000000 0000000000000000 00000001 ffffffff '
-            '00000002 00000003 00000000 00000000 00000000 00000000',
-        ),
-        (
-            pdu.TextResponse(continues=True, itt=1, ttt=2, stat_sn=3, exp_cmd_sn=4, max_cmd_sn=5),
-            '24400000 00000000 0000000000000000 00000001 00000002 '
-            '00000003 00000004 00000005 00000000 00000000 00000000',
-        ),
-        (
-            pdu.LoginRequest(
-                immediate=True,
-                transit=True,
-                csg=1,
-                nsg=3,
-                isid=bytes.fromhex('400001370000'),
-                tsih=9,
-                itt=1,
-                cid=1,
-                cmd_sn=2,
-                exp_stat_sn=3,
-            ),
-            '43870000 00000000 4000013700000009 00000001 00010000 '
-            '00000002 00000003 00000000 00000000 00000000 00000000',
-        ),
-        (
-            pdu.LoginResponse(
-                csg=1,
-                continues=True,
-                isid=bytes.fromhex('400001370000'),
-                itt=1,
-                stat_sn=2,
-                exp_cmd_sn=3,
-                max_cmd_sn=4,
-                status_class=2,
-                status_detail=3,
-            ),
-            '23440000 00000000 4000013700000000 00000001 00000000 '
-            '00000002 00000003 00000004 02030000 00000000 00000000',
-        ),
-        (
-            pdu.LogoutRequest(
-                immediate=True, reason=const.CLOSE_CONNECTION, itt=1, cid=2, cmd_sn=3, exp_stat_sn=4
-            ),
-            '46810000 00000000 0000000000000000 00000001 00020000 '
-            '00000003 00000004 00000000 00000000 00000000 00000000',
-        ),
-        (
-            pdu.LogoutResponse(
-                response=1, itt=1, stat_sn=2, exp_cmd_sn=3, max_cmd_sn=4, time2wait=5, time2retain=6
-            ),
-            '26800100 00000000 0000000000000000 00000001 00000000 '
-            '00000002 00000003 00000004 00000000 00050006 00000000',
-        ),
-        (
-            pdu.SnackRequest(kind=const.SNACK_STATUS, exp_stat_sn=1, beg_run=2, run_length=3),
-            '10810000 00000000 0000000000000000 ffffffff ffffffff '
-            '00000000 00000001 00000000 00000000 00000002 00000003',
-        ),
-        (
-            pdu.Reject(
-                reason=const.REJECT_PROTOCOL_ERROR, stat_sn=1, exp_cmd_sn=2, max_cmd_sn=3, data_sn=4
-            ),
-            '3f800400 00000000 0000000000000000 ffffffff 00000000 '
-            '00000001 00000002 00000003 00000004 00000000 00000000',
-        ),
-        (
-            pdu.NopOut(immediate=True, itt=1, cmd_sn=2, exp_stat_sn=3),
-            '40800000 00000000 0000000000000000 00000001 ffffffff '
-            '00000002 00000003 00000000 00000000 00000000 00000000',
-        ),
-        (
-            pdu.NopIn(ttt=1, stat_sn=2, exp_cmd_sn=3, max_cmd_sn=4),
-            '20800000 00000000 0000000000000000 ffffffff 00000001 '
-            '00000002 00000003 00000004 00000000 00000000 00000000',
-        ),
-    ],
-)
-def test_bytes_are_those_of_the_pictures(sent, text):
+@pytest.mark.parametrize('sent, text', FIGURES)
+def test_bytes_are_those_of_the_figures(sent, text):
     assert sent.encode().hex() == text.replace(' ', '')
 
 
