@@ -16,6 +16,7 @@ import time
 from collections import namedtuple
 
 import initiator
+import many
 from servers import MIB, Targetd, cpu_seconds, pss, session_workers, tree
 from workloads import NAME, Failed, flat, program, reads, url
 
@@ -288,6 +289,33 @@ TABLE = (
         100.0,
         operator.le,
         ping_other_session,
+    ),
+    Limit(
+        'start-1000-luns',
+        'start with 1,000 file LUNs in 100 targets',
+        's',
+        5.0,
+        operator.le,
+        many.start_many_luns,
+    ),
+    Limit(
+        'reload-1000-luns',
+        'reload of it with one change',
+        's',
+        0.5,
+        operator.le,
+        many.reload_many_luns,
+    ),
+    Limit(
+        'login-1000-luns',
+        'processor time of the master for a login to it, ratio to a server with 10 LUNs',
+        '',
+        1.3,
+        operator.le,
+        many.login_with_many_luns,
+    ),
+    Limit(
+        'login-storm', '300 sessions at once, until all are in', 's', 4.0, operator.le, many.storm
     ),
 )
 

@@ -72,13 +72,14 @@ def tree(pid):
     return found
 
 
-def cpu_seconds(pid):
-    """User and system time of a process, of all below it, and of those that it has already reaped."""
+def cpu_seconds(pid, children=True):
+    """User and system time of a process; with `children` also of all below it and of those that it
+    has already reaped."""
     total = 0
-    for each in tree(pid):
+    for each in tree(pid) if children else [pid]:
         fields = stat_fields(each)
         if fields:
-            total += sum(int(field) for field in fields[11:15])
+            total += sum(int(field) for field in fields[11 : 15 if children else 13])
     return total / TICKS
 
 
