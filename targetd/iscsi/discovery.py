@@ -71,14 +71,16 @@ class TextAnswer(object):
 
     def next_response(self, request: TextRequest) -> TextResponse:
         """Return the next TextResponse, without sequence numbers. request: the TextRequest that
-        it answers: the first one, or an empty one that repeats `ttt`."""
+        it answers: the first one, or an empty one that repeats `ttt`. Only a request with the F bit
+        gets a response with the F bit (RFC 7143 11.11.1)."""
         piece = self._pieces.pop(0)
+        is_final = self.is_finished and request.final
         return TextResponse(
             itt=request.itt,
             lun=request.lun,
-            final=self.is_finished,
+            final=is_final,
             continues=not self.is_finished,
-            ttt=RESERVED_TAG if self.is_finished else self.ttt,
+            ttt=RESERVED_TAG if is_final else self.ttt,
             data=piece,
         )
 

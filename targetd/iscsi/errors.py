@@ -3,6 +3,8 @@
 
 from typing import Any, Optional, Sequence, Tuple
 
+from targetd.iscsi import const
+
 
 class LoginFailure(Exception):
     """A login fails with this status; the connection is closed after the response was sent.
@@ -16,6 +18,12 @@ class LoginFailure(Exception):
         self.status_class = status_class
         self.status_detail = status_detail
         self.why = why
+
+
+#: Why Data-Out is refused, RFC 7143 11.4.7.2; each has its own sense data
+UNEXPECTED_DATA = 'unexpected unsolicited data'
+WRONG_AMOUNT = 'incorrect amount of data'
+LOST_DATA = 'data was lost'
 
 
 class PduRejected(Exception):
@@ -34,3 +42,15 @@ class PduRejected(Exception):
         self.numbered = numbered
         self.before: Sequence[Any] = ()
         self.fields: Optional[Tuple[Any, ...]] = None
+
+
+class DataRefused(PduRejected):
+    """Data-Out, or its announcement, does not obey what was negotiated. A command that was admitted
+    ends with sense data.
+
+    fault: UNEXPECTED_DATA, WRONG_AMOUNT or LOST_DATA.
+    """
+
+    def __init__(self, fault: str, why: str) -> None:
+        super(DataRefused, self).__init__(const.REJECT_PROTOCOL_ERROR, why)
+        self.fault = fault

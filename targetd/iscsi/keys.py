@@ -407,17 +407,22 @@ def negotiate_keys(
     ours: Optional[Mapping[str, Any]] = None,
     stage: str = OPERATIONAL,
     session_type: str = NORMAL,
-    leading: bool = True,
+    in_force: Optional[Mapping[str, Any]] = None,
     settled: Optional[Mapping[str, Any]] = None,
 ) -> Negotiated:
     """Return Negotiated for an initiator's offers [(key, value), …]. Raises KeyMisused.
 
     ours: {key: typed value of the target}; OURS has the others; stage: SECURITY, OPERATIONAL or
-    FULL_FEATURE; leading: False on a further connection of a session, where keys of the whole session
-    are irrelevant; settled: {key: typed value} that this login has determined so far. Keys of
-    AUTHENTICATION must not be passed.
+    FULL_FEATURE; in_force: on a further connection of a session, {key: typed value} of that session;
+    settled: {key: typed value} that this login has determined so far. Keys of AUTHENTICATION must not
+    be passed.
+
+    Keys without a meaning in a discovery session, and keys of the whole session on a further
+    connection, are answered with a value and settle nothing: initiators exist that refuse Irrelevant
+    (RFC 7143 6.2 allows both answers).
     """
     known = dict(settled or {})
+    without_effect: Dict[str, Any] = {}
     answered = {}
     names = [name for name, _ in offers]
     if len(set(names)) < len(names):
@@ -434,8 +439,10 @@ def negotiate_keys(
             answered[name] = None if value in RESERVED_VALUES else NOT_UNDERSTOOD
         elif value in RESERVED_VALUES:
             answered[name] = None
-        elif _is_irrelevant(key, session_type, leading):
-            answered[name] = IRRELEVANT if key.result != DECLARED else None
+        elif in_force is not None and key.leading_only:
+            answered[name] = _repeated_answer(key, value, in_force)
+        elif session_type == DISCOVERY and key.irrelevant_in_discovery:
+            answered[name] = _answer(key, value, ours or {}, without_effect)
         else:
             answered[name] = _answer(key, value, ours or {}, known)
     values = {name: known[name] for name in names if name in known}
@@ -444,10 +451,18 @@ def negotiate_keys(
     )
 
 
-def _is_irrelevant(key, session_type, leading):
-    if session_type == DISCOVERY and key.irrelevant_in_discovery:
-        return True
-    return key.leading_only and not leading
+def _repeated_answer(key, value, in_force):
+    """Return the answer to a key of the whole session on a further connection: the value in force,
+    or Irrelevant if this value cannot result from the offer."""
+    if key.result == DECLARED:
+        return None
+    try:
+        offered = key.parse(value)
+    except ValueError:
+        return REJECT
+    current = in_force.get(key.name, key.default)
+    ours = (current,) if key.kind == LIST else current
+    return key.render(current) if _RESULTS[key.result](offered, ours) == current else IRRELEVANT
 
 
 def _answer(key, value, ours, known):

@@ -56,7 +56,8 @@ class LoginNegotiation(object):
     policy: LoginPolicy; portal: the caller's value for the portal at which the connection arrived,
     kept for the caller; random_bytes: callable(count) -> bytes; numbering: callable() ->
     (exp_cmd_sn, max_cmd_sn) of the session that a connection with TSIH != 0 joins, or None when
-    that session does not exist. Without the callable there is never such a session.
+    that session does not exist. Without the callable there is never such a session. session_values:
+    the values {key: typed value} in force in that session.
 
     Public to read: state; initiator_name, target_name: None until they are known; result: the
     LoginResult after the last LoginReply was returned.
@@ -68,6 +69,7 @@ class LoginNegotiation(object):
         portal: Any,
         random_bytes: Callable[[int], bytes],
         numbering: Optional[Callable[[], Optional[Tuple[int, int]]]] = None,
+        session_values: Optional[Dict[str, Any]] = None,
     ) -> None:
         self.state = START
         self.portal = portal
@@ -77,6 +79,7 @@ class LoginNegotiation(object):
         self._policy = policy
         self._random_bytes = random_bytes
         self._numbering = numbering
+        self._session_values = session_values or {}
         self._target: Any = None  # TargetPolicy, once identified
         self._chap: Any = None
         self._session_type = keys.NORMAL
@@ -396,7 +399,12 @@ class LoginNegotiation(object):
 
     def _negotiate(self, pairs: Pairs, stage: str) -> Pairs:
         negotiated = keys.negotiate_keys(
-            pairs, self._target.keys, stage, self._session_type, not self._first.tsih, self._settled
+            pairs,
+            self._target.keys,
+            stage,
+            self._session_type,
+            self._session_values if self._first.tsih else None,
+            self._settled,
         )
         self._settled.update(negotiated.values)
         return negotiated.answers

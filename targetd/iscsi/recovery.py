@@ -9,7 +9,7 @@ import struct
 from typing import Any, Callable, Dict, List, Optional, Set, Tuple
 
 from targetd.iscsi import const, pdu
-from targetd.iscsi.errors import PduRejected
+from targetd.iscsi.errors import UNEXPECTED_DATA, DataRefused
 from targetd.iscsi.transfer import NO_TAG, BytesLike, Limits, R2t, Transfer
 
 _U32 = struct.Struct('>I')
@@ -51,13 +51,12 @@ class RecoveringTransfer(Transfer):
             super(RecoveringTransfer, self).receive_data_out(ttt, offset, data_sn, data, final)
 
     def data_out_lost(self, ttt: int, final: bool) -> None:
-        """Note that a PDU of this sequence was discarded; final: its F bit. Raises PduRejected if
+        """Note that a PDU of this sequence was discarded; final: its F bit. Raises DataRefused if
         the TTT is not outstanding."""
         sequence = self._unsolicited if ttt == NO_TAG else self._outstanding.get(ttt)
         if sequence is None:
-            raise PduRejected(
-                const.REJECT_PROTOCOL_ERROR,
-                'Data-Out with a target transfer tag that is not outstanding',
+            raise DataRefused(
+                UNEXPECTED_DATA, 'Data-Out with a target transfer tag that is not outstanding'
             )
         self._broken.add(ttt)
         if not final:

@@ -12,6 +12,7 @@ Invariants
 
 from typing import Any, Dict, Optional, Tuple
 
+from targetd.iscsi import const, serial
 from targetd.iscsi.login_result import LoginResult
 from targetd.iscsi.transfer import Limits
 
@@ -24,6 +25,9 @@ WINDOW = 256
 
 #: (fields, ahs, data, connection)
 HeldPdu = Tuple[Any, Optional[bytes], Any, Any]
+
+#: Takes the place of a command that was aborted before its turn: its CmdSN counts as received.
+ABORTED: HeldPdu = (None, None, None, None)
 
 
 class Session(object):
@@ -111,8 +115,42 @@ class Session(object):
 
     def next_held(self) -> Optional[HeldPdu]:
         """Remove and return the held PDU whose CmdSN is next, or None. The caller still has to call
-        accept_command_number for it."""
-        return self.held.pop(self.exp_cmd_sn, None)
+        accept_command_number for it. ExpCmdSN passes the commands that were aborted."""
+        held = self.held.pop(self.exp_cmd_sn, None)
+        while held is ABORTED:
+            self.exp_cmd_sn = self.exp_cmd_sn + 1 & MASK
+            held = self.held.pop(self.exp_cmd_sn, None)
+        return held
+
+    def abort_before_its_turn(self, itt: int, ref_cmd_sn: int, cmd_sn: int) -> bool:
+        """Consider a command received that ABORT TASK names and that has not been executed (RFC 7143
+        11.6.1): it is held, or it never arrived.
+
+        itt, ref_cmd_sn: of the command; cmd_sn: of the ABORT TASK. Returns False if the CmdSN is not
+        within the command window, not before that of the ABORT TASK, or of another command.
+        """
+        ahead = ref_cmd_sn - self.exp_cmd_sn & MASK
+        if ahead > (self.max_cmd_sn - self.exp_cmd_sn & MASK) or not serial.lt(ref_cmd_sn, cmd_sn):
+            return False
+        held = self.held.get(ref_cmd_sn)
+        if held is ABORTED or held is not None and held[0][5] != itt:
+            return False
+        self.held[ref_cmd_sn] = ABORTED
+        return True
+
+    def abort_held(self, lun: int, cmd_sn: int) -> int:
+        """Abort the held SCSI commands for this LUN field with a CmdSN before `cmd_sn`; returns their
+        number."""
+        found = [
+            number
+            for number, pdu in self.held.items()
+            if pdu is not ABORTED
+            and pdu[0][0] & 0x3F == const.SCSI_COMMAND
+            and pdu[0][4] == lun
+            and serial.lt(number, cmd_sn)
+        ]
+        self.held.update(dict.fromkeys(found, ABORTED))
+        return len(found)
 
     def discard_data_out(self, itt: int) -> None:
         """Drop later Data-Out for this ITT without an answer. Only the newest 4 * WINDOW such ITTs

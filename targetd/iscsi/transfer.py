@@ -18,7 +18,7 @@ from collections import namedtuple
 from typing import Any, Callable, Dict, List, Optional, Tuple, Union
 
 from targetd.iscsi import const
-from targetd.iscsi.errors import PduRejected
+from targetd.iscsi.errors import LOST_DATA, UNEXPECTED_DATA, WRONG_AMOUNT, DataRefused
 
 NO_TAG = const.RESERVED_TAG
 
@@ -107,20 +107,20 @@ class Transfer(object):
 
     def receive_immediate(self, data: Optional[BytesLike], final: bool) -> None:
         """Accept the immediate data (None or bytes-like) and the F bit of the command. Raises
-        PduRejected if the data is longer than negotiated, or if unsolicited data is announced and
+        DataRefused if the data is longer than negotiated, or if unsolicited data is announced and
         InitialR2T=Yes was negotiated."""
         sequence = self._unsolicited
         if data is not None:
             if len(data) > min(sequence.end, self._limits.max_immediate):
-                raise PduRejected(
-                    const.REJECT_PROTOCOL_ERROR,
+                raise DataRefused(
+                    WRONG_AMOUNT if self._limits.immediate_data else UNEXPECTED_DATA,
                     '%d bytes of immediate data are more than was negotiated' % len(data),
                 )
             self._keep(0, data)
             sequence.next_offset = len(data)
         if not final and self._limits.initial_r2t:
-            raise PduRejected(
-                const.REJECT_PROTOCOL_ERROR,
+            raise DataRefused(
+                UNEXPECTED_DATA,
                 'unsolicited data was announced although InitialR2T=Yes was negotiated',
             )
         if final or sequence.next_offset >= sequence.end:
@@ -151,7 +151,7 @@ class Transfer(object):
         self, ttt: int, offset: int, data_sn: int, length: int
     ) -> Optional[memoryview]:
         """Return a view into which this PDU's data may be received, or None if the command does not
-        use all of it. Raises PduRejected as receive_data_out() does. Bytes."""
+        use all of it. Raises DataRefused as receive_data_out() does. Bytes."""
         self._sequence(ttt, offset, data_sn, length)
         self._placed = (
             self.buffer[offset : offset + length] if offset + length <= self.wanted else None
@@ -162,7 +162,7 @@ class Transfer(object):
         self, ttt: int, offset: int, data_sn: int, data: Optional[BytesLike], final: bool
     ) -> None:
         """Accept one whole Data-Out. offset: bytes; data: bytes-like or None; final: the F bit.
-        Raises PduRejected if the PDU is not the next one of an outstanding sequence."""
+        Raises DataRefused if the PDU is not the next one of an outstanding sequence."""
         length = len(data) if data is not None else 0
         sequence = self._sequence(ttt, offset, data_sn, length)
         if length:
@@ -177,10 +177,10 @@ class Transfer(object):
         del self._outstanding[ttt]
         if sequence.next_offset < sequence.end:
             if sequence.next_offset == sequence.start:
-                raise PduRejected(const.REJECT_PROTOCOL_ERROR, 'an R2T was answered without data')
+                raise DataRefused(WRONG_AMOUNT, 'an R2T was answered without data')
             if self._outstanding:
-                raise PduRejected(
-                    const.REJECT_PROTOCOL_ERROR,
+                raise DataRefused(
+                    WRONG_AMOUNT,
                     'an R2T was answered with too little data while other R2Ts were unanswered',
                 )
             self._next_r2t_offset = sequence.next_offset
@@ -188,18 +188,16 @@ class Transfer(object):
     def _sequence(self, ttt, offset, data_sn, length):
         sequence = self._unsolicited if ttt == NO_TAG else self._outstanding.get(ttt)
         if sequence is None:
-            raise PduRejected(
-                const.REJECT_PROTOCOL_ERROR,
-                'Data-Out with a target transfer tag that is not outstanding',
+            raise DataRefused(
+                UNEXPECTED_DATA, 'Data-Out with a target transfer tag that is not outstanding'
             )
         if data_sn != sequence.next_data_sn:
-            raise PduRejected(
-                const.REJECT_PROTOCOL_ERROR,
-                'DataSN is %d, and %d was expected' % (data_sn, sequence.next_data_sn),
+            raise DataRefused(
+                LOST_DATA, 'DataSN is %d, and %d was expected' % (data_sn, sequence.next_data_sn)
             )
         if offset != sequence.next_offset or offset + length > sequence.end:
-            raise PduRejected(
-                const.REJECT_PROTOCOL_ERROR,
+            raise DataRefused(
+                WRONG_AMOUNT,
                 'Data-Out is for bytes %d+%d, and bytes %d to %d were expected'
                 % (offset, length, sequence.next_offset, sequence.end),
             )

@@ -104,7 +104,9 @@ class _Login(object):
         self._joined = None  # negotiated keys of a connection that joins a session
         self._expected = None  # the CID that `members` expects
         policy = worker.policies.login(where['peer'][0], where['group'])
-        self._negotiation = LoginNegotiation(policy, where, os.urandom, _numbering_of(session))
+        self._negotiation = LoginNegotiation(
+            policy, where, os.urandom, _numbering_of(session), session and session.values
+        )
 
     @property
     def cid(self):

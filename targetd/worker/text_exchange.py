@@ -21,9 +21,17 @@ class TextExchange(object):
         self._ttt = connection.session.allot_ttt()
 
     def receive(self, request):
-        """Return the TextResponse to a TextRequest. Raises PduRejected."""
-        if self._answer is not None:
+        """Return the TextResponse to a TextRequest. Raises PduRejected.
+
+        After an answer to a request without the F bit, the exchange goes on with the next text."""
+        if self._answer is not None and not self._answer.is_finished:
             return self._answer.continue_answer(request)
+        if request.ttt not in (const.RESERVED_TAG, self._ttt):
+            raise PduRejected(
+                const.REJECT_PROTOCOL_ERROR,
+                'the Text Request has another target transfer tag than its exchange',
+                numbered=not request.immediate,
+            )
         try:
             whole = self._collector.add_piece(request.data, request.continues)
             if whole is None:

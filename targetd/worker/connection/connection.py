@@ -19,14 +19,14 @@ from targetd import log
 from targetd.compat import raw_buffer
 from targetd.crc32c import crc32c
 from targetd.iscsi import const, pdu
-from targetd.iscsi.errors import PduRejected
+from targetd.iscsi.errors import LOST_DATA, PduRejected
 from targetd.iscsi.framing import BATCH_BYTES, BHS, DIGEST_ERROR, Framer
 from targetd.iscsi.session import WINDOW
 from targetd.iscsi.transfer import Transfer
 from targetd.scsi import sam
 from targetd.scsi.sense import HARDWARE_ERROR, CheckCondition, StatusReturned
 from targetd.worker.connection.busy_poll import FEW, busy_poll
-from targetd.worker.connection.data_out import UNEXPECTED_DATA, DataOut
+from targetd.worker.connection.data_out import UNEXPECTED_SENSE, DataOut
 from targetd.worker.connection.outbox import Outbox
 from targetd.worker.connection.replies import reply_pdus
 from targetd.worker.connection.requests import Requests
@@ -304,7 +304,7 @@ class Connection(object):
                 if not self._has_all_data(task, flags, data):
                     return
             elif data is not None:
-                raise CheckCondition(*UNEXPECTED_DATA)
+                raise CheckCondition(*UNEXPECTED_SENSE)
             result = task.run(task)
         except (CheckCondition, StatusReturned) as refusal:
             self.refuse(task, flags, data, refusal)
@@ -452,7 +452,9 @@ class Connection(object):
         raise PduRejected(const.REJECT_PROTOCOL_ERROR, 'a SCSI command in a discovery session')
 
     def take_segment_length(self, length):
-        """The initiator declares a new MaxRecvDataSegmentLength (RFC 7143 13.12). [connection]"""
+        """The initiator declares a new MaxRecvDataSegmentLength (RFC 7143 13.12), for what is sent
+        from now on. [connection]"""
+        self.outbox.drain()
         self.values['MaxRecvDataSegmentLength'] = length
         self.outbox.take_segment_length(length)
 
@@ -467,7 +469,7 @@ class Connection(object):
         )
         task = self.session.tasks.get(fields[5])
         if opcode == const.DATA_OUT and task is not None and task.transfer is not None:
-            self.data_out.fail(task)
+            self.data_out.fail(task, LOST_DATA)
 
     def reject_pdu(self, fields, refusal):
         """Queue a Reject PDU. Raises ConnectionEnded if the refusal is fatal. [connection]"""

@@ -8,7 +8,7 @@ import struct
 
 from targetd import log
 from targetd.iscsi import const, pdu
-from targetd.iscsi.errors import PduRejected
+from targetd.iscsi.errors import LOST_DATA, UNEXPECTED_DATA, WRONG_AMOUNT, DataRefused, PduRejected
 from targetd.scsi import sam
 from targetd.scsi.sense import ABORTED_COMMAND, CheckCondition, StatusReturned
 
@@ -16,10 +16,14 @@ _DATA_OUT_TAIL = struct.Struct('>4xII4x').unpack  # DataSN, buffer offset
 _MASK = 0xFFFFFFFF
 _WRITE = const.COMMAND_WRITE
 
-#: RFC 7143 11.4.7.2: sense data for a command that received data which it does not take.
-UNEXPECTED_DATA = (ABORTED_COMMAND, 0x0C, 0x0C)
-#: RFC 7143 11.4.7.2: sense data for a command whose Data-Out did not arrive as negotiated.
-_BAD_DATA_OUT = (ABORTED_COMMAND, 0x47, 0x05)
+#: Sense data of a command whose Data-Out did not arrive as negotiated (RFC 7143 11.4.7.2).
+SENSE = {
+    UNEXPECTED_DATA: (ABORTED_COMMAND, 0x0C, 0x0C),
+    WRONG_AMOUNT: (ABORTED_COMMAND, 0x0C, 0x0D),
+    LOST_DATA: (ABORTED_COMMAND, 0x47, 0x05),
+}
+#: Sense data of a command that received data which it does not take.
+UNEXPECTED_SENSE = SENSE[UNEXPECTED_DATA]
 
 #: Data-Out that the unfinished commands of a session may hold. A command that would exceed it ends
 #: with TASK SET FULL.
@@ -58,9 +62,9 @@ class DataOut(object):
         )
         try:
             transfer.receive_immediate(data, flags & 0x80)
-        except PduRejected as e:
+        except DataRefused as e:
             log.info('%s: a write is refused: %s', self._session.initiator_name, e.why)
-            raise CheckCondition(*UNEXPECTED_DATA)
+            raise CheckCondition(*SENSE[e.fault])
         if transfer.is_complete:
             task.data_out = transfer.buffer
             task.transfer = None
@@ -92,7 +96,7 @@ class DataOut(object):
         data_sn, offset = _DATA_OUT_TAIL(fields[9])
         try:
             return task.transfer.place_data_out(fields[6], offset, data_sn, fields[3] & 0xFFFFFF)
-        except PduRejected:
+        except DataRefused:
             return None  # receive() rejects it when it is complete
 
     def receive(self, fields, ahs, data):
@@ -115,9 +119,9 @@ class DataOut(object):
         transfer = task.transfer
         try:
             transfer.receive_data_out(*arguments)
-        except PduRejected as e:
+        except DataRefused as e:
             log.info('%s: a write is aborted: %s', self._session.initiator_name, e.why)
-            self.fail(task)
+            self.fail(task, e.fault)
             return
         if transfer.is_complete:
             self.run_complete(task)
@@ -143,12 +147,12 @@ class DataOut(object):
         else:
             connection.complete(task, result)
 
-    def fail(self, task):
+    def fail(self, task, fault):
         """End a command whose Data-Out did not arrive as negotiated; Data-Out that still arrives
-        for it is dropped (RFC 7143 7.9, ErrorRecoveryLevel 0)."""
+        for it is dropped (RFC 7143 7.9, ErrorRecoveryLevel 0). fault: a key of SENSE."""
         self._session.discard_data_out(task.itt)
         task.transfer = None
-        self._connection.complete(task, CheckCondition(*_BAD_DATA_OUT))
+        self._connection.complete(task, CheckCondition(*SENSE[fault]))
 
     def solicit(self, transfer, task):
         """Queue the R2Ts that the transfer may send now."""

@@ -8,6 +8,7 @@ pay nothing for it.
 
 import struct
 import threading
+from collections import deque
 
 from targetd import log
 from targetd.crc32c import crc32c
@@ -26,6 +27,8 @@ _MASK = 0xFFFFFFFF
 #: dropped, and a SNACK for them is rejected.
 KEPT_BYTES = 64 << 20
 KEPT_REPLIES = 4096
+#: Target transfer tags of replies that are no longer kept, for which a late DataACK is accepted.
+ENDED_TAGS = 1024
 
 
 def connection_class(values):
@@ -50,7 +53,7 @@ class _Resend(object):
 class RecoveringOutbox(SharedOutbox):
     """Send queue that keeps the sent replies until the initiator acknowledges them."""
 
-    __slots__ = ('_kept', '_keeping', '_bytes', 'luns')
+    __slots__ = ('_kept', '_keeping', '_bytes', '_ended_tags', 'luns')
     # half: data that was read and not yet sent is kept too when the connection is lost
     budget_bytes = KEPT_BYTES // 2
 
@@ -59,6 +62,7 @@ class RecoveringOutbox(SharedOutbox):
         self._kept = {}  # StatSN -> SentReply, in the order of sending
         self._keeping = threading.Lock()
         self._bytes = 0
+        self._ended_tags = deque(maxlen=ENDED_TAGS)
         self.luns = {}  # ITT -> LUN field of unfinished reads
 
     def _stamp(self):
@@ -115,7 +119,9 @@ class RecoveringOutbox(SharedOutbox):
                 reply.pdus[index] = bytes(header), data
 
     def _forget(self, stat_sn):
-        self._bytes -= self._kept.pop(stat_sn).size
+        reply = self._kept.pop(stat_sn)
+        self._bytes -= reply.size
+        self._ended_tags.extend(reply.tags)
 
     def acknowledge(self, exp_stat_sn):
         """Drop the replies before this StatSN: the initiator has received them. [connection]"""
@@ -150,7 +156,8 @@ class RecoveringOutbox(SharedOutbox):
                 self._forget(reply.stat_sn)
 
     def acknowledge_data(self, tag, data_sn):
-        """A DataACK; returns False if its tag is not known."""
+        """A DataACK; returns False if its tag is not known. The tag of a reply that ExpStatSN has
+        acknowledged meanwhile is known: the DataACK has no effect then."""
         for reply in self.kept():
             if tag in reply.tags:
                 with self._keeping:
@@ -158,7 +165,7 @@ class RecoveringOutbox(SharedOutbox):
                     reply.acknowledge_data(data_sn)
                     self._bytes += reply.size if reply.stat_sn in self._kept else 0
                 return True
-        return False
+        return tag in self._ended_tags
 
     def send_again(self, pdus):
         """Queue PDUs that were sent before."""
@@ -195,9 +202,10 @@ class RecoveringConnection(SharedConnection):
         )
 
     def _dispatch(self, pdus, then_held=True):
-        if pdus:
-            self.outbox.acknowledge(pdus[-1][0][8])
-        super(RecoveringConnection, self)._dispatch(pdus, then_held)
+        # One at a time: the ExpStatSN of a later PDU says nothing about what an earlier one needs.
+        for one in pdus:
+            self.outbox.acknowledge(one[0][8])
+            super(RecoveringConnection, self)._dispatch((one,), then_held)
 
     def _command(self, fields, ahs, data):
         if fields[6] > self.values['MaxBurstLength'] and fields[1] & const.COMMAND_READ:

@@ -137,11 +137,14 @@ class Requests(object):
         elif request.function == const.ABORT_TASK:
             self._abort_task(request)
         elif request.function == const.ABORT_TASK_SET:
+            self._widen_window(self._session.abort_held(request.lun, request.cmd_sn))
             self._abort(request, lambda task: task.lun == request.lun)
         elif request.function in _MASTER_FUNCTIONS:
             if request.function == const.TARGET_COLD_RESET:  # it ends the session
                 self._connection.worker.members.close()
                 self._stop_acting(list(self._connection.worker.connections))
+            if request.function in _UNIT_FUNCTIONS:
+                self._widen_window(self._session.abort_held(request.lun, request.cmd_sn))
             self._connection.worker.ask_reset(
                 _MASTER_FUNCTIONS[request.function],
                 request.lun,
@@ -200,19 +203,17 @@ class Requests(object):
         task = self._session.tasks.get(tag)
         if task is not None and task.lun == request.lun:
             self._abort(request, lambda task: task.itt == tag)
-        elif self._was_received(request):
+        elif self._session.abort_before_its_turn(tag, request.ref_cmd_sn, request.cmd_sn):
+            self._widen_window(1)
             self._respond(request, const.FUNCTION_COMPLETE)
         else:
             self._respond(request, const.TASK_DOES_NOT_EXIST)
 
-    def _was_received(self, request):
-        """Return True if a command with the RefCmdSN was received (RFC 7143 11.5.1): an ABORT TASK
-        for it is answered with "function complete" although the task does not exist."""
-        distance = request.cmd_sn - request.ref_cmd_sn & 0xFFFFFFFF
-        if distance == 0 or distance >= 0x80000000:
-            return False
-        held = self._session.held.pop(request.ref_cmd_sn, None)
-        return held is not None and held[0][5] == request.referenced_task_tag
+    def _widen_window(self, count):
+        """Increase MaxCmdSN for commands that were aborted before their turn: they get no
+        response."""
+        for _ in range(count):
+            self._connection.outbox.put_pdus((), numbered=True)
 
     def _abort(self, request, wanted):
         self._connection.worker.tasks.abort(

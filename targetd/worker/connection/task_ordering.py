@@ -16,11 +16,11 @@ Everything here is called with `working` held, unless marked [any]. May import w
 """
 
 from targetd.iscsi import const, pdu
-from targetd.iscsi.errors import PduRejected
+from targetd.iscsi.errors import WRONG_AMOUNT, DataRefused, PduRejected
 from targetd.scsi import sam
 from targetd.scsi.device import lun_of
 from targetd.scsi.sense import ILLEGAL_REQUEST, CheckCondition, StatusReturned
-from targetd.worker.connection.data_out import UNEXPECTED_DATA
+from targetd.worker.connection.data_out import UNEXPECTED_SENSE
 
 _READ, _WRITE = const.COMMAND_READ, const.COMMAND_WRITE
 _INVALID_MESSAGE = (ILLEGAL_REQUEST, 0x49, 0x00)
@@ -82,10 +82,10 @@ class Parked(object):
         return None
 
     def receive(self, ttt, offset, data_sn, data, final):
-        """As Transfer.receive; the data is kept until the command starts. Raises PduRejected."""
+        """As Transfer.receive; the data is kept until the command starts. Raises DataRefused."""
         self._left -= len(data) if data is not None else 0
         if self._left < 0 or len(self.arrived) > const.MAXIMUM_DATA_SEGMENT >> 9:
-            raise PduRejected(const.REJECT_PROTOCOL_ERROR, 'more unsolicited data than was agreed')
+            raise DataRefused(WRONG_AMOUNT, 'more unsolicited data than was agreed')
         self.arrived.append((ttt, offset, data_sn, None if data is None else bytes(data), final))
 
     def solicit(self, allot_ttt):
@@ -213,7 +213,7 @@ class TaskStarter(object):
                 if not connection.data_out.has_all(task, flags, data):
                     return
             elif data is not None:
-                raise CheckCondition(*UNEXPECTED_DATA)
+                raise CheckCondition(*UNEXPECTED_SENSE)
             result = connection.run_task(task)
         except (CheckCondition, StatusReturned) as refusal:
             connection.refuse(task, flags, data, refusal)

@@ -90,7 +90,8 @@ def test_every_answer_is_to_an_offer_and_within_its_range(offers, stage, session
         if pair[0] not in keys.KEYS or keys.KEYS[pair[0]].result != keys.AUTHENTICATION
     ]
     try:
-        negotiated = keys.negotiate_keys(offers, None, stage, session_type, leading)
+        in_force = None if leading else keys.DEFAULTS
+        negotiated = keys.negotiate_keys(offers, None, stage, session_type, in_force)
     except keys.KeyMisused:
         return
     offered = [name for name, _ in offers]

@@ -200,22 +200,25 @@ def test_the_first_burst_is_never_above_the_burst():
 
 @pytest.mark.clause('RFC 7143 13')
 @pytest.mark.parametrize(
-    'name',
+    'name, offered, answered',
     [
-        'MaxConnections',
-        'InitialR2T',
-        'ImmediateData',
-        'MaxBurstLength',
-        'FirstBurstLength',
-        'MaxOutstandingR2T',
-        'DataPDUInOrder',
-        'DataSequenceInOrder',
-        'TaskReporting',
-        'iSCSIProtocolLevel',
+        ('MaxConnections', '4', '1'),
+        ('InitialR2T', 'No', 'Yes'),
+        ('ImmediateData', 'Yes', 'Yes'),
+        ('MaxBurstLength', '16776192', '1048576'),
+        ('FirstBurstLength', '65536', '65536'),
+        ('MaxOutstandingR2T', '16', '1'),
+        ('DataPDUInOrder', 'Yes', 'Yes'),
+        ('DataSequenceInOrder', 'No', 'Yes'),
+        ('TaskReporting', 'RFC3720', 'RFC3720'),
+        ('iSCSIProtocolLevel', '1', '1'),
     ],
 )
-def test_irrelevant_in_discovery(name):
-    assert answer(name, 'Yes', session_type=DISCOVERY) == ('Irrelevant', None)
+def test_keys_without_a_meaning_in_discovery_are_answered_with_a_value_that_has_no_effect(
+    name, offered, answered
+):
+    """A widely used Go initiator ends its discovery when a key is answered with Irrelevant."""
+    assert answer(name, offered, session_type=DISCOVERY) == (answered, None)
 
 
 @pytest.mark.clause('RFC 7143 13')
@@ -235,11 +238,31 @@ def test_relevant_in_discovery(name, offered):
 
 
 @pytest.mark.clause('RFC 7143 13')
-def test_keys_of_the_session_are_irrelevant_on_further_connections():
-    assert answer('MaxBurstLength', '65536', leading=False) == ('Irrelevant', None)
-    assert answer('SessionType', 'Normal', leading=False) == (None, None)
-    assert answer('HeaderDigest', 'CRC32C', leading=False) == ('CRC32C', 'CRC32C')
-    assert answer('MaxRecvDataSegmentLength', '65536', leading=False) == (None, 65536)
+@pytest.mark.parametrize(
+    'name, offered, answered',
+    [
+        ('MaxBurstLength', '16776192', '65536'),
+        ('MaxBurstLength', '65536', '65536'),
+        ('MaxBurstLength', '512', 'Irrelevant'),  # the session goes on with 65536
+        ('MaxBurstLength', 'many', 'Reject'),
+        ('InitialR2T', 'No', 'No'),
+        ('InitialR2T', 'Yes', 'Irrelevant'),
+        ('DefaultTime2Wait', '0', '2'),
+        ('TaskReporting', 'FastAbort,RFC3720', 'RFC3720'),
+    ],
+)
+def test_on_a_further_connection_keys_of_the_session_are_answered_with_the_value_in_force(
+    name, offered, answered
+):
+    values = {'MaxBurstLength': 65536, 'InitialR2T': False}
+    assert answer(name, offered, in_force=values) == (answered, None)
+
+
+@pytest.mark.clause('RFC 7143 13')
+def test_keys_of_the_connection_are_negotiated_on_further_connections():
+    assert answer('SessionType', 'Normal', in_force={}) == (None, None)
+    assert answer('HeaderDigest', 'CRC32C', in_force={}) == ('CRC32C', 'CRC32C')
+    assert answer('MaxRecvDataSegmentLength', '65536', in_force={}) == (None, 65536)
 
 
 @pytest.mark.clause('RFC 7143 6.2', 'RFC 7143 13')

@@ -39,9 +39,9 @@ def policy(discovery=None, window=128, more=(), **target):
 class Initiator(object):
     """Sends requests to a negotiation and keeps what comes back."""
 
-    def __init__(self, rules=None, numbering=None, tsih=0, **fields):
+    def __init__(self, rules=None, numbering=None, tsih=0, session_values=None, **fields):
         self.negotiation = LoginNegotiation(
-            rules or policy(), None, lambda count: b'\x07' * count, numbering
+            rules or policy(), None, lambda count: b'\x07' * count, numbering, session_values
         )
         self.fields = dict(
             dict(immediate=True, isid=ISID, tsih=tsih, itt=1, cid=1, cmd_sn=5, exp_stat_sn=100),
@@ -250,7 +250,7 @@ def test_discovery():
     )
     assert (
         dict(text.parse_text(initiator.negotiation.claim_granted(1).pdus[0].data))['MaxBurstLength']
-        == 'Irrelevant'
+        == '512'
     )
 
 
@@ -697,18 +697,17 @@ def test_a_digest_that_is_demanded_must_come_about(pairs):
 
 
 @pytest.mark.clause('RFC 7143 13')
-def test_a_further_connection_gets_no_keys_of_the_session():
-    initiator = Initiator(numbering=lambda: (77, 99), tsih=0x55, cid=2)
+def test_a_further_connection_changes_no_keys_of_the_session():
+    initiator = Initiator(
+        numbering=lambda: (77, 99), session_values={'MaxBurstLength': 4096}, tsih=0x55, cid=2
+    )
     pairs, response = initiator.ask(NONE, 0, 1)
     assert pairs == [('AuthMethod', 'None')]
     assert (response.tsih, response.exp_cmd_sn, response.max_cmd_sn) == (0x55, 77, 99)
-    claim = initiator.send([('MaxBurstLength', '512'), ('DataDigest', 'CRC32C')], 1, 3).claim
+    claim = initiator.send([('MaxBurstLength', '8192'), ('DataDigest', 'CRC32C')], 1, 3).claim
     assert (claim.tsih, claim.cid, claim.cmd_sn) == (0x55, 2, 77)
     final = initiator.negotiation.claim_granted(0x55).pdus[0]
-    assert text.parse_text(final.data)[:2] == [
-        ('MaxBurstLength', 'Irrelevant'),
-        ('DataDigest', 'CRC32C'),
-    ]
+    assert text.parse_text(final.data)[:2] == [('MaxBurstLength', '4096'), ('DataDigest', 'CRC32C')]
 
 
 @pytest.mark.clause('RFC 7143 4.3')

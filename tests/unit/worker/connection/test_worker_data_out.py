@@ -92,12 +92,26 @@ def test_missing_data_is_solicited_and_the_command_runs_when_it_has_arrived():
     assert connection.completed == [(5, None)] and bytes(task.data_out) == b'y' * 512
 
 
-def test_data_with_a_wrong_offset_ends_the_command_and_later_data_is_dropped():
+@pytest.mark.clause('RFC 7143 11.4.7.2')
+@pytest.mark.parametrize(
+    'ttt, offset, data_sn, size, sense',
+    [
+        (77, 256, 0, 256, (0x0B, 0x0C, 0x0D)),
+        (77, 0, 0, 1024, (0x0B, 0x0C, 0x0D)),
+        (77, 0, 1, 512, (0x0B, 0x47, 0x05)),
+        (78, 0, 0, 512, (0x0B, 0x0C, 0x0C)),
+        (0xFFFFFFFF, 0, 0, 512, (0x0B, 0x0C, 0x0C)),
+    ],
+    ids=['offset', 'too much', 'lost', 'tag', 'unsolicited'],
+)
+def test_data_that_was_not_agreed_ends_the_command_and_later_data_is_dropped(
+    ttt, offset, data_sn, size, sense
+):
     connection = FakeConnection()
     connection.data_out.has_all(write_task(connection, 512), WRITE | FINAL, None)
-    connection.data_out.receive(data_out_fields(5, 77, 256, 0), None, b'y' * 256)
+    connection.data_out.receive(data_out_fields(5, ttt, offset, data_sn), None, b'y' * size)
     ((itt, outcome),) = connection.completed
-    assert itt == 5 and (outcome.key, outcome.asc, outcome.ascq) == (0x0B, 0x47, 0x05)
+    assert itt == 5 and (outcome.key, outcome.asc, outcome.ascq) == sense
     del connection.session.tasks[5]
     connection.data_out.receive(data_out_fields(5, 77, 0, 0), None, b'y' * 512)
     assert len(connection.completed) == 1
