@@ -82,6 +82,11 @@ class Queue(object):
         ]
         self._conditions = [code] + kept
 
+    def peek(self) -> Optional[Tuple[int, int]]:
+        """Return the (asc, ascq) of the next condition, which stays pending; None if there is
+        none."""
+        return self._conditions[0] if self._conditions else None
+
     def take(self) -> Optional[Tuple[int, int]]:
         """Remove and return the (asc, ascq) of the next condition; None if there is none."""
         return self._conditions.pop(0) if self._conditions else None

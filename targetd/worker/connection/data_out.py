@@ -115,7 +115,7 @@ class DataOut(object):
         self.take(task, (fields[6], offset, data_sn, data, final))
 
     def take(self, task, arguments):
-        """Data-Out for a task that waits for it. arguments: those of Transfer.receive."""
+        """Data-Out for a task that waits for it. arguments: those of Transfer.receive_data_out."""
         transfer = task.transfer
         try:
             transfer.receive_data_out(*arguments)

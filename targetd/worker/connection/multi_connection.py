@@ -27,12 +27,12 @@ class PostponedRead(object):
     def __init__(self):
         self.failed = False
 
-    def place(self, ttt, offset, data_sn, length):
-        """As Transfer.place."""
+    def place_data_out(self, ttt, offset, data_sn, length):
+        """As Transfer.place_data_out."""
         return None
 
-    def receive(self, ttt, offset, data_sn, data, final):
-        """As Transfer.receive. Raises PduRejected."""
+    def receive_data_out(self, ttt, offset, data_sn, data, final):
+        """As Transfer.receive_data_out. Raises PduRejected."""
         raise PduRejected(const.REJECT_PROTOCOL_ERROR, 'Data-Out for a read')
 
     def fail(self):

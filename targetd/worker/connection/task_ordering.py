@@ -72,24 +72,25 @@ class Parked(object):
         self.fields = fields
         self.ahs = ahs
         self.data = None if data is None else bytes(data)
-        self.arrived = []  # arguments of Transfer.receive
+        self.arrived = []  # arguments of Transfer.receive_data_out
         self.failed = False
         self.wanted = budget
         self._left = budget - (len(data) if data is not None else 0)
 
-    def place(self, ttt, offset, data_sn, length):
-        """As Transfer.place; the framer keeps the data."""
+    def place_data_out(self, ttt, offset, data_sn, length):
+        """As Transfer.place_data_out; the framer keeps the data."""
         return None
 
-    def receive(self, ttt, offset, data_sn, data, final):
-        """As Transfer.receive; the data is kept until the command starts. Raises DataRefused."""
+    def receive_data_out(self, ttt, offset, data_sn, data, final):
+        """As Transfer.receive_data_out; the data is kept until the command starts. Raises
+        DataRefused."""
         self._left -= len(data) if data is not None else 0
         if self._left < 0 or len(self.arrived) > const.MAXIMUM_DATA_SEGMENT >> 9:
             raise DataRefused(WRONG_AMOUNT, 'more unsolicited data than was agreed')
         self.arrived.append((ttt, offset, data_sn, None if data is None else bytes(data), final))
 
-    def solicit(self, allot_ttt):
-        """As Transfer.solicit; a command that waits solicits nothing."""
+    def next_r2ts(self, allot_ttt):
+        """As Transfer.next_r2ts; a command that waits solicits nothing."""
         return ()
 
     def fail(self):

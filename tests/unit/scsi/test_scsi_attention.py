@@ -30,6 +30,12 @@ def test_an_empty_queue_returns_none():
     assert not queue and queue.take() is None
 
 
+def test_peek_leaves_the_condition_pending():
+    queue = Queue([CAPACITY_CHANGED, LUNS_CHANGED])
+    assert queue.peek() == CAPACITY_CHANGED and len(queue) == 2
+    assert Queue().peek() is None
+
+
 def test_conditions_are_reported_in_order_and_once():
     queue = Queue([MODE_PARAMETERS_CHANGED, CAPACITY_CHANGED])
     queue.add(*MODE_PARAMETERS_CHANGED)

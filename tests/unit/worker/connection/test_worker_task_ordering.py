@@ -1,11 +1,14 @@
 """Ordering: which commands of a task set wait (SAM-5), and that other task sets are not affected."""
 
+import inspect
 from types import SimpleNamespace
 
 import pytest
 
 from targetd.iscsi.errors import PduRejected
+from targetd.iscsi.transfer import Transfer
 from targetd.scsi import sam
+from targetd.worker.connection.multi_connection import PostponedRead
 from targetd.worker.connection.task_ordering import Gate, Ordering, Parked, Waits
 
 SIMPLE, ORDERED, HEAD = sam.SIMPLE, sam.ORDERED, sam.HEAD_OF_QUEUE
@@ -100,6 +103,18 @@ def test_a_gate_affects_only_its_task_set_and_is_removed():
 
 def test_parked_data_is_bounded_by_the_first_burst():
     parked = Parked((), None, b'abcd', 10)
-    parked.receive(0xFFFFFFFF, 4, 0, b'efgh', False)
+    parked.receive_data_out(0xFFFFFFFF, 4, 0, b'efgh', False)
     with pytest.raises(PduRejected):
-        parked.receive(0xFFFFFFFF, 8, 1, b'ijkl', True)
+        parked.receive_data_out(0xFFFFFFFF, 8, 1, b'ijkl', True)
+
+
+@pytest.mark.parametrize('stand_in', [Parked, PostponedRead])
+@pytest.mark.parametrize('method', ['place_data_out', 'receive_data_out', 'fail'])
+def test_a_waiting_task_has_the_methods_of_a_transfer(stand_in, method):
+    """Data-Out may arrive for it, and it may be aborted."""
+    own, other = getattr(stand_in, method), getattr(Transfer, method)
+    assert list(inspect.signature(own).parameters) == list(inspect.signature(other).parameters)
+
+
+def test_a_parked_task_solicits_nothing():
+    assert not Parked((), b'', None, 0).next_r2ts(None)
