@@ -59,6 +59,15 @@ def start(where='stderr', level='info', name='targetd', facility='daemon'):
         _log.kind = 'stderr'
 
 
+def try_place(where):
+    """Raise OSError if the log cannot be written to this place. Changes nothing."""
+    if where not in ('syslog', 'stderr'):
+        is_new = not os.path.exists(where)
+        os.close(_open(where))
+        if is_new:
+            os.unlink(where)
+
+
 def stop():
     """Close the file or syslog and log to stderr from now on."""
     if _log.descriptor is not None:

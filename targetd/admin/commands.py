@@ -135,13 +135,15 @@ TABLE = (
     _command('acknowledge', 'make a failed logical unit usable again',
              'After a failed write or flush that may have lost data, a logical unit refuses writes '
              'and flushes, also after a reload or a restart, until you run this command; reads are '
-             'answered. Check the data first. See FAILED LOGICAL UNITS in targetd(8).',
+             'answered. Check the data first. See FAILED LOGICAL UNITS in targetd(8). A unit '
+             'whose disk or file has shrunk is served with its present size afterwards.',
              arguments=[
                  Argument('unit', 'text', True, 'the first column of "show units", or TARGET/LUN')]),
     _command('accept', 'accept a replacement disk for a LUN',
-             'A LUN is not served if its backing-store names another disk than before, or a file '
-             'that has disappeared and would be created again, because a name such as /dev/sdb can '
-             'refer to another disk after a boot. Run this command if the replacement is intended.',
+             'A LUN is not served if its backing-store names another disk than before, because a '
+             'name such as /dev/sdb can refer to another disk after a boot; or a file that was '
+             'replaced, is shorter than before, or has disappeared and would be created again. Run '
+             'this command if the change is intended.',
              arguments=[Argument('unit', 'text', True, 'TARGET/LUN')]),
     _command('alua', 'set the ALUA state of a portal group',
              'The state is optimized, nonoptimized, standby, unavailable, offline or '

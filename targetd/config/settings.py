@@ -131,6 +131,9 @@ SERVER = (
             'A connection is closed after this many consecutive unanswered NOP-Ins.'),
     _server('stop-timeout', kinds.Duration(0, 600), 10, LIVE,
             'Time that initiators have to log out when targetd stops or a target is removed.'),
+    _server('media-check-interval', kinds.Duration(1, 3600, off=True), 10, LIVE,
+            'Time between two checks whether the disks and files that are served have grown, have '
+            'shrunk, or have been replaced or deleted. 0: only at a reload.'),
     _server('chap-algorithms', kinds.KeyWords('MD5', 'SHA1', 'SHA-256', 'SHA3-256'),
             ('SHA3-256', 'SHA-256', 'SHA1', 'MD5'),
             NEXT_LOGIN, 'Accepted CHAP algorithms, in any order.',

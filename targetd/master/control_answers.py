@@ -55,6 +55,7 @@ class ControlAnswers(object):
             ('units', len(self.units.by_id)),
             ('failed units', len(failing)),
             ('missing stores', len(self.exports.unavailable)),
+            ('replaced stores', sum(bool(u.path_problem) for u in self.units.by_id.values())),
             ('spare workers', len(spares)),
             ('state', 'stopping' if self.state.is_stopping else 'running'),
         ]
@@ -112,7 +113,7 @@ class ControlAnswers(object):
             'lun': unit.lun.number,
             'path': unit.store.path or unit.store.kind,
             'size': unit.store.size,
-            'state': state_of(unit),
+            'state': '; '.join(filter(None, (state_of(unit), unit.path_problem))),
             'read_only': bool(unit.facts.get('read_only')),
             'encrypted': bool(unit.facts.get('encrypted')),
             'reserved_by': reserved_by(unit.shared.reservations),
@@ -323,8 +324,9 @@ def when(seconds):
 def state_of(unit):
     """The state of the unit's medium, with the reason of a failure or the progress of an operation."""
     operation = unit.shared.operation
-    if unit.failure:
-        return '%s: %s' % (unit.shared.medium, unit.failure)
+    trouble = unit.failure or unit.shrinkage
+    if trouble:
+        return '%s: %s' % (unit.shared.medium, trouble)
     if operation is None:
         return unit.shared.medium
     return '%s: %s' % (

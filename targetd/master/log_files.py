@@ -1,6 +1,7 @@
 """The log of the server: started from the configuration, opened again after a rotation."""
 
 from targetd import log
+from targetd.errors import TargetdError
 
 
 def start_log(server, foreground):
@@ -25,6 +26,16 @@ class LogFiles(object):
             start_log(server, self.foreground)
         except OSError as e:
             log.error('the log cannot be written to %s: %s', server.log, e.strerror)
+
+    @staticmethod
+    def try_log(server):
+        """Raises TargetdError if the log of this [server] section cannot be written."""
+        try:
+            log.try_place(server.log)
+        except OSError as e:
+            raise TargetdError(
+                'the log cannot be written to %s: %s; write another log' % (server.log, e.strerror)
+            )
 
     def reopen_logs(self):
         """The log file was rotated: open the new one, and send its descriptor to the workers. Returns

@@ -219,6 +219,7 @@ class Master(object):
         self.pending_connections.limits = self._limits()
         self.throttle.allowed = server.failures_before_delay
         self.sessions.limit = server.max_sessions
+        self.exports.watch.set_interval(server.media_check_interval)
         self.workers.wanted_spares = server.spare_workers
         self.workers.limit = server.max_sessions + server.spare_workers + LOGINS_IN_PROGRESS
 

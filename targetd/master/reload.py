@@ -1,11 +1,13 @@
 """Reload: read the configuration again, check all of it, and apply the differences. An invalid file
 changes nothing.
 
-     load --> diff --> open new stores ···> open new portals --> apply the steps (cannot fail) --> new spares
-       |                    |                   |
-       +------ any failure: what was opened is closed, nothing has changed
+     load --> diff --> open new stores ···> extend files ···> log, portals --> apply the steps --> new spares
+       |                    |                   |                |               (cannot fail)
+       +------ any failure: what was opened is closed, what was extended is shortened: nothing has changed
 
-The master continues its work (···) while child processes open the stores.
+The master continues its work (···) while child processes open the stores. A plan tries the same
+things and changes nothing: it opens disks for reading only, and in the place of files files without a
+name.
 
 A LUN that gets another store or block size cannot be changed while a session uses it. The sessions of
 the target are asked to log out, and ended after stop-timeout. The target refuses logins ('service
@@ -16,6 +18,7 @@ from targetd import log
 from targetd.config import acl, loader, model, settings
 from targetd.errors import StoreError, TargetdError
 from targetd.master.exports import exports, open_medium
+from targetd.master.exports.resizing import Resizes
 from targetd.master.units import transitions
 from targetd.scsi import attention
 
@@ -25,16 +28,31 @@ ACCESS_FIELDS = ('alua', 'alua_state', 'portal_groups')
 
 class Prepared(object):
     """The units that were opened for a reload, before anything has changed. units: {(target name,
-    number): Unit}; close_unit(unit) releases one."""
+    number): Unit}; discard_unit(unit) releases one; resizes: Resizes, as soon as there are some."""
 
-    def __init__(self, units, close_unit):
+    def __init__(self, units, discard_unit):
         self.units = units
-        self._close_unit = close_unit
+        self.resizes = None
+        self._discard_unit = discard_unit
 
     def close(self):
-        """The reload failed: release the units."""
+        """The reload failed, or was only planned: release the units, undo the new sizes."""
         for unit in self.units.values():
-            self._close_unit(unit)
+            self._discard_unit(unit)
+        if self.resizes is not None:
+            self.resizes.undo()
+
+
+class Attempt(object):
+    """One reload or plan. new: the Configuration; steps, rows: what changes, and how it is shown;
+    done: as in Reload.start_reload()."""
+
+    def __init__(self, new, steps, rows, plan_only, done):
+        self.new = new
+        self.steps = steps
+        self.rows = rows
+        self.plan_only = plan_only
+        self.done = done
 
 
 class Reload(object):
@@ -115,13 +133,12 @@ class Reload(object):
             return
         steps = model.diff(self.state.configuration, new)
         rows = [{'step': step.text, 'effect': settings.WHEN[step.when]} for step in steps]
-        if plan_only:
-            done(rows, None)
-            return
         wanted = [(new.targets[target_name], lun) for target_name, lun in wanted_luns(steps)]
         self._is_opening = True
         self.exports.open_media(
-            wanted, lambda outcomes: self._opened(new, steps, rows, outcomes, done)
+            wanted,
+            lambda outcomes: self._opened(Attempt(new, steps, rows, plan_only, done), outcomes),
+            plan_only,
         )
 
     def _loaded(self):
@@ -145,23 +162,62 @@ class Reload(object):
             )
         return loader.load(self.state.path)
 
-    def _opened(self, new, steps, rows, outcomes, done):
-        self._is_opening = False
+    def _opened(self, attempt, outcomes):
         try:
-            self._apply(new, steps, self._prepared(outcomes))
+            prepared = self._prepared(outcomes)
         except TargetdError as e:
-            done(None, e)
+            self._ended(attempt, e)
+            return
+        prepared.resizes = Resizes(self.jobs, self._wanted_sizes(attempt.steps), attempt.plan_only)
+        prepared.resizes.prepare(lambda failures: self._resized(attempt, prepared, failures))
+
+    def _wanted_sizes(self, steps):
+        """[(Unit, bytes)] of the units in service whose size setting changes."""
+        found = []
+        for step in steps:
+            is_live_change = isinstance(step, model.ChangeLun) and step.when == settings.LIVE
+            if is_live_change and 'size' in step.fields and step.new.size is not None:
+                unit = self.units.of_target(step.target_name).get(step.new.number)
+                found += [(unit, step.new.size)] if unit is not None else []
+        return found
+
+    def _resized(self, attempt, prepared, failures):
+        try:
+            if failures or self.state.is_stopping:
+                prepared.close()
+                raise StoreError('\n'.join(failures) or 'targetd is being stopped')
+            if attempt.plan_only:
+                self._try_rest(attempt, prepared)
+            else:
+                self._apply(attempt.new, attempt.steps, prepared)
+        except TargetdError as e:
+            self._ended(attempt, e)
         except Exception as e:  # the boundary: done() must be called
             log.exception('a reload met an unexpected failure')
-            done(None, TargetdError('an unexpected failure: %s; the log has the details' % e))
+            self._ended(
+                attempt, TargetdError('an unexpected failure: %s; the log has the details' % e)
+            )
         else:
-            done(rows, None)
+            self._ended(attempt, None)
+
+    def _try_rest(self, attempt, prepared):
+        """The part of a plan that needs no stores. Raises TargetdError if a step would fail."""
+        prepared.close()
+        self._check_log(attempt.new)
+        for step in attempt.steps:
+            if isinstance(step, model.AddPortal):
+                self.listeners.try_portal(*step.portal)
+
+    def _ended(self, attempt, error):
+        self._is_opening = False
+        attempt.done(attempt.rows if error is None else None, error)
         self.check()
 
     # -- apply -------------------------------------------------------------------------------------
 
     def _apply(self, new, steps, prepared):
         try:
+            self._check_log(new)
             self._change_portals(steps)
         except BaseException:
             prepared.close()
@@ -173,12 +229,17 @@ class Reload(object):
         for step in steps:
             STEPS.get(type(step), Reload._nothing)(self, step, prepared)
         self.exports.retry_now()
-        self._check_media()
+        self.exports.watch.check_now()
         self._end_inadmissible_sessions()
         self.check()
         self.isns.apply_configuration(self.state.configuration)
         if steps:
             self.workers.new_generation()
+
+    def _check_log(self, new):
+        """Raises TargetdError if the log of the new configuration cannot be written."""
+        if new.server.log != self.state.configuration.server.log:
+            self.log_files.try_log(new.server)
 
     def _nothing(self, step, prepared):
         """The step was applied already, or is in force because it is in the configuration."""
@@ -188,7 +249,7 @@ class Reload(object):
         none stays open."""
         prepared = Prepared(
             {key: unit for key, unit in outcomes.items() if not isinstance(unit, StoreError)},
-            self.exports.close_unit,
+            self.exports.discard_unit,
         )
         failures = [
             'lun %d of %s: %s' % (number, target_name, outcomes[target_name, number])
@@ -306,6 +367,8 @@ class Reload(object):
             )
         elif unit is not None:
             unit.lun = step.new
+            if unit in prepared.resizes.sizes:
+                self.exports.watch.adopt_size(unit, prepared.resizes.sizes[unit])
             if set(MODE_FIELDS) & set(step.fields):
                 unit.facts.update(
                     write_cache=step.new.write_cache,
@@ -368,15 +431,6 @@ class Reload(object):
             self.exports.add_unit(new)
 
     # -- what a reload checks besides the steps ----------------------------------------------------
-
-    def _check_media(self):
-        for unit in list(self.units.by_id.values()):
-            if unit.target_name in self.state.changing:
-                continue
-            try:
-                self.exports.resize_unit(unit, unit.lun.size)
-            except StoreError as e:
-                log.error('%s', e)
 
     def _end_inadmissible_sessions(self):
         """End the sessions that the rules no longer admit."""

@@ -3,6 +3,7 @@
        READY ──STOP──► STOPPED ──eject──► EJECTED
          │ ▲─────START────┘  ▲              │
          │ └──────────────load──────────────┘
+         ├──the medium is smaller than before──► SHRUNK ──the administrator resumes it──► READY
          └──acknowledged data may be lost──► FAILED ──the administrator resumes it──► READY
 
 While a FORMAT UNIT or a SANITIZE runs, and after it has failed, the state is one of
@@ -14,7 +15,7 @@ from typing import Dict, Optional, Tuple
 from targetd.scsi import operations
 from targetd.scsi.sense import NOT_READY, CheckCondition
 
-READY, STOPPED, EJECTED, FAILED = 'ready', 'stopped', 'ejected', 'failed'
+READY, STOPPED, EJECTED, FAILED, SHRUNK = 'ready', 'stopped', 'ejected', 'failed', 'shrunk'
 
 #: The states in which the data can be read. FAILED refuses writes and flushes only.
 READABLE = frozenset((READY, FAILED))
@@ -25,6 +26,8 @@ NOT_READY_SENSE[READY] = NOT_READY_SENSE[FAILED] = None
 # INITIALIZING COMMAND REQUIRED: START STOP UNIT with START
 NOT_READY_SENSE[STOPPED] = (NOT_READY, 0x04, 0x02)
 NOT_READY_SENSE[EJECTED] = (NOT_READY, 0x3A, 0x00)
+# MANUAL INTERVENTION REQUIRED: a part of the data is gone
+NOT_READY_SENSE[SHRUNK] = (NOT_READY, 0x04, 0x03)
 #: The same for a state that this version does not know: MANUAL INTERVENTION REQUIRED.
 UNKNOWN_STATE_SENSE = (NOT_READY, 0x04, 0x03)
 

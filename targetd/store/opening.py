@@ -18,6 +18,7 @@ import errno
 import fcntl
 import os
 import stat
+import tempfile
 from typing import Any, Dict, Iterable
 
 from .. import compat
@@ -34,7 +35,9 @@ def open_store(description: Dict[str, Any], held: Iterable[OpenedStore] = ()) ->
     description: dict with kind ('file' 'block' 'ram' 'null'; if absent, determined from the path),
     path, size (bytes; None: the current size), read_only, direct, thin, block_size (bytes; None:
     that of the medium, or 512), filters (the setting, or the result of parse_filters), allow_in_use
-    (a block device is opened without a claim, as the administrator asked), cipher_key (hex digits).
+    (a block device is opened without a claim, as the administrator asked), cipher_key (hex digits),
+    plan_only (nothing is created, and a block device is not opened for writing: udev would examine it
+    again afterwards).
     held: OpenedStores of this process; a medium among them does not count as in use, and its claim
     is shared.
     """
@@ -219,6 +222,8 @@ def _create(wanted):
             '%s does not exist; correct the path, or set for example size = 10G to create it'
             % wanted.path
         )
+    if wanted.plan_only:
+        return _create_unlinked(wanted)
     try:
         descriptor = os.open(wanted.path, wanted.flags() | os.O_CREAT | os.O_EXCL, 0o600)
     except OSError as e:
@@ -237,6 +242,19 @@ def _create(wanted):
             )
         raise
     return descriptor
+
+
+def _create_unlinked(wanted):
+    """Returns the descriptor of a file without a name, in the place of the one to create."""
+    try:
+        with tempfile.TemporaryFile(dir=os.path.dirname(wanted.path)) as file:
+            os.ftruncate(file.fileno(), wanted.size)
+            return os.dup(file.fileno())
+    except OSError as e:
+        raise StoreError(
+            '%s cannot be created with %d bytes: %s; choose a smaller size, or another file system'
+            % (wanted.path, wanted.size, e.strerror)
+        )
 
 
 def _file_capabilities(wanted, descriptor, status, queue, block_size):
@@ -274,6 +292,8 @@ def _knows_holes(descriptor):
 
 def _open_block(wanted, held):
     flags = wanted.flags() | (0 if wanted.allow_in_use else os.O_EXCL)
+    if wanted.plan_only:
+        flags &= ~os.O_ACCMODE
     try:
         status = os.stat(wanted.path)
         if not stat.S_ISBLK(status.st_mode):

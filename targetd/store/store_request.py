@@ -31,7 +31,7 @@ class StoreRequest(object):
 
     def __init__(self, description: Dict[str, Any]) -> None:
         for word in description:
-            if word not in _PROPERTIES and word not in ('capabilities', 'allow_in_use'):
+            if word not in _PROPERTIES + ('capabilities', 'allow_in_use', 'plan_only'):
                 raise StoreError('a store has no property "%s"' % word)
         self.kind = description.get('kind')
         self.path = description.get('path')
@@ -41,6 +41,7 @@ class StoreRequest(object):
         self.thin = bool(description.get('thin'))
         self.block_size = description.get('block_size')
         self.allow_in_use = bool(description.get('allow_in_use'))
+        self.plan_only = bool(description.get('plan_only'))
         self.cipher_key = description.get('cipher_key') or ''
         self.name = self.path or self.kind
         if self.kind not in KINDS and self.kind is not None:

@@ -2,9 +2,12 @@
 
 import json
 import os
+import re
+import subprocess
 
 import pytest
-from daemon import TARGET, watched
+from daemon import TARGET, eventually, watched
+from pdus import read_10, write_10
 
 MIB = 1 << 20
 OTHER = 'iqn.2026-11.test.targetd:other'
@@ -57,3 +60,246 @@ def test_accept_keeps_the_record_of_a_lun_that_is_served(daemon):
     assert code == 1 and 'nothing to accept' in output
     with open(path_of(daemon, 'state/media.json')) as file:
         assert len(json.load(file)['media']) == 1
+
+
+# -- the medium at the path changes while it is served ---------------------------------------------
+
+
+def watch(daemon):
+    daemon.text.server['media-check-interval'] = '1s'
+
+
+def state_of(daemon, lun=0):
+    return daemon.units()[lun]['state']
+
+
+def delete(path):
+    os.unlink(path)
+
+
+def replace(path):
+    with open(path + '.new', 'wb') as file:
+        file.truncate(16 * MIB)
+    os.rename(path + '.new', path)
+
+
+def move_away(path):
+    os.rename(path, path + '.old')
+
+
+@pytest.mark.parametrize(
+    'change, words',
+    [
+        (delete, 'was deleted'),
+        (replace, 'is another file than the one that is served'),
+        (move_away, 'no longer exists'),
+    ],
+)
+def test_a_file_that_is_not_at_its_path_any_more_is_reported(daemon, ready, change, words):
+    path = serve_file(daemon)
+    watch(daemon)
+    daemon.start()
+    session = ready(daemon)
+    session.write(0, b'k' * 512)
+    assert state_of(daemon) == 'ready'
+    change(path)
+    daemon.logged('unit .*: %s %s' % (path, words))
+    assert words in state_of(daemon)
+    assert re.search(r'replaced stores +1', daemon.targetdctl('status')[1])
+    assert session.read(0, 1) == b'k' * 512  # the open file is still served
+
+
+def test_a_link_that_leads_to_another_file_is_reported_and_refused_at_the_next_start(daemon, ready):
+    one, two = daemon.image('one.img', 16 * MIB), daemon.image('two.img', 16 * MIB)
+    link = path_of(daemon, 'link')
+    os.symlink(one, link)
+    daemon.target(TARGET, luns={0: ['backing-store = %s' % link]})
+    watch(daemon)
+    daemon.start()
+    os.unlink(link)
+    os.symlink(two, link)
+    daemon.logged('%s is another file than the one that is served' % link)
+    assert daemon.stop() == 0
+    daemon.start()
+    assert 'is another file than before' in state_of(daemon)
+    assert daemon.targetdctl('accept', TARGET + '/0')[0] == 0
+    eventually(lambda: state_of(daemon) == 'ready', 15)
+
+
+@pytest.mark.parametrize('change', [replace, lambda path: os.truncate(path, MIB)])
+@pytest.mark.parametrize('lines', [(), ('size = 16M',)])
+def test_a_file_that_was_replaced_or_cut_while_stopped_is_refused_until_accepted(
+    daemon, change, lines
+):
+    path = serve_file(daemon, *lines)
+    daemon.start()
+    assert daemon.stop() == 0
+    change(path)
+    size = os.path.getsize(path)
+    daemon.start()
+    assert 'targetdctl accept %s/0' % TARGET in state_of(daemon)
+    assert os.path.getsize(path) == size  # not extended with zeroes
+    assert daemon.targetdctl('accept', TARGET + '/0')[0] == 0
+    eventually(lambda: state_of(daemon) == 'ready', 15)
+
+
+def test_a_file_below_a_missing_mount_is_not_created_again(daemon, small_disk):
+    folder = small_disk(8)
+    path = os.path.join(folder, 'disk.img')
+    daemon.target(TARGET, luns={0: ['backing-store = %s' % path, 'size = 4M']})
+    daemon.start()
+    assert daemon.stop() == 0
+    subprocess.check_call(['umount', folder])
+    daemon.start()
+    assert 'is its file system mounted?' in state_of(daemon)
+    assert not os.path.exists(path)
+
+
+# -- sizes -----------------------------------------------------------------------------------------
+
+
+def test_a_file_that_grows_is_noticed_without_a_reload(daemon, ready):
+    path = serve_file(daemon)
+    watch(daemon)
+    daemon.start()
+    session = ready(daemon)
+    os.truncate(path, 32 * MIB)
+    eventually(lambda: session.run(bytes(6)).key == (6, 0x2A, 0x09), 15)
+    assert session.capacity() == (32 * MIB // 512, 512)
+    session.write(65535, b'k' * 512)
+    assert daemon.stop() == 0
+    os.truncate(path, 24 * MIB)  # the growth was recorded
+    daemon.start()
+    assert 'targetdctl accept' in state_of(daemon)
+
+
+def test_a_device_that_grows_is_noticed_without_a_reload(daemon, ready, loop_device):
+    backing = daemon.image('backing.img', 16 * MIB)
+    device = loop_device(backing)
+    daemon.target(TARGET, luns={0: ['backing-store = %s' % device]})
+    watch(daemon)
+    daemon.start()
+    session = ready(daemon)
+    os.truncate(backing, 32 * MIB)
+    subprocess.check_call(['losetup', '-c', device])
+    eventually(lambda: session.run(bytes(6)).key == (6, 0x2A, 0x09), 15)
+    assert session.capacity() == (32 * MIB // 512, 512)
+
+
+def test_a_medium_that_shrinks_is_not_used_until_acknowledged(daemon, ready):
+    path = serve_file(daemon)
+    watch(daemon)
+    daemon.start()
+    session = ready(daemon)
+    session.write(0, b'k' * 512)
+    os.truncate(path, MIB)
+    daemon.logged('has SHRUNK')
+    assert state_of(daemon).startswith('shrunk: ')
+    assert session.run(read_10(0, 1), read=512).key == (2, 0x04, 0x03)
+    assert session.run(write_10(0, 1), out=b'x' * 512).key == (2, 0x04, 0x03)
+    daemon.reload('reloaded')
+    os.truncate(path, 16 * MIB)  # the data does not come back with the size
+    daemon.reload('reloaded')
+    assert session.run(read_10(0, 1), read=512).key == (2, 0x04, 0x03)
+    os.truncate(path, MIB)
+    assert daemon.targetdctl('acknowledge', TARGET + '/0')[0] == 0
+    session.clear_attentions()
+    assert session.capacity() == (MIB // 512, 512)
+    assert session.read(0, 1) == b'k' * 512
+    assert state_of(daemon) == 'ready'
+
+
+# -- a reload that asks for a size that cannot be had ----------------------------------------------
+
+
+@pytest.fixture
+def loop_device():
+    """attach(path) -> a loop device on the file; detached at the end."""
+    made = []
+
+    def attach(path):
+        ran = subprocess.run(
+            ['losetup', '--show', '-f', path], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        if ran.returncode:
+            pytest.skip(ran.stderr.decode().strip())
+        made.append(ran.stdout.decode().strip())
+        return made[-1]
+
+    yield attach
+    for device in made:
+        subprocess.call(['losetup', '-d', device])
+
+
+@pytest.fixture
+def limited(tmp_path, loop_device):
+    """The folder of a file system whose files cannot be larger than 4 GiB."""
+    image, folder = str(tmp_path / 'vfat.img'), str(tmp_path / 'vfat')
+    with open(image, 'wb') as file:
+        file.truncate(64 * MIB)
+    os.mkdir(folder)
+    subprocess.check_call(['mkfs.ext2', '-q', '-b', '1024', '-F', image])
+    subprocess.check_call(['mount', loop_device(image), folder])
+    yield folder
+    subprocess.check_call(['umount', '-l', folder])
+
+
+def refused_alike(daemon, words):
+    """Reload and plan fail for the same reason."""
+    daemon.write_config()
+    plan, reload = daemon.targetdctl('reload', '--plan'), daemon.targetdctl('reload')
+    assert plan[0] == reload[0] == 5, (plan, reload)
+    assert words in plan[1] and words in reload[1], (plan, reload)
+
+
+def test_a_reload_with_a_smaller_size_is_refused_as_a_whole(daemon, ready):
+    path = serve_file(daemon, 'size = 16M')
+    daemon.start()
+    daemon.text.targets[TARGET][1][0][1] = 'size = 8M'
+    daemon.target(OTHER)
+    refused_alike(daemon, 'a file is never made shorter')
+    assert os.path.getsize(path) == 16 * MIB
+    assert len(daemon.units()) == 1 and OTHER not in daemon.targetdctl('show', 'targets')[1]
+    assert ready(daemon).capacity() == (16 * MIB // 512, 512)
+
+
+def test_a_reload_with_a_size_beyond_the_file_system_is_refused_as_a_whole(daemon, limited):
+    path = os.path.join(limited, 'disk.img')
+    other = serve_file(daemon, 'size = 16M', name='other.img')
+    luns = daemon.text.targets[TARGET][1]
+    luns[1] = ['backing-store = %s' % path, 'size = 8M']
+    daemon.start()
+    luns[0][1], luns[1][1] = 'size = 32M', 'size = 1000T'
+    refused_alike(daemon, 'cannot be extended to')
+    assert os.path.getsize(path) == 8 * MIB and os.path.getsize(other) == 16 * MIB
+    assert daemon.stop() == 0
+    luns[0][1], luns[1][1] = 'size = 16M', 'size = 8M'
+    daemon.start()
+    assert {row['state'] for row in daemon.units().values()} == {'ready'}
+
+
+def test_a_plan_tries_what_the_reload_tries_and_changes_nothing(daemon):
+    path = serve_file(daemon, 'size = 16M')
+    daemon.start()
+    fresh = path_of(daemon, 'fresh.img')
+    luns = daemon.text.targets[TARGET][1]
+    luns[0][1] = 'size = 32M'
+    luns[1] = ['backing-store = %s' % fresh, 'size = 4M']
+    luns[2] = ['backing-store = %s' % path_of(daemon, 'absent.img')]
+    refused_alike(daemon, 'absent.img does not exist')
+    assert os.path.getsize(path) == 16 * MIB
+    del luns[2]
+    daemon.write_config()
+    os.unlink(fresh) if os.path.exists(fresh) else None
+    code, output = daemon.targetdctl('reload', '--plan')
+    assert code == 0 and 'fresh.img' in output
+    assert not os.path.exists(fresh) and os.path.getsize(path) == 16 * MIB
+    daemon.text.server['log'] = path_of(daemon, 'no/such/log')
+    daemon.write_config()
+    for words in (['reload', '--plan'], ['reload']):
+        code, output = daemon.targetdctl(*words)
+        assert code == 1 and 'the log cannot be written' in output
+    del daemon.text.server['log']
+    daemon.write_config()
+    assert daemon.targetdctl('reload')[0] == 0
+    assert os.path.getsize(path) == 32 * MIB and os.path.getsize(fresh) == 4 * MIB

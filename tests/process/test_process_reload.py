@@ -252,15 +252,6 @@ def test_an_unavailable_lun_is_retried_with_its_changed_settings(stage):
     assert stage.login(DISK).answer['units'][0]['store']['size'] == 1 << 20
 
 
-def test_a_failed_unit_is_used_again_after_a_reload(served):
-    client = served.login(DISK)
-    client.say(report='failed', unit=client.answer['units'][0]['unit'], text='Input/output error')
-    assert client.wait('change')['medium'] == 'failed'
-    served.master.reload.reload_and_wait()
-    assert client.wait('change', 2)['medium'] == 'ready'
-    assert client.of('units')[0]['replace'][0]['lun'] == 0
-
-
 # -- the ordered stop ------------------------------------------------------------------------------
 
 

@@ -19,13 +19,14 @@ from targetd import log
 from targetd.errors import StoreError, TargetdError
 from targetd.host import identity
 from targetd.master.exports.known_media import KnownMedia
-from targetd.master.exports.open_batch import OpenBatch
-from targetd.master.exports.open_medium import grow
+from targetd.master.exports.media_watch import MediaWatch
+from targetd.master.exports.open_batch import OpenBatch, PlannedUnit
+from targetd.master.exports.resizing import shorten
 from targetd.master.state import key_files
 from targetd.master.units import shared_state, transitions
 from targetd.master.units.unit import Unit
 from targetd.scsi import alua, attention, modes
-from targetd.scsi.medium_state import FAILED
+from targetd.scsi.medium_state import FAILED, SHRUNK
 from targetd.store import adopt_store, journal
 
 RETRY_SECONDS = 10.0
@@ -52,6 +53,7 @@ class Exports(object):
         self.jobs = jobs
         self.process = os.getpid()
         self.known = KnownMedia(os.path.join(units.replication.state.path, 'media.json'))
+        self.watch = MediaWatch(loop, units, self.known, jobs)
         self.unavailable = {}  # (target name, number) -> UnavailableLun
         self.server = None
         self._generations = {}
@@ -124,6 +126,7 @@ class Exports(object):
 
     def close(self):
         """Cancels the timers: unavailable media are not retried any more."""
+        self.watch.close()
         for timer in (self._timer, self._space_timer):
             if timer is not None:
                 timer.cancel()
@@ -208,10 +211,21 @@ class Exports(object):
 
     # -- opening -----------------------------------------------------------------------------------
 
-    def open_media(self, wanted, done):
+    def open_media(self, wanted, done, plan_only=False):
         """Opens the media of [(target, lun)]; none of them delays another. Calls done({(target name,
-        number): Unit that is not added yet, or StoreError})."""
-        OpenBatch(self, wanted, done).open_all()
+        number): Unit that is not added yet, or StoreError}). plan_only: the media are opened without
+        a change, and the outcomes are PlannedUnits."""
+        OpenBatch(self, wanted, done, plan_only).open_all()
+
+    def make_planned_unit(self, target, lun, words, descriptors, others=()):
+        """Like make_unit(), for a medium that is not going to be served."""
+        store = adopt_store(words['store'], words['medium'], descriptors)
+        try:
+            require_same_atomic_writes(lun, store, others)
+        except StoreError:
+            store.close()
+            raise
+        return PlannedUnit(target.name, lun, store)
 
     def make_unit(self, target, lun, words, descriptors, others=()):
         """Returns the Unit for a result of open_medium.open_medium. others: the Units of the same
@@ -243,7 +257,7 @@ class Exports(object):
                 store.path,
                 words['rolled_back'],
             )
-        found = {word: words[word] for word in ('seen', 'contents', 'auto_assembled')}
+        found = {word: words[word] for word in ('seen', 'contents', 'auto_assembled', 'grown_from')}
         unit = Unit(
             self._new_id(target.name, lun.number),
             key,
@@ -268,9 +282,18 @@ class Exports(object):
         return [unit.store for unit in self.units.by_id.values()]
 
     def close_unit(self, unit):
-        """Closes a Unit that no session uses any more."""
+        """Closes a Unit that no session uses any more, or a PlannedUnit."""
+        if isinstance(unit, PlannedUnit):
+            self.close_store(unit.store)
+            return
         self.units.replication.release_journal(unit)
         self.close_store(unit.store)
+
+    def discard_unit(self, unit):
+        """Closes a Unit that was opened for a reload that is refused: its file gets its size back."""
+        if isinstance(unit, Unit) and unit.found['grown_from'] is not None:
+            shorten(unit.store, unit.found['grown_from'])
+        self.close_unit(unit)
 
     def close_store(self, store):
         """Closes a store without blocking. The last close of a block device writes its cached data
@@ -328,26 +351,12 @@ class Exports(object):
 
     # -- changes of a unit in service --------------------------------------------------------------
 
-    def resize_unit(self, unit, wanted=None):
-        """Adopts the present size of the medium, after growing a file to `wanted` bytes. All
-        initiators get unit attention 2A/09 (CAPACITY DATA HAS CHANGED). Raises StoreError."""
-        store = unit.store
-        if wanted and store.kind == 'file':
-            grow(store, wanted)
-        try:
-            size = store.resize_check()
-        except OSError as e:
-            raise StoreError('%s: its size cannot be determined: %s' % (store.path, e.strerror))
-        size -= size % store.block_size
-        if size > 0 and size != unit.replicated_size:
-            log.info('unit %s: resized from %d to %d bytes', unit.id, unit.replicated_size, size)
-            store.set_size(size)
-            unit.replicated_size = size
-            self.units.replication.apply_decision(unit, transitions.resized(unit.shared, size))
-
     def recover_unit(self, unit):
         """Puts a failed unit into service again at the administrator's request. Returns False if
         the unit had not failed. Raises TargetdError if that cannot be saved."""
+        if unit.shared.medium == SHRUNK:
+            self.watch.acknowledge_shrunk(unit)
+            return True
         if unit.shared.medium != FAILED:
             return False
         replication = self.units.replication

@@ -14,7 +14,7 @@ import os
 from targetd import log
 from targetd.errors import StoreError
 from targetd.host import disks, identity
-from targetd.master.state.state_directory import write_durably
+from targetd.master.state.state_directory import boot_id, write_durably
 
 VERSION = 1
 
@@ -60,6 +60,13 @@ class KnownMedia(object):
             description['key'],
         )
 
+    def note_size(self, target_name, number, size):
+        """Records the present size (bytes) of the medium of this LUN."""
+        old = self._records.get((target_name, number))
+        if old is not None and old['size'] != size:
+            self._records[target_name, number] = dict(old, size=size)
+            self._is_changed = True
+
     def forget(self, target_name, number):
         """Removes the record of this LUN: any medium is accepted next. Returns False if there was
         none."""
@@ -95,18 +102,37 @@ class KnownMedia(object):
 
 def describe_medium(lun, path):
     """Returns the JSON-able record of a LUN's medium. named: the backing-store setting; key:
-    identifies the medium; shown: its description in messages. Raises StoreError."""
+    identifies the medium; shown: its description in messages; inode: of a file, and device: of its
+    file system in the boot `boot`. Raises StoreError."""
     key = identity.stable_key(path)
     disk = disks.describe_disk(path)
     if key.startswith('device:'):  # the disk has only a kernel name, and that name may change
         key = 'model:%s %s:%d' % (disk.vendor, disk.model, disk.size)
-    return {
+    record = {
         'named': lun.backing_store,
         'key': key,
         'is_file': disk.kind == 'file',
         'size': disk.size,
         'shown': disks.one_line(disk),
     }
+    if disk.kind == 'file':
+        record.update(_file_identity(path))
+    return record
+
+
+def _file_identity(path):
+    """What tells a file from another one at the same path. The device number of a file system can
+    differ after each boot, and without a block device after each mount."""
+    status = os.stat(path)
+    device = status.st_dev if os.major(status.st_dev) else 0
+    return {'inode': status.st_ino, 'device': device, 'boot': boot_id()}
+
+
+def _is_another_file(now, known):
+    if 'inode' not in known:  # recorded by an earlier version
+        return False
+    is_same_boot = now['boot'] == known['boot'] != ''
+    return now['inode'] != known['inode'] or (is_same_boot and now['device'] != known['device'])
 
 
 def require_known(target, lun, path, known):
@@ -128,4 +154,20 @@ def require_known(target, lun, path, known):
             '%s is another disk than before: %s now, %s when it was last served; name disks by serial:, '
             'wwn: or /dev/disk/by-id; %s'
             % (lun.backing_store, now['shown'], known['shown'], accept)
+        )
+    if now['is_file'] and _is_another_file(now, known):
+        raise StoreError(
+            '%s is another file than before: it was replaced, or a link or a mount has changed since it was '
+            'last served (%s now, %s then); %s'
+            % (
+                lun.backing_store,
+                disks.human_size(now['size']),
+                disks.human_size(known['size']),
+                accept,
+            )
+        )
+    if now['size'] < known['size']:
+        raise StoreError(
+            '%s is shorter than when it was last served: %d bytes now, %d then; restore it; %s'
+            % (lun.backing_store, now['size'], known['size'], accept)
         )

@@ -11,7 +11,7 @@ change the result.
 """
 
 import os
-from collections import deque
+from collections import deque, namedtuple
 
 from targetd.errors import StoreError
 from targetd.master.exports import open_medium
@@ -26,10 +26,16 @@ SECONDS_PER_FILE = 0.2
 HANGS = 'the disk, or the path to it, does not respond; see dmesg'
 
 
+#: A medium that was opened for `reload --plan` only. It has the attributes of a Unit that decide
+#: whether another LUN can be served beside it.
+PlannedUnit = namedtuple('PlannedUnit', 'target_name lun store')
+
+
 class OpenBatch(object):
     """The media opened by one call of Exports.open_media."""
 
-    def __init__(self, exports, wanted, done):
+    def __init__(self, exports, wanted, done, plan_only=False):
+        self.plan_only = plan_only
         self.exports = exports
         self.jobs = exports.jobs
         self.outcomes = {}  # (target name, number) -> Unit or StoreError
@@ -63,7 +69,12 @@ class OpenBatch(object):
         self.jobs.submit_job(
             tuple((target.name, lun.number) for target, lun in group),
             lambda: open_medium.open_files(
-                arguments, held, exports.server, exports.units.replication.state, exports.process
+                arguments,
+                held,
+                exports.server,
+                exports.units.replication.state,
+                exports.process,
+                self.plan_only,
             ),
             lambda answer: self._group_answered(group, answer),
             [descriptor for store in held for descriptor in store.descriptors()],
@@ -93,6 +104,7 @@ class OpenBatch(object):
                 self.exports.units.replication.state,
                 None,
                 None,
+                self.plan_only,
             )
             self._take(target, lun, words, list(descriptors), False)
         elif self.jobs.is_stuck(key):
@@ -114,6 +126,7 @@ class OpenBatch(object):
                 self.exports.units.replication.state,
                 self.exports.process,
                 self.exports.known.get(*key),
+                self.plan_only,
             )
             self.jobs.submit_job(
                 key,
@@ -160,7 +173,8 @@ class OpenBatch(object):
             return
         others = self._units_by_medium.setdefault(tuple(words['medium']), [])
         try:
-            unit = self.exports.make_unit(target, lun, words, descriptors, others)
+            make = self.exports.make_planned_unit if self.plan_only else self.exports.make_unit
+            unit = make(target, lun, words, descriptors, others)
         except StoreError as e:
             self._outcome(key, e)
         else:

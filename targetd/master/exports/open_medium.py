@@ -11,6 +11,7 @@ import os
 from targetd.errors import StoreError, TargetdError
 from targetd.host import claims, disks, identity, in_use, roots, signatures
 from targetd.master.exports import known_media
+from targetd.master.exports.resizing import grow
 from targetd.master.state import journal_recovery, key_files
 from targetd.scsi.facts import DEFAULTS
 from targetd.store import adopt_store, open_store
@@ -19,14 +20,16 @@ THRESHOLD_SET = 1 << 20  # bytes
 PRODUCT_REVISION = '0001'
 
 
-def open_medium(target, lun, held, server, state, master, known, tables=None):
+def open_medium(target, lun, held, server, state, master, known, plan_only=False, tables=None):
     """Opens the medium of a LUN. Returns (words, descriptors): the store's description with its
     encryption key, the LUN's facts and the key of its saved state; or {'failed': message} and no
     descriptors. Incomplete atomic writes of a server that died are rolled back first.
 
     held: OpenedStores of the master; server: the server id from which identities are derived;
     state: state_directory.StateDirectory; master: process id of the master; known: the medium that
-    this LUN had before (known_media), or None; tables: in_use.HostTables, if they were read already.
+    this LUN had before (known_media), or None; plan_only: try everything that can be tried without a
+    change, and create, extend and roll back nothing; tables: in_use.HostTables, if they were read
+    already.
     """
     try:
         path = disks.resolve_backing_store(lun.backing_store) if lun.backing_store else None
@@ -36,12 +39,15 @@ def open_medium(target, lun, held, server, state, master, known, tables=None):
             if not lun.allow_in_use and not held:
                 in_use.require_free(path, ours=master, tables=tables)
         found = _checked_signatures(lun, path)
-        store = _open_store(lun, path, held)
+        store, grown_from = _open_store(lun, path, held, plan_only)
         data_key = identity.stable_key(path) if path else ''
         key = '%s\0%s' % (target.name, data_key or '%s:%d' % (lun.type, lun.number))
         left = journal_recovery.journal_path(state.path, data_key)
-        rolled_back = 0 if held else journal_recovery.roll_back_writes(left, store)
-        check = key_files.set_store_key(lun, store, state.load(key), state.file_of(key))
+        rolled_back, check = 0, ''
+        if not held and not plan_only:
+            rolled_back = journal_recovery.roll_back_writes(left, store)
+        if not plan_only or os.path.exists(lun.encryption_key_file):
+            check = key_files.set_store_key(lun, store, state.load(key), state.file_of(key))
         facts = facts_of(lun, store, _identity(lun, path, key, server))
         facts.update(alua_facts(target, lun))
     except StoreError as e:
@@ -56,13 +62,14 @@ def open_medium(target, lun, held, server, state, master, known, tables=None):
         'facts': facts,
         'journal': left,
         'rolled_back': rolled_back,
-        'seen': path and known_media.describe_medium(lun, path),
+        'grown_from': grown_from,
+        'seen': None if plan_only or not path else known_media.describe_medium(lun, path),
         'contents': [signatures.one_line(each) for each in found],
         'auto_assembled': [signatures.one_line(each) for each in signatures.auto_assembled(found)],
     }, store.descriptors()
 
 
-def open_files(requests, held, server, state, master):
+def open_files(requests, held, server, state, master, plan_only=False):
     """Opens the files of several LUNs, one after the other. requests: [(target, lun, known)]; the
     other arguments as for open_medium. Returns ({'media': [words of open_medium, with the number of
     its descriptors]}, all descriptors)."""
@@ -71,7 +78,7 @@ def open_files(requests, held, server, state, master):
     media, descriptors = [], []
     for target, lun, known in requests:
         same = shared.get(_file_identity(lun.backing_store), [])
-        words, own = open_medium(target, lun, same, server, state, master, known, tables)
+        words, own = open_medium(target, lun, same, server, state, master, known, plan_only, tables)
         media.append(dict(words, descriptors=len(own)))
         descriptors += own
         if own:
@@ -113,7 +120,8 @@ def _without_others(path, held):
     return same
 
 
-def _open_store(lun, path, held):
+def _open_store(lun, path, held, plan_only):
+    """Returns (OpenedStore, the size of the file before it was extended, or None)."""
     description = {
         'path': path,
         'size': lun.size,
@@ -123,6 +131,7 @@ def _open_store(lun, path, held):
         'block_size': lun.block_size and int(lun.block_size),
         'filters': lun.filter,
         'allow_in_use': lun.allow_in_use,
+        'plan_only': plan_only,
     }
     if lun.type != 'auto':
         description['kind'] = lun.type
@@ -130,9 +139,10 @@ def _open_store(lun, path, held):
     if grows:
         description['size'] = None
     store = open_store(description, held)
+    before = store.size
     if grows and lun.size:
-        grow(store, lun.size)
-    return store
+        grow(store, lun.size, plan_only)
+    return store, before if store.size > before else None
 
 
 def _checked_signatures(lun, path):
@@ -175,25 +185,6 @@ def _identity(lun, path, key, server):
         ).lower(),
         'eui': lun.eui.lower(),
     }
-
-
-def grow(store, size):
-    """Extends a file to this size (bytes). Raises StoreError if it is larger already: a file is
-    never made shorter."""
-    now = store.resize_check()
-    if now > size:
-        raise StoreError(
-            '%s has %d bytes, more than size = %d; a file is never made shorter: write size = %d, or omit '
-            'the setting' % (store.path, now, size, now)
-        )
-    if now < size:
-        try:
-            os.ftruncate(store.descriptor, size)
-        except OSError as e:
-            raise StoreError(
-                '%s cannot be extended to %d bytes: %s' % (store.path, size, e.strerror)
-            )
-        store.set_size(size)
 
 
 def same_medium(path, other):

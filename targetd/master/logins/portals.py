@@ -173,6 +173,12 @@ class PortalListeners(object):
             self.sockets[tag, address, port] = sock
             self.connections.listen(sock, tag)
 
+    def try_portal(self, address, port):
+        """Raises PortalError if this portal cannot be opened. A port that is open already is not
+        tried: the portal that has it may be one that is going to be closed."""
+        if all(port != taken for _, _, taken in self.sockets):
+            open_portal(address, port).close()
+
     def close_portal(self, tag, address, port):
         """Stop listening on this portal; its sessions continue."""
         sock = self.sockets.pop((tag, address, port), None)

@@ -10,7 +10,7 @@ from collections import namedtuple
 from targetd.master.processes.worker_messages import VALUE_ERRORS
 from targetd.master.units import shared_state
 from targetd.scsi import alua, attention, modes, operations, records, reservations, sam
-from targetd.scsi.medium_state import EJECTED, FAILED, READY, STOPPED
+from targetd.scsi.medium_state import EJECTED, FAILED, READY, SHRUNK, STOPPED
 from targetd.scsi.sense import (
     HARDWARE_ERROR,
     ILLEGAL_REQUEST,
@@ -347,6 +347,21 @@ def failure_acknowledged(shared):
     if medium == READY:
         attentions = [(Others(None),) + attention.MEDIUM_MAY_HAVE_CHANGED]
     return Decision(shared._replace(medium=medium, failure=''), attentions, persist=True)
+
+
+def medium_shrunk(shared):
+    """The medium has become smaller. It is not saved: the record of the medium's size lasts."""
+    return Decision(shared._replace(medium=SHRUNK))
+
+
+def shrinking_acknowledged(shared):
+    """The administrator accepts the present size: all nexuses get a unit attention, unless an
+    operation is in progress or has failed."""
+    medium = shared_state.medium_of(shared.operation, shared.failure)
+    attentions = []
+    if medium == READY:
+        attentions = [(Others(None),) + attention.MEDIUM_MAY_HAVE_CHANGED]
+    return Decision(shared._replace(medium=medium), attentions)
 
 
 def resized(shared, size):

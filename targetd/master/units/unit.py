@@ -38,6 +38,8 @@ class Unit(object):
         self.watched = []
         self.queue = deque()  # (worker, message, answer): requests for a change, oldest first
         self.is_busy = False  # a change is being distributed; the queue waits for it
+        self.path_problem = ''  # how the medium at the path differs from the one that is open
+        self.shrinkage = ''  # how much smaller the medium has become while the unit is SHRUNK
         self.replicated_size = store.size  # bytes, as the replicas know it
         self.since = int(time.time() * 1000)
         self.has_flush_timed_out = False

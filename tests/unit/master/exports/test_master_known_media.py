@@ -77,11 +77,14 @@ def test_a_disk_without_a_persistent_name_is_identified_by_model_and_size(plug):
 
 
 def test_a_moved_file_is_served_and_a_missing_one_is_not_created_again(plug, tmp_path, monkeypatch):
+    path, moved = tmp_path / 'disk.img', tmp_path / 'moved.img'
+    path.write_bytes(b'')
     lun = SDB._replace(backing_store='/srv/disk.img', size=1 << 20)
     plug('file:/srv/a.img', 1 << 20, 'file')
-    known = known_media.describe_medium(lun, '/srv/disk.img')
+    known = known_media.describe_medium(lun, str(path))
+    path.rename(moved)
     plug('file:/srv/b.img', 1 << 20, 'file')
-    require_known(TARGET, lun, '/srv/disk.img', known)
+    require_known(TARGET, lun, str(moved), known)
     monkeypatch.setattr(known_media.os.path, 'exists', lambda path: False)
     with pytest.raises(StoreError) as caught:
         require_known(TARGET, lun, '/srv/disk.img', known)
@@ -90,6 +93,28 @@ def test_a_moved_file_is_served_and_a_missing_one_is_not_created_again(plug, tmp
     ) and 'file system mounted' in str(caught.value)
     # opening it says what is wrong
     require_known(TARGET, lun._replace(size=None), '/srv/disk.img', known)
+
+
+def test_another_or_a_shorter_file_is_refused(plug, tmp_path):
+    path = tmp_path / 'disk.img'
+    path.write_bytes(b'')
+    lun = SDB._replace(backing_store=str(path))
+    plug('file:%s' % path, 2 << 20, 'file')
+    known = known_media.describe_medium(lun, str(path))
+    plug('file:%s' % path, 1 << 20, 'file')
+    with pytest.raises(StoreError) as caught:
+        require_known(TARGET, lun, str(path), known)
+    assert 'is shorter than when it was last served: 1048576 bytes now, 2097152 then' in str(
+        caught.value
+    )
+    plug('file:%s' % path, 2 << 20, 'file')
+    for part, other in (('inode', -1), ('device', -1)):
+        with pytest.raises(StoreError) as caught:
+            require_known(TARGET, lun, str(path), dict(known, **{part: other}))
+        assert 'is another file than before' in str(caught.value)
+    require_known(TARGET, lun, str(path), dict(known, device=-1, boot='another boot'))
+    earlier = {name: known[name] for name in ('named', 'key', 'is_file', 'size', 'shown')}
+    require_known(TARGET, lun, str(path), earlier)  # recorded by an earlier version
 
 
 def test_the_records_are_kept_over_a_restart(tmp_path):
