@@ -13,6 +13,7 @@ EXIT_PORTAL = 4  # no portal could be opened (port busy, address not on this hos
 EXIT_STORE = 5  # a backing store is missing, busy or unusable
 EXIT_RUNNING = 6  # another targetd holds the pid file
 EXIT_NOT_RUNNING = 7  # targetdctl: no targetd answers on the control socket
+EXIT_NOT_DURABLE = 8  # it stopped, but data or state may be lost; the log names the units
 
 
 class TargetdError(Exception):

@@ -28,6 +28,7 @@ OOM_SCORE = (
     '-500'  # the kernel kills other processes first: many hosts depend on the disks of this one
 )
 DIGESTS = ('HeaderDigest', 'DataDigest')
+FAILURES = '.failures'  # suffix of the pid file's name: why the last stop was not clean
 DESCRIPTORS = 16384  # limit of open files, if the host allows it: one per connection and disk
 
 
@@ -91,10 +92,24 @@ class PidFile(object):
         )
 
     def write(self):
-        """Write the process id. A child does not inherit POSIX locks, so call it in the process that
-        called lock_file()."""
+        """Write the process id, and remove the failures of the last stop. A child does not inherit POSIX
+        locks, so call it in the process that called lock_file()."""
+        try:
+            os.unlink(self.path + FAILURES)
+        except OSError:
+            pass
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, b'%d\n' % os.getpid(), 0)
+
+    def leave_failures(self, sentences):
+        """Write these sentences beside the file, if there are any: no process receives the exit code
+        of a server in the background, so the init script looks for them."""
+        if sentences:
+            try:
+                with open(self.path + FAILURES, 'w', encoding='utf-8') as f:
+                    f.write('\n'.join(sentences) + '\n')
+            except OSError as e:
+                log.error('%s cannot be written: %s', self.path + FAILURES, e.strerror)
 
     def remove(self):
         """Remove and unlock the file. Does nothing if it is not locked."""
@@ -209,9 +224,10 @@ def _serve(path, configuration, report, foreground):
             master.run()
         finally:
             master.close()
+        pid_file.leave_failures(master.stop.failures)
     finally:
         pid_file.remove()
-    return EXIT_OK
+    return master.stop.exit_code
 
 
 def _start_log(server, foreground):

@@ -40,6 +40,7 @@ from targetd.master.stop import Stop
 from targetd.master.units import transitions
 from targetd.master.units.atomic_slots import AtomicWrites
 from targetd.master.units.copy_guests import CopyGuests
+from targetd.master.units.flushing import Flushes
 from targetd.master.units.format_sanitize import FormatSanitize
 from targetd.master.units.logical_units import Units
 from targetd.master.units.replication import Replication
@@ -105,7 +106,11 @@ class Master(object):
         self.copy_guests = CopyGuests(self.replication, self.admission.may_log_in)
         self.format_sanitize = FormatSanitize(self.replication, self.workers, self._request_spares)
         self.units = Units(
-            self.replication, self.rod_tokens, self.copy_guests, self.format_sanitize
+            self.replication,
+            self.rod_tokens,
+            self.copy_guests,
+            self.format_sanitize,
+            Flushes(self.jobs, self.replication.fail_unit),
         )
         self.exports = Exports(self.loop, self.units, self.jobs)
 
@@ -142,7 +147,6 @@ class Master(object):
             workers=self.workers,
             sessions=self.sessions,
             units=self.units,
-            jobs=self.jobs,
             listeners=self.listeners,
             isns=self.isns,
         )

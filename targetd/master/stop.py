@@ -7,6 +7,7 @@ serving --SIGTERM--> asking --all workers reaped, or stop-timeout, or a second s
 
 from targetd import log
 from targetd.config.words import counted
+from targetd.errors import EXIT_NOT_DURABLE, EXIT_OK
 
 END_SECONDS = 5.0  # a worker that was ordered to end and takes longer is killed
 
@@ -14,20 +15,20 @@ END_ORDER = {'do': 'end', 'why': 'targetd stops', 'reason': 'stopped'}
 
 
 class Stop(object):
-    """The stop of a master. report: sentences on the outcome for each session and unit, complete when
-    stage is 'done'."""
+    """The stop of a master. report: sentences on the outcome for each session and unit; failures: those
+    of them that mean that data or state may be lost. Both are complete when stage is 'done'."""
 
-    def __init__(self, loop, state, workers, sessions, units, jobs, listeners, isns):
+    def __init__(self, loop, state, workers, sessions, units, listeners, isns):
         self.loop = loop
         self.state = state
         self.workers = workers
         self.sessions = sessions
         self.units = units
-        self.jobs = jobs
         self.listeners = listeners
         self.isns = isns
         self.stage = None  # None, 'asking', 'ending', 'killing', 'flushing', 'done'
         self.report = []
+        self.failures = []
         self._timer = None
 
     def start_stop(self, why):
@@ -98,18 +99,42 @@ class Stop(object):
             return
         self.stage = 'flushing'
         self._timer.cancel()
-        self.units.flush_all(self.jobs, self._flushed)
+        self.units.flush_all(self._flushed)
 
     def _flushed(self, results):
         self.stage = 'done'
         for unit, why in results:
-            if not why:
-                self._report('unit %s is flushed', unit.id)
+            if why:
+                self._fail('unit %s could NOT be flushed: %s', unit.id, why)
+            elif unit.failure:
+                self._fail('unit %s has FAILED, and data may be lost: %s', unit.id, unit.failure)
             else:
-                log.error('unit %s could NOT be flushed: %s', unit.id, why)
-                self.report.append('unit %s could NOT be flushed: %s' % (unit.id, why))
-        log.info('stopped')
+                self._report('unit %s is flushed', unit.id)
+        self._save_states()
+        if self.failures:
+            log.error('stopped, but not everything is durable (exit code %d)', self.exit_code)
+        else:
+            log.info('stopped')
         self.loop.stop()
+
+    def _save_states(self):
+        self.units.replication.save_unsaved()
+        for unit in self.units.replication.unsaved_units():
+            self._fail(
+                'the state of unit %s could NOT be saved in %s',
+                unit.id,
+                self.units.replication.state.path,
+            )
+
+    @property
+    def exit_code(self):
+        """The exit code of the server."""
+        return EXIT_NOT_DURABLE if self.failures else EXIT_OK
+
+    def _fail(self, text, *values):
+        self.failures.append(text % values)
+        self.report.append(text % values)
+        log.error(text, *values)
 
     def _report(self, text, *values):
         self.report.append(text % values)

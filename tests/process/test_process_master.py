@@ -8,11 +8,11 @@ import time
 import pytest
 from puppets import DISK, OPEN, OTHER, RAM, body
 
-from targetd.errors import TargetdError
+from targetd.errors import EXIT_NOT_DURABLE, TargetdError
 from targetd.master.exports import open_medium
 from targetd.master.logins.portals import free_port
 from targetd.master.processes import jobs
-from targetd.master.units import logical_units
+from targetd.master.units import flushing
 
 
 def test_a_login_is_claimed_and_gets_its_units_with_descriptors(served):
@@ -280,18 +280,18 @@ def dead(stage, monkeypatch):
         while os.path.exists(stays):
             time.sleep(0.01)
 
-    real_open, real_flush = open_medium.open_store, logical_units.flush_medium
+    real_open, real_flush = open_medium.open_store, flushing.flush_medium
     monkeypatch.setattr(
         open_medium,
         'open_store',
         lambda wanted, held: (wanted['path'] == path and block(), real_open(wanted, held))[1],
     )
     monkeypatch.setattr(
-        logical_units,
+        flushing,
         'flush_medium',
-        lambda descriptor: (
+        lambda description, descriptor: (
             os.readlink('/proc/self/fd/%d' % descriptor) == path and block(),
-            real_flush(descriptor),
+            real_flush(description, descriptor),
         )[1],
     )
     monkeypatch.setattr(jobs, 'SECONDS', 0.5)
@@ -329,7 +329,7 @@ def test_a_reload_with_such_a_disk_changes_nothing_and_delays_no_login(served, d
 
 
 def test_a_stop_reports_the_disk_that_does_not_answer_and_ends(stage, dead, monkeypatch, capfd):
-    monkeypatch.setattr(logical_units, 'FLUSH_SECONDS', 0.5)
+    monkeypatch.setattr(flushing, 'FLUSH_SECONDS', 0.5)
     os.rename(os.path.join(stage.directory, 'dead'), os.path.join(stage.directory, 'dying'))
     stage.start(body(stage, (DISK, OPEN, {0: ['backing-store = %s' % dead]}), (OTHER, OPEN, RAM)))
     os.rename(os.path.join(stage.directory, 'dying'), os.path.join(stage.directory, 'dead'))
@@ -340,6 +340,7 @@ def test_a_stop_reports_the_disk_that_does_not_answer_and_ends(stage, dead, monk
         '%s/0 could NOT be flushed: there was no answer' % DISK in report
         and '%s/0 is flushed' % OTHER in report
     )
+    assert stage.master.stop.exit_code == EXIT_NOT_DURABLE
 
 
 # -- disks that were exchanged -------------------------------------------------------------

@@ -5,7 +5,7 @@ import signal
 import struct
 
 import pytest
-from daemon import TARGET, eventually
+from daemon import EXIT_NOT_DURABLE, TARGET, eventually
 
 pytestmark = pytest.mark.wire
 
@@ -104,3 +104,33 @@ def test_an_acknowledged_failure_does_not_come_back(failed, ready):
     again = ready(daemon)
     assert again.read(8, 1) == b'w' * 512
     try_write(again).good()
+
+
+# -- a stop that cannot flush ----------------------------------------------------------------------
+
+
+def test_a_stop_whose_flush_fails_has_its_own_exit_code_and_the_unit_is_failed_afterwards(
+    daemon, ready
+):
+    image = daemon.image()
+    daemon.target(TARGET, luns={0: ['backing-store = %s' % image, 'filter = error flush']})
+    daemon.start()
+    session = ready(daemon)
+    session.write(0, b'a' * 512)
+    session.logout()
+    assert daemon.stop() == EXIT_NOT_DURABLE
+    assert TARGET + '/0 could NOT be flushed: Input/output error' in daemon.log
+    daemon.target(TARGET, luns={0: ['backing-store = %s' % image]})
+    daemon.start()
+    is_refusing(ready(daemon))
+    assert daemon.targetdctl('acknowledge', TARGET + '/0')[0] == 0
+
+
+def test_a_stop_names_a_unit_that_failed_earlier(failed):
+    daemon, session = failed
+    session.logout()
+    assert daemon.stop() == EXIT_NOT_DURABLE
+    daemon.target(TARGET, luns={0: ['backing-store = %s' % daemon.image()]})
+    daemon.start()
+    assert daemon.stop() == EXIT_NOT_DURABLE  # although its flush succeeds now
+    assert TARGET + '/0 has FAILED, and data may be lost' in daemon.log

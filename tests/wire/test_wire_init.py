@@ -10,7 +10,7 @@ import subprocess
 
 import psutil
 import pytest
-from daemon import ROOT, eventually, is_listening
+from daemon import ROOT, TARGET, eventually, is_listening
 
 pytestmark = pytest.mark.wire
 
@@ -197,3 +197,19 @@ def test_shellcheck():
 
 def test_script_may_be_executed():
     assert os.stat(SCRIPT).st_mode & stat.S_IXUSR
+
+
+def test_the_init_script_reports_a_disk_that_could_not_be_flushed(init):
+    daemon = init.daemon
+    daemon.target(TARGET, luns={0: ['backing-store = %s' % daemon.image(), 'filter = error flush']})
+    daemon.write_config()
+    assert init('start')[0] == 0
+    for action, code in (('stop', 1), ('start', 0), ('restart', 1), ('stop', 1), ('stop', 0)):
+        found, output = init(action)
+        assert found == code, output + daemon.log
+        assert not code or TARGET + '/0 ' in output and 'data may be lost' in output
+    assert os.path.exists(os.path.join(daemon.directory, 'targetd.pid.failures'))
+    daemon.target()
+    daemon.write_config()
+    assert init('start')[0] == 0
+    assert not os.path.exists(os.path.join(daemon.directory, 'targetd.pid.failures'))

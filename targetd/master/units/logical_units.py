@@ -14,30 +14,28 @@ in the queue.
 """
 
 import functools
-import os
 from collections import deque
 
 from targetd import log
-from targetd.master.processes.jobs import JobResult
 from targetd.master.units import transitions
 from targetd.master.units.transitions import Decision, Refusal
 from targetd.master.units.unit import to_message_with_descriptors
 
-# shorter, together with the other stages of the stop, than a service manager waits
-FLUSH_SECONDS = 30.0
 # Each unit can have two descriptors, and a message at most channel.MAXIMUM_DESCRIPTORS.
 UNITS_PER_MESSAGE = 120
 
 
 class Units(object):
     """The units and the requests of workers about them. The parts are given: replication:
-    Replication; rod_tokens: RodTokens; copy_guests: CopyGuests; format_sanitize: FormatSanitize."""
+    Replication; rod_tokens: RodTokens; copy_guests: CopyGuests; format_sanitize: FormatSanitize;
+    flushes: Flushes."""
 
-    def __init__(self, replication, rod_tokens, copy_guests, format_sanitize):
+    def __init__(self, replication, rod_tokens, copy_guests, format_sanitize, flushes):
         self.replication = replication
         self.rod_tokens = rod_tokens
         self.copy_guests = copy_guests
         self.format_sanitize = format_sanitize
+        self.flushes = flushes
         self.by_id = replication.by_id
         self.of_target = replication.of_target
 
@@ -219,28 +217,18 @@ class Units(object):
 
     # -- stop --------------------------------------------------------------------------------------
 
-    def flush_all(self, jobs, done):
-        """At the stop: make every medium durable, in child processes. done([(unit, '' or why it
-        failed)]) is called within FLUSH_SECONDS."""
+    def flush_all(self, done):
+        """At the stop: make every medium durable. done([(unit, '' or why that failed)]) is called
+        within flushing.FLUSH_SECONDS."""
         units, results = list(self.by_id.values()), []
 
-        def flushed(unit, answer):
-            unit.has_flush_timed_out = answer.is_late
-            results.append((unit, answer.why))
+        def flushed(unit, why):
+            results.append((unit, why))
             if len(results) == len(units):
                 done(results)
 
         for unit in units:
-            if unit.store.read_only or unit.store.kind not in ('file', 'block'):
-                flushed(unit, JobResult({}, [], '', False))
-            else:
-                jobs.submit_job(
-                    ('flush', unit.id),
-                    functools.partial(flush_medium, unit.store.descriptor),
-                    functools.partial(flushed, unit),
-                    [unit.store.descriptor],
-                    FLUSH_SECONDS,
-                )
+            self.flushes.flush_unit(unit, functools.partial(flushed, unit))
         if not units:
             done(results)
 
@@ -268,15 +256,6 @@ def _answer(message, decision, words=None):
         sense=decision.sense.hex() if decision.sense else None,
         data=decision.data.hex() if decision.data else None,
     )
-
-
-def flush_medium(descriptor):
-    """A job in a child process: make durable what any process wrote."""
-    try:
-        os.fdatasync(descriptor)
-    except OSError as e:
-        return {'failed': e.strerror}, ()
-    return {}, ()
 
 
 __all__ = ('Units',)

@@ -6,6 +6,7 @@ from targetd.master.processes.loop import Loop
 from targetd.master.state.state_directory import StateDirectory
 from targetd.master.units.atomic_slots import AtomicWrites
 from targetd.master.units.copy_guests import CopyGuests
+from targetd.master.units.flushing import Flushes
 from targetd.master.units.format_sanitize import FormatSanitize
 from targetd.master.units.logical_units import Units
 from targetd.master.units.replication import Replication
@@ -130,7 +131,11 @@ def make_units(
         replication, workers or FakeWorkers(send), lambda: format_sanitize.assign_workers()
     )
     return Units(
-        replication, RodTokens(replication), CopyGuests(replication, may_log_in), format_sanitize
+        replication,
+        RodTokens(replication),
+        CopyGuests(replication, may_log_in),
+        format_sanitize,
+        Flushes(jobs, replication.fail_unit),
     )
 
 

@@ -8,6 +8,7 @@ import os
 import pytest
 from master_fakes import TARGET, FakeWorker, StillLoop, make_units, nexus
 
+from targetd import store
 from targetd.config import model
 from targetd.master.processes.jobs import Jobs
 from targetd.master.units import shared_state, transitions
@@ -385,12 +386,16 @@ def test_units_that_do_not_fit_in_one_message_follow(harness):
     'fail, why',
     [(lambda descriptor: None, ''), (lambda descriptor: broken(), 'Input/output error')],
 )
-def test_flush_all_reports_what_could_not_be_flushed(harness, monkeypatch, fail, why):
-    monkeypatch.setattr('targetd.master.units.logical_units.os.fdatasync', fail)
+def test_flush_all_reports_what_could_not_be_flushed(harness, tmp_path, monkeypatch, fail, why):
+    monkeypatch.setattr('targetd.store.posix.os.fdatasync', fail)
+    harness.unit.store.close()
+    harness.unit.store = store.open_store({'path': str(tmp_path / 'disk.img'), 'size': 1 << 20})
     jobs, results = Jobs(harness.loop), []
-    harness.units.flush_all(jobs, results.extend)
+    harness.units.flushes.jobs = jobs
+    harness.units.flush_all(results.extend)
     jobs.wait()
     assert results == [(harness.unit, why)]
+    assert harness.unit.shared.medium == (FAILED if why else READY)
 
 
 def test_find_by_id_and_by_target_and_number(harness):
