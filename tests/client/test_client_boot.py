@@ -174,12 +174,12 @@ def test_ipxe_and_grub_boot_a_uefi_machine(server, tmp_path):
     assert '%s %d' % (BOOTED, EFI_LUN) in boot(server, tmp_path, EFI_LUN, efi=True)
 
 
-def test_ipxe_proves_itself_by_chap(server, tmp_path):
+def test_ipxe_authenticates_with_chap(server, tmp_path):
     settings = [('username', ACCOUNT[0]), ('password', ACCOUNT[1])]
     assert BOOTED in boot(server, tmp_path, BIOS_LUN, SECRET, settings)
 
 
-def test_ipxe_and_the_target_prove_themselves_by_mutual_chap(server, tmp_path):
+def test_ipxe_and_the_target_authenticate_with_mutual_chap(server, tmp_path):
     settings = [('username', ACCOUNT[0]), ('password', ACCOUNT[1])]
     settings += [('reverse-username', BACK[0]), ('reverse-password', BACK[1])]
     assert BOOTED in boot(server, tmp_path, BIOS_LUN, MUTUAL, settings)

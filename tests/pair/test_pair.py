@@ -138,7 +138,7 @@ def logged_in(configuration, seed, **keys):
 
 
 @pytest.mark.parametrize('seed', SEEDS)
-def test_what_was_written_is_read(configuration, seed):
+def test_data_written_is_read_back(configuration, seed):
     session = logged_in(configuration, seed)
     for _ in range(25):
         kind = session.dice.randrange(5)
@@ -305,7 +305,7 @@ class Lossy(Initiator):
 
 @pytest.mark.clause('RFC 7143 7.8', 'RFC 7143 11.16')
 @pytest.mark.parametrize('seed', SEEDS)
-def test_what_is_spoilt_on_the_way_is_recovered(configuration, seed):
+def test_segments_with_wrong_digests_are_recovered(configuration, seed):
     session = Lossy(configuration, seed)
     session.login(
         TARGET,

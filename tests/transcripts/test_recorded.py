@@ -140,7 +140,7 @@ def test_there_are_recordings(client):
     assert [name for name in NAMES if name.startswith(client)]
 
 
-def test_lines_say_everything():
+def test_pdus_as_text_are_parsed_back_unchanged():
     """Whatever a header and data are, they come back from their lines."""
     data = bytes(range(256)) + bytes(5000) + b'\x55' * 33
     for opcode, (name, _) in pdu_text.PDUS.items():

@@ -274,13 +274,13 @@ def owe_an_attention_elsewhere(bench):
 @pytest.mark.parametrize(
     'feature', (reserve_for_a_cluster, take_an_attention, owe_an_attention_elsewhere)
 )
-def test_what_does_not_concern_a_command_costs_it_nothing(bench, kind, feature):
+def test_features_that_a_command_does_not_use_cost_it_nothing(bench, kind, feature):
     plain = bench.per_command(kind)
     feature(bench)
     assert bench.per_command(kind) == plain
 
 
-def test_many_sessions_worth_of_units_cost_a_command_nothing(bench):
+def test_many_units_cost_a_command_nothing(bench):
     plain = bench.per_command('READ(10)')
     for lun in range(1, 300):
         bench.device.add(
@@ -293,7 +293,7 @@ def test_the_whole_package_is_counted():
     assert os.path.basename(os.path.dirname(PACKAGE)) == 'targetd'
 
 
-def test_the_counting_counts(bench):
+def test_one_additional_call_is_counted(bench):
     """A path that is dearer by one call of one line shows as exactly that."""
     plain = bench.per_command('READ(10)')
     names = {'admit': bench.unit.dispatch[0x28]}

@@ -69,7 +69,7 @@ def test_messages_arrive_in_order_in_both_directions(ends):
     assert master.receive() == []
 
 
-def test_text_of_every_alphabet_and_the_hex_of_bytes_survive(ends):
+def test_text_of_every_alphabet_and_hexadecimal_bytes_arrive_unchanged(ends):
     master, worker = ends
     message = {
         'do': 'answer',
@@ -115,7 +115,7 @@ def test_frames_may_be_split_anywhere(messages, cuts):
 # -- descriptors -----------------------------------------------------------------------------------
 
 
-def test_descriptors_come_with_their_message_and_in_order(ends):
+def test_descriptors_arrive_with_their_message_and_in_order(ends):
     master, worker = ends
     first, second = pipes(3), pipes(2)
     master.queue({'do': 'answer', 'id': 1}, first)
@@ -156,7 +156,7 @@ def test_arrived_descriptors_are_not_inherited_by_programs(ends):
     close_all(sent + got)
 
 
-def test_closing_closes_descriptors_that_nobody_took(ends):
+def test_closing_closes_descriptors_that_were_not_taken(ends):
     master, worker = ends
     sent = pipes(2)
     master.queue({'do': 'serve'}, sent)
@@ -198,7 +198,7 @@ def fill(master):
     return count
 
 
-def test_what_does_not_fit_is_sent_when_there_is_room(ends):
+def test_messages_that_do_not_fit_are_sent_when_the_socket_is_writable(ends):
     master, worker = ends
     count = fill(master)
     sent = pipes(1)
@@ -219,7 +219,7 @@ def test_a_worker_that_is_gone_ends_the_queue(ends):
             master.queue({'do': 'retire'})
 
 
-def test_what_came_before_the_end_is_given_out_first(ends):
+def test_messages_before_the_end_are_returned_first(ends):
     master, worker = ends
     worker.send({'report': 'ended'})
     worker.socket.shutdown(socket.SHUT_RDWR)
@@ -228,7 +228,7 @@ def test_what_came_before_the_end_is_given_out_first(ends):
         master.receive()
 
 
-def test_a_worker_learns_that_the_master_is_gone(ends):
+def test_the_end_of_the_master_closes_the_channel_of_the_worker(ends):
     master, worker = ends
     master.queue({'do': 'end'})
     master.socket.shutdown(socket.SHUT_RDWR)
@@ -283,14 +283,14 @@ def framed(body):
     ],
     ids=lambda data: repr(data[:24]),
 )
-def test_what_is_no_message_ends_the_channel(ends, data):
+def test_a_malformed_frame_ends_the_channel(ends, data):
     master, worker = ends
     worker.socket.sendall(data)
     with pytest.raises(ChannelClosed):
         master.receive()
 
 
-def test_descriptors_that_a_frame_does_not_own_up_to_are_closed_with_the_channel(ends):
+def test_undeclared_descriptors_are_closed_with_the_channel(ends):
     master, worker = ends
     sent = pipes(3)
     ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array('i', sent))]
@@ -324,7 +324,7 @@ def test_a_flood_of_descriptors_ends_the_channel(ends):
             master.receive()
 
 
-def test_a_worker_that_never_stops_sending_does_not_keep_the_master(ends, monkeypatch):
+def test_a_worker_that_never_stops_sending_does_not_block_the_master(ends, monkeypatch):
     master, worker = ends
     data = framed(b'{"report": "ready"}')
 
@@ -369,7 +369,7 @@ def test_a_message_that_is_too_long_is_not_sent(ends):
 
 
 @pytest.mark.parametrize('reader, method', [(0, 'receive'), (1, 'read')])
-def test_an_end_that_closes_with_words_unread_is_a_closed_channel(ends, reader, method):
+def test_an_end_that_closes_with_unread_messages_is_a_closed_channel(ends, reader, method):
     """The kernel says ECONNRESET then, and not end of file: a worker must end in order all the
     same."""
     mine, other = ends[reader], ends[1 - reader]

@@ -12,7 +12,7 @@ def test_the_committed_table_is_the_rendered_one():
         )
 
 
-def test_every_marker_names_a_clause_that_is_known():
+def test_every_marker_names_a_known_clause():
     named = set(clauses.collect())
     assert {clause.rpartition(' ')[0] for clause in named} <= STANDARDS
     assert named == {

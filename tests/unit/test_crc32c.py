@@ -78,7 +78,7 @@ def test_long_messages_agree_with_the_definition(length):
 
 
 @pytest.mark.parametrize('cut', [0, 1, 3, 48, 700, 2999, 3000])
-def test_goes_on_from_an_earlier_value(cut):
+def test_a_digest_continues_from_an_earlier_value(cut):
     data = os.urandom(3000)
     whole = bit_by_bit(data)
     for function in (crc32c.crc32c, crc32c._python_crc32c):
@@ -88,14 +88,14 @@ def test_goes_on_from_an_earlier_value(cut):
 @pytest.mark.parametrize(
     'kind', [bytes, bytearray, memoryview, lambda data: memoryview(bytearray(data))]
 )
-def test_takes_any_buffer_and_leaves_it_alone(kind):
+def test_any_buffer_is_accepted_and_not_changed(kind):
     data = bytes(range(256)) * 4
     buffer = kind(data)
     assert crc32c.crc32c(buffer) == crc32c._python_crc32c(buffer) == bit_by_bit(data)
     assert bytes(buffer) == data
 
 
-def test_a_single_flipped_bit_is_noticed():
+def test_a_single_flipped_bit_is_detected():
     data = bytearray(os.urandom(2048))
     before = crc32c._python_crc32c(data)
     data[1234] ^= 0x10
@@ -110,7 +110,7 @@ def test_the_extension_is_preferred(monkeypatch):
     assert (function(b''), name, is_fast) == (42, 'crc32c', True)
 
 
-def test_googles_extension_is_taken_if_it_is_in_c(monkeypatch):
+def test_google_crc32c_is_used_if_it_has_the_c_extension(monkeypatch):
     monkeypatch.setitem(sys.modules, 'crc32c', None)
     google = types.SimpleNamespace(implementation='c', extend=lambda value, data: (value, data))
     monkeypatch.setitem(sys.modules, 'google_crc32c', google)
@@ -121,14 +121,14 @@ def test_googles_extension_is_taken_if_it_is_in_c(monkeypatch):
     assert crc32c._choose() == (crc32c._python_crc32c, 'python', False)
 
 
-def test_without_extension_and_kernel_it_says_so(monkeypatch):
+def test_without_extension_and_kernel_the_digest_is_reported_as_slow(monkeypatch):
     monkeypatch.setitem(sys.modules, 'crc32c', None)
     monkeypatch.setitem(sys.modules, 'google_crc32c', None)
     monkeypatch.setattr(kernel_crc32c, 'open_request', refuse)
     assert crc32c._choose() == (crc32c._python_crc32c, 'python', False)
 
 
-def test_the_kernel_is_asked_where_there_is_no_extension(monkeypatch):
+def test_the_kernel_is_used_without_an_extension(monkeypatch):
     monkeypatch.setitem(sys.modules, 'crc32c', None)
     monkeypatch.setitem(sys.modules, 'google_crc32c', None)
     monkeypatch.setattr(kernel_crc32c, 'open_request', FakeRequest)
@@ -184,7 +184,7 @@ def kernel(monkeypatch):
 @pytest.mark.parametrize('length', [0, 1, 4, 31, 32, 48, 1000, 70000])
 @pytest.mark.parametrize('value', [0, 1, 0xFFFFFFFF, 0x12345678])
 @pytest.mark.parametrize('kind', [bytes, lambda data: memoryview(bytearray(data))])
-def test_the_kernel_gives_what_the_tables_give(kernel, length, value, kind):
+def test_the_kernel_and_the_tables_compute_the_same(kernel, length, value, kind):
     data = os.urandom(length)
     digest = kernel_crc32c.KernelDigest(crc32c._python_crc32c)
     assert digest.crc32c(kind(data), value) == crc32c._python_crc32c(data, value)
@@ -198,7 +198,7 @@ def test_one_socket_serves_one_request_after_the_other(kernel):
     assert len(kernel.opened) == 1 and kernel.opened[0].is_open
 
 
-def test_threads_that_are_at_it_at_once_have_sockets_of_their_own(kernel):
+def test_concurrent_threads_use_different_sockets(kernel):
     digest = kernel_crc32c.KernelDigest(crc32c._python_crc32c)
     inner = []
 
@@ -225,7 +225,7 @@ def test_a_child_does_not_use_its_parents_socket(kernel, monkeypatch):
 @pytest.mark.parametrize(
     'failure', [{'refusal': OSError(errno.ENOMEM, 'no memory')}, {'taken': 17}]
 )
-def test_a_request_that_fails_is_answered_by_the_tables_and_said_once(kernel, monkeypatch, failure):
+def test_a_failed_request_falls_back_to_the_tables_and_is_logged_once(kernel, monkeypatch, failure):
     said = []
     monkeypatch.setattr(
         kernel_crc32c.log, 'warning', lambda text, *values: said.append(text % values)
@@ -242,13 +242,13 @@ def test_a_request_that_fails_is_answered_by_the_tables_and_said_once(kernel, mo
     assert kernel.opened[-1].is_open  # it is tried again, and kept
 
 
-def test_without_descriptors_the_tables_answer(kernel, monkeypatch):
+def test_without_free_descriptors_the_tables_are_used(kernel, monkeypatch):
     monkeypatch.setattr(kernel_crc32c.log, 'warning', lambda text, *values: None)
     monkeypatch.setattr(kernel_crc32c, 'open_request', refuse)
     assert kernel_crc32c.KernelDigest(crc32c._python_crc32c).crc32c(READ_10) == 0xD9963A56
 
 
-def test_a_kernel_that_computes_something_else_is_not_believed(kernel):
+def test_a_kernel_with_wrong_results_is_not_used(kernel):
     digest = kernel_crc32c.KernelDigest(crc32c._python_crc32c)
     assert digest.is_right()
     kernel.wrong = 1
@@ -256,12 +256,12 @@ def test_a_kernel_that_computes_something_else_is_not_believed(kernel):
     assert not any(request.is_open for request in kernel.opened)
 
 
-def test_a_python_without_the_family_is_no_failure(monkeypatch):
+def test_a_python_without_af_alg_is_not_an_error(monkeypatch):
     monkeypatch.delattr(kernel_crc32c.socket, 'AF_ALG', raising=False)
     assert not kernel_crc32c.KernelDigest(crc32c._python_crc32c).is_right()
 
 
-def test_the_kernel_of_this_machine_if_it_can():
+def test_the_kernel_of_this_machine_if_it_has_crc32c():
     digest = kernel_crc32c.KernelDigest(crc32c._python_crc32c)
     if not digest.is_right():
         pytest.skip('this kernel has no CRC32C for programs')

@@ -19,7 +19,7 @@ def read(path):
         return f.read()
 
 
-def test_a_file_has_time_name_process_and_words(tmp_path):
+def test_a_line_has_time_program_process_and_text(tmp_path):
     log.start(str(tmp_path / 'log'))
     log.info('%s logged in to %s', 'one', 'two')
     log.warning('odd')
@@ -52,7 +52,7 @@ def test_stderr_before_start_and_after_stop(tmp_path, capfd):
     assert capfd.readouterr().err == 'targetd: early\ntargetd: late\n'
 
 
-def test_a_peer_cannot_write_lines_of_its_own(tmp_path):
+def test_a_peer_cannot_add_lines_to_the_log(tmp_path):
     log.start(str(tmp_path / 'log'))
     log.info('%s refused', 'iqn.x\n2026-01-01 targetd[1] root logged in\x1b[2J\udc80')
     log.info('%s', 'x' * 100000)
@@ -66,7 +66,7 @@ def test_a_peer_cannot_write_lines_of_its_own(tmp_path):
     assert len(lines[1]) < 5000
 
 
-def test_a_percent_sign_in_a_plain_text_is_itself(tmp_path):
+def test_a_percent_sign_in_plain_text_is_unchanged(tmp_path):
     log.start(str(tmp_path / 'log'))
     log.info('100% full')
     assert read(tmp_path / 'log').endswith('100% full\n')
@@ -122,7 +122,7 @@ def test_syslog_gets_priority_and_text(monkeypatch):
     assert lines == [(log.syslog.LOG_ERR, 'error: /dev/sdb is busy'), (log.syslog.LOG_INFO, 'fine')]
 
 
-def test_an_exception_comes_with_its_place(tmp_path):
+def test_an_exception_is_logged_with_its_traceback(tmp_path):
     log.start(str(tmp_path / 'log'))
     try:
         {}['x']
@@ -132,6 +132,6 @@ def test_an_exception_comes_with_its_place(tmp_path):
     assert 'error: it failed' in text and 'test_log.py' in text and 'KeyError' in text
 
 
-def test_a_full_disk_does_not_stop_us():
+def test_a_full_disk_does_not_stop_the_server():
     log.start('/dev/full')
     log.info('lost')

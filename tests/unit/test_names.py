@@ -63,11 +63,11 @@ def test_no_forbidden_word_in_a_name(path):
 @pytest.mark.parametrize(
     'path', [path for path in FILES if os.path.abspath(path) != THIS], ids=relative
 )
-def test_nothing_is_marked_as_not_done(path):
+def test_no_comment_marks_unfinished_work(path):
     assert notes(read(path)) == []
 
 
-def test_test_modules_have_names_of_their_own():
+def test_no_two_test_modules_have_the_same_name():
     """Without __init__.py two test modules of one name would hide each other."""
     names = [
         os.path.basename(path)
@@ -78,7 +78,7 @@ def test_test_modules_have_names_of_their_own():
     assert sorted(names) == sorted(set(names))
 
 
-def test_no_shared_names_file_hides_in_the_tree():
+def test_no_module_has_a_generic_name():
     assert not [
         path
         for path in python_files('targetd')

@@ -27,7 +27,7 @@ def test_the_sample_can_be_used_as_it_is(tmp_path):
     assert configuration.portal_groups == {1: model.DEFAULT_PORTAL_GROUP}
 
 
-def test_every_line_of_the_sample_can_be_put_in_force(tmp_path):
+def test_every_line_of_the_sample_can_be_enabled(tmp_path):
     """Without the '#' that stands directly before it. The two kinds of store exclude each other;
     encryption may be missing."""
     (tmp_path / 'erp.secrets').write_text('other 12-to-16-chars\n')
@@ -68,7 +68,7 @@ def test_the_manual_page_and_the_help_explain_every_setting():
 
 @pytest.mark.skipif(not shutil.which('groff'), reason='groff is not installed (Debian: groff)')
 @pytest.mark.parametrize('name', MANUALS)
-def test_groff_has_nothing_to_say_about_the_manual_pages(name):
+def test_groff_has_no_warnings_about_the_manual_pages(name):
     run = subprocess.run(
         ['groff', '-ww', '-man', '-Tutf8', '-z'],
         input=render.OUTPUTS[name][1]().encode('utf-8'),
@@ -82,7 +82,7 @@ def test_text_that_roff_would_misread_is_protected():
     assert render.roff(".TH\n'x' -a \\ \u00e4") == '\\&.TH\n\\(aqx\\(aq \\-a \\e \\[u00E4]'
 
 
-def test_write_makes_what_is_compared(tmp_path, monkeypatch, capsys):
+def test_write_renders_the_files_that_are_compared(tmp_path, monkeypatch, capsys):
     for directory in ('etc', 'man'):
         (tmp_path / directory).mkdir()
     for name in ('targetd.8.in', 'targetd.conf.5.in'):

@@ -404,7 +404,7 @@ def test_a_broken_file_changes_nothing(busy, damage):
     assert is_listening(daemon.address)
 
 
-def test_a_port_that_is_taken_changes_nothing(busy):
+def test_a_port_in_use_changes_nothing(busy):
     daemon, _ = busy
     with socket.socket() as taken:
         taken.bind(('127.0.0.1', 0))

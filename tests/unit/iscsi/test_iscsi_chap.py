@@ -40,7 +40,7 @@ def test_digest_is_that_of_rfc_1994():
 @pytest.mark.clause('RFC 7143 12.1.3')
 @pytest.mark.parametrize('number', ['5', '6', '7', '8'])
 @pytest.mark.parametrize('as_base64', [False, True])
-def test_right_answers_get_in(number, as_base64):
+def test_correct_responses_are_accepted(number, as_base64):
     machine, sent = begun(number)
     assert sent['CHAP_A'] == number and sent['CHAP_I'] == '7' and len(sent['CHAP_C']) == 2 + 64
     answer = response(sent)
@@ -54,7 +54,7 @@ def test_right_answers_get_in(number, as_base64):
     'name, secret',
     [('erp', b'wrong'), ('nobody', SECRET), ('ERP', SECRET), ('erp', b''), ('second', SECRET)],
 )
-def test_wrong_answers_do_not(name, secret):
+def test_wrong_responses_are_refused(name, secret):
     machine, sent = begun(accounts=[('erp', SECRET), ('second', b'another-secret')])
     with pytest.raises(chap.AuthenticationFailed) as refusal:
         machine.verify_response(
@@ -65,7 +65,7 @@ def test_wrong_answers_do_not(name, secret):
 
 
 @pytest.mark.clause('RFC 7143 12.1.3')
-def test_the_answer_to_another_algorithm_is_wrong():
+def test_a_response_computed_with_another_algorithm_is_refused():
     machine, sent = begun('7')
     with pytest.raises(chap.AuthenticationFailed):
         machine.verify_response(
@@ -73,7 +73,7 @@ def test_the_answer_to_another_algorithm_is_wrong():
         )
 
 
-def test_any_account_of_several_will_do():
+def test_any_of_several_accounts_is_accepted():
     machine, sent = begun(accounts=[('erp', SECRET), ('second', b'another-secret')])
     machine.verify_response(
         {'CHAP_N': 'second', 'CHAP_R': chap.encode_binary(response(sent, b'another-secret'))}
@@ -110,7 +110,7 @@ def mutual(challenge, identifier='0x11', outgoing=('back', b'another-secret')):
 @pytest.mark.clause('RFC 7143 12.1.3')
 @pytest.mark.parametrize('size', [1, 16, 1024])
 @pytest.mark.parametrize('as_base64', [False, True])
-def test_the_target_proves_itself(size, as_base64):
+def test_the_target_authenticates_itself(size, as_base64):
     challenge = b'\xa5' * size
     _, proof = mutual(chap.encode_binary(challenge, as_base64))
     assert proof == [
@@ -132,7 +132,7 @@ def test_reflection_is_refused():
 
 
 @pytest.mark.clause('RFC 7143 12.1.3')
-def test_no_account_for_a_proof():
+def test_mutual_chap_without_an_outgoing_account_is_refused():
     with pytest.raises(chap.AuthenticationFailed):
         mutual('0x01', outgoing=None)
 
@@ -160,7 +160,7 @@ def test_values_that_are_too_long_or_empty(identifier, challenge):
 @pytest.mark.parametrize(
     'value', ['', '0x', '0b', '0xzz', '0b!!!!', '0bAAA', '0bA===', '-1', 'abc', '0x12 ', '0bQQ==\n']
 )
-def test_what_is_no_binary_value(value):
+def test_invalid_binary_values_are_refused(value):
     with pytest.raises(chap.ChapError):
         chap.decode_binary(value, 1024)
 
@@ -186,7 +186,7 @@ def test_binary_values(value, data):
 # -- hosts without an algorithm --------------------------------------------------------------------
 
 
-def test_a_fips_host_computes_md5_where_python_can_ask_for_it(monkeypatch):
+def test_md5_is_computed_on_a_fips_host_if_python_allows_it(monkeypatch):
     real = hashlib.new
 
     def new(name, data=b'', **more):
@@ -199,7 +199,7 @@ def test_a_fips_host_computes_md5_where_python_can_ask_for_it(monkeypatch):
     assert chap.chap_response(5, 1, b'abc', b'xyz') == real('md5', b'\x01abcxyz').digest()
 
 
-def test_an_algorithm_that_the_host_does_not_have_is_never_chosen(monkeypatch):
+def test_an_algorithm_that_the_host_lacks_is_never_chosen(monkeypatch):
     real = hashlib.new
 
     def new(name, data=b'', **more):
@@ -215,7 +215,7 @@ def test_an_algorithm_that_the_host_does_not_have_is_never_chosen(monkeypatch):
         begun('5')
 
 
-def test_people_s_words_for_the_algorithms():
+def test_names_of_the_algorithms_in_the_configuration():
     assert [chap.ALGORITHM_NUMBERS[word] for word in ('MD5', 'SHA1', 'SHA-256', 'SHA3-256')] == [
         5,
         6,

@@ -13,7 +13,7 @@ TARGETS = [(A, [Portal('10.0.0.1', 3260, 1), Portal('2001:db8::1', 3260, 2)]), (
 
 
 @pytest.mark.clause('RFC 7143 C', 'RFC 7143 13.8')
-def test_all_with_addresses_as_windows_wants_them():
+def test_send_targets_all_has_addresses_with_portal_group_tags():
     """Without the portal group tag the Windows service reports invalid SendTargets text."""
     assert text.render_text(send_targets('All', TARGETS)) == (
         b'TargetName=iqn.2026-11.com.example:a\0'
@@ -25,7 +25,7 @@ def test_all_with_addresses_as_windows_wants_them():
 
 
 @pytest.mark.clause('RFC 7143 C')
-def test_by_name_and_of_ones_own():
+def test_send_targets_with_a_name_or_an_empty_value():
     assert send_targets(B, TARGETS) == [('TargetName', B)]
     assert send_targets(B.upper(), TARGETS) == [('TargetName', B)]
     assert send_targets('iqn.2026-11.com.example:hidden', TARGETS) == []
@@ -37,7 +37,7 @@ def test_by_name_and_of_ones_own():
 
 @pytest.mark.clause('RFC 7143 C')
 @pytest.mark.parametrize('value, own_name', [('All', A), ('', None)])
-def test_each_in_its_session_only(value, own_name):
+def test_each_form_is_allowed_only_in_its_session_type(value, own_name):
     with pytest.raises(PduRejected) as refusal:
         send_targets(value, TARGETS, own_name)
     assert refusal.value.reason == const.REJECT_PROTOCOL_ERROR
@@ -56,7 +56,7 @@ def test_a_short_answer_is_one_pdu():
 
 
 @pytest.mark.clause('RFC 7143 11.11')
-def test_a_long_answer_goes_on_as_long_as_it_is_asked_for():
+def test_a_long_answer_continues_with_each_empty_request():
     data = text.render_text(send_targets('All', TARGETS * 20))
     answer = TextAnswer(data, 512, 0x77)
     response = answer.next_response(TextRequest(itt=9, final=True))
@@ -79,14 +79,14 @@ def test_a_long_answer_goes_on_as_long_as_it_is_asked_for():
     'request_pdu',
     [TextRequest(itt=9, ttt=0x78), TextRequest(itt=9, ttt=0x77, data=b'SendTargets=All\0')],
 )
-def test_only_an_empty_request_with_the_tag_goes_on(request_pdu):
+def test_only_an_empty_request_with_the_tag_continues_the_answer(request_pdu):
     answer = TextAnswer(b'x' * 600, 512, 0x77)
     answer.next_response(TextRequest(itt=9))
     with pytest.raises(PduRejected):
         answer.continue_answer(request_pdu)
 
 
-def test_what_is_over_does_not_go_on():
+def test_a_completed_answer_cannot_be_continued():
     answer = TextAnswer(b'', 512, 0x77)
     assert answer.next_response(TextRequest(itt=9)).data == b''
     with pytest.raises(PduRejected):

@@ -79,7 +79,7 @@ def expected(pdus):
 
 @pytest.mark.parametrize('digests', [(False, False), (True, False), (False, True), (True, True)])
 @pytest.mark.parametrize('chunking', ['whole', 'small', 'random'])
-def test_the_same_pdus_whatever_the_cuts(digests, chunking):
+def test_the_pdus_do_not_depend_on_how_the_bytes_are_divided(digests, chunking):
     pdus = some_pdus(1)
     stream = b''.join(wire(one, *digests) for one in pdus)
     chance = random.Random(2)
@@ -91,7 +91,7 @@ def test_the_same_pdus_whatever_the_cuts(digests, chunking):
     assert feed(Framer(1 << 18, crc32c, *digests), stream, cuts) == expected(pdus)
 
 
-def test_byte_by_byte():
+def test_pdus_that_arrive_byte_by_byte():
     pdus = some_pdus(3)[:3] + [pdu.NopOut(itt=1, data=b'abcde'), pdu.LogoutRequest(itt=2)]
     stream = b''.join(wire(one, True, True) for one in pdus)
     framer = Framer(1 << 18, crc32c, True, True)
@@ -100,7 +100,7 @@ def test_byte_by_byte():
     ) == expected(pdus)
 
 
-def test_large_data_lands_where_it_was_told_to():
+def test_large_data_is_received_into_the_given_buffer():
     one = pdu.DataOut(itt=7, data=bytes(range(256)) * 512)
     buffer = bytearray(len(one.data))
     framer = Framer(1 << 20)
@@ -109,7 +109,7 @@ def test_large_data_lands_where_it_was_told_to():
 
 
 @pytest.mark.clause('RFC 7143 7.8')
-def test_a_wrong_data_digest_takes_the_data_away_but_not_the_next_pdu():
+def test_a_wrong_data_digest_discards_the_data_but_not_the_next_pdu():
     for length in (512, LANDING_BYTES * 3):
         bad = bytearray(wire(pdu.DataOut(itt=7, data=b'x' * length), False, True))
         bad[-1] ^= 1
@@ -120,7 +120,7 @@ def test_a_wrong_data_digest_takes_the_data_away_but_not_the_next_pdu():
 
 
 @pytest.mark.clause('RFC 7143 7.8')
-def test_a_wrong_header_digest_ends_the_stream_after_what_came_before():
+def test_a_wrong_header_digest_ends_the_stream_after_the_earlier_pdus():
     bad = bytearray(wire(pdu.NopOut(itt=9), True))
     bad[20] ^= 1
     framer = Framer(1 << 20, crc32c, True, False)
@@ -143,7 +143,7 @@ def test_a_data_segment_longer_than_declared_is_refused_before_it_arrives():
     assert caught.value.fatal and '8193' in caught.value.why
 
 
-def test_a_header_is_not_given_out_before_all_of_it_is_there():
+def test_a_header_is_returned_only_when_it_is_complete():
     framer = Framer(8192)
     stream = wire(pdu.NopOut(itt=1))
     framer.receive_buffer()[:47] = stream[:47]
@@ -152,7 +152,7 @@ def test_a_header_is_not_given_out_before_all_of_it_is_there():
     assert len(framer.parse_received(1)) == 1
 
 
-def test_the_batch_buffer_never_runs_full():
+def test_the_batch_buffer_always_has_free_space():
     framer = Framer(8192, batch_bytes=65536)
     one = pdu.NopOut(itt=1, data=b'y' * 8192)
     stream = wire(one) * 40
@@ -160,7 +160,7 @@ def test_the_batch_buffer_never_runs_full():
     assert len(feed(framer, stream, lambda: chance.randint(1, 20000))) == 40
 
 
-def test_a_pdu_outlasts_the_buffer_that_it_came_in():
+def test_a_pdu_remains_valid_when_its_buffer_is_reused():
     framer = Framer(8192)
     data = BHS.pack(0x40, 0x80, 0, 4, 0, 7, 0xFFFFFFFF, 0, 0, bytes(16)) + b'data'
     framer.receive_buffer()[: len(data)] = data

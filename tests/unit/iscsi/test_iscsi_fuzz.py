@@ -72,7 +72,7 @@ def test_any_ahs_is_parsed_or_rejected(data):
 
 @settings(max_examples=80, deadline=None)
 @given(st.text(max_size=40))
-def test_folding_is_stable(name):
+def test_folding_a_folded_name_changes_nothing(name):
     assert names.fold(names.fold(name)) == names.fold(name)
     if names.name_error(name) is None:
         assert (
@@ -111,7 +111,7 @@ REQUESTS = st.lists(
 
 @settings(max_examples=100, deadline=None)
 @given(REQUESTS, st.booleans(), st.booleans())
-def test_no_sequence_of_requests_claims_without_a_proof_where_accounts_are_set(
+def test_no_sequence_of_requests_claims_a_session_without_authentication(
     requests, polite, accounts
 ):
     target = TargetPolicy(
@@ -155,7 +155,7 @@ def crc(data, value):
     st.booleans(),
     st.sampled_from([0, 64, 8192]),
 )
-def test_any_bytes_are_pdus_or_a_refusal_whatever_the_cuts(
+def test_any_bytes_are_pdus_or_a_refusal_however_they_are_divided(
     stream, cuts, header_digest, data_digest, declared
 ):
     """The same PDUs, or the same refusal after the same PDUs, in one piece and in many; none is
@@ -268,7 +268,7 @@ def carry_out(transfer, immediate, final, outs, most):
     st.booleans(),
     OUTS,
 )
-def test_any_data_out_is_what_was_asked_for_or_refused(
+def test_any_data_out_is_accepted_within_its_range_or_refused(
     kind, limits, wanted, edtl, immediate, final, outs
 ):
     """Nothing is written behind the buffer, R2Ts stay within the transfer, and what counts as
@@ -287,7 +287,7 @@ def test_any_data_out_is_what_was_asked_for_or_refused(
 
 @settings(max_examples=100, deadline=None)
 @given(st.sampled_from([1, 10, 0xFFFFFFF0]), st.lists(st.integers(-12, 20), max_size=60))
-def test_commands_are_taken_once_and_in_order_whatever_comes(start, arrivals):
+def test_commands_are_accepted_once_and_in_order_for_any_arrival(start, arrivals):
     values = {
         'InitialR2T': True,
         'ImmediateData': True,

@@ -47,7 +47,7 @@ def test_ranges_and_defaults_of_numbers(name, minimum, maximum, default):
             row.parse(str(value))
 
 
-def test_rows_are_whole():
+def test_every_row_is_complete():
     for row in KEYS.values():
         assert (
             set(row.senders) <= set('IT')
@@ -67,7 +67,7 @@ def test_rows_are_whole():
 
 
 @pytest.mark.clause('RFC 7143 6.1')
-def test_values_are_written_as_the_rfc_has_them():
+def test_values_are_written_as_in_the_rfc():
     assert KEYS['InitialR2T'].render(True) == 'Yes' and KEYS['InitialR2T'].render(False) == 'No'
     assert KEYS['HeaderDigest'].render(('CRC32C', 'None')) == 'CRC32C,None'
     assert KEYS['HeaderDigest'].render('CRC32C') == 'CRC32C'
@@ -140,7 +140,7 @@ def test_answers(name, offered, own, answered, value):
         ('HeaderDigest', 'CRC32C,,None'),
     ],
 )
-def test_values_out_of_range_are_rejected_and_settle_nothing(name, offered):
+def test_values_out_of_range_are_rejected_and_change_nothing(name, offered):
     assert answer(name, offered) == ('Reject', None)
 
 
@@ -171,7 +171,7 @@ def test_answers_come_in_the_order_of_the_offers_and_nothing_is_added():
 
 
 @pytest.mark.clause('RFC 7143 13.14')
-def test_the_first_burst_is_never_above_the_burst():
+def test_first_burst_length_never_exceeds_max_burst_length():
     """Windows logs event 4 where it is."""
     for offers in (
         [('FirstBurstLength', '16776192'), ('MaxBurstLength', '4096')],
@@ -285,7 +285,7 @@ def test_keys_of_the_connection_are_negotiated_on_further_connections():
         ('InitiatorAlias', 'x,' * 200, OPERATIONAL),
     ],
 )
-def test_misuse(name, value, stage):
+def test_keys_in_the_wrong_place_are_errors(name, value, stage):
     with pytest.raises(KeyMisused) as error:
         negotiate_keys([(name, value)], stage=stage)
     assert name in str(error.value)
@@ -294,7 +294,7 @@ def test_misuse(name, value, stage):
 @pytest.mark.parametrize(
     'name', ['TargetAlias', 'TargetPortalGroupTag', 'MaxRecvDataSegmentLength']
 )
-def test_an_initiator_may_not_understand_our_declarations(name):
+def test_an_initiator_may_answer_not_understood_to_a_declaration(name):
     assert answer(name, 'NotUnderstood') == (None, None)
 
 
@@ -308,7 +308,7 @@ def test_nothing_is_negotiated_twice():
         negotiate_keys([('ImmediateData', 'Yes')], settled={'ImmediateData': True})
 
 
-def test_who_one_is_may_be_said_again_but_not_changed():
+def test_names_may_be_repeated_but_not_changed():
     settled = {'InitiatorName': 'iqn.2026-11.com.example:i', 'MaxRecvDataSegmentLength': 8192}
     assert (
         negotiate_keys([('InitiatorName', 'iqn.2026-11.com.example:i')], settled=settled).answers
@@ -322,12 +322,12 @@ def test_who_one_is_may_be_said_again_but_not_changed():
 
 
 @pytest.mark.clause('RFC 7143 6.4', 'RFC 7143 13.12')
-def test_in_full_feature_phase_a_data_segment_length_is_declared_anew():
+def test_a_data_segment_length_may_be_declared_again_in_full_feature_phase():
     assert answer('MaxRecvDataSegmentLength', '4096', stage=FULL_FEATURE) == (None, 4096)
     assert answer('SendTargets', '', stage=FULL_FEATURE) == (None, '')
 
 
-def test_whole_has_every_operational_value_and_nothing_else():
+def test_the_result_has_every_operational_value_and_nothing_else():
     values = keys.effective_values(
         {'InitiatorName': 'x', 'MaxBurstLength': 1048576, 'HeaderDigest': 'CRC32C'}
     )
@@ -340,7 +340,7 @@ def test_whole_has_every_operational_value_and_nothing_else():
     assert set(values) == set(keys.OURS)
 
 
-def test_a_text_of_many_keys_is_judged_in_no_time():
+def test_a_text_of_many_keys_is_processed_in_linear_time():
     """Quadratic work on 64 KiB of text would be an open door."""
     negotiated = negotiate_keys([('X%04d' % number, '') for number in range(9000)])
     assert len(negotiated.answers) == 9000

@@ -213,7 +213,7 @@ def test_a_security_stage_without_authmethod():
 
 
 @pytest.mark.clause('RFC 7143 6.3')
-def test_exchanges_without_t():
+def test_exchanges_without_the_t_bit():
     initiator = Initiator()
     pairs, response = initiator.ask(FIRST, 0)
     assert not response.transit and ('TargetPortalGroupTag', '3') in pairs
@@ -254,7 +254,7 @@ def test_discovery():
     )
 
 
-def test_names_are_folded_and_the_target_s_own_spelling_is_kept():
+def test_names_are_folded_and_the_spelling_of_the_configuration_is_kept():
     result = logged_in(
         Initiator(), first=[('InitiatorName', INITIATOR.upper()), ('TargetName', DISK.upper())]
     )
@@ -270,7 +270,7 @@ def test_targets_may_be_a_function():
     assert logged_in(Initiator(rules)).target_name == DISK
 
 
-def test_numbers_of_the_first_request_are_taken_as_they_are():
+def test_numbers_of_the_first_request_are_accepted_unchanged():
     """And the window is open over the wrap (Windows' event 3)."""
     initiator = Initiator(policy(window=16), cmd_sn=0xFFFFFFFE, exp_stat_sn=0xFFFFFFFF)
     _, response = initiator.ask(NONE, 0, 1)
@@ -283,7 +283,7 @@ def test_numbers_of_the_first_request_are_taken_as_they_are():
     assert response.stat_sn == 0
 
 
-def test_own_values_are_what_is_answered():
+def test_the_configured_values_are_answered():
     rules = policy(
         alias='',
         keys={
@@ -332,7 +332,7 @@ def test_mutual_chap():
     ]
 
 
-def test_chap_without_t_goes_on_later():
+def test_chap_without_the_t_bit_continues_later():
     initiator = Initiator(policy(accounts=[('erp', SECRET)]))
     _, response = initiator.ask(initiator.authenticate())
     assert not response.transit
@@ -347,7 +347,7 @@ def test_authentication_is_not_optional(methods):
 
 
 @pytest.mark.clause('RFC 7143 6.3.2')
-def test_authentication_cannot_be_left_out():
+def test_authentication_cannot_be_skipped():
     assert (
         Initiator(policy(accounts=[('erp', SECRET)])).fails(FIRST, 0, 1)
         == const.AUTHENTICATION_FAILURE
@@ -373,7 +373,7 @@ def test_a_silent_initiator_never_gets_past_security():
     assert initiator.fails([], 0, 3) == const.AUTHENTICATION_FAILURE
 
 
-def test_chap_alone_where_there_are_no_accounts():
+def test_chap_is_refused_without_accounts():
     """Windows' event 38."""
     assert Initiator().fails(CHAP, 0) == const.AUTHENTICATION_FAILURE
 
@@ -398,7 +398,7 @@ def test_a_wrong_secret():
         ([('CHAP_A', '5'), ('MaxBurstLength', '512')], const.INITIATOR_ERROR),
     ],
 )
-def test_steps_of_chap_in_their_order(pairs, status):
+def test_chap_steps_must_be_in_order(pairs, status):
     initiator = Initiator(policy(accounts=[('erp', SECRET)]))
     initiator.ask(CHAP)
     assert initiator.fails(pairs, 0, 1) == status
@@ -422,7 +422,7 @@ def test_answers_to_the_challenge(change, status):
 
 
 @pytest.mark.clause('RFC 7143 6.3.2')
-def test_no_second_authentication():
+def test_a_second_authentication_is_refused():
     initiator = Initiator()
     initiator.ask(NONE)
     assert initiator.fails([('AuthMethod', 'None')]) == const.INITIATOR_ERROR
@@ -451,7 +451,7 @@ def test_no_second_authentication():
     ],
 )
 @pytest.mark.parametrize('csg', [0, 1])
-def test_first_texts_that_fail(pairs, status, csg):
+def test_first_requests_with_invalid_text_fail(pairs, status, csg):
     assert Initiator().fails(pairs, csg) == status
 
 
@@ -469,11 +469,11 @@ def test_first_texts_that_fail(pairs, status, csg):
         ),
     ],
 )
-def test_targets_that_are_not_to_be_had(target, status):
+def test_unknown_and_unavailable_targets(target, status):
     assert Initiator(policy(**target)).fails(NONE, 0, 1) == status
 
 
-def test_the_rule_stands_in_the_reason():
+def test_the_reason_of_a_refusal_names_the_rule():
     initiator = Initiator(
         policy(refuse=lambda name: 'initiator-name of the target does not admit ' + name)
     )
@@ -481,7 +481,7 @@ def test_the_rule_stands_in_the_reason():
     assert initiator.failure.why == 'initiator-name of the target does not admit ' + INITIATOR
 
 
-def test_a_policy_without_a_rule_admits_nobody():
+def test_a_policy_without_a_rule_admits_no_initiator():
     rules = LoginPolicy({DISK: TargetPolicy(DISK, '', 1)}, TargetPolicy())
     assert Initiator(rules).fails(NONE, 0, 1) == const.AUTHORIZATION_FAILURE
     assert (
@@ -491,14 +491,14 @@ def test_a_policy_without_a_rule_admits_nobody():
 
 
 @pytest.mark.clause('RFC 7143 11.13.5')
-def test_a_redirect_says_where_to():
+def test_a_redirect_has_the_target_address():
     initiator = Initiator(policy(redirect=(False, '10.0.0.2:3260')))
     initiator.fails(NONE, 0, 1)
     response = initiator.negotiation.failure_response(initiator.failure)
     assert text.parse_text(response.data) == [('TargetAddress', '10.0.0.2:3260')]
 
 
-def test_discovery_that_is_not_served():
+def test_discovery_is_refused_if_it_is_disabled():
     rules = LoginPolicy({}, None)
     assert (
         Initiator(rules).fails([('InitiatorName', INITIATOR), ('SessionType', 'Discovery')], 0, 1)
@@ -524,19 +524,19 @@ def test_discovery_that_is_not_served():
         (dict(flags=0x86), const.INITIATOR_ERROR),
     ],
 )
-def test_headers_that_fail(fields, status):
+def test_first_requests_with_invalid_headers_fail(fields, status):
     assert Initiator().fails(NONE, **fields) == status
 
 
 @pytest.mark.clause('RFC 7143 11.12.4')
-def test_a_later_version_is_fine_if_ours_is_among_them():
+def test_a_version_range_that_includes_ours_is_accepted():
     _, response = Initiator().ask(NONE, 0, 1, version_max=5)
     assert response.version_max == response.version_active == 0
 
 
 @pytest.mark.clause('RFC 7143 11.12')
 @pytest.mark.parametrize('field, value', [('isid', bytes(6)), ('cid', 2), ('itt', 2), ('tsih', 1)])
-def test_what_may_not_change(field, value):
+def test_fields_that_must_not_change_during_login(field, value):
     initiator = Initiator()
     initiator.ask(NONE, 0, 1)
     assert initiator.fails([], 1, 3, **{field: value}) == const.INITIATOR_ERROR
@@ -544,21 +544,21 @@ def test_what_may_not_change(field, value):
 
 @pytest.mark.clause('RFC 7143 6.3')
 @pytest.mark.parametrize('csg', [0, 3])
-def test_no_way_back_to_a_stage_that_is_over(csg):
+def test_a_finished_stage_cannot_be_entered_again(csg):
     initiator = Initiator()
     initiator.ask(NONE, 0, 1)
     assert initiator.fails([], csg) == const.INITIATOR_ERROR
 
 
 @pytest.mark.clause('RFC 7143 6.2')
-def test_the_stage_does_not_change_before_the_first_text_is_whole():
+def test_the_stage_does_not_change_before_the_first_text_is_complete():
     initiator = Initiator()
     initiator.ask(b'InitiatorName=', 0, continues=True)
     assert initiator.fails(b'x\0', 1) == const.INITIATOR_ERROR
 
 
 @pytest.mark.clause('RFC 7143 6.3')
-def test_only_login_requests_while_logging_in():
+def test_only_login_requests_are_accepted_during_login():
     negotiation = LoginNegotiation(policy(), None, None)
     with pytest.raises(LoginFailure) as refusal:
         negotiation.receive_request(NopOut())
@@ -567,7 +567,7 @@ def test_only_login_requests_while_logging_in():
     assert response.status == const.INVALID_DURING_LOGIN and response.stat_sn == 0
 
 
-def test_nothing_more_while_the_master_thinks_or_after_the_end():
+def test_requests_are_refused_during_the_claim_and_after_the_end():
     initiator = Initiator()
     initiator.send(FIRST, 1, 3)
     assert initiator.fails([], 1, 3) == const.INVALID_DURING_LOGIN
@@ -578,7 +578,7 @@ def test_nothing_more_while_the_master_thinks_or_after_the_end():
         other.send([], 1, 3)
 
 
-def test_the_master_s_refusal_is_the_last_word():
+def test_a_refusal_of_the_master_ends_the_login():
     initiator = Initiator()
     initiator.send(FIRST, 1, 3)
     response = initiator.negotiation.claim_refused(
@@ -593,7 +593,7 @@ def test_the_master_s_refusal_is_the_last_word():
 
 
 @pytest.mark.clause('RFC 7143 6.2')
-def test_a_text_in_pieces_is_as_good_as_whole():
+def test_a_text_may_be_divided_over_several_requests():
     initiator = Initiator()
     data = text.render_text(NONE)
     for start in range(0, len(data), 10):
@@ -618,7 +618,7 @@ def long_answer(initiator, count=500):
 
 
 @pytest.mark.clause('RFC 7143 6.2')
-def test_a_long_answer_comes_in_pieces():
+def test_a_long_answer_is_divided_over_several_responses():
     initiator = Initiator()
     offers, rest = long_answer(initiator)
     got = b''
@@ -637,7 +637,7 @@ def test_a_long_answer_comes_in_pieces():
 
 
 @pytest.mark.clause('RFC 7143 6.2', 'RFC 7143 6.3')
-def test_the_last_piece_waits_for_t():
+def test_the_last_part_of_an_answer_waits_for_the_t_bit():
     initiator = Initiator()
     _, rest = long_answer(initiator)
     step = initiator.send(rest, 1, 3)
@@ -649,7 +649,7 @@ def test_the_last_piece_waits_for_t():
 
 @pytest.mark.clause('RFC 7143 6.2')
 @pytest.mark.parametrize('pairs, continues', [([('ImmediateData', 'Yes')], False), ([], True)])
-def test_no_new_text_before_ours_is_out(pairs, continues):
+def test_new_text_is_refused_before_the_answer_is_complete(pairs, continues):
     initiator = Initiator()
     _, rest = long_answer(initiator)
     initiator.send(rest, 1, 3)
@@ -686,7 +686,7 @@ def test_the_request_s_buffer_may_be_used_again():
 
 
 @pytest.mark.parametrize('pairs', [[], [('HeaderDigest', 'None')], [('DataDigest', 'CRC32C')]])
-def test_a_digest_that_is_demanded_must_come_about(pairs):
+def test_a_required_digest_must_be_negotiated(pairs):
     initiator = Initiator(policy(keys={'HeaderDigest': ('CRC32C',)}))
     initiator.ask(NONE, 0, 1)
     assert initiator.fails(pairs, 1, 3) == const.INITIATOR_ERROR
@@ -718,7 +718,7 @@ def test_discovery_has_one_connection():
 
 @pytest.mark.clause('RFC 7143 11.13.5')
 @pytest.mark.parametrize('numbering', [None, lambda: None])
-def test_no_session_to_join(numbering):
+def test_joining_a_session_that_does_not_exist_fails(numbering):
     assert (
         Initiator(tsih=0x7777, numbering=numbering).fails(NONE, 0, 1)
         == const.SESSION_DOES_NOT_EXIST
@@ -730,7 +730,7 @@ def test_no_session_to_join(numbering):
 
 
 @pytest.mark.clause('RFC 7143 6.3.4')
-def test_joining_keeps_the_session_s_values():
+def test_joining_keeps_the_values_of_the_session():
     leading = logged_in(
         Initiator(policy(keys={'MaxConnections': 4})),
         [('MaxConnections', '2'), ('MaxBurstLength', '4096')],
@@ -762,7 +762,7 @@ def test_joining_keeps_the_session_s_values():
         ('session_type', 'Discovery'),
     ],
 )
-def test_joining_another_s_session(field, value):
+def test_joining_the_session_of_another_initiator_fails(field, value):
     leading = logged_in(Initiator())
     with pytest.raises(LoginFailure) as refusal:
         joined_session_values(leading._replace(**{field: value}), leading, 0)
@@ -784,7 +784,7 @@ def test_every_state_is_reached_and_can_fail():
 
 
 @pytest.mark.clause('RFC 7143 9.2.1')
-def test_no_way_round_authentication():
+def test_no_path_bypasses_authentication():
     """Without the step that checks the proof, nothing leads from CHAP to the claim."""
     reached = {'chap-algorithm'}
     for _ in STATES:

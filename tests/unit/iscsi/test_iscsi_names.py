@@ -22,7 +22,7 @@ from targetd.iscsi import names
         'iqn.2026-11.com.example:' + 'x' * 199,
     ],
 )
-def test_good_names(name):
+def test_valid_names_are_accepted(name):
     assert names.name_error(name) is None
     assert names.name_error(name, lenient=True) is None
 
@@ -52,11 +52,11 @@ def test_good_names(name):
         ('iqn.2026-11.com.example:' + 'ü' * 100, '223 bytes'),
     ],
 )
-def test_flaws_are_told(name, word):
+def test_invalid_names_are_refused_with_the_reason(name, word):
     assert word in names.name_error(name)
 
 
-def test_initiators_may_bring_less_tidy_names():
+def test_initiator_names_are_checked_less_strictly():
     assert names.name_error('iqn.2026-11.com.example:host_1', lenient=True) is None
     assert names.name_error('iqn.anything/goes', lenient=True) is None
     assert names.name_error('iqn.', lenient=True)
@@ -78,7 +78,7 @@ def test_initiators_may_bring_less_tidy_names():
         ('EUI.02004567A425678D', 'eui.02004567a425678d'),
     ],
 )
-def test_names_that_are_the_same(one, other):
+def test_names_that_differ_only_in_spelling_are_equal(one, other):
     assert names.fold(one) == names.fold(other) == names.fold(names.fold(one))
 
 
@@ -108,7 +108,7 @@ def test_patterns(pattern, name, matched):
     assert names.matches_pattern(pattern, name) is matched
 
 
-def test_any_pattern_of_several_admits():
+def test_one_matching_pattern_of_several_admits():
     assert names.matches_any(('iqn.a:*', 'iqn.b:*'), 'iqn.b:1')
     assert not names.matches_any(('iqn.a:*', 'iqn.b:*'), 'iqn.c:1')
     assert not names.matches_any((), 'iqn.c:1')

@@ -206,7 +206,7 @@ def test_all_opcodes_have_a_class_and_a_name():
 
 
 @pytest.mark.parametrize('cls', EVERY)
-def test_every_field_survives_the_wire(cls):
+def test_every_field_is_decoded_as_it_was_encoded(cls):
     sent = distinct(cls)
     sent.immediate = True
     sent.ahs, sent.data = b'\0\5\2\0\0\0\0\1', b'data'
@@ -234,7 +234,7 @@ def test_only_reserved_bits_are_lost(cls):
 
 
 @pytest.mark.parametrize('cls', EVERY)
-def test_pdus_take_no_unknown_attribute(cls):
+def test_pdus_refuse_unknown_attributes(cls):
     with pytest.raises(AttributeError):
         cls().no_such_field = 1
     with pytest.raises(AttributeError):
@@ -242,12 +242,12 @@ def test_pdus_take_no_unknown_attribute(cls):
 
 
 @pytest.mark.parametrize('cls', [cls for cls in EVERY if cls.opcode in pdu.FROM_TARGET])
-def test_target_pdus_are_stamped_where_initiators_look(cls):
+def test_target_pdus_have_their_sequence_numbers_in_bytes_24_to_35(cls):
     stamped = cls(stat_sn=0x11223344, exp_cmd_sn=0x55667788, max_cmd_sn=0x99AABBCC)
     assert stamped.encode()[24:36] == bytes.fromhex('112233445566778899aabbcc')
 
 
-def test_none_from_a_framer_is_no_data():
+def test_decode_accepts_none_for_absent_data():
     got = pdu.NopOut.decode(pdu.NopOut().encode(), None, None)
     assert got.ahs == b'' and got.data == b''
 
@@ -257,7 +257,7 @@ def test_bytes_are_those_of_the_figures(sent, text):
     assert sent.encode().hex() == text.replace(' ', '')
 
 
-def test_flags_are_set_and_cleared_one_at_a_time():
+def test_flags_are_set_and_cleared_individually():
     command = pdu.ScsiCommand(final=True, write=True, attribute=3)
     assert (command.final, command.read, command.write, command.attribute) == (True, False, True, 3)
     command.write = False
@@ -270,7 +270,7 @@ def test_flags_are_set_and_cleared_one_at_a_time():
         command.attribute = 8
 
 
-def test_bits_on_the_class_describe_themselves():
+def test_flag_attributes_of_the_class_have_mask_and_shift():
     assert pdu.ScsiCommand.read.mask == const.COMMAND_READ
     assert pdu.LoginRequest.csg.shift == 2
 
@@ -287,7 +287,7 @@ def test_login_status_reads_as_a_pair():
     assert const.login_status_name(9, 9) == '0909 unknown login status'
 
 
-def test_sense_is_behind_its_length():
+def test_sense_data_follows_its_length():
     response = pdu.ScsiResponse(status=2)
     assert response.sense == b''
     response.sense = b'\x70' + bytes(17)

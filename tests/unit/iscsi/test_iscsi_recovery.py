@@ -22,7 +22,7 @@ def transfer(wanted=16, initial_r2t=True, first_burst=8, max_burst=8, outstandin
 DATA = bytes(range(1, 17))
 
 
-def test_without_a_loss_it_is_a_transfer_like_any_other():
+def test_without_a_loss_it_behaves_as_a_transfer():
     one, tags = transfer()
     for offset in (0, 8):
         ((ttt, r2t_sn, at, length),) = one.next_r2ts(tags)
@@ -33,7 +33,7 @@ def test_without_a_loss_it_is_a_transfer_like_any_other():
 
 @pytest.mark.clause('RFC 7143 7.8', 'RFC 7143 11.8')
 @pytest.mark.parametrize('lost', [(0,), (1,), (3,), (0, 3), (0, 1, 2, 3)])
-def test_the_rest_of_a_sequence_is_asked_for_again_from_the_first_loss(lost):
+def test_the_rest_of_a_sequence_is_requested_again_from_the_first_loss(lost):
     one, tags = transfer(wanted=8)
     ((ttt, _, _, _),) = one.next_r2ts(tags)
     for number in range(4):
@@ -75,7 +75,7 @@ def test_a_tag_that_is_not_outstanding_is_refused():
 
 
 @pytest.mark.clause('RFC 7143 11.16')
-def test_an_r2t_can_be_shown_again_until_it_is_answered():
+def test_an_r2t_can_be_sent_again_until_it_is_answered():
     one, tags = transfer(outstanding=2)
     first, second = one.next_r2ts(tags)
     assert one.outstanding(0, 0) == [first, second] and one.outstanding(1, 1) == [second]
@@ -84,7 +84,7 @@ def test_an_r2t_can_be_shown_again_until_it_is_answered():
 
 
 @pytest.mark.clause('RFC 7143 7.2.2')
-def test_on_another_connection_what_was_on_its_way_is_asked_for_under_its_old_number():
+def test_outstanding_data_is_requested_on_the_new_connection_with_the_old_r2t_sn():
     one, tags = transfer(outstanding=2)
     one.next_r2ts(tags)
     one.receive_data_out(100, 0, 0, DATA[:4], False)
@@ -114,7 +114,7 @@ def sent(pdus):
 
 
 @pytest.mark.clause('RFC 7143 11.16')
-def test_data_in_by_number():
+def test_data_in_is_selected_by_data_sn():
     one = reply()
     assert one.is_scsi_reply and one.size == 32
     assert sent(one.data_in_pdus(1, 2)) == [1, 2] and sent(one.data_in_pdus(2, 0)) == [2, 3]
@@ -122,7 +122,7 @@ def test_data_in_by_number():
 
 
 @pytest.mark.clause('RFC 7143 11.16')
-def test_what_is_acknowledged_is_let_go():
+def test_acknowledged_data_is_released():
     one = reply()
     one.acknowledge_data(2)
     assert (
@@ -135,7 +135,7 @@ def test_what_is_acknowledged_is_let_go():
 
 @pytest.mark.clause('RFC 7143 11.16')
 @pytest.mark.parametrize('segment', [3, 8, 100])
-def test_other_segments_carry_the_same_data_and_a_status_of_their_own(segment):
+def test_resegmented_data_is_the_same_and_the_status_is_sent_separately(segment):
     one = reply()
     pdus = one.resegmented(1, segment, 16, 0x55)
     data, status = pdus[:-1], pdus[-1]

@@ -28,7 +28,7 @@ def test_opposite_numbers_have_no_order():
     assert not serial.le(0, 1 << 31) and not serial.le(1 << 31, 0)
 
 
-def test_add_and_distance_go_round():
+def test_add_and_distance_wrap_around():
     assert serial.add(0xFFFFFFFF, 1) == 0
     assert serial.add(0, -1) == 0xFFFFFFFF
     assert serial.distance(0xFFFFFFFE, 3) == 5

@@ -34,7 +34,7 @@ def session(cmd_sn=10, window=8):
 
 @pytest.mark.clause('RFC 7143 4.2.2.1')
 @pytest.mark.parametrize('start', [10, 0xFFFFFFFE])
-def test_in_order_commands_are_taken_and_numbers_wrap(start):
+def test_commands_in_order_are_accepted_and_numbers_wrap(start):
     one = session(start)
     for number in range(4):
         assert one.accept_command_number(start + number & 0xFFFFFFFF, None)
@@ -62,7 +62,7 @@ def test_repetitions_and_commands_outside_the_window_are_dropped(number):
     assert not one.held and one.exp_cmd_sn == 10
 
 
-def test_what_is_to_be_discarded_is_remembered_within_bounds():
+def test_the_number_of_tasks_to_be_discarded_is_bounded():
     one = session()
     for itt in range(5000):
         one.discard_data_out(itt)

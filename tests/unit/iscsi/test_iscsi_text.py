@@ -6,7 +6,7 @@ from targetd.iscsi import text
 
 
 @pytest.mark.clause('RFC 7143 6.1')
-def test_pairs_keep_their_order_and_their_equals_signs():
+def test_pairs_keep_their_order_and_equals_signs_in_values():
     assert text.parse_text(b'B=2\0A=1\0CHAP_N=a=b\0X-com.example=\0') == [
         ('B', '2'),
         ('A', '1'),
@@ -15,14 +15,14 @@ def test_pairs_keep_their_order_and_their_equals_signs():
     ]
 
 
-def test_render_is_parse_backwards():
+def test_parse_reverses_render():
     pairs = [('TargetAlias', 'Büro'), ('TargetPortalGroupTag', '1')]
     assert text.render_text(pairs) == 'TargetAlias=Büro\0TargetPortalGroupTag=1\0'.encode('utf-8')
     assert text.parse_text(text.render_text(pairs)) == pairs
     assert text.render_text([]) == b''
 
 
-def test_a_missing_or_further_nul_is_forgiven():
+def test_a_missing_or_additional_nul_is_accepted():
     assert text.parse_text(b'A=1\0B=2') == [('A', '1'), ('B', '2')]
     assert text.parse_text(memoryview(b'A=1\0\0\0')) == [('A', '1')]
     assert text.parse_text(b'') == []
@@ -58,7 +58,7 @@ def test_a_missing_or_further_nul_is_forgiven():
         'long-list',
     ],
 )
-def test_what_is_no_text(data):
+def test_invalid_text_is_refused(data):
     with pytest.raises(text.TextError) as error:
         text.parse_text(data)
     assert len(str(error.value)) < 120
@@ -74,7 +74,7 @@ def test_what_is_no_text(data):
         b'a\nb=1\0',
     ],
 )
-def test_nothing_gets_into_a_log_as_a_line_of_its_own(data):
+def test_text_cannot_add_a_line_to_the_log(data):
     with pytest.raises(text.TextError) as error:
         text.parse_text(data)
     assert str(error.value).isprintable() or '\ufffd' in str(error.value)
@@ -88,14 +88,14 @@ def test_limits_are_inclusive():
     assert text.parse_text(b'HeaderDigest=' + b','.join([b'v' * 255] * 32))
 
 
-def test_split_gives_one_piece_at_least():
+def test_split_returns_at_least_one_piece():
     assert text.split_text(b'', 512) == [b'']
     assert text.split_text(b'x' * 512, 512) == [b'x' * 512]
     assert text.split_text(b'x' * 513, 512) == [b'x' * 512, b'x']
 
 
 @pytest.mark.clause('RFC 7143 6.2')
-def test_collector_puts_pieces_together_and_begins_anew():
+def test_the_collector_joins_the_pieces_of_a_text_and_can_be_used_again():
     collector = text.TextCollector(10)
     assert collector.is_empty
     assert collector.add_piece(memoryview(b'A='), True) is None
@@ -105,7 +105,7 @@ def test_collector_puts_pieces_together_and_begins_anew():
     assert collector.add_piece(b'0123456789', False) == b'0123456789'
 
 
-def test_collector_keeps_no_more_than_its_limit():
+def test_the_collector_keeps_no_more_than_its_limit():
     collector = text.TextCollector(10)
     collector.add_piece(b'x' * 10, True)
     with pytest.raises(text.TextError):

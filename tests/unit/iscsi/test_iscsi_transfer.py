@@ -42,7 +42,9 @@ def finish(transfer):
 @pytest.mark.parametrize('initial_r2t', [True, False])
 @pytest.mark.parametrize('immediate', [0, 1000, 4096])
 @pytest.mark.parametrize('max_outstanding', [1, 3])
-def test_every_way_gives_the_same_buffer(initial_r2t, immediate, max_outstanding):
+def test_every_negotiated_combination_fills_the_same_buffer(
+    initial_r2t, immediate, max_outstanding
+):
     transfer = Transfer(1, 20000, 20000, limits(initial_r2t, max_outstanding_r2t=max_outstanding))
     unsolicited = not initial_r2t and immediate < 4096
     transfer.receive_immediate(PATTERN[:immediate] or None, not unsolicited)
@@ -56,7 +58,7 @@ def test_every_way_gives_the_same_buffer(initial_r2t, immediate, max_outstanding
 
 
 @pytest.mark.clause('RFC 7143 13.17')
-def test_no_more_r2ts_than_agreed_are_unanswered():
+def test_no_more_r2ts_than_negotiated_are_outstanding():
     transfer = Transfer(1, 65536, 65536, limits(max_outstanding_r2t=2))
     transfer.receive_immediate(None, True)
     ttts = itertools.count(1)
@@ -64,13 +66,13 @@ def test_no_more_r2ts_than_agreed_are_unanswered():
     assert len(first) == 2 and transfer.next_r2ts(lambda: next(ttts)) == []
 
 
-def test_data_beyond_what_the_command_takes_is_not_kept():
+def test_data_beyond_the_length_of_the_command_is_not_kept():
     transfer = Transfer(1, 512, 4096, limits())
     transfer.receive_immediate(PATTERN[:1024], True)
     assert transfer.is_complete and bytes(transfer.buffer) == PATTERN[:512]
 
 
-def test_landed_data_is_not_copied_again():
+def test_data_in_its_final_place_is_not_copied_again():
     transfer = Transfer(1, 8192, 8192, limits())
     transfer.receive_immediate(None, True)
     ((ttt, _, offset, length),) = transfer.next_r2ts(lambda: 5)
@@ -91,7 +93,7 @@ def test_landed_data_is_not_copied_again():
         (5, 0, 0, 8193),  # more than was asked for
     ],
 )
-def test_data_that_is_not_due_is_refused(ttt, offset, data_sn, length):
+def test_unexpected_data_is_refused(ttt, offset, data_sn, length):
     transfer = Transfer(1, 20000, 20000, limits())
     transfer.receive_immediate(None, True)
     transfer.next_r2ts(lambda: 5)
@@ -113,7 +115,7 @@ def test_unsolicited_data_although_initial_r2t_is_refused():
         Transfer(1, 20000, 20000, limits(initial_r2t=True)).receive_immediate(None, False)
 
 
-def test_an_r2t_that_is_answered_short_is_asked_again_but_not_for_ever():
+def test_missing_data_of_an_r2t_is_requested_again_a_limited_number_of_times():
     transfer = Transfer(1, 8192, 8192, limits())
     transfer.receive_immediate(None, True)
     transfer.next_r2ts(lambda: 5)

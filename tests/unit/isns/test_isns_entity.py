@@ -53,7 +53,7 @@ def hold(conversation, server):
         return stop.value
 
 
-def test_the_first_message_replaces_and_says_everything():
+def test_the_first_message_replaces_the_registration_and_is_complete():
     (message,) = entity.registration_messages(ENTITY)
     assert message.flags & isnsp.REPLACE and message.function == isnsp.REGISTER
     name = isnsp.text_attribute(isnsp.ENTITY_IDENTIFIER, 'storage1')
@@ -97,7 +97,7 @@ def test_the_first_message_replaces_and_says_everything():
     ]
 
 
-def test_many_targets_come_in_several_messages_and_portals_only_once():
+def test_many_targets_take_several_messages_and_portals_are_sent_once():
     nodes = tuple(entity.Node('iqn.2026-11.test:%0150d' % n, '', ((1, (P1,)),)) for n in range(50))
     first, *further = entity.registration_messages(ENTITY._replace(nodes=nodes))
     assert (
@@ -118,7 +118,7 @@ def test_many_targets_come_in_several_messages_and_portals_only_once():
     assert all(len(isnsp.encode(message)) <= 4096 for message in further)
 
 
-def test_a_registration_ends_with_a_look_at_it():
+def test_a_registration_ends_with_a_query_of_it():
     server = Server(period=600)
     assert hold(entity.registration_conversation(ENTITY), server) == entity.Registered(
         600, True, []
@@ -134,16 +134,16 @@ def test_a_registration_ends_with_a_look_at_it():
     ] == [ONE.name, TWO.name]
 
 
-def test_a_server_that_names_no_period_gets_ours():
+def test_without_a_period_of_the_server_the_configured_one_applies():
     assert hold(entity.registration_conversation(ENTITY), Server()).period == 300
 
 
-def test_a_server_that_shows_us_nothing_is_not_asked_in_vain():
+def test_a_server_with_empty_query_responses_gets_no_renewal():
     assert not hold(entity.registration_conversation(ENTITY), Server(knows=False)).is_visible
     assert hold(entity.renewal_conversation(ENTITY), Server(knows=False)) is None
 
 
-def test_where_nobody_listens_nothing_is_asked_for():
+def test_without_a_listener_no_notifications_are_requested():
     server = Server()
     hold(entity.registration_conversation(ENTITY._replace(port=0, esi_interval=60)), server)
     assert not server.of(isnsp.REGISTER_SCN)
@@ -152,7 +152,7 @@ def test_where_nobody_listens_nothing_is_asked_for():
     }
 
 
-def test_inquiries_are_asked_for_and_done_without_where_the_server_makes_none():
+def test_inquiries_are_requested_but_the_server_may_refuse_them():
     server = Server(DevAttrReg=[isnsp.ESI_NOT_AVAILABLE, isnsp.SUCCESS])
     done = hold(entity.registration_conversation(ENTITY._replace(esi_interval=60)), server)
     first, second = server.of(isnsp.REGISTER)
@@ -164,17 +164,17 @@ def test_inquiries_are_asked_for_and_done_without_where_the_server_makes_none():
     assert done.notes == ['it sends no inquiries']
 
 
-def test_notifications_that_are_refused_are_no_failure():
+def test_refused_notifications_are_not_a_failure():
     done = hold(entity.registration_conversation(ENTITY), Server(SCNReg=17))
     assert len(done.notes) == 1 and 'SCN registration rejected' in done.notes[0]
 
 
-def test_a_refused_registration_says_why():
+def test_a_refused_registration_has_a_reason():
     with pytest.raises(entity.Refused, match='source unauthorized'):
         hold(entity.registration_conversation(ENTITY), Server(DevAttrReg=8))
 
 
-def test_a_renewal_speaks_for_another_target_where_the_first_sees_nothing():
+def test_a_renewal_uses_another_target_if_the_query_of_the_first_is_empty():
     server = Server(period=50, DevAttrQry=[isnsp.NO_SUCH_ENTRY, isnsp.SUCCESS])
     assert hold(entity.renewal_conversation(ENTITY), server) == 50
     assert [isnsp.attribute_text(message.attributes[0][1]) for message in server.heard] == [
@@ -183,7 +183,7 @@ def test_a_renewal_speaks_for_another_target_where_the_first_sees_nothing():
     ]
 
 
-def test_presence_is_what_is_shown():
+def test_an_entity_is_registered_if_a_query_returns_it():
     assert hold(entity.presence_conversation(ONE.name), Server()) is True
     # Open-iSNS: success, and nothing
     assert hold(entity.presence_conversation(ONE.name), Server(knows=False)) is False
@@ -203,7 +203,7 @@ def test_a_deregistration_names_the_entity():
         hold(entity.deregistration_conversation(ENTITY), Server(DevDereg=8))
 
 
-def test_an_inquiry_is_answered_with_its_own_attributes():
+def test_an_inquiry_is_answered_with_the_attributes_it_contains():
     """RFC 4171 5.7.5.13."""
     attributes = (
         (isnsp.TIMESTAMP, bytes(8)),
@@ -219,7 +219,7 @@ def test_an_inquiry_is_answered_with_its_own_attributes():
     )
 
 
-def test_a_notification_is_answered_with_whom_it_was_for():
+def test_a_notification_is_answered_with_its_destination():
     """RFC 4171 5.7.5.8."""
     other = 'iqn.2026-11.test:initiator'
     message = isnsp.Message(
@@ -247,7 +247,7 @@ def test_a_notification_is_answered_with_whom_it_was_for():
     )
 
 
-def test_what_wants_no_answer_gets_none_and_what_is_unknown_is_told_so():
+def test_responses_are_not_answered_and_unknown_functions_are_refused():
     assert (
         entity.response_to(isnsp.Message(isnsp.HEARTBEAT, isnsp.FROM_SERVER, 7, None, ())) is None
     )

@@ -32,7 +32,7 @@ def one(data):
     return message
 
 
-def test_a_recorded_response_is_understood():
+def test_a_recorded_response_is_parsed():
     message = one(WINDOWS)
     assert (
         message.is_response
@@ -48,7 +48,7 @@ def test_a_recorded_response_is_understood():
     assert dict(message.attributes)[isnsp.ISCSI_NAME] == NAME
 
 
-def test_a_refusal_is_understood():
+def test_a_refusal_is_parsed():
     message = one(bytes.fromhex('0001 8001 0004 4c00 0007 0000 0000000e'))
     assert (
         message.status == 14
@@ -58,7 +58,7 @@ def test_a_refusal_is_understood():
     assert isnsp.status_name(99) == 'refused (status 99)'
 
 
-def test_a_request_as_it_goes_out():
+def test_the_bytes_of_a_request():
     """RFC 4171 5.1, 5.1.2: header, then attributes whose values are padded to four bytes; text is
     ended by a NUL."""
     sent = isnsp.encode(
@@ -99,7 +99,7 @@ ATTRIBUTES = st.lists(
 
 @settings(max_examples=60, deadline=None)
 @given(ATTRIBUTES, st.one_of(st.none(), st.integers(0, 30)), st.integers(230, 2000), st.data())
-def test_what_is_sent_is_received_however_it_is_torn(attributes, status, longest, data):
+def test_a_message_is_received_however_its_bytes_are_divided(attributes, status, longest, data):
     function = isnsp.REGISTER if status is None else isnsp.REGISTER | isnsp.RESPONSE
     message = isnsp.Message(function, isnsp.FROM_CLIENT, 77, status, tuple(attributes))
     sent = isnsp.encode(message, longest) + isnsp.encode(message._replace(transaction=78), longest)
@@ -162,7 +162,7 @@ def header(
         (header(length=8) + struct.pack('>II', 1, 4), 'longer than its message'),
     ],
 )
-def test_what_is_no_message_is_refused(data, why):
+def test_malformed_messages_are_refused(data, why):
     with pytest.raises(isnsp.BadMessage, match=why):
         isnsp.Assembler().receive(data)
 
@@ -186,7 +186,7 @@ def test_a_message_without_end_is_cut_off():
         ),
     )
 )
-def test_noise_is_a_message_or_refused(data):
+def test_random_bytes_are_a_message_or_refused(data):
     try:
         for message in isnsp.Assembler().receive(data):
             assert isinstance(message.attributes, tuple)

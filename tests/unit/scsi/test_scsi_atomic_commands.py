@@ -20,7 +20,7 @@ def caw(lba, blocks, flags=0):
     return cdb_16(0x89, lba, blocks & 0xFF, flags)
 
 
-def test_compare_and_write_writes_when_it_is_as_expected():
+def test_compare_and_write_writes_if_the_data_is_equal():
     unit = make_unit(write_cache=True)
     unit.store.data[:] = pattern(BLOCKS)
     old, new = pattern(BLOCKS)[5 * 512 : 7 * 512], b'n' * 1024
@@ -30,7 +30,7 @@ def test_compare_and_write_writes_when_it_is_as_expected():
     assert unit.store.calls[2] == ('write', 2560, 1024, False)
 
 
-def test_compare_and_write_tells_where_it_differs_and_writes_nothing():
+def test_compare_and_write_reports_the_first_difference_and_writes_nothing():
     unit = make_unit()
     wanted = bytearray(1024)
     wanted[700] = 1
@@ -48,7 +48,7 @@ def test_fua_of_compare_and_write(write_cache, flags, durable):
     assert unit.store.calls[2][3] == durable
 
 
-def test_compare_and_write_keeps_its_maximum():
+def test_compare_and_write_is_limited_to_its_maximum():
     unit = make_unit(maximum_compare_and_write_length=4 * 512)
     assert status_of(unit, caw(0, 4), bytes(8 * 512)) == 0
     assert error_of(unit, caw(0, 5), bytes(10 * 512)).field == (13, None, True)
@@ -62,14 +62,14 @@ def test_compare_and_write_keeps_its_maximum():
 
 
 @pytest.mark.parametrize('size', [0, 512, 1023, 2048])
-def test_compare_and_write_needs_exactly_twice_its_blocks(size):
+def test_compare_and_write_requires_twice_the_data_of_its_blocks(size):
     unit = make_unit()
     error = error_of(unit, caw(0, 1), bytes(size))
     assert (error.key, error.asc, error.field) == (5, 0x24, (13, None, True))
     assert unit.store.calls == []
 
 
-def test_compare_and_write_of_256_blocks_does_not_pass_as_one_of_none():
+def test_compare_and_write_of_256_blocks_is_refused():
     assert sense_of(make_unit(), caw(0, 256), bytes(512 * 512)) == (5, 0x24, 0)
 
 
@@ -83,7 +83,7 @@ def test_a_failed_read_is_a_read_error_and_a_failed_write_a_write_error():
     assert sense_of(unit, caw(0, 1), bytes(1024)) == (7, 0x27, 7)
 
 
-def test_orwrite_ors():
+def test_orwrite_writes_the_bitwise_or():
     unit = make_unit()
     unit.store.data[:] = b'\x5a' * unit.store.size
     do(unit, cdb_16(0x8B, 3, 2), b'\xa5' * 512 + b'\x01' * 512)
@@ -116,7 +116,7 @@ def test_write_atomic_is_one_write_within_its_limit():
         (cdb_16(0x9C, 0, 1), 512, 'atomic_write', ['atomic_write', 'over']),
     ],
 )
-def test_aborted_while_waiting_for_the_lock_writes_nothing(cdb, size, verb, verbs):
+def test_a_task_that_is_aborted_while_it_waits_for_the_lock_writes_nothing(cdb, size, verb, verbs):
     unit = make_unit(maximum_atomic_length=4096)
     task = make_task(unit, cdb, bytes(size))
     unit.admit(task)

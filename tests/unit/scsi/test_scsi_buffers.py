@@ -25,7 +25,7 @@ def write(unit, mode, data, offset=0):
     return do(unit, cdb(0x3B, mode, len(data), offset), data)
 
 
-def test_the_data_buffer_gives_back_what_was_written_where_it_was_written():
+def test_the_data_buffer_is_read_back_at_every_offset():
     unit = make_unit()
     assert write(unit, DATA, b'hello') is None
     write(unit, DATA, b'LL', 2)
@@ -33,7 +33,7 @@ def test_the_data_buffer_gives_back_what_was_written_where_it_was_written():
     assert read(unit, DATA, 2, 2) == b'LL'
 
 
-def test_the_buffer_ends_where_its_descriptor_says():
+def test_the_capacity_of_the_buffer_is_that_of_its_descriptor():
     unit = make_unit()
     descriptor = read(unit, DESCRIPTOR, 4)
     capacity = int.from_bytes(descriptor[1:], 'big')
@@ -48,7 +48,7 @@ def test_the_buffer_ends_where_its_descriptor_says():
     assert read(unit, DATA, capacity) == data
 
 
-def test_a_buffer_that_is_not_there_has_no_capacity():
+def test_a_missing_buffer_has_capacity_0():
     assert read(make_unit(), DESCRIPTOR, 4, number=1) == bytes(4)
 
 
@@ -59,7 +59,7 @@ def test_header_and_data():
     assert read(unit, DATA, 4) == b'data'
 
 
-def test_the_echo_buffer_gives_back_exactly_what_was_written():
+def test_the_echo_buffer_is_read_back_exactly():
     unit = make_unit()
     assert read(unit, ECHO_DESCRIPTOR, 4) == struct.pack('>HH', 0, 4096)
     assert sense_of(unit, cdb(0x3C, ECHO, 8)) == (5, 0x2C, 0)
@@ -90,18 +90,18 @@ def test_units_do_not_share_buffers():
         (0x3C, 0x00, 4, 0),
     ],
 )
-def test_modes_offsets_and_buffers_that_are_not_there(opcode, mode, offset, number):
+def test_unsupported_modes_offsets_and_buffers_are_refused(opcode, mode, offset, number):
     data = bytes(4) if opcode == 0x3B else None
     assert sense_of(make_unit(), cdb(opcode, mode, 4, offset, number), data) == FIELD_IN_CDB
 
 
-def test_data_that_do_not_come_are_not_written():
+def test_missing_data_out_writes_nothing():
     unit = make_unit()
     assert sense_of(unit, cdb(0x3B, DATA, 8), b'abc') == (5, 0x1A, 0)
     assert read(unit, DATA, 3) == bytes(3)
 
 
-def test_nothing_written_changes_nothing():
+def test_a_write_of_0_bytes_changes_nothing():
     unit = make_unit()
     write(unit, DATA, b'keep')
     assert do(unit, cdb(0x3B, DATA, 0)) is None

@@ -55,14 +55,14 @@ def test_an_extended_self_test_reads_every_block():
     assert sum(call[2] for call in unit.store.calls) == (BLOCKS + 3) * 512
 
 
-def test_a_self_test_that_fails_says_where():
+def test_a_failed_self_test_reports_the_address():
     unit = make_unit()
     unit.store.bad = (BLOCKS // 2 * 512,)
     assert sense_of(unit, send_diagnostic(5)) == (4, 0x3E, 3)
     assert results(unit) == [(5, 7, 1, 0, BLOCKS // 2, 3, 0x11, 0)]
 
 
-def test_a_background_test_goes_on_after_its_command():
+def test_a_background_test_continues_after_its_command():
     unit = make_unit()
     started = []
     unit.services.run_in_thread = lambda work, argument: started.append((work, argument))
@@ -88,7 +88,7 @@ def test_a_background_test_can_be_aborted():
     assert unit.store.calls == []
 
 
-def test_the_newest_of_twenty_comes_first():
+def test_the_log_has_twenty_results_and_the_newest_is_first():
     unit = make_unit()
     for n in range(25):
         do(unit, send_diagnostic(5 if n % 2 else 6))
@@ -97,13 +97,13 @@ def test_the_newest_of_twenty_comes_first():
 
 
 @pytest.mark.parametrize('medium', ['ejected', 'stopped'])
-def test_a_unit_without_medium_passes_what_can_be_tested(medium):
+def test_a_unit_without_a_medium_passes_the_other_tests(medium):
     unit = make_unit(medium=medium)
     assert do(unit, send_diagnostic(6)) is None
     assert unit.store.calls == [] and results(unit)[0][1] == 0
 
 
-def test_results_are_told_to_the_owner():
+def test_results_are_sent_to_the_master():
     unit = make_unit()
     told = []
     unit.services.note = lambda kind, message: told.append((kind, message['result'], message['by']))
@@ -135,13 +135,13 @@ def power(unit):
         (7, (0, 0, 0)),
     ],
 )
-def test_request_sense_says_which_power_condition_was_asked_for(condition, code):
+def test_request_sense_reports_the_requested_power_condition(condition, code):
     unit = make_unit()
     do(unit, start_stop(condition))
     assert power(unit) == code
 
 
-def test_a_unit_in_standby_serves_and_is_active_again():
+def test_a_unit_in_standby_executes_commands_and_becomes_active():
     unit = make_unit()
     do(unit, start_stop(3))
     assert do(unit, bytes(6)) is None and power(unit) == (0, 0x5E, 4)
@@ -151,7 +151,7 @@ def test_a_unit_in_standby_serves_and_is_active_again():
 
 
 @pytest.mark.parametrize('cdb', [start_stop(1), start_stop(0, 1), start_stop(7)])
-def test_it_can_be_made_active(cdb):
+def test_a_unit_can_be_made_active(cdb):
     unit = make_unit()
     do(unit, start_stop(2))
     do(unit, cdb)

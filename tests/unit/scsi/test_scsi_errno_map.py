@@ -48,12 +48,12 @@ def test_temporary_failures_are_retried(number):
     assert errno_map.write_failure(failure(number)).key == sense.ABORTED_COMMAND
 
 
-def test_an_unknown_errno_is_an_internal_failure_and_never_good():
+def test_an_unknown_errno_is_an_internal_target_failure():
     assert sense_of(errno_map.read_failure(OSError(9999, 'odd'))) == (4, 0x44, 0x00)
     assert sense_of(errno_map.write_failure(OSError('no number'))) == (4, 0x44, 0x00)
 
 
-def test_the_block_is_named_when_it_is_known():
+def test_sense_data_has_the_lba_if_it_is_known():
     assert errno_map.read_failure(failure(errno.EIO), 77).information == 77
     assert errno_map.read_failure(failure(errno.EIO)).information is None
 

@@ -21,12 +21,12 @@ def set_information(kind, length):
 # -- identifying information -----------------------------------------------------------------------
 
 
-def test_nothing_is_known_at_first():
+def test_identifying_information_is_empty_at_first():
     assert do(make_unit(), report(0)) == bytes(4)
     assert do(make_unit(), report(2)) == bytes(4)
 
 
-def test_what_was_set_is_reported():
+def test_information_that_was_set_is_reported():
     unit = make_unit()
     unit.replace_shared_state(records=dict(unit.records, identifying={'0': '0102', '2': 'c3a400'}))
     assert do(unit, report(0)) == b'\0\0\0\2\1\2'
@@ -34,7 +34,7 @@ def test_what_was_set_is_reported():
     assert do(unit, report(2, 5)) == b'\0\0\0\3\xc3'
 
 
-def test_the_types_are_told_with_their_lengths():
+def test_the_types_are_reported_with_their_maximum_lengths():
     assert do(make_unit(), report(0x7F)) == struct.pack('>xxHBxHBxH', 8, 0, 64, 4, 256)
 
 
@@ -49,13 +49,13 @@ def test_the_types_are_told_with_their_lengths():
         (2, b'erp\0rest\0', '65727000'),
     ],
 )
-def test_setting_it_is_the_masters_to_do(kind, data, kept):
+def test_information_is_set_by_the_master(kind, data, kept):
     change = do(make_unit(), set_information(kind, len(data)), data)
     assert change == Change('set-identifying-information', {'type': str(kind), 'data': kept})
 
 
 @pytest.mark.parametrize('kind, length', [(0, 65), (2, 257), (1, 4), (0x7F, 4)])
-def test_what_cannot_be_set(kind, length):
+def test_invalid_information_is_refused(kind, length):
     assert sense_of(make_unit(), set_information(kind, length), b'\0' * length) == FIELD_IN_CDB
 
 
@@ -79,14 +79,14 @@ def clocked(now=1700000000123):
     return unit
 
 
-def test_the_timestamp_is_the_hosts_clock_until_somebody_sets_it():
+def test_the_timestamp_is_the_clock_of_the_host_until_it_is_set():
     assert (
         do(clocked(), REPORT)
         == struct.pack('>HBx', 10, 3) + (1700000000123).to_bytes(6, 'big') + b'\0\0'
     )
 
 
-def test_a_timestamp_that_was_set_goes_on_from_there():
+def test_a_timestamp_that_was_set_continues_to_count():
     unit = clocked(5000)
     data = bytes(4) + (1000).to_bytes(6, 'big') + bytes(2)
     change = do(unit, bytes.fromhex('a4 0f 00000000 0000000c 00 00'), data)
@@ -99,7 +99,7 @@ def test_a_timestamp_that_was_set_goes_on_from_there():
     assert int.from_bytes(do(unit, REPORT)[4:10], 'big') == 0
 
 
-def test_lists_of_other_lengths():
+def test_lists_of_a_wrong_length_are_refused():
     assert do(clocked(), bytes.fromhex('a4 0f 00000000 00000000 00 00')) is None
     assert sense_of(clocked(), bytes.fromhex('a4 0f 00000000 0000000b 00 00'), bytes(11)) == (
         5,

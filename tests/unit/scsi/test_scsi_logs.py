@@ -44,7 +44,7 @@ def page(unit, code, **words):
 # -- which pages -----------------------------------------------------------------------------------
 
 
-def test_the_pages_are_listed_and_each_is_answered():
+def test_every_listed_page_is_supported():
     unit = thin_unit()
     data = do(unit, log_sense(0))
     assert data[:2] == b'\0\0' and data[4:] == bytes(
@@ -73,19 +73,19 @@ def test_other_pages_are_refused(code, subpage):
     assert sense_of(make_unit(), log_sense(code, subpage)) == FIELD_IN_CDB
 
 
-def test_saving_is_not_offered():
+def test_saving_is_not_supported():
     cdb = bytearray(log_sense(0x0D))
     cdb[1] = 1
     assert sense_of(make_unit(), bytes(cdb)) == FIELD_IN_CDB
 
 
-def test_data_end_at_the_allocation_length():
+def test_data_is_cut_at_the_allocation_length():
     unit = make_unit()
     assert do(unit, log_sense(0x10, length=7)) == do(unit, log_sense(0x10))[:7]
     assert len(do(unit, log_sense(0x10, length=0))) == 0
 
 
-def test_the_parameter_pointer_leaves_out_what_is_before_it():
+def test_parameters_before_the_parameter_pointer_are_omitted():
     unit = make_unit()
     assert sorted(page(unit, 0x10, pointer=18)) == [18, 19, 20]
     assert sense_of(unit, log_sense(0x10, pointer=21)) == FIELD_IN_CDB
@@ -96,7 +96,7 @@ def test_the_parameter_pointer_leaves_out_what_is_before_it():
 
 
 @pytest.mark.parametrize('control', range(4))
-def test_provisioning_as_windows_wants_it_whatever_the_page_control(control):
+def test_the_provisioning_page_is_the_same_for_every_page_control(control):
     """DS 1, SPF 0, parameters of 8 bytes in format 3."""
     unit = thin_unit()
     data = do(unit, log_sense(0x0C, control=control))
@@ -137,7 +137,7 @@ def test_errors_of_the_medium_are_counted():
     assert page(unit, 3, control=0) == {6: (2, b'\xff' * 8)}
 
 
-def test_the_temperature_is_not_known():
+def test_the_temperature_is_unknown():
     assert page(make_unit(), 0x0D) == {0: (3, b'\0\xff'), 1: (3, b'\0\xff')}
 
 
@@ -156,7 +156,7 @@ def test_informational_exceptions_warn_of_a_unit_that_lost_data():
     assert page(make_unit(medium='failed'), 0x2F)[0][1][:2] == b'\x5d\0'
 
 
-def test_the_statistics_page_claims_nothing_but_its_interval():
+def test_the_statistics_page_supports_only_the_time_interval():
     assert list(page(make_unit(), 0x19)) == [3]
 
 
@@ -182,7 +182,7 @@ def test_the_accounting_date_can_be_set():
     )
 
 
-def test_counters_can_be_set_several_pages_at_once():
+def test_counters_of_several_pages_can_be_set_at_once():
     data = parameter(0x03, 6, struct.pack('>Q', 5)) + parameter(0x02, 6, bytes(8))
     assert select(make_unit(), data) == Change('log-select', {'errors': {'read': 5, 'write': 0}})
     assert select(make_unit(), data, control=0) is None
@@ -219,7 +219,7 @@ def test_a_log_select_that_changes_nothing(cdb):
         log_select(page=0x0C),
     ],
 )
-def test_a_log_select_that_cannot_be(cdb):
+def test_an_invalid_log_select_is_refused(cdb):
     assert sense_of(make_unit(), cdb, bytes(4)) == FIELD_IN_CDB
 
 
@@ -239,11 +239,11 @@ def test_a_log_select_that_cannot_be(cdb):
         (parameter(0x0D, 0, bytes(2)), FIELD_IN_LIST),
     ],
 )
-def test_a_parameter_list_that_cannot_be(data, sense):
+def test_an_invalid_parameter_list_is_refused(data, sense):
     assert sense_of(make_unit(), log_select(len(data)), data) == sense
 
 
-def test_the_pointer_names_the_parameter_that_cannot_be_set():
+def test_the_field_pointer_is_that_of_the_invalid_parameter():
     data = parameter(0x03, 6, bytes(8)) + parameter(0x0D, 0, bytes(2))
     assert error_of(make_unit(), log_select(len(data)), data).field == (20, None, False)
 

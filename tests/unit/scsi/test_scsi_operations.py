@@ -16,7 +16,7 @@ OVERWRITE = {
 }
 
 
-def test_it_begins_at_the_beginning():
+def test_a_new_operation_has_position_0():
     operation = operations.new_operation(OVERWRITE, BY)
     assert operation['position'] == 0 and operation['failed'] == '' and operation['by'] == list(BY)
     assert operations.medium_state_of(operation) == 'sanitizing'
@@ -38,12 +38,12 @@ def test_it_begins_at_the_beginning():
         {'method': 'erase'},
     ],
 )
-def test_what_no_command_can_ask_is_refused(change):
+def test_impossible_requests_of_a_worker_are_refused(change):
     with pytest.raises(ValueError):
         operations.new_operation(dict(OVERWRITE, **change), BY)
 
 
-def test_it_comes_back_as_it_was_kept():
+def test_a_saved_operation_is_restored():
     operation = dict(operations.new_operation(OVERWRITE, BY), position=4096, size=8192)
     assert operations.operation_from_storage(operation) == operation
     failed = dict(operation, failed='the disk said no')
@@ -65,12 +65,12 @@ def test_it_comes_back_as_it_was_kept():
         dict(OVERWRITE, by=list(BY), position=0, size='x', failed=''),
     ],
 )
-def test_damaged_state_is_said_to_be(kept):
+def test_damaged_saved_state_is_refused(kept):
     with pytest.raises(ValueError):
         operations.operation_from_storage(kept)
 
 
-def test_on_a_medium_of_another_size_it_begins_anew():
+def test_an_operation_starts_again_on_a_medium_of_another_size():
     operation = dict(
         operations.for_medium_size(operations.new_operation(OVERWRITE, BY), 8192), position=4096
     )
@@ -89,12 +89,12 @@ def test_progress_counts_all_passes(position, progress):
     )
 
 
-def test_there_is_no_progress_of_nothing():
+def test_no_operation_has_no_progress():
     assert operations.progress(None, 2048) == 0
     assert operations.progress(operations.new_operation(OVERWRITE, BY), 0) == 0
 
 
-def test_the_pattern_begins_anew_in_each_block_and_every_other_pass_is_its_complement():
+def test_the_pattern_starts_in_each_block_and_alternate_passes_invert_it():
     operation = operations.new_operation(dict(OVERWRITE, pattern='010203'), BY)
     block = (b'\x01\x02\x03' * 171)[:512]
     assert operations.block_content(operation, 512, 0) == block

@@ -34,7 +34,7 @@ def unmap(*ranges):
 # -- UNMAP -----------------------------------------------------------------------------------------
 
 
-def test_unmap_gives_back_each_range():
+def test_unmap_unmaps_each_range():
     unit = thin()
     assert do(unit, *unmap((0, 8), (100, 1))) is None
     assert unit.store.calls == [('unmap', 0, 4096), ('unmap', 51200, 512)]
@@ -46,24 +46,24 @@ def test_unmap_is_durable_without_a_write_cache():
     assert unit.store.verbs() == ['unmap', 'flush']
 
 
-def test_unmap_is_not_offered_by_a_thick_unit():
+def test_a_thick_unit_does_not_support_unmap():
     assert sense_of(make_unit(), *unmap((0, 8))) == (5, 0x20, 0)
 
 
 @pytest.mark.parametrize('ranges', [[], [(5, 0)], [(BLOCKS, 0)], [(BLOCKS + 1000, 0)]])
-def test_unmapping_nothing_is_good_wherever_it_is(ranges):
+def test_unmapping_0_blocks_is_good_at_any_lba(ranges):
     unit = thin()
     assert status_of(unit, *unmap(*ranges)) == 0
     assert 'unmap' not in unit.store.verbs()
 
 
-def test_one_bad_range_unmaps_none():
+def test_one_invalid_range_refuses_the_command():
     unit = thin()
     assert sense_of(unit, *unmap((0, 8), (BLOCKS - 1, 2))) == (5, 0x21, 0)
     assert unit.store.calls == []
 
 
-def test_the_block_limits_are_kept():
+def test_the_block_limits_are_enforced():
     unit = thin(maximum_unmap_descriptors=2, maximum_unmap_length=16 * 512)
     assert status_of(unit, *unmap((0, 8), (8, 8))) == 0
     assert sense_of(unit, *unmap((0, 1), (1, 1), (2, 1))) == (5, 0x26, 0)
@@ -71,23 +71,23 @@ def test_the_block_limits_are_kept():
 
 
 @pytest.mark.parametrize('length', range(1, 8))
-def test_a_list_without_a_whole_header_is_a_length_error(length):
+def test_a_list_with_an_incomplete_header_is_a_length_error(length):
     cdb = struct.pack('>BBIBHB', 0x42, 0, 0, 0, length, 0)
     assert sense_of(thin(), cdb, bytes(length)) == (5, 0x1A, 0)
 
 
-def test_no_list_at_all_is_good():
+def test_an_empty_list_is_good():
     assert status_of(thin(), struct.pack('>BBIBHB', 0x42, 0, 0, 0, 0, 0)) == 0
 
 
-def test_a_list_that_did_not_come_whole_unmaps_nothing():
+def test_an_incomplete_list_unmaps_nothing():
     unit = thin()
     cdb, data = unmap((0, 8), (100, 1))
     assert sense_of(unit, cdb, data[:30]) == (5, 0x1A, 0)
     assert unit.store.calls == []
 
 
-def test_a_cut_last_descriptor_is_left_out():
+def test_an_incomplete_last_descriptor_is_ignored():
     unit = thin()
     cdb, data = unmap((0, 8), (100, 1))
     cdb = cdb[:7] + struct.pack('>HB', 30, 0)
@@ -95,7 +95,7 @@ def test_a_cut_last_descriptor_is_left_out():
     assert unit.store.calls == [('unmap', 0, 4096)]
 
 
-def test_a_medium_that_takes_no_hints_keeps_its_data():
+def test_a_medium_that_cannot_unmap_keeps_its_data():
     unit = thin()
     unit.store.fail = {'unmap': errno.EOPNOTSUPP}
     assert status_of(unit, *unmap((0, 8))) == 0
@@ -140,7 +140,7 @@ def test_write_same_repeats_the_block(opcode):
 
 @pytest.mark.parametrize('opcode', (0x41, 0x93))
 @pytest.mark.parametrize('flags, may_unmap', [(0x00, False), (0x08, True)])
-def test_zeroes_are_left_to_the_store(opcode, flags, may_unmap):
+def test_zeroes_are_written_by_the_store(opcode, flags, may_unmap):
     unit = thin()
     do(unit, block_cdb(opcode, 8, 8, flags), bytes(512))
     assert unit.store.calls == [('write_zeroes', 4096, 4096, may_unmap)]
@@ -167,7 +167,7 @@ def test_write_same_16_without_data_writes_zeroes():
 
 
 @pytest.mark.parametrize('opcode', (0x41, 0x93))
-def test_0_blocks_is_to_the_end(opcode):
+def test_0_blocks_means_up_to_the_end_of_the_medium(opcode):
     unit = thin()
     do(unit, block_cdb(opcode, BLOCKS - 5, 0), b'\1' * 512)
     assert unit.store.data[-6 * 512 :] == b'\xff' * 512 + b'\1' * 5 * 512
@@ -175,7 +175,7 @@ def test_0_blocks_is_to_the_end(opcode):
 
 
 @pytest.mark.parametrize('opcode', (0x41, 0x93))
-def test_0_blocks_is_refused_where_block_limits_say_so(opcode):
+def test_0_blocks_is_refused_if_wsnz_is_set(opcode):
     unit = thin(write_same_zero_refused=True)
     assert error_of(unit, block_cdb(opcode, 0, 0), bytes(512)).field[0] == (
         7 if opcode == 0x41 else 10
@@ -183,7 +183,7 @@ def test_0_blocks_is_refused_where_block_limits_say_so(opcode):
 
 
 @pytest.mark.parametrize('opcode', (0x41, 0x93))
-def test_the_maximum_write_same_length_holds_for_0_blocks_too(opcode):
+def test_the_maximum_write_same_length_also_applies_to_0_blocks(opcode):
     unit = thin(maximum_write_same_length=100 * 512)
     assert sense_of(unit, block_cdb(opcode, 0, 0), bytes(512)) == (5, 0x24, 0)
     assert sense_of(unit, block_cdb(opcode, 0, 101), bytes(512)) == (5, 0x24, 0)
@@ -205,7 +205,7 @@ def test_anchor_and_protection_are_refused(opcode, flags):
     assert sense_of(thin(), block_cdb(opcode, 0, 1, flags), bytes(512)) == (5, 0x24, 0)
 
 
-def test_unmap_of_write_same_needs_a_unit_that_unmaps():
+def test_write_same_with_unmap_requires_a_thin_unit():
     error = error_of(make_unit(), cdb_16(0x93, 0, 1, 0x08), bytes(512))
     assert error.field == (1, 3, True)
     assert status_of(make_unit(), cdb_16(0x93, 0, 1), bytes(512)) == 0
@@ -243,7 +243,7 @@ def status(unit, lba, allocation=1024):
     return length, [struct.unpack('>QIB', data[n : n + 13]) for n in range(8, len(data) - 15, 16)]
 
 
-def test_the_first_descriptor_begins_where_asked():
+def test_the_first_descriptor_starts_at_the_requested_lba():
     unit = thin()
     unit.store.mapped = [
         (0, 8192, True),
@@ -255,28 +255,28 @@ def test_the_first_descriptor_begins_where_asked():
 
 
 @pytest.mark.parametrize('allocation', [0, 4, 8, 23])
-def test_little_room_is_no_error(allocation):
+def test_a_short_allocation_length_is_not_an_error(allocation):
     data = do(thin(), cdb_16(0x9E, 0, allocation, 0x12))
     assert len(data) == allocation
 
 
 @pytest.mark.parametrize('lba', [BLOCKS, BLOCKS + 1, 1 << 63, (1 << 64) - 1])
-def test_status_beyond_the_end(lba):
+def test_lba_status_beyond_the_end_is_refused(lba):
     assert sense_of(thin(), cdb_16(0x9E, lba, 24, 0x12)) == (5, 0x21, 0)
 
 
-def test_a_block_that_is_mapped_in_part_is_mapped():
+def test_a_partially_mapped_block_is_mapped():
     extents = [(0, 4096, False), (4096, 4096, True), (8192, 4096, False)]
     assert block_extents(extents, 4096) == [(0, 1, False), (1, 1, True), (2, 1, False)]
     shifted = [(0, 6000, False), (6000, 1000, True), (7000, 9384, False)]
     assert block_extents(shifted, 4096) == [(0, 1, False), (1, 1, True), (2, 2, False)]
 
 
-def test_extents_of_a_kind_are_one():
+def test_adjacent_extents_of_one_state_are_merged():
     assert block_extents([(0, 512, True), (512, 0, False), (512, 512, True)], 512) == [(0, 2, True)]
 
 
-def test_more_blocks_than_a_descriptor_holds_are_two_descriptors():
+def test_an_extent_too_long_for_one_descriptor_is_divided():
     size = (1 << 32) + 5
     assert block_extents([(0, size * 512, False)], 512) == [
         (0, 0xFFFFFFFF, False),

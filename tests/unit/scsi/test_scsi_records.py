@@ -22,7 +22,7 @@ def changed(kind, message, state=None):
     return records.apply_change(state or records.initial(), kind, message)[0]
 
 
-def test_there_is_nothing_to_keep_at_first():
+def test_new_records_need_no_storage():
     assert records.records_for_storage(records.initial()) == {}
     assert (
         records.records_from_storage(None)
@@ -32,7 +32,7 @@ def test_there_is_nothing_to_keep_at_first():
     )
 
 
-def test_what_was_changed_comes_back():
+def test_changed_records_are_restored():
     state = changed('set-identifying-information', {'type': '2', 'data': '6100'})
     state = changed('set-timestamp', {'offset': -5}, state)
     state = changed('log-select', {'accounting_date': '202601', 'errors': {'read': 7}}, state)
@@ -44,7 +44,7 @@ def test_what_was_changed_comes_back():
     )
 
 
-def test_information_is_taken_away_by_nothing():
+def test_empty_information_removes_it():
     state = changed('set-identifying-information', {'type': '0', 'data': 'aa'})
     assert (
         changed('set-identifying-information', {'type': '0', 'data': ''}, state)
@@ -63,7 +63,7 @@ def test_information_is_taken_away_by_nothing():
         ('error', {'kind': 'read'}, None),
     ],
 )
-def test_the_others_are_owed(kind, message, owed):
+def test_other_nexuses_get_a_unit_attention(kind, message, owed):
     assert records.apply_change(records.initial(), kind, message)[1] == owed
 
 
@@ -88,7 +88,7 @@ def test_the_others_are_owed(kind, message, owed):
         ('self-test', {}),
     ],
 )
-def test_what_no_command_can_ask_is_refused(kind, message):
+def test_impossible_requests_of_a_worker_are_refused(kind, message):
     with pytest.raises((KeyError, ValueError, TypeError)):
         records.apply_change(records.initial(), kind, message)
 
@@ -108,12 +108,12 @@ def test_what_no_command_can_ask_is_refused(kind, message):
         {'timestamp_offset': 'x'},
     ],
 )
-def test_damaged_records_are_said_to_be(kept):
+def test_damaged_records_are_refused(kept):
     with pytest.raises(ValueError):
         records.records_from_storage(kept)
 
 
-def test_a_test_under_way_is_replaced_by_its_end():
+def test_the_result_replaces_the_entry_of_a_running_test():
     state = changed('self-test', TEST)
     assert [
         t['result'] for t in changed('self-test', dict(TEST, result=0), state)['self_tests']
@@ -122,7 +122,7 @@ def test_a_test_under_way_is_replaced_by_its_end():
     assert [t['result'] for t in changed('self-test', other, state)['self_tests']] == [0, 15]
 
 
-def test_a_test_ends_with_its_nexus_or_with_targetd():
+def test_a_running_test_is_aborted_with_its_nexus_or_targetd():
     state = changed('self-test', TEST)
     assert records.nexus_lost(state, ('other', BY[1])) is state
     assert [t['result'] for t in records.nexus_lost(state, tuple(BY))['self_tests']] == [2]

@@ -33,7 +33,7 @@ def overwrite_list(pattern=b'\xaa\x55', count=1, invert=False, length=None):
     'flags, immediate, ause',
     [(0, False, False), (0x80, True, False), (0x20, False, True), (0xA0, True, True)],
 )
-def test_overwrite_asks_for_what_the_list_says(flags, immediate, ause):
+def test_overwrite_sends_the_parameters_to_the_master(flags, immediate, ause):
     data = overwrite_list(b'\x12\x34\x56', 3, True)
     change = do(make_unit(), overwrite(len(data), flags), data)
     assert isinstance(change, Change) and change.kind == 'operate'
@@ -53,7 +53,7 @@ def test_the_list_of_an_overwrite_has_a_header_and_at_most_a_block(length):
     assert sense_of(make_unit(), overwrite(length), bytes(length)) == FIELD_IN_CDB
 
 
-def test_a_pattern_may_be_a_whole_block():
+def test_a_pattern_may_be_as_long_as_a_block():
     data = overwrite_list(bytes(range(256)) * 2)
     assert (
         do(make_unit(), overwrite(len(data)), data).arguments['pattern']
@@ -72,15 +72,15 @@ def test_a_pattern_may_be_a_whole_block():
         b'\1\1\0\2\xaa\x55',
     ],
 )
-def test_what_is_wrong_in_the_list_of_an_overwrite_is_05_24(data):
+def test_an_invalid_overwrite_parameter_list_is_05_24(data):
     assert sense_of(make_unit(), overwrite(len(data)), data) == FIELD_IN_CDB
 
 
-def test_an_overwrite_whose_data_do_not_come_does_nothing():
+def test_an_overwrite_without_its_data_is_not_started():
     assert sense_of(make_unit(), overwrite(516), bytes(16)) == (5, 0x1A, 0)
 
 
-def test_block_erase_only_where_unmapped_blocks_are_zeroes():
+def test_block_erase_requires_that_unmapped_blocks_read_as_zeroes():
     erase = bytes.fromhex('48 82 0000000000 0000 00')
     change = do(make_unit(unmap=True, zeroes_after_unmap=True), erase)
     assert change.arguments == {
@@ -99,7 +99,7 @@ def test_block_erase_only_where_unmapped_blocks_are_zeroes():
     'facts, wabereq',
     [({'unmap': True, 'zeroes_after_unmap': True}, 1), ({'unmap': True}, 0), ({}, 0)],
 )
-def test_vpd_b1_says_what_reads_after_a_block_erase_do(facts, wabereq):
+def test_vpd_page_b1_has_the_wabereq_field(facts, wabereq):
     page = do(make_unit(**facts), bytes.fromhex('12 01 b1 0040 00'))
     assert page[7] >> 6 == wabereq and page[7] >> 4 & 3 == 0
 
@@ -112,7 +112,7 @@ def test_other_service_actions_are_refused(action):
 
 
 @pytest.mark.parametrize('flags, immediate, ause', [(0, False, False), (0xA0, True, True)])
-def test_cryptographic_erase_only_where_the_store_encrypts(flags, immediate, ause):
+def test_cryptographic_erase_requires_an_encrypted_store(flags, immediate, ause):
     erase = struct.pack('>BB7xB', 0x48, 0x03 | flags, 0)
     change = do(make_unit(encrypted=True), erase)
     assert isinstance(change, Change) and change.kind == 'operate'
@@ -128,13 +128,13 @@ def test_cryptographic_erase_only_where_the_store_encrypts(flags, immediate, aus
     assert do(make_unit(encrypted=True), bytes.fromhex('12 01 b1 0040 00'))[7] >> 4 == 1
 
 
-def test_a_parameter_list_where_none_belongs():
+def test_a_parameter_list_is_refused_where_none_is_allowed():
     unit = make_unit(**EVERY_COMMAND)
     for action in (0x02, 0x03, 0x1F):
         assert sense_of(unit, struct.pack('>BB5xHB', 0x48, action, 8, 0), bytes(8)) == FIELD_IN_CDB
 
 
-def test_exit_failure_mode_is_the_masters_to_grant():
+def test_exit_failure_mode_is_executed_by_the_master():
     assert do(make_unit(), bytes.fromhex('48 1f 0000000000 0000 00')) == Change(
         'exit-failure-mode', {}
     )
@@ -171,7 +171,7 @@ def test_a_format_may_be_immediate(flags, data):
     assert change.arguments['immediate'] is True and change.arguments['method'] == 'zeroes'
 
 
-def test_a_format_writes_the_pattern_it_is_given():
+def test_a_format_writes_the_initialization_pattern():
     change = do(make_unit(), format_unit(0x10), bytes.fromhex('00 88 0000 00 01 0002 abcd'))
     assert (change.arguments['method'], change.arguments['pattern']) == ('pattern', 'abcd')
 
@@ -197,7 +197,7 @@ def test_a_format_writes_the_pattern_it_is_given():
         (0x10, '00 88 0000 00 01 0008 11', (5, 0x1A, 0)),
     ],
 )
-def test_what_a_format_cannot_do_is_refused(flags, data, sense):
+def test_unsupported_format_options_are_refused(flags, data, sense):
     assert sense_of(make_unit(), format_unit(flags), bytes.fromhex(data)) == sense
 
 
@@ -206,7 +206,7 @@ def test_longlist_without_a_list_and_protection_are_refused():
     assert sense_of(make_unit(), format_unit(0x80)) == FIELD_IN_CDB
 
 
-def test_a_defect_list_is_pointed_at():
+def test_a_defect_list_is_refused_with_a_field_pointer():
     assert error_of(make_unit(), format_unit(0x10), bytes.fromhex('00 00 0004 00000001')).field == (
         2,
         None,
@@ -236,7 +236,7 @@ def test_only_commands_about_the_unit_run_during_an_operation(medium, sense, row
     assert unit.store.calls == []
 
 
-def test_request_sense_says_how_far_it_is():
+def test_request_sense_reports_the_progress():
     unit = make_unit(medium='sanitizing')
     unit.progress = 0x8000
     data = do(unit, bytes.fromhex('03 00 0000 fc 00'))
@@ -250,7 +250,7 @@ def test_request_sense_says_how_far_it_is():
     )
 
 
-def test_a_start_stop_that_could_not_be_done_anyway_still_hears_of_the_sanitize():
+def test_an_invalid_start_stop_unit_reports_the_running_sanitize():
     assert sense_of(make_unit(medium='sanitizing'), bytes.fromhex('1b 01 00 00 02 00')) == (
         2,
         0x04,
@@ -265,7 +265,7 @@ def test_a_start_stop_that_could_not_be_done_anyway_still_hears_of_the_sanitize(
         ('format-failed', (3, 0x31, 0x00), ('04 00 00 0000 00', '48 1f 0000000000 0000 00')),
     ],
 )
-def test_after_a_failure_only_its_cure_works(medium, sense, cure):
+def test_after_a_failure_only_commands_that_end_it_are_allowed(medium, sense, cure):
     unit = make_unit(medium=medium)
     assert sense_of(unit, cdb_10(0x28, 0, 1)) == sense
     assert sense_of(unit, bytes(6)) == sense
@@ -278,7 +278,7 @@ def test_after_a_failure_only_its_cure_works(medium, sense, cure):
         assert sense_of(unit, bytes.fromhex('04 00 00 0000 00')) == sense
 
 
-def test_when_it_is_over_everything_works_at_once():
+def test_all_commands_work_after_the_operation_has_ended():
     unit = make_unit(medium='sanitizing')
     assert sense_of(unit, cdb_10(0x28, 0, 1)) == (2, 0x04, 0x1B)
     unit.replace_shared_state(medium='ready')

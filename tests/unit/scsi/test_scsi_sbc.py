@@ -36,7 +36,7 @@ def filled(**facts):
 
 @pytest.mark.parametrize('opcode', READS)
 @pytest.mark.parametrize('lba, blocks', [(0, 1), (7, 8), (BLOCKS - 1, 1), (BLOCKS - 200, 200)])
-def test_read_gives_the_blocks(opcode, lba, blocks):
+def test_read_returns_the_blocks(opcode, lba, blocks):
     unit = filled()
     assert (
         do(unit, block_cdb(opcode, lba, blocks))
@@ -45,7 +45,7 @@ def test_read_gives_the_blocks(opcode, lba, blocks):
 
 
 @pytest.mark.parametrize('opcode', READS)
-def test_a_read_that_would_wait_goes_to_an_executor(opcode):
+def test_a_read_that_would_block_runs_in_an_executor(opcode):
     unit = filled()
     unit.store.cached = False
     task = make_task(unit, block_cdb(opcode, 3, 2))
@@ -73,7 +73,7 @@ def test_no_blocks_is_good_without_touching_the_medium(opcode):
 
 
 @pytest.mark.parametrize('opcode', (0x08, 0x0A))
-def test_six_byte_commands_of_0_blocks_mean_256(opcode):
+def test_a_length_of_0_in_six_byte_commands_means_256_blocks(opcode):
     unit = filled()
     if opcode == 0x08:
         assert len(do(unit, block_cdb(opcode, 0, 0))) == 256 * 512
@@ -121,14 +121,14 @@ def test_naca_is_refused(opcode):
     assert sense_of(filled(), bytes(cdb), bytes(512) if opcode in WRITES else None) == (5, 0x24, 0)
 
 
-def test_an_unreadable_block_is_named():
+def test_the_lba_of_an_unreadable_block_is_reported():
     unit = filled()
     unit.store.bad = (777 * 512 + 5,)
     error = error_of(unit, cdb_10(0x28, 700, 200))
     assert (error.key, error.asc, error.ascq, error.information) == (3, 0x11, 0x00, 777)
 
 
-def test_a_read_that_fails_only_once_names_no_block():
+def test_a_read_that_fails_only_once_reports_no_lba():
     unit = filled()
     unit.store.cached = False
     task = make_task(unit, cdb_10(0x28, 0, 4))
@@ -162,7 +162,7 @@ def test_an_aborted_read_does_not_touch_the_medium():
 
 @pytest.mark.parametrize('opcode', WRITES)
 @pytest.mark.parametrize('lba, blocks', [(0, 1), (7, 8), (BLOCKS - 1, 1), (100, 200)])
-def test_write_puts_the_blocks_there_and_nowhere_else(opcode, lba, blocks):
+def test_write_changes_only_its_blocks(opcode, lba, blocks):
     unit = filled()
     data = pattern(blocks, seed=91)
     assert do(unit, block_cdb(opcode, lba, blocks), data) is None
@@ -180,7 +180,7 @@ def test_write_puts_the_blocks_there_and_nowhere_else(opcode, lba, blocks):
         (True, 0x00, 129, False, False),  # more than the store takes without waiting
     ],
 )
-def test_a_write_waits_for_the_disk_only_where_it_must(
+def test_a_write_waits_for_the_disk_only_if_it_must_be_durable(
     opcode, write_cache, flags, blocks, inline, durable
 ):
     if opcode == 0x0A and flags:  # WRITE(6) has no FUA
@@ -199,7 +199,7 @@ def test_a_write_waits_for_the_disk_only_where_it_must(
 
 
 @pytest.mark.parametrize('opcode', WRITES)
-def test_durable_writes_are_inline_where_durability_is_free(opcode):
+def test_durable_writes_of_a_memory_store_are_inline(opcode):
     store = MemoryStore(BLOCKS * 512)
     store.durable_is_free = True
     unit = make_unit(store, write_cache=False)
@@ -214,7 +214,7 @@ def test_durable_writes_are_inline_where_durability_is_free(opcode):
     'blocks, edtl, written',
     [(1, 0, 0), (2, 512, 512), (1, 1024, 512), (1, 10000, 512), (1, 200, 200), (3, 1100, 1100)],
 )
-def test_a_write_with_another_edtl_writes_what_both_agree_on(opcode, blocks, edtl, written):
+def test_a_write_with_a_different_edtl_writes_the_shorter_length(opcode, blocks, edtl, written):
     """libiscsi's residual tests: the connection reports what is left over, the rest of a block
     stays as it was."""
     unit = filled(write_cache=True)
@@ -226,7 +226,7 @@ def test_a_write_with_another_edtl_writes_what_both_agree_on(opcode, blocks, edt
 
 
 @pytest.mark.parametrize('cdb', [cdb_10(0x2F, 0, 1, 0x02), cdb_10(0x2E, 0, 1), cdb_16(0x8B, 0, 1)])
-def test_part_of_a_block_to_compare_with_is_refused_before_any_data_moves(cdb):
+def test_an_incomplete_block_to_compare_is_refused_before_any_data(cdb):
     unit = filled()
     task = make_task(unit, cdb, b'b' * 200)
     with pytest.raises(sbc.sense.CheckCondition) as caught:
@@ -236,7 +236,7 @@ def test_part_of_a_block_to_compare_with_is_refused_before_any_data_moves(cdb):
     assert unit.store.calls == []
 
 
-def test_a_write_in_part_that_cannot_read_the_rest_of_its_block_writes_nothing():
+def test_a_partial_write_that_cannot_read_the_rest_of_its_block_writes_nothing():
     unit = filled()
     unit.store.bad = (300,)
     assert sense_of(unit, cdb_10(0x2A, 0, 1), b'b' * 200) == (3, 0x0C, 0)
@@ -244,7 +244,7 @@ def test_a_write_in_part_that_cannot_read_the_rest_of_its_block_writes_nothing()
 
 
 @pytest.mark.parametrize('opcode', WRITES)
-def test_a_write_whose_data_did_not_come_writes_nothing(opcode):
+def test_a_write_without_its_data_writes_nothing(opcode):
     unit = filled(write_cache=True)
     task = make_task(unit, block_cdb(opcode, 0, 2), bytes(1024))
     unit.admit(task)
@@ -263,7 +263,7 @@ def test_a_write_without_the_w_bit_transfers_nothing(opcode):
     assert unit.store.calls == []
 
 
-def test_a_full_disk_is_told_as_such():
+def test_a_full_disk_is_reported_as_space_allocation_failed():
     unit = make_unit(write_cache=True)
     unit.store.fail = {'write': errno.ENOSPC}
     assert sense_of(unit, cdb_10(0x2A, 0, 1), bytes(512)) == (7, 0x27, 0x07)
@@ -315,7 +315,7 @@ def test_verify_compares_one_block_with_each(opcode):
 
 @pytest.mark.parametrize('opcode', VERIFIES)
 @pytest.mark.parametrize('flags', [0x04, 0x20, 0x08, 0x01])
-def test_verify_refuses_what_it_does_not_have(opcode, flags):
+def test_verify_refuses_unsupported_fields(opcode, flags):
     assert sense_of(filled(), block_cdb(opcode, 0, 1, flags), bytes(512)) == (5, 0x24, 0)
 
 
@@ -326,7 +326,7 @@ def test_verify_of_no_blocks(opcode, flags):
     assert sense_of(filled(), block_cdb(opcode, BLOCKS + 1, 0, flags)) == (5, 0x21, 0)
 
 
-def test_a_long_verify_goes_in_pieces_and_stops_when_aborted():
+def test_a_long_verify_is_done_in_pieces_and_stops_when_aborted():
     unit = make_unit(blocks=8192)
     task = make_task(unit, cdb_16(0x8F, 0, 8192))
     unit.admit(task)
@@ -343,7 +343,7 @@ def test_a_long_verify_goes_in_pieces_and_stops_when_aborted():
 
 @pytest.mark.parametrize('opcode', (0x2E, 0x8E, 0xAE))
 @pytest.mark.parametrize('flags', [0x00, 0x02])
-def test_write_and_verify_is_durable_and_reads_back(opcode, flags):
+def test_write_and_verify_is_durable_and_reads_the_data_back(opcode, flags):
     unit = filled(write_cache=True)
     do(unit, block_cdb(opcode, 4, 2, flags), b'v' * 1024)
     assert unit.store.calls == [('write', 2048, 1024, True), ('read', 2048, 1024)]
@@ -363,7 +363,7 @@ def test_write_and_verify_with_a_short_edtl(opcode):
     assert sense_of(unit, block_cdb(opcode, 0, 1, 0x04), b'v' * 512) == (5, 0x24, 0)
 
 
-def test_first_difference_finds_every_place():
+def test_first_difference_is_found_at_every_position():
     one = bytes(1000)
     assert sbc.first_difference(one, one) is None
     for n in (0, 1, 499, 500, 998, 999):
@@ -379,21 +379,21 @@ def test_first_difference_finds_every_place():
 
 @pytest.mark.parametrize('opcode', (0x35, 0x91))
 @pytest.mark.parametrize('flags', [0x00, 0x02, 0x06])
-def test_synchronize_cache_flushes_before_it_answers(opcode, flags):
+def test_synchronize_cache_flushes_before_its_status(opcode, flags):
     unit = make_unit(write_cache=True)
     assert do(unit, block_cdb(opcode, 8, 16, flags)) is None
     assert unit.store.calls == [('flush', 4096, 8192)]
 
 
 @pytest.mark.parametrize('opcode', (0x35, 0x91))
-def test_synchronize_cache_of_0_blocks_is_all_of_it(opcode):
+def test_synchronize_cache_of_0_blocks_flushes_the_whole_medium(opcode):
     unit = make_unit()
     do(unit, block_cdb(opcode, 0, 0))
     assert unit.store.calls == [('flush', 0, unit.store.size)]
     assert sense_of(unit, block_cdb(opcode, BLOCKS, 1)) == (5, 0x21, 0)
 
 
-def test_synchronize_cache_of_memory_is_answered_at_once():
+def test_synchronize_cache_of_a_memory_store_ends_at_once():
     unit = make_unit()
     unit.store.durable_is_free = True
     task = make_task(unit, cdb_10(0x35))
@@ -402,7 +402,7 @@ def test_synchronize_cache_of_memory_is_answered_at_once():
 
 
 @pytest.mark.parametrize('opcode', (0x34, 0x90))
-def test_pre_fetch_reads_and_gives_nothing(opcode):
+def test_pre_fetch_reads_and_returns_no_data(opcode):
     unit = make_unit()
     assert do(unit, block_cdb(opcode, 4, 4)) is None
     assert unit.store.calls == [('read', 2048, 2048)]
@@ -439,7 +439,7 @@ def test_an_lba_without_pmi_is_refused():
     assert sense_of(make_unit(), cdb_16(0x9E, 1, 32, 0x10)) == (5, 0x24, 0)
 
 
-def test_read_capacity_16_tells_geometry_and_provisioning():
+def test_read_capacity_16_reports_geometry_and_provisioning():
     unit = make_unit(
         physical_block_size=4096,
         lowest_aligned_block=7,
@@ -455,11 +455,11 @@ def test_read_capacity_16_tells_geometry_and_provisioning():
 
 
 @pytest.mark.parametrize('allocation', [0, 8, 12, 15, 32, 255])
-def test_read_capacity_16_is_cut_where_windows_2003_wants_it(allocation):
+def test_read_capacity_16_is_cut_at_the_allocation_length(allocation):
     assert len(do(make_unit(), cdb_16(0x9E, 0, allocation, 0x10))) == min(allocation, 32)
 
 
-def test_defect_lists_are_empty_in_the_format_asked_for():
+def test_defect_lists_are_empty_in_the_requested_format():
     assert do(make_unit(), bytes.fromhex('37 00 1d 00000000 0020 00')) == bytes([0, 0x1D, 0, 0])
     assert do(make_unit(), bytes.fromhex('b7 18 00000000 00000020 00 00')) == bytes(
         [0, 0x18]
@@ -473,7 +473,7 @@ def start_stop(unit, flags, condition=0):
     return do(unit, bytes([0x1B, 1, 0, 0, condition << 4 | flags, 0]))
 
 
-def test_a_stop_flushes_and_stops_nobody():
+def test_a_stop_flushes_and_does_not_affect_other_initiators():
     """Windows stops its disks when it shuts down; the others go on."""
     unit = make_unit(write_cache=True)
     assert start_stop(unit, 0x00) is None
@@ -518,7 +518,7 @@ def test_reserved_power_conditions_are_an_error(condition):
     assert status_of(unit, bytes(6)) == 0
 
 
-def test_a_stop_that_cannot_flush_says_so_and_ejects_nothing():
+def test_a_stop_that_cannot_flush_fails_and_does_not_eject():
     unit = make_unit(removable=True)
     unit.store.fail = {'flush': errno.EIO}
     assert sense_of(unit, bytes.fromhex('1b 00 00 00 02 00')) == (3, 0x0C, 0)

@@ -45,7 +45,7 @@ def test_an_abort_waits_for_a_running_task():
     assert tasks.finished(session.tasks[2])  # not aborted: it gets a normal reply
 
 
-def test_an_abort_of_no_task_is_quiet_at_once():
+def test_an_abort_of_no_task_ends_at_once():
     tasks, _, _ = made()
     quiet = []
     tasks.abort(lambda task: False, lambda: quiet.append(True))

@@ -126,7 +126,7 @@ def told(unit, action, name=0, room=4096):
 
 
 @pytest.mark.parametrize('action', [LID1, LID4])
-def test_blocks_go_from_one_unit_to_the_other(action):
+def test_blocks_are_copied_from_one_unit_to_another(action):
     first, second = pair()
     assert (
         copy(first, BOTH, [blocks_segment(0, 1, 8, 16, 100), blocks_segment(0, 1, 1, 5, 0)], action)
@@ -137,13 +137,13 @@ def test_blocks_go_from_one_unit_to_the_other(action):
     assert not any(second.store.data[108 * 512 :])
 
 
-def test_the_unit_that_is_asked_has_a_number_of_its_own():
+def test_descriptor_index_ffff_is_the_unit_that_received_the_command():
     first, second = pair()
     copy(first, BOTH, [blocks_segment(0xFFFF, 1, 1, 7, 0), blocks_segment(0xFFFF, 0xFFFF, 1, 7, 9)])
     assert second.store.data[:512] == first.store.data[9 * 512 : 10 * 512] == bytes([7]) * 512
 
 
-def test_a_unit_is_known_by_each_of_its_designators():
+def test_a_unit_is_found_by_each_of_its_designators():
     first = make_unit(naa=NAA, eui='0011223344556677', vendor='V', product='', serial='')
     for code_set, kind, content in [
         (1, 2, bytes.fromhex('0011223344556677')),
@@ -163,7 +163,7 @@ def test_ranges_that_overlap_are_copied_as_if_they_did_not(shift, monkeypatch):
     assert first.store.data[(50 + shift) * 512 : (70 + shift) * 512] == before[50 * 512 : 70 * 512]
 
 
-def test_bytes_may_begin_within_blocks():
+def test_byte_offsets_may_be_within_blocks():
     first, second = pair()
     copy(first, BOTH, [bytes_segment(0, 1, 700, 3, 10, 100, 50)])
     assert (
@@ -179,12 +179,12 @@ def test_bytes_may_begin_within_blocks():
     'segment, field',
     [(bytes_segment(0, 1, 1, 0, 0, 512, 0), 28), (bytes_segment(0, 1, 1, 0, 0, 0, 512), 30)],
 )
-def test_a_byte_beyond_its_block_is_refused(segment, field):
+def test_a_byte_offset_beyond_its_block_is_refused(segment, field):
     error = failure(pair()[0], BOTH, [segment])
     assert code(error) == (0x0A, 0x26, 0x00) and error.field == (field, None, True)
 
 
-def test_a_copy_is_durable_where_the_cache_is_off():
+def test_a_copy_is_durable_if_the_write_cache_is_disabled():
     first, second = pair(write_cache=False)
     copy(first, BOTH, [blocks_segment(0, 1, 1, 0, 0)])
     assert second.store.verbs()[-1] == 'flush'
@@ -200,7 +200,7 @@ def large(pad=False, source_pad=False):
     return cscd(NAA, pad=source_pad), cscd(SECOND_NAA, 4096, pad)
 
 
-def test_whole_blocks_fit_whatever_their_size():
+def test_complete_blocks_of_different_sizes_are_copied():
     first, second = pair(4096)
     copy(first, large(), [blocks_segment(0, 1, 8, 0, 2), blocks_segment(0, 1, 1, 8, 3, flags=0x02)])
     assert second.store.data[2 * 4096 : 4 * 4096] == first.store.data[: 2 * 4096]
@@ -222,7 +222,7 @@ def test_the_destination_pads_with_zeroes():
     ] == ord('x')
 
 
-def test_the_source_drops_what_fills_no_block():
+def test_the_source_drops_an_incomplete_block():
     first, second = pair(4096)
     copy(first, large(source_pad=True), [blocks_segment(0, 1, 9, 1, 0)])
     assert second.store.data[:4096] == first.store.data[512 : 9 * 512] and not any(
@@ -235,7 +235,7 @@ def test_the_source_drops_what_fills_no_block():
 ONE = [blocks_segment(0, 1, 1, 0, 0)]
 
 
-def test_a_list_of_no_bytes_is_no_error():
+def test_an_empty_list_is_not_an_error():
     first, _ = pair()
     assert do(first, cdb(b'')) is None
     assert copy(first, (), ()) is None
@@ -285,26 +285,26 @@ def test_a_segment_longer_than_reported_is_refused():
         ([BOTH[0][:-1]], ONE, (5, 0x26, 0x00)),
     ],
 )
-def test_descriptors_that_cannot_be_used(cscds, segments, expected):
+def test_invalid_descriptors_are_refused(cscds, segments, expected):
     first, second = pair()
     assert code(failure(first, cscds, segments)) == expected
     assert not any(second.store.data)
 
 
-def test_inline_data_is_not_taken():
+def test_inline_data_is_refused():
     assert code(failure(pair()[0], BOTH, ONE, inline=1)) == (5, 0x26, 0x0B)
 
 
 @pytest.mark.parametrize(
     'more, field', [({'form': 0}, 0), ({'kind': 0xE4}, 16), ({'flags': 0x02}, 15)]
 )
-def test_the_lid4_header_is_looked_at(more, field):
+def test_the_lid4_header_is_checked(more, field):
     error = failure(pair()[0], BOTH, ONE, LID4, **more)
     assert code(error) == (5, 0x26, 0x00) and error.field[0] == field
 
 
 @pytest.mark.parametrize('action, field', [(LID1, 0), (LID4, 20)])
-def test_a_copy_without_a_name_has_none(action, field):
+def test_a_copy_without_a_list_identifier_has_no_status(action, field):
     first, _ = pair()
     error = failure(first, BOTH, ONE, action, usage=3, name=4)
     assert code(error) == (5, 0x26, 0x00) and error.field[0] == field
@@ -335,7 +335,7 @@ def test_list_id_usage_01_is_reserved():
         (BOTH, blocks_segment(0, 1, 2, 0, BLOCKS - 1), (0x0A, 0x00, 0x00), 20),
     ],
 )
-def test_a_segment_with_an_end_that_cannot_be(cscds, segment, expected, field):
+def test_a_segment_with_an_invalid_source_or_destination_is_refused(cscds, segment, expected, field):
     first, second = pair()
     error = failure(first, cscds, [blocks_segment(0, 0, 0, 0, 0), segment])
     assert code(error) == expected
@@ -343,7 +343,7 @@ def test_a_segment_with_an_end_that_cannot_be(cscds, segment, expected, field):
     assert not any(second.store.data)
 
 
-def test_a_block_length_that_is_not_the_units():
+def test_a_block_length_that_differs_from_the_unit_is_refused():
     error = failure(pair()[0], (BOTH[0], cscd(SECOND_NAA, 4096)), ONE)
     assert code(error) == (0x0A, 0x26, 0x00) and error.field == (16 + 32 + 29, None, False)
 
@@ -367,7 +367,7 @@ def reserved(kind):
 @pytest.mark.parametrize(
     'kind, source, is_refused', [(1, True, False), (3, True, True), (1, False, True)]
 )
-def test_reservations_of_others_stop_it_at_either_end(kind, source, is_refused):
+def test_reservations_of_others_refuse_a_copy_at_either_end(kind, source, is_refused):
     first, second = pair()
     second.replace_shared_state(reservations=reserved(kind))
     segment = blocks_segment(1, 0, 1, 0, 0) if source else blocks_segment(0, 1, 1, 0, 0)
@@ -377,7 +377,7 @@ def test_reservations_of_others_stop_it_at_either_end(kind, source, is_refused):
         assert error.copy.status == 0x18 and error.copy.is_source == source
 
 
-def test_a_reservation_of_the_unit_that_is_asked_stops_it_there():
+def test_a_reservation_of_the_receiving_unit_refuses_the_command():
     first, _ = pair()
     first.replace_shared_state(reservations=reserved(1))
     data = lid1_list(BOTH, ONE)
@@ -392,21 +392,21 @@ def test_a_reservation_of_the_unit_that_is_asked_stops_it_there():
         ({}, 'failed', (4, 0x44, 0x00)),
     ],
 )
-def test_a_destination_that_cannot_be_written(facts, medium, said):
+def test_a_destination_that_cannot_be_written_is_refused(facts, medium, said):
     first, second = pair(medium=medium, **facts)
     error = failure(first, BOTH, ONE)
     assert code(error) == (0x0A, 0x0D, 0x01) and not error.copy.is_source
     assert (error.copy.sense[2], error.copy.sense[12], error.copy.sense[13]) == said
 
 
-def test_a_read_only_unit_is_a_good_source_and_can_be_asked():
+def test_a_read_only_unit_can_be_the_source_and_receive_the_command():
     first, second = pair(read_only=True)
     second.store.data[:512] = b'r' * 512
     copy(second, BOTH, [blocks_segment(1, 0, 1, 0, 0)])
     assert first.store.data[:512] == b'r' * 512
 
 
-def test_a_block_that_cannot_be_read_is_the_sources():
+def test_an_unreadable_block_is_an_error_of_the_source():
     first, second = pair()
     first.store.bad = (3 * 512,)
     error = failure(first, BOTH, [blocks_segment(0, 1, 8, 0, 0)])
@@ -414,7 +414,7 @@ def test_a_block_that_cannot_be_read_is_the_sources():
     assert error.copy.sense[2] == 3 and error.copy.sense[3:7] == bytes([0, 0, 0, 3])
 
 
-def test_a_full_destination_is_the_destinations():
+def test_a_full_destination_is_an_error_of_the_destination():
     first, second = pair()
     second.store.fail['copy'] = errno.ENOSPC
     error = failure(first, BOTH, ONE)
@@ -429,7 +429,7 @@ def test_a_full_destination_is_the_destinations():
     'medium, ready, expected',
     [('ready', True, None), ('ejected', False, None), ('ejected', True, (0x0A, 0x0D, 0x01))],
 )
-def test_verify_asks_whether_the_unit_is_there(medium, ready, expected):
+def test_verify_checks_that_the_unit_is_ready(medium, ready, expected):
     first, _ = pair(medium=medium)
     assert code(failure(first, BOTH, [verify_segment(1, ready)])) == expected
 
@@ -437,7 +437,7 @@ def test_verify_asks_whether_the_unit_is_there(medium, ready, expected):
 # -- how it went -----------------------------------------------------------------------------------
 
 
-def test_the_status_of_a_copy_is_told_once():
+def test_the_status_of_a_copy_is_reported_once():
     first, _ = pair()
     copy(first, BOTH, [blocks_segment(0, 1, 4, 0, 0)] * 2, name=9)
     assert told(first, 0x00, 9) == struct.pack('>IBHBI', 8, 1, 2, 0, 8 * 512)
@@ -472,7 +472,7 @@ def test_the_status_of_a_lid4_copy_and_of_one_that_failed():
     assert told(first, 0x06, 0x01020304)[32 + status[13] :] == bytes(4)
 
 
-def test_names_of_eight_and_of_32_bits_are_two_spaces():
+def test_list_identifiers_of_8_and_of_32_bits_are_independent():
     first, _ = pair()
     copy(first, BOTH, ONE, LID4, name=5)
     assert sense_of(first, struct.pack('>BBB7xIxx', 0x84, 0, 5, 100)) == (5, 0x24, 0)
@@ -487,7 +487,7 @@ def begun(unit, cscds, segments, action=LID4, **more):
     return task
 
 
-def test_a_name_in_use_is_refused_until_its_copy_is_done():
+def test_a_list_identifier_in_use_is_refused_until_its_copy_ends():
     first, _ = pair()
     task = begun(first, BOTH, ONE, name=7)
     assert told(first, 0x05, 7)[5] == 0x11
@@ -496,7 +496,7 @@ def test_a_name_in_use_is_refused_until_its_copy_is_done():
     copy(first, BOTH, ONE, LID4, name=7)
 
 
-def test_a_running_lid1_copy_says_so():
+def test_a_running_lid1_copy_is_reported_as_running():
     first, _ = pair()
     begun(first, BOTH, ONE, LID1, name=7)
     assert told(first, 0x00, 7)[4] == 0
@@ -504,7 +504,7 @@ def test_a_running_lid1_copy_says_so():
         assert sense_of(first, struct.pack('>BBB7xIxx', 0x84, action, 7, 100)) == (5, 0x24, 0)
 
 
-def test_records_are_bounded_and_running_ones_stay():
+def test_records_are_bounded_and_those_of_running_copies_are_kept():
     first, _ = pair()
     kept = begun(first, BOTH, ONE, name=0xFFFF)
     for name in range(copy_manager.MAXIMUM_COPIES + 10):
@@ -514,7 +514,7 @@ def test_records_are_bounded_and_running_ones_stay():
     kept.run_blocking(kept)
 
 
-def test_too_many_at_once():
+def test_too_many_concurrent_copies_are_refused():
     first, _ = pair()
     for name in range(copy_manager.MAXIMUM_COPIES):
         begun(first, BOTH, ONE, name=name)
@@ -557,7 +557,7 @@ def test_copy_operation_abort(monkeypatch):
     )
 
 
-def test_an_abort_of_a_copy_that_is_not():
+def test_an_abort_of_an_unknown_copy_is_refused():
     assert sense_of(pair()[0], struct.pack('>BBI9xx', 0x83, 0x1C, 7)) == (5, 0x24, 0)
 
 
@@ -585,7 +585,7 @@ def third_party_page(unit):
     return found
 
 
-def test_page_8f_lists_exactly_what_is_answered():
+def test_page_8f_lists_exactly_the_supported_service_actions():
     first, _ = pair()
     commands = third_party_page(first)[0x0001]
     listed, at = {}, 1
@@ -604,7 +604,7 @@ def test_page_8f_and_the_operating_parameters_agree():
     assert struct.unpack_from('>I', parameters)[0] == len(parameters) - 4
 
 
-def test_a_unit_that_does_not_offer_copies_does_not_speak_of_them():
+def test_a_unit_with_copies_disabled_does_not_report_them():
     unit = make_unit(third_party_copy=False)
     assert sense_of(unit, cdb(b'')) == (5, 0x20, 0)
     assert 0x8F not in unit.vpd_page(0x00)[4:]
@@ -616,7 +616,7 @@ def test_a_unit_that_does_not_offer_copies_does_not_speak_of_them():
     )
 
 
-def test_a_unit_that_does_not_offer_copies_is_not_copied_from_or_to_by_another():
+def test_a_unit_with_copies_disabled_is_neither_source_nor_destination():
     first, second = pair()
     second.facts = second.facts._replace(third_party_copy=False)
     assert code(failure(first, BOTH, ONE)) == (0x0A, 0x0D, 0x02)
@@ -625,7 +625,7 @@ def test_a_unit_that_does_not_offer_copies_is_not_copied_from_or_to_by_another()
 # -- what goes wrong late --------------------------------------------------------------------------
 
 
-def test_padding_and_flushing_fail_as_the_destination():
+def test_errors_of_padding_and_flushing_are_errors_of_the_destination():
     first, second = pair(4096)
     second.store.fail['write'] = errno.ENOSPC
     second.store.copy = lambda *arguments: None
@@ -641,7 +641,7 @@ def test_padding_and_flushing_fail_as_the_destination():
     )
 
 
-def test_a_defect_leaves_a_record_that_says_failed():
+def test_an_unexpected_exception_is_recorded_as_a_failed_copy():
     first, second = pair()
     task = begun(first, BOTH, ONE, name=7)
     second.store.copy = None
@@ -651,5 +651,5 @@ def test_a_defect_leaves_a_record_that_says_failed():
     assert status[5] == 2 and status[34] == 4
 
 
-def test_a_list_longer_than_any_that_could_be_taken_is_refused_before_its_data():
+def test_a_list_longer_than_the_maximum_is_refused_before_its_data():
     assert sense_of(pair()[0], struct.pack('>BB8xIxx', 0x83, 0, 1 << 20), b'') == (5, 0x1A, 0)

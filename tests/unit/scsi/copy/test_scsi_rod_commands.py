@@ -141,7 +141,7 @@ def code(error):
 # -- POPULATE TOKEN --------------------------------------------------------------------------------
 
 
-def test_a_token_is_made_and_told():
+def test_a_token_is_created_and_reported():
     unit = make()
     assert populate(unit, [(8, 4), (0, 2)], timeout=30) is None
     assert unit.services.rod_tokens.asked == [('populate', [(8 * 512, 4 * 512), (0, 2 * 512)], 30)]
@@ -156,7 +156,7 @@ def test_a_token_is_made_and_told():
     )
 
 
-def test_a_token_tells_of_its_maker_and_its_size():
+def test_a_token_contains_its_creator_and_its_size():
     token = rod_tokens.make_token(
         UnitFacts.from_message({'naa': NAA, 'block_size': 4096}), 77, 1 << 20, 'iqn.x:y', b's' * 64
     )
@@ -173,7 +173,7 @@ def test_a_token_tells_of_its_maker_and_its_size():
     assert token[-64:] == b's' * 64 and b'iqn.x:y' in token[128:-64]
 
 
-def test_the_longest_target_name_leaves_the_secret_whole():
+def test_the_longest_target_name_does_not_cut_the_secret():
     token = rod_tokens.make_token(
         UnitFacts.from_message({'naa': NAA}), 1, 512, 'iqn.2026-11.x:' + 'y' * 209, b's' * 64
     )
@@ -181,7 +181,7 @@ def test_the_longest_target_name_leaves_the_secret_whole():
 
 
 @pytest.mark.parametrize('kind', [0x00800000, 0x00800001, 0x0080FFFF])
-def test_point_in_time_tokens_may_be_asked_for(kind):
+def test_point_in_time_tokens_are_supported(kind):
     assert populate(make(), [(0, 1)], flags=0x02, kind=kind) is None
 
 
@@ -197,7 +197,7 @@ def test_point_in_time_tokens_may_be_asked_for(kind):
         ([(0, 1), (BLOCKS, 1)], {}, (5, 0x21, 0x00), 32),
     ],
 )
-def test_what_no_token_is_made_for(pairs, more, expected, field):
+def test_invalid_requests_create_no_token(pairs, more, expected, field):
     unit = make()
     error = populate_error(unit, pairs, **more)
     assert code(error) == expected and error.field == (field, None, False)
@@ -228,12 +228,12 @@ class Endless(MemoryStore):
 
 
 @pytest.mark.parametrize('cut', [1, 15, 31])
-def test_a_list_that_is_cut(cut):
+def test_a_truncated_list_is_refused(cut):
     data = populate_list([(0, 1)])[:cut]
     assert sense_of(make(), cdb(0x10, data), data) == (5, 0x1A, 0)
 
 
-def test_a_list_that_contradicts_itself():
+def test_an_inconsistent_list_is_refused():
     data = bytearray(populate_list([(0, 1), (4, 1)]))
     data[1] -= 16
     assert sense_of(make(), cdb(0x10, data), bytes(data)) == (5, 0x26, 0)
@@ -245,14 +245,14 @@ def test_a_list_that_contradicts_itself():
 
 
 @pytest.mark.parametrize('action', [0x10, 0x11])
-def test_a_list_of_no_bytes_is_no_error(action):
+def test_an_empty_list_is_not_an_error(action):
     assert do(make(), cdb(action, b'')) is None
 
 
 # -- WRITE USING TOKEN -----------------------------------------------------------------------------
 
 
-def test_what_a_token_stands_for_is_written():
+def test_the_data_of_a_token_is_written():
     unit = make()
     populate(unit, [(8, 4), (100, 4)])
     write(unit, token_of(unit), [(1000, 1), (1010, 5)])
@@ -282,7 +282,7 @@ def test_an_offset_counts_in_blocks_of_the_unit_that_is_written():
     assert unit.services.rod_tokens.asked[1] == ('use', True)
 
 
-def test_less_than_the_ranges_is_no_error_and_is_told():
+def test_a_token_shorter_than_the_ranges_is_not_an_error_and_is_reported():
     unit = make()
     populate(unit, [(8, 4)])
     before = bytes(unit.store.data[1004 * 512 : 1008 * 512])
@@ -292,7 +292,7 @@ def test_less_than_the_ranges_is_no_error_and_is_told():
     assert told[5] == 0x03 and struct.unpack_from('>Q', told, 16)[0] == 4
 
 
-def test_an_offset_beyond_the_token():
+def test_an_offset_beyond_the_token_is_refused():
     unit = make()
     populate(unit, [(8, 4)])
     error = write_error(unit, token_of(unit), [(1000, 1)], offset=5)
@@ -323,12 +323,12 @@ def test_a_token_revoked_meanwhile_fails_the_command():
         (b'\0\x80\0\1\0\0\1\xf8' + bytes(504), (5, 0x23, 0x04)),
     ],
 )
-def test_what_is_no_token(token, expected):
+def test_invalid_tokens_are_refused(token, expected):
     assert code(write_error(make(), token, [(0, 1)])) == expected
 
 
 @pytest.mark.parametrize('source', [True, False])
-def test_an_error_says_which_end_it_is_of(source):
+def test_the_sense_data_tells_an_error_of_the_source_from_one_of_the_destination(source):
     unit = make()
     populate(unit, [(8, 4)])
     unit.services.rod_tokens.source = MemoryStore(1 << 20)
@@ -341,7 +341,7 @@ def test_an_error_says_which_end_it_is_of(source):
     assert error.copy.sense[2] == (3 if source else 7)
 
 
-def test_writing_by_token_is_durable_where_the_cache_is_off():
+def test_writing_by_token_is_durable_if_the_write_cache_is_disabled():
     unit = make(write_cache=False)
     populate(unit, [(8, 4)])
     write(unit, token_of(unit), [(1000, 4)])
@@ -361,7 +361,7 @@ def test_the_zero_token():
     assert code(write_error(unit, ZERO, [(0, 1)])) == (7, 0x27, 0x07)
 
 
-def test_a_read_only_unit_gives_tokens_and_takes_none():
+def test_a_read_only_unit_creates_tokens_and_refuses_writes_by_token():
     unit = make(read_only=True)
     populate(unit, [(8, 4)])
     assert code(write_error(unit, token_of(unit), [(1000, 4)])) == (7, 0x27, 0x00)
@@ -395,7 +395,7 @@ def test_copy_operation_abort_ends_it_between_two_steps(zero, monkeypatch):
     assert information(unit, 9)[5] == 0x60
 
 
-def test_an_aborted_task_stops_and_its_use_of_the_token_is_over():
+def test_an_aborted_task_stops_and_releases_the_token():
     unit = make()
     populate(unit, [(0, 1), (2, 1)])
     task = begun(unit, write_list(token_of(unit), [(1000, 2)]))
@@ -405,7 +405,7 @@ def test_an_aborted_task_stops_and_its_use_of_the_token_is_over():
     assert information(unit, 9)[5] == 0x60
 
 
-def test_report_all_rod_tokens_keeps_the_secrets():
+def test_report_all_rod_tokens_does_not_report_the_secrets():
     unit = make()
     populate(unit, [(8, 4)])
     told = do(unit, struct.pack('>BB8xIxx', 0x84, 0x08, 4096))
@@ -425,7 +425,7 @@ def watched(**facts):
 @pytest.mark.parametrize(
     'lba, blocks, touches', [(7, 1, False), (7, 2, True), (11, 5, True), (12, 1, False)]
 )
-def test_a_write_revokes_what_it_touches(opcode, lba, blocks, touches):
+def test_a_write_revokes_the_tokens_of_its_range(opcode, lba, blocks, touches):
     unit = watched()
     data = bytes([0xEE]) * (blocks * 512)
     order = []
@@ -450,14 +450,14 @@ def test_a_write_that_cannot_revoke_writes_nothing():
     assert unit.store.data[8 * 512] == 8
 
 
-def test_a_command_that_does_not_say_what_it_writes_revokes_everything():
+def test_a_command_with_an_unknown_range_revokes_all_tokens():
     unit = watched(unmap=True)
     data = struct.pack('>HH4xQI4x', 22, 16, 100, 1)
     do(unit, bytes.fromhex('42 00 00000000 00') + struct.pack('>Hx', len(data)), data)
     assert unit.services.rod_tokens.asked == [('revoke', 0, BLOCKS * 512)]
 
 
-def test_reads_and_units_without_tokens_pay_nothing():
+def test_reads_and_units_without_tokens_revoke_nothing():
     unit = watched()
     do(unit, block_cdb(0x28, 8, 1))
     assert not unit.services.rod_tokens.asked
@@ -483,7 +483,7 @@ def test_writing_by_token_revokes_only_its_own_ranges():
     assert unit.services.rod_tokens.asked[-1] == ('revoke', 8 * 512, 512)
 
 
-def test_extended_copy_revokes_too():
+def test_extended_copy_revokes_tokens():
     unit = watched()
     segment = struct.pack('>BBHHHxxHQQ', 0x02, 0, 0x18, 0xFFFF, 0xFFFF, 2, 100, 7)
     data = struct.pack('>BBH4xII', 1, 0, 0, len(segment), 0) + segment
@@ -491,7 +491,7 @@ def test_extended_copy_revokes_too():
     assert unit.services.rod_tokens.asked == [('revoke', 7 * 512, 2 * 512)]
 
 
-def test_a_task_that_was_admitted_before_heeds_tokens_made_later():
+def test_an_admitted_task_revokes_tokens_that_are_created_later():
     unit = make()
     task = make_task(unit, block_cdb(0x2A, 8, 1), bytes(512))
     unit.admit(task)
@@ -512,19 +512,19 @@ def test_a_task_that_was_admitted_before_heeds_tokens_made_later():
         (bytes.fromhex('42 00 00000000 00 0008 00'), bytes(8), (0, BLOCKS * 512)),
     ],
 )
-def test_what_is_being_written_when_tokens_are_made(cdb, data, expected):
+def test_running_writes_are_known_when_tokens_are_created(cdb, data, expected):
     unit = make(unmap=True)
     task = make_task(unit, cdb, data)
     unit.admit(task)
     assert unit.guard_from_new_tokens(task) == expected
 
 
-def test_a_task_that_is_not_admitted_yet_will_heed_tokens_then():
+def test_a_task_that_is_not_admitted_yet_is_not_a_running_write():
     unit = make()
     assert unit.guard_from_new_tokens(make_task(unit, block_cdb(0x2A, 8, 1), bytes(512))) is None
 
 
-def test_what_a_copy_writes_now_is_under_way():
+def test_the_current_range_of_a_copy_is_a_running_write():
     unit = make()
     populate(unit, [(0, 1)])
     seen = []
@@ -546,7 +546,7 @@ def test_what_a_copy_writes_now_is_under_way():
         ([(0, 4)], 0, [], []),
     ],
 )
-def test_pieces(source, skip, destination, expected):
+def test_ranges_are_divided_into_pieces(source, skip, destination, expected):
     assert rod_tokens.match_ranges(source, skip, destination) == expected
 
 
