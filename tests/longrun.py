@@ -1,0 +1,61 @@
+"""Long runs of checks of which the tests do some seconds: python -m tests.longrun NAME.
+
+  kills   workers and the master are killed with SIGKILL while sessions write and verify
+
+The exit code is 0 if nothing was wrong. The figures are printed at the end.
+"""
+
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+
+# the tests' plain modules
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+
+import kills  # noqa: E402
+
+RUNS = {'kills': kills.run_kills}
+
+
+def parse(arguments=None):
+    parser = argparse.ArgumentParser(
+        prog='python -m tests.longrun',
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument('name', choices=sorted(RUNS))
+    parser.add_argument('--seconds', type=float, default=600)
+    parser.add_argument('--seed', type=int, default=None, help='default: a new one, printed')
+    parser.add_argument(
+        '--dir', metavar='DIRECTORY', help='where the images go; default: that for temporary files'
+    )
+    return parser.parse_args(arguments)
+
+
+def main():
+    options = parse()
+    seed = int.from_bytes(os.urandom(3), 'big') if options.seed is None else options.seed
+    directory = tempfile.mkdtemp(prefix='targetd-longrun-', dir=options.dir)
+    print('%s for %g seconds, seed %d, in %s' % (options.name, options.seconds, seed, directory))
+    sys.stdout.flush()
+    try:
+        figures, complaints = RUNS[options.name](directory, options.seconds, seed)
+    except BaseException:
+        print('the log is in %s' % directory)
+        raise
+    for name, value in sorted(figures.items()):
+        print('%9d %s' % (value, name))
+    for complaint in complaints[:20]:
+        print('WRONG: %s' % complaint)
+    if complaints:
+        print('the log is in %s' % directory)
+        return 1
+    shutil.rmtree(directory)
+    print('nothing is wrong')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
