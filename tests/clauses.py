@@ -1,5 +1,5 @@
-"""Which clause of the standards is tested where: tests/CLAUSES.md is made of the markers `clause`
-in tests/.
+"""The table of clauses of the standards and their tests: tests/CLAUSES.md is rendered from the
+`clause` markers in tests/.
 
 python3 tests/clauses.py          print the table
 python3 tests/clauses.py write    write it

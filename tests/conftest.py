@@ -1,4 +1,4 @@
-"""Fixtures that start the real targetd, and what every test directory may use."""
+"""Fixtures that start the real targetd, and fixtures for all test directories."""
 
 import atexit
 import os

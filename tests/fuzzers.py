@@ -1,9 +1,6 @@
-"""Peers that send what no initiator should: garbage, mutated logins and PDUs, sessions of several
-connections that they lose, replace and log out in the middle, and logins into the sessions of
-others.
-
-For tests; a Fuzzer ends when it is told to, and says in `wrong` what it met that no target may do
-to it.
+"""Faulty initiators for tests: they send garbage, mutated logins and PDUs, lose, replace and log
+out connections of their sessions at any time, and log in to sessions of others. A Fuzzer ends
+when its event is set; `wrong` has the violations of the target.
 """
 
 import contextlib

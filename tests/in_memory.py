@@ -1,6 +1,6 @@
 """A target without a socket, for tests: the login machine, then a Connection, and units in memory.
 
-What an initiator sends is fed, what it is sent can be taken. The configuration is
+A test feeds the bytes of the initiator, and takes the bytes of the target. The configuration is
 transcripts/recorded.conf, nothing is written anywhere, and but for commands that wait for a disk
 (which memory never is) everything happens in the thread of the caller.
 """

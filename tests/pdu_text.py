@@ -1,5 +1,5 @@
-"""PDUs of full feature phase as lines of text, for transcripts; they say all 48 bytes of the header
-and all the data.
+"""PDUs of full feature phase as lines of text, for transcripts; they contain all 48 bytes of the
+header and all the data.
 
     < data-in flags=81 itt=1 ttt=ffffffff statsn=3 expcmdsn=2 maxcmdsn=257 datasn=0 residual=219
       hex 00000612020000024c494f2d4f524700

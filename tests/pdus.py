@@ -1,7 +1,5 @@
-"""PDUs as an initiator packs and meets them, digests, text keys and CHAP, for tests; shares no line
-with the target.
-
-Everything that arrives and is not as RFC 7143 section 11 has it raises Violation.
+"""PDUs, digests, text keys and CHAP of an initiator, for tests; no code is shared with the
+target. A received PDU that violates RFC 7143 11 raises Violation.
 """
 
 import base64

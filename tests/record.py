@@ -30,7 +30,7 @@ import pdu_text  # noqa: E402
 CONFIGURATION = os.path.join(HERE, 'transcripts', 'recorded.conf')
 PORT = 3260
 LOGIN, LOGIN_RESPONSE = 0x03, 0x23
-TSIH = 7  # what the replay gives
+TSIH = 7  # the TSIH that the replay assigns
 
 
 class Direction(object):

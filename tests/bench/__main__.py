@@ -5,7 +5,7 @@ Each workload runs in rounds, the two targets taking turns on files of the same 
 cache, driven by Debian's own clients over loopback; what counts is the median of the round-by-round
 ratios. The second table has what a session may cost. Needs the packages tgt, libiscsi-bin,
 qemu-utils and qemu-block-extra; for the digest rows also the Python package crc32c, and for tgtd
-root. Run it on a machine that does nothing else; more rounds give a steadier median.
+root. Run it on a machine that does nothing else; with more rounds the median varies less.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """TABLE: what a session may cost, and what load must not do to others; one row each, beside the
 ratios of workloads.py.
 
-A row's `run(bench)` gives the figure, `is_reached(figure, limit)` judges it. `bench`: directory,
+A row's `run(bench)` returns the figure, `is_reached(figure, limit)` judges it. `bench`: directory,
 python, seconds, rounds, servers (the running targetd and tgtd). Most rows start a targetd of their
 own. Clients are the tests' small initiator and load.py, but for the processor time of a read, which
 iscsi-perf drives.
@@ -174,7 +174,7 @@ def read_beside_slow(bench):
 
 def _worst(seconds, share=1.0):
     """Milliseconds within which this share of the probes was answered. Raises Failed when there are
-    too few to tell."""
+    too few of them."""
     if len(seconds) < 20:
         raise Failed('only %d probes were answered' % len(seconds))
     return 1000 * sorted(seconds)[min(len(seconds) - 1, int(len(seconds) * share))]

@@ -252,7 +252,7 @@ class Load(object):
     # -- receiving ---------------------------------------------------------------------------------
 
     def _receive(self, view, start, end):
-        """Act on the whole PDUs in view[start:end]; gives where the first one that is not whole
+        """Act on the whole PDUs in view[start:end]; returns the start of the first incomplete one, which
         starts."""
         crc32c = self._crc32c
         digest = 4 if crc32c else 0
@@ -353,7 +353,7 @@ class Load(object):
         return operations, now - began
 
     def logout(self):
-        """Give the numbering back to the session, and end it."""
+        """Set the numbering of the session, and log out."""
         self._session.cmd_sn, self._session.exp_stat_sn = self._cmd_sn, self._stat_sn
         self._session.logout()
 

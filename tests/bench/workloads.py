@@ -1,7 +1,7 @@
 """TABLE: the workloads that are measured against tgtd, one row each, and the clients that drive
 them.
 
-A row's `run(server, amount, python)` gives (operations, operations per second). `amount` is seconds
+A row's `run(server, amount, python)` returns (operations, operations per second). `amount` is seconds
 for clients that stop by the clock, and a number of operations for those that count; `measure` finds
 a count that takes about as long. Every client is Debian's, but for data digests, which libiscsi
 1.19 and with it qemu do not have (header digests they do): those go through load.py.

@@ -127,12 +127,12 @@ PROTECTED = (
 )
 SAY_NOTHING = {'Write10.Async', 'iSCSITMF.AbortTaskSimpleAsync'}
 
-#: A part of these is CRYPTOGRAPHIC ERASE: without the package that encrypts nobody passes them
+#: A part of these is CRYPTOGRAPHIC ERASE: without the package cryptography no target passes them
 #: whole.
 ENCRYPTED = {'Sanitize.CryptoErase', 'Sanitize.Readonly', 'Sanitize.Reservations'}
 
 #: It closes its connection, logs in at once with another ISID, and wants to find the old session
-#: gone: whether the new one's commands or the end of the old one is seen first is nobody's promise.
+#: gone: whether the new one's commands or the end of the old one is seen first is not defined.
 #: It must pass when nothing else runs.
 RACES = {'PreventAllow.ITNexusLoss'}
 ATTEMPTS = 3

@@ -226,7 +226,7 @@ def test_qemu_img_convert_in_and_out(world, disk_image, tmp_path, family, target
     with open(world.image('%s.img' % target.rsplit(':', 1)[1]), 'rb') as server, open(
         disk_image, 'rb'
     ) as client:
-        assert server.read() == client.read()  # and so it stands in the server's file
+        assert server.read() == client.read()  # and so does the file of the server
 
 
 @pytest.mark.parametrize('family, target, account, digest', CASES)

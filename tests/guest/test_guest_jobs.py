@@ -3,7 +3,7 @@ that runs a job in it:
 
     GUEST_RUNNER --share CHECKOUT:/src JOB-DIRECTORY
 
-which runs JOB-DIRECTORY/run.sh as root in the guest and gives its exit code. Without a guest these
+which runs JOB-DIRECTORY/run.sh as root in the guest and exits with its exit code. Without a guest these
 tests are skipped.
 """
 

@@ -1,6 +1,6 @@
 """The tests' initiator and the target's machines, one against the other in one thread and without a
-socket: whatever is agreed upon, however bytes are cut and commands are mixed, what was written is
-what is read. Every run is the same as the last.
+socket: for every negotiated combination, division of the bytes and mixture of commands, the data
+written is the data read. Every run is the same as the last.
 
 The initiator is strict about what it is sent (initiator.py); here the bytes on their way may also
 be spoilt, and it recovers as RFC 7143 7 has it.
@@ -43,7 +43,8 @@ def configuration(tmp_path_factory):
 
 
 class MemoryWire(Wire):
-    """A Wire to an in_memory.Target; what is sent arrives in pieces that `dice` cuts."""
+    """A Wire to an in_memory.Target; the bytes sent arrive in pieces of lengths that `dice`
+    chooses."""
 
     def __init__(self, configuration, dice):
         self.target = in_memory.Target(
@@ -234,7 +235,7 @@ class Lossy(Initiator):
         self.wire.send(bhs, data, spoil_data=bool(data) and self.is_spoilt())
 
     def carry_out(self, cdb, read=0, out=None):
-        """Run a command to its end, whatever is lost: (status, data)."""
+        """Runs a command to its end, even if PDUs are lost; returns (status, data)."""
         itt, sent = self.next_tag(), b''
         if out is not None and self.immediate_data:
             sent = out[: min(self.first_burst, self.send_limit)]

@@ -20,7 +20,7 @@ class Orders(object):
         self.listener = socket.socket()
         self.listener.bind(('127.0.0.1', 0))
         self.listener.listen(5)
-        self.told, self.tsih = [], 6
+        self.reported, self.tsih = [], 6
         self.worker = Worker(theirs, configuration)
         self.threads = [
             threading.Thread(target=self.worker.run),
@@ -49,7 +49,7 @@ class Orders(object):
                         }
                     )
                 elif message['report'] != 'refused':
-                    self.told.append(message['report'])
+                    self.reported.append(message['report'])
         except (ChannelClosed, OSError):
             pass
 
@@ -108,10 +108,10 @@ def test_a_login_into_a_session_that_has_ended_is_refused_beside_the_next(orders
     assert refused.value.status == 0x20A
     late.wait_closed()
     fresh.exchange(DISCOVERY, 1, 3)
-    assert orders.told == ['ready']  # it is not a spare, and its session is not over
+    assert orders.reported == ['ready']  # it is not a spare, and its session is not over
     assert fresh.ping(b'here') == b'here'
     assert fresh.logout() == 0
-    eventually(lambda: orders.told == ['ready', 'idle'], 10, lambda: orders.told)
+    eventually(lambda: orders.reported == ['ready', 'idle'], 10, lambda: orders.reported)
 
 
 def test_the_late_login_may_outlast_the_next_session(orders):
@@ -120,14 +120,14 @@ def test_the_late_login_may_outlast_the_next_session(orders):
         fresh = orders.order('serve').login()
         assert fresh.logout() == 0
         eventually(
-            lambda number=number: orders.told == ['ready'] + ['idle'] * number,
+            lambda number=number: orders.reported == ['ready'] + ['idle'] * number,
             10,
-            lambda: orders.told,
+            lambda: orders.reported,
         )
     with pytest.raises(LoginFailed) as refused:
         late.login(TARGET, tsih=7, security=False)
     assert refused.value.status == 0x20A
     late.wait_closed()
     last = orders.order('serve').login()
-    assert orders.told.count('idle') == 2 and 'closed' not in orders.told
+    assert orders.reported.count('idle') == 2 and 'closed' not in orders.reported
     assert last.logout() == 0

@@ -61,11 +61,11 @@ class WorkersOnALoop(object):
     def __init__(self, serve=obey):
         self.clock = Clock()
         self.loop = Loop(self.clock)
-        self.told, self.deaths, self.spares = [], [], []
+        self.reported, self.deaths, self.spares = [], [], []
         self.workers = Workers(
             self.loop,
             serve,
-            lambda w, m: self.told.append((w, m)),
+            lambda w, m: self.reported.append((w, m)),
             lambda w, s: self.deaths.append((w, s)),
             lambda: self.spares.append(1),
         )
@@ -82,8 +82,8 @@ class WorkersOnALoop(object):
 
     def look(self, worker):
         self.workers.send(worker, {'do': 'look'})
-        self.until(lambda: any(m.get('report') == 'seen' and w is worker for w, m in self.told))
-        return [m for w, m in self.told if m.get('report') == 'seen' and w is worker][-1]
+        self.until(lambda: any(m.get('report') == 'seen' and w is worker for w, m in self.reported))
+        return [m for w, m in self.reported if m.get('report') == 'seen' and w is worker][-1]
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Replays what real initiators and targetd said to each other (tests/record.py) against the pure
+"""Replays what real initiators and targetd exchanged (tests/record.py) against the pure
 machines: the login machine, then a Connection without a socket and a unit in memory. What the
 initiator sent goes in, in pieces of three kinds; what comes out must be what was recorded, byte for
 byte, but for what a unit says of itself, which has tests of its own.
@@ -47,7 +47,7 @@ def configuration(tmp_path_factory):
 
 
 class FullFeature(object):
-    """One connection behind its login. result: of the LoginNegotiation."""
+    """One connection after its login. result: of the LoginNegotiation."""
 
     def __init__(self, configuration, result, chunks):
         self.chunks = chunks
@@ -87,7 +87,7 @@ class FullFeature(object):
 
 
 class RecordedReplay(Replay):
-    """One recording on its way; as Replay, until the login is over."""
+    """The replay of one recording; as Replay until the login is complete."""
 
     def __init__(self, transcript, chunks, configuration):
         super(RecordedReplay, self).__init__(transcript, chunks)
@@ -141,7 +141,7 @@ def test_there_are_recordings(client):
 
 
 def test_pdus_as_text_are_parsed_back_unchanged():
-    """Whatever a header and data are, they come back from their lines."""
+    """Every header and its data are the same after being written as lines and parsed."""
     data = bytes(range(256)) + bytes(5000) + b'\x55' * 33
     for opcode, (name, _) in pdu_text.PDUS.items():
         bhs = bytearray((opcode * 7 + at * 11) % 251 for at in range(48))

@@ -89,7 +89,7 @@ def text_of(pairs):
 
 
 def request_bytes(words, pairs):
-    """A login request as it came over the wire, padding included."""
+    """The bytes of a login request, including the padding."""
     said = fields(words)
     data = text_of(pairs)
     bhs = struct.pack(
@@ -128,7 +128,7 @@ def at_random(data):
 
 
 class Replay(object):
-    """One transcript on its way."""
+    """The replay of one transcript."""
 
     def __init__(self, transcript, chunks):
         self.transcript = transcript

@@ -46,7 +46,7 @@ PER_BATCH = (8, 8, 58)
 
 
 class Socket(object):
-    """Gives out one batch at each receive, takes everything that is sent."""
+    """Returns one batch for each receive, and accepts everything that is sent."""
 
     def __init__(self):
         self.batch = b''
@@ -192,7 +192,7 @@ class Bench(object):
         return Counts().of(lambda: self.run(kind, count))
 
     def per_command(self, kind):
-        """What each further command of a batch costs. It must be a whole number, or the counting is
+        """The cost of each further command of a batch. It must be a whole number, or the counting is
         wrong."""
         few, many = self.count(kind, FEW), self.count(kind, MANY)
         costs = [(b - a) / float(MANY - FEW) for a, b in zip(few, many)]
@@ -253,7 +253,8 @@ def reserved(holder):
 
 
 def reserve_for_a_cluster(bench):
-    """As a node of a cluster finds it: another node holds the reservation, we are registered."""
+    """The state on a node of a cluster: another node holds the reservation, and this nexus is
+    registered."""
     bench.unit.replace_shared_state(reservations=reserved(OTHER))
 
 
@@ -263,7 +264,7 @@ def take_an_attention(bench):
 
 
 def owe_an_attention_elsewhere(bench):
-    """Another unit of the same session owes one, and is stopped."""
+    """Another unit of the same session has a unit attention pending, and is stopped."""
     other = LogicalUnit(
         UnitFacts.from_message({}), bench.store, NEXUS, bench.device, medium='stopped'
     )
@@ -294,7 +295,7 @@ def test_the_whole_package_is_counted():
 
 
 def test_one_additional_call_is_counted(bench):
-    """A path that is dearer by one call of one line shows as exactly that."""
+    """A path with one more call of one line is counted as exactly that."""
     plain = bench.per_command('READ(10)')
     names = {'admit': bench.unit.dispatch[0x28]}
     exec(

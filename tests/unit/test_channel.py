@@ -27,7 +27,7 @@ def ends():
 
 
 def open_descriptors():
-    """How many descriptors this process has open; the one that counts is left out."""
+    """The number of open descriptors of this process, without the one used for counting."""
     return len(os.listdir('/proc/self/fd')) - 1
 
 
@@ -161,7 +161,7 @@ def test_closing_closes_descriptors_that_were_not_taken(ends):
     sent = pipes(2)
     master.queue({'do': 'serve'}, sent)
     close_all(sent)
-    worker._recvmsg()  # arrived, and nobody reads the message
+    worker._recvmsg()  # received, but the message is not read
 
 
 def test_closing_closes_descriptors_of_messages_that_were_read_ahead(ends):
@@ -190,7 +190,7 @@ def test_closing_closes_descriptors_that_were_not_sent(ends):
 
 
 def fill(master):
-    """Queue until the socket takes no more; the number of messages."""
+    """Queue messages until the socket accepts no more; returns their number."""
     count = 0
     while not master.wants_write:
         master.queue({'do': 'change', 'number': count, 'filling': 'x' * 50000})
@@ -370,8 +370,7 @@ def test_a_message_that_is_too_long_is_not_sent(ends):
 
 @pytest.mark.parametrize('reader, method', [(0, 'receive'), (1, 'read')])
 def test_an_end_that_closes_with_unread_messages_is_a_closed_channel(ends, reader, method):
-    """The kernel says ECONNRESET then, and not end of file: a worker must end in order all the
-    same."""
+    """The kernel then reports ECONNRESET and not end of file; a worker must still end in order."""
     mine, other = ends[reader], ends[1 - reader]
     mine.send({'report': 'progress'})
     other.close()

@@ -1,4 +1,4 @@
-"""The table of clauses and their tests is what the markers make."""
+"""The committed table of clauses and tests is rendered from the markers."""
 
 import clauses
 

@@ -1,4 +1,4 @@
-"""CRC32C: the examples of RFC 3720 B.4, and that the quick way for long messages agrees with the
+"""CRC32C: the examples of RFC 3720 B.4, and the fast algorithm for long messages agrees with the
 definition."""
 
 import errno
@@ -138,7 +138,8 @@ def test_the_kernel_is_used_without_an_extension(monkeypatch):
 
 
 class FakeRequest(object):
-    """What the kernel's socket does, with the tables. Class attributes: how it goes wrong."""
+    """A fake of the kernel's socket, which uses the tables. The class attributes select a
+    failure."""
 
     opened = []
     wrong = 0  # XORed onto every answer
@@ -175,7 +176,7 @@ class FakeRequest(object):
 
 @pytest.fixture
 def kernel(monkeypatch):
-    """The class of the fake sockets that a KernelDigest is given."""
+    """The class of the fake sockets that KernelDigest opens."""
     fake = type('Fake', (FakeRequest,), {'opened': []})
     monkeypatch.setattr(kernel_crc32c, 'open_request', fake)
     return fake

@@ -1,4 +1,4 @@
-"""The log: where lines go, what a peer can make of them, and rotation."""
+"""The log: where lines are written, text from peers, and rotation."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""The words that the house does not use, and the notes that say that something is not done."""
+"""Words that no name may contain, and comments that mark unfinished work."""
 
 import ast
 import io
@@ -24,7 +24,7 @@ def words(name):
 
 
 def defined_names(tree):
-    """(line, name) of what a module names itself: classes, functions, arguments, variables,
+    """(line, name) of the names that a module defines: classes, functions, arguments, variables,
     attributes, aliases."""
     for node in ast.walk(tree):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
@@ -46,7 +46,7 @@ def forbidden_names(text):
 
 
 def notes(text):
-    """Comments and strings that say that something is not done."""
+    """Comments and strings that mark unfinished work."""
     found = []
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type in (tokenize.COMMENT, tokenize.STRING) and UNDONE.search(token.string):

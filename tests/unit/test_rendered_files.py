@@ -1,4 +1,4 @@
-"""What is made from tables is what the tables make: the sample configuration and the manual pages."""
+"""The committed sample configuration and manual pages are those rendered from the tables."""
 
 import os
 import re
@@ -28,7 +28,7 @@ def test_the_sample_can_be_used_as_it_is(tmp_path):
 
 
 def test_every_line_of_the_sample_can_be_enabled(tmp_path):
-    """Without the '#' that stands directly before it. The two kinds of store exclude each other;
+    """Each line without the '#' in front of it is valid. The two kinds of store exclude each other;
     encryption may be missing."""
     (tmp_path / 'erp.secrets').write_text('other 12-to-16-chars\n')
     text = re.sub('^( *)#(?=[^ #\n])', r'\1', render.sample(), flags=re.MULTILINE)

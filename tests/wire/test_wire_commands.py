@@ -308,7 +308,7 @@ def test_aborts(served, ready, function):
     command = held_write(session)
     assert session.manage(function, task=command if function == ABORT_TASK else None) == 0
     session.ping(immediate=True)
-    assert command.result is None  # an aborted task gives no response of its own (RFC 7143 11.5)
+    assert command.result is None  # an aborted task sends no response (RFC 7143 11.5)
     del session.commands[command.itt]
     session.clear_attentions()
     assert session.read(300, 16) == pattern(1, 8192)

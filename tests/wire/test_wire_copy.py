@@ -56,11 +56,11 @@ def information(session, name, lun=0):
 
 
 def token_of(session, name=1, lun=0):
-    told = information(session, name, lun)
-    assert told[4:6] == b'\x10\x01'
-    at = 32 + told[13]
-    assert struct.unpack_from('>I', told, at)[0] == 514
-    return told[at + 6 : at + 518]
+    reported = information(session, name, lun)
+    assert reported[4:6] == b'\x10\x01'
+    at = 32 + reported[13]
+    assert struct.unpack_from('>I', reported, at)[0] == 514
+    return reported[at + 6 : at + 518]
 
 
 def code(result):
@@ -83,8 +83,8 @@ def test_extended_copy_copies_blocks_between_units(copying, sessions):
     )
     assert session.run(struct.pack('>BB8xIxx', 0x83, 0, len(body)), out=body).status == 0
     assert session.read(100, BLOCKS, lun=1) == data
-    told = session.run(struct.pack('>BBB7xIxx', 0x84, 0, 1, 12), read=12).data
-    assert told[4] == 1 and struct.unpack_from('>I', told, 8)[0] == BLOCKS * 512
+    reported = session.run(struct.pack('>BBB7xIxx', 0x84, 0, 1, 12), read=12).data
+    assert reported[4] == 1 and struct.unpack_from('>I', reported, 8)[0] == BLOCKS * 512
 
 
 def test_a_token_is_valid_in_another_session(copying, sessions):
@@ -99,11 +99,11 @@ def test_a_token_is_valid_in_another_session(copying, sessions):
     assert populate(one, [(32, 32), (0, 32)]).status == 0
     assert write_using(two, token_of(one), [(1000, BLOCKS)], lun=1).status == 0
     assert two.read(1000, BLOCKS, lun=1) == data[32 * 512 :] + data[: 32 * 512]
-    told = information(two, 2, lun=1)
+    reported = information(two, 2, lun=1)
     assert (
-        told[4:6] == b'\x11\x01'
-        and told[15] == 0xF1
-        and struct.unpack_from('>Q', told, 16)[0] == BLOCKS
+        reported[4:6] == b'\x11\x01'
+        and reported[15] == 0xF1
+        and struct.unpack_from('>Q', reported, 16)[0] == BLOCKS
     )
 
 

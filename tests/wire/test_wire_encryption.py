@@ -1,4 +1,4 @@
-"""A disk with encryption-key-file on the real daemon: what stands in the image, which key is
+"""A disk with encryption-key-file on the real daemon: the content of the image, which key is
 refused, CRYPTOGRAPHIC ERASE in two sessions and through kill -9, and that no key leaves the
 server's own processes."""
 
@@ -149,12 +149,12 @@ def test_the_data_is_readable_after_a_restart_and_the_key_is_never_shown(encrypt
     session = ready(encrypted)
     assert read(session, 8, 8) == text(4096) and not any(read(session, 0, 8))
     digits = key_of(encrypted)
-    told = encrypted.log + shown
+    reported = encrypted.log + shown
     for directory, _, names in os.walk(path_of(encrypted, 'state')):
         for name in names:
             with open(os.path.join(directory, name)) as file:
-                told += file.read()
-    assert not [at for at in range(0, 128, 16) if digits[at : at + 16] in told]
+                reported += file.read()
+    assert not [at for at in range(0, 128, 16) if digits[at : at + 16] in reported]
     assert 'Keep a copy of that file' in encrypted.log
 
 
@@ -419,7 +419,9 @@ def test_concurrent_writes_are_either_refused_or_kept_after_an_erase(encrypted, 
     for n in range(600, 632):
         data = struct.pack('>Q', n) * 512
         result = write(two, (n % 512) * 8, data)
-        if result.status != GOOD:  # a unit attention, of commands that were cleared, is owed once
+        if (
+            result.status != GOOD
+        ):  # a unit attention, of commands that were cleared, is pending once
             result = write(two, (n % 512) * 8, data)
         assert result.status == GOOD
         after.append((n, data))

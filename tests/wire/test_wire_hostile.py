@@ -1,8 +1,8 @@
-"""What no decent initiator sends. Whoever sends it may lose its own connection; a bystander notices
-nothing, every time.
+"""Invalid PDUs and behaviour of initiators. Such an initiator may lose its own connection; other
+sessions are not affected.
 
-After each test the bystander writes and reads, a new initiator can log in, and the master is the
-same process as before.
+After each test another session writes and reads, a new initiator can log in, and the master is
+the same process as before.
 """
 
 import socket
@@ -225,7 +225,7 @@ def test_data_longer_than_negotiated(shared, ready, length):
     'ahs',
     [
         struct.pack('>HBB', 0xFFFF, 1, 0) + bytes(252),  # a length that runs over the end
-        struct.pack('>HBB', 1, 0x3F, 0),  # a type nobody knows
+        struct.pack('>HBB', 1, 0x3F, 0),  # an unknown type
         bytes(1020),  # the longest there can be, and meaningless
     ],
     ids=['overlong', 'unknown', 'zeroes'],

@@ -243,7 +243,7 @@ def test_a_registration_is_renewed_and_ends_with_the_daemon(daemon, isnsd):
         assert period < 27 and daemon.stop() == 0
         os.unlink(daemon.log_file)
     daemon.workers()
-    daemon.kill()  # a crash: nobody deregisters
+    daemon.kill()  # a crash: no deregistration is sent
     eventually(lambda: server.entities() == [], 10 + 3 * server.period)
 
 

@@ -379,7 +379,7 @@ def test_portals(busy):
     daemon.text.groups[1].pop()
     daemon.reload()
     eventually(lambda: not is_listening(('127.0.0.1', other)), 5)
-    assert session.capacity() == (131072, 512)  # a closed door throws nobody out
+    assert session.capacity() == (131072, 512)  # existing sessions continue
     session.logout()
 
 

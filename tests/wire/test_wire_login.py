@@ -13,7 +13,9 @@ NAMED = 'iqn.2026-11.test.targetd:named'  # admits names of one maker
 SECRET = 'iqn.2026-11.test.targetd:secret'  # CHAP
 MUTUAL = 'iqn.2026-11.test.targetd:mutual'  # CHAP, both ways
 OFFLINE = 'iqn.2026-11.test.targetd:offline'
-EMPTY = 'iqn.2026-11.test.targetd:nobody'  # admits nobody: neither address nor name is written
+EMPTY = (
+    'iqn.2026-11.test.targetd:nobody'  # admits no initiator: neither address nor name is written
+)
 
 NORMAL = [
     ('InitiatorName', 'iqn.2026-11.test:i'),

@@ -137,7 +137,7 @@ def test_no_more_connections_than_negotiated(members):
     with pytest.raises(LoginFailed) as refused:
         members.more(connections[0], 9)
     assert refused.value.status == 0x206
-    connections[3].ping()  # and nobody suffered
+    connections[3].ping()  # the others are not affected
 
 
 @pytest.mark.clause('RFC 7143 4.2.2.1')

@@ -10,7 +10,7 @@ from pdus import FINAL, NO_TAG, NOP_IN, R2T, Pdu, Violation, pack_bhs, pack_text
 
 pytestmark = pytest.mark.wire
 
-WIDE = 'iqn.2026-11.test.targetd:wide'  # a target that gives whatever is asked
+WIDE = 'iqn.2026-11.test.targetd:wide'  # a target that accepts every value
 NARROW = 'iqn.2026-11.test.targetd:narrow'  # one that takes small segments only
 OWN = {
     WIDE: {

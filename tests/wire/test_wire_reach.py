@@ -156,8 +156,8 @@ def test_a_copy_revokes_the_tokens_of_what_it_overwrites(daemon, both):
         two.run(struct.pack('>BB4xIIBB', 0x83, 0x10, 1, len(body), 0, 0), 3, out=body).status
         == GOOD
     )
-    told = two.run(struct.pack('>BBI4xIBB', 0x84, 0x07, 1, 1024, 0, 0), 3, read=1024).data
-    token = told[32 + told[13] + 6 :][:512]
+    reported = two.run(struct.pack('>BBI4xIBB', 0x84, 0x07, 1, 1024, 0, 0), 3, read=1024).data
+    token = reported[32 + reported[13] + 6 :][:512]
 
     def use():
         ranges = struct.pack('>QI4x', 4000, 8)

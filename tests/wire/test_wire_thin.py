@@ -48,7 +48,7 @@ def select(session, page, save=False):
     return session.run(struct.pack('>BB5xHB', 0x55, 0x10 | save, len(data), 0), out=data)
 
 
-def told(session):
+def reported(session):
     """Sends commands until there is a unit attention; returns its sense."""
     return eventually(lambda: session.run(TEST_UNIT_READY).key, 15, 'a unit attention')
 
@@ -80,7 +80,7 @@ def test_all_sessions_get_the_threshold_unit_attention_before_the_space_is_exhau
     assert one.run(TEST_UNIT_READY).status == other.run(TEST_UNIT_READY).status == GOOD
     assert thin.process.poll() is None
     assert write_until_full(one, 0, 10) is None
-    assert told(one) == told(other) == THRESHOLD_REACHED
+    assert reported(one) == reported(other) == THRESHOLD_REACHED
     thin.logged('thin provisioning threshold is reached')
     assert one.run(TEST_UNIT_READY).status == GOOD
 
@@ -180,7 +180,9 @@ def test_a_saved_mode_page_is_kept_after_a_kill_of_the_server(served, ready):
     assert session.run(TEST_UNIT_READY).status == GOOD
     assert other.run(TEST_UNIT_READY).key == PARAMETERS_CHANGED
     assert select(session, with_cache(page, False), save=True).status == GOOD
-    assert other.run(TEST_UNIT_READY).status == GOOD, 'nothing changed, nobody is told'
+    assert other.run(TEST_UNIT_READY).status == GOOD, (
+        'nothing changed, so no unit attention is pending'
+    )
     served.workers()
     served.kill()
     served.start()
@@ -257,7 +259,7 @@ def test_two_workers_count_with_compare_and_write(served, ready):
     def work(session, successes):
         try:
             count_up(session, successes)
-        except BaseException as e:  # shown by the test, not by a thread that nobody looks at
+        except BaseException as e:  # shown by the test, not lost in a thread
             failures.append(e)
 
     threads = [threading.Thread(target=work, args=pair) for pair in zip((one, other), results)]

@@ -49,7 +49,7 @@ LUN=0; use ext4 "$block" mkfs.ext4 -q -F
 LUN=1; use xfs "$(iscsi_disk iqn.2026-11.com.example:disks 1)" mkfs.xfs -q -f
 LUN=1; use ntfs "$(iscsi_disk iqn.2026-11.com.example:disks 1)" mkfs.ntfs -Q -F
 
-say "trim gives the file's space back"
+say "trim frees the space of the file"
 disk=$(iscsi_disk iqn.2026-11.com.example:disks 1)
 dd if=/dev/zero of="$disk" bs=1M count=64 oflag=direct status=none
 before=$(stat -c %b /tmp/disk.img); blkdiscard "$disk"; after=$(stat -c %b /tmp/disk.img)

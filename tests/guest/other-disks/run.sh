@@ -32,17 +32,17 @@ for _ in $(seq 100); do served $b && break; sleep 0.1; done
 served $b
 times 3 'served for the first time'
 
-say "what an initiator makes is served, and told"
+say "a disk on which an initiator created a volume group is served, with a warning"
 start_iscsid
 discover; login $c; disk=$(iscsi_disk $c 0)
-only="--config devices{filter=[\"a|$disk|\",\"r|.*|\"]}"       # an initiator of its own does not see /dev/vdc
+only="--config devices{filter=[\"a|$disk|\",\"r|.*|\"]}"       # a separate initiator does not see /dev/vdc
 pvcreate -q -f -y $only "$disk"; vgcreate -q $only clients "$disk"
-rm -f /etc/lvm/backup/clients                  # they were the initiator's, and stand on another host
+rm -f /etc/lvm/backup/clients                  # they belong to the initiator, which is another host
 logout $c
 without_c
 with_c
 served $c
-grep 'LVM physical volume.*If an initiator made that' /tmp/targetd.log
+grep 'LVM physical volume.*If an initiator created that' /tmp/targetd.log
 targetdctl disks | grep vdc | grep 'LVM physical volume'
 (cd / && python3 -m targetd -t -c /tmp/targetd.conf) 2>&1 | grep 'LVM2_member'
 

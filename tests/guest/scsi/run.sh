@@ -28,7 +28,7 @@ disk() { # target, initiator's name, LUN: waits for and prints its /dev/sdX
 }
 one=iqn.2024-01.guest:initiator two=iqn.2024-01.guest:second
 a=$(disk $target $one 0); b=$(disk $target $two 0); small=$(disk $target $one 1); other=$(disk $other_target $one 0)
-# From now on nobody looks at the disks but this job: whoever does takes the unit attentions that it waits for.
+# From now on only this job may access the disks: any other command would clear the unit attentions that it waits for.
 udevadm settle
 udevadm control --stop-exec-queue
 echo 0 > /sys/module/block/parameters/events_dfl_poll_msecs
@@ -56,10 +56,10 @@ ends() { # exit code, a command that must end with it and print no complaint; wh
     if [ "$wanted" = 0 ] && complains "$out"; then printf 'complaint of: %s\n%s\n' "$*" "$out"; return 1; fi
 }
 ok() { ends 0 "$@"; }
-said() { # each of these stands in what the last command said
+said() { # each of these is in the output of the last command
     for text; do [[ $out == *"$text"* ]] || { printf 'no "%s" in:\n%s\n' "$text" "$out"; return 1; }; done
 }
-attention() { # disk, what its nexus is owed
+attention() { # disk, the unit attention pending for its nexus
     ends 6 sg_turs "$1"; said "$2"
     ok sg_turs "$1"
 }
@@ -118,7 +118,7 @@ ok sg_senddiag -s 5 "$a"; said 'GOOD'
 ok sg_senddiag -l "$a"; said 'Supported diagnostic pages'
 ok sg_logs -p str "$a"; said 'foreground short' 'completed without error'
 
-say "a mode page that one initiator changes, and the other hears of"
+say "a mode page that one initiator changes, and of which the other is notified"
 ok sg_wr_mode -p 8 -s -c 88,12,00,00,ff,ff,00,00,ff,ff,ff,ff,00,00,00,00,00,00,00,00 -m 0,0,4 "$a"
 attention "$b" 'Mode parameters changed'
 ok sg_modes -p 8 -c 3 "$b"; said '88 12 00 00 ff ff'
@@ -243,7 +243,7 @@ ok ddptctl --wut=0,16 --rtf=/tmp/token "$small"
 blockdev --flushbufs "$small"
 cmp -n 2097152 "$a" "$small"
 ok ddptctl --all_toks "$a"; said 'headers returned: 1'
-ok sg_write_same --lba=1 --num=1 "$a"                                    # what the token stands for changes: it is good no more
+ok sg_write_same --lba=1 --num=1 "$a"                                    # the data of the token changes, so the token is revoked
 ends 116 ddptctl --wut=0,16 --rtf=/tmp/token "$small"; said 'token revoked'
 ok ddptctl --all_toks "$a"; said 'No management ROD Tokens'
 

@@ -1,4 +1,4 @@
-"""CHAP: known responses, both encodings, and everybody who must not get in."""
+"""CHAP: known responses, both encodings, and the responses that must be refused."""
 
 import base64
 import hashlib
@@ -12,7 +12,7 @@ ALL = chap.DEFAULT_ALGORITHMS
 
 
 class Dice(object):
-    """random_bytes with known results: 0x07, then 0x41 over and over."""
+    """Replaces random_bytes with known results: 0x07, then always 0x41."""
 
     def __call__(self, count):
         return b'\x07' if count == 1 else b'\x41' * count
@@ -24,7 +24,7 @@ def begun(offered='5', accounts=(('erp', SECRET),), outgoing=None, algorithms=AL
 
 
 def response(sent, secret=SECRET):
-    """What an honest initiator answers, written out here anew."""
+    """Returns the correct CHAP response, computed independently of the target."""
     name = {'5': 'md5', '6': 'sha1', '7': 'sha256', '8': 'sha3_256'}[sent['CHAP_A']]
     return hashlib.new(
         name, bytes([int(sent['CHAP_I'])]) + secret + bytes.fromhex(sent['CHAP_C'][2:])

@@ -1,5 +1,5 @@
-"""Framer: the same PDUs come out however the bytes were cut, data lands where it was told to, bad
-digests are noticed."""
+"""Framer: the parsed PDUs do not depend on how the bytes arrive, large data is received into the
+given buffer, and wrong digests are detected."""
 
 import random
 import zlib
@@ -28,7 +28,8 @@ def wire(one, header_digest=False, data_digest=False):
 
 
 def feed(framer, stream, cuts, land=None):
-    """Everything the framer gives for `stream` cut into pieces of the sizes that cuts() gives; data
+    """Everything the framer returns for `stream` cut into pieces of the sizes that cuts()
+    returns; data
     copied out."""
     out = []
     position = 0

@@ -1,5 +1,5 @@
-"""What hypothesis finds: no bytes make the pure rooms raise anything but their own refusals, and
-answers stay within bounds."""
+"""Property tests with hypothesis: for any bytes the pure packages raise only their documented
+exceptions, and the answers stay within their bounds."""
 
 import zlib
 from types import SimpleNamespace
@@ -227,8 +227,8 @@ OUTS = st.lists(
 
 
 def carry_out(transfer, immediate, final, outs, most):
-    """Feed a transfer what the initiator sends, mostly where it was asked; most: bytes that an R2T
-    may reach."""
+    """Feed a transfer with Data-Out, mostly as the R2Ts request it. most: bytes that one R2T may
+    request."""
     due = {0xFFFFFFFF: [immediate, 0]}  # TTT -> offset and DataSN that come next
 
     def next_r2ts():

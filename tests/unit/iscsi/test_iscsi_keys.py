@@ -15,7 +15,7 @@ from targetd.iscsi.keys import (
 
 
 def answer(name, value, ours=None, **more):
-    """(the text that is answered or None, the typed value that was settled or None)."""
+    """Returns (answered text or None, negotiated typed value or None)."""
     negotiated = negotiate_keys([(name, value)], ours, **more)
     return dict(negotiated.answers).get(name), negotiated.values.get(name)
 
@@ -172,7 +172,7 @@ def test_answers_come_in_the_order_of_the_offers_and_nothing_is_added():
 
 @pytest.mark.clause('RFC 7143 13.14')
 def test_first_burst_length_never_exceeds_max_burst_length():
-    """Windows logs event 4 where it is."""
+    """Windows logs event 4 if it does."""
     for offers in (
         [('FirstBurstLength', '16776192'), ('MaxBurstLength', '4096')],
         [('MaxBurstLength', '4096'), ('FirstBurstLength', '65536')],
@@ -341,6 +341,6 @@ def test_the_result_has_every_operational_value_and_nothing_else():
 
 
 def test_a_text_of_many_keys_is_processed_in_linear_time():
-    """Quadratic work on 64 KiB of text would be an open door."""
+    """Quadratic work on 64 KiB of text would allow denial of service."""
     negotiated = negotiate_keys([('X%04d' % number, '') for number in range(9000)])
     assert len(negotiated.answers) == 9000

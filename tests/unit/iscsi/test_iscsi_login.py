@@ -1,4 +1,4 @@
-"""The login machine: what initiators of every kind get as answers, and the status of each failure."""
+"""Login negotiation: the answers to initiators of every kind, and the status of each failure."""
 
 import hashlib
 
@@ -37,7 +37,7 @@ def policy(discovery=None, window=128, more=(), **target):
 
 
 class Initiator(object):
-    """Sends requests to a negotiation and keeps what comes back."""
+    """Sends requests to a negotiation and keeps the responses."""
 
     def __init__(self, rules=None, numbering=None, tsih=0, session_values=None, **fields):
         self.negotiation = LoginNegotiation(
@@ -194,7 +194,7 @@ def test_one_pdu_from_stage_1_as_linux_does():
 
 @pytest.mark.clause('RFC 7143 6.3.2')
 def test_from_security_straight_to_full_feature():
-    """Nothing is negotiated then, so nothing of ours is declared either."""
+    """Nothing is negotiated then, so the target declares no values either."""
     initiator = Initiator()
     assert isinstance(initiator.send(NONE, 0, 3), SessionClaim)
     final = initiator.negotiation.claim_granted(1).pdus[0]
@@ -271,7 +271,7 @@ def test_targets_may_be_a_function():
 
 
 def test_numbers_of_the_first_request_are_accepted_unchanged():
-    """And the window is open over the wrap (Windows' event 3)."""
+    """The command window is open across the wrap of the numbers (Windows' event 3)."""
     initiator = Initiator(policy(window=16), cmd_sn=0xFFFFFFFE, exp_stat_sn=0xFFFFFFFF)
     _, response = initiator.ask(NONE, 0, 1)
     assert (response.stat_sn, response.exp_cmd_sn, response.max_cmd_sn) == (
@@ -669,7 +669,7 @@ def test_limits_of_text_and_of_requests():
 
 
 def test_the_request_s_buffer_may_be_used_again():
-    """A Framer's data is a view of a buffer that soon holds other bytes."""
+    """The data of a Framer is a view of a buffer that is used again for other bytes."""
     initiator = Initiator()
     buffer = bytearray(text.render_text(FIRST))
     initiator.negotiation.receive_request(

@@ -1,4 +1,4 @@
-"""Names: the same whatever their case, and what is wrong with the others."""
+"""iSCSI names: names are equal regardless of case, and invalid names are refused with a reason."""
 
 import pytest
 

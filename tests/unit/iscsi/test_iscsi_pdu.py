@@ -225,8 +225,7 @@ def test_every_field_is_decoded_as_it_was_encoded(cls):
 @pytest.mark.clause('RFC 7143 11.1')
 @pytest.mark.parametrize('cls', EVERY)
 def test_only_reserved_bits_are_lost(cls):
-    """All ones in, and what comes out is all ones but for what the layout skips; those bytes are
-    zero."""
+    """A header of ones is encoded again as ones, except for the reserved bytes, which are zero."""
     bhs = bytes([0xC0 | cls.opcode]) + b'\xff' * 3 + b'\0\0\0\0' + b'\xff' * 40
     once = cls.decode(bhs).encode()
     assert cls.decode(once).encode() == once

@@ -1,5 +1,5 @@
-"""RecoveringTransfer and SentReply: what is asked for again, and what can be sent again (RFC 7143 7.9,
-11.16)."""
+"""RecoveringTransfer and SentReply: which data is requested again, and which PDUs can be sent again
+(RFC 7143 7.9, 11.16)."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""Serial numbers go round at 2**32."""
+"""Serial number arithmetic wraps around at 2**32."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Text: what initiators send, and what they must not get away with."""
+"""Text: parsing of valid text of initiators, and refusal of invalid text."""
 
 import pytest
 

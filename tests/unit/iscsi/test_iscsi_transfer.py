@@ -1,4 +1,4 @@
-"""Transfer: which data of a write arrives how, what is asked for, what is refused (RFC 7143
+"""Transfer: how the data of a write arrives, what is solicited, and what is refused (RFC 7143
 4.2.5.2, 11.7, 11.8)."""
 
 import itertools
@@ -18,7 +18,7 @@ def limits(
 
 
 def answer(transfer, r2t, segment=3000):
-    """Send what an R2T asks for, in Data-Outs of `segment` bytes."""
+    """Send the data that an R2T requests, in Data-Out PDUs of `segment` bytes."""
     ttt, _, offset, length = r2t
     for data_sn, start in enumerate(range(offset, offset + length, segment)):
         end = min(start + segment, offset + length)
@@ -26,7 +26,7 @@ def answer(transfer, r2t, segment=3000):
 
 
 def finish(transfer):
-    """Answer every R2T; gives them."""
+    """Answer every R2T and return them."""
     asked = []
     ttts = itertools.count(1)
     while not transfer.is_complete:

@@ -1,4 +1,4 @@
-"""What is said of us to an iSNS server, and what we answer it."""
+"""Registration with an iSNS server, and the answers to its requests."""
 
 import pytest
 
@@ -15,8 +15,8 @@ ENTITY = entity.Entity('storage1', 300, 0, 4000, (P1, P2, P3), (ONE, TWO))
 
 
 class Server(object):
-    """A server in a test's hands: `knows` says whether queries show anything, `statuses` what to
-    answer to which function."""
+    """A fake iSNS server. knows: True if queries return the entity; statuses: the status codes to
+    answer for each function."""
 
     def __init__(self, knows=True, period=None, **statuses):
         self.knows, self.period, self.statuses = knows, period, statuses
@@ -44,7 +44,7 @@ class Server(object):
 
 
 def hold(conversation, server):
-    """What the conversation comes to."""
+    """Runs the conversation with the server and returns its result."""
     try:
         message = next(conversation)
         while True:

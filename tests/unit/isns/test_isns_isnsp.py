@@ -1,5 +1,4 @@
-"""iSNSP bytes: recorded responses of servers, PDUs that are torn and joined, and whatever else may
-come."""
+"""iSNSP encoding: recorded responses of servers, messages of several PDUs, and malformed input."""
 
 import struct
 

@@ -1,4 +1,4 @@
-"""READ BUFFER and WRITE BUFFER as an initiator meets them."""
+"""READ BUFFER and WRITE BUFFER as seen by an initiator."""
 
 import struct
 

@@ -1,4 +1,4 @@
-"""Self-tests and their results in log page 10h, and power conditions, as an initiator meets them."""
+"""Self-tests and their results in log page 10h, and power conditions, as seen by an initiator."""
 
 import struct
 
@@ -16,7 +16,7 @@ def send_diagnostic(code=0, self_test=False):
 
 
 def results(unit):
-    """[(code, result, number, hours, address, key, asc, ascq)] of the tests that were."""
+    """[(code, result, number, hours, address, key, asc, ascq)] of the entries in log page 10h."""
     data = do(unit, RESULTS)
     found = []
     for n in range(20):
@@ -105,11 +105,13 @@ def test_a_unit_without_a_medium_passes_the_other_tests(medium):
 
 def test_results_are_sent_to_the_master():
     unit = make_unit()
-    told = []
-    unit.services.note = lambda kind, message: told.append((kind, message['result'], message['by']))
+    reported = []
+    unit.services.note = lambda kind, message: reported.append(
+        (kind, message['result'], message['by'])
+    )
     do(unit, send_diagnostic(1))
     by = [unit.nexus.initiator_port, unit.nexus.target_port]
-    assert told == [('self-test', records.IN_PROGRESS, by), ('self-test', 0, by)]
+    assert reported == [('self-test', records.IN_PROGRESS, by), ('self-test', 0, by)]
 
 
 # -- power conditions ------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Identifying information and the timestamp, as an initiator meets them."""
+"""Identifying information and the timestamp, as seen by an initiator."""
 
 import struct
 

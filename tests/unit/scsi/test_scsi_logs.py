@@ -1,4 +1,4 @@
-"""LOG SENSE and LOG SELECT as an initiator meets them."""
+"""LOG SENSE and LOG SELECT as seen by an initiator."""
 
 import errno
 import struct
@@ -117,8 +117,8 @@ def test_provisioning_of_a_medium_that_fails():
 
 def test_errors_of_the_medium_are_counted():
     unit = make_unit()
-    told = []
-    unit.services.note = lambda kind, message: told.append((kind, message))
+    reported = []
+    unit.services.note = lambda kind, message: reported.append((kind, message))
     unit.store.bad = (512,)
     assert sense_of(unit, cdb_10(0x28, 0, 4)) == (3, 0x11, 0)
     assert sense_of(unit, cdb_10(0x2F, 0, 4)) == (3, 0x11, 0)
@@ -128,7 +128,7 @@ def test_errors_of_the_medium_are_counted():
     assert sense_of(unit, cdb_10(0x2A, 0, 1), bytes(512)) == (7, 0x27, 7)
     for code in (2, 3, 5):
         assert page(unit, code) == {6: (2, struct.pack('>Q', 1))}
-    assert told == [
+    assert reported == [
         ('error', {'kind': 'read'}),
         ('error', {'kind': 'verify'}),
         ('error', {'kind': 'write'}),

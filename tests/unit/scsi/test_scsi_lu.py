@@ -259,36 +259,36 @@ def test_only_parts_of_the_shared_state_are_replaced():
 
 def watched(**facts):
     unit = make_unit(**facts)
-    told = []
-    unit.services.data_lost = told.append
-    return unit, told
+    reported = []
+    unit.services.data_lost = reported.append
+    return unit, reported
 
 
 def test_a_failed_flush_is_reported_once_until_the_medium_is_ready_again():
-    unit, told = watched(write_cache=True)
+    unit, reported = watched(write_cache=True)
     unit.store.fail = {'flush': errno.EIO}
     assert sense_of(unit, cdb_10(0x35)) == (3, 0x0C, 0)
     assert sense_of(unit, cdb_10(0x35)) == (3, 0x0C, 0)
-    assert len(told) == 1 and 'flush' in told[0]
+    assert len(reported) == 1 and 'flush' in reported[0]
     unit.replace_shared_state(medium='failed')
     unit.replace_shared_state(medium='ready')
     assert sense_of(unit, cdb_10(0x35)) == (3, 0x0C, 0)
-    assert len(told) == 2
+    assert len(reported) == 2
 
 
 def test_a_durable_write_whose_flush_failed_is_reported():
-    unit, told = watched()
+    unit, reported = watched()
     unit.store.fail = {'write': errno.EIO}
     unit.store.lost = errno.EIO
     assert sense_of(unit, cdb_10(0x2A, 7, 1), bytes(512)) == (3, 0x0C, 0)
-    assert len(told) == 1
+    assert len(reported) == 1
 
 
 def test_a_failed_write_that_lost_no_acknowledged_data_is_not_reported():
-    unit, told = watched()
+    unit, reported = watched()
     unit.store.fail = {'write': errno.EIO}
     assert error_of(unit, cdb_10(0x2A, 7, 1), bytes(512)).information == 7
-    assert told == []
+    assert reported == []
 
 
 def test_a_failed_medium_allows_reads_and_refuses_writes_and_flushes():

@@ -1,5 +1,5 @@
-"""Long operations as values: what a worker may ask for, what comes back from stable storage,
-progress, patterns."""
+"""Long operations as values: which requests of a worker are valid, what is restored from stable
+storage, progress and patterns."""
 
 import pytest
 

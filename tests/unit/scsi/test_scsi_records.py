@@ -1,4 +1,5 @@
-"""What a unit remembers: what workers may ask for and tell, what is kept, what comes back."""
+"""Records of a unit: which changes workers may request and report, what is saved, and what is
+restored."""
 
 import pytest
 
@@ -53,7 +54,7 @@ def test_empty_information_removes_it():
 
 
 @pytest.mark.parametrize(
-    'kind, message, owed',
+    'kind, message, expected',
     [
         ('set-identifying-information', {'type': '0', 'data': 'aa'}, (0x3F, 0x05)),
         ('set-timestamp', {'offset': 1}, (0x2A, 0x10)),
@@ -63,8 +64,8 @@ def test_empty_information_removes_it():
         ('error', {'kind': 'read'}, None),
     ],
 )
-def test_other_nexuses_get_a_unit_attention(kind, message, owed):
-    assert records.apply_change(records.initial(), kind, message)[1] == owed
+def test_other_nexuses_get_a_unit_attention(kind, message, expected):
+    assert records.apply_change(records.initial(), kind, message)[1] == expected
 
 
 @pytest.mark.parametrize(

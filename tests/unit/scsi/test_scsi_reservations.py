@@ -88,9 +88,9 @@ class Disk(object):
         return (error.key, error.asc, error.ascq)
 
     @property
-    def told(self):
+    def reported(self):
         """[(nexus, (asc, ascq)) …] of the last command."""
-        return [(owed, (asc, ascq)) for owed, asc, ascq in self.outcome.attentions]
+        return [(nexus, (asc, ascq)) for nexus, asc, ascq in self.outcome.attentions]
 
     @property
     def keys(self):
@@ -173,7 +173,7 @@ def test_unregistering_an_unregistered_nexus_changes_nothing(action):
 def test_a_new_key_keeps_the_reservation():
     disk = held(WERO, (A, 1), (B, 2))
     assert disk.out(A, REGISTER, 1, 9) == GOOD
-    assert disk.held == (9, WERO) and disk.told == []
+    assert disk.held == (9, WERO) and disk.reported == []
 
 
 def test_the_generation_counts_as_in_the_standard():
@@ -291,7 +291,7 @@ def test_reserve_read_back_and_release(kind):
     assert disk.out(A, RESERVE, 1, kind=kind) == GOOD
     assert disk.held == (0 if kind in (WEAR, EAAR) else 1, kind)
     assert disk.out(A, RELEASE, 1, kind=kind) == GOOD
-    assert disk.held is None and disk.told == [] and disk.keys == [1]
+    assert disk.held is None and disk.reported == [] and disk.keys == [1]
 
 
 @pytest.mark.parametrize('kind', TYPES)
@@ -356,7 +356,9 @@ def test_release_by_a_registrant_that_is_not_the_holder(kind):
 def test_a_release_raises_attentions_for_registrants(kind):
     disk = held(kind, (A, 1), (B, 2), (A2, 3))
     assert disk.out(A, RELEASE, 1, kind=kind) == GOOD
-    assert disk.told == ([(who(B), RELEASED), (who(A2), RELEASED)] if kind not in (WE, EA) else [])
+    assert disk.reported == (
+        [(who(B), RELEASED), (who(A2), RELEASED)] if kind not in (WE, EA) else []
+    )
 
 
 @pytest.mark.parametrize('kind', TYPES)
@@ -364,19 +366,19 @@ def test_unregistering_the_holder(kind):
     disk = held(kind, (A, 1), (B, 2))
     assert disk.out(A, REGISTER, 1, 0) == GOOD
     if kind in (WEAR, EAAR):
-        assert disk.held == (0, kind) and disk.told == []
+        assert disk.held == (0, kind) and disk.reported == []
         assert disk.out(B, REGISTER, 2, 0) == GOOD
-        assert disk.held is None and disk.told == []
+        assert disk.held is None and disk.reported == []
     else:
         assert disk.held is None
-        assert disk.told == ([(who(B), RELEASED)] if kind in (WERO, EARO) else [])
+        assert disk.reported == ([(who(B), RELEASED)] if kind in (WERO, EARO) else [])
 
 
 @pytest.mark.parametrize('kind', TYPES)
 def test_unregistering_a_nexus_that_is_not_the_holder(kind):
     disk = held(kind, (A, 1), (B, 2))
     assert disk.out(B, IGNORE, 0, 0) == GOOD
-    assert disk.held is not None and disk.told == [] and disk.keys == [1]
+    assert disk.held is not None and disk.reported == [] and disk.keys == [1]
 
 
 # -- clearing, preempting, moving ------------------------------------------------------------------
@@ -387,7 +389,7 @@ def test_clear_removes_everything_and_raises_attentions(kind):
     disk = held(kind, (A, 1), (B, 2), (C, 3)) if kind else registered((A, 1), (B, 2), (C, 3))
     assert disk.out(B, CLEAR, 2) == GOOD
     assert disk.keys == [] and disk.held is None
-    assert disk.told == [(who(A), PREEMPTED), (who(C), PREEMPTED)]
+    assert disk.reported == [(who(A), PREEMPTED), (who(C), PREEMPTED)]
 
 
 @pytest.mark.parametrize('action', [PREEMPT, PREEMPT_AND_ABORT])
@@ -396,7 +398,7 @@ def test_preempting_the_holder_takes_the_reservation_over(kind, action):
     disk = held(kind, (A, 1), (B, 2), (C, 3))
     assert disk.out(B, action, 2, 1, kind=kind) == GOOD
     assert disk.keys == [2, 3] and disk.held == (2, kind)
-    assert disk.told == [(who(A), REGISTRATION_GONE)]
+    assert disk.reported == [(who(A), REGISTRATION_GONE)]
     assert disk.outcome.aborts == ([who(A)] if action == PREEMPT_AND_ABORT else [])
 
 
@@ -407,7 +409,7 @@ def test_preempting_with_another_type_raises_attentions_for_remaining_registrant
     assert disk.out(B, PREEMPT, 2, 1, kind=new) == GOOD
     assert disk.held == (0 if new in (WEAR, EAAR) else 2, new)
     stays = [(who(C), RELEASED)] if new != old else []
-    assert sorted(disk.told) == sorted([(who(A), REGISTRATION_GONE)] + stays)
+    assert sorted(disk.reported) == sorted([(who(A), REGISTRATION_GONE)] + stays)
 
 
 @pytest.mark.parametrize('kind', [WE, EA, WERO, EARO])
@@ -415,7 +417,7 @@ def test_preempting_a_key_of_several_nexuses(kind):
     disk = held(kind, (A, 1), (B, 2), (C, 1), (A2, 1))
     assert disk.out(B, PREEMPT_AND_ABORT, 2, 1, kind=kind) == GOOD
     assert disk.keys == [2]
-    assert disk.told == [(n, REGISTRATION_GONE) for n in (who(A), who(C), who(A2))]
+    assert disk.reported == [(n, REGISTRATION_GONE) for n in (who(A), who(C), who(A2))]
     assert disk.outcome.aborts == [who(A), who(C), who(A2)]
 
 
@@ -424,7 +426,7 @@ def test_preempting_the_own_key_keeps_the_registration_and_may_change_the_type(k
     disk = held(kind, (A, 1), (B, 2), (C, 1))
     assert disk.out(A, PREEMPT_AND_ABORT, 1, 1, kind=WEAR) == GOOD
     assert disk.keys == [1, 2] and disk.held == (0, WEAR)
-    assert sorted(disk.told) == [(who(B), RELEASED), (who(C), REGISTRATION_GONE)]
+    assert sorted(disk.reported) == [(who(B), RELEASED), (who(C), REGISTRATION_GONE)]
     assert disk.outcome.aborts == [who(C)]
 
 
@@ -435,7 +437,7 @@ def test_preempting_another_removes_its_registration_only(kind):
     # scope and type are ignored
     assert disk.out(C, PREEMPT_AND_ABORT, 3, 2, kind=15, scope=15) == GOOD
     assert disk.keys == [1, 3] and disk.held == before
-    assert disk.told == [(who(B), REGISTRATION_GONE)] and disk.outcome.aborts == [who(B)]
+    assert disk.reported == [(who(B), REGISTRATION_GONE)] and disk.outcome.aborts == [who(B)]
 
 
 @pytest.mark.parametrize('kind', (0,) + TYPES)
@@ -454,7 +456,7 @@ def test_preempting_key_zero_is_for_all_registrants(kind):
         assert disk.outcome.error.field == (8, None, False)
     else:
         assert status == GOOD and disk.keys == [2] and disk.held == (2, EA)
-        assert disk.told == [(who(A), REGISTRATION_GONE), (who(C), REGISTRATION_GONE)]
+        assert disk.reported == [(who(A), REGISTRATION_GONE), (who(C), REGISTRATION_GONE)]
         assert disk.outcome.aborts == [who(A), who(C)]
 
 
@@ -462,7 +464,7 @@ def test_preempting_key_zero_is_for_all_registrants(kind):
 def test_all_registrants_reservations_end_with_the_last_registrant(kind):
     disk = held(kind, (A, 1), (B, 1))
     assert disk.out(B, PREEMPT, 1, 1, kind=kind) == GOOD
-    assert disk.keys == [] and disk.held is None and disk.told == [(who(A), REGISTRATION_GONE)]
+    assert disk.keys == [] and disk.held is None and disk.reported == [(who(A), REGISTRATION_GONE)]
 
 
 def test_a_nexus_may_preempt_its_own_registration():
@@ -471,7 +473,7 @@ def test_a_nexus_may_preempt_its_own_registration():
     assert (
         disk.keys == [1]
         and disk.held == (1, WE)
-        and disk.told == []
+        and disk.reported == []
         and disk.outcome.aborts == [who(B)]
     )
 
@@ -489,7 +491,7 @@ def test_a_takeover_needs_a_valid_scope_and_type(kind, scope, field):
 def test_moving_a_reservation(kind, unregister):
     disk = held(kind, (A, 1), (B, 2))
     assert disk.move(A, 1, 9, C.initiator_port, relative=2, flags=0x02 if unregister else 0) == GOOD
-    assert disk.held == (9, kind) and disk.told == []
+    assert disk.held == (9, kind) and disk.reported == []
     assert disk.keys == ([2, 9] if unregister else [1, 2, 9])
     heir = nexus('c', 2)
     assert disk.out(heir, RELEASE, 9, kind=kind) == GOOD and disk.held is None
@@ -800,7 +802,7 @@ def test_windows_cluster_validation():
     assert not reservation_classes.conflicts(disk.refused(C), reservation_classes.PR_IN, bytes(10))
     assert disk.out(B, PREEMPT, two, 0x1234, kind=WERO) == RESERVATION_CONFLICT
     assert disk.out(B, PREEMPT, two, one, kind=WERO) == GOOD
-    assert disk.told == [(who(A), REGISTRATION_GONE)]
+    assert disk.reported == [(who(A), REGISTRATION_GONE)]
     assert disk.held == (two, WERO) and not disk.writes(A)
     assert disk.out(A, RELEASE, one, kind=WERO) == RESERVATION_CONFLICT
     assert disk.out(B, RELEASE, two, kind=WERO) == GOOD
@@ -1012,13 +1014,13 @@ def test_the_invariants_hold_for_any_commands(commands):
         )
         assert state['type'] == 0 or nexuses
         assert state['reserved_by'] is None or not nexuses
-        assert who(n) not in [owed for owed, _, _ in disk.outcome.attentions]
+        assert who(n) not in [nexus for nexus, _, _ in disk.outcome.attentions]
         gone = set((r['initiator_port'], r['target_port']) for r in before['registrations']) - set(
             nexuses
         )
         if action in (CLEAR, PREEMPT, PREEMPT_AND_ABORT) and status == GOOD:
             assert gone - {who(n)} == set(
-                owed for owed, asc, ascq in disk.outcome.attentions if ascq != 4
+                nexus for nexus, asc, ascq in disk.outcome.attentions if ascq != 4
             )
         assert (
             reservations.aptpl_load(reservations.aptpl_dump(state), False)['registrations']

@@ -1,5 +1,5 @@
-"""FORMAT UNIT and SANITIZE as an initiator meets them: what the master is asked, what is refused,
-what is said meanwhile."""
+"""FORMAT UNIT and SANITIZE as seen by an initiator: what is sent to the master, what is refused,
+and the sense data while they run."""
 
 import struct
 

@@ -215,8 +215,8 @@ def test_durable_writes_of_a_memory_store_are_inline(opcode):
     [(1, 0, 0), (2, 512, 512), (1, 1024, 512), (1, 10000, 512), (1, 200, 200), (3, 1100, 1100)],
 )
 def test_a_write_with_a_different_edtl_writes_the_shorter_length(opcode, blocks, edtl, written):
-    """libiscsi's residual tests: the connection reports what is left over, the rest of a block
-    stays as it was."""
+    """libiscsi's residual tests: the connection reports the residual count; the rest of a block
+    is unchanged."""
     unit = filled(write_cache=True)
     task = make_task(unit, block_cdb(opcode, 0, blocks), b'b' * edtl)
     unit.admit(task)
@@ -232,7 +232,7 @@ def test_an_incomplete_block_to_compare_is_refused_before_any_data(cdb):
     with pytest.raises(sbc.sense.CheckCondition) as caught:
         unit.admit(task)
     assert (caught.value.key, caught.value.asc, caught.value.ascq) == (5, 0x0E, 0x03)
-    assert task.data_out_length == 512  # so that the residual count can be told
+    assert task.data_out_length == 512  # so that the residual count can be reported
     assert unit.store.calls == []
 
 
@@ -474,7 +474,7 @@ def start_stop(unit, flags, condition=0):
 
 
 def test_a_stop_flushes_and_does_not_affect_other_initiators():
-    """Windows stops its disks when it shuts down; the others go on."""
+    """Windows stops its disks when it shuts down; other initiators continue to use them."""
     unit = make_unit(write_cache=True)
     assert start_stop(unit, 0x00) is None
     assert unit.store.verbs() == ['flush']

@@ -270,7 +270,7 @@ def test_cached_reads_do_not_wait_and_uncached_ones_are_refused(make_store):
             break
     else:
         pytest.skip(
-            'the kernel does not let go of the cached file'
+            'the kernel does not release the cached file'
             if not any(answers)
             else 'this disk is never waited for'
         )

@@ -237,7 +237,7 @@ class Harness(object):
         self.units.on_request(self.one, dict(message, id=7, unit=self.unit.id))
         self.loop.settle()
 
-    def tell(self, **words):
+    def worker_sends(self, **words):
         {
             'progress': self.units.format_sanitize.on_progress,
             'operated': self.units.format_sanitize.on_operated,
@@ -277,7 +277,7 @@ def test_the_operation_starts_after_every_worker_has_blocked_the_medium(harness)
 
 def test_without_immed_the_command_is_answered_at_the_end(harness):
     harness.ask(OVERWRITE)
-    harness.tell(report='operated', failed='')
+    harness.worker_sends(report='operated', failed='')
     assert harness.answer() == (sam.GOOD, None)
     assert harness.two.of('change')[-1]['medium'] == 'ready'
     assert not harness.two.of('change')[-1].get('attentions')
@@ -285,7 +285,7 @@ def test_without_immed_the_command_is_answered_at_the_end(harness):
 
 
 def test_the_command_is_answered_after_every_replica_is_ready(harness):
-    """Its initiator may tell another one to use the unit as soon as it has GOOD status."""
+    """Its initiator may have another one use the unit as soon as it has GOOD status."""
     harness.ask(OVERWRITE)
     harness.units.format_sanitize.on_operated(harness.eraser, {'failed': ''})
     assert harness.two.of('change')[-1]['medium'] == 'ready'
@@ -297,20 +297,20 @@ def test_the_command_is_answered_after_every_replica_is_ready(harness):
 def test_with_immed_the_command_is_answered_at_once(harness):
     harness.ask(dict(FORMAT, immediate=True))
     assert harness.answer() == (sam.GOOD, None)
-    harness.tell(report='operated', failed='')
+    harness.worker_sends(report='operated', failed='')
     assert len(harness.one.of('answer')) == 1
 
 
 def test_progress_is_sent_to_every_nexus_and_lasting_progress_is_saved(harness):
     harness.ask(OVERWRITE)
-    harness.tell(report='progress', position=SIZE // 2, lasting=False)
+    harness.worker_sends(report='progress', position=SIZE // 2, lasting=False)
     assert (
         harness.one.of('change')[-1]['progress']
         == harness.two.of('change')[-1]['progress']
         == 0x8000
     )
     assert harness.units.replication.state.load('key')['operation']['position'] == 0
-    harness.tell(report='progress', position=SIZE // 4, lasting=True)
+    harness.worker_sends(report='progress', position=SIZE // 4, lasting=True)
     assert harness.units.replication.state.load('key')['operation']['position'] == SIZE // 4
     dicts, _ = harness.units.serve_session(FakeWorker('late'), nexus('late'))
     assert (dicts[0]['medium'], dicts[0]['progress']) == ('sanitizing', 0x4000)
@@ -319,7 +319,7 @@ def test_progress_is_sent_to_every_nexus_and_lasting_progress_is_saved(harness):
 @pytest.mark.parametrize('message, sense', [(OVERWRITE, (3, 0x31, 3)), (FORMAT, (3, 0x31, 1))])
 def test_a_failed_operation_is_saved_sent_and_answered(harness, message, sense):
     harness.ask(message)
-    harness.tell(report='operated', failed='Input/output error')
+    harness.worker_sends(report='operated', failed='Input/output error')
     status, found = harness.answer()
     assert status == sam.CHECK_CONDITION and found == sense
     assert harness.two.of('change')[-1]['medium'] == message['kind'] + '-failed'
@@ -338,21 +338,21 @@ def test_the_death_of_the_worker_fails_the_operation(harness):
 
 def test_an_operation_is_resumed_after_a_restart_of_targetd(harness):
     harness.ask(OVERWRITE)
-    harness.tell(report='progress', position=4096, lasting=True)
+    harness.worker_sends(report='progress', position=4096, lasting=True)
     harness.workers.stopping = True
     harness.units.format_sanitize.on_worker_death(harness.eraser)
     later = Harness(harness.path)
     (order,) = later.eraser.of('operate')
     assert order['operation']['position'] == 4096 and order['operation']['failed'] == ''
     assert later.unit.shared.medium == 'sanitizing'
-    later.tell(report='operated', failed='')
+    later.worker_sends(report='operated', failed='')
     assert later.unit.shared.medium == 'ready' and later.units.replication.state.load('key') == {}
     later.loop.close()
 
 
 def test_a_failed_operation_is_not_resumed(harness):
     harness.ask(OVERWRITE)
-    harness.tell(report='operated', failed='no')
+    harness.worker_sends(report='operated', failed='no')
     later = Harness(harness.path)
     assert later.eraser.sent == [] and later.unit.shared.medium == 'sanitize-failed'
     later.loop.close()
@@ -396,7 +396,7 @@ def test_a_full_state_directory_does_not_stop_the_operation(harness):
         raise OSError(errno.ENOSPC, 'No space left on device')
 
     harness.units.replication.state.save = full
-    harness.tell(report='progress', position=SIZE // 2, lasting=True)
+    harness.worker_sends(report='progress', position=SIZE // 2, lasting=True)
     assert harness.one.of('change')[-1]['progress'] == 0x8000 and harness.eraser.killed is None
 
 
@@ -410,7 +410,7 @@ def test_an_operation_whose_end_cannot_be_saved_has_failed(harness, message):
         raise OSError(errno.ENOSPC, 'No space left on device')
 
     harness.units.replication.state.save = full
-    harness.tell(report='operated', failed='')
+    harness.worker_sends(report='operated', failed='')
     assert (
         harness.unit.shared.medium == message['kind'] + '-failed'
         and harness.answer()[0] == sam.CHECK_CONDITION
@@ -419,7 +419,7 @@ def test_an_operation_whose_end_cannot_be_saved_has_failed(harness, message):
     harness.one.sent.clear()
     harness.workers.spares.append(harness.eraser)
     harness.ask(message)  # there is space again: the initiator repeats the command
-    harness.tell(report='operated', failed='')
+    harness.worker_sends(report='operated', failed='')
     assert harness.unit.shared.medium == 'ready' and harness.answer() == (sam.GOOD, None)
 
 
@@ -440,7 +440,7 @@ def test_reports_of_a_worker_without_an_operation_are_ignored(harness):
 def test_an_operation_ends_normally_after_its_session_has_ended(harness):
     harness.ask(OVERWRITE)
     harness.units.end_session(harness.one)
-    harness.tell(report='operated', failed='')
+    harness.worker_sends(report='operated', failed='')
     assert harness.unit.shared.medium == 'ready'
 
 

@@ -28,7 +28,8 @@ LID1, LID4 = 0x00, 0x01
 
 
 def pair(second_block_size=512, medium='ready', **facts):
-    """Two units of one device: LUN 0, which is asked, full of a pattern; LUN 1, empty."""
+    """Two units of one device: LUN 0, which receives the commands and contains a pattern; LUN 1,
+    which is empty."""
     first = make_unit(naa=NAA)
     first.store.data[:] = pattern(BLOCKS)
     parsed = UnitFacts.from_message(dict(facts, naa=SECOND_NAA, block_size=second_block_size))
@@ -117,7 +118,7 @@ def code(error):
     return error and (error.key, error.asc, error.ascq)
 
 
-def told(unit, action, name=0, room=4096):
+def reported(unit, action, name=0, room=4096):
     names = struct.pack('>B7x', name) if action < 5 else struct.pack('>I4x', name)
     return bytes(do(unit, struct.pack('>BB', 0x84, action) + names + struct.pack('>Ixx', room)))
 
@@ -257,7 +258,7 @@ def test_a_list_shorter_than_announced_is_refused():
 
 def test_limits_are_those_that_are_reported():
     first, _ = pair()
-    parameters = told(first, 0x03)
+    parameters = reported(first, 0x03)
     targets, segments, listed = struct.unpack_from('>HHI', parameters, 8)
     copy(first, [BOTH[0]] * targets, [blocks_segment(0, 0, 0, 0, 0)] * segments, usage=3, name=0)
     assert code(failure(first, [BOTH[0]] * (targets + 1), ONE)) == (5, 0x26, 0x06)
@@ -267,7 +268,7 @@ def test_limits_are_those_that_are_reported():
 
 def test_a_segment_longer_than_reported_is_refused():
     first, _ = pair()
-    (longest,) = struct.unpack_from('>I', told(first, 0x03), 16)
+    (longest,) = struct.unpack_from('>I', reported(first, 0x03), 16)
     assert code(failure(first, BOTH, [bytes_segment(0, 1, longest + 1, 0, 0)])) == (
         0x0A,
         0x26,
@@ -335,7 +336,9 @@ def test_list_id_usage_01_is_reserved():
         (BOTH, blocks_segment(0, 1, 2, 0, BLOCKS - 1), (0x0A, 0x00, 0x00), 20),
     ],
 )
-def test_a_segment_with_an_invalid_source_or_destination_is_refused(cscds, segment, expected, field):
+def test_a_segment_with_an_invalid_source_or_destination_is_refused(
+    cscds, segment, expected, field
+):
     first, second = pair()
     error = failure(first, cscds, [blocks_segment(0, 0, 0, 0, 0), segment])
     assert code(error) == expected
@@ -440,15 +443,15 @@ def test_verify_checks_that_the_unit_is_ready(medium, ready, expected):
 def test_the_status_of_a_copy_is_reported_once():
     first, _ = pair()
     copy(first, BOTH, [blocks_segment(0, 1, 4, 0, 0)] * 2, name=9)
-    assert told(first, 0x00, 9) == struct.pack('>IBHBI', 8, 1, 2, 0, 8 * 512)
+    assert reported(first, 0x00, 9) == struct.pack('>IBHBI', 8, 1, 2, 0, 8 * 512)
     assert sense_of(first, struct.pack('>BBB7xIxx', 0x84, 0, 9, 100)) == (5, 0x24, 0)
 
 
 def test_the_details_of_a_failure():
     first, _ = pair()
     error = failure(first, BOTH, ONE + [blocks_segment(0, 5, 1, 0, 0)], name=9)
-    assert told(first, 0x00, 9)[4:12] == struct.pack('>BHBI', 2, 1, 0, 512)
-    details = told(first, 0x04, 9)
+    assert reported(first, 0x00, 9)[4:12] == struct.pack('>BHBI', 2, 1, 0, 512)
+    details = reported(first, 0x04, 9)
     assert details[56] == 2 and details[60:] == error.sense()
     assert struct.unpack_from('>I', details)[0] == len(details) - 4
     assert struct.unpack_from('>H', details, 58)[0] == len(error.sense())
@@ -457,19 +460,19 @@ def test_the_details_of_a_failure():
 def test_no_details_of_a_success_and_no_held_data():
     first, _ = pair()
     copy(first, BOTH, ONE, name=9)
-    assert told(first, 0x04, 9) == told(first, 0x01, 9) == bytes(4)
+    assert reported(first, 0x04, 9) == reported(first, 0x01, 9) == bytes(4)
 
 
 def test_the_status_of_a_lid4_copy_and_of_one_that_failed():
     first, _ = pair()
     copy(first, BOTH, ONE, LID4, name=0x01020304)
-    status = told(first, 0x05, 0x01020304)
+    status = reported(first, 0x05, 0x01020304)
     assert status[4:6] == bytes([LID4, 1]) and status[15:24] == bytes(1) + (512).to_bytes(8, 'big')
     assert struct.unpack_from('>H', status, 24)[0] == 1 and len(status) == 32
     error = failure(first, BOTH, [blocks_segment(0, 5, 1, 0, 0)], LID4, name=0x01020304)
-    status = told(first, 0x05, 0x01020304)
+    status = reported(first, 0x05, 0x01020304)
     assert status[5] == 2 and status[32:] == error.sense() and status[14] == len(error.sense())
-    assert told(first, 0x06, 0x01020304)[32 + status[13] :] == bytes(4)
+    assert reported(first, 0x06, 0x01020304)[32 + status[13] :] == bytes(4)
 
 
 def test_list_identifiers_of_8_and_of_32_bits_are_independent():
@@ -490,7 +493,7 @@ def begun(unit, cscds, segments, action=LID4, **more):
 def test_a_list_identifier_in_use_is_refused_until_its_copy_ends():
     first, _ = pair()
     task = begun(first, BOTH, ONE, name=7)
-    assert told(first, 0x05, 7)[5] == 0x11
+    assert reported(first, 0x05, 7)[5] == 0x11
     assert code(failure(first, BOTH, ONE, LID4, name=7)) == (5, 0x00, 0x16)
     task.run_blocking(task)
     copy(first, BOTH, ONE, LID4, name=7)
@@ -499,7 +502,7 @@ def test_a_list_identifier_in_use_is_refused_until_its_copy_ends():
 def test_a_running_lid1_copy_is_reported_as_running():
     first, _ = pair()
     begun(first, BOTH, ONE, LID1, name=7)
-    assert told(first, 0x00, 7)[4] == 0
+    assert reported(first, 0x00, 7)[4] == 0
     for action in (0x01, 0x04):
         assert sense_of(first, struct.pack('>BBB7xIxx', 0x84, action, 7, 100)) == (5, 0x24, 0)
 
@@ -509,7 +512,7 @@ def test_records_are_bounded_and_those_of_running_copies_are_kept():
     kept = begun(first, BOTH, ONE, name=0xFFFF)
     for name in range(copy_manager.MAXIMUM_COPIES + 10):
         copy(first, BOTH, ONE, LID4, name=name)
-    assert told(first, 0x05, 0xFFFF)[5] == 0x11
+    assert reported(first, 0x05, 0xFFFF)[5] == 0x11
     assert sense_of(first, struct.pack('>BBI4xIxx', 0x84, 5, 0, 100)) == (5, 0x24, 0)
     kept.run_blocking(kept)
 
@@ -534,7 +537,7 @@ def test_a_task_that_is_aborted_stops_between_two_steps(monkeypatch):
     second.store.copy = copy_and_abort
     task.run_blocking(task)
     assert second.store.verbs().count('copy') == 1
-    assert told(first, 0x05, 7)[5] == 0x60
+    assert reported(first, 0x05, 7)[5] == 0x60
 
 
 def test_copy_operation_abort(monkeypatch):
@@ -552,9 +555,9 @@ def test_copy_operation_abort(monkeypatch):
         task.run_blocking(task)
     assert code(stopped.value) == (0x0A, 0, 0)
     assert second.store.verbs().count('copy') == 1
-    assert told(first, 0x05, 7)[5] == 0x60 and told(first, 0x05, 7)[16:24] == (512).to_bytes(
-        8, 'big'
-    )
+    assert reported(first, 0x05, 7)[5] == 0x60 and reported(first, 0x05, 7)[16:24] == (
+        512
+    ).to_bytes(8, 'big')
 
 
 def test_an_abort_of_an_unknown_copy_is_refused():
@@ -597,7 +600,7 @@ def test_page_8f_lists_exactly_the_supported_service_actions():
 
 def test_page_8f_and_the_operating_parameters_agree():
     first, _ = pair()
-    page, parameters = third_party_page(first), told(first, 0x03)
+    page, parameters = third_party_page(first), reported(first, 0x03)
     assert struct.unpack_from('>HHI', page[0x0004], 4) == struct.unpack_from('>HHI', parameters, 8)
     assert page[0x0008][1 : 1 + page[0x0008][0]] == parameters[44 : 44 + parameters[43]]
     assert struct.unpack_from('>I', page[0x8001], 8) == struct.unpack_from('>I', parameters, 16)
@@ -647,7 +650,7 @@ def test_an_unexpected_exception_is_recorded_as_a_failed_copy():
     second.store.copy = None
     with pytest.raises(TypeError):
         task.run_blocking(task)
-    status = told(first, 0x05, 7)
+    status = reported(first, 0x05, 7)
     assert status[5] == 2 and status[34] == 4
 
 

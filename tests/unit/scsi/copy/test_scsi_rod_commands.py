@@ -1,4 +1,5 @@
-"""Tokens and the commands about them, against a desk that makes tokens of numbers."""
+"""ROD tokens and the commands that create and use them, with a fake of the master that creates
+numbered tokens."""
 
 import errno
 import struct
@@ -130,8 +131,8 @@ def information(unit, name):
 
 
 def token_of(unit, name=1):
-    told = information(unit, name)
-    return told[32 + told[13] + 6 :]
+    reported = information(unit, name)
+    return reported[32 + reported[13] + 6 :]
 
 
 def code(error):
@@ -145,14 +146,16 @@ def test_a_token_is_created_and_reported():
     unit = make()
     assert populate(unit, [(8, 4), (0, 2)], timeout=30) is None
     assert unit.services.rod_tokens.asked == [('populate', [(8 * 512, 4 * 512), (0, 2 * 512)], 30)]
-    told = information(unit, 1)
+    reported = information(unit, 1)
     assert (
-        told[4:6] == b'\x10\x01' and told[15] == 0xF1 and struct.unpack_from('>Q', told, 16)[0] == 6
+        reported[4:6] == b'\x10\x01'
+        and reported[15] == 0xF1
+        and struct.unpack_from('>Q', reported, 16)[0] == 6
     )
-    assert struct.unpack_from('>I', told)[0] == len(told) - 4
+    assert struct.unpack_from('>I', reported)[0] == len(reported) - 4
     assert (
-        struct.unpack_from('>IH', told, 32) == (514, 0)
-        and told[38:] in unit.services.rod_tokens.given
+        struct.unpack_from('>IH', reported, 32) == (514, 0)
+        and reported[38:] in unit.services.rod_tokens.given
     )
 
 
@@ -266,11 +269,11 @@ def test_the_data_of_a_token_is_written():
         101,
     ]
     assert unit.services.rod_tokens.asked[1:] == [('use', False), ('check',), ('over',)]
-    told = information(unit, 2)
+    reported = information(unit, 2)
     assert (
-        told[4:6] == b'\x11\x01'
-        and struct.unpack_from('>Q', told, 16)[0] == 6
-        and told[32:36] == bytes(4)
+        reported[4:6] == b'\x11\x01'
+        and struct.unpack_from('>Q', reported, 16)[0] == 6
+        and reported[32:36] == bytes(4)
     )
 
 
@@ -288,8 +291,8 @@ def test_a_token_shorter_than_the_ranges_is_not_an_error_and_is_reported():
     before = bytes(unit.store.data[1004 * 512 : 1008 * 512])
     assert write(unit, token_of(unit), [(1000, 8)]) is None
     assert unit.store.data[1004 * 512 : 1008 * 512] == before
-    told = information(unit, 2)
-    assert told[5] == 0x03 and struct.unpack_from('>Q', told, 16)[0] == 4
+    reported = information(unit, 2)
+    assert reported[5] == 0x03 and struct.unpack_from('>Q', reported, 16)[0] == 4
 
 
 def test_an_offset_beyond_the_token_is_refused():
@@ -408,8 +411,8 @@ def test_an_aborted_task_stops_and_releases_the_token():
 def test_report_all_rod_tokens_does_not_report_the_secrets():
     unit = make()
     populate(unit, [(8, 4)])
-    told = do(unit, struct.pack('>BB8xIxx', 0x84, 0x08, 4096))
-    assert told == struct.pack('>I4x', 100) + token_of(unit)[:96]
+    reported = do(unit, struct.pack('>BB8xIxx', 0x84, 0x08, 4096))
+    assert reported == struct.pack('>I4x', 100) + token_of(unit)[:96]
 
 
 # -- what revokes ----------------------------------------------------------------------------------
