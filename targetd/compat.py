@@ -89,7 +89,7 @@ def kernel_version(release):
 
 
 #: Linux 4.13 reports a failed write-back once to each open file description; older kernels report it
-#: once for each file, to whoever flushes first.
+#: once for each file, to the first caller of fsync.
 HAS_ERROR_PER_DESCRIPTION = kernel_version(os.uname().release) >= (4, 13)
 
 

@@ -3,7 +3,7 @@ medium.
 
 Imports compat. Linux reports a failed write-back once to each open file description, and kernels
 before 4.13 once for each file. The process that gets the error sets the medium's flag, and every
-process looks at the flag after each flush of its own. So a process that the kernel does not tell
+process looks at the flag after each flush of its own. So a process to which the kernel does not report it
 (its description was opened later, or it shares one) fails too. The memory exists before the first
 fork, because it is made when this module is imported.
 """
@@ -74,7 +74,7 @@ def _sync(descriptor, number):
 
 
 def _sync_in_turn(descriptor, number):
-    """The lock is a POSIX lock, because it must tell apart processes that share one description."""
+    """The lock is a POSIX lock, because it must exclude processes that share one file description."""
     fcntl.lockf(descriptor, fcntl.LOCK_EX, 1, TURN, os.SEEK_SET)
     try:
         _sync(descriptor, number)

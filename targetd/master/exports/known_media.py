@@ -121,7 +121,7 @@ def describe_medium(lun, path):
 
 
 def _file_identity(path):
-    """What tells a file from another one at the same path. The device number of a file system can
+    """What distinguishes a file from another one at the same path. The device number of a file system can
     differ after each boot, and without a block device after each mount."""
     status = os.stat(path)
     device = status.st_dev if os.major(status.st_dev) else 0

@@ -77,7 +77,7 @@ class Resizes(object):
 
 
 def shorten(store, size):
-    """Gives a file that was extended, and that no initiator has seen so, its old size back."""
+    """Restores the old size of a file that was extended, before any initiator has seen the new size."""
     try:
         if store.descriptor is not None:
             os.ftruncate(store.descriptor, size)

@@ -28,7 +28,7 @@ def initial_state(facts, saved, boot_id, configured=None):
     """The Shared state of a unit when it is exported. saved: the dict that saved_state() returned,
     or {}; boot_id: identifies this boot of the machine. Reservations outlast a restart of targetd in
     the same boot; after another boot (loss of power) only those with APTPL are restored. configured:
-    the alua state that the configuration gives. Raises ValueError if `saved` is damaged."""
+    the alua state in the configuration. Raises ValueError if `saved` is damaged."""
     same_boot = bool(boot_id) and saved.get('boot_id') == boot_id
     operation = operations.operation_from_storage(saved.get('operation'))
     failure = str(saved.get('failure') or '')
