@@ -83,7 +83,7 @@ REQUESTS = {
 }
 _OF_A_UNIT = {
     'unit': _is_text, '?function': _is_text, '?kind': None, '?action': _is_text, '?prevent': _is_flag,
-    '?token': _is_text, '?ranges': _is_list, '?states': _is_object, '?pages': _is_list,
+    '?token': _is_text, '?ranges': _is_list, '?states': _is_object, '?pages': _is_object,
 }
 # fmt: on
 
