@@ -124,23 +124,28 @@ def serve(path, foreground, only_test):
     Returns the exit code. Raises TargetdError if the server cannot start.
     """
     try:
+        if not only_test:
+            return _start(path, foreground)
         configuration = loader.load(path)
     except ConfigError as e:
         print_errors(str(e), e.exit_code)
         errors = words.counted(len(e.complaints), 'error')
         return print_errors('%s in the configuration; nothing was started' % errors, EXIT_CONFIG)
-    if only_test:
-        print_text(explain.explained(configuration))
-        for warning in (
-            lint.warnings(configuration)
-            + lint.missing_stores(configuration)
-            + lint.contents(configuration)
-        ):
-            sys.stderr.write('targetd: warning: %s\n' % str(warning))
-        return EXIT_OK
-    for warning in lint.warnings(configuration):
+    print_text(explain.explained(configuration))
+    for warning in (
+        lint.warnings(configuration)
+        + lint.missing_stores(configuration)
+        + lint.contents(configuration)
+    ):
         sys.stderr.write('targetd: warning: %s\n' % str(warning))
-    # imported only here, so that -t also works in an environment without sockets
-    from targetd.master import daemon
+    return EXIT_OK
 
-    return daemon.run(path, configuration, foreground)
+
+def _start(path, foreground):
+    # imported only here, so that -t also works in an environment without sockets
+    from targetd.master import daemon, vault
+
+    configuration, secrets, warnings = vault.load(path)
+    for warning in warnings:
+        sys.stderr.write('targetd: warning: %s\n' % warning)
+    return daemon.run(path, configuration, foreground, secrets)

@@ -49,6 +49,9 @@ class ConfigError(TargetdError):
         self.complaints = list(complaints)
         super(ConfigError, self).__init__('\n'.join(str(c) for c in self.complaints))
 
+    def __reduce__(self):  # the configuration is loaded in a child process
+        return type(self), (self.complaints,)
+
 
 class PortalError(TargetdError):
     """A portal cannot be opened; the message names address, port, cause and remedy."""

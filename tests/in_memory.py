@@ -10,6 +10,7 @@ import threading
 import record
 
 from targetd.config import loader
+from targetd.iscsi import chap
 from targetd.iscsi.errors import LoginFailure
 from targetd.iscsi.framing import BHS, Framer
 from targetd.iscsi.login import LOGIN_DATA_SEGMENT, LoginNegotiation
@@ -134,6 +135,30 @@ def device(configuration, result):
     return made
 
 
+def local_chap(configuration, random_bytes):
+    """Returns a function that makes the chap.Chap of a target, or of discovery, with the secrets of
+    this configuration."""
+    server = configuration.server
+
+    def in_bytes(account):
+        return account and (account[0], account[1].encode('utf-8'))
+
+    def make(target_name):
+        accounts, outgoing = server.incomingdiscoveryuser, server.outgoingdiscoveryuser
+        if target_name is not None:
+            target = configuration.targets[target_name]
+            accounts, outgoing = target.accounts, target.outgoing
+        algorithms = [chap.ALGORITHM_NUMBERS[word] for word in server.chap_algorithms]
+        return chap.Chap(
+            [in_bytes(account) for account in accounts],
+            in_bytes(outgoing),
+            algorithms,
+            random_bytes,
+        )
+
+    return make
+
+
 class Target(object):
     """One connection, starting with its login. After feed(data), the responses can be read from
     `socket`."""
@@ -144,7 +169,9 @@ class Target(object):
         self.connection = None
         self._framer = Framer(LOGIN_DATA_SEGMENT)
         self._negotiation = LoginNegotiation(
-            Policies(configuration).login(ADDRESS, 1), None, random_bytes
+            Policies(configuration).login(ADDRESS, 1, local_chap(configuration, random_bytes)),
+            None,
+            random_bytes,
         )
 
     def feed(self, data):

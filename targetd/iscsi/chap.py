@@ -72,7 +72,12 @@ def new_hash(algorithm: int, data: bytes) -> Any:
 def chap_response(algorithm: int, identifier: int, secret: bytes, challenge: bytes) -> bytes:
     """Return the response (RFC 1994 4.1) to a challenge. identifier: 0..255; secret, challenge:
     bytes."""
-    return new_hash(algorithm, bytes((identifier,)) + secret + challenge).digest()
+    digest = new_hash(algorithm, bytes((identifier,)))
+    digest.update(
+        secret
+    )  # not joined before: a secret may be a view of memory that is unmapped soon
+    digest.update(challenge)
+    return bytes(digest.digest())
 
 
 def available_algorithms(algorithms: Sequence[int]) -> Tuple[int, ...]:
@@ -125,11 +130,14 @@ class Chap(object):
     the pairs of the last answer. accounts: [(user, secret bytes)], one of which the initiator must
     know; outgoing: (user, secret bytes) with which the target authenticates itself, or None;
     algorithms: CHAP algorithm numbers that the target accepts; random_bytes: callable(count) ->
-    bytes. `account` is the user that authenticated, None until then.
+    bytes. `proved` is the account that authenticated, None until then; `account` is its user.
+
+    Accounts may have labels in place of secrets; then `secret_of` of verify_response() returns the
+    secret of a label.
     """
 
     __slots__ = (
-        'account',
+        'proved',
         '_accounts',
         '_outgoing',
         '_algorithms',
@@ -141,17 +149,22 @@ class Chap(object):
 
     def __init__(
         self,
-        accounts: Sequence[Tuple[str, bytes]],
-        outgoing: Optional[Tuple[str, bytes]],
+        accounts: Sequence[Tuple[str, Any]],
+        outgoing: Optional[Tuple[str, Any]],
         algorithms: Sequence[int],
         random_bytes: Callable[[int], bytes],
     ) -> None:
-        self.account: Optional[str] = None
+        self.proved: Optional[Tuple[str, Any]] = None
         self._accounts = accounts
         self._outgoing = outgoing
         self._algorithms = available_algorithms(algorithms)
         self._random_bytes = random_bytes
         self._algorithm: Any = None
+
+    @property
+    def account(self) -> Optional[str]:
+        """The user that authenticated, or None."""
+        return self.proved[0] if self.proved else None
 
     def choose_algorithm(self, offered: str) -> List[Tuple[str, str]]:
         """Return [(key, value)] that answers CHAP_A: algorithm, identifier, challenge. The first
@@ -175,32 +188,37 @@ class Chap(object):
             ('CHAP_C', encode_binary(self._challenge)),
         ]
 
-    def verify_response(self, values: Dict[str, str]) -> List[Tuple[str, str]]:
+    def verify_response(
+        self, values: Dict[str, str], secret_of: Callable[[Any], Any] = lambda secret: secret
+    ) -> List[Tuple[str, str]]:
         """Check the initiator's response. Returns [(key, value)] that authenticates the target if the
         initiator requested it, else []. values: {key: value} from the initiator: CHAP_N and CHAP_R, and
         for mutual authentication CHAP_I and CHAP_C. Raises ChapError, AuthenticationFailed."""
         response = decode_binary(values['CHAP_R'], MAXIMUM_CHALLENGE)
-        secret = self._authenticate(values['CHAP_N'], response)
-        if 'CHAP_C' not in values:
-            return []
-        return self._mutual_response(values['CHAP_I'], values['CHAP_C'], secret)
+        found = self._authenticate(values['CHAP_N'], response, secret_of)
+        pairs = []
+        if 'CHAP_C' in values:
+            secret = secret_of(found[1])
+            pairs = self._mutual_response(values['CHAP_I'], values['CHAP_C'], secret, secret_of)
+        self.proved = found
+        return pairs
 
-    def _authenticate(self, name, response):
+    def _authenticate(self, name, response, secret_of):
         found = None
         wanted = name.encode('utf-8')
-        for user, secret in self._accounts:
+        for account in self._accounts:
+            user, secret = account[0], secret_of(account[1])
             right = chap_response(self._algorithm, self._identifier, secret, self._challenge)
             # Every account takes the same time, so that timing does not reveal which names exist.
             if hmac.compare_digest(right, response) & hmac.compare_digest(
                 user.encode('utf-8'), wanted
             ):
-                found = user, secret
+                found = account
         if found is None:
             raise AuthenticationFailed('the CHAP name "%s" or its secret is wrong' % name)
-        self.account = found[0]
-        return found[1]
+        return found
 
-    def _mutual_response(self, identifier, challenge, secret):
+    def _mutual_response(self, identifier, challenge, secret, secret_of):
         number = decode_binary(identifier, 1)[0]
         challenge = decode_binary(challenge, MAXIMUM_CHALLENGE)
         if challenge == self._challenge:
@@ -209,7 +227,7 @@ class Chap(object):
             raise AuthenticationFailed(
                 'the initiator requests mutual authentication, and the target has no account for it'
             )
-        user, own = self._outgoing
+        user, own = self._outgoing[0], secret_of(self._outgoing[1])
         if hmac.compare_digest(own, secret):
             raise AuthenticationFailed('the secrets of both directions are the same')
         return [

@@ -445,9 +445,7 @@ class LoginNegotiation(object):
     def _choose_method(self, offered, answers):
         target = self._target
         if target.accounts and 'CHAP' in offered:
-            self._chap = chap.Chap(
-                target.accounts, target.outgoing, target.algorithms, self._random_bytes
-            )
+            self._chap = target.new_chap(self._random_bytes)
             self._change_state('chap')
             return answers + [('AuthMethod', 'CHAP')], False
         if target.accounts or text.NONE not in offered:

@@ -36,6 +36,8 @@ class TargetPolicy(object):
     accounts: [(user, secret bytes)], any one of which admits; empty: no authentication is required.
     outgoing: (user, secret bytes) with which the target authenticates itself, or None.
     algorithms: CHAP algorithm numbers that the target accepts.
+    make_chap: callable(name) -> an object with the methods and the `account` of chap.Chap, if the
+    secrets are not here; None: a chap.Chap of `accounts`.
     keys: {text key: typed value of the target}; keys.OURS holds the others.
     redirect: None or (permanent: bool, 'address:port').
     not_ready: None, or a sentence that says why the target cannot be used now.
@@ -52,6 +54,7 @@ class TargetPolicy(object):
         'keys',
         'redirect',
         'not_ready',
+        'make_chap',
     )
 
     def __init__(
@@ -66,6 +69,7 @@ class TargetPolicy(object):
         keys: Optional[Dict[str, Any]] = None,
         redirect: Optional[Tuple[bool, str]] = None,
         not_ready: Optional[str] = None,
+        make_chap: Optional[Callable[[Optional[str]], Any]] = None,
     ) -> None:
         self.name = name
         self.alias = alias
@@ -77,6 +81,13 @@ class TargetPolicy(object):
         self.keys = keys or {}
         self.redirect = redirect
         self.not_ready = not_ready
+        self.make_chap = make_chap
+
+    def new_chap(self, random_bytes: Callable[[int], bytes]) -> Any:
+        """The target's side of a CHAP authentication."""
+        if self.make_chap is not None:
+            return self.make_chap(self.name)
+        return chap.Chap(self.accounts, self.outgoing, self.algorithms, random_bytes)
 
     def own_value(self, key: str) -> Any:
         """The target's typed value of a text key."""

@@ -150,22 +150,22 @@ class Report(object):
             self.descriptor = None
 
 
-def run(path, configuration, foreground=False):
+def run(path, configuration, foreground=False, vault=None):
     """Run a server: in the foreground until it is stopped, in the background until it accepts logins.
     Returns the exit code. Raises TargetdError if the server cannot start."""
     if foreground:
-        return _serve(path, configuration, Report(), True)
-    return _in_background(path, configuration)
+        return _serve(path, configuration, Report(), True, vault)
+    return _in_background(path, configuration, vault)
 
 
-def _in_background(path, configuration):
+def _in_background(path, configuration, vault):
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
         code = EXIT_FAILURE
         try:
             os.close(reading)
-            code = _second_fork(path, configuration, Report(writing))
+            code = _second_fork(path, configuration, Report(writing), vault)
         finally:
             os._exit(code)
     os.close(writing)
@@ -182,7 +182,7 @@ def _in_background(path, configuration):
     return EXIT_OK
 
 
-def _second_fork(path, configuration, report):
+def _second_fork(path, configuration, report, vault):
     """In the child: start a new session, and fork the server so that init becomes its parent."""
     os.setsid()
     if os.fork() != 0:
@@ -191,7 +191,7 @@ def _second_fork(path, configuration, report):
     os.umask(0o022)
     code = EXIT_FAILURE
     try:
-        code = _serve(path, configuration, report, False)
+        code = _serve(path, configuration, report, False, vault)
     except TargetdError as e:
         log.error('%s', e)
         report.send_outcome(e.exit_code, str(e))
@@ -202,7 +202,7 @@ def _second_fork(path, configuration, report):
     return code
 
 
-def _serve(path, configuration, report, foreground):
+def _serve(path, configuration, report, foreground, vault):
     server = configuration.server
     pid_file = PidFile(server.pid_file)
     pid_file.lock_file()
@@ -210,7 +210,10 @@ def _serve(path, configuration, report, foreground):
         _start_log(server, foreground)
         _raise_limits()
         master = Master(
-            os.path.abspath(path) if path else path, configuration, foreground=foreground
+            os.path.abspath(path) if path else path,
+            configuration,
+            foreground=foreground,
+            vault=vault,
         )
         master.start()
         try:

@@ -23,6 +23,7 @@ from targetd.master.exports.exports import Exports
 from targetd.master.isns.client import IsnsClients
 from targetd.master.log_files import LogFiles
 from targetd.master.logins.admission import Admission
+from targetd.master.logins.authentication import Authentication
 from targetd.master.logins.pending import Limits, PendingConnections
 from targetd.master.logins.portals import PortalListeners
 from targetd.master.logins.routing import LoginRouter
@@ -45,6 +46,7 @@ from targetd.master.units.format_sanitize import FormatSanitize
 from targetd.master.units.logical_units import Units
 from targetd.master.units.replication import Replication
 from targetd.master.units.rod_tokens import RodTokens
+from targetd.master.vault import seal_here
 from targetd.worker import main as worker_main
 
 MAXIMUM_PENDING = 1024  # connections that have not sent their login yet
@@ -61,7 +63,8 @@ class Master(object):
     """The master of one server.
 
     path: of the configuration file, or None; serve_worker(channel, configuration) runs in each
-    worker; clock, fork: for tests; foreground: True if the log may go to standard error.
+    worker; clock, fork: for tests; foreground: True if the log may go to standard error; vault: of a
+    sealed configuration, None if it is not sealed yet.
     """
 
     def __init__(
@@ -72,8 +75,11 @@ class Master(object):
         clock=time.monotonic,
         fork=os.fork,
         foreground=True,
+        vault=None,
     ):
-        self.state = ServerState(path, configuration)
+        if vault is None:
+            configuration, vault = seal_here(configuration)
+        self.state = ServerState(path, configuration, vault)
         self.loop = Loop(clock)
         self.messages = MessageHandlers()
         self.workers = Workers(
@@ -123,6 +129,7 @@ class Master(object):
             self.workers.kill,
         )
         self.throttle = LoginThrottle(self.loop.clock)
+        self.authentication = Authentication(self.state, self.workers.send)
         self.pending_connections = PendingConnections(
             self.loop, self._on_login, self.workers.connections_of, self._limits()
         )
@@ -185,6 +192,8 @@ class Master(object):
         requests.update(
             {
                 'claim': self.router.on_claim,
+                'challenge': self.authentication.on_challenge,
+                'authenticate': self.authentication.on_authenticate,
                 'leave': self.units.log_out_session,
                 'copy-reach': self.units.on_request,
                 'reset': self._on_reset,
@@ -276,6 +285,7 @@ class Master(object):
         self.jobs.close()
         self.units.close_all()
         self.replication.state.unlock()
+        self.state.vault.close()
         self.loop.close()
 
     # -- workers -----------------------------------------------------------------------------------

@@ -15,11 +15,12 @@ unavailable', which initiators retry) until its last session is over and the new
 """
 
 from targetd import log
-from targetd.config import acl, loader, model, settings
+from targetd.config import acl, model, settings
 from targetd.errors import StoreError, TargetdError
 from targetd.master.exports import exports, open_medium
 from targetd.master.exports.resizing import Resizes
 from targetd.master.units import transitions
+from targetd.master.vault import load
 from targetd.scsi import attention
 
 MODE_FIELDS = ('write_cache', 'sense_format', 'thin_threshold')
@@ -44,11 +45,12 @@ class Prepared(object):
 
 
 class Attempt(object):
-    """One reload or plan. new: the Configuration; steps, rows: what changes, and how it is shown;
+    """One reload or plan. new: the Configuration; vault: of its secrets; steps, rows: what changes, and how it is shown;
     done: as in Reload.start_reload()."""
 
-    def __init__(self, new, steps, rows, plan_only, done):
+    def __init__(self, new, vault, steps, rows, plan_only, done):
         self.new = new
+        self.vault = vault
         self.steps = steps
         self.rows = rows
         self.plan_only = plan_only
@@ -127,7 +129,7 @@ class Reload(object):
         """Load the configuration and, unless `plan_only`, apply it. Calls, now or later,
         done([{'step', 'effect'} …], None), or done(None, TargetdError) if nothing has changed."""
         try:
-            new = self._loaded()
+            new, vault = self._loaded()
         except TargetdError as e:
             done(None, e)
             return
@@ -137,7 +139,9 @@ class Reload(object):
         self._is_opening = True
         self.exports.open_media(
             wanted,
-            lambda outcomes: self._opened(Attempt(new, steps, rows, plan_only, done), outcomes),
+            lambda outcomes: self._opened(
+                Attempt(new, vault, steps, rows, plan_only, done), outcomes
+            ),
             plan_only,
         )
 
@@ -160,7 +164,8 @@ class Reload(object):
             raise TargetdError(
                 'targetd runs without a configuration file; there is nothing to reload'
             )
-        return loader.load(self.state.path)
+        configuration, vault, _ = load(self.state.path, self.state.vault)
+        return configuration, vault
 
     def _opened(self, attempt, outcomes):
         try:
@@ -189,7 +194,7 @@ class Reload(object):
             if attempt.plan_only:
                 self._try_rest(attempt, prepared)
             else:
-                self._apply(attempt.new, attempt.steps, prepared)
+                self._apply(attempt, prepared)
         except TargetdError as e:
             self._ended(attempt, e)
         except Exception as e:  # the boundary: done() must be called
@@ -210,12 +215,14 @@ class Reload(object):
 
     def _ended(self, attempt, error):
         self._is_opening = False
+        attempt.vault.close()  # of the new configuration if it is not in force, else of the old one
         attempt.done(attempt.rows if error is None else None, error)
         self.check()
 
     # -- apply -------------------------------------------------------------------------------------
 
-    def _apply(self, new, steps, prepared):
+    def _apply(self, attempt, prepared):
+        new, steps = attempt.new, attempt.steps
         try:
             self._check_log(new)
             self._change_portals(steps)
@@ -225,6 +232,7 @@ class Reload(object):
         for step in steps:
             log.info('reload: %s', model.described(step))
         self.state.configuration = self._with_server(new, steps)
+        self.state.vault, attempt.vault = attempt.vault, self.state.vault
         self.apply_server()
         for step in steps:
             STEPS.get(type(step), Reload._nothing)(self, step, prepared)

@@ -19,6 +19,7 @@ from targetd.iscsi.login_result import SessionClaim, joined_session_values
 from targetd.iscsi.session import Session
 from targetd.scsi.sam import Nexus
 from targetd.worker.connection.error_recovery import connection_class
+from targetd.worker.master_chap import MasterChap
 
 _TIMEVAL = struct.Struct('@ll')
 SEND_SECONDS = 60  # a peer that receives nothing for so long is considered lost
@@ -103,7 +104,11 @@ class _Login(object):
         self._deadline = time.monotonic() + worker.configuration.server.login_timeout
         self._joined = None  # negotiated keys of a connection that joins a session
         self._expected = None  # the CID that `members` expects
-        policy = worker.policies.login(where['peer'][0], where['group'])
+        policy = worker.policies.login(
+            where['peer'][0],
+            where['group'],
+            lambda target_name: MasterChap(worker.ask_and_wait, where['peer'], target_name),
+        )
         self._negotiation = LoginNegotiation(
             policy, where, os.urandom, _numbering_of(session), session and session.values
         )

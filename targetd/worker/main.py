@@ -295,18 +295,28 @@ class Worker(object):
 
         The control thread creates the units when the answer arrives, so that they exist before it
         reads a change that the master sends next."""
-        answers = []
-        arrived = threading.Event()
 
-        def answered(message):
+        def granted(message):
             if nexus is not None and not message['status_class'] and self.replica is None:
                 replica = Replica(self, nexus, self.configuration)
                 self.device = replica.create_units(message['units'], message['descriptors'])
                 self.replica = replica
+
+        return self.ask_and_wait('claim', seconds, granted, **words)
+
+    def ask_and_wait(self, what, seconds, on_answer=None, **words):
+        """Send a question to the master; returns the answer, or None if none arrives in time.
+        on_answer(answer) is called in the control thread. [connection, during login]"""
+        answers = []
+        arrived = threading.Event()
+
+        def answered(message):
+            if on_answer is not None:
+                on_answer(message)
             answers.append(message)
             arrived.set()
 
-        self.ask_master('claim', answered, **words)
+        self.ask_master(what, answered, **words)
         arrived.wait(seconds)
         return answers[0] if answers else None
 

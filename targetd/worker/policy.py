@@ -6,16 +6,11 @@ read it.
 """
 
 from targetd.config import acl
-from targetd.iscsi import chap, discovery
+from targetd.iscsi import discovery
 from targetd.iscsi.login_policy import LoginPolicy, TargetPolicy
 from targetd.iscsi.session import WINDOW
 
 WILDCARDS = {'0.0.0.0': 4, '::': 6}
-
-
-def secret_bytes(account):
-    """Return (user, secret in UTF-8) of an account of the configuration."""
-    return account[0], account[1].encode('utf-8')
 
 
 def reachable(portal, local_address):
@@ -44,25 +39,21 @@ class Policies(object):
 
     def __init__(self, configuration):
         self._configuration = configuration
-        server = configuration.server
-        self._algorithms = tuple(chap.ALGORITHM_NUMBERS[word] for word in server.chap_algorithms)
 
-    def login(self, peer_address, tag):
-        """Return the LoginPolicy for a connection from this address to a portal of this group."""
+    def login(self, peer_address, tag, make_chap):
+        """Return the LoginPolicy for a connection from this address to a portal of this group.
+        make_chap(target name): the target's side of CHAP, because workers have no secrets."""
         server = self._configuration.server
         discovery_policy = TargetPolicy(
             refuse=lambda name: acl.discovery_refusal(server, peer_address),
-            accounts=[secret_bytes(account) for account in server.incomingdiscoveryuser],
-            outgoing=secret_bytes(server.outgoingdiscoveryuser)
-            if server.outgoingdiscoveryuser
-            else None,
-            algorithms=self._algorithms,
+            accounts=[(user, b'') for user, _label in server.incomingdiscoveryuser],
+            make_chap=make_chap,
         )
         return LoginPolicy(
-            lambda name: self._target(name, peer_address, tag), discovery_policy, WINDOW
+            lambda name: self._target(name, peer_address, tag, make_chap), discovery_policy, WINDOW
         )
 
-    def _target(self, name, peer_address, tag):
+    def _target(self, name, peer_address, tag, make_chap):
         target = self._configuration.targets.get(name)
         if target is None:
             return None
@@ -71,9 +62,8 @@ class Policies(object):
             alias=target.alias or '',
             portal_group_tag=tag if tag in target.portal_groups else None,
             refuse=lambda initiator: acl.refusal(target, initiator, peer_address),
-            accounts=[secret_bytes(account) for account in target.accounts],
-            outgoing=secret_bytes(target.outgoing) if target.outgoing else None,
-            algorithms=self._algorithms,
+            accounts=[(user, b'') for user, _label in target.accounts],
+            make_chap=make_chap,
             keys=target.keys,
             redirect=redirection(target),
             not_ready='target %s has state = offline' % target.name

@@ -7,6 +7,7 @@ idle). The puppet sends every message of the master back to the client as a line
 changes.
 """
 
+import hashlib
 import json
 import os
 import select
@@ -22,6 +23,7 @@ from targetd.master.master import Master
 DISK = 'iqn.2026-11.test:disk'
 OTHER = 'iqn.2026-11.test:other'
 OPEN = ['initiator-address = ALL']
+NEED_PEER = ('claim', 'challenge', 'authenticate')
 RAM = {0: ['type = ram', 'size = 1M']}
 ISID = '00023d000001'
 
@@ -36,9 +38,9 @@ def body(stage, *targets):
     return text
 
 
-def header(tsih=0, isid=ISID, itt=1):
+def header(tsih=0, isid=ISID, itt=1, cid=0):
     return struct.pack(
-        '>BBBBI6sHIH2xII16x', 0x43, 0x87, 0, 0, 0, bytes.fromhex(isid), tsih, itt, 0, 1, 0
+        '>BBBBI6sHIH2xII16x', 0x43, 0x87, 0, 0, 0, bytes.fromhex(isid), tsih, itt, cid, 1, 0
     )
 
 
@@ -118,10 +120,9 @@ class Puppet(object):
             self.sockets = {}
             self.channel.send({'report': 'idle'})
         else:
-            if message.get('report') == 'refused':
+            if message.get('report') == 'refused' or message.get('ask') in NEED_PEER:
                 message.setdefault('peer', self.where['peer'])
             if message.get('ask') == 'claim':
-                message.update(peer=self.where['peer'])
                 message['session'].setdefault('group', self.where['group'])
             self.channel.send(message)
 
@@ -133,16 +134,16 @@ def serve(channel, configuration):
 class Client(object):
     """An initiator that sends JSON to its puppet. It receives only while stage.until runs the loop."""
 
-    def __init__(self, stage, port, tsih=0, isid=ISID, source='127.0.0.1'):
+    def __init__(self, stage, port, tsih=0, isid=ISID, source='127.0.0.1', cid=0):
         self.stage = stage
-        self.isid = isid
+        self.isid, self.tsih = isid, tsih
         self.socket = socket.create_connection(('127.0.0.1', port), 5, (source, 0))
         self.socket.setblocking(False)
         self.received = b''
         self.heard = []
         self.is_closed = False
         self.socket.setblocking(True)
-        self.socket.sendall(header(tsih, isid))
+        self.socket.sendall(header(tsih, isid, cid=cid))
         self.socket.setblocking(False)
 
     def say(self, **message):
@@ -176,8 +177,19 @@ class Client(object):
     def wait_closed(self):
         self.stage.until(lambda: (self.listen(), self.is_closed)[1])
 
-    def claim(self, target, name='iqn.2026-11.test:one', tsih=0, cid=0):
-        """Claim a session; does not wait for the answer."""
+    def authenticate(self, target, user, secret):
+        """Prove a CHAP account to the master. Returns the answer."""
+        count = len(self.of('answer'))
+        self.say(ask='challenge', id=1, target_name=target, offered='5')
+        pairs = dict(self.wait('answer', count + 1)['pairs'])
+        challenge = bytes.fromhex(pairs['CHAP_C'][2:])
+        response = hashlib.md5(bytes([int(pairs['CHAP_I'])]) + secret.encode() + challenge)
+        values = {'CHAP_N': user, 'CHAP_R': '0x' + response.hexdigest()}
+        self.say(ask='authenticate', id=2, values=values)
+        return self.wait('answer', count + 2)
+
+    def claim(self, target, name='iqn.2026-11.test:one', tsih=None, cid=0, account=''):
+        """Claim a session; does not wait for the answer. tsih: that of the login if None."""
         self.say(
             ask='claim',
             id=1,
@@ -186,17 +198,18 @@ class Client(object):
                 'initiator_alias': '',
                 'isid': self.isid,
                 'target_name': target,
-                'tsih': tsih,
+                'tsih': self.tsih if tsih is None else tsih,
                 'cid': cid,
-                'account': '',
+                'account': account,
                 'keys': {'MaxConnections': 2},
             },
         )
 
     def login(self, target, **more):
         """Claim a session and wait. Returns (status class, detail) and the answer."""
+        count = len(self.of('answer'))
         self.claim(target, **more)
-        answer = self.wait('answer')
+        answer = self.wait('answer', count + 1)
         return (answer['status_class'], answer['status_detail']), answer
 
     def close(self):

@@ -74,7 +74,7 @@ def test_max_sessions_of_a_target(stage):
 def test_the_worker_that_owns_a_tsih_gets_its_connections(served):
     client = served.login(DISK)
     tsih = client.answer['tsih']
-    further = served.connect(tsih=tsih)
+    further = served.connect(tsih=tsih, cid=1)
     served.until(lambda: len(served.master.sessions.by_tsih[tsih].worker.peers) == 2)
     further.claim(DISK, tsih=tsih, cid=1)
     served.until(lambda: len(served.master.sessions.by_tsih[tsih].peers) == 2)

@@ -11,6 +11,7 @@ BODY = '''[portal-group 1]
 portal = 127.0.0.1:%d
 [target %s]
 initiator-address = ALL
+%s
 [[lun 0]]
 type = ram
 size = 1M
@@ -22,10 +23,10 @@ BAD, OTHER = '127.0.0.2', '127.0.0.3'
 def stage(tmp_path):
     stage = Stage(tmp_path)
 
-    def start(server=''):
+    def start(server='', target=''):
         from daemon import free_port
 
-        return Stage.start(stage, BODY % (free_port(), DISK), server)
+        return Stage.start(stage, BODY % (free_port(), DISK, target), server)
 
     stage.begin = start
     yield stage
@@ -140,26 +141,14 @@ def test_an_initiator_that_disconnects_while_it_waits_uses_no_worker(stage):
 
 
 def test_a_success_ends_the_delays(stage):
-    stage.begin('failures-before-delay = 2')
+    stage.begin('failures-before-delay = 2', 'incominguser = erp "secret of 14 b"')
     fails(stage, BAD, 2)
     client = stage.connect(source=BAD)
-    client.say(
-        ask='claim',
-        id=1,
-        session={
-            'initiator_name': 'iqn.x:i',
-            'initiator_alias': '',
-            'isid': isid(1),
-            'tsih': 0,
-            'cid': 0,
-            'target_name': DISK,
-            'account': 'erp',
-            'keys': {},
-        },
-    )
+    stage.settle()
     stage.leap(1)
-    client.wait('answer')
-    assert stage.connect(source=BAD, isid=isid(2)).login(DISK)[0] == (0, 0)
+    assert not client.authenticate(DISK, 'erp', 'secret of 14 b')['failed']
+    assert client.login(DISK, account='erp')[0] == (0, 0)
+    assert stage.master.throttle.reserve_delay(BAD) == 0
 
 
 def test_a_worker_cannot_report_failures_for_an_address_it_does_not_have(stage):
@@ -174,8 +163,7 @@ def test_a_worker_cannot_report_failures_for_an_address_it_does_not_have(stage):
         status_class=2,
         status_detail=1,
     )
-    client.claim(DISK)
-    client.wait('answer')
+    client.wait_closed()
     assert not stage.master.throttle._records
 
 
@@ -207,7 +195,7 @@ def test_joins_of_one_session_are_bounded_for_each_origin(stage):
     tsih = one.login(DISK)[1]['tsih']
     strangers = [stage.connect(tsih=tsih, source=BAD) for _ in range(routing.JOINS_PER_ORIGIN + 3)]
     stage.until(lambda: refused(strangers) == 3)
-    another = stage.connect(tsih=tsih)
+    another = stage.connect(tsih=tsih, cid=1)
     another.claim(DISK, tsih=tsih, cid=1)
     stage.until(lambda: len(stage.master.sessions.owner(tsih).session.peers) == 2)
 

@@ -94,7 +94,11 @@ class RecordedReplay(Replay):
         self.configuration = configuration
         self.drawn = b''
         self.negotiation = LoginNegotiation(
-            Policies(configuration).login(in_memory.ADDRESS, 1), None, self.draw
+            Policies(configuration).login(
+                in_memory.ADDRESS, 1, in_memory.local_chap(configuration, self.draw)
+            ),
+            None,
+            self.draw,
         )
         self.full_feature = None
 

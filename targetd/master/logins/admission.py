@@ -44,6 +44,7 @@ class Admission(object):
             refusal = acl.discovery_refusal(configuration.server, address)
             if refusal:
                 raise Refused(const.AUTHORIZATION_FAILURE, refusal)
+            _check_proof(claim, '', configuration.server.incomingdiscoveryuser)
             return
         target = configuration.targets.get(target_name)
         if target is None:
@@ -57,6 +58,7 @@ class Admission(object):
         refusal = acl.refusal(target, session['initiator_name'], address)
         if refusal:
             raise Refused(const.AUTHORIZATION_FAILURE, refusal)
+        _check_proof(claim, target.name, target.accounts)
         self._check_target_available(target)
         _check_target_limit(target, session, sessions)
 
@@ -99,6 +101,18 @@ class Admission(object):
             return False
         return not any(
             acl.refusal(target, session.initiator_name, peer[0]) for peer in session.peers.values()
+        )
+
+
+def _check_proof(claim, target_name, accounts):
+    """Raise Refused if authentication is required now and the initiator has not proved one of these
+    accounts. claim['proved'] is set by the master (logins.routing)."""
+    proved = claim.get('proved') or (None, None, None)
+    if accounts and not (proved[0] == target_name and tuple(proved[1:]) in accounts):
+        raise Refused(
+            const.AUTHENTICATION_FAILURE,
+            'the initiator has not proved an account that %s requires now'
+            % (target_name or 'discovery'),
         )
 
 

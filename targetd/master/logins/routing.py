@@ -12,8 +12,11 @@ from collections import Counter, deque
 
 from targetd import log
 from targetd.iscsi import const
+from targetd.master.logins.authentication import HandedOver, handed_over
 from targetd.master.logins.portals import shown
+from targetd.master.logins.sessions import check_claim_fields
 from targetd.master.logins.throttle import LOGINS_PER_ORIGIN, origin_of
+from targetd.master.processes.worker_messages import BadMessage
 
 # Connections of a session's worker that may be logging in at once: in all, and from one origin. The
 # second limit leaves room for the initiator when another host has guessed the TSIH.
@@ -136,6 +139,7 @@ class LoginRouter(object):
     def _send_to(self, worker, pending, order):
         sock = self.connections.hand_over(pending)
         worker.peers.append(pending.peer[0])
+        worker.handed[tuple(pending.peer)] = HandedOver(pending)
         log.debug('%s: connection sent to worker %d (%s)', shown(*pending.peer), worker.pid, order)
         self.workers.send(
             worker, {'do': order, 'connection': pending.description()}, [sock.fileno()]
@@ -146,9 +150,7 @@ class LoginRouter(object):
 
     def on_refused(self, worker, message):
         """`report refused`: a login was refused before its session claim."""
-        peer = message.get('peer')
-        if not (isinstance(peer, list) and len(peer) == 2 and isinstance(peer[1], int)):
-            peer = ['?', 0]
+        peer = handed_over(worker, message).peer
         status = message.get('status_class'), message.get('status_detail')
         if isinstance(status[0], int) and isinstance(status[1], int):
             status = (status[0] & 0xFF, status[1] & 0xFF)
@@ -157,11 +159,11 @@ class LoginRouter(object):
         self.sessions.note_refusal(
             str(message.get('initiator_name') or ''),
             str(message.get('target_name') or ''),
-            [str(peer[0]), peer[1]],
+            peer,
             str(message.get('why') or 'no reason was reported'),
             status,
         )
-        if status == const.AUTHENTICATION_FAILURE and peer[0] in worker.peers:
+        if status == const.AUTHENTICATION_FAILURE:
             count, seconds = self.throttle.note_failure(peer[0])
             # etc/fail2ban/filter.d/targetd.conf matches this line. It contains nothing that the
             # initiator sent: a forged name could imitate another line.
@@ -175,13 +177,28 @@ class LoginRouter(object):
 
     def on_claim(self, worker, message):
         """`ask claim`: the initiator of this login has passed authentication, if there was any."""
+        connection = handed_over(worker, message)
+        check_claim_fields(message)
+        _check_claim(connection, message['session'])
+        connection.is_claimed = True
+        message['proved'] = connection.proved
+        if connection.proved:
+            self.throttle.note_success(connection.peer[0])
         self.sessions.process_claim(worker, message)
-        session, peer = message.get('session'), message.get('peer')
-        has_account = isinstance(session, dict) and session.get('account')
-        if has_account and isinstance(peer, list) and peer and peer[0] in worker.peers:
-            self.throttle.note_success(peer[0])
         if self._waiting and worker.session is not None:
             self.request_spare()  # its origin has one login in progress less
+
+
+def _check_claim(connection, session):
+    """Raise BadMessage unless the claim is about the connection that was handed over. What its first
+    Login Request has in its header is known here."""
+    header = connection.header
+    known = {'group': connection.group, 'isid': header.isid, 'tsih': header.tsih, 'cid': header.cid}
+    for name, value in known.items():
+        if (session.get(name) or 0) != value:
+            raise BadMessage('a session claim with another %s than its login' % name)
+    if (session.get('account') or '') != (connection.proved[1] if connection.proved else ''):
+        raise BadMessage('a session claim with an account that was not proved')
 
 
 def _too_many_joins(owner, origin):

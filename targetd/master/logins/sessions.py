@@ -183,6 +183,15 @@ class Sessions(object):
                 'session %d is in portal group %d, the connection in %d'
                 % (session.tsih, session.nexus.target_port_group_tag, asked['group']),
             )
+        if (asked.get('account') or '') != session.account:
+            raise Refused(
+                const.AUTHORIZATION_FAILURE,
+                'session %d is of account "%s", and the connection proved "%s"'
+                % (session.tsih, session.account, asked.get('account') or ''),
+            )
+        self.admission.check_claim(
+            claim, session.nexus.target_name, self.of_target(session.nexus.target_name)
+        )
         others = sum(1 for cid in session.peers if cid != asked['cid'])
         agreed = session.keys.get('MaxConnections', 1)
         if isinstance(agreed, int) and others >= agreed:
@@ -374,8 +383,9 @@ class Sessions(object):
         """`report closed`: a connection of a session has ended, or its login has failed; the session
         continues."""
         peer, session, cid = message.get('peer'), worker.session, message.get('cid')
-        if isinstance(peer, list) and peer and peer[0] in worker.peers:
+        if peer[0] in worker.peers:
             worker.peers.remove(peer[0])
+        worker.handed.pop(tuple(peer), None)
         # another connection may have taken the place of this one
         if session is not None and isinstance(cid, int) and session.peers.get(cid) == peer:
             del session.peers[cid]

@@ -68,7 +68,7 @@ REPORTS = {
     'ended':       {'?why': _is_text},
     'acknowledge': {'id': _is_number},
     'failed':      {'unit': _is_text, '?text': _is_text},
-    'refused':     {'?peer': _is_peer, '?initiator_name': _is_text_or_null,
+    'refused':     {'peer': _is_peer, '?initiator_name': _is_text_or_null,
                     '?target_name': _is_text_or_null, '?why': _is_text,
                     '?status_class': _is_number_or_null, '?status_detail': _is_number_or_null},
     'closed':      {'peer': _is_peer, '?cid': _is_number_or_null},
@@ -80,6 +80,8 @@ REPORTS = {
 REQUESTS = {
     'claim':       {'session': _is_object, 'peer': _is_peer},
     'leave':       {},
+    'challenge':   {'peer': _is_peer, 'target_name': _is_text_or_null, 'offered': _is_text},
+    'authenticate': {'peer': _is_peer, 'values': _is_object},
 }
 _OF_A_UNIT = {
     'unit': _is_text, '?function': _is_text, '?kind': None, '?action': _is_text, '?prevent': _is_flag,

@@ -31,7 +31,8 @@ class WorkerProcess(object):
     """A worker process, as the master sees it.
 
     session: the SessionRecord of the session that it serves, or None; peers: the addresses of its
-    connections; retiring: True if it was ordered to exit as soon as it has no session.
+    connections; handed: those that were sent to it, by peer; retiring: True if it was ordered to
+    exit as soon as it has no session.
     """
 
     def __init__(self, pid, channel, born, generation):
@@ -45,6 +46,7 @@ class WorkerProcess(object):
         self.is_distrusted = False  # it sent an invalid message; what else it sends is ignored
         self.session = None
         self.peers = []
+        self.handed = {}  # (address, port) -> logins.authentication.HandedOver
         self.busy_since = None
         self.ended_cleanly = None
         self.start_timer = None
@@ -202,6 +204,7 @@ class Workers(object):
             worker.start_timer.cancel()
             worker.start_timer = self.loop.call_later(YOUNG_SECONDS, self._grew_up)
         worker.state, worker.peers, worker.busy_since = SPARE, [], None
+        worker.handed.clear()
         if worker.generation != self.generation:
             self.retire(worker)
         self.keep_spares()

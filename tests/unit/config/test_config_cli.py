@@ -47,7 +47,9 @@ def server(monkeypatch):
     daemon = types.ModuleType('targetd.master.daemon')
     daemon.runs, daemon.result = runs, EXIT_OK
 
-    def run(path, configuration, foreground=False):
+    def run(path, configuration, foreground=False, vault=None):
+        if vault is not None:
+            vault.close()
         runs.append((path, configuration, foreground))
         if isinstance(daemon.result, BaseException):
             raise daemon.result

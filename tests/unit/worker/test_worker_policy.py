@@ -57,18 +57,19 @@ def test_discovery_reports_only_targets_that_admit_the_initiator():
 
 
 def test_a_target_is_only_reached_through_its_own_groups():
-    policy = policies().login('10.0.0.5', 1)
+    policy = policies().login('10.0.0.5', 1, str)
     assert policy.target('iqn.2026-11.t:open').portal_group_tag == 1
     assert policy.target('iqn.2026-11.t:net').portal_group_tag is None
     assert policy.target('iqn.2026-11.t:none') is None
 
 
-def test_the_access_rule_checks_the_address_and_secrets_are_utf_8():
-    policy = policies().login('192.168.1.1', 2)
+def test_the_access_rule_checks_the_address_and_there_are_no_secrets():
+    policy = policies().login('192.168.1.1', 2, str)
     assert 'initiator-address' in policy.target('iqn.2026-11.t:net').refuse('iqn.i')
     assert policy.target('iqn.2026-11.t:open').refuse('iqn.i') is None
     chap = policy.target('iqn.2026-11.t:chap')
-    assert chap.accounts == [('u', 'sécret'.encode('utf-8'))] and chap.outgoing == ('o', b's')
+    assert chap.accounts == [('u', b'')] and chap.outgoing is None
+    assert chap.new_chap(None) == 'iqn.2026-11.t:chap'
 
 
 def test_a_redirect_has_no_tag():
@@ -79,10 +80,10 @@ def test_a_redirect_has_no_tag():
         )
         for host in ('10.0.0.2', '2001:db8::1', 'storage2.example.com')
     ]
-    policy = Policies(model.configuration(model.Server(), (), targets)).login('10.0.0.5', 1)
+    policy = Policies(model.configuration(model.Server(), (), targets)).login('10.0.0.5', 1, str)
     assert [policy.target(target.name).redirect for target in targets] == [
         (True, '10.0.0.2:3261'),
         (True, '[2001:db8::1]:3261'),
         (True, 'storage2.example.com:3261'),
     ]
-    assert policies().login('10.0.0.5', 1).target('iqn.2026-11.t:open').redirect is None
+    assert policies().login('10.0.0.5', 1, str).target('iqn.2026-11.t:open').redirect is None

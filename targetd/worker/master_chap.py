@@ -1,0 +1,40 @@
+"""CHAP of a login, done by the master: a worker has no secrets (ARCHITECTURE D20).
+
+May import iscsi. Everything runs in the connection's thread, which waits for the master.
+"""
+
+from targetd.iscsi import chap, const
+from targetd.iscsi.errors import LoginFailure
+
+ANSWER_SECONDS = 30.0
+
+
+class MasterChap(object):
+    """The methods of iscsi.chap.Chap. ask(what, seconds, **words): Worker.ask_and_wait; peer: of the
+    connection; target_name: None for discovery."""
+
+    def __init__(self, ask, peer, target_name):
+        self.account = None
+        self._ask = ask
+        self._peer = peer
+        self._target_name = target_name
+
+    def choose_algorithm(self, offered):
+        """Return the pairs of the challenge. Raises chap.ChapError, LoginFailure."""
+        return self._pairs('challenge', target_name=self._target_name, offered=offered)
+
+    def verify_response(self, values):
+        """Return the pairs of the last answer. Raises chap.ChapError, LoginFailure."""
+        return self._pairs('authenticate', values=values)
+
+    def _pairs(self, what, **words):
+        answer = self._ask(what, ANSWER_SECONDS, peer=self._peer, **words)
+        if answer is None:
+            raise LoginFailure(
+                const.TARGET_ERROR[0], const.TARGET_ERROR[1], 'the master did not answer in time'
+            )
+        if answer['failed']:
+            kind = chap.AuthenticationFailed if answer['is_authentication'] else chap.ChapError
+            raise kind(answer['failed'])
+        self.account = answer['account']
+        return [(key, value) for key, value in answer['pairs']]

@@ -1,0 +1,207 @@
+"""A hostile worker: a puppet with the real channel tries to get more than the session that it serves."""
+
+import os
+
+import pytest
+from puppets import DISK, OPEN, OTHER, RAM, body
+
+from targetd.master import vault
+
+SECRET, OTHER_SECRET = 'secret of erp 14', 'secret of two 14'
+CHAP = ['incominguser = erp "%s"' % SECRET]
+BOTH = ['incominguser = erp "%s"' % SECRET, 'incominguser = mallory "%s"' % OTHER_SECRET]
+
+
+@pytest.fixture
+def two_targets(stage):
+    """DISK requires CHAP; OTHER does not."""
+    stage.start(body(stage, (DISK, OPEN + CHAP, RAM), (OTHER, OPEN, RAM)))
+    return stage
+
+
+def is_killed(stage, client, capfd, why):
+    client.wait_closed()
+    stage.until(lambda: not any(worker.is_distrusted for worker in stage.master.workers.all()))
+    return why in capfd.readouterr().err
+
+
+def claim(client, **changes):
+    session = {
+        'initiator_name': 'iqn.2026-11.test:one',
+        'initiator_alias': '',
+        'isid': client.isid,
+        'target_name': OTHER,
+        'tsih': 0,
+        'cid': 0,
+        'account': '',
+        'keys': {},
+    }
+    more = {'peer': changes.pop('peer')} if 'peer' in changes else {}
+    session.update(changes)
+    client.say(ask='claim', id=5, session=session, **more)
+
+
+@pytest.mark.parametrize(
+    'changes, why',
+    [
+        ({'peer': ['10.0.0.1', 5]}, 'for a connection that it does not log in'),
+        ({'group': 2}, 'another group'),
+        ({'isid': '00023d00ffff'}, 'another isid'),
+        ({'cid': 7}, 'another cid'),
+        ({'tsih': 9}, 'another tsih'),
+        ({'account': 'erp', 'target_name': DISK}, 'an account that was not proved'),
+    ],
+)
+def test_a_claim_with_forged_fields_ends_the_worker(two_targets, changes, why, capfd):
+    client = two_targets.connect()
+    claim(client, **changes)
+    assert is_killed(two_targets, client, capfd, why)
+    assert two_targets.master.sessions.all() == []
+
+
+def test_a_worker_gets_one_session_for_each_connection(two_targets, capfd):
+    client = two_targets.login(OTHER)
+    claim(client, target_name=OTHER)
+    assert is_killed(two_targets, client, capfd, 'for a connection that it does not log in')
+
+
+def test_a_worker_cannot_claim_the_connection_of_another_worker(two_targets, capfd):
+    victim = two_targets.connect()
+    hostile = two_targets.connect(isid='00023d000002')
+    two_targets.until(lambda: len(two_targets.master.workers.busy()) == 2)
+    claim(hostile, peer=list(victim.socket.getsockname()))
+    assert is_killed(two_targets, hostile, capfd, 'for a connection that it does not log in')
+    assert victim.login(OTHER)[0] == (0, 0)
+
+
+def test_a_target_with_chap_is_granted_only_with_a_proof(two_targets):
+    client = two_targets.connect()
+    assert client.login(DISK)[0] == (2, 1)
+    client = two_targets.connect()
+    assert client.authenticate(DISK, 'erp', 'a wrong secret 1')['is_authentication']
+    assert client.login(DISK)[0] == (2, 1)
+    client = two_targets.connect()
+    assert not client.authenticate(DISK, 'erp', SECRET)['failed']
+    assert client.login(DISK, account='erp')[0] == (0, 0)
+
+
+def test_a_proof_is_for_one_target(stage):
+    stage.start(
+        body(
+            stage,
+            (DISK, OPEN + CHAP, RAM),
+            (OTHER, OPEN + ['incominguser = erp "%s"' % OTHER_SECRET], RAM),
+        )
+    )
+    client = stage.connect()
+    assert not client.authenticate(DISK, 'erp', SECRET)['failed']
+    assert client.login(OTHER, account='erp')[0] == (2, 1)
+
+
+def test_a_challenge_is_answered_once(two_targets, capfd):
+    """A worker cannot guess: one challenge and one response for each connection."""
+    client = two_targets.connect()
+    assert client.authenticate(DISK, 'erp', 'a wrong secret 1')['is_authentication']
+    client.say(ask='authenticate', id=9, values={'CHAP_N': 'erp', 'CHAP_R': '0x00'})
+    assert is_killed(two_targets, client, capfd, 'a CHAP response without challenge')
+    client = two_targets.connect()
+    client.authenticate(DISK, 'erp', 'a wrong secret 1')
+    client.say(ask='challenge', id=9, target_name=DISK, offered='5')
+    assert is_killed(two_targets, client, capfd, 'a second challenge')
+
+
+def test_a_login_that_began_before_a_reload_obeys_the_new_configuration(two_targets):
+    unproved, proved = two_targets.connect(), two_targets.connect(isid='00023d000002')
+    assert not proved.authenticate(DISK, 'erp', SECRET)['failed']
+    two_targets.until(lambda: len(two_targets.master.workers.busy()) == 2)
+    two_targets.write(
+        body(
+            two_targets,
+            (DISK, OPEN + ['incominguser = erp "%s"' % OTHER_SECRET], RAM),
+            (OTHER, OPEN + CHAP, RAM),
+        )
+    )
+    two_targets.master.reload.reload_and_wait()
+    assert unproved.login(OTHER)[0] == (2, 1)  # it has an account now
+    assert proved.login(DISK, account='erp')[0] == (2, 1)  # that secret is not valid any more
+
+
+def test_a_join_must_prove_the_account_of_the_session(stage):
+    stage.start(body(stage, (DISK, OPEN + BOTH, RAM)))
+    client = stage.connect()
+    client.authenticate(DISK, 'erp', SECRET)
+    status, answer = client.login(DISK, account='erp')
+    assert status == (0, 0)
+    record = stage.master.sessions.by_tsih[answer['tsih']]
+
+    def join(cid, user, secret):
+        """The puppet sends what the master answers to every connection of its session."""
+        further = stage.connect(tsih=answer['tsih'], cid=cid)
+        stage.until(lambda: len(record.worker.handed) == 2)
+        assert not further.authenticate(DISK, user, secret)['failed']
+        status, _ = further.login(DISK, tsih=answer['tsih'], cid=cid, account=user)
+        further.say(report='closed', peer=list(further.socket.getsockname()), cid=cid)
+        stage.until(lambda: len(record.worker.handed) == 1)
+        return status
+
+    assert join(1, 'mallory', OTHER_SECRET) == (2, 2)
+    assert join(2, 'erp', SECRET) == (0, 0)
+
+
+def memory_of(pid):
+    """The readable private memory of a process."""
+    with open('/proc/%d/maps' % pid) as maps, open('/proc/%d/mem' % pid, 'rb', 0) as memory:
+        for line in maps:
+            bounds, mode = line.split()[:2]
+            if 'r' not in mode or '[v' in line:
+                continue
+            start, end = (int(bound, 16) for bound in bounds.split('-'))
+            try:
+                memory.seek(start)
+                yield memory.read(end - start)
+            except OSError:
+                pass
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason='only root can read the memory of the daemon')
+def test_no_secret_is_in_the_memory_of_the_master_or_of_a_worker(tmp_path):
+    """Seen with the real server: after the start, a login and a reload."""
+    from daemon import TARGET, Daemon
+    from initiator import Chap, Session
+
+    daemon = Daemon(tmp_path)
+    daemon.target(lines=OPEN + CHAP, luns={0: RAM[0]})
+    try:
+        daemon.start()
+        with_session = Session(daemon.address, timeout=10)
+        with_session.login(TARGET, chap=Chap('erp', SECRET))
+        daemon.reload('reloaded')
+        pids = [daemon.process.pid] + [worker.pid for worker in daemon.workers()]
+        assert len(pids) >= 2
+        for pid in pids:
+            found = [piece for piece in memory_of(pid) if SECRET.encode() in piece]
+            assert not found, 'process %d' % pid
+        # the scan finds what is there
+        assert any(TARGET.encode() in piece for piece in memory_of(daemon.process.pid))
+        with_session.close()
+    finally:
+        daemon.finish()
+
+
+def test_the_vault_finds_secrets_and_forgets_them(tmp_path):
+    path = tmp_path / 'targetd.conf'
+    path.write_text(
+        '[server]\nstate-dir = %s\n[target %s]\n%s\n[[lun 0]]\ntype = ram\nsize = 1M\n'
+        % (tmp_path, DISK, '\n'.join(OPEN + BOTH))
+    )
+    path.chmod(0o600)
+    configuration, kept, _ = vault.load(str(path))
+    again, other, _ = vault.load(str(path), kept)
+    assert again.targets == configuration.targets  # the labels are the same
+    (_, first), (_, second) = configuration.targets[DISK].accounts
+    with kept.opened() as find:
+        assert (bytes(find(first)), bytes(find(second))) == (SECRET.encode(), OTHER_SECRET.encode())
+        with pytest.raises(KeyError):
+            find('00' * 32)
+    kept.close()
+    other.close()
