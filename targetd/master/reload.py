@@ -45,8 +45,8 @@ class Prepared(object):
 
 
 class Attempt(object):
-    """One reload or plan. new: the Configuration; vault: of its secrets; steps, rows: what changes, and how it is shown;
-    done: as in Reload.start_reload()."""
+    """One reload or plan. new: the Configuration; vault: of its secrets; steps, rows: what
+    changes, and how it is shown; done: as in Reload.start_reload()."""
 
     def __init__(self, new, vault, steps, rows, plan_only, done):
         self.new = new
