@@ -19,8 +19,8 @@ master -> worker
              connection, and for discovery
   answer     id, status, sense, data                      to the other asks; sense, data: hex or
              null
-  change     id, unit, and any of: reservations, modes, medium, access, progress, watched (see
-             units), size (bytes),
+  change     id, unit, and any of: reservations, modes, medium, access, progress, watched,
+             restriction (see units), size (bytes),
              records, key (hex: the new key of the medium), attentions [[asc, ascq], …],
              abort {tas: bool}: end every task of this nexus at the unit except the one that
              asked (tas: with TASK ABORTED status); acknowledged when the change is in force and
@@ -110,6 +110,7 @@ A unit, as sent in answer (claim) and in units:
    medium: 'ready'|'stopped'|'ejected'|'failed', or a state of scsi.operations, progress: 0..65535,
    records: see scsi.records, since: time of its export, milliseconds since 1970,
    watched: [[offset, end] …], bytes that ROD tokens represent (master.units.rod_tokens),
+   restriction: what on-error has done, one of scsi.faults.RESTRICTIONS,
    atomic: {descriptor: index, slot: number or null, path} of the journal, or absent
    (master.units.atomic_slots, store.atomic)}
 """

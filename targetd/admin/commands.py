@@ -73,14 +73,26 @@ TABLE = (
              empty='no target is configured'),
     _command('show units', 'list the logical units and their backing stores',
              'One line per logical unit: its target and LUN, its backing store, size and state, '
-             'and the initiator that holds a reservation.',
+             'the initiator that holds a reservation, and the number of errors of its medium. A unit '
+             'is degraded after an error until "acknowledge".',
              columns=_columns(('unit', 'UNIT'), ('target_name', 'TARGET'), ('lun', 'LUN'),
                               ('path', 'BACKING-STORE'),
                               ('size', 'SIZE', 'bytes'), ('state', 'STATE'),
                               ('read_only', 'READ-ONLY', 'yes-no'),
                               ('encrypted', 'ENCRYPTED', 'yes-no'), ('reserved_by', 'RESERVED-BY'),
-                              ('sessions', 'SESSIONS')),
+                              ('errors', 'ERRORS'), ('sessions', 'SESSIONS')),
              empty='no logical unit is configured'),
+    _command('show errors', 'list the errors of a medium and its bad blocks',
+             'One line per kind of error since the last "acknowledge": the access and the error of '
+             'the operating system, how often, and of the latest: the LBA, the initiator and the '
+             'time. Then one line per range of blocks that could not be read and have not been '
+             'rewritten since; at most 256 ranges are recorded.',
+             arguments=[
+                 Argument('unit', 'text', True, 'the first column of "show units", or TARGET/LUN')],
+             columns=_columns(('what', 'WHAT'), ('count', 'COUNT'), ('first', 'LBA'),
+                              ('last', 'LAST-LBA'), ('initiator_name', 'INITIATOR'),
+                              ('time', 'TIME')),
+             empty='no error is recorded'),
     _command('show portals', 'list the addresses that the server listens on',
              'One line per portal, with its portal group and the number of connections of that '
              'group.',
@@ -132,11 +144,13 @@ TABLE = (
              'The worker process of the session completes the writes that it has started, and '
              'ends. The initiator usually logs in again.',
              arguments=[_SESSION]),
-    _command('acknowledge', 'make a failed logical unit usable again',
+    _command('acknowledge', 'make a failed or degraded logical unit usable again',
              'After a failed write or flush that may have lost data, a logical unit refuses writes '
              'and flushes, also after a reload or a restart, until you run this command; reads are '
-             'answered. Check the data first. See FAILED LOGICAL UNITS in targetd(8). A unit '
-             'whose disk or file has shrunk is served with its present size afterwards.',
+             'answered. It also ends what on-error has done (read-only, offline) and sets the numbers '
+             'of errors to 0; the list of bad blocks remains. Check the data first. See FAILED LOGICAL '
+             'UNITS and FAILING DISKS in targetd(8). A unit whose disk or file has shrunk is served '
+             'with its present size afterwards.',
              arguments=[
                  Argument('unit', 'text', True, 'the first column of "show units", or TARGET/LUN')]),
     _command('accept', 'accept a replacement disk for a LUN',

@@ -286,6 +286,16 @@ LUN = (
          'turn must share it. Every command locks the blocks that it accesses, which makes it '
          'slower; COMPARE AND WRITE is then atomic against plain writes too. Not available for '
          'encrypted disks. Requires Linux 3.15.'),
+    _lun('on-error', kinds.Choice('report', 'read-only', 'offline'), 'report', LIVE,
+         'What happens after an error of the medium (EIO, lost device, timeout), besides the error '
+         'that the initiator gets. report: nothing; read-only: all writes are refused; offline: every '
+         'access is refused.',
+         'This lasts, across restarts too, until "targetdctl acknowledge". Sessions stay logged in, '
+         'and commands that have begun are completed. With read-only, writes end with DATA PROTECT, '
+         'WRITE PROTECTED; Linux and Windows then mount the file system read-only or report errors. '
+         'With offline, commands end with NOT READY, MANUAL INTERVENTION REQUIRED, so that multipath '
+         'or cluster software uses another path or copy. A lack of space or memory changes nothing. A '
+         'change of this setting does not act on earlier errors.'),
     _lun('readonly', kinds.Flag(), False, NEEDS_LOGOUT, 'Reject every write.'),
     _lun('removable', kinds.Flag(), False, NEEDS_LOGOUT, 'Report the medium as removable, so that '
                                                          'it can be ejected.'),

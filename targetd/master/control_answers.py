@@ -3,14 +3,15 @@ admin.commands.TABLE that is not local.
 """
 
 import os
-import time
 
 from targetd import __version__, log
 from targetd.admin import commands
 from targetd.errors import TargetdError
+from targetd.master import fault_report
+from targetd.master.fault_report import state_of, when
 from targetd.master.logins.portals import plain
 from targetd.master.units import transitions
-from targetd.scsi import alua
+from targetd.scsi import alua, faults
 from targetd.scsi.medium_state import FAILED
 
 
@@ -54,6 +55,9 @@ class ControlAnswers(object):
             ('targets', len(self.state.configuration.targets)),
             ('units', len(self.units.by_id)),
             ('failed units', len(failing)),
+        ]
+        facts += fault_report.status_facts(self.units.by_id.values())
+        facts += [
             ('missing stores', len(self.exports.unavailable)),
             ('replaced stores', sum(bool(u.path_problem) for u in self.units.by_id.values())),
             ('spare workers', len(spares)),
@@ -100,6 +104,7 @@ class ControlAnswers(object):
                 'encrypted': None,
                 'reserved_by': '',
                 'sessions': 0,
+                'errors': None,
             }
             for missing in self.exports.unavailable.values()
         ]
@@ -114,10 +119,13 @@ class ControlAnswers(object):
             'path': unit.store.path or unit.store.kind,
             'size': unit.store.size,
             'state': '; '.join(filter(None, (state_of(unit), unit.path_problem))),
-            'read_only': bool(unit.facts.get('read_only')),
+            'read_only': bool(unit.facts.get('read_only'))
+            or unit.shared.restriction == faults.READ_ONLY,
             'encrypted': bool(unit.facts.get('encrypted')),
             'reserved_by': reserved_by(unit.shared.reservations),
             'sessions': len(unit.workers),
+            'errors': faults.count(unit.shared.records['faults']),
+            'latest_error': fault_report.latest_of(unit),
             'serial': unit.facts.get('serial'),
             'naa': unit.facts.get('naa'),
         }
@@ -239,12 +247,19 @@ class ControlAnswers(object):
             'session %d of %s is ended' % (session.tsih, session.initiator_name)
         )
 
-    def _answer_acknowledge(self, unit):
-        found = self.units.find(unit)
+    def _unit(self, text):
+        found = self.units.find(text)
         if found is None:
-            raise TargetdError('there is no unit %s; targetdctl show units lists them' % unit)
+            raise TargetdError('there is no unit %s; targetdctl show units lists them' % text)
+        return found
+
+    def _answer_show_errors(self, unit):
+        return commands.reply_rows(fault_report.error_rows(self._unit(unit)))
+
+    def _answer_acknowledge(self, unit):
+        found = self._unit(unit)
         if not self.exports.recover_unit(found):
-            raise TargetdError('unit %s has not failed' % found.id)
+            raise TargetdError('unit %s has not failed and has no errors' % found.id)
         return commands.reply_message('unit %s is used again' % found.id)
 
     def _answer_accept(self, unit):
@@ -272,6 +287,7 @@ ANSWERS = {
     'show sessions': ControlAnswers._answer_show_sessions,
     'show targets': ControlAnswers._answer_show_targets,
     'show units': ControlAnswers._answer_show_units,
+    'show errors': ControlAnswers._answer_show_errors,
     'show portals': ControlAnswers._answer_show_portals,
     'show alua': ControlAnswers._answer_show_alua,
     'why': ControlAnswers._answer_why,
@@ -314,25 +330,6 @@ def alua_rows(unit):
             }
         )
     return rows
-
-
-def when(seconds):
-    """A wall clock time as text, in the local time zone."""
-    return time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(seconds))
-
-
-def state_of(unit):
-    """The state of the unit's medium, with the reason of a failure or the progress of an operation."""
-    operation = unit.shared.operation
-    trouble = unit.failure or unit.shrinkage
-    if trouble:
-        return '%s: %s' % (unit.shared.medium, trouble)
-    if operation is None:
-        return unit.shared.medium
-    return '%s: %s' % (
-        unit.shared.medium,
-        operation['failed'] or '%d %%' % (unit.progress * 100 >> 16),
-    )
 
 
 def reserved_by(state):

@@ -56,6 +56,7 @@ def run_compare_and_write(task: 'Task') -> None:
         try:
             found = medium.read(task.offset, half)
         except OSError as e:
+            task.length = half  # where the bad block is looked for
             raise task.unit.read_failure(e, task)
         difference = first_difference(data[:half], found)
         if difference is not None:

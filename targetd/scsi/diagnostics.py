@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 from targetd.scsi import records, sense
 from targetd.scsi.cdb import u16
+from targetd.scsi.faults import VERIFY
+from targetd.scsi.medium_errors import note_fault
 from targetd.scsi.medium_state import READABLE
 from targetd.scsi.sam import WOULD_BLOCK
 from targetd.scsi.sense import HARDWARE_ERROR, MEDIUM_ERROR, CheckCondition
@@ -121,7 +123,7 @@ RUNS = {
 def _perform(unit, test, is_aborted):
     """Read the blocks that the test covers, and record the result. Returns False if the test
     failed."""
-    offset = 0
+    offset = length = 0
     try:
         for offset, length in _pieces(
             unit, test.code in (BACKGROUND_EXTENDED, FOREGROUND_EXTENDED)
@@ -130,7 +132,8 @@ def _perform(unit, test, is_aborted):
                 _note(unit, test.code, ABORTED)
                 return True
             unit.store.read(offset, length)
-    except OSError:
+    except OSError as e:
+        note_fault(unit, VERIFY, e, offset, length, False)
         _note(
             unit, test.code, FAILED_SEGMENT, offset // unit.block_size, (MEDIUM_ERROR, 0x11, 0x00)
         )

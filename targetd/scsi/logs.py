@@ -124,8 +124,10 @@ def _statistics(unit, control):
 
 
 def _exceptions(unit, control):
-    """SPC-4: FAILURE PREDICTION THRESHOLD EXCEEDED after acknowledged data was lost."""
-    code = (0x5D, 0x00) if unit.medium == FAILED else (0, 0)
+    """SPC-4: FAILURE PREDICTION THRESHOLD EXCEEDED after acknowledged data was lost, after `on-error`
+    has restricted the unit, and while there are blocks that cannot be read."""
+    is_failing = unit.medium == FAILED or unit.restriction or unit.records['bad_blocks']
+    code = (0x5D, 0x00) if is_failing else (0, 0)
     return [(0x0000, BINARY_LIST, bytes(code + (UNKNOWN_TEMPERATURE, UNKNOWN_TEMPERATURE)))]
 
 

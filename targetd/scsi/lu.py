@@ -19,8 +19,9 @@ from targetd.scsi import (
     alua,
     attention,
     buffers,
-    errno_map,
+    faults,
     hot,
+    medium_errors,
     medium_state,
     opcodes,
     operations,
@@ -51,11 +52,10 @@ if TYPE_CHECKING:
     from targetd.scsi.device import Device
 
 NO_LIMIT = 1 << 64
-LOCALIZE_STEP = 1 << 16  # bytes read at once while the first bad block of a failed read is located
 
 #: what replace_shared_state() accepts
 SHARED_STATE = frozenset(
-    ('reservations', 'modes', 'medium', 'access', 'records', 'watched', 'progress')
+    ('reservations', 'modes', 'medium', 'access', 'records', 'watched', 'progress', 'restriction')
 )
 
 
@@ -76,6 +76,10 @@ class UnitServices(object):
         """The clock: milliseconds since 1970."""
         return 0
 
+    def monotonic_seconds(self) -> float:
+        """A clock that only measures intervals."""
+        return 0.0
+
     def run_in_thread(self, work: Callable[[Any], None], argument: Any) -> None:
         """Run work(argument) in another thread."""
         work(argument)
@@ -94,8 +98,8 @@ class LogicalUnit(object):
     facts: UnitFacts; store: the medium, see targetd.store; device: the Device it belongs to;
     services: UnitServices. modes, reservations, access, records: replicas of the shared state
     (None: the initial one); medium: a state of scsi.medium_state; progress: of an operation
-    (scsi.operations), 0..65535; watched: the byte ranges that ROD tokens represent. A new unit
-    starts with unit attention 29/00 pending.
+    (scsi.operations), 0..65535; watched: the byte ranges that ROD tokens represent; restriction: one
+    of faults.RESTRICTIONS. A new unit starts with unit attention 29/00 pending.
 
     The connection sets task.unit before it calls admit().
     Every thread may read lun, blocks, block_size, medium, read_only, write_through, descriptor_sense and
@@ -118,6 +122,7 @@ class LogicalUnit(object):
         records: Optional[Dict[str, Any]] = None,
         watched: Sequence[Sequence[int]] = (),
         progress: int = 0,
+        restriction: str = faults.NONE,
         services: Optional[UnitServices] = None,
     ) -> None:
         self.facts = facts
@@ -138,6 +143,7 @@ class LogicalUnit(object):
         self.medium = medium
         self.progress = progress
         self.watched = watched or []
+        self.restriction = restriction
         # of this nexus
         self.attention = attention.Queue([attention.POWER_ON_OR_RESET])
         self.buffers = buffers.Buffers()
@@ -173,7 +179,10 @@ class LogicalUnit(object):
 
     def not_ready(self) -> Optional[CheckCondition]:
         """Why the medium is not ready, or None."""
-        return medium_state.not_ready(self.medium, self.progress)
+        found = medium_state.not_ready(self.medium, self.progress)
+        if found is None and self.restriction == faults.OFFLINE:
+            found = CheckCondition(*medium_state.MANUAL_INTERVENTION_REQUIRED)
+        return found
 
     def vpd_page(self, code: int) -> bytes:
         """The vital product data page. Raises CheckCondition 05/24/00 if the unit does not have it."""
@@ -197,8 +206,8 @@ class LogicalUnit(object):
 
     def replace_shared_state(self, **parts: Any) -> None:
         """Put new parts of the shared state in force: any of reservations=, modes=, medium=,
-        access=, records=, watched=, progress=. They hold for commands that are admitted from now on.
-        Raises TypeError for other names."""
+        access=, records=, watched=, progress=, restriction=. They hold for commands that are admitted
+        from now on. Raises TypeError for other names."""
         for name in parts:
             if name not in SHARED_STATE:
                 raise TypeError('the shared state of a LogicalUnit has no %s' % name)
@@ -222,7 +231,8 @@ class LogicalUnit(object):
         self.write_through = not current.wce
         self.descriptor_sense = current.d_sense
         self.task_aborted_status = current.tas
-        self.read_only = self.facts.read_only or current.swp
+        is_restricted = self.restriction == faults.READ_ONLY
+        self.read_only = self.facts.read_only or is_restricted or current.swp
         self.refused = reservation_classes.refused_classes(self.reservations, self.nexus)
         normal: List[Callable[[Task], None]] = [self._refuse_opcode] * 256
         for opcode in self.commands:
@@ -261,9 +271,11 @@ class LogicalUnit(object):
     def _is_plain(self, row: opcodes.Row) -> bool:
         """May this command skip the general admission?"""
         is_refused = reservation_classes.conflicts(self.refused, row.reservation, b'\0' * 16)
-        if self.power or is_refused or not medium_state.is_ready(self.medium):
+        is_offline = self.restriction == faults.OFFLINE
+        if self.power or is_refused or is_offline or not medium_state.is_ready(self.medium):
             return False
-        return not (row.writes and (self.read_only or self.medium == FAILED or self.watched))
+        needs_checks = self.watched or self.records['bad_blocks']
+        return not (row.writes and (self.read_only or self.medium == FAILED or needs_checks))
 
     def _select_table(self) -> None:
         """Put in force the table that fits the attention queue; check again afterwards, another
@@ -309,6 +321,8 @@ class LogicalUnit(object):
         FUNCTIONS[row.function](self, task)
         if self.watched and row.writes:
             rod_commands.revoke_tokens_before(self, row, task)
+        if row.writes and self.records['bad_blocks']:
+            medium_errors.note_rewrite(self, row, task)
 
     def guard_from_new_tokens(self, task: Task) -> Optional[Tuple[int, int]]:
         """Tokens were created after this command was admitted.
@@ -341,9 +355,10 @@ class LogicalUnit(object):
             self.refuse_if_failed()
 
     def write_protect_error(self) -> CheckCondition:
-        """The CheckCondition of a write to a unit that is read_only: 07/27/00 if the store is, else
-        07/27/02 for SWP."""
-        return CheckCondition(DATA_PROTECT, 0x27, 0x00 if self.facts.read_only else 0x02)
+        """The CheckCondition of a write to a unit that is read_only: 07/27/02 for SWP alone, else
+        07/27/00."""
+        is_medium = self.facts.read_only or self.restriction == faults.READ_ONLY
+        return CheckCondition(DATA_PROTECT, 0x27, 0x00 if is_medium else 0x02)
 
     def _runs_anyway(self, row: opcodes.Row) -> bool:
         """May this command run although an operation is running, or has failed?"""
@@ -369,10 +384,6 @@ class LogicalUnit(object):
         self.records = unit_records.apply_change(self.records, kind, message)[0]
         self.services.note(kind, message)
 
-    def _note_error(self, error: OSError, kind: str) -> None:
-        if error.errno in errno_map.LOCALIZED:
-            self.note('error', {'kind': kind})
-
     # -- failures of the store ---------------------------------------------------------------------
 
     def refuse_if_failed(self) -> None:
@@ -382,21 +393,21 @@ class LogicalUnit(object):
             raise CheckCondition(HARDWARE_ERROR, 0x44, 0x00)
 
     def flush(self, offset: int, length: int) -> None:
-        """store.flush for commands; reports a failure to services.data_lost. Raises OSError."""
+        """store.flush for commands; counts a failure and reports it to services.data_lost. Raises
+        medium_errors.FlushFailed."""
         try:
             self.store.flush(offset, length)
         except OSError as e:
             self._report_failure('flush', e)
-            raise
+            medium_errors.note_fault(self, faults.FLUSH, e, offset, length, False)
+            raise medium_errors.FlushFailed(e.errno, e.strerror or str(e))
 
     def write_failure(self, error: OSError, task: Task) -> CheckCondition:
         """The CheckCondition for an OSError of a write. Reports to services.data_lost if the store
         may have lost data."""
         if getattr(self.store, 'lost', None) is not None:
             self._report_failure('write', error)
-        self._note_error(error, 'write')
-        lba = task.offset // self.block_size if task.length == self.block_size else None
-        return errno_map.write_failure(error, lba)
+        return medium_errors.write_failure(self, error, task)
 
     def _report_failure(self, verb: str, error: OSError) -> None:
         if not self._failure_reported:
@@ -406,21 +417,4 @@ class LogicalUnit(object):
     def read_failure(self, error: OSError, task: Task) -> CheckCondition:
         """The CheckCondition for an OSError of a read, with the first block that cannot be read if
         it can be found. Executor threads."""
-        lba = None
-        self._note_error(error, 'verify' if task.cdb[0] in opcodes.VERIFIES else 'read')
-        if error.errno in errno_map.LOCALIZED and not task.aborted:
-            lba = self._first_unreadable(task.offset, task.length)
-        return errno_map.read_failure(error, lba)
-
-    def _first_unreadable(self, offset: int, length: int) -> Optional[int]:
-        for step in (max(LOCALIZE_STEP, self.block_size), self.block_size):
-            for start in range(offset, offset + length, step):
-                count = min(step, offset + length - start)
-                try:
-                    self.store.read(start, count)
-                except OSError:
-                    offset, length = start, count
-                    break
-            else:
-                return None  # it can be read now
-        return offset // self.block_size
+        return medium_errors.read_failure(self, error, task)

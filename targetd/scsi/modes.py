@@ -317,10 +317,11 @@ def mode_sense_data(
     long_header: bool,
     llbaa: bool,
     blocks: int,
+    read_only: bool = False,
 ) -> bytes:
     """The MODE SENSE(6/10) data, all of it; the caller cuts it at the allocation length. page,
     subpage, control (PAGE CONTROL), dbd, llbaa: fields of the CDB; long_header: MODE SENSE(10);
-    blocks: the capacity in logical blocks.
+    blocks: the capacity in logical blocks; read_only: writes are refused, for another reason than SWP.
 
     For page 00h the data has no pages: Windows 2000 reads it and fails on an error.
     Raises CheckCondition 05/24/00 for a page or subpage that the unit does not have.
@@ -329,7 +330,7 @@ def mode_sense_data(
         _shown(state, facts, row, control, blocks) for row in _wanted(facts, page, subpage)
     )
     descriptor = b'' if dbd else _block_descriptor(facts, blocks, long_header and llbaa)
-    specific = DPOFUA | (WP if facts.read_only or parameters(state).swp else 0)
+    specific = DPOFUA | (WP if read_only or facts.read_only or parameters(state).swp else 0)
     if long_header:
         length = HEADER_10.size + len(descriptor) + len(data)
         header = HEADER_10.pack(

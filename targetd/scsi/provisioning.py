@@ -52,6 +52,7 @@ def run_unmap(task: 'Task') -> None:
         except OSError as e:
             # UNMAP is a hint: a medium that does not support it keeps the data, which is allowed
             if e.errno != errno.EOPNOTSUPP:
+                task.offset, task.length = lba * unit.block_size, blocks * unit.block_size
                 raise
     if ranges and unit.write_through:
         unit.flush(0, unit.blocks * unit.block_size)

@@ -10,13 +10,17 @@ worker has a replica.
                     ascq, by: [initiator_port, target_port]}, Self-Test Results of SPC-4
   accounting_date   'YYYYWW', or '', Start-Stop Cycle Counter of SPC-4
   cycles            starts of the unit after a stop; loads: media loaded after an eject
-  errors            {'read' | 'write' | 'verify': number of commands that met an error of the medium}
+  errors            {'read' | 'write' | 'verify': number of commands that met an error of the medium},
+                    what LOG SENSE reports and LOG SELECT resets
+  faults            what failed since the administrator last acknowledged, see faults.py
+  bad_blocks        ranges that cannot be read, see faults.py
 """
 
 import re
 from typing import Any, Dict, Tuple
 
-from targetd.scsi import attention
+from targetd.scsi import attention, errno_map
+from targetd.scsi import faults as unit_faults
 
 KEPT_SELF_TESTS = 20
 IN_PROGRESS, ABORTED_BY_RESET = 0xF, 0x2  # SELF-TEST RESULTS, SPC-4 table 343
@@ -38,6 +42,8 @@ def initial() -> Dict[str, Any]:
         'cycles': 0,
         'loads': 0,
         'errors': dict.fromkeys(ERRORS, 0),
+        'faults': {},
+        'bad_blocks': [],
     }
 
 
@@ -156,6 +162,8 @@ CHECKS = {
     'cycles': _number,
     'loads': _number,
     'errors': _check_errors,
+    'faults': unit_faults.check_faults,
+    'bad_blocks': unit_faults.check_ranges,
 }
 
 
@@ -186,11 +194,35 @@ def _self_test(records, message):
 
 
 def _error(records, message):
-    kind = message['kind']
-    if kind not in ERRORS:
+    """The store has failed a command: kind; errno: its number; offset, length: the bytes that could
+    not be accessed; is_exact: True if each of their blocks is known to be bad; by: the initiator's
+    name; at: milliseconds since 1970."""
+    kind, number = message['kind'], message['errno']
+    if kind not in unit_faults.KINDS:
         raise ValueError('error %r' % (kind,))
+    for value in (number, message['offset'], message['length'], message['at']):
+        unit_faults.check_number(value)
+    faults = unit_faults.with_fault(
+        records['faults'], kind, number, message['offset'], message['by'], message['at']
+    )
+    unit_faults.check_faults(faults)
+    new = dict(records, faults=faults)
+    if number in errno_map.LOCALIZED:
+        counted = 'write' if kind == unit_faults.FLUSH else kind
+        new['errors'] = dict(records['errors'], **{counted: records['errors'][counted] + 1})
+    if message['is_exact'] and message['length']:
+        new['bad_blocks'] = unit_faults.with_range(
+            records['bad_blocks'], message['offset'], message['length']
+        )
+    return new, None
+
+
+def _rewritten(records, message):
+    """offset, length: bytes that were written and are durable, so their blocks are good again."""
+    offset = unit_faults.check_number(message['offset'])
+    length = unit_faults.check_number(message['length'])
     return dict(
-        records, errors=dict(records['errors'], **{kind: records['errors'][kind] + 1})
+        records, bad_blocks=unit_faults.without_range(records['bad_blocks'], offset, length)
     ), None
 
 
@@ -213,9 +245,10 @@ KINDS = {
     'set-timestamp': _set_timestamp,
     'self-test': _self_test,
     'error': _error,
+    'rewritten': _rewritten,
     'log-select': _log_select,
 }
 
 #: changes that a worker asks the master for, and notes that it sends
 CHANGE_KINDS = frozenset(('set-identifying-information', 'set-timestamp', 'log-select'))
-NOTE_KINDS = frozenset(('self-test', 'error'))
+NOTE_KINDS = frozenset(('self-test', 'error', 'rewritten'))

@@ -11,7 +11,7 @@ import functools
 import struct
 from typing import TYPE_CHECKING, Any, Callable, Optional
 
-from targetd.scsi import alua, sense
+from targetd.scsi import alua, medium_errors, sense
 from targetd.scsi.cdb import BLOCKS_AT, FUA, LBA_AT, extent, length, u16, u32
 from targetd.scsi.medium_state import READY, STOPPED
 from targetd.scsi.sam import WOULD_BLOCK, Change
@@ -161,10 +161,14 @@ def run_read(task: 'Task') -> Any:
     return WOULD_BLOCK if data is None else data
 
 
-@read_errors
 def run_read_blocking(task: 'Task') -> Any:
     """Executor thread."""
-    return None if task.aborted else task.unit.store.read(task.offset, task.length)
+    if task.aborted:
+        return None
+    try:
+        return task.unit.store.read(task.offset, task.length)
+    except OSError as e:
+        raise medium_errors.read_again(task, e)
 
 
 def write(unit: 'LogicalUnit', task: 'Task') -> None:
@@ -261,7 +265,14 @@ def compare_medium(
         if task.aborted:
             return
         count = min(CHUNK, task.length - start)
-        found = medium.read(task.offset + start, count)
+        try:
+            found = medium.read(task.offset + start, count)
+        except OSError:
+            task.offset, task.length = (
+                task.offset + start,
+                count,
+            )  # where the bad block is looked for
+            raise
         if expected is not None:
             difference = first_difference(expected(start, count), found)
             if difference is not None:

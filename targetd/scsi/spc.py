@@ -134,6 +134,7 @@ def mode_sense(unit: Any, task: Task) -> None:
         long_header,
         bool(cdb[1] & 0x10),
         unit.blocks,
+        unit.read_only,
     )
     answer(task, data, u16(cdb, 7) if long_header else cdb[4])
 

@@ -71,7 +71,15 @@ class Replica(object):
             return
         replicas = {
             name: message[name]
-            for name in ('reservations', 'modes', 'medium', 'access', 'records', 'progress')
+            for name in (
+                'reservations',
+                'modes',
+                'medium',
+                'access',
+                'records',
+                'progress',
+                'restriction',
+            )
             if name in message
         }
         if message.get('watched', unit.watched) != unit.watched:
@@ -146,6 +154,7 @@ class Replica(object):
             records=message.get('records'),
             watched=message.get('watched') or (),
             progress=message.get('progress', 0),
+            restriction=message.get('restriction', ''),
             services=WorkerServices(self._worker, self, message, copy_guests),
         )
 
@@ -182,6 +191,9 @@ class WorkerServices(UnitServices):
 
     def milliseconds(self):
         return int(time.time() * 1000)
+
+    def monotonic_seconds(self):
+        return time.monotonic()
 
     def run_in_thread(self, work, unit):
         """Run work(unit) in an executor thread. [any]"""

@@ -23,7 +23,7 @@ from targetd.master.exports.media_watch import MediaWatch
 from targetd.master.exports.open_batch import OpenBatch, PlannedUnit
 from targetd.master.exports.resizing import shorten
 from targetd.master.state import key_files
-from targetd.master.units import shared_state, transitions
+from targetd.master.units import fault_transitions, shared_state, transitions
 from targetd.master.units.unit import Unit
 from targetd.scsi import alua, attention, modes
 from targetd.scsi.medium_state import FAILED, SHRUNK
@@ -352,27 +352,36 @@ class Exports(object):
     # -- changes of a unit in service --------------------------------------------------------------
 
     def recover_unit(self, unit):
-        """Puts a failed unit into service again at the administrator's request. Returns False if
-        the unit had not failed. Raises TargetdError if that cannot be saved."""
+        """Puts a failed or restricted unit into service again at the administrator's request, and
+        forgets its faults. Returns False if the unit is healthy. Raises TargetdError if that cannot be
+        saved."""
         if unit.shared.medium == SHRUNK:
             self.watch.acknowledge_shrunk(unit)
-            return True
-        if unit.shared.medium != FAILED:
+            if not fault_transitions.is_degraded(unit.shared):
+                return True
+        has_failed = unit.shared.medium == FAILED
+        if not has_failed and not fault_transitions.is_degraded(unit.shared):
             return False
         replication = self.units.replication
-        decision = transitions.failure_acknowledged(unit.shared)
+        decision = transitions.failure_acknowledged(unit.shared) if has_failed else None
+        decision = fault_transitions.acknowledged(unit.shared, decision)
         try:
             replication.save_state(unit, decision.shared)
         except OSError as e:
             raise TargetdError(
-                'unit %s stays failed, because its state cannot be saved in %s: %s'
+                'unit %s stays as it is, because its state cannot be saved in %s: %s'
                 % (unit.id, replication.state.path, e.strerror)
             )
-        log.warning('unit %s is put into service again after a failure (%s)', unit.id, unit.failure)
-        # the workers get new Stores, because the old ones keep the failure state
-        replication.order_units(unit.workers, replace=[unit])
+        log.warning(
+            'unit %s is put into service again after a failure (%s)',
+            unit.id,
+            unit.failure or 'errors of the medium',
+        )
+        if has_failed:
+            # the workers get new Stores, because the old ones keep the failure state
+            replication.order_units(unit.workers, replace=[unit])
         replication.distribute(unit, decision, None, lambda: None)
-        if unit.atomic is not None:
+        if has_failed and unit.atomic is not None:
             replication.atomic_writes.retry_repairs(unit)
         return True
 
@@ -385,6 +394,8 @@ def carry_over_state(old, new):
         operation=old.shared.operation,
         failure=old.shared.failure,
         medium=shared_state.medium_of(old.shared.operation, old.shared.failure),
+        records=old.shared.records,
+        restriction=old.shared.restriction,
     )
     if old.store.cipher_key and old.lun.encryption_key_file == new.lun.encryption_key_file:
         new.store.set_cipher_key(old.store.cipher_key)

@@ -53,16 +53,30 @@ class Units(object):
                 unit.failure,
                 unit.id,
             )
+        if unit.shared.restriction:
+            log.error(
+                'unit %s (%s) is %s because of an earlier error of its medium, until you check the disk '
+                'and run "targetdctl acknowledge %s"',
+                unit.id,
+                unit.lun.backing_store,
+                unit.shared.restriction,
+                unit.id,
+            )
         self.format_sanitize.resume_operation(unit)
 
     def remove_unit(self, unit):
         """End the export. Requests that are queued are refused with LOGICAL UNIT NOT SUPPORTED."""
         self.by_id.pop(unit.id, None)
+        self._save_scheduled_records(unit)
         self.rod_tokens.revoke_tokens_of(unit)
         self.format_sanitize.cancel_operation(unit)
         while unit.queue:
             _, _, answer = unit.queue.popleft()
             answer(Refusal(*transitions.UNIT_IS_GONE))
+
+    def _save_scheduled_records(self, unit):
+        if unit.are_records_scheduled:
+            self.replication.save_when_possible(unit, unit.shared)
 
     def find(self, text):
         """The unit with this id, or named TARGET/LUN; None if there is none."""
@@ -237,6 +251,7 @@ class Units(object):
         could block."""
         self.replication.atomic_writes.is_stopping = True
         for unit in self.by_id.values():
+            self._save_scheduled_records(unit)
             try:
                 self.replication.release_journal(unit)
                 if not unit.has_flush_timed_out:

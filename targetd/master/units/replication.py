@@ -10,9 +10,12 @@ only when every replica has the change in force. A replica is correct because me
 order and carry whole states.
 """
 
+import time
+
 from targetd import log
-from targetd.master.units import shared_state, transitions
+from targetd.master.units import fault_transitions, shared_state, transitions
 from targetd.master.units.acknowledgements import Acknowledgements
+from targetd.master.units.fault_log import FaultLog, log_restriction
 from targetd.master.units.unit import UnitTable, to_message_with_descriptors
 from targetd.scsi.medium_state import FAILED
 
@@ -34,6 +37,7 @@ class Replication(object):
         self.state = state
         self.atomic_writes = atomic_writes
         self.acknowledgements = Acknowledgements(loop, kill)
+        self.fault_log = FaultLog(loop)
         self.by_id = UnitTable()
         self.of_target = self.by_id.of_target
         self._save_timer = None
@@ -203,19 +207,25 @@ class Replication(object):
         )
 
     def on_note(self, worker, message):
-        """`report note`: an error of the medium, or a step of a self-test. Errors can be many, so
-        their count is sent to the replicas after RECORDS_SECONDS. A malformed note ends the
-        worker."""
+        """`report note`: a fault of the medium, rewritten blocks, or a step of a self-test. Faults can
+        be many, so their counts are saved and sent to the replicas after RECORDS_SECONDS. A malformed
+        note ends the worker."""
         unit = self.by_id.get(message.get('unit'))
         nexus = dict(unit.replica_holders()).get(worker) if unit is not None else None
         if nexus is None:
             return
         try:
-            decision = transitions.noted(unit.shared, nexus, message)
+            decision = fault_transitions.noted(
+                unit.shared, nexus, message, unit.lun.on_error, int(time.time() * 1000)
+            )
         except transitions.Malformed as e:
             log.error('worker %d sent an invalid report: %s', worker.pid, e)
             self.kill(worker, 'it sent an invalid report')
             return
+        if message['kind'] == 'error':
+            self.fault_log.add(unit, nexus, message['note'])
+        if decision.shared.restriction != unit.shared.restriction:
+            log_restriction(unit, decision.shared.restriction)
         if decision.persist:
             self.apply_decision(unit, decision)
             return
@@ -226,6 +236,8 @@ class Replication(object):
 
     def _send_records(self, unit):
         unit.are_records_scheduled = False
+        if self.by_id.get(unit.id) is unit:
+            self.save_when_possible(unit, unit.shared)
         self._send_unacknowledged(unit, {'records': unit.shared.records})
 
     # -- release -----------------------------------------------------------------------------------

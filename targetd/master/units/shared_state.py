@@ -5,7 +5,7 @@ units.transitions has the functions that change it.
 
 from collections import namedtuple
 
-from targetd.scsi import alua, modes, operations, records, reservations
+from targetd.scsi import alua, faults, modes, operations, records, reservations
 from targetd.scsi.medium_state import FAILED, READY
 
 #: The state that all sessions of a unit share.
@@ -17,11 +17,13 @@ from targetd.scsi.medium_state import FAILED, READY
 #: crossed: indices of the thresholds (scsi.modes) that are reached; None before the first check
 #: key_check: identifies the encryption key of the medium (state.key_files); '' if not encrypted
 #: failure: why the medium is FAILED, '' if it is not
+#: restriction: what the setting on-error has done, one of scsi.faults.RESTRICTIONS
 Shared = namedtuple(
     'Shared',
-    'reservations modes medium prevented_by operation access crossed records key_check failure',
+    'reservations modes medium prevented_by operation access crossed records key_check failure '
+    'restriction',
 )
-Shared.__new__.__defaults__ = (READY, (), None, alua.initial(), None, records.initial(), '', '')
+Shared.__new__.__defaults__ = (READY, (), None, alua.initial(), None, records.initial(), '', '', '')
 
 
 def initial_state(facts, saved, boot_id, configured=None):
@@ -42,7 +44,14 @@ def initial_state(facts, saved, boot_id, configured=None):
         records=records.records_from_storage(saved.get('records')),
         key_check=saved.get('key_check') or '',
         failure=failure,
+        restriction=_restriction(saved.get('restriction', faults.NONE)),
     )
+
+
+def _restriction(value):
+    if value not in faults.RESTRICTIONS:
+        raise ValueError('restriction %r' % (value,))
+    return value
 
 
 def medium_of(operation, failure):
@@ -70,6 +79,8 @@ def saved_state(shared, boot_id):
         state['key_check'] = shared.key_check
     if shared.failure:
         state['failure'] = shared.failure
+    if shared.restriction:
+        state['restriction'] = shared.restriction
     if state:
         state['boot_id'] = boot_id
     return state

@@ -67,7 +67,7 @@ class Decision(namedtuple('Decision', 'shared attentions aborts persist size ope
 
     def changed(self, old):
         """{part: value}: the parts of the state that differ from `old` and that replicas have."""
-        parts = ('reservations', 'modes', 'medium', 'access', 'records')
+        parts = ('reservations', 'modes', 'medium', 'access', 'records', 'restriction')
         return {
             part: getattr(self.shared, part)
             for part in parts
@@ -266,26 +266,6 @@ def _records(shared, nexus, message, _known_ports):
         shared._replace(records=new),
         [(Others(nexus_ports(nexus)),) + code] if code else (),
         persist=True,
-    )
-
-
-def noted(shared, nexus, message):
-    """A worker reports an error of the medium, or a step of its nexus's self-test. A Decision. Error
-    counts alone do not make the state persist; they are saved with the next change that does.
-    Raises Malformed."""
-    try:
-        kind, note = message['kind'], message['note']
-        if (
-            kind not in records.NOTE_KINDS
-            or kind == 'self-test'
-            and tuple(note['by']) != nexus_ports(nexus)
-        ):
-            raise ValueError('it may not report this')
-        new, _ = records.apply_change(shared.records, kind, note)
-    except VALUE_ERRORS as e:
-        raise Malformed('note: %s' % e)
-    return Decision(
-        shared._replace(records=new), persist=WHEN_POSSIBLE if kind == 'self-test' else False
     )
 
 

@@ -97,6 +97,7 @@ class Unit(object):
             'records': shared.records,
             'since': self.since,
             'watched': self.watched,
+            'restriction': shared.restriction,
         }
 
     def __repr__(self):

@@ -397,6 +397,7 @@ def _copy_segment(task, copy, segment, source, source_offset, unit, offset, coun
             with copy_manager.CopyWrite(unit, offset + count, padding):
                 unit.store.write(offset + count, bytes(padding), False)
         except OSError as e:
+            task.offset, task.length = offset + count, padding
             raise third_party_failure(segment.number, False, unit.write_failure(e, task))
     make_durable(unit, offset, count, segment.number)
 

@@ -128,10 +128,12 @@ def test_errors_of_the_medium_are_counted():
     assert sense_of(unit, cdb_10(0x2A, 0, 1), bytes(512)) == (7, 0x27, 7)
     for code in (2, 3, 5):
         assert page(unit, code) == {6: (2, struct.pack('>Q', 1))}
-    assert reported == [
-        ('error', {'kind': 'read'}),
-        ('error', {'kind': 'verify'}),
-        ('error', {'kind': 'write'}),
+    seen = [(note['kind'], note['errno'], note['offset'], note['is_exact']) for _, note in reported]
+    assert seen == [
+        ('read', errno.EIO, 512, True),
+        ('verify', errno.EIO, 512, True),
+        ('write', errno.EIO, 0, True),
+        ('write', errno.ENOSPC, 0, False),
     ]
     assert page(unit, 3, control=3) == {6: (2, bytes(8))}
     assert page(unit, 3, control=0) == {6: (2, b'\xff' * 8)}

@@ -19,6 +19,9 @@ TEST = {
 }
 
 
+ERROR = {'errno': 5, 'offset': 512, 'length': 512, 'is_exact': False, 'by': 'iqn.x:h', 'at': 7}
+
+
 def changed(kind, message, state=None):
     return records.apply_change(state or records.initial(), kind, message)[0]
 
@@ -61,7 +64,8 @@ def test_empty_information_removes_it():
         ('log-select', {'accounting_date': '202601'}, (0x2A, 0x02)),
         ('log-select', {'reset': True}, None),
         ('self-test', TEST, None),
-        ('error', {'kind': 'read'}, None),
+        ('error', dict(ERROR, kind='read'), None),
+        ('rewritten', {'offset': 0, 'length': 512}, None),
     ],
 )
 def test_other_nexuses_get_a_unit_attention(kind, message, expected):
@@ -79,6 +83,15 @@ def test_other_nexuses_get_a_unit_attention(kind, message, expected):
         ('set-timestamp', {'offset': 1 << 48}),
         ('set-timestamp', {'offset': 'x'}),
         ('error', {'kind': 'melt'}),
+        ('error', dict(ERROR, kind='melt')),
+        ('error', dict(ERROR, kind='read', errno='EIO')),
+        ('error', dict(ERROR, kind='read', offset=-1)),
+        ('error', dict(ERROR, kind='read', length=None)),
+        ('error', dict(ERROR, kind='read', by=None)),
+        ('error', dict(ERROR, kind='read', by='x' * 224)),
+        ('error', dict(ERROR, kind='read', at=True)),
+        ('rewritten', {'offset': 0}),
+        ('rewritten', {'offset': 0, 'length': -1}),
         ('log-select', {'accounting_date': '2026'}),
         ('log-select', {'errors': {'melt': 1}}),
         ('log-select', {'errors': {'read': -1}}),
@@ -134,6 +147,51 @@ def test_a_running_test_is_aborted_with_its_nexus_or_targetd():
 
 
 def test_counters_count_and_are_reset():
-    state = changed('error', {'kind': 'write'}, changed('error', {'kind': 'write'}))
+    write = dict(ERROR, kind='write')
+    state = changed('error', write, changed('error', write))
     assert state['errors'] == {'read': 0, 'write': 2, 'verify': 0}
-    assert changed('log-select', {'reset': True}, state) == records.initial()
+    reset = changed('log-select', {'reset': True}, state)
+    assert reset == dict(records.initial(), faults=state['faults'])  # LOG SELECT hides no fault
+
+
+def test_faults_are_counted_by_access_and_errno():
+    state = records.initial()
+    for n, (kind, number) in enumerate([('read', 5), ('read', 5), ('flush', 5), ('write', 28)]):
+        state = changed('error', dict(ERROR, kind=kind, errno=number, at=n, offset=n), state)
+    assert state['faults'] == {
+        'read EIO': {'count': 2, 'offset': 1, 'by': 'iqn.x:h', 'at': 1},
+        'flush EIO': {'count': 1, 'offset': 2, 'by': 'iqn.x:h', 'at': 2},
+        'write ENOSPC': {'count': 1, 'offset': 3, 'by': 'iqn.x:h', 'at': 3},
+    }
+    # ENOSPC is not an error of the medium, a failed flush counts as a write
+    assert state['errors'] == {'read': 2, 'write': 1, 'verify': 0}
+    assert records.records_from_storage(records.records_for_storage(state)) == state
+
+
+def test_bad_blocks_are_merged_and_removed():
+    state = records.initial()
+    for offset in (512, 2048, 1024, 512):
+        state = changed('error', dict(ERROR, kind='read', offset=offset, is_exact=True), state)
+    assert state['bad_blocks'] == [[512, 1024], [2048, 512]]
+    assert records.records_from_storage(records.records_for_storage(state)) == state
+    state = changed('rewritten', {'offset': 1024, 'length': 4096}, state)
+    assert state['bad_blocks'] == [[512, 512]]
+    assert changed('rewritten', {'offset': 0, 'length': 4096}, state)['bad_blocks'] == []
+
+
+@pytest.mark.parametrize(
+    'kept',
+    [
+        {'faults': {'melt EIO': {'count': 1, 'offset': 0, 'by': '', 'at': 0}}},
+        {'faults': {'read EIO': {'count': 1}}},
+        {'faults': {'read EIO': {'count': -1, 'offset': 0, 'by': '', 'at': 0}}},
+        {'faults': []},
+        {'bad_blocks': [[0, 0]]},
+        {'bad_blocks': [[512, 512], [0, 512]]},
+        {'bad_blocks': [[0, 512, 1]]},
+        {'bad_blocks': 5},
+    ],
+)
+def test_damaged_faults_are_not_loaded(kept):
+    with pytest.raises(ValueError):
+        records.records_from_storage(kept)
