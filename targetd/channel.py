@@ -19,7 +19,7 @@ master -> worker
              connection, and for discovery
   answer     id, status, sense, data                      to the other asks; sense, data: hex or
              null
-  change     id, unit, and any of: reservations, modes, medium, access, progress, watched,
+  change     id, unit, and any of: reservations, modes, medium, access, progress, hanging, watched,
              restriction (see units), size (bytes),
              records, key (hex: the new key of the medium), attentions [[asc, ascq], …],
              abort {tas: bool}: end every task of this nexus at the unit except the one that
@@ -53,8 +53,12 @@ worker -> master
              was refused before its claim
   report closed       peer, cid                           a connection ended, or its login failed,
              and the session continues
-  report ended        why                                 the session is over, cleanly; the worker
-             exits next
+  report ended        why, hangs                          the session is over, cleanly; the worker
+             exits next, or, if commands hang, when they have returned
+  report hanging      unit, commands, command, lba, milliseconds   the oldest of the commands that the
+             medium does not answer: its name, LBA or null, age; commands 0: there are none any more
+  report fence-over   unit                                no aborted command can write the unit any
+             more
   report copy-left    unit                                a unit that `copy-reach` returned is no
              longer used; once for each copy-reach
   report note         unit, kind, note                    an event that all nexuses must know: see
@@ -92,6 +96,8 @@ worker -> master
                               of it are sent until `copy-left`
   ask start-stop              unit, action: 'start' | 'stop' | 'load' | 'eject'
   ask prevent                 unit, prevent: bool
+  ask fence      unit                                     an aborted command may still write the unit;
+             answered when every session answers BUSY for it
   ask leave                                               the session logs out; answered when the
              resources of its nexus are released
   ask reset                   function: 'clear-task-set' | 'logical-unit-reset' |
@@ -108,6 +114,7 @@ A unit, as sent in answer (claim) and in units:
            rotation_rate, thin, removable, read_only, …},
    reservations: see scsi.reservations, modes: see scsi.modes, access: see scsi.alua,
    medium: 'ready'|'stopped'|'ejected'|'failed', or a state of scsi.operations, progress: 0..65535,
+   hanging: ANSWERS, HANGS or FENCED of scsi.medium_state,
    records: see scsi.records, since: time of its export, milliseconds since 1970,
    watched: [[offset, end] …], bytes that ROD tokens represent (master.units.rod_tokens),
    restriction: what on-error has done, one of scsi.faults.RESTRICTIONS,

@@ -110,15 +110,15 @@ class ControlAnswers(object):
         ]
         return commands.reply_rows(sorted(rows, key=lambda row: (row['target_name'], row['lun'])))
 
-    @staticmethod
-    def _unit_row(unit):
+    def _unit_row(self, unit):
+        hanging = self.units.hanging.described(unit)
         return {
             'unit': unit.id,
             'target_name': unit.target_name,
             'lun': unit.lun.number,
             'path': unit.store.path or unit.store.kind,
             'size': unit.store.size,
-            'state': '; '.join(filter(None, (state_of(unit), unit.path_problem))),
+            'state': '; '.join(filter(None, (state_of(unit), hanging, unit.path_problem))),
             'read_only': bool(unit.facts.get('read_only'))
             or unit.shared.restriction == faults.READ_ONLY,
             'encrypted': bool(unit.facts.get('encrypted')),

@@ -90,6 +90,7 @@ class Master(object):
             self._request_spares,
             fork,
         )
+        self.workers.on_unkillable = self._on_unkillable
         self.jobs = Jobs(self.loop, fork)
         self._is_forking = False  # set by fork_workers()
         self._create_units(configuration)
@@ -195,6 +196,7 @@ class Master(object):
                 'challenge': self.authentication.on_challenge,
                 'authenticate': self.authentication.on_authenticate,
                 'leave': self.units.log_out_session,
+                'fence': self.units.hanging.on_fence,
                 'copy-reach': self.units.on_request,
                 'reset': self._on_reset,
             }
@@ -204,7 +206,7 @@ class Master(object):
             {
                 'ready': _handled_by_workers,
                 'idle': self._on_idle,
-                'ended': _handled_by_workers,
+                'ended': self._on_ended,
                 'refused': self.router.on_refused,
                 'closed': self.sessions.on_closed,
                 'acknowledge': self.replication.on_acknowledge,
@@ -213,6 +215,8 @@ class Master(object):
                 'progress': self.format_sanitize.on_progress,
                 'operated': self.format_sanitize.on_operated,
                 'copy-left': self.copy_guests.on_copy_left,
+                'hanging': self.units.hanging.on_hanging,
+                'fence-over': self.units.hanging.on_fence_over,
             }
         )
 
@@ -325,14 +329,37 @@ class Master(object):
         if worker.session is not None:
             self._session_over(worker, str(message.get('why') or ''))
 
+    def _on_ended(self, worker, message):
+        """The session is over and the worker exits. If commands hang, it is gone only when they have
+        returned; their units are fenced, and nothing else has to wait for them."""
+        if message.get('hangs'):
+            self._end_stuck(worker, message.get('why', ''))
+
+    def _on_unkillable(self, worker):
+        log.error(
+            'worker %d was killed and does not end: a medium does not answer it; commands for its '
+            'units end with BUSY until it does',
+            worker.pid,
+        )
+        self.units.hanging.fence_unkillable(
+            worker, lambda: self._end_stuck(worker, worker.ending or '')
+        )
+
+    def _end_stuck(self, worker, why):
+        if not worker.is_stuck:
+            worker.is_stuck, worker.peers = True, []
+            self._session_over(worker, why)
+
     def _on_death(self, worker, _status):
         self.format_sanitize.on_worker_death(worker)
+        worker.is_stuck = False
         self._session_over(worker, worker.ended_cleanly or worker.ending or '')
+        self.units.hanging.worker_gone(worker)
 
     def _session_over(self, worker, why):
-        """The worker is dead, or a spare again after a logout."""
+        """The worker is dead or stuck, or a spare again after a logout."""
         session = worker.session
-        self.units.end_session(worker)
+        self.units.end_session(worker, worker.is_stuck)
         self.sessions.remove_session_of(worker)
         if session is not None and session.nexus is not None:
             log.info(

@@ -91,7 +91,9 @@ class Stop(object):
 
     def check(self):
         """Flush the units if no worker is left. Call after a worker was reaped."""
-        if self.stage in ('asking', 'ending', 'killing') and not self.workers.by_pid:
+        if self.stage in ('asking', 'ending', 'killing') and all(
+            worker.is_stuck for worker in self.workers.all()
+        ):
             self._flush()
 
     def _flush(self):

@@ -110,6 +110,8 @@ def _write_limits(unit: 'LogicalUnit') -> Tuple[int, int, bool]:
     """(bytes up to which a write does not block, the same for a durable write, are all writes
     durable?)"""
     store = unit.store
+    if unit.hanging:
+        return 0, 0, unit.write_through
     plain = store.inline_write_limit
     return plain, plain if store.durable_is_free else 0, unit.write_through
 

@@ -38,7 +38,7 @@ from targetd.scsi.copy import copy_manager, extended_copy, rod_commands, rod_tok
 from targetd.scsi.dispatch import FUNCTIONS, refuse_unused_bits
 from targetd.scsi.facts import UnitFacts
 from targetd.scsi.medium_state import FAILED, READY
-from targetd.scsi.sam import RESERVATION_CONFLICT, Nexus, Task
+from targetd.scsi.sam import BUSY, RESERVATION_CONFLICT, Nexus, Task
 from targetd.scsi.sense import (
     DATA_PROTECT,
     HARDWARE_ERROR,
@@ -55,7 +55,17 @@ NO_LIMIT = 1 << 64
 
 #: what replace_shared_state() accepts
 SHARED_STATE = frozenset(
-    ('reservations', 'modes', 'medium', 'access', 'records', 'watched', 'progress', 'restriction')
+    (
+        'reservations',
+        'modes',
+        'medium',
+        'access',
+        'records',
+        'watched',
+        'progress',
+        'restriction',
+        'hanging',
+    )
 )
 
 
@@ -99,7 +109,7 @@ class LogicalUnit(object):
     services: UnitServices. modes, reservations, access, records: replicas of the shared state
     (None: the initial one); medium: a state of scsi.medium_state; progress: of an operation
     (scsi.operations), 0..65535; watched: the byte ranges that ROD tokens represent; restriction: one
-    of faults.RESTRICTIONS. A new unit starts with unit attention 29/00 pending.
+    of faults.RESTRICTIONS; hanging: of medium_state. A new unit starts with unit attention 29/00 pending.
 
     The connection sets task.unit before it calls admit().
     Every thread may read lun, blocks, block_size, medium, read_only, write_through, descriptor_sense and
@@ -123,6 +133,7 @@ class LogicalUnit(object):
         watched: Sequence[Sequence[int]] = (),
         progress: int = 0,
         restriction: str = faults.NONE,
+        hanging: int = medium_state.ANSWERS,
         services: Optional[UnitServices] = None,
     ) -> None:
         self.facts = facts
@@ -142,6 +153,7 @@ class LogicalUnit(object):
         self.records = records or unit_records.initial()
         self.medium = medium
         self.progress = progress
+        self.hanging = hanging
         self.watched = watched or []
         self.restriction = restriction
         # of this nexus
@@ -179,6 +191,8 @@ class LogicalUnit(object):
 
     def not_ready(self) -> Optional[CheckCondition]:
         """Why the medium is not ready, or None."""
+        if self.hanging == medium_state.FENCED:
+            return medium_state.fenced()
         found = medium_state.not_ready(self.medium, self.progress)
         if found is None and self.restriction == faults.OFFLINE:
             found = CheckCondition(*medium_state.MANUAL_INTERVENTION_REQUIRED)
@@ -274,6 +288,8 @@ class LogicalUnit(object):
         is_offline = self.restriction == faults.OFFLINE
         if self.power or is_refused or is_offline or not medium_state.is_ready(self.medium):
             return False
+        if self.hanging == medium_state.FENCED:
+            return False
         needs_checks = self.watched or self.records['bad_blocks']
         return not (row.writes and (self.read_only or self.medium == FAILED or needs_checks))
 
@@ -313,6 +329,8 @@ class LogicalUnit(object):
         refuse_unused_bits(row, cdb)
         if self.refused and reservation_classes.conflicts(self.refused, row.reservation, cdb):
             raise StatusReturned(RESERVATION_CONFLICT)
+        if row.medium and self.hanging == medium_state.FENCED:
+            raise StatusReturned(BUSY)
         if row.medium or self.medium in operations.SENSE:
             self._refuse_medium(row, cdb)
             if self.power and row.opcode != opcodes.TEST_UNIT_READY:
@@ -323,6 +341,12 @@ class LogicalUnit(object):
             rod_commands.revoke_tokens_before(self, row, task)
         if row.writes and self.records['bad_blocks']:
             medium_errors.note_rewrite(self, row, task)
+
+    def may_still_write(self, task: Task) -> bool:
+        """May this command of the unit, which an executor thread runs, still change a medium?"""
+        rows = self.commands.get(task.cdb[0]) or {}
+        row = rows[None] if None in rows else rows.get(task.cdb[1] & 0x1F)
+        return row is not None and (row.writes or row.opcode == opcodes.EXTENDED_COPY)
 
     def guard_from_new_tokens(self, task: Task) -> Optional[Tuple[int, int]]:
         """Tokens were created after this command was admitted.

@@ -17,6 +17,11 @@ from targetd.scsi.sense import NOT_READY, CheckCondition
 
 READY, STOPPED, EJECTED, FAILED, SHRUNK = 'ready', 'stopped', 'ejected', 'failed', 'shrunk'
 
+#: Whether the medium answers, beside its state: it does; commands wait for it for long, and no
+#: command runs in a connection's thread; an aborted command may still change the medium, and every
+#: command that needs the medium ends with BUSY until that command has returned.
+ANSWERS, HANGS, FENCED = 0, 1, 2
+
 #: The states in which the data can be read. FAILED refuses writes and flushes only.
 READABLE = frozenset((READY, FAILED))
 
@@ -36,6 +41,11 @@ UNKNOWN_STATE_SENSE = MANUAL_INTERVENTION_REQUIRED
 def is_ready(state: str) -> bool:
     """Do commands that need the medium run in this state? (Writes are refused while it is FAILED.)"""
     return NOT_READY_SENSE.get(state, UNKNOWN_STATE_SENSE) is None
+
+
+def fenced() -> CheckCondition:
+    """What REQUEST SENSE reports of a medium that is FENCED: it is in process of becoming ready."""
+    return CheckCondition(NOT_READY, 0x04, 0x01)
 
 
 def not_ready(state: str, progress: int = 0) -> Optional[CheckCondition]:

@@ -24,6 +24,7 @@ from targetd.scsi.reservation_classes import (
 TEST_UNIT_READY = 0x00
 FORMAT_UNIT = 0x04
 SANITIZE = 0x48
+EXTENDED_COPY = 0x83
 # A read error of these is counted as an error of a verification (LOG SENSE).
 VERIFIES = frozenset((0x2E, 0x2F, 0x8E, 0x8F, 0xAE, 0xAF))
 MODE_SELECT_10 = 0x55
@@ -311,6 +312,12 @@ def by_opcode(facts: UnitFacts) -> Dict[int, Dict[Optional[int], Row]]:
         if not row.needs or getattr(facts, row.needs):
             offered.setdefault(row.opcode, {})[row.service_action] = row
     return offered
+
+
+def name_of(opcode: int) -> str:
+    """The name of the commands with this operation code, without the service action."""
+    names = [row.name for row in TABLE if row.opcode == opcode]
+    return names[0].split(',')[0] if names else 'command %02Xh' % opcode
 
 
 #: {state of the medium: operation codes of the commands that can end it} after a FORMAT UNIT or a

@@ -66,6 +66,7 @@ class Task(object):
     The worker sets:
       transfer, connection   the iscsi.transfer.Transfer of the Data-Out, the connection of the task
       aborted                bool; task management sets it from another thread, it only becomes True
+      started                monotonic time at which an executor thread began to run it, None before
       sent_to_master         bool, the master executes the command now
       abort_reply            CheckCondition or StatusReturned that ends the task if it is aborted, or
                              None: it gets no reply
@@ -93,6 +94,7 @@ class Task(object):
         'transfer',
         'connection',
         'sent_to_master',
+        'started',
         'abort_reply',
     )
 
@@ -117,6 +119,7 @@ class Task(object):
     transfer: Any
     connection: Any
     sent_to_master: bool
+    started: Optional[float]
     abort_reply: Optional[Exception]
 
     def __init__(self) -> None:
@@ -126,6 +129,7 @@ class Task(object):
         self.aborted = False
         self.transfer = None
         self.sent_to_master = False
+        self.started = None
         self.abort_reply = None
 
 

@@ -183,7 +183,11 @@ def write(unit: 'LogicalUnit', task: 'Task') -> None:
         task.run = good
     elif task.length % unit.block_size:
         task.run, task.run_blocking = would_block, run_write_in_part
-    elif (task.durable and not store.durable_is_free) or task.length > store.inline_write_limit:
+    elif (
+        (task.durable and not store.durable_is_free)
+        or task.length > store.inline_write_limit
+        or unit.hanging
+    ):
         task.run, task.run_blocking = would_block, run_write
     else:
         task.run = run_write

@@ -25,7 +25,8 @@ from targetd.worker import connection_login, erasing
 from targetd.worker.connection.replies import MasterAnswer
 from targetd.worker.connection.task_ordering import Ordering
 from targetd.worker.executor import Executor
-from targetd.worker.members import Members
+from targetd.worker.hang_watch import QUIET_SECONDS, Watch
+from targetd.worker.members import LEAVE_SECONDS, Members
 from targetd.worker.policy import Policies
 from targetd.worker.replica import Replica
 from targetd.worker.tasks import Tasks
@@ -37,9 +38,6 @@ SESSIONS_OF_ONE_WORKER = 256
 #: COMMANDS CLEARED BY DEVICE SERVER: ends the tasks of a unit whose store is replaced. Initiators
 #: send such a command again.
 _COMMANDS_CLEARED = (ABORTED_COMMAND, 0x2F, 0x02)
-
-#: How long the end of a session waits for commands that run in executor threads.
-QUIET_SECONDS = 30.0
 
 
 class Worker(object):
@@ -65,6 +63,7 @@ class Worker(object):
         self.numbering = threading.Lock()
         self.connections = []
         self.members = Members(self)
+        self.watch = Watch(self)
         self.session = None
         self._numbers = itertools.count(1)
         self._answers = {}  # ask id -> function of the answer message
@@ -205,8 +204,29 @@ class Worker(object):
         if self.tasks is None:
             on_quiet()
             return
-        with self.working:
-            self.tasks.abort(wanted, on_quiet, reply_to)
+        if self.working.acquire(timeout=QUIET_SECONDS):
+            self._abort_and_release(wanted, on_quiet, reply_to)
+        else:  # the connection thread waits for an initiator, or for a medium
+            thread = threading.Thread(
+                target=self._abort_later, args=(wanted, on_quiet, reply_to), name='abort'
+            )
+            thread.daemon = True
+            thread.start()
+
+    def _abort_later(self, *arguments):
+        self.working.acquire()
+        self._abort_and_release(*arguments)
+
+    def _abort_and_release(self, wanted, on_quiet, reply_to):
+        """Called with `working` held."""
+        tasks = self.tasks
+        try:
+            if tasks is not None:
+                tasks.abort(wanted, on_quiet, reply_to)
+        finally:
+            self.working.release()
+        if tasks is None:
+            on_quiet()
         for connection in list(self.connections):
             connection.drain_in_executor()
 
@@ -390,7 +410,13 @@ class Worker(object):
             self.tasks = Tasks(session)
             return
         self.ordering = Ordering(self.device, session.tasks, self.connections)
-        self.tasks = Tasks(session, self.ordering.gates, self._resume_soon)
+        self.tasks = Tasks(
+            session,
+            self.ordering.gates,
+            self._resume_soon,
+            self.watch.start,
+            self.watch.fences.take_down,
+        )
 
     def _resume_soon(self):
         """A task has ended for which others may wait: start those that may start now. [any]"""
@@ -415,20 +441,22 @@ class Worker(object):
             self._become_spare()
             self.report('idle', why=why)
         else:
-            self.report('ended', why=why)
+            # the process cannot end before the calls that hang have returned; their units are fenced
+            hangs = self.tasks is not None and bool(self.tasks.hung)
+            self.report('ended', why=why, hangs=hangs)
             self.exit()
 
     def _wait_until_quiet(self):
-        """Return True when no command of the ended session can touch a medium any more, False after
-        QUIET_SECONDS."""
+        """Return True when no command of the ended session can touch a medium any more, False if a
+        command hangs and its unit is fenced, or after LEAVE_SECONDS."""
         quiet = threading.Event()
         with self.working:  # an executor thread may be starting tasks that were parked
             self.tasks.abort(lambda task: True, quiet.set)
-        if quiet.wait(QUIET_SECONDS):
-            return True
+        if quiet.wait(LEAVE_SECONDS):
+            return not self.tasks.hung
         log.warning(
             'a command was still waiting for the disk %d seconds after its session ended',
-            QUIET_SECONDS,
+            LEAVE_SECONDS,
         )
         return False
 

@@ -79,6 +79,7 @@ class Replica(object):
                 'records',
                 'progress',
                 'restriction',
+                'hanging',
             )
             if name in message
         }
@@ -155,6 +156,7 @@ class Replica(object):
             watched=message.get('watched') or (),
             progress=message.get('progress', 0),
             restriction=message.get('restriction', ''),
+            hanging=message.get('hanging', 0),
             services=WorkerServices(self._worker, self, message, copy_guests),
         )
 
@@ -184,9 +186,9 @@ class WorkerServices(UnitServices):
 
     def __init__(self, worker, replica, message, copy_guests):
         self._worker = worker
-        self._unit_id = message['unit']
+        self.unit_id = message['unit']
         self.started_at = message.get('since', 0)
-        self.rod_tokens = UnitRodTokens(worker, self._unit_id, replica)
+        self.rod_tokens = UnitRodTokens(worker, self.unit_id, replica)
         self.copy_guests = copy_guests
 
     def milliseconds(self):
@@ -207,10 +209,10 @@ class WorkerServices(UnitServices):
         self._worker.executor.submit(guarded, None, unit)
 
     def note(self, kind, message):
-        self._worker.report('note', unit=self._unit_id, kind=kind, note=message)
+        self._worker.report('note', unit=self.unit_id, kind=kind, note=message)
 
     def data_lost(self, text):
-        self._worker.unit_failed(self._unit_id, text)
+        self._worker.unit_failed(self.unit_id, text)
 
 
 def ports_of(configuration, nexus):

@@ -7,6 +7,7 @@ May import base. Threads are marked as in Connection.
 """
 
 import threading
+import time
 
 
 def _no_reply(task):
@@ -14,23 +15,29 @@ def _no_reply(task):
 
 
 class _Abort(object):
-    """An unfinished abort: the tasks that still run, and the callback."""
+    """An unfinished abort: the tasks that still run, the callback, and when it began."""
 
-    __slots__ = ('tasks', 'on_quiet')
+    __slots__ = ('tasks', 'on_quiet', 'began')
 
     def __init__(self, tasks, on_quiet):
         self.tasks = tasks
         self.on_quiet = on_quiet
+        self.began = time.monotonic()
 
 
 class Tasks(object):
     """Task table of one session. gates: Ordering.gates; on_end: called by any thread when a task has
-    ended and other tasks may wait for it."""
+    ended and other tasks may wait for it; on_wait(): an abort waits for tasks, so give_up() must be
+    called from time to time; on_return(): a task that had hung has ended. hung: the aborted tasks
+    that were forgotten while they ran."""
 
-    def __init__(self, session, gates=(), on_end=None):
+    def __init__(self, session, gates=(), on_end=None, on_wait=None, on_return=None):
+        self.hung = set()
         self._session = session
         self._gates = gates
         self._on_end = on_end
+        self._on_wait = on_wait
+        self._on_return = on_return
         self._lock = threading.Lock()
         self._aborts = []
 
@@ -62,8 +69,43 @@ class Tasks(object):
             running = {task for task in running if self._session.tasks.get(task.itt) is task}
             if running:
                 self._aborts.append(_Abort(running, on_quiet))
-                return
-        on_quiet()
+        if not running:
+            on_quiet()
+        elif self._on_wait is not None:
+            self._on_wait()
+
+    def give_up(self, before):
+        """Forget the aborted tasks of aborts that began before this monotonic time: their commands
+        end now, although a thread may still execute them. Returns [(on_quiet, the tasks that still
+        run)]; the caller calls on_quiet() when these tasks are fenced. [any]
+
+        A task that no thread has started never starts: its thread sees `aborted` after it has set
+        `started`, and this function reads `started` after `aborted` was set."""
+        forgotten, late = set(), []
+        with self._lock:
+            for abort in [each for each in self._aborts if each.began < before]:
+                self._aborts.remove(abort)
+                forgotten |= abort.tasks
+                late.append((abort.on_quiet, {task for task in abort.tasks if task.started}))
+            forgotten = {t for t in forgotten if self._session.tasks.get(t.itt) is t}
+            for task in forgotten:
+                del self._session.tasks[task.itt]
+            self.hung.update(task for task in forgotten if task.started)
+        for task in forgotten:
+            self._answer_aborted(task)
+            task.connection.drain_in_executor()
+        if forgotten and self._gates:
+            self._on_end()
+        return late
+
+    def running(self):
+        """The tasks that executor threads run. [any]"""
+        tasks = list(self._session.tasks.values()) + list(self.hung)
+        return [task for task in tasks if task.started is not None]
+
+    def are_unfinished(self):
+        """True if there are tasks. [any]"""
+        return bool(self._session.tasks or self.hung or self._aborts)
 
     def each(self, act):
         """Return [act(task), …] for the retained tasks. The caller holds the session's `working`."""
@@ -78,17 +120,22 @@ class Tasks(object):
                 del self._session.tasks[task.itt]
             if self._gates:
                 self._on_end()
-            if not task.aborted or not known:
+            if not task.aborted:
                 return known
+            has_hung = task in self.hung
+            self.hung.discard(task)
             quiet = []
             for abort in list(self._aborts):
                 abort.tasks.discard(task)
                 if not abort.tasks:
                     self._aborts.remove(abort)
                     quiet.append(abort)
-        self._answer_aborted(task)
+        if known:
+            self._answer_aborted(task)
         for abort in quiet:
             abort.on_quiet()
+        if has_hung:
+            self._on_return()
         return False
 
     def _forget(self, task):

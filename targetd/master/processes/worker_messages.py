@@ -65,7 +65,7 @@ def _is_text_or_null(value):
 REPORTS = {
     'ready':       {},
     'idle':        {'?why': _is_text},
-    'ended':       {'?why': _is_text},
+    'ended':       {'?why': _is_text, '?hangs': _is_flag},
     'acknowledge': {'id': _is_number},
     'failed':      {'unit': _is_text, '?text': _is_text},
     'refused':     {'peer': _is_peer, '?initiator_name': _is_text_or_null,
@@ -76,10 +76,14 @@ REPORTS = {
     'note':        {'unit': _is_text, 'kind': _is_text, 'note': _is_object},
     'progress':    {'position': _is_number, '?lasting': _is_flag},
     'operated':    {'?failed': _is_text},
+    'hanging':     {'unit': _is_text, 'commands': _is_number, '?command': _is_text,
+                    '?lba': _is_number_or_null, '?milliseconds': _is_number},
+    'fence-over':  {'unit': _is_text},
 }
 REQUESTS = {
     'claim':       {'session': _is_object, 'peer': _is_peer},
     'leave':       {},
+    'fence':       {'unit': _is_text},
     'challenge':   {'peer': _is_peer, 'target_name': _is_text_or_null, 'offered': _is_text},
     'authenticate': {'peer': _is_peer, 'values': _is_object},
 }

@@ -12,6 +12,7 @@ exactly once per worker, after the process has exited.
 
 import os
 import signal
+import time
 
 from targetd import channel as channels
 from targetd import compat, log
@@ -24,6 +25,7 @@ LONGEST_BACK_OFF_SECONDS = 30.0
 START_SECONDS = 30.0  # a fork that is not ready by then is killed
 SURPLUS = 4  # spares beyond wanted_spares that are kept for SURPLUS_SECONDS after their sessions
 SURPLUS_SECONDS = 30.0
+UNKILLABLE_SECONDS = 2.0  # a killed worker that still exists waits for a call of the kernel
 STARTING, SPARE, BUSY = 'starting', 'spare', 'busy'
 
 
@@ -49,6 +51,8 @@ class WorkerProcess(object):
         self.handed = {}  # (address, port) -> logins.authentication.HandedOver
         self.busy_since = None
         self.ended_cleanly = None
+        self.is_killed = False
+        self.is_stuck = False  # its session is over, and it waits for a call of the kernel
         self.start_timer = None
 
     def __repr__(self):
@@ -77,6 +81,7 @@ class Workers(object):
         self.credentials = None  # child.credentials_of the user that workers run as
         self.generation = 0
         self.stopping = False
+        self.on_unkillable = lambda worker: None  # called if a killed worker does not end
         self._young_deaths = 0
         self._back_off = None
         self._frozen = False
@@ -273,6 +278,13 @@ class Workers(object):
                 os.kill(worker.pid, signal.SIGKILL)
             except ProcessLookupError:
                 pass
+            if not worker.is_killed:
+                worker.is_killed = True
+                self.loop.call_later(UNKILLABLE_SECONDS, lambda: self._still_there(worker))
+
+    def _still_there(self, worker):
+        if self.by_pid.get(worker.pid) is worker:
+            self.on_unkillable(worker)
 
     def distrust(self, worker, what, details):
         """The worker sent an invalid message, so it is broken or hostile: kill it, and ignore its other
@@ -334,11 +346,14 @@ class Workers(object):
         self.stopping = True
         for worker in self.all():
             self.kill(worker, 'targetd stops')
+        end = time.monotonic() + UNKILLABLE_SECONDS
         for worker in self.all():
-            try:
-                os.waitpid(worker.pid, 0)
-            except ChildProcessError:
-                pass
+            if not _has_ended(worker.pid, end):
+                log.error(
+                    'worker %d does not end: a medium does not answer it. It holds its media open '
+                    'until then',
+                    worker.pid,
+                )
             del self.by_pid[worker.pid]
             self._close_channel(worker)
 
@@ -347,6 +362,19 @@ class Workers(object):
             self.loop.forget(worker.channel)
             worker.channel.close()
             worker.channel = None
+
+
+def _has_ended(pid, end):
+    """Reap a child that was killed. Returns False if it has not ended by this monotonic time."""
+    while True:
+        try:
+            if os.waitpid(pid, os.WNOHANG)[0] == pid:
+                return True
+        except ChildProcessError:
+            return True
+        if time.monotonic() >= end:
+            return False
+        time.sleep(0.005)
 
 
 def death(status):

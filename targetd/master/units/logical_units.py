@@ -18,8 +18,10 @@ from collections import deque
 
 from targetd import log
 from targetd.master.units import transitions
+from targetd.master.units.hanging import HangingUnits
 from targetd.master.units.transitions import Decision, Refusal
 from targetd.master.units.unit import to_message_with_descriptors
+from targetd.scsi import sam
 
 # Each unit can have two descriptors, and a message at most channel.MAXIMUM_DESCRIPTORS.
 UNITS_PER_MESSAGE = 120
@@ -36,12 +38,14 @@ class Units(object):
         self.copy_guests = copy_guests
         self.format_sanitize = format_sanitize
         self.flushes = flushes
+        self.hanging = HangingUnits(replication)
         self.by_id = replication.by_id
         self.of_target = replication.of_target
 
     def add_unit(self, unit):
         """Export the unit. An operation that was in progress at the last stop is resumed."""
         self.by_id[unit.id] = unit
+        self.hanging.add_unit(unit)
         if unit.is_unsaved:
             self.replication.save_when_possible(unit, unit.shared)
         if unit.failure:
@@ -68,6 +72,7 @@ class Units(object):
         """End the export. Requests that are queued are refused with LOGICAL UNIT NOT SUPPORTED."""
         self.by_id.pop(unit.id, None)
         self._save_scheduled_records(unit)
+        self.hanging.remove_unit(unit)
         self.rod_tokens.revoke_tokens_of(unit)
         self.format_sanitize.cancel_operation(unit)
         while unit.queue:
@@ -101,17 +106,19 @@ class Units(object):
             )
         return to_message_with_descriptors(worker, mine[:UNITS_PER_MESSAGE])
 
-    def end_session(self, worker):
+    def end_session(self, worker, is_stuck=False):
         """The worker is dead, or serves its session no more: its nexus is lost, its acknowledgements
-        count as received, and its queued requests are dropped."""
+        count as received, and its queued requests are dropped. is_stuck: a thread of it is in a call
+        of the kernel, so it keeps its journal slots until it is reaped."""
         for unit in [unit for unit in self.by_id.values() if unit.involves(worker)]:
             nexus = unit.workers.pop(worker, None)
             unit.guests.pop(worker, None)
             unit.queue = deque(entry for entry in unit.queue if entry[0] is not worker)
-            if worker in unit.slots:
+            if worker in unit.slots and not is_stuck:
                 self.replication.atomic_writes.retire_slot(unit, unit.slots.pop(worker))
             if nexus is not None:
                 self.replication.apply_decision(unit, transitions.session_lost(unit.shared, nexus))
+        self.hanging.session_over(worker)
         self.rod_tokens.worker_gone(worker)
         self.replication.acknowledgements.worker_gone(worker)
 
@@ -190,6 +197,9 @@ class Units(object):
                 self._decide(unit, worker, nexus, message, answer)
 
     def _decide(self, unit, worker, nexus, message, answer):
+        if message['ask'] == 'operate' and self.hanging.is_fenced(unit):
+            answer(Refusal(sam.BUSY))
+            return
         try:
             decision = transitions.decide(unit.shared, nexus, message, unit.initiator_ports())
         except transitions.Malformed as e:

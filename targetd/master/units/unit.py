@@ -41,6 +41,7 @@ class Unit(object):
         self.path_problem = ''  # how the medium at the path differs from the one that is open
         self.shrinkage = ''  # how much smaller the medium has become while the unit is SHRUNK
         self.replicated_size = store.size  # bytes, as the replicas know it
+        self.hanging = 0  # ANSWERS, HANGS or FENCED of scsi.medium_state, as the replicas know it
         self.since = int(time.time() * 1000)
         self.has_flush_timed_out = False
         self.are_records_scheduled = False  # changed records will be sent within RECORDS_SECONDS
@@ -94,6 +95,7 @@ class Unit(object):
             'medium': shared.medium,
             'access': shared.access,
             'progress': self.progress,
+            'hanging': self.hanging,
             'records': shared.records,
             'since': self.since,
             'watched': self.watched,

@@ -14,6 +14,7 @@ log.
 
 import socket
 import threading
+from time import monotonic
 
 from targetd import log
 from targetd.compat import raw_buffer
@@ -402,6 +403,10 @@ class Connection(object):
 
     def _run_to_completion(self, task):
         """[any: an executor thread]"""
+        task.started = monotonic()  # before `aborted` is read: see Tasks.give_up
+        watch = self.worker.watch
+        if not watch.is_running:
+            watch.start()
         try:
             outcome = None if task.aborted else task.run_blocking(task)
             if outcome.__class__ is sam.Change:

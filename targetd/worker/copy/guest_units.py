@@ -8,6 +8,7 @@ as for the session's units. May import scsi, store.
 """
 
 import threading
+import time
 
 from targetd.worker.copy import ask_master
 
@@ -22,7 +23,7 @@ class GuestUnits(object):
         self._lock = threading.Lock()
         self._units = {}  # unit id -> [LogicalUnit, number of uses]
         self._copies = []  # (LogicalUnit, Copy) of running copies
-        self._stops = []  # (set of (LogicalUnit, Copy) that must end, on_quiet)
+        self._stops = []  # (set of (LogicalUnit, Copy) that must end, on_quiet, monotonic time)
 
     def unit(self, unit_id):
         """Return the LogicalUnit with this id, or None. [any]"""
@@ -89,9 +90,25 @@ class GuestUnits(object):
             for _, copy in running:
                 copy.stopped = True
             if running:
-                self._stops.append((running, on_quiet))
+                self._stops.append((running, on_quiet, time.monotonic()))
                 return
         on_quiet()
+
+    def give_up(self, before):
+        """Stop waiting for copies that were stopped before this monotonic time and did not end.
+        Returns [(on_quiet, the units that they may still write)]. [any]"""
+        with self._lock:
+            late = [stop for stop in self._stops if stop[2] < before]
+            self._stops = [stop for stop in self._stops if stop[2] >= before]
+            return [
+                (on_quiet, {unit for unit, copy in self._copies if copy.stopped})
+                for _, on_quiet, _ in late
+            ]
+
+    def units_of_copies(self):
+        """The units that running copies use. [any]"""
+        with self._lock:
+            return {unit for unit, _ in self._copies}
 
     def close(self):
         """The session is over and quiet: close every store."""
