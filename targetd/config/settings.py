@@ -365,7 +365,8 @@ LUN = (
          'from or to this one.'),
     _lun('allow-in-use', kinds.Flag(), False, NEEDS_LOGOUT,
          'Serve a disk although this host seems to use it (mounted, member of a RAID or volume '
-         'group) or is configured to use it (fstab, mdadm.conf, metadata of LVM and ZFS).',
+         'group, open for writing by a process, served by another LUN) or is configured to use it '
+         '(fstab, mdadm.conf, metadata of LVM and ZFS).',
          'Two users of one disk that do not coordinate their accesses destroy its data.'),
     _lun('filter', kinds.Filters(), (), NEEDS_LOGOUT,
          'For tests only: delay or fail accesses, refuse writes, or log accesses.',

@@ -3,24 +3,24 @@ one disk destroy its content.
 
 May import base and host. Invariants: nothing is opened for writing and nothing is changed; each
 sentence names the chain of devices from the disk up to the user ('sdb1 is in md0, which is in dm-2
-…') and the command that frees the disk; the open files of all processes are searched only when the
-kernel reports the device as busy and no other user was found, and the search is bounded in time.
+…') and the command that frees the disk; the search through the open files of all processes is bounded
+in time (host.open_files).
 """
 
 import os
 import re
-import time
 from collections import namedtuple
 from shlex import quote
 
 import psutil
 
 from targetd.errors import StoreError
+from targetd.host.open_files import SEARCH_SECONDS, OpenFiles, keys_of
 from targetd.host.roots import ROOTS, kernel_name, listing, partitions, read_text, whole_disk
 
-SEARCH_SECONDS = 2.0  # time limit of the search through the open files of all processes
 MAXIMUM_NAMESPACES = 256  # mount namespaces that are read; a host of containers has fewer
 MAXIMUM_MOUNTS = 4  # mounts of one device that are named; the others are only counted
+MAXIMUM_OPENERS = 4  # processes that are named; the others are only counted
 MAXIMUM_DEPTH = 16  # stacked devices; the kernel's own limit is lower
 
 #: A mount in any mount namespace. number: 'major:minor'; source: the mounted device; pid: a process
@@ -130,6 +130,7 @@ class HostTables(object):
         self.btrfs = _btrfs_members(roots)
         self.loops = _loops(roots)
         self.targets = _kernel_targets(roots)
+        self.open_files = None  # OpenFiles, read when they are needed
 
 
 class _Users(object):
@@ -144,7 +145,17 @@ class _Users(object):
         self.btrfs = tables.btrfs
         self.loops = tables.loops
         self.targets = tables.targets
+        self.tables = tables
         self.sentences = []
+
+    @property
+    def open_files(self):
+        return self.tables.open_files
+
+    def read_open_files(self, path):
+        """Reads the open files of all processes, unless the tables have them."""
+        if self.tables.open_files is None:
+            self.tables.open_files = OpenFiles(path, self.roots, self.mounts)
 
     def add(self, sentence):
         if sentence not in self.sentences:
@@ -152,7 +163,12 @@ class _Users(object):
 
     def same(self, path, other):
         """True if both paths are the same file or device."""
-        return os.path.realpath(path) == os.path.realpath(other)
+        if os.path.realpath(path) == os.path.realpath(other):
+            return True
+        try:
+            return os.path.samefile(path, other)  # a hard link or a bind mount
+        except OSError:
+            return False
 
 
 # -- devices stacked on a device -------------------------------------------------------------------
@@ -307,58 +323,38 @@ def _program(pid, roots):
     return read_text(roots.proc, pid, 'comm') or 'unknown program'
 
 
-def _holds(pid, wanted, roots):
-    """True if the process has one of the wanted paths or block devices open."""
-    for descriptor in listing(roots.proc, pid, 'fd'):
-        link = os.path.join(roots.proc, pid, 'fd', descriptor)
-        try:
-            target = os.readlink(link)
-        except OSError:
-            continue
-        if target in wanted or (
-            target.startswith(roots.dev + '/') and roots.device_number(link) in wanted
-        ):
-            return True
-    return False
-
-
-def _wanted(path, roots):
-    """The real path and the device numbers by which an open descriptor of a device, its partitions
-    or a file is recognised."""
-    wanted = {os.path.realpath(path)}
-    name = kernel_name(path, roots)
-    if name is not None:
-        wanted.update(
-            read_text(roots.block(each, 'dev')) for each in [name] + partitions(name, roots)
-        )
-    return wanted
-
-
 def _is_ours(pid, ours, roots):
     """True for the master, this process and the master's children."""
     status = (read_text(roots.proc, pid, 'stat') or '').rpartition(')')[2].split()
     return pid in (str(ours), str(os.getpid())) or status[1:2] == [str(ours)]
 
 
-def openers(path, roots=ROOTS, seconds=SEARCH_SECONDS, ours=None):
+def openers(
+    path, roots=ROOTS, seconds=SEARCH_SECONDS, ours=None, writers_only=False, open_files=None
+):
     """Returns [(process id, program)] of the processes that have a device, one of its partitions or
     a file open.
 
     This process, or the process `ours`, and its children are not listed. The search stops after
-    `seconds` and returns what it has found. Only root sees the open files of other users.
+    `seconds` and returns what it has found. open_files: an OpenFiles, if it has been read already.
     """
-    wanted, ours = _wanted(path, roots), ours or os.getpid()
-    found, deadline = [], time.monotonic() + seconds
-    for pid in sorted((entry for entry in listing(roots.proc) if entry.isdigit()), key=int):
-        if _holds(pid, wanted, roots) and not _is_ours(pid, ours, roots):
-            found.append((int(pid), _program(pid, roots)))
-        if time.monotonic() > deadline:
-            break
-    return found
+    ours, keys = ours or os.getpid(), keys_of(path, roots)
+    if not keys:
+        return []
+    open_files = open_files or OpenFiles(path, roots, seconds=seconds)
+    return [
+        (pid, _program(str(pid), roots))
+        for pid in open_files.holders(keys, writers_only)
+        if not _is_ours(str(pid), ours, roots)
+    ]
 
 
-def _add_openers(path, users):
-    for pid, program in openers(path, users.roots, ours=users.ours):
+def _add_openers(path, users, writers_only):
+    found = openers(
+        path, users.roots, ours=users.ours, writers_only=writers_only, open_files=users.open_files
+    )
+    how = 'open for writing' if writers_only else 'open'
+    for pid, program in found[:MAXIMUM_OPENERS]:
         if program.startswith(
             ('tgtd', 'istgt', 'targetd', 'iscsi-scstd', 'ietd', 'nvmf_tgt', 'spdk')
         ):
@@ -368,8 +364,11 @@ def _add_openers(path, users):
             )
         else:
             users.add(
-                '%s is open by process %d (%s); free it with: kill %d' % (path, pid, program, pid)
+                '%s is %s by process %d (%s); free it with: kill %d'
+                % (path, how, pid, program, pid)
             )
+    if len(found) > MAXIMUM_OPENERS:
+        users.add('%d more processes have it open' % (len(found) - MAXIMUM_OPENERS))
 
 
 # -- public functions ------------------------------------------------------------------------------
@@ -379,9 +378,9 @@ def find_users(path, roots=ROOTS, search=False, ours=None, tables=None):
     """Returns a list of sentences, one for each use of a block device or file, each with the command
     that frees it; [] if it is not in use.
 
-    search: also search the open files of all processes. This is always done for a device that the
-    kernel reports as busy and whose user was not found otherwise. ours: process id of the master,
-    if it is not this process. tables: HostTables, if they have been read already.
+    search: also search the files that processes have open for writing. For a device that the kernel
+    reports as busy, and whose user was not found otherwise, readers are searched too. ours: process
+    id of the master, if it is not this process. tables: HostTables, if they have been read already.
     """
     users = _Users(roots, ours, tables)
     name = kernel_name(path, roots)
@@ -390,9 +389,14 @@ def find_users(path, roots=ROOTS, search=False, ours=None, tables=None):
     else:
         _add_device_uses(name, users)
     busy = name is not None and not users.sentences and roots.is_busy(path)
-    if busy or search:
-        _add_openers(path, users)
-    if busy and not users.sentences and _holds(str(users.ours), _wanted(path, roots), roots):
+    if search or busy:
+        users.read_open_files(path)
+        _add_openers(path, users, not busy)
+    if (
+        busy
+        and not users.sentences
+        and users.ours in users.open_files.holders(keys_of(path, roots))
+    ):
         users.add(
             '%s is already exported by this targetd; remove it from the other target to free it'
             % path
@@ -408,7 +412,7 @@ def find_users(path, roots=ROOTS, search=False, ours=None, tables=None):
 def require_free(path, roots=ROOTS, ours=None, tables=None):
     """Raises StoreError if the device or file is in use; the error names each user and the command
     that frees the device. tables: HostTables, if they have been read already."""
-    sentences = find_users(path, roots, ours=ours, tables=tables)
+    sentences = find_users(path, roots, True, ours, tables)
     if sentences:
         raise StoreError(
             '%s is in use on this host: %s. Exporting it as well would destroy its content; if you are '

@@ -143,6 +143,7 @@ class Reload(object):
                 Attempt(new, vault, steps, rows, plan_only, done), outcomes
             ),
             plan_only,
+            leaving_units(steps),
         )
 
     def _loaded(self):
@@ -468,6 +469,15 @@ def wanted_luns(steps):
             found.append((step.target_name, step.lun))
         elif isinstance(step, model.ChangeLun) and step.when != settings.LIVE:
             found.append((step.target_name, step.new))
+    return found
+
+
+def leaving_units(steps):
+    """{(target name, number)} of the units whose export these steps end."""
+    found = {(s.target_name, s.lun.number) for s in steps if isinstance(s, model.RemoveLun)}
+    for step in steps:
+        if isinstance(step, model.RemoveTarget):
+            found.update((step.target.name, number) for number in step.target.luns)
     return found
 
 

@@ -3,7 +3,9 @@
 import json
 import os
 import re
+import stat
 import subprocess
+import sys
 
 import pytest
 from daemon import TARGET, eventually, watched
@@ -29,6 +31,25 @@ def second(tmp_path_factory):
     """A second Daemon, in a directory of its own."""
     with watched(tmp_path_factory.mktemp('second')) as each:
         yield each
+
+
+@pytest.fixture
+def loop_device():
+    """attach(path) -> a loop device on the file; detached at the end."""
+    made = []
+
+    def attach(path):
+        ran = subprocess.run(
+            ['losetup', '--show', '-f', path], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        if ran.returncode:
+            pytest.skip(ran.stderr.decode().strip())
+        made.append(ran.stdout.decode().strip())
+        return made[-1]
+
+    yield attach
+    for device in made:
+        subprocess.call(['losetup', '-d', device])
 
 
 # -- state-dir -------------------------------------------------------------------------------------
@@ -213,25 +234,6 @@ def test_a_medium_that_shrinks_is_not_used_until_acknowledged(daemon, ready):
 
 
 @pytest.fixture
-def loop_device():
-    """attach(path) -> a loop device on the file; detached at the end."""
-    made = []
-
-    def attach(path):
-        ran = subprocess.run(
-            ['losetup', '--show', '-f', path], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
-        if ran.returncode:
-            pytest.skip(ran.stderr.decode().strip())
-        made.append(ran.stdout.decode().strip())
-        return made[-1]
-
-    yield attach
-    for device in made:
-        subprocess.call(['losetup', '-d', device])
-
-
-@pytest.fixture
 def limited(tmp_path, loop_device):
     """The folder of a file system whose files cannot be larger than 4 GiB."""
     image, folder = str(tmp_path / 'vfat.img'), str(tmp_path / 'vfat')
@@ -303,3 +305,106 @@ def test_a_plan_tries_what_the_reload_tries_and_changes_nothing(daemon):
     daemon.write_config()
     assert daemon.targetdctl('reload')[0] == 0
     assert os.path.getsize(path) == 32 * MIB and os.path.getsize(fresh) == 4 * MIB
+
+
+# -- another user of the same data -----------------------------------------------------------------
+
+
+@pytest.fixture
+def holder():
+    """hold(path, mode) starts a process that has the file open; returns its process id."""
+    started = []
+
+    def hold(path, mode='r+b'):
+        program = 'import sys; f = open(%r, %r); print("open", flush=True); sys.stdin.read()'
+        started.append(
+            subprocess.Popen(
+                [sys.executable, '-c', program % (path, mode)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+            )
+        )
+        assert started[-1].stdout.readline() == b'open\n'
+        return started[-1].pid
+
+    yield hold
+    for process in started:
+        process.stdin.close()
+        process.stdout.close()
+        process.wait(10)
+
+
+def test_a_file_that_another_process_has_open_for_writing_is_not_served(daemon, holder):
+    path = serve_file(daemon)
+    os.link(path, path + '.link')
+    pid = holder(path + '.link')
+    daemon.start()
+    words = '%s is open for writing by process %d (python' % (path, pid)
+    assert words in state_of(daemon) and 'allow-in-use = yes' in state_of(daemon)
+    daemon.text.targets[TARGET][1][0].append('allow-in-use = yes')
+    daemon.reload('reload: change')
+    eventually(lambda: state_of(daemon) == 'ready', 15)
+
+
+def test_a_file_that_another_process_only_reads_is_served(daemon, holder):
+    holder(serve_file(daemon), 'rb')
+    daemon.start()
+    assert state_of(daemon) == 'ready'
+
+
+def test_a_device_that_another_process_has_open_for_writing_is_not_served(
+    daemon, holder, loop_device
+):
+    device = loop_device(daemon.image('backing.img', 16 * MIB))
+    pid = holder(device)
+    daemon.target(TARGET, luns={0: ['backing-store = %s' % device]})
+    daemon.start()
+    assert '%s is open for writing by process %d' % (device, pid) in state_of(daemon)
+
+
+def served_twice(daemon, one, two, *lines):
+    daemon.target(TARGET, luns={0: ['backing-store = %s' % one] + list(lines)})
+    daemon.target(OTHER, luns={1: ['backing-store = %s' % two] + list(lines)})
+    daemon.start()
+    units = daemon.units()
+    return units[0]['state'], units[1]['state']
+
+
+def hard_link(path, place):
+    os.link(path, place)
+    return place
+
+
+def bind_mount(path, place):
+    os.mkdir(place)
+    subprocess.check_call(['mount', '--bind', os.path.dirname(path), place])
+    return os.path.join(place, os.path.basename(path))
+
+
+@pytest.fixture
+def place(tmp_path):
+    yield str(tmp_path / 'place')
+    if os.path.ismount(str(tmp_path / 'place')):
+        subprocess.check_call(['umount', '-l', str(tmp_path / 'place')])
+
+
+@pytest.mark.parametrize('alias', [hard_link, bind_mount])
+def test_one_file_under_two_names_is_served_once(daemon, place, alias):
+    path = daemon.image()
+    states = served_twice(daemon, path, alias(path, place))
+    assert sorted(state == 'ready' for state in states) == [False, True]
+    assert 'both are exported by this targetd' in states[0] + states[1]
+
+
+def test_one_file_under_two_names_is_served_read_only(daemon, place):
+    path = daemon.image()
+    assert served_twice(daemon, path, hard_link(path, place), 'readonly = yes') == ('ready',) * 2
+
+
+def test_another_node_of_a_served_device_is_blamed_on_targetd(daemon, place, loop_device):
+    device = loop_device(daemon.image('backing.img', 16 * MIB))
+    number = os.stat(device).st_rdev
+    os.mknod(place, 0o600 | stat.S_IFBLK, number)
+    states = served_twice(daemon, place, device)
+    assert sorted(state == 'ready' for state in states) == [False, True]
+    assert 'by this targetd' in states[0] + states[1] and 'ZFS' not in states[0] + states[1]

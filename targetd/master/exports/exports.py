@@ -211,16 +211,18 @@ class Exports(object):
 
     # -- opening -----------------------------------------------------------------------------------
 
-    def open_media(self, wanted, done, plan_only=False):
+    def open_media(self, wanted, done, plan_only=False, leaving=()):
         """Opens the media of [(target, lun)]; none of them delays another. Calls done({(target name,
         number): Unit that is not added yet, or StoreError}). plan_only: the media are opened without
-        a change, and the outcomes are PlannedUnits."""
-        OpenBatch(self, wanted, done, plan_only).open_all()
+        a change, and the outcomes are PlannedUnits; leaving: {(target name, number)} of the units
+        whose export ends, so that another LUN may have their media."""
+        OpenBatch(self, wanted, done, plan_only, leaving).open_all()
 
     def make_planned_unit(self, target, lun, words, descriptors, others=()):
         """Like make_unit(), for a medium that is not going to be served."""
         store = adopt_store(words['store'], words['medium'], descriptors)
         try:
+            require_sole_writer(lun, store, others)
             require_same_atomic_writes(lun, store, others)
         except StoreError:
             store.close()
@@ -234,6 +236,7 @@ class Exports(object):
         medium = None
         try:
             key, facts = words['key'], words['facts']
+            require_sole_writer(lun, store, others)
             require_same_atomic_writes(lun, store, others)
             if lun.atomic_writes:
                 medium = self.units.replication.atomic_writes.open_medium(store, words['journal'])
@@ -403,6 +406,22 @@ def carry_over_state(old, new):
             key_check=key_files.key_check(old.store.cipher_key, new.store.block_size)
         )
     new.shared, new.is_unsaved = shared, True
+
+
+def require_sole_writer(lun, store, others):
+    """Raises StoreError if another LUN serves the medium under another name (a hard link, a bind
+    mount, another device node) and one of the two can write: they would not know each other's
+    reservations. The same name twice is an error of the configuration."""
+    if store.kind not in ('file', 'block') or lun.allow_in_use:
+        return
+    for other in others:
+        if not (lun.readonly and other.lun.readonly):
+            raise StoreError(
+                '%s is the medium of lun %d of %s, %s, under another name: both are exported by this '
+                'targetd; serve it once, and admit several initiators to that target; or make both '
+                'readonly; or, if the initiators coordinate their accesses, write allow-in-use = yes'
+                % (store.path, other.lun.number, other.target_name, other.store.path)
+            )
 
 
 def require_same_atomic_writes(lun, store, others):

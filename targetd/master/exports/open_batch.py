@@ -32,9 +32,10 @@ PlannedUnit = namedtuple('PlannedUnit', 'target_name lun store')
 
 
 class OpenBatch(object):
-    """The media opened by one call of Exports.open_media."""
+    """The media opened by one call of Exports.open_media; the arguments are those of that method."""
 
-    def __init__(self, exports, wanted, done, plan_only=False):
+    def __init__(self, exports, wanted, done, plan_only=False, leaving=()):
+        self.leaving = leaving
         self.plan_only = plan_only
         self.exports = exports
         self.jobs = exports.jobs
@@ -144,7 +145,7 @@ class OpenBatch(object):
         ]
 
     def _index_units(self):
-        places = {(target.name, lun.number) for target, lun in self._wanted}
+        places = {(target.name, lun.number) for target, lun in self._wanted}.union(self.leaving)
         index = {}
         for unit in self.exports.units.by_id.values():
             if (unit.target_name, unit.lun.number) not in places:

@@ -188,9 +188,14 @@ def _identity(lun, path, key, server):
 
 
 def same_medium(path, other):
-    """True if both paths refer to the same file or device."""
+    """True if both paths refer to the same file, or are nodes of the same device."""
+    if other is None:
+        return False
     try:
-        return other is not None and os.path.samefile(path, other)
+        return os.path.samefile(path, other) or (
+            roots.ROOTS.device_number(path) is not None
+            and roots.ROOTS.device_number(path) == roots.ROOTS.device_number(other)
+        )
     except OSError:
         return False
 

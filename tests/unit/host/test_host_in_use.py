@@ -7,7 +7,7 @@ import pytest
 from fake_host import FakeHost
 
 from targetd.errors import StoreError
-from targetd.host import in_use
+from targetd.host import in_use, open_files
 
 
 @pytest.fixture
@@ -207,7 +207,7 @@ def test_a_missing_file_is_free(host):
 # -- open by a process -----------------------------------------------------------------------------
 
 
-def test_open_files_are_not_searched_when_the_device_is_not_busy(host, monkeypatch):
+def test_open_files_are_not_searched_for_a_list_of_disks(host, monkeypatch):
     host.process(4711, 'dd', host.node('sdb'))
     monkeypatch.setattr(in_use, 'openers', lambda *arguments: pytest.fail('searched'))
     assert users(host, 'sdb') == []
@@ -232,7 +232,43 @@ def test_open_files_are_searched_on_request(host):
     image = host.write('srv/erp.img', b'x')
     host.process(7, 'qemu', image)
     assert in_use.find_users(image, host) == []
-    assert 'open by process 7 (qemu)' in in_use.find_users(image, host, search=True)[0]
+    assert 'open for writing by process 7 (qemu)' in in_use.find_users(image, host, search=True)[0]
+
+
+def test_a_hard_link_and_another_device_node_do_not_hide_a_user(host):
+    image = host.write('srv/erp.img', b'x')
+    os.link(image, image + '.link')
+    alias = host.write('dev/alias', host.number('sdb'))
+    host.process(7, 'qemu', image + '.link')
+    host.process(8, 'dd', alias)
+    assert 'process 7 (qemu)' in in_use.find_users(image, host, search=True)[0]
+    assert 'process 8 (dd)' in in_use.find_users(host.node('sdb'), host, search=True)[0]
+
+
+def test_a_reader_is_no_user_unless_the_device_is_busy(host):
+    host.process(7, 'blkid', host.node('sdb'))
+    host.write('proc/7/fdinfo/0', 'pos:\t0\nflags:\t0100000\nmnt_id:\t5\n')
+    assert users(host, 'sdb', search=True) == []
+    host.busy.add(host.node('sdb'))
+    assert 'is open by process 7 (blkid)' in users(host, 'sdb', search=True)[0]
+
+
+def test_files_of_a_network_file_system_are_not_examined(host):
+    image = host.write('srv/erp.img', b'x')
+    far = host.write('far/erp.img', b'x')
+    host.mount('0:44', 'server:/export', os.path.dirname(far), 'nfs4')
+    os.unlink(far)
+    os.link(image, far)
+    host.process(7, 'qemu', far)
+    assert in_use.find_users(image, host, search=True) == []
+    assert 'process 7' in in_use.find_users(far, host, search=True)[0]
+
+
+def test_many_users_are_counted(host):
+    for pid in range(10):
+        host.process(1000 + pid, 'dd', host.node('sdb'))
+    found = users(host, 'sdb', search=True)
+    assert len(found) == 5 and found[-1] == '6 more processes have it open'
 
 
 def test_a_descriptor_of_this_process_is_not_a_use(host):
@@ -255,7 +291,7 @@ def test_the_search_stops_at_its_time_limit(host, monkeypatch):
     for pid in range(50):
         host.process(1000 + pid, 'dd', host.node('sdb'))
     clock = iter(range(10000))
-    monkeypatch.setattr(in_use.time, 'monotonic', lambda: next(clock))
+    monkeypatch.setattr(open_files.time, 'monotonic', lambda: next(clock))
     assert len(in_use.openers(host.node('sdb'), host, seconds=10)) == 11
 
 

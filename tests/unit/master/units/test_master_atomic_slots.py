@@ -60,9 +60,8 @@ class Harness(object):
 
     def opened(self, number=0, target=TARGET, **settings):
         """A Unit that is opened but not exported. Raises StoreError."""
-        lun = model.Lun(
-            number, **dict({'backing_store': self.image(), 'atomic_writes': True}, **settings)
-        )
+        defaults = {'backing_store': self.image(), 'atomic_writes': True, 'allow_in_use': True}
+        lun = model.Lun(number, **dict(defaults, **settings))
         outcomes = {}
         self.exports.open_media([(model.Target(target), lun)], outcomes.update)
         self.jobs.wait()
