@@ -15,8 +15,9 @@ master -> worker
              worker owns (TSIH matched)
              connection: {peer: [address, port], local: [address, port], group: portal group tag}
   answer     id, status_class, status_detail, why         to ask claim, refused (class != 0)
-             id, status_class 0, tsih, units + [descriptors]      units is [] for a further
-             connection, and for discovery
+             id, status_class 0, tsih, units, more + [descriptors]      units is [] for a
+             further connection, and for discovery; more: true if `units` orders follow, for which
+             the login waits
   answer     id, status, sense, data                      to the other asks; sense, data: hex or
              null
   change     id, unit, and any of: reservations, modes, medium, access, progress, hanging, watched,
@@ -26,8 +27,8 @@ master -> worker
              asked (tas: with TASK ABORTED status); acknowledged when the change is in force and
              the aborted
              tasks are quiet
-  units      id, add [unit…], remove [lun…], replace [unit…], attentions [[asc, ascq], …] +
-             [descriptors]   the nexus's units
+  units      id, add [unit…], remove [lun…], replace [unit…], attentions [[asc, ascq], …], last:
+             true if the units of a login are complete + [descriptors]   the nexus's units
              are added, removed, or have another store (same `unit`, perhaps another size, a new
              descriptor); the attentions become pending in every unit that the nexus keeps;
              acknowledged when in force

@@ -101,6 +101,7 @@ SUBJECTS = {
     'SBC-3 5.25': 'START STOP UNIT',
     'SBC-3 5.43': 'WRITE SAME(10)',
     'SBC-3 5.44': 'WRITE SAME(16)',
+    'SPC-4 6.33': 'REPORT LUNS',
 }
 
 

@@ -305,6 +305,7 @@ class Checker(object):
                 ('state', 'ready'),
                 ('redirect', None),
                 ('max_sessions', 0),
+                ('lun_addressing', 'flat'),
                 ('alua', 'auto'),
                 ('alua_state', ()),
             )

@@ -240,6 +240,13 @@ TARGET = (
             '1 nonoptimized'),
     _target('max-sessions', kinds.Number(0, 10000), 0, NEXT_LOGIN,
             'Maximum number of sessions of this target; 0: only the limit of [server] applies.'),
+    _target('lun-addressing', kinds.Choice('flat', 'peripheral'), 'flat', NEXT_LOGIN,
+            'How REPORT LUNS lists LUNs from 256 on: LUN 300 as 412Ch (flat) or as 012Ch '
+            '(peripheral).',
+            'tgt lists them as flat does, LIO as peripheral does. An initiator may use either form, '
+            'whatever is listed. For LUN 300, libiscsi, QEMU, libvirt and iPXE are given 300, which '
+            'they send as 012Ch; Linux and Windows use what is listed, and Linux names LUN 300 16684 '
+            'if it is listed as 412Ch.'),
 )
 # fmt: on
 

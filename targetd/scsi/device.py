@@ -14,33 +14,37 @@ from targetd.scsi.lu import LogicalUnit
 from targetd.scsi.sam import Nexus, Port, Task
 from targetd.scsi.sense import CheckCondition
 
+#: LUN addressing: how REPORT LUNS lists the LUNs from 256 on
+FLAT = 'flat'
+PERIPHERAL = 'peripheral'
+
 
 def lun_of(lun_field: int) -> Optional[int]:
     """The LUN number of an 8-byte LUN field, or None if the field does not use single-level
-    peripheral (bus 0) or flat space addressing (SAM-5)."""
+    peripheral or flat space addressing (SAM-5).
+
+    libiscsi, QEMU and iPXE send a LUN from 256 on as the plain number, which is peripheral
+    addressing with a bus identifier. No other unit has such an address.
+    """
     first, rest = lun_field >> 48, lun_field & 0xFFFFFFFFFFFF
-    if rest:
-        return None
-    if first >> 8 == 0x00:
-        return first
-    return first & 0x3FFF if first >> 14 == 1 else None
+    return None if rest or first >> 15 else first & 0x3FFF
 
 
-def lun_fields(lun: int) -> Tuple[int, ...]:
-    """The LUN fields that address this LUN number. The first one is reported: peripheral addressing
-    below 256, flat space addressing from 256 on."""
-    flat = (0x4000 | lun) << 48
-    return (lun << 48, flat) if lun < 256 else (flat,)
+def lun_fields(lun: int) -> Tuple[int, int]:
+    """The LUN fields that address this LUN number: the plain number, flat space addressing."""
+    return lun << 48, (0x4000 | lun) << 48
 
 
 class Device(object):
     """The logical units that one nexus finds at the target, by LUN.
 
-    nexus: sam.Nexus; ports: the sam.Port rows of the target; luns: {LUN number: LogicalUnit},
-    replaced as a whole, never changed in place.
+    nexus: sam.Nexus; ports: the sam.Port rows of the target; addressing: FLAT or PERIPHERAL, how
+    LUNs from 256 on are reported; luns: {LUN number: LogicalUnit}, replaced as a whole, never changed
+    in place.
     """
 
-    def __init__(self, nexus: Nexus, ports: Sequence[Port] = ()) -> None:
+    def __init__(self, nexus: Nexus, ports: Sequence[Port] = (), addressing: str = FLAT) -> None:
+        self._reports_flat = addressing == FLAT
         self.nexus = nexus
         self.ports = tuple(ports)
         self.luns: Dict[int, LogicalUnit] = {}
@@ -59,11 +63,18 @@ class Device(object):
 
     def add(self, lun: int, unit: LogicalUnit) -> None:
         """Put the unit at this LUN, 0..16383; it replaces the unit that was there. [control]"""
-        unit.lun = lun
+        self.add_units({lun: unit})
+
+    def add_units(self, units: Dict[int, LogicalUnit]) -> None:
+        """As add(), for {LUN: unit}: one step, however many units there are. [control]"""
+        for lun, unit in units.items():
+            unit.lun = lun
         luns = dict(self.luns)
-        luns[lun] = unit
+        luns.update(units)
         self.luns = luns
-        self._index()
+        fields = dict(self._units)
+        fields.update((field, unit) for lun, unit in units.items() for field in lun_fields(lun))
+        self._units = fields
 
     def remove(self, lun: int) -> Optional[LogicalUnit]:
         """Remove the unit with this LUN and return it; None if there is none. Its running tasks
@@ -71,13 +82,11 @@ class Device(object):
         luns = dict(self.luns)
         unit = luns.pop(lun, None)
         self.luns = luns
-        self._index()
+        fields = dict(self._units)
+        for field in lun_fields(lun):
+            fields.pop(field, None)
+        self._units = fields
         return unit
-
-    def _index(self) -> None:
-        self._units = dict(
-            (field, unit) for lun, unit in self.luns.items() for field in lun_fields(lun)
-        )
 
     def raise_attention(self, asc: int, ascq: int) -> None:
         """Raise this unit attention of every unit for the nexus. [control]"""
@@ -87,7 +96,7 @@ class Device(object):
     def lun_fields(self, select_report: int) -> Optional[List[int]]:
         """The LUN fields that REPORT LUNS lists (SPC-4 6.33), or None for a SELECT REPORT that is
         not supported."""
-        units = [lun_fields(lun)[0] for lun in sorted(self.luns)]
+        units = [lun_fields(lun)[lun > 255 and self._reports_flat] for lun in sorted(self.luns)]
         well_known = [ReportLunsUnit.LUN_FIELD]
         listed = {0x00: units, 0x01: well_known, 0x02: well_known + units, 0x10: [], 0x11: units}
         return listed.get(select_report)

@@ -102,6 +102,19 @@ class UnitServices(object):
         medium is READY again."""
 
 
+class _TablesOnDemand(object):
+    """Takes the place of a unit's dispatch table until its first command."""
+
+    __slots__ = ('_unit',)
+
+    def __init__(self, unit: 'LogicalUnit') -> None:
+        self._unit = unit
+
+    def __getitem__(self, opcode: int) -> Callable[[Task], None]:
+        self._unit.make_tables()
+        return self._unit.dispatch[opcode]
+
+
 class LogicalUnit(object):
     """One logical unit, for one nexus.
 
@@ -164,7 +177,8 @@ class LogicalUnit(object):
         self.self_test = None  # diagnostics.SelfTest that runs in the background
         self.power: Optional[Tuple[int, int]] = None  # sense of a low power condition
         self._failure_reported = False
-        self.dispatch: List[Callable[[Task], None]] = []
+        self.dispatch: Any = _TablesOnDemand(self)
+        self._tables: Any = None  # (normal, pending), once a command has arrived
         self._rebuild_tables()
 
     # -- connection threads ------------------------------------------------------------------------
@@ -241,6 +255,27 @@ class LogicalUnit(object):
     # -- dispatch tables ---------------------------------------------------------------------------
 
     def _rebuild_tables(self) -> None:
+        """Make the tables for the present state. Another thread may do this at the same time: a
+        thread whose tables may be of an older state makes them again."""
+        self._version = object()
+        if self._tables is None:
+            self._note_state()
+            return
+        while True:
+            version = self._version
+            self._tables = self._new_tables()
+            if self._version is version:
+                break
+        self._select_table()
+
+    def make_tables(self) -> None:
+        """The first command for this nexus has arrived. A session may have thousands of units and use
+        few. [any]"""
+        if self._tables is None:
+            self._tables = ()  # from now on, _rebuild_tables() makes them in other threads too
+        self._rebuild_tables()
+
+    def _note_state(self) -> None:
         current = mode_pages.parameters(self.modes)
         self.write_through = not current.wce
         self.descriptor_sense = current.d_sense
@@ -248,6 +283,10 @@ class LogicalUnit(object):
         is_restricted = self.restriction == faults.READ_ONLY
         self.read_only = self.facts.read_only or is_restricted or current.swp
         self.refused = reservation_classes.refused_classes(self.reservations, self.nexus)
+
+    def _new_tables(self) -> Tuple[List[Callable[[Task], None]], List[Callable[[Task], None]]]:
+        """(the admission functions, those while a unit attention is pending)"""
+        self._note_state()
         normal: List[Callable[[Task], None]] = [self._refuse_opcode] * 256
         for opcode in self.commands:
             normal[opcode] = self._admit
@@ -261,8 +300,7 @@ class LogicalUnit(object):
         for row in opcodes.TABLE:
             if row.exempt:
                 pending[row.opcode] = normal[row.opcode]
-        self._tables = normal, pending
-        self._select_table()
+        return normal, pending
 
     def _access_state(self) -> int:
         """The asymmetric access state of the target port group through which the nexus came."""
@@ -296,7 +334,7 @@ class LogicalUnit(object):
     def _select_table(self) -> None:
         """Put in force the table that fits the attention queue; check again afterwards, another
         thread may have changed the queue or the tables."""
-        while True:
+        while self._tables:
             normal, pending = self._tables
             wanted = pending if len(self.attention) else normal
             if self.dispatch is wanted:

@@ -5,8 +5,9 @@ from TABLE. A bit of a CDB that is not in the mask of its row is refused; a row 
 reservation class (None) conflicts with every reservation.
 """
 
+import functools
 from collections import namedtuple
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Dict, FrozenSet, Optional, Tuple
 
 from targetd.scsi.facts import UnitFacts
 from targetd.scsi.reservation_classes import (
@@ -305,11 +306,21 @@ TABLE = (
 # fmt: on
 
 
+#: Names of the facts on which commands depend.
+_NEEDS = sorted({row.needs for row in TABLE if row.needs})
+
+
 def by_opcode(facts: UnitFacts) -> Dict[int, Dict[Optional[int], Row]]:
-    """{opcode: {service action or None: Row}} of the commands that a unit with these facts offers."""
+    """{opcode: {service action or None: Row}} of the commands that a unit with these facts offers.
+    Units that offer the same commands share it."""
+    return _offered(frozenset(need for need in _NEEDS if getattr(facts, need)))
+
+
+@functools.lru_cache(maxsize=None)
+def _offered(available: FrozenSet[str]) -> Dict[int, Dict[Optional[int], Row]]:
     offered: Dict[int, Dict[Optional[int], Row]] = {}
     for row in TABLE:
-        if not row.needs or getattr(facts, row.needs):
+        if not row.needs or row.needs in available:
             offered.setdefault(row.opcode, {})[row.service_action] = row
     return offered
 

@@ -67,6 +67,7 @@ class Worker(object):
         self.session = None
         self._numbers = itertools.count(1)
         self._answers = {}  # ask id -> function of the answer message
+        self._units_complete = None  # Event: all units of the session that logs in are here
         self._retiring = False
         self._is_serving = False  # from the serve order until idle or ended is reported
         self._sessions_left = SESSIONS_OF_ONE_WORKER
@@ -240,6 +241,9 @@ class Worker(object):
             acknowledge()
             return
         removed, replaced = self.replica.apply_units(message, descriptors)
+        if message.get('last') and self._units_complete is not None:
+            self._units_complete.set()
+            self._units_complete = None
         replies = dict.fromkeys(removed, unit_not_supported())
         replies.update(dict.fromkeys(replaced, CheckCondition(*_COMMANDS_CLEARED)))
         if not replies:
@@ -334,11 +338,18 @@ class Worker(object):
             if on_answer is not None:
                 on_answer(message)
             answers.append(message)
-            arrived.set()
+            if message.get('more'):
+                self._units_complete = arrived
+            else:
+                arrived.set()
 
         self.ask_master(what, answered, **words)
-        arrived.wait(seconds)
-        return answers[0] if answers else None
+        known = None
+        while not arrived.wait(seconds):  # many units arrive in several messages
+            before, known = known, self.device and len(self.device.luns)
+            if known == before:
+                return None
+        return answers[0]
 
     def ask_change(self, task, change, complete):
         """Send a command's Change to the master; complete(task, MasterAnswer) is called when the
@@ -465,6 +476,7 @@ class Worker(object):
         one, which saves a fork for each login (ARCHITECTURE D13)."""
         replica, self.replica = self.replica, None
         self.tasks = self.device = self.ordering = self.session = None
+        self._units_complete = None
         self.members = Members(self)
         self._is_serving = False
         self._answers.clear()

@@ -10,7 +10,7 @@ import time
 
 from targetd import log, store
 from targetd.scsi.copy.extended_copy import NoCopyGuests
-from targetd.scsi.device import Device
+from targetd.scsi.device import FLAT, Device
 from targetd.scsi.facts import UnitFacts
 from targetd.scsi.lu import LogicalUnit, UnitServices
 from targetd.scsi.sam import Port
@@ -28,15 +28,17 @@ class Replica(object):
         self._configuration = configuration
         self._by_id = {}  # unit id -> LogicalUnit
         self._ids = {}  # LogicalUnit -> unit id
-        self.device = Device(nexus, ports_of(configuration, nexus))
+        target = configuration.targets.get(nexus.target_name)
+        self.device = Device(
+            nexus, ports_of(configuration, nexus), target.lun_addressing if target else FLAT
+        )
         self.guests = GuestUnits(
             self._new_guest, lambda unit_id: worker.report('copy-left', unit=unit_id)
         )
 
     def create_units(self, units, descriptors):
         """Create the units in the answer to the claim; returns the Device."""
-        for message in units:
-            self._add(message, descriptors)
+        self._add(units, descriptors)
         self._close_untaken(units, descriptors)
         return self.device
 
@@ -102,9 +104,8 @@ class Replica(object):
         replaced = []
         for replacement in message.get('replace', ()):
             replaced.append(self._remove(replacement['lun']))
-            self._add(replacement, descriptors)
-        for addition in message.get('add', ()):
-            self._add(addition, descriptors)
+            self._add([replacement], descriptors)
+        self._add(message.get('add', ()), descriptors)
         self._close_untaken(
             list(message.get('add', ())) + list(message.get('replace', ())), descriptors
         )
@@ -112,13 +113,16 @@ class Replica(object):
             self.device.raise_attention(asc, ascq)
         return [unit for unit in removed if unit], [unit for unit in replaced if unit]
 
-    def _add(self, message, descriptors):
-        unit_id = message['unit']
-        guests = GuestFinder(self._worker, unit_id, self.guests)
-        unit = self._new_unit(message, descriptors, self._nexus, self.device, guests)
-        self._by_id[unit_id] = unit
-        self._ids[unit] = unit_id
-        self.device.add(message['lun'], unit)
+    def _add(self, messages, descriptors):
+        added = {}
+        for message in messages:
+            unit_id = message['unit']
+            guests = GuestFinder(self._worker, unit_id, self.guests)
+            unit = self._new_unit(message, descriptors, self._nexus, self.device, guests)
+            self._by_id[unit_id] = unit
+            self._ids[unit] = unit_id
+            added[message['lun']] = unit
+        self.device.add_units(added)
 
     def _new_guest(self, message, descriptors):
         """Return a LogicalUnit of another target, with the nexus that the initiator would have

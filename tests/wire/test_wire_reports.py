@@ -1,6 +1,8 @@
 """What real initiators and the suites of others sent, as public reports describe it: each test has
 the words of its report or the clause that decides it."""
 
+import struct
+
 import pytest
 from daemon import TARGET, watched
 from initiator import ABORT_TASK, ABORT_TASK_SET, CHECK_CONDITION, Session, pattern
@@ -240,6 +242,68 @@ def test_a_text_request_without_the_f_bit_gets_no_response_with_the_f_bit(target
     last = ask(FINAL, second.ttt, [])
     assert last.flags & 0xC0 == FINAL and last.ttt == NO_TAG and last.data == b''
     assert session.send_targets('')[0][0] == TARGET
+
+
+# -- many LUNs, and their numbers ------------------------------------------------------------------
+
+
+def null_luns(numbers):
+    return {number: ['type = null', 'size = 1M'] for number in numbers}
+
+
+def listed(session):
+    """The LUN fields, as numbers of 16 bits, that REPORT LUNS lists."""
+    data = session.run(struct.pack('>B5xIBB', 0xA0, 1 << 18, 0, 0), read=1 << 18).good().data
+    assert struct.unpack_from('>I', data)[0] == len(data) - 8
+    return [struct.unpack_from('>H', data, at)[0] for at in range(8, len(data), 8)]
+
+
+def addressed(session, cdb, field, read):
+    """Sends a command to a LUN field of 16 bits; returns its data."""
+    command = session.submit(cdb, struct.pack('>H6x', field), read=read)
+    return session.wait(command).good().data
+
+
+@pytest.mark.clause('SPC-4 6.33')
+def test_every_lun_of_many_is_there_when_the_login_completes(daemon, sessions):
+    """A client that scans at once missed the LUNs after the 120th, and heard of no change."""
+    daemon.target(luns=null_luns(range(700)))
+    daemon.start()
+    for _ in range(3):
+        session = sessions(daemon)
+        assert len(listed(session)) == 700
+        assert session.inquiry(lun=699)[0] == 0, 'it is connected'
+        assert session.clear_attentions(lun=699) == [(6, 0x29, 0x00)], 'no REPORTED LUNS CHANGED'
+        session.logout()
+
+
+@pytest.mark.slow
+@pytest.mark.clause('SPC-4 6.33')
+def test_the_greatest_number_of_luns_is_there_when_the_login_completes(daemon):
+    """Measured: 3 s of processor time for this login, and 210 MiB of memory in its worker."""
+    daemon.target(luns=null_luns(range(16384)))
+    daemon.launch()
+    daemon.wait_listening(daemon.address, 300)
+    with Session(daemon.address, timeout=120) as session:
+        session.login(TARGET)
+        assert len(listed(session)) == 16384
+        assert session.inquiry(lun=16383)[0] == 0
+        assert daemon.worker_of(session).memory_full_info().uss < 400 << 20
+
+
+@pytest.mark.parametrize('addressing, field', [('flat', 0x412C), ('peripheral', 0x012C)])
+def test_lun_300_is_found_by_its_plain_number_and_by_flat_space_addressing(
+    daemon, sessions, addressing, field
+):
+    """libiscsi, QEMU and iPXE send 012Ch for LUN 300; tgt lists it as 412Ch, LIO as 012Ch."""
+    lines = ['initiator-address = ALL', 'lun-addressing = %s' % addressing]
+    daemon.target(lines=lines, luns=null_luns([0, 300]))
+    session = sessions(daemon.start())
+    assert listed(session) == [0, field]
+    for used in (0x012C, 0x412C):
+        assert addressed(session, bytes.fromhex('12 00 00 0060 00'), used, 96)[0] == 0
+    for absent in (0x012D, 0x412D, 0x022C):
+        assert addressed(session, bytes.fromhex('12 00 00 0060 00'), absent, 96)[0] == 0x7F
 
 
 # -- Data-Out that was not agreed ------------------------------------------------------------------

@@ -82,9 +82,9 @@ class WaitingClaim(object):
 class Sessions(object):
     """The sessions of the server.
 
-    admission: Admission; serve_units(worker, nexus) -> (unit dicts, descriptors) for the answer to a
-    claim; send(worker, message, descriptors) and kill(worker, why) of Workers; clock(): wall clock,
-    seconds.
+    admission: Admission; serve_units(worker, nexus) -> (unit dicts, descriptors, do more follow?) for
+    the answer to a claim; send(worker, message, descriptors) and kill(worker, why) of Workers;
+    clock(): wall clock, seconds.
     """
 
     def __init__(self, loop, admission, serve_units, send, kill, clock=time.time):
@@ -247,11 +247,11 @@ class Sessions(object):
         session.peers[claim['session']['cid']] = claim['peer']
         worker.session = session
         self.by_tsih[session.tsih] = session
-        units, descriptors = [], ()
+        units, descriptors, more = [], (), False
         if nexus is not None:
             self.by_nexus[nexus] = session
             session.proved = self.admission.proved_accounts(session)
-            units, descriptors = self.serve_units(worker, nexus)
+            units, descriptors, more = self.serve_units(worker, nexus)
         log.info(
             '%s%s from %s logged in to %s (session %d, worker %d)',
             session.initiator_name,
@@ -271,6 +271,7 @@ class Sessions(object):
                 'why': '',
                 'tsih': session.tsih,
                 'units': units,
+                'more': more,
             },
             descriptors,
         )

@@ -41,6 +41,7 @@ class Units(object):
         self.hanging = HangingUnits(replication)
         self.by_id = replication.by_id
         self.of_target = replication.of_target
+        self._incomplete = {}  # {worker: Nexus} of the logins that wait for units
 
     def add_unit(self, unit):
         """Export the unit. An operation that was in progress at the last stop is resumed."""
@@ -93,23 +94,39 @@ class Units(object):
     # -- sessions ----------------------------------------------------------------------------------
 
     def serve_session(self, worker, nexus):
-        """(unit dicts, descriptors) for the answer to a session claim. The worker holds a replica of
-        each unit of the target from now on. Units that do not fit in one message follow in `units`
-        orders. Raises OSError."""
+        """(unit dicts, descriptors, True if more units follow) for the answer to a session claim. The
+        worker holds a replica of these units from now on. The others follow in `units` orders, one
+        after the other; the login waits for the last. Raises OSError."""
         mine = [unit for _, unit in sorted(self.of_target(nexus.target_name).items())]
-        for unit in mine:
+        first, rest = mine[:UNITS_PER_MESSAGE], mine[UNITS_PER_MESSAGE:]
+        for unit in first:
             unit.workers[worker] = nexus
-        for start in range(UNITS_PER_MESSAGE, len(mine), UNITS_PER_MESSAGE):
-            rest = mine[start : start + UNITS_PER_MESSAGE]
-            self.replication.loop.call_later(
-                0, lambda more=rest: self.replication.order_units([worker], add=more)
-            )
-        return to_message_with_descriptors(worker, mine[:UNITS_PER_MESSAGE])
+        if rest:
+            self._incomplete[worker] = nexus
+            self.replication.loop.call_later(0, lambda: self._serve_more(worker, nexus, rest))
+        return to_message_with_descriptors(worker, first) + (bool(rest),)
+
+    def _serve_more(self, worker, nexus, units):
+        """Send the next of these units to a worker whose login waits for them, with their present
+        state; then the others. Units that are gone meanwhile are left out."""
+        if self._incomplete.get(worker) is not nexus:
+            return
+        present = [unit for unit in units if self.by_id.get(unit.id) is unit]
+        rest = present[UNITS_PER_MESSAGE:]
+        self.replication.order_units(
+            [worker],
+            add=present[:UNITS_PER_MESSAGE],
+            done=lambda: self._serve_more(worker, nexus, rest),
+            is_last=not rest,
+        )
+        if not rest:
+            del self._incomplete[worker]
 
     def end_session(self, worker, is_stuck=False):
         """The worker is dead, or serves its session no more: its nexus is lost, its acknowledgements
         count as received, and its queued requests are dropped. is_stuck: a thread of it is in a call
         of the kernel, so it keeps its journal slots until it is reaped."""
+        self._incomplete.pop(worker, None)
         for unit in [unit for unit in self.by_id.values() if unit.involves(worker)]:
             nexus = unit.workers.pop(worker, None)
             unit.guests.pop(worker, None)

@@ -141,10 +141,13 @@ class Replication(object):
         for worker, _ in unit.replica_holders():
             self.send(worker, dict(words, do='change', id=NO_ACKNOWLEDGEMENT, unit=unit.id), ())
 
-    def order_units(self, workers, add=(), remove=(), replace=(), attentions=(), done=None):
+    def order_units(
+        self, workers, add=(), remove=(), replace=(), attentions=(), done=None, is_last=False
+    ):
         """Send these workers the units that were added, removed (LUNs) or have another store now.
         attentions: [(asc, ascq) …], pending afterwards at every unit that the nexus had before and
-        keeps; done() when all workers have acknowledged it."""
+        keeps; done() when all workers have acknowledged it; is_last: the login for which the units
+        were sent is complete."""
         message_id = self.acknowledgements.expect(
             workers, lambda: self._on_units_ordered(message_id, replace, done)
         )
@@ -166,6 +169,7 @@ class Replication(object):
                     'remove': list(remove),
                     'replace': dicts[len(add) :],
                     'attentions': [list(a) for a in attentions],
+                    'last': is_last,
                 },
                 descriptors,
             )

@@ -20,7 +20,8 @@ INQUIRY = bytes.fromhex('12 00 00 0060 00')
         (0x4000 << 48, 0),
         (0x4100 << 48, 256),
         (0x7FFF << 48, 0x3FFF),
-        (0x0105 << 48, None),
+        (0x012C << 48, 300),
+        (0x3FFF << 48, 0x3FFF),
         (0x8005 << 48, None),
         (0xC101 << 48, None),
         ((0x0005 << 48) | 1, None),
@@ -39,7 +40,15 @@ def test_a_unit_is_found_by_both_addressing_methods():
     assert device.unit(5 << 48) is small and device.unit(0x4005 << 48) is small
     assert device.unit(0x412C << 48) is large
     assert small.lun == 5
-    assert isinstance(device.unit(300 << 48), AbsentUnit)
+    assert device.unit(300 << 48) is large, 'as libiscsi, QEMU and iPXE write it'
+    assert isinstance(device.unit(301 << 48), AbsentUnit)
+
+
+@pytest.mark.parametrize('addressing, listed', [('flat', 0x412C), ('peripheral', 0x012C)])
+def test_report_luns_lists_a_lun_above_255_as_the_addressing_says(addressing, listed):
+    device = Device(NEXUS, PORTS, addressing)
+    device.add_units({300: make_unit(), 5: make_unit()})
+    assert device.lun_fields(0) == [5 << 48, listed << 48]
 
 
 def test_units_are_added_replaced_and_removed():

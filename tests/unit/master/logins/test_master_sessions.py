@@ -25,7 +25,7 @@ class Desk(object):
         self.sessions = Sessions(
             self.loop,
             self,
-            lambda worker, nexus: ([{'lun': 0}], ()),
+            lambda worker, nexus: ([{'lun': 0}], (), False),
             self.send,
             kill,
             clock=lambda: 1000.0,

@@ -76,7 +76,7 @@ class Harness(object):
     def serve(self, name='one'):
         """(worker, its unit dict, its descriptors)."""
         worker = FakeWorker(name)
-        (message,), descriptors = self.units.serve_session(worker, nexus(name))
+        (message,), descriptors, _ = self.units.serve_session(worker, nexus(name))
         return worker, message, descriptors
 
     def journals(self):

@@ -312,7 +312,7 @@ def test_progress_is_sent_to_every_nexus_and_lasting_progress_is_saved(harness):
     assert harness.units.replication.state.load('key')['operation']['position'] == 0
     harness.worker_sends(report='progress', position=SIZE // 4, lasting=True)
     assert harness.units.replication.state.load('key')['operation']['position'] == SIZE // 4
-    dicts, _ = harness.units.serve_session(FakeWorker('late'), nexus('late'))
+    dicts, _, _ = harness.units.serve_session(FakeWorker('late'), nexus('late'))
     assert (dicts[0]['medium'], dicts[0]['progress']) == ('sanitizing', 0x4000)
 
 

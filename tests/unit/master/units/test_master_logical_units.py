@@ -4,6 +4,7 @@ worker's death at each of these steps."""
 import errno
 import json
 import os
+from types import SimpleNamespace
 
 import pytest
 from master_fakes import TARGET, FakeWorker, StillLoop, make_units, nexus
@@ -11,7 +12,7 @@ from master_fakes import TARGET, FakeWorker, StillLoop, make_units, nexus
 from targetd import store
 from targetd.config import model
 from targetd.master.processes.jobs import Jobs
-from targetd.master.units import shared_state, transitions
+from targetd.master.units import logical_units, shared_state, transitions
 from targetd.master.units.acknowledgements import ACKNOWLEDGE_SECONDS
 from targetd.master.units.unit import Unit
 from targetd.scsi import sam
@@ -120,7 +121,8 @@ def harness(tmp_path):
 
 def test_a_claim_gets_units_with_descriptors_and_states(harness):
     harness.export(7)
-    dicts, descriptors = harness.serve(FakeWorker('three'))
+    dicts, descriptors, more = harness.serve(FakeWorker('three'))
+    assert not more
     assert [(d['lun'], d['unit'], d['descriptor']) for d in dicts] == [
         (0, TARGET + '/0', 0),
         (7, TARGET + '/7', 1),
@@ -128,6 +130,50 @@ def test_a_claim_gets_units_with_descriptors_and_states(harness):
     assert len(descriptors) == 2
     assert dicts[0]['medium'] == READY and dicts[0]['reservations']['registrations'] == []
     json.dumps(dicts)
+
+
+def logging_in():
+    worker = FakeWorker('three')
+    worker.session = SimpleNamespace(nexus=nexus('three'))
+    return worker
+
+
+def numbers(worker):
+    """[(LUNs that a `units` order added, is it the last of a login?)]"""
+    return [([d['lun'] for d in order['add']], order['last']) for order in worker.of('units')]
+
+
+def test_the_units_of_a_login_that_do_not_fit_in_one_message_follow_one_after_the_other(
+    harness, monkeypatch
+):
+    monkeypatch.setattr(logical_units, 'UNITS_PER_MESSAGE', 2)
+    units = [harness.export(lun) for lun in range(1, 7)]
+    worker = logging_in()
+    dicts, _, more = harness.serve(worker)
+    assert [d['lun'] for d in dicts] == [0, 1] and more
+    assert worker.of('units') == []
+    harness.units._serve_more(worker, harness.units._incomplete[worker], units[1:])
+    assert numbers(worker) == [([2, 3], False)]
+    assert worker in units[2].workers and worker not in units[3].workers
+    harness.units.remove_unit(units[3])  # LUN 4, before it was sent
+    harness.register(harness.one)
+    replication = harness.units.replication
+    replication.on_acknowledge(worker, {'id': worker.of('units')[0]['id']})
+    assert numbers(worker) == [([2, 3], False), ([5, 6], True)]
+    replication.on_acknowledge(worker, {'id': worker.of('units')[1]['id']})
+    assert len(worker.of('units')) == 2 and worker not in harness.units._incomplete
+
+
+def test_no_more_units_are_sent_to_a_login_that_ended(harness, monkeypatch):
+    monkeypatch.setattr(logical_units, 'UNITS_PER_MESSAGE', 1)
+    units = [harness.export(lun) for lun in range(1, 4)]
+    worker = logging_in()
+    harness.serve(worker)
+    harness.units._serve_more(worker, harness.units._incomplete[worker], units)
+    assert numbers(worker) == [([1], False)]
+    harness.units.end_session(worker)
+    assert numbers(worker) == [([1], False)]
+    assert not any(worker in unit.workers for unit in units)
 
 
 def test_a_change_is_saved_then_sent_to_all_then_answered(harness):
@@ -375,9 +421,13 @@ def test_units_that_do_not_fit_in_one_message_follow(harness):
         harness.export(lun)
     worker = FakeWorker('many')
     worker.session = type('S', (), {'nexus': nexus('many')})
-    dicts, descriptors = harness.serve(worker)
-    harness.loop.settle()
-    assert len(dicts) == len(descriptors) == 120
+    dicts, descriptors, more = harness.serve(worker)
+    assert len(dicts) == len(descriptors) == 120 and more
+    for number in range(3):
+        harness.loop.settle()
+        assert len(worker.of('units')) == number + 1, 'one after the other'
+        order = worker.of('units')[-1]
+        harness.units.replication.on_acknowledge(worker, {'id': order['id']})
     assert [len(m['add']) for m in worker.of('units')] == [120, 120, 90]
     assert all(m['add'][0]['descriptor'] == 0 for m in worker.of('units'))
 

@@ -129,7 +129,7 @@ def test_a_worker_that_does_not_acknowledge_the_ranges_is_killed(harness):
 
 def test_a_new_session_receives_the_token_ranges(harness):
     harness.populate(ranges=[(512, 512)])
-    units, _ = harness.units.serve_session(FakeWorker('late'), nexus('late'))
+    units, _, _ = harness.units.serve_session(FakeWorker('late'), nexus('late'))
     assert [unit['watched'] for unit in units] == [[[512, 1024]], []]
 
 
