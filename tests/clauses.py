@@ -98,9 +98,12 @@ SUBJECTS = {
     '13.21': 'SessionType',
     'C': 'SendTargets operation',
     'RFC 7144 6.1': 'further task management functions',
+    'SBC-3 5.4': 'GET LBA STATUS',
     'SBC-3 5.25': 'START STOP UNIT',
     'SBC-3 5.43': 'WRITE SAME(10)',
     'SBC-3 5.44': 'WRITE SAME(16)',
+    'SPC-4 6.4': 'EXTENDED COPY(LID4)',
+    'SPC-4 6.5': 'EXTENDED COPY(LID1)',
     'SPC-4 6.33': 'REPORT LUNS',
 }
 

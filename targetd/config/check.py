@@ -251,7 +251,7 @@ class Checker(object):
     def _target(self, section):
         found = self.values(section, 'target')
         name = names.fold(section.argument)
-        flaw = names.name_error(name) if name else 'it is empty'
+        flaw = names.name_error(name, lenient=True) if name else 'it is empty'
         if flaw:
             self.complain(
                 section,

@@ -12,6 +12,7 @@ import stat
 from targetd.config import acl, network_kinds
 from targetd.errors import Complaint, StoreError
 from targetd.host import claims, disks, roots, signatures
+from targetd.iscsi import names
 
 SHORTEST_SECRET, LONGEST_SECRET = 12, 16  # bytes that the Windows initiator accepts without IPsec
 UNSTABLE = re.compile(
@@ -23,6 +24,7 @@ def warnings(configuration):
     """Warnings that do not depend on the disks: [Complaint] in file order."""
     found = _open_secrets(configuration) + _discovery(configuration)
     for target in configuration.targets.values():
+        found += _name(configuration, target)
         found += _accounts(configuration, target.name, target.accounts, target.outgoing)
         found += (
             _admission(configuration, target)
@@ -36,6 +38,22 @@ def warnings(configuration):
 def _warning(configuration, key, text, remedy):
     file, line = configuration.places.get(key, (None, None))
     return Complaint(file, line, text, remedy)
+
+
+def _name(configuration, target):
+    flaw = names.name_error(target.name)
+    if flaw is None:
+        return []
+    return [
+        _warning(
+            configuration,
+            ('target', target.name),
+            'the name %s does not obey RFC 7143 4.2.7: %s; some initiators refuse it'
+            % (target.name, flaw),
+            'nothing, if your initiators accept it; a new target gets a name like '
+            'iqn.2026-11.com.example:disk1',
+        )
+    ]
 
 
 def _open_secrets(configuration):

@@ -30,8 +30,8 @@ def fold(name: str) -> str:
 def name_error(name: str, lenient: bool = False) -> Optional[str]:
     """Return why this is not a valid iSCSI name, as a plain phrase, or None if it is valid.
 
-    lenient: for the names of initiators: allows printable ASCII characters that RFC 3722 prohibits
-    ('_' is common), and dates and domains of any form.
+    lenient: allows printable ASCII characters that RFC 3722 prohibits ('_' is common), and dates and
+    domains of any form, as many initiators and targets have them.
     """
     folded = fold(name)
     if len(folded.encode('utf-8', 'surrogatepass')) > MAXIMUM_BYTES:
@@ -46,6 +46,8 @@ def name_error(name: str, lenient: bool = False) -> Optional[str]:
         return None if _EUI.match(folded) else 'eui. is followed by 16 hexadecimal digits'
     if kind == 'naa.':
         return None if _NAA.match(folded) else 'naa. is followed by 16 or 32 hexadecimal digits'
+    if folded.startswith('iscsi://'):
+        return 'it is a URL; write the name of the initiator, which begins with iqn., eui. or naa.'
     return 'it does not begin with iqn., eui. or naa.'
 
 

@@ -37,7 +37,7 @@ FACTS = (
     ('maximum_write_same_length', 16 << 20, 'MAXIMUM WRITE SAME LENGTH; 0: no limit'),
     ('write_same_zero_refused', False,
      'WSNZ: a WRITE SAME of 0 blocks is refused instead of running to the end of the medium'),
-    ('maximum_transfer_length', 16 << 20,
+    ('maximum_transfer_length', 64 << 20,
      'MAXIMUM TRANSFER LENGTH of READ, WRITE, VERIFY and similar commands; 0: no limit'),
     ('optimal_transfer_length', 1 << 20, 'OPTIMAL TRANSFER LENGTH'),
     ('optimal_transfer_granularity', 0, 'OPTIMAL TRANSFER LENGTH GRANULARITY; 0: the physical block size'),

@@ -28,6 +28,15 @@ SANITIZE = 0x48
 EXTENDED_COPY = 0x83
 # A read error of these is counted as an error of a verification (LOG SENSE).
 VERIFIES = frozenset((0x2E, 0x2F, 0x8E, 0x8F, 0xAE, 0xAF))
+#: Commands in whose CDB a standard gives bits 7 to 5 of byte 1 a meaning, whether it is supported here
+#: or not: RDPROTECT, WRPROTECT, VRPROTECT, ORPROTECT, FMTPINFO, SELF-TEST CODE, MODE SPECIFIC, and the
+#: options of SANITIZE and of REPORT TARGET PORT GROUPS and the others of its operation code.
+# fmt: off
+HIGH_BITS_HAVE_A_MEANING = frozenset((
+    0x04, 0x1D, 0x28, 0x2A, 0x2E, 0x2F, 0x3B, 0x3C, 0x41, 0x48, 0x88, 0x89, 0x8A, 0x8B, 0x8E, 0x8F,
+    0x93, 0x9C, 0xA3, 0xA4, 0xA8, 0xAA, 0xAE, 0xAF,
+))
+# fmt: on
 MODE_SELECT_10 = 0x55
 MODE_SENSE_10 = 0x5A
 
@@ -69,12 +78,20 @@ class Row(
             data[1] = (self.mask[1] & 0xE0) | self.service_action
         return bytes(data)
 
+    def ignored(self, offset: int) -> int:
+        """The bits of this byte of the CDB that have no meaning and are not checked.
+
+        In SCSI-1 and SCSI-2, bits 7 to 5 of byte 1 had the LUN. NetBSD and old class drivers of Windows
+        still set them.
+        """
+        return 0xE0 if offset == 1 and self.opcode not in HIGH_BITS_HAVE_A_MEANING else 0
+
     def first_refused_bit(self, cdb: bytes) -> Optional[Tuple[int, int]]:
         """(byte, bit) of the first field of `cdb` that has a bit outside the mask, or None. The bit
         is the most significant one of the field, as far as the mask separates fields; in CONTROL,
         the last byte, each bit is a field."""
         for offset, allowed in enumerate(self.mask):
-            if offset and cdb[offset] & ~allowed & 0xFF:
+            if offset and cdb[offset] & ~(allowed | self.ignored(offset)) & 0xFF:
                 bit = (cdb[offset] & ~allowed & 0xFF).bit_length() - 1
                 while bit < 7 and offset < len(self.mask) - 1 and not allowed >> (bit + 1) & 1:
                     bit += 1

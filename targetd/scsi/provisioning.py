@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from targetd.scsi.sam import Task
 
 DESCRIPTOR = struct.Struct('>QI4x')
-MAXIMUM_STATUS_DESCRIPTORS = 4096
+#: Descriptors of one GET LBA STATUS. The initiator asks again from where they end.
+STATUS_DESCRIPTORS = 256
 MAPPED, DEALLOCATED = 0, 1  # PROVISIONING STATUS, SBC-3 table 47
 
 
@@ -151,14 +152,13 @@ def get_lba_status(unit: 'LogicalUnit', task: 'Task') -> None:
 
 @read_errors
 def run_get_lba_status(task: 'Task') -> Any:
-    """Executor thread: returns the descriptors that fit into the allocation length; the first one
-    begins at the requested LBA."""
+    """Executor thread: returns the descriptors from the requested LBA on. Their number, and with it
+    PARAMETER DATA LENGTH, does not depend on the allocation length (SPC-4)."""
     unit, allocation_length = task.unit, task.private
-    count = min(max(1, (allocation_length - 8) // 16), MAXIMUM_STATUS_DESCRIPTORS)
-    extents = unit.store.extents(task.offset, task.length, 2 * count + 1)
+    extents = unit.store.extents(task.offset, task.length, 2 * STATUS_DESCRIPTORS + 1)
     descriptors = b''.join(
         struct.pack('>QIB3x', lba, blocks, MAPPED if mapped else DEALLOCATED)
-        for lba, blocks, mapped in block_extents(extents, unit.block_size)[:count]
+        for lba, blocks, mapped in block_extents(extents, unit.block_size)[:STATUS_DESCRIPTORS]
     )
     answer(task, struct.pack('>I4x', 4 + len(descriptors)) + descriptors, allocation_length)
     return task.private

@@ -5,7 +5,7 @@ import struct
 
 import pytest
 from daemon import TARGET, watched
-from initiator import ABORT_TASK, ABORT_TASK_SET, CHECK_CONDITION, Session, pattern
+from initiator import ABORT_TASK, ABORT_TASK_SET, CHECK_CONDITION, GOOD, Session, pattern
 from members import Member, Numbering
 from pdus import (
     DATA_OUT,
@@ -33,6 +33,7 @@ ISID = bytes.fromhex('80abcdef0055')
 FUNCTION_COMPLETE, TASK_DOES_NOT_EXIST = 0, 1
 SNACK, DATA_ACK = 0x10, 2
 OLD = pattern(9, 8192)
+TASK_SET_FULL = 0x28
 
 
 @pytest.fixture(scope='module')
@@ -379,3 +380,63 @@ def test_a_shorter_unsolicited_burst_than_agreed_is_completed_by_r2t(target, rea
     )
     assert session.receive().bhs[3] == 0
     assert session.read(0, 16) == data
+
+
+# -- long transfers and long commands --------------------------------------------------------------
+
+MIB = 1 << 20
+
+
+def long_cdb(opcode, lba, blocks):
+    return struct.pack('>BBQIBB', opcode, 0, lba, blocks, 0, 0)
+
+
+def test_a_single_read_and_write_of_64_mib_is_served_with_bounded_memory(daemon, ready):
+    """tgt serves it. Block limits say what is true: one block more is refused."""
+    daemon.target(size=300 * MIB)
+    session = ready(daemon.start(), keys={'MaxBurstLength': '1048576'})
+    limits = session.inquiry(page=0xB0)
+    blocks = 64 * MIB // 512
+    assert struct.unpack_from('>I', limits, 8)[0] == blocks
+    data = pattern(3, MIB) * 64
+    session.run(long_cdb(0x8A, 0, blocks), out=data).good()
+    for cdb, more in ((0x8A, {'out': bytes(512)}), (0x88, {'read': 512})):
+        refused = session.run(long_cdb(cdb, 0, blocks + 1), edtl=512, **more)
+        assert refused.key == (5, 0x24, 0)
+    worker = daemon.worker_of(session)
+    commands = [session.submit(long_cdb(0x88, 0, blocks), read=64 * MIB) for _ in range(6)]
+    for command in commands:
+        assert session.wait(command).good().data == data
+        command.result = command.received = None
+    writes = [session.submit(long_cdb(0x8A, 0, blocks), out=data) for _ in range(6)]
+    statuses = [session.wait(command).status for command in writes]
+    assert set(statuses) <= {GOOD, TASK_SET_FULL} and statuses.count(GOOD) >= 3
+    # 256 MiB of Data-Out and 64 MiB of Data-In, and what the process needs itself
+    assert worker.memory_full_info().uss < 450 * MIB
+
+
+@pytest.mark.parametrize(
+    'cdb, out',
+    [
+        (bytes.fromhex('93 00 0000000000000000 00008000 00 00'), b'x' * 512),
+        (bytes.fromhex('04 00 00 0000 00'), None),
+    ],
+    ids=['write-same', 'format'],
+)
+def test_nop_outs_are_answered_while_a_long_command_runs(daemon, sessions, cdb, out):
+    luns = {
+        0: ['backing-store = %s' % daemon.image(size=64 * MIB), 'filter = delay write=500ms'],
+        1: ['type = ram', 'size = 1M'],
+    }
+    daemon.target(luns=luns)
+    session = sessions(daemon.start())
+    session.clear_attentions(0)
+    session.clear_attentions(1)
+    command = session.submit(cdb, out=out)
+    answered = 0
+    while command.result is None and answered < 50:
+        session.ping()
+        session.ping(immediate=True)
+        session.write(0, bytes(512), lun=1)
+        answered += 1
+    assert command.result is None, 'the command was still running after 50 answers'

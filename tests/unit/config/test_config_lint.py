@@ -30,6 +30,22 @@ def test_a_good_file_has_no_warning(warnings):
     assert warnings('', 0o644) == []
 
 
+@pytest.mark.clause('RFC 7143 4.2.7')
+@pytest.mark.parametrize(
+    'name, word',
+    [
+        ('iqn.2015-1.com.example:san', 'year-month'),
+        ('iqn.2026-11.com.example:data_store', '"_"'),
+        ('iqn.2026-11.COM.Example:Data_Store', '"_"'),
+        ('iqn.2026-13.com.example:x', 'month'),
+    ],
+)
+def test_a_target_name_that_does_not_obey_the_rfc_is_accepted_with_a_warning(warnings, name, word):
+    (warning,) = warnings(GOOD.replace('iqn.2026-11.com.example:t', name))
+    assert 'RFC 7143 4.2.7' in warning and word in warning and ':1:' in warning
+    assert warnings(GOOD.replace('iqn.2026-11.com.example:t', 'iqn.2026-11.COM.Example:T')) == []
+
+
 @pytest.mark.parametrize(
     'text, line, words',
     [

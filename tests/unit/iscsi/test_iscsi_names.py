@@ -56,7 +56,15 @@ def test_invalid_names_are_refused_with_the_reason(name, word):
     assert word in names.name_error(name)
 
 
-def test_initiator_names_are_checked_less_strictly():
+def test_a_url_as_initiator_name_is_refused_with_a_hint():
+    """pyscsi sends its URL as InitiatorName."""
+    for lenient in (True, False):
+        flaw = names.name_error('iscsi://127.0.0.1/iqn.2026-11.com.example:disk/0', lenient)
+        assert 'URL' in flaw or '"/"' in flaw
+    assert 'URL' in names.name_error('iscsi://127.0.0.1/iqn.2026-11.com.example:disk/0', True)
+
+
+def test_names_that_are_used_are_checked_less_strictly():
     assert names.name_error('iqn.2026-11.com.example:host_1', lenient=True) is None
     assert names.name_error('iqn.anything/goes', lenient=True) is None
     assert names.name_error('iqn.', lenient=True)

@@ -115,7 +115,7 @@ def test_absent_luns_refuse_all_other_commands(cdb):
 
 
 def test_absent_luns_refuse_unused_cdb_bits():
-    assert sense_of(absent(0), bytes.fromhex('12 80 00 0024 00')) == (5, 0x24, 0)
+    assert sense_of(absent(0), bytes.fromhex('12 04 00 0024 00')) == (5, 0x24, 0)
     unit = absent(0)
     assert unit.sense(error_of(unit, TEST_UNIT_READY))[:1] == b'\x70'
 

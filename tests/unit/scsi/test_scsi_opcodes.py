@@ -7,8 +7,10 @@ from fake_store import EVERY_COMMAND, NEXUS, OTHER, do, error_of, make_unit, sta
 
 from targetd.scsi import opcodes, reservation_classes, reservations
 from targetd.scsi.cdb import length
+from targetd.scsi.device import AbsentUnit
 from targetd.scsi.dispatch import FUNCTIONS
 from targetd.scsi.facts import UnitFacts
+from targetd.scsi.spc import ABSENT
 
 CLASSES = {
     reservation_classes.ALWAYS,
@@ -152,12 +154,45 @@ def test_an_unused_bit_is_refused_with_a_field_pointer(row):
     unit = make_unit(**EVERY_COMMAND)
     for offset in range(1, len(row.mask)):
         for bit in range(8):
-            if not row.mask[offset] >> bit & 1:
+            if not (row.mask[offset] | row.ignored(offset)) >> bit & 1:
                 cdb = empty_cdb(row)
                 cdb[offset] |= 1 << bit
                 error = error_of(unit, bytes(cdb), b'')
                 assert (error.key, error.asc, error.ascq) == (5, 0x24, 0), (offset, bit)
                 assert error.field[0] == offset and error.field[1] >= bit and error.field[2]
+
+
+@pytest.mark.parametrize('bits', [0x20, 0x40, 0x80, 0xE0])
+def test_the_lun_that_old_initiators_write_into_the_cdb_is_ignored(bits):
+    """NetBSD sets bits 7 to 5 of byte 1 of INQUIRY, and lost every LUN but 0."""
+    unit = make_unit(removable=True)
+    for cdb in (
+        '00 00 0000 00 00',  # TEST UNIT READY
+        '03 00 0000 12 00',  # REQUEST SENSE
+        '12 00 00 0024 00',  # INQUIRY
+        '12 01 00 0024 00',
+        '08 00 0000 01 00',  # READ(6)
+        '1a 00 3f 00 ff 00',  # MODE SENSE(6)
+        '1b 00 00 00 01 00',  # START STOP UNIT
+        '1e 00 0000 00 00',  # PREVENT ALLOW MEDIUM REMOVAL
+        '16 00 00 0000 00',  # RESERVE(6)
+        '25 00 00000000 0000 00 00',  # READ CAPACITY(10)
+        '35 00 00000000 00 0000 00',  # SYNCHRONIZE CACHE(10)
+    ):
+        plain = bytes.fromhex(cdb)
+        assert do(unit, bytes([plain[0], plain[1] | bits]) + plain[2:]) == do(unit, plain)
+    absent = AbsentUnit(unit.device, ABSENT)
+    assert do(absent, bytes([0x12, bits, 0, 0, 36, 0]))[0] == ABSENT
+
+
+@pytest.mark.parametrize('opcode', sorted(opcodes.HIGH_BITS_HAVE_A_MEANING - {0xA3, 0x48, 0x1D}))
+def test_rdprotect_and_the_other_meanings_of_these_bits_are_refused(opcode):
+    unit = make_unit(**EVERY_COMMAND)
+    row = next(row for row in opcodes.TABLE if row.opcode == opcode)
+    cdb = empty_cdb(row)
+    cdb[1] |= 0x80
+    error = error_of(unit, bytes(cdb), b'')
+    assert (error.key, error.asc, error.field[0]) == (5, 0x24, 1)
 
 
 def refusals_without_a_place(text):

@@ -251,7 +251,17 @@ def test_the_first_descriptor_starts_at_the_requested_lba():
         (12288, unit.store.size - 12288, True),
     ]
     assert status(unit, 4) == (4 + 3 * 16, [(4, 12, 0), (16, 8, 1), (24, BLOCKS - 24, 0)])
-    assert status(unit, 20, 24) == (4 + 16, [(20, 4, 1)])
+    assert status(unit, 20) == (4 + 2 * 16, [(20, 4, 1), (24, BLOCKS - 24, 0)])
+
+
+@pytest.mark.clause('SBC-3 5.4')
+@pytest.mark.parametrize('allocation', [8, 24, 40, 1 << 20])
+def test_the_length_of_the_lba_status_does_not_depend_on_the_allocation_length(allocation):
+    unit = thin()
+    unit.store.mapped = [(n << 9, 512, bool(n & 1)) for n in range(1000)]
+    length, descriptors = status(unit, 0, allocation)
+    assert length == 4 + 256 * 16
+    assert descriptors == [(n, 1, 1 - n % 2) for n in range(min(256, (allocation - 8) // 16))]
 
 
 @pytest.mark.parametrize('allocation', [0, 4, 8, 23])
