@@ -12,7 +12,7 @@ from targetd.errors import Complaint
 
 def conflicts(configuration):
     """All conflicts of a Configuration: [Complaint]."""
-    return _portals(configuration) + _stores(configuration)
+    return _portals(configuration) + _stores(configuration) + _identities(configuration)
 
 
 # -- portals ---------------------------------------------------------------------------------------
@@ -119,4 +119,44 @@ def _key_complaint(this, other):
         'lun %d of %s has the encryption-key-file of lun %d of %s, at %s:%d'
         % ((lun.number, target.name, other_lun.number, other_target.name) + other_place),
         'write a different key file for each disk',
+    )
+
+
+# -- identities ------------------------------------------------------------------------------------
+
+
+def _identities(configuration):
+    """Identifiers that two LUNs with different stores have: multipath software makes one disk of
+    both."""
+    found, taken = [], {}
+    for target in configuration.targets.values():
+        for lun in target.luns.values():
+            for setting in ('naa', 'eui', 'scsi-sn'):
+                value = getattr(lun, setting.replace('-', '_')).lower()
+                if not value:
+                    continue
+                other_target, other = taken.setdefault((setting, value), (target, lun))
+                is_same_store = bool(lun.backing_store) and (
+                    _real_path(lun.backing_store) == _real_path(other.backing_store)
+                )
+                if other is not lun and not is_same_store:
+                    found.append(
+                        _identity_complaint(
+                            configuration, setting, target, lun, other_target, other
+                        )
+                    )
+    return found
+
+
+def _identity_complaint(configuration, setting, target, lun, other_target, other):
+    file, line = configuration.places['lun', target.name, lun.number]
+    return Complaint(
+        file,
+        line,
+        'lun %d of %s has the %s of lun %d of %s, which is another disk, at %s:%d'
+        % (
+            (lun.number, target.name, setting, other.number, other_target.name)
+            + configuration.places['lun', other_target.name, other.number]
+        ),
+        'write a different %s for each disk: multipath software makes one disk of both' % setting,
     )

@@ -13,6 +13,7 @@ import re
 import uuid
 from collections import namedtuple
 
+from targetd import log
 from targetd.errors import TargetdError
 from targetd.host.disks import describe_disk, describe_name
 from targetd.host.roots import ROOTS, kernel_name, read_number, read_text, whole_disk
@@ -161,6 +162,12 @@ def server_id(state_dir):
                 return _read_server_id(path)
             os.rename(fresh, path)  # the file system has no hard links
         _sync_directory(state_dir)
+        log.warning(
+            '%s is new: every disk without naa and scsi-sn gets an identity that initiators have not seen '
+            'before. If this server has served disks already, stop it, and restore state-dir from a backup '
+            'or write its former server-id',
+            path,
+        )
     except OSError as e:
         raise TargetdError(
             'the server id cannot be saved in %s: %s; without it the disks would change their identity '

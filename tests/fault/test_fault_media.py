@@ -408,3 +408,85 @@ def test_another_node_of_a_served_device_is_blamed_on_targetd(daemon, place, loo
     states = served_twice(daemon, place, device)
     assert sorted(state == 'ready' for state in states) == [False, True]
     assert 'by this targetd' in states[0] + states[1] and 'ZFS' not in states[0] + states[1]
+
+
+# -- identities ------------------------------------------------------------------------------------
+
+NAA = '60014051234567890abcdef012345678'
+
+
+@pytest.mark.parametrize('line', ['naa = ' + NAA, 'eui = 0014051234567890', 'scsi-sn = ERP1'])
+def test_two_disks_with_one_identity_are_refused(daemon, line):
+    one, two = daemon.image('one.img'), daemon.image('two.img')
+    daemon.target(TARGET, luns={0: ['backing-store = %s' % one, line]})
+    daemon.target(OTHER, luns={1: ['backing-store = %s' % two, line]})
+    luns = daemon.text.targets[OTHER][1]
+    code, output = daemon.check()
+    assert code == 3 and 'which is another disk' in output and line.split()[0] in output
+    luns[1][1] = 'readonly = no'
+    daemon.start()
+    luns[1][1] = line
+    daemon.write_config()
+    assert daemon.targetdctl('reload')[0] == 3
+
+
+def test_a_set_identity_that_another_disk_has_by_derivation_is_refused(daemon):
+    one, two = daemon.image('one.img'), daemon.image('two.img')
+    daemon.target(TARGET, luns={0: ['backing-store = %s' % one]})
+    daemon.start()
+    naa = daemon.units()[0]['naa']
+    daemon.target(OTHER, luns={1: ['backing-store = %s' % two, 'naa = %s' % naa]})
+    refused_alike(daemon, 'it would have the same naa as lun 0 of %s' % TARGET)
+
+
+def test_one_file_under_one_identity_in_two_targets_is_served(daemon):
+    path, lines = daemon.image(), ['readonly = yes', 'naa = ' + NAA]
+    assert served_twice(daemon, path, path, *lines) == ('ready',) * 2
+
+
+def move_file(daemon):
+    lines = daemon.text.targets[TARGET][1][0]
+    os.rename(path_of(daemon, 'disk.img'), path_of(daemon, 'moved.img'))
+    lines[0] = 'backing-store = ' + path_of(daemon, 'moved.img')
+
+
+def rename_target(daemon):
+    daemon.text.targets[OTHER] = daemon.text.targets.pop(TARGET)
+
+
+def lose_server_id(daemon):
+    os.unlink(path_of(daemon, 'state/server-id'))
+
+
+@pytest.mark.parametrize('change', [move_file, rename_target, lose_server_id])
+def test_a_changed_identity_is_logged_with_the_settings_that_keep_it(daemon, change):
+    serve_file(daemon)
+    daemon.start()
+    old = daemon.units()[0]
+    assert daemon.stop() == 0
+    change(daemon)
+    daemon.start()
+    line = daemon.logged('initiators see another disk than before.*').group()
+    kept = ['naa = ' + old['naa'], 'scsi-sn = ' + old['serial']]
+    assert all(setting in line for setting in kept) and daemon.units()[0]['naa'] in line
+    assert daemon.stop() == 0
+    (luns,) = [luns for _, luns in daemon.text.targets.values()]
+    luns[0] += kept
+    daemon.start()
+    now = daemon.units()[0]
+    assert (now['naa'], now['serial']) == (old['naa'], old['serial'])
+
+
+def test_a_target_that_a_reload_renames_is_logged_with_its_former_identity(daemon):
+    serve_file(daemon)
+    daemon.start()
+    old = daemon.units()[0]
+    rename_target(daemon)
+    daemon.reload('reload: add target')
+    assert 'naa = ' + old['naa'] in daemon.logged('initiators see another disk.*').group()
+
+
+def test_a_new_server_id_is_logged(daemon):
+    serve_file(daemon)
+    daemon.start()
+    assert daemon.logged('state/server-id is new')

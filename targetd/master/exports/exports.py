@@ -104,9 +104,13 @@ class Exports(object):
 
     def _add(self, unit):
         self.units.add_unit(unit)
-        if unit.found['seen'] is not None and self.known.note(
-            unit.target_name, unit.lun.number, unit.found['seen']
-        ):
+        seen = unit.found['seen']
+        if seen is None:
+            return
+        before = self.known.former_identity(unit.target_name, unit.lun.number, seen)
+        if before is not None:
+            _log_new_identity(unit, before)
+        if self.known.note(unit.target_name, unit.lun.number, seen):
             _log_new_medium(unit)
 
     def accept_medium(self, target_name, number):
@@ -227,7 +231,7 @@ class Exports(object):
         except StoreError:
             store.close()
             raise
-        return PlannedUnit(target.name, lun, store)
+        return PlannedUnit(target.name, lun, store, words['facts'])
 
     def make_unit(self, target, lun, words, descriptors, others=()):
         """Returns the Unit for a result of open_medium.open_medium. others: the Units of the same
@@ -456,6 +460,23 @@ def _log_new_medium(unit):
             unit.store.path,
             ', '.join(unit.found['auto_assembled']),
         )
+
+
+def _log_new_identity(unit, before):
+    """Logs how to keep the identity that initiators know. before: as in known_media."""
+    now = unit.found['seen']['identity']
+    changed = [name for name in sorted(now) if now[name] != before.get(name)]
+    log.warning(
+        'unit %s: initiators see another disk than before: %s now, %s before (the identity is derived from '
+        'server-id, the name of the target, and the disk or path). If it is the same disk, keep its '
+        'identity: write in [[lun %d]] of target %s: %s',
+        unit.id,
+        ', '.join('%s %s' % (name, now[name] or 'none') for name in changed),
+        ', '.join('%s %s' % (name, before.get(name) or 'none') for name in changed),
+        unit.lun.number,
+        unit.target_name,
+        ', '.join('%s = %s' % (name, before.get(name, '')) for name in changed),
+    )
 
 
 def space_of(store):

@@ -25,6 +25,7 @@ class KnownMedia(object):
     def __init__(self, path):
         self.path = path
         self._records = {}
+        self._former = {}  # key of a medium -> a record that was removed since the start
         self._is_changed = False
 
     def load(self):
@@ -60,6 +61,13 @@ class KnownMedia(object):
             description['key'],
         )
 
+    def former_identity(self, target_name, number, description):
+        """Returns the identity {setting: value} that initiators saw of this LUN, or of its medium under
+        the name of another target or LUN, if it differs from the one in `description`; else None."""
+        old = self._records.get((target_name, number)) or self._former.get(description['key'])
+        identity = (old or {}).get('identity')
+        return identity if identity and identity != description['identity'] else None
+
     def note_size(self, target_name, number, size):
         """Records the present size (bytes) of the medium of this LUN."""
         old = self._records.get((target_name, number))
@@ -70,8 +78,12 @@ class KnownMedia(object):
     def forget(self, target_name, number):
         """Removes the record of this LUN: any medium is accepted next. Returns False if there was
         none."""
-        self._is_changed = self._is_changed or (target_name, number) in self._records
-        return self._records.pop((target_name, number), None) is not None
+        removed = self._records.pop((target_name, number), None)
+        if removed is None:
+            return False
+        self._former[removed.get('key')] = removed
+        self._is_changed = True
+        return True
 
     def keep_only(self, keys):
         """Removes the records of all LUNs that are not in `keys`."""
@@ -103,7 +115,8 @@ class KnownMedia(object):
 def describe_medium(lun, path):
     """Returns the JSON-able record of a LUN's medium. named: the backing-store setting; key:
     identifies the medium; shown: its description in messages; inode: of a file, and device: of its
-    file system in the boot `boot`. Raises StoreError."""
+    file system in the boot `boot`. open_medium adds identity: what initiators see, {setting: value}.
+    Raises StoreError."""
     key = identity.stable_key(path)
     disk = disks.describe_disk(path)
     if key.startswith('device:'):  # the disk has only a kernel name, and that name may change

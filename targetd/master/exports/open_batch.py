@@ -28,7 +28,10 @@ HANGS = 'the disk, or the path to it, does not respond; see dmesg'
 
 #: A medium that was opened for `reload --plan` only. It has the attributes of a Unit that decide
 #: whether another LUN can be served beside it.
-PlannedUnit = namedtuple('PlannedUnit', 'target_name lun store')
+PlannedUnit = namedtuple('PlannedUnit', 'target_name lun store facts')
+
+#: The facts by which initiators recognise a disk, and the settings that set them.
+IDENTIFIERS = (('naa', 'naa'), ('eui', 'eui'), ('serial', 'scsi-sn'))
 
 
 class OpenBatch(object):
@@ -47,7 +50,9 @@ class OpenBatch(object):
         self._is_second = False
         self._others_active = False  # other jobs open or close media at the same time
         # key of a medium -> the Units on it that will be served, those of this batch included
-        self._units_by_medium = self._index_units()
+        self._units_by_medium = {}
+        self._units_by_identity = {}  # (fact, value) -> a Unit that has this identity
+        self._index_units()
 
     def open_all(self):
         """Starts to open all media; calls done now or later."""
@@ -146,11 +151,27 @@ class OpenBatch(object):
 
     def _index_units(self):
         places = {(target.name, lun.number) for target, lun in self._wanted}.union(self.leaving)
-        index = {}
         for unit in self.exports.units.by_id.values():
             if (unit.target_name, unit.lun.number) not in places:
-                index.setdefault(unit.store.key, []).append(unit)
-        return index
+                self._index(unit)
+
+    def _index(self, unit):
+        self._units_by_medium.setdefault(unit.store.key, []).append(unit)
+        for fact, _ in IDENTIFIERS:
+            if unit.facts.get(fact):
+                self._units_by_identity.setdefault((fact, unit.facts[fact]), unit)
+
+    def _require_own_identity(self, unit):
+        """Raises StoreError if another medium is shown to initiators under the same identity."""
+        for fact, setting in IDENTIFIERS:
+            other = self._units_by_identity.get((fact, unit.facts.get(fact)))
+            if other is not None and other.store.key != unit.store.key:
+                raise StoreError(
+                    'it would have the same %s as lun %d of %s (%s), which is another disk; multipath '
+                    'software makes one disk of both, and a failover writes to the wrong one; write '
+                    'another %s for one of them'
+                    % (setting, other.lun.number, other.target_name, unit.facts[fact], setting)
+                )
 
     def _answered(self, target, lun, answer):
         if answer.is_late:
@@ -172,14 +193,18 @@ class OpenBatch(object):
                 self._refused.append((target, lun))
             self._outcome(key, StoreError(words['failed']))
             return
-        others = self._units_by_medium.setdefault(tuple(words['medium']), [])
+        others = self._units_by_medium.get(tuple(words['medium']), [])
+        unit = None
         try:
             make = self.exports.make_planned_unit if self.plan_only else self.exports.make_unit
             unit = make(target, lun, words, descriptors, others)
+            self._require_own_identity(unit)
         except StoreError as e:
+            if unit is not None:
+                self.exports.discard_unit(unit)
             self._outcome(key, e)
         else:
-            others.append(unit)
+            self._index(unit)
             self._outcome(key, unit)
 
     def _outcome(self, key, outcome):

@@ -50,6 +50,14 @@ def open_medium(target, lun, held, server, state, master, known, plan_only=False
             check = key_files.set_store_key(lun, store, state.load(key), state.file_of(key))
         facts = facts_of(lun, store, _identity(lun, path, key, server))
         facts.update(alua_facts(target, lun))
+        seen = None
+        if path and not plan_only:
+            seen = known_media.describe_medium(lun, path)
+            seen['identity'] = {
+                'naa': facts['naa'],
+                'eui': facts['eui'],
+                'scsi-sn': facts['serial'],
+            }
     except StoreError as e:
         return {'failed': str(e)}, ()
     except (ValueError, OSError, TargetdError) as e:
@@ -63,7 +71,7 @@ def open_medium(target, lun, held, server, state, master, known, plan_only=False
         'journal': left,
         'rolled_back': rolled_back,
         'grown_from': grown_from,
-        'seen': None if plan_only or not path else known_media.describe_medium(lun, path),
+        'seen': seen,
         'contents': [signatures.one_line(each) for each in found],
         'auto_assembled': [signatures.one_line(each) for each in signatures.auto_assembled(found)],
     }, store.descriptors()

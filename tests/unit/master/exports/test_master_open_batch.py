@@ -70,7 +70,8 @@ class FakeExports(object):
 
     def make_unit(self, target, lun, words, descriptors, others):
         self.made.append((lun.number, descriptors, [each.lun.number for each in others]))
-        return SimpleNamespace(lun=lun, store=SimpleNamespace(key=tuple(words['medium'])))
+        store = SimpleNamespace(key=tuple(words['medium']))
+        return SimpleNamespace(lun=lun, store=store, facts={})
 
 
 @pytest.fixture
