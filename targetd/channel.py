@@ -32,7 +32,7 @@ master -> worker
              are added, removed, or have another store (same `unit`, perhaps another size, a new
              descriptor); the attentions become pending in every unit that the nexus keeps;
              acknowledged when in force
-  operate    operation, store, + [descriptor]             a spare formats or sanitizes this medium
+  operate    operation, store, + [descriptor, claim]      a spare formats or sanitizes this medium
              (scsi.operations)
   logout     seconds                                      send an asynchronous message asking for
              logout (RFC 7143 11.9.1)
@@ -109,7 +109,10 @@ A unit, as sent in answer (claim) and in units:
   {lun, unit, descriptor: index into the descriptors or null,
    store: {kind: 'file'|'block'|'ram'|'null', path, size, read_only, direct, filters: [[name, {…}],
    …],
-           cipher_key: hex digits of its encryption key, or '', capabilities…},
+           cipher_key: hex digits of its encryption key, or '', capabilities…,
+           flag: its failure flag (store.failure_flags), is_shared: true if other processes use the
+           same open file description, or absent},
+   claim: index of a further descriptor that keeps the medium claimed, or absent,
    facts: {block_size, physical_block_size, lowest_aligned_block, vendor, product, revision,
    serial, naa, eui, scsi_name,
            rotation_rate, thin, removable, read_only, …},

@@ -81,6 +81,44 @@ def small_disk(tmp_path):
         subprocess.run(['umount', '-l', folder], timeout=60)
 
 
+class LosingDevice(object):
+    """A loop device of 8 MiB whose file system has room for less than one: writes go into the cache,
+    writing back fails. device: its path; image: path of the file below it."""
+
+    def __init__(self, device, image):
+        self.device = device
+        self.image = image
+
+    def read(self, offset, length):
+        """Returns what is on the medium."""
+        with open(self.image, 'rb') as file:
+            file.seek(offset)
+            return file.read(length)
+
+
+@pytest.fixture
+def losing(small_disk):
+    """A LosingDevice. Needs root and loop devices."""
+    image = small_disk(1) + '/loop.img'
+    with open(image, 'wb') as file:
+        file.truncate(8 << 20)
+    ran = subprocess.run(
+        ['losetup', '-f', '--show', image],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        timeout=60,
+    )
+    if ran.returncode:
+        pytest.skip('losetup: %s' % ran.stderr.decode().strip())
+    device = ran.stdout.decode().strip()
+    # The driver reports success for a request of which its file system took only a part, so a request
+    # must not be larger than what the file system takes whole or not at all.
+    with open('/sys/block/%s/queue/max_sectors_kb' % os.path.basename(device), 'w') as file:
+        file.write('4')
+    yield LosingDevice(device, image)
+    subprocess.run(['losetup', '-d', device], timeout=60)
+
+
 @pytest.fixture
 def sessions():
     """connect(daemon, target=TARGET, name=…, isid=…, keys=…) -> Session, closed at the end of the

@@ -41,6 +41,7 @@ from targetd.master.stop import Stop
 from targetd.master.units import transitions
 from targetd.master.units.atomic_slots import AtomicWrites
 from targetd.master.units.copy_guests import CopyGuests
+from targetd.master.units.descriptions import Descriptions
 from targetd.master.units.flushing import Flushes
 from targetd.master.units.format_sanitize import FormatSanitize
 from targetd.master.units.logical_units import Units
@@ -108,6 +109,7 @@ class Master(object):
             self.workers.kill,
             StateDirectory(configuration.server.state_dir),
             self.atomic_writes,
+            Descriptions(self.loop, self.jobs),
         )
         self.rod_tokens = RodTokens(self.replication)
         self.copy_guests = CopyGuests(self.replication, self.admission.may_log_in)

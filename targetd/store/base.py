@@ -7,11 +7,12 @@ Imports base only. Invariants:
   2. Offsets and lengths are bytes, within 0..size; a write beyond `size` raises OSError(EINVAL),
      so a defect cannot make a file grow.
   3. Any thread may call any verb at any time. No verb depends on the file position, because
-     workers share one open file description and so one position (lseek for SEEK_DATA and
+     threads share one open file description and so one position (lseek for SEEK_DATA and
      SEEK_HOLE moves it; nothing reads it).
   4. After a failed flush, acknowledged data may be lost, and the kernel reports the error only
-     once. `lost` stores the errno, and every later flush and durable write fails with it until
-     the store is opened again.
+     once to each open file description. So each process has its own, its threads share flushes
+     (posix), and the processes share a flag (failure_flags). `lost` stores the errno, and every
+     later flush and durable write fails with it until the store is opened again.
 """
 
 import errno
@@ -136,7 +137,8 @@ class Store(object):
     read_only, direct, thin bool; capabilities; inline_write_limit: bytes up to which write(…,
     durable=False) does not wait for a disk, 0 if it may always wait; durable_is_free: bool, a
     durable write costs no more than another one, so it may be done inline too; lost: errno of the
-    flush that failed, or None.
+    flush that failed, or None; claim: a further descriptor, owned by the store, that keeps the
+    medium claimed, or None.
     """
 
     inline_write_limit = 0
@@ -155,6 +157,7 @@ class Store(object):
             **description.get('capabilities') or NO_CAPABILITIES._asdict()
         )
         self.descriptor = -1 if descriptor is None else descriptor
+        self.claim: Optional[int] = None
 
     # -- the verbs ---------------------------------------------------------------------------------
 
@@ -209,7 +212,7 @@ class Store(object):
 
         It does not exclude plain reads and writes. Between processes it is a POSIX lock, because a
         POSIX lock belongs to a process; a lock of an open file description would not distinguish
-        workers, which share one description. The lock ends with the process. While it is held, the
+        workers that share one description. The lock ends with the process. While it is held, the
         process must not close another descriptor of the same file, because that would release the
         lock.
         """
@@ -253,10 +256,13 @@ class Store(object):
         return max(0, self.size - self.allocated())
 
     def close(self) -> None:
-        """Close the descriptor. Verbs raise OSError(EBADF) afterwards; closing twice is harmless."""
+        """Close the descriptors. Verbs raise OSError(EBADF) afterwards; closing twice is harmless."""
         descriptor, self.descriptor = self.descriptor, -1
+        claim, self.claim = self.claim, None
         if descriptor >= 0:
             os.close(descriptor)
+        if claim is not None:
+            os.close(claim)
 
     def __enter__(self) -> 'Store':
         return self

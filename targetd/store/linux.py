@@ -34,6 +34,17 @@ UNSUPPORTED = frozenset(
     [errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOTTY, errno.ENODEV, errno.EINVAL, errno.EREMOTEIO]
 )
 
+
+def reopen(descriptor: int, read_only: bool = False) -> int:
+    """Returns a new open file description of the same file, with the same access mode (or for reading
+    only) and O_DIRECT. It is no exclusive open of a device. Needs the permission to open the file."""
+    flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+    access = os.O_RDONLY if read_only else flags & os.O_ACCMODE
+    return os.open(
+        '/proc/self/fd/%d' % descriptor, access | flags & getattr(os, 'O_DIRECT', 0) | os.O_CLOEXEC
+    )
+
+
 _RANGE = struct.Struct('=QQ')
 _library = ctypes.CDLL(None, use_errno=True)
 

@@ -1,13 +1,13 @@
 """An open medium in the process that claimed it, and how a worker process makes a Store from its
 description and descriptor.
 
-Imports base, linux, filters, filter_settings, encrypting and the classes of stores.
+Imports base, failure_flags, linux, filters, filter_settings, encrypting and the classes of stores.
 """
 
 import os
 from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Tuple
 
-from . import filters, linux
+from . import failure_flags, filters, linux
 from .base import Capabilities, Store
 from .block import BlockStore
 from .encrypting import Encrypting
@@ -31,7 +31,8 @@ class OpenedStore(object):
     block_size, read_only, direct, thin, capabilities (Capabilities), filters (from parse_filters),
     cipher_key: hex digits, '' if the medium is not encrypted; it is passed to the worker in the
     description and appears in no other text. key: equal for two stores on the same medium. claims:
-    additional descriptors that hold the claim.
+    additional descriptors that hold the claim; spares: open file descriptions that no process uses
+    yet; is_reopening: more of them are being opened.
     """
 
     def __init__(
@@ -44,7 +45,10 @@ class OpenedStore(object):
         self._facts = facts
         self.descriptor = descriptor
         self.key = key
-        self.claims = list(claims)  # additional descriptors that hold the claim
+        self.claims = list(claims)
+        self.spares: List[int] = []
+        self.is_reopening = False
+        self.flag = failure_flags.NO_FLAG
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith('_') or name not in self._facts:
@@ -58,7 +62,7 @@ class OpenedStore(object):
     def description(self) -> Dict[str, Any]:
         """Returns the JSON-able dict that from_descriptor() needs in the worker, together with the
         descriptor."""
-        return dict(self._facts, capabilities=dict(self.capabilities._asdict()))
+        return dict(self._facts, capabilities=dict(self.capabilities._asdict()), flag=self.flag)
 
     def store(self) -> Store:
         """Returns a Store in this process, on a duplicate of the descriptor. Raises OSError."""
@@ -74,11 +78,24 @@ class OpenedStore(object):
             return linux.device_size(self.descriptor)
         return os.fstat(self.descriptor).st_size
 
-    def flush(self, offset: int, length: int) -> None:
+    def flush(self) -> None:
         """Make durable all data that any process wrote to the medium, through any descriptor.
         Raises OSError."""
         if self.descriptor is not None and self.kind in ('file', 'block') and not self.read_only:
-            os.fdatasync(self.descriptor)
+            failure_flags.sync(self.descriptor, self.flag, False)
+
+    def set_flag(self, flag: int) -> None:
+        """Use this failure flag in later descriptions. The spare descriptions are closed, because the
+        kernel would report an error to them that was reported before."""
+        self.flag = flag
+        spares, self.spares = self.spares, []
+        for descriptor in spares:
+            os.close(descriptor)
+
+    @property
+    def claim(self) -> Optional[int]:
+        """A descriptor that holds the claim, or None."""
+        return self.claims[0] if self.claims else self.descriptor
 
     def set_cipher_key(self, cipher_key: str) -> None:
         """Use this key (hex digits, '' for no encryption) in later descriptions and stores."""
@@ -89,14 +106,15 @@ class OpenedStore(object):
         self._facts['size'] = size
 
     def descriptors(self) -> List[int]:
-        """Returns every descriptor that this object owns: the medium's and those that hold the
-        claim."""
-        return ([] if self.descriptor is None else [self.descriptor]) + self.claims
+        """Returns every descriptor that this object owns: the medium's, those that hold the claim,
+        and spare ones."""
+        own = [] if self.descriptor is None else [self.descriptor]
+        return own + self.claims + self.spares
 
     def close(self) -> None:
         """Close all descriptors. The claim ends when the workers have closed theirs too. Closing
         twice is harmless."""
-        owned, self.claims, self.descriptor = self.descriptors(), [], None
+        owned, self.claims, self.spares, self.descriptor = self.descriptors(), [], [], None
         for descriptor in owned:
             os.close(descriptor)
 
@@ -110,31 +128,40 @@ class OpenedStore(object):
         return '<OpenedStore %s %s %d bytes>' % (self.kind, self.path, self.size)
 
 
-def from_descriptor(description: Dict[str, Any], descriptor: Optional[int]) -> Store:
+def from_descriptor(
+    description: Dict[str, Any], descriptor: Optional[int], claim: Optional[int] = None
+) -> Store:
     """Returns the Store, with its filters, for a description and a descriptor. Takes ownership of
-    the descriptor, also when it raises.
+    the descriptor and of the one that keeps the medium claimed, also when it raises.
 
     Opens no path. Raises KeyError or ValueError for a description that does not come from
     OpenedStore.description().
     """
     try:
         store: Store = STORE_CLASSES[description['kind']](description, descriptor)
+        store.claim = claim
         if description.get('cipher_key'):
             store = Encrypting(store, bytes.fromhex(description['cipher_key']))
         if store.read_only:
             store = filters.ReadOnly(store)
         return stack_filters(store, description.get('filters') or ())
     except Exception:
-        if descriptor is not None:
-            os.close(descriptor)
+        for owned in (descriptor, claim):
+            if owned is not None:
+                os.close(owned)
         raise
 
 
 def adopt_store(
-    description: Dict[str, Any], key: Iterable[Any], descriptors: Sequence[int]
+    description: Dict[str, Any], key: Iterable[Any], descriptors: Sequence[int], spares: int = 0
 ) -> OpenedStore:
     """Returns the OpenedStore for a medium that another process has opened. description, key: from
-    that process; descriptors: the medium's (none for kind null), then those that hold the claim."""
+    that process; descriptors: the medium's (none for kind null), then those that hold the claim, and
+    `spares` spare ones."""
     facts = dict(description, capabilities=Capabilities(**description['capabilities']))
+    del facts['flag']  # it belongs to the process that had opened the medium
     own = None if description['kind'] == 'null' else descriptors[0]
-    return OpenedStore(facts, own, tuple(key), descriptors[1:])
+    claims_end = len(descriptors) - spares
+    opened = OpenedStore(facts, own, tuple(key), descriptors[1:claims_end])
+    opened.spares = list(descriptors[claims_end:])
+    return opened

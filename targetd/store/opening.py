@@ -119,12 +119,9 @@ def _claim_holder(key, held):
 
 
 def _shared(wanted, flags, holder):
-    """Returns (descriptor, claims) for a medium that this process has already claimed."""
-    if (holder.read_only, holder.direct) == (wanted.read_only, wanted.direct):
-        descriptor = os.dup(holder.descriptor)
-    else:
-        descriptor = os.open(wanted.path, flags & ~os.O_EXCL)
-    return descriptor, [os.dup(d) for d in holder.claims or [holder.descriptor]]
+    """Returns (descriptor, claims) for a medium that this process has already claimed. It is an open
+    file description of its own, so an error of writing back is reported to both."""
+    return os.open(wanted.path, flags & ~os.O_EXCL), [os.dup(holder.claim)]
 
 
 def _claim_file(wanted, descriptor):

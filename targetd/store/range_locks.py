@@ -1,6 +1,6 @@
 """Locks on byte ranges between all threads of all processes that have the lock file.
 
-Imports base, compat. They are locks of open file descriptions: each command uses a separate
+Imports compat, linux. They are locks of open file descriptions: each command uses a separate
 description while it runs, so two threads exclude each other like two processes. A description that
 only one process has is closed with the process, which releases its locks; one that another process
 has too keeps them. The lock file is not read or written: the ranges only use the same offsets as
@@ -18,6 +18,7 @@ import time
 from typing import Any, Iterable, List, Tuple
 
 from .. import compat
+from . import linux
 
 #: Less than the time in which a worker must report to the master that an aborted command has ended.
 LOCK_SECONDS = 8.0
@@ -26,17 +27,11 @@ GATE = 1 << 62
 PAUSES = (0.0002, 0.0005, 0.001, 0.002, 0.005)
 
 
-def reopen(descriptor: int) -> int:
-    """Returns a new open file description of the same file, for reading and writing. Raises
-    OSError."""
-    return os.open('/proc/self/fd/%d' % descriptor, os.O_RDWR | os.O_CLOEXEC)
-
-
 def unsupported_reason(descriptor: int) -> str:
     """Returns why ranges cannot be locked on this file, or ''."""
     one = two = None
     try:
-        one, two = reopen(descriptor), reopen(descriptor)
+        one, two = linux.reopen(descriptor), linux.reopen(descriptor)
         if (
             compat.try_lock(one, True, 0, 1)
             and not compat.try_lock(two, False, 0, 1)
@@ -100,7 +95,7 @@ class RangeLocks(object):
         status = os.fstat(descriptor)
         self.identity = (status.st_dev, status.st_ino)
         # Reopening now shows a missing permission at the start, and not during a command.
-        self._idle = [reopen(descriptor)]
+        self._idle = [linux.reopen(descriptor)]
         self._is_closed = False
 
     def get_description(self) -> int:
@@ -108,7 +103,7 @@ class RangeLocks(object):
         try:
             return self._idle.pop()
         except IndexError:
-            return reopen(self._origin)
+            return linux.reopen(self._origin)
 
     def return_description(self, descriptor: int) -> None:
         """Unlock everything that the command has locked and keep the description for the next one."""

@@ -115,9 +115,7 @@ class Worker(object):
         """Format or sanitize a medium, without a session."""
         self._is_serving = True
         thread = threading.Thread(
-            target=self._run_operation,
-            args=(message, descriptors[0] if descriptors else None),
-            name='erasing',
+            target=self._run_operation, args=(message, descriptors), name='erasing'
         )
         thread.daemon = True
         thread.start()
@@ -388,11 +386,11 @@ class Worker(object):
         if members is not None and members.is_over():
             self._session_over(why, in_order)
 
-    def _run_operation(self, message, descriptor):
+    def _run_operation(self, message, descriptors):
         """[erasing]"""
         failed = ''
         try:
-            with store.from_descriptor(message['store'], descriptor) as medium:
+            with store.from_descriptor(message['store'], *(descriptors or [None])) as medium:
                 erasing.run_operation(
                     medium,
                     message['operation'],

@@ -137,9 +137,11 @@ class Replica(object):
         )
 
     def _new_unit(self, message, descriptors, nexus, device, copy_guests):
-        index = message['descriptor']
+        index, claim = message['descriptor'], message.get('claim')
         medium = store.from_descriptor(
-            message['store'], None if index is None else descriptors[index]
+            message['store'],
+            None if index is None else descriptors[index],
+            None if claim is None else descriptors[claim],
         )
         journal = message.get('atomic')
         if journal:
@@ -175,6 +177,7 @@ class Replica(object):
     @staticmethod
     def _close_untaken(units, descriptors):
         taken = {message['descriptor'] for message in units}
+        taken |= {message.get('claim') for message in units}
         taken |= {message['atomic']['descriptor'] for message in units if message.get('atomic')}
         for index, descriptor in enumerate(descriptors):
             if index not in taken:

@@ -3,7 +3,6 @@
 import errno
 import os
 import resource
-import subprocess
 
 import pytest
 
@@ -85,28 +84,8 @@ def test_a_file_size_limit_is_an_error_and_does_not_kill_the_process(tmp_path, m
     medium.write(2 * MIB, b'x' * 4096, True)
 
 
-@pytest.fixture
-def losing_device(folder):
-    """A loop device of 8 MiB whose file system has room for less than one: writes go into the
-    cache, writing back fails."""
-    image = folder + '/loop.img'
-    with open(str(image), 'wb') as f:
-        f.truncate(8 * MIB)
-    ran = subprocess.run(
-        ['losetup', '-f', '--show', str(image)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        timeout=60,
-    )
-    if ran.returncode:
-        pytest.skip('losetup: %s' % ran.stderr.decode().strip())
-    device = ran.stdout.decode().strip()
-    yield device
-    subprocess.run(['losetup', '-d', device], timeout=60)
-
-
-def test_lost_data_fails_every_flush_until_the_store_is_opened_again(losing_device, medium_of):
-    medium = medium_of({'path': losing_device})
+def test_lost_data_fails_every_flush_until_the_store_is_opened_again(losing, medium_of):
+    medium = medium_of({'path': losing.device})
     for at in range(0, 4 * MIB, 65536):
         medium.write(at, b'x' * 65536, False)
     assert medium.lost is None
@@ -119,8 +98,8 @@ def test_lost_data_fails_every_flush_until_the_store_is_opened_again(losing_devi
     assert failure(medium.write, 0, b'y' * 4096, True) == first
 
 
-def test_a_lost_durable_write_is_an_error(losing_device, medium_of):
-    medium = medium_of({'path': losing_device})
+def test_a_lost_durable_write_is_an_error(losing, medium_of):
+    medium = medium_of({'path': losing.device})
     number = failure(
         lambda: [medium.write(at, b'x' * 65536, True) for at in range(0, 4 * MIB, 65536)]
     )

@@ -122,7 +122,7 @@ def test_luns_are_added_and_removed_with_unit_attentions(served):
     assert (
         [u['lun'] for u in order['add']] == [1]
         and order['attentions'] == [[0x3F, 0x0E]]
-        and order['_descriptors'] == 1
+        and order['_descriptors'] == 2
     )
     unit = next(u for u in served.master.units.by_id.values() if u.lun.number == 1)
     reload(served, body(served, (DISK, OPEN, RAM)))

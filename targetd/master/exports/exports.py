@@ -23,11 +23,11 @@ from targetd.master.exports.media_watch import MediaWatch
 from targetd.master.exports.open_batch import OpenBatch, PlannedUnit
 from targetd.master.exports.resizing import shorten
 from targetd.master.state import key_files
-from targetd.master.units import fault_transitions, shared_state, transitions
+from targetd.master.units import fault_transitions, flushing, shared_state, transitions
 from targetd.master.units.unit import Unit
 from targetd.scsi import alua, attention, modes
 from targetd.scsi.medium_state import FAILED, SHRUNK
-from targetd.store import adopt_store, journal
+from targetd.store import adopt_store, failure_flags, journal
 
 RETRY_SECONDS = 10.0
 SPACE_SECONDS = 5.0  # interval at which the free space for thin media is checked
@@ -236,7 +236,8 @@ class Exports(object):
     def make_unit(self, target, lun, words, descriptors, others=()):
         """Returns the Unit for a result of open_medium.open_medium. others: the Units of the same
         medium that will be served besides it. Raises StoreError after closing everything it opened."""
-        store = adopt_store(words['store'], words['medium'], descriptors)
+        store = adopt_store(words['store'], words['medium'], descriptors, words['spares'])
+        store.set_flag(others[0].store.flag if others else failure_flags.new_flag())
         medium = None
         try:
             key, facts = words['key'], words['facts']
@@ -385,12 +386,27 @@ class Exports(object):
             unit.failure or 'errors of the medium',
         )
         if has_failed:
-            # the workers get new Stores, because the old ones keep the failure state
-            replication.order_units(unit.workers, replace=[unit])
+            self._renew_stores(unit)
         replication.distribute(unit, decision, None, lambda: None)
         if has_failed and unit.atomic is not None:
             replication.atomic_writes.retry_repairs(unit)
         return True
+
+    def _renew_stores(self, unit):
+        """The workers get new Stores, because the old ones keep the failure state, and with them a new
+        flag. The master's open file description still has the error: a flush, whose outcome nobody
+        needs, takes it away."""
+        unit.store.set_flag(failure_flags.new_flag())
+        without_flag = dict(unit.store.description(), flag=failure_flags.NO_FLAG)
+        descriptor = unit.store.descriptor
+        if flushing.has_cache(unit):
+            self.jobs.submit_job(
+                ('flush', unit.id),
+                lambda: flushing.flush_medium(without_flag, descriptor),
+                lambda answer: None,
+                [descriptor],
+            )
+        self.units.replication.order_units(unit.workers, replace=[unit])
 
 
 def carry_over_state(old, new):

@@ -13,6 +13,7 @@ from targetd.host import claims, disks, identity, in_use, roots, signatures
 from targetd.master.exports import known_media
 from targetd.master.exports.resizing import grow
 from targetd.master.state import journal_recovery, key_files
+from targetd.master.units import descriptions
 from targetd.scsi.facts import DEFAULTS
 from targetd.store import adopt_store, open_store
 
@@ -48,6 +49,8 @@ def open_medium(target, lun, held, server, state, master, known, plan_only=False
             rolled_back = journal_recovery.roll_back_writes(left, store)
         if not plan_only or os.path.exists(lun.encryption_key_file):
             check = key_files.set_store_key(lun, store, state.load(key), state.file_of(key))
+        if not plan_only and store.kind == 'block' and descriptions.needs_own(store):
+            store.spares += descriptions.open_spares(store.descriptor)[1]
         facts = facts_of(lun, store, _identity(lun, path, key, server))
         facts.update(alua_facts(target, lun))
         seen = None
@@ -65,6 +68,7 @@ def open_medium(target, lun, held, server, state, master, known, plan_only=False
     return {
         'store': store.description(),
         'medium': store.key,
+        'spares': len(store.spares),
         'key': key,
         'key_check': check,
         'facts': facts,
@@ -90,7 +94,7 @@ def open_files(requests, held, server, state, master, plan_only=False):
         media.append(dict(words, descriptors=len(own)))
         descriptors += own
         if own:
-            opened = adopt_store(words['store'], words['medium'], own)
+            opened = adopt_store(words['store'], words['medium'], own, words['spares'])
             shared.setdefault(_file_identity(lun.backing_store), []).append(opened)
     return {'media': media}, descriptors
 

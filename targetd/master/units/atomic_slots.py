@@ -21,7 +21,7 @@ from targetd import compat, log
 from targetd.errors import StoreError
 from targetd.master.state import journal_recovery
 from targetd.master.state.state_directory import sync_directory
-from targetd.store import from_descriptor, journal, range_locks
+from targetd.store import failure_flags, from_descriptor, journal, linux, range_locks
 
 
 class JournaledMedium(object):
@@ -38,7 +38,7 @@ class JournaledMedium(object):
     def grant_slot(self):
         """A free journal.Slot for a worker. Raises OSError."""
         number = next(n for n in range(len(self.slots) + 1) if n not in self.slots)
-        descriptor = range_locks.reopen(self.descriptor)
+        descriptor = linux.reopen(self.descriptor)
         try:
             if os.fstat(descriptor).st_size < (number + 1) * journal.SLOT:
                 os.ftruncate(descriptor, (number + 1) * journal.SLOT)
@@ -66,7 +66,8 @@ class Repair(object):
         self.slot = slot
         self.name = ('repair', unit.id, id(slot))
         self.has_failed = False
-        self._description = unit.store.description()
+        # without the flag of the unit, whose failure must not prevent that the old blocks are restored
+        self._description = dict(unit.store.description(), flag=failure_flags.NO_FLAG)
         self._descriptor = None if unit.store.descriptor is None else os.dup(unit.store.descriptor)
 
     def descriptors(self):
@@ -74,9 +75,11 @@ class Repair(object):
         return [self.slot.descriptor] + ([] if self._descriptor is None else [self._descriptor])
 
     def write_back(self):
-        """Runs in the child process."""
+        """Runs in the child process, with an open file description of its own: an error of writing
+        back is reported to each."""
         try:
-            with from_descriptor(self._description, self._descriptor) as medium:
+            own = None if self._descriptor is None else linux.reopen(self._descriptor)
+            with from_descriptor(self._description, own) as medium:
                 self.slot.recover(medium)
         except OSError as e:
             return {'failed': e.strerror or str(e)}, ()

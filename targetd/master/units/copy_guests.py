@@ -45,7 +45,9 @@ class CopyGuests(object):
         nexus = worker.session.nexus._replace(target_name=found.target_name)
         _, count = found.guests.get(worker, (nexus, 0))
         found.guests[worker] = nexus, count + 1
-        dicts, descriptors = to_message_with_descriptors(None, [found])
+        dicts, descriptors = to_message_with_descriptors(
+            self.replication.descriptions.lend, None, [found]
+        )
         answer(
             Refusal(sam.GOOD),
             {'reached': dict(dicts[0], target_name=found.target_name)},

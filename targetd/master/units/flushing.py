@@ -6,6 +6,7 @@ which initiators may stop flushing.
                                 |-- no answer within the time limit --> done(why)
 """
 
+from targetd.master.units import descriptions
 from targetd.store import from_descriptor
 
 # shorter, together with the other stages of the stop, than a service manager waits
@@ -44,7 +45,7 @@ class Flushes(object):
 
 def has_cache(unit):
     """True if data that was written to the unit can be in a volatile cache."""
-    return unit.store.kind in ('file', 'block') and not unit.store.read_only
+    return descriptions.needs_own(unit.store)
 
 
 def flush_medium(description, descriptor):

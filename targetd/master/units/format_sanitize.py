@@ -90,15 +90,14 @@ class FormatSanitize(object):
             unit.shared = unit.shared._replace(
                 operation=operations.for_medium_size(unit.shared.operation, unit.store.size)
             )
-            descriptor = unit.store.descriptor
+            descriptor, is_shared = self.replication.descriptions.lend(unit.store)
+            description = unit.store.description()
+            if is_shared:
+                description['is_shared'] = True
             self.workers.send(
                 worker,
-                {
-                    'do': 'operate',
-                    'operation': unit.shared.operation,
-                    'store': unit.store.description(),
-                },
-                () if descriptor is None else (descriptor,),
+                {'do': 'operate', 'operation': unit.shared.operation, 'store': description},
+                () if descriptor is None else (descriptor, unit.store.claim),
             )
 
     def cancel_operation(self, unit):

@@ -22,9 +22,10 @@ from targetd.master.units.hanging import HangingUnits
 from targetd.master.units.transitions import Decision, Refusal
 from targetd.master.units.unit import to_message_with_descriptors
 from targetd.scsi import sam
+from targetd.store import failure_flags
 
-# Each unit can have two descriptors, and a message at most channel.MAXIMUM_DESCRIPTORS.
-UNITS_PER_MESSAGE = 120
+# Each unit can have three descriptors, and a message at most channel.MAXIMUM_DESCRIPTORS.
+UNITS_PER_MESSAGE = 80
 
 
 class Units(object):
@@ -104,7 +105,8 @@ class Units(object):
         if rest:
             self._incomplete[worker] = nexus
             self.replication.loop.call_later(0, lambda: self._serve_more(worker, nexus, rest))
-        return to_message_with_descriptors(worker, first) + (bool(rest),)
+        lend = self.replication.descriptions.lend
+        return to_message_with_descriptors(lend, worker, first) + (bool(rest),)
 
     def _serve_more(self, worker, nexus, units):
         """Send the next of these units to a worker whose login waits for them, with their present
@@ -135,6 +137,9 @@ class Units(object):
                 self.replication.atomic_writes.retire_slot(unit, unit.slots.pop(worker))
             if nexus is not None:
                 self.replication.apply_decision(unit, transitions.session_lost(unit.shared, nexus))
+            if failure_flags.is_set(unit.store.flag):
+                # the worker may have died before it could report this
+                self.replication.fail_unit(unit, 'a flush failed')
         self.hanging.session_over(worker)
         self.rod_tokens.worker_gone(worker)
         self.replication.acknowledgements.worker_gone(worker)

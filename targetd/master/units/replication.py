@@ -18,6 +18,7 @@ from targetd.master.units.acknowledgements import Acknowledgements
 from targetd.master.units.fault_log import FaultLog, log_restriction
 from targetd.master.units.unit import UnitTable, to_message_with_descriptors
 from targetd.scsi.medium_state import FAILED
+from targetd.store import failure_flags
 
 SAVE_SECONDS = 10.0  # interval at which a state that could not be saved is saved again
 RECORDS_SECONDS = 1.0  # errors of the medium are collected this long before they are sent
@@ -28,14 +29,16 @@ class Replication(object):
     """The units that are exported, and the distribution of their changes.
 
     send(worker, message, descriptors) and kill(worker, why) reach the workers; state:
-    state_directory.StateDirectory; atomic_writes: atomic_slots.AtomicWrites."""
+    state_directory.StateDirectory; atomic_writes: atomic_slots.AtomicWrites; descriptions:
+    Descriptions."""
 
-    def __init__(self, loop, send, kill, state, atomic_writes):
+    def __init__(self, loop, send, kill, state, atomic_writes, descriptions):
         self.loop = loop
         self.send = send
         self.kill = kill
         self.state = state
         self.atomic_writes = atomic_writes
+        self.descriptions = descriptions
         self.acknowledgements = Acknowledgements(loop, kill)
         self.fault_log = FaultLog(loop)
         self.by_id = UnitTable()
@@ -159,7 +162,9 @@ class Replication(object):
                 nexus = worker.session.nexus if worker.session else None
                 if nexus is not None:
                     unit.workers[worker] = nexus
-            dicts, descriptors = to_message_with_descriptors(worker, list(add) + list(replace))
+            dicts, descriptors = to_message_with_descriptors(
+                self.descriptions.lend, worker, list(add) + list(replace)
+            )
             self.send(
                 worker,
                 {
@@ -199,6 +204,7 @@ class Replication(object):
         the administrator acknowledges it."""
         if unit.shared.medium == FAILED:
             return
+        failure_flags.set_flag(unit.store.flag)  # no flush of any session succeeds from now on
         self.apply_decision(unit, transitions.medium_failed(unit.shared, why))
         log.error(
             'unit %s (%s) FAILED: %s. Data that was acknowledged may be lost. Writes and flushes are '

@@ -11,7 +11,6 @@ fails if the token was revoked meanwhile.
 Tokens are lost when the master stops.
 """
 
-import fcntl
 import hashlib
 import itertools
 import os
@@ -24,6 +23,7 @@ from targetd.scsi.copy import copy_manager, rod_tokens
 from targetd.scsi.facts import UnitFacts
 from targetd.scsi.medium_state import READABLE
 from targetd.scsi.sense import HARDWARE_ERROR, ILLEGAL_REQUEST, CheckCondition
+from targetd.store import linux
 
 MAXIMUM_TOKENS = 1024  # when there are more, the least recently used one is dropped
 MAXIMUM_ENDED = 1024  # ended tokens of which the reason is kept
@@ -110,7 +110,7 @@ class RodTokens(object):
         descriptors = []
         if worker not in token.unit.workers and token.store.descriptor is not None:
             try:
-                descriptors.append(reopened_read_only(token.store.descriptor))
+                descriptors.append(linux.reopen(token.store.descriptor, True))
             except OSError:
                 error = CheckCondition(HARDWARE_ERROR, 0x44, 0x00)
                 answer(Refusal(sam.CHECK_CONDITION, error.sense()))
@@ -205,12 +205,6 @@ class RodTokens(object):
         have acknowledged."""
         unit.watched = rod_tokens.merge_ranges(r for t in self._tokens_of(unit) for r in t.ranges)
         self.replication.send_change(unit, {'watched': unit.watched}, done)
-
-
-def reopened_read_only(descriptor):
-    """A new descriptor of the same medium, open for reading only. Raises OSError."""
-    direct = fcntl.fcntl(descriptor, fcntl.F_GETFL) & getattr(os, 'O_DIRECT', 0)
-    return os.open('/proc/self/fd/%d' % descriptor, os.O_RDONLY | os.O_CLOEXEC | direct)
 
 
 def _digest(data):

@@ -106,17 +106,24 @@ class Unit(object):
         return '<unit %s>' % self.id
 
 
-def to_message_with_descriptors(worker, units):
+def to_message_with_descriptors(lend, worker, units):
     """(dicts, descriptors): these units, for a message to this worker, or to a copy's guest if
-    worker is None. Each dict has the index of the medium's descriptor and, if writes are atomic,
-    that of the journal, in which a worker (not a guest) is granted a slot. Raises OSError."""
+    worker is None. Each dict has the index of the medium's descriptor, that of its claim, and, if
+    writes are atomic, that of the journal, in which a worker (not a guest) is granted a slot. lend:
+    Descriptions.lend. Raises OSError."""
     dicts, descriptors = [], []
     for unit in units:
-        index = None
-        if unit.store.descriptor is not None:
+        store, index = unit.store, None
+        own, is_shared = lend(store)
+        if own is not None:
             index = len(descriptors)
-            descriptors.append(unit.store.descriptor)
+            descriptors.append(own)
         dicts.append(unit.to_message(index))
+        if is_shared:
+            dicts[-1]['store']['is_shared'] = True
+        if own != store.claim:
+            dicts[-1]['claim'] = len(descriptors)
+            descriptors.append(store.claim)
         if unit.atomic is not None:
             slot = None
             if worker is not None:

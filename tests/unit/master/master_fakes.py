@@ -6,6 +6,7 @@ from targetd.master.processes.loop import Loop
 from targetd.master.state.state_directory import StateDirectory
 from targetd.master.units.atomic_slots import AtomicWrites
 from targetd.master.units.copy_guests import CopyGuests
+from targetd.master.units.descriptions import Descriptions
 from targetd.master.units.flushing import Flushes
 from targetd.master.units.format_sanitize import FormatSanitize
 from targetd.master.units.logical_units import Units
@@ -80,9 +81,10 @@ class FakeStore(object):
     """Implements what the master uses of an opened Store; its descriptor is a real one."""
 
     kind, path, size, block_size, read_only = 'file', '/disk.img', 1 << 20, 512, False
+    flag = 0
 
     def __init__(self, path):
-        self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
+        self.claim = self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
 
     def description(self):
         return {'kind': self.kind, 'path': self.path, 'size': self.size}
@@ -126,7 +128,9 @@ def make_units(
     atomic_writes = AtomicWrites(
         jobs, lambda unit, why: replication.fail_unit(unit, why), on_repaired
     )
-    replication = Replication(loop, send, kill, StateDirectory(str(path)), atomic_writes)
+    replication = Replication(
+        loop, send, kill, StateDirectory(str(path)), atomic_writes, Descriptions(loop, jobs)
+    )
     format_sanitize = FormatSanitize(
         replication, workers or FakeWorkers(send), lambda: format_sanitize.assign_workers()
     )

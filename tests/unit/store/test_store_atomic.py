@@ -12,7 +12,7 @@ import threading
 import pytest
 
 from targetd import compat, store
-from targetd.store import Atomic, journal, range_locks
+from targetd.store import Atomic, journal, linux, range_locks
 
 MIB = 1 << 20
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(store.__file__)))
@@ -29,7 +29,7 @@ class House(object):
     def worker(self):
         """Another worker's store, and the descriptor of its slot that the master keeps."""
         number = len(self.stores)
-        self.descriptors.append(range_locks.reopen(self.journal))
+        self.descriptors.append(linux.reopen(self.journal))
         self.stores.append(Atomic(self.made.store(), os.dup(self.descriptors[-1]), number))
         return self.stores[-1]
 
@@ -125,7 +125,7 @@ def test_a_stream_of_readers_does_not_block_a_waiting_writer(house):
     written = threading.Event()
     with one.locked_range(0, 4096, False):
         thread = in_thread(lambda: (two.write(0, b'w' * 512, False), written.set()))
-        probe = range_locks.reopen(made.journal)
+        probe = linux.reopen(made.journal)
         while not compat.is_locked(probe, range_locks.GATE, 4096):
             assert thread.is_alive()
         os.close(probe)
@@ -207,7 +207,7 @@ def test_an_atomic_write_is_visible_to_all_workers(house):
     one, two = made.worker(), made.worker()
     write_in_one(one, 4096, b'n' * MIB)
     assert bytes(two.read(4096, MIB)) == b'n' * MIB
-    slot = journal.open_slot(range_locks.reopen(made.journal), 0)
+    slot = journal.open_slot(linux.reopen(made.journal), 0)
     assert slot.is_empty()
     slot.close()
 

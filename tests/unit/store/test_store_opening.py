@@ -344,9 +344,9 @@ def test_the_masters_flush_reaches_the_medium(image, opened, monkeypatch):
     synced = []
     monkeypatch.setattr(os, 'fdatasync', synced.append)
     made = opened({'path': image})
-    made.flush(0, made.size)
-    opened({'kind': 'ram', 'size': MIB}).flush(0, MIB)
-    opened({'kind': 'null', 'size': MIB}).flush(0, MIB)
+    made.flush()
+    opened({'kind': 'ram', 'size': MIB}).flush()
+    opened({'kind': 'null', 'size': MIB}).flush()
     assert synced == [made.descriptor]
 
 

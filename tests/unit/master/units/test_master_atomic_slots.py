@@ -14,7 +14,7 @@ from targetd.master.exports.exports import Exports
 from targetd.master.processes.jobs import Jobs
 from targetd.master.units import atomic_slots
 from targetd.scsi.medium_state import FAILED, READY
-from targetd.store import journal, range_locks
+from targetd.store import journal, linux
 
 MIB = 1 << 20
 OTHER = 'iqn.2026-11.test:other'
@@ -109,7 +109,7 @@ class Harness(object):
         self.loop.close()
 
     def is_locked(self, unit):
-        descriptor = range_locks.reopen(unit.atomic.descriptor)
+        descriptor = linux.reopen(unit.atomic.descriptor)
         try:
             return compat.is_locked(descriptor, 4096, 512)
         finally:
@@ -140,7 +140,8 @@ def test_each_session_gets_a_slot_and_a_freed_slot_is_granted_again(harness):
     assert unit.facts['maximum_atomic_length'] == journal.LONGEST
     one, two = harness.serve('one'), harness.serve('two')
     assert [found[1]['atomic']['slot'] for found in (one, two)] == [0, 1]
-    assert len(one[2]) == 2 and one[1]['descriptor'] == 0 and one[1]['atomic']['descriptor'] == 1
+    places = one[1]['descriptor'], one[1]['claim'], one[1]['atomic']['descriptor']
+    assert len(one[2]) == 3 and places == (0, 1, 2)
     harness.units.end_session(one[0])
     assert harness.serve('three')[1]['atomic']['slot'] == 0
     assert harness.jobs.is_idle
@@ -150,7 +151,7 @@ def test_without_the_setting_there_is_no_journal_and_no_slot(harness):
     unit = harness.export(atomic_writes=False)
     assert unit.atomic is None and 'maximum_atomic_length' not in unit.facts
     _, message, descriptors = harness.serve()
-    assert 'atomic' not in message and len(descriptors) == 1
+    assert 'atomic' not in message and len(descriptors) == 2
     assert not os.path.exists(os.path.join(harness.path, 'atomic'))
 
 

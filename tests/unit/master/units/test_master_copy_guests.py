@@ -2,6 +2,7 @@
 that its copies end before the medium is released."""
 
 import collections
+import os
 
 import pytest
 from master_fakes import TARGET, FakeStore, FakeWorker, StillLoop, change_medium, make_units, nexus
@@ -88,7 +89,9 @@ def test_a_unit_is_granted_with_its_descriptor_and_its_target(harness):
         and given['target_name'] == OTHER
         and given['descriptor'] == 0
     )
-    assert harness.descriptors == [harness.theirs.store.descriptor]
+    own, claim = harness.descriptors
+    assert given['claim'] == 1 and claim == harness.theirs.store.descriptor
+    assert os.path.samestat(os.fstat(own), os.fstat(claim))
     assert harness.theirs.guests[harness.one][0] == nexus('one', target=OTHER)
 
 

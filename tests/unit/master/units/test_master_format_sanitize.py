@@ -187,6 +187,7 @@ def test_identifying_information_is_saved_and_other_nexuses_get_a_unit_attention
 
 
 class FakeStore(object):
+    claim, flag = None, 0
     kind, path, size, block_size, read_only, descriptor, cipher_key = (
         'null',
         None,

@@ -28,9 +28,10 @@ def broken():
 
 class FakeStore(object):
     kind, path, size, block_size, read_only = 'file', '/disk.img', 1 << 20, 512, False
+    flag = 0
 
     def __init__(self):
-        self.descriptor = os.open(os.devnull, os.O_RDWR)
+        self.claim = self.descriptor = os.open(os.devnull, os.O_RDWR)
         self.is_open = True
 
     def description(self):
@@ -125,9 +126,9 @@ def test_a_claim_gets_units_with_descriptors_and_states(harness):
     assert not more
     assert [(d['lun'], d['unit'], d['descriptor']) for d in dicts] == [
         (0, TARGET + '/0', 0),
-        (7, TARGET + '/7', 1),
+        (7, TARGET + '/7', 2),
     ]
-    assert len(descriptors) == 2
+    assert len(descriptors) == 4 and dicts[0]['claim'] == 1
     assert dicts[0]['medium'] == READY and dicts[0]['reservations']['registrations'] == []
     json.dumps(dicts)
 
@@ -422,13 +423,13 @@ def test_units_that_do_not_fit_in_one_message_follow(harness):
     worker = FakeWorker('many')
     worker.session = type('S', (), {'nexus': nexus('many')})
     dicts, descriptors, more = harness.serve(worker)
-    assert len(dicts) == len(descriptors) == 120 and more
-    for number in range(3):
+    assert (len(dicts), len(descriptors)) == (80, 160) and more
+    for number in range(5):
         harness.loop.settle()
         assert len(worker.of('units')) == number + 1, 'one after the other'
         order = worker.of('units')[-1]
         harness.units.replication.on_acknowledge(worker, {'id': order['id']})
-    assert [len(m['add']) for m in worker.of('units')] == [120, 120, 90]
+    assert [len(m['add']) for m in worker.of('units')] == [80, 80, 80, 80, 50]
     assert all(m['add'][0]['descriptor'] == 0 for m in worker.of('units'))
 
 
