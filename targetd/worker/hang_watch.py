@@ -99,6 +99,7 @@ class Watch(object):
         self._worker = worker
         self._lock = threading.Lock()
         self._reported = {}  # unit id -> task that was reported as the oldest one
+        self._to_close = []  # removed units whose stores are still used by a command that hangs
 
     def start(self):
         """Look at the commands from now on, until there are none. [any]"""
@@ -109,6 +110,30 @@ class Watch(object):
         thread = threading.Thread(target=self._run, name='watch')
         thread.daemon = True
         thread.start()
+
+    def close_store(self, unit):
+        """Close the store of a removed unit, now or when the last command that hangs has returned: it
+        may still use the number of the descriptor. [any]"""
+        with self._lock:
+            self._to_close.append(unit)
+        self._close_unused()
+        if self._to_close:
+            self.start()
+
+    def _close_unused(self):
+        with self._lock:
+            unused = [unit for unit in self._to_close if not self._is_used(unit)]
+            self._to_close = [unit for unit in self._to_close if unit not in unused]
+        for unit in unused:
+            unit.store.close()
+
+    def _is_used(self, unit):
+        tasks, replica = self._worker.tasks, self._worker.replica
+        if tasks is None or replica is None:
+            return False
+        return unit in replica.guests.units_of_copies() or any(
+            task.unit is unit for task in list(tasks.hung)
+        )
 
     def _run(self):
         idle = 0
@@ -131,8 +156,10 @@ class Watch(object):
         for on_quiet, units in replica.guests.give_up(now - QUIET_SECONDS):
             self.fences.put_up(units, self._in_executor(on_quiet))
         self.fences.take_down()
+        self._close_unused()
         self._report(tasks.running(), now)
-        return tasks.are_unfinished() or self.fences.are_up() or bool(self._reported)
+        is_waiting = self.fences.are_up() or bool(self._reported or self._to_close)
+        return is_waiting or tasks.are_unfinished()
 
     def _in_executor(self, on_quiet):
         """on_quiet() may have to wait for a slow initiator."""

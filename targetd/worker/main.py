@@ -250,7 +250,7 @@ class Worker(object):
 
         def close_and_acknowledge():
             for unit in replies:
-                unit.store.close()
+                self.watch.close_store(unit)
             acknowledge()
 
         self._end_tasks(replies, close_and_acknowledge)

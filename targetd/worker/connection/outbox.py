@@ -360,7 +360,15 @@ class SharedOutbox(Outbox):
     session's command window; on_failure(error): called by the sender thread when sending fails;
     start_read(task): starts a postponed read."""
 
-    __slots__ = ('on_failure', 'start_read', '_numbering', '_guard', '_reading', '_postponed')
+    __slots__ = (
+        'on_failure',
+        'start_read',
+        '_numbering',
+        '_guard',
+        '_reading',
+        '_readers',
+        '_postponed',
+    )
     budget_bytes = READ_BUDGET_BYTES
 
     def __init__(self, sock, session, stat_sn, crc32c, values, numbering):
@@ -368,6 +376,7 @@ class SharedOutbox(Outbox):
         self._numbering = numbering
         self._guard = threading.Lock()
         self._reading = 0  # bytes that executor threads are reading and will queue
+        self._readers = {}  # unit -> number of its tasks that these bytes are for
         self._postponed = deque()  # (task, the PostponedRead that is its transfer)
         self.on_failure = self.start_read = None
 
@@ -459,13 +468,13 @@ class SharedOutbox(Outbox):
         postpone the task, with `postponed` as its transfer so that it can be aborted meanwhile.
         [executor]"""
         with self._guard:
-            if self._fits_budget(task.edtl) and not self._postponed:
-                self._reading += task.edtl
+            if self._is_next(task) or self._fits_budget(task.edtl) and not self._postponed:
+                self._begin_read(task)
                 return True
             task.transfer = postponed
             if task.aborted:  # perhaps before its transfer was set: it ends now
                 task.transfer = None
-                self._reading += task.edtl
+                self._begin_read(task)
                 return True
             self._postponed.append((task, postponed))
         self.start_postponed()  # the budget may have become free meanwhile
@@ -475,7 +484,22 @@ class SharedOutbox(Outbox):
         """The data of the task is queued, or the read has failed. [executor]"""
         with self._guard:
             self._reading -= task.edtl
+            self._readers[task.unit] -= 1
+            if not self._readers[task.unit]:
+                del self._readers[task.unit]
         self.start_postponed()
+
+    def _is_next(self, task):
+        """True if the task may read at once, whatever the reads of other units hold."""
+        return (
+            task.edtl <= NEXT_READ_BYTES
+            and task.unit not in self._readers
+            and self._queued_bytes() + task.edtl <= self.budget_bytes
+        )
+
+    def _begin_read(self, task):
+        self._reading += task.edtl
+        self._readers[task.unit] = self._readers.get(task.unit, 0) + 1
 
     def start_postponed(self):
         """Start the postponed reads that fit into the budget. Starts nothing after the connection
@@ -488,7 +512,7 @@ class SharedOutbox(Outbox):
                 if task.transfer is not postponed:
                     continue  # it was aborted
                 task.transfer = None
-                self._reading += task.edtl
+                self._begin_read(task)
             self.start_read(task)
 
     def withdraw_postponed(self, task):

@@ -151,3 +151,16 @@ def test_the_oldest_command_of_a_unit_that_hangs_is_reported_once(worker):
     worker.watch.look(12.0 + HANGING_SECONDS)
     assert worker.reports[-1] == ('hanging', 'a', 0)
     assert not worker.watch.look(13.0 + HANGING_SECONDS)  # there is nothing more to look at
+
+
+def test_the_store_of_a_removed_unit_is_closed_when_its_last_command_has_returned(worker):
+    """The descriptor's number could be in use again while the command continues."""
+    unit, closed = Unit('a'), []
+    unit.store = SimpleNamespace(close=lambda: closed.append(True))
+    task = worker.run(1, unit, 0x28)
+    worker.tasks.abort(lambda task: True, lambda: worker.watch.close_store(unit))
+    worker.watch.look(NOW)
+    assert not worker.session.tasks and not closed
+    worker.tasks.finished(task)
+    worker.watch.look(NOW)
+    assert closed == [True]

@@ -175,9 +175,9 @@ def shared_outbox():
     return box, theirs, callbacks
 
 
-def read_task(length):
+def read_task(length, unit='unit'):
     task = sam.Task()
-    task.edtl = length
+    task.edtl, task.unit = length, unit
     return task
 
 
@@ -230,3 +230,15 @@ def test_a_read_that_is_aborted_while_it_is_postponed_ends():
     assert box.reserve_read(first, 'postponed')
     second.aborted = True
     assert box.reserve_read(second, 'postponed') and second.transfer is None
+
+
+def test_a_read_of_another_unit_is_not_postponed_by_reads_that_wait_for_a_medium():
+    box, wire, callbacks = shared_outbox()
+    stuck, other = read_task(READ_BUDGET_BYTES, 'hanging'), read_task(1 << 20, 'healthy')
+    assert box.reserve_read(stuck, 'postponed')
+    assert not box.reserve_read(read_task(1 << 20, 'hanging'), 'postponed')
+    for _ in range(3):
+        assert box.reserve_read(other, 'postponed')
+        box.release_read(other)
+    box.queue.append((1, bytes(READ_BUDGET_BYTES)))  # data that the initiator does not read
+    assert not box.reserve_read(other, 'postponed')
