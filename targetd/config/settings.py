@@ -309,6 +309,9 @@ LUN = (
     _lun('block-size', _SIZE_OF_BLOCK, None, NEEDS_LOGOUT,
          'Bytes per logical block; auto: the block size of the disk, 512 for a file.',
          'Changing it on a disk that contains data makes the data unreadable.', '4096'),
+    _lun('allow-other-block-size', kinds.Flag(), False, NEEDS_LOGOUT,
+         'Serve a disk or file although the partition table or file system on it was written with '
+         'another block size than the one that initiators see.'),
     _lun('physical-block-size', kinds.Auto(kinds.PowerOfTwo(512, 1 << 20)), None, NEEDS_LOGOUT,
          'Bytes per physical block, to which initiators align their accesses; auto: as the disk '
          'reports, block-size for a file.', example='4096'),

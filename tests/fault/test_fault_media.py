@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import stat
 import subprocess
 import sys
@@ -490,3 +491,25 @@ def test_a_new_server_id_is_logged(daemon):
     serve_file(daemon)
     daemon.start()
     assert daemon.logged('state/server-id is new')
+
+
+# -- block size ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    'command', [['sgdisk', '-n', '1:0:0'], ['mkfs.ext4', '-q', '-F', '-b1024']]
+)
+def test_a_block_size_that_does_not_fit_the_content_is_refused_unless_confirmed(daemon, command):
+    path = serve_file(daemon, 'block-size = 4096')
+    if shutil.which(command[0]) is None:
+        pytest.skip('%s is not installed' % command[0])
+    subprocess.run(command + [path], check=True, stdout=subprocess.DEVNULL, timeout=60)
+    daemon.start()
+    assert 'and would be served with blocks of 4096 bytes' in state_of(daemon)
+    lines = daemon.text.targets[TARGET][1][0]
+    lines.append('allow-other-block-size = yes')
+    daemon.reload('reload: change')
+    eventually(lambda: state_of(daemon) == 'ready', 15)
+    lines[1:] = ['block-size = 512']
+    daemon.write_config()
+    assert daemon.targetdctl('reload', '--plan')[0] == 0

@@ -9,7 +9,7 @@ the open descriptors.
 import os
 
 from targetd.errors import StoreError, TargetdError
-from targetd.host import claims, disks, identity, in_use, roots, signatures
+from targetd.host import block_sizes, claims, disks, identity, in_use, roots, signatures
 from targetd.master.exports import known_media
 from targetd.master.exports.resizing import grow
 from targetd.master.state import journal_recovery, key_files
@@ -41,6 +41,7 @@ def open_medium(target, lun, held, server, state, master, known, plan_only=False
                 in_use.require_free(path, ours=master, tables=tables)
         found = _checked_signatures(lun, path)
         store, grown_from = _open_store(lun, path, held, plan_only)
+        _require_block_size(lun, store)
         data_key = identity.stable_key(path) if path else ''
         key = '%s\0%s' % (target.name, data_key or '%s:%d' % (lun.type, lun.number))
         left = journal_recovery.journal_path(state.path, data_key)
@@ -178,6 +179,27 @@ def _checked_signatures(lun, path):
             '%s. To export it nevertheless, write allow-in-use = yes' % '. '.join(reasons)
         )
     return found
+
+
+def _require_block_size(lun, store):
+    """Raises StoreError, after closing the store, if the content of the medium was written with another
+    block size: initiators would find no partition, or read a file system wrongly."""
+    is_readable = store.kind in ('file', 'block') and not lun.encryption_key_file
+    if not is_readable or lun.allow_other_block_size or not os.path.exists(store.path):
+        return
+    # not the store's descriptor: it may be for direct I/O
+    descriptor = os.open(store.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        misfit = block_sizes.find_misfit(descriptor, store.block_size)
+    finally:
+        os.close(descriptor)
+    if misfit:
+        store.close()
+        raise StoreError(
+            '%s %s: initiators would not find its data; write the block-size that it was written with; '
+            'or, if the content is no longer needed, write allow-other-block-size = yes'
+            % (store.path, misfit)
+        )
 
 
 def _is_disk(path):
