@@ -1,18 +1,12 @@
-"""Workers and the master are killed under a verified load: some seconds of tests/longrun/kills.py.
+"""Workers and the master are killed under a verified load: some seconds of `tests/longrun.py kills`.
 
 KILLS_SECONDS: how long (15); KILLS_SEED: what the run draws from, printed when the test fails.
 """
 
 import os
-import sys
 
+import kills
 import pytest
-
-sys.path.append(
-    os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), 'longrun')
-)
-
-import kills  # noqa: E402
 
 pytestmark = [pytest.mark.wire, pytest.mark.slow]
 
