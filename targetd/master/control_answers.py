@@ -182,7 +182,7 @@ class ControlAnswers(object):
                     'target %s is not reached through portal group %d' % (target, group)
                 )
         for unit in chosen:
-            self.units.replication.apply_decision(
+            self.units.apply_and_flush(
                 unit, transitions.access_set(unit.shared, {str(group): alua.STATE_OF_WORD[word]})
             )
         log.info('the administrator set portal group %d of %s to %s', group, target, word)

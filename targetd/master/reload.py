@@ -87,6 +87,7 @@ class Reload(object):
         self.log_files = log_files
         self.apply_server = apply_server
         self._is_opening = False  # True while child processes open stores for a reload
+        self._flushing = set()  # targets in `changing` whose old units are being flushed
         self._with_copies = []  # old units that copies of other targets' sessions still use
         self._is_requested_again = False  # SIGHUP arrived during a reload
 
@@ -175,7 +176,33 @@ class Reload(object):
             self._ended(attempt, e)
             return
         prepared.resizes = Resizes(self.jobs, self._wanted_sizes(attempt.steps), attempt.plan_only)
-        prepared.resizes.prepare(lambda failures: self._resized(attempt, prepared, failures))
+        prepared.resizes.prepare(lambda failures: self._flush_first(attempt, prepared, failures))
+
+    def _flush_first(self, attempt, prepared, failures):
+        """Flush the units whose write cache the steps disable. If one cannot be flushed, the reload is
+        refused."""
+
+        def flushed(errors):
+            failures.extend(
+                'write-cache = off of lun %d of %s: its data cannot be flushed: %s'
+                % (unit.lun.number, unit.target_name, error.strerror)
+                for unit, error in errors
+                if error is not None
+            )
+            self._resized(attempt, prepared, failures)
+
+        self.units.flushes.flush_units(self._losing_cache(attempt.steps), flushed)
+
+    def _losing_cache(self, steps):
+        """The units in service whose write cache these steps disable."""
+        found = [
+            self.units.of_target(step.target_name).get(step.new.number)
+            for step in steps
+            if isinstance(step, model.ChangeLun) and 'write_cache' in step.fields
+        ]
+        return [
+            unit for unit in found if unit is not None and unit.lun.write_cache and not unit.failure
+        ]
 
     def _wanted_sizes(self, steps):
         """[(Unit, bytes)] of the units in service whose size setting changes."""
@@ -333,7 +360,7 @@ class Reload(object):
             for unit in self.units.of_target(step.new.name).values():
                 unit.facts.update(open_medium.alua_facts(step.new, unit.lun))
                 configured = exports.configured_alua(step.new)
-                self.units.replication.apply_decision(
+                self.units.apply_and_flush(
                     unit, transitions.access_configured(unit.shared, configured)
                 )
 
@@ -357,9 +384,14 @@ class Reload(object):
                 workers,
                 remove=[step.lun.number],
                 attentions=[attention.LUNS_CHANGED],
-                done=lambda: self.exports.close_unit(unit),
+                done=lambda: self._flush_and_close(unit),
             ),
         )
+
+    def _flush_and_close(self, unit):
+        """The unit is not served any more. If its flush fails, that is logged and saved: the unit is
+        failed when it is exported again."""
+        self.units.flushes.flush_unit(unit, lambda error: self.exports.close_unit(unit))
 
     def _change_lun(self, step, prepared):
         unit = self.units.of_target(step.target_name).get(step.new.number)
@@ -384,9 +416,7 @@ class Reload(object):
                     descriptor_sense=step.new.sense_format == 'descriptor',
                 )
                 unit.facts.update(open_medium.threshold_facts(step.new, unit.store))
-                self.units.replication.apply_decision(
-                    unit, transitions.facts_changed(unit.shared, unit.facts)
-                )
+                self.units.apply_and_flush(unit, transitions.facts_changed(unit.shared, unit.facts))
 
     # -- units that are replaced when their sessions have ended ------------------------------------
 
@@ -424,11 +454,25 @@ class Reload(object):
                 for old, _ in self.state.changing[target_name]
             ):
                 continue
-            for old, new in self.state.changing.pop(target_name):
-                self._replace(old, new)
+            if target_name not in self._flushing:
+                self._flush_replaced(target_name)
         if self._is_requested_again and not self.state.changing and not self._is_opening:
             self._is_requested_again = False
             self.loop.call_later(0, self.on_signal)
+
+    def _flush_replaced(self, target_name):
+        """Flush the units that are removed or replaced, then replace them. A flush that fails is logged
+        and saved: the unit stays failed."""
+        self._flushing.add(target_name)
+        units = [old for old, _ in self.state.changing[target_name] if old is not None]
+
+        def flushed(errors):
+            self._flushing.discard(target_name)
+            for old, new in self.state.changing.pop(target_name):
+                self._replace(old, new)
+            self.loop.call_later(0, self.check)
+
+        self.units.flushes.flush_units(units, flushed)
 
     def _replace(self, old, new):
         if old is not None:

@@ -105,9 +105,9 @@ class Stop(object):
 
     def _flushed(self, results):
         self.stage = 'done'
-        for unit, why in results:
-            if why:
-                self._fail('unit %s could NOT be flushed: %s', unit.id, why)
+        for unit, error in results:
+            if error is not None:
+                self._fail('unit %s could NOT be flushed: %s', unit.id, error.strerror)
             elif unit.failure:
                 self._fail('unit %s has FAILED, and data may be lost: %s', unit.id, unit.failure)
             else:

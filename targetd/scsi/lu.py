@@ -401,6 +401,22 @@ class LogicalUnit(object):
         rod_commands.revoke_tokens_before(self, row, task)
         return None
 
+    def make_durable(self, task: Task) -> bool:
+        """The write cache was disabled after this command was admitted: make it durable. Returns True
+        if it is too late, because the command is being executed. The caller holds `working`."""
+        if getattr(task, 'run', None) is None or getattr(task, 'durable', True):
+            return False  # it is not admitted yet, or is durable anyway
+        rows = self.commands[task.cdb[0]]
+        row = rows[None] if None in rows else rows.get(task.cdb[1] & 0x1F)
+        if row is None or row.function not in sbc.BLOCKS_WRITTEN_AT:
+            return False
+        task.durable = True
+        if task.transfer is None:
+            return True
+        if task.run is sbc.run_write:
+            task.run, task.run_blocking = sbc.would_block, sbc.run_write
+        return False
+
     def before_write(self, offset: int, length: int) -> None:
         """These bytes are about to change: revoke the tokens that represent them. Executor threads.
         Raises CheckCondition."""

@@ -16,6 +16,7 @@ import itertools
 import os
 import socket
 import threading
+import time
 
 from targetd import log, store
 from targetd.channel import ChannelClosed
@@ -38,6 +39,9 @@ SESSIONS_OF_ONE_WORKER = 256
 #: COMMANDS CLEARED BY DEVICE SERVER: ends the tasks of a unit whose store is replaced. Initiators
 #: send such a command again.
 _COMMANDS_CLEARED = (ABORTED_COMMAND, 0x2F, 0x02)
+
+#: Interval at which the writes that started before the write cache was disabled are checked.
+CACHED_WRITE_SECONDS = 0.01
 
 
 class Worker(object):
@@ -151,16 +155,45 @@ class Worker(object):
         if self.replica is None:
             acknowledge()
             return
-        self.replica.apply_change(message)
         unit = self.replica.unit_or_guest(message['unit'])
+        had_cache = unit is not None and not unit.write_through
+        self.replica.apply_change(message)
         if message.get('watched'):
             self._revoke_overwritten_tokens(message['unit'], unit)
         abort = message.get('abort')
+        if not abort and had_cache and unit.write_through:
+            self._end_cached_writes(unit, acknowledge)
+            return
         if not abort:
             acknowledge()
             return
         reply = StatusReturned(sam.TASK_ABORTED) if abort.get('tas') else None
         self._end_tasks({unit: reply}, acknowledge)
+
+    def _end_cached_writes(self, unit, on_quiet):
+        """The write cache was disabled: call on_quiet() when every write that ends from now on is
+        durable. [control]"""
+        running = []
+        if self.tasks is not None:
+            with self.working:
+                self.tasks.each(
+                    lambda task: (
+                        task.unit is unit and unit.make_durable(task) and running.append(task)
+                    )
+                )
+        if not running:
+            on_quiet()
+            return
+        tasks = self.tasks
+
+        def wait():
+            while tasks.retains_any(running):
+                time.sleep(CACHED_WRITE_SECONDS)
+            on_quiet()
+
+        thread = threading.Thread(target=wait, name='cached writes')
+        thread.daemon = True
+        thread.start()
 
     def _end_tasks(self, replies, on_quiet):
         """Abort the tasks of these units, and stop the copies that use them; call on_quiet() when none

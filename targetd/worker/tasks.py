@@ -111,6 +111,11 @@ class Tasks(object):
         """Return [act(task), …] for the retained tasks. The caller holds the session's `working`."""
         return [act(task) for task in list(self._session.tasks.values())]
 
+    def retains_any(self, tasks):
+        """True if one of these tasks has not ended yet. [any]"""
+        with self._lock:
+            return any(self._session.tasks.get(task.itt) is task for task in tasks)
+
     def finished(self, task):
         """A retained task will not touch the medium again. Returns True if it gets a normal reply,
         False if it was aborted. [any]"""

@@ -1,10 +1,13 @@
 """Flushes of whole media by the master, in child processes: at the stop, and around a change after
-which initiators may stop flushing.
+which initiators may stop flushing (shared_state.may_stop_flushing).
 
-     flush_unit --> job: store.flush(everything) --GOOD--> done('')
-                                |-- failed --> the unit has failed --> done(why)
-                                |-- no answer within the time limit --> done(why)
+     flush_unit --> job: store.flush(everything) --GOOD--> done(None)
+                                |-- failed --> the unit has failed --> done(OSError)
+                                |-- no answer within the time limit --> done(OSError)
 """
+
+import errno
+import functools
 
 from targetd.master.units import descriptions
 from targetd.store import from_descriptor
@@ -21,10 +24,10 @@ class Flushes(object):
         self.on_failed = on_failed
 
     def flush_unit(self, unit, done):
-        """Make durable what any process wrote to the medium of the unit. done('' or why it is not
-        durable) is called now or within FLUSH_SECONDS."""
+        """Make durable what any process wrote to the medium of the unit. done(None), or done(OSError) if
+        that failed, is called now or within FLUSH_SECONDS."""
         if not has_cache(unit):
-            done('')
+            done(None)
             return
         description, descriptor = unit.store.description(), unit.store.descriptor
 
@@ -32,7 +35,8 @@ class Flushes(object):
             unit.has_flush_timed_out = result.is_late
             if result.values.get('failed'):
                 self.on_failed(unit, 'flush failed: %s' % result.why)
-            done(result.why)
+            number = errno.ETIMEDOUT if result.is_late else result.values.get('errno', errno.EAGAIN)
+            done(OSError(number, result.why) if result.why else None)
 
         self.jobs.submit_job(
             ('flush', unit.id),
@@ -41,6 +45,20 @@ class Flushes(object):
             [descriptor],
             FLUSH_SECONDS,
         )
+
+    def flush_units(self, units, done):
+        """Flush several units at the same time. Calls done([(unit, None or OSError) …])."""
+        results, count = [], len(units)
+
+        def flushed(unit, error):
+            results.append((unit, error))
+            if len(results) == count:
+                done(results)
+
+        for unit in units:
+            self.flush_unit(unit, functools.partial(flushed, unit))
+        if not units:
+            done(results)
 
 
 def has_cache(unit):
@@ -54,5 +72,5 @@ def flush_medium(description, descriptor):
         with from_descriptor(description, descriptor) as medium:
             medium.flush(0, medium.size)
     except OSError as e:
-        return {'failed': e.strerror or str(e)}, ()
+        return {'failed': e.strerror or str(e), 'errno': e.errno or errno.EIO}, ()
     return {}, ()

@@ -13,12 +13,12 @@ A change that the master makes by itself (a nexus is lost, a medium failed, a re
 in the queue.
 """
 
-import functools
 from collections import deque
 
 from targetd import log
 from targetd.master.units import transitions
 from targetd.master.units.hanging import HangingUnits
+from targetd.master.units.shared_state import may_stop_flushing
 from targetd.master.units.transitions import Decision, Refusal
 from targetd.master.units.unit import to_message_with_descriptors
 from targetd.scsi import sam
@@ -218,7 +218,7 @@ class Units(object):
             if nexus is not None:
                 self._decide(unit, worker, nexus, message, answer)
 
-    def _decide(self, unit, worker, nexus, message, answer):
+    def _decide(self, unit, worker, nexus, message, answer, is_flushed=False):
         if message['ask'] == 'operate' and self.hanging.is_fenced(unit):
             answer(Refusal(sam.BUSY))
             return
@@ -227,9 +227,18 @@ class Units(object):
         except transitions.Malformed as e:
             self._kill_malformed(worker, e)
             return
-        if isinstance(decision, Decision) and decision.persist == transitions.WHEN_POSSIBLE:
+        is_decision = isinstance(decision, Decision)
+        flushes = is_decision and may_stop_flushing(unit.shared, decision.shared)
+        if flushes and unit.failure and message.get('ask') == 'mode-select':
+            answer(transitions.unit_has_failed(unit.shared))
+            return
+        flushes = flushes and not unit.failure
+        if flushes and not is_flushed and message.get('ask') != 'reset':
+            self._flush_first(unit, worker, message, answer)
+            return
+        if is_decision and decision.persist == transitions.WHEN_POSSIBLE:
             self.replication.save_when_possible(unit, decision.shared)
-        elif isinstance(decision, Decision) and decision.persist:
+        elif is_decision and decision.persist:
             decision = self._saved(unit, decision)
         if isinstance(decision, Refusal):
             answer(decision)
@@ -237,14 +246,53 @@ class Units(object):
         unit.is_busy = True
 
         def in_force():
+            if flushes and is_flushed:
+                self.flushes.flush_unit(unit, durable)
+                return
+            if flushes:  # a reset does not wait for the medium
+                self.flushes.flush_unit(unit, lambda error: None)
+            durable(None)
+
+        def durable(error):
             unit.is_busy = False
             if decision.operation_start:
                 self.format_sanitize.start_operation(unit, decision, answer)
             else:
-                answer(decision)
+                answer(transitions.cannot_flush(unit.shared, error) if error else decision)
             self._process_queue(unit)
 
         self.replication.distribute(unit, decision, worker, in_force)
+
+    def _flush_first(self, unit, worker, message, answer):
+        """Flush, and decide afterwards: if the flush fails, nothing has changed. What is written
+        meanwhile is flushed when the change is in force."""
+        unit.is_busy = True
+
+        def flushed(error):
+            unit.is_busy = False
+            nexus = unit.workers.get(worker)
+            if self.by_id.get(unit.id) is not unit:
+                answer(Refusal(*transitions.UNIT_IS_GONE))
+            elif error is not None:
+                answer(transitions.cannot_flush(unit.shared, error))
+            elif nexus is not None:
+                self._decide(unit, worker, nexus, message, answer, True)
+            self._process_queue(unit)
+
+        self.flushes.flush_unit(unit, flushed)
+
+    def apply_and_flush(self, unit, decision, done=lambda error: None):
+        """Put a Decision of the master in force, and flush if initiators may stop flushing then.
+        done(None, or the OSError of the flush). A decision of None changes nothing, and done() is not
+        called."""
+        if decision is None:
+            return
+        if may_stop_flushing(unit.shared, decision.shared):
+            self.replication.apply_decision(
+                unit, decision, lambda: self.flushes.flush_unit(unit, done)
+            )
+        else:
+            self.replication.apply_decision(unit, decision, lambda: done(None))
 
     def _saved(self, unit, decision):
         """The Decision, or, if it cannot be saved, the Refusal of the command."""
@@ -264,19 +312,9 @@ class Units(object):
     # -- stop --------------------------------------------------------------------------------------
 
     def flush_all(self, done):
-        """At the stop: make every medium durable. done([(unit, '' or why that failed)]) is called
-        within flushing.FLUSH_SECONDS."""
-        units, results = list(self.by_id.values()), []
-
-        def flushed(unit, why):
-            results.append((unit, why))
-            if len(results) == len(units):
-                done(results)
-
-        for unit in units:
-            self.flushes.flush_unit(unit, functools.partial(flushed, unit))
-        if not units:
-            done(results)
+        """At the stop: make every medium durable. done([(unit, None or OSError) …]) is called within
+        flushing.FLUSH_SECONDS."""
+        self.flushes.flush_units(list(self.by_id.values()), done)
 
     def close_all(self):
         """Close every store. A store whose flush timed out is left to the kernel, because close()

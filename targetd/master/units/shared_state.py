@@ -6,7 +6,7 @@ units.transitions has the functions that change it.
 from collections import namedtuple
 
 from targetd.scsi import alua, faults, modes, operations, records, reservations
-from targetd.scsi.medium_state import FAILED, READY
+from targetd.scsi.medium_state import EJECTED, FAILED, READY, STOPPED
 
 #: The state that all sessions of a unit share.
 #:
@@ -84,3 +84,20 @@ def saved_state(shared, boot_id):
     if state:
         state['boot_id'] = boot_id
     return state
+
+
+def may_stop_flushing(old, new):
+    """True if initiators may stop flushing when the state changes from `old` to `new`, because they
+    need not flush any more (no write cache, write protection) or cannot (no medium, no active
+    path)."""
+    before, after = modes.parameters(old.modes), modes.parameters(new.modes)
+    return (
+        (before.wce and not after.wce)
+        or (after.swp and not before.swp)
+        or (old.medium == READY and new.medium in (STOPPED, EJECTED))
+        or any(
+            alua.refusal(alua.state_of(new.access, tag))
+            and not alua.refusal(alua.state_of(old.access, tag))
+            for tag in map(int, old.access['states'])
+        )
+    )

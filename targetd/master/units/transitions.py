@@ -9,7 +9,7 @@ from collections import namedtuple
 
 from targetd.master.processes.worker_messages import VALUE_ERRORS
 from targetd.master.units import shared_state
-from targetd.scsi import alua, attention, modes, operations, records, reservations, sam
+from targetd.scsi import alua, attention, errno_map, modes, operations, records, reservations, sam
 from targetd.scsi.medium_state import EJECTED, FAILED, READY, SHRUNK, STOPPED
 from targetd.scsi.sense import (
     HARDWARE_ERROR,
@@ -112,6 +112,17 @@ def refusal(shared, error):
 
 def cannot_persist(shared):
     """The Refusal of a command whose effect cannot be saved on stable storage."""
+    return refusal(shared, CheckCondition(HARDWARE_ERROR, 0x44, 0x00))
+
+
+def cannot_flush(shared, error):
+    """The Refusal of a command after which initiators may stop flushing, if the medium cannot be
+    flushed. error: OSError."""
+    return refusal(shared, errno_map.write_failure(error))
+
+
+def unit_has_failed(shared):
+    """The Refusal of a command that a failed unit does not execute, as for writes and flushes."""
     return refusal(shared, CheckCondition(HARDWARE_ERROR, 0x44, 0x00))
 
 
@@ -361,7 +372,7 @@ def _operate(shared, nexus, message, _known_ports):
             shared, CheckCondition(*operations.SENSE.get(shared.medium, (NOT_READY, 0x3A, 0x00)))
         )
     if shared.medium == FAILED:
-        return refusal(shared, CheckCondition(HARDWARE_ERROR, 0x44, 0x00))
+        return unit_has_failed(shared)
     if is_restricted(shared.operation) and (operation['kind'] == 'format' or operation['ause']):
         # SBC-3 5.24: only a SANITIZE that is as strict as the failed one
         return refusal(shared, invalid_field_in_cdb(1))
