@@ -172,28 +172,25 @@ class Worker(object):
 
     def _end_cached_writes(self, unit, on_quiet):
         """The write cache was disabled: call on_quiet() when every write that ends from now on is
-        durable. [control]"""
+        durable. The control thread does not wait for the medium. [control]"""
+        thread = threading.Thread(
+            target=self._wait_for_cached_writes, args=(self.tasks, unit, on_quiet)
+        )
+        thread.daemon = True
+        thread.start()
+
+    def _wait_for_cached_writes(self, tasks, unit, on_quiet):
         running = []
-        if self.tasks is not None:
+        if tasks is not None:
             with self.working:
-                self.tasks.each(
+                tasks.each(
                     lambda task: (
                         task.unit is unit and unit.make_durable(task) and running.append(task)
                     )
                 )
-        if not running:
-            on_quiet()
-            return
-        tasks = self.tasks
-
-        def wait():
             while tasks.retains_any(running):
                 time.sleep(CACHED_WRITE_SECONDS)
-            on_quiet()
-
-        thread = threading.Thread(target=wait, name='cached writes')
-        thread.daemon = True
-        thread.start()
+        on_quiet()
 
     def _end_tasks(self, replies, on_quiet):
         """Abort the tasks of these units, and stop the copies that use them; call on_quiet() when none
