@@ -211,8 +211,16 @@ def test_a_reload_that_removes_a_hanging_lun_does_not_disturb_the_session(daemon
     assert result.key == (5, 0x25, 0) and seconds < ANSWERED_SECONDS
     session.clear_attentions()
     assert session.read(0, 1) == bytes(512)
-    # the same file again: its medium is still fenced
+    # the same file again: refused while the write hangs, or BUSY until it has returned
+    daemon.expected_trouble.append('another server has claimed it|not reloaded|^ *$')
     target_with(daemon, ['', ''])
-    daemon.reload()
-    eventually(lambda: session.run(read_one(0), 1, read=512).status == BUSY, 5)
+
+    def is_added():
+        daemon.reload()
+        return 'reload: add lun 1' in daemon.log
+
+    eventually(is_added, 20)
+    session.run(read_one(0), 1, read=512)  # unit attention
     eventually(lambda: session.run(read_one(0), 1, read=512).status == 0, 15)
+    session.write(0, pattern(2, 4096), lun=1)
+    assert session.read(0, 8, lun=1) == pattern(2, 4096)
