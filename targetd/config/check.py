@@ -298,18 +298,11 @@ class Checker(object):
         def value(setting, default):
             return found[setting][0] if setting in found else default
 
-        plain = dict(
-            (field, value(field.replace('_', '-'), default))
-            for field, default in (
-                ('alias', ''),
-                ('state', 'ready'),
-                ('redirect', None),
-                ('max_sessions', 0),
-                ('lun_addressing', 'flat'),
-                ('alua', 'auto'),
-                ('alua_state', ()),
-            )
-        )
+        plain = {
+            row.field: value(row.name, row.default)
+            for row in settings.TARGET
+            if row.name not in model.TARGET_SETTINGS_WITH_OTHER_NAMES
+        }
         return model.Target(
             name=name,
             portal_groups=tuple(OrderedDict.fromkeys(value('portal-group', (1,)))),

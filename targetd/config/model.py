@@ -72,18 +72,22 @@ Lun = _class(
 
 DEFAULT_KEYS = OrderedDict((row.name, row.default) for row in settings.TEXT_KEYS)
 
+#: The settings of a target whose attributes have other names, below; every other setting is the
+#: attribute that the table of settings names.
+TARGET_SETTINGS_WITH_OTHER_NAMES = (
+    'portal-group',
+    'initiator-address',
+    'initiator-name',
+    'incominguser',
+    'incominguser-file',
+    'outgoinguser',
+)
+
 Target = _class(
     'Target',
     settings.TARGET,
     first=('name',),
-    without=(
-        'portal-group',
-        'initiator-address',
-        'initiator-name',
-        'incominguser',
-        'incominguser-file',
-        'outgoinguser',
-    ),
+    without=TARGET_SETTINGS_WITH_OTHER_NAMES,
     more=[
         ('portal_groups', (1,), 'Tags of the portal groups through which it is reached.'),
         ('initiator_addresses', (), 'Networks that may log in, or ALL.'),

@@ -240,6 +240,10 @@ TARGET = (
             '1 nonoptimized'),
     _target('max-sessions', kinds.Number(0, 10000), 0, NEXT_LOGIN,
             'Maximum number of sessions of this target; 0: only the limit of [server] applies.'),
+    _target('nop-interval', kinds.Duration(1, 3600, off=True), None, NEXT_LOGIN,
+            'The nop-interval of this target; without it, that of [server] applies.',
+            'Write 0 for diskless machines that boot with iPXE: it never answers a NOP-In, so a '
+            'boot menu that waits for a key would lose its disk every minute.', '0'),
     _target('lun-addressing', kinds.Choice('flat', 'peripheral'), 'flat', NEXT_LOGIN,
             'How REPORT LUNS lists LUNs from 256 on: LUN 300 as 412Ch (flat) or as 012Ch '
             '(peripheral).',

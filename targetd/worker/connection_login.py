@@ -229,7 +229,7 @@ class _Login(object):
             self._expected = result.cid
             self._members.expect(result.cid)
         session = self.session
-        interval, count = worker.keepalive
+        interval, count = worker.keepalive_of(result.target_name)
         set_timeouts(self._socket, interval)
         if hasattr(socket, 'TCP_USER_TIMEOUT'):
             self._socket.setsockopt(

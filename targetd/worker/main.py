@@ -53,7 +53,6 @@ class Worker(object):
         self.configuration = configuration
         self.policies = Policies(configuration)
         self.executor = Executor(configuration.server.executor_threads)
-        self.keepalive = (configuration.server.nop_interval, configuration.server.nop_count)
         self.busy_poll_seconds = configuration.server.busy_poll / 1e6
         self.device = None  # scsi.device.Device of the session
         self.replica = None
@@ -510,6 +509,13 @@ class Worker(object):
         self._answers.clear()
         if replica is not None:
             replica.close()
+
+    def keepalive_of(self, target_name):
+        """(seconds of silence before a NOP-In, 0: never; how many may remain unanswered) of a session
+        with this target, or of a discovery session (None)."""
+        server, target = self.configuration.server, self.configuration.targets.get(target_name)
+        interval = target.nop_interval if target is not None else None
+        return server.nop_interval if interval is None else interval, server.nop_count
 
     def text_exchange(self, connection):
         """Return a TextExchange for this connection."""

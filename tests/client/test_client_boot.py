@@ -164,7 +164,7 @@ def boot(daemon, folder, lun, target=PLAIN, settings=(), efi=False):
     return console(machine(str(folder), text, efi), (expected, b'NOT BOOTED\r', b'No bootable'))
 
 
-@pytest.mark.parametrize('lun', [BIOS_LUN])
+@pytest.mark.parametrize('lun', [BIOS_LUN, HIGH_LUN])
 def test_ipxe_boots_a_bios_machine(server, tmp_path, lun):
     assert '%s %d' % (BOOTED, lun) in boot(server, tmp_path, lun)
 

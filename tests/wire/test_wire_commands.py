@@ -285,6 +285,20 @@ def test_silent_initiators_get_a_nop_in_and_are_disconnected(daemon, ready):
     daemon.logged('(?i)nop|answer|silent')
 
 
+def test_a_target_without_nop_ins_keeps_an_initiator_that_never_answers_one(daemon, ready):
+    """iPXE, whose boot menu may wait for a key, beside initiators of other targets that are
+    checked."""
+    daemon.target(lines=['initiator-address = ALL', 'nop-interval = 0'])
+    checked = daemon.target('iqn.2026-11.test.targetd:checked')
+    daemon.text.server.update({'nop-interval': '1', 'nop-count': '2'})
+    daemon.start()
+    ipxe, silent = ready(daemon), ready(daemon, target=checked, isid=b'\x80\0\0\0\0\x55')
+    silent.answer_pings = ipxe.answer_pings = False
+    silent.wait_closed()  # by then the other was silent for as long
+    ipxe.run(TEST_UNIT_READY).good()
+    assert ipxe.pings == []
+
+
 # -- task management -------------------------------------------------------------------------------
 
 
