@@ -92,6 +92,10 @@ def test_many_errors_make_one_log_line_and_are_all_counted(daemon, ready):
         assert session.run(write_10(lba), out=bytes(512)).key == (7, 0x27, 7)
     eventually(lambda: unit_row(daemon)['errors'] == 50, 10)
     assert daemon.log.count('write ENOSPC') == 1
+    assert session.run(write_10(50), out=bytes(512)).key == (7, 0x27, 7)
+    assert daemon.stop() == 0  # counts that were not saved yet are saved now
+    daemon.start()
+    assert unit_row(daemon)['errors'] == 51
 
 
 def test_a_read_delivers_the_data_before_the_first_bad_block(daemon, ready):
