@@ -50,12 +50,12 @@ def stricter(restriction: str, other: str) -> str:
 
 
 def with_fault(
-    faults: Dict[str, Any], kind: str, number: int, offset: int, by: str, at: int
+    faults: Dict[str, Any], kind: str, number: int, offset: int, by: str, at: int, more: int = 1
 ) -> Dict[str, Any]:
-    """`faults` with one more fault."""
+    """`faults` with `more` faults of one kind, the latest with these values."""
     key = '%s %s' % (kind, name_of(number))
-    count = faults.get(key, {'count': 0})['count'] + 1
-    return dict(faults, **{key: {'count': count, 'offset': offset, 'by': by, 'at': at}})
+    total = min(faults.get(key, {'count': 0})['count'] + more, (1 << 64) - 1)
+    return dict(faults, **{key: {'count': total, 'offset': offset, 'by': by, 'at': at}})
 
 
 def count(faults: Dict[str, Any]) -> int:

@@ -196,20 +196,22 @@ def _self_test(records, message):
 def _error(records, message):
     """The store has failed a command: kind; errno: its number; offset, length: the bytes that could
     not be accessed; is_exact: True if each of their blocks is known to be bad; by: the initiator's
-    name; at: milliseconds since 1970."""
+    name; at: milliseconds since 1970; count: how many such errors there were, 1 by default."""
     kind, number = message['kind'], message['errno']
     if kind not in unit_faults.KINDS:
         raise ValueError('error %r' % (kind,))
-    for value in (number, message['offset'], message['length'], message['at']):
+    count = message.get('count', 1)
+    for value in (number, message['offset'], message['length'], message['at'], count):
         unit_faults.check_number(value)
     faults = unit_faults.with_fault(
-        records['faults'], kind, number, message['offset'], message['by'], message['at']
+        records['faults'], kind, number, message['offset'], message['by'], message['at'], count
     )
     unit_faults.check_faults(faults)
     new = dict(records, faults=faults)
     if number in errno_map.LOCALIZED:
         counted = 'write' if kind == unit_faults.FLUSH else kind
-        new['errors'] = dict(records['errors'], **{counted: records['errors'][counted] + 1})
+        total = min(records['errors'][counted] + count, (1 << 64) - 1)
+        new['errors'] = dict(records['errors'], **{counted: total})
     if message['is_exact'] and message['length']:
         new['bad_blocks'] = unit_faults.with_range(
             records['bad_blocks'], message['offset'], message['length']

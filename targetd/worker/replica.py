@@ -16,6 +16,7 @@ from targetd.scsi.lu import LogicalUnit, UnitServices
 from targetd.scsi.sam import Port
 from targetd.worker.copy.guest_units import GuestFinder, GuestUnits
 from targetd.worker.copy.rod_tokens import UnitRodTokens
+from targetd.worker.fault_reports import FaultReports
 
 
 class Replica(object):
@@ -197,6 +198,7 @@ class WorkerServices(UnitServices):
         self.started_at = message.get('since', 0)
         self.rod_tokens = UnitRodTokens(worker, self.unit_id, replica)
         self.copy_guests = copy_guests
+        self._faults = FaultReports(lambda note: self._report('error', note))
 
     def milliseconds(self):
         return int(time.time() * 1000)
@@ -216,6 +218,12 @@ class WorkerServices(UnitServices):
         self._worker.executor.submit(guarded, None, unit)
 
     def note(self, kind, message):
+        if kind == 'error':
+            self._faults.add(message)
+        else:
+            self._report(kind, message)
+
+    def _report(self, kind, message):
         self._worker.report('note', unit=self.unit_id, kind=kind, note=message)
 
     def data_lost(self, text):

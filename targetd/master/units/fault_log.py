@@ -20,7 +20,8 @@ class FaultLog(object):
         note: as in scsi.records."""
         key = unit.id, '%s %s' % (note['kind'], faults.name_of(note['errno']))
         if key in self._waiting:
-            self._waiting[key] = [self._waiting[key][0] + 1, note, nexus.initiator_name]
+            count = self._waiting[key][0] + note.get('count', 1)
+            self._waiting[key] = [count, note, nexus.initiator_name]
             return
         log.error(
             'unit %s (%s): %s at %s, for %s; the unit is degraded until you run '

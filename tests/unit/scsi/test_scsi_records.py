@@ -90,6 +90,8 @@ def test_other_nexuses_get_a_unit_attention(kind, message, expected):
         ('error', dict(ERROR, kind='read', by=None)),
         ('error', dict(ERROR, kind='read', by='x' * 224)),
         ('error', dict(ERROR, kind='read', at=True)),
+        ('error', dict(ERROR, kind='read', count=-1)),
+        ('error', dict(ERROR, kind='read', count='2')),
         ('rewritten', {'offset': 0}),
         ('rewritten', {'offset': 0, 'length': -1}),
         ('log-select', {'accounting_date': '2026'}),
@@ -166,6 +168,12 @@ def test_faults_are_counted_by_access_and_errno():
     # ENOSPC is not an error of the medium, a failed flush counts as a write
     assert state['errors'] == {'read': 2, 'write': 1, 'verify': 0}
     assert records.records_from_storage(records.records_for_storage(state)) == state
+
+
+def test_a_note_about_several_errors_counts_as_many():
+    once = changed('error', dict(ERROR, kind='read'))
+    state = changed('error', dict(ERROR, kind='read', count=41), once)
+    assert state['errors']['read'] == state['faults']['read EIO']['count'] == 42
 
 
 def test_bad_blocks_are_merged_and_removed():
