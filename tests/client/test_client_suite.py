@@ -28,6 +28,7 @@ pytestmark = [pytest.mark.client, pytest.mark.slow]
 
 SIZE = 100 << 20  # less than that, and some tests find no room
 LIMIT_SECONDS = 300
+START_SECONDS = 90  # all daemons start at the same time
 TESTS = 230
 
 #: What runs on the first disk, all but Sanitize.Reset, as the suite's patterns say it; and on the
@@ -239,7 +240,7 @@ class Run(object):
     def start(self):
         """Starts the clients when the daemon listens."""
         if not self.why_not:
-            self.daemon.wait_listening(self.daemon.address)
+            self.daemon.wait_listening(self.daemon.address, START_SECONDS)
             for disk, target, tests in zip(
                 self.disks, (TARGET, SLOW_TARGET), (FIRST, self.variant.second)
             ):
