@@ -119,11 +119,6 @@ def _cscds(data, at, length, length_at):
             raise CheckCondition(
                 sense.ILLEGAL_REQUEST, 0x26, 0x07, field=(at + number * CSCD_LENGTH, None, False)
             )
-        # LU ID TYPE 01b is a proxy token, NUL is a null device: neither names a unit of this server
-        if cscd[1] & 0xE0:
-            raise sense.invalid_field_in_parameter_list(
-                at + number * CSCD_LENGTH + 1, 7 if cscd[1] & 0xC0 else 5
-            )
     return cscds
 
 

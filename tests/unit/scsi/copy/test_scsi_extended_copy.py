@@ -284,10 +284,6 @@ def test_a_segment_longer_than_reported_is_refused():
         (BOTH, [ONE[0][:3] + b'\x17' + ONE[0][4:]], (5, 0x26, 0x00)),
         (BOTH, [ONE[0][:-1]], (5, 0x1A, 0x00)),
         ([BOTH[0][:-1]], ONE, (5, 0x26, 0x00)),
-        # LU ID TYPE 01b (proxy token), 10b (reserved), NUL (null device)
-        ([BOTH[0], cscd(SECOND_NAA, device_type=0x40)], ONE, (5, 0x26, 0x00)),
-        ([BOTH[0], cscd(SECOND_NAA, device_type=0x80)], ONE, (5, 0x26, 0x00)),
-        ([BOTH[0], cscd(SECOND_NAA, device_type=0x20)], ONE, (5, 0x26, 0x00)),
     ],
 )
 @pytest.mark.clause('SPC-4 6.4', 'SPC-4 6.5')
