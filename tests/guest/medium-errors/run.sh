@@ -26,9 +26,10 @@ errors_have() { targetdctl show errors "$1" | grep -q "$2"; }
 has_no_bad_block() { ! targetdctl show errors "$1" | grep -q 'bad blocks'; }
 state_has() { targetdctl show units | grep "$1" | grep -q "$2"; }
 
-dd if=/dev/urandom of=/dev/vdb bs=1M count=384 status=none
-dd if=/dev/vdb of=/tmp/bad.data bs=1M count=4 status=none
-dd if=/dev/vdb of=/tmp/direct.data bs=1M count=4 skip=128 status=none
+dd if=/dev/urandom of=/tmp/bad.data bs=1M count=4 status=none
+dd if=/dev/urandom of=/tmp/direct.data bs=1M count=4 status=none
+dd if=/tmp/bad.data of=/dev/vdb bs=1M status=none
+dd if=/tmp/direct.data of=/dev/vdb bs=1M seek=128 status=none
 sync; echo 3 > /proc/sys/vm/drop_caches
 with_bad_sector bad 0 4001 | dmsetup create bad
 with_bad_sector direct $half 4001 | dmsetup create direct
