@@ -14,6 +14,7 @@ import uuid
 from collections import namedtuple
 
 from targetd import log
+from targetd.durable import make_directory, sync_directory
 from targetd.errors import TargetdError
 from targetd.host.disks import describe_disk, describe_name
 from targetd.host.roots import ROOTS, kernel_name, read_number, read_text, whole_disk
@@ -132,14 +133,6 @@ def _write_durably(path, text):
         os.close(descriptor)
 
 
-def _sync_directory(path):
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def server_id(state_dir):
     """Returns this server's UUID. It is created on first use and written durably to
     `state_dir`/server-id before it is returned.
@@ -151,8 +144,7 @@ def server_id(state_dir):
         return _read_server_id(path)
     fresh = '%s.%d' % (path, os.getpid())
     try:
-        if not os.path.isdir(state_dir):
-            os.makedirs(state_dir, 0o755)
+        make_directory(state_dir, 0o755)
         _write_durably(fresh, '%s\n' % uuid.uuid4())
         try:
             # link() fails if another process created the file meanwhile; rename() would replace it
@@ -161,7 +153,7 @@ def server_id(state_dir):
             if e.errno == errno.EEXIST:
                 return _read_server_id(path)
             os.rename(fresh, path)  # the file system has no hard links
-        _sync_directory(state_dir)
+        sync_directory(state_dir)
         log.warning(
             '%s is new: every disk without naa and scsi-sn gets an identity that initiators have not seen '
             'before. If this server has served disks already, stop it, and restore state-dir from a backup '

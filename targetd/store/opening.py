@@ -22,6 +22,7 @@ import tempfile
 from typing import Any, Dict, Iterable
 
 from .. import compat
+from ..durable import sync_directory
 from ..errors import StoreError
 from . import linux
 from .base import NO_CAPABILITIES
@@ -229,6 +230,7 @@ def _create(wanted):
         _claim_file(wanted, descriptor)
         os.ftruncate(descriptor, wanted.size)
         os.fsync(descriptor)
+        sync_directory(os.path.dirname(wanted.path))
     except BaseException as e:
         os.close(descriptor)
         os.unlink(wanted.path)

@@ -21,8 +21,8 @@ import stat
 import textwrap
 
 from targetd import log, xts
+from targetd.durable import sync_directory
 from targetd.errors import StoreError
-from targetd.master.state.state_directory import sync_directory
 from targetd.scsi import operations
 from targetd.store import from_descriptor
 

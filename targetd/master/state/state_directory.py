@@ -14,6 +14,7 @@ import json
 import os
 
 from targetd import log
+from targetd.durable import make_directory, sync_directory
 from targetd.errors import AlreadyRunning, StoreError, TargetdError
 
 VERSION = 1
@@ -39,7 +40,7 @@ class StateDirectory(object):
         Raises AlreadyRunning, TargetdError."""
         path = os.path.join(self.path, 'lock')
         try:
-            os.makedirs(self.path, 0o755, exist_ok=True)
+            make_directory(self.path, 0o755)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as e:
             if e.errno not in UNUSABLE_DISK:
@@ -138,7 +139,7 @@ class StateDirectory(object):
 def write_durably(path, text):
     """Replaces a file atomically and syncs it; creates its directory. Raises OSError."""
     directory, fresh = os.path.dirname(path), path + '.new'
-    os.makedirs(directory, 0o700, exist_ok=True)
+    make_directory(directory, 0o700)
     descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
         with os.fdopen(descriptor, 'w', encoding='utf-8') as f:
@@ -159,12 +160,3 @@ def boot_id():
             return f.read().strip()
     except OSError:
         return ''
-
-
-def sync_directory(path):
-    """Makes renames and removals in this directory durable. Raises OSError."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

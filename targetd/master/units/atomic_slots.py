@@ -18,9 +18,9 @@ that a later server finds what an earlier one left (exports.open_medium).
 import os
 
 from targetd import compat, log
+from targetd.durable import make_directory, sync_directory
 from targetd.errors import StoreError
 from targetd.master.state import journal_recovery
-from targetd.master.state.state_directory import sync_directory
 from targetd.store import failure_flags, from_descriptor, journal, linux, range_locks
 
 
@@ -222,7 +222,7 @@ def create_journal(path):
             descriptor = compat.memory_file('targetd-atomic', 0)
         else:
             directory = os.path.dirname(path)
-            os.makedirs(directory, 0o700, exist_ok=True)
+            make_directory(directory, 0o700)
             os.chmod(directory, 0o700)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as e:

@@ -239,7 +239,7 @@ class Units(object):
         if is_decision and decision.persist == transitions.WHEN_POSSIBLE:
             self.replication.save_when_possible(unit, decision.shared)
         elif is_decision and decision.persist:
-            decision = self._saved(unit, decision)
+            decision = self._saved(unit, decision, message)
         if isinstance(decision, Refusal):
             answer(decision)
             return
@@ -294,7 +294,7 @@ class Units(object):
         else:
             self.replication.apply_decision(unit, decision, lambda: done(None))
 
-    def _saved(self, unit, decision):
+    def _saved(self, unit, decision, message):
         """The Decision, or, if it cannot be saved, the Refusal of the command."""
         try:
             self.replication.save_state(unit, decision.shared)
@@ -306,7 +306,7 @@ class Units(object):
                 self.replication.state.path,
                 e.strerror,
             )
-            return transitions.cannot_persist(unit.shared)
+            return transitions.cannot_persist(unit.shared, message, e.errno)
         return decision
 
     # -- stop --------------------------------------------------------------------------------------

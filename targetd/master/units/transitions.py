@@ -5,6 +5,7 @@ or a Refusal (the status and sense data that end the command). It never changes 
 logical_units and replication save, distribute and answer.
 """
 
+import errno
 from collections import namedtuple
 
 from targetd.master.processes.worker_messages import VALUE_ERRORS
@@ -110,8 +111,15 @@ def refusal(shared, error):
     return Refusal(sam.CHECK_CONDITION, error.sense(modes.parameters(shared.modes).d_sense))
 
 
-def cannot_persist(shared):
-    """The Refusal of a command whose effect cannot be saved on stable storage."""
+REGISTERING = (0x00, 0x06, 0x07)  # service actions of PERSISTENT RESERVE OUT
+
+
+def cannot_persist(shared, message, number):
+    """The Refusal of a command whose effect cannot be saved on stable storage. number: the errno. No
+    space for a registration is INSUFFICIENT REGISTRATION RESOURCES (SPC-4 5.12.7)."""
+    is_registering = message.get('service_action') in REGISTERING
+    if is_registering and number in (errno.ENOSPC, errno.EDQUOT):
+        return refusal(shared, CheckCondition(ILLEGAL_REQUEST, 0x55, 0x04))
     return refusal(shared, CheckCondition(HARDWARE_ERROR, 0x44, 0x00))
 
 

@@ -1,5 +1,7 @@
 """Transitions of shared state: values in, values out."""
 
+import errno
+
 import pytest
 from master_fakes import nexus
 
@@ -132,8 +134,10 @@ def test_a_refusal_has_the_sense_format_that_d_sense_selects(shared):
     assert decide(prevented, ONE, {'ask': 'start-stop', 'action': 'eject'}, []).sense[:4] == bytes(
         [0x72, 5, 0x53, 0x02]
     )
-    assert transitions.cannot_persist(descriptor).sense[:4] == bytes([0x72, 4, 0x44, 0x00])
-    assert transitions.cannot_persist(shared).sense[0] == 0x70
+    assert transitions.cannot_persist(descriptor, {}, errno.EIO).sense[:4] == bytes(
+        [0x72, 4, 0x44, 0x00]
+    )
+    assert transitions.cannot_persist(shared, {}, errno.ENOSPC).sense[0] == 0x70
 
 
 @pytest.mark.parametrize(
