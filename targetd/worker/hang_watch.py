@@ -25,6 +25,10 @@ QUIET_SECONDS = 1.0
 #: A command that takes longer is reported to the master.
 HANGING_SECONDS = 5.0
 
+#: Operation codes of commands that can take long although the medium answers: SEND DIAGNOSTIC, VERIFY,
+#: WRITE SAME, UNMAP, EXTENDED COPY. They are not reported.
+LONG_COMMANDS = frozenset((0x1D, 0x2F, 0x41, 0x42, 0x83, 0x8F, 0x93, 0xAF))
+
 _LOOK_SECONDS = 0.25
 _IDLE_LOOKS = 40  # the thread ends after so many looks without a command
 
@@ -186,7 +190,9 @@ class Watch(object):
         oldest, counts = {}, {}
         for task in running:
             services = getattr(task.unit, 'services', None)
-            if services is None or now - task.started < HANGING_SECONDS:
+            if services is None or task.cdb[0] in LONG_COMMANDS:
+                continue
+            if now - task.started < HANGING_SECONDS:
                 continue
             unit_id = services.unit_id
             counts[unit_id] = counts.get(unit_id, 0) + 1

@@ -164,3 +164,9 @@ def test_the_store_of_a_removed_unit_is_closed_when_its_last_command_has_returne
     worker.tasks.finished(task)
     worker.watch.look(NOW)
     assert closed == [True]
+
+
+def test_a_command_that_can_take_long_is_not_reported(worker):
+    worker.run(1, Unit('a'), 0x93)
+    worker.watch.look(NOW)
+    assert not worker.reports
