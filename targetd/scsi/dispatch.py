@@ -1,8 +1,8 @@
 """From a row of the opcode table to the admission function of its command. Pure.
 
-An admission function takes (unit, task). It finds the bits of the CDB checked against the row,
-checks the fields itself, sets task.run, run_blocking and data_out_length, and returns. It raises
-CheckCondition or StatusReturned.
+An admission function takes (unit, task). Its caller has checked the CDB for bits that the row does
+not allow. The function checks the fields, and sets task.run, and run_blocking and data_out_length
+if they are needed. It raises CheckCondition or StatusReturned.
 """
 
 from targetd.scsi import (

@@ -233,9 +233,8 @@ class LogicalUnit(object):
         self._select_table()
 
     def replace_shared_state(self, **parts: Any) -> None:
-        """Put new parts of the shared state in force: any of reservations=, modes=, medium=,
-        access=, records=, watched=, progress=, restriction=. They hold for commands that are admitted
-        from now on. Raises TypeError for other names."""
+        """Put new parts of the shared state in force; their names are those in SHARED_STATE. They
+        hold for commands that are admitted from now on. Raises TypeError for other names."""
         for name in parts:
             if name not in SHARED_STATE:
                 raise TypeError('the shared state of a LogicalUnit has no %s' % name)
