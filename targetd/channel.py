@@ -38,13 +38,12 @@ master -> worker
              logout (RFC 7143 11.9.1)
   end        why, reason                                  end the session now: 'reinstated',
              'stopped', 'administrator', …
-  reopen-logs  + [descriptor]                             the log file was rotated:
-             log.adopt(descriptor); no descriptor if the log is not a file
   retire                                                  a spare: exit; a busy worker: exit when
              its session is over
 
 worker -> master
   report ready                                            a new spare can serve
+  report log          level, text                         a line for the log: see targetd.log
   report idle         why                                 the worker is a spare again: its session
              ended by a logout, or a login failed
   report acknowledge  id                                  of change and units
@@ -70,6 +69,9 @@ worker -> master
              ''; then report idle
   ask claim      session {initiator_name, initiator_alias, isid, target_name, group, tsih, cid,
              account, keys}, peer
+  ask challenge  peer, target_name or null, offered: the value of CHAP_A; answer has pairs [[key,
+             value] …], failed: why or '', is_authentication (of the failure), account or null
+  ask authenticate  peer, values {CHAP_N, CHAP_R, CHAP_I, CHAP_C}; answer as to challenge
   ask persistent-reserve-out  unit, service_action, scope, type, key, service_action_key, flags,
              transport_ids, …
   ask reserve | release       unit, third_party …

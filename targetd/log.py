@@ -1,10 +1,10 @@
 """The log: lines to syslog, to stderr or to a file. Base: any module may import it except those of the
 pure iscsi/, isns/ and scsi/.
 
-Each line is one write, so the lines of the master and of the workers, which share the open file, never
-mix. After a rotation the master opens the file again with `reopen()`; a worker, which may not open it
-any more, receives the new descriptor from the master and calls `adopt()`. Before `start()` all lines
-go to stderr. Any thread may write.
+Each line is one write, so the lines of the master and of its jobs, which share the open file, never
+mix. A worker has no descriptor of the log: `start_remote()` makes it send its lines to the master.
+After a rotation the master opens the file again with `reopen()`. Before `start()` all lines go to
+stderr. Any thread may write.
 """
 
 import os
@@ -31,6 +31,7 @@ class _Log(object):
         self.level = INFO
         self.name = 'targetd'
         self.facility = syslog.LOG_DAEMON
+        self.send = None
 
 
 _log = _Log()
@@ -68,6 +69,11 @@ def try_place(where):
             os.unlink(where)
 
 
+def start_remote(send):
+    """Pass each line to send(level, text) from now on: a worker has no log of its own."""
+    _log.kind, _log.path, _log.descriptor, _log.send = 'remote', None, None, send
+
+
 def stop():
     """Close the file or syslog and log to stderr from now on."""
     if _log.descriptor is not None:
@@ -78,7 +84,7 @@ def stop():
 
 
 def descriptor():
-    """Return the log file's descriptor, for a worker's adopt(); None if the log is not a file."""
+    """Return the log file's descriptor; None if the log is not a file."""
     return _log.descriptor
 
 
@@ -155,12 +161,21 @@ def printable(text):
 def _write(level, text, values):
     if level < _log.level:
         return
-    line = printable(WORDS[level] + (text % values if values else text))
+    text = text % values if values else text
+    if _log.kind == 'remote':
+        _log.send(level, text[:MAXIMUM_LINE].encode('utf-8', 'backslashreplace').decode('utf-8'))
+    else:
+        write_line(level, text, os.getpid())
+
+
+def write_line(level, text, pid):
+    """Write a line of this level that the process `pid` logs."""
+    line = printable(WORDS[level] + text)
     if _log.kind == 'syslog':
         syslog.syslog(PRIORITIES[level], line)
         return
     if _log.kind == 'file':
-        line = '%s %s[%d] %s' % (time.strftime('%Y-%m-%d %H:%M:%S'), _log.name, os.getpid(), line)
+        line = '%s %s[%d] %s' % (time.strftime('%Y-%m-%d %H:%M:%S'), _log.name, pid, line)
         output = _log.descriptor
     else:
         line = '%s: %s' % (_log.name, line)

@@ -93,6 +93,11 @@ SERVER = (
             'User that the worker processes run as if targetd was started by root.',
             'The master opens the disks and passes the descriptors to the worker processes, which '
             'need no other rights.'),
+    _server('sandbox', kinds.Choice('auto', 'required', 'off'), 'auto', NEEDS_RESTART,
+            'Whether the kernel confines the worker processes.',
+            'A confined worker cannot open files, connect, start programs, or signal or trace other '
+            'processes (seccomp, no new privileges). auto: confined as far as this kernel can, and a '
+            'warning if it cannot. required: targetd does not start if it cannot.'),
     _server('server-id', kinds.Text(64, ascii_only=True), '', NEEDS_RESTART,
             'Word from which the identities of LUNs (serial number, NAA) are derived.',
             'If two servers serve the same disk in turn, write the same word on both, so that '

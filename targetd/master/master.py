@@ -15,7 +15,7 @@ import resource
 import signal
 import time
 
-from targetd import log
+from targetd import log, xts
 from targetd.errors import TargetdError
 from targetd.master.control import Control
 from targetd.master.control_answers import ControlAnswers
@@ -29,7 +29,7 @@ from targetd.master.logins.portals import PortalListeners
 from targetd.master.logins.routing import LoginRouter
 from targetd.master.logins.sessions import Sessions
 from targetd.master.logins.throttle import LoginThrottle
-from targetd.master.processes import child
+from targetd.master.processes import child, sandbox
 from targetd.master.processes.jobs import Jobs
 from targetd.master.processes.loop import Loop
 from targetd.master.processes.worker_messages import BadMessage, MessageHandlers
@@ -150,7 +150,7 @@ class Master(object):
         self.isns = IsnsClients(self.loop, self.portals)
 
     def _create_administration(self, foreground):
-        self.log_files = LogFiles(self.state, self.workers, foreground)
+        self.log_files = LogFiles(self.state, self.loop.clock, foreground)
         self.stop = Stop(
             loop=self.loop,
             state=self.state,
@@ -207,6 +207,7 @@ class Master(object):
         self.messages.register_reports(
             {
                 'ready': _handled_by_workers,
+                'log': self.log_files.on_log,
                 'idle': self._on_idle,
                 'ended': self._on_ended,
                 'refused': self.router.on_refused,
@@ -239,6 +240,7 @@ class Master(object):
         self.throttle.allowed = server.failures_before_delay
         self.sessions.limit = server.max_sessions
         self.exports.watch.set_interval(server.media_check_interval)
+        self.workers.sandbox = sandbox_rules(self.state.configuration)
         self.workers.wanted_spares = server.spare_workers
         self.workers.limit = server.max_sessions + server.spare_workers + LOGINS_IN_PROGRESS
 
@@ -353,6 +355,7 @@ class Master(object):
             self._session_over(worker, why)
 
     def _on_death(self, worker, _status):
+        self.log_files.forget_worker(worker)
         self.format_sanitize.on_worker_death(worker)
         worker.is_stuck = False
         self._session_over(worker, worker.ended_cleanly or worker.ending or '')
@@ -388,6 +391,25 @@ class Master(object):
 
 def _handled_by_workers(worker, message):
     """Workers acts on this report after its dispatch."""
+
+
+def sandbox_rules(configuration):
+    """The sandbox.Rules of workers, or None for `sandbox = off`. Raises TargetdError if a sandbox is
+    required and not available."""
+    wanted = configuration.server.sandbox
+    if wanted == 'off':
+        return None
+    luns = [lun for target in configuration.targets.values() for lun in target.luns.values()]
+    xts.why_not()  # loads the library of ciphers, if there is one: a confined worker cannot
+    why_not = sandbox.why_not()
+    if why_not and wanted == 'required':
+        raise TargetdError('sandbox = required, but %s; write sandbox = auto' % why_not)
+    if why_not:
+        log.warning('workers run without a filter of system calls: %s', why_not)
+    may_open = any(
+        lun.atomic_writes or any(word.split()[0] == 'trace' for word in lun.filter) for lun in luns
+    )
+    return sandbox.Rules(not why_not, may_open)
 
 
 def credentials(user):

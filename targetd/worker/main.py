@@ -82,7 +82,6 @@ class Worker(object):
             'logout': self._logout,
             'end': self._end,
             'retire': self._retire,
-            'reopen-logs': self._reopen_logs,
             'join': self._join,
             'operate': self._operate,
         }
@@ -300,10 +299,6 @@ class Worker(object):
         self._retiring = True
         if not self._is_serving:
             self.exit()
-
-    def _reopen_logs(self, message, descriptors):
-        if descriptors:
-            log.adopt(descriptors[0])
 
     def _stop_connections(self, why):
         """Stop every connection and return their number. Their threads end them. [control]"""

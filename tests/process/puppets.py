@@ -1,21 +1,26 @@
 """A real Master with puppet workers: forked processes that a test controls.
 
-The test's client sends a Login Request header and then lines of JSON. Each line is a message that the
-puppet sends to the master, or {"puppet": word}: 'deaf' (send no acknowledgement from now on), 'die',
-'raw' (send these bytes, `data` in hex digits, to the master), 'idle' (close the connections and report
-idle). The puppet sends every message of the master back to the client as a line, and acknowledges
-changes.
+The test's client sends a Login Request header and then lines of JSON. Each line is a message that
+the puppet sends to the master, or {"puppet": word}: 'deaf' (send no acknowledgement from now on),
+'die', 'log' (log so many lines), 'probe' (log what this process can do), 'raw' (send these bytes,
+`data` in hex digits, to the master), 'idle' (close the connections and report idle). The puppet
+sends every message of the master back to the client as a line, and acknowledges changes.
 """
 
+import ctypes
+import errno
 import hashlib
 import json
 import os
+import resource
 import select
 import signal
 import socket
 import struct
+import threading
 import time
 
+from targetd import log
 from targetd.channel import ChannelClosed
 from targetd.config import loader
 from targetd.master.master import Master
@@ -42,6 +47,42 @@ def header(tsih=0, isid=ISID, itt=1, cid=0):
     return struct.pack(
         '>BBBBI6sHIH2xII16x', 0x43, 0x87, 0, 0, 0, bytes.fromhex(isid), tsih, itt, cid, 1, 0
     )
+
+
+def probe():
+    """What this process can do: {attempt: '' or the name of the error}."""
+    library = ctypes.CDLL(None, use_errno=True)
+
+    def started():
+        if os.fork() == 0:
+            os._exit(0)
+
+    def traced():
+        if library.ptrace(9999, os.getppid(), 0, 0) < 0:  # not a valid request
+            raise OSError(ctypes.get_errno(), '')
+
+    attempts = {
+        'open': lambda: os.close(os.open('/etc/passwd', os.O_RDONLY)),
+        'list': lambda: os.listdir('/'),
+        'create': lambda: os.close(os.open('/tmp/targetd-probe', os.O_CREAT | os.O_WRONLY)),
+        'remove': lambda: os.unlink('/tmp/targetd-probe'),
+        'connect': lambda: socket.create_connection(('127.0.0.1', 1), 1),
+        'socket': lambda: socket.socket(socket.AF_UNIX).close(),
+        'execute': lambda: os.execv('/nonexistent', ['x']),
+        'fork': started,
+        'signal': lambda: os.kill(os.getppid(), 0),
+        'trace': traced,
+        'thread': lambda: threading.Thread(target=int).start(),
+    }
+    results = {}
+    for name, attempt in sorted(attempts.items()):
+        try:
+            attempt()
+            results[name] = ''
+        except OSError as e:
+            results[name] = errno.errorcode.get(e.errno, '?')
+    results['limit'] = resource.getrlimit(resource.RLIMIT_CORE)
+    return results
 
 
 class Puppet(object):
@@ -81,11 +122,6 @@ class Puppet(object):
             os._exit(0)
         if message['do'] in ('change', 'units') and not self.deaf:
             self.channel.send({'report': 'acknowledge', 'id': message['id']})
-        if message['do'] == 'reopen-logs':
-            from targetd import log
-
-            log.adopt(descriptors.pop())
-            log.info('the puppet found its log again')
         for descriptor in descriptors:
             os.close(descriptor)
         line = json.dumps(dict(message, _descriptors=len(descriptors))).encode() + b'\n'
@@ -112,6 +148,11 @@ class Puppet(object):
                 sock.sendall(b'{"do": "deaf"}\n')
         elif word == 'raw':
             self.channel.socket.sendall(bytes.fromhex(message['data']))
+        elif word == 'log':
+            for number in range(message['count']):
+                log.info('line %d of a puppet', number)
+        elif word == 'probe':
+            self.channel.send({'report': 'log', 'level': 3, 'text': repr(probe())})
         elif word == 'die':
             os.kill(os.getpid(), signal.SIGKILL)
         elif word == 'idle':

@@ -1,11 +1,14 @@
 """A hostile worker: a puppet with the real channel tries to get more than the session that it serves."""
 
+import ast
 import os
 
 import pytest
 from puppets import DISK, OPEN, OTHER, RAM, body
 
-from targetd.master import vault
+from targetd.errors import TargetdError
+from targetd.master import log_files, vault
+from targetd.master.processes import sandbox
 
 SECRET, OTHER_SECRET = 'secret of erp 14', 'secret of two 14'
 CHAP = ['incominguser = erp "%s"' % SECRET]
@@ -205,3 +208,81 @@ def test_the_vault_finds_secrets_and_forgets_them(tmp_path):
             find('00' * 32)
     kept.close()
     other.close()
+
+
+# -- the sandbox -----------------------------------------------------------------------------------
+
+
+def probed(stage, capfd):
+    """What a worker could do, as probe() of puppets found it."""
+    client = stage.connect()
+    stage.until(lambda: stage.master.workers.busy())
+    client.say(puppet='probe')
+    seen = []
+
+    def is_there():
+        seen.append(capfd.readouterr().err)
+        return "'trace'" in ''.join(seen)
+
+    stage.until(is_there)
+    text = ''.join(seen)
+    return ast.literal_eval(text[text.index('{') : text.index('}') + 1])
+
+
+REFUSED = (
+    'open',
+    'list',
+    'create',
+    'remove',
+    'connect',
+    'socket',
+    'execute',
+    'fork',
+    'signal',
+    'trace',
+)
+
+
+@pytest.mark.skipif(bool(sandbox.why_not()), reason='no seccomp filters here')
+def test_a_worker_cannot_open_connect_execute_signal_or_trace(stage, capfd):
+    stage.start(body(stage, (DISK, OPEN, RAM)), 'sandbox = required')
+    found = probed(stage, capfd)
+    assert {name: found[name] for name in REFUSED} == dict.fromkeys(REFUSED, 'EPERM')
+    assert found['thread'] == '' and found['limit'] == (0, 0)
+    worker = stage.master.workers.all()[0]
+    with open('/proc/%d/status' % worker.pid) as file:
+        status = dict(line.split(':', 1) for line in file)
+    assert status['Seccomp'].strip() == '2' and status['NoNewPrivs'].strip() == '1'
+    if os.geteuid() == 0:
+        assert int(status['CapBnd'], 16) == int(status['CapPrm'], 16) == 0
+    # its channel and /dev/null
+    files = os.listdir('/proc/%d/fd' % worker.pid)
+    assert sorted(map(int, files))[:3] == [0, 1, 2]
+    assert os.readlink('/proc/%d/fd/2' % worker.pid) == '/dev/null'
+
+
+def test_without_a_sandbox_a_worker_can_open_what_its_user_can(stage, capfd):
+    """The probe finds what is allowed."""
+    stage.start(body(stage, (DISK, OPEN, RAM)), 'sandbox = off')
+    found = probed(stage, capfd)
+    assert found['open'] == '' and found['fork'] == '' and found['socket'] == ''
+
+
+def test_a_required_sandbox_that_the_host_does_not_have(stage, monkeypatch):
+    monkeypatch.setattr(sandbox, 'why_not', lambda: 'the kernel has no seccomp filters')
+    with pytest.raises(TargetdError) as refused:
+        stage.start(body(stage, (DISK, OPEN, RAM)), 'sandbox = required')
+    assert 'write sandbox = auto' in str(refused.value)
+
+
+def test_a_worker_cannot_flood_the_log(stage, capfd):
+    stage.start(body(stage, (DISK, OPEN, RAM)))
+    client = stage.login(DISK)
+    client.say(puppet='log', count=log_files.LINES_AT_ONCE + 500)
+    client.say(ask='leave', id=77)
+    stage.until(lambda: (client.listen(), any(m.get('id') == 77 for m in client.of('answer')))[1])
+    client.close()
+    stage.until(lambda: not stage.master.sessions.all())
+    text = capfd.readouterr().err
+    assert log_files.LINES_AT_ONCE * 0.9 < text.count('of a puppet') < log_files.LINES_AT_ONCE + 400
+    assert 'were suppressed' in text

@@ -244,7 +244,12 @@ def test_an_aptpl_registration_is_on_disk_before_its_answer(stage):
     assert registration['key'] == '00000000000000aa'
 
 
-def test_the_log_is_opened_again_in_every_process(stage, tmp_path):
+def open_text(path):
+    with open(path) as f:
+        return f.read()
+
+
+def test_the_log_is_opened_again_and_workers_log_through_the_master(stage, tmp_path):
     from targetd import log
 
     log_file, rotated = str(tmp_path / 'log'), str(tmp_path / 'log.1')
@@ -254,10 +259,10 @@ def test_the_log_is_opened_again_in_every_process(stage, tmp_path):
         client = stage.login(DISK)
         os.rename(log_file, rotated)
         os.kill(os.getpid(), signal.SIGUSR1)
-        client.wait('reopen-logs')
-        with open(log_file) as f:
-            text = f.read()
-        assert 'the puppet found its log again' in text
+        stage.until(lambda: os.path.exists(log_file))
+        client.say(puppet='log', count=1)
+        pid = stage.master.sessions.all()[0].worker.pid
+        stage.until(lambda: 'targetd[%d] line 0 of a puppet' % pid in open_text(log_file))
         with open(rotated) as f:
             assert 'logged in' in f.read()
     finally:

@@ -12,6 +12,7 @@ from collections import Counter, deque
 
 from targetd import log
 from targetd.iscsi import const
+from targetd.master.logins.admission import Refused
 from targetd.master.logins.authentication import HandedOver, handed_over
 from targetd.master.logins.portals import shown
 from targetd.master.logins.sessions import check_claim_fields
@@ -184,7 +185,11 @@ class LoginRouter(object):
         message['proved'] = connection.proved
         if connection.proved:
             self.throttle.note_success(connection.peer[0])
-        self.sessions.process_claim(worker, message)
+        if self.workers.is_too_confined(worker):
+            why = 'the configuration was reloaded during this login; the next one will be accepted'
+            self.sessions.refuse_claim(worker, message, Refused(const.SERVICE_UNAVAILABLE, why))
+        else:
+            self.sessions.process_claim(worker, message)
         if self._waiting and worker.session is not None:
             self.request_spare()  # its origin has one login in progress less
 

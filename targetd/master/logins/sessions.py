@@ -129,7 +129,7 @@ class Sessions(object):
         try:
             self._decide(worker, message)
         except Refused as e:
-            self._refuse(worker, message, e)
+            self.refuse_claim(worker, message, e)
         except OSError as e:
             # For example, no descriptor is left. What was granted already ends with the worker.
             log.error(
@@ -283,7 +283,8 @@ class Sessions(object):
                 return self._last_tsih
         raise Refused(const.OUT_OF_RESOURCES, 'every TSIH is in use')
 
-    def _refuse(self, worker, claim, refused):
+    def refuse_claim(self, worker, claim, refused):
+        """Answer the claim with the status of this Refused."""
         session = claim['session']
         self.note_refusal(
             session['initiator_name'],

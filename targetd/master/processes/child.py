@@ -16,6 +16,8 @@ import signal
 import sys
 
 from targetd import log
+from targetd.channel import ChannelClosed
+from targetd.master.processes import sandbox
 
 PR_SET_PDEATHSIG = 1
 PR_SET_NAME = 15
@@ -130,22 +132,48 @@ def become_job_process(channel, kept, master):
     die_with(master)
 
 
-def become_worker(channel, credentials, master):
-    """Make this child a worker process. Afterwards its descriptors are its channel, standard input,
-    output and error, and the log. Raises OSError."""
-    close_descriptors({0, 1, 2, channel.fileno(), log.descriptor()})
+def _forget_standard_files():
+    null = os.open(os.devnull, os.O_RDWR)
+    for number in (0, 1, 2):
+        os.dup2(null, number)
+    os.close(null)
+
+
+def _log_to_master(channel):
+    """A line of the log is a report to the master (master.log_files)."""
+
+    def send(level, text):
+        try:
+            channel.send({'report': 'log', 'level': level, 'text': text})
+        except (ChannelClosed, OSError):  # the master is gone: so is this process, soon
+            pass
+
+    log.start_remote(send)
+
+
+def become_worker(channel, credentials, master, rules):
+    """Make this child a worker process. rules: sandbox.Rules, or None. Afterwards its only
+    descriptor is its channel, beside /dev/null as standard input, output and error. Raises OSError."""
+    _log_to_master(channel)
+    if rules is not None:
+        _forget_standard_files()
+    close_descriptors({0, 1, 2, channel.fileno()})
     reset_signals()
     name_process('targetd-worker')
     _reset_oom_score()
+    if rules is not None:
+        sandbox.drop_capabilities()
     drop_privileges(credentials)
     die_with(master)
+    if rules is not None:
+        sandbox.confine(rules)
 
 
-def run_worker(channel, credentials, master, serve):
+def run_worker(channel, credentials, master, serve, rules=None):
     """Become a worker, call serve(channel), exit. Never returns."""
     code = 1
     try:
-        become_worker(channel, credentials, master)
+        become_worker(channel, credentials, master, rules)
         serve(channel)
         code = 0
     except SystemExit as e:

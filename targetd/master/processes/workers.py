@@ -47,6 +47,7 @@ class WorkerProcess(object):
         self.ending = None  # why the master killed it
         self.is_distrusted = False  # it sent an invalid message; what else it sends is ignored
         self.session = None
+        self.rules = None  # sandbox.Rules with which it was forked
         self.peers = []
         self.handed = {}  # (address, port) -> logins.authentication.HandedOver
         self.busy_since = None
@@ -79,6 +80,7 @@ class Workers(object):
         self.waiting = 0  # connections and operations that wait for a spare
         self.limit = 1 << 30  # workers there may be at once
         self.credentials = None  # child.credentials_of the user that workers run as
+        self.sandbox = None  # sandbox.Rules
         self.generation = 0
         self.stopping = False
         self.on_unkillable = lambda worker: None  # called if a killed worker does not end
@@ -151,7 +153,10 @@ class Workers(object):
         master = os.getpid()
         try:
             pid = child.fork(
-                self.fork, lambda: child.run_worker(theirs, self.credentials, master, self.serve)
+                self.fork,
+                lambda: child.run_worker(
+                    theirs, self.credentials, master, self.serve, self.sandbox
+                ),
             )
         except OSError:
             ours.close()
@@ -159,6 +164,7 @@ class Workers(object):
             raise
         theirs.close()
         worker = WorkerProcess(pid, ours, self.loop.clock(), self.generation)
+        worker.rules = self.sandbox
         worker.start_timer = self.loop.call_later(START_SECONDS, lambda: self._never_ready(worker))
         self.by_pid[pid] = worker
         self.loop.watch(ours, READ, lambda events: self._channel_ready(worker, events))
@@ -255,6 +261,11 @@ class Workers(object):
                 worker.state, worker.busy_since = BUSY, self.loop.clock()
                 return worker
         return None
+
+    def is_too_confined(self, worker):
+        """True if the worker was forked before a reload after which workers must open files."""
+        is_free = worker.rules is None or worker.rules.may_open
+        return not is_free and self.sandbox is not None and self.sandbox.may_open
 
     def retire(self, worker):
         """Order the worker to exit: a spare now, a busy worker when its session is over."""
