@@ -32,6 +32,7 @@ def test_a_state_file_has_the_whole_old_or_the_whole_new_state(tmp_path, monkeyp
 
 def test_a_state_file_is_synced_before_and_its_directory_after_the_rename(tmp_path, monkeypatch):
     happened = []
+    (tmp_path / 'units').mkdir()  # a new directory is synced, too: test_durable.py
     for name in ('fsync', 'rename'):
         real = getattr(os, name)
         monkeypatch.setattr(
