@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, Tuple
 
 from targetd.scsi.cdb import BLOCKS_6, BLOCKS_10, BLOCKS_12, BLOCKS_16
 from targetd.scsi.sam import WOULD_BLOCK, Task
-from targetd.scsi.sbc import run_read_blocking, run_write, would_block
+from targetd.scsi.sbc import inline_durable_write, run_read_blocking, run_write, would_block
 
 if TYPE_CHECKING:
     from targetd.scsi.lu import LogicalUnit
@@ -106,20 +106,17 @@ def _read_6(unit: 'LogicalUnit', general: Admit) -> Admit:
     return admit
 
 
-def _write_limits(unit: 'LogicalUnit') -> Tuple[int, int, bool]:
-    """(bytes up to which a write does not block, the same for a durable write, are all writes
-    durable?)"""
-    store = unit.store
-    if unit.hanging:
-        return 0, 0, unit.write_through
-    plain = store.inline_write_limit
-    return plain, plain if store.durable_is_free else 0, unit.write_through
+def _write_limits(unit: 'LogicalUnit') -> Tuple[int, Callable[[Task], Any], bool]:
+    """(bytes up to which a write does not block, run() of a durable write of this length, are all
+    writes durable?)"""
+    plain = 0 if unit.hanging else unit.store.inline_write_limit
+    return plain, inline_durable_write(unit), unit.write_through
 
 
 def _write_10(unit: 'LogicalUnit', general: Admit) -> Admit:
     unpack, block_size = BLOCKS_10.unpack_from, unit.block_size
     size, limit = unit.blocks, unit.maximum_blocks
-    plain, durable, write_through = _write_limits(unit)
+    plain, run_durable, write_through = _write_limits(unit)
 
     def admit(task):
         flags, lba, group, blocks, control = unpack(task.cdb, 1)
@@ -132,7 +129,7 @@ def _write_10(unit: 'LogicalUnit', general: Admit) -> Admit:
         task.length = task.data_out_length = length
         if write_through or flags & 8:
             task.durable = True
-            task.run = run_write if length <= durable else would_block
+            task.run = run_durable if length <= plain else would_block
         else:
             task.durable = False
             task.run = run_write if length <= plain else would_block
@@ -145,7 +142,7 @@ def _write_long(
     unit: 'LogicalUnit', general: Admit, unpack: Callable[..., Tuple[Any, ...]]
 ) -> Admit:
     block_size, size, limit = unit.block_size, unit.blocks, unit.maximum_blocks
-    plain, durable, write_through = _write_limits(unit)
+    plain, run_durable, write_through = _write_limits(unit)
 
     def admit(task):
         flags, lba, blocks, group, control = unpack(task.cdb, 1)
@@ -158,7 +155,7 @@ def _write_long(
         task.length = task.data_out_length = length
         if write_through or flags & 8:
             task.durable = True
-            task.run = run_write if length <= durable else would_block
+            task.run = run_durable if length <= plain else would_block
         else:
             task.durable = False
             task.run = run_write if length <= plain else would_block
@@ -170,8 +167,8 @@ def _write_long(
 def _write_6(unit: 'LogicalUnit', general: Admit) -> Admit:
     unpack, block_size = BLOCKS_6.unpack_from, unit.block_size
     size, limit = unit.blocks, unit.maximum_blocks
-    plain, durable, write_through = _write_limits(unit)
-    inline = durable if write_through else plain
+    plain, run_durable, write_through = _write_limits(unit)
+    run = run_durable if write_through else run_write
 
     def admit(task):
         high, low, blocks, control = unpack(task.cdb, 1)
@@ -189,7 +186,7 @@ def _write_6(unit: 'LogicalUnit', general: Admit) -> Admit:
         task.offset = lba * block_size
         task.length = task.data_out_length = length
         task.durable = write_through
-        task.run = run_write if length <= inline else would_block
+        task.run = run if length <= plain else would_block
         task.run_blocking = run_write
 
     return admit

@@ -152,3 +152,8 @@ class Change(namedtuple('Change', 'kind arguments')):
     """
 
     __slots__ = ()
+
+
+#: The Change that needs no master: the data of the command is in the store's cache, and the worker ends
+#: the task after a flush of the unit that begins after this was returned.
+UNFLUSHED = Change('flush', None)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Callable, Optional
 from targetd.scsi import alua, medium_errors, sense
 from targetd.scsi.cdb import BLOCKS_AT, FUA, LBA_AT, extent, length, u16, u32
 from targetd.scsi.medium_state import READY, STOPPED
-from targetd.scsi.sam import WOULD_BLOCK, Change
+from targetd.scsi.sam import UNFLUSHED, WOULD_BLOCK, Change
 from targetd.scsi.spc import answer
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from targetd.scsi.sam import Task
 
 CHUNK = 1 << 20  # bytes in memory at a time during VERIFY, WRITE SAME and similar commands
+UNFLUSHED_BYTES = 8 << 20  # written data that may wait for the next flush of a unit
 PRE_FETCH_MAXIMUM = 64 << 20  # bytes; a PRE-FETCH of more is GOOD with that much read
 
 
@@ -183,12 +184,10 @@ def write(unit: 'LogicalUnit', task: 'Task') -> None:
         task.run = good
     elif task.length % unit.block_size:
         task.run, task.run_blocking = would_block, run_write_in_part
-    elif (
-        (task.durable and not store.durable_is_free)
-        or task.length > store.inline_write_limit
-        or unit.hanging
-    ):
+    elif task.length > store.inline_write_limit or unit.hanging:
         task.run, task.run_blocking = would_block, run_write
+    elif task.durable:
+        task.run, task.run_blocking = inline_durable_write(unit), run_write
     else:
         task.run = run_write
 
@@ -201,6 +200,30 @@ def run_write(task: 'Task') -> None:
         data = data_out(task)
     task.unit.store.write(task.offset, data, task.durable)
     return None
+
+
+def inline_durable_write(unit: 'LogicalUnit') -> Callable[['Task'], Any]:
+    """run() of a durable write that is short enough for the connection's thread."""
+    return run_write if unit.store.durable_is_free else run_write_unflushed
+
+
+@write_errors
+def run_write_unflushed(task: 'Task') -> Any:
+    """Connection thread: a durable write into the cache of the store; the worker flushes it together
+    with others. A batch that has enough data takes no more of it."""
+    unit = task.unit
+    if unit.unflushed > UNFLUSHED_BYTES:
+        return WOULD_BLOCK
+    data = task.data_out
+    if data is None or len(data) != task.length:
+        data = data_out(task)
+    unit.store.write(task.offset, data, False)
+    return UNFLUSHED
+
+
+def run_join_flush(task: 'Task') -> Any:
+    """Connection thread: SYNCHRONIZE CACHE ends with the next flush of the unit that begins."""
+    return UNFLUSHED
 
 
 @write_errors
@@ -332,7 +355,7 @@ def synchronize_cache(unit: 'LogicalUnit', task: 'Task') -> None:
     if unit.store.durable_is_free:
         task.run = good
     else:
-        task.run, task.run_blocking = would_block, run_flush
+        task.run, task.run_blocking = run_join_flush, run_flush
 
 
 @write_errors

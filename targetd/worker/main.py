@@ -26,6 +26,7 @@ from targetd.worker import connection_login, erasing
 from targetd.worker.connection.replies import MasterAnswer
 from targetd.worker.connection.task_ordering import Ordering
 from targetd.worker.executor import Executor
+from targetd.worker.group_commit import GroupCommit
 from targetd.worker.hang_watch import QUIET_SECONDS, Watch
 from targetd.worker.members import LEAVE_SECONDS, Members
 from targetd.worker.policy import Policies
@@ -53,6 +54,7 @@ class Worker(object):
         self.configuration = configuration
         self.policies = Policies(configuration)
         self.executor = Executor(configuration.server.executor_threads)
+        self.group_commit = GroupCommit(self)
         self.busy_poll_seconds = configuration.server.busy_poll / 1e6
         self.device = None  # scsi.device.Device of the session
         self.replica = None
@@ -375,7 +377,10 @@ class Worker(object):
 
     def ask_change(self, task, change, complete):
         """Send a command's Change to the master; complete(task, MasterAnswer) is called when the
-        change is in force in every worker. [any]"""
+        change is in force in every worker. UNFLUSHED is done here. [any]"""
+        if change is sam.UNFLUSHED:
+            self.group_commit.add(task)
+            return
         task.sent_to_master = True
         words = dict(change.arguments, unit=self.replica.unit_id(task.unit))
         self.ask_master(change.kind, lambda answer: complete(task, _master_answer(answer)), **words)

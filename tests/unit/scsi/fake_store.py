@@ -9,7 +9,7 @@ import struct
 from targetd.scsi.device import Device
 from targetd.scsi.facts import UnitFacts
 from targetd.scsi.lu import LogicalUnit
-from targetd.scsi.sam import WOULD_BLOCK, Nexus, Port, Task
+from targetd.scsi.sam import UNFLUSHED, WOULD_BLOCK, Nexus, Port, Task
 from targetd.scsi.sense import CheckCondition, StatusReturned
 
 NEXUS = Nexus('iqn.2026-11.com.example:host', '00023d000001', 'iqn.2026-11.com.example:disk', 1)
@@ -147,6 +147,12 @@ def finish(task, data):
     if task.data_out_length:
         task.data_out = memoryview(bytes(data or b''))[: min(task.data_out_length, task.edtl)]
     result = task.run(task)
+    if result is UNFLUSHED:  # as the worker does, alone
+        try:
+            task.unit.flush(task.offset, task.length)
+        except OSError as e:
+            raise task.unit.write_failure(e, task)
+        return None
     return task.run_blocking(task) if result is WOULD_BLOCK else result
 
 

@@ -19,7 +19,7 @@ from fake_store import (
 )
 
 from targetd.scsi import sbc
-from targetd.scsi.sam import WOULD_BLOCK, Change
+from targetd.scsi.sam import UNFLUSHED, WOULD_BLOCK, Change
 
 READS = (0x08, 0x28, 0x88, 0xA8)
 WRITES = (0x0A, 0x2A, 0x8A, 0xAA)
@@ -172,16 +172,17 @@ def test_write_changes_only_its_blocks(opcode, lba, blocks):
 
 @pytest.mark.parametrize('opcode', WRITES)
 @pytest.mark.parametrize(
-    'write_cache, flags, blocks, inline, durable',
+    'write_cache, flags, blocks, first, durable',
     [
-        (True, 0x00, 8, True, False),
-        (True, 0x08, 8, False, True),
-        (False, 0x00, 8, False, True),
-        (True, 0x00, 129, False, False),  # more than the store takes without waiting
+        (True, 0x00, 8, None, False),
+        (True, 0x08, 8, UNFLUSHED, False),
+        (False, 0x00, 8, UNFLUSHED, False),
+        (True, 0x00, 129, WOULD_BLOCK, False),  # more than the store takes without waiting
+        (False, 0x00, 129, WOULD_BLOCK, True),
     ],
 )
 def test_a_write_waits_for_the_disk_only_if_it_must_be_durable(
-    opcode, write_cache, flags, blocks, inline, durable
+    opcode, write_cache, flags, blocks, first, durable
 ):
     if opcode == 0x0A and flags:  # WRITE(6) has no FUA
         return
@@ -191,11 +192,22 @@ def test_a_write_waits_for_the_disk_only_if_it_must_be_durable(
     assert task.data_out_length == blocks * 512
     task.data_out = memoryview(bytes(blocks * 512))
     result = task.run(task)
-    assert (result is None) == inline
+    assert result is first
     if result is WOULD_BLOCK:
         assert unit.store.calls == []
         assert task.run_blocking(task) is None
     assert unit.store.calls == [('write', 0, blocks * 512, durable)]
+
+
+def test_a_batch_that_has_enough_data_takes_no_more_writes():
+    unit = make_unit(write_cache=False)
+    unit.unflushed = sbc.UNFLUSHED_BYTES + 1
+    task = make_task(unit, block_cdb(0x2A, 0, 8), bytes(8 * 512))
+    unit.admit(task)
+    task.data_out = bytes(8 * 512)
+    assert task.run(task) is WOULD_BLOCK and unit.store.calls == []
+    assert task.run_blocking(task) is None
+    assert unit.store.calls == [('write', 0, 8 * 512, True)]
 
 
 @pytest.mark.parametrize('opcode', WRITES)
