@@ -9,6 +9,7 @@ import errno
 import os
 import socket
 import stat
+import struct
 
 from targetd import log
 from targetd.admin import commands
@@ -108,7 +109,7 @@ class Control(object):
             sock, _ = self._listener.accept()
         except OSError:
             return
-        if len(self._clients) >= MAXIMUM_CLIENTS:
+        if len(self._clients) >= MAXIMUM_CLIENTS or not _may_command(sock):
             sock.close()
             return
         sock.setblocking(False)
@@ -184,3 +185,15 @@ class Control(object):
 
 
 __all__ = ('Control',)
+
+
+def _may_command(sock):
+    """True if the client is root or the user of the master, whatever the mode of the socket is."""
+    size = struct.calcsize('3i')
+    _pid, user, _group = struct.unpack(
+        '3i', sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
+    )
+    if user in (0, os.geteuid()):
+        return True
+    log.warning('user %d may not use the control socket; the connection is closed', user)
+    return False

@@ -53,8 +53,11 @@ class PidFile(object):
             )
 
     def _lock_once(self):
-        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        # no symbolic link, and no descriptor for other users: any descriptor can hold a lock
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        descriptor = os.open(self.path, flags, 0o600)
         try:
+            os.fchmod(descriptor, 0o600)
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not self._is_still_there(descriptor):
                 os.close(descriptor)  # removed by its owner between open and lock

@@ -1,10 +1,12 @@
 """The command `targetd`: background, pid file, and the exit codes that init scripts use."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 
 import psutil
@@ -215,6 +217,50 @@ def test_a_pid_file_that_names_a_living_targetd_is_not_taken(tmp_path, monkeypat
     with pytest.raises(AlreadyRunning) as caught:
         PidFile(path).lock_file()
     assert 'process 1' in str(caught.value)
+
+
+def test_a_pid_file_is_private_and_is_not_opened_through_a_symbolic_link(tmp_path):
+    path, victim = tmp_path / 'targetd.pid', tmp_path / 'victim'
+    victim.write_text('kept')
+    path.symlink_to(victim)
+    with pytest.raises(TargetdError):
+        PidFile(str(path)).lock_file()
+    assert victim.read_text() == 'kept'
+    path.unlink()
+    path.write_text('')
+    path.chmod(0o644)  # of an older version
+    pid_file = PidFile(str(path))
+    pid_file.lock_file()
+    assert path.stat().st_mode & 0o777 == 0o600
+    pid_file.remove()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason='only root can become another user')
+def test_another_user_cannot_use_the_control_socket_whatever_its_mode_is(stage_of_control):
+    stage, path = stage_of_control
+    os.chmod(stage.directory, 0o755)
+    os.chmod(path, 0o777)
+    ask = (
+        'import os, socket, sys; os.setuid(65534); s = socket.socket(socket.AF_UNIX); s.settimeout(10); '
+        's.connect(sys.argv[1]); sys.exit(len(s.recv(10)))'
+    )
+    client = subprocess.Popen([sys.executable, '-c', ask, path])
+    stage.until(lambda: client.poll() is not None)
+    assert client.returncode == 0  # the end of the stream, and no answer
+    assert not stage.master.control._clients
+
+
+@pytest.fixture
+def stage_of_control():
+    from puppets import DISK, OPEN, RAM, Stage, body
+
+    directory = tempfile.mkdtemp(dir='/tmp')
+    stage = Stage(directory)
+    stage.port_number = free_port('127.0.0.1', 0)
+    stage.start(body(stage, (DISK, OPEN, RAM)))
+    yield stage, stage.master.state.configuration.server.control_socket
+    stage.close()
+    shutil.rmtree(directory)
 
 
 def test_a_pid_file_that_cannot_be_created(tmp_path):
