@@ -224,7 +224,9 @@ def test_a_change_that_cannot_be_saved_is_refused_and_not_in_force(harness):
     harness.state.save = full
     harness.register(harness.one)
     (answer,) = harness.one.of('answer')
-    assert answer['status'] == sam.CHECK_CONDITION and bytes.fromhex(answer['sense'])[2] == 4
+    sense = bytes.fromhex(answer['sense'])
+    assert answer['status'] == sam.CHECK_CONDITION
+    assert (sense[2], sense[12], sense[13]) == (5, 0x55, 0x04)  # no space for the registration
     assert harness.two.sent == [] and harness.unit.shared.reservations['registrations'] == []
 
 
