@@ -234,3 +234,15 @@ def test_a_disk_that_appears_is_opened_without_a_command(daemon):
     with open(path, 'wb') as file:
         file.truncate(1 << 20)
     eventually(lambda: admits(daemon), 20)
+
+
+def test_why_shows_the_status_what_windows_shows_and_where_to_look(daemon):
+    """The real targetdctl asks the real server."""
+    daemon.target(lines=['initiator-address = 10.0.0.0/8'])
+    daemon.start()
+    with pytest.raises(LoginFailed):
+        connect(daemon.address, TARGET)
+    code, text = daemon.targetdctl('why')
+    assert code == 0
+    assert '0202' in text and 'Authorization failure' in text
+    assert 'initiator-address' in text and '127.0.0.1' in text

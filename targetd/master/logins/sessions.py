@@ -325,8 +325,7 @@ class Sessions(object):
                 'target_name': target_name or 'discovery',
                 'address': peer[0],
                 'why': why,
-                'status_class': status[0] if status else None,
-                'status_detail': status[1] if status else None,
+                'status': '%02X%02X' % status if status else '',
             }
         )
         del self.refusals[:-100]

@@ -135,7 +135,7 @@ def test_a_refusal_has_status_and_rule_and_is_kept(desk, capfd):
     assert 'refused with status 0202: address 10.0.0.9 matches none' in capfd.readouterr().err
     (entry,) = desk.sessions.refusals
     assert (
-        entry['status_class'] == 2
+        entry['status'] == '0202'
         and entry['address'] == '10.0.0.9'
         and 'initiator-address' in entry['why']
     )
