@@ -10,7 +10,7 @@ each size of PIECES and one block fail, so the number of slow reads is bounded t
 from typing import TYPE_CHECKING, Any, List, Optional, Tuple
 
 from targetd.scsi import errno_map, faults, opcodes, sense
-from targetd.scsi.sam import WOULD_BLOCK
+from targetd.scsi.sam import UNFLUSHED, WOULD_BLOCK
 
 if TYPE_CHECKING:
     from targetd.scsi.lu import LogicalUnit
@@ -145,7 +145,7 @@ def note_rewrite(unit: 'LogicalUnit', row: opcodes.Row, task: 'Task') -> None:
             length = task.length - task.length % unit.block_size
             _make_durable(unit, task, offset, length)
             unit.note('rewritten', {'offset': offset, 'length': length})
-        return result
+        return None if result is UNFLUSHED else result  # the flush above covers the write
 
     task.run, task.run_blocking = _would_block, run_and_flush
 

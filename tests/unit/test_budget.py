@@ -140,7 +140,9 @@ class Bench(object):
         self.socket = Socket()
         session = Session(login)
         worker.begin_session(session)
-        self.connection = Connection(worker, self.socket, session, 1, 1, 262144, worker.keepalive_of(None))
+        self.connection = Connection(
+            worker, self.socket, session, 1, 1, 262144, worker.keepalive_of(None)
+        )
         worker.connections.append(self.connection)
         self._cmd_sn = itertools.count(1)
 

@@ -15,7 +15,7 @@ COMPARE_AND_WRITE = 0x89
 
 @pytest.fixture
 def unit():
-    unit = make_unit()
+    unit = make_unit(write_cache=True)
     unit.store.data[:] = bytes(n // 512 % 251 for n in range(unit.store.size))
     unit.store.cached = False
     unit.told = []
@@ -150,6 +150,15 @@ def test_a_write_over_a_bad_block_is_flushed_and_ends_its_entry(unit):
     assert unit.store.verbs() == ['write', 'flush']
     assert unit.told == [('rewritten', {'offset': 0, 'length': 4096})]
     assert unit.records['bad_blocks'] == []
+
+
+def test_a_durable_write_over_a_bad_block_is_flushed_once():
+    unit = make_unit(write_cache=False)
+    unit.told = []
+    unit.services.note = lambda kind, message: unit.told.append(kind)
+    with_bad_blocks(unit, (1024, 512))
+    do(unit, cdb_10(WRITE, 0, 8), bytes(4096))
+    assert unit.store.verbs() == ['write', 'flush'] and unit.told == ['rewritten']
 
 
 def test_a_write_elsewhere_is_not_flushed(unit):
