@@ -9,16 +9,13 @@ write, the range stays locked until the slot has been recovered.
 """
 
 import errno
-import logging
 import queue
 from typing import Any, Optional
 
-from .. import compat
+from .. import compat, log
 from . import journal, range_locks
 from .base import BytesLike, Store, failure
 from .filters import Filter
-
-_log = logging.getLogger('targetd.store')
 
 
 class Atomic(Filter):
@@ -147,7 +144,7 @@ class AtomicWrite(object):
         except OSError as e:
             store.is_in_doubt = False
             if e.errno == errno.EREMOTEIO:
-                _log.error(
+                log.error(
                     '%s: an atomic write was refused, nothing was changed: %s (%s)',
                     store.path or store.kind,
                     e.strerror,
@@ -161,7 +158,7 @@ class AtomicWrite(object):
         try:
             if store.is_in_doubt:
                 store.lost = store.lost or errno.EIO
-                _log.error(
+                log.error(
                     '%s: bytes %d..%d are in doubt, and stay locked: %s',
                     store.path or store.kind,
                     self._offset,

@@ -8,13 +8,13 @@ described in filter_settings. Each worker process has separate counters.
 
 import errno
 import itertools
-import logging
 import os
 import random
 import time
 from collections import namedtuple
 from typing import Callable, Dict, Iterable, List, Optional, Sequence, Tuple
 
+from .. import log
 from .base import BytesLike, Store, failure
 
 VERBS = ('read', 'write', 'flush', 'unmap', 'write_zeroes', 'extents')
@@ -45,8 +45,6 @@ _FACTS = (
     'lost',
     'descriptor',
 )
-
-_log = logging.getLogger('targetd.store')
 
 
 def _fact(name):
@@ -367,7 +365,7 @@ class Trace(Filter):
             self._sink(Record(verb, offset, length, durable, name, time.monotonic() - began))
 
     def _to_log(self, record):
-        _log.info('%s: %s', self.path or self.kind, record)
+        log.info('%s: %s', self.path or self.kind, record)
 
     def _to_file(self, record):
         try:
@@ -382,5 +380,5 @@ class Trace(Filter):
                 ).encode(),
             )
         except OSError as e:
-            _log.warning('filter trace: %s: %s; its records go to the log', self._to, e.strerror)
+            log.warning('filter trace: %s: %s; its records go to the log', self._to, e.strerror)
             self._sink = self._to_log
