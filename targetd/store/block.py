@@ -35,12 +35,18 @@ class BlockStore(PosixStore):
             )
             start, end = _whole(offset, length, granule, alignment)
             for at in range(start, end, LONGEST_CALL):
-                linux.discard(self.descriptor, at, min(LONGEST_CALL, end - at))
+                linux.discard(self._exclusive_descriptor(), at, min(LONGEST_CALL, end - at))
 
     def write_zeroes(self, offset: int, length: int, may_unmap: bool) -> None:
         self._check_range(offset, length)
         may_unmap = may_unmap and self.capabilities.unmap
         self._make_zeroes(offset, length, linux.PUNCH_HOLE if may_unmap else linux.ZERO_RANGE)
+
+    def _exclusive_descriptor(self) -> int:
+        """The descriptor for discarding and zeroing. Since Linux 5.8 the kernel refuses both with
+        EBUSY while another open file description holds the device exclusively: a worker has to use
+        the one that holds the claim, not its own."""
+        return self.descriptor if self.claim is None else self.claim
 
     def _make_zeroes(self, offset, length, mode):
         """Write zeroes: the device zeroes whole sectors, the page cache the remaining bytes at both
@@ -56,7 +62,7 @@ class BlockStore(PosixStore):
 
     def _zero_sectors(self, offset, length, mode):
         try:
-            linux.fallocate(self.descriptor, mode | linux.KEEP_SIZE, offset, length)
+            linux.fallocate(self._exclusive_descriptor(), mode | linux.KEEP_SIZE, offset, length)
         except OSError as e:
             if e.errno not in linux.UNSUPPORTED:
                 raise
@@ -66,7 +72,7 @@ class BlockStore(PosixStore):
         """For Linux before 4.9 or a device without WRITE ZEROES: the kernel writes the zeroes, or
         else this process."""
         try:
-            linux.zero_out(self.descriptor, offset, length)
+            linux.zero_out(self._exclusive_descriptor(), offset, length)
         except OSError as e:
             if e.errno not in linux.UNSUPPORTED:
                 raise

@@ -50,7 +50,7 @@ DIGEST = ALL + ['HeaderDigest = CRC32C', 'DataDigest = CRC32C, None']
 VARIANTS = collections.OrderedDict(
     [
         ('thick-file', Variant(None, ['write-cache = off'], ALL, '', SECOND, 190)),
-        ('thin-file', Variant(None, ['thin = yes'], ALL, '', SECOND, 205)),
+        ('thin-file', Variant(None, ['thin = yes'], ALL, '', SECOND, 204)),
         ('loop-512', Variant(512, [], ALL, '', SECOND, 190)),
         ('loop-4096', Variant(4096, [], ALL, '', SECOND, 190)),
         (
@@ -65,12 +65,12 @@ VARIANTS = collections.OrderedDict(
         ),
         (
             'header-digest',
-            Variant(None, ['thin = yes'], DIGEST, '?header_digest=crc32c', SECOND, 205),
+            Variant(None, ['thin = yes'], DIGEST, '?header_digest=crc32c', SECOND, 204),
         ),
         (
             'encrypted',
             Variant(
-                None, ['thin = yes', 'encryption-key-file = %(name)s.key'], ALL, '', SECOND, 208
+                None, ['thin = yes', 'encryption-key-file = %(name)s.key'], ALL, '', SECOND, 207
             ),
         ),
     ]
