@@ -43,9 +43,9 @@ class BlockStore(PosixStore):
         self._make_zeroes(offset, length, linux.PUNCH_HOLE if may_unmap else linux.ZERO_RANGE)
 
     def _exclusive_descriptor(self) -> int:
-        """The descriptor for discarding and zeroing. Since Linux 5.8 the kernel refuses both with
-        EBUSY while another open file description holds the device exclusively: a worker has to use
-        the one that holds the claim, not its own."""
+        """The descriptor for discarding and zeroing. The kernel refuses both with EBUSY
+        where the range has unwritten data in the page cache and another open file description holds
+        the device exclusively: a worker has to use the one that holds the claim, not its own."""
         return self.descriptor if self.claim is None else self.claim
 
     def _make_zeroes(self, offset, length, mode):
