@@ -7,6 +7,7 @@ import pytest
 from daemon import TARGET, eventually
 from initiator import CHECK_CONDITION, GOOD, LOGICAL_UNIT_RESET, RESERVATION_CONFLICT, Chap, pattern
 
+TEST_UNIT_READY = bytes(6)
 OTHER = 'iqn.2026-11.test.targetd:other'
 ONE, TWO = 'iqn.2026-11.test:one', 'iqn.2026-11.test:two'
 ISID_TWO = b'\x80\0\0\0\0\2'
@@ -205,7 +206,8 @@ def test_a_reset_at_the_destination_ends_the_copy_before_it_is_answered(daemon, 
     running = one.submit(cdb, out=body)
     eventually(lambda: two.read(0, 8, lun=lun) == pattern(1, 4096))
     assert two.manage(LOGICAL_UNIT_RESET, lun=lun) == 0
-    two.clear_attentions(lun)
+    # a step of the copy that takes longer than the answer may wait keeps the unit BUSY until it ends
+    eventually(lambda: two.run(TEST_UNIT_READY, lun=lun).status == GOOD)
     two.write(0, bytes(4096), lun=lun)
     result = one.wait(running)
     assert code(result)[0] == 0x0A

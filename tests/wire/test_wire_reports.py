@@ -425,7 +425,10 @@ def test_a_single_read_and_write_of_64_mib_is_served_with_bounded_memory(daemon,
 )
 def test_nop_outs_are_answered_while_a_long_command_runs(daemon, sessions, cdb, out):
     luns = {
-        0: ['backing-store = %s' % daemon.image(size=64 * MIB), 'filter = delay write=500ms'],
+        0: [
+            'backing-store = %s' % daemon.image(size=64 * MIB),
+            'filter = delay write=500ms write_zeroes=2s unmap=2s',
+        ],
         1: ['type = ram', 'size = 1M'],
     }
     daemon.target(luns=luns)
