@@ -290,7 +290,6 @@ def test_a_full_journal_is_explained_in_the_log(house, monkeypatch, capfd):
     assert (
         'nothing was changed: the journal cannot be written: No space left on device'
         in capfd.readouterr().err
-        in capfd.readouterr().err
     )
     monkeypatch.undo()
     write_in_one(one, 0, b'n' * 4096)
