@@ -1,10 +1,10 @@
 #!/bin/sh
-# Linux: zeroing or discarding a block device fails with EBUSY through a description that does not hold its claim
+# Linux: zeroing written pages of a block device fails with EBUSY through a description that does not hold its claim
 #
-# Version seen: Linux 6.18 (the check came with 5.8). Needs root, a loop device, Debian's python3 and util-linux.
+# Version seen: Linux 6.18.44. Needs root, a loop device, Debian's python3 and util-linux.
 #
 # Expected: one process opens a disk with O_EXCL and reopens it, through /proc/self/fd, without O_EXCL. Writes through
-# the second description work, so fallocate(FALLOC_FL_ZERO_RANGE) and BLKDISCARD through it should work as well.
+# the second description work, so fallocate(FALLOC_FL_ZERO_RANGE) through it should work as well.
 # Seen: pwrite() works, fallocate() of a range with written data that is still in the page cache fails with EBUSY: the
 # kernel wants the claim before it drops such pages, and any other holder is in its way, be it the same process. After
 # fdatasync(), or through the description that was opened with O_EXCL, the same call works.
