@@ -10,7 +10,7 @@ without_c() { sed "/^\[target $c\]/,\$d" /job/targetd.conf > /tmp/targetd.conf; 
 with_c() { cp /job/targetd.conf /tmp/targetd.conf; targetdctl reload > /tmp/reload.out 2>&1; }
 refused() { # reason: the reload that would serve /dev/vdc says it, and changes nothing
     if with_c; then cat /tmp/reload.out; exit 1; fi
-    grep -- "$1" /tmp/reload.out
+    grep -- "$1" /tmp/reload.out || { cat /tmp/reload.out; exit 1; }
 }
 
 say "two linear devices of unlike sizes: /dev/served is the one, then the other"
@@ -49,7 +49,7 @@ targetdctl disks | grep vdc | grep 'LVM physical volume'
 say "a volume group of this host, not active"
 without_c
 vgcfgbackup -q clients
-refused "is a physical volume of the group clients of this host.*allow-in-use"
+refused "is a physical volume of the volume group clients of this host.*allow-in-use"
 sed 's|backing-store = /dev/vdc|&\nallow-in-use = yes|' /job/targetd.conf > /tmp/targetd.conf
 targetdctl reload
 served $c

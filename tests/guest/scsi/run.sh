@@ -88,7 +88,7 @@ ok sg_vpd -p di "$b"; said "$naa" "$serial"
 ok sg_vpd -p di "$small"; if grep -q "$naa" /tmp/out; then echo "two units have one name"; exit 1; fi
 ok sg_vpd -p sp "$a"; said "$target,t,0x0001"
 ok sg_vpd -p bl "$a"
-said 'compare and write length: 128 blocks' 'unmap LBA count: 1048576' 'Maximum transfer length: 32768 blocks' 'length: 0x8000 blocks'
+said 'compare and write length: 128 blocks' 'unmap LBA count: 1048576' 'Maximum transfer length: 131072 blocks' 'length: 0x8000 blocks'
 ok sg_vpd -p lbpv "$a"; said '(LBPU): 1' '(LBPWS): 1' '(LBPRZ): 1' 'Provisioning type: 2 (thin provisioned)'
 ok sg_vpd -p lbpv "$small"; said '(LBPU): 0' 'Provisioning type: 0'
 ok sg_vpd -p tpc "$a"; said 'Populate token' 'Extended copy(LID1)' 'ROD type: block device zero'
