@@ -36,6 +36,8 @@ master -> worker
              (scsi.operations)
   logout     seconds                                      send an asynchronous message asking for
              logout (RFC 7143 11.9.1)
+  check-connections  id                                   the initiator port logs in through another
+             portal group: answer with `continues`, unless the session ends now
   end        why, reason                                  end the session now: 'reinstated',
              'stopped', 'administrator', …
   retire                                                  a spare: exit; a busy worker: exit when
@@ -53,6 +55,8 @@ worker -> master
              was refused before its claim
   report closed       peer, cid                           a connection ended, or its login failed,
              and the session continues
+  report continues    id                                  of check-connections: a connection of the
+             session is open, or it waits for a reassignment
   report ended        why, hangs                          the session is over, cleanly; the worker
              exits next, or, if commands hang, when they have returned
   report hanging      unit, commands, command, lba, milliseconds   the oldest of the commands that the

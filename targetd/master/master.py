@@ -212,6 +212,7 @@ class Master(object):
                 'ended': self._on_ended,
                 'refused': self.router.on_refused,
                 'closed': self.sessions.on_closed,
+                'continues': self.sessions.on_continues,
                 'acknowledge': self.replication.on_acknowledge,
                 'failed': self.replication.on_failed,
                 'note': self.replication.on_note,

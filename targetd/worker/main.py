@@ -82,6 +82,7 @@ class Worker(object):
             'change': self._change,
             'units': self._units,
             'logout': self._logout,
+            'check-connections': self._check_connections,
             'end': self._end,
             'retire': self._retire,
             'join': self._join,
@@ -290,6 +291,12 @@ class Worker(object):
         self.members.abandon_lost()
         for connection in list(self.connections):
             connection.requests.ask_for_logout(int(message['seconds']))
+
+    def _check_connections(self, message, descriptors):
+        """The initiator port logs in through another portal group. If the initiator has closed every
+        connection of this session, the session ends, and the master notices that."""
+        if not self.members.are_closed_by_initiator():
+            self.report('continues', id=message['id'])
 
     def _end(self, message, descriptors):
         self._retiring = True

@@ -180,6 +180,18 @@ class Members(object):
             self._is_over = True
             return True
 
+    def are_closed_by_initiator(self):
+        """Return True if the session ends because each of its connections has ended, or will end when
+        its thread has read what arrived before the initiator's FIN or RST. [control]"""
+        with self._changed:
+            if self._expected or self.lost or not (self._is_over or self._living or self._leaving):
+                return self._is_over
+            living = list(self._living)
+        return all(
+            connection.is_closed_by_initiator() and not connection.keeps_tasks
+            for connection in living
+        )
+
     def abandon_lost(self):
         """The master ends the session: no connection may join, and no thread waits for a
         reassignment. [control]"""

@@ -8,6 +8,9 @@ again.
      claim --> refused: answered with a status
        |
        +--> the nexus is free ----------------> granted: TSIH, units
+       |      ^
+       |      +-- the initiator port has a session through another portal group: its worker says that
+       |          the session goes on, or is reaped; at most END_SECONDS
        |
        +--> the nexus has a session --> its worker ends it --> reaped --> the claim is decided again
                                           not reaped after END_SECONDS: SIGKILL --^
@@ -72,11 +75,17 @@ class SessionRecord(object):
 
 
 class WaitingClaim(object):
-    """A claim that waits for the end of the session that it replaces."""
+    """A claim that waits for the end of the session that it replaces, or for news of the sessions that
+    its initiator port has through other portal groups.
+
+    checks: {id of the order `check-connections`: TSIH}, not answered; continuing: TSIHs of sessions
+    that go on, for which the claim does not wait any more."""
 
     def __init__(self, worker, claim):
         self.worker = worker
         self.claim = claim
+        self.checks = {}
+        self.continuing = set()
 
 
 class Sessions(object):
@@ -100,6 +109,7 @@ class Sessions(object):
         self.refusals = []  # the newest refused logins, for `targetdctl why`
         self.limit = 64
         self._last_tsih = 0
+        self._last_check = 0
 
     # -- state -------------------------------------------------------------------------------------
 
@@ -126,8 +136,12 @@ class Sessions(object):
         """A worker claims a session, or a further connection of its session. The answer is sent now,
         or when the session that the new one replaces has ended."""
         check_claim_fields(message)
+        self._process(WaitingClaim(worker, message))
+
+    def _process(self, waiting):
+        worker, message = waiting.worker, waiting.claim
         try:
-            self._decide(worker, message)
+            self._decide(waiting)
         except Refused as e:
             self.refuse_claim(worker, message, e)
         except OSError as e:
@@ -140,7 +154,8 @@ class Sessions(object):
             )
             self.kill(worker, 'its login could not be answered')
 
-    def _decide(self, worker, claim):
+    def _decide(self, waiting):
+        worker, claim = waiting.worker, waiting.claim
         session = claim['session']
         target_name = session.get('target_name')
         if worker.session is not None:
@@ -157,7 +172,9 @@ class Sessions(object):
             nexus = Nexus(session['initiator_name'], session['isid'], target_name, session['group'])
             old = self.by_nexus.get(nexus)
             if old is not None:
-                self._reinstate(old, worker, claim)
+                self._reinstate(old, waiting)
+                return
+            if self._await_other_groups(nexus, waiting):
                 return
         if sum(1 for s in self.by_tsih.values() if s.nexus) >= self.limit and nexus:
             raise Refused(
@@ -222,8 +239,8 @@ class Sessions(object):
             (),
         )
 
-    def _reinstate(self, old, worker, claim):
-        self.waiting_claims.append(WaitingClaim(worker, claim))
+    def _reinstate(self, old, waiting):
+        self.waiting_claims.append(waiting)
         if old.ended_why is None:
             old.ended_why = 'reinstated'
             log.info(
@@ -241,6 +258,43 @@ class Sessions(object):
             self.kill(
                 victim, 'its session was reinstated and did not end within %d seconds' % END_SECONDS
             )
+
+    def _await_other_groups(self, nexus, waiting):
+        """The claim waits for the sessions of the same initiator port through other portal groups whose
+        connection is lost, but whose worker has not noticed it: their nexus is lost before this one
+        is served. Returns False if there is nothing to wait for."""
+        unknown = [
+            session
+            for session in self.of_target(nexus.target_name)
+            if session.nexus.initiator_port == nexus.initiator_port
+            and session.tsih not in waiting.continuing
+        ]
+        if not unknown:
+            return False
+        self.waiting_claims.append(waiting)
+        for session in unknown:
+            if session.tsih not in waiting.checks.values():
+                self._last_check += 1
+                waiting.checks[self._last_check] = session.tsih
+                order = {'do': 'check-connections', 'id': self._last_check}
+                self.send(session.worker, order, ())
+        self.loop.call_later(END_SECONDS, lambda: self._stop_waiting(waiting))
+        return True
+
+    def _stop_waiting(self, waiting):
+        if waiting in self.waiting_claims and waiting.checks:
+            waiting.continuing.update(waiting.checks.values())
+            self.retry_waiting_claims()
+
+    def on_continues(self, worker, message):
+        """`report continues`, the answer to `check-connections`: the session of this worker goes on."""
+        session = worker.session
+        for waiting in self.waiting_claims:
+            if session is not None and waiting.checks.get(message['id']) == session.tsih:
+                del waiting.checks[message['id']]
+                waiting.continuing.add(session.tsih)
+                self.retry_waiting_claims()
+                return
 
     def _grant(self, nexus, worker, claim):
         session = SessionRecord(nexus, self._free_tsih(), worker, claim, self.clock())
@@ -407,7 +461,7 @@ class Sessions(object):
         shared state no longer has the lost nexus."""
         claims, self.waiting_claims = self.waiting_claims, []
         for waiting in claims:
-            self.process_claim(waiting.worker, waiting.claim)
+            self._process(waiting)
 
 
 def check_claim_fields(message):

@@ -73,6 +73,7 @@ REPORTS = {
                     '?target_name': _is_text_or_null, '?why': _is_text,
                     '?status_class': _is_number_or_null, '?status_detail': _is_number_or_null},
     'closed':      {'peer': _is_peer, '?cid': _is_number_or_null},
+    'continues':   {'id': _is_number},
     'copy-left':   {'unit': _is_text},
     'note':        {'unit': _is_text, 'kind': _is_text, 'note': _is_object},
     'progress':    {'position': _is_number, '?lasting': _is_flag},

@@ -45,6 +45,8 @@ SEND_NOW_BYTES = 64 << 10
 #: When more replies than this are queued by reply(), they are sent before the next command is run.
 _QUEUE_LENGTH = 256
 
+_TCP_ESTABLISHED = 1  # tcpi_state, the first byte of the TCP_INFO of Linux
+
 _INTERNAL_TARGET_FAILURE = (HARDWARE_ERROR, 0x44, 0x00)
 
 #: Data of commands that arrived before their CmdSN was due. An initiator that sends more loses its
@@ -242,6 +244,15 @@ class Connection(object):
             self.socket.shutdown(socket.SHUT_RDWR)
         except OSError:
             pass  # it is closed already
+
+    def is_closed_by_initiator(self):
+        """Return True if the connection has ended, or TCP has received a FIN or RST on it, which its
+        thread may not have noticed. [any]"""
+        try:
+            state = self.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
+        except OSError:  # the socket is closed
+            return True
+        return self.ended is not None or state != _TCP_ESTABLISHED
 
     def drain_or_stop(self):
         """Send what is queued. If this fails, stop the connection: part of a PDU may have been

@@ -197,6 +197,35 @@ def test_reinstatement_answers_only_after_the_old_worker_is_gone(desk):
     assert old.killed is None and new.killed is None
 
 
+def test_a_claim_through_another_group_waits_until_the_session_goes_on_or_is_gone(desk):
+    one, two, three = FakeWorker('one'), FakeWorker('two'), FakeWorker('three')
+    desk.claim(one, group=1)
+    assert desk.claim(two, group=2) is None
+    (check,) = one.of('check-connections')
+    desk.sessions.on_continues(two, {'id': check['id']})  # not the worker that was asked
+    desk.sessions.on_continues(one, {'id': check['id'] + 7})
+    assert not two.of('answer')
+    desk.sessions.on_continues(one, {'id': check['id']})
+    assert status(two.of('answer')[0]) == (0, 0)
+    # a third group waits for both; the death of one and the answer of the other are enough
+    assert desk.claim(three, group=3) is None
+    desk.die(one)
+    assert not three.of('answer') and len(two.of('check-connections')) == 1
+    desk.sessions.on_continues(two, two.of('check-connections')[0])
+    assert status(three.of('answer')[0]) == (0, 0)
+
+
+def test_a_claim_through_another_group_does_not_wait_for_ever(desk):
+    one, two = FakeWorker('one'), FakeWorker('two')
+    desk.claim(one, group=1)
+    assert desk.claim(two, group=2) is None
+    desk.loop.pass_time(END_SECONDS)
+    assert status(two.of('answer')[0]) == (0, 0)
+    assert one.killed is None and desk.ended == []
+    desk.loop.pass_time(END_SECONDS)
+    assert len(two.of('answer')) == 1
+
+
 def test_an_old_worker_that_does_not_end_is_killed(desk):
     old, new = FakeWorker('old'), FakeWorker('new')
     desk.claim(old)
@@ -234,7 +263,6 @@ def test_the_waiting_claim_of_a_dead_worker_is_dropped(desk):
     [
         dict(isid='00023d000002'),
         dict(name='iqn.2026-11.test:two'),
-        dict(group=2),
         dict(target='iqn.2026-11.test:other'),
     ],
 )
