@@ -30,7 +30,9 @@ BHS = struct.Struct('>BBHIQIIII16s')
 _BHS_UNPACK = BHS.unpack_from
 _DIGEST = struct.Struct('<I')
 
-BATCH_BYTES = 256 << 10
+#: Room for a PDU with the largest data segment that targetd declares (256 KiB) and for what arrives
+#: with it: such a PDU is executed where it is, without a copy.
+BATCH_BYTES = 384 << 10
 #: Replaces a PDU's data when its data digest is wrong (RFC 7143 7.8).
 DIGEST_ERROR = object()
 

@@ -99,16 +99,12 @@ class Transfer(object):
 
     # -- immediate and unsolicited data ---------------------------------------------
 
-    def place_immediate(self, length: int) -> Optional[memoryview]:
-        """Return a view for `length` bytes of immediate data, or None if the command does not use
-        all of them."""
-        self._placed = self.buffer[:length] if length <= self.wanted else None
-        return self._placed
-
-    def receive_immediate(self, data: Optional[BytesLike], final: bool) -> None:
-        """Accept the immediate data (None or bytes-like) and the F bit of the command. Raises
-        DataRefused if the data is longer than negotiated, or if unsolicited data is announced and
-        InitialR2T=Yes was negotiated."""
+    def receive_immediate(
+        self, data: Optional[BytesLike], final: bool, is_placed: bool = False
+    ) -> None:
+        """Accept the immediate data (None or bytes-like) and the F bit of the command. is_placed: the
+        data is at the start of the buffer already. Raises DataRefused if the data is longer than
+        negotiated, or if unsolicited data is announced and InitialR2T=Yes was negotiated."""
         sequence = self._unsolicited
         if data is not None:
             if len(data) > min(sequence.end, self._limits.max_immediate):
@@ -116,7 +112,8 @@ class Transfer(object):
                     WRONG_AMOUNT if self._limits.immediate_data else UNEXPECTED_DATA,
                     '%d bytes of immediate data are more than was negotiated' % len(data),
                 )
-            self._keep(0, data)
+            if not is_placed:
+                self._keep(0, data)
             sequence.next_offset = len(data)
         if not final and self._limits.initial_r2t:
             raise DataRefused(

@@ -25,6 +25,7 @@ from targetd.scsi.sense import ABORTED_COMMAND, CheckCondition, StatusReturned, 
 from targetd.worker import connection_login, erasing
 from targetd.worker.connection.replies import MasterAnswer
 from targetd.worker.connection.task_ordering import Ordering
+from targetd.worker.connection.write_buffers import WriteBuffers
 from targetd.worker.executor import Executor
 from targetd.worker.group_commit import GroupCommit
 from targetd.worker.hang_watch import QUIET_SECONDS, Watch
@@ -67,6 +68,7 @@ class Worker(object):
         # guards the command window of a session with several connections
         self.numbering = threading.Lock()
         self.connections = []
+        self.write_buffers = WriteBuffers()
         self.members = Members(self)
         self.watch = Watch(self)
         self.session = None
@@ -511,6 +513,7 @@ class Worker(object):
         replica, self.replica = self.replica, None
         self.tasks = self.device = self.ordering = self.session = None
         self._units_complete = None
+        self.write_buffers.clear()
         self.members = Members(self)
         self._is_serving = False
         self._answers.clear()

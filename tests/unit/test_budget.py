@@ -9,8 +9,10 @@ figure here, and its commit message states the benefit; a change that makes it c
 
 import itertools
 import os
+import resource
 import struct
 import sys
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -23,6 +25,7 @@ from targetd.scsi.device import Device
 from targetd.scsi.facts import UnitFacts
 from targetd.scsi.lu import LogicalUnit
 from targetd.scsi.sam import Nexus, Port
+from targetd.store.file import FileStore
 from targetd.store.ram import RamStore
 from targetd.worker.connection.connection import Connection
 from targetd.worker.main import Worker
@@ -41,6 +44,13 @@ FEW, MANY = 16, 48  # beyond what polling calls few
 #: When the rows were written it was (6, 14, 66) for a READ and (11, 17, 97) for a WRITE, on every
 #: Python from 3.6 to 3.13; a call more is never an accident, a few lines may be.
 PER_COMMAND = {'READ(10)': (6, 15, 70), 'READ(16)': (6, 15, 70), 'WRITE(10)': (11, 18, 101)}
+#: A durable write of a unit with write-cache = off: into the cache of the store, then one flush for
+#: all of the batch. The executor's part is counted too, in the same thread.
+PER_DURABLE_WRITE = (17, 26, 160)
+#: A write of 1 MiB: immediate data and four R2Ts. Its memory is that of earlier writes.
+PER_LARGE_WRITE = (140, 275, 1270)
+#: Page faults of a write of 256 KiB or 1 MiB.
+PAGE_FAULTS = 2
 #: The same for a batch beside its commands, receiving, locking, sending: (8, 6, 53).
 PER_BATCH = (8, 8, 58)
 
@@ -102,14 +112,16 @@ class Counts(object):
 
 
 class Bench(object):
-    """One connection in full feature phase with one unit of 1 MiB."""
+    """One connection in full feature phase with one unit of 1 MiB. A unit with write cache is in
+    memory; one without is a file, whose durable writes need a flush."""
 
-    def __init__(self):
-        store = RamStore({'kind': 'ram', 'size': SIZE}, compat.memory_file('budget', SIZE))
+    def __init__(self, sock=None, write_cache=True):
+        kind, store_class = ('ram', RamStore) if write_cache else ('file', FileStore)
+        store = store_class({'kind': kind, 'size': SIZE}, compat.memory_file('budget', SIZE))
         self.store = store
         self.device = Device(NEXUS, PORTS)
         self.unit = LogicalUnit(
-            UnitFacts.from_message({'write_cache': True}), store, NEXUS, self.device
+            UnitFacts.from_message({'write_cache': write_cache}), store, NEXUS, self.device
         )
         self.device.add(0, self.unit)
         self.unit.take_sense()
@@ -137,7 +149,7 @@ class Bench(object):
             values=values,
             cmd_sn=1,
         )
-        self.socket = Socket()
+        self.socket = sock or Socket()
         session = Session(login)
         worker.begin_session(session)
         self.connection = Connection(
@@ -210,6 +222,151 @@ def bench():
     made.run('READ(10)', MANY)  # after a small batch the next is polled for
     yield made
     made.store.close()
+
+
+@pytest.fixture
+def durable():
+    """A Bench whose writes are durable. Its flushes run at the end of each batch, in the same
+    thread."""
+    made = Bench(write_cache=False)
+    worker, work = made.connection.worker, []
+    worker.executor = SimpleNamespace(submit=lambda *arguments: work.append(arguments[:2]))
+    worker.watch = SimpleNamespace(is_running=True)
+    receive = made.connection._receive_and_act
+
+    def receive_and_flush():
+        receive()
+        while work:
+            function, argument = work.pop()
+            function(argument)
+
+    made.connection._receive_and_act = receive_and_flush
+    made.run('WRITE(10)', 1)
+    made.run('WRITE(10)', MANY)
+    yield made
+    made.store.close()
+
+
+class Initiator(object):
+    """A socket with an initiator that sends writes of one size, and Data-Out for each R2T.
+    immediate: bytes of immediate data; depth: writes that it sends at once."""
+
+    def __init__(self, size, depth=1, immediate=65536):
+        self._depth, self._immediate, self._size = depth, min(immediate, size), size
+        self._payload = memoryview(os.urandom(size))
+        self._incoming = []  # views that have not been received
+        self._cmd_sn = itertools.count(1)
+        self._unanswered = 0
+
+    def write(self, connection, count):
+        """Send so many groups of writes one after the other, and have the connection act on them."""
+        now = self._immediate
+        for _ in range(count):
+            for tag in range(self._depth):
+                header = struct.pack(
+                    '>BBHIQIIII', 1, 0xA1, 0, now, 0, tag, self._size, next(self._cmd_sn), 1
+                )
+                cdb = struct.pack('>BBIBHB6x', 0x2A, 0, 0, 0, self._size // BLOCK, 0)
+                self._incoming += [memoryview(header + cdb), self._payload[:now]]
+            self._unanswered = self._depth
+            while self._unanswered:
+                connection._receive_and_act()
+
+    def recv_into(self, view, *_):
+        return self.recvmsg_into([view])[0]
+
+    def recvmsg_into(self, views):
+        assert self._incoming, 'the connection waits for data that nobody sends'
+        total = 0
+        for view in views:
+            while view and self._incoming:
+                piece = self._incoming[0]
+                count = min(len(view), len(piece))
+                view[:count] = piece[:count]
+                total += count
+                view = view[count:]
+                if count == len(piece):
+                    del self._incoming[0]
+                else:
+                    self._incoming[0] = piece[count:]
+        return total, (), 0, None
+
+    def sendmsg(self, buffers):
+        for each in buffers:
+            self._answer(bytes(each))
+        return sum(map(len, buffers))
+
+    def sendall(self, data):
+        self._answer(bytes(data))
+
+    def _answer(self, header):
+        if header[0] == 0x21:
+            assert header[3] == 0, 'the write was not answered with GOOD'
+            self._unanswered -= 1
+            return
+        assert header[0] == 0x31
+        offset, length = struct.unpack('>II', header[40:48])
+        data_out = struct.pack('>BBHIQ', 5, 0x80, 0, length, 0) + header[16:24]
+        data_out += struct.pack('>8xIIII', 0, 0, offset, 0)
+        self._incoming += [memoryview(data_out), self._payload[offset : offset + length]]
+
+    def was_written(self, store):
+        return store.read(0, self._size) == self._payload
+
+
+def large(*initiator):
+    """(Bench, Initiator) after some writes."""
+    peer = Initiator(*initiator)
+    made = Bench(peer)
+    peer.write(made.connection, 4)
+    return made, peer
+
+
+def faults_of_a_write(size, depth):
+    """Page faults of each write, in a thread as that of a connection: the C library gives the memory
+    of such threads back to the kernel."""
+    found = []
+
+    def run():
+        made, peer = large(size, depth)
+        before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
+        peer.write(made.connection, 16)
+        after = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
+        assert peer.was_written(made.store)
+        made.store.close()
+        found.append((after - before) / (16.0 * depth))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+@pytest.mark.parametrize('size', [1 << 20, 256 << 10])
+@pytest.mark.parametrize('depth', [1, 8])
+def test_a_large_write_uses_the_memory_of_earlier_ones(size, depth):
+    assert faults_of_a_write(size, depth) <= PAGE_FAULTS
+
+
+def test_a_large_write_costs_no_more_than_its_budget():
+    made, peer = large(1 << 20)
+    few = Counts().of(lambda: peer.write(made.connection, 2))
+    many = Counts().of(lambda: peer.write(made.connection, 6))
+    cost = tuple((b - a) / 4.0 for a, b in zip(few, many))
+    assert within(cost, PER_LARGE_WRITE), 'calls, C calls, lines of a large write: %s' % (cost,)
+    made.store.close()
+
+
+def test_a_durable_write_costs_no_more_than_its_budget(durable):
+    cost = durable.per_command('WRITE(10)')
+    assert within(cost, PER_DURABLE_WRITE), 'calls, C calls, lines: %s' % (cost,)
+
+
+def test_a_batch_of_durable_writes_is_flushed_once(durable):
+    flushes = []
+    durable.unit.flush = lambda *_: flushes.append(1)
+    durable.run('WRITE(10)', MANY)
+    assert len(flushes) == 1
 
 
 def within(cost, budget):

@@ -106,7 +106,7 @@ class Connection(object):
         self.has_left = threading.Event()  # set when the connection has ended and is quiet
         self.requests = Requests(self, keepalive)
         self.device = worker.ordering.device if worker.ordering else None
-        self.data_out = DataOut(self, self.transfer_class)
+        self.data_out = DataOut(self, self.transfer_class, worker.write_buffers)
         self.starter = TaskStarter(self, worker.ordering, worker.device)
         self.ended = None  # the reason, once the connection is to end
         self.ended_quietly = False  # it ended by a logout
@@ -175,6 +175,13 @@ class Connection(object):
         self.requests.unanswered_pings = 0
         self._act(count)
         self.outbox.drain()
+
+    def release_memory(self):
+        """The initiator is silent: release the data of the last commands and the buffers of writes.
+        [connection]"""
+        self._batch, self._task = [], sam.Task()
+        self.data_out.forget_command_buffer()
+        self.worker.write_buffers.clear()
 
     def _act(self, count):
         """Act on `count` more received bytes. [connection] Hot."""

@@ -9,8 +9,10 @@ import struct
 from targetd import log
 from targetd.iscsi import const, pdu
 from targetd.iscsi.errors import LOST_DATA, UNEXPECTED_DATA, WRONG_AMOUNT, DataRefused, PduRejected
+from targetd.iscsi.framing import LANDING_BYTES
 from targetd.scsi import sam
 from targetd.scsi.sense import ABORTED_COMMAND, CheckCondition, StatusReturned
+from targetd.worker.connection.write_buffers import BUFFER_BYTES
 
 _DATA_OUT_TAIL = struct.Struct('>4xII4x').unpack  # DataSN, buffer offset
 _MASK = 0xFFFFFFFF
@@ -30,18 +32,23 @@ UNEXPECTED_SENSE = SENSE[UNEXPECTED_DATA]
 DATA_OUT_BYTES = 256 << 20
 #: Only writes of this size or more are counted: 256 smaller ones hold less than DATA_OUT_BYTES.
 _COUNTED_BYTES = 512 << 10
+#: Data-Out of this size or more is received into buffers that are used again; new memory for less is
+#: not cleared by the kernel each time.
+_POOLED_BYTES = LANDING_BYTES
 
 
 class DataOut(object):
-    """Receives the Data-Out of one connection. transfer_class: Transfer or a subclass; `connection`
-    retains, refuses, runs and completes the tasks."""
+    """Receives the Data-Out of one connection. transfer_class: Transfer or a subclass; buffers: the
+    WriteBuffers of the session; `connection` retains, refuses, runs and completes the tasks."""
 
-    def __init__(self, connection, transfer_class):
+    def __init__(self, connection, transfer_class, buffers):
         self._connection = connection
         self._session = connection.session
         self._transfer_class = transfer_class
         limits = connection.session.limits
         self._max_immediate = limits.max_immediate if limits else 0
+        self._buffers = buffers
+        self._command_buffer = None  # the one into which the data of a partial command is received
 
     def has_all(self, task, flags, data):
         """Return True if all Data-Out of the command has arrived with it (task.data_out is set);
@@ -57,11 +64,20 @@ class DataOut(object):
                 return True
         if wanted >= _COUNTED_BYTES:
             self._check_budget(wanted)
+        buffer, self._command_buffer = self._command_buffer, None
+        is_placed = (
+            buffer is not None
+            and len(buffer) >= wanted >= len(data or b'')
+            and data.__class__ is memoryview
+            and data.obj is buffer.obj
+        )
+        if not is_placed:
+            buffer = self._buffers.take(wanted) if wanted >= _POOLED_BYTES else None
         transfer = task.transfer = self._transfer_class(
-            task.itt, wanted, task.edtl, self._session.limits
+            task.itt, wanted, task.edtl, self._session.limits, buffer
         )
         try:
-            transfer.receive_immediate(data, flags & 0x80)
+            transfer.receive_immediate(data, flags & 0x80, is_placed)
         except DataRefused as e:
             log.info('%s: a write is refused: %s', self._session.initiator_name, e.why)
             raise CheckCondition(*SENSE[e.fault])
@@ -87,7 +103,7 @@ class DataOut(object):
         """Return the buffer for the data of a PDU of which only the header has arrived, or None if
         the framer is to keep the data."""
         if fields[0] & 0x3F != const.DATA_OUT:
-            return None
+            return self._place_immediate(fields)
         task = self._session.tasks.get(fields[5])
         if task is None or task.transfer is None or task.transfer.failed:
             return None
@@ -98,6 +114,22 @@ class DataOut(object):
             return task.transfer.place_data_out(fields[6], offset, data_sn, fields[3] & 0xFFFFFF)
         except DataRefused:
             return None  # receive() rejects it when it is complete
+
+    def _place_immediate(self, fields):
+        """Return a buffer for the immediate data of a partial command. It has room for all Data-Out of
+        the command if that is not more than what is used again."""
+        if fields[0] & 0x3F != const.SCSI_COMMAND:
+            return None
+        length = fields[3] & 0xFFFFFF
+        self.forget_command_buffer()  # it is free now
+        self._command_buffer = self._buffers.take(
+            max(length, fields[6]) if fields[6] <= BUFFER_BYTES else length
+        )
+        return self._command_buffer
+
+    def forget_command_buffer(self):
+        """Release the buffer of the last partial command, unless a task uses it."""
+        self._command_buffer = None
 
     def receive(self, fields, ahs, data):
         """A SCSI Data-Out PDU. LUN and ExpStatSN are not checked: old initiators set them to 0.

@@ -65,6 +65,7 @@ class Requests(object):
 
     def on_silence(self):
         """Nothing arrived for the keepalive interval: ping the initiator, or end the connection."""
+        self._connection.release_memory()
         if self.unanswered_pings >= self._ping_limit > 0:
             self._connection.end('the initiator did not answer %d pings' % self.unanswered_pings)
             return
@@ -80,6 +81,7 @@ class Requests(object):
             self._refuse_reserved_tag(request)
         if request.itt == const.RESERVED_TAG:
             return  # the answer to a ping
+        self._connection.worker.write_buffers.release_unused()
         longest = self._connection.values['MaxRecvDataSegmentLength']
         echo = b'' if data is None else bytes(data[:longest])
         self._connection.outbox.put_pdu(

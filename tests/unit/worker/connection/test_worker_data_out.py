@@ -13,6 +13,7 @@ from targetd.scsi.sense import CheckCondition, StatusReturned
 from targetd.worker.connection import data_out
 from targetd.worker.connection.data_out import DataOut
 from targetd.worker.connection.task_ordering import Ordering, Parked, TaskStarter
+from targetd.worker.connection.write_buffers import BUFFER_BYTES, WriteBuffers
 
 KEYS = {
     'InitialR2T': True,
@@ -43,7 +44,7 @@ class FakeConnection(object):
         self.session.discard_data_out = lambda itt: self.session.discarding.update({itt: True})
         self.sent, self.completed, self.refused, self.results = [], [], [], []
         self.outbox = SimpleNamespace(put_pdu=self.sent.append)
-        self.data_out = DataOut(self, Transfer)
+        self.data_out = DataOut(self, Transfer, WriteBuffers())
 
     def retain(self, task):
         self.session.tasks[task.itt] = task
@@ -90,6 +91,67 @@ def test_missing_data_is_solicited_and_the_command_runs_when_it_has_arrived():
     assert (r2t.ttt, r2t.buffer_offset, r2t.desired_length) == (77, 0, 512)
     connection.data_out.receive(data_out_fields(5, 77, 0, 0), None, b'y' * 512)
     assert connection.completed == [(5, None)] and bytes(task.data_out) == b'y' * 512
+
+
+LARGE = dict(KEYS, FirstBurstLength=65536, MaxBurstLength=262144)
+
+
+def write_fields(edtl, immediate):
+    """The fields of the header of a write command."""
+    return (const.SCSI_COMMAND, WRITE | FINAL, 0, immediate, 0, 5, edtl, 1, 1, bytes(16))
+
+
+def large_write(edtl, landed=True):
+    """(FakeConnection, task) of a write whose 64 KiB of immediate data arrived in two parts, into the
+    place that DataOut returned, or with the PDU."""
+    connection = FakeConnection()
+    connection.session.limits = Limits.of(LARGE)
+    receiver = connection.data_out = DataOut(connection, Transfer, WriteBuffers())
+    task = write_task(connection, edtl)
+    data = memoryview(b'i' * 65536)
+    if landed:
+        place = receiver.place(write_fields(edtl, 65536))[:65536]
+        place[:] = data
+        data = place
+    connection.all_there = receiver.has_all(task, WRITE | FINAL, data)
+    return connection, task, data
+
+
+def test_the_rest_of_a_large_write_is_received_behind_its_immediate_data():
+    connection, task, data = large_write(BUFFER_BYTES)
+    assert not connection.all_there and task.transfer.buffer.obj is data.obj
+    offset = 65536
+    while not connection.completed:
+        length = connection.sent[-1].desired_length
+        fields = list(data_out_fields(5, 77, offset, 0))
+        fields[3] = length
+        place = connection.data_out.place(fields)
+        place[:] = b'r' * length
+        connection.data_out.receive(tuple(fields), None, place)
+        offset += length
+    assert offset == BUFFER_BYTES and task.data_out.obj is data.obj
+    assert task.data_out == b'i' * 65536 + b'r' * (BUFFER_BYTES - 65536)
+
+
+@pytest.mark.parametrize('edtl, landed', [(BUFFER_BYTES + 512, True), (BUFFER_BYTES, False)])
+def test_immediate_data_that_is_elsewhere_is_copied(edtl, landed):
+    connection, task, data = large_write(edtl, landed)
+    assert not connection.all_there
+    assert task.transfer.buffer.obj is not data.obj and task.transfer.buffer[:65536] == data
+
+
+def test_immediate_data_that_the_command_does_not_use_is_dropped():
+    connection, task, data = large_write(65536)
+    task.itt, task.data_out_length = 6, 512
+    place = connection.data_out.place(write_fields(65536, 65536))[:65536]
+    place[:] = b'z' * 65536
+    assert connection.data_out.has_all(task, WRITE | FINAL, place)
+    assert task.data_out == b'z' * 512
+
+
+def test_a_large_write_that_is_complete_with_its_pdu_is_not_copied():
+    connection, task, data = large_write(65536)
+    assert connection.all_there and task.data_out.obj is data.obj
 
 
 @pytest.mark.clause('RFC 7143 11.4.7.2')
