@@ -45,7 +45,7 @@ master -> worker
 
 worker -> master
   report ready                                            a new spare can serve
-  report log          level, text                         a line for the log: see targetd.log
+  report log          level, text, kind                   a line for the log: see targetd.log
   report idle         why                                 the worker is a spare again: its session
              ended by a logout, or a login failed
   report acknowledge  id                                  of change and units

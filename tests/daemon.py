@@ -246,11 +246,12 @@ class Daemon(object):
         return {row['lun']: row for row in json.loads(output)}
 
     def workers(self):
-        """Returns the worker processes of the master, including the spare ones."""
+        """Returns the worker processes of the master, including the spare ones, and its jobs."""
         try:
             children = psutil.Process(self.process.pid).children(recursive=True)
         except psutil.NoSuchProcess:
             children = []
+        children = [child for child in children if not _is_log_writer(child)]
         for child in children:
             self.seen_workers[child.pid] = child
         return children
@@ -373,6 +374,13 @@ def watched(directory):
         if daemon.process is not None:
             daemon.kill()
         shutil.rmtree(str(directory), ignore_errors=True)
+
+
+def _is_log_writer(process):
+    try:
+        return process.name() == 'targetd-log'
+    except psutil.Error:
+        return True
 
 
 def _has_peer_port(process, port):

@@ -82,7 +82,9 @@ SERVER = (
     _server('log', kinds.LogPlace(), 'syslog', LIVE,
             'Destination of log messages: syslog, stderr or an absolute path.',
             'In the foreground (-f) syslog means stderr. SIGUSR1 reopens a log file after it was '
-            'rotated.',
+            'rotated. The server never waits for its log: lines that the destination does not take '
+            'in time, and too many lines of one kind from one address, are counted instead '
+            '("412 messages suppressed").',
             '/var/log/targetd.log'),
     _server('log-level',
             kinds.Choice('error', 'warning', 'info', 'debug', also={'warn': 'warning'}), 'info',

@@ -214,10 +214,16 @@ class ControlAnswers(object):
         return commands.reply_message('targetd stops')
 
     def _answer_reopen_logs(self):
-        complaint = self.log_files.reopen_logs()
-        if complaint:
-            raise TargetdError(complaint)
-        return commands.reply_message('the log was opened again')
+        def reopen_and_reply(reply):
+            self.log_files.reopen_logs(
+                lambda complaint: reply(
+                    commands.reply_error(complaint)
+                    if complaint
+                    else commands.reply_message('the log was opened again')
+                )
+            )
+
+        return reopen_and_reply
 
     def _session(self, number):
         session = self.sessions.by_tsih.get(number)

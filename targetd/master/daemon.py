@@ -157,7 +157,10 @@ def run(path, configuration, foreground=False, vault=None):
     """Run a server: in the foreground until it is stopped, in the background until it accepts logins.
     Returns the exit code. Raises TargetdError if the server cannot start."""
     if foreground:
-        return _serve(path, configuration, Report(), True, vault)
+        try:
+            return _serve(path, configuration, Report(), True, vault)
+        finally:
+            log.stop()
     return _in_background(path, configuration, vault)
 
 
@@ -202,6 +205,8 @@ def _second_fork(path, configuration, report, vault):
     except BaseException as e:  # the process ends here: the starting command must learn why
         log.exception('targetd ends because of an unexpected failure')
         report.send_outcome(EXIT_FAILURE, 'an unexpected failure: %r; the log has the details' % e)
+    finally:
+        log.stop()
     return code
 
 
@@ -210,7 +215,7 @@ def _serve(path, configuration, report, foreground, vault):
     pid_file = PidFile(server.pid_file)
     pid_file.lock_file()
     try:
-        _start_log(server, foreground)
+        writer = _start_log(server, foreground)
         _raise_limits()
         master = Master(
             os.path.abspath(path) if path else path,
@@ -218,6 +223,7 @@ def _serve(path, configuration, report, foreground, vault):
             foreground=foreground,
             vault=vault,
         )
+        master.log_files.adopt_writer(writer)
         master.start()
         try:
             pid_file.write()
@@ -227,6 +233,7 @@ def _serve(path, configuration, report, foreground, vault):
             report.send_outcome(EXIT_OK)
             if not foreground:
                 _leave_terminal()
+                master.log_files.leave_terminal()
             master.run()
         finally:
             master.close()
@@ -238,7 +245,7 @@ def _serve(path, configuration, report, foreground, vault):
 
 def _start_log(server, foreground):
     try:
-        start_log(server, foreground)
+        return start_log(server, foreground)
     except OSError as e:
         raise TargetdError(
             'the log cannot be written to %s: %s; write another log' % (server.log, e.strerror)

@@ -150,7 +150,7 @@ class Master(object):
         self.isns = IsnsClients(self.loop, self.portals)
 
     def _create_administration(self, foreground):
-        self.log_files = LogFiles(self.state, self.loop.clock, foreground)
+        self.log_files = LogFiles(self.state, self.loop, self.jobs, foreground)
         self.stop = Stop(
             loop=self.loop,
             state=self.state,
@@ -302,6 +302,7 @@ class Master(object):
     def _reap(self):
         self.workers.reap()
         self.jobs.reap()
+        self.log_files.reap()
 
     def _request_spares(self):
         """There may be a spare, or there is work for one: assign the spares, logins first, and fork
@@ -374,6 +375,7 @@ class Master(object):
                 session.initiator_name,
                 session.nexus.target_name,
                 why or session.ended_why or 'its worker died',
+                origin=session.peers[min(session.peers)][0] if session.peers else '',
             )
         self.reload.check()
         self.sessions.retry_waiting_claims()

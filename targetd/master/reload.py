@@ -189,7 +189,7 @@ class Reload(object):
                 for unit, error in errors
                 if error is not None
             )
-            self._resized(attempt, prepared, failures)
+            self._try_log(attempt, prepared, failures)
 
         self.units.flushes.flush_units(self._losing_cache(attempt.steps), flushed)
 
@@ -236,7 +236,6 @@ class Reload(object):
     def _try_rest(self, attempt, prepared):
         """The part of a plan that needs no stores. Raises TargetdError if a step would fail."""
         prepared.close()
-        self._check_log(attempt.new)
         for step in attempt.steps:
             if isinstance(step, model.AddPortal):
                 self.listeners.try_portal(*step.portal)
@@ -252,7 +251,6 @@ class Reload(object):
     def _apply(self, attempt, prepared):
         new, steps = attempt.new, attempt.steps
         try:
-            self._check_log(new)
             self._change_portals(steps)
         except BaseException:
             prepared.close()
@@ -272,10 +270,18 @@ class Reload(object):
         if steps:
             self.workers.new_generation()
 
-    def _check_log(self, new):
-        """Raises TargetdError if the log of the new configuration cannot be written."""
-        if new.server.log != self.state.configuration.server.log:
-            self.log_files.try_log(new.server)
+    def _try_log(self, attempt, prepared, failures):
+        """Continue when a child process has tried whether the log of the new configuration can be
+        written."""
+
+        def tried(error):
+            failures.extend([str(error)] if error is not None else [])
+            self._resized(attempt, prepared, failures)
+
+        if attempt.new.server.log != self.state.configuration.server.log:
+            self.log_files.try_log(attempt.new.server, tried)
+        else:
+            tried(None)
 
     def _nothing(self, step, prepared):
         """The step was applied already, or is in force because it is in the configuration."""

@@ -481,6 +481,7 @@ class Worker(object):
     def _session_over(self, why, in_order):
         """The last connection has ended. in_order: it ended by a logout, or before there was a
         session. [connection]"""
+        log.report_suppressed(0)
         if self.tasks is not None and not self._wait_until_quiet():
             in_order = False
         if in_order and not self._retiring and self._sessions_left > 0:

@@ -20,7 +20,6 @@ import struct
 import threading
 import time
 
-from targetd import log
 from targetd.channel import ChannelClosed
 from targetd.config import loader
 from targetd.master.master import Master
@@ -150,7 +149,8 @@ class Puppet(object):
             self.channel.socket.sendall(bytes.fromhex(message['data']))
         elif word == 'log':
             for number in range(message['count']):
-                log.info('line %d of a puppet', number)
+                text = 'line %d of a puppet' % number
+                self.channel.send({'report': 'log', 'level': 1, 'text': text, 'kind': text})
         elif word == 'probe':
             self.channel.send({'report': 'log', 'level': 3, 'text': repr(probe())})
         elif word == 'die':

@@ -251,11 +251,15 @@ def open_text(path):
 
 def test_the_log_is_opened_again_and_workers_log_through_the_master(stage, tmp_path):
     from targetd import log
+    from targetd.master.processes.log_writer import LogWriter
 
     log_file, rotated = str(tmp_path / 'log'), str(tmp_path / 'log.1')
-    log.start(log_file)
+    writer = LogWriter(log_file)
+    writer.wait_started()
+    writer.use()
     try:
         stage.start(body(stage, (DISK, OPEN, RAM)))
+        stage.master.log_files.adopt_writer(writer)
         client = stage.login(DISK)
         os.rename(log_file, rotated)
         os.kill(os.getpid(), signal.SIGUSR1)

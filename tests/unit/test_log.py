@@ -1,4 +1,4 @@
-"""The log: where lines are written, text from peers, and rotation."""
+"""The log: where lines are written, text from peers, and what is done against floods."""
 
 import os
 
@@ -9,27 +9,47 @@ from targetd import log
 
 @pytest.fixture(autouse=True)
 def restored():
+    kept = vars(log._log).copy()
     yield
-    log.stop()
-    log.set_level('info')
+    vars(log._log).update(kept)
 
 
-def read(path):
-    with open(str(path), encoding='utf-8') as f:
-        return f.read()
+@pytest.fixture
+def queue():
+    """queue() -> [(level, process, text) …] of the records since the last call."""
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    os.set_blocking(writing, False)
+    log.start_queue(writing, lambda: None)
+
+    def records():
+        data = b''
+        try:
+            while True:
+                data += os.read(reading, 1 << 20)
+        except BlockingIOError:
+            pass
+        rows = [line.split(b' ', 3) for line in data.splitlines()]
+        return [(int(r[0]), int(r[1]), r[3].decode()) for r in rows]
+
+    yield records
+    os.close(reading)
+    os.close(writing)
 
 
-def test_a_line_has_time_program_process_and_text(tmp_path):
-    log.start(str(tmp_path / 'log'))
+def test_a_record_has_level_process_and_text(queue):
     log.info('%s logged in to %s', 'one', 'two')
     log.warning('odd')
-    (first, second) = read(tmp_path / 'log').splitlines()
-    assert first[:2] == '20' and first.endswith('targetd[%d] one logged in to two' % os.getpid())
-    assert second.endswith('warning: odd')
+    log.write_line(log.ERROR, 'of a worker', 4711)
+    assert queue() == [
+        (log.INFO, os.getpid(), 'one logged in to two'),
+        (log.WARNING, os.getpid(), 'warning: odd'),
+        (log.ERROR, 4711, 'error: of a worker'),
+    ]
 
 
-def test_levels(tmp_path):
-    log.start(str(tmp_path / 'log'), 'warning')
+def test_levels(queue):
+    log.set_level('warning')
     log.info('no')
     log.debug('no')
     log.error('yes')
@@ -37,101 +57,125 @@ def test_levels(tmp_path):
     log.set_level('debug')
     log.debug('yes too')
     assert log.is_debug()
-    assert [line.split('] ')[1] for line in read(tmp_path / 'log').splitlines()] == [
-        'error: yes',
-        'debug: yes too',
-    ]
+    assert [text for _, _, text in queue()] == ['error: yes', 'debug: yes too']
 
 
-def test_stderr_before_start_and_after_stop(tmp_path, capfd):
+def test_stderr_before_start_and_after_stop(capfd):
+    finished = []
     log.info('early')
-    log.start(str(tmp_path / 'log'))
-    log.info('in the file')
+    log.start_queue(os.open(os.devnull, os.O_WRONLY), lambda: finished.append(True))
+    log.info('in the queue')
+    assert log.descriptor() is not None
     log.stop()
     log.info('late')
     assert capfd.readouterr().err == 'targetd: early\ntargetd: late\n'
+    assert finished == [True] and log.descriptor() is None
 
 
-def test_a_peer_cannot_add_lines_to_the_log(tmp_path):
-    log.start(str(tmp_path / 'log'))
+def test_a_peer_cannot_add_lines_to_the_log(queue):
     log.info('%s refused', 'iqn.x\n2026-01-01 targetd[1] root logged in\x1b[2J\udc80')
     log.info('%s', 'x' * 100000)
-    lines = read(tmp_path / 'log').splitlines()
-    assert (
-        len(lines) == 2
-        and '\\n2026' in lines[0]
-        and '\x1b' not in lines[0]
-        and '\\udc80' in lines[0]
-    )
-    assert len(lines[1]) < 5000
+    log.info('%s', '\U0001f600' * 4000)
+    (_, _, first), (_, _, second), (_, _, third) = queue()
+    assert '\\n2026' in first and '\x1b' not in first and '\\udc80' in first
+    assert len(second) < 5000 and len(third) < log.MAXIMUM_RECORD
 
 
-def test_a_percent_sign_in_plain_text_is_unchanged(tmp_path):
-    log.start(str(tmp_path / 'log'))
+def test_a_percent_sign_in_plain_text_is_unchanged(queue):
     log.info('100% full')
-    assert read(tmp_path / 'log').endswith('100% full\n')
+    assert queue()[0][2] == '100% full'
 
 
-def test_rotation_keeps_the_number_of_the_descriptor(tmp_path):
-    log.start(str(tmp_path / 'log'))
-    log.info('old')
-    number = log.descriptor()
-    os.rename(str(tmp_path / 'log'), str(tmp_path / 'log.1'))
-    log.info('old too')
-    log.reopen()
-    log.info('new')
-    assert log.descriptor() == number
-    assert read(tmp_path / 'log').count('\n') == 1 and read(tmp_path / 'log.1').count('\n') == 2
-
-
-def test_a_worker_adopts_the_new_file(tmp_path):
-    log.start(str(tmp_path / 'log'))
-    new = os.open(str(tmp_path / 'other'), os.O_WRONLY | os.O_CREAT)
-    log.adopt(new)
-    log.info('here')
-    assert 'here' in read(tmp_path / 'other') and read(tmp_path / 'log') == ''
-    with pytest.raises(OSError):
-        os.fstat(new)
-
-
-def test_adopt_without_a_file_only_closes(tmp_path):
-    log.start('stderr')
-    assert log.descriptor() is None
-    new = os.open(os.devnull, os.O_WRONLY)
-    log.adopt(new)
-    with pytest.raises(OSError):
-        os.fstat(new)
-    log.reopen()
-
-
-def test_a_file_that_cannot_be_opened_leaves_the_old_log(tmp_path):
-    log.start(str(tmp_path / 'log'))
-    with pytest.raises(OSError):
-        log.start(str(tmp_path / 'none' / 'log'))
-    log.info('still here')
-    assert 'still here' in read(tmp_path / 'log')
-
-
-def test_syslog_gets_priority_and_text(monkeypatch):
-    lines = []
-    monkeypatch.setattr(log.syslog, 'syslog', lambda *line: lines.append(line))
-    log.start('syslog')
-    log.error('%s is busy', '/dev/sdb')
-    log.reopen()
-    log.info('fine')
-    assert lines == [(log.syslog.LOG_ERR, 'error: /dev/sdb is busy'), (log.syslog.LOG_INFO, 'fine')]
-
-
-def test_an_exception_is_logged_with_its_traceback(tmp_path):
-    log.start(str(tmp_path / 'log'))
+def test_an_exception_is_logged_with_its_traceback(queue):
     try:
         {}['x']
     except KeyError:
         log.exception('it failed')
-    text = read(tmp_path / 'log')
+    text = '\n'.join(text for _, _, text in queue())
     assert 'error: it failed' in text and 'test_log.py' in text and 'KeyError' in text
 
 
-def test_a_full_disk_does_not_stop_the_server():
-    log.start('/dev/full')
+def test_a_full_queue_drops_lines_and_reports_their_number(queue):
+    lost = []
+    log.on_loss(lambda: lost.append(True))
+    count = 0
+    while not lost:
+        log.info('line %d', count)
+        count += 1
+        assert count < 100000
+    log.info('another')
+    kept = queue()
+    assert len(kept) == count - 1
+    assert not log.report_suppressed()
+    log.info('a last one')
+    assert [text for _, _, text in queue()] == [
+        'warning: 2 messages suppressed, because the log did not take them in time',
+        'a last one',
+    ]
+
+
+def test_a_queue_without_reader_does_not_stop_the_server(queue):
+    reading, writing = os.pipe()
+    os.close(reading)
+    log.start_queue(writing, lambda: None)
     log.info('lost')
+    assert log._log.dropped == 1
+    os.close(writing)
+
+
+def test_a_closed_standard_error_does_not_stop_the_server(monkeypatch):
+    def fails(descriptor, data):
+        raise OSError('closed')
+
+    monkeypatch.setattr(os, 'write', fails)
+    log.info('lost')
+
+
+# -- floods ----------------------------------------------------------------------------------------
+
+
+def test_the_lines_of_one_kind_and_origin_are_limited(queue):
+    for number in range(1000):
+        log.info('login %d refused', number, origin='10.0.0.1')
+    log.info('login %d refused', 1, origin='10.0.0.2')
+    log.warning('another kind', origin='10.0.0.1')
+    for _ in range(1000):
+        log.info('not limited')
+    lines = [text for _, _, text in queue()]
+    refused = sum('refused' in line for line in lines)
+    assert 300 < refused < 310 and lines[-1001] == 'warning: another kind'
+    assert lines.count('not limited') == 1000
+    assert log.report_suppressed() and queue() == []  # it is reported when it is older
+    assert not log.report_suppressed(0)
+    (line,) = [text for _, _, text in queue()]
+    assert line == '%d messages suppressed, the last: login 999 refused' % (1001 - refused)
+
+
+def test_a_budget_grows_with_time():
+    budget = log.Budget(2, 10, 100.0)
+    assert [budget.take(100.0) for _ in range(3)] == [True, True, False]
+    assert budget.take(100.2) and budget.left < 2
+    assert [budget.take(200.0) for _ in range(3)] == [True, True, False]
+    assert not log.Budget(2, 10, 100.0).take(100.0, 3.0)
+
+
+def test_a_limiter_remembers_a_bounded_number_of_keys():
+    limiter = log.Limiter(1, 1, 100, 1)
+    for number in range(10 * log.MAXIMUM_KEYS):
+        limiter.allows(number, log.INFO, 'line %d' % number, 0.0)
+    assert len(limiter._budgets) <= log.MAXIMUM_KEYS
+    found = limiter.collect(1.0, 0.5)
+    assert len(found) <= log.MAXIMUM_KEYS + 1
+    assert sum(count for count, _, _ in found) == 10 * log.MAXIMUM_KEYS - 100
+    assert not limiter.has_suppressed
+
+
+def test_a_worker_sends_lines_with_their_kind_and_limits_them():
+    sent = []
+    log.start_remote(lambda *line: sent.append(line))
+    for number in range(100):
+        log.info('%s: rejected a PDU: %d', 'iqn.x', number)
+    assert len(sent) == 20
+    assert sent[0] == (log.INFO, 'iqn.x: rejected a PDU: 0', '%s: rejected a PDU: %d')
+    log.report_suppressed(0)
+    assert sent[-1][1] == '80 messages suppressed, the last: iqn.x: rejected a PDU: 99'

@@ -204,6 +204,7 @@ class PendingConnections(object):
             '%s: no login within %d seconds; the connection is closed',
             shown(*pending.peer),
             self.limits.login_timeout,
+            origin=pending.peer[0],
         )
         self.close(pending)
 
@@ -256,6 +257,7 @@ class PendingConnections(object):
                 '%s: the first bytes are not an iSCSI login (they begin with %s); the connection is closed',
                 shown(*pending.peer),
                 data[:8].hex(),
+                origin=pending.peer[0],
             )
             self.close(pending)
         elif pending.crowded:
@@ -306,6 +308,7 @@ class PendingConnections(object):
             status[0],
             status[1],
             why,
+            origin=pending.peer[0],
         )
         sock = self._take_out(pending)
         try:

@@ -174,6 +174,7 @@ class LoginRouter(object):
                 peer[1],
                 count,
                 '; the next login from there waits %d s' % seconds if seconds else '',
+                origin=peer[0],
             )
 
     def on_claim(self, worker, message):

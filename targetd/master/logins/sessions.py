@@ -151,6 +151,7 @@ class Sessions(object):
                 message['session']['initiator_name'],
                 shown(*message['peer']),
                 e.strerror,
+                origin=message['peer'][0],
             )
             self.kill(worker, 'its login could not be answered')
 
@@ -224,6 +225,7 @@ class Sessions(object):
             shown(*claim['peer']),
             asked['cid'],
             session.tsih,
+            origin=claim['peer'][0],
         )
         self.send(
             worker,
@@ -248,6 +250,7 @@ class Sessions(object):
                 old.initiator_name,
                 old.nexus.target_name,
                 old.tsih,
+                origin=claim['peer'][0],
             )
             self._order_end(old.worker, 'the initiator logged in again', 'reinstated')
         victim = old.worker
@@ -314,6 +317,7 @@ class Sessions(object):
             nexus.target_name if nexus else 'discovery',
             session.tsih,
             worker.pid,
+            origin=claim['peer'][0],
         )
         self.send(
             worker,
@@ -371,6 +375,7 @@ class Sessions(object):
             target_name or 'discovery',
             ' with status %02X%02X' % status if status else '',
             why,
+            origin=peer[0],
         )
         self.refusals.append(
             {
@@ -425,6 +430,7 @@ class Sessions(object):
             '%s resets target %s; its sessions end',
             session.initiator_name,
             session.nexus.target_name,
+            origin=worker.peers[0] if worker.peers else '',
         )
         for other in self.of_target(session.nexus.target_name):
             if other is not session:

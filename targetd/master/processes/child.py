@@ -142,9 +142,9 @@ def _forget_standard_files():
 def _log_to_master(channel):
     """A line of the log is a report to the master (master.log_files)."""
 
-    def send(level, text):
+    def send(level, text, kind):
         try:
-            channel.send({'report': 'log', 'level': level, 'text': text})
+            channel.send({'report': 'log', 'level': level, 'text': text, 'kind': kind})
         except (ChannelClosed, OSError):  # the master is gone: so is this process, soon
             pass
 

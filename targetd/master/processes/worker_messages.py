@@ -64,7 +64,7 @@ def _is_text_or_null(value):
 # fmt: off
 REPORTS = {
     'ready':       {},
-    'log':         {'level': _is_number, 'text': _is_text},
+    'log':         {'level': _is_number, 'text': _is_text, '?kind': _is_text},
     'idle':        {'?why': _is_text},
     'ended':       {'?why': _is_text, '?hangs': _is_flag},
     'acknowledge': {'id': _is_number},
