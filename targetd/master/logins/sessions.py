@@ -250,7 +250,7 @@ class Sessions(object):
                 old.initiator_name,
                 old.nexus.target_name,
                 old.tsih,
-                origin=claim['peer'][0],
+                origin=waiting.claim['peer'][0],
             )
             self._order_end(old.worker, 'the initiator logged in again', 'reinstated')
         victim = old.worker
