@@ -438,9 +438,7 @@ class Worker(object):
                 )
         except OSError as e:
             failed = e.strerror or str(e)
-        except (
-            Exception
-        ) as e:  # a defect in targetd: the operation fails, the log has the traceback
+        except Exception as e:  # a defect: the operation fails, the log has the traceback
             log.exception('an operation failed unexpectedly')
             failed = 'internal failure: %s' % e
         self.report('operated', failed=failed)
