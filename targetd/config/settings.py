@@ -135,7 +135,9 @@ SERVER = (
             'An initiator that has sent nothing for this long is sent a NOP-In that it must '
             'answer; 0: never.'),
     _server('nop-count', kinds.Number(1, 100), 3, NEXT_LOGIN,
-            'A connection is closed after this many consecutive unanswered NOP-Ins.'),
+            'A connection is closed after this many consecutive unanswered NOP-Ins.',
+            'While data that was sent before has not been acknowledged (slow lines), no NOP-In is sent; '
+            'a connection on which nothing is acknowledged for 60 seconds is closed.'),
     _server('stop-timeout', kinds.Duration(0, 600), 10, LIVE,
             'Time that initiators have to log out when targetd stops or a target is removed.'),
     _server('media-check-interval', kinds.Duration(1, 3600, off=True), 10, LIVE,

@@ -34,6 +34,7 @@ from pdus import (
     read_10,
     write_10,
 )
+from slow_line import SlowLine
 
 pytestmark = pytest.mark.wire
 
@@ -297,6 +298,22 @@ def test_a_target_without_nop_ins_keeps_an_initiator_that_never_answers_one(daem
     silent.wait_closed()  # by then the other was silent for as long
     ipxe.run(TEST_UNIT_READY).good()
     assert ipxe.pings == []
+
+
+def test_answers_on_a_slow_line_are_not_taken_for_silence(daemon, ready):
+    """A ping waits behind the data that was queued before it. 6 MiB on a line of 600 KiB/s take 10 s,
+    and the session would be ended after 3 s without an answer."""
+    daemon.target()
+    daemon.text.server.update({'nop-interval': '1', 'nop-count': '2'})
+    daemon.start()
+    with SlowLine(daemon.address, 600 << 10) as line:
+        session = ready(daemon, address=line.address)
+        reads = [session.submit(read_10(512 * number, 512), read=512 * 512) for number in range(24)]
+        for command in reads:
+            assert len(session.wait(command).good().data) == 512 * 512
+        session.run(TEST_UNIT_READY).good()
+        session.answer_pings = False
+        session.wait_closed()  # without data on its way the silence counts as before
 
 
 # -- task management -------------------------------------------------------------------------------

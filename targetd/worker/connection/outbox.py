@@ -16,12 +16,15 @@ the session may have several connections, only a dedicated sender thread may blo
 """
 
 import errno
+import fcntl
 import socket
 import struct
+import termios
 import threading
 from collections import deque
 
 from targetd.iscsi import const
+from targetd.worker.connection.read_budget import NEXT_READ_BYTES, READ_BUDGET_BYTES, ByteBudget
 
 _PAD = (b'', b'\0\0\0', b'\0\0', b'\0')
 _DIGEST = struct.Struct('<I').pack
@@ -35,6 +38,7 @@ _DATA_IN_GOOD_WORD = 0x25810000
 _DATA_IN_LAST_WORD = struct.Struct('>II8xIIIIIII4x').pack
 _NO_TAG = 0xFFFFFFFF
 _MASK = 0xFFFFFFFF
+_NO_COUNT = struct.pack('i', 0)
 
 #: A batch is sent when it has this many buffers or bytes. The last entry may make it longer than
 #: the kernel accepts in one call.
@@ -46,41 +50,6 @@ _BATCH_BYTES = 4 << 20
 #: so receives nothing more from the initiator.
 _WAITING_ENTRIES = 512
 _WAITING_BYTES = 8 << 20
-
-#: Data that executor threads may have read for a connection and not yet sent. A read that would
-#: exceed it waits.
-READ_BUDGET_BYTES = 64 << 20
-#: A read of at most this size does not wait if no other read of its unit runs: reads of a unit that
-#: hangs keep their part of the budget.
-NEXT_READ_BYTES = 1 << 20
-
-
-class ByteBudget(object):
-    """Byte budget: take() blocks until enough bytes are free. [any]"""
-
-    def __init__(self, limit):
-        self._limit = self._left = limit
-        self._users = {}  # unit -> number of its reads that hold bytes
-        self._condition = threading.Condition()
-
-    def take(self, count, unit=None):
-        """Block until `count` bytes are free, and take them. A count above the limit takes the
-        whole budget; NEXT_READ_BYTES are taken at once for a unit that holds none."""
-        count = min(count, self._limit)
-        with self._condition:
-            while self._left < count and (unit in self._users or count > NEXT_READ_BYTES):
-                self._condition.wait()
-            self._left -= count
-            self._users[unit] = self._users.get(unit, 0) + 1
-
-    def give_back(self, count, unit=None):
-        """Free the bytes that take(count, unit) took."""
-        with self._condition:
-            self._left += min(count, self._limit)
-            self._users[unit] -= 1
-            if not self._users[unit]:
-                del self._users[unit]
-            self._condition.notify_all()
 
 
 class _DiscardingSocket(object):
@@ -171,6 +140,17 @@ class Outbox(object):
         """Return True if the queued entries may wait for the thread that is sending, and a large
         read may run at once. [any]"""
         return len(self.queue) <= _WAITING_ENTRIES and self._queued_bytes() <= _WAITING_BYTES
+
+    def is_outstanding(self):
+        """Return True if data is queued or being sent, or the initiator's TCP has not yet
+        acknowledged all that was sent: a ping would wait behind it. [any]"""
+        if self.queue or self._lock.locked():
+            return True
+        try:
+            count = fcntl.ioctl(self._socket.fileno(), termios.TIOCOUTQ, _NO_COUNT)  # SIOCOUTQ
+        except (AttributeError, OSError):
+            return False  # the connection has ended
+        return count != _NO_COUNT
 
     def _queued_bytes(self):
         """Return the number of data bytes in the queue."""

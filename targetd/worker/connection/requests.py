@@ -64,8 +64,14 @@ class Requests(object):
     # -- pings --------------------------------------------------------------------------------
 
     def on_silence(self):
-        """Nothing arrived for the keepalive interval: ping the initiator, or end the connection."""
+        """Nothing arrived for the keepalive interval: ping the initiator, or end the connection.
+
+        While an answer is on its way over a slow line the initiator has nothing to say, and a ping
+        would wait behind that answer. TCP_USER_TIMEOUT finds an initiator that is lost meanwhile.
+        """
         self._connection.release_memory()
+        if not self.unanswered_pings and self._connection.outbox.is_outstanding():
+            return
         if self.unanswered_pings >= self._ping_limit > 0:
             self._connection.end('the initiator did not answer %d pings' % self.unanswered_pings)
             return

@@ -1,0 +1,38 @@
+"""The bound on the data that executor threads have read for a connection and not yet sent."""
+
+import threading
+
+#: Data that executor threads may have read for a connection and not yet sent. A read that would
+#: exceed it waits.
+READ_BUDGET_BYTES = 64 << 20
+#: A read of at most this size does not wait if no other read of its unit runs: reads of a unit that
+#: hangs keep their part of the budget.
+NEXT_READ_BYTES = 1 << 20
+
+
+class ByteBudget(object):
+    """Byte budget: take() blocks until enough bytes are free. [any]"""
+
+    def __init__(self, limit):
+        self._limit = self._left = limit
+        self._users = {}  # unit -> number of its reads that hold bytes
+        self._condition = threading.Condition()
+
+    def take(self, count, unit=None):
+        """Block until `count` bytes are free, and take them. A count above the limit takes the
+        whole budget; NEXT_READ_BYTES are taken at once for a unit that holds none."""
+        count = min(count, self._limit)
+        with self._condition:
+            while self._left < count and (unit in self._users or count > NEXT_READ_BYTES):
+                self._condition.wait()
+            self._left -= count
+            self._users[unit] = self._users.get(unit, 0) + 1
+
+    def give_back(self, count, unit=None):
+        """Free the bytes that take(count, unit) took."""
+        with self._condition:
+            self._left += min(count, self._limit)
+            self._users[unit] -= 1
+            if not self._users[unit]:
+                del self._users[unit]
+            self._condition.notify_all()
