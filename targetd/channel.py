@@ -10,10 +10,13 @@ The catalogue. `do`: an order from the master; `ask`: a worker's request, answer
 for the life of the export.
 
 master -> worker
-  serve      connection, + [socket]                       a new connection for a spare
-  join       connection, + [socket]                       a further connection for the session this
-             worker owns (TSIH matched)
+  serve      connection, session_values, + [socket]       a new connection for a spare
              connection: {peer: [address, port], local: [address, port], group: portal group tag}
+             session_values: the keys of the session with the TSIH of the login, absent if there is
+             none
+  join       connection, tsih, cid, keys, login, + [socket]   a further connection for the session of
+             this worker: a spare has done its login, but for the last response. keys, login: of its
+             claim
   answer     id, status_class, status_detail, why         to ask claim, refused (class != 0)
              id, status_class 0, tsih, units, more + [descriptors]      units is [] for a
              further connection, and for discovery; more: true if `units` orders follow, for which
@@ -73,6 +76,9 @@ worker -> master
              ''; then report idle
   ask claim      session {initiator_name, initiator_alias, isid, target_name, group, tsih, cid,
              account, keys}, peer
+             tsih not 0: also login {response: the header of the last login response, answer: its data,
+             both in hex digits, declared: the MaxRecvDataSegmentLength of the target}; the connection
+             continues in the worker of that session
   ask challenge  peer, target_name or null, offered: the value of CHAP_A; answer has pairs [[key,
              value] …], failed: why or '', is_authentication (of the failure), account or null
   ask authenticate  peer, values {CHAP_N, CHAP_R, CHAP_I, CHAP_C}; answer as to challenge

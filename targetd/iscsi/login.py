@@ -54,10 +54,9 @@ class LoginNegotiation(object):
     """The state machine of one login.
 
     policy: LoginPolicy; portal: the caller's value for the portal at which the connection arrived,
-    kept for the caller; random_bytes: callable(count) -> bytes; numbering: callable() ->
-    (exp_cmd_sn, max_cmd_sn) of the session that a connection with TSIH != 0 joins, or None when
-    that session does not exist. Without the callable there is never such a session. session_values:
-    the values {key: typed value} in force in that session.
+    kept for the caller; random_bytes: callable(count) -> bytes; session_values: the values {key:
+    typed value} in force in the session that a connection with TSIH != 0 joins, or None when that
+    session does not exist.
 
     Public to read: state; initiator_name, target_name: None until they are known; result: the
     LoginResult after the last LoginReply was returned.
@@ -68,7 +67,6 @@ class LoginNegotiation(object):
         policy: LoginPolicy,
         portal: Any,
         random_bytes: Callable[[int], bytes],
-        numbering: Optional[Callable[[], Optional[Tuple[int, int]]]] = None,
         session_values: Optional[Dict[str, Any]] = None,
     ) -> None:
         self.state = START
@@ -78,8 +76,7 @@ class LoginNegotiation(object):
         self.result: Optional[LoginResult] = None
         self._policy = policy
         self._random_bytes = random_bytes
-        self._numbering = numbering
-        self._session_values = session_values or {}
+        self._session_values = session_values
         self._target: Any = None  # TargetPolicy, once identified
         self._chap: Any = None
         self._session_type = keys.NORMAL
@@ -115,6 +112,14 @@ class LoginNegotiation(object):
         response.tsih = tsih
         self.result = self._login_result(tsih, self._stat_sn)
         return LoginReply([response])
+
+    def last_response(self, tsih: int) -> LoginResponse:
+        """Return the response that would end the login successfully, for a connection whose login
+        another process ends. The login stays in its state."""
+        stat_sn = self._stat_sn
+        response = self._response(self._pieces[-1], transit=True, nsg=const.FULL_FEATURE_PHASE)
+        response.tsih, self._stat_sn = tsih, stat_sn
+        return response
 
     def claim_refused(self, refusal: LoginFailure) -> LoginReply:
         """Return the LoginReply that ends the login after the master refused the claim. refusal:
@@ -285,12 +290,13 @@ class LoginNegotiation(object):
     def _window(self) -> Tuple[int, int]:
         if self._first is None:
             return 0, 0
-        own = self._first.cmd_sn, serial.add(self._first.cmd_sn, self._policy.window - 1)
-        return self._session_numbering() or own
-
-    def _session_numbering(self):
-        """(ExpCmdSN, MaxCmdSN) of the session that this connection joins, or None."""
-        return self._numbering() if self._first.tsih and self._numbering is not None else None
+        start, window = self._first.cmd_sn, self._policy.window
+        if self._first.tsih:
+            # Numbers that the session has passed: the initiator has never more than a window of
+            # commands that are not acknowledged. RFC 7143 4.2.2.1: it ignores smaller numbers than
+            # it has. The last response has the numbers of the session.
+            start = serial.add(start, -window)
+        return start, serial.add(start, window - 1)
 
     def _login_result(self, tsih, stat_sn):
         target = self._target
@@ -344,7 +350,7 @@ class LoginNegotiation(object):
                 '"%s" is not a valid SessionType' % self._session_type,
             )
         self._check_admission()
-        if self._first.tsih and self._session_numbering() is None:
+        if self._first.tsih and self._session_values is None:
             raise login_failure(
                 const.SESSION_DOES_NOT_EXIST, 'session %d does not exist' % self._first.tsih
             )

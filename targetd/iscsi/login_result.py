@@ -61,21 +61,16 @@ def login_failure(status: Tuple[int, int], why: str) -> LoginFailure:
 
 
 def joined_session_values(
-    claim: LoginResult, leading: LoginResult, connections: int
+    offered: Dict[str, Any], leading: LoginResult, connections: int
 ) -> Dict[str, Any]:
     """The values {key: typed value} of a further connection of a session: the session's, with the
     connection's values of connection scope.
 
-    claim: LoginResult of the connection; leading: LoginResult of the session's first connection;
-    connections: how many other connections the session has, without one of the same CID, which
-    this connection replaces. Raises LoginFailure.
+    offered: the values that the login of the connection determined, of which others than those of
+    connection scope and of the right type are ignored; leading: LoginResult of the session's first
+    connection; connections: how many other connections the session has, without one of the same
+    CID, which this connection replaces. Raises LoginFailure.
     """
-    for field in ('session_type', 'initiator_name', 'isid', 'target_name', 'portal_group_tag'):
-        if getattr(claim, field) != getattr(leading, field):
-            raise login_failure(
-                const.CANNOT_INCLUDE_IN_SESSION,
-                'session %d has a different %s' % (claim.tsih, field.replace('_', ' ')),
-            )
     if connections >= leading.values['MaxConnections']:
         raise login_failure(
             const.TOO_MANY_CONNECTIONS,
@@ -84,7 +79,9 @@ def joined_session_values(
     values = dict(leading.values)
     values.update(
         (name, value)
-        for name, value in claim.values.items()
-        if keys.KEYS[name].scope == keys.CONNECTION
+        for name, value in offered.items()
+        if name in values
+        and keys.KEYS[name].scope == keys.CONNECTION
+        and isinstance(value, type(values[name]))
     )
     return values

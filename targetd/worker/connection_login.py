@@ -9,13 +9,14 @@ import os
 import socket
 import struct
 import time
+from collections import namedtuple
 
 from targetd import log
 from targetd.iscsi import const, pdu
 from targetd.iscsi.errors import LoginFailure, PduRejected
 from targetd.iscsi.framing import BHS, Framer
 from targetd.iscsi.login import LOGIN_DATA_SEGMENT, LoginNegotiation
-from targetd.iscsi.login_result import SessionClaim, joined_session_values
+from targetd.iscsi.login_result import SessionClaim
 from targetd.iscsi.session import Session
 from targetd.scsi.sam import Nexus
 from targetd.worker.connection.error_recovery import connection_class
@@ -24,6 +25,14 @@ from targetd.worker.master_chap import MasterChap
 _TIMEVAL = struct.Struct('@ll')
 SEND_SECONDS = 60  # a peer that receives nothing for so long is considered lost
 CLAIM_SECONDS = 30.0  # the master may first have to end a session that is reinstated
+
+
+class Start(namedtuple('Start', 'cid stat_sn declared values leftover response')):
+    """How a connection begins. stat_sn: the next StatSN; declared: the target's
+    MaxRecvDataSegmentLength; values: {key: typed value}, None: those of the session; leftover: bytes
+    that arrived after the login; response: the last LoginResponse."""
+
+    __slots__ = ()
 
 
 class LoginEnded(Exception):
@@ -42,25 +51,39 @@ def set_timeouts(sock, receive_seconds, send_seconds=SEND_SECONDS):
         )
 
 
-def serve_connection(worker, sock, where, members, session):
+def serve_connection(worker, sock, order, members):
     """Serve one connection from login to end; returns (reason, True if it ended in order).
 
-    where: the `connection` of the order; session: the session that it may join, or None; members:
-    those of the session that it may join or begin, None if the login can only be refused."""
+    order: the order `serve`; members: those of the session that it may begin. A connection that joins
+    a session continues in the worker of that session (worker.joining)."""
+    where = order['connection']
     sock.setblocking(True)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    login = _Login(worker, sock, where, members, session)
+    login = _Login(worker, sock, where, members, _session_values(order))
     try:
         connection = login.login()
     except (LoginEnded, OSError) as e:
-        log.debug('%s: no session: %s', _shown(where), e)
+        log.debug('%s: no session: %s', shown(where), e)
         sock.close()
-        # it would have joined a session: the master counts the connections of each address
-        if login.session is not None:
-            worker.report('closed', peer=where['peer'], cid=login.cid)
         return str(e), login.session is None
     finally:
         login.settle()
+    return run_connection(connection, members, where)
+
+
+def _session_values(order):
+    """{key: typed value} of the session with the TSIH of the login, None if there is none."""
+    values = order.get('session_values')
+    if values is None:
+        return None
+    return {
+        key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+    }
+
+
+def run_connection(connection, members, where):
+    """Serve a connection in full feature phase to its end; returns (reason, True if it ended in
+    order)."""
     try:
         why = connection.run()
     finally:
@@ -70,22 +93,61 @@ def serve_connection(worker, sock, where, members, session):
     log.info(
         '%s from %s: connection %d is over: %s',
         connection.session.initiator_name,
-        _shown(where),
+        shown(where),
         connection.cid,
         why,
     )
     return why, connection.ended_quietly
 
 
-def _numbering_of(session):
-    """Return a function for the LoginNegotiation that returns ExpCmdSN and MaxCmdSN, or None. It
-    holds no reference to the _Login, which is freed when the login is over."""
-    if session is None or session.is_discovery:
-        return None
-    return lambda: (session.exp_cmd_sn, session.max_cmd_sn)
+def begin_connection(worker, sock, where, session, members, start):
+    """Make the Connection of a login that is over, and send the last response of the login. Raises
+    OSError."""
+    interval, count = keepalive_of(worker.configuration, session.target_name)
+    set_timeouts(sock, interval)
+    if hasattr(socket, 'TCP_USER_TIMEOUT'):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SEND_SECONDS * 1000)
+    connection = connection_class(session.values)(
+        worker,
+        sock,
+        session,
+        start.cid,
+        start.stat_sn,
+        start.declared,
+        (interval, count if interval else 0),
+        start.leftover,
+        start.values,
+        where['peer'],
+    )
+    connection.peer_address = where['peer'][0]
+    connection.local_address = where['local'][0]
+    # the connection is added before the last login response, but sends nothing before it
+    with connection.outbox.held():
+        members.add(connection)
+        try:
+            send_pdus(sock, [start.response])
+        except OSError:
+            members.remove(connection)
+            raise
+    return connection
 
 
-def _shown(where):
+def keepalive_of(configuration, target_name):
+    """(seconds of silence before a NOP-In, 0: never; how many may remain unanswered) of a session with
+    this target, or of a discovery session (None)."""
+    server, target = configuration.server, configuration.targets.get(target_name)
+    interval = target.nop_interval if target is not None else None
+    return server.nop_interval if interval is None else interval, server.nop_count
+
+
+def send_pdus(sock, pdus):
+    """Send the PDUs of a login. Raises OSError."""
+    for one in pdus:
+        data = bytes(one.data)
+        sock.sendall(one.encode() + data + bytes(-len(data) % 4))
+
+
+def shown(where):
     address, port = where['peer'][:2]
     return ('[%s]:%d' if ':' in address else '%s:%d') % (address, port)
 
@@ -93,8 +155,8 @@ def _shown(where):
 class _Login(object):
     """The login of one connection. where: {peer: [address, port], local: [address, port], group}."""
 
-    def __init__(self, worker, sock, where, members, session):
-        self.session = session  # the session that the connection joins or has begun
+    def __init__(self, worker, sock, where, members, session_values):
+        self.session = None  # the session that the connection has begun
         self._worker = worker
         self._members = members
         self._socket = sock
@@ -102,21 +164,13 @@ class _Login(object):
         self._framer = Framer(LOGIN_DATA_SEGMENT, batch_bytes=2 * (LOGIN_DATA_SEGMENT + 1068))
         self._pending = []
         self._deadline = time.monotonic() + worker.configuration.server.login_timeout
-        self._joined = None  # negotiated keys of a connection that joins a session
         self._expected = None  # the CID that `members` expects
         policy = worker.policies.login(
             where['peer'][0],
             where['group'],
             lambda target_name: MasterChap(worker.ask_and_wait, where['peer'], target_name),
         )
-        self._negotiation = LoginNegotiation(
-            policy, where, os.urandom, _numbering_of(session), session and session.values
-        )
-
-    @property
-    def cid(self):
-        """The CID, or None before it was claimed."""
-        return self._expected
+        self._negotiation = LoginNegotiation(policy, where, os.urandom, session_values)
 
     def settle(self):
         """The login is over, with or without success."""
@@ -152,27 +206,13 @@ class _Login(object):
         self._send([response])
         raise LoginEnded(failure.why)
 
-    def _join(self, claim):
-        """The claim is for a further connection of the session, or for one that replaces another."""
-        try:
-            values = joined_session_values(
-                claim, self.session.login, self._members.count_others(claim.cid)
-            )
-        except LoginFailure as e:
-            self._fail(e)
-        self._joined = values
-        self._expected = claim.cid
-        if not self._members.expect(claim.cid):
-            status = const.SESSION_DOES_NOT_EXIST
-            self._fail(
-                LoginFailure(status[0], status[1], 'the session %d is about to end' % claim.tsih)
-            )
-
     def _claim(self, claim):
+        if self._pending or (claim.tsih and self._framer.remaining_bytes()):
+            self._fail(const.INITIATOR_ERROR, 'a PDU arrived before the login was over')
+        nexus, words = None, {}
         if claim.tsih:
-            self._join(claim)
-        nexus = None
-        if claim.target_name is not None:
+            words['login'] = self._last_response(claim)
+        elif claim.target_name is not None:
             nexus = Nexus(claim.initiator_name, claim.isid, claim.target_name, self._where['group'])
         answer = self._worker.claim(
             nexus,
@@ -192,73 +232,54 @@ class _Login(object):
                     for key, value in claim.values.items()
                 },
             },
+            **words,
         )
         if answer is None:
-            self._fail(
-                LoginFailure(
-                    const.TARGET_ERROR[0],
-                    const.TARGET_ERROR[1],
-                    'the master did not answer in time',
-                )
-            )
+            self._fail(const.TARGET_ERROR, 'the master did not answer in time')
         if answer['status_class']:
-            refusal = LoginFailure(answer['status_class'], answer['status_detail'], answer['why'])
-            self._fail(refusal)
-        return self._granted(answer)
+            self._fail((answer['status_class'], answer['status_detail']), answer['why'])
+        if claim.tsih:
+            raise LoginEnded('the connection continues in the worker of session %d' % claim.tsih)
+        return self._granted(answer['tsih'])
 
-    def _fail(self, refusal):
+    def _last_response(self, claim):
+        """The `login` of a claim for a further connection of a session, whose worker sends the last
+        response."""
+        response = self._negotiation.last_response(claim.tsih)
+        return {
+            'response': response.encode().hex(),
+            'answer': bytes(response.data).hex(),
+            'declared': claim.declared_data_segment,
+        }
+
+    def _fail(self, status, why):
+        refusal = LoginFailure(status[0], status[1], why)
         self._send(self._negotiation.claim_refused(refusal).pdus)
-        raise LoginEnded(refusal.why)
+        raise LoginEnded(why)
 
-    def _granted(self, answer):
+    def _granted(self, tsih):
         """Send the last login response, after everything that the session needs is in place."""
-        if self._pending:
-            self._fail(
-                LoginFailure(
-                    const.INITIATOR_ERROR[0],
-                    const.INITIATOR_ERROR[1],
-                    'a PDU arrived before the login was over',
-                )
-            )
-        reply = self._negotiation.claim_granted(answer['tsih'])
+        (response,) = self._negotiation.claim_granted(tsih).pdus
         result = self._negotiation.result
-        worker = self._worker
-        if self._joined is None:
-            self.session = Session(result)
-            worker.begin_session(self.session)
-            self._expected = result.cid
-            self._members.expect(result.cid)
-        session = self.session
-        interval, count = worker.keepalive_of(result.target_name)
-        set_timeouts(self._socket, interval)
-        if hasattr(socket, 'TCP_USER_TIMEOUT'):
-            self._socket.setsockopt(
-                socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SEND_SECONDS * 1000
-            )
-        make = connection_class(session.values)
-        connection = make(
-            worker,
+        self.session = Session(result)
+        self._worker.begin_session(self.session)
+        self._expected = result.cid
+        self._members.expect(result.cid)
+        return begin_connection(
+            self._worker,
             self._socket,
-            session,
-            result.cid,
-            result.stat_sn,
-            result.declared_data_segment,
-            (interval, count if interval else 0),
-            self._framer.remaining_bytes(),
-            self._joined,
-            self._where['peer'],
+            self._where,
+            self.session,
+            self._members,
+            Start(
+                result.cid,
+                result.stat_sn,
+                result.declared_data_segment,
+                None,
+                self._framer.remaining_bytes(),
+                response,
+            ),
         )
-        connection.peer_address = self._where['peer'][0]
-        connection.local_address = self._where['local'][0]
-        # the connection is added before the last login response, but sends nothing before it
-        with connection.outbox.held():
-            self._members.add(connection)
-            try:
-                self._send(reply.pdus)
-            except OSError:
-                self._members.remove(connection)
-                raise
-        return connection
 
     # -- the socket ---------------------------------------------------------------------------
 
@@ -298,6 +319,4 @@ class _Login(object):
         return request
 
     def _send(self, pdus):
-        for one in pdus:
-            data = bytes(one.data)
-            self._socket.sendall(one.encode() + data + bytes(-len(data) % 4))
+        send_pdus(self._socket, pdus)

@@ -22,7 +22,7 @@ from targetd import log, store
 from targetd.channel import ChannelClosed
 from targetd.scsi import sam
 from targetd.scsi.sense import ABORTED_COMMAND, CheckCondition, StatusReturned, unit_not_supported
-from targetd.worker import connection_login, erasing
+from targetd.worker import connection_login, erasing, joining
 from targetd.worker.connection.replies import MasterAnswer
 from targetd.worker.connection.task_ordering import Ordering
 from targetd.worker.connection.write_buffers import WriteBuffers
@@ -106,13 +106,14 @@ class Worker(object):
 
     def _serve(self, message, descriptors):
         self._is_serving = True
-        self._start_connection(message, descriptors, self.members, None)
+        serve, members = connection_login.serve_connection, self.members
+        self._start_connection(descriptors[0], members, serve, message, members)
 
-    def _start_connection(self, message, descriptors, members, session):
-        sock = socket.socket(fileno=descriptors[0])
+    def _start_connection(self, descriptor, members, serve, *arguments):
+        """Run serve(worker, socket, *arguments) in a thread of its own."""
         thread = threading.Thread(
             target=self._serve_connection,
-            args=(sock, message['connection'], members, session),
+            args=(socket.socket(fileno=descriptor), members, serve, arguments),
             name='connection',
         )
         thread.daemon = True
@@ -128,15 +129,16 @@ class Worker(object):
         thread.start()
 
     def _join(self, message, descriptors):
-        """A further connection for the session; the login decides whether it may join.
+        """A further connection of the session: its login is over, except for the last response.
 
         The session may have ended while the order was sent, and the worker may already serve the
-        next one. The login is then refused because its session does not exist, and it must not
-        touch the state of the next session."""
+        next one, whose state the connection must not touch."""
         members = self.members  # read first: _become_spare, in another thread, resets it last
         session = self.session
+        if session is None or session.tsih != message['tsih']:
+            members = session = None
         self._start_connection(
-            message, descriptors, members if session is not None else None, session
+            descriptors[0], members, joining.serve_joined_connection, message, members, session
         )
 
     def _answer(self, message, descriptors):
@@ -412,11 +414,11 @@ class Worker(object):
 
     # -- connections and operations -----------------------------------------------------------
 
-    def _serve_connection(self, sock, where, members, session):
-        """Login, full feature phase, end. members: those of the session that the connection begins
-        or joins, None if it can do neither. [connection]"""
+    def _serve_connection(self, sock, members, serve, arguments):
+        """serve(worker, socket, *arguments) serves the connection to its end. members: those of the
+        session that the connection begins or joins, None if there is none. [connection]"""
         try:
-            why, in_order = connection_login.serve_connection(self, sock, where, members, session)
+            why, in_order = serve(self, sock, *arguments)
         except Exception:  # a defect in targetd: the session ends, the log has the traceback
             log.exception('a connection failed unexpectedly')
             why, in_order = 'internal failure', False
@@ -518,13 +520,6 @@ class Worker(object):
         self._answers.clear()
         if replica is not None:
             replica.close()
-
-    def keepalive_of(self, target_name):
-        """(seconds of silence before a NOP-In, 0: never; how many may remain unanswered) of a session
-        with this target, or of a discovery session (None)."""
-        server, target = self.configuration.server, self.configuration.targets.get(target_name)
-        interval = target.nop_interval if target is not None else None
-        return server.nop_interval if interval is None else interval, server.nop_count
 
     def text_exchange(self, connection):
         """Return a TextExchange for this connection."""

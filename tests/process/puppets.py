@@ -91,6 +91,7 @@ class Puppet(object):
         self.channel = channel
         self.sockets = {}  # socket -> unparsed bytes
         self.deaf = False
+        self.joining = False  # its claim is for a further connection of a session
 
     def run(self):
         self.channel.send({'report': 'ready'})
@@ -111,11 +112,13 @@ class Puppet(object):
         if message['do'] in ('serve', 'join'):
             sock = socket.socket(fileno=descriptors[0])
             sock.setblocking(True)
+            self.sockets[sock] = b''
+            if message['do'] == 'join':  # the spare has read the login
+                return
             self.where = message['connection']
             while len(sock.recv(48, socket.MSG_PEEK)) < 48:
                 pass
             sock.recv(48)
-            self.sockets[sock] = b''
             return
         if message['do'] == 'retire' and not self.sockets:
             os._exit(0)
@@ -126,6 +129,8 @@ class Puppet(object):
         line = json.dumps(dict(message, _descriptors=len(descriptors))).encode() + b'\n'
         for sock in self.sockets:
             sock.sendall(line)
+        if message['do'] == 'answer' and self.joining and not message.get('status_class', 1):
+            self.act({'puppet': 'idle'})  # the connection continues in another process
         if message['do'] == 'end' and not self.deaf:
             self.channel.send({'report': 'ended', 'why': message['why']})
             os._exit(0)
@@ -165,6 +170,7 @@ class Puppet(object):
                 message.setdefault('peer', self.where['peer'])
             if message.get('ask') == 'claim':
                 message['session'].setdefault('group', self.where['group'])
+                self.joining = bool(message['session'].get('tsih'))
             self.channel.send(message)
 
 
@@ -244,6 +250,7 @@ class Client(object):
                 'account': account,
                 'keys': {'MaxConnections': 2},
             },
+            login={'response': '00' * 48, 'answer': '', 'declared': 8192},
         )
 
     def login(self, target, **more):

@@ -74,10 +74,15 @@ def test_max_sessions_of_a_target(stage):
 def test_the_worker_that_owns_a_tsih_gets_its_connections(served):
     client = served.login(DISK)
     tsih = client.answer['tsih']
+    record = served.master.sessions.by_tsih[tsih]
     further = served.connect(tsih=tsih, cid=1)
-    served.until(lambda: len(served.master.sessions.by_tsih[tsih].worker.peers) == 2)
-    further.claim(DISK, tsih=tsih, cid=1)
-    served.until(lambda: len(served.master.sessions.by_tsih[tsih].peers) == 2)
+    served.until(lambda: len(served.master.workers.busy()) == 2)
+    assert record.worker.handed == {} or len(record.worker.handed) == 1  # its first connection
+    assert further.login(DISK, tsih=tsih, cid=1)[0] == (0, 0)
+    served.until(lambda: len(served.master.workers.busy()) == 1)
+    assert len(record.peers) == len(record.worker.peers) == 2
+    client.say(ask='leave', id=9)
+    served.until(lambda: (further.listen(), [m for m in further.heard if m.get('id') == 9])[1])
 
 
 def test_an_unknown_tsih_is_a_login_that_a_spare_refuses(served):

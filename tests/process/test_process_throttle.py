@@ -181,45 +181,24 @@ def test_too_many_delayed_logins_are_refused(stage):
     )
 
 
-def refused(clients):
-    """How many of them were refused with `out of resources`."""
-    for client in clients:
-        client.listen()
-    return sum(client.received[36:38] == b'\x03\x02' for client in clients)
-
-
-def test_joins_of_one_session_are_bounded_for_each_origin(stage):
+def test_joins_wait_for_their_origin_like_other_logins(stage):
     """A host that has guessed the TSIH uses only its own share; the initiator can add connections."""
     stage.begin()
     one = stage.connect()
     tsih = one.login(DISK)[1]['tsih']
-    strangers = [stage.connect(tsih=tsih, source=BAD) for _ in range(routing.JOINS_PER_ORIGIN + 3)]
-    stage.until(lambda: refused(strangers) == 3)
-    another = stage.connect(tsih=tsih, cid=1)
-    another.claim(DISK, tsih=tsih, cid=1)
-    stage.until(lambda: len(stage.master.sessions.owner(tsih).session.peers) == 2)
+    strangers = [stage.connect(tsih=tsih, source=BAD) for _ in range(20)]
+    stage.until(lambda: under_way(stage) == throttle.LOGINS_PER_ORIGIN)
+    assert stage.connect(tsih=tsih, cid=1).login(DISK, tsih=tsih, cid=1)[0] == (0, 0)
+    record = stage.master.sessions.owner(tsih).session
+    assert len(record.peers) == 2 and record.worker.peers == ['127.0.0.1'] * 2
+    del strangers
 
 
-def test_joins_of_one_session_are_bounded(stage):
-    stage.begin()
-    one = stage.connect()
-    tsih = one.login(DISK)[1]['tsih']
-    sources = ['127.0.1.%d' % (number % 6 + 1) for number in range(routing.JOINS_IN_PROGRESS + 3)]
-    joining = [stage.connect(tsih=tsih, source=source) for source in sources]
-    stage.until(lambda: refused(joining) == 3)
-
-
-def test_failed_joins_do_not_count(stage):
+def test_a_connection_that_takes_the_place_of_another(stage):
     stage.begin('max-connections-per-address = 2')
     one = stage.connect()
     tsih = one.login(DISK)[1]['tsih']
     worker = stage.master.sessions.owner(tsih)
-    for _ in range(5):
-        joining = stage.connect(tsih=tsih, source=BAD)
-        stage.until(lambda: worker.peers.count(BAD) == 1)
-        joining.say(report='closed', peer=list(joining.socket.getsockname()), cid=None)
-        stage.until(lambda: worker.peers.count(BAD) == 0)
-        assert len(worker.session.peers) == 1
     another = stage.connect(tsih=tsih, source=BAD)
     another.claim(DISK, tsih=tsih, cid=0)  # the same CID: it takes the place of the first
     stage.until(lambda: worker.session.peers[0][0] == BAD)

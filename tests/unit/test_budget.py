@@ -28,6 +28,7 @@ from targetd.scsi.sam import Nexus, Port
 from targetd.store.file import FileStore
 from targetd.store.ram import RamStore
 from targetd.worker.connection.connection import Connection
+from targetd.worker.connection_login import keepalive_of
 from targetd.worker.main import Worker
 
 #: The folder of the package as the code objects name it.
@@ -153,7 +154,7 @@ class Bench(object):
         session = Session(login)
         worker.begin_session(session)
         self.connection = Connection(
-            worker, self.socket, session, 1, 1, 262144, worker.keepalive_of(None)
+            worker, self.socket, session, 1, 1, 262144, keepalive_of(worker.configuration, None)
         )
         worker.connections.append(self.connection)
         self._cmd_sn = itertools.count(1)

@@ -83,6 +83,42 @@ def logout(connection, reason, cid):
     return connection.until(LOGOUT_RESPONSE, itt).bhs[2]
 
 
+def test_a_login_that_joins_is_parsed_outside_the_worker_of_its_session(several, members):
+    """A stranger that knows the TSIH does not reach the process that serves the session."""
+    (first,) = members(1)
+    worker = several.worker_of(first)
+    stranger = Member(several.address, 9, Numbering(), isid=ISID)
+    stranger.login_pdu(
+        [
+            ('InitiatorName', stranger.name),
+            ('SessionType', 'Normal'),
+            ('TargetName', TARGET),
+            ('AuthMethod', 'None'),
+        ],
+        0,
+        1,
+        tsih=first.tsih,
+    )
+    stranger.login_response()  # in the middle of its login
+    assert several.worker_of(stranger) != worker
+    joined = members.more(first, 2)
+    assert several.worker_of(joined) == worker  # its login is over
+    joined.write(0, pattern(30, 4096))
+    assert first.read(0, 8) == pattern(30, 4096)
+    stranger.close()
+
+
+def test_the_tsih_of_a_session_does_not_tell_those_of_others(several):
+    """RFC 7143 leaves the choice to the target; consecutive numbers could be guessed."""
+    numbers = []
+    for number in range(6):
+        session = Member(several.address, 1, Numbering(), isid=b'\x80\x11\0\0\0' + bytes([number]))
+        numbers.append(session.login(TARGET).tsih)
+        session.close()
+    steps = {second - first for first, second in zip(numbers, numbers[1:])}
+    assert len(steps) > 1 and len(set(numbers)) == 6
+
+
 @pytest.mark.clause('RFC 7143 4.2.2', 'RFC 7143 13.2')
 def test_data_written_on_one_connection_is_read_on_the_others(members):
     connections = members(4)

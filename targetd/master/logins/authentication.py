@@ -19,11 +19,14 @@ KEYS = frozenset(('CHAP_N', 'CHAP_R', 'CHAP_I', 'CHAP_C'))
 
 class HandedOver(object):
     """A connection that the master has sent to a worker. peer: [address, port]; group: portal group
-    tag; header: LoginHeader of its first request; is_claimed: True after its session claim; chap:
-    chap.Chap between challenge and response; proved: (target name, or '' for discovery; user; label
-    of the secret) after CHAP has succeeded, else None."""
+    tag; header: LoginHeader of its first request; socket: the master's descriptor of it, None after
+    forget(); is_claimed: True after its session claim; chap: chap.Chap between challenge and
+    response; proved: (target name, or '' for discovery; user; label of the secret) after CHAP has
+    succeeded, else None."""
 
-    def __init__(self, pending):
+    def __init__(self, pending, sock):
+        self.socket = sock
+        self.description = pending.description()
         self.peer = list(pending.peer)
         self.group = pending.group
         self.header = pending.header
@@ -32,6 +35,12 @@ class HandedOver(object):
         self.chap = None
         self.was_challenged = False
         self.proved = None
+
+    def forget(self):
+        """Close the master's descriptor of the connection."""
+        if self.socket is not None:
+            self.socket.close()
+            self.socket = None
 
 
 def handed_over(worker, message):

@@ -1,11 +1,12 @@
 """Routing: which worker process gets a connection whose login has arrived.
 
-     PendingConnections --> delay after failed authentications --> TSIH != 0: the worker of that session
-                                                                   TSIH = 0:  a spare worker, or wait for one
+     PendingConnections --> delay after failed authentications --> a spare worker, or wait for one
 
-A login with TSIH 0 waits while its origin (throttle.origin_of) has LOGINS_PER_ORIGIN logins in
-progress. When every worker that the server may have is in use, the oldest login in progress of the
-origin that has the most is ended, if that is fair to the new one; else the new one is refused.
+A login for a further connection of a session (TSIH not 0) is served by a spare worker too, and handed
+to the worker of the session when it is over (logins.joins). A login waits while its origin
+(throttle.origin_of) has LOGINS_PER_ORIGIN logins in progress. When every worker that the server may
+have is in use, the oldest login in progress of the origin that has the most is ended, if that is fair
+to the new one; else the new one is refused.
 """
 
 from collections import Counter, deque
@@ -19,10 +20,6 @@ from targetd.master.logins.sessions import check_claim_fields
 from targetd.master.logins.throttle import LOGINS_PER_ORIGIN, origin_of
 from targetd.master.processes.worker_messages import BadMessage
 
-# Connections of a session's worker that may be logging in at once: in all, and from one origin. The
-# second limit leaves room for the initiator when another host has guessed the TSIH.
-JOINS_IN_PROGRESS = 32
-JOINS_PER_ORIGIN = 8
 # on a full server, a login or discovery session that takes longer can be ended in favour of others
 PATIENCE_SECONDS = 5.0
 
@@ -60,24 +57,8 @@ class LoginRouter(object):
             self._assign(pending)
 
     def _assign(self, pending):
-        tsih = pending.header.tsih
-        owner = self.sessions.owner(tsih) if tsih else None
-        is_session_live = (
-            owner is not None
-            and owner.session.ended_why is None
-            and owner.session.nexus is not None
-        )
-        if not is_session_live:  # a worker refuses a TSIH of a session that does not exist
-            self._waiting.append(pending)
-            self.request_spare()
-        elif _too_many_joins(owner, pending.origin):
-            self.connections.refuse(
-                pending,
-                const.OUT_OF_RESOURCES,
-                'so many connections of session %d are logging in already' % tsih,
-            )
-        else:
-            self._send_to(owner, pending, 'join')
+        self._waiting.append(pending)
+        self.request_spare()
 
     def assign_spares(self):
         """Assign spare workers to the waiting logins, the oldest first. Returns how many logins still
@@ -93,7 +74,7 @@ class LoginRouter(object):
                 in_progress[pending.origin] += 1
                 worker = self.workers.take_spare()
                 if worker is not None:
-                    self._send_to(worker, pending, 'serve')
+                    self._send_to(worker, pending)
                 else:
                     self._waiting.append(pending)
                     for_spare += 1
@@ -137,15 +118,16 @@ class LoginRouter(object):
         self.workers.kill(victim, 'its login took long, and others wait for theirs')
         return True
 
-    def _send_to(self, worker, pending, order):
+    def _send_to(self, worker, pending):
         sock = self.connections.hand_over(pending)
         worker.peers.append(pending.peer[0])
-        worker.handed[tuple(pending.peer)] = HandedOver(pending)
-        log.debug('%s: connection sent to worker %d (%s)', shown(*pending.peer), worker.pid, order)
-        self.workers.send(
-            worker, {'do': order, 'connection': pending.description()}, [sock.fileno()]
-        )
-        sock.close()
+        worker.handed[tuple(pending.peer)] = HandedOver(pending, sock)
+        log.debug('%s: connection sent to worker %d', shown(*pending.peer), worker.pid)
+        order = {'do': 'serve', 'connection': pending.description()}
+        session = self.sessions.by_tsih.get(pending.header.tsih)
+        if session is not None and session.nexus is not None and session.ended_why is None:
+            order['session_values'] = session.keys
+        self.workers.send(worker, order, [sock.fileno()])
 
     # -- outcomes of logins ------------------------------------------------------------------------
 
@@ -183,7 +165,7 @@ class LoginRouter(object):
         check_claim_fields(message)
         _check_claim(connection, message['session'])
         connection.is_claimed = True
-        message['proved'] = connection.proved
+        message['proved'], message['connection'] = connection.proved, connection
         if connection.proved:
             self.throttle.note_success(connection.peer[0])
         if self.workers.is_too_confined(worker):
@@ -191,6 +173,7 @@ class LoginRouter(object):
             self.sessions.refuse_claim(worker, message, Refused(const.SERVICE_UNAVAILABLE, why))
         else:
             self.sessions.process_claim(worker, message)
+        connection.forget()
         if self._waiting and worker.session is not None:
             self.request_spare()  # its origin has one login in progress less
 
@@ -205,10 +188,3 @@ def _check_claim(connection, session):
             raise BadMessage('a session claim with another %s than its login' % name)
     if (session.get('account') or '') != (connection.proved[1] if connection.proved else ''):
         raise BadMessage('a session claim with an account that was not proved')
-
-
-def _too_many_joins(owner, origin):
-    """True if too many connections of the session are logging in, or too many of this origin."""
-    joining = Counter(origin_of(address) for address in owner.peers)
-    joining.subtract(origin_of(address) for address, _ in owner.session.peers.values())
-    return sum(joining.values()) >= JOINS_IN_PROGRESS or joining[origin] >= JOINS_PER_ORIGIN

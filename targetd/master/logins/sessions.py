@@ -16,11 +16,13 @@ again.
                                           not reaped after END_SECONDS: SIGKILL --^
 """
 
+import random
 import re
 import time
 
 from targetd import log
 from targetd.iscsi import const
+from targetd.master.logins import joins
 from targetd.master.logins.admission import Refused
 from targetd.master.logins.portals import shown
 from targetd.master.processes.worker_messages import BadMessage
@@ -28,6 +30,7 @@ from targetd.scsi.sam import Nexus
 
 END_SECONDS = 5.0  # a worker that was ordered to end its session and takes longer is killed
 MAXIMUM_TSIH = 0xFFFF
+_RANDOM = random.SystemRandom()
 
 ISID = re.compile('[0-9a-f]{12}\\Z')
 # characters of an iSCSI name (RFC 7143 4.2.7.1), also of a text key's value; of an alias
@@ -108,7 +111,6 @@ class Sessions(object):
         self.waiting_claims = []
         self.refusals = []  # the newest refused logins, for `targetdctl why`
         self.limit = 64
-        self._last_tsih = 0
         self._last_check = 0
 
     # -- state -------------------------------------------------------------------------------------
@@ -159,13 +161,9 @@ class Sessions(object):
         worker, claim = waiting.worker, waiting.claim
         session = claim['session']
         target_name = session.get('target_name')
-        if worker.session is not None:
+        if session.get('tsih'):
             self._add_connection(worker, claim)
             return
-        if session.get('tsih'):
-            raise Refused(
-                const.SESSION_DOES_NOT_EXIST, 'there is no session with TSIH %d' % session['tsih']
-            )
         sessions = self.of_target(target_name) if target_name else []
         self.admission.check_claim(claim, target_name, sessions)
         nexus = None
@@ -184,41 +182,19 @@ class Sessions(object):
         self._grant(nexus, worker, claim)
 
     def _add_connection(self, worker, claim):
-        session, asked = worker.session, claim['session']
-        same = (
-            session.nexus is not None
-            and asked['initiator_name'] == session.initiator_name
-            and asked['isid'] == session.nexus.isid
-            and asked.get('target_name') == session.nexus.target_name
-        )
-        if not same or asked.get('tsih') not in (0, None, session.tsih):
-            raise Refused(
-                const.SESSION_DOES_NOT_EXIST, 'this connection is not of session %d' % session.tsih
-            )
-        if asked['group'] != session.nexus.target_port_group_tag:
-            raise Refused(
-                const.CANNOT_INCLUDE_IN_SESSION,
-                'session %d is in portal group %d, the connection in %d'
-                % (session.tsih, session.nexus.target_port_group_tag, asked['group']),
-            )
-        if (asked.get('account') or '') != session.account:
-            raise Refused(
-                const.AUTHORIZATION_FAILURE,
-                'session %d is of account "%s", and the connection proved "%s"'
-                % (session.tsih, session.account, asked.get('account') or ''),
-            )
+        """The login of a further connection is over: hand the connection to the worker of the
+        session."""
+        asked = claim['session']
+        session = self.by_tsih.get(asked['tsih'])
+        joins.check_join(session, claim)
         self.admission.check_claim(
             claim, session.nexus.target_name, self.of_target(session.nexus.target_name)
         )
-        others = sum(1 for cid in session.peers if cid != asked['cid'])
-        agreed = session.keys.get('MaxConnections', 1)
-        if isinstance(agreed, int) and others >= agreed:
-            raise Refused(
-                const.TOO_MANY_CONNECTIONS,
-                'session %d has %d connections, as many as were negotiated (MaxConnections)'
-                % (session.tsih, others),
-            )
+        joins.check_room(session, asked['cid'])
+        connection = claim['connection']
+        order = joins.order(session, claim, connection.description)
         session.peers[asked['cid']] = claim['peer']
+        session.worker.peers.append(claim['peer'][0])
         log.info(
             '%s from %s: a further connection (CID %d) of session %d',
             session.initiator_name,
@@ -227,19 +203,13 @@ class Sessions(object):
             session.tsih,
             origin=claim['peer'][0],
         )
-        self.send(
-            worker,
-            {
-                'do': 'answer',
-                'id': claim['id'],
-                'status_class': 0,
-                'status_detail': 0,
-                'why': '',
-                'tsih': session.tsih,
-                'units': [],
-            },
-            (),
-        )
+        self.send(session.worker, order, [connection.socket.fileno()])
+        self._answer_granted(worker, claim, session, {'units': []}, ())
+
+    def _answer_granted(self, worker, claim, session, words, descriptors):
+        answer = {'do': 'answer', 'id': claim['id'], 'status_class': 0, 'status_detail': 0}
+        answer.update(words, why='', tsih=session.tsih)
+        self.send(worker, answer, descriptors)
 
     def _reinstate(self, old, waiting):
         self.waiting_claims.append(waiting)
@@ -319,27 +289,17 @@ class Sessions(object):
             worker.pid,
             origin=claim['peer'][0],
         )
-        self.send(
-            worker,
-            {
-                'do': 'answer',
-                'id': claim['id'],
-                'status_class': 0,
-                'status_detail': 0,
-                'why': '',
-                'tsih': session.tsih,
-                'units': units,
-                'more': more,
-            },
-            descriptors,
-        )
+        self._answer_granted(worker, claim, session, {'units': units, 'more': more}, descriptors)
 
     def _free_tsih(self):
-        for _ in range(MAXIMUM_TSIH):
-            self._last_tsih = self._last_tsih % MAXIMUM_TSIH + 1
-            if self._last_tsih not in self.by_tsih:
-                return self._last_tsih
-        raise Refused(const.OUT_OF_RESOURCES, 'every TSIH is in use')
+        """A random TSIH: a stranger cannot guess those of others from its own."""
+        free = MAXIMUM_TSIH - len(self.by_tsih)
+        if free <= 0:
+            raise Refused(const.OUT_OF_RESOURCES, 'every TSIH is in use')
+        while True:
+            tsih = 1 + _RANDOM.randrange(MAXIMUM_TSIH)
+            if tsih not in self.by_tsih:
+                return tsih
 
     def refuse_claim(self, worker, claim, refused):
         """Answer the claim with the status of this Refused."""

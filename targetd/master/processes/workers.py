@@ -56,6 +56,12 @@ class WorkerProcess(object):
         self.is_stuck = False  # its session is over, and it waits for a call of the kernel
         self.start_timer = None
 
+    def forget_connections(self):
+        """Forget the connections whose logins are not over."""
+        for connection in self.handed.values():
+            connection.forget()
+        self.handed.clear()
+
     def __repr__(self):
         return '<worker %d %s>' % (self.pid, self.state)
 
@@ -215,7 +221,7 @@ class Workers(object):
             worker.start_timer.cancel()
             worker.start_timer = self.loop.call_later(YOUNG_SECONDS, self._grew_up)
         worker.state, worker.peers, worker.busy_since = SPARE, [], None
-        worker.handed.clear()
+        worker.forget_connections()
         if worker.generation != self.generation:
             self.retire(worker)
         self.keep_spares()
@@ -324,6 +330,7 @@ class Workers(object):
         if worker.start_timer is not None:
             worker.start_timer.cancel()
         del self.by_pid[worker.pid]
+        worker.forget_connections()
         self._close_channel(worker)
         failed = status != 0 and worker.ending is None
         if failed or worker.ending is not None:

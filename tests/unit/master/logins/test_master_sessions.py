@@ -6,6 +6,7 @@ import errno
 import pytest
 from master_fakes import TARGET, FakeWorker, StillLoop, kill, send
 
+from targetd.master.logins import joins
 from targetd.master.logins import sessions as registry
 from targetd.master.logins.admission import Refused
 from targetd.master.logins.sessions import END_SECONDS, Sessions
@@ -13,6 +14,13 @@ from targetd.master.processes.worker_messages import BadMessage
 
 ISID = '00023d000001'
 PEER = ['10.0.0.9', 40000]
+
+
+class Connection(object):
+    """The connection of a claim, as the master has handed it to the worker."""
+
+    description = {'peer': PEER, 'local': ['10.0.0.1', 3260], 'group': 1}
+    socket = type('Socket', (), {'fileno': lambda self: 0})()
 
 
 class Desk(object):
@@ -71,6 +79,9 @@ class Desk(object):
                 'keys': {'MaxBurstLength': 262144, 'MaxConnections': 2},
             },
         }
+        if tsih:
+            message['connection'] = Connection()
+            message['login'] = {'response': '00' * 48, 'answer': '', 'declared': 512}
         self.sessions.process_claim(worker, message)
         return worker.of('answer')[-1] if worker.of('answer') else None
 
@@ -273,13 +284,17 @@ def test_another_nexus_is_another_session(desk, other):
 
 
 def test_a_further_connection_of_the_session(desk):
-    worker = FakeWorker()
+    """A spare has done its login; the worker of the session receives the connection."""
+    worker, spare = FakeWorker(), FakeWorker('spare')
     tsih = desk.claim(worker)['tsih']
-    answer = desk.claim(worker, tsih=tsih, cid=1, peer=['10.0.1.9', 5])
+    answer = desk.claim(spare, tsih=tsih, cid=1, peer=['10.0.1.9', 5])
     assert status(answer) == (0, 0) and answer['tsih'] == tsih and answer['units'] == []
+    (order,) = worker.of('join')
+    assert (order['tsih'], order['cid'], order['login']['declared']) == (tsih, 1, 512)
+    assert spare.session is None and worker.peers == ['10.0.1.9']
     assert desk.sessions.all()[0].described()['connections'] == 2
-    assert status(desk.claim(worker, tsih=tsih, cid=2)) == (2, 6)  # MaxConnections=2 was agreed on
-    assert status(desk.claim(worker, tsih=tsih, cid=1)) == (0, 0)  # the connection is reinstated
+    assert status(desk.claim(spare, tsih=tsih, cid=2)) == (2, 6)  # MaxConnections=2 was agreed on
+    assert status(desk.claim(spare, tsih=tsih, cid=1)) == (0, 0)  # the connection is reinstated
 
 
 @pytest.mark.parametrize(
@@ -296,13 +311,34 @@ def test_a_connection_that_is_not_of_the_session(desk, wrong):
     tsih = desk.claim(worker)['tsih']
     values = dict(tsih=tsih, cid=1)
     values.update(wrong)
-    assert status(desk.claim(worker, **values)) == (2, 10)
+    assert status(desk.claim(FakeWorker('spare'), **values)) == (2, 10)
 
 
 def test_a_connection_through_another_portal_group(desk):
     worker = FakeWorker()
     tsih = desk.claim(worker)['tsih']
-    assert status(desk.claim(worker, tsih=tsih, cid=1, group=2)) == (2, 8)
+    assert status(desk.claim(FakeWorker('spare'), tsih=tsih, cid=1, group=2)) == (2, 8)
+
+
+@pytest.mark.parametrize(
+    'login',
+    [
+        None,
+        {'response': '00' * 48, 'answer': ''},
+        {'response': '00' * 47, 'answer': '', 'declared': 512},
+        {'response': '00' * 48, 'answer': 'x', 'declared': 512},
+        {'response': 5, 'answer': '', 'declared': 512},
+        {'response': '00' * 48, 'answer': '', 'declared': 0},
+        {'response': '00' * 48, 'answer': '', 'declared': True},
+    ],
+)
+def test_a_malformed_end_of_a_login_is_a_bad_message(desk, login):
+    worker = FakeWorker()
+    tsih = desk.claim(worker)['tsih']
+    record = desk.sessions.by_tsih[tsih]
+    claim = {'login': login, 'session': {'cid': 1}}
+    with pytest.raises(BadMessage):
+        joins.order(record, claim, {})
 
 
 def test_a_tsih_of_no_session(desk):
