@@ -64,6 +64,12 @@ def refusal(target, initiator_name, address):
     return None
 
 
+def is_stranger(targets, initiator_name, address):
+    """True if none of these targets admits this initiator at this address. A stranger is not told
+    which target names exist."""
+    return all(refusal(target, initiator_name, address) for target in targets)
+
+
 def discovery_refusal(server, address):
     """None if this address may request the list of targets, else a sentence that names the rule."""
     if address_matches(server.discovery_address, address):

@@ -384,12 +384,16 @@ class LoginNegotiation(object):
         self.target_name = names.fold(name)
         target = self._policy.target(self.target_name)
         if target is None:
-            raise login_failure(const.NOT_FOUND, 'there is no target "%s"' % name)
+            raise self._not_found('there is no target "%s"' % name)
         if target.portal_group_tag is None:
-            raise login_failure(
-                const.NOT_FOUND, 'the target "%s" is not reachable through this portal' % name
-            )
+            raise self._not_found('the target "%s" is not reachable through this portal' % name)
         return target
+
+    def _not_found(self, why):
+        """The LoginFailure for a target that is not here. 'Not found' would tell a stranger which
+        names exist, because 'authorization failure' is the answer of those that do."""
+        is_stranger = self._policy.is_stranger(self.initiator_name)
+        return login_failure(const.AUTHORIZATION_FAILURE if is_stranger else const.NOT_FOUND, why)
 
     def _check_admission(self):
         target = self._target

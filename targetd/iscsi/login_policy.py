@@ -100,10 +100,12 @@ class LoginPolicy(object):
     targets: callable(folded name) -> TargetPolicy or None, or a dict of them; discovery:
     TargetPolicy, or None when discovery is not offered; window: number of commands that an
     initiator may have outstanding; maximum_pdus, maximum_text: limits of one login, a count of
-    requests and bytes of text.
+    requests and bytes of text; is_stranger: callable(folded initiator name) -> True if no target
+    admits the initiator, which then receives the same status for a target that does not exist as for
+    one that refuses it.
     """
 
-    __slots__ = ('target', 'discovery', 'window', 'maximum_pdus', 'maximum_text')
+    __slots__ = ('target', 'discovery', 'window', 'maximum_pdus', 'maximum_text', 'is_stranger')
 
     def __init__(
         self,
@@ -112,9 +114,11 @@ class LoginPolicy(object):
         window: int = 128,
         maximum_pdus: int = MAXIMUM_PDUS,
         maximum_text: int = text.MAXIMUM_TEXT,
+        is_stranger: Callable[[str], bool] = lambda initiator_name: False,
     ) -> None:
         self.target = targets if callable(targets) else targets.get
         self.discovery = discovery
         self.window = window
         self.maximum_pdus = maximum_pdus
         self.maximum_text = maximum_text
+        self.is_stranger = is_stranger

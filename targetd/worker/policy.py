@@ -49,8 +49,12 @@ class Policies(object):
             accounts=[(user, b'') for user, _label in server.incomingdiscoveryuser],
             make_chap=make_chap,
         )
+        targets = self._configuration.targets.values()
         return LoginPolicy(
-            lambda name: self._target(name, peer_address, tag, make_chap), discovery_policy, WINDOW
+            lambda name: self._target(name, peer_address, tag, make_chap),
+            discovery_policy,
+            WINDOW,
+            is_stranger=lambda name: acl.is_stranger(targets, name, peer_address),
         )
 
     def _target(self, name, peer_address, tag, make_chap):

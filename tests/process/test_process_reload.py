@@ -280,7 +280,8 @@ def test_a_stop_ends_and_names_a_session_that_does_not_log_out(served):
     served.leap(10)
     assert client.wait('end')['reason'] == 'stopped'
     report = stopped(served)
-    assert 'session 1 of iqn.2026-11.test:one with %s did not log out' % DISK in report
+    words = 'session %d of iqn.2026-11.test:one with %s did not log out'
+    assert words % (client.answer['tsih'], DISK) in report
 
 
 def test_a_worker_that_does_not_end_is_killed(served):

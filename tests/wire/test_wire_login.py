@@ -89,6 +89,26 @@ def test_who_may_log_in(many, target, name, status):
     assert status_of(many, target, name=name) == status
 
 
+def test_a_stranger_is_not_told_which_targets_exist(daemon):
+    """An initiator that no target admits receives one status, through every portal; the log and
+    `targetdctl why` have the reason. One that a target admits receives the true status."""
+    other = free_port()
+    daemon.text.portal('127.0.0.1:%d' % other, group=7)
+    daemon.target(NAMED, ['initiator-name = iqn.2026-11.test:known'])
+    daemon.target(OFFLINE, ['initiator-name = iqn.2026-11.test:known', 'state = offline'])
+    daemon.target('iqn.2026-11.test.targetd:seventh', ['initiator-name = iqn.x:y'], group=7)
+    daemon.start()
+    daemon.wait_listening(('127.0.0.1', other))
+    stranger, no_such = 'iqn.2026-11.test:stranger', 'iqn.2026-11.test.targetd:no-such'
+    names = (NAMED, OFFLINE, 'iqn.2026-11.test.targetd:seventh', no_such)
+    assert [status_of(daemon, name, name=stranger) for name in names] == [0x0202] * 4
+    known = 'iqn.2026-11.test:known'
+    assert [status_of(daemon, name, name=known) for name in names] == [0, 0x0301, 0x0203, 0x0203]
+    daemon.logged('%s .*refused with status 0202: there is no target "%s"' % (stranger, no_such))
+    _, output = daemon.targetdctl('why')
+    assert 'there is no target "%s"' % no_such in output and 'initiator-name' in output
+
+
 def test_the_log_names_the_refused_initiator_and_the_rule(many):
     assert status_of(many, NAMED, name='iqn.2026-11.test:curious') == 0x0202
     line = many.logged(r'.*iqn\.2026-11\.test:curious.*').group()

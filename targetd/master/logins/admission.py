@@ -48,10 +48,10 @@ class Admission(object):
             return
         target = configuration.targets.get(target_name)
         if target is None:
-            raise Refused(const.NOT_FOUND, 'there is no target %s' % target_name)
+            raise self._not_found(claim, 'there is no target %s' % target_name)
         if session['group'] not in target.portal_groups:
-            raise Refused(
-                const.NOT_FOUND,
+            raise self._not_found(
+                claim,
                 'target %s is not reached through portal group %d'
                 % (target.name, session['group']),
             )
@@ -61,6 +61,15 @@ class Admission(object):
         _check_proof(claim, target.name, target.accounts)
         self._check_target_available(target)
         _check_target_limit(target, session, sessions)
+
+    def _not_found(self, claim, why):
+        """The Refused for a target that is not here: see iscsi.login, which has the same rule."""
+        is_stranger = acl.is_stranger(
+            self.state.configuration.targets.values(),
+            claim['session']['initiator_name'],
+            claim['peer'][0],
+        )
+        return Refused(const.AUTHORIZATION_FAILURE if is_stranger else const.NOT_FOUND, why)
 
     def _check_target_available(self, target):
         why = self._unavailable(target)
