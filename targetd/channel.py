@@ -126,7 +126,7 @@ A unit, as sent in answer (claim) and in units:
            same open file description, or absent},
    claim: index of a further descriptor that keeps the medium claimed, or absent,
    facts: {block_size, physical_block_size, lowest_aligned_block, vendor, product, revision,
-   serial, naa, eui, scsi_name,
+   serial, naa, eui, t10, scsi_name,
            rotation_rate, thin, removable, read_only, …},
    reservations: see scsi.reservations, modes: see scsi.modes, access: see scsi.alua,
    medium: 'ready'|'stopped'|'ejected'|'failed', or a state of scsi.operations, progress: 0..65535,

@@ -131,7 +131,10 @@ def serve(path, foreground, only_test):
         print_errors(str(e), e.exit_code)
         errors = words.counted(len(e.complaints), 'error')
         return print_errors('%s in the configuration; nothing was started' % errors, EXIT_CONFIG)
-    print_text(explain.explained(configuration))
+    from targetd.master.exports import unit_identity
+
+    describe = unit_identity.describer(configuration.server)
+    print_text(explain.explained(configuration, describe))
     for warning in (
         lint.warnings(configuration)
         + lint.missing_stores(configuration)

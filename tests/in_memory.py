@@ -17,7 +17,7 @@ from targetd.iscsi.login import LOGIN_DATA_SEGMENT, LoginNegotiation
 from targetd.iscsi.login_result import SessionClaim
 from targetd.iscsi.pdu import LoginRequest
 from targetd.iscsi.session import Session
-from targetd.master.exports import open_medium
+from targetd.master.exports import open_medium, unit_identity
 from targetd.scsi.device import Device
 from targetd.scsi.facts import UnitFacts
 from targetd.scsi.lu import LogicalUnit
@@ -116,14 +116,7 @@ def device(configuration, result):
     target = configuration.targets[result.target_name]
     for lun in target.luns.values():
         opened = open_store({'kind': lun.type, 'size': lun.size})
-        names = {
-            'vendor': lun.vendor_id,
-            'product': lun.product_id,
-            'revision': lun.product_rev,
-            'serial': lun.scsi_sn,
-            'naa': lun.naa,
-            'eui': lun.eui,
-        }
+        names = unit_identity.names_of(lun, None, '', '')
         facts = dict(
             open_medium.facts_of(lun, opened, names), **open_medium.alua_facts(target, lun)
         )

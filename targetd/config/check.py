@@ -9,7 +9,7 @@ targets and portal groups in config.conflicts.
 import os
 from collections import OrderedDict
 
-from targetd.config import conflicts, kinds, lun_rules, model, settings
+from targetd.config import conflicts, identities, kinds, lun_rules, model, settings
 from targetd.config.tgt_settings import FORMER
 from targetd.config.words import Unusable, split
 from targetd.errors import Complaint
@@ -457,7 +457,21 @@ class Checker(object):
             nested, ('lun', name, number), 'lun %d of target %s' % (number, name)
         ):
             return
+        own = own.with_defaults(self._identity(own))
         luns[number] = self._made_lun(number, nested, own.with_defaults(shared))
+
+    def _identity(self, own):
+        """The Found of the settings for which `identity` stands."""
+        found = Found()
+        if 'identity' in own:
+            (name, words), entry = own.pop('identity')
+            try:
+                for setting, text in identities.settings_of(name, dict(words)).items():
+                    found[setting] = _ROW_BY_NAME['lun'][setting].kind.read(split(text)), entry
+            except Unusable as e:
+                self.complain(entry, e.text, e.remedy)
+                own.unusable.add('identity')
+        return found
 
     def _made_lun(self, number, place, found):
         fields = dict(

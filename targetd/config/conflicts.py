@@ -1,6 +1,6 @@
 """Conflicts between parts of a complete Configuration: portals, stores and keys that are used twice.
 
-May import base, config.model and config.network_kinds. Each function returns [Complaint].
+May import base, config.network_kinds and the pure scsi.designators. Each function returns [Complaint].
 """
 
 import ipaddress
@@ -8,6 +8,7 @@ import os
 
 from targetd.config import network_kinds
 from targetd.errors import Complaint
+from targetd.scsi.designators import NONE
 
 
 def conflicts(configuration):
@@ -131,10 +132,7 @@ def _identities(configuration):
     found, taken = [], {}
     for target in configuration.targets.values():
         for lun in target.luns.values():
-            for setting in ('naa', 'eui', 'scsi-sn'):
-                value = getattr(lun, setting.replace('-', '_')).lower()
-                if not value:
-                    continue
+            for setting, value in _identifiers(lun):
                 other_target, other = taken.setdefault((setting, value), (target, lun))
                 is_same_store = bool(lun.backing_store) and (
                     _real_path(lun.backing_store) == _real_path(other.backing_store)
@@ -146,6 +144,13 @@ def _identities(configuration):
                         )
                     )
     return found
+
+
+def _identifiers(lun):
+    """[(setting, identifier)] that only one disk may have."""
+    single = [('eui', lun.eui), ('t10', lun.t10), ('scsi-sn', lun.scsi_sn.strip().lower())]
+    found = [('naa', digits) for digits in lun.naa] + single
+    return [(setting, value) for setting, value in found if value not in ('', NONE)]
 
 
 def _identity_complaint(configuration, setting, target, lun, other_target, other):

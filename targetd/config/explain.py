@@ -7,8 +7,9 @@ from targetd.config import kinds, lint, model, network_kinds, settings
 from targetd.config.words import counted
 
 
-def explained(configuration):
-    """The description: lines of text, each with a line end."""
+def explained(configuration, identity_of=None):
+    """The description: lines of text, each with a line end. identity_of: function of (target, lun)
+    that returns [(what, value)] of the identity of the LUN."""
     lines = ['The configuration is valid (%s).' % _files(configuration.files)]
     for tag, group in configuration.portal_groups.items():
         portals = ', '.join(network_kinds.Portal().write(portal) for portal in group.portals)
@@ -20,7 +21,7 @@ def explained(configuration):
             '',
             'Target %s%s' % (target.name, ' ("%s")' % target.alias if target.alias else ''),
         ]
-        lines += ['  ' + line for line in _target(target)]
+        lines += ['  ' + line for line in _target(target, identity_of)]
     return '\n'.join(lines) + '\n'
 
 
@@ -32,7 +33,7 @@ def _files(files):
     )
 
 
-def _target(target):
+def _target(target, identity_of):
     lines = [
         'is reached through portal group%s %s%s'
         % (
@@ -62,7 +63,10 @@ def _target(target):
                 '%s = %s' % (row.name, row.kind.show(target.keys[row.name])) for row in changed
             )
         )
-    return lines + ([_lun(lun) for lun in target.luns.values()] or ['has no LUN'])
+    for lun in target.luns.values():
+        lines.append(_lun(lun))
+        lines += ['  %s: %s' % row for row in (identity_of(target, lun) if identity_of else ())]
+    return lines if target.luns else lines + ['has no LUN']
 
 
 def admission(target):

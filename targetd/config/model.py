@@ -27,7 +27,8 @@ default, so `Server()` is an empty server section.
                         of settings.TEXT_KEYS
     Lun             number; see settings.LUN;
                     backing_store: absolute path, 'serial:…', 'wwn:…' or '' (types ram and null)
-                    direct: True if it was written as direct-store
+                    direct: True if it was written as direct-store; identity is replaced by the
+                    settings for which it stands
 
 Secrets are str; they are encoded as UTF-8 for CHAP.
 """
@@ -66,7 +67,7 @@ Lun = _class(
     'Lun',
     settings.LUN,
     first=('number',),
-    without=('direct-store',),
+    without=('direct-store', 'identity'),
     more=[('direct', False, 'True for direct-store: initiators see the identity of the disk.')],
 )
 

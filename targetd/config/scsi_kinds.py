@@ -1,12 +1,13 @@
-"""The kinds of value of SCSI settings: states of portal groups, and mode pages.
+"""The kinds of value of SCSI settings: states of portal groups, mode pages, and designators.
 
-May import config.kinds and the pure tables scsi.alua and scsi.modes, so that the name of a state
-and the length of a page are defined once.
+May import config.kinds, config.identities and the pure scsi.alua, scsi.designators and scsi.modes, so
+that the name of a state and the length of a page are defined once.
 """
 
-from targetd.config.kinds import Listed, Number
-from targetd.config.words import Unusable
-from targetd.scsi import alua, modes
+from targetd.config import identities
+from targetd.config.kinds import Choice, Kind, Listed, Naa, Number
+from targetd.config.words import Unusable, join
+from targetd.scsi import alua, designators, modes
 
 
 class GroupStates(Listed):
@@ -95,3 +96,104 @@ class ModePages(Listed):
                 for number in [int(key[:2], 16), int(key[3:], 16), len(data)] + list(data)
             )
         ]
+
+
+class Naas(Listed):
+    """NAA identifiers -> tuple of lower-case digits, or ('none',)."""
+
+    def __init__(self):
+        super(Naas, self).__init__(Naa())
+        self.says = 'none, or ' + self.says
+
+    def read(self, items):
+        if [[word.lower() for word in words] for words in items] == [[designators.NONE]]:
+            return (designators.NONE,)
+        return super(Naas, self).read(items)
+
+
+class Designator(Kind):
+    """The content of a designator: its code set, its text or hex digits, and its length if it is
+    filled with NULs -> 'code set:hex digits', or 'none'."""
+
+    MOST = 252
+    takes_commas = True
+
+    def __init__(self, may_be_none=False):
+        self.may_be_none = may_be_none
+        self.says = (
+            '%sa code set (ascii, utf-8 or binary), the text or, for binary and after 0x, hex digits, '
+            'and optionally the length in bytes to which it is filled with NULs'
+            % ('none, or ' if may_be_none else '')
+        )
+
+    def read(self, items):
+        words = [word for item in items for word in item]
+        if self.may_be_none and [word.lower() for word in words] == [designators.NONE]:
+            return designators.NONE
+        if len(items) > 1 or not 2 <= len(words) <= 3:
+            raise Unusable(
+                'the designator has %d words' % len(words),
+                'write %s, and quote a text that contains blanks or commas' % self.says,
+            )
+        code_set = Choice(*sorted(designators.CODE_SETS)).parse(words[0])
+        content = self._content(code_set, words[1])
+        if len(words) == 3:
+            content = content.ljust(Number(len(content), self.MOST).parse(words[2]), b'\0')
+        if not 1 <= len(content) <= self.MOST:
+            raise Unusable(
+                'the designator is %d bytes long' % len(content),
+                'write from 1 to %d bytes' % self.MOST,
+            )
+        return '%s:%s' % (code_set, content.hex())
+
+    @staticmethod
+    def _content(code_set, text):
+        digits = text[2:] if text[:2].lower() == '0x' else text
+        if code_set == 'binary' or digits != text:
+            try:
+                return bytes.fromhex(digits)
+            except ValueError:
+                raise Unusable('%r is not a row of hex digits' % text, 'write two for each byte')
+        if code_set == 'ascii' and not all(' ' <= character <= '~' for character in text):
+            raise Unusable(
+                '%r contains a character that is not printable ASCII' % text,
+                'write its bytes as hex digits after 0x, or the code set utf-8',
+            )
+        return text.encode('utf-8')
+
+    def show(self, value):
+        if value == designators.NONE:
+            return value
+        code_set, _, digits = value.partition(':')
+        return identities.designator(code_set, bytes.fromhex(digits))
+
+
+class Identity(Kind):
+    """The identity that another target gave to the LUN: the name of the target and words of it ->
+    (name, ((word, value), ...))."""
+
+    takes_commas = True
+    says = 'the name of a target (%s) and its words, each as word=value' % ', '.join(
+        identities.FORMATS
+    )
+
+    def read(self, items):
+        if len(items) > 1:
+            raise Unusable('one identity is expected', 'quote a word that contains a comma')
+        name = Choice(*identities.FORMATS).parse(items[0][0])
+        found = {}
+        for word in items[0][1:]:
+            key, equals, value = word.partition('=')
+            if not equals or key in found:
+                raise Unusable(
+                    'identity: %r is not word=value' % word
+                    if not equals
+                    else 'identity: %s is written twice' % key,
+                    'write, for example, identity = tgt tid=1 lun=1',
+                )
+            found[key.lower().replace('-', '_')] = value
+        return name, tuple(sorted(found.items()))
+
+    def show(self, value):
+        name, words = value
+        return join([[name] + ['%s=%s' % word for word in words]])

@@ -1,7 +1,7 @@
 """TABLE: every setting, one row each. The loader, the sample file, the manual page and
 --help-settings are derived from it.
 
-May import config.kinds, config.scsi_kinds and the pure table iscsi.keys. A setting exists only if
+May import the kinds of value, config.identities and the pure table iscsi.keys. A setting exists only if
 targetd reads it: tests/unit/config/test_settings_are_read.py finds the readers.
 
 A row's `section` is the section that contains it: 'server' ([server]), 'portal-group'
@@ -12,7 +12,7 @@ model's class; for a text key it is the key of Target.keys.
 
 from collections import namedtuple
 
-from targetd.config import kinds, network_kinds, scsi_kinds
+from targetd.config import identities, kinds, network_kinds, scsi_kinds
 from targetd.iscsi import keys
 
 LIVE = 'live'  # takes effect immediately, for existing sessions too
@@ -343,12 +343,44 @@ LUN = (
          'Serial number. Empty: that of the disk with direct-store, else derived from server-id '
          'and the path or disk.',
          example='ERP0001', shared=False),
-    _lun('naa', kinds.Naa(), '', NEEDS_LOGOUT,
-         'NAA identifier, by which multipath software identifies the disk. Empty: derived like the '
-         'serial number.',
+    _lun('scsi-sn-nuls', kinds.Number(0, 8), 0, NEEDS_LOGOUT,
+         'Number of NUL bytes at the end of the serial number in VPD page 80h; LIO sends one.',
+         shared=False),
+    _lun('naa', scsi_kinds.Naas(), (), NEEDS_LOGOUT,
+         'NAA identifier, by which multipath software identifies the disk. Not written: derived like '
+         'the serial number. none: the LUN has no NAA identifier, so that its eui or t10 counts.',
+         'Several are sent in this order; initiators prefer one that begins with 6.',
          example='60014051234567890abcdef012345678', shared=False),
     _lun('eui', kinds.Hex(16, 24, 32), '', NEEDS_LOGOUT, 'EUI-64 identifier. Empty: none.',
          example='0014051234567890', shared=False),
+    _lun('t10', scsi_kinds.Designator(may_be_none=True), '', NEEDS_LOGOUT,
+         'T10 vendor identifier. Not written: made of vendor-id, product-id and scsi-sn.',
+         'The text begins with the 8 characters of the vendor. Initiators identify the disk by it only '
+         'if the LUN has neither naa nor eui.',
+         example='ascii "IET     00010001" 36', shared=False),
+    _lun('scsi-name', kinds.Text(240), '', NEEDS_LOGOUT,
+         'SCSI name of the LUN, another identifier. Empty: none.',
+         example='"iqn.2026-11.com.example:erp,lun,0"', shared=False),
+    _lun('vendor-specific', scsi_kinds.Designator(), '', NEEDS_LOGOUT,
+         'Vendor-specific identifier of the LUN. Empty: none.',
+         example='ascii rbd/erp', shared=False),
+    _lun('designator-order',
+         kinds.Several(kinds.Choice('naa', 'eui', 't10', 'scsi-name', 'vendor-specific')),
+         (), NEEDS_LOGOUT,
+         'Order of the identifiers in VPD page 83h: naa, eui, t10, scsi-name and vendor-specific, if '
+         'nothing else is written.',
+         example='t10, naa', shared=False),
+    _lun('identity', scsi_kinds.Identity(), None, NEEDS_LOGOUT,
+         'The identity that another iSCSI target gave to this LUN: the name of the target, and what '
+         'its identity was made of.',
+         'It stands for vendor-id, product-id, product-rev, scsi-sn, naa, t10 and the other '
+         'identifiers; each of them that is written too has precedence. "targetdctl import" writes '
+         'them for you, and "targetd -t" shows them. Words: %s.' % '; '.join(
+             '%s %s' % (name, ' '.join(
+                 [word + '=' for word in identities.arguments(function)[0]]
+                 + ['[%s=]' % word for word in identities.arguments(function)[1]]))
+             for name, function in identities.FORMATS.items()),
+         example='tgt tid=1 lun=1', shared=False),
     _lun('rotation-rate', kinds.Auto(kinds.Number(0, 65534)), None, NEEDS_LOGOUT,
          'Revolutions per minute; 1: not rotating (SSD), 0: not reported, auto: that of the disk, '
          '0 for a file.',

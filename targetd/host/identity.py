@@ -133,6 +133,14 @@ def _write_durably(path, text):
         os.close(descriptor)
 
 
+def known_server_id(state_dir):
+    """Returns this server's UUID, or None if state_dir has none yet or it cannot be read."""
+    try:
+        return _read_server_id(os.path.join(state_dir, 'server-id'))
+    except TargetdError:
+        return None
+
+
 def server_id(state_dir):
     """Returns this server's UUID. It is created on first use and written durably to
     `state_dir`/server-id before it is returned.

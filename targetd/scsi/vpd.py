@@ -6,22 +6,29 @@ page B1h has 64 bytes and page B2h 8, and that page 83h contains a binary identi
 """
 
 import struct
-from typing import Callable, Dict, List, Sequence, Tuple
+from typing import Callable, Dict, Sequence, Tuple
 
 from targetd.scsi import modes, opcodes
 from targetd.scsi.copy import copy_manager
+from targetd.scsi.designators import (
+    BINARY,
+    PORT_GROUP,
+    RELATIVE_PORT,
+    SCSI_NAME,
+    UNIT_GROUP,
+    UTF8,
+    name_string,
+    serial_number,
+    unit_designators,
+)
 from targetd.scsi.facts import UnitFacts
 from targetd.scsi.sam import Nexus, Port
 from targetd.scsi.sense import ILLEGAL_REQUEST, CheckCondition
-from targetd.scsi.spc import ascii_field
 
 HEADER = struct.Struct('>BBH')
 # PROTOCOL IDENTIFIER and CODE SET, PIV, ASSOCIATION and TYPE, length
 DESIGNATOR = struct.Struct('>BBxB')
-BINARY, ASCII, UTF8 = 1, 2, 3  # CODE SET
 LOGICAL_UNIT, TARGET_PORT, TARGET_DEVICE = 0, 1, 2  # ASSOCIATION
-# DESIGNATOR TYPE
-T10_VENDOR, EUI_64, NAA, RELATIVE_PORT, PORT_GROUP, UNIT_GROUP, SCSI_NAME = 1, 2, 3, 4, 5, 6, 8
 ISCSI = 5  # PROTOCOL IDENTIFIER
 STORAGE_CONFIGURATION_SERVICE = 1  # SERVICE TYPE of page 85h
 DISCOVERY_2016 = 0x0001  # SCSI FEATURE SET CODE of page 92h
@@ -51,23 +58,8 @@ def _supported_pages(facts: UnitFacts, nexus: Nexus, ports: Sequence[Port]) -> b
 
 
 def _unit_serial_number(facts: UnitFacts, nexus: Nexus, ports: Sequence[Port]) -> bytes:
-    """80h, SPC-4: spaces if the unit has no serial number."""
-    return ascii_field(facts.serial, max(len(facts.serial), 4))
-
-
-def unit_designators(facts: UnitFacts) -> List[Tuple[int, int, bytes]]:
-    """[(CODE SET, DESIGNATOR TYPE, content)] of the unit, the most specific one first."""
-    found = []
-    if facts.naa:
-        found.append((BINARY, NAA, bytes.fromhex(facts.naa)))
-    if facts.eui:
-        found.append((BINARY, EUI_64, bytes.fromhex(facts.eui)))
-    vendor, product = ascii_field(facts.vendor, 8), ascii_field(facts.product, 16)
-    serial = ascii_field(facts.serial, len(facts.serial))
-    found.append((ASCII, T10_VENDOR, vendor + product + serial))
-    if facts.scsi_name:
-        found.append((UTF8, SCSI_NAME, _name_string(facts.scsi_name)))
-    return found
+    """80h, SPC-4."""
+    return serial_number(facts)
 
 
 def _device_identification(facts: UnitFacts, nexus: Nexus, ports: Sequence[Port]) -> bytes:
@@ -85,7 +77,7 @@ def _device_identification(facts: UnitFacts, nexus: Nexus, ports: Sequence[Port]
     if facts.logical_unit_group:
         group = struct.pack('>2xH', facts.logical_unit_group)
         designators.append(_designator(LOGICAL_UNIT, UNIT_GROUP, BINARY, group))
-    designators.append(_designator(TARGET_PORT, SCSI_NAME, UTF8, _name_string(nexus.target_port)))
+    designators.append(_designator(TARGET_PORT, SCSI_NAME, UTF8, name_string(nexus.target_port)))
     designators.append(target_designator(nexus.target_name))
     return b''.join(designators)
 
@@ -99,18 +91,12 @@ def _designator(association: int, kind: int, code_set: int, content: bytes) -> b
 
 def target_designator(target_name: str) -> bytes:
     """The designator of the target device in page 83h."""
-    return _designator(TARGET_DEVICE, SCSI_NAME, UTF8, _name_string(target_name))
-
-
-def _name_string(name: str) -> bytes:
-    """UTF-8, null-terminated and padded with nulls to a multiple of 4, at most 252 bytes (SPC-4)."""
-    content = name.encode('utf-8')[:251] + b'\0'
-    return content + bytes(-len(content) % 4)
+    return _designator(TARGET_DEVICE, SCSI_NAME, UTF8, name_string(target_name))
 
 
 def _management_network_addresses(facts: UnitFacts, nexus: Nexus, ports: Sequence[Port]) -> bytes:
     """85h, SPC-4: one URL, for the storage configuration service of the logical unit."""
-    content = _name_string(facts.management_url)
+    content = name_string(facts.management_url)
     return (
         struct.pack('>BxH', LOGICAL_UNIT << 5 | STORAGE_CONFIGURATION_SERVICE, len(content))
         + content
@@ -135,7 +121,7 @@ def _scsi_ports(facts: UnitFacts, nexus: Nexus, ports: Sequence[Port]) -> bytes:
 
 
 def _port_descriptor(port: Port) -> bytes:
-    designator = _designator(TARGET_PORT, SCSI_NAME, UTF8, _name_string(port.name))
+    designator = _designator(TARGET_PORT, SCSI_NAME, UTF8, name_string(port.name))
     return struct.pack('>2xH2xH2xH', port.relative_identifier, 0, len(designator)) + designator
 
 

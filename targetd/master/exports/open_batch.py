@@ -14,7 +14,7 @@ import os
 from collections import deque, namedtuple
 
 from targetd.errors import StoreError
-from targetd.master.exports import open_medium
+from targetd.master.exports import open_medium, unit_identity
 from targetd.master.processes import jobs
 
 #: Files that one job opens: their descriptors must fit into one message of the channel.
@@ -29,9 +29,6 @@ HANGS = 'the disk, or the path to it, does not respond; see dmesg'
 #: A medium that was opened for `reload --plan` only. It has the attributes of a Unit that decide
 #: whether another LUN can be served beside it.
 PlannedUnit = namedtuple('PlannedUnit', 'target_name lun store facts')
-
-#: The facts by which initiators recognise a disk, and the settings that set them.
-IDENTIFIERS = (('naa', 'naa'), ('eui', 'eui'), ('serial', 'scsi-sn'))
 
 
 class OpenBatch(object):
@@ -51,7 +48,7 @@ class OpenBatch(object):
         self._others_active = False  # other jobs open or close media at the same time
         # key of a medium -> the Units on it that will be served, those of this batch included
         self._units_by_medium = {}
-        self._units_by_identity = {}  # (fact, value) -> a Unit that has this identity
+        self._units_by_identity = {}  # (setting, identifier) -> a Unit that has it
         self._index_units()
 
     def open_all(self):
@@ -157,20 +154,19 @@ class OpenBatch(object):
 
     def _index(self, unit):
         self._units_by_medium.setdefault(unit.store.key, []).append(unit)
-        for fact, _ in IDENTIFIERS:
-            if unit.facts.get(fact):
-                self._units_by_identity.setdefault((fact, unit.facts[fact]), unit)
+        for identifier in unit_identity.identifiers(unit.facts):
+            self._units_by_identity.setdefault(identifier, unit)
 
     def _require_own_identity(self, unit):
         """Raises StoreError if another medium is shown to initiators under the same identity."""
-        for fact, setting in IDENTIFIERS:
-            other = self._units_by_identity.get((fact, unit.facts.get(fact)))
+        for setting, value in unit_identity.identifiers(unit.facts):
+            other = self._units_by_identity.get((setting, value))
             if other is not None and other.store.key != unit.store.key:
                 raise StoreError(
                     'it would have the same %s as lun %d of %s (%s), which is another disk; multipath '
                     'software makes one disk of both, and a failover writes to the wrong one; write '
                     'another %s for one of them'
-                    % (setting, other.lun.number, other.target_name, unit.facts[fact], setting)
+                    % (setting, other.lun.number, other.target_name, value, setting)
                 )
 
     def _answered(self, target, lun, answer):

@@ -9,8 +9,8 @@ the open descriptors.
 import os
 
 from targetd.errors import StoreError, TargetdError
-from targetd.host import block_sizes, claims, disks, identity, in_use, roots, signatures
-from targetd.master.exports import known_media
+from targetd.host import block_sizes, claims, disks, in_use, roots, signatures
+from targetd.master.exports import known_media, unit_identity
 from targetd.master.exports.resizing import grow
 from targetd.master.state import journal_recovery, key_files
 from targetd.master.units import descriptions
@@ -18,7 +18,6 @@ from targetd.scsi.facts import DEFAULTS
 from targetd.store import adopt_store, open_store
 
 THRESHOLD_SET = 1 << 20  # bytes
-PRODUCT_REVISION = '0001'
 
 
 def open_medium(target, lun, held, server, state, master, known, plan_only=False, tables=None):
@@ -42,8 +41,7 @@ def open_medium(target, lun, held, server, state, master, known, plan_only=False
         found = _checked_signatures(lun, path)
         store, grown_from = _open_store(lun, path, held, plan_only)
         _require_block_size(lun, store)
-        data_key = identity.stable_key(path) if path else ''
-        key = '%s\0%s' % (target.name, data_key or '%s:%d' % (lun.type, lun.number))
+        data_key, key = unit_identity.data_key(target.name, lun, path)
         left = journal_recovery.journal_path(state.path, data_key)
         rolled_back, check = 0, ''
         if not held and not plan_only:
@@ -52,16 +50,12 @@ def open_medium(target, lun, held, server, state, master, known, plan_only=False
             check = key_files.set_store_key(lun, store, state.load(key), state.file_of(key))
         if not plan_only and store.kind == 'block' and descriptions.needs_own(store):
             store.spares += descriptions.open_spares(store.descriptor)[1]
-        facts = facts_of(lun, store, _identity(lun, path, key, server))
+        facts = facts_of(lun, store, unit_identity.names_of(lun, path, key, server))
         facts.update(alua_facts(target, lun))
         seen = None
         if path and not plan_only:
             seen = known_media.describe_medium(lun, path)
-            seen['identity'] = {
-                'naa': facts['naa'],
-                'eui': facts['eui'],
-                'scsi-sn': facts['serial'],
-            }
+            seen['identity'] = unit_identity.shown_settings(facts)
     except StoreError as e:
         return {'failed': str(e)}, ()
     except (ValueError, OSError, TargetdError) as e:
@@ -206,21 +200,6 @@ def _is_disk(path):
     return roots.kernel_name(path) is not None
 
 
-def _identity(lun, path, key, server):
-    """The facts {vendor, product, revision, serial, naa, eui}: configured, of the disk, or derived."""
-    own = identity.disk_identity(path) if lun.direct and path else None
-    return {
-        'vendor': lun.vendor_id or own and own.vendor or DEFAULTS['vendor'],
-        'product': lun.product_id or own and own.product or DEFAULTS['product'],
-        'revision': lun.product_rev or own and own.revision or PRODUCT_REVISION,
-        'serial': lun.scsi_sn or own and own.serial or identity.serial(server, key),
-        'naa': (
-            lun.naa or own and len(own.naa) == 32 and own.naa or identity.naa6(server, key)
-        ).lower(),
-        'eui': lun.eui.lower(),
-    }
-
-
 def same_medium(path, other):
     """True if both paths refer to the same file, or are nodes of the same device."""
     if other is None:
@@ -235,14 +214,13 @@ def same_medium(path, other):
 
 
 def facts_of(lun, store, names):
-    """Returns the facts dict (scsi.facts) of a LUN on an opened store; names: vendor, product,
-    revision, serial, naa, eui."""
+    """Returns the facts dict (scsi.facts) of a LUN on an opened store; names: as returned by
+    unit_identity.names_of."""
     can = store.capabilities
     block_size = store.block_size
     facts = dict(
         names,
         block_size=block_size,
-        scsi_name='',
         physical_block_size=physical_block_size(lun, store),
         lowest_aligned_block=lun.lowest_aligned_block or can.alignment_offset // block_size,
         rotation_rate=rotation_rate(lun, can),

@@ -17,7 +17,7 @@ import struct
 from collections import namedtuple
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Tuple
 
-from targetd.scsi import errno_map, medium_state, sense, vpd
+from targetd.scsi import designators, errno_map, medium_state, sense
 from targetd.scsi.cdb import u16, u32
 from targetd.scsi.copy import copy_manager
 from targetd.scsi.reservation_classes import READ, WRITE, conflicts
@@ -302,9 +302,11 @@ def _copy_unit(task, wanted, segment, units, field):
 def has_designator(facts: Any, code_set: int, kind: int, designator: bytes) -> bool:
     """Returns True if the unit with these facts has this designator and supports third-party
     copies."""
-    return facts.third_party_copy and (code_set, kind, bytes(designator)) in vpd.unit_designators(
-        facts
-    )
+    return facts.third_party_copy and (
+        code_set,
+        kind,
+        bytes(designator),
+    ) in designators.unit_designators(facts)
 
 
 def find_unit(device: Any, code_set: int, kind: int, designator: bytes) -> Any:

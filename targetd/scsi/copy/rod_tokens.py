@@ -11,7 +11,7 @@ which are random, authorize its user.
 import struct
 from typing import TYPE_CHECKING, Any, Iterable, List, Sequence, Tuple
 
-from targetd.scsi import vpd
+from targetd.scsi import designators, vpd
 from targetd.scsi.copy.copy_manager import (
     BLOCK_ZERO,
     DEFAULT_TIMEOUT,
@@ -47,7 +47,8 @@ def make_token(facts: Any, identifier: int, length: int, target_name: str, secre
     """Returns a token (SPC-4, SBC-3) for `length` bytes of a unit with these facts. identifier: 64
     bits, unique; secret: SECRET_LENGTH random bytes."""
     code_set, kind, name = next(
-        (d for d in vpd.unit_designators(facts) if len(d[2]) <= 20), (vpd.BINARY, vpd.NAA, b'')
+        (d for d in designators.unit_designators(facts) if len(d[2]) <= 20),
+        (designators.BINARY, designators.NAA, b''),
     )
     creator = struct.pack(
         '>BB2xBBxB20sI', 0xE4, 0x00, code_set, kind, len(name), name, facts.block_size

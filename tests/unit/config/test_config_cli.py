@@ -251,3 +251,24 @@ def test_python_m_targetd_is_the_command(capsys):
     finally:
         sys.argv = saved
     assert caught.value.code == 0 and capsys.readouterr().out.startswith('targetd ')
+
+
+def test_the_check_prints_the_identity_of_each_lun(conf, capsys, tmp_path):
+    text = (
+        '[server]\nstate-dir = %s\n[target iqn.2026-11.com.example:t]\n'
+        '  [[lun 1]]\n  type = ram\n  size = 1M\n  identity = tgt tid=1 lun=1\n'
+        '  [[lun 2]]\n  type = ram\n  size = 1M\n'
+    )
+    assert cli.main(['-t', '-c', conf(text % (tmp_path / 'none'))]) == EXIT_OK
+    output = capsys.readouterr().out
+    one, two = output.split('lun 1:')[1].split('lun 2:')
+    for line in (
+        'INQUIRY: IET VIRTUAL-DISK 0001',
+        'serial number: beaf11',
+        'naa: 3000000100000001, 60000000000000000e00000000010001',
+        't10: IET     00010001',
+        'Linux name: 360000000000000000e00000000010001',
+    ):
+        assert '    %s\n' % line in one
+    assert 'naa: derived when targetd first starts' in two and 'Linux name' not in two
+    assert not (tmp_path / 'none').exists()

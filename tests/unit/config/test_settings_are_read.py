@@ -36,6 +36,8 @@ OBJECTS = {
 #: settings whose attribute in the model has another name
 ATTRIBUTES = dict({name: field for field, name in model.SETTING_OF.items()}, portal='portals')
 ATTRIBUTES['incominguser-file'] = 'accounts'
+#: replaced by the settings for which it stands
+ATTRIBUTES['identity'] = 'naa'
 
 
 def reading_modules():
