@@ -251,7 +251,7 @@ class Daemon(object):
             children = psutil.Process(self.process.pid).children(recursive=True)
         except psutil.NoSuchProcess:
             children = []
-        children = [child for child in children if not _is_log_writer(child)]
+        children = [child for child in children if not _is_helper(child)]
         for child in children:
             self.seen_workers[child.pid] = child
         return children
@@ -376,9 +376,9 @@ def watched(directory):
         shutil.rmtree(str(directory), ignore_errors=True)
 
 
-def _is_log_writer(process):
+def _is_helper(process):
     try:
-        return process.name() == 'targetd-log'
+        return process.name() in ('targetd-log', 'targetd-saver')
     except psutil.Error:
         return True
 

@@ -264,9 +264,19 @@ class ControlAnswers(object):
 
     def _answer_acknowledge(self, unit):
         found = self._unit(unit)
-        if not self.exports.recover_unit(found):
-            raise TargetdError('unit %s has not failed and has no errors' % found.id)
-        return commands.reply_message('unit %s is used again' % found.id)
+
+        def recover_and_reply(reply):
+            def recovered(error):
+                if error is not None:
+                    reply(commands.reply_error(str(error), error.exit_code))
+                else:
+                    reply(commands.reply_message('unit %s is used again' % found.id))
+
+            if not self.exports.recover_unit(found, recovered):
+                text = 'unit %s has not failed and has no errors' % found.id
+                reply(commands.reply_error(text))
+
+        return recover_and_reply
 
     def _answer_accept(self, unit):
         target_name, number = named_lun(unit)

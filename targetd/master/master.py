@@ -36,6 +36,7 @@ from targetd.master.processes.worker_messages import BadMessage, MessageHandlers
 from targetd.master.processes.workers import Workers
 from targetd.master.reload import Reload
 from targetd.master.server_state import ServerState
+from targetd.master.state.saver import Saver
 from targetd.master.state.state_directory import StateDirectory
 from targetd.master.stop import Stop
 from targetd.master.units import transitions
@@ -93,6 +94,7 @@ class Master(object):
         )
         self.workers.on_unkillable = self._on_unkillable
         self.jobs = Jobs(self.loop, fork)
+        self.saver = Saver(self.loop, fork)
         self._is_forking = False  # set by fork_workers()
         self._create_units(configuration)
         self._create_logins()
@@ -110,6 +112,7 @@ class Master(object):
             StateDirectory(configuration.server.state_dir),
             self.atomic_writes,
             Descriptions(self.loop, self.jobs),
+            self.saver,
         )
         self.rod_tokens = RodTokens(self.replication)
         self.copy_guests = CopyGuests(self.replication, self.admission.may_log_in)
@@ -293,6 +296,7 @@ class Master(object):
         self.exports.close()
         self.jobs.close()
         self.units.close_all()
+        self.saver.close()
         self.replication.state.unlock()
         self.state.vault.close()
         self.loop.close()
@@ -302,6 +306,7 @@ class Master(object):
     def _reap(self):
         self.workers.reap()
         self.jobs.reap()
+        self.saver.reap()
         self.log_files.reap()
 
     def _request_spares(self):

@@ -104,7 +104,6 @@ class Stop(object):
         self.units.flush_all(self._flushed)
 
     def _flushed(self, results):
-        self.stage = 'done'
         for unit, error in results:
             if error is not None:
                 self._fail('unit %s could NOT be flushed: %s', unit.id, error.strerror)
@@ -112,21 +111,21 @@ class Stop(object):
                 self._fail('unit %s has FAILED, and data may be lost: %s', unit.id, unit.failure)
             else:
                 self._report('unit %s is flushed', unit.id)
-        self._save_states()
-        if self.failures:
-            log.error('stopped, but not everything is durable (exit code %d)', self.exit_code)
-        else:
-            log.info('stopped')
-        self.loop.stop()
+        self.units.replication.save_unsaved(self._saved)
 
-    def _save_states(self):
-        self.units.replication.save_unsaved()
+    def _saved(self):
+        self.stage = 'done'
         for unit in self.units.replication.unsaved_units():
             self._fail(
                 'the state of unit %s could NOT be saved in %s',
                 unit.id,
                 self.units.replication.state.path,
             )
+        if self.failures:
+            log.error('stopped, but not everything is durable (exit code %d)', self.exit_code)
+        else:
+            log.info('stopped')
+        self.loop.stop()
 
     @property
     def exit_code(self):

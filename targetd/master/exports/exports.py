@@ -52,7 +52,9 @@ class Exports(object):
         self.units = units
         self.jobs = jobs
         self.process = os.getpid()
-        self.known = KnownMedia(os.path.join(units.replication.state.path, 'media.json'))
+        self.known = KnownMedia(
+            os.path.join(units.replication.state.path, 'media.json'), units.replication.saver
+        )
         self.watch = MediaWatch(loop, units, self.known, jobs)
         self.unavailable = {}  # (target name, number) -> UnavailableLun
         self.server = None
@@ -359,27 +361,34 @@ class Exports(object):
 
     # -- changes of a unit in service --------------------------------------------------------------
 
-    def recover_unit(self, unit):
+    def recover_unit(self, unit, done):
         """Puts a failed or restricted unit into service again at the administrator's request, and
-        forgets its faults. Returns False if the unit is healthy. Raises TargetdError if that cannot be
-        saved."""
+        forgets its faults. Returns False if the unit is healthy; otherwise done(None), or
+        done(TargetdError) if that cannot be saved, is called now or later."""
         if unit.shared.medium == SHRUNK:
             self.watch.acknowledge_shrunk(unit)
             if not fault_transitions.is_degraded(unit.shared):
+                done(None)
                 return True
-        has_failed = unit.shared.medium == FAILED
-        if not has_failed and not fault_transitions.is_degraded(unit.shared):
+        if unit.shared.medium != FAILED and not fault_transitions.is_degraded(unit.shared):
             return False
         replication = self.units.replication
-        decision = transitions.failure_acknowledged(unit.shared) if has_failed else None
-        decision = fault_transitions.acknowledged(unit.shared, decision)
-        try:
-            replication.save_state(unit, decision.shared)
-        except OSError as e:
-            raise TargetdError(
-                'unit %s stays as it is, because its state cannot be saved in %s: %s'
-                % (unit.id, replication.state.path, e.strerror)
-            )
+
+        def saved(error):
+            if error is not None:
+                text = 'unit %s stays as it is, because its state cannot be saved in %s: %s'
+                done(TargetdError(text % (unit.id, replication.state.path, error.strerror)))
+                return
+            if replication.by_id.get(unit.id) is unit:
+                self._recover_saved(unit)
+            done(None)
+
+        replication.save_state(unit, _recovered(unit).shared, saved)
+        return True
+
+    def _recover_saved(self, unit):
+        replication, decision = self.units.replication, _recovered(unit)
+        has_failed = unit.shared.medium == FAILED
         log.warning(
             'unit %s is put into service again after a failure (%s)',
             unit.id,
@@ -390,7 +399,6 @@ class Exports(object):
         replication.distribute(unit, decision, None, lambda: None)
         if has_failed and unit.atomic is not None:
             replication.atomic_writes.retry_repairs(unit)
-        return True
 
     def _renew_stores(self, unit):
         """The workers get new Stores, because the old ones keep the failure state, and with them a new
@@ -407,6 +415,13 @@ class Exports(object):
                 [descriptor],
             )
         self.units.replication.order_units(unit.workers, replace=[unit])
+
+
+def _recovered(unit):
+    """The Decision of recover_unit() for the state of the unit now."""
+    has_failed = unit.shared.medium == FAILED
+    decision = transitions.failure_acknowledged(unit.shared) if has_failed else None
+    return fault_transitions.acknowledged(unit.shared, decision)
 
 
 def carry_over_state(old, new):

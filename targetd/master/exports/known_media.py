@@ -14,16 +14,20 @@ import os
 from targetd import log
 from targetd.errors import StoreError
 from targetd.host import disks, identity
-from targetd.master.state.state_directory import boot_id, write_durably
+from targetd.master.state.saver import DirectSaver
+from targetd.master.state.state_directory import boot_id
+from targetd.trusted_path import open_trusted
 
 VERSION = 1
 
 
 class KnownMedia(object):
-    """The records: {(target name, number): result of describe_medium()}. path: of the file."""
+    """The records: {(target name, number): result of describe_medium()}. path: of the file; saver:
+    saver.Saver."""
 
-    def __init__(self, path):
+    def __init__(self, path, saver=None):
         self.path = path
+        self._saver = saver or DirectSaver()
         self._records = {}
         self._former = {}  # key of a medium -> a record that was removed since the start
         self._is_changed = False
@@ -31,7 +35,7 @@ class KnownMedia(object):
     def load(self):
         """Reads the file. An unreadable file is logged and counts as empty."""
         try:
-            with open(self.path, encoding='utf-8') as f:
+            with os.fdopen(open_trusted(self.path, os.O_RDONLY), encoding='utf-8') as f:
                 document = json.load(f)
             if document['version'] != VERSION:
                 raise ValueError('unknown version %r' % document['version'])
@@ -91,24 +95,25 @@ class KnownMedia(object):
             self.forget(*key)
 
     def save(self):
-        """Writes the file to stable storage if a record has changed. An error is logged."""
+        """Has the file written to stable storage if a record has changed. An error is logged."""
         if not self._is_changed:
             return
         rows = [
             {'target': target_name, 'lun': number, 'seen': description}
             for (target_name, number), description in sorted(self._records.items())
         ]
-        try:
-            write_durably(
-                self.path, json.dumps({'version': VERSION, 'media': rows}, indent=1, sort_keys=True)
-            )
-            self._is_changed = False
-        except OSError as e:
+        self._is_changed = False
+        text = json.dumps({'version': VERSION, 'media': rows}, indent=1, sort_keys=True)
+        self._saver.write(self.path, text, self._saved)
+
+    def _saved(self, error):
+        if error is not None:
+            self._is_changed = True
             log.error(
                 '%s cannot be written (%s): a disk that changes its name before the next start will not '
                 'be detected',
                 self.path,
-                e.strerror,
+                error.strerror,
             )
 
 

@@ -16,6 +16,7 @@ import os
 from targetd import log
 from targetd.durable import make_directory, sync_directory
 from targetd.errors import AlreadyRunning, StoreError, TargetdError
+from targetd.trusted_path import open_trusted, open_trusted_directory
 
 VERSION = 1
 BOOT_ID = '/proc/sys/kernel/random/boot_id'
@@ -41,7 +42,7 @@ class StateDirectory(object):
         path = os.path.join(self.path, 'lock')
         try:
             make_directory(self.path, 0o755)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            descriptor = open_trusted(path, os.O_RDWR | os.O_CREAT)
         except OSError as e:
             if e.errno not in UNUSABLE_DISK:
                 raise TargetdError(
@@ -95,7 +96,7 @@ class StateDirectory(object):
         the file exists but is unreadable or damaged."""
         path = self.file_of(key)
         try:
-            with open(path, encoding='utf-8') as f:
+            with os.fdopen(open_trusted(path, os.O_RDONLY), encoding='utf-8') as f:
                 document = json.load(f)
             if document['version'] != VERSION or not isinstance(document['state'], dict):
                 raise ValueError('unknown version %r' % document['version'])
@@ -114,43 +115,54 @@ class StateDirectory(object):
                 % (path, e)
             )
 
+    def document(self, key, state):
+        """(path, text) of the file that saves this dict, for store_document(). The text of an empty
+        dict is None: the file is removed."""
+        if not state:
+            return self.file_of(key), None
+        document = {'version': VERSION, 'unit': key, 'state': state}
+        return self.file_of(key), json.dumps(document, indent=1, sort_keys=True)
+
     def save(self, key, state):
         """Writes this dict to stable storage; an empty dict removes the file. Raises OSError, in
         which case the old state is kept."""
-        path = self.file_of(key)
-        if not state:
-            self._remove(path)
-            return
-        write_durably(
-            path,
-            json.dumps({'version': VERSION, 'unit': key, 'state': state}, indent=1, sort_keys=True),
-        )
+        store_document(*self.document(key, state))
 
-    def _remove(self, path):
-        try:
-            os.unlink(path)
-        except OSError as e:
-            if e.errno != errno.ENOENT:
-                raise
-            return
-        sync_directory(os.path.dirname(path))
+
+def store_document(path, text):
+    """Writes the file durably, or removes it if `text` is None. Raises OSError."""
+    if text is not None:
+        write_durably(path, text)
+        return
+    try:
+        os.unlink(path)
+    except OSError as e:
+        if e.errno != errno.ENOENT:
+            raise
+        return
+    sync_directory(os.path.dirname(path))
 
 
 def write_durably(path, text):
-    """Replaces a file atomically and syncs it; creates its directory. Raises OSError."""
-    directory, fresh = os.path.dirname(path), path + '.new'
-    make_directory(directory, 0o700)
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    """Replaces a file atomically and syncs it; creates its directory. Follows no symbolic link that
+    another user may have put there. Raises OSError."""
+    make_directory(os.path.dirname(path), 0o700)
+    directory, name = open_trusted_directory(os.path.dirname(path)), os.path.basename(path)
     try:
-        with os.fdopen(descriptor, 'w', encoding='utf-8') as f:
-            f.write(text)
-            f.flush()
-            os.fsync(f.fileno())
-        os.rename(fresh, path)
-    except BaseException:
-        os.unlink(fresh)
-        raise
-    sync_directory(directory)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+        descriptor = os.open(name + '.new', flags, 0o600, dir_fd=directory)
+        try:
+            with os.fdopen(descriptor, 'w', encoding='utf-8') as f:
+                f.write(text)
+                f.flush()
+                os.fsync(f.fileno())
+            os.rename(name + '.new', name, src_dir_fd=directory, dst_dir_fd=directory)
+        except BaseException:
+            os.unlink(name + '.new', dir_fd=directory)
+            raise
+        os.fsync(directory)
+    finally:
+        os.close(directory)
 
 
 def boot_id():

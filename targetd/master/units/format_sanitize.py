@@ -18,6 +18,7 @@ failed, and resume_operation() continues it at the next start.
 """
 
 import errno
+import functools
 from collections import deque
 
 from targetd import log
@@ -117,13 +118,20 @@ class FormatSanitize(object):
         """Replace the key while no worker accesses the medium, and send it to every worker before
         the medium is ready. An erase that was started before a restart, and whose end was not
         saved, is repeated: no block was written since."""
-        failed = ''
-        try:
-            if not _is_complete(unit.shared.operation):
-                self._replace_key(unit)
-        except OSError as e:
-            failed = e.strerror or str(e)
 
+        def saved(error):
+            if self.replication.by_id.get(unit.id) is unit:
+                self._send_key(unit, (error.strerror or str(error)) if error else '')
+
+        if _is_complete(unit.shared.operation):
+            saved(None)
+            return
+        try:
+            self._replace_key(unit, saved)
+        except OSError as e:
+            saved(e)
+
+    def _send_key(self, unit, failed):
         def in_force():
             if self.replication.by_id.get(unit.id) is unit:
                 self._end_operation(unit, failed)
@@ -131,9 +139,9 @@ class FormatSanitize(object):
         words = {'key': unit.store.cipher_key} if unit.store.cipher_key else {}
         self.replication.send_change(unit, words, in_force)
 
-    def _replace_key(self, unit):
-        """Replace the key file, and save that this was done. The store uses the key that is in the
-        file afterwards, even if OSError is raised."""
+    def _replace_key(self, unit, done):
+        """Replace the key file, and save that this was done: done(None or OSError). The store uses the
+        key that is in the file afterwards, even if OSError is raised."""
         if not unit.store.cipher_key:
             raise OSError(errno.EOPNOTSUPP, 'it is not encrypted')
         try:
@@ -151,8 +159,13 @@ class FormatSanitize(object):
         shared = unit.shared._replace(
             operation=dict(unit.shared.operation, size=size, position=size)
         )
-        self.replication.save_state(unit, shared)
-        unit.shared = shared
+
+        def saved(error):
+            if error is None:
+                unit.shared = unit.shared._replace(operation=shared.operation)
+            done(error)
+
+        self.replication.save_state(unit, shared, saved)
 
     # -- reports of the worker ---------------------------------------------------------------------
 
@@ -165,10 +178,7 @@ class FormatSanitize(object):
             raise BadMessage('progress beyond the end of the operation: %d' % position)
         shared = unit.shared._replace(operation=dict(unit.shared.operation, position=position))
         if message.get('lasting'):
-            try:
-                self.replication.save_state(unit, shared)
-            except OSError as e:  # a restart would resume further back, which is harmless
-                log.error('unit %s: its progress cannot be saved: %s', unit.id, e.strerror)
+            self.replication.save_state(unit, shared, functools.partial(_progress_saved, unit))
         unit.shared = shared
         self.replication.send_progress(unit)
 
@@ -185,8 +195,25 @@ class FormatSanitize(object):
             self._end_operation(unit, 'the worker process died')
 
     def _end_operation(self, unit, failed):
+        """Save that the operation has ended, before any session may write again: otherwise the next
+        start would resume it, over data written since."""
+
+        def saved(error):
+            why = failed
+            if error is not None:
+                path = self.replication.state.path
+                why = 'its end cannot be saved in %s: %s' % (path, error.strerror)
+            if self.replication.by_id.get(unit.id) is unit:
+                self._operation_over(unit, why)
+
+        if failed:
+            saved(None)
+        else:
+            over = transitions.operation_over(unit.shared, '')
+            self.replication.save_state(unit, over.shared, saved)
+
+    def _operation_over(self, unit, failed):
         operation = unit.shared.operation
-        failed = failed or self._save_end(unit)
         if failed:
             log.error(
                 'unit %s: %s FAILED: %s. The contents of the medium are undefined',
@@ -208,14 +235,10 @@ class FormatSanitize(object):
         decision = transitions.operation_over(unit.shared, failed)
         self.replication.apply_decision(unit, decision, answer_requests)
 
-    def _save_end(self, unit):
-        """Save that the operation has ended, before any session may write again: otherwise the next
-        start would resume it, over data written since. Returns why that failed, or ''."""
-        try:
-            self.replication.save_state(unit, transitions.operation_over(unit.shared, '').shared)
-        except OSError as e:
-            return 'its end cannot be saved in %s: %s' % (self.replication.state.path, e.strerror)
-        return ''
+
+def _progress_saved(unit, error):
+    if error is not None:  # a restart would resume further back, which is harmless
+        log.error('unit %s: its progress cannot be saved: %s', unit.id, error.strerror)
 
 
 def _use_key(unit, digits):

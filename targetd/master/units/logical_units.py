@@ -18,7 +18,7 @@ from collections import deque
 from targetd import log
 from targetd.master.units import transitions
 from targetd.master.units.hanging import HangingUnits
-from targetd.master.units.shared_state import may_stop_flushing
+from targetd.master.units.shared_state import durable_part, may_stop_flushing
 from targetd.master.units.transitions import Decision, Refusal
 from targetd.master.units.unit import to_message_with_descriptors
 from targetd.scsi import sam
@@ -218,7 +218,8 @@ class Units(object):
             if nexus is not None:
                 self._decide(unit, worker, nexus, message, answer)
 
-    def _decide(self, unit, worker, nexus, message, answer, is_flushed=False):
+    def _decide(self, unit, worker, nexus, message, answer, is_flushed=False, saved=None):
+        """saved: what was saved for an earlier decision about this message, or None."""
         if message['ask'] == 'operate' and self.hanging.is_fenced(unit):
             answer(Refusal(sam.BUSY))
             return
@@ -239,7 +240,12 @@ class Units(object):
         if is_decision and decision.persist == transitions.WHEN_POSSIBLE:
             self.replication.save_when_possible(unit, decision.shared)
         elif is_decision and decision.persist:
-            decision = self._saved(unit, decision, message)
+            wanted = durable_part(decision.shared)
+            if saved != wanted:
+                self._save_first(unit, worker, message, answer, is_flushed, decision)
+                return
+        elif saved is not None:  # the saved decision is not the one that is made now
+            self.replication.save_in_force(unit)
         if isinstance(decision, Refusal):
             answer(decision)
             return
@@ -294,20 +300,34 @@ class Units(object):
         else:
             self.replication.apply_decision(unit, decision, lambda: done(None))
 
-    def _saved(self, unit, decision, message):
-        """The Decision, or, if it cannot be saved, the Refusal of the command."""
-        try:
-            self.replication.save_state(unit, decision.shared)
-        except OSError as e:
-            log.error(
-                'unit %s: its reservations or saved mode pages cannot be saved in %s: %s; the '
-                'command is refused',
-                unit.id,
-                self.replication.state.path,
-                e.strerror,
-            )
-            return transitions.cannot_persist(unit.shared, message, e.errno)
-        return decision
+    def _save_first(self, unit, worker, message, answer, is_flushed, decision):
+        """Save what is decided, and decide again when it is saved: the unit may have changed by an
+        event, and then the result may be another one."""
+        unit.is_busy = True
+        wanted = durable_part(decision.shared)
+
+        def saved(error):
+            unit.is_busy = False
+            nexus = unit.workers.get(worker)
+            if error is not None:
+                log.error(
+                    'unit %s: its reservations or saved mode pages cannot be saved in %s: %s; the '
+                    'command is refused',
+                    unit.id,
+                    self.replication.state.path,
+                    error.strerror,
+                )
+                answer(transitions.cannot_persist(unit.shared, message, error.errno))
+            elif self.by_id.get(unit.id) is not unit:
+                self.replication.save_in_force(unit)
+                answer(Refusal(*transitions.UNIT_IS_GONE))
+            elif nexus is None:
+                self.replication.save_in_force(unit)
+            else:
+                self._decide(unit, worker, nexus, message, answer, is_flushed, wanted)
+            self._process_queue(unit)
+
+        self.replication.save_state(unit, decision.shared, saved)
 
     # -- stop --------------------------------------------------------------------------------------
 

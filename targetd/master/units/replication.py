@@ -1,18 +1,21 @@
 """Replication of the logical units' shared state (ARCHITECTURE D3): the master saves a decided
 change, puts it in force and sends it to every worker that holds a replica of the unit.
 
-     transitions.Decision --> saved, if it must persist --> unit.shared --> sent to every replica holder
+     transitions.Decision --> saved, if a command needs it --> unit.shared --> sent to every replica holder
                                                                                 |
                                   done() <-- every acknowledgement, or the worker's death
 
-Invariants: a change is on stable storage before it is sent, if it must persist. done() is called
-only when every replica has the change in force. A replica is correct because messages arrive in
-order and carry whole states.
+Invariants: the change of a command is on stable storage before it is sent, if it must persist; a
+change that the master makes by itself takes effect at once and is saved meanwhile. done() is called
+only when every replica has the change in force. A replica is correct because messages arrive in order
+and carry whole states.
 """
 
+import functools
 import time
 
 from targetd import log
+from targetd.master.state.saver import DirectSaver, OutcomeUnknown
 from targetd.master.units import fault_transitions, shared_state, transitions
 from targetd.master.units.acknowledgements import Acknowledgements
 from targetd.master.units.fault_log import FaultLog, log_restriction
@@ -29,14 +32,15 @@ class Replication(object):
     """The units that are exported, and the distribution of their changes.
 
     send(worker, message, descriptors) and kill(worker, why) reach the workers; state:
-    state_directory.StateDirectory; atomic_writes: atomic_slots.AtomicWrites; descriptions:
-    Descriptions."""
+    state_directory.StateDirectory; saver: saver.Saver; atomic_writes: atomic_slots.AtomicWrites;
+    descriptions: Descriptions."""
 
-    def __init__(self, loop, send, kill, state, atomic_writes, descriptions):
+    def __init__(self, loop, send, kill, state, atomic_writes, descriptions, saver=None):
         self.loop = loop
         self.send = send
         self.kill = kill
         self.state = state
+        self.saver = saver or DirectSaver()
         self.atomic_writes = atomic_writes
         self.descriptions = descriptions
         self.acknowledgements = Acknowledgements(loop, kill)
@@ -45,43 +49,71 @@ class Replication(object):
         self.of_target = self.by_id.of_target
         self._save_timer = None
 
-    def save_state(self, unit, shared):
-        """Write the persistent part of `shared` to stable storage. Raises OSError."""
-        self.state.save(unit.key, shared_state.saved_state(shared, self.state.boot_id))
-        unit.is_unsaved = False
+    def save_state(self, unit, shared, done):
+        """Write the persistent part of `shared` to stable storage; done(None or OSError) when it is
+        there. Changes are written in the order of the calls."""
+
+        def saved(error):
+            if error is None:
+                unit.is_unsaved = False
+            elif isinstance(error, OutcomeUnknown):
+                self._save_later(unit)  # the file must have the state that is in force
+            done(error)
+
+        path, text = self.state.document(
+            unit.key, shared_state.saved_state(shared, self.state.boot_id)
+        )
+        self.saver.write(path, text, saved)
 
     def save_when_possible(self, unit, shared):
-        """Write the persistent part of `shared` to stable storage, later if it cannot be written
-        now."""
-        try:
-            self.save_state(unit, shared)
-        except OSError as e:
-            log.error(
-                'unit %s: its state cannot be saved in %s: %s; trying again every %d seconds',
-                unit.id,
-                self.state.path,
-                e.strerror,
-                SAVE_SECONDS,
-            )
-            unit.is_unsaved = True
-            if self._save_timer is None:
-                self._save_timer = self.loop.call_later(SAVE_SECONDS, self._save_unsaved)
+        """Write the persistent part of `shared` to stable storage, again later if that fails."""
 
-    def _save_unsaved(self):
-        self._save_timer = None
-        self.save_unsaved()
-        if self.unsaved_units():
+        def saved(error):
+            if error is not None:
+                log.error(
+                    'unit %s: its state cannot be saved in %s: %s; trying again every %d seconds',
+                    unit.id,
+                    self.state.path,
+                    error.strerror,
+                    SAVE_SECONDS,
+                )
+                self._save_later(unit)
+
+        self.save_state(unit, shared, saved)
+
+    def _save_later(self, unit):
+        unit.is_unsaved = True
+        if self._save_timer is None:
             self._save_timer = self.loop.call_later(SAVE_SECONDS, self._save_unsaved)
 
-    def save_unsaved(self):
-        """Try once to save the states that could not be saved."""
-        for unit in self.unsaved_units():
-            try:
-                self.save_state(unit, unit.shared)
-            except OSError as e:
-                log.debug('unit %s: its state cannot be saved yet: %s', unit.id, e.strerror)
-            else:
+    def save_in_force(self, unit):
+        """A state of this unit was saved that did not come into force: save the one that is, be it
+        that of another export of the same medium."""
+        present = [other for other in self.by_id.values() if other.key == unit.key]
+        for each in present or [unit]:
+            self.save_when_possible(each, each.shared)
+
+    def _save_unsaved(self):
+        def again():
+            if self.unsaved_units() and self._save_timer is None:
+                self._save_timer = self.loop.call_later(SAVE_SECONDS, self._save_unsaved)
+
+        self._save_timer = None
+        self.save_unsaved(again)
+
+    def save_unsaved(self, done):
+        """Try once to save the states that could not be saved; done() when all states that wait are
+        saved or failed."""
+
+        def saved(unit, error):
+            if error is None:
                 log.info('unit %s: its state is saved now', unit.id)
+            else:
+                log.debug('unit %s: its state cannot be saved yet: %s', unit.id, error.strerror)
+
+        for unit in self.unsaved_units():
+            self.save_state(unit, unit.shared, functools.partial(saved, unit))
+        self.saver.when_idle(done)
 
     def unsaved_units(self):
         """The units whose state could not be saved."""
@@ -91,8 +123,9 @@ class Replication(object):
 
     def apply_decision(self, unit, decision, done=lambda: None):
         """Save and distribute a Decision that the master made by itself (a nexus is lost, a medium
-        failed, a reload); done() when every replica has it in force. It takes effect even if it
-        cannot be saved now. A decision of None changes nothing, and done() is not called."""
+        failed, a reload); done() when every replica has it in force. It takes effect before it is
+        saved, and even if it cannot be saved now. A decision of None changes nothing, and done() is
+        not called."""
         if decision is None:
             return
         if decision.persist:

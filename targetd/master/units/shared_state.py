@@ -86,6 +86,14 @@ def saved_state(shared, boot_id):
     return state
 
 
+def durable_part(shared):
+    """What a command waits for until it is saved: everything that is saved but the records, which are
+    saved by themselves."""
+    state = saved_state(shared, '')
+    state.pop('records', None)
+    return state
+
+
 def may_stop_flushing(old, new):
     """True if initiators may stop flushing when the state changes from `old` to `new`, because they
     need not flush any more (no write cache, write protection) or cannot (no medium, no active

@@ -1,9 +1,11 @@
 """Replacements for worker processes, stores and time in the tests of the master."""
 
+import json
 import os
 
 from targetd.master.processes.loop import Loop
-from targetd.master.state.state_directory import StateDirectory
+from targetd.master.state.saver import DirectSaver
+from targetd.master.state.state_directory import StateDirectory, store_document
 from targetd.master.units.atomic_slots import AtomicWrites
 from targetd.master.units.copy_guests import CopyGuests
 from targetd.master.units.descriptions import Descriptions
@@ -114,6 +116,24 @@ def do_nothing(*arguments):
     pass
 
 
+class SaverOfTest(DirectSaver):
+    """Saves at once, through StateDirectory.save, which a test can replace."""
+
+    def write(self, path, text, done):
+        document = json.loads(text) if text is not None else {}
+        try:
+            if text is None:
+                self.state.save('a key that has no file', {})
+            if 'unit' in document:
+                self.state.save(document['unit'], document['state'])
+            else:
+                store_document(path, text)
+        except OSError as e:
+            done(e)
+        else:
+            done(None)
+
+
 def make_units(
     loop,
     path,
@@ -129,8 +149,15 @@ def make_units(
         jobs, lambda unit, why: replication.fail_unit(unit, why), on_repaired
     )
     replication = Replication(
-        loop, send, kill, StateDirectory(str(path)), atomic_writes, Descriptions(loop, jobs)
+        loop,
+        send,
+        kill,
+        StateDirectory(str(path)),
+        atomic_writes,
+        Descriptions(loop, jobs),
+        SaverOfTest(),
     )
+    replication.saver.state = replication.state
     format_sanitize = FormatSanitize(
         replication, workers or FakeWorkers(send), lambda: format_sanitize.assign_workers()
     )

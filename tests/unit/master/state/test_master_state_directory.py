@@ -37,7 +37,7 @@ def test_a_state_file_is_synced_before_and_its_directory_after_the_rename(tmp_pa
         real = getattr(os, name)
         monkeypatch.setattr(
             'targetd.master.state.state_directory.os.' + name,
-            lambda *a, real=real, name=name: (happened.append(name), real(*a)),
+            lambda *a, real=real, name=name, **k: (happened.append(name), real(*a, **k)),
         )
     StateDirectory(str(tmp_path)).save('a', {'x': 1})
     assert happened == ['fsync', 'rename', 'fsync']
