@@ -276,7 +276,7 @@ def test_a_reload_encrypts_a_blank_disk_and_refuses_to_disable_encryption_of_a_u
     daemon.target(luns={0: ['backing-store = %s' % path_of(daemon, 'disk.img'), 'size = 24M']})
     daemon.start()
     configure(daemon)
-    daemon.reload('Keep a copy of that file')
+    daemon.reload('reload: change lun 0')
     session = ready(daemon)
     write(session, 0, text(4096)).good()
     assert TEXT not in image(daemon)
