@@ -149,7 +149,8 @@ from collections import deque
 LENGTH = struct.Struct('>I')
 # Far above the message of a reload with every unit; a longer frame comes from a broken or hostile peer.
 MAXIMUM_FRAME = 8 << 20
-RECEIVES_PER_CALL = MAXIMUM_FRAME >> 16
+RECEIVE_BYTES = 1 << 16
+RECEIVES_PER_CALL = MAXIMUM_FRAME // RECEIVE_BYTES
 MAXIMUM_REQUEST = 1 << 20  # the longest frame of a worker; the longest request has some 200 KiB
 MAXIMUM_DIGITS = 64  # of a number: the time to convert digits grows with their square
 MAXIMUM_DESCRIPTORS = 250  # the kernel's SCM_MAX_FD is 253; more descriptors need further frames
@@ -236,10 +237,11 @@ class Channel(object):
             raise MalformedFrame('not a message: %s' % e)
 
     def _recvmsg(self):
+        """Receive once. Returns the number of bytes."""
         room = socket.CMSG_LEN(MAXIMUM_DESCRIPTORS * 4)
         try:
             data, ancillary, _, _ = self.socket.recvmsg(
-                1 << 16, room, getattr(socket, 'MSG_CMSG_CLOEXEC', 0)
+                RECEIVE_BYTES, room, getattr(socket, 'MSG_CMSG_CLOEXEC', 0)
             )
         except ConnectionResetError as e:  # the other end closed while messages to it were unread
             raise ChannelClosed(str(e))
@@ -256,6 +258,7 @@ class Channel(object):
                 '%d descriptors arrived that belong to no message' % len(self._descriptors)
             )
         self._received += data
+        return len(data)
 
     @staticmethod
     def _framed(message, descriptors):
@@ -348,7 +351,7 @@ class Channel(object):
         """
         for _ in range(RECEIVES_PER_CALL):
             try:
-                self._recvmsg()
+                is_drained = self._recvmsg() < RECEIVE_BYTES
             except BlockingIOError:
                 break
             except ChannelClosed:
@@ -356,6 +359,8 @@ class Channel(object):
                     break  # the next call raises it again
                 raise
             self._take_frames()
+            if is_drained:
+                break
         frames = list(self._frames)
         self._frames.clear()
         return frames

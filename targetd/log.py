@@ -185,9 +185,11 @@ def exception(text, *values):
 def printable(text):
     """Return the text with escapes for the characters that could forge or break a line (control
     characters, lone surrogates)."""
-    shown = ''.join(
-        c if c.isprintable() else c.encode('unicode_escape').decode('ascii') for c in text
-    )
+    shown = text
+    if not text.isprintable():
+        shown = ''.join(
+            c if c.isprintable() else c.encode('unicode_escape').decode('ascii') for c in text
+        )
     return shown if len(shown) <= MAXIMUM_LINE else shown[:MAXIMUM_LINE] + ' …'
 
 

@@ -72,6 +72,7 @@ class Worker(object):
         self.members = Members(self)
         self.watch = Watch(self)
         self.session = None
+        self.has_asked = False  # the session has asked the master for anything but its login
         self._numbers = itertools.count(1)
         self._answers = {}  # ask id -> function of the answer message
         self._units_complete = None  # Event: all units of the session that logs in are here
@@ -110,14 +111,10 @@ class Worker(object):
         self._start_connection(descriptors[0], members, serve, message, members)
 
     def _start_connection(self, descriptor, members, serve, *arguments):
-        """Run serve(worker, socket, *arguments) in a thread of its own."""
-        thread = threading.Thread(
-            target=self._serve_connection,
-            args=(socket.socket(fileno=descriptor), members, serve, arguments),
-            name='connection',
-        )
-        thread.daemon = True
-        thread.start()
+        """Run serve(worker, socket, *arguments) in a thread of its own: one that served an earlier
+        connection, or is started now."""
+        sock = socket.socket(fileno=descriptor)
+        self.executor.submit(self._serve_connection, (sock, members, serve, arguments), sock)
 
     def _operate(self, message, descriptors):
         """Format or sanitize a medium, without a session."""
@@ -341,6 +338,7 @@ class Worker(object):
     def ask_master(self, what, answered, **words):
         """Send a question to the master; answered(message) is called in the control thread. [any]"""
         number = next(self._numbers)
+        self.has_asked = True
         self._answers[number] = answered
         words['ask'], words['id'] = what, number
         try:
@@ -414,9 +412,11 @@ class Worker(object):
 
     # -- connections and operations -----------------------------------------------------------
 
-    def _serve_connection(self, sock, members, serve, arguments):
-        """serve(worker, socket, *arguments) serves the connection to its end. members: those of the
-        session that the connection begins or joins, None if there is none. [connection]"""
+    def _serve_connection(self, connection):
+        """Serve a connection to its end by serve(worker, socket, *arguments). connection: (socket,
+        members, serve, arguments); members: those of the session that the connection begins or joins,
+        None if there is none. [connection]"""
+        sock, members, serve, arguments = connection
         try:
             why, in_order = serve(self, sock, *arguments)
         except Exception:  # a defect in targetd: the session ends, the log has the traceback
@@ -453,6 +453,7 @@ class Worker(object):
     def begin_session(self, session):
         """The master has granted the claim. [connection, during login]"""
         self.session = session
+        self.has_asked = False
         if self.device is None:
             self.tasks = Tasks(session)
             return

@@ -42,6 +42,7 @@ class Loop(object):
     def __init__(self, clock=time.monotonic):
         self.clock = clock
         self._selector = selectors.DefaultSelector()
+        self._watched = set()  # numbers of the descriptors that the selector has
         self._timers = []
         self._number = 0
         self._running = False
@@ -54,16 +55,21 @@ class Loop(object):
     def watch(self, fileobj, events, callback):
         """Call callback(events) whenever the object is ready for READ or WRITE. Replaces an earlier
         watch of the object."""
-        try:
+        number = _number(fileobj)
+        if number in self._watched:
             self._selector.modify(fileobj, events, callback)
-        except KeyError:
+        else:
             self._selector.register(fileobj, events, callback)
+            self._watched.add(number)
 
     def forget(self, fileobj):
         """Stop watching the object; call it before the object is closed. An object that is not watched
         is ignored."""
+        number = _number(fileobj)
+        if number >= 0 and number not in self._watched:
+            return
         try:
-            self._selector.unregister(fileobj)
+            self._watched.discard(self._selector.unregister(fileobj).fd)
         except (KeyError, ValueError):
             pass
 
@@ -157,6 +163,11 @@ class Loop(object):
         self._selector.close()
 
 
-def _ignore(_number, _frame):
+def _number(fileobj):
+    """The number of a descriptor, or of an object that has one; -1 if the object is closed."""
+    return fileobj if isinstance(fileobj, int) else fileobj.fileno()
+
+
+def _ignore(_number_of_signal, _frame):
     """The interpreter has written the signal's number to the pipe of signal.set_wakeup_fd, and the
     loop reads it there. SIG_IGN would suppress the signal."""

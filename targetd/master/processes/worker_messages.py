@@ -151,7 +151,7 @@ def _check_fields(kind, message, fields):
 def check_values(value, depth=0):
     """Raise BadMessage unless a message consists of objects, lists, text that UTF-8 can encode, 64-bit
     numbers, true, false and null, nested at most MAXIMUM_DEPTH levels deep."""
-    if isinstance(value, str):
+    if value.__class__ is str:
         _check_text(value)
     elif isinstance(value, (dict, list)):
         if depth >= MAXIMUM_DEPTH:
@@ -171,6 +171,8 @@ def check_values(value, depth=0):
 def _check_text(text):
     if len(text) > MAXIMUM_TEXT:
         raise BadMessage('a text of %d characters' % len(text))
+    if text.isprintable():  # half of a surrogate pair is not
+        return
     try:
         text.encode('utf-8')
     except UnicodeEncodeError:

@@ -20,6 +20,8 @@ _NOW = socket.MSG_DONTWAIT
 #: The number doubles with each further failure, up to the longest pause.
 _CREDIT = 4
 _PAUSE, _LONGEST_PAUSE = 64, 4096
+#: A connection does its first receives without polling: many sessions have a few commands in all.
+_FIRST = 8
 #: A poll that ended this much too late was interrupted: another process needs the CPU.
 _INTERRUPTED_SECONDS = 0.0005
 
@@ -45,7 +47,7 @@ class BusyPoll(object):
 
     def __init__(self, seconds, clock=perf_counter):
         self._seconds = seconds
-        self._credit = 0  # below zero: the number of receives to come without polling
+        self._credit = -_FIRST  # below zero: the number of receives to come without polling
         self._pause = _PAUSE
         self._clock = clock
 

@@ -319,13 +319,14 @@ class Requests(object):
 
         If the session ends with them, the master first releases what the nexus held, and the
         initiator gets its answer afterwards: libiscsi's tests log out and use another session at
-        once. [any]"""
+        once. A session that has asked the master for nothing holds nothing. [any]"""
         worker = self._connection.worker
 
         def answered(_message):
             worker.executor.submit(lambda _: self._logged_out(request, leaving), None)
 
-        if worker.replica is not None and set(worker.connections) <= set(leaving):
+        holds_nothing = worker.replica is None or not worker.has_asked
+        if not holds_nothing and set(worker.connections) <= set(leaving):
             worker.ask_master('leave', answered)
         else:
             self._logged_out(request, leaving)

@@ -52,7 +52,19 @@ def line():
 
 @pytest.fixture
 def polling(line):
-    return BusyPoll(LENGTH, line.clock)
+    """A BusyPoll after the first receives of its connection."""
+    made = BusyPoll(LENGTH, line.clock)
+    while not line.polls:
+        line.receive(made, 0)
+    line.now, line.polls, line.sleeps = 0.0, 0, 0
+    return made
+
+
+def test_a_short_session_is_not_polled_for(line):
+    short = BusyPoll(LENGTH, line.clock)
+    for _ in range(5):  # TEST UNIT READY twice, INQUIRY twice, logout
+        assert not line.receive(short, 20e-6)
+    assert not line.polls
 
 
 def test_polling_never_blocks_while_the_initiator_is_quick(line, polling):
