@@ -37,6 +37,10 @@ def _add_argument(parser, argument):
     kind = {'number': _number, 'text': str}.get(argument.kind)
     if argument.kind == 'flag':
         parser.add_argument('--' + argument.name, action='store_true', help=argument.help)
+    elif argument.kind == 'option':
+        parser.add_argument('--' + argument.name, metavar=argument.name.upper(), help=argument.help)
+    elif argument.kind == 'texts':
+        parser.add_argument(argument.name, metavar='FILE', nargs='+', help=argument.help)
     elif not argument.required and argument.kind == 'number':
         parser.add_argument('--' + argument.name, type=kind, metavar='NUMBER', help=argument.help)
     else:
@@ -177,6 +181,8 @@ def _print_reply(row, reply, as_json):
             )
         )
         return
+    if reply.get('text'):
+        sys.stdout.write(reply['text'])
     rows = reply.get('rows')
     if rows:
         print((records_text if row.records else table_text)(row.columns, rows))
@@ -202,10 +208,10 @@ def lio_command(arguments):
 
 
 def run_command(parsed):
-    """Execute the parsed command and print the reply. Raises TargetdError."""
+    """Execute the parsed command and print the reply; returns the exit code. Raises TargetdError."""
     row = parsed.row
     if row.local:
-        reply = {'ok': True, 'rows': local.ANSWERS[row.words]()}
+        reply = local.ANSWERS[row.words](parsed)
     else:
         reply = send_request(
             parsed.socket or default_socket(),
@@ -213,7 +219,10 @@ def run_command(parsed):
             row.seconds,
             until_gone=row.words == 'stop',
         )
+    for line in reply.pop('messages', ()) if not parsed.json else ():
+        print('targetdctl: %s' % _plain(line), file=sys.stderr)
     _print_reply(row, reply, parsed.json)
+    return reply.get('exit_code', EXIT_OK)
 
 
 def main(arguments=None):
@@ -234,9 +243,9 @@ def main(arguments=None):
         print('targetdctl: a command is missing; targetdctl --help lists all', file=sys.stderr)
         return EXIT_USAGE
     try:
-        run_command(parsed)
+        code = run_command(parsed)
         sys.stdout.flush()
-        return EXIT_OK
+        return code
     except TargetdError as e:
         print('targetdctl: %s' % _plain_lines(str(e)), file=sys.stderr)
         return e.exit_code

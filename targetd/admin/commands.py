@@ -22,8 +22,9 @@ from collections import namedtuple
 MAXIMUM_REQUEST = 64 << 10  # bytes of one line, newline included
 MAXIMUM_REPLY = 16 << 20
 
-#: An argument. name: as in the request; kind: 'number', 'text' or 'flag' (typed as --name);
-#: required: bool; help: for --help.
+#: An argument. name: as in the request; kind: 'number', 'text', 'texts' (one or more, of a local
+#: command), 'flag' (typed as --name) or 'option' (a text, typed as --name TEXT); required: bool; help:
+#: for --help.
 Argument = namedtuple('Argument', 'name kind required help')
 
 #: A column. key: in a row's object; heading: printed above it; form: 'text', 'bytes' or 'yes-no'.
@@ -176,6 +177,25 @@ TABLE = (
                               ('backing_store', 'BACKING-STORE'), ('contents', 'CONTENT'),
                               ('used_by', 'USED-BY')),
              empty='this host has no disk', local=True),
+    _command('import', 'write the configuration of another iSCSI target as one of targetd',
+             'Reads targets.conf of tgt (with the files that it includes) or the output of tgt-admin '
+             '--dump, saveconfig.json of LIO, scst.conf, ietd.conf, ctl.conf of FreeBSD, istgt.conf, '
+             'gateway.conf of ceph-iscsi, or the XML of Export-IscsiTargetServerConfiguration, and '
+             'writes a configuration of targetd to standard output. Names, LUN numbers, access '
+             'rules, accounts, portals, write caches and identities are kept. Every line without a '
+             'counterpart, or whose meaning changes, is listed on standard error with its number. If '
+             'there is an error, nothing is written without --force. The exit code is 0 only if '
+             'nothing was left out. The server need not be running.',
+             arguments=[
+                 Argument('files', 'texts', True, 'configuration files of the other target'),
+                 Argument('format', 'option', False,
+                          'tgt, lio, scst, iet, ctl, istgt, ceph or microsoft, if it is not recognized'),
+                 Argument('output', 'option', False, 'file to write, instead of standard output'),
+                 Argument('force', 'flag', False,
+                          'write in spite of errors, and overwrite an existing file'),
+                 Argument('running', 'flag', False,
+                          'compare with the running tgtd (tgtadm --op show --mode target)')],
+             local=True),
 )
 # fmt: on
 

@@ -64,6 +64,11 @@ def _usage(row):
     for argument in row.arguments:
         if argument.kind == 'flag':
             parts.append('[\\fB\\-\\-%s\\fR]' % _roff(argument.name))
+        elif argument.kind == 'option':
+            name = argument.name
+            parts.append('[\\fB\\-\\-%s\\fR \\fI%s\\fR]' % (_roff(name), name.upper()))
+        elif argument.kind == 'texts':
+            parts.append('\\fIFILE\\fR ...')
         elif argument.required:
             parts.append('\\fI%s\\fR' % argument.name.upper())
         elif argument.kind == 'number':
@@ -74,8 +79,9 @@ def _usage(row):
 
 
 def _is_option(argument):
-    """True for an argument that is typed with '--': a flag or an optional number."""
-    return argument.kind == 'flag' or (argument.kind == 'number' and not argument.required)
+    """True for an argument that is typed with '--': a flag, an option or an optional number."""
+    is_number = argument.kind == 'number' and not argument.required
+    return is_number or argument.kind in ('flag', 'option')
 
 
 def _command_lines(row):
@@ -187,7 +193,7 @@ def bash_completion():
         '        if [ -n "$skip" ]; then skip=""; continue; fi',
         '        case "$word" in',
         '            -s|--socket) skip=socket ;;',
-        '            --seconds) skip=value ;;',
+        '            --seconds|--format|--output) skip=value ;;',
         '            -*) ;;',
         '            *) typed="${typed:+$typed }$word" ;;',
         '        esac',

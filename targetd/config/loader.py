@@ -42,6 +42,16 @@ def load(path):
     return configuration
 
 
+def load_text(path, text):
+    """The Configuration that a file of this path with this text would be. Raises ConfigError."""
+    reading = Reading()
+    reading.read_text(path, text)
+    configuration, complaints = check.build(reading.sections, reading.files)
+    if reading.complaints or complaints:
+        raise ConfigError(_in_file_order(reading.complaints + complaints, reading.files))
+    return configuration
+
+
 def _in_file_order(complaints, files):
     order = dict((name, number) for number, name in enumerate(files))
     unique = []
@@ -90,6 +100,11 @@ class Reading(object):
         self.files.append(path)
         self._parse(path, self._lines(path, content))
         self._open.pop()
+
+    def read_text(self, path, text):
+        """Read a main file that is not on a disk yet."""
+        self.files.append(path)
+        self._parse(path, text.split('\n'))
 
     def _complain(self, entry, text, remedy=''):
         self.complaints.append(Complaint(entry.file, entry.line, text, remedy))

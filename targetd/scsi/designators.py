@@ -84,7 +84,7 @@ def unit_designators(facts: Any) -> List[Designator]:
 
 def serial_number(facts: Any) -> bytes:
     """The serial number of page 80h (SPC-4): spaces if the unit has none."""
-    text = ascii_field(facts.serial, max(len(facts.serial), 4))
+    text = ascii_field(facts.serial, len(facts.serial) or 4)
     return text + bytes(facts.serial_nuls)
 
 

@@ -307,7 +307,7 @@ def test_disks_needs_no_server(monkeypatch, capsys):
             'used_by': ['/dev/sdb1 is mounted on /a (ext4); free it with: umount /a'],
         }
     ]
-    monkeypatch.setitem(local.ANSWERS, 'disks', lambda: rows)
+    monkeypatch.setitem(local.ANSWERS, 'disks', lambda parsed: {'ok': True, 'rows': rows})
     assert cli.main(['disks', '-s', '/nonexistent']) == EXIT_OK
     line = capsys.readouterr().out.splitlines()[1]
     assert line.startswith('/dev/sdb  3.6 TiB  ATA X  sata  serial:WD-1') and line.endswith(

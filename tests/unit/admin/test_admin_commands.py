@@ -18,7 +18,9 @@ def test_every_row_is_complete(row):
     assert row.help and row.text.endswith('.') and row.seconds > 0
     assert 1 <= len(row.words.split()) <= 2 and row.words == row.words.lower()
     assert bool(row.columns) == bool(row.empty) or row.words == 'status'
-    assert {a.kind for a in row.arguments} <= {'number', 'text', 'flag'}
+    assert {a.kind for a in row.arguments} <= (
+        {'number', 'text', 'texts', 'option', 'flag'} if row.local else {'number', 'text', 'flag'}
+    )
     assert {c.form for c in row.columns} <= {'text', 'bytes', 'yes-no'}
     keys = [c.key for c in row.columns]
     assert len(keys) == len(set(keys))

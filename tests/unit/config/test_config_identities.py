@@ -64,7 +64,7 @@ def test_tgt_with_scsi_id(tmp_path):
 )
 def test_lio(tmp_path, wwn, naa):
     serial, found, name = seen(load(tmp_path, 'identity = lio wwn=%s product=erp' % wwn))
-    assert serial == wwn.ljust(4).encode() + b'\0' and name == '3' + naa
+    assert serial == wwn.encode() + b'\0' and name == '3' + naa
     assert found == [(3, 1, naa), (1, 2, ('LIO-ORG erp:%s\0' % wwn).encode().hex())]
 
 
@@ -140,7 +140,7 @@ def test_without_naa_the_eui_or_t10_is_the_name(tmp_path):
     lun = load(
         tmp_path, 'naa = none', 't10 = utf-8 "ACME    x"', 'scsi-sn = S1', 'scsi-sn-nuls = 2'
     )
-    assert seen(lun)[0] == b'S1  \0\0' and seen(lun)[2] == 'STARGETD_VIRTUAL-DISK_S1'
+    assert seen(lun)[0] == b'S1\0\0' and seen(lun)[2] == 'STARGETD_VIRTUAL-DISK_S1'
 
 
 @pytest.mark.parametrize(

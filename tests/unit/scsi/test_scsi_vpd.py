@@ -74,7 +74,7 @@ def test_other_pages_cannot_be_read():
 
 def test_serial_number():
     assert page(0x80, serial='WD-12345')[4:] == b'WD-12345'
-    assert page(0x80, serial='Z')[4:] == b'Z   '
+    assert page(0x80, serial='Z')[4:] == b'Z'
     assert page(0x80)[4:] == b'    '
     assert page(0x80, serial='a\u00e9\tb')[4:] == b'a??b'
 

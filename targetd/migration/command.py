@@ -1,0 +1,59 @@
+"""The import as a command: reads the files, writes the configuration, and says what to check.
+
+May import base and migration.
+"""
+
+import os
+from collections import namedtuple
+
+from targetd.errors import EXIT_FAILURE, EXIT_OK
+from targetd.migration import running, sources, writer
+from targetd.migration.imported import NOTE, WRONG, Unreadable
+
+#: The outcome. text: the configuration for standard output, or ''; messages: lines for standard error.
+Outcome = namedtuple('Outcome', 'text messages exit_code')
+
+
+def run_import(paths, kind='', output=None, force=False, compare=False):
+    """Import files; returns an Outcome. kind: word of sources.FORMATS, or ''; output: path of the new
+    configuration, or None for standard output; force: write it in spite of errors; compare: with the
+    running tgtd.
+
+    Nothing is written if there is an error, except with force. The exit code is 0 only if nothing was
+    left out.
+    """
+    try:
+        imported = sources.import_files(list(paths), kind or '')
+        if compare:
+            running.compare(imported, running.show())
+    except Unreadable as e:
+        return Outcome('', [writer.note_text(e.note)], EXIT_FAILURE)
+    text = writer.configuration_text(imported)
+    writer.check(imported, text, os.path.abspath(output or 'targetd.conf'))
+    messages = [writer.note_text(note) for note in imported.notes]
+    worst = imported.worst()
+    code = EXIT_OK if worst == NOTE else EXIT_FAILURE
+    if worst == WRONG and not force:
+        messages.append(
+            'nothing was written, because of the errors above; correct them, or write the rest with --force'
+        )
+        return Outcome('', messages, code)
+    text = writer.configuration_text(imported)
+    if output is None:
+        return Outcome(text, messages, code)
+    try:
+        _write(output, text, force)
+    except OSError as e:
+        exists = isinstance(e, FileExistsError)
+        remedy = 'write another --output, or overwrite it with --force' if exists else e.strerror
+        return Outcome('', messages + ['%s cannot be written: %s' % (output, remedy)], EXIT_FAILURE)
+    messages.append('%s was written; check it with: targetd -t -c %s' % (output, output))
+    return Outcome('', messages, code)
+
+
+def _write(path, text, overwrite):
+    """Write the configuration, which contains secrets, readable by its owner only. Raises OSError."""
+    flags = os.O_WRONLY | os.O_CREAT | (os.O_TRUNC if overwrite else os.O_EXCL)
+    descriptor = os.open(path, flags, 0o600)
+    with open(descriptor, 'w', encoding='utf-8') as f:
+        f.write(text)

@@ -1,0 +1,69 @@
+"""The formats that can be imported, and the import of several files at once.
+
+May import migration.
+"""
+
+from collections import OrderedDict
+
+from targetd.migration import ceph, ctl, files, iet, istgt, lio, microsoft, scst, tgt
+from targetd.migration.imported import Imported, Place, Unreadable, name_default_group
+
+#: Word of --format -> function of (path, text) that returns an Imported or raises Unreadable.
+FORMATS = OrderedDict(
+    (
+        ('tgt', tgt.parse),
+        ('lio', lio.parse),
+        ('scst', scst.parse),
+        ('iet', iet.parse),
+        ('ctl', ctl.parse),
+        ('istgt', istgt.parse),
+        ('ceph', ceph.parse),
+        ('microsoft', microsoft.parse),
+    )
+)
+
+
+def import_files(paths, kind=''):
+    """The Imported of these files. kind: a word of FORMATS, or '' to find it out. Raises Unreadable."""
+    if kind and kind not in FORMATS:
+        raise Unreadable(
+            Place(paths[0], None),
+            'there is no format %r' % kind,
+            'write one of %s' % ', '.join(FORMATS),
+        )
+    found = []
+    while paths:
+        text = files.read_file(paths[0])
+        its_kind = kind or files.kind_of(text, paths[0])
+        if its_kind == 'tgt':  # its target numbers depend on all files
+            found.append(tgt.parse(paths[0], text, paths[1:]))
+            break
+        found.append(FORMATS[its_kind](paths[0], text))
+        paths = paths[1:]
+    whole = found[0] if len(found) == 1 else merged(found)
+    name_default_group(whole)
+    return whole
+
+
+def merged(found):
+    """One Imported of several."""
+    whole = Imported(', '.join(OrderedDict.fromkeys(each.source for each in found)))
+    for each in found:
+        whole.files += each.files
+        whole.notes += each.notes
+        whole.server.settings += each.server.settings
+        tags = {}
+        for tag, portals in each.groups.items():
+            tags[tag] = tag
+            if whole.groups.get(tag, portals) != portals:
+                tags[tag] = whole.add_portal_group(portals)
+            whole.groups[tags[tag]] = portals
+        for target in each.targets:
+            target.settings = [
+                (setting, ', '.join(str(tags.get(int(tag), int(tag))) for tag in text.split(',')))
+                if setting == 'portal-group'
+                else (setting, text)
+                for setting, text in target.settings
+            ]
+            whole.targets.append(target)
+    return whole
