@@ -54,8 +54,9 @@ worker -> master
   report acknowledge  id                                  of change and units
   report failed       unit, text                          a flush or write failed and data is lost:
              the master must fence the unit
-  report refused      peer, initiator_name, target_name, why, status_class, status_detail   a login
-             was refused before its claim
+  report refused      peer, initiator_name, target_name, why, status_class, status_detail,
+             response   a login was refused before its claim; response: null, or, if the answer to
+             `authenticate` was delayed, the Login Response in hex digits, which the master sends
   report closed       peer, cid                           a connection ended, or its login failed,
              and the session continues
   report continues    id                                  of check-connections: a connection of the
@@ -79,8 +80,9 @@ worker -> master
              tsih not 0: also login {response: the header of the last login response, answer: its data,
              both in hex digits, declared: the MaxRecvDataSegmentLength of the target}; the connection
              continues in the worker of that session
-  ask challenge  peer, target_name or null, offered: the value of CHAP_A; answer has pairs [[key,
-             value] …], failed: why or '', is_authentication (of the failure), account or null
+  ask challenge  peer, target_name or null, initiator_name, offered: the value of CHAP_A; answer has
+             pairs [[key, value] …], failed: why or '', status: of the failure, null: see
+             is_authentication; is_delayed: the master sends the answer to the failure; account or null
   ask authenticate  peer, values {CHAP_N, CHAP_R, CHAP_I, CHAP_C}; answer as to challenge
   ask persistent-reserve-out  unit, service_action, scope, type, key, service_action_key, flags,
              transport_ids, …

@@ -112,12 +112,13 @@ SERVER = (
             'Maximum number of connections from one address; further logins are refused with "out '
             'of resources".'),
     _server('failures-before-delay', kinds.Number(0, 1000), 5, LIVE,
-            'After this many consecutive failed authentications from one address, its logins are '
-            'processed one at a time, and each further failure doubles their delay from 1 up to 30 '
-            'seconds; 0: no delay.',
-            'All addresses of an IPv6 /64 net are counted together. A successful login, or ten '
-            'minutes without a failure, resets the count. Other addresses are not delayed. Every '
-            'failure is logged in a line that fail2ban can match: see etc/fail2ban.'),
+            'After this many consecutive failed authentications of an initiator, the answer to '
+            'each further failure is delayed, from 1 up to 10 seconds; 0: no delay.',
+            'Failures are counted for address, initiator name and target; if very many names or '
+            'targets of an address fail, for the address; if very many addresses of an IPv6 /64 '
+            'net fail, for the net. A success, or ten minutes without a failure, resets the count. '
+            'Logins that succeed are not delayed. Every failure is logged in a line that fail2ban '
+            'can match: see etc/fail2ban.'),
     _server('login-timeout', kinds.Duration(1, 600), 15, NEXT_LOGIN,
             'A connection that has not completed its login within this time is closed.'),
     _server('spare-workers', kinds.Number(0, 64), 2, LIVE,

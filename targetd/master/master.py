@@ -135,16 +135,14 @@ class Master(object):
             self.workers.kill,
         )
         self.throttle = LoginThrottle(self.loop.clock)
-        self.authentication = Authentication(self.state, self.workers.send)
-        self.pending_connections = PendingConnections(
-            self.loop, self._on_login, self.workers.connections_of, self._limits()
-        )
+        self.authentication = Authentication(self.state, self.throttle, self.workers.send)
+        self.pending_connections = PendingConnections(self.loop, self._on_login, self._limits())
         self.router = LoginRouter(
             self.loop,
             self.state,
             self.workers,
             self.sessions,
-            self.throttle,
+            self.authentication,
             self.pending_connections,
             self._request_spares,
         )
@@ -291,6 +289,7 @@ class Master(object):
         """Close and end everything, after a stop or a start that failed."""
         self.isns.close()
         self.listeners.close_all()
+        self.router.delayed_answers.close_all()
         self.workers.close()
         self.control.close()
         self.exports.close()

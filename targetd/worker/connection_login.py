@@ -165,17 +165,23 @@ class _Login(object):
         self._pending = []
         self._deadline = time.monotonic() + worker.configuration.server.login_timeout
         self._expected = None  # the CID that `members` expects
-        policy = worker.policies.login(
-            where['peer'][0],
-            where['group'],
-            lambda target_name: MasterChap(worker.ask_and_wait, where['peer'], target_name),
-        )
+        self._chap = None
+        policy = worker.policies.login(where['peer'][0], where['group'], self._make_chap)
         self._negotiation = LoginNegotiation(policy, where, os.urandom, session_values)
 
     def settle(self):
         """The login is over, with or without success."""
         if self._expected is not None:
             self._members.settle(self._expected)
+
+    def _make_chap(self, target_name):
+        self._chap = MasterChap(
+            self._worker.ask_and_wait,
+            self._where['peer'],
+            target_name,
+            lambda: self._negotiation.initiator_name,
+        )
+        return self._chap
 
     def login(self):
         """Return the Connection when the master has granted the claim. Raises LoginEnded, OSError."""
@@ -194,8 +200,10 @@ class _Login(object):
         """Refuse the login, and report it to the master for the log and `targetdctl why`. Raises
         LoginEnded."""
         negotiation = self._negotiation
+        is_delayed = self._chap is not None and self._chap.is_delayed
         self._worker.report(
             'refused',
+            response=response.encode().hex() if is_delayed else None,
             peer=self._where['peer'],
             initiator_name=negotiation.initiator_name or '',
             target_name=negotiation.target_name or '',
@@ -203,7 +211,8 @@ class _Login(object):
             status_class=failure.status_class,
             status_detail=failure.status_detail,
         )
-        self._send([response])
+        if not is_delayed:
+            self._send([response])
         raise LoginEnded(failure.why)
 
     def _claim(self, claim):

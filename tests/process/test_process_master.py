@@ -11,6 +11,7 @@ from puppets import DISK, OPEN, OTHER, RAM, body
 from targetd.errors import EXIT_NOT_DURABLE, TargetdError
 from targetd.master.exports import open_medium
 from targetd.master.logins.portals import free_port
+from targetd.master.master import LOGINS_IN_PROGRESS
 from targetd.master.processes import jobs
 from targetd.master.units import flushing
 
@@ -173,12 +174,16 @@ def test_a_burst_of_logins_waits_for_workers_and_is_served(stage):
     assert [c.wait('answer')['status_class'] for c in clients] == [0] * 10
 
 
-def test_logins_beyond_the_limit_of_a_full_server_are_refused(stage):
+def test_logins_beyond_the_limit_of_a_full_server_wait_and_are_refused_at_last(stage):
     stage.start(body(stage, (DISK, OPEN, RAM)), 'max-sessions = 1')
     clients = [
         stage.connect(isid='00023d0001%02d' % n, source='127.0.0.%d' % (n // 4 + 1))
         for n in range(20)
     ]
+    stage.until(lambda: len(stage.master.workers.busy()) == 1 + LOGINS_IN_PROGRESS)
+    stage.until(lambda: len(stage.master.pending_connections.by_age) == 3)
+    assert not any(c.received for c in clients)
+    stage.leap(15)  # the login timeout
     stage.until(
         lambda: ([c.listen() for c in clients], any(c.received[:1] == b'\x23' for c in clients))[1]
     )

@@ -10,10 +10,13 @@ configuration in force now.
 
 import os
 
-from targetd.iscsi import chap
+from targetd import log
+from targetd.iscsi import chap, const
 from targetd.master.processes.worker_messages import BadMessage
 
 LONGEST_VALUE = 4096  # characters of a CHAP key's value: 1024 bytes in hexadecimal, and some more
+LONGEST_NAME = 255
+TOO_MANY_FAILURES = 'the answers to so many failed authentications of this initiator are delayed'
 KEYS = frozenset(('CHAP_N', 'CHAP_R', 'CHAP_I', 'CHAP_C'))
 
 
@@ -22,7 +25,8 @@ class HandedOver(object):
     tag; header: LoginHeader of its first request; socket: the master's descriptor of it, None after
     forget(); is_claimed: True after its session claim; chap: chap.Chap between challenge and
     response; proved: (target name, or '' for discovery; user; label of the secret) after CHAP has
-    succeeded, else None."""
+    succeeded, else None; has_failed: True after an authentication has failed; delay: seconds that the
+    answer to that waits."""
 
     def __init__(self, pending, sock):
         self.socket = sock
@@ -31,10 +35,17 @@ class HandedOver(object):
         self.group = pending.group
         self.header = pending.header
         self.is_claimed = False
-        self.target_name = ''
+        self.target_name = self.initiator_name = ''
+        self.has_failed = False
+        self.delay = 0.0
         self.chap = None
         self.was_challenged = False
         self.proved = None
+
+    @property
+    def login(self):
+        """(address, initiator name, target name): what failures are counted for."""
+        return self.peer[0], self.initiator_name, self.target_name
 
     def forget(self):
         """Close the master's descriptor of the connection."""
@@ -52,11 +63,12 @@ def handed_over(worker, message):
 
 
 class Authentication(object):
-    """Answers the requests of workers about CHAP. state: server_state.ServerState;
-    answer(worker, message): Workers.send."""
+    """Answers the requests of workers about CHAP. state: server_state.ServerState; throttle:
+    LoginThrottle; send(worker, message, descriptors): Workers.send."""
 
-    def __init__(self, state, send):
+    def __init__(self, state, throttle, send):
         self.state = state
+        self.throttle = throttle
         self.send = send
 
     def on_challenge(self, worker, message):
@@ -67,6 +79,11 @@ class Authentication(object):
             raise BadMessage('a second challenge, or malformed CHAP algorithms')
         connection.was_challenged = True
         connection.target_name = target_name
+        connection.initiator_name = str(message.get('initiator_name') or '')[:LONGEST_NAME]
+        if not self.throttle.may_try(*connection.login):
+            words = {'failed': TOO_MANY_FAILURES, 'status': const.OUT_OF_RESOURCES}
+            self._answer(worker, message, words)
+            return
         accounts, outgoing = self._accounts(target_name)
         connection.chap = chap.Chap(accounts, outgoing, self._algorithms(), os.urandom)
         self._run_step(worker, message, connection.chap.choose_algorithm, offered)
@@ -91,16 +108,42 @@ class Authentication(object):
             self._run_step(worker, message, verify, values)
 
     def _run_step(self, worker, message, step, argument):
-        words = {'pairs': [], 'failed': '', 'is_authentication': False, 'account': None}
+        words = {}
+        connection = worker.handed[tuple(message['peer'])]
         try:
             words['pairs'] = [list(pair) for pair in step(argument)]
         except chap.ChapError as e:
             words['failed'] = str(e)
             words['is_authentication'] = isinstance(e, chap.AuthenticationFailed)
+            if words['is_authentication']:
+                self.note_failure(connection)
+                words['is_delayed'] = connection.delay > 0
         else:
-            connection = worker.handed[tuple(message['peer'])]
             words['account'] = connection.proved[1] if connection.proved else None
-        self.send(worker, dict(words, do='answer', id=message['id']), ())
+        self._answer(worker, message, words)
+
+    def _answer(self, worker, message, words):
+        answer = {'do': 'answer', 'id': message['id'], 'pairs': [], 'failed': '', 'status': None}
+        answer.update({'is_authentication': False, 'is_delayed': False, 'account': None}, **words)
+        self.send(worker, answer, ())
+
+    def note_failure(self, connection):
+        """The authentication on this connection failed: log and count it, once."""
+        if connection.has_failed:
+            return
+        connection.has_failed = True
+        count, connection.delay = self.throttle.note_failure(
+            *connection.login, is_guess=connection.was_challenged
+        )
+        # etc/fail2ban/filter.d/targetd.conf matches this line. It contains nothing that the
+        # initiator sent: a forged name could imitate another line.
+        log.warning(
+            'authentication failed from %s port %d, %d in a row%s',
+            connection.peer[0],
+            connection.peer[1],
+            count,
+            '; the answer waits %d s' % connection.delay if connection.delay else '',
+        )
 
     def _accounts(self, target_name):
         """(accounts, outgoing account) in force now, with the labels of the secrets."""

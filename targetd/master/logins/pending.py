@@ -9,6 +9,7 @@ closed, so that a flood from one address does not lock out another.
 
 import collections
 import errno
+import itertools
 import select
 import socket
 import struct
@@ -16,6 +17,7 @@ import struct
 from targetd import log
 from targetd.iscsi import const
 from targetd.master.logins.portals import plain, shown
+from targetd.master.logins.refusals import send_refusal
 from targetd.master.logins.throttle import origin_of
 from targetd.master.processes.loop import READ
 
@@ -27,7 +29,6 @@ RESPONSE_HEADER = struct.Struct('>BBxx4x6sHI8xIIBB10x')
 ACCEPTS_PER_PASS = 64
 SHORT_PEEK_SECONDS = 0.05  # poll interval where the kernel ignores SO_RCVLOWAT
 NO_DESCRIPTORS_SECONDS = 1.0
-LINGER_SECONDS = 2.0
 # pending connections that an origin may have; twice max-connections-per-address if that is more
 FEWEST_PER_ORIGIN = 64
 
@@ -61,10 +62,13 @@ def refusal(header, status):
 
 class PendingConnection(object):
     """An accepted connection. peer, local: (address, port); group: the portal group tag; header:
-    LoginHeader, or None until it has arrived; socket: None once the connection was closed or handed
-    over."""
+    LoginHeader, or None until it has arrived; number: of its arrival; has_waited: True if its login
+    waits for a worker; socket: None once the connection was closed or handed over."""
+
+    _numbers = itertools.count()
 
     def __init__(self, sock, peer, local, group):
+        self.number = next(self._numbers)
         self.socket = sock
         self.peer = peer
         self.local = local
@@ -73,7 +77,7 @@ class PendingConnection(object):
         self.header = None
         self.deadline = None
         self.again = None
-        self.crowded = False  # its address has too many connections
+        self.has_waited = False
 
     def description(self):
         """The `connection` of the orders serve and join (channel.py)."""
@@ -83,18 +87,16 @@ class PendingConnection(object):
 class PendingConnections(object):
     """The pending connections, and the listening sockets that accept them.
 
-    on_login(pending): a Login Request has arrived; it calls hand_over(), refuse() or delay();
-    connections_of(address): how many connections of an address the workers have; limits: Limits.
+    on_login(pending): a Login Request has arrived; it calls hand_over() or refuse(), or keeps it;
+    limits: Limits.
     """
 
-    def __init__(self, loop, on_login, connections_of, limits):
+    def __init__(self, loop, on_login, limits):
         self.loop = loop
         self.on_login = on_login
-        self.connections_of = connections_of
         self.limits = limits
         self.by_age = collections.OrderedDict()  # PendingConnection -> None, oldest first
         self._by_origin = collections.Counter()  # how many pending connections
-        self._by_address = collections.Counter()
         self._listeners = []
         self._silent_warned = False
 
@@ -150,10 +152,6 @@ class PendingConnections(object):
         pending = PendingConnection(
             sock, (plain(peer[0]), peer[1]), (plain(local[0]), local[1]), group
         )
-        pending.crowded = (
-            self.connections_of(pending.peer[0]) + self._by_address[pending.peer[0]]
-            >= self.limits.per_address
-        )
         self.by_age[pending] = None
         self._count(pending, 1)
         self._set_deadline(pending)
@@ -165,13 +163,9 @@ class PendingConnections(object):
             self._wait_for_header(pending)
 
     def _count(self, pending, change):
-        for counter, key in (
-            (self._by_origin, pending.origin),
-            (self._by_address, pending.peer[0]),
-        ):
-            counter[key] += change
-            if not counter[key]:
-                del counter[key]
+        self._by_origin[pending.origin] += change
+        if not self._by_origin[pending.origin]:
+            del self._by_origin[pending.origin]
 
     def _set_deadline(self, pending):
         pending.deadline = self.loop.call_later(
@@ -208,22 +202,6 @@ class PendingConnections(object):
         )
         self.close(pending)
 
-    def delay(self, pending, seconds, then):
-        """Call then(pending) after so many seconds, unless the initiator has closed the connection.
-        The login timeout is restarted then."""
-
-        def delay_over():
-            if pending.socket is None:
-                return
-            if _has_ended(pending.socket):
-                self.close(pending)
-                return
-            self._set_deadline(pending)
-            then(pending)
-
-        pending.deadline.cancel()
-        pending.again = self.loop.call_later(seconds, delay_over)
-
     # -- peek --------------------------------------------------------------------------------------
 
     def _wait_for_header(self, pending):
@@ -240,7 +218,7 @@ class PendingConnections(object):
             data = b''
         if len(data) == const.BHS_LENGTH:
             self._header_arrived(pending, data)
-        elif not data or _has_ended(pending.socket):
+        elif not data or has_ended(pending.socket):
             log.debug('%s: closed before its login', shown(*pending.peer))
             self.close(pending)
         else:
@@ -260,12 +238,6 @@ class PendingConnections(object):
                 origin=pending.peer[0],
             )
             self.close(pending)
-        elif pending.crowded:
-            self.refuse(
-                pending,
-                const.OUT_OF_RESOURCES,
-                'there are %d connections from this address already' % self.limits.per_address,
-            )
         else:
             self.on_login(pending)
 
@@ -311,36 +283,7 @@ class PendingConnections(object):
             origin=pending.peer[0],
         )
         sock = self._take_out(pending)
-        try:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
-            sock.send(refusal(pending.header, status), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
-            sock.shutdown(socket.SHUT_WR)
-        except OSError:
-            sock.close()
-            return
-        self._linger(sock)
-
-    def _linger(self, sock):
-        """Discard received bytes until the initiator closes: close() with unread bytes would send a
-        reset, and the initiator could lose the answer."""
-
-        def close():
-            timer.cancel()
-            self.loop.forget(sock)
-            sock.close()
-
-        def readable(_events):
-            try:
-                if sock.recv(65536, socket.MSG_DONTWAIT):
-                    return
-            except (BlockingIOError, InterruptedError):
-                return
-            except OSError:
-                pass
-            close()
-
-        timer = self.loop.call_later(LINGER_SECONDS, close)
-        self.loop.watch(sock, READ, readable)
+        send_refusal(self.loop, sock, refusal(pending.header, status))
 
     def close_all(self):
         """Close every listening socket and every pending connection."""
@@ -361,7 +304,7 @@ def tune(sock):
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, const.BHS_LENGTH)
 
 
-def _has_ended(sock):
+def has_ended(sock):
     """True if the peer has closed its side: the rest of a header will not arrive."""
     poll = select.poll()
     poll.register(sock, getattr(select, 'POLLRDHUP', 0x2000))

@@ -1,29 +1,38 @@
-"""Login throttling: one origin cannot lock out the others, and guessing secrets is slow.
+"""Login throttling: guessing secrets is slow, and who guesses does not delay anybody else.
 
-Two rules, both by origin (an IPv4 address, or the /64 network of an IPv6 address):
+Only the answer to a failed authentication is delayed. A login that needs no authentication, or that
+proves its account, is never delayed. Failures are counted for an offender:
 
-* An origin has at most LOGINS_PER_ORIGIN logins in progress at once; further ones wait
-  (logins.routing).
-* After `allowed` failed authentications in a row the logins of the origin are processed one at a
-  time, 1, 2, 4 … LONGEST_SECONDS seconds apart. A success reduces the count to one below `allowed`,
-  so that an initiator that knows one secret cannot guess another one faster.
+* the login: address, initiator name and target, so that a mistyped secret of one volume does not
+  disturb other volumes of the same host;
+* the address, after logins of MANY different names or targets of it have failed;
+* the /64 network, after MANY addresses of it have become offenders.
 
-The module does not use sockets; its clock is the loop's. It is bounded: it remembers ORIGINS origins,
-each until QUIET_SECONDS after its last failure.
+After `allowed` failures in a row the answers to the offender's failures are delayed 1, 2, 4 …
+LONGEST_SECONDS seconds. A success of a login reduces its count to one below `allowed`, so that an
+initiator that knows one secret cannot guess another one faster. While ANSWERS_AT_ONCE answers of an
+offender are delayed, its further challenges are refused, except those of logins that have succeeded
+before: it cannot guess faster with many connections.
+
+The module does not use sockets; its clock is the loop's. It is bounded: it remembers OFFENDERS
+offenders of each kind, each until QUIET_SECONDS after its last failure.
 """
 
 import ipaddress
 from collections import OrderedDict
 
-LOGINS_PER_ORIGIN = 8
-LONGEST_SECONDS = 30.0
+LONGEST_SECONDS = (
+    10.0  # shorter than the login timeout of open-iscsi (15 s), which retries after it
+)
 QUIET_SECONDS = 600.0
-LONGEST_QUEUE_SECONDS = 60.0  # a login that would wait longer is refused
-ORIGINS = 1024
+MANY = 16
+ANSWERS_AT_ONCE = 8
+OFFENDERS = 1024
+PROVED = 4096  # logins that have succeeded, which are remembered
 
 
 def origin_of(address):
-    """The origin of an address: the key that limits are applied to."""
+    """The origin of an address: the address, or the /64 network of an IPv6 address."""
     if ':' not in address:
         return address
     try:
@@ -32,72 +41,86 @@ def origin_of(address):
         return address
 
 
-class _Record(object):
-    """The failures of an origin. last: time of the last one; free: time of its next login."""
+class _Offender(object):
+    """Failures in a row. last: time of the last one; members: the offenders of the narrower kind that it
+    has, at most MANY; answers: times at which the delayed answers are sent."""
 
-    __slots__ = ('failures', 'last', 'free')
+    __slots__ = ('failures', 'last', 'members', 'answers')
 
     def __init__(self):
-        self.failures, self.last, self.free = 0, 0.0, 0.0
+        self.failures, self.last, self.members, self.answers = 0, 0.0, set(), []
 
 
 class LoginThrottle(object):
-    """Delays by origin. clock(): monotonic seconds; allowed: failures before the first delay, 0: no
-    delays at all."""
+    """Counts of failed authentications. clock(): monotonic seconds; allowed: failures before the
+    first delay, 0: no delays at all."""
 
     def __init__(self, clock, allowed=5):
         self.allowed = allowed
         self._clock = clock
-        self._records = OrderedDict()  # origin -> _Record, the one that failed last at the end
+        self._offenders = OrderedDict()  # key -> _Offender, the one that failed last at the end
+        self._proved = OrderedDict()  # logins that have succeeded, the last one at the end
 
-    def _record(self, origin):
-        record = self._records.get(origin)
-        if record is not None and self._clock() - record.last >= QUIET_SECONDS:
-            del self._records[origin]
-            record = None
-        return record
+    def _known(self, key):
+        offender = self._offenders.get(key)
+        if offender is not None and self._clock() - offender.last >= QUIET_SECONDS:
+            del self._offenders[key]
+            offender = None
+        return offender
 
-    def _step(self, record):
-        """Seconds between two logins of the origin."""
-        beyond = record.failures - self.allowed
-        if not self.allowed or beyond < 0:
-            return 0.0
-        return min(2.0 ** min(beyond, 10), LONGEST_SECONDS)
+    def _note(self, key, member=None):
+        offender = self._known(key) or _Offender()
+        self._offenders[key] = offender
+        self._offenders.move_to_end(key)
+        while len(self._offenders) > 3 * OFFENDERS:
+            self._offenders.popitem(last=False)
+        offender.failures += 1
+        offender.last = self._clock()
+        if member is not None and len(offender.members) < MANY:
+            offender.members.add(member)
+        return offender
 
-    def note_failure(self, address):
-        """An authentication failed. Returns (failures in a row, seconds that the next login of the
-        origin is delayed)."""
-        origin, now = origin_of(address), self._clock()
-        record = self._record(origin) or _Record()
-        self._records[origin] = record
-        self._records.move_to_end(origin)
-        while len(self._records) > ORIGINS:
-            self._records.popitem(last=False)
-        record.failures += 1
-        record.last = now
-        step = self._step(record)
-        record.free = max(record.free, now + step) if step else 0.0
-        return record.failures, step
+    def _widest(self, login):
+        """The offender that counts for this login, or None."""
+        network, address = self._known((origin_of(login[0]), '/')), self._known(login[:1])
+        if network is not None and len(network.members) >= MANY:
+            return network
+        if address is not None and len(address.members) >= MANY:
+            return address
+        return self._known(login)
 
-    def note_success(self, address):
+    def note_failure(self, address, initiator_name, target_name, is_guess=True):
+        """An authentication failed. Returns (failures in a row, seconds to delay the answer).
+        is_guess: False if the initiator has not answered a challenge; that answer is not delayed."""
+        login = (address, initiator_name, target_name)
+        self._note(login)
+        if len(self._note((address,), login).members) >= MANY:
+            self._note((origin_of(address), '/'), address)
+        offender, now = self._widest(login), self._clock()
+        beyond = offender.failures - self.allowed
+        if not is_guess or not self.allowed or beyond < 0:
+            return offender.failures, 0.0
+        seconds = min(2.0 ** min(beyond, 10), LONGEST_SECONDS)
+        offender.answers = [time for time in offender.answers if time > now] + [now + seconds]
+        return offender.failures, seconds
+
+    def note_success(self, address, initiator_name, target_name):
         """An authentication succeeded."""
-        origin = origin_of(address)
-        record = self._record(origin)
-        if record is not None:
-            record.failures = min(record.failures, self.allowed - 1)
-            record.free = 0.0
-            if record.failures <= 0:
-                del self._records[origin]
+        login = (address, initiator_name, target_name)
+        self._proved[login] = None
+        self._proved.move_to_end(login)
+        while len(self._proved) > PROVED:
+            self._proved.popitem(last=False)
+        offender = self._known(login)
+        if offender is not None:
+            offender.failures = min(offender.failures, max(self.allowed - 1, 0))
+            if not offender.failures:
+                del self._offenders[login]
 
-    def reserve_delay(self, address):
-        """Seconds that a login that arrives now must wait, or None if it must be refused. Reserves
-        that time for it."""
-        record, now = self._record(origin_of(address)), self._clock()
-        step = self._step(record) if record is not None else 0.0
-        if not step:
-            return 0.0
-        turn = max(now, record.free)
-        if turn - now > LONGEST_QUEUE_SECONDS:
-            return None
-        record.free = turn + step
-        return turn - now
+    def may_try(self, address, initiator_name, target_name):
+        """False if too many answers to failures of the offender are being delayed."""
+        login = (address, initiator_name, target_name)
+        if login in self._proved:
+            return True
+        offender, now = self._widest(login), self._clock()
+        return offender is None or sum(time > now for time in offender.answers) < ANSWERS_AT_ONCE

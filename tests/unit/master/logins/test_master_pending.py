@@ -7,6 +7,7 @@ import pytest
 from master_fakes import StillLoop
 
 from targetd.master.logins import pending as module
+from targetd.master.logins import refusals
 from targetd.master.logins.pending import Limits, PendingConnections, parse_login, refusal
 from targetd.master.logins.portals import open_portal
 
@@ -24,14 +25,10 @@ class Door(object):
     def __init__(self, **limits):
         self.loop = StillLoop()
         self.routed = []
-        self.held = {}
         values = dict(login_timeout=15, pending=8, per_address=4)
         values.update(limits)
         self.pending_connections = PendingConnections(
-            self.loop,
-            self.routed.append,
-            lambda address: self.held.get(address, 0),
-            Limits(**values),
+            self.loop, self.routed.append, Limits(**values)
         )
         self.portal = open_portal('127.0.0.1', 0)
         self.pending_connections.listen(self.portal, 3)
@@ -166,11 +163,10 @@ def test_a_login_without_the_immediate_bit_is_routed_too(door):
     assert len(here.routed) == 1
 
 
-def test_too_many_connections_of_one_address_are_refused(door):
-    here = door(per_address=2)
-    here.held['127.0.0.1'] = 1
-    here.connect()
+def test_a_refusal_repeats_the_numbers_of_the_login(door):
+    here = door()
     client = here.connect(login_header(itt=0x1234, cmd_sn=77))
+    here.pending_connections.refuse(here.routed[0], (3, 2), 'a reason')
     client.settimeout(5)
     reply = client.recv(100)
     assert len(reply) == 48 and reply[0] == 0x23
@@ -179,21 +175,20 @@ def test_too_many_connections_of_one_address_are_refused(door):
     exp_cmd_sn, max_cmd_sn = struct.unpack('>II', reply[28:36])
     assert max_cmd_sn >= exp_cmd_sn
     assert is_closed(client)
-    assert here.routed == []
 
 
 def test_a_refused_login_with_data_behind_it_still_reads_its_answer(door):
     """Closing over unread bytes would send a reset, and the initiator would see no status."""
-    here = door(per_address=1)
-    here.held['127.0.0.1'] = 1
+    here = door()
     client = here.connect(login_header() + bytes(60000))
+    here.pending_connections.refuse(here.routed[0], (3, 2), 'a reason')
     client.settimeout(5)
     reply = b''
     while len(reply) < 48:
         reply += client.recv(48)
     assert reply[36:38] == b'\x03\x02'
     client.close()
-    here.loop.pass_time(module.LINGER_SECONDS)
+    here.loop.pass_time(refusals.LINGER_SECONDS)
     assert len(here.loop._selector.get_map()) == 1  # the portal
 
 
@@ -216,14 +211,10 @@ def test_the_silent_connections_of_one_origin_are_limited(door, monkeypatch):
     for client in silent[2:]:
         client.close()
     here.loop.settle()
-    assert (
-        not here.pending_connections.by_age
-        and not here.pending_connections._by_origin
-        and not here.pending_connections._by_address
-    )
+    assert not here.pending_connections.by_age and not here.pending_connections._by_origin
 
 
-def test_silent_connections_are_closed_before_delayed_ones(door, monkeypatch):
+def test_silent_connections_are_closed_before_waiting_ones(door, monkeypatch):
     monkeypatch.setattr(module, 'FEWEST_PER_ORIGIN', 2)
     here = door(pending=100, per_address=1)
     first = here.connect(login_header())
@@ -232,28 +223,6 @@ def test_silent_connections_are_closed_before_delayed_ones(door, monkeypatch):
     here.connect()
     assert is_closed(silent) and waiting in here.pending_connections.by_age
     first.close()
-
-
-def test_a_delayed_login_continues_with_a_new_login_timeout(door):
-    here, released = door(login_timeout=15), []
-    here.connect(login_header())
-    (pending,) = here.routed
-    here.pending_connections.delay(pending, 30, released.append)
-    here.loop.pass_time(29)
-    assert not released and pending in here.pending_connections.by_age
-    here.loop.pass_time(1)
-    assert released == [pending]
-    here.loop.pass_time(14)
-    assert pending in here.pending_connections.by_age
-
-
-def test_a_delayed_login_whose_initiator_disconnected_is_closed(door):
-    here, released = door(), []
-    client = here.connect(login_header())
-    here.pending_connections.delay(here.routed[0], 2, released.append)
-    client.close()
-    here.loop.pass_time(2)
-    assert not released and not here.pending_connections.by_age
 
 
 def test_a_login_that_no_worker_took_in_time_is_refused(door):
