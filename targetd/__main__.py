@@ -2,7 +2,7 @@
 
 import sys
 
-from targetd.cli import main
+from targetd.entry import targetd
 
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(targetd())

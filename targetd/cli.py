@@ -5,12 +5,22 @@ on stderr and sets one of the exit codes of targetd.errors.
 """
 
 import argparse
+import os
 import sys
 
 import targetd
 from targetd import demo, xts
 from targetd.config import explain, lint, loader, render, words
-from targetd.errors import EXIT_CONFIG, EXIT_FAILURE, EXIT_OK, EXIT_USAGE, ConfigError, TargetdError
+from targetd.errors import (
+    EXIT_CONFIG,
+    EXIT_FAILURE,
+    EXIT_NOT_RUNNING,
+    EXIT_OK,
+    EXIT_PORTAL,
+    EXIT_USAGE,
+    ConfigError,
+    TargetdError,
+)
 
 CONFIGURATION = '/etc/targetd.conf'
 
@@ -22,7 +32,7 @@ def parser():
         add_help=False,
         description='An iSCSI target (storage server).',
         epilog='Exit codes: 0 success, 1 failure, 2 wrong command line, 3 configuration, '
-        '4 portal, 5 backing store, 6 already running.',
+        '4 portal, 5 backing store, 6 already running, 7 not running.',
     )
     add = command.add_argument
     add('-c', '--config', metavar='FILE', help='configuration file (default: %s)' % CONFIGURATION)
@@ -37,6 +47,18 @@ def parser():
         '--test',
         action='store_true',
         help='check the configuration, explain what it would serve to whom, and exit',
+    )
+    add(
+        '--strict',
+        action='store_true',
+        help='do not start if a LUN or a portal of the configuration cannot be served yet; with -t: fail',
+    )
+    add(
+        '--pid',
+        nargs='?',
+        const='',
+        metavar='PIDFILE',
+        help='print the process id of the running server of this configuration, and exit',
     )
     add(
         '--demo',
@@ -77,7 +99,12 @@ def main(arguments=None):
             return make_key(chosen.make_key)
         if chosen.demo is not None:
             return demo.run_demo(chosen.demo)
-        return serve(chosen.config or CONFIGURATION, chosen.foreground, chosen.test)
+        path = os.path.abspath(chosen.config or CONFIGURATION)
+        if chosen.pid is not None:
+            return print_pid(path, chosen.pid)
+        if chosen.test:
+            return check(path, chosen.strict)
+        return serve(path, chosen.foreground, chosen.strict)
     except TargetdError as e:
         return print_errors(str(e), e.exit_code)
 
@@ -118,37 +145,60 @@ def make_key(path):
     return EXIT_OK
 
 
-def serve(path, foreground, only_test):
-    """Load and check the configuration; explain it (only_test), or start the server.
+def print_pid(path, pid_file):
+    """Print the process id of the server that holds the pid file or the control socket of this
+    configuration, which may contain errors; returns the exit code. pid_file: '' for the configured one."""
+    from targetd.master import running
 
-    Returns the exit code. Raises TargetdError if the server cannot start.
-    """
-    try:
-        if not only_test:
-            return _start(path, foreground)
-        configuration = loader.load(path)
-    except ConfigError as e:
-        print_errors(str(e), e.exit_code)
-        errors = words.counted(len(e.complaints), 'error')
-        return print_errors('%s in the configuration; nothing was started' % errors, EXIT_CONFIG)
-    from targetd.master.exports import unit_identity
-
-    describe = unit_identity.describer(configuration.server)
-    print_text(explain.explained(configuration, describe))
-    for warning in (
-        lint.warnings(configuration)
-        + lint.missing_stores(configuration)
-        + lint.contents(configuration)
-    ):
-        sys.stderr.write('targetd: warning: %s\n' % str(warning))
+    configured, control_socket = loader.server_paths(path)
+    pid = running.running_process(pid_file or configured, control_socket)
+    if pid is None:
+        return EXIT_NOT_RUNNING
+    print_text('%s\n' % (pid if pid > 0 else 'unknown'))
     return EXIT_OK
 
 
-def _start(path, foreground):
-    # imported only here, so that -t also works in an environment without sockets
+def check(path, strict):
+    """Load and check the configuration, and explain what a start would do; returns the exit code that a
+    start would have, or EXIT_STORE if a LUN would not be served."""
+    # imported only here, because the master needs sockets
+    from targetd.master import trial
+    from targetd.master.exports import unit_identity
+
+    try:
+        configuration = loader.load(path)
+    except ConfigError as e:
+        return print_config_error(e)
+    tried = trial.try_start(configuration)
+    describe = unit_identity.describer(configuration.server)
+    print_text(explain.explained(configuration, describe, tried.facts))
+    warnings = lint.warnings(configuration) + lint.missing_keys(configuration)
+    for warning in warnings + lint.contents(configuration) + tried.notes:
+        sys.stderr.write('targetd: warning: %s\n' % str(warning))
+    for complaint in tried.waiting + tried.fatal:
+        sys.stderr.write('targetd: %s\n' % str(complaint))
+    if trial.summary(tried, configuration):
+        sys.stderr.write('targetd: %s\n' % trial.summary(tried, configuration))
+    return EXIT_PORTAL if strict and tried.waiting and not tried.exit_code else tried.exit_code
+
+
+def print_config_error(error):
+    """Print every complaint of a ConfigError; returns the exit code."""
+    print_errors(str(error), error.exit_code)
+    errors = words.counted(len(error.complaints), 'error')
+    return print_errors('%s in the configuration; nothing was started' % errors, EXIT_CONFIG)
+
+
+def serve(path, foreground, strict):
+    """Load the configuration and start the server; returns the exit code. Raises TargetdError if the
+    server cannot start."""
+    # imported only here, because the master needs sockets
     from targetd.master import daemon, vault
 
-    configuration, secrets, warnings = vault.load(path)
+    try:
+        configuration, secrets, warnings = vault.load(path)
+    except ConfigError as e:
+        return print_config_error(e)
     for warning in warnings:
-        sys.stderr.write('targetd: warning: %s\n' % warning)
-    return daemon.run(path, configuration, foreground, secrets)
+        sys.stderr.write('targetd: warning: %s\n' % str(warning))
+    return daemon.run(path, configuration, foreground, secrets, strict)

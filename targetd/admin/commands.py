@@ -121,10 +121,14 @@ TABLE = (
              empty='no login was refused', records=True),
     _command('reload', 'read the configuration again and apply the changes',
              'The whole configuration is checked first. If it contains an error, all errors are '
-             'shown and nothing changes. Sessions that are not affected by a change continue '
-             'undisturbed.',
+             'shown and nothing changes. Sessions continue: a change that needs a logout, such as '
+             'another backing-store, is pending in "show units" until the sessions of its target have '
+             'ended. Only the removal of a target, or of the right to log in, ends sessions.',
              arguments=[
-                 Argument('plan', 'flag', False, 'only show the changes; do not apply them')],
+                 Argument('plan', 'flag', False, 'only show the changes; do not apply them'),
+                 Argument('now', 'flag', False,
+                          'ask the initiators that pending changes wait for to log out, and end their '
+                          'sessions after stop-timeout')],
              columns=_columns(('step', 'STEP'), ('effect', 'EFFECT')),
              empty='nothing changed', seconds=120),
     _command('stop', 'stop the server in an orderly way and wait until it has ended',

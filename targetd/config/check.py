@@ -11,7 +11,7 @@ from collections import OrderedDict
 
 from targetd.config import conflicts, identities, kinds, lun_rules, model, settings
 from targetd.config.tgt_settings import FORMER
-from targetd.config.words import Unusable, split
+from targetd.config.words import Unusable, shown_name, split
 from targetd.errors import Complaint
 from targetd.iscsi import names
 
@@ -146,9 +146,7 @@ class Checker(object):
     def _server_section(self, section):
         self._nothing_nested(section)
         if section.argument:
-            self.complain(
-                section, '[server] has an argument %r' % section.argument, 'write [server]'
-            )
+            self.complain(section, '[server] has an argument', 'write [server]')
         self.places.setdefault(('server',), (section.file, section.line))
         found = self.values(section, 'server')
         for name in found:
@@ -218,7 +216,7 @@ class Checker(object):
             if row is None:
                 self.complain(
                     entry,
-                    '%s is not a setting of %s' % (entry.name, settings.HEADINGS[kind]),
+                    '%s is not a setting of %s' % (shown_name(entry.name), settings.HEADINGS[kind]),
                     remedy_for_unknown(entry.name, kind),
                 )
                 continue

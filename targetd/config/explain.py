@@ -7,9 +7,10 @@ from targetd.config import kinds, lint, model, network_kinds, settings
 from targetd.config.words import counted
 
 
-def explained(configuration, identity_of=None):
+def explained(configuration, identity_of=None, found=None):
     """The description: lines of text, each with a line end. identity_of: function of (target, lun)
-    that returns [(what, value)] of the identity of the LUN."""
+    that returns [(what, value)] of the identity of the LUN; found: {(target name, number): what the LUN
+    would be now}, as far as the media were examined."""
     lines = ['The configuration is valid (%s).' % _files(configuration.files)]
     for tag, group in configuration.portal_groups.items():
         portals = ', '.join(network_kinds.Portal().write(portal) for portal in group.portals)
@@ -21,7 +22,7 @@ def explained(configuration, identity_of=None):
             '',
             'Target %s%s' % (target.name, ' ("%s")' % target.alias if target.alias else ''),
         ]
-        lines += ['  ' + line for line in _target(target, identity_of)]
+        lines += ['  ' + line for line in _target(target, identity_of, found)]
     return '\n'.join(lines) + '\n'
 
 
@@ -33,7 +34,7 @@ def _files(files):
     )
 
 
-def _target(target, identity_of):
+def _target(target, identity_of, found):
     lines = [
         'is reached through portal group%s %s%s'
         % (
@@ -63,8 +64,12 @@ def _target(target, identity_of):
                 '%s = %s' % (row.name, row.kind.show(target.keys[row.name])) for row in changed
             )
         )
-    for lun in target.luns.values():
+    for number, lun in target.luns.items():
         lines.append(_lun(lun))
+        if found is not None:
+            if (target.name, number) not in found:
+                continue
+            lines.append('  now: ' + found[target.name, number])
         lines += ['  %s: %s' % row for row in (identity_of(target, lun) if identity_of else ())]
     return lines if target.luns else lines + ['has no LUN']
 

@@ -1,8 +1,8 @@
 """Warnings about settings that are allowed but probably not intended.
 
 May import base, config and host. `warnings(configuration)` examines the configuration and the
-permissions of its files. `missing_stores(configuration)` and `contents(configuration)`, for
-`targetd -t`, also examine the disks of this host, but do not read from them: a read may block.
+permissions of its files. `missing_keys(configuration)` and `contents(configuration)`, for
+`targetd -t`, also look at this host, but do not read from its disks: a read may block.
 """
 
 import os
@@ -187,18 +187,11 @@ def _redirect(configuration, target):
     ]
 
 
-def missing_stores(configuration):
-    """[Complaint] about LUNs whose store or key file does not exist now."""
+def missing_keys(configuration):
+    """[Complaint] about LUNs whose key file does not exist now."""
     found = []
     for target in configuration.targets.values():
         for number, lun in target.luns.items():
-            if not lun.backing_store:
-                continue
-            try:
-                path = disks.resolve_backing_store(lun.backing_store)
-            except StoreError as e:
-                found.append(_warning(configuration, ('lun', target.name, number), str(e), ''))
-                continue
             if lun.encryption_key_file and not os.path.exists(lun.encryption_key_file):
                 found.append(
                     _warning(
@@ -207,15 +200,6 @@ def missing_stores(configuration):
                         'its encryption-key-file %s does not exist' % lun.encryption_key_file,
                         'it is created if the disk is empty; for any other disk, restore the file '
                         'from your copy',
-                    )
-                )
-            if not os.path.exists(path) and lun.size is None:
-                found.append(
-                    _warning(
-                        configuration,
-                        ('lun', target.name, number),
-                        '%s does not exist' % path,
-                        'write a size, for example size = 10G, to create a sparse file',
                     )
                 )
     return found

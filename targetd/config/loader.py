@@ -17,7 +17,7 @@ import configobj
 
 from targetd.config import check, settings
 from targetd.config.kinds import nearest
-from targetd.config.words import Unusable, split
+from targetd.config.words import Unusable, shown_name, split
 from targetd.errors import Complaint, ConfigError
 
 #: One `name = text`. name: as written.
@@ -50,6 +50,16 @@ def load_text(path, text):
     if reading.complaints or complaints:
         raise ConfigError(_in_file_order(reading.complaints + complaints, reading.files))
     return configuration
+
+
+def server_paths(path):
+    """(pid-file, control-socket) of this configuration, which may contain errors: the defaults where a
+    value cannot be used."""
+    reading = Reading()
+    reading.include(os.path.abspath(path), None)
+    sections = [section for section in reading.sections if section.kind == 'server']
+    server = check.build(sections, reading.files)[0].server
+    return server.pid_file, server.control_socket
 
 
 def _in_file_order(complaints, files):
@@ -162,7 +172,9 @@ class Reading(object):
                 self._include_all(entry)
             else:
                 self._complain(
-                    entry, '%s is before the first section' % entry.name, _home_of(entry.name)
+                    entry,
+                    '%s is before the first section' % shown_name(entry.name),
+                    _home_of(entry.name),
                 )
         for section in self._sections(path, root):
             for entry in [e for e in section.entries if e.name.lower() == 'include']:
@@ -189,7 +201,7 @@ class Reading(object):
                     pass
                 elif flaw:
                     self.complaints.append(
-                        Complaint(path, number, '%r %s' % (stripped, flaw[0]), flaw[1])
+                        Complaint(path, number, 'this line %s' % flaw[0], flaw[1])
                     )
                     skipped = opened
                 else:
@@ -311,7 +323,7 @@ def _home_of(name):
 def _structural(path, error, lines):
     """The Complaint about an error that configobj reported."""
     line = lines[error.line_number - 1].strip()
-    text, remedy = '%r is neither a [section] nor a setting with an equals sign' % line, ''
+    text, remedy = 'this line is neither a [section] nor a setting with an equals sign', ''
     if line.startswith('<'):
         match = re.match('<target +([^ >]+)', line)
         remedy = (
@@ -322,10 +334,9 @@ def _structural(path, error, lines):
     elif line.startswith(';'):
         remedy = 'write comments with #'
     else:
-        word, _, rest = line.partition(' ')
+        word = line.partition(' ')[0]
         near = nearest(word, [row.name for row in settings.TABLE] + ['include'])
         if near:
-            remedy = 'write %s = %s' % (near, '...' if 'user' in near else rest.strip() or '...')
-            if 'user' in near:
-                text = '%s without an equals sign' % word
+            remedy = 'write %s = ...' % near
+            text = '%s without an equals sign' % near
     return Complaint(path, error.line_number, text, remedy)

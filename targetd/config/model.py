@@ -309,6 +309,11 @@ def _different(old, new, without=()):
     ]
 
 
+def changed_settings(old, new):
+    """The names of the settings in which two Luns differ."""
+    return [field.replace('_', '-') for field in _different(old, new)]
+
+
 def _portal_steps(old, new):
     before = [(tag, portal) for tag, group in old.items() for portal in group.portals]
     after = [(tag, portal) for tag, group in new.items() for portal in group.portals]

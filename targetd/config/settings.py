@@ -17,7 +17,7 @@ from targetd.iscsi import keys
 
 LIVE = 'live'  # takes effect immediately, for existing sessions too
 NEXT_LOGIN = 'next-login'  # does not affect existing sessions
-# the affected sessions are asked to log out; the change takes effect when they log in again
+# the change waits until the sessions of the target have ended (reload --now: until they are asked to)
 NEEDS_LOGOUT = 'needs-logout'
 NEEDS_RESTART = 'needs-restart'  # a reload reports it and keeps the old value
 
@@ -100,6 +100,10 @@ SERVER = (
             'A confined worker cannot open files, connect, start programs, or signal or trace other '
             'processes (seccomp, no new privileges). auto: confined as far as this kernel can, and a '
             'warning if it cannot. required: targetd does not start if it cannot.'),
+    _server('portal-required', kinds.Flag(), False, LIVE,
+            'Do not start, and refuse a reload, while this host lacks the address of a portal.',
+            'no: the other portals are served, and the portal is opened as soon as the address exists '
+            '(DHCP, a VPN, the address of a cluster).'),
     _server('server-id', kinds.Text(64, ascii_only=True), '', NEEDS_RESTART,
             'Word from which the identities of LUNs (serial number, NAA) are derived.',
             'If two servers serve the same disk in turn, write the same word on both, so that '
@@ -140,7 +144,8 @@ SERVER = (
             'While data that was sent before has not been acknowledged (slow lines), no NOP-In is sent; '
             'a connection on which nothing is acknowledged for 60 seconds is closed.'),
     _server('stop-timeout', kinds.Duration(0, 600), 10, LIVE,
-            'Time that initiators have to log out when targetd stops or a target is removed.'),
+            'Time that initiators have to log out when targetd stops, a target is removed, or a reload '
+            'is done with --now.'),
     _server('media-check-interval', kinds.Duration(1, 3600, off=True), 10, LIVE,
             'Time between two checks whether the disks and files that are served have grown, have '
             'shrunk, or have been replaced or deleted. 0: only at a reload.'),

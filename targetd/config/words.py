@@ -110,6 +110,11 @@ def join(items):
     return ', '.join(' '.join(join_word(word) for word in item) for item in items)
 
 
+def shown_name(name):
+    """The name of a setting for a complaint; another text if it may be a piece of a secret."""
+    return name if len(name) <= 40 and name.replace('-', '').replace('_', '').isalnum() else 'this'
+
+
 def counted(number, noun):
     """'1 LUN', '2 LUNs': a number with the singular or plural of a noun."""
     return '%s %s%s' % (number, noun, '' if number == 1 else 's')

@@ -141,6 +141,13 @@ def known_server_id(state_dir):
         return None
 
 
+def require_sound_server_id(state_dir):
+    """Raises TargetdError if the server id exists and cannot be used."""
+    path = os.path.join(state_dir, 'server-id')
+    if os.path.lexists(path):
+        _read_server_id(path)
+
+
 def server_id(state_dir):
     """Returns this server's UUID. It is created on first use and written durably to
     `state_dir`/server-id before it is returned.

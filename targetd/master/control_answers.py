@@ -6,6 +6,8 @@ import os
 
 from targetd import __version__, log
 from targetd.admin import commands
+from targetd.config import model
+from targetd.config.words import counted
 from targetd.errors import TargetdError
 from targetd.master import fault_report
 from targetd.master.fault_report import state_of, when
@@ -16,11 +18,21 @@ from targetd.scsi.medium_state import FAILED
 
 
 class ControlAnswers(object):
-    """Executes commands. portals: {(tag, address, port): socket} of the open portals; for the other
-    arguments see Master."""
+    """Executes commands; for the arguments see Master."""
 
     def __init__(
-        self, loop, state, workers, sessions, units, exports, portals, isns, log_files, reload, stop
+        self,
+        loop,
+        state,
+        workers,
+        sessions,
+        units,
+        exports,
+        listeners,
+        isns,
+        log_files,
+        reload,
+        stop,
     ):
         self.loop = loop
         self.state = state
@@ -28,7 +40,7 @@ class ControlAnswers(object):
         self.sessions = sessions
         self.units = units
         self.exports = exports
-        self.portals = portals
+        self.listeners = listeners
         self.isns = isns
         self.log_files = log_files
         self.reload = reload
@@ -59,6 +71,8 @@ class ControlAnswers(object):
         facts += fault_report.status_facts(self.units.by_id.values())
         facts += [
             ('missing stores', len(self.exports.unavailable)),
+            ('pending changes', len(self.exports.pending)),
+            ('waiting portals', len(self.listeners.waiting)),
             ('replaced stores', sum(bool(u.path_problem) for u in self.units.by_id.values())),
             ('spare workers', len(spares)),
             ('state', 'stopping' if self.state.is_stopping else 'running'),
@@ -77,7 +91,10 @@ class ControlAnswers(object):
     def _answer_show_targets(self):
         rows = []
         for target in self.state.configuration.targets.values():
-            missing = self.exports.why_unavailable(target.name)
+            missing, state = self.exports.why_unavailable(target.name), target.state
+            if missing:
+                is_ready = not self.exports.why_not_ready(target.name)
+                state = '%s: %s' % ('not complete' if is_ready else 'not ready', missing)
             rows.append(
                 {
                     'target_name': target.name,
@@ -85,7 +102,7 @@ class ControlAnswers(object):
                     'groups': ', '.join(str(tag) for tag in target.portal_groups),
                     'units': len(target.luns),
                     'sessions': len(self.sessions.of_target(target.name)),
-                    'state': 'not ready: %s' % missing if missing else target.state,
+                    'state': state,
                 }
             )
         return commands.reply_rows(rows)
@@ -112,13 +129,16 @@ class ControlAnswers(object):
 
     def _unit_row(self, unit):
         hanging = self.units.hanging.described(unit)
+        fresh = self.exports.pending.get((unit.target_name, unit.lun.number))
+        pending = fresh and 'pending: %s' % ', '.join(model.changed_settings(unit.lun, fresh.lun))
         return {
             'unit': unit.id,
             'target_name': unit.target_name,
             'lun': unit.lun.number,
             'path': unit.store.path or unit.store.kind,
             'size': unit.store.size,
-            'state': '; '.join(filter(None, (state_of(unit), hanging, unit.path_problem))),
+            'state': '; '.join(filter(None, (state_of(unit), hanging, unit.path_problem, pending))),
+            'pending': pending,
             'read_only': bool(unit.facts.get('read_only'))
             or unit.shared.restriction == faults.READ_ONLY,
             'encrypted': bool(unit.facts.get('encrypted')),
@@ -134,13 +154,15 @@ class ControlAnswers(object):
         rows = []
         for tag, group in self.state.configuration.portal_groups.items():
             for address, port in group.portals:
-                is_open = (tag, address, port) in self.portals
+                is_open = (tag, address, port) in self.listeners.sockets
+                why = self.listeners.waiting.get((tag, address, port))
                 rows.append(
                     {
                         'group': tag,
                         'address': address,
                         'port': port,
-                        'state': 'open' if is_open else 'closed',
+                        'state': 'open' if is_open else 'waiting' if why else 'closed',
+                        'why': why or '',
                         'connections': sum(
                             len(s.peers) for s in self.sessions.all() if s.group == tag
                         ),
@@ -196,15 +218,22 @@ class ControlAnswers(object):
         ]
         return commands.reply_rows(rows)
 
-    def _answer_reload(self, plan=False):
+    def _reload_reply(self, rows, error):
+        if error is not None:
+            return commands.reply_error(str(error), error.exit_code)
+        waiting = len(self.exports.pending)
+        return commands.reply_rows(
+            rows,
+            waiting
+            and 'the change of %s waits for the logout of its sessions; "targetdctl show units" lists it; '
+            '"targetdctl reload --now" asks the initiators to log out'
+            % counted(waiting, 'LUN'),
+        )
+
+    def _answer_reload(self, plan=False, now=False):
         def reload_and_reply(reply):
             self.reload.start_reload(
-                lambda rows, error: reply(
-                    commands.reply_rows(rows)
-                    if error is None
-                    else commands.reply_error(str(error), error.exit_code)
-                ),
-                plan,
+                lambda rows, error: reply(self._reload_reply(rows, error)), plan, now
             )
 
         return reload_and_reply

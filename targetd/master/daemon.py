@@ -10,16 +10,16 @@ reason and the exit code if it cannot.
 
 import errno
 import fcntl
+import functools
 import json
 import os
 import resource
 import sys
 
-import psutil
-
 from targetd import crc32c, log
 from targetd.config.words import counted
-from targetd.errors import EXIT_FAILURE, EXIT_OK, AlreadyRunning, TargetdError
+from targetd.errors import EXIT_FAILURE, EXIT_OK, AlreadyRunning, StoreError, TargetdError
+from targetd.master import feasible
 from targetd.master.log_files import start_log
 from targetd.master.master import Master
 from targetd.master.processes import child
@@ -62,15 +62,11 @@ class PidFile(object):
             if not self._is_still_there(descriptor):
                 os.close(descriptor)  # removed by its owner between open and lock
                 return
-            self._check_process(os.read(descriptor, 32))
         except OSError as e:
             pid = os.read(descriptor, 32)
             os.close(descriptor)
             if e.errno in (errno.EACCES, errno.EAGAIN):
                 raise self._running(pid)
-            raise
-        except TargetdError:
-            os.close(descriptor)
             raise
         self._descriptor = descriptor
 
@@ -79,13 +75,6 @@ class PidFile(object):
             return os.path.samestat(os.fstat(descriptor), os.stat(self.path))
         except FileNotFoundError:
             return False
-
-    def _check_process(self, content):
-        """Raise AlreadyRunning if the process that the file names is a targetd: on NFS the lock may
-        have no effect."""
-        pid = int(content) if content.strip().isdigit() else 0
-        if pid and pid != os.getpid() and is_targetd(pid):
-            raise self._running(content)
 
     def _running(self, content):
         pid = content.decode('ascii', 'replace').strip()
@@ -125,16 +114,6 @@ class PidFile(object):
             self._descriptor = None
 
 
-def is_targetd(pid):
-    """True if this process exists and is a targetd."""
-    try:
-        process = psutil.Process(pid)
-        words = [process.name()] + process.cmdline()
-        return process.status() != psutil.STATUS_ZOMBIE and any('targetd' in word for word in words)
-    except psutil.Error:
-        return False
-
-
 class Report(object):
     """Reports the outcome of the start to the starting command: one JSON line on a pipe. The pipe is
     closed without a line if the server dies."""
@@ -153,25 +132,27 @@ class Report(object):
             self.descriptor = None
 
 
-def run(path, configuration, foreground=False, vault=None):
+def run(path, configuration, foreground=False, vault=None, strict=False):
     """Run a server: in the foreground until it is stopped, in the background until it accepts logins.
-    Returns the exit code. Raises TargetdError if the server cannot start."""
+    path: absolute; strict: do not start if a LUN or a portal cannot be served yet. Returns the exit
+    code. Raises TargetdError if the server cannot start."""
+    serve = functools.partial(_serve, path, configuration, vault, strict)
     if foreground:
         try:
-            return _serve(path, configuration, Report(), True, vault)
+            return serve(Report(), True)
         finally:
             log.stop()
-    return _in_background(path, configuration, vault)
+    return _in_background(serve)
 
 
-def _in_background(path, configuration, vault):
+def _in_background(serve):
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
         code = EXIT_FAILURE
         try:
             os.close(reading)
-            code = _second_fork(path, configuration, Report(writing), vault)
+            code = _second_fork(serve, Report(writing))
         finally:
             os._exit(code)
     os.close(writing)
@@ -185,19 +166,21 @@ def _in_background(path, configuration, vault):
         error = TargetdError(outcome['text'])
         error.exit_code = outcome['exit_code']
         raise error
+    sys.stdout.write(outcome['text'])
     return EXIT_OK
 
 
-def _second_fork(path, configuration, report, vault):
+def _second_fork(serve, report):
     """In the child: start a new session, and fork the server so that init becomes its parent."""
     os.setsid()
     if os.fork() != 0:
         return EXIT_OK
     os.chdir('/')
     os.umask(0o022)
+    _leave_terminal()  # a job that hangs would keep the terminal, or the pipe of the init script
     code = EXIT_FAILURE
     try:
-        code = _serve(path, configuration, report, False, vault)
+        code = serve(report, False)
     except TargetdError as e:
         log.error('%s', e)
         report.send_outcome(e.exit_code, str(e))
@@ -210,30 +193,25 @@ def _second_fork(path, configuration, report, vault):
     return code
 
 
-def _serve(path, configuration, report, foreground, vault):
+def _serve(path, configuration, vault, strict, report, foreground):
     server = configuration.server
+    feasible.require_feasible(server)
     pid_file = PidFile(server.pid_file)
     pid_file.lock_file()
     try:
         writer = _start_log(server, foreground)
         _raise_limits()
-        master = Master(
-            os.path.abspath(path) if path else path,
-            configuration,
-            foreground=foreground,
-            vault=vault,
-        )
+        master = Master(path, configuration, foreground=foreground, vault=vault)
         master.log_files.adopt_writer(writer)
         master.start()
         try:
+            if strict and master.waiting():
+                raise StoreError('\n'.join(master.waiting()))
             pid_file.write()
             _protect_from_oom_killer()
             _log_started(master)
             _log_digests(configuration)
-            report.send_outcome(EXIT_OK)
-            if not foreground:
-                _leave_terminal()
-                master.log_files.leave_terminal()
+            report.send_outcome(EXIT_OK, _outcome(master))
             master.run()
         finally:
             master.close()
@@ -247,9 +225,24 @@ def _start_log(server, foreground):
     try:
         return start_log(server, foreground)
     except OSError as e:
-        raise TargetdError(
-            'the log cannot be written to %s: %s; write another log' % (server.log, e.strerror)
+        raise TargetdError(feasible.log_problem(server, e.strerror))
+
+
+def _outcome(master):
+    """What the command that started the server prints: how much is served, and what waits."""
+    luns = sum(len(target.luns) for target in master.state.configuration.targets.values())
+    portals = len(master.portals) + len(master.listeners.waiting)
+    lines = ['warning: not served yet: %s' % sentence for sentence in master.waiting()]
+    lines.append(
+        'serving %d of %s on %d of %s'
+        % (
+            len(master.units.by_id),
+            counted(luns, 'LUN'),
+            len(master.portals),
+            counted(portals, 'portal'),
         )
+    )
+    return ''.join('targetd: %s\n' % line for line in lines)
 
 
 def _raise_limits():

@@ -5,6 +5,7 @@ import os
 
 from targetd import log
 from targetd.errors import TargetdError
+from targetd.master import feasible
 from targetd.master.processes import log_writer
 from targetd.master.processes.loop import READ
 from targetd.master.processes.worker_messages import BadMessage
@@ -54,13 +55,6 @@ class LogFiles(object):
         self.writer = writer
         log.on_loss(self._report_later)
         self.loop.watch(writer.control, READ, lambda events: self._on_answer())
-
-    def leave_terminal(self):
-        """The standard error of this process is not the terminal any more: nor shall it be that of the
-        log writer. Raises OSError."""
-        if self.writer.where == 'stderr':
-            self._drop(self.writer)
-            self.adopt_writer(start_log(self.state.configuration.server, self.foreground))
 
     # -- changes -----------------------------------------------------------------------------------
 
@@ -126,12 +120,13 @@ class LogFiles(object):
             try:
                 log_writer.try_destination(server.log)
             except OSError as e:
-                return {'failed': e.strerror}, ()
+                return {'failed': feasible.log_problem(server, e.strerror)}, ()
             return {}, ()
 
         def tried(result):
             text = 'the log cannot be written to %s: %s; write another log'
-            done(TargetdError(text % (server.log, result.why)) if result.why else None)
+            why = result.values.get('failed') or text % (server.log, result.why)
+            done(TargetdError(why) if result.why else None)
 
         self.jobs.submit_job(('log', server.log), attempt, tried)
 

@@ -15,8 +15,8 @@ import resource
 import signal
 import time
 
-from targetd import log, xts
-from targetd.errors import TargetdError
+from targetd import log
+from targetd.master import feasible
 from targetd.master.control import Control
 from targetd.master.control_answers import ControlAnswers
 from targetd.master.exports.exports import Exports
@@ -29,7 +29,6 @@ from targetd.master.logins.portals import PortalListeners
 from targetd.master.logins.routing import LoginRouter
 from targetd.master.logins.sessions import Sessions
 from targetd.master.logins.throttle import LoginThrottle
-from targetd.master.processes import child, sandbox
 from targetd.master.processes.jobs import Jobs
 from targetd.master.processes.loop import Loop
 from targetd.master.processes.worker_messages import BadMessage, MessageHandlers
@@ -134,6 +133,7 @@ class Master(object):
             self.workers.send,
             self.workers.kill,
         )
+        self.exports.workers_of = lambda name: [s.worker for s in self.sessions.of_target(name)]
         self.throttle = LoginThrottle(self.loop.clock)
         self.authentication = Authentication(self.state, self.throttle, self.workers.send)
         self.pending_connections = PendingConnections(self.loop, self._on_login, self._limits())
@@ -146,7 +146,9 @@ class Master(object):
             self.pending_connections,
             self._request_spares,
         )
-        self.listeners = PortalListeners(self.pending_connections)
+        self.listeners = PortalListeners(
+            self.loop, self.pending_connections, self._on_portal_opened
+        )
         self.portals = self.listeners.sockets
         self.isns = IsnsClients(self.loop, self.portals)
 
@@ -181,7 +183,7 @@ class Master(object):
             sessions=self.sessions,
             units=self.units,
             exports=self.exports,
-            portals=self.portals,
+            listeners=self.listeners,
             isns=self.isns,
             log_files=self.log_files,
             reload=self.reload,
@@ -242,7 +244,7 @@ class Master(object):
         self.throttle.allowed = server.failures_before_delay
         self.sessions.limit = server.max_sessions
         self.exports.watch.set_interval(server.media_check_interval)
-        self.workers.sandbox = sandbox_rules(self.state.configuration)
+        self.workers.sandbox = feasible.sandbox_rules(self.state.configuration)
         self.workers.wanted_spares = server.spare_workers
         self.workers.limit = server.max_sessions + server.spare_workers + LOGINS_IN_PROGRESS
 
@@ -257,11 +259,11 @@ class Master(object):
         try:
             # first, because a signal may arrive as soon as another process can see this one
             self._watch_signals()
-            self.workers.credentials = credentials(self.state.configuration.server.user)
+            self.workers.credentials = feasible.credentials(self.state.configuration.server.user)
             self.replication.state.lock()
             self.exports.start(self.state.configuration)
             self.control.open(self.state.configuration.server.control_socket)
-            self.listeners.open_configured(self.state.configuration.portal_groups)
+            self.listeners.open_configured(self.state.configuration)
             self.isns.apply_configuration(self.state.configuration)
         except BaseException:
             self.close()
@@ -321,8 +323,15 @@ class Master(object):
     def _on_login(self, pending):
         self.router.route_login(pending)
 
+    def _on_portal_opened(self):
+        self.isns.apply_configuration(self.state.configuration)
+
+    def waiting(self):
+        """Sentences about the portals and LUNs of the configuration that are not served yet."""
+        return sorted(self.listeners.waiting.values()) + self.exports.missing_sentences()
+
     def _missing_stores(self, target_name):
-        return self.exports.why_unavailable(target_name)
+        return self.exports.why_not_ready(target_name)
 
     def _on_message(self, worker, message):
         try:
@@ -398,35 +407,3 @@ class Master(object):
 
 def _handled_by_workers(worker, message):
     """Workers acts on this report after its dispatch."""
-
-
-def sandbox_rules(configuration):
-    """The sandbox.Rules of workers, or None for `sandbox = off`. Raises TargetdError if a sandbox is
-    required and not available."""
-    wanted = configuration.server.sandbox
-    if wanted == 'off':
-        return None
-    luns = [lun for target in configuration.targets.values() for lun in target.luns.values()]
-    xts.why_not()  # loads the library of ciphers, if there is one: a confined worker cannot
-    why_not = sandbox.why_not()
-    if why_not and wanted == 'required':
-        raise TargetdError('sandbox = required, but %s; write sandbox = auto' % why_not)
-    if why_not:
-        log.warning('workers run without a filter of system calls: %s', why_not)
-    may_open = any(
-        lun.atomic_writes or any(word.split()[0] == 'trace' for word in lun.filter) for lun in luns
-    )
-    return sandbox.Rules(not why_not, may_open)
-
-
-def credentials(user):
-    """The credentials of the workers of a root master (child.credentials_of), else None. Raises
-    TargetdError if there is no such user."""
-    if os.geteuid() != 0 or not user:
-        return None
-    try:
-        return child.credentials_of(user)
-    except KeyError:
-        raise TargetdError(
-            'there is no user %s for the workers; write another user, or create it' % user
-        )

@@ -9,16 +9,16 @@ The master continues its work (···) while child processes open the stores. A 
 things and changes nothing: it opens disks for reading only, and in the place of files files without a
 name.
 
-A LUN that gets another store or block size cannot be changed while a session uses it. The sessions of
-the target are asked to log out, and ended after stop-timeout. The target refuses logins ('service
-unavailable', which initiators retry) until its last session is over and the new units are exported.
+Units that sessions use are replaced by master.replacements.
 """
 
 from targetd import log
 from targetd.config import acl, model, settings
 from targetd.errors import StoreError, TargetdError
+from targetd.master import feasible
 from targetd.master.exports import exports, open_medium
 from targetd.master.exports.resizing import Resizes
+from targetd.master.replacements import Replacements
 from targetd.master.units import transitions
 from targetd.master.vault import load
 from targetd.scsi import attention
@@ -46,14 +46,15 @@ class Prepared(object):
 
 class Attempt(object):
     """One reload or plan. new: the Configuration; vault: of its secrets; steps, rows: what
-    changes, and how it is shown; done: as in Reload.start_reload()."""
+    changes, and how it is shown; now: do not wait for sessions; done: as in Reload.start_reload()."""
 
-    def __init__(self, new, vault, steps, rows, plan_only, done):
+    def __init__(self, new, vault, steps, rows, plan_only, now, done):
         self.new = new
         self.vault = vault
         self.steps = steps
         self.rows = rows
         self.plan_only = plan_only
+        self.now = now
         self.done = done
 
 
@@ -87,8 +88,9 @@ class Reload(object):
         self.log_files = log_files
         self.apply_server = apply_server
         self._is_opening = False  # True while child processes open stores for a reload
-        self._flushing = set()  # targets in `changing` whose old units are being flushed
-        self._with_copies = []  # old units that copies of other targets' sessions still use
+        self.replacements = Replacements(
+            loop, state, sessions, units, exports, lambda: self.loop.call_later(0, self.check)
+        )
         self._is_requested_again = False  # SIGHUP arrived during a reload
 
     # -- start -------------------------------------------------------------------------------------
@@ -115,20 +117,21 @@ class Reload(object):
         elif not rows:
             log.info('reloaded: nothing changed')
 
-    def reload_and_wait(self, plan_only=False):
+    def reload_and_wait(self, plan_only=False, now=False):
         """start_reload(), and wait for its end. Returns [{'step', 'effect'} …]. Raises TargetdError;
         then nothing has changed."""
         outcome = []
-        self.start_reload(lambda *values: outcome.append(values), plan_only)
+        self.start_reload(lambda *values: outcome.append(values), plan_only, now)
         self.jobs.wait()
         ((rows, error),) = outcome
         if error is not None:
             raise error
         return rows
 
-    def start_reload(self, done, plan_only=False):
-        """Load the configuration and, unless `plan_only`, apply it. Calls, now or later,
-        done([{'step', 'effect'} …], None), or done(None, TargetdError) if nothing has changed."""
+    def start_reload(self, done, plan_only=False, now=False):
+        """Load the configuration and, unless `plan_only`, apply it. now: ask the sessions that changes
+        wait for to log out, also for changes of earlier reloads. Calls, now or later, done([{'step',
+        'effect'} …], None), or done(None, TargetdError) if nothing has changed."""
         try:
             new, vault = self._loaded()
         except TargetdError as e:
@@ -136,12 +139,15 @@ class Reload(object):
             return
         steps = model.diff(self.state.configuration, new)
         rows = [{'step': step.text, 'effect': settings.WHEN[step.when]} for step in steps]
-        wanted = [(new.targets[target_name], lun) for target_name, lun in wanted_luns(steps)]
+        wanted = [
+            (new.targets[target_name], lun)
+            for target_name, lun in wanted_luns(steps, self.exports.pending)
+        ]
         self._is_opening = True
         self.exports.open_media(
             wanted,
             lambda outcomes: self._opened(
-                Attempt(new, vault, steps, rows, plan_only, done), outcomes
+                Attempt(new, vault, steps, rows, plan_only, now, done), outcomes
             ),
             plan_only,
             leaving_units(steps),
@@ -167,6 +173,11 @@ class Reload(object):
                 'targetd runs without a configuration file; there is nothing to reload'
             )
         configuration, vault, _ = load(self.state.path, self.state.vault)
+        try:
+            feasible.require_feasible(configuration.server, self.state.configuration.server)
+        except TargetdError:
+            vault.close()
+            raise
         return configuration, vault
 
     def _opened(self, attempt, outcomes):
@@ -238,7 +249,9 @@ class Reload(object):
         prepared.close()
         for step in attempt.steps:
             if isinstance(step, model.AddPortal):
-                self.listeners.try_portal(*step.portal)
+                self.listeners.try_portal(
+                    step.portal[0], step.portal[1], attempt.new.server.portal_required
+                )
 
     def _ended(self, attempt, error):
         self._is_opening = False
@@ -251,7 +264,7 @@ class Reload(object):
     def _apply(self, attempt, prepared):
         new, steps = attempt.new, attempt.steps
         try:
-            self._change_portals(steps)
+            self._change_portals(steps, new.server.portal_required)
         except BaseException:
             prepared.close()
             raise
@@ -265,6 +278,8 @@ class Reload(object):
         self.exports.retry_now()
         self.exports.watch.check_now()
         self._end_inadmissible_sessions()
+        if attempt.now:
+            self.replacements.replace_pending(self.exports.pending_targets())
         self.check()
         self.isns.apply_configuration(self.state.configuration)
         if steps:
@@ -305,7 +320,7 @@ class Reload(object):
             raise StoreError('\n'.join(failures))
         return prepared
 
-    def _change_portals(self, steps):
+    def _change_portals(self, steps, is_required):
         """Close the removed portals, then open the added ones, which may need the same port. If one
         cannot be opened, restore all of them and raise TargetdError."""
         removed = [s for s in steps if isinstance(s, model.RemovePortal)]
@@ -315,7 +330,8 @@ class Reload(object):
             self.listeners.close_portal(step.tag, *step.portal)
         try:
             for step in added:
-                self.listeners.listen_on(step.tag, *step.portal)
+                address, port = step.portal
+                self.listeners.open_or_wait(step.tag, address, port, is_required)
                 opened.append(step)
         except TargetdError:
             for step in opened:
@@ -326,7 +342,7 @@ class Reload(object):
 
     def _reopen(self, step):
         try:
-            self.listeners.listen_on(step.tag, *step.portal)
+            self.listeners.open_or_wait(step.tag, step.portal[0], step.portal[1], False)
         except TargetdError as e:
             log.error('%s', e)
 
@@ -352,9 +368,10 @@ class Reload(object):
     def _remove_target(self, step, prepared):
         name = step.target.name
         for number in step.target.luns:
+            self.exports.discard_pending(name, number)
             self.exports.forget_lun(name, number)
         swaps = [(unit, None) for unit in self.units.of_target(name).values()]
-        self._swap_after_logout(name, swaps, 'target %s is removed' % name)
+        self.replacements.swap_after_logout(name, swaps, 'target %s is removed' % name)
 
     def _change_target(self, step, prepared):
         """The states of target port groups change at once. The TPGS field of INQUIRY data does not
@@ -377,6 +394,7 @@ class Reload(object):
         self.units.replication.order_units(workers, add=[unit], attentions=[attention.LUNS_CHANGED])
 
     def _remove_lun(self, step, prepared):
+        self.exports.discard_pending(step.target_name, step.lun.number)
         self.exports.forget_lun(step.target_name, step.lun.number)
         unit = self.units.of_target(step.target_name).get(step.lun.number)
         if unit is None:
@@ -405,13 +423,9 @@ class Reload(object):
         unavailable = self.exports.unavailable.get((step.target_name, step.new.number))
         if unavailable is not None:
             unavailable.lun = step.new
+        self.exports.discard_pending(step.target_name, step.new.number)
         if fresh is not None:
-            self.exports.forget_unavailable(step.target_name, step.new.number)
-            self._swap_after_logout(
-                step.target_name,
-                [(unit, fresh)],
-                'lun %d of %s gets another store' % (step.new.number, step.target_name),
-            )
+            self.replacements.replace_later(step, unit, fresh)
         elif unit is not None:
             unit.lun = step.new
             if unit in prepared.resizes.sizes:
@@ -424,72 +438,14 @@ class Reload(object):
                 unit.facts.update(open_medium.threshold_facts(step.new, unit.store))
                 self.units.apply_and_flush(unit, transitions.facts_changed(unit.shared, unit.facts))
 
-    # -- units that are replaced when their sessions have ended ------------------------------------
-
-    def _swap_after_logout(self, target_name, swaps, why):
-        self.state.changing.setdefault(target_name, []).extend(swaps)
-        seconds = self.state.configuration.server.stop_timeout
-        for unit in filter(None, (unit for unit, _ in swaps)):
-            self._with_copies.append(unit)
-            self.units.copy_guests.end_copies(unit, lambda unit=unit: self._copies_ended(unit))
-        for session in self.sessions.of_target(target_name):
-            log.info(
-                'session %d of %s is asked to log out: %s',
-                session.tsih,
-                session.initiator_name,
-                why,
-            )
-            self.sessions.logout_session(session, seconds, why)
-
-    def _copies_ended(self, unit):
-        """No copy of another target's session uses the unit any more."""
-        self._with_copies.remove(unit)
-        self.loop.call_later(0, self.check)
+    # -- after the steps ---------------------------------------------------------------------------
 
     def check(self):
-        """Replace units that no session and no copy uses any more, and whose media have no incomplete
-        atomic write. Call when a session, a copy or a repair has ended."""
-        used = {unit.target_name for unit in self._with_copies}
-        for target_name in [
-            name
-            for name in self.state.changing
-            if name not in used and not self.sessions.of_target(name)
-        ]:
-            if any(
-                old is not None and self.units.replication.atomic_writes.is_repairing(old)
-                for old, _ in self.state.changing[target_name]
-            ):
-                continue
-            if target_name not in self._flushing:
-                self._flush_replaced(target_name)
+        """Continue what waits for the end of a session, a copy or a repair. Call when one has ended."""
+        self.replacements.check(self._is_opening)
         if self._is_requested_again and not self.state.changing and not self._is_opening:
             self._is_requested_again = False
             self.loop.call_later(0, self.on_signal)
-
-    def _flush_replaced(self, target_name):
-        """Flush the units that are removed or replaced, then replace them. A flush that fails is logged
-        and saved: the unit stays failed."""
-        self._flushing.add(target_name)
-        units = [old for old, _ in self.state.changing[target_name] if old is not None]
-
-        def flushed(errors):
-            self._flushing.discard(target_name)
-            for old, new in self.state.changing.pop(target_name):
-                self._replace(old, new)
-            self.loop.call_later(0, self.check)
-
-        self.units.flushes.flush_units(units, flushed)
-
-    def _replace(self, old, new):
-        if old is not None:
-            self.units.remove_unit(old)
-            self.exports.close_unit(old)
-        if new is not None:
-            if old is not None and old.key == new.key:
-                exports.carry_over_state(old, new)
-            self.exports.add_unit(new)
-
-    # -- what a reload checks besides the steps ----------------------------------------------------
 
     def _end_inadmissible_sessions(self):
         """End the sessions that the rules no longer admit."""
@@ -509,15 +465,18 @@ class Reload(object):
                 self.sessions.end_session(session, why, 'administrator')
 
 
-def wanted_luns(steps):
-    """[(target name, Lun)] of the stores that must be opened for these steps."""
+def wanted_luns(steps, pending=()):
+    """[(target name, Lun)] of the stores that must be opened for these steps. pending: {(target name,
+    number)} of LUNs of which a change is pending, so that each further change waits too."""
     found = []
     for step in steps:
         if isinstance(step, model.AddTarget):
             found += [(step.target.name, lun) for lun in step.target.luns.values()]
         elif isinstance(step, model.AddLun):
             found.append((step.target_name, step.lun))
-        elif isinstance(step, model.ChangeLun) and step.when != settings.LIVE:
+        elif isinstance(step, model.ChangeLun) and (
+            step.when != settings.LIVE or (step.target_name, step.new.number) in pending
+        ):
             found.append((step.target_name, step.new))
     return found
 

@@ -38,7 +38,8 @@ def open_store(description: Dict[str, Any], held: Iterable[OpenedStore] = ()) ->
     that of the medium, or 512), filters (the setting, or the result of parse_filters), allow_in_use
     (a block device is opened without a claim, as the administrator asked), cipher_key (hex digits),
     plan_only (nothing is created, and a block device is not opened for writing: udev would examine it
-    again afterwards).
+    again afterwards), is_served (the running server has claimed the medium, and this process only
+    examines it), grows_to (bytes to which the caller extends a file that is shorter).
     held: OpenedStores of this process; a medium among them does not count as in use, and its claim
     is shared.
     """
@@ -84,7 +85,7 @@ def _open_error(wanted, error):
         number in (errno.EACCES, errno.EPERM) and not wanted.read_only and os.access(path, os.R_OK)
     ):
         return StoreError(
-            '%s cannot be written: %s; make it writable, or set read-only = yes'
+            '%s cannot be written: %s; make it writable, or write readonly = yes'
             % (path, error.strerror)
         )
     if number in (errno.EACCES, errno.EPERM):
@@ -94,18 +95,23 @@ def _open_error(wanted, error):
         )
     if number == errno.EINVAL and wanted.direct:
         return StoreError(
-            '%s cannot be opened for direct I/O: its file system does not support it; set direct-io = no'
+            '%s cannot be opened for direct I/O: its file system does not support it; write direct-io = no'
             % path
         )
     if number == errno.ENOMEDIUM:
         return StoreError('%s has no medium; insert one' % path)
     if number == errno.ENOTDIR or number == errno.ENOENT:
-        return StoreError(
-            '%s and its directory do not exist; create %s first, or correct the path'
-            % (path, os.path.dirname(path) or path)
-        )
+        return _directory_error(path)
     return StoreError(
         '%s cannot be opened: %s; correct that, or name another path' % (path, error.strerror)
+    )
+
+
+def _directory_error(path):
+    directory = os.path.dirname(path)
+    return StoreError(
+        '%s cannot be created: its directory %s %s; create the directory, or correct the path'
+        % (path, directory, 'is a file' if os.path.exists(directory) else 'does not exist')
     )
 
 
@@ -128,6 +134,8 @@ def _shared(wanted, flags, holder):
 def _claim_file(wanted, descriptor):
     """Lock the open file description with flock. A file system without flock is served without a
     claim."""
+    if wanted.is_served:
+        return
     try:
         fcntl.flock(
             descriptor, (fcntl.LOCK_SH if wanted.read_only else fcntl.LOCK_EX) | fcntl.LOCK_NB
@@ -150,7 +158,7 @@ def _open_file(wanted, held):
         status = os.fstat(descriptor)
         if wanted.size is not None and wanted.size != status.st_size:
             raise StoreError(
-                '%s has %d bytes, but the setting size is %d; set size = %d, or leave size out, or change '
+                '%s has %d bytes, but the setting size is %d; write size = %d, or leave size out, or change '
                 'the file with "truncate -s %d %s" (which %s)'
                 % (
                     wanted.path,
@@ -167,7 +175,7 @@ def _open_file(wanted, held):
         if wanted.direct and block_size < alignment:
             raise StoreError(
                 '%s: direct I/O needs multiples of %d bytes, more than the block size %d; '
-                'set block-size = %d, or direct-io = no'
+                'write block-size = %d, or direct-io = no'
                 % (wanted.path, alignment, block_size, alignment)
             )
         capabilities = _file_capabilities(wanted, descriptor, status, queue, block_size)
@@ -194,7 +202,7 @@ def _file_descriptor(wanted, held):
             return _shared(wanted, wanted.flags(), holder)
         if not stat.S_ISREG(status.st_mode):
             raise StoreError(
-                '%s is not a regular file; leave the kind out, or name a file' % wanted.path
+                '%s is not a regular file; leave type out, or name a file' % wanted.path
             )
         descriptor = os.open(wanted.path, wanted.flags())
     except FileNotFoundError:
@@ -213,11 +221,11 @@ def _create(wanted):
     """Returns the descriptor of a new sparse file."""
     if wanted.read_only:
         raise StoreError(
-            '%s does not exist, so it cannot be served read-only; correct the path' % wanted.path
+            '%s does not exist, so it cannot be served readonly; correct the path' % wanted.path
         )
     if wanted.size is None:
         raise StoreError(
-            '%s does not exist; correct the path, or set for example size = 10G to create it'
+            '%s does not exist; correct the path, or write for example size = 10G to create it'
             % wanted.path
         )
     if wanted.plan_only:
@@ -250,6 +258,8 @@ def _create_unlinked(wanted):
             os.ftruncate(file.fileno(), wanted.size)
             return os.dup(file.fileno())
     except OSError as e:
+        if e.errno in (errno.ENOENT, errno.ENOTDIR):
+            raise _directory_error(wanted.path)
         raise StoreError(
             '%s cannot be created with %d bytes: %s; choose a smaller size, or another file system'
             % (wanted.path, wanted.size, e.strerror)
@@ -290,14 +300,14 @@ def _knows_holes(descriptor):
 
 
 def _open_block(wanted, held):
-    flags = wanted.flags() | (0 if wanted.allow_in_use else os.O_EXCL)
+    flags = wanted.flags() | (0 if wanted.allow_in_use or wanted.is_served else os.O_EXCL)
     if wanted.plan_only:
         flags &= ~os.O_ACCMODE
     try:
         status = os.stat(wanted.path)
         if not stat.S_ISBLK(status.st_mode):
             raise StoreError(
-                '%s is not a block device; leave the kind out, or name a disk' % wanted.path
+                '%s is not a block device; leave type out, or name a disk' % wanted.path
             )
         holder = _claim_holder(('block', status.st_rdev), held)
         descriptor, claims = (
@@ -325,11 +335,11 @@ def _describe_block(wanted, descriptor, claims):
             % (wanted.path, size, wanted.size)
         )
     if not wanted.read_only and linux.device_is_read_only(descriptor):
-        raise StoreError('%s is a read-only device; set read-only = yes' % wanted.path)
+        raise StoreError('%s is a read-only device; write readonly = yes' % wanted.path)
     if wanted.direct and block_size < logical:
         raise StoreError(
-            '%s has sectors of %d bytes, more than the block size %d; set block-size = %d, or direct-io = no'
-            % (wanted.path, logical, block_size, logical)
+            '%s has sectors of %d bytes, more than the block size %d; write block-size = %d, or '
+            'direct-io = no' % (wanted.path, logical, block_size, logical)
         )
     device = os.fstat(descriptor).st_rdev
     queue = linux.DeviceQueue(device)
@@ -354,7 +364,7 @@ def _describe_block(wanted, descriptor, claims):
 
 def _open_ram(wanted, held):
     if wanted.size is None:
-        raise StoreError('%s: kind ram needs a size; set for example size = 1G' % wanted.name)
+        raise StoreError('%s: type ram needs a size; write for example size = 1G' % wanted.name)
     try:
         descriptor = compat.memory_file('targetd', wanted.size)
     except OSError as e:
@@ -382,7 +392,7 @@ def _open_ram(wanted, held):
 
 def _open_null(wanted, held):
     if wanted.size is None:
-        raise StoreError('%s: kind null needs a size; set for example size = 1G' % wanted.name)
+        raise StoreError('%s: type null needs a size; write for example size = 1G' % wanted.name)
     block_size = wanted.block_size or 512
     wanted.direct = False
     capabilities = NO_CAPABILITIES._replace(

@@ -26,12 +26,16 @@ _PROPERTIES = (
 )
 
 
+#: Properties that are not properties of the store.
+_OF_THE_REQUEST = ('capabilities', 'allow_in_use', 'plan_only', 'is_served', 'grows_to')
+
+
 class StoreRequest(object):
     """A description of a store, checked as far as possible without the medium. Raises StoreError."""
 
     def __init__(self, description: Dict[str, Any]) -> None:
         for word in description:
-            if word not in _PROPERTIES + ('capabilities', 'allow_in_use', 'plan_only'):
+            if word not in _PROPERTIES + _OF_THE_REQUEST:
                 raise StoreError('a store has no property "%s"' % word)
         self.kind = description.get('kind')
         self.path = description.get('path')
@@ -42,16 +46,19 @@ class StoreRequest(object):
         self.block_size = description.get('block_size')
         self.allow_in_use = bool(description.get('allow_in_use'))
         self.plan_only = bool(description.get('plan_only'))
+        self.grows_to = description.get('grows_to') or 0
+        self.is_served = bool(description.get('is_served'))
         self.cipher_key = description.get('cipher_key') or ''
         self.name = self.path or self.kind
         if self.kind not in KINDS and self.kind is not None:
             raise StoreError(
-                '%s: "%s" is not a kind of store; the kinds are: %s'
+                '%s: "%s" is not a type of store; the types are: %s'
                 % (self.name, self.kind, ' '.join(sorted(KINDS)))
             )
         if self.kind in (None, 'file', 'block') and not self.path:
             raise StoreError(
-                'the path of the store is missing; name a file or a block device, or choose kind ram or null'
+                'the path of the store is missing; name a file or a block device, or write type = ram or '
+                'type = null'
             )
         self._check_numbers()
         self.filters = self._filters(description.get('filters') or [])
@@ -87,20 +94,8 @@ class StoreRequest(object):
     ) -> Dict[str, Any]:
         """Returns the facts of an OpenedStore. `more`: attributes of one kind. Raises StoreError if
         `size` is not a positive multiple of `block_size`."""
-        if not size or size % block_size:
-            raise StoreError(
-                '%s has %d bytes, which is not a multiple of the block size %d; %s'
-                % (
-                    self.name,
-                    size,
-                    block_size,
-                    'choose another block size'
-                    if kind == 'block'
-                    else 'make it larger with "truncate -s %%%d"' % block_size
-                    if size
-                    else 'set a size',
-                )
-            )
+        if size >= self.grows_to:
+            self._check_size(kind, size, block_size)
         return dict(
             more,
             kind=kind,
@@ -114,6 +109,30 @@ class StoreRequest(object):
             cipher_key=self.cipher_key,
             capabilities=capabilities,
         )
+
+    def _check_size(self, kind, size, block_size):
+        if not size:
+            raise StoreError(
+                '%s is empty; %s'
+                % (
+                    self.name,
+                    'insert a medium, or name another disk'
+                    if kind == 'block'
+                    else 'write a size, for example size = 10G, to extend it',
+                )
+            )
+        if size % block_size:
+            raise StoreError(
+                '%s has %d bytes, which is not a multiple of the block size %d; %s'
+                % (
+                    self.name,
+                    size,
+                    block_size,
+                    'write another block-size'
+                    if kind == 'block'
+                    else 'make it larger with "truncate -s %%%d %s"' % (block_size, self.name),
+                )
+            )
 
     def flags(self) -> int:
         """Returns the flags for open(2)."""

@@ -176,7 +176,8 @@ def test_another_store_waits_for_the_logout(served):
     first, second = image(served, 'first.img'), image(served, 'second.img', 2 << 20)
     reload(served, body(served, (DISK, OPEN, {0: ['backing-store = %s' % first]})))
     client = served.login(DISK)
-    reload(served, body(served, (DISK, OPEN, {0: ['backing-store = %s' % second]})))
+    served.write(body(served, (DISK, OPEN, {0: ['backing-store = %s' % second]})))
+    served.master.reload.reload_and_wait(now=True)
     assert client.wait('logout')['seconds'] == 10
     status, answer = served.connect(isid='00023d000002').login(DISK)
     assert status == (3, 1) and 'being changed' in answer['why']
@@ -186,6 +187,78 @@ def test_another_store_waits_for_the_logout(served):
     served.until(lambda: not served.master.state.changing)
     unit = served.login(DISK, isid='00023d000003').answer['units'][0]
     assert unit['store']['size'] == 2 << 20 and unit['unit'] != client.answer['units'][0]['unit']
+
+
+def stores(served, first, *second):
+    """A configuration with two LUNs: LUN 1 has this file and further settings."""
+    one = ['backing-store = %s' % image(served, first)] + list(second)
+    return body(served, (DISK, OPEN, {0: RAM[0], 1: one}))
+
+
+def settings_of(client):
+    return {u['lun']: u['facts']['read_only'] for u in client.answer['units']}
+
+
+def test_a_change_that_needs_a_logout_is_pending_and_ends_no_session(served):
+    """A new session uses the old unit too; the last logout puts the change in force."""
+    reload(served, stores(served, 'a.img'))
+    one = served.login(DISK)
+    reload(served, stores(served, 'a.img', 'readonly = yes'))
+    two = served.login(DISK, isid='00023d000002')
+    assert settings_of(two) == {0: False, 1: False}
+    (row,) = [r for r in ask(served, 'show-units')['rows'] if r['lun'] == 1]
+    assert row['state'] == 'ready; pending: readonly'
+    one.close()
+    served.settle()
+    assert served.master.exports.pending
+    two.close()
+    served.until(lambda: not served.master.exports.pending and not served.master.state.changing)
+    assert settings_of(served.login(DISK)) == {0: False, 1: True}
+
+
+def test_a_pending_change_is_replaced_taken_back_or_removed_with_its_lun(served):
+    served.write(stores(served, 'a.img'))
+    served.master.reload.reload_and_wait()
+    client = served.login(DISK)
+    pending = served.master.exports.pending
+    for text, expected in (
+        (stores(served, 'a.img', 'readonly = yes'), [('a.img', True)]),
+        (stores(served, 'b.img'), [('b.img', False)]),
+        (stores(served, 'b.img', 'write-cache = off'), [('b.img', False)]),
+        (stores(served, 'a.img'), []),
+        (stores(served, 'a.img', 'thin = yes'), [('a.img', False)]),
+        (body(served, (DISK, OPEN, RAM)), []),
+    ):
+        reload(served, text)
+        found = [(os.path.basename(u.store.path), u.store.read_only) for u in pending.values()]
+        assert found == expected
+    assert list(served.master.sessions.all())[0].ended_why is None
+    client.close()
+
+
+def test_now_asks_the_sessions_that_an_earlier_reload_waits_for(served):
+    reload(served, stores(served, 'a.img'))
+    client = served.login(DISK)
+    reload(served, stores(served, 'a.img', 'readonly = yes'))
+    served.master.reload.reload_and_wait(now=True)
+    assert client.wait('logout')['seconds'] == 10
+    client.close()
+    served.until(lambda: not served.master.state.changing)
+    assert settings_of(served.login(DISK)) == {0: False, 1: True}
+
+
+def test_the_medium_of_a_pending_change_cannot_become_another_lun(served):
+    reload(served, stores(served, 'a.img'))
+    client = served.login(DISK)
+    reload(served, stores(served, 'b.img'))
+    os.link(served.directory + '/b.img', served.directory + '/c.img')
+    more = [(OTHER, OPEN, {0: ['backing-store = %s/c.img' % served.directory]})]
+    two = {0: RAM[0], 1: ['backing-store = %s/b.img' % served.directory]}
+    served.write(body(served, (DISK, OPEN, two), *more))
+    with pytest.raises(TargetdError) as caught:
+        served.master.reload.reload_and_wait()
+    assert 'under another name' in str(caught.value)
+    client.close()
 
 
 def test_a_session_that_does_not_log_out_is_ended(served):
@@ -410,7 +483,7 @@ def test_missing_stores_and_reservations_are_shown(stage):
     rows = {(r['target_name'], r['lun']): r for r in ask(stage, 'show-units')['rows']}
     assert rows[DISK, 1]['state'].startswith('missing: ') and rows[DISK, 0]['state'] == 'ready'
     assert 'iqn.2026-11.test:one' in rows[OTHER, 0]['reserved_by']
-    assert ask(stage, 'show-targets')['rows'][0]['state'].startswith('not ready')
+    assert ask(stage, 'show-targets')['rows'][0]['state'].startswith('not complete')
 
 
 def test_why_names_the_rule(served):

@@ -292,6 +292,7 @@ def test_the_setting_changes_with_a_reload(daemon, ready):
     session = ready(daemon)
     daemon.target(TARGET, luns={0: ['backing-store = %s' % image, 'atomic-writes = yes']})
     daemon.reload('reload: change lun 0')
+    daemon.control('reload', '--now')
     session.wait_closed()
     session = eventually(lambda: login(daemon, ready), 20)
     assert write_atomic(session, 0, filled(b'a')).good()

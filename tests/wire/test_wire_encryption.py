@@ -9,7 +9,7 @@ import subprocess
 
 import pytest
 from daemon import TARGET, eventually
-from initiator import CHECK_CONDITION, GOOD
+from initiator import CHECK_CONDITION, GOOD, LoginFailed
 from test_wire_copy import cscd, populate, token_of, write_using
 
 from targetd import xts
@@ -270,6 +270,13 @@ def test_a_wrong_key_a_changed_block_size_and_a_removed_setting_are_refused(encr
     assert read(ready(encrypted.start()), 0, 1) == text(512)
 
 
+def is_admitted(daemon, ready):
+    try:
+        return ready(daemon).logout() == 0
+    except LoginFailed:
+        return False
+
+
 def test_a_reload_encrypts_a_blank_disk_and_refuses_to_disable_encryption_of_a_used_one(
     daemon, ready
 ):
@@ -277,6 +284,7 @@ def test_a_reload_encrypts_a_blank_disk_and_refuses_to_disable_encryption_of_a_u
     daemon.start()
     configure(daemon)
     daemon.reload('reload: change lun 0')
+    eventually(lambda: not daemon.units()[0]['pending'] and is_admitted(daemon, ready), 20)
     session = ready(daemon)
     write(session, 0, text(4096)).good()
     assert TEXT not in image(daemon)

@@ -77,6 +77,7 @@ def test_a_failed_unit_stays_failed_when_its_lun_is_opened_again(failed, ready):
     image = daemon.image()
     daemon.target(TARGET, luns={0: ['backing-store = %s' % image, 'vendor-id = ACME']})
     daemon.reload('reload: change lun 0')
+    daemon.control('reload', '--now')
     session.wait_closed()
     eventually(lambda: 'failed' in daemon.targetdctl('show', 'units')[1])
     again = eventually(lambda: logged_in(daemon, ready), 20)

@@ -138,7 +138,7 @@ def test_an_invalid_configuration_does_not_stop_the_daemon(plain):
         file.write('\nnonsense\n')
     for action in ('restart', 'try-restart', 'reload', 'force-reload'):
         code, output = plain(action)
-        assert code == 6 and 'nonsense' in output
+        assert code == 6 and 'this line is neither' in output
         assert plain.pid == pid and is_listening(plain.daemon.address)
     assert plain('stop')[0] == 0
     code, output = plain('start')
@@ -213,3 +213,70 @@ def test_the_init_script_reports_a_disk_that_could_not_be_flushed(init):
     daemon.write_config()
     assert init('start')[0] == 0
     assert not os.path.exists(os.path.join(daemon.directory, 'targetd.pid.failures'))
+
+
+def lun_1(init, *rows):
+    init.daemon.text.targets.clear()
+    luns = {0: ['backing-store = %s' % init.daemon.image()]}
+    if rows:
+        luns[1] = list(rows)
+    init.daemon.target(luns=luns)
+    init.daemon.write_config()
+
+
+def test_start_says_what_is_served_and_what_waits(plain):
+    lun_1(plain)
+    code, output = plain('start')
+    assert (
+        code == 0
+        and 'serving 1 of 1 LUN on 1 of 1 portal' in output
+        and 'not served yet' not in output
+    )
+    assert plain('stop')[0] == 0
+    lun_1(plain, 'backing-store = /nonexistent/a', 'size = 1M')
+    code, output = plain('start')
+    assert code == 0 and 'not served yet: lun 1' in output and 'serving 1 of 2 LUNs' in output
+    pid = plain.pid
+    assert plain('restart')[0] == 0 and plain.pid != pid
+    pid = plain.pid
+    code, output = plain('restart', OPTIONS='--strict')
+    assert code == 1 and 'nothing was changed' in output and plain.pid == pid
+    assert plain('stop')[0] == 0
+    code, output = plain('start', OPTIONS='--strict')
+    assert code == 1 and '/nonexistent' in output and plain('status')[0] != 0
+
+
+def test_a_restart_does_not_stop_a_server_for_a_configuration_that_cannot_start(plain):
+    assert plain('start')[0] == 0
+    pid = plain.pid
+    plain.daemon.text.server['user'] = 'no-such-user'
+    plain.daemon.write_config()
+    for action in ('restart', 'try-restart', 'reload'):
+        code, output = plain(action)
+        assert (code == 0 and os.geteuid() != 0) or (code == 1 and 'no-such-user' in output)
+        assert plain.pid == pid and is_listening(plain.daemon.address)
+    del plain.daemon.text.server['user']
+    plain.daemon.write_config()
+    assert plain('stop')[0] == 0
+
+
+def test_a_server_without_its_pid_file_is_found_and_another_program_is_left_alone(plain):
+    assert plain('start')[0] == 0
+    pid = plain.pid
+    path = os.path.join(plain.daemon.directory, 'targetd.pid')
+    os.unlink(path)
+    assert plain('status')[0] == 0 and str(pid) in plain('status')[1]
+    assert plain('start')[0] == 0 and 'already running' in plain('start')[1]
+    other = subprocess.Popen(['tail', '-f', plain.daemon.log_file], stdout=subprocess.DEVNULL)
+    try:
+        with open(path, 'w') as file:
+            file.write('%d\n' % other.pid)
+        assert plain('stop')[0] == 0
+        assert not is_listening(plain.daemon.address)
+        with open(path, 'w') as file:
+            file.write('%d\n' % other.pid)
+        assert plain('status')[0] == 1 and plain('stop')[0] == 0
+        assert other.poll() is None
+    finally:
+        other.kill()
+        other.wait()

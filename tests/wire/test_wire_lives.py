@@ -321,8 +321,8 @@ def test_grow_a_lun(daemon, ready):
 
 
 def test_change_of_a_lun_that_is_in_use(busy, ready):
-    """If the LUN gets another file, the session is asked to log out and finds the new file after
-    its next login."""
+    """If the LUN gets another file, the session is asked to log out (reload --now) and finds the new
+    file after its next login."""
     daemon, _ = busy
     daemon.target(OTHER, luns={0: ['backing-store = %s' % daemon.image('first.img')]})
     daemon.reload()
@@ -330,7 +330,10 @@ def test_change_of_a_lun_that_is_in_use(busy, ready):
     session.clear_attentions()
     session.write(0, pattern(1, 512))
     daemon.text.targets[OTHER][1][0][0] = 'backing-store = %s' % daemon.image('second.img')
-    daemon.reload()
+    daemon.write_config()
+    assert 'waits for the logout' in daemon.control('reload')
+    session.ping()
+    daemon.control('reload', '--now')
     assert session.until(ASYNC).bhs[36] == 1
     session.logout()
     again = eventually(lambda: try_login(daemon, OTHER), 5)

@@ -48,9 +48,7 @@ def slow(daemon):
 
 def register(session, key):
     """PERSISTENT RESERVE OUT, REGISTER with APTPL."""
-    session.run(
-        struct.pack('>BBB2xIx', 0x5F, 0, 0, 24), out=struct.pack('>QQ4xB3x', 0, key, 1)
-    )
+    session.run(struct.pack('>BBB2xIx', 0x5F, 0, 0, 24), out=struct.pack('>QQ4xB3x', 0, key, 1))
 
 
 def keys(session):
@@ -96,7 +94,9 @@ def test_a_change_that_is_being_saved_survives_a_kick_and_a_restart(slow):
         first.clear_attentions()
         slow.slow()
         thread = threading.Thread(target=register, args=(second, 0xBB))
-        first.submit(struct.pack('>BBB2xIx', 0x5F, 0, 0, 24), out=struct.pack('>QQ4xB3x', 0, 0xAA, 1))
+        first.submit(
+            struct.pack('>BBB2xIx', 0x5F, 0, 0, 24), out=struct.pack('>QQ4xB3x', 0, 0xAA, 1)
+        )
         thread.start()
         first.wire.reset()
         thread.join(60)

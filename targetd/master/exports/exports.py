@@ -3,10 +3,10 @@ facts and loads its saved state.
 
 May import config.model, host, store, scsi.modes, scsi.reservations. All steps that may block on a
 medium are in open_medium and run in child processes (open_batch, processes.jobs), so a disk that
-does not respond delays only its own target. A medium that is missing or busy does not prevent the
-server from starting: its target is not ready (logins are answered with 'service unavailable', which
-initiators retry), the other targets are served, and opening the medium is retried every
-RETRY_SECONDS. A server without any usable medium runs, too.
+does not respond delays only its own LUN. A medium that is missing or busy takes only its own LUN
+away: the other LUNs of the target are served, and opening the medium is retried every RETRY_SECONDS.
+Sessions are notified of its return (3F/0E). A target of which no medium is available is not ready:
+logins are answered with 'service unavailable', which initiators retry.
 
 An identity (serial number, NAA) is derived from the server's id, the target's name and a key that
 belongs to the data (a disk's own name, a file's path), never from a position: moving a LUN to
@@ -55,7 +55,10 @@ class Exports(object):
         self.known = KnownMedia(
             os.path.join(units.replication.state.path, 'media.json'), units.replication.saver
         )
+        self.workers_of = lambda target_name: []  # set by Master: the workers of its sessions
+        self.served = frozenset()  # see examination
         self.watch = MediaWatch(loop, units, self.known, jobs)
+        self.pending = {}  # (target name, number) -> the Unit that it gets after a logout
         self.unavailable = {}  # (target name, number) -> UnavailableLun
         self.server = None
         self._generations = {}
@@ -89,8 +92,7 @@ class Exports(object):
                 continue
             self.unavailable[target.name, lun.number] = UnavailableLun(target, lun, str(outcome))
             log.error(
-                'lun %d of %s is not available, and the target refuses logins until it is: %s; retrying '
-                'every %d seconds',
+                'lun %d of %s is not served until its medium is available: %s; retrying every %d seconds',
                 lun.number,
                 target.name,
                 outcome,
@@ -133,9 +135,15 @@ class Exports(object):
     def close(self):
         """Cancels the timers: unavailable media are not retried any more."""
         self.watch.close()
+        for key in list(self.pending):
+            self.pending.pop(key).store.close()
         for timer in (self._timer, self._space_timer):
             if timer is not None:
                 timer.cancel()
+
+    def why_not_ready(self, target_name):
+        """Returns why this target refuses logins: none of its LUNs is available. '' if it is ready."""
+        return '' if self.units.of_target(target_name) else self.why_unavailable(target_name)
 
     def why_unavailable(self, target_name):
         """Returns a sentence that names the unavailable LUNs of this target, or ''."""
@@ -144,6 +152,13 @@ class Exports(object):
             for missing in self.unavailable.values()
             if missing.target_name == target_name
         )
+
+    def missing_sentences(self):
+        """Returns a sentence about each LUN that is not available."""
+        return [
+            'lun %d of %s: %s' % (missing.lun.number, missing.target_name, missing.why)
+            for _, missing in sorted(self.unavailable.items())
+        ]
 
     def forget_unavailable(self, target_name, number):
         """Stops the attempts to open the medium of this LUN."""
@@ -207,9 +222,7 @@ class Exports(object):
 
     def announce_unit(self, unit):
         """Adds a new unit to the existing sessions of its target."""
-        workers = {
-            w for other in self.units.of_target(unit.target_name).values() for w in other.workers
-        }
+        workers = self.workers_of(unit.target_name)
         if workers:
             self.units.replication.order_units(
                 workers, add=[unit], attentions=[attention.LUNS_CHANGED]
@@ -289,7 +302,19 @@ class Exports(object):
 
     def open_stores(self):
         """Returns a list of all open stores."""
-        return [unit.store for unit in self.units.by_id.values()]
+        return [unit.store for unit in self.units.by_id.values()] + [
+            unit.store for unit in self.pending.values()
+        ]
+
+    def pending_targets(self):
+        """Returns the names of the targets of which a change is pending."""
+        return sorted({target_name for target_name, _ in self.pending})
+
+    def discard_pending(self, target_name, number):
+        """A change of this LUN that is pending is not made."""
+        unit = self.pending.pop((target_name, number), None)
+        if unit is not None:
+            self.close_unit(unit)
 
     def close_unit(self, unit):
         """Closes a Unit that no session uses any more, or a PlannedUnit."""

@@ -78,6 +78,7 @@ class OpenBatch(object):
                 exports.units.replication.state,
                 exports.process,
                 self.plan_only,
+                exports.served,
             ),
             lambda answer: self._group_answered(group, answer),
             [descriptor for store in held for descriptor in store.descriptors()],
@@ -130,6 +131,8 @@ class OpenBatch(object):
                 self.exports.process,
                 self.exports.known.get(*key),
                 self.plan_only,
+                None,
+                self.exports.served,
             )
             self.jobs.submit_job(
                 key,
@@ -148,7 +151,7 @@ class OpenBatch(object):
 
     def _index_units(self):
         places = {(target.name, lun.number) for target, lun in self._wanted}.union(self.leaving)
-        for unit in self.exports.units.by_id.values():
+        for unit in list(self.exports.units.by_id.values()) + list(self.exports.pending.values()):
             if (unit.target_name, unit.lun.number) not in places:
                 self._index(unit)
 

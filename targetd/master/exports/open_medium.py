@@ -7,6 +7,7 @@ the open descriptors.
 """
 
 import os
+import stat
 
 from targetd.errors import StoreError, TargetdError
 from targetd.host import block_sizes, claims, disks, in_use, roots, signatures
@@ -20,7 +21,18 @@ from targetd.store import adopt_store, open_store
 THRESHOLD_SET = 1 << 20  # bytes
 
 
-def open_medium(target, lun, held, server, state, master, known, plan_only=False, tables=None):
+def open_medium(
+    target,
+    lun,
+    held,
+    server,
+    state,
+    master,
+    known,
+    plan_only=False,
+    tables=None,
+    served=frozenset(),
+):
     """Opens the medium of a LUN. Returns (words, descriptors): the store's description with its
     encryption key, the LUN's facts and the key of its saved state; or {'failed': message} and no
     descriptors. Incomplete atomic writes of a server that died are rolled back first.
@@ -29,17 +41,19 @@ def open_medium(target, lun, held, server, state, master, known, plan_only=False
     state: state_directory.StateDirectory; master: process id of the master; known: the medium that
     this LUN had before (known_media), or None; plan_only: try everything that can be tried without a
     change, and create, extend and roll back nothing; tables: in_use.HostTables, if they were read
-    already.
+    already; served: keys of the media that the running server has claimed, if this process only
+    examines them (examination).
     """
     try:
         path = disks.resolve_backing_store(lun.backing_store) if lun.backing_store else None
+        is_served = path is not None and key_of_path(path) in served
         held = _without_others(path, held)
         if path is not None:
             known_media.require_known(target, lun, path, known)
-            if not lun.allow_in_use and not held:
+            if not (lun.allow_in_use or held or is_served):
                 in_use.require_free(path, ours=master, tables=tables)
         found = _checked_signatures(lun, path)
-        store, grown_from = _open_store(lun, path, held, plan_only)
+        store, grown_from = _open_store(lun, path, held, plan_only, is_served)
         _require_block_size(lun, store)
         data_key, key = unit_identity.data_key(target.name, lun, path)
         left = journal_recovery.journal_path(state.path, data_key)
@@ -52,10 +66,7 @@ def open_medium(target, lun, held, server, state, master, known, plan_only=False
             store.spares += descriptions.open_spares(store.descriptor)[1]
         facts = facts_of(lun, store, unit_identity.names_of(lun, path, key, server))
         facts.update(alua_facts(target, lun))
-        seen = None
-        if path and not plan_only:
-            seen = known_media.describe_medium(lun, path)
-            seen['identity'] = unit_identity.shown_settings(facts)
+        seen = _seen(lun, path, facts) if path and not plan_only else None
     except StoreError as e:
         return {'failed': str(e)}, ()
     except (ValueError, OSError, TargetdError) as e:
@@ -76,7 +87,13 @@ def open_medium(target, lun, held, server, state, master, known, plan_only=False
     }, store.descriptors()
 
 
-def open_files(requests, held, server, state, master, plan_only=False):
+def _seen(lun, path, facts):
+    """Returns the record of known_media for a medium that will be served."""
+    seen = known_media.describe_medium(lun, path)
+    return dict(seen, identity=unit_identity.shown_settings(facts))
+
+
+def open_files(requests, held, server, state, master, plan_only=False, served=frozenset()):
     """Opens the files of several LUNs, one after the other. requests: [(target, lun, known)]; the
     other arguments as for open_medium. Returns ({'media': [words of open_medium, with the number of
     its descriptors]}, all descriptors)."""
@@ -85,7 +102,9 @@ def open_files(requests, held, server, state, master, plan_only=False):
     media, descriptors = [], []
     for target, lun, known in requests:
         same = shared.get(_file_identity(lun.backing_store), [])
-        words, own = open_medium(target, lun, same, server, state, master, known, plan_only, tables)
+        words, own = open_medium(
+            target, lun, same, server, state, master, known, plan_only, tables, served
+        )
         media.append(dict(words, descriptors=len(own)))
         descriptors += own
         if own:
@@ -127,7 +146,18 @@ def _without_others(path, held):
     return same
 
 
-def _open_store(lun, path, held, plan_only):
+def key_of_path(path):
+    """Returns the key that the OpenedStore of this file or device has, or None."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    if stat.S_ISBLK(status.st_mode):
+        return 'block', status.st_rdev
+    return 'file', status.st_dev, status.st_ino
+
+
+def _open_store(lun, path, held, plan_only, is_served):
     """Returns (OpenedStore, the size of the file before it was extended, or None)."""
     description = {
         'path': path,
@@ -139,12 +169,13 @@ def _open_store(lun, path, held, plan_only):
         'filters': lun.filter,
         'allow_in_use': lun.allow_in_use,
         'plan_only': plan_only,
+        'is_served': is_served,
     }
     if lun.type != 'auto':
         description['kind'] = lun.type
     grows = path is not None and os.path.isfile(path)
     if grows:
-        description['size'] = None
+        description.update(size=None, grows_to=lun.size)
     store = open_store(description, held)
     before = store.size
     if grows and lun.size:

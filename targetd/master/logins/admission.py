@@ -22,7 +22,7 @@ class Refused(Exception):
 class Admission(object):
     """The rules for session claims.
 
-    state: server_state.ServerState; missing_stores(target name): why a LUN of the target is not
+    state: server_state.ServerState; missing_stores(target name): why no LUN of the target is
     available, or ''.
     """
 

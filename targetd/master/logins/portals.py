@@ -13,6 +13,7 @@ from targetd import log
 from targetd.errors import PortalError
 
 BACKLOG = 1024
+RETRY_SECONDS = 5.0  # interval at which a portal is tried whose address this host does not have
 SCOPE_SEPARATOR = '%'  # fe80::1%eth0
 
 
@@ -70,6 +71,7 @@ def _portal_error(address, port, error):
     problem = _described(address, port, error)
     absent = getattr(error, 'errno', None) in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
     problem.is_family_absent = absent and is_wildcard(address)
+    problem.is_address_absent = absent and not is_wildcard(address)
     return problem
 
 
@@ -144,43 +146,89 @@ def free_port(address, preferred):
 
 
 class PortalListeners(object):
-    """The listening sockets of the configured portals. connections: pending.PendingConnections, which
-    accepts on them; sockets: {(portal group tag, address, port) as configured: socket}."""
+    """The listening sockets of the configured portals.
 
-    def __init__(self, connections):
+    loop: Loop; connections: pending.PendingConnections, which accepts on them; on_opened(): a portal
+    that waited is open; sockets: {(portal group tag, address, port) as configured: socket}; waiting:
+    {the same: why} of portals whose address this host does not have yet.
+    """
+
+    def __init__(self, loop, connections, on_opened):
+        self.loop = loop
         self.connections = connections
+        self.on_opened = on_opened
         self.sockets = {}
+        self.waiting = {}
+        self._timer = None
 
-    def open_configured(self, portal_groups):
-        """Listen on every portal of {tag: config.model.PortalGroup}. Raises PortalError; but '[::]' on
-        a host without IPv6 only causes a warning if another portal is open."""
-        errors = []
-        for tag, group in portal_groups.items():
+    def open_configured(self, configuration):
+        """Listen on every portal of a config.model.Configuration. Raises PortalError; but '[::]' on a
+        host without IPv6 only causes a warning if another portal is open or waits."""
+        errors, is_required = [], configuration.server.portal_required
+        for tag, group in configuration.portal_groups.items():
             for address, port in group.portals:
                 try:
-                    self.listen_on(tag, address, port)
+                    self.open_or_wait(tag, address, port, is_required)
                 except PortalError as e:
                     errors.append(e)
         for error in errors:
-            if not (self.sockets and error.is_family_absent):
+            if not ((self.sockets or self.waiting) and error.is_family_absent):
                 raise error
             log.warning('%s', error)
+
+    def open_or_wait(self, tag, address, port, is_required):
+        """Listen on this portal; if this host does not have the address yet, wait for it unless
+        `is_required`. Raises PortalError."""
+        try:
+            self.listen_on(tag, address, port)
+        except PortalError as e:
+            if is_required or not e.is_address_absent:
+                raise
+            self.waiting[tag, address, port] = str(e)
+            log.warning('%s; targetd waits for the address and tries again', e)
+            self._retry_later()
+
+    def _retry_later(self):
+        if self._timer is None and self.waiting:
+            self._timer = self.loop.call_later(RETRY_SECONDS, self._retry)
+
+    def _retry(self):
+        self._timer, has_opened = None, False
+        for tag, address, port in sorted(self.waiting):
+            try:
+                self.listen_on(tag, address, port)
+            except PortalError as e:
+                if not e.is_address_absent and str(e) != self.waiting[tag, address, port]:
+                    log.error('%s', e)
+                self.waiting[tag, address, port] = str(e)
+            else:
+                has_opened = True
+                log.info('portal %s is open now', shown(address, port))
+        self._retry_later()
+        if has_opened:
+            self.on_opened()
 
     def listen_on(self, tag, address, port):
         """Listen on this portal, unless it is open already. Raises PortalError."""
         if (tag, address, port) not in self.sockets:
             sock = open_portal(address, port)
             self.sockets[tag, address, port] = sock
+            self.waiting.pop((tag, address, port), None)
             self.connections.listen(sock, tag)
 
-    def try_portal(self, address, port):
-        """Raises PortalError if this portal cannot be opened. A port that is open already is not
-        tried: the portal that has it may be one that is going to be closed."""
+    def try_portal(self, address, port, is_required):
+        """Raises PortalError if a reload with this portal would be refused. A port that is open already
+        is not tried: the portal that has it may be one that is going to be closed."""
         if all(port != taken for _, _, taken in self.sockets):
-            open_portal(address, port).close()
+            try:
+                open_portal(address, port).close()
+            except PortalError as e:
+                if is_required or not e.is_address_absent:
+                    raise
 
     def close_portal(self, tag, address, port):
-        """Stop listening on this portal; its sessions continue."""
+        """Stop listening on this portal, or waiting for it; its sessions continue."""
+        self.waiting.pop((tag, address, port), None)
         sock = self.sockets.pop((tag, address, port), None)
         if sock is not None:
             self.connections.unlisten(sock)
@@ -188,4 +236,8 @@ class PortalListeners(object):
     def close_all(self):
         """Stop listening, and close the connections that are pending."""
         self.sockets.clear()
+        self.waiting.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         self.connections.close_all()

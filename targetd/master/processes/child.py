@@ -77,14 +77,38 @@ def credentials_of(user):
 
 
 def drop_privileges(credentials):
-    """Become this user permanently. Does nothing unless the process runs as root. credentials: what
-    credentials_of() returned, or None. Raises OSError."""
-    if os.geteuid() != 0 or credentials is None:
+    """Become this user permanently. Does nothing unless the process runs as root, or for the user root.
+    credentials: what credentials_of() returned, or None. Raises OSError."""
+    if os.geteuid() != 0 or credentials is None or credentials[0] == 0:
         return
     uid, gid, groups = credentials
     os.setgroups(groups)
     os.setgid(gid)
     os.setuid(uid)
+
+
+def why_not_become(credentials):
+    """Try drop_privileges() in a child process: why it is not possible, or ''."""
+    reading, writing = os.pipe()
+
+    def inside():
+        try:
+            drop_privileges(credentials)
+        except OSError as e:
+            os.write(writing, e.strerror.encode('utf-8'))
+        os._exit(0)
+
+    try:
+        pid = fork(os.fork, inside)
+    except OSError:  # the start itself reports that no process can be forked
+        os.close(reading)
+        return ''
+    finally:
+        os.close(writing)
+    with os.fdopen(reading, 'rb') as pipe:
+        why = pipe.read()
+    os.waitpid(pid, 0)
+    return why.decode('utf-8')
 
 
 def die_with(master):

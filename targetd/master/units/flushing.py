@@ -4,6 +4,9 @@ which initiators may stop flushing (shared_state.may_stop_flushing).
      flush_unit --> job: store.flush(everything) --GOOD--> done(None)
                                 |-- failed --> the unit has failed --> done(OSError)
                                 |-- no answer within the time limit --> done(OSError)
+
+Many files of one file system share jobs, since a thousand forks take far longer than a thousand flushes;
+if such a job does not answer in time, each of its files gets a job of its own.
 """
 
 import errno
@@ -14,6 +17,8 @@ from targetd.store import from_descriptor
 
 # shorter, together with the other stages of the stop, than a service manager waits
 FLUSH_SECONDS = 30.0
+GROUP_SECONDS = 10.0  # of a job that flushes several files
+FILES_PER_JOB = 64  # each keeps a descriptor
 
 
 class Flushes(object):
@@ -55,10 +60,48 @@ class Flushes(object):
             if len(results) == count:
                 done(results)
 
-        for unit in units:
-            self.flush_unit(unit, functools.partial(flushed, unit))
+        for group in grouped_by_file_system(units):
+            if len(group) == 1:
+                self.flush_unit(group[0], functools.partial(flushed, group[0]))
+            else:
+                self._flush_group(group, flushed)
         if not units:
             done(results)
+
+    def _flush_group(self, group, flushed):
+        media = [(unit.store.description(), unit.store.descriptor) for unit in group]
+
+        def answered(result):
+            for unit, words in zip(group, result.values.get('media') or [None] * len(group)):
+                if words is None or words.get('failed'):  # alone: its own time, its own failure
+                    self.flush_unit(unit, functools.partial(flushed, unit))
+                else:
+                    unit.has_flush_timed_out = False
+                    flushed(unit, None)
+
+        self.jobs.submit_job(
+            ('flush',) + tuple(unit.id for unit in group),
+            lambda: ({'media': [flush_medium(*medium)[0] for medium in media]}, ()),
+            answered,
+            [descriptor for _, descriptor in media],
+            GROUP_SECONDS,
+        )
+
+
+def grouped_by_file_system(units):
+    """[[unit, ...], ...]: files of one file system together, at most FILES_PER_JOB of them; everything
+    else alone."""
+    groups, by_device = [], {}
+    for unit in units:
+        if unit.store.kind != 'file' or not has_cache(unit):
+            groups.append([unit])
+            continue
+        group = by_device.get(unit.store.key[1])
+        if group is None or len(group) == FILES_PER_JOB:
+            group = by_device[unit.store.key[1]] = []
+            groups.append(group)
+        group.append(unit)
+    return groups
 
 
 def has_cache(unit):

@@ -66,10 +66,10 @@ def test_a_store_without_a_medium_cannot_be_encrypted(load, kind):
 def test_the_explanation_names_the_file_and_a_missing_one_is_a_warning(load, tmp_path):
     configuration = load(LUN % (0, 0, 'a.key'))
     assert 'encrypted with %s' % (tmp_path / 'a.key') in explain.explained(configuration)
-    (said,) = [str(each) for each in lint.missing_stores(configuration)]
+    (said,) = [str(each) for each in lint.missing_keys(configuration)]
     assert 'its encryption-key-file %s does not exist' % (tmp_path / 'a.key') in said
     (tmp_path / 'a.key').write_text('')
-    assert lint.missing_stores(configuration) == []
+    assert lint.missing_keys(configuration) == []
 
 
 def test_an_encrypted_disk_has_no_journal(load):

@@ -15,12 +15,12 @@ GOOD = HEAD + (
 
 @pytest.fixture
 def warnings(tmp_path):
-    def warnings(text, mode=0o600, look=False):
+    def warnings(text, mode=0o600):
         path = tmp_path / 'main.conf'
         path.write_bytes(text.encode('utf-8'))
         os.chmod(str(path), mode)
         configuration = loader.load(str(path))
-        return [str(w) for w in (lint.missing_stores if look else lint.warnings)(configuration)]
+        return [str(w) for w in lint.warnings(configuration)]
 
     return warnings
 
@@ -116,14 +116,6 @@ def test_secrets_in_a_file_of_their_own(warnings, tmp_path):
 
 def test_a_target_for_every_address_with_chap_has_no_warning(warnings):
     assert warnings(GOOD.replace('10.0.0.0/8', 'ALL')) == []
-
-
-def test_a_missing_store(warnings):
-    assert warnings(GOOD, look=True) == []
-    found = warnings(GOOD.replace('/srv/x.img\nsize = 1M', '/srv/no-such.img'), look=True)
-    assert len(found) == 1 and 'main.conf:4: /srv/no-such.img' in found[0] and 'size = ' in found[0]
-    found = warnings(GOOD.replace('/srv/x.img\nsize = 1M', 'serial:NO-SUCH'), look=True)
-    assert len(found) == 1 and 'serial:NO-SUCH matches no disk' in found[0]
 
 
 @pytest.mark.parametrize(

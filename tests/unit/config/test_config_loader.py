@@ -284,7 +284,7 @@ COMPLAINTS = [
     (b'[server]\nuser = n\xe4chster\n', 2, ['UTF-8']),
     ('[server]\nuser = "a\0b"\n', 2, ['NUL']),
     ('[server]\nuser nobody\n', 2, ['equals sign', 'user = ']),
-    ('[server]\nnonsense\n', 2, ['nonsense', 'neither']),
+    ('[server]\nnonsense\n', 2, ['this line is neither']),
     ('[server]\n= 5\n', 2, ['name before the equals sign is missing']),
     ('[server\nmax-sessions = 3\n', 1, ['not closed']),
     ('[target a=b\n', 1, ['not closed']),

@@ -73,7 +73,7 @@ def test_existing_data_is_kept(image, opened):
         ({'path': '/dev/null'}, ['/dev/null', 'neither a file nor a block device']),
         (
             {'path': '/nowhere/at/all', 'size': MIB},
-            ['/nowhere/at/all', 'directory', 'create /nowhere/at first'],
+            ['/nowhere/at/all', 'directory', 'its directory /nowhere/at does not exist'],
         ),
         ({'path': '/etc/passwd/x', 'size': MIB}, ['/etc/passwd/x', 'correct the path']),
     ],
@@ -90,9 +90,7 @@ def test_refusals_about_files(tmp_path, image):
     assert 'is not a block device' in refusal({'path': image, 'kind': 'block'})
     missing = str(tmp_path / 'missing.img')
     assert 'size = 10G' in refusal({'path': missing})
-    assert 'cannot be served read-only' in refusal(
-        {'path': missing, 'size': MIB, 'read_only': True}
-    )
+    assert 'cannot be served readonly' in refusal({'path': missing, 'size': MIB, 'read_only': True})
     assert not os.path.exists(missing)
     text = refusal({'path': image, 'size': 2 * MIB})
     assert image in text and str(MIB) in text and str(2 * MIB) in text and 'adds zeroes' in text
@@ -101,7 +99,7 @@ def test_refusals_about_files(tmp_path, image):
     os.truncate(image, MIB + 512)
     assert 'not a multiple of the block size 4096' in refusal({'path': image, 'block_size': 4096})
     os.truncate(image, 0)
-    assert 'set a size' in refusal({'path': image})
+    assert 'is empty; write a size' in refusal({'path': image})
     assert isinstance(
         pytest.raises(store.StoreError, store.open_store, {'path': image}).value,
         errors.TargetdError,
@@ -123,7 +121,7 @@ def test_a_fifo_does_not_block_the_master(tmp_path):
 @pytest.mark.parametrize(
     'number, read_only, words',
     [
-        (errno.EROFS, False, ['read-only = yes']),
+        (errno.EROFS, False, ['readonly = yes']),
         (errno.EACCES, True, ['as root']),
         (errno.EBUSY, False, ['in use', 'lsblk']),
         (errno.ENOMEDIUM, False, ['no medium']),
@@ -259,7 +257,7 @@ def test_a_device_claimed_by_another_process_is_refused(loop_device):
 
 def test_a_read_only_device_must_be_served_read_only(loop_device, opened):
     device = loop_device(512, 8 * MIB, None, '-r')
-    assert 'read-only = yes' in refusal({'path': device})
+    assert 'readonly = yes' in refusal({'path': device})
     medium = opened({'path': device, 'read_only': True}).store()
     with pytest.raises(OSError) as caught:
         medium.write(0, bytes(512), False)

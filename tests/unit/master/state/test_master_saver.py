@@ -78,7 +78,9 @@ def test_a_child_that_dies_or_does_not_answer(loop, saver, tmp_path, monkeypatch
     assert done[3] is None
     os.kill(saver._pid, signal.SIGSTOP)
     saver.write(
-        str(tmp_path / 'e'), 'x', lambda error: (done.append(error), saver.write('/', 'x', done.append))
+        str(tmp_path / 'e'),
+        'x',
+        lambda error: (done.append(error), saver.write('/', 'x', done.append)),
     )
     until(loop, lambda: len(done) == 6)
     assert done[4].errno == errno.ETIMEDOUT

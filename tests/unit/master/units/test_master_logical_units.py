@@ -457,3 +457,34 @@ def test_find_by_id_and_by_target_and_number(harness):
     assert harness.units.find(harness.unit.id) is harness.unit
     assert harness.units.find(TARGET + '/0') is harness.unit
     assert harness.units.find(TARGET + '/9') is None and harness.units.find('x') is None
+
+
+def test_a_thousand_files_are_flushed_by_few_processes_and_each_failure_is_its_own(
+    harness, tmp_path, monkeypatch
+):
+    def flush(descriptor):
+        if os.readlink('/proc/self/fd/%d' % descriptor).endswith('150.img'):
+            broken()
+
+    monkeypatch.setattr('targetd.store.posix.os.fdatasync', flush)
+    forks = []
+
+    def fork():
+        forks.append(1)
+        return os.fork()
+
+    units = [harness.export(number) for number in range(1, 200)]
+    for unit in units:
+        unit.store.close()
+        path = str(tmp_path / ('%d.img' % unit.lun.number))
+        unit.store = store.open_store({'path': path, 'size': 1 << 20})
+        unit.store.set_flag(store.failure_flags.new_flag())
+    jobs, results = Jobs(harness.loop, fork), []
+    harness.units.flushes.jobs = jobs
+    harness.units.flushes.flush_units(units, results.extend)
+    jobs.wait()
+    failed = [unit.lun.number for unit, error in results if error is not None]
+    assert (len(results), failed) == (199, [150])
+    assert len(forks) == 5  # 64, 64, 64, 7, and the failed one alone
+    for unit in units:
+        unit.store.close()
