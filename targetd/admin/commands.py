@@ -32,7 +32,7 @@ Column = namedtuple('Column', 'key heading form')
 
 #: A command. words: as typed, separated by a blank; arguments: Arguments; help: one line; text: a
 #: paragraph for the manual page; columns: () if the reply is a message; empty: printed when there
-#: are no rows; seconds: timeout of the reply; local: True if the client answers it without a
+#: are no rows; seconds: timeout of the reply; local: True if the client answers it itself, without a
 #: server; records: True if the rows are long and are printed as paragraphs.
 Command = namedtuple('Command', 'words arguments help text columns empty seconds local records')
 
@@ -181,6 +181,20 @@ TABLE = (
                               ('backing_store', 'BACKING-STORE'), ('contents', 'CONTENT'),
                               ('used_by', 'USED-BY')),
              empty='this host has no disk', local=True),
+    _command('nagios', 'report the state as a plug-in of Nagios or Icinga does',
+             'Prints one line with performance data, then one line per problem, and exits with 0 '
+             '(OK), 1 (WARNING: a unit is degraded, a portal is not open), 2 (CRITICAL: a unit has '
+             'failed, is missing or hangs, no portal is open, or targetd is not running) or 3 '
+             '(UNKNOWN: targetd does not answer, or this user may not ask it).',
+             local=True),
+    _command('metrics', 'print the state as metrics of Prometheus',
+             'Prints sizes, states, sessions and medium errors in the text format of Prometheus. With '
+             '--output, the file is replaced as a whole: name a file *.prom in the directory of the '
+             "textfile collector of node_exporter, and run the command from cron. If targetd is not "
+             'running, the only metric is targetd_up 0.',
+             arguments=[
+                 Argument('output', 'option', False, 'file to write, instead of standard output')],
+             local=True),
     _command('import', 'write the configuration of another iSCSI target as one of targetd',
              'Reads targets.conf of tgt (with the files that it includes) or the output of tgt-admin '
              '--dump, saveconfig.json of LIO, scst.conf, ietd.conf, ctl.conf of FreeBSD, istgt.conf, '

@@ -1,11 +1,20 @@
-"""The commands that targetdctl executes itself, without a server.
+"""The commands that targetdctl executes itself: without a server, or from several replies of it.
 
 May import base, host.disks, host.in_use, host.signatures, migration and admin. A command is a function
 of the parsed arguments that returns a reply as in admin.commands; it may have the keys `text` (printed
 as it is), `messages` (lines for standard error) and `exit_code` too.
 """
 
+import os
+import time
+
+from targetd.admin import monitoring
+from targetd.admin.protocol import NotRunning, default_socket, send_request
+from targetd.errors import TargetdError
 from targetd.host import disks, in_use, signatures
+
+#: Time for all requests of a monitoring command; monitoring systems give up after 10 seconds.
+MONITORING_SECONDS = 8.0
 
 
 def answer_disks(parsed):
@@ -35,6 +44,48 @@ def answer_import(parsed):
     return dict(outcome._asdict(), ok=outcome.exit_code == 0)
 
 
+def _snapshot(parsed):
+    """The monitoring.Snapshot of the server. Raises NotRunning or TargetdError."""
+    path = parsed.socket or default_socket()
+    deadline = time.monotonic() + MONITORING_SECONDS
+
+    def ask(name):
+        left = max(0.1, deadline - time.monotonic())
+        return send_request(path, {'command': name}, left)['rows']
+
+    return monitoring.take_snapshot(ask)
+
+
+def answer_nagios(parsed):
+    """The reply of `nagios`; its exit code is that of a plug-in of Nagios."""
+    try:
+        code, text = monitoring.nagios(_snapshot(parsed))
+    except NotRunning as e:
+        code, text = monitoring.nagios_failure(e, False)
+    except TargetdError as e:
+        code, text = monitoring.nagios_failure(e, True)
+    return {'ok': code == monitoring.OK, 'text': text, 'exit_code': code}
+
+
+def answer_metrics(parsed):
+    """The reply of `metrics`. Raises TargetdError if the server runs and cannot be asked, or the file
+    cannot be written."""
+    try:
+        text = monitoring.metrics(_snapshot(parsed))
+    except NotRunning:
+        text = monitoring.metrics(None)
+    if not parsed.output:
+        return {'ok': True, 'text': text}
+    unfinished = '%s.%d' % (parsed.output, os.getpid())
+    try:
+        with open(unfinished, 'w', encoding='utf-8') as file:
+            file.write(text)
+        os.rename(unfinished, parsed.output)  # a reader finds the old text or the new one
+    except OSError as e:
+        raise TargetdError('%s cannot be written: %s' % (parsed.output, e.strerror))
+    return {'ok': True}
+
+
 def contents(path):
     """Descriptions of the signatures on a disk; [] if there is none or this user may not read it."""
     try:
@@ -45,4 +96,9 @@ def contents(path):
 
 #: Words of a local command -> function of the parsed arguments that returns the reply. Complete for every
 #: row of commands.TABLE that is local; a test compares them.
-ANSWERS = {'disks': answer_disks, 'import': answer_import}
+ANSWERS = {
+    'disks': answer_disks,
+    'import': answer_import,
+    'nagios': answer_nagios,
+    'metrics': answer_metrics,
+}

@@ -43,6 +43,10 @@ EXAMPLES = (
     ('Show which initiators are logged in to which targets:', 'targetdctl show sessions'),
     ('Show why the initiator at 10.0.5.17 cannot log in:', 'targetdctl why 10.0.5.17'),
     ('Show what a changed configuration would do:', 'targetdctl reload --plan'),
+    (
+        'Let node_exporter report the state, from a line in /etc/cron.d:',
+        '* * * * * root targetdctl metrics --output /var/lib/prometheus/node-exporter/targetd.prom',
+    ),
     ('List the disks and show which of them are unused:', 'targetdctl disks'),
     (
         'Print only the session numbers, for a script:',
