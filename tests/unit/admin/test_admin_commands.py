@@ -39,7 +39,7 @@ def test_a_request_finds_its_row_and_arguments():
 
 
 def test_missing_optional_arguments_have_their_default():
-    assert parse_request(request(command='reload'))[1] == {'plan': False}
+    assert parse_request(request(command='reload'))[1] == {'plan': False, 'now': False}
     assert parse_request(request(command='why'))[1] == {'address': None}
     assert parse_request(request(command='logout', session=1))[1] == {'session': 1, 'seconds': None}
 
