@@ -39,8 +39,8 @@ master -> worker
              (scsi.operations)
   logout     seconds                                      send an asynchronous message asking for
              logout (RFC 7143 11.9.1)
-  check-connections  id                                   the initiator port logs in through another
-             portal group: answer with `continues`, unless the session ends now
+  check-connections  id                                   the initiator logs in once more, through
+             another portal group or with another ISID: answer with `continues`, unless the session ends now
   end        why, reason                                  end the session now: 'reinstated',
              'stopped', 'administrator', …
   retire                                                  a spare: exit; a busy worker: exit when

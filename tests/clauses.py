@@ -99,6 +99,7 @@ SUBJECTS = {
     'C': 'SendTargets operation',
     'RFC 7144 6.1': 'further task management functions',
     'SBC-3 5.4': 'GET LBA STATUS',
+    'SBC-3 5.10': 'PREVENT ALLOW MEDIUM REMOVAL',
     'SBC-3 5.25': 'START STOP UNIT',
     'SBC-3 5.43': 'WRITE SAME(10)',
     'SBC-3 5.44': 'WRITE SAME(16)',

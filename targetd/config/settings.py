@@ -388,8 +388,8 @@ LUN = (
              for name, function in identities.FORMATS.items()),
          example='tgt tid=1 lun=1', shared=False),
     _lun('rotation-rate', kinds.Auto(kinds.Number(0, 65534)), None, NEEDS_LOGOUT,
-         'Revolutions per minute; 1: not rotating (SSD), 0: not reported, auto: that of the disk, '
-         '0 for a file.',
+         'Revolutions per minute; 1: not rotating (SSD), 0: not reported, auto: that of the disk, or '
+         'of the disk that a file is on, 0 if Linux does not know it.',
          example='1'),
     _lun('direct-io', kinds.Flag(), False, NEEDS_LOGOUT, 'Bypass the page cache of the operating '
                                                          'system (O_DIRECT).'),

@@ -1,8 +1,9 @@
 """LOG SENSE and LOG SELECT (SPC-4 6.8, 6.7): counters and events of the unit. Pure.
 
 TABLE has one row per page. Commands are not counted, so the log pages cost READ and WRITE nothing.
-Page 19h therefore has neither the numbers of commands (0001h) nor the idle time (0002h) that SPC-4
-7.3.6 requires: omitting them is better than reporting zeroes, and sg_logs shows the page in hex.
+There is therefore no page 19h (General Statistics and Performance): a device that has it must report
+the numbers of commands, their times (0001h) and the idle time (0002h) in it (SPC-4 7.3.6), which
+needs a counter and a clock in every READ and WRITE.
 The error counter pages count errors of the slow path only. SP saves nothing (DS is 1): persistent
 values are always kept, see records.py. Windows requests page 0Ch with PC 0 and expects an answer;
 list parameters have no thresholds, so PC is ignored there.
@@ -118,11 +119,6 @@ def _self_tests(unit, control):
     return parameters
 
 
-def _statistics(unit, control):
-    """SPC-4: only the time interval, one millisecond."""
-    return [(0x0003, BINARY_LIST, struct.pack('>II', 3, 1))]
-
-
 def _exceptions(unit, control):
     """SPC-4: FAILURE PREDICTION THRESHOLD EXCEEDED after acknowledged data was lost, after `on-error`
     has restricted the unit, and while there are blocks that cannot be read."""
@@ -144,7 +140,6 @@ TABLE = (
     _page(0x0D, 'Temperature', _temperature),
     _page(0x0E, 'Start-Stop Cycle Counter', _start_stop),
     _page(0x10, 'Self-Test Results', _self_tests),
-    _page(0x19, 'General Statistics and Performance', _statistics),
     _page(0x2F, 'Informational Exceptions', _exceptions),
 )
 # fmt: on

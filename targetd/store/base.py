@@ -40,7 +40,7 @@ class Capabilities(
         'Capabilities',
         (
             'unmap zeroes_after_unmap unmap_granularity unmap_alignment maximum_unmap_length '
-            'physical_block_size alignment_offset minimum_io_size optimal_io_size rotational extents'
+            'physical_block_size alignment_offset minimum_io_size optimal_io_size rotation_rate extents'
         ),
     )
 ):
@@ -52,14 +52,14 @@ class Capabilities(
     start at alignment + n * granularity; maximum_unmap_length: reasonable bytes per call, 0 means
     unlimited; physical_block_size: bytes; alignment_offset: bytes from the start of the medium to
     its first physical block boundary; minimum_io_size, optimal_io_size: bytes, 0 if the medium does
-    not report them; rotational: True, False, None (unknown); extents: bool, extents() distinguishes
-    mapped from unmapped ranges.
+    not report them; rotation_rate: revolutions per minute, 1: does not rotate, 0: unknown; extents:
+    bool, extents() distinguishes mapped from unmapped ranges.
     """
 
     __slots__ = ()
 
 
-NO_CAPABILITIES = Capabilities(False, False, 0, 0, 0, 512, 0, 0, 0, None, False)
+NO_CAPABILITIES = Capabilities(False, False, 0, 0, 0, 512, 0, 0, 0, 0, False)
 
 # The thread of this process that is inside exclusive_range() has taken this token. There is one token
 # for all stores: POSIX locks belong to processes, so the kernel would report a deadlock between two

@@ -10,7 +10,7 @@ import errno
 import fcntl
 import os
 import struct
-from typing import Optional, Tuple
+from typing import Tuple
 
 # fallocate(2) modes
 KEEP_SIZE = 0x01
@@ -151,6 +151,10 @@ def zero_out(descriptor: int, offset: int, length: int) -> None:
     fcntl.ioctl(descriptor, BLKZEROOUT, _RANGE.pack(offset, length))
 
 
+#: Revolutions per minute that VPD page B1h can report; the values between 1 and these are reserved.
+LOWEST_ROTATION_RATE, HIGHEST_ROTATION_RATE = 0x0401, 0xFFFE
+
+
 class DeviceQueue(object):
     """What /sys reports about a block device (st_rdev), or about the disk that a partition is on.
     Missing values are 0 or ''."""
@@ -178,9 +182,20 @@ class DeviceQueue(object):
         text = self.text('queue', name)
         return int(text) if text.isdigit() else 0
 
-    def rotational(self) -> Optional[bool]:
-        """Returns True, False, or None if the kernel does not report it."""
-        return {'0': False, '1': True}.get(self.text('queue', 'rotational'))
+    def rotation_rate(self) -> int:
+        """Returns the MEDIUM ROTATION RATE of VPD page B1h (SBC-3): 1 for a medium that does not
+        rotate, revolutions per minute if the disk reports them, 0 if unknown."""
+        rotational = self.text('queue', 'rotational')
+        if rotational == '0':
+            return 1
+        if rotational != '1':  # 1 is also the kernel's value for what it does not know
+            return 0
+        try:
+            with open(os.path.join(self.disk, 'device', 'vpd_pgb1'), 'rb') as f:
+                rate = int.from_bytes(f.read(6)[4:], 'big')
+        except OSError:
+            return 0
+        return rate if LOWEST_ROTATION_RATE <= rate <= HIGHEST_ROTATION_RATE else 0
 
     def discard_alignment(self) -> int:
         """Returns the bytes from the start of this device or partition to its first granule."""

@@ -277,7 +277,7 @@ def _file_capabilities(wanted, descriptor, status, queue, block_size):
         unmap_granularity=min(granularity, 1 << 20),
         physical_block_size=max(physical, block_size),
         minimum_io_size=max(physical, block_size),
-        rotational=queue.rotational(),
+        rotation_rate=queue.rotation_rate(),
         extents=_knows_holes(descriptor),
     )
 
@@ -354,7 +354,7 @@ def _describe_block(wanted, descriptor, claims):
         alignment_offset=offset,
         minimum_io_size=minimum,
         optimal_io_size=optimal,
-        rotational=queue.rotational(),
+        rotation_rate=queue.rotation_rate(),
     )
     facts = wanted.facts(
         'block', size, block_size, capabilities, sector=logical, direct_alignment=logical
@@ -379,7 +379,7 @@ def _open_ram(wanted, held):
         zeroes_after_unmap=True,
         unmap_granularity=max(4096, block_size),
         physical_block_size=max(4096, block_size),
-        rotational=False,
+        rotation_rate=1,
         extents=_knows_holes(descriptor),
     )
     status = os.fstat(descriptor)
@@ -400,7 +400,7 @@ def _open_null(wanted, held):
         zeroes_after_unmap=True,
         unmap_granularity=block_size,
         physical_block_size=block_size,
-        rotational=False,
+        rotation_rate=1,
         extents=True,
     )
     return OpenedStore(

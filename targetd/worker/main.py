@@ -294,8 +294,8 @@ class Worker(object):
             connection.requests.ask_for_logout(int(message['seconds']))
 
     def _check_connections(self, message, descriptors):
-        """The initiator port logs in through another portal group. If the initiator has closed every
-        connection of this session, the session ends, and the master notices that."""
+        """The initiator logs in once more. If it has closed every connection of this session, the
+        session ends, and the master notices that."""
         if not self.members.are_closed_by_initiator():
             self.report('continues', id=message['id'])
 

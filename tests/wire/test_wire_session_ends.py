@@ -209,10 +209,10 @@ def holding(daemon, ready):
     return session, daemon.worker_of(session)
 
 
-def nothing_is_left_in_the_other_group(daemon, sessions):
+def nothing_is_left_in_the_other_group(daemon, sessions, isid=ISID):
     """Logs in with one request through group 2, and asserts that no reservation and no prevention of
     removal is in force after the unit attention of the new session."""
-    other = sessions(daemon, address=daemon.other, security=False)
+    other = sessions(daemon, address=daemon.other, security=False, isid=isid)
     assert other.run(bytes(6)).key == (6, 0x29, 0)
     assert other.run(bytes(6)).status == 0
     assert other.run(EJECT).status == 0
@@ -291,3 +291,32 @@ def test_a_session_whose_worker_is_busy_delays_its_port_in_another_group_by_seco
     finally:
         worker.resume()
     first.run(bytes(6)).good()
+
+
+@pytest.mark.clause('RFC 7143 6.3.5')
+@pytest.mark.parametrize('end', OTHER_ENDS[2:5], ids=OTHER_NAMES[2:5])
+def test_a_login_with_another_isid_waits_until_the_lost_connection_was_noticed(
+    two_groups, ready, sessions, end
+):
+    """iPXE and libiscsi use a new ISID for each session (libiscsi's test PreventAllow.ITNexusLoss)."""
+    session, worker = holding(two_groups, ready)
+    worker.suspend()
+    timer = threading.Timer(0.5, worker.resume)
+    timer.start()
+    try:
+        end(session)
+        two_groups.other = two_groups.address
+        nothing_is_left_in_the_other_group(two_groups, sessions, bytes.fromhex('80abcdef0002'))
+    finally:
+        timer.join()
+
+
+@pytest.mark.clause('SBC-3 5.10')
+def test_a_medium_can_be_loaded_while_its_removal_is_prevented(two_groups, ready):
+    session = ready(two_groups)
+    session.run(EJECT).good()
+    session.run(PREVENT).good()
+    assert session.run(bytes(6)).key == (2, 0x3A, 0)
+    session.run(bytes((0x1B, 0, 0, 0, 3, 0))).good()
+    session.run(bytes(6)).good()
+    assert session.run(EJECT).key == (5, 0x53, 2)

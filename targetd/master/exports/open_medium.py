@@ -325,8 +325,6 @@ def physical_block_size(lun, store):
 
 
 def rotation_rate(lun, capabilities):
-    """Returns the MEDIUM ROTATION RATE of VPD page B1h (SBC-3): the configured value, else 1 for a
-    non-rotating medium, else 0 (not reported), because the speed of a disk is not known."""
-    if lun.rotation_rate is not None:
-        return lun.rotation_rate
-    return 1 if capabilities.rotational is False else 0
+    """Returns the MEDIUM ROTATION RATE of VPD page B1h (SBC-3): the configured value, else
+    that of the disk, also of the disk that a file is on; 0 (not reported) if it is unknown."""
+    return capabilities.rotation_rate if lun.rotation_rate is None else lun.rotation_rate

@@ -9,8 +9,8 @@ again.
        |
        +--> the nexus is free ----------------> granted: TSIH, units
        |      ^
-       |      +-- the initiator port has a session through another portal group: its worker says that
-       |          the session goes on, or is reaped; at most END_SECONDS
+       |      +-- the initiator has other sessions with the target: the worker of each says that the
+       |          session goes on, or is reaped; at most END_SECONDS
        |
        +--> the nexus has a session --> its worker ends it --> reaped --> the claim is decided again
                                           not reaped after END_SECONDS: SIGKILL --^
@@ -31,6 +31,8 @@ from targetd.scsi.sam import Nexus
 END_SECONDS = 5.0  # a worker that was ordered to end its session and takes longer is killed
 MAXIMUM_TSIH = 0xFFFF
 _RANDOM = random.SystemRandom()
+#: If an initiator has more sessions with a target, a login waits only for those of its initiator port.
+MOST_CHECKED = 8
 
 ISID = re.compile('[0-9a-f]{12}\\Z')
 # characters of an iSCSI name (RFC 7143 4.2.7.1), also of a text key's value; of an alias
@@ -78,8 +80,8 @@ class SessionRecord(object):
 
 
 class WaitingClaim(object):
-    """A claim that waits for the end of the session that it replaces, or for news of the sessions that
-    its initiator port has through other portal groups.
+    """A claim that waits for the end of the session that it replaces, or for news of the other sessions
+    of its initiator.
 
     checks: {id of the order `check-connections`: TSIH}, not answered; continuing: TSIHs of sessions
     that go on, for which the claim does not wait any more."""
@@ -173,7 +175,7 @@ class Sessions(object):
             if old is not None:
                 self._reinstate(old, waiting)
                 return
-            if self._await_other_groups(nexus, waiting):
+            if self._await_lost_sessions(nexus, waiting):
                 return
         if sum(1 for s in self.by_tsih.values() if s.nexus) >= self.limit and nexus:
             raise Refused(
@@ -232,16 +234,18 @@ class Sessions(object):
                 victim, 'its session was reinstated and did not end within %d seconds' % END_SECONDS
             )
 
-    def _await_other_groups(self, nexus, waiting):
-        """The claim waits for the sessions of the same initiator port through other portal groups whose
-        connection is lost, but whose worker has not noticed it: their nexus is lost before this one
-        is served. Returns False if there is nothing to wait for."""
-        unknown = [
+    def _await_lost_sessions(self, nexus, waiting):
+        """The claim waits for the sessions of the same initiator, through other portal groups or with
+        other ISIDs, whose connection is lost, but whose worker has not noticed it: their nexus is lost
+        before this one is served. Returns False if there is nothing to wait for."""
+        others = [
             session
             for session in self.of_target(nexus.target_name)
-            if session.nexus.initiator_port == nexus.initiator_port
-            and session.tsih not in waiting.continuing
+            if session.nexus.initiator_name == nexus.initiator_name
         ]
+        if len(others) > MOST_CHECKED:
+            others = [s for s in others if s.nexus.initiator_port == nexus.initiator_port]
+        unknown = [session for session in others if session.tsih not in waiting.continuing]
         if not unknown:
             return False
         self.waiting_claims.append(waiting)

@@ -304,13 +304,14 @@ ACTIONS = frozenset(action for _, action in START_STOP)
 
 
 def _start_stop(shared, nexus, message, _known_ports):
-    """START STOP UNIT (SBC-3 5.25). While a nexus prevents medium removal, both eject and load are
-    refused: libiscsi's test PreventAllow.Eject expects that. (Linux prevents removal when it opens a
-    removable /dev/sdX, so loading is possible only through /dev/sgX.)"""
+    """START STOP UNIT (SBC-3 5.25). While a nexus prevents medium removal (SBC-3 5.10), an eject is
+    refused. A load removes nothing and is accepted: Linux prevents removal when it opens a removable
+    disk, so a disk that is ejected could otherwise not be loaded through /dev/sdX. libiscsi's test
+    PreventAllow.Eject expects that the load is refused; it is wrong."""
     action = message['action']
     if action not in ACTIONS:
         raise ValueError('action %r' % (action,))
-    if action in ('eject', 'load') and shared.prevented_by:
+    if action == 'eject' and shared.prevented_by:
         return refusal(shared, CheckCondition(ILLEGAL_REQUEST, 0x53, 0x02))
     medium = START_STOP.get((shared.medium, action), shared.medium)
     if medium == shared.medium:

@@ -56,9 +56,24 @@ def test_zeroes_after_unmap_is_reported_only_if_guaranteed(sysfs, files, certain
     assert sysfs(files).zeroes_by_unmapping() is certain
 
 
-@pytest.mark.parametrize('text, rotational', [('0', False), ('1', True), ('', None)])
-def test_rotational(sysfs, text, rotational):
-    assert sysfs({'queue/rotational': text}).rotational() is rotational
+@pytest.mark.parametrize(
+    'rotational, page, rate',
+    [
+        ('0', None, 1),
+        ('0', '\0\xb1\0\x3c\x1c\x20', 1),
+        ('1', None, 0),  # the kernel's value for a disk of which it knows nothing
+        ('1', '\0\x31\0\x3c\x1c\x20', 7200),
+        ('1', '\0\x31\0\x3c\0\0', 0),
+        ('1', '\0\x31\0\x3c\x04\0', 0),  # reserved
+        ('1', '\0\x31', 0),
+        ('', '\0\x31\0\x3c\x1c\x20', 0),
+    ],
+)
+def test_the_rotation_rate_is_that_of_the_disk_if_linux_knows_it(sysfs, rotational, page, rate):
+    files = {'queue/rotational': rotational}
+    if page is not None:
+        files['device/vpd_pgb1'] = page
+    assert sysfs(files).rotation_rate() == rate
 
 
 def test_a_partition_uses_the_queue_of_its_disk_and_a_separate_alignment(sysfs):
@@ -73,20 +88,20 @@ def test_a_partition_uses_the_queue_of_its_disk_and_a_separate_alignment(sysfs):
         ),
         partition=True,
     )
-    assert (queue.number('discard_granularity'), queue.discard_alignment(), queue.rotational()) == (
-        4096,
-        3584,
-        False,
-    )
+    assert (
+        queue.number('discard_granularity'),
+        queue.discard_alignment(),
+        queue.rotation_rate(),
+    ) == (4096, 3584, 1)
 
 
 def test_a_device_without_attributes_in_sysfs(tmp_path):
     queue = linux.DeviceQueue(os.makedev(8, 0), str(tmp_path))
-    assert (queue.number('discard_max_bytes'), queue.discard_alignment(), queue.rotational()) == (
-        0,
-        0,
-        None,
-    )
+    assert (
+        queue.number('discard_max_bytes'),
+        queue.discard_alignment(),
+        queue.rotation_rate(),
+    ) == (0, 0, 0)
     assert not queue.zeroes_by_unmapping()
     assert queue.zeroing_mode() == ''
 

@@ -9,18 +9,18 @@ from targetd.store.base import NO_CAPABILITIES
 
 
 @pytest.mark.parametrize(
-    'configured, rotational, reported',
+    'configured, of_the_disk, reported',
     [
-        (None, False, 1),  # also a file on an SSD
-        (None, True, 0),  # the speed of the disk is not known
-        (None, None, 0),
-        (7200, False, 7200),
-        (0, False, 0),
-        (1, True, 1),
+        (None, 1, 1),  # also a file on an SSD
+        (None, 7200, 7200),
+        (None, 0, 0),  # not known
+        (7200, 1, 7200),
+        (0, 1, 0),
+        (1, 0, 1),
     ],
 )
 def test_the_rotation_rate_of_page_b1_is_not_reported_unless_it_is_known(
-    configured, rotational, reported
+    configured, of_the_disk, reported
 ):
-    capabilities = NO_CAPABILITIES._replace(rotational=rotational)
+    capabilities = NO_CAPABILITIES._replace(rotation_rate=of_the_disk)
     assert rotation_rate(SimpleNamespace(rotation_rate=configured), capabilities) == reported

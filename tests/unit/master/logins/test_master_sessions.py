@@ -30,6 +30,7 @@ class Desk(object):
         self.loop = StillLoop()
         self.refused = None
         self.ended = []
+        self.sessions_go_on = True  # the workers of other sessions answer at once
         self.sessions = Sessions(
             self.loop,
             self,
@@ -83,6 +84,10 @@ class Desk(object):
             message['connection'] = Connection()
             message['login'] = {'response': '00' * 48, 'answer': '', 'declared': 512}
         self.sessions.process_claim(worker, message)
+        while self.sessions_go_on and any(w.checks for w in self.sessions.waiting_claims):
+            waiting = next(w for w in self.sessions.waiting_claims if w.checks)
+            number, asked = next(iter(waiting.checks.items()))
+            self.sessions.on_continues(self.sessions.owner(asked), {'id': number})
         return worker.of('answer')[-1] if worker.of('answer') else None
 
     def die(self, worker):
@@ -209,6 +214,7 @@ def test_reinstatement_answers_only_after_the_old_worker_is_gone(desk):
 
 
 def test_a_claim_through_another_group_waits_until_the_session_goes_on_or_is_gone(desk):
+    desk.sessions_go_on = False
     one, two, three = FakeWorker('one'), FakeWorker('two'), FakeWorker('three')
     desk.claim(one, group=1)
     assert desk.claim(two, group=2) is None
@@ -226,7 +232,22 @@ def test_a_claim_through_another_group_waits_until_the_session_goes_on_or_is_gon
     assert status(three.of('answer')[0]) == (0, 0)
 
 
+def test_a_claim_with_another_isid_waits_too_unless_there_are_very_many_sessions(desk):
+    workers = [FakeWorker(str(n)) for n in range(registry.MOST_CHECKED + 1)]
+    for number, worker in enumerate(workers[:-1]):
+        desk.claim(worker, isid='0002%08x' % number)
+    desk.sessions_go_on = False
+    assert desk.claim(workers[-1], isid='00023d000009') is None
+    for worker in workers[:-1]:
+        desk.sessions.on_continues(worker, worker.of('check-connections')[-1])
+    assert status(workers[-1].of('answer')[0]) == (0, 0)
+    # with one session more, only those of the same initiator port are asked
+    assert status(desk.claim(FakeWorker('last'), isid='00023d00000a')) == (0, 0)
+    assert desk.claim(FakeWorker('group'), isid='00023d000009', group=2) is None
+
+
 def test_a_claim_through_another_group_does_not_wait_for_ever(desk):
+    desk.sessions_go_on = False
     one, two = FakeWorker('one'), FakeWorker('two')
     desk.claim(one, group=1)
     assert desk.claim(two, group=2) is None

@@ -140,20 +140,6 @@ def test_an_invalid_operate_request_is_malformed(shared, change):
         decide(shared, ONE, dict(OVERWRITE, **change), [])
 
 
-@pytest.mark.parametrize('action', ['eject', 'load'])
-@pytest.mark.parametrize('medium', ['ready', 'ejected'])
-def test_prevented_removal_refuses_eject_and_load(shared, action, medium):
-    """libiscsi's PreventAllow tests require both."""
-    prevented = decide(
-        shared._replace(medium=medium), ONE, {'ask': 'prevent', 'prevent': True}, []
-    ).shared
-    assert sense_of(decide(prevented, TWO, {'ask': 'start-stop', 'action': action}, [])) == (
-        5,
-        0x53,
-        2,
-    )
-
-
 def test_starts_and_loads_are_counted_and_saved(shared):
     state = shared
     for action in ('stop', 'start', 'eject', 'load'):

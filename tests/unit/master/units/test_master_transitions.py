@@ -181,6 +181,18 @@ def test_loading_a_medium_causes_a_unit_attention_for_the_other_nexuses(shared):
     assert decision.attentions_of(TWO) == [[0x28, 0x00]] and decision.attentions_of(ONE) == []
 
 
+@pytest.mark.clause('SBC-3 5.10')
+def test_a_load_is_accepted_while_removal_is_prevented(shared):
+    """libiscsi's test PreventAllow.Eject expects that it is refused, which the standard does not
+    say."""
+    prevented = decide(
+        shared._replace(medium=EJECTED), TWO, {'ask': 'prevent', 'prevent': True}, []
+    ).shared
+    loaded = decide(prevented, ONE, {'ask': 'start-stop', 'action': 'load'}, []).shared
+    assert loaded.medium == READY and loaded.prevented_by == (nexus_ports(TWO),)
+
+
+@pytest.mark.clause('SBC-3 5.10')
 def test_prevented_removal(shared):
     prevented = decide(shared, TWO, {'ask': 'prevent', 'prevent': True}, []).shared
     refusal = decide(prevented, ONE, {'ask': 'start-stop', 'action': 'eject'}, [])
