@@ -124,6 +124,9 @@ class Puppet(object):
             os._exit(0)
         if message['do'] in ('change', 'units') and not self.deaf:
             self.channel.send({'report': 'acknowledge', 'id': message['id']})
+        if message['do'] == 'check-connections':
+            self.channel.send({'report': 'continues', 'id': message['id']})
+            return
         for descriptor in descriptors:
             os.close(descriptor)
         line = json.dumps(dict(message, _descriptors=len(descriptors))).encode() + b'\n'
