@@ -1,5 +1,6 @@
 # For jobs in the guest: targetd from /src, and the initiator's daily commands.
-export PYTHONPATH=/src PYTHONDONTWRITEBYTECODE=1
+# /src is read-only: without a place for the compiled files each command compiles all modules, which takes seconds here
+export PYTHONPATH=/src PYTHONPYCACHEPREFIX=/tmp/compiled
 TARGETD_CONF=
 
 start_targetd() { # configuration

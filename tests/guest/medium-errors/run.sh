@@ -99,6 +99,8 @@ start_targetd /job/targetd.conf
 eventually state_has $flaky read-only
 targetdctl acknowledge $flaky/0
 state_has $flaky ready
+# Linux keeps a disk that it has seen write-protected read-only until it looks at the disk again.
+echo 1 > "/sys/block/${disk#/dev/}/device/rescan"
 eventually dd if=/tmp/direct.data of="$disk" bs=64k count=1 oflag=direct conv=fsync status=none
 logout $flaky
 stop_targetd
