@@ -9,8 +9,13 @@ start_targetd() { # configuration
     cp "$1" /tmp/targetd.conf; chmod 600 /tmp/targetd.conf
     (cd / && python3 -m targetd -t -c /tmp/targetd.conf)
     (cd / && python3 -m targetd -c /tmp/targetd.conf)
-    trap 'status=$?; [ $status = 0 ] || { say "log of targetd"; tail -n 60 /tmp/targetd.log; }; exit $status' EXIT
+    trap 'status=$?; [ $status = 0 ] || after_failure; exit $status' EXIT
     wait_tcp 127.0.0.1 3260 30
+}
+
+after_failure() { # a suspended device would keep the guest from ending
+    say "log of targetd"; tail -n 60 /tmp/targetd.log
+    dmsetup ls --target linear 2>/dev/null | while read -r name _; do dmsetup resume "$name" || true; done
 }
 
 stop_targetd() {

@@ -4,6 +4,7 @@ between sessions and targets."""
 import struct
 
 import pytest
+from copies import information, populate, token_of
 from daemon import eventually
 from initiator import pattern
 from pdus import R2T
@@ -31,13 +32,6 @@ def cscd(session, lun):
     return struct.pack('>BBxxBBxB16s4xI', 0xE4, 0, 1, 3, 16, naa_of(session, lun), 512)
 
 
-def populate(session, ranges, name=1, lun=0, timeout=0):
-    body = b''.join(struct.pack('>QI4x', lba, blocks) for lba, blocks in ranges)
-    data = struct.pack('>HBxII2xH', 14 + len(body), 0, timeout, 0, len(body)) + body
-    result = session.run(struct.pack('>BB4xIIBB', 0x83, 0x10, name, len(data), 0, 0), lun, out=data)
-    return result
-
-
 def write_using(session, token, ranges, name=2, lun=0, offset=0, flags=0):
     body = b''.join(struct.pack('>QI4x', lba, blocks) for lba, blocks in ranges)
     data = (
@@ -47,20 +41,6 @@ def write_using(session, token, ranges, name=2, lun=0, offset=0, flags=0):
         + body
     )
     return session.run(struct.pack('>BB4xIIBB', 0x83, 0x11, name, len(data), 0, 0), lun, out=data)
-
-
-def information(session, name, lun=0):
-    result = session.run(struct.pack('>BBI4xIBB', 0x84, 0x07, name, 1024, 0, 0), lun, read=1024)
-    assert result.status == 0
-    return result.data
-
-
-def token_of(session, name=1, lun=0):
-    reported = information(session, name, lun)
-    assert reported[4:6] == b'\x10\x01'
-    at = 32 + reported[13]
-    assert struct.unpack_from('>I', reported, at)[0] == 514
-    return reported[at + 6 : at + 518]
 
 
 def code(result):

@@ -4,6 +4,7 @@ initiators may use it, and what aborts it."""
 import struct
 
 import pytest
+from copies import extended_copy
 from daemon import TARGET, eventually
 from initiator import CHECK_CONDITION, GOOD, LOGICAL_UNIT_RESET, RESERVATION_CONFLICT, Chap, pattern
 
@@ -30,16 +31,6 @@ def naa_of(session, lun):
     page = session.inquiry(lun, 0x83)
     assert page[4:8] == b'\x01\x03\x00\x10'
     return page[8:24]
-
-
-def extended_copy(source, destination, blocks=BLOCKS, lba=0, to=100):
-    """(CDB, parameter list) of EXTENDED COPY(LID1); source, destination: NAA identifiers."""
-    ends = b''.join(
-        struct.pack('>BBxxBBxB16s4xI', 0xE4, 0, 1, 3, 16, naa, 512) for naa in (source, destination)
-    )
-    segment = struct.pack('>BBHHHxxHQQ', 0x02, 0, 0x18, 0, 1, blocks, lba, to)
-    body = struct.pack('>BBH4xII', 1, 0, len(ends), len(segment), 0) + ends + segment
-    return struct.pack('>BB8xIxx', 0x83, 0, len(body)), body
 
 
 def copy(session, *more, **words):

@@ -1,5 +1,5 @@
 # In the guest: one session with a LUN on a suspended device and a healthy LUN. The healthy one goes on, task management is answered,
-# while threads of the worker are in uninterruptible sleep.
+# and the session can be ended, while threads of the worker are in uninterruptible sleep. The job "hanging" has the ordered stop.
 set -e
 . /job/common.sh
 target=iqn.2026-11.com.example:both
@@ -55,5 +55,23 @@ dmsetup resume hanging
 wait
 logged 'the aborted commands have returned' 20
 
+say "the session ends although its worker cannot, and the initiator comes back"
+suspend
+dd if=/dev/urandom of="$hanging" bs=4k count=1 oflag=direct status=none &
+sleep 2
+targetdctl end "$(targetdctl show sessions | awk -v t="$target" '$0 ~ t { print $1; exit }')"
+logged "session .* with $target is over" 15
+logged_twice() { [ "$(grep -c "logged in to $target" /tmp/targetd.log)" -ge 2 ]; }
+for _ in $(seq 300); do logged_twice && break; sleep 0.1; done
+logged_twice
+within 20 healthy
+ps -eLo stat,comm | grep -E '^D.*targetd' # a thread of the worker
+
+say "the LUN is served again after the write has returned"
+dmsetup resume hanging
+wait
+within 20 dd if="$hanging" of=/dev/null bs=64k count=16 iflag=direct status=none
 logout $target
 stop_targetd
+for _ in $(seq 100); do pgrep targetd-worker > /dev/null || break; sleep 0.1; done
+if pgrep targetd-worker; then exit 1; fi

@@ -35,8 +35,14 @@ dmsetup resume hanging
 for _ in $(seq 400); do grep -q 'lun 0 of iqn.2026-11.com.example:hanging is available now' /tmp/targetd.log && break; sleep 0.1; done
 write $hanging 4
 
-say "it hangs again, with data that is not on it yet: the stop says so, and ends"
+say "it hangs again, with data that is not on it yet, and a worker waits for it: the stop says so, and ends"
+login $hanging
+disk=$(iscsi_disk $hanging 0)
 suspend
+dd if=/dev/urandom of="$disk" bs=1M count=1 oflag=direct status=none
+sg_sync "$disk" &
+for _ in $(seq 100); do ps -eLo stat,comm | grep -E '^D.*targetd-worker' && break; sleep 0.1; done
+ps -eLo stat,comm | grep -E '^D.*targetd-worker'
 begin=$(date +%s)
 kill -TERM "$(cat /run/targetd.pid)"
 for _ in $(seq 500); do grep -q ' stopped$' /tmp/targetd.log && break; sleep 0.1; done
@@ -52,5 +58,7 @@ start_targetd /job/targetd.conf
 write $well 1
 dmsetup resume hanging
 for _ in $(seq 400); do grep -q 'lun 0 of iqn.2026-11.com.example:hanging is available now' /tmp/targetd.log && break; sleep 0.1; done
-write $hanging 1
+wait
+dd if=/dev/urandom of="$disk" bs=1M count=1 oflag=direct status=none
+logout $hanging
 stop_targetd
