@@ -32,3 +32,14 @@ def token_of(session, name=1, lun=0):
     at = 32 + reported[13]
     assert struct.unpack_from('>I', reported, at)[0] == 514
     return reported[at + 6 : at + 518]
+
+
+def write_using(session, token, ranges, name=2, lun=0, offset=0, flags=0):
+    body = b''.join(struct.pack('>QI4x', lba, blocks) for lba, blocks in ranges)
+    data = (
+        struct.pack('>HB5xQ', 534 + len(body), flags, offset)
+        + token
+        + struct.pack('>6xH', len(body))
+        + body
+    )
+    return session.run(struct.pack('>BB4xIIBB', 0x83, 0x11, name, len(data), 0, 0), lun, out=data)

@@ -15,6 +15,7 @@ oldest command of a unit that has not answered for HANGING_SECONDS.
 May import base, scsi. Threads are marked as in Connection.
 """
 
+import sys
 import threading
 import time
 
@@ -24,6 +25,9 @@ from targetd.scsi.opcodes import EXTENDED_COPY, name_of
 QUIET_SECONDS = 1.0
 #: A command that takes longer is reported to the master.
 HANGING_SECONDS = 5.0
+#: The same for a command that blocks the connection's thread. Shorter than the time after which the
+#: master kills a worker that does not end its session: it fences the units that were reported.
+BLOCKING_SECONDS = 2.0
 
 #: Operation codes of commands that can take long although the medium answers: SEND DIAGNOSTIC, VERIFY,
 #: WRITE SAME, UNMAP, EXTENDED COPY. They are not reported.
@@ -31,6 +35,25 @@ LONG_COMMANDS = frozenset((0x1D, 0x2F, 0x41, 0x42, 0x83, 0x8F, 0x93, 0xAF))
 
 _LOOK_SECONDS = 0.25
 _IDLE_LOOKS = 40  # the thread ends after so many looks without a command
+
+
+#: Functions in which a thread holds `working` of the session: Connection._act, Worker._resume.
+_HOLDERS = ('_act', '_resume')
+
+
+def task_of_holder():
+    """Returns the task of the thread that holds `working`, if this thread is in a call of a store
+    (usually a write into the page cache that blocks); otherwise None. [any]"""
+    for frame in sys._current_frames().values():
+        if not frame.f_globals.get('__name__', '').startswith('targetd.store.'):
+            continue
+        task = None
+        while frame is not None:
+            task = frame.f_locals.get('task', task)
+            if task is not None and frame.f_code.co_name in _HOLDERS:
+                return task
+            frame = frame.f_back
+    return None
 
 
 class Fences(object):
@@ -42,6 +65,7 @@ class Fences(object):
         self._is_touched = is_touched
         self._lock = threading.Lock()
         self._waiting = {}  # unit -> [callback] until its fence is in force, then None
+        self._held = []  # sets of units that are fenced until release()
 
     def put_up(self, units, done):
         """Call done() when every session answers BUSY for these units. [any]"""
@@ -56,6 +80,18 @@ class Fences(object):
             self._put_up_one(unit, one_done)
         if not units:
             done()
+
+    def hold(self, units, done):
+        """Like put_up(), and the units stay fenced until release() with the same object. [any]"""
+        with self._lock:
+            self._held.append(units)
+        self.put_up(units, done)
+
+    def release(self, units):
+        """[any]"""
+        with self._lock:
+            self._held = [each for each in self._held if each is not units]
+        self.take_down()
 
     def _put_up_one(self, unit, done):
         with self._lock:
@@ -83,7 +119,8 @@ class Fences(object):
         over = []
         with self._lock:
             for unit, waiting in list(self._waiting.items()):
-                if waiting is None and not self._is_touched(unit):
+                is_held = any(unit in units for units in self._held)
+                if waiting is None and not is_held and not self._is_touched(unit):
                     del self._waiting[unit]
                     over.append(unit)
         for unit in over:
@@ -114,6 +151,19 @@ class Watch(object):
         thread = threading.Thread(target=self._run, name='watch')
         thread.daemon = True
         thread.start()
+
+    def take_working(self, working, units, on_quiet):
+        """Take `working` of the session, for an abort of the tasks of these units. If its holder is in
+        a call of the medium, on_quiet() is called as soon as the units are fenced. Returns the function
+        to call when the aborted tasks are quiet. [any]"""
+        while task_of_holder() is None:
+            if working.acquire(timeout=QUIET_SECONDS):
+                return on_quiet
+        self.start()
+        held = set(units)
+        self.fences.hold(held, on_quiet)
+        working.acquire()
+        return lambda: self.fences.release(held)
 
     def close_store(self, unit):
         """Close the store of a removed unit, now or when the last command that hangs has returned: it
@@ -161,9 +211,20 @@ class Watch(object):
             self.fences.put_up(units, self._in_executor(on_quiet))
         self.fences.take_down()
         self._close_unused()
-        self._report(tasks.running(), now)
-        is_waiting = self.fences.are_up() or bool(self._reported or self._to_close)
+        blocking = self._blocking(now)
+        limits = [(task, HANGING_SECONDS) for task in tasks.running()]
+        self._report(limits + [(task, BLOCKING_SECONDS) for task in blocking], now)
+        is_waiting = self.fences.are_up() or bool(self._reported or self._to_close or blocking)
         return is_waiting or tasks.are_unfinished()
+
+    def _blocking(self, now):
+        """Returns [the task that blocks the connection's thread], or []."""
+        task = task_of_holder() if self._worker.working.locked() else None
+        if task is None:
+            return []
+        if task.started is None:
+            task.started = now
+        return [task]
 
     def _in_executor(self, on_quiet):
         """on_quiet() may have to wait for a slow initiator."""
@@ -186,13 +247,14 @@ class Watch(object):
         )
 
     def _report(self, running, now):
-        """Report the oldest command of each unit that hangs, when it has changed."""
+        """Report the oldest command of each unit that hangs, when it has changed. running: [(task,
+        seconds after which it hangs)]."""
         oldest, counts = {}, {}
-        for task in running:
+        for task, limit in running:
             services = getattr(task.unit, 'services', None)
             if services is None or task.cdb[0] in LONG_COMMANDS:
                 continue
-            if now - task.started < HANGING_SECONDS:
+            if now - task.started < limit:
                 continue
             unit_id = services.unit_id
             counts[unit_id] = counts.get(unit_id, 0) + 1

@@ -209,6 +209,7 @@ class Worker(object):
             lambda task: task.unit in replies and not task.sent_to_master,
             one_quiet,
             lambda task: replies[task.unit],
+            replies,
         )
 
     def _revoke_overwritten_tokens(self, unit_id, unit):
@@ -219,34 +220,38 @@ class Worker(object):
         that are being written now are revoked here, before the token is returned."""
         if self.tasks is None or unit is None:
             return
-        with self.working:
-            ranges = self.tasks.each(
-                lambda task: unit.guard_from_new_tokens(task) if task.unit is unit else None
-            )
-            ranges += unit.copy_writes
+        if self.working.acquire(timeout=QUIET_SECONDS):
+            try:
+                ranges = self.tasks.each(
+                    lambda task: unit.guard_from_new_tokens(task) if task.unit is unit else None
+                )
+                ranges += unit.copy_writes
+            finally:
+                self.working.release()
+        else:  # the connection's thread is in a write that does not return: of an unknown range
+            ranges = [(0, unit.blocks * unit.block_size)]
         for offset, length in filter(None, ranges):
             self.ask_master(
                 'token-revoke', lambda answer: None, unit=unit_id, offset=offset, length=length
             )
 
-    def _abort(self, wanted, on_quiet, reply_to):
-        """Abort tasks of every connection; call on_quiet() when none can touch the medium.
-        [control]"""
+    def _abort(self, wanted, on_quiet, reply_to, units):
+        """Abort tasks of every connection; call on_quiet() when none can touch the medium. units:
+        those that the tasks may touch. [control]"""
         if self.tasks is None:
             on_quiet()
-            return
-        if self.working.acquire(timeout=QUIET_SECONDS):
+        elif self.working.acquire(timeout=QUIET_SECONDS):
             self._abort_and_release(wanted, on_quiet, reply_to)
-        else:  # the connection thread waits for an initiator, or for a medium
+        else:  # the connection's thread waits for an initiator, or for a medium
             thread = threading.Thread(
-                target=self._abort_later, args=(wanted, on_quiet, reply_to), name='abort'
+                target=self._abort_later, args=(wanted, on_quiet, reply_to, units), name='abort'
             )
             thread.daemon = True
             thread.start()
 
-    def _abort_later(self, *arguments):
-        self.working.acquire()
-        self._abort_and_release(*arguments)
+    def _abort_later(self, wanted, on_quiet, reply_to, units):
+        on_quiet = self.watch.take_working(self.working, units, on_quiet)
+        self._abort_and_release(wanted, on_quiet, reply_to)
 
     def _abort_and_release(self, wanted, on_quiet, reply_to):
         """Called with `working` held."""
@@ -301,6 +306,7 @@ class Worker(object):
 
     def _end(self, message, descriptors):
         self._retiring = True
+        self.watch.start()  # a connection's thread may be in a call that does not return
         self.members.abandon_lost()
         if not self._stop_connections(message['why']):
             self.exit()  # at most a login is unfinished, and it may be cut off

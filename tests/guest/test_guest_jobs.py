@@ -22,8 +22,6 @@ JOBS = sorted(
     name for name in os.listdir(HERE) if os.path.exists(os.path.join(HERE, name, 'run.sh'))
 )
 SECONDS = 900
-#: Jobs that take too long beside the other tests. GUEST_JOBS=all runs them as well.
-LONG_JOBS = ('hanging-lun', 'medium-errors')
 
 
 @pytest.mark.skipif(
@@ -39,8 +37,6 @@ LONG_JOBS = ('hanging-lun', 'medium-errors')
     'RFC 7143 13.1',
 )
 def test_guest_job(job, tmp_path):
-    if job in LONG_JOBS and os.environ.get('GUEST_JOBS') != 'all':
-        pytest.skip('a long job: GUEST_JOBS=all runs it')
     directory = str(tmp_path / job)
     shutil.copytree(os.path.join(HERE, job), directory)
     shutil.copy(os.path.join(HERE, 'common.sh'), directory)

@@ -4,7 +4,7 @@ between sessions and targets."""
 import struct
 
 import pytest
-from copies import information, populate, token_of
+from copies import information, populate, token_of, write_using
 from daemon import eventually
 from initiator import pattern
 from pdus import R2T
@@ -30,17 +30,6 @@ def naa_of(session, lun):
 
 def cscd(session, lun):
     return struct.pack('>BBxxBBxB16s4xI', 0xE4, 0, 1, 3, 16, naa_of(session, lun), 512)
-
-
-def write_using(session, token, ranges, name=2, lun=0, offset=0, flags=0):
-    body = b''.join(struct.pack('>QI4x', lba, blocks) for lba, blocks in ranges)
-    data = (
-        struct.pack('>HB5xQ', 534 + len(body), flags, offset)
-        + token
-        + struct.pack('>6xH', len(body))
-        + body
-    )
-    return session.run(struct.pack('>BB4xIIBB', 0x83, 0x11, name, len(data), 0, 0), lun, out=data)
 
 
 def code(result):

@@ -8,10 +8,10 @@ import struct
 import subprocess
 
 import pytest
-from copies import populate, token_of
+from copies import populate, token_of, write_using
 from daemon import TARGET, eventually
 from initiator import CHECK_CONDITION, GOOD, LoginFailed
-from test_wire_copy import cscd, write_using
+from test_wire_copy import cscd
 
 from targetd import xts
 from targetd.master.state import key_files

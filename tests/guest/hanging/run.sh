@@ -45,11 +45,10 @@ for _ in $(seq 100); do ps -eLo stat,comm | grep -E '^D.*targetd-worker' && brea
 ps -eLo stat,comm | grep -E '^D.*targetd-worker'
 begin=$(date +%s)
 kill -TERM "$(cat /run/targetd.pid)"
-for _ in $(seq 500); do grep -q ' stopped$' /tmp/targetd.log && break; sleep 0.1; done
+while [ -e /run/targetd.pid ] && [ $(($(date +%s) - begin)) -lt 100 ]; do sleep 0.5; done
 grep 'could NOT be flushed: there was no answer within 30 seconds' /tmp/targetd.log
 grep "unit $well/0 is flushed" /tmp/targetd.log
 echo "$(($(date +%s) - begin)) seconds"
-for _ in $(seq 100); do [ -e /run/targetd.pid ] || break; sleep 0.1; done
 [ ! -e /run/targetd.pid ]
 if grep -q Traceback /tmp/targetd.log; then exit 1; fi
 
@@ -59,6 +58,7 @@ write $well 1
 dmsetup resume hanging
 for _ in $(seq 400); do grep -q 'lun 0 of iqn.2026-11.com.example:hanging is available now' /tmp/targetd.log && break; sleep 0.1; done
 wait
-dd if=/dev/urandom of="$disk" bs=1M count=1 oflag=direct status=none
+login $hanging || true # the initiator may have come back by itself
+dd if=/dev/urandom of="$(iscsi_disk $hanging 0)" bs=1M count=1 oflag=direct status=none
 logout $hanging
 stop_targetd

@@ -1,13 +1,24 @@
 """Watch and Fences: an abort waits for a medium only so long, and its unit is fenced before it is
 answered."""
 
+import threading
+import time
 from types import SimpleNamespace
 
 import pytest
 
 from targetd.scsi import sam
+from targetd.worker import hang_watch
 from targetd.worker.hang_watch import HANGING_SECONDS, QUIET_SECONDS, Watch
 from targetd.worker.tasks import Tasks
+
+
+def wait_for(question, seconds=10):
+    end = time.monotonic() + seconds
+    while not question():
+        assert time.monotonic() < end, question
+        time.sleep(0.01)
+
 
 NOW = 1e9  # a monotonic time after every abort of the test
 
@@ -44,6 +55,7 @@ class Worker(object):
     def __init__(self):
         self.asked, self.reports = [], []
         self.copied = set()
+        self.working = threading.Lock()
         self.replica = SimpleNamespace(
             guests=SimpleNamespace(give_up=lambda before: [], units_of_copies=lambda: self.copied)
         )
@@ -170,3 +182,41 @@ def test_a_command_that_can_take_long_is_not_reported(worker):
     worker.run(1, Unit('a'), 0x93)
     worker.watch.look(NOW)
     assert not worker.reports
+
+
+def test_an_abort_that_another_thread_delays_without_a_call_of_the_medium_waits_for_it(worker):
+    """The thread that holds `working` may wait for its initiator: no unit is fenced."""
+    worker.working.acquire()
+    release = threading.Timer(0.1, worker.working.release)
+    release.start()
+    quiet = worker.watch.take_working(worker.working, [Unit('a')], 'on_quiet')
+    assert quiet == 'on_quiet' and not worker.asked and worker.working.locked()
+    release.join()
+
+
+def test_an_abort_that_a_blocking_write_delays_is_answered_when_its_units_are_fenced(
+    worker, monkeypatch
+):
+    unit, done = Unit('a'), []
+    monkeypatch.setattr(hang_watch, 'task_of_holder', lambda: worker.run(1, unit, 0x2A))
+    worker.working.acquire()
+    results = []
+    taker = threading.Thread(
+        target=lambda: results.append(
+            worker.watch.take_working(worker.working, [unit], lambda: done.append(True))
+        )
+    )
+    taker.start()
+    wait_for(lambda: worker.asked)
+    ((what, name, answered),) = worker.asked
+    assert (what, name) == ('fence', 'a') and not done
+    answered(None)
+    assert done and taker.is_alive()
+    worker.watch.look(NOW)
+    assert ('fence-over', 'a', None) not in worker.reports
+    monkeypatch.setattr(hang_watch, 'task_of_holder', lambda: None)
+    worker.session.tasks.clear()
+    worker.working.release()
+    taker.join(10)
+    results[0]()
+    assert ('fence-over', 'a', None) in worker.reports
