@@ -175,11 +175,8 @@ class Worker(object):
     def _end_cached_writes(self, unit, on_quiet):
         """The write cache was disabled: call on_quiet() when every write that ends from now on is
         durable. The control thread does not wait for the medium. [control]"""
-        thread = threading.Thread(
-            target=self._wait_for_cached_writes, args=(self.tasks, unit, on_quiet)
-        )
-        thread.daemon = True
-        thread.start()
+        arguments = (self.tasks, unit, on_quiet)
+        threading.Thread(target=self._wait_for_cached_writes, args=arguments, daemon=True).start()
 
     def _wait_for_cached_writes(self, tasks, unit, on_quiet):
         running = []
@@ -243,11 +240,8 @@ class Worker(object):
         elif self.working.acquire(timeout=QUIET_SECONDS):
             self._abort_and_release(wanted, on_quiet, reply_to)
         else:  # the connection's thread waits for an initiator, or for a medium
-            thread = threading.Thread(
-                target=self._abort_later, args=(wanted, on_quiet, reply_to, units), name='abort'
-            )
-            thread.daemon = True
-            thread.start()
+            arguments = (wanted, on_quiet, reply_to, units)
+            threading.Thread(target=self._abort_later, args=arguments, daemon=True).start()
 
     def _abort_later(self, wanted, on_quiet, reply_to, units):
         on_quiet = self.watch.take_working(self.working, units, on_quiet)
