@@ -181,7 +181,7 @@ TABLE = (
                               ('backing_store', 'BACKING-STORE'), ('contents', 'CONTENT'),
                               ('used_by', 'USED-BY')),
              empty='this host has no disk', local=True),
-    _command('nagios', 'report the state as a plug-in of Nagios or Icinga does',
+    _command('nagios', 'report the state as a check for Nagios or Icinga',
              'Prints one line with performance data, then one line per problem, and exits with 0 '
              '(OK), 1 (WARNING: a unit is degraded, a portal is not open), 2 (CRITICAL: a unit has '
              'failed, is missing or hangs, no portal is open, or targetd is not running) or 3 '

@@ -57,7 +57,7 @@ def _snapshot(parsed):
 
 
 def answer_nagios(parsed):
-    """The reply of `nagios`; its exit code is that of a plug-in of Nagios."""
+    """The reply of `nagios`; its exit code is that of a check of Nagios."""
     try:
         code, text = monitoring.nagios(_snapshot(parsed))
     except NotRunning as e:

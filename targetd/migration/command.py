@@ -7,7 +7,7 @@ import os
 from collections import namedtuple
 
 from targetd.errors import EXIT_FAILURE, EXIT_OK
-from targetd.migration import running, sources, writer
+from targetd.migration import running_tgtd, sources, writer
 from targetd.migration.imported import NOTE, WRONG, Unreadable
 
 #: The outcome. text: the configuration for standard output, or ''; messages: lines for standard error.
@@ -25,7 +25,7 @@ def run_import(paths, kind='', output=None, force=False, compare=False):
     try:
         imported = sources.import_files(list(paths), kind or '')
         if compare:
-            running.compare(imported, running.show())
+            running_tgtd.compare(imported, running_tgtd.show())
     except Unreadable as e:
         return Outcome('', [writer.note_text(e.note)], EXIT_FAILURE)
     text = writer.configuration_text(imported)

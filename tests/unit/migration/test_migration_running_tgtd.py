@@ -2,7 +2,7 @@
 
 from migrated import notes
 
-from targetd.migration import running, tgt
+from targetd.migration import running_tgtd, tgt
 from targetd.migration.imported import WRONG
 
 NAME = 'iqn.2026-11.com.example:t'
@@ -40,7 +40,7 @@ FILE = '<target %s>\n  backing-store /srv/a\n</target>\n' % NAME
 
 def differences(text, shown):
     imported = tgt.parse('targets.conf', text, exists=lambda path: True)
-    running.compare(imported, shown)
+    running_tgtd.compare(imported, shown)
     return notes(imported, WRONG)
 
 
