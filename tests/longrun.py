@@ -1,6 +1,7 @@
 """Long runs of checks of which the tests do some seconds: python -m tests.longrun NAME.
 
   kills   workers and the master are killed with SIGKILL while sessions write and verify
+  floods  strangers flood the portal while honest clients log in, which are timed (root only)
 
 The exit code is 0 if nothing was wrong. The figures are printed at the end.
 """
@@ -14,9 +15,10 @@ import tempfile
 # the tests' plain modules
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
+import floods  # noqa: E402
 import kills  # noqa: E402
 
-RUNS = {'kills': kills.run_kills}
+RUNS = {'floods': floods.run_floods, 'kills': kills.run_kills}
 
 
 def parse(arguments=None):

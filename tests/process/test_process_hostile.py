@@ -145,6 +145,96 @@ def test_a_join_must_prove_the_account_of_the_session(stage):
     assert join(2, 'erp', SECRET) == (0, 0)
 
 
+@pytest.fixture
+def joined(stage):
+    """DISK requires CHAP and has a session of 'erp'; the function begins a join of it."""
+    stage.start(body(stage, (DISK, OPEN + BOTH, RAM)))
+    client = stage.connect()
+    client.authenticate(DISK, 'erp', SECRET)
+    status, answer = client.login(DISK, account='erp')
+    assert status == (0, 0)
+    stage.tsih = answer['tsih']
+    stage.record = stage.master.sessions.by_tsih[stage.tsih]
+    return lambda: stage.connect(tsih=stage.tsih, cid=1)
+
+
+def test_a_join_without_a_proof_does_not_reach_the_session(stage, joined):
+    further = joined()
+    assert further.login(DISK, tsih=stage.tsih, cid=1)[0] == (2, 2)
+    assert list(stage.record.peers) == [0] and len(stage.record.worker.peers) == 1
+
+
+def test_a_join_with_the_right_account_and_another_name_is_refused(stage, joined):
+    further = joined()
+    assert not further.authenticate(DISK, 'erp', SECRET)['failed']
+    more = dict(tsih=stage.tsih, cid=1, account='erp', name='iqn.2026-11.test:two')
+    assert further.login(DISK, **more)[0] == (2, 10)
+
+
+@pytest.mark.parametrize(
+    'login',
+    [
+        None,
+        {},
+        {'response': '00' * 48, 'answer': '', 'declared': 8192, 'more': 1},
+        {'response': '00' * 480, 'answer': '', 'declared': 8192},
+        {'response': '00' * 48, 'answer': '0' * 20001, 'declared': 8192},
+        {'response': '00' * 48, 'answer': '', 'declared': 1 << 40},
+        {'response': [], 'answer': {}, 'declared': ''},
+    ],
+)
+def test_a_join_with_a_malformed_end_of_its_login_ends_the_worker(stage, joined, capfd, login):
+    further = joined()
+    assert not further.authenticate(DISK, 'erp', SECRET)['failed']
+    further.say(
+        ask='claim',
+        id=5,
+        login=login,
+        session={
+            'initiator_name': 'iqn.2026-11.test:one',
+            'isid': further.isid,
+            'target_name': DISK,
+            'tsih': stage.tsih,
+            'cid': 1,
+            'account': 'erp',
+        },
+    )
+    assert is_killed(stage, further, capfd, 'a claim for a further connection')
+    assert list(stage.record.peers) == [0] and len(stage.record.worker.peers) == 1
+
+
+def test_a_join_that_began_before_a_reload_obeys_the_new_configuration(stage, joined):
+    """The account is removed while the login runs; the other one keeps the target reachable."""
+    further = joined()
+    assert not further.authenticate(DISK, 'erp', SECRET)['failed']
+    stage.write(body(stage, (DISK, OPEN + BOTH[1:], RAM)))
+    stage.master.reload.reload_and_wait()
+    more = dict(tsih=stage.tsih, cid=1, account='erp')
+    assert further.login(DISK, **more)[0] in ((2, 1), (2, 10))  # (2, 10): the session is ending
+
+
+def test_a_worker_with_a_session_cannot_join_another_one(stage, capfd):
+    """It has no connection that is logging in."""
+    stage.start(body(stage, (DISK, OPEN, RAM)))
+    victim, hostile = stage.login(DISK), stage.login(DISK, isid='00023d000002')
+    claim(hostile, target_name=DISK, tsih=victim.answer['tsih'], isid=victim.isid)
+    assert is_killed(stage, hostile, capfd, 'for a connection that it does not log in')
+    assert len(stage.master.sessions.by_tsih[victim.answer['tsih']].peers) == 1
+
+
+def test_a_challenge_with_forged_fields_ends_the_worker(two_targets, capfd):
+    for words in (
+        {'target_name': ['x'], 'offered': '5'},
+        {'target_name': DISK, 'offered': 5},
+        {'target_name': DISK, 'offered': '5' * 5000},
+        {'target_name': DISK, 'offered': '5', 'initiator_name': {'a': []}},
+    ):
+        client = two_targets.connect()
+        client.say(ask='challenge', id=1, **words)
+        client.wait_closed()
+    assert 'Traceback' not in capfd.readouterr().err
+
+
 def memory_of(pid):
     """The readable private memory of a process."""
     with open('/proc/%d/maps' % pid) as maps, open('/proc/%d/mem' % pid, 'rb', 0) as memory:

@@ -8,6 +8,8 @@ import socket
 import subprocess
 import time
 
+import floods
+import namespaces
 import pytest
 from daemon import ROOT, TARGET, eventually
 from initiator import INITIATOR, Chap, Closed, LoginFailed, Session
@@ -143,6 +145,46 @@ def test_many_logins_that_are_disconnected_immediately(daemon, flood):
         count += 10
     logs_in(daemon, 8.0)
     assert count >= 100 and not daemon.trouble()
+
+
+@pytest.mark.skipif(bool(namespaces.why_not()), reason=namespaces.why_not() or 'none')
+def test_honest_logins_succeed_beside_floods(tmp_path):
+    """Seven kinds of flood from four addresses, one of which an honest client shares. Longer:
+    python3 -m tests.longrun floods."""
+    figures, complaints = floods.run_floods(str(tmp_path), 10, 1)
+    print('\n'.join('%9d %s' % (number, name) for name, number in sorted(figures.items())))
+    assert not complaints, complaints[:5]
+
+
+@pytest.mark.skipif(bool(namespaces.why_not()), reason=namespaces.why_not() or 'none')
+def test_two_hosts_of_one_network_do_not_delay_each_other(daemon):
+    """IPv6: one host guesses without a pause, the other one of its /64 logs in at once."""
+    space = namespaces.Namespace(
+        'targetd-%d' % os.getpid(), ['fd00:99::%d/64' % number for number in (1, 2, 3)]
+    )
+    try:
+        with space.entered():
+            daemon.text.portal('[fd00:99::1]:3260')
+            guarded(daemon, 1)
+            address = ('fd00:99::1', 3260)
+            daemon.wait_listening(address)
+            stuck = []
+            for _ in range(5):
+                stuck.append(Session(address, 'iqn.2026-11.test:i', source='fd00:99::2'))
+                begin_guess(stuck[-1])
+            daemon.logged('5 in a row; the answer waits 10 s')
+            for source in ('fd00:99::3', 'fd00:99::2'):
+                begun = time.monotonic()
+                with Session(address, source=source) as session:
+                    session.login(SECRET, chap=Chap(*GOOD_CHAP))
+                with Session(address, source=source) as session:
+                    session.login(TARGET)
+                assert time.monotonic() - begun < 4, source
+            for session in stuck:
+                session.close()
+            daemon.stop()
+    finally:
+        space.remove()
 
 
 # -- guessed secrets -------------------------------------------------------------------------------

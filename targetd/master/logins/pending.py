@@ -173,8 +173,14 @@ class PendingConnections(object):
         )
 
     def _make_room(self, origin):
-        """Close the oldest connection of this origin: the oldest silent one if there is any, else the
-        oldest whose login waits."""
+        """Close the connections of this origin whose peers have closed them. If there are none, close
+        the oldest one: the oldest silent one if there is any, else the oldest whose login waits."""
+        of_origin = [p for p in self.by_age if p.origin == origin]
+        ended = ended_of({p.socket.fileno(): p for p in of_origin})
+        for pending in ended:
+            self.close(pending)
+        if ended:
+            return
         if not self._silent_warned:
             log.warning(
                 '%d connections wait for their login, %d of them from %s; the oldest of these are closed',
@@ -183,7 +189,6 @@ class PendingConnections(object):
                 origin,
             )
             self._silent_warned = True
-        of_origin = [p for p in self.by_age if p.origin == origin]
         self.close(next((p for p in of_origin if p.header is None), of_origin[0]))
 
     def _login_timed_out(self, pending):
@@ -306,6 +311,12 @@ def tune(sock):
 
 def has_ended(sock):
     """True if the peer has closed its side: the rest of a header will not arrive."""
+    return bool(ended_of({sock.fileno(): sock}))
+
+
+def ended_of(by_descriptor):
+    """The values of {descriptor: value} whose peers have closed their side."""
     poll = select.poll()
-    poll.register(sock, getattr(select, 'POLLRDHUP', 0x2000))
-    return bool(poll.poll(0))
+    for descriptor in by_descriptor:
+        poll.register(descriptor, getattr(select, 'POLLRDHUP', 0x2000))
+    return [by_descriptor[descriptor] for descriptor, _ in poll.poll(0)]

@@ -6,12 +6,13 @@
 A login for a further connection of a session (TSIH not 0) is served by a spare worker too, and handed
 to the worker of the session when it is over (logins.joins).
 
-An address has at most LOGINS_PER_ADDRESS logins in progress. When a worker is free, the first to get it
-is a login from an address that has had a session (Origins.is_known), then one of the origin
+An address has at most LOGINS_PER_ADDRESS logins in progress, and only one while LOGINS_AT_ONCE logins are
+being processed, unless it has had a session: more at once would be slower for all. When a worker is
+free, the first to get it is a login from an address that has had a session, then one of the origin
 (throttle.origin_of) that has the fewest logins in progress. A login in progress that has taken more
 than PATIENCE_SECONDS ends if it keeps others waiting: for a login of its own address, for one of an
-origin that has fewer, or, if its own address is not known, for one from a known address. So neither
-connections that stay half logged in nor a flood of short ones lock others out.
+origin that has fewer, or, if its own address has had no session, for one from an address that has. So
+neither connections that stay half logged in nor a flood of short ones lock others out.
 """
 
 import heapq
@@ -30,6 +31,7 @@ from targetd.master.logins.throttle import origin_of
 from targetd.master.processes.worker_messages import BadMessage
 
 LOGINS_PER_ADDRESS = 8
+LOGINS_AT_ONCE = 8
 # a login or discovery session that takes longer can be ended in favour of others
 PATIENCE_SECONDS = 2.0
 LOOK_AGAIN_SECONDS = 0.5  # while logins wait
@@ -37,21 +39,25 @@ KNOWN_ADDRESSES = 4096
 
 
 class _Progress(object):
-    """The logins in progress, with those that begin in one pass. ending: how many workers end;
-    for_spare: how many logins have room, but need a fork."""
+    """The logins in progress, with those that begin in one pass. active: how many of them are not slow;
+    ending: how many workers end; for_spare: how many logins have room, but need a fork."""
 
-    def __init__(self, workers):
+    def __init__(self, workers, now):
         self.workers = logging_in(workers)
         self.by_address, self.by_origin = Counter(), Counter()
         self.ending = sum(
             1 for worker in workers.busy() if worker.is_killed and not worker.is_stuck
         )
-        self.for_spare = 0
+        self.for_spare = self.active = 0
         for worker in self.workers:
             self.begin(worker.peers[0])
+        self.active = sum(
+            1 for worker in self.workers if worker.busy_since > now - PATIENCE_SECONDS
+        )
 
     def begin(self, address):
         """A login of this address begins."""
+        self.active += 1
         self.by_address[address] += 1
         self.by_origin[origin_of(address)] += 1
 
@@ -98,7 +104,7 @@ class LoginRouter(object):
         forked."""
         if not self._waiting:
             return 0
-        progress, queue = _Progress(self.workers), []
+        progress, queue = _Progress(self.workers, self.loop.clock()), []
         for address in list(self._waiting):
             self._queue_next(queue, progress, address, 0)
         while queue:
@@ -162,12 +168,15 @@ class LoginRouter(object):
         if used >= limit or progress.by_address[address] >= LOGINS_PER_ADDRESS:
             self._end_slow(progress, lambda other: other == address)
             return False
+        is_known = address in self._known
+        if progress.active >= LOGINS_AT_ONCE and progress.by_address[address] and not is_known:
+            return False
         if self._has_room(progress.for_spare):
             return True
         if progress.ending:  # there will be room
             progress.ending -= 1
             return False
-        mine, is_known = progress.by_origin[pending.origin], address in self._known
+        mine = progress.by_origin[pending.origin]
         self._end_slow(
             progress,
             lambda other: (

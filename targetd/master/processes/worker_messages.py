@@ -71,7 +71,8 @@ REPORTS = {
     'failed':      {'unit': _is_text, '?text': _is_text},
     'refused':     {'peer': _is_peer, '?initiator_name': _is_text_or_null,
                     '?target_name': _is_text_or_null, '?why': _is_text,
-                    '?status_class': _is_number_or_null, '?status_detail': _is_number_or_null},
+                    '?status_class': _is_number_or_null, '?status_detail': _is_number_or_null,
+                    '?response': _is_text_or_null},
     'closed':      {'peer': _is_peer, '?cid': _is_number_or_null},
     'continues':   {'id': _is_number},
     'copy-left':   {'unit': _is_text},
@@ -86,7 +87,8 @@ REQUESTS = {
     'claim':       {'session': _is_object, 'peer': _is_peer},
     'leave':       {},
     'fence':       {'unit': _is_text},
-    'challenge':   {'peer': _is_peer, 'target_name': _is_text_or_null, 'offered': _is_text},
+    'challenge':   {'peer': _is_peer, 'target_name': _is_text_or_null, 'offered': _is_text,
+                    '?initiator_name': _is_text_or_null},
     'authenticate': {'peer': _is_peer, 'values': _is_object},
 }
 _OF_A_UNIT = {

@@ -269,3 +269,19 @@ def test_the_refusal_answers_the_parsed_login():
     reply = refusal(header, (2, 10))
     assert reply[14:16] == b'\0\3' and reply[36:38] == b'\x02\x0a' and len(reply) == 48
     assert reply[1] & 0x83 == 0  # no transit, no next stage
+
+
+def test_connections_that_are_closed_make_room_before_a_new_one_is_closed(door, monkeypatch):
+    """An honest connection whose login has not arrived is not closed because of others of its address
+    that were closed in the same moment."""
+    monkeypatch.setattr(module, 'FEWEST_PER_ORIGIN', 4)
+    here = door(pending=100, per_address=1)
+    here.loop.settle()
+    honest = socket.create_connection(here.portal.getsockname(), 5)
+    here.clients.append(honest)
+    for _ in range(10):  # all are accepted before any end is seen
+        socket.create_connection(here.portal.getsockname(), 5).close()
+    here.loop.settle()
+    honest.sendall(login_header())
+    here.loop.settle()
+    assert len(here.routed) == 1
