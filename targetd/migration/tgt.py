@@ -341,8 +341,9 @@ class _Importer(object):
         if value('thin_provisioning') not in ('', '0'):
             lun.add('thin', 'yes')
         lun.add('rotation-rate', value('rotation_rate') or '0')
-        exponent = int(value('lbppbe') or 0)
-        lun.add('physical-block-size', str(block << exponent))
+        # without lbppbe, tgt reports physical blocks of at least 4096 bytes
+        physical = block << int(value('lbppbe')) if value('lbppbe') else max(block, 4096)
+        lun.add('physical-block-size', str(physical))
         if value('la_lba') not in ('', '0'):
             lun.add('lowest-aligned-block', value('la_lba'))
         for name, setting in (

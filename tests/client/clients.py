@@ -32,6 +32,8 @@ PACKAGES = {
     'e2fsck': 'e2fsprogs',
     'debugfs': 'e2fsprogs',
     'losetup': 'mount',
+    'tgtd': 'tgt',
+    'tgt-admin': 'tgt',
 }
 
 ENVIRONMENT = dict(os.environ, LC_ALL='C', PATH=os.environ.get('PATH', '') + ':/usr/sbin:/sbin')
