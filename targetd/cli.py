@@ -10,6 +10,7 @@ import sys
 
 import targetd
 from targetd import demo, xts
+from targetd.admin import system_files
 from targetd.config import explain, lint, loader, render, words
 from targetd.errors import (
     EXIT_CONFIG,
@@ -80,6 +81,25 @@ def parser():
         metavar='FILE',
         help='create a key for an encrypted disk, and exit; an existing file is not overwritten',
     )
+    add(
+        '--install-files',
+        action='store_true',
+        help='install the init script, manual pages, sample configuration and other files, and exit; a '
+        'changed file is not overwritten',
+    )
+    add(
+        '--uninstall-files',
+        action='store_true',
+        help='remove the files that --install-files has installed and nobody has changed, and exit',
+    )
+    add('--root', metavar='DIR', default='/', help='install below this directory')
+    add(
+        '--init',
+        metavar='NAME',
+        default='',
+        help='init system to install for: %s (default: that of the host)'
+        % ', '.join(sorted(system_files.INITS)),
+    )
     add('--version', action='version', version='targetd %s' % targetd.__version__)
     add('-h', '--help', action='help', help='show this and exit')
     return command
@@ -97,6 +117,8 @@ def main(arguments=None):
             return print_settings(chosen.help_settings)
         if chosen.make_key is not None:
             return make_key(chosen.make_key)
+        if chosen.install_files or chosen.uninstall_files:
+            return install_files(chosen)
         if chosen.demo is not None:
             return demo.run_demo(chosen.demo)
         path = os.path.abspath(chosen.config or CONFIGURATION)
@@ -128,6 +150,16 @@ def print_settings(name):
     if not text:
         return print_errors('there is no setting %s%s' % (name, render.meant(name)), EXIT_USAGE)
     print_text(text)
+    return EXIT_OK
+
+
+def install_files(chosen):
+    """Install the files of targetd, or remove them; returns the exit code. Raises TargetdError."""
+    if chosen.install_files:
+        lines = system_files.install(chosen.root, chosen.init)
+    else:
+        lines = system_files.uninstall(chosen.root)
+    print_text(''.join(line + '\n' for line in lines))
     return EXIT_OK
 
 

@@ -12,7 +12,7 @@ SOURCE = python_files('targetd')
 
 LONGEST_FUNCTION = 70
 LONGEST_FILE = 550
-LONGEST_LINE = 110  # max-line-length in pyproject.toml
+LONGEST_LINE = 110  # max-line-length in ruff.toml
 
 #: Files that consist mostly of one table.
 TABLE_FILES = ('scsi/opcodes.py', 'iscsi/keys.py', 'config/settings.py', 'admin/commands.py')
