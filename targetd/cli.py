@@ -81,6 +81,13 @@ def parser():
         metavar='FILE',
         help='create a key for an encrypted disk, and exit; an existing file is not overwritten',
     )
+    _add_installation(add)
+    add('--version', action='version', version='targetd %s' % targetd.__version__)
+    add('-h', '--help', action='help', help='show this and exit')
+    return command
+
+
+def _add_installation(add):
     add(
         '--install-files',
         action='store_true',
@@ -100,9 +107,6 @@ def parser():
         help='init system to install for: %s (default: that of the host)'
         % ', '.join(sorted(system_files.INITS)),
     )
-    add('--version', action='version', version='targetd %s' % targetd.__version__)
-    add('-h', '--help', action='help', help='show this and exit')
-    return command
 
 
 def main(arguments=None):

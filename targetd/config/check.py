@@ -9,8 +9,7 @@ targets and portal groups in config.conflicts.
 import os
 from collections import OrderedDict
 
-from targetd.config import conflicts, identities, kinds, lun_rules, model, settings
-from targetd.config.tgt_settings import FORMER
+from targetd.config import conflicts, identities, kinds, lun_rules, model, pasted, settings
 from targetd.config.words import Unusable, shown_name, split
 from targetd.errors import Complaint
 from targetd.iscsi import names
@@ -123,7 +122,8 @@ class Checker(object):
         }.get(section.kind)
         if kind is None:
             near = kinds.nearest(section.kind, ['server', 'portal-group', 'target'])
-            remedy = (
+            of_others = pasted.remedy_of(section.kind)
+            remedy = of_others or (
                 'did you mean %s?' % settings.HEADINGS[near]
                 if near
                 else ('sections are [server], [portal-group TAG] and [target NAME]')
@@ -501,8 +501,12 @@ def remedy_for_unknown(name, kind):
     ]
     if homes:
         return 'write it in %s' % ' or '.join(settings.HEADINGS[section] for section in homes)
-    if folded in FORMER:
-        return FORMER[folded]
+    written = folded.split()[0] if folded.split() else folded
+    if written != folded and written in _ROW_BY_NAME[kind]:
+        # `backing-store /a=b`: the equals sign is missing
+        return 'write %s = ...' % written
+    if pasted.remedy_of(name):
+        return pasted.remedy_of(name)
     near = kinds.nearest(name, [row.name for row in KNOWN[kind]])
     if near:
         return 'did you mean %s?' % near

@@ -15,7 +15,7 @@ from collections import namedtuple
 
 import configobj
 
-from targetd.config import check, settings
+from targetd.config import check, pasted, settings
 from targetd.config.kinds import nearest
 from targetd.config.words import Unusable, shown_name, split
 from targetd.errors import Complaint, ConfigError
@@ -317,26 +317,17 @@ def _home_of(name):
     if homes:
         return 'write it in a section %s' % ' or '.join(homes)
     near = nearest(name, ['include'])
+    if not near and pasted.remedy_of(name):
+        return pasted.remedy_of(name)
     return 'did you mean %s?' % near if near else 'only include is allowed there'
 
 
 def _structural(path, error, lines):
     """The Complaint about an error that configobj reported."""
     line = lines[error.line_number - 1].strip()
-    text, remedy = 'this line is neither a [section] nor a setting with an equals sign', ''
-    if line.startswith('<'):
-        match = re.match('<target +([^ >]+)', line)
-        remedy = (
-            'write [target %s]' % match.group(1)
-            if match
-            else 'sections have no end mark: remove the line'
-        )
-    elif line.startswith(';'):
-        remedy = 'write comments with #'
+    if line.startswith(';'):
+        text, remedy = None, 'write comments with #'
     else:
-        word = line.partition(' ')[0]
-        near = nearest(word, [row.name for row in settings.TABLE] + ['include'])
-        if near:
-            remedy = 'write %s = ...' % near
-            text = '%s without an equals sign' % near
+        text, remedy = pasted.without_equals(line)
+    text = text or 'this line is neither a [section] nor a setting with an equals sign'
     return Complaint(path, error.line_number, text, remedy)
