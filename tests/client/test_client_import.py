@@ -158,9 +158,9 @@ def test_the_imported_configuration_shows_the_disks_that_tgtd_shows(tmp_path):
 
 def compare_with_running(source, shown):
     """The file and the output of the running tgtd have no difference."""
-    from targetd.migration import running, sources
+    from targetd.migration import running_tgtd, sources
     from targetd.migration.imported import WRONG
 
     imported = sources.import_files([source])
-    running.compare(imported, shown)
+    running_tgtd.compare(imported, shown)
     assert [note.text for note in imported.notes if note.level == WRONG] == []
