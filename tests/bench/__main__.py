@@ -23,7 +23,9 @@ sys.path[:0] = [HERE, os.path.dirname(HERE)]
 import limits  # noqa: E402
 import report  # noqa: E402
 import workloads  # noqa: E402
-from servers import MIB, Missing, Targetd, Tgtd, fill, machine  # noqa: E402
+from servers import MIB, LoopFileSystem, Missing, Targetd, Tgtd, fill, machine  # noqa: E402
+
+LOOP_IMAGE = 128  # MiB of each image on the loop device
 
 Bench = namedtuple('Bench', 'directory python seconds rounds servers')
 
@@ -75,12 +77,13 @@ def parse(arguments=None):
 
 
 class Run(object):
-    """One run: the servers it has started, by the digests they ask for, and what it has found."""
+    """One run: the servers it has started, by their setup, and what it has found."""
 
     def __init__(self, options, directory):
         self._options = options
         self._directory = directory
         self._servers = {}
+        self._loop = None
         self._images = [
             fill(os.path.join(directory, name), options.size * MIB)
             for name in ('targetd.img', 'tgtd.img')
@@ -96,24 +99,33 @@ class Run(object):
     def _has_crc32c(self):
         return self.found['machine']['crc32c'] != 'python'
 
-    def servers(self, digests=None):
-        """(targetd, tgtd), started when they are first wanted; those of other digests are stopped."""
-        if digests not in self._servers:
+    def servers(self, name=None):
+        """(targetd, tgtd) of this setup, started when they are first wanted; those of other setups are
+        stopped. Raises Missing."""
+        if name not in self._servers:
             self.stop()
-            keys = {None: (), 'header': ('HeaderDigest',), 'both': ('HeaderDigest', 'DataDigest')}[
-                digests
-            ]
-            running = self._servers[digests] = []
+            setup = workloads.SETUPS[name]
+            images = self._images_on_loop() if setup.on_loop else self._images
+            running = self._servers[name] = []
             running.append(
                 Targetd(
                     self._directory,
                     self._options.python,
-                    image=self._images[0],
-                    target=['%s = CRC32C' % key for key in keys],
+                    image=images[0],
+                    target=['%s = CRC32C' % key for key in setup.keys],
+                    lun=[] if setup.write_cache else ['write-cache = off'],
                 )
             )
-            running.append(Tgtd(self._directory, self._images[1], dict.fromkeys(keys, 'CRC32C')))
-        return self._servers[digests]
+            digests = dict.fromkeys(setup.keys, 'CRC32C')
+            running.append(Tgtd(self._directory, images[1], digests, setup.write_cache))
+        return self._servers[name]
+
+    def _images_on_loop(self):
+        if self._loop is None:
+            self._loop = LoopFileSystem(self._directory, (2 * LOOP_IMAGE + 64) * MIB)
+            for name in ('targetd.img', 'tgtd.img'):
+                fill(os.path.join(self._loop.path, name), LOOP_IMAGE * MIB)
+        return [os.path.join(self._loop.path, name) for name in ('targetd.img', 'tgtd.img')]
 
     def stop(self):
         """Stop the servers."""
@@ -122,9 +134,15 @@ class Run(object):
                 server.stop()
         self._servers.clear()
 
+    def close(self):
+        """Stop the servers and unmount what was mounted."""
+        self.stop()
+        if self._loop is not None:
+            self._loop.close()
+
     def workload(self, row):
         """Measure one, or say why not."""
-        if row.digests and not self._has_crc32c():
+        if workloads.SETUPS[row.setup].keys and not self._has_crc32c():
             return {
                 'name': row.name,
                 'title': row.title,
@@ -133,12 +151,12 @@ class Run(object):
         try:
             return workloads.measure(
                 row,
-                self.servers(row.digests),
+                self.servers(row.setup),
                 self._options.rounds,
                 self._options.seconds,
                 self._options.python,
             ).as_dict()
-        except workloads.Failed as e:
+        except (workloads.Failed, Missing) as e:
             return {'name': row.name, 'title': row.title, 'missing': str(e)}
 
     def limit(self, row):
@@ -177,7 +195,7 @@ def measure(options, names):
         return run.found
     finally:
         if run is not None:
-            run.stop()
+            run.close()
         shutil.rmtree(directory, ignore_errors=True)
 
 

@@ -11,13 +11,15 @@ import operator
 import os
 import statistics
 import subprocess
+import tempfile
 import threading
 import time
 from collections import namedtuple
 
 import initiator
 import many
-from servers import MIB, Targetd, cpu_seconds, pss, session_workers, tree
+from daemon import Daemon
+from servers import IQN, MIB, Targetd, cpu_seconds, pss, session_workers, tree
 from workloads import NAME, Failed, flat, program, reads, url
 
 #: name; title and unit, for the report; limit; is_reached: operator.le or operator.ge; run.
@@ -27,6 +29,8 @@ IDLE_SESSIONS = 20
 MANY_SESSIONS = 200
 SLOW_MS = 10
 SLOW_DEPTH = 32
+SLOW_LUNS = 8
+STUCK, STUCK_MS = 64, 3000
 WRITES = 64
 
 
@@ -160,6 +164,63 @@ def _on_a_slow_disk(bench):
         )
 
 
+class _SlowLuns(object):
+    """A targetd with one target of `luns` files, whose reads are delayed as `delays` {LUN: ms} says."""
+
+    def __init__(self, bench, luns, delays):
+        folder = tempfile.mkdtemp(prefix='slow-', dir=bench.directory)
+        os.chmod(folder, 0o755)
+        self.daemon = Daemon(folder, bench.python)
+        self.daemon.text.server['log-level'] = 'warning'
+        self.iqn = IQN
+        rows = {}
+        for lun in range(luns):
+            rows[lun] = ['backing-store = %s' % self.daemon.image('%d.img' % lun)]
+            if lun in delays:
+                rows[lun].append('filter = delay read=%dms' % delays[lun])
+        self.daemon.target(self.iqn, luns=rows)
+        self.daemon.start()
+
+    @property
+    def port(self):
+        return self.daemon.port
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *failure):
+        self.daemon.stop()
+
+
+def slow_luns(bench):
+    """Reads per second of 8 slow LUNs at depth 32 each in one session, in percent of what 256 requests
+    at once can do."""
+    delays = dict.fromkeys(range(SLOW_LUNS), SLOW_MS)
+    with _SlowLuns(bench, SLOW_LUNS, delays) as server:
+        depth = SLOW_LUNS * SLOW_DEPTH
+        more = ('--lun', '0', '--luns', str(SLOW_LUNS))
+        found = flat(server, bench.python, bench.seconds, 4096, depth, (0, 64 * MIB), *more)
+    return 100.0 * found['operations'] / found['seconds'] / (depth * 1000.0 / SLOW_MS)
+
+
+def read_beside_stuck(bench):
+    """Milliseconds of a read of LUN 1 while 64 reads of LUN 0 wait for its disk."""
+    with _SlowLuns(bench, 2, {0: STUCK_MS}) as server:
+        session = initiator.connect(('127.0.0.1', server.port), server.iqn, timeout=60)
+        session.clear_attentions(0)
+        session.clear_attentions(1)
+        read = bytes((0x28, 0, 0, 0, 0, 0, 0, 0, 8, 0))
+        stuck = [session.submit(read, 0, read=4096) for _ in range(STUCK)]
+        session.ping(immediate=True)  # the reads have been taken
+        began = time.perf_counter()
+        session.read(0, 8, 1)
+        seconds = time.perf_counter() - began
+        if any(command.result is not None for command in stuck):
+            raise Failed('a read of the disk that hangs was answered')
+        session.close()
+    return 1000.0 * seconds
+
+
 def slow_disk(bench):
     """Reads per second of a slow disk at depth 32, in percent of what 32 requests at once can do."""
     found = _on_a_slow_disk(bench)
@@ -257,6 +318,22 @@ TABLE = (
         90.0,
         operator.ge,
         slow_disk,
+    ),
+    Limit(
+        'slow-luns',
+        '8 slow LUNs (10 ms), depth 32 each, one session: part of 25,600 reads/s',
+        '%',
+        90.0,
+        operator.ge,
+        slow_luns,
+    ),
+    Limit(
+        'read-beside-stuck',
+        'read of LUN 1 beside 64 stuck reads of LUN 0',
+        'ms',
+        50.0,
+        operator.le,
+        read_beside_stuck,
     ),
     Limit(
         'read-beside-slow',

@@ -59,8 +59,9 @@ KEYS = {
 
 
 class Load(object):
-    """One session. session: an initiator.Session that is logged in; area: first and last byte + 1
-    of the medium to use."""
+    """One session. session: an initiator.Session that is logged in; lun: a LUN, or a list of them that
+    take turns (of reads, or of writes without R2T); area: first and last byte + 1 of each medium to
+    use."""
 
     def __init__(
         self,
@@ -74,9 +75,14 @@ class Load(object):
         sequential=False,
         probe=None,
         probe_seconds=0.005,
+        fua=False,
+        reads=0,
     ):
         self._socket = session.wire.socket
-        self._lun = lun_field(lun)
+        self._luns = [lun_field(each) for each in (lun if isinstance(lun, list) else [lun])]
+        self._lun = self._luns[0]
+        self._flags = 8 if fua else 0
+        self._reads = reads  # percent of the commands, if others write
         self._write = write
         self._size, self._depth, self._area = size, depth, area
         self._crc32c = crc32c
@@ -134,17 +140,24 @@ class Load(object):
 
     def _submit(self, tag):
         size = self._size
+        lun = self._luns[tag % len(self._luns)]
+        writes = self._write and random.randrange(100) >= self._reads
         cdb = _CDB_10(
-            0x2A if self._write else 0x28, 0, self._offset() // BLOCK, 0, size // BLOCK, 0
+            0x2A if writes else 0x28,
+            self._flags if writes else 0,
+            self._offset() // BLOCK,
+            0,
+            size // BLOCK,
+            0,
         )
-        if not self._write:
+        if not writes:
             self._put(
                 _COMMAND(
                     SCSI_COMMAND,
                     FINAL | 0x41,
                     0,
                     0,
-                    self._lun,
+                    lun,
                     tag,
                     size,
                     self._take_cmd_sn(),
@@ -164,7 +177,7 @@ class Load(object):
                 (0 if more else FINAL) | 0x21,
                 0,
                 immediate,
-                self._lun,
+                lun,
                 tag,
                 size,
                 self._take_cmd_sn(),
@@ -372,7 +385,10 @@ def parse(arguments=None):
     parser.add_argument('--port', type=int, required=True)
     parser.add_argument('--target', required=True)
     parser.add_argument('--lun', type=int, default=1)
+    parser.add_argument('--luns', type=int, default=1, help='number of LUNs that take turns')
     parser.add_argument('--write', action='store_true')
+    parser.add_argument('--fua', action='store_true', help='the writes are durable')
+    parser.add_argument('--reads', type=int, default=0, help='with --write: percent of reads')
     parser.add_argument('--sequential', action='store_true')
     parser.add_argument('--size', type=int, default=4096, help='bytes of each command')
     parser.add_argument('--depth', type=int, default=32)
@@ -399,10 +415,12 @@ def main():
     session = initiator.connect(('127.0.0.1', options.port), options.target, keys=keys)
     if crc32c and not (session.wire.header_digest and session.wire.data_digest):
         sys.exit('the target does not want digests: %s' % session.keys)
-    session.clear_attentions(options.lun)
+    luns = list(range(options.lun, options.lun + options.luns))
+    for lun in luns:
+        session.clear_attentions(lun)
     load = Load(
         session,
-        options.lun,
+        luns,
         options.write,
         options.size,
         options.depth,
@@ -410,6 +428,8 @@ def main():
         crc32c,
         options.sequential,
         options.probe,
+        fua=options.fua,
+        reads=options.reads,
     )
     operations, seconds = load.run(options.seconds)
     load.logout()

@@ -76,14 +76,14 @@ def machine_line(machine):
 def markdown(found):
     """The README's tables."""
     out = [
-        '| workload | targetd /s | tgtd /s | ratio | min–max | to reach |',
-        '|---|---|---|---|---|---|',
+        '| workload | targetd /s | tgtd /s | ratio | min–max | to reach | µs of processor |',
+        '|---|---|---|---|---|---|---|',
     ]
     for row in found['workloads']:
         if 'missing' not in row:
             ratio = '**%.2f**' % row['median'] if row['reached'] else '%.2f' % row['median']
             out.append(
-                '| %s | %s | %s | %s | %.2f–%.2f | %.1f |'
+                '| %s | %s | %s | %s | %.2f–%.2f | %g | %s, %s |'
                 % (
                     row['title'],
                     number(_middle(row['rates']['targetd'])),
@@ -92,6 +92,8 @@ def markdown(found):
                     row['lowest'],
                     row['highest'],
                     row['goal'],
+                    number(1e6 * _middle(row['cpu_seconds_per_operation']['targetd'])),
+                    number(1e6 * _middle(row['cpu_seconds_per_operation']['tgtd'])),
                 )
             )
     if found['limits']:

@@ -18,6 +18,8 @@ TICKS = float(os.sysconf('SC_CLK_TCK'))
 MIB = 1 << 20
 IQN = 'iqn.2026-11.test.targetd:bench'
 ROOM_FOR_ALL = 10000
+#: The Caching mode page of tgt-admin's `write-cache off`.
+CACHE_OFF = 'mode_page=8:0:18:0x10:0:0xff:0xff:0:0:0xff:0xff:0xff:0xff:0x80:0x14:0:0:0:0:0:0'
 
 
 class Missing(Exception):
@@ -44,6 +46,32 @@ def fill(path, size):
         file.flush()
         os.fsync(file.fileno())
     return path
+
+
+class LoopFileSystem(object):
+    """ext4 on a loop device, whose flushes reach the file below it. directory: where its files go.
+    Raises Missing: it needs root and loop devices."""
+
+    def __init__(self, directory, size):
+        self._below = os.path.join(directory, 'loop.img')
+        self.path = os.path.join(directory, 'loop')
+        with open(self._below, 'wb') as file:
+            file.truncate(size)
+        os.mkdir(self.path)
+        self._run('mkfs.ext4', '-q', '-F', self._below)
+        self._run('mount', '-o', 'loop', self._below, self.path)
+        os.chmod(self.path, 0o755)
+
+    @staticmethod
+    def _run(name, *arguments):
+        try:
+            subprocess.check_output((program(name),) + arguments, stderr=subprocess.STDOUT)
+        except subprocess.CalledProcessError as e:
+            raise Missing('%s: %s' % (name, e.output.decode('utf-8', 'replace').strip()[-200:]))
+
+    def close(self):
+        """Unmount it."""
+        self._run('umount', self.path)
 
 
 # -- what /proc says -------------------------------------------------------------------------------
@@ -164,11 +192,12 @@ class Targetd(object):
 
 
 class Tgtd(object):
-    """Debian's tgtd, rdwr store, one LUN 1. parameters: {name: value} of `tgtadm --op update`."""
+    """Debian's tgtd, rdwr store, one LUN 1. parameters: {name: value} of `tgtadm --op update`;
+    write_cache: False clears WCE."""
 
     name = 'tgtd'
 
-    def __init__(self, directory, image, parameters=None):
+    def __init__(self, directory, image, parameters=None, write_cache=True):
         self.iqn = IQN
         self.port = free_port()
         self._control = str(os.getpid() % 30000 + 1)
@@ -215,6 +244,9 @@ class Tgtd(object):
                 '--bstype',
                 'rdwr',
             )
+            if not write_cache:
+                unit = ('--mode', 'logicalunit', '--tid', '1', '--lun', '1')
+                self._admin('--op', 'update', *(unit + ('--params', CACHE_OFF)))
             self._admin('--op', 'bind', '--mode', 'target', '--tid', '1', '-I', 'ALL')
         except BaseException:
             self.stop()

@@ -28,9 +28,20 @@ class Failed(Exception):
 
 
 #: name; title, for the report; goal: the ratio to reach; run; counted: operations, not seconds, are
-#: given to run; probe: how many operations tell how long they take; digests: the row needs them
-#: (None, 'header', 'both').
-Workload = namedtuple('Workload', 'name title goal run counted probe digests')
+#: given to run; probe: how many operations tell how long they take; setup: of the servers, a key of
+#: SETUPS.
+Workload = namedtuple('Workload', 'name title goal run counted probe setup')
+
+#: How a server is set up. keys: the digests that it requires; on_loop: the images are files on a loop
+#: device; write_cache.
+Setup = namedtuple('Setup', 'keys on_loop write_cache')
+SETUPS = {
+    None: Setup((), False, True),
+    'header': Setup(('HeaderDigest',), False, True),
+    'both': Setup(('HeaderDigest', 'DataDigest'), False, True),
+    'durable': Setup((), True, False),
+    'loop': Setup((), True, True),
+}
 
 
 def url(server, options=''):
@@ -158,20 +169,20 @@ def flat(server, python, seconds, size=4096, depth=32, area=(0, 64 * MIB), *more
     return json.loads(done.stdout)
 
 
-def with_digests(*more):
+def mixed(size, depth, *more):
     def run(server, seconds, python):
-        found = flat(server, python, seconds, 64 * KIB, 16, (0, 64 * MIB), '--digests', *more)
+        found = flat(server, python, seconds, size, depth, (0, 64 * MIB), *more)
         return found['operations'], found['operations'] / found['seconds']
 
     return run
 
 
-def _timed(name, title, goal, run, digests=None):
-    return Workload(name, title, goal, run, False, 0, digests)
+def _timed(name, title, goal, run, setup=None):
+    return Workload(name, title, goal, run, False, 0, setup)
 
 
-def _counted(name, title, goal, run, probe, digests=None):
-    return Workload(name, title, goal, run, True, probe, digests)
+def _counted(name, title, goal, run, probe, setup=None):
+    return Workload(name, title, goal, run, True, probe, setup)
 
 
 TABLE = (
@@ -186,7 +197,31 @@ TABLE = (
     _counted('write-4k-qd1', '4 KiB write, depth 1', 1.2, bench(4 * KIB, 1, True), 1000),
     _counted('write-4k-qd32', '4 KiB write, depth 32', 1.2, bench(4 * KIB, 32, True), 4000),
     _counted('write-64k-qd16', '64 KiB write, depth 16', 1.2, bench(64 * KIB, 16, True), 1000),
-    _counted('write-1m-qd8', '1 MiB write, depth 8', 1.2, bench(MIB, 8, True), 100),
+    _counted('write-256k-qd8', '256 KiB write, depth 8', 1.2, bench(256 * KIB, 8, True), 400),
+    _counted('write-1m-qd8', '1 MiB write, depth 8', 2.2, bench(MIB, 8, True), 100),
+    _counted(
+        'write-4k-durable-qd1',
+        '4 KiB write, cache off, depth 1',
+        0.9,
+        bench(4 * KIB, 1, True),
+        50,
+        'durable',
+    ),
+    _counted(
+        'write-4k-durable-qd32',
+        '4 KiB write, cache off, depth 32',
+        2.5,
+        bench(4 * KIB, 32, True),
+        200,
+        'durable',
+    ),
+    _timed(
+        'fua-mix',
+        '4 KiB, depth 32: 70 % reads, 30 % FUA writes',
+        2.0,
+        mixed(4 * KIB, 32, '--write', '--fua', '--reads', '70'),
+        'loop',
+    ),
     _timed(
         'read-4k-2sessions', '4 KiB random read, 2 sessions', 2.0, reads(4 * KIB, 32, sessions=2)
     ),
@@ -200,7 +235,7 @@ TABLE = (
         bench(64 * KIB, 16, True, sessions=2),
         500,
     ),
-    _counted('logins', 'login, INQUIRY, logout', 1.0, logins, 10),
+    _counted('logins', 'login, INQUIRY, logout', 0.65, logins, 10),
     _timed(
         'read-64k-header-digest',
         '64 KiB read, header digest',
@@ -208,8 +243,20 @@ TABLE = (
         reads(64 * KIB, 16, options='?header_digest=crc32c'),
         'header',
     ),
-    _timed('read-64k-digests', '64 KiB read, both digests', 0.8, with_digests(), 'both'),
-    _timed('write-64k-digests', '64 KiB write, both digests', 0.8, with_digests('--write'), 'both'),
+    _timed(
+        'read-64k-digests',
+        '64 KiB read, both digests',
+        0.8,
+        mixed(64 * KIB, 16, '--digests'),
+        'both',
+    ),
+    _timed(
+        'write-64k-digests',
+        '64 KiB write, both digests',
+        0.8,
+        mixed(64 * KIB, 16, '--digests', '--write'),
+        'both',
+    ),
 )
 
 
