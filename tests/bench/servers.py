@@ -132,8 +132,8 @@ def session_workers(daemon, count):
     spares = int(daemon.text.server.get('spare-workers', 2))
 
     def complete():
-        found = tree(daemon.process.pid)
-        return found if len(found) == 1 + spares + count else None
+        has_all = len(daemon.workers()) == spares + count
+        return tree(daemon.process.pid) if has_all else None
 
     return eventually(complete, 60, '%d workers, %d spare ones' % (count, spares))
 
