@@ -63,6 +63,9 @@ def parse(arguments=None):
     parser.add_argument('--svg', metavar='FILE', help='write a plot of the ratios')
     parser.add_argument('--markdown', metavar='FILE', help="write the README's tables")
     parser.add_argument(
+        '--readme', metavar='FILE', help='replace the tables of this README by the new ones'
+    )
+    parser.add_argument(
         '--from',
         dest='source',
         metavar='FILE',
@@ -237,6 +240,10 @@ def main(arguments=None):
     write(options.json, json.dumps(found, indent=1, sort_keys=True) + '\n')
     write(options.markdown, report.markdown(found))
     write(options.svg, report.svg(found))
+    if options.readme:
+        with open(options.readme, 'rb') as file:
+            text = file.read().decode('utf-8')
+        write(options.readme, report.with_tables(text, found))
     rows = found['workloads'] + found['limits']
     return (
         2

@@ -3,6 +3,8 @@ from the dict that is also written as JSON."""
 
 from xml.sax.saxutils import escape
 
+#: The marks around the tables in the README.
+BEGIN, END = '<!-- tests.bench -->', '<!-- end of tests.bench -->'
 BAR, GAP, LEFT, WIDTH, RIGHT, TOP = 14, 8, 230, 460, 70, 46
 INK, PALE, GOOD, SHORT, LINE = '#444c56', '#8b949e', '#2f81a7', '#c0703a', '#8b949e'
 
@@ -116,6 +118,12 @@ def markdown(found):
         % (found['rounds'], found['seconds'], machine_line(found['machine'])),
     ]
     return '\n'.join(out) + '\n'
+
+
+def with_tables(text, found):
+    """The text of the README with the tables of this run between its two marks."""
+    before, rest = text.split(BEGIN, 1)
+    return before + BEGIN + '\n\n' + markdown(found) + '\n' + END + rest.split(END, 1)[1]
 
 
 # -- the plot --------------------------------------------------------------------------------------

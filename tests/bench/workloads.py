@@ -217,7 +217,7 @@ TABLE = (
     ),
     _timed(
         'fua-mix',
-        '4 KiB, depth 32: 70 % reads, 30 % FUA writes',
+        '70 % reads, 30 % FUA writes, depth 32',
         2.0,
         mixed(4 * KIB, 32, '--write', '--fua', '--reads', '70'),
         'loop',
