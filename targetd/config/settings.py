@@ -91,8 +91,9 @@ SERVER = (
             LIVE,
             'The least severe level that is logged.',
             'info logs every login, logout, refusal and reload.'),
-    _server('user', kinds.Text(64), 'nobody', NEEDS_RESTART,
-            'User that the worker processes run as if targetd was started by root.',
+    _server('user', kinds.Text(64), 'targetd', NEEDS_RESTART,
+            'User that the worker processes run as if targetd was started by root. If the host has no '
+            'user targetd, the default is nobody.',
             'The master opens the disks and passes the descriptors to the worker processes, which '
             'need no other rights.'),
     _server('sandbox', kinds.Choice('auto', 'required', 'off'), 'auto', NEEDS_RESTART,

@@ -18,6 +18,7 @@ from targetd.durable import make_directory, sync_directory
 from targetd.errors import TargetdError
 from targetd.host.disks import describe_disk, describe_name
 from targetd.host.roots import ROOTS, kernel_name, read_number, read_text, whole_disk
+from targetd.trusted_path import open_trusted
 
 #: The IEEE company id that Linux's software targets use; the remaining digits are a digest.
 COMPANY_ID = '001405'
@@ -125,7 +126,7 @@ def _read_server_id(path):
 
 
 def _write_durably(path, text):
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    descriptor = open_trusted(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     try:
         os.write(descriptor, text.encode('ascii'))
         os.fsync(descriptor)

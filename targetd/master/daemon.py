@@ -23,6 +23,7 @@ from targetd.master import feasible
 from targetd.master.log_files import start_log
 from targetd.master.master import Master
 from targetd.master.processes import child
+from targetd.trusted_path import open_trusted
 
 OOM_SCORE = (
     '-500'  # the kernel kills other processes first: many hosts depend on the disks of this one
@@ -54,8 +55,8 @@ class PidFile(object):
 
     def _lock_once(self):
         # no symbolic link, and no descriptor for other users: any descriptor can hold a lock
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        descriptor = os.open(self.path, flags, 0o600)
+        flags = os.O_RDWR | os.O_CREAT
+        descriptor = open_trusted(self.path, flags, 0o600)
         try:
             os.fchmod(descriptor, 0o600)
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -98,7 +99,9 @@ class PidFile(object):
         of a server in the background, so the init script looks for them."""
         if sentences:
             try:
-                with open(self.path + FAILURES, 'w', encoding='utf-8') as f:
+                flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+                descriptor = open_trusted(self.path + FAILURES, flags, 0o644)
+                with os.fdopen(descriptor, 'w', encoding='utf-8') as f:
                     f.write('\n'.join(sentences) + '\n')
             except OSError as e:
                 log.error('%s cannot be written: %s', self.path + FAILURES, e.strerror)

@@ -15,6 +15,8 @@ NO_PROC = (
     'with "mount -t proc proc /proc"'
 )
 
+OWN_USER = 'targetd'  # the default of the setting `user`
+
 
 def require_feasible(server, in_force=None):
     """Raise TargetdError, which names everything that is not possible. in_force: the Server of the running
@@ -143,13 +145,16 @@ def _why_no_directory(path):
 
 
 def credentials(user):
-    """The credentials of the workers of a root master (child.credentials_of), else None. Raises
-    TargetdError if there is no such user."""
+    """The credentials of the workers of a root master (child.credentials_of), else None. A host
+    without the user `targetd` has its workers run as `nobody`. Raises TargetdError if there is no such
+    user."""
     if os.geteuid() != 0 or not user:
         return None
     try:
         return child.credentials_of(user)
     except (KeyError, OverflowError):
+        if user == OWN_USER:
+            return credentials('nobody')
         raise TargetdError(
             'there is no user %s for the workers; write another user, or create it' % user
         )

@@ -48,6 +48,7 @@ from targetd.master.units.logical_units import Units
 from targetd.master.units.replication import Replication
 from targetd.master.units.rod_tokens import RodTokens
 from targetd.master.vault import seal_here
+from targetd.store import opened_store
 from targetd.worker import main as worker_main
 
 MAXIMUM_PENDING = 1024  # connections that have not sent their login yet
@@ -91,6 +92,7 @@ class Master(object):
             self._request_spares,
             fork,
         )
+        self.workers.secrets = lambda: [key for key in opened_store.KEYS if key]
         self.workers.on_unkillable = self._on_unkillable
         self.jobs = Jobs(self.loop, fork)
         self.saver = Saver(self.loop, fork)

@@ -10,7 +10,7 @@ import errno
 import fcntl
 import os
 import struct
-from typing import Tuple
+from typing import List, Tuple
 
 # fallocate(2) modes
 KEEP_SIZE = 0x01
@@ -222,3 +222,37 @@ class DeviceQueue(object):
         except OSError:
             return ''
         return self._text(os.path.join(directory, names[0], 'zeroing_mode')) if names else ''
+
+
+def is_locked_by_strangers(descriptor: int) -> bool:
+    """True if the lock of this file is held by processes of other users that cannot write it: every
+    user who may read a file may lock it. False if that is not certain: only root sees the processes
+    of all users."""
+    if os.geteuid() != 0:
+        return False
+    wanted = os.fstat(descriptor)
+    trusted, strangers = {0, wanted.st_uid}, False
+    for pid in filter(str.isdigit, os.listdir('/proc')):
+        for number in _listed('/proc/%s/fd' % pid):
+            try:
+                if int(pid) == os.getpid() and int(number) == descriptor:
+                    continue
+                status = os.stat('/proc/%s/fd/%s' % (pid, number))
+                if (status.st_dev, status.st_ino) != (wanted.st_dev, wanted.st_ino):
+                    continue
+                owner = os.stat('/proc/%s' % pid).st_uid
+                with open('/proc/%s/fdinfo/%s' % (pid, number)) as file:
+                    flags = int(file.read().split('flags:')[1].split()[0], 8)
+            except OSError:  # it was closed meanwhile
+                continue
+            if owner in trusted or flags & os.O_ACCMODE != os.O_RDONLY:
+                return False
+            strangers = True
+    return strangers
+
+
+def _listed(path: str) -> List[str]:
+    try:
+        return os.listdir(path)
+    except OSError:
+        return []

@@ -5,7 +5,7 @@ Imports base, failure_flags, linux, filters, filter_settings, encrypting and the
 """
 
 import os
-from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Set, Tuple
 
 from . import failure_flags, filters, linux
 from .base import Capabilities, Store
@@ -22,6 +22,10 @@ STORE_CLASSES: Dict[str, Callable[..., Store]] = {
     'ram': RamStore,
     'null': NullStore,
 }
+
+
+#: The encryption keys that this process has had, and '': a worker must not inherit them.
+KEYS: Set[str] = set()
 
 
 class OpenedStore(object):
@@ -43,6 +47,7 @@ class OpenedStore(object):
         claims: Iterable[int] = (),
     ) -> None:
         self._facts = facts
+        KEYS.add(facts.get('cipher_key') or '')
         self.descriptor = descriptor
         self.key = key
         self.claims = list(claims)
@@ -100,6 +105,7 @@ class OpenedStore(object):
     def set_cipher_key(self, cipher_key: str) -> None:
         """Use this key (hex digits, '' for no encryption) in later descriptions and stores."""
         self._facts['cipher_key'] = cipher_key
+        KEYS.add(cipher_key)
 
     def set_size(self, size: int) -> None:
         """Use this size (bytes) in later descriptions."""

@@ -21,7 +21,7 @@ import stat
 import tempfile
 from typing import Any, Dict, Iterable
 
-from .. import compat
+from .. import compat, log
 from ..durable import sync_directory
 from ..errors import StoreError
 from . import linux
@@ -141,9 +141,16 @@ def _claim_file(wanted, descriptor):
             descriptor, (fcntl.LOCK_SH if wanted.read_only else fcntl.LOCK_EX) | fcntl.LOCK_NB
         )
     except BlockingIOError:
-        raise StoreError(
-            '%s is in use: another server has claimed it; "fuser -v %s" shows which; '
-            'stop it, or name another file' % (wanted.path, wanted.path)
+        if not linux.is_locked_by_strangers(descriptor):
+            raise StoreError(
+                '%s is in use: another server has claimed it; "fuser -v %s" shows which; '
+                'stop it, or name another file' % (wanted.path, wanted.path)
+            )
+        log.warning(
+            '%s is locked by a process of another user, who cannot write the file; it is served all '
+            'the same, but not locked: other users should not be able to read it; run "chmod o-r %s"',
+            wanted.path,
+            wanted.path,
         )
     except OSError:
         pass
@@ -156,6 +163,12 @@ def _open_file(wanted, held):
     descriptor, claims = _file_descriptor(wanted, held)
     try:
         status = os.fstat(descriptor)
+        if status.st_mode & 0o002:
+            log.warning(
+                '%s can be written by every user of this host; run "chmod o-w %s"',
+                wanted.path,
+                wanted.path,
+            )
         if wanted.size is not None and wanted.size != status.st_size:
             raise StoreError(
                 '%s has %d bytes, but the setting size is %d; write size = %d, or leave size out, or change '

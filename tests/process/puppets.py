@@ -3,8 +3,9 @@
 The test's client sends a Login Request header and then lines of JSON. Each line is a message that
 the puppet sends to the master, or {"puppet": word}: 'deaf' (send no acknowledgement from now on),
 'die', 'log' (log so many lines), 'probe' (log what this process can do), 'raw' (send these bytes,
-`data` in hex digits, to the master), 'idle' (close the connections and report idle). The puppet
-sends every message of the master back to the client as a line, and acknowledges changes.
+`data` in hex digits, to the master), 'idle' (close the connections and report idle), 'keep' (keep a
+descriptor of the session). The puppet sends every message of the master back to the client as a line,
+and acknowledges changes.
 """
 
 import ctypes
@@ -163,6 +164,8 @@ class Puppet(object):
             self.channel.send({'report': 'log', 'level': 3, 'text': repr(probe())})
         elif word == 'die':
             os.kill(os.getpid(), signal.SIGKILL)
+        elif word == 'keep':  # the initiator's connection, as standard output
+            os.dup2(next(iter(self.sockets)).fileno(), 1)
         elif word == 'idle':
             for sock in self.sockets:
                 sock.close()

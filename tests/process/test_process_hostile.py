@@ -9,6 +9,7 @@ from puppets import DISK, OPEN, OTHER, RAM, body
 from targetd.errors import TargetdError
 from targetd.master import log_files, vault
 from targetd.master.processes import sandbox
+from targetd.master.state import key_files
 
 SECRET, OTHER_SECRET = 'secret of erp 14', 'secret of two 14'
 CHAP = ['incominguser = erp "%s"' % SECRET]
@@ -370,3 +371,67 @@ def test_a_worker_cannot_flood_the_log(stage, capfd):
     text = capfd.readouterr().err
     assert log_files.LINES_AT_ONCE * 0.9 < text.count('of a puppet') < log_files.LINES_AT_ONCE + 400
     assert 'were suppressed' in text
+
+
+# -- descriptors and keys of others ----------------------------------------------------------------
+
+
+def test_a_worker_that_keeps_a_descriptor_of_its_session_is_not_used_again(stage, capfd):
+    """Also if it hides the descriptor behind the number of another one."""
+    stage.start(body(stage, (DISK, OPEN, RAM)))
+    client = stage.login(DISK)
+    worker = stage.master.sessions.all()[0].worker
+    client.say(puppet='keep')
+    client.say(ask='leave', id=7)
+    client.say(puppet='idle')
+    stage.until(lambda: worker.pid not in stage.master.workers.by_pid)
+    assert 'worker %d still has descriptors of its session' % worker.pid in capfd.readouterr().err
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason='only root can read the memory of the daemon')
+def test_no_encryption_key_is_in_the_memory_of_a_worker_that_does_not_serve_it(tmp_path):
+    """Seen with the real server: after the start, a login to the encrypted disk and a reload."""
+    from daemon import Daemon
+    from initiator import connect
+
+    pytest.importorskip('cryptography')
+    daemon = Daemon(tmp_path)
+    path = os.path.join(str(tmp_path), 'disk.key')
+    image = 'backing-store = %s' % daemon.image('disk.img', 16 << 20)
+    daemon.target(DISK, luns={0: [image, 'encryption-key-file = %s' % path]})
+    daemon.target(OTHER, luns={0: RAM[0]})
+    try:
+        daemon.start()
+        key = key_files.load_key(path)  # the server has created it
+        encrypted = connect(daemon.address, DISK)
+        encrypted.clear_attentions()
+        encrypted.read(0, 1)
+        serving = daemon.worker_of(encrypted).pid
+        daemon.text.server['log-level'] = 'debug'
+        daemon.text.server['nop-interval'] = '7'
+        daemon.reload('reload: ')
+        plain = connect(daemon.address, OTHER)
+        plain.clear_attentions()
+        plain.read(0, 1)
+
+        def has_key(pid):
+            wanted = key.encode(), bytes.fromhex(key)
+            return any(one in piece for piece in memory_of(pid) for one in wanted)
+
+        others = [
+            w.pid for w in daemon.workers() if w.pid != serving and named(w) == 'targetd-worker'
+        ]
+        assert len(others) >= 2
+        assert not [pid for pid in others if has_key(pid)]
+        assert has_key(serving) and has_key(daemon.process.pid)  # the search finds it
+        plain.close()
+        encrypted.close()
+    finally:
+        daemon.finish()
+
+
+def named(process):
+    try:
+        return process.name()
+    except OSError:
+        return ''

@@ -303,7 +303,7 @@ def test_a_changed_limit_applies_at_once(served):
 def test_a_setting_that_needs_a_restart_keeps_its_value(served):
     (row,) = reload(served, body(served, (DISK, OPEN, RAM)), 'user = daemon')
     assert 'restart' in row['effect']
-    assert served.master.state.configuration.server.user == 'nobody'
+    assert served.master.state.configuration.server.user == 'targetd'
     assert len(served.master.reload.reload_and_wait(plan_only=True)) == 1
 
 

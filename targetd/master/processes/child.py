@@ -17,7 +17,7 @@ import sys
 
 from targetd import log
 from targetd.channel import ChannelClosed
-from targetd.master.processes import sandbox
+from targetd.master.processes import sandbox, scrub
 
 PR_SET_PDEATHSIG = 1
 PR_SET_NAME = 15
@@ -175,10 +175,12 @@ def _log_to_master(channel):
     log.start_remote(send)
 
 
-def become_worker(channel, credentials, master, rules):
-    """Make this child a worker process. rules: sandbox.Rules, or None. Afterwards its only
-    descriptor is its channel, beside /dev/null as standard input, output and error. Raises OSError."""
+def become_worker(channel, credentials, master, rules, secrets=()):
+    """Make this child a worker process. rules: sandbox.Rules, or None; secrets: keys in hex digits
+    that the master has and the worker shall not have. Afterwards its only descriptor is its channel,
+    beside /dev/null as standard input, output and error. Raises OSError."""
     _log_to_master(channel)
+    scrub.forget(secrets)
     if rules is not None:
         _forget_standard_files()
     close_descriptors({0, 1, 2, channel.fileno()})
@@ -193,11 +195,11 @@ def become_worker(channel, credentials, master, rules):
         sandbox.confine(rules)
 
 
-def run_worker(channel, credentials, master, serve, rules=None):
+def run_worker(channel, credentials, master, serve, rules=None, secrets=()):
     """Become a worker, call serve(channel), exit. Never returns."""
     code = 1
     try:
-        become_worker(channel, credentials, master, rules)
+        become_worker(channel, credentials, master, rules, secrets)
         serve(channel)
         code = 0
     except SystemExit as e:

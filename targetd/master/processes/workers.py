@@ -49,6 +49,8 @@ class WorkerProcess(object):
         self.session = None
         self.rules = None  # sandbox.Rules with which it was forked
         self.peers = []
+        self.files = None  # files_of(), before it served anything
+        self.has_keys = False  # it was sent an encryption key, which stays in its memory
         self.handed = {}  # (address, port) -> logins.authentication.HandedOver
         self.busy_since = None
         self.ended_cleanly = None
@@ -87,6 +89,7 @@ class Workers(object):
         self.limit = 1 << 30  # workers there may be at once
         self.credentials = None  # child.credentials_of the user that workers run as
         self.sandbox = None  # sandbox.Rules
+        self.secrets = lambda: ()  # the keys that no worker shall inherit, in hex digits
         self.generation = 0
         self.stopping = False
         self.on_unkillable = lambda worker: None  # called if a killed worker does not end
@@ -161,7 +164,7 @@ class Workers(object):
             pid = child.fork(
                 self.fork,
                 lambda: child.run_worker(
-                    theirs, self.credentials, master, self.serve, self.sandbox
+                    theirs, self.credentials, master, self.serve, self.sandbox, self.secrets()
                 ),
             )
         except OSError:
@@ -218,11 +221,17 @@ class Workers(object):
         if worker.session is not None or worker.state == SPARE:
             return  # a worker is not trusted: it serves a session, or repeats the report
         if worker.state == STARTING:
+            worker.files = files_of(worker.pid)
             worker.start_timer.cancel()
             worker.start_timer = self.loop.call_later(YOUNG_SECONDS, self._grew_up)
         worker.state, worker.peers, worker.busy_since = SPARE, [], None
         worker.forget_connections()
-        if worker.generation != self.generation:
+        if worker.files is None or files_of(worker.pid) != worker.files:
+            log.warning(
+                'worker %d still has descriptors of its session; it is not used again', worker.pid
+            )
+            self.retire(worker)
+        if worker.has_keys or worker.generation != self.generation:
             self.retire(worker)
         self.keep_spares()
         self.on_spare()
@@ -380,6 +389,15 @@ class Workers(object):
             self.loop.forget(worker.channel)
             worker.channel.close()
             worker.channel = None
+
+
+def files_of(pid):
+    """{descriptor: what it is} of a process; None if that cannot be read."""
+    folder = '/proc/%d/fd' % pid
+    try:
+        return {name: os.readlink(folder + '/' + name) for name in os.listdir(folder)}
+    except OSError:
+        return None
 
 
 def _has_ended(pid, end):

@@ -12,6 +12,7 @@ import os
 
 from targetd.errors import StoreError
 from targetd.store import journal
+from targetd.trusted_path import open_trusted
 
 
 def journal_path(state_path, key):
@@ -27,7 +28,7 @@ def roll_back_writes(path, store):
     """Rolls back the incomplete atomic writes on this opened store, removes the journal and returns
     the number of writes. Raises StoreError."""
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC) if path else None
+        descriptor = open_trusted(path, os.O_RDWR) if path else None
     except OSError as e:
         if e.errno not in (errno.ENOENT, errno.ENOTDIR):
             raise StoreError(

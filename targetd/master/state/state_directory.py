@@ -16,7 +16,7 @@ import os
 from targetd import log
 from targetd.durable import make_directory, sync_directory
 from targetd.errors import AlreadyRunning, StoreError, TargetdError
-from targetd.trusted_path import open_trusted, open_trusted_directory
+from targetd.trusted_path import open_trusted, open_trusted_directory, others_can_write
 
 VERSION = 1
 BOOT_ID = '/proc/sys/kernel/random/boot_id'
@@ -42,6 +42,14 @@ class StateDirectory(object):
         path = os.path.join(self.path, 'lock')
         try:
             make_directory(self.path, 0o755)
+            if others_can_write(os.stat(self.path)):
+                log.warning(
+                    'other users can write state-dir %s, and with it the reservations, identities and '
+                    'journals of all LUNs; run "chown root %s" and "chmod go-w %s"',
+                    self.path,
+                    self.path,
+                    self.path,
+                )
             descriptor = open_trusted(path, os.O_RDWR | os.O_CREAT)
         except OSError as e:
             if e.errno not in UNUSABLE_DISK:

@@ -22,6 +22,7 @@ from targetd.durable import make_directory, sync_directory
 from targetd.errors import StoreError
 from targetd.master.state import journal_recovery
 from targetd.store import failure_flags, from_descriptor, journal, linux, range_locks
+from targetd.trusted_path import open_trusted
 
 
 class JournaledMedium(object):
@@ -224,7 +225,7 @@ def create_journal(path):
             directory = os.path.dirname(path)
             make_directory(directory, 0o700)
             os.chmod(directory, 0o700)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            descriptor = open_trusted(path, os.O_RDWR | os.O_CREAT)
     except OSError as e:
         raise StoreError(
             'atomic writes need a journal, and %s cannot be written: %s; make it writable, or write '

@@ -45,6 +45,7 @@ class CopyGuests(object):
         nexus = worker.session.nexus._replace(target_name=found.target_name)
         _, count = found.guests.get(worker, (nexus, 0))
         found.guests[worker] = nexus, count + 1
+        worker.has_keys = worker.has_keys or bool(found.store.cipher_key)
         dicts, descriptors = to_message_with_descriptors(
             self.replication.descriptions.lend, None, [found]
         )

@@ -114,6 +114,8 @@ def to_message_with_descriptors(lend, worker, units):
     dicts, descriptors = [], []
     for unit in units:
         store, index = unit.store, None
+        if worker is not None and store.cipher_key:
+            worker.has_keys = True
         own, is_shared = lend(store)
         if own is not None:
             index = len(descriptors)

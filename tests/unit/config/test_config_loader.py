@@ -15,7 +15,7 @@ PLAN = '''
 [server]                                     # every setting has a default; a missing section is fine
 pid-file = /var/run/targetd.pid
 log = syslog                                 # syslog | stderr | /path/file
-user = nobody
+user = targetd
 max_sessions = 70
 
 [portal-group 1]

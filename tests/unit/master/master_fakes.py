@@ -56,6 +56,7 @@ class FakeWorker(object):
         self.pid = pid
         self.session = None
         self.peers = []
+        self.has_keys = False
         self.sent = []
         self.killed = None
 
@@ -84,6 +85,8 @@ class FakeStore(object):
 
     kind, path, size, block_size, read_only = 'file', '/disk.img', 1 << 20, 512, False
     flag = 0
+
+    cipher_key = ''
 
     def __init__(self, path):
         self.claim = self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT)

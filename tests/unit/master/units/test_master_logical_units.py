@@ -30,6 +30,8 @@ class FakeStore(object):
     kind, path, size, block_size, read_only = 'file', '/disk.img', 1 << 20, 512, False
     flag = 0
 
+    cipher_key = ''
+
     def __init__(self):
         self.claim = self.descriptor = os.open(os.devnull, os.O_RDWR)
         self.is_open = True
