@@ -56,6 +56,8 @@ class PidFile(object):
     def _lock_once(self):
         # no symbolic link, and no descriptor for other users: any descriptor can hold a lock
         flags = os.O_RDWR | os.O_CREAT
+        if os.path.islink(self.path):
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), self.path)
         descriptor = open_trusted(self.path, flags, 0o600)
         try:
             os.fchmod(descriptor, 0o600)
