@@ -195,6 +195,23 @@ TABLE = (
              arguments=[
                  Argument('output', 'option', False, 'file to write, instead of standard output')],
              local=True),
+    _command('export', 'write the running configuration as one file',
+             'Writes the configuration of the running server, with everything that it includes and '
+             'with the accounts of other files, as one configuration to standard output; only '
+             'comments are lost. ALUA states that were set at run time are in it. Changes of the '
+             'files that are not in force yet are listed on standard error, and the exit code is '
+             'then 1. It contains secrets. "targetdctl import" of the result is the same '
+             'configuration.',
+             arguments=[
+                 Argument('config', 'option', False,
+                          'configuration file to write, instead of that of the running server'),
+                 Argument('output', 'option', False, 'file to write, instead of standard output'),
+                 Argument('identities', 'flag', False,
+                          'also write the serial numbers and NAA identifiers that the server derived, so '
+                          'that they remain on another host'),
+                 Argument('force', 'flag', False,
+                          'write in spite of errors, and overwrite an existing file')],
+             local=True),
     _command('import', 'write the configuration of another iSCSI target as one of targetd',
              'Reads targets.conf of tgt (with the files that it includes) or the output of tgt-admin '
              '--dump, saveconfig.json of LIO, scst.conf, ietd.conf, ctl.conf of FreeBSD, istgt.conf, '

@@ -44,6 +44,30 @@ def answer_import(parsed):
     return dict(outcome._asdict(), ok=outcome.exit_code == 0)
 
 
+def answer_export(parsed):
+    """The reply of `export`. Raises TargetdError if the server cannot be asked."""
+    from targetd.migration import command  # slow to load, as above
+
+    if parsed.config:
+        outcome = command.run_export(parsed.config, parsed.output, parsed.force)
+        return dict(outcome._asdict(), ok=outcome.exit_code == 0)
+    socket = parsed.socket or default_socket()
+
+    def ask(name, **arguments):
+        return send_request(socket, dict(arguments, command=name), 120)['rows']
+
+    path = {row['name']: row['value'] for row in ask('status')}['configuration']
+    outcome = command.run_export(
+        path,
+        parsed.output,
+        parsed.force,
+        ask('reload', plan=True),
+        ask('show-alua'),
+        ask('show-units') if parsed.identities else None,
+    )
+    return dict(outcome._asdict(), ok=outcome.exit_code == 0)
+
+
 def _snapshot(parsed):
     """The monitoring.Snapshot of the server. Raises NotRunning or TargetdError."""
     path = parsed.socket or default_socket()
@@ -99,6 +123,7 @@ def contents(path):
 ANSWERS = {
     'disks': answer_disks,
     'import': answer_import,
+    'export': answer_export,
     'nagios': answer_nagios,
     'metrics': answer_metrics,
 }

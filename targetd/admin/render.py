@@ -197,7 +197,7 @@ def bash_completion():
         '        if [ -n "$skip" ]; then skip=""; continue; fi',
         '        case "$word" in',
         '            -s|--socket) skip=socket ;;',
-        '            --seconds|--format|--output) skip=value ;;',
+        '            --seconds|--format|--output|--config) skip=value ;;',
         '            -*) ;;',
         '            *) typed="${typed:+$typed }$word" ;;',
         '        esac',

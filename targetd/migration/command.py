@@ -1,4 +1,4 @@
-"""The import as a command: reads the files, writes the configuration, and says what to check.
+"""The import and the export as commands: reads the files, writes the configuration, and says what to check.
 
 May import base and migration.
 """
@@ -7,7 +7,7 @@ import os
 from collections import namedtuple
 
 from targetd.errors import EXIT_FAILURE, EXIT_OK
-from targetd.migration import running_tgtd, sources, writer
+from targetd.migration import own, running_state, running_tgtd, sources, writer
 from targetd.migration.imported import NOTE, WRONG, Unreadable
 
 #: The outcome. text: the configuration for standard output, or ''; messages: lines for standard error.
@@ -28,6 +28,11 @@ def run_import(paths, kind='', output=None, force=False, compare=False):
             running_tgtd.compare(imported, running_tgtd.show())
     except Unreadable as e:
         return Outcome('', [writer.note_text(e.note)], EXIT_FAILURE)
+    return _finish(imported, output, force)
+
+
+def _finish(imported, output, force):
+    """Check and write what was imported or exported; returns an Outcome."""
     text = writer.configuration_text(imported)
     writer.check(imported, text, os.path.abspath(output or 'targetd.conf'))
     messages = [writer.note_text(note) for note in imported.notes]
@@ -49,6 +54,20 @@ def run_import(paths, kind='', output=None, force=False, compare=False):
         return Outcome('', messages + ['%s cannot be written: %s' % (output, remedy)], EXIT_FAILURE)
     messages.append('%s was written; check it with: targetd -t -c %s' % (output, output))
     return Outcome('', messages, code)
+
+
+def run_export(path, output=None, force=False, plan=(), alua=(), units=None):
+    """Write the configuration in the file `path`, and what it includes, as one file; returns an
+    Outcome. plan, alua, units: rows of the running server's replies to `reload --plan`, `show alua` and,
+    if the derived identities are wanted, `show units`; none if no server is asked."""
+    try:
+        exported = own.parse(path)
+    except Unreadable as e:
+        return Outcome('', [writer.note_text(e.note)], EXIT_FAILURE)
+    running_state.add_plan(exported, plan)
+    running_state.add_alua(exported, alua)
+    running_state.add_identities(exported, units or ())
+    return _finish(exported, output, force)
 
 
 def _write(path, text, overwrite):

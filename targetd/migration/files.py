@@ -85,8 +85,7 @@ OTHER_TARGETD = (
 
 
 def kind_of(text, path):
-    """The kind of a file: 'tgt', 'lio', 'scst', 'iet', 'ctl', 'istgt', 'ceph' or 'microsoft'. Raises
-    Unreadable."""
+    """The kind of a file, a word of sources.FORMATS. Raises Unreadable."""
     start = text.lstrip()
     if not start:
         raise Unreadable(
@@ -97,11 +96,7 @@ def kind_of(text, path):
     if start.startswith('{') or start.startswith(('//', '/*')) and '{' in start[:4000]:
         return _kind_of_json(text, path)
     if re.search(r'^\s*\[(server|target\s|portal-group\s)', text, re.MULTILINE | re.IGNORECASE):
-        raise Unreadable(
-            Place(path, None),
-            'this is a configuration of targetd itself',
-            'use it as it is: targetd -t -c %s' % path,
-        )
+        return 'targetd'
     for kind, pattern in _SIGNS:
         if re.search(pattern, text, re.MULTILINE | re.IGNORECASE):
             return kind

@@ -5,7 +5,7 @@ May import migration.
 
 from collections import OrderedDict
 
-from targetd.migration import ceph, ctl, files, iet, istgt, lio, microsoft, scst, tgt
+from targetd.migration import ceph, ctl, files, iet, istgt, lio, microsoft, own, scst, tgt
 from targetd.migration.imported import Imported, Place, Unreadable, name_default_group
 
 #: Word of --format -> function of (path, text) that returns an Imported or raises Unreadable.
@@ -19,6 +19,7 @@ FORMATS = OrderedDict(
         ('istgt', istgt.parse),
         ('ceph', ceph.parse),
         ('microsoft', microsoft.parse),
+        ('targetd', own.parse),
     )
 )
 

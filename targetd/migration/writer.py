@@ -10,10 +10,7 @@ from targetd.migration.imported import NOTE, Place
 
 def configuration_text(imported):
     """The text of targetd.conf for an Imported."""
-    lines = [
-        '# Written by "targetdctl import" from %s (%s).'
-        % (', '.join(imported.files), imported.source)
-    ]
+    lines = ['# Written by targetdctl from %s (%s).' % (', '.join(imported.files), imported.source)]
     if imported.notes:
         lines.append('# Check before you serve it:')
         lines += ['#   ' + note_text(note) for note in imported.notes]

@@ -46,7 +46,6 @@ def test_the_kind_of_a_file_is_seen_in_its_content(text, kind):
         ('', 'the file is empty'),
         ('hello\n', 'the format is not known'),
         ('block_pools:\n- vg\nfs_pools: []\n', 'the other program called targetd'),
-        ('[target iqn.x:y]\nbacking-store = a\n', 'a configuration of targetd itself'),
         ('{"storage_objects": [\n  {"a": 1},\n', 'the file ends in the middle'),
         ('{"storage_objects": [\n  // mine\n]}', 'JSON has no comments'),
         ('{"storage_objects": [\n  1 2\n]}', 'this is not JSON'),
