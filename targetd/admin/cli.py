@@ -8,6 +8,7 @@ import argparse
 import json
 import os
 import re
+import shutil
 import sys
 
 from targetd import __version__
@@ -65,6 +66,12 @@ def _add_common(parser, default_socket_text=None, default_json=False):
     parser.add_argument(
         '--json', action='store_true', default=default_json, help='print JSON, for programs'
     )
+    parser.add_argument(
+        '--wide',
+        action='store_true',
+        default=default_json,
+        help='print all columns of a table; otherwise it fits a terminal of 80 columns',
+    )
 
 
 def build_parser():
@@ -81,7 +88,7 @@ def build_parser():
             if words[0] not in groups:
                 group = verbs.add_parser(
                     words[0],
-                    help='list sessions, targets, units, portals or ALUA states',
+                    help='list sessions, targets, units, portals and others',
                     description='List objects of the server.',
                 )
                 groups[words[0]] = group.add_subparsers(metavar='WHAT', dest='what')
@@ -131,14 +138,42 @@ def _cell(value, form):
     return _plain(str(value))
 
 
-def table_text(columns, rows):
-    """Rows (dicts) under their headings, in aligned columns, without blanks at the end of lines."""
+def table_text(columns, rows, limit=None):
+    """Rows (dicts) under their headings, in aligned columns, without blanks at the end of lines. limit:
+    of the length of a line, in which cells are continued on further lines; None: no limit."""
     lines = [[column.heading for column in columns]]
     lines += [[_cell(row.get(column.key), column.form) for column in columns] for row in rows]
     widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
-    return '\n'.join(
-        '  '.join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines
-    )
+    while limit and sum(widths) + 2 * len(widths) - 2 > limit and max(widths) > 1:
+        widths[widths.index(max(widths))] -= 1
+    return '\n'.join(text for line in lines for text in _folded(line, widths))
+
+
+def _folded(cells, widths):
+    """The lines of text of one row of a table."""
+    pieces = [_pieces(cell, width) for cell, width in zip(cells, widths)]
+    for number in range(max(map(len, pieces))):
+        row = [each[number] if number < len(each) else '' for each in pieces]
+        yield '  '.join(text.ljust(width) for text, width in zip(row, widths)).rstrip()
+
+
+def _pieces(text, width):
+    """The text in pieces of at most this width, broken at a blank or after '-', '/', '.' or ':' if there
+    is one."""
+    found = []
+    while len(text) > width:
+        at = max(text.rfind(mark, 0, width) for mark in ' -/.:') + 1 or width
+        at = at if at > width // 2 else width
+        found.append(text[:at].rstrip())
+        text = text[at:].lstrip()
+    return found + [text]
+
+
+def _limit(is_wide):
+    """The length of lines: of the terminal, at least 80; None if the output is not a terminal."""
+    if is_wide or not sys.stdout.isatty():
+        return None
+    return max(80, shutil.get_terminal_size().columns)
 
 
 def records_text(columns, rows):
@@ -169,7 +204,8 @@ def _explained(rows):
     return explained
 
 
-def _print_reply(row, reply, as_json):
+def _print_reply(parsed, reply):
+    row, as_json = parsed.row, parsed.json
     if row.words == 'why' and 'rows' in reply:
         reply['rows'] = _explained(reply['rows'])
     if as_json:
@@ -185,7 +221,9 @@ def _print_reply(row, reply, as_json):
         sys.stdout.write(reply['text'])
     rows = reply.get('rows')
     if rows:
-        print((records_text if row.records else table_text)(row.columns, rows))
+        limit = _limit(parsed.wide)
+        columns = [c for c in row.columns if not (limit and c.is_wide)]
+        print(records_text(columns, rows) if row.records else table_text(columns, rows, limit))
     elif rows is not None and row.empty and not reply.get('message'):
         print(row.empty)
     if reply.get('message'):
@@ -221,7 +259,7 @@ def run_command(parsed):
         )
     for line in reply.pop('messages', ()) if not parsed.json else ():
         print('targetdctl: %s' % _plain(line), file=sys.stderr)
-    _print_reply(row, reply, parsed.json)
+    _print_reply(parsed, reply)
     return reply.get('exit_code', EXIT_OK)
 
 
@@ -240,7 +278,11 @@ def main(arguments=None):
     parsed = parser.parse_args(arguments)
     if not hasattr(parsed, 'row'):
         parser.print_usage(sys.stderr)
-        print('targetdctl: a command is missing; targetdctl --help lists all', file=sys.stderr)
+        lists = [row.words[5:] for row in TABLE if row.words.startswith('show ')]
+        if parsed.verb == 'show':
+            print('targetdctl: write what to show: %s' % ', '.join(lists), file=sys.stderr)
+        else:
+            print('targetdctl: a command is missing; targetdctl --help lists all', file=sys.stderr)
         return EXIT_USAGE
     try:
         code = run_command(parsed)

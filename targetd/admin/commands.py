@@ -27,8 +27,10 @@ MAXIMUM_REPLY = 16 << 20
 #: for --help.
 Argument = namedtuple('Argument', 'name kind required help')
 
-#: A column. key: in a row's object; heading: printed above it; form: 'text', 'bytes' or 'yes-no'.
-Column = namedtuple('Column', 'key heading form')
+#: A column. key: in a row's object; heading: printed above it; form: 'text', 'bytes' or 'yes-no'; is_wide:
+#: not shown on a terminal without --wide.
+Column = namedtuple('Column', 'key heading form is_wide')
+WIDE = True
 
 #: A command. words: as typed, separated by a blank; arguments: Arguments; help: one line; text: a
 #: paragraph for the manual page; columns: () if the reply is a message; empty: printed when there
@@ -37,9 +39,9 @@ Column = namedtuple('Column', 'key heading form')
 Command = namedtuple('Command', 'words arguments help text columns empty seconds local records')
 
 
-def _columns(*triples):
+def _columns(*each_column):
     return tuple(
-        Column(*(triple if len(triple) == 3 else triple + ('text',))) for triple in triples
+        Column(*(tuple(values) + ('text', False)[len(values) - 2 :])) for values in each_column
     )
 
 
@@ -62,9 +64,9 @@ TABLE = (
              '"logout".',
              columns=_columns(('tsih', 'SESSION'), ('initiator_name', 'INITIATOR'),
                               ('address', 'ADDRESS'),
-                              ('target_name', 'TARGET'), ('account', 'ACCOUNT'),
-                              ('connections', 'CONNECTIONS'),
-                              ('since', 'SINCE'), ('pid', 'PROCESS')),
+                              ('target_name', 'TARGET'), ('account', 'ACCOUNT', 'text', WIDE),
+                              ('connections', 'CONNECTIONS', 'text', WIDE),
+                              ('since', 'SINCE'), ('pid', 'PROCESS', 'text', WIDE)),
              empty='no initiator is logged in'),
     _command('show targets', 'list the targets',
              'One line per target, with the numbers of its logical units and sessions.',
@@ -76,11 +78,12 @@ TABLE = (
              'One line per logical unit: its target and LUN, its backing store, size and state, '
              'the initiator that holds a reservation, and the number of errors of its medium. A unit '
              'is degraded after an error until "acknowledge".',
-             columns=_columns(('unit', 'UNIT'), ('target_name', 'TARGET'), ('lun', 'LUN'),
+             columns=_columns(('unit', 'UNIT', 'text', WIDE), ('target_name', 'TARGET'), ('lun', 'LUN'),
                               ('path', 'BACKING-STORE'),
                               ('size', 'SIZE', 'bytes'), ('state', 'STATE'),
-                              ('read_only', 'READ-ONLY', 'yes-no'),
-                              ('encrypted', 'ENCRYPTED', 'yes-no'), ('reserved_by', 'RESERVED-BY'),
+                              ('read_only', 'READ-ONLY', 'yes-no', WIDE),
+                              ('encrypted', 'ENCRYPTED', 'yes-no', WIDE),
+                              ('reserved_by', 'RESERVED-BY', 'text', WIDE),
                               ('errors', 'ERRORS'), ('sessions', 'SESSIONS')),
              empty='no logical unit is configured'),
     _command('show errors', 'list the errors of a medium and its bad blocks',
@@ -143,6 +146,14 @@ TABLE = (
              'another path.',
              arguments=[
                  _SESSION,
+                 Argument('seconds', 'number', False,
+                          'time that the initiator has to log out (default 10)')]),
+    _command('kick', 'ask all sessions of an initiator to log out, then end them',
+             'Like "logout" for each session of an initiator, whose iSCSI name or address is given, or '
+             'for the session with this number. Most initiators log in again; to prevent that, change '
+             'initiator-name or initiator-address first.',
+             arguments=[
+                 Argument('who', 'text', True, 'an iSCSI name, an address, or a session number'),
                  Argument('seconds', 'number', False,
                           'time that the initiator has to log out (default 10)')]),
     _command('end', 'end a session immediately',
@@ -233,6 +244,11 @@ TABLE = (
              local=True),
 )
 # fmt: on
+
+
+def is_read_only(command):
+    """True if the command changes nothing: the members of control-group may use it."""
+    return command.words in ('status', 'why') or command.words.startswith('show ')
 
 
 def name_of(command):

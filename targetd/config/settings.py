@@ -75,7 +75,15 @@ SERVER = (
     _server('pid-file', kinds.Path(), '/var/run/targetd.pid', NEEDS_RESTART,
             'File that contains the process id; it is locked while targetd runs.'),
     _server('control-socket', kinds.Path(), '/var/run/targetd.sock', NEEDS_RESTART,
-            'Socket over which targetdctl controls targetd; only root and its owner may use it.'),
+            'Socket over which targetdctl controls targetd; only root, its owner and the members of '
+            'control-group may use it.'),
+    _server('control-group', kinds.Text(64), '', NEEDS_RESTART,
+            'Group whose members may use the control socket too. Empty: none.',
+            'For a monitoring user: "targetdctl show", status and why work without root.', 'targetd'),
+    _server('control-group-access', kinds.Choice('read-only', 'full'), 'read-only', LIVE,
+            'What the members of control-group may do: only commands that change nothing, or all.',
+            'full is as much as root: they can serve any disk of this host if they may change the '
+            'configuration, and they can end every session.'),
     _server('state-dir', kinds.Path(), '/var/lib/targetd', NEEDS_RESTART,
             'Directory for state that persists across restarts: persistent reservations, saved '
             'mode pages, journals of atomic writes, the disk that each LUN had.'),

@@ -2,10 +2,11 @@
 are in admin.commands, their answers in control_answers.
 
 A client that is slow or silent costs a descriptor, nothing else. Only the owner of the socket may
-connect (mode 0600).
+connect (mode 0600), and the members of control-group (mode 0660).
 """
 
 import errno
+import grp
 import os
 import socket
 import stat
@@ -18,13 +19,15 @@ from targetd.master.processes.loop import READ, WRITE
 
 CONVERSATION_SECONDS = 300.0  # longer than any answer takes
 MAXIMUM_CLIENTS = 32
+SO_PEERGROUPS = 59
 
 
 class Client(object):
     """A connection of targetdctl: one request, one reply."""
 
-    def __init__(self, sock):
+    def __init__(self, sock, access):
         self.socket = sock
+        self.access = access  # 'full' or 'read-only'
         self.received = bytearray()
         self.outgoing = b''
         self.keep_open = False  # `stop`: the end of file shows that targetd has stopped
@@ -34,11 +37,13 @@ class Client(object):
 class Control(object):
     """The control socket of the master.
 
-    answer(words, arguments): executes a command, see ControlAnswers.answer.
+    answer(words, arguments): executes a command, see ControlAnswers.answer; state: ServerState.
     """
 
-    def __init__(self, loop, answer):
+    def __init__(self, loop, answer, state):
         self.loop = loop
+        self.state = state
+        self._group = None  # id of control-group
         self.answer = answer
         self.path = None
         self._listener = None
@@ -48,6 +53,7 @@ class Control(object):
 
     def open(self, path):
         """Listen on this path. A socket that no process listens on is replaced. Raises TargetdError."""
+        self._group = group_id(self.state.configuration.server.control_group)
         try:
             self._remove_stale(path)
             os.makedirs(os.path.dirname(path) or '.', 0o755, exist_ok=True)
@@ -57,6 +63,9 @@ class Control(object):
                 listener.bind(path)
             finally:
                 os.umask(held)
+            if self._group is not None:
+                os.chown(path, -1, self._group)
+                os.chmod(path, 0o660)
             listener.listen(8)
         except OSError as e:
             raise TargetdError(
@@ -109,11 +118,12 @@ class Control(object):
             sock, _ = self._listener.accept()
         except OSError:
             return
-        if len(self._clients) >= MAXIMUM_CLIENTS or not _may_command(sock):
+        access = None if len(self._clients) >= MAXIMUM_CLIENTS else self._access_of(sock)
+        if access is None:
             sock.close()
             return
         sock.setblocking(False)
-        client = Client(sock)
+        client = Client(sock, access)
         self._clients.add(client)
         client.timer = self.loop.call_later(CONVERSATION_SECONDS, lambda: self._drop(client))
         self.loop.watch(sock, READ, lambda events: self._ready(client, events))
@@ -164,11 +174,29 @@ class Control(object):
         else:
             self.loop.watch(client.socket, READ, lambda events: self._ready(client, events))
 
+    def _access_of(self, sock):
+        """What the client may do: 'full', 'read-only' or None, whatever the mode of the socket is."""
+        size = struct.calcsize('3i')
+        _pid, user, group = struct.unpack(
+            '3i', sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
+        )
+        if user in (0, os.geteuid()):
+            return 'full'
+        if self._group is not None and self._group in [group] + _further_groups(sock):
+            return self.state.configuration.server.control_group_access
+        log.warning('user %d may not use the control socket; the connection is closed', user)
+        return None
+
     # -- commands ----------------------------------------------------------------------------------
 
     def _execute(self, client, line):
         try:
             row, arguments = commands.parse_request(line)
+            if client.access != 'full' and not commands.is_read_only(row):
+                raise TargetdError(
+                    '"%s" is not allowed: the members of control-group have read-only access; run it as '
+                    'root, or write control-group-access = full' % row.words
+                )
             client.keep_open = row.words == 'stop'
             reply = self.answer(row.words, arguments)
             if callable(reply):  # the reply comes later: pass the function that sends it
@@ -187,13 +215,20 @@ class Control(object):
 __all__ = ('Control',)
 
 
-def _may_command(sock):
-    """True if the client is root or the user of the master, whatever the mode of the socket is."""
-    size = struct.calcsize('3i')
-    _pid, user, _group = struct.unpack(
-        '3i', sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
-    )
-    if user in (0, os.geteuid()):
-        return True
-    log.warning('user %d may not use the control socket; the connection is closed', user)
-    return False
+def group_id(name):
+    """The id of a group; None for ''. Raises TargetdError if there is no such group."""
+    try:
+        return grp.getgrnam(name).gr_gid if name else None
+    except KeyError:
+        raise TargetdError(
+            'there is no group %s for control-group; write another group, or create it' % name
+        )
+
+
+def _further_groups(sock):
+    """The ids of the supplementary groups of the client (Linux 4.13)."""
+    try:
+        data = sock.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, 1024)  # Python's limit
+    except OSError:
+        return []
+    return list(struct.unpack('%dI' % (len(data) // 4), data))

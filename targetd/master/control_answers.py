@@ -272,6 +272,30 @@ class ControlAnswers(object):
             % (session.initiator_name, session.tsih, seconds)
         )
 
+    def _answer_kick(self, who, seconds=None):
+        seconds = 10 if seconds is None else seconds
+        found = [
+            session
+            for session in self.sessions.normal()
+            if who.lower() in (str(session.tsih), session.initiator_name.lower())
+            or any(plain(who) == peer[0] for peer in session.peers.values())
+        ]
+        if not found:
+            raise TargetdError('%s has no session; targetdctl show sessions lists them' % who)
+        for session in found:
+            self.sessions.logout_session(
+                session, seconds, 'the administrator asked it to log out and it did not'
+            )
+        return commands.reply_message(
+            '%s of %s %s asked to log out within %d seconds'
+            % (
+                counted(len(found), 'session'),
+                ', '.join(sorted({session.initiator_name for session in found})),
+                'is' if len(found) == 1 else 'are',
+                seconds,
+            )
+        )
+
     def _answer_end(self, session):
         session = self._session(session)
         log.info(
@@ -340,6 +364,7 @@ ANSWERS = {
     'stop': ControlAnswers._answer_stop,
     'reopen-logs': ControlAnswers._answer_reopen_logs,
     'logout': ControlAnswers._answer_logout,
+    'kick': ControlAnswers._answer_kick,
     'end': ControlAnswers._answer_end,
     'acknowledge': ControlAnswers._answer_acknowledge,
     'accept': ControlAnswers._answer_accept,

@@ -7,6 +7,7 @@ import os
 from targetd import log, xts
 from targetd.errors import EXIT_FAILURE, TargetdError
 from targetd.host import identity
+from targetd.master.control import group_id
 from targetd.master.processes import child, log_writer, sandbox
 
 LONGEST_SOCKET_PATH = 107  # bytes, unix(7)
@@ -96,6 +97,10 @@ def _pid_file(server):
         )
 
 
+def _control_group(server):
+    group_id(server.control_group)
+
+
 def _control_socket(server):
     path = server.control_socket
     if len(os.fsencode(path)) > LONGEST_SOCKET_PATH:
@@ -126,6 +131,7 @@ CHECKS = (
     ('sandbox', _sandbox),
     ('log', _log),
     ('pid_file', _pid_file),
+    ('control_group', _control_group),
     ('control_socket', _control_socket),
     ('state_dir', _state_dir),
 )

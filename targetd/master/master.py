@@ -191,7 +191,7 @@ class Master(object):
             reload=self.reload,
             stop=self.stop,
         )
-        self.control = Control(self.loop, self.answers.answer)
+        self.control = Control(self.loop, self.answers.answer, self.state)
 
     def _register_handlers(self):
         """The kinds of message that workers send (channel.py), and the part that handles each."""

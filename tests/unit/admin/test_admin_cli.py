@@ -1,6 +1,7 @@
 """Command line and output of targetdctl."""
 
 import json
+import os
 import re
 
 import pytest
@@ -110,10 +111,51 @@ def test_the_server_receives_what_was_typed(path, capsys, arguments, request_):
     assert capsys.readouterr().out == 'done\n'
 
 
-@pytest.mark.parametrize('arguments', [[], ['show']])
-def test_a_missing_command(arguments, capsys):
+@pytest.mark.parametrize(
+    'arguments, words',
+    [([], 'a command is missing'), (['show'], 'write what to show: sessions, targets')],
+)
+def test_a_missing_command(arguments, words, capsys):
     assert cli.main(arguments) == 2
-    assert 'a command is missing' in capsys.readouterr().err
+    assert words in capsys.readouterr().err
+
+
+LONG = {
+    'sessions': [
+        dict(
+            SESSIONS[0],
+            initiator_name='iqn.1991-05.com.microsoft:a-very-long-name-of-a-host.example.com',
+            address='2001:db8:0:1:2:3:4:5',
+        )
+    ],
+    'units': [
+        {
+            'unit': 'iqn.2026-11.com.example:storage.disk.accounting/0',
+            'target_name': 'iqn.2026-11.com.example:storage.disk.accounting',
+            'lun': 0,
+            'path': '/dev/disk/by-id/ata-WDC_WD40EFRX-68N32N0_WD-WCC7K0123456',
+            'size': 4 << 40,
+            'state': 'degraded: 3 errors, the latest EIO at LBA 123456789; pending: readonly',
+            'errors': 3,
+            'sessions': 2,
+        }
+    ],
+}
+
+
+@pytest.mark.parametrize('what', sorted(LONG))
+def test_a_table_fits_a_terminal_of_80_columns_and_wide_shows_all(path, capsys, monkeypatch, what):
+    monkeypatch.setattr(cli.sys.stdout, 'isatty', lambda: True, raising=False)
+    monkeypatch.setattr(cli.shutil, 'get_terminal_size', lambda *_: os.terminal_size((60, 24)))
+    targetdctl(path, commands.reply_rows(LONG[what]), 'show', what)
+    narrow = capsys.readouterr().out
+    assert all(len(line) <= 80 for line in narrow.splitlines())
+    for value in re.split('[.:]', LONG[what][0]['target_name']):
+        assert value in narrow
+    targetdctl(path, commands.reply_rows(LONG[what]), 'show', what, '--wide')
+    wide = capsys.readouterr().out
+    assert LONG[what][0]['target_name'] in wide and len(wide.splitlines()) == 2
+    assert len(wide.split('\n')[0].split()) > len(narrow.split('\n')[0].split())
 
 
 @pytest.mark.parametrize(

@@ -128,6 +128,7 @@ TABLE = (
      'backing-store = {d}/other.img\nnaa = 60014051234567890abcdef012345678\n', 'naa'),
     # -- what this host does not have
     ('user', FAILURE, '[server]\nuser = no-such-user\n', 'no user no-such-user'),
+    ('group', FAILURE, '[server]\ncontrol-group = no-such-group\n', 'no group no-such-group'),
     ('log-directory', FAILURE, '[server]\nlog = {d}/none/log\n', 'there is no directory .*/none'),
     ('log-is-directory', FAILURE, '[server]\nlog = {d}\n', 'the log cannot be written'),
     ('pid-below-file', FAILURE, '[server]\npid-file = {d}/good.img/pid\n', 'is not a directory'),
