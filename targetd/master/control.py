@@ -43,6 +43,7 @@ class Control(object):
     def __init__(self, loop, answer, state):
         self.loop = loop
         self.state = state
+        self.group_access = 'read-only'  # of the members of control-group
         self._group = None  # id of control-group
         self.answer = answer
         self.path = None
@@ -183,7 +184,7 @@ class Control(object):
         if user in (0, os.geteuid()):
             return 'full'
         if self._group is not None and self._group in [group] + _further_groups(sock):
-            return self.state.configuration.server.control_group_access
+            return self.group_access
         log.warning('user %d may not use the control socket; the connection is closed', user)
         return None
 

@@ -243,6 +243,7 @@ class Master(object):
         """Apply the [server] section of the configuration in force to the parts."""
         server = self.state.configuration.server
         self.pending_connections.limits = self._limits()
+        self.control.group_access = server.control_group_access
         self.throttle.allowed = server.failures_before_delay
         self.sessions.limit = server.max_sessions
         self.exports.watch.set_interval(server.media_check_interval)

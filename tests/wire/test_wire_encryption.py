@@ -297,6 +297,7 @@ def test_a_reload_encrypts_a_blank_disk_and_refuses_to_disable_encryption_of_a_u
     configure(daemon)
     daemon.text.targets[TARGET][1][0][2] = 'encryption-key-file = %s' % path_of(daemon, 'moved.key')
     daemon.reload('reload: change lun 0')
+    eventually(lambda: not daemon.units()[0]['pending'] and is_admitted(daemon, ready), 20)
     assert read(ready(daemon), 0, 8) == text(4096) and not os.path.exists(
         path_of(daemon, 'disk.key')
     )
