@@ -227,7 +227,7 @@ class Workers(object):
         worker.state, worker.peers, worker.busy_since = SPARE, [], None
         worker.forget_connections()
         if worker.files is None or files_of(worker.pid) != worker.files:
-            log.warning(
+            log.info(
                 'worker %d still has descriptors of its session; it is not used again', worker.pid
             )
             self.retire(worker)
