@@ -2,6 +2,7 @@
 
   kills   workers and the master are killed with SIGKILL while sessions write and verify
   floods  strangers flood the portal while honest clients log in, which are timed (root only)
+  matrix  every combination of negotiated parameters, in random order, until all are tested
 
 The exit code is 0 if nothing was wrong. The figures are printed at the end.
 """
@@ -17,8 +18,9 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 import floods  # noqa: E402
 import kills  # noqa: E402
+import matrix  # noqa: E402
 
-RUNS = {'floods': floods.run_floods, 'kills': kills.run_kills}
+RUNS = {'floods': floods.run_floods, 'kills': kills.run_kills, 'matrix': matrix.run_matrix}
 
 
 def parse(arguments=None):
