@@ -34,6 +34,7 @@ PACKAGES = {
     'losetup': 'mount',
     'tgtd': 'tgt',
     'tgt-admin': 'tgt',
+    'gcc': 'gcc libc6-dev python3-dev libiscsi-dev',
 }
 
 ENVIRONMENT = dict(os.environ, LC_ALL='C', PATH=os.environ.get('PATH', '') + ':/usr/sbin:/sbin')
