@@ -7,6 +7,7 @@ What is booted prints a line to the serial console. The README's recipes are the
 
 import os
 import re
+import shutil
 import struct
 import subprocess
 import threading
@@ -21,6 +22,7 @@ pytestmark = pytest.mark.client
 PLAIN = 'iqn.2026-11.test.targetd:boot'
 SECRET = 'iqn.2026-11.test.targetd:boot-secret'
 MUTUAL = 'iqn.2026-11.test.targetd:boot-mutual'
+WRITABLE = 'iqn.2026-11.test.targetd:boot-writable'
 ACCOUNT = ('erp', 'secret-of-erp-1')
 BACK = ('erp-back', 'another-secret')
 BIOS_LUN, EFI_LUN, HIGH_LUN = 0, 1, 300
@@ -101,6 +103,11 @@ def server(tmp_path_factory):
         everyone = ['initiator-address = 127.0.0.1']
         account = ['incominguser = %s %s' % ACCOUNT]
         luns = {n: ['backing-store = ' + path, 'readonly = yes'] for n, path in images.items()}
+        writable = {}
+        for n in (BIOS_LUN, HIGH_LUN):  # QEMU does not give a disk that is read-only to a machine
+            copy = shutil.copy(images[n], os.path.join(folder, 'writable%d.img' % n))
+            writable[n] = ['backing-store = ' + copy]
+        daemon.target(WRITABLE, everyone, writable)
         one = {BIOS_LUN: luns[BIOS_LUN]}
         daemon.target(PLAIN, everyone, luns)
         daemon.target(SECRET, everyone + account, one)
@@ -189,3 +196,17 @@ def test_a_wrong_secret_does_not_boot(server, tmp_path):
     settings = [('username', ACCOUNT[0]), ('password', 'not-the-secret-at-all')]
     shown = boot(server, tmp_path, BIOS_LUN, SECRET, settings)
     assert 'NOT BOOTED' in shown and BOOTED not in shown
+
+
+@pytest.mark.parametrize('lun', [BIOS_LUN, HIGH_LUN])
+@pytest.mark.parametrize('device', ['scsi-block', 'scsi-hd'])
+def test_seabios_boots_from_a_disk_of_libiscsi(server, device, lun):
+    """With scsi-block, QEMU passes the commands of the machine (INQUIRY, REPORT LUNS, READ CAPACITY and
+    READ of the firmware) to the target as they are; with scsi-hd it answers them and reads."""
+    url = 'iscsi://127.0.0.1:%d/%s/%d' % (server.port, WRITABLE, lun)
+    command = ['qemu-system-x86_64', '-accel', 'tcg', '-nographic', '-no-reboot', '-net', 'none']
+    command += ['-serial', 'stdio', '-monitor', 'none', '-m', '128', '-device', 'virtio-scsi-pci']
+    command += ['-drive', 'if=none,id=disk,format=raw,file=%s' % url]
+    command += ['-device', '%s,drive=disk,bootindex=0' % device]
+    expected = '%s %d' % (BOOTED, lun)
+    assert expected in console(command, (expected.encode(), b'No bootable'))
