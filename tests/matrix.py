@@ -7,6 +7,7 @@ values occurs.
 """
 
 import itertools
+import os
 import random
 import time
 
@@ -153,7 +154,9 @@ def run_matrix(directory, seconds, seed):
     figures = {'combinations': len(everything), 'tested': 0, 'bytes written and verified': 0}
     complaints = []
     end = time.monotonic() + seconds
-    with watched(directory) as daemon:
+    folder = os.path.join(directory, 'daemon')
+    os.mkdir(folder)
+    with watched(folder) as daemon:
         serve(daemon)
         for number, combination in enumerate(everything):
             if time.monotonic() > end or len(complaints) > 20:

@@ -34,6 +34,8 @@ PACKAGES = {
     'losetup': 'mount',
     'tgtd': 'tgt',
     'tgt-admin': 'tgt',
+    'libvirtd': 'libvirt-daemon libvirt-daemon-driver-storage-iscsi-direct',
+    'virsh': 'libvirt-clients',
     'gcc': 'gcc libc6-dev python3-dev libiscsi-dev',
 }
 
