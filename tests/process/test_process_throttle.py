@@ -83,7 +83,6 @@ def test_on_a_full_server_slow_logins_are_ended_for_other_addresses(stage):
     honest = stage.connect(source='127.0.0.9')
     honest.claim(DISK)
     stage.settle(20)
-    assert len(stage.master.workers.busy()) == full  # the others are not slow yet
     stage.leap(routing.PATIENCE_SECONDS)
     assert honest.wait('answer')['status_class'] == 0
 
