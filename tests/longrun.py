@@ -1,8 +1,10 @@
 """Long runs of checks of which the tests do some seconds: python -m tests.longrun NAME.
 
-  kills   workers and the master are killed with SIGKILL while sessions write and verify
-  floods  strangers flood the portal while honest clients log in, which are timed (root only)
-  matrix  every combination of negotiated parameters, in random order, until all are tested
+  kills       workers and the master are killed with SIGKILL while sessions write and verify
+  floods      strangers flood the portal while honest clients log in, which are timed (root only)
+  power-cuts  what reaches the disk is recorded in the guest, and the power is cut at --cuts places in
+              the record, for each of two loads. GUEST_RUNNER names the program that runs a guest job
+  matrix      every combination of negotiated parameters, in random order, until all are tested
 
 The exit code is 0 if nothing was wrong. The figures are printed at the end.
 """
@@ -19,8 +21,14 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import floods  # noqa: E402
 import kills  # noqa: E402
 import matrix  # noqa: E402
+import power_cuts  # noqa: E402
 
-RUNS = {'floods': floods.run_floods, 'kills': kills.run_kills, 'matrix': matrix.run_matrix}
+RUNS = {
+    'floods': floods.run_floods,
+    'kills': kills.run_kills,
+    'matrix': matrix.run_matrix,
+    'power-cuts': power_cuts.run_power_cuts,
+}
 
 
 def parse(arguments=None):
@@ -30,22 +38,33 @@ def parse(arguments=None):
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument('name', choices=sorted(RUNS))
-    parser.add_argument('--seconds', type=float, default=600)
+    parser.add_argument(
+        '--seconds', type=float, help='of the run (600), or the limit of power-cuts (14400)'
+    )
+    parser.add_argument('--cuts', type=int, default=10000, help='of power-cuts')
+    parser.add_argument(
+        '--commands', type=int, default=2000, help='that each load of power-cuts sends'
+    )
     parser.add_argument('--seed', type=int, default=None, help='default: a new one, printed')
     parser.add_argument(
         '--dir', metavar='DIRECTORY', help='where the images go; default: that for temporary files'
     )
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.seconds is None:
+        options.seconds = 14400 if options.name == 'power-cuts' else 600
+    return options
 
 
 def main():
     options = parse()
     seed = int.from_bytes(os.urandom(3), 'big') if options.seed is None else options.seed
+    is_cutting = options.name == 'power-cuts'
+    more = {'cuts': options.cuts, 'commands': options.commands} if is_cutting else {}
     directory = tempfile.mkdtemp(prefix='targetd-longrun-', dir=options.dir)
     print('%s for %g seconds, seed %d, in %s' % (options.name, options.seconds, seed, directory))
     sys.stdout.flush()
     try:
-        figures, complaints = RUNS[options.name](directory, options.seconds, seed)
+        figures, complaints = RUNS[options.name](directory, options.seconds, seed, **more)
     except BaseException:
         print('the log is in %s' % directory)
         raise

@@ -2,10 +2,14 @@
 whose data is not on the medium, however many sessions use the LUN. The guest job "write-back" does the
 same with disks of the device mapper."""
 
+import os
+import re
+import signal
+
 import pytest
 from daemon import TARGET, eventually
 from initiator import GOOD
-from write_back import CACHED, KINDS, fill, flush_all, has_failed, missing, run_all
+from write_back import CACHED, KINDS, fill, flush_all, has_failed, missing, run_all, write
 
 pytestmark = pytest.mark.wire
 
@@ -35,5 +39,29 @@ def test_what_is_good_is_on_the_medium(daemon, losing, ready, kind, count):
         assert missing(losing.read, works) == []
         assert set(statuses) != {GOOD}  # something was lost, or the test proves nothing
     eventually(lambda: has_failed(sessions), 10, 'the unit failed in every session')
+    daemon.logged('FAILED')
+    daemon.stop()
+
+
+def test_an_error_that_only_a_killed_worker_has_seen_fails_the_unit(daemon, losing, ready):
+    """Linux reports an error to each open description, and to one that is opened later only if no other
+    has reported it yet. Here the test takes the part of a worker that is killed within fdatasync."""
+    rows = ['backing-store = %s' % losing.device]
+    daemon.target(TARGET, luns={0: rows})
+    daemon.start()
+    for _ in range(3):  # uses up descriptions that were opened in advance
+        ready(daemon).close()
+    session = ready(daemon)
+    works = run_all([session], write(0x8A))
+    assert {work.command.result.status for work in works} == {GOOD}
+    seen = os.open(losing.device, os.O_RDWR)
+    with pytest.raises(OSError):
+        os.fsync(seen)
+    os.close(seen)
+    worker = int(re.findall(r'\(session \d+, worker (\d+)\)', daemon.log)[-1])
+    os.kill(worker, signal.SIGKILL)
+    daemon.logged('session .* is over: its worker died')
+    again = ready(daemon, name='iqn.2026-11.test:again')
+    eventually(lambda: has_failed([again]), 10, 'the unit failed')
     daemon.logged('FAILED')
     daemon.stop()

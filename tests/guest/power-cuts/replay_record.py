@@ -1,4 +1,4 @@
-"""In the guest: replay_record.py RECORD JOURNAL CUTS [--lose-what-flushes-cover]
+"""In the guest: replay_record.py RECORD JOURNAL CUTS SEED [--lose-what-flushes-cover]
 
 The record is what the device mapper's log-writes target kept (its on-disk format is described in the
 kernel's documentation of that target): a superblock, then entries in the order in which the medium had
@@ -7,6 +7,7 @@ the medium: the check must find that.
 """
 
 import json
+import operator
 import random
 import struct
 import sys
@@ -52,9 +53,15 @@ class Medium(object):
         self.floor = [0] * self.limit
 
     def put(self, sectors, versions=None):
-        for number, data in sectors:
-            if number < self.limit:
-                (self.versions if versions is None else versions)[number] = version_of(number, data)
+        versions = self.versions if versions is None else versions
+        for number, version in sectors:
+            versions[number] = version
+
+    def versions_in(self, sectors):
+        """[(sector, version)] of the written [(sector, data)]."""
+        return [
+            (number, version_of(number, data)) for number, data in sectors if number < self.limit
+        ]
 
     def promise(self, event):
         for block, version in event:
@@ -63,6 +70,8 @@ class Medium(object):
 
     def check(self, what, versions=None):
         versions = self.versions if versions is None else versions
+        if not any(map(operator.lt, versions, self.floor)):
+            return
         lost = [n for n in range(self.limit) if versions[n] < self.floor[n]]
         assert not lost, '%s: sector %d has version %d; version %d was acknowledged as durable' % (
             what,
@@ -72,14 +81,16 @@ class Medium(object):
         )
 
 
-def main(path, journal, cuts, losing=None):
+def main(path, journal, cuts, seed, losing=None):
     with open(journal) as file:
         load = json.load(file)
-    medium, draw, group, prefixes, done = Medium(load['blocks']), random.Random(7), [], 0, 0
+    medium, draw, group, prefixes, done = Medium(load['blocks']), random.Random(int(seed)), [], 0, 0
     records = list(entries(path))
     flushes = sum(1 for flags, _ in records if flags & FLUSH)
     marks = 0
     for number, (flags, content) in enumerate(records):
+        if not flags & MARK:
+            content = medium.versions_in(content)
         if flags & MARK:
             if content.isdigit():
                 medium.promise(load['events'][int(content)])

@@ -3,10 +3,10 @@
 # cut, on paper, after every record and amid the group of writes that a flush covers: no block may be
 # older than what was acknowledged as durable by then.
 #
-# Arguments: how many commands each load sends (250), how many cuts amid a group are tried (200). A long run:
-# GUEST_RUNNER --timeout 14400 --share CHECKOUT:/src JOB-DIRECTORY -- 20000 10000
+# Arguments: how many commands each load sends (250), how many cuts amid a group are tried (200), the seed of both (11). A long
+# run: python -m tests.longrun power-cuts
 set -e
-commands=${1:-250} cuts=${2:-200}
+commands=${1:-250} cuts=${2:-200} seed=${3:-11}
 . /job/common.sh
 modprobe dm-log-writes
 size=$(blockdev --getsz /dev/vdb)
@@ -20,8 +20,8 @@ record() { # begins a new record
 judge() { # name of the load
     stop_targetd
     dmsetup remove recorded
-    python3 /job/replay_record.py /dev/vdc "/tmp/$1.json" "$cuts"
-    if python3 /job/replay_record.py /dev/vdc "/tmp/$1.json" "$cuts" --lose-what-flushes-cover 2>/tmp/found; then
+    python3 /job/replay_record.py /dev/vdc "/tmp/$1.json" "$cuts" "$seed"
+    if python3 /job/replay_record.py /dev/vdc "/tmp/$1.json" "$cuts" "$seed" --lose-what-flushes-cover 2>/tmp/found; then
         echo "a medium that loses what flushes cover was not noticed"; exit 1
     fi
     grep 'was acknowledged as durable' /tmp/found
@@ -32,6 +32,6 @@ for load in cached durable; do
     record
     sed "s/^  write-cache = .*/  write-cache = $([ $load = durable ] && echo off || echo on)/" /job/targetd.conf > /tmp/job.conf
     start_targetd /tmp/job.conf
-    python3 /job/versioned_load.py "$load" "/tmp/$load.json" "$commands"
+    python3 /job/versioned_load.py "$load" "/tmp/$load.json" "$commands" "$seed"
     judge "$load"
 done

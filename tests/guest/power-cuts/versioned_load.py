@@ -1,4 +1,4 @@
-"""In the guest: versioned_load.py cached|durable JOURNAL COMMANDS
+"""In the guest: versioned_load.py cached|durable JOURNAL COMMANDS SEED
 
 Three sessions write versions of blocks, each in its own 256 blocks, with eight commands on their way.
 The journal is a list of events; event k is a list of [block, version]: these versions, or newer ones,
@@ -72,8 +72,8 @@ class Load(object):
         self.mark_durable(before)
 
 
-def main(kind, journal, commands):
-    load = Load(kind == 'cached', seed=11)
+def main(kind, journal, commands, seed):
+    load = Load(kind == 'cached', seed=int(seed))
     sessions = [
         Session(('127.0.0.1', 3260), 'iqn.2026-11.com.example:host%d' % n).login(TARGET)
         for n in range(SESSIONS)
