@@ -129,12 +129,12 @@ def fill(file):
     file.write(pattern(0, SIZE))
 
 
-def run_all(sessions, make, lun=0, count=COUNT):
+def run_all(sessions, make, lun=0, count=COUNT, first=FIRST):
     """Has every session's commands outstanding at the same time; returns [Work]."""
     done = []
     for number in range(count):
         session = sessions[number % len(sessions)]
-        work = make(number, FIRST + number * BLOCKS)
+        work = make(number, first + number * BLOCKS)
         work.command = session.submit(work.cdb, lun, out=work.out)
         done.append((session, work))
     for session, work in done:
