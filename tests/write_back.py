@@ -1,7 +1,7 @@
 """Durable commands of several sessions to a disk that loses data when it is written back.
 
-No command may be answered GOOD whose data is not on the medium. Used by the wire tests, and in the
-guest with disks of the device mapper. Plain module: needs no pytest.
+No command may be answered GOOD whose data is not on the medium. Plain module, so that it can also
+run in the guest, which has no pytest.
 """
 
 import struct

@@ -1,6 +1,5 @@
 """The real daemon on a device that loses data when it is written back: no command is answered GOOD
-whose data is not on the medium, however many sessions use the LUN. The guest job "write-back" does the
-same with disks of the device mapper."""
+whose data is not on the medium, however many sessions use the LUN."""
 
 import os
 import re
