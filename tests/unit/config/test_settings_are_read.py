@@ -113,7 +113,8 @@ HYPHENATED = re.compile(r'(?<![\w./:-])[a-z]+(?:-[a-z]+)+(?![\w/:.*-]*[/:])')
 #: hyphenated words and names that are not settings
 OTHER_WORDS = set(
     'aes-xts-plain apt-get copy-on-write dm-crypt erp-back grub-mkstandalone iscsi-ls log-structured '
-    'ceph-iscsi power-cuts tgt-admin read-only reverse-password reverse-username secret-of solid-state'.split()
+    'ceph-iscsi power-cuts tgt-admin read-only reverse-password reverse-username secret-of '
+    'solid-state'.split()
 )
 OTHER_ASSIGNMENTS = {'FILE', 's'}  # placeholders of messages: 'FILE = ', '%s = '
 
