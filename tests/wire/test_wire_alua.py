@@ -119,6 +119,7 @@ def test_a_target_with_one_portal_group_reports_no_target_port_groups(served, re
     )
 
 
+@pytest.mark.clause('SPC-4 6.37')
 def test_two_portal_groups_are_implicit_and_optimized(paths):
     paths.start()
     one, two = paths.path(1), paths.path(2, TWO)
@@ -133,6 +134,7 @@ def test_two_portal_groups_are_implicit_and_optimized(paths):
     assert set_groups(one, (STANDBY, 2)).key == (5, 0x24, 0)
 
 
+@pytest.mark.clause('SPC-4 6.37')
 def test_the_configured_state_is_reported_and_changed_by_a_reload(paths):
     paths.start('alua-state = 2 nonoptimized')
     one, two = paths.path(1), paths.path(2, TWO)
@@ -186,6 +188,7 @@ def test_a_new_session_sees_the_state_set_by_the_administrator(paths):
     assert any('standby' in row and 'administrator' in row for row in rows)
 
 
+@pytest.mark.clause('SPC-4 6.45')
 def test_invalid_states_are_refused(paths):
     paths.start()
     for words in (
@@ -197,6 +200,7 @@ def test_invalid_states_are_refused(paths):
         assert code == 1 and text.strip()
 
 
+@pytest.mark.clause('SPC-4 6.45')
 def test_explicit_alua_changes_both_paths(paths):
     """An initiator changes the active path; the other initiator gets a unit attention, it gets
     none."""

@@ -170,6 +170,7 @@ def test_compare_and_write_can_overwrite_a_concurrent_write_without_atomic_write
     assert lost_writes(daemon, ready)
 
 
+@pytest.mark.clause('SBC-3 5.2')
 def test_compare_and_write_is_atomic_against_plain_writes(daemon, ready):
     serve(daemon, 'atomic-writes = yes', 'filter = delay read=1ms write=10ms')
     assert lost_writes(daemon, ready) == []

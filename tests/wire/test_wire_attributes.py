@@ -49,11 +49,13 @@ def order_of_ends(session, commands):
     return [commands.index(command) for command in ended]
 
 
+@pytest.mark.clause('SAM-5 8.6')
 def test_simple_commands_overtake(session):
     commands = [session.submit(read_10(0, 8), read=4096), session.submit(READY)]
     assert order_of_ends(session, commands) == [1, 0]
 
 
+@pytest.mark.clause('SAM-5 8.6')
 def test_an_ordered_command_waits_for_older_ones_and_holds_younger_ones(session):
     commands = [
         session.submit(read_10(0, 8), read=4096),
@@ -72,6 +74,7 @@ def test_a_running_ordered_command_holds_younger_ones(session):
     assert order_of_ends(session, commands) == [0, 1, 2]
 
 
+@pytest.mark.clause('SAM-5 8.6')
 def test_ordered_commands_keep_their_order(session):
     commands = [
         session.submit(read_10(0, 8), read=4096, attribute=ORDERED),
@@ -83,6 +86,7 @@ def test_ordered_commands_keep_their_order(session):
     assert commands[2].result.data == pattern(1, 4096)
 
 
+@pytest.mark.clause('SAM-5 8.6')
 def test_head_of_queue_does_not_wait(session):
     commands = [
         session.submit(read_10(0, 8), read=4096),

@@ -44,6 +44,7 @@ TEST_UNIT_READY = bytes(6)
 # -- sense -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.clause('SAM-5 5.14')
 def test_a_new_session_gets_the_power_on_unit_attention_once(shared, sessions):
     session = sessions(shared)
     met = session.clear_attentions()
@@ -77,6 +78,7 @@ def test_bad_commands_get_their_sense(shared, ready, cdb, key):
     assert session.run(TEST_UNIT_READY).status == GOOD  # and nothing else is disturbed
 
 
+@pytest.mark.clause('SPC-4 6.6')
 def test_absent_unit(shared, ready):
     session = ready(shared)
     assert session.run(TEST_UNIT_READY, lun=9).key == (5, 0x25, 0)
@@ -153,6 +155,7 @@ def test_no_unwritten_memory_is_ever_sent(shared, ready):
 
 
 @pytest.mark.parametrize('blocks', [1, 7, 128, 513, 2048, 8192])
+@pytest.mark.clause('SBC-3 5.11')
 def test_sizes(shared, ready, blocks):
     session = ready(shared, keys={'InitialR2T': 'No', 'MaxBurstLength': '1048576'})
     data = pattern(blocks, blocks * 512)
@@ -385,7 +388,7 @@ def test_refused_task_management_functions(shared, ready):
 @pytest.mark.parametrize(
     'function, key', [(LOGICAL_UNIT_RESET, (6, 0x29)), (TARGET_WARM_RESET, (6, 0x29))]
 )
-@pytest.mark.clause('RFC 7143 11.5')
+@pytest.mark.clause('RFC 7143 11.5', 'SAM-5 5.14')
 def test_resets_are_reported_to_all_sessions(served, ready, function, key):
     one = ready(served)
     two = ready(served, name='iqn.2026-11.test:two')
@@ -497,6 +500,7 @@ def write_cache(session):
 
 
 @pytest.mark.parametrize('setting, wce', [('on', True), ('off', False)])
+@pytest.mark.clause('SPC-4 6.13')
 def test_mode_sense_reports_the_configured_write_cache(daemon, ready, setting, wce):
     image = daemon.image()
     daemon.target(TARGET, luns={0: ['backing-store = %s' % image, 'write-cache = %s' % setting]})
@@ -535,6 +539,7 @@ def test_readonly(daemon, ready):
     assert session.read(0, 1) == bytes(512)
 
 
+@pytest.mark.clause('SBC-3 5.28')
 def test_unmap_frees_the_space_of_a_thin_file(daemon, ready):
     path = daemon.image('thin.img')
     daemon.target(TARGET, luns={0: ['backing-store = %s' % path, 'thin = yes']})
@@ -562,6 +567,7 @@ def test_a_file_is_created_sparse_at_its_size(daemon, ready):
     assert session.read((200 * 2**30 // 512) - 1, 1) == pattern(4, 512)
 
 
+@pytest.mark.clause('SBC-3 5.26')
 def test_flush_and_fua_are_accepted_and_the_file_holds_the_data(shared, ready):
     session = ready(shared)
     session.run(write_10(77, 2, fua=True), out=pattern(8, 1024)).good()

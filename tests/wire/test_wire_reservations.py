@@ -70,6 +70,7 @@ def register(session, key):
     assert reserve_out(session, REGISTER_AND_IGNORE, action_key=key).status == GOOD
 
 
+@pytest.mark.clause('SPC-4 6.15')
 def test_registered_keys_are_visible_to_all_initiators(two):
     _, one, other = two
     register(one, KEY_ONE)
@@ -99,6 +100,7 @@ def test_registered_keys_are_visible_to_all_initiators(two):
         (EA_ALL, RESERVATION_CONFLICT, RESERVATION_CONFLICT, GOOD, GOOD),
     ],
 )
+@pytest.mark.clause('SPC-4 6.16')
 def test_each_reservation_type_allows_the_commands_of_the_standard(
     two, kind, reads, writes, reads_registered, writes_registered
 ):
@@ -133,6 +135,7 @@ def test_a_conflicting_write_gets_no_r2t_and_changes_nothing(two, ready):
     assert one.read(0, 128) == pattern(5, 65536)
 
 
+@pytest.mark.clause('SPC-4 6.16')
 def test_preempt(two):
     _, one, other = two
     register(one, KEY_ONE)
@@ -147,6 +150,7 @@ def test_preempt(two):
     assert write(one) == RESERVATION_CONFLICT
 
 
+@pytest.mark.clause('SPC-4 6.16')
 def test_preempt_and_abort_ends_a_write_that_waits_for_its_data(two, ready):
     """A write of the other initiator whose data is in transit must not reach the medium after GOOD
     status."""
@@ -169,6 +173,7 @@ def test_preempt_and_abort_ends_a_write_that_waits_for_its_data(two, ready):
     assert write(victim) == RESERVATION_CONFLICT
 
 
+@pytest.mark.clause('SPC-4 6.16')
 def test_clear(two):
     _, one, other = two
     register(one, KEY_ONE)
@@ -214,6 +219,7 @@ def test_registrations_are_kept_after_a_crash_of_the_server(two, ready, aptpl):
 
 
 @pytest.mark.parametrize('aptpl', [0, 1])
+@pytest.mark.clause('SPC-4 6.16')
 def test_only_aptpl_keeps_registrations_after_a_power_failure(two, ready, aptpl):
     """The saved boot id is changed while targetd is stopped; the registrations are kept only with
     APTPL."""

@@ -67,6 +67,7 @@ def content(daemon):
         return file.read()
 
 
+@pytest.mark.clause('SBC-3 5.24')
 def test_a_sanitize_is_visible_to_all_sessions_and_continues_after_the_session(slow, ready):
     one, two = ready(slow, name=ONE), ready(slow, name=TWO)
     assert overwrite(one).status == GOOD
@@ -86,12 +87,14 @@ def test_a_sanitize_is_visible_to_all_sessions_and_continues_after_the_session(s
     assert content(slow) == b'\xc3' * SIZE
 
 
+@pytest.mark.clause('SBC-3 5.24')
 def test_without_immed_the_response_is_sent_at_the_end(slow, ready):
     session = ready(slow)
     assert overwrite(session, b'\x11\x22', immediate=False).status == GOOD
     assert content(slow) == b'\x11\x22' * (SIZE // 2)
 
 
+@pytest.mark.clause('SBC-3 5.24')
 def test_block_erase_frees_the_space(slow, ready):
     session = ready(slow)
     session.run(bytes.fromhex('48 02 0000000000 0000 00')).good()
@@ -99,6 +102,7 @@ def test_block_erase_frees_the_space(slow, ready):
     assert os.stat(os.path.join(slow.directory, 'slow.img')).st_blocks * 512 < SIZE // 4
 
 
+@pytest.mark.clause('SBC-3 5.3')
 def test_format_unit(slow, ready):
     session = ready(slow)
     session.run(bytes.fromhex('04 00 00 0000 00')).good()
@@ -112,6 +116,7 @@ def test_format_unit(slow, ready):
 
 
 @pytest.mark.parametrize('ause', [True, False])
+@pytest.mark.clause('SBC-3 5.24')
 def test_a_sanitize_whose_process_is_killed_fails_and_must_be_exited_properly(slow, ready, ause):
     session = ready(slow)
     command = overwrite(session, immediate=False, ause=ause, wait=False)

@@ -85,6 +85,7 @@ def test_all_sessions_get_the_threshold_unit_attention_before_the_space_is_exhau
     assert one.run(TEST_UNIT_READY).status == GOOD
 
 
+@pytest.mark.clause('SBC-3 5.28')
 def test_exhausted_space_is_reported_and_unmap_ends_the_condition(thin, ready):
     session = ready(thin)
     session.write(0, pattern(3, 65536))
@@ -100,6 +101,7 @@ def test_exhausted_space_is_reported_and_unmap_ends_the_condition(thin, ready):
     assert session.read(2048 * 2, 128) == bytes(65536)
 
 
+@pytest.mark.clause('SBC-3 5.4')
 def test_lba_status_follows_what_is_written_and_unmapped(thin, ready):
     session = ready(thin)
     assert lba_status(session, 0) == [(0, 64 * 2048, 1)]
@@ -172,6 +174,7 @@ def with_cache(page, on):
     return page[:2] + bytes([page[2] & ~4 | (4 if on else 0)]) + page[3:]
 
 
+@pytest.mark.clause('SPC-4 6.11')
 def test_a_saved_mode_page_is_kept_after_a_kill_of_the_server(served, ready):
     session, other = ready(served, name=ONE), ready(served, name=TWO)
     page = mode_page(session, 0x08)
@@ -250,6 +253,7 @@ def count_up(session, successes):
             )
 
 
+@pytest.mark.clause('SBC-3 5.2')
 def test_two_workers_count_with_compare_and_write(served, ready):
     """The final counter equals the number of successes: no increment is lost or executed twice."""
     one, other = ready(served, name=ONE), ready(served, name=TWO)

@@ -44,6 +44,7 @@ def page(unit, code, **words):
 # -- which pages -----------------------------------------------------------------------------------
 
 
+@pytest.mark.clause('SPC-4 6.8')
 def test_every_listed_page_is_supported():
     unit = thin_unit()
     data = do(unit, log_sense(0))
@@ -67,6 +68,7 @@ def test_pages_and_subpages_are_listed_ascending():
 
 
 @pytest.mark.parametrize('code, subpage', [(0x3E, 0), (0x3E, 0xFF), (0x0D, 1), (0, 1)])
+@pytest.mark.clause('SPC-4 6.8')
 def test_other_pages_are_refused(code, subpage):
     assert sense_of(make_unit(), log_sense(code, subpage)) == FIELD_IN_CDB
 
@@ -77,12 +79,14 @@ def test_saving_is_not_supported():
     assert sense_of(make_unit(), bytes(cdb)) == FIELD_IN_CDB
 
 
+@pytest.mark.clause('SPC-4 6.8')
 def test_data_is_cut_at_the_allocation_length():
     unit = make_unit()
     assert do(unit, log_sense(0x10, length=7)) == do(unit, log_sense(0x10))[:7]
     assert len(do(unit, log_sense(0x10, length=0))) == 0
 
 
+@pytest.mark.clause('SPC-4 6.8')
 def test_parameters_before_the_parameter_pointer_are_omitted():
     unit = make_unit()
     assert sorted(page(unit, 0x10, pointer=18)) == [18, 19, 20]
@@ -196,6 +200,7 @@ def test_counters_of_several_pages_can_be_set_at_once():
         (log_select(flags=2, page=5), {'errors': {'verify': 0}}),
     ],
 )
+@pytest.mark.clause('SPC-4 6.7')
 def test_counters_can_be_reset(cdb, arguments):
     assert do(make_unit(), cdb) == Change('log-select', arguments)
 
@@ -219,6 +224,7 @@ def test_a_log_select_that_changes_nothing(cdb):
         log_select(page=0x0C),
     ],
 )
+@pytest.mark.clause('SPC-4 6.7')
 def test_an_invalid_log_select_is_refused(cdb):
     assert sense_of(make_unit(), cdb, bytes(4)) == FIELD_IN_CDB
 
@@ -239,6 +245,7 @@ def test_an_invalid_log_select_is_refused(cdb):
         (parameter(0x0D, 0, bytes(2)), FIELD_IN_LIST),
     ],
 )
+@pytest.mark.clause('SPC-4 6.7')
 def test_an_invalid_parameter_list_is_refused(data, sense):
     assert sense_of(make_unit(), log_select(len(data)), data) == sense
 

@@ -292,6 +292,7 @@ def test_switching_with_sp_is_saved():
     assert json.loads(json.dumps(state)) == state
 
 
+@pytest.mark.clause('SPC-4 6.11')
 def test_sp_saves_the_other_pages_too():
     state = select(modes.initial(PLAIN), changed(only_page(modes.initial(PLAIN), 0x0A), 5, 0x40))
     assert modes.parameters(state).tas and not modes.saved(state)
@@ -355,6 +356,7 @@ def test_an_empty_list_and_a_list_without_pages_change_nothing():
             assert modes.apply_mode_select(state, arguments) is state
 
 
+@pytest.mark.clause('SPC-4 6.11')
 def test_pages_without_pf_are_refused():
     page = changed(only_page(modes.initial(PLAIN), 8), 2, 4)
     assert refusal(bytes(4) + page, pf=False) == ((5, 0x24, 0), (1, 4, True))

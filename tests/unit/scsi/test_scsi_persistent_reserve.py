@@ -173,6 +173,7 @@ def test_reserve_for_third_parties_and_of_extents_is_refused(opcode):
 # -- PERSISTENT RESERVE IN -------------------------------------------------------------------------
 
 
+@pytest.mark.clause('SPC-4 6.15')
 def test_read_keys():
     assert persistent_reserve.read_keys(state(generation=7)) == struct.pack('>II', 7, 0)
     data = persistent_reserve.read_keys(
@@ -181,6 +182,7 @@ def test_read_keys():
     assert data == struct.pack('>IIQQ', 9, 16, 1, 2)
 
 
+@pytest.mark.clause('SPC-4 6.15')
 def test_read_reservation():
     one = (A, PORTS[0].name, 0x11, False)
     two = (B, PORTS[0].name, 0x22, False)
@@ -197,6 +199,7 @@ def test_read_reservation():
     )
 
 
+@pytest.mark.clause('SPC-4 6.15')
 def test_report_capabilities():
     assert persistent_reserve.report_capabilities(state()).hex() == '00081db0ea010000'
     assert persistent_reserve.report_capabilities(state(aptpl=True)).hex() == '00081db1ea010000'
@@ -215,6 +218,7 @@ def statuses(data):
     return found
 
 
+@pytest.mark.clause('SPC-4 6.15')
 def test_full_status_reports_the_holder():
     first, second = PORTS[0].name, PORTS[1].name
     registrations = (

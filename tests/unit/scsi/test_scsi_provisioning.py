@@ -34,6 +34,7 @@ def unmap(*ranges):
 # -- UNMAP -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.clause('SBC-3 5.28')
 def test_unmap_unmaps_each_range():
     unit = thin()
     assert do(unit, *unmap((0, 8), (100, 1))) is None
@@ -57,12 +58,14 @@ def test_unmapping_0_blocks_is_good_at_any_lba(ranges):
     assert 'unmap' not in unit.store.verbs()
 
 
+@pytest.mark.clause('SBC-3 5.28')
 def test_one_invalid_range_refuses_the_command():
     unit = thin()
     assert sense_of(unit, *unmap((0, 8), (BLOCKS - 1, 2))) == (5, 0x21, 0)
     assert unit.store.calls == []
 
 
+@pytest.mark.clause('SBC-3 5.28')
 def test_the_block_limits_are_enforced():
     unit = thin(maximum_unmap_descriptors=2, maximum_unmap_length=16 * 512)
     assert status_of(unit, *unmap((0, 8), (8, 8))) == 0
@@ -80,6 +83,7 @@ def test_an_empty_list_is_good():
     assert status_of(thin(), struct.pack('>BBIBHB', 0x42, 0, 0, 0, 0, 0)) == 0
 
 
+@pytest.mark.clause('SBC-3 5.28')
 def test_an_incomplete_list_unmaps_nothing():
     unit = thin()
     cdb, data = unmap((0, 8), (100, 1))
@@ -129,6 +133,7 @@ def test_an_aborted_unmap_stops():
 
 
 @pytest.mark.parametrize('opcode', (0x41, 0x93))
+@pytest.mark.clause('SBC-3 5.43')
 def test_write_same_repeats_the_block(opcode):
     unit = thin(maximum_write_same_length=1 << 30)
     block = pattern(2)[256:768]
@@ -159,6 +164,7 @@ def test_write_same_with_unmap_and_a_block_that_is_not_zeroes_reads_back_as_that
     assert not {'unmap', 'write_zeroes'} & set(unit.store.verbs())
 
 
+@pytest.mark.clause('SBC-3 5.44')
 def test_write_same_16_without_data_writes_zeroes():
     unit = thin()
     assert do(unit, cdb_16(0x93, 0, 8, 0x01)) is None
@@ -193,6 +199,7 @@ def test_the_maximum_write_same_length_also_applies_to_0_blocks(opcode):
 
 @pytest.mark.parametrize('opcode', (0x41, 0x93))
 @pytest.mark.parametrize('size', [0, 256, 1024])
+@pytest.mark.clause('SBC-3 5.43')
 def test_write_same_needs_exactly_one_block(opcode, size):
     unit = thin()
     assert sense_of(unit, block_cdb(opcode, 0, 1, 0x08), bytes(size)) == (5, 0x0E, 0x03)

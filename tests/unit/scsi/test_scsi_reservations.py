@@ -144,6 +144,7 @@ def test_a_registration_belongs_to_one_nexus():
     assert disk.out(A, RESERVE, 1, kind=WE) == GOOD
 
 
+@pytest.mark.clause('SPC-4 6.16')
 def test_register_needs_the_registered_key():
     disk = Disk()
     assert disk.out(A, REGISTER, 5, 1) == RESERVATION_CONFLICT
@@ -385,6 +386,7 @@ def test_unregistering_a_nexus_that_is_not_the_holder(kind):
 
 
 @pytest.mark.parametrize('kind', (0,) + TYPES)
+@pytest.mark.clause('SPC-4 6.16')
 def test_clear_removes_everything_and_raises_attentions(kind):
     disk = held(kind, (A, 1), (B, 2), (C, 3)) if kind else registered((A, 1), (B, 2), (C, 3))
     assert disk.out(B, CLEAR, 2) == GOOD
@@ -394,6 +396,7 @@ def test_clear_removes_everything_and_raises_attentions(kind):
 
 @pytest.mark.parametrize('action', [PREEMPT, PREEMPT_AND_ABORT])
 @pytest.mark.parametrize('kind', [WE, EA, WERO, EARO])
+@pytest.mark.clause('SPC-4 6.16')
 def test_preempting_the_holder_takes_the_reservation_over(kind, action):
     disk = held(kind, (A, 1), (B, 2), (C, 3))
     assert disk.out(B, action, 2, 1, kind=kind) == GOOD
@@ -488,6 +491,7 @@ def test_a_takeover_needs_a_valid_scope_and_type(kind, scope, field):
 
 @pytest.mark.parametrize('kind', [WE, EA, WERO, EARO])
 @pytest.mark.parametrize('unregister', [False, True])
+@pytest.mark.clause('SPC-4 6.16')
 def test_moving_a_reservation(kind, unregister):
     disk = held(kind, (A, 1), (B, 2))
     assert disk.move(A, 1, 9, C.initiator_port, relative=2, flags=0x02 if unregister else 0) == GOOD

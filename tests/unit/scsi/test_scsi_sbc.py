@@ -36,6 +36,7 @@ def filled(**facts):
 
 @pytest.mark.parametrize('opcode', READS)
 @pytest.mark.parametrize('lba, blocks', [(0, 1), (7, 8), (BLOCKS - 1, 1), (BLOCKS - 200, 200)])
+@pytest.mark.clause('SBC-3 5.11')
 def test_read_returns_the_blocks(opcode, lba, blocks):
     unit = filled()
     assert (
@@ -57,6 +58,7 @@ def test_a_read_that_would_block_runs_in_an_executor(opcode):
 
 @pytest.mark.parametrize('opcode', READS + WRITES)
 @pytest.mark.parametrize('lba, blocks', [(BLOCKS - 1, 2), (BLOCKS, 1), (0x1FFFFF, 1)])
+@pytest.mark.clause('SBC-3 5.11')
 def test_beyond_the_end_is_out_of_range(opcode, lba, blocks):
     unit = filled()
     data = bytes(blocks * 512) if opcode in WRITES else None
@@ -121,6 +123,7 @@ def test_naca_is_refused(opcode):
     assert sense_of(filled(), bytes(cdb), bytes(512) if opcode in WRITES else None) == (5, 0x24, 0)
 
 
+@pytest.mark.clause('SBC-3 5.11')
 def test_the_lba_of_an_unreadable_block_is_reported():
     unit = filled()
     unit.store.bad = (777 * 512 + 5,)
@@ -162,6 +165,7 @@ def test_an_aborted_read_does_not_touch_the_medium():
 
 @pytest.mark.parametrize('opcode', WRITES)
 @pytest.mark.parametrize('lba, blocks', [(0, 1), (7, 8), (BLOCKS - 1, 1), (100, 200)])
+@pytest.mark.clause('SBC-3 5.33')
 def test_write_changes_only_its_blocks(opcode, lba, blocks):
     unit = filled()
     data = pattern(blocks, seed=91)
@@ -181,6 +185,7 @@ def test_write_changes_only_its_blocks(opcode, lba, blocks):
         (False, 0x00, 129, WOULD_BLOCK, True),
     ],
 )
+@pytest.mark.clause('SBC-3 5.33')
 def test_a_write_waits_for_the_disk_only_if_it_must_be_durable(
     opcode, write_cache, flags, blocks, first, durable
 ):
@@ -275,6 +280,7 @@ def test_a_write_without_the_w_bit_transfers_nothing(opcode):
     assert unit.store.calls == []
 
 
+@pytest.mark.clause('SBC-3 5.33')
 def test_a_full_disk_is_reported_as_space_allocation_failed():
     unit = make_unit(write_cache=True)
     unit.store.fail = {'write': errno.ENOSPC}
@@ -297,6 +303,7 @@ VERIFIES = (0x2F, 0x8F, 0xAF)
 
 
 @pytest.mark.parametrize('opcode', VERIFIES)
+@pytest.mark.clause('SBC-3 5.29')
 def test_verify_reads_without_data(opcode):
     unit = filled()
     assert do(unit, block_cdb(opcode, 10, 256)) is None
@@ -307,6 +314,7 @@ def test_verify_reads_without_data(opcode):
 
 
 @pytest.mark.parametrize('opcode', VERIFIES)
+@pytest.mark.clause('SBC-3 5.29')
 def test_verify_compares(opcode):
     unit = filled()
     data = bytearray(pattern(BLOCKS)[10 * 512 : 20 * 512])
@@ -317,6 +325,7 @@ def test_verify_compares(opcode):
 
 
 @pytest.mark.parametrize('opcode', VERIFIES)
+@pytest.mark.clause('SBC-3 5.29')
 def test_verify_compares_one_block_with_each(opcode):
     unit = make_unit()
     unit.store.data[:] = b'\x5a' * unit.store.size
@@ -327,6 +336,7 @@ def test_verify_compares_one_block_with_each(opcode):
 
 @pytest.mark.parametrize('opcode', VERIFIES)
 @pytest.mark.parametrize('flags', [0x04, 0x20, 0x08, 0x01])
+@pytest.mark.clause('SBC-3 5.29')
 def test_verify_refuses_unsupported_fields(opcode, flags):
     assert sense_of(filled(), block_cdb(opcode, 0, 1, flags), bytes(512)) == (5, 0x24, 0)
 
@@ -355,6 +365,7 @@ def test_a_long_verify_is_done_in_pieces_and_stops_when_aborted():
 
 @pytest.mark.parametrize('opcode', (0x2E, 0x8E, 0xAE))
 @pytest.mark.parametrize('flags', [0x00, 0x02])
+@pytest.mark.clause('SBC-3 5.37')
 def test_write_and_verify_is_durable_and_reads_the_data_back(opcode, flags):
     unit = filled(write_cache=True)
     do(unit, block_cdb(opcode, 4, 2, flags), b'v' * 1024)
@@ -391,6 +402,7 @@ def test_first_difference_is_found_at_every_position():
 
 @pytest.mark.parametrize('opcode', (0x35, 0x91))
 @pytest.mark.parametrize('flags', [0x00, 0x02, 0x06])
+@pytest.mark.clause('SBC-3 5.26')
 def test_synchronize_cache_flushes_before_its_status(opcode, flags):
     unit = make_unit(write_cache=True)
     assert do(unit, block_cdb(opcode, 8, 16, flags)) is None
@@ -398,6 +410,7 @@ def test_synchronize_cache_flushes_before_its_status(opcode, flags):
 
 
 @pytest.mark.parametrize('opcode', (0x35, 0x91))
+@pytest.mark.clause('SBC-3 5.26')
 def test_synchronize_cache_of_0_blocks_flushes_the_whole_medium(opcode):
     unit = make_unit()
     do(unit, block_cdb(opcode, 0, 0))
@@ -429,6 +442,7 @@ def test_pre_fetch_10_accepts_a_group_number():
 # -- capacity --------------------------------------------------------------------------------------
 
 
+@pytest.mark.clause('SBC-3 5.15')
 def test_read_capacity_10():
     assert do(make_unit(block_size=4096), cdb_10(0x25)) == struct.pack('>II', BLOCKS - 1, 4096)
 
@@ -437,6 +451,7 @@ def test_read_capacity_10():
     'blocks, expected',
     [(0xFFFFFFFF, 0xFFFFFFFE), (0x100000000, 0xFFFFFFFF), (0x100000001, 0xFFFFFFFF)],
 )
+@pytest.mark.clause('SBC-3 5.15')
 def test_read_capacity_10_around_2_tib(blocks, expected):
     unit = make_unit()
     unit.resized(blocks * 512)
@@ -444,6 +459,7 @@ def test_read_capacity_10_around_2_tib(blocks, expected):
     assert do(unit, cdb_16(0x9E, 0, 32, 0x10))[:12] == struct.pack('>QI', blocks - 1, 512)
 
 
+@pytest.mark.clause('SBC-3 5.15')
 def test_an_lba_without_pmi_is_refused():
     error = error_of(make_unit(), bytes.fromhex('25 00 00000001 0000 00 00'))
     assert (error.asc, error.field) == (0x24, (2, None, True))
@@ -451,6 +467,7 @@ def test_an_lba_without_pmi_is_refused():
     assert sense_of(make_unit(), cdb_16(0x9E, 1, 32, 0x10)) == (5, 0x24, 0)
 
 
+@pytest.mark.clause('SBC-3 5.16')
 def test_read_capacity_16_reports_geometry_and_provisioning():
     unit = make_unit(
         physical_block_size=4096,
@@ -467,10 +484,12 @@ def test_read_capacity_16_reports_geometry_and_provisioning():
 
 
 @pytest.mark.parametrize('allocation', [0, 8, 12, 15, 32, 255])
+@pytest.mark.clause('SBC-3 5.16')
 def test_read_capacity_16_is_cut_at_the_allocation_length(allocation):
     assert len(do(make_unit(), cdb_16(0x9E, 0, allocation, 0x10))) == min(allocation, 32)
 
 
+@pytest.mark.clause('SBC-3 5.18')
 def test_defect_lists_are_empty_in_the_requested_format():
     assert do(make_unit(), bytes.fromhex('37 00 1d 00000000 0020 00')) == bytes([0, 0x1D, 0, 0])
     assert do(make_unit(), bytes.fromhex('b7 18 00000000 00000020 00 00')) == bytes(
@@ -485,6 +504,7 @@ def start_stop(unit, flags, condition=0):
     return do(unit, bytes([0x1B, 1, 0, 0, condition << 4 | flags, 0]))
 
 
+@pytest.mark.clause('SBC-3 5.25')
 def test_a_stop_flushes_and_does_not_affect_other_initiators():
     """Windows stops its disks when it shuts down; other initiators continue to use them."""
     unit = make_unit(write_cache=True)
@@ -494,6 +514,7 @@ def test_a_stop_flushes_and_does_not_affect_other_initiators():
     assert start_stop(unit, 0x04) is None and unit.store.verbs() == ['flush']
 
 
+@pytest.mark.clause('SBC-3 5.25')
 def test_eject_flushes_first_and_asks_the_master():
     unit = make_unit(removable=True)
     assert start_stop(unit, 0x02) == Change('start-stop', {'action': 'eject'})
@@ -530,6 +551,7 @@ def test_reserved_power_conditions_are_an_error(condition):
     assert status_of(unit, bytes(6)) == 0
 
 
+@pytest.mark.clause('SBC-3 5.25')
 def test_a_stop_that_cannot_flush_fails_and_does_not_eject():
     unit = make_unit(removable=True)
     unit.store.fail = {'flush': errno.EIO}

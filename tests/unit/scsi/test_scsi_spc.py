@@ -27,6 +27,7 @@ def inquiry(unit, page=None, allocation=255):
 # -- INQUIRY ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.clause('SPC-4 6.6')
 def test_standard_inquiry():
     data = inquiry(make_unit(vendor='ACME', product='Disk of 16 chars and more', revision='12'))
     assert len(data) == 96 and data[4] == 91
@@ -58,16 +59,19 @@ def test_removable_and_multiport_bits():
 
 
 @pytest.mark.parametrize('allocation', [0, 5, 36, 66, 96, 65535])
+@pytest.mark.clause('SPC-4 6.6')
 def test_inquiry_is_cut_at_the_allocation_length(allocation):
     whole = inquiry(make_unit(), allocation=255)
     assert inquiry(make_unit(), allocation=allocation) == whole[:allocation]
 
 
+@pytest.mark.clause('SPC-4 6.6')
 def test_a_page_code_without_evpd_is_refused_at_that_byte():
     error = error_of(make_unit(), bytes.fromhex('12 00 83 00ff 00'))
     assert (error.key, error.asc, error.field) == (5, 0x24, (2, None, True))
 
 
+@pytest.mark.clause('SPC-4 6.6')
 def test_inquiry_returns_vpd_pages():
     unit = make_unit(serial='SN-1')
     supported = inquiry(unit, 0x00)
@@ -81,6 +85,7 @@ def test_inquiry_returns_vpd_pages():
 # -- REQUEST SENSE ---------------------------------------------------------------------------------
 
 
+@pytest.mark.clause('SPC-4 6.39')
 def test_request_sense_reports_and_clears_the_pending_attention():
     unit = make_unit()
     unit.raise_attention(0x2A, 0x09)
@@ -91,6 +96,7 @@ def test_request_sense_reports_and_clears_the_pending_attention():
     assert status_of(unit, bytes(6)) == 0
 
 
+@pytest.mark.clause('SPC-4 6.39')
 def test_request_sense_in_descriptor_format():
     unit = make_unit()
     unit.raise_attention(0x29, 0x00)
@@ -98,6 +104,7 @@ def test_request_sense_in_descriptor_format():
     assert data[:4] == bytes([0x72, 6, 0x29, 0])
 
 
+@pytest.mark.clause('SPC-4 6.39')
 def test_request_sense_reports_why_the_unit_is_not_ready():
     data = do(make_unit(medium='ejected'), bytes.fromhex('03 00 0000 12 00'))
     assert data[2] == 2 and data[12:14] == b'\x3a\x00'
@@ -119,6 +126,7 @@ def device_with(*luns):
     return device
 
 
+@pytest.mark.clause('SPC-4 6.33')
 def test_luns_are_listed_in_order_with_peripheral_addressing():
     device = device_with(300, 0, 5)
     assert report_luns(device.unit(0)) == (
@@ -127,11 +135,13 @@ def test_luns_are_listed_in_order_with_peripheral_addressing():
     )
 
 
+@pytest.mark.clause('SPC-4 6.33')
 def test_the_list_length_is_whole_even_when_the_data_are_cut():
     device = device_with(0, 1, 2)
     assert report_luns(device.unit(0), allocation=16) == (24, ['0000000000000000'])
 
 
+@pytest.mark.clause('SPC-4 6.33')
 def test_report_luns_refuses_an_allocation_length_below_16():
     error = error_of(make_unit(), bytes.fromhex('a0 00 00 000000 0000000f 00 00'))
     assert (error.asc, error.field) == (0x24, (6, None, True))
@@ -164,6 +174,7 @@ def test_report_luns_clears_luns_changed():
 # -- modes -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.clause('SPC-4 6.13', 'SPC-4 6.14')
 def test_mode_sense_in_both_lengths():
     unit = make_unit(write_cache=True)
     short = do(unit, bytes.fromhex('1a 00 08 00 c0 00'))
@@ -174,11 +185,13 @@ def test_mode_sense_in_both_lengths():
     assert long[8] & 0x3F == 0x08
 
 
+@pytest.mark.clause('SPC-4 6.14')
 def test_mode_sense_10_returns_long_lba_descriptors_with_llbaa():
     assert do(make_unit(), bytes.fromhex('5a 10 08 00 000000 00ff 00'))[4] & 1
     assert not do(make_unit(), bytes.fromhex('5a 00 08 00 000000 00ff 00'))[4] & 1
 
 
+@pytest.mark.clause('SPC-4 6.13')
 def test_mode_sense_is_cut_at_the_allocation_length():
     assert len(do(make_unit(), bytes.fromhex('1a 00 3f 00 04 00'))) == 4
     assert do(make_unit(), bytes.fromhex('1a 00 3f 00 00 00')) == b''
@@ -193,6 +206,7 @@ def mode_select_data(unit, wce):
     return bytes(page)
 
 
+@pytest.mark.clause('SPC-4 6.11')
 def test_mode_select_is_executed_by_the_master_and_affects_writes():
     unit = make_unit(write_cache=False)
     data = mode_select_data(unit, wce=True)
@@ -203,6 +217,7 @@ def test_mode_select_is_executed_by_the_master_and_affects_writes():
     assert unit.store.calls[-1] == ('write', 0, 512, False)
 
 
+@pytest.mark.clause('SPC-4 6.12')
 def test_mode_select_10():
     unit = make_unit()
     page = mode_select_data(unit, wce=True)[4:]
@@ -221,6 +236,7 @@ def test_mode_select_with_less_data_than_announced_is_a_length_error():
     assert sense_of(unit, bytes([0x15, 0x10, 0, 0, len(data), 0]), data[:10]) == (5, 0x1A, 0)
 
 
+@pytest.mark.clause('SPC-4 6.11')
 def test_mode_select_of_unchangeable_bits_is_refused_without_the_master():
     unit = make_unit()
     data = bytearray(mode_select_data(unit, True))
@@ -313,6 +329,7 @@ def rsoc(unit, options, opcode=0, service_action=0, timeouts=False, allocation=6
 
 
 @pytest.mark.parametrize('timeouts, size', [(False, 8), (True, 20)])
+@pytest.mark.clause('SPC-4 6.35')
 def test_all_commands_are_listed_and_each_can_be_queried(timeouts, size):
     unit = make_unit(**EVERY_COMMAND)
     data = rsoc(unit, 0, timeouts=timeouts)
@@ -329,6 +346,7 @@ def test_all_commands_are_listed_and_each_can_be_queried(timeouts, size):
         assert sense_of(unit, cdb) == (5, 0x24, 0)
 
 
+@pytest.mark.clause('SPC-4 6.35')
 def test_a_command_without_a_row_is_reported_as_unsupported():
     unit = make_unit()
     assert rsoc(unit, 1, 0x42)[1] == 1
@@ -337,6 +355,7 @@ def test_a_command_without_a_row_is_reported_as_unsupported():
     assert rsoc(unit, 3, 0x12, 1)[1] == 1
 
 
+@pytest.mark.clause('SPC-4 6.35')
 def test_one_command_with_timeouts():
     data = rsoc(make_unit(), 1, 0x28, timeouts=True)
     assert data[1] == 0x83
@@ -344,6 +363,7 @@ def test_one_command_with_timeouts():
     assert struct.unpack('>H', data[14:16])[0] == 10 and len(data) == 26
 
 
+@pytest.mark.clause('SPC-4 6.36')
 def test_task_management_functions():
     short = do(make_unit(), bytes.fromhex('a3 0d 00 000000 00000010 00 00'))
     assert len(short) == 4
