@@ -203,12 +203,41 @@ class ControlAnswers(object):
                 raise TargetdError(
                     'target %s is not reached through portal group %d' % (target, group)
                 )
-        for unit in chosen:
-            self.units.apply_and_flush(
-                unit, transitions.access_set(unit.shared, {str(group): alua.STATE_OF_WORD[word]})
-            )
         log.info('the administrator set portal group %d of %s to %s', group, target, word)
-        return commands.reply_message('portal group %d of %s is %s' % (group, target, word))
+        return lambda reply: self._set_access(
+            chosen,
+            {str(group): alua.STATE_OF_WORD[word]},
+            'portal group %d of %s is %s' % (group, target, word),
+            reply,
+        )
+
+    def _set_access(self, chosen, states, message, reply):
+        """Set the ALUA states of units, and reply when what was written before is durable."""
+        decisions = [(unit, transitions.access_set(unit.shared, states)) for unit in chosen]
+        waiting = {unit.id for unit, decision in decisions if decision is not None}
+        failures = []
+
+        def done(unit, error):
+            waiting.discard(unit.id)
+            if error is not None:
+                failures.append('%s: %s' % (unit.id, error.strerror))
+            if waiting:
+                return
+            if failures:
+                reply(
+                    commands.reply_error(
+                        '%s, but what initiators wrote before is not durable, a flush failed: %s; '
+                        'check the disk and the data, then targetdctl acknowledge'
+                        % (message, ', '.join(failures))
+                    )
+                )
+            else:
+                reply(commands.reply_message(message))
+
+        if not waiting:
+            reply(commands.reply_message(message))
+        for unit, decision in decisions:
+            self.units.apply_and_flush(unit, decision, lambda error, unit=unit: done(unit, error))
 
     def _answer_why(self, address=None):
         rows = [

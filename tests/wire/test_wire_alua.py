@@ -6,7 +6,7 @@ import struct
 import subprocess
 
 import pytest
-from daemon import ROOT, TARGET, free_port
+from daemon import ROOT, TARGET, eventually, free_port
 from initiator import CHECK_CONDITION, GOOD, pattern
 
 pytestmark = pytest.mark.wire
@@ -142,8 +142,8 @@ def test_the_configured_state_is_reported_and_changed_by_a_reload(paths):
     assert two.run(READ, read=512).status == GOOD
     paths.daemon.text.targets[TARGET][0][-1] = 'alua-state = 2 standby'
     paths.daemon.reload('change target')
-    for session in (one, two):
-        assert session.run(TEST_UNIT_READY).key == STATES_CHANGED
+    for session in (one, two):  # the state is saved before the workers get it
+        assert eventually(lambda: session.run(TEST_UNIT_READY).key, 10) == STATES_CHANGED
     assert states(one) == {1: OPTIMIZED, 2: STANDBY}
     assert two.run(READ, read=512).key == (2, 0x04, 0x0B)
     assert one.run(READ, read=512).status == GOOD

@@ -198,7 +198,19 @@ def test_a_path_that_becomes_inactive_is_flushed(daemon, ready, trace):
     assert daemon.targetdctl('alua', TARGET, '1', 'nonoptimized')[0] == 0
     assert trace.verbs() == ['write']
     assert daemon.targetdctl('alua', TARGET, '1', 'standby')[0] == 0
-    eventually(lambda: trace.verbs()[-1] == 'flush', 10, 'a flush')
+    assert trace.verbs()[-1] == 'flush'
+    assert daemon.targetdctl('alua', TARGET, '1', 'standby')[0] == 0  # it is standby already
+
+
+def test_a_path_that_becomes_standby_reports_a_flush_that_fails(daemon, ready):
+    lines = ['backing-store = %s' % daemon.image(), FAILING]
+    daemon.target(TARGET, ('initiator-address = ALL', 'alua = implicit'), {0: lines})
+    session = ready(daemon.start())
+    session.write(0, b'a' * 512)
+    code, output = daemon.targetdctl('alua', TARGET, '1', 'standby')
+    assert code == 1
+    assert 'is standby, but' in output and 'a flush failed: %s/0' % TARGET in output
+    assert 'acknowledge' in output
 
 
 def test_an_eject_is_flushed_after_the_last_write(daemon, ready, trace):
