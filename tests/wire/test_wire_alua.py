@@ -134,6 +134,11 @@ def test_two_portal_groups_are_implicit_and_optimized(paths):
     assert set_groups(one, (STANDBY, 2)).key == (5, 0x24, 0)
 
 
+def next_key(session):
+    """The sense of the next TEST UNIT READY that fails."""
+    return eventually(lambda: session.run(TEST_UNIT_READY).key, 10)
+
+
 @pytest.mark.clause('SPC-4 6.37')
 def test_the_configured_state_is_reported_and_changed_by_a_reload(paths):
     paths.start('alua-state = 2 nonoptimized')
@@ -143,7 +148,7 @@ def test_the_configured_state_is_reported_and_changed_by_a_reload(paths):
     paths.daemon.text.targets[TARGET][0][-1] = 'alua-state = 2 standby'
     paths.daemon.reload('change target')
     for session in (one, two):  # the state is saved before the workers get it
-        assert eventually(lambda: session.run(TEST_UNIT_READY).key, 10) == STATES_CHANGED
+        assert next_key(session) == STATES_CHANGED
     assert states(one) == {1: OPTIMIZED, 2: STANDBY}
     assert two.run(READ, read=512).key == (2, 0x04, 0x0B)
     assert one.run(READ, read=512).status == GOOD

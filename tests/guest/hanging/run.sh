@@ -19,7 +19,7 @@ suspend
 start_targetd /job/targetd.conf
 start_iscsid
 discover
-grep 'lun 0 of iqn.2026-11.com.example:hanging is not available.*no answer within 10 seconds' /tmp/targetd.log
+grep 'lun 0 of iqn.2026-11.com.example:hanging is not served until its medium is available.*no answer within 10 seconds' /tmp/targetd.log
 write $well 2
 
 say "the other disk goes on while the first is looked for again"
