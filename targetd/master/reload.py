@@ -225,11 +225,11 @@ class Reload(object):
                 found += [(unit, step.new.size)] if unit is not None else []
         return found
 
-    def _resized(self, attempt, prepared, failures):
+    def _resized(self, attempt, prepared, refusal):
         try:
-            if failures or self.state.is_stopping:
+            if refusal is not None:
                 prepared.close()
-                raise StoreError('\n'.join(failures) or 'targetd is being stopped')
+                raise refusal
             if attempt.plan_only:
                 self._try_rest(attempt, prepared)
             else:
@@ -290,8 +290,14 @@ class Reload(object):
         written."""
 
         def tried(error):
-            failures.extend([str(error)] if error is not None else [])
-            self._resized(attempt, prepared, failures)
+            refusal = (
+                None  # the exit code is that of a start, which tries the log before the stores
+            )
+            if error is not None or failures or self.state.is_stopping:
+                texts = failures + ([str(error)] if error is not None else [])
+                kind = StoreError if error is None else TargetdError
+                refusal = kind('\n'.join(texts) or 'targetd is being stopped')
+            self._resized(attempt, prepared, refusal)
 
         if attempt.new.server.log != self.state.configuration.server.log:
             self.log_files.try_log(attempt.new.server, tried)
