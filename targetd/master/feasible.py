@@ -3,6 +3,7 @@ same functions, so that their answers are the same. They change nothing.
 """
 
 import os
+import pwd
 
 from targetd import log, xts
 from targetd.errors import EXIT_FAILURE, TargetdError
@@ -57,7 +58,7 @@ def _user(server):
             raise TargetdError(
                 'the workers cannot run as user %s: %s; start targetd with the capabilities CAP_SETUID and '
                 'CAP_SETGID, in a user namespace that maps this user, or write user = root'
-                % (server.user, why)
+                % (user_in_force(server.user), why)
             )
 
 
@@ -150,17 +151,23 @@ def _why_no_directory(path):
     return ''
 
 
+def user_in_force(user):
+    """The user that the workers of this setting run as: `nobody` if the host has no user `targetd`."""
+    try:
+        pwd.getpwnam(OWN_USER)
+    except KeyError:
+        return 'nobody' if user == OWN_USER else user
+    return user
+
+
 def credentials(user):
-    """The credentials of the workers of a root master (child.credentials_of), else None. A host
-    without the user `targetd` has its workers run as `nobody`. Raises TargetdError if there is no such
-    user."""
+    """The credentials of the workers of a root master (child.credentials_of), else None. Raises
+    TargetdError if there is no such user."""
     if os.geteuid() != 0 or not user:
         return None
     try:
-        return child.credentials_of(user)
+        return child.credentials_of(user_in_force(user))
     except (KeyError, OverflowError):
-        if user == OWN_USER:
-            return credentials('nobody')
         raise TargetdError(
             'there is no user %s for the workers; write another user, or create it' % user
         )
