@@ -121,6 +121,23 @@ def test_reinstatement_of_a_worker_that_does_not_end(served):
     one.wait_closed()
 
 
+def test_a_worker_that_was_ordered_to_end_gets_no_connection(served):
+    """Its report that it is idle crosses the order, after which it exits: a connection that it was
+    sent meanwhile would be reset."""
+    one = served.login(DISK)
+    worker = served.master.sessions.all()[0].worker
+    one.say(puppet='deaf')
+    again = served.connect()
+    again.claim(DISK)
+    one.wait('end')
+    one.say(puppet='idle')
+    again.wait('answer')
+    assert worker.pid in served.master.workers.by_pid
+    for number in range(6):
+        served.login(DISK, isid='00023d0001%02x' % number)
+    assert worker.pid not in [each.worker.pid for each in served.master.sessions.all()]
+
+
 def test_a_change_is_in_force_in_every_worker_before_its_answer(served):
     one, two = served.login(DISK), served.login(DISK, isid='00023d000002')
     unit = one.answer['units'][0]['unit']

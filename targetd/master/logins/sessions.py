@@ -370,6 +370,8 @@ class Sessions(object):
     def _order_end(self, worker, why, reason):
         if worker.session is not None and worker.session.ended_why is None:
             worker.session.ended_why = reason
+        # It exits then, even if its session is over already and its report of that is on the way.
+        worker.retiring = True
         self.send(worker, {'do': 'end', 'why': why, 'reason': reason}, ())
 
     def logout_session(self, session, seconds, why, reason='administrator'):
