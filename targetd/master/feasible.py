@@ -153,10 +153,11 @@ def _why_no_directory(path):
 
 def user_in_force(user):
     """The user that the workers of this setting run as: `nobody` if the host has no user `targetd`."""
-    try:
-        pwd.getpwnam(OWN_USER)
-    except KeyError:
-        return 'nobody' if user == OWN_USER else user
+    if user == OWN_USER:
+        try:
+            pwd.getpwnam(user)
+        except KeyError:
+            return 'nobody'
     return user
 
 

@@ -13,24 +13,19 @@ from targetd.migration.imported import (
     Lun,
     Place,
     Target,
-    Unreadable,
     account_without_secret,
     add_identity,
     admit,
     admit_all,
+    from_object,
 )
 
 
 def parse(path, text):
     """The Imported of a gateway.conf object. Raises Unreadable."""
-    try:
-        return _Importer(path, text).imported
-    except (KeyError, TypeError, AttributeError, ValueError) as e:
-        raise Unreadable(
-            Place(path, None),
-            'an object has not the form that ceph-iscsi writes: %s' % e,
-            'read it again with rados get gateway.conf',
-        )
+    return from_object(
+        _Importer, path, text, 'ceph-iscsi', 'read it again with rados get gateway.conf'
+    )
 
 
 def _upgraded(content):

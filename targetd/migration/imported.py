@@ -116,6 +116,19 @@ class Unreadable(Exception):
         self.note = Note(WRONG, place, text, remedy)
 
 
+def from_object(importer, path, text, program, remedy):
+    """The Imported of importer(path, text), which reads an object that `program` has written. Raises
+    Unreadable with this remedy if the object has another form."""
+    try:
+        return importer(path, text).imported
+    except (KeyError, TypeError, AttributeError, ValueError) as e:
+        raise Unreadable(
+            Place(path, None),
+            'an object has not the form that %s writes: %s' % (program, e),
+            remedy,
+        )
+
+
 # -- rules that several sources need ---------------------------------------------------------------
 
 

@@ -13,10 +13,10 @@ from targetd.migration.imported import (
     Lun,
     Place,
     Target,
-    Unreadable,
     add_identity,
     admit,
     admit_all,
+    from_object,
 )
 
 MODELS = {'fileio': 'FILEIO', 'block': 'IBLOCK', 'ramdisk': 'RAMDISK-MCP'}
@@ -41,14 +41,7 @@ DEFAULTS = {
 
 def parse(path, text):
     """The Imported of a saveconfig.json. Raises Unreadable."""
-    try:
-        return _Importer(path, text).imported
-    except (KeyError, TypeError, AttributeError, ValueError) as e:
-        raise Unreadable(
-            Place(path, None),
-            'an object has not the form that LIO writes: %s' % e,
-            'save it again with targetcli saveconfig',
-        )
+    return from_object(_Importer, path, text, 'LIO', 'save it again with targetcli saveconfig')
 
 
 def _flag(value):

@@ -2,23 +2,15 @@
 answered."""
 
 import threading
-import time
 from types import SimpleNamespace
 
 import pytest
+from daemon import eventually
 
 from targetd.scsi import sam
 from targetd.worker import hang_watch
 from targetd.worker.hang_watch import HANGING_SECONDS, QUIET_SECONDS, Watch
 from targetd.worker.tasks import Tasks
-
-
-def wait_for(question, seconds=10):
-    end = time.monotonic() + seconds
-    while not question():
-        assert time.monotonic() < end, question
-        time.sleep(0.01)
-
 
 NOW = 1e9  # a monotonic time after every abort of the test
 
@@ -207,7 +199,7 @@ def test_an_abort_that_a_blocking_write_delays_is_answered_when_its_units_are_fe
         )
     )
     taker.start()
-    wait_for(lambda: worker.asked)
+    eventually(lambda: worker.asked)
     ((what, name, answered),) = worker.asked
     assert (what, name) == ('fence', 'a') and not done
     answered(None)

@@ -6,6 +6,7 @@ import socket
 import time
 
 import pytest
+from daemon import eventually
 
 from targetd import log
 from targetd.master.processes import log_writer
@@ -40,13 +41,6 @@ def read(path):
         return f.read()
 
 
-def until(question, seconds=10):
-    end = time.monotonic() + seconds
-    while not question():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
 def test_a_line_has_time_program_process_and_text(writers, tmp_path):
     writers(str(tmp_path / 'log'))
     log.info('%s logged in to %s', 'one', 'two')
@@ -63,7 +57,7 @@ def test_rotation(writers, tmp_path):
     os.rename(str(tmp_path / 'log'), str(tmp_path / 'log.1'))
     log.info('old too')
     writer.order_reopen()
-    until(lambda: writer.answer() == '')
+    eventually(lambda: writer.answer() == '')
     log.info('new')
     log.stop()
     assert read(tmp_path / 'log').count('\n') == 1 and read(tmp_path / 'log.1').count('\n') == 2
@@ -123,7 +117,7 @@ def test_the_end_of_the_master_ends_the_writer(writers, tmp_path):
     os.close(writer.queue)
     writer.control.close()
     os.kill(writer.pid, signal.SIGCONT)
-    until(writer.has_ended)
+    eventually(writer.has_ended)
     assert 'the last line' in read(tmp_path / 'log')
     writer.queue = None
 
@@ -155,7 +149,7 @@ def test_syslogd_with_a_stream_socket(tmp_path):
     place.write(log.INFO, 77, 0, b'one')
     place.write(log.INFO, 77, 0, b'two')
     accepted, _ = server.accept()
-    until(lambda: accepted.recv(1000, socket.MSG_PEEK).count(b'\0') == 2)
+    eventually(lambda: accepted.recv(1000, socket.MSG_PEEK).count(b'\0') == 2)
     place.close()
     accepted.close()
     server.close()
