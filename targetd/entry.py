@@ -6,7 +6,7 @@ import importlib
 import os
 import sys
 
-REQUIRED = ('psutil', 'configobj')  # setup.cfg
+REQUIRED = ('configobj',)  # setup.cfg
 
 
 def targetd():

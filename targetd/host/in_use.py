@@ -12,9 +12,8 @@ import re
 from collections import namedtuple
 from shlex import quote
 
-import psutil
-
 from targetd.errors import StoreError
+from targetd.host.network import program_of
 from targetd.host.open_files import SEARCH_SECONDS, OpenFiles, keys_of
 from targetd.host.roots import ROOTS, kernel_name, listing, partitions, read_text, whole_disk
 
@@ -314,15 +313,6 @@ def _add_file_uses(path, users):
 # -- processes that have the device open -----------------------------------------------------------
 
 
-def _program(pid, roots):
-    try:
-        if roots.proc == ROOTS.proc:
-            return psutil.Process(int(pid)).name()
-    except psutil.Error:
-        pass
-    return read_text(roots.proc, pid, 'comm') or 'unknown program'
-
-
 def _is_ours(pid, ours, roots):
     """True for the master, this process and the master's children."""
     status = (read_text(roots.proc, pid, 'stat') or '').rpartition(')')[2].split()
@@ -343,7 +333,7 @@ def openers(
         return []
     open_files = open_files or OpenFiles(path, roots, seconds=seconds)
     return [
-        (pid, _program(str(pid), roots))
+        (pid, program_of(pid, roots))
         for pid in open_files.holders(keys, writers_only)
         if not _is_ours(str(pid), ours, roots)
     ]

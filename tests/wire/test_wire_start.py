@@ -271,7 +271,7 @@ def test_closed_standard_files_do_not_disturb(files, closed):
 
 
 @pytest.mark.parametrize(
-    'command, package', [('targetd', 'configobj'), ('targetd', 'psutil'), ('targetdctl', 'psutil')]
+    'command, package', [('targetd', 'configobj'), ('targetdctl', 'configobj')]
 )
 def test_a_missing_package_is_one_sentence(tmp_path, daemon, command, package):
     (tmp_path / (package + '.py')).write_text('raise ImportError("No module named %s")\n' % package)

@@ -7,10 +7,9 @@ import errno
 import ipaddress
 import socket
 
-import psutil
-
 from targetd import log
 from targetd.errors import PortalError
+from targetd.host.network import listeners, own_addresses, program_of
 
 BACKLOG = 1024
 RETRY_SECONDS = 5.0  # interval at which a portal is tried whose address this host does not have
@@ -106,31 +105,10 @@ def _described(address, port, error):
 
 def holder_of(address, port):
     """'tgtd (process 4711)' for the process that listens there; '' if it cannot be found."""
-    try:
-        for connection in psutil.net_connections('tcp'):
-            if (
-                connection.status != psutil.CONN_LISTEN
-                or connection.laddr[1] != port
-                or not connection.pid
-            ):
-                continue
-            if (
-                is_wildcard(address)
-                or is_wildcard(connection.laddr[0])
-                or connection.laddr[0] == address
-            ):
-                return '%s (process %d)' % (psutil.Process(connection.pid).name(), connection.pid)
-    except (psutil.Error, OSError, RuntimeError):
-        pass
+    for local, pid in listeners(port):
+        if is_wildcard(address) or is_wildcard(local) or local == address:
+            return '%s (process %d)' % (program_of(pid), pid)
     return ''
-
-
-def own_addresses(family):
-    """The numeric addresses of this host's interfaces, sorted; IPv6 addresses with their scope."""
-    found = []
-    for addresses in psutil.net_if_addrs().values():
-        found.extend(a.address for a in addresses if a.family == family)
-    return sorted(set(found))
 
 
 def free_port(address, preferred):
