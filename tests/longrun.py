@@ -4,7 +4,8 @@
   floods      strangers flood the portal while honest clients log in, which are timed (root only)
   power-cuts  what reaches the disk is recorded in the guest, and the power is cut at --cuts places in
               the record, for each of two loads. GUEST_RUNNER names the program that runs a guest job
-  matrix      every combination of negotiated parameters, in random order, until all are tested
+  matrix      every combination of negotiated parameters, in random order, until all are tested.
+              A run that the time ended goes on with the same --seed and --from
 
 The exit code is 0 if nothing was wrong. The figures are printed at the end.
 """
@@ -47,6 +48,14 @@ def parse(arguments=None):
     )
     parser.add_argument('--seed', type=int, default=None, help='default: a new one, printed')
     parser.add_argument(
+        '--from',
+        dest='start',
+        type=int,
+        default=0,
+        metavar='N',
+        help='of matrix: the first N combinations in the order of --seed were tested before',
+    )
+    parser.add_argument(
         '--dir', metavar='DIRECTORY', help='where the images go; default: that for temporary files'
     )
     options = parser.parse_args(arguments)
@@ -58,8 +67,10 @@ def parse(arguments=None):
 def main():
     options = parse()
     seed = int.from_bytes(os.urandom(3), 'big') if options.seed is None else options.seed
-    is_cutting = options.name == 'power-cuts'
-    more = {'cuts': options.cuts, 'commands': options.commands} if is_cutting else {}
+    more = {
+        'power-cuts': {'cuts': options.cuts, 'commands': options.commands},
+        'matrix': {'start': options.start},
+    }.get(options.name, {})
     directory = tempfile.mkdtemp(prefix='targetd-longrun-', dir=options.dir)
     print('%s for %g seconds, seed %d, in %s' % (options.name, options.seconds, seed, directory))
     sys.stdout.flush()

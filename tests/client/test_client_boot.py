@@ -1,6 +1,6 @@
-"""Diskless machines boot from a LUN: iPXE on BIOS and on UEFI firmware, and GRUB from a file system
-on the LUN, in QEMU. The machines' network is QEMU's user mode: their connections come from
-127.0.0.1, and the server is 10.0.2.2 for them.
+"""Diskless machines boot from a LUN: iPXE on BIOS and on UEFI firmware, UEFI firmware by its own
+initiator (OVMF), and GRUB from a file system on the LUN, in QEMU. The machines' network is QEMU's
+user mode: their connections come from 127.0.0.1, and the server is 10.0.2.2 for them.
 
 What is booted prints a line to the serial console. The README's recipes are these.
 """
@@ -14,6 +14,7 @@ import threading
 
 import clients
 import pytest
+import uefi
 from clients import need
 from daemon import watched
 
@@ -25,13 +26,19 @@ MUTUAL = 'iqn.2026-11.test.targetd:boot-mutual'
 WRITABLE = 'iqn.2026-11.test.targetd:boot-writable'
 ACCOUNT = ('erp', 'secret-of-erp-1')
 BACK = ('erp-back', 'another-secret')
-BIOS_LUN, EFI_LUN, HIGH_LUN = 0, 1, 300
+BIOS_LUN, EFI_LUN, HIGH_LUN, HIGH_EFI_LUN = 0, 1, 300, 301
+LUNS = (BIOS_LUN, EFI_LUN, HIGH_LUN, HIGH_EFI_LUN)
 BOOTED = 'BOOTED FROM LUN'
 SECONDS = 240  # an emulated machine on a busy host
 MIB = 1 << 20
 
 ROMS = '/usr/lib/ipxe/qemu'
 FIRMWARE = '/usr/share/OVMF'
+EMPTY_VARIABLES = FIRMWARE + '/OVMF_VARS_4M.fd'
+MAC = '52:54:00:12:34:56'
+
+QEMU = ['qemu-system-x86_64', '-accel', 'tcg', '-nographic', '-no-reboot', '-net', 'none']
+QEMU += ['-serial', 'stdio', '-monitor', 'none']
 
 GRUB_CONFIGURATION = """serial --unit=0 --speed=115200
 terminal_output serial
@@ -90,14 +97,15 @@ def efi_disk(path, text):
 
 @pytest.fixture(scope='module')
 def server(tmp_path_factory):
-    """A daemon with a LUN for BIOS, one for UEFI and one with a number above 255, with and without
+    """A daemon with LUNs for BIOS and for UEFI, one of each with a number above 255, with and without
     CHAP."""
     for program in ('qemu-system-x86_64', 'grub-mkstandalone', 'mformat', 'mcopy', 'sfdisk'):
         need(program)
     folder = str(tmp_path_factory.mktemp('boot'))
-    images = {n: os.path.join(folder, 'lun%d.img' % n) for n in (BIOS_LUN, EFI_LUN, HIGH_LUN)}
+    images = {n: os.path.join(folder, 'lun%d.img' % n) for n in LUNS}
     bios_disk(images[BIOS_LUN], '%s %d' % (BOOTED, BIOS_LUN))
     efi_disk(images[EFI_LUN], '%s %d' % (BOOTED, EFI_LUN))
+    efi_disk(images[HIGH_EFI_LUN], '%s %d' % (BOOTED, HIGH_EFI_LUN))
     bios_disk(images[HIGH_LUN], '%s %d' % (BOOTED, HIGH_LUN))
     with watched(tmp_path_factory.mktemp('server')) as daemon:
         everyone = ['initiator-address = 127.0.0.1']
@@ -108,10 +116,10 @@ def server(tmp_path_factory):
             copy = shutil.copy(images[n], os.path.join(folder, 'writable%d.img' % n))
             writable[n] = ['backing-store = ' + copy]
         daemon.target(WRITABLE, everyone, writable)
-        one = {BIOS_LUN: luns[BIOS_LUN]}
+        two = {n: luns[n] for n in (BIOS_LUN, EFI_LUN)}
         daemon.target(PLAIN, everyone, luns)
-        daemon.target(SECRET, everyone + account, one)
-        daemon.target(MUTUAL, everyone + account + ['outgoinguser = %s %s' % BACK], one)
+        daemon.target(SECRET, everyone + account, two)
+        daemon.target(MUTUAL, everyone + account + ['outgoinguser = %s %s' % BACK], two)
         daemon.start()
         yield daemon
 
@@ -130,18 +138,21 @@ def machine(folder, text, efi):
     with open(os.path.join(folder, 'boot.ipxe'), 'w') as file:
         file.write(text)
     network = 'user,id=net,tftp=%s,bootfile=boot.ipxe' % folder
-    command = ['qemu-system-x86_64', '-accel', 'tcg', '-nographic', '-no-reboot', '-net', 'none']
-    command += ['-serial', 'stdio', '-monitor', 'none', '-netdev', network]
+    command = QEMU + ['-netdev', network]
     if not efi:
         return command + ['-m', '128', '-boot', 'n', '-device', 'e1000,netdev=net']
-    variables = os.path.join(folder, 'variables.fd')
-    with open(FIRMWARE + '/OVMF_VARS_4M.fd', 'rb') as source, open(variables, 'wb') as target:
-        target.write(source.read())
-    flash = 'if=pflash,format=raw,file='
-    command += ['-m', '512', '-machine', 'q35', '-drive', flash + variables]
-    command[-2:-2] = ['-drive', flash + FIRMWARE + '/OVMF_CODE_4M.fd,readonly=on']
+    variables = shutil.copy(EMPTY_VARIABLES, os.path.join(folder, 'variables.fd'))
     rom = ROMS + '/efi-e1000.rom'
+    command += firmware(variables)
     return command + ['-device', 'e1000,netdev=net,bootindex=0,romfile=' + rom]
+
+
+def firmware(variables):
+    """The options of a machine with UEFI firmware."""
+    options = ['-m', '512', '-machine', 'q35']
+    for flash in (FIRMWARE + '/OVMF_CODE_4M.fd,readonly=on', variables):
+        options += ['-drive', 'if=pflash,format=raw,file=' + flash]
+    return options
 
 
 def console(command, wanted):
@@ -198,14 +209,39 @@ def test_a_wrong_secret_does_not_boot(server, tmp_path):
     assert 'NOT BOOTED' in shown and BOOTED not in shown
 
 
+def firmware_boots(daemon, folder, lun, target=PLAIN, number=None, **chap):
+    """What the console shows of a machine whose UEFI firmware logs in by itself, without iPXE. 'number'
+    is the first level of the LUN as the user wrote it, if it is not 'lun'."""
+    variables = os.path.join(str(folder), 'variables.fd')
+    field = struct.pack('>HHHH', number or lun, 0, 0, 0)
+    attempt = uefi.attempt(MAC, target, daemon.port, field, **chap)
+    uefi.write_variables(EMPTY_VARIABLES, variables, 'iqn.2026-11.test:firmware', attempt)
+    command = QEMU + firmware(variables) + ['-netdev', 'user,id=net']
+    command += ['-device', 'virtio-net-pci,netdev=net,romfile=,mac=' + MAC]
+    expected = ('%s %d' % (BOOTED, lun)).encode()
+    return console(command, (expected, b'>>Start PXE'))  # PXE: its next choice
+
+
+@pytest.mark.parametrize('number', [HIGH_EFI_LUN, 0x4000 | HIGH_EFI_LUN])
+def test_uefi_firmware_boots_from_a_lun_above_255_in_both_forms(server, tmp_path, number):
+    """It sends the 8 bytes that the user wrote: the number as it is, or with flat addressing."""
+    shown = firmware_boots(server, tmp_path, HIGH_EFI_LUN, number=number)
+    assert 'iSCSI(%s,' % PLAIN in shown
+    assert '%s %d' % (BOOTED, HIGH_EFI_LUN) in shown
+
+
+def test_uefi_firmware_and_the_target_authenticate_with_mutual_chap(server, tmp_path):
+    shown = firmware_boots(server, tmp_path, EFI_LUN, MUTUAL, account=ACCOUNT, back=BACK)
+    assert '%s %d' % (BOOTED, EFI_LUN) in shown
+
+
 @pytest.mark.parametrize('lun', [BIOS_LUN, HIGH_LUN])
 @pytest.mark.parametrize('device', ['scsi-block', 'scsi-hd'])
 def test_seabios_boots_from_a_disk_of_libiscsi(server, device, lun):
     """With scsi-block, QEMU passes the commands of the machine (INQUIRY, REPORT LUNS, READ CAPACITY and
     READ of the firmware) to the target as they are; with scsi-hd it answers them and reads."""
     url = 'iscsi://127.0.0.1:%d/%s/%d' % (server.port, WRITABLE, lun)
-    command = ['qemu-system-x86_64', '-accel', 'tcg', '-nographic', '-no-reboot', '-net', 'none']
-    command += ['-serial', 'stdio', '-monitor', 'none', '-m', '128', '-device', 'virtio-scsi-pci']
+    command = QEMU + ['-m', '128', '-device', 'virtio-scsi-pci']
     command += ['-drive', 'if=none,id=disk,format=raw,file=%s' % url]
     command += ['-device', '%s,drive=disk,bootindex=0' % device]
     expected = '%s %d' % (BOOTED, lun)
