@@ -19,6 +19,7 @@ import sys
 from targetd import crc32c, log
 from targetd.config.words import counted
 from targetd.errors import EXIT_FAILURE, EXIT_OK, AlreadyRunning, StoreError, TargetdError
+from targetd.host import network
 from targetd.master import feasible
 from targetd.master.log_files import start_log
 from targetd.master.master import Master
@@ -216,6 +217,8 @@ def _serve(path, configuration, vault, strict, report, foreground):
             _protect_from_oom_killer()
             _log_started(master)
             _log_digests(configuration)
+            if network.psutil is None:
+                log.warning(network.WITHOUT_PSUTIL)
             report.send_outcome(EXIT_OK, _outcome(master))
             master.run()
         finally:

@@ -24,7 +24,7 @@ FILES = python_files('targetd')
 #: Standard and third-party modules that only some modules may import: module -> the packages, base
 #: files and single modules that may import it.
 ONLY_IN = {
-    'socket': {'master', 'worker', 'channel', 'admin', 'kernel_crc32c', 'host.network'},
+    'socket': {'master', 'worker', 'channel', 'admin', 'kernel_crc32c'},
     'threading': {'worker', 'channel'},
     '_thread': set(),
     'concurrent': set(),
@@ -32,7 +32,7 @@ ONLY_IN = {
     'asyncio': set(),
     'configobj': {'config.loader'},
     'validate': {'config.loader'},
-    'psutil': set(),
+    'psutil': {'host.network'},
     'cryptography': {'xts'},
 }
 

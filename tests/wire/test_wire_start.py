@@ -294,6 +294,23 @@ def test_a_missing_package_is_one_sentence(tmp_path, daemon, command, package):
     assert len(output.splitlines()) == 1
 
 
+@pytest.mark.parametrize('addressed', [True, False])
+def test_without_psutil_the_server_serves_and_says_what_is_missing(daemon, sessions, addressed):
+    absent = os.path.join(daemon.directory, 'absent')
+    os.mkdir(absent)
+    with open(os.path.join(absent, 'psutil.py'), 'w') as file:
+        file.write('raise ImportError("No module named psutil")\n')
+    path = '%s:%s' % (absent, daemon.environment()['PYTHONPATH'])
+    daemon.environment = lambda: dict(os.environ, PYTHONPATH=path, PYTHONUNBUFFERED='1')
+    if not addressed:
+        daemon.text.portal('192.0.2.1:3260')  # an address that this host does not have
+    daemon.target()
+    daemon.start()
+    assert daemon.log.count('psutil is not installed') == 1
+    assert sessions(daemon).report_luns() == [0]
+    assert TARGET in daemon.control('show', 'targets')
+
+
 in_namespace = pytest.mark.skipif(
     subprocess.call(['unshare', '-Urm', 'true'], stderr=subprocess.DEVNULL) != 0
     if os.path.exists('/usr/bin/unshare')
