@@ -41,6 +41,7 @@ master -> worker
              logout (RFC 7143 11.9.1)
   check-connections  id                                   the initiator logs in once more, through
              another portal group or with another ISID: answer with `continues`, unless the session ends now
+  count      id                                           report the counters of the session
   end        why, reason                                  end the session now: 'reinstated',
              'stopped', 'administrator', …
   retire                                                  a spare: exit; a busy worker: exit when
@@ -63,6 +64,11 @@ worker -> master
              session is open, or it waits for a reassignment
   report ended        why, hangs                          the session is over, cleanly; the worker
              exits next, or, if commands hang, when they have returned
+  report counted      id, units, more                     of count (id 0: the session is over):
+             units [[unit, reads, bytes read, writes, bytes written, other commands, errors, unfinished
+             commands, latencies of reads, latencies of others] …], of the units that have received a
+             command; latencies [[bucket, samples] …], see scsi.counters; more: true if another report
+             follows
   report hanging      unit, commands, command, lba, milliseconds   the oldest of the commands that the
              medium does not answer: its name, LBA or null, age; commands 0: there are none any more
   report fence-over   unit                                no aborted command can write the unit any

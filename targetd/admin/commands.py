@@ -97,6 +97,17 @@ TABLE = (
                               ('last', 'LAST-LBA'), ('initiator_name', 'INITIATOR'),
                               ('time', 'TIME')),
              empty='no error is recorded'),
+    _command('show counters', 'list what the sessions have read and written',
+             'One line per session and logical unit that has received a command: the numbers of '
+             'reads, writes, other commands and errors, and the bytes, since the login. A line without '
+             'a session has the sums of the sessions that have ended. "stats" and "top" print rates.',
+             columns=_columns(('tsih', 'SESSION'), ('initiator_name', 'INITIATOR', 'text', WIDE),
+                              ('target_name', 'TARGET'), ('lun', 'LUN'),
+                              ('reads', 'READS'), ('bytes_read', 'READ', 'bytes'),
+                              ('writes', 'WRITES'), ('bytes_written', 'WRITTEN', 'bytes'),
+                              ('others', 'OTHER', 'text', WIDE), ('errors', 'ERRORS'),
+                              ('unfinished', 'UNFINISHED', 'text', WIDE)),
+             empty='no session has sent a command'),
     _command('show portals', 'list the addresses that the server listens on',
              'One line per portal, with its portal group and the number of connections of that '
              'group.',

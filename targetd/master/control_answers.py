@@ -10,6 +10,7 @@ from targetd.config import model
 from targetd.config.words import counted
 from targetd.errors import TargetdError
 from targetd.master import fault_report
+from targetd.master.control_counters import counters_reply
 from targetd.master.fault_report import state_of, when
 from targetd.master.logins.portals import plain
 from targetd.master.units import transitions
@@ -33,6 +34,7 @@ class ControlAnswers(object):
         log_files,
         reload,
         stop,
+        counting,
     ):
         self.loop = loop
         self.state = state
@@ -45,6 +47,7 @@ class ControlAnswers(object):
         self.log_files = log_files
         self.reload = reload
         self.stop = stop
+        self.counting = counting
 
     def answer(self, words, arguments):
         """Execute a command of commands.TABLE by its row of ANSWERS.
@@ -149,6 +152,16 @@ class ControlAnswers(object):
             'serial': unit.facts.get('serial'),
             'naa': unit.facts.get('naa'),
         }
+
+    def _answer_show_counters(self):
+        def collect_and_reply(reply):
+            self.counting.collect(
+                lambda rows, silent: reply(
+                    counters_reply(self.units.by_id, rows, self.counting.ended(), silent)
+                )
+            )
+
+        return collect_and_reply
 
     def _answer_show_portals(self):
         rows = []
@@ -386,6 +399,7 @@ ANSWERS = {
     'show targets': ControlAnswers._answer_show_targets,
     'show units': ControlAnswers._answer_show_units,
     'show errors': ControlAnswers._answer_show_errors,
+    'show counters': ControlAnswers._answer_show_counters,
     'show portals': ControlAnswers._answer_show_portals,
     'show alua': ControlAnswers._answer_show_alua,
     'why': ControlAnswers._answer_why,

@@ -19,6 +19,7 @@ from targetd import log
 from targetd.master import feasible
 from targetd.master.control import Control
 from targetd.master.control_answers import ControlAnswers
+from targetd.master.counting import Counting
 from targetd.master.exports.exports import Exports
 from targetd.master.isns.client import IsnsClients
 from targetd.master.log_files import LogFiles
@@ -165,6 +166,7 @@ class Master(object):
             listeners=self.listeners,
             isns=self.isns,
         )
+        self.counting = Counting(self.loop, self.workers, self.units)
         self.reload = Reload(
             loop=self.loop,
             state=self.state,
@@ -190,6 +192,7 @@ class Master(object):
             log_files=self.log_files,
             reload=self.reload,
             stop=self.stop,
+            counting=self.counting,
         )
         self.control = Control(self.loop, self.answers.answer, self.state)
 
@@ -224,6 +227,7 @@ class Master(object):
                 'progress': self.format_sanitize.on_progress,
                 'operated': self.format_sanitize.on_operated,
                 'copy-left': self.copy_guests.on_copy_left,
+                'counted': self.counting.on_counted,
                 'hanging': self.units.hanging.on_hanging,
                 'fence-over': self.units.hanging.on_fence_over,
             }
@@ -382,6 +386,7 @@ class Master(object):
     def _session_over(self, worker, why):
         """The worker is dead or stuck, or a spare again after a logout."""
         session = worker.session
+        self.counting.session_over(worker)
         self.units.end_session(worker, worker.is_stuck)
         self.sessions.remove_session_of(worker)
         if session is not None and session.nexus is not None:

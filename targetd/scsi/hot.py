@@ -55,12 +55,14 @@ def _run_read(unit: 'LogicalUnit') -> Callable[[Task], Any]:
 def _read_10(unit: 'LogicalUnit', general: Admit) -> Admit:
     unpack, block_size = BLOCKS_10.unpack_from, unit.block_size
     size, limit = unit.blocks, unit.maximum_blocks
-    run = _run_read(unit)
+    run, counted = _run_read(unit), unit.counters.reads
 
     def admit(task):
         flags, lba, group, blocks, control = unpack(task.cdb, 1)
         if flags & 0xE1 | group & 0xE0 | control or not 0 < blocks <= limit or lba + blocks > size:
             return general(task)
+        counted[0] += 1
+        counted[1] += blocks
         task.offset = lba * block_size
         task.length = blocks * block_size
         task.run = run
@@ -73,12 +75,14 @@ def _read_long(
     unit: 'LogicalUnit', general: Admit, unpack: Callable[..., Tuple[Any, ...]]
 ) -> Admit:
     block_size, size, limit = unit.block_size, unit.blocks, unit.maximum_blocks
-    run = _run_read(unit)
+    run, counted = _run_read(unit), unit.counters.reads
 
     def admit(task):
         flags, lba, blocks, group, control = unpack(task.cdb, 1)
         if flags & 0xE1 | group & 0xE0 | control or not 0 < blocks <= limit or lba + blocks > size:
             return general(task)
+        counted[0] += 1
+        counted[1] += blocks
         task.offset = lba * block_size
         task.length = blocks * block_size
         task.run = run
@@ -90,7 +94,7 @@ def _read_long(
 def _read_6(unit: 'LogicalUnit', general: Admit) -> Admit:
     unpack, block_size = BLOCKS_6.unpack_from, unit.block_size
     size, limit = unit.blocks, unit.maximum_blocks
-    run = _run_read(unit)
+    run, counted = _run_read(unit), unit.counters.reads
 
     def admit(task):
         high, low, blocks, control = unpack(task.cdb, 1)
@@ -98,6 +102,8 @@ def _read_6(unit: 'LogicalUnit', general: Admit) -> Admit:
         blocks = blocks or 256
         if high & 0xE0 | control or blocks > limit or lba + blocks > size:
             return general(task)
+        counted[0] += 1
+        counted[1] += blocks
         task.offset = lba * block_size
         task.length = blocks * block_size
         task.run = run
@@ -117,6 +123,7 @@ def _write_10(unit: 'LogicalUnit', general: Admit) -> Admit:
     unpack, block_size = BLOCKS_10.unpack_from, unit.block_size
     size, limit = unit.blocks, unit.maximum_blocks
     plain, run_durable, write_through = _write_limits(unit)
+    counted = unit.counters.writes
 
     def admit(task):
         flags, lba, group, blocks, control = unpack(task.cdb, 1)
@@ -125,6 +132,8 @@ def _write_10(unit: 'LogicalUnit', general: Admit) -> Admit:
         length = blocks * block_size
         if task.edtl < length or not task.expects_write:
             return general(task)
+        counted[0] += 1
+        counted[1] += blocks
         task.offset = lba * block_size
         task.length = task.data_out_length = length
         if write_through or flags & 8:
@@ -143,6 +152,7 @@ def _write_long(
 ) -> Admit:
     block_size, size, limit = unit.block_size, unit.blocks, unit.maximum_blocks
     plain, run_durable, write_through = _write_limits(unit)
+    counted = unit.counters.writes
 
     def admit(task):
         flags, lba, blocks, group, control = unpack(task.cdb, 1)
@@ -151,6 +161,8 @@ def _write_long(
         length = blocks * block_size
         if task.edtl < length or not task.expects_write:
             return general(task)
+        counted[0] += 1
+        counted[1] += blocks
         task.offset = lba * block_size
         task.length = task.data_out_length = length
         if write_through or flags & 8:
@@ -168,6 +180,7 @@ def _write_6(unit: 'LogicalUnit', general: Admit) -> Admit:
     unpack, block_size = BLOCKS_6.unpack_from, unit.block_size
     size, limit = unit.blocks, unit.maximum_blocks
     plain, run_durable, write_through = _write_limits(unit)
+    counted = unit.counters.writes
     run = run_durable if write_through else run_write
 
     def admit(task):
@@ -183,6 +196,8 @@ def _write_6(unit: 'LogicalUnit', general: Admit) -> Admit:
             or not task.expects_write
         ):
             return general(task)
+        counted[0] += 1
+        counted[1] += blocks
         task.offset = lba * block_size
         task.length = task.data_out_length = length
         task.durable = write_through

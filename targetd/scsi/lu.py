@@ -19,6 +19,7 @@ from targetd.scsi import (
     alua,
     attention,
     buffers,
+    counters,
     faults,
     hot,
     medium_errors,
@@ -174,6 +175,7 @@ class LogicalUnit(object):
         # of this nexus
         self.attention = attention.Queue([attention.POWER_ON_OR_RESET])
         self.buffers = buffers.Buffers()
+        self.counters = counters.Counters()
         self.copies = copy_manager.CopyOperations()
         self.copy_writes: List[Tuple[int, int]] = []  # (offset, length) that copies are writing
         self.self_test = None  # diagnostics.SelfTest that runs in the background
@@ -191,7 +193,10 @@ class LogicalUnit(object):
         self.dispatch[task.cdb[0]](task)
 
     def sense(self, error: CheckCondition) -> bytes:
-        """The sense data of this CheckCondition, in the format that D_SENSE selects."""
+        """The sense data of this CheckCondition, in the format that D_SENSE selects, for the reply to
+        a command."""
+        if error.key in counters.ERROR_KEYS:
+            self.counters.errors += 1
         return error.sense(self.descriptor_sense)
 
     def take_sense(self) -> Optional[CheckCondition]:
@@ -376,6 +381,7 @@ class LogicalUnit(object):
                 self.set_power(None)
         task.run_blocking = None
         FUNCTIONS[row.function](self, task)
+        self.counters.count_admitted(row.function, task, self.block_size)
         if self.watched and row.writes:
             rod_commands.revoke_tokens_before(self, row, task)
         if row.writes and self.records['bad_blocks']:

@@ -67,6 +67,7 @@ class Task(object):
       transfer, connection   the iscsi.transfer.Transfer of the Data-Out, the connection of the task
       aborted                bool; task management sets it from another thread, it only becomes True
       started                monotonic time at which an executor thread began to run it, None before
+      arrived                monotonic time at which it arrived if its latency is measured, else None
       sent_to_master         bool, the master executes the command now
       abort_reply            CheckCondition or StatusReturned that ends the task if it is aborted, or
                              None: it gets no reply
@@ -95,6 +96,7 @@ class Task(object):
         'connection',
         'sent_to_master',
         'started',
+        'arrived',
         'abort_reply',
     )
 
@@ -120,6 +122,7 @@ class Task(object):
     connection: Any
     sent_to_master: bool
     started: Optional[float]
+    arrived: Optional[float]
     abort_reply: Optional[Exception]
 
     def __init__(self) -> None:
@@ -130,6 +133,7 @@ class Task(object):
         self.transfer = None
         self.sent_to_master = False
         self.started = None
+        self.arrived = None
         self.abort_reply = None
 
 

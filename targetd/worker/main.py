@@ -29,6 +29,7 @@ from targetd.worker.connection.write_buffers import WriteBuffers
 from targetd.worker.executor import Executor
 from targetd.worker.group_commit import GroupCommit
 from targetd.worker.hang_watch import QUIET_SECONDS, Watch
+from targetd.worker.latency import FINAL, Latency, report_counters
 from targetd.worker.members import LEAVE_SECONDS, Members
 from targetd.worker.policy import Policies
 from targetd.worker.replica import Replica
@@ -69,6 +70,7 @@ class Worker(object):
         self.numbering = threading.Lock()
         self.connections = []
         self.write_buffers = WriteBuffers()
+        self.latency = Latency()
         self.members = Members(self)
         self.watch = Watch(self)
         self.session = None
@@ -90,6 +92,7 @@ class Worker(object):
             'retire': self._retire,
             'join': self._join,
             'operate': self._operate,
+            'count': lambda message, _: report_counters(self, message['id']),
         }
 
     # -- the control thread -------------------------------------------------------------------
@@ -485,6 +488,7 @@ class Worker(object):
         log.report_suppressed(0)
         if self.tasks is not None and not self._wait_until_quiet():
             in_order = False
+        report_counters(self, FINAL)
         if in_order and not self._retiring and self._sessions_left > 0:
             self._sessions_left -= 1
             self._become_spare()

@@ -58,6 +58,10 @@ class Replica(object):
         use."""
         return self._by_id.get(unit_id) or self.guests.unit(unit_id)
 
+    def units(self):
+        """Return {unit id: LogicalUnit} of this session, a copy. [any]"""
+        return dict(self._by_id)
+
     def unit_id(self, unit):
         """Return the id of a LogicalUnit, or None if it does not exist."""
         return self._ids.get(unit)

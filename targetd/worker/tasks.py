@@ -6,6 +6,7 @@ medium any more. A task that runs in an executor thread is allowed to finish; it
 May import base. Threads are marked as in Connection.
 """
 
+import collections
 import threading
 import time
 
@@ -106,6 +107,12 @@ class Tasks(object):
     def are_unfinished(self):
         """True if there are tasks. [any]"""
         return bool(self._session.tasks or self.hung or self._aborts)
+
+    def by_unit(self):
+        """Return {unit: number of its unfinished tasks}. [any]"""
+        return collections.Counter(
+            getattr(task, 'unit', None) for task in list(self._session.tasks.values())
+        )
 
     def each(self, act):
         """Return [act(task), …] for the retained tasks. The caller holds the session's `working`."""

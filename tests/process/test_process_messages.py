@@ -50,6 +50,12 @@ MALFORMED = {
     'a request for a unit that is a list': frame(b'{"ask":"reserve","id":9,"unit":[[]]}'),
     'a closed connection without a peer': frame(b'{"report":"closed","cid":[]}'),
     'a claim of nothing': frame(b'{"ask":"claim","id":9,"session":[],"peer":["127.0.0.1",1]}'),
+    'counters of a unit that is a number': frame(
+        b'{"report":"counted","id":0,"more":false,"units":[[7,1,1,1,1,1,1,1,[],[]]]}'
+    ),
+    'a negative counter': frame(
+        b'{"report":"counted","id":0,"more":false,"units":[["x",-1,1,1,1,1,1,1,[],[]]]}'
+    ),
     'a note that is a text': frame(b'{"report":"note","unit":"x","kind":"error","note":"x"}'),
 }
 

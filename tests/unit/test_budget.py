@@ -42,9 +42,9 @@ BLOCK = 512
 FEW, MANY = 16, 48  # beyond what polling calls few
 
 #: command -> (calls of Python functions, calls of C functions, lines) that one of a batch may cost.
-#: When the rows were written it was (6, 14, 66) for a READ and (11, 17, 97) for a WRITE, on every
+#: When the rows were written it was (6, 14, 70) for a READ and (11, 17, 102) for a WRITE, on every
 #: Python from 3.6 to 3.13; a call more is never an accident, a few lines may be.
-PER_COMMAND = {'READ(10)': (6, 15, 70), 'READ(16)': (6, 15, 70), 'WRITE(10)': (11, 18, 101)}
+PER_COMMAND = {'READ(10)': (6, 15, 70), 'READ(16)': (6, 15, 70), 'WRITE(10)': (11, 18, 102)}
 #: A durable write of a unit with write-cache = off: into the cache of the store, then one flush for
 #: all of the batch. The executor's part is counted too, in the same thread.
 PER_DURABLE_WRITE = (17, 26, 160)

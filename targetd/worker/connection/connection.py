@@ -45,6 +45,10 @@ SEND_NOW_BYTES = 64 << 10
 #: When more replies than this are queued by reply(), they are sent before the next command is run.
 _QUEUE_LENGTH = 256
 
+#: The latency is measured of the batches that arrive while ExpCmdSN is a multiple of this. It is a
+#: prime, so that batches of equal size are measured too.
+MEASURED_BATCHES = 61
+
 _TCP_ESTABLISHED = 1  # tcpi_state, the first byte of the TCP_INFO of Linux
 
 _INTERNAL_TARGET_FAILURE = (HARDWARE_ERROR, 0x44, 0x00)
@@ -173,8 +177,27 @@ class Connection(object):
         if not count:
             raise ConnectionEnded('the initiator closed the connection')
         self.requests.unanswered_pings = 0
+        if self.session.exp_cmd_sn % MEASURED_BATCHES:
+            self._act(count)
+            self.outbox.drain()
+        else:
+            self._act_and_measure(count)
+
+    def _act_and_measure(self, count):
+        """As _act() and drain(); measures the latency of the first command of the batch. If it is
+        retained, finish() does so. [connection]"""
+        arrived = monotonic()
         self._act(count)
         self.outbox.drain()
+        command = next((f for f, _, _ in self._batch if f[0] & 0x3F == const.SCSI_COMMAND), None)
+        if command is None or self.session.held:
+            return
+        task = self.session.tasks.get(command[5])
+        if task is not None:
+            task.arrived = arrived
+        elif self.worker.device is not None:
+            unit = self.worker.device.unit(command[4])
+            self.worker.latency.note(unit, command[1] & _READ, monotonic() - arrived)
 
     def release_memory(self):
         """The initiator is silent: release the data of the last commands and the buffers of writes.
@@ -449,6 +472,8 @@ class Connection(object):
         task.data_out = None
         if not self.worker.tasks.finished(task):
             return False
+        if task.arrived is not None:
+            self.worker.latency.note(task.unit, task.expects_read, monotonic() - task.arrived)
         numbered, edtl = task.cmd_sn is not None, task.edtl
         no_residual = edtl == task.data_out_length and (task.expects_write or not edtl)
         is_data = task.expects_read and outcome.__class__ in _BYTES

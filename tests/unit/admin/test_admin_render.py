@@ -73,7 +73,10 @@ def complete(tmp_path, *words):
     'words, offered',
     [
         (['targetdctl', 'sho'], ['show']),
-        (['targetdctl', 'show', ''], ['sessions', 'targets', 'units', 'errors', 'portals', 'alua']),
+        (
+            ['targetdctl', 'show', ''],
+            ['sessions', 'targets', 'units', 'errors', 'counters', 'portals', 'alua'],
+        ),
         (['targetdctl', '-s', '/tmp/x', 're'], ['reload', 'reopen-logs']),
         (['targetdctl', 'reload', '--p'], ['--plan']),
         (['targetdctl', 'end', '1'], ['1', '12']),
