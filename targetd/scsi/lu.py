@@ -123,8 +123,9 @@ class LogicalUnit(object):
     services: UnitServices. modes, reservations, access, records: replicas of the shared state
     (None: the initial one); medium: a state of scsi.medium_state; progress: of an operation
     (scsi.operations), 0..65535; watched: the byte ranges that ROD tokens represent; restriction: one
-    of faults.RESTRICTIONS; unflushed: bytes of durable writes that wait for a flush; hanging: of
-    medium_state. A new unit starts with unit attention 29/00 pending.
+    of faults.RESTRICTIONS; unflushed: bytes of durable writes that wait for a flush; flush_seconds:
+    what the last flush for them took; hanging: of medium_state. A new unit starts with unit
+    attention 29/00 pending.
 
     The connection sets task.unit before it calls admit().
     Every thread may read lun, blocks, block_size, medium, read_only, write_through, descriptor_sense and
@@ -170,6 +171,7 @@ class LogicalUnit(object):
         self.progress = progress
         self.hanging = hanging
         self.unflushed = 0
+        self.flush_seconds = float('inf')
         self.watched = watched or []
         self.restriction = restriction
         # of this nexus

@@ -5,6 +5,7 @@ Runs in the connection's thread. May import iscsi, scsi.sam, config through poli
 blocking, with timeouts.
 """
 
+import functools
 import os
 import socket
 import struct
@@ -83,13 +84,23 @@ def _session_values(order):
 
 def run_connection(connection, members, where):
     """Serve a connection in full feature phase to its end; returns (reason, True if it ended in
-    order)."""
+    order). Raises TakenOver."""
+    connection.blocking.start = functools.partial(
+        connection.worker.start_connection,
+        connection.socket,
+        members,
+        _go_on,
+        connection,
+        members,
+        where,
+    )
     try:
         why = connection.run()
     finally:
-        members.leave(connection)
-        # the connection is in a reference cycle: free its buffer before the garbage collection
-        connection.framer.release()
+        if connection.blocking.is_in_charge():
+            members.leave(connection)
+            # the connection is in a reference cycle: free its buffer before the garbage collection
+            connection.framer.release()
     log.info(
         '%s from %s: connection %d is over: %s',
         connection.session.initiator_name,
@@ -98,6 +109,11 @@ def run_connection(connection, members, where):
         why,
     )
     return why, connection.ended_quietly
+
+
+def _go_on(worker, sock, connection, members, where):
+    """run_connection() in a thread that takes over the connection."""
+    return run_connection(connection, members, where)
 
 
 def begin_connection(worker, sock, where, session, members, start):

@@ -2,12 +2,21 @@
 for one.
 
      connection's thread: data into the page cache, add(task) --> waiting
-     executor thread:  a flush begins for all that wait now --> their replies in one send --> the next flush
+     at the end of the batch of PDUs, begin():
+         a flush of the unit is running       --> the next flush is for these tasks
+         flushes of the unit are short        --> the connection's thread flushes
+         they are long, or this is not known  --> an executor thread flushes
+     that thread: a flush begins for all that wait now --> their replies in one send --> the next flush
 
-May import base, scsi. A task is answered only after a flush that began after its write had returned:
-it is added after the write, and the batch is taken before the flush. A failed flush fails every task of
-its batch, and marks the store, so later flushes fail too. A batch holds at most LIMIT bytes of data
-(scsi.sbc), and waits for at most one other flush; the writes of a unit that hangs are not added here.
+A flush in the connection's thread needs no other thread to wake up, but the session's other commands
+wait for it. If it takes unexpectedly long, another thread goes on with the connection
+(Blocking.take_over), and this one ends as an executor thread would.
+
+May import base, scsi, worker.connection.blocking. A task is answered only after a flush that began
+after its write had returned: it is added after the write, and the batch is taken before the flush. A
+failed flush fails every task of its batch, and marks the store, so later flushes fail too. A batch
+holds at most LIMIT bytes of data (scsi.sbc), and waits for at most one other flush; the writes of a unit
+that hangs are not added here.
 """
 
 import threading
@@ -15,36 +24,75 @@ from time import monotonic
 
 from targetd import log
 from targetd.scsi.sense import HARDWARE_ERROR, CheckCondition
+from targetd.worker.connection.blocking import has_received
+
+#: The connection's thread flushes if the last flush of the unit took less: passing the work to another
+#: thread would delay the session's other commands for about as long.
+SHORT_SECONDS = 0.001
+#: The same while the session has no other command.
+ALONE_SECONDS = 0.01
+#: Number of flushes for which a session is not considered alone after it was found that it is not.
+_NOT_ALONE = 64
 
 _INTERNAL_TARGET_FAILURE = (HARDWARE_ERROR, 0x44, 0x00)
 
 
 class GroupCommit(object):
-    """The batches of all units of one worker. worker: has executor, watch and allegiance."""
+    """The batches of all units of one worker. worker: has executor, watch and allegiance. due: units
+    whose tasks wait and that no thread flushes yet."""
 
     def __init__(self, worker):
+        self.due = []
         self._worker = worker
         self._lock = threading.Lock()
-        self._waiting = {}  # unit -> [Task], while an executor thread flushes the unit
+        self._waiting = {}  # unit -> [Task], from its first add() until none waits
+        self._not_alone = 0  # flushes to come for which the session is not considered alone
 
     def add(self, task):
-        """The data of a retained task is in the store's cache: flush and reply. [connection]"""
+        """The data of a retained task is in the store's cache: it waits for a flush. begin() must
+        follow. [connection, or any with `working` held]"""
         unit, worker = task.unit, self._worker
         task.data_out = None
         task.started = monotonic()  # the hang watch counts it as a command that runs
         if not worker.watch.is_running:
             worker.watch.start()
         with self._lock:
+            unit.unflushed += task.length
             waiting = self._waiting.get(unit)
             if waiting is not None:
                 waiting.append(task)
-                unit.unflushed += task.length
                 return
             self._waiting[unit] = [task]
-        worker.executor.submit(self._flush, unit, unit)
+            self.due.append(unit)
+
+    def begin(self, connection=None):
+        """Flush the units that are due. connection: its thread calls this, and may flush. Raises
+        TakenOver. [any]"""
+        with self._lock:
+            due, self.due = self.due, []
+        here = None
+        if connection is not None and len(due) == 1 and self._may_flush_here(due[0], connection):
+            here = due.pop()
+        for unit in due:
+            self._worker.executor.submit(self._flush, unit, unit)
+        if here is not None:
+            connection.blocking.call(self._flush, here)
+            if here.flush_seconds > SHORT_SECONDS and has_received(connection.socket):
+                self._not_alone = _NOT_ALONE
+
+    def _may_flush_here(self, unit, connection):
+        seconds = unit.flush_seconds
+        if seconds < SHORT_SECONDS:
+            return True
+        if seconds > ALONE_SECONDS:
+            return False
+        if self._not_alone:
+            self._not_alone -= 1
+            return False
+        return len(connection.session.tasks) == len(self._waiting[unit])
 
     def _flush(self, unit):
-        """Flush until no task waits. [executor]"""
+        """Flush until no task waits. [connection, executor]"""
         while True:
             with self._lock:
                 batch, self._waiting[unit] = self._waiting[unit], []
@@ -52,7 +100,10 @@ class GroupCommit(object):
                 if not batch:
                     del self._waiting[unit]
                     return
-            self._answer(batch, self._error(unit))
+            began = monotonic()
+            error = self._error(unit)
+            unit.flush_seconds = monotonic() - began
+            self._answer(batch, error)
 
     @staticmethod
     def _error(unit):

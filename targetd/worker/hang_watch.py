@@ -23,6 +23,8 @@ from targetd.scsi.opcodes import EXTENDED_COPY, name_of
 
 #: An abort is answered after this time at the latest, plus the time of the fence.
 QUIET_SECONDS = 1.0
+#: A connection whose thread flushes for so long goes on in another thread at the next look.
+LATE_SECONDS = 0.02
 #: A command that takes longer is reported to the master.
 HANGING_SECONDS = 5.0
 #: The same for a command that blocks the connection's thread. Shorter than the time after which the
@@ -204,6 +206,8 @@ class Watch(object):
         tasks, replica = self._worker.tasks, self._worker.replica
         if tasks is None or replica is None:
             return False
+        for connection in list(self._worker.connections):
+            connection.blocking.take_over(now - LATE_SECONDS)
         for on_quiet, late in tasks.give_up(now - QUIET_SECONDS):
             units = {unit for task in late for unit in self._units_of(task)}
             self.fences.put_up(units, self._in_executor(on_quiet))

@@ -23,6 +23,7 @@ from targetd.channel import ChannelClosed
 from targetd.scsi import sam
 from targetd.scsi.sense import ABORTED_COMMAND, CheckCondition, StatusReturned, unit_not_supported
 from targetd.worker import connection_login, erasing, joining
+from targetd.worker.connection.blocking import TakenOver
 from targetd.worker.connection.replies import MasterAnswer
 from targetd.worker.connection.task_ordering import Ordering
 from targetd.worker.connection.write_buffers import WriteBuffers
@@ -110,23 +111,19 @@ class Worker(object):
 
     def _serve(self, message, descriptors):
         self._is_serving = True
-        serve, members = connection_login.serve_connection, self.members
-        self._start_connection(descriptors[0], members, serve, message, members)
+        sock, serve = socket.socket(fileno=descriptors[0]), connection_login.serve_connection
+        self.start_connection(sock, self.members, serve, message, self.members)
 
-    def _start_connection(self, descriptor, members, serve, *arguments):
+    def start_connection(self, sock, members, serve, *arguments):
         """Run serve(worker, socket, *arguments) in a thread of its own: one that served an earlier
-        connection, or is started now."""
-        sock = socket.socket(fileno=descriptor)
-        self.executor.submit(self._serve_connection, (sock, members, serve, arguments), sock)
+        connection, or is started now. [any]"""
+        self.executor.submit(self._serve_connection, (sock, members, serve, arguments), object())
 
     def _operate(self, message, descriptors):
         """Format or sanitize a medium, without a session."""
         self._is_serving = True
-        thread = threading.Thread(
-            target=self._run_operation, args=(message, descriptors), name='erasing'
-        )
-        thread.daemon = True
-        thread.start()
+        arguments = (message, descriptors)
+        threading.Thread(target=self._run_operation, args=arguments, daemon=True).start()
 
     def _join(self, message, descriptors):
         """A further connection of the session: its login is over, except for the last response.
@@ -137,8 +134,9 @@ class Worker(object):
         session = self.session
         if session is None or session.tsih != message['tsih']:
             members = session = None
-        self._start_connection(
-            descriptors[0], members, joining.serve_joined_connection, message, members, session
+        sock = socket.socket(fileno=descriptors[0])
+        self.start_connection(
+            sock, members, joining.serve_joined_connection, message, members, session
         )
 
     def _answer(self, message, descriptors):
@@ -422,6 +420,8 @@ class Worker(object):
         sock, members, serve, arguments = connection
         try:
             why, in_order = serve(self, sock, *arguments)
+        except TakenOver:
+            return
         except Exception:  # a defect in targetd: the session ends, the log has the traceback
             log.exception('a connection failed unexpectedly')
             why, in_order = 'internal failure', False
@@ -479,6 +479,7 @@ class Worker(object):
             ordering = self.ordering
             for task in ordering.startable() if ordering else ():
                 task.connection.starter.start_parked(task)
+        self.group_commit.begin()
         for connection in list(self.connections):
             connection.drain_or_stop()
 

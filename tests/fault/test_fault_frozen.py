@@ -138,3 +138,84 @@ def test_a_session_that_hangs_in_the_page_cache_is_replaced_and_other_luns_are_s
     file_system.thaw()
     eventually(lambda: again.run(write_10(0, 8), 1, out=new).status == 0, 15, 'the fence is over')
     assert again.read(0, 8, lun=1) == new
+
+
+@pytest.fixture
+def slow_flush(file_system, daemon, ready):
+    """(file system, session): LUN 1 has no write cache and is a loop device on a file of the file system.
+    Its flushes are short until the file system is frozen; its page cache takes writes then."""
+    path = os.path.join(file_system.folder, 'disk.img')
+    with open(path, 'wb') as file:
+        file.write(bytes(16 * MIB))
+    device = subprocess.check_output(['losetup', '--show', '-f', path], universal_newlines=True)
+    device = device.strip()
+    daemon.target(
+        TARGET,
+        luns={
+            0: ['backing-store = %s' % daemon.image()],
+            1: ['backing-store = %s' % device, 'write-cache = off'],
+        },
+    )
+    daemon.start()
+    session = ready(daemon)
+    session.clear_attentions(1)
+    yield file_system, session
+    file_system.thaw()
+    session.close()
+    daemon.stop()
+    subprocess.check_call(['losetup', '-d', device])
+
+
+def hanging_write(slow_flush):
+    """A durable write whose flush does not return, after some that were short."""
+    file_system, session = slow_flush
+    for number in range(20):
+        session.write(8 * number, pattern(number, 4096), lun=1)
+    file_system.freeze()
+    return session.submit(write_10(0, 8), 1, out=pattern(99, 4096))
+
+
+def test_a_session_goes_on_while_the_flush_of_a_durable_write_hangs(daemon, slow_flush):
+    file_system, session = slow_flush
+    for _ in range(2):  # the second time in the thread that has taken over the connection
+        write = hanging_write(slow_flush)
+        for number in range(3):
+            assert timed(session.ping)[1] < ANSWERED_SECONDS
+            data, seconds = timed(session.read, number, 1)
+            assert data == bytes(512) and seconds < ANSWERED_SECONDS
+        late = session.submit(write_10(8, 8), 1, out=pattern(98, 4096))
+        session.ping()
+        assert write.result is None and late.result is None
+        file_system.thaw()
+        session.wait(write).good()
+        session.wait(late).good()
+        assert session.read(0, 8, lun=1) == pattern(99, 4096)
+        assert session.read(8, 8, lun=1) == pattern(98, 4096)
+    session.logout()
+    daemon.logged('connection 0 is over|logged out')
+
+
+@pytest.mark.clause('RFC 7143 11.6')
+def test_a_reset_is_answered_while_the_flush_of_a_durable_write_hangs(daemon, slow_flush, ready):
+    file_system, session = slow_flush
+    write = hanging_write(slow_flush)
+    code, seconds = timed(session.manage, LOGICAL_UNIT_RESET, 1)
+    assert code == 0 and seconds < ANSWERED_SECONDS
+    assert session.read(0, 1) == bytes(512)
+    file_system.thaw()
+    clear_busy(session)
+    eventually(lambda: session.run(write_10(0, 8), 1, out=pattern(2, 4096)).status == 0, 15)
+    assert write.result is None
+
+
+def test_a_session_whose_flush_hangs_is_replaced(daemon, slow_flush, ready):
+    file_system, session = slow_flush
+    write = hanging_write(slow_flush)
+    session.ping()
+    again, seconds = timed(ready, daemon)
+    assert seconds < 15 and again.read(0, 1) == bytes(512)
+    assert write.result is None
+    file_system.thaw()
+    clear_busy(again)
+    eventually(lambda: again.run(write_10(0, 8), 1, out=pattern(2, 4096)).status == 0, 15)
+    again.close()

@@ -27,6 +27,7 @@ from targetd.scsi.lu import LogicalUnit
 from targetd.scsi.sam import Nexus, Port
 from targetd.store.file import FileStore
 from targetd.store.ram import RamStore
+from targetd.worker import group_commit
 from targetd.worker.connection.connection import Connection
 from targetd.worker.connection_login import keepalive_of
 from targetd.worker.main import Worker
@@ -226,12 +227,16 @@ def bench():
     made.store.close()
 
 
-@pytest.fixture
-def durable():
-    """A Bench whose writes are durable. Its flushes run at the end of each batch, in the same
-    thread."""
+@pytest.fixture(params=[True, False])
+def durable(request, monkeypatch):
+    """A Bench whose writes are durable. The connection's thread flushes at the end of each batch, or an
+    executor does, in the same thread here."""
     made = Bench(write_cache=False)
     worker, work = made.connection.worker, []
+    if request.param:
+        monkeypatch.setattr(group_commit, 'SHORT_SECONDS', float('inf'))
+        made.unit.flush_seconds = 0.0
+        made.connection.blocking.start = lambda: None
     worker.executor = SimpleNamespace(submit=lambda *arguments: work.append(arguments[:2]))
     worker.watch = SimpleNamespace(is_running=True)
     receive = made.connection._receive_and_act

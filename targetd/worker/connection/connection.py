@@ -26,6 +26,7 @@ from targetd.iscsi.session import WINDOW
 from targetd.iscsi.transfer import Transfer
 from targetd.scsi import sam
 from targetd.scsi.sense import HARDWARE_ERROR, CheckCondition, StatusReturned
+from targetd.worker.connection.blocking import Blocking
 from targetd.worker.connection.busy_poll import FEW, busy_poll
 from targetd.worker.connection.data_out import UNEXPECTED_SENSE, DataOut
 from targetd.worker.connection.outbox import Outbox
@@ -119,6 +120,8 @@ class Connection(object):
         self._busy_poll = busy_poll(worker.busy_poll_seconds)
         self._were_few = False  # the last batch was small: polling for the next one may pay
         self._queue = self.outbox.queue
+        self.blocking = Blocking()
+        self._group_commit = worker.group_commit
         self._task = sam.Task()
         self._has_all_data = self.data_out.has_all
         self._handlers = {const.SCSI_COMMAND: self._command, const.DATA_OUT: self.data_out.receive}
@@ -134,14 +137,17 @@ class Connection(object):
     # -- the loop -----------------------------------------------------------------------------
 
     def run(self):
-        """Serve until the connection ends; returns the reason. [connection]"""
+        """Serve until the connection ends; returns the reason. Raises TakenOver. [connection]"""
+        self.blocking.begin()
         try:
             # other threads may have queued PDUs since the session knows this connection
             self.outbox.drain()
             if self._leftover:
-                self.framer.receive_buffer()[: len(self._leftover)] = self._leftover
-                self._act(len(self._leftover))
+                leftover, self._leftover = self._leftover, b''
+                self.framer.receive_buffer()[: len(leftover)] = leftover
+                self._act(len(leftover))
                 self.outbox.drain()
+                self._flush_what_is_due()
             while self.ended is None:
                 self._receive_and_act()
             # another thread may be sending: the socket stays open until the last reply is sent
@@ -154,9 +160,11 @@ class Connection(object):
         except OSError as e:
             self.ended = self.ended or 'the connection broke: %s' % (e.strerror or e)
         finally:
-            if self.ended_quietly:
-                self.send_remaining()
-            self.close()
+            if self.blocking.is_in_charge():
+                self._group_commit.begin()
+                if self.ended_quietly:
+                    self.send_remaining()
+                self.close()
         return self.ended
 
     def _receive_and_act(self):
@@ -182,6 +190,8 @@ class Connection(object):
             self.outbox.drain()
         else:
             self._act_and_measure(count)
+        if self._group_commit.due:
+            self._flush_what_is_due()
 
     def _act_and_measure(self, count):
         """As _act() and drain(); measures the latency of the first command of the batch. If it is
@@ -205,6 +215,10 @@ class Connection(object):
         self._batch, self._task = [], sam.Task()
         self.data_out.forget_command_buffer()
         self.worker.write_buffers.clear()
+
+    def _flush_what_is_due(self):
+        """Flush for the durable writes of the batch. Raises TakenOver. [connection]"""
+        self._group_commit.begin(self if self.blocking.start else None)
 
     def _act(self, count):
         """Act on `count` more received bytes. [connection] Hot."""
@@ -452,6 +466,7 @@ class Connection(object):
             outcome = None if task.aborted else task.run_blocking(task)
             if outcome.__class__ is sam.Change:
                 self.worker.ask_change(task, outcome, self.complete)
+                self._group_commit.begin()
                 return
         except (CheckCondition, StatusReturned) as refusal:
             outcome = refusal

@@ -69,6 +69,9 @@ class SharedConnection(Connection):
         )
         return outbox
 
+    def _flush_what_is_due(self):
+        self.worker.group_commit.begin()  # other connections may wait for what this one receives
+
     def _receive_and_act(self):
         super(SharedConnection, self)._receive_and_act()
         while self._acted_for:

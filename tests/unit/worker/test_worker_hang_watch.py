@@ -45,7 +45,7 @@ class Worker(object):
     """Records the questions and reports; the test answers the questions."""
 
     def __init__(self):
-        self.asked, self.reports = [], []
+        self.asked, self.reports, self.connections = [], [], []
         self.copied = set()
         self.working = threading.Lock()
         self.replica = SimpleNamespace(
