@@ -106,9 +106,10 @@ SERVER = (
             'need no other rights.'),
     _server('sandbox', kinds.Choice('auto', 'required', 'off'), 'auto', NEEDS_RESTART,
             'Whether the kernel confines the worker processes.',
-            'A confined worker cannot open files, connect, start programs, or signal or trace other '
-            'processes (seccomp, no new privileges). auto: confined as far as this kernel can, and a '
-            'warning if it cannot. required: targetd does not start if it cannot.'),
+            'A confined worker can make only the system calls that it needs: it cannot open files, '
+            'connect, start programs, or signal or trace other processes (seccomp, no new '
+            'privileges). auto: confined as far as this kernel can, and a warning if it cannot. '
+            'required: targetd does not start if it cannot.'),
     _server('portal-required', kinds.Flag(), False, LIVE,
             'Do not start, and refuse a reload, while this host lacks the address of a portal.',
             'no: the other portals are served, and the portal is opened as soon as the address exists '

@@ -36,6 +36,7 @@ PACKAGES = {
     'tgt-admin': 'tgt',
     'libvirtd': 'libvirt-daemon libvirt-daemon-driver-storage-iscsi-direct',
     'virsh': 'libvirt-clients',
+    'scmp_sys_resolver': 'seccomp',
     'gcc': 'gcc libc6-dev python3-dev libiscsi-dev',
 }
 

@@ -2,14 +2,15 @@
 
 The test's client sends a Login Request header and then lines of JSON. Each line is a message that
 the puppet sends to the master, or {"puppet": word}: 'deaf' (send no acknowledgement from now on),
-'die', 'log' (log so many lines), 'probe' (log what this process can do), 'raw' (send these bytes,
-`data` in hex digits, to the master), 'idle' (close the connections and report idle), 'keep' (keep a
-descriptor of the session). The puppet sends every message of the master back to the client as a line,
-and acknowledges changes.
+'die', 'fatal' (do what `name` says, in attempt_fatal), 'log' (log so many lines), 'probe' (log what
+this process can do), 'raw' (send these bytes, `data` in hex digits, to the master), 'idle' (close the
+connections and report idle), 'keep' (keep a descriptor of the session). The puppet sends every
+message of the master back to the client as a line, and acknowledges changes.
 """
 
 import ctypes
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -24,6 +25,7 @@ import time
 from targetd.channel import ChannelClosed
 from targetd.config import loader
 from targetd.master.master import Master
+from targetd.master.processes import sandbox
 
 DISK = 'iqn.2026-11.test:disk'
 OTHER = 'iqn.2026-11.test:other'
@@ -49,6 +51,12 @@ def header(tsih=0, isid=ISID, itt=1, cid=0):
     )
 
 
+def called(function, *arguments):
+    """Calls a function of the C library. Raises OSError if it returns -1."""
+    if function(*arguments) == -1:
+        raise OSError(ctypes.get_errno(), '')
+
+
 def probe():
     """What this process can do: {attempt: '' or the name of the error}."""
     library = ctypes.CDLL(None, use_errno=True)
@@ -57,22 +65,29 @@ def probe():
         if os.fork() == 0:
             os._exit(0)
 
-    def traced():
-        if library.ptrace(9999, os.getppid(), 0, 0) < 0:  # not a valid request
-            raise OSError(ctypes.get_errno(), '')
-
     attempts = {
         'open': lambda: os.close(os.open('/etc/passwd', os.O_RDONLY)),
         'list': lambda: os.listdir('/'),
         'create': lambda: os.close(os.open('/tmp/targetd-probe', os.O_CREAT | os.O_WRONLY)),
         'remove': lambda: os.unlink('/tmp/targetd-probe'),
+        'rename': lambda: os.rename('/tmp/targetd-probe', '/tmp/targetd-probe-2'),
+        'directory': lambda: os.mkdir('/tmp/targetd-probe-3'),
+        'mode': lambda: os.fchmod(1, 0o600),
+        'size': lambda: os.ftruncate(1, 1),
+        'name': lambda: os.stat('/etc/passwd'),
         'connect': lambda: socket.create_connection(('127.0.0.1', 1), 1),
         'socket': lambda: socket.socket(socket.AF_UNIX).close(),
-        'execute': lambda: os.execv('/nonexistent', ['x']),
+        'pair': lambda: socket.socketpair(),
         'fork': started,
+        'session': os.setsid,
         'signal': lambda: os.kill(os.getppid(), 0),
-        'trace': traced,
+        'owner': lambda: fcntl.fcntl(1, fcntl.F_SETOWN, os.getppid()),
+        'scsi': lambda: fcntl.ioctl(1, 0x2285, b''),  # SG_IO: any SCSI command to a disk
+        'limits': lambda: called(library.setrlimit, resource.RLIMIT_CPU, b'\x7f' * 16),
+        'dumpable': lambda: called(library.prctl, 4, 1, 0, 0, 0),
+        'syslog': lambda: called(library.klogctl, 3, None, 0),
         'thread': lambda: threading.Thread(target=int).start(),
+        'status': lambda: os.fstat(1),
     }
     results = {}
     for name, attempt in sorted(attempts.items()):
@@ -81,8 +96,20 @@ def probe():
             results[name] = ''
         except OSError as e:
             results[name] = errno.errorcode.get(e.errno, '?')
-    results['limit'] = resource.getrlimit(resource.RLIMIT_CORE)
+    results['limits 0'] = [resource.getrlimit(limit) for limit in sandbox.NO_MORE]
     return results
+
+
+def attempt_fatal(name):
+    """Does what the sandbox answers with the end of the process."""
+    library = ctypes.CDLL(None, use_errno=True)
+    {
+        'execute': lambda: os.execv('/nonexistent', ['x']),
+        'trace': lambda: library.ptrace(9999, os.getppid(), 0, 0),  # not a valid request
+        'memory': lambda: library.process_vm_readv(os.getppid(), None, 0, None, 0, 0),
+        'mount': lambda: library.mount(b'none', b'/', b'tmpfs', 0, None),
+        'namespace': lambda: library.unshare(0x10000000),
+    }[name]()
 
 
 class Puppet(object):
@@ -162,6 +189,8 @@ class Puppet(object):
                 self.channel.send({'report': 'log', 'level': 1, 'text': text, 'kind': text})
         elif word == 'probe':
             self.channel.send({'report': 'log', 'level': 3, 'text': repr(probe())})
+        elif word == 'fatal':
+            attempt_fatal(message['name'])
         elif word == 'die':
             os.kill(os.getpid(), signal.SIGKILL)
         elif word == 'keep':  # the initiator's connection, as standard output

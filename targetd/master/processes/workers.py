@@ -413,12 +413,19 @@ def _has_ended(pid, end):
         time.sleep(0.005)
 
 
+_FORBIDDEN = {
+    signal.SIGSYS: ', since it made a system call that no worker makes (sandbox): it may have been '
+    'taken over, so find out which client it served'
+}
+
+
 def death(status):
     """A wait status in words: 'was killed by signal 9 (SIGKILL)', 'exited with code 1'."""
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
         try:
-            return 'was killed by signal %d (%s)' % (number, signal.Signals(number).name)
+            name = ' (%s)' % signal.Signals(number).name
         except ValueError:
-            return 'was killed by signal %d' % number
+            name = ''
+        return 'was killed by signal %d%s%s' % (number, name, _FORBIDDEN.get(number, ''))
     return 'exited with code %d' % os.WEXITSTATUS(status)
