@@ -45,6 +45,7 @@ from targetd.master.units.copy_guests import CopyGuests
 from targetd.master.units.descriptions import Descriptions
 from targetd.master.units.flushing import Flushes
 from targetd.master.units.format_sanitize import FormatSanitize
+from targetd.master.units.key_replacement import KeyReplacements
 from targetd.master.units.logical_units import Units
 from targetd.master.units.replication import Replication
 from targetd.master.units.rod_tokens import RodTokens
@@ -118,7 +119,12 @@ class Master(object):
         )
         self.rod_tokens = RodTokens(self.replication)
         self.copy_guests = CopyGuests(self.replication, self.admission.may_log_in)
-        self.format_sanitize = FormatSanitize(self.replication, self.workers, self._request_spares)
+        self.format_sanitize = FormatSanitize(
+            self.replication,
+            KeyReplacements(self.jobs, self.loop),
+            self.workers,
+            self._request_spares,
+        )
         self.units = Units(
             self.replication,
             self.rod_tokens,

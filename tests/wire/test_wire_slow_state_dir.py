@@ -7,10 +7,13 @@ import time
 
 import pytest
 from daemon import TARGET, eventually
-from initiator import connect
+from initiator import connect, pattern
+
+from targetd import xts
 
 pytestmark = pytest.mark.wire
 
+ENCRYPTED = 'iqn.2026-11.test.targetd:encrypted'
 OTHER = 'iqn.2026-11.test.targetd:other'
 FSYNC_SECONDS = 4.0
 LOGIN_SECONDS = 2.0
@@ -18,27 +21,44 @@ LOGIN_SECONDS = 2.0
 #: Runs at the start of each Python process of the server.
 SITE = '''
 import os, time
-real = os.fsync
+flag, real_fsync, real_open = %r, os.fsync, os.open
+def wait():
+    if os.path.exists(flag):
+        with open(flag) as file:
+            time.sleep(float(file.read()))
 def fsync(descriptor):
-    if os.path.exists(%r):
-        time.sleep(%r)
-    real(descriptor)
-os.fsync = fsync
+    wait()
+    real_fsync(descriptor)
+def open_slowly(path, *arguments, **options):
+    if str(path).endswith(('.json', '.key')):
+        wait()
+    return real_open(path, *arguments, **options)
+os.fsync, os.open = fsync, open_slowly
 '''
+
+#: SANITIZE, CRYPTOGRAPHIC ERASE
+ERASE = bytes.fromhex('48 03 0000000000 0000 00')
 
 
 @pytest.fixture
 def slow(daemon):
-    """A Daemon with two targets. daemon.slow(): from now on each fsync takes FSYNC_SECONDS."""
+    """A Daemon with two targets. daemon.slow(seconds): from now on each fsync, and each opening of
+    a state file or key file, takes so long."""
     folder, flag = (os.path.join(daemon.directory, name) for name in ('site', 'slow'))
     os.mkdir(folder)
     with open(os.path.join(folder, 'sitecustomize.py'), 'w') as file:
-        file.write(SITE % (flag, FSYNC_SECONDS))
+        file.write(SITE % flag)
     environment = daemon.environment
     daemon.environment = lambda: dict(
         environment(), PYTHONPATH=os.pathsep.join([folder, environment()['PYTHONPATH']])
     )
-    daemon.slow = lambda: open(flag, 'w').close()
+
+    def begin(seconds=FSYNC_SECONDS):
+        with open(flag + '.new', 'w') as file:
+            file.write(str(seconds))
+        os.rename(flag + '.new', flag)
+
+    daemon.slow = begin
     daemon.target()
     daemon.target(OTHER)
     daemon.start()
@@ -57,6 +77,24 @@ def keys(session):
     return list(struct.unpack_from('>%dQ' % count, data, 8))
 
 
+def longest_login(daemon, ask, check=lambda: True):
+    """Runs ask() in a thread, and logs in to the other target again and again meanwhile; returns how
+    long the longest login and check() took."""
+    thread = threading.Thread(target=ask)
+    thread.start()
+    longest = 0.0
+    while thread.is_alive():
+        begun = time.monotonic()
+        with connect(daemon.address, OTHER, name='iqn.2026-11.test:login') as session:
+            session.clear_attentions()
+            session.logout()
+        assert check()
+        longest = max(longest, time.monotonic() - begun)
+        thread.join(0.1)  # thousands of connections would wait for ports of the kernel
+    thread.join()
+    return longest
+
+
 def test_a_slow_state_dir_delays_no_login_and_no_other_unit(slow):
     with connect(slow.address, TARGET) as asking, connect(slow.address, OTHER) as other:
         asking.clear_attentions()
@@ -69,18 +107,7 @@ def test_a_slow_state_dir_delays_no_login_and_no_other_unit(slow):
             register(asking, 0xAA)
             took.append(time.monotonic() - begun)
 
-        thread = threading.Thread(target=ask)
-        thread.start()
-        longest = 0.0
-        while thread.is_alive():
-            begun = time.monotonic()
-            with connect(slow.address, OTHER, name='iqn.2026-11.test:login') as session:
-                session.clear_attentions()
-                session.logout()
-            assert keys(other) == []  # the other unit
-            longest = max(longest, time.monotonic() - begun)
-            thread.join(0.1)  # thousands of connections would wait for ports of the kernel
-        thread.join()
+        longest = longest_login(slow, ask, lambda: keys(other) == [])
         assert took[0] >= FSYNC_SECONDS  # the command waited for the disk
         assert longest < LOGIN_SECONDS
         assert keys(asking) == [0xAA]
@@ -107,3 +134,44 @@ def test_a_change_that_is_being_saved_survives_a_kick_and_a_restart(slow):
     with connect(slow.address, TARGET, name='iqn.2026-11.test:b') as second:
         second.clear_attentions()
         eventually(lambda: keys(second) == seen, 5)
+
+
+@pytest.mark.skipif(bool(xts.why_not()), reason=xts.why_not() or 'it is there')
+def test_a_key_file_on_a_slow_disk_delays_no_login_during_an_erase(slow):
+    key = os.path.join(slow.directory, 'disk.key')
+    image = 'backing-store = %s' % slow.image('encrypted.img', 16 << 20)
+    slow.target(ENCRYPTED, luns={0: [image, 'encryption-key-file = %s' % key]})
+    slow.reload()
+    with open(key) as file:
+        before = file.read()
+    with connect(slow.address, ENCRYPTED, timeout=90.0) as session:
+        session.clear_attentions()
+        session.write(0, pattern(1, 512))
+        slow.slow(1.0)  # it syncs several times
+        took = []
+
+        def erase():
+            begun = time.monotonic()
+            session.run(ERASE).good()
+            took.append(time.monotonic() - begun)
+
+        longest = longest_login(slow, erase)
+        assert took[0] >= FSYNC_SECONDS  # the erase waited for the disk
+        assert longest < LOGIN_SECONDS
+        with open(key) as file:
+            assert file.read() != before
+        assert session.read(0, 1) != pattern(1, 512)
+
+
+def test_a_slow_state_file_delays_no_login_during_a_reload(slow):
+    slow.slow()
+    slow.target('iqn.2026-11.test.targetd:added', luns={0: ['type = ram', 'size = 1M']})
+    slow.target('iqn.2026-11.test.targetd:file')
+
+    def reload():
+        slow.reload('reloaded', 60)
+
+    assert longest_login(slow, reload) < LOGIN_SECONDS
+    with connect(slow.address, 'iqn.2026-11.test.targetd:file') as session:
+        session.clear_attentions()
+        session.read(0, 1)

@@ -263,7 +263,7 @@ class Exports(object):
                 facts['maximum_atomic_length'] = journal.LONGEST
             shared = shared_state.initial_state(
                 facts,
-                self.units.replication.state.load(key),
+                self.units.replication.newest_saved(key, words['saved']),
                 self.units.replication.state.boot_id,
                 configured_alua(target),
             )

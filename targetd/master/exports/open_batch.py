@@ -95,28 +95,16 @@ class OpenBatch(object):
         for (target, lun), words in zip(group, media):
             own = answer.descriptors[taken : taken + words['descriptors']]
             taken += words['descriptors']
-            self._take(target, lun, words, own, True)
+            self._take(target, lun, words, own)
 
     def _open(self, target, lun):
         key = (target.name, lun.number)
-        if not lun.backing_store:  # a memory disk or the null store: opening never blocks
-            words, descriptors = open_medium.open_medium(
-                target,
-                lun,
-                (),
-                self.exports.server,
-                self.exports.units.replication.state,
-                None,
-                None,
-                self.plan_only,
-            )
-            self._take(target, lun, words, list(descriptors), False)
-        elif self.jobs.is_stuck(key):
+        if self.jobs.is_stuck(key):
             self._outcome(
                 key,
                 StoreError(
                     '%s: the last attempt to open it has not finished yet; %s'
-                    % (lun.backing_store, HANGS)
+                    % (lun.backing_store or lun.type, HANGS)
                 ),
             )
         else:
@@ -176,19 +164,23 @@ class OpenBatch(object):
         if answer.is_late:
             self._outcome(
                 (target.name, lun.number),
-                StoreError('%s cannot be opened: %s; %s' % (lun.backing_store, answer.why, HANGS)),
+                StoreError(
+                    '%s cannot be opened: %s; %s'
+                    % (lun.backing_store or lun.type, answer.why, HANGS)
+                ),
             )
         elif answer.why and not answer.values:
             self._outcome(
-                (target.name, lun.number), StoreError('%s: %s' % (lun.backing_store, answer.why))
+                (target.name, lun.number),
+                StoreError('%s: %s' % (lun.backing_store or lun.type, answer.why)),
             )
         else:
-            self._take(target, lun, answer.values, answer.descriptors, True)
+            self._take(target, lun, answer.values, answer.descriptors)
 
-    def _take(self, target, lun, words, descriptors, may_share):
+    def _take(self, target, lun, words, descriptors):
         key = (target.name, lun.number)
         if 'failed' in words:
-            if may_share and not self._is_second:
+            if not self._is_second:
                 self._refused.append((target, lun))
             self._outcome(key, StoreError(words['failed']))
             return

@@ -57,11 +57,12 @@ def open_medium(
         _require_block_size(lun, store)
         data_key, key = unit_identity.data_key(target.name, lun, path)
         left = journal_recovery.journal_path(state.path, data_key)
-        rolled_back, check = 0, ''
+        rolled_back, check, saved = 0, '', {}
         if not held and not plan_only:
             rolled_back = journal_recovery.roll_back_writes(left, store)
         if not plan_only or os.path.exists(lun.encryption_key_file):
-            check = key_files.set_store_key(lun, store, state.load(key), state.file_of(key))
+            saved = state.load(key)
+            check = key_files.set_store_key(lun, store, saved, state.file_of(key))
         if not plan_only and store.kind == 'block' and descriptions.needs_own(store):
             store.spares += descriptions.open_spares(store.descriptor)[1]
         facts = facts_of(lun, store, unit_identity.names_of(lun, path, key, server))
@@ -76,6 +77,7 @@ def open_medium(
         'medium': store.key,
         'spares': len(store.spares),
         'key': key,
+        'saved': saved,
         'key_check': check,
         'facts': facts,
         'journal': left,

@@ -5,8 +5,8 @@ does each of them, so that it continues when the requesting session ends.
         ^                                                            |
      resume_operation (state-dir has one)                            +-- OSError, the process died --> failed
 
-The exception is CRYPTOGRAPHIC ERASE (ARCHITECTURE D18). Only the master has the key files, and
-replacing the key takes a few writes, so the master does it:
+The exception is CRYPTOGRAPHIC ERASE (ARCHITECTURE D18). Workers cannot open key files, so a job does it
+(key_replacement):
 
      decided --> key file replaced (key_files.replace_key) --> end saved --> new key sent to every worker
                                                                                 |
@@ -29,12 +29,13 @@ from targetd.scsi import operations
 
 
 class FormatSanitize(object):
-    """The operations of all units. replication: Replication; workers: Workers, the source of spare
-    workers; request_spare(): called when a spare is wanted, to call assign_workers() once there is
-    one."""
+    """The operations of all units. replication: Replication; keys: KeyReplacements; workers: Workers,
+    the source of spare workers; request_spare(): called when a spare is wanted, to call
+    assign_workers() once there is one."""
 
-    def __init__(self, replication, workers, request_spare):
+    def __init__(self, replication, keys, workers, request_spare):
         self.replication = replication
+        self.keys = keys
         self.workers = workers
         self.request_spare = request_spare
         self._waiting = deque()  # units whose operation has no worker yet
@@ -119,42 +120,38 @@ class FormatSanitize(object):
         the medium is ready. An erase that was started before a restart, and whose end was not
         saved, is repeated: no block was written since."""
 
+        def is_wanted():
+            return self.replication.by_id.get(unit.id) is unit
+
         def saved(error):
-            if self.replication.by_id.get(unit.id) is unit:
+            if is_wanted():
                 self._send_key(unit, (error.strerror or str(error)) if error else '')
 
         if _is_complete(unit.shared.operation):
             saved(None)
-            return
-        try:
-            self._replace_key(unit, saved)
-        except OSError as e:
-            saved(e)
+        elif not unit.store.cipher_key:
+            saved(OSError(errno.EOPNOTSUPP, 'it is not encrypted'))
+        else:
+            self.keys.replace(
+                unit.lun.encryption_key_file,
+                is_wanted,
+                lambda digits, error: self._key_replaced(unit, digits, error, saved),
+            )
 
-    def _send_key(self, unit, failed):
-        def in_force():
-            if self.replication.by_id.get(unit.id) is unit:
-                self._end_operation(unit, failed)
-
-        words = {'key': unit.store.cipher_key} if unit.store.cipher_key else {}
-        self.replication.send_change(unit, words, in_force)
-
-    def _replace_key(self, unit, done):
-        """Replace the key file, and save that this was done: done(None or OSError). The store uses the
-        key that is in the file afterwards, even if OSError is raised."""
-        if not unit.store.cipher_key:
-            raise OSError(errno.EOPNOTSUPP, 'it is not encrypted')
-        try:
-            _use_key(unit, key_files.replace_key(unit.lun.encryption_key_file))
-        except key_files.KeyHalfReplaced as e:
-            _use_key(unit, e.digits)
-            if not e.is_lasting:  # data written with this key could become unreadable
+    def _key_replaced(self, unit, digits, error, done):
+        """The key file has this key, or the old one if `digits` is ''. Save that it was replaced:
+        done(None or OSError)."""
+        if digits:
+            _use_key(unit, digits)
+        if error is not None:
+            if digits and not error.is_lasting:  # data of this key could become unreadable
                 self.replication.fail_unit(
                     unit,
                     'the new key in %s may not last: %s'
-                    % (unit.lun.encryption_key_file, e.strerror),
+                    % (unit.lun.encryption_key_file, error.strerror),
                 )
-            raise
+            done(error)
+            return
         size = unit.store.size
         shared = unit.shared._replace(
             operation=dict(unit.shared.operation, size=size, position=size)
@@ -166,6 +163,14 @@ class FormatSanitize(object):
             done(error)
 
         self.replication.save_state(unit, shared, saved)
+
+    def _send_key(self, unit, failed):
+        def in_force():
+            if self.replication.by_id.get(unit.id) is unit:
+                self._end_operation(unit, failed)
+
+        words = {'key': unit.store.cipher_key} if unit.store.cipher_key else {}
+        self.replication.send_change(unit, words, in_force)
 
     # -- reports of the worker ---------------------------------------------------------------------
 

@@ -48,22 +48,33 @@ class Replication(object):
         self.by_id = UnitTable()
         self.of_target = self.by_id.of_target
         self._save_timer = None
+        self._saved = {}  # key -> the dict that this server saved last, or is saving
 
     def save_state(self, unit, shared, done):
         """Write the persistent part of `shared` to stable storage; done(None or OSError) when it is
         there. Changes are written in the order of the calls."""
+
+        before = self._saved.get(unit.key)
+        state = shared_state.saved_state(shared, self.state.boot_id)
 
         def saved(error):
             if error is None:
                 unit.is_unsaved = False
             elif isinstance(error, OutcomeUnknown):
                 self._save_later(unit)  # the file must have the state that is in force
+            elif self._saved.get(unit.key) is state:
+                self._saved[unit.key] = before
             done(error)
 
-        path, text = self.state.document(
-            unit.key, shared_state.saved_state(shared, self.state.boot_id)
-        )
+        self._saved[unit.key] = state
+        path, text = self.state.document(unit.key, state)
         self.saver.write(path, text, saved)
+
+    def newest_saved(self, key, found):
+        """The saved state of a unit that is opened. found: what a job read from its file, perhaps before
+        this server saved the state of an earlier export of the same medium."""
+        saved = self._saved.get(key)
+        return found if saved is None else saved
 
     def save_when_possible(self, unit, shared):
         """Write the persistent part of `shared` to stable storage, again later if that fails."""

@@ -3,6 +3,7 @@
 import json
 import os
 
+from targetd.master.processes.jobs import JobResult
 from targetd.master.processes.loop import Loop
 from targetd.master.state.saver import DirectSaver
 from targetd.master.state.state_directory import StateDirectory, store_document
@@ -11,6 +12,7 @@ from targetd.master.units.copy_guests import CopyGuests
 from targetd.master.units.descriptions import Descriptions
 from targetd.master.units.flushing import Flushes
 from targetd.master.units.format_sanitize import FormatSanitize
+from targetd.master.units.key_replacement import KeyReplacements
 from targetd.master.units.logical_units import Units
 from targetd.master.units.replication import Replication
 from targetd.master.units.rod_tokens import RodTokens
@@ -119,6 +121,19 @@ def do_nothing(*arguments):
     pass
 
 
+class DirectJobs(object):
+    """Implements what KeyReplacements uses of Jobs: the work is done at once, in this process."""
+
+    @staticmethod
+    def is_stuck(name):
+        return False
+
+    @staticmethod
+    def submit_job(name, work, done, seconds):
+        values, descriptors = work()
+        done(JobResult(values, list(descriptors), '', False))
+
+
 class SaverOfTest(DirectSaver):
     """Saves at once, through StateDirectory.save, which a test can replace."""
 
@@ -162,7 +177,10 @@ def make_units(
     )
     replication.saver.state = replication.state
     format_sanitize = FormatSanitize(
-        replication, workers or FakeWorkers(send), lambda: format_sanitize.assign_workers()
+        replication,
+        KeyReplacements(DirectJobs(), loop),
+        workers or FakeWorkers(send),
+        lambda: format_sanitize.assign_workers(),
     )
     return Units(
         replication,

@@ -632,6 +632,8 @@ def test_an_erase_is_resumed_after_a_kill(tmp_path, stopped_after, monkeypatch):
     between = first.in_file
     assert (between == old) == (stopped_after == 'nothing')
     later = EncryptedHarness(tmp_path)
+    assert later.unit.shared.medium == ('ready' if stopped_after == 'noted' else 'sanitizing')
+    later.loop.settle()
     assert later.unit.shared.medium == 'ready' and later.in_file != old
     assert later.unit.store.cipher_key == later.in_file
     assert (later.in_file == between) == (stopped_after == 'noted')

@@ -116,3 +116,26 @@ def test_a_failure_that_cannot_be_saved_is_in_force_and_saved_as_soon_as_possibl
     assert replication.state.load('key')['failure'] == 'flush failed'
     assert replication.unsaved_units() == []
     assert 'its state is saved now' in capfd.readouterr().err
+
+
+def test_the_state_that_this_server_saved_counts_more_than_what_a_job_read(harness):
+    """A LUN is removed, and exported again while its last change is on the way to the disk."""
+    replication, found = harness.units.replication, {'failure': 'read by a job'}
+    assert replication.newest_saved('key', found) == found
+    failed = harness.unit.shared._replace(failure='newer')
+    replication.save_state(harness.unit, failed, lambda error: None)
+    assert replication.newest_saved('key', found)['failure'] == 'newer'
+    replication.save_state(harness.unit, harness.unit.shared, lambda error: None)
+    assert replication.newest_saved('key', found) == {}
+
+
+def test_a_state_that_could_not_be_saved_does_not_count(harness, monkeypatch):
+    replication, found = harness.units.replication, {'failure': 'read by a job'}
+
+    def full(key, state):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    monkeypatch.setattr(replication.state, 'save', full)
+    failed = harness.unit.shared._replace(failure='newer')
+    replication.save_state(harness.unit, failed, lambda error: None)
+    assert replication.newest_saved('key', found) == found
