@@ -232,9 +232,9 @@ def serve(path, foreground, strict):
     from targetd.master import daemon, vault
 
     try:
-        configuration, secrets, warnings = vault.load(path)
+        loaded = vault.load(path)
     except ConfigError as e:
         return print_config_error(e)
-    for warning in warnings:
+    for warning in loaded.warnings:
         sys.stderr.write('targetd: warning: %s\n' % str(warning))
-    return daemon.run(path, configuration, foreground, secrets, strict)
+    return daemon.run(path, loaded.configuration, foreground, loaded.vault, strict, loaded.whole)

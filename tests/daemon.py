@@ -233,6 +233,7 @@ class Daemon(object):
             + ['-s', os.path.join(self.directory, 'targetd.sock')]
             + list(words),
             env=self.environment(),
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             timeout=seconds,

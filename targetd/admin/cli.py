@@ -12,9 +12,9 @@ import shutil
 import sys
 
 from targetd import __version__
-from targetd.admin import local, windows
+from targetd.admin import local, secret_input, windows
 from targetd.admin.commands import TABLE, name_of
-from targetd.admin.protocol import SOCKET_PATH, default_socket, send_request
+from targetd.admin.protocol import SOCKET_PATH, connect, default_socket, send_request
 from targetd.errors import EXIT_FAILURE, EXIT_OK, EXIT_USAGE, TargetdError
 
 UNITS = ('bytes', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB', 'EiB')
@@ -23,6 +23,17 @@ UNITS = ('bytes', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB', 'EiB')
 #: one of them has probably confused the two programs, so the error explains the difference.
 LIO_COMMANDS = ('save', 'restore', 'clear')
 
+
+#: The help of a word that another one follows.
+GROUPS = {
+    'show': 'list sessions, targets, units, portals and others',
+    'target': 'add, remove or rename a target, set it offline or online',
+    'lun': 'add, remove, resize or move a LUN, set it offline, read-only or online',
+    'account': 'add or remove a CHAP account, or give it another secret',
+    'acl': 'admit initiators to a target, or no longer',
+    'portal': 'listen on an address, or no longer',
+    'reservation': 'show or clear the reservations of a LUN',
+}
 
 # -- the command line ------------------------------------------------------------------------------
 
@@ -34,12 +45,26 @@ def _number(text):
     return number
 
 
+def _path(text):
+    """A path as the server can use it, whose directory is another one; serial:X and the like as it is."""
+    is_selector = re.match('[a-z][a-z-]*:(?!//)', text) or text in ('ram', 'null')
+    return text if is_selector or not text else os.path.abspath(text)
+
+
 def _add_argument(parser, argument):
-    kind = {'number': _number, 'text': str}.get(argument.kind)
+    kind = {'number': _number, 'text': str, 'path': _path}.get(argument.kind)
     if argument.kind == 'flag':
         parser.add_argument('--' + argument.name, action='store_true', help=argument.help)
     elif argument.kind == 'option':
         parser.add_argument('--' + argument.name, metavar=argument.name.upper(), help=argument.help)
+    elif argument.kind == 'options':
+        name = argument.name
+        parser.add_argument('--' + name, metavar='NAME=VALUE', action='append', help=argument.help)
+    elif argument.kind == 'secret':
+        parser.add_argument(
+            '--secret-file', metavar='FILE', help='file whose first line is the secret'
+        )
+        parser.add_argument('--generate', action='store_true', help='make a secret and print it')
     elif argument.kind == 'texts':
         parser.add_argument(argument.name, metavar='FILE', nargs='+', help=argument.help)
     elif not argument.required and argument.kind == 'number':
@@ -87,9 +112,7 @@ def build_parser():
         if len(words) == 2:
             if words[0] not in groups:
                 group = verbs.add_parser(
-                    words[0],
-                    help='list sessions, targets, units, portals and others',
-                    description='List objects of the server.',
+                    words[0], help=GROUPS[words[0]], description=GROUPS[words[0]] + '.'
                 )
                 groups[words[0]] = group.add_subparsers(metavar='WHAT', dest='what')
             place = groups[words[0]]
@@ -104,7 +127,7 @@ def build_parser():
 def _request(row, parsed):
     request = {'command': name_of(row)}
     for argument in row.arguments:
-        value = getattr(parsed, argument.name.replace('-', '_'))
+        value = getattr(parsed, argument.name.replace('-', '_'), None)
         if value is not None and value is not False:
             request[argument.name] = value
     return request
@@ -211,7 +234,7 @@ def _print_reply(parsed, reply):
     if as_json:
         print(
             json.dumps(
-                reply.get('rows') if row.columns and 'rows' in reply else reply,
+                reply if 'rows' not in reply or 'secret' in reply else reply['rows'],
                 indent=2,
                 sort_keys=True,
             )
@@ -245,6 +268,19 @@ def lio_command(arguments):
     return words[0] if words and words[0] in LIO_COMMANDS else None
 
 
+def _secret(row, parsed):
+    """The secret to send, or None. A generated one is printed, after the change if it succeeds."""
+    if not any(argument.kind == 'secret' for argument in row.arguments):
+        return None
+    connect(parsed.socket or default_socket()).close()  # no server, no question
+    if not parsed.generate:
+        return secret_input.read_secret(parsed.secret_file)
+    if parsed.secret_file is not None:
+        raise TargetdError('write either --generate or --secret-file')
+    parsed.generated = secret_input.generated()
+    return parsed.generated
+
+
 def run_command(parsed):
     """Execute the parsed command and print the reply; returns the exit code. Raises TargetdError."""
     row = parsed.row
@@ -256,9 +292,13 @@ def run_command(parsed):
             _request(row, parsed),
             row.seconds,
             until_gone=row.words == 'stop',
+            secret=_secret(row, parsed),
         )
     for line in reply.pop('messages', ()) if not parsed.json else ():
         print('targetdctl: %s' % _plain(line), file=sys.stderr)
+    if getattr(parsed, 'generated', None) and not parsed.dry_run:
+        reply['secret'] = parsed.generated
+        reply['message'] = '%s\nThe secret is %s' % (reply.get('message', ''), parsed.generated)
     _print_reply(parsed, reply)
     return reply.get('exit_code', EXIT_OK)
 
@@ -278,9 +318,12 @@ def main(arguments=None):
     parsed = parser.parse_args(arguments)
     if not hasattr(parsed, 'row'):
         parser.print_usage(sys.stderr)
-        lists = [row.words[5:] for row in TABLE if row.words.startswith('show ')]
+        lists = [row.words.split()[1] for row in TABLE if row.words.startswith('%s ' % parsed.verb)]
         if parsed.verb == 'show':
             print('targetdctl: write what to show: %s' % ', '.join(lists), file=sys.stderr)
+        elif lists:
+            words = parsed.verb, ', '.join(lists)
+            print('targetdctl: write what to do after %s: %s' % words, file=sys.stderr)
         else:
             print('targetdctl: a command is missing; targetdctl --help lists all', file=sys.stderr)
         return EXIT_USAGE

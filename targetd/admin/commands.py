@@ -1,7 +1,8 @@
 """The administrator's commands, one row each. `targetdctl`, its manual page and the dispatch in the
 master are derived from this table.
 
-Pure; imports nothing of targetd, so that the master may import it. Each request and each reply on
+Pure, so that the master may import it; the rows of the commands that change the configuration are in
+change_commands. Each request and each reply on
 the control socket is one line of JSON in UTF-8 that ends with a newline:
 
   request  {"command": "end", "session": 3}             the command's name; its arguments by name
@@ -17,68 +18,41 @@ the process ends, and the client waits for the end of the connection.
 """
 
 import json
-from collections import namedtuple
+
+from targetd.admin import change_commands
+from targetd.admin.command_rows import WIDE, Argument, columns, command
 
 MAXIMUM_REQUEST = 64 << 10  # bytes of one line, newline included
 MAXIMUM_REPLY = 16 << 20
-
-#: An argument. name: as in the request; kind: 'number', 'text', 'texts' (one or more, of a local
-#: command), 'flag' (typed as --name) or 'option' (a text, typed as --name TEXT); required: bool; help:
-#: for --help.
-Argument = namedtuple('Argument', 'name kind required help')
-
-#: A column. key: in a row's object; heading: printed above it; form: 'text', 'bytes' or 'yes-no'; is_wide:
-#: not shown on a terminal without --wide.
-Column = namedtuple('Column', 'key heading form is_wide')
-WIDE = True
-
-#: A command. words: as typed, separated by a blank; arguments: Arguments; help: one line; text: a
-#: paragraph for the manual page; columns: () if the reply is a message; empty: printed when there
-#: are no rows; seconds: timeout of the reply; local: True if the client answers it itself, without a
-#: server; records: True if the rows are long and are printed as paragraphs.
-Command = namedtuple('Command', 'words arguments help text columns empty seconds local records')
-
-
-def _columns(*each_column):
-    return tuple(
-        Column(*(tuple(values) + ('text', False)[len(values) - 2 :])) for values in each_column
-    )
-
-
-def _command(
-    words, help, text, arguments=(), columns=(), empty='', seconds=30, local=False, records=False
-):
-    return Command(words, tuple(arguments), help, text, columns, empty, seconds, local, records)
-
 
 _SESSION = Argument('session', 'number', True, 'the number in the first column of "show sessions"')
 
 # fmt: off
 TABLE = (
-    _command('status', 'show whether the server is running and what it serves',
+    command('status', 'show whether the server is running and what it serves',
              'One line per fact: version, process id, start time, numbers of sessions, targets, '
              'logical units and spare worker processes.',
-             columns=_columns(('name', 'WHAT'), ('value', 'VALUE'))),
-    _command('show sessions', 'list the sessions',
+             columns=columns(('name', 'WHAT'), ('value', 'VALUE'))),
+    command('show sessions', 'list the sessions',
              'One line per session. The number in the first column is the argument of "end" and '
              '"logout".',
-             columns=_columns(('tsih', 'SESSION'), ('initiator_name', 'INITIATOR'),
+             columns=columns(('tsih', 'SESSION'), ('initiator_name', 'INITIATOR'),
                               ('address', 'ADDRESS'),
                               ('target_name', 'TARGET'), ('account', 'ACCOUNT', 'text', WIDE),
                               ('connections', 'CONNECTIONS', 'text', WIDE),
                               ('since', 'SINCE'), ('pid', 'PROCESS', 'text', WIDE)),
              empty='no initiator is logged in'),
-    _command('show targets', 'list the targets',
+    command('show targets', 'list the targets',
              'One line per target, with the numbers of its logical units and sessions.',
-             columns=_columns(('target_name', 'TARGET'), ('alias', 'ALIAS'),
+             columns=columns(('target_name', 'TARGET'), ('alias', 'ALIAS'),
                               ('groups', 'PORTAL-GROUPS'), ('units', 'UNITS'),
                               ('sessions', 'SESSIONS'), ('state', 'STATE')),
              empty='no target is configured'),
-    _command('show units', 'list the logical units and their backing stores',
+    command('show units', 'list the logical units and their backing stores',
              'One line per logical unit: its target and LUN, its backing store, size and state, '
              'the initiator that holds a reservation, and the number of errors of its medium. A unit '
              'is degraded after an error until "acknowledge".',
-             columns=_columns(('unit', 'UNIT', 'text', WIDE), ('target_name', 'TARGET'), ('lun', 'LUN'),
+             columns=columns(('unit', 'UNIT', 'text', WIDE), ('target_name', 'TARGET'), ('lun', 'LUN'),
                               ('path', 'BACKING-STORE'),
                               ('size', 'SIZE', 'bytes'), ('state', 'STATE'),
                               ('read_only', 'READ-ONLY', 'yes-no', WIDE),
@@ -86,54 +60,54 @@ TABLE = (
                               ('reserved_by', 'RESERVED-BY', 'text', WIDE),
                               ('errors', 'ERRORS'), ('sessions', 'SESSIONS')),
              empty='no logical unit is configured'),
-    _command('show errors', 'list the errors of a medium and its bad blocks',
+    command('show errors', 'list the errors of a medium and its bad blocks',
              'One line per kind of error since the last "acknowledge": the access and the error of '
              'the operating system, how often, and of the latest: the LBA, the initiator and the '
              'time. Then one line per range of blocks that could not be read and have not been '
              'rewritten since; at most 256 ranges are recorded.',
              arguments=[
                  Argument('unit', 'text', True, 'the first column of "show units", or TARGET/LUN')],
-             columns=_columns(('what', 'WHAT'), ('count', 'COUNT'), ('first', 'LBA'),
+             columns=columns(('what', 'WHAT'), ('count', 'COUNT'), ('first', 'LBA'),
                               ('last', 'LAST-LBA'), ('initiator_name', 'INITIATOR'),
                               ('time', 'TIME')),
              empty='no error is recorded'),
-    _command('show counters', 'list what the sessions have read and written',
+    command('show counters', 'list what the sessions have read and written',
              'One line per session and logical unit that has received a command: the numbers of '
              'reads, writes, other commands and errors, and the bytes, since the login. A line without '
              'a session has the sums of the sessions that have ended. "stats" and "top" print rates.',
-             columns=_columns(('tsih', 'SESSION'), ('initiator_name', 'INITIATOR', 'text', WIDE),
+             columns=columns(('tsih', 'SESSION'), ('initiator_name', 'INITIATOR', 'text', WIDE),
                               ('target_name', 'TARGET'), ('lun', 'LUN'),
                               ('reads', 'READS'), ('bytes_read', 'READ', 'bytes'),
                               ('writes', 'WRITES'), ('bytes_written', 'WRITTEN', 'bytes'),
                               ('others', 'OTHER', 'text', WIDE), ('errors', 'ERRORS'),
                               ('unfinished', 'UNFINISHED', 'text', WIDE)),
              empty='no session has sent a command'),
-    _command('show portals', 'list the addresses that the server listens on',
+    command('show portals', 'list the addresses that the server listens on',
              'One line per portal, with its portal group and the number of connections of that '
              'group.',
-             columns=_columns(('group', 'GROUP'), ('address', 'ADDRESS'), ('port', 'PORT'),
+             columns=columns(('group', 'GROUP'), ('address', 'ADDRESS'), ('port', 'PORT'),
                               ('connections', 'CONNECTIONS'),
                               ('state', 'STATE')),
              empty='no portal is open'),
-    _command('show alua', 'list the ALUA states of the portal groups',
+    command('show alua', 'list the ALUA states of the portal groups',
              'One line per portal group of each logical unit: its asymmetric access state, and '
              'whether the configuration, the administrator or an initiator set it. Targets without '
              'ALUA (alua = off) are not listed.',
-             columns=_columns(('target_name', 'TARGET'), ('lun', 'LUN'), ('group', 'GROUP'),
+             columns=columns(('target_name', 'TARGET'), ('lun', 'LUN'), ('group', 'GROUP'),
                               ('access', 'STATE'),
                               ('set_by', 'SET-BY'), ('sessions', 'SESSIONS')),
              empty='no target reports ALUA states'),
-    _command('why', 'explain why logins were refused, and what the user of the initiator sees',
+    command('why', 'explain why logins were refused, and what the user of the initiator sees',
              'The last refused logins, newest first, with the rule that refused each of them and '
              'the message that Windows shows. With an address: only logins from that address.',
              arguments=[Argument('address', 'text', False, 'only logins from this address')],
-             columns=_columns(('time', 'TIME'), ('address', 'ADDRESS'),
+             columns=columns(('time', 'TIME'), ('address', 'ADDRESS'),
                               ('initiator_name', 'INITIATOR'),
                               ('target_name', 'TARGET'), ('status', 'STATUS'), ('why', 'WHY'),
                               ('windows', 'WINDOWS-SHOWS'),
                               ('look_at', 'LOOK-AT')),
              empty='no login was refused', records=True),
-    _command('reload', 'read the configuration again and apply the changes',
+    command('reload', 'read the configuration again and apply the changes',
              'The whole configuration is checked first. If it contains an error, all errors are '
              'shown and nothing changes. Sessions continue: a change that needs a logout, such as '
              'another backing-store, is pending in "show units" until the sessions of its target have '
@@ -143,15 +117,15 @@ TABLE = (
                  Argument('now', 'flag', False,
                           'ask the initiators that pending changes wait for to log out, and end their '
                           'sessions after stop-timeout')],
-             columns=_columns(('step', 'STEP'), ('effect', 'EFFECT')),
+             columns=columns(('step', 'STEP'), ('effect', 'EFFECT')),
              empty='nothing changed', seconds=120),
-    _command('stop', 'stop the server in an orderly way and wait until it has ended',
+    command('stop', 'stop the server in an orderly way and wait until it has ended',
              'The server refuses new logins, asks the initiators to log out and flushes every '
              'logical unit. Sessions that are still logged in after stop-timeout are ended.',
              seconds=120),
-    _command('reopen-logs', 'reopen the log file',
+    command('reopen-logs', 'reopen the log file',
              'For log rotation: the log file is closed and opened again by its name.'),
-    _command('logout', 'ask an initiator to log out',
+    command('logout', 'ask an initiator to log out',
              'Sends an asynchronous message that requests a logout (RFC 7143 11.9). Windows logs '
              'out and logs in again automatically; a multipath initiator first moves its I/O to '
              'another path.',
@@ -159,7 +133,7 @@ TABLE = (
                  _SESSION,
                  Argument('seconds', 'number', False,
                           'time that the initiator has to log out (default 10)')]),
-    _command('kick', 'ask all sessions of an initiator to log out, then end them',
+    command('kick', 'ask all sessions of an initiator to log out, then end them',
              'Like "logout" for each session of an initiator, whose iSCSI name or address is given, or '
              'for the session with this number. Most initiators log in again; to prevent that, change '
              'initiator-name or initiator-address first.',
@@ -167,11 +141,11 @@ TABLE = (
                  Argument('who', 'text', True, 'an iSCSI name, an address, or a session number'),
                  Argument('seconds', 'number', False,
                           'time that the initiator has to log out (default 10)')]),
-    _command('end', 'end a session immediately',
+    command('end', 'end a session immediately',
              'The worker process of the session completes the writes that it has started, and '
              'ends. The initiator usually logs in again.',
              arguments=[_SESSION]),
-    _command('acknowledge', 'make a failed or degraded logical unit usable again',
+    command('acknowledge', 'make a failed or degraded logical unit usable again',
              'After a failed write or flush that may have lost data, a logical unit refuses writes '
              'and flushes, also after a reload or a restart, until you run this command; reads are '
              'answered. It also ends what on-error has done (read-only, offline) and sets the numbers '
@@ -180,13 +154,13 @@ TABLE = (
              'with its present size afterwards.',
              arguments=[
                  Argument('unit', 'text', True, 'the first column of "show units", or TARGET/LUN')]),
-    _command('accept', 'accept a replacement disk for a LUN',
+    command('accept', 'accept a replacement disk for a LUN',
              'A LUN is not served if its backing-store names another disk than before, because a '
              'name such as /dev/sdb can refer to another disk after a boot; or a file that was '
              'replaced, is shorter than before, or has disappeared and would be created again. Run '
              'this command if the change is intended.',
              arguments=[Argument('unit', 'text', True, 'TARGET/LUN')]),
-    _command('alua', 'set the ALUA state of a portal group',
+    command('alua', 'set the ALUA state of a portal group',
              'The state is optimized, nonoptimized, standby, unavailable, offline or '
              'transitioning. Initiators are notified immediately, and multipath software moves to '
              'the best remaining paths. The state persists, across restarts too, until it is set '
@@ -195,21 +169,21 @@ TABLE = (
                         Argument('group', 'number', True, 'the tag of the portal group'),
                         Argument('state', 'text', True, 'the new state'),
                         Argument('lun', 'number', False, 'only for this LUN')]),
-    _command('disks', 'list the disks of this host and what uses them',
+    command('disks', 'list the disks of this host and what uses them',
              'Disks that can be written as backing-store: their persistent names, their contents '
              '(if you are root) and their users on this host. The server need not be running.',
-             columns=_columns(('path', 'PATH'), ('size', 'SIZE', 'bytes'), ('model', 'MODEL'),
+             columns=columns(('path', 'PATH'), ('size', 'SIZE', 'bytes'), ('model', 'MODEL'),
                               ('transport', 'ON'),
                               ('backing_store', 'BACKING-STORE'), ('contents', 'CONTENT'),
                               ('used_by', 'USED-BY')),
              empty='this host has no disk', local=True),
-    _command('nagios', 'report the state as a check for Nagios or Icinga',
+    command('nagios', 'report the state as a check for Nagios or Icinga',
              'Prints one line with performance data, then one line per problem, and exits with 0 '
              '(OK), 1 (WARNING: a unit is degraded, a portal is not open), 2 (CRITICAL: a unit has '
              'failed, is missing or hangs, no portal is open, or targetd is not running) or 3 '
              '(UNKNOWN: targetd does not answer, or this user may not ask it).',
              local=True),
-    _command('metrics', 'print the state as metrics of Prometheus',
+    command('metrics', 'print the state as metrics of Prometheus',
              'Prints sizes, states, sessions and medium errors in the text format of Prometheus. With '
              '--output, the file is replaced as a whole: name a file *.prom in the directory of the '
              "textfile collector of node_exporter, and run the command from cron. If targetd is not "
@@ -217,7 +191,7 @@ TABLE = (
              arguments=[
                  Argument('output', 'option', False, 'file to write, instead of standard output')],
              local=True),
-    _command('export', 'write the running configuration as one file',
+    command('export', 'write the running configuration as one file',
              'Writes the configuration of the running server, with everything that it includes and '
              'with the accounts of other files, as one configuration to standard output; only '
              'comments are lost. ALUA states that were set at run time are in it. Changes of the '
@@ -234,7 +208,7 @@ TABLE = (
                  Argument('force', 'flag', False,
                           'write in spite of errors, and overwrite an existing file')],
              local=True),
-    _command('import', 'write the configuration of another iSCSI target as one of targetd',
+    command('import', 'write the configuration of another iSCSI target as one of targetd',
              'Reads targets.conf of tgt (with the files that it includes) or the output of tgt-admin '
              '--dump, saveconfig.json of LIO, scst.conf, ietd.conf, ctl.conf of FreeBSD, istgt.conf, '
              'gateway.conf of ceph-iscsi, or the XML of Export-IscsiTargetServerConfiguration, and '
@@ -253,18 +227,22 @@ TABLE = (
                  Argument('running', 'flag', False,
                           'compare with the running tgtd (tgtadm --op show --mode target)')],
              local=True),
-)
+) + change_commands.TABLE
 # fmt: on
 
 
-def is_read_only(command):
+#: Commands that change nothing, besides `show …`.
+READ_ONLY = ('status', 'why', 'reservation show', 'identify', 'history', 'diff')
+
+
+def is_read_only(row):
     """True if the command changes nothing: the members of control-group may use it."""
-    return command.words in ('status', 'why') or command.words.startswith('show ')
+    return row.words in READ_ONLY or row.words.startswith('show ')
 
 
-def name_of(command):
+def name_of(row):
     """The command's name in a request: 'show-sessions' for 'show sessions'."""
-    return command.words.replace(' ', '-')
+    return row.words.replace(' ', '-')
 
 
 BY_NAME = {name_of(row): row for row in TABLE}
@@ -274,13 +252,19 @@ class BadRequest(ValueError):
     """A request that does not fit any row of the table. The text is shown to the administrator."""
 
 
+def _is_text(value):
+    return isinstance(value, str) and 0 < len(value) <= 4096
+
+
 def _checked(argument, value):
     if argument.kind == 'flag':
         is_valid = isinstance(value, bool)
     elif argument.kind == 'number':
         is_valid = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 32
+    elif argument.kind == 'options':
+        is_valid = isinstance(value, list) and 0 < len(value) <= 100 and all(map(_is_text, value))
     else:
-        is_valid = isinstance(value, str) and 0 < len(value) <= 4096
+        is_valid = _is_text(value)
     if not is_valid:
         raise BadRequest('%s: %r is not a valid %s' % (argument.name, value, argument.kind))
     return value
@@ -304,8 +288,12 @@ def parse_request(line):
     row = BY_NAME.get(name) if isinstance(name, str) else None
     if row is None or row.local:
         raise BadRequest('unknown command; the server and targetdctl may be of different versions')
-    arguments = {a.name: False if a.kind == 'flag' else None for a in row.arguments}
+    arguments = {
+        a.name: False if a.kind == 'flag' else None for a in row.arguments if a.kind != 'secret'
+    }
     for argument in row.arguments:
+        if argument.kind == 'secret':
+            continue  # it is sent as a descriptor
         if argument.name in request:
             arguments[argument.name] = _checked(argument, request.pop(argument.name))
         elif argument.required:
@@ -315,6 +303,23 @@ def parse_request(line):
             '%s: unknown argument %s' % (row.words, ', '.join(sorted(map(repr, request))))
         )
     return row, arguments
+
+
+def typed(row, arguments):
+    """The command as it is typed, for the log and the history; it contains no secret."""
+    words = [row.words]
+    for argument in row.arguments:
+        value = arguments.get(argument.name)
+        if value in (None, False) or argument.name == 'dry-run':
+            continue
+        for each in value if isinstance(value, list) else [value]:
+            if argument.kind == 'flag':
+                words.append('--' + argument.name)
+            elif argument.kind in ('option', 'options'):
+                words += ['--' + argument.name, str(each)]
+            else:
+                words.append(str(each))
+    return ' '.join(words)
 
 
 def pack(message):

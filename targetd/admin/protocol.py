@@ -8,6 +8,7 @@ import errno
 import json
 import os
 import socket
+import struct
 import time
 
 from targetd.admin.commands import MAXIMUM_REPLY, MAXIMUM_REQUEST, pack
@@ -15,6 +16,7 @@ from targetd.errors import EXIT_FAILURE, EXIT_NOT_RUNNING, TargetdError
 
 SOCKET_PATH = '/var/run/targetd.sock'
 CONNECT_SECONDS = 10.0
+MAXIMUM_SECRET = 1024  # bytes
 
 
 class NotRunning(TargetdError):
@@ -118,11 +120,12 @@ def _checked_reply(line, path):
     return reply
 
 
-def send_request(path, request, seconds=30.0, until_gone=False):
+def send_request(path, request, seconds=30.0, until_gone=False, secret=None):
     """Send one request (a dict) and return the reply (a dict with 'ok': True).
 
     path: the control socket; seconds: timeout of the reply; until_gone: after the reply, wait
-    within the same time until no server accepts connections on the socket any more. Raises
+    within the same time until no server accepts connections on the socket any more; secret: text that
+    the server must not have in its memory, sent as the descriptor of a pipe. Raises
     NotRunning, Refused or TargetdError.
     """
     line = pack(request)
@@ -132,7 +135,10 @@ def send_request(path, request, seconds=30.0, until_gone=False):
     connection = connect(path)
     try:
         try:
-            connection.sendall(line)
+            if secret is None:
+                connection.sendall(line)
+            else:
+                _send_with_secret(connection, line, secret)
         except (BrokenPipeError, ConnectionResetError):
             pass  # the server may have sent its refusal before it read the request
         reply = _checked_reply(_read_line(connection, path, deadline, seconds), path)
@@ -141,6 +147,21 @@ def send_request(path, request, seconds=30.0, until_gone=False):
         return reply
     finally:
         connection.close()
+
+
+def _send_with_secret(connection, line, secret):
+    data = secret.encode('utf-8')
+    if len(data) > MAXIMUM_SECRET:
+        raise TargetdError('the secret is longer than %d bytes' % MAXIMUM_SECRET)
+    reading, writing = os.pipe()
+    try:
+        os.write(writing, data)
+        descriptors = struct.pack('i', reading)
+        sent = connection.sendmsg([line], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, descriptors)])
+        connection.sendall(line[sent:])
+    finally:
+        os.close(reading)
+        os.close(writing)
 
 
 def _wait_until_gone(connection, path, deadline, seconds):

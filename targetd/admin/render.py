@@ -71,6 +71,10 @@ def _usage(row):
         elif argument.kind == 'option':
             name = argument.name
             parts.append('[\\fB\\-\\-%s\\fR \\fI%s\\fR]' % (_roff(name), name.upper()))
+        elif argument.kind == 'options':
+            parts.append('[\\fB\\-\\-%s\\fR \\fINAME=VALUE\\fR ...]' % _roff(argument.name))
+        elif argument.kind == 'secret':
+            parts.append('[\\fB\\-\\-secret\\-file\\fR \\fIFILE\\fR | \\fB\\-\\-generate\\fR]')
         elif argument.kind == 'texts':
             parts.append('\\fIFILE\\fR ...')
         elif argument.required:
@@ -85,12 +89,14 @@ def _usage(row):
 def _is_option(argument):
     """True for an argument that is typed with '--': a flag, an option or an optional number."""
     is_number = argument.kind == 'number' and not argument.required
-    return is_number or argument.kind in ('flag', 'option')
+    return is_number or argument.kind in ('flag', 'option', 'options')
 
 
 def _command_lines(row):
     lines = ['.TP', _usage(row), _roff(row.text)]
     for argument in row.arguments:
+        if argument.kind == 'secret':
+            continue
         name = '\\-\\-' + _roff(argument.name) if _is_option(argument) else argument.name.upper()
         lines += ['.IP', '%s: %s.' % (name, _roff(argument.help))]
     if row.columns:
@@ -176,16 +182,30 @@ def _words_after():
             if words[i] not in following:
                 following.append(words[i])
         options = ['--' + a.name for a in row.arguments if _is_option(a)]
+        if any(a.kind == 'secret' for a in row.arguments):
+            options += ['--secret-file', '--generate']
         after[row.words] = options + ['--json', '--socket', '--help']
     after[''] += ['--socket', '--json', '--version', '--help']
     return after
+
+
+def _options_with_value():
+    found = {'--secret-file'}
+    for row in TABLE:
+        is_valued = ('option', 'options', 'number')
+        found.update('--' + a.name for a in row.arguments if _is_option(a) and a.kind in is_valued)
+    return sorted(found)
 
 
 def bash_completion():
     """The text of etc/targetdctl.bash-completion, which gets session numbers and unit names from the
     running server."""
     # argument: (command that lists its values, key in the rows)
-    value_sources = {'session': ('show sessions', 'tsih'), 'unit': ('show units', 'unit')}
+    value_sources = {
+        'session': ('show sessions', 'tsih'),
+        'unit': ('show units', 'unit'),
+        'target': ('show targets', 'target_name'),
+    }
     lines = [
         '# Completion of targetdctl for bash; rendered by "python3 -m targetd.admin.render write".',
         '_targetdctl()',
@@ -197,7 +217,7 @@ def bash_completion():
         '        if [ -n "$skip" ]; then skip=""; continue; fi',
         '        case "$word" in',
         '            -s|--socket) skip=socket ;;',
-        '            --seconds|--format|--output|--config) skip=value ;;',
+        '            %s) skip=value ;;' % '|'.join(_options_with_value()),
         '            -*) ;;',
         '            *) typed="${typed:+$typed }$word" ;;',
         '        esac',

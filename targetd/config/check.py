@@ -9,7 +9,16 @@ targets and portal groups in config.conflicts.
 import os
 from collections import OrderedDict
 
-from targetd.config import conflicts, identities, kinds, lun_rules, model, pasted, settings
+from targetd.config import (
+    account_files,
+    conflicts,
+    identities,
+    kinds,
+    lun_rules,
+    model,
+    pasted,
+    settings,
+)
 from targetd.config.words import Unusable, shown_name, split
 from targetd.errors import Complaint
 from targetd.iscsi import names
@@ -47,18 +56,21 @@ class Found(OrderedDict):
 
     pieces: {name: [(value, Entry)]}, one item per line, for settings that may be repeated;
     unusable: names of settings that were written with a value that cannot be used. They count as
-    written, so that there is no further complaint that they are missing.
+    written, so that there is no further complaint that they are missing;
+    defaults: names of settings that have their default here, whatever the target says for its LUNs.
     """
 
     def __init__(self, *args, **kwargs):
         super(Found, self).__init__(*args, **kwargs)
         self.pieces = {}
         self.unusable = set()
+        self.defaults = set()
 
     def with_defaults(self, other):
         """A Found with these settings and, for the names that are missing here, those of `other`."""
-        both = Found(other, **self)
+        both = Found(((k, v) for k, v in other.items() if k not in self.defaults), **self)
         both.unusable = self.unusable | other.unusable
+        both.defaults = self.defaults
         return both
 
     def is_written(self, name):
@@ -220,6 +232,9 @@ class Checker(object):
                     remedy_for_unknown(entry.name, kind),
                 )
                 continue
+            if entry.text is None:
+                gathered.defaults.add(row.name)
+                continue
             try:
                 items = split(entry.text)
                 if not items:
@@ -261,8 +276,9 @@ class Checker(object):
         for tag in found.get('portal-group', ((), None))[0]:
             self._tags_wanted.append((tag, found['portal-group'][1]))
         self._check_alua(found)
-        accounts = self._accounts(found)
+        accounts = self._accounts(found, section.without)
         self._check_accounts(found, 'incominguser', 'outgoinguser', accounts)
+        self._check_former(found, accounts)
         luns = self._luns(section, name or '%s:%d' % (section.file, section.line), found)
         text_keys = self._text_keys(found)
         if name is None:
@@ -332,11 +348,13 @@ class Checker(object):
 
     # -- accounts ----------------------------------------------------------------------------------
 
-    def _accounts(self, found):
-        """[((user, secret), Entry)] of incominguser and of the files of incominguser-file."""
+    def _accounts(self, found, without):
+        """[((user, secret), Entry)] of incominguser and of the files of incominguser-file; without: users
+        that the files have and the target has not."""
         accounts = self._pieces(found, 'incominguser')
         for path, entry in self._pieces(found, 'incominguser-file'):
-            accounts += self._accounts_of_file(path, entry)
+            of_file = self._accounts_of_file(path, entry)
+            accounts += [account for account in of_file if account[0][0] not in without]
         return accounts
 
     @staticmethod
@@ -352,29 +370,12 @@ class Checker(object):
             self.places['account', target, None] = (entry.file, entry.line)
 
     def _accounts_of_file(self, path, entry):
-        try:
-            with open(path, encoding='utf-8') as f:
-                lines = f.read().split('\n')
-        except (OSError, UnicodeDecodeError) as e:
-            self.complain(
-                entry,
-                'incominguser-file: %s cannot be read: %s'
-                % (path, getattr(e, 'strerror', None) or 'not UTF-8'),
-                'correct the path or the file',
-            )
-            return []
-        if path not in self.files:
+        found, wrong = account_files.read_file(path, entry)
+        if found is not None and path not in self.files:
             self.files.append(path)
-        accounts, kind = [], kinds.Account()
-        for number, line in enumerate(lines, 1):
-            here = entry._replace(file=path, line=number)
-            try:
-                items = split(line.rstrip('\r'))
-                if items:
-                    accounts.append((kind.read(items), here))
-            except Unusable as e:
-                self.complain(here, e.text, e.remedy)
-        return accounts
+        for here, text, remedy in wrong:
+            self.complain(here, text, remedy)
+        return found or []
 
     def _check_accounts(self, found, incoming, outgoing, accounts):
         """Check that each user has one secret, that there is no mutual CHAP without one-way CHAP, and
@@ -407,6 +408,22 @@ class Checker(object):
                     'write different secrets for the two directions: equal ones prove nothing',
                 )
                 break
+
+    def _check_former(self, found, accounts):
+        users = [user for (user, _), _ in accounts]
+        for (user, secret, _), entry in self._pieces(found, 'former-incominguser'):
+            if user not in users:
+                self.complain(
+                    entry,
+                    'former-incominguser %r is no incominguser' % user,
+                    'also write incominguser = NAME SECRET, or remove the line',
+                )
+            if found.get('outgoinguser', ((None, None), None))[0][1] == secret:
+                self.complain(
+                    entry,
+                    'former-incominguser %r has the same secret as outgoinguser' % user,
+                    'write different secrets for the two directions: equal ones prove nothing',
+                )
 
     # -- luns --------------------------------------------------------------------------------------
 

@@ -93,6 +93,10 @@ def _accounts(target):
     if not target.accounts:
         return 'requires no CHAP'
     users = 'requires CHAP as %s' % ' or '.join(user for user, _ in target.accounts)
+    users += ''.join(
+        ', former secret of %s until %s' % (user, until.replace('T', ' '))
+        for user, _, until in target.former_incominguser
+    )
     if target.outgoing is None:
         return users
     return '%s, and authenticates itself as %s (mutual CHAP)' % (users, target.outgoing[0])
@@ -111,7 +115,8 @@ def _lun(lun):
     facts += [
         word
         for word, holds in (
-            ('read-only', lun.readonly),
+            ('read-only', lun.readonly or lun.state == 'read-only'),
+            ('OFFLINE', lun.state == 'offline'),
             ('thin', lun.thin),
             ('removable', lun.removable),
             ('identity of the disk', lun.direct),

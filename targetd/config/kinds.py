@@ -12,6 +12,7 @@ config.network_kinds, those of SCSI values in config.scsi_kinds. A kind has
 import difflib
 import os
 import re
+import time
 
 from targetd.config.words import Unusable, join
 from targetd.host import disks
@@ -444,6 +445,44 @@ class Accounts(Listed):
 
     def item(self, words):
         return self.kind.item(words)
+
+    def written(self, item):
+        return list(item)
+
+
+class FormerAccounts(Listed):
+    """Accounts with the date until which they are valid -> tuple of (user, secret, 'YYYY-MM-DDTHH:MM'),
+    in local time."""
+
+    DATE = re.compile('[0-9]{4}-[0-9]{2}-[0-9]{2}(T[0-9]{2}:[0-9]{2})?$')
+
+    def __init__(self):
+        super(FormerAccounts, self).__init__(Account())
+        self.says = (
+            'a name, a secret and a date like 2026-12-31 or 2026-12-31T18:00; separate several by commas, '
+            'or repeat the setting'
+        )
+
+    def item(self, words):
+        if len(words) != 3:
+            # no word is shown: it may be the secret
+            raise Unusable(
+                'three words are expected, but there are %d' % len(words),
+                'write a name, a secret and a date like 2026-12-31T18:00',
+            )
+        return self.kind.item(words[:2]) + (self.date(words[2]),)
+
+    def date(self, text):
+        """'2026-12-31T00:00' of a date or time as it is written. Raises Unusable."""
+        text = text.replace(' ', 'T')
+        try:
+            if not self.DATE.match(text):
+                raise ValueError()
+            full = text if 'T' in text else text + 'T00:00'
+            time.strptime(full, '%Y-%m-%dT%H:%M')
+        except ValueError:
+            raise Unusable('the date is not valid', 'write it like 2026-12-31 or 2026-12-31T18:00')
+        return full
 
     def written(self, item):
         return list(item)

@@ -15,31 +15,105 @@ from collections import namedtuple
 
 import configobj
 
-from targetd.config import check, pasted, settings
+from targetd.config import check, live_difference, live_files, pasted, settings
 from targetd.config.kinds import nearest
+from targetd.config.live import merge
+from targetd.config.sections import Entry, Section, flattened
 from targetd.config.words import Unusable, shown_name, split
 from targetd.errors import Complaint, ConfigError
-
-#: One `name = text`. name: as written.
-Entry = namedtuple('Entry', 'name text file line')
-#: One section. kind, argument: of '[kind argument]'; entries: [Entry]; sections: the nested
-#: [Section].
-Section = namedtuple('Section', 'kind argument file line entries sections')
 
 TRIPLE = re.compile(r'''[^=]*=\s*("{3}|'{3})''')
 HEADING = re.compile(r'\s*((?:\[\s*)+)(.*?)((?:\s*\])+)\s*(?:#.*)?$', re.DOTALL)
 NUMBERED = re.compile(r'([0-9]+)(?:\s+(.*))?$', re.DOTALL)
 
 
+#: What was loaded. configuration: the Configuration; sections: [Section] after the merge of live changes;
+#: live: the text of live.conf, with an edit the new one; is_edited: True if the edit changes it.
+Loaded = namedtuple('Loaded', 'configuration sections live is_edited')
+
+
 def load(path):
-    """The Configuration of this file and of the files that it includes. Raises ConfigError with all
-    complaints."""
+    """The Configuration of this file, of the files that it includes, and of its live changes. Raises
+    ConfigError with all complaints."""
+    return load_all(path).configuration
+
+
+def load_all(path, edit=None, comment=''):
+    """The Loaded of this file. edit: function of the [Section] in force that returns those that are
+    wanted; what it changes is in the text of live.conf that is returned, with this comment, and not yet
+    in the file. Raises ConfigError, TargetdError."""
+    path = os.path.abspath(path)
     reading = Reading()
-    reading.include(os.path.abspath(path), None)
-    configuration, complaints = check.build(reading.sections, reading.files)
+    reading.include(path, None)
+    base, live = _live_files(reading, path)
+    before = live.text
+    if edit is not None:
+        live = _edited(reading, base, live, edit, comment)
+    merged, clashes = base, []
+    if live.sections:
+        merged, clashes = merge(base, live.sections, live.said)
+    if live.path not in reading.files and live.sections:
+        reading.files.append(live.path)
+    configuration, complaints = check.build(merged, reading.files)
+    _require_valid(reading, clashes + complaints)
+    return Loaded(configuration, merged, live.text, live.text != before)
+
+
+def _edited(reading, base, live, edit, comment):
+    """The _LiveFile after an edit. base: [Section] without those of live.conf; live: its _LiveFile now."""
+    merged, clashes = merge(base, live.sections, live.said)
+    _require_valid(reading, clashes)
+    wanted = edit(flattened(merged))
+    sections = live_difference.difference(flattened(base), wanted)
+    text = live_difference.live_text(sections, comment, live.sections, live.comments)
+    new = _LiveFile(live.path, text)
+    reading.complaints += new.complaints
+    return new
+
+
+def _require_valid(reading, complaints):
     if reading.complaints or complaints:
         raise ConfigError(_in_file_order(reading.complaints + complaints, reading.files))
-    return configuration
+
+
+def _live_files(reading, path):
+    """([Section] without those of live.conf, the _LiveFile of live.conf)."""
+    paths, complaints = live_files.paths_of(path)
+    reading.complaints += complaints
+    base, present = reading.sections, _LiveFile(live_files.live_file_of(path), '')
+    for each in paths:
+        try:
+            with open(each, 'rb') as f:
+                content = f.read()
+        except OSError as e:
+            reading.complaints.append(
+                Complaint(each, None, 'cannot be read: %s' % e.strerror, 'correct its permissions')
+            )
+            continue
+        reading.files.append(each)
+        one = _LiveFile(each, content)
+        reading.complaints += one.complaints
+        if os.path.basename(each) == live_files.LIVE_FILE:
+            present = one
+        else:
+            base, clashes = merge(base, one.sections, one.said)
+            reading.complaints += clashes
+    return base, present
+
+
+class _LiveFile(object):
+    """A file of targetdctl.d, as it was read, or as it is going to be written."""
+
+    def __init__(self, path, content):
+        reading = Reading()
+        self.path = path
+        is_read = isinstance(content, bytes)
+        lines = reading.lines_of(path, content) if is_read else content.split('\n')
+        self.text = '\n'.join(lines)
+        reading.parse(path, lines)
+        self.sections, self.complaints = reading.sections, reading.complaints
+        self.comments = live_difference.comments_of(lines)
+        self.said = {(path, number): text for number, text in self.comments.items()}
 
 
 def load_text(path, text):
@@ -47,9 +121,16 @@ def load_text(path, text):
     reading = Reading()
     reading.read_text(path, text)
     configuration, complaints = check.build(reading.sections, reading.files)
-    if reading.complaints or complaints:
-        raise ConfigError(_in_file_order(reading.complaints + complaints, reading.files))
+    _require_valid(reading, complaints)
     return configuration
+
+
+def sections_of_text(path, text):
+    """The [Section] of a text without includes. Raises ConfigError."""
+    reading = Reading()
+    reading.read_text(path, text)
+    _require_valid(reading, [])
+    return reading.sections
 
 
 def server_paths(path):
@@ -108,13 +189,13 @@ class Reading(object):
         self._seen[real] = entry
         self._open.append(real)
         self.files.append(path)
-        self._parse(path, self._lines(path, content))
+        self.parse(path, self.lines_of(path, content))
         self._open.pop()
 
     def read_text(self, path, text):
         """Read a main file that is not on a disk yet."""
         self.files.append(path)
-        self._parse(path, text.split('\n'))
+        self.parse(path, text.split('\n'))
 
     def _complain(self, entry, text, remedy=''):
         self.complaints.append(Complaint(entry.file, entry.line, text, remedy))
@@ -135,7 +216,8 @@ class Reading(object):
                 )
             )
 
-    def _lines(self, path, content):
+    def lines_of(self, path, content):
+        """The lines of a file; complains if it is not UTF-8 text."""
         try:
             text = content.decode('utf-8')
         except UnicodeDecodeError as e:
@@ -158,7 +240,8 @@ class Reading(object):
 
     # -- configobj ---------------------------------------------------------------------------------
 
-    def _parse(self, path, lines):
+    def parse(self, path, lines):
+        """Add the sections of these lines."""
         try:
             root = configobj.ConfigObj(
                 self._numbered(path, lines), interpolation=False, list_values=False, _inspec=True

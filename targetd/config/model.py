@@ -20,6 +20,7 @@ default, so `Server()` is an empty server section.
     Target          name (folded); see settings.TARGET; and
                     portal_groups: (tag, ...)
                     accounts: ((user, secret), ...) of incominguser and of incominguser-file
+                    former_incominguser: ((user, secret, until), ...)
                     outgoing: (user, secret) or None (outgoinguser)
                     initiator_addresses, initiator_names: tuples of the rules of config.acl
                     luns: {number: Lun}, ascending
@@ -136,7 +137,15 @@ SETTING_OF = {
 }
 _ROWS = dict(((row.section, row.name), row) for row in settings.TABLE)
 _SEVERITY = (settings.LIVE, settings.NEXT_LOGIN, settings.NEEDS_LOGOUT, settings.NEEDS_RESTART)
-_SECRET = frozenset(['accounts', 'outgoing', 'incomingdiscoveryuser', 'outgoingdiscoveryuser'])
+_SECRET = frozenset(
+    [
+        'accounts',
+        'former_incominguser',
+        'outgoing',
+        'incomingdiscoveryuser',
+        'outgoingdiscoveryuser',
+    ]
+)
 
 
 def row_of(section, field):
@@ -155,7 +164,7 @@ def _shown(section, field, value):
     if field in _SECRET:
         accounts = ([value] if value else []) if field.startswith('out') else value
         return (
-            'the accounts %s' % ', '.join(user for user, _ in accounts)
+            'the accounts %s' % ', '.join(account[0] for account in accounts)
             if accounts
             else 'no account'
         )

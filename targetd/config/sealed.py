@@ -25,10 +25,9 @@ def seal(configuration, key):
     def sealed(account):
         if account is None:
             return None
-        user, secret = account
-        mark = label(key, secret)
-        secrets[mark] = secret.encode('utf-8')
-        return user, mark.hex()
+        mark = label(key, account[1])
+        secrets[mark] = account[1].encode('utf-8')
+        return (account[0], mark.hex()) + tuple(account[2:])
 
     def all_sealed(accounts):
         return tuple(sealed(account) for account in accounts)
@@ -40,7 +39,11 @@ def seal(configuration, key):
     targets = type(configuration.targets)(
         (
             name,
-            target._replace(accounts=all_sealed(target.accounts), outgoing=sealed(target.outgoing)),
+            target._replace(
+                accounts=all_sealed(target.accounts),
+                former_incominguser=all_sealed(target.former_incominguser),
+                outgoing=sealed(target.outgoing),
+            ),
         )
         for name, target in configuration.targets.items()
     )

@@ -238,6 +238,11 @@ TARGET = (
     _target('incominguser-file', kinds.Listed(kinds.Path()), (), NEXT_LOGIN,
             'Files with further accounts, one per line (name and secret, as in incominguser).',
             'Make the file readable by root only.', '/etc/targetd.d/erp.secrets'),
+    _target('former-incominguser', kinds.FormerAccounts(), (), NEXT_LOGIN,
+            'Former secrets of accounts, each with the date until which initiators may still use it '
+            'besides that of incominguser.',
+            '"targetdctl account rotate" writes it. At the end of the time sessions continue; only '
+            'new logins need the new secret.', 'erp old-12-to-16 2026-12-31T18:00'),
     _target('outgoinguser', kinds.Account(), None, NEXT_LOGIN,
             'Account with which the target authenticates itself to the initiator (mutual CHAP).',
             'Its secret must differ from the secrets of incominguser.', 'erp-back other-12-to-16'),
@@ -332,6 +337,11 @@ LUN = (
          'With offline, commands end with NOT READY, MANUAL INTERVENTION REQUIRED, so that multipath '
          'or cluster software uses another path or copy. A lack of space or memory changes nothing. A '
          'change of this setting does not act on earlier errors.'),
+    _lun('state', kinds.Choice('ready', 'read-only', 'offline'), 'ready', LIVE,
+         'read-only: writes are refused from now on; offline: every access is. Sessions stay logged in.',
+         'Written by "targetdctl lun offline", "lun readonly" and "lun online". Initiators are notified. '
+         'With read-only, writes end with DATA PROTECT, WRITE PROTECTED; with offline, commands end with '
+         'NOT READY, MANUAL INTERVENTION REQUIRED. Unlike readonly, it needs no logout.', shared=False),
     _lun('readonly', kinds.Flag(), False, NEEDS_LOGOUT, 'Reject every write.'),
     _lun('removable', kinds.Flag(), False, NEEDS_LOGOUT, 'Report the medium as removable, so that '
                                                          'it can be ejected.'),

@@ -15,6 +15,7 @@ import struct
 from targetd import log
 from targetd.admin import commands
 from targetd.errors import TargetdError
+from targetd.master.live_changes import user_of
 from targetd.master.processes.loop import READ, WRITE
 
 CONVERSATION_SECONDS = 300.0  # longer than any answer takes
@@ -25,9 +26,12 @@ SO_PEERGROUPS = 59
 class Client(object):
     """A connection of targetdctl: one request, one reply."""
 
-    def __init__(self, sock, access):
+    def __init__(self, sock, access, who):
         self.socket = sock
         self.access = access  # 'full' or 'read-only'
+        self.who = who  # the user, for the history
+        self.what = ''  # the command as typed, without secrets
+        self.secret = None  # descriptor of a pipe with a secret, which this process does not read
         self.received = bytearray()
         self.outgoing = b''
         self.keep_open = False  # `stop`: the end of file shows that targetd has stopped
@@ -37,7 +41,7 @@ class Client(object):
 class Control(object):
     """The control socket of the master.
 
-    answer(words, arguments): executes a command, see ControlAnswers.answer; state: ServerState.
+    answer(words, arguments, client): executes a command, see ControlAnswers.answer; state: ServerState.
     """
 
     def __init__(self, loop, answer, state):
@@ -124,7 +128,7 @@ class Control(object):
             sock.close()
             return
         sock.setblocking(False)
-        client = Client(sock, access)
+        client = Client(sock, access, user_of(*_credentials(sock)[:2]))
         self._clients.add(client)
         client.timer = self.loop.call_later(CONVERSATION_SECONDS, lambda: self._drop(client))
         self.loop.watch(sock, READ, lambda events: self._ready(client, events))
@@ -134,6 +138,9 @@ class Control(object):
         client.timer.cancel()
         self.loop.forget(client.socket)
         client.socket.close()
+        if client.secret is not None:
+            os.close(client.secret)
+            client.secret = None
 
     def _ready(self, client, events):
         try:
@@ -147,7 +154,12 @@ class Control(object):
             self._drop(client)
 
     def _receive(self, client):
-        data = client.socket.recv(1 << 16)
+        data, descriptors = _received(client.socket)
+        for descriptor in descriptors:
+            if client.secret is None:
+                client.secret = descriptor
+            else:
+                os.close(descriptor)
         if not data:
             self._drop(client)
             return
@@ -177,10 +189,7 @@ class Control(object):
 
     def _access_of(self, sock):
         """What the client may do: 'full', 'read-only' or None, whatever the mode of the socket is."""
-        size = struct.calcsize('3i')
-        _pid, user, group = struct.unpack(
-            '3i', sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
-        )
+        _, user, group = _credentials(sock)
         if user in (0, os.geteuid()):
             return 'full'
         if self._group is not None and self._group in [group] + _further_groups(sock):
@@ -199,7 +208,8 @@ class Control(object):
                     'root, or write control-group-access = full' % row.words
                 )
             client.keep_open = row.words == 'stop'
-            reply = self.answer(row.words, arguments)
+            client.what = commands.typed(row, arguments)
+            reply = self.answer(row.words, arguments, client)
             if callable(reply):  # the reply comes later: pass the function that sends it
                 reply(lambda later: self._reply(client, later))
                 return None
@@ -214,6 +224,25 @@ class Control(object):
 
 
 __all__ = ('Control',)
+
+
+def _credentials(sock):
+    """(process, user, group) of the client."""
+    size = struct.calcsize('3i')
+    return struct.unpack('3i', sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
+
+
+def _received(sock):
+    """(bytes, [descriptor]) that a client has sent."""
+    size = struct.calcsize('i')
+    data, ancillary, _, _ = sock.recvmsg(1 << 16, socket.CMSG_SPACE(size), socket.MSG_CMSG_CLOEXEC)
+    found = []
+    for level, kind, content in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            found += struct.unpack(
+                '%di' % (len(content) // size), content[: len(content) // size * size]
+            )
+    return data, found
 
 
 def group_id(name):

@@ -10,9 +10,13 @@ from targetd.config import model
 from targetd.config.words import counted
 from targetd.errors import TargetdError
 from targetd.master import fault_report
+from targetd.master.control_changes import ANSWERS as CHANGES
+from targetd.master.control_changes import ChangeAnswers, named_lun
 from targetd.master.control_counters import counters_reply
 from targetd.master.fault_report import state_of, when
+from targetd.master.live_changes import Cause
 from targetd.master.logins.portals import plain
+from targetd.master.reload import BY_HAND
 from targetd.master.units import transitions
 from targetd.scsi import alua, faults
 from targetd.scsi.medium_state import FAILED
@@ -35,6 +39,7 @@ class ControlAnswers(object):
         reload,
         stop,
         counting,
+        history,
     ):
         self.loop = loop
         self.state = state
@@ -48,14 +53,20 @@ class ControlAnswers(object):
         self.reload = reload
         self.stop = stop
         self.counting = counting
+        self.changes = ChangeAnswers(self, history)
 
-    def answer(self, words, arguments):
-        """Execute a command of commands.TABLE by its row of ANSWERS.
+    def answer(self, words, arguments, client=None):
+        """Execute a command of commands.TABLE by its row of ANSWERS, or of control_changes.ANSWERS.
 
-        words: as in the row, 'show sessions'; arguments: {name: value}. Returns the reply (bytes),
-        or, for a command that takes time, a function that takes the function that sends the reply.
-        Raises TargetdError.
+        words: as in the row, 'show sessions'; arguments: {name: value}; client: control.Client. Returns
+        the reply (bytes), or, for a command that takes time, a function that takes the function that
+        sends the reply. Raises TargetdError.
         """
+        arguments = {name.replace('-', '_'): value for name, value in arguments.items()}
+        if words in CHANGES:
+            return CHANGES[words](self.changes, client, **arguments)
+        if words == 'reload':
+            arguments['client'] = client
         return ANSWERS[words](self, **arguments)
 
     def _answer_status(self):
@@ -143,7 +154,7 @@ class ControlAnswers(object):
             'state': '; '.join(filter(None, (state_of(unit), hanging, unit.path_problem, pending))),
             'pending': pending,
             'read_only': bool(unit.facts.get('read_only'))
-            or unit.shared.restriction == faults.READ_ONLY,
+            or unit.shared.in_force == faults.READ_ONLY,
             'encrypted': bool(unit.facts.get('encrypted')),
             'reserved_by': reserved_by(unit.shared.reservations),
             'sessions': len(unit.workers),
@@ -260,22 +271,26 @@ class ControlAnswers(object):
         ]
         return commands.reply_rows(rows)
 
-    def _reload_reply(self, rows, error):
+    def reload_reply(self, rows, error, message=''):
+        """The reply after a reload, or after a change of the configuration."""
         if error is not None:
             return commands.reply_error(str(error), error.exit_code)
         waiting = len(self.exports.pending)
         return commands.reply_rows(
             rows,
-            waiting
+            message
+            or waiting
             and 'the change of %s waits for the logout of its sessions; "targetdctl show units" lists it; '
             '"targetdctl reload --now" asks the initiators to log out'
             % counted(waiting, 'LUN'),
         )
 
-    def _answer_reload(self, plan=False, now=False):
+    def _answer_reload(self, plan=False, now=False, client=None):
+        cause = Cause(client.who, client.what, None) if client is not None else BY_HAND
+
         def reload_and_reply(reply):
             self.reload.start_reload(
-                lambda rows, error: reply(self._reload_reply(rows, error)), plan, now
+                lambda rows, error: reply(self.reload_reply(rows, error)), plan, now, cause
             )
 
         return reload_and_reply
@@ -348,17 +363,18 @@ class ControlAnswers(object):
             'session %d of %s is ended' % (session.tsih, session.initiator_name)
         )
 
-    def _unit(self, text):
+    def unit(self, text):
+        """The Unit of this name. Raises TargetdError."""
         found = self.units.find(text)
         if found is None:
             raise TargetdError('there is no unit %s; targetdctl show units lists them' % text)
         return found
 
     def _answer_show_errors(self, unit):
-        return commands.reply_rows(fault_report.error_rows(self._unit(unit)))
+        return commands.reply_rows(fault_report.error_rows(self.unit(unit)))
 
     def _answer_acknowledge(self, unit):
-        found = self._unit(unit)
+        found = self.unit(unit)
 
         def recover_and_reply(reply):
             def recovered(error):
@@ -413,14 +429,6 @@ ANSWERS = {
     'accept': ControlAnswers._answer_accept,
     'alua': ControlAnswers._answer_alua,
 }
-
-
-def named_lun(text):
-    """('iqn…', 0) of 'iqn…/0'. Raises TargetdError."""
-    target_name, _, number = text.lower().rpartition('/')
-    if not (target_name and number.isdigit()):
-        raise TargetdError('%s is not TARGET/LUN, such as iqn.2026-11.com.example:erp/0' % text)
-    return target_name, int(number)
 
 
 def alua_rows(unit):

@@ -138,11 +138,12 @@ class Report(object):
             self.descriptor = None
 
 
-def run(path, configuration, foreground=False, vault=None, strict=False):
+def run(path, configuration, foreground=False, vault=None, strict=False, whole=None):
     """Run a server: in the foreground until it is stopped, in the background until it accepts logins.
-    path: absolute; strict: do not start if a LUN or a portal cannot be served yet. Returns the exit
-    code. Raises TargetdError if the server cannot start."""
-    serve = functools.partial(_serve, path, configuration, vault, strict)
+    path: absolute; strict: do not start if a LUN or a portal cannot be served yet; whole: Vault with the
+    text of the configuration, for the history. Returns the exit code. Raises TargetdError if the server
+    cannot start."""
+    serve = functools.partial(_serve, path, configuration, vault, strict, whole)
     if foreground:
         try:
             return serve(Report(), True)
@@ -199,7 +200,7 @@ def _second_fork(serve, report):
     return code
 
 
-def _serve(path, configuration, vault, strict, report, foreground):
+def _serve(path, configuration, vault, strict, whole, report, foreground):
     server = configuration.server
     feasible.require_feasible(server)
     pid_file = PidFile(server.pid_file)
@@ -219,6 +220,8 @@ def _serve(path, configuration, vault, strict, report, foreground):
             _log_digests(configuration)
             if network.psutil is None:
                 log.warning(network.WITHOUT_PSUTIL)
+            if whole is not None:
+                master.history.record(whole, master.state.started, 'root', 'start')
             report.send_outcome(EXIT_OK, _outcome(master))
             master.run()
         finally:

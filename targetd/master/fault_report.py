@@ -15,6 +15,14 @@ def when(seconds):
 def state_of(unit):
     """The state of the unit's medium, with the reason of a failure, the progress of an operation or
     the latest fault."""
+    found = _state_of_medium(unit)
+    ordered = unit.shared.ordered
+    if not ordered:
+        return found
+    return '%s (set by the administrator)%s' % (ordered, '' if found == READY else '; ' + found)
+
+
+def _state_of_medium(unit):
     medium, operation, restriction = (
         unit.shared.medium,
         unit.shared.operation,

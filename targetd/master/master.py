@@ -36,6 +36,7 @@ from targetd.master.processes.worker_messages import BadMessage, MessageHandlers
 from targetd.master.processes.workers import Workers
 from targetd.master.reload import Reload
 from targetd.master.server_state import ServerState
+from targetd.master.state.history import History
 from targetd.master.state.saver import Saver
 from targetd.master.state.state_directory import StateDirectory
 from targetd.master.stop import Stop
@@ -133,6 +134,7 @@ class Master(object):
             Flushes(self.jobs, self.replication.fail_unit),
         )
         self.exports = Exports(self.loop, self.units, self.jobs)
+        self.history = History(os.path.join(configuration.server.state_dir, 'history'), self.jobs)
 
     def _create_logins(self):
         self.sessions = Sessions(
@@ -185,6 +187,7 @@ class Master(object):
             isns=self.isns,
             log_files=self.log_files,
             apply_server=self.apply_server,
+            history=self.history,
         )
         self.answers = ControlAnswers(
             loop=self.loop,
@@ -199,6 +202,7 @@ class Master(object):
             reload=self.reload,
             stop=self.stop,
             counting=self.counting,
+            history=self.history,
         )
         self.control = Control(self.loop, self.answers.answer, self.state)
 

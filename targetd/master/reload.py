@@ -12,14 +12,18 @@ name.
 Units that sessions use are replaced by master.replacements.
 """
 
+import time
+
 from targetd import log
 from targetd.config import acl, model, settings
 from targetd.errors import StoreError, TargetdError
-from targetd.master import feasible
+from targetd.master import feasible, live_changes
+from targetd.master.attempt import Attempt, Prepared
 from targetd.master.exports import exports, open_medium
 from targetd.master.exports.resizing import Resizes
+from targetd.master.live_changes import Cause, LiveChanges
 from targetd.master.replacements import Replacements
-from targetd.master.units import transitions
+from targetd.master.units import fault_transitions, transitions
 from targetd.master.vault import load
 from targetd.scsi import attention
 
@@ -27,35 +31,7 @@ MODE_FIELDS = ('write_cache', 'sense_format', 'thin_threshold')
 ACCESS_FIELDS = ('alua', 'alua_state', 'portal_groups')
 
 
-class Prepared(object):
-    """The units that were opened for a reload, before anything has changed. units: {(target name,
-    number): Unit}; discard_unit(unit) releases one; resizes: Resizes, as soon as there are some."""
-
-    def __init__(self, units, discard_unit):
-        self.units = units
-        self.resizes = None
-        self._discard_unit = discard_unit
-
-    def close(self):
-        """The reload failed, or was only planned: release the units, undo the new sizes."""
-        for unit in self.units.values():
-            self._discard_unit(unit)
-        if self.resizes is not None:
-            self.resizes.undo()
-
-
-class Attempt(object):
-    """One reload or plan. new: the Configuration; vault: of its secrets; steps, rows: what
-    changes, and how it is shown; now: do not wait for sessions; done: as in Reload.start_reload()."""
-
-    def __init__(self, new, vault, steps, rows, plan_only, now, done):
-        self.new = new
-        self.vault = vault
-        self.steps = steps
-        self.rows = rows
-        self.plan_only = plan_only
-        self.now = now
-        self.done = done
+BY_HAND = Cause('root', 'reload', None)
 
 
 class Reload(object):
@@ -75,6 +51,7 @@ class Reload(object):
         isns,
         log_files,
         apply_server,
+        history,
     ):
         self.loop = loop
         self.state = state
@@ -87,6 +64,8 @@ class Reload(object):
         self.isns = isns
         self.log_files = log_files
         self.apply_server = apply_server
+        self.history = history
+        self.live_changes = LiveChanges(jobs, state)
         self._is_opening = False  # True while child processes open stores for a reload
         self.replacements = Replacements(
             loop, state, sessions, units, exports, lambda: self.loop.call_later(0, self.check)
@@ -106,7 +85,7 @@ class Reload(object):
             )
             self._is_requested_again = True
         else:
-            self.start_reload(self._log_outcome)
+            self.start_reload(self._log_outcome, cause=Cause('root', 'SIGHUP', None))
 
     @staticmethod
     def _log_outcome(rows, error):
@@ -128,15 +107,17 @@ class Reload(object):
             raise error
         return rows
 
-    def start_reload(self, done, plan_only=False, now=False):
+    def start_reload(self, done, plan_only=False, now=False, cause=BY_HAND):
         """Load the configuration and, unless `plan_only`, apply it. now: ask the sessions that changes
-        wait for to log out, also for changes of earlier reloads. Calls, now or later, done([{'step',
+        wait for to log out, also for changes of earlier reloads; cause: of live_changes, with the edit
+        that is written to live.conf before it is applied. Calls, now or later, done([{'step',
         'effect'} …], None), or done(None, TargetdError) if nothing has changed."""
         try:
-            new, vault = self._loaded()
+            loaded = self._loaded(cause)
         except TargetdError as e:
             done(None, e)
             return
+        new = loaded.configuration
         steps = model.diff(self.state.configuration, new)
         rows = [{'step': step.text, 'effect': settings.WHEN[step.when]} for step in steps]
         wanted = [
@@ -147,13 +128,13 @@ class Reload(object):
         self.exports.open_media(
             wanted,
             lambda outcomes: self._opened(
-                Attempt(new, vault, steps, rows, plan_only, now, done), outcomes
+                Attempt(loaded, cause, steps, rows, plan_only, now, done), outcomes
             ),
             plan_only,
             leaving_units(steps),
         )
 
-    def _loaded(self):
+    def _loaded(self, cause):
         if self.state.is_stopping:
             raise TargetdError('targetd is being stopped')
         if self.state.changing:
@@ -172,13 +153,15 @@ class Reload(object):
             raise TargetdError(
                 'targetd runs without a configuration file; there is nothing to reload'
             )
-        configuration, vault, _ = load(self.state.path, self.state.vault)
+        loaded = load(
+            self.state.path, self.state.vault, edit=cause.edit, comment=live_changes.comment(cause)
+        )
         try:
-            feasible.require_feasible(configuration.server, self.state.configuration.server)
+            feasible.require_feasible(loaded.configuration.server, self.state.configuration.server)
         except TargetdError:
-            vault.close()
+            loaded.close()
             raise
-        return configuration, vault
+        return loaded
 
     def _opened(self, attempt, outcomes):
         try:
@@ -232,17 +215,53 @@ class Reload(object):
                 raise refusal
             if attempt.plan_only:
                 self._try_rest(attempt, prepared)
-            else:
-                self._apply(attempt, prepared)
         except TargetdError as e:
             self._ended(attempt, e)
-        except Exception as e:  # the boundary: done() must be called
-            log.exception('a reload met an unexpected failure')
-            self._ended(
-                attempt, TargetdError('an unexpected failure: %s; the log has the details' % e)
+            return
+        if attempt.plan_only:
+            self._ended(attempt, None)
+        elif attempt.loaded.is_edited:
+            self.live_changes.put(
+                attempt.loaded, lambda error: self._written(attempt, prepared, error)
             )
         else:
-            self._ended(attempt, None)
+            self._apply_and_end(attempt, prepared, lambda why: self._ended(attempt, why))
+
+    def _written(self, attempt, prepared, error):
+        """The change is in live.conf: apply it, or take it back."""
+        if error is None and self.state.is_stopping:
+            error = TargetdError('targetd is being stopped')
+            self.live_changes.take_back(lambda _: None)
+        if error is not None:
+            prepared.close()
+            self._ended(attempt, error)
+            return
+        self._apply_and_end(
+            attempt,
+            prepared,
+            lambda why: self.live_changes.take_back(
+                lambda error: self._ended(attempt, error or why)
+            ),
+        )
+
+    def _apply_and_end(self, attempt, prepared, refused):
+        """Apply the steps, and end when they are in force; refused(TargetdError) if nothing has
+        changed."""
+        try:
+            self._apply(attempt, prepared)
+        except TargetdError as e:
+            refused(e)
+            return
+        except Exception as e:  # the boundary: done() must be called
+            log.exception('a reload met an unexpected failure')
+            refused(TargetdError('an unexpected failure: %s; the log has the details' % e))
+            return
+        if attempt.loaded.is_edited:
+            self.live_changes.forget_former()
+        self.history.record(
+            attempt.loaded.whole, time.time(), attempt.cause.who, attempt.cause.what
+        )
+        prepared.when_in_force(lambda: self._ended(attempt, None))
 
     def _try_rest(self, attempt, prepared):
         """The part of a plan that needs no stores. Raises TargetdError if a step would fail."""
@@ -255,6 +274,9 @@ class Reload(object):
 
     def _ended(self, attempt, error):
         self._is_opening = False
+        attempt.loaded.live.close()
+        if error is not None or attempt.plan_only:
+            attempt.loaded.whole.close()
         attempt.vault.close()  # of the new configuration if it is not in force, else of the old one
         attempt.done(attempt.rows if error is None else None, error)
         self.check()
@@ -436,6 +458,10 @@ class Reload(object):
             unit.lun = step.new
             if unit in prepared.resizes.sizes:
                 self.exports.watch.adopt_size(unit, prepared.resizes.sizes[unit])
+            ordered = fault_transitions.state_ordered(unit.shared, step.new.state)
+            if ordered is not None:
+                in_force = prepared.hold()
+                self.units.apply_and_flush(unit, ordered, lambda error: in_force())
             if set(MODE_FIELDS) & set(step.fields):
                 unit.facts.update(
                     write_cache=step.new.write_cache,

@@ -19,8 +19,9 @@ import struct
 import time
 
 from targetd import compat
-from targetd.config import lint, loader, sealed
-from targetd.errors import TargetdError
+from targetd.config import lint, live_files, loader, sealed
+from targetd.config.sections import flattened, text_of
+from targetd.errors import ConfigError, TargetdError
 from targetd.master.processes import child
 
 LENGTH = struct.Struct('>H')
@@ -50,6 +51,15 @@ class Vault(object):
         )
         os.ftruncate(self.descriptor, len(data))
         os.pwrite(self.descriptor, data, 0)
+
+    def write(self, content):
+        """Hold these bytes instead of secrets."""
+        os.ftruncate(self.descriptor, len(content))
+        os.pwrite(self.descriptor, content, 0)
+
+    def content(self):
+        """The bytes of write(). Call it in a child process only."""
+        return os.pread(self.descriptor, os.fstat(self.descriptor).st_size, 0)
 
     @contextlib.contextmanager
     def opened(self):
@@ -97,32 +107,66 @@ def seal_here(configuration):
     return configuration, vault
 
 
-def load(path, old=None, fork=os.fork):
-    """Load the configuration in a child process. Returns (sealed Configuration, Vault, [warning]).
+class Loaded(object):
+    """What was loaded. configuration: the sealed Configuration; vault: its Vault; texts: Vaults without a
+    key that have the text of the whole configuration (config.sections), for the history, and the new
+    live.conf of an edit; warnings: [text]; is_edited: True if live.conf changes."""
 
-    old: the Vault of the configuration in force, whose labels shall be comparable. Raises
+    def __init__(self, configuration, vault, whole, live, warnings, is_edited):
+        self.configuration = configuration
+        self.vault = vault
+        self.whole = whole
+        self.live = live
+        self.warnings = warnings
+        self.is_edited = is_edited
+
+    def close(self):
+        """Forget everything: the configuration is not put in force."""
+        for vault in (self.whole, self.live, self.vault):
+            vault.close()
+
+
+def load(path, old=None, fork=os.fork, edit=None, comment=''):
+    """Load the configuration in a child process. Returns a Loaded.
+
+    old: the Vault of the configuration in force, whose labels shall be comparable; edit: function of
+    sections (config.edits), called in the child process; comment: of its lines in live.conf. Raises
     TargetdError, ConfigError."""
-    vault = new_vault()
+    vaults = new_vault(), new_vault(), new_vault()
     try:
-        loaded = _in_child(lambda: _load(path, vault, old), fork)
+        loaded = _in_child(lambda: _load(path, vaults, old, edit, comment), fork)
         if isinstance(loaded, TargetdError):
             raise loaded
-        return loaded[0], vault, loaded[1]
+        return Loaded(loaded[0], *(vaults + loaded[1:]))
     except BaseException:
-        vault.close()
+        for vault in vaults:
+            vault.close()
         raise
 
 
-def _load(path, vault, old):
+def _load(path, vaults, old, edit, comment):
     key = os.urandom(sealed.KEY_BYTES) if old is None else old.key()
+    vault, whole, live = vaults
     try:
-        configuration = loader.load(path)
+        loaded = loader.load_all(path, edit, comment)
+    except ConfigError as e:
+        return without_places(e, path) if edit is not None else e
     except TargetdError as e:
         return e
-    warnings = [str(warning) for warning in lint.warnings(configuration)]
-    configuration, secrets = sealed.seal(configuration, key)
+    warnings = [str(warning) for warning in lint.warnings(loaded.configuration)]
+    configuration, secrets = sealed.seal(loaded.configuration, key)
     vault.fill(key, secrets)
-    return configuration, warnings
+    whole.write(text_of(flattened(loaded.sections)).encode('utf-8', 'surrogateescape'))
+    live.write(loaded.live.encode('utf-8', 'surrogateescape'))
+    return configuration, warnings, loaded.is_edited
+
+
+def without_places(error, path):
+    """The ConfigError of a change: lines of live.conf that are not written yet have no place."""
+    live = live_files.live_file_of(path)
+    return ConfigError(
+        [c._replace(file=None, line=None) if c.file == live else c for c in error.complaints]
+    )
 
 
 def _in_child(work, fork):

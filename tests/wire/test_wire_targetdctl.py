@@ -70,8 +70,8 @@ def test_why_names_status_windows_message_and_where_to_look(served_by):
 
 @pytest.mark.parametrize('row', ROWS, ids=[row.words for row in ROWS])
 def test_without_a_server_the_exit_code_is_7_and_a_wrong_argument_is_2(daemon, row):
-    needed = {'number': '1', 'text': 'x'}
-    arguments = [needed[a.kind] for a in row.arguments if a.required]
+    needed = {'number': '1', 'text': 'x', 'path': 'x'}
+    arguments = [needed[a.kind] for a in row.arguments if a.required and a.kind in needed]
     code, output = daemon.targetdctl(*(row.words.split() + arguments))
     assert code == 7 and 'is not running' in output and 'Traceback' not in output, output
     code, output = daemon.targetdctl(*(row.words.split() + arguments + ['--nonsense']))

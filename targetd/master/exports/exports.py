@@ -288,7 +288,7 @@ class Exports(object):
             lun,
             store,
             facts,
-            shared._replace(key_check=words['key_check']),
+            shared._replace(key_check=words['key_check'], ordered=shared_state.ORDERED[lun.state]),
             medium,
             found,
         )

@@ -6,6 +6,8 @@ A worker may have been forked before a reload, so the master checks every sessio
 (ARCHITECTURE D16).
 """
 
+import time
+
 from targetd.config import acl
 from targetd.iscsi import const
 
@@ -58,7 +60,7 @@ class Admission(object):
         refusal = acl.refusal(target, session['initiator_name'], address)
         if refusal:
             raise Refused(const.AUTHORIZATION_FAILURE, refusal)
-        _check_proof(claim, target.name, target.accounts)
+        _check_proof(claim, target.name, accounts_now(target))
         self._check_target_available(target)
         _check_target_limit(target, session, sessions)
 
@@ -93,7 +95,7 @@ class Admission(object):
         """[(user, secret)] of the session's target that belong to the account with which the
         initiator logged in."""
         target = self.state.configuration.targets.get(session.nexus.target_name)
-        accounts = target.accounts if target else ()
+        accounts = accounts_now(target) if target else ()
         return [account for account in accounts if account[0] == session.account]
 
     def may_log_in(self, worker, target_name):
@@ -106,11 +108,22 @@ class Admission(object):
             return False
         if session.group not in target.portal_groups:
             return False
-        if target.accounts and not set(session.proved) & set(target.accounts):
+        if target.accounts and not set(session.proved) & set(accounts_now(target)):
             return False
         return not any(
             acl.refusal(target, session.initiator_name, peer[0]) for peer in session.peers.values()
         )
+
+
+def accounts_now(target, clock=time.localtime):
+    """((user, secret), ...) with which an initiator may log in now: the accounts of a target, and those of
+    which the secret was changed and is valid for some time."""
+    if not target.former_incominguser:
+        return target.accounts
+    now = time.strftime('%Y-%m-%dT%H:%M', clock())
+    return target.accounts + tuple(
+        (user, secret) for user, secret, until in target.former_incominguser if now < until
+    )
 
 
 def _check_proof(claim, target_name, accounts):
@@ -137,4 +150,4 @@ def _check_target_limit(target, session, sessions):
         )
 
 
-__all__ = ('Admission', 'Refused')
+__all__ = ('Admission', 'Refused', 'accounts_now')

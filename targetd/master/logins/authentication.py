@@ -12,6 +12,7 @@ import os
 
 from targetd import log
 from targetd.iscsi import chap, const
+from targetd.master.logins.admission import accounts_now
 from targetd.master.processes.worker_messages import BadMessage
 
 LONGEST_VALUE = 4096  # characters of a CHAP key's value: 1024 bytes in hexadecimal, and some more
@@ -152,7 +153,7 @@ class Authentication(object):
             server = configuration.server
             return server.incomingdiscoveryuser, server.outgoingdiscoveryuser
         target = configuration.targets.get(target_name)
-        return (target.accounts, target.outgoing) if target is not None else ((), None)
+        return (accounts_now(target), target.outgoing) if target is not None else ((), None)
 
     def _algorithms(self):
         words = self.state.configuration.server.chap_algorithms

@@ -3,6 +3,7 @@ blocks that were rewritten) and after the administrator's acknowledgement. Pure;
 """
 
 from targetd.master.processes.worker_messages import VALUE_ERRORS
+from targetd.master.units.shared_state import ORDERED
 from targetd.master.units.transitions import WHEN_POSSIBLE, Decision, Malformed, Others, nexus_ports
 from targetd.scsi import attention, faults, records
 
@@ -52,6 +53,19 @@ def noted(shared, nexus, message, on_error, at):
         attentions,
         persist=WHEN_POSSIBLE if is_lasting else False,
     )
+
+
+def state_ordered(shared, state):
+    """The setting `state` of the LUN is in force from now on. A Decision, with unit attentions for all
+    nexuses if the restriction changes; None if nothing changes."""
+    new = shared._replace(ordered=ORDERED[state])
+    if new == shared:
+        return None
+    kinds = set()
+    if new.in_force != shared.in_force:
+        kinds = {shared.in_force} | ({new.in_force} & {faults.READ_ONLY})
+    kinds.discard(faults.NONE)
+    return Decision(new, [(Others(None),) + ATTENTIONS[kind] for kind in sorted(kinds)])
 
 
 def is_degraded(shared):

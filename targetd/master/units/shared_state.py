@@ -8,6 +8,7 @@ from collections import namedtuple
 from targetd.scsi import alua, faults, modes, operations, records, reservations
 from targetd.scsi.medium_state import EJECTED, FAILED, READY, STOPPED
 
+
 #: The state that all sessions of a unit share.
 #:
 #: reservations, modes, access (alua), records: values of the scsi module of that name
@@ -18,12 +19,33 @@ from targetd.scsi.medium_state import EJECTED, FAILED, READY, STOPPED
 #: key_check: identifies the encryption key of the medium (state.key_files); '' if not encrypted
 #: failure: why the medium is FAILED, '' if it is not
 #: restriction: what the setting on-error has done, one of scsi.faults.RESTRICTIONS
-Shared = namedtuple(
-    'Shared',
-    'reservations modes medium prevented_by operation access crossed records key_check failure '
-    'restriction',
+#: ordered: what the setting state of the LUN says, likewise
+class Shared(
+    namedtuple(
+        'Shared',
+        'reservations modes medium prevented_by operation access crossed records key_check failure '
+        'restriction ordered',
+    )
+):
+    """See above."""
+
+    __slots__ = ()
+
+    @property
+    def in_force(self):
+        """The stricter one of both restrictions, which the replicas have."""
+        return faults.stricter(self.restriction, self.ordered)
+
+
+Shared.__new__.__defaults__ = (READY, (), None, alua.initial(), None, records.initial()) + (
+    '',
+    '',
+    '',
+    '',
 )
-Shared.__new__.__defaults__ = (READY, (), None, alua.initial(), None, records.initial(), '', '', '')
+
+#: The value of `ordered` for each value of the setting.
+ORDERED = {'ready': faults.NONE, 'read-only': faults.READ_ONLY, 'offline': faults.OFFLINE}
 
 
 def initial_state(facts, saved, boot_id, configured=None):
@@ -102,6 +124,7 @@ def may_stop_flushing(old, new):
     return (
         (before.wce and not after.wce)
         or (after.swp and not before.swp)
+        or (bool(new.ordered) and not old.ordered)
         or (old.medium == READY and new.medium in (STOPPED, EJECTED))
         or any(
             alua.refusal(alua.state_of(new.access, tag))

@@ -68,12 +68,15 @@ class Decision(namedtuple('Decision', 'shared attentions aborts persist size ope
 
     def changed(self, old):
         """{part: value}: the parts of the state that differ from `old` and that replicas have."""
-        parts = ('reservations', 'modes', 'medium', 'access', 'records', 'restriction')
-        return {
+        parts = ('reservations', 'modes', 'medium', 'access', 'records')
+        found = {
             part: getattr(self.shared, part)
             for part in parts
             if getattr(self.shared, part) != getattr(old, part)
         }
+        if self.shared.in_force != old.in_force:
+            found['restriction'] = self.shared.in_force
+        return found
 
     def attentions_of(self, nexus):
         """[[asc, ascq] …]: the unit attention conditions for this nexus."""

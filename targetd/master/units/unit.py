@@ -99,7 +99,7 @@ class Unit(object):
             'records': shared.records,
             'since': self.since,
             'watched': self.watched,
-            'restriction': shared.restriction,
+            'restriction': shared.in_force,
         }
 
     def __repr__(self):

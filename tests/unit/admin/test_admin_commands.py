@@ -19,12 +19,14 @@ def test_every_row_is_complete(row):
     assert 1 <= len(row.words.split()) <= 2 and row.words == row.words.lower()
     assert bool(row.columns) == bool(row.empty) or row.words == 'status'
     assert {a.kind for a in row.arguments} <= (
-        {'number', 'text', 'texts', 'option', 'flag'} if row.local else {'number', 'text', 'flag'}
+        {'number', 'text', 'texts', 'option', 'flag'}
+        if row.local
+        else {'number', 'text', 'flag', 'option', 'options', 'path', 'secret'}
     )
     assert {c.form for c in row.columns} <= {'text', 'bytes', 'yes-no'}
     keys = [c.key for c in row.columns]
     assert len(keys) == len(set(keys))
-    assert not [a for a in row.arguments if a.kind == 'flag' and a.required]
+    assert not [a for a in row.arguments if a.kind in ('flag', 'option', 'options') and a.required]
 
 
 def test_command_names_are_unique():

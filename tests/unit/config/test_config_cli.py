@@ -59,9 +59,10 @@ def server(monkeypatch):
     daemon = types.ModuleType('targetd.master.daemon')
     daemon.runs, daemon.result = runs, EXIT_OK
 
-    def run(path, configuration, foreground=False, vault=None, strict=False):
-        if vault is not None:
-            vault.close()
+    def run(path, configuration, foreground=False, vault=None, strict=False, whole=None):
+        for each in (vault, whole):
+            if each is not None:
+                each.close()
         runs.append((path, configuration, foreground))
         if isinstance(daemon.result, BaseException):
             raise daemon.result

@@ -114,9 +114,9 @@ HYPHENATED = re.compile(r'(?<![\w./:-])[a-z]+(?:-[a-z]+)+(?![\w/:.*-]*[/:])')
 OTHER_WORDS = set(
     'aes-xts-plain apt-get copy-on-write dm-crypt erp-back grub-mkstandalone iscsi-ls log-structured '
     'ceph-iscsi power-cuts tgt-admin read-only reverse-password reverse-username secret-of '
-    'solid-state'.split()
+    'solid-state live-change was-size'.split()
 )
-OTHER_ASSIGNMENTS = {'FILE', 's'}  # placeholders of messages: 'FILE = ', '%s = '
+OTHER_ASSIGNMENTS = {'FILE', 's', 'live-change', 'was-size'}  # placeholders, and lines of live.conf
 
 
 def texts():

@@ -6,16 +6,24 @@ import inspect
 import pytest
 
 from targetd.admin import commands, local
-from targetd.master import control_answers
+from targetd.master import control_answers, control_changes
 
 REMOTE = [row for row in commands.TABLE if not row.local]
+#: Every table of answers, with its class, and the number of arguments that are not in the row.
+TABLES = [
+    (control_answers.ANSWERS, control_answers.ControlAnswers, 1),
+    (control_changes.ANSWERS, control_changes.ChangeAnswers, 2),
+]
+ALL = dict(pair for table, _, _ in TABLES for pair in table.items())
+FIRST = {words: first for table, _, first in TABLES for words in table}
 
 
 def answer_methods():
-    """The methods of ControlAnswers that are meant to answer a command."""
+    """The methods that are meant to answer a command."""
     return {
         function
-        for name, function in vars(control_answers.ControlAnswers).items()
+        for _, owner, _ in TABLES
+        for name, function in vars(owner).items()
         if name.startswith('_answer_')
     }
 
@@ -26,21 +34,23 @@ def answer_functions():
 
 
 def test_every_row_has_a_function():
-    assert set(control_answers.ANSWERS) == {row.words for row in REMOTE}
+    assert set(ALL) == {row.words for row in REMOTE}
+    assert len(ALL) == sum(len(table) for table, _, _ in TABLES)
     assert set(local.ANSWERS) == {row.words for row in commands.TABLE if row.local}
 
 
 def test_every_function_has_one_row():
-    assert len(set(control_answers.ANSWERS.values())) == len(control_answers.ANSWERS)
-    assert set(control_answers.ANSWERS.values()) == answer_methods()
+    assert len(set(ALL.values())) == len(ALL)
+    assert set(ALL.values()) == answer_methods()
     assert len(set(local.ANSWERS.values())) == len(local.ANSWERS)
     assert set(local.ANSWERS.values()) == answer_functions()
 
 
 @pytest.mark.parametrize('row', REMOTE, ids=lambda row: row.words)
 def test_the_function_takes_the_arguments_of_its_row(row):
-    parameters = list(inspect.signature(control_answers.ANSWERS[row.words]).parameters)[1:]
-    assert sorted(parameters) == sorted(argument.name for argument in row.arguments)
+    parameters = list(inspect.signature(ALL[row.words]).parameters)[FIRST[row.words] :]
+    wanted = [a.name.replace('-', '_') for a in row.arguments if a.kind != 'secret']
+    assert sorted(set(parameters) - {'client'}) == sorted(wanted)
 
 
 def test_a_command_is_dispatched_by_the_table():
