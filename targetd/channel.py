@@ -154,6 +154,11 @@ import struct
 import threading
 from collections import deque
 
+#: The number of the catalogue above. After an upgrade without a logout (ARCHITECTURE D24) the new
+#: master talks to old workers, so the number changes with every change of the catalogue that a worker
+#: or a master of the number before would not understand.
+PROTOCOL = 1
+
 LENGTH = struct.Struct('>I')
 # Far above the message of a reload with every unit; a longer frame comes from a broken or hostile peer.
 MAXIMUM_FRAME = 8 << 20
@@ -178,6 +183,16 @@ def pair(longest_frame=MAXIMUM_FRAME):
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     ours.setblocking(False)
     return Channel(ours, longest_frame), Channel(theirs)
+
+
+def adopt(descriptor, received):
+    """The master's end of a channel that another program has opened. received: the beginning of a frame
+    that it has read already."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, descriptor)
+    sock.setblocking(False)
+    channel = Channel(sock, MAXIMUM_REQUEST)
+    channel.received += received
+    return channel
 
 
 def _integer(digits):
@@ -206,7 +221,7 @@ class Channel(object):
     def __init__(self, sock, longest_frame=MAXIMUM_FRAME):
         self.socket = sock
         self._longest_frame = longest_frame
-        self._received = bytearray()
+        self.received = bytearray()
         self._descriptors = deque()
         self._frames = deque()  # whole messages that read() has not returned yet
         self._outgoing = deque()  # [bytes still to send, descriptors that travel with them]
@@ -220,14 +235,14 @@ class Channel(object):
     def _take_frames(self):
         """Move every whole message from the received bytes to `_frames`. Raises ChannelClosed at the
         first malformed frame."""
-        while len(self._received) >= LENGTH.size:
-            (length,) = LENGTH.unpack_from(self._received)
+        while len(self.received) >= LENGTH.size:
+            (length,) = LENGTH.unpack_from(self.received)
             if length > self._longest_frame:
                 raise MalformedFrame('a frame of %d bytes' % length)
-            if len(self._received) < LENGTH.size + length:
+            if len(self.received) < LENGTH.size + length:
                 break
-            body = bytes(self._received[LENGTH.size : LENGTH.size + length])
-            del self._received[: LENGTH.size + length]
+            body = bytes(self.received[LENGTH.size : LENGTH.size + length])
+            del self.received[: LENGTH.size + length]
             self._frames.append(self._with_descriptors(body))
 
     def _with_descriptors(self, body):
@@ -265,7 +280,7 @@ class Channel(object):
             raise MalformedFrame(
                 '%d descriptors arrived that belong to no message' % len(self._descriptors)
             )
-        self._received += data
+        self.received += data
         return len(data)
 
     @staticmethod

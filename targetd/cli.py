@@ -82,6 +82,8 @@ def parser():
         help='create a key for an encrypted disk, and exit; an existing file is not overwritten',
     )
     _add_installation(add)
+    for option in ('--take-over', '--try-take-over'):  # of master.upgrade
+        add(option, type=int, help=argparse.SUPPRESS)
     add('--version', action='version', version='targetd %s' % targetd.__version__)
     add('-h', '--help', action='help', help='show this and exit')
     return command
@@ -130,6 +132,8 @@ def main(arguments=None):
             return print_pid(path, chosen.pid)
         if chosen.test:
             return check(path, chosen.strict)
+        if chosen.take_over is not None or chosen.try_take_over is not None:
+            return take_over(path, chosen)
         return serve(path, chosen.foreground, chosen.strict)
     except TargetdError as e:
         return print_errors(str(e), e.exit_code)
@@ -223,6 +227,15 @@ def print_config_error(error):
     print_errors(str(error), error.exit_code)
     errors = words.counted(len(error.complaints), 'error')
     return print_errors('%s in the configuration; nothing was started' % errors, EXIT_CONFIG)
+
+
+def take_over(path, chosen):
+    """Replace the program that has run in this process, or try to; returns the exit code."""
+    from targetd.master import daemon
+
+    if chosen.try_take_over is not None:
+        daemon.try_take_over(path, chosen.try_take_over)
+    return daemon.take_over(chosen.take_over)
 
 
 def serve(path, foreground, strict):

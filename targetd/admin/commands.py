@@ -119,6 +119,15 @@ TABLE = (
                           'sessions after stop-timeout')],
              columns=columns(('step', 'STEP'), ('effect', 'EFFECT')),
              empty='nothing changed', seconds=120),
+    command('upgrade', 'continue with the program that is installed now, without a logout',
+             'After an upgrade of targetd: the server process starts the installed program in its '
+             'place. Sessions continue in their worker processes, which are of the old program until '
+             'the logout; new sessions get the new one. Logins wait for a second or two. A trial is '
+             'made first: if the new program cannot be started, reads the configuration otherwise, or '
+             'has another format of the state, nothing changes, and the reason is shown. Changes of '
+             'the configuration that are not in force must be reloaded before. SIGUSR2 does the same; '
+             'the outcome is then in the log.',
+             seconds=120),
     command('stop', 'stop the server in an orderly way and wait until it has ended',
              'The server refuses new logins, asks the initiators to log out and flushes every '
              'logical unit. Sessions that are still logged in after stop-timeout are ended.',

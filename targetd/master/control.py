@@ -34,6 +34,7 @@ class Client(object):
         self.secret = None  # descriptor of a pipe with a secret, which this process does not read
         self.received = bytearray()
         self.outgoing = b''
+        self.command = ''
         self.keep_open = False  # `stop`: the end of file shows that targetd has stopped
         self.timer = None
 
@@ -105,6 +106,30 @@ class Control(object):
             'the control socket %s cannot be opened: another program serves it' % path
         )
 
+    def handed_over(self, keep):
+        """The socket and the clients that wait for the end of an upgrade, for the program that takes over
+        (ARCHITECTURE D24)."""
+        waiting = [client.socket for client in self._clients if client.command == 'upgrade']
+        return {
+            'path': self.path,
+            'listener': keep(self._listener.fileno()),
+            'clients': [keep(sock.fileno()) for sock in waiting],
+        }
+
+    def take_over(self, words):
+        """Continue with the socket of another program. Returns a function that replies to the clients that
+        wait for the end of the upgrade."""
+        self._group = group_id(self.state.configuration.server.control_group)
+        self._listener, self.path = _adopted(words['listener']), words['path']
+        self.loop.watch(self._listener, READ, self._arrived)
+        clients = [self._add_client(_adopted(each), 'full', '') for each in words['clients']]
+
+        def reply(data):
+            for client in clients:
+                self._reply(client, data)
+
+        return reply
+
     def close(self):
         """Close the listening socket and every client, and remove the socket from the file system."""
         for client in list(self._clients):
@@ -128,10 +153,14 @@ class Control(object):
             sock.close()
             return
         sock.setblocking(False)
-        client = Client(sock, access, user_of(*_credentials(sock)[:2]))
+        self._add_client(sock, access, user_of(*_credentials(sock)[:2]))
+
+    def _add_client(self, sock, access, who):
+        client = Client(sock, access, who)
         self._clients.add(client)
         client.timer = self.loop.call_later(CONVERSATION_SECONDS, lambda: self._drop(client))
         self.loop.watch(sock, READ, lambda events: self._ready(client, events))
+        return client
 
     def _drop(self, client):
         self._clients.discard(client)
@@ -207,6 +236,7 @@ class Control(object):
                     '"%s" is not allowed: the members of control-group have read-only access; run it as '
                     'root, or write control-group-access = full' % row.words
                 )
+            client.command = row.words
             client.keep_open = row.words == 'stop'
             client.what = commands.typed(row, arguments)
             reply = self.answer(row.words, arguments, client)
@@ -243,6 +273,12 @@ def _received(sock):
                 '%di' % (len(content) // size), content[: len(content) // size * size]
             )
     return data, found
+
+
+def _adopted(descriptor):
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, descriptor)
+    sock.setblocking(False)
+    return sock
 
 
 def group_id(name):

@@ -40,6 +40,7 @@ class ControlAnswers(object):
         stop,
         counting,
         history,
+        upgrade,
     ):
         self.loop = loop
         self.state = state
@@ -54,6 +55,7 @@ class ControlAnswers(object):
         self.stop = stop
         self.counting = counting
         self.changes = ChangeAnswers(self, history)
+        self.upgrade = upgrade
 
     def answer(self, words, arguments, client=None):
         """Execute a command of commands.TABLE by its row of ANSWERS, or of control_changes.ANSWERS.
@@ -78,6 +80,7 @@ class ControlAnswers(object):
             ('since', when(self.state.started)),
             ('configuration', self.state.path or '(none)'),
             ('sessions', len(self.sessions.normal())),
+            ('sessions of an earlier program', self._sessions_of_earlier()),
             ('targets', len(self.state.configuration.targets)),
             ('units', len(self.units.by_id)),
             ('failed units', len(failing)),
@@ -93,6 +96,11 @@ class ControlAnswers(object):
         ]
         facts += self.isns.facts()
         return commands.reply_rows([{'name': name, 'value': str(value)} for name, value in facts])
+
+    def _sessions_of_earlier(self):
+        versions = [s.worker.version for s in self.sessions.normal() if s.worker.version]
+        shown = ', '.join(sorted(set(versions)))
+        return '%d (version %s)' % (len(versions), shown) if versions else 0
 
     def _answer_show_sessions(self):
         rows = []
@@ -389,6 +397,15 @@ class ControlAnswers(object):
 
         return recover_and_reply
 
+    def _answer_upgrade(self):
+        def upgrade_and_reply(reply):
+            """The new program replies to a success (handover)."""
+            self.upgrade.start_upgrade(
+                lambda error: reply(commands.reply_error(str(error), error.exit_code))
+            )
+
+        return upgrade_and_reply
+
     def _answer_accept(self, unit):
         target_name, number = named_lun(unit)
         if not self.exports.accept_medium(target_name, number):
@@ -420,6 +437,7 @@ ANSWERS = {
     'show alua': ControlAnswers._answer_show_alua,
     'why': ControlAnswers._answer_why,
     'reload': ControlAnswers._answer_reload,
+    'upgrade': ControlAnswers._answer_upgrade,
     'stop': ControlAnswers._answer_stop,
     'reopen-logs': ControlAnswers._answer_reopen_logs,
     'logout': ControlAnswers._answer_logout,

@@ -43,6 +43,23 @@ class Counting(object):
         self._ended = {}  # unit id -> sum of the rows of sessions that are over, flat
         self._collections = []
 
+    @property
+    def is_idle(self):
+        """True if no collect() is unfinished."""
+        return not self._collections
+
+    def handed_over(self):
+        """The counters as plain values, for the program that takes over (ARCHITECTURE D24)."""
+        latest = {worker.pid: rows for worker, rows in self._latest.items()}
+        return {'number': self._number, 'latest': latest, 'ended': self._ended}
+
+    def take_over(self, words):
+        """Continue with the counters of another program."""
+        by_pid = self._workers.by_pid
+        self._number = words['number']
+        self._latest.update((by_pid[p], rows) for p, rows in words['latest'].items() if p in by_pid)
+        self._ended.update(words['ended'])
+
     def collect(self, done):
         """Call done(rows, workers that did not report). rows: [(SessionRecord, {'unit': id, and the
         values of NUMBERS and HISTOGRAMS})], one for each unit of a session that has received a

@@ -16,14 +16,15 @@ import os
 import resource
 import sys
 
-from targetd import crc32c, log
+from targetd import __version__, crc32c, log
 from targetd.config.words import counted
 from targetd.errors import EXIT_FAILURE, EXIT_OK, AlreadyRunning, StoreError, TargetdError
 from targetd.host import network
-from targetd.master import feasible
+from targetd.master import feasible, handover
 from targetd.master.log_files import start_log
 from targetd.master.master import Master
 from targetd.master.processes import child
+from targetd.master.vault import Vault, load
 from targetd.trusted_path import open_trusted
 
 OOM_SCORE = (
@@ -36,17 +37,17 @@ DESCRIPTORS = 16384  # limit of open files, if the host allows it: one per conne
 
 class PidFile(object):
     """The file with the process id of the server, which locks it as long as it runs: a crash leaves
-    the file, but not the lock."""
+    the file, but not the lock. descriptor: None until it is locked."""
 
-    def __init__(self, path):
+    def __init__(self, path, descriptor=None):
         self.path = path
-        self._descriptor = None
+        self.descriptor = descriptor
 
     def lock_file(self):
         """Create and lock the file. Raises AlreadyRunning, TargetdError."""
         try:
             os.makedirs(os.path.dirname(self.path) or '.', 0o755, exist_ok=True)
-            while self._descriptor is None:
+            while self.descriptor is None:
                 self._lock_once()
         except OSError as e:
             raise TargetdError(
@@ -72,7 +73,7 @@ class PidFile(object):
             if e.errno in (errno.EACCES, errno.EAGAIN):
                 raise self._running(pid)
             raise
-        self._descriptor = descriptor
+        self.descriptor = descriptor
 
     def _is_still_there(self, descriptor):
         try:
@@ -94,8 +95,8 @@ class PidFile(object):
             os.unlink(self.path + FAILURES)
         except OSError:
             pass
-        os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, b'%d\n' % os.getpid(), 0)
+        os.ftruncate(self.descriptor, 0)
+        os.pwrite(self.descriptor, b'%d\n' % os.getpid(), 0)
 
     def leave_failures(self, sentences):
         """Write these sentences beside the file, if there are any: no process receives the exit code
@@ -111,13 +112,13 @@ class PidFile(object):
 
     def remove(self):
         """Remove and unlock the file. Does nothing if it is not locked."""
-        if self._descriptor is not None:
+        if self.descriptor is not None:
             try:
                 os.unlink(self.path)
             except OSError:
                 pass
-            os.close(self._descriptor)
-            self._descriptor = None
+            os.close(self.descriptor)
+            self.descriptor = None
 
 
 class Report(object):
@@ -209,6 +210,7 @@ def _serve(path, configuration, vault, strict, whole, report, foreground):
         writer = _start_log(server, foreground)
         _raise_limits()
         master = Master(path, configuration, foreground=foreground, vault=vault)
+        master.pid_file = pid_file
         master.log_files.adopt_writer(writer)
         master.start()
         try:
@@ -230,6 +232,68 @@ def _serve(path, configuration, vault, strict, whole, report, foreground):
     finally:
         pid_file.remove()
     return master.stop.exit_code
+
+
+def take_over(descriptor):
+    """Continue as the server that has run in this process until now, with the state in this memory file
+    (ARCHITECTURE D24). Returns the exit code."""
+    code = EXIT_FAILURE
+    try:
+        head, state = handover.read(descriptor)
+        os.close(descriptor)
+        writer = handover.use_log(state)
+        master = _restored(head, state)
+        pid_file = master.pid_file
+        try:
+            try:
+                handover.start_serving(master, state, head['version'], writer)
+                child.name_process('targetd')
+                master.run()
+            finally:
+                master.close()
+            pid_file.leave_failures(master.stop.failures)
+        finally:
+            pid_file.remove()
+        code = master.stop.exit_code
+    except BaseException:  # nobody else reports it: the process ends here, and its workers with it
+        log.exception('targetd ends because it could not take over')
+    finally:
+        log.stop()
+    return code
+
+
+def _restored(head, state):
+    old = Vault(state['vault'])
+    loaded = load(state['path'], old)
+    for text in (loaded.whole, loaded.live):  # the history has this configuration
+        text.close()
+    master = Master(
+        state['path'], loaded.configuration, foreground=state['foreground'], vault=loaded.vault
+    )
+    master.pid_file = PidFile(loaded.configuration.server.pid_file, state['pid_file'])
+    handover.restore(master, state, head['version'])
+    old.close()
+    return master
+
+
+def try_take_over(path, descriptor):
+    """In a child process of the server: try what take_over() would do, without an effect on the server or its
+    sessions. If the file has no state: load the configuration. Prints one line of JSON. Never returns."""
+    child.die_with(os.getppid())
+    outcome = {'version': __version__, 'refused': ''}
+    try:
+        head, state = handover.read(descriptor)
+        if state is None:
+            load(path)
+        else:
+            _restored(head, state)
+    except TargetdError as e:
+        outcome['refused'] = str(e)
+    except Exception as e:  # the boundary: the server must learn why
+        log.exception('the state cannot be taken over')
+        outcome['refused'] = 'an unexpected failure: %r' % e
+    os.write(1, json.dumps(outcome).encode('ascii') + b'\n')
+    os._exit(EXIT_OK)  # nothing is closed: the server uses the same sockets
 
 
 def _start_log(server, foreground):

@@ -31,6 +31,14 @@ def start_log(server, foreground):
     return writer
 
 
+def adopted_writer(words):
+    """The LogWriter that another program has handed over, or None."""
+    if words is None:
+        return None
+    adopted = words['pid'], words['queue'], words['control']
+    return log_writer.LogWriter(words['where'], adopted=adopted)
+
+
 class LogFiles(object):
     """The log of the master and of its workers. state: ServerState; loop: Loop. `writer`: the
     LogWriter that is in use; None (of a Master in a test): the log goes to stderr."""
@@ -55,6 +63,34 @@ class LogFiles(object):
         self.writer = writer
         log.on_loss(self._report_later)
         self.loop.watch(writer.control, READ, lambda events: self._on_answer())
+
+    # -- upgrade -----------------------------------------------------------------------------------
+
+    @property
+    def is_changing(self):
+        """True while a log writer is being started, or the log is opened again."""
+        return self._next is not None or bool(self._reopening)
+
+    @property
+    def children(self):
+        """The process ids of log writers that write what is left."""
+        return [writer.pid for writer in self._ending if writer.pid is not None]
+
+    def handed_over(self, keep):
+        """The log writer as plain values, for the program that takes over (ARCHITECTURE D24)."""
+        if self.writer is None or self.writer.pid is None:
+            return None
+        return {
+            'where': self.writer.where,
+            'pid': self.writer.pid,
+            'queue': keep(self.writer.queue),
+            'control': keep(self.writer.control.fileno()),
+        }
+
+    def renew_writer(self):
+        """Replace the log writer, which another program has started, by one of this program."""
+        if self.writer is not None:
+            self._start(self.writer.where)
 
     # -- changes -----------------------------------------------------------------------------------
 
@@ -212,4 +248,4 @@ class LogFiles(object):
             self._report_later()
 
 
-__all__ = ('LogFiles', 'start_log')
+__all__ = ('LogFiles', 'adopted_writer', 'start_log')

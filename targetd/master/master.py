@@ -50,6 +50,7 @@ from targetd.master.units.key_replacement import KeyReplacements
 from targetd.master.units.logical_units import Units
 from targetd.master.units.replication import Replication
 from targetd.master.units.rod_tokens import RodTokens
+from targetd.master.upgrade import Upgrade
 from targetd.master.vault import seal_here
 from targetd.store import opened_store
 from targetd.worker import main as worker_main
@@ -100,6 +101,7 @@ class Master(object):
         self.jobs = Jobs(self.loop, fork)
         self.saver = Saver(self.loop, fork)
         self._is_forking = False  # set by fork_workers()
+        self.pid_file = None  # set by daemon
         self._create_units(configuration)
         self._create_logins()
         self._create_administration(foreground)
@@ -189,6 +191,7 @@ class Master(object):
             apply_server=self.apply_server,
             history=self.history,
         )
+        self.upgrade = Upgrade(self)
         self.answers = ControlAnswers(
             loop=self.loop,
             state=self.state,
@@ -203,6 +206,7 @@ class Master(object):
             stop=self.stop,
             counting=self.counting,
             history=self.history,
+            upgrade=self.upgrade,
         )
         self.control = Control(self.loop, self.answers.answer, self.state)
 
@@ -275,7 +279,7 @@ class Master(object):
         """
         try:
             # first, because a signal may arrive as soon as another process can see this one
-            self._watch_signals()
+            self.watch_signals()
             self.workers.credentials = feasible.credentials(self.state.configuration.server.user)
             self.replication.state.lock()
             self.exports.start(self.state.configuration)
@@ -286,12 +290,14 @@ class Master(object):
             self.close()
             raise
 
-    def _watch_signals(self):
-        self.loop.on_signal(signal.SIGCHLD, self._reap)
+    def watch_signals(self):
+        """Handle the signals of this process from now on."""
+        self.loop.on_signal(signal.SIGCHLD, self.reap)
         self.loop.on_signal(signal.SIGTERM, lambda: self.stop.start_stop('SIGTERM'))
         self.loop.on_signal(signal.SIGINT, lambda: self.stop.start_stop('SIGINT'))
         self.loop.on_signal(signal.SIGHUP, self.reload.on_signal)
         self.loop.on_signal(signal.SIGUSR1, self.log_files.reopen_logs)
+        self.loop.on_signal(signal.SIGUSR2, self.upgrade.on_signal)
 
     def run(self):
         """Serve until stopped."""
@@ -302,6 +308,17 @@ class Master(object):
         """Start to fork workers. No worker is forked before, because it would not have the standard
         input and output that the server keeps."""
         self._is_forking = True
+        self._request_spares()
+
+    def pause_workers(self):
+        """Fork and assign no workers until resume_workers(): logins wait."""
+        self._is_forking = False
+        self.workers.pause()
+
+    def resume_workers(self):
+        """The end of pause_workers()."""
+        self._is_forking = True
+        self.workers.resume()
         self._request_spares()
 
     def close(self):
@@ -321,7 +338,8 @@ class Master(object):
 
     # -- workers -----------------------------------------------------------------------------------
 
-    def _reap(self):
+    def reap(self):
+        """Reap the children that have ended."""
         self.workers.reap()
         self.jobs.reap()
         self.saver.reap()

@@ -66,7 +66,7 @@ class Reload(object):
         self.apply_server = apply_server
         self.history = history
         self.live_changes = LiveChanges(jobs, state)
-        self._is_opening = False  # True while child processes open stores for a reload
+        self.is_opening = False  # True while child processes open stores for a reload
         self.replacements = Replacements(
             loop, state, sessions, units, exports, lambda: self.loop.call_later(0, self.check)
         )
@@ -76,7 +76,7 @@ class Reload(object):
 
     def on_signal(self):
         """SIGHUP: start_reload() with the outcome in the log. During a reload it is postponed."""
-        if self.state.changing or self._is_opening:
+        if self.state.changing or self.is_opening:
             log.info(
                 'the reload waits until %s',
                 'the sessions of %s have logged out' % ', '.join(sorted(self.state.changing))
@@ -124,7 +124,7 @@ class Reload(object):
             (new.targets[target_name], lun)
             for target_name, lun in wanted_luns(steps, self.exports.pending)
         ]
-        self._is_opening = True
+        self.is_opening = True
         self.exports.open_media(
             wanted,
             lambda outcomes: self._opened(
@@ -145,7 +145,7 @@ class Reload(object):
                     self.state.configuration.server.stop_timeout + 5,
                 )
             )
-        if self._is_opening:
+        if self.is_opening:
             raise TargetdError(
                 'the last reload still waits for a disk to answer; try again in some seconds'
             )
@@ -273,7 +273,7 @@ class Reload(object):
                 )
 
     def _ended(self, attempt, error):
-        self._is_opening = False
+        self.is_opening = False
         attempt.loaded.live.close()
         if error is not None or attempt.plan_only:
             attempt.loaded.whole.close()
@@ -474,8 +474,8 @@ class Reload(object):
 
     def check(self):
         """Continue what waits for the end of a session, a copy or a repair. Call when one has ended."""
-        self.replacements.check(self._is_opening)
-        if self._is_requested_again and not self.state.changing and not self._is_opening:
+        self.replacements.check(self.is_opening)
+        if self._is_requested_again and not self.state.changing and not self.is_opening:
             self._is_requested_again = False
             self.loop.call_later(0, self.on_signal)
 

@@ -10,9 +10,9 @@ fork, because it is made when this module is imported.
 
 import errno
 import fcntl
-import itertools
 import mmap
 import os
+from typing import Tuple
 
 from .. import compat
 from .base import failure
@@ -27,15 +27,32 @@ TURN = (1 << 62) + (1 << 61)
 #: Errors of fdatasync that do not mean a loss of data.
 HARMLESS = frozenset([errno.EBADF, errno.EINVAL, errno.EROFS])
 
-_memory = mmap.mmap(-1, COUNT)
-_numbers = itertools.count()
+_descriptor = compat.memory_file('targetd-flags', COUNT)
+_memory = mmap.mmap(_descriptor, COUNT)
+_given_out = 0
 
 
 def new_flag() -> int:
     """Returns the number of a flag that is not set."""
-    number = 1 + next(_numbers) % (COUNT - 1)
+    global _given_out
+    number = 1 + _given_out % (COUNT - 1)
+    _given_out += 1
     _memory[number] = 0
     return number
+
+
+def handed_over() -> Tuple[int, int]:
+    """Returns (descriptor of the memory, how many flags were given out), for the program that takes over
+    (ARCHITECTURE D24)."""
+    return _descriptor, _given_out
+
+
+def take_over(descriptor: int, given_out: int) -> None:
+    """Use the memory of the program that this one replaces; its worker processes look at it, too."""
+    global _descriptor, _memory, _given_out
+    _memory = mmap.mmap(descriptor, COUNT)
+    os.close(_descriptor)
+    _descriptor, _given_out = descriptor, given_out
 
 
 def set_flag(number: int) -> None:

@@ -61,9 +61,9 @@ class Exports(object):
         self.pending = {}  # (target name, number) -> the Unit that it gets after a logout
         self.unavailable = {}  # (target name, number) -> UnavailableLun
         self.server = None
-        self._generations = {}
+        self.generations = {}
         self._timer = None
-        self._is_retrying = False  # an attempt to open unavailable media is in progress
+        self._is_retrying = False
         self._space_timer = None
 
     # -- start and end -----------------------------------------------------------------------------
@@ -82,7 +82,7 @@ class Exports(object):
         self.known.keep_only((target.name, lun.number) for target, lun in wanted)
         self.open_media(wanted, lambda outcomes: self._started(wanted, outcomes))
         self.jobs.wait()
-        self._check_space()
+        self.check_space()
 
     def _started(self, wanted, outcomes):
         for target, lun in wanted:
@@ -99,7 +99,7 @@ class Exports(object):
                 RETRY_SECONDS,
             )
         self.known.save()
-        self._retry_later()
+        self.retry_later()
 
     def add_unit(self, unit):
         """Starts to serve a unit, and saves the identity of its medium."""
@@ -170,7 +170,8 @@ class Exports(object):
         self.known.forget(target_name, number)
         self.known.save()
 
-    def _retry_later(self):
+    def retry_later(self):
+        """Retries unavailable media, if there are any, after RETRY_SECONDS."""
         if self._timer is None and self.unavailable and not self._is_retrying:
             self._timer = self.loop.call_later(RETRY_SECONDS, self._retry)
 
@@ -189,8 +190,7 @@ class Exports(object):
         self.open_media(wanted, lambda outcomes: self._retried(retried, outcomes))
 
     def _retried(self, retried, outcomes):
-        """Handles the outcomes of a retry. The outcome of a LUN that a reload changed or removed in
-        the meantime is discarded."""
+        """Handles the outcomes of a retry, but not of LUNs that a reload has changed or removed meanwhile."""
         self._is_retrying = False
         for key, outcome in outcomes.items():
             missing = self.unavailable.get(key)
@@ -218,7 +218,7 @@ class Exports(object):
                     outcome,
                 )
                 missing.why = str(outcome)
-        self._retry_later()
+        self.retry_later()
 
     def announce_unit(self, unit):
         """Adds a new unit to the existing sessions of its target."""
@@ -297,8 +297,8 @@ class Exports(object):
 
     def _new_id(self, target_name, number):
         name = '%s/%d' % (target_name, number)
-        self._generations[name] = self._generations.get(name, 0) + 1
-        return name if self._generations[name] == 1 else '%s#%d' % (name, self._generations[name])
+        self.generations[name] = self.generations.get(name, 0) + 1
+        return name if self.generations[name] == 1 else '%s#%d' % (name, self.generations[name])
 
     def open_stores(self):
         """Returns a list of all open stores."""
@@ -355,13 +355,13 @@ class Exports(object):
 
     # -- space -------------------------------------------------------------------------------------
 
-    def _check_space(self):
+    def check_space(self):
         """Checks the thin provisioning thresholds of all units. A timer does it, so that no command
         is slower because of it."""
         for unit in list(self.units.by_id.values()):
             if unit.facts.get('threshold_exponent') and modes.thresholds(unit.shared.modes):
                 self._count_space(unit)
-        self._space_timer = self.loop.call_later(SPACE_SECONDS, self._check_space)
+        self._space_timer = self.loop.call_later(SPACE_SECONDS, self.check_space)
 
     def _count_space(self, unit):
         try:

@@ -162,6 +162,15 @@ class PendingConnections(object):
         if pending.socket is not None:
             self._wait_for_header(pending)
 
+    def adopt(self, sock, group):
+        """A connection that another program has accepted (ARCHITECTURE D24)."""
+        try:
+            peer = sock.getpeername()
+        except OSError:  # the peer has reset it meanwhile
+            sock.close()
+        else:
+            self._arrived(sock, peer, group)
+
     def _count(self, pending, change):
         self._by_origin[pending.origin] += change
         if not self._by_origin[pending.origin]:

@@ -164,9 +164,10 @@ class PortalListeners(object):
                 raise
             self.waiting[tag, address, port] = str(e)
             log.warning('%s; targetd waits for the address and tries again', e)
-            self._retry_later()
+            self.retry_later()
 
-    def _retry_later(self):
+    def retry_later(self):
+        """Try the portals that wait, if there are any, after RETRY_SECONDS."""
         if self._timer is None and self.waiting:
             self._timer = self.loop.call_later(RETRY_SECONDS, self._retry)
 
@@ -182,17 +183,20 @@ class PortalListeners(object):
             else:
                 has_opened = True
                 log.info('portal %s is open now', shown(address, port))
-        self._retry_later()
+        self.retry_later()
         if has_opened:
             self.on_opened()
 
     def listen_on(self, tag, address, port):
         """Listen on this portal, unless it is open already. Raises PortalError."""
         if (tag, address, port) not in self.sockets:
-            sock = open_portal(address, port)
-            self.sockets[tag, address, port] = sock
-            self.waiting.pop((tag, address, port), None)
-            self.connections.listen(sock, tag)
+            self.adopt(tag, address, port, open_portal(address, port))
+
+    def adopt(self, tag, address, port, sock):
+        """Accept connections on this listening socket."""
+        self.sockets[tag, address, port] = sock
+        self.waiting.pop((tag, address, port), None)
+        self.connections.listen(sock, tag)
 
     def try_portal(self, address, port, is_required):
         """Raises PortalError if a reload with this portal would be refused. A port that is open already

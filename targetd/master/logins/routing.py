@@ -91,7 +91,7 @@ class LoginRouter(object):
         self.request_spare = request_spare
         self.delayed_answers = DelayedAnswers(loop)
         self._waiting = {}  # address -> [PendingConnection that waits for a spare, the oldest first]
-        self._known = OrderedDict()  # addresses that have had a normal session
+        self.known = OrderedDict()  # addresses that have had a normal session
         self._look_again = None
 
     def route_login(self, pending):
@@ -141,7 +141,7 @@ class LoginRouter(object):
                 self.connections.close(pending)
             if pending.socket is not None:
                 rank = (
-                    address not in self._known,
+                    address not in self.known,
                     progress.by_origin[pending.origin],
                     progress.by_address[address],
                 )
@@ -168,7 +168,7 @@ class LoginRouter(object):
         if used >= limit or progress.by_address[address] >= LOGINS_PER_ADDRESS:
             self._end_slow(progress, lambda other: other == address)
             return False
-        is_known = address in self._known
+        is_known = address in self.known
         if progress.active >= LOGINS_AT_ONCE and progress.by_address[address] and not is_known:
             return False
         if self._has_room(progress.for_spare):
@@ -181,7 +181,7 @@ class LoginRouter(object):
             progress,
             lambda other: (
                 progress.by_origin[origin_of(other)] > mine + 1
-                or (is_known and other not in self._known)
+                or (is_known and other not in self.known)
             ),
         )
         return False
@@ -269,10 +269,10 @@ class LoginRouter(object):
             self.request_spare()  # its origin has one login in progress less
 
     def _note_known(self, address):
-        self._known[address] = None
-        self._known.move_to_end(address)
-        if len(self._known) > KNOWN_ADDRESSES:
-            self._known.popitem(last=False)
+        self.known[address] = None
+        self.known.move_to_end(address)
+        if len(self.known) > KNOWN_ADDRESSES:
+            self.known.popitem(last=False)
 
 
 def _check_claim(connection, session):

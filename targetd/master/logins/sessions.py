@@ -59,6 +59,7 @@ class SessionRecord(object):
         self.since = now
         self.peers = {}
         self.ended_why = None
+        self.logout_by = None  # (time of the loop, why, reason): when logout_session() ends it
 
     def described(self):
         """A row of `targetdctl show sessions`; JSON-able."""
@@ -113,7 +114,7 @@ class Sessions(object):
         self.waiting_claims = []
         self.refusals = []  # the newest refused logins, for `targetdctl why`
         self.limit = 64
-        self._last_check = 0
+        self.last_check = 0
 
     # -- state -------------------------------------------------------------------------------------
 
@@ -251,9 +252,9 @@ class Sessions(object):
         self.waiting_claims.append(waiting)
         for session in unknown:
             if session.tsih not in waiting.checks.values():
-                self._last_check += 1
-                waiting.checks[self._last_check] = session.tsih
-                order = {'do': 'check-connections', 'id': self._last_check}
+                self.last_check += 1
+                waiting.checks[self.last_check] = session.tsih
+                order = {'do': 'check-connections', 'id': self.last_check}
                 self.send(session.worker, order, ())
         self.loop.call_later(END_SECONDS, lambda: self._stop_waiting(waiting))
         return True
@@ -358,12 +359,15 @@ class Sessions(object):
     def end_session(self, session, why, reason):
         """Order the session to end now; its worker exits, and is killed if it does not within
         END_SECONDS. reason: of the `end` order (channel.py)."""
+        self._order_end(session.worker, why, reason)
+        self._kill_later(session, 'it was ordered to end: ' + why)
+
+    def _kill_later(self, session, why):
         worker = session.worker
-        self._order_end(worker, why, reason)
 
         def kill_late():
             if worker.session is session:
-                self.kill(worker, 'it was ordered to end: ' + why)
+                self.kill(worker, why)
 
         self.loop.call_later(END_SECONDS, kill_late)
 
@@ -379,12 +383,27 @@ class Sessions(object):
         so many seconds."""
         worker = session.worker
         self.send(worker, {'do': 'logout', 'seconds': seconds}, ())
+        session.logout_by = self.loop.clock() + seconds, why, reason
+        self._end_late(session)
+
+    def _end_late(self, session):
+        worker, (when, why, reason) = session.worker, session.logout_by
 
         def end_late():
             if worker.session is session and session.ended_why is None:
                 self.end_session(session, why, reason)
 
-        self.loop.call_later(seconds, end_late)
+        self.loop.call_later(max(0.0, when - self.loop.clock()), end_late)
+
+    def adopt(self, session):
+        """A session of the program that this one replaces (ARCHITECTURE D24)."""
+        session.worker.session = self.by_tsih[session.tsih] = session
+        if session.nexus is not None:
+            self.by_nexus[session.nexus] = session
+        if session.ended_why is not None:
+            self._kill_later(session, 'it was ordered to end (%s)' % session.ended_why)
+        elif session.logout_by is not None:
+            self._end_late(session)
 
     def reset_target(self, worker):
         """TARGET COLD RESET, RFC 7143 11.5.1: end every session of the target but the one that

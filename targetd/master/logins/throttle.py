@@ -124,3 +124,19 @@ class LoginThrottle(object):
             return True
         offender, now = self._widest(login), self._clock()
         return offender is None or sum(time > now for time in offender.answers) < ANSWERS_AT_ONCE
+
+    def handed_over(self):
+        """The counts as plain values, for the program that takes over (ARCHITECTURE D24)."""
+        offenders = [
+            (key, (each.failures, each.last, sorted(each.members, key=str), each.answers))
+            for key, each in self._offenders.items()
+        ]
+        return {'offenders': offenders, 'proved': list(self._proved)}
+
+    def take_over(self, counts):
+        """Continue with the counts of another program on this host: the clock is the same."""
+        for key, (failures, last, members, answers) in counts['offenders']:
+            offender = self._offenders[key] = _Offender()
+            offender.failures, offender.last = failures, last
+            offender.members, offender.answers = set(members), list(answers)
+        self._proved.update((login, None) for login in counts['proved'])

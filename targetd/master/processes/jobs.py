@@ -80,6 +80,21 @@ class Jobs(object):
         """True if no job is queued or running."""
         return not (self._queue or self._running)
 
+    @property
+    def has_stuck(self):
+        """True if a job that was killed because its time was over still exists."""
+        self.reap()
+        return bool(self._stuck)
+
+    @property
+    def unreaped(self):
+        """The process ids of the children that have ended or were killed."""
+        return list(self._unreaped)
+
+    def adopt_children(self, pids):
+        """Reap these children of the program that this one replaces, when they have ended."""
+        self._unreaped.update((pid, None) for pid in pids)
+
     def _start_queued(self):
         while self._queue and len(self._running) < MAXIMUM_RUNNING:
             job = self._queue.popleft()

@@ -300,11 +300,18 @@ def _run_in_child(where, queue, control):
 
 class LogWriter(object):
     """The log writer, as the master sees it. where: the setting `log`; fork: os.fork, or a substitute
-    of a test. Raises OSError if it cannot be started."""
+    of a test; adopted: (pid, descriptor of the queue, of the control socket) of a log writer that the
+    program has started that this one replaces (ARCHITECTURE D24). Raises OSError if it cannot be
+    started."""
 
-    def __init__(self, where, fork=os.fork):
+    def __init__(self, where, fork=os.fork, adopted=None):
         self.where = where
         self._received = b''
+        if adopted is not None:
+            self.pid, self.queue, control = adopted
+            self.control = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, control)
+            self.control.setblocking(False)
+            return
         reading, self.queue = os.pipe()
         self.control, theirs = socket.socketpair()
         try:

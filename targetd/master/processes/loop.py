@@ -120,6 +120,16 @@ class Loop(object):
             if callback is not None:
                 self._call(callback)
 
+    def raise_again(self):
+        """Send this process the signals that have arrived and were not handled yet. They must be blocked:
+        the program that replaces this one handles them (ARCHITECTURE D24)."""
+        try:
+            arrived = os.read(self._wakeup[0], 4096)
+        except BlockingIOError:
+            return
+        for number in sorted(set(arrived)):
+            os.kill(os.getpid(), number)
+
     # -- running -----------------------------------------------------------------------------------
 
     @staticmethod

@@ -57,6 +57,7 @@ class WorkerProcess(object):
         self.is_killed = False
         self.is_stuck = False  # its session is over, and it waits for a call of the kernel
         self.start_timer = None
+        self.version = ''  # of the earlier program that has forked it, '' if this program has
 
     def forget_connections(self):
         """Forget the connections whose logins are not over."""
@@ -92,6 +93,7 @@ class Workers(object):
         self.secrets = lambda: ()  # the keys that no worker shall inherit, in hex digits
         self.generation = 0
         self.stopping = False
+        self.is_paused = False  # no worker is forked or taken: an upgrade is being prepared
         self.on_unkillable = lambda worker: None  # called if a killed worker does not end
         self._young_deaths = 0
         self._back_off = None
@@ -126,7 +128,7 @@ class Workers(object):
         spares that are too many."""
         ahead = self._ahead()
         wanted = min(self.wanted_spares + self.waiting, self.limit - len(self.by_pid) + len(ahead))
-        if self.stopping or self._back_off is not None:
+        if self.stopping or self.is_paused or self._back_off is not None:
             return
         self._trim(ahead, SURPLUS)
         for _ in range(wanted - len(ahead)):
@@ -266,6 +268,8 @@ class Workers(object):
 
     def take_spare(self):
         """A spare that is ready, which is busy from now on; or None."""
+        if self.is_paused:
+            return None
         for worker in self.by_pid.values():
             if (
                 worker.state == SPARE
@@ -319,6 +323,48 @@ class Workers(object):
             worker.is_distrusted = True
             log.error('worker %d sent %s: %s', worker.pid, what, details)
             self.kill(worker, 'it sent ' + what)
+
+    # -- upgrade (ARCHITECTURE D24) ----------------------------------------------------------------
+
+    def pause(self):
+        """Fork no worker, and retire the spares."""
+        self.is_paused = True
+        for worker in self._ahead():
+            self.retire(worker)
+
+    def resume(self):
+        """The end of pause()."""
+        self.is_paused = False
+        self.keep_spares()
+
+    def handed_over(self, keep):
+        """The workers as plain values, for the program that takes over."""
+        return [
+            {
+                'pid': worker.pid,
+                'channel': keep(worker.channel.fileno()),
+                'received': bytes(worker.channel.received),
+                'born': worker.born,
+                'peers': worker.peers,
+                'files': worker.files,
+                'has_keys': worker.has_keys,
+                'busy_since': worker.busy_since,
+                'version': worker.version,
+            }
+            for worker in self.by_pid.values()
+        ]
+
+    def take_over(self, rows, version):
+        """Continue with the workers of another program. They serve their sessions to the end, and no
+        further ones: start_retiring()."""
+        for row in rows:
+            channel = channels.adopt(row['channel'], row['received'])
+            worker = WorkerProcess(row['pid'], channel, row['born'], self.generation - 1)
+            worker.state, worker.busy_since = BUSY, row['busy_since']
+            worker.peers, worker.files = row['peers'], row['files']
+            worker.has_keys, worker.version = row['has_keys'], row['version'] or version
+            self.by_pid[worker.pid] = worker
+            self._watch(worker)
 
     # -- reap --------------------------------------------------------------------------------------
 

@@ -78,6 +78,16 @@ class Saver(object):
         else:
             callback()
 
+    @property
+    def is_idle(self):
+        """True if nothing waits to be written."""
+        return not self._queue
+
+    @property
+    def children(self):
+        """The process ids of its children."""
+        return self._unreaped + ([self._pid] if self._channel is not None else [])
+
     def _send(self):
         try:
             if self._channel is None:

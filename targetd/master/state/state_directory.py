@@ -33,7 +33,7 @@ class StateDirectory(object):
     def __init__(self, path):
         self.path = path
         self.boot_id = boot_id()
-        self._lock = None  # descriptor of the locked file
+        self.descriptor = None  # of the locked file
 
     def lock(self):
         """Locks the directory for this process: two servers would overwrite each other's records.
@@ -74,7 +74,7 @@ class StateDirectory(object):
                 'state-dir %s is in use by another targetd%s; stop that server, or write another '
                 'state-dir for this one' % (self.path, ' (%s)' % holder if holder else '')
             )
-        self._lock = descriptor
+        self.descriptor = descriptor
         self._write_holder(descriptor)
 
     @staticmethod
@@ -89,9 +89,9 @@ class StateDirectory(object):
 
     def unlock(self):
         """Ends the lock. Does nothing without one."""
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        if self.descriptor is not None:
+            os.close(self.descriptor)
+            self.descriptor = None
 
     def file_of(self, key):
         """Returns the path of the state file of the unit with this key, which is derived from the

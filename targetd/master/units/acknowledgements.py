@@ -27,14 +27,19 @@ class Acknowledgements(object):
         self.loop = loop
         self.kill = kill
         self._pending = {}  # message id -> _Pending
-        self._last_id = 0
+        self.last_id = 0
+
+    @property
+    def is_idle(self):
+        """True if no acknowledgement is awaited."""
+        return not self._pending
 
     def expect(self, workers, done):
         """Returns the id for a message to these workers. done() is called when all of them have
         acknowledged it, but not before start_timer(id) was called."""
-        self._last_id += 1
-        self._pending[self._last_id] = _Pending(workers, done)
-        return self._last_id
+        self.last_id += 1
+        self._pending[self.last_id] = _Pending(workers, done)
+        return self.last_id
 
     def start_timer(self, message_id):
         """The message was sent: kill the workers that do not acknowledge it in time."""

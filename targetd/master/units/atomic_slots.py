@@ -172,6 +172,38 @@ class AtomicWrites(object):
             repair.medium is unit.atomic for repair in self._repairs
         )
 
+    @property
+    def has_repairs(self):
+        """True if an incomplete atomic write is not written back yet."""
+        return bool(self._repairs)
+
+    def handed_over(self, keep):
+        """The journals as plain values, for the program that takes over (ARCHITECTURE D24). keep(descriptor):
+        that program gets the descriptor, too."""
+        return [
+            {
+                'key': medium.key,
+                'descriptor': keep(medium.descriptor),
+                'path': medium.path,
+                'users': medium.users,
+                'slots': {number: keep(slot.descriptor) for number, slot in medium.slots.items()},
+            }
+            for medium in self._media.values()
+        ]
+
+    def take_over(self, rows):
+        """Continue with the journals of another program, whose locks belong to their open files."""
+        for row in rows:
+            medium = JournaledMedium(row['key'], row['descriptor'], row['path'])
+            medium.users = row['users']
+            for number, descriptor in row['slots'].items():
+                medium.slots[number] = journal.open_slot(descriptor, number, medium.path)
+            self._media[medium.key] = medium
+
+    def of_store(self, key):
+        """The JournaledMedium of the store with this key, or None."""
+        return self._media.get(key)
+
     def _start_repair(self, repair):
         repair.has_failed = False
         self.jobs.submit_job(

@@ -43,7 +43,7 @@ class HangingUnits(object):
         self.clock = clock
         self._fences = {}  # Unit.key -> set of workers
         self._hangs = {}  # (worker, unit id) -> Hang
-        self._removed = {}  # id of a removed unit -> (its key, the workers that served it)
+        self.removed = {}  # id of a removed unit -> (its key, the workers that served it)
 
     # -- units -------------------------------------------------------------------------------------
 
@@ -53,9 +53,9 @@ class HangingUnits(object):
 
     def remove_unit(self, unit):
         """The unit is no longer exported; its workers may still wait for its medium."""
-        self._removed[unit.id] = unit.key, {worker for worker, _ in unit.replica_holders()}
-        while len(self._removed) > REMOVED_UNITS:
-            del self._removed[next(iter(self._removed))]
+        self.removed[unit.id] = unit.key, {worker for worker, _ in unit.replica_holders()}
+        while len(self.removed) > REMOVED_UNITS:
+            del self.removed[next(iter(self.removed))]
 
     def described(self, unit):
         """What `targetdctl show units` adds to the unit's state, or ''."""
@@ -70,6 +70,11 @@ class HangingUnits(object):
             sum(hang.commands for hang in hangs),
             ', busy until an aborted write returns' if unit.key in self._fences else '',
         )
+
+    @property
+    def is_quiet(self):
+        """True if every medium answers."""
+        return not (self._fences or self._hangs)
 
     def is_fenced(self, unit):
         """True if an aborted command may still write the medium."""
@@ -112,7 +117,7 @@ class HangingUnits(object):
             )
 
         unit = self.replication.by_id.get(message['unit'])
-        key, workers = self._removed.get(message['unit'], (None, ()))
+        key, workers = self.removed.get(message['unit'], (None, ()))
         if unit is not None and unit.has_replica_in(worker):
             key = unit.key
         elif worker not in workers:
@@ -134,7 +139,7 @@ class HangingUnits(object):
     def on_fence_over(self, worker, message):
         """`report fence-over`: the aborted commands of the worker have returned."""
         unit = self.replication.by_id.get(message['unit'])
-        key = unit.key if unit is not None else self._removed.get(message['unit'], (None,))[0]
+        key = unit.key if unit is not None else self.removed.get(message['unit'], (None,))[0]
         self._take_down(key, worker)
 
     def _take_down(self, key, worker):

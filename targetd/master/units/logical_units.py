@@ -44,6 +44,11 @@ class Units(object):
         self.of_target = replication.of_target
         self._incomplete = {}  # {worker: Nexus} of the logins that wait for units
 
+    @property
+    def has_incomplete_logins(self):
+        """True if a login waits for further units."""
+        return bool(self._incomplete)
+
     def add_unit(self, unit):
         """Export the unit. An operation that was in progress at the last stop is resumed."""
         self.by_id[unit.id] = unit

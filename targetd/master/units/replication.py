@@ -285,8 +285,12 @@ class Replication(object):
             return
         unit.shared = decision.shared
         if not unit.are_records_scheduled:
-            unit.are_records_scheduled = True
-            self.loop.call_later(RECORDS_SECONDS, lambda: self._send_records(unit))
+            self.send_records_later(unit)
+
+    def send_records_later(self, unit):
+        """Save the records of the unit, and send them to its replicas, after RECORDS_SECONDS."""
+        unit.are_records_scheduled = True
+        self.loop.call_later(RECORDS_SECONDS, lambda: self._send_records(unit))
 
     def _send_records(self, unit):
         unit.are_records_scheduled = False

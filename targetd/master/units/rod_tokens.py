@@ -168,6 +168,37 @@ class RodTokens(object):
             return None, _refusal(self._ended.get(digest, UNKNOWN))
         return token, None
 
+    # -- upgrade -----------------------------------------------------------------------------------
+
+    def handed_over(self):
+        """The tokens as plain values, for the program that takes over (ARCHITECTURE D24)."""
+        tokens = [
+            {
+                'digest': token.digest,
+                'head': token.head,
+                'unit': token.unit.id,
+                'ranges': token.ranges,
+                'seconds': token.seconds,
+                'users': [worker.pid for worker in token.users],
+                'is_last': token.is_last,
+            }
+            for token in self._tokens.values()
+            if token.store is token.unit.store
+        ]
+        return {'tokens': tokens, 'ended': list(self._ended.items())}
+
+    def take_over(self, words, worker_of):
+        """Continue with the tokens of another program. worker_of: {pid: WorkerProcess}. Each token lasts as
+        long as if it had been used now."""
+        for row in words['tokens']:
+            unit = self.replication.by_id[row['unit']]
+            token = RodToken(row['digest'], row['head'], unit, row['ranges'], row['seconds'])
+            token.users = [worker_of[pid] for pid in row['users'] if pid in worker_of]
+            token.is_last = row['is_last']
+            self._tokens[token.digest] = token
+            self._restart_timer(token)
+        self._ended.update(words['ended'])
+
     # -- ends --------------------------------------------------------------------------------------
 
     def revoke_tokens_of(self, unit):

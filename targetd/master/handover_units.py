@@ -1,0 +1,120 @@
+"""The logical units in the state that a master hands over (handover): media that stay open, what sessions
+share of them, journals of atomic writes, ROD tokens."""
+
+from targetd.host import identity
+from targetd.master.exports.exports import UnavailableLun
+from targetd.master.units.shared_state import Shared
+from targetd.master.units.unit import Unit
+from targetd.scsi.sam import Nexus
+from targetd.store import adopt_store
+
+#: Attributes of a Unit that pass over as they are.
+PLAIN = (
+    'path_problem',
+    'shrinkage',
+    'replicated_size',
+    'since',
+    'watched',
+    'is_unsaved',
+    'are_records_scheduled',
+)
+
+
+def collect(master, keep):
+    """The units as plain values. keep(descriptor): the new program gets the descriptor, too."""
+    exports = master.exports
+    missing = [
+        (each.target_name, each.lun.number, each.why) for each in exports.unavailable.values()
+    ]
+    removed = master.units.hanging.removed
+    return {
+        'units': [_unit_row(unit, keep) for unit in master.units.by_id.values()],
+        'journals': master.atomic_writes.handed_over(keep),
+        'tokens': master.rod_tokens.handed_over(),
+        'generations': exports.generations,
+        'unavailable': missing,
+        'removed': [
+            (unit_id, key, [worker.pid for worker in workers])
+            for unit_id, (key, workers) in removed.items()
+        ],
+    }
+
+
+def _unit_row(unit, keep):
+    row = {name: getattr(unit, name) for name in PLAIN}
+    row.update(
+        id=unit.id,
+        key=unit.key,
+        target_name=unit.target_name,
+        lun=unit.lun.number,
+        facts=unit.facts,
+        found=unit.found,
+        shared=dict(unit.shared._asdict()),
+        store=unit.store.description(),
+        medium=unit.store.key,
+        descriptors=[keep(descriptor) for descriptor in unit.store.descriptors()],
+        spares=len(unit.store.spares),
+        workers={worker.pid: tuple(nexus) for worker, nexus in unit.workers.items()},
+        guests={worker.pid: (tuple(nexus), n) for worker, (nexus, n) in unit.guests.items()},
+        slots={worker.pid: slot.number for worker, slot in unit.slots.items()},
+    )
+    return row
+
+
+def restore(master, words):
+    """Give a new Master the units. Raises KeyError if the configuration has not the same LUNs."""
+    configuration, workers = master.state.configuration, master.workers.by_pid
+    master.atomic_writes.take_over(words['journals'])
+    for row in words['units']:
+        lun = configuration.targets[row['target_name']].luns[row['lun']]
+        unit = _restored(master, row, lun, workers)
+        master.units.by_id[unit.id] = unit
+    master.rod_tokens.take_over(words['tokens'], workers)
+    for unit_id, key, pids in words['removed']:
+        holders = {workers[pid] for pid in pids if pid in workers}
+        master.units.hanging.removed[unit_id] = key, holders
+    exports, server = master.exports, configuration.server
+    exports.server = server.server_id or identity.server_id(server.state_dir)
+    exports.generations.update(words['generations'])
+    for target_name, number, why in words['unavailable']:
+        target = configuration.targets[target_name]
+        exports.unavailable[target_name, number] = UnavailableLun(target, target.luns[number], why)
+
+
+def _restored(master, row, lun, workers):
+    store = adopt_store(row['store'], row['medium'], row['descriptors'], row['spares'])
+    store.flag = row['store']['flag']
+    medium = master.atomic_writes.of_store(store.key) if lun.atomic_writes else None
+    unit = Unit(
+        row['id'],
+        row['key'],
+        row['target_name'],
+        lun,
+        store,
+        row['facts'],
+        Shared(**row['shared']),
+        medium,
+        row['found'],
+    )
+    for name in PLAIN:
+        setattr(unit, name, row[name])
+    for pid, nexus in row['workers'].items():
+        unit.workers[workers[pid]] = Nexus(*nexus)
+    for pid, (nexus, count) in row['guests'].items():
+        unit.guests[workers[pid]] = Nexus(*nexus), count
+    for pid, number in row['slots'].items():
+        unit.slots[workers[pid]] = medium.slots[number]
+    return unit
+
+
+def start_serving(master):
+    """The old program is gone: start what timers do."""
+    exports, replication = master.exports, master.replication
+    exports.known.load()
+    exports.retry_later()
+    exports.check_space()
+    for unit in master.units.by_id.values():
+        if unit.is_unsaved:
+            replication.save_when_possible(unit, unit.shared)
+        if unit.are_records_scheduled:
+            replication.send_records_later(unit)

@@ -1,0 +1,49 @@
+"""The form in which a master hands its state over (targetd.master.handover)."""
+
+import json
+import os
+
+import pytest
+
+from targetd import channel as channels
+from targetd.compat import memory_file
+from targetd.master import handover
+from targetd.scsi.sam import Nexus
+
+STATE = {'units': [(1, 'a'), {'key': b'\0'}], 'none': None, 'time': 1.5}
+
+
+@pytest.fixture
+def file():
+    descriptor = memory_file('test', 0)
+    yield descriptor
+    os.close(descriptor)
+
+
+def test_values_come_back_as_they_were(file):
+    handover.write(file, STATE)
+    head, state = handover.read(file)
+    assert state == STATE and isinstance(state['units'][0], tuple)
+    assert head['format'] == handover.FORMAT and head['channel'] == channels.PROTOCOL
+
+
+def test_a_head_without_values_is_for_the_first_trial(file):
+    handover.write(file, None)
+    assert handover.read(file)[1] is None
+
+
+@pytest.mark.parametrize('name, words', [('format', 'state'), ('channel', 'worker protocol')])
+def test_another_format_is_refused_before_the_values_are_read(file, name, words):
+    head = {'format': handover.FORMAT, 'channel': channels.PROTOCOL, 'version': '9.9'}
+    head[name] += 1
+    os.write(file, json.dumps(head).encode('ascii') + b'\nnot a pickle')
+    with pytest.raises(handover.Refused) as refused:
+        handover.read(file)
+    assert 'the %s of version 9.9 has the format 2' % words in str(refused.value)
+    assert 'restart targetd instead' in str(refused.value)
+
+
+def test_objects_of_a_version_are_refused(file):
+    handover.write(file, {'nexus': Nexus('a', 'b', 'c', 1)})
+    with pytest.raises(handover.Refused, match='Nexus'):
+        handover.read(file)
