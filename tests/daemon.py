@@ -81,7 +81,10 @@ class Text(object):
 
     def target(self, name, lines=('initiator-address = ALL',), luns=None, group=1):
         """`luns`: {number: [line, …]}."""
-        self.targets[name] = (['portal-group = %s' % group] + list(lines), dict(luns or {}))
+        settings = ['portal-group = %s' % group] + list(lines)
+        if not any(line.startswith('sharing') for line in settings):
+            settings.append('sharing = cluster')  # most tests log in with several initiator names
+        self.targets[name] = (settings, dict(luns or {}))
 
     def render(self):
         lines = ['[server]']

@@ -3,8 +3,14 @@
 May import config. The text contains no secret.
 """
 
-from targetd.config import kinds, lint, model, network_kinds, settings
+from targetd.config import kinds, lint, lun_rules, model, network_kinds, settings
 from targetd.config.words import counted
+
+SHARED = {
+    lun_rules.EXCLUSIVE: 'for one initiator at a time',
+    lun_rules.READERS: 'the first initiator may write, others may read',
+    lun_rules.CLUSTER: 'for all its initiators at the same time',
+}
 
 
 def explained(configuration, identity_of=None, found=None):
@@ -125,6 +131,7 @@ def _lun(lun):
         )
         if holds
     ]
+    facts.append(SHARED[lun_rules.sharing_of(lun)])
     facts += ['encrypted with %s' % lun.encryption_key_file] if lun.encryption_key_file else []
     facts += ['filter ' + item for item in lun.filter]
     return 'lun %d: %s' % (lun.number, ', '.join(facts))

@@ -343,6 +343,18 @@ LUN = (
          'With read-only, writes end with DATA PROTECT, WRITE PROTECTED; with offline, commands end with '
          'NOT READY, MANUAL INTERVENTION REQUIRED. Unlike readonly, it needs no logout.', shared=False),
     _lun('readonly', kinds.Flag(), False, NEEDS_LOGOUT, 'Reject every write.'),
+    _lun('sharing', kinds.Auto(kinds.Choice('exclusive', 'readers', 'cluster')), None, LIVE,
+         'Which initiators may use the LUN at the same time. exclusive: one, others do not see the LUN; '
+         'readers: the first may write, others may only read; cluster: all; auto: exclusive, or cluster '
+         'if the LUN is readonly.',
+         'An initiator is its iSCSI name: all paths of one host count as one. Two hosts that write one '
+         'NTFS, ext4 or XFS destroy it; write cluster only if their software coordinates them, such as '
+         'Windows Failover Clustering, VMFS, GFS2 or OCFS2. It is decided at the login, and a session '
+         'that was left out gets the LUN when it logs in again after the sessions of the other initiator '
+         'have ended; the log and "targetdctl why" name that initiator. With readers, a file system '
+         'that is mounted read-only does not notice what the other initiator writes. A change does not '
+         'act on sessions that exist.',
+         'cluster'),
     _lun('removable', kinds.Flag(), False, NEEDS_LOGOUT, 'Report the medium as removable, so that '
                                                          'it can be ejected.'),
     _lun('block-size', _SIZE_OF_BLOCK, None, NEEDS_LOGOUT,

@@ -7,6 +7,7 @@ import os
 from targetd import __version__, log
 from targetd.admin import commands
 from targetd.config import model
+from targetd.config.lun_rules import sharing_of
 from targetd.config.words import counted
 from targetd.errors import TargetdError
 from targetd.master import fault_report
@@ -17,7 +18,7 @@ from targetd.master.fault_report import state_of, when
 from targetd.master.live_changes import Cause
 from targetd.master.logins.portals import plain
 from targetd.master.reload import BY_HAND
-from targetd.master.units import transitions
+from targetd.master.units import sharing, transitions
 from targetd.scsi import alua, faults
 from targetd.scsi.medium_state import FAILED
 
@@ -166,6 +167,8 @@ class ControlAnswers(object):
             'encrypted': bool(unit.facts.get('encrypted')),
             'reserved_by': reserved_by(unit.shared.reservations),
             'sessions': len(unit.workers),
+            'sharing': sharing_of(unit.lun),
+            'holders': sorted(sharing.holders(unit)),
             'errors': faults.count(unit.shared.records['faults']),
             'latest_error': fault_report.latest_of(unit),
             'serial': unit.facts.get('serial'),
@@ -277,7 +280,28 @@ class ControlAnswers(object):
             for entry in reversed(self.sessions.refusals)
             if address is None or plain(address) == entry['address']
         ]
+        rows += [
+            row
+            for row in self._left_out_rows()
+            if address is None or plain(address) == row['address']
+        ]
         return commands.reply_rows(rows)
+
+    def _left_out_rows(self):
+        """Rows of `why` about the LUNs that sessions do not see because of other initiators."""
+        return [
+            {
+                'time': when(worker.session.since),
+                'initiator_name': worker.session.initiator_name,
+                'target_name': unit.target_name,
+                'address': next(iter(worker.session.peers.values()), ('',))[0],
+                'why': 'lun %d is not shown: %s' % (unit.lun.number, sharing.why_left_out(holder)),
+                'status': '',
+            }
+            for unit in self.units.by_id.values()
+            for worker, holder in unit.left_out.items()
+            if worker.session is not None
+        ]
 
     def reload_reply(self, rows, error, message=''):
         """The reply after a reload, or after a change of the configuration."""

@@ -428,8 +428,7 @@ class Reload(object):
         if unit is None:
             return
         self.units.remove_unit(unit)
-        workers = list(unit.workers)
-        unit.workers = {}
+        workers = unit.forget_sessions()
         self.units.copy_guests.end_copies(
             unit,
             lambda: self.units.replication.order_units(

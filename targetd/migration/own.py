@@ -11,6 +11,8 @@ from targetd.config.words import join
 from targetd.errors import ConfigError
 from targetd.migration.imported import Imported, Lun, Place, Target, Unreadable
 
+SOURCE = 'targetd'
+
 
 def parse(path, text=None):
     """The Imported of a configuration of targetd with its includes. Raises Unreadable."""
@@ -24,7 +26,7 @@ def parse(path, text=None):
 
 def from_configuration(configuration):
     """The Imported of a Configuration."""
-    imported = Imported('targetd')
+    imported = Imported(SOURCE)
     imported.files = list(configuration.files)
     for row in settings.of('server'):
         _add(imported.server, row, getattr(configuration.server, row.field))

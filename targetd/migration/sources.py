@@ -43,7 +43,26 @@ def import_files(paths, kind=''):
         paths = paths[1:]
     whole = found[0] if len(found) == 1 else merged(found)
     name_default_group(whole)
+    if whole.source != own.SOURCE:
+        _note_sharing(whole)
     return whole
+
+
+def _note_sharing(imported):
+    """No other target server keeps two hosts from writing one disk."""
+    writable = [
+        target
+        for target in imported.targets
+        if any(('readonly', 'yes') not in lun.settings for lun in target.luns)
+    ]
+    if writable:
+        imported.note(
+            writable[0].place,
+            'any number of hosts may write a LUN of %s at the same time; in targetd one initiator name uses a '
+            'LUN at a time' % imported.source,
+            'write sharing = cluster in the targets whose hosts share a LUN by cluster software (Windows '
+            'Failover Clustering, VMFS, GFS2)',
+        )
 
 
 def merged(found):

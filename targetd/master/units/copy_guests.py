@@ -10,6 +10,7 @@ reservation, no prevention of removal, and no unit attention condition that an i
 
 from targetd import log
 from targetd.master.processes.worker_messages import VALUE_ERRORS
+from targetd.master.units import sharing
 from targetd.master.units.transitions import Malformed, Refusal
 from targetd.master.units.unit import to_message_with_descriptors
 from targetd.scsi import sam
@@ -62,9 +63,14 @@ class CopyGuests(object):
                 other.target_name != unit.target_name
                 and extended_copy.has_designator(UnitFacts.from_message(other.facts), *designator)
                 and self.may_log_in(worker, other.target_name)
+                and self._may_write(other, worker.session.nexus.initiator_name)
             ):
                 return other
         return None
+
+    def _may_write(self, unit, initiator_name):
+        same_medium = self.replication.by_id.same_medium(unit)
+        return sharing.access(unit, same_medium, initiator_name)[0] == sharing.WRITE
 
     def on_copy_left(self, worker, message):
         """`report copy-left`: one copy of the worker has ended. The worker stops being a guest with

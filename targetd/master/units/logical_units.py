@@ -105,13 +105,12 @@ class Units(object):
         after the other; the login waits for the last. Raises OSError."""
         mine = [unit for _, unit in sorted(self.of_target(nexus.target_name).items())]
         first, rest = mine[:UNITS_PER_MESSAGE], mine[UNITS_PER_MESSAGE:]
-        for unit in first:
-            unit.workers[worker] = nexus
+        given = [unit for unit in first if self.replication.give_unit(unit, worker, nexus)]
         if rest:
             self._incomplete[worker] = nexus
             self.replication.loop.call_later(0, lambda: self._serve_more(worker, nexus, rest))
         lend = self.replication.descriptions.lend
-        return to_message_with_descriptors(lend, worker, first) + (bool(rest),)
+        return to_message_with_descriptors(lend, worker, given) + (bool(rest),)
 
     def _serve_more(self, worker, nexus, units):
         """Send the next of these units to a worker whose login waits for them, with their present
@@ -135,7 +134,7 @@ class Units(object):
         of the kernel, so it keeps its journal slots until it is reaped."""
         self._incomplete.pop(worker, None)
         for unit in [unit for unit in self.by_id.values() if unit.involves(worker)]:
-            nexus = unit.workers.pop(worker, None)
+            nexus = unit.forget_session(worker)
             unit.guests.pop(worker, None)
             unit.queue = deque(entry for entry in unit.queue if entry[0] is not worker)
             if worker in unit.slots and not is_stuck:
@@ -227,6 +226,9 @@ class Units(object):
         """saved: what was saved for an earlier decision about this message, or None."""
         if message['ask'] == 'operate' and self.hanging.is_fenced(unit):
             answer(Refusal(sam.BUSY))
+            return
+        if message['ask'] == 'operate' and worker in unit.readers:
+            self._kill_malformed(worker, 'operate: its session may only read %s' % unit.id)
             return
         try:
             decision = transitions.decide(unit.shared, nexus, message, unit.initiator_ports())

@@ -16,7 +16,7 @@ import time
 
 from targetd import log
 from targetd.master.state.saver import DirectSaver, OutcomeUnknown
-from targetd.master.units import fault_transitions, shared_state, transitions
+from targetd.master.units import fault_transitions, shared_state, sharing, transitions
 from targetd.master.units.acknowledgements import Acknowledgements
 from targetd.master.units.fault_log import FaultLog, log_restriction
 from targetd.master.units.unit import UnitTable, to_message_with_descriptors
@@ -188,6 +188,28 @@ class Replication(object):
         for worker, _ in unit.replica_holders():
             self.send(worker, dict(words, do='change', id=NO_ACKNOWLEDGEMENT, unit=unit.id), ())
 
+    def give_unit(self, unit, worker, nexus):
+        """The worker's session gets the unit, unless it is left out because another initiator holds it
+        (sharing). Returns True if it does."""
+        if unit.give_to(worker, nexus, self.by_id.same_medium(unit)):
+            if worker in unit.readers:
+                log.warning(
+                    '%s may only read lun %d of %s, because another initiator writes it '
+                    '(sharing = readers)',
+                    nexus.initiator_name,
+                    unit.lun.number,
+                    unit.target_name,
+                )
+            return True
+        log.warning(
+            '%s does not see lun %d of %s: %s',
+            nexus.initiator_name,
+            unit.lun.number,
+            unit.target_name,
+            sharing.why_left_out(unit.left_out[worker]),
+        )
+        return False
+
     def order_units(
         self, workers, add=(), remove=(), replace=(), attentions=(), done=None, is_last=False
     ):
@@ -202,22 +224,21 @@ class Replication(object):
             for worker in [worker for worker in workers if worker in unit.slots]:
                 unit.slots[message_id, worker] = unit.slots.pop(worker)
         for worker in list(workers):
-            for unit in add:
-                nexus = worker.session.nexus if worker.session else None
-                if nexus is not None:
-                    unit.workers[worker] = nexus
+            nexus = worker.session.nexus if worker.session else None
+            given = [u for u in add if nexus is None or self.give_unit(u, worker, nexus)]
             dicts, descriptors = to_message_with_descriptors(
-                self.descriptions.lend, worker, list(add) + list(replace)
+                self.descriptions.lend, worker, given + list(replace)
             )
+            is_changed = given or remove or replace
             self.send(
                 worker,
                 {
                     'do': 'units',
                     'id': message_id,
-                    'add': dicts[: len(add)],
+                    'add': dicts[: len(given)],
                     'remove': list(remove),
-                    'replace': dicts[len(add) :],
-                    'attentions': [list(a) for a in attentions],
+                    'replace': dicts[len(given) :],
+                    'attentions': [list(a) for a in attentions] if is_changed else [],
                     'last': is_last,
                 },
                 descriptors,

@@ -4,6 +4,7 @@ workers that hold a replica of that state."""
 import time
 from collections import deque
 
+from targetd.master.units import sharing
 from targetd.scsi import operations
 
 
@@ -15,7 +16,9 @@ class Unit(object):
     properties; shared: shared_state.Shared; atomic: atomic_slots.JournaledMedium or None; found:
     dict with seen, contents, auto_assembled (exports.open_medium).
 
-    workers: {worker: Nexus}, the workers whose sessions serve the unit; guests: {worker: (Nexus,
+    workers: {worker: Nexus}, the workers whose sessions serve the unit; readers: those of them that see
+    it read-only; left_out: {worker: name of the initiator that holds the unit} of the sessions of the
+    target that do not see it (sharing); guests: {worker: (Nexus,
     count of copies)}, the workers whose copies read or write the unit (copy_guests); watched: byte
     ranges that ROD tokens represent (rod_tokens); slots: {worker, or (message id, worker) for a
     store that is being replaced: journal.Slot}, the journal slots that were granted."""
@@ -34,6 +37,8 @@ class Unit(object):
         self.slots = {}
         self.found = found
         self.workers = {}
+        self.readers = set()
+        self.left_out = {}
         self.guests = {}
         self.watched = []
         self.queue = deque()  # (worker, message, answer): requests for a change, oldest first
@@ -67,6 +72,30 @@ class Unit(object):
         """True if this worker has a descriptor of the medium."""
         return worker in self.workers or worker in self.guests
 
+    def give_to(self, worker, nexus, same_medium=()):
+        """The session of the worker gets the unit, unless another initiator holds it. Returns True if
+        it does. same_medium: the other Units of the medium."""
+        allowed, holder = sharing.access(self, same_medium, nexus.initiator_name)
+        self.forget_session(worker)
+        if allowed == sharing.NOTHING:
+            self.left_out[worker] = holder
+            return False
+        self.workers[worker] = nexus
+        if allowed == sharing.READ:
+            self.readers.add(worker)
+        return True
+
+    def forget_session(self, worker):
+        """The session of the worker does not use the unit any more. Returns its Nexus, or None."""
+        self.left_out.pop(worker, None)
+        self.readers.discard(worker)
+        return self.workers.pop(worker, None)
+
+    def forget_sessions(self):
+        """No session uses the unit any more. Returns the workers of those that did."""
+        workers, self.workers, self.readers, self.left_out = list(self.workers), {}, set(), {}
+        return workers
+
     def initiator_ports(self):
         """Sorted initiator port names that are logged in to the unit's target."""
         return sorted({nexus.initiator_port for nexus in self.workers.values()})
@@ -75,6 +104,7 @@ class Unit(object):
         """True if the worker holds a replica, a journal slot or a queued request of the unit."""
         return (
             worker in self.workers
+            or worker in self.left_out
             or worker in self.guests
             or worker in self.slots
             or bool(self.queue)
@@ -121,6 +151,8 @@ def to_message_with_descriptors(lend, worker, units):
             index = len(descriptors)
             descriptors.append(own)
         dicts.append(unit.to_message(index))
+        if worker in unit.readers:
+            dicts[-1]['facts'] = dict(unit.facts, read_only=True)
         if is_shared:
             dicts[-1]['store']['is_shared'] = True
         if own != store.claim:
@@ -140,17 +172,19 @@ def to_message_with_descriptors(lend, worker, units):
 
 
 class UnitTable(dict):
-    """{Unit.id: Unit} of all exported units, with an index by target: a login looks at the units of
-    its target, however many others the server has."""
+    """{Unit.id: Unit} of all exported units, with an index by target and one by medium: a login looks
+    at the units of its target, however many others the server has."""
 
     def __init__(self):
         super(UnitTable, self).__init__()
         self._by_target = {}
+        self._by_medium = {}  # key of the store -> {Unit.id: Unit}
 
     def __setitem__(self, unit_id, unit):
         self.pop(unit_id, None)
         super(UnitTable, self).__setitem__(unit_id, unit)
         self._by_target.setdefault(unit.target_name, {})[unit_id] = unit
+        self._by_medium.setdefault(unit.store.key, {})[unit_id] = unit
 
     def __delitem__(self, unit_id):
         self.pop(unit_id)
@@ -158,17 +192,28 @@ class UnitTable(dict):
     def pop(self, unit_id, *default):
         """Remove the unit and return it; without it, return the default or raise KeyError."""
         if unit_id in self:
-            target_name = self[unit_id].target_name
-            del self._by_target[target_name][unit_id]
-            if not self._by_target[target_name]:
-                del self._by_target[target_name]
+            unit = self[unit_id]
+            for index, key in (
+                (self._by_target, unit.target_name),
+                (self._by_medium, unit.store.key),
+            ):
+                del index[key][unit_id]
+                if not index[key]:
+                    del index[key]
         return super(UnitTable, self).pop(unit_id, *default)
 
     def clear(self):
         """Remove every unit."""
         super(UnitTable, self).clear()
         self._by_target.clear()
+        self._by_medium.clear()
 
     def of_target(self, target_name):
         """{lun number: Unit} of a target."""
         return {unit.lun.number: unit for unit in self._by_target.get(target_name, {}).values()}
+
+    def same_medium(self, unit):
+        """The other Units that serve the medium of this Unit, under another name of it."""
+        if unit.store.kind not in ('file', 'block'):
+            return []
+        return [u for u in self._by_medium.get(unit.store.key, {}).values() if u is not unit]

@@ -91,6 +91,7 @@ class FakeStore(object):
     cipher_key = ''
 
     def __init__(self, path):
+        self.key = path
         self.claim = self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
 
     def description(self):

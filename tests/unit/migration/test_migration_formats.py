@@ -5,7 +5,7 @@ import json
 import pytest
 from migrated import linux_name, loaded, notes
 
-from targetd.migration import ceph, ctl, iet, istgt, lio, microsoft, scst
+from targetd.migration import ceph, ctl, iet, istgt, lio, microsoft, scst, sources
 from targetd.migration.imported import LEFT_OUT, NOTE, WRONG, Unreadable
 
 NAME = 'iqn.2026-11.com.example:t'
@@ -290,3 +290,15 @@ def test_microsoft_has_no_secrets_and_no_data():
     assert [text for text in notes(imported, WRONG) if 'convert it with qemu-img' in text]
     with pytest.raises(Unreadable, match='not complete XML'):
         microsoft.parse('export.xml', text[:300])
+
+
+# -- sharing ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('more, count', [('', 1), ('    readonly 1\n', 0)])
+def test_a_lun_that_many_hosts_could_write_is_noted_once(tmp_path, more, count):
+    path = tmp_path / 'targets.conf'
+    text = '<target iqn.2026-11.com.example:%s>\n  <backing-store /srv/%s.img>\n%s  </backing-store>\n</target>\n'
+    path.write_text(''.join(text % (name, name, more) for name in 'ab'))
+    found = notes(sources.import_files([str(path)]), NOTE)
+    assert len([note for note in found if 'sharing = cluster' in note]) == count

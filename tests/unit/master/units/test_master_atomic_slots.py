@@ -60,7 +60,12 @@ class Harness(object):
 
     def opened(self, number=0, target=TARGET, **settings):
         """A Unit that is opened but not exported. Raises StoreError."""
-        defaults = {'backing_store': self.image(), 'atomic_writes': True, 'allow_in_use': True}
+        defaults = {
+            'backing_store': self.image(),
+            'atomic_writes': True,
+            'allow_in_use': True,
+            'sharing': 'cluster',
+        }
         lun = model.Lun(number, **dict(defaults, **settings))
         outcomes = {}
         self.exports.open_media([(model.Target(target), lun)], outcomes.update)

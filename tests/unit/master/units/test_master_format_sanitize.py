@@ -173,7 +173,7 @@ def test_identifying_information_is_saved_and_other_nexuses_get_a_unit_attention
 
 
 class FakeStore(object):
-    claim, flag = None, 0
+    claim, flag, key = None, 0, None
     kind, path, size, block_size, read_only, descriptor, cipher_key = (
         'null',
         None,
@@ -209,7 +209,15 @@ class Harness(object):
     def export(self):
         state = self.units.replication.state
         shared = shared_state.initial_state(FACTS, state.load('key'), state.boot_id)
-        unit = Unit(TARGET + '/0', 'key', TARGET, model.Lun(0), FakeStore(), dict(FACTS), shared)
+        unit = Unit(
+            TARGET + '/0',
+            'key',
+            TARGET,
+            model.Lun(0, sharing='cluster'),
+            FakeStore(),
+            dict(FACTS),
+            shared,
+        )
         self.units.add_unit(unit)
         return unit
 
@@ -466,7 +474,7 @@ class EncryptedHarness(Harness):
             TARGET + '/0',
             'key',
             TARGET,
-            model.Lun(0, encryption_key_file=path),
+            model.Lun(0, sharing='cluster', encryption_key_file=path),
             medium,
             dict(FACTS),
             shared._replace(key_check=key_files.key_check(medium.cipher_key, 512)),

@@ -33,7 +33,7 @@ class Harness(object):
             '%s/%d' % (TARGET, lun),
             key,
             TARGET,
-            model.Lun(lun),
+            model.Lun(lun, sharing='cluster'),
             FakeStore(str(self.path / 'disk.img')),
             dict(FACTS),
             shared_state.initial_state(FACTS, {}, 'boot'),

@@ -29,6 +29,7 @@ def broken():
 class FakeStore(object):
     kind, path, size, block_size, read_only = 'file', '/disk.img', 1 << 20, 512, False
     flag = 0
+    key = None
 
     cipher_key = ''
 
@@ -66,7 +67,7 @@ class Harness(object):
             '%s/%d' % (TARGET, lun),
             'key%d' % lun,
             TARGET,
-            model.Lun(lun),
+            model.Lun(lun, sharing='cluster'),
             FakeStore(),
             dict(FACTS),
             shared,

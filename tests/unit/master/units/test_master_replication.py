@@ -23,7 +23,15 @@ class Harness(object):
         self.units = make_units(loop, path)
         shared = shared_state.initial_state(FACTS, {}, 'boot')
         store = FakeStore(str(path / 'disk.img'))
-        self.unit = Unit(TARGET + '/0', 'key', TARGET, model.Lun(0), store, dict(FACTS), shared)
+        self.unit = Unit(
+            TARGET + '/0',
+            'key',
+            TARGET,
+            model.Lun(0, sharing='cluster'),
+            store,
+            dict(FACTS),
+            shared,
+        )
         self.units.add_unit(self.unit)
         self.one, self.two = FakeWorker('one'), FakeWorker('two')
         for worker in (self.one, self.two):

@@ -38,7 +38,7 @@ class Harness(object):
             '%s/%d' % (target, lun),
             file,
             target,
-            model.Lun(lun),
+            model.Lun(lun, sharing='cluster'),
             FakeStore(file),
             facts,
             shared_state.initial_state({'block_size': 512}, {}, 'boot'),

@@ -1,4 +1,4 @@
-"""The table of exported units and its index by target."""
+"""The table of exported units and its indexes by target and by medium."""
 
 from types import SimpleNamespace
 
@@ -7,8 +7,12 @@ import pytest
 from targetd.master.units.unit import UnitTable
 
 
-def unit(target_name, number):
-    return SimpleNamespace(target_name=target_name, lun=SimpleNamespace(number=number))
+def unit(target_name, number, key=None, kind='file'):
+    return SimpleNamespace(
+        target_name=target_name,
+        lun=SimpleNamespace(number=number),
+        store=SimpleNamespace(key=key or (target_name, number), kind=kind),
+    )
 
 
 @pytest.fixture
@@ -40,3 +44,18 @@ def test_a_replaced_unit_moves_to_its_new_target(table):
     assert set(table.of_target('a')) == {1} and set(table.of_target('b')) == {0, 7}
     table.clear()
     assert table.of_target('b') == {} and not table
+
+
+def test_the_other_units_of_a_medium_are_found(table):
+    table['a/2'] = unit('a', 2, key=('b', 0))
+    assert table.same_medium(table['a/2']) == [table['b/0']]
+    assert table.same_medium(table['b/0']) == [table['a/2']]
+    assert table.same_medium(table['a/0']) == []
+    table.pop('b/0')
+    assert table.same_medium(table['a/2']) == []
+
+
+@pytest.mark.parametrize('kind', ['ram', 'null'])
+def test_two_units_in_memory_do_not_have_the_same_medium(table, kind):
+    table['a/2'], table['a/3'] = unit('a', 2, 'none', kind), unit('a', 3, 'none', kind)
+    assert table.same_medium(table['a/2']) == []

@@ -1,0 +1,56 @@
+"""Who may use a logical unit beside the initiator that uses it already (the setting `sharing`). Pure.
+
+An initiator is its iSCSI name: the sessions of one name, such as the paths of MPIO, count as one. An
+initiator *holds* a unit while a session of it, or a copy that it started, may write it.
+
+     sharing      another initiator holds the unit
+     exclusive    it is left out of the session's LUNs
+     readers      the session sees it read-only
+     cluster      the session may write it too
+
+This is decided when a session is given the unit: at its login, or when the LUN is added. A session that
+was left out gets the unit by a new login, and not by itself when the holder goes: otherwise the disk of a
+host that restarts would move to any other host that is logged in to the target.
+
+LUNs that serve one medium under two names (allow-in-use) count as one unit; they share it only if
+both have `cluster`.
+"""
+
+from targetd.config.lun_rules import CLUSTER, READERS, sharing_of
+
+#: What a session may do with a unit.
+WRITE, READ, NOTHING = 'write', 'read', 'nothing'
+
+
+def holders(unit):
+    """The names of the initiators that hold a Unit, as a set."""
+    return {
+        nexus.initiator_name
+        for worker, nexus in unit.replica_holders()
+        if worker not in unit.readers
+    }
+
+
+def access(unit, same_medium, initiator_name):
+    """(what a session of this initiator may do with the Unit, another initiator that holds it or '').
+
+    same_medium: the other Units of its medium.
+    """
+    wanted = sharing_of(unit.lun)
+    others = set() if wanted == CLUSTER else holders(unit)
+    for other in same_medium:
+        if not (unit.lun.readonly or other.lun.readonly):
+            others |= set() if wanted == sharing_of(other.lun) == CLUSTER else holders(other)
+    others.discard(initiator_name)
+    if not others:
+        return WRITE, ''
+    return READ if wanted == READERS else NOTHING, min(others)
+
+
+def why_left_out(holder):
+    """Why a session does not see a unit that this initiator holds, and what to do."""
+    return (
+        '%s uses it, and two hosts that do not know each other destroy its file system; log in again when '
+        'the sessions of that initiator have ended, or write sharing = cluster if both run cluster software'
+        % holder
+    )
