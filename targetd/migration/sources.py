@@ -58,7 +58,7 @@ def _note_sharing(imported):
     if writable:
         imported.note(
             writable[0].place,
-            'any number of hosts may write a LUN of %s at the same time; in targetd one initiator name uses a '
+            'any number of hosts may write a LUN of %s at the same time; in targetd one initiator uses a '
             'LUN at a time' % imported.source,
             'write sharing = cluster in the targets whose hosts share a LUN by cluster software (Windows '
             'Failover Clustering, VMFS, GFS2)',

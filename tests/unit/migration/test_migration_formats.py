@@ -298,7 +298,7 @@ def test_microsoft_has_no_secrets_and_no_data():
 @pytest.mark.parametrize('more, count', [('', 1), ('    readonly 1\n', 0)])
 def test_a_lun_that_many_hosts_could_write_is_noted_once(tmp_path, more, count):
     path = tmp_path / 'targets.conf'
-    text = '<target iqn.2026-11.com.example:%s>\n  <backing-store /srv/%s.img>\n%s  </backing-store>\n</target>\n'
+    text = '<target iqn.2026-11.test:%s>\n  <backing-store /srv/%s.img>\n%s  </backing-store>\n</target>\n'
     path.write_text(''.join(text % (name, name, more) for name in 'ab'))
     found = notes(sources.import_files([str(path)]), NOTE)
     assert len([note for note in found if 'sharing = cluster' in note]) == count
