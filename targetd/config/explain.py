@@ -3,13 +3,13 @@
 May import config. The text contains no secret.
 """
 
-from targetd.config import kinds, lint, lun_rules, model, network_kinds, settings
+from targetd.config import kinds, lint, model, network_kinds, settings, sharing_rules
 from targetd.config.words import counted
 
 SHARED = {
-    lun_rules.EXCLUSIVE: 'for one initiator at a time',
-    lun_rules.READERS: 'the first initiator may write, others may read',
-    lun_rules.CLUSTER: 'for all its initiators at the same time',
+    sharing_rules.EXCLUSIVE: 'for one initiator at a time',
+    sharing_rules.READERS: 'the first initiator may write, others may read',
+    sharing_rules.CLUSTER: 'for all its initiators at the same time',
 }
 
 
@@ -131,7 +131,7 @@ def _lun(lun):
         )
         if holds
     ]
-    facts.append(SHARED[lun_rules.sharing_of(lun)])
+    facts.append(SHARED[sharing_rules.sharing_of(lun)])
     facts += ['encrypted with %s' % lun.encryption_key_file] if lun.encryption_key_file else []
     facts += ['filter ' + item for item in lun.filter]
     return 'lun %d: %s' % (lun.number, ', '.join(facts))

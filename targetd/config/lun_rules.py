@@ -1,4 +1,4 @@
-"""Values of one LUN that contradict each other or follow from each other.
+"""Values of one LUN that contradict each other.
 
 May import config.model's Lun and xts (whether this host can encrypt). Pure apart from that.
 """
@@ -7,15 +7,6 @@ from targetd import xts
 
 #: SBC-3: values of MEDIUM ROTATION RATE between 1 and 1025 are reserved, as is FFFFh.
 LOWEST_ROTATION_RATE, RESERVED_ROTATION_RATE = 1025, 65535
-
-
-EXCLUSIVE, READERS, CLUSTER = 'exclusive', 'readers', 'cluster'
-
-
-def sharing_of(lun):
-    """How initiators share a model.Lun: one of the words above. Nobody can write a readonly LUN, so all
-    have it unless something else is written."""
-    return lun.sharing or (CLUSTER if lun.readonly else EXCLUSIVE)
 
 
 def contradictions(lun, stores, unusable):

@@ -7,7 +7,7 @@ import os
 from targetd import __version__, log
 from targetd.admin import commands
 from targetd.config import model
-from targetd.config.lun_rules import sharing_of
+from targetd.config.sharing_rules import sharing_of
 from targetd.config.words import counted
 from targetd.errors import TargetdError
 from targetd.master import fault_report

@@ -16,7 +16,7 @@ LUNs that serve one medium under two names (allow-in-use) count as one unit; the
 both have `cluster`.
 """
 
-from targetd.config.lun_rules import CLUSTER, READERS, sharing_of
+from targetd.config.sharing_rules import CLUSTER, READERS, sharing_of
 
 #: What a session may do with a unit.
 WRITE, READ, NOTHING = 'write', 'read', 'nothing'

@@ -1,8 +1,8 @@
 """The settings table is closed: something reads every setting, and the texts name no other setting.
 
 A reader is an attribute access such as `server.login_timeout`, `target.alias` or `lun.thin` outside
-targetd/config: the name before the dot says which class of the model is meant. config.acl counts as
-a reader, because it applies the rules of admission. Modules that only display values do not count.
+targetd/config: the name before the dot says which class of the model is meant. config.acl and config.sharing_rules
+count as readers, because they apply the rules of admission. Modules that only display values do not count.
 """
 
 import ast
@@ -15,7 +15,7 @@ from source_tree import PACKAGE, ROOT, python_files, read
 from targetd.admin import commands
 from targetd.config import acl, model, settings, tgt_settings
 
-APPLYING = ('config/acl.py',)
+APPLYING = ('config/acl.py', 'config/sharing_rules.py')
 DISPLAYING = (
     'master/control.py',
     'master/control_answers.py',

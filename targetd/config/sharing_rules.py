@@ -1,0 +1,9 @@
+"""The rules of the setting `sharing`: which initiators use a LUN at the same time."""
+
+EXCLUSIVE, READERS, CLUSTER = 'exclusive', 'readers', 'cluster'
+
+
+def sharing_of(lun):
+    """How initiators share a model.Lun: one of the words above. Nobody can write a readonly LUN, so all
+    have it unless something else is written."""
+    return lun.sharing or (CLUSTER if lun.readonly else EXCLUSIVE)
