@@ -1,8 +1,8 @@
 """The settings table is closed: something reads every setting, and the texts name no other setting.
 
 A reader is an attribute access such as `server.login_timeout`, `target.alias` or `lun.thin` outside
-targetd/config: the name before the dot says which class of the model is meant. config.acl and config.sharing_rules
-count as readers, because they apply the rules of admission. Modules that only display values do not count.
+targetd/config: the name before the dot says which class of the model is meant. config.acl and
+config.sharing_rules count as readers, because they apply rules. Modules that only display values do not.
 """
 
 import ast
