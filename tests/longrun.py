@@ -4,6 +4,8 @@
   floods      strangers flood the portal while honest clients log in, which are timed (root only)
   power-cuts  what reaches the disk is recorded in the guest, and the power is cut at --cuts places in
               the record, for each of two loads. GUEST_RUNNER names the program that runs a guest job
+  fuzz        logins, PDUs, messages between processes, state files, the control socket and disks are
+              fuzzed beside an honest session
   matrix      every combination of negotiated parameters, in random order, until all are tested.
               A run that the time ended goes on with the same --seed and --from
 
@@ -20,12 +22,14 @@ import tempfile
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 import floods  # noqa: E402
+import fuzz  # noqa: E402
 import kills  # noqa: E402
 import matrix  # noqa: E402
 import power_cuts  # noqa: E402
 
 RUNS = {
     'floods': floods.run_floods,
+    'fuzz': fuzz.run_fuzz,
     'kills': kills.run_kills,
     'matrix': matrix.run_matrix,
     'power-cuts': power_cuts.run_power_cuts,

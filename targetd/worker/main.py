@@ -32,6 +32,7 @@ from targetd.worker.group_commit import GroupCommit
 from targetd.worker.hang_watch import QUIET_SECONDS, Watch
 from targetd.worker.latency import FINAL, Latency, report_counters
 from targetd.worker.members import LEAVE_SECONDS, Members
+from targetd.worker.orders import BadOrder, check_order
 from targetd.worker.policy import Policies
 from targetd.worker.replica import Replica
 from targetd.worker.tasks import Tasks
@@ -104,7 +105,10 @@ class Worker(object):
             self.channel.send({'report': 'ready'})
             while True:
                 message, descriptors = self.channel.read()
+                check_order(message, descriptors)
                 self._orders[message['do']](message, descriptors)
+        except BadOrder as e:
+            log.error('the master sent %s; this worker ends', e)
         except ChannelClosed:
             pass
         self._stop_connections('the worker process ends')

@@ -133,7 +133,7 @@ class Puppet(object):
                             self.obey(*self.channel.read())
                     else:
                         self.hear(one)
-        except ChannelClosed:
+        except (ChannelClosed, ConnectionError):  # the master or the client is gone
             pass
 
     def obey(self, message, descriptors):
@@ -167,7 +167,10 @@ class Puppet(object):
             os._exit(0)
 
     def hear(self, sock):
-        data = sock.recv(65536)
+        try:
+            data = sock.recv(65536)
+        except ConnectionResetError:
+            data = b''
         if not data:
             self.channel.send({'report': 'ended', 'why': 'the initiator closed the connection'})
             os._exit(0)
