@@ -47,6 +47,9 @@ def obey(channel):
                 with socket.socket(fileno=descriptors[0]) as sock:
                     sock.sendall(b'hello')
                 channel.send({'report': 'idle'})
+            elif message['do'] == 'finish':
+                channel.send({'report': 'ended', 'why': 'it is done'})
+                return
             elif message['do'] == 'retire':
                 return
             elif message['do'] == 'stop reading':
@@ -269,6 +272,21 @@ def test_a_worker_that_closes_its_channel_and_stays_is_killed(stable):
     here.until(lambda: any(w.channel is None for w in here.workers.all()))
     here.clock.leap += 1
     here.until(lambda: here.deaths)
+
+
+def test_what_a_worker_reported_before_it_ended_is_read_though_an_order_cannot_be_sent(stable):
+    """Its last reports may say that data was lost, or why its session is over."""
+    one = stable()
+    one.workers.wanted_spares = 1
+    one.workers.keep_spares()
+    one.ready(1)
+    worker = one.workers.take_spare()
+    one.workers.send(worker, {'do': 'finish'})
+    os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)  # the loop does not run meanwhile
+    one.workers.send(worker, {'do': 'look'})  # EPIPE
+    one.until(lambda: one.deaths)
+    assert worker.ended_cleanly == 'it is done'
+    assert [m for w, m in one.reported if w is worker and m['report'] == 'ended']
 
 
 def test_a_new_generation_replaces_the_spares_and_not_the_busy_workers(stable):

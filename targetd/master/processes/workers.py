@@ -190,8 +190,7 @@ class Workers(object):
     def _channel_ready(self, worker, events):
         try:
             if events & WRITE:
-                worker.channel.flush()
-                self._watch(worker)
+                events |= self._flush(worker)
             if events & READ:
                 for message, descriptors in worker.channel.receive():
                     self._message_received(worker, message, descriptors)
@@ -200,6 +199,16 @@ class Workers(object):
             self._lost(worker)
         except ChannelClosed:
             self._lost(worker)
+
+    def _flush(self, worker):
+        """Send what is queued. Returns READ if the worker has closed its end: what it sent before is to
+        be read first."""
+        try:
+            worker.channel.flush()
+            self._watch(worker)
+        except ChannelClosed:
+            return READ
+        return 0
 
     def _message_received(self, worker, message, descriptors):
         for descriptor in descriptors:  # no message of a worker has descriptors
@@ -254,7 +263,7 @@ class Workers(object):
             if worker.channel.wants_write:
                 self._watch(worker)
         except ChannelClosed:
-            self._lost(worker)
+            pass  # the loop reads what the worker has sent before its end, and then the end
 
     def _lost(self, worker):
         """The worker has closed its end of the channel: it exits, or is killed after a second."""
