@@ -321,6 +321,12 @@ class Channel(object):
                 data = data[self._sendmsg(data, descriptors) :]
                 descriptors = ()
 
+    def has_frame(self):
+        """Return True if read() does not have to receive. A worker's control thread only."""
+        if not self._frames:
+            self._take_frames()
+        return bool(self._frames)
+
     def read(self):
         """Return the next (message, descriptors); blocks. A worker's control thread only. Raises
         ChannelClosed."""

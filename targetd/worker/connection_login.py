@@ -1,8 +1,9 @@
 """A connection from its first byte to its end: the login, the session claim, then a Connection in
 full feature phase.
 
-Runs in the connection's thread. May import iscsi, scsi.sam, config through policy. The socket is
-blocking, with timeouts.
+The login runs in the control thread, which executes the master's orders meanwhile: its answers need no
+further thread to wake up. The connection then has a thread of its own. May import iscsi, scsi.sam,
+config through policy.
 """
 
 import functools
@@ -20,9 +21,11 @@ from targetd.iscsi.login import LOGIN_DATA_SEGMENT, LoginNegotiation
 from targetd.iscsi.login_result import SessionClaim
 from targetd.iscsi.session import Session
 from targetd.scsi.sam import Nexus
+from targetd.worker.connection.blocking import TakenOver
 from targetd.worker.connection.error_recovery import connection_class
 from targetd.worker.master_chap import MasterChap
 
+_NOW = socket.MSG_DONTWAIT
 _TIMEVAL = struct.Struct('@ll')
 SEND_SECONDS = 60  # a peer that receives nothing for so long is considered lost
 CLAIM_SECONDS = 30.0  # the master may first have to end a session that is reinstated
@@ -53,13 +56,14 @@ def set_timeouts(sock, receive_seconds, send_seconds=SEND_SECONDS):
 
 
 def serve_connection(worker, sock, order, members):
-    """Serve one connection from login to end; returns (reason, True if it ended in order).
+    """Do the login of one connection; if it begins a session, raises TakenOver: a thread of its own serves
+    it to its end. Otherwise returns (reason, True if it ended in order). [control]
 
     order: the order `serve`; members: those of the session that it may begin. A connection that joins
     a session continues in the worker of that session (worker.joining)."""
     where = order['connection']
     sock.setblocking(True)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    set_timeouts(sock, 0, worker.configuration.server.login_timeout)
     login = _Login(worker, sock, where, members, _session_values(order))
     try:
         connection = login.login()
@@ -69,7 +73,9 @@ def serve_connection(worker, sock, order, members):
         return str(e), login.session is None
     finally:
         login.settle()
-    return run_connection(connection, members, where)
+    _be_served(connection, members, where)
+    connection.blocking.start()
+    raise TakenOver
 
 
 def _session_values(order):
@@ -85,15 +91,7 @@ def _session_values(order):
 def run_connection(connection, members, where):
     """Serve a connection in full feature phase to its end; returns (reason, True if it ended in
     order). Raises TakenOver."""
-    connection.blocking.start = functools.partial(
-        connection.worker.start_connection,
-        connection.socket,
-        members,
-        _go_on,
-        connection,
-        members,
-        where,
-    )
+    _be_served(connection, members, where)
     try:
         why = connection.run()
     finally:
@@ -109,6 +107,18 @@ def run_connection(connection, members, where):
         why,
     )
     return why, connection.ended_quietly
+
+
+def _be_served(connection, members, where):
+    connection.blocking.start = functools.partial(
+        connection.worker.start_connection,
+        connection.socket,
+        members,
+        _go_on,
+        connection,
+        members,
+        where,
+    )
 
 
 def _go_on(worker, sock, connection, members, where):
@@ -179,6 +189,7 @@ class _Login(object):
         self._where = where
         self._framer = Framer(LOGIN_DATA_SEGMENT, batch_bytes=2 * (LOGIN_DATA_SEGMENT + 1068))
         self._pending = []
+        self._has_received = False  # the first bytes were there when the master sent the socket
         self._deadline = time.monotonic() + worker.configuration.server.login_timeout
         self._expected = None  # the CID that `members` expects
         self._chap = None
@@ -313,12 +324,14 @@ class _Login(object):
             left = self._deadline - time.monotonic()
             if left <= 0:
                 raise LoginEnded('the login took longer than login-timeout')
-            set_timeouts(self._socket, max(left, 0.01))
+            if self._has_received and self._worker.execute_order(left, self._socket):
+                continue
+            self._has_received = True
             try:
                 if self._framer.landing is None:
-                    count = self._socket.recv_into(self._framer.receive_buffer())
+                    count = self._socket.recv_into(self._framer.receive_buffer(), 0, _NOW)
                 else:
-                    count = self._socket.recvmsg_into(self._framer.receive_buffers())[0]
+                    count = self._socket.recvmsg_into(self._framer.receive_buffers(), 0, _NOW)[0]
             except BlockingIOError:
                 continue
             if not count:

@@ -14,6 +14,7 @@ login. When the channel ends, the process ends.
 import gc
 import itertools
 import os
+import select
 import socket
 import threading
 import time
@@ -79,7 +80,7 @@ class Worker(object):
         self.has_asked = False  # the session has asked the master for anything but its login
         self._numbers = itertools.count(1)
         self._answers = {}  # ask id -> function of the answer message
-        self._units_complete = None  # Event: all units of the session that logs in are here
+        self._are_units_complete = True  # all units of the session that logs in are here
         self._retiring = False
         self._is_serving = False  # from the serve order until idle or ended is reported
         self._sessions_left = SESSIONS_OF_ONE_WORKER
@@ -116,7 +117,7 @@ class Worker(object):
     def _serve(self, message, descriptors):
         self._is_serving = True
         sock, serve = socket.socket(fileno=descriptors[0]), connection_login.serve_connection
-        self.start_connection(sock, self.members, serve, message, self.members)
+        self._serve_connection((sock, self.members, serve, (message, self.members)))
 
     def start_connection(self, sock, members, serve, *arguments):
         """Run serve(worker, socket, *arguments) in a thread of its own: one that served an earlier
@@ -275,9 +276,7 @@ class Worker(object):
             acknowledge()
             return
         removed, replaced = self.replica.apply_units(message, descriptors)
-        if message.get('last') and self._units_complete is not None:
-            self._units_complete.set()
-            self._units_complete = None
+        self._are_units_complete = bool(message.get('last')) or self._are_units_complete
         replies = dict.fromkeys(removed, unit_not_supported())
         replies.update(dict.fromkeys(replaced, CheckCondition(*_COMMANDS_CLEARED)))
         if not replies:
@@ -352,42 +351,42 @@ class Worker(object):
             self._answers.pop(number, None)
 
     def claim(self, nexus, seconds, **words):
-        """Ask the master for a session; returns the answer, or None if none arrives in time.
-        [connection, during login]
+        """Ask the master for a session; returns the answer, or None if it, or one of the units of the
+        session, does not arrive in time. [control, during login]"""
+        answer = self.ask_and_wait('claim', seconds, **words)
+        if answer is not None and nexus is not None and not answer['status_class']:
+            self.replica = Replica(self, nexus, self.configuration)
+            self.device = self.replica.create_units(answer['units'], answer['descriptors'])
+            self._are_units_complete = not answer['more']
+            while not self._are_units_complete:  # they follow in `units` orders
+                if not self.execute_order(seconds):
+                    return None
+        return answer
 
-        The control thread creates the units when the answer arrives, so that they exist before it
-        reads a change that the master sends next."""
-
-        def granted(message):
-            if nexus is not None and not message['status_class'] and self.replica is None:
-                replica = Replica(self, nexus, self.configuration)
-                self.device = replica.create_units(message['units'], message['descriptors'])
-                self.replica = replica
-
-        return self.ask_and_wait('claim', seconds, granted, **words)
-
-    def ask_and_wait(self, what, seconds, on_answer=None, **words):
-        """Send a question to the master; returns the answer, or None if none arrives in time.
-        on_answer(answer) is called in the control thread. [connection, during login]"""
+    def ask_and_wait(self, what, seconds, **words):
+        """Send a question to the master; returns the answer, or None if none arrives in time. Executes
+        the orders that arrive before the answer. [control, during login]"""
         answers = []
-        arrived = threading.Event()
-
-        def answered(message):
-            if on_answer is not None:
-                on_answer(message)
-            answers.append(message)
-            if message.get('more'):
-                self._units_complete = arrived
-            else:
-                arrived.set()
-
-        self.ask_master(what, answered, **words)
-        known = None
-        while not arrived.wait(seconds):  # many units arrive in several messages
-            before, known = known, self.device and len(self.device.luns)
-            if known == before:
+        self.ask_master(what, answers.append, **words)
+        end = time.monotonic() + seconds
+        while not answers:
+            if not self.execute_order(end - time.monotonic()):
                 return None
         return answers[0]
+
+    def execute_order(self, seconds, sock=None):
+        """Execute the next order. Returns False if none arrives within so many seconds, or if `sock`
+        can be received from. Raises ChannelClosed. [control]"""
+        if not self.channel.has_frame():
+            ready = select.poll()
+            for each in (self.channel, sock) if sock is not None else (self.channel,):
+                ready.register(each, select.POLLIN)
+            found = ready.poll(max(0, int(seconds * 1000)))
+            if all(number != self.channel.fileno() for number, _ in found):
+                return False
+        message, descriptors = self.channel.read()
+        self._orders[message['do']](message, descriptors)
+        return True
 
     def ask_change(self, task, change, complete):
         """Send a command's Change to the master; complete(task, MasterAnswer) is called when the
@@ -426,6 +425,8 @@ class Worker(object):
             why, in_order = serve(self, sock, *arguments)
         except TakenOver:
             return
+        except ChannelClosed:  # during the login
+            raise
         except Exception:  # a defect in targetd: the session ends, the log has the traceback
             log.exception('a connection failed unexpectedly')
             why, in_order = 'internal failure', False
@@ -458,7 +459,7 @@ class Worker(object):
             self.report('idle')
 
     def begin_session(self, session):
-        """The master has granted the claim. [connection, during login]"""
+        """The master has granted the claim. [control, during login]"""
         self.session = session
         self.has_asked = False
         if self.device is None:
@@ -523,7 +524,6 @@ class Worker(object):
         one, which saves a fork for each login (ARCHITECTURE D13)."""
         replica, self.replica = self.replica, None
         self.tasks = self.device = self.ordering = self.session = None
-        self._units_complete = None
         self.write_buffers.clear()
         self.members = Members(self)
         self._is_serving = False
