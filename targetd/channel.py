@@ -208,8 +208,11 @@ def _no_constant(word):
 _decode = json.JSONDecoder(parse_int=_integer, parse_constant=_no_constant).decode
 
 
+_encode = json.JSONEncoder(separators=(',', ':')).encode
+
+
 def _pack(message):
-    body = json.dumps(message, separators=(',', ':')).encode('utf-8')
+    body = _encode(message).encode('utf-8')
     if len(body) > MAXIMUM_FRAME:
         raise ValueError('a message of %d bytes is too long for the channel' % len(body))
     return LENGTH.pack(len(body)) + body

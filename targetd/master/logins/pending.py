@@ -103,7 +103,9 @@ class PendingConnections(object):
     # -- accept ------------------------------------------------------------------------------------
 
     def listen(self, sock, group):
-        """Accept connections on this listening socket, for the portal group with this tag."""
+        """Accept connections on this listening socket, for the portal group with this tag. They inherit
+        its options. Raises OSError."""
+        tune(sock)
         self._listeners.append(sock)
         self.loop.watch(sock, READ, lambda _events: self._accept(sock, group))
 
@@ -144,7 +146,6 @@ class PendingConnections(object):
 
     def _arrived(self, sock, peer, group):
         try:
-            tune(sock)
             local = sock.getsockname()
         except OSError:  # the peer has reset it already
             sock.close()
@@ -308,8 +309,8 @@ class PendingConnections(object):
 
 
 def tune(sock):
-    """Set the options of an iSCSI connection: no Nagle algorithm, and keepalive that detects a lost
-    peer in two minutes. Raises OSError."""
+    """Set the options that the connections of a listening socket inherit: no Nagle algorithm, and
+    keepalive that detects a lost peer in two minutes. Raises OSError."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in (('TCP_KEEPIDLE', 60), ('TCP_KEEPINTVL', 10), ('TCP_KEEPCNT', 6)):

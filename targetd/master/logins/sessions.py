@@ -139,8 +139,8 @@ class Sessions(object):
 
     def process_claim(self, worker, message):
         """A worker claims a session, or a further connection of its session. The answer is sent now,
-        or when the session that the new one replaces has ended."""
-        check_claim_fields(message)
+        or when the session that the new one replaces has ended. message: has passed
+        check_claim_fields()."""
         self._process(WaitingClaim(worker, message))
 
     def _process(self, waiting):
@@ -477,6 +477,8 @@ def check_claim_fields(message):
     if not isinstance(keys, dict) or len(keys) > MAXIMUM_KEYS:
         raise BadMessage('a session claim without text keys')
     for value in keys.values():
+        if isinstance(value, int) or value.__class__ is str and len(value) <= LONGEST_NAME:
+            continue
         words = value if isinstance(value, list) else [value]
         if len(words) > MAXIMUM_KEYS or any(
             not isinstance(word, (str, int)) or len(str(word)) > LONGEST_NAME for word in words

@@ -10,6 +10,7 @@ know (ranges, what the session may do).
 MAXIMUM_DEPTH = 8  # of nested lists and objects; the deepest valid message has 4 levels
 MAXIMUM_NUMBER = (1 << 64) - 1  # in magnitude
 MAXIMUM_TEXT = 1 << 18  # characters
+SHORT_TEXT = 1 << 10
 MAXIMUM_ID = (1 << 53) - 1
 
 #: What a handler may raise for a value that it cannot interpret; the handler's module turns it into
@@ -154,17 +155,26 @@ def _check_fields(kind, message, fields):
 def check_values(value, depth=0):
     """Raise BadMessage unless a message consists of objects, lists, text that UTF-8 can encode, 64-bit
     numbers, true, false and null, nested at most MAXIMUM_DEPTH levels deep."""
-    if value.__class__ is str:
+    kind = value.__class__
+    if kind is str:
         _check_text(value)
-    elif isinstance(value, (dict, list)):
+    elif kind is dict or kind is list:
         if depth >= MAXIMUM_DEPTH:
             raise BadMessage('objects nested more than %d levels deep' % MAXIMUM_DEPTH)
-        if isinstance(value, dict):
+        if kind is dict:
             for name in value:
-                _check_text(name)
+                if len(name) > SHORT_TEXT or not name.isprintable():
+                    _check_text(name)
             value = value.values()
         for item in value:
-            check_values(item, depth + 1)
+            kind = item.__class__
+            if kind is str:
+                if len(item) > SHORT_TEXT or not item.isprintable():
+                    _check_text(item)
+            elif kind is int and -MAXIMUM_NUMBER <= item <= MAXIMUM_NUMBER:
+                continue
+            elif kind is not bool and item is not None:
+                check_values(item, depth + 1)
     elif isinstance(value, float):
         raise BadMessage('the number %r is not an integer' % value)
     elif isinstance(value, int) and abs(value) > MAXIMUM_NUMBER:

@@ -124,6 +124,19 @@ def test_where_the_kernel_wakes_too_early_a_timer_polls(door, monkeypatch):
     assert here.routed == [pending]
 
 
+def test_connections_inherit_the_options_of_the_portal(door):
+    here = door()
+    here.connect()
+    (pending,) = here.pending_connections.by_age
+    for level, option in (
+        (socket.IPPROTO_TCP, socket.TCP_NODELAY),
+        (socket.SOL_SOCKET, socket.SO_KEEPALIVE),
+    ):
+        assert pending.socket.getsockopt(level, option)
+    assert pending.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 60
+    assert pending.socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT) == 48
+
+
 def test_a_silent_connection_is_closed_after_the_login_timeout(door, capfd):
     here = door(login_timeout=15)
     client = here.connect(b'\x43')
