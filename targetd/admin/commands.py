@@ -236,6 +236,29 @@ TABLE = (
                  Argument('running', 'flag', False,
                           'compare with the running tgtd (tgtadm --op show --mode target)')],
              local=True),
+    command('rehearse', 'play a Windows host at a target, and say what Windows would see',
+             'Logs in to a target like Windows (discovery, keys, CHAP, every address of the target), asks '
+             'its disks what Windows asks them, and shows the disks as Windows does: number, size, '
+             'partition table, 512 or 4Kn, thin provisioning and trim, write cache, reservations, '
+             'identity. Then it lists each reason to expect trouble, with the remedy; the exit code is 1 '
+             'if there is one. Nothing is written, unless --scratch or --reservations is given. Portals '
+             'and accounts are those of the running server, whose configuration is read; with --portal '
+             'any target can be tested, also of another host. The connections come from this host: '
+             'initiator-address must admit it.',
+             arguments=[
+                 Argument('target', 'text', True, 'the name of the target'),
+                 Argument('from', 'option', False,
+                          'iSCSI name of the Windows host (default: as Windows would name this host)'),
+                 Argument('portal', 'option', False,
+                          'ADDRESS or ADDRESS:PORT of the target, instead of that of the server'),
+                 Argument('user', 'option', False, 'CHAP user, with --secret-file'),
+                 Argument('secret-file', 'option', False, 'file with the CHAP secret'),
+                 Argument('scratch', 'option', False,
+                          'LUN:FIRST+COUNT: write and trim these blocks, whose contents are lost'),
+                 Argument('reservations', 'flag', False,
+                          'also test persistent reservations as the cluster validation does, on disks '
+                          'without registrations')],
+             local=True),
 ) + change_commands.TABLE
 # fmt: on
 

@@ -8,7 +8,7 @@ as it is), `messages` (lines for standard error) and `exit_code` too.
 import os
 import time
 
-from targetd.admin import monitoring
+from targetd.admin import monitoring, windows
 from targetd.admin.protocol import NotRunning, default_socket, send_request
 from targetd.errors import TargetdError
 from targetd.host import disks, in_use, signatures
@@ -42,6 +42,32 @@ def answer_import(parsed):
         parsed.files, parsed.format, parsed.output, parsed.force, parsed.running
     )
     return dict(outcome._asdict(), ok=outcome.exit_code == 0)
+
+
+def answer_rehearse(parsed):
+    """The reply of `rehearse`. Raises TargetdError if the server cannot be asked."""
+    from targetd.rehearsal import places, rehearse  # slow to load, as above
+
+    asked = places.Asked(
+        parsed.target.lower(),
+        getattr(parsed, 'from'),
+        parsed.portal,
+        parsed.user,
+        parsed.secret_file,
+        parsed.scratch,
+        parsed.reservations,
+    )
+    socket = parsed.socket or default_socket()
+
+    def ask(name):
+        return send_request(socket, {'command': name}, 30)['rows']
+
+    rehearsal = rehearse.Rehearsal(
+        places.request(asked, None if parsed.portal else ask, windows.message, windows.advice)
+    )
+    rehearsal.run()
+    outcome = {'text': rehearsal.text()} if not parsed.json else rehearsal.report()
+    return dict(outcome, ok=True, exit_code=rehearsal.exit_code())
 
 
 def answer_export(parsed):
@@ -123,6 +149,7 @@ def contents(path):
 ANSWERS = {
     'disks': answer_disks,
     'import': answer_import,
+    'rehearse': answer_rehearse,
     'export': answer_export,
     'nagios': answer_nagios,
     'metrics': answer_metrics,

@@ -2,13 +2,16 @@
 initiators the same disks, byte for byte where the standards allow."""
 
 import os
+import re
+import shutil
 import struct
 import subprocess
+import sys
 
 import clients
 import pytest
 from clients import need
-from daemon import eventually, free_port, is_listening, watched
+from daemon import ROOT, eventually, free_port, is_listening, watched
 from initiator import connect
 
 pytestmark = pytest.mark.client
@@ -133,9 +136,7 @@ def test_the_imported_configuration_shows_the_disks_that_tgtd_shows(tmp_path):
     tgtd = Tgtd(str(tmp_path), str(source))
     try:
         before = {name: seen(tgtd.port, name) for name in (ONE, TWO)}
-        shown = clients.output(
-            'tgtadm', '-C', tgtd.control, '--lld', 'iscsi', '--op', 'show', '--mode', 'target'
-        )
+        compare_with_running(tmp_path, tgtd, str(source))
     finally:
         tgtd.stop()
     assert {name: tuple(sorted(luns)) for name, luns in before.items()} == LUNS
@@ -153,14 +154,40 @@ def test_the_imported_configuration_shows_the_disks_that_tgtd_shows(tmp_path):
         for lun, facts in luns.items():
             assert after[name][lun] == facts, (name, lun)
         assert sorted(after[name]) == sorted(luns)
-    compare_with_running(str(source), shown)
 
 
-def compare_with_running(source, shown):
-    """The file and the output of the running tgtd have no difference."""
-    from targetd.migration import running_tgtd, sources
-    from targetd.migration.imported import WRONG
+def compare_with_running(folder, tgtd, source):
+    """`targetdctl import --running` finds no difference to the running tgtd, then those that are made, and
+    says if tgtd does not run. tgtadm is the real one, for the tgtd of this test."""
+    tools = folder / 'tools'
+    tools.mkdir()
+    wrapper = tools / 'tgtadm'
+    wrapper.write_text(
+        '#!/bin/sh\nexec %s -C ${TGTD:-%s} "$@"\n' % (shutil.which('tgtadm'), tgtd.control)
+    )
+    wrapper.chmod(0o755)
 
-    imported = sources.import_files([source])
-    running_tgtd.compare(imported, shown)
-    assert [note.text for note in imported.notes if note.level == WRONG] == []
+    def run(**more):
+        path = '%s:%s' % (tools, os.environ['PATH'])
+        done = subprocess.run(
+            [sys.executable, '-m', 'targetd.admin.cli', 'import', '--running', source],
+            env=dict(os.environ, PYTHONPATH=ROOT, PATH=path, **more),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=60,
+        )
+        return done.returncode, done.stdout.decode('utf-8', 'replace')
+
+    code, text = run()
+    assert code == 0 and '[target %s]' % ONE in text, text
+    tgtadm = ['tgtadm', '-C', tgtd.control, '--lld', 'iscsi', '--mode']
+    shown = clients.output(*tgtadm + ['target', '--op', 'show'])
+    number = re.search(r'^Target (\d+): %s$' % re.escape(ONE), shown, re.M).group(1)
+    clients.output(*tgtadm + ['logicalunit', '--op', 'delete', '--tid', number, '--lun', '2'])
+    clients.output(*tgtadm + ['target', '--op', 'new', '--tid', '9', '-T', 'iqn.2026-11.test:new'])
+    code, text = run()
+    assert code == 1 and '[target' not in text, text
+    assert 'LUN 2 of %s is in the file, but does not run' % ONE in text
+    assert 'target iqn.2026-11.test:new runs, but is not in the file' in text
+    code, text = run(TGTD='30001')
+    assert code == 1 and 'start tgtd, or import without --running' in text

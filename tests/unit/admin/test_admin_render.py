@@ -77,7 +77,7 @@ def complete(tmp_path, *words):
             ['targetdctl', 'show', ''],
             ['sessions', 'targets', 'units', 'errors', 'counters', 'portals', 'alua'],
         ),
-        (['targetdctl', '-s', '/tmp/x', 're'], ['reload', 'reopen-logs']),
+        (['targetdctl', '-s', '/tmp/x', 're'], ['reload', 'reopen-logs', 'rehearse']),
         (['targetdctl', 'reload', '--p'], ['--plan']),
         (['targetdctl', 'end', '1'], ['1', '12']),
         (['targetdctl', 'logout', '--seconds', '10', '1'], ['1', '12']),
