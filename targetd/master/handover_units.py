@@ -75,6 +75,7 @@ def restore(master, words):
         master.units.hanging.removed[unit_id] = key, holders
     exports, server = master.exports, configuration.server
     exports.server = server.server_id or identity.server_id(server.state_dir)
+    exports.known.load()
     exports.generations.update(words['generations'])
     for target_name, number, why in words['unavailable']:
         target = configuration.targets[target_name]
@@ -110,7 +111,6 @@ def _restored(master, row, lun, workers):
 def start_serving(master):
     """The old program is gone: start what timers do."""
     exports, replication = master.exports, master.replication
-    exports.known.load()
     exports.retry_later()
     exports.check_space()
     for unit in master.units.by_id.values():

@@ -59,10 +59,17 @@ def pack_record(record: Record) -> Tuple[bytes, bytes]:
 
 
 def unpack_head(head: BytesLike) -> Optional[Tuple[int, int, int]]:
-    """Returns (offset, length, checksum of the body), or None if this is not a complete head."""
+    """Returns (offset, length, checksum of the body), or None if this is not a complete head. Raises
+    OSError for a head of another version."""
     fields = bytes(head[: _FIELDS.size])
     magic, offset, length, checksum = _FIELDS.unpack(fields)
     whole = _CHECKSUM.unpack_from(head, _FIELDS.size)[0] == zlib.crc32(fields) & 0xFFFFFFFF
+    if whole and magic[:7] == MAGIC[:7] and magic != MAGIC:
+        raise OSError(
+            errno.EPROTONOSUPPORT,
+            'the journal has the format %s of a newer version of targetd, and this one reads %s; '
+            'start the newer version' % (magic[7:].decode('latin-1'), MAGIC[7:].decode('latin-1')),
+        )
     return (offset, length, checksum) if whole and magic == MAGIC and length <= LONGEST else None
 
 

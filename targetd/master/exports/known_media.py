@@ -15,7 +15,7 @@ from targetd import log
 from targetd.errors import StoreError
 from targetd.host import disks, identity
 from targetd.master.state.saver import DirectSaver
-from targetd.master.state.state_directory import boot_id
+from targetd.master.state.state_directory import boot_id, require_known_format
 from targetd.trusted_path import open_trusted
 
 VERSION = 1
@@ -33,12 +33,12 @@ class KnownMedia(object):
         self._is_changed = False
 
     def load(self):
-        """Reads the file. An unreadable file is logged and counts as empty."""
+        """Reads the file. An unreadable file is logged and counts as empty. Raises StoreError if a newer
+        version of targetd wrote it."""
         try:
             with os.fdopen(open_trusted(self.path, os.O_RDONLY), encoding='utf-8') as f:
                 document = json.load(f)
-            if document['version'] != VERSION:
-                raise ValueError('unknown version %r' % document['version'])
+            require_known_format(self.path, document['version'], VERSION)
             self._records = {(row['target'], row['lun']): row['seen'] for row in document['media']}
         except FileNotFoundError:
             pass

@@ -15,8 +15,9 @@ import re
 from targetd import log
 from targetd.config import loader, model
 from targetd.errors import TargetdError
-from targetd.master.state.state_directory import write_durably
+from targetd.master.state.state_directory import require_known_format, write_durably
 
+VERSION = 1
 ENTRIES = 100
 BYTES = 32 << 20
 MOST_STEPS = 50  # of one entry
@@ -88,7 +89,9 @@ def read_entry(directory, number):
     try:
         with open(path_of(directory, number), encoding='utf-8') as f:
             first, text = f.readline(), f.read()
-        return json.loads(first[2:]), text
+        words = json.loads(first[2:])
+        require_known_format(path_of(directory, number), words.get('version', VERSION), VERSION)
+        return words, text
     except FileNotFoundError:
         raise TargetdError('the history has no entry %d; targetdctl history lists them' % number)
     except (OSError, ValueError) as e:
@@ -108,7 +111,7 @@ def add_entry(directory, text, when, who, what):
             return {}
         steps = steps_between(before, text)
     number = known[-1] + 1 if known else 1
-    words = {'when': when, 'who': who, 'what': what, 'steps': steps}
+    words = {'version': VERSION, 'when': when, 'who': who, 'what': what, 'steps': steps}
     try:
         write_durably(
             path_of(directory, number), '# %s\n%s' % (json.dumps(words, sort_keys=True), text)

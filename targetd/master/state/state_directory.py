@@ -106,8 +106,9 @@ class StateDirectory(object):
         try:
             with os.fdopen(open_trusted(path, os.O_RDONLY), encoding='utf-8') as f:
                 document = json.load(f)
-            if document['version'] != VERSION or not isinstance(document['state'], dict):
-                raise ValueError('unknown version %r' % document['version'])
+            require_known_format(path, document['version'], VERSION)
+            if not isinstance(document['state'], dict):
+                raise ValueError('it has no state')
             return document['state']
         except OSError as e:
             if e.errno == errno.ENOENT:
@@ -135,6 +136,18 @@ class StateDirectory(object):
         """Writes this dict to stable storage; an empty dict removes the file. Raises OSError, in
         which case the old state is kept."""
         store_document(*self.document(key, state))
+
+
+def require_known_format(path, found, known):
+    """Raises StoreError if a file has the format of a newer version of targetd, ValueError if its format is
+    damaged. An older format is read by the caller."""
+    if isinstance(found, bool) or not isinstance(found, int) or found < 1:
+        raise ValueError('unknown version %r' % (found,))
+    if found > known:
+        raise StoreError(
+            '%s was written by a newer version of targetd (format %d; this version reads formats up to %d); '
+            'start the newer version' % (path, found, known)
+        )
 
 
 def store_document(path, text):

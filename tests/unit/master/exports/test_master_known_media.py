@@ -142,13 +142,20 @@ def test_the_records_are_kept_over_a_restart(tmp_path):
 
 
 @pytest.mark.parametrize(
-    'content', ['', '{}', '[]', '{"version": 2, "media": []}', '{"version": 1, "media": [{}]}']
+    'content', ['', '{}', '[]', '{"version": 0, "media": []}', '{"version": 1, "media": [{}]}']
 )
 def test_a_damaged_file_is_logged_and_ignored(tmp_path, capfd, content):
     path = tmp_path / 'media.json'
     path.write_text(content)
     KnownMedia(str(path)).load()
     assert 'media.json cannot be read' in capfd.readouterr().err
+
+
+def test_a_file_of_a_newer_version_is_refused(tmp_path):
+    path = tmp_path / 'media.json'
+    path.write_text('{"version": 2, "media": []}')
+    with pytest.raises(StoreError, match='media.json was written by a newer version'):
+        KnownMedia(str(path)).load()
 
 
 def test_a_directory_that_is_not_writable_is_logged(tmp_path, capfd):
