@@ -8,6 +8,7 @@
               fuzzed beside an honest session
   matrix      every combination of negotiated parameters, in random order, until all are tested.
               A run that the time ended goes on with the same --seed and --from
+  upgrades    targetdctl upgrade again and again while sessions write, verify and log in: none is lost
 
 The exit code is 0 if nothing was wrong. The figures are printed at the end.
 """
@@ -26,6 +27,7 @@ import fuzz  # noqa: E402
 import kills  # noqa: E402
 import matrix  # noqa: E402
 import power_cuts  # noqa: E402
+import upgrades  # noqa: E402
 
 RUNS = {
     'floods': floods.run_floods,
@@ -33,6 +35,7 @@ RUNS = {
     'kills': kills.run_kills,
     'matrix': matrix.run_matrix,
     'power-cuts': power_cuts.run_power_cuts,
+    'upgrades': upgrades.run_upgrades,
 }
 
 

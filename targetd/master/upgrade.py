@@ -168,6 +168,7 @@ class Upgrade(object):
         if why:
             self._end(why)
             return
+        log.info('upgrade: the new program starts; logins wait')
         self._deadline = self.master.loop.clock() + QUIET_SECONDS
         self.master.pause_workers()
         self._look(LOGIN_SECONDS)
@@ -176,6 +177,7 @@ class Upgrade(object):
         loop, busy = self.master.loop, self._busy_with()
         left = self._deadline - loop.clock()
         if not busy:
+            log.info('upgrade: quiet after %d ms; handing over', 1000 * (QUIET_SECONDS - left))
             self._resume(self._replace_program())
         elif left <= 0:
             self._resume('%s did not end within %d seconds; try again' % (busy, QUIET_SECONDS))

@@ -13,6 +13,7 @@ import time
 
 import psutil
 import pytest
+import upgrades
 from daemon import ROOT, TARGET, eventually, is_listening
 from initiator import RESERVATION_CONFLICT, Chap, LoginFailed, Session, pattern
 from pdus import write_10
@@ -127,6 +128,14 @@ def _is_gone(process):
         return process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
+
+
+def test_no_session_is_lost_under_a_verified_load(tmp_path):
+    """Some seconds of `python -m tests.longrun upgrades`."""
+    figures, complaints = upgrades.run_upgrades(str(tmp_path), 8, 7143)
+    assert not complaints, complaints
+    for name in ('upgrades', 'acknowledged writes', 'verified blocks', 'logins meanwhile'):
+        assert figures.get(name), figures
 
 
 def test_a_program_that_cannot_take_over_leaves_the_old_one_in_charge(daemon, installed, ready):
