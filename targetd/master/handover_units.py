@@ -55,6 +55,8 @@ def _unit_row(unit, keep):
         descriptors=[keep(descriptor) for descriptor in unit.store.descriptors()],
         spares=len(unit.store.spares),
         workers={worker.pid: tuple(nexus) for worker, nexus in unit.workers.items()},
+        readers=[worker.pid for worker in unit.readers],
+        left_out={worker.pid: holder for worker, holder in unit.left_out.items()},
         guests={worker.pid: (tuple(nexus), n) for worker, (nexus, n) in unit.guests.items()},
         slots={worker.pid: slot.number for worker, slot in unit.slots.items()},
     )
@@ -101,6 +103,8 @@ def _restored(master, row, lun, workers):
         setattr(unit, name, row[name])
     for pid, nexus in row['workers'].items():
         unit.workers[workers[pid]] = Nexus(*nexus)
+    unit.readers = {workers[pid] for pid in row['readers']}
+    unit.left_out = {workers[pid]: holder for pid, holder in row['left_out'].items()}
     for pid, (nexus, count) in row['guests'].items():
         unit.guests[workers[pid]] = Nexus(*nexus), count
     for pid, number in row['slots'].items():

@@ -23,7 +23,7 @@ def request(asked, ask, message, advice):
     area = parse_area(asked.scratch) if asked.scratch else None
     account = _typed_account(asked)
     if ask is None:
-        rest = [_portal(asked.portal)], None, account, None, {}
+        rest = [_portal(asked.portal)], None, account, None, {}, {}
     else:
         rest = _of_server(asked, ask, account)
     return Request(asked.target, name, *rest, area, asked.reservations, message, advice)
@@ -51,7 +51,7 @@ def _portal(text):
 
 
 def _of_server(asked, ask, account):
-    """(portals, account of the discovery, account, mutual account, others) of the running server."""
+    """(portals, account of the discovery, account, mutual account, others, units) of the running server."""
     path = {row['name']: row['value'] for row in ask('status')}['configuration']
     configuration = loader.load(path)
     target = configuration.targets.get(asked.target)
@@ -73,7 +73,10 @@ def _of_server(asked, ask, account):
         account = target.accounts[0]
     server = configuration.server
     discovery = server.incomingdiscoveryuser[0] if server.incomingdiscoveryuser else None
-    return portals, discovery, account, target.outgoing if account else None, _others(asked, ask)
+    rows = ask('show-units')
+    units = {row['lun']: row for row in rows if row['target_name'] == asked.target}
+    mutual = target.outgoing if account else None
+    return portals, discovery, account, mutual, _others(asked, rows), units
 
 
 def reachable(address):
@@ -81,10 +84,10 @@ def reachable(address):
     return {'0.0.0.0': '127.0.0.1', '::': '::1'}.get(address, address)
 
 
-def _others(asked, ask):
+def _others(asked, rows):
     """{serial number or naa: 'TARGET/LUN'} of the disks of other targets."""
     found = {}
-    for row in ask('show-units'):
+    for row in rows:
         if row['target_name'] == asked.target:
             continue
         naa = row.get('naa')

@@ -19,12 +19,12 @@ SCRATCH = re.compile(r'(\d+):(\d+)\+(\d+)\Z')
 
 #: What to rehearse. target, name: iSCSI names; portals: [(address, port)] for the discovery; discovery,
 #: account: (user, secret) or None; mutual: (user, secret) of the target, or None; others: {serial number or
-#: naa: 'TARGET/LUN'} of disks of other targets; area: (lun, first block, count) or None; reservations: True
-#: to test those of the cluster validation; message(class, detail), advice(class, detail): what Windows shows
-#: for a login status.
+#: naa: 'TARGET/LUN'} of disks of other targets; units: {LUN: row of `show units`} of the target; area: (lun,
+#: first block, count) or None; reservations: True to test those of the cluster validation; message(class,
+#: detail), advice(class, detail): what Windows shows for a login status.
 Request = namedtuple(
     'Request',
-    'target name portals discovery account mutual others area reservations message advice',
+    'target name portals discovery account mutual others units area reservations message advice',
 )
 
 
@@ -148,6 +148,7 @@ class Rehearsal(object):
         if len(fields) > walk.WALKED_LUNS:
             text = '%d LUNs: Windows uses at most %d of a target' % (len(fields), walk.WALKED_LUNS)
             self.findings.append(trouble('disks', text, 'make several targets of it'))
+        self._find_hidden({disk.lun for disk in met})
         for disk in met:
             self.findings += verdicts.of_disk(disk)
             if disk.inquiry[:1] == b'\0' and 0 <= disk.lun <= 255 and not disk.ready:
@@ -156,6 +157,23 @@ class Rehearsal(object):
         self._compare_with_others(met)
         self._compare_paths(met)
         self._test(met)
+
+    def _find_hidden(self, seen):
+        """LUNs of the target that this initiator does not see (sharing)."""
+        for number, row in sorted(self.request.units.items()):
+            holders = [name for name in row.get('holders') or () if name != self.request.name]
+            if number not in seen and holders:
+                text = 'Windows does not see it, because %s uses it' % ', '.join(holders)
+                remedy = (
+                    'log in again when its sessions have ended, or write sharing = cluster if both hosts '
+                    'run cluster software'
+                )
+                self.findings.append(trouble('LUN %d' % number, text, remedy))
+            elif self.request.reservations and row.get('sharing') not in (None, 'cluster'):
+                text = 'the other nodes of a cluster do not see it'
+                self.findings.append(
+                    trouble('LUN %d' % number, text, 'write sharing = cluster for a cluster disk')
+                )
 
     def _compare_with_others(self, met):
         for disk in met:
@@ -205,7 +223,7 @@ class Rehearsal(object):
 
     def _validate(self, met):
         (address, port), one = self._sessions[0]
-        node = Session(address, port, self.request.name, 0x100)
+        node = Session(address, port, self.request.name, 0x80)
         try:
             node.login(self.request.target, self.request.account, self.request.mutual)
             for disk in [each for each in met if each.keys is not None]:

@@ -14,6 +14,8 @@ from targetd.iscsi import chap, const, pdu, text
 
 #: First bytes of the ISIDs of Windows: the type EN with the enterprise number of Microsoft (311).
 ISID = bytes.fromhex('40000137')
+#: Windows counts its sessions from 0. These are others, so that the sessions of the host of this name go on.
+FIRST_QUALIFIER = 0xFE00
 SECONDS = 60.0  # TimeOutValue of the class driver
 LONGEST_SEGMENT = 65536
 OPERATIONAL = (
@@ -54,12 +56,13 @@ class LoginRefused(TargetdError):
 
 
 class Session(object):
-    """A session. qualifier: the last two bytes of the ISID; keys: {key: value} that the target has answered;
+    """A session. qualifier: added to FIRST_QUALIFIER, the last two
+    bytes of the ISID; keys: {key: value} that the target has answered;
     first_keys: those of its first answer."""
 
     def __init__(self, address, port, name, qualifier=1, seconds=SECONDS):
         self.name = name
-        self.isid = ISID + struct.pack('>H', qualifier)
+        self.isid = ISID + struct.pack('>H', FIRST_QUALIFIER + qualifier)
         self.keys, self.first_keys = OrderedDict(), None
         self.complaints = []
         self.tsih = 0

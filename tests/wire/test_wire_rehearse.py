@@ -203,6 +203,20 @@ def test_scratch_area_and_cluster_validation(daemon, ready):
     assert session.run(struct.pack('>BB5xHx', 0x5E, 1, 64), 0, 64).data[8:16] == out[8:16]
 
 
+def test_a_disk_that_another_host_uses(daemon, ready):
+    """And the sessions of the host whose name is used go on."""
+    daemon.target(luns={0: ['backing-store = %s' % daemon.image(), 'sharing = exclusive']})
+    daemon.start()
+    session = ready(daemon, name=FS1, isid=bytes.fromhex('400001370001'))
+    code, report, text = rehearse(daemon, '--reservations')
+    assert [disk['lun'] for disk in report['disks']] == [0], text
+    assert has(troubles(report, 'LUN 0'), 'write sharing = cluster') is True, text
+    code, text = daemon.targetdctl('rehearse', TARGET, '--from', 'iqn.1991-05.com.microsoft:fs2')
+    assert code == 1 and 'LUN 0: Windows does not see it, because %s uses it' % FS1 in text
+    session.clear_attentions()
+    assert session.capacity() == (131072, 512)
+
+
 def test_a_disk_that_is_not_ready(daemon, ready):
     daemon.target(luns={0: ['backing-store = %s' % daemon.image(), 'removable = yes']})
     daemon.start()

@@ -7,7 +7,10 @@ import pytest
 
 from targetd import channel as channels
 from targetd.compat import memory_file
-from targetd.master import handover
+from targetd.master import handover, handover_units
+from targetd.master.logins.sessions import SessionRecord
+from targetd.master.processes.workers import WorkerProcess
+from targetd.master.units.unit import Unit
 from targetd.scsi.sam import Nexus
 
 STATE = {'units': [(1, 'a'), {'key': b'\0'}], 'none': None, 'time': 1.5}
@@ -47,3 +50,56 @@ def test_objects_of_a_version_are_refused(file):
     handover.write(file, {'nexus': Nexus('a', 'b', 'c', 1)})
     with pytest.raises(handover.Refused, match='Nexus'):
         handover.read(file)
+
+
+#: Attributes that are made anew, or that have one value while an upgrade is possible.
+ANEW = {
+    Unit: {'lun', 'atomic', 'queue', 'is_busy', 'hanging', 'has_flush_timed_out'},
+    SessionRecord: {'worker'},
+    WorkerProcess: {
+        *(
+            'generation',
+            'state',
+            'retiring',
+            'ending',
+            'is_distrusted',
+            'session',
+            'rules',
+            'handed',
+        ),
+        *('ended_cleanly', 'is_killed', 'is_stuck', 'start_timer'),
+    },
+}
+HANDED_OVER = {
+    Unit: handover_units.PLAIN
+    + ('id', 'key', 'target_name', 'facts', 'found', 'shared', 'store', 'workers', 'readers')
+    + ('left_out', 'guests', 'slots'),
+    SessionRecord: ('nexus', 'tsih', 'initiator_name', 'initiator_alias', 'account', 'proved')
+    + ('keys', 'group', 'since', 'peers', 'ended_why', 'logout_by'),
+    WorkerProcess: (
+        'pid',
+        'channel',
+        'born',
+        'peers',
+        'files',
+        'has_keys',
+        'busy_since',
+        'version',
+    ),
+}
+
+
+class Store(object):
+    size = 0
+
+
+def test_every_attribute_passes_over_or_is_made_anew():
+    """A new attribute fails here until somebody has decided what an upgrade does with it."""
+    claim = {'session': {'initiator_name': 'a'}}
+    made = {
+        Unit: Unit('a/0', 'key', 'a', None, Store(), {}, None),
+        SessionRecord: SessionRecord(None, 1, None, claim, 0.0),
+        WorkerProcess: WorkerProcess(1, None, 0.0, 0),
+    }
+    for kind, each in made.items():
+        assert set(vars(each)) == ANEW[kind] | set(HANDED_OVER[kind]), kind
