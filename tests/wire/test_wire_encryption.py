@@ -490,7 +490,8 @@ def test_kill_9_during_an_erase(daemon, ready, sessions, call, number):
     ]
 
 
-#: A targetd whose key_files.replace_key() kills the process before call number N of an os function.
+#: A targetd whose key_files.replace_key(), which runs in a job, kills the server before call number N of
+#: an os function.
 KILLED_DURING_REPLACE = '''
 import os, signal, sys
 from targetd import cli
@@ -500,6 +501,7 @@ real = getattr(os, call)
 def counted(*arguments, **more):
     left[0] -= 1
     if not left[0]:
+        os.kill(os.getppid(), signal.SIGKILL)
         os.kill(os.getpid(), signal.SIGKILL)
     return real(*arguments, **more)
 def armed(path):
