@@ -148,6 +148,16 @@ def test_logins_that_windows_cannot_make(daemon):
     assert code == 1 and has(troubles(report), 'Connection refused', 'firewall') is True, text
 
 
+def test_mutual_chap(daemon):
+    lines = ['incominguser = "user" "secret-of-12-to"', 'outgoinguser = "target" "another-secret"']
+    daemon.target(lines=['initiator-address = ALL'] + lines)
+    daemon.start()
+    code, report, text = rehearse(daemon)
+    assert code == 0, text
+    login = 'portal group 1, CHAP, mutual'
+    assert [fact['text'] for fact in report['facts'] if fact['what'] == 'login'][0].endswith(login)
+
+
 def test_mistakes_on_the_command_line(served):
     for words, reason in (
         (['iqn.2026-11.test:none'], 'it is one of: ' + TARGET),
