@@ -62,7 +62,7 @@ worker -> master
              and the session continues
   report continues    id                                  of check-connections: a connection of the
              session is open, or it waits for a reassignment
-  report ended        why, hangs                          the session is over, cleanly; the worker
+  report ended        why, hangs, quiet                   the session is over, cleanly; the worker
              exits next, or, if commands hang, when they have returned
   report counted      id, units, more                     of count (id 0: the session is over):
              units [[unit, reads, bytes read, writes, bytes written, other commands, errors, unfinished

@@ -415,7 +415,7 @@ class ControlAnswers(object):
                 else:
                     reply(commands.reply_message('unit %s is used again' % found.id))
 
-            if not self.exports.recover_unit(found, recovered):
+            if not self.exports.recovery.recover_unit(found, recovered):
                 text = 'unit %s has not failed and has no errors' % found.id
                 reply(commands.reply_error(text))
 

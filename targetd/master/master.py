@@ -133,7 +133,7 @@ class Master(object):
             self.rod_tokens,
             self.copy_guests,
             self.format_sanitize,
-            Flushes(self.jobs, self.replication.fail_unit),
+            Flushes(self.jobs, self.replication.fail_medium),
         )
         self.exports = Exports(self.loop, self.units, self.jobs)
         self.history = History(os.path.join(configuration.server.state_dir, 'history'), self.jobs)
@@ -386,6 +386,7 @@ class Master(object):
     def _on_ended(self, worker, message):
         """The session is over and the worker exits. If commands hang, it is gone only when they have
         returned; their units are fenced, and nothing else has to wait for them."""
+        worker.is_quiet = message.get('quiet', True)
         if message.get('hangs'):
             self._end_stuck(worker, message.get('why', ''))
 
@@ -402,12 +403,16 @@ class Master(object):
     def _end_stuck(self, worker, why):
         if not worker.is_stuck:
             worker.is_stuck, worker.peers = True, []
+            worker.in_doubt = self.units.may_be_flushing(worker)
             self._session_over(worker, why)
 
     def _on_death(self, worker, _status):
         self.log_files.forget_worker(worker)
         self.format_sanitize.on_worker_death(worker)
+        if not (worker.is_stuck or worker.is_quiet):
+            worker.in_doubt = self.units.may_be_flushing(worker)
         worker.is_stuck = False
+        self.units.flush_in_doubt(worker.in_doubt)
         self._session_over(worker, worker.ended_cleanly or worker.ending or '')
         self.units.hanging.worker_gone(worker)
 

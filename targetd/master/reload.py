@@ -442,7 +442,7 @@ class Reload(object):
     def _flush_and_close(self, unit):
         """The unit is not served any more. If its flush fails, that is logged and saved: the unit is
         failed when it is exported again."""
-        self.units.flushes.flush_unit(unit, lambda error: self.exports.close_unit(unit))
+        self.units.flushes.flush_removed(unit, lambda error: self.exports.close_unit(unit))
 
     def _change_lun(self, step, prepared):
         unit = self.units.of_target(step.target_name).get(step.new.number)

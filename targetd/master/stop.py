@@ -105,6 +105,8 @@ class Stop(object):
 
     def _flushed(self, results):
         for unit, error in results:
+            if unit.has_flush_timed_out:  # nothing learns its outcome any more
+                self.units.replication.fail_unit(unit, 'flush failed: %s' % error.strerror)
             if error is not None:
                 self._fail('unit %s could NOT be flushed: %s', unit.id, error.strerror)
             elif unit.failure:

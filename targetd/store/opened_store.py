@@ -89,11 +89,11 @@ class OpenedStore(object):
         if self.descriptor is not None and self.kind in ('file', 'block') and not self.read_only:
             failure_flags.sync(self.descriptor, self.flag, False)
 
-    def set_flag(self, flag: int) -> None:
-        """Use this failure flag in later descriptions. The spare descriptions are closed, because the
-        kernel would report an error to them that was reported before."""
+    def renew_flag(self, flag: int, spares: Iterable[int] = ()) -> None:
+        """Use this failure flag in later descriptions, and these spare descriptions. The earlier ones
+        are closed, because the kernel would report an error to them that was reported before."""
         self.flag = flag
-        spares, self.spares = self.spares, []
+        spares, self.spares = self.spares, list(spares)
         for descriptor in spares:
             os.close(descriptor)
 

@@ -50,6 +50,7 @@ class PosixStore(Store):
         super(PosixStore, self).__init__(description, descriptor)
         self._flag = description.get('flag') or failure_flags.NO_FLAG
         self._is_shared = bool(description.get('is_shared'))
+        self._ends_doubt = bool(description.get('ends_doubt'))
         # the thread that has taken its one item may flush
         self._flush_turn: Any = getattr(queue, 'SimpleQueue', queue.Queue)()
         self._flush_turn.put(None)
@@ -166,7 +167,7 @@ class PosixStore(Store):
     def _flush_now(self):
         self._begun = number = self._begun + 1
         try:
-            failure_flags.sync(self.descriptor, self._flag, self._is_shared)
+            failure_flags.sync(self.descriptor, self._flag, self._is_shared, self._ends_doubt)
         except OSError as e:
             if e.errno not in failure_flags.HARMLESS:
                 self.lost = e.errno

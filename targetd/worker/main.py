@@ -492,17 +492,16 @@ class Worker(object):
         """The last connection has ended. in_order: it ended by a logout, or before there was a
         session. [connection]"""
         log.report_suppressed(0)
-        if self.tasks is not None and not self._wait_until_quiet():
-            in_order = False
+        is_quiet = self.tasks is None or self._wait_until_quiet()
         report_counters(self, FINAL)
-        if in_order and not self._retiring and self._sessions_left > 0:
+        if in_order and is_quiet and not self._retiring and self._sessions_left > 0:
             self._sessions_left -= 1
             self._become_spare()
             self.report('idle', why=why)
         else:
             # the process cannot end before the calls that hang have returned; their units are fenced
             hangs = self.tasks is not None and bool(self.tasks.hung)
-            self.report('ended', why=why, hangs=hangs)
+            self.report('ended', why=why, hangs=hangs, quiet=is_quiet)
             self.exit()
 
     def _wait_until_quiet(self):

@@ -4,6 +4,7 @@ whose data is not on the medium, however many sessions use the LUN."""
 import os
 import re
 import signal
+import subprocess
 
 import pytest
 from daemon import TARGET, eventually
@@ -64,3 +65,23 @@ def test_an_error_that_only_a_killed_worker_has_seen_fails_the_unit(daemon, losi
     eventually(lambda: has_failed([again]), 10, 'the unit failed')
     daemon.logged('FAILED')
     daemon.stop()
+
+
+def test_an_acknowledged_failure_is_reported_to_no_session_again(daemon, losing, ready):
+    """Linux would report it once to each description that was opened before."""
+    daemon.text.server['stop-timeout'] = '1'
+    daemon.target(TARGET, luns={0: ['backing-store = %s' % losing.device]})
+    daemon.start()
+    sessions = [ready(daemon, name='iqn.2026-11.test:i%d' % number) for number in range(6)]
+    run_all(sessions, write(0x8A))
+    assert GOOD not in flush_all(sessions)
+    folder = os.path.dirname(losing.image)
+    subprocess.check_call(['mount', '-o', 'remount,size=16m', folder])
+    assert daemon.targetdctl('acknowledge', TARGET + '/0')[0] == 0
+    for session in sessions:
+        session.clear_attentions()
+    works = run_all(sessions, write(0x8A))
+    assert set(flush_all(sessions)) == {GOOD}
+    assert missing(losing.read, works) == []
+    assert set(flush_all([ready(daemon) for _ in range(6)][-1:])) == {GOOD}
+    assert daemon.units()[0]['state'] == 'ready'

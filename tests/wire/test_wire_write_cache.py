@@ -170,6 +170,21 @@ def test_a_lun_that_is_removed_is_flushed_and_a_failure_lasts(daemon, ready):
     assert daemon.units()[0]['state'].startswith('failed')
 
 
+def test_a_stop_waits_for_the_last_flush_of_a_lun_that_was_removed(daemon, ready):
+    image = serve(daemon, 'filter = error flush, delay flush=2s')
+    session = ready(daemon.start())
+    session.write(0, b'a' * 512)
+    session.logout()
+    daemon.target(TARGET, luns={1: ['backing-store = %s' % daemon.image('other.img')]})
+    daemon.reload('reload: remove lun 0')
+    assert ' FAILED' not in daemon.log
+    assert daemon.stop() == EXIT_NOT_DURABLE
+    assert TARGET + '/0 could NOT be flushed' in daemon.log
+    daemon.target(TARGET, luns={0: ['backing-store = %s' % image]})
+    daemon.start()
+    assert daemon.units()[0]['state'].startswith('failed')
+
+
 def test_a_target_that_is_removed_is_flushed_and_a_failure_lasts(daemon, ready):
     image = serve(daemon, FAILING)
     daemon.text.server['stop-timeout'] = '1'

@@ -21,12 +21,12 @@ from targetd.host import identity
 from targetd.master.exports.known_media import KnownMedia
 from targetd.master.exports.media_watch import MediaWatch
 from targetd.master.exports.open_batch import OpenBatch, PlannedUnit
+from targetd.master.exports.recovery import Recovery
 from targetd.master.exports.resizing import shorten
 from targetd.master.state import key_files
-from targetd.master.units import fault_transitions, flushing, shared_state, transitions
+from targetd.master.units import shared_state, transitions
 from targetd.master.units.unit import Unit
 from targetd.scsi import alua, attention, modes
-from targetd.scsi.medium_state import FAILED, SHRUNK
 from targetd.store import adopt_store, failure_flags, journal
 
 RETRY_SECONDS = 10.0
@@ -58,6 +58,7 @@ class Exports(object):
         self.workers_of = lambda target_name: []  # set by Master: the workers of its sessions
         self.served = frozenset()  # see examination
         self.watch = MediaWatch(loop, units, self.known, jobs)
+        self.recovery = Recovery(units, jobs, self.watch)
         self.pending = {}  # (target name, number) -> the Unit that it gets after a logout
         self.unavailable = {}  # (target name, number) -> UnavailableLun
         self.server = None
@@ -252,7 +253,7 @@ class Exports(object):
         """Returns the Unit for a result of open_medium.open_medium. others: the Units of the same
         medium that will be served besides it. Raises StoreError after closing everything it opened."""
         store = adopt_store(words['store'], words['medium'], descriptors, words['spares'])
-        store.set_flag(others[0].store.flag if others else failure_flags.new_flag())
+        store.flag = others[0].store.flag if others else failure_flags.new_flag()
         medium = None
         try:
             key, facts = words['key'], words['facts']
@@ -383,70 +384,6 @@ class Exports(object):
                 unit.store.path,
                 used,
             )
-
-    # -- changes of a unit in service --------------------------------------------------------------
-
-    def recover_unit(self, unit, done):
-        """Puts a failed or restricted unit into service again at the administrator's request, and
-        forgets its faults. Returns False if the unit is healthy; otherwise done(None), or
-        done(TargetdError) if that cannot be saved, is called now or later."""
-        if unit.shared.medium == SHRUNK:
-            self.watch.acknowledge_shrunk(unit)
-            if not fault_transitions.is_degraded(unit.shared):
-                done(None)
-                return True
-        if unit.shared.medium != FAILED and not fault_transitions.is_degraded(unit.shared):
-            return False
-        replication = self.units.replication
-
-        def saved(error):
-            if error is not None:
-                text = 'unit %s stays as it is, because its state cannot be saved in %s: %s'
-                done(TargetdError(text % (unit.id, replication.state.path, error.strerror)))
-                return
-            if replication.by_id.get(unit.id) is unit:
-                self._recover_saved(unit)
-            done(None)
-
-        replication.save_state(unit, _recovered(unit).shared, saved)
-        return True
-
-    def _recover_saved(self, unit):
-        replication, decision = self.units.replication, _recovered(unit)
-        has_failed = unit.shared.medium == FAILED
-        log.warning(
-            'unit %s is put into service again after a failure (%s)',
-            unit.id,
-            unit.failure or 'errors of the medium',
-        )
-        if has_failed:
-            self._renew_stores(unit)
-        replication.distribute(unit, decision, None, lambda: None)
-        if has_failed and unit.atomic is not None:
-            replication.atomic_writes.retry_repairs(unit)
-
-    def _renew_stores(self, unit):
-        """The workers get new Stores, because the old ones keep the failure state, and with them a new
-        flag. The master's open file description still has the error: a flush, whose outcome nobody
-        needs, takes it away."""
-        unit.store.set_flag(failure_flags.new_flag())
-        without_flag = dict(unit.store.description(), flag=failure_flags.NO_FLAG)
-        descriptor = unit.store.descriptor
-        if flushing.has_cache(unit):
-            self.jobs.submit_job(
-                ('flush', unit.id),
-                lambda: flushing.flush_medium(without_flag, descriptor),
-                lambda answer: None,
-                [descriptor],
-            )
-        self.units.replication.order_units(unit.workers, replace=[unit])
-
-
-def _recovered(unit):
-    """The Decision of recover_unit() for the state of the unit now."""
-    has_failed = unit.shared.medium == FAILED
-    decision = transitions.failure_acknowledged(unit.shared) if has_failed else None
-    return fault_transitions.acknowledged(unit.shared, decision)
 
 
 def carry_over_state(old, new):

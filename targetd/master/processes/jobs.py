@@ -4,10 +4,13 @@ so that the master never waits (ARCHITECTURE D15).
      submit_job --> queued --> running --one message, with descriptors--> done(JobResult)
                                   |------ exits without a message ------> done(JobResult with `why`)
                                   |------ SECONDS are over: killed -----> done(JobResult with `why`, is_late)
+                                  |------ SECONDS are over, `late` -----> done(JobResult with `why`, is_late)
+                                                                            --it ends--> late(JobResult)
 
 A process that waits for a dying disk cannot be killed until the disk answers, which may be never. The
 master reports it as late and continues; is_stuck() is true for as long as the process exists. It
-holds no descriptors except those that were passed to it (`kept`).
+holds no descriptors except those that were passed to it (`kept`). A job whose outcome matters however
+late it comes has a function `late`, and is not killed.
 """
 
 import os
@@ -24,6 +27,9 @@ from targetd.master.processes.loop import READ
 SECONDS = 10.0  # enough for a disk to spin up; the reload or the start waits this long
 MAXIMUM_RUNNING = 16
 
+#: `why` of a job whose process ended without a message.
+DIED = 'the process that was to do it died'
+
 #: The outcome of a job. values: dict that the work returned; descriptors: those that it opened, which
 #: the receiver owns now; why: '', or why there is no outcome; is_late: True if the time was over.
 JobResult = namedtuple('JobResult', 'values descriptors why is_late')
@@ -36,13 +42,14 @@ class Job(object):
     descriptors of the master that the child needs.
     """
 
-    def __init__(self, name, work, done, kept, seconds, forked):
+    def __init__(self, name, work, done, kept, seconds, forked, late):
         self.name = name
         self.work = work
         self.done = done
         self.kept = kept
         self.seconds = seconds
         self.forked = forked
+        self.late = late
         self.pid = None
         self.channel = None
         self.timer = None
@@ -58,22 +65,26 @@ class Jobs(object):
         self.fork = fork
         self._queue = deque()
         self._running = []
+        self._late = []  # jobs with a function `late` whose time is over
         self._unreaped = {}  # pid -> name of jobs that have ended or were killed, until reaped
         self._stuck = set()  # pids of jobs that were killed because their time was over
 
-    def submit_job(self, name, work, done, kept=(), seconds=None, forked=lambda: None):
+    def submit_job(self, name, work, done, kept=(), seconds=None, forked=lambda: None, late=None):
         """Run work() in a child process as soon as fewer than MAXIMUM_RUNNING are running.
 
         done(JobResult) is called from the loop or from wait(). forked() is called when the child has
-        its copies of `kept`, or when it is certain that it will never have them.
+        its copies of `kept`, or when it is certain that it will never have them. late(JobResult): see
+        above.
         """
-        self._queue.append(Job(name, work, done, tuple(kept), seconds or SECONDS, forked))
+        self._queue.append(Job(name, work, done, tuple(kept), seconds or SECONDS, forked, late))
         self._start_queued()
 
     def is_stuck(self, name):
-        """True if a job of this name was killed because its time was over, and still exists."""
+        """True if the time of a job of this name was over, and it still exists."""
         self.reap()
-        return any(self._unreaped[pid] == name for pid in self._stuck)
+        return any(job.name == name for job in self._late) or any(
+            self._unreaped[pid] == name for pid in self._stuck
+        )
 
     @property
     def is_idle(self):
@@ -146,24 +157,32 @@ class Jobs(object):
         try:
             messages = job.channel.receive()
         except ChannelClosed:
-            died = JobResult({}, [], 'the process that was to do it died', False)
+            died = JobResult({}, [], DIED, False)
             self._end(job, job.result or died)
             return
         for message, descriptors in messages[:1]:
             job.result = JobResult(message, descriptors, str(message.get('failed') or ''), False)
 
     def _expired(self, job):
-        if job in self._running:
+        if job not in self._running:
+            return
+        late = JobResult({}, [], 'there was no answer within %g seconds' % job.seconds, True)
+        if job.late is None:
             self._stuck.add(job.pid)
             _kill(job.pid)
-            late = JobResult({}, [], 'there was no answer within %g seconds' % job.seconds, True)
             self._end(job, job.result or late)
+            return
+        self._running.remove(job)
+        self._late.append(job)
+        job.done(late)
+        self._start_queued()
 
     def _end(self, job, result):
-        self._running.remove(job)
+        is_late = job in self._late
+        (self._late if is_late else self._running).remove(job)
         self._close_channel(job)
         try:
-            job.done(result)
+            (job.late if is_late else job.done)(result)
         finally:
             self.reap()
             self._start_queued()
@@ -188,10 +207,10 @@ class Jobs(object):
     def close(self):
         """Drop the queue and kill the running jobs; their done() is not called."""
         self._queue.clear()
-        for job in self._running:
+        for job in self._running + self._late:
             self._close_channel(job)
             _kill(job.pid)
-        del self._running[:]
+        del self._running[:], self._late[:]
         self.reap()
 
 

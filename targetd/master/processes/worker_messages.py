@@ -67,7 +67,7 @@ REPORTS = {
     'ready':       {},
     'log':         {'level': _is_number, 'text': _is_text, '?kind': _is_text},
     'idle':        {'?why': _is_text},
-    'ended':       {'?why': _is_text, '?hangs': _is_flag},
+    'ended':       {'?why': _is_text, '?hangs': _is_flag, '?quiet': _is_flag},
     'acknowledge': {'id': _is_number},
     'failed':      {'unit': _is_text, '?text': _is_text},
     'refused':     {'peer': _is_peer, '?initiator_name': _is_text_or_null,

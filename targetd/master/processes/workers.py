@@ -55,6 +55,8 @@ class WorkerProcess(object):
         self.busy_since = None
         self.ended_cleanly = None
         self.is_killed = False
+        self.is_quiet = False  # its session ended, and none of its threads used a medium any more
+        self.in_doubt = ()  # units that it may have been flushing when it was killed
         self.is_stuck = False  # its session is over, and it waits for a call of the kernel
         self.start_timer = None
         self.version = ''  # of the earlier program that has forked it, '' if this program has

@@ -56,22 +56,23 @@ class Descriptions(object):
         name = ('reopen', store.key)
         if not store.spares and not store.is_reopening and not self._jobs.is_stuck(name):
             store.is_reopening = True
+            flag = store.flag
             self._jobs.submit_job(
                 name,
                 lambda: open_spares(store.descriptor),
-                lambda answer: self._on_reopened(store, answer),
+                lambda answer: self._on_reopened(store, flag, answer),
                 [store.descriptor],
             )
         return descriptor
 
-    def _on_reopened(self, store, answer):
+    def _on_reopened(self, store, flag, answer):
         store.is_reopening = False
         if answer.why:
             self._complain(store, answer.why)
-        elif store.descriptor is not None:
+        elif store.descriptor is not None and store.flag == flag:
             store.spares += answer.descriptors
             return
-        for descriptor in answer.descriptors:  # the store was closed meanwhile
+        for descriptor in answer.descriptors:  # the store was closed or recovered meanwhile
             os.close(descriptor)
 
     def _complain(self, store, why):

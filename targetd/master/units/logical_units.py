@@ -148,6 +148,14 @@ class Units(object):
         self.rod_tokens.worker_gone(worker)
         self.replication.acknowledgements.worker_gone(worker)
 
+    def may_be_flushing(self, worker):
+        """The units that this worker may be flushing, if it was killed or a command of it hangs."""
+        return [unit for unit in self.by_id.values() if unit.has_replica_in(worker)]
+
+    def flush_in_doubt(self, units):
+        """The worker that may have been flushing these units is dead."""
+        self.flushes.flush_in_doubt([unit for unit in units if self.by_id.get(unit.id) is unit])
+
     def log_out_session(self, worker, message):
         """`ask leave`: the session logs out, so its nexus is lost now. The request is answered when
         every replica has that in force."""
@@ -341,7 +349,7 @@ class Units(object):
     def flush_all(self, done):
         """At the stop: make every medium durable. done([(unit, None or OSError) …]) is called within
         flushing.FLUSH_SECONDS."""
-        self.flushes.flush_units(list(self.by_id.values()), done)
+        self.flushes.flush_units(list(self.by_id.values()), done, with_removed=True)
 
     def close_all(self):
         """Close every store. A store whose flush timed out is left to the kernel, because close()

@@ -281,6 +281,12 @@ class Replication(object):
             unit.id,
         )
 
+    def fail_medium(self, unit, why):
+        """The same for a unit that may not be exported any more, and for the others of its medium."""
+        same = [each for each in self.by_id.values() if each.key == unit.key]
+        for each in same or [unit]:
+            self.fail_unit(each, why)
+
     def on_note(self, worker, message):
         """`report note`: a fault of the medium, rewritten blocks, or a step of a self-test. Faults can
         be many, so their counts are saved and sent to the replicas after RECORDS_SECONDS. A malformed

@@ -128,6 +128,31 @@ def test_a_job_that_cannot_be_killed_yet_is_stuck(loop, jobs, monkeypatch):
     until(lambda: not jobs.is_stuck('dead'))
 
 
+def test_a_job_whose_outcome_matters_is_not_killed_when_its_time_is_over(loop, jobs):
+    answers, reading_writing = [], os.pipe()
+
+    def work():
+        os.read(reading_writing[0], 1)
+        return {'outcome': 'good'}, ()
+
+    def done(answer):
+        answers.append(('done', answer))
+
+    def late(answer):
+        answers.append(('late', answer))
+
+    jobs.submit_job('slow', work, done, [reading_writing[0]], late=late)
+    loop.pass_time(SECONDS)
+    assert [(how, answer.is_late) for how, answer in answers] == [('done', True)]
+    assert jobs.is_stuck('slow') and jobs.is_idle
+    os.write(reading_writing[1], b'.')
+    until(lambda: (loop.settle(), len(answers) == 2)[1])
+    assert answers[1][0] == 'late' and answers[1][1].values == {'outcome': 'good'}
+    assert not jobs.is_stuck('slow')
+    for descriptor in reading_writing:
+        os.close(descriptor)
+
+
 def test_waiting_is_bounded(jobs, monkeypatch):
     jobs.loop.clock = time.monotonic
     answers = []

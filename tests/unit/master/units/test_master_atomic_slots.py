@@ -227,7 +227,7 @@ def test_a_failed_rollback_fails_the_unit_and_is_retried_after_acknowledge(harne
         and harness.content() == HALF
     )
     failing.undo()
-    assert harness.exports.recover_unit(unit, lambda error: None)
+    assert harness.exports.recovery.recover_unit(unit, lambda error: None)
     harness.repair()
     assert harness.content() == OLD and not harness.is_locked(unit) and unit.shared.medium == READY
 
@@ -240,7 +240,9 @@ def test_a_rollback_is_not_retried_while_the_first_one_waits_for_the_disk(harnes
     harness.die_amid_a_write(*harness.serve())
     harness.repair()
     monkeypatch.setattr(atomic_slots.Repair, 'write_back', None)
-    assert unit.shared.medium == FAILED and harness.exports.recover_unit(unit, lambda error: None)
+    assert unit.shared.medium == FAILED and harness.exports.recovery.recover_unit(
+        unit, lambda error: None
+    )
     harness.repair()
     assert (
         unit.shared.medium == FAILED and 'still waiting' in unit.failure and harness.is_locked(unit)

@@ -105,5 +105,5 @@ def test_spares_that_arrive_after_the_store_was_closed_are_closed(made, tmp_path
 
 def test_a_new_flag_drops_the_spares(medium):
     medium.spares += open_spares(medium.descriptor)[1]
-    medium.set_flag(7)
+    medium.renew_flag(7)
     assert medium.spares == [] and medium.description()['flag'] == 7

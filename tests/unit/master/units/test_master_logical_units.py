@@ -481,7 +481,7 @@ def test_a_thousand_files_are_flushed_by_few_processes_and_each_failure_is_its_o
         unit.store.close()
         path = str(tmp_path / ('%d.img' % unit.lun.number))
         unit.store = store.open_store({'path': path, 'size': 1 << 20})
-        unit.store.set_flag(store.failure_flags.new_flag())
+        unit.store.renew_flag(store.failure_flags.new_flag())
     jobs, results = Jobs(harness.loop, fork), []
     harness.units.flushes.jobs = jobs
     harness.units.flushes.flush_units(units, results.extend)
