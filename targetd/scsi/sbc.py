@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Callable, Optional
 
 from targetd.scsi import alua, medium_errors, sense
 from targetd.scsi.cdb import BLOCKS_AT, FUA, LBA_AT, extent, length, u16, u32
-from targetd.scsi.medium_state import READY, STOPPED
+from targetd.scsi.medium_state import READABLE, STOPPED
 from targetd.scsi.sam import UNFLUSHED, WOULD_BLOCK, Change
 from targetd.scsi.spc import answer
 
@@ -444,10 +444,11 @@ POWER_CONDITIONS = {
 def start_stop_unit(unit: 'LogicalUnit', task: 'Task') -> None:
     """START STOP UNIT, SBC-3 5.25.
 
-    A stop without LOEJ only flushes: Windows stops its disks at shutdown, and a stopped unit would
-    be stopped for all other initiators too. Power conditions have no effect on a virtual disk, but
-    REQUEST SENSE reports the one that this nexus requested until it requests another one or
-    accesses the medium. START ends a stop that the administrator ordered.
+    A stop flushes first, also if the unit is write-protected since the last write; a unit that has
+    failed refuses it. A stop without LOEJ only flushes: Windows stops its disks at shutdown, and a
+    stopped unit would be stopped for all other initiators too. Power conditions have no effect on a
+    virtual disk, but REQUEST SENSE reports the one that this nexus requested until it requests
+    another one or accesses the medium. START ends a stop that the administrator ordered.
     """
     flags = task.cdb[4]
     if flags >> 4 not in POWER_CONDITIONS:
@@ -462,7 +463,9 @@ def start_stop_unit(unit: 'LogicalUnit', task: 'Task') -> None:
             task.private = Change('start-stop', {'action': 'load' if start else 'eject'})
         elif start and unit.medium == STOPPED:
             task.private = Change('start-stop', {'action': 'start'})
-    flushes = not flags & 0x04 and not start and unit.medium == READY and not unit.read_only
+    flushes = not flags & 0x04 and not start and unit.medium in READABLE
+    if flushes:
+        unit.refuse_if_failed()
     task.offset, task.length = 0, unit.blocks * unit.block_size
     task.run, task.run_blocking = (would_block, run_stop) if flushes else (run_change, None)
 

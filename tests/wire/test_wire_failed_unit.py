@@ -11,6 +11,7 @@ pytestmark = pytest.mark.wire
 
 INTERNAL_TARGET_FAILURE = (4, 0x44, 0)
 WRITE_ERROR = (3, 0x0C, 0)
+STOP = bytes([0x1B]) + bytes(5)
 
 
 def flush(session):
@@ -28,6 +29,7 @@ def is_refusing(session):
     assert session.read(0, 1) == b'a' * 512
     assert try_write(session).key == INTERNAL_TARGET_FAILURE
     assert flush(session).key == INTERNAL_TARGET_FAILURE
+    assert session.run(STOP).key == INTERNAL_TARGET_FAILURE  # it would flush
 
 
 @pytest.fixture

@@ -515,6 +515,25 @@ def test_a_stop_flushes_and_does_not_affect_other_initiators():
 
 
 @pytest.mark.clause('SBC-3 5.25')
+def test_a_unit_that_was_write_protected_after_a_write_is_flushed_when_it_stops():
+    unit = make_unit(write_cache=True)
+    unit.replace_shared_state(restriction='read-only')
+    assert start_stop(unit, 0x00) is None
+    assert unit.store.verbs() == ['flush']
+
+
+@pytest.mark.clause('SBC-3 5.25')
+def test_a_failed_unit_refuses_to_stop_unless_without_a_flush():
+    unit = make_unit(removable=True)
+    unit.replace_shared_state(medium='failed')
+    for flags in (0x00, 0x02):
+        error = error_of(unit, bytes([0x1B, 0, 0, 0, flags, 0]))
+        assert (error.key, error.asc) == (4, 0x44)
+    assert unit.store.verbs() == []
+    assert start_stop(unit, 0x04) is None
+
+
+@pytest.mark.clause('SBC-3 5.25')
 def test_eject_flushes_first_and_asks_the_master():
     unit = make_unit(removable=True)
     assert start_stop(unit, 0x02) == Change('start-stop', {'action': 'eject'})
