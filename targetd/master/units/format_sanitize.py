@@ -181,10 +181,11 @@ class FormatSanitize(object):
             return
         if not 0 <= position <= unit.shared.operation['passes'] * unit.shared.operation['size']:
             raise BadMessage('progress beyond the end of the operation: %d' % position)
-        shared = unit.shared._replace(operation=dict(unit.shared.operation, position=position))
-        if message.get('lasting'):
+        unit.position = position
+        if message.get('lasting'):  # another change may save the shared state at any moment
+            shared = unit.shared._replace(operation=dict(unit.shared.operation, position=position))
             self.replication.save_state(unit, shared, functools.partial(_progress_saved, unit))
-        unit.shared = shared
+            unit.shared = shared
         self.replication.send_progress(unit)
 
     def on_operated(self, worker, message):
@@ -219,6 +220,7 @@ class FormatSanitize(object):
 
     def _operation_over(self, unit, failed):
         operation = unit.shared.operation
+        unit.position = None
         if failed:
             log.error(
                 'unit %s: %s FAILED: %s. The contents of the medium are undefined',

@@ -49,6 +49,7 @@ class Unit(object):
         self.hanging = 0  # ANSWERS, HANGS or FENCED of scsi.medium_state, as the replicas know it
         self.since = int(time.time() * 1000)
         self.has_flush_timed_out = False
+        self.position = None  # bytes of the operation that are done, though not yet durable
         self.are_records_scheduled = False  # changed records will be sent within RECORDS_SECONDS
         self.is_unsaved = False  # `shared` differs from the saved state
 
@@ -60,7 +61,10 @@ class Unit(object):
     @property
     def progress(self):
         """How much of the operation in progress is done, 0..65535."""
-        return operations.progress(self.shared.operation, self.store.size)
+        operation = self.shared.operation
+        if operation is not None and self.position is not None:
+            operation = dict(operation, position=self.position)
+        return operations.progress(operation, self.store.size)
 
     def replica_holders(self):
         """[(worker, Nexus)] of the workers that must receive changes of this unit."""

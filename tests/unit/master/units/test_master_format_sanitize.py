@@ -305,6 +305,8 @@ def test_progress_is_sent_to_every_nexus_and_lasting_progress_is_saved(harness):
         == 0x8000
     )
     assert harness.units.replication.state.load('key')['operation']['position'] == 0
+    harness.units.replication.save_when_possible(harness.unit, harness.unit.shared)
+    assert harness.units.replication.state.load('key')['operation']['position'] == 0
     harness.worker_sends(report='progress', position=SIZE // 4, lasting=True)
     assert harness.units.replication.state.load('key')['operation']['position'] == SIZE // 4
     dicts, _, _ = harness.units.serve_session(FakeWorker('late'), nexus('late'))
