@@ -9,6 +9,8 @@
   matrix      every combination of negotiated parameters, in random order, until all are tested.
               A run that the time ended goes on with the same --seed and --from
   upgrades    targetdctl upgrade again and again while sessions write, verify and log in: none is lost
+  write-back  each kind of durable command with 1, 3 and 8 sessions, in the guest, to disks that lose
+              what is written back
 
 The exit code is 0 if nothing was wrong. The figures are printed at the end.
 """
@@ -24,9 +26,9 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 import floods  # noqa: E402
 import fuzz  # noqa: E402
+import guest_runs  # noqa: E402
 import kills  # noqa: E402
 import matrix  # noqa: E402
-import power_cuts  # noqa: E402
 import upgrades  # noqa: E402
 
 RUNS = {
@@ -34,8 +36,9 @@ RUNS = {
     'fuzz': fuzz.run_fuzz,
     'kills': kills.run_kills,
     'matrix': matrix.run_matrix,
-    'power-cuts': power_cuts.run_power_cuts,
+    'power-cuts': guest_runs.run_power_cuts,
     'upgrades': upgrades.run_upgrades,
+    'write-back': guest_runs.run_write_back,
 }
 
 
@@ -47,7 +50,7 @@ def parse(arguments=None):
     )
     parser.add_argument('name', choices=sorted(RUNS))
     parser.add_argument(
-        '--seconds', type=float, help='of the run (600), or the limit of power-cuts (14400)'
+        '--seconds', type=float, help='of the run (600), or the limit of a guest job (14400)'
     )
     parser.add_argument('--cuts', type=int, default=10000, help='of power-cuts')
     parser.add_argument(
@@ -67,7 +70,7 @@ def parse(arguments=None):
     )
     options = parser.parse_args(arguments)
     if options.seconds is None:
-        options.seconds = 14400 if options.name == 'power-cuts' else 600
+        options.seconds = 14400 if options.name in ('power-cuts', 'write-back') else 600
     return options
 
 

@@ -65,6 +65,8 @@ def handed_over() -> Tuple[int, int]:
 def take_over(descriptor: int, given_out: int) -> None:
     """Use the memory of the program that this one replaces; its worker processes look at it, too."""
     global _descriptor, _memory, _given_out
+    if os.fstat(descriptor).st_size < _SIZE:  # of an earlier version
+        os.ftruncate(descriptor, _SIZE)
     _memory = mmap.mmap(descriptor, _SIZE)
     os.close(_descriptor)
     _descriptor, _given_out = descriptor, given_out
