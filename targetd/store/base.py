@@ -19,6 +19,7 @@ import errno
 import fcntl
 import os
 import queue
+import time
 from collections import namedtuple
 from typing import Any, Dict, List, Optional, Tuple, Union
 
@@ -68,6 +69,24 @@ _exclusive_token: 'queue.Queue[None]' = queue.Queue()
 _exclusive_token.put(None)
 
 
+#: Interval at which a lock is tried again after EDEADLK.
+_DEADLOCK_SECONDS = 0.005
+
+
+def wait_for_lock(descriptor: int, length: int, offset: int) -> None:
+    """Take an exclusive POSIX lock. Such a lock belongs to a process, so the kernel reports a deadlock
+    (EDEADLK) if another thread of this process has a lock for which the holder of this one waits. It
+    is not a real one, because every thread takes its locks in the same order. Raises OSError."""
+    while True:
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX, length, offset, os.SEEK_SET)
+            return
+        except OSError as e:
+            if e.errno != errno.EDEADLK:
+                raise
+        time.sleep(_DEADLOCK_SECONDS)
+
+
 class ExclusiveRange(object):
     """Context manager for a range that only one caller of Store.exclusive_range() can have at a
     time, among all threads and processes. Entering it returns `store`.
@@ -95,9 +114,7 @@ class ExclusiveRange(object):
         _exclusive_token.get()
         if not self._local:
             try:
-                fcntl.lockf(
-                    self._descriptor, fcntl.LOCK_EX, self._length, self._offset, os.SEEK_SET
-                )
+                wait_for_lock(self._descriptor, self._length, self._offset)
             except BaseException:
                 _exclusive_token.put(None)
                 raise

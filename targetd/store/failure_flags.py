@@ -21,7 +21,7 @@ import time
 from typing import Tuple
 
 from .. import compat
-from .base import failure
+from .base import failure, wait_for_lock
 
 #: Numbers are given out in turn, so a process of a unit that is gone does not meet a new unit's flag.
 COUNT = 1 << 16
@@ -123,7 +123,7 @@ def _sync(descriptor, number):
 
 def _sync_in_turn(descriptor, number):
     """The lock is a POSIX lock, because it must exclude processes that share one file description."""
-    fcntl.lockf(descriptor, fcntl.LOCK_EX, 1, TURN, os.SEEK_SET)
+    wait_for_lock(descriptor, 1, TURN)
     try:
         if _memory[_FLUSHING + number]:  # the process whose turn it was died, and its error with it
             set_flag(number)

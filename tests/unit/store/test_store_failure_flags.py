@@ -1,9 +1,11 @@
 """Flushes: shared by the threads of a process, and failures that other processes must notice."""
 
 import errno
+import mmap
 import os
 import queue
 import threading
+import time
 
 import pytest
 
@@ -199,3 +201,44 @@ def test_processes_that_share_a_description_take_turns(
 )
 def test_kernel_versions(release, version):
     assert compat.kernel_version(release) == version
+
+
+def test_processes_that_take_turns_on_two_media_do_not_deadlock(tmp_path, monkeypatch):
+    """A POSIX lock belongs to a process, so the kernel sees a deadlock (EDEADLK) if one thread of each of
+    two processes has the turn at one medium, and another thread waits for the turn at the other."""
+    opened = [
+        store.open_store({'path': str(tmp_path / name), 'size': MIB}) for name in ('one', 'two')
+    ]
+    media = [
+        store.from_descriptor(
+            dict(each.description(), flag=failure_flags.new_flag(), is_shared=True),
+            os.dup(each.descriptor),
+        )
+        for each in opened
+    ]
+    monkeypatch.setattr(os, 'fdatasync', lambda descriptor: time.sleep(0.002))
+    errors = mmap.mmap(-1, 1)
+
+    def flush(medium):
+        try:
+            for _ in range(100):
+                medium.flush(0, MIB)
+        except OSError as e:
+            errors[0] = e.errno
+
+    def flush_both():
+        threads = [threading.Thread(target=flush, args=(medium,)) for medium in media]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+
+    child = os.fork()
+    if not child:
+        flush_both()
+        os._exit(0)
+    flush_both()
+    os.waitpid(child, 0)
+    for each in media + opened:
+        each.close()
+    assert errors[0] == 0, os.strerror(errors[0])
