@@ -18,7 +18,8 @@ BELOW = '/dev/vdb'
 TARGET = 'iqn.2026-11.com.example:disks'
 SECTORS = 16384  # of each disk: 8 MiB
 COUNT = 64  # commands of each case
-GOOD_COUNT = 24  # the first commands of a case, whose blocks do not fail
+FIRST_COUNT = 24  # of them are sent first, and are GOOD
+GOOD_COUNT = 32  # the first commands of a case, whose blocks do not fail
 SESSIONS = (1, 3, 8)
 #: Commands that read first: on dm-error they end with MEDIUM ERROR and write nothing.
 READ_FIRST = ('COMPARE AND WRITE', 'WRITE ATOMIC')
@@ -68,7 +69,10 @@ class Disk(object):
         for session in sessions:
             session.clear_attentions(self.lun)
         make = KINDS[case.kind][0](sessions[0], self.lun, bytes.fromhex(self.naa))
-        works = run_all(sessions, make, self.lun, COUNT, case.first)
+        works = run_all(sessions, make, self.lun, FIRST_COUNT, case.first)
+        assert {work.command.result.status for work in works} == {GOOD}, '%s: too early' % case
+        rest = case.first + FIRST_COUNT * BLOCKS
+        works += run_all(sessions, make, self.lun, COUNT - FIRST_COUNT, rest)
         good = sum(work.command.result.status == GOOD for work in works)
         if case.kind == CACHED:
             assert good == COUNT, '%s: %d writes to the cache are GOOD' % (case, good)
