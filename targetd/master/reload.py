@@ -297,6 +297,7 @@ class Reload(object):
         self.apply_server()
         for step in steps:
             STEPS.get(type(step), Reload._nothing)(self, step, prepared)
+        prepared.resizes.finish()
         self.exports.retry_now()
         self.exports.watch.check_now()
         self._end_inadmissible_sessions()

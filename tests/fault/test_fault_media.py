@@ -7,6 +7,8 @@ import shutil
 import stat
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 from daemon import TARGET, eventually, watched
@@ -279,6 +281,33 @@ def test_a_reload_with_a_size_beyond_the_file_system_is_refused_as_a_whole(daemo
     luns[0][1], luns[1][1] = 'size = 16M', 'size = 8M'
     daemon.start()
     assert {row['state'] for row in daemon.units().values()} == {'ready'}
+
+
+def test_no_initiator_sees_a_size_that_a_refused_reload_takes_back(daemon, ready):
+    """The flush of another LUN takes some seconds, in which the media are looked at, and then fails."""
+    path = serve_file(daemon)
+    luns = daemon.text.targets[TARGET][1]
+    other = daemon.image('other.img')
+    luns[1] = ['backing-store = %s' % other, 'filter = error flush, delay flush=4s']
+    watch(daemon)
+    daemon.start()
+    session = ready(daemon)
+    luns[0].append('size = 32M')
+    luns[1].append('write-cache = off')
+    daemon.write_config()
+    outcome = []
+    reload = threading.Thread(target=lambda: outcome.append(daemon.targetdctl('reload')))
+    reload.start()
+    eventually(lambda: os.path.getsize(path) == 32 * MIB, 20, 'the file is extended')
+    while not outcome:
+        session.write(0, b'a' * 512)  # fails with unit attention 2A/09 if the size has changed
+        time.sleep(0.1)
+    reload.join()
+    code, output = outcome[0]
+    assert code and 'cannot be flushed' in output
+    assert os.path.getsize(path) == 16 * MIB
+    assert session.clear_attentions() == [] and session.capacity() == (16 * MIB // 512, 512)
+    assert 'SHRUNK' not in daemon.log and state_of(daemon) == 'ready'
 
 
 def test_a_plan_tries_what_the_reload_tries_and_changes_nothing(daemon):

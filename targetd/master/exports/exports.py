@@ -328,7 +328,8 @@ class Exports(object):
     def discard_unit(self, unit):
         """Closes a Unit that was opened for a reload that is refused: its file gets its size back."""
         if isinstance(unit, Unit) and unit.found['grown_from'] is not None:
-            shorten(unit.store, unit.found['grown_from'])
+            served = [u for u in self.units.by_id.values() if u.store.key == unit.store.key]
+            shorten(unit.store, unit.found['grown_from'], served)
         self.close_unit(unit)
 
     def close_store(self, store):

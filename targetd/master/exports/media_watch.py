@@ -69,6 +69,7 @@ class MediaWatch(object):
                 self._look_at(name, units)
 
     def _look_at(self, name, units):
+        changes = {unit: unit.sizes_changed for unit in units}
         wanted = [
             (unit.id, unit.lun.backing_store, unit.store.key, unit.store.descriptor)
             for unit in units
@@ -76,18 +77,20 @@ class MediaWatch(object):
         self.jobs.submit_job(
             name,
             lambda: look_at_media(wanted),
-            lambda answer: self._answered(name, units, answer),
+            lambda answer: self._answered(name, changes, answer),
             [descriptor for _, _, _, descriptor in wanted],
         )
 
-    def _answered(self, name, units, answer):
+    def _answered(self, name, changes, answer):
+        """changes: {Unit: its sizes_changed when the job was started}."""
         self._running.discard(name)
         seen = answer.values.get('seen', {})
-        for unit in units:
+        for unit in changes:
             if unit.id in seen and self.units.by_id.get(unit.id) is unit:
                 size, problem = seen[unit.id]
                 self._note_path(unit, problem)
-                self._note_size(unit, size)
+                if not unit.is_resizing and unit.sizes_changed == changes[unit]:
+                    self._note_size(unit, size)
         self.known.save()
 
     def _note_path(self, unit, problem):

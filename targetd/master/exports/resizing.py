@@ -6,7 +6,7 @@ so that a size that cannot be had refuses the whole reload.
      undo  <--------------------------------------------------------+ the files get their old size back
 
 For `reload --plan` the job extends an unlinked file beside the medium instead. An extension can be
-undone as long as no initiator knows of it.
+undone as long as no initiator knows of it, so media_watch ignores the size of these units meanwhile.
 """
 
 import os
@@ -32,6 +32,8 @@ class Resizes(object):
     def prepare(self, done):
         """Starts to extend all media. Calls done([why a size cannot be had …]), now or later."""
         self._missing = len(self.wanted) + 1
+        for unit, _ in self.wanted:
+            unit.is_resizing = not self.plan_only
         for unit, size in self.wanted:
             self._prepare(unit, size)
         self._done = done
@@ -72,12 +74,25 @@ class Resizes(object):
     def undo(self):
         """The reload is refused: the files get their old size back."""
         for unit, size in [] if self.plan_only else self._grown:
-            shorten(unit.store, size)
+            shorten(unit.store, size, [unit])
         del self._grown[:]
+        self.finish()
+
+    def finish(self):
+        """The new sizes are in force, or undone."""
+        for unit, _ in self.wanted:
+            unit.is_resizing = False
+            unit.sizes_changed += 1
 
 
-def shorten(store, size):
-    """Restores the old size of a file that was extended, before any initiator has seen the new size."""
+def shorten(store, size, served):
+    """Restores the old size of a file that was extended, unless initiators have seen the new size.
+    served: the Units of this file that are exported."""
+    if any(unit.replicated_size > size for unit in served):
+        log.warning('%s keeps its new size: it is in use already', store.path)
+        return
+    for unit in served:
+        unit.sizes_changed += 1
     try:
         if store.descriptor is not None:
             os.ftruncate(store.descriptor, size)

@@ -45,6 +45,10 @@ class Unit(object):
         self.is_busy = False  # a change is being distributed; the queue waits for it
         self.path_problem = ''  # how the medium at the path differs from the one that is open
         self.shrinkage = ''  # how much smaller the medium has become while the unit is SHRUNK
+        self.is_resizing = False  # a reload has extended its medium, and may be refused yet
+        self.sizes_changed = (
+            0  # counts such changes: what was seen before one does not count after it
+        )
         self.replicated_size = store.size  # bytes, as the replicas know it
         self.hanging = 0  # ANSWERS, HANGS or FENCED of scsi.medium_state, as the replicas know it
         self.since = int(time.time() * 1000)

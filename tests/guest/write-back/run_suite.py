@@ -81,7 +81,7 @@ class Disk(object):
             assert good < COUNT, '%s: all commands are GOOD' % case
             lost = missing(Medium(self.offset * 512, SECTORS * 512).read, works)
             assert not lost, '%s: GOOD, but not on the medium: LBA %s' % (case, lost)
-        assert has_failed(sessions, self.lun), '%s: the unit has not failed' % case
+        wait_for(lambda: has_failed(sessions, self.lun), '%s: the unit has not failed' % case)
         print('%-45s %d of %d GOOD' % (case, good, COUNT))
         sys.stdout.flush()
         subprocess.check_call(
@@ -125,6 +125,13 @@ class Part(object):
 
     def seek(self, offset):
         self.file.seek(self.offset + offset)
+
+
+def wait_for(question, otherwise):
+    end = time.monotonic() + 30
+    while not question():
+        assert time.monotonic() < end, otherwise
+        time.sleep(0.1)
 
 
 def configure(path):

@@ -2,6 +2,7 @@
 
 import errno
 import os
+from types import SimpleNamespace
 
 import pytest
 
@@ -19,8 +20,15 @@ def store(tmp_path):
 def test_a_file_is_extended_and_shortened_again(store):
     assert resizing.extend_medium(store, 8192, False) == ({'size': 4096}, ())
     assert os.path.getsize(store.path) == 8192 == store.size
-    resizing.shorten(store, 4096)
-    assert os.path.getsize(store.path) == 4096
+    served = SimpleNamespace(replicated_size=4096, sizes_changed=0)
+    resizing.shorten(store, 4096, [served])
+    assert os.path.getsize(store.path) == 4096 and served.sizes_changed == 1
+
+
+def test_a_file_keeps_a_size_that_initiators_have_seen(store):
+    resizing.extend_medium(store, 8192, False)
+    resizing.shorten(store, 4096, [SimpleNamespace(replicated_size=8192, sizes_changed=0)])
+    assert os.path.getsize(store.path) == 8192
 
 
 def test_a_plan_extends_a_file_without_a_name(store, tmp_path):
