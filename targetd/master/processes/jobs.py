@@ -93,9 +93,9 @@ class Jobs(object):
 
     @property
     def has_stuck(self):
-        """True if a job that was killed because its time was over still exists."""
+        """True if a job whose time was over still exists."""
         self.reap()
-        return bool(self._stuck)
+        return bool(self._stuck or self._late)
 
     @property
     def unreaped(self):
