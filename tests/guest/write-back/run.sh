@@ -1,5 +1,5 @@
-# In the guest: disks with blocks that fail when they are written back (dm-error, dm-flakey). Each kind of durable command is sent
-# by 3 sessions, some by 1 and 8. No command that was answered GOOD may be missing on the disk below, and the LUN fails in all
+# In the guest: disks of which blocks begin to fail (dm-error, dm-flakey) while commands are on their way. Each kind of durable
+# command is sent by 3 sessions, some by 1 and 8. No command that was answered GOOD may be missing on the disk below, and the LUN fails in all
 # sessions.
 #
 # Argument: "all" for each kind with 1, 3 and 8 sessions: python -m tests.longrun write-back

@@ -1,13 +1,15 @@
 """In the guest: run_suite.py configure CONFIGURATION | tables | run some|all
 
 Each disk is 8 MiB of /dev/vdb. A range of its blocks belongs to each case, a kind of durable command
-and a number of sessions; the last blocks of each range fail when they are written.
+and a number of sessions; the last blocks of the range fail from some moment on. A flush of the disk
+fails then too, because the device mapper passes it to the failing blocks.
 """
 
 import mmap
 import os
 import subprocess
 import sys
+import threading
 import time
 
 sys.path.insert(0, '/src/tests')
@@ -18,8 +20,9 @@ BELOW = '/dev/vdb'
 TARGET = 'iqn.2026-11.com.example:disks'
 SECTORS = 16384  # of each disk: 8 MiB
 COUNT = 64  # commands of each case
-FIRST_COUNT = 24  # of them are sent first, and are GOOD
-GOOD_COUNT = 32  # the first commands of a case, whose blocks do not fail
+FIRST_COUNT = 24  # of them are sent while nothing fails
+COUNT_IN_TIME = 8  # of them are on their way when blocks begin to fail
+GOOD_COUNT = 28  # the blocks of so many commands do not fail
 SESSIONS = (1, 3, 8)
 #: Commands that read first: on dm-error they end with MEDIUM ERROR and write nothing.
 READ_FIRST = ('COMPARE AND WRITE', 'WRITE ATOMIC')
@@ -56,13 +59,19 @@ class Disk(object):
             Case(kind, count, number, self.offset) for number, (kind, count) in enumerate(chosen)
         ]
 
-    def table(self):
-        at = 0
-        for case in self.cases:
-            yield '%d %d linear %s %d' % (at, case.bad - at, BELOW, self.offset + at)
-            yield '%d %d %s' % (case.bad, case.end - case.bad, case.failing)
-            at = case.end
-        yield '%d %d linear %s %d' % (at, SECTORS - at, BELOW, self.offset + at)
+    def table(self, case=None):
+        """The lines of the table in which the last blocks of a case fail."""
+        start, end = (case.bad, case.end) if case else (SECTORS, SECTORS)
+        yield '0 %d linear %s %d' % (start, BELOW, self.offset)
+        if case:
+            yield '%d %d %s' % (start, end - start, case.failing)
+            yield '%d %d linear %s %d' % (end, SECTORS - end, BELOW, self.offset + end)
+
+    def change(self, case=None):
+        """Let the last blocks of a case fail from now on, or none."""
+        dmsetup('load', self.name, table='\n'.join(self.table(case)))
+        dmsetup('suspend', '--noflush', '--nolockfs', self.name)
+        dmsetup('resume', '--noudevsync', self.name)
 
     def run(self, sessions, case):
         sessions = sessions[: case.sessions]
@@ -72,7 +81,12 @@ class Disk(object):
         works = run_all(sessions, make, self.lun, FIRST_COUNT, case.first)
         assert {work.command.result.status for work in works} == {GOOD}, '%s: too early' % case
         rest = case.first + FIRST_COUNT * BLOCKS
-        works += run_all(sessions, make, self.lun, COUNT - FIRST_COUNT, rest)
+        change = threading.Thread(target=self.change, args=(case,))
+        change.start()
+        works += run_all(sessions, make, self.lun, COUNT_IN_TIME, rest)
+        change.join()
+        rest += COUNT_IN_TIME * BLOCKS
+        works += run_all(sessions, make, self.lun, COUNT - FIRST_COUNT - COUNT_IN_TIME, rest)
         good = sum(work.command.result.status == GOOD for work in works)
         if case.kind == CACHED:
             assert good == COUNT, '%s: %d writes to the cache are GOOD' % (case, good)
@@ -82,6 +96,7 @@ class Disk(object):
             lost = missing(Medium(self.offset * 512, SECTORS * 512).read, works)
             assert not lost, '%s: GOOD, but not on the medium: LBA %s' % (case, lost)
         wait_for(lambda: has_failed(sessions, self.lun), '%s: the unit has not failed' % case)
+        self.change()
         print('%-45s %d of %d GOOD' % (case, good, COUNT))
         sys.stdout.flush()
         subprocess.check_call(
@@ -125,6 +140,10 @@ class Part(object):
 
     def seek(self, offset):
         self.file.seek(self.offset + offset)
+
+
+def dmsetup(*words, table=''):
+    subprocess.run(('dmsetup',) + words, input=table.encode(), check=True)
 
 
 def wait_for(question, otherwise):
