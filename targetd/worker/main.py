@@ -188,11 +188,8 @@ class Worker(object):
         running = []
         if tasks is not None:
             with self.working:
-                tasks.each(
-                    lambda task: (
-                        task.unit is unit and unit.make_durable(task) and running.append(task)
-                    )
-                )
+                cached = [task for task in tasks.each(lambda task: task) if task.unit is unit]
+                running = [task for task in cached if unit.make_durable(task)]
             while tasks.retains_any(running):
                 time.sleep(CACHED_WRITE_SECONDS)
         on_quiet()
@@ -545,9 +542,8 @@ def _master_answer(message):
 
 
 def run_worker(channel, configuration):
-    """Run the worker in a forked process; returns when the process is to exit.
-
-    Garbage collection is made rare: a command creates no reference cycles, and each collection
-    would copy memory pages that the process shares with the master."""
+    """Run the worker in a forked process; returns when the process is to exit. Garbage collection is
+    made rare: a command creates no reference cycles, and each collection would copy memory pages that
+    the process shares with the master."""
     gc.set_threshold(100000, 20, 20)
     Worker(channel, configuration).run()
