@@ -54,7 +54,10 @@ def test_objects_of_a_version_are_refused(file):
 
 #: Attributes that are made anew, or that have one value while an upgrade is possible.
 ANEW = {
-    Unit: {'lun', 'atomic', 'queue', 'is_busy', 'hanging', 'has_flush_timed_out'},
+    Unit: {
+        *('lun', 'atomic', 'queue', 'is_busy', 'hanging', 'has_flush_timed_out'),
+        *('position', 'is_resizing', 'sizes_changed'),
+    },
     SessionRecord: {'worker'},
     WorkerProcess: {
         *(
@@ -67,7 +70,7 @@ ANEW = {
             'rules',
             'handed',
         ),
-        *('ended_cleanly', 'is_killed', 'is_stuck', 'start_timer'),
+        *('ended_cleanly', 'is_killed', 'is_stuck', 'start_timer', 'is_quiet', 'in_doubt'),
     },
 }
 HANDED_OVER = {
