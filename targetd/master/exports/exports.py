@@ -21,8 +21,8 @@ from targetd.host import identity
 from targetd.master.exports.known_media import KnownMedia
 from targetd.master.exports.media_watch import MediaWatch
 from targetd.master.exports.open_batch import OpenBatch, PlannedUnit
-from targetd.master.exports.recovery import Recovery
 from targetd.master.exports.resizing import shorten
+from targetd.master.exports.unit_recovery import UnitRecovery
 from targetd.master.state import key_files
 from targetd.master.units import shared_state, transitions
 from targetd.master.units.unit import Unit
@@ -58,7 +58,7 @@ class Exports(object):
         self.workers_of = lambda target_name: []  # set by Master: the workers of its sessions
         self.served = frozenset()  # see examination
         self.watch = MediaWatch(loop, units, self.known, jobs)
-        self.recovery = Recovery(units, jobs, self.watch)
+        self.recovery = UnitRecovery(units, jobs, self.watch)
         self.pending = {}  # (target name, number) -> the Unit that it gets after a logout
         self.unavailable = {}  # (target name, number) -> UnavailableLun
         self.server = None

@@ -13,7 +13,7 @@ from targetd.scsi.medium_state import FAILED, SHRUNK
 from targetd.store import failure_flags
 
 
-class Recovery(object):
+class UnitRecovery(object):
     """units: logical_units.Units; jobs: Jobs; watch: MediaWatch."""
 
     def __init__(self, units, jobs, watch):
