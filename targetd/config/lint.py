@@ -50,7 +50,7 @@ def _name(configuration, target):
             ('target', target.name),
             'the name %s does not obey RFC 7143 4.2.7: %s; some initiators refuse it'
             % (target.name, flaw),
-            'nothing, if your initiators accept it; a new target gets a name like '
+            'nothing to do while your initiators accept it; name a new target like '
             'iqn.2026-11.com.example:disk1',
         )
     ]

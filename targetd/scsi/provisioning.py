@@ -153,9 +153,13 @@ def get_lba_status(unit: 'LogicalUnit', task: 'Task') -> None:
 @read_errors
 def run_get_lba_status(task: 'Task') -> Any:
     """Executor thread: returns the descriptors from the requested LBA on. Their number, and with it
-    PARAMETER DATA LENGTH, does not depend on the allocation length (SPC-4)."""
+    PARAMETER DATA LENGTH, does not depend on the allocation length (SPC-4). A fully provisioned unit
+    reports each LBA as mapped (SBC-3 5.4), also where its file has a hole."""
     unit, allocation_length = task.unit, task.private
-    extents = unit.store.extents(task.offset, task.length, 2 * STATUS_DESCRIPTORS + 1)
+    if unit.facts.thin:
+        extents = unit.store.extents(task.offset, task.length, 2 * STATUS_DESCRIPTORS + 1)
+    else:
+        extents = [(task.offset, task.length, True)]
     descriptors = b''.join(
         struct.pack('>QIB3x', lba, blocks, MAPPED if mapped else DEALLOCATED)
         for lba, blocks, mapped in block_extents(extents, unit.block_size)[:STATUS_DESCRIPTORS]

@@ -119,6 +119,7 @@ def _cscds(data, at, length, length_at):
             raise CheckCondition(
                 sense.ILLEGAL_REQUEST, 0x26, 0x07, field=(at + number * CSCD_LENGTH, None, False)
             )
+    # LU ID TYPE is ignored in an identification descriptor, and NUL is obsolete in SPC-4
     return cscds
 
 

@@ -282,6 +282,14 @@ def test_lba_status_beyond_the_end_is_refused(lba):
     assert sense_of(thin(), cdb_16(0x9E, lba, 24, 0x12)) == (5, 0x21, 0)
 
 
+@pytest.mark.clause('SBC-3 5.4')
+def test_a_fully_provisioned_unit_reports_each_lba_as_mapped():
+    """Its file may be sparse all the same."""
+    unit = make_unit()
+    unit.store.mapped = [(0, unit.store.size, False)]
+    assert status(unit, 4) == (4 + 16, [(4, BLOCKS - 4, 0)])
+
+
 def test_a_partially_mapped_block_is_mapped():
     extents = [(0, 4096, False), (4096, 4096, True), (8192, 4096, False)]
     assert block_extents(extents, 4096) == [(0, 1, False), (1, 1, True), (2, 1, False)]

@@ -293,6 +293,16 @@ def test_invalid_descriptors_are_refused(cscds, segments, expected):
     assert not any(second.store.data)
 
 
+@pytest.mark.parametrize('bits', [0x40, 0x80, 0xC0, 0x20])
+@pytest.mark.clause('SPC-4 6.4', 'SPC-4 6.5')
+def test_the_lu_id_type_and_the_obsolete_nul_bit_of_an_identification_descriptor_are_ignored(bits):
+    """The designator names the unit. ExtendedCopy.ValidTgtDescr of libiscsi's suite expects this of a
+    device that claims SPC-4."""
+    first, second = pair()
+    assert copy(first, (BOTH[0], cscd(SECOND_NAA, device_type=bits)), ONE) is None
+    assert second.store.data[:512] == first.store.data[:512]
+
+
 def test_inline_data_is_refused():
     assert code(failure(pair()[0], BOTH, ONE, inline=1)) == (5, 0x26, 0x0B)
 
