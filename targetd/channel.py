@@ -99,6 +99,8 @@ worker -> master
                               scsi.operations
   ask exit-failure-mode       unit
   ask set-identifying-information | set-timestamp | log-select    unit, …: see scsi.records
+  ask statistics              unit, control, pointer, length, as in LOG SENSE: data of the answer is log
+             page 19h (master.statistics)
   ask set-target-port-groups  unit, states {tag: state}, see scsi.alua
   ask token-populate          unit, ranges [[offset, length] …] bytes, seconds: data of the answer
              is the token (master.units.rod_tokens)

@@ -134,6 +134,7 @@ SUBJECTS = {
     'SPC-4 6.37': 'REPORT TARGET PORT GROUPS',
     'SPC-4 6.39': 'REQUEST SENSE',
     'SPC-4 6.45': 'SET TARGET PORT GROUPS',
+    'SPC-4 7.3.6': 'General Statistics and Performance log page',
 }
 
 

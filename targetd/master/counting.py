@@ -124,6 +124,13 @@ class Counting(object):
             self._add_ended(unit_id, row)
         self._forget(worker)
 
+    def sums(self, unit_id):
+        """The values of COUNTED of a unit, of all its sessions: those that have ended, and what the
+        others reported last."""
+        rows = [self._ended.get(unit_id, {})]
+        rows += [latest.get(unit_id, {}) for latest in self._latest.values()]
+        return {name: sum(row.get(name, 0) for row in rows) for name in COUNTED}
+
     def ended(self):
         """Return [{'unit': id, and values as in collect()}]: the sums of the sessions that are over."""
         for unit_id in set(self._ended) - set(self._units.by_id):

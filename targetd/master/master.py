@@ -39,6 +39,7 @@ from targetd.master.server_state import ServerState
 from targetd.master.state.history import History
 from targetd.master.state.saver import Saver
 from targetd.master.state.state_directory import StateDirectory
+from targetd.master.statistics import Statistics
 from targetd.master.stop import Stop
 from targetd.master.units import transitions
 from targetd.master.units.atomic_slots import AtomicWrites
@@ -177,6 +178,7 @@ class Master(object):
             isns=self.isns,
         )
         self.counting = Counting(self.loop, self.workers, self.units)
+        self.units.statistics = Statistics(self.counting)
         self.reload = Reload(
             loop=self.loop,
             state=self.state,
@@ -222,6 +224,7 @@ class Master(object):
                 'leave': self.units.log_out_session,
                 'fence': self.units.hanging.on_fence,
                 'copy-reach': self.units.on_request,
+                'statistics': self.units.on_request,
                 'reset': self._on_reset,
             }
         )

@@ -6,6 +6,7 @@ additions of integers for each command. Everything else is counted outside the h
 one batch of commands in many is measured by the worker (worker.latency), which also reads the counters.
 """
 
+import struct
 from typing import Any, Dict, List
 
 from targetd.scsi.sense import (
@@ -22,6 +23,17 @@ STEPS = 4
 
 #: The sense keys of `errors`. Initiators cause ILLEGAL REQUEST and UNIT ATTENTION in normal operation.
 ERROR_KEYS = (NOT_READY, MEDIUM_ERROR, HARDWARE_ERROR, DATA_PROTECT, ABORTED_COMMAND)
+
+#: Log page 19h, General Statistics and Performance (SPC-4 7.3.6). The times are not measured, because a
+#: clock in each command would cost more than the command: they are 0, as in disks that do not either.
+STATISTICS_PAGE = 0x19
+_HEADER, _PARAMETER = struct.Struct('>BBH'), struct.Struct('>HBB')
+_DS, _COUNTER, _BINARY_LIST = 0x80, 0x02, 0x03
+_STATISTICS, _IDLE_TIME, _TIME_INTERVAL = 0x0001, 0x0002, 0x0003
+LAST_PARAMETER = _TIME_INTERVAL
+_TIMES = 4  # fields of parameter 0001h, after as many counts
+_MOST = (1 << 64) - 1
+_MILLISECOND = struct.pack('>II', 3, 1)  # 1 * 10 ** -3 s
 
 #: Functions of scsi.opcodes that count as a READ or a WRITE of task.length bytes.
 _READ, _WRITE = 'sbc.read', 'sbc.write'
@@ -60,6 +72,23 @@ class Counters(object):
     def are_used(self) -> bool:
         """True if the unit has received any command."""
         return bool(self.reads[0] or self.writes[0] or self.others or self.errors)
+
+
+def statistics_page(counts: List[int], pointer: int) -> bytes:
+    """Log page 19h without the parameters below `pointer`. counts: READs, WRITEs, blocks received, blocks
+    transmitted, of all nexuses."""
+    values = [min(count, _MOST) for count in counts] + [0] * _TIMES
+    parameters = [
+        (_STATISTICS, _COUNTER, struct.pack('>8Q', *values)),
+        (_IDLE_TIME, _COUNTER, bytes(8)),
+        (_TIME_INTERVAL, _BINARY_LIST, _MILLISECOND),
+    ]
+    body = b''.join(
+        _PARAMETER.pack(code, control, len(value)) + value
+        for code, control, value in parameters
+        if code >= pointer
+    )
+    return _HEADER.pack(_DS | STATISTICS_PAGE, 0, len(body)) + body
 
 
 def bucket_of(microseconds: int) -> int:

@@ -1,9 +1,7 @@
 """LOG SENSE and LOG SELECT (SPC-4 6.8, 6.7): counters and events of the unit. Pure.
 
-TABLE has one row per page. Commands are not counted, so the log pages cost READ and WRITE nothing.
-There is therefore no page 19h (General Statistics and Performance): a device that has it must report
-the numbers of commands, their times (0001h) and the idle time (0002h) in it (SPC-4 7.3.6), which
-needs a counter and a clock in every READ and WRITE.
+TABLE has one row per page. The numbers of commands in page 19h (General Statistics and Performance) are
+those that scsi.counters has for each nexus: the master collects and adds them when the page is requested.
 The error counter pages count errors of the slow path only. SP saves nothing (DS is 1): persistent
 values are always kept, see records.py. Windows requests page 0Ch with PC 0 and expects an answer;
 list parameters have no thresholds, so PC is ignored there.
@@ -13,7 +11,7 @@ import struct
 from collections import namedtuple
 from typing import TYPE_CHECKING, Any, Tuple
 
-from targetd.scsi import sense
+from targetd.scsi import counters, sense
 from targetd.scsi.cdb import u16
 from targetd.scsi.medium_state import FAILED
 from targetd.scsi.sam import WOULD_BLOCK, Change
@@ -40,7 +38,8 @@ START_STOP_CYCLES = 0x0E
 
 
 class Page(namedtuple('Page', 'code subpage name parameters blocks needs')):
-    """One log page. parameters(unit, page_control) -> [(code, control byte, value bytes)]; blocks:
+    """One log page. parameters(unit, page_control) -> [(code, control byte, value bytes)], or None if the
+    master makes the page; blocks:
     True if it may wait for the store; needs: name of the fact without which the unit does not have
     the page, or ''."""
 
@@ -140,6 +139,7 @@ TABLE = (
     _page(0x0D, 'Temperature', _temperature),
     _page(0x0E, 'Start-Stop Cycle Counter', _start_stop),
     _page(0x10, 'Self-Test Results', _self_tests),
+    _page(counters.STATISTICS_PAGE, 'General Statistics and Performance', None),
     _page(0x2F, 'Informational Exceptions', _exceptions),
 )
 # fmt: on
@@ -172,11 +172,23 @@ def log_sense(unit: 'LogicalUnit', task: 'Task') -> None:
         raise sense.invalid_field_in_cdb(3)
     task.offset = task.length = 0
     task.private = row
+    if row.parameters is None:
+        if pointer > counters.LAST_PARAMETER:
+            raise sense.invalid_field_in_cdb(5)
+        task.run = _ask_for_statistics
+        return
     task.run, task.run_blocking = (_would_block, _run_page) if row.blocks else (_run_page, None)
 
 
 def _would_block(task):
     return WOULD_BLOCK
+
+
+def _ask_for_statistics(task):
+    cdb = task.cdb
+    return Change(
+        'statistics', {'control': cdb[2] >> 6, 'pointer': u16(cdb, 5), 'length': u16(cdb, 7)}
+    )
 
 
 @read_errors
@@ -242,6 +254,8 @@ def log_select(unit: 'LogicalUnit', task: 'Task') -> None:
             if not code
             else {'errors': {COUNTED[code]: 0}}
             if code in COUNTED
+            else {'statistics': True}
+            if code == counters.STATISTICS_PAGE
             else None
         )
     task.run = _run_select

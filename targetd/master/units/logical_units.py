@@ -31,7 +31,9 @@ UNITS_PER_MESSAGE = 80
 class Units(object):
     """The units and the requests of workers about them. The parts are given: replication:
     Replication; rod_tokens: RodTokens; copy_guests: CopyGuests; format_sanitize: FormatSanitize;
-    flushes: Flushes."""
+    flushes: Flushes. statistics: master.statistics.Statistics, which is set later."""
+
+    statistics = None
 
     def __init__(self, replication, rod_tokens, copy_guests, format_sanitize, flushes):
         self.replication = replication
@@ -192,10 +194,17 @@ class Units(object):
             self._reset_target(worker, unit.target_name, message, answer)
         elif kind in self.rod_tokens.requests:
             self._handle(self.rod_tokens.on_request, unit, worker, message, answer)
+        elif kind == 'statistics':
+            self._handle(self._on_statistics, unit, worker, message, answer)
         elif kind == 'copy-reach':
             self._handle(self.copy_guests.on_copy_reach, unit, worker, message, answer)
         else:
+            if kind == 'log-select' and (message.get('reset') or message.get('statistics')):
+                self.statistics.reset(unit)
             self._enqueue(unit, worker, message, answer)
+
+    def _on_statistics(self, unit, worker, message, answer):
+        self.statistics.on_request(unit, message, answer)
 
     def _handle(self, handler, unit, worker, message, answer):
         try:

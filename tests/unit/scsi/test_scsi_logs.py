@@ -48,9 +48,11 @@ def page(unit, code, **words):
 def test_every_listed_page_is_supported():
     unit = thin_unit()
     data = do(unit, log_sense(0))
-    assert data[:2] == b'\0\0' and data[4:] == bytes([0, 2, 3, 5, 0x0C, 0x0D, 0x0E, 0x10, 0x2F])
+    assert data[:2] == b'\0\0' and data[4:] == bytes(
+        [0, 2, 3, 5, 0x0C, 0x0D, 0x0E, 0x10, 0x19, 0x2F]
+    )
     for code in data[5:]:
-        assert page(unit, code)
+        assert code == 0x19 or page(unit, code)
 
 
 def test_a_unit_that_is_not_thin_has_no_provisioning_page():
@@ -160,8 +162,11 @@ def test_informational_exceptions_warn_of_a_unit_that_lost_data():
     assert page(make_unit(medium='failed'), 0x2F)[0][1][:2] == b'\x5d\0'
 
 
-def test_there_is_no_statistics_page_because_commands_are_not_counted():
-    assert sense_of(make_unit(), log_sense(0x19)) == FIELD_IN_CDB
+def test_the_master_is_asked_for_the_statistics_page():
+    assert do(make_unit(), log_sense(0x19, length=100)) == Change(
+        'statistics', {'control': 1, 'pointer': 0, 'length': 100}
+    )
+    assert sense_of(make_unit(), log_sense(0x19, pointer=4)) == FIELD_IN_CDB
 
 
 def test_logs_can_be_read_while_a_sanitize_runs():
