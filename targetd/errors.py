@@ -54,9 +54,12 @@ class ConfigError(TargetdError):
 
 
 class PortalError(TargetdError):
-    """A portal cannot be opened; the message names address, port, cause and remedy."""
+    """A portal cannot be opened; the message names address, port, cause and remedy.
+    is_family_absent: this host has no IPv6; is_address_absent: it does not have the address or interface,
+    perhaps not yet."""
 
     exit_code = EXIT_PORTAL
+    is_family_absent = is_address_absent = False
 
 
 class StoreError(TargetdError):

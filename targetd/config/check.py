@@ -186,7 +186,12 @@ class Checker(object):
                 'write a portal, for example portal = 0.0.0.0:3260, [::]:3260',
             )
         portals = found.get('portal', ((), None))[0]
-        self._groups[tag] = model.PortalGroup(tag, tuple(OrderedDict.fromkeys(portals)))
+        options = {
+            row.field: found[row.name][0]
+            for row in settings.PORTAL_GROUP
+            if row.name != 'portal' and row.name in found
+        }
+        self._groups[tag] = model.PortalGroup(tag, tuple(OrderedDict.fromkeys(portals)), **options)
 
     def _number(self, section, kind, what, low, high):
         try:

@@ -20,23 +20,26 @@ def conflicts(configuration):
 
 
 def _portals(configuration):
-    """Portals of which only one could be opened: the same port, and an address that is equal or a
-    wildcard."""
-    found, taken = [], []  # taken: (address object, scope, port, tag)
+    """Portals of which only one could be opened: the same port, an address that is equal or a
+    wildcard, and not two different interfaces."""
+    found, taken = [], []  # taken: (address object, scope, port, interface, tag)
     for tag, group in configuration.portal_groups.items():
         for address, port in group.portals:
             plain, _, scope = address.partition(network_kinds.SCOPE)
             parsed = ipaddress.ip_address(plain)
             for other in taken:
-                if _overlap((parsed, scope, port), other[:3]):
+                if _overlap((parsed, scope, port, group.interface), other[:4]):
                     found.append(_portal_complaint(configuration, (tag, parsed, port), other))
-            taken.append((parsed, scope, port, tag))
+            taken.append((parsed, scope, port, group.interface, tag))
     return found
 
 
 def _overlap(one, other):
-    (address, scope, port), (other_address, other_scope, other_port) = one, other
+    address, scope, port, interface = one
+    other_address, other_scope, other_port, other_interface = other
     if port != other_port or address.version != other_address.version:
+        return False
+    if interface and other_interface and interface != other_interface:
         return False
     is_same = address == other_address and scope == other_scope
     return is_same or address.is_unspecified or other_address.is_unspecified
@@ -44,7 +47,7 @@ def _overlap(one, other):
 
 def _portal_complaint(configuration, this, other):
     tag, address, port = this
-    other_address, _, _, other_tag = other
+    other_address, _, _, _, other_tag = other
     places = configuration.places
     file, line = places.get(('portal-group', tag), (None, None))
     other_file, other_line = places.get(('portal-group', other_tag), (None, 0))

@@ -20,7 +20,9 @@ def explained(configuration, identity_of=None, found=None):
     lines = ['The configuration is valid (%s).' % _files(configuration.files)]
     for tag, group in configuration.portal_groups.items():
         portals = ', '.join(network_kinds.Portal().write(portal) for portal in group.portals)
-        lines.append('Portal group %d listens on %s.' % (tag, portals))
+        lines.append(
+            'Portal group %d listens on %s%s.' % (tag, portals, ''.join(_portal_options(group)))
+        )
     if not configuration.targets:
         lines.append('There is no target: nothing would be served.')
     for target in configuration.targets.values():
@@ -30,6 +32,22 @@ def explained(configuration, identity_of=None, found=None):
         ]
         lines += ['  ' + line for line in _target(target, identity_of, found)]
     return '\n'.join(lines) + '\n'
+
+
+def _portal_options(group):
+    """The settings of a portal group that decide who reaches it and where, in words."""
+    if group.interface:
+        yield ' of interface %s' % group.interface
+    if group.advertise is not None:
+        yield ', and discovery reports %s' % (
+            network_kinds.Advertised().write(group.advertise)
+            if group.advertise != network_kinds.Advertised.NONE
+            else 'no address'
+        )
+    if group.proxy_protocol_from:
+        yield '; connections from %s begin with a PROXY header' % ', '.join(
+            group.proxy_protocol_from
+        )
 
 
 def _files(files):

@@ -15,8 +15,8 @@ default, so `Server()` is an empty server section.
                         for discovery, user or None for the outgoing account)
     Server          see settings.SERVER; times in seconds; accounts as ((user, secret), ...), an
                     outgoing account as (user, secret) or None
-    PortalGroup     tag; portals: ((address, port), ...) with numeric addresses; '0.0.0.0' and '::'
-                    are the wildcards
+    PortalGroup     see settings.PORTAL_GROUP; tag; portals: ((address, port), ...) with numeric
+                    addresses; '0.0.0.0' and '::' are the wildcards
     Target          name (folded); see settings.TARGET; and
                     portal_groups: (tag, ...)
                     accounts: ((user, secret), ...) of incominguser and of incominguser-file
@@ -58,10 +58,12 @@ def _class(name, rows, first=(), without=(), more=()):
 Server = _class('Server', settings.SERVER)
 
 
-class PortalGroup(namedtuple('PortalGroup', 'tag portals')):
-    """A portal group. tag: 1..65535; portals: ((address, port), ...)."""
+PortalGroup = _class(
+    'PortalGroup', settings.PORTAL_GROUP, first=('tag', 'portals'), without=('portal',)
+)
 
-    __slots__ = ()
+#: What the listening sockets of a portal group have, and the connections inherit.
+SOCKET_SETTINGS = ('interface', 'congestion_control', 'mss', 'dscp')
 
 
 Lun = _class(
@@ -216,6 +218,27 @@ class RemovePortal(namedtuple('RemovePortal', 'tag portal')):
     )
 
 
+class ChangePortalGroup(namedtuple('ChangePortalGroup', 'old new fields')):
+    """Step: change a PortalGroup. fields: the attributes that differ, without the portals, which
+    have separate steps."""
+
+    __slots__ = ()
+    when = property(lambda self: _latest('portal-group', self.fields))
+    text = property(
+        lambda self: (
+            'change portal group %d: %s'
+            % (self.new.tag, _changes('portal-group', self.fields, self.old, self.new))
+        )
+    )
+
+    @property
+    def reopened(self):
+        """The portals that must be opened again, because their sockets are set up differently."""
+        if not set(self.fields) & set(SOCKET_SETTINGS):
+            return ()
+        return tuple(portal for portal in self.new.portals if portal in self.old.portals)
+
+
 class ChangeServer(namedtuple('ChangeServer', 'field old new')):
     """Step: change one attribute of Server. old, new: its values."""
 
@@ -326,9 +349,13 @@ def changed_settings(old, new):
 def _portal_steps(old, new):
     before = [(tag, portal) for tag, group in old.items() for portal in group.portals]
     after = [(tag, portal) for tag, group in new.items() for portal in group.portals]
-    return [RemovePortal(*entry) for entry in before if entry not in after] + [
-        AddPortal(*entry) for entry in after if entry not in before
+    changed = [
+        ChangePortalGroup(old[tag], group, tuple(_different(old[tag], group, ('portals',))))
+        for tag, group in new.items()
+        if tag in old and _different(old[tag], group, ('portals',))
     ]
+    removed = [RemovePortal(*entry) for entry in before if entry not in after]
+    return removed + changed + [AddPortal(*entry) for entry in after if entry not in before]
 
 
 def _lun_steps(old, new):

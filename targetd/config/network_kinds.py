@@ -1,4 +1,5 @@
-"""The kinds of value that name hosts and initiators: portals, redirections, networks, name patterns.
+"""The kinds of value that name hosts and initiators: portals, redirections, networks, name patterns;
+and what is set for the connections of a portal.
 
 May import config.kinds, config.words and the pure iscsi.names.
 """
@@ -62,6 +63,80 @@ class Portal(Kind):
         return ('[%s]:%d' if ':' in value[0] else '%s:%d') % tuple(value)
 
 
+class Advertised(Kind):
+    """The portal that discovery reports, or the word none -> (address, port) or 'none'."""
+
+    NONE = 'none'
+    PORTAL = Portal(of_others=True)
+    says = 'an address and a port, like 203.0.113.7:3260, or none'
+
+    def parse(self, text):
+        if text.lower() == self.NONE:
+            return self.NONE
+        address, _ = self.PORTAL.split_port(text)
+        try:
+            ipaddress.ip_address(address)
+        except ValueError:
+            raise Unusable(
+                '%r is not a numeric address' % address,
+                'write %s; a host name would be looked up by each initiator' % self.says,
+            )
+        return self.PORTAL.parse(text)
+
+    def write(self, value):
+        return value if value == self.NONE else self.PORTAL.write(value)
+
+
+class Interface(Kind):
+    """The name of a network interface, or an empty value for any -> str."""
+
+    says = 'the name of a network interface, like eth0 or wg0'
+    LONGEST = 15
+
+    def parse(self, text):
+        if len(text.encode('utf-8', 'replace')) > self.LONGEST or re.search(r'[\s/:]', text):
+            raise Unusable(
+                '%r cannot be the name of a network interface' % text,
+                'write %s ("ip link" shows them)' % self.says,
+            )
+        return text
+
+
+class CongestionControl(Kind):
+    """The name of a TCP congestion control, or an empty value for that of the host -> str."""
+
+    says = 'the name of a TCP congestion control, like cubic or bbr'
+
+    def parse(self, text):
+        if not re.match(r'[a-z0-9_-]{0,15}$', text):
+            raise Unusable(
+                '%r cannot be the name of a TCP congestion control' % text,
+                'write %s ("sysctl net.ipv4.tcp_available_congestion_control" shows them)'
+                % self.says,
+            )
+        return text
+
+
+class Dscp(Kind):
+    """A differentiated services code point by number or name (RFC 2474, 2597, 3246, 8622) -> int."""
+
+    NAMES = {'EF': 46, 'LE': 1}
+    NAMES.update(('CS%d' % n, 8 * n) for n in range(8))
+    NAMES.update(
+        ('AF%d%d' % (n, drop), 8 * n + 2 * drop) for n in range(1, 5) for drop in (1, 2, 3)
+    )
+    says = 'a number from 0 to 63, or CS0 to CS7, AF11 to AF43, EF or LE'
+
+    def parse(self, text):
+        if text.upper() in self.NAMES:
+            return self.NAMES[text.upper()]
+        if not re.match('[0-9]{1,2}$', text) or int(text) > 63:
+            raise Unusable(
+                '%r is not a differentiated services code point' % text, 'write ' + self.says
+            )
+        return int(text)
+
+
 class Redirection(Kind):
     """The word temporary or permanent, and an address or host name -> (permanent: bool, address,
     port)."""
@@ -123,6 +198,20 @@ class Network(Kind):
             return ALL
         value = ipaddress.ip_network(value)
         return str(value.network_address) if value.prefixlen == value.max_prefixlen else str(value)
+
+
+class ProxyNetwork(Network):
+    """An address or network of proxies, which are trusted to name their clients -> as Network."""
+
+    says = 'an address like 127.0.0.1 or a network like 10.0.5.0/24'
+
+    def parse(self, text):
+        value = super(ProxyNetwork, self).parse(text)
+        if value == ALL or ipaddress.ip_network(value).prefixlen == 0:
+            raise Unusable(
+                '%s would let everyone claim any address' % text, 'write the address of each proxy'
+            )
+        return value
 
 
 class NamePattern(Kind):

@@ -90,7 +90,7 @@ def sample():
     parts = [SAMPLE_HEAD, '\n[server]\n']
     parts += ['\n' + _sample_row(row, True) for row in settings.of('server')]
     parts += ['\n[portal-group 1]\n'] + [
-        '\n' + _sample_row(row, False) for row in settings.of('portal-group')
+        '\n' + _sample_row(row, row.name != 'portal') for row in settings.of('portal-group')
     ]
     parts += [SAMPLE_TARGET, '#\n#[target iqn.2026-11.com.example:disk1]\n']
     parts += ['\n' + _sample_row(row, True) for row in settings.of('target')]

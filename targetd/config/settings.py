@@ -209,6 +209,34 @@ PORTAL_GROUP = (
          'is then shown the address to which it connected. Without any [portal-group] section '
          'there is group 1 with 0.0.0.0:3260 and [::]:3260.',
          '0.0.0.0:3260, [::]:3260'),
+    _row('portal-group', 'interface', network_kinds.Interface(), '', LIVE,
+         'Network interface through which the portals of this group are reached; empty: any.',
+         'Without it, an address that belongs to a VPN can be reached through every interface of the '
+         'host. If the interface does not exist or is made anew, targetd waits for it and listens '
+         'again.', 'wg0'),
+    _row('portal-group', 'advertise', network_kinds.Advertised(), None, NEXT_LOGIN,
+         'Address and port that discovery reports for the portals of this group, or none.',
+         'For a port that a router or a tunnel forwards: initiators cannot reach the address at '
+         'which their connection arrives. none: no address is reported, and an initiator uses the '
+         'one at which it asked (RFC 7143 appendix C; open-iscsi does, libiscsi does not).',
+         '203.0.113.7:3260'),
+    _row('portal-group', 'proxy-protocol-from', kinds.Several(network_kinds.ProxyNetwork()), (), LIVE,
+         'Proxies (stunnel, haproxy) whose connections to this group begin with a PROXY header.',
+         'Access rules, limits, the log and "targetdctl why" then see the address of the client '
+         'instead of that of the proxy (PROXY protocol, versions 1 and 2). A connection of these '
+         'addresses without the header is closed, and so is one of any other address with it.',
+         '127.0.0.1'),
+    _row('portal-group', 'congestion-control', network_kinds.CongestionControl(), '', LIVE,
+         'TCP congestion control of what the portals of this group send; empty: that of the host.',
+         'bbr is much faster than cubic on lines that are long and lose packets. It needs the kernel '
+         'module tcp_bbr. The initiator decides for what it sends.', 'bbr'),
+    _row('portal-group', 'mss', kinds.Auto(kinds.Number(88, 32767)), None, LIVE,
+         'Maximum number of bytes in a TCP segment, in both directions; auto: that of the interface.',
+         'For a line that loses full packets: logins work, and then nothing arrives. 40 (IPv6: 60) '
+         'less than the MTU of the narrowest part, and 12 less again for TCP timestamps.', '1288'),
+    _row('portal-group', 'dscp', network_kinds.Dscp(), 0, LIVE,
+         'Differentiated services code point of what the portals of this group send.',
+         example='AF21'),
 )
 # fmt: on
 

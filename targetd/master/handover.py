@@ -24,7 +24,6 @@ from targetd.config.words import counted
 from targetd.errors import TargetdError
 from targetd.master import feasible, handover_units
 from targetd.master.log_files import adopted_writer
-from targetd.master.logins.portals import family_of
 from targetd.master.logins.sessions import SessionRecord
 from targetd.master.processes import child
 from targetd.scsi.sam import Nexus
@@ -139,14 +138,12 @@ def _session_row(session):
 
 def _logins(master, keep):
     pending = [
-        (int(each.socket.family), keep(each.socket.fileno()), each.group)
+        (int(each.socket.family), keep(each.socket.fileno()), each.group, each.proxied_client())
         for each in master.pending_connections.by_age
         if each.socket is not None
     ]
-    portals = [key + (keep(sock.fileno()),) for key, sock in master.listeners.sockets.items()]
     return {
-        'portals': portals,
-        'waiting_portals': list(master.listeners.waiting.items()),
+        'portals': master.listeners.handed_over(keep),
         'pending': pending,
         'known': list(master.router.known),
         'throttle': master.throttle.handed_over(),
@@ -189,12 +186,7 @@ def _restore_session(master, row):
 
 
 def _restore_logins(master, words):
-    listeners = master.listeners
-    for tag, address, port, descriptor in words['portals']:
-        sock = socket.socket(family_of(address), socket.SOCK_STREAM, 0, descriptor)
-        sock.setblocking(False)
-        listeners.adopt(tag, address, port, sock)
-    listeners.waiting.update(words['waiting_portals'])
+    master.listeners.take_over(words['portals'], master.state.configuration.portal_groups)
     master.throttle.take_over(words['throttle'])
     master.router.known.update((address, None) for address in words['known'])
 
@@ -214,10 +206,10 @@ def start_serving(master, state, version, writer):
     if writer is not None:
         master.log_files.adopt_writer(writer)
     reply = master.control.take_over(state['control'])
-    for family, descriptor, group in state['logins']['pending']:
+    for family, descriptor, group, client in state['logins']['pending']:
         sock = socket.socket(family, socket.SOCK_STREAM, 0, descriptor)
-        master.pending_connections.adopt(sock, group)
-    master.listeners.retry_later()
+        master.pending_connections.adopt(sock, group, client)
+    master.listeners.look_later()
     master.isns.apply_configuration(master.state.configuration)
     for worker in master.workers.all():
         master.workers.retire(worker)

@@ -150,7 +150,9 @@ class Master(object):
         self.exports.workers_of = lambda name: [s.worker for s in self.sessions.of_target(name)]
         self.throttle = LoginThrottle(self.loop.clock)
         self.authentication = Authentication(self.state, self.throttle, self.workers.send)
-        self.pending_connections = PendingConnections(self.loop, self._on_login, self._limits())
+        self.pending_connections = PendingConnections(
+            self.loop, self._on_login, self._limits(), self._proxies_of
+        )
         self.router = LoginRouter(
             self.loop,
             self.state,
@@ -360,6 +362,10 @@ class Master(object):
 
     def _on_login(self, pending):
         self.router.route_login(pending)
+
+    def _proxies_of(self, tag):
+        group = self.state.configuration.portal_groups.get(tag)
+        return group.proxy_protocol_from if group is not None else ()
 
     def _on_portal_opened(self):
         self.isns.apply_configuration(self.state.configuration)

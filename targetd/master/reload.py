@@ -267,10 +267,13 @@ class Reload(object):
         """The part of a plan that needs no stores. Raises TargetdError if a step would fail."""
         prepared.close()
         for step in attempt.steps:
-            if isinstance(step, model.AddPortal):
-                self.listeners.try_portal(
-                    step.portal[0], step.portal[1], attempt.new.server.portal_required
-                )
+            if isinstance(step, (model.AddPortal, model.ChangePortalGroup)):
+                is_new = isinstance(step, model.AddPortal)
+                group = attempt.new.portal_groups[step.tag] if is_new else step.new
+                for address, port in [step.portal] if is_new else step.reopened:
+                    self.listeners.try_portal(
+                        group, address, port, attempt.new.server.portal_required
+                    )
 
     def _ended(self, attempt, error):
         self.is_opening = False
@@ -286,7 +289,7 @@ class Reload(object):
     def _apply(self, attempt, prepared):
         new, steps = attempt.new, attempt.steps
         try:
-            self._change_portals(steps, new.server.portal_required)
+            self._change_portals(steps, new)
         except BaseException:
             prepared.close()
             raise
@@ -349,29 +352,37 @@ class Reload(object):
             raise StoreError('\n'.join(failures))
         return prepared
 
-    def _change_portals(self, steps, is_required):
+    def _change_portals(self, steps, new):
         """Close the removed portals, then open the added ones, which may need the same port. If one
         cannot be opened, restore all of them and raise TargetdError."""
-        removed = [s for s in steps if isinstance(s, model.RemovePortal)]
-        added = [s for s in steps if isinstance(s, model.AddPortal)]
+        old_groups, is_required = self.state.configuration.portal_groups, new.server.portal_required
+        reopened = [
+            (step.new.tag, portal)
+            for step in steps
+            if isinstance(step, model.ChangePortalGroup)
+            for portal in step.reopened
+        ]
+        removed = reopened + [tuple(s) for s in steps if isinstance(s, model.RemovePortal)]
+        added = reopened + [tuple(s) for s in steps if isinstance(s, model.AddPortal)]
         opened = []
-        for step in removed:
-            self.listeners.close_portal(step.tag, *step.portal)
+        for tag, portal in removed:
+            self.listeners.close_portal(tag, *portal)
         try:
-            for step in added:
-                address, port = step.portal
-                self.listeners.open_or_wait(step.tag, address, port, is_required)
-                opened.append(step)
+            for tag, portal in added:
+                self.listeners.open_or_wait(
+                    new.portal_groups[tag], portal[0], portal[1], is_required
+                )
+                opened.append((tag, portal))
         except TargetdError:
-            for step in opened:
-                self.listeners.close_portal(step.tag, *step.portal)
-            for step in removed:
-                self._reopen(step)
+            for tag, portal in opened:
+                self.listeners.close_portal(tag, *portal)
+            for tag, portal in removed:
+                self._reopen(old_groups[tag], portal)
             raise
 
-    def _reopen(self, step):
+    def _reopen(self, group, portal):
         try:
-            self.listeners.open_or_wait(step.tag, step.portal[0], step.portal[1], False)
+            self.listeners.open_or_wait(group, portal[0], portal[1], False)
         except TargetdError as e:
             log.error('%s', e)
 

@@ -73,7 +73,7 @@ def _portals(configuration, running):
     for tag, group in configuration.portal_groups.items():
         for address, port in group.portals:
             try:
-                opened.append(open_portal(address, port))
+                opened.append(open_portal(address, port, group))
             except PortalError as e:
                 if running and (running == UNKNOWN or '(process %d)' % running in str(e)):
                     continue

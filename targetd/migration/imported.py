@@ -76,6 +76,7 @@ class Imported(object):
         self.files = []
         self.server = Section(None)
         self.groups = OrderedDict()  # tag: [portal]
+        self.group_settings = {}  # tag: Section with the settings of the group besides its portals
         self.targets = []
         self.notes = []
 

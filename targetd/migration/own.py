@@ -9,7 +9,7 @@ written is what the Configuration has: includes, files with accounts, defaults o
 from targetd.config import loader, model, network_kinds, settings
 from targetd.config.words import join
 from targetd.errors import ConfigError
-from targetd.migration.imported import Imported, Lun, Place, Target, Unreadable
+from targetd.migration.imported import Imported, Lun, Place, Section, Target, Unreadable
 
 SOURCE = 'targetd'
 
@@ -32,6 +32,10 @@ def from_configuration(configuration):
         _add(imported.server, row, getattr(configuration.server, row.field))
     for tag, group in configuration.portal_groups.items():
         imported.groups[tag] = [network_kinds.Portal().write(each) for each in group.portals]
+        more = imported.group_settings[tag] = Section(None)
+        for row in settings.of('portal-group'):
+            if row.name != 'portal':
+                _add(more, row, getattr(group, row.field))
     for target in configuration.targets.values():
         imported.targets.append(_target(configuration, target))
     return imported

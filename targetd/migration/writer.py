@@ -18,6 +18,8 @@ def configuration_text(imported):
         lines += ['', '[server]'] + _settings(imported.server, '')
     for tag, portals in imported.groups.items():
         lines += ['', '[portal-group %d]' % tag, 'portal = ' + ', '.join(portals)]
+        if tag in imported.group_settings:
+            lines += _settings(imported.group_settings[tag], '')
     for target in imported.targets:
         lines += ['', '[target %s]' % target.name] + _settings(target, '')
         for lun in sorted(target.luns, key=lambda lun: lun.number):

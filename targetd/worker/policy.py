@@ -6,6 +6,7 @@ read it.
 """
 
 from targetd.config import acl
+from targetd.config.network_kinds import Advertised
 from targetd.iscsi import discovery
 from targetd.iscsi.login_policy import LoginPolicy, TargetPolicy
 from targetd.iscsi.session import WINDOW
@@ -87,7 +88,12 @@ class Policies(object):
     def _portals(self, target, local_address):
         portals = []
         for tag in target.portal_groups:
-            for portal in self._configuration.portal_groups[tag].portals:
+            group = self._configuration.portal_groups[tag]
+            if group.advertise is not None:
+                if group.advertise != Advertised.NONE:
+                    portals.append(discovery.Portal(group.advertise[0], group.advertise[1], tag))
+                continue
+            for portal in group.portals:
                 address = reachable(portal, local_address)
                 if address is not None:
                     portals.append(discovery.Portal(address, portal[1], tag))

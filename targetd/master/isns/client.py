@@ -18,6 +18,7 @@ from the wanted entity and the entity that the server is known to have.
 import socket
 
 from targetd import log
+from targetd.config.network_kinds import Advertised
 from targetd.config.words import counted
 from targetd.isns import entity as isns_entity
 from targetd.isns import isnsp
@@ -43,8 +44,8 @@ def entity_of(configuration, portals, port, addresses=own_addresses, host=None):
     groups = {}  # tag -> [Portal], each portal in the first group that has it
     seen = set()
     for tag, address, number in sorted(portals):
-        for each in reachable_addresses(address, addresses):
-            portal = isns_entity.Portal(each, number)
+        group = configuration.portal_groups.get(tag)
+        for portal in _reported(group, address, number, addresses):
             if portal not in seen:
                 seen.add(portal)
                 groups.setdefault(tag, []).append(portal)
@@ -64,6 +65,16 @@ def entity_of(configuration, portals, port, addresses=own_addresses, host=None):
         tuple(portal for tag in sorted(groups) for portal in groups[tag]),
         tuple(nodes),
     )
+
+
+def _reported(group, address, port, addresses):
+    """The isns.entity.Portals under which initiators reach a portal of a config.model.PortalGroup."""
+    advertised = group.advertise if group is not None else None
+    if advertised == Advertised.NONE:
+        return []
+    if advertised is not None:
+        return [isns_entity.Portal(*advertised)]
+    return [isns_entity.Portal(each, port) for each in reachable_addresses(address, addresses)]
 
 
 def reachable_addresses(address, addresses=own_addresses):

@@ -2,9 +2,11 @@
 
 The master waits, without reading, until the 48 bytes of a Basic Header Segment are in the receive
 buffer (SO_RCVLOWAT makes the kernel wake it only then), peeks opcode, ISID and TSIH, and routes the
-connection (ARCHITECTURE D2). A silent connection costs a descriptor until the login timeout. When
-there are too many connections, the oldest one of the origin (throttle.origin_of) that has the most is
-closed, so that a flood from one address does not lock out another.
+connection (ARCHITECTURE D2). A silent connection costs a descriptor until the login timeout. A
+connection of a proxy begins with a PROXY header, which is read here: from then on the peer is the client
+that the header names. When there are too many connections, the oldest one of the origin
+(throttle.origin_of) that has the most is closed, so that a flood from one address does not lock out
+another.
 """
 
 import collections
@@ -15,8 +17,11 @@ import socket
 import struct
 
 from targetd import log
+from targetd.config import acl
+from targetd.host.network import own_addresses
 from targetd.iscsi import const
-from targetd.master.logins.portals import plain, shown
+from targetd.master.logins import proxy_protocol
+from targetd.master.logins.portals import family_of, plain, shown
 from targetd.master.logins.refusals import send_refusal
 from targetd.master.logins.throttle import origin_of
 from targetd.master.processes.loop import READ
@@ -63,21 +68,28 @@ def refusal(header, status):
 class PendingConnection(object):
     """An accepted connection. peer, local: (address, port); group: the portal group tag; header:
     LoginHeader, or None until it has arrived; number: of its arrival; has_waited: True if its login
-    waits for a worker; socket: None once the connection was closed or handed over."""
+    waits for a worker; needs_proxy_header: True until the PROXY header of a proxy has arrived; socket:
+    None once the connection was closed or handed over."""
 
     _numbers = itertools.count()
 
-    def __init__(self, sock, peer, local, group):
+    def __init__(self, sock, peer, local, group, is_proxied=False):
         self.number = next(self._numbers)
         self.socket = sock
         self.peer = peer
         self.local = local
         self.group = group
+        self.needs_proxy_header = is_proxied
+        self._is_proxied = is_proxied
         self.origin = origin_of(peer[0])
         self.header = None
         self.deadline = None
         self.again = None
         self.has_waited = False
+
+    def proxied_client(self):
+        """The peer if a PROXY header has named it, else None."""
+        return list(self.peer) if self._is_proxied and not self.needs_proxy_header else None
 
     def description(self):
         """The `connection` of the orders serve and join (channel.py)."""
@@ -88,10 +100,11 @@ class PendingConnections(object):
     """The pending connections, and the listening sockets that accept them.
 
     on_login(pending): a Login Request has arrived; it calls hand_over() or refuse(), or keeps it;
-    limits: Limits.
+    limits: Limits; proxies_of(portal group tag) -> networks whose connections begin with a PROXY header.
     """
 
-    def __init__(self, loop, on_login, limits):
+    def __init__(self, loop, on_login, limits, proxies_of=lambda tag: ()):
+        self.proxies_of = proxies_of
         self.loop = loop
         self.on_login = on_login
         self.limits = limits
@@ -144,33 +157,37 @@ class PendingConnections(object):
 
         self.loop.call_later(NO_DESCRIPTORS_SECONDS, again)
 
-    def _arrived(self, sock, peer, group):
+    def _arrived(self, sock, peer, group, client=None):
         try:
             local = sock.getsockname()
         except OSError:  # the peer has reset it already
             sock.close()
             return
-        pending = PendingConnection(
-            sock, (plain(peer[0]), peer[1]), (plain(local[0]), local[1]), group
-        )
+        peer = tuple(client) if client else (plain(peer[0]), peer[1])
+        is_proxied = not client and acl.address_matches(self.proxies_of(group), peer[0])
+        pending = PendingConnection(sock, peer, (plain(local[0]), local[1]), group, is_proxied)
         self.by_age[pending] = None
         self._count(pending, 1)
         self._set_deadline(pending)
+        self._limit_number(pending)
+        if pending.socket is not None:
+            self._wait_for_header(pending)
+
+    def _limit_number(self, pending):
         if self._by_origin[pending.origin] > max(FEWEST_PER_ORIGIN, 2 * self.limits.per_address):
             self._make_room(pending.origin)
         elif len(self.by_age) > self.limits.pending:
             self._make_room(max(self._by_origin, key=self._by_origin.get))
-        if pending.socket is not None:
-            self._wait_for_header(pending)
 
-    def adopt(self, sock, group):
-        """A connection that another program has accepted (ARCHITECTURE D24)."""
+    def adopt(self, sock, group, client=None):
+        """A connection that another program has accepted (ARCHITECTURE D24). client: (address, port) if
+        that program has received a PROXY header."""
         try:
             peer = sock.getpeername()
         except OSError:  # the peer has reset it meanwhile
             sock.close()
         else:
-            self._arrived(sock, peer, group)
+            self._arrived(sock, peer, group, client)
 
     def _count(self, pending, change):
         self._by_origin[pending.origin] += change
@@ -225,15 +242,22 @@ class PendingConnections(object):
             self.loop.watch(pending.socket, READ, lambda _events: self._readable(pending))
 
     def _readable(self, pending):
+        wanted = proxy_protocol.LONGEST if pending.needs_proxy_header else const.BHS_LENGTH
         try:
-            data = pending.socket.recv(const.BHS_LENGTH, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+            data = pending.socket.recv(wanted, socket.MSG_PEEK | socket.MSG_DONTWAIT)
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
             data = b''
-        if len(data) == const.BHS_LENGTH:
-            self._header_arrived(pending, data)
-        elif not data or has_ended(pending.socket):
+        if data and pending.needs_proxy_header:
+            is_complete = self._take_proxy_header(pending, data)
+        else:
+            is_complete = len(data) == const.BHS_LENGTH
+            if is_complete:
+                self._header_arrived(pending, data)
+        if is_complete:
+            return
+        if not data or has_ended(pending.socket):
             log.debug('%s: closed before its login', shown(*pending.peer))
             self.close(pending)
         else:
@@ -242,10 +266,51 @@ class PendingConnections(object):
                 SHORT_PEEK_SECONDS, lambda: self._wait_for_header(pending)
             )
 
+    def _take_proxy_header(self, pending, data):
+        """Receive the PROXY header and take its client for the peer. Returns False if it is not complete
+        yet."""
+        try:
+            found = proxy_protocol.parse(data)
+            if found is None:
+                return False
+            length, client = found
+            if client is not None and client[0] in own_addresses(family_of(client[0])):
+                raise proxy_protocol.NotProxied(
+                    'the PROXY header claims %s, an address of this host' % client[0]
+                )
+        except proxy_protocol.NotProxied as e:
+            log.info(
+                '%s: %s (proxy-protocol-from of portal group %d has this address); the connection is '
+                'closed',
+                shown(*pending.peer),
+                e,
+                pending.group,
+                origin=pending.peer[0],
+            )
+            self.close(pending)
+            return True
+        pending.socket.recv(length)
+        pending.needs_proxy_header = False
+        if client is not None:
+            self._count(pending, -1)
+            pending.peer, pending.origin = (plain(client[0]), client[1]), origin_of(client[0])
+            self._count(pending, 1)
+            self._limit_number(pending)
+        return True
+
     def _header_arrived(self, pending, data):
         self.loop.forget(pending.socket)
         pending.header = parse_login(data)
-        if pending.header is None:
+        if pending.header is None and proxy_protocol.is_header(data):
+            log.info(
+                '%s: it sent a PROXY header, but proxy-protocol-from of portal group %d does not have its '
+                'address; the connection is closed',
+                shown(*pending.peer),
+                pending.group,
+                origin=pending.peer[0],
+            )
+            self.close(pending)
+        elif pending.header is None:
             log.info(
                 '%s: the first bytes are not an iSCSI login (they begin with %s); the connection is closed',
                 shown(*pending.peer),

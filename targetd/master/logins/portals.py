@@ -12,7 +12,12 @@ from targetd.errors import PortalError
 from targetd.host.network import listeners, own_addresses, program_of
 
 BACKLOG = 1024
-RETRY_SECONDS = 5.0  # interval at which a portal is tried whose address this host does not have
+#: Interval at which a portal is tried whose address or interface this host does not have, and at which
+#: interfaces are looked at: the kernel does not report that the one of a socket was made anew.
+RETRY_SECONDS = 5.0
+SO_BINDTODEVICE, TCP_CONGESTION = 25, 13
+MODULES = '/proc/sys/net/ipv4/tcp_available_congestion_control'
+DSCP_SHIFT = 2  # its place in the TOS of IPv4 and the traffic class of IPv6
 SCOPE_SEPARATOR = '%'  # fe80::1%eth0
 
 
@@ -40,9 +45,9 @@ def is_wildcard(address):
         return False
 
 
-def open_portal(address, port):
-    """A listening, non-blocking socket. Raises PortalError; its text names the process that has the
-    port, or the addresses of this host."""
+def open_portal(address, port, group=None):
+    """A listening, non-blocking socket, for a config.model.PortalGroup. Raises PortalError; its text
+    names the process that has the port, or the addresses of this host."""
     try:
         sock = socket.socket(family_of(address), socket.SOCK_STREAM)
     except OSError as e:  # a kernel without IPv6
@@ -51,13 +56,81 @@ def open_portal(address, port):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if sock.family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        if group is not None:
+            _set_up(sock, address, port, group)
         sock.bind(_bindable(address, port, sock.family))
         sock.listen(BACKLOG)
         sock.setblocking(False)
+    except PortalError:
+        sock.close()
+        raise
     except (OSError, OverflowError) as e:
         sock.close()
         raise _portal_error(address, port, e)
     return sock
+
+
+def _set_up(sock, address, port, group):
+    """Set what the group configures for its listening sockets; the kernel has the accepted ones inherit
+    it. Raises PortalError and OSError."""
+    if group.interface:
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, SO_BINDTODEVICE, group.interface.encode() + b'\0')
+        except OSError as e:
+            raise _interface_error(address, port, group.interface, e)
+    if group.congestion_control:
+        try:
+            name = group.congestion_control.encode()
+            sock.setsockopt(socket.IPPROTO_TCP, TCP_CONGESTION, name)
+        except OSError as e:
+            raise _congestion_error(address, port, group.congestion_control, e)
+    if group.mss is not None:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, group.mss)
+    if group.dscp and sock.family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS, group.dscp << DSCP_SHIFT)
+    elif group.dscp:
+        sock.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, group.dscp << DSCP_SHIFT)
+
+
+def _interface_error(address, port, name, error):
+    found = ', '.join(sorted(each for _, each in socket.if_nameindex()))
+    if error.errno == errno.EPERM:
+        text = 'interface = %s needs root with this kernel; start targetd as root' % name
+    else:
+        text = 'this host has no interface %s (it has %s)' % (name, found)
+    problem = PortalError('portal %s cannot be opened: %s' % (shown(address, port), text))
+    problem.is_address_absent = error.errno == errno.ENODEV
+    return problem
+
+
+def _congestion_error(address, port, name, error):
+    if error.errno == errno.EPERM:
+        text = (
+            'only root may use the congestion control %s; start targetd as root or add it to '
+            'net.ipv4.tcp_allowed_congestion_control' % name
+        )
+    else:
+        text = (
+            'the congestion control %s is not loaded (this kernel has %s); run "modprobe tcp_%s" or '
+            'change congestion-control' % (name, _available(), name)
+        )
+    return PortalError('portal %s cannot be opened: %s' % (shown(address, port), text))
+
+
+def _available():
+    try:
+        with open(MODULES) as file:
+            return ', '.join(file.read().split())
+    except OSError:
+        return 'an unknown list'
+
+
+def index_of(interface):
+    """The number that the kernel has for the interface of this name, or None."""
+    try:
+        return socket.if_nametoindex(interface)
+    except OSError:
+        return None
 
 
 def _bindable(address, port, family):
@@ -128,7 +201,7 @@ class PortalListeners(object):
 
     loop: Loop; connections: pending.PendingConnections, which accepts on them; on_opened(): a portal
     that waited is open; sockets: {(portal group tag, address, port) as configured: socket}; waiting:
-    {the same: why} of portals whose address this host does not have yet.
+    {the same: why} of portals whose address or interface this host does not have yet.
     """
 
     def __init__(self, loop, connections, on_opened):
@@ -137,16 +210,18 @@ class PortalListeners(object):
         self.on_opened = on_opened
         self.sockets = {}
         self.waiting = {}
+        self._groups = {}  # the keys of both: PortalGroup
+        self._indexes = {}  # key of a socket that is bound to an interface: the interface's number
         self._timer = None
 
     def open_configured(self, configuration):
         """Listen on every portal of a config.model.Configuration. Raises PortalError; but '[::]' on a
         host without IPv6 only causes a warning if another portal is open or waits."""
         errors, is_required = [], configuration.server.portal_required
-        for tag, group in configuration.portal_groups.items():
+        for group in configuration.portal_groups.values():
             for address, port in group.portals:
                 try:
-                    self.open_or_wait(tag, address, port, is_required)
+                    self.open_or_wait(group, address, port, is_required)
                 except PortalError as e:
                     errors.append(e)
         for error in errors:
@@ -154,28 +229,41 @@ class PortalListeners(object):
                 raise error
             log.warning('%s', error)
 
-    def open_or_wait(self, tag, address, port, is_required):
-        """Listen on this portal; if this host does not have the address yet, wait for it unless
-        `is_required`. Raises PortalError."""
+    def open_or_wait(self, group, address, port, is_required):
+        """Listen on this portal; if this host does not have the address or interface yet, wait for it
+        unless `is_required`. Raises PortalError."""
         try:
-            self.listen_on(tag, address, port)
+            self.listen_on(group, address, port)
         except PortalError as e:
             if is_required or not e.is_address_absent:
                 raise
-            self.waiting[tag, address, port] = str(e)
-            log.warning('%s; targetd waits for the address and tries again', e)
-            self.retry_later()
+            log.warning('%s; targetd waits for it and tries again', e)
+            self._wait(group, address, port, str(e))
 
-    def retry_later(self):
-        """Try the portals that wait, if there are any, after RETRY_SECONDS."""
-        if self._timer is None and self.waiting:
-            self._timer = self.loop.call_later(RETRY_SECONDS, self._retry)
+    def _wait(self, group, address, port, why):
+        self.waiting[group.tag, address, port] = why
+        self._groups[group.tag, address, port] = group
+        self.look_later()
 
-    def _retry(self):
-        self._timer, has_opened = None, False
+    def look_later(self):
+        """Look again after RETRY_SECONDS at the portals that wait, and at interfaces."""
+        if self._timer is None and (self.waiting or self._indexes):
+            self._timer = self.loop.call_later(RETRY_SECONDS, self._look)
+
+    def _look(self):
+        """Open the portals that wait, also those whose interface has been made anew."""
+        self._timer = None
+        for key, index in sorted(self._indexes.items()):
+            name = self._groups[key].interface
+            if index_of(name) != index:
+                group = self._groups[key]
+                self.close_portal(*key)
+                self._wait(group, key[1], key[2], 'interface %s was removed' % name)
+                log.warning('portal %s: interface %s was removed', shown(*key[1:]), name)
+        has_opened = False
         for tag, address, port in sorted(self.waiting):
             try:
-                self.listen_on(tag, address, port)
+                self.listen_on(self._groups[tag, address, port], address, port)
             except PortalError as e:
                 if not e.is_address_absent and str(e) != self.waiting[tag, address, port]:
                     log.error('%s', e)
@@ -183,42 +271,71 @@ class PortalListeners(object):
             else:
                 has_opened = True
                 log.info('portal %s is open now', shown(address, port))
-        self.retry_later()
+        self.look_later()
         if has_opened:
             self.on_opened()
 
-    def listen_on(self, tag, address, port):
+    def listen_on(self, group, address, port):
         """Listen on this portal, unless it is open already. Raises PortalError."""
-        if (tag, address, port) not in self.sockets:
-            self.adopt(tag, address, port, open_portal(address, port))
+        if (group.tag, address, port) not in self.sockets:
+            index = index_of(group.interface) if group.interface else None
+            self._adopt(group, address, port, open_portal(address, port, group), index)
 
-    def adopt(self, tag, address, port, sock):
-        """Accept connections on this listening socket."""
-        self.sockets[tag, address, port] = sock
-        self.waiting.pop((tag, address, port), None)
-        self.connections.listen(sock, tag)
+    def _adopt(self, group, address, port, sock, index):
+        """Accept connections on this listening socket. index: the number that its interface had."""
+        key = (group.tag, address, port)
+        self.sockets[key], self._groups[key] = sock, group
+        self.waiting.pop(key, None)
+        self.connections.listen(sock, group.tag)
+        if group.interface:
+            self._indexes[key] = index
+            self.look_later()
 
-    def try_portal(self, address, port, is_required):
+    def handed_over(self, keep):
+        """What another program needs to take over (ARCHITECTURE D24). keep(descriptor): returns it."""
+        return {
+            'open': [
+                key + (keep(sock.fileno()), self._indexes.get(key))
+                for key, sock in self.sockets.items()
+            ],
+            'waiting': list(self.waiting.items()),
+        }
+
+    def take_over(self, words, portal_groups):
+        """Take over what handed_over() of another program has returned."""
+        for tag, address, port, descriptor, index in words['open']:
+            sock = socket.socket(family_of(address), socket.SOCK_STREAM, 0, descriptor)
+            sock.setblocking(False)
+            self._adopt(portal_groups[tag], address, port, sock, index)
+        for (tag, address, port), why in words['waiting']:
+            self.waiting[tag, address, port] = why
+            self._groups[tag, address, port] = portal_groups[tag]
+
+    def try_portal(self, group, address, port, is_required):
         """Raises PortalError if a reload with this portal would be refused. A port that is open already
-        is not tried: the portal that has it may be one that is going to be closed."""
-        if all(port != taken for _, _, taken in self.sockets):
-            try:
-                open_portal(address, port).close()
-            except PortalError as e:
-                if is_required or not e.is_address_absent:
-                    raise
+        is tried with another one: the portal that has it may be one that is going to be closed."""
+        if any(port == taken for _, _, taken in self.sockets):
+            port = 0
+        try:
+            open_portal(address, port, group).close()
+        except PortalError as e:
+            if is_required or not e.is_address_absent:
+                raise
 
     def close_portal(self, tag, address, port):
         """Stop listening on this portal, or waiting for it; its sessions continue."""
-        self.waiting.pop((tag, address, port), None)
-        sock = self.sockets.pop((tag, address, port), None)
+        key = (tag, address, port)
+        self.waiting.pop(key, None)
+        self._groups.pop(key, None)
+        self._indexes.pop(key, None)
+        sock = self.sockets.pop(key, None)
         if sock is not None:
             self.connections.unlisten(sock)
 
     def close_all(self):
         """Stop listening, and close the connections that are pending."""
-        self.sockets.clear()
-        self.waiting.clear()
+        for attribute in (self.sockets, self.waiting, self._groups, self._indexes):
+            attribute.clear()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

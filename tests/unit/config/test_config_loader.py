@@ -96,6 +96,25 @@ def test_a_complete_file_is_loaded(load):
     assert configuration.places['lun', NAME, 1] == (configuration.files[0], line)
 
 
+def test_the_settings_of_a_portal_group(load):
+    text = PORTAL + (
+        'interface = wg0\nadvertise = [2001:db8::7]\nproxy-protocol-from = 127.0.0.1, fd00::/64\n'
+        'congestion-control = bbr\nmss = 1288\ndscp = ef\n'
+    )
+    assert load(text).portal_groups[1] == model.PortalGroup(
+        1,
+        (('0.0.0.0', 3260),),
+        interface='wg0',
+        advertise=('2001:db8::7', 3260),
+        proxy_protocol_from=('127.0.0.1', 'fd00::/64'),
+        congestion_control='bbr',
+        mss=1288,
+        dscp=46,
+    )
+    other = text.replace('[portal-group 1]', '[portal-group 2]').replace('wg0', 'wg1')
+    assert len(load(text + other).portal_groups) == 2, 'one port on two interfaces'
+
+
 def test_an_empty_file_has_every_default(load):
     configuration = load('')
     assert configuration.server == model.Server() and not configuration.targets
@@ -277,6 +296,7 @@ def test_a_missing_file_is_one_complaint(complaints, tmp_path):
 
 # -- complaints ------------------------------------------------------------------------------------
 
+PORTAL = '[portal-group 1]\nportal = 0.0.0.0\n'
 CHAP = 'incominguser = a same-secret-12\n'
 #: (text, line, words that the complaint must hold)
 COMPLAINTS = [
@@ -310,6 +330,18 @@ COMPLAINTS = [
     ('[server]\n[[lun 0]]\n', 2, ['only a [target NAME]']),
     ('[portal-group 1]\nportal = 0.0.0.0\n[[x]]\n', 3, ['only a [target NAME]']),
     ('[portal-group 0]\nportal = 0.0.0.0\n', 1, ['from 1 to 65535']),
+    (PORTAL + 'interface = eth0/1\n', 3, ['network interface', 'ip link']),
+    (PORTAL + 'interface = a-name-of-16-chars\n', 3, ['network interface']),
+    (PORTAL + 'advertise = san.example.com:3260\n', 3, ['not a numeric address', 'host name']),
+    (PORTAL + 'advertise = 0.0.0.0:3260\n', 3, ['not an address of another host']),
+    (PORTAL + 'advertise = 203.0.113.7:0\n', 3, ['out of range']),
+    (PORTAL + 'proxy-protocol-from = ALL\n', 3, ['everyone', 'each proxy']),
+    (PORTAL + 'proxy-protocol-from = 0.0.0.0/0\n', 3, ['everyone']),
+    (PORTAL + 'proxy-protocol-from = tunnel\n', 3, ['neither an address nor a network']),
+    (PORTAL + 'congestion-control = "b b r"\n', 3, ['congestion control', 'sysctl']),
+    (PORTAL + 'mss = 40\n', 3, ['from 88 to 32767', 'auto']),
+    (PORTAL + 'dscp = AF44\n', 3, ['0 to 63', 'AF43']),
+    (PORTAL + 'dscp = 64\n', 3, ['0 to 63']),
     ('[portal-group]\nportal = 0.0.0.0\n', 1, ['from 1 to 65535']),
     ('[portal-group 1]\n', 1, ['has no portal']),
     (

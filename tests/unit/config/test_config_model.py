@@ -68,6 +68,18 @@ def test_portals():
     ]
 
 
+def test_the_portals_of_a_changed_group_are_opened_again_if_their_sockets_differ():
+    portals = (('10.0.0.1', 3260), ('::1', 3260))
+    old = configuration(portal_groups=[model.PortalGroup(1, portals[:1])])
+    for change, reopened in (({'mss': 1288}, portals[:1]), ({'advertise': 'none'}, ())):
+        new = configuration(portal_groups=[model.PortalGroup(1, portals, **change)])
+        changed, added = model.diff(old, new)
+        assert changed.reopened == reopened
+        assert added == model.AddPortal(1, portals[1])
+    assert changed.text == 'change portal group 1: advertise from nothing to none'
+    assert changed.when == settings.NEXT_LOGIN
+
+
 def test_targets_are_added_and_removed():
     a, b = model.Target(A, luns={0: model.Lun(0, '/a')}), model.Target(B)
     steps = model.diff(configuration(a), configuration(b))
