@@ -38,6 +38,8 @@ def _portal_options(group):
     """The settings of a portal group that decide who reaches it and where, in words."""
     if group.interface:
         yield ' of interface %s' % group.interface
+    if group.ipsec == 'required':
+        yield ' through IPsec only'
     if group.advertise is not None:
         yield ', and discovery reports %s' % (
             network_kinds.Advertised().write(group.advertise)

@@ -63,7 +63,7 @@ PortalGroup = _class(
 )
 
 #: What the listening sockets of a portal group have, and the connections inherit.
-SOCKET_SETTINGS = ('interface', 'congestion_control', 'mss', 'dscp')
+SOCKET_SETTINGS = ('interface', 'ipsec', 'congestion_control', 'mss', 'dscp')
 
 
 Lun = _class(

@@ -226,6 +226,11 @@ PORTAL_GROUP = (
          'instead of that of the proxy (PROXY protocol, versions 1 and 2). A connection of these '
          'addresses without the header is closed, and so is one of any other address with it.',
          '127.0.0.1'),
+    _row('portal-group', 'ipsec', kinds.Choice('no', 'required'), 'no', LIVE,
+         'Whether the portals of this group take only packets that arrived through IPsec.',
+         'required: the kernel drops plain packets, whatever the policy of the host and its firewall '
+         'are. Keys, and the protection of what targetd sends, are those of the host (strongSwan). '
+         'Needs root and the kernel module xfrm_user; targetd does not start if the kernel refuses.'),
     _row('portal-group', 'congestion-control', network_kinds.CongestionControl(), '', LIVE,
          'TCP congestion control of what the portals of this group send; empty: that of the host.',
          'bbr is much faster than cubic on lines that are long and lose packets. It needs the kernel '

@@ -12,6 +12,8 @@ import pytest
 from daemon import TARGET, eventually, free_port
 from initiator import Closed, LoginFailed, Session
 
+from targetd.master.logins.ipsec import require_ipsec
+
 pytestmark = pytest.mark.wire
 
 NEAR = 'iqn.2026-11.test.targetd:near'
@@ -314,6 +316,33 @@ def test_a_required_portal_on_an_interface_that_does_not_exist_is_refused(daemon
     second_group(daemon, 'interface = nosuch0')
     daemon.text.server['portal-required'] = 'yes'
     assert 'no interface nosuch0' in refused_start(daemon)
+
+
+def has_socket_policies():
+    """True if this kernel gives a socket an IPsec policy."""
+    try:
+        with socket.socket() as sock:
+            require_ipsec(sock)
+    except OSError:
+        return False
+    return True
+
+
+@needs_namespaces
+@pytest.mark.skipif(not has_socket_policies(), reason='the kernel has no IPsec policies of sockets')
+def test_a_portal_that_requires_ipsec_is_not_reached_in_plain(daemon, hosts):
+    address = ('10.9.0.1', 3260)
+    with hosts.server.entered():
+        second_group(daemon, portal='10.9.0.1')
+        daemon.start()
+        eventually(lambda: hosts.reaches('inner', address))
+        second_group(daemon, 'ipsec = required', portal='10.9.0.1')
+        assert 'ipsec from no to required' in reload(daemon)
+        assert not hosts.reaches('inner', address)
+        second_group(daemon, portal='10.9.0.1')
+        reload(daemon)
+        assert hosts.reaches('inner', address)
+        daemon.stop()
 
 
 @needs_namespaces

@@ -10,6 +10,7 @@ import socket
 from targetd import log
 from targetd.errors import PortalError
 from targetd.host.network import listeners, own_addresses, program_of
+from targetd.master.logins.ipsec import require_ipsec
 
 BACKLOG = 1024
 #: Interval at which a portal is tried whose address or interface this host does not have, and at which
@@ -78,6 +79,11 @@ def _set_up(sock, address, port, group):
             sock.setsockopt(socket.SOL_SOCKET, SO_BINDTODEVICE, group.interface.encode() + b'\0')
         except OSError as e:
             raise _interface_error(address, port, group.interface, e)
+    if group.ipsec == 'required':
+        try:
+            require_ipsec(sock)
+        except OSError as e:
+            raise _ipsec_error(address, port, e)
     if group.congestion_control:
         try:
             name = group.congestion_control.encode()
@@ -101,6 +107,17 @@ def _interface_error(address, port, name, error):
     problem = PortalError('portal %s cannot be opened: %s' % (shown(address, port), text))
     problem.is_address_absent = error.errno == errno.ENODEV
     return problem
+
+
+def _ipsec_error(address, port, error):
+    if error.errno == errno.EPERM:
+        text = 'ipsec = required needs root (CAP_NET_ADMIN); start targetd as root'
+    else:
+        text = (
+            'the kernel refuses ipsec = required (%s); run "modprobe xfrm_user", or protect the portal '
+            'in another way and write ipsec = no' % error.strerror
+        )
+    return PortalError('portal %s cannot be opened: %s' % (shown(address, port), text))
 
 
 def _congestion_error(address, port, name, error):

@@ -1,0 +1,37 @@
+"""The IPsec policy of one socket: it takes packets only that arrived through IPsec. Linux applies it to
+the connections that the socket accepts, whatever the policy of the host is.
+
+The structures are those of linux/xfrm.h: struct xfrm_userpolicy_info, then one struct xfrm_user_tmpl.
+"""
+
+import socket
+import struct
+
+IP_XFRM_POLICY, IPV6_XFRM_POLICY = 17, 35
+INWARD, ALLOW = 0, 0
+ESP, TRANSPORT = 50, 0
+ANY_ALGORITHM = 0xFFFFFFFF
+NO_LIMIT = (1 << 64) - 1
+
+#: A selector that has the family only: it matches all packets of the socket.
+SELECTOR = struct.Struct('=40xH14x')
+LIFETIME = struct.pack('=8Q', *[NO_LIMIT] * 4 + [0] * 4) + bytes(
+    32
+)  # the limits, and the use so far
+POLICY = struct.Struct('=IIBBBB4x')  # priority, index, direction, action, flags, share
+#: address 16, SPI, protocol, family, address 16, reqid, mode, share, optional, algorithms
+TEMPLATE = struct.Struct('=20xB3xH18xIBBBxIII')
+
+
+def require_ipsec(sock):
+    """Take nothing on this socket, and on those that it accepts, that did not arrive through IPsec. Raises
+    OSError: EPERM without CAP_NET_ADMIN."""
+    is_6 = sock.family == socket.AF_INET6
+    policy = SELECTOR.pack(sock.family) + LIFETIME + POLICY.pack(0, 0, INWARD, ALLOW, 0, 0)
+    template = TEMPLATE.pack(
+        ESP, sock.family, 0, TRANSPORT, 0, 0, ANY_ALGORITHM, ANY_ALGORITHM, ANY_ALGORITHM
+    )
+    level, option = (
+        (socket.IPPROTO_IPV6, IPV6_XFRM_POLICY) if is_6 else (socket.IPPROTO_IP, IP_XFRM_POLICY)
+    )
+    sock.setsockopt(level, option, policy + template)
