@@ -105,6 +105,7 @@ def collect(master):
         'last_acknowledgement': master.replication.acknowledgements.last_id,
         'logins': _logins(master, keep),
         'counters': master.counting.handed_over(),
+        'subtracted': master.units.statistics.subtracted,
         'units': handover_units.collect(master, keep),
     }
     return dict(state, descriptors=sorted(set(kept))), kept
@@ -174,6 +175,7 @@ def restore(master, state, version):
     handover_units.restore(master, state['units'])
     _restore_logins(master, state['logins'])
     master.counting.take_over(state['counters'])
+    master.units.statistics.subtracted.update(state['subtracted'])
 
 
 def _restore_session(master, row):

@@ -16,11 +16,12 @@ LIMITS = {'control': 3, 'pointer': counters.LAST_PARAMETER, 'length': 0xFFFF}
 
 
 class Statistics(object):
-    """counting: master.counting.Counting."""
+    """counting: master.counting.Counting; subtracted: {unit id: sums at the last LOG SELECT that set the
+    counters to zero}."""
 
     def __init__(self, counting):
         self._counting = counting
-        self._subtracted = {}  # unit id -> sums at the last LOG SELECT that set the counters to zero
+        self.subtracted = {}
 
     def on_request(self, unit, message, answer):
         """A worker's `ask statistics`; answer(decision). Raises Malformed."""
@@ -44,10 +45,10 @@ class Statistics(object):
         self._counting.collect(lambda _rows, _silent: self._subtract(unit))
 
     def _subtract(self, unit):
-        self._subtracted[unit.id] = self._counting.sums(unit.id)
+        self.subtracted[unit.id] = self._counting.sums(unit.id)
 
     def _counts(self, unit):
-        sums, less = self._counting.sums(unit.id), self._subtracted.get(unit.id, {})
+        sums, less = self._counting.sums(unit.id), self.subtracted.get(unit.id, {})
         counts = [max(0, sums.get(name, 0) - less.get(name, 0)) for name in COUNTED]
         block_size = unit.facts.get('block_size', 512)
         return counts[:2] + [count // block_size for count in counts[2:]]
