@@ -19,6 +19,7 @@ from targetd.master.processes import jobs
 
 #: Files that one job opens: their descriptors must fit into one message of the channel.
 FILES_PER_JOB = 64
+MEMORY_DISKS_PER_JOB = 200  # memory disks have one descriptor, null stores have none
 
 #: What each file adds to the time limit of a job: far more than opening it takes on a busy host.
 SECONDS_PER_FILE = 0.2
@@ -217,16 +218,17 @@ class OpenBatch(object):
 
 def grouped_by_directory(wanted):
     """Returns [[(target, lun), ...], ...]: files whose paths have the same directory together, at most
-    FILES_PER_JOB of them; everything else alone. Looks at the text of the paths only: the master must
-    not wait for a file system."""
+    FILES_PER_JOB of them; memory disks and null stores together; everything else alone. Looks at the
+    text of the paths only: the master must not wait for a file system."""
     groups, by_directory = [], {}
     for target, lun in wanted:
         path = lun.backing_store or ''
-        if not path.startswith('/') or path.startswith('/dev/'):
+        if path and (not path.startswith('/') or path.startswith('/dev/')):
             groups.append([(target, lun)])
             continue
         group = by_directory.get(os.path.dirname(path))
-        if group is None or len(group) == FILES_PER_JOB:
+        limit = FILES_PER_JOB if path else MEMORY_DISKS_PER_JOB
+        if group is None or len(group) == limit:
             group = by_directory[os.path.dirname(path)] = []
             groups.append(group)
         group.append((target, lun))

@@ -103,20 +103,23 @@ def open_files(requests, held, server, state, master, plan_only=False, served=fr
     tables = in_use.HostTables()
     media, descriptors = [], []
     for target, lun, known in requests:
-        same = shared.get(_file_identity(lun.backing_store), [])
+        identity = _file_identity(lun.backing_store)
+        same = [] if identity is None else shared.get(identity, [])
         words, own = open_medium(
             target, lun, same, server, state, master, known, plan_only, tables, served
         )
         media.append(dict(words, descriptors=len(own)))
         descriptors += own
-        if own:
+        if own and lun.backing_store:
             opened = adopt_store(words['store'], words['medium'], own, words['spares'])
             shared.setdefault(_file_identity(lun.backing_store), []).append(opened)
     return {'media': media}, descriptors
 
 
 def _file_identity(path):
-    """Returns (device, inode), or None if there is no such file yet."""
+    """Returns (device, inode), or None if there is no such file yet, or no path."""
+    if not path:
+        return None
     try:
         status = os.stat(path)
     except OSError:

@@ -7,7 +7,12 @@ import pytest
 
 from targetd.errors import StoreError
 from targetd.master.exports import open_batch
-from targetd.master.exports.open_batch import FILES_PER_JOB, OpenBatch, grouped_by_directory
+from targetd.master.exports.open_batch import (
+    FILES_PER_JOB,
+    MEMORY_DISKS_PER_JOB,
+    OpenBatch,
+    grouped_by_directory,
+)
 from targetd.master.processes.jobs import JobResult
 
 Target = namedtuple('Target', 'name')
@@ -28,9 +33,7 @@ def test_files_of_one_directory_share_a_job():
     assert paths(groups) == [['/a/1', '/a/2', '/a/3'], ['/b/1', '/b/2']]
 
 
-@pytest.mark.parametrize(
-    'path', ['/dev/sdb', '/dev/disk/by-id/x', 'serial:1', 'wwn:0x5000', '', None]
-)
+@pytest.mark.parametrize('path', ['/dev/sdb', '/dev/disk/by-id/x', 'serial:1', 'wwn:0x5000'])
 def test_a_disk_has_a_job_of_its_own(path):
     assert len(grouped_by_directory(wanted(path, path, '/a/1', '/a/2'))) == 3
 
@@ -116,3 +119,9 @@ def test_a_job_without_an_answer_is_repeated_for_each_file_alone(exports, answer
     second_done(JobResult({'medium': ['y']}, [5], '', False))
     assert isinstance(outcomes[0][DISK.name, 0], StoreError)
     assert outcomes[0][DISK.name, 1].lun.number == 1
+
+
+def test_memory_disks_are_opened_together():
+    """A server may have thousands of them, and each job is a process."""
+    groups = grouped_by_directory(wanted('/a/1', *[''] * (MEMORY_DISKS_PER_JOB + 1)))
+    assert sorted(map(len, groups)) == [1, 1, MEMORY_DISKS_PER_JOB]
