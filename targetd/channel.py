@@ -13,7 +13,8 @@ master -> worker
   serve      connection, session_values, + [socket]       a new connection for a spare
              connection: {peer: [address, port], local: [address, port], group: portal group tag}
              session_values: the keys of the session with the TSIH of the login, absent if there is
-             none
+             none; capture, + a second socket: record the connection from its first PDU on, as the
+             order `capture`; also with join
   join       connection, tsih, cid, keys, login, + [socket]   a further connection for the session of
              this worker: a spare has done its login, but for the last response. keys, login: of its
              claim
@@ -42,6 +43,8 @@ master -> worker
   check-connections  id                                   the initiator logs in once more, through
              another portal group or with another ISID: answer with `continues`, unless the session ends now
   count      id                                           report the counters of the session
+  capture    tsih, data + [socket]                        record the PDUs of this session into the
+             socket, with so many bytes of user data each (pcapng.Record)
   end        why, reason                                  end the session now: 'reinstated',
              'stopped', 'administrator', …
   retire                                                  a spare: exit; a busy worker: exit when
@@ -69,6 +72,8 @@ worker -> master
              commands, latencies of reads, latencies of others] …], of the units that have received a
              command; latencies [[bucket, samples] …], see scsi.counters; more: true if another report
              follows
+  report ring         tsih, why, data                     capture-on-error: the last PDUs, records in
+             hex digits
   report hanging      unit, commands, command, lba, milliseconds   the oldest of the commands that the
              medium does not answer: its name, LBA or null, age; commands 0: there are none any more
   report fence-over   unit                                no aborted command can write the unit any

@@ -382,7 +382,7 @@ def watched(directory):
 
 def _is_helper(process):
     try:
-        return process.name() in ('targetd-log', 'targetd-saver')
+        return process.name() in ('targetd-log', 'targetd-saver', 'targetd-export')
     except psutil.Error:
         return True
 

@@ -12,7 +12,7 @@ import shutil
 import sys
 
 from targetd import __version__
-from targetd.admin import local, secret_input, windows
+from targetd.admin import capture, local, secret_input, windows
 from targetd.admin.commands import TABLE, name_of
 from targetd.admin.protocol import SOCKET_PATH, connect, default_socket, send_request
 from targetd.errors import EXIT_FAILURE, EXIT_OK, EXIT_USAGE, TargetdError
@@ -286,6 +286,8 @@ def run_command(parsed):
     row = parsed.row
     if row.local:
         reply = local.ANSWERS[row.words](parsed)
+    elif row.streams:
+        reply = capture.ANSWERS[row.words](parsed)
     else:
         reply = send_request(
             parsed.socket or default_socket(),

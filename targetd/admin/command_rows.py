@@ -16,8 +16,11 @@ WIDE = True
 #: A command. words: as typed, separated by a blank; arguments: Arguments; help: one line; text: a
 #: paragraph for the manual page; columns: () if the reply is a message; empty: printed when there
 #: are no rows; seconds: timeout of the reply; local: True if the client answers it itself, without a
-#: server; records: True if the rows are long and are printed as paragraphs.
-Command = namedtuple('Command', 'words arguments help text columns empty seconds local records')
+#: server; records: True if the rows are long and are printed as paragraphs; streams: True if the
+#: connection goes on after the reply (admin.capture).
+Command = namedtuple(
+    'Command', 'words arguments help text columns empty seconds local records streams'
+)
 
 
 def columns(*each_column):
@@ -27,6 +30,17 @@ def columns(*each_column):
 
 
 def command(
-    words, help, text, arguments=(), columns=(), empty='', seconds=30, local=False, records=False
+    words,
+    help,
+    text,
+    arguments=(),
+    columns=(),
+    empty='',
+    seconds=30,
+    local=False,
+    records=False,
+    streams=False,
 ):
-    return Command(words, tuple(arguments), help, text, columns, empty, seconds, local, records)
+    return Command(
+        words, tuple(arguments), help, text, columns, empty, seconds, local, records, streams
+    )

@@ -2,7 +2,7 @@
 master are derived from this table.
 
 Pure, so that the master may import it; the rows of the commands that change the configuration are in
-change_commands. Each request and each reply on
+change_commands, those that show what happens now in watch_commands. Each request and each reply on
 the control socket is one line of JSON in UTF-8 that ends with a newline:
 
   request  {"command": "end", "session": 3}             the command's name; its arguments by name
@@ -19,7 +19,7 @@ the process ends, and the client waits for the end of the connection.
 
 import json
 
-from targetd.admin import change_commands
+from targetd.admin import change_commands, watch_commands
 from targetd.admin.command_rows import WIDE, Argument, columns, command
 
 MAXIMUM_REQUEST = 64 << 10  # bytes of one line, newline included
@@ -259,7 +259,7 @@ TABLE = (
                           'also test persistent reservations as the cluster validation does, on disks '
                           'without registrations')],
              local=True),
-) + change_commands.TABLE
+) + change_commands.TABLE + watch_commands.TABLE
 # fmt: on
 
 

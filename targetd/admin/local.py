@@ -1,17 +1,18 @@
 """The commands that targetdctl executes itself: without a server, or from several replies of it.
 
-May import base, host.disks, host.in_use, host.signatures, migration and admin. A command is a function
-of the parsed arguments that returns a reply as in admin.commands; it may have the keys `text` (printed
-as it is), `messages` (lines for standard error) and `exit_code` too.
+May import base, host (disks, in_use, process_usage, signatures), migration and admin. A command is a
+function of the parsed arguments that returns a reply as in admin.commands; it may have the keys `text`
+(printed as it is), `messages` (lines for standard error) and `exit_code` too.
 """
 
-import os
+import sys
 import time
 
-from targetd.admin import monitoring, windows
+from targetd.admin import exporter, live_table, monitoring, windows
 from targetd.admin.protocol import NotRunning, default_socket, send_request
+from targetd.admin.rates import BY, Sample, statistics
 from targetd.errors import TargetdError
-from targetd.host import disks, in_use, signatures
+from targetd.host import disks, in_use, process_usage, signatures
 
 #: Time for all requests of a monitoring command; monitoring systems give up after 10 seconds.
 MONITORING_SECONDS = 8.0
@@ -94,7 +95,7 @@ def answer_export(parsed):
     return dict(outcome._asdict(), ok=outcome.exit_code == 0)
 
 
-def _snapshot(parsed):
+def _snapshot(parsed, with_counters=False):
     """The monitoring.Snapshot of the server. Raises NotRunning or TargetdError."""
     path = parsed.socket or default_socket()
     deadline = time.monotonic() + MONITORING_SECONDS
@@ -103,7 +104,7 @@ def _snapshot(parsed):
         left = max(0.1, deadline - time.monotonic())
         return send_request(path, {'command': name}, left)['rows']
 
-    return monitoring.take_snapshot(ask)
+    return monitoring.take_snapshot(ask, with_counters)
 
 
 def answer_nagios(parsed):
@@ -121,18 +122,76 @@ def answer_metrics(parsed):
     """The reply of `metrics`. Raises TargetdError if the server runs and cannot be asked, or the file
     cannot be written."""
     try:
-        text = monitoring.metrics(_snapshot(parsed))
+        text = monitoring.metrics(_snapshot(parsed, True))
     except NotRunning:
         text = monitoring.metrics(None)
     if not parsed.output:
         return {'ok': True, 'text': text}
-    unfinished = '%s.%d' % (parsed.output, os.getpid())
-    try:
-        with open(unfinished, 'w', encoding='utf-8') as file:
-            file.write(text)
-        os.rename(unfinished, parsed.output)  # a reader finds the old text or the new one
-    except OSError as e:
-        raise TargetdError('%s cannot be written: %s' % (parsed.output, e.strerror))
+    exporter.write_whole(parsed.output, text)
+    return {'ok': True}
+
+
+def answer_snmp(parsed):
+    """Answer snmpd until it ends."""
+    from targetd.admin import snmp
+
+    def write(text):
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+    snmp.Answers(lambda: _snapshot(parsed, True), parsed.base or snmp.BASE).run(
+        iter(sys.stdin.readline, ''), write
+    )
+    return {'ok': True}
+
+
+#: Seconds between the two samples of `stats`, and between two pictures of `top`.
+STATISTICS_SECONDS = 2
+
+
+def _take_sample(parsed):
+    """(a Sample, the server's message about sessions that are not counted)."""
+    reply = send_request(parsed.socket or default_socket(), {'command': 'show-counters'}, 10)
+    rows = reply['rows']
+    processes = {row['pid'] for row in rows if row['pid'] is not None}
+    usage = {pid: process_usage.usage(pid) for pid in processes}
+    return Sample(time.monotonic(), rows, usage), reply.get('message', '')
+
+
+def _grouping(parsed):
+    by = (parsed.by or BY[0]).lower()
+    if by not in BY:
+        raise TargetdError('--by %s is not possible; write one of %s' % (by, ', '.join(BY)))
+    return by
+
+
+def answer_stats(parsed):
+    """The reply of `stats`. Raises TargetdError."""
+    by = _grouping(parsed)
+    before, _ = _take_sample(parsed)
+    time.sleep(parsed.seconds or STATISTICS_SECONDS)
+    after, message = _take_sample(parsed)
+    rows = statistics(before, after, by)
+    reply = {'ok': True, 'rows': rows, 'messages': [message] if message else []}
+    if rows and not parsed.json:
+        lines = live_table.table(rows, by, None if parsed.wide else 80)
+        del reply['rows']
+        reply['text'] = '\n'.join(lines) + '\n'
+    return reply
+
+
+def answer_top(parsed):
+    """Run `top` until the user leaves it. Raises TargetdError."""
+    by = _grouping(parsed)
+    latest = []
+
+    def sample(by):
+        now, message = _take_sample(parsed)
+        latest.append(now)
+        del latest[:-2]
+        return statistics(latest[0], now, by), message
+
+    live_table.Top(sample, by, parsed.seconds or STATISTICS_SECONDS).run()
     return {'ok': True}
 
 
@@ -153,4 +212,7 @@ ANSWERS = {
     'export': answer_export,
     'nagios': answer_nagios,
     'metrics': answer_metrics,
+    'snmp': answer_snmp,
+    'stats': answer_stats,
+    'top': answer_top,
 }

@@ -7,14 +7,17 @@ of nagios are those of the Monitoring Plugins Development Guidelines; metrics ar
 
 from collections import namedtuple
 
+from targetd.scsi.counters import upper_bound
+
 OK, WARNING, CRITICAL, UNKNOWN = range(4)
 WORDS = ('OK', 'WARNING', 'CRITICAL', 'UNKNOWN')
 
 #: The commands whose rows are looked at.
 COMMANDS = ('status', 'show-targets', 'show-units', 'show-portals')
 
-#: Rows of COMMANDS, in their order; `status` as a dict of its facts.
-Snapshot = namedtuple('Snapshot', 'status targets units portals')
+#: Rows of COMMANDS, in their order; `status` as a dict of its facts; counters: rows of `show counters`, []
+#: if they were not asked for.
+Snapshot = namedtuple('Snapshot', 'status targets units portals counters')
 
 #: The first words of a unit's state: (words, severity). A state that is not listed is a warning.
 UNIT_STATES = (
@@ -24,10 +27,13 @@ UNIT_STATES = (
 )
 
 
-def take_snapshot(ask):
+def take_snapshot(ask, with_counters=False):
     """ask(name of a command): its rows. Raises what it raises."""
     status, targets, units, portals = [ask(name) for name in COMMANDS]
-    return Snapshot({row['name']: row['value'] for row in status}, targets, units, portals)
+    counters = ask('show-counters') if with_counters else []
+    return Snapshot(
+        {row['name']: row['value'] for row in status}, targets, units, portals, counters
+    )
 
 
 # -- nagios ----------------------------------------------------------------------------------------
@@ -110,7 +116,62 @@ def _without_bar(text):
     return text.replace('|', '/').replace('\n', ' ')
 
 
+# -- the status file -------------------------------------------------------------------------------
+
+
+def status(snapshot):
+    """The contents of status-file: lines "name: value", the problems last."""
+    if snapshot is None:
+        return 'state: not running\n'
+    found = problems(snapshot)
+    lines = ['%s: %s' % (name, value) for name, value in snapshot.status.items()]
+    lines.append('severity: %s' % WORDS[found[0][0] if found else OK])
+    lines += ['problem: %s' % sentence.replace('\n', ' ') for _, sentence in found]
+    return '\n'.join(lines) + '\n'
+
+
 # -- metrics ---------------------------------------------------------------------------------------
+
+
+def _total(name):
+    """A function of a Snapshot: the sum of a counter for each unit, sessions that are over included."""
+
+    def samples(snapshot):
+        sums = {}
+        for row in snapshot.counters:
+            key = row['target_name'], row['lun']
+            sums[key] = sums.get(key, 0) + row[name]
+        return [({'target': target, 'lun': lun}, n) for (target, lun), n in sorted(sums.items())]
+
+    return samples
+
+
+#: Upper bounds of the histogram, in microseconds.
+BOUNDS = (50, 100, 250, 500, 1000, 2500, 5000, 10000, 25000, 50000, 100000, 250000, 500000)
+BOUNDS += (1000000, 2500000, 5000000, 10000000)
+LATENCY = 'targetd_unit_latency_seconds'
+LATENCY_HELP = 'Latency of one command in about 61; a bucket is exact to a quarter.'
+
+
+def _latency_lines(snapshot):
+    """The lines of the histogram of latencies."""
+    sums = {}
+    for row in snapshot.counters:
+        for kind in ('read', 'other'):
+            histogram = sums.setdefault((row['target_name'], row['lun'], kind), {})
+            for bucket, samples in row[kind + '_latencies']:
+                histogram[bucket] = histogram.get(bucket, 0) + samples
+    for (target, lun, kind), histogram in sorted(sums.items()):
+        labels = 'kind="%s",lun="%s",target="%s"' % (kind, lun, _escaped(target))
+        for bound in BOUNDS:
+            count = sum(n for bucket, n in histogram.items() if upper_bound(bucket) <= bound)
+            yield '%s_bucket{%s,le="%g"} %d' % (LATENCY, labels, bound / 1e6, count)
+        total = sum(histogram.values())
+        seconds = sum(upper_bound(bucket) * n for bucket, n in histogram.items()) / 1e6
+        yield '%s_bucket{%s,le="+Inf"} %d' % (LATENCY, labels, total)
+        yield '%s_sum{%s} %g' % (LATENCY, labels, seconds)
+        yield '%s_count{%s} %d' % (LATENCY, labels, total)
+
 
 # fmt: off
 #: Name, type and help of each metric, and a function of a Snapshot: [({label: value}, number)].
@@ -140,6 +201,16 @@ METRICS = (
     ('targetd_portal_group_connections', 'gauge', 'Connections of the portal group.',
      lambda s: [({'group': group}, count) for group, count in sorted(
          {row['group']: row['connections'] for row in s.portals}.items())]),
+    ('targetd_unit_reads_total', 'counter', 'READ commands.', _total('reads')),
+    ('targetd_unit_read_bytes_total', 'counter', 'Bytes read.', _total('bytes_read')),
+    ('targetd_unit_writes_total', 'counter', 'WRITE commands.', _total('writes')),
+    ('targetd_unit_written_bytes_total', 'counter', 'Bytes written.', _total('bytes_written')),
+    ('targetd_unit_other_commands_total', 'counter', 'Commands other than READ and WRITE.',
+     _total('others')),
+    ('targetd_unit_command_errors_total', 'counter',
+     'Commands that ended with an error of the medium or the server.', _total('errors')),
+    ('targetd_unit_unfinished_commands', 'gauge', 'Commands that are not answered yet.',
+     _total('unfinished')),
 )
 # fmt: on
 
@@ -166,4 +237,7 @@ def metrics(snapshot):
         for labels, number in samples(snapshot):
             pairs = ','.join('%s="%s"' % (key, _escaped(labels[key])) for key in sorted(labels))
             lines.append('%s%s %d' % (name, '{%s}' % pairs if pairs else '', number))
+    if snapshot is not None and snapshot.counters:
+        lines += ['# HELP %s %s' % (LATENCY, LATENCY_HELP), '# TYPE %s histogram' % LATENCY]
+        lines += _latency_lines(snapshot)
     return '\n'.join(lines) + '\n'

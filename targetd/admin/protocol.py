@@ -99,7 +99,8 @@ def _read_line(connection, path, deadline, seconds):
     return bytes(received[: received.index(b'\n')])
 
 
-def _checked_reply(line, path):
+def checked_reply(line, path):
+    """The reply in a line. Raises Refused, or TargetdError if it is not valid."""
     try:
         reply = json.loads(line.decode('utf-8'))
     except (ValueError, RecursionError):
@@ -141,7 +142,7 @@ def send_request(path, request, seconds=30.0, until_gone=False, secret=None):
                 _send_with_secret(connection, line, secret)
         except (BrokenPipeError, ConnectionResetError):
             pass  # the server may have sent its refusal before it read the request
-        reply = _checked_reply(_read_line(connection, path, deadline, seconds), path)
+        reply = checked_reply(_read_line(connection, path, deadline, seconds), path)
         if until_gone:
             _wait_until_gone(connection, path, deadline, seconds)
         return reply

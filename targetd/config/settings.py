@@ -99,6 +99,31 @@ SERVER = (
             LIVE,
             'The least severe level that is logged.',
             'info logs every login, logout, refusal and reload.'),
+    _server('capture-on-error', kinds.Path(), '', NEXT_LOGIN,
+            'Directory for captures of the last PDUs of a session before an error, a task management '
+            'request or a broken connection. Empty: none.',
+            'Files for Wireshark, with 64 bytes of the data of each PDU; the newest 50 are kept. Each '
+            'command of a session costs more processor time while it is recorded.',
+            '/var/lib/targetd/captures'),
+    _server('metrics', kinds.Listed(network_kinds.Portal(port=9860)), (), LIVE,
+            'Address and port at which metrics for Prometheus are served, at /metrics. Empty: none.',
+            'The metrics name targets and portals, and are for everyone who can connect; write an address '
+            'of a network that you trust. An unprivileged process answers; the server does not wait for '
+            'it.', '127.0.0.1:9860'),
+    _server('metrics-file', kinds.Path(), '', LIVE,
+            'File with the metrics, rewritten every 5 seconds as a whole, for the textfile collector of '
+            'node_exporter. Empty: none.', '',
+            '/var/lib/prometheus/node-exporter/targetd.prom'),
+    _server('status-file', kinds.Path(), '', LIVE,
+            'File with the state in lines "name: value", rewritten every 5 seconds as a whole. Empty: '
+            'none.', 'It ends with the severity (OK, WARNING, CRITICAL) and a line for each problem.',
+            '/run/targetd.status'),
+    _server('on-event', kinds.Text(1000), '', LIVE,
+            'Command that is run, as the user of the server, for each event. Empty: none.',
+            'Without a shell. TARGETD_EVENT is login, refusal, disk_error (the LUN is degraded), failed, '
+            'space_low, worker_died or access (the state of a portal group); further variables TARGETD_… '
+            'have the details. At most 4 commands run at once, for at most 30 seconds; 64 events wait, '
+            'more are dropped.', '/usr/local/sbin/targetd-event'),
     _server('user', kinds.Text(64), 'targetd', NEEDS_RESTART,
             'User that the worker processes run as if targetd was started by root. If the host has no '
             'user targetd, the default is nobody.',

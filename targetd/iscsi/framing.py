@@ -202,6 +202,12 @@ class Framer(object):
         if crc != _DIGEST.unpack_from(self.buffer, position + header)[0]:
             raise PduRejected(const.REJECT_PROTOCOL_ERROR, 'the header digest is wrong', fatal=True)
 
+    def arrived(self, count: int) -> List[memoryview]:
+        """Return the `count` bytes that were received, before parse_received(count)."""
+        landed = 0 if self.landing is None else min(count, len(self.landing))
+        end = self._end + count - landed
+        return ([self.landing[:landed]] if landed else []) + [self._view[self._end : end]]
+
     def remaining_bytes(self) -> bytes:
         """Return the bytes that arrived after the last whole PDU, for the framer that follows when
         the login is over."""

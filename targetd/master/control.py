@@ -11,6 +11,7 @@ import os
 import socket
 import stat
 import struct
+from collections import namedtuple
 
 from targetd import log
 from targetd.admin import commands
@@ -21,6 +22,37 @@ from targetd.master.processes.loop import READ, WRITE
 CONVERSATION_SECONDS = 300.0  # longer than any answer takes
 MAXIMUM_CLIENTS = 32
 SO_PEERGROUPS = 59
+
+
+class Stream(namedtuple('Stream', 'reply begin')):
+    """An answer that goes on: reply (bytes) is sent, then begin(Link) is called."""
+
+    __slots__ = ()
+
+
+class Link(object):
+    """The way to a client that keeps its connection after the reply. on_closed: called when the client
+    has left."""
+
+    def __init__(self, client, drop):
+        self._client = client
+        self._drop = drop
+        self.on_closed = lambda: None
+
+    def close(self):
+        """There is nothing more to come."""
+        self._drop(self._client)
+
+    def send(self, words, descriptor):
+        """Send a line with a descriptor. A client that does not take it loses its connection."""
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack('i', descriptor))]
+        line = commands.pack(words)
+        try:
+            if self._client.socket.sendmsg([line], rights, socket.MSG_NOSIGNAL) == len(line):
+                return
+        except OSError:
+            pass
+        self._drop(self._client)
 
 
 class Client(object):
@@ -35,8 +67,11 @@ class Client(object):
         self.received = bytearray()
         self.outgoing = b''
         self.command = ''
+        self.is_adopted = False  # a process of this server, which asks again and again
         self.keep_open = False  # `stop`: the end of file shows that targetd has stopped
         self.timer = None
+        self.stream = None  # Stream that begins when the reply is sent
+        self.link = None
 
 
 class Control(object):
@@ -162,9 +197,27 @@ class Control(object):
         self.loop.watch(sock, READ, lambda events: self._ready(client, events))
         return client
 
+    def adopt(self, sock):
+        """Answer the requests of a process of this server, which may only read."""
+        sock.setblocking(False)
+        client = Client(sock, 'read-only', 'targetd')
+        client.is_adopted = True
+        self._clients.add(client)
+        client.timer = self.loop.call_later(0, lambda: None)
+        self.loop.watch(sock, READ, lambda events: self._ready(client, events))
+
+    def forget(self, sock):
+        """Close the connection of an adopted process."""
+        for client in [each for each in self._clients if each.socket is sock]:
+            self._drop(client)
+
     def _drop(self, client):
+        if client not in self._clients:
+            return
         self._clients.discard(client)
         client.timer.cancel()
+        if client.link is not None:
+            client.link.on_closed()
         self.loop.forget(client.socket)
         client.socket.close()
         if client.secret is not None:
@@ -211,10 +264,16 @@ class Control(object):
                 self.loop.watch(client.socket, WRITE, lambda events: self._ready(client, events))
                 return
             client.outgoing = client.outgoing[sent:]
-        if not client.keep_open:
+        if not client.keep_open and client.stream is None:
             self._drop(client)
-        else:
-            self.loop.watch(client.socket, READ, lambda events: self._ready(client, events))
+            return
+        self.loop.watch(client.socket, READ, lambda events: self._ready(client, events))
+        stream, client.stream = client.stream, None
+        if stream is not None:
+            client.keep_open = True
+            client.timer.cancel()
+            client.link = Link(client, self._drop)
+            stream.begin(client.link)
 
     def _access_of(self, sock):
         """What the client may do: 'full', 'read-only' or None, whatever the mode of the socket is."""
@@ -237,9 +296,12 @@ class Control(object):
                     'root, or write control-group-access = full' % row.words
                 )
             client.command = row.words
-            client.keep_open = row.words == 'stop'
+            client.keep_open = client.is_adopted or row.words == 'stop'
             client.what = commands.typed(row, arguments)
             reply = self.answer(row.words, arguments, client)
+            if isinstance(reply, Stream):
+                client.stream = reply
+                return reply.reply
             if callable(reply):  # the reply comes later: pass the function that sends it
                 reply(lambda later: self._reply(client, later))
                 return None

@@ -4,13 +4,14 @@ admin.commands.TABLE that is not local.
 
 import os
 
-from targetd import __version__, log
+from targetd import __version__, events, log
 from targetd.admin import commands
 from targetd.config import model
 from targetd.config.sharing_rules import sharing_of
 from targetd.config.words import counted
 from targetd.errors import TargetdError
 from targetd.master import fault_report
+from targetd.master.control import Stream
 from targetd.master.control_changes import ANSWERS as CHANGES
 from targetd.master.control_changes import ChangeAnswers, named_lun
 from targetd.master.control_counters import counters_reply
@@ -21,6 +22,9 @@ from targetd.master.reload import BY_HAND
 from targetd.master.units import sharing, transitions
 from targetd.scsi import alua, faults
 from targetd.scsi.medium_state import FAILED
+
+#: Bytes of user data of each PDU that `trace` receives: it shows none of them.
+TRACE_DATA = 0
 
 
 class ControlAnswers(object):
@@ -42,6 +46,7 @@ class ControlAnswers(object):
         counting,
         history,
         upgrade,
+        captures,
     ):
         self.loop = loop
         self.state = state
@@ -57,6 +62,7 @@ class ControlAnswers(object):
         self.counting = counting
         self.changes = ChangeAnswers(self, history)
         self.upgrade = upgrade
+        self.captures = captures
 
     def answer(self, words, arguments, client=None):
         """Execute a command of commands.TABLE by its row of ANSWERS, or of control_changes.ANSWERS.
@@ -239,6 +245,7 @@ class ControlAnswers(object):
                     'target %s is not reached through portal group %d' % (target, group)
                 )
         log.info('the administrator set portal group %d of %s to %s', group, target, word)
+        events.emit('access', target=target, group=group, state=word)
         return lambda reply: self._set_access(
             chosen,
             {str(group): alua.STATE_OF_WORD[word]},
@@ -330,6 +337,21 @@ class ControlAnswers(object):
     def _answer_stop(self):
         self.loop.call_later(0, lambda: self.stop.start_stop('targetdctl stop'))
         return commands.reply_message('targetd stops')
+
+    def _answer_capture(self, who, file, seconds=None, data=None):
+        log.info('the administrator captures %s into %s', who, file)
+        return self._stream(who, data)
+
+    def _answer_trace(self, who, seconds=None):
+        log.info('the administrator traces %s', who)
+        return self._stream(who, TRACE_DATA)
+
+    def _stream(self, who, data):
+        self.captures.check(who)
+        return Stream(
+            commands.reply_message('%s is captured' % who),
+            lambda link: self.captures.begin(link, who, data),
+        )
 
     def _answer_reopen_logs(self):
         def reopen_and_reply(reply):
@@ -463,6 +485,8 @@ ANSWERS = {
     'reload': ControlAnswers._answer_reload,
     'upgrade': ControlAnswers._answer_upgrade,
     'stop': ControlAnswers._answer_stop,
+    'capture': ControlAnswers._answer_capture,
+    'trace': ControlAnswers._answer_trace,
     'reopen-logs': ControlAnswers._answer_reopen_logs,
     'logout': ControlAnswers._answer_logout,
     'kick': ControlAnswers._answer_kick,

@@ -225,6 +225,7 @@ def _serve(path, configuration, vault, strict, whole, report, foreground):
             if whole is not None:
                 master.history.record(whole, master.state.started, 'root', 'start')
             report.send_outcome(EXIT_OK, _outcome(master))
+            master.notices.ready()
             master.run()
         finally:
             master.close()
@@ -248,6 +249,7 @@ def take_over(descriptor):
             try:
                 handover.start_serving(master, state, head['version'], writer)
                 child.name_process('targetd')
+                master.notices.ready()
                 master.run()
             finally:
                 master.close()

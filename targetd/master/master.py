@@ -16,10 +16,14 @@ import signal
 import time
 
 from targetd import log
+from targetd.config.words import counted
 from targetd.master import feasible
+from targetd.master.capture_links import Captures
 from targetd.master.control import Control
 from targetd.master.control_answers import ControlAnswers
 from targetd.master.counting import Counting
+from targetd.master.event_commands import EventCommands
+from targetd.master.exporters import Exporters
 from targetd.master.exports.exports import Exports
 from targetd.master.isns.client import IsnsClients
 from targetd.master.log_files import LogFiles
@@ -36,6 +40,7 @@ from targetd.master.processes.worker_messages import BadMessage, MessageHandlers
 from targetd.master.processes.workers import Workers
 from targetd.master.reload import Reload
 from targetd.master.server_state import ServerState
+from targetd.master.service_notices import ServiceNotices
 from targetd.master.state.history import History
 from targetd.master.state.saver import Saver
 from targetd.master.state.state_directory import StateDirectory
@@ -179,6 +184,8 @@ class Master(object):
             listeners=self.listeners,
             isns=self.isns,
         )
+        self.captures = Captures(self.workers, self.sessions, self.jobs, self.state)
+        self.sessions.hand_over = self.router.hand_over = self.captures.hand_over
         self.counting = Counting(self.loop, self.workers, self.units)
         self.units.statistics = Statistics(self.counting)
         self.reload = Reload(
@@ -211,8 +218,13 @@ class Master(object):
             counting=self.counting,
             history=self.history,
             upgrade=self.upgrade,
+            captures=self.captures,
         )
         self.control = Control(self.loop, self.answers.answer, self.state)
+        self.exporters = Exporters(self.loop, self.control, lambda: self.workers.credentials)
+        self.event_commands = EventCommands(self.jobs, self.state)
+        self.notices = ServiceNotices(self.loop, self.status_line)
+        self.reload.on_begin, self.stop.on_begin = self.notices.reload_began, self.notices.stopping
 
     def _register_handlers(self):
         """The kinds of message that workers send (channel.py), and the part that handles each."""
@@ -247,6 +259,7 @@ class Master(object):
                 'operated': self.format_sanitize.on_operated,
                 'copy-left': self.copy_guests.on_copy_left,
                 'counted': self.counting.on_counted,
+                'ring': self.captures.on_ring,
                 'hanging': self.units.hanging.on_hanging,
                 'fence-over': self.units.hanging.on_fence_over,
             }
@@ -270,6 +283,8 @@ class Master(object):
         self.throttle.allowed = server.failures_before_delay
         self.sessions.limit = server.max_sessions
         self.exports.watch.set_interval(server.media_check_interval)
+        if self._is_forking:
+            self.exporters.apply(server)
         self.workers.sandbox = feasible.sandbox_rules(self.state.configuration)
         self.workers.wanted_spares = server.spare_workers
         self.workers.limit = server.max_sessions + server.spare_workers + LOGINS_IN_PROGRESS
@@ -314,6 +329,8 @@ class Master(object):
         input and output that the server keeps."""
         self._is_forking = True
         self._request_spares()
+        self.exporters.apply(self.state.configuration.server)
+        self.event_commands.listen()
 
     def pause_workers(self):
         """Fork and assign no workers until resume_workers(): logins wait."""
@@ -328,6 +345,7 @@ class Master(object):
 
     def close(self):
         """Close and end everything, after a stop or a start that failed."""
+        self.exporters.close()
         self.isns.close()
         self.listeners.close_all()
         self.router.delayed_answers.close_all()
@@ -349,6 +367,7 @@ class Master(object):
         self.jobs.reap()
         self.saver.reap()
         self.log_files.reap()
+        self.exporters.reap()
 
     def _request_spares(self):
         """There may be a spare, or there is work for one: assign the spares, logins first, and fork
@@ -369,6 +388,16 @@ class Master(object):
 
     def _on_portal_opened(self):
         self.isns.apply_configuration(self.state.configuration)
+
+    def status_line(self):
+        """What `systemctl status` shows."""
+        waiting = self.waiting()
+        return '%s, %s, %s%s' % (
+            counted(len(self.state.configuration.targets), 'target'),
+            counted(len(self.units.by_id), 'LUN'),
+            counted(len(self.sessions.normal()), 'session'),
+            '; not served yet: %s' % '; '.join(waiting) if waiting else '',
+        )
 
     def waiting(self):
         """Sentences about the portals and LUNs of the configuration that are not served yet."""

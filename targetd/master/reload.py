@@ -66,6 +66,7 @@ class Reload(object):
         self.apply_server = apply_server
         self.history = history
         self.live_changes = LiveChanges(jobs, state)
+        self.on_begin = lambda done: done  # called with done of a reload; returns what replaces it
         self.is_opening = False  # True while child processes open stores for a reload
         self.replacements = Replacements(
             loop, state, sessions, units, exports, lambda: self.loop.call_later(0, self.check)
@@ -117,6 +118,8 @@ class Reload(object):
         except TargetdError as e:
             done(None, e)
             return
+        if not plan_only:
+            done = self.on_begin(done)
         new = loaded.configuration
         steps = model.diff(self.state.configuration, new)
         rows = [{'step': step.text, 'effect': settings.WHEN[step.when]} for step in steps]

@@ -30,6 +30,7 @@ class Stop(object):
         self.report = []
         self.failures = []
         self._timer = None
+        self.on_begin = lambda: None  # called when the stop begins
 
     def start_stop(self, why):
         """Start the stop; if it has started, go to its next stage now."""
@@ -44,6 +45,7 @@ class Stop(object):
     def _ask_for_logout(self, why):
         self.stage = 'asking'
         self.state.is_stopping = True
+        self.on_begin()
         seconds = self.state.configuration.server.stop_timeout
         sessions = self.sessions.normal()
         log.info(

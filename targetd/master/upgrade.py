@@ -193,6 +193,7 @@ class Upgrade(object):
 
     def _resume(self, why):
         self.master.resume_workers()
+        self.master.exporters.resume()
         self._end(why)
 
     # -- the end of this program -------------------------------------------------------------------
@@ -213,6 +214,7 @@ class Upgrade(object):
                 return outcome['failed']
             self.master.loop.raise_again()
             options = ['-c', path, '--take-over', str(kept[0])]
+            self.master.exporters.stop_and_wait()
             os.execv(command[0], command + options)
         except OSError as e:
             return 'the new program cannot be started: %s' % e.strerror

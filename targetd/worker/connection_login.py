@@ -64,7 +64,7 @@ def serve_connection(worker, sock, order, members):
     where = order['connection']
     sock.setblocking(True)
     set_timeouts(sock, 0, worker.configuration.server.login_timeout)
-    login = _Login(worker, sock, where, members, _session_values(order))
+    login = _Login(worker, sock, where, members, _session_values(order), order['tap'])
     try:
         connection = login.login()
     except (LoginEnded, OSError) as e:
@@ -106,6 +106,8 @@ def run_connection(connection, members, where):
         connection.cid,
         why,
     )
+    if not connection.ended_quietly:
+        connection.worker.captures.on_trouble('a connection ended without a logout', True)
     return why, connection.ended_quietly
 
 
@@ -126,7 +128,7 @@ def _go_on(worker, sock, connection, members, where):
     return run_connection(connection, members, where)
 
 
-def begin_connection(worker, sock, where, session, members, start):
+def begin_connection(worker, sock, where, session, members, start, tap=None):
     """Make the Connection of a login that is over, and send the last response of the login. Raises
     OSError."""
     interval, count = keepalive_of(worker.configuration, session.target_name)
@@ -145,16 +147,18 @@ def begin_connection(worker, sock, where, session, members, start):
         start.values,
         where['peer'],
     )
+    connection.where = where
     connection.peer_address = where['peer'][0]
     connection.local_address = where['local'][0]
     # the connection is added before the last login response, but sends nothing before it
     with connection.outbox.held():
         members.add(connection)
         try:
-            send_pdus(sock, [start.response])
+            send_pdus(sock, [start.response], tap)
         except OSError:
             members.remove(connection)
             raise
+    worker.captures.added(connection, tap)
     return connection
 
 
@@ -166,8 +170,10 @@ def keepalive_of(configuration, target_name):
     return server.nop_interval if interval is None else interval, server.nop_count
 
 
-def send_pdus(sock, pdus):
+def send_pdus(sock, pdus, tap=None):
     """Send the PDUs of a login. Raises OSError."""
+    if tap is not None:
+        tap.login_sent(pdus)
     for one in pdus:
         data = bytes(one.data)
         sock.sendall(one.encode() + data + bytes(-len(data) % 4))
@@ -181,7 +187,7 @@ def shown(where):
 class _Login(object):
     """The login of one connection. where: {peer: [address, port], local: [address, port], group}."""
 
-    def __init__(self, worker, sock, where, members, session_values):
+    def __init__(self, worker, sock, where, members, session_values, tap):
         self.session = None  # the session that the connection has begun
         self._worker = worker
         self._members = members
@@ -190,6 +196,7 @@ class _Login(object):
         self._framer = Framer(LOGIN_DATA_SEGMENT, batch_bytes=2 * (LOGIN_DATA_SEGMENT + 1068))
         self._pending = []
         self._has_received = False  # the first bytes were there when the master sent the socket
+        self._tap = tap  # worker.capturing.Tap, or None
         self._deadline = time.monotonic() + worker.configuration.server.login_timeout
         self._expected = None  # the CID that `members` expects
         self._chap = None
@@ -315,6 +322,7 @@ class _Login(object):
                 self._framer.remaining_bytes(),
                 response,
             ),
+            self._tap,
         )
 
     # -- the socket ---------------------------------------------------------------------------
@@ -338,6 +346,8 @@ class _Login(object):
                 raise LoginEnded('the initiator closed the connection during login')
             self._received(count)
         fields, ahs, data = self._pending.pop(0)
+        if self._tap is not None:
+            self._tap.login_received(fields, ahs, data)
         return self._decoded(fields, ahs, data)
 
     def _received(self, count):
@@ -357,4 +367,4 @@ class _Login(object):
         return request
 
     def _send(self, pdus):
-        send_pdus(self._socket, pdus)
+        send_pdus(self._socket, pdus, self._tap)

@@ -57,7 +57,9 @@ def _begin(worker, sock, order, members, session, response):
     start = Start(
         cid, serial.add(response.stat_sn, 1), order['login']['declared'], values, b'', response
     )
-    return begin_connection(worker, sock, order['connection'], session, members, start)
+    return begin_connection(
+        worker, sock, order['connection'], session, members, start, order['tap']
+    )
 
 
 def _refuse(sock, response, error):

@@ -1,6 +1,6 @@
 """The latencies of commands, and the counters of a session as the master receives them.
 
-May import scsi. One batch of commands in many is measured (Connection._act_and_measure): from its
+May import scsi. One batch of commands in many is measured (worker.connection.measuring): from its
 arrival until the replies are handed to the kernel, or, for a command that waits for Data-Out, for an
 executor thread or for the master, until its reply is queued.
 """

@@ -24,6 +24,7 @@ from targetd.channel import ChannelClosed
 from targetd.scsi import sam
 from targetd.scsi.sense import ABORTED_COMMAND, CheckCondition, StatusReturned, unit_not_supported
 from targetd.worker import connection_login, erasing, joining
+from targetd.worker.capturing import Captures
 from targetd.worker.connection.blocking import TakenOver
 from targetd.worker.connection.replies import MasterAnswer
 from targetd.worker.connection.task_ordering import Ordering
@@ -73,7 +74,7 @@ class Worker(object):
         self.numbering = threading.Lock()
         self.connections = []
         self.write_buffers = WriteBuffers()
-        self.latency = Latency()
+        self.latency, self.captures = Latency(), Captures(self)
         self.members = Members(self)
         self.watch = Watch(self)
         self.session = None
@@ -95,6 +96,7 @@ class Worker(object):
             'retire': self._retire,
             'join': self._join,
             'operate': self._operate,
+            'capture': self.captures.order,
             'count': lambda message, _: report_counters(self, message['id']),
         }
 
@@ -116,6 +118,7 @@ class Worker(object):
 
     def _serve(self, message, descriptors):
         self._is_serving = True
+        message['tap'] = self.captures.new_tap(message, descriptors)
         sock, serve = socket.socket(fileno=descriptors[0]), connection_login.serve_connection
         self._serve_connection((sock, self.members, serve, (message, self.members)))
 
@@ -135,6 +138,7 @@ class Worker(object):
 
         The session may have ended while the order was sent, and the worker may already serve the
         next one, whose state the connection must not touch."""
+        message['tap'] = self.captures.new_tap(message, descriptors)
         members = self.members  # read first: _become_spare, in another thread, resets it last
         session = self.session
         if session is None or session.tsih != message['tsih']:
@@ -393,7 +397,7 @@ class Worker(object):
             return
         task.sent_to_master = True
         words = dict(change.arguments, unit=self.replica.unit_id(task.unit))
-        self.ask_master(change.kind, lambda answer: complete(task, _master_answer(answer)), **words)
+        self.ask_master(change.kind, lambda a: complete(task, MasterAnswer.of(a)), **words)
 
     def ask_reset(self, function, lun_field, done):
         """Send a task management function that concerns other nexuses too to the master;
@@ -403,7 +407,7 @@ class Worker(object):
             done(MasterAnswer(sam.GOOD, b'', None))
             return
         self.ask_master(
-            'reset', lambda answer: done(_master_answer(answer)), function=function, unit=unit_id
+            'reset', lambda a: done(MasterAnswer.of(a)), function=function, unit=unit_id
         )
 
     def unit_failed(self, unit_id, text):
@@ -491,6 +495,7 @@ class Worker(object):
         log.report_suppressed(0)
         is_quiet = self.tasks is None or self._wait_until_quiet()
         report_counters(self, FINAL)
+        self.captures.close()
         if in_order and is_quiet and not self._retiring and self._sessions_left > 0:
             self._sessions_left -= 1
             self._become_spare()
@@ -530,15 +535,6 @@ class Worker(object):
     def text_exchange(self, connection):
         """Return a TextExchange for this connection."""
         return TextExchange(self.policies, connection)
-
-
-def _master_answer(message):
-    sense, data = message.get('sense'), message.get('data')
-    return MasterAnswer(
-        message.get('status', sam.BUSY),
-        bytes.fromhex(sense) if sense else b'',
-        bytes.fromhex(data) if data else None,
-    )
 
 
 def run_worker(channel, configuration):

@@ -32,15 +32,16 @@ def _is_list(value):
 #: Order -> (number of descriptors that it needs, {field: check}). A name with '?' may be absent.
 # fmt: off
 ORDERS = {
-    'serve':   (1, {'connection': _is_object, '?session_values': _is_object}),
+    'serve':   (1, {'connection': _is_object, '?session_values': _is_object, '?capture': _is_number}),
     'join':    (1, {'connection': _is_object, 'tsih': _is_number, 'cid': _is_number, 'keys': _is_object,
-                    'login': _is_object}),
+                    'login': _is_object, '?capture': _is_number}),
     'answer':  (0, {'id': _is_number}),
     'change':  (0, {'id': _is_number, 'unit': _is_text}),
     'units':   (0, {'id': _is_number, '?add': _is_list, '?remove': _is_list, '?replace': _is_list}),
     'operate': (0, {'operation': _is_object, 'store': _is_object}),
     'logout':  (0, {'seconds': _is_positive}),
     'check-connections': (0, {'id': _is_number}),
+    'capture': (1, {'tsih': _is_number, 'data': _is_number}),
     'count':   (0, {'id': _is_number}),
     'end':     (0, {'why': _is_text}),
     'retire':  (0, {}),

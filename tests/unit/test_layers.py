@@ -24,7 +24,7 @@ FILES = python_files('targetd')
 #: Standard and third-party modules that only some modules may import: module -> the packages, base
 #: files and single modules that may import it.
 ONLY_IN = {
-    'socket': {'master', 'worker', 'channel', 'admin', 'rehearsal', 'kernel_crc32c'},
+    'socket': {'master', 'worker', 'channel', 'admin', 'rehearsal', 'pcapng', 'kernel_crc32c'},
     'threading': {'worker', 'channel'},
     '_thread': set(),
     'concurrent': set(),
@@ -32,7 +32,7 @@ ONLY_IN = {
     'asyncio': set(),
     'configobj': {'config.loader'},
     'validate': {'config.loader'},
-    'psutil': {'host.network'},
+    'psutil': {'host.network', 'host.process_usage'},
     'cryptography': {'xts'},
 }
 

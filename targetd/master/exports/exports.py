@@ -15,7 +15,7 @@ another number does not rename the disk.
 
 import os
 
-from targetd import log
+from targetd import events, log
 from targetd.errors import StoreError, TargetdError
 from targetd.host import identity
 from targetd.master.exports.known_media import KnownMedia
@@ -358,8 +358,7 @@ class Exports(object):
     # -- space -------------------------------------------------------------------------------------
 
     def check_space(self):
-        """Checks the thin provisioning thresholds of all units. A timer does it, so that no command
-        is slower because of it."""
+        """Checks the thin provisioning thresholds of all units, by a timer, which delays no command."""
         for unit in list(self.units.by_id.values()):
             if unit.facts.get('threshold_exponent') and modes.thresholds(unit.shared.modes):
                 self._count_space(unit)
@@ -377,6 +376,7 @@ class Exports(object):
             unit, transitions.space_counted(unit.shared, available // size, used // size)
         )
         if set(unit.shared.crossed or ()) - set(was):
+            events.emit('space_low', unit=unit.id, path=unit.store.path, available=available)
             log.warning(
                 'unit %s: a thin provisioning threshold is reached: %d bytes are available to %s, which '
                 'uses %d bytes',

@@ -85,6 +85,10 @@ class LoginRouter(object):
         self.loop = loop
         self.state = state
         self.workers = workers
+        # sends an order with a connection of this address (master.capture_links)
+        self.hand_over = lambda worker, order, descriptors, address: workers.send(
+            worker, order, descriptors
+        )
         self.sessions = sessions
         self.authentication = authentication
         self.connections = connections
@@ -214,7 +218,7 @@ class LoginRouter(object):
         session = self.sessions.by_tsih.get(pending.header.tsih)
         if session is not None and session.nexus is not None and session.ended_why is None:
             order['session_values'] = session.keys
-        self.workers.send(worker, order, [sock.fileno()])
+        self.hand_over(worker, order, [sock.fileno()], pending.peer[0])
 
     # -- outcomes of logins ------------------------------------------------------------------------
 

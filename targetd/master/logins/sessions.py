@@ -20,7 +20,7 @@ import random
 import re
 import time
 
-from targetd import log
+from targetd import events, log
 from targetd.iscsi import const
 from targetd.master.logins import joins
 from targetd.master.logins.admission import Refused
@@ -108,6 +108,10 @@ class Sessions(object):
         self.serve_units = serve_units
         self.send = send
         self.kill = kill
+        # sends an order with a connection of this address (master.capture_links)
+        self.hand_over = lambda worker, order, descriptors, address: send(
+            worker, order, descriptors
+        )
         self.clock = clock
         self.by_nexus = {}
         self.by_tsih = {}
@@ -206,7 +210,7 @@ class Sessions(object):
             session.tsih,
             origin=claim['peer'][0],
         )
-        self.send(session.worker, order, [connection.socket.fileno()])
+        self.hand_over(session.worker, order, [connection.socket.fileno()], claim['peer'][0])
         self._answer_granted(worker, claim, session, {'units': []}, ())
 
     def _answer_granted(self, worker, claim, session, words, descriptors):
@@ -294,6 +298,8 @@ class Sessions(object):
             worker.pid,
             origin=claim['peer'][0],
         )
+        if nexus is not None:
+            events.emit('login', session=session.tsih, **_who(session, claim['peer']))
         self._answer_granted(worker, claim, session, {'units': units, 'more': more}, descriptors)
 
     def _free_tsih(self):
@@ -341,6 +347,13 @@ class Sessions(object):
             ' with status %02X%02X' % status if status else '',
             why,
             origin=peer[0],
+        )
+        events.emit(
+            'refusal',
+            initiator=initiator_name or '',
+            target=target_name or 'discovery',
+            address=peer[0],
+            why=why,
         )
         self.refusals.append(
             {
@@ -453,6 +466,15 @@ class Sessions(object):
         claims, self.waiting_claims = self.waiting_claims, []
         for waiting in claims:
             self._process(waiting)
+
+
+def _who(session, peer):
+    return {
+        'initiator': session.initiator_name,
+        'target': session.nexus.target_name,
+        'address': peer[0],
+        'account': session.account,
+    }
 
 
 def check_claim_fields(message):

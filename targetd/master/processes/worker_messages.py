@@ -81,6 +81,7 @@ REPORTS = {
     'progress':    {'position': _is_number, '?lasting': _is_flag},
     'operated':    {'?failed': _is_text},
     'counted':     {'id': _is_number, 'units': _is_list, 'more': _is_flag},
+    'ring':        {'tsih': _is_number, 'why': _is_text, 'data': _is_text},
     'hanging':     {'unit': _is_text, 'commands': _is_number, '?command': _is_text,
                     '?lba': _is_number_or_null, '?milliseconds': _is_number},
     'fence-over':  {'unit': _is_text},

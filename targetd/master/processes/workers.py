@@ -15,7 +15,7 @@ import signal
 import time
 
 from targetd import channel as channels
-from targetd import compat, log
+from targetd import compat, events, log
 from targetd.channel import ChannelClosed, MalformedFrame
 from targetd.master.processes import child
 from targetd.master.processes.loop import READ, WRITE
@@ -400,6 +400,8 @@ class Workers(object):
         self._close_channel(worker)
         failed = status != 0 and worker.ending is None
         if failed or worker.ending is not None:
+            if not self.stopping:
+                events.emit('worker_died', process=worker.pid, why=worker.ending or death(status))
             log.warning(
                 'worker %d %s%s',
                 worker.pid,

@@ -2,7 +2,7 @@
 every LOG_SECONDS for that unit and kind, which says how many there were.
 """
 
-from targetd import log
+from targetd import events, log
 from targetd.scsi import faults
 
 LOG_SECONDS = 60.0
@@ -23,6 +23,14 @@ class FaultLog(object):
             count = self._waiting[key][0] + note.get('count', 1)
             self._waiting[key] = [count, note, nexus.initiator_name]
             return
+        events.emit(
+            'disk_error',
+            unit=unit.id,
+            path=unit.lun.backing_store,
+            why=key[1],
+            place=_place(unit, note),
+            initiator=nexus.initiator_name,
+        )
         log.error(
             'unit %s (%s): %s at %s, for %s; the unit is degraded until you run '
             '"targetdctl acknowledge %s"',

@@ -14,7 +14,7 @@ and carry whole states.
 import functools
 import time
 
-from targetd import log
+from targetd import events, log
 from targetd.master.state.saver import DirectSaver, OutcomeUnknown
 from targetd.master.units import fault_transitions, shared_state, sharing, transitions
 from targetd.master.units.acknowledgements import Acknowledgements
@@ -271,6 +271,7 @@ class Replication(object):
             return
         failure_flags.set_flag(unit.store.flag)  # no flush of any session succeeds from now on
         self.apply_decision(unit, transitions.medium_failed(unit.shared, why))
+        events.emit('failed', unit=unit.id, path=unit.lun.backing_store, why=why)
         log.error(
             'unit %s (%s) FAILED: %s. Data that was acknowledged may be lost. Writes and flushes are '
             'refused, also after a restart, until you check the disk and run "targetdctl acknowledge '

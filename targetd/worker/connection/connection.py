@@ -25,10 +25,12 @@ from targetd.iscsi.framing import BATCH_BYTES, BHS, DIGEST_ERROR, Framer
 from targetd.iscsi.session import WINDOW
 from targetd.iscsi.transfer import Transfer
 from targetd.scsi import sam
+from targetd.scsi.counters import ERROR_KEYS
 from targetd.scsi.sense import HARDWARE_ERROR, CheckCondition, StatusReturned
 from targetd.worker.connection.blocking import Blocking
 from targetd.worker.connection.busy_poll import FEW, busy_poll
 from targetd.worker.connection.data_out import UNEXPECTED_SENSE, DataOut
+from targetd.worker.connection.measuring import MEASURED_BATCHES, act_and_measure
 from targetd.worker.connection.outbox import Outbox
 from targetd.worker.connection.replies import reply_pdus
 from targetd.worker.connection.requests import Requests
@@ -45,10 +47,6 @@ SEND_NOW_BYTES = 64 << 10
 
 #: When more replies than this are queued by reply(), they are sent before the next command is run.
 _QUEUE_LENGTH = 256
-
-#: The latency is measured of the batches that arrive while ExpCmdSN is a multiple of this. It is a
-#: prime, so that batches of equal size are measured too.
-MEASURED_BATCHES = 61
 
 _TCP_ESTABLISHED = 1  # tcpi_state, the first byte of the TCP_INFO of Linux
 
@@ -78,6 +76,7 @@ class Connection(object):
     port]."""
 
     transfer_class = Transfer
+    tap = None  # worker.capturing.Tap, if the connection is or was captured
     keeps_tasks = False  # its tasks may be reassigned after it has ended (ErrorRecoveryLevel 2)
 
     def __init__(
@@ -189,25 +188,9 @@ class Connection(object):
             self._act(count)
             self.outbox.drain()
         else:
-            self._act_and_measure(count)
+            act_and_measure(self, self._act, count)
         if self._group_commit.due:
             self._flush_what_is_due()
-
-    def _act_and_measure(self, count):
-        """As _act() and drain(); measures the latency of the first command of the batch. If it is
-        retained, finish() does so. [connection]"""
-        arrived = monotonic()
-        self._act(count)
-        self.outbox.drain()
-        command = next((f for f, _, _ in self._batch if f[0] & 0x3F == const.SCSI_COMMAND), None)
-        if command is None or self.session.held:
-            return
-        task = self.session.tasks.get(command[5])
-        if task is not None:
-            task.arrived = arrived
-        elif self.worker.device is not None:
-            unit = self.worker.device.unit(command[4])
-            self.worker.latency.note(unit, command[1] & _READ, monotonic() - arrived)
 
     def release_memory(self):
         """The initiator is silent: release the data of the last commands and the buffers of writes.
@@ -506,6 +489,9 @@ class Connection(object):
 
     def reply(self, task, outcome):
         """Queue a reply that may have a residual, sense data or a status other than GOOD. [any]"""
+        captures = self.worker.captures
+        if captures.ring is not None and getattr(outcome, 'key', None) in ERROR_KEYS:
+            captures.on_trouble('a command ended with an error')
         self.outbox.put_pdus(reply_pdus(task, outcome, self.values), task.cmd_sn is not None)
         if len(self._queue) > _QUEUE_LENGTH:
             self.drain_or_stop()

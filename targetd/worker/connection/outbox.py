@@ -129,6 +129,12 @@ class Outbox(object):
         """Return a context manager that holds back all sending."""
         return self._lock
 
+    def replace_socket(self, make):
+        """Send through make(the present socket) from now on. Called within held(); does nothing if
+        the connection has ended."""
+        if self._socket is not _DiscardingSocket:
+            self._socket = make(self._socket)
+
     def discard(self):
         """The connection has ended and its socket is shut down: entries that are queued now or
         later only advance the command window."""

@@ -43,6 +43,16 @@ class MasterAnswer(object):
         self.sense = sense
         self.data = data
 
+    @classmethod
+    def of(cls, message):
+        """The answer in a message of the master; without a status, BUSY."""
+        sense, data = message.get('sense'), message.get('data')
+        return cls(
+            message.get('status', sam.BUSY),
+            bytes.fromhex(sense) if sense else b'',
+            bytes.fromhex(data) if data else None,
+        )
+
 
 def _status_sense_data(task, outcome):
     """Return (status, sense bytes, data or None)."""

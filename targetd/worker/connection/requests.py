@@ -133,6 +133,7 @@ class Requests(object):
         if not self._connection.is_due(fields, ahs, data):
             return
         request = pdu.TaskManagementRequest.decode(BHS.pack(*fields))
+        self._connection.worker.captures.on_trouble('the initiator sent a task management request')
         log.info(
             '%s: %s%s',
             self._session.initiator_name,

@@ -21,7 +21,7 @@ def unit(lun=0, state='ready', size=1 << 30, errors=0):
     }
 
 
-def snapshot(units=None, target_state='ready', portals=('open',), state='running'):
+def snapshot(units=None, target_state='ready', portals=('open',), state='running', counters=()):
     return Snapshot(
         {'version': '0.1.0', 'sessions': '2', 'spare workers': '1', 'state': state},
         [{'target_name': NAME, 'state': target_state, 'sessions': 2}],
@@ -36,6 +36,7 @@ def snapshot(units=None, target_state='ready', portals=('open',), state='running
             }
             for number, each in enumerate(portals, 1)
         ],
+        list(counters),
     )
 
 
@@ -138,3 +139,31 @@ def test_metrics_escape_labels():
 
 def test_metrics_of_no_server():
     assert monitoring.metrics(None).splitlines()[-1] == 'targetd_up 0'
+
+
+def counted(lun, reads, read_latencies=()):
+    row = dict.fromkeys(('writes', 'bytes_written', 'others', 'errors', 'unfinished'), 0)
+    row.update(target_name=NAME, lun=lun, reads=reads, bytes_read=reads * 512)
+    row.update(read_latencies=[list(p) for p in read_latencies], other_latencies=[])
+    return row
+
+
+def test_counters_of_a_unit_are_summed_over_sessions():
+    text = monitoring.metrics(snapshot(counters=[counted(0, 3), counted(0, 4), counted(1, 5)]))
+    assert 'targetd_unit_reads_total{lun="0",target="%s"} 7\n' % NAME in text
+    assert 'targetd_unit_read_bytes_total{lun="1",target="%s"} 2560\n' % NAME in text
+
+
+def test_the_histogram_is_cumulative_and_complete():
+    text = monitoring.metrics(snapshot(counters=[counted(0, 9, [(10, 5), (60, 3), (120, 1)])]))
+    found = re.findall(r'_bucket\{kind="read",.*le="([^"]*)"\} (\d+)', text)
+    counts = [int(count) for _, count in found]
+    assert counts == sorted(counts) and found[-1] == ('+Inf', '9') and counts[0] > 0
+    assert '_count{kind="read",lun="0",target="%s"} 9\n' % NAME in text
+
+
+def test_the_status_file_ends_with_the_problems():
+    text = monitoring.status(snapshot([unit(state='degraded: 3 errors')]))
+    assert 'sessions: 2\n' in text and 'severity: WARNING\n' in text
+    assert text.endswith('problem: %s/0 is degraded: 3 errors\n' % NAME)
+    assert monitoring.status(None) == 'state: not running\n'

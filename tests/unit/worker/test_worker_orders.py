@@ -15,6 +15,7 @@ SAMPLES = {
     'operate': {'operation': {}, 'store': {}},
     'logout': {'seconds': 1.5},
     'check-connections': {'id': 1},
+    'capture': {'tsih': 1, 'data': 16},
     'count': {'id': 1},
     'end': {'why': 'targetd stops', 'reason': 'stopped'},
     'retire': {},
