@@ -306,6 +306,7 @@ def test_without_psutil_the_server_serves_and_says_what_is_missing(daemon, sessi
         daemon.text.portal('192.0.2.1:3260')  # an address that this host does not have
     daemon.target()
     daemon.start()
+    daemon.logged('psutil is not installed')  # after the portals are open
     assert daemon.log.count('psutil is not installed') == 1
     assert sessions(daemon).report_luns() == [0]
     assert TARGET in daemon.control('show', 'targets')
