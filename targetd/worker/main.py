@@ -1,10 +1,10 @@
 """A worker process: its control thread, which executes the master's orders, and the state that its
 connections share.
 
-The control thread is the main thread of the process. It reads the channel and blocks on nothing
-else, except on `working` of the session (for at most one batch) when an abort must find no command
-half done. Each connection has its own thread, which waits for an answer of the master only during
-login. When the channel ends, the process ends.
+The control thread is the main thread of the process. It reads the channel and does the logins: while
+one waits for its initiator, the orders of the master are executed. It blocks on nothing else, except
+on `working` of the session (for at most one batch) when an abort must find no command half done. Each
+connection in full feature phase has its own thread. When the channel ends, the process ends.
 
      spare --serve--> login --claim granted--> full feature phase --over--> report ended, exit
        ^                |                            | (discovery, or a session that ended by a logout)

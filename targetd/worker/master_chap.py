@@ -1,6 +1,6 @@
 """CHAP of a login, done by the master: a worker has no secrets (ARCHITECTURE D20).
 
-May import iscsi. Everything runs in the connection's thread, which waits for the master.
+May import iscsi. Everything runs in the control thread, which waits for the master.
 """
 
 from targetd.iscsi import chap, const
