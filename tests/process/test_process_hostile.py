@@ -283,16 +283,18 @@ def test_the_vault_finds_secrets_and_forgets_them(tmp_path):
         % (tmp_path, DISK, '\n'.join(OPEN + BOTH))
     )
     path.chmod(0o600)
-    configuration, kept, _ = vault.load(str(path))
-    again, other, _ = vault.load(str(path), kept)
-    assert again.targets == configuration.targets  # the labels are the same
-    (_, first), (_, second) = configuration.targets[DISK].accounts
+    loaded = vault.load(str(path))
+    kept = loaded.vault
+    again = vault.load(str(path), kept)
+    # the labels are the same
+    assert again.configuration.targets == loaded.configuration.targets
+    (_, first), (_, second) = loaded.configuration.targets[DISK].accounts
     with kept.opened() as find:
         assert (bytes(find(first)), bytes(find(second))) == (SECRET.encode(), OTHER_SECRET.encode())
         with pytest.raises(KeyError):
             find('00' * 32)
-    kept.close()
-    other.close()
+    loaded.close()
+    again.close()
 
 
 # -- the sandbox -----------------------------------------------------------------------------------
