@@ -19,7 +19,8 @@ from targetd.errors import EXIT_FAILURE, EXIT_OK, EXIT_USAGE, TargetdError
 
 UNITS = ('bytes', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB', 'EiB')
 
-#: Commands of targetctl, the tool of LIO (the Linux kernel's target). An administrator who types
+#: Commands of targetctl, the tool of LIO (the Linux kernel's target); its `restore` has at most one
+#: argument, and that of targetdctl two. An administrator who types
 #: one of them has probably confused the two programs, so the error explains the difference.
 LIO_COMMANDS = ('save', 'restore', 'clear')
 
@@ -265,7 +266,10 @@ def lio_command(arguments):
     options = argparse.ArgumentParser(prog='targetdctl', add_help=False)
     _add_common(options)
     _, words = options.parse_known_args(arguments)
-    return words[0] if words and words[0] in LIO_COMMANDS else None
+    if not words or words[0] not in LIO_COMMANDS:
+        return None
+    is_ours = words[0] == 'restore' and (len(words) > 2 or '--help' in words or '-h' in words)
+    return None if is_ours else words[0]
 
 
 def _secret(row, parsed):

@@ -2,7 +2,8 @@
 master are derived from this table.
 
 Pure, so that the master may import it; the rows of the commands that change the configuration are in
-change_commands, those that show what happens now in watch_commands. Each request and each reply on
+change_commands, those that show what happens now in watch_commands, further ones in view_commands and
+image_commands. Each request and each reply on
 the control socket is one line of JSON in UTF-8 that ends with a newline:
 
   request  {"command": "end", "session": 3}             the command's name; its arguments by name
@@ -19,7 +20,7 @@ the process ends, and the client waits for the end of the connection.
 
 import json
 
-from targetd.admin import change_commands, watch_commands
+from targetd.admin import change_commands, image_commands, view_commands, watch_commands
 from targetd.admin.command_rows import WIDE, Argument, columns, command
 
 MAXIMUM_REQUEST = 64 << 10  # bytes of one line, newline included
@@ -64,10 +65,10 @@ TABLE = (
              'One line per kind of error since the last "acknowledge": the access and the error of '
              'the operating system, how often, and of the latest: the LBA, the initiator and the '
              'time. Then one line per range of blocks that could not be read and have not been '
-             'rewritten since; at most 256 ranges are recorded.',
+             'rewritten since; at most 256 ranges are recorded. Without an argument: of all units.',
              arguments=[
-                 Argument('unit', 'text', True, 'the first column of "show units", or TARGET/LUN')],
-             columns=columns(('what', 'WHAT'), ('count', 'COUNT'), ('first', 'LBA'),
+                 Argument('unit', 'text', False, 'only of this unit: TARGET/LUN')],
+             columns=columns(('unit', 'UNIT'), ('what', 'WHAT'), ('count', 'COUNT'), ('first', 'LBA'),
                               ('last', 'LAST-LBA'), ('initiator_name', 'INITIATOR'),
                               ('time', 'TIME')),
              empty='no error is recorded'),
@@ -98,15 +99,17 @@ TABLE = (
                               ('set_by', 'SET-BY'), ('sessions', 'SESSIONS')),
              empty='no target reports ALUA states'),
     command('why', 'explain why logins were refused, and what the user of the initiator sees',
-             'The last refused logins, newest first, with the rule that refused each of them and '
-             'the message that Windows shows. With an address: only logins from that address.',
-             arguments=[Argument('address', 'text', False, 'only logins from this address')],
-             columns=columns(('time', 'TIME'), ('address', 'ADDRESS'),
-                              ('initiator_name', 'INITIATOR'),
-                              ('target_name', 'TARGET'), ('status', 'STATUS'), ('why', 'WHY'),
-                              ('windows', 'WINDOWS-SHOWS'),
-                              ('look_at', 'LOOK-AT')),
-             empty='no login was refused', records=True),
+            'The last refused logins, newest first, with the rule that refused each of them and '
+            'the message that Windows shows. With an argument: only logins from that address, of that '
+            'initiator, or to that target; with two, those to which both apply.',
+            arguments=[Argument('who', 'text', False, 'an address, or the name of an initiator or a target'),
+                       Argument('target', 'text', False, 'the name of a target')],
+            columns=columns(('time', 'TIME'), ('address', 'ADDRESS'),
+                            ('initiator_name', 'INITIATOR'),
+                            ('target_name', 'TARGET'), ('status', 'STATUS'), ('why', 'WHY'),
+                            ('windows', 'WINDOWS-SHOWS'),
+                            ('look_at', 'LOOK-AT')),
+            empty='no login was refused', records=True),
     command('reload', 'read the configuration again and apply the changes',
              'The whole configuration is checked first. If it contains an error, all errors are '
              'shown and nothing changes. Sessions continue: a change that needs a logout, such as '
@@ -259,7 +262,7 @@ TABLE = (
                           'also test persistent reservations as the cluster validation does, on disks '
                           'without registrations')],
              local=True),
-) + change_commands.TABLE + watch_commands.TABLE
+) + view_commands.TABLE + change_commands.TABLE + image_commands.TABLE + watch_commands.TABLE
 # fmt: on
 
 

@@ -8,7 +8,7 @@ function of the parsed arguments that returns a reply as in admin.commands; it m
 import sys
 import time
 
-from targetd.admin import exporter, live_table, monitoring, windows
+from targetd.admin import exporter, image_answers, live_table, monitoring, windows
 from targetd.admin.protocol import NotRunning, default_socket, send_request
 from targetd.admin.rates import BY, Sample, statistics
 from targetd.errors import TargetdError
@@ -206,6 +206,9 @@ def contents(path):
 #: Words of a local command -> function of the parsed arguments that returns the reply. Complete for every
 #: row of commands.TABLE that is local; a test compares them.
 ANSWERS = {
+    'create': image_answers.answer_create,
+    'snapshot': image_answers.answer_snapshot,
+    'restore': image_answers.answer_restore,
     'disks': answer_disks,
     'import': answer_import,
     'rehearse': answer_rehearse,

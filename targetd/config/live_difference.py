@@ -46,7 +46,8 @@ def difference(hand, wanted):
     found = []
     for key, section in new.items():
         if key in old:
-            changed = _changed(old[key], section, None, None)
+            is_same = old[key] == section  # of a thousand sections most are
+            changed = None if is_same else _changed(old[key], section, None, None)
             found += [changed] if changed else []
         else:
             found.append(_added(section))

@@ -6,7 +6,7 @@ import os
 
 from targetd import __version__, events, log
 from targetd.admin import commands
-from targetd.config import model
+from targetd.config import explain, model
 from targetd.config.sharing_rules import sharing_of
 from targetd.config.words import counted
 from targetd.errors import TargetdError
@@ -15,6 +15,8 @@ from targetd.master.control import Stream
 from targetd.master.control_changes import ANSWERS as CHANGES
 from targetd.master.control_changes import ChangeAnswers, named_lun
 from targetd.master.control_counters import counters_reply
+from targetd.master.control_views import ANSWERS as VIEWS
+from targetd.master.control_views import ViewAnswers
 from targetd.master.fault_report import state_of, when
 from targetd.master.live_changes import Cause
 from targetd.master.logins.portals import plain
@@ -63,6 +65,7 @@ class ControlAnswers(object):
         self.changes = ChangeAnswers(self, history)
         self.upgrade = upgrade
         self.captures = captures
+        self.views = ViewAnswers(self, history)
 
     def answer(self, words, arguments, client=None):
         """Execute a command of commands.TABLE by its row of ANSWERS, or of control_changes.ANSWERS.
@@ -74,6 +77,8 @@ class ControlAnswers(object):
         arguments = {name.replace('-', '_'): value for name, value in arguments.items()}
         if words in CHANGES:
             return CHANGES[words](self.changes, client, **arguments)
+        if words in VIEWS:
+            return VIEWS[words](self.views, client, **arguments)
         if words == 'reload':
             arguments['client'] = client
         return ANSWERS[words](self, **arguments)
@@ -170,6 +175,7 @@ class ControlAnswers(object):
             'pending': pending,
             'read_only': bool(unit.facts.get('read_only'))
             or unit.shared.in_force == faults.READ_ONLY,
+            'atomic_writes': unit.atomic is not None,
             'encrypted': bool(unit.facts.get('encrypted')),
             'reserved_by': reserved_by(unit.shared.reservations),
             'sessions': len(unit.workers),
@@ -281,18 +287,22 @@ class ControlAnswers(object):
         for unit, decision in decisions:
             self.units.apply_and_flush(unit, decision, lambda error, unit=unit: done(unit, error))
 
-    def _answer_why(self, address=None):
+    def _answer_why(self, who=None, target=None):
         rows = [
             dict(entry, time=when(entry['when']))
             for entry in reversed(self.sessions.refusals)
-            if address is None or plain(address) == entry['address']
+            if _is_about(entry, who) and (target is None or entry['target_name'] == target.lower())
         ]
         rows += [
             row
             for row in self._left_out_rows()
-            if address is None or plain(address) == row['address']
+            if _is_about(row, who) and (target is None or row['target_name'] == target.lower())
         ]
-        return commands.reply_rows(rows)
+        named = self.state.configuration.targets.get((target or who or '').lower())
+        text = named and 'target %s %s' % (named.name, explain.admission(named))
+        if text and not rows:
+            text = 'no login was refused; ' + text
+        return commands.reply_rows(rows, text)
 
     def _left_out_rows(self):
         """Rows of `why` about the LUNs that sessions do not see because of other initiators."""
@@ -365,7 +375,8 @@ class ControlAnswers(object):
 
         return reopen_and_reply
 
-    def _session(self, number):
+    def session(self, number):
+        """The SessionRecord of this number. Raises TargetdError."""
         session = self.sessions.by_tsih.get(number)
         if session is None:
             raise TargetdError(
@@ -374,7 +385,7 @@ class ControlAnswers(object):
         return session
 
     def _answer_logout(self, session, seconds=None):
-        session, seconds = self._session(session), 10 if seconds is None else seconds
+        session, seconds = self.session(session), 10 if seconds is None else seconds
         self.sessions.logout_session(
             session, seconds, 'the administrator asked it to log out and it did not'
         )
@@ -408,7 +419,7 @@ class ControlAnswers(object):
         )
 
     def _answer_end(self, session):
-        session = self._session(session)
+        session = self.session(session)
         log.info(
             'session %d of %s is ended by the administrator', session.tsih, session.initiator_name
         )
@@ -424,8 +435,11 @@ class ControlAnswers(object):
             raise TargetdError('there is no unit %s; targetdctl show units lists them' % text)
         return found
 
-    def _answer_show_errors(self, unit):
-        return commands.reply_rows(fault_report.error_rows(self.unit(unit)))
+    def _answer_show_errors(self, unit=None):
+        units = self.units.by_id.values() if unit is None else [self.unit(unit)]
+        return commands.reply_rows(
+            [dict(row, unit=each.id) for each in units for row in fault_report.error_rows(each)]
+        )
 
     def _answer_acknowledge(self, unit):
         found = self.unit(unit)
@@ -495,6 +509,15 @@ ANSWERS = {
     'accept': ControlAnswers._answer_accept,
     'alua': ControlAnswers._answer_alua,
 }
+
+
+def _is_about(entry, who):
+    """True if a refused login is from this address, of this initiator, or to this target."""
+    return (
+        who is None
+        or plain(who) == entry['address']
+        or who.lower() in (entry['initiator_name'].lower(), entry['target_name'])
+    )
 
 
 def alua_rows(unit):

@@ -126,6 +126,10 @@ def test_a_member_of_the_control_group_may_look_and_with_full_access_change(daem
     assert found[0] == 0, found
     code_, output = run([group.gr_gid], 'reload')
     assert code_ == 1 and 'is not allowed' in output
+    for words in (['lun', 'remove', TARGET + '/0'], ['rollback', '1'], ['drain', TARGET]):
+        code_, output = run([group.gr_gid], *words)
+        assert code_ == 1 and 'is not allowed' in output
+    assert run([group.gr_gid], 'show', 'config')[0] == 0
     assert run([], 'show', 'units')[0] == 1
     daemon.text.server['control-group-access'] = 'full'
     daemon.reload('control-group-access')

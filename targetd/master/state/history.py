@@ -14,6 +14,8 @@ import re
 
 from targetd import log
 from targetd.config import loader, model
+from targetd.config.edits import ACCOUNTS
+from targetd.config.words import join, split
 from targetd.errors import TargetdError
 from targetd.master.state.state_directory import require_known_format, write_durably
 
@@ -152,6 +154,24 @@ def rows(directory):
             words = {'when': 0, 'who': '', 'what': str(e), 'steps': []}
         found.append(dict(words, number=number))
     return found
+
+
+def present_text(directory):
+    """[{'text': the newest configuration, without secrets}]. Raises TargetdError."""
+    known = numbers(directory)
+    if not known:
+        raise TargetdError('the history is not written yet; try again in a moment')
+    _, text = read_entry(directory, known[-1])
+    return [{'text': '\n'.join(without_secret(line) for line in text.split('\n'))}]
+
+
+def without_secret(line):
+    """A line of a configuration, with *** in place of a secret."""
+    name, equals, text = line.partition(' = ')
+    if name.strip() not in ACCOUNTS or name.strip() == 'incominguser-file':
+        return line
+    words = split(text)[0]
+    return name + equals + ' '.join([join([words[:1]]), '***'] + words[2:])
 
 
 def difference_rows(directory, number, other):

@@ -213,6 +213,23 @@ def facts_changed(shared, facts):
     return Decision(shared._replace(modes=new), attentions)
 
 
+def reservations_cleared(shared):
+    """The administrator removes the reservations and registrations. A Decision, with a unit attention for
+    those that had one; None if there is nothing to remove."""
+    state = shared.reservations
+    owners = [(each['initiator_port'], each['target_port']) for each in state['registrations']]
+    if state['reserved_by']:
+        owners.append(tuple(state['reserved_by']))
+    if not owners:
+        return None
+    new = dict(reservations.initial(), generation=(state['generation'] + 1) & 0xFFFFFFFF)
+    return Decision(
+        shared._replace(reservations=new),
+        [(owner,) + attention.RESERVATIONS_PREEMPTED for owner in owners],
+        persist=True,
+    )
+
+
 # -- target port groups ----------------------------------------------------------------------------
 
 

@@ -99,7 +99,7 @@ def test_options_may_precede_or_follow_the_command(path, capsys):
         (['acknowledge', 'iqn.x/0'], {'command': 'acknowledge', 'unit': 'iqn.x/0'}),
         (['reload', '--plan'], {'command': 'reload', 'plan': True}),
         (['reload'], {'command': 'reload'}),
-        (['why', '10.0.5.17'], {'command': 'why', 'address': '10.0.5.17'}),
+        (['why', '10.0.5.17'], {'command': 'why', 'who': '10.0.5.17'}),
         (['why'], {'command': 'why'}),
         (['reopen-logs'], {'command': 'reopen-logs'}),
     ],
@@ -194,7 +194,7 @@ def test_a_command_of_targetctl_names_the_other_tool(arguments, capsys):
     assert captured.out == ''
     assert captured.err.startswith('targetdctl: "%s" is a command of targetctl' % word)
     assert 'LIO' in captured.err and 'python3-rtslib-fb' in captured.err
-    assert not set(cli.LIO_COMMANDS) & {row.words.split()[0] for row in commands.TABLE}
+    assert set(cli.LIO_COMMANDS) & {row.words.split()[0] for row in commands.TABLE} <= {'restore'}
 
 
 def test_every_command_has_help(capsys):
@@ -204,7 +204,7 @@ def test_every_command_has_help(capsys):
         assert caught.value.code == 0
         text = ' '.join(capsys.readouterr().out.split())
         assert text.startswith('usage: targetdctl %s ' % row.words)
-        assert all(argument.help.split()[-1] in text for argument in row.arguments)
+        assert all(a.help.split()[-1] in text for a in row.arguments if a.kind != 'secret')
     with pytest.raises(SystemExit):
         cli.main(['--help'])
     text = ' '.join(capsys.readouterr().out.split())

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from targetd.admin import commands
+from targetd.admin import change_commands, commands
 from targetd.admin.commands import BadRequest, parse_request
 
 
@@ -19,7 +19,7 @@ def test_every_row_is_complete(row):
     assert 1 <= len(row.words.split()) <= 2 and row.words == row.words.lower()
     assert bool(row.columns) == bool(row.empty) or row.words == 'status'
     assert {a.kind for a in row.arguments} <= (
-        {'number', 'text', 'texts', 'option', 'flag'}
+        {'number', 'text', 'texts', 'option', 'flag', 'path'}
         if row.local
         else {'number', 'text', 'flag', 'option', 'options', 'path', 'secret'}
     )
@@ -42,7 +42,7 @@ def test_a_request_finds_its_row_and_arguments():
 
 def test_missing_optional_arguments_have_their_default():
     assert parse_request(request(command='reload'))[1] == {'plan': False, 'now': False}
-    assert parse_request(request(command='why'))[1] == {'address': None}
+    assert parse_request(request(command='why'))[1] == {'who': None, 'target': None}
     assert parse_request(request(command='logout', session=1))[1] == {'session': 1, 'seconds': None}
 
 
@@ -99,3 +99,10 @@ def test_every_reply_is_one_line():
         'error': 'no',
         'exit_code': 3,
     }
+
+
+def test_members_of_a_group_that_may_only_look_change_nothing():
+    allowed = {row.words for row in commands.TABLE if commands.is_read_only(row)}
+    changing = {row.words for row in change_commands.TABLE} - {'history', 'diff'}
+    changing |= {'reservation clear', 'drain', 'kick', 'stop', 'reload'}
+    assert not allowed & changing and {'history', 'identify', 'reservation show'} <= allowed

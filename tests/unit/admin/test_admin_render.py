@@ -75,9 +75,10 @@ def complete(tmp_path, *words):
         (['targetdctl', 'sho'], ['show']),
         (
             ['targetdctl', 'show', ''],
-            ['sessions', 'targets', 'units', 'errors', 'counters', 'portals', 'alua'],
+            ['sessions', 'targets', 'units', 'errors', 'counters', 'portals', 'alua']
+            + ['connections', 'settings', 'workers', 'config'],
         ),
-        (['targetdctl', '-s', '/tmp/x', 're'], ['reload', 'reopen-logs', 'rehearse']),
+        (['targetdctl', '-s', '/tmp/x', 'reo'], ['reopen-logs']),
         (['targetdctl', 'reload', '--p'], ['--plan']),
         (['targetdctl', 'end', '1'], ['1', '12']),
         (['targetdctl', 'logout', '--seconds', '10', '1'], ['1', '12']),

@@ -5,14 +5,15 @@ import inspect
 
 import pytest
 
-from targetd.admin import commands, local
-from targetd.master import control_answers, control_changes
+from targetd.admin import commands, image_answers, local
+from targetd.master import control_answers, control_changes, control_views
 
 REMOTE = [row for row in commands.TABLE if not row.local]
 #: Every table of answers, with its class, and the number of arguments that are not in the row.
 TABLES = [
     (control_answers.ANSWERS, control_answers.ControlAnswers, 1),
     (control_changes.ANSWERS, control_changes.ChangeAnswers, 2),
+    (control_views.ANSWERS, control_views.ViewAnswers, 2),
 ]
 ALL = dict(pair for table, _, _ in TABLES for pair in table.items())
 FIRST = {words: first for table, _, first in TABLES for words in table}
@@ -29,8 +30,13 @@ def answer_methods():
 
 
 def answer_functions():
-    """The functions of admin.local that are meant to answer a command."""
-    return {function for name, function in vars(local).items() if name.startswith('answer_')}
+    """The functions of the client that are meant to answer a command."""
+    return {
+        function
+        for module in (local, image_answers)
+        for name, function in vars(module).items()
+        if name.startswith('answer_')
+    }
 
 
 def test_every_row_has_a_function():

@@ -1,0 +1,60 @@
+"""The rows of the commands that look at sessions, workers, reservations and the configuration, and of those
+that act on sessions and reservations of a target: see commands. Pure.
+"""
+
+from targetd.admin.command_rows import WIDE, Argument, columns, command
+
+_UNIT = Argument('unit', 'text', True, 'TARGET/LUN, or the first column of "show units --wide"')
+
+# fmt: off
+TABLE = (
+    command('show connections', 'list the TCP connections of the sessions',
+            'One line per connection: its session, its number in it (CID), and the address of the '
+            'initiator.',
+            columns=columns(('tsih', 'SESSION'), ('cid', 'CID'), ('address', 'ADDRESS'),
+                            ('group', 'GROUP'), ('initiator_name', 'INITIATOR'),
+                            ('target_name', 'TARGET', 'text', WIDE)),
+            empty='no initiator is logged in'),
+    command('show settings', 'list what was negotiated for a session',
+            'The keys of RFC 7143 13 with the values that both sides use.',
+            arguments=[Argument('session', 'number', True, 'the first column of "show sessions"')],
+            columns=columns(('key', 'KEY'), ('value', 'VALUE')), empty='nothing was negotiated'),
+    command('show workers', 'list the worker processes',
+            'One line per worker process: its session, how long it runs, the memory that it uses and the '
+            'processor time that it has used.',
+            columns=columns(('pid', 'PROCESS'), ('state', 'STATE'), ('tsih', 'SESSION'),
+                            ('initiator_name', 'INITIATOR'), ('age', 'SECONDS'),
+                            ('memory', 'MEMORY', 'bytes'), ('cpu_seconds', 'CPU-SECONDS')),
+            empty='no worker runs'),
+    command('show config', 'print the configuration in force',
+            'With all files that it includes and the live changes, as one configuration; secrets are '
+            'replaced by ***. "export" writes it with the secrets.', seconds=60),
+    command('reservation show', 'list the reservations and registrations of the logical units',
+            'One line per registered initiator: its key, and whether it holds the reservation.',
+            arguments=[Argument('unit', 'text', False, 'only of this unit')],
+            columns=columns(('target_name', 'TARGET'), ('lun', 'LUN'),
+                            ('initiator_name', 'INITIATOR'), ('key', 'KEY'),
+                            ('type', 'TYPE'), ('holds', 'HOLDS', 'yes-no')),
+            empty='no logical unit is reserved'),
+    command('reservation clear', 'remove the reservations and registrations of a logical unit',
+            'For an initiator that is gone for ever and holds a reservation. DO NOT use it while a '
+            'cluster runs: its nodes then write without protection. The initiators are notified '
+            '(RESERVATIONS PREEMPTED).',
+            arguments=[_UNIT], seconds=60),
+    command('drain', 'set a target offline and wait until its sessions have logged out',
+            'For maintenance: new logins are refused with "service unavailable", the sessions are asked '
+            'to log out, and ended after the time. "target online" admits logins again.',
+            arguments=[
+                Argument('target', 'text', True, 'the name of the target'),
+                Argument('seconds', 'number', False,
+                         'time that the initiators have to log out (default 10, at most 240)'),
+                Argument('dry-run', 'flag', False, 'only show what would change')],
+            columns=columns(('step', 'STEP'), ('effect', 'EFFECT')), empty='it was offline before',
+            seconds=270),
+    command('identify', 'show by which names initiators know a logical unit',
+            'The serial number and the identifiers, the names of the disk in Linux, Windows and VMware, '
+            'what is behind it, and who is logged in.',
+            arguments=[_UNIT], columns=columns(('what', 'WHAT'), ('value', 'VALUE')),
+            empty='nothing is known'),
+)
+# fmt: on

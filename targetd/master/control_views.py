@@ -1,0 +1,248 @@
+"""The answers to the commands of admin.view_commands: sessions, workers, reservations, the configuration."""
+
+import os
+import time
+
+from targetd import log
+from targetd.admin import commands
+from targetd.config import edits
+from targetd.config.words import counted
+from targetd.errors import TargetdError
+from targetd.host import disks
+from targetd.master.live_changes import Cause
+from targetd.master.logins.portals import shown
+from targetd.master.state import history as histories
+from targetd.master.units import transitions
+
+DRAIN_POLL_SECONDS = 0.1
+LONGEST_DRAIN = 240
+
+
+class ViewAnswers(object):
+    """answers: ControlAnswers, whose parts this uses; history: History."""
+
+    def __init__(self, answers, history):
+        self.answers = answers
+        self.history = history
+
+    # -- sessions and workers ----------------------------------------------------------------------
+
+    def _answer_show_connections(self, client):
+        rows = []
+        for session in self.answers.sessions.all():
+            for cid in sorted(session.peers):
+                rows.append(
+                    {
+                        'tsih': session.tsih,
+                        'cid': cid,
+                        'address': shown(*session.peers[cid]),
+                        'group': session.group,
+                        'initiator_name': session.initiator_name,
+                        'target_name': session.nexus.target_name if session.nexus else '',
+                        'pid': session.worker.pid,
+                    }
+                )
+        return commands.reply_rows(rows)
+
+    def _answer_show_settings(self, client, session):
+        keys = self.answers.session(session).keys
+        return commands.reply_rows(
+            [{'key': key, 'value': plain_value(keys[key])} for key in sorted(keys)]
+        )
+
+    def _answer_show_workers(self, client):
+        now, rows = time.time(), []
+        for worker in self.answers.workers.all():
+            session = worker.session
+            row = {
+                'pid': worker.pid,
+                'state': worker.state,
+                'tsih': session.tsih if session else None,
+                'initiator_name': session.initiator_name if session else '',
+            }
+            rows.append(dict(row, **usage_of(worker.pid, now)))
+        return commands.reply_rows(sorted(rows, key=lambda row: row['pid']))
+
+    def _answer_show_config(self, client):
+        def ask_and_reply(reply):
+            def done(rows, error):
+                if error is not None:
+                    reply(commands.reply_error(str(error)))
+                else:
+                    reply(commands.pack({'ok': True, 'text': rows[0]['text']}))
+
+            self.history.ask(histories.present_text, done)
+
+        return ask_and_reply
+
+    # -- reservations ------------------------------------------------------------------------------
+
+    def _answer_reservation_show(self, client, unit):
+        units = self.answers.units.by_id.values() if unit is None else [self.answers.unit(unit)]
+        rows = [row for each in units for row in reservation_rows(each)]
+        return commands.reply_rows(sorted(rows, key=lambda row: (row['target_name'], row['lun'])))
+
+    def _answer_reservation_clear(self, client, unit):
+        found = self.answers.unit(unit)
+        decision = transitions.reservations_cleared(found.shared)
+        if decision is None:
+            raise TargetdError('unit %s has no reservation and no registration' % found.id)
+        replication = self.answers.units.replication
+
+        def clear_and_reply(reply):
+            def saved(error):
+                if error is not None:
+                    text = 'the reservations of %s stay, because that cannot be saved: %s'
+                    reply(commands.reply_error(text % (found.id, error.strerror)))
+                    return
+                log.warning('unit %s: %s cleared its reservations', found.id, client.who)
+                now = transitions.reservations_cleared(found.shared)
+                message = 'unit %s has no reservation any more' % found.id
+                if now is None:
+                    reply(commands.reply_message(message))
+                else:
+                    replication.apply_decision(
+                        found, now, lambda: reply(commands.reply_message(message))
+                    )
+
+            replication.save_state(found, decision.shared, saved)
+
+        return clear_and_reply
+
+    # -- drain -------------------------------------------------------------------------------------
+
+    def _answer_drain(self, client, target, seconds, dry_run):
+        sessions, loop = self.answers.sessions, self.answers.loop
+        seconds = min(10 if seconds is None else seconds, LONGEST_DRAIN)
+        name = target.lower()
+        if name not in self.answers.state.configuration.targets:
+            raise TargetdError('there is no target %s; targetdctl show targets lists them' % target)
+        cause = Cause(
+            client.who,
+            client.what,
+            lambda sections: edits.set_target(sections, target, 'state', 'offline'),
+        )
+
+        def drain_and_reply(reply):
+            def wait(rows, deadline):
+                left = len(sessions.of_target(name))
+                if left and loop.clock() < deadline:
+                    loop.call_later(DRAIN_POLL_SECONDS, lambda: wait(rows, deadline))
+                elif left:
+                    text = 'target %s refuses logins, but %s not ended: %s'
+                    words = target, counted(left, 'session'), 'targetdctl show sessions'
+                    reply(commands.reply_error(text % words))
+                else:
+                    text = 'target %s is drained: it has no session and refuses logins' % target
+                    reply(commands.reply_rows(rows, text))
+
+            def done(rows, error):
+                if error is not None or dry_run:
+                    reply(self.answers.reload_reply(rows, error))
+                    return
+                for session in sessions.of_target(name):
+                    sessions.logout_session(session, seconds, 'the target is drained')
+                wait(rows, loop.clock() + seconds + 10)
+
+            self.answers.reload.start_reload(done, dry_run, False, cause)
+
+        return drain_and_reply
+
+    # -- identify ----------------------------------------------------------------------------------
+
+    def _answer_identify(self, client, unit):
+        found = self.answers.unit(unit)
+        naa = str(found.facts.get('naa') or '').split()
+        rows = [
+            ('target and LUN', '%s, LUN %d' % (found.target_name, found.lun.number)),
+            ('vendor, product', '%s, %s' % (found.facts.get('vendor'), found.facts.get('product'))),
+            ('serial number', found.facts.get('serial')),
+            ('NAA', ', '.join(naa)),
+            ('EUI-64', found.facts.get('eui')),
+        ]
+        if naa:
+            rows += [
+                ('Linux', '/dev/disk/by-id/wwn-0x%s, scsi-3%s' % (naa[0][:16], naa[0])),
+                ('Windows', 'Get-Disk -UniqueId %s' % naa[0].upper()),
+                ('VMware', 'naa.%s' % naa[0]),
+            ]
+        rows.append(('store', found.store.path or found.store.kind))
+        if found.store.kind == 'block':
+            rows.append(('disk', disks.one_line(disks.describe_disk(found.store.path))))
+        for nexus in found.workers.values():
+            rows.append(('logged in', nexus.initiator_name))
+        return commands.reply_rows(
+            [{'what': what, 'value': str(value)} for what, value in rows if value]
+        )
+
+
+def plain_value(value):
+    """A negotiated value as RFC 7143 writes it."""
+    if isinstance(value, bool):
+        return 'Yes' if value else 'No'
+    return ','.join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def usage_of(process, now):
+    """{'age', 'memory', 'cpu_seconds'} of a process; values are None if it is gone."""
+    found = {'age': None, 'memory': None, 'cpu_seconds': None}
+    try:
+        with open('/proc/%d/stat' % process) as f:
+            fields = f.read().rpartition(')')[2].split()
+        with open('/proc/%d/statm' % process) as f:
+            pages = int(f.read().split()[1])
+        with open('/proc/uptime') as f:
+            uptime = float(f.read().split()[0])
+    except (OSError, IndexError, ValueError):
+        return found
+    ticks = os.sysconf('SC_CLK_TCK')
+    found['age'] = max(0, int(uptime - int(fields[19]) / ticks))
+    found['memory'] = pages * os.sysconf('SC_PAGE_SIZE')
+    found['cpu_seconds'] = round((int(fields[11]) + int(fields[12])) / ticks, 1)
+    return found
+
+
+def reservation_rows(unit):
+    """The rows of `reservation show` of one unit."""
+    state, rows = unit.shared.reservations, []
+    base = {'target_name': unit.target_name, 'lun': unit.lun.number}
+    if state.get('reserved_by'):
+        rows.append(
+            dict(base, initiator_name=state['reserved_by'][0], key='', type='RESERVE', holds=True)
+        )
+    for each in state['registrations']:
+        ports = [each['initiator_port'], each['target_port']]
+        holds = bool(state['type']) and state['holder'] in (None, ports)
+        rows.append(
+            dict(
+                base,
+                initiator_name=each['initiator_port'],
+                key='0x' + each['key'],
+                type=TYPE_WORDS.get(state['type'], ''),
+                holds=holds,
+            )
+        )
+    return rows
+
+
+#: SPC-4, the types of persistent reservations.
+TYPE_WORDS = {
+    1: 'write exclusive',
+    3: 'exclusive access',
+    5: 'write exclusive, registrants only',
+    6: 'exclusive access, registrants only',
+    7: 'write exclusive, all registrants',
+    8: 'exclusive access, all registrants',
+}
+
+#: Words of a command -> the method that executes it; it also gets the control.Client.
+ANSWERS = {
+    'show connections': ViewAnswers._answer_show_connections,
+    'show settings': ViewAnswers._answer_show_settings,
+    'show workers': ViewAnswers._answer_show_workers,
+    'show config': ViewAnswers._answer_show_config,
+    'reservation show': ViewAnswers._answer_reservation_show,
+    'reservation clear': ViewAnswers._answer_reservation_clear,
+    'drain': ViewAnswers._answer_drain,
+    'identify': ViewAnswers._answer_identify,
+}
