@@ -6,7 +6,7 @@ import os
 
 from targetd import __version__, events, log
 from targetd.admin import commands
-from targetd.config import explain, model
+from targetd.config import model
 from targetd.config.sharing_rules import sharing_of
 from targetd.config.words import counted
 from targetd.errors import TargetdError
@@ -287,39 +287,6 @@ class ControlAnswers(object):
         for unit, decision in decisions:
             self.units.apply_and_flush(unit, decision, lambda error, unit=unit: done(unit, error))
 
-    def _answer_why(self, who=None, target=None):
-        rows = [
-            dict(entry, time=when(entry['when']))
-            for entry in reversed(self.sessions.refusals)
-            if _is_about(entry, who) and (target is None or entry['target_name'] == target.lower())
-        ]
-        rows += [
-            row
-            for row in self._left_out_rows()
-            if _is_about(row, who) and (target is None or row['target_name'] == target.lower())
-        ]
-        named = self.state.configuration.targets.get((target or who or '').lower())
-        text = named and 'target %s %s' % (named.name, explain.admission(named))
-        if text and not rows:
-            text = 'no login was refused; ' + text
-        return commands.reply_rows(rows, text)
-
-    def _left_out_rows(self):
-        """Rows of `why` about the LUNs that sessions do not see because of other initiators."""
-        return [
-            {
-                'time': when(worker.session.since),
-                'initiator_name': worker.session.initiator_name,
-                'target_name': unit.target_name,
-                'address': next(iter(worker.session.peers.values()), ('',))[0],
-                'why': 'lun %d is not shown: %s' % (unit.lun.number, sharing.why_left_out(holder)),
-                'status': '',
-            }
-            for unit in self.units.by_id.values()
-            for worker, holder in unit.left_out.items()
-            if worker.session is not None
-        ]
-
     def reload_reply(self, rows, error, message=''):
         """The reply after a reload, or after a change of the configuration."""
         if error is not None:
@@ -495,7 +462,6 @@ ANSWERS = {
     'show counters': ControlAnswers._answer_show_counters,
     'show portals': ControlAnswers._answer_show_portals,
     'show alua': ControlAnswers._answer_show_alua,
-    'why': ControlAnswers._answer_why,
     'reload': ControlAnswers._answer_reload,
     'upgrade': ControlAnswers._answer_upgrade,
     'stop': ControlAnswers._answer_stop,
@@ -509,15 +475,6 @@ ANSWERS = {
     'accept': ControlAnswers._answer_accept,
     'alua': ControlAnswers._answer_alua,
 }
-
-
-def _is_about(entry, who):
-    """True if a refused login is from this address, of this initiator, or to this target."""
-    return (
-        who is None
-        or plain(who) == entry['address']
-        or who.lower() in (entry['initiator_name'].lower(), entry['target_name'])
-    )
 
 
 def alua_rows(unit):

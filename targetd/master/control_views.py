@@ -5,14 +5,15 @@ import time
 
 from targetd import log
 from targetd.admin import commands
-from targetd.config import edits
+from targetd.config import edits, explain
 from targetd.config.words import counted
 from targetd.errors import TargetdError
 from targetd.host import disks
+from targetd.master.fault_report import when
 from targetd.master.live_changes import Cause
-from targetd.master.logins.portals import shown
+from targetd.master.logins.portals import plain, shown
 from targetd.master.state import history as histories
-from targetd.master.units import transitions
+from targetd.master.units import sharing, transitions
 
 DRAIN_POLL_SECONDS = 0.1
 LONGEST_DRAIN = 240
@@ -74,6 +75,41 @@ class ViewAnswers(object):
             self.history.ask(histories.present_text, done)
 
         return ask_and_reply
+
+    # -- refused logins ----------------------------------------------------------------------------
+
+    def _answer_why(self, client, who=None, target=None):
+        rows = [
+            dict(entry, time=when(entry['when']))
+            for entry in reversed(self.answers.sessions.refusals)
+            if _is_about(entry, who) and (target is None or entry['target_name'] == target.lower())
+        ]
+        rows += [
+            row
+            for row in self._left_out_rows()
+            if _is_about(row, who) and (target is None or row['target_name'] == target.lower())
+        ]
+        named = self.answers.state.configuration.targets.get((target or who or '').lower())
+        text = named and 'target %s %s' % (named.name, explain.admission(named))
+        if text and not rows:
+            text = 'no login was refused; ' + text
+        return commands.reply_rows(rows, text)
+
+    def _left_out_rows(self):
+        """Rows of `why` about the LUNs that sessions do not see because of other initiators."""
+        return [
+            {
+                'time': when(worker.session.since),
+                'initiator_name': worker.session.initiator_name,
+                'target_name': unit.target_name,
+                'address': next(iter(worker.session.peers.values()), ('',))[0],
+                'why': 'lun %d is not shown: %s' % (unit.lun.number, sharing.why_left_out(holder)),
+                'status': '',
+            }
+            for unit in self.answers.units.by_id.values()
+            for worker, holder in unit.left_out.items()
+            if worker.session is not None
+        ]
 
     # -- reservations ------------------------------------------------------------------------------
 
@@ -176,6 +212,15 @@ class ViewAnswers(object):
         )
 
 
+def _is_about(entry, who):
+    """True if a refused login is from this address, of this initiator, or to this target."""
+    return (
+        who is None
+        or plain(who) == entry['address']
+        or who.lower() in (entry['initiator_name'].lower(), entry['target_name'])
+    )
+
+
 def plain_value(value):
     """A negotiated value as RFC 7143 writes it."""
     if isinstance(value, bool):
@@ -241,6 +286,7 @@ ANSWERS = {
     'show settings': ViewAnswers._answer_show_settings,
     'show workers': ViewAnswers._answer_show_workers,
     'show config': ViewAnswers._answer_show_config,
+    'why': ViewAnswers._answer_why,
     'reservation show': ViewAnswers._answer_reservation_show,
     'reservation clear': ViewAnswers._answer_reservation_clear,
     'drain': ViewAnswers._answer_drain,
