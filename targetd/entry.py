@@ -6,6 +6,8 @@ import importlib
 import os
 import sys
 
+from targetd.errors import missing_package
+
 REQUIRED = ('configobj',)  # setup.cfg
 
 
@@ -19,6 +21,12 @@ def targetdctl():
     return _run('targetdctl', 'targetd.admin.cli')
 
 
+def by_name(path):
+    """Run the command that has the name of this program file: targetdctl, or else targetd; returns the exit
+    code."""
+    return targetdctl() if os.path.basename(path).startswith('targetdctl') else targetd()
+
+
 def _run(program, module):
     open_standard_files()
     try:
@@ -26,10 +34,7 @@ def _run(program, module):
             importlib.import_module(package)
         command = importlib.import_module(module).main
     except ImportError as e:
-        sys.stderr.write(
-            '%s: %s; install what targetd needs for this Python: %s -m pip install %s\n'
-            % (program, e, sys.executable or 'python3', ' '.join(REQUIRED))
-        )
+        sys.stderr.write('%s: %s\n' % (program, missing_package(e)))
         return 1
     return command()
 

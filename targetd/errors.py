@@ -3,6 +3,7 @@
 Base: any module may import it; it imports no other module of targetd.
 """
 
+import sys
 from collections import namedtuple
 
 EXIT_OK = 0
@@ -59,7 +60,7 @@ class PortalError(TargetdError):
     perhaps not yet."""
 
     exit_code = EXIT_PORTAL
-    is_family_absent = is_address_absent = False
+    is_family_absent = is_address_absent = is_port_in_use = False
 
 
 class StoreError(TargetdError):
@@ -72,3 +73,11 @@ class AlreadyRunning(TargetdError):
     """Another targetd holds the pid file."""
 
     exit_code = EXIT_RUNNING
+
+
+def missing_package(error):
+    """The sentence about an ImportError of a package that targetd needs."""
+    return '%s; install what targetd needs for this Python: %s -m pip install configobj' % (
+        error,
+        sys.executable or 'python3',
+    )

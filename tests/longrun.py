@@ -8,6 +8,8 @@
               fuzzed beside an honest session
   matrix      every combination of negotiated parameters, in random order, until all are tested.
               A run that the time ended goes on with the same --seed and --from
+  routes      targetd is installed on a fresh Debian 12 in each of the ways that the README describes (root
+              only; needs the network the first time)
   upgrades    targetdctl upgrade again and again while sessions write, verify and log in: none is lost
   write-back  each kind of durable command with 1, 3 and 8 sessions, in the guest, to disks that lose
               what is written back
@@ -29,6 +31,7 @@ import fuzz  # noqa: E402
 import guest_runs  # noqa: E402
 import kills  # noqa: E402
 import matrix  # noqa: E402
+import routes  # noqa: E402
 import upgrades  # noqa: E402
 
 RUNS = {
@@ -36,6 +39,7 @@ RUNS = {
     'fuzz': fuzz.run_fuzz,
     'kills': kills.run_kills,
     'matrix': matrix.run_matrix,
+    'routes': routes.run_routes,
     'power-cuts': guest_runs.run_power_cuts,
     'upgrades': upgrades.run_upgrades,
     'write-back': guest_runs.run_write_back,

@@ -15,7 +15,7 @@ from targetd import __version__
 from targetd.admin import capture, local, secret_input, windows
 from targetd.admin.commands import TABLE, name_of
 from targetd.admin.protocol import SOCKET_PATH, connect, default_socket, send_request
-from targetd.errors import EXIT_FAILURE, EXIT_OK, EXIT_USAGE, TargetdError
+from targetd.errors import EXIT_FAILURE, EXIT_OK, EXIT_USAGE, TargetdError, missing_package
 
 UNITS = ('bytes', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB', 'EiB')
 
@@ -340,6 +340,9 @@ def main(arguments=None):
     except TargetdError as e:
         print('targetdctl: %s' % _plain_lines(str(e)), file=sys.stderr)
         return e.exit_code
+    except ImportError as e:  # `import` and `export` load more than the other commands
+        print('targetdctl: %s' % missing_package(e), file=sys.stderr)
+        return EXIT_FAILURE
     except BrokenPipeError:  # `targetdctl show sessions | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILURE

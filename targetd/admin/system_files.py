@@ -1,21 +1,23 @@
 """`targetd --install-files`: puts the init script, the manual pages and the other files of targetd where
 the system keeps them, and takes them back.
 
-May import base. The sources are in targetd/files of an installed package, or in the source tree. A list
-of what was installed, with checksums, shows which files the administrator has changed: such a file is
-neither overwritten nor removed.
+May import base. The sources are in targetd/files of an installed package or of the program of one file
+(targetd.pyz), or in the source tree. A list of what was installed, with checksums, shows which files the
+administrator has changed: such a file is neither overwritten nor removed.
 """
 
 import hashlib
 import json
 import os
+import pkgutil
 import sys
 from collections import namedtuple
 
 from targetd.durable import make_directory
 from targetd.errors import TargetdError
 
-PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+PACKAGE = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+TREE = os.path.dirname(PACKAGE)  # a directory, or the program of one file (targetd.pyz)
 INSTALLED = '/var/lib/targetd/installed-files'
 DEFAULTS = '/etc/default/targetd'
 #: Directories in which the system finds programs, so that they need no link.
@@ -38,10 +40,19 @@ FILES = (
     File('man/targetd.conf.5', '/usr/local/share/man/man5/targetd.conf.5', 0o644, '', ''),
     File('init/targetd', '/etc/init.d/targetd', 0o755, 'sysv', ''),
     File('init/targetd.service', '/etc/systemd/system/targetd.service', 0o644, 'systemd', ''),
+    File('init/systemd/sysusers.conf', '/usr/local/lib/sysusers.d/targetd.conf', 0o644, 'systemd', ''),
+    File('init/systemd/tmpfiles.conf', '/usr/local/lib/tmpfiles.d/targetd.conf', 0o644, 'systemd', ''),
     File('init/openrc/targetd', '/etc/init.d/targetd', 0o755, 'openrc', ''),
     File('init/upstart/targetd.conf', '/etc/init/targetd.conf', 0o644, 'upstart', ''),
+    File('init/ocf/targetd', '/usr/lib/ocf/resource.d/targetd/targetd', 0o755, '', '/usr/lib/ocf/resource.d'),
     File('init/runit/run', '/etc/sv/targetd/run', 0o755, 'runit', ''),
     File('init/s6/run', '/etc/s6/sv/targetd/run', 0o755, 's6', ''),
+)
+
+#: Files of the other program called targetd, which configures the target of the Linux kernel (LIO) from
+#: remote. The commands, the service and the manual have the same names.
+OTHER_TARGETD = (
+    '/etc/target/targetd.yaml', '/usr/lib/systemd/system/targetd.service', '/usr/bin/targetd',
 )
 
 #: Init system -> how to start the service, after the files are there.
@@ -62,15 +73,20 @@ _SIGNS = (
 # fmt: on
 
 
-def sources():
-    """The directory that contains etc, init and man. Raises TargetdError."""
-    for folder in (os.path.join(PACKAGE, 'files'), os.path.dirname(PACKAGE)):
-        if os.path.isfile(os.path.join(folder, 'init', 'targetd')):
-            return folder
-    raise TargetdError(
-        'the files to install are missing (%s); install targetd again with pip'
-        % os.path.join(PACKAGE, 'files')
-    )
+def source(name):
+    """The content of a file of etc, init or man. Raises TargetdError."""
+    try:
+        return pkgutil.get_data('targetd', 'files/' + name)
+    except OSError:
+        pass
+    try:
+        with open(os.path.join(TREE, name), 'rb') as f:
+            return f.read()
+    except OSError:
+        raise TargetdError(
+            'the files to install are missing (%s); install targetd again with pip'
+            % os.path.join(PACKAGE, 'files', name)
+        )
 
 
 def init_of(root):
@@ -87,16 +103,15 @@ def install(root='/', init=''):
             'there is no init system %r; write one of %s' % (init, ', '.join(sorted(INITS)))
         )
     init = init or init_of(root)
-    folder, done = sources(), []
-    known = _known(root)
+    known, done = _known(root), []
+    _refuse_beside_another(root)
     try:
         for file in FILES:
             if file.init not in ('', init):
                 continue
             if file.folder and not os.path.isdir(_below(root, file.folder)):
                 continue
-            with open(os.path.join(folder, file.source), 'rb') as f:
-                done.append(_put(root, file.target, f.read(), file.mode, known))
+            done.append(_put(root, file.target, source(file.source), file.mode, known))
         done.append(_put(root, DEFAULTS, _defaults().encode('utf-8'), 0o644, known))
         done += _link_programs(root, known)
         _write(_below(root, INSTALLED), json.dumps(known, indent=1, sort_keys=True).encode(), 0o644)
@@ -125,6 +140,16 @@ def uninstall(root='/'):
     except OSError as e:
         raise TargetdError('%s cannot be removed: %s' % (e.filename, e.strerror))
     return done
+
+
+def _refuse_beside_another(root):
+    for path in OTHER_TARGETD:
+        if os.path.lexists(_below(root, path)):
+            raise TargetdError(
+                'the other program called targetd, which configures the target of the Linux kernel (LIO), is '
+                'installed (%s); its service and manual have the same names: remove its package first'
+                % _below(root, path)
+            )
 
 
 def _below(root, path):
@@ -175,30 +200,30 @@ def _put(root, target, content, mode, known):
     return '%s is written' % path
 
 
-def _program_folder():
-    """The directory of the targetd command that runs, if the system would not find it there."""
-    folder = os.path.dirname(os.path.abspath(sys.argv[0]))
-    is_command = os.path.isfile(os.path.join(folder, 'targetdctl'))
-    return folder if is_command and folder not in BINARY_FOLDERS else None
+def _programs():
+    """{name: path} of the commands, if the system would not find them where they are."""
+    program = os.path.abspath(sys.argv[0])
+    folder = os.path.dirname(program)
+    if os.path.isfile(TREE):
+        return dict.fromkeys(('targetd', 'targetdctl'), TREE)
+    if folder in BINARY_FOLDERS or not os.path.isfile(os.path.join(folder, 'targetdctl')):
+        return {}
+    return {name: os.path.join(folder, name) for name in ('targetd', 'targetdctl')}
 
 
 def _defaults():
-    folders = ([_program_folder()] if _program_folder() else []) + BINARY_FOLDERS
-    return (
-        '# Read by the init script, or by the service unit.\n'
-        '# Where the programs are:\n'
-        'PATH=%s\n'
-        '# The configuration, and further options for targetd:\n'
-        '#CONFIG=/etc/targetd.conf\n'
-        '#OPTIONS=\n' % ':'.join(folders)
-    )
+    folders = [os.path.dirname(path) for path in _programs().values() if not os.path.isfile(TREE)]
+    path = '# Where the programs are:\nPATH=%s\n' % ':'.join(folders[:1] + BINARY_FOLDERS)
+    return source('etc/default').decode('utf-8') + path
 
 
 def _link_programs(root, known):
-    done, folder = [], _program_folder()
-    for name in ('targetd', 'targetdctl') if folder else ():
-        target, wanted = '/usr/local/sbin/' + name, os.path.join(folder, name)
+    done = []
+    for name, wanted in sorted(_programs().items()):
+        target = '/usr/local/sbin/' + name
         path = _below(root, target)
+        if path == wanted:
+            continue
         if os.path.lexists(path):
             if _checksum(path) != 'link to ' + wanted:
                 done.append('%s is kept, because it is another one' % path)

@@ -189,7 +189,12 @@ class Reading(object):
         self._seen[real] = entry
         self._open.append(real)
         self.files.append(path)
-        self.parse(path, self.lines_of(path, content))
+        lines = self.lines_of(path, content)
+        if pasted.is_of_other_targetd('\n'.join(lines)):
+            complaint = Complaint(path, None, pasted.OTHER_TARGETD, pasted.OTHER_REMEDY)
+            self.complaints.append(complaint)
+        else:
+            self.parse(path, lines)
         self._open.pop()
 
     def read_text(self, path, text):

@@ -83,6 +83,25 @@ WORDS = {
 # fmt: on
 
 
+#: The configuration of the daemon of the same name, and what to do with it.
+OTHER_TARGETD = (
+    'this is the YAML configuration of the other program called targetd, the remote control of LIO, and '
+    'not of an iSCSI target'
+)
+OTHER_REMEDY = 'import saveconfig.json of LIO, which holds its exports: targetdctl import FILE'
+_OTHER_KEYS = 'block_pools|zfs_block_pools|fs_pools|pool_name|target_name|portal_addresses'
+_OTHER_FIRST_KEYS = _OTHER_KEYS + '|user|password|log_level|ssl|ssl_cert|ssl_key|allow_access'
+
+
+def is_of_other_targetd(text):
+    """True if this file is a configuration of the other program called targetd: it has one of its own keys,
+    or begins with one of its keys."""
+    return bool(
+        re.search(r'^(%s)\s*:' % _OTHER_KEYS, text, re.MULTILINE)
+        or re.match(r'(\s*(#.*|---)?\n)*(%s)\s*:\s' % _OTHER_FIRST_KEYS, text)
+    ) and not re.search(r'^\s*\[', text, re.MULTILINE)
+
+
 def first_word(text):
     """The first word of a line, without the punctuation of other languages around it."""
     return re.split(r'[\s={]', text.strip().strip('"\'<'), maxsplit=1)[0].strip('"\':,>')

@@ -14,7 +14,8 @@ except ImportError:
 #: What the log says once, at the start, if psutil cannot be imported.
 WITHOUT_PSUTIL = (
     'the Python package psutil is not installed: messages do not name the addresses of this host or the '
-    'program that uses a port, and portals on every address (0.0.0.0) are not registered at iSNS servers; '
+    'program that uses a port, a reload does not find out that another program uses a new port before it is '
+    'opened, and portals on every address (0.0.0.0) are not registered at iSNS servers; '
     'install it (Debian: python3-psutil)'
 )
 

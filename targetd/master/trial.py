@@ -9,6 +9,7 @@ from collections import namedtuple
 
 from targetd.config.words import counted
 from targetd.errors import EXIT_OK, EXIT_STORE, Complaint, PortalError
+from targetd.host import network
 from targetd.master import feasible
 from targetd.master.exports.examination import Examined, examine_media
 from targetd.master.logins.portals import open_portal
@@ -68,14 +69,16 @@ def _luns(configuration, why_by_lun, words):
 
 def _portals(configuration, running):
     """([(Complaint, exit code)] of portals that keep the server from starting, [Complaint] of those that
-    wait for their address). A port of the running server counts as free."""
+    wait for their address). A port of the running server counts as free; without psutil the program that has
+    a port is not known, so that every port in use counts as that of the running server."""
     fatal, waiting, opened = [], [], []
     for tag, group in configuration.portal_groups.items():
         for address, port in group.portals:
             try:
                 opened.append(open_portal(address, port, group))
             except PortalError as e:
-                if running and (running == UNKNOWN or '(process %d)' % running in str(e)):
+                is_unknown = running == UNKNOWN or e.is_port_in_use and network.psutil is None
+                if running and (is_unknown or '(process %d)' % running in str(e)):
                     continue
                 complaint = _complaint(configuration, ('portal-group', tag), str(e))
                 if configuration.server.portal_required or not e.is_address_absent:

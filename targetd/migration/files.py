@@ -10,6 +10,7 @@ import json
 import os
 import re
 
+from targetd.config import pasted
 from targetd.migration.imported import Place, Unreadable
 
 #: Byte order mark -> encoding.
@@ -78,11 +79,6 @@ def included(pattern, directory):
 
 # -- the kind of a file ----------------------------------------------------------------------------
 
-OTHER_TARGETD = (
-    'this is the YAML configuration of the other program called targetd, the remote control of LIO, and '
-    'not of an iSCSI target'
-)
-
 
 def kind_of(text, path):
     """The kind of a file, a word of sources.FORMATS. Raises Unreadable."""
@@ -100,14 +96,8 @@ def kind_of(text, path):
     for kind, pattern in _SIGNS:
         if re.search(pattern, text, re.MULTILINE | re.IGNORECASE):
             return kind
-    if re.search(
-        r'^\s*(block_pools|fs_pools|pool_name|target_name|portal_addresses)\s*:', text, re.M
-    ):
-        raise Unreadable(
-            Place(path, None),
-            OTHER_TARGETD,
-            'import saveconfig.json of LIO, which holds its exports',
-        )
+    if pasted.is_of_other_targetd(text):
+        raise Unreadable(Place(path, None), pasted.OTHER_TARGETD, pasted.OTHER_REMEDY)
     raise Unreadable(
         Place(path, None),
         'the format is not known',

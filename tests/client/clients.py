@@ -41,6 +41,13 @@ PACKAGES = {
     'libvirtd': 'libvirt-daemon libvirt-daemon-driver-storage-iscsi-direct',
     'virsh': 'libvirt-clients',
     'scmp_sys_resolver': 'seccomp',
+    'debootstrap': 'debootstrap',
+    'dpkg-buildpackage': 'dpkg-dev',
+    'dh': 'debhelper',
+    'dh_python3': 'dh-python',
+    'lintian': 'lintian',
+    'rpmbuild': 'rpm',
+    'rpmlint': 'rpmlint',
     'gcc': 'gcc libc6-dev python3-dev libiscsi-dev',
 }
 

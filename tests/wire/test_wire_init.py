@@ -280,3 +280,205 @@ def test_a_server_without_its_pid_file_is_found_and_another_program_is_left_alon
     finally:
         other.kill()
         other.wait()
+
+
+# -- the functions of RHEL 6 -----------------------------------------------------------------------
+
+# What /etc/rc.d/init.d/functions of RHEL 6 does that matters here: it sets PATH and umask, and has
+# functions with names like those of actions.
+RHEL = '''
+TEXTDOMAIN=initscripts
+umask 022
+PATH="/sbin:/usr/sbin:/bin:/usr/bin"
+export PATH
+BOOTUP=color
+success() { [ "$BOOTUP" != verbose ] && echo -n "[  OK  ]"; return 0; }
+failure() { local rc=$?; [ "$BOOTUP" != verbose ] && echo -n "[FAILED]"; return $rc; }
+warning() { local rc=$?; echo -n "[WARNING]"; return $rc; }
+status() { return 99; }
+daemon() { return 99; }
+killproc() { return 99; }
+checkpid() { return 99; }
+'''
+
+
+@pytest.fixture
+def rhel(plain):
+    """The script with the functions of RHEL 6."""
+    functions = os.path.join(plain.daemon.directory, 'functions')
+    with open(functions, 'w') as file:
+        file.write(RHEL)
+    subsys = os.path.join(plain.daemon.directory, 'subsys')
+    os.mkdir(subsys)
+    plain.shell = ['bash']
+    plain.environment.update(
+        LSB_FUNCTIONS='/nonexistent', RHEL_FUNCTIONS=functions, SUBSYS=subsys, TARGETD_TEST='1'
+    )
+    return plain
+
+
+def test_the_functions_of_rhel_6(rhel):
+    lock = os.path.join(rhel.environment['SUBSYS'], 'targetd')
+    assert rhel('status')[0] == 3
+    code, output = rhel('start')
+    assert code == 0 and 'is started: serving 1 of 1 LUN' in output and '[  OK  ]\n' in output
+    assert os.path.exists(lock)  # without it RHEL would not stop the service at a shutdown
+    assert rhel('status')[0] == 0 and rhel('start')[0] == 0
+    assert rhel('restart')[0] == 0 and os.path.exists(lock)
+    assert rhel('stop')[0] == 0 and not os.path.exists(lock)
+    code, output = rhel('reload')
+    assert code == 7 and '[FAILED]\n' in output
+
+
+# -- check and drain -------------------------------------------------------------------------------
+
+
+def test_check_explains_the_configuration_and_has_the_codes_of_start(plain):
+    code, output = plain('check')
+    assert code == 0 and TARGET in output
+    lun_1(plain, 'backing-store = /nonexistent/a', 'size = 1M')
+    code, output = plain('check')
+    assert code == 0 and '/nonexistent/a' in output
+    assert plain('check', OPTIONS='--strict')[0] == 1
+    plain.daemon.text.server['user'] = 'no-such-user'
+    plain.daemon.write_config()
+    assert os.geteuid() != 0 or plain('check')[0] == 1
+    with open(plain.daemon.config, 'a') as file:
+        file.write('nonsense\n')
+    code, output = plain('check')
+    assert code == 6 and 'this line is neither' in output
+    assert plain('status')[0] == 3  # nothing was started
+
+
+def test_drain_asks_the_running_server(plain):
+    directory = plain.daemon.directory
+    assert plain('drain')[0] == 7
+    assert plain('start')[0] == 0
+    control = os.path.join(directory, 'control')
+    for exit_code, expected in ((0, 0), (1, 1)):
+        with open(control, 'w') as file:
+            file.write('#!/bin/sh\necho "asked: $@"\nexit %d\n' % exit_code)
+        os.chmod(control, 0o755)
+        code, output = plain('drain', CONTROL=control)
+        assert code == expected
+        assert 'asked: -s %s drain\n' % os.path.join(directory, 'targetd.sock') in output
+    assert plain('stop')[0] == 0
+
+
+# -- upstart, systemd, logrotate ---------------------------------------------------------------------
+
+#: The stanzas that upstart 0.6.5 of RHEL 6 knows, of which some are needed.
+UPSTART = (
+    'description',
+    'start on',
+    'stop on',
+    'respawn',
+    'kill timeout',
+    'limit',
+    'script',
+    'end script',
+)
+
+
+def test_the_job_of_upstart_has_only_stanzas_that_rhel_6_knows():
+    with open(os.path.join(ROOT, 'init/upstart/targetd.conf')) as file:
+        text = file.read()
+    before, script = text.split('\nscript\n')
+    body, after = script.split('end script\n')
+    for line in before.splitlines():
+        assert not line or line[0] == '#' or line.startswith(UPSTART), line
+    assert after == '' and before.count('\nrespawn\n') == 1
+    assert subprocess.run(['sh', '-n'], input=body.encode()).returncode == 0
+    # it does not fork: "expect" would follow a child
+    assert 'exec targetd -f ' in body and 'expect' not in before
+
+
+def test_the_scripts_of_the_supervisors_run_the_server_in_their_place(daemon):
+    daemon.target()
+    daemon.write_config()
+    script = Init(daemon, ['sh'], False)
+    for name in ('runit', 's6'):
+        run = os.path.join(ROOT, 'init', name, 'run')
+        for shell in ('dash', 'bash'):
+            process = subprocess.Popen(
+                [shell, run],
+                env=dict(
+                    os.environ,
+                    PATH='%s:%s' % (daemon.directory, os.environ['PATH']),
+                    CONFIG=daemon.config,
+                ),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.STDOUT,
+            )
+            try:
+                eventually(lambda: is_listening(daemon.address), 20)
+                assert script.pid == process.pid
+            finally:
+                process.terminate()
+            assert process.wait(20) == 0
+
+
+def has(program):
+    return pytest.mark.skipif(shutil.which(program) is None, reason='%s is not installed' % program)
+
+
+@has('systemd-analyze')
+def test_systemd_accepts_the_unit(tmp_path):
+    shutil.copy(os.path.join(ROOT, 'init/targetd.service'), str(tmp_path))
+    done = subprocess.run(
+        [
+            'systemd-analyze',
+            'verify',
+            '--man=no',
+            '--recursive-errors=no',
+            str(tmp_path / 'targetd.service'),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout.decode()
+
+
+@has('systemd-sysusers')
+@has('systemd-tmpfiles')
+def test_the_snippets_make_the_user_and_the_directory(tmp_path):
+    root = str(tmp_path)
+    for folder in ('etc', 'usr/lib/sysusers.d', 'usr/lib/tmpfiles.d', 'var/lib'):
+        os.makedirs(os.path.join(root, folder))
+    for kind in ('sysusers', 'tmpfiles'):
+        shutil.copy(
+            os.path.join(ROOT, 'init/systemd/%s.conf' % kind),
+            '%s/usr/lib/%s.d/targetd.conf' % (root, kind),
+        )
+    (tmp_path / 'etc/passwd').write_text('root:x:0:0::/root:/bin/sh\n')
+    (tmp_path / 'etc/group').write_text('root:x:0:\n')
+    subprocess.check_call(['systemd-sysusers', '--root', root])
+    assert '\ntargetd:' in (tmp_path / 'etc/passwd').read_text()
+    subprocess.check_call(['systemd-tmpfiles', '--root', root, '--create', 'targetd.conf'])
+    assert (tmp_path / 'var/lib/targetd').is_dir()
+
+
+@has('logrotate')
+@pytest.mark.skipif(os.geteuid() != 0, reason='the log files belong to root')
+def test_logrotate_rotates_the_log_of_a_running_server(plain):
+    daemon, directory = plain.daemon, plain.daemon.directory
+    assert plain('start')[0] == 0
+    with open(os.path.join(ROOT, 'etc/logrotate')) as file:
+        text = file.read()
+    log = '/var/log/targetd.log'
+    assert text.count(log) == 1
+    text = text.replace(log, daemon.log_file).replace('/etc/default/targetd', plain.defaults)
+    rotation = os.path.join(directory, 'rotation')
+    with open(rotation, 'w') as file:
+        file.write('su root root\n' + text)
+    os.chmod(directory, 0o755)
+    subprocess.check_call(
+        ['logrotate', '-f', '-s', os.path.join(directory, 'rotation.state'), rotation],
+        env=dict(os.environ, PATH='%s:%s' % (directory, os.environ['PATH'])),
+    )
+    with open(daemon.log_file + '.1') as file:
+        assert 'serving 1 target' in file.read()
+    assert plain('reload')[0] == 0
+    eventually(lambda: os.path.getsize(daemon.log_file), 20)  # the server writes into the new file
+    assert plain('stop')[0] == 0

@@ -312,6 +312,21 @@ def test_without_psutil_the_server_serves_and_says_what_is_missing(daemon, sessi
     assert TARGET in daemon.control('show', 'targets')
 
 
+def test_targetdctl_alone_says_which_package_is_missing(tmp_path, daemon):
+    (tmp_path / 'configobj.py').write_text('raise ImportError("No module named configobj")\n')
+    path = '%s:%s' % (tmp_path, daemon.environment()['PYTHONPATH'])
+    done = subprocess.run(
+        [daemon.python, '-m', 'targetd.admin.cli', 'import', str(tmp_path / 'targets.conf')],
+        env=dict(daemon.environment(), PYTHONPATH=path),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=60,
+    )
+    output = done.stdout.decode()
+    assert done.returncode == 1 and len(output.splitlines()) == 1, output
+    assert 'configobj' in output and 'pip install' in output
+
+
 in_namespace = pytest.mark.skipif(
     subprocess.call(['unshare', '-Urm', 'true'], stderr=subprocess.DEVNULL) != 0
     if os.path.exists('/usr/bin/unshare')

@@ -161,6 +161,7 @@ def _portal_error(address, port, error):
     absent = getattr(error, 'errno', None) in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
     problem.is_family_absent = absent and is_wildcard(address)
     problem.is_address_absent = absent and not is_wildcard(address)
+    problem.is_port_in_use = getattr(error, 'errno', None) == errno.EADDRINUSE
     return problem
 
 

@@ -10,6 +10,7 @@ import sys
 import pytest
 from source_tree import ROOT
 
+import targetd
 from targetd import cli
 from targetd.admin import system_files
 from targetd.errors import EXIT_FAILURE, EXIT_OK, TargetdError
@@ -148,3 +149,43 @@ def test_every_source_is_in_the_package_that_pip_builds(tmp_path):
 def test_there_is_no_pyproject_toml():
     """With one, pip 18.1 of Python 3.6 would download a setuptools that does not run there."""
     assert not os.path.exists(os.path.join(ROOT, 'pyproject.toml'))
+
+
+@pytest.mark.parametrize('path', system_files.OTHER_TARGETD)
+def test_nothing_is_installed_beside_the_other_targetd(tmp_path, capsys, path):
+    other = tmp_path / path[1:]
+    other.parent.mkdir(parents=True)
+    other.write_text('')
+    before = written(tmp_path)
+    assert cli.main(['--install-files', '--root', str(tmp_path)]) == EXIT_FAILURE
+    error = capsys.readouterr().err
+    assert (
+        len(error.splitlines()) == 1 and str(other) in error and 'remove its package first' in error
+    )
+    assert written(tmp_path) == before
+
+
+def test_the_packages_have_the_version_of_the_program():
+    with open(os.path.join(ROOT, 'packaging/debian/changelog')) as file:
+        assert file.readline().startswith('targetd-iscsi (%s) ' % targetd.__version__)
+    with open(os.path.join(ROOT, 'packaging/rpm/targetd-iscsi.spec')) as file:
+        text = file.read()
+    assert 'global targetd_version %s}\n' % targetd.__version__ in text
+    assert '- %s-1\n' % targetd.__version__ in text
+
+
+def test_both_packages_contain_every_file_that_is_installed(tmp_path):
+    """install-tree is a list of its own, because a package has no Python when it is built."""
+    subprocess.check_call(
+        [
+            os.path.join(ROOT, 'packaging/install-tree'),
+            str(tmp_path),
+            '/etc/default/targetd',
+            '/lib/systemd/system',
+        ]
+    )
+    content = {(tmp_path / path).read_bytes() for path in written(tmp_path)}
+    for file in system_files.FILES:
+        if file.init in ('', 'sysv', 'systemd'):
+            assert system_files.source(file.source) in content, file.source
+    assert (tmp_path / 'usr/share/targetd-iscsi/targetd/master/exports/exports.py').exists()

@@ -124,6 +124,32 @@ def test_a_configuration_with_complaints_starts_nothing(conf, capsys, server, ar
     assert '2 errors in the configuration; nothing was started' in lines[2]
 
 
+OTHER_TARGETD = (
+    'password: foo\nblock_pools: [vg-targetd/pool]\nuser: "bar"\nssl: false\n',
+    '# /etc/target/targetd.yaml\n\npassword: foo\n',
+    '---\nuser: admin\ntarget_name: iqn.2003-01.org.example.mach1:1234\n',
+)
+
+
+@pytest.mark.parametrize('text', OTHER_TARGETD)
+@pytest.mark.parametrize('is_included', [False, True])
+def test_the_yaml_of_the_other_targetd_is_refused_with_one_sentence(
+    conf, capsys, server, tmp_path, text, is_included
+):
+    other = tmp_path / 'targetd.yaml'
+    other.write_text(text)
+    path = conf('include = %s\n' % other + GOOD) if is_included else str(other)
+    assert cli.main(['-c', path]) == EXIT_CONFIG
+    first, last = capsys.readouterr().err.splitlines()
+    assert first.startswith('targetd: %s: this is the YAML configuration of the other' % other)
+    assert 'saveconfig.json' in first and 'nothing was started' in last and not server.runs
+
+
+def test_a_setting_with_a_colon_is_not_taken_for_yaml(conf, capsys, server):
+    assert cli.main(['-t', '-c', conf('[server]\nuser: targetd\n')]) == EXIT_CONFIG
+    assert 'YAML' not in capsys.readouterr().err
+
+
 def test_the_server_is_started_with_path_configuration_and_foreground(conf, server):
     path = conf(GOOD)
     assert cli.main(['-c', path]) == EXIT_OK and cli.main(['-f', '-c', path]) == EXIT_OK

@@ -34,7 +34,6 @@ LINES = [
     ('LUN0 Storage /srv/a Auto', 'write [[lun N]]'),
     ('UnitType Disk', 'this is a word of istgt'),
     ('"storage_objects": [', 'this is a word of LIO'),
-    ('block_pools:', 'the other program called targetd'),
     ('<?xml version="1.0"?>', 'this is XML of Microsoft'),
 ]
 
@@ -86,3 +85,8 @@ def test_a_setting_without_an_equals_sign_keeps_its_remedy(tmp_path):
 def test_no_word_of_another_language_is_a_setting_of_the_same_meaning():
     for word in pasted.WORDS:
         assert word not in {row.name.lower() for row in settings.TABLE}, word
+
+
+def test_a_key_of_the_other_targetd_in_a_section(tmp_path):
+    found = complaint(tmp_path, '[target iqn.2026-11.com.example:t]\nblock_pools:\n')
+    assert any('the other program called targetd' in c.remedy and c.line == 2 for c in found), found
