@@ -53,7 +53,7 @@ class Disk(object):
         self.offset = lun * SECTORS
         self.naa = '600140500000000000000000000001%02x' % lun
         self.lines = ['backing-store = /dev/mapper/' + self.name, 'naa = ' + self.naa]
-        self.lines += sorted(lines)
+        self.lines += ['sharing = cluster'] + sorted(lines)
         chosen = [(kind, count) for kind in kinds for count in SESSIONS]
         self.cases = [
             Case(kind, count, number, self.offset) for number, (kind, count) in enumerate(chosen)
