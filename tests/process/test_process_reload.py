@@ -491,7 +491,7 @@ def test_why_names_the_rule(served):
     served.connect().login(DISK)
     (row,) = ask(served, 'why')['rows']
     assert row['status'] == '0202' and 'initiator-address' in row['why']
-    assert ask(served, 'why', address='10.9.9.9')['rows'] == []
+    assert ask(served, 'why', who='10.9.9.9')['rows'] == []
     assert len(ask(served, 'why', address='127.0.0.1')['rows']) == 1
 
 
