@@ -492,7 +492,7 @@ def test_why_names_the_rule(served):
     (row,) = ask(served, 'why')['rows']
     assert row['status'] == '0202' and 'initiator-address' in row['why']
     assert ask(served, 'why', who='10.9.9.9')['rows'] == []
-    assert len(ask(served, 'why', address='127.0.0.1')['rows']) == 1
+    assert len(ask(served, 'why', who='127.0.0.1')['rows']) == 1
 
 
 def test_reload_by_command(served):
