@@ -88,7 +88,7 @@ TABLE = (
              'group.',
              columns=columns(('group', 'GROUP'), ('address', 'ADDRESS'), ('port', 'PORT'),
                               ('connections', 'CONNECTIONS'),
-                              ('state', 'STATE')),
+                              ('state', 'STATE'), ('interface', 'INTERFACE')),
              empty='no portal is open'),
     command('show alua', 'list the ALUA states of the portal groups',
              'One line per portal group of each logical unit: its asymmetric access state, and '

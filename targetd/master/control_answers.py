@@ -6,7 +6,7 @@ import os
 
 from targetd import __version__, events, log
 from targetd.admin import commands
-from targetd.config import model
+from targetd.config import model, network_kinds
 from targetd.config.sharing_rules import sharing_of
 from targetd.config.words import counted
 from targetd.errors import TargetdError
@@ -210,6 +210,10 @@ class ControlAnswers(object):
                         'port': port,
                         'state': 'open' if is_open else 'waiting' if why else 'closed',
                         'why': why or '',
+                        'interface': group.interface,
+                        'advertise': None
+                        if group.advertise is None
+                        else network_kinds.Advertised().write(group.advertise),
                         'connections': sum(
                             len(s.peers) for s in self.sessions.all() if s.group == tag
                         ),

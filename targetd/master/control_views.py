@@ -1,14 +1,11 @@
 """The answers to the commands of admin.view_commands: sessions, workers, reservations, the configuration."""
 
-import os
-import time
-
 from targetd import log
 from targetd.admin import commands
 from targetd.config import edits, explain
 from targetd.config.words import counted
 from targetd.errors import TargetdError
-from targetd.host import disks
+from targetd.host import disks, process_usage
 from targetd.master.fault_report import when
 from targetd.master.live_changes import Cause
 from targetd.master.logins.portals import plain, shown
@@ -52,16 +49,20 @@ class ViewAnswers(object):
         )
 
     def _answer_show_workers(self, client):
-        now, rows = time.time(), []
+        rows = []
         for worker in self.answers.workers.all():
-            session = worker.session
-            row = {
-                'pid': worker.pid,
-                'state': worker.state,
-                'tsih': session.tsih if session else None,
-                'initiator_name': session.initiator_name if session else '',
-            }
-            rows.append(dict(row, **usage_of(worker.pid, now)))
+            session, usage = worker.session, process_usage.usage(worker.pid)
+            rows.append(
+                {
+                    'pid': worker.pid,
+                    'state': worker.state,
+                    'tsih': session.tsih if session else None,
+                    'initiator_name': session.initiator_name if session else '',
+                    'age': usage and usage.age,
+                    'memory': usage and usage.memory,
+                    'cpu_seconds': usage and round(usage.seconds, 1),
+                }
+            )
         return commands.reply_rows(sorted(rows, key=lambda row: row['pid']))
 
     def _answer_show_config(self, client):
@@ -226,25 +227,6 @@ def plain_value(value):
     if isinstance(value, bool):
         return 'Yes' if value else 'No'
     return ','.join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-
-
-def usage_of(process, now):
-    """{'age', 'memory', 'cpu_seconds'} of a process; values are None if it is gone."""
-    found = {'age': None, 'memory': None, 'cpu_seconds': None}
-    try:
-        with open('/proc/%d/stat' % process) as f:
-            fields = f.read().rpartition(')')[2].split()
-        with open('/proc/%d/statm' % process) as f:
-            pages = int(f.read().split()[1])
-        with open('/proc/uptime') as f:
-            uptime = float(f.read().split()[0])
-    except (OSError, IndexError, ValueError):
-        return found
-    ticks = os.sysconf('SC_CLK_TCK')
-    found['age'] = max(0, int(uptime - int(fields[19]) / ticks))
-    found['memory'] = pages * os.sysconf('SC_PAGE_SIZE')
-    found['cpu_seconds'] = round((int(fields[11]) + int(fields[12])) / ticks, 1)
-    return found
 
 
 def reservation_rows(unit):

@@ -48,6 +48,7 @@ class Replication(object):
         self.by_id = UnitTable()
         self.of_target = self.by_id.of_target
         self._save_timer = None
+        self._unable_to_save = set()  # ids of units about which that was logged
         self._saved = {}  # key -> the dict that this server saved last, or is saving
 
     def save_state(self, unit, shared, done):
@@ -60,6 +61,9 @@ class Replication(object):
         def saved(error):
             if error is None:
                 unit.is_unsaved = False
+                if unit.id in self._unable_to_save:
+                    self._unable_to_save.discard(unit.id)
+                    log.info('unit %s: its state is saved now', unit.id)
             elif isinstance(error, OutcomeUnknown):
                 self._save_later(unit)  # the file must have the state that is in force
             elif self._saved.get(unit.key) is state:
@@ -88,6 +92,7 @@ class Replication(object):
                     error.strerror,
                     SAVE_SECONDS,
                 )
+                self._unable_to_save.add(unit.id)
                 self._save_later(unit)
 
         self.save_state(unit, shared, saved)
@@ -117,9 +122,7 @@ class Replication(object):
         saved or failed."""
 
         def saved(unit, error):
-            if error is None:
-                log.info('unit %s: its state is saved now', unit.id)
-            else:
+            if error is not None:
                 log.debug('unit %s: its state cannot be saved yet: %s', unit.id, error.strerror)
 
         for unit in self.unsaved_units():

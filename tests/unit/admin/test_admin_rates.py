@@ -34,9 +34,9 @@ def sample(when, *rows, **usage):
 
 
 def test_rates_are_those_of_the_interval():
-    before = sample(10.0, row(reads=100), p101=Usage(1.0, 5 << 20))
+    before = sample(10.0, row(reads=100), p101=Usage(1.0, 5 << 20, 7))
     after = sample(
-        12.0, row(reads=300, writes=10, errors=3, unfinished=2), p101=Usage(2.0, 6 << 20)
+        12.0, row(reads=300, writes=10, errors=3, unfinished=2), p101=Usage(2.0, 6 << 20, 9)
     )
     (found,) = statistics(before, after, 'session')
     assert (found['reads'], found['writes'], found['iops']) == (100, 5, 105)
