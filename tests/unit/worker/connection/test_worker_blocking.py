@@ -23,7 +23,10 @@ class Thread(object):
         blocking = self._blocking
         blocking.begin()
         while True:
-            self._calls.get(timeout=10)
+            try:
+                self._calls.get(timeout=10)
+            except queue.Empty:  # the test has ended
+                return
             try:
                 blocking.call(self._call, None)
                 self.results.put(('returned', blocking.is_in_charge()))
