@@ -209,6 +209,17 @@ def test_data_acknowledgement_is_requested_at_the_end_of_a_burst(login):
 
 
 @pytest.mark.clause('RFC 7143 11.16')
+def test_a_data_ack_of_a_response_that_was_acknowledged_a_moment_ago_is_tolerated(login):
+    session = login(MaxBurstLength='8192', MaxRecvDataSegmentLength='4096')
+    command = session.submit(read_10(0, 64), read=32768)
+    asked = [pdu for pdu in (session.step() for _ in range(8)) if pdu.flags & 0x40]
+    assert command.result is not None
+    session.ping()  # acknowledges all of it with ExpStatSN
+    snack(session, DATA_ACK, first=4, tag=asked[1].ttt)
+    assert session.ping(b'after the SNACK') == b'after the SNACK'  # and no Reject before
+
+
+@pytest.mark.clause('RFC 7143 11.16')
 def test_an_unrequested_data_ack_is_rejected(login):
     session = login()
     snack(session, DATA_ACK, first=1, tag=77)
