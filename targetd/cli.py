@@ -82,7 +82,7 @@ def parser():
         help='create a key for an encrypted disk, and exit; an existing file is not overwritten',
     )
     _add_installation(add)
-    for option in ('--take-over', '--try-take-over'):  # of master.upgrade
+    for option in ('--take-over', '--try-take-over'):  # of master.upgrade.upgrade
         add(option, type=int, help=argparse.SUPPRESS)
     add('--version', action='version', version='targetd %s' % targetd.__version__)
     add('-h', '--help', action='help', help='show this and exit')

@@ -1,6 +1,6 @@
 """The rows of the commands that change the configuration of the running server: see commands. Pure.
 
-Each change is written to targetdctl.d/live.conf before it is answered (master.control_changes).
+Each change is written to targetdctl.d/live.conf before it is answered (master.control.control_changes).
 """
 
 from targetd.admin.command_rows import Argument, columns, command

@@ -20,10 +20,11 @@ from targetd import __version__, crc32c, log
 from targetd.config.words import counted
 from targetd.errors import EXIT_FAILURE, EXIT_OK, AlreadyRunning, StoreError, TargetdError
 from targetd.host import network
-from targetd.master import feasible, handover
+from targetd.master import feasible
 from targetd.master.log_files import start_log
 from targetd.master.master import Master
 from targetd.master.processes import child
+from targetd.master.upgrade import handover
 from targetd.master.vault import Vault, load
 from targetd.trusted_path import open_trusted
 

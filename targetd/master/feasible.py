@@ -8,7 +8,7 @@ import pwd
 from targetd import log, xts
 from targetd.errors import EXIT_FAILURE, TargetdError
 from targetd.host import identity
-from targetd.master.control import group_id
+from targetd.master.control.control import group_id
 from targetd.master.processes import child, log_writer, sandbox
 
 LONGEST_SOCKET_PATH = 107  # bytes, unix(7)

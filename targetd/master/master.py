@@ -19,8 +19,8 @@ from targetd import log
 from targetd.config.words import counted
 from targetd.master import feasible
 from targetd.master.capture_links import Captures
-from targetd.master.control import Control
-from targetd.master.control_answers import ControlAnswers
+from targetd.master.control.control import Control
+from targetd.master.control.control_answers import ControlAnswers
 from targetd.master.counting import Counting
 from targetd.master.event_commands import EventCommands
 from targetd.master.exporters import Exporters
@@ -56,7 +56,7 @@ from targetd.master.units.key_replacement import KeyReplacements
 from targetd.master.units.logical_units import Units
 from targetd.master.units.replication import Replication
 from targetd.master.units.rod_tokens import RodTokens
-from targetd.master.upgrade import Upgrade
+from targetd.master.upgrade.upgrade import Upgrade
 from targetd.master.vault import seal_here
 from targetd.store import opened_store
 from targetd.worker import main as worker_main

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.wire
 
 NEW = '0.2.0'
 SECRET = 'iqn.2026-11.test.targetd:secret'
-HANDOVER_UNITS = ('master', 'handover_units.py')
+HANDOVER_UNITS = ('master', 'upgrade', 'handover_units.py')
 
 
 class Installed(object):
@@ -150,7 +150,7 @@ def test_a_program_that_cannot_take_over_leaves_the_old_one_in_charge(daemon, in
     pid = daemon.process.pid
     installed.upgrade()
     for old, new, names, reason in (
-        ('import os\n', 'import os)\n', ('master', 'handover.py'), 'SyntaxError'),
+        ('import os\n', 'import os)\n', ('master', 'upgrade', 'handover.py'), 'SyntaxError'),
         (
             '    exports.server = server',
             '    exports.server = 1 / 0  # ',
@@ -160,7 +160,7 @@ def test_a_program_that_cannot_take_over_leaves_the_old_one_in_charge(daemon, in
         (
             'FORMAT = 1\n',
             'FORMAT = 2\n',
-            ('master', 'handover.py'),
+            ('master', 'upgrade', 'handover.py'),
             'state of version 0.1.0 has the f',
         ),
         (

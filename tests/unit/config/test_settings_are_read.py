@@ -17,8 +17,8 @@ from targetd.config import acl, model, settings, tgt_settings
 
 APPLYING = ('config/acl.py', 'config/sharing_rules.py')
 DISPLAYING = (
-    'master/control.py',
-    'master/control_answers.py',
+    'master/control/control.py',
+    'master/control/control_answers.py',
     'master/reload.py',
     'admin/',
     'demo.py',

@@ -22,10 +22,11 @@ from targetd import channel as channels
 from targetd.admin import commands
 from targetd.config.words import counted
 from targetd.errors import TargetdError
-from targetd.master import feasible, handover_units
+from targetd.master import feasible
 from targetd.master.log_files import adopted_writer
 from targetd.master.logins.sessions import SessionRecord
 from targetd.master.processes import child
+from targetd.master.upgrade import handover_units
 from targetd.scsi.sam import Nexus
 from targetd.store import failure_flags
 

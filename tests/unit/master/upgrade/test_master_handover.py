@@ -1,4 +1,4 @@
-"""The form in which a master hands its state over (targetd.master.handover)."""
+"""The form in which a master hands its state over (targetd.master.upgrade.handover)."""
 
 import json
 import os
@@ -7,10 +7,10 @@ import pytest
 
 from targetd import channel as channels
 from targetd.compat import memory_file
-from targetd.master import handover, handover_units
 from targetd.master.logins.sessions import SessionRecord
 from targetd.master.processes.workers import WorkerProcess
 from targetd.master.units.unit import Unit
+from targetd.master.upgrade import handover, handover_units
 from targetd.scsi.sam import Nexus
 
 STATE = {'units': [(1, 'a'), {'key': b'\0'}], 'none': None, 'time': 1.5}

@@ -6,7 +6,7 @@ import inspect
 import pytest
 
 from targetd.admin import commands, image_answers, local
-from targetd.master import control_answers, control_changes, control_views
+from targetd.master.control import control_answers, control_changes, control_views
 
 REMOTE = [row for row in commands.TABLE if not row.local]
 #: Every table of answers, with its class, and the number of arguments that are not in the row.

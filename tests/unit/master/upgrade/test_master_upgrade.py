@@ -1,11 +1,11 @@
-"""The trial of a new program, and how it is started (targetd.master.upgrade)."""
+"""The trial of a new program, and how it is started (targetd.master.upgrade.upgrade)."""
 
 import subprocess
 import sys
 
 import pytest
 
-from targetd.master import upgrade
+from targetd.master.upgrade import upgrade
 
 SCRIPT = 'import sys; sys.stdout.write(%r)'
 
@@ -45,7 +45,7 @@ def test_a_program_that_does_not_answer_is_killed(monkeypatch):
 @pytest.mark.parametrize('how', ['module', 'command', 'script'])
 def test_a_program_is_started_as_this_one_was(tmp_path, how):
     text = (
-        'import sys; sys.path.insert(0, %r); from targetd.master import upgrade; '
+        'import sys; sys.path.insert(0, %r); from targetd.master.upgrade import upgrade; '
         'print(upgrade.program()[-1])' % upgrade.ROOT
     )
     (tmp_path / 'started.py').write_text(text)

@@ -11,12 +11,12 @@ from targetd.config.sharing_rules import sharing_of
 from targetd.config.words import counted
 from targetd.errors import TargetdError
 from targetd.master import fault_report
-from targetd.master.control import Stream
-from targetd.master.control_changes import ANSWERS as CHANGES
-from targetd.master.control_changes import ChangeAnswers, named_lun
-from targetd.master.control_counters import counters_reply
-from targetd.master.control_views import ANSWERS as VIEWS
-from targetd.master.control_views import ViewAnswers
+from targetd.master.control.control import Stream
+from targetd.master.control.control_changes import ANSWERS as CHANGES
+from targetd.master.control.control_changes import ChangeAnswers, named_lun
+from targetd.master.control.control_counters import counters_reply
+from targetd.master.control.control_views import ANSWERS as VIEWS
+from targetd.master.control.control_views import ViewAnswers
 from targetd.master.fault_report import state_of, when
 from targetd.master.live_changes import Cause
 from targetd.master.logins.portals import plain

@@ -20,8 +20,8 @@ import targetd
 from targetd import compat, log
 from targetd.config import model
 from targetd.errors import TargetdError
-from targetd.master import handover
 from targetd.master.processes import child
+from targetd.master.upgrade import handover
 from targetd.master.vault import load
 
 QUIET_SECONDS = 10.0  # until nothing is in progress that cannot be handed over
