@@ -56,9 +56,15 @@ say "another targetd serves the other disk meanwhile"
 start_targetd /job/targetd.conf
 write $well 1
 dmsetup resume hanging
-for _ in $(seq 400); do grep -q 'lun 0 of iqn.2026-11.com.example:hanging is available now' /tmp/targetd.log && break; sleep 0.1; done
+is_available() { [ "$(grep -c 'lun 0 of iqn.2026-11.com.example:hanging is available now' /tmp/targetd.log)" = 2 ]; }
+for _ in $(seq 400); do is_available && break; sleep 0.1; done
+is_available
 wait
 login $hanging || true # the initiator may have come back by itself
+
+say "the outcome of the last flush is not known, so the unit has failed until the administrator has looked at it"
+if dd if=/dev/urandom of="$(iscsi_disk $hanging 0)" bs=64k count=1 oflag=direct status=none; then exit 1; fi
+targetdctl acknowledge $hanging/0
 dd if=/dev/urandom of="$(iscsi_disk $hanging 0)" bs=1M count=1 oflag=direct status=none
 logout $hanging
 stop_targetd
