@@ -1,5 +1,5 @@
 """Captured PDUs as a pcapng file that Wireshark and tshark dissect: packets with IP and TCP headers that
-are invented from what is known of the connection (link type "raw IP"). Pure.
+are made up from what is known of the connection (link type "raw IP"). Pure.
 
 A Record is one PDU, or what was kept of it, with its place in the stream of its direction. Its binary form
 is what a worker writes into the socket of a capture, and what it sends to the master with the last PDUs
@@ -162,8 +162,7 @@ class File(object):
 
     def __init__(self, port, what):
         self.header = file_header(
-            '%s; the real port of the target is %s; IP and TCP headers are invented by targetd'
-            % (what, port)
+            '%s; the real port of the target is %s; IP and TCP headers are synthetic' % (what, port)
         )
         self._conversations = {}
         self.pdus = 0

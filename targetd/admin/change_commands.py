@@ -57,7 +57,7 @@ TABLE = (
                       'a file or disk as in backing-store: a path, serial:NUMBER, wwn:NUMBER; or ram'),
              Argument('lun', 'number', False, 'its LUN; without it, the first free one'),
              Argument('size', 'option', False, 'the size of a file, such as 20G'), _SET]),
-    _change('lun remove', 'stop to serve a LUN',
+    _change('lun remove', 'stop serving a LUN',
             'Its file or disk remains. Initiators are notified; their commands for it end with LOGICAL '
             'UNIT NOT SUPPORTED.', [_UNIT]),
     _change('lun resize', 'make the file of a LUN larger',

@@ -126,8 +126,8 @@ TABLE = (
              'After an upgrade of targetd: the server process starts the installed program in its '
              'place. Sessions continue in their worker processes, which are of the old program until '
              'the logout; new sessions get the new one. Logins wait for a second or two. A trial is '
-             'made first: if the new program cannot be started, reads the configuration otherwise, or '
-             'has another format of the state, nothing changes, and the reason is shown. Changes of '
+             'made first: if the new program cannot be started, does not accept the configuration, '
+             'or has another format of the state, nothing changes, and the reason is shown. Changes of '
              'the configuration that are not in force must be reloaded before. SIGUSR2 does the same; '
              'the outcome is then in the log.',
              seconds=120),
@@ -239,7 +239,7 @@ TABLE = (
                  Argument('running', 'flag', False,
                           'compare with the running tgtd (tgtadm --op show --mode target)')],
              local=True),
-    command('rehearse', 'play a Windows host at a target, and say what Windows would see',
+    command('rehearse', 'test a target as a Windows host uses it, and show what Windows would see',
              'Logs in to a target like Windows (discovery, keys, CHAP, every address of the target), asks '
              'its disks what Windows asks them, and shows the disks as Windows does: number, size, '
              'partition table, 512 or 4Kn, thin provisioning and trim, write cache, reservations, '

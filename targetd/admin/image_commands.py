@@ -21,7 +21,7 @@ TABLE = (
             local=True),
     command('snapshot', 'keep the present content of the file of a LUN',
             'The new file is beside the file of the LUN: FILE.snapshot-NAME. On a file system that can '
-            'share blocks (btrfs, XFS with reflink) it takes an instant, sessions continue, and it has '
+            'share blocks (btrfs, XFS with reflink) it is made in an instant, sessions continue, and it has '
             'every write that was completed before. Elsewhere the data is copied, holes stay holes; '
             'nothing may write meanwhile: "lun readonly" first. What initiators have in their caches is '
             'not in it.',

@@ -121,8 +121,9 @@ def man_page():
         '.SH DESCRIPTION',
         _roff(
             'targetdctl controls targetd(8) over its control socket: it lists sessions, targets, '
-            'logical units and portals, explains why a login was refused, and reloads the '
-            'configuration, ends a session or stops the server.'
+            'logical units and portals, explains why a login was refused, changes the configuration '
+            'while sessions continue, measures and captures sessions, and reloads, upgrades or stops '
+            'the server.'
         ),
         '.PP',
         _roff(

@@ -37,7 +37,7 @@ TABLE = (
                             ('type', 'TYPE'), ('holds', 'HOLDS', 'yes-no')),
             empty='no logical unit is reserved'),
     command('reservation clear', 'remove the reservations and registrations of a logical unit',
-            'For an initiator that is gone for ever and holds a reservation. DO NOT use it while a '
+            'For an initiator that holds a reservation and will not return. DO NOT use it while a '
             'cluster runs: its nodes then write without protection. The initiators are notified '
             '(RESERVATIONS PREEMPTED).',
             arguments=[_UNIT], seconds=60),

@@ -40,11 +40,11 @@ TABLE = (
             local=True),
     command('capture', 'write the PDUs of a session into a file for Wireshark',
             'Writes what a session sends and receives as a pcapng file, which Wireshark and tshark '
-            'dissect as iSCSI; IP and TCP headers are invented. Of the data of each PDU the first '
+            'dissect as iSCSI; IP and TCP headers are synthetic. Of the data of each PDU the first '
             'bytes are kept. With an address instead of a session: its sessions, and every connection '
             'that arrives from there, with its login; secrets are masked (CHAP_C, CHAP_R). Ends after '
-            '--seconds, with the session, or with Ctrl-C. The session pays for it with processor time, '
-            'and never waits: PDUs that come too quickly are lost and counted.',
+            '--seconds, with the session, or with Ctrl-C. It costs the session processor time, '
+            'but the session never waits: PDUs that come too quickly are lost and counted.',
             arguments=[
                 Argument('who', 'text', True, 'a session number, or an address'),
                 Argument('file', 'text', True, 'the file to write; an existing one is overwritten'),
@@ -53,7 +53,7 @@ TABLE = (
                          'bytes of the data of each PDU that are kept (default 256)')],
             streams=True),
     command('trace', 'print what a session sends and receives in words',
-            'One line per PDU: time, direction (> from the initiator, < to it), and what it says: the '
+            'One line per PDU: time, direction (> from the initiator, < to it), and its content: the '
             'command with its LBA and LUN, the status and how long it took, the keys of a login. '
             'Otherwise as "capture".',
             arguments=[

@@ -1,7 +1,6 @@
 """The processes that publish the state: one that answers HTTP (`metrics`), as an unprivileged user, and one
-that writes files (`metrics-file`, `status-file`). Each is a program of its own (admin.exporter), with a
-connection to the control socket's server that may only read; the master parses no HTTP, and waits for none
-of them.
+that writes files (`metrics-file`, `status-file`). Each is a separate program (admin.exporter) with a
+connection on which it may only read the state; the master parses no HTTP, and waits for neither of them.
 """
 
 import os

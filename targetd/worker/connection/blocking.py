@@ -1,8 +1,8 @@
 """Calls in which a connection's thread may block although they usually take little time.
 
-    the thread: call() -----------------> returns in time, the thread goes on
+    the thread: call() -----------------> returns in time, the thread continues
                   |
-                  +--the call takes long, take_over()--> another thread goes on with the connection;
+                  +--the call takes long, take_over()--> another thread serves the connection;
                                                          the first one ends when its call has returned
 
 So a medium that stops answering delays the session's pings, task management and other LUNs once, and
@@ -30,7 +30,7 @@ class TakenOver(Exception):
 
 
 class Blocking(object):
-    """The calls of one connection's thread. start(): lets another thread go on with the connection; None
+    """The calls of one connection's thread. start(): has another thread serve the connection; None
     while that is not possible."""
 
     def __init__(self):
@@ -57,8 +57,8 @@ class Blocking(object):
             self._call = None
 
     def take_over(self, before):
-        """If the thread is in a call that began before this monotonic time, let another thread go on
-        with the connection. [any]"""
+        """If the thread is in a call that began before this monotonic time, have another thread
+        serve the connection. [any]"""
         with self._lock:
             if self._call is None or self._call[0] > before:
                 return
