@@ -30,7 +30,7 @@ BUILD_SECONDS = 900
 
 def build(kind, out, tree=ROOT):
     """Build a package of a source tree with its own script; returns the directory with the result."""
-    _run(os.path.join(tree, 'packaging', 'build'), kind, str(out))
+    run(os.path.join(tree, 'packaging', 'build'), kind, str(out))
     return str(out)
 
 
@@ -51,15 +51,15 @@ def base():
 
 
 def _make(root):
-    _run('debootstrap', '--variant=minbase', '--include=python3', SUITE, root, MIRROR)
+    run('debootstrap', '--variant=minbase', '--include=python3', SUITE, root, MIRROR)
     with open(root + '/etc/dpkg/dpkg.cfg.d/tests', 'w') as file:
         file.write('force-unsafe-io\n')  # nothing here has to survive a power failure
     with mounted(root):
-        _run('chroot', root, 'apt-get', 'install', '-q', '-y', '-d', *PACKAGES)
-    _run('python3', '-m', 'pip', 'download', '-q', '--no-deps', '-d', root + WHEEL_FOLDER, *WHEELS)
+        run('chroot', root, 'apt-get', 'install', '-q', '-y', '-d', *PACKAGES)
+    run('python3', '-m', 'pip', 'download', '-q', '--no-deps', '-d', root + WHEEL_FOLDER, *WHEELS)
 
 
-def _run(*command):
+def run(*command):
     done = subprocess.run(
         command,
         env=dict(os.environ, DEBIAN_FRONTEND='noninteractive', LC_ALL='C'),
@@ -75,12 +75,12 @@ def _run(*command):
 def mounted(root):
     """/proc and /dev of the host are below this directory in the `with` block."""
     for kind, place in (('proc', '/proc'), ('devtmpfs', '/dev')):
-        _run('mount', '-t', kind, kind, root + place)
+        run('mount', '-t', kind, kind, root + place)
     try:
         yield
     finally:
         for place in ('/dev', '/proc'):
-            _run('umount', '-l', root + place)
+            run('umount', '-l', root + place)
 
 
 class Chroot(object):
@@ -165,7 +165,7 @@ def fresh(directory):
     for path in (upper, work, root):
         os.makedirs(path)
     options = 'lowerdir=%s,upperdir=%s,workdir=%s' % (lower, upper, work)
-    _run('mount', '-t', 'overlay', 'overlay', '-o', options, root)
+    run('mount', '-t', 'overlay', 'overlay', '-o', options, root)
     namespace = namespaces.Namespace('targetd-%d-%d' % (os.getpid(), os.stat(upper).st_ino))
     try:
         with mounted(root):
@@ -180,4 +180,4 @@ def fresh(directory):
                         pass
     finally:
         namespace.remove()
-        _run('umount', '-l', root)
+        run('umount', '-l', root)

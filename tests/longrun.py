@@ -8,6 +8,8 @@
               fuzzed beside an honest session
   matrix      every combination of negotiated parameters, in random order, until all are tested.
               A run that the time ended goes on with the same --seed and --from
+  pacemaker   the resource agent in a real cluster of one node, on a fresh Debian 12: start, a killed server,
+              the address leaves and returns, stop (root only; needs the network; some minutes)
   routes      targetd is installed on a fresh Debian 12 in each of the ways that the README describes (root
               only; needs the network the first time)
   upgrades    targetdctl upgrade again and again while sessions write, verify and log in: none is lost
@@ -31,6 +33,7 @@ import fuzz  # noqa: E402
 import guest_runs  # noqa: E402
 import kills  # noqa: E402
 import matrix  # noqa: E402
+import pacemaker  # noqa: E402
 import routes  # noqa: E402
 import upgrades  # noqa: E402
 
@@ -39,6 +42,7 @@ RUNS = {
     'fuzz': fuzz.run_fuzz,
     'kills': kills.run_kills,
     'matrix': matrix.run_matrix,
+    'pacemaker': pacemaker.run_pacemaker,
     'routes': routes.run_routes,
     'power-cuts': guest_runs.run_power_cuts,
     'upgrades': upgrades.run_upgrades,

@@ -10,12 +10,14 @@
       size = 20G
       was-size = 10G
 
-Every line keeps the comment of the change that made it. May import config.live, config.sections and
-config.words.
+Every line keeps the comment of the change that made it. A change back leaves nothing, whether the former
+value was written by hand or is the default. May import config.live, config.sections, config.settings,
+config.model and config.words.
 """
 
 import re
 
+from targetd.config import model, settings
 from targetd.config.live import ADD, CHANGE, REMOVE, identity, items_of, same_value
 from targetd.config.sections import (
     Entry,
@@ -24,11 +26,13 @@ from targetd.config.sections import (
     effective_entries,
     folded,
     heading,
+    key_of,
     row_of,
     shown_entries,
+    value_of,
     with_lun_sections,
 )
-from targetd.config.words import join
+from targetd.config.words import Unusable, join
 
 COMMENT = re.compile(r'\s*# ([0-9]{4}-[0-9]{2}-[0-9]{2} [0-9]{2}:[0-9]{2}:[0-9]{2} [^:]+: .*)$')
 HEAD = (
@@ -49,9 +53,27 @@ def difference(hand, wanted):
             is_same = old[key] == section  # of a thousand sections most are
             changed = None if is_same else _changed(old[key], section, None, None)
             found += [changed] if changed else []
-        else:
+        elif section.kind == 'server':
+            # it need not be written by hand, and may be written later
+            changed = _changed(section._replace(entries=[], sections=[]), section, None, None)
+            found += [changed] if changed else []
+        elif not _is_default_group(section, set(old) | set(new)):
             found.append(_added(section))
     return found + [_removed(old[key], None) for key in old if key not in new]
+
+
+def _is_default_group(section, others):
+    """True if this is the portal group that is there without any section of a portal group. others: keys of
+    all sections."""
+    if section.kind != 'portal-group' or sum(key[0] == 'portal-group' for key in others) != 1:
+        return False
+    if {folded(entry.name) for entry in section.entries} != {'portal'}:
+        return False
+    try:
+        portals = value_of(section.kind, section.of('portal'))
+    except Unusable:
+        return False
+    return model.PortalGroup(key_of(section)[1], portals) == model.DEFAULT_PORTAL_GROUP
 
 
 def _made(section, change, pairs, sections=()):
@@ -116,12 +138,28 @@ def _setting(old, new, name, old_target, new_target):
     after = effective_entries(new, new_target, name)
     if row is None or same_value(kind, before, after):
         return []
+    if not before or not after:
+        # what is not written has its default, unless `identity` has another one
+        of_identity = old.of('identity') or new.of('identity')
+        if not of_identity and _is_default(row, kind, before or after):
+            return []
     if name in ITEMWISE and not any(entry.text is None for entry in new.of(name)):
         return _items(kind, name, before, after)
     was = [('was-' + key, text) for key, text in shown_entries(kind, before)]
     if any(entry.text is not None for entry in new.of(name)):
         return shown_entries(kind, new.of(name)) + was
     return [('unset-' + name, 'yes')] + was
+
+
+def _is_default(row, kind, entries):
+    """True if these entries have the same meaning as none. Of a list, and of a parameter of the login, none
+    may have another meaning than its default."""
+    if row.default is None or row.kind.repeatable or row in settings.TEXT_KEYS:
+        return False
+    try:
+        return value_of(kind, entries) == row.default
+    except Unusable:
+        return False
 
 
 def _items(kind, name, before, after):

@@ -120,6 +120,24 @@ def test_read_only_and_offline_take_effect_in_the_session_and_outlast_a_restart(
     session.close()
 
 
+def test_a_lun_that_is_online_again_may_be_removed_by_hand(used, ready):
+    used.text.targets[TARGET][1][1] = ['backing-store = %s' % used.image('second.img', MIB)]
+    used.write_config()
+    used.control('reload')
+    for word in ('offline', 'online'):
+        used.control('lun', word, TARGET + '/1')
+        used.control('target', word, TARGET)
+    assert '[' not in live_text(used)
+    session = ready(used)
+    del used.text.targets[TARGET][1][1]
+    used.write_config()
+    used.control('reload', '--now')
+    assert sorted(used.units()) == [0]
+    session.clear_attentions(0)
+    assert session.read(0, 1) == bytes(512)
+    session.close()
+
+
 def test_a_target_is_added_renamed_offline_and_removed(used, ready):
     used.control('target', 'add', NEW, '--set', 'alias=New disk')
     assert 'nobody' not in used.control('acl', 'add', NEW, 'iqn.2026-11.test*')

@@ -2,10 +2,11 @@
 with a later change by hand is named."""
 
 import os
+import re
 
 import pytest
 
-from targetd.config import edits, live_files, loader
+from targetd.config import edits, live_files, loader, sections, settings
 from targetd.errors import ConfigError, TargetdError
 
 T = 'iqn.2026-11.test:a'
@@ -64,7 +65,7 @@ class Files(object):
 
 
 def _plain(configuration):
-    return configuration._replace(places=None)
+    return configuration._replace(places=None, files=None)
 
 
 @pytest.fixture
@@ -92,7 +93,100 @@ def test_a_change_of_a_lun_overrides_the_file_written_by_hand(files):
 def test_a_change_back_leaves_nothing(files):
     files.edit(edits.set_lun, T, 0, 'size', '2G')
     files.edit(edits.set_lun, T, 0, 'size', '1G')
-    assert '[' not in files.live_text().replace('[', '', 0) or 'target' not in files.live_text()
+    assert is_empty(files)
+
+
+def is_empty(files):
+    """True if live.conf has only comments."""
+    return not re.search('^[^#]', files.live_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    'change, back',
+    [
+        ((edits.set_lun, T, 0, 'state', 'offline'), (edits.set_lun, T, 0, 'state', 'ready')),
+        ((edits.set_lun, T, 0, 'thin', 'no'), (edits.set_lun, T, 0, 'thin', 'yes')),
+        ((edits.set_target, T, 'state', 'offline'), (edits.set_target, T, 'state', 'ready')),
+        ((edits.set_server, 'log-level', 'debug'), (edits.set_server, 'log-level', 'info')),
+        ((edits.set_server, 'nop-count', '7'), (edits.set_server, 'nop-count', '3')),
+        ((edits.add_portal, 1, '[::1]:3261'), (edits.remove_portal, 1, '[::1]:3261')),
+        ((edits.add_lun, T, 9, '/srv/x.img', '1G'), (edits.remove_lun, T, 9)),
+    ],
+    ids=lambda each: '-'.join(map(str, each[1:])) if isinstance(each, tuple) else None,
+)
+@pytest.mark.parametrize('is_written', (True, False))
+def test_a_change_back_to_what_is_written_or_to_the_default_leaves_nothing(
+    files, change, back, is_written
+):
+    if not is_written:  # only the target and its LUNs
+        files.write(HAND[HAND.index('[target') :])
+    before = loader.load(files.path)
+    assert _plain(files.edit(*change)) != _plain(before) and not is_empty(files)
+    assert _plain(files.edit(*back)) == _plain(before)
+    assert is_empty(files), files.live_text()
+
+
+def test_after_a_change_back_the_lun_may_be_removed_by_hand(files):
+    files.edit(edits.set_lun, T, 1, 'state', 'offline')
+    files.edit(edits.set_lun, T, 1, 'state', 'ready')
+    files.write(HAND.replace('  [[lun 1]]\n  backing-store = one.img\n', ''))
+    assert sorted(loader.load(files.path).targets[T].luns) == [0]
+
+
+def test_a_default_is_written_where_it_differs_from_nothing_written(files):
+    # the target or an identity has another value for its LUNs
+    files.write(HAND.replace('size = 1G', 'size = 1G\n  identity = tgt tid=1 lun=1'))
+    assert files.edit(edits.set_lun, T, 0, 'thin', 'no').targets[T].luns[0].thin is False
+    assert loader.load(files.path).targets[T].luns[0].vendor_id
+    lun = files.edit(edits.set_lun, T, 0, 'vendor-id', '""').targets[T].luns[0]
+    assert lun.vendor_id == ''
+    # a second portal group: the first one does not exist any more unless it is written
+    files.write(HAND[HAND.index('[target') :])
+    files.edit(edits.add_portal, 1, '[::1]:3262')
+    files.edit(edits.add_portal, 2, '127.0.0.1:3261')
+    groups = files.edit(edits.remove_portal, 1, '[::1]:3262').portal_groups
+    assert groups[1].portals == (('0.0.0.0', 3260), ('::', 3260)) and 2 in groups
+
+
+def test_a_server_section_may_be_written_by_hand_later(files):
+    files.write(HAND[HAND.index('[target') :])
+    files.edit(edits.set_server, 'log-level', 'debug')
+    files.write('[server]\nnop-count = 7\n' + HAND[HAND.index('[target') :])
+    server = loader.load(files.path).server
+    assert (server.log_level, server.nop_count) == ('debug', 7)
+
+
+def all_defaults():
+    """[(kind, row)] of the settings whose default a change back leaves out."""
+    rows = [('server', row) for row in settings.SERVER] + [
+        ('target', row) for row in settings.of('target')
+    ]
+    rows += [('lun', row) for row in settings.of('lun')]
+    return [
+        pytest.param(kind, row, id='%s-%s' % (kind, row.name))
+        for kind, row in rows
+        if row.default not in (None, '', ()) and row not in settings.TEXT_KEYS
+        if not row.kind.repeatable
+    ]
+
+
+@pytest.mark.parametrize('kind, row', all_defaults())
+def test_every_default_has_the_same_meaning_when_it_is_written(files, kind, row):
+    files.write(HAND[HAND.index('[target') :].replace('thin = yes', ''))
+    before = loader.load(files.path)
+    place = {'server': (), 'target': (T,), 'lun': (T, 1)}[kind]
+    section = dict(server=edits.set_server, target=edits.set_target, lun=edits.set_lun)[kind]
+    text = row.kind.show(row.default)
+    files.write(_with(files, section(_sections(files), *place + (row.name, text))))
+    assert _plain(loader.load(files.path)) == _plain(before)
+
+
+def _sections(files):
+    return loader.load_all(files.path).sections
+
+
+def _with(files, changed):
+    return sections.text_of(changed).replace('%', '%%')
 
 
 def test_luns_are_added_removed_and_moved(files):
