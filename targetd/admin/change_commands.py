@@ -97,7 +97,7 @@ TABLE = (
     _change('portal remove', 'no longer listen on an address', 'Sessions continue.',
             [_GROUP, _PORTAL]),
     _change('log-level', 'set the least severe level that is logged',
-            'error, warning, info or debug.', [Argument('level', 'text', True, 'the level')]),
+            'The levels are error, warning, info and debug.', [Argument('level', 'text', True, 'the level')]),
     _change('rollback', 'return to an earlier configuration',
             'What differs from the files written by hand is written to targetdctl.d; the files written by '
             'hand are not changed. Use --dry-run first.',

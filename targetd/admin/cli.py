@@ -13,6 +13,7 @@ import sys
 
 from targetd import __version__
 from targetd.admin import capture, local, secret_input, windows
+from targetd.admin.command_rows import described
 from targetd.admin.commands import TABLE, name_of
 from targetd.admin.protocol import SOCKET_PATH, connect, default_socket, send_request
 from targetd.errors import EXIT_FAILURE, EXIT_OK, EXIT_USAGE, TargetdError, missing_package
@@ -113,11 +114,13 @@ def build_parser():
         if len(words) == 2:
             if words[0] not in groups:
                 group = verbs.add_parser(
-                    words[0], help=GROUPS[words[0]], description=GROUPS[words[0]] + '.'
+                    words[0],
+                    help=GROUPS[words[0]],
+                    description=GROUPS[words[0]][0].upper() + GROUPS[words[0]][1:] + '.',
                 )
                 groups[words[0]] = group.add_subparsers(metavar='WHAT', dest='what')
             place = groups[words[0]]
-        command = place.add_parser(words[-1], help=row.help, description=row.text)
+        command = place.add_parser(words[-1], help=row.help, description=described(row))
         _add_common(command, argparse.SUPPRESS, argparse.SUPPRESS)
         for argument in row.arguments:
             _add_argument(command, argument)

@@ -23,6 +23,11 @@ Command = namedtuple(
 )
 
 
+def described(row):
+    """What a command does, in sentences: for its manual entry and its --help."""
+    return '%s%s. %s' % (row.help[0].upper(), row.help[1:], row.text)
+
+
 def columns(*each_column):
     return tuple(
         Column(*(tuple(values) + ('text', False)[len(values) - 2 :])) for values in each_column

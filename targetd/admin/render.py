@@ -8,6 +8,7 @@ ones.
 import os
 import sys
 
+from targetd.admin.command_rows import described
 from targetd.admin.commands import TABLE
 from targetd.admin.protocol import SOCKET_PATH
 from targetd.errors import (
@@ -93,7 +94,7 @@ def _is_option(argument):
 
 
 def _command_lines(row):
-    lines = ['.TP', _usage(row), _roff(row.text)]
+    lines = ['.TP', _usage(row), _roff(described(row))]
     for argument in row.arguments:
         if argument.kind == 'secret':
             continue
