@@ -264,11 +264,15 @@ def test_no_secret_is_in_the_memory_of_the_master_or_of_a_worker(tmp_path):
         with_session = Session(daemon.address, timeout=10)
         with_session.login(TARGET, chap=Chap('erp', SECRET))
         daemon.reload('reloaded')
-        pids = [daemon.process.pid] + [worker.pid for worker in daemon.workers()]
-        assert len(pids) >= 2
-        for pid in pids:
-            found = [piece for piece in memory_of(pid) if SECRET.encode() in piece]
+        examined = 0
+        for pid in [daemon.process.pid] + [worker.pid for worker in daemon.workers()]:
+            try:
+                found = [piece for piece in memory_of(pid) if SECRET.encode() in piece]
+            except (FileNotFoundError, ProcessLookupError):  # a job or a former spare has ended
+                continue
+            examined += 1
             assert not found, 'process %d' % pid
+        assert examined >= 2  # the master, and the worker of the session
         # the scan finds what is there
         assert any(TARGET.encode() in piece for piece in memory_of(daemon.process.pid))
         with_session.close()
