@@ -339,13 +339,22 @@ def openers(
     ]
 
 
+#: Processes of targetd that outlive their master as long as a call of the kernel does not return.
+WAITING_FOR_DISK = ('targetd-job', 'targetd-worker')
+
+
 def _add_openers(path, users, writers_only):
     found = openers(
         path, users.roots, ours=users.ours, writers_only=writers_only, open_files=users.open_files
     )
     how = 'open for writing' if writers_only else 'open'
     for pid, program in found[:MAXIMUM_OPENERS]:
-        if program.startswith(
+        if program in WAITING_FOR_DISK:
+            users.add(
+                '%s is held by a process of another targetd: %s (process %d); stop that targetd; if it has '
+                'stopped already, the process ends when the disk answers it' % (path, program, pid)
+            )
+        elif program.startswith(
             ('tgtd', 'istgt', 'targetd', 'iscsi-scstd', 'ietd', 'nvmf_tgt', 'spdk')
         ):
             users.add(

@@ -228,6 +228,14 @@ def test_another_target_daemon_is_named(host):
     ]
 
 
+@pytest.mark.parametrize('program', ['targetd-job', 'targetd-worker'])
+def test_a_process_that_a_stopped_server_has_left_is_named_as_such(host, program):
+    host.process(99, program, host.node('sda'))
+    host.busy.add(host.node('sda'))
+    (found,) = users(host, 'sda')
+    assert program in found and 'ends when the disk answers it' in found
+
+
 def test_open_files_are_searched_on_request(host):
     image = host.write('srv/erp.img', b'x')
     host.process(7, 'qemu', image)
