@@ -32,6 +32,7 @@ HEAD = 4096  # bytes of a slot before its data
 LONGEST = 1 << 20  # bytes of one atomic write
 SECTOR = 512
 SLOT = HEAD + LONGEST + 4 * (LONGEST // SECTOR)
+READY_SLOTS = 256  # for which a new journal has room
 
 # magic, offset, length of the bytes, checksum of bytes and sums together
 _FIELDS = struct.Struct('>8sQII')
@@ -261,4 +262,5 @@ def recover_all_slots(descriptor: int, medium: Store, path: Optional[str] = None
         os.close(descriptor)
         raise
     with FileStore({'kind': 'file', 'path': path, 'size': count * SLOT}, descriptor) as store:
-        return sum(Slot(store, number).recover(medium, False) for number in range(count))
+        slots = [Slot(store, number) for number in range(count)]
+        return sum(slot.recover(medium, False) for slot in slots if not slot.is_empty())

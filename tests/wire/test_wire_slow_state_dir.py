@@ -15,15 +15,18 @@ pytestmark = pytest.mark.wire
 
 ENCRYPTED = 'iqn.2026-11.test.targetd:encrypted'
 OTHER = 'iqn.2026-11.test.targetd:other'
+ATOMIC = 'iqn.2026-11.test.targetd:atomic'
 FSYNC_SECONDS = 4.0
 LOGIN_SECONDS = 2.0
 
 #: Runs at the start of each Python process of the server.
 SITE = '''
 import os, time
-flag, real_fsync, real_open = %r, os.fsync, os.open
+flag, real_fsync, real_open, real_truncate = %r, os.fsync, os.open, os.ftruncate
 def wait():
     if os.path.exists(flag):
+        with open(flag + '.pids', 'a') as file:
+            print(os.getpid(), file=file)
         with open(flag) as file:
             time.sleep(float(file.read()))
 def fsync(descriptor):
@@ -33,7 +36,11 @@ def open_slowly(path, *arguments, **options):
     if str(path).endswith(('.json', '.key')):
         wait()
     return real_open(path, *arguments, **options)
-os.fsync, os.open = fsync, open_slowly
+def truncate(descriptor, length):
+    if '/atomic/' in os.readlink('/proc/self/fd/%%d' %% descriptor):
+        wait()
+    real_truncate(descriptor, length)
+os.fsync, os.open, os.ftruncate = fsync, open_slowly, truncate
 '''
 
 #: SANITIZE, CRYPTOGRAPHIC ERASE
@@ -42,8 +49,9 @@ ERASE = bytes.fromhex('48 03 0000000000 0000 00')
 
 @pytest.fixture
 def slow(daemon):
-    """A Daemon with two targets. daemon.slow(seconds): from now on each fsync, and each opening of
-    a state file or key file, takes so long."""
+    """A Daemon with two targets. daemon.slow(seconds): from now on each fsync, each opening of a
+    state file or key file, and each extension of a journal takes so long; daemon.waited(): the ids
+    of the processes that it delayed."""
     folder, flag = (os.path.join(daemon.directory, name) for name in ('site', 'slow'))
     os.mkdir(folder)
     with open(os.path.join(folder, 'sitecustomize.py'), 'w') as file:
@@ -58,7 +66,11 @@ def slow(daemon):
             file.write(str(seconds))
         os.rename(flag + '.new', flag)
 
-    daemon.slow = begin
+    def waited():
+        with open(flag + '.pids') as file:
+            return {int(line) for line in file}
+
+    daemon.slow, daemon.waited = begin, waited
     daemon.target()
     daemon.target(OTHER)
     daemon.start()
@@ -187,3 +199,16 @@ def test_a_slow_state_file_delays_no_login_during_a_reload(slow):
     with connect(slow.address, 'iqn.2026-11.test.targetd:file') as session:
         session.clear_attentions()
         session.read(0, 1)
+
+
+def test_the_master_does_not_wait_for_a_journal_of_atomic_writes(slow):
+    slow.slow(0.1)
+    image = 'backing-store = %s' % slow.image('atomic.img')
+    slow.target(ATOMIC, luns={0: [image, 'atomic-writes = yes', 'sharing = cluster']})
+    slow.reload('reload: ', 60)
+    for name in ('one', 'two'):
+        with connect(slow.address, ATOMIC, name='iqn.2026-11.test:' + name) as session:
+            session.clear_attentions()
+            session.read(0, 1)
+    waited = slow.waited()
+    assert waited and slow.process.pid not in waited

@@ -25,6 +25,7 @@ from targetd.master.exports.resizing import shorten
 from targetd.master.exports.unit_recovery import UnitRecovery
 from targetd.master.state import key_files
 from targetd.master.units import shared_state, transitions
+from targetd.master.units.atomic_slots import remove_new_journal
 from targetd.master.units.unit import Unit
 from targetd.scsi import alua, attention, modes
 from targetd.store import adopt_store, failure_flags, journal
@@ -252,6 +253,9 @@ class Exports(object):
     def make_unit(self, target, lun, words, descriptors, others=()):
         """Returns the Unit for a result of open_medium.open_medium. others: the Units of the same
         medium that will be served besides it. Raises StoreError after closing everything it opened."""
+        offered = descriptors[-1] if words['has_journal'] else None
+        if offered is not None:
+            descriptors = descriptors[:-1]
         store = adopt_store(words['store'], words['medium'], descriptors, words['spares'])
         store.flag = others[0].store.flag if others else failure_flags.new_flag()
         medium = None
@@ -260,7 +264,10 @@ class Exports(object):
             require_sole_writer(lun, store, others)
             require_same_atomic_writes(lun, store, others)
             if lun.atomic_writes:
-                medium = self.units.replication.atomic_writes.open_medium(store, words['journal'])
+                taken, offered = offered, None
+                medium = self.units.replication.atomic_writes.open_medium(
+                    store, words['journal'], taken
+                )
                 facts['maximum_atomic_length'] = journal.LONGEST
             shared = shared_state.initial_state(
                 facts,
@@ -269,6 +276,8 @@ class Exports(object):
                 configured_alua(target),
             )
         except (ValueError, OSError, TargetdError) as e:
+            if offered is not None:
+                remove_new_journal(offered, words['journal'])
             if medium is not None:
                 self.units.replication.atomic_writes.close_medium(medium)
             store.close()
@@ -300,6 +309,11 @@ class Exports(object):
         name = '%s/%d' % (target_name, number)
         self.generations[name] = self.generations.get(name, 0) + 1
         return name if self.generations[name] == 1 else '%s#%d' % (name, self.generations[name])
+
+    @property
+    def journals(self):
+        """The paths of the journals of atomic writes that this server has open."""
+        return self.units.replication.atomic_writes.paths
 
     def open_stores(self):
         """Returns a list of all open stores."""

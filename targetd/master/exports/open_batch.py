@@ -69,7 +69,7 @@ class OpenBatch(object):
             (target, lun, self.exports.known.get(target.name, lun.number)) for target, lun in group
         ]
         held = self.open_stores()
-        exports = self.exports
+        exports, journals = self.exports, self.exports.journals
         self.jobs.submit_job(
             tuple((target.name, lun.number) for target, lun in group),
             lambda: open_medium.open_files(
@@ -80,6 +80,7 @@ class OpenBatch(object):
                 exports.process,
                 self.plan_only,
                 exports.served,
+                journals,
             ),
             lambda answer: self._group_answered(group, answer),
             [descriptor for store in held for descriptor in store.descriptors()],
@@ -122,6 +123,7 @@ class OpenBatch(object):
                 self.plan_only,
                 None,
                 self.exports.served,
+                self.exports.journals,
             )
             self.jobs.submit_job(
                 key,

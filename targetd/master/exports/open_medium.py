@@ -32,6 +32,7 @@ def open_medium(
     plan_only=False,
     tables=None,
     served=frozenset(),
+    journals=frozenset(),
 ):
     """Opens the medium of a LUN. Returns (words, descriptors): the store's description with its
     encryption key, the LUN's facts and the key of its saved state; or {'failed': message} and no
@@ -42,8 +43,10 @@ def open_medium(
     this LUN had before (known_media), or None; plan_only: try everything that can be tried without a
     change, and create, extend and roll back nothing; tables: in_use.HostTables, if they were read
     already; served: keys of the media that the running server has claimed, if this process only
-    examines them (examination).
+    examines them (examination); journals: paths of the journals of atomic writes that the server or
+    this process has open: any other that the LUN needs is created, and its descriptor is the last.
     """
+    created = []
     try:
         path = disks.resolve_backing_store(lun.backing_store) if lun.backing_store else None
         is_served = path is not None and key_of_path(path) in served
@@ -68,6 +71,8 @@ def open_medium(
         facts = facts_of(lun, store, unit_identity.names_of(lun, path, key, server))
         facts.update(alua_facts(target, lun))
         seen = _seen(lun, path, facts) if path and not plan_only else None
+        if lun.atomic_writes and left is not None and not plan_only and left not in journals:
+            created.append(journal_recovery.create_journal(left))
     except StoreError as e:
         return {'failed': str(e)}, ()
     except (ValueError, OSError, TargetdError) as e:
@@ -81,12 +86,13 @@ def open_medium(
         'key_check': check,
         'facts': facts,
         'journal': left,
+        'has_journal': bool(created),
         'rolled_back': rolled_back,
         'grown_from': grown_from,
         'seen': seen,
         'contents': [signatures.one_line(each) for each in found],
         'auto_assembled': [signatures.one_line(each) for each in signatures.auto_assembled(found)],
-    }, store.descriptors()
+    }, store.descriptors() + created
 
 
 def _seen(lun, path, facts):
@@ -95,22 +101,27 @@ def _seen(lun, path, facts):
     return dict(seen, identity=unit_identity.shown_settings(facts))
 
 
-def open_files(requests, held, server, state, master, plan_only=False, served=frozenset()):
+def open_files(
+    requests, held, server, state, master, plan_only=False, served=frozenset(), journals=frozenset()
+):
     """Opens the files of several LUNs, one after the other. requests: [(target, lun, known)]; the
     other arguments as for open_medium. Returns ({'media': [words of open_medium, with the number of
     its descriptors]}, all descriptors)."""
     shared = _stores_by_file(held, [lun.backing_store for _, lun, _ in requests])
     tables = in_use.HostTables()
-    media, descriptors = [], []
+    media, descriptors, journals = [], [], set(journals)
     for target, lun, known in requests:
         identity = _file_identity(lun.backing_store)
         same = [] if identity is None else shared.get(identity, [])
         words, own = open_medium(
-            target, lun, same, server, state, master, known, plan_only, tables, served
+            target, lun, same, server, state, master, known, plan_only, tables, served, journals
         )
         media.append(dict(words, descriptors=len(own)))
         descriptors += own
         if own and lun.backing_store:
+            if words['has_journal']:
+                own = own[:-1]
+                journals.add(words['journal'])
             opened = adopt_store(words['store'], words['medium'], own, words['spares'])
             shared.setdefault(_file_identity(lun.backing_store), []).append(opened)
     return {'media': media}, descriptors

@@ -13,41 +13,75 @@ Invariants: the locks of a slot belong to an open file description that both the
 master have, so they outlast the worker; the master unlocks them when it knows that the slot is
 empty. A medium has one journal, whichever server serves it: the file is named by the data's key, so
 that a later server finds what an earlier one left (exports.open_medium).
+
+The disk of state-dir may be slow or may not respond, so the job that opens a medium creates its journal,
+with room for journal.READY_SLOTS slots, and another job extends it when half of them are granted.
 """
 
+import errno
 import os
 
 from targetd import compat, log
-from targetd.durable import make_directory, sync_directory
-from targetd.errors import StoreError
 from targetd.master.state import journal_recovery
-from targetd.store import failure_flags, from_descriptor, journal, linux, range_locks
-from targetd.trusted_path import open_trusted
+from targetd.store import failure_flags, from_descriptor, journal, linux
 
 
 class JournaledMedium(object):
     """A medium with atomic writes. descriptor: of its journal; path: of the journal, or None if it
-    is in memory; users: the number of units that use the medium."""
+    is in memory; users: the number of units that use the medium; jobs: extends the journal."""
 
-    def __init__(self, key, descriptor, path):
+    def __init__(self, key, descriptor, path, jobs):
         self.key = key
+        self.jobs = jobs
+        self.is_extending = False
         self.descriptor = descriptor
         self.path = path
         self.users = 0
         self.slots = {}  # number -> journal.Slot: granted to a worker, or to be repaired
 
     def grant_slot(self):
-        """A free journal.Slot for a worker. Raises OSError."""
+        """A free journal.Slot for a worker. Raises OSError, with EAGAIN if there is no room and the
+        job that extends the journal has not ended."""
         number = next(n for n in range(len(self.slots) + 1) if n not in self.slots)
         descriptor = linux.reopen(self.descriptor)
         try:
-            if os.fstat(descriptor).st_size < (number + 1) * journal.SLOT:
-                os.ftruncate(descriptor, (number + 1) * journal.SLOT)
+            self._make_room(number, os.fstat(descriptor).st_size // journal.SLOT)
         except BaseException:
             os.close(descriptor)
             raise
         self.slots[number] = slot = journal.open_slot(descriptor, number, self.path)
         return slot
+
+    def _make_room(self, number, room):
+        """room: the number of slots that the journal has room for."""
+        if self.path is None:  # memory does not wait for a disk
+            os.ftruncate(self.descriptor, max(number + 1, room) * journal.SLOT)
+            return
+        name = ('extend journal', self.path)
+        is_extending = self.is_extending or self.jobs.is_stuck(name)
+        if number >= room:
+            if is_extending:
+                raise OSError(
+                    errno.EAGAIN,
+                    'the journal %s is being extended; its disk is slow or does not respond'
+                    % self.path,
+                )
+            room = number + 1  # taken over from a program that did not extend it beforehand
+            os.ftruncate(self.descriptor, room * journal.SLOT)
+        if not is_extending and room - number <= journal.READY_SLOTS // 2:
+            self.is_extending = True
+            descriptor = self.descriptor
+            self.jobs.submit_job(
+                name,
+                lambda: extend_journal(descriptor, room + journal.READY_SLOTS),
+                self._on_extended,
+                [descriptor],
+            )
+
+    def _on_extended(self, answer):
+        self.is_extending = False
+        if answer.why:
+            log.warning('the journal %s cannot be extended: %s', self.path, answer.why)
 
     def free_slot(self, slot):
         """The slot is empty and no worker uses it: unlock its ranges. (Closing is not enough: a
@@ -108,14 +142,27 @@ class AtomicWrites(object):
 
     # -- media -------------------------------------------------------------------------------------
 
-    def open_medium(self, store, path):
-        """The JournaledMedium of an opened store. path: of its journal, or None for one in memory.
-        Raises StoreError."""
+    def open_medium(self, store, path, descriptor=None):
+        """The JournaledMedium of an opened store. path: of its journal, or None for one in memory;
+        descriptor: of the new journal, which becomes this object's; None if the medium had one when
+        the store was opened. Raises StoreError."""
         medium = self._media.get(store.key)
         if medium is None:
-            medium = self._media[store.key] = JournaledMedium(store.key, create_journal(path), path)
+            if descriptor is None:  # or the last unit that used it has ended meanwhile
+                descriptor = journal_recovery.create_journal(path)
+            medium = JournaledMedium(store.key, descriptor, path, self.jobs)
+            self._media[store.key] = medium
+        elif (
+            descriptor is not None
+        ):  # the medium has another name, for which another one was created
+            remove_new_journal(descriptor, path)
         medium.users += 1
         return medium
+
+    @property
+    def paths(self):
+        """The paths of the journals in state-dir."""
+        return frozenset(m.path for m in self._media.values() if m.path is not None)
 
     def close_medium(self, medium):
         """One unit less uses the medium. The journal is removed with the last unit, unless a repair
@@ -194,7 +241,7 @@ class AtomicWrites(object):
     def take_over(self, rows):
         """Continue with the journals of another program, whose locks belong to their open files."""
         for row in rows:
-            medium = JournaledMedium(row['key'], row['descriptor'], row['path'])
+            medium = JournaledMedium(row['key'], row['descriptor'], row['path'], self.jobs)
             medium.users = row['users']
             for number, descriptor in row['slots'].items():
                 medium.slots[number] = journal.open_slot(descriptor, number, medium.path)
@@ -246,37 +293,20 @@ class AtomicWrites(object):
                 self._start_repair(repair)
 
 
-def create_journal(path):
-    """The descriptor of a new journal, or of an empty one that exists; path: None for one in memory.
-    Its directory is closed to other users, the file itself is not: workers open it through their
-    descriptor. Raises StoreError."""
+def extend_journal(descriptor, slots):
+    """Runs in a child process: makes room for so many slots."""
     try:
-        if path is None:
-            descriptor = compat.memory_file('targetd-atomic', 0)
-        else:
-            directory = os.path.dirname(path)
-            make_directory(directory, 0o700)
-            os.chmod(directory, 0o700)
-            descriptor = open_trusted(path, os.O_RDWR | os.O_CREAT)
+        if os.fstat(descriptor).st_size < slots * journal.SLOT:
+            os.ftruncate(descriptor, slots * journal.SLOT)
     except OSError as e:
-        raise StoreError(
-            'atomic writes need a journal, and %s cannot be written: %s; make it writable, or write '
-            'atomic-writes = no' % (path or 'memory', e.strerror)
-        )
+        return {'failed': e.strerror or str(e)}, ()
+    return {}, ()
+
+
+def remove_new_journal(descriptor, path):
+    """Remove a journal that no unit uses."""
     try:
-        if path is not None:
-            journal_recovery.lock_journal(descriptor, path)
-            sync_directory(os.path.dirname(path))
-        os.fchmod(descriptor, 0o666)
-        why_not = range_locks.unsupported_reason(descriptor)
-        if why_not:
-            if path is not None:
-                os.unlink(path)
-            raise StoreError(
-                'atomic writes need locks on %s: %s; write atomic-writes = no'
-                % (path or 'memory', why_not)
-            )
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
+        os.unlink(path)
+    except OSError as e:
+        log.warning('%s: %s', path, e.strerror)
+    os.close(descriptor)

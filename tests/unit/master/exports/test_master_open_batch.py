@@ -66,7 +66,7 @@ class FakeExports(object):
             by_id={unit.id: unit for unit in served}, replication=SimpleNamespace(state=None)
         )
         self.known = {}
-        self.served, self.pending = frozenset(), {}
+        self.served, self.pending, self.journals = frozenset(), {}, frozenset()
         self.made = []
 
     def open_stores(self):

@@ -12,6 +12,7 @@ from targetd.config import model
 from targetd.errors import StoreError
 from targetd.master.exports.exports import Exports
 from targetd.master.processes.jobs import Jobs
+from targetd.master.state import journal_recovery
 from targetd.master.units import atomic_slots
 from targetd.scsi.medium_state import FAILED, READY
 from targetd.store import journal, linux
@@ -194,6 +195,74 @@ def test_closing_a_unit_during_the_replacement_of_its_store_retires_both_slots(h
     harness.close(unit)
     harness.loop.settle()
     assert harness.journals() == []
+
+
+# -- the room of a journal in state-dir ------------------------------------------------------------
+
+
+def room_of(unit):
+    return os.fstat(unit.atomic.descriptor).st_size // journal.SLOT
+
+
+def test_the_job_that_opens_a_medium_creates_its_journal(harness, monkeypatch):
+    master, creators = os.getpid(), os.path.join(harness.path, 'creators')
+    create = journal_recovery.create_journal
+
+    def noted(path):
+        with open(creators, 'a') as file:
+            print(os.getpid(), file=file)
+        return create(path)
+
+    monkeypatch.setattr(journal_recovery, 'create_journal', noted)
+    unit = harness.export()
+    with open(creators) as file:
+        (creator,) = file.read().split()
+    assert int(creator) != master
+    assert room_of(unit) == journal.READY_SLOTS
+    assert os.fstat(unit.atomic.descriptor).st_blocks == 0
+
+
+def test_a_job_extends_the_journal_before_its_room_is_used_up(harness, monkeypatch):
+    monkeypatch.setattr(journal, 'READY_SLOTS', 4)
+    unit = harness.export()
+    master, truncate = os.getpid(), os.ftruncate
+
+    def not_in_master(*arguments):
+        assert os.getpid() != master
+        truncate(*arguments)
+
+    monkeypatch.setattr(os, 'ftruncate', not_in_master)
+    for name in ('one', 'two'):
+        harness.serve(name)
+    assert harness.jobs.is_idle and room_of(unit) == 4
+    harness.serve('three')
+    harness.jobs.wait()
+    assert room_of(unit) == 8 and not unit.atomic.is_extending
+
+
+def test_a_session_is_refused_if_the_room_is_used_up_and_the_job_has_not_ended(
+    harness, monkeypatch
+):
+    unit = harness.export()
+    unit.atomic.is_extending = True
+    os.truncate(unit.atomic.path, journal.SLOT)
+    assert harness.serve('one')[1]['atomic']['slot'] == 0
+    with pytest.raises(OSError) as caught:
+        unit.atomic.grant_slot()
+    assert caught.value.errno == errno.EAGAIN and set(unit.atomic.slots) == {0}
+    unit.atomic.is_extending = False
+    harness.serve('two')
+    harness.jobs.wait()
+    assert set(unit.atomic.slots) == {0, 1} and room_of(unit) == 2 + journal.READY_SLOTS
+
+
+def test_a_journal_that_was_removed_while_it_was_opened_is_not_used(tmp_path, monkeypatch):
+    """After a crash, nothing would find what was written to it."""
+    path = str(tmp_path / 'journal')
+    monkeypatch.setattr(journal_recovery, 'lock_journal', lambda descriptor, path: os.unlink(path))
+    with pytest.raises(StoreError) as caught:
+        journal_recovery.create_journal(path)
+    assert 'was removed' in str(caught.value)
 
 
 # -- rollback -------------------------------------------------------------------------------------
