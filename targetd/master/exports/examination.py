@@ -27,7 +27,8 @@ class _NoUnits(object):
 
     def __init__(self, state):
         self.by_id = {}
-        self.replication = self
+        self.replication = self.atomic_writes = self
+        self.paths = frozenset()  # of journals that are open
         self.state = state
         self.saver = None
 
