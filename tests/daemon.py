@@ -83,7 +83,9 @@ class Text(object):
         """`luns`: {number: [line, …]}."""
         settings = ['portal-group = %s' % group] + list(lines)
         if not any(line.startswith('sharing') for line in settings):
-            settings.append('sharing = cluster')  # most tests log in with several initiator names
+            settings.insert(
+                1, 'sharing = cluster'
+            )  # most tests log in with several initiator names
         self.targets[name] = (settings, dict(luns or {}))
 
     def render(self):

@@ -338,7 +338,7 @@ class Stage(object):
         self.master.fork_workers()
         return self.master
 
-    def until(self, question, seconds=10):
+    def until(self, question, seconds=30):
         end = time.monotonic() + seconds
         while True:
             answer = question()

@@ -49,6 +49,8 @@ class Installed(object):
         with open(self.path(*names) + '.new', 'w') as file:
             file.write(text.replace(old, new))
         os.rename(self.path(*names) + '.new', self.path(*names))
+        # Python takes a compiled file for current if the source has the same size and second
+        shutil.rmtree(self.path(*(names[:-1] + ('__pycache__',))), ignore_errors=True)
 
     def upgrade(self):
         with open(self.path('__init__.py')) as file:
