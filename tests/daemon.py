@@ -83,9 +83,8 @@ class Text(object):
         """`luns`: {number: [line, …]}."""
         settings = ['portal-group = %s' % group] + list(lines)
         if not any(line.startswith('sharing') for line in settings):
-            settings.insert(
-                1, 'sharing = cluster'
-            )  # most tests log in with several initiator names
+            # most tests log in with several initiator names; the lines of the test keep their places
+            settings[0] += '\nsharing = cluster'
         self.targets[name] = (settings, dict(luns or {}))
 
     def render(self):
