@@ -373,10 +373,10 @@ class Kills(object):
     )
 
 
-def run_kills(directory, seconds, seed):
-    """Returns ({figure: number}, [complaint …])."""
+def run_kills(directory, seconds, seed, kind=Kills):
+    """kind: Kills, or a class of it. Returns ({figure: number}, [complaint …])."""
     os.makedirs(directory, exist_ok=True)
-    run = Kills(directory, seed)
+    run = kind(directory, seed)
     try:
         return run.run(seconds)
     finally:

@@ -3,14 +3,13 @@ command may fail. New sessions log in meanwhile, and a session sometimes logs ou
 workers of several programs serve side by side.
 """
 
-import os
 import re
 import threading
 import time
 
 from daemon import TARGET
 from initiator import connect
-from kills import Kills, Wrong
+from kills import Kills, Wrong, run_kills
 
 
 class Upgrades(Kills):
@@ -62,12 +61,5 @@ class Upgrades(Kills):
 
 
 def run_upgrades(directory, seconds, seed):
-    """Returns ({figure: number}, [complaint …])."""
-    os.makedirs(directory, exist_ok=True)
-    run = Upgrades(directory, seed)
-    try:
-        return run.run(seconds)
-    finally:
-        run.is_over.set()
-        if run.daemon.process is not None:
-            run.daemon.kill()
+    """As run_kills()."""
+    return run_kills(directory, seconds, seed, Upgrades)

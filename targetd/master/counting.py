@@ -8,6 +8,7 @@ the sessions that have ended. The counters of a worker that was killed are lost 
 """
 
 from targetd.master.processes.worker_messages import BadMessage
+from targetd.message_fields import is_number
 
 SECONDS = 1.0
 FINAL = 0  # the number of the report of a session that is over
@@ -155,8 +156,8 @@ def deep(values):
     return row
 
 
-def _is_number(value):
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 64
+def _is_count(value):
+    return is_number(value) and 0 <= value < 1 << 64
 
 
 def _checked(row):
@@ -165,7 +166,7 @@ def _checked(row):
     if not isinstance(row, list) or len(row) != width or not isinstance(row[0], str):
         raise BadMessage('counted with a malformed row: %.100r' % (row,))
     numbers, histograms = row[1 : 1 + len(NUMBERS)], row[1 + len(NUMBERS) :]
-    if not all(map(_is_number, numbers)) or not all(map(_is_histogram, histograms)):
+    if not all(map(_is_count, numbers)) or not all(map(_is_histogram, histograms)):
         raise BadMessage('counted with a malformed row: %.100r' % (row,))
     found = dict(zip(NUMBERS, numbers), unit=row[0])
     found.update(zip(HISTOGRAMS, histograms))
@@ -177,7 +178,7 @@ def _is_histogram(value):
         isinstance(value, list)
         and len(value) <= MOST_BUCKETS
         and all(
-            isinstance(pair, list) and len(pair) == 2 and all(map(_is_number, pair))
+            isinstance(pair, list) and len(pair) == 2 and all(map(_is_count, pair))
             for pair in value
         )
     )

@@ -122,10 +122,11 @@ def serve(daemon, disk, image, ready, kind):
     return ready(daemon)
 
 
-def hang_and_kill_worker(daemon, disk, session):
-    """The session's worker is killed while it flushes what the disk loses afterwards."""
+def hang_and_kill_worker(daemon, disk, session, is_full=True):
+    """The session's worker is killed while it flushes what the disk, if it is full, loses afterwards."""
     session.run(write_10(4096, 8), out=pattern(1, 4096)).good()
-    disk.fill()
+    if is_full:
+        disk.fill()
     disk.freeze()
     session.submit(SYNCHRONIZE_CACHE)
     worker = worker_of(daemon)
@@ -188,14 +189,7 @@ def test_a_unit_has_not_failed_if_the_flush_of_a_killed_process_succeeded(
 ):
     session = serve(daemon, disk, image, ready, kind)
     cdb, parameters = disabling_cache(session)
-    session.run(write_10(4096, 8), out=pattern(1, 4096)).good()
-    disk.freeze()
-    session.submit(SYNCHRONIZE_CACHE)
-    worker = worker_of(daemon)
-    eventually(lambda: waits_for_disk(worker), 10, 'the flush hangs')
-    os.kill(worker, signal.SIGKILL)
-    disk.thaw()
-    daemon.logged('session .* is over: its worker died')
+    hang_and_kill_worker(daemon, disk, session, is_full=False)
     again = ready(daemon)
     again.run(SYNCHRONIZE_CACHE).good()
     again.run(cdb, out=parameters).good()

@@ -125,10 +125,10 @@ class ChangeAnswers(object):
         return (unit.target_name, unit.lun.number) if unit is not None else named_lun(text)
 
     def _answer_lun_add(self, client, target, store, lun, size, set, dry_run):
-        before = set_of(self._target(target))
+        before = frozenset(self._target(target).luns)
 
         def message():
-            new = sorted(set_of(self._target(target)) - before)
+            new = sorted(frozenset(self._target(target).luns) - before)
             return 'lun %s of target %s is served' % (', '.join(map(str, new)), target)
 
         return self._change(
@@ -303,11 +303,6 @@ class ChangeAnswers(object):
 
 def _with_time(row):
     return dict(row, time=when(row['when'])) if 'when' in row else row
-
-
-def set_of(target):
-    """The numbers of the LUNs of a Target."""
-    return set(target.luns)
 
 
 def _size(text):

@@ -51,10 +51,7 @@ def open_medium(
         path = disks.resolve_backing_store(lun.backing_store) if lun.backing_store else None
         is_served = path is not None and key_of_path(path) in served
         held = _without_others(path, held)
-        if path is not None:
-            known_media.require_known(target, lun, path, known)
-            if not (lun.allow_in_use or held or is_served):
-                in_use.require_free(path, ours=master, tables=tables)
+        _require_usable(target, lun, path, known, held or is_served, master, tables)
         found = _checked_signatures(lun, path)
         store, grown_from = _open_store(lun, path, held, plan_only, is_served)
         _require_block_size(lun, store)
@@ -68,10 +65,10 @@ def open_medium(
             check = key_files.set_store_key(lun, store, saved, state.file_of(key))
         if not plan_only and store.kind == 'block' and descriptions.needs_own(store):
             store.spares += descriptions.open_spares(store.descriptor)[1]
-        facts = facts_of(lun, store, unit_identity.names_of(lun, path, key, server))
-        facts.update(alua_facts(target, lun))
-        seen = _seen(lun, path, facts) if path and not plan_only else None
-        if lun.atomic_writes and left is not None and not plan_only and left not in journals:
+        names = unit_identity.names_of(lun, path, key, server)
+        facts = dict(facts_of(lun, store, names), **alua_facts(target, lun))
+        seen = None if plan_only or not path else _seen(lun, path, facts)
+        if lun.atomic_writes and not (plan_only or left is None or left in journals):
             created.append(journal_recovery.create_journal(left))
     except StoreError as e:
         return {'failed': str(e)}, ()
@@ -93,6 +90,16 @@ def open_medium(
         'contents': [signatures.one_line(each) for each in found],
         'auto_assembled': [signatures.one_line(each) for each in signatures.auto_assembled(found)],
     }, store.descriptors() + created
+
+
+def _require_usable(target, lun, path, known, is_ours, master, tables):
+    """Raises StoreError if the LUN had another medium before, or another program uses this one. is_ours:
+    this server serves it."""
+    if path is None:
+        return
+    known_media.require_known(target, lun, path, known)
+    if not (lun.allow_in_use or is_ours):
+        in_use.require_free(path, ours=master, tables=tables)
 
 
 def _seen(lun, path, facts):

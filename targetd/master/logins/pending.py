@@ -279,15 +279,10 @@ class PendingConnections(object):
                     'the PROXY header claims %s, an address of this host' % client[0]
                 )
         except proxy_protocol.NotProxied as e:
-            log.info(
-                '%s: %s (proxy-protocol-from of portal group %d has this address); the connection is '
-                'closed',
-                shown(*pending.peer),
-                e,
-                pending.group,
-                origin=pending.peer[0],
+            self._refuse(
+                pending,
+                '%s (proxy-protocol-from of portal group %d has this address)' % (e, pending.group),
             )
-            self.close(pending)
             return True
         pending.socket.recv(length)
         pending.needs_proxy_header = False
@@ -302,24 +297,22 @@ class PendingConnections(object):
         self.loop.forget(pending.socket)
         pending.header = parse_login(data)
         if pending.header is None and proxy_protocol.is_header(data):
-            log.info(
-                '%s: it sent a PROXY header, but proxy-protocol-from of portal group %d does not have its '
-                'address; the connection is closed',
-                shown(*pending.peer),
-                pending.group,
-                origin=pending.peer[0],
+            self._refuse(
+                pending,
+                'it sent a PROXY header, but proxy-protocol-from of portal group %d does not have its '
+                'address' % pending.group,
             )
-            self.close(pending)
         elif pending.header is None:
-            log.info(
-                '%s: the first bytes are not an iSCSI login (they begin with %s); the connection is closed',
-                shown(*pending.peer),
-                data[:8].hex(),
-                origin=pending.peer[0],
-            )
-            self.close(pending)
+            text = 'the first bytes are not an iSCSI login (they begin with %s)'
+            self._refuse(pending, text % data[:8].hex())
         else:
             self.on_login(pending)
+
+    def _refuse(self, pending, why):
+        log.info(
+            '%s: %s; the connection is closed', shown(*pending.peer), why, origin=pending.peer[0]
+        )
+        self.close(pending)
 
     # -- leave -------------------------------------------------------------------------------------
 

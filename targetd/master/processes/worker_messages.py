@@ -7,6 +7,8 @@ its kind before a handler is called, and raises BadMessage otherwise. A handler 
 know (ranges, what the session may do).
 """
 
+from targetd.message_fields import complaint_about, is_list, is_number, is_object, is_text
+
 MAXIMUM_DEPTH = 8  # of nested lists and objects; the deepest valid message has 4 levels
 MAXIMUM_NUMBER = (1 << 64) - 1  # in magnitude
 MAXIMUM_TEXT = 1 << 18  # characters
@@ -23,24 +25,8 @@ class BadMessage(ValueError):
     wrong."""
 
 
-def _is_number(value):
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_text(value):
-    return isinstance(value, str)
-
-
 def _is_flag(value):
     return isinstance(value, bool)
-
-
-def _is_object(value):
-    return isinstance(value, dict)
-
-
-def _is_list(value):
-    return isinstance(value, list)
 
 
 def _is_peer(value):
@@ -48,55 +34,55 @@ def _is_peer(value):
         isinstance(value, list)
         and len(value) == 2
         and isinstance(value[0], str)
-        and _is_number(value[1])
+        and is_number(value[1])
         and 0 <= value[1] <= 0xFFFF
     )
 
 
 def _is_number_or_null(value):
-    return value is None or _is_number(value)
+    return value is None or is_number(value)
 
 
 def _is_text_or_null(value):
     return value is None or isinstance(value, str)
 
 
-# Fields that are not listed here are checked by the handler. A name with '?' may be absent.
+# Fields that are not listed here are checked by the handler. See message_fields.
 # fmt: off
 REPORTS = {
     'ready':       {},
-    'log':         {'level': _is_number, 'text': _is_text, '?kind': _is_text},
-    'idle':        {'?why': _is_text},
-    'ended':       {'?why': _is_text, '?hangs': _is_flag, '?quiet': _is_flag},
-    'acknowledge': {'id': _is_number},
-    'failed':      {'unit': _is_text, '?text': _is_text},
+    'log':         {'level': is_number, 'text': is_text, '?kind': is_text},
+    'idle':        {'?why': is_text},
+    'ended':       {'?why': is_text, '?hangs': _is_flag, '?quiet': _is_flag},
+    'acknowledge': {'id': is_number},
+    'failed':      {'unit': is_text, '?text': is_text},
     'refused':     {'peer': _is_peer, '?initiator_name': _is_text_or_null,
-                    '?target_name': _is_text_or_null, '?why': _is_text,
+                    '?target_name': _is_text_or_null, '?why': is_text,
                     '?status_class': _is_number_or_null, '?status_detail': _is_number_or_null,
                     '?response': _is_text_or_null},
     'closed':      {'peer': _is_peer, '?cid': _is_number_or_null},
-    'continues':   {'id': _is_number},
-    'copy-left':   {'unit': _is_text},
-    'note':        {'unit': _is_text, 'kind': _is_text, 'note': _is_object},
-    'progress':    {'position': _is_number, '?lasting': _is_flag},
-    'operated':    {'?failed': _is_text},
-    'counted':     {'id': _is_number, 'units': _is_list, 'more': _is_flag},
-    'ring':        {'tsih': _is_number, 'why': _is_text, 'data': _is_text},
-    'hanging':     {'unit': _is_text, 'commands': _is_number, '?command': _is_text,
-                    '?lba': _is_number_or_null, '?milliseconds': _is_number},
-    'fence-over':  {'unit': _is_text},
+    'continues':   {'id': is_number},
+    'copy-left':   {'unit': is_text},
+    'note':        {'unit': is_text, 'kind': is_text, 'note': is_object},
+    'progress':    {'position': is_number, '?lasting': _is_flag},
+    'operated':    {'?failed': is_text},
+    'counted':     {'id': is_number, 'units': is_list, 'more': _is_flag},
+    'ring':        {'tsih': is_number, 'why': is_text, 'data': is_text},
+    'hanging':     {'unit': is_text, 'commands': is_number, '?command': is_text,
+                    '?lba': _is_number_or_null, '?milliseconds': is_number},
+    'fence-over':  {'unit': is_text},
 }
 REQUESTS = {
-    'claim':       {'session': _is_object, 'peer': _is_peer},
+    'claim':       {'session': is_object, 'peer': _is_peer},
     'leave':       {},
-    'fence':       {'unit': _is_text},
-    'challenge':   {'peer': _is_peer, 'target_name': _is_text_or_null, 'offered': _is_text,
+    'fence':       {'unit': is_text},
+    'challenge':   {'peer': _is_peer, 'target_name': _is_text_or_null, 'offered': is_text,
                     '?initiator_name': _is_text_or_null},
-    'authenticate': {'peer': _is_peer, 'values': _is_object},
+    'authenticate': {'peer': _is_peer, 'values': is_object},
 }
 _OF_A_UNIT = {
-    'unit': _is_text, '?function': _is_text, '?kind': None, '?action': _is_text, '?prevent': _is_flag,
-    '?token': _is_text, '?ranges': _is_list, '?states': _is_object, '?pages': _is_object,
+    'unit': is_text, '?function': is_text, '?kind': None, '?action': is_text, '?prevent': _is_flag,
+    '?token': is_text, '?ranges': is_list, '?states': is_object, '?pages': is_object,
 }
 # fmt: on
 
@@ -123,14 +109,16 @@ class MessageHandlers(object):
         if 'ask' in message:
             word, kind, handlers, known = 'request', message['ask'], self._of_requests, REQUESTS
             number = message.get('id')
-            if not _is_number(number) or not 0 <= number <= MAXIMUM_ID:
+            if not is_number(number) or not 0 <= number <= MAXIMUM_ID:
                 raise BadMessage('a request without an id')
         else:
             word, kind, handlers, known = 'report', message.get('report'), self._of_reports, REPORTS
         handler = handlers.get(kind) if isinstance(kind, str) else None
         if handler is None:
             raise BadMessage('a %s of an unknown kind: %.100r' % (word, kind))
-        _check_fields(kind, message, known.get(kind, _OF_A_UNIT))
+        complaint = complaint_about(kind, message, known.get(kind, _OF_A_UNIT))
+        if complaint:
+            raise BadMessage(complaint)
         handler(worker, message)
 
 
@@ -139,18 +127,6 @@ def _add(table, handlers):
         if kind in table:
             raise ValueError('%s has a handler already' % kind)
         table[kind] = handler
-
-
-def _check_fields(kind, message, fields):
-    for name, is_valid in fields.items():
-        is_optional = name.startswith('?')
-        name = name.lstrip('?')
-        if name not in message:
-            if is_optional:
-                continue
-            raise BadMessage('%s without %s' % (kind, name))
-        if is_valid is not None and not is_valid(message[name]):
-            raise BadMessage('%s with a malformed %s: %.100r' % (kind, name, message[name]))
 
 
 def check_values(value, depth=0):

@@ -152,9 +152,8 @@ class AtomicWrites(object):
                 descriptor = journal_recovery.create_journal(path)
             medium = JournaledMedium(store.key, descriptor, path, self.jobs)
             self._media[store.key] = medium
-        elif (
-            descriptor is not None
-        ):  # the medium has another name, for which another one was created
+        elif descriptor is not None:
+            # the medium has another name, for which another journal was created
             remove_new_journal(descriptor, path)
         medium.users += 1
         return medium
