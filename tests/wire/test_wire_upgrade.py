@@ -32,6 +32,7 @@ class Installed(object):
 
     def __init__(self, folder):
         self.folder = folder
+        self.second = int(time.time())
         shutil.copytree(
             os.path.join(ROOT, 'targetd'),
             os.path.join(folder, 'targetd'),
@@ -49,8 +50,9 @@ class Installed(object):
         with open(self.path(*names) + '.new', 'w') as file:
             file.write(text.replace(old, new))
         os.rename(self.path(*names) + '.new', self.path(*names))
-        # Python takes a compiled file for current if the source has the same size and second
-        shutil.rmtree(self.path(*(names[:-1] + ('__pycache__',))), ignore_errors=True)
+        # Python takes a compiled file for current if the source has the same size and second.
+        self.second += 1
+        os.utime(self.path(*names), (self.second, self.second))
 
     def upgrade(self):
         with open(self.path('__init__.py')) as file:

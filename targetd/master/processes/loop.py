@@ -161,8 +161,12 @@ class Loop(object):
 
     def close(self):
         """Restore the signal handlers and close the descriptors of the loop."""
+        # Blocked meanwhile: the interpreter writes a traceback about a signal that arrived for the
+        # former handler and finds the default instead of it.
+        held = signal.pthread_sigmask(signal.SIG_BLOCK, self._previous)
         for number, previous in self._previous.items():
             signal.signal(number, previous)
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
         self._previous.clear()
         if self._wakeup is not None:
             signal.set_wakeup_fd(-1)

@@ -103,6 +103,23 @@ def test_signals_are_called_back_and_close_restores_their_handlers():
     assert signal.getsignal(signal.SIGUSR1) == before
 
 
+def test_no_signal_arrives_between_two_handlers(monkeypatch):
+    """The interpreter would write a traceback: 'Signal 17 ignored due to race condition'."""
+    loop = Loop()
+    loop.on_signal(signal.SIGCHLD, lambda: None)
+    change, pending = signal.signal, []
+
+    def changed(number, handler):
+        os.kill(os.getpid(), signal.SIGCHLD)
+        pending.append(signal.SIGCHLD in signal.sigpending())
+        return change(number, handler)
+
+    monkeypatch.setattr(signal, 'signal', changed)
+    loop.close()
+    assert pending == [True]
+    assert signal.SIGCHLD not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
 def test_run_ends_after_stop(loop):
     loop.call_later(0, loop.stop)
     loop.run()
