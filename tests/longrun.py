@@ -9,7 +9,8 @@
   matrix      every combination of negotiated parameters, in random order, until all are tested.
               A run that the time ended goes on with the same --seed and --from
   pacemaker   the resource agent in a real cluster of one node, on a fresh Debian 12: start, a killed server,
-              the address leaves and returns, stop (root only; needs the network; some minutes)
+              a LUN that executes no commands, the address leaves and returns, stop (root only; needs the
+              network; some minutes)
   routes      targetd is installed on a fresh Debian 12 in each of the ways that the README describes (root
               only; needs the network the first time)
   upgrades    targetdctl upgrade again and again while sessions write, verify and log in: none is lost

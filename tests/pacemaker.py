@@ -215,6 +215,20 @@ def tried(system, cluster):
     write_and_read(system, b'b')
     assert 'fail-count=1' in cluster.must('crm_mon -1 -f')
     cluster.must('crm_resource --cleanup')
+    # a LUN that executes no commands: its monitor of depth 10 fails, and the cluster stops and starts it
+    cluster.must('targetdctl lun offline %s/0' % TARGET)
+    assert 'offline' in cluster.must('targetdctl show units')
+    found['seconds until the monitor had found the LUN that was offline'] = cluster.wait(
+        lambda text: re.search(r'erp-0.*fail-count=1', text)
+    )
+    found['seconds until it was served again'] = cluster.wait(
+        lambda text: (
+            are('Started')(text) and 'offline' not in cluster.run('targetdctl show units')[1]
+        )
+    )
+    assert cluster.must('targetd --pid').strip() not in ('', before)
+    write_and_read(system, b'd')
+    cluster.must('crm_resource --cleanup')
     # the address leaves the node, with nothing else, and returns
     cluster.must('crm_resource --resource address --ban --node one')
     found['seconds until the address was gone'] = cluster.wait(are('Stopped', ('address',)))

@@ -12,7 +12,9 @@ written by hand), `remove`, or `change`. A section that changes another one has
      unset-NAME = yes        the setting has its default; was-NAME as above
 
 A clash is a hand-written file that has changed since, so that its author may not know of the live
-change: neither side is chosen, both places are named. If both say the same there is no clash.
+change: neither side is chosen, both places are named. If both say the same there is no clash. A
+change of a section with `transient = yes` has this line too, and ends without a clash when the section
+is no longer written (the resource agent of Pacemaker writes and removes such sections).
 
 May import base, config.sections, config.check (rows) and config.words.
 """
@@ -41,7 +43,29 @@ def merge(hand, live, said=None):
     """Returns ([Section], [Complaint]). hand, live: [Section]; said: {(file, line): who made the change,
     and when}."""
     merger = Merger(said or {})
-    return list(merger.merged(hand, live).values()), merger.complaints
+    return list(merger.merged(hand, lasting(hand, live)).values()), merger.complaints
+
+
+def lasting(hand, live):
+    """The [Section] of `live` without the changes of transient sections that are not in `hand` any more."""
+    bases, found = combined(hand), []
+    for section in live:
+        base = bases.get(key_of(section))
+        if base is not None and section.sections:
+            luns = lasting(with_lun_sections(base).sections, section.sections)
+            section = section._replace(sections=luns)
+        is_over = base is None and kind_of_change(section) in (CHANGE, REMOVE)
+        if not (is_over and is_transient(section)):
+            found.append(section)
+    return found
+
+
+def is_transient(section):
+    """True if `transient = yes` is written in this section of a target or LUN."""
+    try:
+        return value_of(section.kind, section.of('transient')) is True
+    except Unusable:
+        return False
 
 
 def kind_of_change(section):

@@ -18,7 +18,7 @@ config.model and config.words.
 import re
 
 from targetd.config import model, settings
-from targetd.config.live import ADD, CHANGE, REMOVE, identity, items_of, same_value
+from targetd.config.live import ADD, CHANGE, REMOVE, identity, is_transient, items_of, same_value
 from targetd.config.sections import (
     Entry,
     Section,
@@ -96,7 +96,12 @@ def _removed(section, target):
         for name in ('backing-store', 'direct-store'):
             now = effective_entries(section, target, name)
             pairs += [('was-' + name, text) for name, text in shown_entries('lun', now)]
-    return _made(section, REMOVE, pairs)
+    return _made(section, REMOVE, pairs + _mark(section))
+
+
+def _mark(section):
+    """[(name, text)] by which config.live knows that the changed section may go."""
+    return shown_entries(section.kind, section.of('transient')) if is_transient(section) else []
 
 
 def _changed(old, new, old_target, new_target):
@@ -112,7 +117,11 @@ def _changed(old, new, old_target, new_target):
     pairs = []
     for name in _names(old, new):
         pairs += _setting(old, new, name, old_target, new_target)
-    return _made(new, CHANGE, pairs, luns) if pairs or luns else None
+    if not (pairs or luns):
+        return None
+    if not any(name == 'transient' for name, _ in pairs):
+        pairs = pairs + _mark(old)
+    return _made(new, CHANGE, pairs, luns)
 
 
 def _luns_differ(old, new):

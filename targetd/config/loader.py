@@ -17,7 +17,7 @@ import configobj
 
 from targetd.config import check, live_difference, live_files, pasted, settings
 from targetd.config.kinds import nearest
-from targetd.config.live import merge
+from targetd.config.live import lasting, merge
 from targetd.config.sections import Entry, Section, flattened
 from targetd.config.words import Unusable, shown_name, split
 from targetd.errors import Complaint, ConfigError
@@ -41,12 +41,15 @@ def load(path):
 def load_all(path, edit=None, comment=''):
     """The Loaded of this file. edit: function of the [Section] in force that returns those that are
     wanted; what it changes is in the text of live.conf that is returned, with this comment, and not yet
-    in the file. Raises ConfigError, TargetdError."""
+    in the file. With a comment, changes of transient sections that are gone are taken out in the same way.
+    Raises ConfigError, TargetdError."""
     path = os.path.abspath(path)
     reading = Reading()
     reading.include(path, None)
     base, live = _live_files(reading, path)
     before = live.text
+    if edit is None and comment and lasting(base, live.sections) != live.sections:
+        edit = list
     if edit is not None:
         live = _edited(reading, base, live, edit, comment)
     merged, clashes = base, []

@@ -326,6 +326,10 @@ TARGET = (
             'A state set by "targetdctl alua" or by an initiator persists, across restarts too, '
             'until this setting changes.',
             '1 nonoptimized'),
+    _target('transient', kinds.Flag(), False, LIVE,
+            'The section comes and goes: a resource agent of cluster software writes and removes it.',
+            'When it is no longer written, the changes that targetdctl has made to it end with it; without '
+            'this setting such a reload is refused. Such a target cannot be renamed by targetdctl.'),
     _target('max-sessions', kinds.Number(0, 10000), 0, NEXT_LOGIN,
             'Maximum number of sessions of this target; 0: only the limit of [server] applies.'),
     _target('nop-interval', kinds.Duration(1, 3600, off=True), None, NEXT_LOGIN,
@@ -400,6 +404,10 @@ LUN = (
          'Written by "targetdctl lun offline", "lun readonly" and "lun online". Initiators are notified. '
          'With read-only, writes end with DATA PROTECT, WRITE PROTECTED; with offline, commands end with '
          'NOT READY, MANUAL INTERVENTION REQUIRED. Unlike readonly, it needs no logout.', shared=False),
+    _lun('transient', kinds.Flag(), False, LIVE,
+         'The section comes and goes: a resource agent of cluster software writes and removes it.',
+         'When it is no longer written, the changes that targetdctl has made to it end with it; without '
+         'this setting such a reload is refused. Such a LUN cannot be moved by targetdctl.', shared=False),
     _lun('readonly', kinds.Flag(), False, NEEDS_LOGOUT, 'Reject every write.'),
     _lun('sharing', kinds.Auto(kinds.Choice('exclusive', 'readers', 'cluster')), None, LIVE,
          'Which initiators may use the LUN at the same time. exclusive: one, others do not see the LUN; '

@@ -6,6 +6,7 @@ import os
 import shutil
 
 import clients
+import initiator
 import namespaces
 import pytest
 import routes
@@ -89,6 +90,24 @@ def ocf(system, action, level='0', **parameters):
     return system.run('%s %s%s' % (words, OCF, action))
 
 
+def live_changes_end(system, target, lun):
+    """What targetdctl has changed ends with the LUN, and never keeps a node from stopping or starting."""
+    unit = '%s/3' % CLUSTER
+    system.must('targetdctl lun offline ' + unit)
+    assert ocf(system, 'monitor', level='10', **lun)[0] == 1
+    assert system.run('targetdctl target rename %s iqn.2026-11.test.targetd:else' % CLUSTER)[0] != 0
+    assert ocf(system, 'stop', **lun)[0] == 0, system.transcript
+    assert ocf(system, 'start', **lun)[0] == 0
+    assert ocf(system, 'monitor', level='10', **lun)[0] == 0, system.transcript
+    system.must('targetdctl lun offline ' + unit)
+    system.must('kill -9 $(targetd --pid)')
+    eventually(lambda: system.run('targetd --pid')[0] == 7, 30)
+    assert ocf(system, 'stop', **lun)[0] == 0 and ocf(system, 'stop', **target)[0] == 0
+    assert ocf(system, 'start')[0] == 0, system.transcript
+    assert ocf(system, 'start', **target)[0] == 0 and ocf(system, 'start', **lun)[0] == 0
+    assert ocf(system, 'monitor', level='10', **lun)[0] == 0, system.transcript
+
+
 def test_the_ocf_agent(system):
     system.must('apt-get install -q -y --no-install-recommends libxml2-utils')
     (package,) = glob.glob('%s%s/resource-agents_*' % (system.root, ARCHIVES))
@@ -126,12 +145,18 @@ def test_the_ocf_agent(system):
     code, output = ocf(system, 'monitor', level='10', **offline)
     assert code == 1 and 'lun 3 of %s: offline' % CLUSTER in output, output
     assert ocf(system, 'stop', **offline)[0] == 0 and ocf(system, 'start', **lun)[0] == 0
+    live_changes_end(system, target, lun)
     # a setting that does not exist is refused, and nothing of it remains
     wrong = dict(lun, lun='4', additional_parameters='nonsense=1')
     assert ocf(system, 'start', **wrong)[0] == 6
     assert ocf(system, 'monitor', **wrong)[0] == 7 and ocf(system, 'monitor', **lun)[0] == 0
+    # an initiator that stays logged in does not keep the target from stopping
+    with system.namespace.entered():
+        session = initiator.connect(('127.0.0.1', 3260), CLUSTER)
     assert ocf(system, 'stop', **lun)[0] == 0 and ocf(system, 'monitor', **lun)[0] == 7
-    assert ocf(system, 'stop', **target)[0] == 0
+    assert ocf(system, 'stop', **target)[0] == 0, system.transcript
+    assert ocf(system, 'monitor', **target)[0] == 7
+    session.close()
     assert CLUSTER not in system.host('iscsi-ls', 'iscsi://127.0.0.1')
     system.must('targetdctl stop')
     for bad, code in (

@@ -20,6 +20,8 @@ from targetd.master.state import history as histories
 
 LONGEST_SECRET = 1024  # bytes
 ROTATION_SECONDS = 7 * 86400.0
+#: A change that would outlive what the cluster stops.
+TRANSIENT = '%s is written by a resource agent (transient = yes); change it by the parameters of its resource'
 
 
 class ChangeAnswers(object):
@@ -104,6 +106,7 @@ class ChangeAnswers(object):
         return self._set_state(client, target, 'ready', dry_run, text)
 
     def _answer_target_rename(self, client, target, name, now, dry_run):
+        require_lasting(self._target(target))
         if not dry_run:
             self._require_no_session(target, now, 'another name')
         identities = {
@@ -180,6 +183,7 @@ class ChangeAnswers(object):
 
     def _answer_lun_move(self, client, unit, to, dry_run):
         (target, number), (new_target, new_number) = self._lun(unit), named_lun(to)
+        require_lasting(self._target(target), number)
         served = self.answers.units.find(unit)
         identity = identity_of(served) if served is not None else {}
         return self._change(
@@ -344,6 +348,15 @@ def identity_of(unit):
     if not lun.naa and unit.facts.get('naa'):
         found['naa'] = ', '.join(str(unit.facts['naa']).replace(',', ' ').split())
     return found
+
+
+def require_lasting(target, number=None):
+    """Raise TargetdError if this target, or its LUN of this number, is transient."""
+    lun = target.luns.get(number)
+    if lun is not None and lun.transient:
+        raise TargetdError(TRANSIENT % ('lun %d of target %s' % (number, target.name)))
+    if number is None and target.transient:
+        raise TargetdError(TRANSIENT % ('target %s' % target.name))
 
 
 def named_lun(text):

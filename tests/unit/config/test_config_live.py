@@ -306,6 +306,54 @@ def test_a_removed_lun_does_not_hide_another_one_of_its_number(files):
     assert 'backing-store of lun 1 was changed here' in files.complaint()
 
 
+TRANSIENT = (
+    """
+[target %s]
+transient = yes
+initiator-address = ALL
+"""
+    % T
+)
+TRANSIENT_LUN = """
+  [[lun 0]]
+  transient = yes
+  backing-store = %(dir)s/zero.img
+"""
+
+
+@pytest.mark.parametrize(
+    'left', [TRANSIENT, ''], ids=['the LUN goes', 'the target goes with its LUN']
+)
+@pytest.mark.parametrize(
+    'change',
+    [(edits.set_lun, T, 0, 'state', 'offline'), (edits.remove_lun, T, 0)],
+    ids=['offline', 'removed'],
+)
+def test_the_change_of_a_transient_section_ends_with_it(files, left, change):
+    files.write(TRANSIENT + TRANSIENT_LUN)
+    files.edit(*change)
+    files.write(left)
+    assert loader.load(files.path).targets.keys() == ({T} if left else set())  # a start
+    # a reload takes it out of the file, so that the section may come again as it is written
+    loaded = loader.load_all(files.path, None, WHO)
+    assert loaded.is_edited
+    live_files.put_in_place(files.path, loaded.live.encode('utf-8'))
+    assert T not in files.live_text()
+    files.write(TRANSIENT + TRANSIENT_LUN)
+    assert loader.load(files.path).targets[T].luns[0].state == 'ready'
+    assert not loader.load_all(files.path, None, WHO).is_edited
+
+
+def test_a_change_of_a_transient_section_counts_while_it_is_written(files):
+    files.write(TRANSIENT + TRANSIENT_LUN)
+    assert files.edit(edits.set_lun, T, 0, 'state', 'offline').targets[T].luns[0].state == 'offline'
+    assert not loader.load_all(files.path, None, WHO).is_edited
+    # a change of the target is a mark of the target only
+    files.edit(edits.set_target, T, 'alias', 'x')
+    files.write('')
+    assert not loader.load(files.path).targets
+
+
 def test_the_short_form_of_stores_can_be_changed(files):
     configuration = files.edit(edits.set_lun, 'iqn.2026-11.test:short', 1, 'readonly', 'yes')
     assert configuration.targets['iqn.2026-11.test:short'].luns[1].readonly
