@@ -70,6 +70,13 @@ TABLE = (
             'Sessions stay logged in; commands end with NOT READY. It lasts after a restart too.',
             [_UNIT]),
     _change('lun online', 'use a LUN again', 'Ends "lun offline" and "lun readonly".', [_UNIT]),
+    _change('medium', 'put another image into a CD or DVD drive',
+            'For a LUN with type = cd. Initiators that are logged in see the new medium at once; it is '
+            'loaded after a restart too.',
+            [_UNIT,
+             Argument('file', 'path', True,
+                      'the image; none: eject the medium until it is loaded again or targetd restarts'),
+             Argument('force', 'flag', False, 'also while an initiator prevents its removal')]),
     _change('lun move', 'give a LUN another number, or another target',
             'Initiators lose the LUN and see it again at the new place, with the same serial number and '
             'identifiers.',

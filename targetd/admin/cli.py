@@ -49,7 +49,7 @@ def _number(text):
 
 def _path(text):
     """A path as the server can use it, whose directory is another one; serial:X and the like as it is."""
-    is_selector = re.match('[a-z][a-z-]*:(?!//)', text) or text in ('ram', 'null')
+    is_selector = re.match('[a-z][a-z-]*:(?!//)', text) or text in ('ram', 'null', 'none')
     return text if is_selector or not text else os.path.abspath(text)
 
 

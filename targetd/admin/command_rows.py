@@ -3,9 +3,9 @@
 from collections import namedtuple
 
 #: An argument. name: as in the request; kind: 'number', 'text', 'path' (a text, which the client makes
-#: absolute), 'texts' (one or more, of a local command), 'flag' (typed as --name), 'option' (a text, typed
-#: as --name TEXT), 'options' (the same, repeated) or 'secret' (the client reads it, and sends a
-#: descriptor); required: bool; help: for --help.
+#: absolute unless it is a selector or a word: cli._path), 'texts' (one or more, of a local command), 'flag'
+#: (typed as --name), 'option' (a text, typed as --name TEXT), 'options' (the same, repeated) or 'secret'
+#: (the client reads it, and sends a descriptor); required: bool; help: for --help.
 Argument = namedtuple('Argument', 'name kind required help')
 
 #: A column. key: in a row's object; heading: printed above it; form: 'text', 'bytes' or 'yes-no'; is_wide:

@@ -1,12 +1,12 @@
 """The PDUs of a session as sentences, for `targetdctl trace`. Pure; may import iscsi.const, iscsi.pdu,
-scsi.opcodes, scsi.sense."""
+scsi.mmc_opcodes, scsi.sense."""
 
 import time
 
 from targetd import pcapng
 from targetd.iscsi import const, pdu
 from targetd.iscsi.errors import PduRejected
-from targetd.scsi.opcodes import name_of
+from targetd.scsi.mmc_opcodes import name_of
 from targetd.scsi.sense import KEYS, describe
 
 #: Operation codes whose CDB has an LBA and a number of blocks -> (position and length of each).

@@ -505,7 +505,7 @@ class Checker(object):
         lun = model.Lun(number=number, **fields)
         for setting, text, remedy in lun_rules.contradictions(lun, stores, found.unusable):
             self.complain(found[setting][1] if setting in found else place, text, remedy)
-        return lun
+        return lun_rules.with_type(lun)
 
 
 def settings_field(section, name):

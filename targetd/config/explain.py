@@ -130,6 +130,8 @@ def _accounts(target):
 
 def _lun(lun):
     facts = [lun.backing_store or 'a %s store' % lun.type]
+    is_drive = lun.type == 'cd'
+    facts += ['in a CD or DVD drive'] if is_drive else []
     if lun.size is not None:
         facts.append(
             '%s%s'
@@ -141,13 +143,13 @@ def _lun(lun):
     facts += [
         word
         for word, holds in (
-            ('read-only', lun.readonly or lun.state == 'read-only'),
+            ('read-only', not is_drive and lun.readonly or lun.state == 'read-only'),
             ('OFFLINE', lun.state == 'offline'),
             ('thin', lun.thin),
-            ('removable', lun.removable),
+            ('removable', lun.removable and not is_drive),
             ('identity of the disk', lun.direct),
             ('direct I/O', lun.direct_io),
-            ('every write durable', not lun.write_cache),
+            ('every write durable', not lun.write_cache and not is_drive),
         )
         if holds
     ]

@@ -17,6 +17,7 @@ def contradictions(lun, stores, unusable):
     """
     return (
         _store_and_type(lun, stores, unusable)
+        + _optical(lun, stores)
         + _encryption(lun)
         + _sizes(lun)
         + _alignment(lun)
@@ -42,6 +43,35 @@ def _store_and_type(lun, stores, unusable):
     if lun.type == 'block' and lun.size is not None:
         found.append(('size', 'a lun of type block has the size of its disk', 'remove size'))
     return found
+
+
+#: What a drive for CDs and DVDs is, whatever the configuration says.
+OPTICAL = dict(
+    readonly=True, removable=True, block_size=2048, write_cache=False, third_party_copy=False
+)
+
+
+def with_type(lun):
+    """The Lun with the values that its type implies."""
+    return lun._replace(**OPTICAL) if lun.type == 'cd' else lun
+
+
+def _optical(lun, stores):
+    if lun.type != 'cd':
+        return []
+    refused = (
+        ('size', lun.size is not None),
+        ('thin', lun.thin),
+        ('atomic-writes', lun.atomic_writes),
+        ('encryption-key-file', bool(lun.encryption_key_file)),
+        ('direct-store', 'direct-store' in stores),
+        ('block-size', lun.block_size not in (None, OPTICAL['block_size'])),
+    )
+    return [
+        (setting, 'a lun of type cd cannot have %s' % setting, 'remove %s' % setting)
+        for setting, is_written in refused
+        if is_written
+    ]
 
 
 def _encryption(lun):

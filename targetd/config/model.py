@@ -319,7 +319,14 @@ class ChangeLun(namedtuple('ChangeLun', 'target_name old new fields')):
     """Step: change a Lun of a target. fields: the attributes that differ."""
 
     __slots__ = ()
-    when = property(lambda self: _latest('lun', self.fields))
+    when = property(
+        lambda self: settings.LIVE if self.loads_medium else _latest('lun', self.fields)
+    )
+    loads_medium = property(
+        lambda self: self.old.type == self.new.type == 'cd' and self.fields == ('backing_store',),
+        doc='True if only the medium of an optical drive changes: its sessions see that.',
+    )
+    opens_medium = property(lambda self: self.when != settings.LIVE or self.loads_medium)
     text = property(
         lambda self: (
             'change lun %d of target %s: %s'

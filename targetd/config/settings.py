@@ -363,9 +363,13 @@ LUN = (
          'Like backing-store, but initiators see vendor, product, revision and serial number of '
          'the disk itself.',
          example='serial:WD-WCC4E1', shared=False),
-    _lun('type', kinds.Choice('auto', 'file', 'block', 'ram', 'null'), 'auto', NEEDS_LOGOUT,
-         'Type of the store; auto detects it. ram (memory, lost when targetd stops) and null '
-         '(reads zeroes, discards writes) are for tests.'),
+    _lun('type', kinds.Choice('auto', 'file', 'block', 'ram', 'null', 'cd'), 'auto', NEEDS_LOGOUT,
+         'Type of the store; auto detects it. cd: a CD or DVD drive with an image (an ISO file), from which '
+         'Windows and Linux install. ram (memory, lost when targetd stops) and null '
+         '(reads zeroes, discards writes) are for tests.',
+         'A drive is read-only, has blocks of 2048 bytes and may be used by several initiators. The '
+         'initiator can eject and load the image, and "targetdctl medium" loads another one while it is '
+         'logged in. A copy that an initiator has opened stays loaded until it allows the removal.'),
     _lun('size', kinds.Size(1 << 20, 1 << 60, multiple=512), None, LIVE,
          'Size of a file (created sparse if missing, extended if shorter) or of a ram or null '
          'store.',

@@ -319,9 +319,7 @@ class Reload(object):
         written."""
 
         def tried(error):
-            refusal = (
-                None  # the exit code is that of a start, which tries the log before the stores
-            )
+            refusal = None  # the exit code is that of a start, which tries the log first
             if error is not None or failures or self.state.is_stopping:
                 texts = failures + ([str(error)] if error is not None else [])
                 kind = StoreError if error is None else TargetdError
@@ -466,7 +464,9 @@ class Reload(object):
         if unavailable is not None:
             unavailable.lun = step.new
         self.exports.discard_pending(step.target_name, step.new.number)
-        if fresh is not None:
+        if fresh is not None and unit is not None and step.loads_medium:
+            self.exports.load_medium(unit, fresh, prepared.hold())
+        elif fresh is not None:
             self.replacements.replace_later(step, unit, fresh)
         elif unit is not None:
             unit.lun = step.new
@@ -521,7 +521,7 @@ def wanted_luns(steps, pending=()):
         elif isinstance(step, model.AddLun):
             found.append((step.target_name, step.lun))
         elif isinstance(step, model.ChangeLun) and (
-            step.when != settings.LIVE or (step.target_name, step.new.number) in pending
+            step.opens_medium or (step.target_name, step.new.number) in pending
         ):
             found.append((step.target_name, step.new))
     return found

@@ -60,6 +60,9 @@ class Queue(object):
     def __len__(self) -> int:
         return len(self._conditions)
 
+    def __contains__(self, code: Tuple[int, int]) -> bool:
+        return code in self._conditions
+
     def add(self, asc: int, ascq: int) -> None:
         """Make this condition pending. If it is pending already, it keeps its place."""
         code = (asc, ascq)

@@ -11,6 +11,8 @@ from targetd.scsi import (
     diagnostics,
     identifying,
     logs,
+    mmc,
+    mmc_opcodes,
     opcodes,
     provisioning,
     sanitize,
@@ -28,6 +30,7 @@ _MODULES = (
     extended_copy,
     identifying,
     logs,
+    mmc,
     provisioning,
     rod_commands,
     sanitize,
@@ -39,7 +42,7 @@ _BY_NAME = dict((module.__name__.rpartition('.')[2], module) for module in _MODU
 #: {'module.name' of a row: admission function}
 FUNCTIONS = dict(
     (row.function, getattr(_BY_NAME[row.function.split('.')[0]], row.function.split('.')[1]))
-    for row in opcodes.TABLE
+    for row in opcodes.TABLE + mmc_opcodes.TABLE
 )
 
 

@@ -50,6 +50,7 @@ FACTS = (
      'MAXIMUM COMPARE AND WRITE LENGTH (255 blocks at most); 0: not offered'),
     ('maximum_atomic_length', 0, 'MAXIMUM ATOMIC TRANSFER LENGTH; 0: WRITE ATOMIC is not offered'),
     ('removable', False, 'RMB: START STOP UNIT can eject, PREVENT ALLOW has effect'),
+    ('optical', False, 'an optical drive: peripheral device type 05h, the commands of mmc_opcodes'),
     ('read_only', False, 'the store is read-only: WP 1, writes end with 07/27/00'),
     ('write_cache', False, 'default of WCE'),
     ('descriptor_sense', False, 'default of D_SENSE'),

@@ -24,6 +24,7 @@ from targetd.scsi import (
     hot,
     medium_errors,
     medium_state,
+    mmc_opcodes,
     opcodes,
     operations,
     reservation_classes,
@@ -132,8 +133,6 @@ class LogicalUnit(object):
     task_aborted_status.
     """
 
-    qualifier = spc.DISK
-
     def __init__(
         self,
         facts: UnitFacts,
@@ -153,6 +152,7 @@ class LogicalUnit(object):
         services: Optional[UnitServices] = None,
     ) -> None:
         self.facts = facts
+        self.qualifier = spc.OPTICAL if facts.optical else spc.DISK
         self.store = store
         self.nexus = nexus
         self.device = device
@@ -161,7 +161,7 @@ class LogicalUnit(object):
         self.block_size = facts.block_size
         self.blocks = store.size // facts.block_size
         self.maximum_blocks = facts.maximum_transfer_length // facts.block_size or NO_LIMIT
-        self.commands = opcodes.by_opcode(facts)
+        self.commands = mmc_opcodes.BY_OPCODE if facts.optical else opcodes.by_opcode(facts)
         # shared by all nexuses, replaced by replace_shared_state()
         self.modes = modes or mode_pages.initial(facts)
         self.reservations = reservations or unit_reservations.initial()
@@ -182,6 +182,7 @@ class LogicalUnit(object):
         self.copy_writes: List[Tuple[int, int]] = []  # (offset, length) that copies are writing
         self.self_test = None  # diagnostics.SelfTest that runs in the background
         self.power: Optional[Tuple[int, int]] = None  # sense of a low power condition
+        self.reported_medium = False  # of an optical drive: is there one? (mmc.get_event_status)
         self._failure_reported = False
         self.dispatch: Any = _TablesOnDemand(self)
         self._tables: Any = None  # (normal, pending), once a command has arrived
@@ -299,15 +300,16 @@ class LogicalUnit(object):
         for opcode in self.commands:
             normal[opcode] = self._admit
         for opcode, admit in hot.bind(self, self._admit).items():
-            if self._is_plain(self.commands[opcode][None]):
+            if opcode in self.commands and self._is_plain(self.commands[opcode][None]):
                 normal[opcode] = admit
         if self._access_state() in alua.ALLOWED:
             for opcode in self.commands:
                 normal[opcode] = self._admit_if_accessible
         pending: List[Callable[[Task], None]] = [self._report_attention] * 256
-        for row in opcodes.TABLE:
-            if row.exempt:
-                pending[row.opcode] = normal[row.opcode]
+        for rows in self.commands.values():
+            for row in rows.values():
+                if row.exempt:
+                    pending[row.opcode] = normal[row.opcode]
         return normal, pending
 
     def _access_state(self) -> int:

@@ -52,6 +52,7 @@ class Page(namedtuple('Page', 'code subpage length mask name')):
 READ_WRITE_ERROR_RECOVERY, DISCONNECT_RECONNECT, FORMAT_DEVICE, RIGID_DISK = 0x01, 0x02, 0x03, 0x04
 VERIFY_ERROR_RECOVERY, CACHING, CONTROL, POWER_CONDITION = 0x07, 0x08, 0x0A, 0x1A
 INFORMATIONAL_EXCEPTIONS = 0x1C
+TIMEOUT_AND_PROTECT, CAPABILITIES = 0x1D, 0x2A
 
 LBPERE = 0x80  # READ-WRITE ERROR RECOVERY byte 3: thresholds are reported
 WCE = 0x04  # CACHING byte 2
@@ -91,9 +92,14 @@ TABLE = (
     Page(POWER_CONDITION, 0x00, 40, {}, 'Power Condition'),                               # SPC-4
     Page(INFORMATIONAL_EXCEPTIONS, 0x00, 12, {}, 'Informational Exceptions Control'),     # SPC-4
     Page(INFORMATIONAL_EXCEPTIONS, 0x02, 32, _THRESHOLD_BITS, 'Logical Block Provisioning'),  # SBC-3
+    Page(TIMEOUT_AND_PROTECT, 0x00, 12, {}, 'Timeout and Protect'),                       # MMC-6
+    Page(CAPABILITIES, 0x00, 22, {}, 'MM Capabilities and Mechanical Status'),            # MMC-3
 )
 # fmt: on
 BY_KEY = dict((page.key, page) for page in TABLE)
+#: The pages that only a disk has, and those that only an optical drive has.
+OF_DISKS = frozenset(('02-00', '03-00', '04-00', '07-00', '0a-01', '1c-02'))
+OF_OPTICAL = frozenset(('1d-00', '2a-00'))
 
 
 def _defaults(facts: UnitFacts, write_cache: bool) -> Dict[str, Dict[int, int]]:
@@ -111,6 +117,8 @@ def _defaults(facts: UnitFacts, write_cache: bool) -> Dict[str, Dict[int, int]]:
             9: 50,
         },
         '0a-01': {4: TCMOS | SCSIP | (IALUAE if facts.implicit_alua else 0)},
+        # reads CD-R, CD-RW, DVD-ROM; tray, EJECT and LOCK; speeds and buffer in kilobytes
+        '2a-00': {2: 0x0B, 4: 0x40, 6: 0x29, 8: 0x56, 9: 0x22, 12: 0x02, 14: 0x56, 15: 0x22},
         '1c-00': {2: 0x08},  # DEXCPT: no exceptions are reported
         '1c-02': dict(
             enumerate(
@@ -151,7 +159,9 @@ def offered(facts: UnitFacts) -> Tuple[Page, ...]:
     rows = [
         page
         for page in TABLE
-        if page.key != '1c-02' or facts.threshold_exponent or page.key in written
+        if page.key in written
+        or page.key not in (OF_DISKS if facts.optical else OF_OPTICAL)
+        and (page.key != '1c-02' or facts.threshold_exponent)
     ]
     if not written:
         return tuple(rows)
@@ -329,8 +339,12 @@ def mode_sense_data(
     data = b''.join(
         _shown(state, facts, row, control, blocks) for row in _wanted(facts, page, subpage)
     )
-    descriptor = b'' if dbd else _block_descriptor(facts, blocks, long_header and llbaa)
+    descriptor = b''
+    if not dbd and not facts.optical:
+        descriptor = _block_descriptor(facts, blocks, long_header and llbaa)
     specific = DPOFUA | (WP if read_only or facts.read_only or parameters(state).swp else 0)
+    if facts.optical:  # MMC-6: no block descriptors, and nothing device-specific
+        specific = 0
     if long_header:
         length = HEADER_10.size + len(descriptor) + len(data)
         header = HEADER_10.pack(

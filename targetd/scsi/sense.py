@@ -94,6 +94,7 @@ CODES = {
     (0x2A, 0x10): 'timestamp changed',
     (0x2C, 0x00): 'command sequence error',
     (0x2F, 0x00): 'commands cleared by another initiator',
+    (0x30, 0x02): 'cannot read medium, incompatible format',
     (0x31, 0x00): 'medium format corrupted',
     (0x31, 0x01): 'format command failed',
     (0x31, 0x03): 'sanitize command failed',
@@ -113,6 +114,7 @@ CODES = {
     (0x55, 0x04): 'insufficient registration resources',
     (0x55, 0x0D): 'insufficient resources to create ROD token',
     (0x5D, 0x00): 'failure prediction threshold exceeded',
+    (0x64, 0x00): 'illegal mode for this track',
     (0x5E, 0x03): 'idle condition activated by command',
     (0x5E, 0x04): 'standby condition activated by command',
 }

@@ -39,7 +39,14 @@ MAXIMUM_UNMAP_BLOCKS = 1 << 20
 
 def page_codes(facts: UnitFacts) -> Tuple[int, ...]:
     """The codes of the pages that a unit with these facts has, in ascending order."""
-    return tuple(sorted(code for code in TABLE if code not in NEEDS or getattr(facts, NEEDS[code])))
+    return tuple(
+        sorted(
+            code
+            for code in TABLE
+            if not (facts.optical and code in OF_BLOCK_DEVICES)
+            and (code not in NEEDS or getattr(facts, NEEDS[code]))
+        )
+    )
 
 
 def page(code: int, facts: UnitFacts, nexus: Nexus, ports: Sequence[Port]) -> bytes:
@@ -49,7 +56,7 @@ def page(code: int, facts: UnitFacts, nexus: Nexus, ports: Sequence[Port]) -> by
     if code not in page_codes(facts):
         raise CheckCondition(ILLEGAL_REQUEST, 0x24, 0x00, field=(2, 7, True))
     body = TABLE[code](facts, nexus, ports)
-    return HEADER.pack(0x00, code, len(body)) + body
+    return HEADER.pack(0x05 if facts.optical else 0x00, code, len(body)) + body
 
 
 def _supported_pages(facts: UnitFacts, nexus: Nexus, ports: Sequence[Port]) -> bytes:
@@ -298,5 +305,7 @@ TABLE: Dict[int, Callable[[UnitFacts, Nexus, Sequence[Port]], bytes]] = {
 }
 # fmt: on
 
+#: Pages of disks (SBC-3; Discovery 2016), which an optical drive does not have.
+OF_BLOCK_DEVICES = frozenset((0x92, 0xB0, 0xB1, 0xB2, 0xB3))
 #: {page code: name of the fact without which a unit does not have the page}
 NEEDS = {0x85: 'management_url', 0x8F: 'third_party_copy', 0xB3: 'target_port_group_support'}

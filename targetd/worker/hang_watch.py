@@ -19,7 +19,8 @@ import sys
 import threading
 import time
 
-from targetd.scsi.opcodes import EXTENDED_COPY, name_of
+from targetd.scsi.mmc_opcodes import name_of
+from targetd.scsi.opcodes import EXTENDED_COPY
 
 #: An abort is answered after this time at the latest, plus the time of the fence.
 QUIET_SECONDS = 1.0

@@ -14,6 +14,7 @@ from targetd.admin import commands
 from targetd.config import edits, explain, kinds
 from targetd.config.words import Unusable
 from targetd.errors import TargetdError
+from targetd.master.control import control_media
 from targetd.master.fault_report import when
 from targetd.master.live_changes import Cause
 from targetd.master.state import history as histories
@@ -162,6 +163,26 @@ class ChangeAnswers(object):
             dry_run,
             'lun %d of target %s has %s now' % (number, target, text),
         )
+
+    def _answer_medium(self, client, unit, file, force, dry_run):
+        target, number = self._lun(unit)
+        drive = control_media.drive_of(self.answers.units.of_target(target).get(number), unit)
+
+        if file.lower() == 'none':
+            change = control_media.ejection(self.answers.units, drive, dry_run)
+        elif os.path.abspath(file) == drive.lun.backing_store:
+            change = control_media.loading(self.answers.units, drive, dry_run)
+        else:
+            path = os.path.abspath(file)
+            change = self._change(
+                client,
+                lambda sections: edits.set_lun(sections, target, number, 'backing-store', path),
+                dry_run,
+                control_media.loaded_text(drive, path),
+            )
+        if force or dry_run:
+            return change
+        return control_media.when_released(self.answers.loop, self.answers.units, drive, change)
 
     def _order(self, client, unit, state, dry_run, message):
         target, number = self._lun(unit)
@@ -377,6 +398,7 @@ ANSWERS = {
     'lun add': ChangeAnswers._answer_lun_add,
     'lun remove': ChangeAnswers._answer_lun_remove,
     'lun resize': ChangeAnswers._answer_lun_resize,
+    'medium': ChangeAnswers._answer_medium,
     'lun readonly': ChangeAnswers._answer_lun_readonly,
     'lun offline': ChangeAnswers._answer_lun_offline,
     'lun online': ChangeAnswers._answer_lun_online,

@@ -230,6 +230,26 @@ class Exports(object):
                 workers, add=[unit], attentions=[attention.LUNS_CHANGED]
             )
 
+    def load_medium(self, unit, fresh, done):
+        """An optical drive gets the medium of this fresh Unit, and its sessions see that it has changed;
+        done() when they do. The former medium is closed then."""
+        replication, former = self.units.replication, unit.store
+        self.units.change_medium(unit, fresh)
+        self.known.note(unit.target_name, unit.lun.number, unit.found['seen'])
+        self.known.save()
+        log.info('unit %s has another medium: %s', unit.id, unit.lun.backing_store)
+
+        def replaced():
+            self.close_store(former)
+            if replication.by_id.get(unit.id) is unit:
+                self.units.apply_and_flush(
+                    unit, transitions.medium_loaded(unit.shared), lambda error: done()
+                )
+            else:
+                done()
+
+        replication.order_units(unit.workers, replace=[unit], done=replaced)
+
     # -- opening -----------------------------------------------------------------------------------
 
     def open_media(self, wanted, done, plan_only=False, leaving=()):

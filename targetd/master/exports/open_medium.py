@@ -194,7 +194,7 @@ def _open_store(lun, path, held, plan_only, is_served):
         'plan_only': plan_only,
         'is_served': is_served,
     }
-    if lun.type != 'auto':
+    if lun.type not in ('auto', 'cd'):
         description['kind'] = lun.type
     grows = path is not None and os.path.isfile(path)
     if grows:
@@ -282,6 +282,7 @@ def facts_of(lun, store, names):
         unmap=bool(lun.thin and can.unmap),
         zeroes_after_unmap=bool(lun.thin and can.unmap and can.zeroes_after_unmap),
         removable=lun.removable,
+        optical=lun.type == 'cd',
         read_only=bool(store.read_only),
         encrypted=bool(store.cipher_key),
         write_cache=lun.write_cache,

@@ -9,6 +9,7 @@ from targetd.scsi import designators
 from targetd.scsi.facts import DEFAULTS, UnitFacts
 
 PRODUCT_REVISION = '0001'
+PRODUCT = {'cd': 'VIRTUAL-CDROM'}
 
 
 def names_of(lun, path, key, server):
@@ -21,7 +22,10 @@ def names_of(lun, path, key, server):
         naa = own and len(own.naa) == 32 and own.naa or identity.naa6(server, key)
     return {
         'vendor': lun.vendor_id or own and own.vendor or DEFAULTS['vendor'],
-        'product': lun.product_id or own and own.product or DEFAULTS['product'],
+        'product': lun.product_id
+        or own
+        and own.product
+        or PRODUCT.get(lun.type, DEFAULTS['product']),
         'revision': lun.product_rev or own and own.revision or PRODUCT_REVISION,
         'serial': lun.scsi_sn or own and own.serial or identity.serial(server, key),
         'serial_nuls': lun.scsi_sn_nuls,
@@ -37,7 +41,7 @@ def names_of(lun, path, key, server):
 def data_key(target_name, lun, path):
     """Returns (key of the medium, key of the unit): the first is '' without a medium; from the second
     the identity of the unit is derived."""
-    medium = identity.stable_key(path) if path else ''
+    medium = identity.stable_key(path) if path and lun.type != 'cd' else ''  # a drive keeps its own
     return medium, '%s\0%s' % (target_name, medium or '%s:%d' % (lun.type, lun.number))
 
 

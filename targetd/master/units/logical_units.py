@@ -77,6 +77,15 @@ class Units(object):
             )
         self.format_sanitize.resume_operation(unit)
 
+    def change_medium(self, unit, fresh):
+        """The unit has the store of this fresh Unit from now on, and its Lun; the caller tells the
+        sessions, and closes the former store."""
+        self.by_id.pop(unit.id)
+        unit.lun, unit.store, unit.found = fresh.lun, fresh.store, fresh.found
+        unit.replicated_size = fresh.store.size
+        unit.path_problem = unit.shrinkage = ''
+        self.by_id[unit.id] = unit
+
     def remove_unit(self, unit):
         """End the export. Requests that are queued are refused with LOGICAL UNIT NOT SUPPORTED."""
         self.by_id.pop(unit.id, None)

@@ -353,6 +353,26 @@ def _prevent(shared, nexus, message, _known_ports):
     return Decision(shared._replace(prevented_by=prevented_by))
 
 
+def removal_requested(shared):
+    """The administrator asks the hosts to let the medium go (the button of the drive)."""
+    return Decision(shared, [(Others(None),) + attention.MEDIUM_REMOVAL_REQUESTED])
+
+
+def medium_ejected(shared):
+    """The administrator has taken the medium out of an optical drive."""
+    return Decision(shared._replace(medium=EJECTED, prevented_by=()))
+
+
+def medium_loaded(shared):
+    """The administrator has put another medium into an optical drive: it is ready, for all nexuses."""
+    records = dict(shared.records, loads=shared.records['loads'] + 1)
+    return Decision(
+        shared._replace(medium=READY, records=records, prevented_by=()),
+        [(Others(None),) + attention.MEDIUM_MAY_HAVE_CHANGED],
+        persist=WHEN_POSSIBLE,
+    )
+
+
 def medium_failed(shared, why):
     """Acknowledged data may be lost. The state lasts, also across restarts, until the administrator
     acknowledges it."""
