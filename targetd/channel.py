@@ -122,6 +122,8 @@ worker -> master
                               below, and target_name, +
                               [descriptor], if the initiator may log in there, else null. Changes
                               of it are sent until `copy-left`
+  ask guard                   unit, kind: why old blocks must be kept (store.guarding); the answer comes
+             when they are kept
   ask start-stop              unit, action: 'start' | 'stop' | 'load' | 'eject'
   ask prevent                 unit, prevent: bool
   ask fence      unit                                     an aborted command may still write the unit;
@@ -148,6 +150,7 @@ A unit, as sent in answer (claim) and in units:
    hanging: ANSWERS, HANGS or FENCED of scsi.medium_state,
    records: see scsi.records, since: time of its export, milliseconds since 1970,
    watched: [[offset, end] …], bytes that ROD tokens represent (master.units.rod_tokens),
+   guard: true if the worker asks `guard` before it writes (store.guarding),
    restriction: what on-error has done, one of scsi.faults.RESTRICTIONS,
    atomic: {descriptor: index, slot: number or null, path} of the journal, or absent
    (master.units.atomic_slots, store.atomic)}

@@ -28,6 +28,7 @@ LIO_COMMANDS = ('save', 'restore', 'clear')
 
 #: The help of a word that another one follows.
 GROUPS = {
+    'guard': 'list, restore and remove what was kept of a LUN before it was written',
     'show': 'list sessions, targets, units, portals and others',
     'target': 'add, remove or rename a target, set it offline or online',
     'lun': 'add, remove, resize or move a LUN, set it offline, read-only or online',

@@ -2,8 +2,8 @@
 master are derived from this table.
 
 Pure, so that the master may import it; the rows of the commands that change the configuration are in
-change_commands, those that show what happens now in watch_commands, further ones in view_commands and
-image_commands. Each request and each reply on
+change_commands, those that show what happens now in watch_commands, further ones in view_commands,
+image_commands and guard_commands. Each request and each reply on
 the control socket is one line of JSON in UTF-8 that ends with a newline:
 
   request  {"command": "end", "session": 3}             the command's name; its arguments by name
@@ -20,7 +20,13 @@ the process ends, and the client waits for the end of the connection.
 
 import json
 
-from targetd.admin import change_commands, image_commands, view_commands, watch_commands
+from targetd.admin import (
+    change_commands,
+    guard_commands,
+    image_commands,
+    view_commands,
+    watch_commands,
+)
 from targetd.admin.command_rows import WIDE, Argument, columns, command
 
 MAXIMUM_REQUEST = 64 << 10  # bytes of one line, newline included
@@ -263,11 +269,12 @@ TABLE = (
                           'without registrations')],
              local=True),
 ) + view_commands.TABLE + change_commands.TABLE + image_commands.TABLE + watch_commands.TABLE
+TABLE += guard_commands.TABLE
 # fmt: on
 
 
 #: Commands that change nothing, besides `show …`.
-READ_ONLY = ('status', 'why', 'reservation show', 'identify', 'history', 'diff')
+READ_ONLY = ('status', 'why', 'reservation show', 'identify', 'history', 'diff', 'guard list')
 
 
 def is_read_only(row):

@@ -425,6 +425,24 @@ LUN = (
          'that is mounted read-only does not notice what the other initiator writes. A change does not '
          'act on sessions that exist.',
          'cluster'),
+    _lun('guard', kinds.Choice('off', 'first-write-snapshot'), 'off', NEEDS_LOGOUT,
+         'What is kept before initiators write. first-write-snapshot: before the first write of a session, '
+         'the partition table and the heads of the file systems are copied to state-dir.',
+         'They are kept again, at most every 10 minutes of a session, before it writes to the partition '
+         'table, unmaps or zeroes 16 MiB or more at once, and before FORMAT UNIT and SANITIZE. Kept are the '
+         'first and the last MiB of the disk and of each partition, and the start of the master file table '
+         'of NTFS; at most 64 MiB, compressed, and nothing if it has not changed. "targetdctl guard list" '
+         'shows the copies, of which 24 are kept per LUN, and "guard restore" puts one back, for example '
+         'after "Initialize disk" or a format of the wrong disk. Files that were overwritten since are '
+         'not restored. If state-dir is full, writes end with DATA PROTECT, WRITE PROTECTED. What is kept '
+         'of a disk survives SANITIZE: use "guard remove" then.',
+         'first-write-snapshot'),
+    _lun('content', kinds.Choice('ask', 'keep'), 'ask', LIVE,
+         'keep: serve a disk for the first time although it has a file system or metadata of a Linux host '
+         '(ext4, XFS, LVM, md, ZFS, LUKS and the like); ask: not until you have confirmed this.',
+         'The message names the content. It concerns writable disks, not files, and only until the LUN was '
+         'served once. Initiators may overwrite the content.',
+         'keep'),
     _lun('removable', kinds.Flag(), False, NEEDS_LOGOUT, 'Report the medium as removable, so that '
                                                          'it can be ejected.'),
     _lun('block-size', _SIZE_OF_BLOCK, None, NEEDS_LOGOUT,

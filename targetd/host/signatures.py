@@ -17,6 +17,12 @@ from targetd.host.roots import ROOTS, partitions, udev_properties
 KIB, MIB = 1 << 10, 1 << 20
 SECTOR = 512
 MAXIMUM_PARTITIONS = 128
+
+#: Types of GPT partitions whose content has no mark that is documented -> what they are.
+GPT_TYPES = {
+    uuid.UUID('e75caf8f-f680-4cee-afa3-b001e56efc2d'): 'Storage Spaces',
+    uuid.UUID('5808c8aa-7e8f-42e0-85d2-e1e90434cfb3'): 'Windows dynamic disk',
+}
 SECTOR_SIZES = (512, 4096)
 
 #: A recognised format. what: 'ext4', 'NTFS', …; owner: 'host', 'client' or 'either'; offset: of its
@@ -24,8 +30,9 @@ SECTOR_SIZES = (512, 4096)
 #: there is none.
 Signature = namedtuple('Signature', 'what owner offset partition details')
 
-#: A range of a disk: the whole disk or a partition. start, size: bytes.
-Stretch = namedtuple('Stretch', 'descriptor start size partition')
+#: A range of a disk: the whole disk or a partition. read(offset, length): the bytes of the disk, raises
+#: OSError; start, size: bytes.
+Stretch = namedtuple('Stretch', 'read start size partition')
 
 # what, owner, offset in bytes, magic number: formats with a magic number at a fixed offset
 # fmt: off
@@ -49,6 +56,7 @@ MARKS = (
     ('VMFS volume', 'client', MIB, b'\x0d\xd0\x01\xc0'),
     ('VMFS', 'client', 2 * MIB, b'\x5e\xf1\xab\x2f'),
     ('Windows dynamic disk', 'client', 6 * SECTOR, b'PRIVHEAD'),
+    ('Storage Spaces', 'client', 0, b'SPACEDB '),
     ('ISO 9660', 'either', 32 * KIB + 1, b'CD001'),
 )
 # fmt: on
@@ -85,7 +93,7 @@ def read_at(stretch, offset, length):
     if offset < 0 or length <= 0:
         return b''
     try:
-        return os.pread(stretch.descriptor, length, stretch.start + offset)
+        return bytes(stretch.read(stretch.start + offset, length))
     except OSError:
         return b''
 
@@ -250,6 +258,11 @@ def _find_gpt(stretch):
         yield Signature(
             what, 'either', offset, stretch.partition, str(uuid.UUID(bytes_le=header[56:72]))
         )
+        for number, row in _gpt_rows(stretch):
+            kind = GPT_TYPES.get(uuid.UUID(bytes_le=row[:16]))
+            if kind:
+                start = struct.unpack_from('<Q', row, 32)[0] * sector
+                yield Signature(kind, 'client', start, number, '')
 
 
 #: every format, in the order of the result
@@ -269,7 +282,8 @@ FINDERS = (
 # -- partitions ------------------------------------------------------------------------------------
 
 
-def _gpt_partitions(stretch):
+def _gpt_rows(stretch):
+    """(number, 128 bytes) of each partition of the GPT."""
     _, header, sector = _gpt_header(stretch)
     first, count, length = struct.unpack_from('<QII', header, 72)
     if not 128 <= length <= 4 * KIB:
@@ -277,9 +291,16 @@ def _gpt_partitions(stretch):
     rows = read_at(stretch, first * sector, min(count, MAXIMUM_PARTITIONS) * length)
     for i in range(len(rows) // length):
         row = rows[i * length : i * length + 128]
+        if any(row[:16]):
+            yield i + 1, row
+
+
+def _gpt_partitions(stretch):
+    sector = _gpt_header(stretch)[2]
+    for number, row in _gpt_rows(stretch):
         begin, end = struct.unpack_from('<QQ', row, 32)
-        if any(row[:16]) and begin <= end:
-            yield i + 1, begin * sector, (end - begin + 1) * sector
+        if begin <= end:
+            yield number, begin * sector, (end - begin + 1) * sector
 
 
 def _mbr_partitions(stretch, sector):
@@ -294,7 +315,7 @@ def _partitions(stretch, sector):
     for number, start, size in table:
         size = min(size, stretch.size - start)
         if start > 0 and size > 0:
-            yield Stretch(stretch.descriptor, start, size, number)
+            yield Stretch(stretch.read, start, size, number)
 
 
 # -- public functions ------------------------------------------------------------------------------
@@ -306,17 +327,25 @@ def find_signatures(descriptor, size, sector=SECTOR):
     descriptor: open for reading; size: bytes; sector: bytes in a logical sector, for partition
     tables of 4096-byte disks. Blocks that cannot be read are skipped.
     """
-    whole = Stretch(descriptor, 0, size, 0)
+    return examine(lambda offset, length: os.pread(descriptor, length, offset), size, sector)[0]
+
+
+def examine(read, size, sector=SECTOR):
+    """Returns (every Signature, [Stretch of the whole disk, Stretch of each partition]). read: as in a
+    Stretch; the other arguments as for find_signatures()."""
+    whole = Stretch(read, 0, size, 0)
+    stretches = [whole]
     found = [signature for finder in FINDERS for signature in finder(whole)]
     if any('partition table' in signature.what for signature in found):
         for stretch in _partitions(whole, sector):
+            stretches.append(stretch)
             found += [
                 signature._replace(offset=signature.offset + stretch.start)
                 for finder in FINDERS
                 if finder not in (_find_gpt, _find_mbr)
                 for signature in finder(stretch)
             ]
-    return found
+    return found, stretches
 
 
 def one_line(signature):

@@ -52,6 +52,7 @@ from targetd.master.units.copy_guests import CopyGuests
 from targetd.master.units.descriptions import Descriptions
 from targetd.master.units.flushing import Flushes
 from targetd.master.units.format_sanitize import FormatSanitize
+from targetd.master.units.guards import Guards
 from targetd.master.units.key_replacement import KeyReplacements
 from targetd.master.units.logical_units import Units
 from targetd.master.units.replication import Replication
@@ -140,6 +141,9 @@ class Master(object):
             self.copy_guests,
             self.format_sanitize,
             Flushes(self.jobs, self.replication.fail_medium),
+        )
+        self.units.guards = Guards(
+            self.jobs, os.path.join(configuration.server.state_dir, 'guards')
         )
         self.exports = Exports(self.loop, self.units, self.jobs)
         self.history = History(os.path.join(configuration.server.state_dir, 'history'), self.jobs)
@@ -238,6 +242,7 @@ class Master(object):
                 'leave': self.units.log_out_session,
                 'fence': self.units.hanging.on_fence,
                 'copy-reach': self.units.on_request,
+                'guard': self.units.on_request,
                 'statistics': self.units.on_request,
                 'reset': self._on_reset,
             }

@@ -1,7 +1,8 @@
 """An open medium in the process that claimed it, and how a worker process makes a Store from its
 description and descriptor.
 
-Imports base, failure_flags, linux, filters, filter_settings, encrypting and the classes of stores.
+Imports base, failure_flags, linux, filters, filter_settings, encrypting, guarding and the classes of
+stores.
 """
 
 import os
@@ -13,6 +14,7 @@ from .block import BlockStore
 from .encrypting import Encrypting
 from .file import FileStore
 from .filter_settings import stack_filters
+from .guarding import Guarded
 from .null import NullStore
 from .ram import RamStore
 
@@ -135,10 +137,14 @@ class OpenedStore(object):
 
 
 def from_descriptor(
-    description: Dict[str, Any], descriptor: Optional[int], claim: Optional[int] = None
+    description: Dict[str, Any],
+    descriptor: Optional[int],
+    claim: Optional[int] = None,
+    keep: Optional[Callable[[str], Any]] = None,
 ) -> Store:
     """Returns the Store, with its filters, for a description and a descriptor. Takes ownership of
-    the descriptor and of the one that keeps the medium claimed, also when it raises.
+    the descriptor and of the one that keeps the medium claimed, also when it raises. keep: as for
+    guarding.Guarded, or None if nothing is kept before a write.
 
     Opens no path. Raises KeyError or ValueError for a description that does not come from
     OpenedStore.description().
@@ -146,6 +152,8 @@ def from_descriptor(
     try:
         store: Store = STORE_CLASSES[description['kind']](description, descriptor)
         store.claim = claim
+        if keep is not None:
+            store = Guarded(store, keep)
         if description.get('cipher_key'):
             store = Encrypting(store, bytes.fromhex(description['cipher_key']))
         if store.read_only:

@@ -14,6 +14,7 @@ from targetd.scsi.device import FLAT, Device
 from targetd.scsi.facts import UnitFacts
 from targetd.scsi.lu import LogicalUnit, UnitServices
 from targetd.scsi.sam import Port
+from targetd.worker import block_keeping
 from targetd.worker.copy.guest_units import GuestFinder, GuestUnits
 from targetd.worker.copy.rod_tokens import UnitRodTokens
 from targetd.worker.fault_reports import FaultReports
@@ -147,6 +148,7 @@ class Replica(object):
             message['store'],
             None if index is None else descriptors[index],
             None if claim is None else descriptors[claim],
+            block_keeping.keeper(self._worker, message['unit']) if message.get('guard') else None,
         )
         journal = message.get('atomic')
         if journal:

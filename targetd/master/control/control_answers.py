@@ -15,6 +15,8 @@ from targetd.master.control.control import Stream
 from targetd.master.control.control_changes import ANSWERS as CHANGES
 from targetd.master.control.control_changes import ChangeAnswers, named_lun
 from targetd.master.control.control_counters import counters_reply
+from targetd.master.control.control_guards import ANSWERS as GUARDS
+from targetd.master.control.control_guards import GuardAnswers
 from targetd.master.control.control_views import ANSWERS as VIEWS
 from targetd.master.control.control_views import ViewAnswers
 from targetd.master.fault_report import state_of, when
@@ -66,6 +68,7 @@ class ControlAnswers(object):
         self.upgrade = upgrade
         self.captures = captures
         self.views = ViewAnswers(self, history)
+        self.guards = GuardAnswers(self)
 
     def answer(self, words, arguments, client=None):
         """Execute a command of commands.TABLE by its row of ANSWERS, or of control_changes.ANSWERS.
@@ -79,6 +82,8 @@ class ControlAnswers(object):
             return CHANGES[words](self.changes, client, **arguments)
         if words in VIEWS:
             return VIEWS[words](self.views, client, **arguments)
+        if words in GUARDS:
+            return GUARDS[words](self.guards, client, **arguments)
         if words == 'reload':
             arguments['client'] = client
         return ANSWERS[words](self, **arguments)

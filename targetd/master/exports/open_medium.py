@@ -53,6 +53,7 @@ def open_medium(
         held = _without_others(path, held)
         _require_usable(target, lun, path, known, held or is_served, master, tables)
         found = _checked_signatures(lun, path)
+        _require_confirmed(target, lun, path, known, found)
         store, grown_from = _open_store(lun, path, held, plan_only, is_served)
         _require_block_size(lun, store)
         data_key, key = unit_identity.data_key(target.name, lun, path)
@@ -227,6 +228,21 @@ def _checked_signatures(lun, path):
             '%s. To export it nevertheless, write allow-in-use = yes' % '. '.join(reasons)
         )
     return found
+
+
+def _require_confirmed(target, lun, path, known, found):
+    """Raises StoreError if a disk is to be served writable for the first time, and has content that Linux
+    hosts write and initiators could overwrite. known, found: as in open_medium."""
+    is_known = known is not None and known['named'] == lun.backing_store
+    of_hosts = [each for each in found if each.owner == 'host']
+    if is_known or not of_hosts or lun.content == 'keep' or lun.allow_in_use:
+        return
+    raise StoreError(
+        '%s is not served yet, because it contains %s, and initiators could overwrite that: make certain '
+        'that it is the right disk and that this host does not need its content; then write content = keep '
+        'in [[lun %d]] of target %s'
+        % (path, ', '.join(signatures.one_line(each) for each in of_hosts), lun.number, target.name)
+    )
 
 
 def _require_block_size(lun, store):

@@ -16,7 +16,7 @@ in the queue.
 from collections import deque
 
 from targetd import log
-from targetd.master.units import transitions
+from targetd.master.units import guards, transitions
 from targetd.master.units.hanging import HangingUnits
 from targetd.master.units.shared_state import durable_part, may_stop_flushing
 from targetd.master.units.transitions import Decision, Refusal
@@ -31,9 +31,10 @@ UNITS_PER_MESSAGE = 80
 class Units(object):
     """The units and the requests of workers about them. The parts are given: replication:
     Replication; rod_tokens: RodTokens; copy_guests: CopyGuests; format_sanitize: FormatSanitize;
-    flushes: Flushes. statistics: master.statistics.Statistics, which is set later."""
+    flushes: Flushes. statistics: master.statistics.Statistics, and guards: Guards, which are set later."""
 
     statistics = None
+    guards = None
 
     def __init__(self, replication, rod_tokens, copy_guests, format_sanitize, flushes):
         self.replication = replication
@@ -196,8 +197,10 @@ class Units(object):
 
         unit, kind = self.by_id.get(message.get('unit')), message.get('ask')
         is_serving = unit is not None and worker in unit.workers
-        is_guests_revocation = unit is not None and kind == 'token-revoke' and worker in unit.guests
-        if not is_serving and not is_guests_revocation:
+        is_of_guest = (
+            unit is not None and kind in ('token-revoke', 'guard') and worker in unit.guests
+        )
+        if not is_serving and not is_of_guest:
             answer(Refusal(*transitions.UNIT_IS_GONE))
         elif kind == 'reset' and message.get('function') in transitions.OF_A_TARGET:
             self._reset_target(worker, unit.target_name, message, answer)
@@ -205,6 +208,10 @@ class Units(object):
             self._handle(self.rod_tokens.on_request, unit, worker, message, answer)
         elif kind == 'statistics':
             self._handle(self._on_statistics, unit, worker, message, answer)
+        elif kind == 'guard':
+            self._handle(self.guards.on_guard, unit, worker, message, answer)
+        elif kind == 'operate' and unit.lun.guard != guards.OFF:
+            self._guard_first(unit, worker, message, answer)
         elif kind == 'copy-reach':
             self._handle(self.copy_guests.on_copy_reach, unit, worker, message, answer)
         else:
@@ -236,6 +243,19 @@ class Units(object):
 
         for unit in units:
             self._enqueue(unit, worker, message, one_done)
+
+    def _guard_first(self, unit, worker, message, answer):
+        """Keep the old blocks before FORMAT UNIT or SANITIZE is decided."""
+
+        def kept(outcome):
+            if outcome.status != sam.GOOD:
+                answer(outcome)
+            elif self.by_id.get(unit.id) is not unit:
+                answer(Refusal(*transitions.UNIT_IS_GONE))
+            elif worker in unit.workers:
+                self._enqueue(unit, worker, message, answer)
+
+        self.guards.keep(unit, worker, guards.OPERATION, kept)
 
     def _enqueue(self, unit, worker, message, answer):
         unit.queue.append((worker, message, answer))

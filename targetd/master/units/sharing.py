@@ -21,6 +21,9 @@ from targetd.config.sharing_rules import CLUSTER, READERS, sharing_of
 #: What a session may do with a unit.
 WRITE, READ, NOTHING = 'write', 'read', 'nothing'
 
+#: In place of a holder: the old blocks of the unit are being put back.
+RESTORING = 'targetdctl guard restore'
+
 
 def holders(unit):
     """The names of the initiators that hold a Unit, as a set."""
@@ -36,6 +39,8 @@ def access(unit, same_medium, initiator_name):
 
     same_medium: the other Units of its medium.
     """
+    if unit.is_restoring:
+        return NOTHING, RESTORING
     wanted = sharing_of(unit.lun)
     others = set() if wanted == CLUSTER else holders(unit)
     for other in same_medium:
@@ -49,6 +54,8 @@ def access(unit, same_medium, initiator_name):
 
 def why_left_out(holder):
     """Why a session does not see a unit that this initiator holds, and what to do."""
+    if holder == RESTORING:
+        return 'its old blocks are being restored; log in again when "%s" has ended' % RESTORING
     return (
         '%s uses it, and two hosts that do not know each other destroy its file system; log in again when '
         'the sessions of that initiator have ended, or write sharing = cluster if both run cluster software'

@@ -41,6 +41,7 @@ class Unit(object):
         self.left_out = {}
         self.guests = {}
         self.watched = []
+        self.is_restoring = False  # old blocks are being put back: no session gets the unit
         self.queue = deque()  # (worker, message, answer): requests for a change, oldest first
         self.is_busy = False  # a change is being distributed; the queue waits for it
         self.path_problem = ''  # how the medium at the path differs from the one that is open
@@ -138,6 +139,7 @@ class Unit(object):
             'since': self.since,
             'watched': self.watched,
             'restriction': shared.in_force,
+            'guard': self.lun.guard != 'off',
         }
 
     def __repr__(self):

@@ -56,7 +56,7 @@ def test_objects_of_a_version_are_refused(file):
 ANEW = {
     Unit: {
         *('lun', 'atomic', 'queue', 'is_busy', 'hanging', 'has_flush_timed_out'),
-        *('position', 'is_resizing', 'sizes_changed'),
+        *('position', 'is_resizing', 'sizes_changed', 'is_restoring'),
     },
     SessionRecord: {'worker'},
     WorkerProcess: {
