@@ -154,7 +154,8 @@ def _plain(text):
     return ''.join(c if c.isprintable() else '?' for c in text)
 
 
-def _cell(value, form):
+def cell_text(value, form):
+    """The text of a cell of a table. form: of its Column."""
     if value is None or value == '':
         return '-'
     if form == 'bytes' and isinstance(value, int) and not isinstance(value, bool):
@@ -170,7 +171,7 @@ def table_text(columns, rows, limit=None):
     """Rows (dicts) under their headings, in aligned columns, without blanks at the end of lines. limit:
     of the length of a line, in which cells are continued on further lines; None: no limit."""
     lines = [[column.heading for column in columns]]
-    lines += [[_cell(row.get(column.key), column.form) for column in columns] for row in rows]
+    lines += [[cell_text(row.get(column.key), column.form) for column in columns] for row in rows]
     widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
     while limit and sum(widths) + 2 * len(widths) - 2 > limit and max(widths) > 1:
         widths[widths.index(max(widths))] -= 1
@@ -209,7 +210,7 @@ def records_text(columns, rows):
     blocks = [
         [
             '%s: %s'
-            % (column.heading.lower().replace('-', ' '), _cell(row[column.key], column.form))
+            % (column.heading.lower().replace('-', ' '), cell_text(row[column.key], column.form))
             for column in columns
             if row.get(column.key) not in (None, '')
         ]
@@ -218,24 +219,10 @@ def records_text(columns, rows):
     return '\n\n'.join('\n'.join(block) for block in blocks)
 
 
-def _explained(rows):
-    """The rows of `why`, each with the message that Windows shows for its status and a hint."""
-    explained = []
-    for row in rows:
-        row = dict(row)
-        status = re.match(r'^([0-9A-Fa-f]{2})([0-9A-Fa-f]{2})$', str(row.get('status')))
-        if status:
-            numbers = int(status.group(1), 16), int(status.group(2), 16)
-            row.setdefault('windows', windows.message(*numbers))
-            row.setdefault('look_at', windows.advice(*numbers))
-        explained.append(row)
-    return explained
-
-
 def _print_reply(parsed, reply):
     row, as_json = parsed.row, parsed.json
     if row.words == 'why' and 'rows' in reply:
-        reply['rows'] = _explained(reply['rows'])
+        reply['rows'] = windows.explained(reply['rows'])
     if as_json:
         print(
             json.dumps(

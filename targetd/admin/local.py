@@ -195,6 +195,13 @@ def answer_top(parsed):
     return {'ok': True}
 
 
+def answer_web(parsed):
+    """Serve the status page until the process is ended. Raises TargetdError."""
+    from targetd.web import launcher  # slow to load, as above
+
+    return {'ok': False, 'exit_code': launcher.run(parsed)}
+
+
 def contents(path):
     """Descriptions of the signatures on a disk; [] if there is none or this user may not read it."""
     try:
@@ -218,4 +225,5 @@ ANSWERS = {
     'snmp': answer_snmp,
     'stats': answer_stats,
     'top': answer_top,
+    'web': answer_web,
 }

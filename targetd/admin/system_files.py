@@ -40,6 +40,7 @@ FILES = (
     File('man/targetd.conf.5', '/usr/local/share/man/man5/targetd.conf.5', 0o644, '', ''),
     File('init/targetd', '/etc/init.d/targetd', 0o755, 'sysv', ''),
     File('init/targetd.service', '/etc/systemd/system/targetd.service', 0o644, 'systemd', ''),
+    File('init/targetd-web.service', '/etc/systemd/system/targetd-web.service', 0o644, 'systemd', ''),
     File('init/systemd/sysusers.conf', '/usr/local/lib/sysusers.d/targetd.conf', 0o644, 'systemd', ''),
     File('init/systemd/tmpfiles.conf', '/usr/local/lib/tmpfiles.d/targetd.conf', 0o644, 'systemd', ''),
     File('init/openrc/targetd', '/etc/init.d/targetd', 0o755, 'openrc', ''),

@@ -28,6 +28,26 @@ TABLE = (
                 _BY,
                 Argument('seconds', 'number', False, 'time between two samples (default 2)')],
             local=True),
+    command('web', 'show the state of the server in a web browser',
+            'Serves a status page until it is ended with Ctrl-C: overview, targets, LUNs, sessions with '
+            'graphs of the last hour, disks, refusals with remedies, and the configuration with its '
+            'history. It needs the Python package bottle. Started as root, the page runs as another user, '
+            'and can ask the server nothing but what it shows; started by a member of control-group, it '
+            'may do what that group may. Every user of this host can see the page; it shows no '
+            'secrets. With --allow-changes, whoever knows the token can change the configuration.',
+            arguments=[
+                Argument('listen', 'option', False, 'ADDRESS:PORT (default 127.0.0.1:8260)'),
+                Argument('user', 'option', False, 'the user of the page (default nobody; only as root)'),
+                Argument('allow-changes', 'flag', False, 'admit the commands that change something'),
+                Argument('token-file', 'option', False,
+                         'file with the token of the login, made if it does not exist; without it, the '
+                         'token is another one each time, and is printed'),
+                Argument('host-name', 'option', False,
+                         'names, separated by commas, by which browsers call the page through a web '
+                         'server in front of it'),
+                Argument('allow-remote', 'flag', False,
+                         'admit an address that is not loopback; nothing is encrypted')],
+            local=True),
     command('snmp', 'answer snmpd',
             'Speaks the protocol pass_persist of snmpd on standard input and output. Below the OID: 1.1.0 '
             'the severity (0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN), 1.2.0 the state in words, 1.3.0 '

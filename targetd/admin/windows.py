@@ -1,9 +1,11 @@
 """The message that the iSCSI Initiator of Windows shows for each login status.
 
-Pure; imports nothing. The initiator's result codes follow the order of RFC 7143 11.13.5. Its event
+Pure. The initiator's result codes follow the order of RFC 7143 11.13.5. Its event
 log contains iScsiPrt event 10 with the login response in the dump data, and event 43 if the target
 sent no response.
 """
+
+import re
 
 # (status class, status detail) -> (result code, message text, where to look)
 # fmt: off
@@ -54,3 +56,17 @@ def message(status_class, status_detail):
 def advice(status_class, status_detail):
     """What to check when Windows shows this message; '' if nothing is known."""
     return STATUSES.get((status_class, status_detail), (0, '', ''))[2]
+
+
+def explained(rows):
+    """The rows of `why`, each with the message that Windows shows for its status and a hint."""
+    found = []
+    for row in rows:
+        row = dict(row)
+        status = re.match(r'^([0-9A-Fa-f]{2})([0-9A-Fa-f]{2})$', str(row.get('status')))
+        if status:
+            numbers = int(status.group(1), 16), int(status.group(2), 16)
+            row.setdefault('windows', message(*numbers))
+            row.setdefault('look_at', advice(*numbers))
+        found.append(row)
+    return found

@@ -24,8 +24,17 @@ FILES = python_files('targetd')
 #: Standard and third-party modules that only some modules may import: module -> the packages, base
 #: files and single modules that may import it.
 ONLY_IN = {
-    'socket': {'master', 'worker', 'channel', 'admin', 'rehearsal', 'pcapng', 'kernel_crc32c'},
-    'threading': {'worker', 'channel'},
+    'socket': {
+        'master',
+        'worker',
+        'channel',
+        'admin',
+        'rehearsal',
+        'web',
+        'pcapng',
+        'kernel_crc32c',
+    },
+    'threading': {'worker', 'channel', 'web'},
     '_thread': set(),
     'concurrent': set(),
     'multiprocessing': set(),
@@ -34,6 +43,7 @@ ONLY_IN = {
     'validate': {'config.loader'},
     'psutil': {'host.network', 'host.process_usage'},
     'cryptography': {'xts'},
+    'bottle': {'web'},
 }
 
 #: Functions that only some modules may call.

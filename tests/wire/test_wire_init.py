@@ -423,16 +423,11 @@ def has(program):
 
 
 @has('systemd-analyze')
-def test_systemd_accepts_the_unit(tmp_path):
-    shutil.copy(os.path.join(ROOT, 'init/targetd.service'), str(tmp_path))
+@pytest.mark.parametrize('unit', ['targetd.service', 'targetd-web.service'])
+def test_systemd_accepts_the_unit(tmp_path, unit):
+    shutil.copy(os.path.join(ROOT, 'init', unit), str(tmp_path))
     done = subprocess.run(
-        [
-            'systemd-analyze',
-            'verify',
-            '--man=no',
-            '--recursive-errors=no',
-            str(tmp_path / 'targetd.service'),
-        ],
+        ['systemd-analyze', 'verify', '--man=no', '--recursive-errors=no', str(tmp_path / unit)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         timeout=120,

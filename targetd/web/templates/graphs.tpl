@@ -1,0 +1,5 @@
+<div class="graphs">
+% for one in each:
+{{!graph(one)}}
+% end
+</div>
