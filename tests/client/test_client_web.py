@@ -5,7 +5,7 @@ import os
 import browser
 import pytest
 from daemon import TARGET, eventually
-from test_wire_web import Page
+from status_page import Page
 
 pytestmark = [
     pytest.mark.client,
