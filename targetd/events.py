@@ -6,6 +6,7 @@ KINDS = {
     'login': 'an initiator has logged in to a target',
     'refusal': 'a login was refused',
     'disk_error': 'a medium has reported an error; its LUN is degraded',
+    'health': 'a disk behind a LUN predicts its failure, is too hot, or is well again',
     'failed': 'data may be lost; the LUN refuses writes until "targetdctl acknowledge"',
     'space_low': 'a thin provisioning threshold is reached',
     'worker_died': 'a worker process died unexpectedly',

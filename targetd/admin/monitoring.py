@@ -22,7 +22,7 @@ Snapshot = namedtuple('Snapshot', 'status targets units portals counters')
 #: The first words of a unit's state: (words, severity). A state that is not listed is a warning.
 UNIT_STATES = (
     (('ready',), OK),
-    (('degraded', 'read-only', 'stopped', 'ejected'), WARNING),
+    (('degraded', 'failing', 'hot', 'read-only', 'stopped', 'ejected'), WARNING),
     (('failed', 'shrunk', 'missing', 'offline', 'hanging'), CRITICAL),
 )
 
@@ -195,6 +195,12 @@ METRICS = (
      lambda s: [(_labels(row, 'target', 'lun'), row['sessions']) for row in s.units]),
     ('targetd_unit_medium_errors', 'gauge', 'Errors of the medium since the last acknowledge.',
      lambda s: [(_labels(row, 'target', 'lun'), row.get('errors') or 0) for row in s.units]),
+    ('targetd_unit_disk_failing', 'gauge', '1 if a disk behind the logical unit predicts its failure.',
+     lambda s: [(_labels(row, 'target', 'lun'), int(row['health'] == 'failing'))
+                for row in s.units if row.get('health')]),
+    ('targetd_unit_temperature_celsius', 'gauge', 'Temperature of the hottest disk behind the logical unit.',
+     lambda s: [(_labels(row, 'target', 'lun'), row['temperature'])
+                for row in s.units if row.get('temperature') is not None]),
     ('targetd_portal_open', 'gauge', '1 if the server listens on the portal.',
      lambda s: [(_labels(row, 'group', 'address', 'port'), int(row['state'] == 'open'))
                 for row in s.portals]),

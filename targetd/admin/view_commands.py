@@ -51,6 +51,19 @@ TABLE = (
                 Argument('dry-run', 'flag', False, 'only show what would change')],
             columns=columns(('step', 'STEP'), ('effect', 'EFFECT')), empty='it was offline before',
             seconds=270),
+    command('show disks', 'list the health of the disks behind the logical units',
+            'One line per unit and disk: what the disk said about itself (SMART) when it was asked last; see '
+            'health-interval. failing: it predicts its failure; hot: its temperature is over the limit; '
+            'asleep: it was not asked, so that it is not woken; unknown: it did not tell, WHY says why not. '
+            'WEAR is the percentage of its endurance that an SSD has used; REPLACED and PENDING are blocks '
+            'that were replaced by spare ones, or could not be read.',
+            arguments=[Argument('unit', 'text', False, 'only of this unit')],
+            columns=columns(('unit', 'UNIT'), ('node', 'DISK'), ('model', 'MODEL'),
+                            ('serial', 'SERIAL', 'text', WIDE), ('firmware', 'FIRMWARE', 'text', WIDE),
+                            ('state', 'STATE'), ('temperature', 'CELSIUS'),
+                            ('limit', 'LIMIT', 'text', WIDE), ('hours', 'HOURS'), ('wear', 'WEAR'),
+                            ('reallocated', 'REPLACED'), ('pending', 'PENDING'), ('why', 'WHY')),
+            empty='no disk was asked; see the setting health-interval'),
     command('identify', 'show by which names initiators know a logical unit',
             'The serial number and the identifiers, the names of the disk in Linux, Windows and VMware, '
             'what is behind it, and who is logged in.',

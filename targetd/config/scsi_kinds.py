@@ -1,8 +1,11 @@
-"""The kinds of value of SCSI settings: states of portal groups, mode pages, and designators.
+"""The kinds of value of SCSI settings: states of portal groups, mode pages, designators, and the disks
+that smartctl asks.
 
 May import config.kinds, config.identities and the pure scsi.alua, scsi.designators and scsi.modes, so
 that the name of a state and the length of a page are defined once.
 """
+
+import re
 
 from targetd.config import identities
 from targetd.config.kinds import Choice, Kind, Listed, Naa, Number
@@ -197,3 +200,28 @@ class Identity(Kind):
     def show(self, value):
         name, words = value
         return join([[name] + ['%s=%s' % word for word in words]])
+
+
+class SmartDevices(Kind):
+    """Devices for smartctl, separated by blanks, each `PATH` or `TYPE@PATH` -> ((type or '', path), …)."""
+
+    PATTERN = re.compile(r'(?:([A-Za-z0-9,+:/_-]+)@)?(/dev/[^\s@]+)$')
+    says = (
+        'devices of this host separated by blanks, each a path in /dev, or TYPE@PATH with a type of '
+        "smartctl's option -d"
+    )
+
+    def parse(self, text):
+        found = []
+        for word in text.split():
+            match = self.PATTERN.match(word)
+            if not match or '/../' in word or (match.group(1) or '').startswith('-'):
+                raise Unusable(
+                    '%r is not a device' % word, 'write, for example, "megaraid,5@/dev/bus/0"'
+                )
+            found.append((match.group(1) or '', match.group(2)))
+        return tuple(found)
+
+    def write(self, value):
+        text = ' '.join('%s@%s' % each if each[0] else each[1] for each in value)
+        return '"%s"' % text if ',' in text else text

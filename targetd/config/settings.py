@@ -120,9 +120,9 @@ SERVER = (
             '/run/targetd.status'),
     _server('on-event', kinds.Text(1000), '', LIVE,
             'Command that is run, as the user of the server, for each event. Empty: none.',
-            'Without a shell. TARGETD_EVENT is login, refusal, disk_error (the LUN is degraded), failed, '
-            'space_low, worker_died or access (the state of a portal group); further variables TARGETD_… '
-            'have the details. At most 4 commands run at once, for at most 30 seconds; 64 events wait, '
+            'Without a shell. TARGETD_EVENT is login, refusal, disk_error (the LUN is degraded), health, '
+            'failed, space_low, worker_died or access (the state of a portal group); further variables '
+            'TARGETD_… have the details. At most 4 commands run at once, for at most 30 seconds; 64 events wait, '
             'more are dropped.', '/usr/local/sbin/targetd-event'),
     _server('user', kinds.Text(64), 'targetd', NEEDS_RESTART,
             'User that the worker processes run as if targetd was started by root. If the host has no '
@@ -403,6 +403,19 @@ LUN = (
          'With offline, commands end with NOT READY, MANUAL INTERVENTION REQUIRED, so that multipath '
          'or cluster software uses another path or copy. A lack of space or memory changes nothing. A '
          'change of this setting does not act on earlier errors.'),
+    _lun('health-interval', kinds.Duration(1, 7 * 86400, off=True), 0, NEEDS_LOGOUT,
+         'Time after which the physical disks behind the LUN are asked about their health (SMART) again; '
+         '0: never.',
+         'Needs smartctl (smartmontools 7.0 or later). Through partitions, md, LVM and dm the disks are '
+         'found, for a file those of its file system. A disk that sleeps is not woken. Initiators see '
+         'temperature, errors, cycles and test results in log pages 02h, 03h, 05h, 0Dh, 0Eh, 10h and 2Fh, '
+         'and get a unit attention 5Dh when a disk predicts its failure, or as they select in mode page '
+         '1Ch (MRIE 0h, 2h or 6h). "targetdctl show disks" lists the disks.', '30min'),
+    _lun('health-device', scsi_kinds.SmartDevices(), (), LIVE,
+         'The disks that health-interval asks. Not written: those that are found behind the LUN.',
+         'For disks behind a RAID controller: paths in /dev separated by blanks, each with the type of '
+         'smartctl -d and @ before it if smartctl does not detect it.', '"megaraid,5@/dev/bus/0"',
+         shared=False),
     _lun('state', kinds.Choice('ready', 'read-only', 'offline'), 'ready', LIVE,
          'read-only: writes are refused from now on; offline: every access is. Sessions stay logged in.',
          'Written by "targetdctl lun offline", "lun readonly" and "lun online". Initiators are notified. '

@@ -288,6 +288,7 @@ class Master(object):
         self.throttle.allowed = server.failures_before_delay
         self.sessions.limit = server.max_sessions
         self.exports.watch.set_interval(server.media_check_interval)
+        self.exports.health.reconsider()
         if self._is_forking:
             self.exporters.apply(server)
         self.workers.sandbox = feasible.sandbox_rules(self.state.configuration)

@@ -11,7 +11,7 @@ import struct
 from collections import namedtuple
 from typing import TYPE_CHECKING, Any, Tuple
 
-from targetd.scsi import counters, sense
+from targetd.scsi import counters, health, sense
 from targetd.scsi.cdb import u16
 from targetd.scsi.medium_state import FAILED
 from targetd.scsi.sam import WOULD_BLOCK, Change
@@ -26,12 +26,12 @@ THRESHOLD, CUMULATIVE, DEFAULT_THRESHOLD, DEFAULT_CUMULATIVE = range(4)  # PAGE 
 ALL_SUBPAGES = 0xFF
 PARAMETER = struct.Struct('>HBB')
 COUNTER, ASCII_LIST, BINARY_LIST = 0x02, 0x01, 0x03  # FORMAT AND LINKING
-UNKNOWN_TEMPERATURE = 0xFF
 DEDICATED, SHARED = (
     1,
     2,
 )  # SCOPE of a resource count; shared: with other data on the same file system
-UNCORRECTED = 0x0006  # parameter of the error counter pages
+# parameters of the error counter pages
+CORRECTED, BYTES_PROCESSED, UNCORRECTED = 0x0003, 0x0005, 0x0006
 ACCOUNTING_DATE = 0x0002
 COUNTED = {0x02: 'write', 0x03: 'read', 0x05: 'verify'}  # page -> key of records['errors']
 START_STOP_CYCLES = 0x0E
@@ -55,11 +55,23 @@ def _parameter(code, control, value):
 
 def _error_counter(page):
     def parameters(unit, control):
-        """SPC-4: errors that the medium corrected by itself are not seen from here."""
-        count = unit.records['errors'][COUNTED[page]] if control == CUMULATIVE else 0
-        if control in (THRESHOLD, DEFAULT_THRESHOLD):
-            count = (1 << 64) - 1  # there is no threshold, so it is never reached
-        return [(UNCORRECTED, COUNTER, struct.pack('>Q', count))]
+        """SPC-4. Errors that the medium corrected by itself are known only from the disk; its own
+        counts, which LOG SELECT cannot reset, include what it has told this server."""
+        records, access = unit.records, COUNTED[page]
+        counts = {
+            CORRECTED: health.count(records, access, 'corrected'),
+            BYTES_PROCESSED: health.count(records, access, 'bytes'),
+            UNCORRECTED: max(
+                records['errors'][access], health.count(records, access, 'uncorrected') or 0
+            ),
+        }
+        most = (1 << 64) - 1  # there is no threshold, so it is never reached
+        other = most if control in (THRESHOLD, DEFAULT_THRESHOLD) else 0
+        return [
+            (code, COUNTER, struct.pack('>Q', count if control == CUMULATIVE else other))
+            for code, count in sorted(counts.items())
+            if count is not None
+        ]
 
     return parameters
 
@@ -79,25 +91,39 @@ def _provisioning(unit, control):
 
 
 def _temperature(unit, control):
-    """SPC-4: the temperature is unknown, and there is no maximum."""
-    return [(code, BINARY_LIST, bytes((0, UNKNOWN_TEMPERATURE))) for code in (0x0000, 0x0001)]
-
-
-def _start_stop(unit, control):
-    """SPC-4. A date is four digits of the year and two of the week."""
-    records = unit.records
-    date = records['accounting_date'] or ' ' * 6
+    """SPC-4: the temperature of the disk, and the highest that its vendor allows."""
     return [
-        (0x0001, ASCII_LIST, b' ' * 6),
-        (ACCOUNTING_DATE, ASCII_LIST, date.encode('ascii')),
-        (0x0004, BINARY_LIST, struct.pack('>I', records['cycles'] & 0xFFFFFFFF)),
-        (0x0006, BINARY_LIST, struct.pack('>I', records['loads'] & 0xFFFFFFFF)),
+        (code, BINARY_LIST, bytes((0, health.temperature(unit.records, key))))
+        for code, key in ((0x0000, 'temperature'), (0x0001, 'limit'))
     ]
 
 
+def _start_stop(unit, control):
+    """SPC-4. A date is four digits of the year and two of the week. The cycles are those of the disk, if
+    it tells them."""
+    records = unit.records
+    disk = health.of(records)
+    date = records['accounting_date'] or ' ' * 6
+    return [(0x0001, ASCII_LIST, b' ' * 6), (ACCOUNTING_DATE, ASCII_LIST, date.encode('ascii'))] + [
+        (code, BINARY_LIST, struct.pack('>I', count & 0xFFFFFFFF))
+        for code, count in (
+            (0x0003, disk.get('most_cycles')),
+            (0x0004, _first_known(disk.get('cycles'), records['cycles'])),
+            (0x0005, disk.get('most_loads')),
+            (0x0006, _first_known(disk.get('loads'), records['loads'])),
+        )
+        if count is not None
+    ]
+
+
+def _first_known(value, other):
+    return other if value is None else value
+
+
 def _self_tests(unit, control):
-    """SPC-4: twenty parameters, newest first; zeroes for tests that did not take place."""
-    tests = unit.records['self_tests']
+    """SPC-4: twenty parameters, newest first; zeroes for tests that did not take place. The tests of the
+    unit come first, then those that the disk has recorded: their hours are those of another clock."""
+    tests = unit.records['self_tests'] + (health.of(unit.records).get('self_tests') or [])
     parameters = []
     for n in range(20):
         value = bytes(16)
@@ -120,10 +146,12 @@ def _self_tests(unit, control):
 
 def _exceptions(unit, control):
     """SPC-4: FAILURE PREDICTION THRESHOLD EXCEEDED after acknowledged data was lost, after `on-error`
-    has restricted the unit, and while there are blocks that cannot be read."""
+    has restricted the unit, and while there are blocks that cannot be read; else what the disk predicts."""
     is_failing = unit.medium == FAILED or unit.restriction or unit.records['bad_blocks']
-    code = (0x5D, 0x00) if is_failing else (0, 0)
-    return [(0x0000, BINARY_LIST, bytes(code + (UNKNOWN_TEMPERATURE, UNKNOWN_TEMPERATURE)))]
+    predicted = health.failure(unit.records)
+    code = predicted or ((health.FAILURE_PREDICTED, 0x00) if is_failing else (0, 0))
+    temperatures = tuple(health.temperature(unit.records, key) for key in ('temperature', 'limit'))
+    return [(0x0000, BINARY_LIST, bytes(code + temperatures))]
 
 
 def _page(code, name, parameters, blocks=False, needs='', subpage=0x00):

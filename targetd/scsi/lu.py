@@ -21,6 +21,7 @@ from targetd.scsi import (
     buffers,
     counters,
     faults,
+    health,
     hot,
     medium_errors,
     medium_state,
@@ -126,7 +127,7 @@ class LogicalUnit(object):
     (scsi.operations), 0..65535; watched: the byte ranges that ROD tokens represent; restriction: one
     of faults.RESTRICTIONS; unflushed: bytes of durable writes that wait for a flush; flush_seconds:
     what the last flush for them took; hanging: of medium_state. A new unit starts with unit
-    attention 29/00 pending.
+    attention 29/00 pending, and 5D/xx if its disk predicts a failure (health).
 
     The connection sets task.unit before it calls admit().
     Every thread may read lun, blocks, block_size, medium, read_only, write_through, descriptor_sense and
@@ -175,7 +176,10 @@ class LogicalUnit(object):
         self.watched = watched or []
         self.restriction = restriction
         # of this nexus
-        self.attention = attention.Queue([attention.POWER_ON_OR_RESET])
+        predicted = health.attention(self.modes, self.records)
+        self.attention = attention.Queue(
+            [attention.POWER_ON_OR_RESET] + ([predicted] if predicted else [])
+        )
         self.buffers = buffers.Buffers()
         self.counters = counters.Counters()
         self.copies = copy_manager.CopyOperations()
@@ -204,14 +208,15 @@ class LogicalUnit(object):
 
     def take_sense(self) -> Optional[CheckCondition]:
         """Returns what REQUEST SENSE reports, or None: the next unit attention, which this call removes
-        from the queue, or why the unit is not ready, or the power condition."""
+        from the queue, or why the unit is not ready, or the power condition, or a predicted failure."""
         pending = self._take_attention()
         if pending:
             return CheckCondition(UNIT_ATTENTION, *pending)
         found = alua.refusal(self._access_state()) or self.not_ready()
         if found is None and self.power:
             found = CheckCondition(NO_SENSE, *self.power)
-        return found
+        predicted = health.on_request(self.modes, self.records)
+        return CheckCondition(NO_SENSE, *predicted) if found is None and predicted else found
 
     def not_ready(self) -> Optional[CheckCondition]:
         """Why the medium is not ready, or None."""

@@ -14,6 +14,7 @@ import struct
 from collections import namedtuple
 from typing import Any, Dict, List, Mapping, Optional, Tuple, Union
 
+from targetd.scsi import health
 from targetd.scsi.facts import UnitFacts
 from targetd.scsi.sense import ILLEGAL_REQUEST, CheckCondition
 
@@ -90,7 +91,7 @@ TABLE = (
     Page(CONTROL, 0x00, 12, {2: D_SENSE, 4: SWP, 5: TAS}, 'Control'),                     # SPC-4
     Page(CONTROL, 0x01, 32, {}, 'Control Extension'),                                     # SPC-4
     Page(POWER_CONDITION, 0x00, 40, {}, 'Power Condition'),                               # SPC-4
-    Page(INFORMATIONAL_EXCEPTIONS, 0x00, 12, {}, 'Informational Exceptions Control'),     # SPC-4
+    Page(INFORMATIONAL_EXCEPTIONS, 0x00, 12, health.CHANGEABLE, 'Informational Exceptions Control'),  # SPC-4
     Page(INFORMATIONAL_EXCEPTIONS, 0x02, 32, _THRESHOLD_BITS, 'Logical Block Provisioning'),  # SBC-3
     Page(TIMEOUT_AND_PROTECT, 0x00, 12, {}, 'Timeout and Protect'),                       # MMC-6
     Page(CAPABILITIES, 0x00, 22, {}, 'MM Capabilities and Mechanical Status'),            # MMC-3
@@ -119,7 +120,7 @@ def _defaults(facts: UnitFacts, write_cache: bool) -> Dict[str, Dict[int, int]]:
         '0a-01': {4: TCMOS | SCSIP | (IALUAE if facts.implicit_alua else 0)},
         # reads CD-R, CD-RW, DVD-ROM; tray, EJECT and LOCK; speeds and buffer in kilobytes
         '2a-00': {2: 0x0B, 4: 0x40, 6: 0x29, 8: 0x56, 9: 0x22, 12: 0x02, 14: 0x56, 15: 0x22},
-        '1c-00': {2: 0x08},  # DEXCPT: no exceptions are reported
+        '1c-00': health.default_bytes(facts.health),
         '1c-02': dict(
             enumerate(
                 THRESHOLD.pack(
@@ -254,6 +255,8 @@ def apply_mode_select(state: Dict[str, Any], arguments: Dict[str, Any]) -> Dict[
     for key, data in pages.items():
         if _first_difference(_page_bytes(key, data), bytes.fromhex(base[key]), BY_KEY[key].mask):
             raise ValueError('mode page %s: bits that are not changeable' % key)
+        if key == '1c-00' and health.has_unknown_method(_page_bytes(key, data)):
+            raise ValueError('mode page %s: a method that the unit does not have' % key)
     current = dict(base, **pages)
     new = {'current': current, 'saved': state['saved'], 'default': state['default']}
     if arguments.get('save'):  # all savable pages, not just those that were sent (SPC-4 6.11)
@@ -522,6 +525,8 @@ def _check_page(state, facts, row, page, offset, blocks):
     difference = _first_difference(page, _value(state['current'], facts, row, blocks), row.mask)
     if difference:
         raise _refused(offset + difference[0], difference[1])
+    if row.key == '1c-00' and health.has_unknown_method(page):
+        raise _refused(offset + health.MRIE_AT, health.MRIE.bit_length() - 1)
 
 
 def _first_difference(new: bytes, old: bytes, mask: Mapping[int, int]) -> Optional[Tuple[int, int]]:

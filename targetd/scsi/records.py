@@ -14,12 +14,13 @@ worker has a replica.
                     what LOG SENSE reports and LOG SELECT resets
   faults            what failed since the administrator last acknowledged, see faults.py
   bad_blocks        ranges that cannot be read, see faults.py
+  health            what the disk behind the unit says about itself, see health.py
 """
 
 import re
 from typing import Any, Dict, Tuple
 
-from targetd.scsi import attention, errno_map
+from targetd.scsi import attention, errno_map, health
 from targetd.scsi import faults as unit_faults
 
 KEPT_SELF_TESTS = 20
@@ -44,6 +45,7 @@ def initial() -> Dict[str, Any]:
         'errors': dict.fromkeys(ERRORS, 0),
         'faults': {},
         'bad_blocks': [],
+        'health': {},
     }
 
 
@@ -51,7 +53,7 @@ def records_for_storage(records: Dict[str, Any]) -> Dict[str, Any]:
     """Returns the part of the records that differs from the initial one and goes to stable storage;
     may be {}."""
     first = initial()
-    return {key: value for key, value in records.items() if value != first[key]}
+    return {key: value for key, value in records.items() if value != first.get(key)}
 
 
 def records_from_storage(kept: Any) -> Dict[str, Any]:
@@ -132,18 +134,7 @@ def _checked_test(value):
     address = value.get('address')
     if not all(isinstance(name, str) for name in value['by']) or len(value['by']) != 2:
         raise ValueError('the nexus of a self-test is not valid')
-    test = {
-        key: _number(value[key], most)
-        for key, most in (
-            ('code', 7),
-            ('result', 15),
-            ('number', 255),
-            ('hours', 0xFFFF),
-            ('key', 15),
-            ('asc', 255),
-            ('ascq', 255),
-        )
-    }
+    test = {key: _number(value[key], most) for key, most in health.SELF_TEST_BOUNDS.items()}
     return dict(test, address=None if address is None else _number(address), by=list(value['by']))
 
 
@@ -164,6 +155,7 @@ CHECKS = {
     'errors': _check_errors,
     'faults': unit_faults.check_faults,
     'bad_blocks': unit_faults.check_ranges,
+    'health': health.check,
 }
 
 

@@ -170,13 +170,15 @@ class ControlAnswers(object):
         hanging = self.units.hanging.described(unit)
         fresh = self.exports.pending.get((unit.target_name, unit.lun.number))
         pending = fresh and 'pending: %s' % ', '.join(model.changed_settings(unit.lun, fresh.lun))
+        health = self.exports.health.described(unit)
+        parts = state_of(unit), hanging, unit.path_problem, health, pending
         return {
             'unit': unit.id,
             'target_name': unit.target_name,
             'lun': unit.lun.number,
             'path': unit.store.path or unit.store.kind,
             'size': unit.store.size,
-            'state': '; '.join(filter(None, (state_of(unit), hanging, unit.path_problem, pending))),
+            'state': '; '.join(filter(None, parts)),
             'pending': pending,
             'read_only': bool(unit.facts.get('read_only'))
             or unit.shared.in_force == faults.READ_ONLY,
@@ -187,6 +189,8 @@ class ControlAnswers(object):
             'sharing': sharing_of(unit.lun),
             'holders': sorted(sharing.holders(unit)),
             'errors': faults.count(unit.shared.records['faults']),
+            'health': self.exports.health.state(unit),
+            'temperature': (unit.shared.records.get('health') or {}).get('temperature'),
             'latest_error': fault_report.latest_of(unit),
             'serial': unit.facts.get('serial'),
             'naa': unit.facts.get('naa'),

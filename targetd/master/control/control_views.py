@@ -185,6 +185,14 @@ class ViewAnswers(object):
 
         return drain_and_reply
 
+    # -- disks -------------------------------------------------------------------------------------
+
+    def _answer_show_disks(self, client, unit):
+        answers = self.answers
+        units = answers.units.by_id.values() if unit is None else [answers.unit(unit)]
+        rows = [row for each in units for row in answers.exports.health.rows(each)]
+        return commands.reply_rows(sorted(rows, key=lambda row: (row['unit'], row['node'])))
+
     # -- identify ----------------------------------------------------------------------------------
 
     def _answer_identify(self, client, unit):
@@ -273,4 +281,5 @@ ANSWERS = {
     'reservation clear': ViewAnswers._answer_reservation_clear,
     'drain': ViewAnswers._answer_drain,
     'identify': ViewAnswers._answer_identify,
+    'show disks': ViewAnswers._answer_show_disks,
 }

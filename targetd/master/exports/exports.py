@@ -18,6 +18,7 @@ import os
 from targetd import events, log
 from targetd.errors import StoreError, TargetdError
 from targetd.host import identity
+from targetd.master.exports.health_watch import HealthWatch
 from targetd.master.exports.known_media import KnownMedia
 from targetd.master.exports.media_watch import MediaWatch
 from targetd.master.exports.open_batch import OpenBatch, PlannedUnit
@@ -60,6 +61,7 @@ class Exports(object):
         self.served = frozenset()  # see examination
         self.watch = MediaWatch(loop, units, self.known, jobs)
         self.recovery = UnitRecovery(units, jobs, self.watch)
+        self.health = HealthWatch(loop, units, jobs)
         self.pending = {}  # (target name, number) -> the Unit that it gets after a logout
         self.unavailable = {}  # (target name, number) -> UnavailableLun
         self.server = None
@@ -110,6 +112,8 @@ class Exports(object):
 
     def _add(self, unit):
         self.units.add_unit(unit)
+        if unit.lun.health_interval:
+            self.health.reconsider()
         seen = unit.found['seen']
         if seen is None:
             return
@@ -137,6 +141,7 @@ class Exports(object):
     def close(self):
         """Cancels the timers: unavailable media are not retried any more."""
         self.watch.close()
+        self.health.close()
         for key in list(self.pending):
             self.pending.pop(key).store.close()
         for timer in (self._timer, self._space_timer):

@@ -304,6 +304,7 @@ def facts_of(lun, store, names):
         write_cache=lun.write_cache,
         descriptor_sense=lun.sense_format == 'descriptor',
         third_party_copy=lun.third_party_copy,
+        health=bool(lun.health_interval) and store.kind in ('file', 'block'),
     )
     if facts['unmap']:
         facts.update(unmap_granularity=can.unmap_granularity, unmap_alignment=can.unmap_alignment)

@@ -5,7 +5,7 @@ blocks that were rewritten) and after the administrator's acknowledgement. Pure;
 from targetd.master.processes.worker_messages import VALUE_ERRORS
 from targetd.master.units.shared_state import ORDERED
 from targetd.master.units.transitions import WHEN_POSSIBLE, Decision, Malformed, Others, nexus_ports
-from targetd.scsi import attention, faults, records
+from targetd.scsi import attention, faults, health, records
 
 #: The unit attention conditions when a restriction begins or ends.
 ATTENTIONS = {
@@ -66,6 +66,21 @@ def state_ordered(shared, state):
         kinds = {shared.in_force} | ({new.in_force} & {faults.READ_ONLY})
     kinds.discard(faults.NONE)
     return Decision(new, [(Others(None),) + ATTENTIONS[kind] for kind in sorted(kinds)])
+
+
+def health_found(shared, found):
+    """The disk was asked about its health (scsi.health). A Decision. All nexuses get one unit attention
+    5D/xx when it predicts a failure, if the mode parameters select that; only a change of what it
+    predicts is saved at once."""
+    new = dict(shared.records, health=found)
+    before = health.failure(shared.records)
+    code = health.attention(shared.modes, new)
+    is_new = health.failure(new) != before
+    return Decision(
+        shared._replace(records=new),
+        [(Others(None),) + code] if code and is_new else (),
+        persist=WHEN_POSSIBLE if is_new else False,
+    )
 
 
 def is_degraded(shared):
