@@ -223,5 +223,4 @@ class SmartDevices(Kind):
         return tuple(found)
 
     def write(self, value):
-        text = ' '.join('%s@%s' % each if each[0] else each[1] for each in value)
-        return '"%s"' % text if ',' in text else text
+        return ' '.join('%s@%s' % each if each[0] else each[1] for each in value)

@@ -122,8 +122,8 @@ SERVER = (
             'Command that is run, as the user of the server, for each event. Empty: none.',
             'Without a shell. TARGETD_EVENT is login, refusal, disk_error (the LUN is degraded), health, '
             'failed, space_low, worker_died or access (the state of a portal group); further variables '
-            'TARGETD_… have the details. At most 4 commands run at once, for at most 30 seconds; 64 events wait, '
-            'more are dropped.', '/usr/local/sbin/targetd-event'),
+            'TARGETD_… have the details. At most 4 commands run at once, for at most 30 seconds; 64 events '
+            'wait, more are dropped.', '/usr/local/sbin/targetd-event'),
     _server('user', kinds.Text(64), 'targetd', NEEDS_RESTART,
             'User that the worker processes run as if targetd was started by root. If the host has no '
             'user targetd, the default is nobody.',
