@@ -112,7 +112,11 @@ class Pages(object):
             throughput=graphs.throughput(points, now),
             commands=graphs.commands(points, now),
             sessions=views.table(
-                'Busiest sessions', busy, 'show-sessions', ('since', 'address'), views.RATES
+                'Busiest sessions',
+                busy,
+                'show-sessions',
+                ('since', 'address', 'account', 'connections', 'pid'),
+                views.RATES,
             ),
             refusals=self.source.rows('why')[:4],
             facts=sorted(status.items()),

@@ -4,6 +4,7 @@ systemd, and the commands of on-event."""
 import http.client
 import json
 import os
+import re
 import shutil
 import socket
 import stat
@@ -12,7 +13,7 @@ import time
 
 import psutil
 import pytest
-from daemon import TARGET, eventually, free_port, is_listening
+from daemon import ROOT, TARGET, eventually, free_port, is_listening
 from initiator import LoginFailed
 
 pytestmark = pytest.mark.wire
@@ -87,6 +88,21 @@ def test_metrics_over_http_count_and_promtool_is_content(measured, ready):
         timeout=60,
     )
     assert (ran.returncode, ran.stdout) == (0, b'')
+
+
+def test_promtool_is_content_with_the_alert_rules():
+    promtool = shutil.which('promtool')
+    if promtool is None:
+        pytest.skip('promtool is not installed')
+    rules = os.path.join(ROOT, 'etc', 'monitoring', 'targetd-alerts.yml')
+    ran = subprocess.run(
+        [promtool, 'check', 'rules', rules],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=60,
+    )
+    text = ran.stdout.decode('utf-8', 'replace')
+    assert ran.returncode == 0 and re.search('SUCCESS: [1-9][0-9]* rules found', text), text
 
 
 def test_the_process_that_answers_http_is_not_root_and_takes_nonsense(measured):
