@@ -170,6 +170,8 @@ def _shown(section, field, value):
             if accounts
             else 'no account'
         )
+    if field == 'size' and value is None:
+        return 'that of the file'
     if field == 'direct' or value in (None, '', ()):
         return {True: 'yes', False: 'no'}.get(value, 'nothing')
     return row.kind.show(value)

@@ -75,7 +75,9 @@ def test_a_lun_is_added_grown_and_removed_under_a_session_and_after_a_restart(us
     session.clear_attentions(1)
     assert session.capacity(1) == (8 * MIB // 512, 512)
     session.write(0, b'x' * 512, lun=1)
-    used.control('lun', 'resize', TARGET + '/1', '16M')
+    plan = used.control('lun', 'resize', TARGET + '/1', '16M', '--dry-run')
+    assert 'would have 16M, instead of 8M' in plan
+    assert 'has 16M now, instead of 8M' in used.control('lun', 'resize', TARGET + '/1', '16M')
     assert (6, 0x2A, 0x09) in session.clear_attentions(1)
     assert session.capacity(1) == (16 * MIB // 512, 512)
     used.control('lun', 'resize', TARGET + '/1', '+4M')
@@ -95,6 +97,12 @@ def test_a_lun_is_added_grown_and_removed_under_a_session_and_after_a_restart(us
     used.stop()
     used.start()
     assert sorted(used.units()) == [0, 7]
+
+
+def test_a_file_that_has_no_size_setting_is_resized_from_its_real_size(used):
+    output = used.control('lun', 'resize', TARGET + '/0', '96M')
+    assert 'size from that of the file to 96M' in output and 'from nothing' not in output
+    assert 'has 96M now, instead of 64M' in output
 
 
 def test_read_only_and_offline_take_effect_in_the_session_and_outlast_a_restart(used, ready):

@@ -32,13 +32,13 @@ class ChangeAnswers(object):
         self.answers = answers
         self.history = history
 
-    def _change(self, client, edit, dry_run, message='', now=False):
+    def _change(self, client, edit, dry_run, message='', now=False, planned=''):
         """The function that makes a change and sends the reply. edit: function of sections; message: of
-        the reply, or a function that returns it."""
+        the reply, or a function that returns it; planned: message of a dry run."""
 
         def change_and_reply(reply):
             def done(rows, error):
-                text = '' if dry_run or not rows else message
+                text = '' if not rows else planned if dry_run else message
                 if callable(text) and error is None:
                     text = text()
                 reply(self.answers.reload_reply(rows, error, text))
@@ -153,15 +153,18 @@ class ChangeAnswers(object):
 
     def _answer_lun_resize(self, client, unit, size, dry_run):
         target, number = self._lun(unit)
-        text = size
+        served = self.answers.units.find(unit)
+        text, had = size, ''
         if size.startswith('+'):
-            served = self.answers.unit(unit)
-            text = kinds.Size().write(served.store.size + _size(size[1:]))
+            text = kinds.Size().write(self.answers.unit(unit).store.size + _size(size[1:]))
+        if served is not None:
+            had = ', instead of %s' % kinds.Size().write(served.store.size)
         return self._change(
             client,
             lambda sections: edits.set_lun(sections, target, number, 'size', text),
             dry_run,
-            'lun %d of target %s has %s now' % (number, target, text),
+            'lun %d of target %s has %s now%s' % (number, target, text, had),
+            planned='lun %d of target %s would have %s%s' % (number, target, text, had),
         )
 
     def _answer_medium(self, client, unit, file, force, dry_run):
