@@ -58,7 +58,7 @@ CALLED_ONLY_IN = {
 
 #: What a pure package may import from outside targetd: it takes and returns values, and uses no
 #: clock, file, socket, thread, random number or log.
-PURE = ('iscsi', 'isns', 'scsi')
+PURE = ('iscsi', 'isns', 'nbd', 'scsi')
 PURE_MAY_IMPORT = {
     'abc',
     'array',
