@@ -267,6 +267,44 @@ def test_the_command_gets_each_event_with_its_details(daemon, ready, tmp_path):
     eventually(lambda: 'worker_died' in events(), 20, 'worker_died')
 
 
+def test_the_command_is_run_for_another_state_of_a_group_and_for_lost_data(daemon, ready, tmp_path):
+    command, events = hook(tmp_path)
+    daemon.text.server['on-event'] = command
+    image = daemon.image()
+    daemon.target(
+        lines=['initiator-address = ALL', 'alua = both'],
+        luns={0: ['backing-store = %s' % image, 'filter = error flush count=1']},
+    )
+    daemon.start()
+    session = ready(daemon)
+    daemon.control('alua', TARGET, '1', 'nonoptimized')
+    found = eventually(lambda: events().get('access'), 20, 'access')
+    assert (found['TARGETD_TARGET'], found['TARGETD_GROUP']) == (TARGET, '1')
+    assert found['TARGETD_STATE'] == 'nonoptimized'
+    session.clear_attentions(0)
+    session.write(0, bytes(512))
+    assert 'failed' not in events()
+    assert session.run(bytes([0x35] + [0] * 9)).status == 2  # SYNCHRONIZE CACHE(10)
+    found = eventually(lambda: events().get('failed'), 20, 'failed')
+    assert (found['TARGETD_UNIT'], found['TARGETD_PATH']) == (TARGET + '/0', image)
+    assert 'flush' in found['TARGETD_WHY']
+
+
+def test_the_command_is_run_when_space_is_low(daemon, small_disk, ready, tmp_path):
+    command, events = hook(tmp_path)
+    daemon.text.server['on-event'] = command
+    path = '%s/thin.img' % small_disk(16)
+    lines = ['backing-store = ' + path, 'size = 64M', 'thin = yes', 'thin-threshold = 50']
+    daemon.target(luns={0: lines})
+    daemon.start()
+    session = ready(daemon)
+    for number in range(10):
+        session.write(2048 * number, bytes(range(1, 256)) * 4112 + bytes(16))
+    found = eventually(lambda: events().get('space_low'), 30, 'space_low')
+    assert (found['TARGETD_UNIT'], found['TARGETD_PATH']) == (TARGET + '/0', path)
+    assert 0 < int(found['TARGETD_AVAILABLE']) <= 8 << 20
+
+
 def test_a_command_that_hangs_or_fails_delays_nobody(daemon, sessions, tmp_path):
     command, _ = hook(tmp_path, 'sleep 600')
     daemon.text.server['on-event'] = command
