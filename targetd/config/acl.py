@@ -64,6 +64,23 @@ def refusal(target, initiator_name, address):
     return None
 
 
+def account_refusal(target, user, initiator_name):
+    """None if this initiator may use this CHAP account of the target (incominguser-for), else a sentence
+    that names the rule that refuses it."""
+    patterns = [pattern for account, pattern in target.incominguser_for if account == user]
+    if not patterns or name_matches(patterns, initiator_name):
+        return None
+    return (
+        'name %s may not use the account %s: it matches none of incominguser-for = %s of target %s'
+        % (
+            initiator_name,
+            user,
+            ', '.join('%s %s' % (user, pattern) for pattern in patterns),
+            target.name,
+        )
+    )
+
+
 def is_stranger(targets, initiator_name, address):
     """True if none of these targets admits this initiator at this address. A stranger is not told
     which target names exist."""

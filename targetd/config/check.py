@@ -416,6 +416,10 @@ class Checker(object):
 
     def _check_former(self, found, accounts):
         users = [user for (user, _), _ in accounts]
+        for (user, _), entry in self._pieces(found, 'incominguser-for'):
+            if user not in users:  # the word is not shown: it may be a secret
+                text = 'incominguser-for names an account that the target does not have'
+                self.complain(entry, text, 'write incominguser = NAME SECRET, or remove the line')
         for (user, secret, _), entry in self._pieces(found, 'former-incominguser'):
             if user not in users:
                 self.complain(

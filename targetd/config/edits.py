@@ -294,10 +294,9 @@ def remove_account(sections, target, user, without_chap=False):
     _put_items('target', section, 'incominguser', left)
     if not left:
         section.entries.append(Entry('incominguser', None, '/', None))
-    former = _items('target', section, 'former-incominguser')
-    _put_items(
-        'target', section, 'former-incominguser', [each for each in former if each[0] != user]
-    )
+    for name in ('former-incominguser', 'incominguser-for'):
+        rest = [each for each in _items('target', section, name) if each[0] != user]
+        _put_items('target', section, name, rest)
     return draft.sections()
 
 

@@ -123,6 +123,7 @@ def _accounts(target):
         ', former secret of %s until %s' % (user, until.replace('T', ' '))
         for user, _, until in target.former_incominguser
     )
+    users += ''.join(', %s only for %s' % account for account in target.incominguser_for)
     if target.outgoing is None:
         return users
     return '%s, and authenticates itself as %s (mutual CHAP)' % (users, target.outgoing[0])

@@ -7,7 +7,7 @@ May import config.kinds, config.words and the pure iscsi.names.
 import ipaddress
 import re
 
-from targetd.config.kinds import Choice, Kind
+from targetd.config.kinds import Choice, Kind, Listed
 from targetd.config.words import Unusable
 from targetd.iscsi import names
 
@@ -238,3 +238,26 @@ class NamePattern(Kind):
         if flaw:
             raise Unusable('%r is not an iSCSI name: %s' % (text, flaw), 'write ' + self.says)
         return folded
+
+
+class AccountNames(Listed):
+    """Accounts and the initiators that may use them -> tuple of (user, name pattern)."""
+
+    def __init__(self):
+        super(AccountNames, self).__init__(NamePattern())
+        self.says = (
+            'the name of an account and %s; separate several by commas, or repeat the setting'
+            % NamePattern.says
+        )
+
+    def item(self, words):
+        if len(words) != 2:
+            # no word is shown: it may be a secret that belongs to incominguser
+            raise Unusable(
+                'two words are expected, but there are %d' % len(words),
+                'write the name of an account and an iSCSI name, without the secret',
+            )
+        return words[0], self.kind.parse(words[1])
+
+    def written(self, item):
+        return list(item)

@@ -301,6 +301,12 @@ TARGET = (
             'besides that of incominguser.',
             '"targetdctl account rotate" writes it. At the end of the time sessions continue; only '
             'new logins need the new secret.', 'erp old-12-to-16 2026-12-31T18:00'),
+    _target('incominguser-for', network_kinds.AccountNames(), (), NEXT_LOGIN,
+            'Accounts that only certain initiators may use: the name of the account, and an iSCSI name in '
+            'which * matches any characters and ? matches one.',
+            'An account that is named here is refused to every other initiator name; write a line for each '
+            'name that may use it. An account that is not named here serves every name that is admitted.',
+            'erp iqn.1991-05.com.microsoft:erp*'),
     _target('outgoinguser', kinds.Account(), None, NEXT_LOGIN,
             'Account with which the target authenticates itself to the initiator (mutual CHAP).',
             'Its secret must differ from the secrets of incominguser.', 'erp-back other-12-to-16'),

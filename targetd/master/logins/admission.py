@@ -61,6 +61,7 @@ class Admission(object):
         if refusal:
             raise Refused(const.AUTHORIZATION_FAILURE, refusal)
         _check_proof(claim, target.name, accounts_now(target))
+        _check_account(claim, target)
         self._check_target_available(target)
         _check_target_limit(target, session, sessions)
 
@@ -108,7 +109,12 @@ class Admission(object):
             return False
         if session.group not in target.portal_groups:
             return False
-        if target.accounts and not set(session.proved) & set(accounts_now(target)):
+        usable = [
+            account
+            for account in accounts_now(target)
+            if not acl.account_refusal(target, account[0], session.initiator_name)
+        ]
+        if target.accounts and not set(session.proved) & set(usable):
             return False
         return not any(
             acl.refusal(target, session.initiator_name, peer[0]) for peer in session.peers.values()
@@ -136,6 +142,15 @@ def _check_proof(claim, target_name, accounts):
             'the initiator has not proved an account that %s requires now'
             % (target_name or 'discovery'),
         )
+
+
+def _check_account(claim, target):
+    """Raise Refused if the account that the initiator has proved is for other initiators."""
+    proved = claim.get('proved')
+    name = claim['session']['initiator_name']
+    refusal = acl.account_refusal(target, proved[1], name) if proved and target.accounts else None
+    if refusal:
+        raise Refused(const.AUTHORIZATION_FAILURE, refusal)
 
 
 def _check_target_limit(target, session, sessions):

@@ -59,3 +59,19 @@ def test_discovery_is_open_unless_written_otherwise():
     server = model.Server(discovery_address=('10.0.0.0/8',))
     assert acl.discovery_refusal(server, '10.1.1.1') is None
     assert 'discovery-address = 10.0.0.0/8' in acl.discovery_refusal(server, '192.0.2.1')
+
+
+def bound(*pairs):
+    return target(['ALL'])._replace(incominguser_for=pairs)
+
+
+def test_an_account_without_a_rule_serves_every_name():
+    assert acl.account_refusal(bound(), 'erp', NAME) is None
+    assert acl.account_refusal(bound(('other', 'iqn.other')), 'erp', NAME) is None
+
+
+def test_an_account_with_rules_serves_the_names_that_match_one_of_them():
+    found = bound(('erp', 'iqn.other'), ('erp', 'iqn.1991-05.com.microsoft:ho*'), ('x', 'ALL'))
+    assert acl.account_refusal(found, 'erp', NAME.upper()) is None
+    why = acl.account_refusal(found, 'erp', 'iqn.third')
+    assert 'incominguser-for = erp iqn.other, erp iqn.1991-05.com.microsoft:ho*' in why
