@@ -51,6 +51,11 @@ def changing(rules):
     return rules
 
 
+def bound_account(pattern):
+    """The account is for the initiators of this pattern only."""
+    return admission(accounts=(ACCOUNT,), incominguser_for=((ACCOUNT[0], pattern),))
+
+
 REDIRECT = ('192.0.2.1', 3260)
 
 
@@ -100,6 +105,8 @@ def test_max_sessions_does_not_count_the_session_that_is_replaced():
         (admission(initiator_addresses=('192.0.2.0/24',)), Record(), False),
         (admission(accounts=(ACCOUNT,)), Record(), False),
         (admission(accounts=(ACCOUNT,)), Record(proved=[ACCOUNT]), True),
+        (bound_account(NAME), Record(proved=[ACCOUNT]), True),
+        (bound_account('iqn.2026-11.test:two'), Record(proved=[ACCOUNT]), False),
     ],
 )
 def test_a_copy_reaches_only_targets_that_admit_its_initiator(rules, record, expected):
