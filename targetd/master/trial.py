@@ -10,13 +10,14 @@ from collections import namedtuple
 from targetd.config.words import counted
 from targetd.errors import EXIT_OK, EXIT_STORE, Complaint, PortalError
 from targetd.host import network
-from targetd.master import feasible
+from targetd.master import feasible, named_paths
 from targetd.master.exports.examination import Examined, examine_media
 from targetd.master.logins.portals import open_portal
 from targetd.master.running import UNKNOWN, running_process
 
 #: fatal: [Complaint] of what keeps the server from starting; waiting: [Complaint] of what would not be
-#: served now; notes: [Complaint] of what this user cannot check; facts: as in Examined; exit_code: of the
+#: served now; notes: [Complaint] of what this user cannot check, or what may fail
+#: later; facts: as in Examined; exit_code: of the
 #: start, or EXIT_STORE if only LUNs are missing.
 Trial = namedtuple('Trial', 'fatal waiting notes facts exit_code')
 
@@ -39,6 +40,9 @@ def try_start(configuration):
     notes = _luns(
         configuration, found.unseen, 'was not examined; run targetd -t as root to check it: '
     )
+    notes += [
+        _complaint(configuration, ('server',), text) for text in named_paths.complaints(server)
+    ]
     return Trial([each for each, _ in fatal], absent + missing, notes, found.facts, code)
 
 

@@ -305,6 +305,18 @@ def test_the_command_is_run_when_space_is_low(daemon, small_disk, ready, tmp_pat
     assert 0 < int(found['TARGETD_AVAILABLE']) <= 8 << 20
 
 
+def test_the_check_warns_of_paths_that_would_fail(daemon):
+    missing = os.path.join(daemon.directory, 'missing')
+    daemon.target()
+    daemon.text.server['on-event'] = '/none/such'
+    daemon.text.server['capture-on-error'] = missing
+    daemon.text.server['metrics-file'] = missing + '/targetd.prom'
+    code, output = daemon.check()
+    assert code == 0, output
+    for words in ('on-event: /none/such', 'capture-on-error: the', 'metrics-file: the'):
+        assert 'warning' in [line for line in output.splitlines() if words in line][0]
+
+
 def test_a_command_that_hangs_or_fails_delays_nobody(daemon, sessions, tmp_path):
     command, _ = hook(tmp_path, 'sleep 600')
     daemon.text.server['on-event'] = command
