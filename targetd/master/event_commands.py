@@ -30,10 +30,17 @@ class EventCommands(object):
         self._queue = deque()
         self._running = 0
         self._lost = 0
+        self._runs_commands = False
 
     def listen(self):
-        """Hear of events from now on."""
+        """Hear of events from now on; they wait for begin()."""
         events.listen(self.on_event)
+
+    def begin(self):
+        """Run the commands from now on, also for the events of the start."""
+        self._runs_commands = True
+        events.listen(self.on_event)
+        self._start()
 
     def on_event(self, kind, words):
         """An event has happened."""
@@ -46,7 +53,7 @@ class EventCommands(object):
         self._start()
 
     def _start(self):
-        while self._queue and self._running < RUNNING:
+        while self._runs_commands and self._queue and self._running < RUNNING:
             environment = self._queue.popleft()
             command = self._state.configuration.server.on_event
             self._running += 1

@@ -306,6 +306,7 @@ class Master(object):
         try:
             # first, because a signal may arrive as soon as another process can see this one
             self.watch_signals()
+            self.event_commands.listen()
             self.workers.credentials = feasible.credentials(self.state.configuration.server.user)
             self.replication.state.lock()
             self.exports.start(self.state.configuration)
@@ -336,7 +337,7 @@ class Master(object):
         self._is_forking = True
         self._request_spares()
         self.exporters.apply(self.state.configuration.server)
-        self.event_commands.listen()
+        self.event_commands.begin()
 
     def pause_workers(self):
         """Fork and assign no workers until resume_workers(): logins wait."""

@@ -317,6 +317,29 @@ def test_the_check_warns_of_paths_that_would_fail(daemon):
         assert 'warning' in [line for line in output.splitlines() if words in line][0]
 
 
+def test_an_event_of_the_start_is_not_lost(daemon, tmp_path):
+    command, events = hook(tmp_path)
+    daemon.text.server['on-event'] = command
+    # less of the file system than the threshold is available
+    lines = ['backing-store = %s' % daemon.image(), 'thin = yes', 'thin-threshold = 99']
+    daemon.target(luns={0: lines})
+    daemon.start()
+    eventually(lambda: 'space_low' in events(), 30, 'space_low')
+    assert events()['space_low']['TARGETD_UNIT'] == TARGET + '/0'
+
+
+def test_rules_and_dashboard_ask_for_metrics_that_there_are(measured, ready):
+    daemon, port = measured
+    ready(daemon).read(0, 8)
+    published = set(re.findall('^# TYPE (targetd_[a-z0-9_]+)', get(port)[1], re.MULTILINE))
+    folder = os.path.join(os.path.dirname(__file__), '..', '..', 'etc', 'monitoring')
+    for name in ('targetd-alerts.yml', 'targetd-grafana.json'):
+        with open(os.path.join(folder, name)) as file:
+            asked = set(re.findall(r'\b(targetd_[a-z0-9_]+)\b', file.read()))
+        names = {re.sub('_(bucket|sum|count)$', '', each) for each in asked - published}
+        assert asked and names <= published, (name, names - published)
+
+
 def test_a_command_that_hangs_or_fails_delays_nobody(daemon, sessions, tmp_path):
     command, _ = hook(tmp_path, 'sleep 600')
     daemon.text.server['on-event'] = command
