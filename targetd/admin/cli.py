@@ -38,6 +38,17 @@ GROUPS = {
     'reservation': 'show or clear the reservations of a LUN',
 }
 
+#: The first words of the commands, in the order of --help: what is looked at, what is changed, sessions,
+#: disks and files, the server, other programs.
+ORDER = (
+    'status show why top stats web identify disks '
+    'target lun medium account acl portal log-level history diff rollback '
+    'kick logout end drain reservation alua '
+    'acknowledge accept create snapshot restore guard '
+    'reload upgrade stop reopen-logs '
+    'capture trace nagios metrics snmp rehearse import export'
+).split()
+
 # -- the command line ------------------------------------------------------------------------------
 
 
@@ -109,7 +120,7 @@ def build_parser():
     _add_common(parser)
     verbs = parser.add_subparsers(metavar='COMMAND', dest='verb')
     groups = {}
-    for row in TABLE:
+    for row in sorted(TABLE, key=lambda row: ORDER.index(row.words.split()[0])):
         words = row.words.split()
         place = verbs
         if len(words) == 2:

@@ -366,3 +366,11 @@ def test_disks_lists_the_disks_of_this_host(capsys):
             and isinstance(row['used_by'], list)
             and row['backing_store']
         )
+
+
+def test_help_lists_every_command_once_in_an_order_that_is_complete(capsys):
+    assert sorted(cli.ORDER) == sorted({row.words.split()[0] for row in cli.TABLE})
+    with pytest.raises(SystemExit):
+        cli.main(['--help'])
+    listed = re.findall(r'^    ([a-z-]+)  ', capsys.readouterr().out, re.M)
+    assert listed == cli.ORDER
