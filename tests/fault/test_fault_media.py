@@ -64,6 +64,7 @@ def test_a_second_server_on_the_same_state_dir_is_refused_with_the_process_id_of
     serve_file(daemon)
     daemon.start()
     media = path_of(daemon, 'state/media.json')
+    eventually(lambda: os.path.exists(media), 30, 'the records')
     with open(media) as file:
         records = file.read()
     second.text.server['state-dir'] = path_of(daemon, 'state')
@@ -82,6 +83,7 @@ def test_accept_keeps_the_record_of_a_lun_that_is_served(daemon):
     daemon.start()
     code, output = daemon.targetdctl('accept', TARGET + '/0')
     assert code == 1 and 'nothing to accept' in output
+    eventually(lambda: os.path.exists(path_of(daemon, 'state/media.json')), 30, 'the records')
     with open(path_of(daemon, 'state/media.json')) as file:
         assert len(json.load(file)['media']) == 1
 

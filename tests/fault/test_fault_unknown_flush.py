@@ -116,7 +116,10 @@ def serve(daemon, disk, image, ready, kind):
     if kind == 'block':
         subprocess.check_call(['umount', os.path.dirname(image)])
     path = image if kind == 'file' else disk.device
-    daemon.target(TARGET, luns={0: ['backing-store = %s' % path]})
+    lines = ['backing-store = %s' % path]
+    if kind == 'block':
+        lines.append('content = keep')  # the file system that held the image
+    daemon.target(TARGET, luns={0: lines})
     daemon.text.server['stop-timeout'] = '1'
     daemon.start()
     return ready(daemon)
