@@ -60,9 +60,12 @@ def _make(root):
 
 
 def run(*command):
+    environment = dict(os.environ, DEBIAN_FRONTEND='noninteractive', LC_ALL='C')
+    # of conftest.py: the compiled files of the system would be there, and not where they belong
+    environment.pop('PYTHONPYCACHEPREFIX', None)
     done = subprocess.run(
         command,
-        env=dict(os.environ, DEBIAN_FRONTEND='noninteractive', LC_ALL='C'),
+        env=environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
