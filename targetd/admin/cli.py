@@ -7,13 +7,12 @@ failed, 2 wrong command line, 7 no server is running; the server may send anothe
 import argparse
 import json
 import os
-import re
 import shutil
 import sys
 
 from targetd import __version__
 from targetd.admin import capture, local, secret_input, windows
-from targetd.admin.command_rows import described
+from targetd.admin.command_rows import described, is_selector
 from targetd.admin.commands import TABLE, name_of
 from targetd.admin.protocol import SOCKET_PATH, connect, default_socket, send_request
 from targetd.errors import EXIT_FAILURE, EXIT_OK, EXIT_USAGE, TargetdError, missing_package
@@ -61,8 +60,7 @@ def _number(text):
 
 def _path(text):
     """A path as the server can use it, whose directory is another one; serial:X and the like as it is."""
-    is_selector = re.match('[a-z][a-z-]*:(?!//)', text) or text in ('ram', 'null', 'none')
-    return text if is_selector or not text else os.path.abspath(text)
+    return text if is_selector(text) or not text else os.path.abspath(text)
 
 
 def _add_argument(parser, argument):

@@ -1,9 +1,10 @@
 """What a row of the tables of commands consists of (commands, change_commands). Pure."""
 
+import re
 from collections import namedtuple
 
 #: An argument. name: as in the request; kind: 'number', 'text', 'path' (a text, which the client makes
-#: absolute unless it is a selector or a word: cli._path), 'texts' (one or more, of a local command), 'flag'
+#: absolute unless is_selector()), 'texts' (one or more, of a local command), 'flag'
 #: (typed as --name), 'option' (a text, typed as --name TEXT), 'options' (the same, repeated) or 'secret'
 #: (the client reads it, and sends a descriptor); required: bool; help: for --help.
 Argument = namedtuple('Argument', 'name kind required help')
@@ -49,3 +50,8 @@ def command(
     return Command(
         words, tuple(arguments), help, text, columns, empty, seconds, local, records, streams
     )
+
+
+def is_selector(text):
+    """True if a 'path' is not the name of a file: a selector of a disk, such as serial:X, or a word."""
+    return bool(re.match('[a-z][a-z-]*:(?!//)', text)) or text in ('ram', 'null', 'none')

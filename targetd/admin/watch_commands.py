@@ -37,7 +37,7 @@ TABLE = (
             'secrets. With --allow-changes, whoever knows the token can change the configuration.',
             arguments=[
                 Argument('listen', 'option', False, 'ADDRESS:PORT (default 127.0.0.1:8260)'),
-                Argument('user', 'option', False, 'the user of the page (default nobody; only as root)'),
+                Argument('user', 'option', False, 'user of the page if root starts it (default nobody)'),
                 Argument('allow-changes', 'flag', False, 'admit the commands that change something'),
                 Argument('token-file', 'option', False,
                          'file with the token of the login, made if it does not exist; without it, the '

@@ -130,9 +130,8 @@ def _accounts(target):
 
 
 def _lun(lun):
-    facts = [lun.backing_store or 'a %s store' % lun.type]
-    is_drive = lun.type == 'cd'
-    facts += ['in a CD or DVD drive'] if is_drive else []
+    # what a drive always is need not be said
+    is_drive, facts = lun.type == 'cd', [lun.backing_store or 'a %s store' % lun.type]
     if lun.size is not None:
         facts.append(
             '%s%s'
@@ -144,6 +143,7 @@ def _lun(lun):
     facts += [
         word
         for word, holds in (
+            ('in a CD or DVD drive', is_drive),
             ('read-only', not is_drive and lun.readonly or lun.state == 'read-only'),
             ('OFFLINE', lun.state == 'offline'),
             ('thin', lun.thin),

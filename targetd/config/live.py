@@ -13,8 +13,8 @@ written by hand), `remove`, or `change`. A section that changes another one has
 
 A clash is a hand-written file that has changed since, so that its author may not know of the live
 change: neither side is chosen, both places are named. If both say the same there is no clash. A
-change of a section with `transient = yes` has this line too, and ends without a clash when the section
-is no longer written (the resource agent of Pacemaker writes and removes such sections).
+change of a section with `transient = yes` has this line too, and is dropped without a clash when the section
+is removed (the resource agent of Pacemaker writes and removes such sections).
 
 May import base, config.sections, config.check (rows) and config.words.
 """

@@ -334,7 +334,7 @@ TARGET = (
             '1 nonoptimized'),
     _target('transient', kinds.Flag(), False, LIVE,
             'The section comes and goes: a resource agent of cluster software writes and removes it.',
-            'When it is no longer written, the changes that targetdctl has made to it end with it; without '
+            'When it is removed, the changes that targetdctl has made to it are removed too; without '
             'this setting such a reload is refused. Such a target cannot be renamed by targetdctl.'),
     _target('max-sessions', kinds.Number(0, 10000), 0, NEXT_LOGIN,
             'Maximum number of sessions of this target; 0: only the limit of [server] applies.'),
@@ -375,7 +375,7 @@ LUN = (
          '(reads zeroes, discards writes) are for tests.',
          'A drive is read-only, has blocks of 2048 bytes and may be used by several initiators. The '
          'initiator can eject and load the image, and "targetdctl medium" loads another one while it is '
-         'logged in. A copy that an initiator has opened stays loaded until it allows the removal.'),
+         'logged in. An image that an initiator has locked stays in the drive until it allows the removal.'),
     _lun('size', kinds.Size(1 << 20, 1 << 60, multiple=512), None, LIVE,
          'Size of a file (created sparse if missing, extended if shorter) or of a ram or null '
          'store.',
@@ -429,7 +429,7 @@ LUN = (
          'NOT READY, MANUAL INTERVENTION REQUIRED. Unlike readonly, it needs no logout.', shared=False),
     _lun('transient', kinds.Flag(), False, LIVE,
          'The section comes and goes: a resource agent of cluster software writes and removes it.',
-         'When it is no longer written, the changes that targetdctl has made to it end with it; without '
+         'When it is removed, the changes that targetdctl has made to it are removed too; without '
          'this setting such a reload is refused. Such a LUN cannot be moved by targetdctl.', shared=False),
     _lun('readonly', kinds.Flag(), False, NEEDS_LOGOUT, 'Reject every write.'),
     _lun('sharing', kinds.Auto(kinds.Choice('exclusive', 'readers', 'cluster')), None, LIVE,

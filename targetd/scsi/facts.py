@@ -121,6 +121,11 @@ class UnitFacts(_Facts):
         return dict(zip(NAMES, self))
 
     @property
+    def device_type(self) -> int:
+        """PERIPHERAL DEVICE TYPE, SPC-4 6.6.2: a direct access block device, or a CD/DVD device."""
+        return 0x05 if self.optical else 0x00
+
+    @property
     def target_port_group_support(self) -> int:
         """TPGS of standard INQUIRY data, SPC-4 table 174; if not 0, REPORT TARGET PORT GROUPS is
         supported."""

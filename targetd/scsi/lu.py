@@ -31,7 +31,6 @@ from targetd.scsi import (
     reservation_classes,
     sbc,
     sense,
-    spc,
     vpd,
 )
 from targetd.scsi import modes as mode_pages
@@ -153,7 +152,7 @@ class LogicalUnit(object):
         services: Optional[UnitServices] = None,
     ) -> None:
         self.facts = facts
-        self.qualifier = spc.OPTICAL if facts.optical else spc.DISK
+        self.qualifier = facts.device_type
         self.store = store
         self.nexus = nexus
         self.device = device

@@ -199,14 +199,13 @@ def _run_get_event_status(task: 'Task') -> bytes:
         data = struct.pack('>HBB', 2, NO_EVENT_AVAILABLE, CLASSES)
         return data[: u16(task.cdb, 7)]
     is_loaded = unit.medium != EJECTED
-    chosen = min(number for number in range(8) if asked >> number & 1)
-    event = bytes(4)
-    if chosen == POWER:
-        event = bytes((0, ACTIVE, 0, 0))
     code = _medium_event(unit, is_loaded) if asked >> MEDIA & 1 else 0
-    if code or chosen == MEDIA:
-        chosen = MEDIA
-        event = bytes((code, 0x02 if is_loaded else 0x01, 0, 0))  # present, or the tray is open
+    chosen = MEDIA if code else min(number for number in range(8) if asked >> number & 1)
+    event = bytes(4)
+    if chosen == MEDIA:  # the medium is present, or the tray is open
+        event = bytes((code, 0x02 if is_loaded else 0x01, 0, 0))
+    elif chosen == POWER:
+        event = bytes((0, ACTIVE, 0, 0))
     return (struct.pack('>HBB', 6, chosen, CLASSES) + event)[: u16(task.cdb, 7)]
 
 

@@ -23,7 +23,7 @@ from typing import Any, Dict, Tuple
 from targetd.scsi import attention, errno_map, health
 from targetd.scsi import faults as unit_faults
 
-KEPT_SELF_TESTS = 20
+KEPT_SELF_TESTS = health.KEPT_SELF_TESTS
 IN_PROGRESS, ABORTED_BY_RESET = 0xF, 0x2  # SELF-TEST RESULTS, SPC-4 table 343
 ERRORS = ('read', 'write', 'verify')
 MAXIMUM_LENGTH = {'0': 64, '2': 256}  # bytes of identifying information

@@ -114,9 +114,9 @@ CODES = {
     (0x55, 0x04): 'insufficient registration resources',
     (0x55, 0x0D): 'insufficient resources to create ROD token',
     (0x5D, 0x00): 'failure prediction threshold exceeded',
-    (0x64, 0x00): 'illegal mode for this track',
     (0x5E, 0x03): 'idle condition activated by command',
     (0x5E, 0x04): 'standby condition activated by command',
+    (0x64, 0x00): 'illegal mode for this track',
 }
 
 

@@ -19,7 +19,6 @@ STANDARD_INQUIRY = struct.Struct('>BBBBBBBB8s16s4s22x8H22x')
 
 # Peripheral qualifier and device type, INQUIRY byte 0 (SPC-4 6.6.2).
 DISK = 0x00
-OPTICAL = 0x05  # CD/DVD device
 WELL_KNOWN = 0x1E
 # Peripheral qualifier 001b: the target can have a unit here, but does not. With 011b, SCSIport of
 # Windows would not look for other LUNs.
@@ -33,7 +32,7 @@ def inquiry_data(facts: UnitFacts, qualifier: int = DISK, ports: int = 1) -> byt
     """Standard INQUIRY data, 96 bytes (SPC-4 6.6.2). qualifier: byte 0; ports: number of ports of
     the target. HISUP is set for old Windows, which finds no LUN above 7 without it."""
     is_copy_manager = facts.third_party_copy and qualifier == DISK
-    claimed = VERSION_DESCRIPTORS[:-1] if qualifier == OPTICAL else VERSION_DESCRIPTORS
+    claimed = VERSION_DESCRIPTORS[:-1] if facts.optical else VERSION_DESCRIPTORS
     descriptors = claimed + (0,) * (8 - len(claimed))
     return STANDARD_INQUIRY.pack(
         qualifier,

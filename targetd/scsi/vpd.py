@@ -56,7 +56,7 @@ def page(code: int, facts: UnitFacts, nexus: Nexus, ports: Sequence[Port]) -> by
     if code not in page_codes(facts):
         raise CheckCondition(ILLEGAL_REQUEST, 0x24, 0x00, field=(2, 7, True))
     body = TABLE[code](facts, nexus, ports)
-    return HEADER.pack(0x05 if facts.optical else 0x00, code, len(body)) + body
+    return HEADER.pack(facts.device_type, code, len(body)) + body
 
 
 def _supported_pages(facts: UnitFacts, nexus: Nexus, ports: Sequence[Port]) -> bytes:

@@ -6,7 +6,7 @@ A form has the arguments of its command. A secret may be left empty: then one is
 import re
 from collections import namedtuple
 
-from targetd.admin.command_rows import described
+from targetd.admin.command_rows import described, is_selector
 from targetd.admin.secret_input import generated
 from targetd.errors import TargetdError
 from targetd.web import gate
@@ -117,8 +117,7 @@ def _typed(argument, value):
         return True
     if argument.kind == 'options':
         return [line.strip() for line in value.splitlines() if line.strip()]
-    is_selector = re.match('[a-z][a-z-]*:(?!//)', value) or value in ('ram', 'null')
-    if argument.kind == 'path' and not is_selector and not value.startswith('/'):
+    if argument.kind == 'path' and not is_selector(value) and not value.startswith('/'):
         raise TargetdError(
             '%s: "%s" is not a whole path; it must begin with /' % (argument.name, value)
         )

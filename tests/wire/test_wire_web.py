@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import time
 
 import psutil
 import pytest
@@ -188,7 +187,6 @@ def _answers(page):
     try:
         return page.ask('/')[0] == 200
     except OSError:
-        time.sleep(0.2)
         return False
 
 

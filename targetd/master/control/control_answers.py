@@ -78,12 +78,9 @@ class ControlAnswers(object):
         sends the reply. Raises TargetdError.
         """
         arguments = {name.replace('-', '_'): value for name, value in arguments.items()}
-        if words in CHANGES:
-            return CHANGES[words](self.changes, client, **arguments)
-        if words in VIEWS:
-            return VIEWS[words](self.views, client, **arguments)
-        if words in GUARDS:
-            return GUARDS[words](self.guards, client, **arguments)
+        for table, owner in ((CHANGES, self.changes), (VIEWS, self.views), (GUARDS, self.guards)):
+            if words in table:
+                return table[words](owner, client, **arguments)
         if words == 'reload':
             arguments['client'] = client
         return ANSWERS[words](self, **arguments)

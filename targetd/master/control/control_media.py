@@ -66,20 +66,18 @@ def when_released(loop, units, drive, change):
         if not drive.shared.prevented_by:
             change(reply)
             return
-        looks = [LOOKS]
         units.apply_and_flush(drive, transitions.removal_requested(drive.shared))
 
-        def look():
+        def look(left):
             if not drive.shared.prevented_by:
                 change(reply)
-            elif looks[0]:
-                looks[0] -= 1
-                loop.call_later(INTERVAL, look)
+            elif left:
+                loop.call_later(INTERVAL, lambda: look(left - 1))
             else:
                 holders = sorted({port.split(',')[0] for port, _ in drive.shared.prevented_by})
                 text = '%s uses the medium and does not allow its removal; unmount it there, or write --force'
                 reply(commands.reply_error(text % ' and '.join(holders)))
 
-        loop.call_later(INTERVAL, look)
+        look(LOOKS)
 
     return ask_and_change

@@ -88,3 +88,9 @@ def test_the_outcome_in_a_sentence():
     }
     assert forms.outcome(row, reply, None) == 'lun 0 has 2G now. change lun 0: immediately.'
     assert forms.steps_of(reply) == ['change lun 0 – immediately']
+
+
+def test_a_path_may_be_a_word_or_a_selector():
+    for file in ('none', '/srv/a.iso'):
+        assert request('medium', unit='a/0', file=file)[0] == {'unit': 'a/0', 'file': file}
+    assert request('lun-add', target='t', store='serial:X1')[0]['store'] == 'serial:X1'
