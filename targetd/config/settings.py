@@ -370,7 +370,9 @@ LUN = (
          'the disk itself.',
          example='serial:WD-WCC4E1', shared=False),
     _lun('type', kinds.Choice('auto', 'file', 'block', 'ram', 'null', 'cd'), 'auto', NEEDS_LOGOUT,
-         'Type of the store; auto detects it. cd: a CD or DVD drive with an image (an ISO file), from which '
+         'Type of the store; auto detects a file or a disk, and refuses a disk image of another program '
+         '(VHDX, VHD, VMDK, qcow2, VDI, …), whose bytes file or block serve as they are. '
+         'cd: a CD or DVD drive with an image (an ISO file), from which '
          'Windows and Linux install. ram (memory, lost when targetd stops) and null '
          '(reads zeroes, discards writes) are for tests.',
          'A drive is read-only, has blocks of 2048 bytes and may be used by several initiators. The '

@@ -10,7 +10,7 @@ import os
 import stat
 
 from targetd.errors import StoreError, TargetdError
-from targetd.host import block_sizes, claims, disks, in_use, roots, signatures
+from targetd.host import block_sizes, claims, disks, image_formats, in_use, roots, signatures
 from targetd.master.exports import known_media, unit_identity
 from targetd.master.exports.resizing import grow
 from targetd.master.state import journal_recovery, key_files
@@ -53,7 +53,7 @@ def open_medium(
         held = _without_others(path, held)
         _require_usable(target, lun, path, known, held or is_served, master, tables)
         found = _checked_signatures(lun, path)
-        _require_confirmed(target, lun, path, known, found)
+        _require_intended(target, lun, path, known, found)
         store, grown_from = _open_store(lun, path, held, plan_only, is_served)
         _require_block_size(lun, store)
         data_key, key = unit_identity.data_key(target.name, lun, path)
@@ -230,12 +230,20 @@ def _checked_signatures(lun, path):
     return found
 
 
-def _require_confirmed(target, lun, path, known, found):
-    """Raises StoreError if a disk is to be served writable for the first time, and has content that Linux
-    hosts write and initiators could overwrite. known, found: as in open_medium."""
-    is_known = known is not None and known['named'] == lun.backing_store
+def _require_intended(target, lun, path, known, found):
+    """Raises StoreError if the medium is to be served for the first time, and its content makes it likely
+    that this is a mistake. A medium that was served before is not looked at again: its initiators may have
+    written anything. known, found: as in open_medium."""
+    if known is None or known['named'] != lun.backing_store:
+        _require_confirmed(target, lun, path, found)
+        _require_raw(lun, path)
+
+
+def _require_confirmed(target, lun, path, found):
+    """Raises StoreError if the disk is served writable, and has content that Linux hosts write and
+    initiators could overwrite."""
     of_hosts = [each for each in found if each.owner == 'host']
-    if is_known or not of_hosts or lun.content == 'keep' or lun.allow_in_use:
+    if not of_hosts or lun.content == 'keep' or lun.allow_in_use:
         return
     raise StoreError(
         '%s is not served yet, because it contains %s, and initiators could overwrite that: make certain '
@@ -243,6 +251,26 @@ def _require_confirmed(target, lun, path, known, found):
         'in [[lun %d]] of target %s'
         % (path, ', '.join(signatures.one_line(each) for each in of_hosts), lun.number, target.name)
     )
+
+
+def _require_raw(lun, path):
+    """Raises StoreError if the medium is a disk image of another program, and `type` does not say
+    that its bytes are to be served as they are."""
+    if path is None or lun.type != 'auto' or not os.path.exists(path):
+        return
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        found = image_formats.find_image_format(descriptor)
+        kind = 'block' if stat.S_ISBLK(os.fstat(descriptor).st_mode) else 'file'
+    finally:
+        os.close(descriptor)
+    if found:
+        raise StoreError(
+            '%s is not served yet, because it is a disk image in the format %s: initiators would see '
+            'the bytes of the image instead of the disk in it, and could destroy the image; convert it '
+            'with "qemu-img convert -f %s -O raw IMAGE NEW-FILE" and name the new file; or write '
+            'type = %s to serve the bytes as they are' % (path, found.what, found.qemu, kind)
+        )
 
 
 def _require_block_size(lun, store):
