@@ -29,14 +29,20 @@ RESTRICTIONS = NONE, READ_ONLY, OFFLINE = ('', 'read-only', 'offline')
 _HARMLESS = frozenset((errno_map.NO_RESOURCES, errno_map.SPACE, errno_map.PROTECTED))
 
 
+class RefusedBeforeWrite(OSError):
+    """A write that was refused before it reached the medium, for a reason that is not the medium's: old
+    blocks could not be kept first (the setting guard). It is not a fault of the medium."""
+
+
 def name_of(number: int) -> str:
     """'EIO' for errno.EIO; 'errno N' if it has no name."""
     return errno.errorcode.get(number, 'errno %d' % number)
 
 
 def is_counted(error: OSError) -> bool:
-    """False if the error only means that the store was closed during the command."""
-    return error.errno != errno.EBADF
+    """False if the error only means that the store was closed during the command, or that the write did
+    not reach the medium."""
+    return error.errno != errno.EBADF and not isinstance(error, RefusedBeforeWrite)
 
 
 def is_of_the_medium(number: int) -> bool:

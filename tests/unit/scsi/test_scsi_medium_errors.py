@@ -6,7 +6,7 @@ import errno
 import pytest
 from fake_store import cdb_10, cdb_16, do, error_of, make_task, make_unit, sense_of
 
-from targetd.scsi import medium_errors
+from targetd.scsi import faults, medium_errors
 from targetd.scsi.sense import CheckCondition
 
 READ, WRITE, VERIFY, FLUSH = 0x28, 0x2A, 0x2F, 0x35
@@ -125,6 +125,15 @@ def test_verify_and_compare_and_write_name_the_block(unit):
 def test_a_closed_store_is_not_a_fault(unit):
     unit.store.fail['read'] = errno.EBADF
     assert sense_of(unit, cdb_10(READ, 0, 1)) == (4, 0x3E, 1)
+    assert unit.told == []
+
+
+def test_a_write_that_was_refused_before_the_medium_is_not_a_fault(unit):
+    def write(offset, data, durable):
+        raise faults.RefusedBeforeWrite(errno.EROFS, 'the old blocks cannot be kept')
+
+    unit.store.write = write
+    assert sense_of(unit, cdb_10(WRITE, 0, 8), bytes(4096)) == (7, 0x27, 0)
     assert unit.told == []
 
 
