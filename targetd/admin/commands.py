@@ -233,8 +233,9 @@ TABLE = (
              'writes a configuration of targetd to standard output. Names, LUN numbers, access '
              'rules, accounts, portals, write caches and identities are kept. Every line without a '
              'counterpart, or whose meaning changes, is listed on standard error with its number. If '
-             'there is an error, nothing is written without --force. The exit code is 0 only if '
-             'nothing was left out. The server need not be running.',
+             'there is an error, nothing is written without --force. A disk of this machine with the '
+             'content of a Linux host gets content = keep, so that it is served as before. The exit '
+             'code is 0 only if nothing was left out. The server need not be running.',
              arguments=[
                  Argument('files', 'texts', True, 'configuration files of the other target'),
                  Argument('format', 'option', False,

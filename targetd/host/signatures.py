@@ -372,10 +372,10 @@ def auto_assembled_by_udev(name, roots=ROOTS):
     return found
 
 
-def device_signatures(path):
+def device_signatures(path, sector=SECTOR):
     """Returns find_signatures() of the block device at a path. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        return find_signatures(descriptor, os.lseek(descriptor, 0, os.SEEK_END))
+        return find_signatures(descriptor, os.lseek(descriptor, 0, os.SEEK_END), sector)
     finally:
         os.close(descriptor)

@@ -1,13 +1,13 @@
 """The import and the export as commands: reads the files, writes the configuration, and says what to check.
 
-May import base and migration.
+May import base and migration. What is on the disks is looked at here (contents).
 """
 
 import os
 from collections import namedtuple
 
 from targetd.errors import EXIT_FAILURE, EXIT_OK
-from targetd.migration import own, running_state, running_tgtd, sources, writer
+from targetd.migration import contents, own, running_state, running_tgtd, sources, writer
 from targetd.migration.imported import NOTE, WRONG, Unreadable
 
 #: The outcome. text: the configuration for standard output, or ''; messages: lines for standard error.
@@ -26,6 +26,8 @@ def run_import(paths, kind='', output=None, force=False, compare=False):
         imported = sources.import_files(list(paths), kind or '')
         if compare:
             running_tgtd.compare(imported, running_tgtd.show())
+        if imported.source != own.SOURCE:
+            contents.confirm(imported)
     except Unreadable as e:
         return Outcome('', [writer.note_text(e.note)], EXIT_FAILURE)
     return _finish(imported, output, force)

@@ -102,3 +102,17 @@ def test_the_guard_works_on_a_disk_and_with_direct_access(daemon, disk, ready):
     assert daemon.stop() == 0
     with open(device, 'rb') as medium:
         assert medium.read() == before
+
+
+def test_an_imported_disk_is_served_as_before(daemon, disk, tmp_path, ready):
+    device = disk(*EXT4)
+    source, made = tmp_path / 'targets.conf', tmp_path / 'targetd.conf'
+    source.write_text('<target %s>\n  backing-store %s\n</target>\n' % (TARGET, device))
+    code, text = daemon.targetdctl('import', str(source), '--output', str(made))
+    assert code == 0, text
+    assert TARGET + '/1: %s contains ext4' % device in text
+    lun = made.read_text().split('[[lun 1]]')[1]
+    assert 'content = keep' in lun
+    daemon.target(TARGET, luns={1: [line.strip() for line in lun.splitlines() if line.strip()]})
+    daemon.start()
+    assert daemon.units()[1]['state'] == 'ready'
