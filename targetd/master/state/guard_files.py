@@ -95,7 +95,12 @@ def _keep(path, name, medium, areas, words):
         data = [
             piece for offset, length in areas for piece in _readable_pieces(raw, offset, length)
         ]
-        words = dict(words, size=raw.size, time=int(time.time()), digest=_digest(data))
+        words = dict(
+            words,
+            size=raw.size,
+            time=int(time.time()),
+            digest=_digest(data, words.get('key_check', '')),
+        )
     directory = _directory(path)
     try:
         numbers = _numbers(directory, name)
@@ -129,8 +134,8 @@ def _readable_pieces(raw, offset, length):
     return found
 
 
-def _digest(areas):
-    digest = hashlib.sha256()
+def _digest(areas, key_check):
+    digest = hashlib.sha256(key_check.encode())  # the same bytes are other data with another key
     for offset, data in areas:
         digest.update(b'%d %d ' % (offset, len(data)))
         digest.update(data)
@@ -254,6 +259,7 @@ def restore(path, key, number, medium, words):
             kept = kept_blocks.read_file(descriptor)
         finally:
             os.close(descriptor)
+        _require_key(kept.description, words)
         areas = guarded_areas.merged((offset, len(data)) for offset, data in kept.areas)
         with medium.raw() as raw:
             if raw.size < kept.description.get('size', 0):
@@ -270,6 +276,17 @@ def restore(path, key, number, medium, words):
         return {'failed': 'there is no number %d; targetdctl guard list shows them' % number}, ()
     except OSError as e:
         return {'failed': str(e.strerror or e)}, ()
+
+
+def _require_key(kept, now):
+    """Raises OSError if what was kept is encrypted with another key than the medium has now: it would be
+    read as random data."""
+    key_check = now.get('key_check', '')
+    if kept.get('key_check', key_check) != key_check:
+        raise OSError(
+            errno.EINVAL,
+            'the disk was encrypted with another key then, or not at all: what was kept cannot be decrypted',
+        )
 
 
 def remove(path, name, number):

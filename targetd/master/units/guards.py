@@ -66,7 +66,12 @@ class Guards(object):
         )
 
     def _words(self, unit, by, reason):
-        return {'unit': '%s/%d' % (unit.target_name, unit.lun.number), 'by': by, 'reason': reason}
+        return {
+            'unit': '%s/%d' % (unit.target_name, unit.lun.number),
+            'by': by,
+            'reason': reason,
+            'key_check': unit.shared.key_check,
+        }
 
     def _kept(self, unit, words, result):
         outcome = Refusal(sam.GOOD)

@@ -73,6 +73,18 @@ def test_what_was_kept_is_put_back_and_the_restore_can_be_undone(place, image, m
     )
 
 
+def test_what_is_encrypted_with_another_key_is_kept_anew_and_not_put_back(place, image, medium):
+    assert keep(place, medium, key_check='old')['number'] == 1
+    before = content(image)
+    assert keep(place, medium, key_check='new')['number'] == 2
+    overwrite(image)
+    refused = guard_files.restore(place, 'key', 1, medium, {'key_check': 'new'})[0]
+    assert 'encrypted with another key' in refused['failed']
+    assert content(image) != before
+    guard_files.restore(place, 'key', 2, medium, {'key_check': 'new'})
+    assert content(image) == before
+
+
 def test_the_same_blocks_are_not_kept_twice(place, image, medium):
     assert keep(place, medium) == {'number': 1, 'is_new': True}
     assert keep(place, medium) == {'number': 1, 'is_new': False}
