@@ -43,6 +43,7 @@ master -> worker
   check-connections  id                                   the initiator logs in once more, through
              another portal group or with another ISID: answer with `continues`, unless the session ends now
   count      id                                           report the counters of the session
+  line       id                                           report what the connections of the session do
   capture    tsih, data + [socket]                        record the PDUs of this session into the
              socket, with so many bytes of user data each (pcapng.Record)
   end        why, reason                                  end the session now: 'reinstated',
@@ -72,6 +73,12 @@ worker -> master
              commands, latencies of reads, latencies of others] …], of the units that have received a
              command; latencies [[bucket, samples] …], see scsi.counters; more: true if another report
              follows
+  report line         id, at, connections, counted, waiting   of line: at: clock, microseconds;
+             connections [[CID, TCP_INFO in hex digits, congestion control, bytes queued] …]; counted
+             [reads, bytes read, writes, bytes written, other commands]; waiting {data, master, disk:
+             number of unfinished commands that wait for it}
+  report black-hole   peer, segment, times                an initiator that is heard does not
+             acknowledge segments of so many bytes, which were sent so often
   report ring         tsih, why, data                     capture-on-error: the last PDUs, records in
              hex digits
   report hanging      unit, commands, command, lba, milliseconds   the oldest of the commands that the

@@ -48,6 +48,11 @@ ORDER = (
     'capture trace nagios metrics snmp rehearse import export'
 ).split()
 
+#: Single words that are commands, and with a second word another one: `why` and `why slow`.
+COMMANDS_WITH_A_SECOND_WORD = frozenset(
+    row.words.split()[0] for row in TABLE if ' ' in row.words
+) & frozenset(row.words for row in TABLE)
+
 # -- the command line ------------------------------------------------------------------------------
 
 
@@ -121,7 +126,9 @@ def build_parser():
     for row in sorted(TABLE, key=lambda row: ORDER.index(row.words.split()[0])):
         words = row.words.split()
         place = verbs
-        if len(words) == 2:
+        if words[0] in COMMANDS_WITH_A_SECOND_WORD:
+            words = [row.words]  # the parser sees one word: see joined()
+        elif len(words) == 2:
             if words[0] not in groups:
                 group = verbs.add_parser(
                     words[0],
@@ -136,6 +143,18 @@ def build_parser():
             _add_argument(command, argument)
         command.set_defaults(row=row)
     return parser
+
+
+def joined(arguments):
+    """The arguments with the words of such a command as one: ['why slow', '3']."""
+    found = list(arguments)
+    for row in TABLE:
+        first, _, second = row.words.partition(' ')
+        if second and first in COMMANDS_WITH_A_SECOND_WORD and first in found[:-1]:
+            at = found.index(first)
+            if found[at + 1] == second:
+                found[at : at + 2] = [row.words]
+    return found
 
 
 def _request(row, parsed):
@@ -321,7 +340,7 @@ def main(arguments=None):
         )
         return EXIT_USAGE
     parser = build_parser()
-    parsed = parser.parse_args(arguments)
+    parsed = parser.parse_args(joined(sys.argv[1:] if arguments is None else arguments))
     if not hasattr(parsed, 'row'):
         parser.print_usage(sys.stderr)
         lists = [row.words.split()[1] for row in TABLE if row.words.startswith('%s ' % parsed.verb)]

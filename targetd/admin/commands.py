@@ -275,7 +275,16 @@ TABLE += guard_commands.TABLE
 
 
 #: Commands that change nothing, besides `show …`.
-READ_ONLY = ('status', 'why', 'reservation show', 'identify', 'history', 'diff', 'guard list')
+READ_ONLY = (
+    'status',
+    'why',
+    'why slow',
+    'reservation show',
+    'identify',
+    'history',
+    'diff',
+    'guard list',
+)
 
 
 def is_read_only(row):

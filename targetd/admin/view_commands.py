@@ -29,6 +29,17 @@ TABLE = (
     command('show config', 'print the configuration in force',
             'With all files that it includes and the live changes, as one configuration; secrets are '
             'replaced by ***. "export" writes it with the secrets.', seconds=60),
+    command('why slow', 'measure what limits the speed of a session, and name the remedy',
+            'Use it while the disk is slow. Linux reports what TCP does, and the worker what its commands '
+            'wait for: the receive window or the send buffer of the initiator, lost packets, a full line, '
+            'round trips for R2Ts or between commands, a path that loses full packets, the disk, the '
+            'processor.',
+            arguments=[
+                Argument('session', 'number', True, 'the first column of "show sessions"'),
+                Argument('seconds', 'number', False, 'time of the measurement (default 3, at most 30)')],
+            columns=columns(('seen', 'SEEN'), ('limit', 'LIMIT'), ('share', 'OF-THE-TIME'),
+                            ('why', 'WHY'), ('remedy', 'REMEDY')),
+            empty='nothing was measured', seconds=60, records=True),
     command('reservation show', 'list the reservations and registrations of the logical units',
             'One line per registered initiator: its key, and whether it holds the reservation.',
             arguments=[Argument('unit', 'text', False, 'only of this unit')],

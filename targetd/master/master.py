@@ -21,6 +21,7 @@ from targetd.master import feasible
 from targetd.master.capture_links import Captures
 from targetd.master.control.control import Control
 from targetd.master.control.control_answers import ControlAnswers
+from targetd.master.control.line_samples import LineSampling
 from targetd.master.counting import Counting
 from targetd.master.event_commands import EventCommands
 from targetd.master.exporters import Exporters
@@ -192,6 +193,7 @@ class Master(object):
         self.sessions.hand_over = self.router.hand_over = self.captures.hand_over
         self.counting = Counting(self.loop, self.workers, self.units)
         self.units.statistics = Statistics(self.counting)
+        self.line_sampling = LineSampling(self.loop, self.workers.send)
         self.reload = Reload(
             loop=self.loop,
             state=self.state,
@@ -220,6 +222,7 @@ class Master(object):
             reload=self.reload,
             stop=self.stop,
             counting=self.counting,
+            line_sampling=self.line_sampling,
             history=self.history,
             upgrade=self.upgrade,
             captures=self.captures,
@@ -264,6 +267,8 @@ class Master(object):
                 'operated': self.format_sanitize.on_operated,
                 'copy-left': self.copy_guests.on_copy_left,
                 'counted': self.counting.on_counted,
+                'line': self.line_sampling.on_line,
+                'black-hole': self.sessions.on_black_hole,
                 'ring': self.captures.on_ring,
                 'hanging': self.units.hanging.on_hanging,
                 'fence-over': self.units.hanging.on_fence_over,
@@ -465,6 +470,7 @@ class Master(object):
         """The worker is dead or stuck, or a spare again after a logout."""
         session = worker.session
         self.counting.session_over(worker)
+        self.line_sampling.session_over(worker)
         self.units.end_session(worker, worker.is_stuck)
         self.sessions.remove_session_of(worker)
         if session is not None and session.nexus is not None:

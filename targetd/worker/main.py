@@ -33,6 +33,7 @@ from targetd.worker.executor import Executor
 from targetd.worker.group_commit import GroupCommit
 from targetd.worker.hang_watch import QUIET_SECONDS, Watch
 from targetd.worker.latency import FINAL, Latency, report_counters
+from targetd.worker.line import report_line
 from targetd.worker.members import LEAVE_SECONDS, Members
 from targetd.worker.orders import BadOrder, check_order
 from targetd.worker.policy import Policies
@@ -98,6 +99,7 @@ class Worker(object):
             'operate': self._operate,
             'capture': self.captures.order,
             'count': lambda message, _: report_counters(self, message['id']),
+            'line': lambda message, _: report_line(self, message['id']),
         }
 
     # -- the control thread -------------------------------------------------------------------

@@ -29,6 +29,7 @@ ORDERS = {
     'check-connections': (0, {'id': is_number}),
     'capture': (1, {'tsih': is_number, 'data': is_number}),
     'count':   (0, {'id': is_number}),
+    'line':    (0, {'id': is_number}),
     'end':     (0, {'why': is_text}),
     'retire':  (0, {}),
 }

@@ -48,6 +48,7 @@ class ControlAnswers(object):
         reload,
         stop,
         counting,
+        line_sampling,
         history,
         upgrade,
         captures,
@@ -64,6 +65,7 @@ class ControlAnswers(object):
         self.reload = reload
         self.stop = stop
         self.counting = counting
+        self.line_sampling = line_sampling
         self.changes = ChangeAnswers(self, history)
         self.upgrade = upgrade
         self.captures = captures

@@ -6,6 +6,7 @@ from targetd.config import edits, explain
 from targetd.config.words import counted
 from targetd.errors import TargetdError
 from targetd.host import disks, process_usage
+from targetd.master.control import line_samples, slowness
 from targetd.master.fault_report import when
 from targetd.master.live_changes import Cause
 from targetd.master.logins.portals import plain, shown
@@ -111,6 +112,33 @@ class ViewAnswers(object):
             for worker, holder in unit.left_out.items()
             if worker.session is not None
         ]
+
+    def _answer_why_slow(self, client, session, seconds=None):
+        """Measure, then answer: the session ends the measurement if it ends."""
+        record = self.answers.session(session)
+        seconds = line_samples.DEFAULT if seconds is None else seconds
+        if not 1 <= seconds <= line_samples.LONGEST:
+            raise TargetdError('--seconds is a number from 1 to %d' % line_samples.LONGEST)
+        before = process_usage.usage(record.worker.pid)
+
+        def measure_and_reply(reply):
+            def done(samples, why):
+                if why:
+                    reply(commands.reply_error('session %d: %s' % (session, why)))
+                    return
+                observed = slowness.Observed(samples, record.keys)
+                after = process_usage.usage(record.worker.pid)
+                if before is not None and after is not None:
+                    observed.processor = (after.seconds - before.seconds) / observed.seconds
+                rows = [{'seen': slowness.summary(observed)}]
+                for found in slowness.findings(observed):
+                    share = None if found.share is None else '%.0f %%' % (found.share * 100)
+                    rows.append(dict(found._asdict(), share=share))
+                reply(commands.reply_rows(rows))
+
+            self.answers.line_sampling.measure(record.worker, seconds, done)
+
+        return measure_and_reply
 
     # -- reservations ------------------------------------------------------------------------------
 
@@ -277,6 +305,7 @@ ANSWERS = {
     'show workers': ViewAnswers._answer_show_workers,
     'show config': ViewAnswers._answer_show_config,
     'why': ViewAnswers._answer_why,
+    'why slow': ViewAnswers._answer_why_slow,
     'reservation show': ViewAnswers._answer_reservation_show,
     'reservation clear': ViewAnswers._answer_reservation_clear,
     'drain': ViewAnswers._answer_drain,

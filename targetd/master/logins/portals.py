@@ -11,12 +11,13 @@ from targetd import log
 from targetd.errors import PortalError
 from targetd.host.network import listeners, own_addresses, program_of
 from targetd.master.logins.ipsec import require_ipsec
+from targetd.tcp_info import TCP_CONGESTION
 
 BACKLOG = 1024
 #: Interval at which a portal is tried whose address or interface this host does not have, and at which
 #: interfaces are looked at: the kernel does not report that the one of a socket was made anew.
 RETRY_SECONDS = 5.0
-SO_BINDTODEVICE, TCP_CONGESTION = 25, 13
+SO_BINDTODEVICE = 25
 MODULES = '/proc/sys/net/ipv4/tcp_available_congestion_control'
 DSCP_SHIFT = 2  # its place in the TOS of IPv4 and the traffic class of IPv6
 SCOPE_SEPARATOR = '%'  # fe80::1%eth0

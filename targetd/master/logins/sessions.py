@@ -20,7 +20,7 @@ import random
 import re
 import time
 
-from targetd import events, log
+from targetd import events, log, tcp_info
 from targetd.iscsi import const
 from targetd.master.logins import joins
 from targetd.master.logins.admission import Refused
@@ -30,6 +30,7 @@ from targetd.scsi.sam import Nexus
 
 END_SECONDS = 5.0  # a worker that was ordered to end its session and takes longer is killed
 MAXIMUM_TSIH = 0xFFFF
+REPEAT_SECONDS = 600  # the same line with a black hole is logged so often
 _RANDOM = random.SystemRandom()
 #: If an initiator has more sessions with a target, a login waits only for those of its initiator port.
 MOST_CHECKED = 8
@@ -365,6 +366,37 @@ class Sessions(object):
                 'status': '%02X%02X' % status if status else '',
             }
         )
+        del self.refusals[:-100]
+
+    def on_black_hole(self, worker, message):
+        """`report black-hole`: full packets do not reach an initiator. Log it, and keep it for `targetdctl
+        why`. An initiator that logs in again and again is named once in REPEAT_SECONDS."""
+        session, peer, now = worker.session, message['peer'], self.clock()
+        if session is None or peer not in session.peers.values():
+            return
+        why = tcp_info.hole_text(message['segment'], message['times'])
+        row = {
+            'when': now,
+            'initiator_name': session.initiator_name,
+            'target_name': session.nexus.target_name if session.nexus else 'discovery',
+            'address': peer[0],
+            'why': '%s. %s' % (why, tcp_info.HOLE_REMEDY),
+            'status': '',
+        }
+        same = ('initiator_name', 'target_name', 'address', 'status')
+        for known in self.refusals:
+            is_same = all(known[name] == row[name] for name in same)
+            if is_same and now - known['when'] < REPEAT_SECONDS:
+                return
+        log.warning(
+            '%s from %s: %s. %s',
+            session.initiator_name,
+            shown(*peer),
+            why,
+            tcp_info.HOLE_REMEDY,
+            origin=peer[0],
+        )
+        self.refusals.append(row)
         del self.refusals[:-100]
 
     # -- end of a session --------------------------------------------------------------------------

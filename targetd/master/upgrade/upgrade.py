@@ -155,6 +155,7 @@ class Upgrade(object):
             (not master.jobs.is_idle, 'work on a medium'),
             (master.atomic_writes.has_repairs, 'the repair of an atomic write'),
             (not master.counting.is_idle, 'the collection of counters'),
+            (not master.line_sampling.is_idle, 'targetdctl why slow'),
             (master.log_files.is_changing, 'the change of the log'),
         ):
             if is_busy:

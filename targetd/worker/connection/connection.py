@@ -27,6 +27,8 @@ from targetd.iscsi.transfer import Transfer
 from targetd.scsi import sam
 from targetd.scsi.counters import ERROR_KEYS
 from targetd.scsi.sense import HARDWARE_ERROR, CheckCondition, StatusReturned
+from targetd.tcp_info import ESTABLISHED
+from targetd.worker.connection.black_hole import look_for_black_hole
 from targetd.worker.connection.blocking import Blocking
 from targetd.worker.connection.busy_poll import FEW, busy_poll
 from targetd.worker.connection.data_out import UNEXPECTED_SENSE, DataOut
@@ -47,8 +49,6 @@ SEND_NOW_BYTES = 64 << 10
 
 #: When more replies than this are queued by reply(), they are sent before the next command is run.
 _QUEUE_LENGTH = 256
-
-_TCP_ESTABLISHED = 1  # tcpi_state, the first byte of the TCP_INFO of Linux
 
 _INTERNAL_TARGET_FAILURE = (HARDWARE_ERROR, 0x44, 0x00)
 
@@ -77,6 +77,7 @@ class Connection(object):
 
     transfer_class = Transfer
     tap = None  # worker.capturing.Tap, if the connection is or was captured
+    reported_black_hole = False  # see black_hole
     keeps_tasks = False  # its tasks may be reassigned after it has ended (ErrorRecoveryLevel 2)
 
     def __init__(
@@ -182,6 +183,7 @@ class Connection(object):
             self.outbox.drain()
             return
         if not count:
+            look_for_black_hole(self)
             raise ConnectionEnded('the initiator closed the connection')
         self.requests.unanswered_pings = 0
         if self.session.exp_cmd_sn % MEASURED_BATCHES:
@@ -279,7 +281,7 @@ class Connection(object):
             state = self.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
         except OSError:  # the socket is closed
             return True
-        return self.ended is not None or state != _TCP_ESTABLISHED
+        return self.ended is not None or state != ESTABLISHED
 
     def drain_or_stop(self):
         """Send what is queued. If this fails, stop the connection: part of a PDU may have been

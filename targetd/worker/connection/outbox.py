@@ -158,6 +158,10 @@ class Outbox(object):
             return False  # the connection has ended
         return count != _NO_COUNT
 
+    def unsent_bytes(self):
+        """Return the bytes of data that are queued; at least 1 while a thread sends. [any]"""
+        return max(self._queued_bytes(), int(self._lock.locked()))
+
     def _queued_bytes(self):
         """Return the number of data bytes in the queue."""
         total = 0

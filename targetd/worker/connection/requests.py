@@ -12,6 +12,7 @@ from targetd.iscsi.errors import PduRejected
 from targetd.iscsi.framing import BHS
 from targetd.scsi.device import lun_of
 from targetd.scsi.sense import UNIT_ATTENTION
+from targetd.worker.connection.black_hole import look_for_black_hole
 
 #: Task management functions that concern other nexuses too. The master performs them (ARCHITECTURE
 #: D3).
@@ -85,6 +86,7 @@ class Requests(object):
             if not self._connection.is_due(fields, ahs, data):
                 return
             self._refuse_reserved_tag(request)
+        look_for_black_hole(self._connection)
         if request.itt == const.RESERVED_TAG:
             return  # the answer to a ping
         self._connection.worker.write_buffers.release_unused()

@@ -16,6 +16,17 @@ def path(tmp_path):
     return str(tmp_path / 'targetd.sock')
 
 
+def test_why_slow_is_a_command_beside_why():
+    """`why` takes the name of an initiator; `why slow` is another command."""
+    parse = cli.build_parser().parse_args
+    slow = parse(cli.joined(['why', 'slow', '7', '--seconds', '5']))
+    assert (slow.row.words, slow.session, slow.seconds) == ('why slow', 7, 5)
+    assert parse(cli.joined(['--json', 'why', 'slow', '7'])).row.words == 'why slow'
+    assert parse(cli.joined(['why', 'slow.example'])).who == 'slow.example'
+    assert parse(cli.joined(['why'])).row.words == 'why'
+    assert cli.joined(['show', 'sessions']) == ['show', 'sessions']
+
+
 def targetdctl(path, answer, *arguments):
     """Run the command against a server that sends one reply; returns (exit code, request)."""
     server = FakeServer(path, answer)

@@ -17,6 +17,7 @@ SAMPLES = {
     'check-connections': {'id': 1},
     'capture': {'tsih': 1, 'data': 16},
     'count': {'id': 1},
+    'line': {'id': 1},
     'end': {'why': 'targetd stops', 'reason': 'stopped'},
     'retire': {},
 }
