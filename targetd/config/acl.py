@@ -1,38 +1,18 @@
-"""Rules of admission: initiator-address and initiator-name of a target, and discovery-address.
+"""Rules of admission: initiator-address, initiator-name and lun-map of a target, and discovery-address.
 
-May import the pure iscsi.names. Fails closed: a target without both rules admits no initiator; if
-both are written, both must match. Every refusal names the rule, for the log and `targetdctl why`.
+May import the pure iscsi.names. Fails closed: a target without the first two admits no initiator; if
+both are written, both must match; if it has maps of LUNs, one of them must match. Every refusal names
+the rule, for the log and `targetdctl why`.
 """
 
-import ipaddress
-
-from targetd.config.network_kinds import ALL, SCOPE
+from targetd.config import lun_maps
+from targetd.config.network_kinds import ALL, network_has
 from targetd.iscsi import names
-
-
-def parsed_address(address):
-    """The ipaddress object of a peer's address, without scope; an IPv4-mapped IPv6 address becomes
-    an IPv4 address.
-
-    Raises ValueError if the text is not an address.
-    """
-    parsed = ipaddress.ip_address(address.partition(SCOPE)[0])
-    return getattr(parsed, 'ipv4_mapped', None) or parsed
 
 
 def address_matches(rules, address):
     """True if one of the networks (or ALL) in `rules` contains this peer address."""
-    if ALL in rules:
-        return True
-    try:
-        peer = parsed_address(address)
-    except ValueError:
-        return False
-    for rule in rules:
-        network = ipaddress.ip_network(rule)
-        if network.version == peer.version and peer in network:
-            return True
-    return False
+    return ALL in rules or any(network_has(rule, address) for rule in rules)
 
 
 def name_matches(rules, initiator_name):
@@ -61,7 +41,7 @@ def refusal(target, initiator_name, address):
             ', '.join(patterns),
             target.name,
         )
-    return None
+    return lun_maps.refusal(target, initiator_name, address)
 
 
 def account_refusal(target, user, initiator_name):

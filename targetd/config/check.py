@@ -14,6 +14,7 @@ from targetd.config import (
     conflicts,
     identities,
     kinds,
+    lun_maps,
     lun_rules,
     model,
     pasted,
@@ -285,6 +286,9 @@ class Checker(object):
         self._check_accounts(found, 'incominguser', 'outgoinguser', accounts)
         self._check_former(found, accounts)
         luns = self._luns(section, name or '%s:%d' % (section.file, section.line), found)
+        maps, users = self._pieces(found, 'lun-map'), [user for (user, _), _ in accounts]
+        for place, text, remedy in lun_maps.contradictions(maps, luns, users):
+            self.complain(place, text, remedy)
         text_keys = self._text_keys(found)
         if name is None:
             return

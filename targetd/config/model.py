@@ -317,6 +317,19 @@ class RemoveLun(namedtuple('RemoveLun', 'target_name lun')):
     )
 
 
+class ChangeMaps(namedtuple('ChangeMaps', 'old new')):
+    """Step: the maps of LUNs of a Target that continues (lun-map) change."""
+
+    __slots__ = ()
+    when = settings.LIVE
+    text = property(
+        lambda self: (
+            'change target %s: %s'
+            % (self.new.name, _changes('target', ('lun_map',), self.old, self.new))
+        )
+    )
+
+
 class ChangeLun(namedtuple('ChangeLun', 'target_name old new fields')):
     """Step: change a Lun of a target. fields: the attributes that differ."""
 
@@ -381,8 +394,12 @@ def _lun_steps(old, new):
     return removed, changed, added
 
 
+def _map_steps(old, new):
+    return [ChangeMaps(old, new)] if old.lun_map != new.lun_map else []
+
+
 def _target_change(old, new):
-    fields = _different(old, new, without=('luns', 'keys'))
+    fields = _different(old, new, without=('luns', 'keys', 'lun_map'))
     fields += [key for key in new.keys if new.keys[key] != old.keys.get(key)]
     return [ChangeTarget(old, new, tuple(fields))] if fields else []
 
@@ -404,8 +421,12 @@ def diff(old, new):
     kept = [
         (old.targets[name], target) for name, target in new.targets.items() if name in old.targets
     ]
-    for kind in zip(*[_lun_steps(before, after) for before, after in kept]):
-        steps += [step for steps_of_target in kind for step in steps_of_target]
+    removed, changed, added = [], [], []
+    for before, after in kept:
+        for steps_of_kind, more in zip((removed, changed, added), _lun_steps(before, after)):
+            steps_of_kind += more
+    maps = [step for before, after in kept for step in _map_steps(before, after)]
+    steps += removed + maps + changed + added
     for before, after in kept:
         steps += _target_change(before, after)
     return steps + [

@@ -16,6 +16,26 @@ ISCSI_PORT = 3260
 SCOPE = '%'  # separates an IPv6 address from its scope: fe80::1%eth0
 
 
+def parsed_address(address):
+    """The ipaddress object of a peer's address, without scope; an IPv4-mapped IPv6 address becomes
+    an IPv4 address.
+
+    Raises ValueError if the text is not an address.
+    """
+    parsed = ipaddress.ip_address(address.partition(SCOPE)[0])
+    return getattr(parsed, 'ipv4_mapped', None) or parsed
+
+
+def network_has(network, address):
+    """True if the network contains this address of a peer."""
+    try:
+        peer = parsed_address(address)
+    except ValueError:
+        return False
+    network = ipaddress.ip_network(network)
+    return network.version == peer.version and peer in network
+
+
 class Portal(Kind):
     """A numeric address and a port -> (address, port).
 

@@ -12,7 +12,7 @@ model's class; for a text key it is the key of Target.keys.
 
 from collections import namedtuple
 
-from targetd.config import identities, kinds, network_kinds, scsi_kinds
+from targetd.config import identities, kinds, map_kinds, network_kinds, scsi_kinds
 from targetd.iscsi import keys
 
 LIVE = 'live'  # takes effect immediately, for existing sessions too
@@ -349,6 +349,17 @@ TARGET = (
             'whatever is listed. For LUN 300, libiscsi, QEMU, libvirt and iPXE are given 300, which '
             'they send as 012Ch; Linux and Windows use what is listed, and Linux names LUN 300 16684 '
             'if it is listed as 412Ch.'),
+    _target('lun-map', map_kinds.LunMaps(), (), LIVE,
+            'Which LUNs of the target an initiator sees: an initiator (a name, in which * matches any '
+            'characters and ? matches one; a network; account:NAME of incominguser; or ALL), and the numbers '
+            'of the LUNs; 1=4 shows LUN 4 as LUN 1, 5:read-only allows only reading. all: all of them; none: '
+            'none of them.',
+            'One map counts for an initiator, the most specific one: that of its name, else of its account, '
+            'else of the longest pattern, else of the smallest network, else that for ALL. With any lun-map, '
+            'initiators for which there is no map cannot log in, and discovery does not report the target to '
+            'them. Without lun-map, every initiator that is admitted sees all LUNs. An initiator can claim '
+            'any name: use CHAP, and incominguser-for or account:NAME, if that is not secure enough.',
+            map_kinds.LunMaps.EXAMPLE),
 )
 # fmt: on
 

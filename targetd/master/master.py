@@ -129,7 +129,7 @@ class Master(object):
             self.saver,
         )
         self.rod_tokens = RodTokens(self.replication)
-        self.copy_guests = CopyGuests(self.replication, self.admission.may_log_in)
+        self.copy_guests = CopyGuests(self.replication, self.admission.map_for_copy)
         self.format_sanitize = FormatSanitize(
             self.replication,
             KeyReplacements(self.jobs, self.loop),

@@ -15,7 +15,7 @@ Units that sessions use are replaced by master.replacements.
 import time
 
 from targetd import log
-from targetd.config import acl, model, settings
+from targetd.config import model, settings
 from targetd.errors import StoreError, TargetdError
 from targetd.master import feasible, live_changes
 from targetd.master.attempt import Attempt, Prepared
@@ -24,6 +24,7 @@ from targetd.master.exports.resizing import Resizes
 from targetd.master.live_changes import Cause, LiveChanges
 from targetd.master.replacements import Replacements
 from targetd.master.units import fault_transitions, transitions
+from targetd.master.units.views import Views
 from targetd.master.vault import load
 from targetd.scsi import attention
 
@@ -66,6 +67,7 @@ class Reload(object):
         self.apply_server = apply_server
         self.history = history
         self.live_changes = LiveChanges(jobs, state)
+        self.views = Views(units, sessions)
         self.on_begin = lambda done: done  # called with done of a reload; returns what replaces it
         self.is_opening = False  # True while child processes open stores for a reload
         self.replacements = Replacements(
@@ -428,6 +430,9 @@ class Reload(object):
                     unit, transitions.access_configured(unit.shared, configured)
                 )
 
+    def _change_maps(self, step, prepared):
+        self.views.change(step.new.name, prepared.hold())
+
     def _add_lun(self, step, prepared):
         unit = prepared.units[step.target_name, step.lun.number]
         self.exports.add_unit(unit)
@@ -441,12 +446,12 @@ class Reload(object):
         if unit is None:
             return
         self.units.remove_unit(unit)
-        workers = unit.forget_sessions()
+        numbers = unit.forget_sessions()
         self.units.copy_guests.end_copies(
             unit,
             lambda: self.units.replication.order_units(
-                workers,
-                remove=[step.lun.number],
+                list(numbers),
+                remove={worker: [number] for worker, number in numbers.items()},
                 attentions=[attention.LUNS_CHANGED],
                 done=lambda: self._flush_and_close(unit),
             ),
@@ -496,14 +501,9 @@ class Reload(object):
     def _end_inadmissible_sessions(self):
         """End the sessions that the rules no longer admit."""
         for session in self.sessions.normal():
-            target = self.state.configuration.targets.get(session.nexus.target_name)
-            if target is None or session.ended_why is not None:
-                continue
-            refusals = [
-                acl.refusal(target, session.initiator_name, peer[0])
-                for peer in session.peers.values()
-            ]
-            why = next((refusal for refusal in refusals if refusal), None)
+            why = None
+            if session.ended_why is None:
+                why = self.sessions.admission.why_inadmissible(session)
             if why is not None:
                 log.warning(
                     'session %d of %s is ended: %s', session.tsih, session.initiator_name, why
@@ -543,6 +543,7 @@ STEPS = {
     model.RemoveTarget: Reload._remove_target,
     model.AddLun: Reload._add_lun,
     model.RemoveLun: Reload._remove_lun,
+    model.ChangeMaps: Reload._change_maps,
     model.ChangeLun: Reload._change_lun,
 }
 

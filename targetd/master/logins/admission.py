@@ -8,7 +8,7 @@ A worker may have been forked before a reload, so the master checks every sessio
 
 import time
 
-from targetd.config import acl
+from targetd.config import acl, lun_maps
 from targetd.iscsi import const
 
 
@@ -33,7 +33,7 @@ class Admission(object):
         self.missing_stores = missing_stores
 
     def check_claim(self, claim, target_name, sessions):
-        """Raise Refused unless the configuration admits this session.
+        """Raise Refused unless the configuration admits this session. Returns its lun_maps.LunMap.
 
         claim: the `claim` request of a worker (channel.py); target_name: None for discovery;
         sessions: the SessionRecords of the target.
@@ -47,7 +47,7 @@ class Admission(object):
             if refusal:
                 raise Refused(const.AUTHORIZATION_FAILURE, refusal)
             _check_proof(claim, '', configuration.server.incomingdiscoveryuser)
-            return
+            return lun_maps.EVERY_LUN
         target = configuration.targets.get(target_name)
         if target is None:
             raise self._not_found(claim, 'there is no target %s' % target_name)
@@ -62,8 +62,10 @@ class Admission(object):
             raise Refused(const.AUTHORIZATION_FAILURE, refusal)
         _check_proof(claim, target.name, accounts_now(target))
         _check_account(claim, target)
+        lun_map = _chosen_map(claim, target)
         self._check_target_available(target)
         _check_target_limit(target, session, sessions)
+        return lun_map
 
     def _not_found(self, claim, why):
         """The Refused for a target that is not here: see iscsi.login, which has the same rule."""
@@ -99,26 +101,51 @@ class Admission(object):
         accounts = accounts_now(target) if target else ()
         return [account for account in accounts if account[0] == session.account]
 
-    def may_log_in(self, worker, target_name):
-        """True if the initiator of the worker's session could log in to this target too, through the
-        same portal group and with the accounts that it has proved."""
+    def map_of(self, session):
+        """The lun_maps.LunMap of a session that goes on, by the configuration in force; None if there is none
+        for it, or not the same one for all its connections."""
+        target = self.state.configuration.targets.get(session.nexus.target_name)
+        if target is None:
+            return session.lun_map
+        accounts = [session.account] if session.account else []
+        return _sole_map(target, session, accounts)
+
+    def why_inadmissible(self, session):
+        """Why the configuration in force no longer admits a session that goes on, or None."""
+        target = self.state.configuration.targets.get(session.nexus.target_name)
+        if target is None:
+            return None
+        addresses = [peer[0] for peer in session.peers.values()]
+        refusals = [acl.refusal(target, session.initiator_name, address) for address in addresses]
+        if self.map_of(session) is None:
+            where = ', '.join(addresses) or session.address
+            refusals.append(lun_maps.no_map(target, session.initiator_name, where, session.account))
+        return next((refusal for refusal in refusals if refusal), None)
+
+    def map_for_copy(self, worker, target_name):
+        """The lun_maps.LunMap that the initiator of the worker's session would have at this target, if it
+        could log in there too, through the same portal group and with the accounts that it has proved;
+        else None."""
         session, target = worker.session, self.state.configuration.targets.get(target_name)
         if session is None or session.ended_why is not None or not session.peers:
-            return False
+            return None
         if target is None or self.state.is_stopping or self._unavailable(target):
-            return False
+            return None
         if session.group not in target.portal_groups:
-            return False
+            return None
         usable = [
             account
             for account in accounts_now(target)
             if not acl.account_refusal(target, account[0], session.initiator_name)
         ]
-        if target.accounts and not set(session.proved) & set(usable):
-            return False
-        return not any(
+        proved = set(session.proved) & set(usable)
+        if target.accounts and not proved:
+            return None
+        if any(
             acl.refusal(target, session.initiator_name, peer[0]) for peer in session.peers.values()
-        )
+        ):
+            return None
+        return _sole_map(target, session, [user for user, _ in proved])
 
 
 def accounts_now(target, clock=time.localtime):
@@ -151,6 +178,30 @@ def _check_account(claim, target):
     refusal = acl.account_refusal(target, proved[1], name) if proved and target.accounts else None
     if refusal:
         raise Refused(const.AUTHORIZATION_FAILURE, refusal)
+
+
+def _chosen_map(claim, target):
+    """The LunMap of a claim. Raises Refused if the target has maps and none for this initiator."""
+    name, address, proved = (
+        claim['session']['initiator_name'],
+        claim['peer'][0],
+        claim.get('proved'),
+    )
+    accounts = [proved[1]] if proved and proved[0] == target.name and target.accounts else []
+    lun_map = lun_maps.choose(target, name, address, accounts)
+    if lun_map is None:
+        why = lun_maps.no_map(target, name, address, ''.join(accounts))
+        raise Refused(const.AUTHORIZATION_FAILURE, why)
+    return lun_map
+
+
+def _sole_map(target, session, accounts):
+    """The LunMap that all connections of the session have, or None."""
+    addresses = {peer[0] for peer in session.peers.values()} or {session.address}
+    maps = {
+        lun_maps.choose(target, session.initiator_name, address, accounts) for address in addresses
+    }
+    return maps.pop() if len(maps) == 1 else None
 
 
 def _check_target_limit(target, session, sessions):

@@ -48,6 +48,16 @@ def check_join(session, claim):
         )
 
 
+def check_map(session, lun_map):
+    """Raise Refused if a connection has another map of LUNs than its session: for another address."""
+    if lun_map != session.lun_map:
+        raise Refused(
+            const.AUTHORIZATION_FAILURE,
+            'session %d has another lun-map than this connection, whose map is that for %s'
+            % (session.tsih, lun_map.written),
+        )
+
+
 def check_room(session, cid):
     """Raise Refused if the session has as many connections as were negotiated, without the one of
     this CID, which the new one replaces."""
@@ -83,4 +93,4 @@ def order(session, claim, connection):
     }
 
 
-__all__ = ('check_join', 'check_room', 'order')
+__all__ = ('check_join', 'check_map', 'check_room', 'order')

@@ -21,6 +21,7 @@ import re
 import time
 
 from targetd import events, log, tcp_info
+from targetd.config.lun_maps import EVERY_LUN, have_common_lun
 from targetd.iscsi import const
 from targetd.master.logins import joins
 from targetd.master.logins.admission import Refused
@@ -43,8 +44,9 @@ MAXIMUM_KEYS = 64
 
 class SessionRecord(object):
     """What the master knows about a session. nexus: scsi.sam.Nexus, None for a discovery session;
-    since: wall clock, seconds; peers: {CID: [address, port]}; ended_why: None, or the reason of the
-    `end` order."""
+    since: wall clock, seconds; peers: {CID: [address, port]}; address: of the first connection; lun_map:
+    which LUNs it sees (lun_maps.LunMap), None if a reload has left none for it; ended_why: None, or the
+    reason of the `end` order."""
 
     def __init__(self, nexus, tsih, worker, claim, now):
         session = claim['session']
@@ -59,6 +61,8 @@ class SessionRecord(object):
         self.group = session.get('group')
         self.since = now
         self.peers = {}
+        self.address = ''
+        self.lun_map = EVERY_LUN
         self.ended_why = None
         self.logout_by = None  # (time of the loop, why, reason): when logout_session() ends it
 
@@ -75,6 +79,7 @@ class SessionRecord(object):
             'connections': len(self.peers),
             'since': self.since,
             'account': self.account,
+            'lun_map': self.lun_map.written if self.lun_map not in (None, EVERY_LUN) else '',
             'pid': self.worker.pid,
             'keys': self.keys,
             'ending': self.ended_why,
@@ -173,7 +178,7 @@ class Sessions(object):
             self._add_connection(worker, claim)
             return
         sessions = self.of_target(target_name) if target_name else []
-        self.admission.check_claim(claim, target_name, sessions)
+        lun_map = self.admission.check_claim(claim, target_name, sessions)
         nexus = None
         if target_name:
             nexus = Nexus(session['initiator_name'], session['isid'], target_name, session['group'])
@@ -187,7 +192,7 @@ class Sessions(object):
             raise Refused(
                 const.OUT_OF_RESOURCES, 'max-sessions (%d) of the server is reached' % self.limit
             )
-        self._grant(nexus, worker, claim)
+        self._grant(nexus, worker, claim, lun_map)
 
     def _add_connection(self, worker, claim):
         """The login of a further connection is over: hand the connection to the worker of the
@@ -195,9 +200,10 @@ class Sessions(object):
         asked = claim['session']
         session = self.by_tsih.get(asked['tsih'])
         joins.check_join(session, claim)
-        self.admission.check_claim(
+        lun_map = self.admission.check_claim(
             claim, session.nexus.target_name, self.of_target(session.nexus.target_name)
         )
+        joins.check_map(session, lun_map)
         joins.check_room(session, asked['cid'])
         connection = claim['connection']
         order = joins.order(session, claim, connection.description)
@@ -279,9 +285,10 @@ class Sessions(object):
                 self.retry_waiting_claims()
                 return
 
-    def _grant(self, nexus, worker, claim):
+    def _grant(self, nexus, worker, claim, lun_map):
         session = SessionRecord(nexus, self._free_tsih(), worker, claim, self.clock())
         session.peers[claim['session']['cid']] = claim['peer']
+        session.address, session.lun_map = claim['peer'][0], lun_map
         worker.session = session
         self.by_tsih[session.tsih] = session
         units, descriptors, more = [], (), False
@@ -290,11 +297,12 @@ class Sessions(object):
             session.proved = self.admission.proved_accounts(session)
             units, descriptors, more = self.serve_units(worker, nexus)
         log.info(
-            '%s%s from %s logged in to %s (session %d, worker %d)',
+            '%s%s from %s logged in to %s%s (session %d, worker %d)',
             session.initiator_name,
             ' as %s' % session.account if session.account else '',
             shown(*claim['peer']),
             nexus.target_name if nexus else 'discovery',
+            ' with the lun-map for %s' % lun_map.written if lun_map != EVERY_LUN else '',
             session.tsih,
             worker.pid,
             origin=claim['peer'][0],
@@ -451,7 +459,7 @@ class Sessions(object):
             self._end_late(session)
 
     def reset_target(self, worker):
-        """TARGET COLD RESET, RFC 7143 11.5.1: end every session of the target but the one that
+        """TARGET COLD RESET, RFC 7143 11.5.1: end every session of the target that sees a LUN of the one that
         requested it, whose worker ends its session itself."""
         session = worker.session
         if session is None or session.nexus is None:
@@ -463,7 +471,7 @@ class Sessions(object):
             origin=worker.peers[0] if worker.peers else '',
         )
         for other in self.of_target(session.nexus.target_name):
-            if other is not session:
+            if other is not session and have_common_lun(session.lun_map, other.lun_map):
                 self.end_session(
                     other,
                     'the target was reset by %s' % session.initiator_name,

@@ -20,12 +20,12 @@ from targetd.scsi.medium_state import EJECTED
 
 
 class CopyGuests(object):
-    """Grants units to copies. may_log_in(worker, target name): may the initiator of the worker's
-    session log in to this target now?"""
+    """Grants units to copies. map_of(worker, target name): the lun_maps.LunMap that the initiator of the
+    worker's session would have at this target now, None if it may not log in there."""
 
-    def __init__(self, replication, may_log_in):
+    def __init__(self, replication, map_of):
         self.replication = replication
-        self.may_log_in = may_log_in
+        self.map_of = map_of
 
     def on_copy_reach(self, unit, worker, message, answer):
         """`ask copy-reach` at `unit`; answer(decision, words, descriptors) with the unit that the
@@ -62,11 +62,18 @@ class CopyGuests(object):
             if (
                 other.target_name != unit.target_name
                 and extended_copy.has_designator(UnitFacts.from_message(other.facts), *designator)
-                and self.may_log_in(worker, other.target_name)
+                and self.may_use(worker, other)
                 and self._may_write(other, worker.session.nexus.initiator_name)
             ):
                 return other
         return None
+
+    def may_use(self, worker, unit):
+        """True if the initiator of the worker's session would see this unit of another target now, and the
+        maps of that target would let it write."""
+        lun_map = self.map_of(worker, unit.target_name)
+        shown = lun_map.shown(unit.lun.number) if lun_map is not None else None
+        return shown is not None and not shown.read_only
 
     def _may_write(self, unit, initiator_name):
         same_medium = self.replication.by_id.same_medium(unit)

@@ -21,7 +21,9 @@ from targetd.master.units.hanging import HangingUnits
 from targetd.master.units.shared_state import durable_part, may_stop_flushing
 from targetd.master.units.transitions import Decision, Refusal
 from targetd.master.units.unit import to_message_with_descriptors
-from targetd.scsi import sam
+from targetd.scsi import attention, sam
+from targetd.scsi.errno_map import PROTECTED
+from targetd.scsi.sense import CheckCondition
 from targetd.store import failure_flags
 
 # Each unit can have three descriptors, and a message at most channel.MAXIMUM_DESCRIPTORS.
@@ -148,6 +150,7 @@ class Units(object):
         for unit in [unit for unit in self.by_id.values() if unit.involves(worker)]:
             nexus = unit.forget_session(worker)
             unit.guests.pop(worker, None)
+            unit.leaving.pop(worker, None)
             unit.queue = deque(entry for entry in unit.queue if entry[0] is not worker)
             if worker in unit.slots and not is_stuck:
                 self.replication.atomic_writes.retire_slot(unit, unit.slots.pop(worker))
@@ -185,6 +188,47 @@ class Units(object):
                 pending[0] += 1
                 self.replication.apply_decision(unit, decision, one_done)
         one_done()
+
+    def is_incomplete(self, worker):
+        """True if the login of this worker's session still waits for units."""
+        return worker in self._incomplete
+
+    def give_units(self, worker, units, done):
+        """Send a session that goes on these further units, as many as it may have now, then done()."""
+        present = [unit for unit in units if self.by_id.get(unit.id) is unit]
+        if worker.session is None or not present:
+            done()
+            return
+        rest = present[UNITS_PER_MESSAGE:]
+        self.replication.order_units(
+            [worker],
+            add=present[:UNITS_PER_MESSAGE],
+            attentions=[attention.LUNS_CHANGED],
+            done=lambda: self.give_units(worker, rest, done),
+        )
+
+    def withdraw(self, unit, worker):
+        """The session of the worker goes on without the unit; the caller tells it. Until withdrawn() its
+        initiator still holds it."""
+        is_reader = worker in unit.readers
+        nexus = unit.forget_session(worker)
+        unit.leaving[worker] = '' if is_reader else nexus.initiator_name
+        if worker in unit.slots:
+            unit.slots['leaving', worker] = unit.slots.pop(worker)
+        mine = [answer for asker, _, answer in unit.queue if asker is worker]
+        unit.queue = deque(entry for entry in unit.queue if entry[0] is not worker)
+        for answer in mine:
+            answer(Refusal(*transitions.UNIT_IS_GONE))
+        self.rod_tokens.revoke_tokens_of(unit)
+
+    def withdrawn(self, unit, worker, nexus):
+        """No command of this nexus can touch the unit any more."""
+        unit.leaving.pop(worker, None)
+        slot = unit.slots.pop(('leaving', worker), None)
+        if slot is not None:
+            self.replication.atomic_writes.retire_slot(unit, slot)
+        if self.by_id.get(unit.id) is unit:
+            self.replication.apply_decision(unit, transitions.session_lost(unit.shared, nexus))
 
     # -- requests ----------------------------------------------------------------------------------
 
@@ -233,7 +277,7 @@ class Units(object):
         self.replication.kill(worker, 'it sent an invalid request')
 
     def _reset_target(self, worker, target_name, message, answer):
-        units = list(self.of_target(target_name).values())
+        units = [unit for unit in self.of_target(target_name).values() if worker in unit.workers]
         pending = [len(units)]
 
         def one_done(decision):
@@ -254,6 +298,8 @@ class Units(object):
                 answer(Refusal(*transitions.UNIT_IS_GONE))
             elif worker in unit.workers:
                 self._enqueue(unit, worker, message, answer)
+            else:
+                answer(Refusal(*transitions.UNIT_IS_GONE))
 
         self.guards.keep(unit, worker, guards.OPERATION, kept)
 
@@ -274,7 +320,8 @@ class Units(object):
             answer(Refusal(sam.BUSY))
             return
         if message['ask'] == 'operate' and worker in unit.readers:
-            self._kill_malformed(worker, 'operate: its session may only read %s' % unit.id)
+            # it may have become a reader just now
+            answer(transitions.refusal(unit.shared, CheckCondition(*PROTECTED)))
             return
         try:
             decision = transitions.decide(unit.shared, nexus, message, unit.initiator_ports())
@@ -330,11 +377,11 @@ class Units(object):
         def flushed(error):
             unit.is_busy = False
             nexus = unit.workers.get(worker)
-            if self.by_id.get(unit.id) is not unit:
+            if self.by_id.get(unit.id) is not unit or nexus is None:
                 answer(Refusal(*transitions.UNIT_IS_GONE))
             elif error is not None:
                 answer(transitions.cannot_flush(unit.shared, error))
-            elif nexus is not None:
+            else:
                 self._decide(unit, worker, nexus, message, answer, True)
             self._process_queue(unit)
 
@@ -371,11 +418,9 @@ class Units(object):
                     error.strerror,
                 )
                 answer(transitions.cannot_persist(unit.shared, message, error.errno))
-            elif self.by_id.get(unit.id) is not unit:
+            elif self.by_id.get(unit.id) is not unit or nexus is None:
                 self.replication.save_in_force(unit)
                 answer(Refusal(*transitions.UNIT_IS_GONE))
-            elif nexus is None:
-                self.replication.save_in_force(unit)
             else:
                 self._decide(unit, worker, nexus, message, answer, is_flushed, wanted)
             self._process_queue(unit)

@@ -19,7 +19,7 @@ from targetd.master.state.saver import DirectSaver, OutcomeUnknown
 from targetd.master.units import fault_transitions, shared_state, sharing, transitions
 from targetd.master.units.acknowledgements import Acknowledgements
 from targetd.master.units.fault_log import FaultLog, log_restriction
-from targetd.master.units.unit import UnitTable, to_message_with_descriptors
+from targetd.master.units.unit import UnitTable, shown_to, to_message_with_descriptors
 from targetd.scsi.medium_state import FAILED
 from targetd.store import failure_flags
 
@@ -192,10 +192,13 @@ class Replication(object):
             self.send(worker, dict(words, do='change', id=NO_ACKNOWLEDGEMENT, unit=unit.id), ())
 
     def give_unit(self, unit, worker, nexus):
-        """The worker's session gets the unit, unless it is left out because another initiator holds it
-        (sharing). Returns True if it does."""
-        if unit.give_to(worker, nexus, self.by_id.same_medium(unit)):
-            if worker in unit.readers:
+        """The worker's session gets the unit, unless its map does not have it (lun-map), or it is left out
+        because another initiator holds it (sharing). Returns True if it does."""
+        shown = shown_to(worker.session, unit)
+        if shown is None:
+            return False
+        if unit.give_to(worker, nexus, self.by_id.same_medium(unit), shown):
+            if worker in unit.readers and not shown.read_only:
                 log.warning(
                     '%s may only read lun %d of %s, because another initiator writes it '
                     '(sharing = readers)',
@@ -214,12 +217,12 @@ class Replication(object):
         return False
 
     def order_units(
-        self, workers, add=(), remove=(), replace=(), attentions=(), done=None, is_last=False
+        self, workers, add=(), remove=None, replace=(), attentions=(), done=None, is_last=False
     ):
-        """Send these workers the units that were added, removed (LUNs) or have another store now.
-        attentions: [(asc, ascq) …], pending afterwards at every unit that the nexus had before and
-        keeps; done() when all workers have acknowledged it; is_last: the login for which the units
-        were sent is complete."""
+        """Send these workers the units that were added, removed or have another store now. remove:
+        {worker: [LUN as its session knows it]}; attentions: [(asc, ascq) …], pending afterwards at every
+        unit that the nexus had before and keeps; done() when all workers have acknowledged it; is_last:
+        the login for which the units were sent is complete."""
         message_id = self.acknowledgements.expect(
             workers, lambda: self._on_units_ordered(message_id, replace, done)
         )
@@ -232,14 +235,15 @@ class Replication(object):
             dicts, descriptors = to_message_with_descriptors(
                 self.descriptions.lend, worker, given + list(replace)
             )
-            is_changed = given or remove or replace
+            removed = (remove or {}).get(worker, [])
+            is_changed = given or removed or replace
             self.send(
                 worker,
                 {
                     'do': 'units',
                     'id': message_id,
                     'add': dicts[: len(given)],
-                    'remove': list(remove),
+                    'remove': removed,
                     'replace': dicts[len(given) :],
                     'attentions': [list(a) for a in attentions] if is_changed else [],
                     'last': is_last,

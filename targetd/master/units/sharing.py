@@ -1,7 +1,8 @@
 """Who may use a logical unit beside the initiator that uses it already (the setting `sharing`). Pure.
 
 An initiator is its iSCSI name: the sessions of one name, such as the paths of MPIO, count as one. An
-initiator *holds* a unit while a session of it, or a copy that it started, may write it.
+initiator *holds* a unit while a session of it, or a copy that it started, may write it. A session whose
+lun-map has `read-only` never holds the unit.
 
      sharing      another initiator holds the unit
      exclusive    it is left out of the session's LUNs
@@ -27,11 +28,12 @@ RESTORING = 'targetdctl guard restore'
 
 def holders(unit):
     """The names of the initiators that hold a Unit, as a set."""
-    return {
+    using = {
         nexus.initiator_name
         for worker, nexus in unit.replica_holders()
         if worker not in unit.readers
     }
+    return using.union(filter(None, unit.leaving.values()))
 
 
 def access(unit, same_medium, initiator_name):

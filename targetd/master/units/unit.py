@@ -4,6 +4,7 @@ workers that hold a replica of that state."""
 import time
 from collections import deque
 
+from targetd.config.lun_maps import EVERY_LUN, Shown
 from targetd.master.units import sharing
 from targetd.scsi import operations
 
@@ -17,9 +18,11 @@ class Unit(object):
     dict with seen, contents, auto_assembled (exports.open_medium).
 
     workers: {worker: Nexus}, the workers whose sessions serve the unit; readers: those of them that see
-    it read-only; left_out: {worker: name of the initiator that holds the unit} of the sessions of the
-    target that do not see it (sharing); guests: {worker: (Nexus,
-    count of copies)}, the workers whose copies read or write the unit (copy_guests); watched: byte
+    it read-only; views: {worker: lun_maps.Shown} of those that see it otherwise than the target has it;
+    left_out: {worker: name of the initiator that holds the unit} of the sessions of the target that do
+    not see it (sharing); leaving: {worker: name of its initiator, '' if it only reads} of sessions whose
+    map does not have the unit any more, but whose commands may not have ended (views); guests:
+    {worker: (Nexus, count of copies)}, the workers whose copies read or write the unit (copy_guests); watched: byte
     ranges that ROD tokens represent (rod_tokens); slots: {worker, or (message id, worker) for a
     store that is being replaced: journal.Slot}, the journal slots that were granted."""
 
@@ -38,7 +41,9 @@ class Unit(object):
         self.found = found
         self.workers = {}
         self.readers = set()
+        self.views = {}
         self.left_out = {}
+        self.leaving = {}
         self.guests = {}
         self.watched = []
         self.is_restoring = False  # old blocks are being put back: no session gets the unit
@@ -79,17 +84,33 @@ class Unit(object):
 
     def has_replica_in(self, worker):
         """True if this worker has a descriptor of the medium."""
-        return worker in self.workers or worker in self.guests
+        return worker in self.workers or worker in self.guests or worker in self.leaving
 
-    def give_to(self, worker, nexus, same_medium=()):
+    def view_of(self, worker):
+        """How the session of the worker sees the unit: lun_maps.Shown."""
+        return self.views.get(worker) or Shown(self.lun.number, False)
+
+    def show(self, worker, shown):
+        """The session of the worker, which has the unit, sees it like this (lun_maps.Shown) from now on."""
+        self.views.pop(worker, None)
+        if shown != self.view_of(worker):
+            self.views[worker] = shown
+        if shown.read_only:
+            self.readers.add(worker)
+        else:
+            self.readers.discard(worker)
+
+    def give_to(self, worker, nexus, same_medium=(), shown=None):
         """The session of the worker gets the unit, unless another initiator holds it. Returns True if
-        it does. same_medium: the other Units of the medium."""
+        it does. same_medium: the other Units of the medium; shown: how it sees the unit (lun_maps.Shown)."""
         allowed, holder = sharing.access(self, same_medium, nexus.initiator_name)
         self.forget_session(worker)
         if allowed == sharing.NOTHING:
             self.left_out[worker] = holder
             return False
         self.workers[worker] = nexus
+        if shown is not None:
+            self.show(worker, shown)
         if allowed == sharing.READ:
             self.readers.add(worker)
         return True
@@ -98,12 +119,14 @@ class Unit(object):
         """The session of the worker does not use the unit any more. Returns its Nexus, or None."""
         self.left_out.pop(worker, None)
         self.readers.discard(worker)
+        self.views.pop(worker, None)
         return self.workers.pop(worker, None)
 
     def forget_sessions(self):
-        """No session uses the unit any more. Returns the workers of those that did."""
-        workers, self.workers, self.readers, self.left_out = list(self.workers), {}, set(), {}
-        return workers
+        """No session uses the unit any more. Returns {worker: the LUN that it was} of those that did."""
+        numbers = {worker: self.view_of(worker).number for worker in self.workers}
+        self.workers, self.readers, self.views, self.left_out = {}, set(), {}, {}
+        return numbers
 
     def initiator_ports(self):
         """Sorted initiator port names that are logged in to the unit's target."""
@@ -114,6 +137,7 @@ class Unit(object):
         return (
             worker in self.workers
             or worker in self.left_out
+            or worker in self.leaving
             or worker in self.guests
             or worker in self.slots
             or bool(self.queue)
@@ -146,6 +170,13 @@ class Unit(object):
         return '<unit %s>' % self.id
 
 
+def shown_to(session, unit):
+    """How a SessionRecord sees a Unit (lun_maps.Shown), or None if its map does not have it. session: None
+    for a worker whose session is not known yet, which has no map."""
+    lun_map = EVERY_LUN if session is None else session.lun_map
+    return lun_map.shown(unit.lun.number) if lun_map is not None else None
+
+
 def to_message_with_descriptors(lend, worker, units):
     """(dicts, descriptors): these units, for a message to this worker, or to a copy's guest if
     worker is None. Each dict has the index of the medium's descriptor, that of its claim, and, if
@@ -161,6 +192,7 @@ def to_message_with_descriptors(lend, worker, units):
             index = len(descriptors)
             descriptors.append(own)
         dicts.append(unit.to_message(index))
+        dicts[-1]['lun'] = unit.view_of(worker).number
         if worker in unit.readers:
             dicts[-1]['facts'] = dict(unit.facts, read_only=True)
         if is_shared:

@@ -20,6 +20,7 @@ import socket
 from targetd import __version__, log
 from targetd import channel as channels
 from targetd.admin import commands
+from targetd.config import lun_maps
 from targetd.config.words import counted
 from targetd.errors import TargetdError
 from targetd.master import feasible
@@ -133,6 +134,8 @@ def _session_row(session):
         'group': session.group,
         'since': session.since,
         'peers': session.peers,
+        'address': session.address,
+        'lun_map': lun_maps.as_plain(session.lun_map),
         'ended_why': session.ended_why,
         'logout_by': session.logout_by,
     }
@@ -184,6 +187,8 @@ def _restore_session(master, row):
     nexus = Nexus(*row['nexus']) if row['nexus'] else None
     session = SessionRecord(nexus, row['tsih'], worker, {'session': row}, row['since'])
     session.proved, session.peers = row['proved'], row['peers']
+    if 'lun_map' in row:  # an earlier program has no maps
+        session.address, session.lun_map = row['address'], lun_maps.from_plain(row['lun_map'])
     session.ended_why, session.logout_by = row['ended_why'], row['logout_by']
     master.sessions.adopt(session)
 

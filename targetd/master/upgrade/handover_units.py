@@ -1,6 +1,7 @@
 """The logical units in the state that a master hands over (handover): media that stay open, what sessions
 share of them, journals of atomic writes, ROD tokens."""
 
+from targetd.config.lun_maps import Shown
 from targetd.host import identity
 from targetd.master.exports.exports import UnavailableLun
 from targetd.master.units.shared_state import Shared
@@ -56,6 +57,7 @@ def _unit_row(unit, keep):
         spares=len(unit.store.spares),
         workers={worker.pid: tuple(nexus) for worker, nexus in unit.workers.items()},
         readers=[worker.pid for worker in unit.readers],
+        views={worker.pid: tuple(shown) for worker, shown in unit.views.items()},
         left_out={worker.pid: holder for worker, holder in unit.left_out.items()},
         guests={worker.pid: (tuple(nexus), n) for worker, (nexus, n) in unit.guests.items()},
         slots={worker.pid: slot.number for worker, slot in unit.slots.items()},
@@ -104,6 +106,8 @@ def _restored(master, row, lun, workers):
     for pid, nexus in row['workers'].items():
         unit.workers[workers[pid]] = Nexus(*nexus)
     unit.readers = {workers[pid] for pid in row['readers']}
+    # an earlier program has no maps
+    unit.views = {workers[pid]: Shown(*shown) for pid, shown in row.get('views', {}).items()}
     unit.left_out = {workers[pid]: holder for pid, holder in row['left_out'].items()}
     for pid, (nexus, count) in row['guests'].items():
         unit.guests[workers[pid]] = Nexus(*nexus), count

@@ -15,7 +15,7 @@ from source_tree import PACKAGE, ROOT, python_files, read
 from targetd.admin import commands
 from targetd.config import acl, model, settings, tgt_settings
 
-APPLYING = ('config/acl.py', 'config/sharing_rules.py')
+APPLYING = ('config/acl.py', 'config/lun_maps.py', 'config/sharing_rules.py')
 DISPLAYING = (
     'master/control/control.py',
     'master/control/control_answers.py',

@@ -115,7 +115,7 @@ class FakeWorkers(object):
 
 
 def refuse_login(worker, target_name):
-    return False
+    return None
 
 
 def do_nothing(*arguments):
@@ -160,7 +160,7 @@ def make_units(
     kill=kill,
     workers=None,
     jobs=None,
-    may_log_in=refuse_login,
+    map_of=refuse_login,
     on_repaired=do_nothing,
 ):
     """Units with all its parts, as the master wires them; path: of the state directory."""
@@ -186,7 +186,7 @@ def make_units(
     return Units(
         replication,
         RodTokens(replication),
-        CopyGuests(replication, may_log_in),
+        CopyGuests(replication, map_of),
         format_sanitize,
         Flushes(jobs, replication.fail_unit),
     )

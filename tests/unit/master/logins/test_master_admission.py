@@ -5,6 +5,7 @@ from collections import namedtuple
 import pytest
 
 from targetd.config import model
+from targetd.config.lun_maps import EVERY_LUN
 from targetd.iscsi import const
 from targetd.master.logins.admission import Admission, Refused
 from targetd.master.server_state import ServerState
@@ -110,5 +111,5 @@ def test_max_sessions_does_not_count_the_session_that_is_replaced():
     ],
 )
 def test_a_copy_reaches_only_targets_that_admit_its_initiator(rules, record, expected):
-    assert rules.may_log_in(Worker(record), TARGET) is expected
-    assert not rules.may_log_in(Worker(record), 'iqn.2026-11.test:nothing')
+    assert rules.map_for_copy(Worker(record), TARGET) == (EVERY_LUN if expected else None)
+    assert not rules.map_for_copy(Worker(record), 'iqn.2026-11.test:nothing')

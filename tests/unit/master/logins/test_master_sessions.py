@@ -6,6 +6,7 @@ import errno
 import pytest
 from master_fakes import TARGET, FakeWorker, StillLoop, kill, send
 
+from targetd.config.lun_maps import EVERY_LUN
 from targetd.master.logins import joins
 from targetd.master.logins import sessions as registry
 from targetd.master.logins.admission import Refused
@@ -43,6 +44,7 @@ class Desk(object):
     def check_claim(self, claim, target_name, sessions):
         if self.refused:
             raise self.refused
+        return EVERY_LUN
 
     def proved_accounts(self, session):
         return []

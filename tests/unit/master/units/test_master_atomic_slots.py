@@ -9,6 +9,7 @@ from master_fakes import TARGET, FakeWorker, StillLoop, make_units, nexus
 
 from targetd import compat
 from targetd.config import model
+from targetd.config.lun_maps import EVERY_LUN
 from targetd.errors import StoreError
 from targetd.master.exports.exports import Exports
 from targetd.master.processes.jobs import Jobs
@@ -178,7 +179,7 @@ def test_a_ram_disk_has_its_journal_in_memory(harness):
 def test_a_replaced_store_gets_another_slot(harness):
     unit = harness.export()
     worker, _, _ = harness.serve()
-    worker.session = type('S', (), {'nexus': nexus('one')})
+    worker.session = type('S', (), {'nexus': nexus('one'), 'lun_map': EVERY_LUN})
     harness.units.replication.order_units([worker], replace=[unit])
     assert worker.of('units')[0]['replace'][0]['atomic']['slot'] == 1 and set(
         unit.atomic.slots
@@ -190,7 +191,7 @@ def test_a_replaced_store_gets_another_slot(harness):
 def test_closing_a_unit_during_the_replacement_of_its_store_retires_both_slots(harness):
     unit = harness.export()
     worker, _, _ = harness.serve()
-    worker.session = type('S', (), {'nexus': nexus('one')})
+    worker.session = type('S', (), {'nexus': nexus('one'), 'lun_map': EVERY_LUN})
     harness.units.replication.order_units([worker], replace=[unit])
     harness.close(unit)
     harness.loop.settle()

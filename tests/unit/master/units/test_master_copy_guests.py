@@ -8,6 +8,7 @@ import pytest
 from master_fakes import TARGET, FakeStore, FakeWorker, StillLoop, change_medium, make_units, nexus
 
 from targetd.config import model
+from targetd.config.lun_maps import EVERY_LUN
 from targetd.master.units import shared_state
 from targetd.master.units.acknowledgements import ACKNOWLEDGE_SECONDS
 from targetd.master.units.unit import Unit
@@ -16,7 +17,7 @@ OTHER = 'iqn.2026-11.test:other'
 NAA = '6001405' + '0' * 24 + '%d'
 BINARY, TYPE_NAA = 1, 3
 
-Session = collections.namedtuple('Session', 'nexus')
+Session = collections.namedtuple('Session', 'nexus lun_map')
 
 
 class Harness(object):
@@ -30,7 +31,7 @@ class Harness(object):
         self.mine, self.theirs = self.export(TARGET, 1), self.export(OTHER, 2)
         self.one, self.far = FakeWorker('one'), FakeWorker('far')
         for worker, target in ((self.one, TARGET), (self.far, OTHER)):
-            worker.session = Session(nexus(worker.name, target=target))
+            worker.session = Session(nexus(worker.name, target=target), EVERY_LUN)
             self.units.serve_session(worker, worker.session.nexus)
 
     def export(self, target, lun, **facts):
@@ -79,7 +80,7 @@ class Harness(object):
 
 @pytest.fixture
 def harness(tmpdir):
-    return Harness(tmpdir, may_log_in=lambda worker, target_name: True)
+    return Harness(tmpdir, map_of=lambda worker, target_name: EVERY_LUN)
 
 
 def test_a_unit_is_granted_with_its_descriptor_and_its_target(harness):
@@ -103,7 +104,7 @@ def test_no_unit_is_granted_if_the_login_check_refuses(tmpdir):
 def test_the_login_check_is_for_the_target_of_the_named_unit(tmpdir):
     asked = []
     harness = Harness(
-        tmpdir, may_log_in=lambda worker, target_name: asked.append((worker, target_name))
+        tmpdir, map_of=lambda worker, target_name: asked.append((worker, target_name))
     )
     assert harness.reach() is None and asked == [(harness.one, OTHER)] and not harness.descriptors
 

@@ -11,6 +11,7 @@ from master_fakes import TARGET, FakeWorker, StillLoop, make_units, nexus
 
 from targetd import store
 from targetd.config import model
+from targetd.config.lun_maps import EVERY_LUN
 from targetd.master.processes.jobs import Jobs
 from targetd.master.units import logical_units, shared_state, transitions
 from targetd.master.units.acknowledgements import ACKNOWLEDGE_SECONDS
@@ -138,7 +139,7 @@ def test_a_claim_gets_units_with_descriptors_and_states(harness):
 
 def logging_in():
     worker = FakeWorker('three')
-    worker.session = SimpleNamespace(nexus=nexus('three'))
+    worker.session = SimpleNamespace(nexus=nexus('three'), lun_map=EVERY_LUN)
     return worker
 
 
@@ -406,7 +407,9 @@ def test_removing_a_unit_refuses_its_queued_requests(harness):
 def test_an_order_of_units_is_done_after_every_acknowledgement(harness):
     done = []
     new = harness.export(3)
-    harness.one.session = harness.two.session = type('S', (), {'nexus': nexus('x')})
+    harness.one.session = harness.two.session = type(
+        'S', (), {'nexus': nexus('x'), 'lun_map': EVERY_LUN}
+    )
     harness.units.replication.order_units(
         [harness.one, harness.two],
         add=[new],
@@ -426,7 +429,7 @@ def test_units_that_do_not_fit_in_one_message_follow(harness):
     for lun in range(1, 450):
         harness.export(lun)
     worker = FakeWorker('many')
-    worker.session = type('S', (), {'nexus': nexus('many')})
+    worker.session = type('S', (), {'nexus': nexus('many'), 'lun_map': EVERY_LUN})
     dicts, descriptors, more = harness.serve(worker)
     assert (len(dicts), len(descriptors)) == (80, 160) and more
     for number in range(5):

@@ -56,7 +56,7 @@ def test_objects_of_a_version_are_refused(file):
 ANEW = {
     Unit: {
         *('lun', 'atomic', 'queue', 'is_busy', 'hanging', 'has_flush_timed_out'),
-        *('position', 'is_resizing', 'sizes_changed', 'is_restoring'),
+        *('position', 'is_resizing', 'sizes_changed', 'is_restoring', 'leaving'),
     },
     SessionRecord: {'worker'},
     WorkerProcess: {
@@ -76,9 +76,9 @@ ANEW = {
 HANDED_OVER = {
     Unit: handover_units.PLAIN
     + ('id', 'key', 'target_name', 'facts', 'found', 'shared', 'store', 'workers', 'readers')
-    + ('left_out', 'guests', 'slots'),
+    + ('left_out', 'views', 'guests', 'slots'),
     SessionRecord: ('nexus', 'tsih', 'initiator_name', 'initiator_alias', 'account', 'proved')
-    + ('keys', 'group', 'since', 'peers', 'ended_why', 'logout_by'),
+    + ('keys', 'group', 'since', 'peers', 'address', 'lun_map', 'ended_why', 'logout_by'),
     WorkerProcess: (
         'pid',
         'channel',
