@@ -19,6 +19,12 @@ _PORTAL = Argument('portal', 'text', True, 'ADDRESS:PORT, or an address for port
 _RULE = Argument(
     'rule', 'text', True, 'an iSCSI name (* and ? are wildcards), an address, a network, or ALL'
 )
+_WHO = Argument(
+    'who',
+    'text',
+    True,
+    'an iSCSI name (* and ? are wildcards), an address, a network, account:NAME, or ALL',
+)
 _STEPS = columns(('step', 'STEP'), ('effect', 'EFFECT'))
 _SECRET_TEXT = (
     'The secret is read from the terminal, or from standard input, and never from the command line; '
@@ -99,6 +105,18 @@ TABLE = (
             'both kinds, both must match.', [_TARGET, _RULE]),
     _change('acl remove', 'do not admit an initiator any more',
             'Sessions that no rule admits any more are ended.', [_TARGET, _RULE]),
+    _change('map set', 'decide which LUNs of a target an initiator sees',
+            'Writes lun-map: in place of the former map of that initiator. Sessions see the change at once. '
+            'The first map of a target must be that for ALL, so that nobody is refused by surprise.',
+            [_TARGET, _WHO,
+             Argument('luns', 'text', True,
+                      'numbers with commas in between, such as 0,1=4,2=5:read-only (LUN 4 as LUN 1; LUN 5 as '
+                      'LUN 2, only for reading); or all, or none')]),
+    _change('map remove', 'remove the map of an initiator',
+            'It then has the next map that matches it; sessions for which there is none are ended.',
+            [_TARGET, _WHO,
+             Argument('all-luns', 'flag', False,
+                      'remove the last map too: all initiators then see all LUNs')]),
     _change('portal add', 'listen on a further address',
             'A portal group that does not exist is created.', [_GROUP, _PORTAL]),
     _change('portal remove', 'no longer listen on an address', 'Sessions continue.',

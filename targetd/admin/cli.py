@@ -33,6 +33,7 @@ GROUPS = {
     'lun': 'add, remove, resize or move a LUN, set it offline, read-only or online',
     'account': 'add or remove a CHAP account, or give it another secret',
     'acl': 'admit initiators to a target, or no longer',
+    'map': 'decide which LUNs of a target an initiator sees',
     'portal': 'listen on an address, or no longer',
     'reservation': 'show or clear the reservations of a LUN',
 }
@@ -41,7 +42,7 @@ GROUPS = {
 #: disks and files, the server, other programs.
 ORDER = (
     'status show why top stats web identify disks '
-    'target lun medium account acl portal log-level history diff rollback '
+    'target lun medium account acl map portal log-level history diff rollback '
     'kick logout end drain reservation alua '
     'acknowledge accept create snapshot restore guard '
     'reload upgrade stop reopen-logs '

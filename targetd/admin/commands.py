@@ -46,6 +46,7 @@ TABLE = (
              columns=columns(('tsih', 'SESSION'), ('initiator_name', 'INITIATOR'),
                               ('address', 'ADDRESS'),
                               ('target_name', 'TARGET'), ('account', 'ACCOUNT', 'text', WIDE),
+                              ('lun_map', 'LUN-MAP', 'text', WIDE),
                               ('connections', 'CONNECTIONS', 'text', WIDE),
                               ('since', 'SINCE'), ('pid', 'PROCESS', 'text', WIDE)),
              empty='no initiator is logged in'),

@@ -15,6 +15,16 @@ TABLE = (
                             ('group', 'GROUP'), ('initiator_name', 'INITIATOR'),
                             ('target_name', 'TARGET', 'text', WIDE)),
             empty='no initiator is logged in'),
+    command('show luns', 'list the LUNs that each session sees',
+            'One line per session and LUN: the number under which the initiator addresses it, the LUN of the '
+            'target that it is, and what the session may do with it; if nothing, the reason. See lun-map and '
+            'sharing in targetd.conf(5).',
+            arguments=[Argument('who', 'text', False,
+                                'only of this initiator, address, target or session number')],
+            columns=columns(('tsih', 'SESSION'), ('initiator_name', 'INITIATOR'),
+                            ('target_name', 'TARGET'), ('number', 'LUN'), ('lun', 'LUN-OF-TARGET'),
+                            ('path', 'BACKING-STORE', 'text', WIDE), ('access', 'ACCESS')),
+            empty='no session sees a LUN'),
     command('show settings', 'list what was negotiated for a session',
             'The keys of RFC 7143 13 with the values that both sides use.',
             arguments=[Argument('session', 'number', True, 'the first column of "show sessions"')],

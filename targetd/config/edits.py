@@ -7,7 +7,7 @@ more initiators than the administrator may expect; config.check decides everythi
 config.sections, config.kinds, config.network_kinds and config.words.
 """
 
-from targetd.config import network_kinds, settings
+from targetd.config import lun_maps, network_kinds, settings
 from targetd.config.kinds import nearest
 from targetd.config.sections import (
     Entry,
@@ -219,6 +219,8 @@ def move_lun(sections, target, number, new_target, new_number, identity=None):
         for row in settings.of('lun'):  # what the LUN had from its old target
             if row.shared and not moved.of(row.name):
                 moved.entries.extend(draft.target(target).of(row.name))
+    else:
+        _renumber_maps(receiver, int(number), int(new_number))
     for setting, text in sorted((identity or {}).items()):
         if not moved.of(setting) and not moved.of('identity'):
             put(moved, setting, text)
@@ -377,6 +379,63 @@ def remove_rule(sections, target, rule):
         )
     _put_items('target', section, setting, [each for each in found if each != value])
     return draft.sections()
+
+
+def _map_items(text):
+    """The LunMap of "WHO LUNS", LUNS with blanks or commas in between. Raises TargetdError."""
+    kind = row_of('target', 'lun-map').kind
+    try:
+        return kind.item(text.replace(',', ' ').split())
+    except Unusable as e:
+        raise TargetdError(str(e))
+
+
+def set_map(sections, target, who, luns):
+    """An initiator sees these LUNs of a target, and no others."""
+    draft = Draft(sections)
+    section, new = draft.target(target), _map_items('%s %s' % (who, luns))
+    found = _items('target', section, 'lun-map')
+    if not found and new.kind != lun_maps.EVERYONE:
+        raise TargetdError(
+            'target %s has no lun-map: all initiators see all its LUNs, and those without a map would be '
+            'refused then; first write "targetdctl map set %s ALL all" (or none, in place of all)'
+            % (target, target)
+        )
+    kept = [each for each in found if each[:2] != new[:2]]
+    _put_items('target', section, 'lun-map', kept + [new])
+    return draft.sections()
+
+
+def remove_map(sections, target, who, all_luns=False):
+    """An initiator has no map of its own any more."""
+    draft = Draft(sections)
+    section, old = draft.target(target), _map_items('%s none' % who)
+    found = _items('target', section, 'lun-map')
+    kept = [each for each in found if each[:2] != old[:2]]
+    if len(kept) == len(found):
+        raise TargetdError(
+            'target %s has no lun-map for %s; it has %s'
+            % (target, who, ', '.join(each.written for each in found) or 'none')
+        )
+    if not kept and not all_luns:
+        raise TargetdError(
+            'it is the last lun-map of target %s, and all initiators that are admitted would see all its '
+            'LUNs then; write --all-luns if they may' % target
+        )
+    _put_items('target', section, 'lun-map', kept)
+    return draft.sections()
+
+
+def _renumber_maps(section, number, new_number):
+    """A LUN of the target gets another number: initiators see it under the same one as before."""
+
+    def renumbered(entry):
+        return entry._replace(lun=new_number) if entry.lun == number else entry
+
+    found = _items('target', section, 'lun-map')
+    if found:
+        new = [each._replace(entries=tuple(map(renumbered, each.entries))) for each in found]
+        _put_items('target', section, 'lun-map', new)
 
 
 def add_portal(sections, group, portal):

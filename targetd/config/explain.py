@@ -3,13 +3,23 @@
 May import config. The text contains no secret.
 """
 
-from targetd.config import kinds, lint, model, network_kinds, settings, sharing_rules
+from targetd.config import kinds, lint, lun_maps, model, network_kinds, settings, sharing_rules
 from targetd.config.words import counted
 
 SHARED = {
     sharing_rules.EXCLUSIVE: 'for one initiator at a time',
     sharing_rules.READERS: 'the first initiator may write, others may read',
     sharing_rules.CLUSTER: 'for all its initiators at the same time',
+}
+
+
+#: Whom a map of LUNs is for.
+WHO = {
+    lun_maps.NAME: '%s',
+    lun_maps.ACCOUNT: 'the account %s',
+    lun_maps.PATTERN: 'initiators named %s',
+    lun_maps.NETWORK: 'initiators at %s',
+    lun_maps.EVERYONE: 'everyone else%.0s',
 }
 
 
@@ -79,6 +89,7 @@ def _target(target, identity_of, found):
             )
         )
     lines.append(admission(target))
+    lines += maps(target)
     lines.append(_accounts(target))
     changed = [
         row for row in settings.TEXT_KEYS if target.keys[row.name] != model.DEFAULT_KEYS[row.name]
@@ -113,6 +124,26 @@ def admission(target):
     if addresses and 'ALL' not in addresses:
         rules.append('at %s' % ' or '.join(addresses))
     return 'admits initiators ' + ', '.join(rules)
+
+
+def maps(target):
+    """Which LUNs each initiator sees, one clause for each map (lun-map), the most specific one first."""
+    found = sorted(lun_maps.maps_of(target), key=lun_maps.rank)
+    lines = ['shows %s: %s' % (WHO[each.kind] % each.who, _shown_luns(each)) for each in found]
+    if found and found[-1].kind != lun_maps.EVERYONE:
+        lines.append('refuses initiators for which it has no lun-map')
+    return lines
+
+
+def _shown_luns(lun_map):
+    shown = [
+        'all LUNs'
+        if entry.lun == lun_maps.EVERY
+        else 'lun %d' % entry.lun + (' as %d' % entry.number if entry.number != entry.lun else '')
+        for entry in lun_map.entries
+    ]
+    rights = [' read-only' if entry.read_only else '' for entry in lun_map.entries]
+    return ', '.join(map(''.join, zip(shown, rights))) or 'no LUN'
 
 
 def _accounts(target):

@@ -9,7 +9,7 @@ import os
 import re
 import stat
 
-from targetd.config import acl, network_kinds
+from targetd.config import acl, lun_maps, network_kinds
 from targetd.errors import Complaint, StoreError
 from targetd.host import claims, disks, roots, signatures
 from targetd.iscsi import names
@@ -29,6 +29,7 @@ def warnings(configuration):
         found += (
             _admission(configuration, target)
             + _luns(configuration, target)
+            + _hidden_luns(configuration, target)
             + _redirect(configuration, target)
         )
     order = dict((name, number) for number, name in enumerate(configuration.files))
@@ -166,6 +167,20 @@ def _luns(configuration, target):
                 )
             )
     return found
+
+
+def _hidden_luns(configuration, target):
+    maps = lun_maps.maps_of(target)
+    return [
+        _warning(
+            configuration,
+            ('lun', target.name, number),
+            'lun %d of %s is shown to no initiator: no lun-map has it' % (number, target.name),
+            'write lun-map = INITIATOR %d, or remove the lun' % number,
+        )
+        for number in target.luns
+        if maps and not any(each.shown(number) for each in maps)
+    ]
 
 
 def _redirect(configuration, target):

@@ -70,7 +70,7 @@ def choose(target, initiator_name, address, accounts):
     matching = [
         each for each in maps_of(target) if _matches(each, initiator_name, address, accounts)
     ]
-    return min(matching, key=_rank) if matching else None
+    return min(matching, key=rank) if matching else None
 
 
 def refusal(target, initiator_name, address):
@@ -112,7 +112,7 @@ def _matches(lun_map, initiator_name, address, accounts):
     return lun_map.kind == EVERYONE or network_has(lun_map.who, address)
 
 
-def _rank(lun_map):
+def rank(lun_map):
     """The lowest is the most specific one. Of two patterns with as many characters, the first one counts."""
     length = 0
     if lun_map.kind == PATTERN:
@@ -135,7 +135,7 @@ def from_plain(words):
 def have_common_lun(one, other):
     """True unless two LunMaps of a target have no LUN in common. None, an unknown map, may have any."""
     maps = (one, other)
-    if None in maps or EVERY_LUN in maps:
+    if None in maps:
         return True
     return any(
         all(each.shown(entry.lun) for each in maps) for each in maps for entry in each.entries

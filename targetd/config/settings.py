@@ -359,7 +359,7 @@ TARGET = (
             'initiators for which there is no map cannot log in, and discovery does not report the target to '
             'them. Without lun-map, every initiator that is admitted sees all LUNs. An initiator can claim '
             'any name: use CHAP, and incominguser-for or account:NAME, if that is not secure enough.',
-            map_kinds.LunMaps.EXAMPLE),
+            'iqn.1993-08.org.debian:web1 1=0:read-only'),
 )
 # fmt: on
 

@@ -24,7 +24,7 @@ from targetd.master.exports.resizing import Resizes
 from targetd.master.live_changes import Cause, LiveChanges
 from targetd.master.replacements import Replacements
 from targetd.master.units import fault_transitions, transitions
-from targetd.master.units.views import Views
+from targetd.master.units.map_changes import MapChanges
 from targetd.master.vault import load
 from targetd.scsi import attention
 
@@ -67,7 +67,7 @@ class Reload(object):
         self.apply_server = apply_server
         self.history = history
         self.live_changes = LiveChanges(jobs, state)
-        self.views = Views(units, sessions)
+        self.map_changes = MapChanges(units, sessions)
         self.on_begin = lambda done: done  # called with done of a reload; returns what replaces it
         self.is_opening = False  # True while child processes open stores for a reload
         self.replacements = Replacements(
@@ -431,7 +431,7 @@ class Reload(object):
                 )
 
     def _change_maps(self, step, prepared):
-        self.views.change(step.new.name, prepared.hold())
+        self.map_changes.change(step.new.name, prepared.hold())
 
     def _add_lun(self, step, prepared):
         unit = prepared.units[step.target_name, step.lun.number]

@@ -23,6 +23,7 @@ _BACK = {
     'target': '/targets',
     'account': '/targets',
     'acl': '/targets',
+    'map': '/targets',
     'alua': '/targets',
     'drain': '/targets',
     'kick': '/sessions',

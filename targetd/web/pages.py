@@ -159,6 +159,8 @@ class Pages(object):
             ('Add a LUN', 'lun-add', target),
             ('Admit an initiator', 'acl-add', target),
             ('Admit no longer', 'acl-remove', target),
+            ('Show LUNs to an initiator', 'map-set', target),
+            ('Remove a map of LUNs', 'map-remove', target),
             ('Add an account', 'account-add', target),
             ('Rotate a secret', 'account-rotate', target),
             ('Remove an account', 'account-remove', target),

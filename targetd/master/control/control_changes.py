@@ -284,6 +284,33 @@ class ChangeAnswers(object):
             self._admission(target),
         )
 
+    def _maps(self, target):
+        """What the maps of LUNs of a target mean now."""
+        return lambda: (
+            'target %s now %s'
+            % (
+                target,
+                '; '.join(explain.maps(self._target(target)))
+                or 'shows all LUNs to all its initiators',
+            )
+        )
+
+    def _answer_map_set(self, client, target, who, luns, dry_run):
+        return self._change(
+            client,
+            lambda sections: edits.set_map(sections, target, who, luns),
+            dry_run,
+            self._maps(target),
+        )
+
+    def _answer_map_remove(self, client, target, who, all_luns, dry_run):
+        return self._change(
+            client,
+            lambda sections: edits.remove_map(sections, target, who, all_luns),
+            dry_run,
+            self._maps(target),
+        )
+
     def _answer_portal_add(self, client, group, portal, dry_run):
         return self._change(
             client, lambda sections: edits.add_portal(sections, group, portal), dry_run
@@ -411,6 +438,8 @@ ANSWERS = {
     'account rotate': ChangeAnswers._answer_account_rotate,
     'acl add': ChangeAnswers._answer_acl_add,
     'acl remove': ChangeAnswers._answer_acl_remove,
+    'map set': ChangeAnswers._answer_map_set,
+    'map remove': ChangeAnswers._answer_map_remove,
     'portal add': ChangeAnswers._answer_portal_add,
     'portal remove': ChangeAnswers._answer_portal_remove,
     'log-level': ChangeAnswers._answer_log_level,

@@ -12,6 +12,7 @@ from targetd.master.live_changes import Cause
 from targetd.master.logins.portals import plain, shown
 from targetd.master.state import history as histories
 from targetd.master.units import sharing, transitions
+from targetd.master.units.unit import shown_to
 
 DRAIN_POLL_SECONDS = 0.1
 LONGEST_DRAIN = 240
@@ -41,6 +42,15 @@ class ViewAnswers(object):
                         'pid': session.worker.pid,
                     }
                 )
+        return commands.reply_rows(rows)
+
+    def _answer_show_luns(self, client, who=None):
+        rows = [
+            row
+            for session in self.answers.sessions.normal()
+            if who is None or _is_session(session, who)
+            for row in lun_rows(session, self.answers.units.of_target(session.nexus.target_name))
+        ]
         return commands.reply_rows(rows)
 
     def _answer_show_settings(self, client, session):
@@ -92,7 +102,8 @@ class ViewAnswers(object):
             if _is_about(row, who) and (target is None or row['target_name'] == target.lower())
         ]
         named = self.answers.state.configuration.targets.get((target or who or '').lower())
-        text = named and 'target %s %s' % (named.name, explain.admission(named))
+        clauses = [explain.admission(named)] + explain.maps(named) if named else []
+        text = named and 'target %s %s' % (named.name, '; '.join(clauses))
         if text and not rows:
             text = 'no login was refused; ' + text
         return commands.reply_rows(rows, text)
@@ -249,6 +260,39 @@ class ViewAnswers(object):
         )
 
 
+def _is_session(session, who):
+    """True if this text names the session, its initiator, its target or an address of it."""
+    named = (str(session.tsih), session.initiator_name.lower(), session.nexus.target_name)
+    return who.lower() in named or plain(who) in [peer[0] for peer in session.peers.values()]
+
+
+def lun_rows(session, units):
+    """The rows of `show luns` of one session. units: {LUN: Unit} of its target."""
+    rows, worker = [], session.worker
+    for unit in units.values():
+        if worker in unit.workers:
+            shown, access = unit.view_of(worker), 'read-write'
+            if worker in unit.readers or unit.facts.get('read_only'):
+                access = 'read-only'
+        elif worker in unit.left_out:
+            shown = shown_to(session, unit)
+            access = 'none: ' + sharing.why_left_out(unit.left_out[worker])
+        else:
+            continue
+        rows.append(
+            {
+                'tsih': session.tsih,
+                'initiator_name': session.initiator_name,
+                'target_name': unit.target_name,
+                'number': shown.number if shown is not None else None,
+                'lun': unit.lun.number,
+                'path': unit.store.path or unit.store.kind,
+                'access': access,
+            }
+        )
+    return sorted(rows, key=lambda row: (row['number'] is None, row['number']))
+
+
 def _is_about(entry, who):
     """True if a refused login is from this address, of this initiator, or to this target."""
     return (
@@ -301,6 +345,7 @@ TYPE_WORDS = {
 #: Words of a command -> the method that executes it; it also gets the control.Client.
 ANSWERS = {
     'show connections': ViewAnswers._answer_show_connections,
+    'show luns': ViewAnswers._answer_show_luns,
     'show settings': ViewAnswers._answer_show_settings,
     'show workers': ViewAnswers._answer_show_workers,
     'show config': ViewAnswers._answer_show_config,

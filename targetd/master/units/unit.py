@@ -21,9 +21,9 @@ class Unit(object):
     it read-only; views: {worker: lun_maps.Shown} of those that see it otherwise than the target has it;
     left_out: {worker: name of the initiator that holds the unit} of the sessions of the target that do
     not see it (sharing); leaving: {worker: name of its initiator, '' if it only reads} of sessions whose
-    map does not have the unit any more, but whose commands may not have ended (views); guests:
-    {worker: (Nexus, count of copies)}, the workers whose copies read or write the unit (copy_guests); watched: byte
-    ranges that ROD tokens represent (rod_tokens); slots: {worker, or (message id, worker) for a
+    map does not have the unit any more, but whose commands may not have ended (map_changes); guests:
+    {worker: (Nexus, count of copies)}, the workers whose copies read or write the unit (copy_guests);
+    watched: byte ranges that ROD tokens represent (rod_tokens); slots: {worker, or (message id, worker) for a
     store that is being replaced: journal.Slot}, the journal slots that were granted."""
 
     def __init__(

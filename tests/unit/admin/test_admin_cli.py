@@ -71,6 +71,7 @@ def test_sessions_are_printed_in_columns(path, capsys):
         'ADDRESS',
         'TARGET',
         'ACCOUNT',
+        'LUN-MAP',
         'CONNECTIONS',
         'SINCE',
         'PROCESS',

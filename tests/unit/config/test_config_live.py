@@ -246,6 +246,34 @@ def test_a_removed_rule_or_account_never_admits_more(files):
     assert not files.edit(edits.remove_account, T, 'anna', True).targets[T].accounts
 
 
+def test_maps_of_luns_are_set_and_removed(files):
+    with pytest.raises(TargetdError, match='first write "targetdctl map set'):
+        files.edit(edits.set_map, T, 'iqn.one', '0')
+    files.edit(edits.set_map, T, 'ALL', 'none')
+    configuration = files.edit(edits.set_map, T, 'iqn.One', '0,3=1:read-only')
+    assert [each.who for each in configuration.targets[T].lun_map] == ['ALL', 'iqn.one']
+    configuration = files.edit(edits.set_map, T, 'iqn.one', '4=1')
+    assert configuration.targets[T].lun_map[1].entries == ((4, 1, False),)
+    with pytest.raises(TargetdError, match='has lun 1, which the target does not have'):
+        files.edit(edits.remove_lun, T, 1)
+    configuration = files.edit(edits.move_lun, T, 1, T, 7)
+    assert configuration.targets[T].lun_map[1].entries == ((4, 7, False),)
+    with pytest.raises(TargetdError, match='no lun-map for iqn.two'):
+        files.edit(edits.remove_map, T, 'iqn.two')
+    with pytest.raises(TargetdError, match='is not an iSCSI name'):
+        files.edit(edits.set_map, T, 'two', '0')
+    files.edit(edits.remove_map, T, 'iqn.ONE')
+    with pytest.raises(TargetdError, match='the last lun-map'):
+        files.edit(edits.remove_map, T, 'all')
+    assert files.edit(edits.remove_map, T, 'all', True).targets[T].lun_map == ()
+
+
+def test_a_renamed_target_keeps_its_maps(files):
+    files.edit(edits.set_map, T, 'ALL', '0 5=1')
+    configuration = files.edit(edits.rename_target, T, 'iqn.2026-11.test:b')
+    assert configuration.targets['iqn.2026-11.test:b'].lun_map[0].entries[1][:2] == (5, 1)
+
+
 def test_accounts_of_a_file_are_removed_and_rotated(files, tmp_path):
     (tmp_path / 'users').write_text('bob secret-of-bob-12\ncarl secret-of-carl-1\n')
     files.write(HAND.replace('thin = yes', 'thin = yes\nincominguser-file = users'))

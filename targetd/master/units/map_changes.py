@@ -18,7 +18,7 @@ from targetd.scsi import attention
 LOGIN_SECONDS = 0.1
 
 
-class Views(object):
+class MapChanges(object):
     """units: Units; sessions: Sessions."""
 
     def __init__(self, units, sessions):
@@ -180,4 +180,4 @@ def _after(number, done):
     return one_done
 
 
-__all__ = ('Views',)
+__all__ = ("MapChanges",)
