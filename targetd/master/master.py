@@ -415,8 +415,8 @@ class Master(object):
         """Sentences about the portals and LUNs of the configuration that are not served yet."""
         return sorted(self.listeners.waiting.values()) + self.exports.missing_sentences()
 
-    def _missing_stores(self, target_name):
-        return self.exports.why_not_ready(target_name)
+    def _missing_stores(self, target_name, lun_map):
+        return self.exports.why_not_ready(target_name, lun_map)
 
     def _on_message(self, worker, message):
         try:

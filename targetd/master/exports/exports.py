@@ -16,6 +16,7 @@ another number does not rename the disk.
 import os
 
 from targetd import events, log
+from targetd.config.lun_maps import EVERY_LUN
 from targetd.errors import StoreError, TargetdError
 from targetd.host import identity
 from targetd.master.exports.health_watch import HealthWatch
@@ -148,16 +149,19 @@ class Exports(object):
             if timer is not None:
                 timer.cancel()
 
-    def why_not_ready(self, target_name):
-        """Returns why this target refuses logins: none of its LUNs is available. '' if it is ready."""
-        return '' if self.units.of_target(target_name) else self.why_unavailable(target_name)
+    def why_not_ready(self, target_name, lun_map=EVERY_LUN):
+        """Returns why this target refuses logins with this LunMap: none of its LUNs is available. '' if it is
+        ready."""
+        if any(lun_map.shown(number) for number in self.units.of_target(target_name)):
+            return ''
+        return self.why_unavailable(target_name, lun_map)
 
-    def why_unavailable(self, target_name):
-        """Returns a sentence that names the unavailable LUNs of this target, or ''."""
+    def why_unavailable(self, target_name, lun_map=EVERY_LUN):
+        """Returns a sentence that names the unavailable LUNs of this target and map, or ''."""
         return '; '.join(
             'lun %d: %s' % (missing.lun.number, missing.why)
             for missing in self.unavailable.values()
-            if missing.target_name == target_name
+            if missing.target_name == target_name and lun_map.shown(missing.lun.number)
         )
 
     def missing_sentences(self):

@@ -24,8 +24,8 @@ class Refused(Exception):
 class Admission(object):
     """The rules for session claims.
 
-    state: server_state.ServerState; missing_stores(target name): why no LUN of the target is
-    available, or ''.
+    state: server_state.ServerState; missing_stores(target name, LunMap): why no LUN of the
+    target that the map has is available, or ''.
     """
 
     def __init__(self, state, missing_stores):
@@ -63,7 +63,7 @@ class Admission(object):
         _check_proof(claim, target.name, accounts_now(target))
         _check_account(claim, target)
         lun_map = _chosen_map(claim, target)
-        self._check_target_available(target)
+        self._check_target_available(target, lun_map)
         _check_target_limit(target, session, sessions)
         return lun_map
 
@@ -76,9 +76,9 @@ class Admission(object):
         )
         return Refused(const.AUTHORIZATION_FAILURE if is_stranger else const.NOT_FOUND, why)
 
-    def _check_target_available(self, target):
+    def _check_target_available(self, target, lun_map):
         why = self._unavailable(target)
-        missing = '' if why else self.missing_stores(target.name)
+        missing = '' if why else self.missing_stores(target.name, lun_map)
         if missing:
             why = 'target %s is not ready: %s' % (target.name, missing)
         if why:

@@ -28,7 +28,7 @@ def admission(missing='', **fields):
     fields.setdefault('initiator_addresses', ('ALL',))
     target = model.Target(name=TARGET, **fields)
     state = ServerState(None, model.configuration(targets=[target]))
-    return Admission(state, lambda name: missing)
+    return Admission(state, lambda name, lun_map: missing)
 
 
 def status(rules, target_name=TARGET, isid='1', group=1, sessions=()):
