@@ -27,6 +27,14 @@ BINARY_FOLDERS = '/usr/local/sbin /usr/local/bin /usr/sbin /usr/bin /sbin /bin'.
 #: for which it is installed, or ''; folder: only if this directory exists, or ''.
 File = namedtuple('File', 'source target mode init folder')
 
+#: Samples that the administrator changes and puts in place himself: below etc, and below this directory.
+EXAMPLES = '/usr/local/share/targetd/examples'
+EXAMPLE_FILES = (
+    ('fail2ban/jail.d/targetd.conf', 0o644),
+    ('firewall/targetd.nft', 0o644),
+    ('firewall/targetd-iptables', 0o755),
+)
+
 # fmt: off
 FILES = (
     File('etc/targetd.conf', '/etc/targetd.conf', 0o600, '', ''),
@@ -35,9 +43,13 @@ FILES = (
          '', ''),
     File('etc/fail2ban/filter.d/targetd.conf', '/etc/fail2ban/filter.d/targetd.conf', 0o644, '',
          '/etc/fail2ban/filter.d'),
+    File('etc/firewall/firewalld.xml', '/etc/firewalld/services/targetd.xml', 0o644, '',
+         '/etc/firewalld/services'),
+    File('etc/firewall/ufw', '/etc/ufw/applications.d/targetd', 0o644, '', '/etc/ufw/applications.d'),
     File('man/targetd.8', '/usr/local/share/man/man8/targetd.8', 0o644, '', ''),
     File('man/targetdctl.8', '/usr/local/share/man/man8/targetdctl.8', 0o644, '', ''),
     File('man/targetd.conf.5', '/usr/local/share/man/man5/targetd.conf.5', 0o644, '', ''),
+    File('man/targetd-networks.7', '/usr/local/share/man/man7/targetd-networks.7', 0o644, '', ''),
     File('init/targetd', '/etc/init.d/targetd', 0o755, 'sysv', ''),
     File('init/targetd.service', '/etc/systemd/system/targetd.service', 0o644, 'systemd', ''),
     File('init/targetd-web.service', '/etc/systemd/system/targetd-web.service', 0o644, 'systemd', ''),
@@ -48,7 +60,7 @@ FILES = (
     File('init/ocf/targetd', '/usr/lib/ocf/resource.d/targetd/targetd', 0o755, '', '/usr/lib/ocf/resource.d'),
     File('init/runit/run', '/etc/sv/targetd/run', 0o755, 'runit', ''),
     File('init/s6/run', '/etc/s6/sv/targetd/run', 0o755, 's6', ''),
-)
+) + tuple(File('etc/' + name, '%s/%s' % (EXAMPLES, name), mode, '', '') for name, mode in EXAMPLE_FILES)
 
 #: Files of the other program called targetd, which configures the target of the Linux kernel (LIO) from
 #: remote. The commands, the service and the manual have the same names.

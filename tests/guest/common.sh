@@ -1,6 +1,8 @@
 # For jobs in the guest: targetd from /src, and the initiator's daily commands.
-# /src is read-only: without a place for the compiled files each command compiles all modules, which takes seconds here
+# /src is read-only: without a place for the compiled files each command compiles all modules, which takes seconds here. The test
+# has compiled them already.
 export PYTHONPATH=/src PYTHONPYCACHEPREFIX=/tmp/compiled
+if [ -d /compiled ]; then PYTHONPYCACHEPREFIX=/compiled; fi
 TARGETD_CONF=
 
 start_targetd() { # configuration
@@ -36,4 +38,9 @@ write_and_compare() { # target: 4 MiB on its LUN 0, past the guest's cache
     dd if=/tmp/data of="$disk" bs=64k oflag=direct conv=fsync status=none
     dd if="$disk" of=/tmp/back bs=64k count=64 iflag=direct status=none
     cmp /tmp/data /tmp/back
+}
+
+install_packages() { # those that the job's file "packages" lists; no maintainer script is run
+    for each in /job/debs/*.deb; do dpkg-deb --fsys-tarfile "$each" | tar -C / --keep-directory-symlink -x; done
+    ldconfig
 }

@@ -4,13 +4,17 @@ that runs a job in it:
     GUEST_RUNNER --share CHECKOUT:/src JOB-DIRECTORY
 
 which runs JOB-DIRECTORY/run.sh as root in the guest and exits with its exit code. Without a guest these
-tests are skipped.
+tests are skipped. The programs and functions that several jobs use are in the files of this folder.
 """
 
+import glob
+import importlib.util
 import os
+import py_compile
 import shutil
 import subprocess
 
+import guest_packages
 import pytest
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -22,6 +26,21 @@ JOBS = sorted(
     name for name in os.listdir(HERE) if os.path.exists(os.path.join(HERE, name, 'run.sh'))
 )
 SECONDS = 900
+
+
+@pytest.fixture(scope='session')
+def compiled(tmp_path_factory):
+    """A directory with the compiled modules of /src, as PYTHONPYCACHEPREFIX wants them. In the guest, which
+    is emulated, compiling them takes longer than most jobs; it does so if its Python is another one."""
+    directory = str(tmp_path_factory.mktemp('compiled'))
+    paths = glob.glob(os.path.join(ROOT, 'targetd', '**', '*.py'), recursive=True)
+    for path in paths + glob.glob(os.path.join(ROOT, 'tests', '*.py')):
+        seen = '/src/' + os.path.relpath(path, ROOT)
+        cached = importlib.util.cache_from_source(os.path.basename(path))
+        place = directory + os.path.dirname(seen)
+        os.makedirs(place, exist_ok=True)
+        py_compile.compile(path, os.path.join(place, os.path.basename(cached)), seen)
+    return directory
 
 
 @pytest.mark.skipif(
@@ -36,12 +55,19 @@ SECONDS = 900
     'RFC 7143 12.1.3',
     'RFC 7143 13.1',
 )
-def test_guest_job(job, tmp_path):
+def test_guest_job(job, tmp_path, compiled):
     directory = str(tmp_path / job)
     shutil.copytree(os.path.join(HERE, job), directory)
-    shutil.copy(os.path.join(HERE, 'common.sh'), directory)
+    for path in glob.glob(os.path.join(HERE, '*.sh')) + glob.glob(os.path.join(HERE, '*.py')):
+        shutil.copy(path, directory)
+    packages = guest_packages.wanted(directory)
+    if packages:
+        if guest_packages.why_not():
+            pytest.skip(guest_packages.why_not())
+        guest_packages.download(packages, os.path.join(directory, 'debs'))
     done = subprocess.run(
-        [RUNNER, '--timeout', str(SECONDS), '--share', ROOT + ':/src', directory],
+        [RUNNER, '--timeout', str(SECONDS), '--share', ROOT + ':/src']
+        + ['--share', compiled + ':/compiled', directory],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
