@@ -44,6 +44,9 @@ master -> worker
              another portal group or with another ISID: answer with `continues`, unless the session ends now
   count      id                                           report the counters of the session
   line       id                                           report what the connections of the session do
+  limits     session, luns + [memory file]                the limits of the session's units from now on,
+             sent before the answer to the claim and when they change: rows [place, commands, bytes] of
+             scsi.limits.Limit, of every unit (session), and of some ({LUN as a text: [row…]})
   capture    tsih, data + [socket]                        record the PDUs of this session into the
              socket, with so many bytes of user data each (pcapng.Record)
   end        why, reason                                  end the session now: 'reinstated',

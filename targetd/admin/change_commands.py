@@ -25,6 +25,8 @@ _WHO = Argument(
     True,
     'an iSCSI name (* and ? are wildcards), an address, a network, account:NAME, or ALL',
 )
+_IOPS = Argument('iops', 'option', False, 'commands per second, such as 1000')
+_BANDWIDTH = Argument('bandwidth', 'option', False, 'bytes per second, such as 100M')
 _STEPS = columns(('step', 'STEP'), ('effect', 'EFFECT'))
 _SECRET_TEXT = (
     'The secret is read from the terminal, or from standard input, and never from the command line; '
@@ -83,6 +85,17 @@ TABLE = (
              Argument('file', 'path', True,
                       'the image; none: eject the medium until it is loaded again or targetd restarts'),
              Argument('force', 'flag', False, 'also while an initiator prevents its removal')]),
+    _change('lun limit', 'limit the commands and bytes per second of a LUN',
+            'Of all its initiators together, from now on: iops-limit and bandwidth-limit of '
+            'targetd.conf(5). Commands that wait because of a former limit wait no longer than with the new '
+            'one. 0: no limit. "show limits" shows what is delayed.',
+            [_UNIT, _IOPS, _BANDWIDTH]),
+    _change('target limit', 'limit the commands and bytes per second of a target',
+            'Of all its LUNs and initiators together, or of each initiator: iops-limit, bandwidth-limit, '
+            'initiator-iops-limit and initiator-bandwidth-limit of targetd.conf(5). 0: no limit.',
+            [_TARGET, _IOPS, _BANDWIDTH,
+             Argument('initiator-iops', 'option', False, 'commands per second of each initiator'),
+             Argument('initiator-bandwidth', 'option', False, 'bytes per second of each initiator')]),
     _change('lun move', 'give a LUN another number, or another target',
             'Initiators lose the LUN and see it again at the new place, with the same serial number and '
             'identifiers.',

@@ -15,9 +15,10 @@ WORDS = ('OK', 'WARNING', 'CRITICAL', 'UNKNOWN')
 #: The commands whose rows are looked at.
 COMMANDS = ('status', 'show-targets', 'show-units', 'show-portals')
 
-#: Rows of COMMANDS, in their order; `status` as a dict of its facts; counters: rows of `show counters`, []
-#: if they were not asked for.
-Snapshot = namedtuple('Snapshot', 'status targets units portals counters')
+#: Rows of COMMANDS, in their order; `status` as a dict of its facts; counters, limits: rows of `show
+#: counters` and `show limits`, () if they were not asked for.
+Snapshot = namedtuple('Snapshot', 'status targets units portals counters limits')
+Snapshot.__new__.__defaults__ = ((),)
 
 #: The first words of a unit's state: (words, severity). A state that is not listed is a warning.
 UNIT_STATES = (
@@ -30,10 +31,8 @@ UNIT_STATES = (
 def take_snapshot(ask, with_counters=False):
     """ask(name of a command): its rows. Raises what it raises."""
     status, targets, units, portals = [ask(name) for name in COMMANDS]
-    counters = ask('show-counters') if with_counters else []
-    return Snapshot(
-        {row['name']: row['value'] for row in status}, targets, units, portals, counters
-    )
+    further = [ask(n) if with_counters else [] for n in ('show-counters', 'show-limits')]
+    return Snapshot({r['name']: r['value'] for r in status}, targets, units, portals, *further)
 
 
 # -- nagios ----------------------------------------------------------------------------------------
@@ -215,12 +214,16 @@ METRICS = (
      _total('others')),
     ('targetd_unit_command_errors_total', 'counter',
      'Commands that ended with an error of the medium or the server.', _total('errors')),
+    ('targetd_limit_delayed_commands_total', 'counter', 'Commands that the limit has delayed.',
+     lambda s: [(_labels(row, 'target', 'limit'), row['delayed']) for row in s.limits]),
+    ('targetd_limit_delay_seconds_total', 'counter', 'Sum of the delays by the limit.',
+     lambda s: [(_labels(row, 'target', 'limit'), row['delay_seconds']) for row in s.limits]),
     ('targetd_unit_unfinished_commands', 'gauge', 'Commands that are not answered yet.',
      _total('unfinished')),
 )
 # fmt: on
 
-_KEYS = {'target': 'target_name'}
+_KEYS = {'target': 'target_name', 'limit': 'what'}
 
 
 def _labels(row, *names):
@@ -242,7 +245,7 @@ def metrics(snapshot):
         lines += ['# HELP %s %s' % (name, text), '# TYPE %s %s' % (name, kind)]
         for labels, number in samples(snapshot):
             pairs = ','.join('%s="%s"' % (key, _escaped(labels[key])) for key in sorted(labels))
-            lines.append('%s%s %d' % (name, '{%s}' % pairs if pairs else '', number))
+            lines.append('%s%s %s' % (name, '{%s}' % pairs if pairs else '', number))
     if snapshot is not None and snapshot.counters:
         lines += ['# HELP %s %s' % (LATENCY, LATENCY_HELP), '# TYPE %s histogram' % LATENCY]
         lines += _latency_lines(snapshot)

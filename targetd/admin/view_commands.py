@@ -85,6 +85,16 @@ TABLE = (
                             ('limit', 'LIMIT', 'text', WIDE), ('hours', 'HOURS'), ('wear', 'WEAR'),
                             ('reallocated', 'REPLACED'), ('pending', 'PENDING'), ('why', 'WHY')),
             empty='no disk was asked; see the setting health-interval'),
+    command('show limits', 'list the limits on commands and bytes per second, and what they delay',
+            'One line per target, LUN and initiator that has a limit (iops-limit, bandwidth-limit, '
+            'initiator-iops-limit, initiator-bandwidth-limit): the limits, the number of commands that were '
+            'delayed because of them, and how long on average. Initiators are listed while they are logged '
+            'in. A command that several limits delay is counted at the one that delays it most.',
+            columns=columns(('target_name', 'TARGET'), ('what', 'LIMIT-OF'), ('iops', 'IOPS'),
+                            ('bandwidth', 'BYTES/s', 'bytes'), ('delayed', 'DELAYED'),
+                            ('average', 'AVERAGE-DELAY'),
+                            ('delay_seconds', 'SECONDS', 'text', WIDE)),
+            empty='no limit is configured; see the settings iops-limit and bandwidth-limit'),
     command('identify', 'show by which names initiators know a logical unit',
             'The serial number and the identifiers, the names of the disk in Linux, Windows and VMware, '
             'what is behind it, and who is logged in.',

@@ -13,6 +13,25 @@ from targetd.config.words import Unusable, join
 from targetd.scsi import alua, designators, modes
 
 
+class Rate(Kind):
+    """0 for no limit, or a value of another kind -> int."""
+
+    def __init__(self, kind):
+        self.kind = kind
+        self.says = '%s, or 0 for no limit' % kind.says
+
+    def parse(self, text):
+        if text == '0':
+            return 0
+        try:
+            return self.kind.parse(text)
+        except Unusable as e:
+            raise Unusable(e.text, 'write ' + self.says)
+
+    def write(self, value):
+        return self.kind.write(value)
+
+
 class GroupStates(Listed):
     """Portal groups, each with a state: `1 optimized, 2 standby` -> ((tag, word), …)."""
 

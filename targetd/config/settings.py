@@ -270,6 +270,10 @@ PORTAL_GROUP = (
 )
 # fmt: on
 
+_IOPS = scsi_kinds.Rate(kinds.Number(1, 10000000))
+_BANDWIDTH = scsi_kinds.Rate(kinds.Size(64 << 10, 1 << 40))
+_LIMIT_OF_ALL = 'LUNs and initiators may have limits of their own; every limit applies.'
+
 # fmt: off
 TARGET = (
     _target('alias', kinds.Text(255), '', NEXT_LOGIN, 'Descriptive name that initiators display '
@@ -338,6 +342,19 @@ TARGET = (
             'this setting such a reload is refused. Such a target cannot be renamed by targetdctl.'),
     _target('max-sessions', kinds.Number(0, 10000), 0, NEXT_LOGIN,
             'Maximum number of sessions of this target; 0: only the limit of [server] applies.'),
+    _target('iops-limit', _IOPS, 0, LIVE,
+            'Maximum number of commands per second of all initiators and LUNs of the target together; 0: '
+            'no limit.', _LIMIT_OF_ALL, '20000'),
+    _target('bandwidth-limit', _BANDWIDTH, 0, LIVE,
+            'Maximum number of bytes per second that all initiators of the target read and write together; '
+            '0: no limit.', _LIMIT_OF_ALL, '200M'),
+    _target('initiator-iops-limit', _IOPS, 0, LIVE,
+            'Maximum number of commands per second of each initiator of the target; 0: no limit.',
+            'It is for all sessions of the same iSCSI name together, so it does not grow with the number '
+            'of paths.', '5000'),
+    _target('initiator-bandwidth-limit', _BANDWIDTH, 0, LIVE,
+            'Maximum number of bytes per second that each initiator of the target reads and writes; 0: no '
+            'limit.', 'As initiator-iops-limit.', '50M'),
     _target('nop-interval', kinds.Duration(1, 3600, off=True), None, NEXT_LOGIN,
             'The nop-interval of this target; without it, that of [server] applies.',
             'Write 0 for diskless machines that boot with iPXE: it never answers a NOP-In, so a '
@@ -403,6 +420,19 @@ LUN = (
     _lun('write-cache', kinds.Flag(), True, LIVE,
          'on: a write completes when the operating system has the data, which is durable after the '
          'initiator flushes the cache. off: a write completes when its data is durable.'),
+    _lun('iops-limit', _IOPS, 0, LIVE,
+         'Maximum number of commands per second of all initiators of the LUN together; 0: no limit.',
+         'Commands that read, write, verify, compare or unmap count; other commands, flushes, copies on the '
+         'server and task management do not, and are not delayed. What was not used in one second is added '
+         'to the next: after a pause, one second\'s worth of commands runs at once. Commands above the '
+         'limit wait in the server and can be aborted; sessions that wait take turns. If a limit is so '
+         'small that a command waits longer than the initiator allows (usually 30 s), the initiator aborts '
+         'it. "targetdctl show limits" shows how much was delayed.', '1000', shared=False),
+    _lun('bandwidth-limit', _BANDWIDTH, 0, LIVE,
+         'Maximum number of bytes per second that all initiators of the LUN read and write together; 0: no '
+         'limit.',
+         'As iops-limit; the bytes of READ, WRITE, VERIFY, WRITE SAME and the like count. A command with '
+         'more bytes than the limit of one second runs after a pause of so long.', '100M', shared=False),
     _lun('atomic-writes', kinds.Flag(), False, NEEDS_LOGOUT,
          'Offer WRITE ATOMIC of up to 1 MiB: readers see all of the write or nothing, and a crash '
          'or power failure leaves all of it or nothing on the disk.',

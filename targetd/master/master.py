@@ -39,6 +39,7 @@ from targetd.master.processes.jobs import Jobs
 from targetd.master.processes.loop import Loop
 from targetd.master.processes.worker_messages import BadMessage, MessageHandlers
 from targetd.master.processes.workers import Workers
+from targetd.master.rate_limits import RateLimits
 from targetd.master.reload import Reload
 from targetd.master.server_state import ServerState
 from targetd.master.service_notices import ServiceNotices
@@ -151,12 +152,9 @@ class Master(object):
 
     def _create_logins(self):
         self.sessions = Sessions(
-            self.loop,
-            self.admission,
-            self.units.serve_session,
-            self.workers.send,
-            self.workers.kill,
+            self.loop, self.admission, self._serve_session, self.workers.send, self.workers.kill
         )
+        self.rate_limits = RateLimits(self.state, self.sessions, self.workers.send)
         self.exports.workers_of = lambda name: [s.worker for s in self.sessions.of_target(name)]
         self.throttle = LoginThrottle(self.loop.clock)
         self.authentication = Authentication(self.state, self.throttle, self.workers.send)
@@ -226,6 +224,7 @@ class Master(object):
             history=self.history,
             upgrade=self.upgrade,
             captures=self.captures,
+            rate_limits=self.rate_limits,
         )
         self.control = Control(self.loop, self.answers.answer, self.state)
         self.exporters = Exporters(self.loop, self.control, lambda: self.workers.credentials)
@@ -294,6 +293,7 @@ class Master(object):
         self.sessions.limit = server.max_sessions
         self.exports.watch.set_interval(server.media_check_interval)
         self.exports.health.reconsider()
+        self.rate_limits.apply()
         if self._is_forking:
             self.exporters.apply(server)
         self.workers.sandbox = feasible.sandbox_rules(self.state.configuration)
@@ -369,6 +369,7 @@ class Master(object):
         self.saver.close()
         self.replication.state.unlock()
         self.state.vault.close()
+        self.rate_limits.close()
         self.loop.close()
 
     # -- workers -----------------------------------------------------------------------------------
@@ -390,6 +391,11 @@ class Master(object):
         self.format_sanitize.assign_workers()
         self.workers.waiting = logins + self.format_sanitize.spares_wanted
         self.workers.keep_spares()
+
+    def _serve_session(self, worker, nexus):
+        """As Units.serve_session; the worker has the limits before the units."""
+        self.rate_limits.serve(worker, nexus)
+        return self.units.serve_session(worker, nexus)
 
     def _on_login(self, pending):
         self.router.route_login(pending)
@@ -471,6 +477,7 @@ class Master(object):
         session = worker.session
         self.counting.session_over(worker)
         self.line_sampling.session_over(worker)
+        self.rate_limits.session_over(worker)
         self.units.end_session(worker, worker.is_stuck)
         self.sessions.remove_session_of(worker)
         if session is not None and session.nexus is not None:

@@ -23,6 +23,7 @@ from targetd.scsi import (
     faults,
     health,
     hot,
+    limits,
     medium_errors,
     medium_state,
     mmc_opcodes,
@@ -186,6 +187,7 @@ class LogicalUnit(object):
         self.self_test = None  # diagnostics.SelfTest that runs in the background
         self.power: Optional[Tuple[int, int]] = None  # sense of a low power condition
         self.reported_medium = False  # of an optical drive: is there one? (mmc.get_event_status)
+        self.throttle: Any = None  # worker.throttling.Throttle, if the unit has limits
         self._failure_reported = False
         self.dispatch: Any = _TablesOnDemand(self)
         self._tables: Any = None  # (normal, pending), once a command has arrived
@@ -265,6 +267,12 @@ class LogicalUnit(object):
         self.blocks = size // self.block_size
         self._rebuild_tables()
 
+    def limit(self, throttle: Any) -> None:
+        """Commands that are admitted from now on have these limits; None: no limits."""
+        if throttle is not self.throttle:
+            self.throttle = throttle
+            self._rebuild_tables()
+
     # -- dispatch tables ---------------------------------------------------------------------------
 
     def _rebuild_tables(self) -> None:
@@ -309,6 +317,9 @@ class LogicalUnit(object):
         if self._access_state() in alua.ALLOWED:
             for opcode in self.commands:
                 normal[opcode] = self._admit_if_accessible
+        if self.throttle is not None:
+            for opcode, admit in limits.bound(self, dict(enumerate(normal))).items():
+                normal[opcode] = admit
         pending: List[Callable[[Task], None]] = [self._report_attention] * 256
         for rows in self.commands.values():
             for row in rows.values():
@@ -430,6 +441,8 @@ class LogicalUnit(object):
             return True
         if task.run is sbc.run_write:
             task.run, task.run_blocking = sbc.would_block, sbc.run_write
+        elif task.run is limits.run_limited and task.unlimited_run is sbc.run_write:
+            task.unlimited_run, task.run_blocking = sbc.would_block, sbc.run_write
         return False
 
     def before_write(self, offset: int, length: int) -> None:

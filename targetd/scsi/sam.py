@@ -63,6 +63,7 @@ class Task(object):
       offset, length         bytes, for use by the command
       durable                bool, for use by the command
       private                anything, for use by the command
+      unlimited_run, charged run() of a limited command, and the bytes that count (scsi.limits)
     The worker sets:
       transfer, connection   the iscsi.transfer.Transfer of the Data-Out, the connection of the task
       aborted                bool; task management sets it from another thread, it only becomes True
@@ -89,6 +90,8 @@ class Task(object):
         'length',
         'durable',
         'private',
+        'unlimited_run',
+        'charged',
         'data_out',
         'aborted',
         'unit',
@@ -115,6 +118,8 @@ class Task(object):
     length: int
     durable: bool
     private: Any
+    unlimited_run: Callable[['Task'], Any]
+    charged: int
     data_out: Any
     aborted: bool
     unit: Any
@@ -161,3 +166,7 @@ class Change(namedtuple('Change', 'kind arguments')):
 #: The Change that needs no master: the data of the command is in the store's cache, and the worker ends
 #: the task after a flush of the unit that begins after this was returned.
 UNFLUSHED = Change('flush', None)
+
+#: The Change that no one decides: the limits of the unit delay the command, and the worker calls its
+#: run_blocking in an executor thread when they admit it (scsi.limits).
+DELAYED = Change('delay', None)

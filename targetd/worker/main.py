@@ -40,6 +40,7 @@ from targetd.worker.policy import Policies
 from targetd.worker.replica import Replica
 from targetd.worker.tasks import Tasks
 from targetd.worker.text_exchange import TextExchange
+from targetd.worker.throttling import Limits
 
 #: A worker exits after so many sessions. This bounds memory leaks.
 SESSIONS_OF_ONE_WORKER = 256
@@ -75,7 +76,7 @@ class Worker(object):
         self.numbering = threading.Lock()
         self.connections = []
         self.write_buffers = WriteBuffers()
-        self.latency, self.captures = Latency(), Captures(self)
+        self.latency, self.captures, self.limits = Latency(), Captures(self), Limits(self)
         self.members = Members(self)
         self.watch = Watch(self)
         self.session = None
@@ -98,6 +99,7 @@ class Worker(object):
             'join': self._join,
             'operate': self._operate,
             'capture': self.captures.order,
+            'limits': self.limits.order,
             'count': lambda message, _: report_counters(self, message['id']),
             'line': lambda message, _: report_line(self, message['id']),
         }
@@ -393,9 +395,9 @@ class Worker(object):
 
     def ask_change(self, task, change, complete):
         """Send a command's Change to the master; complete(task, MasterAnswer) is called when the
-        change is in force in every worker. UNFLUSHED is done here. [any]"""
-        if change is sam.UNFLUSHED:
-            self.group_commit.add(task)
+        change is in force in every worker. UNFLUSHED and DELAYED are done here. [any]"""
+        if change.arguments is None:
+            (self.limits if change is sam.DELAYED else self.group_commit).add(task)
             return
         task.sent_to_master = True
         words = dict(change.arguments, unit=self.replica.unit_id(task.unit))
@@ -475,6 +477,7 @@ class Worker(object):
             self._resume_soon,
             self.watch.start,
             self.watch.fences.take_down,
+            self.limits.cancel,
         )
 
     def _resume_soon(self):
@@ -528,6 +531,7 @@ class Worker(object):
         replica, self.replica = self.replica, None
         self.tasks = self.device = self.ordering = self.session = None
         self.write_buffers.clear()
+        self.limits.close()
         self.members = Members(self)
         self._is_serving = False
         self._answers.clear()

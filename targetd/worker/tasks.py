@@ -29,16 +29,26 @@ class _Abort(object):
 class Tasks(object):
     """Task table of one session. gates: Ordering.gates; on_end: called by any thread when a task has
     ended and other tasks may wait for it; on_wait(): an abort waits for tasks, so give_up() must be
-    called from time to time; on_return(): a task that had hung has ended. hung: the aborted tasks
-    that were forgotten while they ran."""
+    called from time to time; on_return(): a task that had hung has ended; cancel(task): True if the limits
+    delayed the task, which does not run any more (worker.throttling). hung: the aborted tasks that were
+    forgotten while they ran."""
 
-    def __init__(self, session, gates=(), on_end=None, on_wait=None, on_return=None):
+    def __init__(
+        self,
+        session,
+        gates=(),
+        on_end=None,
+        on_wait=None,
+        on_return=None,
+        cancel=lambda task: False,
+    ):
         self.hung = set()
         self._session = session
         self._gates = gates
         self._on_end = on_end
         self._on_wait = on_wait
         self._on_return = on_return
+        self._cancel = cancel
         self._lock = threading.Lock()
         self._aborts = []
 
@@ -63,6 +73,8 @@ class Tasks(object):
                 task.transfer.fail()
                 task.transfer = None
                 self._session.discard_data_out(task.itt)
+                self._forget(task)
+            elif self._cancel(task):
                 self._forget(task)
             else:
                 running.add(task)

@@ -243,6 +243,21 @@ def test_state_passes_over(daemon, installed, ready, sessions):
     two.write(0, pattern(2, 512))
 
 
+def test_limits_hold_across_an_upgrade_and_can_be_changed_after_it(daemon, installed, ready):
+    daemon.target(luns={0: ['backing-store = %s' % daemon.image('limited.img'), 'iops-limit = 1']})
+    session = ready(daemon.start())
+    read = struct.pack('>BBQIBB', 0x88, 0, 0, 8, 0, 0)
+    waiting = [session.submit(read, read=4096) for _ in range(100)]
+    assert rows(daemon, 'show', 'limits')[0]['delayed'] >= 1
+    installed.upgrade()
+    daemon.control('upgrade')
+    assert rows(daemon, 'show', 'limits')[0]['delayed'] >= 1
+    assert waiting[-1].result is None
+    daemon.control('lun', 'limit', TARGET + '/0', '--iops', '0')
+    for command in waiting:
+        session.wait(command).good()
+
+
 def test_a_connection_that_waits_is_served_by_the_new_program(daemon, installed):
     daemon.target()
     daemon.start()

@@ -52,6 +52,7 @@ class ControlAnswers(object):
         history,
         upgrade,
         captures,
+        rate_limits,
     ):
         self.loop = loop
         self.state = state
@@ -69,6 +70,7 @@ class ControlAnswers(object):
         self.changes = ChangeAnswers(self, history)
         self.upgrade = upgrade
         self.captures = captures
+        self.rate_limits = rate_limits
         self.views = ViewAnswers(self, history)
         self.guards = GuardAnswers(self)
 

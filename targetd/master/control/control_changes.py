@@ -205,6 +205,36 @@ class ChangeAnswers(object):
     def _answer_lun_online(self, client, unit, dry_run):
         return self._order(client, unit, 'ready', dry_run, 'is used again')
 
+    def _answer_lun_limit(self, client, unit, iops, bandwidth, dry_run):
+        target, number = self._lun(unit)
+        values = _limits({'iops': iops, 'bandwidth': bandwidth})
+
+        def edit(sections):
+            for setting, text in values:
+                sections = edits.set_lun(sections, target, number, setting, text)
+            return sections
+
+        return self._change(client, edit, dry_run)
+
+    def _answer_target_limit(
+        self, client, target, iops, bandwidth, initiator_iops, initiator_bandwidth, dry_run
+    ):
+        values = _limits(
+            {
+                'iops': iops,
+                'bandwidth': bandwidth,
+                'initiator-iops': initiator_iops,
+                'initiator-bandwidth': initiator_bandwidth,
+            }
+        )
+
+        def edit(sections):
+            for setting, text in values:
+                sections = edits.set_target(sections, target, setting, text)
+            return sections
+
+        return self._change(client, edit, dry_run)
+
     def _answer_lun_move(self, client, unit, to, dry_run):
         (target, number), (new_target, new_number) = self._lun(unit), named_lun(to)
         require_lasting(self._target(target), number)
@@ -367,6 +397,14 @@ def _size(text):
         raise TargetdError(str(e))
 
 
+def _limits(options):
+    """[(setting, text)] of the options {name: text} that were written. Raises TargetdError."""
+    found = [(name + '-limit', text) for name, text in sorted(options.items()) if text is not None]
+    if not found:
+        raise TargetdError('no limit is named; write %s' % ' or '.join('--' + n for n in options))
+    return found
+
+
 def _date(until):
     """The date until which a former secret is valid, as it is written; '' for `now`."""
     if until is not None and until.lower() == 'now':
@@ -432,6 +470,8 @@ ANSWERS = {
     'lun readonly': ChangeAnswers._answer_lun_readonly,
     'lun offline': ChangeAnswers._answer_lun_offline,
     'lun online': ChangeAnswers._answer_lun_online,
+    'lun limit': ChangeAnswers._answer_lun_limit,
+    'target limit': ChangeAnswers._answer_target_limit,
     'lun move': ChangeAnswers._answer_lun_move,
     'account add': ChangeAnswers._answer_account_add,
     'account remove': ChangeAnswers._answer_account_remove,

@@ -232,6 +232,11 @@ class ViewAnswers(object):
         rows = [row for each in units for row in answers.exports.health.rows(each)]
         return commands.reply_rows(sorted(rows, key=lambda row: (row['unit'], row['node'])))
 
+    # -- limits ------------------------------------------------------------------------------------
+
+    def _answer_show_limits(self, client):
+        return commands.reply_rows(self.answers.rate_limits.rows())
+
     # -- identify ----------------------------------------------------------------------------------
 
     def _answer_identify(self, client, unit):
@@ -356,4 +361,5 @@ ANSWERS = {
     'drain': ViewAnswers._answer_drain,
     'identify': ViewAnswers._answer_identify,
     'show disks': ViewAnswers._answer_show_disks,
+    'show limits': ViewAnswers._answer_show_limits,
 }

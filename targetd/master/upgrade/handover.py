@@ -108,6 +108,7 @@ def collect(master):
         'logins': _logins(master, keep),
         'counters': master.counting.handed_over(),
         'subtracted': master.units.statistics.subtracted,
+        'limits': master.rate_limits.handed_over(keep),
         'units': handover_units.collect(master, keep),
     }
     return dict(state, descriptors=sorted(set(kept))), kept
@@ -180,6 +181,7 @@ def restore(master, state, version):
     _restore_logins(master, state['logins'])
     master.counting.take_over(state['counters'])
     master.units.statistics.subtracted.update(state['subtracted'])
+    master.rate_limits.take_over(state['limits'], master.workers.by_pid)
 
 
 def _restore_session(master, row):

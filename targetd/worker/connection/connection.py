@@ -418,16 +418,20 @@ class Connection(object):
         """Handle what task.run returned: run the task in an executor thread, ask the master, or
         reply. [connection]"""
         if result is _WOULD_BLOCK:
-            self.retain(task)
-            data = task.data_out
-            if data.__class__ is memoryview and data.obj is self.framer.buffer:
-                task.data_out = bytes(data)  # the next receive overwrites the buffer
+            self._retain_with_data(task)
             self.worker.executor.submit(self.run_in_executor, task, task.unit)
         elif result.__class__ is sam.Change:
-            self.retain(task)
+            (self._retain_with_data if result is sam.DELAYED else self.retain)(task)
             self.worker.ask_change(task, result, self.complete)
         else:
             self.reply(task, result)
+
+    def _retain_with_data(self, task):
+        """As retain(); the data of the task is not where the next receive overwrites it. [connection]"""
+        self.retain(task)
+        data = task.data_out
+        if data.__class__ is memoryview and data.obj is self.framer.buffer:
+            task.data_out = bytes(data)
 
     def run_in_executor(self, task):
         """Run a retained task to its end. [any: an executor thread]"""

@@ -10,7 +10,7 @@ import socket
 from targetd.crc32c import crc32c
 from targetd.iscsi import const
 from targetd.iscsi.errors import PduRejected
-from targetd.scsi import sam
+from targetd.scsi import limits, sam
 from targetd.scsi.sbc import run_read_blocking
 from targetd.worker.connection.connection import SEND_NOW_BYTES, Connection, ConnectionEnded
 from targetd.worker.connection.outbox import SharedOutbox
@@ -96,6 +96,8 @@ class SharedConnection(Connection):
     def run_task(self, task):
         is_large_read = task.run_blocking is run_read_blocking and task.edtl > SEND_NOW_BYTES
         if is_large_read and not self.outbox.has_little_queued():
+            if limits.has_to_wait(task):
+                return sam.DELAYED
             return sam.WOULD_BLOCK  # it may have to be postponed
         return task.run(task)
 

@@ -1,0 +1,116 @@
+"""Limits on the commands and bytes per second of logical units: the arithmetic, and how a command waits
+for them. Pure; worker.throttling has the clock and the memory that sessions share.
+
+     admit --> task.run = run_limited --+-- the limits admit the command --> its usual run
+                                        +-- they do not --> DELAYED --> its run_blocking, later
+
+A limit is a token bucket that holds BURST of its rate. It is kept as one number, the time at which the
+bucket will be full: a command moves it forward by what the command costs. All times are in nanoseconds of
+one monotonic clock, all costs too: a command costs 1 / iops-limit, its bytes cost bytes / bandwidth-limit.
+
+A unit without limits has its usual admission functions (ARCHITECTURE D10).
+"""
+
+import struct
+from collections import namedtuple
+from typing import TYPE_CHECKING, Any, Callable, Dict, Tuple
+
+from targetd.scsi import sam
+
+if TYPE_CHECKING:
+    from targetd.scsi.lu import LogicalUnit
+
+#: A bucket holds what its rate allows in this time. A command that costs more needs a full bucket.
+BURST = SECOND = 1000000000
+#: The memory of limits is written by unprivileged processes: no bucket is believed to be full only later
+#: than this.
+LONGEST_DEBT = 600 * SECOND
+
+#: What sessions share of one place: the times at which the buckets of commands and of bytes will be full,
+#: the number of delayed commands, and their delays.
+STATE = struct.Struct('<qqQQ')
+
+#: Functions of scsi.opcodes that are limited -> do they count task.length bytes? The others count the
+#: Data-Out of the command. Copies on the server are not limited.
+LIMITED = {
+    'sbc.read': True,
+    'sbc.write': True,
+    'sbc.write_and_verify': True,
+    'sbc.verify': True,
+    'atomic_commands.compare_and_write': True,
+    'atomic_commands.orwrite': True,
+    'atomic_commands.write_atomic': True,
+    'provisioning.write_same': False,
+    'provisioning.unmap': False,
+}
+
+
+class Limit(namedtuple('Limit', 'place commands bytes')):
+    """The limits of one place. place: number of its STATE; commands, bytes: per second, 0: unlimited."""
+
+    __slots__ = ()
+
+    def costs(self, length: int) -> Tuple[int, int]:
+        """What a command with so many bytes costs in the two buckets."""
+        return (
+            SECOND // self.commands if self.commands else 0,
+            length * SECOND // self.bytes if self.bytes else 0,
+        )
+
+    def due(self, state: Tuple[int, ...], now: int, length: int) -> int:
+        """The earliest time at which the limits admit a command with so many bytes."""
+        found = now
+        for full_at, cost in zip(state, self.costs(length)):
+            if cost:
+                full_at = min(full_at, now + LONGEST_DEBT)
+                found = max(found, full_at + cost - max(cost, BURST))
+        return found
+
+    def taken(
+        self, state: Tuple[int, ...], now: int, length: int, delayed: int = 0, delay: int = 0
+    ) -> Tuple[int, ...]:
+        """The state after such a command. delayed, delay: what is added to the last two numbers."""
+        times = [
+            max(min(full_at, now + LONGEST_DEBT), now) + cost if cost else full_at
+            for full_at, cost in zip(state, self.costs(length))
+        ]
+        return tuple(times) + (state[2] + delayed, state[3] + delay)
+
+
+def bound(
+    unit: 'LogicalUnit', normal: Dict[int, Callable[[sam.Task], None]]
+) -> Dict[int, Callable[[sam.Task], None]]:
+    """{opcode: admission function} of the limited commands of the unit. normal: its functions without
+    limits."""
+    found = {}
+    for opcode, rows in unit.commands.items():
+        counts = {LIMITED[row.function] for row in rows.values() if row.function in LIMITED}
+        if counts:
+            found[opcode] = _limited(normal[opcode], counts.pop())
+    return found
+
+
+def _limited(admit: Callable[[sam.Task], None], counts_length: bool) -> Callable[[sam.Task], None]:
+    def admit_limited(task):
+        task.length = 0  # the Task may be of an earlier command
+        admit(task)
+        task.charged = task.length if counts_length else task.data_out_length
+        if task.run_blocking is None:
+            task.run_blocking = task.run
+        task.unlimited_run, task.run = task.run, run_limited
+
+    return admit_limited
+
+
+def run_limited(task: sam.Task) -> Any:
+    """run() of a command of a unit with limits. [connection, or any with `working` held]"""
+    return sam.DELAYED if has_to_wait(task) else task.unlimited_run(task)
+
+
+def has_to_wait(task: sam.Task) -> bool:
+    """True if the command is limited, and must wait: the caller returns DELAYED. Otherwise it counts as
+    executed."""
+    if task.run is not run_limited:
+        return False
+    throttle = task.unit.throttle
+    return throttle is not None and not throttle.admits(task)

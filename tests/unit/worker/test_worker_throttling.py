@@ -1,0 +1,214 @@
+"""The limits of sessions: the memory that they share, and commands that wait, with a given clock."""
+
+import os
+from types import SimpleNamespace
+
+import pytest
+
+from targetd import compat
+from targetd.scsi import sam
+from targetd.scsi.limits import SECOND, STATE, Limit
+from targetd.store import linux
+from targetd.worker.throttling import PATIENCE, RETRY, Limits, SharedState
+
+ONE = {'session': [[0, 10, 0]], 'luns': {}}
+LUN_1 = {'session': [], 'luns': {'1': [[2, 10, 0]]}}
+
+
+class Clock(object):
+    def __init__(self):
+        self.now = 1000 * SECOND
+
+    def __call__(self):
+        return self.now
+
+
+class Unit(object):
+    """Of a LogicalUnit what Limits uses."""
+
+    def __init__(self, lun=0):
+        self.lun = lun
+        self.throttle = None
+
+    def limit(self, throttle):
+        self.throttle = throttle
+
+
+class Session(object):
+    """The Limits of one worker. started: the tasks that were given to executor threads."""
+
+    def __init__(self, memory, clock, units):
+        self.memory, self.clock, self.units = memory, clock, units
+        self.started = []
+        device = SimpleNamespace(luns={unit.lun: unit for unit in units})
+        executor = SimpleNamespace(submit=lambda work, task, unit: self.started.append(task))
+        worker = SimpleNamespace(device=device, executor=executor)
+        self.limits = Limits(worker, clock, start_thread=False)
+
+    def order(self, message):
+        self.limits.order(message, [linux.reopen(self.memory)])
+
+    def task(self, unit=None, attribute=sam.SIMPLE, charged=512):
+        task = sam.Task()
+        task.unit, task.attribute, task.charged = unit or self.units[0], attribute, charged
+        task.connection = SimpleNamespace(run_in_executor=None)
+        return task
+
+    def send(self, count, unit=None):
+        """Sends commands; returns those that have to wait."""
+        waiting = []
+        for _ in range(count):
+            task = self.task(unit)
+            if not task.unit.throttle.admits(task):
+                self.limits.add(task)
+                waiting.append(task)
+        return waiting
+
+    def after(self, seconds):
+        """Lets the time pass in steps; returns the number of the tasks that have started since."""
+        before, end = len(self.started), self.clock.now + int(seconds * SECOND)
+        while self.clock.now < end:
+            self.clock.now += SECOND // 100
+            self.limits.run_due()
+        return len(self.started) - before
+
+
+@pytest.fixture
+def memory():
+    descriptor = compat.memory_file('test-limits', 16 * STATE.size)
+    yield descriptor
+    os.close(descriptor)
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def session(memory, clock):
+    found = Session(memory, clock, [Unit(0), Unit(1)])
+    yield found
+    found.limits.close()
+
+
+@pytest.fixture
+def other(memory, clock):
+    found = Session(memory, clock, [Unit(0)])
+    yield found
+    found.limits.close()
+
+
+def counts(memory, place):
+    return STATE.unpack(os.pread(memory, STATE.size, place * STATE.size))[2:]
+
+
+def test_a_burst_runs_and_the_rest_waits_in_order(session, memory):
+    session.order(ONE)
+    waiting = session.send(25)
+    assert len(waiting) == 15 and session.limits.waiting() == 15
+    assert session.after(0.35) == 3
+    assert session.after(10) == 12 and session.started == waiting
+    delayed, delay = counts(memory, 0)
+    assert delayed == 15 and delay == sum(range(1, 16)) * SECOND // 10
+
+
+def test_sessions_share_a_limit_and_take_turns(session, other):
+    session.order(ONE)
+    other.order(ONE)
+    assert len(session.send(100)) == 90
+    assert len(other.send(5)) == 5
+    done = [0, 0]
+    for _ in range(100):
+        done[0] += session.after(0.01)
+        done[1] += other.after(0)
+        other.limits.run_due()
+    mine, theirs = len(session.started), len(other.started)
+    assert mine + theirs <= 11 and theirs == 5, 'a short queue is not behind a long one'
+
+
+def test_a_limit_of_one_lun_does_not_delay_the_others(session):
+    session.order(LUN_1)
+    assert session.units[0].throttle is None
+    assert len(session.send(20, session.units[1])) == 10
+
+
+def test_an_aborted_command_never_starts_and_the_next_one_does(session):
+    session.order(ONE)
+    waiting = session.send(14)
+    assert session.limits.cancel(waiting[0]) and session.limits.cancel(waiting[2])
+    assert not session.limits.cancel(waiting[0])
+    session.after(2)
+    assert session.started == [waiting[1], waiting[3]]
+    assert not session.limits.cancel(waiting[1])
+
+
+def test_a_new_limit_holds_for_commands_that_wait(session):
+    session.order({'session': [[0, 1, 0]], 'luns': {}})
+    assert len(session.send(101)) == 100
+    session.order({'session': [[0, 100, 0]], 'luns': {}})
+    assert 90 <= session.after(2.1) <= 100
+    assert session.after(2) + len(session.started) >= 100
+
+
+def test_without_limits_everything_that_waits_starts_at_once(session):
+    session.order({'session': [[0, 1, 0]], 'luns': {}})
+    waiting = session.send(50)
+    throttle = session.units[0].throttle
+    session.order({'session': [], 'luns': {}})
+    assert session.units[0].throttle is None
+    late = session.task()  # a command that was refused just before
+    assert throttle.admits(late) is True
+    session.limits.add(late)
+    session.after(0.01)
+    assert set(session.started) == set(waiting) | {late}
+
+
+def test_a_head_of_queue_command_is_counted_but_does_not_wait(session):
+    session.order(ONE)
+    session.send(12)
+    assert session.units[0].throttle.admits(session.task(attribute=sam.HEAD_OF_QUEUE))
+    assert session.after(0.15) == 1
+    assert session.after(0.1) == 0, 'it has taken the place of one'
+
+
+def test_a_unit_that_is_added_later_has_the_limits(session):
+    session.order(ONE)
+    late = Unit(7)
+    session.limits.apply(late)
+    assert late.throttle.rates == session.units[0].throttle.rates
+
+
+def test_nothing_waits_for_the_lock_of_a_process_that_hangs(session, memory, clock):
+    session.order(ONE)
+    with open(linux.reopen(memory), 'rb+') as hung:
+        assert compat.try_lock(hung.fileno(), True, 0, 1)
+        waiting = session.send(3)
+        assert len(waiting) == 3 and session.after(0.5) == 0
+        assert session.after((PATIENCE + 4 * RETRY) / SECOND) == 3
+    assert session.send(5) == []
+
+
+def test_the_lock_is_free_after_each_command(session, memory):
+    session.order(ONE)
+    session.send(12)
+    with open(linux.reopen(memory), 'rb+') as file:
+        assert compat.try_lock(file.fileno(), True, 0, 1)
+
+
+def test_a_state_is_changed_by_one_session_at_a_time(memory, clock):
+    states = [SharedState(linux.reopen(memory), clock) for _ in range(2)]
+    assert states[0].take([Limit(3, 10, 0)], 512) == clock.now
+    assert states[1].take([Limit(3, 10, 0)], 512) == clock.now
+    assert STATE.unpack(os.pread(memory, STATE.size, 3 * STATE.size))[0] == clock.now + SECOND // 5
+    for state in states:
+        state.close()
+
+
+def test_the_descriptor_is_closed_with_the_session_and_by_the_next_order(session):
+    before = len(os.listdir('/proc/self/fd'))
+    session.order(ONE)
+    session.order(LUN_1)
+    assert len(os.listdir('/proc/self/fd')) == before + 1
+    session.limits.close()
+    assert len(os.listdir('/proc/self/fd')) == before
