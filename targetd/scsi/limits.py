@@ -109,8 +109,9 @@ def run_limited(task: sam.Task) -> Any:
 
 def has_to_wait(task: sam.Task) -> bool:
     """True if the command is limited, and must wait: the caller returns DELAYED. Otherwise it counts as
-    executed."""
-    if task.run is not run_limited:
+    executed. A command that has waited, whose `charged` is None, is not limited again, should its
+    run_blocking call this function (rod_commands.revoke_tokens_before)."""
+    if task.run is not run_limited or task.charged is None:
         return False
     throttle = task.unit.throttle
     return throttle is not None and not throttle.admits(task)

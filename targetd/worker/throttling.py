@@ -266,6 +266,7 @@ class Limits(object):
                 if due >= 0:
                     task, _ = throttle.queue.popleft()
                     del self._waiting[task]
+                    task.charged = None
                     started.append(task)
                 if throttle.queue:
                     self._reserve(throttle)

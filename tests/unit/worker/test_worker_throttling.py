@@ -109,6 +109,7 @@ def test_a_burst_runs_and_the_rest_waits_in_order(session, memory):
     assert len(waiting) == 15 and session.limits.waiting() == 15
     assert session.after(0.35) == 3
     assert session.after(10) == 12 and session.started == waiting
+    assert all(task.charged is None for task in waiting)
     delayed, delay = counts(memory, 0)
     assert delayed == 15 and delay == sum(range(1, 16)) * SECOND // 10
 
