@@ -544,8 +544,7 @@ class Worker(object):
 
 
 def run_worker(channel, configuration):
-    """Run the worker in a forked process; returns when the process is to exit. Garbage collection is
-    made rare: a command creates no reference cycles, and each collection would copy memory pages that
-    the process shares with the master."""
+    """Run the worker in a forked process; returns when the process is to exit. Garbage collection is rare:
+    a command creates no reference cycles, and each would copy memory shared with the master."""
     gc.set_threshold(100000, 20, 20)
     Worker(channel, configuration).run()
