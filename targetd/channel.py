@@ -46,7 +46,7 @@ master -> worker
   line       id                                           report what the connections of the session do
   limits     session, luns + [memory file]                the limits of the session's units from now on,
              sent before the answer to the claim and when they change: rows [place, commands, bytes] of
-             scsi.limits.Limit, of every unit (session), and of some ({LUN as a text: [row…]})
+             scsi.limits.Limit, of every unit (session), and of some ({number as a text: [row…]})
   capture    tsih, data + [socket]                        record the PDUs of this session into the
              socket, with so many bytes of user data each (pcapng.Record)
   end        why, reason                                  end the session now: 'reinstated',
@@ -145,7 +145,7 @@ worker -> master
                               'i-t-nexus-reset', unit
 
 A unit, as sent in answer (claim) and in units:
-  {lun, unit, descriptor: index into the descriptors or null,
+  {lun, number: of the LUN in the configuration, unit, descriptor: index into the descriptors or null,
    store: {kind: 'file'|'block'|'ram'|'null', path, size, read_only, direct, filters: [[name, {…}],
    …],
            cipher_key: hex digits of its encryption key, or '', capabilities…,

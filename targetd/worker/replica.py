@@ -125,7 +125,7 @@ class Replica(object):
             unit_id = message['unit']
             guests = GuestFinder(self._worker, unit_id, self.guests)
             unit = self._new_unit(message, descriptors, self._nexus, self.device, guests)
-            self._worker.limits.apply(unit)
+            self._worker.limits.apply(unit, message['number'])
             self._by_id[unit_id] = unit
             self._ids[unit] = unit_id
             added[message['lun']] = unit

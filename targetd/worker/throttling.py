@@ -148,7 +148,8 @@ class Limits(object):
         self._thread = None
         self._state = None  # SharedState
         self._of_session = []  # [Limit] of every unit
-        self._of_luns = {}  # LUN -> [Limit]
+        self._of_luns = {}  # number of a LUN in the configuration -> [Limit]
+        self._numbers_of_units = {}  # LogicalUnit -> its number there
         self._throttles = {}  # LogicalUnit -> Throttle
         self._waiting = {}  # Task -> Throttle
         self._heap = []  # (due, number, Throttle)
@@ -171,13 +172,16 @@ class Limits(object):
             for unit in set(self._throttles) - set(units):
                 if not self._throttles[unit].queue:
                     del self._throttles[unit]
+            numbers = self._numbers_of_units
+            self._numbers_of_units = {unit: numbers[unit] for unit in units}
         for unit in units:
-            self.apply(unit)
+            self.apply(unit, self._numbers_of_units[unit])
 
-    def apply(self, unit):
-        """Put the limits of the unit in force. [control]"""
+    def apply(self, unit, number):
+        """Put the limits of the unit in force. number: of its LUN in the configuration. [control]"""
         with self._has_changed:
-            rates = self._of_luns.get(unit.lun, []) + self._of_session
+            self._numbers_of_units[unit] = number
+            rates = self._of_luns.get(number, []) + self._of_session
             throttle = self._throttles.get(unit)
             if throttle is None and rates:
                 throttle = self._throttles[unit] = Throttle(self, unit, rates)
@@ -196,6 +200,7 @@ class Limits(object):
                 self._state = None
             self._of_session, self._of_luns = [], {}
             self._throttles.clear()
+            self._numbers_of_units.clear()
             self._waiting.clear()
             del self._heap[:]
 

@@ -117,6 +117,25 @@ def test_an_initiator_has_one_limit_for_all_its_paths(daemon, ready):
     assert rows['initiator ' + TWO]['delayed'] == 0
 
 
+def test_initiators_that_see_a_lun_by_other_numbers_share_its_limit(daemon, ready):
+    maps = ['lun-map = %s 0=7' % ONE, 'lun-map = %s 0=0 3=7' % TWO, 'sharing = cluster']
+    daemon.target(
+        lines=['initiator-address = ALL'] + maps,
+        luns={
+            0: ['backing-store = %s' % daemon.image('0.img')],
+            7: ['backing-store = %s' % daemon.image('7.img'), 'iops-limit = 50'],
+        },
+    )
+    daemon.start()
+    one, two = ready(daemon, name=ONE), ready(daemon, name=TWO, lun=3)
+    two.clear_attentions(0)
+    seconds = together(lambda: run_reads(one, 75), lambda: run_reads(two, 75, lun=3))
+    assert seconds >= (150 - 50) / 50 - SLACK
+    delayed = limits(daemon)['lun 7']['delayed']
+    run_reads(two, 60)
+    assert limits(daemon)['lun 7']['delayed'] == delayed, 'the other LUN has no limit'
+
+
 @pytest.fixture
 def slow(daemon, ready):
     """(daemon, session): one command per second at LUN 0, of which four wait."""

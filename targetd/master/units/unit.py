@@ -149,6 +149,7 @@ class Unit(object):
         shared = self.shared
         return {
             'lun': self.lun.number,
+            'number': self.lun.number,
             'unit': self.id,
             'descriptor': descriptor,
             'store': self.store.description(),

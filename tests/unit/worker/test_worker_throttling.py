@@ -44,6 +44,8 @@ class Session(object):
         executor = SimpleNamespace(submit=lambda work, task, unit: self.started.append(task))
         worker = SimpleNamespace(device=device, executor=executor)
         self.limits = Limits(worker, clock, start_thread=False)
+        for unit in units:
+            self.limits.apply(unit, unit.lun)
 
     def order(self, message):
         self.limits.order(message, [linux.reopen(self.memory)])
@@ -176,8 +178,16 @@ def test_a_head_of_queue_command_is_counted_but_does_not_wait(session):
 def test_a_unit_that_is_added_later_has_the_limits(session):
     session.order(ONE)
     late = Unit(7)
-    session.limits.apply(late)
+    session.limits.apply(late, 7)
     assert late.throttle.rates == session.units[0].throttle.rates
+
+
+def test_a_limit_is_of_the_number_in_the_configuration_and_not_of_the_lun_that_is_shown(session):
+    session.order(LUN_1)
+    shown_as_1, is_1 = Unit(1), Unit(0)
+    session.limits.apply(shown_as_1, 5)
+    session.limits.apply(is_1, 1)
+    assert shown_as_1.throttle is None and is_1.throttle is not None
 
 
 def test_nothing_waits_for_the_lock_of_a_process_that_hangs(session, memory, clock):
