@@ -213,7 +213,8 @@ def check(path, strict):
     describe = unit_identity.describer(configuration.server)
     print_text(explain.explained(configuration, describe, tried.facts))
     warnings = lint.warnings(configuration) + lint.missing_keys(configuration)
-    for warning in warnings + lint.contents(configuration) + tried.notes:
+    warnings += lint.overcommitted(configuration) + lint.contents(configuration)
+    for warning in warnings + tried.notes:
         sys.stderr.write('targetd: warning: %s\n' % str(warning))
     for complaint in tried.waiting + tried.fatal:
         sys.stderr.write('targetd: %s\n' % str(complaint))

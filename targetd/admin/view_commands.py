@@ -95,6 +95,27 @@ TABLE = (
                             ('average', 'AVERAGE-DELAY'),
                             ('delay_seconds', 'SECONDS', 'text', WIDE)),
             empty='no limit is configured; see the settings iops-limit and bandwidth-limit'),
+    command('show space', 'list the space that the logical units occupy, and what is left of it',
+            'One line per unit: its size, the space that its file occupies, how much of that was written '
+            '(MAPPED), how much is shared with other files (reflinks, snapshots), what its file system has '
+            'left, and how far a trim is. A line below names each file system that has less space than its '
+            'LUNs may still use. MAPPED and SHARED are empty where the file system does not tell, or a file '
+            'has very many extents. A disk occupies all of its size.',
+            arguments=[Argument('unit', 'text', False, 'only this unit')],
+            columns=columns(('unit', 'UNIT'), ('path', 'BACKING-STORE', 'text', WIDE),
+                            ('size', 'SIZE', 'bytes'), ('allocated', 'OCCUPIES', 'bytes'),
+                            ('mapped', 'MAPPED', 'bytes'), ('reserved', 'RESERVED', 'bytes', WIDE),
+                            ('shared', 'SHARED', 'bytes'), ('available', 'AVAILABLE', 'bytes'),
+                            ('mount', 'FILE-SYSTEM'), ('trim', 'TRIM')),
+            empty='no logical unit has a file or a disk', seconds=60),
+    command('trim', 'free the blocks of a logical unit that are all zero',
+            'For a file that has grown and was zeroed by its initiator, or was copied without its holes: '
+            'such blocks use no space afterwards, and read as zeroes as before. Initiators may use the LUN '
+            'meanwhile; no write is lost, and a write to the same part waits for some milliseconds. It runs '
+            'until it is done, or until --stop, a stop or an upgrade of the server. Space that was '
+            'allocated in advance and not written stays reserved. A disk is refused if it cannot discard '
+            'blocks so that they read as zeroes.',
+            arguments=[_UNIT, Argument('stop', 'flag', False, 'end the trim that is running')]),
     command('identify', 'show by which names initiators know a logical unit',
             'The serial number and the identifiers, the names of the disk in Linux, Windows and VMware, '
             'what is behind it, and who is logged in.',

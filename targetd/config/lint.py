@@ -11,7 +11,7 @@ import stat
 
 from targetd.config import acl, lun_maps, network_kinds
 from targetd.errors import Complaint, StoreError
-from targetd.host import claims, disks, roots, signatures
+from targetd.host import claims, disks, file_space, roots, signatures
 from targetd.iscsi import names
 
 SHORTEST_SECRET, LONGEST_SECRET = 12, 16  # bytes that the Windows initiator accepts without IPsec
@@ -218,6 +218,27 @@ def missing_keys(configuration):
                     )
                 )
     return found
+
+
+def overcommitted(configuration):
+    """[Complaint] about file systems with less space than their LUNs may still use."""
+    files = [
+        (lun.backing_store, lun.size)
+        for target in configuration.targets.values()
+        for lun in target.luns.values()
+        if lun.backing_store.startswith('/') and not lun.readonly
+    ]
+    return [
+        _warning(
+            configuration,
+            ('server',),
+            str(system),
+            'writes fail when it is full; add space or remove LUNs. With thin = yes, initiators are warned '
+            'before (thin-threshold) and can release what they do not need',
+        )
+        for system in file_space.of_paths(files).values()
+        if system.missing
+    ]
 
 
 def contents(configuration):

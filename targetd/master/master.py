@@ -59,6 +59,7 @@ from targetd.master.units.key_replacement import KeyReplacements
 from targetd.master.units.logical_units import Units
 from targetd.master.units.replication import Replication
 from targetd.master.units.rod_tokens import RodTokens
+from targetd.master.units.trimming import Trims
 from targetd.master.upgrade.upgrade import Upgrade
 from targetd.master.vault import seal_here
 from targetd.store import opened_store
@@ -146,6 +147,9 @@ class Master(object):
         )
         self.units.guards = Guards(
             self.jobs, os.path.join(configuration.server.state_dir, 'guards')
+        )
+        self.units.trims = Trims(
+            self.loop, self.jobs, self.units.by_id, self.rod_tokens, self.state
         )
         self.exports = Exports(self.loop, self.units, self.jobs)
         self.history = History(os.path.join(configuration.server.state_dir, 'history'), self.jobs)

@@ -9,7 +9,7 @@ filter_settings describes and parses the setting `filter`.
 """
 
 from ..errors import StoreError
-from . import journal
+from . import journal, zeroes
 from .atomic import Atomic
 from .base import Capabilities, Store
 from .opened_store import OpenedStore, adopt_store, from_descriptor
@@ -25,4 +25,5 @@ __all__ = [
     'from_descriptor',
     'journal',
     'open_store',
+    'zeroes',
 ]

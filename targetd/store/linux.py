@@ -151,6 +151,27 @@ def zero_out(descriptor: int, offset: int, length: int) -> None:
     fcntl.ioctl(descriptor, BLKZEROOUT, _RANGE.pack(offset, length))
 
 
+# FIEMAP of <linux/fiemap.h>
+_FIEMAP = 0xC020660B
+_FIEMAP_HEAD, _FIEMAP_EXTENT = struct.Struct('=QQIIII'), struct.Struct('=QQQQQIIII')
+_EXTENTS = 256  # of one call
+EXTENT_LAST, EXTENT_UNWRITTEN, EXTENT_SHARED = 0x1, 0x800, 0x2000
+
+
+def file_extents(descriptor: int, offset: int, length: int) -> List[Tuple[int, int, int]]:
+    """FIEMAP: returns (offset, length, flags) of the first extents in this range; [] if there are
+    none."""
+    head = _FIEMAP_HEAD.pack(offset, length, 0, 0, _EXTENTS, 0)
+    answer = bytearray(head + bytes(_EXTENTS * _FIEMAP_EXTENT.size))
+    fcntl.ioctl(descriptor, _FIEMAP, answer, True)
+    count = _FIEMAP_HEAD.unpack_from(answer)[3]
+    found = []
+    for n in range(count):
+        row = _FIEMAP_EXTENT.unpack_from(answer, _FIEMAP_HEAD.size + n * _FIEMAP_EXTENT.size)
+        found.append((row[0], row[2], row[5]))
+    return found
+
+
 #: Revolutions per minute that VPD page B1h can report; the values between 1 and these are reserved.
 LOWEST_ROTATION_RATE, HIGHEST_ROTATION_RATE = 0x0401, 0xFFFE
 

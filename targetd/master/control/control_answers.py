@@ -17,6 +17,8 @@ from targetd.master.control.control_changes import ChangeAnswers, named_lun
 from targetd.master.control.control_counters import counters_reply
 from targetd.master.control.control_guards import ANSWERS as GUARDS
 from targetd.master.control.control_guards import GuardAnswers
+from targetd.master.control.control_space import ANSWERS as SPACE
+from targetd.master.control.control_space import SpaceAnswers
 from targetd.master.control.control_views import ANSWERS as VIEWS
 from targetd.master.control.control_views import ViewAnswers
 from targetd.master.fault_report import state_of, when
@@ -73,6 +75,7 @@ class ControlAnswers(object):
         self.rate_limits = rate_limits
         self.views = ViewAnswers(self, history)
         self.guards = GuardAnswers(self)
+        self.space = SpaceAnswers(self)
 
     def answer(self, words, arguments, client=None):
         """Execute a command of commands.TABLE by its row of ANSWERS, or of control_changes.ANSWERS.
@@ -82,7 +85,12 @@ class ControlAnswers(object):
         sends the reply. Raises TargetdError.
         """
         arguments = {name.replace('-', '_'): value for name, value in arguments.items()}
-        for table, owner in ((CHANGES, self.changes), (VIEWS, self.views), (GUARDS, self.guards)):
+        for table, owner in (
+            (CHANGES, self.changes),
+            (VIEWS, self.views),
+            (GUARDS, self.guards),
+            (SPACE, self.space),
+        ):
             if words in table:
                 return table[words](owner, client, **arguments)
         if words == 'reload':

@@ -101,6 +101,8 @@ def _require_unused(unit):
         )
     elif unit.is_restoring:
         why = 'a restore is running'
+    elif unit.trim_window is not None:
+        why = 'it is being trimmed; end that with targetdctl trim --stop'
     elif unit.shared.operation is not None and not unit.shared.operation['failed']:
         why = 'FORMAT UNIT or SANITIZE is running'
     elif unit.lun.readonly:

@@ -33,10 +33,11 @@ UNITS_PER_MESSAGE = 80
 class Units(object):
     """The units and the requests of workers about them. The parts are given: replication:
     Replication; rod_tokens: RodTokens; copy_guests: CopyGuests; format_sanitize: FormatSanitize;
-    flushes: Flushes. statistics: master.statistics.Statistics, and guards: Guards, which are set later."""
+    flushes: Flushes. Set later: statistics: master.statistics.Statistics; guards: Guards; trims: Trims."""
 
     statistics = None
     guards = None
+    trims = None
 
     def __init__(self, replication, rod_tokens, copy_guests, format_sanitize, flushes):
         self.replication = replication
@@ -316,7 +317,9 @@ class Units(object):
 
     def _decide(self, unit, worker, nexus, message, answer, is_flushed=False, saved=None):
         """saved: what was saved for an earlier decision about this message, or None."""
-        if message['ask'] == 'operate' and self.hanging.is_fenced(unit):
+        if message['ask'] == 'operate' and (
+            self.hanging.is_fenced(unit) or self.trims is not None and self.trims.is_freeing(unit)
+        ):
             answer(Refusal(sam.BUSY))
             return
         if message['ask'] == 'operate' and worker in unit.readers:

@@ -51,6 +51,9 @@ class RodToken(object):
 class RodTokens(object):
     """All tokens of the server. replication: Replication, which sends workers the token ranges."""
 
+    #: before_write(unit, offset, length, go_on): calls go_on() when a worker may write there (trimming).
+    before_write = staticmethod(lambda unit, offset, length, go_on: go_on())
+
     def __init__(self, replication):
         self.replication = replication
         self.loop = replication.loop
@@ -97,7 +100,7 @@ class RodTokens(object):
             self._end_tokens([next(iter(self._tokens.values()))], UNKNOWN)
         self._tokens[token.digest] = token
         self._restart_timer(token)
-        self._send_ranges(unit, lambda: answer(Refusal(sam.GOOD, data=data)))
+        self.send_ranges(unit, lambda: answer(Refusal(sam.GOOD, data=data)))
 
     def _use(self, unit, worker, message, answer):
         token, refusal = self._find(message['token'])
@@ -149,7 +152,7 @@ class RodTokens(object):
             if rod_tokens.overlaps(rod_tokens.merge_ranges(token.ranges), offset, length)
         ]
         self._end_tokens(touched, REVOKED)
-        answer(Refusal(sam.GOOD))
+        self.before_write(unit, offset, length, lambda: answer(Refusal(sam.GOOD)))
 
     def _list(self, unit, worker, message, answer):
         answer(Refusal(sam.GOOD), {'tokens': [token.head.hex() for token in self._tokens_of(unit)]})
@@ -218,7 +221,7 @@ class RodTokens(object):
             if len(self._ended) > MAXIMUM_ENDED:
                 self._ended.popitem(False)
         for unit in {token.unit for token in tokens}:
-            self._send_ranges(unit)
+            self.send_ranges(unit)
 
     def _restart_timer(self, token):
         if token.timer is not None:
@@ -231,10 +234,12 @@ class RodTokens(object):
         else:
             self._end_tokens([token], EXPIRED)
 
-    def _send_ranges(self, unit, done=None):
-        """Send the workers of the unit the bytes that its tokens represent; done() when all of them
-        have acknowledged."""
-        unit.watched = rod_tokens.merge_ranges(r for t in self._tokens_of(unit) for r in t.ranges)
+    def send_ranges(self, unit, done=None):
+        """Send the workers of the unit the bytes that its tokens represent, and those where blocks are
+        being freed (trimming); done() when all of them have acknowledged."""
+        ranges = [r for t in self._tokens_of(unit) for r in t.ranges]
+        ranges += [unit.trim_window] if unit.trim_window else []
+        unit.watched = rod_tokens.merge_ranges(ranges)
         self.replication.send_change(unit, {'watched': unit.watched}, done)
 
 

@@ -46,6 +46,7 @@ class Unit(object):
         self.leaving = {}
         self.guests = {}
         self.watched = []
+        self.trim_window = None  # (offset, length) where blocks are being freed (trimming)
         self.is_restoring = False  # old blocks are being put back: no session gets the unit
         self.queue = deque()  # (worker, message, answer): requests for a change, oldest first
         self.is_busy = False  # a change is being distributed; the queue waits for it

@@ -170,6 +170,7 @@ class Upgrade(object):
             self._end(why)
             return
         log.info('upgrade: the new program starts; logins wait')
+        self.master.units.trims.stop_all('targetd is upgraded')
         self._deadline = self.master.loop.clock() + QUIET_SECONDS
         self.master.pause_workers()
         self._look(LOGIN_SECONDS)

@@ -76,7 +76,7 @@ def complete(tmp_path, *words):
         (
             ['targetdctl', 'show', ''],
             ['sessions', 'targets', 'units', 'errors', 'counters', 'portals', 'alua']
-            + ['connections', 'luns', 'settings', 'workers', 'config', 'disks', 'limits'],
+            + ['connections', 'luns', 'settings', 'workers', 'config', 'disks', 'limits', 'space'],
         ),
         (['targetdctl', '-s', '/tmp/x', 'reo'], ['reopen-logs']),
         (['targetdctl', 'reload', '--p'], ['--plan']),

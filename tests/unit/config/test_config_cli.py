@@ -21,7 +21,7 @@ outgoinguser = back hidden-2-of-16
 MaxBurstLength = 262144
 [[lun 0]]
 backing-store = /tmp/erp.img
-size = 200G
+size = 200M
 thin = yes
 write-cache = off
 '''
@@ -85,7 +85,7 @@ def test_t_explains_what_would_be_served_to_whom(conf, capsys, server):
         'named iqn.1991-05.com.microsoft:*, at 10.0.5.0/24',
         'requires CHAP as erp, and authenticates itself as back (mutual CHAP)',
         'MaxBurstLength = 262144',
-        'lun 0: /tmp/erp.img, 200G (created sparse if missing), thin, every write durable',
+        'lun 0: /tmp/erp.img, 200M (created sparse if missing), thin, every write durable',
     ):
         assert words in out
     assert 'hidden' not in out
@@ -103,7 +103,7 @@ def test_t_explains_what_would_be_served_to_whom(conf, capsys, server):
         (GOOD.replace('[[', 'state = offline\n[['), 'offline'),
         (GOOD.split('[[')[0], 'has no LUN'),
         (GOOD.replace('incominguser', '#').replace('outgoinguser', '#'), 'requires no CHAP'),
-        (GOOD.replace('backing-store = /tmp/erp.img', 'type = ram'), 'lun 0: a ram store, 200G'),
+        (GOOD.replace('backing-store = /tmp/erp.img', 'type = ram'), 'lun 0: a ram store, 200M'),
     ],
 )
 def test_t_explains_a_setting(conf, capsys, text, words):

@@ -154,3 +154,16 @@ def test_stores_that_are_not_disks_are_skipped(tmp_path):
     )
     path.chmod(0o600)
     assert lint.contents(loader.load(str(path))) == []
+
+
+def test_a_file_system_with_too_little_space_for_its_luns(tmp_path):
+    path = tmp_path / 'targetd.conf'
+    text = '[target iqn.2026-11.test:a]\ninitiator-address = 10.0.0.1\n[[lun 0]]\n%s\n'
+    store = 'backing-store = %s\nsize = ' % (tmp_path / 'a.img')
+    path.write_text(text % (store + '1M'))
+    assert lint.overcommitted(loader.load(str(path))) == []
+    path.write_text(text % (store + '512P'))
+    (warning,) = lint.overcommitted(loader.load(str(path)))
+    assert 'may still use 549755813888 MiB' in str(warning) and 'add space' in str(warning)
+    path.write_text(text % (store + '512P\nreadonly = yes'))
+    assert lint.overcommitted(loader.load(str(path))) == []

@@ -6,7 +6,13 @@ import inspect
 import pytest
 
 from targetd.admin import commands, image_answers, local
-from targetd.master.control import control_answers, control_changes, control_guards, control_views
+from targetd.master.control import (
+    control_answers,
+    control_changes,
+    control_guards,
+    control_space,
+    control_views,
+)
 
 REMOTE = [row for row in commands.TABLE if not row.local]
 #: Every table of answers, with its class, and the number of arguments that are not in the row.
@@ -15,6 +21,7 @@ TABLES = [
     (control_changes.ANSWERS, control_changes.ChangeAnswers, 2),
     (control_views.ANSWERS, control_views.ViewAnswers, 2),
     (control_guards.ANSWERS, control_guards.GuardAnswers, 2),
+    (control_space.ANSWERS, control_space.SpaceAnswers, 2),
 ]
 ALL = dict(pair for table, _, _ in TABLES for pair in table.items())
 FIRST = {words: first for table, _, first in TABLES for words in table}

@@ -57,6 +57,7 @@ ANEW = {
     Unit: {
         *('lun', 'atomic', 'queue', 'is_busy', 'hanging', 'has_flush_timed_out'),
         *('position', 'is_resizing', 'sizes_changed', 'is_restoring', 'leaving'),
+        *('position', 'is_resizing', 'sizes_changed', 'is_restoring', 'trim_window'),
     },
     SessionRecord: {'worker'},
     WorkerProcess: {
