@@ -1,7 +1,7 @@
 """Imports ceph-iscsi: its gateway.conf object (JSON).
 
-May import config.identities, migration.imported and migration.files. The data is in Ceph: the new disk
-must be written for each LUN, so every LUN is an error until a path is given.
+May import config.identities, migration.imported, migration.mapped_luns and migration.files. The data is
+in Ceph: the new disk must be written for each LUN, so every LUN is an error until a path is given.
 """
 
 from collections import OrderedDict
@@ -19,6 +19,7 @@ from targetd.migration.imported import (
     admit_all,
     from_object,
 )
+from targetd.migration.mapped_luns import Seen, write_maps
 
 
 def parse(path, text):
@@ -115,51 +116,32 @@ class _Importer(object):
             'keep only the portals whose addresses this host has',
         )
         clients = target.get('clients', {})
-        maps = OrderedDict()
-        for client in sorted(clients):
-            luns = self._luns_of(clients[client], target)
-            maps.setdefault(tuple(sorted(luns.items())), []).append(client)
         if target.get('acl_enabled', True):
             admit(self.imported, made, [], [(each.lower(), made.place) for each in sorted(clients)])
+            maps = OrderedDict(
+                (each.lower(), self._luns_of(clients[each], target)) for each in sorted(clients)
+            )
         else:
             admit_all(self.imported, made, 'its access list is not enabled')
-            everyone = {
-                key: int(value.get('lun_id', n))
-                for n, (key, value) in enumerate(sorted(target.get('disks', {}).items()))
-            }
-            maps = OrderedDict([(tuple(sorted(everyone.items())), [])])
-        if len(maps) > 1:
-            return self._refuse_maps(made, maps)
+            disks = enumerate(sorted(target.get('disks', {}).items()))
+            everyone = {int(value.get('lun_id', n)): Seen(key, False) for n, (key, value) in disks}
+            maps = {'ALL': everyone}
         for client in sorted(clients):
-            self._accounts(
-                made, clients[client].get('auth', {}), 'incominguser', 'outgoinguser', client
-            )
-        if len(clients) > 1:
-            self.imported.note(
-                made.place,
-                'in ceph-iscsi an account belongs to one client; in targetd to the target',
-            )
-        for luns in maps:
-            for key, number in luns:
-                self._lun(made, number, key)
+            auth = clients[client].get('auth', {})
+            self._accounts(made, auth, 'incominguser', 'outgoinguser', client)
+            if auth.get('username'):  # in ceph-iscsi an account belongs to one client
+                made.add_words('incominguser-for', auth['username'], client.lower())
+        for key, (number, _) in write_maps(self.imported, made, maps).items():
+            self._lun(made, number, key)
 
     @staticmethod
     def _luns_of(client, target):
         luns = dict(client.get('luns', {}))
         group = target.get('groups', {}).get(client.get('group_name') or '', {})
         luns.update(group.get('disks', {}) if isinstance(group.get('disks'), dict) else {})
-        return {key: int(value.get('lun_id', 0)) for key, value in luns.items()}
-
-    def _refuse_maps(self, made, maps):
-        self.imported.targets.remove(made)
-        for luns, clients in maps.items():
-            self.imported.wrong(
-                made.place,
-                'target %s shows other LUNs to %s: %s'
-                % (made.name, ', '.join(clients), ', '.join('LUN %d %s' % (n, k) for k, n in luns)),
-                'a target of targetd has one list of LUNs: decide on one target, with its own name, for '
-                'each list',
-            )
+        return {
+            int(value.get('lun_id', 0)): Seen(key, False) for key, value in sorted(luns.items())
+        }
 
     def _lun(self, made, number, key):
         disk = self._disks.get(key, {})

@@ -1,7 +1,7 @@
 """Imports LIO: saveconfig.json of targetcli-fb (rtslib-fb).
 
-May import config.identities, migration.imported and migration.files. JSON has no comments and its values
-no lines, so a note names the line of the object that it is about.
+May import config.identities, migration.imported, migration.mapped_luns and migration.files. JSON has no
+comments and its values no lines, so a note names the line of the object that it is about.
 """
 
 from collections import OrderedDict
@@ -18,6 +18,7 @@ from targetd.migration.imported import (
     admit_all,
     from_object,
 )
+from targetd.migration.mapped_luns import Seen, write_maps
 
 MODELS = {'fileio': 'FILEIO', 'block': 'IBLOCK', 'ramdisk': 'RAMDISK-MCP'}
 #: ALUA access state -> the word of alua-state; 0 is optimized.
@@ -47,6 +48,13 @@ def parse(path, text):
 def _flag(value):
     """Numbers, booleans and strings are mixed in these files."""
     return value not in (None, False, 0, '0', '', 'false', 'False')
+
+
+def _listed(luns):
+    return ', '.join(
+        'LUN %d %s%s' % (n, seen.store.split('/')[-1], ' read-only' if seen.read_only else '')
+        for n, seen in sorted(luns.items())
+    )
 
 
 def _holders(tpg):
@@ -119,12 +127,11 @@ class _Importer(object):
         self._parameters(made, tpgs)
         names = self._access(made, tpgs)
         maps = self._maps(made, tpgs, names)
-        if len(maps) > 1:
-            return self._refuse_maps(made, maps)
+        if maps is None:
+            return self.imported.targets.remove(made)
         self._accounts(made, tpgs)
-        for luns in maps.values():
-            for number, (key, is_protected) in luns.items():
-                self._lun(made, number, key, is_protected)
+        for key, (number, is_protected) in write_maps(self.imported, made, maps).items():
+            self._lun(made, number, key, is_protected)
 
     def _portals(self, made, tpgs):
         tags, states = [], []
@@ -225,63 +232,56 @@ class _Importer(object):
         return found
 
     def _maps(self, made, tpgs, names):
-        """{LUNs as a sorted tuple: {number: (store, is it write protected)}} of all initiators."""
+        """{whom a map is for: {number: Seen}} of all initiators; None if a TPG shows other LUNs to one of
+        them than another TPG."""
         maps = OrderedDict()
-        for pairs in names.values():
-            for tpg, acl in pairs:
-                by_index = {lun['index']: lun['storage_object'] for lun in tpg.get('luns', ())}
-                if acl is None:
-                    protect = tpg.get('attributes', {}).get('demo_mode_write_protect', 1)
-                    if _flag(protect):
-                        self.imported.note(
-                            made.place,
-                            'demo_mode_write_protect 1: everyone may read %s, nobody may write: readonly '
-                            '= yes' % made.name,
-                        )
-                    luns = {n: (key, _flag(protect)) for n, key in by_index.items()}
-                else:
-                    luns = {
-                        each['index']: (by_index[each['tpg_lun']], _flag(each.get('write_protect')))
-                        for each in acl.get('mapped_luns', ())
-                    }
-                key = tuple(sorted(luns.items()))
-                maps.setdefault(key, OrderedDict(sorted(luns.items())))
-                if not maps[key]:
-                    del maps[key]
-        if not maps and not names:
-            return {(): {}}
+        for name, pairs in names.items():
+            lists = [self._mapped(made, tpg, acl) for tpg, acl in pairs]
+            if any(luns != lists[0] for luns in lists):
+                self.imported.wrong(
+                    made.place,
+                    'the TPGs of %s show other LUNs to %s: %s'
+                    % (made.name, name or 'everyone', '; '.join(map(_listed, lists))),
+                    'a map of targetd is for all portal groups: decide on one target, with its own name, for '
+                    'each list',
+                )
+                return None
+            maps[name or 'ALL'] = lists[0]
         return maps
 
-    def _refuse_maps(self, made, maps):
-        self.imported.targets.remove(made)
-        for luns in maps:
-            text = ', '.join(
-                'LUN %d %s%s' % (n, key.split('/')[-1], ' read-only' if protected else '')
-                for n, (key, protected) in luns
-            )
-            self.imported.wrong(
-                made.place,
-                'target %s shows other LUNs to each initiator (mapped_luns): %s'
-                % (made.name, text),
-                'a target of targetd has one list of LUNs: decide on one target, with its own name, for '
-                'each list',
-            )
-
-    def _accounts(self, made, tpgs):
-        incoming, outgoing = [], []
-        for tpg in tpgs:
-            for holder, is_on in _holders(tpg):
-                self._account(made, holder, is_on, incoming, outgoing)
-        if len({tuple(each) for each in incoming}) > 1 or (
-            incoming and len(made.get('initiator-name'))
-        ):
+    def _mapped(self, made, tpg, acl):
+        """{number: Seen} of one initiator; acl: None for everyone."""
+        by_index = {lun['index']: lun['storage_object'] for lun in tpg.get('luns', ())}
+        if acl is not None:
+            return {
+                int(each['index']): Seen(
+                    by_index[each['tpg_lun']], _flag(each.get('write_protect'))
+                )
+                for each in acl.get('mapped_luns', ())
+            }
+        is_protected = _flag(tpg.get('attributes', {}).get('demo_mode_write_protect', 1))
+        if is_protected:
             self.imported.note(
                 made.place,
-                'in LIO an account belongs to one initiator name; in targetd each account of %s serves '
-                'every admitted name' % made.name,
+                'demo_mode_write_protect 1: initiators without an access list of their own may read %s, and '
+                'may not write' % made.name,
             )
+        return {int(n): Seen(key, is_protected) for n, key in by_index.items()}
+
+    def _accounts(self, made, tpgs):
+        incoming, outgoing, owners = [], [], OrderedDict()
+        for tpg in tpgs:
+            for holder, is_on in _holders(tpg):
+                count = len(incoming)
+                self._account(made, holder, is_on, incoming, outgoing)
+                for user, _ in incoming[count:]:
+                    owners.setdefault(user, []).append(holder.get('node_wwn', 'ALL').lower())
         for account in OrderedDict.fromkeys(incoming):
             made.add_words('incominguser', *account)
+        for user, names in owners.items():
+            if 'all' not in names:  # in LIO an account belongs to one initiator name
+                for name in OrderedDict.fromkeys(names):
+                    made.add_words('incominguser-for', user, name)
         for account in list(OrderedDict.fromkeys(outgoing))[:1]:
             made.add_words('outgoinguser', *account)
         if outgoing and len(outgoing) < len(incoming) or len(set(outgoing)) > 1:

@@ -1,6 +1,6 @@
 """Imports SCST: scst.conf of scstadmin.
 
-May import config.identities and migration.imported.
+May import config.identities, migration.imported and migration.mapped_luns.
 """
 
 from collections import OrderedDict, namedtuple
@@ -17,6 +17,10 @@ from targetd.migration.imported import (
     admit,
     admit_all,
 )
+from targetd.migration.mapped_luns import Seen, write_maps
+
+#: Whom a map of LUNs is for, besides names and patterns.
+ALL = 'ALL'
 
 #: `WORDS` or `WORDS { … }`. block: [Statement] or None.
 Statement = namedtuple('Statement', 'words place block')
@@ -128,6 +132,7 @@ class _Importer(object):
         self.imported = Imported('SCST')
         self.imported.files = [path]
         self._devices = {}
+        self._places = {}  # (name of a target, of a device): the Place of its first LUN
         self._setup_id = '0'
         for each in statements:
             word = each.words[0]
@@ -243,34 +248,50 @@ class _Importer(object):
             target.add('portal-group', str(self.imported.add_portal_group(portals)))
 
     def _groups(self, target, statement):
+        """The LUNs of a TARGET, and those of its GROUPs: the first GROUP that has the initiator counts, and
+        the LUNs of the TARGET itself for initiators that no GROUP has."""
         plain, groups = _of(statement.block, 'LUN'), _of(statement.block, 'GROUP')
-        if plain and not groups:
-            admit_all(self.imported, target, 'LUNs directly in a TARGET are for everyone')
-            return self._luns(target, plain)
-        if len(groups) == 1 and not plain:
-            names = self._names(groups[0])
-            if names is not None:
-                admit(self.imported, target, [], names)
-                return self._luns(target, _of(groups[0].block, 'LUN'))
-        if not plain and not groups:
-            return None
-        self.imported.targets.remove(target)
-        for each in groups:
-            luns = ', '.join('LUN ' + ' '.join(lun.words[1:]) for lun in _of(each.block, 'LUN'))
-            names = ' '.join(' '.join(one.words[1:]) for one in _of(each.block, 'INITIATOR'))
-            self.imported.wrong(
-                each.place,
-                'target %s shows other LUNs to the initiators of group %s (%s): %s'
-                % (target.name, each.words[1], names, luns),
-                'a target of targetd has one list of LUNs: decide on one target, with its own name, for '
-                'each group',
+        maps, names = OrderedDict(), []
+        for group in groups:
+            found = self._names(group, maps)
+            if found is None:
+                return self.imported.targets.remove(target)
+            names += found
+            luns = self._seen(target, _of(group.block, 'LUN'))
+            for name, _ in found:
+                maps.setdefault(name, luns)
+        if plain:
+            maps.setdefault(ALL, self._seen(target, plain))
+        if ALL in maps:
+            why = (
+                'LUNs directly in a TARGET are for everyone'
+                if plain
+                else 'INITIATOR ! admits others'
             )
+            admit_all(self.imported, target, why)
+        else:
+            admit(self.imported, target, [], names)
+        if len(maps) > 1 and any('*' in name or '?' in name for name in maps):
+            self.imported.note(
+                target.place,
+                'target %s has groups with patterns of names: in SCST the first group that matches counts, '
+                'in targetd the exact name, then the longest pattern' % target.name,
+                'check the lines lun-map',
+            )
+        for name, (number, is_protected) in write_maps(self.imported, target, maps).items():
+            lun = Lun(number, self._places[target.name, name])
+            target.luns.append(lun)
+            self._lun(lun, name, is_protected)
 
-    def _names(self, group):
+    def _names(self, group, maps):
+        """[(name or pattern, or ALL, Place)] of a GROUP; None if it cannot be said. maps: of the GROUPs
+        before."""
         names = []
         for each in _of(group.block, 'INITIATOR'):
-            name, _, portal = each.words[1].partition('#')
-            if name.startswith('!'):
+            name, _, portal = each.words[1].lower().partition('#')
+            if name.startswith('!') and name[1:] in maps:
+                name = ALL  # those that it excludes have a map already
+            elif name.startswith('!'):
                 self.imported.wrong(
                     each.place,
                     'INITIATOR %s: targetd cannot refuse single names' % each.words[1],
@@ -283,28 +304,29 @@ class _Importer(object):
                     'INITIATOR %s: the portal %s after # is left out' % (name, portal),
                     'write portal-group with that portal only',
                 )
-            names.append((name.lower(), each.place))
+            names.append((name, each.place))
         return names
 
-    def _luns(self, target, statements):
-        used = {}
+    def _seen(self, target, statements):
+        """{number: Seen} of LUN statements; a store is the name of a device."""
+        found = {}
         for each in statements:
             number, name = int(each.words[1], 0), each.words[2]
-            if number in used or name not in self._devices:
+            if number in found or name not in self._devices:
                 self.imported.wrong(
                     each.place,
                     'LUN %d of %s is written twice' % (number, target.name)
-                    if number in used
+                    if number in found
                     else 'there is no device %s that could be served' % name,
                     'correct the line',
                 )
                 continue
-            used[number] = each
-            lun = Lun(number, each.place)
-            target.luns.append(lun)
-            self._lun(lun, name, _values(each.block))
+            is_read_only = _values(each.block).get('read_only', ('0', None))[0] == '1'
+            self._places.setdefault((target.name, name), each.place)
+            found[number] = Seen(name, is_read_only)
+        return found
 
-    def _lun(self, lun, name, own):
+    def _lun(self, lun, name, is_protected):
         handler, device = self._devices[name]
         found = {word: text for word, (text, _) in _values(device.block).items()}
         if handler == 'vdisk_nullio':
@@ -319,7 +341,7 @@ class _Importer(object):
             lun.add('size', size)
         else:
             lun.add_words('backing-store', found.get('filename', ''))
-        if '1' in (found.get('read_only'), own.get('read_only', ('0', None))[0]):
+        if is_protected or found.get('read_only') == '1':
             lun.add('readonly', 'yes')
         if found.get('thin_provisioned') == '1':
             lun.add('thin', 'yes')

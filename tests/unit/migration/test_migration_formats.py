@@ -65,13 +65,43 @@ def test_lio_demanded_authentication_without_an_account_admits_nobody():
     assert 'it has no account' in notes(imported, WRONG)[0]
 
 
-def test_lio_never_merges_the_luns_of_two_initiators():
+def test_lio_shows_each_initiator_its_luns():
     acls = [
         {'node_wwn': 'iqn.x:one', 'mapped_luns': [{'index': 0, 'tpg_lun': 0}]},
-        {'node_wwn': 'iqn.x:two', 'mapped_luns': [{'index': 5, 'tpg_lun': 0}]},
+        {
+            'node_wwn': 'iqn.x:Two',
+            'mapped_luns': [{'index': 5, 'tpg_lun': 0, 'write_protect': 1}],
+            'attributes': {'authentication': 1},
+            'chap_userid': 'two',
+            'chap_password': 'secret-of-two',
+        },
+        {'node_wwn': 'iqn.x:three', 'mapped_luns': []},
     ]
     imported = lio.parse('saveconfig.json', lio_file(node_acls=acls))
-    assert imported.targets == [] and len(notes(imported, WRONG)) == 2
+    assert imported.targets[0].get('lun-map') == ['iqn.x:one 0', 'iqn.x:two 5=0:read-only']
+    target = target_of(imported)
+    assert list(target.luns) == [0] and not target.luns[0].readonly
+    assert target.initiator_names == ('iqn.x:one', 'iqn.x:two')
+    assert target.incominguser_for == (('two', 'iqn.x:two'),)
+
+
+def test_lio_demo_mode_beside_an_access_list():
+    imported = lio.parse(
+        'saveconfig.json', lio_file(attributes={'authentication': 0, 'generate_node_acls': 1})
+    )
+    assert imported.targets[0].get('lun-map') == ['iqn.x:one 7', 'ALL 0=7:read-only']
+    assert target_of(imported).initiator_addresses == ('ALL',)
+
+
+def test_lio_one_initiator_with_other_luns_in_another_tpg_is_refused():
+    content = json.loads(lio_file())
+    (tpg,) = content['targets'][0]['tpgs']
+    other = dict(tpg, tag=2, portals=[{'ip_address': '10.0.0.2', 'port': 3260}])
+    other['node_acls'] = [{'node_wwn': 'iqn.x:one', 'mapped_luns': [{'index': 8, 'tpg_lun': 0}]}]
+    content['targets'][0]['tpgs'].append(other)
+    imported = lio.parse('saveconfig.json', json.dumps(content))
+    assert imported.targets == []
+    assert 'show other LUNs to iqn.x:one: LUN 7 a; LUN 8 a' in notes(imported, WRONG)[0]
 
 
 def test_lio_with_another_shape_cannot_be_read():
@@ -111,6 +141,26 @@ def test_scst_group_admits_its_initiators_only():
     assert target.initiator_names == ('iqn.x:n*',) and list(target.luns) == [3]
     refused = scst.parse('scst.conf', SCST % (NAME, group.replace('iqn.x', '!iqn.x')))
     assert refused.targets == [] and 'cannot refuse single names' in notes(refused, WRONG)[0]
+
+
+def test_scst_groups_are_maps_and_plain_luns_are_for_everyone_else():
+    text = SCST.replace('} }\nTARGET', '}\nDEVICE d2 {\n  filename /srv/b.img\n} }\nTARGET') % (
+        NAME,
+        'LUN 0 d1 {\n read_only 1\n}\n'
+        'GROUP a { LUN 0 d2\n LUN 4 d1\n INITIATOR iqn.x:one\n INITIATOR iqn.x:o*\n}\n'
+        'GROUP b { LUN 0 d2 {\n read_only 1\n}\n INITIATOR iqn.x:two\n}',
+    )
+    imported = scst.parse('scst.conf', text)
+    assert imported.targets[0].get('lun-map') == [
+        'iqn.x:one 0 4',
+        'iqn.x:o* 0 4',
+        'iqn.x:two 0:read-only',
+        'ALL 0=4:read-only',
+    ]
+    target = target_of(imported)
+    assert [lun.backing_store for lun in target.luns.values()] == ['/srv/b.img', '/srv/a b.img']
+    assert not any(lun.readonly for lun in target.luns.values())
+    assert 'the longest pattern' in ' '.join(notes(imported, NOTE))
 
 
 @pytest.mark.parametrize(
@@ -261,6 +311,20 @@ def test_ceph_of_version_3():
     (target,) = imported.targets
     assert target.get('incominguser') == ['joe se/cret'] and target.luns[0].number == 2
     assert 'is the RADOS image rbd/d' in notes(imported, WRONG)[0]
+
+
+def test_ceph_clients_have_maps():
+    clients = {
+        'iqn.x:A': {'luns': {'rbd/d': {'lun_id': 0}}, 'auth': {'username': 'joe', 'password': 's'}},
+        'iqn.x:b': {'luns': {'rbd/e': {'lun_id': 0}, 'rbd/d': {'lun_id': 1}}, 'auth': {}},
+    }
+    disks = {'rbd/d': {}, 'rbd/e': {}}
+    text = json.dumps({'gateways': {}, 'disks': disks, 'targets': {NAME: {'clients': clients}}})
+    imported = ceph.parse('gateway.conf', text)
+    (target,) = imported.targets
+    assert target.get('lun-map') == ['iqn.x:a 0', 'iqn.x:b 0=1 1=0']
+    assert [lun.number for lun in target.luns] == [0, 1]
+    assert target.get('incominguser-for') == ['joe iqn.x:a']
 
 
 def test_ceph_encrypted_secrets_are_never_written():
