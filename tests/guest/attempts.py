@@ -8,6 +8,7 @@ in        the login succeeded, and a command was executed
 XXXX      the status of the Login Response
 refused   the connection was refused, or closed before the login was complete
 silent    nothing came within SECONDS
+failed    any of these but the first
 """
 
 import socket
@@ -20,6 +21,7 @@ from initiator import Chap, Closed, LoginFailed, Session  # noqa: E402
 from namespaces import _enter  # noqa: E402
 
 SECONDS = 4
+ANSWER_SECONDS = 30  # the guest is emulated, and slow on a busy host
 NAME = 'iqn.2026-11.com.example:attempt'
 
 
@@ -40,8 +42,13 @@ class Attempt(threading.Thread):
             _enter('/run/netns/' + self.host)
         self.outcome = self.log_in()
 
+    def is_expected(self):
+        if self.expected == 'failed':
+            return self.outcome != 'in'
+        return self.outcome == self.expected
+
     def log_in(self):
-        seconds = 20.0 if self.expected == 'in' else SECONDS
+        seconds = SECONDS if self.expected == 'silent' else ANSWER_SECONDS
         address = (self.address, self.port)
         try:
             with Session(address, self.name, timeout=seconds, source=self.source) as session:
@@ -65,9 +72,9 @@ def main():
         attempt.start()
     for attempt, line in zip(attempts, lines):
         attempt.join()
-        more = '' if attempt.outcome == attempt.expected else ' !!! BUT ' + str(attempt.outcome)
+        more = '' if attempt.is_expected() else ' !!! BUT ' + str(attempt.outcome)
         print(line + more, flush=True)
-    return any(attempt.outcome != attempt.expected for attempt in attempts)
+    return not all(attempt.is_expected() for attempt in attempts)
 
 
 sys.exit(main())

@@ -29,6 +29,12 @@ make_hosts() {
     on stranger ip route add 2001:db8:5::/64 dev eth0
 }
 
+move_client() { # its address is another one
+    ip address del $CLIENT/24 dev outside
+    CLIENT=192.0.2.8
+    ip address add $CLIENT/24 dev outside
+}
+
 start_server() { # configuration: targetd on the host "server"
     mkdir -p /tmp/state
     cp "$1" /tmp/targetd.conf; chmod 600 /tmp/targetd.conf

@@ -11,7 +11,7 @@ import time
 
 SIZE = 65536
 PLACES = 64
-PAUSE = 0.1  # the guest is emulated: without a pause, nothing else goes on
+PAUSE = 0.25  # the guest is emulated: without a pause, nothing else goes on
 
 
 def main(path):
