@@ -33,6 +33,8 @@ EXAMPLE_FILES = (
     ('fail2ban/jail.d/targetd.conf', 0o644),
     ('firewall/targetd.nft', 0o644),
     ('firewall/targetd-iptables', 0o755),
+    ('stunnel/server.conf', 0o644),
+    ('stunnel/client.conf', 0o644),
     ('wireguard/server.conf', 0o644),
     ('wireguard/client.conf', 0o644),
 )
