@@ -69,6 +69,10 @@ class StoreError(TargetdError):
     exit_code = EXIT_STORE
 
 
+class Standby(StoreError):
+    """This server must not serve the LUN: another one does, or none does by order. It is no fault."""
+
+
 class AlreadyRunning(TargetdError):
     """Another targetd holds the pid file."""
 

@@ -10,6 +10,7 @@ KINDS = {
     'failed': 'data may be lost; the LUN refuses writes until "targetdctl acknowledge"',
     'space_low': 'a thin provisioning threshold is reached',
     'worker_died': 'a worker process died unexpectedly',
+    'taken_over': 'another server has taken over a LUN with unit-state, which is not served here any more',
     'access': 'the state of a portal group has changed (optimized, standby, …)',
 }
 

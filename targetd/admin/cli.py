@@ -43,7 +43,7 @@ GROUPS = {
 ORDER = (
     'status show why top stats web identify disks '
     'target lun medium account acl map portal log-level history diff rollback '
-    'kick logout end drain reservation alua '
+    'kick logout end drain reservation alua takeover standby '
     'acknowledge accept create snapshot restore guard trim '
     'reload upgrade stop reopen-logs '
     'capture trace nagios metrics snmp rehearse import export'

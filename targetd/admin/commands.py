@@ -3,7 +3,7 @@ master are derived from this table.
 
 Pure, so that the master may import it; the rows of the commands that change the configuration are in
 change_commands, those that show what happens now in watch_commands, further ones in view_commands,
-image_commands and guard_commands. Each request and each reply on
+image_commands, guard_commands and takeover_commands. Each request and each reply on
 the control socket is one line of JSON in UTF-8 that ends with a newline:
 
   request  {"command": "end", "session": 3}             the command's name; its arguments by name
@@ -24,6 +24,7 @@ from targetd.admin import (
     change_commands,
     guard_commands,
     image_commands,
+    takeover_commands,
     view_commands,
     watch_commands,
 )
@@ -272,6 +273,7 @@ TABLE = (
              local=True),
 ) + view_commands.TABLE + change_commands.TABLE + image_commands.TABLE + watch_commands.TABLE
 TABLE += guard_commands.TABLE
+TABLE += takeover_commands.TABLE
 # fmt: on
 
 

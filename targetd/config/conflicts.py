@@ -13,7 +13,27 @@ from targetd.scsi.designators import NONE
 
 def conflicts(configuration):
     """All conflicts of a Configuration: [Complaint]."""
-    return _portals(configuration) + _stores(configuration) + _identities(configuration)
+    return (
+        _portals(configuration)
+        + _stores(configuration)
+        + _identities(configuration)
+        + _serving(configuration)
+    )
+
+
+def _serving(configuration):
+    """Targets that wait for an order, with LUNs that no order can move."""
+    return [
+        Complaint(
+            *configuration.places.get(('lun', name, number), (None, None)),
+            text='target %s has serving = when-active, but lun %d has no unit-state'
+            % (name, number),
+            remedy='write unit-state = DIRECTORY, or serving = always',
+        )
+        for name, target in configuration.targets.items()
+        for number, lun in target.luns.items()
+        if target.serving == 'when-active' and not lun.unit_state
+    ]
 
 
 # -- portals ---------------------------------------------------------------------------------------

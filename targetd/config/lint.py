@@ -31,6 +31,7 @@ def warnings(configuration):
             + _luns(configuration, target)
             + _hidden_luns(configuration, target)
             + _redirect(configuration, target)
+            + _moving(configuration, target)
         )
     order = dict((name, number) for number, name in enumerate(configuration.files))
     return sorted(found, key=lambda c: (order.get(c.file, len(order)), c.line or 0))
@@ -54,6 +55,21 @@ def _name(configuration, target):
             'nothing to do while your initiators accept it; name a new target like '
             'iqn.2026-11.com.example:disk1',
         )
+    ]
+
+
+def _moving(configuration, target):
+    """LUNs that get another identity on another server."""
+    return [
+        _warning(
+            configuration,
+            ('lun', target.name, number),
+            'lun %d has unit-state, but its identity is derived from the server-id of this server: '
+            'initiators would see another disk on the other server' % number,
+            'write the same server-id on both servers, or naa and scsi-sn',
+        )
+        for number, lun in target.luns.items()
+        if lun.unit_state and not (configuration.server.server_id or lun.naa and lun.scsi_sn)
     ]
 
 

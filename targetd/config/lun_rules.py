@@ -18,6 +18,7 @@ def contradictions(lun, stores, unusable):
     return (
         _store_and_type(lun, stores, unusable)
         + _optical(lun, stores)
+        + _unit_state(lun)
         + _encryption(lun)
         + _sizes(lun)
         + _alignment(lun)
@@ -72,6 +73,13 @@ def _optical(lun, stores):
         for setting, is_written in refused
         if is_written
     ]
+
+
+def _unit_state(lun):
+    if not lun.unit_state or lun.type not in ('ram', 'null', 'cd'):
+        return []
+    text = 'a lun of type %s has no state that could follow it to another server' % lun.type
+    return [('unit-state', text, 'remove unit-state')]
 
 
 def _encryption(lun):

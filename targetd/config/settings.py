@@ -340,6 +340,11 @@ TARGET = (
             'The section comes and goes: a resource agent of cluster software writes and removes it.',
             'When it is removed, the changes that targetdctl has made to it are removed too; without '
             'this setting such a reload is refused. Such a target cannot be renamed by targetdctl.'),
+    _target('serving', kinds.Choice('always', 'when-active'), 'always', LIVE,
+            'Which of two servers serves the target, if its LUNs have unit-state. always: this one, unless '
+            'the other one holds them; when-active: only the one that "targetdctl takeover" has ordered to.',
+            'The other server is in standby: it answers logins with "service unavailable". when-active is '
+            'for cluster managers: a server that was restarted waits for an order.'),
     _target('max-sessions', kinds.Number(0, 10000), 0, NEXT_LOGIN,
             'Maximum number of sessions of this target; 0: only the limit of [server] applies.'),
     _target('iops-limit', _IOPS, 0, LIVE,
@@ -487,6 +492,16 @@ LUN = (
          'that is mounted read-only does not notice what the other initiator writes. A change does not '
          'act on sessions that exist.',
          'cluster'),
+    _lun('unit-state', kinds.Path(), '', NEEDS_LOGOUT,
+         'Directory for the state of the LUN instead of state-dir: reservations, saved mode pages, what has '
+         'failed. It follows the disk to another server.',
+         'The directory is on the file system of the data, or on another one that both servers of a pair can '
+         'reach; it must exist, below the mount point. One server at a time holds the state and serves the '
+         'LUN; another one is in standby until "targetdctl takeover". Both need the same server-id (or naa '
+         'and scsi-sn), and the same names and paths. A server that was replaced cannot write the state any '
+         'more, notices that within some seconds and ends its sessions; make certain all the same, before a '
+         'takeover, that it does not write to the disk any more. The journal of atomic-writes is there '
+         'too.', '/srv/disks/state'),
     _lun('guard', kinds.Choice('off', 'first-write-snapshot'), 'off', NEEDS_LOGOUT,
          'What is kept before initiators write. first-write-snapshot: before the first write of a session, '
          'the partition table and the heads of the file systems are copied to state-dir.',

@@ -150,12 +150,28 @@ def require_sound_server_id(state_dir):
 
 
 def server_id(state_dir):
-    """Returns this server's UUID. It is created on first use and written durably to
-    `state_dir`/server-id before it is returned.
+    """Returns this server's UUID, from which the identities of its disks are derived. It is created on
+    first use and written durably to `state_dir`/server-id before it is returned.
 
     Raises TargetdError, naming the file, if it can be neither read nor created.
     """
-    path = os.path.join(state_dir, 'server-id')
+    return _lasting_id(
+        state_dir,
+        'server-id',
+        'every disk without naa and scsi-sn gets an identity that initiators have not seen before. If this '
+        'server has served disks already, stop it, and restore state-dir from a backup or write its former '
+        'server-id',
+    )
+
+
+def node_id(state_dir):
+    """Returns the UUID of this state_dir, which no other server has, also if both have one server-id. Like
+    server_id() otherwise."""
+    return _lasting_id(state_dir, 'node-id')
+
+
+def _lasting_id(state_dir, name, consequence=''):
+    path = os.path.join(state_dir, name)
     if os.path.lexists(path):
         return _read_server_id(path)
     fresh = '%s.%d' % (path, os.getpid())
@@ -170,16 +186,12 @@ def server_id(state_dir):
                 return _read_server_id(path)
             os.rename(fresh, path)  # the file system has no hard links
         sync_directory(state_dir)
-        log.warning(
-            '%s is new: every disk without naa and scsi-sn gets an identity that initiators have not seen '
-            'before. If this server has served disks already, stop it, and restore state-dir from a backup '
-            'or write its former server-id',
-            path,
-        )
+        if consequence:
+            log.warning('%s is new: %s', path, consequence)
     except OSError as e:
         raise TargetdError(
-            'the server id cannot be saved in %s: %s; without it the disks would change their identity '
-            'at each start' % (state_dir, e.strerror)
+            'the id of this server cannot be saved in %s: %s; without it the disks would change their '
+            'identity at each start' % (path, e.strerror)
         )
     finally:
         if os.path.exists(fresh):

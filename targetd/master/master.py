@@ -26,6 +26,7 @@ from targetd.master.counting import Counting
 from targetd.master.event_commands import EventCommands
 from targetd.master.exporters import Exporters
 from targetd.master.exports.exports import Exports
+from targetd.master.exports.takeovers import Takeovers
 from targetd.master.isns.client import IsnsClients
 from targetd.master.log_files import LogFiles
 from targetd.master.logins.admission import Admission
@@ -44,7 +45,7 @@ from targetd.master.reload import Reload
 from targetd.master.server_state import ServerState
 from targetd.master.service_notices import ServiceNotices
 from targetd.master.state.history import History
-from targetd.master.state.saver import Saver
+from targetd.master.state.saver import Savers
 from targetd.master.state.state_directory import StateDirectory
 from targetd.master.statistics import Statistics
 from targetd.master.stop import Stop
@@ -109,7 +110,7 @@ class Master(object):
         self.workers.secrets = lambda: [key for key in opened_store.KEYS if key]
         self.workers.on_unkillable = self._on_unkillable
         self.jobs = Jobs(self.loop, fork)
-        self.saver = Saver(self.loop, fork)
+        self.saver = Savers(self.loop, fork)
         self._is_forking = False  # set by fork_workers()
         self.pid_file = None  # set by daemon
         self._create_units(configuration)
@@ -210,6 +211,13 @@ class Master(object):
             apply_server=self.apply_server,
             history=self.history,
         )
+        self.takeovers = Takeovers(
+            self.loop,
+            self.exports,
+            self.sessions,
+            self.reload.replacements,
+            lambda: self.state.configuration,
+        )
         self.upgrade = Upgrade(self)
         self.answers = ControlAnswers(
             loop=self.loop,
@@ -229,6 +237,7 @@ class Master(object):
             upgrade=self.upgrade,
             captures=self.captures,
             rate_limits=self.rate_limits,
+            takeovers=self.takeovers,
         )
         self.control = Control(self.loop, self.answers.answer, self.state)
         self.exporters = Exporters(self.loop, self.control, lambda: self.workers.credentials)
@@ -347,6 +356,7 @@ class Master(object):
         self._request_spares()
         self.exporters.apply(self.state.configuration.server)
         self.event_commands.begin()
+        self.takeovers.watch()
 
     def pause_workers(self):
         """Fork and assign no workers until resume_workers(): logins wait."""
@@ -368,6 +378,7 @@ class Master(object):
         self.workers.close()
         self.control.close()
         self.exports.close()
+        self.takeovers.close()
         self.jobs.close()
         self.units.close_all()
         self.saver.close()

@@ -18,7 +18,7 @@ from targetd import log
 from targetd.config import model, settings
 from targetd.errors import StoreError, TargetdError
 from targetd.master import feasible, live_changes
-from targetd.master.attempt import Attempt, Prepared
+from targetd.master.attempt import Attempt, prepare
 from targetd.master.exports import exports, open_medium
 from targetd.master.exports.resizing import Resizes
 from targetd.master.live_changes import Cause, LiveChanges
@@ -170,7 +170,7 @@ class Reload(object):
 
     def _opened(self, attempt, outcomes):
         try:
-            prepared = self._prepared(outcomes)
+            prepared = prepare(outcomes, self.exports.discard_unit, self.state.is_stopping)
         except TargetdError as e:
             self._ended(attempt, e)
             return
@@ -336,25 +336,6 @@ class Reload(object):
     def _nothing(self, step, prepared):
         """The step was applied already, or is in force because it is in the configuration."""
 
-    def _prepared(self, outcomes):
-        """The Prepared units. Raises StoreError, which names every store that cannot be opened; then
-        none stays open."""
-        prepared = Prepared(
-            {key: unit for key, unit in outcomes.items() if not isinstance(unit, StoreError)},
-            self.exports.discard_unit,
-        )
-        failures = [
-            'lun %d of %s: %s' % (number, target_name, outcomes[target_name, number])
-            for target_name, number in outcomes
-            if (target_name, number) not in prepared.units
-        ]
-        if self.state.is_stopping:
-            failures = ['targetd is being stopped']
-        if failures:
-            prepared.close()
-            raise StoreError('\n'.join(failures))
-        return prepared
-
     def _change_portals(self, steps, new):
         """Close the removed portals, then open the added ones, which may need the same port. If one
         cannot be opened, restore all of them and raise TargetdError."""
@@ -405,8 +386,17 @@ class Reload(object):
             self.log_files.restart_log()
 
     def _add_target(self, step, prepared):
-        for number in step.target.luns:
-            self.exports.add_unit(prepared.units[step.target.name, number])
+        for lun in step.target.luns.values():
+            self._add_unit(step.target, lun, prepared)
+
+    def _add_unit(self, target, lun, prepared):
+        """The Unit of a new LUN, which is served from now on; None if another server serves the LUN."""
+        key = target.name, lun.number
+        if key in prepared.standby:
+            self.exports.note_standby(target, lun, prepared.standby[key])
+            return None
+        self.exports.add_unit(prepared.units[key])
+        return prepared.units[key]
 
     def _remove_target(self, step, prepared):
         name = step.target.name
@@ -434,8 +424,10 @@ class Reload(object):
         self.map_changes.change(step.new.name, prepared.hold())
 
     def _add_lun(self, step, prepared):
-        unit = prepared.units[step.target_name, step.lun.number]
-        self.exports.add_unit(unit)
+        target = self.state.configuration.targets[step.target_name]
+        unit = self._add_unit(target, step.lun, prepared)
+        if unit is None:
+            return
         workers = [s.worker for s in self.sessions.of_target(step.target_name)]
         self.units.replication.order_units(workers, add=[unit], attentions=[attention.LUNS_CHANGED])
 
@@ -446,16 +438,7 @@ class Reload(object):
         if unit is None:
             return
         self.units.remove_unit(unit)
-        numbers = unit.forget_sessions()
-        self.units.copy_guests.end_copies(
-            unit,
-            lambda: self.units.replication.order_units(
-                list(numbers),
-                remove={worker: [number] for worker, number in numbers.items()},
-                attentions=[attention.LUNS_CHANGED],
-                done=lambda: self._flush_and_close(unit),
-            ),
-        )
+        self.units.take_from_sessions(unit, lambda: self._flush_and_close(unit))
 
     def _flush_and_close(self, unit):
         """The unit is not served any more. If its flush fails, that is logged and saved: the unit is

@@ -25,6 +25,7 @@ class Replacements(object):
         self.exports = exports
         self.check_later = check_later
         self._flushing = set()  # targets in `changing` whose old units are being flushed
+        self._replaced = {}  # target name -> functions to call when its units are replaced
         self._with_copies = []  # old units that copies of other targets' sessions still use
 
     def replace_later(self, step, unit, fresh):
@@ -55,9 +56,11 @@ class Replacements(object):
             swaps = [(served.get(key[1]), self.exports.pending.pop(key)) for key in keys]
             self.swap_after_logout(name, swaps, 'the settings of its LUNs change')
 
-    def swap_after_logout(self, target_name, swaps, why):
-        """Ask the sessions of the target to log out, then replace [(old Unit, new Unit or None)]."""
+    def swap_after_logout(self, target_name, swaps, why, done=lambda errors: None):
+        """Ask the sessions of the target to log out, then replace [(old Unit, new Unit or None)];
+        done([(old Unit, None or the OSError of its flush)]) afterwards."""
         self.state.changing.setdefault(target_name, []).extend(swaps)
+        self._replaced.setdefault(target_name, []).append(done)
         seconds = self.state.configuration.server.stop_timeout
         for unit in filter(None, (unit for unit, _ in swaps)):
             self._with_copies.append(unit)
@@ -107,6 +110,8 @@ class Replacements(object):
             self._flushing.discard(target_name)
             for old, new in self.state.changing.pop(target_name):
                 self._replace(old, new)
+            for done in self._replaced.pop(target_name, ()):
+                done(errors)
             self.check_later()
 
         self.units.flushes.flush_units(units, flushed)

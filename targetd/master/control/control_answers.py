@@ -19,6 +19,8 @@ from targetd.master.control.control_guards import ANSWERS as GUARDS
 from targetd.master.control.control_guards import GuardAnswers
 from targetd.master.control.control_space import ANSWERS as SPACE
 from targetd.master.control.control_space import SpaceAnswers
+from targetd.master.control.control_takeovers import ANSWERS as TAKEOVERS
+from targetd.master.control.control_takeovers import TakeoverAnswers
 from targetd.master.control.control_views import ANSWERS as VIEWS
 from targetd.master.control.control_views import ViewAnswers
 from targetd.master.fault_report import state_of, when
@@ -55,6 +57,7 @@ class ControlAnswers(object):
         upgrade,
         captures,
         rate_limits,
+        takeovers,
     ):
         self.loop = loop
         self.state = state
@@ -76,6 +79,7 @@ class ControlAnswers(object):
         self.views = ViewAnswers(self, history)
         self.guards = GuardAnswers(self)
         self.space = SpaceAnswers(self)
+        self.takeovers = TakeoverAnswers(self, takeovers)
 
     def answer(self, words, arguments, client=None):
         """Execute a command of commands.TABLE by its row of ANSWERS, or of control_changes.ANSWERS.
@@ -90,6 +94,7 @@ class ControlAnswers(object):
             (VIEWS, self.views),
             (GUARDS, self.guards),
             (SPACE, self.space),
+            (TAKEOVERS, self.takeovers),
         ):
             if words in table:
                 return table[words](owner, client, **arguments)
@@ -164,7 +169,7 @@ class ControlAnswers(object):
                 'lun': missing.lun.number,
                 'path': missing.lun.backing_store,
                 'size': None,
-                'state': 'missing: %s' % missing.why,
+                'state': missing.shown,
                 'read_only': None,
                 'encrypted': None,
                 'reserved_by': '',

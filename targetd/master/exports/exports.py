@@ -17,10 +17,10 @@ import os
 
 from targetd import events, log
 from targetd.config.lun_maps import EVERY_LUN
-from targetd.errors import StoreError, TargetdError
+from targetd.errors import Standby, StoreError, TargetdError
 from targetd.host import identity
+from targetd.master.exports import known_media
 from targetd.master.exports.health_watch import HealthWatch
-from targetd.master.exports.known_media import KnownMedia
 from targetd.master.exports.media_watch import MediaWatch
 from targetd.master.exports.open_batch import OpenBatch, PlannedUnit
 from targetd.master.exports.resizing import shorten
@@ -37,13 +37,18 @@ SPACE_SECONDS = 5.0  # interval at which the free space for thin media is checke
 
 
 class UnavailableLun(object):
-    """A LUN whose medium could not be opened yet. why: the error message of the last attempt."""
+    """A LUN whose medium could not be opened yet. why: the error message of the last attempt; shown: the
+    state of the LUN, with it."""
 
     def __init__(self, target, lun, why):
         self.target = target
         self.target_name = target.name
         self.lun = lun
         self.why = why
+
+    @property
+    def shown(self):
+        return self.why if self.why.startswith('standby: ') else 'missing: %s' % self.why
 
 
 class Exports(object):
@@ -55,7 +60,7 @@ class Exports(object):
         self.units = units
         self.jobs = jobs
         self.process = os.getpid()
-        self.known = KnownMedia(
+        self.known = known_media.KnownMedia(
             os.path.join(units.replication.state.path, 'media.json'), units.replication.saver
         )
         self.workers_of = lambda target_name: []  # set by Master: the workers of its sessions
@@ -96,6 +101,9 @@ class Exports(object):
                 self._add(outcome)
                 continue
             self.unavailable[target.name, lun.number] = UnavailableLun(target, lun, str(outcome))
+            if isinstance(outcome, Standby):
+                self.note_standby(target, lun, outcome)
+                continue
             log.error(
                 'lun %d of %s is not served until its medium is available: %s; retrying every %d seconds',
                 lun.number,
@@ -106,6 +114,12 @@ class Exports(object):
         self.known.save()
         self.retry_later()
 
+    def note_standby(self, target, lun, why):
+        """Another server serves this LUN. why: Standby."""
+        log.warning('lun %d of %s is not served: %s', lun.number, target.name, why)
+        self.unavailable[target.name, lun.number] = UnavailableLun(target, lun, str(why))
+        self.retry_later()
+
     def add_unit(self, unit):
         """Starts to serve a unit, and saves the identity of its medium."""
         self._add(unit)
@@ -113,6 +127,8 @@ class Exports(object):
 
     def _add(self, unit):
         self.units.add_unit(unit)
+        if unit.lun.unit_state:
+            self.units.replication.state.active.add((unit.target_name, unit.lun.number))
         if unit.lun.health_interval:
             self.health.reconsider()
         seen = unit.found['seen']
@@ -120,9 +136,9 @@ class Exports(object):
             return
         before = self.known.former_identity(unit.target_name, unit.lun.number, seen)
         if before is not None:
-            _log_new_identity(unit, before)
+            known_media.log_new_identity(unit, before)
         if self.known.note(unit.target_name, unit.lun.number, seen):
-            _log_new_medium(unit)
+            known_media.log_new_medium(unit)
 
     def accept_medium(self, target_name, number):
         """The administrator accepts any medium that is found for this LUN next. Returns False if no
@@ -178,6 +194,7 @@ class Exports(object):
     def forget_lun(self, target_name, number):
         """Removes all data about a LUN that is no longer in the configuration."""
         self.forget_unavailable(target_name, number)
+        self.units.replication.state.active.discard((target_name, number))
         self.known.forget(target_name, number)
         self.known.save()
 
@@ -194,20 +211,32 @@ class Exports(object):
 
     def _retry(self):
         self._timer, self._is_retrying = None, True
-        retried = {
-            key: (missing, missing.target, missing.lun) for key, missing in self.unavailable.items()
-        }
-        wanted = [(target, lun) for _, target, lun in retried.values()]
-        self.open_media(wanted, lambda outcomes: self._retried(retried, outcomes))
 
-    def _retried(self, retried, outcomes):
-        """Handles the outcomes of a retry, but not of LUNs that a reload has changed or removed meanwhile."""
-        self._is_retrying = False
+        def retried():
+            self._is_retrying = False
+            self.retry_later()
+
+        self.open_unavailable(list(self.unavailable), retried)
+
+    def open_unavailable(self, keys, done):
+        """Try to open these of the unavailable LUNs; done() afterwards."""
+        tried = {}
+        for key in keys:
+            missing = self.unavailable[key]
+            tried[key] = missing, missing.target, missing.lun
+
+        def opened(outcomes):
+            self._tried(tried, outcomes)
+            done()
+
+        self.open_media([(target, lun) for _, target, lun in tried.values()], opened)
+
+    def _tried(self, tried, outcomes):
+        """Handles the outcomes of an attempt, but not of LUNs that a reload has changed or removed
+        meanwhile."""
         for key, outcome in outcomes.items():
             missing = self.unavailable.get(key)
-            is_wanted = (
-                missing is not None and (missing, missing.target, missing.lun) == retried[key]
-            )
+            is_wanted = missing is not None and (missing, missing.target, missing.lun) == tried[key]
             if isinstance(outcome, Unit) and is_wanted:
                 del self.unavailable[key]
                 log.info(
@@ -229,7 +258,6 @@ class Exports(object):
                     outcome,
                 )
                 missing.why = str(outcome)
-        self.retry_later()
 
     def announce_unit(self, unit):
         """Adds a new unit to the existing sessions of its target."""
@@ -475,45 +503,6 @@ def require_same_atomic_writes(lun, store, others):
                 '%s is also lun %d of %s, with another value of atomic-writes; write the same value for '
                 'both' % (store.path, other.lun.number, other.target_name)
             )
-
-
-def _log_new_medium(unit):
-    """Logs the content of a disk that is served for the first time, so that the administrator can
-    notice a wrong disk."""
-    if unit.store.kind != 'block':
-        return
-    log.info(
-        'unit %s: %s is served for the first time; its content: %s',
-        unit.id,
-        unit.found['seen']['shown'],
-        ', '.join(unit.found['contents']) or 'no known format',
-    )
-    if unit.found['auto_assembled']:
-        log.warning(
-            'unit %s: %s contains %s. If an initiator created that, prevent this host from using it (a '
-            'global_filter in lvm.conf, AUTO -all in mdadm.conf); if this host created it, initiators are '
-            'going to overwrite it',
-            unit.id,
-            unit.store.path,
-            ', '.join(unit.found['auto_assembled']),
-        )
-
-
-def _log_new_identity(unit, before):
-    """Logs how to keep the identity that initiators know. before: as in known_media."""
-    now = unit.found['seen']['identity']
-    changed = [name for name in sorted(now) if now[name] != before.get(name)]
-    log.warning(
-        'unit %s: initiators see another disk than before: %s now, %s before (the identity is derived from '
-        'server-id, the name of the target, and the disk or path). If it is the same disk, keep its '
-        'identity: write in [[lun %d]] of target %s: %s',
-        unit.id,
-        ', '.join('%s %s' % (name, now[name] or 'none') for name in changed),
-        ', '.join('%s %s' % (name, before.get(name) or 'none') for name in changed),
-        unit.lun.number,
-        unit.target_name,
-        ', '.join('%s = %s' % (name, before.get(name, '')) for name in changed),
-    )
 
 
 def space_of(store):

@@ -117,6 +117,45 @@ class KnownMedia(object):
             )
 
 
+def log_new_medium(unit):
+    """Logs the content of a disk that is served for the first time, so that the administrator can
+    notice a wrong disk."""
+    if unit.store.kind != 'block':
+        return
+    log.info(
+        'unit %s: %s is served for the first time; its content: %s',
+        unit.id,
+        unit.found['seen']['shown'],
+        ', '.join(unit.found['contents']) or 'no known format',
+    )
+    if unit.found['auto_assembled']:
+        log.warning(
+            'unit %s: %s contains %s. If an initiator created that, prevent this host from using it (a '
+            'global_filter in lvm.conf, AUTO -all in mdadm.conf); if this host created it, initiators are '
+            'going to overwrite it',
+            unit.id,
+            unit.store.path,
+            ', '.join(unit.found['auto_assembled']),
+        )
+
+
+def log_new_identity(unit, before):
+    """Logs how to keep the identity that initiators know. before: as in known_media."""
+    now = unit.found['seen']['identity']
+    changed = [name for name in sorted(now) if now[name] != before.get(name)]
+    log.warning(
+        'unit %s: initiators see another disk than before: %s now, %s before (the identity is derived from '
+        'server-id, the name of the target, and the disk or path). If it is the same disk, keep its '
+        'identity: write in [[lun %d]] of target %s: %s',
+        unit.id,
+        ', '.join('%s %s' % (name, now[name] or 'none') for name in changed),
+        ', '.join('%s %s' % (name, before.get(name) or 'none') for name in changed),
+        unit.lun.number,
+        unit.target_name,
+        ', '.join('%s = %s' % (name, before.get(name, '')) for name in changed),
+    )
+
+
 def describe_medium(lun, path):
     """Returns the JSON-able record of a LUN's medium. named: the backing-store setting; key:
     identifies the medium; shown: its description in messages; inode: of a file, and device: of its

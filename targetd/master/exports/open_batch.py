@@ -13,7 +13,7 @@ change the result.
 import os
 from collections import deque, namedtuple
 
-from targetd.errors import StoreError
+from targetd.errors import Standby, StoreError
 from targetd.master.exports import open_medium, unit_identity
 from targetd.master.processes import jobs
 
@@ -185,7 +185,8 @@ class OpenBatch(object):
         if 'failed' in words:
             if not self._is_second:
                 self._refused.append((target, lun))
-            self._outcome(key, StoreError(words['failed']))
+            kind = Standby if words.get('is_standby') else StoreError
+            self._outcome(key, kind(words['failed']))
             return
         others = self._units_by_medium.get(tuple(words['medium']), [])
         unit = None

@@ -9,11 +9,11 @@ the open descriptors.
 import os
 import stat
 
-from targetd.errors import StoreError, TargetdError
+from targetd.errors import Standby, StoreError, TargetdError
 from targetd.host import block_sizes, claims, disks, image_formats, in_use, roots, signatures
 from targetd.master.exports import known_media, unit_identity
 from targetd.master.exports.resizing import grow
-from targetd.master.state import journal_recovery, key_files
+from targetd.master.state import journal_recovery, key_files, unit_state
 from targetd.master.units import descriptions
 from targetd.scsi.facts import DEFAULTS
 from targetd.store import adopt_store, open_store
@@ -54,16 +54,17 @@ def open_medium(
         _require_usable(target, lun, path, known, held or is_served, master, tables)
         found = _checked_signatures(lun, path)
         _require_intended(target, lun, path, known, found)
+        data_key, key = unit_identity.data_key(target.name, lun, path)
+        place = _place_of_state(target, lun, key, state, plan_only)
         store, grown_from = _open_store(lun, path, held, plan_only, is_served)
         _require_block_size(lun, store)
-        data_key, key = unit_identity.data_key(target.name, lun, path)
-        left = journal_recovery.journal_path(state.path, data_key)
+        left = journal_recovery.journal_path(place.path, data_key)
         rolled_back, check, saved = 0, '', {}
         if not held and not plan_only:
             rolled_back = journal_recovery.roll_back_writes(left, store)
         if not plan_only or os.path.exists(lun.encryption_key_file):
-            saved = state.load(key)
-            check = key_files.set_store_key(lun, store, saved, state.file_of(key))
+            saved = place.load(key)
+            check = key_files.set_store_key(lun, store, saved, place.file_of(key))
         if not plan_only and store.kind == 'block' and descriptions.needs_own(store):
             store.spares += descriptions.open_spares(store.descriptor)[1]
         names = unit_identity.names_of(lun, path, key, server)
@@ -71,10 +72,8 @@ def open_medium(
         seen = None if plan_only or not path else _seen(lun, path, facts)
         if lun.atomic_writes and not (plan_only or left is None or left in journals):
             created.append(journal_recovery.create_journal(left))
-    except StoreError as e:
-        return {'failed': str(e)}, ()
     except (ValueError, OSError, TargetdError) as e:
-        return {'failed': '%s: %s' % (lun.backing_store or lun.type, e)}, ()
+        return _failure(lun, e), ()
     return {
         'store': store.description(),
         'medium': store.key,
@@ -91,6 +90,24 @@ def open_medium(
         'contents': [signatures.one_line(each) for each in found],
         'auto_assembled': [signatures.one_line(each) for each in signatures.auto_assembled(found)],
     }, store.descriptors() + created
+
+
+def _failure(lun, error):
+    """Returns the words of open_medium() after this exception."""
+    text = str(error)
+    if not isinstance(error, StoreError):
+        text = '%s: %s' % (lun.backing_store or lun.type, text)
+    return {'failed': text, 'is_standby': isinstance(error, Standby)}
+
+
+def _place_of_state(target, lun, key, state, plan_only):
+    """Returns what keeps the state of the LUN: `state`, or a UnitState that this server holds from now on,
+    so that it may change the medium. Raises Standby if it must not serve the LUN, StoreError."""
+    place, which = unit_state.place_of(state, lun), (target.name, lun.number)
+    if lun.unit_state and not plan_only:
+        is_ordered, is_active = which in state.ordered, which in state.active
+        place.take(key, target.name, is_ordered, is_active, target.serving == 'when-active')
+    return place
 
 
 def _require_usable(target, lun, path, known, is_ours, master, tables):

@@ -20,9 +20,17 @@ from targetd.channel import ChannelClosed
 from targetd.master.processes import child
 from targetd.master.processes.loop import READ, WRITE
 from targetd.master.state.state_directory import store_document
+from targetd.master.state.unit_state import store_held
 
 SECONDS = 30.0  # for one file; a longer wait is a disk that does not answer
 CLOSE_SECONDS = 10.0
+
+
+def _store(path, text, node):
+    if node is None:
+        store_document(path, text)
+    else:
+        store_held(path, text, node)
 
 
 class OutcomeUnknown(OSError):
@@ -33,10 +41,10 @@ class DirectSaver(object):
     """Has the interface of Saver and writes at once, in this process."""
 
     @staticmethod
-    def write(path, text, done):
+    def write(path, text, done, node=None):
         """Write the file; done(None or OSError) is called before this returns."""
         try:
-            store_document(path, text)
+            _store(path, text, node)
         except OSError as e:
             done(e)
         else:
@@ -57,17 +65,18 @@ class Saver(object):
     def __init__(self, loop, fork=os.fork):
         self.loop = loop
         self.fork = fork
-        self._queue = deque()  # (path, text, done); the first one is being written
+        self._queue = deque()  # (path, text, done, node); the first one is being written
         self._idle = []  # functions that wait for an empty queue
         self._channel = None
         self._pid = None
         self._timer = None
         self._unreaped = []  # pids of children that were killed
 
-    def write(self, path, text, done):
-        """Write the file durably, or remove it if `text` is None, after all files before it. done(None
-        or OSError) is called later, from the loop."""
-        self._queue.append((path, text, done))
+    def write(self, path, text, done, node=None):
+        """Write the file durably, or remove it if `text` is None, after all files before it. node: the
+        unit_state.Node that must hold it, for a file of a unit-state directory. done(None or OSError) is
+        called later, from the loop."""
+        self._queue.append((path, text, done, node))
         if len(self._queue) == 1:
             self._send()
 
@@ -92,8 +101,8 @@ class Saver(object):
         try:
             if self._channel is None:
                 self._start()
-            path, text, _ = self._queue[0]
-            self._channel.queue({'path': path, 'text': text})
+            path, text, _, node = self._queue[0]
+            self._channel.queue({'path': path, 'text': text, 'node': node})
             self._watch()
         except ChannelClosed:
             self.loop.call_later(0, self._lost)
@@ -168,7 +177,7 @@ class Saver(object):
             self._timer.cancel()
             self._timer = None
         failed, self._queue = self._queue, deque([None])  # what is written now waits
-        for _, _, done in failed:
+        for _, _, done, _ in failed:
             try:
                 done(OutcomeUnknown(number, why))
             except Exception:  # the others must not wait for ever
@@ -216,7 +225,7 @@ def _run_in_child(channel, master):
             message, _ = channel.read()
             answer = {'errno': 0, 'failed': ''}
             try:
-                store_document(message['path'], message['text'])
+                _store(message['path'], message['text'], message['node'])
             except OSError as e:
                 answer = {'errno': e.errno or errno.EIO, 'failed': e.strerror or str(e)}
             channel.send(answer)
@@ -224,4 +233,56 @@ def _run_in_child(channel, master):
         os._exit(0)
 
 
-__all__ = ('DirectSaver', 'OutcomeUnknown', 'Saver')
+class Savers(object):
+    """A Saver for state-dir, and one for each other directory (unit-state): one that does not answer
+    delays only its own files. Has the interface of Saver, and its arguments."""
+
+    def __init__(self, loop, fork=os.fork):
+        self._new = lambda: Saver(loop, fork)
+        self._of_directory = {'': self._new()}
+
+    def write(self, path, text, done, node=None):
+        """See Saver.write()."""
+        directory = '' if node is None else os.path.dirname(path)
+        if directory not in self._of_directory:
+            self._of_directory[directory] = self._new()
+        self._of_directory[directory].write(path, text, done, node)
+
+    def when_idle(self, callback):
+        """Call callback() as soon as nothing that waits now has to be written: now or later."""
+        left = [saver for saver in self._of_directory.values() if not saver.is_idle]
+        if not left:
+            callback()
+            return
+        waiting = [len(left)]
+
+        def one_idle():
+            waiting[0] -= 1
+            if not waiting[0]:
+                callback()
+
+        for saver in left:
+            saver.when_idle(one_idle)
+
+    @property
+    def is_idle(self):
+        """True if nothing waits to be written."""
+        return all(saver.is_idle for saver in self._of_directory.values())
+
+    @property
+    def children(self):
+        """The process ids of their children."""
+        return [pid for saver in self._of_directory.values() for pid in saver.children]
+
+    def reap(self):
+        """Reap children that were killed. Call after SIGCHLD."""
+        for saver in self._of_directory.values():
+            saver.reap()
+
+    def close(self):
+        """At the end of the master: see Saver.close()."""
+        for saver in self._of_directory.values():
+            saver.close()
+
+
+__all__ = ('DirectSaver', 'OutcomeUnknown', 'Saver', 'Savers')

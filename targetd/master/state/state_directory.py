@@ -28,10 +28,16 @@ UNUSABLE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 class StateDirectory(object):
     """Loads and saves the state of units. `path`: state-dir, created on first use (mode 0700);
-    `boot_id`: differs after each boot of the machine."""
+    `boot_id`: differs after each boot of the machine; `ordered`: {(target name, number)} of the units with
+    unit-state that the administrator ordered this server to take over; `active`: of those that it serves."""
+
+    node = None  # no file names its holder: the lock is for the whole directory
 
     def __init__(self, path):
         self.path = path
+        self.this_node = None  # unit_state.Node
+        self.ordered = set()
+        self.active = set()
         self.boot_id = boot_id()
         self.descriptor = None  # of the locked file
 

@@ -101,6 +101,19 @@ class Units(object):
             _, _, answer = unit.queue.popleft()
             answer(Refusal(*transitions.UNIT_IS_GONE))
 
+    def take_from_sessions(self, unit, done):
+        """The sessions of a unit that was removed lose it, and are told; done() when all have."""
+        numbers = unit.forget_sessions()
+        self.copy_guests.end_copies(
+            unit,
+            lambda: self.replication.order_units(
+                list(numbers),
+                remove={worker: [number] for worker, number in numbers.items()},
+                attentions=[attention.LUNS_CHANGED],
+                done=done,
+            ),
+        )
+
     def _save_scheduled_records(self, unit):
         if unit.are_records_scheduled:
             self.replication.save_when_possible(unit, unit.shared)

@@ -15,6 +15,7 @@ import functools
 import time
 
 from targetd import events, log
+from targetd.master.state import unit_state
 from targetd.master.state.saver import DirectSaver, OutcomeUnknown
 from targetd.master.units import fault_transitions, shared_state, sharing, transitions
 from targetd.master.units.acknowledgements import Acknowledgements
@@ -50,6 +51,7 @@ class Replication(object):
         self._save_timer = None
         self._unable_to_save = set()  # ids of units about which that was logged
         self._saved = {}  # key -> the dict that this server saved last, or is saving
+        self.on_taken_over = lambda unit, why: None  # set by Master: another server holds the state
 
     def save_state(self, unit, shared, done):
         """Write the persistent part of `shared` to stable storage; done(None or OSError) when it is
@@ -69,16 +71,23 @@ class Replication(object):
             elif self._saved.get(unit.key) is state:
                 self._saved[unit.key] = before
             done(error)
+            if error is not None and error.errno == unit_state.TAKEN_OVER:
+                self.on_taken_over(unit, error.strerror)
 
         self._saved[unit.key] = state
-        path, text = self.state.document(unit.key, state)
-        self.saver.write(path, text, saved)
+        place = unit_state.place_of(self.state, unit.lun)
+        path, text = place.document(unit.key, state)
+        self.saver.write(path, text, saved, place.node)
 
     def newest_saved(self, key, found):
         """The saved state of a unit that is opened. found: what a job read from its file, perhaps before
         this server saved the state of an earlier export of the same medium."""
         saved = self._saved.get(key)
         return found if saved is None else saved
+
+    def forget_saved(self, key):
+        """Another server may change the saved state of this key from now on."""
+        self._saved.pop(key, None)
 
     def save_when_possible(self, unit, shared):
         """Write the persistent part of `shared` to stable storage, again later if that fails."""

@@ -73,6 +73,8 @@ def restore(master, words):
         lun = configuration.targets[row['target_name']].luns[row['lun']]
         unit = _restored(master, row, lun, workers)
         master.units.by_id[unit.id] = unit
+        if lun.unit_state:
+            master.replication.state.active.add((unit.target_name, lun.number))
     master.rod_tokens.take_over(words['tokens'], workers)
     for unit_id, key, pids in words['removed']:
         holders = {workers[pid] for pid in pids if pid in workers}

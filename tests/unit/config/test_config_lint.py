@@ -82,6 +82,7 @@ def test_a_target_name_that_does_not_obey_the_rfc_is_accepted_with_a_warning(war
             ['/dev/sdb', 'another disk', 'by-id'],
         ),
         (GOOD.replace('/srv/x.img\nsize = 1M', '/dev/nvme0n1p2'), 4, ['another disk']),
+        (GOOD + 'unit-state = /srv/state\n', 4, ['unit-state', 'server-id', 'scsi-sn']),
     ],
 )
 def test_a_warning_names_the_place_and_what_to_write(warnings, text, line, words):
@@ -90,6 +91,14 @@ def test_a_warning_names_the_place_and_what_to_write(warnings, text, line, words
     assert 'main.conf:%d: ' % line in found[0]
     for word in words:
         assert word in found[0]
+
+
+def test_a_lun_that_moves_with_its_identity_has_no_warning(warnings):
+    moving = GOOD + 'unit-state = /srv/state\n'
+    naa = 'naa = 600140500000000000000000000000aa\nscsi-sn = 77\n'
+    assert warnings(moving + naa) == []
+    server_id = '[server]\nserver-id = 6c1a9a3e-3a36-4b0f-8a44-0c8f5c0a7d11\n'
+    assert warnings(server_id + moving) == []
 
 
 def test_a_redirected_target_needs_no_lun(warnings):

@@ -375,6 +375,16 @@ COMPLAINTS = [
         4,
         ['lun 0', 'defined twice', 'main.conf:3'],
     ),
+    (
+        target('serving = when-active\n[[lun 0]]\nbacking-store = /a\n'),
+        4,
+        ['lun 0 has no unit-state', 'serving = always'],
+    ),
+    (
+        target('[[lun 0]]\ntype = ram\nsize = 8M\nunit-state = /srv/state\n'),
+        6,
+        ['type ram', 'remove unit-state'],
+    ),
     # settings
     ('[server]\nmax-session = 3\n', 2, ['max-session ', 'did you mean max-sessions?']),
     ('[server]\nportal = 0.0.0.0\n', 2, ['write it in [portal-group TAG]']),

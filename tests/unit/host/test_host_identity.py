@@ -124,7 +124,9 @@ def test_a_damaged_server_id_file_is_refused_and_kept(tmp_path):
 
 def test_the_error_names_a_state_directory_that_cannot_be_used(tmp_path):
     (tmp_path / 'file').write_text('x')
-    with pytest.raises(TargetdError, match='cannot be saved in .*file/state: Not a directory'):
+    with pytest.raises(
+        TargetdError, match='cannot be saved in .*file/state/server-id: Not a directory'
+    ):
         identity.server_id(str(tmp_path / 'file' / 'state'))
 
 

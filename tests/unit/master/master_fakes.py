@@ -138,7 +138,7 @@ class DirectJobs(object):
 class SaverOfTest(DirectSaver):
     """Saves at once, through StateDirectory.save, which a test can replace."""
 
-    def write(self, path, text, done):
+    def write(self, path, text, done, node=None):
         document = json.loads(text) if text is not None else {}
         try:
             if text is None:

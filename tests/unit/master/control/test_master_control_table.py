@@ -11,6 +11,7 @@ from targetd.master.control import (
     control_changes,
     control_guards,
     control_space,
+    control_takeovers,
     control_views,
 )
 
@@ -22,6 +23,7 @@ TABLES = [
     (control_views.ANSWERS, control_views.ViewAnswers, 2),
     (control_guards.ANSWERS, control_guards.GuardAnswers, 2),
     (control_space.ANSWERS, control_space.SpaceAnswers, 2),
+    (control_takeovers.ANSWERS, control_takeovers.TakeoverAnswers, 2),
 ]
 ALL = dict(pair for table, _, _ in TABLES for pair in table.items())
 FIRST = {words: first for table, _, first in TABLES for words in table}

@@ -1,0 +1,217 @@
+"""The state of a unit beside its data (setting unit-state), so that it follows the disk to another server:
+reservations, saved mode pages, identifying information, what has failed.
+
+     nobody --take()--> held by server A --take(is_ordered)--> held by server B --release()--> released
+
+One server holds the state, and that server alone serves the unit. The file names it, and each write first
+compares that name under a lock: a server that was replaced cannot overwrite what its successor saves, and
+learns of it. Nothing takes the state of another server by itself, because only the administrator, or a
+cluster manager, can make certain that the other server does not write to the disk any more.
+
+Everything here may block on the directory, so it runs in jobs (master.processes.jobs) and in savers.
+"""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import time
+from collections import namedtuple
+
+from targetd.errors import Standby, StoreError
+from targetd.host import identity
+from targetd.master.state import state_directory
+from targetd.trusted_path import open_trusted
+
+VERSION = 1
+LOCK_SECONDS = 10.0
+POLL_SECONDS = 0.02
+
+#: A server that can hold the state of units. id: of its state-dir; name: of its host, for messages.
+Node = namedtuple('Node', 'id name')
+
+#: The error of a write to a state that another server holds. No file system reports it.
+TAKEN_OVER = errno.ESHUTDOWN
+
+
+def place_of(state, lun):
+    """Returns what keeps the state of this model.Lun: the StateDirectory `state`, or a UnitState, which has
+    the same methods document, file_of and load, and the attribute node. Raises TargetdError."""
+    if not lun.unit_state:
+        return state
+    if state.this_node is None:
+        state.this_node = Node(identity.node_id(state.path), os.uname().nodename)
+    return UnitState(lun.unit_state, state.this_node)
+
+
+class UnitState(object):
+    """The files in one directory. node: the Node of this server."""
+
+    def __init__(self, path, node):
+        self.path = path
+        self.node = node
+
+    def file_of(self, key):
+        """Returns the path of the state file of the unit with this key."""
+        digest = hashlib.sha256(key.encode('utf-8', 'surrogateescape')).hexdigest()
+        return os.path.join(self.path, digest[:32] + '.json')
+
+    def document(self, key, state):
+        """(path, text) of the file that saves this dict, for store_held(). The file stays if the dict is
+        empty: it says who holds it."""
+        return self.file_of(key), json.dumps({'unit': key, 'state': state})
+
+    def load(self, key):
+        """Returns the dict that was saved for this key; {} if there is none. Raises StoreError."""
+        return self._read(key).get('state', {})
+
+    def take(self, key, name, is_ordered, is_active, waits_for_order):
+        """Returns the dict that was saved for this key, after this server holds it. name: of the target, for
+        messages; is_ordered: the administrator said that no other server uses the unit; is_active: this
+        server serves the unit already; waits_for_order: only a server with an order serves it. Raises
+        Standby if this server must not serve it, StoreError.
+
+        Reservations outlast a takeover also without APTPL, since the unit has not lost power: the state
+        counts as that of this boot."""
+        self._require_directory()
+        try:
+            with _locked(self.file_of(key)):
+                return self._take(key, name, is_ordered, is_active, waits_for_order)
+        except OSError as e:
+            raise StoreError(
+                'the state of the unit in unit-state %s cannot be used: %s; correct that, or name another '
+                'directory' % (self.path, e.strerror)
+            )
+
+    def _take(self, key, name, is_ordered, is_active, waits_for_order):
+        found = self._read(key)
+        holder = found.get('holder')
+        is_ours = bool(holder) and holder['id'] == self.node.id
+        if is_ours and (is_active or is_ordered or not waits_for_order):
+            return found['state']
+        if not is_ordered:
+            self._require_free(name, found, holder, waits_for_order)
+        state = found.get('state', {})
+        if state:
+            state = dict(state, boot_id=state_directory.boot_id())
+        self._write(key, found.get('epoch', 0) + 1, state, self.node)
+        return state
+
+    def _require_free(self, name, found, holder, waits_for_order):
+        remedy = 'to serve it here: targetdctl takeover %s' % name
+        if holder and holder['id'] != self.node.id:
+            raise Standby(
+                'standby: the server %s holds its state in %s; make certain that that server does not '
+                'write to the disk any more; %s' % (holder['name'], self.path, remedy)
+            )
+        if waits_for_order:
+            raise Standby('standby: its target has serving = when-active; %s' % remedy)
+        if found:
+            raise Standby('standby: no server serves it, by order; %s' % remedy)
+
+    def release(self, key):
+        """Nobody holds the state of this key any more; does nothing if another server holds it. Raises
+        OSError, StoreError."""
+        with _locked(self.file_of(key)):
+            found = self._read(key)
+            holder = found.get('holder')
+            if holder and holder['id'] == self.node.id:
+                self._write(key, found['epoch'] + 1, found['state'], None)
+
+    def successor(self, key):
+        """Returns the name of the other server that holds the state of this key, or ''. Raises StoreError."""
+        holder = self._read(key).get('holder')
+        return holder['name'] if holder and holder['id'] != self.node.id else ''
+
+    def _require_directory(self):
+        if not os.path.isdir(self.path):
+            raise StoreError(
+                'unit-state %s does not exist; is its file system mounted? Create it below the mount point, '
+                'so that it is missing while nothing is mounted' % self.path
+            )
+
+    def _read(self, key):
+        """Returns the document of a file; {} if there is none. Raises StoreError."""
+        path = self.file_of(key)
+        try:
+            with os.fdopen(open_trusted(path, os.O_RDONLY), encoding='utf-8') as f:
+                document = json.load(f)
+            state_directory.require_known_format(path, document['version'], VERSION)
+            holder = document['holder']
+            is_sound = holder is None or (
+                isinstance(holder['id'], str) and isinstance(holder['name'], str)
+            )
+            if not (is_sound and isinstance(document['epoch'], int)):
+                raise ValueError('its holder is unknown')
+            if not isinstance(document['state'], dict):
+                raise ValueError('it has no state')
+            return document
+        except OSError as e:
+            if e.errno == errno.ENOENT:
+                return {}
+            raise StoreError(
+                'the saved state %s cannot be read (%s); the unit is not served without it'
+                % (path, e.strerror)
+            )
+        except (ValueError, KeyError, TypeError) as e:
+            raise StoreError(
+                'the saved state %s is damaged (%s); the unit is not served, because its reservations are '
+                'unknown; remove the file to start without reservations and saved mode pages'
+                % (path, e)
+            )
+
+    def save(self, key, state):
+        """Writes this dict to stable storage. Raises OSError, with the error number TAKEN_OVER if this
+        server does not hold the state."""
+        with _locked(self.file_of(key)):
+            try:
+                found = self._read(key)
+            except StoreError as e:
+                raise OSError(errno.EIO, str(e))
+            holder = found.get('holder')
+            if not holder or holder['id'] != self.node.id:
+                name = 'the server %s' % holder['name'] if holder else 'another server'
+                raise OSError(TAKEN_OVER, '%s has taken it over' % name)
+            self._write(key, found['epoch'], state, self.node)
+
+    def _write(self, key, epoch, state, node):
+        document = {
+            'version': VERSION,
+            'unit': key,
+            'state': state,
+            'holder': node and {'id': node.id, 'name': node.name},
+            'epoch': epoch,  # counts the changes of the holder
+        }
+        text = json.dumps(document, indent=1, sort_keys=True)
+        state_directory.write_durably(self.file_of(key), text)
+
+
+def store_held(path, text, node):
+    """Writes what UnitState.document() returned to its file. node: (id, name) of the server that must hold
+    the state. Raises OSError as UnitState.save() does."""
+    wanted = json.loads(text)
+    UnitState(os.path.dirname(path), Node(*node)).save(wanted['unit'], wanted['state'])
+
+
+@contextlib.contextmanager
+def _locked(path):
+    """Holds the lock of a state file, which works between hosts on a cluster file system too. Raises
+    OSError, also if it is not free within LOCK_SECONDS."""
+    descriptor = open_trusted(path + '.lock', os.O_RDWR | os.O_CREAT)
+    try:
+        end = time.monotonic() + LOCK_SECONDS
+        while True:
+            try:
+                fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as e:
+                if e.errno not in (errno.EACCES, errno.EAGAIN):
+                    raise
+                if time.monotonic() > end:
+                    raise OSError(errno.ETIMEDOUT, 'another server keeps %s.lock locked' % path)
+            time.sleep(POLL_SECONDS)
+        yield
+    finally:
+        os.close(descriptor)
