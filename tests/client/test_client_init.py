@@ -189,3 +189,50 @@ def test_openrc(system):
     system.must('rc-service --nodeps targetd start')
     system.must('rc-service --nodeps targetd stop')
     assert not system.processes(), system.transcript
+
+
+ROLE = 'iqn.2026-11.test.targetd:role'
+
+
+def test_the_ocf_agent_promotes_and_demotes_a_target(system):
+    system.must('apt-get install -q -y --no-install-recommends libxml2-utils')
+    (package,) = glob.glob('%s%s/resource-agents_*' % (system.root, ARCHIVES))
+    system.must(
+        "dpkg -x '%s' /opt/agents && cp -a /opt/agents/usr/. /usr" % package[len(system.root) :]
+    )
+    put_init(system, 'ocf/targetd', '/usr/lib/ocf/resource.d/targetd/targetd')
+    system.must('mkdir -p /srv/state')
+    lines = (
+        '[target %s]' % ROLE,
+        'initiator-address = ALL',
+        'serving = when-active',
+        '[[lun 0]]',
+        'backing-store = /srv/role.img',
+        'size = 8M',
+        'unit-state = /srv/state',
+    )
+    system.must(
+        "printf '%s\\n' " + ' '.join("'%s'" % line for line in lines) + ' >>/etc/targetd.conf'
+    )
+    target = {'iqn': ROLE, 'promotable': 'yes'}
+    tester = (
+        'ocf-tester -n disk -o iqn=%s -o promotable=yes /usr/lib/ocf/resource.d/targetd/targetd'
+    )
+    assert 'passed all tests' in system.must(tester % ROLE, 300)
+    assert ocf(system, 'start', **target)[0] == 0, system.transcript
+    assert ocf(system, 'monitor', **target)[0] == 0
+    assert ocf(system, 'promote', **target)[0] == 0, system.transcript
+    assert ocf(system, 'monitor', **target)[0] == 8
+    assert 'Lun:0' in system.host('iscsi-ls', '-s', 'iscsi://127.0.0.1').replace(' ', '')
+    assert ocf(system, 'demote', **target)[0] == 0, system.transcript
+    assert ocf(system, 'monitor', **target)[0] == 0
+    # a server that was killed does not serve the target by itself
+    assert ocf(system, 'promote', **target)[0] == 0
+    system.must('kill -9 $(targetd --pid)')
+    eventually(lambda: system.run('targetd --pid')[0] == 7, 30)
+    assert ocf(system, 'monitor', **target)[0] == 7
+    assert ocf(system, 'start', **target)[0] == 0 and ocf(system, 'monitor', **target)[0] == 0
+    assert ocf(system, 'promote', **target)[0] == 0 and ocf(system, 'monitor', **target)[0] == 8
+    assert ocf(system, 'stop', **target)[0] == 0 and ocf(system, 'monitor', **target)[0] == 7
+    system.must('targetdctl stop')
+    assert ocf(system, 'validate-all', **dict(target, lun='1'))[0] == 6
