@@ -14,6 +14,8 @@ from targetd.errors import Complaint, StoreError
 from targetd.host import claims, disks, file_space, roots, signatures
 from targetd.iscsi import names
 
+#: Commands that an initiator may have in flight, and the seconds that most give each of them.
+QUEUE, PATIENCE_SECONDS = 128, 30
 SHORTEST_SECRET, LONGEST_SECRET = 12, 16  # bytes that the Windows initiator accepts without IPsec
 UNSTABLE = re.compile(
     '/dev/(sd[a-z]+|hd[a-z]|vd[a-z]+|xvd[a-z]+|nvme[0-9]+n[0-9]+|mmcblk[0-9]+)p?[0-9]*$'
@@ -30,6 +32,7 @@ def warnings(configuration):
             _admission(configuration, target)
             + _luns(configuration, target)
             + _hidden_luns(configuration, target)
+            + _limits(configuration, target)
             + _redirect(configuration, target)
             + _moving(configuration, target)
         )
@@ -196,6 +199,30 @@ def _hidden_luns(configuration, target):
         )
         for number in target.luns
         if maps and not any(each.shown(number) for each in maps)
+    ]
+
+
+def _limits(configuration, target):
+    """Limits with which the last command of a full queue waits longer than initiators do."""
+    place = ('target', target.name)
+    written = [
+        (place, 'iops-limit', target.iops_limit),
+        (place, 'initiator-iops-limit', target.initiator_iops_limit),
+    ] + [
+        (('lun', target.name, number), 'iops-limit', lun.iops_limit)
+        for number, lun in target.luns.items()
+    ]
+    return [
+        _warning(
+            configuration,
+            key,
+            'with %s = %d, the last of %d commands waits %d seconds'
+            % (name, rate, QUEUE, QUEUE // rate),
+            'most initiators abort a command after %d seconds: write a higher limit, or reduce the queue '
+            'depth of the initiators' % PATIENCE_SECONDS,
+        )
+        for key, name, rate in written
+        if 0 < rate * PATIENCE_SECONDS < QUEUE
     ]
 
 

@@ -421,7 +421,8 @@ LUN = (
     _lun('thin-threshold', kinds.Number(0, 99), 10, LIVE,
          'Initiators are warned when less than this percentage of the file system of a thin file '
          'is available; 0: never.',
-         'Initiators may set another threshold (mode page 1Ch, subpage 02h).'),
+         'Initiators may set another threshold (mode page 1Ch, subpage 02h). Without thin, initiators cannot '
+         'be warned: only the log and on-event (space_low) do so, if the file may still grow.'),
     _lun('write-cache', kinds.Flag(), True, LIVE,
          'on: a write completes when the operating system has the data, which is durable after the '
          'initiator flushes the cache. off: a write completes when its data is durable.'),

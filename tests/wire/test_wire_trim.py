@@ -208,3 +208,14 @@ def test_written_and_shared_blocks_are_told_apart(daemon, ready):
     assert row['allocated'] >= MIB and row['size'] == 64 * MIB
     if row['mapped'] is not None:  # a file system with FIEMAP
         assert row['mapped'] >= MIB and row['shared'] == 0
+
+
+def test_a_file_without_thin_provisioning_that_may_still_grow_is_watched(daemon, small_disk, ready):
+    folder = small_disk(16)
+    daemon.target(luns={0: ['backing-store = %s/a.img' % folder, 'size = 32M']})
+    daemon.start()
+    session = ready(daemon)
+    for lba in range(0, 15 * 2048, 2048):
+        session.write(lba, pattern(lba, MIB))
+    daemon.logged('bytes are available to .*/a.img, which may still use', 30)
+    assert daemon.log.count('which may still use') == 1

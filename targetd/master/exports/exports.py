@@ -24,6 +24,7 @@ from targetd.master.exports.health_watch import HealthWatch
 from targetd.master.exports.media_watch import MediaWatch
 from targetd.master.exports.open_batch import OpenBatch, PlannedUnit
 from targetd.master.exports.resizing import shorten
+from targetd.master.exports.room_watch import RoomWatch
 from targetd.master.exports.unit_recovery import UnitRecovery
 from targetd.master.state import key_files
 from targetd.master.units import shared_state, transitions
@@ -68,6 +69,7 @@ class Exports(object):
         self.watch = MediaWatch(loop, units, self.known, jobs)
         self.recovery = UnitRecovery(units, jobs, self.watch)
         self.health = HealthWatch(loop, units, jobs)
+        self.room_watch = RoomWatch()
         self.pending = {}  # (target name, number) -> the Unit that it gets after a logout
         self.unavailable = {}  # (target name, number) -> UnavailableLun
         self.server = None
@@ -433,6 +435,8 @@ class Exports(object):
         for unit in list(self.units.by_id.values()):
             if unit.facts.get('threshold_exponent') and modes.thresholds(unit.shared.modes):
                 self._count_space(unit)
+            elif not unit.lun.thin:
+                self.room_watch.look(unit)
         self._space_timer = self.loop.call_later(SPACE_SECONDS, self.check_space)
 
     def _count_space(self, unit):

@@ -176,3 +176,12 @@ def test_a_file_system_with_too_little_space_for_its_luns(tmp_path):
     assert 'may still use 549755813888 MiB' in str(warning) and 'add space' in str(warning)
     path.write_text(text % (store + '512P\nreadonly = yes'))
     assert lint.overcommitted(loader.load(str(path))) == []
+
+
+def test_a_limit_that_makes_initiators_abort_their_commands(warnings):
+    text = '[target iqn.2026-11.test:a]\ninitiator-address = 10.0.0.1\n%s\n'
+    text += '[[lun 0]]\ntype = null\nsize = 1M\n%s\n'
+    (found,) = warnings(text % ('', 'iops-limit = 4'))
+    assert 'the last of 128 commands waits 32 seconds' in str(found)
+    assert len(warnings(text % ('iops-limit = 1\ninitiator-iops-limit = 2', ''))) == 2
+    assert warnings(text % ('iops-limit = 5', 'iops-limit = 100')) == []
