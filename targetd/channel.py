@@ -11,7 +11,8 @@ for the life of the export.
 
 master -> worker
   serve      connection, session_values, + [socket]       a new connection for a spare
-             connection: {peer: [address, port], local: [address, port], group: portal group tag}
+             connection: {peer: [address, port], local: [address, port], group: portal group tag,
+             evidence: {access rule: '' or why it does not match}, see config.acl, absent if there is none}
              session_values: the keys of the session with the TSIH of the login, absent if there is
              none; capture, + a second socket: record the connection from its first PDU on, as the
              order `capture`; also with join

@@ -211,7 +211,7 @@ def check(path, strict):
         return print_config_error(e)
     tried = trial.try_start(configuration)
     describe = unit_identity.describer(configuration.server)
-    print_text(explain.explained(configuration, describe, tried.facts))
+    print_text(explain.explained(configuration, describe, tried.facts, tried.origins))
     warnings = lint.warnings(configuration) + lint.missing_keys(configuration)
     warnings += lint.overcommitted(configuration) + lint.contents(configuration)
     for warning in warnings + tried.notes:

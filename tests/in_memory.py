@@ -105,6 +105,7 @@ def connection(configuration, result):
         worker, sock, session, result.cid, result.stat_sn, result.declared_data_segment, (0, 0)
     )
     made.peer_address = made.local_address = ADDRESS
+    made.evidence = {}
     worker.connections.append(made)
     return made, sock
 

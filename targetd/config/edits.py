@@ -326,7 +326,7 @@ def rotate_account(sections, target, user, secret, until):
 def rule_setting(rule):
     """(setting, value) of an access rule: a name or an address. Raises TargetdError."""
     try:
-        return 'initiator-address', network_kinds.Network().parse(rule)
+        return 'initiator-address', network_kinds.Origin().parse(rule)
     except Unusable as e:
         text = e
     if rule.lower().startswith(('iqn.', 'eui.', 'naa.', '*', '?')):

@@ -23,10 +23,11 @@ WHO = {
 }
 
 
-def explained(configuration, identity_of=None, found=None):
+def explained(configuration, identity_of=None, found=None, origins=None):
     """The description: lines of text, each with a line end. identity_of: function of (target, lun)
     that returns [(what, value)] of the identity of the LUN; found: {(target name, number): what the LUN
-    would be now}, as far as the media were examined."""
+    would be now}, as far as the media were examined; origins: {rule dns: or mac: of initiator-address: what
+    it admits now}."""
     lines = ['The configuration is valid (%s).' % _files(configuration.files)]
     for tag, group in configuration.portal_groups.items():
         portals = ', '.join(network_kinds.Portal().write(portal) for portal in group.portals)
@@ -40,7 +41,7 @@ def explained(configuration, identity_of=None, found=None):
             '',
             'Target %s%s' % (target.name, ' ("%s")' % target.alias if target.alias else ''),
         ]
-        lines += ['  ' + line for line in _target(target, identity_of, found)]
+        lines += ['  ' + line for line in _target(target, identity_of, found, origins or {})]
     return '\n'.join(lines) + '\n'
 
 
@@ -70,7 +71,7 @@ def _files(files):
     )
 
 
-def _target(target, identity_of, found):
+def _target(target, identity_of, found, origins):
     lines = [
         'is reached through portal group%s %s%s'
         % (
@@ -88,7 +89,7 @@ def _target(target, identity_of, found):
                 'permanently' if permanent else 'temporarily',
             )
         )
-    lines.append(admission(target))
+    lines.append(admission(target, origins))
     lines += maps(target)
     lines.append(_accounts(target))
     changed = [
@@ -111,8 +112,8 @@ def _target(target, identity_of, found):
     return lines if target.luns else lines + ['has no LUN']
 
 
-def admission(target):
-    """Which initiators the two rules admit, as one clause."""
+def admission(target, origins=None):
+    """Which initiators the two rules admit, as one clause. origins: as in explained()."""
     addresses, patterns = target.initiator_addresses, target.initiator_names
     if not addresses and not patterns:
         return 'admits no initiator: neither initiator-address nor initiator-name is written'
@@ -122,7 +123,7 @@ def admission(target):
     if patterns and 'ALL' not in patterns:
         rules.append('named %s' % ' or '.join(patterns))
     if addresses and 'ALL' not in addresses:
-        rules.append('at %s' % ' or '.join(addresses))
+        rules.append('at %s' % ' or '.join(_address(rule, origins or {}) for rule in addresses))
     return 'admits initiators ' + ', '.join(rules)
 
 
@@ -144,6 +145,10 @@ def _shown_luns(lun_map):
     ]
     rights = [' read-only' if entry.read_only else '' for entry in lun_map.entries]
     return ', '.join(map(''.join, zip(shown, rights))) or 'no LUN'
+
+
+def _address(rule, origins):
+    return '%s (now: %s)' % (rule, origins[rule]) if origins.get(rule) else rule
 
 
 def _accounts(target):

@@ -14,6 +14,9 @@ from targetd.iscsi import names
 ALL = 'ALL'  # the word that admits every address or name
 ISCSI_PORT = 3260
 SCOPE = '%'  # separates an IPv6 address from its scope: fe80::1%eth0
+DNS, MAC = 'dns:', 'mac:'  # begin the rules of Origin that need a look at this host or at DNS
+#: A host name without its last dot (RFC 1123 2.1).
+HOST_NAME = re.compile(r'(?=.{1,253}$)(?!-)[A-Za-z0-9-]{1,63}(?:\.(?!-)[A-Za-z0-9-]{1,63})*$')
 
 
 def parsed_address(address):
@@ -164,7 +167,6 @@ class Redirection(Kind):
     says = (
         'temporary or permanent, and an address and port like 10.0.0.2:3260 or storage2.example.com'
     )
-    HOST = re.compile(r'(?=.{1,253}$)(?!-)[A-Za-z0-9-]{1,63}(?:\.(?!-)[A-Za-z0-9-]{1,63})*$')
     WORDS = Choice('temporary', 'permanent')
     PORTAL = Portal(of_others=True)
 
@@ -180,7 +182,7 @@ class Redirection(Kind):
             )
         word = self.WORDS.parse(items[0][0])
         host, port = self.PORTAL.split_port(items[0][1])
-        if not self.HOST.match(host) or re.match(r'[0-9.]+$', host) or items[0][1].startswith('['):
+        if not HOST_NAME.match(host) or re.match(r'[0-9.]+$', host) or items[0][1].startswith('['):
             host, port = self.PORTAL.parse(items[0][1])
         return word == 'permanent', host.lower(), port
 
@@ -218,6 +220,60 @@ class Network(Kind):
             return ALL
         value = ipaddress.ip_network(value)
         return str(value.network_address) if value.prefixlen == value.max_prefixlen else str(value)
+
+
+class Origin(Network):
+    """What an initiator's address is compared with: as Network, or a host name or a MAC address -> the
+    canonical text: that of Network, 'dns:name' in lower case, or 'mac:00:11:22:aa:bb:cc'."""
+
+    says = (
+        'an address like 10.0.5.7, a network like 10.0.5.0/24 or 2001:db8::/64, dns:HOST-NAME, '
+        'mac:ADDRESS, or ALL'
+    )
+    ETHERNET = re.compile('(?:[0-9a-f]{2}[:-]){5}[0-9a-f]{2}$')
+
+    def parse(self, text):
+        folded = text.lower()
+        if folded.startswith(DNS):
+            return DNS + self._host_name(folded[len(DNS) :])
+        if folded.startswith(MAC):
+            return MAC + self._mac(folded[len(MAC) :])
+        try:
+            return super(Origin, self).parse(text)
+        except Unusable as e:
+            if self.ETHERNET.match(folded):
+                raise Unusable('%r is a MAC address' % text, 'write mac:%s' % text)
+            if '.' in text and HOST_NAME.match(text) and re.search('[a-z]', folded.split('.')[-1]):
+                raise Unusable('%r is a host name' % text, 'write dns:%s' % text)
+            raise Unusable(e.text, e.remedy)
+
+    def _host_name(self, name):
+        plain = name[:-1] if name.endswith('.') else name
+        if not HOST_NAME.match(plain) or re.match('[0-9.]+$', plain):
+            raise Unusable(
+                '%r is not a host name' % name,
+                'write dns: and a name like host1.example.com, an international one in its ASCII form '
+                '(xn--…); an address has no dns: before it',
+            )
+        return name
+
+    def _mac(self, address):
+        if not self.ETHERNET.match(address):
+            raise Unusable(
+                '%r is not a MAC address' % address,
+                'write mac: and six bytes in hexadecimal, like mac:00:11:22:aa:bb:cc',
+            )
+        if int(address[:2], 16) & 1:
+            raise Unusable(
+                '%s is a multicast address, which no host has' % address,
+                'write the address of the network card, which "ip link" shows on the initiator',
+            )
+        return address.replace('-', ':')
+
+    def write(self, value):
+        if isinstance(value, str) and value.startswith((DNS, MAC)):
+            return value
+        return super(Origin, self).write(value)
 
 
 class ProxyNetwork(Network):

@@ -197,10 +197,11 @@ SERVER = (
             'Account with which targetd authenticates itself to an initiator in discovery (mutual '
             'CHAP).',
             example='storage other-12-to-16'),
-    _server('discovery-address', kinds.Several(network_kinds.Network()), ('ALL',), NEXT_LOGIN,
-            'Addresses and networks that may request the list of targets.',
-            'The list contains only the targets that the initiator may log in to.', '10.0.0.0/8, '
-                                                                                    '2001:db8::/32'),
+    _server('discovery-address', kinds.Several(network_kinds.Origin()), ('ALL',), NEXT_LOGIN,
+            'Addresses, networks, host names (dns:) and MAC addresses (mac:) that may request the list of '
+            'targets.',
+            'The list contains only the targets that the initiator may log in to. Host names and MAC '
+            'addresses: see initiator-address.', '10.0.0.0/8, 2001:db8::/32'),
     _server('isns-server', kinds.Several(network_kinds.Portal(3205, of_others=True)), (), LIVE,
             'iSNS servers at which the targets and portals are registered; the default port is '
             '3205. If none is written, iSNS is not used.',
@@ -281,12 +282,21 @@ TARGET = (
             example='ERP data'),
     _target('portal-group', kinds.Several(kinds.Number(1, 65535)), (1,), NEXT_LOGIN,
             'Portal groups through which initiators reach this target.', example='1, 2'),
-    _target('initiator-address', kinds.Several(network_kinds.Network()), (), LIVE,
-            'Addresses and networks that may log in; ALL admits every address.',
+    _target('initiator-address', kinds.Several(network_kinds.Origin()), (), LIVE,
+            'Addresses, networks, host names (dns:) and MAC addresses (mac:) that may log in; ALL admits '
+            'every address.',
             'If initiator-name is also written, both must match. If neither is written, no '
             'initiator is admitted. Sessions that a changed configuration no longer admits are '
-            'ended.',
-            '10.0.5.0/24, 2001:db8:5::/64'),
+            'ended. dns:host1.example.com admits the IPv4 and IPv6 addresses of this name, which the '
+            'resolver of this host is asked for at a login if the last answer is older than a minute. '
+            'If it does not answer, its last answer counts for an hour, and without one the name admits '
+            'nothing; a name that does not exist any more admits nothing at once. Addresses are never '
+            'looked up in reverse. mac:00:11:22:aa:bb:cc admits '
+            'the host that has this address in the neighbour table of the kernel ("ip neigh"), which '
+            'contains hosts of the local segment only. Sessions go on when the addresses of a name or '
+            'the neighbours change. A MAC address is no proof of identity, since every host of the '
+            'segment can claim it, and a name is as good as DNS: use CHAP if that is not enough.',
+            '10.0.5.0/24, 2001:db8:5::/64, dns:host1.example.com'),
     _target('initiator-name', kinds.Several(network_kinds.NamePattern()), (), LIVE,
             'iSCSI names that may log in; * matches any characters, ? matches one; ALL admits '
             'every name.',

@@ -31,6 +31,7 @@ from targetd.master.isns.client import IsnsClients
 from targetd.master.log_files import LogFiles
 from targetd.master.logins.admission import Admission
 from targetd.master.logins.authentication import Authentication
+from targetd.master.logins.origins import Origins
 from targetd.master.logins.pending import Limits, PendingConnections
 from targetd.master.logins.portals import PortalListeners
 from targetd.master.logins.routing import LoginRouter
@@ -161,6 +162,9 @@ class Master(object):
         )
         self.rate_limits = RateLimits(self.state, self.sessions, self.workers.send)
         self.exports.workers_of = lambda name: [s.worker for s in self.sessions.of_target(name)]
+        self.origins = Origins(self.loop, self.state, self.jobs)
+        self.admission.evidence_of = self.origins.of_session
+        self.admission.origins_now = self.origins.now
         self.throttle = LoginThrottle(self.loop.clock)
         self.authentication = Authentication(self.state, self.throttle, self.workers.send)
         self.pending_connections = PendingConnections(
@@ -175,6 +179,7 @@ class Master(object):
             self.pending_connections,
             self._request_spares,
         )
+        self.router.origins = self.origins
         self.listeners = PortalListeners(
             self.loop, self.pending_connections, self._on_portal_opened
         )
@@ -211,6 +216,7 @@ class Master(object):
             apply_server=self.apply_server,
             history=self.history,
         )
+        self.reload.when_known = self.origins.when_known
         self.takeovers = Takeovers(
             self.loop,
             self.exports,
@@ -307,7 +313,9 @@ class Master(object):
         self.exports.watch.set_interval(server.media_check_interval)
         self.exports.health.reconsider()
         self.rate_limits.apply()
+        self.origins.apply()
         if self._is_forking:
+            self.origins.resolve_now()
             self.exporters.apply(server)
         self.workers.sandbox = feasible.sandbox_rules(self.state.configuration)
         self.workers.wanted_spares = server.spare_workers
@@ -354,6 +362,7 @@ class Master(object):
         input and output that the server keeps."""
         self._is_forking = True
         self._request_spares()
+        self.origins.resolve_now()
         self.exporters.apply(self.state.configuration.server)
         self.event_commands.begin()
         self.takeovers.watch()
@@ -373,6 +382,7 @@ class Master(object):
         """Close and end everything, after a stop or a start that failed."""
         self.exporters.close()
         self.isns.close()
+        self.origins.close()
         self.listeners.close_all()
         self.router.delayed_answers.close_all()
         self.workers.close()
@@ -413,7 +423,7 @@ class Master(object):
         return self.units.serve_session(worker, nexus)
 
     def _on_login(self, pending):
-        self.router.route_login(pending)
+        self.origins.when_known(lambda: self.router.route_login(pending))
 
     def _proxies_of(self, tag):
         group = self.state.configuration.portal_groups.get(tag)

@@ -69,6 +69,8 @@ class Reload(object):
         self.live_changes = LiveChanges(jobs, state)
         self.map_changes = MapChanges(units, sessions)
         self.on_begin = lambda done: done  # called with done of a reload; returns what replaces it
+        # of logins.origins: calls then() when the host names of the access rules are known
+        self.when_known = lambda then: then()
         self.is_opening = False  # True while child processes open stores for a reload
         self.replacements = Replacements(
             loop, state, sessions, units, exports, lambda: self.loop.call_later(0, self.check)
@@ -482,16 +484,14 @@ class Reload(object):
             self.loop.call_later(0, self.on_signal)
 
     def _end_inadmissible_sessions(self):
-        """End the sessions that the rules no longer admit."""
-        for session in self.sessions.normal():
-            why = None
-            if session.ended_why is None:
-                why = self.sessions.admission.why_inadmissible(session)
-            if why is not None:
-                log.warning(
-                    'session %d of %s is ended: %s', session.tsih, session.initiator_name, why
-                )
-                self.sessions.end_session(session, why, 'administrator')
+        """End the sessions that the rules no longer admit, when their host names are resolved."""
+        if not self.state.is_stopping:
+            self.when_known(self._end_inadmissible_now)
+
+    def _end_inadmissible_now(self):
+        for session, why in self.sessions.admission.inadmissible(self.sessions.normal()):
+            log.warning('session %d of %s is ended: %s', session.tsih, session.initiator_name, why)
+            self.sessions.end_session(session, why, 'administrator')
 
 
 def wanted_luns(steps, pending=()):

@@ -7,19 +7,24 @@ If a server runs with the same pid file, what it holds counts as free.
 
 from collections import namedtuple
 
+from targetd.config import acl
+from targetd.config.network_kinds import DNS
 from targetd.config.words import counted
 from targetd.errors import EXIT_OK, EXIT_STORE, Complaint, PortalError
 from targetd.host import network
 from targetd.master import feasible, named_paths
 from targetd.master.exports.examination import Examined, examine_media
+from targetd.master.logins import host_names, neighbours
 from targetd.master.logins.portals import open_portal
+from targetd.master.processes.jobs import Jobs
+from targetd.master.processes.loop import Loop
 from targetd.master.running import UNKNOWN, running_process
 
 #: fatal: [Complaint] of what keeps the server from starting; waiting: [Complaint] of what would not be
 #: served now; notes: [Complaint] of what this user cannot check, or what may fail
-#: later; facts: as in Examined; exit_code: of the
+#: later; facts: as in Examined; origins: {rule dns: or mac:: what it admits now}; exit_code: of the
 #: start, or EXIT_STORE if only LUNs are missing.
-Trial = namedtuple('Trial', 'fatal waiting notes facts exit_code')
+Trial = namedtuple('Trial', 'fatal waiting notes facts origins exit_code')
 
 
 def try_start(configuration):
@@ -30,7 +35,7 @@ def try_start(configuration):
         for text, code in feasible.problems(server)
     ]
     if fatal and fatal[0][0].text == feasible.NO_PROC:
-        return Trial([fatal[0][0]], [], [], {}, fatal[0][1])
+        return Trial([fatal[0][0]], [], [], {}, {}, fatal[0][1])
     running = running_process(server.pid_file, server.control_socket)
     refused, absent = _portals(configuration, running)
     fatal += refused
@@ -43,7 +48,9 @@ def try_start(configuration):
     notes += [
         _complaint(configuration, ('server',), text) for text in named_paths.complaints(server)
     ]
-    return Trial([each for each, _ in fatal], absent + missing, notes, found.facts, code)
+    origins, unresolved = _origins(configuration)
+    notes += unresolved
+    return Trial([each for each, _ in fatal], absent + missing, notes, found.facts, origins, code)
 
 
 def summary(trial, configuration):
@@ -69,6 +76,54 @@ def _luns(configuration, why_by_lun, words):
         )
         for (name, number), why in sorted(why_by_lun.items())
     ]
+
+
+def _origins(configuration):
+    """({rule: addresses that it admits now}, [Complaint] of host names that do not resolve)."""
+    rules = acl.rules_that_need_evidence(configuration)
+    found, complaints = neighbours.seen(rules), []
+    for name, answer in _resolved([rule[len(DNS) :] for rule in rules if rule.startswith(DNS)]):
+        if answer.get('addresses'):
+            found[DNS + name] = host_names.described(answer['addresses'])
+            continue
+        text = 'dns:%s admits no initiator now: %s'
+        complaints += [
+            _complaint(configuration, place, text % (name, answer['why']))
+            for place in _users_of(configuration, DNS + name)
+        ]
+    return found, complaints
+
+
+def _resolved(names):
+    """[(name, answer of host_names.resolve as a dict)]; a name for which the resolver takes too long has only
+    `why`."""
+    found, loop = [], Loop()
+    jobs = Jobs(loop)
+    try:
+        for name in names:
+            jobs.submit_job(
+                name,
+                lambda name=name: (dict(host_names.resolve(name)._asdict()), ()),
+                lambda result, name=name: found.append(
+                    (name, result.values or {'why': 'the resolver: %s' % result.why})
+                ),
+                seconds=host_names.RESOLVE_SECONDS,
+            )
+        jobs.wait()
+    finally:
+        jobs.close()
+        loop.close()
+    return sorted(found, key=lambda row: row[0])
+
+
+def _users_of(configuration, rule):
+    """The places in the configuration of those who have this rule."""
+    places = [
+        ('target', target.name)
+        for target in configuration.targets.values()
+        if rule in target.initiator_addresses
+    ]
+    return places + ([('server',)] if rule in configuration.server.discovery_address else [])
 
 
 def _portals(configuration, running):

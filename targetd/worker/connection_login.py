@@ -150,6 +150,7 @@ def begin_connection(worker, sock, where, session, members, start, tap=None):
     connection.where = where
     connection.peer_address = where['peer'][0]
     connection.local_address = where['local'][0]
+    connection.evidence = where.get('evidence') or {}
     # the connection is added before the last login response, but sends nothing before it
     with connection.outbox.held():
         members.add(connection)
@@ -200,7 +201,9 @@ class _Login(object):
         self._deadline = time.monotonic() + worker.configuration.server.login_timeout
         self._expected = None  # the CID that `members` expects
         self._chap = None
-        policy = worker.policies.login(where['peer'][0], where['group'], self._make_chap)
+        policy = worker.policies.login(
+            where['peer'][0], where['group'], self._make_chap, where.get('evidence') or {}
+        )
         self._negotiation = LoginNegotiation(policy, where, os.urandom, session_values)
 
     def settle(self):

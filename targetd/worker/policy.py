@@ -41,24 +41,25 @@ class Policies(object):
     def __init__(self, configuration):
         self._configuration = configuration
 
-    def login(self, peer_address, tag, make_chap):
+    def login(self, peer_address, tag, make_chap, evidence=acl.NO_EVIDENCE):
         """Return the LoginPolicy for a connection from this address to a portal of this group.
-        make_chap(target name): the target's side of CHAP, because workers have no secrets."""
+        make_chap(target name): the target's side of CHAP, because workers have no secrets; evidence:
+        see config.acl."""
         server = self._configuration.server
         discovery_policy = TargetPolicy(
-            refuse=lambda name: acl.discovery_refusal(server, peer_address),
+            refuse=lambda name: acl.discovery_refusal(server, peer_address, evidence),
             accounts=[(user, b'') for user, _label in server.incomingdiscoveryuser],
             make_chap=make_chap,
         )
         targets = self._configuration.targets.values()
         return LoginPolicy(
-            lambda name: self._target(name, peer_address, tag, make_chap),
+            lambda name: self._target(name, peer_address, tag, make_chap, evidence),
             discovery_policy,
             WINDOW,
-            is_stranger=lambda name: acl.is_stranger(targets, name, peer_address),
+            is_stranger=lambda name: acl.is_stranger(targets, name, peer_address, evidence),
         )
 
-    def _target(self, name, peer_address, tag, make_chap):
+    def _target(self, name, peer_address, tag, make_chap, evidence):
         target = self._configuration.targets.get(name)
         if target is None:
             return None
@@ -66,7 +67,7 @@ class Policies(object):
             name=target.name,
             alias=target.alias or '',
             portal_group_tag=tag if tag in target.portal_groups else None,
-            refuse=lambda initiator: acl.refusal(target, initiator, peer_address),
+            refuse=lambda initiator: acl.refusal(target, initiator, peer_address, evidence),
             accounts=[(user, b'') for user, _label in target.accounts],
             make_chap=make_chap,
             keys=target.keys,
@@ -76,12 +77,12 @@ class Policies(object):
             else None,
         )
 
-    def visible(self, initiator_name, peer_address, local_address):
+    def visible(self, initiator_name, peer_address, local_address, evidence=acl.NO_EVIDENCE):
         """Return [(target name, [discovery.Portal, …]), …]: the targets that this initiator may log
         in to, with their portals."""
         found = []
         for target in self._configuration.targets.values():
-            if acl.refusal(target, initiator_name, peer_address) is None:
+            if acl.refusal(target, initiator_name, peer_address, evidence) is None:
                 found.append((target.name, self._portals(target, local_address)))
         return found
 

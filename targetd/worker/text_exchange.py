@@ -11,7 +11,8 @@ from targetd.iscsi.pdu import TextResponse
 
 class TextExchange(object):
     """One exchange, from its first Text Request to its last Text Response. policies:
-    worker.policy.Policies; connection: has session, values, peer_address and local_address."""
+    worker.policy.Policies; connection: has session, values, peer_address, local_address and
+    evidence."""
 
     def __init__(self, policies, connection):
         self._policies = policies
@@ -56,7 +57,10 @@ class TextExchange(object):
         answers = list(negotiated.answers)
         if 'SendTargets' in negotiated.values:
             visible = self._policies.visible(
-                session.initiator_name, connection.peer_address, connection.local_address
+                session.initiator_name,
+                connection.peer_address,
+                connection.local_address,
+                connection.evidence,
             )
             answers.extend(
                 discovery.send_targets(

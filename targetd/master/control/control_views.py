@@ -102,7 +102,8 @@ class ViewAnswers(object):
             if _is_about(row, who) and (target is None or row['target_name'] == target.lower())
         ]
         named = self.answers.state.configuration.targets.get((target or who or '').lower())
-        clauses = [explain.admission(named)] + explain.maps(named) if named else []
+        now = self.answers.sessions.admission.origins_now() if named else {}
+        clauses = [explain.admission(named, now)] + explain.maps(named) if named else []
         text = named and 'target %s %s' % (named.name, '; '.join(clauses))
         if text and not rows:
             text = 'no login was refused; ' + text

@@ -31,6 +31,10 @@ class Admission(object):
     def __init__(self, state, missing_stores):
         self.state = state
         self.missing_stores = missing_stores
+        # evidence of config.acl about a session's address; set by the master
+        self.evidence_of = lambda session, address: {}
+        # {rule: what it admits now} of config.explain; set by the master
+        self.origins_now = dict
 
     def check_claim(self, claim, target_name, sessions):
         """Raise Refused unless the configuration admits this session. Returns its lun_maps.LunMap.
@@ -41,9 +45,9 @@ class Admission(object):
         configuration, session = self.state.configuration, claim['session']
         if self.state.is_stopping:
             raise Refused(const.SERVICE_UNAVAILABLE, 'targetd is being stopped')
-        address = claim['peer'][0]
+        address, evidence = claim['peer'][0], claim.get('evidence') or {}
         if not target_name:
-            refusal = acl.discovery_refusal(configuration.server, address)
+            refusal = acl.discovery_refusal(configuration.server, address, evidence)
             if refusal:
                 raise Refused(const.AUTHORIZATION_FAILURE, refusal)
             _check_proof(claim, '', configuration.server.incomingdiscoveryuser)
@@ -57,7 +61,7 @@ class Admission(object):
                 'target %s is not reached through portal group %d'
                 % (target.name, session['group']),
             )
-        refusal = acl.refusal(target, session['initiator_name'], address)
+        refusal = acl.refusal(target, session['initiator_name'], address, evidence)
         if refusal:
             raise Refused(const.AUTHORIZATION_FAILURE, refusal)
         _check_proof(claim, target.name, accounts_now(target))
@@ -73,6 +77,7 @@ class Admission(object):
             self.state.configuration.targets.values(),
             claim['session']['initiator_name'],
             claim['peer'][0],
+            claim.get('evidence') or {},
         )
         return Refused(const.AUTHORIZATION_FAILURE if is_stranger else const.NOT_FOUND, why)
 
@@ -110,17 +115,26 @@ class Admission(object):
         accounts = [session.account] if session.account else []
         return _sole_map(target, session, accounts)
 
+    def inadmissible(self, sessions):
+        """[(session, why)] of those that go on and that the configuration in force no longer admits."""
+        found = [
+            (session, self.why_inadmissible(session))
+            for session in sessions
+            if session.ended_why is None
+        ]
+        return [(session, why) for session, why in found if why is not None]
+
     def why_inadmissible(self, session):
         """Why the configuration in force no longer admits a session that goes on, or None."""
         target = self.state.configuration.targets.get(session.nexus.target_name)
         if target is None:
             return None
         addresses = [peer[0] for peer in session.peers.values()]
-        refusals = [acl.refusal(target, session.initiator_name, address) for address in addresses]
+        refusals = self._refusals(session, target)
         if self.map_of(session) is None:
             where = ', '.join(addresses) or session.address
             refusals.append(lun_maps.no_map(target, session.initiator_name, where, session.account))
-        return next((refusal for refusal in refusals if refusal), None)
+        return refusals[0] if refusals else None
 
     def map_for_copy(self, worker, target_name):
         """The lun_maps.LunMap that the initiator of the worker's session would have at this target, if it
@@ -139,13 +153,18 @@ class Admission(object):
             if not acl.account_refusal(target, account[0], session.initiator_name)
         ]
         proved = set(session.proved) & set(usable)
-        if target.accounts and not proved:
-            return None
-        if any(
-            acl.refusal(target, session.initiator_name, peer[0]) for peer in session.peers.values()
-        ):
+        if target.accounts and not proved or self._refusals(session, target):
             return None
         return _sole_map(target, session, [user for user, _ in proved])
+
+    def _refusals(self, session, target):
+        """Why the rules of the target refuse the initiator of a session (SessionRecord): a sentence for
+        each of its addresses that they refuse."""
+        found = [
+            acl.refusal(target, session.initiator_name, peer[0], self.evidence_of(session, peer[0]))
+            for peer in session.peers.values()
+        ]
+        return [refusal for refusal in found if refusal]
 
 
 def accounts_now(target, clock=time.localtime):

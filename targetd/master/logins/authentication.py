@@ -24,14 +24,16 @@ KEYS = frozenset(('CHAP_N', 'CHAP_R', 'CHAP_I', 'CHAP_C'))
 class HandedOver(object):
     """A connection that the master has sent to a worker. peer: [address, port]; group: portal group
     tag; header: LoginHeader of its first request; socket: the master's descriptor of it, None after
-    forget(); is_claimed: True after its session claim; chap: chap.Chap between challenge and
-    response; proved: (target name, or '' for discovery; user; label of the secret) after CHAP has
+    forget(); is_proxied: True if a PROXY header has told the peer; is_claimed: True after its session
+    claim; chap: chap.Chap between challenge and response; proved: (target name, or '' for discovery;
+    user; label of the secret) after CHAP has
     succeeded, else None; has_failed: True after an authentication has failed; delay: seconds that the
     answer to that waits."""
 
     def __init__(self, pending, sock):
         self.socket = sock
         self.description = pending.description()
+        self.is_proxied = pending.proxied_client() is not None
         self.peer = list(pending.peer)
         self.group = pending.group
         self.header = pending.header

@@ -23,10 +23,10 @@ from targetd.iscsi import const
 from targetd.master.logins import joins
 from targetd.master.logins.admission import Refused
 from targetd.master.logins.authentication import HandedOver, handed_over
+from targetd.master.logins.claim_fields import check_claim_fields
 from targetd.master.logins.pending import has_ended
 from targetd.master.logins.portals import shown
 from targetd.master.logins.refusals import DelayedAnswers
-from targetd.master.logins.sessions import check_claim_fields
 from targetd.master.logins.throttle import origin_of
 from targetd.master.processes.worker_messages import BadMessage
 
@@ -93,6 +93,7 @@ class LoginRouter(object):
         self.authentication = authentication
         self.connections = connections
         self.request_spare = request_spare
+        self.origins = None  # set by the master: no rule needs evidence until then
         self.delayed_answers = DelayedAnswers(loop)
         self._waiting = {}  # address -> [PendingConnection that waits for a spare, the oldest first]
         self.known = OrderedDict()  # addresses that have had a normal session
@@ -212,13 +213,22 @@ class LoginRouter(object):
     def _send_to(self, worker, pending):
         sock = self.connections.hand_over(pending)
         worker.peers.append(pending.peer[0])
-        worker.handed[tuple(pending.peer)] = HandedOver(pending, sock)
+        connection = worker.handed[tuple(pending.peer)] = HandedOver(pending, sock)
         log.debug('%s: connection sent to worker %d', shown(*pending.peer), worker.pid)
-        order = {'do': 'serve', 'connection': pending.description()}
+        evidence = self._evidence(connection)
+        if evidence:
+            connection.description['evidence'] = evidence
+        order = {'do': 'serve', 'connection': connection.description}
         session = self.sessions.by_tsih.get(pending.header.tsih)
         if session is not None and session.nexus is not None and session.ended_why is None:
             order['session_values'] = session.keys
         self.hand_over(worker, order, [sock.fileno()], pending.peer[0])
+
+    def _evidence(self, connection):
+        """Evidence of config.acl about the peer of a HandedOver."""
+        if self.origins is None:
+            return {}
+        return self.origins.evidence(connection.peer[0], connection.is_proxied)
 
     # -- outcomes of logins ------------------------------------------------------------------------
 
@@ -259,6 +269,8 @@ class LoginRouter(object):
         _check_claim(connection, message['session'])
         connection.is_claimed = True
         message['proved'], message['connection'] = connection.proved, connection
+        message['evidence'] = self._evidence(connection)
+        message['is_proxied'] = connection.is_proxied
         if connection.proved:
             self.authentication.throttle.note_success(*connection.login)
         if self.workers.is_too_confined(worker):

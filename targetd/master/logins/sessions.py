@@ -17,7 +17,6 @@ again.
 """
 
 import random
-import re
 import time
 
 from targetd import events, log, tcp_info
@@ -25,8 +24,8 @@ from targetd.config.lun_maps import EVERY_LUN, have_common_lun
 from targetd.iscsi import const
 from targetd.master.logins import joins
 from targetd.master.logins.admission import Refused
+from targetd.master.logins.origins import note_evidence
 from targetd.master.logins.portals import shown
-from targetd.master.processes.worker_messages import BadMessage
 from targetd.scsi.sam import Nexus
 
 END_SECONDS = 5.0  # a worker that was ordered to end its session and takes longer is killed
@@ -36,17 +35,13 @@ _RANDOM = random.SystemRandom()
 #: If an initiator has more sessions with a target, a login waits only for those of its initiator port.
 MOST_CHECKED = 8
 
-ISID = re.compile('[0-9a-f]{12}\\Z')
-# characters of an iSCSI name (RFC 7143 4.2.7.1), also of a text key's value; of an alias
-LONGEST_NAME, LONGEST_ALIAS = 255, 1024
-MAXIMUM_KEYS = 64
-
 
 class SessionRecord(object):
     """What the master knows about a session. nexus: scsi.sam.Nexus, None for a discovery session;
     since: wall clock, seconds; peers: {CID: [address, port]}; address: of the first connection; lun_map:
-    which LUNs it sees (lun_maps.LunMap), None if a reload has left none for it; ended_why: None, or the
-    reason of the `end` order."""
+    which LUNs it sees (lun_maps.LunMap), None if a reload has left none for it; satisfied: access rules
+    that need evidence (config.acl) and were satisfied at the login; is_proxied: True if a PROXY header has
+    told an address; ended_why: None, or the reason of the `end` order."""
 
     def __init__(self, nexus, tsih, worker, claim, now):
         session = claim['session']
@@ -63,6 +58,8 @@ class SessionRecord(object):
         self.peers = {}
         self.address = ''
         self.lun_map = EVERY_LUN
+        self.satisfied, self.is_proxied = [], False
+        note_evidence(self, claim)
         self.ended_why = None
         self.logout_by = None  # (time of the loop, why, reason): when logout_session() ends it
 
@@ -208,6 +205,7 @@ class Sessions(object):
         connection = claim['connection']
         order = joins.order(session, claim, connection.description)
         session.peers[asked['cid']] = claim['peer']
+        note_evidence(session, claim)
         session.worker.peers.append(claim['peer'][0])
         log.info(
             '%s from %s: a further connection (CID %d) of session %d',
@@ -515,34 +513,3 @@ def _who(session, peer):
         'address': peer[0],
         'account': session.account,
     }
-
-
-def check_claim_fields(message):
-    """Raise BadMessage if a session claim is malformed. A worker is not trusted."""
-    session = message['session']
-    name, alias, isid = (session.get(key) for key in ('initiator_name', 'initiator_alias', 'isid'))
-    if not isinstance(name, str) or not 0 < len(name) <= LONGEST_NAME:
-        raise BadMessage('a session claim without initiator name')
-    if not isinstance(alias, (str, type(None))) or len(alias or '') > LONGEST_ALIAS:
-        raise BadMessage('a session claim with a malformed alias')
-    if not isinstance(isid, str) or not ISID.match(isid):
-        raise BadMessage('a session claim without ISID')
-    for key in ('cid', 'group', 'tsih'):
-        number = 0 if key == 'tsih' and session.get(key) is None else session.get(key)
-        if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number <= 0xFFFF:
-            raise BadMessage('a session claim without %s' % key)
-    for key in ('target_name', 'account'):
-        text = session.get(key)
-        if not isinstance(text, (str, type(None))) or len(text or '') > LONGEST_NAME:
-            raise BadMessage('a session claim with a malformed %s' % key)
-    keys = session.get('keys') or {}
-    if not isinstance(keys, dict) or len(keys) > MAXIMUM_KEYS:
-        raise BadMessage('a session claim without text keys')
-    for value in keys.values():
-        if isinstance(value, int) or value.__class__ is str and len(value) <= LONGEST_NAME:
-            continue
-        words = value if isinstance(value, list) else [value]
-        if len(words) > MAXIMUM_KEYS or any(
-            not isinstance(word, (str, int)) or len(str(word)) > LONGEST_NAME for word in words
-        ):
-            raise BadMessage('a session claim with the malformed text key %.100r' % (value,))

@@ -137,6 +137,8 @@ def _session_row(session):
         'peers': session.peers,
         'address': session.address,
         'lun_map': lun_maps.as_plain(session.lun_map),
+        'satisfied': session.satisfied,
+        'is_proxied': session.is_proxied,
         'ended_why': session.ended_why,
         'logout_by': session.logout_by,
     }
@@ -152,6 +154,7 @@ def _logins(master, keep):
         'portals': master.listeners.handed_over(keep),
         'pending': pending,
         'known': list(master.router.known),
+        'names': master.origins.names.handed_over(),
         'throttle': master.throttle.handed_over(),
     }
 
@@ -192,6 +195,7 @@ def _restore_session(master, row):
     if 'lun_map' in row:  # an earlier program has no maps
         session.address, session.lun_map = row['address'], lun_maps.from_plain(row['lun_map'])
     session.ended_why, session.logout_by = row['ended_why'], row['logout_by']
+    session.satisfied, session.is_proxied = row['satisfied'], row['is_proxied']
     master.sessions.adopt(session)
 
 
@@ -199,6 +203,7 @@ def _restore_logins(master, words):
     master.listeners.take_over(words['portals'], master.state.configuration.portal_groups)
     master.throttle.take_over(words['throttle'])
     master.router.known.update((address, None) for address in words['known'])
+    master.origins.names.take_over(words['names'])
 
 
 def use_log(state):

@@ -54,6 +54,42 @@ def test_a_refusal_names_the_rule(addresses, names, address, rule):
     assert rule in acl.refusal(target(addresses, names), NAME, address)
 
 
+HOST, CARD = 'dns:host1.example.com', 'mac:02:00:00:00:00:01'
+
+
+@pytest.mark.parametrize(
+    'evidence, is_admitted',
+    [
+        ({HOST: '', CARD: 'its MAC address is another'}, True),
+        ({HOST: 'it has 192.0.2.9', CARD: ''}, True),
+        ({HOST: 'it has 192.0.2.9', CARD: 'its MAC address is another'}, False),
+        ({}, False),
+        ({HOST: None}, False),
+        ({'dns:other': ''}, False),
+    ],
+)
+def test_rules_that_need_evidence(evidence, is_admitted):
+    served = target([HOST, '10.0.5.0/24', CARD])
+    assert acl.refusal(served, NAME, '10.0.5.1', evidence) is None
+    refusal = acl.refusal(served, NAME, '192.0.2.7', evidence)
+    assert (refusal is None) == is_admitted
+    assert acl.is_stranger([served], NAME, '192.0.2.7', evidence) != is_admitted
+    server = model.Server(discovery_address=(HOST, CARD))
+    assert (acl.discovery_refusal(server, '192.0.2.7', evidence) is None) == is_admitted
+
+
+def test_a_refusal_has_the_reason_of_each_rule():
+    why = acl.refusal(target([HOST, CARD]), NAME, '192.0.2.7', {HOST: 'it has 192.0.2.9'})
+    assert 'dns:host1.example.com (it has 192.0.2.9)' in why and CARD + ' (it is not known' in why
+
+
+def test_the_rules_that_need_evidence_are_found_everywhere():
+    configuration = model.configuration(
+        model.Server(discovery_address=('10.0.0.0/8', HOST)), targets=[target([CARD, HOST, 'ALL'])]
+    )
+    assert acl.rules_that_need_evidence(configuration) == [HOST, CARD]
+
+
 def test_discovery_is_open_unless_written_otherwise():
     assert acl.discovery_refusal(model.Server(), '192.0.2.1') is None
     server = model.Server(discovery_address=('10.0.0.0/8',))

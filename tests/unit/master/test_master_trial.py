@@ -11,6 +11,7 @@ from bad_configurations import CONFIG, LUN, SERVER, STORE, TABLE, lun
 
 from targetd import cli
 from targetd.config import settings
+from targetd.master.logins import host_names
 from targetd.master.logins.portals import free_port
 
 MIB = 1 << 20
@@ -119,6 +120,36 @@ def test_the_description_has_size_blocks_and_identity(place, capsys):
     assert 'now: %s, 4194304 bytes, blocks of 4096 bytes' % (place / 'good.img') in output
     assert re.search('naa: 6001405[0-9a-f]{25}', output)
     assert re.search('serial number: [0-9A-F]{16}', output)
+
+
+def test_host_names_are_resolved_and_those_without_address_are_named(check, capsys, monkeypatch):
+    answers = {
+        'host1': (['192.0.2.1', '2001:db8::1'], True, ''),
+        'gone': ([], True, 'no such name'),
+    }
+    monkeypatch.setattr(host_names, 'resolve', lambda name: host_names.Resolved(*answers[name]))
+    rules = 'initiator-address = dns:host1, dns:gone, 192.0.2.9, mac:02:00:5e:00:53:77'
+    text = LUN.replace('initiator-address = ALL', rules)
+    assert rules in text
+    code, output = check('[server]\ndiscovery-address = dns:gone\n' + text)
+    assert code == 0
+    warnings = [line for line in output.splitlines() if 'dns:gone admits no initiator now' in line]
+    assert len(warnings) == 2 and all('no such name' in line for line in warnings), output
+
+
+def test_what_host_names_admit_now_is_described(capsys, place, monkeypatch):
+    monkeypatch.setattr(
+        host_names, 'resolve', lambda name: host_names.Resolved(['192.0.2.1'], True, '')
+    )
+    path = place / 'c'
+    text = (SERVER + lun('{d}/good.img')).replace(
+        'initiator-address = ALL', 'initiator-address = dns:a'
+    )
+    path.write_text(
+        text.replace('{d}', str(place)).replace('{port}', str(free_port('127.0.0.1', 0)))
+    )
+    assert cli.main(['-t', '-c', str(path)]) == 0
+    assert 'admits initiators at dns:a (now: 192.0.2.1)' in capsys.readouterr().out
 
 
 def test_an_absent_address_waits_unless_it_is_required(check):

@@ -72,6 +72,18 @@ def test_the_access_rule_checks_the_address_and_there_are_no_secrets():
     assert chap.new_chap(None) == 'iqn.2026-11.t:chap'
 
 
+def test_a_host_name_admits_with_the_evidence_of_the_master():
+    rule = 'dns:host1'
+    target = model.Target('iqn.2026-11.t:dns', initiator_addresses=(rule,))
+    made = Policies(model.configuration(model.Server(), (), [target]))
+    for evidence, is_admitted in (({}, False), ({rule: 'it has ::1'}, False), ({rule: ''}, True)):
+        policy = made.login('10.0.0.5', 1, str, evidence)
+        assert (policy.target(target.name).refuse('iqn.i') is None) == is_admitted
+        assert policy.is_stranger('iqn.i') != is_admitted
+        seen = made.visible('iqn.i', '10.0.0.5', '10.0.0.9', evidence)
+        assert bool(seen) == is_admitted
+
+
 def test_a_redirect_has_no_tag():
     """RFC 7143 13.8: a TargetAddress in a redirecting login response names no portal group."""
     targets = [

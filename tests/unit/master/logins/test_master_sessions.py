@@ -10,7 +10,8 @@ from targetd.config.lun_maps import EVERY_LUN
 from targetd.master.logins import joins
 from targetd.master.logins import sessions as registry
 from targetd.master.logins.admission import Refused
-from targetd.master.logins.sessions import END_SECONDS, Sessions, check_claim_fields
+from targetd.master.logins.claim_fields import check_claim_fields
+from targetd.master.logins.sessions import END_SECONDS, Sessions
 from targetd.master.processes.worker_messages import BadMessage
 
 ISID = '00023d000001'

@@ -79,7 +79,8 @@ HANDED_OVER = {
     + ('id', 'key', 'target_name', 'facts', 'found', 'shared', 'store', 'workers', 'readers')
     + ('left_out', 'views', 'guests', 'slots'),
     SessionRecord: ('nexus', 'tsih', 'initiator_name', 'initiator_alias', 'account', 'proved')
-    + ('keys', 'group', 'since', 'peers', 'address', 'lun_map', 'ended_why', 'logout_by'),
+    + ('keys', 'group', 'since', 'peers', 'address', 'lun_map', 'ended_why', 'logout_by')
+    + ('satisfied', 'is_proxied'),
     WorkerProcess: (
         'pid',
         'channel',
