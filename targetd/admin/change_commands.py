@@ -78,12 +78,13 @@ TABLE = (
             'Sessions stay logged in; commands end with NOT READY. It lasts after a restart too.',
             [_UNIT]),
     _change('lun online', 'use a LUN again', 'Ends "lun offline" and "lun readonly".', [_UNIT]),
-    _change('medium', 'put another image into a CD or DVD drive',
-            'For a LUN with type = cd. Initiators that are logged in see the new medium at once; it is '
-            'loaded after a restart too.',
+    _change('medium', 'put another image or tape into a drive',
+            'For a LUN with type = cd or type = tape. Initiators that are logged in see the new medium at '
+            'once; it is loaded after a restart too.',
             [_UNIT,
              Argument('file', 'path', True,
-                      'the image; none: eject the medium until it is loaded again or targetd restarts'),
+                      'the image or the file of the tape; none: eject the medium until it is loaded again '
+                      'or targetd restarts'),
              Argument('force', 'flag', False, 'also while an initiator prevents its removal')]),
     _change('lun limit', 'limit the commands and bytes per second of a LUN',
             'Of all its initiators together, from now on: iops-limit and bandwidth-limit of '

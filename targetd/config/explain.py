@@ -3,7 +3,16 @@
 May import config. The text contains no secret.
 """
 
-from targetd.config import kinds, lint, lun_maps, model, network_kinds, settings, sharing_rules
+from targetd.config import (
+    kinds,
+    lint,
+    lun_maps,
+    lun_rules,
+    model,
+    network_kinds,
+    settings,
+    sharing_rules,
+)
 from targetd.config.words import counted
 
 SHARED = {
@@ -167,7 +176,7 @@ def _accounts(target):
 
 def _lun(lun):
     # what a drive always is need not be said
-    is_drive, facts = lun.type == 'cd', [lun.backing_store or 'a %s store' % lun.type]
+    is_drive, facts = lun.type in lun_rules.DRIVES, [lun.backing_store or 'a %s store' % lun.type]
     if lun.size is not None:
         facts.append(
             '%s%s'
@@ -179,8 +188,9 @@ def _lun(lun):
     facts += [
         word
         for word, holds in (
-            ('in a CD or DVD drive', is_drive),
-            ('read-only', not is_drive and lun.readonly or lun.state == 'read-only'),
+            ('in a CD or DVD drive', lun.type == 'cd'),
+            ('in a tape drive', lun.type == 'tape'),
+            ('read-only', lun.type != 'cd' and lun.readonly or lun.state == 'read-only'),
             ('OFFLINE', lun.state == 'offline'),
             ('thin', lun.thin),
             ('removable', lun.removable and not is_drive),
@@ -190,7 +200,9 @@ def _lun(lun):
         )
         if holds
     ]
-    facts.append(SHARED[sharing_rules.sharing_of(lun)])
+    facts.append(
+        'for one session at a time' if lun.type == 'tape' else SHARED[sharing_rules.sharing_of(lun)]
+    )
     facts += ['encrypted with %s' % lun.encryption_key_file] if lun.encryption_key_file else []
     facts += ['filter ' + item for item in lun.filter]
     return 'lun %d: %s' % (lun.number, ', '.join(facts))

@@ -17,7 +17,8 @@ def contradictions(lun, stores, unusable):
     """
     return (
         _store_and_type(lun, stores, unusable)
-        + _optical(lun, stores)
+        + _drive(lun, stores)
+        + _tape(lun)
         + _unit_state(lun)
         + _encryption(lun)
         + _sizes(lun)
@@ -46,40 +47,53 @@ def _store_and_type(lun, stores, unusable):
     return found
 
 
-#: What a drive for CDs and DVDs is, whatever the configuration says.
+#: What a drive for CDs and DVDs is, and one for tapes, whatever the configuration says.
 OPTICAL = dict(
     readonly=True, removable=True, block_size=2048, write_cache=False, third_party_copy=False
 )
+TAPE = dict(removable=True, third_party_copy=False)
+DRIVES = {'cd': OPTICAL, 'tape': TAPE}
 
 
 def with_type(lun):
     """The Lun with the values that its type implies."""
-    return lun._replace(**OPTICAL) if lun.type == 'cd' else lun
+    return lun._replace(**DRIVES.get(lun.type, {}))
 
 
-def _optical(lun, stores):
-    if lun.type != 'cd':
+def _drive(lun, stores):
+    if lun.type not in DRIVES:
         return []
+    is_tape = lun.type == 'tape'
     refused = (
-        ('size', lun.size is not None),
+        ('size', lun.size is not None and not is_tape),
         ('thin', lun.thin),
         ('atomic-writes', lun.atomic_writes),
         ('encryption-key-file', bool(lun.encryption_key_file)),
         ('direct-store', 'direct-store' in stores),
-        ('block-size', lun.block_size not in (None, OPTICAL['block_size'])),
+        ('block-size', lun.block_size not in (None, DRIVES[lun.type].get('block_size'))),
+        ('direct-io', lun.direct_io and is_tape),
+        ('guard', lun.guard != 'off' and is_tape),
+        ('mode-page', bool(lun.mode_page) and is_tape),
     )
     return [
-        (setting, 'a lun of type cd cannot have %s' % setting, 'remove %s' % setting)
+        (setting, 'a lun of type %s cannot have %s' % (lun.type, setting), 'remove %s' % setting)
         for setting, is_written in refused
         if is_written
     ]
 
 
 def _unit_state(lun):
-    if not lun.unit_state or lun.type not in ('ram', 'null', 'cd'):
+    if not lun.unit_state or lun.type not in ('ram', 'null', 'cd', 'tape'):
         return []
     text = 'a lun of type %s has no state that could follow it to another server' % lun.type
     return [('unit-state', text, 'remove unit-state')]
+
+
+def _tape(lun):
+    if lun.type != 'tape' or lun.size is None or (lun.early_warning or 0) < lun.size:
+        return []
+    text = 'early-warning %d is not less than the size of the tape' % lun.early_warning
+    return [('early-warning', text, 'write a smaller one; 2 % of the tape is usual')]
 
 
 def _encryption(lun):

@@ -338,8 +338,10 @@ class ChangeLun(namedtuple('ChangeLun', 'target_name old new fields')):
         lambda self: settings.LIVE if self.loads_medium else _latest('lun', self.fields)
     )
     loads_medium = property(
-        lambda self: self.old.type == self.new.type == 'cd' and self.fields == ('backing_store',),
-        doc='True if only the medium of an optical drive changes: its sessions see that.',
+        lambda self: (
+            self.old.type == self.new.type in ('cd', 'tape') and self.fields == ('backing_store',)
+        ),
+        doc='True if only the medium of an optical or tape drive changes: its sessions see that.',
     )
     opens_medium = property(lambda self: self.when != settings.LIVE or self.loads_medium)
     text = property(

@@ -412,15 +412,22 @@ LUN = (
          'Like backing-store, but initiators see vendor, product, revision and serial number of '
          'the disk itself.',
          example='serial:WD-WCC4E1', shared=False),
-    _lun('type', kinds.Choice('auto', 'file', 'block', 'ram', 'null', 'cd'), 'auto', NEEDS_LOGOUT,
+    _lun('type', kinds.Choice('auto', 'file', 'block', 'ram', 'null', 'cd', 'tape'), 'auto',
+         NEEDS_LOGOUT,
          'Type of the store; auto detects a file or a disk, and refuses a disk image of another program '
          '(VHDX, VHD, VMDK, qcow2, VDI, …), whose bytes file or block serve as they are. '
          'cd: a CD or DVD drive with an image (an ISO file), from which '
-         'Windows and Linux install. ram (memory, lost when targetd stops) and null '
-         '(reads zeroes, discards writes) are for tests.',
+         'Windows and Linux install. tape: a tape drive with a tape in a file. ram (memory, lost when '
+         'targetd stops) and null (reads zeroes, discards writes) are for tests.',
          'A drive is read-only, has blocks of 2048 bytes and may be used by several initiators. The '
          'initiator can eject and load the image, and "targetdctl medium" loads another one while it is '
-         'logged in. An image that an initiator has locked stays in the drive until it allows the removal.'),
+         'logged in. An image that an initiator has locked stays in the drive until it allows the removal. '
+         'A tape drive is used by one session at a time, and "targetdctl medium" puts another tape into it. '
+         'Its file is sparse, and has a format of its own; a file of zeroes is a blank tape.'),
+    _lun('early-warning', kinds.Size(1 << 20, 1 << 50), None, NEEDS_LOGOUT,
+         'How long before its end a tape warns the initiator, which then writes what it has left and asks '
+         'for the next tape.',
+         'Default: 2 % of the tape. For type = tape only.', '64M'),
     _lun('size', kinds.Size(1 << 20, 1 << 60, multiple=512), None, LIVE,
          'Size of a file (created sparse if missing, extended if shorter) or of a ram or null '
          'store.',

@@ -21,7 +21,7 @@ FORMER = {
     'lun': 'write a section [[lun N]]',
     'online': 'write state = offline in the target',
     'path': 'write backing-store = PATH',
-    'device-type': 'write type = cd for a CD or DVD drive, or remove it',
+    'device-type': 'write type = cd for a CD or DVD drive, type = tape for a tape drive, or remove it',
     'bs-type': 'write type = file, block, ram or null, or remove it',
     'bsopts': 'remove it',
     'bsoflags': 'write direct-io = yes instead of direct, write-cache = off instead of sync',

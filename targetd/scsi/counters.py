@@ -36,7 +36,7 @@ _MOST = (1 << 64) - 1
 _MILLISECOND = struct.pack('>II', 3, 1)  # 1 * 10 ** -3 s
 
 #: Functions of scsi.opcodes that count as a READ or a WRITE of task.length bytes.
-_READ, _WRITE = 'sbc.read', 'sbc.write'
+_READS, _WRITES = ('sbc.read', 'ssc.read'), ('sbc.write', 'ssc.write')
 
 
 class Counters(object):
@@ -55,10 +55,10 @@ class Counters(object):
 
     def count_admitted(self, function: str, task: Any, block_size: int) -> None:
         """A command was admitted by the general admission. function: of its row in scsi.opcodes."""
-        if function == _READ:
+        if function in _READS:
             self.reads[0] += 1
             self.reads[1] += task.length // block_size
-        elif function == _WRITE:
+        elif function in _WRITES:
             self.writes[0] += 1
             self.writes[1] += task.length // block_size
         else:

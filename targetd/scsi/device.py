@@ -117,6 +117,7 @@ class AbsentUnit(object):
     """
 
     lun = None
+    is_sequential = False
     facts = UnitFacts.from_message({})
     ROWS = dict((row.opcode, row) for row in opcodes.TABLE if row.exempt)
 

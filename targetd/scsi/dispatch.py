@@ -19,6 +19,8 @@ from targetd.scsi import (
     sbc,
     sense,
     spc,
+    ssc,
+    ssc_opcodes,
 )
 from targetd.scsi.copy import copy_manager, extended_copy, rod_commands
 
@@ -36,13 +38,14 @@ _MODULES = (
     sanitize,
     sbc,
     spc,
+    ssc,
 )
 _BY_NAME = dict((module.__name__.rpartition('.')[2], module) for module in _MODULES)
 
 #: {'module.name' of a row: admission function}
 FUNCTIONS = dict(
     (row.function, getattr(_BY_NAME[row.function.split('.')[0]], row.function.split('.')[1]))
-    for row in opcodes.TABLE + mmc_opcodes.TABLE
+    for row in opcodes.TABLE + mmc_opcodes.TABLE + ssc_opcodes.TABLE
 )
 
 

@@ -51,6 +51,8 @@ FACTS = (
     ('maximum_atomic_length', 0, 'MAXIMUM ATOMIC TRANSFER LENGTH; 0: WRITE ATOMIC is not offered'),
     ('removable', False, 'RMB: START STOP UNIT can eject, PREVENT ALLOW has effect'),
     ('optical', False, 'an optical drive: peripheral device type 05h, the commands of mmc_opcodes'),
+    ('tape', False, 'a tape drive: peripheral device type 01h, the commands of ssc_opcodes'),
+    ('early_warning', 0, 'bytes before the end of a tape where its early warning is; 0: 2 % of the tape'),
     ('read_only', False, 'the store is read-only: WP 1, writes end with 07/27/00'),
     ('write_cache', False, 'default of WCE'),
     ('descriptor_sense', False, 'default of D_SENSE'),
@@ -122,8 +124,9 @@ class UnitFacts(_Facts):
 
     @property
     def device_type(self) -> int:
-        """PERIPHERAL DEVICE TYPE, SPC-4 6.6.2: a direct access block device, or a CD/DVD device."""
-        return 0x05 if self.optical else 0x00
+        """PERIPHERAL DEVICE TYPE, SPC-4 6.6.2: a direct access block device, a sequential-access device,
+        or a CD/DVD device."""
+        return 0x01 if self.tape else 0x05 if self.optical else 0x00
 
     @property
     def target_port_group_support(self) -> int:

@@ -35,6 +35,8 @@ STATE = struct.Struct('<qqQQ')
 LIMITED = {
     'sbc.read': True,
     'sbc.write': True,
+    'ssc.read': True,
+    'ssc.write': True,
     'sbc.write_and_verify': True,
     'sbc.verify': True,
     'atomic_commands.compare_and_write': True,

@@ -11,7 +11,7 @@ import struct
 from collections import namedtuple
 from typing import TYPE_CHECKING, Any, Tuple
 
-from targetd.scsi import counters, health, sense
+from targetd.scsi import counters, health, sense, ssc_logs
 from targetd.scsi.cdb import u16
 from targetd.scsi.medium_state import FAILED
 from targetd.scsi.sam import WOULD_BLOCK, Change
@@ -173,8 +173,28 @@ TABLE = (
 # fmt: on
 
 
+def _of_tape(function, is_count):
+    control = COUNTER if is_count else BINARY_LIST
+    return lambda unit, _: [(code, control, value) for code, value in function(unit)]
+
+
+#: The pages of a tape drive.
+TAPE_TABLE = tuple(
+    sorted(
+        [page for page in TABLE if page.code in ssc_logs.SHARED]
+        + [
+            _page(code, name, _of_tape(function, is_count), blocks=True)
+            for code, name, function, is_count in ssc_logs.PAGES
+        ],
+        key=lambda page: page.code,
+    )
+)
+
+
 def offered_pages(facts: Any) -> Tuple[Page, ...]:
     """Returns the Page rows that a unit with these facts has."""
+    if facts.tape:
+        return TAPE_TABLE
     return tuple(page for page in TABLE if not page.needs or getattr(facts, page.needs))
 
 

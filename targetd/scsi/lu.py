@@ -32,6 +32,7 @@ from targetd.scsi import (
     reservation_classes,
     sbc,
     sense,
+    ssc_opcodes,
     vpd,
 )
 from targetd.scsi import modes as mode_pages
@@ -41,7 +42,7 @@ from targetd.scsi.copy import copy_manager, extended_copy, rod_commands, rod_tok
 from targetd.scsi.dispatch import FUNCTIONS, refuse_unused_bits
 from targetd.scsi.facts import UnitFacts
 from targetd.scsi.medium_state import FAILED, READY
-from targetd.scsi.sam import BUSY, RESERVATION_CONFLICT, Nexus, Task
+from targetd.scsi.sam import BUSY, ORDERED, RESERVATION_CONFLICT, Nexus, Task, Waits
 from targetd.scsi.sense import (
     DATA_PROTECT,
     HARDWARE_ERROR,
@@ -118,6 +119,17 @@ class _TablesOnDemand(object):
         return self._unit.dispatch[opcode]
 
 
+def _in_order(admit: Callable[[Task], None]) -> Callable[[Task], None]:
+    """The admission function of a unit whose commands are executed one after the other."""
+
+    def admit_in_order(task):
+        if task.attribute != ORDERED:
+            raise Waits
+        admit(task)
+
+    return admit_in_order
+
+
 class LogicalUnit(object):
     """One logical unit, for one nexus.
 
@@ -130,6 +142,7 @@ class LogicalUnit(object):
     attention 29/00 pending, and 5D/xx if its disk predicts a failure (health).
 
     The connection sets task.unit before it calls admit().
+    is_sequential: its commands are admitted as ORDERED ones only, which sam.Waits requests.
     Every thread may read lun, blocks, block_size, medium, read_only, write_through, descriptor_sense and
     task_aborted_status.
     """
@@ -162,7 +175,14 @@ class LogicalUnit(object):
         self.block_size = facts.block_size
         self.blocks = store.size // facts.block_size
         self.maximum_blocks = facts.maximum_transfer_length // facts.block_size or NO_LIMIT
-        self.commands = mmc_opcodes.BY_OPCODE if facts.optical else opcodes.by_opcode(facts)
+        self.commands = (
+            mmc_opcodes.BY_OPCODE
+            if facts.optical
+            else ssc_opcodes.by_opcode(facts)
+            if facts.tape
+            else opcodes.by_opcode(facts)
+        )
+        self.is_sequential = facts.tape
         # shared by all nexuses, replaced by replace_shared_state()
         self.modes = modes or mode_pages.initial(facts)
         self.reservations = reservations or unit_reservations.initial()
@@ -311,7 +331,7 @@ class LogicalUnit(object):
         normal: List[Callable[[Task], None]] = [self._refuse_opcode] * 256
         for opcode in self.commands:
             normal[opcode] = self._admit
-        for opcode, admit in hot.bind(self, self._admit).items():
+        for opcode, admit in () if self.is_sequential else hot.bind(self, self._admit).items():
             if opcode in self.commands and self._is_plain(self.commands[opcode][None]):
                 normal[opcode] = admit
         if self._access_state() in alua.ALLOWED:
@@ -325,6 +345,8 @@ class LogicalUnit(object):
             for row in rows.values():
                 if row.exempt:
                     pending[row.opcode] = normal[row.opcode]
+        if self.is_sequential:
+            return [_in_order(admit) for admit in normal], [_in_order(admit) for admit in pending]
         return normal, pending
 
     def _access_state(self) -> int:

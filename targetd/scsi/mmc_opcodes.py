@@ -6,7 +6,7 @@ READ(12) has a row of its own: byte 10 has STREAMING there, and no group number 
 
 from typing import Dict, Optional
 
-from targetd.scsi import opcodes
+from targetd.scsi import opcodes, ssc_opcodes
 from targetd.scsi.opcodes import Row, row_of
 from targetd.scsi.reservation_classes import ALWAYS, READ
 
@@ -52,9 +52,11 @@ TABLE = tuple(
 
 
 def name_of(opcode: int) -> str:
-    """The name of the commands with this operation code, of a disk or of an optical drive."""
-    for row in _OWN:
-        if row.opcode == opcode and row.function.startswith('mmc.'):
+    """The name of the commands with this operation code: of a disk, or of an optical or tape drive if disks
+    have no such command."""
+    disks = {row.opcode for row in opcodes.TABLE}
+    for row in _OWN + ssc_opcodes.OWN:
+        if row.opcode == opcode and (opcode not in disks or row.function.startswith('mmc.')):
             return row.name
     return opcodes.name_of(opcode)
 

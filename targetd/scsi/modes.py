@@ -12,9 +12,9 @@ Invariant: the three sets differ in changeable bits only.
 import re
 import struct
 from collections import namedtuple
-from typing import Any, Dict, List, Mapping, Optional, Tuple, Union
+from typing import Any, Dict, FrozenSet, List, Mapping, Optional, Tuple, Union
 
-from targetd.scsi import health
+from targetd.scsi import disk_geometry, health, tape_modes
 from targetd.scsi.facts import UnitFacts
 from targetd.scsi.sense import ILLEGAL_REQUEST, CheckCondition
 
@@ -52,8 +52,7 @@ class Page(namedtuple('Page', 'code subpage length mask name')):
 
 READ_WRITE_ERROR_RECOVERY, DISCONNECT_RECONNECT, FORMAT_DEVICE, RIGID_DISK = 0x01, 0x02, 0x03, 0x04
 VERIFY_ERROR_RECOVERY, CACHING, CONTROL, POWER_CONDITION = 0x07, 0x08, 0x0A, 0x1A
-INFORMATIONAL_EXCEPTIONS = 0x1C
-TIMEOUT_AND_PROTECT, CAPABILITIES = 0x1D, 0x2A
+INFORMATIONAL_EXCEPTIONS, TIMEOUT_AND_PROTECT, CAPABILITIES = 0x1C, 0x1D, 0x2A
 
 LBPERE = 0x80  # READ-WRITE ERROR RECOVERY byte 3: thresholds are reported
 WCE = 0x04  # CACHING byte 2
@@ -95,6 +94,9 @@ TABLE = (
     Page(INFORMATIONAL_EXCEPTIONS, 0x02, 32, _THRESHOLD_BITS, 'Logical Block Provisioning'),  # SBC-3
     Page(TIMEOUT_AND_PROTECT, 0x00, 12, {}, 'Timeout and Protect'),                       # MMC-6
     Page(CAPABILITIES, 0x00, 22, {}, 'MM Capabilities and Mechanical Status'),            # MMC-3
+    Page(tape_modes.DATA_COMPRESSION, 0x00, 16, {}, 'Data Compression'),                  # SSC-3
+    Page(tape_modes.DEVICE_CONFIGURATION, 0x00, 16, {}, 'Device Configuration'),          # SSC-3
+    Page(tape_modes.DESCRIPTOR_CODE, 0x00, 11, tape_modes.DESCRIPTOR_MASK, 'block descriptor of a tape'),
 )
 # fmt: on
 BY_KEY = dict((page.key, page) for page in TABLE)
@@ -103,11 +105,19 @@ OF_DISKS = frozenset(('02-00', '03-00', '04-00', '07-00', '0a-01', '1c-02'))
 OF_OPTICAL = frozenset(('1d-00', '2a-00'))
 
 
+def _absent(facts: UnitFacts) -> FrozenSet[str]:
+    """The keys of the pages of TABLE that this type of device does not have."""
+    if facts.tape:
+        return frozenset(BY_KEY) - tape_modes.OWN - tape_modes.SHARED
+    return tape_modes.OWN | (OF_DISKS if facts.optical else OF_OPTICAL)
+
+
 def _defaults(facts: UnitFacts, write_cache: bool) -> Dict[str, Dict[int, int]]:
     """{key: {offset: value}} of the bytes that are not 0."""
     caching = dict.fromkeys((4, 5, 8, 9, 10, 11), 0xFF)  # prefetch limits: none
     caching[2] = WCE if write_cache else 0
     return {
+        **tape_modes.DEFAULTS,
         # AWRE, ARRE: the disk behind the store reassigns bad blocks
         '01-00': {2: 0xC0, 3: LBPERE if facts.threshold_exponent else 0},
         '08-00': caching,
@@ -156,12 +166,12 @@ def _page_of(key: str, data: bytes) -> Page:
 
 def offered(facts: UnitFacts) -> Tuple[Page, ...]:
     """The Page rows that a unit with these facts has, in the order of page and subpage code."""
-    written = configured(facts)
+    written, absent = configured(facts), _absent(facts)
     rows = [
         page
         for page in TABLE
         if page.key in written
-        or page.key not in (OF_DISKS if facts.optical else OF_OPTICAL)
+        or page.key not in absent
         and (page.key != '1c-02' or facts.threshold_exponent)
     ]
     if not written:
@@ -283,7 +293,9 @@ Parameters.__doc__ = (
 
 def parameters(state: Dict[str, Any]) -> Parameters:
     """The Parameters of this state. They are computed: call this once for each change."""
-    caching = bytes.fromhex(state['current']['08-00'])
+    caching = bytes.fromhex(
+        state['current'].get('08-00', '0000%02x' % WCE)
+    )  # a tape has no such page
     control = bytes.fromhex(state['current']['0a-00'])
     return Parameters(
         bool(caching[2] & WCE),
@@ -317,7 +329,6 @@ HEADER_10 = struct.Struct('>HBBBxH')  # …, LONGLBA, …
 SHORT_DESCRIPTOR = struct.Struct('>II')  # NUMBER OF LOGICAL BLOCKS, LOGICAL BLOCK LENGTH (24 bits)
 LONG_DESCRIPTOR = struct.Struct('>Q4xI')
 WP, DPOFUA = 0x80, 0x10
-HEADS, SECTORS = 255, 63  # of the geometry that is reported
 
 
 def mode_sense_data(
@@ -345,9 +356,13 @@ def mode_sense_data(
     descriptor = b''
     if not dbd and not facts.optical:
         descriptor = _block_descriptor(facts, blocks, long_header and llbaa)
-    specific = DPOFUA | (WP if read_only or facts.read_only or parameters(state).swp else 0)
+    is_protected = read_only or facts.read_only or parameters(state).swp
+    specific = DPOFUA | (WP if is_protected else 0)
     if facts.optical:  # MMC-6: no block descriptors, and nothing device-specific
         specific = 0
+    elif facts.tape:
+        specific = tape_modes.specific(_pages(state, control), is_protected)
+        descriptor = descriptor and tape_modes.descriptor(_pages(state, control))
     if long_header:
         length = HEADER_10.size + len(descriptor) + len(data)
         header = HEADER_10.pack(
@@ -360,8 +375,13 @@ def mode_sense_data(
     return header + descriptor + data
 
 
+def _pages(state: Dict[str, Any], control: int) -> Dict[str, str]:
+    """The pages that PAGE CONTROL selects; CHANGEABLE is not among them."""
+    return state[{DEFAULT: 'default', SAVED: 'saved'}.get(control, 'current')]
+
+
 def _wanted(facts: UnitFacts, code: int, subpage: int) -> List[Page]:
-    rows = offered(facts)
+    rows = [row for row in offered(facts) if row.code != tape_modes.DESCRIPTOR_CODE]
     if code == ALL_PAGES and subpage in (0x00, ALL_SUBPAGES):
         return [row for row in rows if subpage == ALL_SUBPAGES or not row.subpage]
     if code == VENDOR_PAGE and not subpage:
@@ -380,8 +400,7 @@ def _shown(state: Dict[str, Any], facts: UnitFacts, row: Page, control: int, blo
     if control == CHANGEABLE:
         data = row.changeable()
     else:
-        pages = state[{CURRENT: 'current', DEFAULT: 'default', SAVED: 'saved'}[control]]
-        data = _value(pages, facts, row, blocks)
+        data = _value(_pages(state, control), facts, row, blocks)
     return bytes([data[0] | (0x80 if row.mask else 0)]) + data[1:]
 
 
@@ -391,35 +410,10 @@ def _value(pages: Dict[str, str], facts: UnitFacts, row: Page, blocks: int) -> b
     if row.key in configured(facts):
         return data
     if row.key == '03-00':
-        return _format_device(data, facts)
+        return disk_geometry.format_device(data, facts)
     if row.key == '04-00':
-        return _rigid_disk(data, facts, blocks)
+        return disk_geometry.rigid_disk(data, facts, blocks)
     return data
-
-
-def _format_device(data: bytes, facts: UnitFacts) -> bytes:
-    """SECTORS PER TRACK, DATA BYTES PER PHYSICAL SECTOR, INTERLEAVE 1; HSEC."""
-    return (
-        data[:10]
-        + struct.pack('>HHH', SECTORS, min(facts.block_size, 0xFFFF), 1)
-        + data[16:20]
-        + b'\x40'
-        + data[21:]
-    )
-
-
-def _rigid_disk(data: bytes, facts: UnitFacts, blocks: int) -> bytes:
-    """NUMBER OF CYLINDERS, NUMBER OF HEADS; MEDIUM ROTATION RATE."""
-    cylinders = min(max(blocks // (HEADS * SECTORS), 1), 0xFFFFFF)
-    rate = facts.rotation_rate if facts.rotation_rate > 1 else 0
-    return (
-        data[:2]
-        + cylinders.to_bytes(3, 'big')
-        + bytes([HEADS])
-        + data[6:20]
-        + struct.pack('>H', rate)
-        + data[22:]
-    )
 
 
 def _block_descriptor(facts: UnitFacts, blocks: int, long_lba: bool) -> bytes:
@@ -454,6 +448,8 @@ def parse_select(
     pages = {}
     if data:
         offset = _after_block_descriptors(facts, data, long_header, blocks)
+        if facts.tape:
+            pages[tape_modes.DESCRIPTOR] = _tape_descriptor(state, data, long_header, offset)
         if offset < len(data) and not pf:
             raise CheckCondition(ILLEGAL_REQUEST, 0x24, 0x00, field=(1, 4, True))
         rows = dict((row.key, row) for row in offered(facts))
@@ -483,9 +479,21 @@ def _after_block_descriptors(facts: UnitFacts, data: bytes, long_header: bool, b
         raise _refused(6 if long_header else 3)
     if len(data) < header.size + length:
         raise CheckCondition(ILLEGAL_REQUEST, 0x1A, 0x00)
-    if length:
+    if length and not facts.tape:
         _check_block_descriptor(facts, data, header.size, descriptor, blocks)
     return header.size + length
+
+
+def _tape_descriptor(state: Dict[str, Any], data: bytes, long_header: bool, end: int) -> str:
+    """The block descriptor of a tape that this list selects. end: where its pages begin."""
+    start = (HEADER_10 if long_header else HEADER_6).size
+    if end - start > tape_modes.SIZE:  # LONGLBA
+        raise _refused(4)
+    descriptor = data[start:end] or None
+    kept, wrong = tape_modes.changed(state['current'], data[3 if long_header else 2], descriptor)
+    if kept is None:
+        raise _refused((3 if long_header else 2) if wrong == -1 else start + (wrong or 0))
+    return kept.hex()
 
 
 def _check_block_descriptor(

@@ -142,6 +142,10 @@ class Task(object):
         self.abort_reply = None
 
 
+class Waits(Exception):
+    """Admission: the command has to wait for older commands of its task set, if there are any."""
+
+
 class _WouldBlock(object):
     def __repr__(self) -> str:
         return 'WOULD_BLOCK'

@@ -152,6 +152,7 @@ class CheckCondition(Exception):
     progress     0..65535 or None, the progress indication (SPC-4)
     data         Data-In to send before the status, or None
     copy         CopyFailure or None
+    stream       the bits FILEMARK, EOM and ILI of a tape
     """
 
     def __init__(
@@ -164,6 +165,7 @@ class CheckCondition(Exception):
         progress: Optional[int] = None,
         data: Optional[bytes] = None,
         copy: Optional['CopyFailure'] = None,
+        stream: int = 0,
     ) -> None:
         super(CheckCondition, self).__init__('%02X/%02X/%02X' % (key, asc, ascq))
         self.key = key
@@ -174,6 +176,7 @@ class CheckCondition(Exception):
         self.progress = progress
         self.data = data
         self.copy = copy
+        self.stream = stream
 
     def sense(self, descriptor: bool = False) -> bytes:
         """The sense data in fixed or descriptor format (SPC-4)."""
@@ -210,9 +213,9 @@ def sense_key_specific(error: CheckCondition) -> Optional[bytes]:
 
 def fixed_format(error: CheckCondition, response_code: int = 0x70) -> bytes:
     """Fixed format sense data (SPC-4): 18 bytes, and forwarded sense data. If INFORMATION does not
-    fit 32 bits, VALID is 0."""
+    fit 32 bits, VALID is 0; it can be negative for a tape, as a two's complement (SSC-3)."""
     information = error.information
-    is_valid = information is not None and information <= 0xFFFFFFFF
+    is_valid = information is not None and -(1 << 31) <= information <= 0xFFFFFFFF
     specific = sense_key_specific(error) or b'\0\0\0'
     about_command, forwarded = _fixed_copy_failure(error.copy) if error.copy else (0, b'')
     return (
@@ -220,8 +223,8 @@ def fixed_format(error: CheckCondition, response_code: int = 0x70) -> bytes:
             '>BBBIBIBBB3s',
             response_code | (0x80 if is_valid else 0),
             0,
-            error.key,
-            information if is_valid else 0,
+            error.key | error.stream,
+            (information or 0) & 0xFFFFFFFF if is_valid else 0,
             10 + len(forwarded),
             about_command,
             error.asc,
@@ -246,10 +249,13 @@ def descriptor_format(error: CheckCondition, response_code: int = 0x72) -> bytes
     """Descriptor format sense data (SPC-4): 8 bytes, and the descriptors that apply."""
     descriptors = b''
     if error.information is not None:
-        descriptors += struct.pack('>BBBBQ', 0x00, 0x0A, 0x80, 0, error.information)
+        information = error.information & 0xFFFFFFFFFFFFFFFF
+        descriptors += struct.pack('>BBBBQ', 0x00, 0x0A, 0x80, 0, information)
     specific = sense_key_specific(error)
     if specific:
         descriptors += struct.pack('>BBxx3sx', 0x02, 0x06, specific)
+    if error.stream:  # stream commands, SSC-3
+        descriptors += struct.pack('>BBxB', 0x04, 0x02, error.stream)
     if error.copy:
         descriptors += struct.pack('>BBxxQ', 0x01, 0x0A, error.copy.segment)
         if error.copy.status is not None:  # forwarded sense data, SPC-4

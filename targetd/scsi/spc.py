@@ -12,9 +12,10 @@ from targetd.scsi.facts import UnitFacts
 from targetd.scsi.sam import Change, Task
 from targetd.scsi.sense import NO_SENSE, CheckCondition
 
-# INQUIRY version descriptors, SPC-4 table 135: SAM-5, iSCSI, SPC-4, SBC-3, no version claimed; an
-# optical drive claims no command set of its own.
-VERSION_DESCRIPTORS = (0x00A0, 0x0960, 0x0460, 0x04C0)
+# INQUIRY version descriptors, SPC-4 table 135: SAM-5, iSCSI, SPC-4, and by device type SBC-3 or SSC-3, no
+# version claimed; an optical drive claims no command set of its own.
+VERSION_DESCRIPTORS = (0x00A0, 0x0960, 0x0460)
+COMMAND_SETS = {0x00: (0x04C0,), 0x01: (0x0400,)}
 STANDARD_INQUIRY = struct.Struct('>BBBBBBBB8s16s4s22x8H22x')
 
 # Peripheral qualifier and device type, INQUIRY byte 0 (SPC-4 6.6.2).
@@ -32,7 +33,7 @@ def inquiry_data(facts: UnitFacts, qualifier: int = DISK, ports: int = 1) -> byt
     """Standard INQUIRY data, 96 bytes (SPC-4 6.6.2). qualifier: byte 0; ports: number of ports of
     the target. HISUP is set for old Windows, which finds no LUN above 7 without it."""
     is_copy_manager = facts.third_party_copy and qualifier == DISK
-    claimed = VERSION_DESCRIPTORS[:-1] if facts.optical else VERSION_DESCRIPTORS
+    claimed = VERSION_DESCRIPTORS + COMMAND_SETS.get(facts.device_type, ())
     descriptors = claimed + (0,) * (8 - len(claimed))
     return STANDARD_INQUIRY.pack(
         qualifier,

@@ -43,7 +43,7 @@ def page_codes(facts: UnitFacts) -> Tuple[int, ...]:
         sorted(
             code
             for code in TABLE
-            if not (facts.optical and code in OF_BLOCK_DEVICES)
+            if not (facts.device_type and code in OF_BLOCK_DEVICES)
             and (code not in NEEDS or getattr(facts, NEEDS[code]))
         )
     )
@@ -305,7 +305,7 @@ TABLE: Dict[int, Callable[[UnitFacts, Nexus, Sequence[Port]], bytes]] = {
 }
 # fmt: on
 
-#: Pages of disks (SBC-3; Discovery 2016), which an optical drive does not have.
+#: Pages of disks (SBC-3; Discovery 2016), which optical and tape drives do not have.
 OF_BLOCK_DEVICES = frozenset((0x92, 0xB0, 0xB1, 0xB2, 0xB3))
 #: {page code: name of the fact without which a unit does not have the page}
 NEEDS = {0x85: 'management_url', 0x8F: 'third_party_copy', 0xB3: 'target_port_group_support'}

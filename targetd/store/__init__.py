@@ -5,7 +5,8 @@ the claim on the medium; its description() is sent to the worker with the descri
 adopt_store(description, key, descriptors) returns the OpenedStore for a medium that a child process
 has opened. In a worker, from_descriptor(description, descriptor) returns a Store, which has the
 verbs (base.Store documents each). Atomic(store, …) on top of it supports all-or-nothing writes.
-filter_settings describes and parses the setting `filter`.
+why_not_a_tape(read, size) looks at a file that is to be a tape. filter_settings describes and parses
+the setting `filter`.
 """
 
 from ..errors import StoreError
@@ -14,6 +15,7 @@ from .atomic import Atomic
 from .base import Capabilities, Store
 from .opened_store import OpenedStore, adopt_store, from_descriptor
 from .opening import open_store
+from .tape import why_not_a_tape
 
 __all__ = [
     'Atomic',
@@ -26,4 +28,5 @@ __all__ = [
     'journal',
     'open_store',
     'zeroes',
+    'why_not_a_tape',
 ]

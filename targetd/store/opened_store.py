@@ -1,8 +1,8 @@
 """An open medium in the process that claimed it, and how a worker process makes a Store from its
 description and descriptor.
 
-Imports base, failure_flags, linux, filters, filter_settings, encrypting, guarding and the classes of
-stores.
+Imports base, failure_flags, linux, filters, filter_settings, encrypting, guarding, tape and the classes
+of stores.
 """
 
 import os
@@ -17,6 +17,7 @@ from .filter_settings import stack_filters
 from .guarding import Guarded
 from .null import NullStore
 from .ram import RamStore
+from .tape import Tape
 
 STORE_CLASSES: Dict[str, Callable[..., Store]] = {
     'file': FileStore,
@@ -38,7 +39,7 @@ class OpenedStore(object):
     cipher_key: hex digits, '' if the medium is not encrypted; it is passed to the worker in the
     description and appears in no other text. key: equal for two stores on the same medium. claims:
     additional descriptors that hold the claim; spares: open file descriptions that no process uses
-    yet; is_reopening: more of them are being opened.
+    yet; is_reopening: more of them are being opened; tape: its Store is a Tape.
     """
 
     def __init__(
@@ -158,7 +159,8 @@ def from_descriptor(
             store = Encrypting(store, bytes.fromhex(description['cipher_key']))
         if store.read_only:
             store = filters.ReadOnly(store)
-        return stack_filters(store, description.get('filters') or ())
+        store = stack_filters(store, description.get('filters') or ())
+        return Tape(store) if description.get('tape') else store
     except Exception:
         for owned in (descriptor, claim):
             if owned is not None:

@@ -39,7 +39,8 @@ def open_store(description: Dict[str, Any], held: Iterable[OpenedStore] = ()) ->
     (a block device is opened without a claim, as the administrator asked), cipher_key (hex digits),
     plan_only (nothing is created, and a block device is not opened for writing: udev would examine it
     again afterwards), is_served (the running server has claimed the medium, and this process only
-    examines it), grows_to (bytes to which the caller extends a file that is shorter).
+    examines it), grows_to (bytes to which the caller extends a file that is shorter), tape (the file
+    is a tape).
     held: OpenedStores of this process; a medium among them does not count as in use, and its claim
     is shared.
     """

@@ -23,6 +23,7 @@ _PROPERTIES = (
     'block_size',
     'filters',
     'cipher_key',
+    'tape',
 )
 
 
@@ -49,6 +50,7 @@ class StoreRequest(object):
         self.grows_to = description.get('grows_to') or 0
         self.is_served = bool(description.get('is_served'))
         self.cipher_key = description.get('cipher_key') or ''
+        self.tape = bool(description.get('tape'))
         self.name = self.path or self.kind
         if self.kind not in KINDS and self.kind is not None:
             raise StoreError(
@@ -107,6 +109,7 @@ class StoreRequest(object):
             block_size=block_size,
             filters=self.filters,
             cipher_key=self.cipher_key,
+            tape=self.tape,
             capabilities=capabilities,
         )
 

@@ -22,6 +22,8 @@ def why_not(store: Store) -> str:
         return 'it has no medium'
     if store.read_only:
         return 'it is read-only'
+    if getattr(store, 'tape', False):
+        return 'it is a tape, which occupies no more than it contains'
     if not store.capabilities.unmap or not store.capabilities.zeroes_after_unmap:
         if store.kind == 'block':
             return 'the disk cannot discard blocks so that they read as zeroes afterwards'

@@ -1,4 +1,4 @@
-"""The answer to `targetdctl medium`: another image in an optical drive, or none.
+"""The answer to `targetdctl medium`: another image in an optical drive or tape in a tape drive, or none.
 
      prevented --unit attention and event: removal requested--> the initiator allows it, or ejects --> changed
          +----- 10 seconds later: refused
@@ -17,9 +17,9 @@ LOOKS = 50  # so 10 seconds; hosts ask for events every 2 seconds or so
 
 
 def drive_of(unit, name):
-    """The Unit if it is an optical drive. Raises TargetdError. unit: Unit or None."""
-    if unit is None or not unit.facts.get('optical'):
-        raise TargetdError('%s is not a CD or DVD drive that is served (type = cd)' % name)
+    """The Unit if it is a drive for CDs or tapes. Raises TargetdError. unit: Unit or None."""
+    if unit is None or not (unit.facts.get('optical') or unit.facts.get('tape')):
+        raise TargetdError('%s is not a drive that is served (type = cd or type = tape)' % name)
     return unit
 
 

@@ -117,7 +117,8 @@ class ViewAnswers(object):
                 'initiator_name': worker.session.initiator_name,
                 'target_name': unit.target_name,
                 'address': next(iter(worker.session.peers.values()), ('',))[0],
-                'why': 'lun %d is not shown: %s' % (unit.lun.number, sharing.why_left_out(holder)),
+                'why': 'lun %d is not shown: %s'
+                % (unit.lun.number, sharing.why_left_out(unit, holder)),
                 'status': '',
             }
             for unit in self.answers.units.by_id.values()
@@ -282,7 +283,7 @@ def lun_rows(session, units):
                 access = 'read-only'
         elif worker in unit.left_out:
             shown = shown_to(session, unit)
-            access = 'none: ' + sharing.why_left_out(unit.left_out[worker])
+            access = 'none: ' + sharing.why_left_out(unit, unit.left_out[worker])
         else:
             continue
         rows.append(

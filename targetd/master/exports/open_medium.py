@@ -16,7 +16,7 @@ from targetd.master.exports.resizing import grow
 from targetd.master.state import journal_recovery, key_files, unit_state
 from targetd.master.units import descriptions
 from targetd.scsi.facts import DEFAULTS
-from targetd.store import adopt_store, open_store
+from targetd.store import adopt_store, open_store, why_not_a_tape
 
 THRESHOLD_SET = 1 << 20  # bytes
 
@@ -57,7 +57,7 @@ def open_medium(
         data_key, key = unit_identity.data_key(target.name, lun, path)
         place = _place_of_state(target, lun, key, state, plan_only)
         store, grown_from = _open_store(lun, path, held, plan_only, is_served)
-        _require_block_size(lun, store)
+        _require_content(lun, store)
         left = journal_recovery.journal_path(place.path, data_key)
         rolled_back, check, saved = 0, '', {}
         if not held and not plan_only:
@@ -212,14 +212,17 @@ def _open_store(lun, path, held, plan_only, is_served):
         'plan_only': plan_only,
         'is_served': is_served,
     }
-    if lun.type not in ('auto', 'cd'):
+    if lun.type == 'tape':
+        description.update(kind='file', tape=True)
+    elif lun.type not in ('auto', 'cd'):
         description['kind'] = lun.type
     grows = path is not None and os.path.isfile(path)
     if grows:
         description.update(size=None, grows_to=lun.size)
     store = open_store(description, held)
     before = store.size
-    if grows and lun.size:
+    is_longer_tape = lun.type == 'tape' and store.size > (lun.size or 0)  # size is for new ones
+    if grows and lun.size and not is_longer_tape:
         grow(store, lun.size, plan_only)
     return store, before if store.size > before else None
 
@@ -311,6 +314,21 @@ def _require_block_size(lun, store):
         )
 
 
+def _require_content(lun, store):
+    """Raises StoreError, after closing the store, if the content is of another block size, or the file of
+    a tape is neither a tape nor blank: an initiator would overwrite what it is."""
+    if lun.type != 'tape':
+        _require_block_size(lun, store)
+        return
+    problem = why_not_a_tape(lambda at, length: os.pread(store.descriptor, length, at), store.size)
+    if problem:
+        store.close()
+        raise StoreError(
+            '%s cannot be served as a tape: %s; name the file of a tape, or one that does not exist, with a '
+            'size' % (store.path, problem)
+        )
+
+
 def _is_disk(path):
     return roots.kernel_name(path) is not None
 
@@ -344,6 +362,8 @@ def facts_of(lun, store, names):
         zeroes_after_unmap=bool(lun.thin and can.unmap and can.zeroes_after_unmap),
         removable=lun.removable,
         optical=lun.type == 'cd',
+        tape=lun.type == 'tape',
+        early_warning=lun.early_warning or 0,
         read_only=bool(store.read_only),
         encrypted=bool(store.cipher_key),
         write_cache=lun.write_cache,

@@ -9,7 +9,7 @@ from targetd.scsi import designators
 from targetd.scsi.facts import DEFAULTS, UnitFacts
 
 PRODUCT_REVISION = '0001'
-PRODUCT = {'cd': 'VIRTUAL-CDROM'}
+PRODUCT = {'cd': 'VIRTUAL-CDROM', 'tape': 'VIRTUAL-TAPE'}
 
 
 def names_of(lun, path, key, server):
@@ -41,7 +41,8 @@ def names_of(lun, path, key, server):
 def data_key(target_name, lun, path):
     """Returns (key of the medium, key of the unit): the first is '' without a medium; from the second
     the identity of the unit is derived."""
-    medium = identity.stable_key(path) if path and lun.type != 'cd' else ''  # a drive keeps its own
+    is_disk = lun.type not in PRODUCT  # a drive keeps its own identity
+    medium = identity.stable_key(path) if path and is_disk else ''
     return medium, '%s\0%s' % (target_name, medium or '%s:%d' % (lun.type, lun.number))
 
 

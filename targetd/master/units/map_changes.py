@@ -155,7 +155,7 @@ class MapChanges(object):
     def _may_write(self, session, unit):
         """True if no other initiator holds the unit."""
         same = self.replication.by_id.same_medium(unit)
-        allowed, holder = sharing.access(unit, same, session.initiator_name)
+        allowed, holder = sharing.access(unit, same, session.initiator_name, session.worker)
         if allowed == sharing.WRITE:
             return True
         log.warning(
@@ -163,7 +163,7 @@ class MapChanges(object):
             session.initiator_name,
             unit.view_of(session.worker).number,
             unit.target_name,
-            sharing.why_left_out(holder),
+            sharing.why_left_out(unit, holder),
         )
         return False
 

@@ -221,7 +221,7 @@ class Replication(object):
             nexus.initiator_name,
             unit.lun.number,
             unit.target_name,
-            sharing.why_left_out(unit.left_out[worker]),
+            sharing.why_left_out(unit, unit.left_out[worker]),
         )
         return False
 

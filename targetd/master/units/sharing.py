@@ -13,6 +13,8 @@ This is decided when a session is given the unit: at its login, or when the LUN 
 was left out gets the unit by a new login, and not by itself when the holder goes: otherwise the disk of a
 host that restarts would move to any other host that is logged in to the target.
 
+A tape is for one session, also if several are of one initiator.
+
 LUNs that serve one medium under two names (allow-in-use) count as one unit; they share it only if
 both have `cluster`.
 """
@@ -36,13 +38,15 @@ def holders(unit):
     return using.union(filter(None, unit.leaving.values()))
 
 
-def access(unit, same_medium, initiator_name):
+def access(unit, same_medium, initiator_name, worker=None):
     """(what a session of this initiator may do with the Unit, another initiator that holds it or '').
 
-    same_medium: the other Units of its medium.
+    same_medium: the other Units of its medium; worker: of the session, None for a copy from elsewhere.
     """
     if unit.is_restoring:
         return NOTHING, RESTORING
+    if is_tape(unit):
+        return _access_to_tape(unit, initiator_name, worker)
     wanted = sharing_of(unit.lun)
     others = set() if wanted == CLUSTER else holders(unit)
     for other in same_medium:
@@ -54,8 +58,26 @@ def access(unit, same_medium, initiator_name):
     return READ if wanted == READERS else NOTHING, min(others)
 
 
-def why_left_out(holder):
-    """Why a session does not see a unit that this initiator holds, and what to do."""
+def is_tape(unit):
+    """A tape has one position, so it is for one session at a time, whatever the initiator."""
+    return bool(unit.facts.get('tape'))
+
+
+def _access_to_tape(unit, initiator_name, worker):
+    others = [nexus.initiator_name for each, nexus in unit.replica_holders() if each is not worker]
+    others += [name or 'a reader' for each, name in unit.leaving.items() if each is not worker]
+    if worker is None or others:
+        return NOTHING, min(others, default=initiator_name)
+    return WRITE, ''
+
+
+def why_left_out(unit, holder):
+    """Why a session does not see a Unit that this initiator holds, and what to do."""
+    if is_tape(unit) and holder != RESTORING:
+        return (
+            '%s has a session that uses the tape, which is for one session at a time; log in again when that '
+            'session has ended' % holder
+        )
     if holder == RESTORING:
         return 'its old blocks are being restored; log in again when "%s" has ended' % RESTORING
     return (

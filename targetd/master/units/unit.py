@@ -104,7 +104,7 @@ class Unit(object):
     def give_to(self, worker, nexus, same_medium=(), shown=None):
         """The session of the worker gets the unit, unless another initiator holds it. Returns True if
         it does. same_medium: the other Units of the medium; shown: how it sees the unit (lun_maps.Shown)."""
-        allowed, holder = sharing.access(self, same_medium, nexus.initiator_name)
+        allowed, holder = sharing.access(self, same_medium, nexus.initiator_name, worker)
         self.forget_session(worker)
         if allowed == sharing.NOTHING:
             self.left_out[worker] = holder

@@ -36,7 +36,7 @@ from targetd.worker.connection.measuring import MEASURED_BATCHES, act_and_measur
 from targetd.worker.connection.outbox import Outbox
 from targetd.worker.connection.replies import reply_pdus
 from targetd.worker.connection.requests import Requests
-from targetd.worker.connection.task_ordering import TaskStarter, Waits
+from targetd.worker.connection.task_ordering import TaskStarter
 
 _MASK = 0xFFFFFFFF
 _READ, _WRITE = const.COMMAND_READ, const.COMMAND_WRITE
@@ -350,7 +350,7 @@ class Connection(object):
         except (CheckCondition, StatusReturned) as refusal:
             self.refuse(task, flags, data, refusal)
             return
-        except Waits:
+        except sam.Waits:
             self.starter.start_or_park(fields, ahs, data)
             return
         if result is None or result is _WOULD_BLOCK or result.__class__ is sam.Change:

@@ -8,6 +8,8 @@ there, and Data-Out that arrives early is kept with it.
     HEAD OF QUEUE  starts at once
     SIMPLE         starts when all HEAD OF QUEUE tasks and all older ORDERED tasks have ended
 
+In the task set of a tape, which has one position, every command counts as ORDERED.
+
 An initiator that sends only SIMPLE commands pays nothing for this: only while a task set has a
 *gate* do its connections look up units in a GatedDevice, which returns a Gate whose admit() raises
 Waits. Otherwise they look up units in the Device itself (ARCHITECTURE D10).
@@ -28,10 +30,6 @@ _INVALID_MESSAGE = (ILLEGAL_REQUEST, 0x49, 0x00)
 _BLOCKING_ATTRIBUTES = (sam.ORDERED, sam.HEAD_OF_QUEUE)
 
 
-class Waits(Exception):
-    """The command has to wait for older commands of its task set."""
-
-
 class Gate(object):
     """Takes the place of a logical unit while commands have to wait. unit: the logical unit."""
 
@@ -42,7 +40,7 @@ class Gate(object):
 
     def admit(self, task):
         """Raises Waits."""
-        raise Waits
+        raise sam.Waits
 
 
 class GatedDevice(object):
@@ -176,6 +174,8 @@ class TaskStarter(object):
         PduRejected. [connection]"""
         task = self._new_task(fields)
         ordering = self._ordering
+        if self._device.unit(task.lun).is_sequential and task.attribute != sam.ACA:
+            task.attribute = sam.ORDERED
         if task.attribute > sam.HEAD_OF_QUEUE:
             task.unit = self._device.unit(task.lun)
             # an ACA condition is never established, so the ACA attribute is invalid (SAM-5)

@@ -505,3 +505,20 @@ def test_a_complaint_about_a_file_of_accounts_names_its_line(complaints):
 
 def test_two_readonly_luns_may_share_a_store(load):
     assert len(load(target('backing-store = /a, /a\nreadonly = yes')).targets[NAME].luns) == 2
+
+
+def test_what_a_tape_is(load, complaints):
+    text = '[target iqn.2026-11.com.example:t]\ninitiator-address = ALL\n[[lun 0]]\n'
+    text += 'type = tape\nbacking-store = /t\n'
+    lun = (
+        load(text + 'early-warning = 5M\nsize = 1G\n').targets['iqn.2026-11.com.example:t'].luns[0]
+    )
+    assert lun.removable and not lun.third_party_copy and lun.early_warning == 5 << 20
+    for line, said in (
+        ('thin = yes', 'cannot have thin'),
+        ('direct-io = yes', 'cannot have direct-io'),
+        ('block-size = 512', 'cannot have block-size'),
+        ('guard = first-write-snapshot', 'cannot have guard'),
+        ('size = 4M\nearly-warning = 4M', 'not less than the size'),
+    ):
+        assert any(said in told for _, told in complaints(text + line + '\n')), line

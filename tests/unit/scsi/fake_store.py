@@ -9,7 +9,7 @@ import struct
 from targetd.scsi.device import Device
 from targetd.scsi.facts import UnitFacts
 from targetd.scsi.lu import LogicalUnit
-from targetd.scsi.sam import UNFLUSHED, WOULD_BLOCK, Nexus, Port, Task
+from targetd.scsi.sam import ORDERED, UNFLUSHED, WOULD_BLOCK, Nexus, Port, Task
 from targetd.scsi.sense import CheckCondition, StatusReturned
 
 NEXUS = Nexus('iqn.2026-11.com.example:host', '00023d000001', 'iqn.2026-11.com.example:disk', 1)
@@ -139,6 +139,8 @@ def make_task(unit, cdb, data=None, edtl=None, room=1 << 20):
     task.edtl = edtl if edtl is not None else len(data) if data is not None else room
     task.expects_write = data is not None
     task.expects_read = data is None
+    if unit.is_sequential:
+        task.attribute = ORDERED  # as the worker makes it
     return task
 
 

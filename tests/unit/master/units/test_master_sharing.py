@@ -97,3 +97,20 @@ def test_a_readonly_lun_of_a_medium_takes_nothing_away():
     assert sharing.access(wanted, [held], TWO)[0] == sharing.WRITE
     wanted.give_to('b', nexus(TWO), [held])
     assert sharing.access(held, [wanted], ONE)[0] == sharing.WRITE
+
+
+@pytest.mark.parametrize('manner', [None, 'readers', 'cluster'])
+def test_a_tape_is_for_one_session_even_of_one_initiator(manner):
+    found = unit(type='tape', sharing=manner)
+    found.facts['tape'] = True
+    assert found.give_to('a', nexus(ONE))
+    assert found.give_to('a', nexus(ONE))  # the same session again
+    assert not found.give_to('b', nexus(ONE, '2')) and not found.give_to('c', nexus(TWO))
+    assert 'one session at a time' in sharing.why_left_out(found, found.left_out['b'])
+    assert sharing.access(found, [], ONE) == (sharing.NOTHING, ONE)  # a copy
+    found.forget_session('a')
+    assert sharing.access(found, [], TWO)[0] == sharing.NOTHING
+    found.leaving['a'] = ''  # its commands have not ended
+    assert not found.give_to('c', nexus(TWO))
+    found.leaving.clear()
+    assert found.give_to('c', nexus(TWO))

@@ -196,6 +196,8 @@ def test_more_unfinished_data_than_the_budget_is_task_set_full(monkeypatch):
 class FakeUnit(object):
     """Admits every command; running it returns its ITT."""
 
+    is_sequential = False
+
     def admit(self, task):
         task.data_out_length = 0
         task.run = lambda task: task.itt

@@ -9,7 +9,7 @@ from targetd.iscsi.errors import PduRejected
 from targetd.iscsi.transfer import Transfer
 from targetd.scsi import sam
 from targetd.worker.connection.multi_connection import PostponedRead
-from targetd.worker.connection.task_ordering import Gate, Ordering, Parked, Waits
+from targetd.worker.connection.task_ordering import Gate, Ordering, Parked
 
 SIMPLE, ORDERED, HEAD = sam.SIMPLE, sam.ORDERED, sam.HEAD_OF_QUEUE
 LUN_1 = 1 << 48
@@ -94,7 +94,7 @@ def test_a_gate_affects_only_its_task_set_and_is_removed():
         isinstance(connection.device.unit(0), Gate)
         and connection.device.unit(LUN_1) == 'unit %x' % LUN_1
     )
-    with pytest.raises(Waits):
+    with pytest.raises(sam.Waits):
         connection.device.unit(0).admit(None)
     tasks.clear()
     ordering.open_gates()
