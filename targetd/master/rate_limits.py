@@ -41,7 +41,7 @@ class _Shared(object):
     def counts(self, place):
         """(number of delayed commands, seconds of their delays) of a place."""
         data = os.pread(self.descriptor, STATE.size, place * STATE.size)
-        _, _, delayed, delay = STATE.unpack(data)
+        _, _, delayed, delay = STATE.unpack(data.ljust(STATE.size, b'\0'))  # workers may shorten it
         return delayed, delay / SECOND
 
 

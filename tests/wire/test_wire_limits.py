@@ -12,6 +12,7 @@ import time
 import pytest
 from daemon import TARGET, eventually
 from initiator import ABORT_TASK, LOGICAL_UNIT_RESET, pattern
+from members import Member, Numbering, join
 
 pytestmark = pytest.mark.wire
 
@@ -211,6 +212,27 @@ def test_a_session_that_follows_another_in_the_same_worker_has_its_own_limits(da
     session = ready(daemon)
     run_reads(session, 200)
     assert limits(daemon) == {}
+
+
+def test_the_connections_of_a_session_share_the_limit(daemon):
+    limited(daemon, ['iops-limit = 20'], ['MaxConnections = 4'])
+    with Member(daemon.address, 1, Numbering()) as first:
+        first.login(TARGET, keys={'MaxConnections': '4'})
+        first.clear_attentions()
+        with join(first, 2, TARGET) as second:
+            began = time.monotonic()
+            # READs that are so large that one connection may have to wait for the initiator
+            reads = [
+                (connection, connection.submit(read_16(n * 512, 512), read=256 * KIB))
+                for n in range(30)
+                for connection in (first, second)
+            ]
+            connection, last = reads.pop()
+            assert connection is second and first.manage(ABORT_TASK, task=last) == 0
+            for connection, read in reads:
+                assert connection.wait(read).good().data == bytes(256 * KIB)
+            assert time.monotonic() - began >= (59 - 20) / 20 - SLACK
+            assert last.result is None
 
 
 def test_ordered_commands_keep_their_order_behind_delayed_ones(daemon, ready):
