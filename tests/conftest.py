@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 
+import nbd_servers
 import pytest
 
 # daemon, initiator, pdus: plain modules of this folder
@@ -146,3 +147,31 @@ def ready(sessions):
         return session
 
     return connect
+
+
+@pytest.fixture
+def nbdkit(tmp_path):
+    """nbdkit(*words) -> a running Nbdkit, ended at the end of the test."""
+    servers = []
+
+    def start(*words, **more):
+        servers.append(nbd_servers.Nbdkit(tmp_path, *words, **more))
+        return servers[-1]
+
+    yield start
+    for each in servers:
+        each.close()
+
+
+@pytest.fixture
+def qemu_nbd(tmp_path):
+    """The same with QemuNbd."""
+    servers = []
+
+    def start(*words, **more):
+        servers.append(nbd_servers.QemuNbd(tmp_path, *words, **more))
+        return servers[-1]
+
+    yield start
+    for each in servers:
+        each.close()

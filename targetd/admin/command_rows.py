@@ -3,6 +3,8 @@
 import re
 from collections import namedtuple
 
+from targetd.nbd import uri
+
 #: An argument. name: as in the request; kind: 'number', 'text', 'path' (a text, which the client makes
 #: absolute unless is_selector()), 'texts' (one or more, of a local command), 'flag'
 #: (typed as --name), 'option' (a text, typed as --name TEXT), 'options' (the same, repeated) or 'secret'
@@ -53,5 +55,10 @@ def command(
 
 
 def is_selector(text):
-    """True if a 'path' is not the name of a file: a selector of a disk, such as serial:X, or a word."""
-    return bool(re.match('[a-z][a-z-]*:(?!//)', text)) or text in ('ram', 'null', 'none')
+    """True if a 'path' is not the name of a file: a selector of a disk, such as serial:X, the URI of an NBD
+    export, or a word."""
+    return (
+        uri.is_uri(text)
+        or bool(re.match('[a-z][a-z-]*:(?!//)', text))
+        or text in ('ram', 'null', 'none')
+    )

@@ -1,6 +1,7 @@
 """Conflicts between parts of a complete Configuration: portals, stores and keys that are used twice.
 
-May import base, config.network_kinds and the pure scsi.designators. Each function returns [Complaint].
+May import base, config.network_kinds and the pure scsi.designators and nbd.uri. Each function
+returns [Complaint].
 """
 
 import ipaddress
@@ -8,6 +9,7 @@ import os
 
 from targetd.config import network_kinds
 from targetd.errors import Complaint
+from targetd.nbd import uri
 from targetd.scsi.designators import NONE
 
 
@@ -115,7 +117,9 @@ def _stores(configuration):
 
 
 def _real_path(path):
-    """The path without symbolic links; a selector such as serial:X as it is."""
+    """The path without symbolic links; the address that a URI means; a selector such as serial:X as it is."""
+    if uri.is_uri(path):
+        return uri.parse_uri(path)
     return os.path.realpath(path) if path.startswith('/') else path
 
 

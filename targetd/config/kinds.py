@@ -1,6 +1,6 @@
 """The kinds of value that a setting can have: how each is read, written back and described.
 
-May import config.words, and host.disks for the selectors of a disk. Kinds of network values are in
+May import config.words, host.disks for the selectors of a disk, and nbd.uri. Kinds of network values are in
 config.network_kinds, those of SCSI values in config.scsi_kinds. A kind has
 
     read(items)              the value of the items that words.split returned; raises Unusable
@@ -16,6 +16,7 @@ import time
 
 from targetd.config.words import Unusable, join
 from targetd.host import disks
+from targetd.nbd import uri
 
 
 def nearest(word, known):
@@ -270,13 +271,24 @@ class Path(Kind):
 
 
 class StorePath(Path):
-    """A backing store: a path, or serial:…, wwn:… or another selector of host.disks -> str."""
+    """A backing store: a path, serial:…, wwn:… or another selector of host.disks, or the URI of an NBD export
+    -> str."""
 
     SELECTOR = re.compile('([a-z][a-z-]*):(?!//)(.*)$', re.DOTALL)
-    says = 'a path, or a selector of a disk: serial:NUMBER, wwn:0xNUMBER, by-id:NAME or model:NAME'
+    says = (
+        'a path, a selector of a disk (serial:NUMBER, wwn:0xNUMBER, by-id:NAME or model:NAME), or '
+        'nbd://HOST/EXPORT'
+    )
 
     def parse(self, text):
         match = self.SELECTOR.match(super(StorePath, self).parse(text))
+        if uri.is_uri(text):
+            try:
+                uri.parse_uri(text)
+            except ValueError as e:
+                what, _, remedy = str(e).partition('; ')
+                raise Unusable(what, remedy)
+            return text
         if match and match.group(1) not in disks.KEYS:
             near = nearest(match.group(1), disks.KEYS)
             raise Unusable(
@@ -290,7 +302,7 @@ class StorePath(Path):
         return text
 
     def resolve(self, value, directory):
-        if self.SELECTOR.match(value):
+        if self.SELECTOR.match(value) or uri.is_uri(value):
             return value
         return super(StorePath, self).resolve(value, directory)
 

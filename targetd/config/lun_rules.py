@@ -1,9 +1,10 @@
 """Values of one LUN that contradict each other.
 
-May import config.model's Lun and xts (whether this host can encrypt). Pure apart from that.
+May import config.model's Lun, xts (whether this host can encrypt) and nbd.uri. Pure apart from that.
 """
 
 from targetd import xts
+from targetd.nbd import uri
 
 #: SBC-3: values of MEDIUM ROTATION RATE between 1 and 1025 are reserved, as is FFFFh.
 LOWEST_ROTATION_RATE, RESERVED_ROTATION_RATE = 1025, 65535
@@ -20,6 +21,7 @@ def contradictions(lun, stores, unusable):
         + _drive(lun, stores)
         + _tape(lun)
         + _unit_state(lun)
+        + _nbd(lun, stores)
         + _encryption(lun)
         + _sizes(lun)
         + _alignment(lun)
@@ -94,6 +96,37 @@ def _tape(lun):
         return []
     text = 'early-warning %d is not less than the size of the tape' % lun.early_warning
     return [('early-warning', text, 'write a smaller one; 2 % of the tape is usual')]
+
+
+def _nbd(lun, stores):
+    """What an export of an NBD server cannot have: it is neither a disk of this host nor a file."""
+    if not uri.is_uri(lun.backing_store):
+        return []
+    refused = (
+        ('direct-store', 'direct-store' in stores, 'write backing-store in place of it'),
+        ('type', lun.type != 'auto', 'remove type'),
+        ('size', lun.size is not None, 'remove size: the server decides the size'),
+        (
+            'direct-io',
+            lun.direct_io,
+            'remove direct-io: start the server with it (qemu-nbd --cache=none)',
+        ),
+        ('atomic-writes', lun.atomic_writes, 'write atomic-writes = no'),
+        (
+            'encryption-key-file',
+            bool(lun.encryption_key_file),
+            'have the server encrypt (qemu-nbd with LUKS)',
+        ),
+        ('guard', lun.guard != 'off', 'write guard = off'),
+        ('health-interval', bool(lun.health_interval), 'write health-interval = 0'),
+        ('allow-in-use', lun.allow_in_use, 'remove allow-in-use'),
+        ('unit-state', bool(lun.unit_state), 'remove unit-state'),
+    )
+    return [
+        (setting, 'a lun on an NBD server cannot have %s' % setting, remedy)
+        for setting, is_written, remedy in refused
+        if is_written
+    ]
 
 
 def _encryption(lun):

@@ -401,7 +401,8 @@ _SIZE_OF_BLOCK = kinds.Auto(kinds.PowerOfTwo(512, 4096))
 LUN = (
     _lun('backing-store', kinds.StorePath(), '', NEEDS_LOGOUT,
          'File or disk that is served: a path, or serial:NUMBER, wwn:0xNUMBER or another selector '
-         'that finds a disk.',
+         'that finds a disk; or an export of an NBD server: nbd://HOST[:PORT]/EXPORT or '
+         'nbd+unix:///EXPORT?socket=PATH.',
          'Further selectors are by-id:NAME (by-path:, by-uuid:, by-label:, by-partuuid:, '
          'by-partlabel:), model:NAME and size:SIZE; join several with + if one is ambiguous, and '
          'add part:2 for a partition. In a target, backing-store = A, B is short for lun 0 and lun '

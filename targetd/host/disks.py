@@ -25,6 +25,7 @@ from targetd.host.roots import (
     udev_properties,
     whole_disk,
 )
+from targetd.nbd import uri
 
 # the unit of /sys/class/block/*/size, for every logical block size of the disk
 SECTOR = 512
@@ -445,11 +446,14 @@ def _resolve_path(text, roots):
 def resolve_backing_store(text, roots=ROOTS):
     """Returns the path that a backing-store value refers to, with symbolic links resolved.
 
-    text: a path, or `serial:WD-1`, `wwn:0x5000…`, `by-id:…` (and the other directories of
-    /dev/disk), `model:…`, `size:…`, joined by '+' where one term is ambiguous; an additional
-    `part:2` selects a partition. A path outside /dev need not exist (the file may be created
-    later). Raises StoreError, naming the candidates, unless exactly one disk matches.
+    text: the URI of an NBD export, which is returned as it is; a path, or `serial:WD-1`,
+    `wwn:0x5000…`, `by-id:…` (and the other directories of /dev/disk), `model:…`, `size:…`, joined
+    by '+' where one term is ambiguous; an additional `part:2` selects a partition. A path outside
+    /dev need not exist (the file may be created later). Raises StoreError, naming the candidates,
+    unless exactly one disk matches.
     """
+    if uri.is_uri(text):
+        return text
     pieces = _parse(text)
     if pieces is None:
         return _resolve_path(text, roots)

@@ -18,6 +18,7 @@ from targetd.durable import make_directory, sync_directory
 from targetd.errors import TargetdError
 from targetd.host.disks import describe_disk, describe_name
 from targetd.host.roots import ROOTS, kernel_name, read_number, read_text, whole_disk
+from targetd.nbd import uri
 from targetd.trusted_path import open_trusted
 
 #: The IEEE company id that Linux's software targets use; the remaining digits are a digest.
@@ -63,7 +64,9 @@ def disk_identity(path, roots=ROOTS):
 
 def stable_key(path, roots=ROOTS):
     """Returns the key that a disk's identity is derived from, for naa6(), serial() and eui64(): the
-    disk's own name (WWN, UUID, serial number) if it has one, else its path."""
+    disk's own name (WWN, UUID, serial number) if it has one, else its path, or the URI of an NBD export."""
+    if uri.is_uri(path):
+        return 'nbd:' + path
     name = kernel_name(path, roots)
     if name is None:
         return 'file:' + os.path.realpath(path)

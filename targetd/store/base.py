@@ -233,9 +233,12 @@ class Store(object):
         process must not close another descriptor of the same file, because that would release the
         lock.
         """
-        return ExclusiveRange(
-            self.descriptor, offset, length, local=self.descriptor < 0 or self.read_only, store=self
-        )
+        file = self.lock_file()
+        return ExclusiveRange(file, offset, length, local=file < 0 or self.read_only, store=self)
+
+    def lock_file(self) -> int:
+        """Returns the descriptor of the file on which exclusive_range() takes its locks, or -1."""
+        return self.descriptor
 
     def locked_range(self, offset: int, length: int, exclusive: bool) -> Any:
         """Returns a context manager for several steps on one range; entering it returns the store
@@ -271,6 +274,11 @@ class Store(object):
         """Returns the bytes of space that the medium could still occupy, limited by its file system
         or memory."""
         return max(0, self.size - self.allocated())
+
+    def leave(self) -> None:
+        """The session is over. Pass on what would be lost with this process, although a thread may
+        still be in a verb, which ends then if it can; close() follows, or the end of the
+        process."""
 
     def close(self) -> None:
         """Close the descriptors. Verbs raise OSError(EBADF) afterwards; closing twice is harmless."""

@@ -26,6 +26,8 @@ _PASSED_VERBS = VERBS + (
     'resize_check',
     'allocated',
     'available',
+    'leave',
+    'lock_file',
     'close',
 )
 #: (first byte, end); end None: to the end of the medium.

@@ -1,20 +1,21 @@
 """An open medium in the process that claimed it, and how a worker process makes a Store from its
 description and descriptor.
 
-Imports base, failure_flags, linux, filters, filter_settings, encrypting, guarding, tape and the classes
-of stores.
+Imports base, failure_flags, linux, nbd_line, filters, filter_settings, encrypting, guarding, tape and the
+classes of stores.
 """
 
 import os
 from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Set, Tuple
 
-from . import failure_flags, filters, linux
+from . import failure_flags, filters, linux, nbd_line
 from .base import Capabilities, Store
 from .block import BlockStore
 from .encrypting import Encrypting
 from .file import FileStore
 from .filter_settings import stack_filters
 from .guarding import Guarded
+from .nbd_store import NbdStore
 from .null import NullStore
 from .ram import RamStore
 from .tape import Tape
@@ -24,6 +25,7 @@ STORE_CLASSES: Dict[str, Callable[..., Store]] = {
     'block': BlockStore,
     'ram': RamStore,
     'null': NullStore,
+    'nbd': NbdStore,
 }
 
 
@@ -34,7 +36,8 @@ KEYS: Set[str] = set()
 class OpenedStore(object):
     """A medium that this process has opened and claimed.
 
-    descriptor: int, or None (kind null). Attributes from the description: kind, path, size,
+    descriptor: int, or None (kind null); of kind nbd it is the control socket of the keeper, and a
+    store has a line to the keeper in place of it. Attributes from the description: kind, path, size,
     block_size, read_only, direct, thin, capabilities (Capabilities), filters (from parse_filters),
     cipher_key: hex digits, '' if the medium is not encrypted; it is passed to the worker in the
     description and appears in no other text. key: equal for two stores on the same medium. claims:
@@ -74,13 +77,15 @@ class OpenedStore(object):
 
     def store(self) -> Store:
         """Returns a Store in this process, on a duplicate of the descriptor. Raises OSError."""
-        return from_descriptor(
-            self.description(), None if self.descriptor is None else os.dup(self.descriptor)
-        )
+        if self.kind == 'nbd':
+            descriptor: Optional[int] = nbd_line.open_line(self.descriptor or -1, self.flag)
+            return from_descriptor(self.description(), descriptor, os.dup(self.claims[0]))
+        descriptor = None if self.descriptor is None else os.dup(self.descriptor)
+        return from_descriptor(self.description(), descriptor)
 
     def resize_check(self) -> int:
         """Returns the current size of the medium in bytes. Raises OSError."""
-        if self.descriptor is None:
+        if self.descriptor is None or self.kind == 'nbd':
             return self.size
         if self.kind == 'block':
             return linux.device_size(self.descriptor)
@@ -150,8 +155,9 @@ def from_descriptor(
     Opens no path. Raises KeyError or ValueError for a description that does not come from
     OpenedStore.description().
     """
+    store: Optional[Store] = None
     try:
-        store: Store = STORE_CLASSES[description['kind']](description, descriptor)
+        store = STORE_CLASSES[description['kind']](description, descriptor)
         store.claim = claim
         if keep is not None:
             store = Guarded(store, keep)
@@ -162,6 +168,9 @@ def from_descriptor(
         store = stack_filters(store, description.get('filters') or ())
         return Tape(store) if description.get('tape') else store
     except Exception:
+        if store is not None:
+            store.close()
+            raise
         for owned in (descriptor, claim):
             if owned is not None:
                 os.close(owned)
@@ -176,7 +185,7 @@ def adopt_store(
     `spares` spare ones."""
     facts = dict(description, capabilities=Capabilities(**description['capabilities']))
     del facts['flag']  # it belongs to the process that had opened the medium
-    own = None if description['kind'] == 'null' else descriptors[0]
+    own = descriptors[0] if descriptors and description['kind'] != 'null' else None
     claims_end = len(descriptors) - spares
     opened = OpenedStore(facts, own, tuple(key), descriptors[1:claims_end])
     opened.spares = list(descriptors[claims_end:])

@@ -11,7 +11,7 @@ from .base import Capabilities
 from .filter_settings import parse_filters, stack_filters
 from .null import NullStore
 
-KINDS = ('block', 'file', 'null', 'ram')
+KINDS = ('block', 'file', 'nbd', 'null', 'ram')
 
 _PROPERTIES = (
     'kind',

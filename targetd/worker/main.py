@@ -37,7 +37,7 @@ from targetd.worker.line import report_line
 from targetd.worker.members import LEAVE_SECONDS, Members
 from targetd.worker.orders import BadOrder, check_order
 from targetd.worker.policy import Policies
-from targetd.worker.replica import Replica
+from targetd.worker.replica import Replica, leave_media
 from targetd.worker.tasks import Tasks
 from targetd.worker.text_exchange import TextExchange
 from targetd.worker.throttling import Limits
@@ -507,7 +507,7 @@ class Worker(object):
             self.report('idle', why=why)
         else:
             # the process cannot end before the calls that hang have returned; their units are fenced
-            hangs = self.tasks is not None and bool(self.tasks.hung)
+            hangs = leave_media(self)
             self.report('ended', why=why, hangs=hangs, quiet=is_quiet)
             self.exit()
 

@@ -50,6 +50,11 @@ class Replica(object):
             unit.store.close()
         self.guests.close()
 
+    def leave(self):
+        """The session is over, and the process ends; a command may still wait for its medium. [any]"""
+        for unit in list(self._ids):
+            unit.store.leave()
+
     def unit(self, unit_id):
         """Return the LogicalUnit of this session with this id, or None."""
         return self._by_id.get(unit_id)
@@ -190,6 +195,14 @@ class Replica(object):
         for index, descriptor in enumerate(descriptors):
             if index not in taken:
                 os.close(descriptor)
+
+
+def leave_media(worker):
+    """The session of a Worker is over, and its process ends. Returns True if a command still waits for its
+    medium. [connection]"""
+    if worker.replica is not None:
+        worker.replica.leave()
+    return worker.tasks is not None and bool(worker.tasks.hung)
 
 
 class WorkerServices(UnitServices):

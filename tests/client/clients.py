@@ -21,6 +21,8 @@ PACKAGES = {
     'qemu-img': 'qemu-utils qemu-block-extra',
     'qemu-io': 'qemu-utils qemu-block-extra',
     'qemu-storage-daemon': 'qemu-system-common',
+    'nbdkit': 'nbdkit',
+    'qemu-nbd': 'qemu-utils qemu-block-extra',
     'tshark': 'tshark',
     'qemu-system-x86_64': 'qemu-system-x86 ipxe-qemu ovmf',
     'grub-mkstandalone': 'grub-common grub-efi-amd64-bin',

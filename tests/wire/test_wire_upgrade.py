@@ -300,6 +300,23 @@ def test_every_kind_of_medium_passes_over(daemon, installed, ready):
     assert again.run(write_atomic_16(24, 8), 1, out=pattern(97, 4096)).good
 
 
+def test_sessions_and_their_exports_pass_over_an_upgrade(nbdkit, daemon, installed, ready):
+    server = nbdkit('memory', '64M')
+    daemon.target(TARGET, luns={0: ['backing-store = "%s"' % server.uri]})
+    daemon.start()
+    daemon.expected_trouble.append('connection to the NBD server|cannot be used|connected to')
+    old = ready(daemon, name=ONE)
+    old.write(8, pattern(1, 4096))
+    daemon.control('upgrade')
+    new = ready(daemon, name=TWO)
+    assert new.read(8, 8) == pattern(1, 4096)
+    assert old.run(bytes([0x35]) + bytes(9)).good()
+    server.kill()
+    server.start()
+    old.write(8, pattern(2, 4096))
+    assert new.read(8, 8) == pattern(2, 4096)
+
+
 def write_atomic_16(lba, blocks):
     return struct.pack('>BBQHHBB', 0x9C, 0, lba, 0, blocks, 0, 0)
 

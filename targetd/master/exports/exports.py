@@ -22,6 +22,7 @@ from targetd.host import identity
 from targetd.master.exports import known_media
 from targetd.master.exports.health_watch import HealthWatch
 from targetd.master.exports.media_watch import MediaWatch
+from targetd.master.exports.nbd_renewal import NbdRenewal
 from targetd.master.exports.open_batch import OpenBatch, PlannedUnit
 from targetd.master.exports.resizing import shorten
 from targetd.master.exports.room_watch import RoomWatch
@@ -67,6 +68,7 @@ class Exports(object):
         self.workers_of = lambda target_name: []  # set by Master: the workers of its sessions
         self.served = frozenset()  # see examination
         self.watch = MediaWatch(loop, units, self.known, jobs)
+        self.watch.also = NbdRenewal(units, jobs).check_now
         self.recovery = UnitRecovery(units, jobs, self.watch)
         self.health = HealthWatch(loop, units, jobs)
         self.room_watch = RoomWatch()
@@ -485,7 +487,7 @@ def require_sole_writer(lun, store, others):
     """Raises StoreError if another LUN serves the medium under another name (a hard link, a bind
     mount, another device node) and one of the two can write: they would not know each other's
     reservations. The same name twice is an error of the configuration."""
-    if store.kind not in ('file', 'block') or lun.allow_in_use:
+    if store.kind not in ('file', 'block', 'nbd') or lun.allow_in_use:
         return
     for other in others:
         if not (lun.readonly and other.lun.readonly):

@@ -177,6 +177,28 @@ def describe_medium(lun, path):
     return record
 
 
+def describe_export(lun, size):
+    """The same record of an export of an NBD server; its URI is its name."""
+    return {
+        'named': lun.backing_store,
+        'key': 'nbd:' + lun.backing_store,
+        'is_file': False,
+        'size': size,
+        'shown': '%s, %s' % (lun.backing_store, disks.human_size(size)),
+    }
+
+
+def require_not_shorter(target, lun, size, known):
+    """Raises StoreError if the medium of the LUN has become shorter. known: the record or None."""
+    if known is None or known['named'] != lun.backing_store or size >= known['size']:
+        return
+    raise StoreError(
+        '%s is shorter than when it was last served: %d bytes now, %d then; restore it; if this is intended: '
+        'targetdctl accept %s/%d'
+        % (lun.backing_store, size, known['size'], target.name, lun.number)
+    )
+
+
 def _file_identity(path):
     """What distinguishes a file from another one at the same path. The device number of a file system can
     differ after each boot, and without a block device after each mount."""
@@ -223,8 +245,4 @@ def require_known(target, lun, path, known):
                 accept,
             )
         )
-    if now['size'] < known['size']:
-        raise StoreError(
-            '%s is shorter than when it was last served: %d bytes now, %d then; restore it; %s'
-            % (lun.backing_store, now['size'], known['size'], accept)
-        )
+    require_not_shorter(target, lun, now['size'], known)

@@ -32,6 +32,7 @@ class MediaWatch(object):
         self.known = known
         self.jobs = jobs
         self.seconds = 0
+        self.also = lambda: None  # looks at media that are not files or disks (nbd_renewal)
         self._timer = None
         self._running = set()  # names of the jobs that have not answered
 
@@ -58,6 +59,7 @@ class MediaWatch(object):
 
     def check_now(self):
         """Starts to look at all media; the outcome is applied when it is known."""
+        self.also()
         groups = {}
         for unit in self.units.by_id.values():
             if unit.store.kind in WATCHED_KINDS and unit.store.descriptor is not None:

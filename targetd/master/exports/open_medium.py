@@ -11,10 +11,11 @@ import stat
 
 from targetd.errors import Standby, StoreError, TargetdError
 from targetd.host import block_sizes, claims, disks, image_formats, in_use, roots, signatures
-from targetd.master.exports import known_media, unit_identity
+from targetd.master.exports import known_media, nbd_export, unit_identity
 from targetd.master.exports.resizing import grow
 from targetd.master.state import journal_recovery, key_files, unit_state
 from targetd.master.units import descriptions
+from targetd.nbd import uri
 from targetd.scsi.facts import DEFAULTS
 from targetd.store import adopt_store, open_store, why_not_a_tape
 
@@ -57,7 +58,7 @@ def open_medium(
         data_key, key = unit_identity.data_key(target.name, lun, path)
         place = _place_of_state(target, lun, key, state, plan_only)
         store, grown_from = _open_store(lun, path, held, plan_only, is_served)
-        _require_content(lun, store)
+        _require_same_content(target, lun, store, known)
         left = journal_recovery.journal_path(place.path, data_key)
         rolled_back, check, saved = 0, '', {}
         if not held and not plan_only:
@@ -69,7 +70,7 @@ def open_medium(
             store.spares += descriptions.open_spares(store.descriptor)[1]
         names = unit_identity.names_of(lun, path, key, server)
         facts = dict(facts_of(lun, store, names), **alua_facts(target, lun))
-        seen = None if plan_only or not path else _seen(lun, path, facts)
+        seen = None if plan_only or not path else _seen(lun, path, facts, store)
         if lun.atomic_writes and not (plan_only or left is None or left in journals):
             created.append(journal_recovery.create_journal(left))
     except (ValueError, OSError, TargetdError) as e:
@@ -113,16 +114,21 @@ def _place_of_state(target, lun, key, state, plan_only):
 def _require_usable(target, lun, path, known, is_ours, master, tables):
     """Raises StoreError if the LUN had another medium before, or another program uses this one. is_ours:
     this server serves it."""
-    if path is None:
+    if path is None or uri.is_uri(path):
         return
     known_media.require_known(target, lun, path, known)
     if not (lun.allow_in_use or is_ours):
         in_use.require_free(path, ours=master, tables=tables)
 
 
-def _seen(lun, path, facts):
+def _seen(lun, path, facts, store):
     """Returns the record of known_media for a medium that will be served."""
-    seen = known_media.describe_medium(lun, path)
+    is_export = store.kind == nbd_export.KIND
+    seen = (
+        known_media.describe_export(lun, store.size)
+        if is_export
+        else known_media.describe_medium(lun, path)
+    )
     return dict(seen, identity=unit_identity.shown_settings(facts))
 
 
@@ -216,6 +222,8 @@ def _open_store(lun, path, held, plan_only, is_served):
         description.update(kind='file', tape=True)
     elif lun.type not in ('auto', 'cd'):
         description['kind'] = lun.type
+    if path is not None and uri.is_uri(path):
+        return nbd_export.open_export(description, held, plan_only), None
     grows = path is not None and os.path.isfile(path)
     if grows:
         description.update(size=None, grows_to=lun.size)
@@ -234,7 +242,7 @@ def _checked_signatures(lun, path):
     They are read before the disk is opened for writing: when such a descriptor is closed, udev
     examines the disk again, and mdadm or LVM might start to use it.
     """
-    if lun.readonly or path is None or not _is_disk(path):
+    if lun.readonly or path is None or uri.is_uri(path) or not _is_disk(path):
         return []
     sector = disks.describe_disk(path).logical_sector
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -293,6 +301,14 @@ def _require_raw(lun, path):
         )
 
 
+def _require_same_content(target, lun, store, known):
+    """Raises StoreError if an export has become shorter, or the content of the medium has another
+    block size."""
+    if store.kind == nbd_export.KIND:
+        known_media.require_not_shorter(target, lun, store.size, known)
+    _require_content(lun, store)
+
+
 def _require_block_size(lun, store):
     """Raises StoreError, after closing the store, if the content of the medium was written with another
     block size: initiators would find no partition, or read a file system wrongly."""
@@ -337,6 +353,10 @@ def same_medium(path, other):
     """True if both paths refer to the same file, or are nodes of the same device."""
     if other is None:
         return False
+    if uri.is_uri(path) or uri.is_uri(other):
+        return (
+            uri.is_uri(path) and uri.is_uri(other) and uri.parse_uri(path) == uri.parse_uri(other)
+        )
     try:
         return os.path.samefile(path, other) or (
             roots.ROOTS.device_number(path) is not None

@@ -156,7 +156,8 @@ def become_job_process(channel, kept, master):
     die_with(master)
 
 
-def _forget_standard_files():
+def forget_standard_files():
+    """Replace standard input, output and error by /dev/null."""
     null = os.open(os.devnull, os.O_RDWR)
     for number in (0, 1, 2):
         os.dup2(null, number)
@@ -182,7 +183,7 @@ def become_worker(channel, credentials, master, rules, secrets=()):
     _log_to_master(channel)
     scrub.forget(secrets)
     if rules is not None:
-        _forget_standard_files()
+        forget_standard_files()
     close_descriptors({0, 1, 2, channel.fileno()})
     reset_signals()
     name_process('targetd-worker')

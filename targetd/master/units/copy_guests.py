@@ -76,6 +76,8 @@ class CopyGuests(object):
         return shown is not None and not shown.read_only
 
     def _may_write(self, unit, initiator_name):
+        if sharing.is_single(unit) and unit.replica_holders():
+            return False
         same_medium = self.replication.by_id.same_medium(unit)
         return sharing.access(unit, same_medium, initiator_name)[0] == sharing.WRITE
 

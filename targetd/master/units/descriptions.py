@@ -12,13 +12,15 @@ A worker shares the master's description if there is no other: the first worker 
 were used up, a medium that cannot be reopened, or a kernel before 4.13. The workers that share one
 flush in turn (store.failure_flags). Memory and read-only media are never flushed, so they are shared.
 
+An export of an NBD server has no description to share: every worker gets a line to its keeper.
+
 May import store.
 """
 
 import os
 
 from targetd import compat, log
-from targetd.store import linux
+from targetd.store import linux, nbd_line
 
 SPARES = 4  # descriptions that a job opens
 
@@ -33,7 +35,12 @@ class Descriptions(object):
 
     def lend(self, store):
         """Returns (descriptor, True if other processes use the same description) for a worker. The
-        descriptor is valid until the loop runs again; the message that has it is queued before."""
+        descriptor is valid until the loop runs again; the message that has it is queued before. Raises
+        OSError if the keeper of an NBD export has ended."""
+        if store.kind == 'nbd':
+            line = nbd_line.open_line(store.descriptor, store.flag)
+            self._loop.call_later(0, lambda: os.close(line))
+            return line, False
         if not needs_own(store):
             return store.descriptor, False
         if not compat.HAS_ERROR_PER_DESCRIPTION:

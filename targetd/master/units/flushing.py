@@ -21,7 +21,7 @@ import functools
 
 from targetd.master.processes.jobs import DIED
 from targetd.master.units import descriptions
-from targetd.store import failure_flags, from_descriptor
+from targetd.store import failure_flags, from_descriptor, nbd_line
 
 # shorter, together with the other stages of the stop, than a service manager waits
 FLUSH_SECONDS = 30.0
@@ -194,7 +194,9 @@ def grouped_by_file_system(units):
 
 def has_cache(unit):
     """True if data that was written to the unit can be in a volatile cache."""
-    return descriptions.needs_own(unit.store)
+    return (
+        descriptions.needs_own(unit.store) or unit.store.kind == 'nbd' and not unit.store.read_only
+    )
 
 
 def has_died(result):
@@ -211,6 +213,8 @@ def flush_description(store):
 def flush_medium(description, descriptor):
     """A job in a child process. Returns (words, descriptors)."""
     try:
+        if description['kind'] == 'nbd':
+            descriptor = nbd_line.open_line(descriptor, description['flag'], False)
         with from_descriptor(description, descriptor) as medium:
             medium.flush(0, medium.size)
     except OSError as e:

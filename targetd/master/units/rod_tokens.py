@@ -11,6 +11,7 @@ fails if the token was revoked meanwhile.
 Tokens are lost when the master stops.
 """
 
+import errno
 import hashlib
 import itertools
 import os
@@ -23,7 +24,7 @@ from targetd.scsi.copy import copy_manager, rod_tokens
 from targetd.scsi.facts import UnitFacts
 from targetd.scsi.medium_state import READABLE
 from targetd.scsi.sense import HARDWARE_ERROR, ILLEGAL_REQUEST, CheckCondition
-from targetd.store import linux
+from targetd.store import linux, nbd_line
 
 MAXIMUM_TOKENS = 1024  # when there are more, the least recently used one is dropped
 MAXIMUM_ENDED = 1024  # ended tokens of which the reason is kept
@@ -113,7 +114,7 @@ class RodTokens(object):
         descriptors = []
         if worker not in token.unit.workers and token.store.descriptor is not None:
             try:
-                descriptors.append(linux.reopen(token.store.descriptor, True))
+                descriptors.append(_reopened(token.store))
             except OSError:
                 error = CheckCondition(HARDWARE_ERROR, 0x44, 0x00)
                 answer(Refusal(sam.CHECK_CONDITION, error.sense()))
@@ -241,6 +242,15 @@ class RodTokens(object):
         ranges += [unit.trim_window] if unit.trim_window else []
         unit.watched = rod_tokens.merge_ranges(ranges)
         self.replication.send_change(unit, {'watched': unit.watched}, done)
+
+
+def _reopened(store):
+    """A descriptor with which a worker that does not serve the unit reads its medium. Raises OSError."""
+    if store.kind != 'nbd':
+        return linux.reopen(store.descriptor, True)
+    if not store.multi:  # another connection need not see what was written
+        raise OSError(errno.EBUSY, 'the NBD server does not offer CAN_MULTI_CONN', store.path)
+    return nbd_line.open_line(store.descriptor, store.flag, False)
 
 
 def _digest(data):

@@ -24,6 +24,9 @@ from targetd.config.sharing_rules import CLUSTER, READERS, sharing_of
 #: What a session may do with a unit.
 WRITE, READ, NOTHING = 'write', 'read', 'nothing'
 
+#: In place of a holder: another session has the export of an NBD server without CAN_MULTI_CONN.
+SINGLE = 'another session'
+
 #: In place of a holder: the old blocks of the unit are being put back.
 RESTORING = 'targetdctl guard restore'
 
@@ -36,6 +39,12 @@ def holders(unit):
         if worker not in unit.readers
     }
     return using.union(filter(None, unit.leaving.values()))
+
+
+def is_single(unit):
+    """True if only one session at a time can use a Unit: without CAN_MULTI_CONN, an NBD server
+    promises nothing about what one connection sees of another."""
+    return unit.store.kind == 'nbd' and not (unit.store.multi or unit.store.read_only)
 
 
 def access(unit, same_medium, initiator_name, worker=None):
@@ -80,6 +89,14 @@ def why_left_out(unit, holder):
         )
     if holder == RESTORING:
         return 'its old blocks are being restored; log in again when "%s" has ended' % RESTORING
+    if holder == SINGLE:
+        return (
+            'another session uses it, and the NBD server does not offer CAN_MULTI_CONN, so two '
+            'sessions would not see '
+            'what the other one writes; log in again when that session has ended, or start the '
+            'server so that it '
+            'offers it (qemu-nbd: -e 0)'
+        )
     return (
         '%s uses it, and two hosts that do not know each other destroy its file system; log in again when '
         'the sessions of that initiator have ended, or write sharing = cluster if both run cluster software'

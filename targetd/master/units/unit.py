@@ -106,6 +106,8 @@ class Unit(object):
         it does. same_medium: the other Units of the medium; shown: how it sees the unit (lun_maps.Shown)."""
         allowed, holder = sharing.access(self, same_medium, nexus.initiator_name, worker)
         self.forget_session(worker)
+        if sharing.is_single(self) and self.replica_holders():
+            allowed, holder = sharing.NOTHING, sharing.SINGLE
         if allowed == sharing.NOTHING:
             self.left_out[worker] = holder
             return False
@@ -258,6 +260,6 @@ class UnitTable(dict):
 
     def same_medium(self, unit):
         """The other Units that serve the medium of this Unit, under another name of it."""
-        if unit.store.kind not in ('file', 'block'):
+        if unit.store.kind not in ('file', 'block', 'nbd'):
             return []
         return [u for u in self._by_medium.get(unit.store.key, {}).values() if u is not unit]

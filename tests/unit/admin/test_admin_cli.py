@@ -386,3 +386,9 @@ def test_help_lists_every_command_once_in_an_order_that_is_complete(capsys):
         cli.main(['--help'])
     listed = re.findall(r'^    ([a-z-]+)  ', capsys.readouterr().out, re.M)
     assert listed == cli.ORDER
+
+
+def test_a_uri_of_an_nbd_export_is_not_a_path_of_this_folder():
+    for text in ('nbd://192.0.2.9/vm7', 'nbd+unix:///vm7?socket=/run/nbd.sock'):
+        assert cli._path(text) == text
+    assert cli._path('disk.img').startswith('/')

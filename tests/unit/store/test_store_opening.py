@@ -55,7 +55,7 @@ def test_existing_data_is_kept(image, opened):
     'description, words',
     [
         ({}, ['path of the store is missing']),
-        ({'kind': 'tape', 'path': '/x'}, ['/x', 'tape', 'block file null ram']),
+        ({'kind': 'tape', 'path': '/x'}, ['/x', 'tape', 'block file nbd null ram']),
         ({'kind': 'ram'}, ['ram', 'size = 1G']),
         ({'kind': 'null'}, ['null', 'size = 1G']),
         ({'kind': 'ram', 'size': 1000}, ['ram', '1000', 'multiple', '512']),

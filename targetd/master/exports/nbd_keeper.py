@@ -1,0 +1,380 @@
+"""The *keeper* of an NBD export: a process that makes the connections to the server, so that
+neither the master nor a worker opens a socket, and the master waits for nothing.
+
+The job that opens the export starts it; it ends by itself when the master has closed the control
+socket and the last worker its line. Messages: store.nbd_line.
+
+     a line asks --> waiting --connected--> the worker has the connection; the keeper has its descriptor, too
+                        |  ^                     |
+                        |  +-- back-off --+      | the worker asks again, closes its line, or is killed
+                        +--not reachable--+      v
+                                            draining: no more is sent, until the server has done what it had
+                                            received and closes; before, nobody gets a connection
+
+So a request of a worker that is gone is never executed after those of the next one. When a session
+ends that has written without a flush, the keeper flushes. If the server is away, the worker leaves its
+unflushed changes to the keeper, which repeats them when the server is back, before anything else.
+
+Data is lost, and the failure flag of the unit is set (store.failure_flags), if the server died before and the
+worker was killed; if nobody is left to wait for the server; and if the server dies with unflushed
+writes of one of several sessions: they cannot be repeated, since another session may have written
+the same blocks later.
+
+May import store, nbd.
+"""
+
+import itertools
+import os
+import select
+import socket
+import time
+from collections import deque
+
+from targetd.master.exports import nbd_connecting
+from targetd.master.exports.nbd_connecting import Unavailable
+from targetd.master.processes import child
+from targetd.nbd import numbers
+from targetd.store import failure_flags, nbd_line
+from targetd.store.nbd_connection import Connection, Lost
+
+SHORTEST_BACK_OFF, LONGEST_BACK_OFF = 0.1, 5.0
+#: A connection that lasted for less than this time counts as a failed attempt.
+STABLE_SECONDS = 5.0
+#: The flush after the end of a session.
+FLUSH_SECONDS = 10.0
+#: When everyone is gone, the keeper waits so long for the server.
+LAST_SECONDS = 10.0
+#: Limit of the attempt to make a second connection for a session.
+SECOND_SECONDS = 1.0
+
+
+class _Line(object):
+    """The line of a process. writes: it may write; place: its byte of the memory file, 1 while it has
+    changes that are not durable; connections: {slot: socket}; has_company: another session that writes has
+    had a connection at the same time; told: the last reason that it got; given: when it got its last
+    connection."""
+
+    def __init__(self, sock, flag, writes, place):
+        self.sock = sock
+        self.flag = flag
+        self.writes = writes
+        self.place = place
+        self.connections = {}
+        self.has_company = False
+        self.told = ''
+        self.given = None
+        self.left = []  # [command, flags, offset, length, data] that the process leaves behind
+        self.missing = 0  # bytes of the last one that follow
+        self.has_left = False  # all of them are here
+
+
+class Keeper(object):
+    """control: the socket on which new lines arrive; before: (size, flags, minimum block size) of
+    the export when it was opened; claim: the memory file; connect(address, seconds):
+    nbd_connecting.connect or a substitute of a test."""
+
+    def __init__(
+        self,
+        control,
+        address,
+        before,
+        read_only,
+        claim,
+        connect=nbd_connecting.connect,
+        clock=time.monotonic,
+    ):
+        self._control = control
+        self._address = address
+        self._before = before
+        self._read_only = read_only
+        self._claim = claim
+        self._connect = connect
+        self._clock = clock
+        self._lines = {}  # descriptor -> _Line
+        self._draining = {}  # descriptor -> socket
+        self._waiting = deque()  # (_Line, slot)
+        self._unflushed = set()  # failure flags of sessions that ended without a flush
+        self._left = (
+            deque()
+        )  # (failure flag, changes) of sessions that ended while the server was away
+        self._back_off = 0.0
+        self._next = 0.0  # when the next attempt may be made
+        self._end = None  # when the keeper ends, if everyone is gone
+
+    def run(self):
+        """Returns when nobody needs the keeper any more."""
+        while self.is_needed():
+            self.step(None)
+
+    def is_needed(self):
+        """False if everyone is gone and nothing is left to do, or there was no time for it."""
+        if self._control is not None or self._lines:
+            return True
+        if self._end is None:
+            self._end = self._clock() + LAST_SECONDS
+        if self._clock() < self._end:
+            return bool(self._draining or self._unflushed or self._left)
+        for flag, _ in self._left:
+            failure_flags.set_flag(flag)
+        return False
+
+    def step(self, seconds):
+        """Wait for the next event, at most so long (None: without a limit), and handle it."""
+        for descriptor, _ in self._poll(seconds):
+            if self._control is not None and descriptor == self._control.fileno():
+                self._accept()
+            elif descriptor in self._lines:
+                self._listen(self._lines[descriptor])
+            elif descriptor in self._draining:
+                self._drain(self._draining[descriptor])
+        if self._has_work() and self._clock() >= self._next:
+            self._attempt()
+
+    def _has_work(self):
+        return not self._draining and bool(self._waiting or self._unflushed or self._left)
+
+    def _poll(self, seconds):
+        poll = select.poll()
+        for descriptor in list(self._lines) + list(self._draining):
+            poll.register(descriptor, select.POLLIN)
+        if self._control is not None:
+            poll.register(self._control, select.POLLIN)
+        limits = [] if seconds is None else [seconds]
+        if self._has_work():
+            limits.append(self._next - self._clock())
+        if self._end is not None:
+            limits.append(self._end - self._clock())
+        return poll.poll(max(0.0, min(limits)) * 1000 + 1 if limits else None)
+
+    # -- lines -------------------------------------------------------------------------------------
+
+    def _accept(self):
+        message = _received(self._control)
+        if message is None:
+            self._control.close()
+            self._control = None
+            return
+        words, descriptors = message
+        for descriptor in descriptors:
+            writes = bool(words['writes']) and not self._read_only
+            sock = socket.socket(fileno=descriptor)
+            self._lines[descriptor] = _Line(sock, words['line'], writes, self._new_place())
+
+    def _listen(self, line):
+        if line.missing:
+            self._take_data(line)
+            return
+        message = _received(line.sock)
+        words = message[0] if message is not None else {}
+        slot = words.get('connect')
+        if slot in (0, 1):
+            self._asked(line, slot)
+        elif isinstance(words.get('change'), list) and len(words['change']) == 5:
+            line.left.append(words['change'][:4] + [bytearray()])
+            line.missing = words['change'][4]
+        elif 'left' in words:
+            line.has_left = True
+        else:
+            self._over(line)
+
+    def _take_data(self, line):
+        """A part of the data of the last change that a line leaves."""
+        try:
+            part = line.sock.recv(nbd_line.PIECE, socket.MSG_DONTWAIT)
+        except OSError:
+            part = b''
+        line.left[-1][4] += part
+        line.missing -= len(part)
+        if not part:
+            self._over(line)
+
+    def _asked(self, line, slot):
+        """A worker asks for a connection; those of slot 0 take the place of all earlier ones."""
+        if slot == 0:
+            self._drain_all(line)
+        if any(each is line for each, _ in self._waiting):
+            return
+        self._waiting.append((line, slot))
+        if line.given is None or self._clock() - line.given >= STABLE_SECONDS:
+            self._back_off = 0.0
+        elif slot == 0:
+            self._back_off_more()
+
+    def _over(self, line):
+        """The line is at its end: its session is over, or the worker was killed."""
+        del self._lines[line.sock.fileno()]
+        self._waiting = deque(each for each in self._waiting if each[0] is not line)
+        is_dirty = self._is_dirty(line)
+        if is_dirty and line.has_left and not line.has_company:
+            self._left.append((line.flag, line.left))
+        elif is_dirty and (not line.connections or any(map(_is_dead, line.connections.values()))):
+            failure_flags.set_flag(line.flag)
+        elif is_dirty:
+            self._unflushed.add(line.flag)
+        self._drain_all(line)
+        line.sock.close()
+
+    def _is_dirty(self, line):
+        """True if the process has changes that are not durable, or was killed with them."""
+        return os.pread(self._claim, 1, line.place) == b'\1'
+
+    def _new_place(self):
+        """Returns the byte of the memory file for a new line."""
+        taken = {line.place for line in self._lines.values()}
+        place = next(number for number in itertools.count() if number not in taken)
+        os.pwrite(self._claim, b'\0', place)
+        return place
+
+    def _send(self, line, words, descriptors=()):
+        try:
+            nbd_line.send(line.sock, words, descriptors, socket.MSG_DONTWAIT)
+        except OSError:
+            pass  # its end is noticed next
+
+    # -- connections that are no longer used -------------------------------------------------------
+
+    def _drain_all(self, line):
+        for sock in line.connections.values():
+            try:
+                sock.shutdown(socket.SHUT_WR)
+            except OSError:
+                pass
+            self._draining[sock.fileno()] = sock
+        line.connections = {}
+
+    def _drain(self, sock):
+        """Read what the server still sends; nobody waits for it."""
+        try:
+            data = sock.recv(1 << 18, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b''
+        if not data:
+            del self._draining[sock.fileno()]
+            sock.close()
+
+    # -- new connections ---------------------------------------------------------------------------
+
+    def _attempt(self):
+        """Connect once, for a flush or for the line that has waited longest."""
+        slot = self._waiting[0][1] if self._waiting else 0
+        try:
+            sock, export = self._connect(
+                self._address, SECOND_SECONDS if slot else nbd_connecting.SECONDS
+            )
+        except Unavailable as e:
+            self._failed(str(e))
+            return
+        try:
+            nbd_connecting.require_same(self._before, export, self._read_only)
+        except Unavailable as e:
+            nbd_connecting.disconnect(sock)
+            self._failed(str(e))
+            return
+        if self._left or self._unflushed:
+            self._repeat(sock, export)
+        else:
+            self._give(sock, export)
+
+    def _failed(self, why):
+        self._back_off_more()
+        for flag in self._unflushed:  # their changes are not known any more
+            failure_flags.set_flag(flag)
+        self._unflushed.clear()
+        for line, slot in list(self._waiting):
+            if slot:
+                self._waiting.remove((line, slot))
+            if slot or line.told != why:
+                line.told = why
+                self._send(line, {'why': why})
+
+    def _back_off_more(self):
+        self._back_off = min(LONGEST_BACK_OFF, max(SHORTEST_BACK_OFF, 2 * self._back_off))
+        self._next = self._clock() + self._back_off
+
+    def _repeat(self, sock, export):
+        """Do what sessions have left: repeat their changes, and flush."""
+        sock.settimeout(FLUSH_SECONDS)
+        connection = Connection(sock, export)
+        flags = self._unflushed | {flag for flag, _ in self._left}
+        try:
+            for _, changes in self._left:
+                for command, options, offset, length, data in changes:
+                    is_write = command == numbers.CMD_WRITE
+                    connection.call(command, options, offset, length, data if is_write else None)
+            connection.call(numbers.CMD_FLUSH, 0, 0, 0)
+        except Lost as e:
+            self._failed('has lost the connection again: %s' % e)
+        except OSError:
+            self._lose(flags)
+        else:
+            self._left.clear()
+            self._unflushed.clear()
+        nbd_connecting.disconnect(sock)
+
+    def _lose(self, flags):
+        """Data is lost."""
+        for flag in flags:
+            failure_flags.set_flag(flag)
+        self._left.clear()
+        self._unflushed.clear()
+
+    def _give(self, sock, export):
+        line, slot = self._waiting.popleft()
+        had_company = line.has_company
+        others = [each for each in self._lines.values() if each is not line and each.given]
+        if slot == 0:
+            line.has_company = any(each.writes for each in others)
+        if line.writes:
+            for each in others:
+                each.has_company = True
+        line.connections[slot] = sock
+        line.told, line.given = '', self._clock()
+        self._send(
+            line,
+            {'export': list(export), 'company': had_company, 'place': line.place},
+            (sock.fileno(),),
+        )
+
+
+def _received(sock):
+    """Returns (message, descriptors), or None at the end or if the message is not valid."""
+    try:
+        message = nbd_line.receive(sock, socket.MSG_DONTWAIT)
+    except (OSError, ValueError):
+        return None
+    return message if message is not None and isinstance(message[0], dict) else None
+
+
+def _is_dead(sock):
+    """True if the server has closed the connection already."""
+    try:
+        return not sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+
+
+def start_keeper(address, before, read_only, claim):
+    """Start a keeper; returns the descriptor of its control socket. Its parent process is the job
+    that opens the export; when that has ended, the system reaps it. Raises OSError."""
+    ours, theirs = nbd_line.pair()
+
+    def inside():
+        os.setsid()
+        child.close_descriptors({0, 1, 2, theirs.fileno(), claim})
+        child.forget_standard_files()
+        child.name_process('targetd-nbd')
+        Keeper(theirs, address, before, read_only, claim).run()
+        os._exit(0)
+
+    try:
+        child.fork(os.fork, inside)
+    except OSError:
+        ours.close()
+        raise
+    finally:
+        theirs.close()
+    return ours.detach()

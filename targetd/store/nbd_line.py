@@ -1,0 +1,79 @@
+"""The *line* of a process to the keeper of an NBD export (master.exports.nbd_keeper): messages over
+a socket pair.
+
+Only the keeper makes connections to the server. Whoever uses the export has a line to it, asks for
+a connection, and receives the descriptor of one on which the handshake is over:
+
+    master --control: {'line': flag} and a descriptor--> keeper     (control: the store's descriptor)
+    worker --{'connect': slot}--> keeper --{'why': …}--> … --{'export': …} and a descriptor--> worker
+    worker --{'change': …}, its data, …, {'left': True}--> keeper     (what no flush has made durable)
+
+Imports nothing of targetd. A message is a JSON object; the sockets keep their boundaries.
+"""
+
+import array
+import json
+import os
+import socket
+from typing import Any, Dict, Iterable, List, Optional, Tuple
+
+#: Bytes of one message at most.
+LONGEST = 16 << 10
+#: Bytes of one message with a part of the data of a change.
+PIECE = 64 << 10
+#: A worker waits so long for a keeper that does not take what it leaves.
+LEAVE_SECONDS = 5.0
+
+
+def pair() -> Tuple[socket.socket, socket.socket]:
+    """Returns the two ends of a line, or of a control socket."""
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+
+def open_line(control: int, flag: int, writes: bool = True) -> int:
+    """Returns the descriptor of a new line to the keeper that has the other end of this control
+    socket. flag: the number of the unit's failure flag; writes: False if it is for reading only.
+    Never waits. Raises OSError, also if the keeper has ended."""
+    ours, theirs = pair()
+    try:
+        with socket.socket(fileno=os.dup(control)) as sock:
+            send(sock, {'line': flag, 'writes': writes}, (theirs.fileno(),), socket.MSG_DONTWAIT)
+    except BaseException:
+        ours.close()
+        raise
+    finally:
+        theirs.close()
+    return ours.detach()
+
+
+def send(
+    sock: socket.socket, words: Dict[str, Any], descriptors: Iterable[int] = (), flags: int = 0
+) -> None:
+    """Send a message. Raises OSError."""
+    passed = array.array('i', descriptors)
+    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, passed)] if passed else []
+    sock.sendmsg([json.dumps(words).encode('ascii')], ancillary, flags | socket.MSG_NOSIGNAL)
+
+
+def receive(sock: socket.socket, flags: int = 0) -> Optional[Tuple[Dict[str, Any], List[int]]]:
+    """Returns (message, the descriptors with it), or None at the end of the line. Raises OSError."""
+    space = socket.CMSG_SPACE(array.array('i').itemsize)
+    data, ancillary, _, _ = sock.recvmsg(LONGEST, space, flags | socket.MSG_CMSG_CLOEXEC)
+    found = array.array('i')
+    for level, kind, content in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            found.frombytes(content[: len(content) // found.itemsize * found.itemsize])
+    if not data:
+        return None
+    return json.loads(data.decode('ascii')), list(found)
+
+
+def leave(sock: socket.socket, changes: Iterable[Tuple[Any, ...]]) -> None:
+    """Give the keeper changes (nbd_log) that it repeats when the server is there again. Raises OSError."""
+    sock.settimeout(LEAVE_SECONDS)
+    for _, command, flags, offset, length, data in changes:
+        size = 0 if data is None else len(data)
+        send(sock, {'change': [command, flags, offset, length, size]})
+        for start in range(0, size, PIECE):
+            sock.send(memoryview(data)[start : start + PIECE], socket.MSG_NOSIGNAL)
+    send(sock, {'left': True})

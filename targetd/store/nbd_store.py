@@ -1,0 +1,431 @@
+"""A store on an export of an NBD server.
+
+Imports base, failure_flags, nbd_connection, nbd_line, nbd_log, nbd. Every verb may wait for the server, so
+try_read never answers, and no write is done inline.
+
+     connected --the server closes, dies, violates the protocol--> lost --another one--> repeating
+         ^                                                                                  |
+         +---- the unflushed changes are repeated, then what was in flight is sent again ---+
+
+While there is no connection every verb waits, as for a disk that hangs. What was acknowledged and not flushed
+is repeated, unless another session has written meanwhile (it could be older than what that session
+wrote): then data is lost, and every flush fails from then on (invariant 4 of base). An export
+without CAN_MULTI_CONN promises nothing about flushes of another connection, so every write to it is
+durable.
+"""
+
+import errno
+import os
+import queue
+import socket
+import threading
+import time
+from typing import Any, Dict, List, Optional
+
+from targetd.nbd import numbers
+from targetd.nbd.handshake import Export
+
+from .. import log
+from . import failure_flags, nbd_line
+from .base import CHUNK, BytesLike, Extents, Store, beyond, failure
+from .nbd_connection import Connection, Lost
+from .nbd_log import UnflushedChanges
+
+#: Commands without data about more bytes than this are split.
+LONGEST_RANGE = 1 << 30
+#: The most bytes of one READ or WRITE, whatever the server takes.
+LONGEST_DATA = 4 << 20
+#: Every server takes a READ of this size (proto.md, "Block size constraints": the maximum is 4096 or more).
+LONGEST_SINGLE = 4096
+#: So many requests in flight are enough for one connection; qemu-nbd and nbdkit work on 16 of each.
+BUSY = 16
+#: If the server has not accepted a second connection, it is asked again after this time.
+SECOND_SECONDS = 60.0
+
+
+class NbdStore(Store):
+    """description: also has `multi`, whether the server offers CAN_MULTI_CONN; descriptor: a line
+    to the keeper; claim: a memory file on which the processes lock ranges, and in which each has a byte."""
+
+    def __init__(self, description: Dict[str, Any], descriptor: int) -> None:
+        super(NbdStore, self).__init__(description, descriptor)
+        self._flag = description.get('flag') or failure_flags.NO_FLAG
+        self._is_multi = bool(description['multi'])
+        self._line = socket.socket(fileno=descriptor)
+        self._is_closed = self._has_left = False
+        self._connecting = threading.Lock()  # held by who makes connections
+        self._connections: List[Optional[Connection]] = [None, None]
+        self._second_after = 0.0  # when a second connection may be tried, by the monotonic clock
+        self._changes = UnflushedChanges(self._set_dirty)
+        self._has_company = (
+            False  # another session may have written since the former connection was made
+        )
+        self._place = 0  # byte of the memory file that is 1 while there are unflushed changes
+        # the thread that has taken its one item may flush
+        self._flush_turn: 'queue.Queue[None]' = queue.Queue()
+        self._flush_turn.put(None)
+        self._begun = self._succeeded = 0  # numbers of the latest flushes
+
+    # -- reading -----------------------------------------------------------------------------------
+
+    def try_read(self, offset: int, length: int) -> None:
+        """Always None: the server has to be asked."""
+        return None
+
+    def read(self, offset: int, length: int) -> BytesLike:
+        self._check_range(offset, length)
+        data = bytearray(length)
+        view, done = memoryview(data), 0
+        if length <= LONGEST_SINGLE and not (offset | length) % self._connection().export.minimum:
+            self._call(numbers.CMD_READ, 0, offset, length, into=view)
+            return data
+        while done < length:
+            start, part = self._aligned(offset + done, min(length - done, LONGEST_DATA))
+            if start == offset + done and part <= length - done:
+                self._call(numbers.CMD_READ, 0, start, part, into=view[done : done + part])
+                done += part
+                continue
+            whole = bytearray(part)
+            self._call(numbers.CMD_READ, 0, start, part, into=memoryview(whole))
+            skip = offset + done - start
+            count = min(part - skip, length - done)
+            view[done : done + count] = whole[skip : skip + count]
+            done += count
+        return data
+
+    def _aligned(self, offset, length):
+        """Returns (offset, length) of a request that the server takes and that covers the start of
+        this range."""
+        export = self._connection().export
+        start = offset - offset % export.minimum
+        end = min(offset + length, start + export.maximum)
+        return start, -(-end // export.minimum) * export.minimum - start
+
+    def extents(self, offset: int, length: int, maximum: Optional[int] = None) -> Extents:
+        self._check_range(offset, length)
+        if not self.capabilities.extents:
+            return super(NbdStore, self).extents(offset, length)
+        found: Extents = []
+        end, block = offset + length, self._connection().export.minimum
+        while offset < end and (maximum is None or len(found) < maximum):
+            start = offset - offset % block
+            wanted = -(-(min(end, start + LONGEST_RANGE)) // block) * block - start
+            before = offset
+            for size, is_hole in self._call(numbers.CMD_BLOCK_STATUS, 0, start, wanted).extents:
+                start += size
+                part = min(start, end) - offset
+                if part > 0:
+                    found.append((offset, part, not is_hole))
+                    offset += part
+            if offset == before:
+                raise OSError(errno.EIO, 'the NBD server reports extents within a block', self.path)
+        return found if maximum is None else found[:maximum]
+
+    # -- writing -----------------------------------------------------------------------------------
+
+    def write(self, offset: int, data: BytesLike, durable: bool) -> None:
+        length = len(data)
+        if offset < 0 or offset + length > self.size:
+            raise beyond(self, offset, length)
+        block = self._connection().export.minimum
+        if (offset | length) % block:
+            self._write_in_part(offset, data, durable, block)
+            return
+        view, done = memoryview(data), 0
+        while done < length:
+            count = min(length - done, self._longest())
+            self._change(
+                numbers.CMD_WRITE, 0, offset + done, count, view[done : done + count], durable
+            )
+            done += count
+
+    def _longest(self):
+        return min(LONGEST_DATA, self._connection().export.maximum)
+
+    def _write_in_part(self, offset, data, durable, block):
+        """Write data that begins or ends within a block of the server, which only copies do."""
+        start, end = offset - offset % block, -(-(offset + len(data)) // block) * block
+        with self.exclusive_range(start, end - start):
+            whole = bytearray(self.read(start, end - start))
+            whole[offset - start : offset - start + len(data)] = data
+            self.write(start, whole, durable)
+
+    def unmap(self, offset: int, length: int) -> None:
+        """Free whole blocks of the range. Zeroing frees more than TRIM does (of a raw image of
+        qemu-nbd, which ignores TRIM by default), where the server says that it is fast."""
+        self._check_range(offset, length)
+        export = self._connection().export
+        end = (offset + length) // export.minimum * export.minimum
+        offset += -offset % export.minimum
+        zeroes = numbers.CMD_WRITE_ZEROES, numbers.FLAG_FAST_ZERO
+        is_fast = bool(export.flags & numbers.SEND_FAST_ZERO)
+        while offset < end:
+            count = min(end - offset, LONGEST_RANGE)
+            try:
+                if is_fast:
+                    self._change(zeroes[0], zeroes[1], offset, count, None, False)
+            except OSError as e:
+                if e.errno != errno.EOPNOTSUPP:
+                    raise
+                is_fast = False
+            if not is_fast and export.flags & numbers.SEND_TRIM:
+                self._change(numbers.CMD_TRIM, 0, offset, count, None, False)
+            offset += count
+
+    def write_zeroes(self, offset: int, length: int, may_unmap: bool) -> None:
+        self._check_range(offset, length)
+        export = self._connection().export
+        if not export.flags & numbers.SEND_WRITE_ZEROES or (offset | length) % export.minimum:
+            self._put_zeroes(offset, length)
+            return
+        flags = 0 if may_unmap else numbers.FLAG_NO_HOLE
+        done = 0
+        while done < length:
+            count = min(length - done, LONGEST_RANGE)
+            self._change(numbers.CMD_WRITE_ZEROES, flags, offset + done, count, None, False)
+            done += count
+
+    def _put_zeroes(self, offset, length):
+        while length > 0:
+            count = min(length, CHUNK)
+            self.write(offset, bytes(count), False)
+            offset, length = offset + count, length - count
+
+    def _change(self, command, flags, offset, length, data, durable):
+        """Do a change; remember it until it is durable."""
+        if durable and self.lost:
+            raise failure(self.lost, self.path)
+        durable = durable or not self._is_multi
+        has_fua = bool(self._connection().export.flags & numbers.SEND_FUA)
+        if durable and has_fua:
+            flags |= numbers.FLAG_FUA
+        # A durable change is remembered, too, while there are earlier ones: they may be of the same blocks,
+        # and would be repeated after it.
+        if durable and has_fua and not self._changes.is_dirty:
+            self._call(command, flags, offset, length, data)
+            self._require_not_lost()
+            return
+        while True:
+            generation = self._changes.generation
+            self._call(command, flags, offset, length, data)
+            if self._changes.add(generation, command, flags, offset, length, data):
+                break
+        if durable and has_fua:
+            self._require_not_lost()
+        if durable and not has_fua or self._changes.is_full:
+            self.flush(offset, length)
+
+    # -- flushing ----------------------------------------------------------------------------------
+
+    def flush(self, offset: int, length: int) -> None:
+        """One thread at a time flushes, for all that wait, as in posix."""
+        if self.read_only:
+            return
+        wanted = self._begun + 1
+        self._flush_turn.get()
+        try:
+            if self.lost:
+                raise failure(self.lost, self.path)
+            if self._succeeded < wanted:
+                self._flush_now()
+        finally:
+            self._flush_turn.put(None)
+
+    def _flush_now(self):
+        self._begun = number = self._begun + 1
+        mark = self._changes.mark()
+        try:
+            self._call(numbers.CMD_FLUSH, 0, 0, 0)
+        except OSError as e:
+            if not self._is_closed:
+                failure_flags.set_flag(self._flag)
+                self.lost = e.errno
+            raise
+        self._require_not_lost()
+        self._changes.forget(mark)
+        self._succeeded = number
+
+    def _set_dirty(self, is_dirty):
+        if self.claim is not None:
+            os.pwrite(self.claim, b'\1' if is_dirty else b'\0', self._place)
+
+    def _require_not_lost(self):
+        """Raises OSError if acknowledged data of the export was lost, in this or another session."""
+        if self.lost is None and failure_flags.is_set(self._flag):
+            self.lost = errno.EIO
+        if self.lost is not None:
+            raise failure(self.lost, self.path)
+
+    # -- connections -------------------------------------------------------------------------------
+
+    def _call(self, command, flags, offset, length, data=None, into=None):
+        """Send a request, on the next connection again if this one is lost. Returns the Request."""
+        while True:
+            connection = self._connection()
+            if command == numbers.CMD_READ and connection.export.flags & numbers.SEND_DF:
+                flags |= numbers.FLAG_DF
+            try:
+                return connection.call(command, flags, offset, length, data, into)
+            except Lost:
+                pass
+
+    def _connection(self):
+        """Returns a connection that is not lost. Waits until there is one. Raises OSError."""
+        first, second = self._connections
+        if self._has_left:
+            raise failure(errno.EBADF, self.path)
+        if first is None or first.is_lost or second is not None and second.is_lost:
+            first, second = self._reconnected()
+        if not self._is_multi or first.in_flight < BUSY:
+            return first
+        if second is None:
+            second = self._second()
+        return second if second is not None and second.in_flight < first.in_flight else first
+
+    def _reconnected(self):
+        """Replace the lost connections, and repeat the unflushed changes. Returns both."""
+        with self._connecting:
+            first, second = self._connections
+            while first is None or first.is_lost or second is not None and second.is_lost:
+                self._note_loss(first, second)
+                self._replace(first, second)
+                first, second = self._connections
+            return first, second
+
+    def _note_loss(self, first, second):
+        for connection in (first, second):
+            if connection is not None and connection.is_lost:
+                log.warning(
+                    '%s: the connection to the NBD server is lost (%s); the commands wait until '
+                    'the server is there '
+                    'again',
+                    self.path,
+                    connection.why,
+                )
+                return
+
+    def _replace(self, first, second):
+        """Called with `_connecting` held: no other thread sends a request on the new connection
+        before the changes are repeated. The keeper makes it only when the server has closed the
+        earlier ones, so nothing that was sent on them is done later. Their descriptors are closed
+        when the last thread has left them."""
+        for connection in (first, second):
+            if connection is not None:
+                connection.fail('the other connection of the session was lost')
+        fresh = self._connected(0)
+        changes = self._changes.begin_generation()
+        if changes and self._has_company:
+            log.error(
+                '%s: the server was lost with writes that no flush had made durable, and they '
+                'cannot be repeated, '
+                'because several sessions have written',
+                self.path,
+            )
+            self._data_is_lost()
+            changes = []
+        try:
+            for _, command, flags, offset, length, data in changes:
+                fresh.call(command, flags, offset, length, data)
+        except Lost:
+            pass  # the next round begins again
+        except OSError as e:
+            log.error(
+                '%s: an acknowledged write cannot be repeated (%s): data is lost',
+                self.path,
+                e.strerror,
+            )
+            self._data_is_lost()
+        if first is not None and not fresh.is_lost:
+            log.warning(
+                '%s: connected to the NBD server again; %d changes that were not flushed were repeated',
+                self.path,
+                len(changes),
+            )
+        self._connections = [fresh, None]
+
+    def _data_is_lost(self):
+        failure_flags.set_flag(self._flag)
+        self._changes.forget(self._changes.mark())
+
+    def _second(self):
+        """Returns a second connection, or None if another thread makes one, or the first one was lost."""
+        if not self._connecting.acquire(False):
+            return None
+        try:
+            first, second = self._connections
+            is_time = time.monotonic() >= self._second_after
+            if second is None and first is not None and not first.is_lost and is_time:
+                second = self._connected(1)
+                self._connections = [first, second]
+                self._second_after = time.monotonic() + SECOND_SECONDS
+            return second
+        finally:
+            self._connecting.release()
+
+    def _connected(self, slot):
+        """Have the keeper make a connection, however long that takes; returns None if the server
+        does not accept a second one. Raises OSError."""
+        words: Dict[str, Any] = {'connect': slot}
+        try:
+            nbd_line.send(self._line, words)
+            while True:
+                answer = nbd_line.receive(self._line)
+                if answer is not None and self._has_left:
+                    for descriptor in answer[1]:
+                        os.close(descriptor)
+                if answer is None or self._is_closed or self._has_left:
+                    raise failure(
+                        errno.EBADF if self._is_closed or self._has_left else errno.ENXIO, self.path
+                    )
+                words, descriptors = answer
+                if descriptors:
+                    break
+                if slot:
+                    return None
+                log.warning('%s cannot be used: it %s; it is tried again', self.path, words['why'])
+        except OSError as e:
+            if e.errno == errno.EPIPE:
+                raise failure(errno.ENXIO, self.path)
+            raise
+        self._place = words['place']
+        self._has_company = words['company']
+        return Connection(socket.socket(fileno=descriptors[0]), Export(*words['export']))
+
+    # -- the rest ----------------------------------------------------------------------------------
+
+    def lock_file(self) -> int:
+        """The memory file, which all processes of the unit have."""
+        return -1 if self.claim is None else self.claim
+
+    def leave(self) -> None:
+        """If the server is away, the keeper gets the unflushed changes, and repeats them when it is
+        back. (While it is there, the keeper flushes when the line is closed.)"""
+        first = self._connections[0]
+        if self._has_left or not self._changes.is_dirty or first is not None and not first.is_lost:
+            return
+        self._has_left = True
+        try:
+            nbd_line.leave(self._line, self._changes.all())
+        except OSError as e:
+            log.error('%s: the keeper does not take the unflushed changes: %s', self.path, e)
+            failure_flags.set_flag(self._flag)
+
+    def close(self) -> None:
+        if self._is_closed:
+            return
+        self.leave()
+        self._is_closed = True
+        self.descriptor = -1
+        try:
+            self._line.shutdown(socket.SHUT_RDWR)  # a thread may wait for a connection
+        except OSError:  # the keeper has ended
+            pass
+        for connection in self._connections:
+            if connection is not None:
+                connection.close()
+        self._line.close()
+        super(NbdStore, self).close()
+
+    def _check_range(self, offset, length):
+        if offset < 0 or length < 0 or offset + length > self.size:
+            raise beyond(self, offset, length)
