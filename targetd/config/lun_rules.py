@@ -22,6 +22,7 @@ def contradictions(lun, stores, unusable):
         + _tape(lun)
         + _unit_state(lun)
         + _nbd(lun, stores)
+        + (of_image(lun, lun.type) if lun.type in IMAGES else [])
         + _encryption(lun)
         + _sizes(lun)
         + _alignment(lun)
@@ -124,6 +125,29 @@ def _nbd(lun, stores):
     )
     return [
         (setting, 'a lun on an NBD server cannot have %s' % setting, remedy)
+        for setting, is_written, remedy in refused
+        if is_written
+    ]
+
+
+#: Values of `type` that are formats of disk images.
+IMAGES = ('vhdx', 'vhd', 'vmdk', 'qcow2', 'vdi')
+
+
+def of_image(lun, kind):
+    """[(setting, text, remedy)] of settings that a disk image, of this value of `type`, cannot have."""
+    refused = (
+        ('direct-store', lun.direct, 'write backing-store in place of it'),
+        ('size', lun.size is not None, 'remove size: the image has one'),
+        ('direct-io', lun.direct_io, 'write direct-io = no'),
+        ('atomic-writes', lun.atomic_writes, 'write atomic-writes = no'),
+        ('encryption-key-file', bool(lun.encryption_key_file), 'remove encryption-key-file'),
+        ('guard', lun.guard != 'off', 'write guard = off'),
+        ('health-interval', bool(lun.health_interval), 'write health-interval = 0'),
+        ('allow-in-use', lun.allow_in_use, 'remove allow-in-use'),
+    )
+    return [
+        (setting, 'a lun with an image of type %s cannot have %s' % (kind, setting), remedy)
         for setting, is_written, remedy in refused
         if is_written
     ]

@@ -413,13 +413,18 @@ LUN = (
          'Like backing-store, but initiators see vendor, product, revision and serial number of '
          'the disk itself.',
          example='serial:WD-WCC4E1', shared=False),
-    _lun('type', kinds.Choice('auto', 'file', 'block', 'ram', 'null', 'cd', 'tape'), 'auto',
-         NEEDS_LOGOUT,
-         'Type of the store; auto detects a file or a disk, and refuses a disk image of another program '
-         '(VHDX, VHD, VMDK, qcow2, VDI, …), whose bytes file or block serve as they are. '
+    _lun('type',
+         kinds.Choice('auto', 'file', 'block', 'ram', 'null', 'cd', 'tape', 'vhdx', 'vhd', 'vmdk', 'qcow2',
+                      'vdi'),
+         'auto', NEEDS_LOGOUT,
+         'Type of the store; auto detects a file, a disk, or a disk image of another program by its '
+         'signature; vhdx, vhd, vmdk, qcow2, vdi: such an image, through qemu-nbd. '
          'cd: a CD or DVD drive with an image (an ISO file), from which '
          'Windows and Linux install. tape: a tape drive with a tape in a file. ram (memory, lost when '
          'targetd stops) and null (reads zeroes, discards writes) are for tests.',
+         'A disk image needs Debian\'s package qemu-utils. What a file was when it was first served, it '
+         'stays, whatever an initiator writes; file or block serves the bytes of an image as they are. '
+         'Its size cannot change while it is served, and only qcow2 releases blocks (thin). '
          'A drive is read-only, has blocks of 2048 bytes and may be used by several initiators. The '
          'initiator can eject and load the image, and "targetdctl medium" loads another one while it is '
          'logged in. An image that an initiator has locked stays in the drive until it allows the removal. '
@@ -521,6 +526,10 @@ LUN = (
          'more, notices that within some seconds and ends its sessions; make certain all the same, before a '
          'takeover, that it does not write to the disk any more. The journal of atomic-writes is there '
          'too.', '/srv/disks/state'),
+    _lun('allow-backing-file', kinds.Listed(kinds.Path()), (), NEEDS_LOGOUT,
+         'Directories whose files a disk image may name: backing files, data files of qcow2, VMDK extents.',
+         'Not written: an image that names another file is not served, since who could write the image has '
+         'chosen the file. Addresses (nbd://…) are never opened.', '/srv/templates', shared=False),
     _lun('guard', kinds.Choice('off', 'first-write-snapshot'), 'off', NEEDS_LOGOUT,
          'What is kept before initiators write. first-write-snapshot: before the first write of a session, '
          'the partition table and the heads of the file systems are copied to state-dir.',

@@ -132,7 +132,7 @@ def _shared(wanted, flags, holder):
     return os.open(wanted.path, flags & ~os.O_EXCL), [os.dup(holder.claim)]
 
 
-def _claim_file(wanted, descriptor):
+def claim_file(wanted: StoreRequest, descriptor: int) -> None:
     """Lock the open file description with flock. A file system without flock is served without a
     claim."""
     if wanted.is_served:
@@ -224,7 +224,7 @@ def _file_descriptor(wanted, held):
     except OSError as e:
         raise _open_error(wanted, e)
     try:
-        _claim_file(wanted, descriptor)
+        claim_file(wanted, descriptor)
     except BaseException:
         os.close(descriptor)
         raise
@@ -249,7 +249,7 @@ def _create(wanted):
     except OSError as e:
         raise _open_error(wanted, e)
     try:
-        _claim_file(wanted, descriptor)
+        claim_file(wanted, descriptor)
         os.ftruncate(descriptor, wanted.size)
         os.fsync(descriptor)
         sync_directory(os.path.dirname(wanted.path))

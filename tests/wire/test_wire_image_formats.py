@@ -29,7 +29,7 @@ def image(daemon):
 
 
 @pytest.mark.parametrize(
-    'offset, mark, what', [(0, b'vhdxfile', 'VHDX'), (SIZE - 512, b'conectix', 'VHD')]
+    'offset, mark, what', [(0, b'QED\0', 'QED'), (0, b'WithoutFreeSpace', 'Parallels')]
 )
 def test_a_disk_image_of_another_program_is_not_served_as_a_raw_disk(
     daemon, image, ready, offset, mark, what

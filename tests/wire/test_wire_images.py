@@ -1,128 +1,260 @@
-"""`targetdctl create`, `snapshot` and `restore` with the real server: what an initiator reads afterwards."""
+"""Disk images of other programs (VHDX, VHD, VMDK, qcow2, VDI) through qemu-nbd, with the real programs."""
 
 import os
 import shutil
-import struct
+import signal
 import subprocess
 import threading
 
+import psutil
 import pytest
 from daemon import TARGET, eventually
-from initiator import connect
+from initiator import GOOD
+from nbd_servers import require
 
 pytestmark = pytest.mark.wire
-UNIT = TARGET + '/0'
+
+MIB = 1 << 20
+KINDS = {'vhdx': 'vhdx', 'vhd': 'vpc', 'vmdk': 'vmdk', 'qcow2': 'qcow2', 'vdi': 'vdi'}
 
 
-def refused(daemon, *words):
-    code, output = daemon.targetdctl(*words)
-    assert code == 1 and 'Traceback' not in output, output
-    return output
+def create(path, kind, *options):
+    require('qemu-img')
+    command = ['qemu-img', 'create', '-q', '-f', KINDS[kind], *options, str(path), '64M']
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=60)
+    return str(path)
 
 
-def test_a_file_is_created_without_a_server_and_then_served(daemon):
-    path = os.path.join(daemon.directory, 'new.img')
-    assert 'would be created' in daemon.control('create', path, '8M', '--dry-run')
-    assert not os.path.exists(path)
-    assert 'lun add' in daemon.control('create', path, '8M', '--full')
-    assert os.stat(path).st_blocks * 512 >= 8 << 20
-    assert 'exists already' in refused(daemon, 'create', path, '8M')
-    assert 'not a valid size' in refused(daemon, 'create', path + '2', 'much')
-    assert 'no directory' in refused(daemon, 'create', '/nonexistent/x', '8M')
-    daemon.target()
-    daemon.start()
-    daemon.control('lun', 'add', TARGET, path)
-    assert daemon.units()[1]['size'] == 8 << 20
+def as_raw(path, kind, tmp_path):
+    """The content of the disk in an image."""
+    raw = str(tmp_path / 'converted')
+    subprocess.run(
+        ['qemu-img', 'convert', '-f', KINDS[kind], '-O', 'raw', path, raw], check=True, timeout=60
+    )
+    with open(raw, 'rb') as f:
+        return f.read()
 
 
-def test_a_snapshot_is_restored_and_the_initiator_is_notified(daemon, ready):
-    daemon.target()
-    daemon.start()
-    session = ready(daemon)
-    session.write(0, b'a' * 512)
-    code, output = daemon.targetdctl('snapshot', UNIT, 'one')
-    if code:  # no reflink here: the copy needs that nothing writes
-        assert 'lun readonly' in output
-        daemon.control('lun', 'readonly', UNIT)
-        daemon.control('snapshot', UNIT, 'one')
-        daemon.control('lun', 'online', UNIT)
-        session.clear_attentions()
-    session.write(0, b'b' * 512)
-    assert 'lun offline' in refused(daemon, 'restore', UNIT, 'one')
-    assert 'there is one' in refused(daemon, 'restore', UNIT, 'two')
-    assert 'exists already' in refused(daemon, 'snapshot', UNIT, 'one', '--dry-run')
-    daemon.control('lun', 'offline', UNIT)
-    assert 'would get' in daemon.control('restore', UNIT, 'one', '--dry-run')
-    daemon.control('restore', UNIT, 'one')
-    daemon.control('lun', 'online', UNIT)
-    assert (6, 0x28, 0x00) in session.clear_attentions()
-    assert session.read(0, 1) == b'a' * 512
-    session.close()
-    eventually(lambda: 'no initiator' in daemon.control('show', 'sessions'))
-    daemon.control('snapshot', UNIT, 'two')
-    daemon.control('restore', UNIT, 'two')
-    with connect(daemon.address, TARGET) as again:
-        again.clear_attentions()
-        assert again.read(0, 1) == b'a' * 512
+def serve(daemon, path, *more):
+    require('qemu-nbd')
+    daemon.target(TARGET, luns={0: ['backing-store = %s' % path] + list(more)})
+    return daemon.start()
 
 
-@pytest.fixture
-def reflink_folder(tmp_path):
-    """A folder on a file system that can share blocks (XFS on a loop device). Needs root."""
-    if os.geteuid() != 0 or not shutil.which('mkfs.xfs'):
-        pytest.skip('mkfs.xfs and a mount need root')
-    image, folder = str(tmp_path / 'xfs.img'), str(tmp_path / 'xfs')
-    os.mkdir(folder)
-    with open(image, 'wb') as f:
-        f.truncate(400 << 20)
-    for words in (
-        ['mkfs.xfs', '-q', '-m', 'reflink=1', image],
-        ['mount', '-o', 'loop', image, folder],
-    ):
-        ran = subprocess.run(words, stderr=subprocess.PIPE, timeout=60)
-        if ran.returncode:
-            pytest.skip(ran.stderr.decode().strip())
-    yield folder
-    subprocess.run(['umount', '-l', folder], timeout=60)
+def state_of(daemon):
+    return daemon.units()[0]['state']
 
 
-def test_a_snapshot_of_shared_blocks_has_every_write_that_was_completed_before(
-    daemon, ready, reflink_folder
+def server_of(path):
+    """The process of qemu-nbd that has the image, or None."""
+    for process in psutil.process_iter(['name', 'cmdline']):
+        if process.info['name'] == 'qemu-nbd' and path in (process.info['cmdline'] or ()):
+            return process
+    return None
+
+
+@pytest.mark.parametrize('kind', sorted(KINDS))
+@pytest.mark.parametrize('is_named', [True, False], ids=['named', 'auto'])
+def test_what_an_initiator_writes_is_in_the_disk_of_the_image(
+    daemon, ready, tmp_path, kind, is_named
 ):
-    path = os.path.join(reflink_folder, 'disk.img')
-    daemon.target(luns={0: ['backing-store = ' + path, 'size = 64M']})
+    path = create(tmp_path / 'disk.image', kind)
+    serve(daemon, path, *(['type = %s' % kind] if is_named else []))
+    session = ready(daemon)
+    data = os.urandom(MIB)
+    session.write(0, data)
+    session.write(40 * MIB // 512, data)
+    assert session.read(40 * MIB // 512, MIB // 512) == data
+    session.run(b'\x35' + bytes(9)).good()  # SYNCHRONIZE CACHE
+    session.logout()
+    assert daemon.stop() == 0
+    eventually(lambda: server_of(path) is None, 30, 'the end of qemu-nbd')
+    content = as_raw(path, kind, tmp_path)
+    assert content[:MIB] == data and content[40 * MIB : 41 * MIB] == data
+
+
+def test_a_fixed_vhd_is_served_as_one(daemon, ready, tmp_path):
+    path = create(tmp_path / 'fixed.vhd', 'vhd', '-o', 'subformat=fixed,force_size=on')
+    serve(daemon, path)
+    session = ready(daemon)
+    last = 64 * MIB // 512 - 1
+    session.write(last, b'z' * 512)
+    session.run(b'\x35' + bytes(9)).good()
+    with open(path, 'rb') as f:
+        f.seek(last * 512)
+        assert f.read(512) == b'z' * 512
+        assert f.read(8) == b'conectix'
+
+
+def test_an_image_keeps_its_format_whatever_an_initiator_writes(daemon, ready, tmp_path):
+    path = create(tmp_path / 'disk.vhd', 'vhd', '-o', 'subformat=fixed,force_size=on')
+    serve(daemon, path)
+    session = ready(daemon)
+    session.write(0, b'QFI\xfb' + bytes(508))  # in a fixed VHD the first bytes of the file
+    session.run(b'\x35' + bytes(9)).good()
+    session.logout()
+    records = daemon.directory + '/state/media.json'
+    eventually(lambda: '"format"' in open(records).read(), 30, 'the record')
+    assert daemon.stop() == 0
     daemon.start()
-    session, is_over, completed = ready(daemon), threading.Event(), [0]
-
-    def write_one_after_the_other():
-        while not is_over.is_set() and completed[0] < (64 << 11) - 1:
-            session.write(completed[0], struct.pack('>Q', completed[0] + 1) * 64)
-            completed[0] += 1
-
-    writer = threading.Thread(target=write_one_after_the_other, daemon=True)
-    writer.start()
-    found = []
-    for name in ('one', 'two', 'three'):
-        eventually(lambda: completed[0] > 100 * (len(found) + 1))
-        before = completed[0]
-        assert 'shares the blocks' in daemon.control('snapshot', UNIT, name)
-        found.append((name, before, completed[0]))
-    is_over.set()
-    writer.join(30)
-    for name, before, after in found:
-        with open('%s.snapshot-%s' % (path, name), 'rb') as f:
-            data = f.read()
-        numbers = [number for (number,) in struct.iter_unpack('>Q504x', data)]
-        written = numbers.index(0)
-        assert before <= written <= after + 1, name
-        assert numbers[:written] == list(range(1, written + 1)), name
-        assert not any(numbers[written:]), name
+    assert state_of(daemon) == 'ready'
+    assert ready(daemon).read(0, 1)[:4] == b'QFI\xfb'
 
 
-def test_what_is_not_a_file_or_not_there_is_refused(daemon):
-    daemon.target(luns={0: ['type = ram', 'size = 1M']})
-    assert daemon.targetdctl('snapshot', UNIT, 'one')[0] == 7
+def test_a_server_that_is_killed_is_started_again_and_nothing_is_lost(daemon, ready, tmp_path):
+    path = create(tmp_path / 'disk.qcow2', 'qcow2')
+    serve(daemon, path)
+    session = ready(daemon)
+    blocks = {}
+    for number in range(40):
+        data = os.urandom(4096)
+        session.write(number * 64, data)
+        blocks[number * 64] = data
+        if number in (10, 25):
+            os.kill(server_of(path).pid, signal.SIGKILL)
+    session.run(b'\x35' + bytes(9)).good()
+    os.kill(server_of(path).pid, signal.SIGKILL)
+    for lba, data in blocks.items():
+        assert session.read(lba, 8) == data
+    assert state_of(daemon) == 'ready'
+
+
+def test_a_server_that_is_stopped_delays_its_own_lun_only(daemon, ready, tmp_path):
+    path = create(tmp_path / 'disk.vmdk', 'vmdk')
+    require('qemu-nbd')
+    luns = {
+        0: ['backing-store = %s' % path],
+        1: ['backing-store = %s' % daemon.image('raw.img', MIB)],
+    }
+    daemon.target(TARGET, luns=luns)
+    session = ready(daemon.start())
+    session.clear_attentions(1)
+    other = ready(daemon, name='iqn.2026-11.test:other', lun=1)
+    session.write(0, b'a' * 512)
+    server = server_of(path)
+    server.suspend()
+    outcomes = []
+
+    def write():
+        session.write(8, b'b' * 512)
+        outcomes.append('written')
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    assert other.read(0, 1, lun=1) == bytes(512) and not outcomes
+    server.resume()
+    thread.join(60)
+    assert outcomes == ['written'] and session.read(8, 1) == b'b' * 512
+
+
+def test_a_killed_master_leaves_no_server_behind_and_starts_again(daemon, ready, tmp_path):
+    path = create(tmp_path / 'disk.vhdx', 'vhdx')
+    serve(daemon, path)
+    session = ready(daemon)
+    for lba in range(0, 64 * MIB // 512, 8 * MIB // 512):  # each write allocates a block
+        session.write(lba, b'c' * 512)
+    session.run(b'\x35' + bytes(9)).good()
+    daemon.kill()
+    eventually(lambda: server_of(path) is None, 60, 'the end of qemu-nbd')
     daemon.start()
-    assert refused(daemon, 'snapshot', UNIT, 'one')
-    assert 'no unit' in refused(daemon, 'snapshot', TARGET + '/9', 'one')
-    assert daemon.targetdctl('snapshot', UNIT)[0] == 2
+    eventually(lambda: state_of(daemon) == 'ready', 30, 'the LUN')
+    session = ready(daemon)
+    for lba in range(0, 64 * MIB // 512, 8 * MIB // 512):
+        assert session.read(lba, 1) == b'c' * 512
+
+
+@pytest.mark.parametrize('what', ['backing file', 'data file'])
+def test_an_image_that_names_other_files_needs_permission(daemon, ready, tmp_path, what):
+    others = tmp_path / 'others'
+    others.mkdir()
+    base = create(others / 'base.qcow2', 'qcow2')
+    if what == 'backing file':
+        path = create(tmp_path / 'disk.qcow2', 'qcow2', '-b', base, '-F', 'qcow2')
+    else:
+        path = create(tmp_path / 'disk.qcow2', 'qcow2', '-o', 'data_file=%s/data' % others)
+    daemon.target(TARGET, luns={0: ['backing-store = %s' % path]})
+    code, text = daemon.check()
+    assert code == 5 and what in text and 'allow-backing-file = %s' % others in text
+    daemon.start()
+    assert what in state_of(daemon)
+    assert server_of(path) is None
+    daemon.text.targets[TARGET][1][0].append('allow-backing-file = %s' % others)
+    daemon.reload('reload: change')
+    eventually(lambda: state_of(daemon) == 'ready', 30, 'the LUN')
+    session = ready(daemon)
+    session.write(0, b'd' * 512)
+    assert session.read(0, 1) == b'd' * 512
+
+
+def test_an_address_as_backing_file_is_never_opened(daemon, tmp_path):
+    path = create(tmp_path / 'disk.qcow2', 'qcow2', '-u', '-b', 'nbd://127.0.0.1:1/x', '-F', 'raw')
+    daemon.target(TARGET, luns={0: ['backing-store = %s' % path, 'allow-backing-file = /']})
+    code, text = daemon.check()
+    assert code == 5 and 'nbd://127.0.0.1:1/x' in text and 'never opened' in text
+
+
+def test_a_corrupt_image_and_a_wrong_type_are_refused_with_the_words_of_the_program(
+    daemon, tmp_path
+):
+    path = create(tmp_path / 'disk.vhdx', 'vhdx')
+    with open(path, 'r+b') as f:
+        f.seek(64 << 10)
+        f.write(bytes(192 << 10))  # both headers
+    daemon.target(TARGET, luns={0: ['backing-store = %s' % path]})
+    code, text = daemon.check()
+    assert code == 5 and path in text and 'vhdx' in text
+    path = create(tmp_path / 'disk.vdi', 'vdi')
+    daemon.target(TARGET, luns={0: ['backing-store = %s' % path, 'type = vmdk']})
+    code, text = daemon.check()
+    assert code == 5 and 'correct type' in text
+
+
+def test_an_image_that_another_program_serves_is_not_served(daemon, tmp_path):
+    path = create(tmp_path / 'disk.vhdx', 'vhdx')
+    require('qemu-nbd')
+    socket = str(tmp_path / 'other.sock')
+    other = subprocess.Popen(
+        ['qemu-nbd', '-t', '-f', 'vhdx', '-k', socket, path], stdin=subprocess.DEVNULL
+    )
+    try:
+        eventually(lambda: os.path.exists(socket), 30, 'the other server')
+        daemon.target(TARGET, luns={0: ['backing-store = %s' % path]})
+        daemon.start()
+        assert 'qemu-nbd' in state_of(daemon)
+    finally:
+        other.kill()
+        other.wait(30)
+    daemon.reload()
+    eventually(lambda: state_of(daemon) == 'ready', 30, 'the LUN')
+
+
+def test_a_read_only_image(daemon, ready, tmp_path):
+    path = create(tmp_path / 'disk.qcow2', 'qcow2')
+    shutil.copy(path, str(tmp_path / 'before'))
+    serve(daemon, path, 'readonly = yes')
+    session = ready(daemon)
+    assert session.read(0, 8) == bytes(4096)
+    assert session.run(b'\x2a' + bytes(6) + b'\0\1\0', out=bytes(512)).status != GOOD
+    session.logout()
+    with open(path, 'rb') as now, open(str(tmp_path / 'before'), 'rb') as before:
+        assert now.read() == before.read()
+
+
+def test_a_keeper_that_is_killed_takes_its_server_with_it_and_is_replaced(daemon, ready, tmp_path):
+    path = create(tmp_path / 'disk.vhdx', 'vhdx')
+    daemon.text.server['media-check-interval'] = '1'
+    serve(daemon, path)
+    session = ready(daemon)
+    session.write(0, b'k' * 512)
+    session.run(b'\x35' + bytes(9)).good()
+    server = server_of(path)
+    daemon.expected_trouble += ['ended unexpectedly']
+    os.kill(server.ppid(), signal.SIGKILL)
+    eventually(lambda: not server.is_running(), 30, 'the end of qemu-nbd')
+
+    def is_written():
+        result = session.run(b'\x2a' + bytes(4) + b'\x08' + bytes(1) + b'\0\1\0', out=b'n' * 512)
+        return result.status == GOOD
+
+    eventually(is_written, 60, 'a write after the renewal')
+    assert session.read(0, 1) == b'k' * 512 and session.read(8, 1) == b'n' * 512

@@ -22,15 +22,20 @@ class Unavailable(Exception):
     """The export cannot be used now; the message is a sentence without a subject, with the remedy."""
 
 
-def connect(address, seconds=SECONDS):
-    """Returns (blocking socket, handshake.Export) for an uri.Address. Raises Unavailable."""
+#: Interval at which a local server is looked at while it does not answer.
+LOOK_SECONDS = 0.1
+
+
+def connect(address, seconds=SECONDS, is_alive=lambda: True):
+    """Returns (blocking socket, handshake.Export) for an uri.Address. is_alive(): False if it is known
+    that the server will not answer. Raises Unavailable."""
     end = time.monotonic() + seconds
     try:
         sock = _connected(address, end)
     except OSError as e:
         raise Unavailable(_why_unreachable(address, e))
     try:
-        export = _negotiated(sock, address.export, end)
+        export = _negotiated(sock, address.export, end, is_alive)
         sock.settimeout(None)
     except BaseException as e:
         sock.close()
@@ -75,7 +80,7 @@ def _connected(address, end):
     return sock
 
 
-def _negotiated(sock, name, end):
+def _negotiated(sock, name, end, is_alive):
     steps = handshake.negotiate(name)
     wanted = next(steps)
     try:
@@ -85,19 +90,24 @@ def _negotiated(sock, name, end):
                 sock.sendall(wanted)
                 wanted = steps.send(None)
             else:
-                wanted = steps.send(_received(sock, wanted, end))
+                wanted = steps.send(_received(sock, wanted, end, is_alive))
     except StopIteration as e:
         return e.value
 
 
-def _received(sock, count, end):
+def _received(sock, count, end, is_alive):
     """Returns so many bytes; `end` limits the whole handshake."""
     parts = bytearray()
     while len(parts) < count:
         if time.monotonic() >= end:
             raise socket.timeout()
-        sock.settimeout(_left(end))
-        part = sock.recv(count - len(parts))
+        sock.settimeout(min(_left(end), LOOK_SECONDS))
+        try:
+            part = sock.recv(count - len(parts))
+        except socket.timeout:
+            if is_alive():
+                continue
+            raise ConnectionResetError()
         if not part:
             raise ConnectionResetError()
         parts += part

@@ -24,6 +24,8 @@ KIND = 'nbd'
 #: A server that has not answered by then is not there: the start waits no longer for its LUN.
 OPEN_SECONDS = 4.0
 
+_UNMAPS = numbers.SEND_TRIM | numbers.SEND_FAST_ZERO
+
 
 def open_export(description, held, plan_only):
     """Returns the OpenedStore of an export. description: as for store.open_store; held:
@@ -39,13 +41,13 @@ def open_export(description, held, plan_only):
             and store.descriptor is not None
             and store.read_only == wanted.read_only
         ):
-            return _shared(wanted, store, plan_only)
+            return shared(wanted, store, plan_only)
     try:
         sock, export = nbd_connecting.connect(address, OPEN_SECONDS)
     except nbd_connecting.Unavailable as e:
         raise StoreError('%s %s' % (wanted.path, e))
     nbd_connecting.disconnect(sock)
-    facts = _facts(wanted, export)
+    facts = facts_of(wanted, export, bool(export.flags & _UNMAPS))
     control, claims = None, []
     if not plan_only:
         claims = [compat.memory_file('targetd-nbd', 4096)]
@@ -58,18 +60,29 @@ def key_of(path):
     return (KIND,) + tuple(uri.parse_uri(path))
 
 
-def _shared(wanted, store, plan_only):
-    """The export is open already: for another read-only LUN, or for this one with former settings."""
+def shared(wanted, store, plan_only):
+    """Returns the OpenedStore of an export that is open already: for another read-only LUN, or for this one
+    with former settings."""
     block_size = wanted.block_size or store.block_size
     facts = wanted.facts(
-        KIND, store.size, block_size, store.capabilities, multi=store.multi, offered=store.offered
+        KIND,
+        store.size,
+        block_size,
+        store.capabilities,
+        multi=store.multi,
+        offered=store.offered,
+        image=store.image,
     )
     if plan_only:
         return OpenedStore(facts, None, store.key)
-    return OpenedStore(facts, os.dup(store.descriptor), store.key, [os.dup(store.claim)])
+    return OpenedStore(
+        facts, os.dup(store.descriptor), store.key, [os.dup(each) for each in store.claims]
+    )
 
 
-def _facts(wanted, export):
+def facts_of(wanted, export, unmaps, image=''):
+    """Returns the facts of an OpenedStore on this handshake.Export. unmaps: a TRIM has an effect; image: the
+    value of `type` of a disk image. Raises StoreError."""
     block_size = wanted.block_size or max(512, export.minimum)
     if export.size % block_size or not export.size:
         raise StoreError(
@@ -85,15 +98,15 @@ def _facts(wanted, export):
         KIND,
         export.size,
         block_size,
-        _capabilities(export, block_size),
+        _capabilities(export, block_size, unmaps),
         multi=bool(export.flags & numbers.CAN_MULTI_CONN),
         offered=[export.size, export.flags, export.minimum],
+        image=image,
     )
 
 
-def _capabilities(export, block_size):
+def _capabilities(export, block_size, can_unmap):
     """TRIM promises nothing about what is read afterwards."""
-    can_unmap = bool(export.flags & (numbers.SEND_TRIM | numbers.SEND_FAST_ZERO))
     preferred = max(export.preferred, block_size)
     return NO_CAPABILITIES._replace(
         unmap=can_unmap,

@@ -357,17 +357,24 @@ def _is_dead(sock):
         return True
 
 
-def start_keeper(address, before, read_only, claim):
+def start_keeper(address, before, read_only, claim, make_server=None, kept=()):
     """Start a keeper; returns the descriptor of its control socket. Its parent process is the job
-    that opens the export; when that has ended, the system reaps it. Raises OSError."""
+    that opens the export; when that has ended, the system reaps it. make_server(): returns the
+    image_server.ImageServer to which the keeper connects, and which it starts and stops; kept: further
+    descriptors that it keeps. Raises OSError."""
     ours, theirs = nbd_line.pair()
 
     def inside():
         os.setsid()
-        child.close_descriptors({0, 1, 2, theirs.fileno(), claim})
+        child.close_descriptors({0, 1, 2, theirs.fileno(), claim} | set(kept))
         child.forget_standard_files()
         child.name_process('targetd-nbd')
-        Keeper(theirs, address, before, read_only, claim).run()
+        if make_server is None:
+            Keeper(theirs, address, before, read_only, claim).run()
+            os._exit(0)
+        server = make_server()
+        Keeper(theirs, address, before, read_only, claim, server.connect).run()
+        server.stop()
         os._exit(0)
 
     try:

@@ -15,8 +15,7 @@ import os
 import select
 
 from targetd import log
-from targetd.master.exports.nbd_keeper import start_keeper
-from targetd.nbd import uri
+from targetd.master.exports import image_export
 
 
 class NbdRenewal(object):
@@ -36,19 +35,18 @@ class NbdRenewal(object):
                 self._renew(unit)
 
     def _renew(self, unit):
-        store, claim = unit.store, unit.store.claim
+        store = unit.store
         log.error(
             'unit %s: the process that connects to the NBD server has ended unexpectedly; another '
             'one is started',
             unit.id,
         )
         self._running.add(unit.id)
-        address, before, read_only = uri.parse_uri(store.path), store.offered, store.read_only
         self._jobs.submit_job(
             ('keeper', unit.id),
-            lambda: ({}, [start_keeper(address, before, read_only, claim)]),
+            lambda: ({}, [image_export.start_again(store)]),
             lambda answer: self._started(unit, store, answer),
-            [claim],
+            list(store.claims),
         )
 
     def _started(self, unit, store, answer):

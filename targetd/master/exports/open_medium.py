@@ -9,9 +9,10 @@ the open descriptors.
 import os
 import stat
 
+from targetd.config import lun_rules
 from targetd.errors import Standby, StoreError, TargetdError
 from targetd.host import block_sizes, claims, disks, image_formats, in_use, roots, signatures
-from targetd.master.exports import known_media, nbd_export, unit_identity
+from targetd.master.exports import image_export, known_media, nbd_export, unit_identity
 from targetd.master.exports.resizing import grow
 from targetd.master.state import journal_recovery, key_files, unit_state
 from targetd.master.units import descriptions
@@ -57,7 +58,8 @@ def open_medium(
         _require_intended(target, lun, path, known, found)
         data_key, key = unit_identity.data_key(target.name, lun, path)
         place = _place_of_state(target, lun, key, state, plan_only)
-        store, grown_from = _open_store(lun, path, held, plan_only, is_served)
+        image = image_export.format_of(lun, path, known)
+        store, grown_from = _open_store(lun, path, held, plan_only, is_served, image)
         _require_same_content(target, lun, store, known)
         left = journal_recovery.journal_path(place.path, data_key)
         rolled_back, check, saved = 0, '', {}
@@ -70,7 +72,7 @@ def open_medium(
             store.spares += descriptions.open_spares(store.descriptor)[1]
         names = unit_identity.names_of(lun, path, key, server)
         facts = dict(facts_of(lun, store, names), **alua_facts(target, lun))
-        seen = None if plan_only or not path else _seen(lun, path, facts, store)
+        seen = None if plan_only or not path else _seen(lun, path, facts, store, image)
         if lun.atomic_writes and not (plan_only or left is None or left in journals):
             created.append(journal_recovery.create_journal(left))
     except (ValueError, OSError, TargetdError) as e:
@@ -121,14 +123,17 @@ def _require_usable(target, lun, path, known, is_ours, master, tables):
         in_use.require_free(path, ours=master, tables=tables)
 
 
-def _seen(lun, path, facts, store):
-    """Returns the record of known_media for a medium that will be served."""
-    is_export = store.kind == nbd_export.KIND
+def _seen(lun, path, facts, store, image):
+    """Returns the record of known_media for a medium that will be served. image: as returned by
+    image_export.format_of."""
+    is_export = uri.is_uri(path)
     seen = (
         known_media.describe_export(lun, store.size)
         if is_export
         else known_media.describe_medium(lun, path)
     )
+    if image:
+        seen['format'] = image
     return dict(seen, identity=unit_identity.shown_settings(facts))
 
 
@@ -204,8 +209,9 @@ def key_of_path(path):
     return 'file', status.st_dev, status.st_ino
 
 
-def _open_store(lun, path, held, plan_only, is_served):
-    """Returns (OpenedStore, the size of the file before it was extended, or None)."""
+def _open_store(lun, path, held, plan_only, is_served, image):
+    """Returns (OpenedStore, the size of the file before it was extended, or None). image: as returned by
+    image_export.format_of."""
     description = {
         'path': path,
         'size': lun.size,
@@ -218,6 +224,11 @@ def _open_store(lun, path, held, plan_only, is_served):
         'plan_only': plan_only,
         'is_served': is_served,
     }
+    if image:
+        _require_plain(lun, image)
+        return image_export.open_image(
+            description, held, plan_only, image, lun.allow_backing_file
+        ), None
     if lun.type == 'tape':
         description.update(kind='file', tape=True)
     elif lun.type not in ('auto', 'cd'):
@@ -286,6 +297,8 @@ def _require_raw(lun, path):
     that its bytes are to be served as they are."""
     if path is None or lun.type != 'auto' or not os.path.exists(path):
         return
+    if image_export.format_of(lun, path, None):  # it is served as an image
+        return
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         found = image_formats.find_image_format(descriptor)
@@ -301,10 +314,17 @@ def _require_raw(lun, path):
         )
 
 
+def _require_plain(lun, image):
+    """Raises StoreError if a LUN whose image was found by its signature has settings that images cannot
+    have."""
+    for _, text, remedy in lun_rules.of_image(lun, image):
+        raise StoreError('%s: %s; %s' % (lun.backing_store, text, remedy))
+
+
 def _require_same_content(target, lun, store, known):
     """Raises StoreError if an export has become shorter, or the content of the medium has another
     block size."""
-    if store.kind == nbd_export.KIND:
+    if uri.is_uri(store.path or ''):
         known_media.require_not_shorter(target, lun, store.size, known)
     _require_content(lun, store)
 
