@@ -61,7 +61,7 @@ class Disk(object):
     def __getattr__(self, name):
         if name in ('extents', 'write_zeroes', 'try_read', 'copy', 'rekey', 'resize_check'):
             return None
-        if name in ('allocated', 'available', 'leave', 'close'):
+        if name in ('allocated', 'available', 'leave', 'lock_file', 'close'):
             return None
         raise AttributeError(name)
 
