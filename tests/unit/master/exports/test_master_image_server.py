@@ -17,7 +17,7 @@ FAILS_WITH_IO_URING = COMMON + (
 )
 SAYS_WHAT_IT_HAS = COMMON + (
     'sys.exit("%s %s %s" % (os.environ["LISTEN_FDS"], os.environ["LISTEN_PID"] == str(os.getpid()), '
-    'socket.socket(fileno=3).getsockname().endswith("/nbd")))\n'
+    'socket.socket(socket.AF_UNIX, fileno=3).getsockname().endswith("/nbd")))\n'
 )
 IGNORES_SIGTERM = COMMON + ('signal.signal(signal.SIGTERM, signal.SIG_IGN)\ntime.sleep(600)\n')
 
