@@ -1,8 +1,8 @@
 """Debian packages that a guest job needs and that the guest does not have. The guest has no network, and its
 release is that of the host: the host downloads them.
 
-A job lists them in its file `packages`, one name a line. In the guest, install_packages of common.sh unpacks
-them; no maintainer script is run.
+A job lists them in its file `packages`, one name a line. In the guest, install_packages of common.sh puts
+their files in place; no maintainer script is run.
 """
 
 import os
@@ -38,3 +38,12 @@ def download(names, directory):
         timeout=SECONDS,
     )
     assert done.returncode == 0, done.stdout.decode('utf-8', 'replace')
+
+
+def unpack(directory):
+    """Makes a tar file, which is not compressed, of each package in the directory: the guest is emulated."""
+    for name in os.listdir(directory):
+        path = os.path.join(directory, name)
+        with open(path[: -len('.deb')] + '.tar', 'wb') as file:
+            subprocess.check_call(['dpkg-deb', '--fsys-tarfile', path], stdout=file)
+        os.unlink(path)

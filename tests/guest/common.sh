@@ -41,6 +41,6 @@ write_and_compare() { # target: 4 MiB on its LUN 0, past the guest's cache
 }
 
 install_packages() { # those that the job's file "packages" lists; no maintainer script is run
-    for each in /job/debs/*.deb; do dpkg-deb --fsys-tarfile "$each" | tar -C / --keep-directory-symlink -x; done
+    for each in /job/debs/*.tar; do tar -C / --keep-directory-symlink -xf "$each"; done
     ldconfig
 }

@@ -65,6 +65,7 @@ def test_guest_job(job, tmp_path, compiled):
         if guest_packages.why_not():
             pytest.skip(guest_packages.why_not())
         guest_packages.download(packages, os.path.join(directory, 'debs'))
+        guest_packages.unpack(os.path.join(directory, 'debs'))
     done = subprocess.run(
         [RUNNER, '--timeout', str(SECONDS), '--share', ROOT + ':/src']
         + ['--share', compiled + ':/compiled', directory],

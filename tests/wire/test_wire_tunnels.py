@@ -1,5 +1,5 @@
 """Tests of targetd behind stunnel with the files of etc/stunnel, on two hosts (network namespaces) with a
-line between."""
+line between, and fail2ban with the files of etc/fail2ban behind it."""
 
 import contextlib
 import os
@@ -8,10 +8,11 @@ import socket
 import subprocess
 import threading
 
+import guest_packages
 import namespaces
 import pytest
 from daemon import ROOT, TARGET, eventually
-from initiator import Closed, LoginFailed, Session, pattern
+from initiator import Chap, Closed, LoginFailed, Session, pattern
 
 pytestmark = [
     pytest.mark.wire,
@@ -27,6 +28,8 @@ BEHIND = ('127.0.0.1', 3260)  # the client's stunnel
 OTHERS = ('127.0.0.1', 3262)  # a stunnel on the same host, whose connections come from OTHER
 STRANGERS = ('127.0.0.1', 3263)  # a stunnel with a key that the server does not know
 ANY = 'iqn.2026-11.test.targetd:any'
+GUARDED = 'iqn.2026-11.test.targetd:guarded'
+FAIL2BAN = os.path.join(ROOT, 'etc', 'fail2ban')
 UNIX = ('setuid', 'setgid', 'pid', 'syslog')  # settings of a service, which the tests are not
 ALL_PROTOCOLS = 3  # ETH_P_ALL
 
@@ -141,6 +144,8 @@ def tunnel(daemon, directory):
         )
         daemon.target(TARGET, ['initiator-address = ' + CLIENT], group='2')
         daemon.target(ANY, group='2')
+        chap = 'incominguser = erp 12-to-16-chars'
+        daemon.target(GUARDED, ['initiator-address = ALL', chap], group='2')
         with hosts.server.entered():
             daemon.start()
         with hosts.client.entered():
@@ -183,3 +188,84 @@ def test_who_has_no_key_gets_no_connection_and_another_client_is_not_mistaken(da
         with pytest.raises(ConnectionError):
             Session((SERVER, 3260))
         assert daemon.log.count('logged in to ' + ANY) == 1
+
+
+# -- fail2ban --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope='module')
+def unpacked(tmp_path_factory):
+    """Debian's fail2ban, which is not installed: its configuration is that of the test."""
+    if guest_packages.why_not() or not os.path.exists('/usr/bin/python3'):
+        pytest.skip('only on Debian')
+    place = tmp_path_factory.mktemp('fail2ban')
+    guest_packages.download(['fail2ban'], str(place / 'debs'))
+    root = str(place / 'root')
+    for name in os.listdir(str(place / 'debs')):
+        subprocess.check_call(['dpkg-deb', '-x', str(place / 'debs' / name), root])
+    return root
+
+
+@contextlib.contextmanager
+def fail2ban(root, daemon, directory):
+    """The server of fail2ban, with an `nft` that only records its arguments. Gives the path of the record."""
+    place, record = os.path.join(directory, 'fail2ban'), os.path.join(directory, 'nft')
+    shutil.copytree(os.path.join(root, 'etc', 'fail2ban'), place)
+    for path in ('jail.d/defaults-debian.conf', 'filter.d/targetd.conf', 'jail.d/targetd.conf'):
+        if os.path.exists(os.path.join(place, path)):
+            os.unlink(os.path.join(place, path))
+    shutil.copy(os.path.join(FAIL2BAN, 'filter.d/targetd.conf'), os.path.join(place, 'filter.d'))
+    with open(os.path.join(FAIL2BAN, 'jail.d/targetd.conf')) as file:
+        jail = file.read()
+    assert '/var/log/targetd.log' in jail
+    with open(os.path.join(place, 'jail.d/targetd.conf'), 'w') as file:
+        file.write(jail.replace('/var/log/targetd.log', daemon.log_file))
+    with open(os.path.join(place, 'fail2ban.local'), 'w') as file:
+        file.write('[Definition]\ndbfile = :memory:\n')
+    programs = os.path.join(directory, 'programs')
+    os.mkdir(programs)
+    with open(os.path.join(programs, 'nft'), 'w') as file:
+        file.write('#!/bin/sh\necho "$@" >> %s\n' % record)
+    os.chmod(file.name, 0o755)
+    environment = dict(
+        os.environ,
+        PATH=programs + ':' + os.environ['PATH'],
+        PYTHONPATH=os.path.join(root, 'usr/lib/python3/dist-packages'),
+        PYTHONDONTWRITEBYTECODE='1',
+    )
+    log = os.path.join(directory, 'fail2ban.log')
+    process = subprocess.Popen(
+        ['/usr/bin/python3', os.path.join(root, 'usr/bin/fail2ban-server'), '-f', '-c', place]
+        + ['-s', os.path.join(directory, 'f.sock'), '-p', os.path.join(directory, 'f.pid')]
+        + ['--logtarget', log, 'start'],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        eventually(lambda: "Jail 'targetd' started" in contents(log), 60)
+        yield record
+    finally:
+        process.kill()
+        process.wait()
+
+
+def contents(path):
+    try:
+        with open(path) as file:
+            return file.read()
+    except FileNotFoundError:
+        return ''
+
+
+def test_fail2ban_bans_the_client_behind_stunnel_with_its_own_address(daemon, tmp_path, unpacked):
+    with tunnel(daemon, tmp_path), fail2ban(unpacked, daemon, str(tmp_path)) as record:
+        for number in range(10):  # maxretry; each initiator name has its own delays
+            with Session(OTHERS, 'iqn.2026-11.test:guesser%d' % number) as session:
+                with pytest.raises((LoginFailed, Closed)):
+                    session.login(GUARDED, chap=Chap('erp', 'wrong-secret-of'))
+        eventually(lambda: 'add element' in contents(record), 60)
+        lines = contents(record).split('\n')
+        assert any('tcp dport { 3260,3261 }' in line for line in lines), lines
+        banned = [line.split('{')[1].strip(' }') for line in lines if 'add element' in line]
+        assert banned == [OTHER], lines
