@@ -57,6 +57,11 @@ class HangingUnits(object):
         while len(self.removed) > REMOVED_UNITS:
             del self.removed[next(iter(self.removed))]
 
+    def withdrawn(self, unit, worker):
+        """The worker does not serve the unit any more, and no command of it waits for the medium."""
+        if self._hangs.pop((worker, unit.id), None) is not None:
+            self._distribute([unit])
+
     def described(self, unit):
         """What `targetdctl show units` adds to the unit's state, or ''."""
         hangs = [hang for (_, unit_id), hang in self._hangs.items() if unit_id == unit.id]

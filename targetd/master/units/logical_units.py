@@ -207,10 +207,11 @@ class Units(object):
         """True if the login of this worker's session still waits for units."""
         return worker in self._incomplete
 
-    def give_units(self, worker, units, done):
+    def give_units(self, session, units, done):
         """Send a session that goes on these further units, as many as it may have now, then done()."""
+        worker = session.worker
         present = [unit for unit in units if self.by_id.get(unit.id) is unit]
-        if worker.session is None or not present:
+        if worker.session is not session or not present:
             done()
             return
         rest = present[UNITS_PER_MESSAGE:]
@@ -218,7 +219,7 @@ class Units(object):
             [worker],
             add=present[:UNITS_PER_MESSAGE],
             attentions=[attention.LUNS_CHANGED],
-            done=lambda: self.give_units(worker, rest, done),
+            done=lambda: self.give_units(session, rest, done),
         )
 
     def withdraw(self, unit, worker):
@@ -238,6 +239,7 @@ class Units(object):
     def withdrawn(self, unit, worker, nexus):
         """No command of this nexus can touch the unit any more."""
         unit.leaving.pop(worker, None)
+        self.hanging.withdrawn(unit, worker)
         slot = unit.slots.pop(('leaving', worker), None)
         if slot is not None:
             self.replication.atomic_writes.retire_slot(unit, slot)

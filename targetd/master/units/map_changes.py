@@ -150,7 +150,7 @@ class MapChanges(object):
         finished = _after(bool(writable) + 1, done)
         if writable:
             self._replace(session, writable, finished)
-        self.units.give_units(worker, wanted, finished)
+        self.units.give_units(session, wanted, finished)
 
     def _may_write(self, session, unit):
         """True if no other initiator holds the unit."""

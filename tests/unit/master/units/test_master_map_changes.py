@@ -8,7 +8,9 @@ from test_master_logical_units import Harness
 
 from targetd.config import model
 from targetd.config.map_kinds import LunMaps
+from targetd.master.units import logical_units
 from targetd.master.units.map_changes import MapChanges
+from targetd.scsi.medium_state import ANSWERS, FENCED
 
 ONE, TWO = 'iqn.2026-11.test:one', 'iqn.2026-11.test:two'
 
@@ -168,6 +170,43 @@ def test_a_target_reset_reaches_only_the_luns_of_the_session(desk):
         desk.confirm(desk.one)
     assert [m['id'] for m in desk.one.of('answer')][-1:] == [number]
     assert desk.two.sent == []
+
+
+def test_a_hanging_command_of_a_lun_that_was_taken_is_forgotten(desk):
+    desk.log_in(desk.one, '0')
+    message = {'unit': desk.unit.id, 'commands': 1, 'command': 'READ(10)'}
+    desk.units.hanging.on_hanging(desk.one, message)
+    assert 'hanging' in desk.units.hanging.described(desk.unit)
+    desk.change(one='none')
+    desk.units.hanging.on_hanging(desk.one, message)  # it may still wait
+    assert 'hanging' in desk.units.hanging.described(desk.unit)
+    desk.confirm(desk.one)
+    assert desk.units.hanging.described(desk.unit) == '' and desk.units.hanging.is_quiet
+
+
+def test_a_fence_is_put_up_before_a_lun_that_was_taken_is_given(desk):
+    desk.log_in(desk.one, '0')
+    desk.log_in(desk.two, '1')
+    desk.change(one='none', two='0 1')
+    desk.units.hanging.on_fence(desk.one, {'id': 5, 'unit': desk.unit.id})
+    desk.confirm(desk.one)
+    (given,) = [m for m in desk.two.of('units') if m['add']]
+    assert given['add'][0]['hanging'] == FENCED
+    desk.units.hanging.on_fence_over(desk.one, {'unit': desk.unit.id})
+    assert desk.two.of('change')[-1]['hanging'] == ANSWERS
+
+
+def test_many_luns_are_given_in_several_orders(desk):
+    desk.log_in(desk.one, 'none')
+    for number in range(2, logical_units.UNITS_PER_MESSAGE + 10):
+        desk.export(number).store.kind = 'ram'
+    desk.change(one='all')
+    assert len(desk.orders(desk.one)) == 1
+    desk.confirm(desk.one)
+    first, second = [added for _, added, _ in desk.orders(desk.one)]
+    assert sorted(first + second) == list(range(logical_units.UNITS_PER_MESSAGE + 10))
+    desk.confirm(desk.one)
+    assert desk.done
 
 
 def test_without_a_change_nothing_is_sent(desk):
