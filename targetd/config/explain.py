@@ -200,6 +200,9 @@ def _lun(lun):
         )
         if holds
     ]
+    if lun.read_only_schedule:
+        times = model.row_of('lun', 'read_only_schedule').kind.show(lun.read_only_schedule)
+        facts.append('read-only at %s' % times)
     facts.append(
         'for one session at a time' if lun.type == 'tape' else SHARED[sharing_rules.sharing_of(lun)]
     )

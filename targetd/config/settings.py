@@ -12,7 +12,7 @@ model's class; for a text key it is the key of Target.keys.
 
 from collections import namedtuple
 
-from targetd.config import identities, kinds, map_kinds, network_kinds, scsi_kinds
+from targetd.config import identities, kinds, map_kinds, network_kinds, schedule_kinds, scsi_kinds
 from targetd.iscsi import keys
 
 LIVE = 'live'  # takes effect immediately, for existing sessions too
@@ -499,6 +499,13 @@ LUN = (
          'Written by "targetdctl lun offline", "lun readonly" and "lun online". Initiators are notified. '
          'With read-only, writes end with DATA PROTECT, WRITE PROTECTED; with offline, commands end with '
          'NOT READY, MANUAL INTERVENTION REQUIRED. Unlike readonly, it needs no logout.', shared=False),
+    _lun('read-only-schedule', schedule_kinds.WeekTimes(), (), LIVE,
+         'Times of the week at which writes are refused, as with state = read-only: days (mon to sun, a '
+         'range like mon-fri, or daily), each with times like 08:00-18:00, or without for the whole day.',
+         'For an archive that is written by night, or a backup disk that nobody shall change by day. An end '
+         'that is not after the beginning is on the next day. The clock and the time zone of the server '
+         'count. Sessions stay logged in, and initiators are notified at the beginning and the end.',
+         'mon-fri 08:00-18:00'),
     _lun('transient', kinds.Flag(), False, LIVE,
          'The section comes and goes: a resource agent of cluster software writes and removes it.',
          'When it is removed, the changes that targetdctl has made to it are removed too; without '

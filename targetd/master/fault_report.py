@@ -19,7 +19,8 @@ def state_of(unit):
     ordered = unit.shared.ordered
     if not ordered:
         return found
-    return '%s (set by the administrator)%s' % (ordered, '' if found == READY else '; ' + found)
+    by = 'set by the administrator' if unit.lun.state != 'ready' else 'read-only-schedule'
+    return '%s (%s)%s' % (ordered, by, '' if found == READY else '; ' + found)
 
 
 def _state_of_medium(unit):

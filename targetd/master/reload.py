@@ -23,7 +23,7 @@ from targetd.master.exports import exports, open_medium
 from targetd.master.exports.resizing import Resizes
 from targetd.master.live_changes import Cause, LiveChanges
 from targetd.master.replacements import Replacements
-from targetd.master.units import fault_transitions, transitions
+from targetd.master.units import transitions
 from targetd.master.units.map_changes import MapChanges
 from targetd.master.vault import load
 from targetd.scsi import attention
@@ -308,8 +308,7 @@ class Reload(object):
         for step in steps:
             STEPS.get(type(step), Reload._nothing)(self, step, prepared)
         prepared.resizes.finish()
-        self.exports.retry_now()
-        self.exports.watch.check_now()
+        self.exports.after_reload()
         self._end_inadmissible_sessions()
         if attempt.now:
             self.replacements.replace_pending(self.exports.pending_targets())
@@ -462,7 +461,7 @@ class Reload(object):
             unit.lun = step.new
             if unit in prepared.resizes.sizes:
                 self.exports.watch.adopt_size(unit, prepared.resizes.sizes[unit])
-            ordered = fault_transitions.state_ordered(unit.shared, step.new.state)
+            ordered = self.exports.read_only_times.decision(unit)
             if ordered is not None:
                 in_force = prepared.hold()
                 self.units.apply_and_flush(unit, ordered, lambda error: in_force())

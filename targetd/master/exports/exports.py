@@ -24,6 +24,7 @@ from targetd.master.exports.health_watch import HealthWatch
 from targetd.master.exports.media_watch import MediaWatch
 from targetd.master.exports.nbd_renewal import NbdRenewal
 from targetd.master.exports.open_batch import OpenBatch, PlannedUnit
+from targetd.master.exports.read_only_times import ReadOnlyTimes
 from targetd.master.exports.resizing import shorten
 from targetd.master.exports.room_watch import RoomWatch
 from targetd.master.exports.unit_recovery import UnitRecovery
@@ -72,6 +73,7 @@ class Exports(object):
         self.recovery = UnitRecovery(units, jobs, self.watch)
         self.health = HealthWatch(loop, units, jobs)
         self.room_watch = RoomWatch()
+        self.read_only_times = ReadOnlyTimes(loop, units)
         self.pending = {}  # (target name, number) -> the Unit that it gets after a logout
         self.unavailable = {}  # (target name, number) -> UnavailableLun
         self.server = None
@@ -97,6 +99,7 @@ class Exports(object):
         self.open_media(wanted, lambda outcomes: self._started(wanted, outcomes))
         self.jobs.wait()
         self.check_space()
+        self.read_only_times.look()
 
     def _started(self, wanted, outcomes):
         for target, lun in wanted:
@@ -135,6 +138,8 @@ class Exports(object):
             self.units.replication.state.active.add((unit.target_name, unit.lun.number))
         if unit.lun.health_interval:
             self.health.reconsider()
+        if unit.lun.read_only_schedule:
+            self.read_only_times.look()
         seen = unit.found['seen']
         if seen is None:
             return
@@ -163,6 +168,7 @@ class Exports(object):
         """Cancels the timers: unavailable media are not retried any more."""
         self.watch.close()
         self.health.close()
+        self.read_only_times.close()
         for key in list(self.pending):
             self.pending.pop(key).store.close()
         for timer in (self._timer, self._space_timer):
@@ -212,6 +218,12 @@ class Exports(object):
         if self._timer is not None:
             self._timer.cancel()
             self._retry()
+
+    def after_reload(self):
+        """Looks again at media and clocks, because settings have changed."""
+        self.retry_now()
+        self.watch.check_now()
+        self.read_only_times.look()
 
     def _retry(self):
         self._timer, self._is_retrying = None, True
@@ -359,7 +371,9 @@ class Exports(object):
             lun,
             store,
             facts,
-            shared._replace(key_check=words['key_check'], ordered=shared_state.ORDERED[lun.state]),
+            shared._replace(
+                key_check=words['key_check'], ordered=self.read_only_times.ordered(lun)
+            ),
             medium,
             found,
         )

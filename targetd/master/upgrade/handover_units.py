@@ -123,6 +123,7 @@ def start_serving(master):
     exports, replication = master.exports, master.replication
     exports.retry_later()
     exports.check_space()
+    exports.read_only_times.look()
     for unit in master.units.by_id.values():
         if unit.is_unsaved:
             replication.save_when_possible(unit, unit.shared)

@@ -113,7 +113,7 @@ HYPHENATED = re.compile(r'(?<![\w./:-])[a-z]+(?:-[a-z]+)+(?![\w/:.*-]*[/:])')
 #: hyphenated words and names that are not settings
 OTHER_WORDS = set(
     'aes-xts-plain apt-get copy-on-write dm-crypt erp-back grub-mkstandalone iscsi-ls log-structured '
-    'ceph-iscsi power-cuts tgt-admin read-only reverse-password reverse-username secret-of '
+    'ceph-iscsi power-cuts tgt-admin read-only reverse-password reverse-username secret-of mon-fri '
     'first-write-snapshot solid-state live-change was-size open-iscsi targetd-iscsi targetd-web '
     'targetd-networks when-active qemu-nbd qemu-img qemu-utils targetd-nbd'.split()
 )
