@@ -6,7 +6,7 @@ May import base, config and rehearsal.
 import socket
 from collections import namedtuple
 
-from targetd.config import loader
+from targetd.config import loader, lun_maps
 from targetd.errors import TargetdError
 from targetd.rehearsal.rehearse import MICROSOFT, Request, parse_area
 
@@ -25,7 +25,7 @@ def request(asked, ask, message, advice):
     if ask is None:
         rest = [_portal(asked.portal)], None, account, None, {}, {}
     else:
-        rest = _of_server(asked, ask, account)
+        rest = _of_server(asked, ask, account, name)
     return Request(asked.target, name, *rest, area, asked.reservations, message, advice)
 
 
@@ -50,7 +50,7 @@ def _portal(text):
     return address.strip('[]'), int(port)
 
 
-def _of_server(asked, ask, account):
+def _of_server(asked, ask, account, name):
     """(portals, account of the discovery, account, mutual account, others, units) of the running server."""
     path = {row['name']: row['value'] for row in ask('status')}['configuration']
     configuration = loader.load(path)
@@ -74,9 +74,17 @@ def _of_server(asked, ask, account):
     server = configuration.server
     discovery = server.incomingdiscoveryuser[0] if server.incomingdiscoveryuser else None
     rows = ask('show-units')
-    units = {row['lun']: row for row in rows if row['target_name'] == asked.target}
+    # a connection of this host to an address of its own comes from that address
+    lun_map = lun_maps.choose(target, name, portals[0][0], [account[0]] if account else [])
+    units = _shown(lun_map, [row for row in rows if row['target_name'] == asked.target])
     mutual = target.outgoing if account else None
     return portals, discovery, account, mutual, _others(asked, rows), units
+
+
+def _shown(lun_map, rows):
+    """{LUN as the initiator of this map addresses it: row of `show units`}; without a map its login fails."""
+    shown = [(lun_map.shown(row['lun']) if lun_map else None, row) for row in rows]
+    return {each.number: row for each, row in shown if each is not None}
 
 
 def reachable(address):

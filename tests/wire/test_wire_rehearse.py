@@ -227,6 +227,25 @@ def test_a_disk_that_another_host_uses(daemon, ready):
     assert session.capacity() == (131072, 512)
 
 
+def test_the_luns_of_the_map_of_this_host(daemon, ready):
+    luns = {
+        n: ['backing-store = %s' % daemon.image('%d.img' % n), FINE[0] % n, FINE[1]]
+        for n in range(3)
+    }
+    maps = ['lun-map = %s 0=2 1=0' % FS1, 'lun-map = ALL 0=1 1=2']
+    daemon.target(luns=luns, lines=['initiator-name = ALL', 'sharing = auto'] + maps)
+    daemon.start()
+    code, report, text = rehearse(daemon)
+    assert code == 0 and troubles(report) == [], text
+    assert [(disk['lun'], disk['unique_id'][-2:]) for disk in report['disks']] == [
+        (0, '02'),
+        (1, '00'),
+    ]
+    ready(daemon, name='iqn.2026-11.test:other')  # it holds LUN 2, which is LUN 0 of this host
+    code, report, text = rehearse(daemon)
+    assert code and [each['about'] for each in troubles(report)] == ['LUN 0'], text
+
+
 def test_a_disk_that_is_not_ready(daemon, ready):
     daemon.target(luns={0: ['backing-store = %s' % daemon.image(), 'removable = yes']})
     daemon.start()
