@@ -62,6 +62,9 @@ class Socket(object):
         self.incoming = self.incoming[count:]
         return count
 
+    def getsockopt(self, *_):
+        raise OSError('there is no TCP here')
+
     def recvmsg_into(self, parts):
         return (sum(self.recv_into(part) for part in parts if self.incoming), b'', 0, None)
 
