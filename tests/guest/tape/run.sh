@@ -19,7 +19,7 @@ expect() { # the words that "mt status" must contain
 refused() { if "$@" > /tmp/refused 2>&1; then echo "it succeeded: $*"; exit 1; fi; }
 
 say "the kernel's driver"
-modprobe st
+modprobe -a st sg
 within 30 test -c /dev/nst0
 expect type=114 file=0 block=0 blocksize=0 BOT ONLINE
 grep -q 'VIRTUAL-TAPE' /sys/class/scsi_tape/nst0/device/model
