@@ -26,7 +26,7 @@ master -> worker
   answer     id, status, sense, data                      to the other asks; sense, data: hex or
              null
   change     id, unit, and any of: reservations, modes, medium, access, progress, hanging, watched,
-             restriction (see units), size (bytes),
+             restriction, sleep (see units), size (bytes),
              records, key (hex: the new key of the medium), attentions [[asc, ascq], …],
              abort {tas: bool}: end every task of this nexus at the unit except the one that
              asked (tas: with TASK ABORTED status); acknowledged when the change is in force and
@@ -133,6 +133,9 @@ worker -> master
                               below, and target_name, +
                               [descriptor], if the initiator may log in there, else null. Changes
                               of it are sent until `copy-left`
+  ask wake                    unit: its disk sleeps and is accessed now; answered when it is ready
+  ask spin                    unit, action: 'up' | 'down', immediate: START STOP UNIT, if the disk spins
+             down
   ask guard                   unit, kind: why old blocks must be kept (store.guarding); the answer comes
              when they are kept
   ask start-stop              unit, action: 'start' | 'stop' | 'load' | 'eject'
@@ -159,6 +162,7 @@ A unit, as sent in answer (claim) and in units:
    reservations: see scsi.reservations, modes: see scsi.modes, access: see scsi.alua,
    medium: 'ready'|'stopped'|'ejected'|'failed', or a state of scsi.operations, progress: 0..65535,
    hanging: ANSWERS, HANGS or FENCED of scsi.medium_state,
+   sleep: of store.sleeping, null if the disk never sleeps,
    records: see scsi.records, since: time of its export, milliseconds since 1970,
    watched: [[offset, end] …], bytes that ROD tokens represent (master.units.rod_tokens),
    guard: true if the worker asks `guard` before it writes (store.guarding),

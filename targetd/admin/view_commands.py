@@ -72,19 +72,22 @@ TABLE = (
                 Argument('dry-run', 'flag', False, 'only show what would change')],
             columns=columns(('step', 'STEP'), ('effect', 'EFFECT')), empty='it was offline before',
             seconds=270),
-    command('show disks', 'list the health of the disks behind the logical units',
+    command('show disks', 'list the health of the disks behind the logical units, and which of them sleep',
             'One line per unit and disk: what the disk said about itself (SMART) when it was asked last; see '
             'health-interval. failing: it predicts its failure; hot: its temperature is over the limit; '
             'asleep: it was not asked, so that it is not woken; unknown: it did not tell, WHY says why not. '
             'WEAR is the percentage of its endurance that an SSD has used; REPLACED and PENDING are blocks '
-            'that were replaced by spare ones, or could not be read.',
+            'that were replaced by spare ones, or could not be read. POWER says whether a disk with '
+            'spin-down is awake or asleep, or why it does not sleep; DOWNS and UPS count how often targetd '
+            'has stopped and started it.',
             arguments=[Argument('unit', 'text', False, 'only of this unit')],
             columns=columns(('unit', 'UNIT'), ('node', 'DISK'), ('model', 'MODEL'),
                             ('serial', 'SERIAL', 'text', WIDE), ('firmware', 'FIRMWARE', 'text', WIDE),
                             ('state', 'STATE'), ('temperature', 'CELSIUS'),
                             ('limit', 'LIMIT', 'text', WIDE), ('hours', 'HOURS'), ('wear', 'WEAR'),
-                            ('reallocated', 'REPLACED'), ('pending', 'PENDING'), ('why', 'WHY')),
-            empty='no disk was asked; see the setting health-interval'),
+                            ('reallocated', 'REPLACED'), ('pending', 'PENDING'), ('power', 'POWER'),
+                            ('spin_downs', 'DOWNS'), ('spin_ups', 'UPS'), ('why', 'WHY')),
+            empty='no disk was asked; see the settings health-interval and spin-down'),
     command('show limits', 'list the limits on commands and bytes per second, and what they delay',
             'One line per target, LUN and initiator that has a limit (iops-limit, bandwidth-limit, '
             'initiator-iops-limit, initiator-bandwidth-limit): the limits, the number of commands that were '

@@ -10,6 +10,7 @@ from targetd.config import (
     lun_rules,
     model,
     network_kinds,
+    scsi_kinds,
     settings,
     sharing_rules,
 )
@@ -196,6 +197,12 @@ def _lun(lun):
             ('removable', lun.removable and not is_drive),
             ('identity of the disk', lun.direct),
             ('direct I/O', lun.direct_io),
+            (
+                'its disk sleeps when an initiator stops it'
+                if lun.spin_down == scsi_kinds.SpinDown.ON_STOP
+                else 'its disk sleeps after %s' % scsi_kinds.SpinDown().write(lun.spin_down),
+                bool(lun.spin_down),
+            ),
             ('every write durable', not lun.write_cache and not is_drive),
         )
         if holds

@@ -8,7 +8,7 @@ that the name of a state and the length of a page are defined once.
 import re
 
 from targetd.config import identities
-from targetd.config.kinds import Choice, Kind, Listed, Naa, Number
+from targetd.config.kinds import Choice, Duration, Kind, Listed, Naa, Number
 from targetd.config.words import Unusable, join
 from targetd.scsi import alua, designators, modes
 
@@ -243,3 +243,24 @@ class SmartDevices(Kind):
 
     def write(self, value):
         return ' '.join('%s@%s' % each if each[0] else each[1] for each in value)
+
+
+class SpinDown(Duration):
+    """A time, never or on-stop -> seconds, 0 or ON_STOP."""
+
+    ON_STOP = -1
+
+    def __init__(self):
+        super(SpinDown, self).__init__(60, 86400, off=True)
+        self.says = 'a time from 1min to 24h, like 30min, or never, or on-stop'
+
+    def parse(self, text):
+        word = text.lower()
+        if word == 'on-stop':
+            return self.ON_STOP
+        return 0 if word == 'never' else super(SpinDown, self).parse(text)
+
+    def write(self, value):
+        if value == self.ON_STOP:
+            return 'on-stop'
+        return super(SpinDown, self).write(value) if value else 'never'

@@ -494,6 +494,16 @@ LUN = (
          'For disks behind a RAID controller: paths in /dev separated by blanks, each with the type of '
          'smartctl -d and @ before it if smartctl does not detect it.', '"megaraid,5@/dev/bus/0"',
          shared=False),
+    _lun('spin-down', scsi_kinds.SpinDown(), 0, NEEDS_LOGOUT,
+         'Time without an access after which the disk of the LUN is stopped (spun down); never; or on-stop: '
+         'only when its only initiator sends START STOP UNIT.',
+         'For a whole disk, or its only partition in use, that takes SCSI commands (SAS, SATA, USB); not for '
+         'LVM, RAID, NVMe, or a disk that other LUNs or this host use: the log and "targetdctl show disks" '
+         'have the reason. The next access starts the disk and waits for it, 5 to 20 seconds; initiators get '
+         'no error. INQUIRY, TEST UNIT READY, READ CAPACITY and health-interval wake no disk, and reads that '
+         'the page cache answers do not keep it awake. With a time, START STOP UNIT (STOP, STANDBY) of the '
+         'only initiator stops it at once, too. Each start wears a disk: do not write a short time.',
+         '30min'),
     _lun('state', kinds.Choice('ready', 'read-only', 'offline'), 'ready', LIVE,
          'read-only: writes are refused from now on; offline: every access is. Sessions stay logged in.',
          'Written by "targetdctl lun offline", "lun readonly" and "lun online". Initiators are notified. '

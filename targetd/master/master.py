@@ -61,6 +61,7 @@ from targetd.master.units.key_replacement import KeyReplacements
 from targetd.master.units.logical_units import Units
 from targetd.master.units.replication import Replication
 from targetd.master.units.rod_tokens import RodTokens
+from targetd.master.units.spin_down import SpinDown
 from targetd.master.units.trimming import Trims
 from targetd.master.upgrade.upgrade import Upgrade
 from targetd.master.vault import seal_here
@@ -153,6 +154,7 @@ class Master(object):
         self.units.trims = Trims(
             self.loop, self.jobs, self.units.by_id, self.rod_tokens, self.state
         )
+        self.units.spin_down = SpinDown(self.loop, self.units, self.jobs)
         self.exports = Exports(self.loop, self.units, self.jobs)
         self.history = History(os.path.join(configuration.server.state_dir, 'history'), self.jobs)
 
@@ -264,6 +266,8 @@ class Master(object):
                 'fence': self.units.hanging.on_fence,
                 'copy-reach': self.units.on_request,
                 'guard': self.units.on_request,
+                'wake': self.units.on_request,
+                'spin': self.units.on_request,
                 'statistics': self.units.on_request,
                 'reset': self._on_reset,
             }
@@ -313,6 +317,7 @@ class Master(object):
         self.exports.watch.set_interval(server.media_check_interval)
         self.exports.health.reconsider()
         self.rate_limits.apply()
+        self.units.spin_down.reconsider()
         self.origins.apply()
         if self._is_forking:
             self.origins.resolve_now()
@@ -389,6 +394,7 @@ class Master(object):
         self.control.close()
         self.exports.close()
         self.takeovers.close()
+        self.units.spin_down.close()
         self.jobs.close()
         self.units.close_all()
         self.saver.close()

@@ -10,8 +10,8 @@ from collections import namedtuple
 from targetd.config import acl
 from targetd.config.network_kinds import DNS
 from targetd.config.words import counted
-from targetd.errors import EXIT_OK, EXIT_STORE, Complaint, PortalError
-from targetd.host import network
+from targetd.errors import EXIT_OK, EXIT_STORE, Complaint, PortalError, StoreError
+from targetd.host import disks, network
 from targetd.master import feasible, named_paths
 from targetd.master.exports.examination import Examined, examine_media
 from targetd.master.logins import host_names, neighbours
@@ -19,6 +19,7 @@ from targetd.master.logins.portals import open_portal
 from targetd.master.processes.jobs import Jobs
 from targetd.master.processes.loop import Loop
 from targetd.master.running import UNKNOWN, running_process
+from targetd.master.units import spin_down
 
 #: fatal: [Complaint] of what keeps the server from starting; waiting: [Complaint] of what would not be
 #: served now; notes: [Complaint] of what this user cannot check, or what may fail
@@ -48,6 +49,7 @@ def try_start(configuration):
     notes += [
         _complaint(configuration, ('server',), text) for text in named_paths.complaints(server)
     ]
+    notes += _luns(configuration, _sleepless(configuration), 'does not sleep (spin-down): ')
     origins, unresolved = _origins(configuration)
     notes += unresolved
     return Trial([each for each, _ in fatal], absent + missing, notes, found.facts, origins, code)
@@ -124,6 +126,22 @@ def _users_of(configuration, rule):
         if rule in target.initiator_addresses
     ]
     return places + ([('server',)] if rule in configuration.server.discovery_address else [])
+
+
+def _sleepless(configuration):
+    """{(target name, number): why the disk cannot be spun down} of the LUNs that have spin-down."""
+    paths = {}
+    for target in configuration.targets.values():
+        for number, lun in target.luns.items():
+            try:
+                paths[target.name, number] = disks.resolve_backing_store(lun.backing_store or '')
+            except StoreError:
+                continue  # it is absent, which is another complaint
+    wanted = [key for key in paths if configuration.targets[key[0]].luns[key[1]].spin_down]
+    if not wanted:
+        return {}
+    answer, _ = spin_down.examine([(key, paths[key]) for key in wanted], list(paths.items()))
+    return {key: why for key, (_, why) in answer['found'].items() if why}
 
 
 def _portals(configuration, running):

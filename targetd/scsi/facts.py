@@ -69,6 +69,7 @@ FACTS = (
      'designator type 6: units with the same number share the states of their groups; 0: not reported'),
     ('encrypted', False, 'the store encrypts: SANITIZE can erase by replacing the key'),
     ('health', False, 'default of mode page 1Ch: predicted failures of the disk are reported'),
+    ('spins_down', False, 'START STOP UNIT has the master stop and start the disk'),
     ('third_party_copy', True, '3PC, VPD page 8Fh: EXTENDED COPY, ROD tokens and their commands are offered'),
 )
 # fmt: on

@@ -80,11 +80,13 @@ class UnitServices(object):
     started_at:   when the unit was created, in milliseconds() of its clock
     rod_tokens:   creates and resolves ROD tokens (worker.copy.rod_tokens.UnitRodTokens), or None
     copy_guests:  object that finds units of other targets for copies (extended_copy.NoCopyGuests)
+    sleep:        store.sleeping.Sleep, None if the disk never sleeps
     """
 
     started_at = 0
     rod_tokens: Any = None
     copy_guests: Any = extended_copy.NoCopyGuests
+    sleep: Any = None
 
     def milliseconds(self) -> int:
         """The clock: milliseconds since 1970."""

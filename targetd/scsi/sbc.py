@@ -441,6 +441,12 @@ POWER_CONDITIONS = {
 }
 
 
+#: What POWER CONDITION does to a disk that spins down: ACTIVE, STANDBY and FORCE_STANDBY_0; the START bit
+#: does it if POWER CONDITION is START_VALID.
+SPINS = {0x1: 'up', 0x3: 'down', 0xB: 'down'}
+SPINS_BY_START = {True: 'up', False: 'down'}
+
+
 def start_stop_unit(unit: 'LogicalUnit', task: 'Task') -> None:
     """START STOP UNIT, SBC-3 5.25.
 
@@ -449,6 +455,10 @@ def start_stop_unit(unit: 'LogicalUnit', task: 'Task') -> None:
     stopped unit would be stopped for all other initiators too. Power conditions have no effect on a
     virtual disk, but REQUEST SENSE reports the one that this nexus requested until it requests
     another one or accesses the medium. START ends a stop that the administrator ordered.
+
+    With the fact spins_down the master also stops the disk if no other initiator uses it, for a stop and
+    for STANDBY. The unit stays ready: the next access starts the disk, as it does after STANDBY, so that
+    no initiator has to send START.
     """
     flags = task.cdb[4]
     if flags >> 4 not in POWER_CONDITIONS:
@@ -463,6 +473,11 @@ def start_stop_unit(unit: 'LogicalUnit', task: 'Task') -> None:
             task.private = Change('start-stop', {'action': 'load' if start else 'eject'})
         elif start and unit.medium == STOPPED:
             task.private = Change('start-stop', {'action': 'start'})
+    if unit.facts.spins_down and task.private is None:
+        action = SPINS.get(flags >> 4, SPINS_BY_START[start] if flags >> 4 == 0 else None)
+        if action:
+            immediate = bool(task.cdb[1] & 0x01)
+            task.private = Change('spin', {'action': action, 'immediate': immediate})
     flushes = not flags & 0x04 and not start and unit.medium in READABLE
     if flushes:
         unit.refuse_if_failed()

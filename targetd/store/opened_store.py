@@ -18,6 +18,7 @@ from .guarding import Guarded
 from .nbd_store import NbdStore
 from .null import NullStore
 from .ram import RamStore
+from .sleeping import Sleep, Sleeping
 from .tape import Tape
 
 STORE_CLASSES: Dict[str, Callable[..., Store]] = {
@@ -147,10 +148,11 @@ def from_descriptor(
     descriptor: Optional[int],
     claim: Optional[int] = None,
     keep: Optional[Callable[[str], Any]] = None,
+    sleep: Optional[Sleep] = None,
 ) -> Store:
     """Returns the Store, with its filters, for a description and a descriptor. Takes ownership of
     the descriptor and of the one that keeps the medium claimed, also when it raises. keep: as for
-    guarding.Guarded, or None if nothing is kept before a write.
+    guarding.Guarded, or None if nothing is kept before a write; sleep: None if the disk never sleeps.
 
     Opens no path. Raises KeyError or ValueError for a description that does not come from
     OpenedStore.description().
@@ -159,6 +161,8 @@ def from_descriptor(
     try:
         store = STORE_CLASSES[description['kind']](description, descriptor)
         store.claim = claim
+        if sleep is not None:
+            store = Sleeping(store, sleep)
         if keep is not None:
             store = Guarded(store, keep)
         if description.get('cipher_key'):

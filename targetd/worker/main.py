@@ -23,7 +23,7 @@ from targetd import log, store
 from targetd.channel import ChannelClosed
 from targetd.scsi import sam
 from targetd.scsi.sense import ABORTED_COMMAND, CheckCondition, StatusReturned, unit_not_supported
-from targetd.worker import connection_login, erasing, joining
+from targetd.worker import connection_login, erasing, joining, sleeping_disks
 from targetd.worker.capturing import Captures
 from targetd.worker.connection.blocking import TakenOver
 from targetd.worker.connection.replies import MasterAnswer
@@ -181,7 +181,7 @@ class Worker(object):
             self._end_cached_writes(unit, acknowledge)
             return
         if not abort:
-            acknowledge()
+            sleeping_disks.apply(unit, message.get('sleep'), acknowledge)
             return
         reply = StatusReturned(sam.TASK_ABORTED) if abort.get('tas') else None
         self._end_tasks({unit: reply}, acknowledge)

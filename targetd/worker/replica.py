@@ -14,7 +14,7 @@ from targetd.scsi.device import FLAT, Device
 from targetd.scsi.facts import UnitFacts
 from targetd.scsi.lu import LogicalUnit, UnitServices
 from targetd.scsi.sam import Port
-from targetd.worker import block_keeping
+from targetd.worker import block_keeping, sleeping_disks
 from targetd.worker.copy.guest_units import GuestFinder, GuestUnits
 from targetd.worker.copy.rod_tokens import UnitRodTokens
 from targetd.worker.fault_reports import FaultReports
@@ -150,11 +150,13 @@ class Replica(object):
 
     def _new_unit(self, message, descriptors, nexus, device, copy_guests):
         index, claim = message['descriptor'], message.get('claim')
+        sleep = sleeping_disks.sleep_of(self._worker, message)
         medium = store.from_descriptor(
             message['store'],
             None if index is None else descriptors[index],
             None if claim is None else descriptors[claim],
             block_keeping.keeper(self._worker, message['unit']) if message.get('guard') else None,
+            sleep,
         )
         journal = message.get('atomic')
         if journal:
@@ -176,7 +178,7 @@ class Replica(object):
             progress=message.get('progress', 0),
             restriction=message.get('restriction', ''),
             hanging=message.get('hanging', 0),
-            services=WorkerServices(self._worker, self, message, copy_guests),
+            services=WorkerServices(self._worker, self, message, copy_guests, sleep),
         )
 
     def _remove(self, lun):
@@ -209,11 +211,12 @@ class WorkerServices(UnitServices):
     """UnitServices of a unit in this worker process.
 
     worker: worker.main.Worker; message: the unit as described in channel.py; copy_guests: finds units
-    of other targets for its copies.
+    of other targets for its copies; sleep: store.sleeping.Sleep, None if the disk never sleeps.
     """
 
-    def __init__(self, worker, replica, message, copy_guests):
+    def __init__(self, worker, replica, message, copy_guests, sleep=None):
         self._worker = worker
+        self.sleep = sleep
         self.unit_id = message['unit']
         self.started_at = message.get('since', 0)
         self.rod_tokens = UnitRodTokens(worker, self.unit_id, replica)

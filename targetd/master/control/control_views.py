@@ -231,13 +231,24 @@ class ViewAnswers(object):
     def _answer_show_disks(self, client, unit):
         answers = self.answers
         units = answers.units.by_id.values() if unit is None else [answers.unit(unit)]
-        rows = [row for each in units for row in answers.exports.health.rows(each)]
+        rows = [row for each in units for row in self._disk_rows(each)]
         return commands.reply_rows(sorted(rows, key=lambda row: (row['unit'], row['node'])))
 
     # -- limits ------------------------------------------------------------------------------------
 
     def _answer_show_limits(self, client):
         return commands.reply_rows(self.answers.rate_limits.rows())
+
+    def _disk_rows(self, unit):
+        """The rows about the disks behind a unit: their health, and whether they sleep."""
+        found = self.answers.exports.health.rows(unit)
+        spin_down = self.answers.units.spin_down
+        power = spin_down.described(unit)
+        if power and not found:
+            found = [self.answers.exports.health.empty_row(unit, spin_down.node(unit))]
+        words = {'power': power or None, 'spin_downs': unit.spin_downs if power else None}
+        words['spin_ups'] = unit.spin_ups if power else None
+        return [dict(row, **words) for row in found]
 
     # -- identify ----------------------------------------------------------------------------------
 

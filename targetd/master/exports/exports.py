@@ -136,6 +136,8 @@ class Exports(object):
         self.units.add_unit(unit)
         if unit.lun.unit_state:
             self.units.replication.state.active.add((unit.target_name, unit.lun.number))
+        if unit.lun.spin_down:
+            self.units.spin_down.reconsider()
         if unit.lun.health_interval:
             self.health.reconsider()
         if unit.lun.read_only_schedule:

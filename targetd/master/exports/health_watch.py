@@ -20,6 +20,7 @@ from targetd.host.roots import ROOTS
 from targetd.master import service_notices
 from targetd.master.processes import child
 from targetd.master.units import fault_transitions
+from targetd.store.sleeping import ROTATES
 
 FIRST_SECONDS = 2.0  # after a start or a reload
 JOB_SECONDS = 90.0
@@ -74,7 +75,11 @@ class HealthWatch(object):
                 del table[gone]
         groups = {}
         for unit in watched:
-            if self._due.get(unit.id, now) <= now:
+            if self._due.get(unit.id, now) > now:
+                continue
+            if unit.sleep != ROTATES:  # it was stopped by this server, and would be woken
+                self._postpone([unit])
+            else:
                 groups.setdefault(_group_of(unit), []).append(unit)
         for group, units in groups.items():
             name = ('health', group)
@@ -181,6 +186,11 @@ class HealthWatch(object):
             )
             for answer in self.answers.get(unit.id) or ()
         ]
+
+    @staticmethod
+    def empty_row(unit, name):
+        """A row about a disk (kernel name) that is not asked about its health."""
+        return dict(dict.fromkeys(ROW), unit=unit.id, node='/dev/' + name if name else '')
 
 
 #: What `show disks` says of each disk: keys of its answer (host.smart).

@@ -409,6 +409,7 @@ def facts_of(lun, store, names):
         write_cache=lun.write_cache,
         descriptor_sense=lun.sense_format == 'descriptor',
         third_party_copy=lun.third_party_copy,
+        spins_down=bool(lun.spin_down) and store.kind == 'block',
         health=bool(lun.health_interval) and store.kind in ('file', 'block'),
     )
     if facts['unmap']:

@@ -14,6 +14,7 @@ import time
 from targetd import log
 from targetd.scsi import sam
 from targetd.scsi.medium_state import ANSWERS, FENCED, HANGS
+from targetd.store.sleeping import ROTATES
 
 #: So many removed units are remembered, for fences that workers ask for later.
 REMOVED_UNITS = 1000
@@ -49,7 +50,7 @@ class HangingUnits(object):
 
     def add_unit(self, unit):
         """The unit is exported now."""
-        unit.hanging = self._state(unit)
+        unit.hanging = self.state_of(unit)
 
     def remove_unit(self, unit):
         """The unit is no longer exported; its workers may still wait for its medium."""
@@ -85,9 +86,13 @@ class HangingUnits(object):
         """True if an aborted command may still write the medium."""
         return unit.key in self._fences
 
-    def _state(self, unit):
+    def state_of(self, unit):
+        """ANSWERS, HANGS or FENCED. A disk that sleeps counts as one that hangs: no command may wait for it
+        in a connection's thread."""
         if unit.key in self._fences:
             return FENCED
+        if unit.sleep != ROTATES:
+            return HANGS
         return HANGS if any(unit_id == unit.id for _, unit_id in self._hangs) else ANSWERS
 
     def _distribute(self, units, done=lambda: None, without=None):
@@ -101,8 +106,8 @@ class HangingUnits(object):
                 done()
 
         for unit in units:
-            if unit.hanging != self._state(unit):
-                unit.hanging = self._state(unit)
+            if unit.hanging != self.state_of(unit):
+                unit.hanging = self.state_of(unit)
                 left[0] += 1
                 workers = [w for w, _ in unit.replica_holders() if w is not without]
                 self.replication.send_change_to(workers, unit, {'hanging': unit.hanging}, one_done)
@@ -165,6 +170,8 @@ class HangingUnits(object):
         if unit is None or not unit.has_replica_in(worker) or worker.session is None:
             return
         before = self._hangs.pop((worker, unit.id), None)
+        if message['commands'] > 0 and unit.sleep != ROTATES:
+            return  # it waits until the disk is awake
         if message['commands'] > 0:
             hang = self._hangs[worker, unit.id] = Hang(
                 message.get('command', ''),

@@ -37,6 +37,7 @@ class Units(object):
 
     statistics = None
     guards = None
+    spin_down = None
     trims = None
 
     def __init__(self, replication, rod_tokens, copy_guests, format_sanitize, flushes):
@@ -258,7 +259,7 @@ class Units(object):
         unit, kind = self.by_id.get(message.get('unit')), message.get('ask')
         is_serving = unit is not None and worker in unit.workers
         is_of_guest = (
-            unit is not None and kind in ('token-revoke', 'guard') and worker in unit.guests
+            unit is not None and kind in ('token-revoke', 'guard', 'wake') and worker in unit.guests
         )
         if not is_serving and not is_of_guest:
             answer(Refusal(*transitions.UNIT_IS_GONE))
@@ -270,6 +271,10 @@ class Units(object):
             self._handle(self._on_statistics, unit, worker, message, answer)
         elif kind == 'guard':
             self._handle(self.guards.on_guard, unit, worker, message, answer)
+        elif kind in ('wake', 'spin'):
+            self._handle(self.spin_down.on_ask, unit, worker, message, answer)
+        elif kind == 'operate' and unit.sleep:
+            self.spin_down.wake_then(unit, lambda: self.on_request(worker, message))
         elif kind == 'operate' and unit.lun.guard != guards.OFF:
             self._guard_first(unit, worker, message, answer)
         elif kind == 'copy-reach':

@@ -7,6 +7,7 @@ from collections import deque
 from targetd.config.lun_maps import EVERY_LUN, Shown
 from targetd.master.units import sharing
 from targetd.scsi import operations
+from targetd.store.sleeping import ROTATES
 
 
 class Unit(object):
@@ -50,6 +51,9 @@ class Unit(object):
         self.is_restoring = False  # old blocks are being put back: no session gets the unit
         self.queue = deque()  # (worker, message, answer): requests for a change, oldest first
         self.is_busy = False  # a change is being distributed; the queue waits for it
+        self.sleep = ROTATES  # of store.sleeping, as the replicas know it
+        self.asleep_since = 0  # wall clock, seconds
+        self.spin_downs = self.spin_ups = 0  # how often its disk was stopped and started
         self.path_problem = ''  # how the medium at the path differs from the one that is open
         self.shrinkage = ''  # how much smaller the medium has become while the unit is SHRUNK
         self.is_resizing = False  # a reload has extended its medium, and may be refused yet
@@ -163,6 +167,7 @@ class Unit(object):
             'access': shared.access,
             'progress': self.progress,
             'hanging': self.hanging,
+            'sleep': self.sleep if self.lun.spin_down else None,
             'records': shared.records,
             'since': self.since,
             'watched': self.watched,

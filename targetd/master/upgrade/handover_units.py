@@ -16,6 +16,10 @@ PLAIN = (
     'replicated_size',
     'since',
     'watched',
+    'sleep',
+    'asleep_since',
+    'spin_downs',
+    'spin_ups',
     'is_unsaved',
     'are_records_scheduled',
 )

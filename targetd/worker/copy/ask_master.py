@@ -15,8 +15,8 @@ from targetd.store.base import ExclusiveRange
 ANSWER_SECONDS = 30.0
 
 
-def wait_for_answer(worker, what, arrived=None, too_late=None, **words):
-    """Ask the master and return its answer, with descriptors. [executor]
+def wait_for_answer(worker, what, arrived=None, too_late=None, limit=ANSWER_SECONDS, **words):
+    """Ask the master and return its answer, with descriptors; limit: seconds. [executor]
 
     arrived(answer) is called in the control thread when the answer arrives; so is too_late(answer)
     if this function has already timed out. Raises CheckCondition, StatusReturned."""
@@ -33,7 +33,7 @@ def wait_for_answer(worker, what, arrived=None, too_late=None, **words):
             (too_late or close_all)(message)
 
     worker.ask_master(what, answered, **words)
-    waited.wait(ANSWER_SECONDS)
+    waited.wait(limit)
     with lock:
         waited.set()
     if not answers:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from targetd.config import kinds, network_kinds
+from targetd.config import kinds, network_kinds, scsi_kinds
 from targetd.config import settings as table
 from targetd.config.words import Unusable, split
 
@@ -58,6 +58,10 @@ def read(kind, text):
         (network_kinds.Network(), '10.0.5.7', '10.0.5.7'),
         (network_kinds.Network(), '2001:db8::/64', '2001:db8::/64'),
         (network_kinds.Network(), 'all', 'ALL'),
+        (scsi_kinds.SpinDown(), 'on-stop', -1),
+        (scsi_kinds.SpinDown(), 'Never', 0),
+        (scsi_kinds.SpinDown(), '0', 0),
+        (scsi_kinds.SpinDown(), '30min', 1800),
         (network_kinds.Origin(), '10.0.5.0/24', '10.0.5.0/24'),
         (network_kinds.Origin(), 'all', 'ALL'),
         (network_kinds.Origin(), 'DNS:Host1.Example.com', 'dns:host1.example.com'),
@@ -138,6 +142,8 @@ def test_a_value_is_understood(kind, text, value):
         (network_kinds.Network(), 'lan', 'neither'),
         (network_kinds.Network(), 'dns:lan', 'neither'),
         (network_kinds.Origin(), 'lan', 'neither'),
+        (scsi_kinds.SpinDown(), '10s', 'out of range'),
+        (scsi_kinds.SpinDown(), 'on_stop', 'or on-stop'),
         (network_kinds.Origin(), 'host1.example.com', 'write dns:host1.example.com'),
         (network_kinds.Origin(), '10.0.0.0.1', 'neither'),
         (network_kinds.Origin(), '00-11-22-33-44-55', 'write mac:00-11-22-33-44-55'),

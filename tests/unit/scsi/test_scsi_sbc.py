@@ -542,6 +542,43 @@ def test_eject_flushes_first_and_asks_the_master():
     assert start_stop(unit, 0x03) == Change('start-stop', {'action': 'load'})
 
 
+@pytest.mark.clause('SBC-3 5.25')
+@pytest.mark.parametrize(
+    'flags, condition, action',
+    [
+        (0x00, 0x0, 'down'),
+        (0x01, 0x0, 'up'),
+        (0x00, 0x1, 'up'),
+        (0x01, 0x3, 'down'),  # START is ignored
+        (0x00, 0xB, 'down'),
+        (0x00, 0x2, None),
+        (0x00, 0x7, None),
+        (0x00, 0xA, None),
+    ],
+)
+def test_the_master_stops_a_disk_that_spins_down(flags, condition, action):
+    unit = make_unit(write_cache=True, spins_down=True)
+    wanted = Change('spin', {'action': action, 'immediate': True}) if action else None
+    assert start_stop(unit, flags, condition) == wanted
+    if flags == 0:
+        assert unit.store.verbs() == ['flush']
+    assert status_of(unit, bytes(6)) == 0  # TEST UNIT READY
+    assert start_stop(make_unit(), flags, condition) is None
+
+
+@pytest.mark.clause('SBC-3 5.25')
+def test_a_start_that_is_not_immediate_waits_for_the_disk():
+    unit = make_unit(spins_down=True)
+    assert do(unit, bytes([0x1B, 0, 0, 0, 1, 0])) == Change(
+        'spin', {'action': 'up', 'immediate': False}
+    )
+
+
+def test_an_order_to_stop_and_eject_ejects():
+    unit = make_unit(removable=True, spins_down=True)
+    assert start_stop(unit, 0x02) == Change('start-stop', {'action': 'eject'})
+
+
 def test_a_fixed_disk_cannot_be_ejected():
     error = error_of(make_unit(), bytes.fromhex('1b 00 00 00 02 00'))
     assert (error.asc, error.field) == (0x24, (4, 1, True))

@@ -82,6 +82,7 @@ class Server(object):
                     health_interval=interval, health_device=(), backing_store='/' + name
                 ),
                 store=SimpleNamespace(kind='block', path='/dev/' + name, key=('block', name)),
+                sleep=0,
                 shared=shared_state.Shared(reservations.initial(), modes.initial(FACTS)),
             )
         self.decisions = []
