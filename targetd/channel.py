@@ -79,7 +79,7 @@ worker -> master
              follows
   report line         id, at, connections, counted, waiting   of line: at: clock, microseconds;
              connections [[CID, TCP_INFO in hex digits, congestion control, bytes queued] …]; counted
-             [reads, bytes read, writes, bytes written, other commands]; waiting {data, master, disk:
+             [reads, bytes read, writes, bytes written, other commands]; waiting {line, data, master, disk:
              number of unfinished commands that wait for it}
   report black-hole   peer, segment, times                an initiator that is heard does not
              acknowledge segments of so many bytes, which were sent so often

@@ -23,11 +23,11 @@ from targetd.iscsi.session import Session
 from targetd.scsi.sam import Nexus
 from targetd.worker.connection.blocking import TakenOver
 from targetd.worker.connection.error_recovery import connection_class
+from targetd.worker.connection.outbox import SEND_SECONDS
 from targetd.worker.master_chap import MasterChap
 
 _NOW = socket.MSG_DONTWAIT
 _TIMEVAL = struct.Struct('@ll')
-SEND_SECONDS = 60  # a peer that receives nothing for so long is considered lost
 CLAIM_SECONDS = 30.0  # the master may first have to end a session that is reinstated
 
 
@@ -132,7 +132,6 @@ def begin_connection(worker, sock, where, session, members, start, tap=None):
     """Make the Connection of a login that is over, and send the last response of the login. Raises
     OSError."""
     interval, count = keepalive_of(worker.configuration, session.target_name)
-    set_timeouts(sock, interval)
     if hasattr(socket, 'TCP_USER_TIMEOUT'):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SEND_SECONDS * 1000)
     connection = connection_class(session.values)(
@@ -147,6 +146,7 @@ def begin_connection(worker, sock, where, session, members, start, tap=None):
         start.values,
         where['peer'],
     )
+    set_timeouts(sock, interval, connection.send_seconds)
     connection.where = where
     connection.peer_address = where['peer'][0]
     connection.local_address = where['local'][0]

@@ -8,6 +8,7 @@ import socket
 import time
 
 from targetd import tcp_info
+from targetd.worker.connection.postponing import PostponedRead
 from targetd.worker.latency import counted_rows
 
 #: A session has at most so many connections; more would not fit into a report.
@@ -49,9 +50,11 @@ def _counted(replica):
 
 def _waiting(session):
     """{what the unfinished commands wait for: number of them}. [any]"""
-    found = {'data': 0, 'master': 0, 'disk': 0}
+    found = {'line': 0, 'data': 0, 'master': 0, 'disk': 0}
     for task in list(session.tasks.values()) if session is not None else ():
-        if task.transfer is not None:
+        if task.transfer.__class__ is PostponedRead:
+            found['line'] += 1
+        elif task.transfer is not None:
             found['data'] += 1
         elif task.sent_to_master:
             found['master'] += 1

@@ -6,12 +6,13 @@ import contextlib
 import json
 import os
 import threading
+import time
 
 import lines
 import pytest
 from daemon import TARGET, eventually
 from initiator import Session
-from pdus import IMMEDIATE, NOP_OUT, pack_bhs
+from pdus import IMMEDIATE, NO_TAG, NOP_IN, NOP_OUT, pack_bhs
 
 pytestmark = [
     pytest.mark.wire,
@@ -118,7 +119,7 @@ def test_the_receive_window_of_the_initiator_is_named(daemon, line):
     with served_over(daemon, line) as address:
         with far_session(line, address, receive_buffer=65536) as session:
             with Load(session, read(1024), 8):
-                (row,) = why_slow(daemon, session)
+                row, *_ = why_slow(daemon, session)
             assert row['limit'] == 'receive window', row
             assert 'tcp.window_size' in row['remedy'] and 'KiB' in row['why']
 
@@ -128,7 +129,7 @@ def test_losses_are_named(daemon, line):
     with served_over(daemon, line, 'congestion-control = reno') as address:
         with far_session(line, address) as session:
             with Load(session, read(1024), 8):
-                (row,) = why_slow(daemon, session, '--seconds', '4')
+                row, *_ = why_slow(daemon, session, '--seconds', '4')
             assert row['limit'] == 'loss', row
             assert 'congestion-control = bbr' in row['remedy']
 
@@ -138,7 +139,7 @@ def test_a_full_line_is_named(daemon, line):
     with served_over(daemon, line) as address:
         with far_session(line, address) as session:
             with Load(session, read(128), 8):
-                (row,) = why_slow(daemon, session)
+                row, *_ = why_slow(daemon, session)
             assert row['limit'] == 'line', row
 
 
@@ -157,7 +158,7 @@ def test_single_commands_at_a_distance_are_named(daemon, line):
     with served_over(daemon, line) as address:
         with far_session(line, address) as session:
             with Load(session, read(8), 1):
-                (row,) = why_slow(daemon, session)
+                row, *_ = why_slow(daemon, session)
             assert row['limit'] == 'round trips', row
 
 
@@ -167,7 +168,7 @@ def test_a_slow_disk_is_named(daemon, ready):
     daemon.start()
     session = ready(daemon)
     with Load(session, read(8), 4):
-        (row,) = why_slow(daemon, session)
+        row, *_ = why_slow(daemon, session)
     assert row['limit'] == 'disk', row
 
 
@@ -223,3 +224,63 @@ def test_mss_passes_the_path(daemon, line):
     with served_over(daemon, line, 'mss = 1288') as address:
         with far_session(line, address) as session:
             assert len(session.read(0, 128)) == 65536
+
+
+# -- a slow line -----------------------------------------------------------------------------------
+
+#: The round trip of a ping on a line of 1 Mbit/s that reads of 1 MiB saturate.
+LONGEST_PING = 2.0
+
+
+def full_line(line):
+    """1 Mbit/s with a queue of some 400 ms, as a modem has."""
+    line.rtt, line.rate, line.queue = 0.03, 1e6 / 8, 50000
+
+
+class Saturated(object):
+    """A session on a slow line with reads of 1 MiB in progress. Answers are received here, not by the
+    methods of Session that wait for one command."""
+
+    def __init__(self, session, depth):
+        self.session = session
+        self.session.timeout = 90.0
+        self.commands = [read(MEBIBYTE)(session, number) for number in range(depth)]
+
+    def ping(self):
+        """Seconds until a NOP-Out is answered."""
+        session, tag = self.session, self.session.next_tag()
+        began = time.monotonic()
+        session.wire.send(
+            pack_bhs(NOP_OUT | IMMEDIATE, 0x80, 0, tag, NO_TAG, session.cmd_sn, session.exp_stat_sn)
+        )
+        session.until(NOP_IN, tag)
+        return time.monotonic() - began
+
+    def pass_data(self, count):
+        """Receives until so many bytes of data have come."""
+        end = self.received() + count
+        while self.received() < end:
+            self.session.step()
+
+    def received(self):
+        return sum(len(command.received) for command in self.commands)
+
+
+@pytest.mark.parametrize('digest', ['None', 'CRC32C'])
+def test_pings_on_a_slow_line_do_not_wait_for_data(daemon, line, digest):
+    full_line(line)
+    with served_over(daemon, line) as address:
+        with far_session(line, address, {'HeaderDigest': digest, 'DataDigest': digest}) as session:
+            saturated = Saturated(session, 8)
+            saturated.pass_data(640 << 10)  # the target has seen by now what the line carries
+            pings = []
+            for _ in range(6):
+                pings.append(saturated.ping())
+                saturated.pass_data(32 << 10)
+            assert max(pings) < LONGEST_PING, pings
+            began = [command for command in saturated.commands if command.received]
+            assert 1 <= len(began) <= 8
+            line.rate = 0.0  # the rest quickly: the data must be right
+            for command in saturated.commands:
+                result = session.wait(command).good()
+                assert len(result.data) == 1 << 20

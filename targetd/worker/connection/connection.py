@@ -33,7 +33,7 @@ from targetd.worker.connection.blocking import Blocking
 from targetd.worker.connection.busy_poll import FEW, busy_poll
 from targetd.worker.connection.data_out import UNEXPECTED_SENSE, DataOut
 from targetd.worker.connection.measuring import MEASURED_BATCHES, act_and_measure
-from targetd.worker.connection.outbox import Outbox
+from targetd.worker.connection.outbox import SEND_SECONDS, Outbox
 from targetd.worker.connection.replies import reply_pdus
 from targetd.worker.connection.requests import Requests
 from targetd.worker.connection.task_ordering import TaskStarter
@@ -76,6 +76,7 @@ class Connection(object):
     port]."""
 
     transfer_class = Transfer
+    send_seconds = SEND_SECONDS  # SO_SNDTIMEO
     tap = None  # worker.capturing.Tap, if the connection is or was captured
     reported_black_hole = False  # see black_hole
     keeps_tasks = False  # its tasks may be reassigned after it has ended (ErrorRecoveryLevel 2)

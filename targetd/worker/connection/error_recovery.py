@@ -16,9 +16,10 @@ from targetd.iscsi import const, pdu
 from targetd.iscsi.errors import PduRejected
 from targetd.iscsi.framing import BHS
 from targetd.iscsi.recovery import RecoveringTransfer, SentReply
-from targetd.worker.connection.connection import Connection
 from targetd.worker.connection.multi_connection import SharedConnection
-from targetd.worker.connection.outbox import Outbox, SharedOutbox
+from targetd.worker.connection.outbox import Outbox
+from targetd.worker.connection.paced import PaceableConnection
+from targetd.worker.connection.shared_outbox import SharedOutbox
 
 _U32 = struct.Struct('>I')
 _MASK = 0xFFFFFFFF
@@ -35,7 +36,7 @@ def connection_class(values):
     """Return the class of a connection whose session negotiated these values."""
     if values.get('ErrorRecoveryLevel'):
         return RecoveringConnection
-    return Connection if values.get('MaxConnections', 1) == 1 else SharedConnection
+    return PaceableConnection if values.get('MaxConnections', 1) == 1 else SharedConnection
 
 
 class _Resend(object):

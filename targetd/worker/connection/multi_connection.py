@@ -5,42 +5,13 @@ May import what Connection may. Sessions with MaxConnections 1 and ErrorRecovery
 this module.
 """
 
-import socket
-
 from targetd.crc32c import crc32c
-from targetd.iscsi import const
-from targetd.iscsi.errors import PduRejected
-from targetd.scsi import limits, sam
-from targetd.scsi.sbc import run_read_blocking
-from targetd.worker.connection.connection import SEND_NOW_BYTES, Connection, ConnectionEnded
-from targetd.worker.connection.outbox import SharedOutbox
+from targetd.worker.connection.connection import ConnectionEnded
+from targetd.worker.connection.postponing import PostponingConnection
+from targetd.worker.connection.shared_outbox import SharedOutbox
 
 
-class PostponedRead(object):
-    """The transfer of a read that waits until the initiator has received earlier data. Implements
-    Transfer's interface."""
-
-    __slots__ = ('failed',)
-    is_complete = False
-    wanted = 0
-
-    def __init__(self):
-        self.failed = False
-
-    def place_data_out(self, ttt, offset, data_sn, length):
-        """As Transfer.place_data_out."""
-        return None
-
-    def receive_data_out(self, ttt, offset, data_sn, data, final):
-        """As Transfer.receive_data_out. Raises PduRejected."""
-        raise PduRejected(const.REJECT_PROTOCOL_ERROR, 'Data-Out for a read')
-
-    def fail(self):
-        """As Transfer.fail: the task was aborted."""
-        self.failed = True
-
-
-class SharedConnection(Connection):
+class SharedConnection(PostponingConnection):
     """One of several connections of a session.
 
     `working` is the session's, so only one connection acts at a time. A connection neither blocks
@@ -59,16 +30,6 @@ class SharedConnection(Connection):
             )
         )
 
-    def with_callbacks(self, outbox):
-        """Set the outbox's callbacks and return it."""
-        outbox.on_failure = lambda error: self.stop(
-            'nothing can be sent: %s' % (error.strerror or error)
-        )
-        outbox.start_read = lambda task: self.worker.executor.submit(
-            self._read_and_send, task, task.unit
-        )
-        return outbox
-
     def _flush_what_is_due(self):
         self.worker.group_commit.begin()  # other connections may wait for what this one receives
 
@@ -77,42 +38,6 @@ class SharedConnection(Connection):
         while self._acted_for:
             self._acted_for.pop().send_and_check_end()
         self.outbox.wait_while_overfull()
-
-    def close(self):
-        try:
-            self.socket.shutdown(socket.SHUT_RDWR)  # wakes a sender thread that blocks in send()
-        except OSError:
-            pass
-        super(SharedConnection, self).close()
-
-    def _command(self, fields, ahs, data):
-        is_large_read = fields[6] > SEND_NOW_BYTES and fields[1] & const.COMMAND_READ
-        if is_large_read and not self.outbox.has_little_queued():
-            if self.is_due(fields, ahs, data):
-                self.starter.start_or_park(fields, ahs, data)
-        else:
-            super(SharedConnection, self)._command(fields, ahs, data)
-
-    def run_task(self, task):
-        is_large_read = task.run_blocking is run_read_blocking and task.edtl > SEND_NOW_BYTES
-        if is_large_read and not self.outbox.has_little_queued():
-            if limits.has_to_wait(task):
-                return sam.DELAYED
-            return sam.WOULD_BLOCK  # it may have to be postponed
-        return task.run(task)
-
-    def run_in_executor(self, task):
-        if task.edtl <= SEND_NOW_BYTES or not task.expects_read:
-            self._run_to_completion(task)
-        elif self.outbox.reserve_read(task, PostponedRead()):
-            self._read_and_send(task)
-
-    def _read_and_send(self, task):
-        """[any: an executor thread]"""
-        try:
-            self._run_to_completion(task)
-        finally:
-            self.outbox.release_read(task)
 
     def act_on_held(self, held_pdu, runner):
         try:

@@ -10,8 +10,9 @@ import pytest
 
 from targetd.iscsi import pdu
 from targetd.scsi import sam
-from targetd.worker.connection.outbox import Outbox, SharedOutbox
+from targetd.worker.connection.outbox import Outbox
 from targetd.worker.connection.read_budget import READ_BUDGET_BYTES
+from targetd.worker.connection.shared_outbox import SharedOutbox
 
 
 def outbox(segment=8192, burst=16384, header_digest='None', data_digest='None', stat_sn=5):

@@ -8,7 +8,7 @@ import pytest
 from targetd.iscsi.errors import PduRejected
 from targetd.iscsi.transfer import Transfer
 from targetd.scsi import sam
-from targetd.worker.connection.multi_connection import PostponedRead
+from targetd.worker.connection.postponing import PostponedRead
 from targetd.worker.connection.task_ordering import Gate, Ordering, Parked
 
 SIMPLE, ORDERED, HEAD = sam.SIMPLE, sam.ORDERED, sam.HEAD_OF_QUEUE
