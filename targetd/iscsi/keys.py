@@ -317,8 +317,11 @@ _ROWS = (
     _number('DefaultTime2Retain', '13.16', MINIMUM, 0, 3600, 20, 20, (0, 3600),
             'Seconds after DefaultTime2Wait for which the tasks of a lost connection are kept.'),
     # Data
-    _boolean('InitialR2T', '13.10', OR, True, True, True,
-             'Yes: the initiator sends write data after the immediate data only on an R2T.'),
+    # The defaults of this, of FirstBurstLength and of MaxOutstandingR2T save round trips on a long line, if
+    # the initiator offers as much. Measured at 100 ms and on loopback.
+    _boolean('InitialR2T', '13.10', OR, True, False, True,
+             'Yes: the initiator sends write data after the immediate data only on an R2T. No saves a '
+             'round trip, if it offers No too.'),
     _boolean('ImmediateData', '13.11', AND, True, True, True,
              'Yes: write data may be sent with the command.'),
     _number('MaxRecvDataSegmentLength', '13.12', DECLARED, 512, MEGABYTES_16, 8192, 262144,
@@ -328,10 +331,10 @@ _ROWS = (
             'Maximum bytes of data in one Data-In sequence or for one R2T.', irrelevant_in_discovery=True),
     # According to RFC 7143 13.14 this key is also irrelevant with InitialR2T=Yes and ImmediateData=No. The
     # answer is a number even then, because some initiators read 'Irrelevant' as the number 0.
-    _number('FirstBurstLength', '13.14', MINIMUM, 512, MEGABYTES_16, 65536, 262144, (512, MEGABYTES_16),
+    _number('FirstBurstLength', '13.14', MINIMUM, 512, MEGABYTES_16, 65536, 1048576, (512, MEGABYTES_16),
             'Maximum bytes of unsolicited write data of a command; at most MaxBurstLength.',
             irrelevant_in_discovery=True),
-    _number('MaxOutstandingR2T', '13.17', MINIMUM, 1, 65535, 1, 1, (1, 16),
+    _number('MaxOutstandingR2T', '13.17', MINIMUM, 1, 65535, 1, 4, (1, 16),
             'Maximum number of unanswered R2Ts of a command.', irrelevant_in_discovery=True),
     _boolean('DataPDUInOrder', '13.18', OR, True, True, None, 'The data PDUs of a sequence are in order.'),
     _boolean('DataSequenceInOrder', '13.19', OR, True, True, None, 'The sequences are in order.'),

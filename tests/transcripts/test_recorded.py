@@ -36,6 +36,9 @@ NAMES = sorted(
 )
 CLIENTS = ['libiscsi-', 'linux-', 'qemu-']
 
+#: The target's settings when the sessions were recorded; the defaults are others now.
+SETTINGS = ('InitialR2T = Yes', 'FirstBurstLength = 262144', 'MaxOutstandingR2T = 1')
+
 #: INQUIRY, MODE SENSE, REPORT SUPPORTED OPCODES: how they are answered is compared, not what the
 #: unit says of itself.
 DESCRIBING = (0x12, 0x1A, 0x5A, 0xA3)
@@ -43,7 +46,7 @@ DESCRIBING = (0x12, 0x1A, 0x5A, 0xA3)
 
 @pytest.fixture(scope='module')
 def configuration(tmp_path_factory):
-    return in_memory.configuration(tmp_path_factory.mktemp('recorded'))
+    return in_memory.configuration(tmp_path_factory.mktemp('recorded'), SETTINGS)
 
 
 class FullFeature(object):

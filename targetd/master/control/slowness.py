@@ -42,7 +42,7 @@ DEPTH_REMEDY = (
     'queued commands (node.session.cmds_max and queue_depth of open-iscsi), or several files at once.'
 )
 R2T_REMEDY = (
-    'InitialR2T = No and a FirstBurstLength of 1 MiB in the target, and in the initiator '
+    'InitialR2T = No and a FirstBurstLength of 1 MiB in the target (its defaults) and in the initiator '
     '(node.session.iscsi.InitialR2T = No, node.session.iscsi.FirstBurstLength = 1048576 of open-iscsi): '
     'the stricter side decides. Then log in again. MaxOutstandingR2T above 1 helps initiators that '
     'accept it; Linux does not.'

@@ -203,11 +203,11 @@ def test_first_burst_length_never_exceeds_max_burst_length():
     'name, offered, answered',
     [
         ('MaxConnections', '4', '1'),
-        ('InitialR2T', 'No', 'Yes'),
+        ('InitialR2T', 'No', 'No'),
         ('ImmediateData', 'Yes', 'Yes'),
         ('MaxBurstLength', '16776192', '1048576'),
         ('FirstBurstLength', '65536', '65536'),
-        ('MaxOutstandingR2T', '16', '1'),
+        ('MaxOutstandingR2T', '16', '4'),
         ('DataPDUInOrder', 'Yes', 'Yes'),
         ('DataSequenceInOrder', 'No', 'Yes'),
         ('TaskReporting', 'RFC3720', 'RFC3720'),

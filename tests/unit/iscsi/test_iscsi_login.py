@@ -225,7 +225,7 @@ def test_exchanges_without_the_t_bit():
         ('ImmediateData', 'Yes'),
         ('MaxRecvDataSegmentLength', '262144'),
     ]
-    assert initiator.ask([('InitialR2T', 'No')], 1)[0] == [('InitialR2T', 'Yes')]
+    assert initiator.ask([('InitialR2T', 'No')], 1)[0] == [('InitialR2T', 'No')]
     step = initiator.send([], 1, 3)
     assert step.claim.values['ImmediateData'] is True and step.claim.initiator_alias == 'x'
     final = initiator.negotiation.claim_granted(1).pdus[0]
