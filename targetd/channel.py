@@ -137,7 +137,8 @@ worker -> master
   ask spin                    unit, action: 'up' | 'down', immediate: START STOP UNIT, if the disk spins
              down
   ask guard                   unit, kind: why old blocks must be kept (store.guarding); the answer comes
-             when they are kept
+             when they are kept; kind 'segment': of the undo journal; answer has capacity (bytes of
+             the journal), + [segment, file for range locks] (store.undoing)
   ask start-stop              unit, action: 'start' | 'stop' | 'load' | 'eject'
   ask prevent                 unit, prevent: bool
   ask fence      unit                                     an aborted command may still write the unit;
@@ -166,6 +167,7 @@ A unit, as sent in answer (claim) and in units:
    records: see scsi.records, since: time of its export, milliseconds since 1970,
    watched: [[offset, end] …], bytes that ROD tokens represent (master.units.rod_tokens),
    guard: true if the worker asks `guard` before it writes (store.guarding),
+   undo: true if it records old blocks in the undo journal (store.undoing),
    restriction: what on-error has done, one of scsi.faults.RESTRICTIONS,
    atomic: {descriptor: index, slot: number or null, path} of the journal, or absent
    (master.units.atomic_slots, store.atomic)}

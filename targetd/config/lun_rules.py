@@ -1,9 +1,11 @@
 """Values of one LUN that contradict each other.
 
-May import config.model's Lun, xts (whether this host can encrypt) and nbd.uri. Pure apart from that.
+May import config.model's Lun, config.scsi_kinds, xts (whether this host can encrypt) and nbd.uri. Pure
+apart from that.
 """
 
 from targetd import xts
+from targetd.config import scsi_kinds
 from targetd.nbd import uri
 
 #: SBC-3: values of MEDIUM ROTATION RATE between 1 and 1025 are reserved, as is FFFFh.
@@ -24,6 +26,7 @@ def contradictions(lun, stores, unusable):
         + _nbd(lun, stores)
         + (of_image(lun, lun.type) if lun.type in IMAGES else [])
         + _encryption(lun)
+        + _journal(lun)
         + _sizes(lun)
         + _alignment(lun)
         + _rotation_rate(lun)
@@ -75,7 +78,7 @@ def _drive(lun, stores):
         ('direct-store', 'direct-store' in stores),
         ('block-size', lun.block_size not in (None, DRIVES[lun.type].get('block_size'))),
         ('direct-io', lun.direct_io and is_tape),
-        ('guard', lun.guard != 'off' and is_tape),
+        ('guard', bool(lun.guard) and is_tape),
         ('mode-page', bool(lun.mode_page) and is_tape),
     )
     return [
@@ -118,7 +121,7 @@ def _nbd(lun, stores):
             bool(lun.encryption_key_file),
             'have the server encrypt (qemu-nbd with LUKS)',
         ),
-        ('guard', lun.guard != 'off', 'write guard = off'),
+        ('guard', bool(lun.guard), 'write guard = off'),
         ('health-interval', bool(lun.health_interval), 'write health-interval = 0'),
         ('allow-in-use', lun.allow_in_use, 'remove allow-in-use'),
         ('unit-state', bool(lun.unit_state), 'remove unit-state'),
@@ -142,7 +145,7 @@ def of_image(lun, kind):
         ('direct-io', lun.direct_io, 'write direct-io = no'),
         ('atomic-writes', lun.atomic_writes, 'write atomic-writes = no'),
         ('encryption-key-file', bool(lun.encryption_key_file), 'remove encryption-key-file'),
-        ('guard', lun.guard != 'off', 'write guard = off'),
+        ('guard', bool(lun.guard), 'write guard = off'),
         ('health-interval', bool(lun.health_interval), 'write health-interval = 0'),
         ('allow-in-use', lun.allow_in_use, 'remove allow-in-use'),
     )
@@ -167,6 +170,18 @@ def _encryption(lun):
         text = 'the journal of atomic-writes would contain the data of an encrypted disk in clear'
         found.append(('atomic-writes', text, 'write one of the two settings'))
     return found
+
+
+def _journal(lun):
+    if scsi_kinds.Guards.JOURNAL not in dict(lun.guard):
+        return []
+    if lun.type in ('ram', 'null'):
+        text = 'a lun of type %s has no undo journal: its content ends with the server' % lun.type
+        return [('guard', text, 'write guard = off in this lun')]
+    if lun.unit_state:
+        text = 'the undo journal does not record what the other server of unit-state writes'
+        return [('guard', text, 'write one of the two settings')]
+    return []
 
 
 def _sizes(lun):

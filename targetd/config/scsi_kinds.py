@@ -1,5 +1,5 @@
-"""The kinds of value of SCSI settings: states of portal groups, mode pages, designators, and the disks
-that smartctl asks.
+"""The kinds of value of SCSI settings: states of portal groups, mode pages, designators, the disks that
+smartctl asks, and what is kept before initiators write.
 
 May import config.kinds, config.identities and the pure scsi.alua, scsi.designators and scsi.modes, so
 that the name of a state and the length of a page are defined once.
@@ -8,7 +8,7 @@ that the name of a state and the length of a page are defined once.
 import re
 
 from targetd.config import identities
-from targetd.config.kinds import Choice, Duration, Kind, Listed, Naa, Number
+from targetd.config.kinds import Choice, Duration, Kind, Listed, Naa, Number, Size
 from targetd.config.words import Unusable, join
 from targetd.scsi import alua, designators, modes
 
@@ -264,3 +264,42 @@ class SpinDown(Duration):
         if value == self.ON_STOP:
             return 'on-stop'
         return super(SpinDown, self).write(value) if value else 'never'
+
+
+class Guards(Listed):
+    """What is kept before initiators write: `first-write-snapshot, undo-journal 4G` -> ((word, bytes or 0),
+    …); off -> ()."""
+
+    OFF, SNAPSHOT, JOURNAL = 'off', 'first-write-snapshot', 'undo-journal'
+    SIZE = Size(16 << 20, 1 << 50)
+
+    def __init__(self):
+        super(Guards, self).__init__(Choice(self.SNAPSHOT, self.JOURNAL))
+        self.says = 'off, or first-write-snapshot, or undo-journal and its size, or both'
+
+    def read(self, items):
+        if [[word.lower() for word in words] for words in items] == [[self.OFF]]:
+            return ()
+        found = super(Guards, self).read(items)
+        if len(dict(found)) < len(found):
+            raise Unusable('a guard is written twice', 'write ' + self.says)
+        return tuple(sorted(found))
+
+    def item(self, words):
+        word = words[0].lower()
+        if word == self.SNAPSHOT and len(words) == 1:
+            return word, 0
+        if word == self.JOURNAL and len(words) == 2:
+            return word, self.SIZE.parse(words[1])
+        if word == self.JOURNAL:
+            raise Unusable('undo-journal needs its size', 'write, for example, undo-journal 4G')
+        raise Unusable('%r is not a guard' % ' '.join(words), 'write ' + self.says)
+
+    def resolve(self, value, directory):
+        return value
+
+    def show(self, value):
+        return super(Guards, self).show(value) if value else self.OFF
+
+    def written(self, item):
+        return [item[0]] + ([self.SIZE.write(item[1])] if item[1] else [])

@@ -547,18 +547,29 @@ LUN = (
          'Directories whose files a disk image may name: backing files, data files of qcow2, VMDK extents.',
          'Not written: an image that names another file is not served, since who could write the image has '
          'chosen the file. Addresses (nbd://…) are never opened.', '/srv/templates', shared=False),
-    _lun('guard', kinds.Choice('off', 'first-write-snapshot'), 'off', NEEDS_LOGOUT,
+    _lun('guard', scsi_kinds.Guards(), (), NEEDS_LOGOUT,
          'What is kept before initiators write. first-write-snapshot: before the first write of a session, '
-         'the partition table and the heads of the file systems are copied to state-dir.',
-         'They are kept again, at most every 10 minutes of a session, before it writes to the partition '
-         'table, unmaps or zeroes 16 MiB or more at once, and before FORMAT UNIT and SANITIZE. Kept are the '
-         'first and the last MiB of the disk and of each partition, and the start of the master file table '
-         'of NTFS; at most 64 MiB, compressed, and nothing if it has not changed. "targetdctl guard list" '
-         'shows the copies, of which 24 are kept per LUN, and "guard restore" puts one back, for example '
-         'after "Initialize disk" or a format of the wrong disk. Files that were overwritten since are '
-         'not restored. If state-dir is full, writes end with DATA PROTECT, WRITE PROTECTED. What is kept '
-         'of a disk survives SANITIZE: use "guard remove" then.',
-         'first-write-snapshot'),
+         'the partition table and the heads of the file systems are copied to state-dir. undo-journal SIZE: '
+         'the old blocks of every write are kept in state-dir, as far back as SIZE allows, so that the disk '
+         'can go back to a time.',
+         'The copies of first-write-snapshot are made again, at most every 10 minutes of a session, before '
+         'it writes to the partition table, unmaps or zeroes 16 MiB or more at once, and before FORMAT UNIT '
+         'and SANITIZE. Kept are the first and the last MiB of the disk and of each partition, and the start '
+         'of the master file table of NTFS; at most 64 MiB, compressed, and nothing if it has not changed. '
+         '"targetdctl guard list" shows the copies, of which 24 are kept per LUN, and "guard restore" puts '
+         'one back, for example after "Initialize disk" or a format of the wrong disk. Files that were '
+         'overwritten since are not restored. If state-dir is full, writes end with DATA PROTECT, WRITE '
+         'PROTECTED. What is kept of a disk survives SANITIZE: use "guard remove" then. Of an undo journal '
+         '"guard list" shows when initiators have written, and "guard restore TARGET/LUN TIME" gives the LUN '
+         'the content that it had at that time, and can be undone in the same way. Each write waits until '
+         'the blocks that it overwrites are durable in state-dir, compressed, and ends with DATA PROTECT, '
+         'WRITE PROTECTED if that fails; put state-dir on a disk that is at least as fast. SIZE is the space '
+         'in state-dir, taken in 16 parts; each session that writes uses one of them at a time. A command '
+         'that overwrites more than SIZE at once is done, and ends the history, and so do SANITIZE, which '
+         'erases the journal too, and a time in which the LUN was served without it. Older parts that were '
+         'removed before, to keep to SIZE, are deleted files, which SANITIZE does not overwrite. '
+         'What this host or another server writes to the disk is not recorded.',
+         'first-write-snapshot, undo-journal 4G'),
     _lun('content', kinds.Choice('ask', 'keep'), 'ask', LIVE,
          'keep: serve a disk for the first time although it has a file system or metadata of a Linux host '
          '(ext4, XFS, LVM, md, ZFS, LUKS and the like); ask: not until you have confirmed this.',

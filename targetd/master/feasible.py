@@ -10,6 +10,7 @@ from targetd.errors import EXIT_FAILURE, TargetdError
 from targetd.host import identity
 from targetd.master.control.control import group_id
 from targetd.master.processes import child, log_writer, sandbox
+from targetd.master.units import guards
 
 LONGEST_SOCKET_PATH = 107  # bytes, unix(7)
 NO_PROC = (
@@ -186,6 +187,9 @@ def sandbox_rules(configuration):
     if why_not:
         log.warning('workers run without a filter of system calls: %s', why_not)
     may_open = any(
-        lun.atomic_writes or any(word.split()[0] == 'trace' for word in lun.filter) for lun in luns
+        lun.atomic_writes
+        or guards.journal_bytes(lun)
+        or any(word.split()[0] == 'trace' for word in lun.filter)
+        for lun in luns
     )
     return sandbox.Rules(not why_not, may_open)

@@ -151,6 +151,7 @@ class Master(object):
         self.units.guards = Guards(
             self.jobs, os.path.join(configuration.server.state_dir, 'guards')
         )
+        self.format_sanitize.guards = self.units.guards
         self.units.trims = Trims(
             self.loop, self.jobs, self.units.by_id, self.rod_tokens, self.state
         )

@@ -1,8 +1,8 @@
 """An open medium in the process that claimed it, and how a worker process makes a Store from its
 description and descriptor.
 
-Imports base, failure_flags, linux, nbd_line, filters, filter_settings, encrypting, guarding, tape and the
-classes of stores.
+Imports base, failure_flags, linux, nbd_line, filters, filter_settings, encrypting, guarding, tape,
+undoing and the classes of stores.
 """
 
 import os
@@ -20,6 +20,7 @@ from .null import NullStore
 from .ram import RamStore
 from .sleeping import Sleep, Sleeping
 from .tape import Tape
+from .undoing import Journal, Undoable
 
 STORE_CLASSES: Dict[str, Callable[..., Store]] = {
     'file': FileStore,
@@ -149,10 +150,12 @@ def from_descriptor(
     claim: Optional[int] = None,
     keep: Optional[Callable[[str], Any]] = None,
     sleep: Optional[Sleep] = None,
+    journal: Optional[Journal] = None,
 ) -> Store:
     """Returns the Store, with its filters, for a description and a descriptor. Takes ownership of
     the descriptor and of the one that keeps the medium claimed, also when it raises. keep: as for
-    guarding.Guarded, or None if nothing is kept before a write; sleep: None if the disk never sleeps.
+    guarding.Guarded, or None if nothing is kept before a write; sleep: None if the disk never sleeps;
+    journal: of undoing.Undoable, or None.
 
     Opens no path. Raises KeyError or ValueError for a description that does not come from
     OpenedStore.description().
@@ -163,6 +166,8 @@ def from_descriptor(
         store.claim = claim
         if sleep is not None:
             store = Sleeping(store, sleep)
+        if journal is not None:
+            store = Undoable(store, journal)
         if keep is not None:
             store = Guarded(store, keep)
         if description.get('cipher_key'):

@@ -157,6 +157,7 @@ class Replica(object):
             None if claim is None else descriptors[claim],
             block_keeping.keeper(self._worker, message['unit']) if message.get('guard') else None,
             sleep,
+            block_keeping.journal(self._worker, message['unit']) if message.get('undo') else None,
         )
         journal = message.get('atomic')
         if journal:

@@ -71,9 +71,8 @@ def bios_disk(path, text):
         file.truncate(64 * MIB)
 
 
-def efi_disk(path, text):
-    """A disk with an EFI system partition that holds GRUB as the removable medium's boot program."""
-    folder = os.path.dirname(path)
+def grub_program(folder, text):
+    """GRUB for UEFI, which prints the text; returns its path."""
     configuration = os.path.join(folder, 'grub.cfg')
     with open(configuration, 'w') as file:
         file.write(GRUB_CONFIGURATION % text)
@@ -84,6 +83,12 @@ def efi_disk(path, text):
         '--install-modules=' + modules, '--locales=', '--fonts=',
         'boot/grub/grub.cfg=' + configuration,
     )  # fmt: skip
+    return program
+
+
+def efi_disk(path, text):
+    """A disk with an EFI system partition that holds GRUB as the removable medium's boot program."""
+    program = grub_program(os.path.dirname(path), text)
     with open(path, 'wb') as file:
         file.truncate(64 * MIB)
     subprocess.run(

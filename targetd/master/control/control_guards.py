@@ -1,5 +1,7 @@
 """The answers to the commands of admin.guard_commands: what the setting guard has kept."""
 
+import time
+
 from targetd import log
 from targetd.admin import commands
 from targetd.config.words import counted
@@ -20,7 +22,7 @@ class GuardAnswers(object):
                     reply(commands.reply_error(result.why))
                     return
                 rows = [
-                    dict(row, time=when(row['when']))
+                    dict(row, time=when(row['when']) if row['when'] else '')
                     for row in result.values['rows']
                     if unit is None or _named(unit) == row['unit'].lower()
                 ]
@@ -30,12 +32,14 @@ class GuardAnswers(object):
 
         return list_and_reply
 
-    def _answer_guard_restore(self, client, unit, number):
+    def _answer_guard_restore(self, client, unit, point):
         found = self.answers.unit(unit)
+        number, since = read_point(point, time.time())
         same_medium = self.answers.units.by_id.same_medium(found)
         for each in [found] + same_medium:
             _require_unused(each)
-        log.warning('unit %s: %s restores number %d', found.id, client.who, number)
+        what = 'number %s' % number if number is not None else 'the content of %s' % when(since)
+        log.warning('unit %s: %s restores %s', found.id, client.who, what)
 
         def restore_and_reply(reply):
             def done(result):
@@ -43,18 +47,13 @@ class GuardAnswers(object):
                     text = 'unit %s is not restored: %s'
                     reply(commands.reply_error(text % (found.id, result.why)))
                     return
-                reply(
-                    commands.reply_message(
-                        'unit %s: %s differed and were restored; what was there before is number %d'
-                        % (
-                            found.id,
-                            counted(result.values['changed'], 'byte'),
-                            result.values['number'],
-                        )
-                    )
-                )
+                reply(commands.reply_message(_restored(found, began, result.values)))
 
-            self.answers.units.guards.restore(found, same_medium, number, client.who, done)
+            began, guards = int(time.time()), self.answers.units.guards
+            if number is not None:
+                guards.restore(found, same_medium, number, client.who, done)
+            else:
+                guards.go_back(found, same_medium, since, client.who, done)
 
         return restore_and_reply
 
@@ -77,14 +76,53 @@ class GuardAnswers(object):
                     for row in result.values.get('rows', ())
                     if row['unit'].lower() == _named(unit)
                 }
-                if len(names) != 1:
+                if not names:
                     reply(commands.reply_error(result.why or 'nothing is kept of %s' % unit))
                     return
-                self.answers.units.guards.remove_files(names.pop(), number, removed)
+                self.answers.units.guards.remove_files(names, number, removed)
 
             self.answers.units.guards.list_files(self.answers.units.by_id.values(), listed)
 
         return remove_and_reply
+
+
+def _restored(unit, began, values):
+    """The message after a restore that began at this time."""
+    undone = (
+        'what was there before is number %d' % values['number']
+        if 'number' in values
+        else 'to undo this, restore the time %s' % when(began)
+    )
+    return 'unit %s: %s differed and were restored; %s' % (
+        unit.id,
+        counted(values['changed'], 'byte'),
+        undone,
+    )
+
+
+def read_point(text, now):
+    """(number, None) or (None, seconds since 1970) of the argument of `guard restore`. now: the time.
+    Raises TargetdError."""
+    if text.isdigit():
+        return int(text), None
+    today = time.strftime('%Y-%m-%d ', time.localtime(now))
+    for form, prefix in (
+        ('%Y-%m-%d %H:%M:%S', ''),
+        ('%Y-%m-%d %H:%M', ''),
+        ('%Y-%m-%d', ''),
+    ) + tuple(('%Y-%m-%d ' + each, today) for each in ('%H:%M:%S', '%H:%M')):
+        try:
+            parsed = time.strptime(prefix + text.replace('T', ' '), form)
+        except ValueError:
+            continue
+        since = int(time.mktime(parsed[:8] + (-1,)))
+        if since > now:
+            raise TargetdError('%s is in the future' % text)
+        return None, since
+    raise TargetdError(
+        '%r is neither a number nor a time; write the number that "targetdctl guard list" shows, or a time '
+        'like "2026-11-28 17:20:11" or 17:20' % text
+    )
 
 
 def _named(unit):

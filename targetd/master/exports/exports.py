@@ -29,7 +29,7 @@ from targetd.master.exports.resizing import shorten
 from targetd.master.exports.room_watch import RoomWatch
 from targetd.master.exports.unit_recovery import UnitRecovery
 from targetd.master.state import key_files
-from targetd.master.units import shared_state, transitions
+from targetd.master.units import guards, shared_state, transitions
 from targetd.master.units.atomic_slots import remove_new_journal
 from targetd.master.units.unit import Unit
 from targetd.scsi import alua, attention, modes
@@ -320,6 +320,7 @@ class Exports(object):
         try:
             require_sole_writer(lun, store, others)
             require_same_atomic_writes(lun, store, others)
+            require_same_journal(lun, store, others)
         except StoreError:
             store.close()
             raise
@@ -338,6 +339,7 @@ class Exports(object):
             key, facts = words['key'], words['facts']
             require_sole_writer(lun, store, others)
             require_same_atomic_writes(lun, store, others)
+            require_same_journal(lun, store, others)
             if lun.atomic_writes:
                 taken, offered = offered, None
                 medium = self.units.replication.atomic_writes.open_medium(
@@ -524,6 +526,17 @@ def require_same_atomic_writes(lun, store, others):
             raise StoreError(
                 '%s is also lun %d of %s, with another value of atomic-writes; write the same value for '
                 'both' % (store.path, other.lun.number, other.target_name)
+            )
+
+
+def require_same_journal(lun, store, others):
+    """Raises StoreError unless all LUNs of one medium have the same undo journal: what one of them writes
+    without it could not be undone. others: the Units of the same medium."""
+    for other in others:
+        if guards.journal_bytes(other.lun) != guards.journal_bytes(lun):
+            raise StoreError(
+                '%s is also lun %d of %s, with another undo-journal; write the same guard for both'
+                % (store.path, other.lun.number, other.target_name)
             )
 
 

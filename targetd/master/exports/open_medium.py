@@ -14,8 +14,8 @@ from targetd.errors import Standby, StoreError, TargetdError
 from targetd.host import block_sizes, claims, disks, image_formats, in_use, roots, signatures
 from targetd.master.exports import image_export, known_media, nbd_export, unit_identity
 from targetd.master.exports.resizing import grow
-from targetd.master.state import journal_recovery, key_files, unit_state
-from targetd.master.units import descriptions
+from targetd.master.state import journal_recovery, key_files, undo_files, unit_state
+from targetd.master.units import descriptions, guards
 from targetd.nbd import uri
 from targetd.scsi.facts import DEFAULTS
 from targetd.store import adopt_store, open_store, why_not_a_tape
@@ -62,9 +62,8 @@ def open_medium(
         store, grown_from = _open_store(lun, path, held, plan_only, is_served, image)
         _require_same_content(target, lun, store, known)
         left = journal_recovery.journal_path(place.path, data_key)
-        rolled_back, check, saved = 0, '', {}
-        if not held and not plan_only:
-            rolled_back = journal_recovery.roll_back_writes(left, store)
+        check, saved = '', {}
+        rolled_back = 0 if plan_only else _settle_journals(lun, state, key, left, store, held)
         if not plan_only or os.path.exists(lun.encryption_key_file):
             saved = place.load(key)
             check = key_files.set_store_key(lun, store, saved, place.file_of(key))
@@ -111,6 +110,17 @@ def _place_of_state(target, lun, key, state, plan_only):
         is_ordered, is_active = which in state.ordered, which in state.active
         place.take(key, target.name, is_ordered, is_active, target.serving == 'when-active')
     return place
+
+
+def _settle_journals(lun, state, key, left, store, held):
+    """Note that a medium is about to be served with or without its undo journal, and roll back the atomic
+    writes of a server that died. Returns how many. Raises StoreError."""
+    directory = os.path.join(state.path, 'guards')
+    if guards.journal_bytes(lun):
+        undo_files.resume(directory, key)
+    elif not lun.readonly:
+        undo_files.interrupt(directory, key)
+    return 0 if held else journal_recovery.roll_back_writes(left, store)
 
 
 def _require_usable(target, lun, path, known, is_ours, master, tables):

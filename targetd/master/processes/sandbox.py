@@ -7,8 +7,8 @@ connected, executed, forked, signalled or traced. A call that is not in the tabl
 with ENOSYS if it is new, so that a C library uses an older one; a call that no worker ever makes kills
 the process. What a worker needs it has received as descriptors.
 
-`atomic-writes` opens the descriptor of its medium again, and `filter = trace` opens a file, so where a
-LUN has one of these, files can be opened (may_open). May import base only.
+`atomic-writes` and `guard = undo-journal` open the descriptor of their lock file again, and `filter =
+trace` opens a file, so where a LUN has one of these, files can be opened (may_open). May import base only.
 """
 
 import collections

@@ -38,18 +38,18 @@ class Medium(object):
         )
         self._descriptor = descriptor
 
-    def _open(self, flags, **words):
+    def _open(self, flags, journal=None, **words):
         own = os.open('/proc/self/fd/%d' % self._descriptor, flags | os.O_CLOEXEC)
-        return from_descriptor(dict(self._description, **words), own)
+        return from_descriptor(dict(self._description, **words), own, journal=journal)
 
     def readable(self):
         """A Store for reading what initiators read."""
         return self._open(os.O_RDONLY, read_only=True)
 
-    def raw(self):
+    def raw(self, journal=None):
         """A Store for reading and writing what is on the medium: of an encrypted one, the encrypted
-        data."""
-        return self._open(os.O_RDWR, read_only=False, cipher_key='')
+        data. journal: as for store.undoing, if what is overwritten is recorded."""
+        return self._open(os.O_RDWR, journal, read_only=False, cipher_key='')
 
 
 def _directory(path):
@@ -245,9 +245,10 @@ def _row(directory, name, number, ids):
     }
 
 
-def restore(path, key, number, medium, words):
-    """Put the blocks of a file back, after what they replace is kept in a new one. Returns ({'changed':
-    bytes, 'number': of the new file}, ()). An error is {'failed': text}."""
+def restore(path, key, number, medium, words, journal=None):
+    """Put the blocks of a file back, after what they replace is kept in a new one. journal: of
+    store.undoing, if the unit has one. Returns ({'changed': bytes, 'number': of the new file}, ()). An
+    error is {'failed': text}."""
     try:
         name = name_of_key(key)
         directory = _directory(path)
@@ -270,7 +271,7 @@ def restore(path, key, number, medium, words):
                 )
         words = dict(words, reason=RESTORE, contents=['before the restore of %d' % number])
         new = _keep(path, name, medium, areas, words)
-        with medium.raw() as raw:
+        with medium.raw(journal) as raw:
             return {'changed': kept_blocks.put_back(raw, kept), 'number': new['number']}, ()
     except FileNotFoundError:
         return {'failed': 'there is no number %d; targetdctl guard list shows them' % number}, ()

@@ -25,13 +25,16 @@ from targetd import log
 from targetd.master.processes.worker_messages import BadMessage
 from targetd.master.state import key_files
 from targetd.master.units import transitions
-from targetd.scsi import operations
+from targetd.master.units.guards import NoGuards
+from targetd.scsi import errno_map, operations
 
 
 class FormatSanitize(object):
     """The operations of all units. replication: Replication; keys: KeyReplacements; workers: Workers,
     the source of spare workers; request_spare(): called when a spare is wanted, to call
-    assign_workers() once there is one."""
+    assign_workers() once there is one; guards: Guards, which is set later."""
+
+    guards = NoGuards()
 
     def __init__(self, replication, keys, workers, request_spare):
         self.replication = replication
@@ -73,9 +76,51 @@ class FormatSanitize(object):
     def _run(self, unit):
         if unit.shared.operation['method'] == operations.NEW_KEY:
             self._change_key(unit)
+        elif unit.shared.operation['kind'] == 'format' and not unit.shared.operation['position']:
+            self._keep_all(unit, unit.shared.operation)
         else:
-            self._waiting.append(unit)
-            self.request_spare()
+            self._wait_for_worker(unit)
+
+    def _keep_all(self, unit, operation):
+        """The undo journal, if there is one, records the medium before a block of it is overwritten."""
+
+        def kept(why):
+            if self.replication.by_id.get(unit.id) is not unit:
+                return
+            if why:
+                self._nothing_done(unit, operation, why)
+            else:
+                self._wait_for_worker(unit)
+
+        self.guards.keep_all(unit, operation['by'][0].partition(',')[0], kept)
+
+    def _wait_for_worker(self, unit):
+        self._waiting.append(unit)
+        self.request_spare()
+
+    def _nothing_done(self, unit, operation, why):
+        """The old blocks cannot be kept before a format: refuse it, before a block was overwritten."""
+        log.error(
+            'unit %s: %s is refused, because its undo journal cannot be written: %s',
+            unit.id,
+            _described(operation),
+            why,
+        )
+        refused = transitions.refusal(
+            unit.shared, errno_map.write_failure(OSError(errno.EROFS, ''))
+        )
+        over = transitions.operation_over(unit.shared, '')
+
+        def saved(error):
+            if error is not None:
+                self._operation_over(unit, 'its end cannot be saved: %s' % error.strerror)
+                return
+            answers = self._answers.pop(unit, ())
+            self.replication.apply_decision(
+                unit, over, lambda: [answer(refused) for answer in answers]
+            )
+
+        self.replication.save_state(unit, over.shared, saved)
 
     def assign_workers(self):
         """Send waiting operations to spare workers. Call when there may be a spare. An operation
@@ -212,11 +257,21 @@ class FormatSanitize(object):
             if self.replication.by_id.get(unit.id) is unit:
                 self._operation_over(unit, why)
 
+        def erased(why):
+            if self.replication.by_id.get(unit.id) is not unit:
+                return
+            if why:
+                self._operation_over(unit, 'its undo journal cannot be erased: %s' % why)
+            else:
+                over = transitions.operation_over(unit.shared, '')
+                self.replication.save_state(unit, over.shared, saved)
+
         if failed:
             saved(None)
+        elif unit.shared.operation['kind'] == 'sanitize':
+            self.guards.erase_journal(unit, erased)
         else:
-            over = transitions.operation_over(unit.shared, '')
-            self.replication.save_state(unit, over.shared, saved)
+            erased('')
 
     def _operation_over(self, unit, failed):
         operation = unit.shared.operation

@@ -275,7 +275,7 @@ class Units(object):
             self._handle(self.spin_down.on_ask, unit, worker, message, answer)
         elif kind == 'operate' and unit.sleep:
             self.spin_down.wake_then(unit, lambda: self.on_request(worker, message))
-        elif kind == 'operate' and unit.lun.guard != guards.OFF:
+        elif kind == 'operate' and guards.has_snapshot(unit.lun):
             self._guard_first(unit, worker, message, answer)
         elif kind == 'copy-reach':
             self._handle(self.copy_guests.on_copy_reach, unit, worker, message, answer)

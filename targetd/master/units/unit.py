@@ -5,7 +5,7 @@ import time
 from collections import deque
 
 from targetd.config.lun_maps import EVERY_LUN, Shown
-from targetd.master.units import sharing
+from targetd.master.units import guards, sharing
 from targetd.scsi import operations
 from targetd.store.sleeping import ROTATES
 
@@ -172,7 +172,8 @@ class Unit(object):
             'since': self.since,
             'watched': self.watched,
             'restriction': shared.in_force,
-            'guard': self.lun.guard != 'off',
+            'guard': guards.has_snapshot(self.lun),
+            'undo': guards.journal_bytes(self.lun) > 0,
         }
 
     def __repr__(self):
