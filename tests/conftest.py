@@ -175,3 +175,22 @@ def qemu_nbd(tmp_path):
     yield start
     for each in servers:
         each.close()
+
+
+@pytest.fixture
+def loop_device():
+    """attach(path) -> a loop device on the file; detached at the end."""
+    made = []
+
+    def attach(path):
+        ran = subprocess.run(
+            ['losetup', '--show', '-f', path], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        if ran.returncode:
+            pytest.skip(ran.stderr.decode().strip())
+        made.append(ran.stdout.decode().strip())
+        return made[-1]
+
+    yield attach
+    for device in made:
+        subprocess.call(['losetup', '-d', device])

@@ -19,6 +19,7 @@ import shutil
 import subprocess
 
 from targetd.host import smart_tests
+from targetd.host.json_values import dict_of, number_of, rows_of, text_of
 
 HEALTHY, FAILING, HOT, ASLEEP, UNKNOWN = 'healthy', 'failing', 'hot', 'asleep', 'unknown'
 KNOWN = (HEALTHY, FAILING, HOT)  # the disk has told its health
@@ -122,10 +123,10 @@ def parse(text, code):
     except ValueError:
         return no_answer('smartctl printed no JSON; version 7.0 or later is needed')
     answer = {
-        'model': _text(said, 'model_name') or _text(said, 'scsi_model_name'),
-        'serial': _text(said, 'serial_number'),
-        'transport': _text(_dict(said, 'device'), 'protocol'),
-        'firmware': _text(said, 'firmware_version') or _text(said, 'scsi_revision'),
+        'model': text_of(said, 'model_name') or text_of(said, 'scsi_model_name'),
+        'serial': text_of(said, 'serial_number'),
+        'transport': text_of(dict_of(said, 'device'), 'protocol'),
+        'firmware': text_of(said, 'firmware_version') or text_of(said, 'scsi_revision'),
     }
     words = _messages(said)
     if code & 3 and any(word in words.upper() for word in ('STANDBY', 'SLEEP')):
@@ -138,7 +139,7 @@ def parse(text, code):
         ('nvme_smart_health_information_log', _nvme),
     ):
         if key in said:
-            answer.update(reader(_dict(said, key)))
+            answer.update(reader(dict_of(said, key)))
     if answer['transport'] == 'SCSI':
         answer.update(_scsi(said))
     answer['self_tests'] = smart_tests.self_tests(said)
@@ -148,13 +149,13 @@ def parse(text, code):
 
 def _verdict(said, answer):
     """{state, why, failure} of what the disk says about itself."""
-    status = _dict(said, 'smart_status')
-    nvme = _number(_dict(said, 'nvme_smart_health_information_log'), 'critical_warning') or 0
+    status = dict_of(said, 'smart_status')
+    nvme = number_of(dict_of(said, 'nvme_smart_health_information_log'), 'critical_warning') or 0
     why, failure = '', None
     if status.get('passed') is False:
-        scsi = _dict(status, 'scsi')
-        asc, ascq = _number(scsi, 'asc', 255), _number(scsi, 'ascq', 255)
-        why = _text(scsi, 'ie_string') or 'it predicts its failure'
+        scsi = dict_of(status, 'scsi')
+        asc, ascq = number_of(scsi, 'asc', 255), number_of(scsi, 'ascq', 255)
+        why = text_of(scsi, 'ie_string') or 'it predicts its failure'
         failure = [asc, ascq or 0] if asc == IMPENDING_FAILURE[0] else IMPENDING_FAILURE
     bits = [(words, code) for bit, words, code in _NVME_WARNINGS if nvme & bit]
     if bits:
@@ -174,25 +175,24 @@ def _verdict(said, answer):
 
 def _is_temperature(status):
     """True if a SCSI disk warns of its temperature: 0Bh/01h, WARNING - SPECIFIED TEMPERATURE EXCEEDED."""
-    scsi = _dict(status, 'scsi')
-    return _number(scsi, 'asc') == 0x0B and _number(scsi, 'ascq') == 0x01
+    scsi = dict_of(status, 'scsi')
+    return number_of(scsi, 'asc') == 0x0B and number_of(scsi, 'ascq') == 0x01
 
 
 def _common(said):
-    temperature = _dict(said, 'temperature')
-    limit = _number(temperature, 'op_limit_max', 254) or _number(temperature, 'drive_trip', 254)
+    temperature = dict_of(said, 'temperature')
+    limit = number_of(temperature, 'op_limit_max', 254) or number_of(temperature, 'drive_trip', 254)
     return {
-        'temperature': _number(temperature, 'current', 254),
+        'temperature': number_of(temperature, 'current', 254),
         'limit': limit or None,
-        'hours': _number(_dict(said, 'power_on_time'), 'hours'),
+        'hours': number_of(dict_of(said, 'power_on_time'), 'hours'),
     }
 
 
 def _ata(attributes):
     """Of the attributes of an ATA disk, by number: their raw values."""
-    table = attributes.get('table')
-    rows = [row for row in table if isinstance(row, dict)] if isinstance(table, list) else []
-    raw = {_number(row, 'id'): _number(_dict(row, 'raw'), 'value') for row in rows}
+    rows = rows_of(attributes, 'table')
+    raw = {number_of(row, 'id'): number_of(dict_of(row, 'raw'), 'value') for row in rows}
     return {
         'cycles': _bounded(raw.get(_ATA_START_STOP)),
         'loads': _bounded(raw.get(_ATA_LOADS)),
@@ -203,12 +203,12 @@ def _ata(attributes):
 
 
 def _nvme(log):
-    read, written = _number(log, 'data_units_read'), _number(log, 'data_units_written')
+    read, written = number_of(log, 'data_units_read'), number_of(log, 'data_units_written')
     return {
-        'cycles': _bounded(_number(log, 'power_cycles')),
-        'wear': _number(log, 'percentage_used'),
+        'cycles': _bounded(number_of(log, 'power_cycles')),
+        'wear': number_of(log, 'percentage_used'),
         'read': _counts(
-            uncorrected=_number(log, 'media_errors'),
+            uncorrected=number_of(log, 'media_errors'),
             processed=None if read is None else read * _NVME_UNIT,
         ),
         'write': _counts(processed=None if written is None else written * _NVME_UNIT),
@@ -216,21 +216,23 @@ def _nvme(log):
 
 
 def _scsi(said):
-    cycles = _dict(said, 'scsi_start_stop_cycle_counter')
-    errors = _dict(said, 'scsi_error_counter_log')
+    cycles = dict_of(said, 'scsi_start_stop_cycle_counter')
+    errors = dict_of(said, 'scsi_error_counter_log')
     found = {
-        'cycles': _bounded(_number(cycles, 'accumulated_start_stop_cycles')),
-        'most_cycles': _bounded(_number(cycles, 'specified_cycle_count_over_device_lifetime')),
-        'loads': _bounded(_number(cycles, 'accumulated_load_unload_cycles')),
-        'most_loads': _bounded(_number(cycles, 'specified_load_unload_count_over_device_lifetime')),
-        'reallocated': _number(said, 'scsi_grown_defect_list'),
-        'wear': _number(said, 'scsi_percentage_used_endurance_indicator'),
+        'cycles': _bounded(number_of(cycles, 'accumulated_start_stop_cycles')),
+        'most_cycles': _bounded(number_of(cycles, 'specified_cycle_count_over_device_lifetime')),
+        'loads': _bounded(number_of(cycles, 'accumulated_load_unload_cycles')),
+        'most_loads': _bounded(
+            number_of(cycles, 'specified_load_unload_count_over_device_lifetime')
+        ),
+        'reallocated': number_of(said, 'scsi_grown_defect_list'),
+        'wear': number_of(said, 'scsi_percentage_used_endurance_indicator'),
     }
     for access in ('read', 'write', 'verify'):
-        row = _dict(errors, access)
+        row = dict_of(errors, access)
         found[access] = _counts(
-            _number(row, 'total_errors_corrected'),
-            _number(row, 'total_uncorrected_errors'),
+            number_of(row, 'total_errors_corrected'),
+            number_of(row, 'total_uncorrected_errors'),
             _gigabytes(row.get('gigabytes_processed')),
         )
     return found
@@ -284,32 +286,11 @@ def _summed(rows):
     return {key: min(sum(r.get(key, 0) for r in rows), (1 << 64) - 1) for key in keys} or None
 
 
-# -- values of a JSON object that another program wrote --------------------------------------------
-
-
-def _dict(value, key):
-    found = value.get(key)
-    return found if isinstance(found, dict) else {}
-
-
-def _text(value, key):
-    found = value.get(key)
-    text = found if isinstance(found, str) else ''
-    return ' '.join(''.join(c if c.isprintable() else ' ' for c in text).split())[:100]
-
-
-def _number(value, key, most=(1 << 64) - 1):
-    found = value.get(key)
-    is_number = isinstance(found, int) and not isinstance(found, bool)
-    return found if is_number and 0 <= found <= most else None
-
-
 def _bounded(value):
     """A count for a field of 32 bits."""
     return None if value is None else min(value, 0xFFFFFFFF)
 
 
 def _messages(said):
-    rows = _dict(said, 'smartctl').get('messages')
-    texts = [_text(row, 'string') for row in rows if isinstance(row, dict)] if rows else []
+    texts = [text_of(row, 'string') for row in rows_of(dict_of(said, 'smartctl'), 'messages')]
     return '; '.join(texts[:4])

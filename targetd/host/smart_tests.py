@@ -4,6 +4,8 @@ Each is {code, result, number, hours, address, key, asc, ascq}, as in scsi.healt
 results are translated as SAT-3 and the SCSI translation for NVMe do.
 """
 
+from targetd.host.json_values import dict_of, number_of, rows_of
+
 KEPT = 20
 _LARGEST_HOURS = 0xFFFF
 _FAILED = (4, 0x3E, 0x03)  # HARDWARE ERROR, LOGICAL UNIT FAILED SELF-TEST
@@ -22,10 +24,10 @@ def self_tests(said):
 
 
 def _ata(said):
-    log = _of(said, 'ata_smart_self_test_log')
-    table = _of(log, 'standard').get('table') or _of(log, 'extended').get('table')
+    log = dict_of(said, 'ata_smart_self_test_log')
+    rows = rows_of(dict_of(log, 'standard'), 'table') or rows_of(dict_of(log, 'extended'), 'table')
     found = []
-    for row in _rows(table):
+    for row in rows:
         kind, status = _value(row, 'type'), _value(row, 'status')
         if kind is None or status is None:
             continue
@@ -39,7 +41,7 @@ def _ata(said):
 
 def _nvme(said):
     found = []
-    for row in _rows(_of(said, 'nvme_self_test_log').get('table')):
+    for row in rows_of(dict_of(said, 'nvme_self_test_log'), 'table'):
         kind, status = _value(row, 'self_test_code'), _value(row, 'self_test_result')
         if kind is None or status is None or status == 0xF:
             continue
@@ -57,13 +59,13 @@ def _scsi(said):
     """smartctl has one key for each test: scsi_self_test_0 is the newest."""
     found = []
     for number in range(KEPT):
-        row = _of(said, 'scsi_self_test_%d' % number)
+        row = dict_of(said, 'scsi_self_test_%d' % number)
         code, result = _value(row, 'code'), _value(row, 'result')
         if code is None or result is None or not (code or result or row.get('power_on_time')):
             continue
         sense = tuple(_value(row, key) or 0 for key in ('sense_key', 'asc', 'ascq'))
-        hours = _of(row, 'power_on_time').get('hours')
-        address = _of(row, 'lba_first_failure').get('value')
+        hours = dict_of(row, 'power_on_time').get('hours')
+        address = dict_of(row, 'lba_first_failure').get('value')
         found.append(_test(code, result, hours, address, sense))
     return found
 
@@ -84,18 +86,8 @@ def _test(code, result, hours, address, sense):
     }
 
 
-def _of(value, key):
-    found = value.get(key)
-    return found if isinstance(found, dict) else {}
-
-
-def _rows(table):
-    return [row for row in table if isinstance(row, dict)] if isinstance(table, list) else []
-
-
 def _value(row, key):
     """The number in {'value': n, 'string': …}, or the number itself; None if there is none."""
-    found = row.get(key)
-    found = found.get('value') if isinstance(found, dict) else found
-    is_number = isinstance(found, int) and not isinstance(found, bool) and found >= 0
-    return found if is_number else None
+    if isinstance(row.get(key), dict):
+        return number_of(row[key], 'value')
+    return number_of(row, key)

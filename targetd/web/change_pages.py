@@ -5,7 +5,7 @@ and the token that its page carried (guard).
 import bottle
 
 from targetd.errors import TargetdError
-from targetd.web import forms, guard, views
+from targetd.web import forms, views, visitors
 
 
 def _redirect(path):
@@ -23,7 +23,7 @@ def _local(path):
 def _set_cookie(value, seconds):
     # bottle.set_cookie knows SameSite only with newer versions of it and of Python
     bottle.response.add_header('Set-Cookie', '%s=%s; Path=/; Max-Age=%d; HttpOnly; SameSite=Strict' % (
-        guard.COOKIE, value, seconds))  # fmt: skip
+        visitors.COOKIE, value, seconds))  # fmt: skip
 
 
 class ChangePages(object):
@@ -60,7 +60,7 @@ class ChangePages(object):
         if cookie is None:
             bottle.response.status = 403
             return self._show_login('That is not the token.', path)
-        _set_cookie(cookie, guard.SESSION_SECONDS)
+        _set_cookie(cookie, visitors.SESSION_SECONDS)
         return _redirect(path)
 
     def post_logout(self):
@@ -72,7 +72,7 @@ class ChangePages(object):
     def _checked_cookie(self):
         """The cookie of a form that may be executed."""
         self._require_changes()
-        cookie = bottle.request.get_cookie(guard.COOKIE)
+        cookie = bottle.request.get_cookie(visitors.COOKIE)
         token = bottle.request.forms.getunicode('form-token') or ''
         if not self._logins.is_form_token(cookie, token):
             raise views.refusal(

@@ -17,7 +17,7 @@ import targetd
 from targetd.admin import secret_input
 from targetd.admin.protocol import default_socket
 from targetd.errors import EXIT_FAILURE, TargetdError
-from targetd.web import gate, guard
+from targetd.web import gate, visitors
 
 DEFAULT_LISTEN = '127.0.0.1:8260'
 DEFAULT_USER = 'nobody'
@@ -78,9 +78,9 @@ def read_token(path):
             token = file.readline().strip()
     except (OSError, UnicodeDecodeError) as e:
         raise TargetdError('the token cannot be read from %s: %s' % (path, e))
-    if len(token) < guard.SHORTEST_TOKEN:
+    if len(token) < visitors.SHORTEST_TOKEN:
         raise TargetdError(
-            'the token in %s is shorter than %d characters' % (path, guard.SHORTEST_TOKEN)
+            'the token in %s is shorter than %d characters' % (path, visitors.SHORTEST_TOKEN)
         )
     return token
 
@@ -104,7 +104,7 @@ def settings_of(parsed):
     if parsed.allow_changes:
         token = read_token(parsed.token_file) if parsed.token_file else new_token()
     names = [name.strip() for name in (parsed.host_name or '').split(',') if name.strip()]
-    wrong = [name for name in names if not guard.host_of(name)]
+    wrong = [name for name in names if not visitors.host_of(name)]
     if wrong:
         raise TargetdError('--host-name %s is not the name of a host' % wrong[0])
     names.append(socket.gethostname())
@@ -114,7 +114,7 @@ def settings_of(parsed):
         parsed.socket or default_socket(),
         unprivileged_user(parsed.user),
         token,
-        guard.allowed_hosts(address, names),
+        visitors.allowed_hosts(address, names),
     )
 
 
@@ -143,7 +143,7 @@ def run(parsed):
     if settings.user is None:
         from targetd.web import program
 
-        digest = guard.digest(settings.token) if settings.token else None
+        digest = visitors.digest(settings.token) if settings.token else None
         a_gate = gate.Gate(settings.socket, settings.token is not None)
         program.serve([listener], a_gate, digest, settings.hosts)
         return EXIT_FAILURE
@@ -192,7 +192,7 @@ def _run_with_relay(settings, listener, folder_of_bottle):
     )
     theirs.close()
     listener.close()
-    digest = guard.digest(settings.token) if settings.token else None
+    digest = visitors.digest(settings.token) if settings.token else None
     words = json.dumps({'token_digest': digest, 'hosts': sorted(settings.hosts)})
     page.stdin.write(words.encode('ascii'))
     page.stdin.close()

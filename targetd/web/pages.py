@@ -9,7 +9,7 @@ import bottle
 
 from targetd.admin import windows
 from targetd.errors import TargetdError
-from targetd.web import change_pages, graphs, guard, serving, views
+from targetd.web import change_pages, graphs, serving, views, visitors
 from targetd.web.samples import ALL
 from targetd.web.source import is_not_running
 
@@ -17,7 +17,7 @@ load_files = views.load_files
 
 
 class Pages(object):
-    """source: Source; sampler: Sampler; logins: guard.Logins; hosts: names by which browsers may call the
+    """source: Source; sampler: Sampler; logins: visitors.Logins; hosts: names by which browsers may call the
     page."""
 
     def __init__(self, source, sampler, logins, hosts):
@@ -32,11 +32,11 @@ class Pages(object):
     def check(self):
         """Refuse a request that is not one of a browser that shows this page."""
         request = bottle.request
-        for name, value in guard.HEADERS:
+        for name, value in visitors.HEADERS:
             bottle.response.set_header(name, value)
         bottle.response.set_header('Cache-Control', 'no-store')
         host = request.headers.get('Host', '')
-        if guard.host_of(host) not in self.hosts:
+        if visitors.host_of(host) not in self.hosts:
             raise views.refusal(
                 421,
                 'This page is not known by that name. Start targetdctl web with --host-name to allow it.',
@@ -46,13 +46,13 @@ class Pages(object):
         if request.method == 'POST':
             if not 0 <= request.content_length <= serving.LARGEST_BODY or request.chunked:
                 raise views.refusal(413, 'The form is too large.')
-            if not guard.is_same_origin(request.headers.get('Origin'), host):
+            if not visitors.is_same_origin(request.headers.get('Origin'), host):
                 raise views.refusal(403, 'The form came from a page of another site.')
 
     @property
     def cookie(self):
         """The cookie of a login, or None if it is not valid."""
-        found = bottle.request.get_cookie(guard.COOKIE)
+        found = bottle.request.get_cookie(visitors.COOKIE)
         return found if self.logins.is_logged_in(found) else None
 
     def show(self, title, template, section, is_live=True, **values):

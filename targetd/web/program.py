@@ -9,16 +9,16 @@ import socket
 import sys
 import threading
 
-from targetd.web import gate, guard, pages, serving, source
+from targetd.web import gate, pages, serving, source, visitors
 
 
 def serve(listeners, a_gate, token_digest, hosts):
     """Serve the page until the process ends. listeners: listening sockets; a_gate: Gate or RelayedGate;
-    token_digest: guard.digest of the token, or None for a page that is read-only; hosts: the names by which
+    token_digest: visitors.digest of the token, or None for a read-only page; hosts: the names by which
     browsers may call it."""
     asking = source.Source(a_gate)
     sampler = source.Sampler(asking)
-    application = pages.application(asking, sampler, guard.Logins(token_digest), hosts)
+    application = pages.application(asking, sampler, visitors.Logins(token_digest), hosts)
     sampler.start()
     servers = [serving.Server(listener, application) for listener in listeners]
     for server in servers[1:]:

@@ -12,7 +12,7 @@ from targetd import __version__
 from targetd.admin import cli, monitoring
 from targetd.admin.command_rows import Column
 from targetd.admin.commands import BY_NAME
-from targetd.web import graphs, guard
+from targetd.web import graphs, visitors
 
 STATIC = {
     'page.css': 'text/css; charset=utf-8',
@@ -205,7 +205,7 @@ RATES = (
 
 def refusal(status, text):
     """A response to raise: a sentence instead of a page."""
-    response = bottle.HTTPResponse(text + '\n', status, dict(guard.HEADERS))
+    response = bottle.HTTPResponse(text + '\n', status, dict(visitors.HEADERS))
     response.content_type = 'text/plain; charset=utf-8'
     return response
 

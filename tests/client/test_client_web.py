@@ -4,22 +4,18 @@ import os
 
 import browser
 import pytest
+from clients import need
 from daemon import TARGET, eventually
 from status_page import Page
 
-pytestmark = [
-    pytest.mark.client,
-    pytest.mark.skipif(
-        not all(browser.programs()) and os.environ.get('TARGETD_CLIENTS') != 'required',
-        reason='Chromium and its driver are not installed',
-    ),
-]
+pytestmark = pytest.mark.client
 pytest.importorskip('bottle')
 SECTIONS = ['Overview', 'Targets', 'LUNs', 'Sessions', 'Disks', 'Refusals', 'Configuration']
 
 
 @pytest.fixture
 def page(daemon):
+    need('chromium', 'chromedriver')
     daemon.target(
         TARGET,
         ['initiator-address = ALL', 'sharing = cluster'],
@@ -33,6 +29,7 @@ def page(daemon):
 
 @pytest.fixture(scope='module')
 def window():
+    need('chromium', 'chromedriver')
     with browser.chromium() as found:
         yield found
 

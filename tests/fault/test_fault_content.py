@@ -11,9 +11,8 @@ MIB = 1 << 20
 
 
 @pytest.fixture
-def disk(tmp_path):
+def disk(tmp_path, loop_device):
     """disk(*command) -> a loop device on which the command has put content."""
-    made = []
 
     def attach(*command):
         image = str(tmp_path / 'disk.img')
@@ -27,17 +26,9 @@ def disk(tmp_path):
                 stderr=subprocess.DEVNULL,
                 timeout=60,
             )
-        ran = subprocess.run(
-            ['losetup', '--show', '-f', image], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
-        if ran.returncode:
-            pytest.skip(ran.stderr.decode().strip())
-        made.append(ran.stdout.decode().strip())
-        return made[-1]
+        return loop_device(image)
 
-    yield attach
-    for device in made:
-        subprocess.call(['losetup', '-d', device])
+    return attach
 
 
 def state_of(daemon):

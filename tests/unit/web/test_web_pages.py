@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip('bottle')
 
 from targetd.errors import TargetdError  # noqa: E402
-from targetd.web import forms, gate, guard, pages, samples, source  # noqa: E402
+from targetd.web import forms, gate, pages, samples, source, visitors  # noqa: E402
 
 EVIL = '<script>alert(1)</script>'
 TOKEN = 'token-of-the-test-1'
@@ -33,7 +33,7 @@ class FakeGate(object):
 class Client(object):
     def __init__(self, a_gate, token=None):
         asking = source.Source(a_gate)
-        logins = guard.Logins(guard.digest(token) if token else None)
+        logins = visitors.Logins(visitors.digest(token) if token else None)
         self.application = pages.application(asking, source.Sampler(asking), logins, {'localhost'})
         self.cookie = ''
 

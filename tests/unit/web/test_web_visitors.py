@@ -2,7 +2,7 @@
 
 import pytest
 
-from targetd.web import guard
+from targetd.web import visitors
 
 TOKEN = 'a-token-of-24-characters'
 
@@ -21,7 +21,7 @@ def clock():
 
 @pytest.fixture
 def logins(clock):
-    return guard.Logins(guard.digest(TOKEN), clock)
+    return visitors.Logins(visitors.digest(TOKEN), clock)
 
 
 @pytest.mark.parametrize(
@@ -39,11 +39,11 @@ def logins(clock):
     ],
 )
 def test_host_of(header, name):
-    assert guard.host_of(header) == name
+    assert visitors.host_of(header) == name
 
 
 def test_a_name_that_the_page_does_not_have_is_not_allowed():
-    allowed = guard.allowed_hosts('192.0.2.7', ['Files.example.com'])
+    allowed = visitors.allowed_hosts('192.0.2.7', ['Files.example.com'])
     assert {'localhost', '127.0.0.1', '::1', '192.0.2.7', 'files.example.com'} == allowed
 
 
@@ -60,7 +60,7 @@ def test_a_name_that_the_page_does_not_have_is_not_allowed():
     ],
 )
 def test_the_origin_of_a_form(origin, same):
-    assert guard.is_same_origin(origin, 'LOCALHOST:8260') is same
+    assert visitors.is_same_origin(origin, 'LOCALHOST:8260') is same
 
 
 def test_a_login_lasts_for_its_time_and_ends_at_logout(logins, clock):
@@ -71,7 +71,7 @@ def test_a_login_lasts_for_its_time_and_ends_at_logout(logins, clock):
         and not logins.is_logged_in('x')
         and not logins.is_logged_in(None)
     )
-    clock.now += guard.SESSION_SECONDS + 1
+    clock.now += visitors.SESSION_SECONDS + 1
     assert not logins.is_logged_in(cookie)
     second = logins.log_in(TOKEN)
     logins.log_out(second)
@@ -79,21 +79,21 @@ def test_a_login_lasts_for_its_time_and_ends_at_logout(logins, clock):
 
 
 def test_a_page_that_is_read_only_admits_nobody(clock):
-    logins = guard.Logins(None, clock)
+    logins = visitors.Logins(None, clock)
     assert not logins.allows_changes and logins.log_in(TOKEN) is None and logins.log_in('') is None
 
 
 def test_many_wrong_tokens_end_logins_for_a_while(logins, clock):
-    for _ in range(guard.FAILURES):
+    for _ in range(visitors.FAILURES):
         assert logins.log_in('wrong') is None
     assert logins.is_blocked() and logins.log_in(TOKEN) is None
-    clock.now += guard.FAILURE_SECONDS + 1
+    clock.now += visitors.FAILURE_SECONDS + 1
     assert logins.log_in(TOKEN)
 
 
 def test_logins_are_bounded(logins, clock):
     first = logins.log_in(TOKEN)
-    for _ in range(guard.MOST_SESSIONS):
+    for _ in range(visitors.MOST_SESSIONS):
         clock.now += 1
         last = logins.log_in(TOKEN)
     assert not logins.is_logged_in(first) and logins.is_logged_in(last)
