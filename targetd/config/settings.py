@@ -569,7 +569,7 @@ LUN = (
          'erases the journal too, and a time in which the LUN was served without it. Older parts that were '
          'removed before, to keep to SIZE, are deleted files, which SANITIZE does not overwrite. '
          'What this host or another server writes to the disk is not recorded.',
-         'first-write-snapshot, undo-journal 4G'),
+         'first-write-snapshot'),
     _lun('content', kinds.Choice('ask', 'keep'), 'ask', LIVE,
          'keep: serve a disk for the first time although it has a file system or metadata of a Linux host '
          '(ext4, XFS, LVM, md, ZFS, LUKS and the like); ask: not until you have confirmed this.',
