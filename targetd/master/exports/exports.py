@@ -19,7 +19,7 @@ from targetd import events, log
 from targetd.config.lun_maps import EVERY_LUN
 from targetd.errors import Standby, StoreError, TargetdError
 from targetd.host import identity
-from targetd.master.exports import known_media
+from targetd.master.exports import known_media, shared_media
 from targetd.master.exports.health_watch import HealthWatch
 from targetd.master.exports.media_watch import MediaWatch
 from targetd.master.exports.nbd_renewal import NbdRenewal
@@ -29,7 +29,7 @@ from targetd.master.exports.resizing import shorten
 from targetd.master.exports.room_watch import RoomWatch
 from targetd.master.exports.unit_recovery import UnitRecovery
 from targetd.master.state import key_files
-from targetd.master.units import guards, shared_state, transitions
+from targetd.master.units import shared_state, transitions
 from targetd.master.units.atomic_slots import remove_new_journal
 from targetd.master.units.unit import Unit
 from targetd.scsi import alua, attention, modes
@@ -318,9 +318,7 @@ class Exports(object):
         """Like make_unit(), for a medium that is not going to be served."""
         store = adopt_store(words['store'], words['medium'], descriptors)
         try:
-            require_sole_writer(lun, store, others)
-            require_same_atomic_writes(lun, store, others)
-            require_same_journal(lun, store, others)
+            shared_media.require_compatible(lun, store, others)
         except StoreError:
             store.close()
             raise
@@ -337,9 +335,7 @@ class Exports(object):
         medium = None
         try:
             key, facts = words['key'], words['facts']
-            require_sole_writer(lun, store, others)
-            require_same_atomic_writes(lun, store, others)
-            require_same_journal(lun, store, others)
+            shared_media.require_compatible(lun, store, others)
             if lun.atomic_writes:
                 taken, offered = offered, None
                 medium = self.units.replication.atomic_writes.open_medium(
@@ -499,45 +495,6 @@ def carry_over_state(old, new):
             key_check=key_files.key_check(old.store.cipher_key, new.store.block_size)
         )
     new.shared, new.is_unsaved = shared, True
-
-
-def require_sole_writer(lun, store, others):
-    """Raises StoreError if another LUN serves the medium under another name (a hard link, a bind
-    mount, another device node) and one of the two can write: they would not know each other's
-    reservations. The same name twice is an error of the configuration."""
-    if store.kind not in ('file', 'block', 'nbd') or lun.allow_in_use:
-        return
-    for other in others:
-        if not (lun.readonly and other.lun.readonly):
-            raise StoreError(
-                '%s is the medium of lun %d of %s, %s, under another name: both are exported by this '
-                'targetd; serve it once, and admit several initiators to that target; or make both '
-                'readonly; or, if the initiators coordinate their accesses, write allow-in-use = yes'
-                % (store.path, other.lun.number, other.target_name, other.store.path)
-            )
-
-
-def require_same_atomic_writes(lun, store, others):
-    """Raises StoreError unless all LUNs of one medium have the same atomic-writes setting: either
-    all of them lock the blocks that they read and write, or none does. others: the Units of the same
-    medium."""
-    for other in others:
-        if other.lun.atomic_writes != lun.atomic_writes:
-            raise StoreError(
-                '%s is also lun %d of %s, with another value of atomic-writes; write the same value for '
-                'both' % (store.path, other.lun.number, other.target_name)
-            )
-
-
-def require_same_journal(lun, store, others):
-    """Raises StoreError unless all LUNs of one medium have the same undo journal: what one of them writes
-    without it could not be undone. others: the Units of the same medium."""
-    for other in others:
-        if guards.journal_bytes(other.lun) != guards.journal_bytes(lun):
-            raise StoreError(
-                '%s is also lun %d of %s, with another undo-journal; write the same guard for both'
-                % (store.path, other.lun.number, other.target_name)
-            )
 
 
 def space_of(store):
