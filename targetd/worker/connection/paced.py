@@ -96,6 +96,21 @@ class PaceableOutbox(PostponedReads):
     def wait_while_overfull(self):
         """Only a PacedOutbox may be. [connection]"""
 
+    # Executor threads that began to read before the line was found slow, or fast again, hold bytes of
+    # read_budget; the others respect them, and the other way round.
+
+    def _begin_read(self, task):
+        PostponedReads._begin_read(self, task)
+        self.read_budget.hold(task.edtl, task.unit)
+
+    def release_read(self, task):
+        self.read_budget.give_back(task.edtl, task.unit)
+        PostponedReads.release_read(self, task)
+
+    def _fits_budget(self, count):
+        used = self.read_budget.held + self._queued_bytes()
+        return not used or used + count <= self.budget_bytes
+
     def _return_urgent(self, pacing):
         """The sender thread of this _Pacing has ended: another thread sends what it was to send."""
         while pacing.urgent:
@@ -372,7 +387,8 @@ class PacedOutbox(PaceableOutbox):
         if pacing.long and out.size < most:
             pacing.turn = (pacing.turn + 1) % _TURN_OF_THE_OLDEST
             reply = min(pacing.long, key=len) if pacing.turn else pacing.long[0]
-            out.add((self._piece(reply, most - out.size),))
+            while len(reply) and out.size < most:  # a segment of the initiator may be far shorter
+                out.add((self._piece(reply, most - out.size),))
             if not len(reply):
                 pacing.long.remove(reply)
         return out.buffers

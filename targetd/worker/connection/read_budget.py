@@ -28,6 +28,17 @@ class ByteBudget(object):
             self._left -= count
             self._users[unit] = self._users.get(unit, 0) + 1
 
+    def hold(self, count, unit=None):
+        """Take `count` bytes even if they are not free: who calls this has waited in another way."""
+        with self._condition:
+            self._left -= min(count, self._limit)
+            self._users[unit] = self._users.get(unit, 0) + 1
+
+    @property
+    def held(self):
+        """The bytes that are taken."""
+        return self._limit - self._left
+
     def give_back(self, count, unit=None):
         """Free the bytes that take(count, unit) took."""
         with self._condition:

@@ -9,6 +9,7 @@ import zlib
 from types import SimpleNamespace
 
 import pytest
+from daemon import eventually
 from test_worker_outbox import receive
 
 from targetd.iscsi import pdu
@@ -241,6 +242,39 @@ def test_reads_wait_for_earlier_data(line):
     line.box.drain_and_wait()
     assert line.started == [task] and task.transfer is None
     line.box.release_read(task)
+
+
+def test_reads_that_began_before_hold_their_part_of_the_budget(line):
+    """Else a line that turns slow, or fast, would keep twice the data in memory."""
+    unit, late = (
+        object(),
+        SimpleNamespace(edtl=4 << 20, unit=object(), transfer=None, aborted=False),
+    )
+    line.box.read_budget.take(64 << 20, unit)
+    assert not line.box.reserve_read(late, object()) and line.started == []
+    line.box.read_budget.give_back(64 << 20, unit)
+    eventually(lambda: line.started == [late], 10, 'the postponed read')
+    # and a thread that began under the other rule waits for this one
+    taken = threading.Event()
+
+    def take():
+        line.box.read_budget.take(64 << 20, unit)
+        taken.set()
+
+    threading.Thread(target=take, daemon=True).start()
+    assert not taken.wait(0.2)
+    line.box.release_read(late)
+    assert taken.wait(10) and line.box.read_budget.held == 64 << 20
+
+
+def test_short_segments_share_a_send(line):
+    box = line.box
+    reply = paced.LongReply(1, (bytes(1 << 16),))
+    with box.held():
+        box._segment = 512
+        box._pacing.long.append(reply)
+        buffers = box._next_buffers(box._pacing)
+    assert len(buffers) >= 2 * 8 and sum(map(len, buffers)) >= box._pacing.pace.piece_bytes
 
 
 def test_a_broken_line_is_reported(line):
