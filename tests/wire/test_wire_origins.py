@@ -255,7 +255,9 @@ def serve_by_mac(daemon, rule):
     daemon.text.groups = {1: ['0.0.0.0:3260', '[::]:3260']}
     daemon.port = 3260
     daemon.target(TARGET, ['initiator-address = %s' % rule])
-    return daemon.start()
+    daemon.start()
+    daemon.wait_listening(('::1', 3260))  # the portals are opened one after the other
+    return daemon
 
 
 def test_a_mac_address_admits_its_host_in_its_segment(daemon, segments):
