@@ -106,15 +106,6 @@ dd if="/dev/$two" of=/dev/null bs=64k count=1 iflag=direct status=none
 eventually 150 power_has $stop/0 ' awake '
 grep 'something else has accessed its disk' /tmp/targetd.log
 
-say "an upgrade without a logout keeps a disk asleep"
-sg_start --stop "$sg"
-eventually 60 power_has $stop/0 'asleep since'
-targetdctl upgrade
-power_has $stop/0 'asleep since'
-is_stopped "/dev/$two"
-dd if="$disk" of=/tmp/back bs=64k count=16 iflag=direct status=none
-cmp /tmp/data /tmp/back
-
 say "an idle disk sleeps after a minute, although it is asked about its health every 5 seconds, and a session exists"
 login $idle
 disk=$(iscsi_disk $idle 0)
