@@ -14,7 +14,9 @@ Imports nothing of targetd. A message is a JSON object; the sockets keep their b
 import array
 import json
 import os
+import select
 import socket
+import time
 from typing import Any, Dict, Iterable, List, Optional, Tuple
 
 #: Bytes of one message at most.
@@ -44,6 +46,28 @@ def open_line(control: int, flag: int, writes: bool = True) -> int:
     finally:
         theirs.close()
     return ours.detach()
+
+
+def end_keepers(controls: Iterable[int], seconds: float) -> None:
+    """Tell the keepers that have the other ends of these control sockets to end, and wait until they
+    have, but not longer: a keeper ends its connections in order, and the server of a disk image, whose
+    file is then closed. Closes the descriptors."""
+    left = {control: socket.socket(fileno=control) for control in controls}
+    for sock in left.values():
+        try:
+            sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass
+    end = time.monotonic() + seconds
+    poll = select.poll()
+    for control in left:
+        poll.register(control, 0)  # the end of the keeper is always reported
+    while left and time.monotonic() < end:
+        for control, _ in poll.poll(max(0.0, end - time.monotonic()) * 1000):
+            poll.unregister(control)
+            left.pop(control).close()
+    for sock in left.values():
+        sock.close()
 
 
 def send(

@@ -84,6 +84,7 @@ class Keeper(object):
         clock=time.monotonic,
     ):
         self._control = control
+        self._former = None
         self._address = address
         self._before = before
         self._read_only = read_only
@@ -151,8 +152,10 @@ class Keeper(object):
     def _accept(self):
         message = _received(self._control)
         if message is None:
-            self._control.close()
-            self._control = None
+            self._former, self._control = (
+                self._control,
+                None,
+            )  # closed at the end: the master may wait
             return
         words, descriptors = message
         for descriptor in descriptors:

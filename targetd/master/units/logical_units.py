@@ -13,6 +13,7 @@ A change that the master makes by itself (a nexus is lost, a medium failed, a re
 in the queue.
 """
 
+import os
 from collections import deque
 
 from targetd import log
@@ -24,10 +25,12 @@ from targetd.master.units.unit import to_message_with_descriptors
 from targetd.scsi import attention, sam
 from targetd.scsi.errno_map import PROTECTED
 from targetd.scsi.sense import CheckCondition
-from targetd.store import failure_flags
+from targetd.store import failure_flags, nbd_line
 
 # Each unit can have three descriptors, and a message at most channel.MAXIMUM_DESCRIPTORS.
 UNITS_PER_MESSAGE = 80
+#: More than a keeper waits for the end of its server (exports.image_server.STOP_SECONDS).
+KEEPER_SECONDS = 12.0
 
 
 class Units(object):
@@ -459,17 +462,21 @@ class Units(object):
 
     def close_all(self):
         """Close every store. A store whose flush timed out is left to the kernel, because close()
-        could block."""
+        could block; keepers of NBD exports have KEEPER_SECONDS to end."""
         self.replication.atomic_writes.is_stopping = True
+        keepers = []
         for unit in self.by_id.values():
             self._save_scheduled_records(unit)
             try:
                 self.replication.release_journal(unit)
                 if not unit.has_flush_timed_out:
+                    if unit.store.kind == 'nbd' and unit.store.descriptor is not None:
+                        keepers.append(os.dup(unit.store.descriptor))
                     unit.store.close()
             except OSError as e:
                 log.error('unit %s: %s', unit.id, e.strerror)
         self.by_id.clear()
+        nbd_line.end_keepers(keepers, KEEPER_SECONDS)
 
 
 def _answer(message, decision, words=None):

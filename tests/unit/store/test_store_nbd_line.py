@@ -2,6 +2,7 @@
 
 import os
 import socket
+import threading
 
 import pytest
 
@@ -60,3 +61,23 @@ def test_a_line_to_a_keeper_that_has_ended_raises(ends):
     theirs.close()
     with pytest.raises(OSError):
         nbd_line.open_line(ours.fileno(), 1)
+
+
+def test_keepers_are_waited_for_until_they_end_but_not_longer():
+    ours, theirs = nbd_line.pair()
+    quick, its_end = nbd_line.pair()
+    ended = []
+
+    def keeper():
+        assert nbd_line.receive(its_end) is None
+        ended.append(True)
+        its_end.close()
+
+    thread = threading.Thread(target=keeper)
+    thread.start()
+    nbd_line.end_keepers([quick.detach()], 30)
+    assert ended
+    thread.join(10)
+    nbd_line.end_keepers([ours.detach()], 0.1)  # one that does not end
+    assert nbd_line.receive(theirs) is None
+    theirs.close()
