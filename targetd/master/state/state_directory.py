@@ -102,33 +102,12 @@ class StateDirectory(object):
     def file_of(self, key):
         """Returns the path of the state file of the unit with this key, which is derived from the
         target's name and from the data, not from the LUN."""
-        digest = hashlib.sha256(key.encode('utf-8', 'surrogateescape')).hexdigest()
-        return os.path.join(self.path, 'units', digest[:32] + '.json')
+        return os.path.join(self.path, 'units', file_name(key))
 
     def load(self, key):
         """Returns the dict that was saved for this key; {} if there is none. Raises StoreError if
         the file exists but is unreadable or damaged."""
-        path = self.file_of(key)
-        try:
-            with os.fdopen(open_trusted(path, os.O_RDONLY), encoding='utf-8') as f:
-                document = json.load(f)
-            require_known_format(path, document['version'], VERSION)
-            if not isinstance(document['state'], dict):
-                raise ValueError('it has no state')
-            return document['state']
-        except OSError as e:
-            if e.errno == errno.ENOENT:
-                return {}
-            raise StoreError(
-                'the saved state %s cannot be read (%s); the unit is not served without it'
-                % (path, e.strerror)
-            )
-        except (ValueError, KeyError, TypeError) as e:
-            raise StoreError(
-                'the saved state %s is damaged (%s); the unit is not served, because its reservations are '
-                'unknown; remove the file to start without reservations and saved mode pages'
-                % (path, e)
-            )
+        return read_document(self.file_of(key)).get('state', {})
 
     def document(self, key, state):
         """(path, text) of the file that saves this dict, for store_document(). The text of an empty
@@ -142,6 +121,38 @@ class StateDirectory(object):
         """Writes this dict to stable storage; an empty dict removes the file. Raises OSError, in
         which case the old state is kept."""
         store_document(*self.document(key, state))
+
+
+def file_name(key):
+    """Returns the name of the state file of the unit with this key."""
+    digest = hashlib.sha256(key.encode('utf-8', 'surrogateescape')).hexdigest()
+    return digest[:32] + '.json'
+
+
+def read_document(path, check=lambda document: None):
+    """Returns the document of a state file, which has `state`; {} if there is no file. check(document)
+    raises ValueError, KeyError or TypeError if anything else in it is damaged. Raises StoreError."""
+    try:
+        with os.fdopen(open_trusted(path, os.O_RDONLY), encoding='utf-8') as f:
+            document = json.load(f)
+        require_known_format(path, document['version'], VERSION)
+        if not isinstance(document['state'], dict):
+            raise ValueError('it has no state')
+        check(document)
+        return document
+    except OSError as e:
+        if e.errno == errno.ENOENT:
+            return {}
+        raise StoreError(
+            'the saved state %s cannot be read (%s); the unit is not served without it'
+            % (path, e.strerror)
+        )
+    except (ValueError, KeyError, TypeError) as e:
+        raise StoreError(
+            'the saved state %s is damaged (%s); the unit is not served, because its reservations are '
+            'unknown; remove the file to start without reservations and saved mode pages'
+            % (path, e)
+        )
 
 
 def require_known_format(path, found, known):

@@ -14,7 +14,6 @@ Everything here may block on the directory, so it runs in jobs (master.processes
 import contextlib
 import errno
 import fcntl
-import hashlib
 import json
 import os
 import time
@@ -25,7 +24,6 @@ from targetd.host import identity
 from targetd.master.state import state_directory
 from targetd.trusted_path import open_trusted
 
-VERSION = 1
 LOCK_SECONDS = 10.0
 POLL_SECONDS = 0.02
 
@@ -55,8 +53,7 @@ class UnitState(object):
 
     def file_of(self, key):
         """Returns the path of the state file of the unit with this key."""
-        digest = hashlib.sha256(key.encode('utf-8', 'surrogateescape')).hexdigest()
-        return os.path.join(self.path, digest[:32] + '.json')
+        return os.path.join(self.path, state_directory.file_name(key))
 
     def document(self, key, state):
         """(path, text) of the file that saves this dict, for store_held(). The file stays if the dict is
@@ -134,33 +131,7 @@ class UnitState(object):
 
     def _read(self, key):
         """Returns the document of a file; {} if there is none. Raises StoreError."""
-        path = self.file_of(key)
-        try:
-            with os.fdopen(open_trusted(path, os.O_RDONLY), encoding='utf-8') as f:
-                document = json.load(f)
-            state_directory.require_known_format(path, document['version'], VERSION)
-            holder = document['holder']
-            is_sound = holder is None or (
-                isinstance(holder['id'], str) and isinstance(holder['name'], str)
-            )
-            if not (is_sound and isinstance(document['epoch'], int)):
-                raise ValueError('its holder is unknown')
-            if not isinstance(document['state'], dict):
-                raise ValueError('it has no state')
-            return document
-        except OSError as e:
-            if e.errno == errno.ENOENT:
-                return {}
-            raise StoreError(
-                'the saved state %s cannot be read (%s); the unit is not served without it'
-                % (path, e.strerror)
-            )
-        except (ValueError, KeyError, TypeError) as e:
-            raise StoreError(
-                'the saved state %s is damaged (%s); the unit is not served, because its reservations are '
-                'unknown; remove the file to start without reservations and saved mode pages'
-                % (path, e)
-            )
+        return state_directory.read_document(self.file_of(key), _require_holder)
 
     def save(self, key, state):
         """Writes this dict to stable storage. Raises OSError, with the error number TAKEN_OVER if this
@@ -178,7 +149,7 @@ class UnitState(object):
 
     def _write(self, key, epoch, state, node):
         document = {
-            'version': VERSION,
+            'version': state_directory.VERSION,
             'unit': key,
             'state': state,
             'holder': node and {'id': node.id, 'name': node.name},
@@ -186,6 +157,15 @@ class UnitState(object):
         }
         text = json.dumps(document, indent=1, sort_keys=True)
         state_directory.write_durably(self.file_of(key), text)
+
+
+def _require_holder(document):
+    """Raises ValueError, KeyError or TypeError unless the document says who holds the state, or that nobody
+    does."""
+    holder = document['holder']
+    is_sound = holder is None or (isinstance(holder['id'], str) and isinstance(holder['name'], str))
+    if not (is_sound and isinstance(document['epoch'], int)):
+        raise ValueError('its holder is unknown')
 
 
 def store_held(path, text, node):
