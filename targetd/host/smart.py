@@ -15,6 +15,7 @@ The answer of a disk is a dict with the keys
 
 import json
 import os
+import re
 import shutil
 import subprocess
 
@@ -26,8 +27,11 @@ KNOWN = (HEALTHY, FAILING, HOT)  # the disk has told its health
 PROGRAM = 'smartctl'
 SECONDS = 20.0  # for one disk
 LONGEST_ANSWER = 4 << 20
-#: Information, health, attributes, errors and self-tests, in stable JSON; nothing is started or changed.
-OPTIONS = ('--json=c', '-n', 'standby', '-i', '-H', '-A', '-l', 'error', '-l', 'selftest')
+#: Information, health, attributes, errors, self-tests and (ATA) the limit of the temperature, in stable JSON;
+#: nothing is started or changed.
+OPTIONS = ('--json=c', '-n', 'standby', '-i', '-H', '-A') + (
+    ('-l', 'error') + ('-l', 'selftest') + ('-l', 'scttempsts')
+)
 _DIRECTORIES = ('/usr/local/sbin', '/usr/sbin', '/sbin', '/usr/local/bin', '/usr/bin', '/bin')
 
 # (ASC, ASCQ), SPC-4 annex D
@@ -40,9 +44,15 @@ _NVME_WARNINGS = (
     (0x04, 'it is not reliable any more', IMPENDING_FAILURE),
     (0x08, 'it accepts no writes any more', IMPENDING_FAILURE),
     (0x10, 'the backup of its volatile memory has failed', IMPENDING_FAILURE),
+    (0x20, 'its persistent memory is not reliable any more', IMPENDING_FAILURE),
 )
 _NVME_HOT = 0x02
 _NVME_UNIT = 512000  # bytes of a data unit
+#: What smartctl prints instead of an answer, after -n standby; the mode: STANDBY, SLEEP, LOW POWER, ...
+_SLEEPS = re.compile('Device is in .* mode', re.IGNORECASE)
+_FIRST_NUMBER = re.compile(r'([0-9]+)(?![0-9A-Za-z])')
+#: °C. Early ATA disks have their average temperature in the field of the limit.
+_LOWEST_LIMIT = 40
 
 
 # -- running smartctl ------------------------------------------------------------------------------
@@ -126,10 +136,12 @@ def parse(text, code):
         'model': text_of(said, 'model_name') or text_of(said, 'scsi_model_name'),
         'serial': text_of(said, 'serial_number'),
         'transport': text_of(dict_of(said, 'device'), 'protocol'),
-        'firmware': text_of(said, 'firmware_version') or text_of(said, 'scsi_revision'),
+        'firmware': text_of(said, 'firmware_version')
+        or text_of(said, 'scsi_revision')
+        or text_of(said, 'revision'),  # smartctl 7.0 to 7.2
     }
     words = _messages(said)
-    if code & 3 and any(word in words.upper() for word in ('STANDBY', 'SLEEP')):
+    if code & 3 and _SLEEPS.search(words):
         return dict(answer, state=ASLEEP, why='the disk sleeps, and is not woken to be asked')
     if code & 3 and 'smart_status' not in said:
         return dict(answer, state=UNKNOWN, why=words or 'smartctl ended with exit code %d' % code)
@@ -169,8 +181,14 @@ def _verdict(said, answer):
         where = 'its temperature is %s °C' % ('unknown' if hot is None else hot)
         return {'state': HOT, 'why': where + (', the limit %d °C' % limit if limit else '')}
     if status.get('passed') is not True:
-        return {'state': UNKNOWN, 'why': _messages(said) or 'it does not tell its health'}
+        return {'state': UNKNOWN, 'why': _why_unknown(said)}
     return {'state': HEALTHY, 'why': ''}
+
+
+def _why_unknown(said):
+    if dict_of(said, 'smart_support').get('enabled') is False:
+        return 'SMART is disabled on the disk; enable it with: smartctl -s on'
+    return _messages(said) or 'it does not tell its health'
 
 
 def _is_temperature(status):
@@ -181,18 +199,21 @@ def _is_temperature(status):
 
 def _common(said):
     temperature = dict_of(said, 'temperature')
-    limit = number_of(temperature, 'op_limit_max', 254) or number_of(temperature, 'drive_trip', 254)
+    limit = number_of(temperature, 'op_limit_max', 254) or 0
+    if limit < _LOWEST_LIMIT:
+        limit = number_of(temperature, 'drive_trip', 254)
     return {
         'temperature': number_of(temperature, 'current', 254),
         'limit': limit or None,
         'hours': number_of(dict_of(said, 'power_on_time'), 'hours'),
+        'wear': number_of(dict_of(said, 'endurance_used'), 'current_percent'),  # from 7.5 on
     }
 
 
 def _ata(attributes):
     """Of the attributes of an ATA disk, by number: their raw values."""
     rows = rows_of(attributes, 'table')
-    raw = {number_of(row, 'id'): number_of(dict_of(row, 'raw'), 'value') for row in rows}
+    raw = {number_of(row, 'id'): _raw_value(dict_of(row, 'raw')) for row in rows}
     return {
         'cycles': _bounded(raw.get(_ATA_START_STOP)),
         'loads': _bounded(raw.get(_ATA_LOADS)),
@@ -200,6 +221,15 @@ def _ata(attributes):
         'pending': raw.get(_ATA_PENDING),
         'read': _counts(uncorrected=raw.get(_ATA_UNCORRECTED)),
     }
+
+
+def _raw_value(raw):
+    """The count in a raw value of 48 bits, which may have other counts behind it: smartctl knows which bits
+    they are, and writes "2 (1 1)"."""
+    first = _FIRST_NUMBER.match(text_of(raw, 'string'))
+    if not first:
+        return number_of(raw, 'value')
+    return min(int(first.group(1)), (1 << 64) - 1)
 
 
 def _nvme(log):
@@ -218,6 +248,7 @@ def _nvme(log):
 def _scsi(said):
     cycles = dict_of(said, 'scsi_start_stop_cycle_counter')
     errors = dict_of(said, 'scsi_error_counter_log')
+    without_page = dict_of(said, 'scsi_temperature')  # of a disk without log page 0Dh
     found = {
         'cycles': _bounded(number_of(cycles, 'accumulated_start_stop_cycles')),
         'most_cycles': _bounded(number_of(cycles, 'specified_cycle_count_over_device_lifetime')),
@@ -228,6 +259,8 @@ def _scsi(said):
         'reallocated': number_of(said, 'scsi_grown_defect_list'),
         'wear': number_of(said, 'scsi_percentage_used_endurance_indicator'),
     }
+    if number_of(without_page, 'drive_trip', 254):
+        found['limit'] = without_page['drive_trip']
     for access in ('read', 'write', 'verify'):
         row = dict_of(errors, access)
         found[access] = _counts(
