@@ -178,7 +178,7 @@ class LogicalUnit(object):
         self.blocks = store.size // facts.block_size
         self.maximum_blocks = facts.maximum_transfer_length // facts.block_size or NO_LIMIT
         self.commands = (
-            mmc_opcodes.BY_OPCODE
+            mmc_opcodes.by_opcode(facts)
             if facts.optical
             else ssc_opcodes.by_opcode(facts)
             if facts.tape

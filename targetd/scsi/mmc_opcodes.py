@@ -1,13 +1,13 @@
 """The SCSI commands of an optical drive (MMC-6), one row each: those of SPC-4 and SBC-3 that such a drive
 has too, as they are in opcodes.py, and its own. Pure.
 
-READ(12) has a row of its own: byte 10 has STREAMING there, and no group number (MMC-6).
+READ(12) has a row of its own: byte 10 has STREAMING there, and no group number (MMC-6). REPORT TARGET PORT
+GROUPS and SET TARGET PORT GROUPS (SPC-4) are there when INQUIRY data promise them (TPGS): a path to a drive
+has the state of its portal group like one to a disk.
 """
 
-from typing import Dict, Optional
-
 from targetd.scsi import opcodes, ssc_opcodes
-from targetd.scsi.opcodes import Row, row_of
+from targetd.scsi.opcodes import row_of
 from targetd.scsi.reservation_classes import ALWAYS, READ
 
 #: Operation codes of the rows of opcodes.TABLE that an optical drive has.
@@ -45,10 +45,13 @@ _OWN = (
 
 TABLE = tuple(
     sorted(
-        [row for row in opcodes.TABLE if row.opcode in SHARED and not row.needs] + list(_OWN),
+        [row for row in opcodes.TABLE if row.opcode in SHARED or row.needs == 'explicit_alua']
+        + list(_OWN),
         key=lambda row: (row.opcode, row.service_action or 0),
     )
 )
+
+by_opcode = opcodes.Commands(TABLE).by_opcode  # of an optical drive
 
 
 def name_of(opcode: int) -> str:
@@ -59,14 +62,3 @@ def name_of(opcode: int) -> str:
         if row.opcode == opcode and (opcode not in disks or row.function.startswith('mmc.')):
             return row.name
     return opcodes.name_of(opcode)
-
-
-def _by_opcode() -> Dict[int, Dict[Optional[int], Row]]:
-    found: Dict[int, Dict[Optional[int], Row]] = {}
-    for row in TABLE:
-        found.setdefault(row.opcode, {})[row.service_action] = row
-    return found
-
-
-#: {opcode: {service action or None: Row}}, as opcodes.by_opcode() has it for a disk
-BY_OPCODE = _by_opcode()

@@ -6,9 +6,8 @@ from TABLE. A bit of a CDB that is not in the mask of its row is refused; a row 
 reservation class (None) conflicts with every reservation.
 """
 
-import functools
 from collections import namedtuple
-from typing import Any, Dict, FrozenSet, Optional, Tuple
+from typing import Any, Dict, FrozenSet, Optional, Sequence, Tuple
 
 from targetd.scsi.facts import UnitFacts
 from targetd.scsi.reservation_classes import (
@@ -324,23 +323,28 @@ TABLE = (
 # fmt: on
 
 
-#: Names of the facts on which commands depend.
-_NEEDS = sorted({row.needs for row in TABLE if row.needs})
+class Commands(object):
+    """The rows of a type of device, and which of them a unit offers."""
+
+    def __init__(self, table: Sequence[Row]) -> None:
+        self.table = table
+        self._needs = sorted({row.needs for row in table if row.needs})
+        self._offered: Dict[FrozenSet[str], Dict[int, Dict[Optional[int], Row]]] = {}
+
+    def by_opcode(self, facts: UnitFacts) -> Dict[int, Dict[Optional[int], Row]]:
+        """{opcode: {service action or None: Row}} of the commands that a unit with these facts offers.
+        Units that offer the same commands share it."""
+        available = frozenset(need for need in self._needs if getattr(facts, need))
+        found = self._offered.get(available)
+        if found is None:
+            found = self._offered[available] = {}
+            for row in self.table:
+                if not row.needs or row.needs in available:
+                    found.setdefault(row.opcode, {})[row.service_action] = row
+        return found
 
 
-def by_opcode(facts: UnitFacts) -> Dict[int, Dict[Optional[int], Row]]:
-    """{opcode: {service action or None: Row}} of the commands that a unit with these facts offers.
-    Units that offer the same commands share it."""
-    return _offered(frozenset(need for need in _NEEDS if getattr(facts, need)))
-
-
-@functools.lru_cache(maxsize=None)
-def _offered(available: FrozenSet[str]) -> Dict[int, Dict[Optional[int], Row]]:
-    offered: Dict[int, Dict[Optional[int], Row]] = {}
-    for row in TABLE:
-        if not row.needs or row.needs in available:
-            offered.setdefault(row.opcode, {})[row.service_action] = row
-    return offered
+by_opcode = Commands(TABLE).by_opcode  # of a disk
 
 
 def name_of(opcode: int) -> str:

@@ -4,11 +4,8 @@ they are in opcodes.py, and its own. Pure.
 Commands that move the tape have the reservation class of a write: another host would lose its position.
 """
 
-import functools
-from typing import Any, Dict, FrozenSet, Optional
-
 from targetd.scsi import opcodes
-from targetd.scsi.opcodes import Row, row_of
+from targetd.scsi.opcodes import row_of
 from targetd.scsi.reservation_classes import ALWAYS, READ, WRITE
 
 #: Operation codes of the rows of opcodes.TABLE that a tape drive has.
@@ -45,18 +42,5 @@ TABLE = tuple(
         key=lambda row: (row.opcode, row.service_action or 0),
     )
 )
-_NEEDS = sorted({row.needs for row in TABLE if row.needs})
 
-
-def by_opcode(facts: Any) -> Dict[int, Dict[Optional[int], Row]]:
-    """As opcodes.by_opcode, of a tape drive."""
-    return _offered(frozenset(need for need in _NEEDS if getattr(facts, need)))
-
-
-@functools.lru_cache(maxsize=None)
-def _offered(available: FrozenSet[str]) -> Dict[int, Dict[Optional[int], Row]]:
-    offered: Dict[int, Dict[Optional[int], Row]] = {}
-    for row in TABLE:
-        if not row.needs or row.needs in available:
-            offered.setdefault(row.opcode, {})[row.service_action] = row
-    return offered
+by_opcode = opcodes.Commands(TABLE).by_opcode  # of a tape drive

@@ -5,6 +5,7 @@ import os
 import struct
 import subprocess
 
+import iso
 import pytest
 from daemon import ROOT, TARGET, eventually, free_port
 from initiator import CHECK_CONDITION, GOOD, pattern
@@ -251,3 +252,33 @@ def test_referrals_and_pages_agree_with_the_groups(paths):
     assert data == struct.pack(
         '>2xH3xBQQBxHBxH', 28, 2, 0, (64 << 20) // 512 - 1, OPTIMIZED, 1, STANDBY, 2
     )
+
+
+# -- drives ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('kind, device_type', [('cd', 5), ('tape', 1)])
+def test_a_drive_reports_the_groups_that_its_inquiry_data_promise(
+    paths, tmp_path, kind, device_type
+):
+    if kind == 'cd':
+        path = tmp_path / 'disc.iso'
+        path.write_bytes(iso.image('LABEL', {'A.TXT': b'a' * 5000}))
+        luns = {0: ['type = cd', 'backing-store = %s' % path]}
+    else:
+        luns = {0: ['type = tape', 'backing-store = %s' % (tmp_path / 'tape.img'), 'size = 64M']}
+    daemon = paths.daemon
+    daemon.target(TARGET, ['initiator-address = ALL'], luns, group='1, 2')
+    daemon.start()
+    first = paths.path(1)
+    assert first.inquiry()[0] & 0x1F == device_type and tpgs(first) == 1
+    assert states(first) == {1: OPTIMIZED, 2: OPTIMIZED}
+    second = paths.path(2) if kind == 'cd' else None  # a tape is for one session
+    paths.set(2, 'standby')
+    assert STATES_CHANGED in first.clear_attentions()
+    assert states(first) == {1: OPTIMIZED, 2: STANDBY}
+    if second:
+        assert second.run(TEST_UNIT_READY).key == STATES_CHANGED
+        assert second.run(READ, read=2048).key == (2, 0x04, 0x0B)
+        assert states(second) == {1: OPTIMIZED, 2: STANDBY}
+        assert first.run(READ, read=2048).status == GOOD

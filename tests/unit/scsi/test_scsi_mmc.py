@@ -46,6 +46,19 @@ def test_a_disk_has_no_command_of_a_drive_and_a_drive_none_that_writes():
     assert not any(row.writes for row in mmc_opcodes.TABLE)
 
 
+def test_a_drive_on_several_portal_groups_reports_them_and_others_do_not_promise_it():
+    assert data_of(drive(), '12 00 00 0060 00')[5] >> 4 & 3 == 0
+    assert sense_of(drive(), bytes.fromhex('a3 0a 00000000 00001000 00 00')) == (5, 0x24, 0)
+    implicit = drive(implicit_alua=True)
+    assert data_of(implicit, '12 00 00 0060 00')[5] >> 4 & 3 == 1
+    assert data_of(implicit, 'a3 0a 00000000 00001000 00 00')
+    assert sense_of(implicit, bytes.fromhex('a4 0a 00000000 00000000 00 00')) == (5, 0x20, 0)
+    explicit = drive(explicit_alua=True)
+    assert data_of(explicit, '12 00 00 0060 00')[5] >> 4 & 3 == 2
+    assert data_of(explicit, 'a3 0a 00000000 00001000 00 00')
+    assert sense_of(explicit, bytes.fromhex('a4 06 00000000 00000000 00 00')) == (5, 0x24, 0)
+
+
 @pytest.mark.parametrize('row', mmc_opcodes.TABLE, ids=lambda row: row.name)
 def test_a_row_has_a_function_and_a_mask_of_the_length_of_its_cdb(row):
     assert callable(FUNCTIONS[row.function])

@@ -107,6 +107,16 @@ def written(unit):
 # -- the unit --------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    'facts, tpgs', [({}, 0), ({'implicit_alua': True}, 1), ({'explicit_alua': True}, 2)]
+)
+def test_the_tape_reports_target_port_groups_if_inquiry_data_say_so(tape, facts, tpgs):
+    unit = tape(**facts)
+    assert do(unit, bytes.fromhex('12 00 00 0060 00'))[5] >> 4 & 3 == tpgs
+    assert bool(tpgs) == (0x0A in unit.commands[0xA3])
+    assert (tpgs == 2) == (0x0A in unit.commands[0xA4])
+
+
 @pytest.mark.parametrize('row', ssc_opcodes.TABLE, ids=lambda row: row.name)
 def test_a_row_has_a_function_and_a_mask_of_the_length_of_its_cdb(row):
     assert callable(FUNCTIONS[row.function])
