@@ -20,17 +20,40 @@ after_failure() { # a suspended device would keep the guest from ending
     dmsetup ls --target linear 2>/dev/null | while read -r name _; do dmsetup resume "$name" || true; done
 }
 
-stop_targetd() {
-    pid=$(cat /run/targetd.pid)
+stop_process() { # file with its process id
+    pid=$(cat "$1")
     kill -TERM "$pid"
-    for _ in $(seq 300); do kill -0 "$pid" 2>/dev/null || break; sleep 0.1; done
-    if kill -0 "$pid" 2>/dev/null; then echo "targetd did not stop within 30 s"; exit 1; fi
+    for _ in $(seq 300); do kill -0 "$pid" 2>/dev/null || return 0; sleep 0.1; done
+    echo "the process of $1 did not stop within 30 s"; exit 1
+}
+
+stop_targetd() {
+    stop_process /run/targetd.pid
     if grep -q Traceback /tmp/targetd.log; then tail -n 60 /tmp/targetd.log; exit 1; fi
 }
 
 login() { iscsiadm -m node -T "$1" -p 127.0.0.1:3260 --login; }
 logout() { iscsiadm -m node -T "$1" -p 127.0.0.1:3260 --logout; }
 setting() { iscsiadm -m node -T "$1" -p 127.0.0.1:3260 --op update -n "$2" -v "$3"; }
+
+discover_twice() { # as two initiators: iqn.2024-01.guest:initiator and iqn.2024-01.guest:second
+    iscsiadm -m iface -I second -o new
+    iscsiadm -m iface -I second -o update -n iface.initiatorname -v iqn.2024-01.guest:second
+    iscsiadm -m discovery -t st -p "$T" -I default -I second # one command for both: else the records of the first one are replaced
+}
+
+disk() { # target, initiator's name, LUN: waits for and prints its /dev/sdX
+    for _ in $(seq 200); do
+        for session in /sys/class/iscsi_session/session*; do
+            [ "$(cat "$session"/targetname "$session"/initiatorname)" = "$1"$'\n'"$2" ] || continue
+            for found in "$session"/device/target*/*:"$3"/block/*; do
+                [ -b "/dev/${found##*/}" ] && [ -d "${found%/block/*}/scsi_generic" ] && echo "/dev/${found##*/}" && return 0
+            done
+        done
+        sleep 0.1
+    done
+    return 1
+}
 
 write_and_compare() { # target: 4 MiB on its LUN 0, past the guest's cache
     disk=$(iscsi_disk "$1" 0)

@@ -6,26 +6,12 @@ target=iqn.2026-11.com.example:scsi
 start_targetd /job/targetd.conf
 start_iscsid
 discover >/dev/null
-iscsiadm -m iface -I second -o new >/dev/null
-iscsiadm -m iface -I second -o update -n iface.initiatorname -v iqn.2024-01.guest:second >/dev/null
-iscsiadm -m discovery -t st -p "$T" -I default -I second >/dev/null
+discover_twice >/dev/null
 login $target
 other_target=iqn.2026-11.com.example:other                               # which admits the first initiator only
 iscsiadm -m node -T $other_target -p 127.0.0.1:3260 -I default --login
 [ "$(find /sys/class/iscsi_session -name 'session*' | wc -l)" = 3 ]
 
-disk() { # target, initiator's name, LUN: waits for and prints its /dev/sdX
-    for _ in $(seq 200); do
-        for session in /sys/class/iscsi_session/session*; do
-            [ "$(cat "$session"/targetname "$session"/initiatorname)" = "$1"$'\n'"$2" ] || continue
-            for found in "$session"/device/target*/*:"$3"/block/*; do
-                [ -b "/dev/${found##*/}" ] && [ -d "${found%/block/*}/scsi_generic" ] && echo "/dev/${found##*/}" && return 0
-            done
-        done
-        sleep 0.1
-    done
-    return 1
-}
 one=iqn.2024-01.guest:initiator two=iqn.2024-01.guest:second
 a=$(disk $target $one 0); b=$(disk $target $two 0); small=$(disk $target $one 1); other=$(disk $other_target $one 0)
 # From now on only this job may access the disks: any other command would clear the unit attentions that it waits for.
