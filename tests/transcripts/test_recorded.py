@@ -17,16 +17,8 @@ import in_memory
 import pdu_text
 import pytest
 from pdus import crc32c
-from test_transcripts import (
-    FOLDER,
-    TSIH,
-    Replay,
-    at_random,
-    blocks,
-    byte_by_byte,
-    request_bytes,
-    whole,
-)
+from test_transcripts import TSIH, Replay, at_random, byte_by_byte, whole
+from transcript_text import FOLDER, blocks, request_bytes
 
 from targetd.iscsi.login import LoginNegotiation
 from targetd.worker.policy import Policies

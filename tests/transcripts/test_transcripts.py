@@ -29,6 +29,7 @@ import random
 import struct
 
 import pytest
+from transcript_text import FOLDER, TARGET, account, blocks, fields, request_bytes, text_of
 
 from targetd.iscsi import keys
 from targetd.iscsi.errors import LoginFailure
@@ -38,32 +39,12 @@ from targetd.iscsi.login_policy import LoginPolicy, TargetPolicy, refuse_no_init
 from targetd.iscsi.login_result import SessionClaim
 from targetd.iscsi.pdu import LoginRequest
 
-FOLDER = os.path.dirname(os.path.abspath(__file__))
 NAMES = sorted(os.path.basename(path)[:-4] for path in glob.glob(os.path.join(FOLDER, '*.txt')))
-TARGET = 'iqn.2026-11.com.example:erp'
 TSIH = 7
 
 
-def blocks(name):
-    """[(mark, words, pairs)] of a transcript."""
-    found = []
-    with open(os.path.join(FOLDER, name + '.txt'), encoding='utf-8') as lines:
-        for line in lines:
-            line = line.rstrip('\n')
-            if line.startswith('  '):
-                found[-1][2].append(line.strip())
-            elif line and not line.startswith('#'):
-                words = line.split()
-                found.append((words[0], words[1:], []))
-    return found
-
-
-def fields(words):
-    return dict(word.split('=', 1) for word in words if '=' in word)
-
-
-def account(value):
-    user, _, secret = value.partition('#')
+def with_secret(value):
+    user, secret = account(value)
     return user, secret.encode()
 
 
@@ -74,40 +55,11 @@ def policy_of(transcript):
             said.update(fields(words))
         if mark == 'own':
             own.update((key, keys.KEYS[key].parse(value)) for key, value in fields(words).items())
-    accounts = [account(said['account'])] if 'account' in said else []
-    outgoing = account(said['outgoing']) if 'outgoing' in said else None
+    accounts = [with_secret(said['account'])] if 'account' in said else []
+    outgoing = with_secret(said['outgoing']) if 'outgoing' in said else None
     common = dict(refuse=refuse_no_initiator, accounts=accounts, outgoing=outgoing, keys=own)
     target = TargetPolicy(TARGET, said.get('alias', ''), int(said.get('tag', 1)), **common)
     return LoginPolicy({TARGET: target}, TargetPolicy(**common), int(said.get('window', 32)))
-
-
-def text_of(pairs):
-    return b''.join(
-        pair[:-1].encode('utf-8') if pair.endswith('\\') else pair.encode('utf-8') + b'\0'
-        for pair in pairs
-    )
-
-
-def request_bytes(words, pairs):
-    """The bytes of a login request, including the padding."""
-    said = fields(words)
-    data = text_of(pairs)
-    bhs = struct.pack(
-        '>BBBBI6sHIHHII16x',
-        int(words[0], 16),
-        int(words[1], 16),
-        0,
-        0,
-        len(data),
-        bytes.fromhex(said['isid']),
-        int(said.get('tsih', '0'), 16),
-        int(said['itt']),
-        int(said['cid']),
-        0,
-        int(said['cmdsn']),
-        int(said['expstatsn']),
-    )
-    return bhs + data + bytes(-len(data) % 4)
 
 
 def whole(data):

@@ -1,5 +1,5 @@
 """What a Windows host does at the arrival of a disk and when it uses it (targetdctl rehearse), with the
-settings sharing and guard: the host notices neither, and what it wrote is undone."""
+settings sharing, guard and lun-map: the host notices none of them, and what it wrote is undone."""
 
 import time
 
@@ -12,7 +12,10 @@ from test_wire_rehearse import FINE, FS1, has, rehearse, troubles
 pytestmark = pytest.mark.wire
 
 FS2 = 'iqn.1991-05.com.microsoft:fs2'
-UNIT = TARGET + '/0'
+#: The LUN of the target that Windows sees as LUN 0, and one that it does not see.
+LUN, OTHER = 4, 0
+UNIT = '%s/%d' % (TARGET, LUN)
+MAP = 'lun-map = iqn.1991-05.com.microsoft:* 0=%d' % LUN
 GUARDS = {
     'off': [],
     'snapshot': ['guard = first-write-snapshot'],
@@ -33,7 +36,9 @@ def serve(daemon, guard, sharing):
         FINE[0] % 1,
         FINE[1],
     ]
-    daemon.target(TARGET, luns={0: lines + GUARDS[guard]})
+    other = ['backing-store = %s' % daemon.image('other.img')]
+    luns = {LUN: lines + GUARDS[guard], OTHER: other}
+    daemon.target(TARGET, ['initiator-address = ALL', MAP], luns)
     daemon.start()
     return path
 
@@ -44,20 +49,30 @@ def without_times(report):
 
 
 def unused(daemon):
-    eventually(lambda: daemon.units()[0]['sessions'] == 0, 30, 'the end of the sessions')
+    eventually(lambda: daemon.units()[LUN]['sessions'] == 0, 30, 'the end of the sessions')
 
 
 @pytest.mark.parametrize('sharing', SHARING)
 def test_the_arrival_is_the_same_and_keeps_nothing(daemon, sharing):
     path = serve(daemon, 'off', sharing)
     before = content(path)
+    settings = daemon.text.targets[TARGET][0]
+    settings.remove(MAP)
+    daemon.reload('reload: change')
+    without_map = [disk for disk in rehearse(daemon)[1]['disks'] if disk['lun'] == LUN]
+    settings.append(MAP)
+    unused(daemon)
+    daemon.reload('reload: change')
     plain = without_times(rehearse(daemon)[1])
+    assert [dict(disk, lun=LUN, disk=LUN) for disk in plain[0]] == [
+        dict(disk, disk=LUN) for disk in without_map
+    ]
     for guard in sorted(set(GUARDS) - {'off'}):
-        lines = daemon.text.targets[TARGET][1][0]
+        lines = daemon.text.targets[TARGET][1][LUN]
         lines[:] = [line for line in lines if not line.startswith('guard')] + GUARDS[guard]
         unused(daemon)
         daemon.reload('reload: change')
-        eventually(lambda: 'pending' not in daemon.units()[0]['state'], 30, 'the new guard')
+        eventually(lambda: 'pending' not in daemon.units()[LUN]['state'], 30, 'the new guard')
         code, report, text = rehearse(daemon)
         assert without_times(report) == plain, (guard, text)
         assert troubles(report) == [] and code == 0, text
