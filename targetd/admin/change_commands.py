@@ -68,9 +68,10 @@ TABLE = (
     _change('lun remove', 'stop serving a LUN',
             'Its file or disk remains. Initiators are notified; their commands for it end with LOGICAL '
             'UNIT NOT SUPPORTED.', [_UNIT]),
-    _change('lun resize', 'make the file of a LUN larger',
+    _change('lun resize', 'make the file or qcow2 image of a LUN larger',
             'Initiators are notified and see the new size without a new login. A file is never made '
-            'shorter.',
+            'shorter. Commands wait while an image is made larger; images in other formats cannot be '
+            'resized.',
             [_UNIT, Argument('size', 'text', True, 'the new size, such as 20G; +5G: so much more')]),
     _change('lun readonly', 'refuse writes to a LUN from now on',
             'Sessions stay logged in; "lun online" ends it. It lasts after a restart too.', [_UNIT]),

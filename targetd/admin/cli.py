@@ -84,7 +84,8 @@ def _add_argument(parser, argument):
         )
         parser.add_argument('--generate', action='store_true', help='make a secret and print it')
     elif argument.kind == 'texts':
-        parser.add_argument(argument.name, metavar='FILE', nargs='+', help=argument.help)
+        count = '+' if argument.required else '*'
+        parser.add_argument(argument.name, metavar='FILE', nargs=count, help=argument.help)
     elif not argument.required and argument.kind == 'number':
         parser.add_argument('--' + argument.name, type=kind, metavar='NUMBER', help=argument.help)
     else:

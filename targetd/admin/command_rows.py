@@ -6,7 +6,7 @@ from collections import namedtuple
 from targetd.nbd import uri
 
 #: An argument. name: as in the request; kind: 'number', 'text', 'path' (a text, which the client makes
-#: absolute unless is_selector()), 'texts' (one or more, of a local command), 'flag'
+#: absolute unless is_selector()), 'texts' (several, of a local command), 'flag'
 #: (typed as --name), 'option' (a text, typed as --name TEXT), 'options' (the same, repeated) or 'secret'
 #: (the client reads it, and sends a descriptor); required: bool; help: for --help.
 Argument = namedtuple('Argument', 'name kind required help')

@@ -1,6 +1,6 @@
 """The commands that targetdctl executes itself: without a server, or from several replies of it.
 
-May import base, host (disks, in_use, process_usage, signatures), migration and admin. A command is a
+May import base, host (process_usage), migration and admin. A command is a
 function of the parsed arguments that returns a reply as in admin.commands; it may have the keys `text`
 (printed as it is), `messages` (lines for standard error) and `exit_code` too.
 """
@@ -8,30 +8,14 @@ function of the parsed arguments that returns a reply as in admin.commands; it m
 import sys
 import time
 
-from targetd.admin import exporter, image_answers, live_table, monitoring, windows
+from targetd.admin import disk_answers, exporter, image_answers, live_table, monitoring, windows
 from targetd.admin.protocol import NotRunning, default_socket, send_request
 from targetd.admin.rates import BY, Sample, statistics
 from targetd.errors import TargetdError
-from targetd.host import disks, in_use, process_usage, signatures
+from targetd.host import process_usage
 
 #: Time for all requests of a monitoring command; monitoring systems give up after 10 seconds.
 MONITORING_SECONDS = 8.0
-
-
-def answer_disks(parsed):
-    """The reply of `disks`: every disk with a medium, its persistent name for a backing-store, its
-    contents and its users on this host."""
-    rows = []
-    for disk in disks.list_disks():
-        if disk.transport == 'ram':
-            continue
-        row = dict(disk._asdict())
-        row['model'] = ' '.join(part for part in (disk.vendor, disk.model) if part)
-        row['used_by'] = in_use.find_users(disk.path)
-        row['contents'] = contents(disk.path)
-        row['backing_store'] = disks.persistent_name(disk)
-        rows.append(row)
-    return {'ok': True, 'rows': rows}
 
 
 def answer_import(parsed):
@@ -202,21 +186,13 @@ def answer_web(parsed):
     return {'ok': False, 'exit_code': launcher.run(parsed)}
 
 
-def contents(path):
-    """Descriptions of the signatures on a disk; [] if there is none or this user may not read it."""
-    try:
-        return [signatures.one_line(signature) for signature in signatures.device_signatures(path)]
-    except OSError:
-        return []
-
-
 #: Words of a local command -> function of the parsed arguments that returns the reply. Complete for every
 #: row of commands.TABLE that is local; a test compares them.
 ANSWERS = {
     'create': image_answers.answer_create,
     'snapshot': image_answers.answer_snapshot,
     'restore': image_answers.answer_restore,
-    'disks': answer_disks,
+    'disks': disk_answers.answer_disks,
     'import': answer_import,
     'rehearse': answer_rehearse,
     'export': answer_export,

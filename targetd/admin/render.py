@@ -77,7 +77,7 @@ def _usage(row):
         elif argument.kind == 'secret':
             parts.append('[\\fB\\-\\-secret\\-file\\fR \\fIFILE\\fR | \\fB\\-\\-generate\\fR]')
         elif argument.kind == 'texts':
-            parts.append('\\fIFILE\\fR ...')
+            parts.append('\\fIFILE\\fR ...' if argument.required else '[\\fIFILE\\fR ...]')
         elif argument.required:
             parts.append('\\fI%s\\fR' % argument.name.upper())
         elif argument.kind == 'number':

@@ -109,7 +109,7 @@ def _nbd(lun, stores):
     refused = (
         ('direct-store', 'direct-store' in stores, 'write backing-store in place of it'),
         ('type', lun.type != 'auto', 'remove type'),
-        ('size', lun.size is not None, 'remove size: the server decides the size'),
+        ('size', lun.size is not None, 'remove size: ' + why_not_resizable('')),
         (
             'direct-io',
             lun.direct_io,
@@ -135,13 +135,29 @@ def _nbd(lun, stores):
 
 #: Values of `type` that are formats of disk images.
 IMAGES = ('vhdx', 'vhd', 'vmdk', 'qcow2', 'vdi')
+#: Those that qemu-img can make larger.
+RESIZABLE_IMAGES = ('qcow2',)
+
+
+def why_not_resizable(kind):
+    """Why the size of such an image, or of an NBD export (''), cannot be set, with the remedy."""
+    if not kind:
+        return 'the NBD server decides the size; extend it there, then run "targetdctl reload"'
+    return (
+        'an image of type %s cannot be resized; make a larger one, copy it while the LUN is not served '
+        '("qemu-img convert -n"), and name the new file' % kind
+    )
 
 
 def of_image(lun, kind):
     """[(setting, text, remedy)] of settings that a disk image, of this value of `type`, cannot have."""
     refused = (
         ('direct-store', lun.direct, 'write backing-store in place of it'),
-        ('size', lun.size is not None, 'remove size: the image has one'),
+        (
+            'size',
+            lun.size is not None and kind not in RESIZABLE_IMAGES,
+            'remove size: ' + why_not_resizable(kind),
+        ),
         ('direct-io', lun.direct_io, 'write direct-io = no'),
         ('atomic-writes', lun.atomic_writes, 'write atomic-writes = no'),
         ('encryption-key-file', bool(lun.encryption_key_file), 'remove encryption-key-file'),

@@ -435,9 +435,10 @@ LUN = (
          'for the next tape.',
          'Default: 2 % of the tape. For type = tape only.', '64M'),
     _lun('size', kinds.Size(1 << 20, 1 << 60, multiple=512), None, LIVE,
-         'Size of a file (created sparse if missing, extended if shorter) or of a ram or null '
-         'store.',
-         'Default: the size of the file or disk. A file is never shortened.', '200G'),
+         'Size of a file (created sparse if missing, extended if shorter), of the disk in a qcow2 '
+         'image, or of a ram or null store.',
+         'Default: the size of the file or disk. A file is never shortened. Images in other formats '
+         'cannot be resized.', '200G'),
     _lun('thin', kinds.Flag(), False, NEEDS_LOGOUT,
          'Offer thin provisioning: initiators can release blocks that they no longer need (UNMAP, '
          'TRIM).'),

@@ -19,8 +19,11 @@ SECONDS = 10.0
 LONGEST_CHAIN = 16
 
 #: virtual_size: of the disk in the image, in bytes, or None if the image must be repaired first, which a
-#: writable open does; allocated: bytes of the file; others: [Other].
-ImageInfo = namedtuple('ImageInfo', 'virtual_size allocated others')
+#: writable open does; allocated: bytes of the file; others: [Other]; is_dirty: it was not closed in order, or
+#: another program has it open.
+ImageInfo = namedtuple('ImageInfo', 'virtual_size allocated others is_dirty')
+
+NOT_CLOSED = 'was not closed in order, or is open (a writable start repairs it)'
 
 #: what: 'backing file', 'data file' or 'extent'; name: its absolute path, or an address as it is; format:
 #: that of a backing file, None if the image does not say it.
@@ -48,7 +51,12 @@ def parse_info(text, path):
             name = _full(extent['filename'], path)
             if name != os.path.realpath(path):
                 found.append(Other('extent', name, None))
-        return ImageInfo(int(document['virtual-size']), int(document.get('actual-size', 0)), found)
+        return ImageInfo(
+            int(document['virtual-size']),
+            int(document.get('actual-size', 0)),
+            found,
+            bool(document.get('dirty-flag')),
+        )
     except (KeyError, TypeError, AttributeError) as e:
         raise ValueError('qemu-img has printed something unknown: %r' % e)
 
@@ -63,6 +71,42 @@ def inspect(path, kind, command=('qemu-img',), become=None):
     """Returns the ImageInfo of an image. kind: its format in the names of QEMU; become(): called in the
     child process before it executes the program. Blocks for SECONDS at most. Raises StoreError."""
     words = list(command) + ['info', '-U', '-f', kind, '--output=json', path]
+    returncode, out, message = _run(words, path, become)
+    if returncode and NEEDS_REPLAY in message:
+        return ImageInfo(None, os.stat(path).st_blocks * 512, [], True)
+    if returncode:
+        raise StoreError(
+            '%s cannot be used as an image in the format %s: %s; correct type, or restore the file'
+            % (path, kind, message.splitlines()[-1] if message else 'qemu-img says nothing')
+        )
+    try:
+        return parse_info(out, path)
+    except ValueError as e:
+        raise StoreError('%s: %s' % (path, e))
+
+
+def resize(path, kind, size, may_shrink=False, become=None, command=('qemu-img',)):
+    """Give the disk in an image that no program has open this size (bytes). kind, become: as for inspect();
+    may_shrink: also a smaller one. Blocks for SECONDS at most. Raises StoreError."""
+    words = list(command) + ['resize', '-q', '-f', kind] + (['--shrink'] if may_shrink else [])
+    returncode, _, message = _run(words + [path, str(size)], path, become)
+    if returncode:
+        why = message.splitlines()[-1] if message else 'qemu-img says nothing'
+        raise StoreError('%s cannot be resized to %d bytes: %s' % (path, size, why))
+
+
+def become_owner(path):
+    """Become the owner of this file, if this process is root's. Raises OSError."""
+    status = os.stat(path)
+    if os.geteuid() == 0 and status.st_uid:
+        os.setgroups([])
+        os.setgid(status.st_gid)
+        os.setuid(status.st_uid)
+
+
+def _run(words, path, become):
+    """Returns (exit status, standard output, standard error) of qemu-img on the image `path`. Raises
+    StoreError."""
     try:
         process = subprocess.Popen(
             words,
@@ -82,18 +126,11 @@ def inspect(path, kind, command=('qemu-img',), become=None):
         process.kill()  # SIGTERM is not obeyed while an image is being opened
         process.communicate()
         raise StoreError('%s: qemu-img does not answer; see dmesg' % path)
-    message = err.decode('utf-8', 'replace').strip()
-    if process.returncode and NEEDS_REPLAY in message:
-        return ImageInfo(None, os.stat(path).st_blocks * 512, [])
-    if process.returncode:
-        raise StoreError(
-            '%s cannot be used as an image in the format %s: %s; correct type, or restore the file'
-            % (path, kind, message.splitlines()[-1] if message else 'qemu-img says nothing')
-        )
-    try:
-        return parse_info(out.decode('utf-8', 'replace'), path)
-    except ValueError as e:
-        raise StoreError('%s: %s' % (path, e))
+    return (
+        process.returncode,
+        out.decode('utf-8', 'replace'),
+        err.decode('utf-8', 'replace').strip(),
+    )
 
 
 def require_allowed(path, info, directories, look):

@@ -269,18 +269,18 @@ def run_verify(task: 'Task') -> None:
         if len(block) < unit.block_size:
             raise sense.invalid_field_in_information_unit()
         pattern = block * (CHUNK // unit.block_size)
-        compare_medium(task, unit.store, lambda start, count: pattern[:count])
+        compare_medium(task, unit.store.read, lambda start, count: pattern[:count])
     elif check == COMPARE:
         data = data_out(task)
         with unit.store.locked_range(task.offset, task.length, False) as medium:
-            compare_medium(task, medium, lambda start, count: data[start : start + count])
+            compare_medium(task, medium.read, lambda start, count: data[start : start + count])
     else:
-        compare_medium(task, unit.store, None)
+        compare_medium(task, unit.store.read, None)
     return None
 
 
 def compare_medium(
-    task: 'Task', medium: Any, expected: Optional[Callable[[int, int], Any]]
+    task: 'Task', read: Callable[[int, int], Any], expected: Optional[Callable[[int, int], Any]]
 ) -> None:
     """Read the range of the task in chunks and compare it with expected(start, count), or only read
     it if `expected` is None.
@@ -293,7 +293,7 @@ def compare_medium(
             return
         count = min(CHUNK, task.length - start)
         try:
-            found = medium.read(task.offset + start, count)
+            found = read(task.offset + start, count)
         except OSError:
             task.offset, task.length = (
                 task.offset + start,
@@ -371,8 +371,14 @@ def pre_fetch(unit: 'LogicalUnit', task: 'Task') -> None:
     _, lba, blocks = extent(task.cdb)
     set_range(unit, task, lba, blocks or max(0, unit.blocks - lba))
     task.length = min(task.length, PRE_FETCH_MAXIMUM)
-    task.private = NO_COMPARE
-    task.run, task.run_blocking = would_block, run_verify
+    task.run, task.run_blocking = would_block, run_pre_fetch
+
+
+@read_errors
+def run_pre_fetch(task: 'Task') -> None:
+    """Executor thread."""
+    compare_medium(task, task.unit.store.prefetch, None)
+    return None
 
 
 # -- capacity and defects --------------------------------------------------------------------------

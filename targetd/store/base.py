@@ -212,6 +212,10 @@ class Store(object):
         which then cover its start. Unmapped extents read as zeroes."""
         return [(offset, length, True)] if length else []
 
+    def prefetch(self, offset: int, length: int) -> None:
+        """Have the data of this range in a cache, so that a read() soon is quick. Raises OSError."""
+        self.read(offset, length)
+
     def copy(self, source: 'Store', source_offset: int, offset: int, length: int) -> None:
         """Copy from another store, or from this one (the ranges may overlap). The data is not
         durable before flush()."""

@@ -96,6 +96,9 @@ class ReadOnly(Filter):
     def reading(self) -> Store:
         return self.store.reading()
 
+    def prefetch(self, offset: int, length: int) -> None:
+        self.store.prefetch(offset, length)
+
     def write(self, offset: int, data: BytesLike, durable: bool) -> None:
         raise failure(errno.EROFS, self.path)
 

@@ -5,6 +5,7 @@ Only the keeper makes connections to the server. Whoever uses the export has a l
 a connection, and receives the descriptor of one on which the handshake is over:
 
     master --control: {'line': flag} and a descriptor--> keeper     (control: the store's descriptor)
+    master --control: {'size': bytes} and a descriptor--> keeper --{'size': bytes} or {'why': …}--> master
     worker --{'connect': slot}--> keeper --{'why': …}--> … --{'export': …} and a descriptor--> worker
     worker --{'change': …}, its data, …, {'left': True}--> keeper     (what no flush has made durable)
 
@@ -12,6 +13,7 @@ Imports nothing of targetd. A message is a JSON object; the sockets keep their b
 """
 
 import array
+import errno
 import json
 import os
 import select
@@ -46,6 +48,38 @@ def open_line(control: int, flag: int, writes: bool = True) -> int:
     finally:
         theirs.close()
     return ours.detach()
+
+
+def order_size(control: int, size: int, may_shrink: bool = False) -> socket.socket:
+    """Order the keeper to give the export this size (bytes) for all sessions: to have its image made larger,
+    or to replace the connections that have another one. Returns the socket for received_size(). Never
+    waits. Raises OSError."""
+    ours, theirs = pair()
+    try:
+        with socket.socket(fileno=os.dup(control)) as sock:
+            words = {'size': size, 'may_shrink': may_shrink}
+            send(sock, words, (theirs.fileno(),), socket.MSG_DONTWAIT)
+    except BaseException:
+        ours.close()
+        raise
+    finally:
+        theirs.close()
+    return ours
+
+
+def received_size(reply: socket.socket, seconds: float) -> int:
+    """Waits for the outcome of order_size(), and closes its socket. Returns the size of the export in bytes.
+    Raises OSError, with a sentence without a subject."""
+    with reply:
+        reply.settimeout(seconds)
+        try:
+            answer = receive(reply)
+        except socket.timeout:
+            raise OSError(errno.ETIMEDOUT, 'does not answer in time')
+    words = answer[0] if answer is not None else {'why': 'has no process that connects to it'}
+    if 'why' in words:
+        raise OSError(errno.EIO, str(words['why']))
+    return int(words['size'])
 
 
 def end_keepers(controls: Iterable[int], seconds: float) -> None:

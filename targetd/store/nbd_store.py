@@ -53,6 +53,7 @@ class NbdStore(Store):
         self._is_multi = bool(description['multi'])
         self._line = socket.socket(fileno=descriptor)
         self._is_closed = self._has_left = False
+        self._speaking = threading.Lock()  # held by who sends messages on the line
         self._connecting = threading.Lock()  # held by who makes connections
         self._connections: List[Optional[Connection]] = [None, None]
         self._second_after = 0.0  # when a second connection may be tried, by the monotonic clock
@@ -60,6 +61,7 @@ class NbdStore(Store):
         self._has_company = (
             False  # another session may have written since the former connection was made
         )
+        self._is_durable = False  # the keeper has flushed before it gave the connection
         self._place = 0  # byte of the memory file that is 1 while there are unflushed changes
         # the thread that has taken its one item may flush
         self._flush_turn: 'queue.Queue[None]' = queue.Queue()
@@ -92,6 +94,19 @@ class NbdStore(Store):
             view[done : done + count] = whole[skip : skip + count]
             done += count
         return data
+
+    def prefetch(self, offset: int, length: int) -> None:
+        """Without the data on the connection, if the server offers that."""
+        self._check_range(offset, length)
+        export = self._connection().export
+        if not export.flags & numbers.SEND_CACHE:
+            self.read(offset, length)
+            return
+        end = offset + length
+        while offset < end:
+            start, part = self._aligned(offset, min(end - offset, LONGEST_DATA))
+            self._call(numbers.CMD_CACHE, 0, start, part)
+            offset = start + part
 
     def _aligned(self, offset, length):
         """Returns (offset, length) of a request that the server takes and that covers the start of
@@ -314,6 +329,9 @@ class NbdStore(Store):
                 connection.fail('the other connection of the session was lost')
         fresh = self._connected(0)
         changes = self._changes.begin_generation()
+        if self._is_durable:
+            self._changes.forget(self._changes.mark())
+            changes = []
         if changes and self._has_company:
             log.error(
                 '%s: the server was lost with writes that no flush had made durable, and they '
@@ -367,7 +385,10 @@ class NbdStore(Store):
         does not accept a second one. Raises OSError."""
         words: Dict[str, Any] = {'connect': slot}
         try:
-            nbd_line.send(self._line, words)
+            with self._speaking:  # not among the changes that leave() sends
+                if self._has_left:
+                    raise failure(errno.EBADF, self.path)
+                nbd_line.send(self._line, words)
             while True:
                 answer = nbd_line.receive(self._line)
                 if answer is not None and self._has_left:
@@ -389,6 +410,7 @@ class NbdStore(Store):
             raise
         self._place = words['place']
         self._has_company = words['company']
+        self._is_durable = words['durable']
         return Connection(socket.socket(fileno=descriptors[0]), Export(*words['export']))
 
     # -- the rest ----------------------------------------------------------------------------------
@@ -403,9 +425,10 @@ class NbdStore(Store):
         first = self._connections[0]
         if self._has_left or not self._changes.is_dirty or first is not None and not first.is_lost:
             return
-        self._has_left = True
         try:
-            nbd_line.leave(self._line, self._changes.all())
+            with self._speaking:
+                self._has_left = True
+                nbd_line.leave(self._line, self._changes.all())
         except OSError as e:
             log.error('%s: the keeper does not take the unflushed changes: %s', self.path, e)
             failure_flags.set_flag(self._flag)

@@ -120,6 +120,8 @@ class OpenedStore(object):
     def set_size(self, size: int) -> None:
         """Use this size (bytes) in later descriptions."""
         self._facts['size'] = size
+        if self._facts.get('offered'):
+            self._facts['offered'] = [size] + list(self._facts['offered'][1:])
 
     def descriptors(self) -> List[int]:
         """Returns every descriptor that this object owns: the medium's, those that hold the claim,

@@ -1,5 +1,6 @@
 """Disk images of other programs (VHDX, VHD, VMDK, qcow2, VDI) through qemu-nbd, with the real programs."""
 
+import json
 import os
 import shutil
 import signal
@@ -258,3 +259,98 @@ def test_a_keeper_that_is_killed_takes_its_server_with_it_and_is_replaced(daemon
 
     eventually(is_written, 60, 'a write after the renewal')
     assert session.read(0, 1) == b'k' * 512 and session.read(8, 1) == b'n' * 512
+
+
+def grow(daemon, size, text='resized from'):
+    daemon.control('lun', 'resize', TARGET + '/0', size)
+    daemon.logged(text)
+
+
+def test_an_image_is_made_larger_and_sessions_notice_only_its_size(
+    daemon, ready, sessions, tmp_path
+):
+    """Two sessions with writes that no flush has covered, and commands in flight."""
+    path = create(tmp_path / 'disk.qcow2', 'qcow2')
+    serve(daemon, path)
+    one = ready(daemon, name='iqn.2026-11.test:one')
+    two = ready(daemon, name='iqn.2026-11.test:two')
+    data = os.urandom(MIB)
+    one.write(0, data)
+    two.write(8192, data)
+    stop, wrong, turns = threading.Event(), [], []
+
+    def load():
+        while not stop.is_set():
+            block = os.urandom(4096)
+            try:
+                one.write(16384, block)
+                if one.read(16384, 8) != block:
+                    wrong.append('other data')
+            except AssertionError as e:
+                if '2a' not in str(e).lower():  # CAPACITY DATA HAS CHANGED
+                    wrong.append(str(e))
+            turns.append(1)
+
+    thread = threading.Thread(target=load)
+    thread.start()
+    eventually(lambda: len(turns) > 20, 30, 'a load')
+    first = server_of(path).pid
+    grow(daemon, '96M')
+    assert server_of(path) is None or server_of(path).pid != first
+    count = len(turns)
+    eventually(lambda: len(turns) > count + 20, 30, 'the load to go on')
+    stop.set()
+    thread.join(30)
+    assert not wrong
+    two.clear_attentions(0)
+    assert two.capacity() == (96 * MIB // 512, 512)
+    assert two.read(0, MIB // 512) == data and one.read(8192, MIB // 512) == data
+    two.write(96 * MIB // 512 - 8, data[:4096])
+    assert one.read(96 * MIB // 512 - 8, 8) == data[:4096]
+    assert one.run(b'\x35' + bytes(9)).good() and two.run(b'\x35' + bytes(9)).good()
+    assert state_of(daemon) == 'ready'
+
+
+def test_an_image_gets_its_size_at_the_start_and_is_never_made_shorter(daemon, ready, tmp_path):
+    path = create(tmp_path / 'disk.qcow2', 'qcow2')
+    serve(daemon, path, 'size = 80M')
+    session = ready(daemon)
+    assert session.capacity() == (80 * MIB // 512, 512)
+    session.logout()
+    code, text = daemon.targetdctl('lun', 'resize', TARGET + '/0', '64M')
+    assert code and 'never made shorter' in text
+    assert daemon.stop() == 0
+    daemon.start()
+    assert ready(daemon).capacity() == (80 * MIB // 512, 512)
+
+
+def test_a_plan_changes_no_image(daemon, tmp_path):
+    path = create(tmp_path / 'disk.qcow2', 'qcow2')
+    serve(daemon, path)
+    daemon.control('lun', 'resize', TARGET + '/0', '1G', '--dry-run')
+    assert daemon.stop() == 0
+    assert len(as_raw(path, 'qcow2', tmp_path)) == 64 * MIB
+
+
+@pytest.mark.parametrize('kind', ['vhdx', 'vhd', 'vmdk', 'vdi'])
+def test_an_image_that_cannot_be_resized_says_so(daemon, tmp_path, kind):
+    path = create(tmp_path / 'disk.image', kind)
+    serve(daemon, path)
+    code, text = daemon.targetdctl('lun', 'resize', TARGET + '/0', '80M')
+    assert code and 'an image of type %s cannot be resized' % kind in text
+    assert 'qemu-img convert' in text
+    assert daemon.stop() == 0
+    daemon.text.targets[TARGET][1][0] += ['type = %s' % kind, 'size = 80M']
+    code, text = daemon.check()
+    assert code and 'an image of type %s cannot be resized' % kind in text
+
+
+def test_an_image_is_shown_with_its_sizes(daemon, tmp_path):
+    path = create(tmp_path / 'disk.qcow2', 'qcow2')
+    serve(daemon, path)
+    code, text = daemon.check()
+    assert not code and 'qcow2 image, 67108864 bytes' in text and 'allocated' in text
+    rows = json.loads(daemon.control('--json', 'disks', path))
+    assert [row['format'] for row in rows] == ['qcow2']
+    assert rows[0]['size'] == 64 * MIB and rows[0]['allocated'] < 1 * MIB
+    assert 'qcow2' in daemon.control('disks', path)

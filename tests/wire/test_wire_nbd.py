@@ -7,6 +7,9 @@ import psutil
 import pytest
 from daemon import TARGET, eventually
 from initiator import LoginFailed, pattern
+from nbd_peer import FLAGS, Peer
+
+from targetd.nbd import numbers
 
 pytestmark = pytest.mark.wire
 
@@ -332,3 +335,63 @@ def test_sanitize_and_a_reload_with_other_settings(nbdkit, daemon, ready):
     again = eventually(log_in, 20, 'a login after the change')
     assert again.read(8, 8) == pattern(2, 4096)
     assert [each.pid for each in keepers(daemon)] == [keeper.pid]
+
+
+def extended(image, size):
+    with open(image, 'r+b') as f:
+        f.truncate(size)
+
+
+def test_an_export_that_the_server_has_made_larger_is_adopted_by_a_reload(nbdkit, daemon, ready):
+    image = daemon.image(size=64 * MIB)
+    serve(daemon, nbdkit('file', image))
+    daemon.start()
+    one = ready(daemon, name='iqn.2026-11.test:one')
+    two = ready(daemon, name='iqn.2026-11.test:two')
+    one.write(0, pattern(1, 4096))
+    two.write(8, pattern(2, 4096))
+    extended(image, 96 * MIB)
+    daemon.reload()
+    daemon.logged('resized from %d to %d' % (64 * MIB, 96 * MIB))
+    for session in (one, two):
+        session.clear_attentions(0)
+        assert session.capacity() == (96 * MIB // 512, 512)
+        assert session.read(0, 16) == pattern(1, 4096) + pattern(2, 4096)
+    one.write(96 * MIB // 512 - 8, pattern(3, 4096))
+    assert two.read(96 * MIB // 512 - 8, 8) == pattern(3, 4096)
+    assert one.run(SYNCHRONIZE).good()
+    assert daemon.units()[0]['state'] == 'ready'
+    code, text = daemon.targetdctl('lun', 'resize', TARGET + '/0', '128M')
+    assert code and 'the NBD server decides the size' in text
+
+
+def test_a_new_connection_shows_that_the_server_has_made_the_export_larger(nbdkit, daemon, ready):
+    daemon.text.server['media-check-interval'] = '1'
+    image = daemon.image(size=64 * MIB)
+    server = nbdkit('file', image)
+    serve(daemon, server)
+    daemon.start()
+    daemon.expected_trouble.append('connection to the NBD server|cannot be used|connected to')
+    session = ready(daemon)
+    session.write(0, pattern(1, 4096))
+    server.kill()
+    extended(image, 96 * MIB)
+    server.start()
+    assert session.read(0, 8) == pattern(1, 4096)
+    daemon.logged('resized from %d to %d' % (64 * MIB, 96 * MIB))
+    session.clear_attentions(0)
+    assert session.capacity() == (96 * MIB // 512, 512)
+    session.write(96 * MIB // 512 - 8, pattern(3, 4096), fua=True)
+
+
+def test_pre_fetch_asks_the_server_to_cache(daemon, ready, tmp_path):
+    peer = Peer(str(tmp_path / 'peer.sock'), 1 << 20, FLAGS | numbers.SEND_CACHE)
+    serve(daemon, peer)
+    daemon.start()
+    session = ready(daemon)
+    session.run(struct.pack('>BBIBHB', 0x34, 0, 16, 0, 32, 0)).good()
+    asked = [each for each in peer.requests if each[0] == numbers.CMD_CACHE]
+    assert [each[3:5] for each in asked] == [(16 * 512, 32 * 512)]
+    session.logout()
+    daemon.stop()
+    peer.close()

@@ -10,7 +10,7 @@ import os
 from collections import namedtuple
 
 from targetd.errors import StoreError
-from targetd.host import disks, identity
+from targetd.host import disks, identity, image_info
 from targetd.master.exports.exports import Exports
 from targetd.master.exports.open_medium import key_of_path
 from targetd.master.processes.jobs import Jobs
@@ -81,7 +81,19 @@ def _described(planned):
         words.insert(0, disks.one_line(disks.describe_disk(store.path)))
     elif store.kind == 'file':
         words.insert(0, store.path)
+    elif store.kind == 'nbd' and store.image:
+        words = _image_words(store, words)
+    elif store.kind == 'nbd':
+        words.insert(0, store.path)
     return ', '.join(words)
+
+
+def _image_words(store, words):
+    """What `targetd -t` says about a disk image. words: about its size and blocks."""
+    found = [store.path, '%s image' % store.image]
+    found += words if store.is_size_known else words[1:]
+    found.append('%d bytes allocated' % store.allocated)
+    return found + ([image_info.NOT_CLOSED] if store.is_dirty else [])
 
 
 def open_media_of(process):

@@ -69,7 +69,8 @@ class Exports(object):
         self.workers_of = lambda target_name: []  # set by Master: the workers of its sessions
         self.served = frozenset()  # see examination
         self.watch = MediaWatch(loop, units, self.known, jobs)
-        self.watch.also = NbdRenewal(units, jobs).check_now
+        self.nbd_renewal = NbdRenewal(units, jobs, self.watch.adopt_size)
+        self.watch.also = self.nbd_renewal.check_now
         self.recovery = UnitRecovery(units, jobs, self.watch)
         self.health = HealthWatch(loop, units, jobs)
         self.room_watch = RoomWatch()
@@ -225,6 +226,7 @@ class Exports(object):
         """Looks again at media and clocks, because settings have changed."""
         self.retry_now()
         self.watch.check_now()
+        self.nbd_renewal.look_at_sizes()
         self.read_only_times.look()
 
     def _retry(self):

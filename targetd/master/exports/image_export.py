@@ -181,4 +181,7 @@ def _planned(wanted, info, kind):
         size, numbers.SEND_FLUSH | numbers.SEND_TRIM, 1, PLANNED_BLOCK, 0, True, False, None
     )
     facts = nbd_export.facts_of(wanted, export, kind in UNMAPS, kind)
+    facts.update(
+        allocated=info.allocated, is_dirty=info.is_dirty, is_size_known=bool(info.virtual_size)
+    )
     return OpenedStore(facts, None, ('image', wanted.path))

@@ -8,7 +8,7 @@ by name: a guest that writes another format's signature into its disk changes no
 of the image, without capabilities. qemu-nbd takes connections before it has opened the image, so that the
 greeting, not the connection, says that it is ready; and it does not obey SIGTERM while it opens or hangs.
 
-May import nbd. Used by one thread of one process.
+May import host and nbd. Used by one thread of one process.
 """
 
 import os
@@ -18,7 +18,10 @@ import socket
 import tempfile
 import time
 
+from targetd.errors import StoreError
+from targetd.host import image_info
 from targetd.master.exports import nbd_connecting
+from targetd.master.exports.nbd_size_change import Failed
 from targetd.master.processes import child, sandbox
 from targetd.nbd import uri
 
@@ -140,7 +143,25 @@ class ImageServer(object):
         os.chdir('/')
         os.execvpe(self._program, self._words(), environment)
 
+    def resize(self, size, may_shrink):
+        """Give the disk in the image this size (bytes). The server is stopped for it, and started again by
+        connect(). Raises nbd_size_change.Failed."""
+        self._end()
+        try:
+            image_info.resize(
+                self._path, self._kind, size, may_shrink, lambda: become_owner(self._path)
+            )
+        except StoreError as e:
+            raise Failed(str(e))
+
     def stop(self):
+        """End the server, and accept no connection any more."""
+        self._end()
+        self._listener.close()
+        self._errors.close()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    def _end(self):
         """End the server: it finishes what it has received. Waits STOP_SECONDS at most, then kills it."""
         end = time.monotonic() + STOP_SECONDS
         number = signal.SIGTERM
@@ -151,18 +172,10 @@ class ImageServer(object):
             if time.monotonic() > end:
                 number, end = signal.SIGKILL, end + STOP_SECONDS
             time.sleep(POLL_SECONDS)
-        self._listener.close()
-        self._errors.close()
-        shutil.rmtree(self._directory, ignore_errors=True)
 
 
 def become_owner(path):
     """Become the owner of this file, without any capability, if this process is root's. Raises OSError."""
-    if os.geteuid() != 0:
-        return
-    status = os.stat(path)
-    sandbox.drop_capabilities()
-    if status.st_uid:
-        os.setgroups([])
-        os.setgid(status.st_gid)
-        os.setuid(status.st_uid)
+    if os.geteuid() == 0:
+        sandbox.drop_capabilities()
+    image_info.become_owner(path)

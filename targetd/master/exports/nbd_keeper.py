@@ -30,8 +30,9 @@ import socket
 import time
 from collections import deque
 
-from targetd.master.exports import nbd_connecting
+from targetd.master.exports import nbd_connecting, nbd_size_change
 from targetd.master.exports.nbd_connecting import Unavailable
+from targetd.master.exports.nbd_size_change import Failed, SizeChange, half_close
 from targetd.master.processes import child
 from targetd.nbd import numbers
 from targetd.store import failure_flags, nbd_line
@@ -52,7 +53,8 @@ class _Line(object):
     """The line of a process. writes: it may write; place: its byte of the memory file, 1 while it has
     changes that are not durable; connections: {slot: socket}; has_company: another session that writes has
     had a connection at the same time; told: the last reason that it got; given: when it got its last
-    connection."""
+    connection; size: of the export, as that connection has it; is_flushed: since then everything was made
+    durable, and the connections were ended."""
 
     def __init__(self, sock, flag, writes, place):
         self.sock = sock
@@ -63,6 +65,8 @@ class _Line(object):
         self.has_company = False
         self.told = ''
         self.given = None
+        self.size = 0
+        self.is_flushed = False
         self.left = []  # [command, flags, offset, length, data] that the process leaves behind
         self.missing = 0  # bytes of the last one that follow
         self.has_left = False  # all of them are here
@@ -71,7 +75,8 @@ class _Line(object):
 class Keeper(object):
     """control: the socket on which new lines arrive; before: (size, flags, minimum block size) of
     the export when it was opened; claim: the memory file; connect(address, seconds):
-    nbd_connecting.connect or a substitute of a test."""
+    nbd_connecting.connect, image_server.ImageServer.connect or a substitute of a test; resize(size,
+    may_shrink): of an ImageServer, else None."""
 
     def __init__(
         self,
@@ -82,6 +87,7 @@ class Keeper(object):
         claim,
         connect=nbd_connecting.connect,
         clock=time.monotonic,
+        resize=None,
     ):
         self._control = control
         self._former = None
@@ -91,6 +97,8 @@ class Keeper(object):
         self._claim = claim
         self._connect = connect
         self._clock = clock
+        self._resize = resize
+        self._change = None  # SizeChange, while connections are being ended for it
         self._lines = {}  # descriptor -> _Line
         self._draining = {}  # descriptor -> socket
         self._waiting = deque()  # (_Line, slot)
@@ -128,11 +136,14 @@ class Keeper(object):
                 self._listen(self._lines[descriptor])
             elif descriptor in self._draining:
                 self._drain(self._draining[descriptor])
+        if self._change is not None:
+            self._go_on()
         if self._has_work() and self._clock() >= self._next:
             self._attempt()
 
     def _has_work(self):
-        return not self._draining and bool(self._waiting or self._unflushed or self._left)
+        is_held = self._draining or self._change is not None
+        return not is_held and bool(self._waiting or self._unflushed or self._left)
 
     def _poll(self, seconds):
         poll = select.poll()
@@ -141,6 +152,10 @@ class Keeper(object):
         if self._control is not None:
             poll.register(self._control, select.POLLIN)
         limits = [] if seconds is None else [seconds]
+        if self._change is not None:
+            for sock in self._open_connections():
+                poll.register(sock, 0)  # the end is always reported
+            limits.append(self._change.end - self._clock())
         if self._has_work():
             limits.append(self._next - self._clock())
         if self._end is not None:
@@ -158,6 +173,9 @@ class Keeper(object):
             )  # closed at the end: the master may wait
             return
         words, descriptors = message
+        if 'size' in words:
+            self._begin_change(words, descriptors[0])
+            return
         for descriptor in descriptors:
             writes = bool(words['writes']) and not self._read_only
             sock = socket.socket(fileno=descriptor)
@@ -195,10 +213,13 @@ class Keeper(object):
         """A worker asks for a connection; those of slot 0 take the place of all earlier ones."""
         if slot == 0:
             self._drain_all(line)
+        elif line.is_flushed or self._change is not None:
+            self._send(line, {'why': 'the connections are replaced'})
+            return
         if any(each is line for each, _ in self._waiting):
             return
         self._waiting.append((line, slot))
-        if line.given is None or self._clock() - line.given >= STABLE_SECONDS:
+        if line.is_flushed or line.given is None or self._clock() - line.given >= STABLE_SECONDS:
             self._back_off = 0.0
         elif slot == 0:
             self._back_off_more()
@@ -208,7 +229,9 @@ class Keeper(object):
         del self._lines[line.sock.fileno()]
         self._waiting = deque(each for each in self._waiting if each[0] is not line)
         is_dirty = self._is_dirty(line)
-        if is_dirty and line.has_left and not line.has_company:
+        if is_dirty and self._change is not None:
+            self._unflushed.add(line.flag)  # it is flushed before the change
+        elif is_dirty and line.has_left and not line.has_company:
             self._left.append((line.flag, line.left))
         elif is_dirty and (not line.connections or any(map(_is_dead, line.connections.values()))):
             failure_flags.set_flag(line.flag)
@@ -219,12 +242,14 @@ class Keeper(object):
 
     def _is_dirty(self, line):
         """True if the process has changes that are not durable, or was killed with them."""
-        return os.pread(self._claim, 1, line.place) == b'\1'
+        return not line.is_flushed and os.pread(self._claim, 1, line.place) == b'\1'
 
     def _new_place(self):
         """Returns the byte of the memory file for a new line."""
         taken = {line.place for line in self._lines.values()}
-        place = next(number for number in itertools.count() if number not in taken)
+        place = next(
+            number for number in itertools.count(nbd_size_change.SIZE_BYTES) if number not in taken
+        )
         os.pwrite(self._claim, b'\0', place)
         return place
 
@@ -238,10 +263,7 @@ class Keeper(object):
 
     def _drain_all(self, line):
         for sock in line.connections.values():
-            try:
-                sock.shutdown(socket.SHUT_WR)
-            except OSError:
-                pass
+            half_close(sock)
             self._draining[sock.fileno()] = sock
         line.connections = {}
 
@@ -275,6 +297,7 @@ class Keeper(object):
             nbd_connecting.disconnect(sock)
             self._failed(str(e))
             return
+        nbd_size_change.note_size(self._claim, export.size)
         if self._left or self._unflushed:
             self._repeat(sock, export)
         else:
@@ -333,12 +356,97 @@ class Keeper(object):
             for each in others:
                 each.has_company = True
         line.connections[slot] = sock
-        line.told, line.given = '', self._clock()
-        self._send(
-            line,
-            {'export': list(export), 'company': had_company, 'place': line.place},
-            (sock.fileno(),),
+        line.told, line.given, line.size = '', self._clock(), export.size
+        words = {'export': list(export), 'company': had_company, 'place': line.place}
+        words['durable'], line.is_flushed = line.is_flushed, False
+        self._send(line, words, (sock.fileno(),))
+
+    # -- a change of the size ----------------------------------------------------------------------
+
+    def _begin_change(self, words, descriptor):
+        """The master wants the export to have another size for all sessions."""
+        end = self._clock() + nbd_size_change.HANG_UP_SECONDS
+        change = SizeChange(words['size'], words['may_shrink'], descriptor, end)
+        try:
+            self._require_quiet(change)
+            change.lines = [line for line, _ in self._sockets_before(change.size)]
+            if change.lines:
+                change.connect(self._connect, self._address)
+        except Failed as e:
+            change.answer({'why': str(e)})
+            return
+        for line, slot in [each for each in self._waiting if each[1]]:
+            self._waiting.remove((line, slot))
+            self._send(line, {'why': 'the connections are replaced'})
+        self._change = change
+        for _, sock in self._sockets_before(change.size):
+            half_close(sock)
+
+    def _require_quiet(self, change):
+        """Raises Failed unless the change can begin."""
+        if self._change is not None or self._draining or self._left or self._unflushed:
+            raise Failed('is busy with the end of a session, or with another change; try again')
+        if change.size < self._before[0] and not change.may_shrink:
+            raise Failed('has %d bytes, and is not made shorter' % self._before[0])
+        for line in self._lines.values():
+            is_lost = not line.connections or any(map(_is_dead, line.connections.values()))
+            if is_lost and self._is_dirty(line):
+                raise Failed('has lost a connection, and writes are repeated first; try again')
+
+    def _sockets_before(self, size):
+        """[(_Line, socket)] of the connections that have to be ended before sessions see this size."""
+        return [
+            (line, sock)
+            for line in self._lines.values()
+            if self._resize is not None or line.size < size
+            for sock in line.connections.values()
+        ]
+
+    def _open_connections(self):
+        return [
+            sock
+            for _, sock in self._sockets_before(self._change.size)
+            if not nbd_size_change.has_hung_up(sock)
+        ]
+
+    def _go_on(self):
+        change = self._change
+        if self._draining or self._open_connections():
+            if self._clock() >= change.end:
+                self._change = None
+                change.answer({'why': 'does not finish what it has received; it hangs'})
+            return
+        try:
+            self._change_size(change)
+        except Failed as e:
+            if e.is_lost:
+                self._lose(
+                    self._unflushed
+                    | {each.flag for each in self._lines.values() if self._is_dirty(each)}
+                )
+            change.answer({'why': str(e)})
+        else:
+            change.answer({'size': self._before[0]})
+        self._change = None
+
+    def _change_size(self, change):
+        """The server has closed the connections: flush, resize. Raises Failed."""
+        for line, sock in self._sockets_before(change.size):
+            line.connections = {}
+            sock.close()
+        if change.own is not None:
+            change.flush()
+            self._unflushed.clear()
+            for line in change.lines:
+                line.is_flushed = True
+        if self._resize is not None:
+            self._resize(change.size, change.may_shrink)
+        before = (0 if change.may_shrink else self._before[0],) + tuple(self._before[1:])
+        size = nbd_size_change.looked_at(
+            self._connect, self._address, before, change.size, self._read_only
         )
+        self._before = (size,) + tuple(self._before[1:])
+        nbd_size_change.note_size(self._claim, size)
 
 
 def _received(sock):
@@ -376,7 +484,9 @@ def start_keeper(address, before, read_only, claim, make_server=None, kept=()):
             Keeper(theirs, address, before, read_only, claim).run()
             os._exit(0)
         server = make_server()
-        Keeper(theirs, address, before, read_only, claim, server.connect).run()
+        Keeper(
+            theirs, address, before, read_only, claim, server.connect, resize=server.resize
+        ).run()
         server.stop()
         os._exit(0)
 

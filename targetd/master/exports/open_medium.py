@@ -236,9 +236,7 @@ def _open_store(lun, path, held, plan_only, is_served, image):
     }
     if image:
         _require_plain(lun, image)
-        return image_export.open_image(
-            description, held, plan_only, image, lun.allow_backing_file
-        ), None
+        return _open_image(lun, description, held, plan_only, image)
     if lun.type == 'tape':
         description.update(kind='file', tape=True)
     elif lun.type not in ('auto', 'cd'):
@@ -253,6 +251,19 @@ def _open_store(lun, path, held, plan_only, is_served, image):
     is_longer_tape = lun.type == 'tape' and store.size > (lun.size or 0)  # size is for new ones
     if grows and lun.size and not is_longer_tape:
         grow(store, lun.size, plan_only)
+    return store, before if store.size > before else None
+
+
+def _open_image(lun, description, held, plan_only, image):
+    """Returns the same as _open_store()."""
+    store = image_export.open_image(description, held, plan_only, image, lun.allow_backing_file)
+    before = store.size
+    if lun.size:
+        try:
+            grow(store, lun.size, plan_only)
+        except BaseException:
+            store.close()
+            raise
     return store, before if store.size > before else None
 
 

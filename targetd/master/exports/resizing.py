@@ -13,7 +13,12 @@ import os
 import tempfile
 
 from targetd import log
+from targetd.config import lun_rules
 from targetd.errors import StoreError
+from targetd.store import nbd_line
+
+#: Limit for the change of the size of a disk image: its server is stopped and started again.
+IMAGE_SECONDS = 60.0
 
 
 class Resizes(object):
@@ -51,6 +56,7 @@ class Resizes(object):
                 lambda: extend_medium(store, size, self.plan_only),
                 lambda answer: self._take(unit, size, answer.values or {'failed': answer.why}),
                 [store.descriptor],
+                IMAGE_SECONDS if store.kind == 'nbd' else None,
             )
 
     def _take(self, unit, size, values):
@@ -94,7 +100,9 @@ def shorten(store, size, served):
     for unit in served:
         unit.sizes_changed += 1
     try:
-        if store.descriptor is not None:
+        if store.kind == 'nbd':
+            nbd_line.order_size(store.descriptor, size, may_shrink=True).close()
+        elif store.descriptor is not None:
             os.ftruncate(store.descriptor, size)
     except OSError as e:
         log.error('%s keeps its new size: %s', store.path, e.strerror)
@@ -122,8 +130,8 @@ def extend_medium(store, size, plan_only):
 
 
 def grow(store, size, plan_only=False):
-    """Extends a file or memory to this size (bytes). Raises StoreError if it is larger already: a
-    medium is never made shorter."""
+    """Extends a file, memory or a disk image to this size (bytes). Raises StoreError if it is larger
+    already: a medium is never made shorter."""
     now, name = store.resize_check(), store.path or 'the %s disk' % store.kind
     if now > size:
         raise StoreError(
@@ -132,8 +140,13 @@ def grow(store, size, plan_only=False):
         )
     if now == size:
         return
+    if store.kind == 'nbd' and store.image not in lun_rules.RESIZABLE_IMAGES:
+        raise StoreError('%s: %s' % (name, lun_rules.why_not_resizable(store.image)))
     try:
-        if plan_only:
+        if store.kind == 'nbd' and not plan_only:
+            reply = nbd_line.order_size(store.descriptor, size)
+            nbd_line.received_size(reply, IMAGE_SECONDS)
+        elif plan_only:
             try_size(store, size)
         elif store.descriptor is not None:
             os.ftruncate(store.descriptor, size)

@@ -22,7 +22,7 @@ def specific(**data):
 
 def test_the_size_and_the_other_files_of_an_image(tmp_path):
     path = str(tmp_path / 'disk')
-    assert image_info.parse_info(document(), path) == ImageInfo(65536, 4096, [])
+    assert image_info.parse_info(document(), path) == ImageInfo(65536, 4096, [], False)
     backing = {'full-backing-filename': '/srv/base', 'backing-filename-format': 'qcow2'}
     text = document(**dict(backing, **specific(**{'data-file': 'data.raw'})))
     assert image_info.parse_info(text, path).others == [
@@ -47,9 +47,9 @@ def test_what_is_not_understood_is_an_error(text):
 
 
 def allow(others, directories, look=None):
-    info = ImageInfo(65536, 0, others)
+    info = ImageInfo(65536, 0, others, False)
     image_info.require_allowed(
-        '/srv/disk', info, directories, look or (lambda *_: ImageInfo(1, 0, []))
+        '/srv/disk', info, directories, look or (lambda *_: ImageInfo(1, 0, [], False))
     )
 
 
@@ -81,10 +81,12 @@ def test_a_chain_is_followed_to_its_end():
         '/srv/templates/old': [Other('backing file', '/etc/shadow', 'raw')],
     }
     with pytest.raises(StoreError) as refusal:
-        allow([BASE], ['/srv/templates'], lambda path, _: ImageInfo(1, 0, chain.get(path, [])))
+        allow(
+            [BASE], ['/srv/templates'], lambda path, _: ImageInfo(1, 0, chain.get(path, []), False)
+        )
     assert '/srv/templates/old names /etc/shadow' in str(refusal.value)
     with pytest.raises(StoreError) as refusal:
-        allow([BASE], ['/'], lambda path, _: ImageInfo(1, 0, [BASE]))
+        allow([BASE], ['/'], lambda path, _: ImageInfo(1, 0, [BASE], False))
     assert 'more than' in str(refusal.value)
 
 

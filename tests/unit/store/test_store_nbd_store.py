@@ -8,7 +8,7 @@ import threading
 
 import pytest
 from daemon import eventually
-from nbd_peer import Closed, Peer, chunk, simple
+from nbd_peer import FLAGS, Closed, Peer, chunk, simple
 
 from targetd import compat
 from targetd.master.exports.nbd_keeper import Keeper
@@ -415,3 +415,102 @@ def test_many_threads(export):
         thread.join(60)
         assert not thread.is_alive()
     assert failed == []
+
+
+def resized(one, size, may_shrink=False):
+    """Has the keeper give the sessions this size."""
+    reply = nbd_line.order_size(one.control.fileno(), size, may_shrink)
+    return nbd_line.received_size(reply, 20)
+
+
+def test_a_new_size_replaces_the_connections_and_repeats_nothing(export):
+    """Two sessions have written without a flush: their changes could not be repeated."""
+    one = export()
+    store, other = one.session(), one.session()
+    store.write(0, b'a' * 512, False)
+    other.write(512, b'b' * 512, False)
+    one.peer.size = 2 * SIZE
+    one.peer.memory += bytes(SIZE)
+    assert resized(one, 2 * SIZE) == 2 * SIZE
+    assert commands(one.peer)[-1] == numbers.CMD_FLUSH
+    count = len(one.peer.requests)
+    for each in (store, other):
+        each.size = 2 * SIZE
+        assert each.read(0, 1024) == b'a' * 512 + b'b' * 512
+        assert not each._changes.is_dirty
+    store.write(2 * SIZE - 512, b'c' * 512, True)
+    assert numbers.CMD_FLUSH not in commands(one.peer)[count:]
+    assert commands(one.peer)[count:].count(numbers.CMD_WRITE) == 1
+    assert not failure_flags.is_set(one.flag)
+    # everyone has the size: nothing is disturbed
+    count = len(one.peer.connections)
+    assert resized(one, 2 * SIZE) == 2 * SIZE
+    assert len(one.peer.connections) == count + 1
+
+
+def test_a_session_that_was_flushed_for_a_new_size_can_be_killed_without_a_loss(export):
+    one = export()
+    store = one.session()
+    store.write(0, b'a' * 512, False)
+    one.peer.size = 2 * SIZE
+    resized(one, 2 * SIZE)
+    store._line.close()
+    other = one.session()
+    assert other.read(0, 512) == b'a' * 512
+    other.flush(0, SIZE)
+    assert not failure_flags.is_set(one.flag)
+
+
+def test_a_flush_that_fails_for_a_new_size_is_a_loss(export):
+    def answer(request):
+        return simple(request[2], 5) if request[0] == numbers.CMD_FLUSH else None
+
+    one = export(answer=answer)
+    store = one.session()
+    store.write(0, b'a' * 512, False)
+    one.peer.size = 2 * SIZE
+    with pytest.raises(OSError) as caught:
+        resized(one, 2 * SIZE)
+    assert 'cannot make its data durable' in str(caught.value)
+    assert failure_flags.is_set(one.flag)
+
+
+def test_a_server_that_dies_meanwhile_gets_the_changes_again(export):
+    """The own connection of the change is lost, too, so nothing counts as durable."""
+    one = export()
+    store = one.session()
+    store.write(0, b'a' * 512, False)
+
+    def answer(request):
+        if request[0] == numbers.CMD_FLUSH:
+            one.restart(memory='lost')
+            raise Closed
+        return None
+
+    one.peer.answer, one.peer.size = answer, 2 * SIZE
+    with pytest.raises(OSError) as caught:
+        resized(one, 2 * SIZE)
+    assert 'has lost the connection' in str(caught.value)
+    one.peer.answer = lambda request: None
+    assert store.read(0, 512) == b'a' * 512
+    assert not failure_flags.is_set(one.flag)
+
+
+def test_a_size_that_new_connections_do_not_have_is_refused(export):
+    one = export()
+    store = one.session()
+    store.write(0, b'a' * 512, False)
+    for size, why in ((2 * SIZE, 'for new connections'), (SIZE // 2, 'is not made shorter')):
+        with pytest.raises(OSError) as caught:
+            resized(one, size)
+        assert why in str(caught.value)
+    assert store.read(0, 512) == b'a' * 512 and not failure_flags.is_set(one.flag)
+
+
+def test_pre_fetch(export):
+    one = export(flags=FLAGS | numbers.SEND_CACHE)
+    one.session().prefetch(1024, 4096)
+    assert [each[:1] + each[3:5] for each in one.peer.requests] == [(numbers.CMD_CACHE, 1024, 4096)]
+    other = export()
+    other.session().prefetch(1024, 4096)
+    assert commands(other.peer) == [numbers.CMD_READ]
