@@ -142,7 +142,7 @@ RESIZABLE_IMAGES = ('qcow2',)
 def why_not_resizable(kind):
     """Why the size of such an image, or of an NBD export (''), cannot be set, with the remedy."""
     if not kind:
-        return 'the NBD server decides the size; extend it there, then run "targetdctl reload"'
+        return 'the server decides the size: extend it there, then run "targetdctl reload"'
     return (
         'an image of type %s cannot be resized; make a larger one, copy it while the LUN is not served '
         '("qemu-img convert -n"), and name the new file' % kind

@@ -362,7 +362,7 @@ def test_an_export_that_the_server_has_made_larger_is_adopted_by_a_reload(nbdkit
     assert one.run(SYNCHRONIZE).good()
     assert daemon.units()[0]['state'] == 'ready'
     code, text = daemon.targetdctl('lun', 'resize', TARGET + '/0', '128M')
-    assert code and 'the NBD server decides the size' in text
+    assert code and 'the server decides the size' in text
 
 
 def test_a_new_connection_shows_that_the_server_has_made_the_export_larger(nbdkit, daemon, ready):
