@@ -58,6 +58,9 @@ class MemoryStore(object):
             raise OSError(errno.EIO, 'unreadable')
         return bytes(self.data[offset : offset + length])
 
+    def prefetch(self, offset, length):
+        self.read(offset, length)
+
     def try_read(self, offset, length):
         return self.read(offset, length) if self.cached else None
 
