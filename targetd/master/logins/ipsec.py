@@ -8,6 +8,7 @@ import socket
 import struct
 
 IP_XFRM_POLICY, IPV6_XFRM_POLICY = 17, 35
+NETLINK_XFRM = 6
 INWARD, ALLOW = 0, 0
 ESP, TRANSPORT = 50, 0
 ANY_ALGORITHM = 0xFFFFFFFF
@@ -25,7 +26,8 @@ TEMPLATE = struct.Struct('=20xB3xH18xIBBBxIII')
 
 def require_ipsec(sock):
     """Take nothing on this socket, and on those that it accepts, that did not arrive through IPsec. Raises
-    OSError: EPERM without CAP_NET_ADMIN."""
+    OSError: EPERM without CAP_NET_ADMIN, EINVAL without the kernel's module xfrm_user."""
+    _load_module()
     is_6 = sock.family == socket.AF_INET6
     policy = SELECTOR.pack(sock.family) + LIFETIME + POLICY.pack(0, 0, INWARD, ALLOW, 0, 0)
     template = TEMPLATE.pack(
@@ -35,3 +37,12 @@ def require_ipsec(sock):
         (socket.IPPROTO_IPV6, IPV6_XFRM_POLICY) if is_6 else (socket.IPPROTO_IP, IP_XFRM_POLICY)
     )
     sock.setsockopt(level, option, policy + template)
+
+
+def _load_module():
+    """Have the kernel load xfrm_user, in the way of each program that uses its netlink family. strongSwan
+    does the same, but it may be started later."""
+    try:
+        socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_XFRM).close()
+    except OSError:
+        pass  # setsockopt reports what is missing
