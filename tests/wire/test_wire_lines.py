@@ -284,3 +284,15 @@ def test_pings_on_a_slow_line_do_not_wait_for_data(daemon, line, digest):
             for command in saturated.commands:
                 result = session.wait(command).good()
                 assert len(result.data) == 1 << 20
+
+
+def test_a_session_ends_whose_initiator_leaves_a_slow_line_amid_the_data(daemon, line):
+    full_line(line)
+    with served_over(daemon, line) as address:
+        with far_session(line, address) as session:
+            Saturated(session, 8).pass_data(640 << 10)
+            began = 'session %d of ' % session.tsih
+            line.rate = 0.0
+        eventually(
+            lambda: any(began in row and ' is over' in row for row in daemon.log.split('\n'))
+        )

@@ -374,8 +374,8 @@ class Outbox(object):
         """Return the bytes that the initiator's TCP has not acknowledged."""
         try:
             count = fcntl.ioctl(self._socket.fileno(), termios.TIOCOUTQ, _NO_COUNT)  # SIOCOUTQ
-        except (AttributeError, OSError):
-            return 0  # the connection has ended
+        except (AttributeError, OSError, ValueError):
+            return 0  # the connection has ended: another thread may have closed the socket
         return struct.unpack('i', count)[0]
 
 

@@ -294,9 +294,10 @@ class PacedOutbox(PaceableOutbox):
                 pass
         except OSError as e:
             pacing.error = e
-        pacing.is_over = True
-        self._return_urgent(pacing)
-        pacing.progress.set()
+        finally:  # other threads wait for this one
+            pacing.is_over = True
+            self._return_urgent(pacing)
+            pacing.progress.set()
         if pacing.error is not None:
             self.on_failure(pacing.error)
             return
