@@ -45,9 +45,10 @@ master -> worker
              another portal group or with another ISID: answer with `continues`, unless the session ends now
   count      id                                           report the counters of the session
   line       id                                           report what the connections of the session do
-  limits     session, luns + [memory file]                the limits of the session's units from now on,
-             sent before the answer to the claim and when they change: rows [place, commands, bytes] of
-             scsi.limits.Limit, of every unit (session), and of some ({number as a text: [row…]})
+  limits     session, luns, timed + [memory file]         the limits of the session's units from now on,
+             sent before the answer to the claim and when they change: rows [place, commands, bytes], or
+             [place, commands, bytes, burst], of scsi.limits.Limit, of every unit (session), and of some
+             ({number as a text: [row…]}); timed: [numbers of the units whose stores are timed]
   capture    tsih, data + [socket]                        record the PDUs of this session into the
              socket, with so many bytes of user data each (pcapng.Record)
   end        why, reason                                  end the session now: 'reinstated',
@@ -74,13 +75,14 @@ worker -> master
              exits next, or, if commands hang, when they have returned
   report counted      id, units, more                     of count (id 0: the session is over):
              units [[unit, reads, bytes read, writes, bytes written, other commands, errors, unfinished
-             commands, latencies of reads, latencies of others] …], of the units that have received a
-             command; latencies [[bucket, samples] …], see scsi.counters; more: true if another report
-             follows
+             commands, oldest, latencies of reads, latencies of others] …], of the units that have received a
+             command; latencies [[bucket, samples] …], see scsi.counters; oldest: microseconds for
+             which the store has not answered a command, of a unit whose store is timed, else 0; more:
+             true if another report follows
   report line         id, at, connections, counted, waiting   of line: at: clock, microseconds;
              connections [[CID, TCP_INFO in hex digits, congestion control, bytes queued] …]; counted
-             [reads, bytes read, writes, bytes written, other commands]; waiting {line, data, master, disk:
-             number of unfinished commands that wait for it}
+             [reads, bytes read, writes, bytes written, other commands]; waiting {line, data, limit, master,
+             disk: number of unfinished commands that wait for it}
   report black-hole   peer, segment, times                an initiator that is heard does not
              acknowledge segments of so many bytes, which were sent so often
   report ring         tsih, why, data                     capture-on-error: the last PDUs, records in

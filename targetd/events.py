@@ -8,6 +8,7 @@ KINDS = {
     'disk_error': 'a medium has reported an error; its LUN is degraded',
     'health': 'a disk behind a LUN predicts its failure, is too hot, or is well again',
     'failed': 'data may be lost; the LUN refuses writes until "targetdctl acknowledge"',
+    'slowed': 'a LUN is slowed down because another one misses its latency-target, or is so no longer',
     'space_low': 'a thin provisioning threshold is reached',
     'worker_died': 'a worker process died unexpectedly',
     'taken_over': 'another server has taken over a LUN with unit-state, which is not served here any more',

@@ -1,9 +1,11 @@
 """A scripted NBD server in a thread, for what real servers do not do: it closes in mid-request, and
 sends wrong replies. It has a memory of its own, which it can lose."""
 
+import queue
 import socket
 import struct
 import threading
+import time
 
 from targetd.nbd import numbers
 
@@ -139,3 +141,30 @@ def chunk(kind, cookie, payload, flags=numbers.REPLY_DONE):
 def simple(cookie, error=0):
     """A simple reply."""
     return struct.pack('>IIQ', numbers.SIMPLE_REPLY_MAGIC, error, cookie)
+
+
+class SlowDisk(Peer):
+    """A server that executes the requests of all its connections one after the other, in the order in which
+    they arrive, each in so many seconds: a disk that its exports share."""
+
+    def __init__(self, path, seconds, **more):
+        self.seconds = seconds
+        self._queue = queue.Queue()
+        threading.Thread(target=self._execute, daemon=True).start()
+        super().__init__(path, **more)
+
+    def _request(self, sock):
+        _, flags, command, cookie, offset, length = _REQUEST.unpack(receive(sock, 28))
+        data = receive(sock, length) if command == numbers.CMD_WRITE else b''
+        self._queue.put((sock, (command, flags, cookie, offset, length, data)))
+
+    def _execute(self):
+        due = time.monotonic()
+        while True:
+            sock, request = self._queue.get()
+            due = max(due, time.monotonic() - self.seconds) + self.seconds
+            time.sleep(max(0, due - time.monotonic()))  # late wake-ups do not add up
+            try:
+                sock.sendall(self.usual_reply(request))
+            except OSError:
+                pass  # the client has gone

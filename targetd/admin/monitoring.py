@@ -132,6 +132,12 @@ def status(snapshot):
 # -- metrics ---------------------------------------------------------------------------------------
 
 
+def _of_limits(snapshot, key):
+    """[(labels, value)] of the rows of `show limits` that have this value."""
+    rows = [row for row in snapshot.limits if row.get(key) is not None]
+    return [(_labels(row, 'target', 'limit'), row[key]) for row in rows]
+
+
 def _total(name):
     """A function of a Snapshot: the sum of a counter for each unit, sessions that are over included."""
 
@@ -149,7 +155,10 @@ def _total(name):
 BOUNDS = (50, 100, 250, 500, 1000, 2500, 5000, 10000, 25000, 50000, 100000, 250000, 500000)
 BOUNDS += (1000000, 2500000, 5000000, 10000000)
 LATENCY = 'targetd_unit_latency_seconds'
-LATENCY_HELP = 'Latency of one command in about 61; a bucket is exact to a quarter.'
+LATENCY_HELP = (
+    'Latency of one command in about 61, or, with latency-target, of the disk for each; a bucket is exact to '
+    'a quarter.'
+)
 
 
 def _latency_lines(snapshot):
@@ -218,6 +227,15 @@ METRICS = (
      lambda s: [(_labels(row, 'target', 'limit'), row['delayed']) for row in s.limits]),
     ('targetd_limit_delay_seconds_total', 'counter', 'Sum of the delays by the limit.',
      lambda s: [(_labels(row, 'target', 'limit'), row['delay_seconds']) for row in s.limits]),
+    ('targetd_latency_target_seconds', 'gauge', 'The latency-target of a LUN or an initiator.',
+     lambda s: _of_limits(s, 'latency_target_seconds')),
+    ('targetd_latency_seconds', 'gauge', 'Time within which the disk answered 90 percent of the commands '
+     'in the last second, where there is a latency-target.',
+     lambda s: _of_limits(s, 'latency_seconds')),
+    ('targetd_slowed_down_iops', 'gauge', 'Commands per second that a LUN may execute which is slowed down '
+     'for the latency-target of another one.',
+     lambda s: [(_labels(row, 'target', 'limit'), row['iops'])
+                for row in s.limits if row.get('slowed_for')]),
     ('targetd_unit_unfinished_commands', 'gauge', 'Commands that are not answered yet.',
      _total('unfinished')),
 )

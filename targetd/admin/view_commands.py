@@ -90,14 +90,20 @@ TABLE = (
             empty='no disk was asked; see the settings health-interval and spin-down'),
     command('show limits', 'list the limits on commands and bytes per second, and what they delay',
             'One line per target, LUN and initiator that has a limit (iops-limit, bandwidth-limit, '
-            'initiator-iops-limit, initiator-bandwidth-limit): the limits, the number of commands that were '
-            'delayed because of them, and how long on average. Initiators are listed while they are logged '
-            'in. A command that several limits delay is counted at the one that delays it most.',
+            'initiator-iops-limit, initiator-bandwidth-limit) or a latency-target: the limits, the '
+            'number of commands that were delayed because of them, and how long on average. '
+            'Initiators are listed while they are logged in. A command that several limits delay is '
+            'counted at the one that delays it most. A LUN or initiator with a latency-target has the '
+            'time within which its disk has answered 90 percent of its commands in the last second. '
+            'While that is too long, each LUN that is slowed down for it has a further line, with the '
+            'names of those for which it is.',
             columns=columns(('target_name', 'TARGET'), ('what', 'LIMIT-OF'), ('iops', 'IOPS'),
                             ('bandwidth', 'BYTES/s', 'bytes'), ('delayed', 'DELAYED'),
-                            ('average', 'AVERAGE-DELAY'),
+                            ('average', 'AVERAGE-DELAY'), ('latency_target', 'LATENCY-TARGET'),
+                            ('latency', 'LATENCY'), ('slowed_for', 'SLOWED-FOR'),
                             ('delay_seconds', 'SECONDS', 'text', WIDE)),
-            empty='no limit is configured; see the settings iops-limit and bandwidth-limit'),
+            empty='no limit is configured; see the settings iops-limit, bandwidth-limit and '
+                  'latency-target'),
     command('show space', 'list the space that the logical units occupy, and what is left of it',
             'One line per unit: its size, the space that its file occupies, how much of that was written '
             '(MAPPED), how much is shared with other files (reflinks, snapshots), what its file system has '

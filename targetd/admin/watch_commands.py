@@ -11,8 +11,9 @@ TABLE = (
             'commands per second, megabytes read and written per second, the latencies within which '
             'half and 99 percent of the commands were answered, unfinished commands, errors, and '
             'processor time and memory of the worker process. The latency of one command in about 61 is '
-            'measured; if there are few in the time, the latencies are those since the login. Cached '
-            'reads are answered at once and are never unfinished.',
+            'measured (with latency-target, the time that the disk takes for each); if there are few in '
+            'the time, the latencies are those since the login. Cached reads are answered at once and are '
+            'never unfinished.',
             arguments=[
                 _BY,
                 Argument('seconds', 'number', False, 'time between the two samples (default 2)')],

@@ -271,6 +271,7 @@ PORTAL_GROUP = (
 )
 # fmt: on
 
+_LATENCY = kinds.Duration(0.001, 60, off=True)
 _IOPS = scsi_kinds.Rate(kinds.Number(1, 10000000))
 _BANDWIDTH = scsi_kinds.Rate(kinds.Size(64 << 10, 1 << 40))
 _LIMIT_OF_ALL = 'LUNs and initiators may have limits of their own; every limit applies.'
@@ -370,6 +371,9 @@ TARGET = (
     _target('initiator-bandwidth-limit', _BANDWIDTH, 0, LIVE,
             'Maximum number of bytes per second that each initiator of the target reads and writes; 0: no '
             'limit.', 'As initiator-iops-limit.', '50M'),
+    _target('initiator-latency-target', _LATENCY, 0, LIVE,
+            'As latency-target, for the commands of each initiator of the target; 0: none.',
+            'All LUNs that the initiator uses count together.', '20ms'),
     _target('nop-interval', kinds.Duration(1, 3600, off=True), None, NEXT_LOGIN,
             'The nop-interval of this target; without it, that of [server] applies.',
             'Write 0 for diskless machines that boot with iPXE: it never answers a NOP-In, so a '
@@ -463,6 +467,20 @@ LUN = (
          'limit.',
          'As iops-limit; the bytes of READ, WRITE, VERIFY, WRITE SAME and the like count. A command with '
          'more bytes than the limit of one second runs after a pause of so long.', '100M', shared=False),
+    _lun('latency-target', _LATENCY, 0, LIVE,
+         'The time within which the disk is to answer 90 percent of the commands of this LUN that read or '
+         'write; 0: none. While it takes longer, other LUNs on the same disk are slowed down.',
+         'The others are the LUNs of all targets that have a physical disk in common with this one (through '
+         'partitions, LVM and md; otherwise the same file system or NBD server) and no latency-target, or a '
+         'longer one. Each second in which the target is missed, each of them may execute only 3/4 of the '
+         'commands that it executed in the second before, but at least 5 percent of its first rate, or 10 '
+         'per second. When the target has been met for 3 seconds (for longer, if it was missed again at '
+         'once before), their rate rises by a quarter each second, until they are free. What is measured '
+         'each second is the time of the disk alone, not that of the network or of limits, and not of '
+         'UNMAP, WRITE SAME and flushes. A command is never delayed for the target of its own LUN, and '
+         'iops-limit and bandwidth-limit hold as well. "targetdctl show limits" shows the latency, and '
+         'which LUN is slowed down for whom; on-event has "slowed". Programs of this host that use the disk '
+         'are not slowed down. In a target, it is the value for each of its LUNs.', '20ms'),
     _lun('atomic-writes', kinds.Flag(), False, NEEDS_LOGOUT,
          'Offer WRITE ATOMIC of up to 1 MiB: readers see all of the write or nothing, and a crash '
          'or power failure leaves all of it or nothing on the disk.',

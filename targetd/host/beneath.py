@@ -5,6 +5,7 @@ May import base and host. Only /sys, /proc and the file's status are read: no di
 """
 
 import os
+import stat
 
 from targetd.errors import StoreError
 from targetd.host.in_use import mounts
@@ -26,6 +27,28 @@ def disks_beneath(path, roots=ROOTS):
     for each in _names_of(path, roots):
         _collect(each, roots, found, seen, 0)
     return sorted(found)[:MOST_DISKS]
+
+
+def storage_beneath(path, roots=ROOTS):
+    """Returns sorted texts that name what the data of a device or file is on: its physical disks ('disk
+    sda'), or, if they cannot be told, its device or file system. Raises StoreError if the path cannot be
+    examined."""
+    disks = disks_beneath(path, roots)
+    if disks:
+        return ['disk ' + name for name in disks]
+    try:
+        status = os.stat(path)
+    except OSError as e:
+        raise StoreError('%s: %s' % (path, e.strerror))
+    if stat.S_ISBLK(status.st_mode):
+        return [unknown_storage('block', status.st_rdev)]
+    return [unknown_storage('file', status.st_dev)]
+
+
+def unknown_storage(kind, number):
+    """The text for a device (kind 'block') or a file system ('file') with this device number."""
+    name = 'device' if kind == 'block' else 'file system'
+    return '%s %d:%d' % (name, os.major(number), os.minor(number))
 
 
 def _names_of(path, roots):

@@ -14,9 +14,18 @@ SECONDS = 1.0
 FINAL = 0  # the number of the report of a session that is over
 
 #: The values of a row of the report `counted` after the id of the unit.
-NUMBERS = ('reads', 'bytes_read', 'writes', 'bytes_written', 'others', 'errors', 'unfinished')
+NUMBERS = (
+    'reads',
+    'bytes_read',
+    'writes',
+    'bytes_written',
+    'others',
+    'errors',
+    'unfinished',
+    'oldest',
+)
 #: Those that only increase.
-COUNTED = NUMBERS[:-1]
+COUNTED = NUMBERS[:-2]
 HISTOGRAMS = ('read_latencies', 'other_latencies')
 MOST_BUCKETS = 512
 
@@ -61,11 +70,15 @@ class Counting(object):
         self._latest.update((by_pid[p], rows) for p, rows in words['latest'].items() if p in by_pid)
         self._ended.update(words['ended'])
 
-    def collect(self, done):
+    def collect(self, done, only=None):
         """Call done(rows, workers that did not report). rows: [(SessionRecord, {'unit': id, and the
         values of NUMBERS and HISTOGRAMS})], one for each unit of a session that has received a
-        command."""
-        asked = [w for w in self._workers.busy() if w.session is not None and w.session.nexus]
+        command. only: the workers that are asked, None: all."""
+        asked = [
+            w
+            for w in self._workers.busy()
+            if w.session is not None and w.session.nexus and (only is None or w in only)
+        ]
         collection = _Collection(set(asked), done)
         self._collections.append(collection)
         for worker in asked:
@@ -150,7 +163,7 @@ def flat(row):
 def deep(values):
     """A row from flat values; it has no unfinished commands."""
     row = {name: values.get(name, 0) for name in COUNTED}
-    row['unfinished'] = 0
+    row['unfinished'] = row['oldest'] = 0
     for name in HISTOGRAMS:
         row[name] = sorted([key[1], n] for key, n in values.items() if key[0] == name)
     return row

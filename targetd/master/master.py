@@ -28,6 +28,7 @@ from targetd.master.exporters import Exporters
 from targetd.master.exports.exports import Exports
 from targetd.master.exports.takeovers import Takeovers
 from targetd.master.isns.client import IsnsClients
+from targetd.master.latency_targets import LatencyTargets
 from targetd.master.log_files import LogFiles
 from targetd.master.logins.admission import Admission
 from targetd.master.logins.authentication import Authentication
@@ -204,6 +205,9 @@ class Master(object):
         self.sessions.hand_over = self.router.hand_over = self.captures.hand_over
         self.counting = Counting(self.loop, self.workers, self.units)
         self.units.statistics = Statistics(self.counting)
+        self.latency_targets = LatencyTargets(
+            self.loop, self.jobs, self.state, self.units, self.counting, self.rate_limits
+        )
         self.line_sampling = LineSampling(self.loop, self.workers.send)
         self.reload = Reload(
             loop=self.loop,
@@ -318,6 +322,7 @@ class Master(object):
         self.exports.watch.set_interval(server.media_check_interval)
         self.exports.health.reconsider()
         self.rate_limits.apply()
+        self.latency_targets.apply()
         self.units.spin_down.reconsider()
         self.origins.apply()
         if self._is_forking:
@@ -401,6 +406,7 @@ class Master(object):
         self.saver.close()
         self.replication.state.unlock()
         self.state.vault.close()
+        self.latency_targets.close()
         self.rate_limits.close()
         self.loop.close()
 

@@ -8,7 +8,8 @@ A limit is a token bucket that holds BURST of its rate. It is kept as one number
 bucket will be full: a command moves it forward by what the command costs. All times are in nanoseconds of
 one monotonic clock, all costs too: a command costs 1 / iops-limit, its bytes cost bytes / bandwidth-limit.
 
-A unit without limits has its usual admission functions (ARCHITECTURE D10).
+The store of a unit with a latency-target is timed in the same place (worker.throttling), with or without
+limits. A unit without either has its usual admission functions (ARCHITECTURE D10).
 """
 
 import struct
@@ -20,7 +21,8 @@ from targetd.scsi import sam
 if TYPE_CHECKING:
     from targetd.scsi.lu import LogicalUnit
 
-#: A bucket holds what its rate allows in this time. A command that costs more needs a full bucket.
+#: A bucket holds what its rate allows in this time, unless its row has another one. A command that costs
+#: more needs a full bucket.
 BURST = SECOND = 1000000000
 #: The memory of limits is written by unprivileged processes: no bucket is believed to be full only later
 #: than this.
@@ -47,10 +49,14 @@ LIMITED = {
 }
 
 
-class Limit(namedtuple('Limit', 'place commands bytes')):
-    """The limits of one place. place: number of its STATE; commands, bytes: per second, 0: unlimited."""
+class Limit(namedtuple('Limit', 'place commands bytes burst')):
+    """The limits of one place. place: number of its STATE; commands, bytes: per second, 0: unlimited;
+    burst: nanoseconds, what the buckets hold."""
 
     __slots__ = ()
+
+    def __new__(cls, place: int, commands: int, bytes: int, burst: int = BURST) -> 'Limit':
+        return super(Limit, cls).__new__(cls, place, commands, bytes, burst)
 
     def costs(self, length: int) -> Tuple[int, int]:
         """What a command with so many bytes costs in the two buckets."""
@@ -65,7 +71,7 @@ class Limit(namedtuple('Limit', 'place commands bytes')):
         for full_at, cost in zip(state, self.costs(length)):
             if cost:
                 full_at = min(full_at, now + LONGEST_DEBT)
-                found = max(found, full_at + cost - max(cost, BURST))
+                found = max(found, full_at + cost - max(cost, self.burst))
         return found
 
     def taken(
@@ -105,8 +111,14 @@ def _limited(admit: Callable[[sam.Task], None], counts_length: bool) -> Callable
 
 
 def run_limited(task: sam.Task) -> Any:
-    """run() of a command of a unit with limits. [connection, or any with `working` held]"""
-    return sam.DELAYED if has_to_wait(task) else task.unlimited_run(task)
+    """run() of a command of a unit with limits, or whose store is timed. [connection, or any with
+    `working` held]"""
+    if has_to_wait(task):
+        return sam.DELAYED
+    throttle = task.unit.throttle
+    if throttle is None or not throttle.is_timed:
+        return task.unlimited_run(task)
+    return throttle.timed_run(task)
 
 
 def has_to_wait(task: sam.Task) -> bool:

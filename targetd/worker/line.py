@@ -25,7 +25,7 @@ def report_line(worker, number):
             :MOST_CONNECTIONS
         ],
         counted=_counted(worker.replica),
-        waiting=_waiting(worker.session),
+        waiting=_waiting(worker.session, worker.limits),
     )
 
 
@@ -48,9 +48,9 @@ def _counted(replica):
     return [sum(row[column] for row in rows) for column in range(1, 6)]
 
 
-def _waiting(session):
+def _waiting(session, limits):
     """{what the unfinished commands wait for: number of them}. [any]"""
-    found = {'line': 0, 'data': 0, 'master': 0, 'disk': 0}
+    found = {'line': 0, 'data': 0, 'limit': 0, 'master': 0, 'disk': 0}
     for task in list(session.tasks.values()) if session is not None else ():
         if task.transfer.__class__ is PostponedRead:
             found['line'] += 1
@@ -58,6 +58,8 @@ def _waiting(session):
             found['data'] += 1
         elif task.sent_to_master:
             found['master'] += 1
+        elif limits.is_waiting(task):
+            found['limit'] += 1
         else:
             found['disk'] += 1
     return found

@@ -30,7 +30,7 @@ ORDERS = {
     'capture': (1, {'tsih': is_number, 'data': is_number}),
     'count':   (0, {'id': is_number}),
     'line':    (0, {'id': is_number}),
-    'limits':  (1, {'session': is_list, 'luns': is_object}),
+    'limits':  (1, {'session': is_list, 'luns': is_object, 'timed': is_list}),
     'end':     (0, {'why': is_text}),
     'retire':  (0, {}),
 }

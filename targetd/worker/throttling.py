@@ -24,8 +24,8 @@ import time
 from collections import deque
 
 from targetd import compat, log
-from targetd.scsi.limits import BURST, SECOND, STATE, Limit
-from targetd.scsi.sam import HEAD_OF_QUEUE
+from targetd.scsi.limits import SECOND, STATE, Limit
+from targetd.scsi.sam import HEAD_OF_QUEUE, WOULD_BLOCK, Change
 
 #: Attempts to lock the state before a command is queued instead, and the time after which its next attempt
 #: is made.
@@ -87,7 +87,7 @@ class SharedState(object):
         try:
             for limit in limits:
                 state = self._read(limit.place)
-                times = [min(full_at, self._clock() + BURST) for full_at in state[:2]]
+                times = [min(full_at, self._clock() + limit.burst) for full_at in state[:2]]
                 self._write(limit.place, tuple(times) + state[2:])
         finally:
             compat.unlock(self._descriptor)
@@ -118,17 +118,29 @@ class SharedState(object):
 
 class Throttle(object):
     """The limits of one unit in this session. limits: Limits; unit: LogicalUnit; rates: [Limit] in force,
-    () if they were removed; queue: [(task, time at which it was queued)]; due: the time that the first of
-    them waits for."""
+    () if they were removed; is_timed: its store is timed (latency-target); queue: [(task, time at which it
+    was queued)]; due: the time that the first of them waits for."""
 
-    __slots__ = ('limits', 'unit', 'rates', 'queue', 'due')
+    __slots__ = ('limits', 'unit', 'rates', 'is_timed', 'queue', 'due')
 
-    def __init__(self, limits, unit, rates):
+    def __init__(self, limits, unit, rates, is_timed=False):
         self.limits = limits
         self.unit = unit
         self.rates = rates
+        self.is_timed = is_timed
         self.queue = deque()
         self.due = None
+
+    def timed_run(self, task):
+        """The run() of a command of a unit whose store is timed. What does not end here ends in
+        Latency.note_finished. [connection, or any with `working` held]"""
+        began = time.monotonic()
+        result = task.unlimited_run(task)
+        if result is WOULD_BLOCK or result.__class__ is Change:
+            task.arrived = began
+        else:
+            self.limits.note_latency(task, time.monotonic() - began)
+        return result
 
     def admits(self, task):
         """Count the command and return True if it may run now. A HEAD OF QUEUE command always may.
@@ -137,8 +149,8 @@ class Throttle(object):
 
 
 class Limits(object):
-    """The limits of the session of one worker. worker: has executor, and device, the Device of the session
-    or None; clock, start_thread: for tests."""
+    """The limits of the session of one worker. worker: has executor, latency, and device, the Device of the
+    session or None; clock, start_thread: for tests."""
 
     def __init__(self, worker, clock=now, start_thread=True):
         self._worker = worker
@@ -149,6 +161,7 @@ class Limits(object):
         self._state = None  # SharedState
         self._of_session = []  # [Limit] of every unit
         self._of_luns = {}  # number of a LUN in the configuration -> [Limit]
+        self._timed = set()  # numbers of the LUNs there whose stores are timed
         self._numbers_of_units = {}  # LogicalUnit -> its number there
         self._throttles = {}  # LogicalUnit -> Throttle
         self._waiting = {}  # Task -> Throttle
@@ -169,6 +182,7 @@ class Limits(object):
             self._of_luns = {
                 int(lun): [Limit(*row) for row in rows] for lun, rows in message['luns'].items()
             }
+            self._timed = set(message['timed'])
             for unit in set(self._throttles) - set(units):
                 if not self._throttles[unit].queue:
                     del self._throttles[unit]
@@ -182,15 +196,18 @@ class Limits(object):
         with self._has_changed:
             self._numbers_of_units[unit] = number
             rates = self._of_luns.get(number, []) + self._of_session
+            is_timed = number in self._timed
             throttle = self._throttles.get(unit)
-            if throttle is None and rates:
-                throttle = self._throttles[unit] = Throttle(self, unit, rates)
-            elif throttle is not None and throttle.rates != rates:
+            if throttle is None and (rates or is_timed):
+                throttle = self._throttles[unit] = Throttle(self, unit, rates, is_timed)
+            elif throttle is not None:
+                throttle.is_timed = is_timed
+            if throttle is not None and throttle.rates != rates:
                 throttle.rates = rates
                 self._state.forgive(rates)
                 if throttle.queue:
                     self._reserve(throttle)
-        unit.limit(throttle if rates else None)
+        unit.limit(throttle if rates or is_timed else None)
 
     def close(self):
         """The session is over, and no command waits any more. [connection]"""
@@ -198,7 +215,7 @@ class Limits(object):
             if self._state is not None:
                 self._state.close()
                 self._state = None
-            self._of_session, self._of_luns = [], {}
+            self._of_session, self._of_luns, self._timed = [], {}, set()
             self._throttles.clear()
             self._numbers_of_units.clear()
             self._waiting.clear()
@@ -246,6 +263,14 @@ class Limits(object):
         """The number of commands that wait. [any]"""
         return len(self._waiting)
 
+    def is_waiting(self, task):
+        """Does this command wait? [any]"""
+        return task in self._waiting
+
+    def note_latency(self, task, seconds):
+        """The store has answered a command of a timed unit at once. [any]"""
+        self._worker.latency.note_store(task, seconds)
+
     # -- timer thread ------------------------------------------------------------------------------
 
     def _reserve(self, throttle):
@@ -272,6 +297,10 @@ class Limits(object):
                     task, _ = throttle.queue.popleft()
                     del self._waiting[task]
                     task.charged = None
+                    if throttle.is_timed:
+                        task.arrived = (
+                            time.monotonic()
+                        )  # the limits of the unit itself do not count
                     started.append(task)
                 if throttle.queue:
                     self._reserve(throttle)

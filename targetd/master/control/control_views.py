@@ -133,13 +133,16 @@ class ViewAnswers(object):
         if not 1 <= seconds <= line_samples.LONGEST:
             raise TargetdError('--seconds is a number from 1 to %d' % line_samples.LONGEST)
         before = process_usage.usage(record.worker.pid)
+        limits = self.answers.rate_limits.of_session
+        limits_before = limits(record.nexus) if record.nexus else []
 
         def measure_and_reply(reply):
             def done(samples, why):
                 if why:
                     reply(commands.reply_error('session %d: %s' % (session, why)))
                     return
-                observed = slowness.Observed(samples, record.keys)
+                rows = limits_before, limits(record.nexus) if record.nexus else []
+                observed = slowness.Observed(samples, record.keys, limits=rows)
                 after = process_usage.usage(record.worker.pid)
                 if before is not None and after is not None:
                     observed.processor = (after.seconds - before.seconds) / observed.seconds

@@ -17,7 +17,7 @@ SILENCE = 2.0
 DEFAULT, LONGEST = 3, 30  # seconds of a measurement
 MOST_CONNECTIONS = 64
 COUNTED = ('reads', 'bytes_read', 'writes', 'bytes_written', 'others')
-WAITING = ('line', 'data', 'master', 'disk')
+WAITING = ('line', 'data', 'limit', 'master', 'disk')
 
 #: One report. at: clock of the worker, microseconds; lines: {CID: Line}; counted: {name of COUNTED:
 #: number since the login}; waiting: {name of WAITING: number of unfinished commands}.

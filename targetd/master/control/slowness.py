@@ -51,12 +51,14 @@ R2T_REMEDY = (
 
 class Observed(object):
     """What happened between the first and the last sample. samples: at least 2 of LineSampling; keys: the
-    negotiated keys; processor: part of the time that the worker process used a processor, or None."""
+    negotiated keys; processor: part of the time that the worker process used a processor, or None; limits:
+    (rows of `show limits` about the session before, after)."""
 
-    def __init__(self, samples, keys, processor=None):
+    def __init__(self, samples, keys, processor=None, limits=((), ())):
         self.samples = samples
         self.keys = keys
         self.processor = processor
+        self.limits = limits
         first, last = samples[0], samples[-1]
         self.seconds = max(last.at - first.at, 1) / 1e6
         self.count = {
@@ -124,7 +126,7 @@ def findings(observed):
         return found[:1]
     for cid in observed.cids:
         found += _sending(observed, cid)
-    found += _receiving(observed) + _disk(observed) + _processor(observed)
+    found += _receiving(observed) + _limits(observed) + _disk(observed) + _processor(observed)
     if not found:
         found = [_waiting_for_commands(observed)]
     unique = {(f.limit, f.remedy): f for f in sorted(found, key=lambda f: f.share or 0)}
@@ -292,6 +294,43 @@ def _receiving(observed):
 
 
 # -- the target ------------------------------------------------------------------------------------
+
+
+def _limits(observed):
+    """Commands that wait because of the limits of the session, which are named."""
+    share = observed.part(lambda sample: sample.waiting['limit'] > 0)
+    if share < _NOTABLE:
+        return []
+    before = {row['what']: row['delayed'] for row in observed.limits[0]}
+    delayed = [
+        (row['delayed'] - before.get(row['what'], 0), row)
+        for row in observed.limits[1]
+        if row['delayed'] > before.get(row['what'], 0)
+    ]
+    number = observed.mean_waiting('limit')
+    why = 'A limit of this server: %.1f commands wait for it on average' % number
+    for count, row in sorted(delayed, key=lambda each: -each[0]):
+        why += '; %s has delayed %s' % (_limit_text(row), counted(count, 'command'))
+    remedy = 'A higher limit (targetdctl lun limit, target limit), if it is not what you want.'
+    if any(row['slowed_for'] for _, row in delayed):
+        remedy = (
+            'It ends when the disk answers the protected LUN in time: less load, a faster disk, or a longer '
+            'latency-target. ' + remedy
+        )
+    return [Finding('limit', share, why + '.', remedy)]
+
+
+def _limit_text(row):
+    """A limit, from its row of `show limits`."""
+    rates = []
+    if row['iops']:
+        rates.append('%d commands per second' % row['iops'])
+    if row['bandwidth']:
+        rates.append('%d bytes per second' % row['bandwidth'])
+    text = '%s (%s)' % (row['what'], ', '.join(rates))
+    return (
+        '%s for the latency-target of %s' % (text, row['slowed_for']) if row['slowed_for'] else text
+    )
 
 
 def _disk(observed):

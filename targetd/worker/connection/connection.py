@@ -478,7 +478,7 @@ class Connection(object):
         if not self.worker.tasks.finished(task):
             return False
         if task.arrived is not None:
-            self.worker.latency.note(task.unit, task.expects_read, monotonic() - task.arrived)
+            self.worker.latency.note_finished(task)
         numbered, edtl = task.cmd_sn is not None, task.edtl
         no_residual = edtl == task.data_out_length and (task.expects_write or not edtl)
         is_data = task.expects_read and outcome.__class__ in _BYTES

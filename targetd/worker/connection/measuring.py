@@ -25,7 +25,7 @@ def act_and_measure(connection, act, count):
         return
     task = session.tasks.get(command[5])
     if task is not None:
-        task.arrived = arrived
+        task.arrived = task.arrived or arrived
     elif device is not None:
         is_read = command[1] & const.COMMAND_READ
         connection.worker.latency.note(device.unit(command[4]), is_read, monotonic() - arrived)

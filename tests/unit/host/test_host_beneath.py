@@ -99,3 +99,17 @@ def test_a_file_of_a_network_file_system_is_on_no_disk(host, tmp_path):
 def test_a_path_that_does_not_exist_is_said(host):
     with pytest.raises(StoreError):
         beneath.disks_beneath('/nonexistent/image', host)
+
+
+def test_what_has_no_disk_that_can_be_told_is_named_by_its_numbers(host, tmp_path):
+    path = file_on(host, tmp_path, None)
+    device = os.stat(path).st_dev
+    name = 'file system %d:%d' % (os.major(device), os.minor(device))
+    assert (
+        beneath.storage_beneath(path, host) == [name] == [beneath.unknown_storage('file', device)]
+    )
+    host.disk('sda')
+    assert beneath.storage_beneath(host.node('sda'), host) == ['disk sda']
+    assert beneath.unknown_storage('block', os.makedev(7, 3)) == 'device 7:3'
+    with pytest.raises(StoreError):
+        beneath.storage_beneath('/nonexistent/image', host)

@@ -51,7 +51,7 @@ class Stage(object):
     def report(self, worker, reads, number=None, more=False, unit='disk/0', histogram=()):
         if number is None:
             number = [m['id'] for w, m in self.sent if w is worker][-1]
-        row = [unit, reads, reads * 512, 0, 0, 0, 0, 0, list(histogram), []]
+        row = [unit, reads, reads * 512, 0, 0, 0, 0, 0, 0, list(histogram), []]
         self.counting.on_counted(worker, {'id': number, 'units': [row], 'more': more})
 
 

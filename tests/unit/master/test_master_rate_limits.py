@@ -6,7 +6,14 @@ from types import SimpleNamespace
 import pytest
 
 from targetd.config import model
-from targetd.master.rate_limits import FIRST_INITIATOR, FIRST_LUN, TARGET, RateLimits
+from targetd.master.rate_limits import (
+    FIRST_INITIATOR,
+    FIRST_LUN,
+    FIRST_SLOWED,
+    SLOWED_BURST,
+    TARGET,
+    RateLimits,
+)
 from targetd.scsi.limits import SECOND, STATE
 from targetd.scsi.sam import Nexus
 
@@ -81,6 +88,7 @@ def test_a_session_is_told_the_limits_of_target_initiator_and_luns(server):
         'do': 'limits',
         'session': [[TARGET, 0, 1 << 20], [FIRST_INITIATOR, 9, 0]],
         'luns': {'0': [[FIRST_LUN, 7, 0]]},
+        'timed': [],
     }
 
 
@@ -147,3 +155,40 @@ def test_another_program_continues_with_the_memory_and_sends_nothing_twice(serve
     two.log_in('iqn.2026-11.test:two', 7)
     assert two.orders[0][1]['session'][0][0] == FIRST_INITIATOR + 1
     assert two.place_of_memory == one.place_of_memory
+
+
+def test_a_session_is_told_which_of_its_luns_are_timed(server):
+    one = server(lun={'latency_target': 0.02})
+    order = one.log_in('iqn.2026-11.test:one', 1)
+    assert order['timed'] == [0] and order['luns'] == {}
+    (row,) = one.limits.rows()
+    assert (row['what'], row['latency_target'], row['latency']) == ('lun 0', '20ms', '')
+    one.limits.latencies = lambda: {(NAME, 'lun 0'): 0.0123}
+    assert one.limits.rows()[0]['latency'] == '12.3 ms'
+    ((_, order),) = one.configure(initiator_latency_target=0.02)
+    assert order['timed'] == [0, 5]
+
+
+def test_a_lun_that_is_slowed_down_keeps_its_own_limit(server):
+    one = server(lun={'iops_limit': 700})
+    one.log_in('iqn.2026-11.test:one', 1)
+    before = len(one.orders)
+    one.limits.slow({(NAME, 0): 300}, {(NAME, 0): ['lun 3 of it (20ms)']})
+    ((worker, order),) = one.orders[before:]
+    assert order['luns']['0'] == [[FIRST_LUN, 700, 0], [FIRST_SLOWED, 300, 0, SLOWED_BURST]]
+    rows = {row['what']: row for row in one.limits.rows()}
+    assert rows['lun 0']['iops'] == 700 and rows['lun 0']['slowed_for'] == ''
+    assert rows['lun 0 slowed down']['slowed_for'] == 'lun 3 of it (20ms)'
+    one.limits.slow({(NAME, 0): 300}, {(NAME, 0): ['lun 3 of it (20ms)']})
+    assert len(one.orders) == before + 1, 'nothing has changed'
+    one.limits.slow({}, {})
+    assert one.orders[-1][1]['luns'] == {'0': [[FIRST_LUN, 700, 0]]}
+
+
+def test_the_rows_of_a_session_are_those_of_its_target_and_initiator(server):
+    one = server(lun={'iops_limit': 7}, initiator_iops_limit=9)
+    one.log_in('iqn.2026-11.test:one', 1)
+    one.log_in('iqn.2026-11.test:two', 2)
+    rows = one.limits.of_session(one.alive[0].nexus)
+    assert [row['what'] for row in rows] == ['lun 0', 'initiator iqn.2026-11.test:one']
+    assert one.limits.of_session(one.alive[0].nexus._replace(target_name='iqn.x:gone')) == []

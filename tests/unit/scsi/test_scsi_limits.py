@@ -72,6 +72,8 @@ def test_nonsense_in_the_shared_memory_delays_at_most_so_long():
 class Decided(object):
     """A throttle that admits nothing, or everything."""
 
+    is_timed = False
+
     def __init__(self, is_open):
         self.is_open = is_open
         self.charged = []
@@ -147,3 +149,20 @@ def test_a_command_that_waits_is_made_durable():
     assert result is sam.DELAYED and not unit.make_durable(task) and task.durable
     assert task.unlimited_run(task) is sam.WOULD_BLOCK
     assert task.run is limits.run_limited
+
+
+@pytest.mark.parametrize('is_open', [True, False])
+def test_the_store_of_a_unit_is_timed_for_what_its_limits_admit(is_open):
+    unit, timed = limited(is_open), []
+    unit.throttle.is_timed = True
+    unit.throttle.timed_run = lambda task: timed.append(task) or task.unlimited_run(task)
+    task, result = start(unit, cdb_10(0x28, 0, 1))
+    assert timed == ([task] if is_open else []) and (result is sam.DELAYED) is not is_open
+
+
+def test_a_smaller_burst_is_used_up_sooner():
+    state, limit = (HOUR, 0, 0, 0), Limit(0, 100, 0, SECOND // 10)
+    for _ in range(10):
+        assert limit.due(state, HOUR, 512) == HOUR
+        state = limit.taken(state, HOUR, 512)
+    assert limit.due(state, HOUR, 512) == HOUR + SECOND // 100

@@ -18,7 +18,7 @@ SAMPLES = {
     'capture': {'tsih': 1, 'data': 16},
     'count': {'id': 1},
     'line': {'id': 1},
-    'limits': {'session': [[0, 10, 0]], 'luns': {}},
+    'limits': {'session': [[0, 10, 0]], 'luns': {}, 'timed': []},
     'end': {'why': 'targetd stops', 'reason': 'stopped'},
     'retire': {},
 }

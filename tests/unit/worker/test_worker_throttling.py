@@ -11,8 +11,8 @@ from targetd.scsi.limits import SECOND, STATE, Limit
 from targetd.store import linux
 from targetd.worker.throttling import PATIENCE, RETRY, Limits, SharedState
 
-ONE = {'session': [[0, 10, 0]], 'luns': {}}
-LUN_1 = {'session': [], 'luns': {'1': [[2, 10, 0]]}}
+ONE = {'session': [[0, 10, 0]], 'luns': {}, 'timed': []}
+LUN_1 = {'session': [], 'luns': {'1': [[2, 10, 0]]}, 'timed': []}
 
 
 class Clock(object):
@@ -42,7 +42,9 @@ class Session(object):
         self.started = []
         device = SimpleNamespace(luns={unit.lun: unit for unit in units})
         executor = SimpleNamespace(submit=lambda work, task, unit: self.started.append(task))
-        worker = SimpleNamespace(device=device, executor=executor)
+        self.noted = []
+        latency = SimpleNamespace(note_store=lambda task, seconds: self.noted.append(task))
+        worker = SimpleNamespace(device=device, executor=executor, latency=latency)
         self.limits = Limits(worker, clock, start_thread=False)
         for unit in units:
             self.limits.apply(unit, unit.lun)
@@ -147,18 +149,18 @@ def test_an_aborted_command_never_starts_and_the_next_one_does(session):
 
 
 def test_a_new_limit_holds_for_commands_that_wait(session):
-    session.order({'session': [[0, 1, 0]], 'luns': {}})
+    session.order({'session': [[0, 1, 0]], 'luns': {}, 'timed': []})
     assert len(session.send(101)) == 100
-    session.order({'session': [[0, 100, 0]], 'luns': {}})
+    session.order({'session': [[0, 100, 0]], 'luns': {}, 'timed': []})
     assert 90 <= session.after(2.1) <= 100
     assert session.after(2) + len(session.started) >= 100
 
 
 def test_without_limits_everything_that_waits_starts_at_once(session):
-    session.order({'session': [[0, 1, 0]], 'luns': {}})
+    session.order({'session': [[0, 1, 0]], 'luns': {}, 'timed': []})
     waiting = session.send(50)
     throttle = session.units[0].throttle
-    session.order({'session': [], 'luns': {}})
+    session.order({'session': [], 'luns': {}, 'timed': []})
     assert session.units[0].throttle is None
     late = session.task()  # a command that was refused just before
     assert throttle.admits(late) is True
@@ -223,3 +225,35 @@ def test_the_descriptor_is_closed_with_the_session_and_by_the_next_order(session
     assert len(os.listdir('/proc/self/fd')) == before + 1
     session.limits.close()
     assert len(os.listdir('/proc/self/fd')) == before
+
+
+TIMED = {'session': [], 'luns': {}, 'timed': [1]}
+
+
+def test_a_unit_with_a_latency_target_is_timed_and_not_delayed(session):
+    session.order(TIMED)
+    assert session.units[0].throttle is None
+    assert session.send(50, session.units[1]) == []
+    task = session.task(session.units[1])
+    task.unlimited_run = lambda task: b'data'
+    assert session.units[1].throttle.timed_run(task) == b'data'
+    assert session.noted == [task] and task.arrived is None
+    session.order(dict(TIMED, timed=[]))
+    assert session.units[1].throttle is None
+
+
+def test_a_command_that_a_thread_has_to_run_is_timed_until_it_ends(session):
+    session.order(TIMED)
+    task = session.task(session.units[1])
+    task.unlimited_run = lambda task: sam.WOULD_BLOCK
+    assert session.units[1].throttle.timed_run(task) is sam.WOULD_BLOCK
+    assert session.noted == [] and task.arrived is not None
+
+
+def test_the_delay_by_the_limits_of_a_timed_unit_does_not_count(session):
+    session.order({'session': [], 'luns': {'1': [[2, 10, 0]]}, 'timed': [1]})
+    (waiting,) = session.send(11, session.units[1])
+    assert session.limits.is_waiting(waiting)
+    session.after(0.2)
+    assert session.started == [waiting] and not session.limits.is_waiting(waiting)
+    assert waiting.arrived is not None

@@ -57,7 +57,7 @@ def report(number=1):
         'at': 5,
         'connections': [[1, '01' * 104, 'cubic', 0]],
         'counted': [1, 512, 0, 0, 0],
-        'waiting': {'line': 0, 'data': 0, 'master': 0, 'disk': 1},
+        'waiting': {'line': 0, 'data': 0, 'limit': 0, 'master': 0, 'disk': 1},
     }
 
 
@@ -115,7 +115,7 @@ def test_a_report_of_another_worker_or_order_is_ignored():
         {'counted': [1, 2, 3]},
         {'counted': [1, 2, 3, 4, 'x']},
         {'waiting': {'data': 1}},
-        {'waiting': {'line': 0, 'data': 1, 'master': 0, 'disk': None}},
+        {'waiting': {'line': 0, 'data': 1, 'limit': 0, 'master': 0, 'disk': None}},
         {'at': -1},
     ],
 )

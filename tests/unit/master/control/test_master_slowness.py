@@ -2,6 +2,7 @@
 ran: line_samples.json has the reports of the worker, of each run some."""
 
 import copy
+import itertools
 import json
 import os
 import struct
@@ -12,6 +13,8 @@ from targetd.master.control import line_samples, slowness
 
 with open(os.path.join(os.path.dirname(__file__), 'line_samples.json')) as _file:
     RECORDED = json.load(_file)
+for _report in itertools.chain(*RECORDED.values()):
+    _report['waiting'].setdefault('limit', 0)  # they were recorded without limits
 KEYS = {
     'InitialR2T': True,
     'ImmediateData': True,
@@ -22,8 +25,15 @@ KEYS = {
 
 
 def observed(name, processor=None, **keys):
-    samples = [line_samples._checked(copy.deepcopy(report)) for report in RECORDED[name]]
-    return slowness.Observed(samples, dict(KEYS, **keys), processor)
+    return slowness.Observed(samples_of(name), dict(KEYS, **keys), processor)
+
+
+def samples_of(name, change=dict):
+    """The Samples of a recording. change(waiting): of the commands that wait."""
+    reports = copy.deepcopy(RECORDED[name])
+    for report in reports:
+        report['waiting'] = change(report['waiting'])
+    return [line_samples._checked(report) for report in reports]
 
 
 def limits(*arguments, **more):
@@ -138,3 +148,37 @@ def test_the_recorded_bytes_are_those_of_the_kernel():
     """The size of struct tcp_info of the kernel that was recorded, and its first byte."""
     data = bytes.fromhex(RECORDED['slow_disk'][0]['connections'][0][1])
     assert len(data) >= 232 and struct.unpack_from('B', data) == (1,)
+
+
+def limit_row(what, delayed, iops=50, slowed_for=''):
+    return {
+        'what': what,
+        'iops': iops,
+        'bandwidth': None,
+        'delayed': delayed,
+        'slowed_for': slowed_for,
+    }
+
+
+def waiting_for_limits(waiting):
+    return dict(waiting, limit=waiting['disk'], disk=0)
+
+
+def test_commands_that_a_limit_delays_are_no_slow_disk_and_the_limit_is_named():
+    rows = (
+        [limit_row('lun 0', 10), limit_row('target', 7)],
+        [limit_row('lun 0', 40), limit_row('target', 7)],
+    )
+    seen = slowness.Observed(samples_of('slow_disk', waiting_for_limits), KEYS, limits=rows)
+    (found,) = slowness.findings(seen)
+    assert found.limit == 'limit' and found.share > 0.3
+    assert 'lun 0 (50 commands per second) has delayed 30 commands' in found.why
+    assert 'target' not in found.why and 'targetdctl lun limit' in found.remedy
+
+
+def test_a_lun_that_is_slowed_down_for_another_is_told_for_whom():
+    row = limit_row('lun 1 slowed down', 90, 20, 'lun 0 of iqn.2026-11.test:disk (20ms)')
+    seen = slowness.Observed(samples_of('slow_disk', waiting_for_limits), KEYS, limits=([], [row]))
+    (found,) = slowness.findings(seen)
+    assert 'for the latency-target of lun 0 of iqn.2026-11.test:disk (20ms)' in found.why
+    assert found.remedy.startswith('It ends when')
