@@ -14,7 +14,7 @@ import socket
 import struct
 import threading
 
-from targetd.admin import change_commands, commands, local, protocol
+from targetd.admin import change_commands, commands, disk_answers, protocol
 from targetd.errors import TargetdError
 
 MOST_REQUESTS = 16  # at the same time
@@ -63,7 +63,7 @@ class Gate(object):
         if row is None:
             raise TargetdError('%r is not allowed here; use targetdctl' % (name,))
         if row.local:
-            return local.answer_disks(None)
+            return disk_answers.answer_disks(None)
         try:
             commands.parse_request(commands.pack(request))
         except commands.BadRequest as e:

@@ -5,7 +5,7 @@ import inspect
 
 import pytest
 
-from targetd.admin import commands, image_answers, local
+from targetd.admin import commands, disk_answers, image_answers, local
 from targetd.master.control import (
     control_answers,
     control_changes,
@@ -43,7 +43,7 @@ def answer_functions():
     """The functions of the client that are meant to answer a command."""
     return {
         function
-        for module in (local, image_answers)
+        for module in (local, disk_answers, image_answers)
         for name, function in vars(module).items()
         if name.startswith('answer_')
     }
