@@ -117,6 +117,8 @@ worker -> master
                               scsi.operations
   ask exit-failure-mode       unit
   ask set-identifying-information | set-timestamp | log-select    unit, …: see scsi.records
+  ask refresh                 unit, which another server serves: the replica of its reservations is
+             made current before the answer
   ask statistics              unit, control, pointer, length, as in LOG SENSE: data of the answer is log
              page 19h (master.statistics)
   ask set-target-port-groups  unit, states {tag: state}, see scsi.alua

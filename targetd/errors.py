@@ -70,7 +70,10 @@ class StoreError(TargetdError):
 
 
 class Standby(StoreError):
-    """This server must not serve the LUN: another one does, or none does by order. It is no fault."""
+    """This server must not serve the LUN: another one does, or none does by order. It is no fault. shown:
+    what initiators may see of the LUN meanwhile (master.state.unit_state), or None."""
+
+    shown = None
 
 
 class AlreadyRunning(TargetdError):

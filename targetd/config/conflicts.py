@@ -20,7 +20,40 @@ def conflicts(configuration):
         + _stores(configuration)
         + _identities(configuration)
         + _serving(configuration)
+        + _partners(configuration)
     )
+
+
+def _partners(configuration):
+    """Targets with paths to another server that cannot work."""
+    found = []
+    for name, target in configuration.targets.items():
+        place = configuration.places.get(('target', name), (None, None))
+        both = sorted(set(target.partner_groups).intersection(target.portal_groups))
+        without = [n for n, lun in target.luns.items() if not lun.unit_state]
+        refused = (
+            (
+                both,
+                'portal group %s in portal-group and in partner-groups' % ', '.join(map(str, both)),
+                'give each server portal groups of its own',
+            ),
+            (
+                without,
+                'partner-groups, but lun %s has no unit-state' % ', '.join(map(str, without)),
+                'write unit-state = DIRECTORY, or remove partner-groups',
+            ),
+            (
+                target.alua not in ('auto', 'implicit'),
+                'partner-groups, and alua = %s' % target.alua,
+                'write alua = implicit: initiators cannot move a target between servers',
+            ),
+        )
+        found += [
+            Complaint(*place, text='target %s has %s' % (name, text), remedy=remedy)
+            for is_wrong, text, remedy in refused
+            if is_wrong and target.partner_groups
+        ]
+    return found
 
 
 def _serving(configuration):

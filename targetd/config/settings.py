@@ -354,8 +354,16 @@ TARGET = (
     _target('serving', kinds.Choice('always', 'when-active'), 'always', LIVE,
             'Which of two servers serves the target, if its LUNs have unit-state. always: this one, unless '
             'the other one holds them; when-active: only the one that "targetdctl takeover" has ordered to.',
-            'The other server is in standby: it answers logins with "service unavailable". when-active is '
-            'for cluster managers: a server that was restarted waits for an order.'),
+            'The other server is in standby: it answers logins with "service unavailable", or, with '
+            'partner-groups, shows its paths in standby. when-active is for cluster managers: a server that '
+            'was restarted waits for an order.'),
+    _target('partner-groups', kinds.Several(kinds.Number(1, 65535)), (), NEXT_LOGIN,
+            'Portal groups of the target on the other server of a pair (unit-state), so that initiators '
+            'hold paths to both servers. The other server names the groups of this one here.',
+            'The paths to the server that does not serve the LUNs are in the ALUA state standby: INQUIRY, '
+            'REPORT LUNS, REPORT TARGET PORT GROUPS, READ CAPACITY, MODE SENSE and PERSISTENT RESERVE IN are '
+            'answered, other commands end with NOT READY. After "targetdctl takeover" the sessions go on '
+            'without a new login. Each server has portal groups of its own.', '2'),
     _target('max-sessions', kinds.Number(0, 10000), 0, NEXT_LOGIN,
             'Maximum number of sessions of this target; 0: only the limit of [server] applies.'),
     _target('iops-limit', _IOPS, 0, LIVE,

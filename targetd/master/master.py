@@ -274,6 +274,7 @@ class Master(object):
                 'wake': self.units.on_request,
                 'spin': self.units.on_request,
                 'statistics': self.units.on_request,
+                'refresh': self.units.on_request,
                 'reset': self._on_reset,
             }
         )

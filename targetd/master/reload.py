@@ -29,7 +29,7 @@ from targetd.master.vault import load
 from targetd.scsi import attention
 
 MODE_FIELDS = ('write_cache', 'sense_format', 'thin_threshold')
-ACCESS_FIELDS = ('alua', 'alua_state', 'portal_groups')
+ACCESS_FIELDS = ('alua', 'alua_state', 'portal_groups', 'partner_groups')
 
 
 BY_HAND = Cause('root', 'reload', None)

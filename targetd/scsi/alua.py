@@ -7,6 +7,7 @@ a replica:
   explicit     bool: SET TARGET PORT GROUPS may change states
   configured   {tag as text: state} of the configuration
   states       {tag as text: [state, STATUS CODE]}, the current states
+  elsewhere    True if another server serves the unit: then no path of this server is ever active
 
 Only a state that is not active changes the dispatch table of the nexuses that come through its
 group, so commands on active paths cost nothing. PREF is never set: it confuses the multipath
@@ -138,7 +139,13 @@ def changed(access: Dict[str, Any], states: Dict[str, int], status: int) -> Dict
 
 def state_of(access: Dict[str, Any], tag: int) -> int:
     """The state of the group with this tag (an int)."""
-    return access['states'].get(str(tag), (OPTIMIZED, NO_STATUS))[0]
+    state: int = access['states'].get(str(tag), (OPTIMIZED, NO_STATUS))[0]
+    return STANDBY if is_elsewhere(access) and state not in ALLOWED else state
+
+
+def is_elsewhere(access: Dict[str, Any]) -> bool:
+    """Does another server serve the unit?"""
+    return bool(access.get('elsewhere'))
 
 
 def is_same(access: Dict[str, Any], other: Dict[str, Any]) -> bool:

@@ -58,6 +58,10 @@ def ascii_field(value: str, length: int) -> bytes:
     return data[:length].ljust(length)
 
 
+#: The Change that changes nothing: the master makes the replica of the reservations current.
+REFRESH = 'refresh'
+
+
 def answer(task: Task, data: bytes, allocation_length: int) -> None:
     """Make run() return `data`, cut at the allocation length (SPC-4)."""
     task.private = data[:allocation_length]
@@ -185,17 +189,33 @@ def _run_release(task: Task) -> Change:
 
 
 def persistent_reserve_in(unit: Any, task: Task) -> None:
-    """PERSISTENT RESERVE IN, SPC-4 6.15, from the replica."""
-    action, state = task.cdb[1] & 0x1F, unit.reservations
-    if action == 0x00:
-        data = persistent_reserve.read_keys(state)
-    elif action == 0x01:
-        data = persistent_reserve.read_reservation(state)
-    elif action == 0x02:
-        data = persistent_reserve.report_capabilities(state)
+    """PERSISTENT RESERVE IN, SPC-4 6.15, from the replica. If another server serves the unit, the master
+    looks first what is in force there."""
+    if alua.is_elsewhere(unit.access):
+        task.run = _run_refresh
     else:
-        data = persistent_reserve.read_full_status(state, unit.device.ports)
-    answer(task, data, u16(task.cdb, 7))
+        answer(task, reservation_data(unit, task.cdb), u16(task.cdb, 7))
+
+
+def _run_refresh(task: Task) -> Change:
+    return Change(REFRESH, {})
+
+
+def refreshed_data(task: Task) -> bytes:
+    """The data of a PERSISTENT RESERVE IN whose Change the master has answered."""
+    return reservation_data(task.unit, task.cdb)[: u16(task.cdb, 7)]
+
+
+def reservation_data(unit: Any, cdb: bytes) -> bytes:
+    """What PERSISTENT RESERVE IN returns."""
+    action, state = cdb[1] & 0x1F, unit.reservations
+    if action == 0x00:
+        return persistent_reserve.read_keys(state)
+    if action == 0x01:
+        return persistent_reserve.read_reservation(state)
+    if action == 0x02:
+        return persistent_reserve.report_capabilities(state)
+    return persistent_reserve.read_full_status(state, unit.device.ports)
 
 
 def persistent_reserve_out(unit: Any, task: Task) -> None:

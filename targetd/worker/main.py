@@ -26,7 +26,7 @@ from targetd.scsi.sense import ABORTED_COMMAND, CheckCondition, StatusReturned, 
 from targetd.worker import connection_login, erasing, joining, sleeping_disks
 from targetd.worker.capturing import Captures
 from targetd.worker.connection.blocking import TakenOver
-from targetd.worker.connection.replies import MasterAnswer
+from targetd.worker.connection.replies import MasterAnswer, answer_to
 from targetd.worker.connection.task_ordering import Ordering
 from targetd.worker.connection.write_buffers import WriteBuffers
 from targetd.worker.executor import Executor
@@ -401,7 +401,7 @@ class Worker(object):
             return
         task.sent_to_master = True
         words = dict(change.arguments, unit=self.replica.unit_id(task.unit))
-        self.ask_master(change.kind, lambda a: complete(task, MasterAnswer.of(a)), **words)
+        self.ask_master(change.kind, lambda a: complete(task, answer_to(task, change, a)), **words)
 
     def ask_reset(self, function, lun_field, done):
         """Send a task management function that concerns other nexuses too to the master;

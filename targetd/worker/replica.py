@@ -9,6 +9,7 @@ import os
 import time
 
 from targetd import log, store
+from targetd.scsi.attention import POWER_ON_OR_RESET
 from targetd.scsi.copy.extended_copy import NoCopyGuests
 from targetd.scsi.device import FLAT, Device
 from targetd.scsi.facts import UnitFacts
@@ -164,7 +165,7 @@ class Replica(object):
             medium = store.Atomic(
                 medium, descriptors[journal['descriptor']], journal['slot'], journal['path']
             )
-        return LogicalUnit(
+        unit = LogicalUnit(
             UnitFacts.from_message(message['facts']),
             medium,
             nexus,
@@ -181,6 +182,10 @@ class Replica(object):
             hanging=message.get('hanging', 0),
             services=WorkerServices(self._worker, self, message, copy_guests, sleep),
         )
+        if message.get('attention'):  # it takes the place of the same unit: nothing was reset
+            unit.drop_attention(*POWER_ON_OR_RESET)
+            unit.raise_attention(*message['attention'])
+        return unit
 
     def _remove(self, lun):
         unit = self.device.remove(lun)
@@ -255,10 +260,12 @@ class WorkerServices(UnitServices):
 
 
 def ports_of(configuration, nexus):
-    """Return the target's ports: one for each portal group, with relative port identifiers in the
-    order of the groups' tags."""
+    """Return the target's ports: one for each portal group, also of the other server of a pair, with
+    relative port identifiers in the order of the groups' tags."""
     target = configuration.targets.get(nexus.target_name)
-    tags = sorted(target.portal_groups) if target else [nexus.target_port_group_tag]
+    tags = [nexus.target_port_group_tag]
+    if target:
+        tags = sorted(set(target.portal_groups).union(target.partner_groups))
     return [
         Port(number, tag, '%s,t,0x%04x' % (nexus.target_name, tag))
         for number, tag in enumerate(tags, 1)

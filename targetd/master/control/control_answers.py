@@ -173,7 +173,7 @@ class ControlAnswers(object):
                 'read_only': None,
                 'encrypted': None,
                 'reserved_by': '',
-                'sessions': 0,
+                'sessions': self.exports.standby.sessions(missing.target_name, missing.lun.number),
                 'errors': None,
             }
             for missing in self.exports.unavailable.values()
@@ -246,7 +246,7 @@ class ControlAnswers(object):
 
     def _answer_show_alua(self):
         rows = []
-        for unit in self.units.by_id.values():
+        for unit in list(self.units.by_id.values()) + list(self.units.in_standby.values()):
             if unit.facts.get('implicit_alua') or unit.facts.get('explicit_alua'):
                 rows += alua_rows(unit)
         return commands.reply_rows(
@@ -267,6 +267,8 @@ class ControlAnswers(object):
         if lun is not None and lun not in units:
             raise TargetdError('target %s has no lun %d' % (target, lun))
         chosen = [unit for number, unit in units.items() if lun in (None, number)]
+        if group in self.state.configuration.targets[target.lower()].partner_groups:
+            raise TargetdError('portal group %d is on the other server' % group)
         for unit in chosen:
             if not (unit.facts.get('implicit_alua') or unit.facts.get('explicit_alua')):
                 raise TargetdError(

@@ -27,6 +27,7 @@ from targetd.master.exports.open_batch import OpenBatch, PlannedUnit
 from targetd.master.exports.read_only_times import ReadOnlyTimes
 from targetd.master.exports.resizing import shorten
 from targetd.master.exports.room_watch import RoomWatch
+from targetd.master.exports.standby_units import StandbyUnits
 from targetd.master.exports.unit_recovery import UnitRecovery
 from targetd.master.state import key_files
 from targetd.master.units import shared_state, transitions
@@ -79,6 +80,7 @@ class Exports(object):
         self.unavailable = {}  # (target name, number) -> UnavailableLun
         self.server = None
         self.generations = {}
+        self.standby = StandbyUnits(units, self._new_id, lambda name: self.workers_of(name))
         self._timer = None
         self._is_retrying = False
         self._space_timer = None
@@ -126,6 +128,7 @@ class Exports(object):
         """Another server serves this LUN. why: Standby."""
         log.warning('lun %d of %s is not served: %s', lun.number, target.name, why)
         self.unavailable[target.name, lun.number] = UnavailableLun(target, lun, str(why))
+        self.standby.present(target, lun, why.shown)
         self.retry_later()
 
     def add_unit(self, unit):
@@ -181,7 +184,9 @@ class Exports(object):
     def why_not_ready(self, target_name, lun_map=EVERY_LUN):
         """Returns why this target refuses logins with this LunMap: none of its LUNs is available. '' if it is
         ready."""
-        if any(lun_map.shown(number) for number in self.units.of_target(target_name)):
+        numbers = list(self.units.of_target(target_name))
+        numbers += [unit.lun.number for unit in self.units.standby_of(target_name)]
+        if any(map(lun_map.shown, numbers)):
             return ''
         return self.why_unavailable(target_name, lun_map)
 
@@ -207,6 +212,7 @@ class Exports(object):
     def forget_lun(self, target_name, number):
         """Removes all data about a LUN that is no longer in the configuration."""
         self.forget_unavailable(target_name, number)
+        self.standby.remove(target_name, number)
         self.units.replication.state.active.discard((target_name, number))
         self.known.forget(target_name, number)
         self.known.save()
@@ -257,6 +263,8 @@ class Exports(object):
         for key, outcome in outcomes.items():
             missing = self.unavailable.get(key)
             is_wanted = missing is not None and (missing, missing.target, missing.lun) == tried[key]
+            if isinstance(outcome, Standby) and is_wanted:
+                self.standby.present(missing.target, missing.lun, outcome.shown)
             if isinstance(outcome, Unit) and is_wanted:
                 del self.unavailable[key]
                 log.info(
@@ -280,9 +288,9 @@ class Exports(object):
                 missing.why = str(outcome)
 
     def announce_unit(self, unit):
-        """Adds a new unit to the existing sessions of its target."""
+        """Adds a new unit to the existing sessions of its target, which may have had it in standby."""
         workers = self.workers_of(unit.target_name)
-        if workers:
+        if not self.standby.activate(unit) and workers:
             self.units.replication.order_units(
                 workers, add=[unit], attentions=[attention.LUNS_CHANGED]
             )
@@ -379,7 +387,7 @@ class Exports(object):
             medium,
             found,
         )
-        unit.is_unsaved = words['key_check'] != shared.key_check
+        unit.is_unsaved = words['key_check'] != shared.key_check or bool(lun.unit_state)
         return unit
 
     def _new_id(self, target_name, number):
@@ -506,9 +514,10 @@ def space_of(store):
 
 
 def configured_alua(target):
-    """Returns the scsi.alua state that the configuration assigns to every LUN of the target."""
+    """Returns the scsi.alua state that the configuration assigns to every LUN of the target. The portal
+    groups of the other server of a pair are in standby while this one serves it."""
+    states = dict((tag, alua.STATE_OF_WORD[word]) for tag, word in target.alua_state)
+    states.update(dict.fromkeys(target.partner_groups, alua.STANDBY))
     return alua.initial(
-        target.portal_groups,
-        dict((tag, alua.STATE_OF_WORD[word]) for tag, word in target.alua_state),
-        target.alua in ('explicit', 'both'),
+        target.portal_groups + target.partner_groups, states, target.alua in ('explicit', 'both')
     )

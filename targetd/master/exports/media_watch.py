@@ -125,6 +125,8 @@ class MediaWatch(object):
         unit.replicated_size = size
         self.units.replication.apply_decision(unit, transitions.resized(unit.shared, size))
         self.known.note_size(unit.target_name, unit.lun.number, size)
+        if unit.lun.unit_state:
+            self.units.replication.save_when_possible(unit, unit.shared)
 
     def _shrunk(self, unit, found):
         if unit.shared.medium == FAILED:

@@ -185,8 +185,9 @@ class OpenBatch(object):
         if 'failed' in words:
             if not self._is_second:
                 self._refused.append((target, lun))
-            kind = Standby if words.get('is_standby') else StoreError
-            self._outcome(key, kind(words['failed']))
+            error = (Standby if words.get('is_standby') else StoreError)(words['failed'])
+            error.shown = words.get('shown')
+            self._outcome(key, error)
             return
         others = self._units_by_medium.get(tuple(words['medium']), [])
         unit = None

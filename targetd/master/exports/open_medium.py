@@ -53,6 +53,7 @@ def open_medium(
         path = disks.resolve_backing_store(lun.backing_store) if lun.backing_store else None
         is_served = path is not None and key_of_path(path) in served
         held = _without_others(path, held)
+        _require_turn(target, lun, path, state, plan_only)
         _require_usable(target, lun, path, known, held or is_served, master, tables)
         found = _checked_signatures(lun, path)
         _require_intended(target, lun, path, known, found)
@@ -99,16 +100,31 @@ def _failure(lun, error):
     text = str(error)
     if not isinstance(error, StoreError):
         text = '%s: %s' % (lun.backing_store or lun.type, text)
-    return {'failed': text, 'is_standby': isinstance(error, Standby)}
+    shown = getattr(error, 'shown', None)
+    return {'failed': text, 'is_standby': isinstance(error, Standby), 'shown': shown}
 
 
-def _place_of_state(target, lun, key, state, plan_only):
+def _require_turn(target, lun, path, state, plan_only):
+    """Raises Standby if this server must not serve the LUN, before the medium is looked at, StoreError."""
+    if lun.unit_state:
+        key = unit_identity.data_key(target.name, lun, path)[1]
+        _place_of_state(target, lun, key, state, plan_only, takes=False)
+
+
+def _place_of_state(target, lun, key, state, plan_only, takes=True):
     """Returns what keeps the state of the LUN: `state`, or a UnitState that this server holds from now on,
-    so that it may change the medium. Raises Standby if it must not serve the LUN, StoreError."""
+    so that it may change the medium. takes: False if it only looks whether it may. Raises Standby if it must
+    not serve the LUN, StoreError."""
     place, which = unit_state.place_of(state, lun), (target.name, lun.number)
     if lun.unit_state and not plan_only:
+        get = place.take if takes else place.require_turn
         is_ordered, is_active = which in state.ordered, which in state.active
-        place.take(key, target.name, is_ordered, is_active, target.serving == 'when-active')
+        try:
+            get(key, target.name, is_ordered, is_active, target.serving == 'when-active')
+        except Standby as e:
+            shown = place.glance(key) if target.partner_groups else None
+            e.shown = shown and dict(shown, key=key)
+            raise
     return place
 
 
@@ -459,7 +475,8 @@ def alua_facts(target, lun):
     Windows and Linux are known to work with implicit ALUA."""
     mode = target.alua
     if mode == 'auto':
-        mode = 'implicit' if len(target.portal_groups) > 1 or target.alua_state else 'off'
+        has_states = len(target.portal_groups) > 1 or target.alua_state or target.partner_groups
+        mode = 'implicit' if has_states else 'off'
     return {
         'implicit_alua': mode in ('implicit', 'both'),
         'explicit_alua': mode in ('explicit', 'both'),

@@ -5,8 +5,10 @@
      served --another server holds the state: removed at once--> standby
 
 A server in standby answers logins with 'service unavailable' (RFC 7143 11.13.5, 0301h), which initiators
-retry. Who orders a takeover has made certain that the other server does not write any more: what the kernel
-of that server has in its page cache is written to a shared disk whatever targetd does there.
+retry; with partner-groups, its sessions see the LUNs in standby instead (standby_units), and go on when
+they are served. Who orders a takeover has made certain that the other server does not write any more:
+what the kernel of that server has in its page cache is written to a shared disk whatever targetd does
+there.
 """
 
 from targetd import events, log
@@ -32,6 +34,7 @@ class Takeovers(object):
         self._timer = None
         self._looking = set()  # names of jobs that have not answered
         exports.units.replication.on_taken_over = self.lost
+        exports.units.on_refresh = self._refresh
 
     # -- orders ------------------------------------------------------------------------------------
 
@@ -78,8 +81,8 @@ class Takeovers(object):
         self._exports.open_unavailable(wanted, opened)
 
     def stand_by(self, target, done):
-        """Stop to serve the target: its sessions are asked to log out, its LUNs are flushed and their states
-        released. done([sentence about a LUN that could not be flushed])."""
+        """Stop to serve the target: its sessions are asked to log out, or go on in standby; its LUNs are
+        flushed and their states released. done([sentence about a LUN that could not be flushed])."""
         served = list(self._units.of_target(target.name).values())
         log.warning('the administrator orders target %s into standby', target.name)
 
@@ -95,9 +98,31 @@ class Takeovers(object):
 
         for unit in served:
             self._exports.discard_pending(target.name, unit.lun.number)
+        if target.partner_groups:
+            self._demote(target, served, replaced)
+            return
         self._replacements.swap_after_logout(
             target.name, [(unit, None) for unit in served], 'the target goes into standby', replaced
         )
+
+    def _demote(self, target, units, done):
+        """The sessions of these Units go on in standby, then the media are flushed and closed; done([(Unit,
+        None or the OSError of its flush)])."""
+        errors = []
+
+        def flushed(unit, error):
+            self._exports.close_unit(unit)
+            errors.append((unit, error))
+            if len(errors) == len(units):
+                done(errors)
+
+        def demoted(unit):
+            self._units.flushes.flush_removed(unit, lambda error: flushed(unit, error))
+
+        for unit in units:
+            self._exports.standby.demote(target, unit, '', lambda unit=unit: demoted(unit))
+        if not units:
+            done([])
 
     def _release(self, units, done):
         places = [(unit_state.place_of(self._state, unit.lun), unit.key) for unit in units]
@@ -144,6 +169,12 @@ class Takeovers(object):
             unit.target_name,
         )
         events.emit('taken_over', unit=unit.id, path=unit.store.path, why=why)
+        target = self._configuration().targets.get(unit.target_name)
+        if target is not None and target.partner_groups:
+            close = self._exports.close_unit
+            self._exports.standby.demote(target, unit, why, lambda: close(unit))
+            self._remember(unit, 'standby: ' + why)
+            return
         self._units.remove_unit(unit)
         self._remember(unit, 'standby: ' + why)
         self._units.take_from_sessions(unit, lambda: self._exports.close_unit(unit))
@@ -169,7 +200,7 @@ class Takeovers(object):
     def _look(self):
         self._timer = self._loop.call_later(SECONDS, self._look)
         by_directory = {}
-        for unit in self._units.by_id.values():
+        for unit in list(self._units.by_id.values()) + list(self._units.in_standby.values()):
             if unit.lun.unit_state:
                 by_directory.setdefault(unit.lun.unit_state, []).append(unit)
         for directory, units in by_directory.items():
@@ -181,8 +212,12 @@ class Takeovers(object):
     def _look_in(self, name, units):
         places = [(unit.id, unit_state.place_of(self._state, unit.lun), unit.key) for unit in units]
 
+        in_standby = set(self._units.in_standby)
+
         def in_child():
-            return {'lost': {id: place.successor(key) for id, place, key in places}}, ()
+            lost = {id: place.successor(key) for id, place, key in places if id not in in_standby}
+            shown = {id: place.glance(key) for id, place, key in places if id in in_standby}
+            return {'lost': lost, 'shown': shown}, ()
 
         def answered(answer):
             self._looking.discard(name)
@@ -190,5 +225,19 @@ class Takeovers(object):
                 successor = answer.values.get('lost', {}).get(unit.id)
                 if successor:
                     self.lost(unit, 'the server %s has taken it over' % successor)
+                if unit.id in answer.values.get('shown', {}):
+                    self._exports.standby.refresh(unit, answer.values['shown'][unit.id])
 
         self._exports.jobs.submit_job(name, in_child, answered)
+
+    def _refresh(self, unit, done):
+        """Read the state of a StandbyUnit again; done(True if its sessions have what is saved)."""
+        place = unit_state.place_of(self._state, unit.lun)
+
+        def answered(answer):
+            shown = answer.values.get('shown')
+            self._exports.standby.refresh(unit, shown, lambda: done(shown is not None))
+
+        self._exports.jobs.submit_job(
+            ('state of', unit.id), lambda: ({'shown': place.glance(unit.key)}, ()), answered
+        )

@@ -109,7 +109,7 @@ class StateDirectory(object):
         the file exists but is unreadable or damaged."""
         return read_document(self.file_of(key)).get('state', {})
 
-    def document(self, key, state):
+    def document(self, key, state, medium=None):
         """(path, text) of the file that saves this dict, for store_document(). The text of an empty
         dict is None: the file is removed."""
         if not state:

@@ -55,14 +55,34 @@ class UnitState(object):
         """Returns the path of the state file of the unit with this key."""
         return os.path.join(self.path, state_directory.file_name(key))
 
-    def document(self, key, state):
+    def document(self, key, state, medium=None):
         """(path, text) of the file that saves this dict, for store_held(). The file stays if the dict is
-        empty: it says who holds it."""
-        return self.file_of(key), json.dumps({'unit': key, 'state': state})
+        empty: it says who holds it. medium: {'facts', 'size'} of the unit, which a server in standby shows
+        to initiators."""
+        return self.file_of(key), json.dumps({'unit': key, 'state': state, 'medium': medium})
 
     def load(self, key):
         """Returns the dict that was saved for this key; {} if there is none. Raises StoreError."""
         return self._read(key).get('state', {})
+
+    def glance(self, key):
+        """Returns what a server in standby shows to initiators: {'medium': of document(), 'state': as
+        load(), 'holder': name of the server that holds it, or ''}; None if no server has said yet what it
+        is. Raises StoreError."""
+        found = self._read(key)
+        if not found.get('medium'):
+            return None
+        holder = found.get('holder')
+        return {
+            'medium': found['medium'],
+            'state': found['state'],
+            'holder': holder['name'] if holder else '',
+        }
+
+    def require_turn(self, key, name, is_ordered, is_active, waits_for_order):
+        """Raises Standby if take() would, StoreError. Changes nothing."""
+        self._require_directory()
+        self._is_held(self._read(key), name, is_ordered, is_active, waits_for_order)
 
     def take(self, key, name, is_ordered, is_active, waits_for_order):
         """Returns the dict that was saved for this key, after this server holds it. name: of the target, for
@@ -84,17 +104,23 @@ class UnitState(object):
 
     def _take(self, key, name, is_ordered, is_active, waits_for_order):
         found = self._read(key)
-        holder = found.get('holder')
-        is_ours = bool(holder) and holder['id'] == self.node.id
-        if is_ours and (is_active or is_ordered or not waits_for_order):
+        if self._is_held(found, name, is_ordered, is_active, waits_for_order):
             return found['state']
-        if not is_ordered:
-            self._require_free(name, found, holder, waits_for_order)
         state = found.get('state', {})
         if state:
             state = dict(state, boot_id=state_directory.boot_id())
-        self._write(key, found.get('epoch', 0) + 1, state, self.node)
+        self._write(dict(found, epoch=found.get('epoch', 0) + 1), key, state, self.node)
         return state
+
+    def _is_held(self, found, name, is_ordered, is_active, waits_for_order):
+        """True if this server holds the state already, False if it may take it. Raises Standby."""
+        holder = found.get('holder')
+        is_ours = bool(holder) and holder['id'] == self.node.id
+        if is_ours and (is_active or is_ordered or not waits_for_order):
+            return True
+        if not is_ordered:
+            self._require_free(name, found, holder, waits_for_order)
+        return False
 
     def _require_free(self, name, found, holder, waits_for_order):
         remedy = 'to serve it here: targetdctl takeover %s' % name
@@ -115,7 +141,7 @@ class UnitState(object):
             found = self._read(key)
             holder = found.get('holder')
             if holder and holder['id'] == self.node.id:
-                self._write(key, found['epoch'] + 1, found['state'], None)
+                self._write(dict(found, epoch=found['epoch'] + 1), key, found['state'], None)
 
     def successor(self, key):
         """Returns the name of the other server that holds the state of this key, or ''. Raises StoreError."""
@@ -133,9 +159,9 @@ class UnitState(object):
         """Returns the document of a file; {} if there is none. Raises StoreError."""
         return state_directory.read_document(self.file_of(key), _require_holder)
 
-    def save(self, key, state):
-        """Writes this dict to stable storage. Raises OSError, with the error number TAKEN_OVER if this
-        server does not hold the state."""
+    def save(self, key, state, medium=None):
+        """Writes this dict, and what document() says about the medium, to stable storage. Raises
+        OSError, with the error number TAKEN_OVER if this server does not hold the state."""
         with _locked(self.file_of(key)):
             try:
                 found = self._read(key)
@@ -145,15 +171,17 @@ class UnitState(object):
             if not holder or holder['id'] != self.node.id:
                 name = 'the server %s' % holder['name'] if holder else 'another server'
                 raise OSError(TAKEN_OVER, '%s has taken it over' % name)
-            self._write(key, found['epoch'], state, self.node)
+            self._write(dict(found, medium=medium), key, state, self.node)
 
-    def _write(self, key, epoch, state, node):
+    def _write(self, found, key, state, node):
+        """found: the document, with the epoch that is to be written."""
         document = {
             'version': state_directory.VERSION,
             'unit': key,
             'state': state,
             'holder': node and {'id': node.id, 'name': node.name},
-            'epoch': epoch,  # counts the changes of the holder
+            'medium': found.get('medium'),
+            'epoch': found['epoch'],  # counts the changes of the holder
         }
         text = json.dumps(document, indent=1, sort_keys=True)
         state_directory.write_durably(self.file_of(key), text)
@@ -172,7 +200,8 @@ def store_held(path, text, node):
     """Writes what UnitState.document() returned to its file. node: (id, name) of the server that must hold
     the state. Raises OSError as UnitState.save() does."""
     wanted = json.loads(text)
-    UnitState(os.path.dirname(path), Node(*node)).save(wanted['unit'], wanted['state'])
+    place = UnitState(os.path.dirname(path), Node(*node))
+    place.save(wanted['unit'], wanted['state'], wanted['medium'])
 
 
 @contextlib.contextmanager

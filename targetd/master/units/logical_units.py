@@ -22,7 +22,7 @@ from targetd.master.units.hanging import HangingUnits
 from targetd.master.units.shared_state import durable_part, may_stop_flushing
 from targetd.master.units.transitions import Decision, Refusal
 from targetd.master.units.unit import to_message_with_descriptors
-from targetd.scsi import attention, sam
+from targetd.scsi import alua, attention, sam
 from targetd.scsi.errno_map import PROTECTED
 from targetd.scsi.sense import CheckCondition
 from targetd.store import failure_flags, nbd_line
@@ -52,6 +52,9 @@ class Units(object):
         self.hanging = HangingUnits(replication)
         self.by_id = replication.by_id
         self.of_target = replication.of_target
+        self.in_standby = {}  # {Unit.id: StandbyUnit}: of exports.standby_units, which fills it
+        # has the state of a StandbyUnit read again, then calls done(True if that was possible)
+        self.on_refresh = lambda unit, done: done(False)
         self._incomplete = {}  # {worker: Nexus} of the logins that wait for units
 
     @property
@@ -129,13 +132,22 @@ class Units(object):
         target_name, _, number = text.rpartition('/')
         return self.of_target(target_name).get(int(number)) if number.isdigit() else None
 
+    def standby_of(self, target_name):
+        """The StandbyUnits of a target."""
+        return [unit for unit in self.in_standby.values() if unit.target_name == target_name]
+
+    def _is_present(self, unit):
+        return self.by_id.get(unit.id) is unit or self.in_standby.get(unit.id) is unit
+
     # -- sessions ----------------------------------------------------------------------------------
 
     def serve_session(self, worker, nexus):
         """(unit dicts, descriptors, True if more units follow) for the answer to a session claim. The
         worker holds a replica of these units from now on. The others follow in `units` orders, one
         after the other; the login waits for the last. Raises OSError."""
-        mine = [unit for _, unit in sorted(self.of_target(nexus.target_name).items())]
+        mine = dict(self.of_target(nexus.target_name))
+        mine.update({unit.lun.number: unit for unit in self.standby_of(nexus.target_name)})
+        mine = [unit for _, unit in sorted(mine.items())]
         first, rest = mine[:UNITS_PER_MESSAGE], mine[UNITS_PER_MESSAGE:]
         given = [unit for unit in first if self.replication.give_unit(unit, worker, nexus)]
         if rest:
@@ -149,7 +161,7 @@ class Units(object):
         state; then the others. Units that are gone meanwhile are left out."""
         if self._incomplete.get(worker) is not nexus:
             return
-        present = [unit for unit in units if self.by_id.get(unit.id) is unit]
+        present = [unit for unit in units if self._is_present(unit)]
         rest = present[UNITS_PER_MESSAGE:]
         self.replication.order_units(
             [worker],
@@ -177,6 +189,8 @@ class Units(object):
             if failure_flags.is_set(unit.store.flag):
                 # the worker may have died before it could report this
                 self.replication.fail_unit(unit, 'a flush failed')
+        for unit in self.in_standby.values():
+            unit.forget_session(worker)
         self.hanging.session_over(worker)
         self.rod_tokens.worker_gone(worker)
         self.replication.acknowledgements.worker_gone(worker)
@@ -260,6 +274,9 @@ class Units(object):
             self.replication.send(worker, _answer(message, decision, words), descriptors)
 
         unit, kind = self.by_id.get(message.get('unit')), message.get('ask')
+        if message.get('unit') in self.in_standby:
+            self._on_standby_request(self.in_standby[message['unit']], kind, answer)
+            return
         is_serving = unit is not None and worker in unit.workers
         is_of_guest = (
             unit is not None and kind in ('token-revoke', 'guard', 'wake') and worker in unit.guests
@@ -286,6 +303,15 @@ class Units(object):
             if kind == 'log-select' and (message.get('reset') or message.get('statistics')):
                 self.statistics.reset(unit)
             self._enqueue(unit, worker, message, answer)
+
+    def _on_standby_request(self, unit, kind, answer):
+        """Another server serves the unit, so nothing is changed here: a reset has ended the tasks of its
+        nexus, and what is asked about the reservations is read from the state file."""
+        refused = transitions.refusal(unit.shared, alua.refusal(alua.STANDBY))
+        if kind == 'refresh':
+            self.on_refresh(unit, lambda is_read: answer(Refusal(0) if is_read else refused))
+        else:
+            answer(Refusal(0) if kind == 'reset' else refused)
 
     def _on_statistics(self, unit, worker, message, answer):
         self.statistics.on_request(unit, message, answer)

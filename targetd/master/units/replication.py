@@ -76,7 +76,8 @@ class Replication(object):
 
         self._saved[unit.key] = state
         place = unit_state.place_of(self.state, unit.lun)
-        path, text = place.document(unit.key, state)
+        medium = {'facts': unit.facts, 'size': unit.replicated_size}
+        path, text = place.document(unit.key, state, medium)
         self.saver.write(path, text, saved, place.node)
 
     def newest_saved(self, key, found):
@@ -226,12 +227,21 @@ class Replication(object):
         return False
 
     def order_units(
-        self, workers, add=(), remove=None, replace=(), attentions=(), done=None, is_last=False
+        self,
+        workers,
+        add=(),
+        remove=None,
+        replace=(),
+        attentions=(),
+        done=None,
+        is_last=False,
+        replaced_attention=None,
     ):
         """Send these workers the units that were added, removed or have another store now. remove:
         {worker: [LUN as its session knows it]}; attentions: [(asc, ascq) …], pending afterwards at every
         unit that the nexus had before and keeps; done() when all workers have acknowledged it; is_last:
-        the login for which the units were sent is complete."""
+        the login for which the units were sent is complete; replaced_attention: (asc, ascq), what alone
+        is pending at the units in `replace`."""
         message_id = self.acknowledgements.expect(
             workers, lambda: self._on_units_ordered(message_id, replace, done)
         )
@@ -244,6 +254,8 @@ class Replication(object):
             dicts, descriptors = to_message_with_descriptors(
                 self.descriptions.lend, worker, given + list(replace)
             )
+            for each in dicts[len(given) :] if replaced_attention else ():
+                each['attention'] = list(replaced_attention)
             removed = (remove or {}).get(worker, [])
             is_changed = given or removed or replace
             self.send(

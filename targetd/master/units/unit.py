@@ -180,6 +180,21 @@ class Unit(object):
         return '<unit %s>' % self.id
 
 
+class StandbyUnit(Unit):
+    """A logical unit that another server serves and that initiators see in standby (standby_units). It has no
+    medium. target: model.Target."""
+
+    def __init__(self, unit_id, key, target, lun, store, facts, shared):
+        super(StandbyUnit, self).__init__(unit_id, key, target.name, lun, store, facts, shared)
+        self.target = target
+
+    def to_message(self, descriptor):
+        """See Unit."""
+        return dict(
+            super(StandbyUnit, self).to_message(descriptor), sleep=None, guard=False, undo=False
+        )
+
+
 def shown_to(session, unit):
     """How a SessionRecord sees a Unit (lun_maps.Shown), or None if its map does not have it. session: None
     for a worker whose session is not known yet, which has no map."""

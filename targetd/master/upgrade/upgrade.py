@@ -116,6 +116,8 @@ class Upgrade(object):
                 return (
                     'unit %s is being formatted or sanitized; upgrade when that is done' % unit.id
                 )
+        if any(unit.workers for unit in master.units.in_standby.values()):
+            return 'sessions have paths in standby here; restart targetd instead: they use the other server'
         if not master.units.hanging.is_quiet or master.jobs.has_stuck or self._stuck_workers():
             return 'a medium does not answer; see "targetdctl show units", and upgrade when it does'
         return self._why_another_configuration()

@@ -5,7 +5,7 @@ May import iscsi, scsi. Pure functions. [any]
 """
 
 from targetd.iscsi import pdu
-from targetd.scsi import sam
+from targetd.scsi import sam, spc
 from targetd.scsi.sense import CheckCondition, StatusReturned
 
 
@@ -52,6 +52,14 @@ class MasterAnswer(object):
             bytes.fromhex(sense) if sense else b'',
             bytes.fromhex(data) if data else None,
         )
+
+
+def answer_to(task, change, message):
+    """The MasterAnswer in the answer to a sam.Change of a task."""
+    found = MasterAnswer.of(message)
+    if change.kind == spc.REFRESH and found.status == sam.GOOD:
+        found.data = spc.refreshed_data(task)
+    return found
 
 
 def _status_sense_data(task, outcome):
