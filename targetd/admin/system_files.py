@@ -35,6 +35,11 @@ EXAMPLE_FILES = (
     ('firewall/targetd-iptables', 0o755),
     ('stunnel/server.conf', 0o644),
     ('stunnel/client.conf', 0o644),
+    ('ipsec/server.conf', 0o644),
+    ('ipsec/client.conf', 0o644),
+    ('ipsec/retransmit.conf', 0o644),
+    ('ipsec/windows.conf', 0o644),
+    ('ipsec/guard.nft', 0o644),
     ('wireguard/server.conf', 0o644),
     ('wireguard/client.conf', 0o644),
 )

@@ -1,5 +1,5 @@
 # For jobs with several hosts: targetd is in the network namespace "server", and a further host in "stranger". The kernel's initiator is in
-# the first namespace, in which alone Linux 6.1 has one. All hosts are at one bridge:
+# the first namespace ("client"), in which alone Linux 6.1 has one. All hosts are at one bridge:
 #   server 192.0.2.1 2001:db8:5::1   initiator 192.0.2.7 2001:db8:5::7   stranger 192.0.2.66 2001:db8:66::66
 # They outlast the commands: the guest ends with the job.
 SERVER=192.0.2.1 CLIENT=192.0.2.7 STRANGER=192.0.2.66
@@ -27,6 +27,8 @@ make_hosts() {
     on stranger ip address add 2001:db8:66::66/64 dev eth0 nodad
     on server ip route add 2001:db8:66::/64 dev eth0
     on stranger ip route add 2001:db8:5::/64 dev eth0
+    touch /run/netns/client # a name for the first namespace, too
+    mount --bind /proc/self/ns/net /run/netns/client
 }
 
 move_client() { # its address is another one
