@@ -6,13 +6,13 @@ import contextlib
 import json
 import os
 import threading
-import time
 
 import lines
 import pytest
 from daemon import TARGET, eventually
 from initiator import Session
-from pdus import IMMEDIATE, NO_TAG, NOP_IN, NOP_OUT, pack_bhs
+from pdus import IMMEDIATE, NOP_OUT, pack_bhs
+from saturation import LONGEST_PING, MEBIBYTE, Saturated, read
 
 pytestmark = [
     pytest.mark.wire,
@@ -20,7 +20,6 @@ pytestmark = [
 ]
 
 KEYS = {'MaxRecvDataSegmentLength': '262144', 'MaxBurstLength': '1048576'}
-MEBIBYTE = 2048  # blocks
 
 
 @pytest.fixture
@@ -31,10 +30,11 @@ def line():
 
 @contextlib.contextmanager
 def served_over(daemon, line, *settings):
-    """The daemon serves TARGET on the far end of the line. settings: further lines of its portal group."""
+    """The daemon serves TARGET, with sessions of up to two connections, on the far end of the line. settings:
+    further lines of its portal group."""
     rows = ('[portal-group 2]', 'portal = %s:%d' % (lines.SERVER, daemon.port)) + settings
     daemon.text.extra = '\n'.join(rows) + '\n'
-    daemon.target(group='1, 2')
+    daemon.target(lines=('initiator-address = ALL', 'MaxConnections = 2'), group='1, 2')
     with line.server.entered():
         daemon.start()
         yield (lines.SERVER, daemon.port)
@@ -79,15 +79,6 @@ class Load(object):
         self.thread.join(60)
         assert not self.thread.is_alive()
         assert kind or self.error is None, self.error
-
-
-def read(blocks):
-    def begin(session, number):
-        lba = number * blocks % (32 * MEBIBYTE)
-        cdb = bytes([0x28, 0]) + lba.to_bytes(4, 'big') + b'\0' + blocks.to_bytes(2, 'big') + b'\0'
-        return session.submit(cdb, read=blocks * 512)
-
-    return begin
 
 
 def write(blocks):
@@ -228,49 +219,22 @@ def test_mss_passes_the_path(daemon, line):
 
 # -- a slow line -----------------------------------------------------------------------------------
 
-#: The round trip of a ping on a line of 1 Mbit/s that reads of 1 MiB saturate.
-LONGEST_PING = 2.0
-
 
 def full_line(line):
     """1 Mbit/s with a queue of some 400 ms, as a modem has."""
     line.rtt, line.rate, line.queue = 0.03, 1e6 / 8, 50000
 
 
-class Saturated(object):
-    """A session on a slow line with reads of 1 MiB in progress. Answers are received here, not by the
-    methods of Session that wait for one command."""
-
-    def __init__(self, session, depth):
-        self.session = session
-        self.session.timeout = 90.0
-        self.commands = [read(MEBIBYTE)(session, number) for number in range(depth)]
-
-    def ping(self):
-        """Seconds until a NOP-Out is answered."""
-        session, tag = self.session, self.session.next_tag()
-        began = time.monotonic()
-        session.wire.send(
-            pack_bhs(NOP_OUT | IMMEDIATE, 0x80, 0, tag, NO_TAG, session.cmd_sn, session.exp_stat_sn)
-        )
-        session.until(NOP_IN, tag)
-        return time.monotonic() - began
-
-    def pass_data(self, count):
-        """Receives until so many bytes of data have come."""
-        end = self.received() + count
-        while self.received() < end:
-            self.session.step()
-
-    def received(self):
-        return sum(len(command.received) for command in self.commands)
+DIGESTS = {'HeaderDigest': 'CRC32C', 'DataDigest': 'CRC32C'}
+SEVERAL = {'MaxConnections': '2'}
 
 
-@pytest.mark.parametrize('digest', ['None', 'CRC32C'])
-def test_pings_on_a_slow_line_do_not_wait_for_data(daemon, line, digest):
+@pytest.mark.parametrize('keys', [{}, DIGESTS, SEVERAL, dict(SEVERAL, **DIGESTS)], ids=' '.join)
+def test_pings_on_a_slow_line_do_not_wait_for_data(daemon, line, keys):
     full_line(line)
     with served_over(daemon, line) as address:
-        with far_session(line, address, {'HeaderDigest': digest, 'DataDigest': digest}) as session:
+        with far_session(line, address, keys) as session:
+            assert session.value('MaxConnections') == keys.get('MaxConnections', '1')
             saturated = Saturated(session, 8)
             saturated.pass_data(640 << 10)  # the target has seen by now what the line carries
             pings = []
@@ -286,10 +250,11 @@ def test_pings_on_a_slow_line_do_not_wait_for_data(daemon, line, digest):
                 assert len(result.data) == 1 << 20
 
 
-def test_a_session_ends_whose_initiator_leaves_a_slow_line_amid_the_data(daemon, line):
+@pytest.mark.parametrize('keys', [{}, SEVERAL], ids=' '.join)
+def test_a_session_ends_whose_initiator_leaves_a_slow_line_amid_the_data(daemon, line, keys):
     full_line(line)
     with served_over(daemon, line) as address:
-        with far_session(line, address) as session:
+        with far_session(line, address, keys) as session:
             Saturated(session, 8).pass_data(640 << 10)
             began = 'session %d of ' % session.tsih
             line.rate = 0.0

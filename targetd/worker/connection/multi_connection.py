@@ -7,8 +7,27 @@ this module.
 
 from targetd.crc32c import crc32c
 from targetd.worker.connection.connection import ConnectionEnded
+from targetd.worker.connection.paced import PACED_POSTPONED_BYTES, SEND_STEP, PacedOutbox
 from targetd.worker.connection.postponing import PostponingConnection
-from targetd.worker.connection.shared_outbox import SharedOutbox
+from targetd.worker.connection.shared_outbox import PostponedReads, SharedOutbox
+
+
+class PacedSharedOutbox(PacedOutbox):
+    """What the SharedOutbox of a SharedConnection is while its line is slow: it does not delay other
+    connections either."""
+
+    __slots__ = ()
+    is_paced = True
+    fast_class = SharedOutbox
+    # all large reads of the connection are postponed ones, whether the line is slow or not
+    _begin_read = PostponedReads._begin_read
+    release_read = PostponedReads.release_read
+    _fits_budget = PostponedReads._fits_budget
+
+    def drain(self):
+        """Let the sender thread send what is queued. [any]"""
+        PacedOutbox._wake_sender(self)
+        self.start_postponed()
 
 
 class SharedConnection(PostponingConnection):
@@ -23,12 +42,24 @@ class SharedConnection(PostponingConnection):
         self._acted_for = []
         super(SharedConnection, self).__init__(*arguments, **more)
 
+    send_seconds = SEND_STEP
+
     def make_outbox(self, stat_sn):
-        return self.with_callbacks(
-            SharedOutbox(
-                self.socket, self.session, stat_sn, crc32c, self.values, self.worker.numbering
-            )
+        outbox = SharedOutbox(
+            self.socket, self.session, stat_sn, crc32c, self.values, self.worker.numbering
         )
+        outbox.on_slow = self._become_paced
+        return self.with_callbacks(outbox)
+
+    def _become_paced(self, buffers, sent, rate):
+        """[the sender thread, with the outbox's lock held]"""
+        self.outbox.__class__ = PacedSharedOutbox
+        self.outbox.begin(buffers, sent, rate, self.become_fast)
+        self.postponed_bytes = PACED_POSTPONED_BYTES
+
+    def become_fast(self):
+        """[the sender thread, with the outbox's lock held]"""
+        self.postponed_bytes = PostponingConnection.postponed_bytes
 
     def _flush_what_is_due(self):
         self.worker.group_commit.begin()  # other connections may wait for what this one receives

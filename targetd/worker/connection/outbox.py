@@ -189,7 +189,12 @@ class Outbox(object):
         connection is closed. Raises OSError."""
         with self._lock:
             while self.queue:
-                self._send(self._stamp())
+                buffers = self._stamp()
+                if not buffers:  # the line was found slow meanwhile: this is a PacedOutbox
+                    break
+                self._send(buffers)
+        if self.queue:
+            self.drain_and_wait()
 
     def _stamp(self):
         """Take entries from the queue and return them as buffers. Called under the lock. Hot."""

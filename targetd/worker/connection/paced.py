@@ -1,4 +1,4 @@
-"""The only connection of a session while its line is slow.
+"""A connection while its line is slow: the only one of a session, or one of several (multi_connection).
 
 What a fast line has in its queues would take seconds on a slow one, and the answer to a ping, task
 management and the other LUNs would wait behind it. So a connection whose send does not return, and whose
@@ -64,6 +64,8 @@ _UNSENT_BYTES = 128 << 10
 _PAUSE = 0.25
 #: SO_SNDTIMEO: a send that takes longer returns, so that the line can be judged.
 SEND_STEP = 0.25
+#: Reads of more may be postponed while the line is slow.
+PACED_POSTPONED_BYTES = 8 << 10
 #: PDUs that may not overtake the replies before them (RFC 7143 4.2.3.2: the initiator may forget its
 #: tasks, or close the connection, when it receives them).
 _BARRIERS = (
@@ -83,6 +85,7 @@ class PaceableOutbox(PostponedReads):
 
     def __init__(self, *arguments):
         super(PaceableOutbox, self).__init__(*arguments)
+        self._numbering = threading.Lock()  # the session has no other connection
         self.begin_postponing()
 
     def has_more(self):
@@ -121,9 +124,11 @@ class PaceableOutbox(PostponedReads):
 
 
 class PacedOutbox(PaceableOutbox):
-    """The send queue of a PacedConnection. A PaceableOutbox becomes it by begin()."""
+    """The send queue of a PacedConnection. A PaceableOutbox becomes it by begin(). fast_class: what it
+    becomes when the line is fast again."""
 
     __slots__ = ()
+    fast_class = PaceableOutbox
 
     def begin(self, buffers, sent, rate, on_end):
         """Take over the buffers of a send, of which `sent` bytes are sent, and start the sender thread.
@@ -135,6 +140,7 @@ class PacedOutbox(PaceableOutbox):
         try:
             thread.start()
         except RuntimeError:  # part of a PDU may have been sent: the connection must end
+            self._pacing.is_over = True
             raise OSError(errno.EAGAIN, 'no sender thread can be started')
 
     def _take_over(self, buffers, sent):
@@ -188,7 +194,7 @@ class PacedOutbox(PaceableOutbox):
             pacing = self._pacing
             pacing.urgent.append((None, (pdu,), numbered))
             if pacing.is_over:
-                self._return_urgent(pacing)
+                PaceableOutbox._return_urgent(self, pacing)
         else:
             self.queue.append((None, (pdu,), numbered))
 
@@ -199,21 +205,27 @@ class PacedOutbox(PaceableOutbox):
         pacing.wake.set()
         while not pacing.is_over and self._queued_bytes() > WAITING_BYTES:
             pacing.wait_for_progress()
+        PacedOutbox._wake_sender(self)
+        self.start_postponed()
+
+    def _wake_sender(self):
+        """Let the sender thread send what is queued, if it has not ended. [any]"""
+        pacing = self._pacing
+        pacing.wake.set()
         if pacing.is_over and self._socket is DiscardingSocket:
             PacedOutbox._forget(self)
-        self.start_postponed()
 
     def drain_and_wait(self):
         pacing = self._pacing
         while not pacing.is_over:
             pacing.progress.clear()
-            if not self.has_more():
+            if not PaceableOutbox.has_more(self):
                 break
             pacing.wake.set()
             pacing.progress.wait(_PAUSE)
         if pacing.error is not None and self._socket is not DiscardingSocket:
             raise pacing.error
-        if self.__class__ is not PacedOutbox:
+        if not isinstance(self, PacedOutbox):
             self.drain_and_wait()  # the line is fast again
         elif self._socket is DiscardingSocket:
             PacedOutbox._forget(self)
@@ -223,11 +235,13 @@ class PacedOutbox(PaceableOutbox):
         """The connection has ended: what is queued only advances the command window. [any]"""
         pacing, session = self._pacing, self._session
         with self._lock:
-            self._return_urgent(pacing)
+            PaceableOutbox._return_urgent(self, pacing)
             while self.queue:
-                Outbox._stamp(self)
+                with self._numbering:
+                    Outbox._stamp(self)
             uncounted = sum(not reply.is_counted for reply in pacing.long)
-            session.max_cmd_sn = session.max_cmd_sn + uncounted & _MASK
+            with self._numbering:
+                session.max_cmd_sn = session.max_cmd_sn + uncounted & _MASK
             pacing.long.clear()
             pacing.stamped.clear()
             pacing.rest = ()
@@ -264,7 +278,7 @@ class PacedOutbox(PaceableOutbox):
         return self._queued_bytes() <= self._pacing.pace.queue_bytes
 
     def is_outstanding(self):
-        return self.has_more() or self._outstanding() > 0
+        return PaceableOutbox.has_more(self) or self._outstanding() > 0
 
     @property
     def budget_bytes(self):
@@ -296,7 +310,7 @@ class PacedOutbox(PaceableOutbox):
             pacing.error = e
         finally:  # other threads wait for this one
             pacing.is_over = True
-            self._return_urgent(pacing)
+            PaceableOutbox._return_urgent(self, pacing)
             pacing.progress.set()
         if pacing.error is not None:
             self.on_failure(pacing.error)
@@ -327,13 +341,16 @@ class PacedOutbox(PaceableOutbox):
         if not pacing.pace.is_over(monotonic()):
             return False
         self._limit_kernel(0 if pacing.pace.rate > FAST else _UNSENT_BYTES)
-        self.__class__ = PaceableOutbox
+        self.__class__ = self.fast_class
         pacing.on_end()
         return True
 
     def _send_one_piece(self, pacing):
         """Send the next piece; returns True if there is none. The lock is held."""
-        buffers = pacing.rest or self._next_buffers(pacing)
+        buffers = pacing.rest
+        if not buffers:
+            with self._numbering:
+                buffers = self._next_buffers(pacing)
         last = monotonic()
         while buffers:
             pacing.rest = buffers
@@ -355,7 +372,8 @@ class PacedOutbox(PaceableOutbox):
         return is_idle
 
     def _next_buffers(self, pacing):
-        """Take about one piece from what is queued and return its buffers. The lock is held."""
+        """Take about one piece from what is queued and return its buffers. The lock and the session's
+        numbering are held."""
         most, out = pacing.pace.piece_bytes, _Buffers(self)
         # when the line is fast again, the replies that are half sent are finished, and nothing begun
         at_once = 0 if pacing.pace.is_over(monotonic()) else _AT_ONCE
@@ -512,7 +530,7 @@ class PaceableConnection(Connection):
 class PacedConnection(PostponingConnection, PaceableConnection):
     """A PaceableConnection while its line is slow."""
 
-    postponed_bytes = 8 << 10
+    postponed_bytes = PACED_POSTPONED_BYTES
 
     def _receive_and_act(self):
         PaceableConnection._receive_and_act(self)

@@ -121,6 +121,7 @@ class SharedOutbox(PostponedReads):
     start_read(task): starts a postponed read."""
 
     __slots__ = ()
+    is_paced = False
 
     def __init__(self, sock, session, stat_sn, crc32c, values, numbering):
         super(SharedOutbox, self).__init__(sock, session, stat_sn, crc32c, values)
@@ -137,30 +138,33 @@ class SharedOutbox(PostponedReads):
         """Send what fits into the socket's buffer now; a sender thread sends the rest. Raises
         OSError as Outbox.drain. [any]"""
         queue, lock = self.queue, self._lock
-        while queue and lock.acquire(False):
-            rest = ()
+        while queue and not self.is_paced and lock.acquire(False):
+            is_left = False
             try:
-                rest = self._send_what_fits(self._stamp())
+                buffers = self._stamp()
+                sent = SharedOutbox._send_what_fits(self, buffers)
+                is_left = sent < sum(map(len, buffers))
             finally:
-                if not rest:
+                if not is_left:
                     lock.release()
-            if rest:
-                self._start_sender(rest)
+            if is_left:
+                SharedOutbox._start_sender(self, buffers, sent)
                 return
         self.start_postponed()
 
     def _send_what_fits(self, buffers):
-        """Send without blocking; returns the buffers that did not fit."""
-        while buffers:
+        """Send without blocking; returns the number of bytes that were sent."""
+        total, rest = 0, buffers
+        while rest:
             try:
-                sent = self._socket.sendmsg(buffers[:KERNEL_BUFFERS], (), socket.MSG_DONTWAIT)
+                sent = self._socket.sendmsg(rest[:KERNEL_BUFFERS], (), socket.MSG_DONTWAIT)
             except BlockingIOError:
                 break
-            buffers = unsent(buffers, sent)
-        return buffers
+            total, rest = total + sent, unsent(rest, sent)
+        return total
 
-    def _start_sender(self, rest):
-        thread = threading.Thread(target=self._send_the_rest, args=(rest,), name='sender')
+    def _start_sender(self, buffers, sent):
+        thread = threading.Thread(target=self._send_the_rest, args=(buffers, sent), name='sender')
         thread.daemon = True
         try:
             thread.start()
@@ -168,12 +172,12 @@ class SharedOutbox(PostponedReads):
             self._lock.release()
             raise OSError(errno.EAGAIN, 'no sender thread can be started')
 
-    def _send_the_rest(self, buffers):
+    def _send_the_rest(self, buffers, sent):
         """[the sender thread, which holds the lock]"""
         error = None
         try:
-            self._send(buffers)
-            while self.queue:
+            self._send_slowly(buffers, sent)
+            while self.queue and not self.is_paced:
                 self.start_postponed()
                 self._send(self._stamp())
         except OSError as e:
@@ -189,7 +193,7 @@ class SharedOutbox(PostponedReads):
             self.on_failure(error)
 
     def drain_and_wait(self):
-        super(SharedOutbox, self).drain_and_wait()
+        PostponedReads.drain_and_wait(self)
         self.start_postponed()
 
     def wait_while_overfull(self):

@@ -14,8 +14,10 @@ from test_worker_outbox import receive
 
 from targetd.iscsi import pdu
 from targetd.worker.connection import paced
+from targetd.worker.connection.multi_connection import PacedSharedOutbox
 from targetd.worker.connection.outbox import DiscardingSocket
 from targetd.worker.connection.pace import FAST, QUIET
+from targetd.worker.connection.shared_outbox import SharedOutbox
 
 SLOW_RATE = 20000.0
 PIECE = 8192
@@ -23,9 +25,9 @@ PIECE = 8192
 
 class Line(object):
     """A PacedOutbox and the initiator's end of its line. The outbox becomes paced when `sent` bytes of
-    the first entries are sent."""
+    the first entries are sent. several: it is a PacedSharedOutbox. fast, slow: its classes."""
 
-    def __init__(self, entries=(), sent=0, rate=SLOW_RATE, **digests):
+    def __init__(self, entries=(), sent=0, rate=SLOW_RATE, several=False, **digests):
         ours, self.wire = socket.socketpair()
         self.wire.settimeout(10)
         self.ours = ours
@@ -33,7 +35,12 @@ class Line(object):
         values = {'MaxRecvDataSegmentLength': 65536, 'MaxBurstLength': 131072}
         self.digests = dict(digests)
         values.update(digests)
-        self.box = paced.PaceableOutbox(ours, self.session, 5, zlib.crc32, values)
+        self.fast, self.slow = paced.PaceableOutbox, paced.PacedOutbox
+        more = ()
+        if several:
+            self.fast, self.slow = SharedOutbox, PacedSharedOutbox
+            more = (threading.Lock(),)
+        self.box = self.fast(ours, self.session, 5, zlib.crc32, values, *more)
         self.ended, self.started, self.errors = threading.Event(), [], []
         self.failed = threading.Event()
         self.box.start_read, self.box.on_failure = self.started.append, self._fail
@@ -44,7 +51,7 @@ class Line(object):
             self._send_first(ours, buffers, sent)
             ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
             ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack('@ll', 0, 50000))
-            self.box.__class__ = paced.PacedOutbox
+            self.box.__class__ = self.slow
             self.box.begin(buffers, sent, rate, self.ended.set)
             self.box._pacing.pace.note = lambda *_: None  # the line of a test has a fixed rate
 
@@ -74,8 +81,15 @@ class Line(object):
         self.wire.close()
 
 
+@pytest.fixture(params=[False, True], ids=['one connection', 'several'])
+def line(request):
+    made = Line(several=request.param)
+    yield made
+    made.close()
+
+
 @pytest.fixture
-def line():
+def only_line():
     made = Line()
     yield made
     made.close()
@@ -244,8 +258,9 @@ def test_reads_wait_for_earlier_data(line):
     line.box.release_read(task)
 
 
-def test_reads_that_began_before_hold_their_part_of_the_budget(line):
+def test_reads_that_began_before_hold_their_part_of_the_budget(only_line):
     """Else a line that turns slow, or fast, would keep twice the data in memory."""
+    line = only_line
     unit, late = (
         object(),
         SimpleNamespace(edtl=4 << 20, unit=object(), transfer=None, aborted=False),
@@ -303,7 +318,7 @@ def test_a_line_that_is_fast_again_ends_it(line):
     line.box.drain()
     everything(line, {1})
     assert line.ended.wait(10)
-    assert line.box.__class__ is paced.PaceableOutbox
+    assert line.box.__class__ is line.fast
     line.box.put_pdu(pdu.NopIn(itt=7))
     line.box.drain()
     assert line.receive(1)[0].itt == 7
@@ -321,7 +336,7 @@ def test_nothing_is_lost_between_the_two(line):
     pacing.pace.rate = FAST + 1.0
     pacing.wake.set()
     assert line.ended.wait(10)
-    paced.PacedOutbox.put_pdu(line.box, pdu.NopIn(itt=7))
+    line.slow.put_pdu(line.box, pdu.NopIn(itt=7))
     line.box.drain()
     assert line.receive(1)[0].itt == 7
 
@@ -332,8 +347,8 @@ def test_methods_of_the_class_before_can_finish(line):
     pacing.pace.rate = FAST + 1.0
     pacing.wake.set()
     assert line.ended.wait(10)
-    box, slow = line.box, paced.PacedOutbox
-    assert box.__class__ is paced.PaceableOutbox
+    box, slow = line.box, line.slow
+    assert box.__class__ is line.fast
     box.queue.append((1, None))
     slow.drain(box)
     slow.wait_while_overfull(box)
@@ -344,3 +359,26 @@ def test_methods_of_the_class_before_can_finish(line):
     with slow.held(box):
         pass
     assert line.receive(1)[0].itt == 1
+
+
+def test_methods_of_the_fast_class_can_finish(line):
+    """A thread that was in one of them when the line was found slow."""
+    data = bytes(1 << 17)
+    line.box.queue.append((1, data))
+    line.fast.drain(line.box)
+    waiting = threading.Thread(target=line.fast.drain_and_wait, args=(line.box,), daemon=True)
+    waiting.start()
+    found, received = everything(line, {1})
+    assert received == {1: data}
+    waiting.join(10)
+    assert not waiting.is_alive()
+
+
+def test_several_connections_are_not_delayed_by_a_slow_one():
+    line = Line(several=True)
+    for itt in range(1, 21):
+        line.box.queue.append((itt, bytes(1 << 20)))
+        line.box.drain()  # must not block
+    assert line.box.is_outstanding() and not line.box.has_little_queued()
+    assert line.receive(1)[0].itt == 1
+    line.close()
