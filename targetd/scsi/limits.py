@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 #: A bucket holds what its rate allows in this time, unless its row has another one. A command that costs
 #: more needs a full bucket.
 BURST = SECOND = 1000000000
+#: A session counts at most this part of what a bucket holds ahead.
+AHEAD_PART = 32
 #: The memory of limits is written by unprivileged processes: no bucket is believed to be full only later
 #: than this.
 LONGEST_DEBT = 600 * SECOND
@@ -74,12 +76,27 @@ class Limit(namedtuple('Limit', 'place commands bytes burst')):
                 found = max(found, full_at + cost - max(cost, self.burst))
         return found
 
+    def ahead(self, state: Tuple[int, ...], now: int, length: int, wanted: int) -> int:
+        """How many further commands of this kind, at most `wanted`, a session may count ahead: as many as
+        leave half of the buckets full, and only a small part of what they hold."""
+        for full_at, cost in zip(state, self.costs(length)):
+            if cost:
+                room = now + self.burst // 2 - max(full_at, now)
+                wanted = min(wanted, room // cost - 1, self.burst // (AHEAD_PART * cost))
+        return max(wanted, 0)
+
     def taken(
-        self, state: Tuple[int, ...], now: int, length: int, delayed: int = 0, delay: int = 0
+        self,
+        state: Tuple[int, ...],
+        now: int,
+        length: int,
+        delayed: int = 0,
+        delay: int = 0,
+        count: int = 1,
     ) -> Tuple[int, ...]:
-        """The state after such a command. delayed, delay: what is added to the last two numbers."""
+        """The state after `count` such commands. delayed, delay: what is added to the last two numbers."""
         times = [
-            max(min(full_at, now + LONGEST_DEBT), now) + cost if cost else full_at
+            max(min(full_at, now + LONGEST_DEBT), now) + count * cost if cost else full_at
             for full_at, cost in zip(state, self.costs(length))
         ]
         return tuple(times) + (state[2] + delayed, state[3] + delay)

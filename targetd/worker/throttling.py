@@ -7,10 +7,14 @@
                                    executor thread: run_in_executor(task) <--- the time has come
 
 The state of the limits (scsi.limits.STATE) is in a memory file that all sessions of the target share, and
-a lock of an open file description guards it, so a limit holds for the sum of the sessions. Of each unit of
-a session only the first waiting command has reserved its time, so sessions that wait take turns, and what
-an aborted command has reserved is lost to nobody else. Nothing waits for the lock: a command that does not
-get it is queued, and a lock that another process does not release for PATIENCE is ignored.
+a lock of an open file description guards it, so a limit holds for the sum of the sessions. While the
+buckets are more than half full, a session that sends many commands counts some of the next ones ahead,
+which then cost no lock and no file access, but only for AHEAD nanoseconds: what it does not use is lost. Of
+each unit of a session only the first waiting command has reserved its time, so sessions that wait take
+turns, and what an aborted command has reserved is lost to nobody else.
+
+Nothing waits for the lock: a command that does not get it is queued, and a lock that another process does
+not release for PATIENCE is ignored.
 
 May import base, scsi. One lock guards everything in this module and is held over no other lock; one thread
 of the process serves all queues, from the first command that is delayed on.
@@ -31,6 +35,9 @@ from targetd.scsi.sam import HEAD_OF_QUEUE, WOULD_BLOCK, Change
 #: is made.
 ATTEMPTS = 4
 RETRY = 300000
+#: For this time commands are counted ahead, and at most so many.
+AHEAD = SECOND // 20
+MOST_AHEAD = 63
 #: After this time without the lock the limits admit commands uncounted: another process has it and hangs.
 PATIENCE = SECOND
 
@@ -49,18 +56,21 @@ class SharedState(object):
         self._clock = clock
         self._failing_since = None
         self._has_warned = False
+        self.ahead = 0  # commands that the last take() has counted ahead
 
     def close(self):
         """Close the memory file."""
         os.close(self._descriptor)
 
-    def take(self, limits, length, since=None, must_run=False):
-        """Count a command with so many bytes in these Limits. Returns the time from which it may run.
+    def take(self, limits, length, since=None, must_run=False, ahead=0):
+        """Count a command with so many bytes in these Limits, and at most `ahead` further ones like it if
+        there is much room. Returns the time from which it may run.
 
         since: None, or the time at which the command was queued. Without it, a command that must wait is
         not counted, and None is returned, unless must_run is true. With it, it is counted as delayed in
         any case, unless the state is locked: then the time of the next attempt is returned, with a minus
         sign."""
+        self.ahead = 0
         if not self._is_locked():
             return self._without_lock(since)
         try:
@@ -71,11 +81,16 @@ class SharedState(object):
             due = max(dues)
             if due > moment and since is None and not must_run:
                 return None
+            if ahead and due <= moment:
+                for limit, state in zip(limits, states):
+                    ahead = limit.ahead(state, moment, length, ahead)
+                self.ahead = ahead
             # the delay is counted at the limit that causes it
             cause = dues.index(due) if since is not None else None
             for number, (limit, state) in enumerate(zip(limits, states)):
                 delay = (1, max(0, due - since)) if number == cause else (0, 0)
-                self._write(limit.place, limit.taken(state, moment, length, *delay))
+                after = limit.taken(state, moment, length, *delay, count=1 + self.ahead)
+                self._write(limit.place, after)
             return due
         finally:
             compat.unlock(self._descriptor)
@@ -119,9 +134,13 @@ class SharedState(object):
 class Throttle(object):
     """The limits of one unit in this session. limits: Limits; unit: LogicalUnit; rates: [Limit] in force,
     () if they were removed; is_timed: its store is timed (latency-target); queue: [(task, time at which it
-    was queued)]; due: the time that the first of them waits for."""
+    was queued)]; due: the time that the first of them waits for.
 
-    __slots__ = ('limits', 'unit', 'rates', 'is_timed', 'queue', 'due')
+    Counted ahead: credit commands and credit_bytes, until a time; lease: how many there were."""
+
+    __slots__ = (
+        'limits', 'unit', 'rates', 'is_timed', 'queue', 'due', 'credit', 'credit_bytes', 'until', 'lease',
+    )  # fmt: skip
 
     def __init__(self, limits, unit, rates, is_timed=False):
         self.limits = limits
@@ -130,6 +149,30 @@ class Throttle(object):
         self.is_timed = is_timed
         self.queue = deque()
         self.due = None
+        self.forget_credit()
+
+    def forget_credit(self):
+        """Nothing is counted ahead any more."""
+        self.credit = self.credit_bytes = self.until = self.lease = 0
+
+    def spend(self, length, now):
+        """True if a command with so many bytes is counted already."""
+        if self.credit and now < self.until and length <= self.credit_bytes:
+            self.credit -= 1
+            self.credit_bytes -= length
+            return True
+        return False
+
+    def wanted_ahead(self, now):
+        """How many commands are to be counted ahead now: more each time while they are used up in time."""
+        if now < self.until:
+            return min(2 * self.lease + 1, MOST_AHEAD)
+        return self.lease // 2
+
+    def credited(self, count, length, now):
+        """So many commands were counted ahead, each with so many bytes."""
+        self.credit = self.lease = count
+        self.credit_bytes, self.until = count * length, now + AHEAD
 
     def timed_run(self, task):
         """The run() of a command of a unit whose store is timed. What does not end here ends in
@@ -156,7 +199,8 @@ class Limits(object):
         self._worker = worker
         self._clock = clock
         self._start_thread = start_thread
-        self._has_changed = threading.Condition(threading.Lock())
+        self._lock = threading.Lock()
+        self._has_changed = threading.Condition(self._lock)
         self._thread = None
         self._state = None  # SharedState
         self._of_session = []  # [Limit] of every unit
@@ -204,6 +248,7 @@ class Limits(object):
                 throttle.is_timed = is_timed
             if throttle is not None and throttle.rates != rates:
                 throttle.rates = rates
+                throttle.forget_credit()
                 self._state.forgive(rates)
                 if throttle.queue:
                     self._reserve(throttle)
@@ -225,13 +270,18 @@ class Limits(object):
 
     def admits(self, throttle, task):
         """As Throttle.admits."""
-        with self._has_changed:
+        with self._lock:
             if not throttle.rates or self._state is None:
                 return True
             must_run = task.attribute == HEAD_OF_QUEUE
             if throttle.queue and not must_run:
                 return False
-            due = self._state.take(throttle.rates, task.charged, None, must_run)
+            length, moment = task.charged, self._clock()
+            if throttle.spend(length, moment):
+                return True
+            wanted = throttle.wanted_ahead(moment)
+            due = self._state.take(throttle.rates, length, None, must_run, wanted)
+            throttle.credited(self._state.ahead, length, moment)
             return due is not None or must_run
 
     def add(self, task):

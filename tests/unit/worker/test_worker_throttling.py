@@ -9,7 +9,7 @@ from targetd import compat
 from targetd.scsi import sam
 from targetd.scsi.limits import SECOND, STATE, Limit
 from targetd.store import linux
-from targetd.worker.throttling import PATIENCE, RETRY, Limits, SharedState
+from targetd.worker.throttling import AHEAD, PATIENCE, RETRY, Limits, SharedState
 
 ONE = {'session': [[0, 10, 0]], 'luns': {}, 'timed': []}
 LUN_1 = {'session': [], 'luns': {'1': [[2, 10, 0]]}, 'timed': []}
@@ -257,3 +257,58 @@ def test_the_delay_by_the_limits_of_a_timed_unit_does_not_count(session):
     session.after(0.2)
     assert session.started == [waiting] and not session.limits.is_waiting(waiting)
     assert waiting.arrived is not None
+
+
+FAST = {'session': [[0, 6400, 0]], 'luns': {}, 'timed': []}
+
+
+def takes(session):
+    """Counts the locked accesses to the memory from now on, in a list."""
+    found, take = [], session.limits._state.take
+    session.limits._state.take = lambda *words: found.append(words) or take(*words)
+    return found
+
+
+def test_a_limit_that_is_far_away_costs_a_lock_for_many_commands(session):
+    session.order(FAST)
+    counted = takes(session)
+    assert session.send(2000) == []
+    assert len(counted) < 2000 / 20
+
+
+def test_sessions_that_count_ahead_do_not_exceed_the_limit_together(session, other, clock):
+    session.order(FAST)
+    other.order(FAST)
+    admitted = 0
+    for _ in range(300):  # three seconds
+        for each in (session, other):
+            while each.units[0].throttle.admits(each.task()):
+                admitted += 1
+        clock.now += SECOND // 100
+    assert 3.9 * 6400 <= admitted <= 4 * 6400 + 1
+
+
+def test_what_is_not_used_at_once_is_lost(session, clock):
+    session.order(FAST)
+    counted = takes(session)
+    session.send(100)
+    before = len(counted)
+    clock.now += AHEAD
+    session.send(1)
+    assert len(counted) == before + 1
+
+
+def test_a_limit_of_bytes_counts_ahead_and_a_long_command_is_counted_for_itself(session):
+    session.order({'session': [[0, 0, 1 << 30]], 'luns': {}, 'timed': []})
+    counted = takes(session)
+    assert session.send(1000) == []
+    before = len(counted)
+    assert session.units[0].throttle.admits(session.task(charged=1 << 20))
+    assert before < 50 and len(counted) == before + 1
+
+
+def test_a_new_limit_holds_at_once_although_commands_were_counted_ahead(session):
+    session.order(FAST)
+    session.send(100)
+    session.order(ONE)
+    assert len(session.send(20)) >= 10
