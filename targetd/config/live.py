@@ -163,9 +163,9 @@ class Merger(object):
     def _remove(self, result, key, section, base, target):
         if base is None:
             return  # it was removed by hand, too
-        for entry in section.entries:
-            if folded(entry.name).startswith('was-'):
-                self._require_unchanged(base, target, folded(entry.name)[4:], [], section, entry)
+        for name in sorted({folded(entry.name) for entry in section.entries}):
+            if name.startswith('was-'):
+                self._require_unchanged(base, target, name[4:], [], section, section.of(name))
         del result[key]
 
     def _changed(self, base, section, target):
@@ -197,9 +197,7 @@ class Merger(object):
             return result
         if written or unset:
             place = (written or unset)[0]
-            self._require_unchanged(
-                base, target, name, written, section, was[0] if was else None, place
-            )
+            self._require_unchanged(base, target, name, written, section, was, place)
             new = written or [Entry(name, None, place.file, place.line)]
             rest = [e for e in result.entries if folded(e.name) != name]
             result = result._replace(entries=rest + new)
@@ -208,14 +206,15 @@ class Merger(object):
         return result
 
     def _require_unchanged(self, base, target, name, written, section, was, place=None):
-        """Complain if the hand-written value differs from the one that the live change replaced."""
+        """Complain if the hand-written value differs from the one that the live change replaced. was: its
+        lines, of which a list has one for each item."""
         now = effective_entries(base, target, name)
-        before = [was._replace(name=name)] if was is not None else []
+        before = [each._replace(name=name) for each in was]
         if same_value(section.kind, now, before) or (
             written and same_value(section.kind, now, written)
         ):
             return
-        place = place or was
+        place = place or was[0]
         where = now[0] if now else base
         self.complain(
             place,

@@ -409,3 +409,20 @@ def test_targetdctl_changes_maps(daemon, ready):
     assert code and 'the last lun-map' in output
     daemon.control('map', 'remove', TARGET, ONE, '--all-luns')
     assert one.report_luns() == [0, 1, 2, 3]
+
+
+def test_targetdctl_moves_a_lun_between_two_maps_that_are_written_by_hand(daemon, ready):
+    serve(daemon, '%s 0 1' % ONE, '%s 0=2' % TWO, more=['sharing = exclusive'])
+    daemon.start()
+    one, two = ready(daemon, name=ONE), ready(daemon, name=TWO)
+    one.clear_attentions(1)
+    one.write(0, pattern(1, 4096), lun=1)
+    daemon.control('map', 'set', TARGET, ONE, '0')
+    assert LUNS_CHANGED in one.clear_attentions()
+    assert one.report_luns() == [0] and write(one, 1).key == NO_SUCH_LUN
+    daemon.control('map', 'set', TARGET, TWO, '0=2,9=1')
+    assert LUNS_CHANGED in two.clear_attentions()
+    assert two.report_luns() == [0, 9]
+    two.clear_attentions(9)
+    assert two.read(0, 8, lun=9) == pattern(1, 4096)
+    two.write(0, pattern(2, 4096), lun=9)

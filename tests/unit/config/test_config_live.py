@@ -268,6 +268,28 @@ def test_maps_of_luns_are_set_and_removed(files):
     assert files.edit(edits.remove_map, T, 'all', True).targets[T].lun_map == ()
 
 
+@pytest.mark.parametrize(
+    'written', ['lun-map = iqn.one 0\nlun-map = iqn.two 1\n', 'lun-map = iqn.one 0, iqn.two 1\n']
+)
+def test_one_of_several_maps_written_by_hand_is_changed(files, written):
+    files.write(HAND.replace('thin = yes\n', 'thin = yes\n' + written))
+    files.edit(edits.set_map, T, 'iqn.one', 'none')
+    configuration = files.edit(edits.set_map, T, 'iqn.two', '0,1')
+    shown = {
+        each.who: [entry[0] for entry in each.entries] for each in configuration.targets[T].lun_map
+    }
+    assert shown == {'iqn.one': [], 'iqn.two': [0, 1]}
+    files.write(HAND.replace('thin = yes\n', 'thin = yes\nlun-map = iqn.one 1\n'))
+    assert 'lun-map of target' in files.complaint()
+    files.write(HAND.replace('thin = yes\n', 'thin = yes\n' + written))
+    files.edit(edits.set_map, T, 'iqn.one', '0')
+    files.edit(edits.set_map, T, 'iqn.two', '1')
+    assert {each.who for each in loader.load(files.path).targets[T].lun_map} == {
+        'iqn.one',
+        'iqn.two',
+    }
+
+
 def test_a_renamed_target_keeps_its_maps(files):
     files.edit(edits.set_map, T, 'ALL', '0 5=1')
     configuration = files.edit(edits.rename_target, T, 'iqn.2026-11.test:b')
